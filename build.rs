@@ -1,0 +1,29 @@
+//! `.proto` files → descriptor set → tonic code, without a protoc on the machine.
+
+use std::{env, error::Error, path::PathBuf};
+
+use prost::Message;
+
+const FILES: [&str; 4] = [
+    "proto/pinseal/v1/audit.proto",
+    "proto/pinseal/v1/card.proto",
+    "proto/pinseal/v1/control.proto",
+    "proto/pinseal/v1/pin.proto",
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let descriptors = protox::compile(FILES, ["proto"])?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    std::fs::write(out.join("pinseal.bin"), descriptors.encode_to_vec())?;
+
+    let built_for = |feature: &str| env::var_os(format!("CARGO_FEATURE_{feature}")).is_some();
+    tonic_prost_build::configure()
+        .build_server(built_for("ENGINE"))
+        .build_client(built_for("EDGE"))
+        .build_transport(false)
+        // A message may hold a block: what has no Debug cannot be printed by mistake.
+        .skip_debug(["."])
+        .compile_fds(descriptors)?;
+    Ok(())
+}

@@ -1,0 +1,421 @@
+//! A control: the right to do one thing with one card, once, within seconds. Pure: no I/O, no clock, no cipher.
+//!
+//! ```text
+//! Open ──Key──▶ Keyed ──Key──▶ Keyed (the newest tzpk wins)
+//!               Keyed ──Set──▶ Spent::Set        one PIN change, and only one
+//!               Keyed ──Malformed──▶ Spent::Malformed   at once: ISO-1 has almost no redundancy
+//!               Keyed ──RefusedPin──▶ Keyed, three times; then Spent::Refused
+//! Open ──View──▶ Spent::Viewed
+//! ```
+//! Past its expiry every control is unusable, whatever its state. What must never enter: a clear PIN, block or key.
+
+use std::{fmt, time::Duration};
+
+use subtle::ConstantTimeEq;
+use thiserror::Error;
+use uuid::Uuid;
+
+use crate::{
+    card::{CardKey, RegisteredAccount, Tenant},
+    clock::UnixMillis,
+};
+
+/// How often a PIN that breaks the policy leaves its control usable.
+pub const REFUSED_PINS_MAX: u8 = 3;
+
+/// A controlId: a random UUID.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ControlId([u8; 16]);
+
+impl ControlId {
+    /// A fresh one: 122 random bits (RFC 9562, version 4).
+    pub fn random() -> Self {
+        Self(*Uuid::new_v4().as_bytes())
+    }
+
+    /// Reads the 36-character text form.
+    pub fn parse(text: &str) -> Result<Self, ControlIdError> {
+        let uuid = Uuid::try_parse(text).map_err(|_| ControlIdError)?;
+        (text.len() == 36).then_some(Self(*uuid.as_bytes())).ok_or(ControlIdError)
+    }
+
+    /// From its 16 bytes.
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its 16 bytes.
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+impl fmt::Display for ControlId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&Uuid::from_bytes(self.0), f)
+    }
+}
+
+impl fmt::Debug for ControlId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The text is not a controlId.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("a controlId is a UUID of 36 characters")]
+pub struct ControlIdError;
+
+/// What a control is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// One PIN change.
+    SetPin,
+    /// One look at the PIN.
+    ViewPin,
+}
+
+/// SHA-256 of a device key's DER SubjectPublicKeyInfo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Thumbprint(pub [u8; 32]);
+
+/// A tzpk as the boundary sealed it: opaque bytes here.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SealedTzpk(pub Box<[u8]>);
+
+/// A keyed tag over the block that set the PIN, made inside the boundary: it tells a retry from another block.
+#[derive(Clone, Copy)]
+pub struct RetryTag(pub [u8; 16]);
+
+impl RetryTag {
+    /// Whether two tags are the same, in constant time.
+    pub fn matches(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+/// One control.
+#[derive(Clone)]
+pub struct Control {
+    /// Its name.
+    pub id: ControlId,
+    /// The one card.
+    pub card: CardKey,
+    /// The account number the card had when the control was opened: the PAN comes from here, never from a request.
+    pub account: Option<RegisteredAccount>,
+    /// The one purpose.
+    pub scope: Scope,
+    /// From this moment on it is unusable.
+    pub expires_at: UnixMillis,
+    /// Where given, the only device key to serve.
+    pub device_key: Option<Thumbprint>,
+    /// Where it stands.
+    pub state: State,
+}
+
+/// Where a control stands.
+#[derive(Clone)]
+pub enum State {
+    /// Opened; no tzpk yet.
+    Open,
+    /// A tzpk was issued.
+    Keyed {
+        /// The newest.
+        tzpk: SealedTzpk,
+        /// How many PINs the policy has refused.
+        refused_pins: u8,
+    },
+    /// Used up.
+    Spent(Spent),
+}
+
+/// What used a control up.
+#[derive(Clone)]
+pub enum Spent {
+    /// A PIN was set, by the block of this tag.
+    Set(RetryTag),
+    /// The PIN was shown.
+    Viewed,
+    /// A block was no ISO-1 block under the tzpk.
+    Malformed,
+    /// One PIN too many broke the policy.
+    Refused,
+}
+
+/// What happens to a control.
+#[derive(Clone)]
+pub enum Event {
+    /// A fresh tzpk was made.
+    Key(SealedTzpk),
+    /// A block under this tzpk was translated.
+    Set {
+        /// The tzpk it was under.
+        under: SealedTzpk,
+        /// The tag of the block.
+        retry: RetryTag,
+    },
+    /// A block was not ISO-1 under this tzpk.
+    Malformed {
+        /// The tzpk it was tried under.
+        under: SealedTzpk,
+    },
+    /// A well-formed block under this tzpk holds a PIN that breaks the policy.
+    RefusedPin {
+        /// The tzpk it was under.
+        under: SealedTzpk,
+    },
+    /// The PIN is to be shown.
+    View,
+}
+
+/// Why an event did not happen. The control is as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Denied {
+    /// Unknown, expired or spent: which of them is not told.
+    #[error("the control is not usable: open another")]
+    NotUsable,
+    /// Another tenant's.
+    #[error("the control belongs to another tenant")]
+    OtherTenant,
+    /// Opened for something else.
+    #[error("the control was opened for another purpose")]
+    OtherScope,
+    /// Opened for another device key.
+    #[error("the control was opened for another device key")]
+    OtherDeviceKey,
+    /// No tzpk was issued.
+    #[error("no tzpk was issued under this control: ask for one first")]
+    NoTzpk,
+    /// A newer tzpk was issued meanwhile: judge the block again, under that one.
+    #[error("a newer tzpk was issued meanwhile")]
+    Superseded,
+}
+
+impl Control {
+    /// Whether `tenant` may use it for `scope` at `now`.
+    pub fn admit(&self, tenant: &Tenant, scope: Scope, now: UnixMillis) -> Result<(), Denied> {
+        self.usable(now)?;
+        if self.card.tenant != *tenant {
+            return Err(Denied::OtherTenant);
+        }
+        if self.scope != scope {
+            return Err(Denied::OtherScope);
+        }
+        Ok(())
+    }
+
+    /// Whether it may serve this device key.
+    pub fn admit_device_key(&self, thumbprint: &Thumbprint) -> Result<(), Denied> {
+        match &self.device_key {
+            Some(pinned) if pinned != thumbprint => Err(Denied::OtherDeviceKey),
+            _ => Ok(()),
+        }
+    }
+
+    /// The newest tzpk.
+    pub fn tzpk(&self) -> Result<&SealedTzpk, Denied> {
+        match &self.state {
+            State::Keyed { tzpk, .. } => Ok(tzpk),
+            State::Open => Err(Denied::NoTzpk),
+            State::Spent(_) => Err(Denied::NotUsable),
+        }
+    }
+
+    /// The tag of the block that set the PIN, while a lost reply may still be asked for again by the same tenant.
+    pub fn set_by(&self, tenant: &Tenant, now: UnixMillis) -> Option<&RetryTag> {
+        match &self.state {
+            State::Spent(Spent::Set(tag)) if now < self.expires_at && self.card.tenant == *tenant => Some(tag),
+            _ => None,
+        }
+    }
+
+    /// How long it lives from `now`.
+    pub fn remaining(&self, now: UnixMillis) -> Duration {
+        self.expires_at.since(now)
+    }
+
+    fn usable(&self, now: UnixMillis) -> Result<(), Denied> {
+        match self.state {
+            State::Spent(_) => Err(Denied::NotUsable),
+            _ if now >= self.expires_at => Err(Denied::NotUsable),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The state after `event` at `now`. The store calls this inside its transaction, on the newest state it has, so of two
+/// racing events exactly one finds the control usable.
+pub fn advance(control: &Control, event: Event, now: UnixMillis) -> Result<State, Denied> {
+    control.usable(now)?;
+    match (&control.state, control.scope, event) {
+        (State::Open, Scope::SetPin, Event::Key(tzpk)) => Ok(State::Keyed { tzpk, refused_pins: 0 }),
+        // A fresh tzpk does not forgive refused PINs.
+        (State::Keyed { refused_pins, .. }, Scope::SetPin, Event::Key(tzpk)) => {
+            Ok(State::Keyed { tzpk, refused_pins: *refused_pins })
+        }
+        (State::Keyed { tzpk, .. }, Scope::SetPin, Event::Set { under, retry }) => {
+            newest(tzpk, &under)?;
+            Ok(State::Spent(Spent::Set(retry)))
+        }
+        (State::Keyed { tzpk, .. }, Scope::SetPin, Event::Malformed { under }) => {
+            newest(tzpk, &under)?;
+            Ok(State::Spent(Spent::Malformed))
+        }
+        (State::Keyed { tzpk, refused_pins }, Scope::SetPin, Event::RefusedPin { under }) => {
+            newest(tzpk, &under)?;
+            Ok(if *refused_pins < REFUSED_PINS_MAX {
+                State::Keyed { tzpk: under, refused_pins: refused_pins.saturating_add(1) }
+            } else {
+                State::Spent(Spent::Refused)
+            })
+        }
+        (State::Open, Scope::SetPin, Event::Set { .. } | Event::Malformed { .. } | Event::RefusedPin { .. }) => {
+            Err(Denied::NoTzpk)
+        }
+        (State::Open, Scope::ViewPin, Event::View) => Ok(State::Spent(Spent::Viewed)),
+        (State::Spent(_), ..) => Err(Denied::NotUsable),
+        (_, Scope::SetPin, Event::View) | (_, Scope::ViewPin, _) => Err(Denied::OtherScope),
+    }
+}
+
+fn newest(newest: &SealedTzpk, under: &SealedTzpk) -> Result<(), Denied> {
+    if newest == under { Ok(()) } else { Err(Denied::Superseded) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::card::PlasticId;
+
+    const NOW: UnixMillis = UnixMillis(1_000);
+
+    fn control(scope: Scope, state: State) -> Control {
+        Control {
+            id: ControlId::random(),
+            card: CardKey { tenant: Tenant::parse("bank").unwrap(), plastic: PlasticId::parse("1").unwrap() },
+            account: None,
+            scope,
+            expires_at: UnixMillis(31_000),
+            device_key: None,
+            state,
+        }
+    }
+
+    fn tzpk(n: u8) -> SealedTzpk {
+        SealedTzpk([n].into())
+    }
+
+    fn keyed() -> Control {
+        control(Scope::SetPin, State::Keyed { tzpk: tzpk(1), refused_pins: 0 })
+    }
+
+    fn set(n: u8) -> Event {
+        Event::Set { under: tzpk(n), retry: RetryTag([n; 16]) }
+    }
+
+    fn after(mut control: Control, event: Event) -> Control {
+        control.state = advance(&control, event, NOW).unwrap();
+        control
+    }
+
+    #[test]
+    fn a_control_sets_one_pin_and_then_no_other() {
+        let spent = after(keyed(), set(1));
+        for event in [set(1), Event::Key(tzpk(2)), Event::Malformed { under: tzpk(1) }, Event::View] {
+            assert_eq!(advance(&spent, event, NOW).err(), Some(Denied::NotUsable));
+        }
+    }
+
+    #[test]
+    fn the_newest_tzpk_wins() {
+        let rekeyed = after(keyed(), Event::Key(tzpk(2)));
+        assert_eq!(advance(&rekeyed, set(1), NOW).err(), Some(Denied::Superseded));
+        assert!(advance(&rekeyed, set(2), NOW).is_ok());
+    }
+
+    #[test]
+    fn a_malformed_block_spends_the_control_at_once() {
+        let spent = after(keyed(), Event::Malformed { under: tzpk(1) });
+        assert_eq!(advance(&spent, set(1), NOW).err(), Some(Denied::NotUsable));
+    }
+
+    #[test]
+    fn a_refused_pin_leaves_the_control_usable_three_times_and_the_fourth_spends_it() {
+        let mut control = keyed();
+        for _ in 0..3 {
+            control = after(control, Event::RefusedPin { under: tzpk(1) });
+            assert!(advance(&control, set(1), NOW).is_ok());
+        }
+        control = after(control, Event::RefusedPin { under: tzpk(1) });
+        assert_eq!(advance(&control, set(1), NOW).err(), Some(Denied::NotUsable));
+    }
+
+    #[test]
+    fn a_fresh_tzpk_does_not_forgive_refused_pins() {
+        let mut control = keyed();
+        for n in 1..=3 {
+            control = after(control, Event::RefusedPin { under: tzpk(n) });
+            control = after(control, Event::Key(tzpk(n + 1)));
+        }
+        control = after(control, Event::RefusedPin { under: tzpk(4) });
+        assert!(matches!(control.state, State::Spent(Spent::Refused)));
+    }
+
+    #[test]
+    fn an_expired_control_is_unusable_from_its_last_millisecond_on() {
+        assert!(advance(&keyed(), set(1), UnixMillis(30_999)).is_ok());
+        assert_eq!(advance(&keyed(), set(1), UnixMillis(31_000)).err(), Some(Denied::NotUsable));
+    }
+
+    #[test]
+    fn a_block_before_any_tzpk_is_told_so_and_costs_nothing() {
+        let open = control(Scope::SetPin, State::Open);
+        assert_eq!(advance(&open, set(1), NOW).err(), Some(Denied::NoTzpk));
+        assert_eq!(open.tzpk().err(), Some(Denied::NoTzpk));
+    }
+
+    #[test]
+    fn a_control_to_view_shows_once_and_sets_nothing() {
+        let view = control(Scope::ViewPin, State::Open);
+        for event in [Event::Key(tzpk(1)), set(1)] {
+            assert_eq!(advance(&view, event, NOW).err(), Some(Denied::OtherScope));
+        }
+        let spent = after(view, Event::View);
+        assert_eq!(advance(&spent, Event::View, NOW).err(), Some(Denied::NotUsable));
+    }
+
+    #[test]
+    fn a_spent_control_is_unusable_to_every_tenant_alike() {
+        let spent = after(keyed(), set(1));
+        let other = Tenant::parse("other").unwrap();
+        assert_eq!(spent.admit(&other, Scope::SetPin, NOW), Err(Denied::NotUsable));
+        assert_eq!(keyed().admit(&other, Scope::SetPin, NOW), Err(Denied::OtherTenant));
+        assert!(spent.set_by(&other, NOW).is_none());
+    }
+
+    #[test]
+    fn a_retry_is_known_by_its_tag_until_the_control_expires() {
+        let spent = after(keyed(), set(1));
+        let tenant = spent.card.tenant;
+        assert!(spent.set_by(&tenant, NOW).unwrap().matches(&RetryTag([1; 16])));
+        assert!(!spent.set_by(&tenant, NOW).unwrap().matches(&RetryTag([2; 16])));
+        assert!(spent.set_by(&tenant, UnixMillis(31_000)).is_none());
+    }
+
+    #[test]
+    fn a_pinned_device_key_admits_no_other() {
+        let mut pinned = keyed();
+        pinned.device_key = Some(Thumbprint([7; 32]));
+        assert!(pinned.admit_device_key(&Thumbprint([7; 32])).is_ok());
+        assert_eq!(pinned.admit_device_key(&Thumbprint([8; 32])), Err(Denied::OtherDeviceKey));
+    }
+
+    #[test]
+    fn a_control_id_is_read_in_its_36_character_form_alone() {
+        let id = ControlId::random();
+        assert_eq!(ControlId::parse(&id.to_string()), Ok(id));
+        assert!(ControlId::parse(&id.to_string().replace('-', "")).is_err());
+        assert!(ControlId::parse("not-a-uuid").is_err());
+    }
+}

@@ -1,0 +1,16 @@
+//! Pinseal: an issuer-side PIN translation engine.
+//!
+//! ```text
+//! device → back-end → edge (HTTP) → engine (gRPC) → control → hsm → store (record + spend + audit) → reply
+//! ```
+//! Data flows one way along that path. A clear PIN, block or key exists in the `hsm` crate alone.
+
+#[cfg(feature = "engine")]
+pub mod audit;
+pub mod card;
+pub mod clock;
+#[cfg(feature = "engine")]
+pub mod control;
+pub mod proto;
+#[cfg(feature = "engine")]
+pub mod store;

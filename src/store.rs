@@ -1,0 +1,151 @@
+//! What is kept: cards, controls, PIN records, the audit chain. No change without its audit line, in one transaction;
+//! no reply before that transaction is on disk.
+//!
+//! What must never enter: a clear PIN, block or key, an account number that is not sealed.
+
+use std::{future::Future, pin::Pin};
+
+use thiserror::Error;
+
+use crate::{
+    audit::entry::Line,
+    card::{Card, CardKey, RegisteredAccount},
+    clock::UnixMillis,
+    control::{Control, ControlId, Denied, Event},
+};
+
+/// What a store's method answers, in time.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A store of everything that outlives a call. Every method that changes something takes the audit line of the change
+/// and answers only once both are durable; where it answers an error, neither happened.
+pub trait Store: Send + Sync + 'static {
+    /// A card, where it is known.
+    fn card<'a>(&'a self, card: &'a CardKey) -> Answer<'a, Result<Option<Card>, StoreError>>;
+
+    /// The PIN record of a card, where a PIN is set.
+    fn pin<'a>(&'a self, card: &'a CardKey) -> Answer<'a, Result<Option<StoredPin>, StoreError>>;
+
+    /// A control, until some time after it expired.
+    fn control(&self, id: ControlId) -> Answer<'_, Result<Option<Control>, StoreError>>;
+
+    /// Registers a card, or changes its account number. Refused with [`RegisterError::AccountBound`] where a PIN is kept
+    /// and the number would change; an absent `account` leaves the registered one.
+    fn register(
+        &self,
+        card: CardKey,
+        account: Option<RegisteredAccount>,
+        line: Line,
+    ) -> Answer<'_, Result<Card, RegisterError>>;
+
+    /// Opens a control. Its `account` is filled in here, from the card, in the same transaction; the opened control is
+    /// answered.
+    fn open(&self, control: Control, admission: Admission, line: Line) -> Answer<'_, Result<Control, OpenError>>;
+
+    /// Moves a control on by [`crate::control::advance`], on its newest state.
+    fn advance(&self, id: ControlId, event: Event, now: UnixMillis, line: Line)
+    -> Answer<'_, Result<(), AdvanceError>>;
+
+    /// Spends a control and keeps the PIN record it paid for: the control moves by [`Event::Set`], the card's status
+    /// becomes `S`, any earlier record of the card is replaced.
+    fn set_pin(
+        &self,
+        id: ControlId,
+        event: Event,
+        now: UnixMillis,
+        pin: StoredPin,
+        line: Line,
+    ) -> Answer<'_, Result<(), AdvanceError>>;
+
+    /// Writes an audit line about something that changed nothing: a denial, a start, a stop.
+    fn note(&self, line: Line) -> Answer<'_, Result<(), StoreError>>;
+
+    /// Entries of the chain from sequence number `from` on, oldest first, at most `limit` of them.
+    fn audit(&self, from: u64, limit: usize) -> Answer<'_, Result<Vec<crate::audit::entry::Entry>, StoreError>>;
+}
+
+/// A PIN at rest.
+#[derive(Clone)]
+pub struct StoredPin {
+    /// The boundary's record: form, key reference, block and tag, opaque here.
+    pub record: Box<[u8]>,
+    /// The account number the block is bound to; none where the plasticId's digits bind it.
+    pub account: Option<RegisteredAccount>,
+}
+
+/// Which controls may be opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Admission {
+    /// How many controls a card may have within any clock hour.
+    pub controls_per_card_per_hour: u32,
+    /// Whether a card must be registered first; else an unknown one is taken up, waiting for its PIN.
+    pub unknown_cards: UnknownCards,
+}
+
+/// What to do with a card that was never registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnknownCards {
+    /// Take it up, bound by the digits of its plasticId.
+    Accept,
+    /// Refuse it.
+    Refuse,
+}
+
+/// The store failed. Nothing was changed.
+#[derive(Clone, Debug, Error)]
+pub enum StoreError {
+    /// It is closing, or a write failed and it takes no more.
+    #[error("the store is not available: {0}")]
+    Unavailable(String),
+    /// The bound on waiting changes is reached.
+    #[error("the store has {limit} changes waiting already: try again")]
+    Busy {
+        /// The bound.
+        limit: usize,
+    },
+    /// What was read is not what was written.
+    #[error("the store is damaged at {place}: restore it from a backup")]
+    Damaged {
+        /// Which entry of which keyspace.
+        place: String,
+    },
+}
+
+/// Why a card was not registered.
+#[derive(Clone, Debug, Error)]
+pub enum RegisterError {
+    /// A PIN is bound to the number the card has.
+    #[error("a PIN is kept for this card, bound to the account number it has: it can't be changed")]
+    AccountBound,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a control was not opened.
+#[derive(Clone, Debug, Error)]
+pub enum OpenError {
+    /// The card was never registered.
+    #[error("the card is not registered")]
+    CardUnknown,
+    /// The card's cap is reached.
+    #[error("this card has had {cap} controls within the hour: try again later")]
+    Cap {
+        /// The cap.
+        cap: u32,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a control did not move on.
+#[derive(Clone, Debug, Error)]
+pub enum AdvanceError {
+    /// Its state does not allow it; an unknown one is [`Denied::NotUsable`].
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
