@@ -1,0 +1,95 @@
+//! What the boundary is opened with.
+
+use std::path::PathBuf;
+
+use zeroize::Zeroizing;
+
+use crate::policy::PinPolicy;
+
+/// How to open the boundary. The default is the embedded one: fresh keys in memory, ISO-4.
+#[derive(Default)]
+pub struct Config {
+    /// Where the software token keeps its keys.
+    pub vault: Vault,
+    /// In which form PINs are kept.
+    pub form: StoredForm,
+    /// Which PINs are taken.
+    pub policy: PinPolicy,
+    /// What to do where memory can't be locked.
+    pub lock_memory: LockMemory,
+}
+
+/// Where the software token keeps its keys.
+#[derive(Default)]
+pub enum Vault {
+    /// Nowhere: fresh at every start, gone at its end.
+    #[default]
+    Memory,
+    /// In a sealed file, made at the first start.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What opens it.
+        unlock: Unlock,
+    },
+}
+
+/// What opens a vault file.
+pub enum Unlock {
+    /// A passphrase, by Argon2id.
+    Passphrase(Zeroizing<String>),
+    /// A file of 32 random bytes, which only its owner may read; made when neither it nor the vault is there yet.
+    KeyFile(PathBuf),
+    /// 32 bytes handed in.
+    Key(Zeroizing<[u8; 32]>),
+}
+
+/// In which form PINs are kept from now on. Records of every form go on being read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum StoredForm {
+    /// ISO 9564 format 4 under the AES-256 storage key.
+    #[default]
+    Iso4,
+    /// Format 3 under the 3DES storage key: an exception, with the date it ends as the operator wrote it.
+    Iso3 {
+        /// The date.
+        until: String,
+    },
+    /// Format 0 under the 3DES storage key: an exception, with the date it ends as the operator wrote it.
+    Iso0 {
+        /// The date.
+        until: String,
+    },
+}
+
+impl StoredForm {
+    /// The form without its date.
+    pub fn form(&self) -> Form {
+        match self {
+            Self::Iso4 => Form::Iso4,
+            Self::Iso3 { .. } => Form::Iso3,
+            Self::Iso0 { .. } => Form::Iso0,
+        }
+    }
+}
+
+/// The form of a stored block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// ISO 9564 format 4, AES-256.
+    Iso4,
+    /// ISO 9564 format 3, 3DES.
+    Iso3,
+    /// ISO 9564 format 0, 3DES.
+    Iso0,
+}
+
+/// What to do where memory can't be locked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LockMemory {
+    /// Say so and go on.
+    #[default]
+    Try,
+    /// Refuse to open.
+    Require,
+}

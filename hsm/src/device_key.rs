@@ -1,0 +1,115 @@
+//! A cardholder device's public key: read strictly, encrypted to, never decrypted with. No RSA private operation exists
+//! on this side.
+
+use aws_lc_rs::{
+    digest,
+    rsa::{OAEP_SHA256_MGF1SHA256, OaepPublicEncryptingKey, PublicEncryptingKey},
+};
+use pkcs1::RsaPublicKeyRef;
+use spki::{
+    ObjectIdentifier, SubjectPublicKeyInfoRef,
+    der::{Decode, Encode},
+};
+use thiserror::Error;
+
+use crate::clear::Tzpk;
+
+/// The fewest bits of a modulus: RSA-2048 carries a double-length 3DES key (NIST SP 800-57, 112 bits of strength).
+const MODULUS_BITS_MIN: usize = 2048;
+/// The most bits of a modulus.
+const MODULUS_BITS_MAX: usize = 4096;
+/// The most bytes of a public exponent: 33 bits is what the RSA library takes.
+const EXPONENT_BYTES_MAX: usize = 4;
+/// `rsaEncryption` (RFC 8017, appendix C).
+const RSA_ENCRYPTION: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
+/// The longest RSA-OAEP ciphertext, in bytes.
+const CIPHERTEXT_BYTES_MAX: usize = MODULUS_BITS_MAX / 8;
+
+/// A device's RSA public key of 2048 to 4096 bits.
+pub struct DeviceKey {
+    key: OaepPublicEncryptingKey,
+    thumbprint: [u8; 32],
+}
+
+impl DeviceKey {
+    /// Reads a DER SubjectPublicKeyInfo (RFC 5280, 4.1): rsaEncryption with NULL parameters, an odd modulus, an odd
+    /// exponent of at least 3, canonical, nothing behind it.
+    pub fn parse(der: &[u8]) -> Result<Self, DeviceKeyError> {
+        let malformed = |_| DeviceKeyError::Malformed;
+        let info = SubjectPublicKeyInfoRef::from_der(der).map_err(malformed)?;
+        if info.algorithm.oid != RSA_ENCRYPTION {
+            return Err(DeviceKeyError::NotRsa);
+        }
+        if !info.algorithm.parameters.is_some_and(|parameters| parameters.is_null()) {
+            return Err(DeviceKeyError::Malformed);
+        }
+        if info.to_der().map_err(malformed)? != der {
+            return Err(DeviceKeyError::Malformed);
+        }
+        let bits = info.subject_public_key.as_bytes().ok_or(DeviceKeyError::Malformed)?;
+        let rsa = RsaPublicKeyRef::from_der(bits).map_err(malformed)?;
+        if rsa.to_der().map_err(malformed)? != bits {
+            return Err(DeviceKeyError::Malformed);
+        }
+        check_modulus(rsa.modulus.as_bytes())?;
+        check_exponent(rsa.public_exponent.as_bytes())?;
+
+        let key = PublicEncryptingKey::from_der(der).map_err(|_| DeviceKeyError::Malformed)?;
+        let key = OaepPublicEncryptingKey::new(key).map_err(|_| DeviceKeyError::Malformed)?;
+        let mut thumbprint = [0; 32];
+        thumbprint.copy_from_slice(digest::digest(&digest::SHA256, der).as_ref());
+        Ok(Self { key, thumbprint })
+    }
+
+    /// SHA-256 of the DER it was read from.
+    pub fn thumbprint(&self) -> [u8; 32] {
+        self.thumbprint
+    }
+
+    /// The size of its modulus, in bits.
+    pub fn bits(&self) -> usize {
+        self.key.key_size_bits()
+    }
+
+    /// RSA-OAEP (SHA-256, MGF1 with SHA-256, empty label; RFC 8017, 7.1.1) of the 16 raw bytes.
+    pub(crate) fn wrap(&self, tzpk: &Tzpk) -> Option<Vec<u8>> {
+        let mut room = [0; CIPHERTEXT_BYTES_MAX];
+        let wrapped = self.key.encrypt(&OAEP_SHA256_MGF1SHA256, tzpk.bytes(), &mut room, None).ok()?;
+        Some(wrapped.to_vec())
+    }
+}
+
+fn check_modulus(modulus: &[u8]) -> Result<(), DeviceKeyError> {
+    let leading = modulus.first().map_or(8, |byte| byte.leading_zeros() as usize);
+    let bits = (modulus.len() * 8).saturating_sub(leading);
+    if !(MODULUS_BITS_MIN..=MODULUS_BITS_MAX).contains(&bits) {
+        return Err(DeviceKeyError::Size { bits });
+    }
+    modulus.last().filter(|byte| *byte % 2 == 1).map(drop).ok_or(DeviceKeyError::Malformed)
+}
+
+fn check_exponent(exponent: &[u8]) -> Result<(), DeviceKeyError> {
+    let odd = exponent.last().is_some_and(|byte| byte % 2 == 1);
+    let good = odd && exponent != [1] && exponent.len() <= EXPONENT_BYTES_MAX;
+    good.then_some(()).ok_or(DeviceKeyError::Exponent)
+}
+
+/// Why a device key was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum DeviceKeyError {
+    /// Not what it should be.
+    #[error("the device key is not a DER SubjectPublicKeyInfo of an RSA key, without trailing bytes")]
+    Malformed,
+    /// Some other kind of key.
+    #[error("the device key is not an rsaEncryption key")]
+    NotRsa,
+    /// Too small or too large.
+    #[error("the device key has {bits} bits: {MODULUS_BITS_MIN} to {MODULUS_BITS_MAX} are taken")]
+    Size {
+        /// How many it has.
+        bits: usize,
+    },
+    /// Even, 1, or too long.
+    #[error("the exponent of the device key is not an odd number from 3 to 4294967295")]
+    Exponent,
+}

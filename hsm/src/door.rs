@@ -1,0 +1,462 @@
+//! The door: coarse operations, and nothing clear crosses.
+//!
+//! Each operation works on clear values in its own frame, filled in place and wiped on drop, and scrubs the stack it
+//! used before it answers. The software token answers inline; the operations are `async` so that a token behind a
+//! queue, or a process of its own, changes no caller.
+
+use std::fmt;
+
+use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+use crate::{
+    block::{
+        AccountDigits, account_field, decode_iso_0, decode_iso_1, decode_iso_3, decode_iso_4, encode_iso_0,
+        encode_iso_1, encode_iso_3, encode_iso_4,
+    },
+    check_value::CheckValue,
+    clear::{Block, Clear, Pin, Tzpk, WideBlock, scrub_stack},
+    config::{Config, Form, StoredForm, Vault},
+    device_key::DeviceKey,
+    error::{AcceptError, Error, OpenError, Refusal},
+    harden::{MemoryLock, harden},
+    policy::PinPolicy,
+    sealed::{
+        ACCOUNT_BYTES, EncryptedBlock, NONCE_BYTES, PinRecord, SealedAccount, SealedKey, account_bound_to,
+        bound_to_control, record_bound_to,
+    },
+    selftest,
+    token::{Software, TdesBudget, Token, tzpk_check_value, tzpk_decrypt, tzpk_encrypt},
+    vault::{Keys, make_tdes_key},
+};
+
+/// The key boundary, opened.
+pub struct Hsm {
+    token: Box<dyn Token>,
+    policy: PinPolicy,
+    form: Form,
+    status: Status,
+}
+
+impl Hsm {
+    /// Hardens the process, computes the known answers, opens the keys.
+    pub fn open(config: Config) -> Result<Self, OpenError> {
+        let memory = harden(config.lock_memory)?;
+        selftest::run()?;
+        let keys = Keys::open(&config.vault)?;
+        let count = match &config.vault {
+            Vault::Memory => None,
+            Vault::File { path, .. } => Some(path.with_extension("3des-count")),
+        };
+        let budget = TdesBudget::open(count.clone())
+            .map_err(|error| OpenError::Io { path: count.unwrap_or_default(), error })?;
+        let token = Software::new(&keys, budget).map_err(|_| OpenError::SelfTest { step: "preparing the keys" })?;
+        drop(keys);
+        scrub_stack();
+        let status = Status::of(&token, &config.form, &memory, &config.vault);
+        Ok(Self { token: Box::new(token), policy: config.policy, form: config.form.form(), status })
+    }
+
+    /// What this boundary is and promises.
+    pub fn status(&self) -> &Status {
+        &self.status
+    }
+
+    /// Makes a fresh tzpk: sealed for ourselves with its binding, wrapped for the device.
+    pub async fn issue(&self, device: &DeviceKey, binding: &Binding<'_>) -> Result<Issued, Error> {
+        scrubbed(|| {
+            let mut tzpk = Tzpk::zeroed();
+            let (wrapped, check_value) = self.fresh_tzpk(device, &mut tzpk)?;
+            let mut nonce = [0; NONCE_BYTES];
+            self.token.random(&mut nonce)?;
+            let key = self.token.current();
+            // Sealed in place: from here on it is ciphertext.
+            let tag = self.token.seal_tzpk(&mut tzpk, &nonce, &bound_to_control(key, binding))?;
+            Ok(Issued { sealed: SealedKey::new(key, &nonce, tzpk.bytes(), &tag), wrapped, check_value })
+        })
+    }
+
+    /// Opens the block under its tzpk, judges it, and makes it anew under the storage key, bound to the account.
+    ///
+    /// The same work is done whatever is wrong with a block: it is judged as a whole, at the end.
+    pub async fn accept(
+        &self,
+        tzpk: &SealedKey,
+        binding: &Binding<'_>,
+        block: &EncryptedBlock,
+        account: Account<'_>,
+    ) -> Result<Accepted, AcceptError> {
+        scrubbed(|| {
+            let mut key = Tzpk::zeroed();
+            self.token.open_tzpk(tzpk.parts(), &bound_to_control(tzpk.key(), binding), &mut key)?;
+            let account = self.account_digits(account, &binding.card)?;
+
+            let mut clear = Block::zeroed();
+            clear.bytes_mut().copy_from_slice(block.as_bytes());
+            tzpk_decrypt(&key, &mut clear);
+            let mut pin = Pin::zeroed();
+            let well_formed = decode_iso_1(&clear, &mut pin);
+            let taken = self.policy.judge(&pin);
+
+            let record = self.keep(&pin, &account, &binding.card)?;
+            let retry_tag = self.token.retry_tag(binding.control, block.as_bytes());
+            match verdict(well_formed, taken) {
+                Verdict::Taken => Ok(Accepted { record, retry_tag }),
+                Verdict::Malformed => Err(Refusal::MalformedBlock.into()),
+                Verdict::AgainstPolicy => Err(Refusal::PinPolicy.into()),
+            }
+        })
+    }
+
+    /// The tag that [`Hsm::accept`] gives this block under this control: a retry has the same.
+    pub async fn retry_tag(&self, binding: &Binding<'_>, block: &EncryptedBlock) -> Result<[u8; 16], Error> {
+        Ok(self.token.retry_tag(binding.control, block.as_bytes()))
+    }
+
+    /// Opens a record and encrypts its PIN, as an ISO-1 block with random fill, under a fresh tzpk for the device.
+    pub async fn reveal(
+        &self,
+        record: &PinRecord,
+        binding: &Binding<'_>,
+        account: Account<'_>,
+        device: &DeviceKey,
+    ) -> Result<Revealed, Error> {
+        scrubbed(|| {
+            let account = self.account_digits(account, &binding.card)?;
+            let mut pin = Pin::zeroed();
+            self.open_record(record, &binding.card, &account, &mut pin)?;
+
+            let mut tzpk = Tzpk::zeroed();
+            let (wrapped, check_value) = self.fresh_tzpk(device, &mut tzpk)?;
+            let mut fill = Zeroizing::new([0; 7]);
+            self.token.random(&mut fill[..])?;
+            let mut block = Block::zeroed();
+            encode_iso_1(&mut block, &pin, &fill);
+            tzpk_encrypt(&tzpk, &mut block);
+            let block = EncryptedBlock::from_bytes(block.bytes())?;
+            Ok(Revealed { wrapped, block, check_value })
+        })
+    }
+
+    /// Seals an account number for a card.
+    pub async fn seal_account(&self, number: &AccountNumber, card: CardBinding<'_>) -> Result<SealedAccount, Error> {
+        let key = self.token.current();
+        let mut packed = Zeroizing::new([0xFF; ACCOUNT_BYTES]);
+        for (place, digit) in number.digits.as_slice().iter().enumerate() {
+            if let Some(byte) = packed.get_mut(place / 2) {
+                *byte = if place.is_multiple_of(2) { (*byte & 0x0F) | (digit << 4) } else { (*byte & 0xF0) | digit };
+            }
+        }
+        let tag = self.token.seal_account(&mut packed, &account_bound_to(key, &card))?;
+        Ok(SealedAccount::new(key, &packed, &tag))
+    }
+
+    fn fresh_tzpk(&self, device: &DeviceKey, tzpk: &mut Tzpk) -> Result<(Vec<u8>, CheckValue), Error> {
+        make_tdes_key(tzpk).map_err(|_| Error::Unavailable { reason: "the random generator failed" })?;
+        let check_value = tzpk_check_value(tzpk);
+        let wrapped = device.wrap(tzpk).ok_or(Error::Unavailable { reason: "RSA-OAEP failed" })?;
+        Ok((wrapped, check_value))
+    }
+
+    fn account_digits(&self, account: Account<'_>, card: &CardBinding<'_>) -> Result<AccountDigits, Error> {
+        let Account::Registered(sealed) = account else {
+            return AccountDigits::parse(card.plastic_id).ok_or(Error::PlasticId);
+        };
+        let mut packed = Zeroizing::new([0; ACCOUNT_BYTES]);
+        let bound = account_bound_to(sealed.key(), card);
+        self.token.open_account(sealed.ciphertext_and_tag(), &bound, &mut packed)?;
+        AccountDigits::unpack(&packed[..]).ok_or(Error::SealBroken { what: "account" })
+    }
+
+    fn keep(&self, pin: &Pin, account: &AccountDigits, card: &CardBinding<'_>) -> Result<PinRecord, Error> {
+        let key = self.token.current();
+        let mut record = match self.form {
+            Form::Iso4 => {
+                let mut random = [0; 8];
+                self.token.random(&mut random)?;
+                let mut block = WideBlock::zeroed();
+                encode_iso_4(&mut block, pin, &random);
+                self.token.storage_aes_encrypt(&mut block);
+                combine(&mut block, &account_field(account));
+                self.token.storage_aes_encrypt(&mut block);
+                PinRecord::untagged(key, self.form, Level::Host, block.bytes())
+            }
+            Form::Iso3 | Form::Iso0 => {
+                let mut block = Block::zeroed();
+                if self.form == Form::Iso0 {
+                    encode_iso_0(&mut block, pin, account);
+                } else {
+                    encode_iso_3(&mut block, pin, account, &self.iso_3_fill()?);
+                }
+                self.token.storage_tdes_encrypt(&mut block)?;
+                PinRecord::untagged(key, self.form, Level::Host, block.bytes())
+            }
+        };
+        let tag = self.token.record_tag(record.tagged_bytes(), &record_bound_to(key, card));
+        record.set_tag(&tag);
+        Ok(record)
+    }
+
+    fn open_record(
+        &self,
+        record: &PinRecord,
+        card: &CardBinding<'_>,
+        account: &AccountDigits,
+        pin: &mut Pin,
+    ) -> Result<(), Error> {
+        let broken = Error::SealBroken { what: "PIN record" };
+        if record.storage_key() != self.token.current() {
+            return Err(Error::UnknownKey);
+        }
+        let tag = self.token.record_tag(record.tagged_bytes(), &record_bound_to(record.storage_key(), card));
+        if !bool::from(tag.ct_eq(record.tag())) {
+            return Err(broken);
+        }
+        let good = match record.form() {
+            Form::Iso4 => {
+                let mut block = WideBlock::zeroed();
+                block.bytes_mut().iter_mut().zip(record.block()).for_each(|(place, byte)| *place = *byte);
+                self.token.storage_aes_decrypt(&mut block);
+                combine(&mut block, &account_field(account));
+                self.token.storage_aes_decrypt(&mut block);
+                decode_iso_4(&block, pin)
+            }
+            form @ (Form::Iso3 | Form::Iso0) => {
+                let mut block = Block::zeroed();
+                block.bytes_mut().iter_mut().zip(record.block()).for_each(|(place, byte)| *place = *byte);
+                self.token.storage_tdes_decrypt(&mut block);
+                if form == Form::Iso0 { decode_iso_0(&block, pin, account) } else { decode_iso_3(&block, pin, account) }
+            }
+        };
+        if bool::from(good) { Ok(()) } else { Err(broken) }
+    }
+
+    /// Fourteen random nibbles within A to F, none likelier than another: bytes of 252 and above are thrown away.
+    fn iso_3_fill(&self) -> Result<[u8; 14], Error> {
+        let mut fill = [0; 14];
+        let mut filled = 0;
+        while filled < fill.len() {
+            let mut random = [0; 16];
+            self.token.random(&mut random)?;
+            let kept = random.iter().filter(|byte| **byte < 252).map(|byte| 0xA + byte % 6);
+            for (place, nibble) in fill.iter_mut().skip(filled).zip(kept) {
+                *place = nibble;
+                filled += 1;
+            }
+        }
+        Ok(fill)
+    }
+}
+
+/// Works, and scrubs the stack that the work has used.
+fn scrubbed<T>(work: impl FnOnce() -> T) -> T {
+    /// Its own frame, so that the caller's scrub reaches all of it.
+    #[inline(never)]
+    fn in_a_frame_below<T>(work: impl FnOnce() -> T) -> T {
+        work()
+    }
+    let done = in_a_frame_below(work);
+    scrub_stack();
+    done
+}
+
+enum Verdict {
+    Taken,
+    Malformed,
+    AgainstPolicy,
+}
+
+fn verdict(well_formed: Choice, taken: Choice) -> Verdict {
+    let code = u8::conditional_select(&1, &u8::conditional_select(&2, &0, taken), well_formed);
+    match code {
+        0 => Verdict::Taken,
+        1 => Verdict::Malformed,
+        _ => Verdict::AgainstPolicy,
+    }
+}
+
+fn combine(block: &mut WideBlock, field: &Clear<16>) {
+    block.bytes_mut().iter_mut().zip(field.bytes()).for_each(|(place, byte)| *place ^= byte);
+}
+
+/// A card, as every seal names it.
+#[derive(Clone, Copy)]
+pub struct CardBinding<'a> {
+    /// Whose card: up to 64 bytes.
+    pub tenant: &'a str,
+    /// Which card: 1 to 19 decimal digits.
+    pub plastic_id: &'a str,
+}
+
+/// What one tzpk is good for.
+#[derive(Clone, Copy)]
+pub struct Binding<'a> {
+    /// The one card.
+    pub card: CardBinding<'a>,
+    /// The one control.
+    pub control: &'a [u8; 16],
+    /// The one purpose.
+    pub purpose: Purpose,
+    /// When it ends.
+    pub expires_at_unix_milliseconds: u64,
+}
+
+/// What a tzpk is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A PIN comes in.
+    SetPin,
+    /// A PIN goes out.
+    ViewPin,
+}
+
+/// What binds a stored block to its card.
+#[derive(Clone, Copy)]
+pub enum Account<'a> {
+    /// The account number registered for it.
+    Registered(&'a SealedAccount),
+    /// The digits of its plasticId.
+    PlasticId,
+}
+
+/// An account number: 12 to 19 digits. No `Debug`: print [`AccountNumber::masked`].
+pub struct AccountNumber {
+    digits: AccountDigits,
+}
+
+/// The fewest digits of an account number.
+const ACCOUNT_NUMBER_DIGITS_MIN: usize = 12;
+
+impl AccountNumber {
+    /// Reads decimal digits. The check digit is not checked: test cards have any.
+    pub fn parse(text: &str) -> Result<Self, AccountNumberError> {
+        let long_enough = text.len() >= ACCOUNT_NUMBER_DIGITS_MIN;
+        AccountDigits::parse(text).filter(|_| long_enough).map(|digits| Self { digits }).ok_or(AccountNumberError)
+    }
+
+    /// The first six and the last four digits, stars between (PCI DSS 3.4.1).
+    pub fn masked(&self) -> String {
+        let digits = self.digits.as_slice();
+        let shown = |place: usize| place < 6 || place + 4 >= digits.len();
+        let print = |(place, digit): (usize, &u8)| if shown(place) { char::from(b'0' + digit) } else { '*' };
+        digits.iter().enumerate().map(print).collect()
+    }
+}
+
+/// The text is not an account number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("an account number is {ACCOUNT_NUMBER_DIGITS_MIN} to 19 decimal digits")]
+pub struct AccountNumberError;
+
+/// A fresh tzpk.
+pub struct Issued {
+    /// For ourselves, with its binding.
+    pub sealed: SealedKey,
+    /// For the device: RSA-OAEP.
+    pub wrapped: Vec<u8>,
+    /// To compare.
+    pub check_value: CheckValue,
+}
+
+/// An accepted PIN.
+pub struct Accepted {
+    /// To keep.
+    pub record: PinRecord,
+    /// Tells a retry from another block.
+    pub retry_tag: [u8; 16],
+}
+
+/// A PIN on its way to its device.
+pub struct Revealed {
+    /// The fresh tzpk, for the device: RSA-OAEP.
+    pub wrapped: Vec<u8>,
+    /// The PIN, as an ISO-1 block under it.
+    pub block: EncryptedBlock,
+    /// Of the tzpk.
+    pub check_value: CheckValue,
+}
+
+/// How near a clear block comes to the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// It is in host memory for the length of one operation.
+    Host,
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Host => "host",
+        })
+    }
+}
+
+/// What a boundary is and promises; nothing in it is secret.
+#[derive(Clone, Debug)]
+pub struct Status {
+    token: &'static str,
+    level: Level,
+    form: StoredForm,
+    keys: Vec<String>,
+    memory: MemoryLock,
+    persistent: bool,
+}
+
+impl Status {
+    fn of(token: &dyn Token, form: &StoredForm, memory: &MemoryLock, vault: &Vault) -> Self {
+        Self {
+            token: token.name(),
+            level: Level::Host,
+            form: form.clone(),
+            keys: token.keys(),
+            memory: memory.clone(),
+            persistent: matches!(vault, Vault::File { .. }),
+        }
+    }
+
+    /// The token's name.
+    pub fn token(&self) -> &'static str {
+        self.token
+    }
+
+    /// The boundary level.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// The form of new records.
+    pub fn form(&self) -> Form {
+        self.form.form()
+    }
+
+    /// The keys by use and version, with check values.
+    pub fn keys(&self) -> &[String] {
+        &self.keys
+    }
+
+    /// For people: what it is, then what it cannot promise.
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines = vec![format!("key boundary: {} token, level {}", self.token, self.level)];
+        lines.push(format!("keys: {}", self.keys.join(" ")));
+        lines.push(match &self.form {
+            StoredForm::Iso4 => "PINs are kept as ISO 9564 format 4 under AES-256".to_owned(),
+            StoredForm::Iso3 { until } => {
+                format!("EXCEPTION until {until}: PINs are kept as ISO 9564 format 3 under 3DES")
+            }
+            StoredForm::Iso0 { until } => {
+                format!("EXCEPTION until {until}: PINs are kept as ISO 9564 format 0 under 3DES")
+            }
+        });
+        lines.push(
+            "not promised: the software token's keys are in this process's memory, not in certified hardware".into(),
+        );
+        if let MemoryLock::NotLocked(reason) = &self.memory {
+            lines.push(format!("not promised: memory is not locked and may be swapped ({reason})"));
+        }
+        if !self.persistent {
+            lines.push("not promised: keys are in memory alone, and are gone when this process ends".into());
+        }
+        lines
+    }
+}

@@ -1,0 +1,94 @@
+//! What can go wrong at the door. No error tells what a clear value was.
+
+use std::{io, path::PathBuf};
+
+use thiserror::Error;
+
+use crate::{policy::PolicyError, sealed::LayoutError, vault::VaultError};
+
+/// Why a block was not taken. A malformed block has one variant, so that what was wrong with it cannot be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Refusal {
+    /// Not an ISO 9564 format 1 block under this tzpk.
+    #[error("the block is not an ISO 9564 format 1 block under this tzpk")]
+    MalformedBlock,
+    /// Well-formed, with a PIN that breaks the policy.
+    #[error("the PIN breaks the PIN policy")]
+    PinPolicy,
+}
+
+/// Why `accept` made no record.
+#[derive(Debug, Error)]
+pub enum AcceptError {
+    /// The block was judged and refused.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The boundary could not judge it.
+    #[error(transparent)]
+    Failed(#[from] Error),
+}
+
+/// Why an operation failed.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A blob or record does not open under this binding: another card's, another control's, or changed.
+    #[error("a sealed {what} does not open here: it was made for something else, or was changed")]
+    SealBroken {
+        /// What kind of blob.
+        what: &'static str,
+    },
+    /// A blob or record has a layout this release does not know.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// A blob was made under a key that is not here.
+    #[error("made under a key this boundary does not have: open the vault it was made with")]
+    UnknownKey,
+    /// The binding holds no plasticId.
+    #[error("a plasticId is 1 to 19 decimal digits")]
+    PlasticId,
+    /// The stored 3DES form has reached its end.
+    #[error("the 3DES storage key has made {limit} blocks and makes no more: change the form to iso-4")]
+    TdesExhausted {
+        /// The most blocks it makes.
+        limit: u64,
+    },
+    /// The token is away.
+    #[error("the token is not available: {reason}")]
+    Unavailable {
+        /// Why, in words of ours.
+        reason: &'static str,
+    },
+}
+
+/// Why the boundary did not open.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// The vault.
+    #[error(transparent)]
+    Vault(#[from] VaultError),
+    /// The policy.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// A known answer came out wrong: this build, or this machine, must not be used.
+    #[error("the self-test failed at {step}: this build or this machine computes wrongly, don't use it")]
+    SelfTest {
+        /// Which known answer.
+        step: &'static str,
+    },
+    /// Memory can't be locked, and the configuration requires it.
+    #[error(
+        "memory can't be locked ({reason}): raise RLIMIT_MEMLOCK or grant CAP_IPC_LOCK, or set lock_memory = \"try\""
+    )]
+    MemoryNotLocked {
+        /// Why.
+        reason: String,
+    },
+    /// The machine refused something.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+}

@@ -1,0 +1,38 @@
+//! What the process asks of the kernel before it holds a key: no core dump, no ptrace by others, no swap.
+
+use rustix::{
+    mm::{MlockAllFlags, mlockall},
+    process::{DumpableBehavior, Resource, Rlimit, getrlimit, getuid, set_dumpable_behavior, setrlimit},
+};
+
+use crate::{config::LockMemory, error::OpenError};
+
+/// Whether the process's memory is locked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum MemoryLock {
+    /// It is.
+    Locked,
+    /// It is not, and why.
+    NotLocked(String),
+}
+
+/// Hardens the process as far as the kernel lets it.
+pub(crate) fn harden(lock: LockMemory) -> Result<MemoryLock, OpenError> {
+    // Neither can fail for a reason that an operator could mend: the boundary works without them, a little less well.
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    match (lock_memory(), lock) {
+        (Ok(()), _) => Ok(MemoryLock::Locked),
+        (Err(reason), LockMemory::Require) => Err(OpenError::MemoryNotLocked { reason }),
+        (Err(reason), LockMemory::Try) => Ok(MemoryLock::NotLocked(reason)),
+    }
+}
+
+fn lock_memory() -> Result<(), String> {
+    // Under a limit every later allocation could fail: then it is better not to lock at all.
+    if let (false, Some(bytes)) = (getuid().is_root(), getrlimit(Resource::Memlock).current) {
+        return Err(format!("RLIMIT_MEMLOCK is {bytes} bytes"));
+    }
+    // Pages are locked as they are touched, so that reserved but unused memory costs nothing.
+    mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT).map_err(|error| error.to_string())
+}

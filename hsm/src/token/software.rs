@@ -1,0 +1,197 @@
+//! The software token: keys in this process's memory, ciphers from RustCrypto and AWS-LC.
+//!
+//! Only prepared key schedules stay in memory; the key bytes they were made from are wiped.
+
+use aes::{
+    Aes256,
+    cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt, KeyInit},
+};
+use aws_lc_rs::{
+    aead::{AES_256_GCM_SIV, Aad, LessSafeKey, Nonce, UnboundKey},
+    digest, rand,
+};
+use cmac::{Cmac, Mac};
+use des::TdesEde2;
+
+use super::{Token, tdes_budget::TdesBudget};
+use crate::{
+    check_value::CheckValue,
+    clear::{Block, Clear, Tzpk, WideBlock},
+    error::Error,
+    sealed::{ACCOUNT_BYTES, Bound, KeyReference, NONCE_BYTES, TAG_BYTES},
+    vault::Keys,
+};
+
+/// Every key of a vault is of its first version until there is rotation.
+const FIRST: KeyReference = KeyReference(1);
+
+/// Prepared keys.
+pub(crate) struct Software {
+    storage: Aes256,
+    storage_tdes: TdesEde2,
+    tdes_budget: TdesBudget,
+    // GCM-SIV, not GCM: random 96-bit nonces pass GCM's bound of 2^32 messages within days at our rates.
+    seal: LessSafeKey,
+    account: LessSafeKey,
+    record: Cmac<Aes256>,
+    retry: Cmac<Aes256>,
+    keys: Vec<String>,
+}
+
+impl Software {
+    /// Prepares the keys of an opened vault.
+    pub(crate) fn new(keys: &Keys, tdes_budget: TdesBudget) -> Result<Self, Error> {
+        let mut zero = Block::zeroed();
+        tdes_encrypt(&keys.storage_tdes, &mut zero);
+        let references = vec![
+            format!("storage/1:{}", aes_check_value(&keys.storage)),
+            format!("storage-3des/1:{}", CheckValue::first_of(zero.bytes())),
+            format!("seal/1:{}", aes_check_value(&keys.seal)),
+            format!("account/1:{}", aes_check_value(&keys.account)),
+        ];
+        Ok(Self {
+            storage: Aes256::new(&Array(*keys.storage.bytes())),
+            storage_tdes: TdesEde2::new(&Array(*keys.storage_tdes.bytes())),
+            tdes_budget,
+            seal: aead(&keys.seal)?,
+            account: aead(&keys.account)?,
+            record: Cmac::new(&Array(*keys.record.bytes())),
+            retry: Cmac::new(&Array(*keys.retry.bytes())),
+            keys: references,
+        })
+    }
+}
+
+impl Token for Software {
+    fn name(&self) -> &'static str {
+        "software"
+    }
+
+    fn keys(&self) -> Vec<String> {
+        self.keys.clone()
+    }
+
+    fn current(&self) -> KeyReference {
+        FIRST
+    }
+
+    fn random(&self, bytes: &mut [u8]) -> Result<(), Error> {
+        rand::fill(bytes).map_err(|_| Error::Unavailable { reason: "the random generator failed" })
+    }
+
+    fn seal_tzpk(&self, tzpk: &mut Tzpk, nonce: &[u8; NONCE_BYTES], bound: &Bound) -> Result<[u8; TAG_BYTES], Error> {
+        seal(&self.seal, nonce, bound, tzpk.bytes_mut())
+    }
+
+    fn open_tzpk(&self, (nonce, sealed): (&[u8], &[u8]), bound: &Bound, tzpk: &mut Tzpk) -> Result<(), Error> {
+        let mut room = Clear::<{ 16 + TAG_BYTES }>::zeroed();
+        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| broken("tzpk"))?;
+        open(&self.seal, nonce, bound, sealed, room.bytes_mut(), tzpk.bytes_mut()).ok_or(broken("tzpk"))
+    }
+
+    fn seal_account(&self, digits: &mut [u8; ACCOUNT_BYTES], bound: &Bound) -> Result<[u8; TAG_BYTES], Error> {
+        seal(&self.account, &account_nonce(bound), bound, digits)
+    }
+
+    fn open_account(&self, sealed: &[u8], bound: &Bound, digits: &mut [u8; ACCOUNT_BYTES]) -> Result<(), Error> {
+        let mut room = Clear::<{ ACCOUNT_BYTES + TAG_BYTES }>::zeroed();
+        let nonce = Nonce::assume_unique_for_key(account_nonce(bound));
+        open(&self.account, nonce, bound, sealed, room.bytes_mut(), digits).ok_or(broken("account"))
+    }
+
+    fn storage_aes_encrypt(&self, block: &mut WideBlock) {
+        self.storage.encrypt_block(block.bytes_mut().into());
+    }
+
+    fn storage_aes_decrypt(&self, block: &mut WideBlock) {
+        self.storage.decrypt_block(block.bytes_mut().into());
+    }
+
+    fn storage_tdes_encrypt(&self, block: &mut Block) -> Result<(), Error> {
+        self.tdes_budget.take()?;
+        self.storage_tdes.encrypt_block(block.bytes_mut().into());
+        Ok(())
+    }
+
+    fn storage_tdes_decrypt(&self, block: &mut Block) {
+        self.storage_tdes.decrypt_block(block.bytes_mut().into());
+    }
+
+    fn record_tag(&self, record: &[u8], bound: &Bound) -> [u8; TAG_BYTES] {
+        mac(&self.record, &[bound.as_ref(), record])
+    }
+
+    fn retry_tag(&self, control: &[u8; 16], block: &[u8; 8]) -> [u8; TAG_BYTES] {
+        mac(&self.retry, &[control, block])
+    }
+}
+
+/// 3DES-EDE of one block in place under a double-length key.
+pub(super) fn tdes_encrypt(key: &Tzpk, block: &mut Block) {
+    TdesEde2::new(key.bytes().into()).encrypt_block(block.bytes_mut().into());
+}
+
+/// The way back.
+pub(super) fn tdes_decrypt(key: &Tzpk, block: &mut Block) {
+    TdesEde2::new(key.bytes().into()).decrypt_block(block.bytes_mut().into());
+}
+
+/// The first 3 bytes of CMAC over 16 zero bytes.
+pub(crate) fn aes_check_value(key: &Clear<32>) -> CheckValue {
+    CheckValue::first_of(&mac(&Cmac::<Aes256>::new(key.bytes().into()), &[&[0; 16]]))
+}
+
+fn aead(key: &Clear<32>) -> Result<LessSafeKey, Error> {
+    let key = UnboundKey::new(&AES_256_GCM_SIV, key.bytes());
+    key.map(LessSafeKey::new).map_err(|_| Error::Unavailable { reason: "AES-256-GCM-SIV is not to be had" })
+}
+
+fn seal(
+    key: &LessSafeKey,
+    nonce: &[u8; NONCE_BYTES],
+    bound: &Bound,
+    clear: &mut [u8],
+) -> Result<[u8; TAG_BYTES], Error> {
+    let unsealed = Error::Unavailable { reason: "AES-256-GCM-SIV failed" };
+    let nonce = Nonce::assume_unique_for_key(*nonce);
+    match key.seal_in_place_separate_tag(nonce, Aad::from(bound), clear) {
+        Ok(tag) => tag.as_ref().try_into().map_err(|_| unsealed),
+        Err(_) => Err(unsealed),
+    }
+}
+
+fn open(
+    key: &LessSafeKey,
+    nonce: Nonce,
+    bound: &Bound,
+    sealed: &[u8],
+    room: &mut [u8],
+    clear: &mut [u8],
+) -> Option<()> {
+    if sealed.len() != room.len() {
+        return None;
+    }
+    room.copy_from_slice(sealed);
+    let opened = key.open_in_place(nonce, Aad::from(bound), room).ok()?;
+    clear.copy_from_slice(opened.get(..clear.len())?);
+    Some(())
+}
+
+/// A nonce for each card, so that the same number of the same card seals alike. GCM-SIV allows a nonce to come again:
+/// all it then tells is whether two plaintexts of that card are equal (RFC 8452, 9).
+fn account_nonce(bound: &Bound) -> [u8; NONCE_BYTES] {
+    let mut nonce = [0; NONCE_BYTES];
+    let hash = digest::digest(&digest::SHA256, bound.as_ref());
+    nonce.iter_mut().zip(hash.as_ref()).for_each(|(place, byte)| *place = *byte);
+    nonce
+}
+
+fn mac(key: &Cmac<Aes256>, parts: &[&[u8]]) -> [u8; TAG_BYTES] {
+    let mut mac = key.clone();
+    parts.iter().for_each(|part| mac.update(part));
+    mac.finalize().into_bytes().into()
+}
+
+fn broken(what: &'static str) -> Error {
+    Error::SealBroken { what }
+}
