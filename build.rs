@@ -4,10 +4,11 @@ use std::{env, error::Error, path::PathBuf};
 
 use prost::Message;
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "proto/pinseal/v1/audit.proto",
     "proto/pinseal/v1/card.proto",
     "proto/pinseal/v1/control.proto",
+    "proto/pinseal/v1/echo.proto",
     "proto/pinseal/v1/pin.proto",
 ];
 

@@ -2,4 +2,6 @@
 //!
 //! What must never enter: a PIN block, even encrypted, a hash of one, a full account number.
 
+pub mod chain;
+pub mod command;
 pub mod entry;

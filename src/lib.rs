@@ -7,10 +7,15 @@
 
 #[cfg(feature = "engine")]
 pub mod audit;
+#[cfg(feature = "engine")]
+pub mod caller;
 pub mod card;
 pub mod clock;
 #[cfg(feature = "engine")]
 pub mod control;
+#[cfg(feature = "engine")]
+pub mod pin;
 pub mod proto;
 #[cfg(feature = "engine")]
 pub mod store;
+pub mod telemetry;

@@ -3,12 +3,14 @@
 //!
 //! What must never enter: a clear PIN, block or key, an account number that is not sealed.
 
+pub mod embedded;
+
 use std::{future::Future, pin::Pin};
 
 use thiserror::Error;
 
 use crate::{
-    audit::entry::Line,
+    audit::entry::{Entry, Line},
     card::{Card, CardKey, RegisteredAccount},
     clock::UnixMillis,
     control::{Control, ControlId, Denied, Event},
@@ -61,7 +63,7 @@ pub trait Store: Send + Sync + 'static {
     fn note(&self, line: Line) -> Answer<'_, Result<(), StoreError>>;
 
     /// Entries of the chain from sequence number `from` on, oldest first, at most `limit` of them.
-    fn audit(&self, from: u64, limit: usize) -> Answer<'_, Result<Vec<crate::audit::entry::Entry>, StoreError>>;
+    fn audit(&self, from: u64, limit: usize) -> Answer<'_, Result<Vec<Entry>, StoreError>>;
 }
 
 /// A PIN at rest.
@@ -149,3 +151,6 @@ pub enum AdvanceError {
     #[error(transparent)]
     Store(#[from] StoreError),
 }
+
+#[cfg(test)]
+pub(crate) mod conformance;

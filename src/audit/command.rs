@@ -1,0 +1,144 @@
+//! `pinseal audit`: export and verify a chain, from a stopped engine's store or from an exported file.
+
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader, Write},
+    path::PathBuf,
+};
+
+use clap::{Args, Subcommand};
+use thiserror::Error;
+
+use super::{
+    chain::{ChainError, Checkpoint, Problem, Walk},
+    entry::Entry,
+};
+use crate::store::{
+    StoreError,
+    embedded::{Embedded, EmbeddedConfig, StoreOpenError},
+};
+
+/// How many entries are read from a store at a time.
+const PAGE_ENTRIES: usize = 4_096;
+
+/// `pinseal audit`.
+#[derive(Args)]
+pub struct AuditArguments {
+    #[command(subcommand)]
+    command: AuditCommand,
+}
+
+#[derive(Subcommand)]
+enum AuditCommand {
+    /// Check that no entry was changed, cut or moved; prints the checkpoint to keep elsewhere
+    Verify {
+        #[command(flatten)]
+        source: Source,
+        /// A checkpoint kept elsewhere, which the chain must still hold; may be given more than once
+        #[arg(long, value_name = "SEQUENCE:HASH")]
+        expect: Vec<Checkpoint>,
+    },
+    /// Print the chain, one JSON object a line
+    Export {
+        /// The directory of a stopped engine's store
+        #[arg(long, value_name = "DIR")]
+        store: PathBuf,
+        /// The first entry wanted
+        #[arg(long, default_value_t = 1, value_name = "SEQUENCE")]
+        from: u64,
+    },
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Source {
+    /// The directory of a stopped engine's store, such as pinseal-data/store
+    #[arg(long, value_name = "DIR")]
+    store: Option<PathBuf>,
+    /// An exported chain; `-` for standard input
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+}
+
+/// Exports or verifies.
+pub fn run(arguments: AuditArguments) -> Result<(), AuditError> {
+    match arguments.command {
+        AuditCommand::Verify { source, expect } => {
+            let end = match (source.store, source.file) {
+                (Some(store), _) => verify_store(store, expect)?,
+                (None, Some(file)) if file.as_os_str() == "-" => verify_lines(io::stdin().lock(), expect)?,
+                (None, Some(file)) => {
+                    let opened = File::open(&file).map_err(|error| AuditError::File { path: file, error })?;
+                    verify_lines(BufReader::new(opened), expect)?
+                }
+                (None, None) => return Ok(()),
+            };
+            writeln!(io::stdout(), "the audit chain holds; checkpoint {end}")?;
+        }
+        AuditCommand::Export { store, from } => {
+            let mut out = io::stdout().lock();
+            each_entry(&open(store)?, from, |entry| Ok(writeln!(out, "{}", entry.to_json())?))?;
+        }
+    }
+    Ok(())
+}
+
+fn verify_store(directory: PathBuf, mut expected: Vec<Checkpoint>) -> Result<Checkpoint, AuditError> {
+    let store = open(directory)?;
+    // What the store says of itself catches a cut tail; what is kept elsewhere catches a store rewritten as a whole.
+    expected.push(store.checkpoint());
+    let mut walk = Walk::expecting(expected);
+    each_entry(&store, 1, |entry| Ok(walk.step(entry)?))?;
+    Ok(walk.end()?)
+}
+
+fn verify_lines(lines: impl BufRead, expected: Vec<Checkpoint>) -> Result<Checkpoint, AuditError> {
+    let mut walk = Walk::expecting(expected);
+    for (line, sequence) in lines.lines().zip(1..) {
+        let unreadable = |_| ChainError { sequence, problem: Problem::Unreadable };
+        walk.step(&Entry::from_json(&line?).map_err(unreadable)?)?;
+    }
+    Ok(walk.end()?)
+}
+
+fn each_entry(
+    store: &Embedded,
+    mut from: u64,
+    mut each: impl FnMut(&Entry) -> Result<(), AuditError>,
+) -> Result<(), AuditError> {
+    loop {
+        let page = store.audit_page(from, PAGE_ENTRIES)?;
+        let Some(last) = page.last() else { return Ok(()) };
+        from = last.sequence.saturating_add(1);
+        page.iter().try_for_each(&mut each)?;
+    }
+}
+
+fn open(directory: PathBuf) -> Result<Embedded, AuditError> {
+    Ok(Embedded::open(&EmbeddedConfig::existing(directory))?)
+}
+
+/// Why a chain was not exported, or does not hold.
+#[derive(Debug, Error)]
+pub enum AuditError {
+    /// The chain does not hold.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    /// The store does not open.
+    #[error(transparent)]
+    Open(#[from] StoreOpenError),
+    /// The store can't be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The file can't be read.
+    #[error("{}: {error}", path.display())]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// Input or output failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}

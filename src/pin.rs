@@ -1,0 +1,442 @@
+//! The use cases: what Pinseal does, readable from top to bottom.
+//!
+//! Each asks the control, lets the boundary work, and answers only what the store has made durable.
+//! What must never enter: a clear PIN, block or key; a PAN that comes with a block.
+
+use std::{sync::Arc, time::Duration};
+
+use hsm::{Account, AccountNumber, DeviceKey, EncryptedBlock, Hsm, PinRecord, Refusal, SealedAccount, SealedKey};
+use thiserror::Error;
+
+use crate::{
+    audit::entry::{Action, Line, Outcome},
+    caller::Caller,
+    card::{Card, CardKey, PlasticId, RegisteredAccount},
+    clock::{self, UnixMillis},
+    control::{Control, ControlId, Denied, Event, RetryTag, Scope, SealedTzpk, State, Thumbprint},
+    store::{Admission, AdvanceError, OpenError, RegisterError, Store, StoreError, StoredPin},
+};
+
+/// How often a block is judged again because a newer tzpk, or a twin of the request, came between.
+const JUDGEMENTS_MAX: u32 = 4;
+
+/// The use cases over one boundary and one store.
+pub struct Pins {
+    hsm: Arc<Hsm>,
+    store: Arc<dyn Store>,
+    rules: Rules,
+    stamp: Stamp,
+}
+
+/// What the operator decides.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// How long a control lives.
+    pub control_lifetime: Duration,
+    /// Which controls may be opened.
+    pub admission: Admission,
+}
+
+impl Pins {
+    /// Over an opened boundary and an opened store.
+    pub fn new(hsm: Arc<Hsm>, store: Arc<dyn Store>, rules: Rules) -> Self {
+        let stamp = Stamp::of(&hsm);
+        Self { hsm, store, rules, stamp }
+    }
+
+    /// Registers a card; its account number is sealed before it is kept.
+    pub async fn register_card(
+        &self,
+        caller: &Caller,
+        plastic: PlasticId,
+        number: Option<AccountNumber>,
+    ) -> Result<Card, RegisterCardError> {
+        let card = CardKey { tenant: caller.tenant, plastic };
+        let account = match number {
+            Some(number) => Some(RegisteredAccount {
+                sealed: self.hsm.seal_account(&number, card_binding(&card)).await?.as_bytes().into(),
+                masked: number.masked().into(),
+            }),
+            None => None,
+        };
+        let line = self.line(caller, Action::RegisterCard, &plastic, account.as_ref());
+        Ok(self.store.register(card, account, line).await?)
+    }
+
+    /// What is known of a card.
+    pub async fn find_card(&self, caller: &Caller, plastic: PlasticId) -> Result<Option<Card>, StoreError> {
+        self.store.card(&CardKey { tenant: caller.tenant, plastic }).await
+    }
+
+    /// Opens a control for a card and a purpose.
+    pub async fn open_control(
+        &self,
+        caller: &Caller,
+        plastic: PlasticId,
+        scope: Scope,
+        device_key: Option<Thumbprint>,
+    ) -> Result<Control, OpenError> {
+        let card = CardKey { tenant: caller.tenant, plastic };
+        let control = Control {
+            id: ControlId::random(),
+            card,
+            account: None,
+            scope,
+            expires_at: clock::now().after(self.rules.control_lifetime),
+            device_key,
+            state: State::Open,
+        };
+        let mut line = self.line(caller, Action::OpenControl, &plastic, None);
+        line.control = Some(control.id);
+        self.store.open(control, self.rules.admission, line).await
+    }
+
+    /// Makes a fresh tzpk for the control's device; the newest wins.
+    pub async fn issue_tzpk(
+        &self,
+        caller: &Caller,
+        id: ControlId,
+        device: &DeviceKey,
+    ) -> Result<IssuedTzpk, IssueTzpkError> {
+        let now = clock::now();
+        let control = self.usable(caller, id, Scope::SetPin, Action::IssueTzpk, now).await?;
+        self.admit_device(caller, &control, device, Action::IssueTzpk).await?;
+
+        let issued = self.hsm.issue(device, &binding(&control)).await?;
+        let event = Event::Key(SealedTzpk(issued.sealed.as_bytes().into()));
+        self.store.advance(id, event, now, self.control_line(caller, Action::IssueTzpk, &control)).await?;
+        Ok(IssuedTzpk {
+            encrypted_tzpk: issued.wrapped,
+            check_value: issued.check_value.as_bytes().to_vec(),
+            expires_at: control.expires_at,
+        })
+    }
+
+    /// Translates the block and keeps it. Whatever the outcome, it is told only once it is durable.
+    pub async fn set_pin(&self, caller: &Caller, id: ControlId, block: &EncryptedBlock) -> Result<(), SetPinError> {
+        for _ in 0..JUDGEMENTS_MAX {
+            let now = clock::now();
+            if self.is_retry(caller, id, block, now).await? {
+                return Ok(());
+            }
+            let control = self.usable(caller, id, Scope::SetPin, Action::SetPin, now).await?;
+            match self.judge(caller, &control, block, now).await {
+                // A newer tzpk, or the same block on another connection, came first: judge what stands now.
+                Err(SetPinError::Denied(Denied::Superseded | Denied::NotUsable)) => continue,
+                outcome => return outcome,
+            }
+        }
+        Err(Denied::NotUsable.into())
+    }
+
+    /// Shows the PIN, once, to the control's device.
+    pub async fn view_pin(&self, caller: &Caller, id: ControlId, device: &DeviceKey) -> Result<ShownPin, ViewPinError> {
+        let now = clock::now();
+        let control = self.usable(caller, id, Scope::ViewPin, Action::ViewPin, now).await?;
+        self.admit_device(caller, &control, device, Action::ViewPin).await?;
+
+        let pin = self.store.pin(&control.card).await?.ok_or(ViewPinError::PinNotSet)?;
+        let record = PinRecord::from_bytes(&pin.record).map_err(hsm::Error::from)?;
+        let sealed = sealed_account(pin.account.as_ref())?;
+        let revealed = self.hsm.reveal(&record, &binding(&control), account(&sealed), device).await?;
+
+        let mut line = self.control_line(caller, Action::ViewPin, &control);
+        line.formats = self.stamp.shown.into();
+        self.store.advance(id, Event::View, now, line).await?;
+        Ok(ShownPin {
+            encrypted_tzpk: revealed.wrapped,
+            pin_block: revealed.block,
+            check_value: revealed.check_value.as_bytes().to_vec(),
+        })
+    }
+
+    /// Writes that the engine began or ceased to serve.
+    pub async fn note_engine(&self, action: Action) -> Result<(), StoreError> {
+        self.store
+            .note(Line {
+                at: clock::now(),
+                caller: "engine".into(),
+                tenant: None,
+                audit_user: "engine".into(),
+                action,
+                card: "".into(),
+                control: None,
+                keys: self.stamp.keys.clone(),
+                formats: "".into(),
+                boundary: self.stamp.boundary.clone(),
+                outcome: Outcome::Done,
+            })
+            .await
+    }
+
+    /// Whether this very block set the PIN already: the reply was lost, not the PIN.
+    async fn is_retry(
+        &self,
+        caller: &Caller,
+        id: ControlId,
+        block: &EncryptedBlock,
+        now: UnixMillis,
+    ) -> Result<bool, SetPinError> {
+        let Some(control) = self.store.control(id).await? else { return Ok(false) };
+        let Some(set_by) = control.set_by(&caller.tenant, now) else { return Ok(false) };
+        let tag = self.hsm.retry_tag(&binding(&control), block).await?;
+        Ok(set_by.matches(&RetryTag(tag)))
+    }
+
+    async fn judge(
+        &self,
+        caller: &Caller,
+        control: &Control,
+        block: &EncryptedBlock,
+        now: UnixMillis,
+    ) -> Result<(), SetPinError> {
+        let under = control.tzpk()?.clone();
+        let tzpk = SealedKey::from_bytes(&under.0).map_err(hsm::Error::from)?;
+        let sealed = sealed_account(control.account.as_ref())?;
+        let mut line = self.control_line(caller, Action::SetPin, control);
+
+        match self.hsm.accept(&tzpk, &binding(control), block, account(&sealed)).await {
+            Ok(accepted) => {
+                line.formats = self.stamp.kept.into();
+                let event = Event::Set { under, retry: RetryTag(accepted.retry_tag) };
+                let pin = StoredPin { record: accepted.record.as_bytes().into(), account: control.account.clone() };
+                Ok(self.store.set_pin(control.id, event, now, pin, line).await?)
+            }
+            Err(hsm::AcceptError::Refused(Refusal::MalformedBlock)) => {
+                line.outcome = Outcome::Malformed;
+                self.store.advance(control.id, Event::Malformed { under }, now, line).await?;
+                Err(SetPinError::Malformed)
+            }
+            Err(hsm::AcceptError::Refused(Refusal::PinPolicy)) => {
+                line.outcome = Outcome::RefusedPin;
+                self.store.advance(control.id, Event::RefusedPin { under }, now, line).await?;
+                Err(SetPinError::RefusedPin)
+            }
+            Err(hsm::AcceptError::Failed(error)) => Err(error.into()),
+        }
+    }
+
+    /// The control, where the caller may use it now for this; a denial that names a live control is audited.
+    async fn usable(
+        &self,
+        caller: &Caller,
+        id: ControlId,
+        scope: Scope,
+        action: Action,
+        now: UnixMillis,
+    ) -> Result<Control, UsableError> {
+        let control = self.store.control(id).await?.ok_or(Denied::NotUsable)?;
+        match control.admit(&caller.tenant, scope, now) {
+            Ok(()) => Ok(control),
+            Err(Denied::NotUsable) => Err(Denied::NotUsable.into()),
+            Err(denied) => self.deny(caller, &control, action, denied).await,
+        }
+    }
+
+    async fn admit_device(
+        &self,
+        caller: &Caller,
+        control: &Control,
+        device: &DeviceKey,
+        action: Action,
+    ) -> Result<(), UsableError> {
+        match control.admit_device_key(&Thumbprint(device.thumbprint())) {
+            Ok(()) => Ok(()),
+            Err(denied) => self.deny(caller, control, action, denied).await,
+        }
+    }
+
+    async fn deny<T>(
+        &self,
+        caller: &Caller,
+        control: &Control,
+        action: Action,
+        denied: Denied,
+    ) -> Result<T, UsableError> {
+        let line = Line { outcome: Outcome::Denied, ..self.control_line(caller, action, control) };
+        self.store.note(line).await?;
+        Err(denied.into())
+    }
+
+    fn control_line(&self, caller: &Caller, action: Action, control: &Control) -> Line {
+        let line = self.line(caller, action, &control.card.plastic, control.account.as_ref());
+        Line { control: Some(control.id), ..line }
+    }
+
+    fn line(&self, caller: &Caller, action: Action, plastic: &PlasticId, account: Option<&RegisteredAccount>) -> Line {
+        Line {
+            at: clock::now(),
+            caller: caller.peer.clone(),
+            tenant: Some(caller.tenant),
+            audit_user: caller.audit_user.as_str().into(),
+            action,
+            card: account.map_or_else(|| plastic.masked().into(), |account| account.masked.clone()),
+            control: None,
+            keys: self.stamp.keys.clone(),
+            formats: "".into(),
+            boundary: self.stamp.boundary.clone(),
+            outcome: Outcome::Done,
+        }
+    }
+}
+
+/// What the boundary is, as every audit line says it.
+struct Stamp {
+    keys: Arc<str>,
+    boundary: Arc<str>,
+    kept: &'static str,
+    shown: &'static str,
+}
+
+impl Stamp {
+    fn of(hsm: &Hsm) -> Self {
+        let status = hsm.status();
+        Self {
+            keys: status.keys().join(" ").into(),
+            boundary: format!("{}/{}", status.level(), status.token()).into(),
+            kept: match status.form() {
+                hsm::Form::Iso4 => "iso-1>iso-4",
+                hsm::Form::Iso3 => "iso-1>iso-3",
+                hsm::Form::Iso0 => "iso-1>iso-0",
+            },
+            shown: "stored>iso-1",
+        }
+    }
+}
+
+/// A tzpk for a device.
+pub struct IssuedTzpk {
+    /// RSA-OAEP of the 16 raw bytes.
+    pub encrypted_tzpk: Vec<u8>,
+    /// 3 bytes.
+    pub check_value: Vec<u8>,
+    /// When it dies, with its control.
+    pub expires_at: UnixMillis,
+}
+
+/// A PIN on its way to the device that may show it.
+pub struct ShownPin {
+    /// RSA-OAEP of the 16 raw bytes.
+    pub encrypted_tzpk: Vec<u8>,
+    /// ISO-1 under that tzpk.
+    pub pin_block: EncryptedBlock,
+    /// 3 bytes.
+    pub check_value: Vec<u8>,
+}
+
+/// Why a control may not be used.
+#[derive(Debug, Error)]
+pub enum UsableError {
+    /// What the control says.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a card was not registered.
+#[derive(Debug, Error)]
+pub enum RegisterCardError {
+    /// What the store says.
+    #[error(transparent)]
+    Register(#[from] RegisterError),
+    /// The boundary failed.
+    #[error(transparent)]
+    Hsm(#[from] hsm::Error),
+}
+
+/// Why no tzpk was issued.
+#[derive(Debug, Error)]
+pub enum IssueTzpkError {
+    /// What the control says.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The boundary failed.
+    #[error(transparent)]
+    Hsm(#[from] hsm::Error),
+}
+
+/// Why no PIN was set.
+#[derive(Debug, Error)]
+pub enum SetPinError {
+    /// What the control says.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// The one answer for every malformed block.
+    #[error("the block is not an ISO 9564 format 1 block under this control's tzpk: open another control")]
+    Malformed,
+    /// The PIN breaks the policy.
+    #[error("the PIN breaks the PIN policy: choose another")]
+    RefusedPin,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The boundary failed.
+    #[error(transparent)]
+    Hsm(#[from] hsm::Error),
+}
+
+/// Why no PIN was shown.
+#[derive(Debug, Error)]
+pub enum ViewPinError {
+    /// What the control says.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// There is none to show.
+    #[error("no PIN is set for this card")]
+    PinNotSet,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The boundary failed.
+    #[error(transparent)]
+    Hsm(#[from] hsm::Error),
+}
+
+/// Each of these errors takes in those of its steps.
+macro_rules! takes_in {
+    ($($outer:ident from $inner:ident),+ $(,)?) => {$(
+        impl From<$inner> for $outer {
+            fn from(error: $inner) -> Self {
+                match error {
+                    $inner::Denied(denied) => Self::Denied(denied),
+                    $inner::Store(store) => Self::Store(store),
+                }
+            }
+        }
+    )+};
+}
+
+takes_in! {
+    IssueTzpkError from UsableError, IssueTzpkError from AdvanceError,
+    SetPinError from UsableError, SetPinError from AdvanceError,
+    ViewPinError from UsableError, ViewPinError from AdvanceError,
+}
+
+fn card_binding(card: &CardKey) -> hsm::CardBinding<'_> {
+    hsm::CardBinding { tenant: card.tenant.as_str(), plastic_id: card.plastic.as_str() }
+}
+
+fn binding(control: &Control) -> hsm::Binding<'_> {
+    hsm::Binding {
+        card: card_binding(&control.card),
+        control: control.id.as_bytes(),
+        purpose: match control.scope {
+            Scope::SetPin => hsm::Purpose::SetPin,
+            Scope::ViewPin => hsm::Purpose::ViewPin,
+        },
+        expires_at_unix_milliseconds: control.expires_at.0,
+    }
+}
+
+fn sealed_account(account: Option<&RegisteredAccount>) -> Result<Option<SealedAccount>, hsm::Error> {
+    Ok(account.map(|account| SealedAccount::from_bytes(&account.sealed)).transpose()?)
+}
+
+fn account(sealed: &Option<SealedAccount>) -> Account<'_> {
+    sealed.as_ref().map_or(Account::PlasticId, Account::Registered)
+}

@@ -1,0 +1,179 @@
+//! What every store must do, run against each of them.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{Admission, AdvanceError, OpenError, RegisterError, Store, StoredPin, UnknownCards};
+use crate::{
+    audit::{
+        chain::Walk,
+        entry::{Action, Line, Outcome},
+    },
+    card::{CardKey, PinStatus, PlasticId, RegisteredAccount, Tenant},
+    clock::{self, UnixMillis},
+    control::{Control, ControlId, Denied, Event, RetryTag, Scope, SealedTzpk, State},
+};
+
+/// Runs the whole suite; `make` gives a fresh store each time.
+pub(crate) async fn run<S: Store>(make: impl Fn() -> Arc<S>) {
+    a_control_is_found_as_it_was_opened(&*make()).await;
+    a_card_waits_for_its_pin_until_one_is_set(&*make()).await;
+    of_many_racing_changes_to_one_control_exactly_one_happens(make()).await;
+    an_unknown_control_is_not_usable(&*make()).await;
+    a_card_has_no_more_controls_in_an_hour_than_its_cap(&*make()).await;
+    an_unknown_card_is_taken_up_or_refused_as_told(&*make()).await;
+    an_account_number_is_not_changed_under_a_pin(&*make()).await;
+    every_change_has_its_line_and_no_refusal_has(&*make()).await;
+}
+
+pub(crate) const GENEROUS: Admission =
+    Admission { controls_per_card_per_hour: 1_000_000, unknown_cards: UnknownCards::Accept };
+
+pub(crate) fn card(number: u64) -> CardKey {
+    CardKey { tenant: Tenant::parse("bank").unwrap(), plastic: PlasticId::parse(&number.to_string()).unwrap() }
+}
+
+pub(crate) fn control(card: CardKey) -> Control {
+    Control {
+        id: ControlId::random(),
+        card,
+        account: None,
+        scope: Scope::SetPin,
+        expires_at: clock::now().after(Duration::from_secs(30)),
+        device_key: None,
+        state: State::Open,
+    }
+}
+
+pub(crate) fn line(action: Action) -> Line {
+    Line {
+        at: clock::now(),
+        caller: "suite".into(),
+        tenant: Tenant::parse("bank").ok(),
+        audit_user: "suite".into(),
+        action,
+        card: "***1".into(),
+        control: None,
+        keys: "storage/1:A1B2C3".into(),
+        formats: "iso-1>iso-4".into(),
+        boundary: "host/software".into(),
+        outcome: Outcome::Done,
+    }
+}
+
+pub(crate) fn tzpk(number: u8) -> SealedTzpk {
+    SealedTzpk([number; 48].into())
+}
+
+pub(crate) fn record(number: u8) -> StoredPin {
+    StoredPin { record: [number; 38].into(), account: None }
+}
+
+/// Opens a control and issues its tzpk.
+pub(crate) async fn keyed(store: &impl Store, card: CardKey) -> Control {
+    let opened = store.open(control(card), GENEROUS, line(Action::OpenControl)).await.unwrap();
+    store.advance(opened.id, Event::Key(tzpk(1)), clock::now(), line(Action::IssueTzpk)).await.unwrap();
+    opened
+}
+
+pub(crate) async fn set(store: &impl Store, id: ControlId, number: u8) -> Result<(), AdvanceError> {
+    let event = Event::Set { under: tzpk(1), retry: RetryTag([number; 16]) };
+    store.set_pin(id, event, clock::now(), record(number), line(Action::SetPin)).await
+}
+
+fn account(number: u8) -> Option<RegisteredAccount> {
+    Some(RegisteredAccount { sealed: [number; 30].into(), masked: "411111******1111".into() })
+}
+
+async fn a_control_is_found_as_it_was_opened(store: &impl Store) {
+    store.register(card(1), account(7), line(Action::RegisterCard)).await.unwrap();
+    let opened = store.open(control(card(1)), GENEROUS, line(Action::OpenControl)).await.unwrap();
+    assert_eq!(opened.account, account(7), "the PAN comes from the card");
+    let found = store.control(opened.id).await.unwrap().unwrap();
+    assert_eq!((found.card, found.account, found.expires_at), (opened.card, opened.account, opened.expires_at));
+    assert!(store.control(ControlId::random()).await.unwrap().is_none());
+}
+
+async fn a_card_waits_for_its_pin_until_one_is_set(store: &impl Store) {
+    let opened = keyed(store, card(1)).await;
+    assert_eq!(store.card(&card(1)).await.unwrap().unwrap().pin_status, PinStatus::Waiting);
+    assert!(store.pin(&card(1)).await.unwrap().is_none());
+    set(store, opened.id, 9).await.unwrap();
+    assert_eq!(store.card(&card(1)).await.unwrap().unwrap().pin_status, PinStatus::Set);
+    assert_eq!(*store.pin(&card(1)).await.unwrap().unwrap().record, [9; 38]);
+}
+
+async fn of_many_racing_changes_to_one_control_exactly_one_happens<S: Store>(store: Arc<S>) {
+    let opened = keyed(&*store, card(1)).await;
+    let racers: Vec<_> = (0..64)
+        .map(|number| {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move { (number, set(&*store, opened.id, number).await) })
+        })
+        .collect();
+    let mut winners = Vec::new();
+    for racer in racers {
+        match racer.await.unwrap() {
+            (number, Ok(())) => winners.push(number),
+            (_, Err(AdvanceError::Denied(Denied::NotUsable))) => {}
+            (_, Err(error)) => panic!("{error}"),
+        }
+    }
+    assert_eq!(winners.len(), 1);
+    assert_eq!(*store.pin(&card(1)).await.unwrap().unwrap().record, [winners[0]; 38]);
+}
+
+async fn an_unknown_control_is_not_usable(store: &impl Store) {
+    let answer = set(store, ControlId::random(), 1).await;
+    assert!(matches!(answer, Err(AdvanceError::Denied(Denied::NotUsable))));
+}
+
+async fn a_card_has_no_more_controls_in_an_hour_than_its_cap(store: &impl Store) {
+    let admission = Admission { controls_per_card_per_hour: 2, ..GENEROUS };
+    let mut opened = 0;
+    // The hour may turn in between.
+    let refused = loop {
+        match store.open(control(card(1)), admission, line(Action::OpenControl)).await {
+            Ok(_) => opened += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, OpenError::Cap { cap: 2 }) && (2..=4).contains(&opened), "{opened}: {refused}");
+    store.open(control(card(2)), admission, line(Action::OpenControl)).await.unwrap();
+}
+
+async fn an_unknown_card_is_taken_up_or_refused_as_told(store: &impl Store) {
+    let strict = Admission { unknown_cards: UnknownCards::Refuse, ..GENEROUS };
+    let refused = store.open(control(card(1)), strict, line(Action::OpenControl)).await;
+    assert!(matches!(refused, Err(OpenError::CardUnknown)));
+    assert!(store.card(&card(1)).await.unwrap().is_none());
+    store.register(card(1), None, line(Action::RegisterCard)).await.unwrap();
+    store.open(control(card(1)), strict, line(Action::OpenControl)).await.unwrap();
+}
+
+async fn an_account_number_is_not_changed_under_a_pin(store: &impl Store) {
+    store.register(card(1), account(1), line(Action::RegisterCard)).await.unwrap();
+    store.register(card(1), account(2), line(Action::RegisterCard)).await.unwrap();
+    let opened = keyed(store, card(1)).await;
+    set(store, opened.id, 1).await.unwrap();
+    let bound = store.register(card(1), account(3), line(Action::RegisterCard)).await;
+    assert!(matches!(bound, Err(RegisterError::AccountBound)));
+    let same = store.register(card(1), account(2), line(Action::RegisterCard)).await.unwrap();
+    assert_eq!((same.account, same.pin_status), (account(2), PinStatus::Set));
+    let left = store.register(card(1), None, line(Action::RegisterCard)).await.unwrap();
+    assert_eq!(left.account, account(2), "an absent number leaves the registered one");
+}
+
+async fn every_change_has_its_line_and_no_refusal_has(store: &impl Store) {
+    let opened = keyed(store, card(1)).await;
+    set(store, opened.id, 1).await.unwrap();
+    set(store, opened.id, 2).await.unwrap_err();
+    store.advance(opened.id, Event::View, UnixMillis(0), line(Action::ViewPin)).await.unwrap_err();
+    store.note(line(Action::StopEngine)).await.unwrap();
+
+    let entries = store.audit(1, 100).await.unwrap();
+    let actions: Vec<_> = entries.iter().map(|entry| entry.line.action).collect();
+    assert_eq!(actions, [Action::OpenControl, Action::IssueTzpk, Action::SetPin, Action::StopEngine]);
+    let mut walk = Walk::expecting(Vec::new());
+    entries.iter().try_for_each(|entry| walk.step(entry)).unwrap();
+    assert_eq!(store.audit(3, 1).await.unwrap(), entries[2..3]);
+}

@@ -1,0 +1,458 @@
+//! The embedded store, on fjall: one process, one writer thread, group commit.
+//!
+//! The writer takes all changes that wait, applies each to the newest state, puts them into one atomic batch with their
+//! audit lines, and syncs it to disk; only then does any of them show in memory or get its answer. So of racing changes
+//! to one control exactly one finds it usable, a reader never sees what a crash could undo, and a change that fails to
+//! reach the disk leaves the store closed for changes: what was on its way is in doubt until a restart reads the disk.
+
+mod codec;
+mod live;
+mod writer;
+
+use std::{
+    fs,
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::{self, JoinHandle},
+};
+
+use fjall::{Database, Keyspace, KeyspaceCreateOptions};
+use thiserror::Error;
+use tokio::sync::oneshot;
+
+use self::{
+    codec::{card_key, decode_card, decode_control, decode_pin},
+    live::LiveControls,
+    writer::{Change, Command},
+};
+use super::{Admission, AdvanceError, Answer, OpenError, RegisterError, Store, StoreError, StoredPin};
+use crate::{
+    audit::{
+        chain::Checkpoint,
+        entry::{Entry, Line},
+    },
+    card::{Card, CardKey, PinStatus, RegisteredAccount},
+    clock::UnixMillis,
+    control::{Control, ControlId, Denied, Event},
+};
+
+/// The format of a directory this release reads and writes.
+const FORMAT: u32 = 1;
+/// The file that says whose directory it is.
+const FORMAT_FILE: &str = "FORMAT";
+/// What stands in it, before the number.
+const FORMAT_TEXT: &str = "pinseal store, format ";
+/// Where fjall keeps its files.
+const DATABASE: &str = "db";
+/// The one key of the meta keyspace: the last audit entry's number and hash.
+const HEAD_KEY: &str = "audit head";
+
+/// How to open a store.
+#[derive(Clone, Debug)]
+pub struct EmbeddedConfig {
+    /// Its directory; made, with mode 0700, where it is absent.
+    pub directory: PathBuf,
+    /// How many changes may wait for the disk; one more is refused as [`StoreError::Busy`].
+    pub waiting_changes_max: usize,
+    /// How much memory its buffers and caches may take, in bytes; live controls come on top.
+    pub memory_bytes_max: u64,
+    /// What to do where there is no store yet.
+    pub absent: Absent,
+}
+
+/// What to do where there is no store yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Absent {
+    /// Make one.
+    Create,
+    /// Refuse.
+    Refuse,
+}
+
+impl EmbeddedConfig {
+    /// With the defaults, in this directory.
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory, waiting_changes_max: 4_096, memory_bytes_max: 64 << 20, absent: Absent::Create }
+    }
+
+    /// A store that must be there already.
+    pub fn existing(directory: PathBuf) -> Self {
+        Self { absent: Absent::Refuse, ..Self::new(directory) }
+    }
+}
+
+/// An open store. The directory is locked until it is dropped or closed.
+pub struct Embedded {
+    shared: Arc<Shared>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// How much a store holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// Controls not swept yet.
+    pub controls: usize,
+    /// Audit entries.
+    pub audit_entries: u64,
+}
+
+struct Shared {
+    database: Database,
+    cards: Keyspace,
+    controls: Keyspace,
+    pins: Keyspace,
+    audit: Keyspace,
+    meta: Keyspace,
+    live: LiveControls,
+    queue: Mutex<Queue>,
+    wake: Condvar,
+    /// Of the last entry on disk.
+    head: Mutex<Checkpoint>,
+    waiting_changes_max: usize,
+}
+
+struct Queue {
+    waiting: Vec<Command>,
+    state: QueueState,
+}
+
+enum QueueState {
+    Open,
+    Closing,
+    Failed(String),
+}
+
+impl Embedded {
+    /// Opens a store, or makes one; reads the live controls into memory.
+    pub fn open(config: &EmbeddedConfig) -> Result<Self, StoreOpenError> {
+        prepare(config)?;
+        let path = || config.directory.clone();
+        let opened = |error: fjall::Error| match error {
+            fjall::Error::Locked => StoreOpenError::Locked { path: path() },
+            error => StoreOpenError::Damaged { path: path(), problem: error.to_string() },
+        };
+        let database = Database::builder(config.directory.join(DATABASE))
+            .cache_size(config.memory_bytes_max / 4)
+            .manual_journal_persist(true)
+            .open()
+            .map_err(opened)?;
+        let memtable = config.memory_bytes_max / 8;
+        let keyspace = |name: &str| {
+            let options = || KeyspaceCreateOptions::default().max_memtable_size(memtable).manual_journal_persist(true);
+            database.keyspace(name, options).map_err(opened)
+        };
+        let (cards, controls, pins) = (keyspace("cards")?, keyspace("controls")?, keyspace("pins")?);
+        let (audit, meta) = (keyspace("audit")?, keyspace("meta")?);
+        let damaged = |problem: &str| StoreOpenError::Damaged { path: path(), problem: problem.to_owned() };
+
+        let head = match meta.get(HEAD_KEY).map_err(opened)? {
+            Some(bytes) => decode_head(&bytes).ok_or_else(|| damaged("the audit head can't be read"))?,
+            None => Checkpoint::EMPTY,
+        };
+        let live = LiveControls::new();
+        for row in controls.iter() {
+            let (id, bytes) = row.into_inner().map_err(opened)?;
+            let id = <[u8; 16]>::try_from(&*id).map(ControlId::from_bytes);
+            let id = id.map_err(|_| damaged("a control has no name"))?;
+            decode_control(id, &bytes).ok_or_else(|| damaged("a control can't be read"))?;
+            live.put(id, (&*bytes).into());
+        }
+
+        let shared = Arc::new(Shared {
+            database,
+            cards,
+            controls,
+            pins,
+            audit,
+            meta,
+            live,
+            queue: Mutex::new(Queue { waiting: Vec::new(), state: QueueState::Open }),
+            wake: Condvar::new(),
+            head: Mutex::new(head),
+            waiting_changes_max: config.waiting_changes_max,
+        });
+        let writing = Arc::clone(&shared);
+        let writer = thread::Builder::new().name("store".into()).spawn(move || writer::run(&writing));
+        let writer = writer.map_err(|error| StoreOpenError::Io { path: path(), error })?;
+        Ok(Self { shared, writer: Mutex::new(Some(writer)) })
+    }
+
+    /// Writes what waits, and takes no more.
+    pub async fn close(&self) {
+        if let Some(writer) = self.begin_to_close() {
+            // It ends by itself; a thread of the runtime's own waits for it.
+            let _ = tokio::task::spawn_blocking(|| writer.join()).await;
+        }
+    }
+
+    /// Number and hash of the last audit entry on disk: keep it elsewhere, to hold the chain to it later.
+    pub fn checkpoint(&self) -> Checkpoint {
+        *locked(&self.shared.head)
+    }
+
+    /// How much it holds.
+    pub fn counts(&self) -> Counts {
+        Counts { controls: self.shared.live.count(), audit_entries: self.checkpoint().sequence }
+    }
+
+    /// Audit entries from `from` on, at most `limit`.
+    pub fn audit_page(&self, from: u64, limit: usize) -> Result<Vec<Entry>, StoreError> {
+        let rows = self.shared.audit.range(from.to_be_bytes()..);
+        rows.take(limit)
+            .map(|row| {
+                let bytes = row.value().map_err(unavailable)?;
+                Entry::decode(&bytes).map_err(|_| damaged("audit", "an entry can't be read"))
+            })
+            .collect()
+    }
+
+    fn begin_to_close(&self) -> Option<JoinHandle<()>> {
+        let mut queue = locked(&self.shared.queue);
+        if matches!(queue.state, QueueState::Open) {
+            queue.state = QueueState::Closing;
+        }
+        self.shared.wake.notify_one();
+        drop(queue);
+        locked(&self.writer).take()
+    }
+
+    /// Hands a change to the writer and waits for its answer.
+    fn change<T, E>(
+        &self,
+        change: impl FnOnce(oneshot::Sender<Result<T, E>>) -> Change,
+        line: Line,
+    ) -> Answer<'_, Result<T, E>>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let queued = self.enqueue(Command { change: change(reply), line });
+        Box::pin(async move {
+            queued?;
+            answer.await.unwrap_or_else(|_| Err(StoreError::Unavailable("it was closed meanwhile".into()).into()))
+        })
+    }
+
+    fn enqueue(&self, command: Command) -> Result<(), StoreError> {
+        let mut queue = locked(&self.shared.queue);
+        match &queue.state {
+            QueueState::Open => {}
+            QueueState::Closing => return Err(StoreError::Unavailable("it is closing".into())),
+            QueueState::Failed(reason) => return Err(StoreError::Unavailable(reason.clone())),
+        }
+        let limit = self.shared.waiting_changes_max;
+        if queue.waiting.len() >= limit {
+            return Err(StoreError::Busy { limit });
+        }
+        queue.waiting.push(command);
+        if queue.waiting.len() == 1 {
+            self.shared.wake.notify_one();
+        }
+        Ok(())
+    }
+}
+
+impl Store for Embedded {
+    fn card<'a>(&'a self, card: &'a CardKey) -> Answer<'a, Result<Option<Card>, StoreError>> {
+        Box::pin(async move { self.shared.card(card) })
+    }
+
+    fn pin<'a>(&'a self, card: &'a CardKey) -> Answer<'a, Result<Option<StoredPin>, StoreError>> {
+        Box::pin(async move {
+            let Some(bytes) = self.shared.pins.get(card_key(card)).map_err(unavailable)? else { return Ok(None) };
+            let row = decode_pin(&bytes).ok_or_else(|| damaged("pins", "a PIN record can't be read"))?;
+            Ok(Some(row.pin))
+        })
+    }
+
+    fn control(&self, id: ControlId) -> Answer<'_, Result<Option<Control>, StoreError>> {
+        Box::pin(async move { Ok(self.shared.live.find(id)) })
+    }
+
+    fn register(
+        &self,
+        card: CardKey,
+        account: Option<RegisteredAccount>,
+        line: Line,
+    ) -> Answer<'_, Result<Card, RegisterError>> {
+        self.change(|reply| Change::Register { card, account, reply }, line)
+    }
+
+    fn open(&self, control: Control, admission: Admission, line: Line) -> Answer<'_, Result<Control, OpenError>> {
+        self.change(|reply| Change::Open { control, admission, reply }, line)
+    }
+
+    fn advance(
+        &self,
+        id: ControlId,
+        event: Event,
+        now: UnixMillis,
+        line: Line,
+    ) -> Answer<'_, Result<(), AdvanceError>> {
+        self.change(|reply| Change::Advance { id, event, now, pin: None, reply }, line)
+    }
+
+    fn set_pin(
+        &self,
+        id: ControlId,
+        event: Event,
+        now: UnixMillis,
+        pin: StoredPin,
+        line: Line,
+    ) -> Answer<'_, Result<(), AdvanceError>> {
+        self.change(|reply| Change::Advance { id, event, now, pin: Some(pin), reply }, line)
+    }
+
+    fn note(&self, line: Line) -> Answer<'_, Result<(), StoreError>> {
+        self.change(|reply| Change::Note { reply }, line)
+    }
+
+    fn audit(&self, from: u64, limit: usize) -> Answer<'_, Result<Vec<Entry>, StoreError>> {
+        Box::pin(async move { self.audit_page(from, limit) })
+    }
+}
+
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        if let Some(writer) = self.begin_to_close() {
+            let _ = writer.join();
+        }
+    }
+}
+
+impl Shared {
+    fn card(&self, card: &CardKey) -> Result<Option<Card>, StoreError> {
+        let key = card_key(card);
+        let Some(bytes) = self.cards.get(&key).map_err(unavailable)? else { return Ok(None) };
+        let row = decode_card(&bytes).ok_or_else(|| damaged("cards", "a card can't be read"))?;
+        Ok(Some(card_of(row.account, self.pin_set_at(&key)?)))
+    }
+
+    /// When a card's PIN was set: a card has the status `S` because there is a PIN, and for no other reason.
+    fn pin_set_at(&self, card_key: &[u8]) -> Result<Option<UnixMillis>, StoreError> {
+        let Some(bytes) = self.pins.get(card_key).map_err(unavailable)? else { return Ok(None) };
+        let row = decode_pin(&bytes).ok_or_else(|| damaged("pins", "a PIN record can't be read"))?;
+        Ok(Some(row.set_at))
+    }
+}
+
+fn card_of(account: Option<RegisteredAccount>, pin_set_at: Option<UnixMillis>) -> Card {
+    let pin_status = if pin_set_at.is_some() { PinStatus::Set } else { PinStatus::Waiting };
+    Card { account, pin_status, pin_set_at }
+}
+
+/// Makes the directory a store's, or finds that it is one.
+fn prepare(config: &EmbeddedConfig) -> Result<(), StoreOpenError> {
+    let directory = &config.directory;
+    let io = |error| StoreOpenError::Io { path: directory.clone(), error };
+    let format = directory.join(FORMAT_FILE);
+    match fs::read_to_string(&format) {
+        Ok(text) => {
+            let foreign = || StoreOpenError::Foreign { path: directory.clone() };
+            let version = text.trim().strip_prefix(FORMAT_TEXT.trim_end()).ok_or_else(foreign)?;
+            match version.trim().parse::<u32>().map_err(|_| foreign())? {
+                FORMAT => Ok(()),
+                version => Err(StoreOpenError::Version { path: directory.clone(), version }),
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let taken = directory.exists() && fs::read_dir(directory).map_err(io)?.next().is_some();
+            if taken {
+                return Err(StoreOpenError::Foreign { path: directory.clone() });
+            }
+            if config.absent == Absent::Refuse {
+                return Err(StoreOpenError::Absent { path: directory.clone() });
+            }
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io)?;
+            fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).map_err(io)?;
+            write_format(directory, &format).map_err(io)
+        }
+        Err(error) => Err(io(error)),
+    }
+}
+
+fn write_format(directory: &Path, format: &Path) -> io::Result<()> {
+    let fresh = directory.join("FORMAT.new");
+    let mut file = fs::File::create(&fresh)?;
+    writeln!(file, "{FORMAT_TEXT}{FORMAT}")?;
+    file.sync_all()?;
+    fs::rename(&fresh, format)?;
+    fs::File::open(directory)?.sync_all()
+}
+
+fn encode_head(head: &Checkpoint) -> Vec<u8> {
+    [&head.sequence.to_be_bytes()[..], &head.hash].concat()
+}
+
+fn decode_head(bytes: &[u8]) -> Option<Checkpoint> {
+    let (sequence, hash) = bytes.split_at_checked(8)?;
+    Some(Checkpoint { sequence: u64::from_be_bytes(sequence.try_into().ok()?), hash: hash.try_into().ok()? })
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn unavailable(error: fjall::Error) -> StoreError {
+    StoreError::Unavailable(error.to_string())
+}
+
+fn damaged(keyspace: &str, problem: &str) -> StoreError {
+    StoreError::Damaged { place: format!("{keyspace}: {problem}") }
+}
+
+/// What a control that is not here answers.
+const UNKNOWN: AdvanceError = AdvanceError::Denied(Denied::NotUsable);
+
+/// Why a store did not open. Nothing was written where it was not ours.
+#[derive(Debug, Error)]
+pub enum StoreOpenError {
+    /// Another process has it.
+    #[error("the store {} is in use by another process: stop that engine first", path.display())]
+    Locked {
+        /// Which directory.
+        path: PathBuf,
+    },
+    /// There is none.
+    #[error("there is no store in {}", path.display())]
+    Absent {
+        /// Which directory.
+        path: PathBuf,
+    },
+    /// Something else is in the directory.
+    #[error("{} is not empty and not a Pinseal store: choose another directory", path.display())]
+    Foreign {
+        /// Which directory.
+        path: PathBuf,
+    },
+    /// Of another release.
+    #[error("the store {} has format {version}: this release reads format {FORMAT}", path.display())]
+    Version {
+        /// Which directory.
+        path: PathBuf,
+        /// Its format.
+        version: u32,
+    },
+    /// What is there can't be read.
+    #[error("the store {} is damaged ({problem}): restore it from a backup", path.display())]
+    Damaged {
+        /// Which directory.
+        path: PathBuf,
+        /// What was found.
+        problem: String,
+    },
+    /// The machine refused something.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// Which directory.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+#[cfg(test)]
+mod tests;

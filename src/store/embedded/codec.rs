@@ -1,0 +1,241 @@
+//! Rows as bytes: versioned, texts and blobs with their length before them.
+
+use crate::{
+    card::{CardKey, PlasticId, RegisteredAccount, Tenant},
+    clock::UnixMillis,
+    control::{Control, ControlId, RetryTag, Scope, SealedTzpk, Spent, State, Thumbprint},
+    store::StoredPin,
+};
+
+/// The layout this release writes.
+const VERSION: u8 = 1;
+/// Where a control's expiry stands, so that the sweep need not read the rest.
+const EXPIRY_AT: usize = 1;
+
+/// What the store keeps of a card, beside its PIN.
+#[derive(Clone, Default)]
+pub(super) struct CardRow {
+    pub(super) account: Option<RegisteredAccount>,
+    /// The clock hour of the count: hours since 1970.
+    pub(super) hour: u64,
+    /// Controls opened within that hour.
+    pub(super) opened: u32,
+}
+
+/// What the store keeps of a PIN.
+pub(super) struct PinRow {
+    pub(super) set_at: UnixMillis,
+    pub(super) pin: StoredPin,
+}
+
+/// tenant NUL plasticId: a tenant holds no NUL.
+pub(super) fn card_key(card: &CardKey) -> Vec<u8> {
+    [card.tenant.as_str().as_bytes(), &[0], card.plastic.as_str().as_bytes()].concat()
+}
+
+pub(super) fn encode_card(row: &CardRow) -> Vec<u8> {
+    let mut bytes = Writer::new();
+    bytes.array(&row.hour.to_be_bytes());
+    bytes.array(&row.opened.to_be_bytes());
+    bytes.account(row.account.as_ref());
+    bytes.0
+}
+
+pub(super) fn decode_card(bytes: &[u8]) -> Option<CardRow> {
+    let mut read = Reader::new(bytes)?;
+    let (hour, opened) = (u64::from_be_bytes(read.array()?), u32::from_be_bytes(read.array()?));
+    let account = read.account()?;
+    read.end(CardRow { account, hour, opened })
+}
+
+pub(super) fn encode_pin(set_at: UnixMillis, pin: &StoredPin) -> Vec<u8> {
+    let mut bytes = Writer::new();
+    bytes.array(&set_at.0.to_be_bytes());
+    bytes.blob(&pin.record);
+    bytes.account(pin.account.as_ref());
+    bytes.0
+}
+
+pub(super) fn decode_pin(bytes: &[u8]) -> Option<PinRow> {
+    let mut read = Reader::new(bytes)?;
+    let set_at = UnixMillis(u64::from_be_bytes(read.array()?));
+    let record = read.blob()?.into();
+    let account = read.account()?;
+    read.end(PinRow { set_at, pin: StoredPin { record, account } })
+}
+
+pub(super) fn encode_control(control: &Control) -> Box<[u8]> {
+    let mut bytes = Writer::new();
+    bytes.array(&control.expires_at.0.to_be_bytes());
+    bytes.array(&[match control.scope {
+        Scope::SetPin => 1,
+        Scope::ViewPin => 2,
+    }]);
+    bytes.blob(control.card.tenant.as_str().as_bytes());
+    bytes.blob(control.card.plastic.as_str().as_bytes());
+    bytes.blob(control.device_key.as_ref().map_or(&[][..], |key| &key.0));
+    bytes.account(control.account.as_ref());
+    match &control.state {
+        State::Open => bytes.array(&[0]),
+        State::Keyed { tzpk, refused_pins } => {
+            bytes.array(&[1, *refused_pins]);
+            bytes.blob(&tzpk.0);
+        }
+        State::Spent(Spent::Set(tag)) => {
+            bytes.array(&[2]);
+            bytes.array(&tag.0);
+        }
+        State::Spent(Spent::Viewed) => bytes.array(&[3]),
+        State::Spent(Spent::Malformed) => bytes.array(&[4]),
+        State::Spent(Spent::Refused) => bytes.array(&[5]),
+    }
+    bytes.0.into_boxed_slice()
+}
+
+pub(super) fn decode_control(id: ControlId, bytes: &[u8]) -> Option<Control> {
+    let mut read = Reader::new(bytes)?;
+    let expires_at = UnixMillis(u64::from_be_bytes(read.array()?));
+    let scope = match read.array()? {
+        [1] => Scope::SetPin,
+        [2] => Scope::ViewPin,
+        _ => return None,
+    };
+    let card = CardKey { tenant: Tenant::parse(read.text()?).ok()?, plastic: PlasticId::parse(read.text()?).ok()? };
+    let device_key = match read.blob()? {
+        [] => None,
+        bytes => Some(Thumbprint(bytes.try_into().ok()?)),
+    };
+    let account = read.account()?;
+    let state = match read.array()? {
+        [0] => State::Open,
+        [1] => {
+            let [refused_pins] = read.array()?;
+            State::Keyed { tzpk: SealedTzpk(read.blob()?.into()), refused_pins }
+        }
+        [2] => State::Spent(Spent::Set(RetryTag(read.array()?))),
+        [3] => State::Spent(Spent::Viewed),
+        [4] => State::Spent(Spent::Malformed),
+        [5] => State::Spent(Spent::Refused),
+        _ => return None,
+    };
+    read.end(Control { id, card, account, scope, expires_at, device_key, state })
+}
+
+/// The expiry of an encoded control, without reading the rest.
+pub(super) fn expiry_of(control: &[u8]) -> Option<UnixMillis> {
+    let bytes = control.get(EXPIRY_AT..EXPIRY_AT + 8)?;
+    Some(UnixMillis(u64::from_be_bytes(bytes.try_into().ok()?)))
+}
+
+struct Writer(Vec<u8>);
+
+impl Writer {
+    fn new() -> Self {
+        let mut bytes = Vec::with_capacity(192);
+        bytes.push(VERSION);
+        Self(bytes)
+    }
+
+    fn array(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
+    /// Up to 255 bytes: every blob and text here is far shorter.
+    fn blob(&mut self, bytes: &[u8]) {
+        let kept = bytes.get(..usize::from(u8::MAX)).unwrap_or(bytes);
+        self.0.push(u8::try_from(kept.len()).unwrap_or(u8::MAX));
+        self.0.extend_from_slice(kept);
+    }
+
+    fn account(&mut self, account: Option<&RegisteredAccount>) {
+        self.blob(account.map_or(&[][..], |account| &account.sealed));
+        if let Some(account) = account {
+            self.blob(account.masked.as_bytes());
+        }
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn new(bytes: &'a [u8]) -> Option<Self> {
+        bytes.split_first().filter(|(version, _)| **version == VERSION).map(|(_, rest)| Self(rest))
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (taken, rest) = self.0.split_at_checked(N)?;
+        self.0 = rest;
+        taken.try_into().ok()
+    }
+
+    fn blob(&mut self) -> Option<&'a [u8]> {
+        let [length] = self.array()?;
+        let (taken, rest) = self.0.split_at_checked(length.into())?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn text(&mut self) -> Option<&'a str> {
+        std::str::from_utf8(self.blob()?).ok()
+    }
+
+    #[allow(clippy::option_option, reason = "outer: readable; inner: there is one")]
+    fn account(&mut self) -> Option<Option<RegisteredAccount>> {
+        match self.blob()? {
+            [] => Some(None),
+            sealed => Some(Some(RegisteredAccount { sealed: sealed.into(), masked: self.text()?.into() })),
+        }
+    }
+
+    fn end<T>(self, value: T) -> Option<T> {
+        self.0.is_empty().then_some(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_state_of_a_control_survives_its_encoding() {
+        let states = [
+            State::Open,
+            State::Keyed { tzpk: SealedTzpk([7; 48].into()), refused_pins: 2 },
+            State::Spent(Spent::Set(RetryTag([9; 16]))),
+            State::Spent(Spent::Viewed),
+            State::Spent(Spent::Malformed),
+            State::Spent(Spent::Refused),
+        ];
+        for (number, state) in states.into_iter().enumerate() {
+            let control = Control {
+                id: ControlId::random(),
+                card: CardKey { tenant: Tenant::parse("bank").unwrap(), plastic: PlasticId::parse("007").unwrap() },
+                account: (number % 2 == 0)
+                    .then(|| RegisteredAccount { sealed: [3; 30].into(), masked: "411111******1111".into() }),
+                scope: if number % 3 == 0 { Scope::ViewPin } else { Scope::SetPin },
+                expires_at: UnixMillis(123_456),
+                device_key: (number % 2 == 1).then_some(Thumbprint([5; 32])),
+                state,
+            };
+            let bytes = encode_control(&control);
+            let read = decode_control(control.id, &bytes).unwrap();
+            assert_eq!(expiry_of(&bytes), Some(control.expires_at));
+            assert_eq!((read.card, read.account.clone(), read.scope), (control.card, control.account, control.scope));
+            assert_eq!(encode_control(&read), bytes);
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_the_reader_panic_and_a_cut_row_is_no_row() {
+        let row = CardRow { account: None, hour: 7, opened: 3 };
+        let bytes = encode_card(&row);
+        assert!(decode_card(&bytes).is_some());
+        for length in 0..bytes.len() {
+            assert!(decode_card(&bytes[..length]).is_none());
+        }
+        for first in 0..=255u8 {
+            let noise: Vec<u8> = (0..64).map(|n: u8| n.wrapping_mul(first).wrapping_add(first)).collect();
+            let _ = (decode_card(&noise), decode_pin(&noise), decode_control(ControlId::random(), &noise));
+        }
+    }
+}

@@ -1,0 +1,131 @@
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::*;
+use crate::{
+    audit::{chain::Walk, entry::Action},
+    store::conformance::{self, GENEROUS, card, control, keyed, line, set},
+};
+
+fn open(directory: &Path) -> Result<Embedded, StoreOpenError> {
+    Embedded::open(&EmbeddedConfig::new(directory.to_owned()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_does_what_every_store_must() {
+    let directory = tempfile::tempdir().unwrap();
+    let number = AtomicU32::new(0);
+    conformance::run(|| {
+        let number = number.fetch_add(1, Ordering::Relaxed);
+        Arc::new(open(&directory.path().join(number.to_string())).unwrap())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_keeps_cards_controls_pins_and_the_chain() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    let spent = keyed(&store, card(1)).await;
+    set(&store, spent.id, 5).await.unwrap();
+    let half_way = keyed(&store, card(2)).await;
+    let checkpoint = store.checkpoint();
+    store.close().await;
+    drop(store);
+
+    let store = open(directory.path()).unwrap();
+    assert_eq!(store.checkpoint(), checkpoint);
+    assert_eq!(*Store::pin(&store, &card(1)).await.unwrap().unwrap().record, [5; 38]);
+    set(&store, spent.id, 6).await.unwrap_err();
+    set(&store, half_way.id, 7).await.unwrap();
+    let mut walk = Walk::expecting(vec![checkpoint]);
+    store.audit_page(1, 100).unwrap().iter().try_for_each(|entry| walk.step(entry)).unwrap();
+    walk.end().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cap_of_a_card_survives_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let admission = Admission { controls_per_card_per_hour: 1, ..GENEROUS };
+    let mut refused = false;
+    // The hour may turn once in between, and not twice.
+    for _ in 0..3 {
+        let store = open(directory.path()).unwrap();
+        refused |= Store::open(&store, control(card(1)), admission, line(Action::OpenControl)).await.is_err();
+    }
+    assert!(refused);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expired_control_is_swept_from_memory_and_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    let mut old = control(card(1));
+    old.expires_at = UnixMillis(1);
+    Store::open(&store, old, GENEROUS, line(Action::OpenControl)).await.unwrap();
+    Store::open(&store, control(card(1)), GENEROUS, line(Action::OpenControl)).await.unwrap();
+    // Every shard has its turn within two seconds; the loop waits for the fact, not for the time.
+    while store.counts().controls > 1 {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    store.close().await;
+    drop(store);
+    assert_eq!(open(directory.path()).unwrap().counts().controls, 1);
+}
+
+#[test]
+fn one_process_has_a_store_at_a_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let _first = open(directory.path()).unwrap();
+    let second = open(directory.path()).err().unwrap();
+    assert!(matches!(second, StoreOpenError::Locked { .. }), "{second}");
+}
+
+#[test]
+fn a_foreign_directory_is_refused_and_nothing_is_written_into_it() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("somebody's"), "work").unwrap();
+    assert!(matches!(open(directory.path()), Err(StoreOpenError::Foreign { .. })));
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_newer_format_and_an_absent_store_are_told_apart() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join(FORMAT_FILE), "pinseal store, format 2\n").unwrap();
+    assert!(matches!(open(directory.path()), Err(StoreOpenError::Version { version: 2, .. })));
+    let nowhere = EmbeddedConfig::existing(directory.path().join("nowhere"));
+    assert!(matches!(Embedded::open(&nowhere), Err(StoreOpenError::Absent { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_store_is_refused_or_reads_as_it_was() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    let opened = keyed(&store, card(1)).await;
+    set(&store, opened.id, 5).await.unwrap();
+    store.close().await;
+    drop(store);
+
+    let mut files = Vec::new();
+    collect(&directory.path().join(DATABASE), &mut files);
+    let largest = files.iter().max_by_key(|file| fs::read(file).unwrap().iter().filter(|byte| **byte != 0).count());
+    let largest = largest.unwrap();
+    let whole = fs::read(largest).unwrap();
+    let written = whole.iter().rposition(|byte| *byte != 0).unwrap();
+    for at in (0..written).step_by(97) {
+        let mut changed = whole.clone();
+        changed[at] ^= 0x40;
+        fs::write(largest, &changed).unwrap();
+        let Ok(store) = open(directory.path()) else { continue };
+        if let Ok(Some(pin)) = Store::pin(&store, &card(1)).await {
+            assert_eq!(*pin.record, [5; 38], "byte {at}: a damaged record was read as a good one");
+        }
+    }
+}
+
+fn collect(directory: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { collect(&path, files) } else { files.push(path) }
+    }
+}

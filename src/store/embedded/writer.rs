@@ -1,0 +1,301 @@
+//! The one writer: takes what waits, applies it in order, commits it as one batch, answers.
+
+use std::{
+    collections::HashMap,
+    mem,
+    sync::PoisonError,
+    time::{Duration, Instant},
+};
+
+use fjall::{OwnedWriteBatch as WriteBatch, PersistMode};
+use tokio::sync::oneshot::Sender;
+
+use super::{
+    HEAD_KEY, QueueState, Shared, UNKNOWN, card_of,
+    codec::{CardRow, card_key, decode_card, decode_control, encode_card, encode_control, encode_pin},
+    damaged, encode_head,
+    live::SHARDS,
+    locked, unavailable,
+};
+use crate::{
+    audit::{
+        chain::Checkpoint,
+        entry::{Entry, Line},
+    },
+    card::{Card, CardKey, RegisteredAccount},
+    clock::{self, UnixMillis},
+    control::{Control, ControlId, Event, advance},
+    store::{Admission, AdvanceError, OpenError, RegisterError, StoreError, StoredPin, UnknownCards},
+};
+
+/// The most changes in one commit: bounds how long the first of them waits for the last.
+const BATCH_CHANGES_MAX: usize = 1_024;
+/// How often a shard of the live controls is swept.
+const SWEEP_EVERY: Duration = Duration::from_millis(20);
+/// The most controls one sweep removes: bounds how long a change waits behind it.
+const SWEEP_CONTROLS_MAX: usize = 2_048;
+/// How long an expired control is kept: a call that began before the expiry may still be on its way.
+const SWEEP_GRACE: Duration = Duration::from_secs(5);
+/// An hour, in milliseconds: the span of a card's cap.
+const HOUR_MILLISECONDS: u64 = 3_600_000;
+
+/// A change and its audit line.
+pub(super) struct Command {
+    pub(super) change: Change,
+    pub(super) line: Line,
+}
+
+/// A change, and whom to answer.
+pub(super) enum Change {
+    Register {
+        card: CardKey,
+        account: Option<RegisteredAccount>,
+        reply: Sender<Result<Card, RegisterError>>,
+    },
+    Open {
+        control: Control,
+        admission: Admission,
+        reply: Sender<Result<Control, OpenError>>,
+    },
+    Advance {
+        id: ControlId,
+        event: Event,
+        now: UnixMillis,
+        pin: Option<StoredPin>,
+        reply: Sender<Result<(), AdvanceError>>,
+    },
+    Note {
+        reply: Sender<Result<(), StoreError>>,
+    },
+}
+
+/// Writes until the store is closed and nothing waits, or until a write fails.
+pub(super) fn run(shared: &Shared) {
+    let mut shard = 0;
+    let mut swept = Instant::now();
+    while let Some(commands) = wait(shared) {
+        let mut batch = Batch::new(shared);
+        let answers: Vec<Reply> = commands.into_iter().map(|command| batch.apply(command)).collect();
+        if swept.elapsed() >= SWEEP_EVERY {
+            swept = Instant::now();
+            shard = (shard + 1) % SHARDS;
+            batch.sweep(shard);
+        }
+        match batch.commit() {
+            Ok(()) => answers.into_iter().for_each(Reply::send),
+            Err(error) => {
+                tracing::error!(%error, "a commit failed: the store takes no more changes, restart the engine");
+                fail(shared, &error);
+                answers.into_iter().for_each(|answer| answer.send_failure(&error));
+            }
+        }
+    }
+}
+
+/// What waits, once something does or a sweep is due; none once the store is closed and empty.
+fn wait(shared: &Shared) -> Option<Vec<Command>> {
+    let queue = locked(&shared.queue);
+    let idle = |queue: &mut super::Queue| queue.waiting.is_empty() && matches!(queue.state, QueueState::Open);
+    let waited = shared.wake.wait_timeout_while(queue, SWEEP_EVERY, idle);
+    let (mut queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
+    if queue.waiting.is_empty() {
+        return matches!(queue.state, QueueState::Open).then(Vec::new);
+    }
+    if queue.waiting.len() <= BATCH_CHANGES_MAX {
+        return Some(mem::take(&mut queue.waiting));
+    }
+    let rest = queue.waiting.split_off(BATCH_CHANGES_MAX);
+    Some(mem::replace(&mut queue.waiting, rest))
+}
+
+/// Closes the store for changes; those that wait are answered as failed.
+fn fail(shared: &Shared, error: &StoreError) {
+    let mut queue = locked(&shared.queue);
+    queue.state = QueueState::Failed(error.to_string());
+    // Dropping a command drops its reply, and whoever waits for it is told.
+    queue.waiting.clear();
+}
+
+/// The changes of one commit, seen by those that come after them in it and by nobody else yet.
+struct Batch<'a> {
+    shared: &'a Shared,
+    write: WriteBatch,
+    controls: HashMap<ControlId, Option<Box<[u8]>>>,
+    cards: HashMap<CardKey, CardRow>,
+    pins: HashMap<CardKey, UnixMillis>,
+    head: Checkpoint,
+}
+
+impl<'a> Batch<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        Self {
+            shared,
+            write: shared.database.batch().durability(Some(PersistMode::SyncData)),
+            controls: HashMap::new(),
+            cards: HashMap::new(),
+            pins: HashMap::new(),
+            head: *locked(&shared.head),
+        }
+    }
+
+    fn apply(&mut self, Command { change, line }: Command) -> Reply {
+        match change {
+            Change::Register { card, account, reply } => {
+                Reply::Register(reply, self.audited(line, |batch| batch.register(card, account)))
+            }
+            Change::Open { control, admission, reply } => {
+                let opened = self.audited(line, |batch| batch.open(control, admission));
+                Reply::Open(reply, opened.map(Box::new))
+            }
+            Change::Advance { id, event, now, pin, reply } => {
+                Reply::Advance(reply, self.audited(line, |batch| batch.advance(id, event, now, pin)))
+            }
+            Change::Note { reply } => Reply::Note(reply, self.audited(line, |_| Ok(()))),
+        }
+    }
+
+    /// A change that happens has its line in the same commit; one that does not has none.
+    fn audited<T, E>(&mut self, line: Line, change: impl FnOnce(&mut Self) -> Result<T, E>) -> Result<T, E> {
+        let changed = change(self)?;
+        let sequence = self.head.sequence.saturating_add(1);
+        let entry = Entry::chain(sequence, self.head.hash, line);
+        self.head = Checkpoint { sequence, hash: entry.hash };
+        self.write.insert(&self.shared.audit, sequence.to_be_bytes(), entry.encode());
+        Ok(changed)
+    }
+
+    fn register(&mut self, card: CardKey, account: Option<RegisteredAccount>) -> Result<Card, RegisterError> {
+        let mut row = self.card(&card)?.unwrap_or_default();
+        let pin_set_at = match self.pins.get(&card) {
+            Some(set_at) => Some(*set_at),
+            None => self.shared.pin_set_at(&card_key(&card))?,
+        };
+        if account.is_some() && account != row.account {
+            if pin_set_at.is_some() {
+                return Err(RegisterError::AccountBound);
+            }
+            row.account = account;
+        }
+        let registered = card_of(row.account.clone(), pin_set_at);
+        self.put_card(card, row);
+        Ok(registered)
+    }
+
+    fn open(&mut self, mut control: Control, admission: Admission) -> Result<Control, OpenError> {
+        let mut row = match (self.card(&control.card)?, admission.unknown_cards) {
+            (Some(row), _) => row,
+            (None, UnknownCards::Accept) => CardRow::default(),
+            (None, UnknownCards::Refuse) => return Err(OpenError::CardUnknown),
+        };
+        let hour = clock::now().0 / HOUR_MILLISECONDS;
+        if row.hour != hour {
+            (row.hour, row.opened) = (hour, 0);
+        }
+        let cap = admission.controls_per_card_per_hour;
+        if row.opened >= cap {
+            return Err(OpenError::Cap { cap });
+        }
+        row.opened = row.opened.saturating_add(1);
+        control.account = row.account.clone();
+        self.put_card(control.card, row);
+        self.put_control(control.id, encode_control(&control));
+        Ok(control)
+    }
+
+    fn advance(
+        &mut self,
+        id: ControlId,
+        event: Event,
+        now: UnixMillis,
+        pin: Option<StoredPin>,
+    ) -> Result<(), AdvanceError> {
+        let mut control = match self.controls.get(&id) {
+            Some(Some(bytes)) => decode_control(id, bytes),
+            Some(None) => None,
+            None => self.shared.live.find(id),
+        }
+        .ok_or(UNKNOWN)?;
+        control.state = advance(&control, event, now)?;
+        self.put_control(id, encode_control(&control));
+        if let Some(pin) = pin {
+            self.write.insert(&self.shared.pins, card_key(&control.card), encode_pin(now, &pin));
+            self.pins.insert(control.card, now);
+        }
+        Ok(())
+    }
+
+    /// Removes controls of one shard that nobody can use any more.
+    fn sweep(&mut self, shard: usize) {
+        let grace = u64::try_from(SWEEP_GRACE.as_millis()).unwrap_or_default();
+        let moment = UnixMillis(clock::now().0.saturating_sub(grace));
+        for id in self.shared.live.expired(shard, moment, SWEEP_CONTROLS_MAX) {
+            self.write.remove(&self.shared.controls, *id.as_bytes());
+            self.controls.insert(id, None);
+        }
+    }
+
+    fn card(&self, card: &CardKey) -> Result<Option<CardRow>, StoreError> {
+        if let Some(row) = self.cards.get(card) {
+            return Ok(Some(row.clone()));
+        }
+        let Some(bytes) = self.shared.cards.get(card_key(card)).map_err(unavailable)? else { return Ok(None) };
+        decode_card(&bytes).map(Some).ok_or_else(|| damaged("cards", "a card can't be read"))
+    }
+
+    fn put_card(&mut self, card: CardKey, row: CardRow) {
+        self.write.insert(&self.shared.cards, card_key(&card), encode_card(&row));
+        self.cards.insert(card, row);
+    }
+
+    fn put_control(&mut self, id: ControlId, bytes: Box<[u8]>) {
+        self.write.insert(&self.shared.controls, *id.as_bytes(), &*bytes);
+        self.controls.insert(id, Some(bytes));
+    }
+
+    /// To disk first, then to where readers see it.
+    fn commit(mut self) -> Result<(), StoreError> {
+        if self.write.is_empty() {
+            return Ok(());
+        }
+        self.write.insert(&self.shared.meta, HEAD_KEY, encode_head(&self.head));
+        self.write.commit().map_err(unavailable)?;
+        *locked(&self.shared.head) = self.head;
+        for (id, bytes) in self.controls {
+            match bytes {
+                Some(bytes) => self.shared.live.put(id, bytes),
+                None => self.shared.live.remove(id),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An answer that waits for the commit.
+enum Reply {
+    Register(Sender<Result<Card, RegisterError>>, Result<Card, RegisterError>),
+    Open(Sender<Result<Control, OpenError>>, Result<Box<Control>, OpenError>),
+    Advance(Sender<Result<(), AdvanceError>>, Result<(), AdvanceError>),
+    Note(Sender<Result<(), StoreError>>, Result<(), StoreError>),
+}
+
+impl Reply {
+    // Whoever waited may have gone; the change stands all the same.
+
+    fn send(self) {
+        match self {
+            Self::Register(reply, answer) => drop(reply.send(answer)),
+            Self::Open(reply, answer) => drop(reply.send(answer.map(|control| *control))),
+            Self::Advance(reply, answer) => drop(reply.send(answer)),
+            Self::Note(reply, answer) => drop(reply.send(answer)),
+        }
+    }
+
+    fn send_failure(self, error: &StoreError) {
+        match self {
+            Self::Register(reply, _) => drop(reply.send(Err(error.clone().into()))),
+            Self::Open(reply, _) => drop(reply.send(Err(error.clone().into()))),
+            Self::Advance(reply, _) => drop(reply.send(Err(error.clone().into()))),
+            Self::Note(reply, _) => drop(reply.send(Err(error.clone()))),
+        }
+    }
+}

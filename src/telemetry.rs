@@ -1,0 +1,26 @@
+//! What the process says of itself: events on standard error. No block, no secret and no full account number is ever a
+//! field of one.
+
+use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+
+/// How events are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Begins to write events. `RUST_LOG` chooses them; without it, those of level info and above.
+pub fn start(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let registry = tracing_subscriber::registry().with(filter);
+    let events = fmt::layer().with_writer(std::io::stderr);
+    // A second start, as in tests, changes nothing.
+    let _ = match format {
+        LogFormat::Text => registry.with(events).try_init(),
+        LogFormat::Json => registry.with(events.json()).try_init(),
+    };
+}
