@@ -1,2 +1,79 @@
-//! p
-fn main() {}
+//! The one binary: parse the arguments, call one function, map its error to an exit code.
+
+use std::{
+    error::Error,
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+use pinseal::{command, telemetry};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Issuer-side PIN translation: a cardholder sets, sees and uses a PIN, and the clear PIN never leaves the key boundary.
+#[derive(Parser)]
+#[command(version, max_term_width = 100, propagate_version = true)]
+struct Arguments {
+    /// How events are written to standard error; RUST_LOG chooses which
+    #[arg(long, global = true, value_enum, default_value_t)]
+    log_format: telemetry::LogFormat,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Play a PIN being set and viewed through the real services, tell what happens, and go on serving
+    #[cfg(feature = "simulator")]
+    Demo(pinseal::demo::DemoArguments),
+    /// Serve the engine: gRPC, the store and the key boundary
+    #[cfg(feature = "engine")]
+    Engine(command::EngineArguments),
+    /// Serve the edge: the Card PIN API over HTTP, in front of an engine
+    #[cfg(feature = "edge")]
+    Edge(command::EdgeArguments),
+    /// Simulate a cardholder's device, and the back-end it talks to
+    #[cfg(feature = "simulator")]
+    Device(pinseal::simulate::DeviceArguments),
+    /// Export and verify the audit chain
+    #[cfg(feature = "engine")]
+    Audit(pinseal::audit::command::AuditArguments),
+    /// Make certificates for mutual TLS
+    Pki(pinseal::pki::PkiArguments),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    telemetry::start(arguments.log_format);
+    match run(arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Who reads our output has read enough, as `head` does.
+        Err(error) if is_broken_pipe(&*error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr().lock(), "pinseal: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Box<dyn Error>> {
+    match command {
+        #[cfg(feature = "simulator")]
+        Command::Demo(arguments) => Ok(pinseal::demo::run(arguments)?),
+        #[cfg(feature = "engine")]
+        Command::Engine(arguments) => Ok(command::engine(arguments)?),
+        #[cfg(feature = "edge")]
+        Command::Edge(arguments) => Ok(command::edge(arguments)?),
+        #[cfg(feature = "simulator")]
+        Command::Device(arguments) => Ok(pinseal::simulate::run(arguments)?),
+        #[cfg(feature = "engine")]
+        Command::Audit(arguments) => Ok(pinseal::audit::command::run(arguments)?),
+        Command::Pki(arguments) => Ok(pinseal::pki::run(arguments)?),
+    }
+}
+
+fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}

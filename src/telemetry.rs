@@ -13,9 +13,9 @@ pub enum LogFormat {
     Json,
 }
 
-/// Begins to write events. `RUST_LOG` chooses them; without it, those of level info and above.
+/// Begins to write events. `RUST_LOG` chooses them; without it, warnings of all and events of ours.
 pub fn start(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,pinseal=info"));
     let registry = tracing_subscriber::registry().with(filter);
     let events = fmt::layer().with_writer(std::io::stderr);
     // A second start, as in tests, changes nothing.

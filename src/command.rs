@@ -1,0 +1,98 @@
+//! `pinseal engine` and `pinseal edge`: load the configuration, start, say where, serve until told to stop.
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+};
+
+use clap::Args;
+use thiserror::Error;
+use tokio::{
+    runtime::Builder,
+    signal::unix::{SignalKind, signal},
+};
+
+use crate::config::{self, ConfigError};
+
+/// `pinseal engine`.
+#[derive(Args)]
+pub struct EngineArguments {
+    /// The configuration, in TOML; without it, embedded defaults under ./pinseal-data and 127.0.0.1:50051
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// `pinseal edge`.
+#[derive(Args)]
+pub struct EdgeArguments {
+    /// The configuration, in TOML; without it, 127.0.0.1:8080, the engine at 127.0.0.1:50051, and a fresh bearer token
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Serves the engine until SIGTERM or Ctrl-C.
+#[cfg(feature = "engine")]
+pub fn engine(arguments: EngineArguments) -> Result<(), CommandError> {
+    let config = config::Engine::load(arguments.config.as_deref())?;
+    Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let engine = crate::engine::Engine::start(config).await?;
+        writeln!(io::stdout(), "pinseal engine listens on {}", engine.address())?;
+        for line in engine.boundary().lines() {
+            writeln!(io::stdout(), "  {line}")?;
+        }
+        told_to_stop().await?;
+        writeln!(io::stdout(), "pinseal engine stops: calls in flight finish first")?;
+        Ok(engine.stop().await?)
+    })
+}
+
+/// Serves the edge until SIGTERM or Ctrl-C.
+#[cfg(feature = "edge")]
+pub fn edge(arguments: EdgeArguments) -> Result<(), CommandError> {
+    let config = config::Edge::load(arguments.config.as_deref())?;
+    Builder::new_multi_thread().enable_all().build()?.block_on(async {
+        let made_token = config.made_token.clone();
+        let edge = crate::edge::Edge::start(config).await?;
+        writeln!(io::stdout(), "pinseal edge listens on {}", edge.address())?;
+        if let Some(token) = made_token {
+            writeln!(io::stdout(), "  no clients are configured; bearer token for this run: {}", token.as_str())?;
+        }
+        told_to_stop().await?;
+        writeln!(io::stdout(), "pinseal edge stops: requests in flight finish first")?;
+        Ok(edge.stop().await?)
+    })
+}
+
+/// Until SIGTERM or SIGINT.
+pub(crate) async fn told_to_stop() -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// Why a service ended in disorder.
+#[derive(Debug, Error)]
+pub enum CommandError {
+    /// The configuration can't be served.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The engine did not start.
+    #[cfg(feature = "engine")]
+    #[error(transparent)]
+    Engine(#[from] crate::engine::StartError),
+    /// The engine did not stop in order.
+    #[cfg(feature = "engine")]
+    #[error(transparent)]
+    Store(#[from] crate::store::StoreError),
+    /// The edge did not start, or not stop in order.
+    #[cfg(feature = "edge")]
+    #[error(transparent)]
+    Edge(#[from] crate::edge::EdgeError),
+    /// The machine refused something.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}

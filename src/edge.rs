@@ -1,0 +1,108 @@
+//! The edge: a thin HTTP service that speaks the Card PIN API and asks the engine by gRPC. It knows the generated client
+//! and nothing else of the engine; it holds no key, keeps nothing, and logs neither a body nor a block.
+
+mod auth;
+mod body;
+mod contract;
+mod fault;
+mod page;
+mod route;
+mod serve;
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use thiserror::Error;
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tonic::transport::Channel;
+
+pub use self::{
+    auth::{Client, Credential},
+    contract::openapi_json,
+    fault::ErrorProfile,
+};
+use crate::{
+    config,
+    proto::{control_service_client::ControlServiceClient, pin_service_client::PinServiceClient},
+    tls::{self, ClientTls, ListenError, ServerTls, TlsError},
+};
+
+/// Whom an edge serves, and how.
+pub struct Settings {
+    /// Who may call.
+    pub clients: Vec<Client>,
+    /// Which statuses errors may have.
+    pub error_profile: ErrorProfile,
+    /// How long one request may take.
+    pub request_timeout: Duration,
+    /// The longest body taken, in bytes.
+    pub body_bytes_max: usize,
+    /// How many requests may be under way.
+    pub requests_max: usize,
+}
+
+/// The engine, as the edge calls it.
+#[derive(Clone)]
+pub(crate) struct EngineClient {
+    controls: ControlServiceClient<Channel>,
+    pins: PinServiceClient<Channel>,
+}
+
+/// A serving edge.
+pub struct Edge {
+    address: SocketAddr,
+    stop: watch::Sender<bool>,
+    serving: JoinHandle<()>,
+}
+
+impl Edge {
+    /// Listens and begins to serve. The engine need not be there yet.
+    pub async fn start(config: config::Edge) -> Result<Self, EdgeError> {
+        tls::may_listen_edge(config.listen, config.tls.as_ref())?;
+        let server_tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
+        let engine_tls = config.engine_tls.as_ref().map(ClientTls::load).transpose()?;
+        let channel = tls::connect::channel(&config.engine_address, engine_tls)?;
+        let engine =
+            EngineClient { controls: ControlServiceClient::new(channel.clone()), pins: PinServiceClient::new(channel) };
+
+        let listen_error = |error| EdgeError::Listen { address: config.listen, error };
+        let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
+        let address = listener.local_addr().map_err(listen_error)?;
+        let (stop, stopped) = watch::channel(false);
+        let router = route::router(config.settings, engine);
+        let serving = tokio::spawn(serve::serve(listener, server_tls, router, stopped));
+        Ok(Self { address, stop, serving })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Takes no more connections and lets requests under way finish.
+    pub async fn stop(self) -> Result<(), EdgeError> {
+        self.stop.send_replace(true);
+        self.serving.await.map_err(|_| EdgeError::Stopped)
+    }
+}
+
+/// Why an edge does not serve.
+#[derive(Debug, Error)]
+pub enum EdgeError {
+    /// It may not listen there.
+    #[error(transparent)]
+    MayNotListen(#[from] ListenError),
+    /// Certificates, keys or the engine's address are not what they should be.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// It can't listen there.
+    #[error("can't listen on {address}: {error}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        error: io::Error,
+    },
+    /// It ended in disorder.
+    #[error("the edge ended in disorder: see its log")]
+    Stopped,
+}

@@ -1,0 +1,260 @@
+//! Every error the edge answers: one table, one body.
+
+use axum::{
+    body::Body,
+    http::{HeaderValue, Response, StatusCode, header},
+};
+use serde::Serialize;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+/// Which statuses errors may have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ErrorProfile {
+    /// As documented.
+    #[default]
+    Full,
+    /// Only those the vendor's own document declares: 401, 403, 404 and 500.
+    Strict,
+}
+
+/// Where an error comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub(super) enum ErrorType {
+    /// The request itself.
+    #[serde(rename = "STATIC_VALIDATION_ERROR")]
+    StaticValidation,
+    /// What the request asks for, as things stand.
+    #[serde(rename = "DYNAMIC_VALIDATION_ERROR")]
+    DynamicValidation,
+    /// A service behind the edge.
+    #[serde(rename = "INTEGRATION_ERROR")]
+    Integration,
+    /// Who asks.
+    #[serde(rename = "SECURITY_ERROR")]
+    Security,
+    /// We don't know.
+    #[serde(rename = "UNEXPECTED_ERROR")]
+    Unexpected,
+}
+
+/// An error, as one row of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Fault {
+    status: StatusCode,
+    error_type: ErrorType,
+    /// Stable, ours.
+    code: &'static str,
+    message: &'static str,
+    retry_after_seconds: Option<u32>,
+}
+
+macro_rules! table {
+    ($($name:ident = $status:ident $error_type:ident $code:literal $message:literal $(retry $retry:literal)?;)+) => {
+        impl Fault {
+            $(pub(super) const $name: Self = Self {
+                status: StatusCode::$status,
+                error_type: ErrorType::$error_type,
+                code: $code,
+                message: $message,
+                retry_after_seconds: first(&[$($retry)?]),
+            };)+
+
+            /// Every row, for the documentation.
+            #[cfg(test)]
+            const TABLE: &'static [Self] = &[$(Self::$name),+];
+
+            /// The row of an engine's reason.
+            fn by_reason(reason: &str) -> Option<Self> {
+                [$(Self::$name),+].into_iter().find(|fault| fault.code == reason)
+            }
+        }
+    };
+}
+
+table! {
+    UNAUTHENTICATED = UNAUTHORIZED Security "UNAUTHENTICATED" "the credentials are missing or wrong";
+
+    BODY_MALFORMED = BAD_REQUEST StaticValidation "BODY_MALFORMED" "the body is not the JSON object this route takes";
+    AUDIT_USER_INVALID = BAD_REQUEST StaticValidation "AUDIT_USER_INVALID" "the query parameter auditUser is required: 1 to 128 characters";
+    PLASTIC_ID_INVALID = BAD_REQUEST StaticValidation "PLASTIC_ID_INVALID" "plasticId is 1 to 19 decimal digits";
+    SCOPE_INVALID = BAD_REQUEST StaticValidation "SCOPE_INVALID" "scope is SET_PIN or VIEW_PIN";
+    CONTROL_ID_INVALID = BAD_REQUEST StaticValidation "CONTROL_ID_INVALID" "controlId is a UUID of 36 characters";
+    DEVICE_KEY_INVALID = BAD_REQUEST StaticValidation "DEVICE_KEY_INVALID" "publicKey is the standard base64 of a DER SubjectPublicKeyInfo: RSA, 2048 to 4096 bits, an odd exponent of at least 3, no trailing bytes";
+    PIN_BLOCK_LENGTH = BAD_REQUEST StaticValidation "PIN_BLOCK_LENGTH" "pinBlock is the standard base64 of 8 bytes, 12 characters";
+    REQUEST_INVALID = BAD_REQUEST StaticValidation "REQUEST_INVALID" "the request is not one this service can read";
+    BODY_TOO_LARGE = PAYLOAD_TOO_LARGE StaticValidation "BODY_TOO_LARGE" "the body is larger than this service takes";
+
+    CALLER_FORBIDDEN = FORBIDDEN Security "CALLER_FORBIDDEN" "the engine does not give this edge the right to ask for this";
+    TENANT_MISMATCH = FORBIDDEN Security "TENANT_MISMATCH" "the control belongs to another tenant";
+    SCOPE_MISMATCH = FORBIDDEN Security "SCOPE_MISMATCH" "the control was opened for another purpose";
+    DEVICE_KEY_MISMATCH = FORBIDDEN Security "DEVICE_KEY_MISMATCH" "the control was opened for another device key";
+
+    CONTROL_NOT_USABLE = NOT_FOUND DynamicValidation "CONTROL_NOT_USABLE" "the control is not usable: open another";
+    PIN_NOT_SET = NOT_FOUND DynamicValidation "PIN_NOT_SET" "no PIN is set for this card";
+    CARD_UNKNOWN = NOT_FOUND DynamicValidation "CARD_UNKNOWN" "the card is not registered";
+    ROUTE_UNKNOWN = NOT_FOUND StaticValidation "ROUTE_UNKNOWN" "there is no such route";
+    METHOD_NOT_ALLOWED = METHOD_NOT_ALLOWED StaticValidation "METHOD_NOT_ALLOWED" "this route takes another method";
+
+    TZPK_MISSING = UNPROCESSABLE_ENTITY DynamicValidation "TZPK_MISSING" "no tzpk was issued under this control: ask for one first";
+    PIN_BLOCK_MALFORMED = UNPROCESSABLE_ENTITY DynamicValidation "PIN_BLOCK_MALFORMED" "the block is not an ISO 9564 format 1 block under this control's tzpk: open another control";
+    PIN_REFUSED = UNPROCESSABLE_ENTITY DynamicValidation "PIN_REFUSED" "the PIN breaks the PIN policy: choose another";
+
+    CONTROL_CAP = TOO_MANY_REQUESTS DynamicValidation "CONTROL_CAP" "this card has had too many controls within the hour" retry 600;
+
+    BUSY = SERVICE_UNAVAILABLE Integration "BUSY" "too many requests are under way: try again" retry 1;
+    STORE_UNAVAILABLE = SERVICE_UNAVAILABLE Integration "STORE_UNAVAILABLE" "the store is not available: try again later" retry 5;
+    TOKEN_UNAVAILABLE = SERVICE_UNAVAILABLE Integration "TOKEN_UNAVAILABLE" "the key boundary is not available: try again later" retry 5;
+    ENGINE_UNAVAILABLE = SERVICE_UNAVAILABLE Integration "ENGINE_UNAVAILABLE" "the engine is not available: try again later" retry 5;
+
+    UNEXPECTED = INTERNAL_SERVER_ERROR Unexpected "UNEXPECTED" "something went wrong that should not: see the log";
+}
+
+impl Fault {
+    /// What the engine's status is to a client: by its reason, else by its code. The engine's own text stays inside.
+    pub(super) fn of(status: &Status) -> Self {
+        let reason = status.get_details_error_info().filter(|info| info.domain == "pinseal");
+        let by_reason = reason.and_then(|info| Self::by_reason(&info.reason));
+        by_reason.unwrap_or(match status.code() {
+            Code::Unavailable => Self::ENGINE_UNAVAILABLE,
+            Code::DeadlineExceeded | Code::Cancelled => Self::ENGINE_UNAVAILABLE,
+            Code::ResourceExhausted => Self::BUSY,
+            Code::InvalidArgument => Self::REQUEST_INVALID,
+            _ => Self::UNEXPECTED,
+        })
+    }
+
+    /// Its stable code.
+    pub(super) fn code(self) -> &'static str {
+        self.code
+    }
+
+    /// The answer. `id` is also in the log.
+    pub(super) fn answer(self, profile: ErrorProfile, id: Uuid) -> Response<Body> {
+        let status = match profile {
+            ErrorProfile::Full => self.status,
+            ErrorProfile::Strict => strict(self.status),
+        };
+        let body = FaultBody {
+            code: status.as_str().to_owned(),
+            message: self.message.to_owned(),
+            id: id.to_string(),
+            error_code: self.code.to_owned(),
+            error_type: self.error_type,
+            error_reason: status.canonical_reason().unwrap_or("Error").to_owned(),
+            timestamp: jiff::Timestamp::now().to_string(),
+        };
+        let mut answer = Response::new(Body::from(serde_json::to_vec(&body).unwrap_or_default()));
+        *answer.status_mut() = status;
+        let headers = answer.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if status == StatusCode::UNAUTHORIZED {
+            headers.append(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"pinseal\""));
+            headers.append(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"pinseal\""));
+        }
+        if let Some(seconds) = self.retry_after_seconds {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        answer
+    }
+}
+
+/// The one there is, if there is one.
+const fn first(seconds: &[u32]) -> Option<u32> {
+    match seconds {
+        [seconds, ..] => Some(*seconds),
+        [] => None,
+    }
+}
+
+/// The nearest status the vendor's document declares.
+fn strict(status: StatusCode) -> StatusCode {
+    match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => status,
+        StatusCode::TOO_MANY_REQUESTS => StatusCode::FORBIDDEN,
+        status if status.is_client_error() => StatusCode::NOT_FOUND,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// The body of every error: seven members, all of them strings.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct FaultBody {
+    /// The HTTP status, as text.
+    #[schema(example = "404", pattern = "^[0-9]{3}$")]
+    code: String,
+    /// What went wrong and what to do next, for people.
+    message: String,
+    /// This answer's own name, also in the edge's log.
+    #[schema(format = Uuid)]
+    id: String,
+    /// What went wrong, for programs: stable.
+    #[schema(example = "CONTROL_NOT_USABLE", pattern = "^[A-Z0-9_]+$")]
+    error_code: String,
+    /// Where it comes from.
+    error_type: ErrorType,
+    /// The HTTP status in words.
+    error_reason: String,
+    /// When, RFC 3339.
+    #[schema(format = DateTime)]
+    timestamp: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    fn engine_says(code: Code, reason: &str) -> Status {
+        let details = ErrorDetails::with_error_info(reason, "pinseal", HashMap::<String, String>::new());
+        Status::with_error_details(code, "words of the engine's own", details)
+    }
+
+    #[test]
+    fn each_reason_of_the_engine_has_its_row() {
+        let rows = [
+            (Code::NotFound, "CONTROL_NOT_USABLE", 404),
+            (Code::PermissionDenied, "TENANT_MISMATCH", 403),
+            (Code::FailedPrecondition, "PIN_BLOCK_MALFORMED", 422),
+            (Code::FailedPrecondition, "PIN_REFUSED", 422),
+            (Code::ResourceExhausted, "CONTROL_CAP", 429),
+            (Code::Unavailable, "STORE_UNAVAILABLE", 503),
+            (Code::Internal, "BOUNDARY_FAILED", 500),
+        ];
+        for (code, reason, status) in rows {
+            assert_eq!(Fault::of(&engine_says(code, reason)).status.as_u16(), status, "{reason}");
+        }
+    }
+
+    #[test]
+    fn an_engine_that_is_away_or_slow_is_503_with_retry_after() {
+        for code in [Code::Unavailable, Code::DeadlineExceeded, Code::Cancelled] {
+            let answer = Fault::of(&Status::new(code, "connection refused")).answer(ErrorProfile::Full, Uuid::nil());
+            assert_eq!(answer.status(), 503);
+            assert!(answer.headers().contains_key(header::RETRY_AFTER));
+        }
+    }
+
+    #[test]
+    fn the_strict_profile_knows_four_statuses_alone() {
+        for fault in Fault::TABLE {
+            let status = fault.answer(ErrorProfile::Strict, Uuid::nil()).status().as_u16();
+            assert!([401, 403, 404, 500].contains(&status), "{}: {status}", fault.code);
+        }
+    }
+
+    #[test]
+    fn codes_are_unique_and_stable_in_form() {
+        let mut codes: Vec<_> = Fault::TABLE.iter().map(|fault| fault.code).collect();
+        codes.sort_unstable();
+        codes.dedup();
+        assert_eq!(codes.len(), Fault::TABLE.len());
+    }
+}

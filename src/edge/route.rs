@@ -1,0 +1,321 @@
+//! The routes: read the request, ask the engine, write the answer. Who calls is judged before anything else.
+
+use std::{sync::Arc, time::Instant};
+
+use axum::{
+    Json, Router,
+    body::{Body, Bytes, to_bytes},
+    extract::{Path, Request, State, rejection::PathRejection},
+    http::{HeaderMap, Response, StatusCode},
+    response::IntoResponse,
+    routing::{get, post},
+};
+use serde::Serialize;
+use tokio::{sync::Semaphore, time::timeout};
+use tower_http::catch_panic::CatchPanicLayer;
+use uuid::Uuid;
+
+use super::{
+    EngineClient, Settings,
+    auth::{Client, authenticate},
+    body::{self, DeviceKeyRequest, PinControl, PinControlRequest, PinSet, SetPinRequest, ShownPin, Tzpk},
+    contract,
+    fault::{Fault, FaultBody},
+    page,
+};
+use crate::proto;
+
+/// The longest auditUser, in characters.
+const AUDIT_USER_CHARACTERS_MAX: usize = 128;
+/// How much of a controlId may be logged: all of it opens a card for seconds.
+const LOGGED_CONTROL_CHARACTERS: usize = 8;
+
+/// All routes, below `/pin` and at the root.
+pub(super) fn router(settings: Settings, engine: EngineClient) -> Router {
+    let profile = settings.error_profile;
+    let places = Semaphore::new(settings.requests_max);
+    let edge = Arc::new(EdgeState { settings, engine, places });
+    let api = Router::new()
+        .route("/pincontrol/v2/plastic/{plastic_id}", post(open_control))
+        .route("/v3/set/tzpk", post(issue_tzpk))
+        .route("/v3/set", post(set_pin))
+        .route("/v3/view", post(view_pin));
+    Router::new()
+        .merge(api.clone())
+        .nest("/pin", api)
+        .route("/openapi.json", get(contract::serve))
+        .route("/docs", get(page::serve))
+        .route("/healthz", get(async || StatusCode::NO_CONTENT))
+        .fallback(async move || Fault::ROUTE_UNKNOWN.answer(profile, Uuid::new_v4()))
+        .method_not_allowed_fallback(async move || Fault::METHOD_NOT_ALLOWED.answer(profile, Uuid::new_v4()))
+        .layer(CatchPanicLayer::custom(move |_| Fault::UNEXPECTED.answer(profile, Uuid::new_v4())))
+        .with_state(edge)
+}
+
+struct EdgeState {
+    settings: Settings,
+    engine: EngineClient,
+    places: Semaphore,
+}
+
+/// A request from a known client, read whole.
+struct Asked {
+    tenant: String,
+    audit_user: String,
+    body: Bytes,
+}
+
+/// Opens a control for a card and a purpose
+///
+/// The controlId in the answer is all a client needs to go on.
+#[utoipa::path(
+    post, path = "/pincontrol/v2/plastic/{plasticId}", operation_id = "openControl", tag = "PIN control",
+    params(
+        ("plasticId" = String, Path, description = "The card: 1 to 19 decimal digits.", pattern = "^[0-9]{1,19}$"),
+        ("auditUser" = String, Query, description = "Who asks; logged, never trusted.", min_length = 1, max_length = 128),
+    ),
+    request_body = PinControlRequest,
+    responses(
+        (status = 201, description = "The control is open.", body = PinControl),
+        (status = 400, description = "The request is malformed.", body = FaultBody),
+        (status = 401, description = "The credentials are missing or wrong.", body = FaultBody),
+        (status = 403, description = "The engine does not let this edge ask.", body = FaultBody),
+        (status = 404, description = "The card is not registered, where only registered cards are served.", body = FaultBody),
+        (status = 413, description = "The body is too large.", body = FaultBody),
+        (status = 429, description = "Too many controls for this card within the hour.", body = FaultBody),
+        (status = 500, description = "Something went wrong that should not.", body = FaultBody),
+        (status = 503, description = "The engine, its store or its key boundary is away.", body = FaultBody),
+    ),
+    security(("bearer" = []), ("basic" = [])),
+)]
+async fn open_control(
+    State(edge): State<Arc<EdgeState>>,
+    plastic_id: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Response<Body> {
+    let work = async |asked: Asked| {
+        let Ok(Path(plastic_id)) = plastic_id else { return Err(Fault::PLASTIC_ID_INVALID) };
+        let body: PinControlRequest = body::parse(&asked.body)?;
+        let request = edge.timed(proto::OpenControlRequest {
+            tenant: asked.tenant,
+            audit_user: asked.audit_user,
+            plastic_id,
+            scope: body.scope.to_wire(),
+            device_key_sha256: Vec::new(),
+        });
+        let opened = edge.engine.controls.clone().open_control(request).await.map_err(|status| Fault::of(&status))?;
+        Ok((StatusCode::CREATED, PinControl { id: opened.into_inner().control_id }))
+    };
+    edge.answer("pincontrol/v2/plastic", request, work).await
+}
+
+/// Issues a tzpk under a control
+///
+/// Fresh each time; the newest one wins.
+#[utoipa::path(
+    post, path = "/pin/v3/set/tzpk", operation_id = "issueTzpk", tag = "Set PIN",
+    params(("auditUser" = String, Query, description = "Who asks; logged, never trusted.", min_length = 1, max_length = 128)),
+    request_body = DeviceKeyRequest,
+    responses(
+        (status = 200, description = "A fresh tzpk, encrypted to the device's key.", body = Tzpk),
+        (status = 400, description = "The request is malformed, or the device key is not one.", body = FaultBody),
+        (status = 401, description = "The credentials are missing or wrong.", body = FaultBody),
+        (status = 403, description = "The control is another tenant's, or for another purpose or device key.", body = FaultBody),
+        (status = 404, description = "The control is unknown, expired or spent: one answer.", body = FaultBody),
+        (status = 413, description = "The body is too large.", body = FaultBody),
+        (status = 500, description = "Something went wrong that should not.", body = FaultBody),
+        (status = 503, description = "The engine, its store or its key boundary is away.", body = FaultBody),
+    ),
+    security(("bearer" = []), ("basic" = [])),
+)]
+async fn issue_tzpk(State(edge): State<Arc<EdgeState>>, request: Request) -> Response<Body> {
+    let work = async |asked: Asked| {
+        let body: DeviceKeyRequest = body::parse(&asked.body)?;
+        let request = edge.timed(proto::IssueTzpkRequest {
+            tenant: asked.tenant,
+            audit_user: asked.audit_user,
+            control_id: body.control_id,
+            device_public_key: body::public_key(&body.public_key)?,
+        });
+        let issued = edge.engine.pins.clone().issue_tzpk(request).await.map_err(|status| Fault::of(&status))?;
+        Ok((StatusCode::OK, Tzpk { tzpk: body::base64(&issued.into_inner().encrypted_tzpk) }))
+    };
+    edge.answer("v3/set/tzpk", request, work).await
+}
+
+/// Sets a PIN
+///
+/// A control sets one PIN. The same block under the same control is answered well again while the control lives; any
+/// other block under a spent control is not.
+#[utoipa::path(
+    post, path = "/pin/v3/set", operation_id = "setPin", tag = "Set PIN",
+    params(("auditUser" = String, Query, description = "Who asks; logged, never trusted.", min_length = 1, max_length = 128)),
+    request_body = SetPinRequest,
+    responses(
+        (status = 200, description = "The PIN is set, and on disk.", body = PinSet),
+        (status = 400, description = "The request is malformed.", body = FaultBody),
+        (status = 401, description = "The credentials are missing or wrong.", body = FaultBody),
+        (status = 403, description = "The control is another tenant's, or for another purpose.", body = FaultBody),
+        (status = 404, description = "The control is unknown, expired or spent: one answer.", body = FaultBody),
+        (status = 413, description = "The body is too large.", body = FaultBody),
+        (status = 422, description = "The block is not an ISO 9564 format 1 block under the tzpk (one answer, the control is spent), \
+            or the PIN breaks the policy (the control is left usable three times), or no tzpk was issued.", body = FaultBody),
+        (status = 500, description = "Something went wrong that should not.", body = FaultBody),
+        (status = 503, description = "The engine, its store or its key boundary is away.", body = FaultBody),
+    ),
+    security(("bearer" = []), ("basic" = [])),
+)]
+async fn set_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Response<Body> {
+    let work = async |asked: Asked| {
+        let body: SetPinRequest = body::parse(&asked.body)?;
+        let request = edge.timed(proto::SetPinRequest {
+            tenant: asked.tenant,
+            audit_user: asked.audit_user,
+            control_id: body.control_id,
+            pin_block: body::pin_block(&body.pin_block)?,
+        });
+        edge.engine.pins.clone().set_pin(request).await.map_err(|status| Fault::of(&status))?;
+        Ok((StatusCode::OK, PinSet {}))
+    };
+    edge.answer("v3/set", request, work).await
+}
+
+/// Shows a PIN to its cardholder's device
+///
+/// Spends the control.
+#[utoipa::path(
+    post, path = "/pin/v3/view", operation_id = "viewPin", tag = "View PIN",
+    params(("auditUser" = String, Query, description = "Who asks; logged, never trusted.", min_length = 1, max_length = 128)),
+    request_body = DeviceKeyRequest,
+    responses(
+        (status = 200, description = "The PIN, under a fresh tzpk for the device.", body = ShownPin),
+        (status = 400, description = "The request is malformed, or the device key is not one.", body = FaultBody),
+        (status = 401, description = "The credentials are missing or wrong.", body = FaultBody),
+        (status = 403, description = "The control is another tenant's, or for another purpose or device key.", body = FaultBody),
+        (status = 404, description = "The control is unknown, expired or spent (one answer), or no PIN is set.", body = FaultBody),
+        (status = 413, description = "The body is too large.", body = FaultBody),
+        (status = 500, description = "Something went wrong that should not.", body = FaultBody),
+        (status = 503, description = "The engine, its store or its key boundary is away.", body = FaultBody),
+    ),
+    security(("bearer" = []), ("basic" = [])),
+)]
+async fn view_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Response<Body> {
+    let work = async |asked: Asked| {
+        let body: DeviceKeyRequest = body::parse(&asked.body)?;
+        let request = edge.timed(proto::ViewPinRequest {
+            tenant: asked.tenant,
+            audit_user: asked.audit_user,
+            control_id: body.control_id,
+            device_public_key: body::public_key(&body.public_key)?,
+        });
+        let shown = edge.engine.pins.clone().view_pin(request).await.map_err(|status| Fault::of(&status))?.into_inner();
+        let shown = ShownPin { tzpk: body::base64(&shown.encrypted_tzpk), pin_block: body::base64(&shown.pin_block) };
+        Ok((StatusCode::OK, shown))
+    };
+    edge.answer("v3/view", request, work).await
+}
+
+impl EdgeState {
+    /// Judges who calls, reads the request, does the work within its time, and answers.
+    async fn answer<T: Serialize>(
+        &self,
+        route: &'static str,
+        request: Request,
+        work: impl AsyncFnOnce(Asked) -> Result<(StatusCode, T), Fault>,
+    ) -> Response<Body> {
+        let (id, began) = (Uuid::new_v4(), Instant::now());
+        let (parts, body) = request.into_parts();
+        let mut log = RequestLog { route, client: None, audit_user: None, control: None };
+        let outcome = match timeout(self.settings.request_timeout, async {
+            let client = self.authenticate(&parts.headers)?;
+            log.client = Some(client.name());
+            let _place = self.places.try_acquire().map_err(|_| Fault::BUSY)?;
+            let asked = self.read(client, parts.uri.query(), body).await?;
+            log.audit_user = Some(asked.audit_user.clone());
+            log.control = logged_control(&asked.body);
+            work(asked).await
+        })
+        .await
+        {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Fault::ENGINE_UNAVAILABLE),
+        };
+        let (answer, code) = match outcome {
+            Ok((status, body)) => ((status, Json(body)).into_response(), "OK"),
+            Err(fault) => (fault.answer(self.settings.error_profile, id), fault.code()),
+        };
+        log.write(id, answer.status(), code, began);
+        answer
+    }
+
+    fn authenticate(&self, headers: &HeaderMap) -> Result<&Client, Fault> {
+        authenticate(&self.settings.clients, headers).ok_or(Fault::UNAUTHENTICATED)
+    }
+
+    async fn read(&self, client: &Client, query: Option<&str>, body: Body) -> Result<Asked, Fault> {
+        let audit_user = audit_user(query).ok_or(Fault::AUDIT_USER_INVALID)?;
+        let body = to_bytes(body, self.settings.body_bytes_max).await.map_err(|_| Fault::BODY_TOO_LARGE)?;
+        Ok(Asked { tenant: client.tenant().as_str().to_owned(), audit_user, body })
+    }
+
+    /// A gRPC request that the engine need not go on with once the client has had its answer.
+    fn timed<T>(&self, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        request.set_timeout(self.settings.request_timeout);
+        request
+    }
+}
+
+/// What the log says of a request: never a body, never a whole controlId.
+struct RequestLog<'a> {
+    route: &'static str,
+    client: Option<&'a str>,
+    audit_user: Option<String>,
+    control: Option<String>,
+}
+
+impl RequestLog<'_> {
+    fn write(self, id: Uuid, status: StatusCode, code: &str, began: Instant) {
+        tracing::debug!(
+            %id,
+            route = self.route,
+            status = status.as_u16(),
+            code,
+            client = self.client.unwrap_or("-"),
+            audit_user = self.audit_user.as_deref().unwrap_or("-"),
+            control = self.control.as_deref().unwrap_or("-"),
+            microseconds = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
+            "request"
+        );
+    }
+}
+
+/// The value of `auditUser`, where it is there once and is 1 to 128 characters without control characters.
+fn audit_user(query: Option<&str>) -> Option<String> {
+    let pairs = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(
+        &format!("/?{}", query.unwrap_or_default()).parse().ok()?,
+    );
+    let mut values = pairs.ok()?.0.into_iter().filter(|(name, _)| name == "auditUser").map(|(_, value)| value);
+    let value = values.next().filter(|_| values.next().is_none())?;
+    let length = value.chars().take(AUDIT_USER_CHARACTERS_MAX + 1).count();
+    ((1..=AUDIT_USER_CHARACTERS_MAX).contains(&length) && !value.chars().any(char::is_control)).then_some(value)
+}
+
+/// The first characters of the body's controlId, where it has one.
+fn logged_control(body: &[u8]) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Named {
+        control_id: String,
+    }
+    if !tracing::enabled!(tracing::Level::DEBUG) {
+        return None;
+    }
+    let named: Named = serde_json::from_slice(body).ok()?;
+    Some(named.control_id.chars().filter(char::is_ascii_graphic).take(LOGGED_CONTROL_CHARACTERS).collect())
+}
+
+/// The operations, for the contract.
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(open_control, issue_tzpk, set_pin, view_pin))]
+pub(super) struct Operations;

@@ -1,0 +1,147 @@
+//! The engine: the use cases assembled over one boundary and one store, and served by gRPC.
+
+mod peer;
+mod service;
+pub mod serving;
+mod wire;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use hsm::Hsm;
+use thiserror::Error;
+use tonic::transport::server::Router;
+use tonic_health::server::HealthReporter;
+
+use self::{
+    peer::Peers,
+    service::Services,
+    serving::{Serving, ServingError, ServingSettings},
+};
+pub use self::{peer::Right, wire::ERROR_DOMAIN};
+use crate::{
+    audit::entry::Action,
+    config,
+    pin::Pins,
+    proto::{
+        self, audit_service_server::AuditServiceServer, card_service_server::CardServiceServer,
+        control_service_server::ControlServiceServer, pin_service_server::PinServiceServer,
+    },
+    store::{
+        Store, StoreError,
+        embedded::{Embedded, StoreOpenError},
+    },
+    tls::{self, ListenError, ServerTls, TlsError},
+};
+
+/// The longest request taken, in bytes: a device key of 4096 bits is 550.
+const REQUEST_BYTES_MAX: usize = 16 * 1024;
+
+/// A serving engine. [`Engine::stop`] lets calls in flight finish; a mere drop does not.
+pub struct Engine {
+    boundary: hsm::Status,
+    pins: Arc<Pins>,
+    store: Arc<Embedded>,
+    health: HealthReporter,
+    serving: Serving,
+}
+
+impl Engine {
+    /// Opens the boundary and the store and begins to serve.
+    pub async fn start(config: config::Engine) -> Result<Self, StartError> {
+        tls::may_listen_engine(config.listen, config.tls.as_ref())?;
+        let tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
+        let hsm = Arc::new(Hsm::open(config.hsm)?);
+        let store = Arc::new(Embedded::open(&config.store)?);
+        let kept: Arc<dyn Store> = store.clone();
+        let boundary = hsm.status().clone();
+        let pins = Arc::new(Pins::new(hsm, Arc::clone(&kept), config.rules));
+        pins.note_engine(Action::StartEngine).await?;
+
+        let services = Services::new(Arc::clone(&pins), kept, Peers::new(config.peers));
+        let (health, health_service) = tonic_health::server::health_reporter();
+        report_serving(&health).await;
+        let reflection = reflection().build_v1()?;
+        // Python's grpcio and most other clients still ask by the older name.
+        let reflection_before = self::reflection().build_v1alpha()?;
+
+        let settings = ServingSettings {
+            listen: config.listen,
+            tls,
+            workers: config.workers,
+            call_timeout: config.call_timeout,
+            calls_per_connection_max: config.calls_per_connection_max,
+        };
+        let serving = Serving::start(&settings, |mut server| {
+            let router = server.add_service(health_service.clone());
+            with_services(router, &services).add_service(reflection.clone()).add_service(reflection_before.clone())
+        })?;
+        Ok(Self { boundary, pins, store, health, serving })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.serving.address()
+    }
+
+    /// What its key boundary is and promises.
+    pub fn boundary(&self) -> &hsm::Status {
+        &self.boundary
+    }
+
+    /// Takes no more connections, lets calls in flight finish, closes the store.
+    pub async fn stop(self) -> Result<(), StoreError> {
+        self.health.set_not_serving::<PinServiceServer<Services>>().await;
+        self.health.set_not_serving::<ControlServiceServer<Services>>().await;
+        self.serving.stop().await;
+        let noted = self.pins.note_engine(Action::StopEngine).await;
+        self.store.close().await;
+        noted
+    }
+}
+
+/// Why the engine did not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The key boundary did not open.
+    #[error(transparent)]
+    Hsm(#[from] hsm::OpenError),
+    /// The store did not open.
+    #[error(transparent)]
+    StoreOpen(#[from] StoreOpenError),
+    /// The store failed at its first line.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It may not listen there.
+    #[error(transparent)]
+    MayNotListen(#[from] ListenError),
+    /// Certificates or keys are not what they should be.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// It can't serve.
+    #[error(transparent)]
+    Serving(#[from] ServingError),
+    /// The descriptor set built into the binary is broken.
+    #[error("can't serve reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+async fn report_serving(health: &HealthReporter) {
+    health.set_serving::<ControlServiceServer<Services>>().await;
+    health.set_serving::<PinServiceServer<Services>>().await;
+    health.set_serving::<CardServiceServer<Services>>().await;
+    health.set_serving::<AuditServiceServer<Services>>().await;
+}
+
+fn with_services(router: Router, services: &Services) -> Router {
+    router
+        .add_service(ControlServiceServer::new(services.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
+        .add_service(PinServiceServer::new(services.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
+        .add_service(CardServiceServer::new(services.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
+        .add_service(AuditServiceServer::new(services.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
+}
+
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(proto::DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+}

@@ -1,0 +1,187 @@
+//! The wire's messages and the house's own types, one into the other; each error into its status, here and nowhere else.
+
+use std::collections::HashMap;
+
+use hsm::{AccountNumber, DeviceKey, EncryptedBlock};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::{
+    caller::AuditUser,
+    card::{Card, PinStatus, PlasticId, RegisteredAccount, Tenant},
+    control::{ControlId, Denied, Scope, Thumbprint},
+    pin::{IssueTzpkError, RegisterCardError, SetPinError, ViewPinError},
+    proto,
+    store::{OpenError, RegisterError, StoreError},
+};
+
+/// The `domain` of every `google.rpc.ErrorInfo`.
+pub const ERROR_DOMAIN: &str = "pinseal";
+
+/// Reads a tenant.
+pub(super) fn tenant(text: &str) -> Result<Tenant, Status> {
+    Tenant::parse(text).map_err(|error| invalid("TENANT_INVALID", &error))
+}
+
+/// Reads an auditUser.
+pub(super) fn audit_user(text: &str) -> Result<AuditUser, Status> {
+    AuditUser::parse(text).map_err(|error| invalid("AUDIT_USER_INVALID", &error))
+}
+
+/// Reads a plasticId.
+pub(super) fn plastic_id(text: &str) -> Result<PlasticId, Status> {
+    PlasticId::parse(text).map_err(|error| invalid("PLASTIC_ID_INVALID", &error))
+}
+
+/// Reads an account number; an empty text is none.
+pub(super) fn account_number(text: &str) -> Result<Option<AccountNumber>, Status> {
+    let number = (!text.is_empty()).then(|| AccountNumber::parse(text)).transpose();
+    number.map_err(|error| invalid("ACCOUNT_NUMBER_INVALID", &error))
+}
+
+/// Reads a controlId.
+pub(super) fn control_id(text: &str) -> Result<ControlId, Status> {
+    ControlId::parse(text).map_err(|error| invalid("CONTROL_ID_INVALID", &error))
+}
+
+/// Reads a scope.
+pub(super) fn scope(scope: i32) -> Result<Scope, Status> {
+    match proto::Scope::try_from(scope) {
+        Ok(proto::Scope::SetPin) => Ok(Scope::SetPin),
+        Ok(proto::Scope::ViewPin) => Ok(Scope::ViewPin),
+        _ => Err(invalid("SCOPE_INVALID", &"the scope is SCOPE_SET_PIN or SCOPE_VIEW_PIN")),
+    }
+}
+
+/// Reads the thumbprint of a device key; no bytes are none.
+pub(super) fn thumbprint(bytes: &[u8]) -> Result<Option<Thumbprint>, Status> {
+    match bytes {
+        [] => Ok(None),
+        bytes => <[u8; 32]>::try_from(bytes)
+            .map(|sha256| Some(Thumbprint(sha256)))
+            .map_err(|_| invalid("DEVICE_KEY_INVALID", &"device_key_sha256 is 32 bytes, or absent")),
+    }
+}
+
+/// Reads a device key.
+pub(super) fn device_key(der: &[u8]) -> Result<DeviceKey, Status> {
+    DeviceKey::parse(der).map_err(|error| invalid("DEVICE_KEY_INVALID", &error))
+}
+
+/// Reads an encrypted block.
+pub(super) fn pin_block(bytes: &[u8]) -> Result<EncryptedBlock, Status> {
+    EncryptedBlock::from_bytes(bytes).map_err(|_| invalid("PIN_BLOCK_LENGTH", &"pin_block is 8 bytes"))
+}
+
+/// A card's status.
+pub(super) fn pin_status(card: &Card) -> i32 {
+    match card.pin_status {
+        PinStatus::Waiting => proto::PinStatus::Waiting.into(),
+        PinStatus::Set => proto::PinStatus::Set.into(),
+    }
+}
+
+/// A card's masked account number; empty where it has none.
+pub(super) fn masked(account: Option<&RegisteredAccount>) -> String {
+    account.map(|account| account.masked.to_string()).unwrap_or_default()
+}
+
+/// Why a card was not registered.
+pub(super) fn register_status(error: RegisterCardError) -> Status {
+    match error {
+        RegisterCardError::Register(bound @ RegisterError::AccountBound) => {
+            status(Code::FailedPrecondition, "ACCOUNT_BOUND", &bound)
+        }
+        RegisterCardError::Register(RegisterError::Store(store)) => store_status(&store),
+        RegisterCardError::Hsm(hsm) => hsm_status(&hsm),
+    }
+}
+
+/// Why a control was not opened.
+pub(super) fn open_status(error: OpenError) -> Status {
+    match &error {
+        OpenError::CardUnknown => status(Code::NotFound, "CARD_UNKNOWN", &error),
+        OpenError::Cap { .. } => status(Code::ResourceExhausted, "CONTROL_CAP", &error),
+        OpenError::Store(store) => store_status(store),
+    }
+}
+
+/// A card nobody knows.
+pub(super) fn card_unknown() -> Status {
+    status(Code::NotFound, "CARD_UNKNOWN", &OpenError::CardUnknown)
+}
+
+/// Why no tzpk was issued.
+pub(super) fn issue_status(error: IssueTzpkError) -> Status {
+    match error {
+        IssueTzpkError::Denied(denied) => denied_status(denied),
+        IssueTzpkError::Store(store) => store_status(&store),
+        IssueTzpkError::Hsm(hsm) => hsm_status(&hsm),
+    }
+}
+
+/// Why no PIN was set.
+pub(super) fn set_status(error: SetPinError) -> Status {
+    match &error {
+        SetPinError::Denied(denied) => denied_status(*denied),
+        SetPinError::Malformed => status(Code::FailedPrecondition, "PIN_BLOCK_MALFORMED", &error),
+        SetPinError::RefusedPin => status(Code::FailedPrecondition, "PIN_REFUSED", &error),
+        SetPinError::Store(store) => store_status(store),
+        SetPinError::Hsm(hsm) => hsm_status(hsm),
+    }
+}
+
+/// Why no PIN was shown.
+pub(super) fn view_status(error: ViewPinError) -> Status {
+    match &error {
+        ViewPinError::Denied(denied) => denied_status(*denied),
+        ViewPinError::PinNotSet => status(Code::NotFound, "PIN_NOT_SET", &error),
+        ViewPinError::Store(store) => store_status(store),
+        ViewPinError::Hsm(hsm) => hsm_status(hsm),
+    }
+}
+
+/// The caller's certificate does not give it this right.
+pub(super) fn forbidden(error: &impl std::fmt::Display) -> Status {
+    status(Code::PermissionDenied, "CALLER_FORBIDDEN", error)
+}
+
+/// The store failed. What it says of its files is for the log, not for the caller.
+pub(super) fn store_status(error: &StoreError) -> Status {
+    match error {
+        StoreError::Busy { .. } => status(Code::ResourceExhausted, "BUSY", error),
+        StoreError::Unavailable(_) | StoreError::Damaged { .. } => {
+            tracing::error!(%error, "the store failed");
+            status(Code::Unavailable, "STORE_UNAVAILABLE", &"the store is not available: try again later")
+        }
+    }
+}
+
+fn hsm_status(error: &hsm::Error) -> Status {
+    tracing::error!(%error, "the boundary failed");
+    match error {
+        hsm::Error::Unavailable { .. } => {
+            status(Code::Unavailable, "TOKEN_UNAVAILABLE", &"the key boundary is not available: try again later")
+        }
+        _ => status(Code::Internal, "BOUNDARY_FAILED", &"the key boundary could not do this: see the engine's log"),
+    }
+}
+
+fn denied_status(denied: Denied) -> Status {
+    match denied {
+        Denied::NotUsable | Denied::Superseded => status(Code::NotFound, "CONTROL_NOT_USABLE", &Denied::NotUsable),
+        Denied::OtherTenant => status(Code::PermissionDenied, "TENANT_MISMATCH", &denied),
+        Denied::OtherScope => status(Code::PermissionDenied, "SCOPE_MISMATCH", &denied),
+        Denied::OtherDeviceKey => status(Code::PermissionDenied, "DEVICE_KEY_MISMATCH", &denied),
+        Denied::NoTzpk => status(Code::FailedPrecondition, "TZPK_MISSING", &denied),
+    }
+}
+
+fn invalid(reason: &'static str, message: &impl std::fmt::Display) -> Status {
+    status(Code::InvalidArgument, reason, message)
+}
+
+fn status(code: Code, reason: &'static str, message: &impl std::fmt::Display) -> Status {
+    let details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, HashMap::<String, String>::new());
+    Status::with_error_details(code, message.to_string(), details)
+}

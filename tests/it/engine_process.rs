@@ -1,0 +1,187 @@
+//! `pinseal engine` as a process of its own, and what a client needs to talk to it.
+
+use std::{
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use device::{Device, Fill, KeyBits, Pin};
+use pinseal::proto::{
+    IssueTzpkRequest, OpenControlRequest, OpenControlResponse, Scope, SetPinRequest, ViewPinRequest,
+    card_service_client::CardServiceClient, control_service_client::ControlServiceClient,
+    pin_service_client::PinServiceClient,
+};
+use tonic::{Status, transport::Channel};
+use tonic_types::StatusExt;
+
+/// A running engine; killed when dropped.
+pub struct EngineProcess {
+    child: Child,
+    address: String,
+    /// What it wrote to standard error.
+    log: PathBuf,
+}
+
+impl EngineProcess {
+    /// Starts one that keeps everything in `directory`, with these extra lines of configuration.
+    pub fn start(directory: &Path, extra: &str) -> Self {
+        Self::start_binary(Path::new(env!("CARGO_BIN_EXE_pinseal")), directory, extra)
+    }
+
+    /// Starts another build of it.
+    pub fn start_binary(binary: &Path, directory: &Path, extra: &str) -> Self {
+        let config = directory.join("engine.toml");
+        let data = directory.join("data");
+        std::fs::write(&config, format!("listen = \"127.0.0.1:0\"\ndata_directory = {data:?}\n{extra}\n")).unwrap();
+        let log = directory.join("engine.log");
+        let events = std::fs::File::options().create(true).append(true).open(&log).unwrap();
+        let mut child = Command::new(binary)
+            .args(["engine", "--config"])
+            .arg(&config)
+            .env("RUST_LOG", "trace")
+            .stdout(Stdio::piped())
+            .stderr(events)
+            .spawn()
+            .unwrap();
+        let first = BufReader::new(child.stdout.as_mut().unwrap()).lines().next();
+        let Some(Ok(line)) = first else {
+            let _ = child.kill();
+            panic!("the engine did not start: {}", std::fs::read_to_string(&log).unwrap());
+        };
+        let address = line.rsplit(' ').next().unwrap().to_owned();
+        Self { child, address, log }
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// SIGKILL, and wait until it is gone.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM; the exit code once it is gone.
+    pub fn terminate(mut self) -> i32 {
+        Command::new("kill").arg(self.id().to_string()).status().unwrap();
+        self.child.wait().unwrap().code().unwrap()
+    }
+
+    /// A client on a connection of its own.
+    pub async fn client(&self) -> Client {
+        let channel = Channel::from_shared(format!("http://{}", self.address)).unwrap().connect().await.unwrap();
+        Client {
+            controls: ControlServiceClient::new(channel.clone()),
+            pins: PinServiceClient::new(channel.clone()),
+            cards: CardServiceClient::new(channel),
+        }
+    }
+}
+
+impl Drop for EngineProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Whose cards the stories use.
+pub const TENANT: &str = "bank";
+/// In whose name.
+pub const AUDIT_USER: &str = "it";
+
+/// The gRPC clients of one connection.
+#[derive(Clone)]
+pub struct Client {
+    pub controls: ControlServiceClient<Channel>,
+    pub pins: PinServiceClient<Channel>,
+    pub cards: CardServiceClient<Channel>,
+}
+
+impl Client {
+    pub async fn open(&mut self, plastic_id: &str, scope: Scope) -> Result<OpenControlResponse, Status> {
+        let request = OpenControlRequest {
+            tenant: TENANT.into(),
+            audit_user: AUDIT_USER.into(),
+            plastic_id: plastic_id.into(),
+            scope: scope.into(),
+            device_key_sha256: Vec::new(),
+        };
+        Ok(self.controls.open_control(request).await?.into_inner())
+    }
+
+    pub async fn tzpk(&mut self, control_id: &str, device: &Device) -> Result<Vec<u8>, Status> {
+        let request = IssueTzpkRequest {
+            tenant: TENANT.into(),
+            audit_user: AUDIT_USER.into(),
+            control_id: control_id.into(),
+            device_public_key: device.public_key_der().to_vec(),
+        };
+        Ok(self.pins.issue_tzpk(request).await?.into_inner().encrypted_tzpk)
+    }
+
+    pub async fn set_block(&mut self, control_id: &str, block: &[u8]) -> Result<(), Status> {
+        let request = SetPinRequest {
+            tenant: TENANT.into(),
+            audit_user: AUDIT_USER.into(),
+            control_id: control_id.into(),
+            pin_block: block.to_vec(),
+        };
+        self.pins.set_pin(request).await.map(drop)
+    }
+
+    /// The whole way of one PIN.
+    pub async fn set(&mut self, device: &Device, plastic_id: &str, pin: &str) -> Result<(), Status> {
+        let (control, block) = self.ready_to_set(device, plastic_id, pin).await?;
+        self.set_block(&control, &block).await
+    }
+
+    /// A control with a tzpk, and the block that would set this PIN.
+    pub async fn ready_to_set(
+        &mut self,
+        device: &Device,
+        plastic_id: &str,
+        pin: &str,
+    ) -> Result<(String, [u8; 8]), Status> {
+        let control = self.open(plastic_id, Scope::SetPin).await?.control_id;
+        let tzpk = self.tzpk(&control, device).await?;
+        let block = device.encrypt_pin(&tzpk, &Pin::parse(pin).unwrap(), Fill::Random).unwrap();
+        Ok((control, block))
+    }
+
+    /// The PIN of a card, as its device shows it.
+    pub async fn view(&mut self, device: &Device, plastic_id: &str) -> Result<String, Status> {
+        let control_id = self.open(plastic_id, Scope::ViewPin).await?.control_id;
+        let request = ViewPinRequest {
+            tenant: TENANT.into(),
+            audit_user: AUDIT_USER.into(),
+            control_id,
+            device_public_key: device.public_key_der().to_vec(),
+        };
+        let shown = self.pins.view_pin(request).await?.into_inner();
+        let block: [u8; 8] = shown.pin_block.try_into().unwrap();
+        Ok(device.decrypt_pin(&shown.encrypted_tzpk, &block).unwrap().reveal().to_owned())
+    }
+}
+
+/// A device with a key of the smallest size served.
+pub fn device() -> Device {
+    Device::generate(KeyBits::Rsa2048).unwrap()
+}
+
+/// The reason in a status's `google.rpc.ErrorInfo`.
+pub fn reason(status: &Status) -> String {
+    let info = status.get_details_error_info().unwrap_or_else(|| panic!("no ErrorInfo in {status:?}"));
+    assert_eq!(info.domain, "pinseal");
+    info.reason
+}

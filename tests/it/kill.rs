@@ -1,0 +1,101 @@
+//! Nothing acknowledged is lost, whenever the process dies.
+
+use std::{
+    collections::HashMap,
+    process::Command,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use device::{Device, Fill, Pin};
+use futures::future::join_all;
+use pinseal::proto::Scope;
+use tokio::task::JoinHandle;
+
+use crate::engine_process::{Client, EngineProcess, device, reason};
+
+const KILLS: u64 = 20;
+const CLIENTS: u64 = 8;
+
+/// What the clients know for certain.
+#[derive(Default)]
+struct Known {
+    /// Card → the PIN that was acknowledged last.
+    acknowledged: HashMap<String, String>,
+    /// Card → PINs sent since, whose reply was lost: each may or may not have been set.
+    unanswered: HashMap<String, Vec<String>>,
+    /// Controls that set a PIN, and a block other than theirs.
+    spent: Vec<(String, [u8; 8])>,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_kills_under_load_lose_no_acknowledged_pin_and_free_no_spent_control() {
+    let directory = tempfile::tempdir().unwrap();
+    let known = Arc::new(Mutex::new(Known::default()));
+    let device = Arc::new(device());
+    let generous = "[control]\nlifetime_seconds = 3600\nper_card_per_hour_max = 1000000";
+
+    for kill in 0..KILLS {
+        let engine = EngineProcess::start(directory.path(), generous);
+        let mut load: Vec<JoinHandle<()>> = Vec::new();
+        for number in 0..CLIENTS {
+            let client = engine.client().await;
+            load.push(tokio::spawn(set_pins(client, device.clone(), known.clone(), kill, number)));
+        }
+        // A moment of its own for every kill, spread over the life of a few group commits and beyond.
+        tokio::time::sleep(Duration::from_micros(60_000 + (kill * 7_919_000) % 240_000)).await;
+        engine.kill();
+        join_all(load).await;
+    }
+
+    let engine = EngineProcess::start(directory.path(), generous);
+    let mut client = engine.client().await;
+    let known = std::mem::take(&mut *known.lock().unwrap());
+    assert!(known.acknowledged.len() > 20, "the load was too light to tell: {}", known.acknowledged.len());
+    for (card, pin) in &known.acknowledged {
+        let kept = client.view(&device, card).await.unwrap();
+        let perhaps = known.unanswered.get(card).is_some_and(|pins| pins.contains(&kept));
+        assert!(kept == *pin || perhaps, "card {card}: the acknowledged PIN is lost");
+    }
+    for (control, other_block) in &known.spent {
+        let again = client.set_block(control, other_block).await.err().expect("a spent control was used again");
+        assert_eq!(reason(&again), "CONTROL_NOT_USABLE");
+    }
+    assert_eq!(engine.terminate(), 0);
+
+    let verified = Command::new(env!("CARGO_BIN_EXE_pinseal"))
+        .args(["audit", "verify", "--store"])
+        .arg(directory.path().join("data/store"))
+        .output()
+        .unwrap();
+    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
+}
+
+/// Sets one PIN after another until the engine dies.
+async fn set_pins(mut client: Client, device: Arc<Device>, known: Arc<Mutex<Known>>, kill: u64, number: u64) {
+    for round in 0.. {
+        let card = format!("{}", 10_000 + number * 100 + round % 10);
+        let pin = format!("{:05}9", (kill * 40_009 + number * 5_003 + round * 13) % 100_000);
+        let Ok(control) = client.open(&card, Scope::SetPin).await else { return };
+        let Ok(tzpk) = client.tzpk(&control.control_id, &device).await else { return };
+        let block = device.encrypt_pin(&tzpk, &Pin::parse(&pin).unwrap(), Fill::Random).unwrap();
+        let other = device.encrypt_pin(&tzpk, &Pin::parse("90817263").unwrap(), Fill::Random).unwrap();
+
+        let outcome = client.set_block(&control.control_id, &block).await;
+        let mut known = known.lock().unwrap();
+        match outcome {
+            Ok(()) => {
+                known.unanswered.remove(&card);
+                known.acknowledged.insert(card, pin);
+                known.spent.push((control.control_id, other));
+            }
+            Err(status) if status.code() == tonic::Code::FailedPrecondition => {
+                assert_eq!(reason(&status), "PIN_REFUSED", "only the policy may refuse a PIN of this load");
+            }
+            Err(_) => {
+                known.unanswered.entry(card).or_default().push(pin);
+                return;
+            }
+        }
+    }
+}
