@@ -157,8 +157,8 @@ async fn what_is_malformed_is_told_by_name() {
         assert_eq!((status.code(), reason(&status).as_str()), (Code::InvalidArgument, "PIN_BLOCK_LENGTH"));
     }
     assert_eq!(reason(&client.set_block("no-uuid", &[7; 8]).await.unwrap_err()), "CONTROL_ID_INVALID");
-    assert_eq!(reason(&client.open("12a", Scope::SetPin).await.unwrap_err()), "PLASTIC_ID_INVALID");
-    assert_eq!(reason(&client.open("1", Scope::Unspecified).await.unwrap_err()), "SCOPE_INVALID");
+    assert_eq!(reason(&client.open("12a", Scope::SetPin).await.err().unwrap()), "PLASTIC_ID_INVALID");
+    assert_eq!(reason(&client.open("1", Scope::Unspecified).await.err().unwrap()), "SCOPE_INVALID");
 
     let register = |plastic: &str, number: &str| RegisterCardRequest {
         tenant: TENANT.into(),

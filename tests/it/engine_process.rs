@@ -16,7 +16,7 @@ use tonic::{Status, transport::Channel};
 use tonic_types::StatusExt;
 
 /// A running engine; killed when dropped.
-pub struct EngineProcess {
+pub(crate) struct EngineProcess {
     child: Child,
     address: String,
     /// What it wrote to standard error.
@@ -25,12 +25,12 @@ pub struct EngineProcess {
 
 impl EngineProcess {
     /// Starts one that keeps everything in `directory`, with these extra lines of configuration.
-    pub fn start(directory: &Path, extra: &str) -> Self {
+    pub(crate) fn start(directory: &Path, extra: &str) -> Self {
         Self::start_binary(Path::new(env!("CARGO_BIN_EXE_pinseal")), directory, extra)
     }
 
     /// Starts another build of it.
-    pub fn start_binary(binary: &Path, directory: &Path, extra: &str) -> Self {
+    pub(crate) fn start_binary(binary: &Path, directory: &Path, extra: &str) -> Self {
         let config = directory.join("engine.toml");
         let data = directory.join("data");
         std::fs::write(&config, format!("listen = \"127.0.0.1:0\"\ndata_directory = {data:?}\n{extra}\n")).unwrap();
@@ -53,32 +53,32 @@ impl EngineProcess {
         Self { child, address, log }
     }
 
-    pub fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
-    pub fn address(&self) -> &str {
+    pub(crate) fn address(&self) -> &str {
         &self.address
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()
     }
 
     /// SIGKILL, and wait until it is gone.
-    pub fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
     /// SIGTERM; the exit code once it is gone.
-    pub fn terminate(mut self) -> i32 {
+    pub(crate) fn terminate(mut self) -> i32 {
         Command::new("kill").arg(self.id().to_string()).status().unwrap();
         self.child.wait().unwrap().code().unwrap()
     }
 
     /// A client on a connection of its own.
-    pub async fn client(&self) -> Client {
+    pub(crate) async fn client(&self) -> Client {
         let channel = Channel::from_shared(format!("http://{}", self.address)).unwrap().connect().await.unwrap();
         Client {
             controls: ControlServiceClient::new(channel.clone()),
@@ -96,20 +96,20 @@ impl Drop for EngineProcess {
 }
 
 /// Whose cards the stories use.
-pub const TENANT: &str = "bank";
+pub(crate) const TENANT: &str = "bank";
 /// In whose name.
-pub const AUDIT_USER: &str = "it";
+pub(crate) const AUDIT_USER: &str = "it";
 
 /// The gRPC clients of one connection.
 #[derive(Clone)]
-pub struct Client {
-    pub controls: ControlServiceClient<Channel>,
-    pub pins: PinServiceClient<Channel>,
-    pub cards: CardServiceClient<Channel>,
+pub(crate) struct Client {
+    pub(crate) controls: ControlServiceClient<Channel>,
+    pub(crate) pins: PinServiceClient<Channel>,
+    pub(crate) cards: CardServiceClient<Channel>,
 }
 
 impl Client {
-    pub async fn open(&mut self, plastic_id: &str, scope: Scope) -> Result<OpenControlResponse, Status> {
+    pub(crate) async fn open(&mut self, plastic_id: &str, scope: Scope) -> Result<OpenControlResponse, Status> {
         let request = OpenControlRequest {
             tenant: TENANT.into(),
             audit_user: AUDIT_USER.into(),
@@ -120,7 +120,7 @@ impl Client {
         Ok(self.controls.open_control(request).await?.into_inner())
     }
 
-    pub async fn tzpk(&mut self, control_id: &str, device: &Device) -> Result<Vec<u8>, Status> {
+    pub(crate) async fn tzpk(&mut self, control_id: &str, device: &Device) -> Result<Vec<u8>, Status> {
         let request = IssueTzpkRequest {
             tenant: TENANT.into(),
             audit_user: AUDIT_USER.into(),
@@ -130,7 +130,7 @@ impl Client {
         Ok(self.pins.issue_tzpk(request).await?.into_inner().encrypted_tzpk)
     }
 
-    pub async fn set_block(&mut self, control_id: &str, block: &[u8]) -> Result<(), Status> {
+    pub(crate) async fn set_block(&mut self, control_id: &str, block: &[u8]) -> Result<(), Status> {
         let request = SetPinRequest {
             tenant: TENANT.into(),
             audit_user: AUDIT_USER.into(),
@@ -141,13 +141,13 @@ impl Client {
     }
 
     /// The whole way of one PIN.
-    pub async fn set(&mut self, device: &Device, plastic_id: &str, pin: &str) -> Result<(), Status> {
+    pub(crate) async fn set(&mut self, device: &Device, plastic_id: &str, pin: &str) -> Result<(), Status> {
         let (control, block) = self.ready_to_set(device, plastic_id, pin).await?;
         self.set_block(&control, &block).await
     }
 
     /// A control with a tzpk, and the block that would set this PIN.
-    pub async fn ready_to_set(
+    pub(crate) async fn ready_to_set(
         &mut self,
         device: &Device,
         plastic_id: &str,
@@ -160,7 +160,7 @@ impl Client {
     }
 
     /// The PIN of a card, as its device shows it.
-    pub async fn view(&mut self, device: &Device, plastic_id: &str) -> Result<String, Status> {
+    pub(crate) async fn view(&mut self, device: &Device, plastic_id: &str) -> Result<String, Status> {
         let control_id = self.open(plastic_id, Scope::ViewPin).await?.control_id;
         let request = ViewPinRequest {
             tenant: TENANT.into(),
@@ -175,12 +175,12 @@ impl Client {
 }
 
 /// A device with a key of the smallest size served.
-pub fn device() -> Device {
+pub(crate) fn device() -> Device {
     Device::generate(KeyBits::Rsa2048).unwrap()
 }
 
 /// The reason in a status's `google.rpc.ErrorInfo`.
-pub fn reason(status: &Status) -> String {
+pub(crate) fn reason(status: &Status) -> String {
     let info = status.get_details_error_info().unwrap_or_else(|| panic!("no ErrorInfo in {status:?}"));
     assert_eq!(info.domain, "pinseal");
     info.reason
