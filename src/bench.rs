@@ -3,13 +3,11 @@
 //!
 //! Rounds of the echo and of the measured flow take turns, so that a machine that slows down slows both.
 
-mod echo;
-mod grpc;
-mod http;
+mod flow;
+mod load;
 mod memory;
-mod prepare;
 mod report;
-mod run;
+mod stage;
 
 use std::{
     io::{self, Write},
@@ -20,7 +18,14 @@ use std::{
 use clap::{Args, Subcommand, ValueEnum};
 use thiserror::Error;
 
-use crate::{config::ConfigError, engine::StartError, store::embedded::StoreOpenError};
+use crate::{
+    config::ConfigError,
+    edge::EdgeError,
+    engine::{StartError, serving::ServingError},
+    pki::PkiError,
+    store::{StoreError, embedded::StoreOpenError},
+    tls::TlsError,
+};
 
 /// `pinseal bench`.
 #[derive(Args)]
@@ -31,9 +36,9 @@ pub struct BenchArguments {
 
 #[derive(Subcommand)]
 enum What {
-    /// SetPin alone, by gRPC, durable, beside the bare echo
+    /// SetPin alone, durable, beside the bare echo; controls and blocks are prepared before the clock runs
     SetPin(FlowArguments),
-    /// The whole flow of one PIN: open a control, issue a tzpk, set
+    /// The whole flow of one PIN: open a control, issue a tzpk, decrypt it on the device, set
     Flow(FlowArguments),
     /// What one live control costs in memory
     Controls(MemoryArguments),
@@ -41,7 +46,7 @@ enum What {
 
 /// How to load the services.
 #[derive(Args)]
-struct FlowArguments {
+pub(crate) struct FlowArguments {
     /// Through which door
     #[arg(long, value_enum, default_value_t)]
     via: Door,
@@ -57,7 +62,7 @@ struct FlowArguments {
     /// Blocks to prepare for each round of SetPin: each needs a tzpk of its own and one RSA decryption by the device
     #[arg(long, default_value_t = 60_000, value_name = "N")]
     prepared: usize,
-    /// Open loop: requests a second to offer, whatever the answers; latency is counted from when each was due
+    /// Open loop: requests a second to offer, whatever the answers; latency counts from when each was due
     #[arg(long, value_name = "N")]
     rate: Option<f64>,
     /// Connections of each of the two client threads
@@ -76,7 +81,7 @@ struct FlowArguments {
 
 /// Through which door the load comes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Door {
+pub(crate) enum Door {
     /// The engine's gRPC.
     #[default]
     Grpc,
@@ -84,9 +89,9 @@ enum Door {
     Http,
 }
 
-/// What the connections are.
+/// What the connections to the engine are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Transport {
+pub(crate) enum Transport {
     /// Mutual TLS 1.3.
     #[default]
     Mtls,
@@ -96,7 +101,7 @@ enum Transport {
 
 /// How many controls to hold.
 #[derive(Args)]
-struct MemoryArguments {
+pub(crate) struct MemoryArguments {
     /// Live controls
     #[arg(long, default_value_t = 1_000_000, value_name = "N")]
     count: usize,
@@ -114,31 +119,49 @@ impl FlowArguments {
 /// Measures, and prints a table.
 pub fn run(arguments: BenchArguments) -> Result<(), BenchError> {
     match arguments.what {
-        What::SetPin(flow) => run::set_pin(&flow),
-        What::Flow(flow) => run::whole_flow(&flow),
-        What::Controls(memory) => {
-            let cost = memory::live_controls(&memory)?;
-            Ok(writeln!(io::stdout(), "{cost}")?)
-        }
+        What::SetPin(arguments) => flow::set_pin(&arguments),
+        What::Flow(arguments) => flow::whole(&arguments),
+        What::Controls(arguments) => Ok(writeln!(io::stdout(), "{}", memory::live_controls(&arguments)?)?),
     }
 }
 
 /// Why nothing was measured.
 #[derive(Debug, Error)]
 pub enum BenchError {
-    /// The configuration of the run can't be served.
+    /// The configuration of the run.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The engine under load did not start.
+    /// The engine did not start.
     #[error(transparent)]
     Start(#[from] StartError),
-    /// The store under load did not open.
+    /// The engine did not stop in order.
     #[error(transparent)]
-    Store(#[from] StoreOpenError),
+    Store(#[from] StoreError),
+    /// The store did not open.
+    #[error(transparent)]
+    StoreOpen(#[from] StoreOpenError),
+    /// The echo did not start.
+    #[error(transparent)]
+    Serving(#[from] ServingError),
+    /// The edge did not start.
+    #[error(transparent)]
+    Edge(#[from] EdgeError),
+    /// No certificates.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A request failed that should not.
     #[error("the load failed: {0}")]
     Load(String),
     /// The machine refused something.
     #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+impl From<tonic::Status> for BenchError {
+    fn from(status: tonic::Status) -> Self {
+        Self::Load(format!("{:?}: {}", status.code(), status.message()))
+    }
 }

@@ -7,6 +7,8 @@
 
 #[cfg(feature = "engine")]
 pub mod audit;
+#[cfg(feature = "simulator")]
+pub mod bench;
 #[cfg(feature = "engine")]
 pub mod caller;
 pub mod card;

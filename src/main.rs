@@ -42,6 +42,9 @@ enum Command {
     Audit(pinseal::audit::command::AuditArguments),
     /// Make certificates for mutual TLS
     Pki(pinseal::pki::PkiArguments),
+    /// Measure this build beside a bare gRPC echo
+    #[cfg(feature = "simulator")]
+    Bench(pinseal::bench::BenchArguments),
 }
 
 fn main() -> ExitCode {
@@ -71,6 +74,8 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
         #[cfg(feature = "engine")]
         Command::Audit(arguments) => Ok(pinseal::audit::command::run(arguments)?),
         Command::Pki(arguments) => Ok(pinseal::pki::run(arguments)?),
+        #[cfg(feature = "simulator")]
+        Command::Bench(arguments) => Ok(pinseal::bench::run(arguments)?),
     }
 }
 

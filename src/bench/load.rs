@@ -1,0 +1,161 @@
+//! Load: two client threads with a runtime each, closed or open loop.
+
+use std::{
+    rc::Rc,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use hdrhistogram::Histogram;
+use tokio::{runtime::Builder, sync::Semaphore, task::LocalSet};
+
+use super::BenchError;
+
+/// Client threads: one a core of the smallest machine we measure on.
+pub(super) const CLIENT_THREADS: usize = 2;
+/// The longest latency told apart, in microseconds.
+const LATENCY_MICROSECONDS_MAX: u64 = 60_000_000;
+
+/// How to load.
+#[derive(Clone, Copy)]
+pub(super) struct Load {
+    pub(super) concurrency: usize,
+    pub(super) duration: Duration,
+    /// Requests a second, in an open loop.
+    pub(super) rate: Option<f64>,
+}
+
+/// What came of it.
+pub(super) struct Measured {
+    pub(super) requests: u64,
+    pub(super) seconds: f64,
+    pub(super) latency: Histogram<u64>,
+}
+
+impl Measured {
+    /// Requests a second.
+    pub(super) fn rate(&self) -> f64 {
+        self.requests as f64 / self.seconds.max(f64::MIN_POSITIVE)
+    }
+
+    /// A quantile of the latency, in microseconds.
+    pub(super) fn quantile(&self, quantile: f64) -> u64 {
+        self.latency.value_at_quantile(quantile)
+    }
+}
+
+/// Whether an operation found something to do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Done {
+    /// It did one request.
+    One,
+    /// What was prepared is used up.
+    UsedUp,
+}
+
+/// Runs `connect` once on each client thread, and the operation it gives until the time or the work is up. The
+/// operation is told the number of its request within the whole run.
+pub(super) fn run<C, O>(load: Load, connect: C) -> Result<Measured, BenchError>
+where
+    C: AsyncFn() -> Result<O, BenchError> + Sync,
+    O: AsyncFn(usize) -> Result<Done, BenchError> + 'static,
+{
+    let next = AtomicUsize::new(0);
+    let began = Instant::now();
+    let results: Vec<Result<Histogram<u64>, BenchError>> = thread::scope(|scope| {
+        let client = || {
+            scope.spawn(|| {
+                let runtime = Builder::new_current_thread().enable_all().build()?;
+                LocalSet::new().block_on(&runtime, async {
+                    let operation = Rc::new(connect().await?);
+                    match load.rate {
+                        None => closed(load, &next, &operation).await,
+                        Some(rate) => open(load, rate / CLIENT_THREADS as f64, &next, &operation).await,
+                    }
+                })
+            })
+        };
+        let clients: Vec<_> = (0..CLIENT_THREADS).map(|_| client()).collect();
+        let panicked = || Err(BenchError::Load("a client thread panicked".into()));
+        clients.into_iter().map(|client| client.join().unwrap_or_else(|_| panicked())).collect()
+    });
+    let seconds = began.elapsed().as_secs_f64();
+    let mut latency = histogram()?;
+    for result in results {
+        latency.add(result?).map_err(|error| BenchError::Load(error.to_string()))?;
+    }
+    Ok(Measured { requests: latency.len(), seconds, latency })
+}
+
+async fn closed<O>(load: Load, next: &AtomicUsize, operation: &Rc<O>) -> Result<Histogram<u64>, BenchError>
+where
+    O: AsyncFn(usize) -> Result<Done, BenchError> + 'static,
+{
+    let ends = Instant::now() + load.duration;
+    let one = async || {
+        let mut latency = histogram()?;
+        while Instant::now() < ends {
+            let began = Instant::now();
+            if operation(next.fetch_add(1, Ordering::Relaxed)).await? == Done::UsedUp {
+                break;
+            }
+            latency.saturating_record(micros(began));
+        }
+        Ok::<_, BenchError>(latency)
+    };
+    let in_flight = load.concurrency.div_ceil(CLIENT_THREADS);
+    let mut all = histogram()?;
+    for latency in futures::future::join_all((0..in_flight).map(|_| one())).await {
+        all.add(latency?).map_err(|error| BenchError::Load(error.to_string()))?;
+    }
+    Ok(all)
+}
+
+async fn open<O>(load: Load, rate: f64, next: &AtomicUsize, operation: &Rc<O>) -> Result<Histogram<u64>, BenchError>
+where
+    O: AsyncFn(usize) -> Result<Done, BenchError> + 'static,
+{
+    let began = Instant::now();
+    let places = Semaphore::new(load.concurrency.div_ceil(CLIENT_THREADS));
+    let due_times = (0u32..).map(|number| began + Duration::from_secs_f64(f64::from(number) / rate.max(0.001)));
+    let one = async |due: Instant| {
+        // Waiting for a place counts: the request was due.
+        let _place = places.acquire().await.map_err(|error| BenchError::Load(error.to_string()))?;
+        let done = operation(next.fetch_add(1, Ordering::Relaxed)).await?;
+        Ok::<_, BenchError>((done == Done::One).then(|| micros(due)))
+    };
+    let mut latency = histogram()?;
+    let mut under_way = futures::stream::FuturesUnordered::new();
+    use futures::StreamExt;
+    for due in due_times.take_while(|due| due.duration_since(began) < load.duration) {
+        let mut timer = std::pin::pin!(tokio::time::sleep_until(due.into()));
+        loop {
+            tokio::select! {
+                biased;
+                Some(answer) = under_way.next(), if !under_way.is_empty() => record(&mut latency, answer)?,
+                () = &mut timer => break,
+            }
+        }
+        under_way.push(one(due));
+    }
+    while let Some(answer) = under_way.next().await {
+        record(&mut latency, answer)?;
+    }
+    Ok(latency)
+}
+
+fn record(latency: &mut Histogram<u64>, answer: Result<Option<u64>, BenchError>) -> Result<(), BenchError> {
+    if let Some(microseconds) = answer? {
+        latency.saturating_record(microseconds);
+    }
+    Ok(())
+}
+
+fn histogram() -> Result<Histogram<u64>, BenchError> {
+    Histogram::new_with_max(LATENCY_MICROSECONDS_MAX, 3).map_err(|error| BenchError::Load(error.to_string()))
+}
+
+fn micros(began: Instant) -> u64 {
+    u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX)
+}

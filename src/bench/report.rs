@@ -1,0 +1,79 @@
+//! The figures, as a table for people and as JSON for programs.
+
+use std::{
+    io::{self, Write},
+    path::Path,
+};
+
+use serde_json::{Value, json};
+
+use super::load::Measured;
+
+/// The figures of one level of concurrency.
+pub(super) struct Level {
+    concurrency: usize,
+    echo: Figures,
+    ours: Figures,
+}
+
+/// The round in the middle, by its rate.
+struct Figures {
+    rate: f64,
+    p50: u64,
+    p99: u64,
+    p999: u64,
+}
+
+impl Level {
+    /// From the rounds of one level.
+    pub(super) fn of(concurrency: usize, echo: Vec<Measured>, ours: Vec<Measured>) -> Option<Self> {
+        Some(Self { concurrency, echo: Figures::median(echo)?, ours: Figures::median(ours)? })
+    }
+
+    fn ratio(&self) -> f64 {
+        self.ours.rate / self.echo.rate.max(f64::MIN_POSITIVE)
+    }
+}
+
+impl Figures {
+    fn median(mut rounds: Vec<Measured>) -> Option<Self> {
+        rounds.sort_by(|one, other| one.rate().total_cmp(&other.rate()));
+        let middle = rounds.get(rounds.len() / 2)?;
+        Some(Self {
+            rate: middle.rate(),
+            p50: middle.quantile(0.5),
+            p99: middle.quantile(0.99),
+            p999: middle.quantile(0.999),
+        })
+    }
+
+    fn json(&self) -> Value {
+        json!({ "per_second": self.rate, "p50_microseconds": self.p50, "p99_microseconds": self.p99, "p999_microseconds": self.p999 })
+    }
+}
+
+/// Prints the table, and writes the JSON where one is wanted.
+pub(super) fn tell(name: &str, levels: &[Level], file: Option<&Path>) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "in flight  what       per second   ratio     p50 µs    p99 µs  p99.9 µs")?;
+    for level in levels {
+        for (what, figures, ratio) in [("echo", &level.echo, 1.0), (name, &level.ours, level.ratio())] {
+            let Figures { rate, p50, p99, p999 } = figures;
+            writeln!(
+                out,
+                "{:>9}  {what:<9} {rate:>11.0} {ratio:>7.2} {p50:>10} {p99:>9} {p999:>9}",
+                level.concurrency
+            )?;
+        }
+    }
+    let Some(file) = file else { return Ok(()) };
+    let levels: Vec<Value> = levels
+        .iter()
+        .map(|level| {
+            json!({
+                "in_flight": level.concurrency, "echo": level.echo.json(), name: level.ours.json(), "ratio": level.ratio(),
+            })
+        })
+        .collect();
+    std::fs::write(file, format!("{:#}\n", json!({ "levels": levels })))
+}
