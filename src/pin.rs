@@ -116,10 +116,11 @@ impl Pins {
     pub async fn set_pin(&self, caller: &Caller, id: ControlId, block: &EncryptedBlock) -> Result<(), SetPinError> {
         for _ in 0..JUDGEMENTS_MAX {
             let now = clock::now();
-            if self.is_retry(caller, id, block, now).await? {
+            let control = self.store.control(id).await?.ok_or(Denied::NotUsable)?;
+            if self.is_retry(caller, &control, block, now).await? {
                 return Ok(());
             }
-            let control = self.usable(caller, id, Scope::SetPin, Action::SetPin, now).await?;
+            self.admit(caller, &control, Scope::SetPin, Action::SetPin, now).await?;
             match self.judge(caller, &control, block, now).await {
                 // A newer tzpk, or the same block on another connection, came first: judge what stands now.
                 Err(SetPinError::Denied(Denied::Superseded | Denied::NotUsable)) => continue,
@@ -173,13 +174,12 @@ impl Pins {
     async fn is_retry(
         &self,
         caller: &Caller,
-        id: ControlId,
+        control: &Control,
         block: &EncryptedBlock,
         now: UnixMillis,
     ) -> Result<bool, SetPinError> {
-        let Some(control) = self.store.control(id).await? else { return Ok(false) };
         let Some(set_by) = control.set_by(&caller.tenant, now) else { return Ok(false) };
-        let tag = self.hsm.retry_tag(&binding(&control), block).await?;
+        let tag = self.hsm.retry_tag(&binding(control), block).await?;
         Ok(set_by.matches(&RetryTag(tag)))
     }
 
@@ -216,7 +216,7 @@ impl Pins {
         }
     }
 
-    /// The control, where the caller may use it now for this; a denial that names a live control is audited.
+    /// The control, where the caller may use it now for this.
     async fn usable(
         &self,
         caller: &Caller,
@@ -226,10 +226,23 @@ impl Pins {
         now: UnixMillis,
     ) -> Result<Control, UsableError> {
         let control = self.store.control(id).await?.ok_or(Denied::NotUsable)?;
+        self.admit(caller, &control, scope, action, now).await?;
+        Ok(control)
+    }
+
+    /// Whether the caller may use it now for this; a denial that names a live control is audited.
+    async fn admit(
+        &self,
+        caller: &Caller,
+        control: &Control,
+        scope: Scope,
+        action: Action,
+        now: UnixMillis,
+    ) -> Result<(), UsableError> {
         match control.admit(&caller.tenant, scope, now) {
-            Ok(()) => Ok(control),
+            Ok(()) => Ok(()),
             Err(Denied::NotUsable) => Err(Denied::NotUsable.into()),
-            Err(denied) => self.deny(caller, &control, action, denied).await,
+            Err(denied) => self.deny(caller, control, action, denied).await,
         }
     }
 

@@ -118,6 +118,8 @@ impl<'a> Bench<'a> {
     fn prepare(&self, count: usize) -> Result<Vec<Ready>, BenchError> {
         let bar = progress(count as u64).with_message("preparing controls and blocks");
         let left = Arc::new(AtomicUsize::new(count));
+        // A channel is made within the runtime that will drive it.
+        let _inside = self.runtime.enter();
         let workers: Vec<_> = (0..PREPARED_AT_ONCE)
             .map(|_| {
                 let channel = self.stage.engine_channel()?;

@@ -30,6 +30,8 @@ pub(super) struct Load {
 pub(super) struct Measured {
     pub(super) requests: u64,
     pub(super) seconds: f64,
+    /// Of the whole process, servers and clients alike.
+    pub(super) processor_seconds: f64,
     pub(super) latency: Histogram<u64>,
 }
 
@@ -37,6 +39,11 @@ impl Measured {
     /// Requests a second.
     pub(super) fn rate(&self) -> f64 {
         self.requests as f64 / self.seconds.max(f64::MIN_POSITIVE)
+    }
+
+    /// Processor time of the whole process a request took, in microseconds.
+    pub(super) fn processor_microseconds(&self) -> f64 {
+        self.processor_seconds * 1e6 / (self.requests as f64).max(1.0)
     }
 
     /// A quantile of the latency, in microseconds.
@@ -62,7 +69,7 @@ where
     O: AsyncFn(usize) -> Result<Done, BenchError> + 'static,
 {
     let next = AtomicUsize::new(0);
-    let began = Instant::now();
+    let (began, processor_began) = (Instant::now(), processor_seconds());
     let results: Vec<Result<Histogram<u64>, BenchError>> = thread::scope(|scope| {
         let client = || {
             scope.spawn(|| {
@@ -81,11 +88,12 @@ where
         clients.into_iter().map(|client| client.join().unwrap_or_else(|_| panicked())).collect()
     });
     let seconds = began.elapsed().as_secs_f64();
+    let processor_seconds = processor_seconds() - processor_began;
     let mut latency = histogram()?;
     for result in results {
         latency.add(result?).map_err(|error| BenchError::Load(error.to_string()))?;
     }
-    Ok(Measured { requests: latency.len(), seconds, latency })
+    Ok(Measured { requests: latency.len(), seconds, processor_seconds, latency })
 }
 
 async fn closed<O>(load: Load, next: &AtomicUsize, operation: &Rc<O>) -> Result<Histogram<u64>, BenchError>
@@ -154,6 +162,12 @@ fn record(latency: &mut Histogram<u64>, answer: Result<Option<u64>, BenchError>)
 
 fn histogram() -> Result<Histogram<u64>, BenchError> {
     Histogram::new_with_max(LATENCY_MICROSECONDS_MAX, 3).map_err(|error| BenchError::Load(error.to_string()))
+}
+
+/// Processor time this process has used so far.
+fn processor_seconds() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
 fn micros(began: Instant) -> u64 {

@@ -19,6 +19,7 @@ pub(super) struct Level {
 /// The round in the middle, by its rate.
 struct Figures {
     rate: f64,
+    processor: f64,
     p50: u64,
     p99: u64,
     p999: u64,
@@ -41,6 +42,7 @@ impl Figures {
         let middle = rounds.get(rounds.len() / 2)?;
         Some(Self {
             rate: middle.rate(),
+            processor: middle.processor_microseconds(),
             p50: middle.quantile(0.5),
             p99: middle.quantile(0.99),
             p999: middle.quantile(0.999),
@@ -48,20 +50,20 @@ impl Figures {
     }
 
     fn json(&self) -> Value {
-        json!({ "per_second": self.rate, "p50_microseconds": self.p50, "p99_microseconds": self.p99, "p999_microseconds": self.p999 })
+        json!({ "per_second": self.rate, "processor_microseconds": self.processor, "p50_microseconds": self.p50, "p99_microseconds": self.p99, "p999_microseconds": self.p999 })
     }
 }
 
 /// Prints the table, and writes the JSON where one is wanted.
 pub(super) fn tell(name: &str, levels: &[Level], file: Option<&Path>) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    writeln!(out, "in flight  what       per second   ratio     p50 µs    p99 µs  p99.9 µs")?;
+    writeln!(out, "in flight  what       per second   ratio    cpu µs    p50 µs    p99 µs  p99.9 µs")?;
     for level in levels {
         for (what, figures, ratio) in [("echo", &level.echo, 1.0), (name, &level.ours, level.ratio())] {
-            let Figures { rate, p50, p99, p999 } = figures;
+            let Figures { rate, processor, p50, p99, p999 } = figures;
             writeln!(
                 out,
-                "{:>9}  {what:<9} {rate:>11.0} {ratio:>7.2} {p50:>10} {p99:>9} {p999:>9}",
+                "{:>9}  {what:<9} {rate:>11.0} {ratio:>7.2} {processor:>9.1} {p50:>9} {p99:>9} {p999:>9}",
                 level.concurrency
             )?;
         }

@@ -7,6 +7,7 @@
 
 mod codec;
 mod live;
+mod reply;
 mod writer;
 
 use std::{
@@ -20,11 +21,11 @@ use std::{
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions};
 use thiserror::Error;
-use tokio::sync::oneshot;
 
 use self::{
     codec::{card_key, decode_card, decode_control, decode_pin},
     live::LiveControls,
+    reply::{Promise, promise},
     writer::{Change, Command},
 };
 use super::{Admission, AdvanceError, Answer, OpenError, RegisterError, Store, StoreError, StoredPin};
@@ -219,20 +220,16 @@ impl Embedded {
     }
 
     /// Hands a change to the writer and waits for its answer.
-    fn change<T, E>(
-        &self,
-        change: impl FnOnce(oneshot::Sender<Result<T, E>>) -> Change,
-        line: Line,
-    ) -> Answer<'_, Result<T, E>>
+    fn change<T, E>(&self, change: impl FnOnce(Promise<Result<T, E>>) -> Change, line: Line) -> Answer<'_, Result<T, E>>
     where
         T: Send + 'static,
         E: From<StoreError> + Send + 'static,
     {
-        let (reply, answer) = oneshot::channel();
+        let (reply, answer) = promise();
         let queued = self.enqueue(Command { change: change(reply), line });
         Box::pin(async move {
             queued?;
-            answer.await.unwrap_or_else(|_| Err(StoreError::Unavailable("it was closed meanwhile".into()).into()))
+            answer.await.unwrap_or_else(|| Err(StoreError::Unavailable("it was closed meanwhile".into()).into()))
         })
     }
 

@@ -8,14 +8,15 @@ use std::{
 };
 
 use fjall::{OwnedWriteBatch as WriteBatch, PersistMode};
-use tokio::sync::oneshot::Sender;
 
 use super::{
     HEAD_KEY, QueueState, Shared, UNKNOWN, card_of,
     codec::{CardRow, card_key, decode_card, decode_control, encode_card, encode_control, encode_pin},
     damaged, encode_head,
     live::SHARDS,
-    locked, unavailable,
+    locked,
+    reply::{Promise, Wakes},
+    unavailable,
 };
 use crate::{
     audit::{
@@ -50,22 +51,22 @@ pub(super) enum Change {
     Register {
         card: CardKey,
         account: Option<RegisteredAccount>,
-        reply: Sender<Result<Card, RegisterError>>,
+        reply: Promise<Result<Card, RegisterError>>,
     },
     Open {
         control: Control,
         admission: Admission,
-        reply: Sender<Result<Control, OpenError>>,
+        reply: Promise<Result<Control, OpenError>>,
     },
     Advance {
         id: ControlId,
         event: Event,
         now: UnixMillis,
         pin: Option<StoredPin>,
-        reply: Sender<Result<(), AdvanceError>>,
+        reply: Promise<Result<(), AdvanceError>>,
     },
     Note {
-        reply: Sender<Result<(), StoreError>>,
+        reply: Promise<Result<(), StoreError>>,
     },
 }
 
@@ -82,11 +83,17 @@ pub(super) fn run(shared: &Shared) {
             batch.sweep(shard);
         }
         match batch.commit() {
-            Ok(()) => answers.into_iter().for_each(Reply::send),
+            Ok(()) => {
+                let mut wakes = Wakes::default();
+                answers.into_iter().for_each(|answer| answer.keep(&mut wakes));
+                wakes.wake();
+            }
             Err(error) => {
                 tracing::error!(%error, "a commit failed: the store takes no more changes, restart the engine");
                 fail(shared, &error);
-                answers.into_iter().for_each(|answer| answer.send_failure(&error));
+                let mut wakes = Wakes::default();
+                answers.into_iter().for_each(|answer| answer.fail(&error, &mut wakes));
+                wakes.wake();
             }
         }
     }
@@ -272,30 +279,30 @@ impl<'a> Batch<'a> {
 
 /// An answer that waits for the commit.
 enum Reply {
-    Register(Sender<Result<Card, RegisterError>>, Result<Card, RegisterError>),
-    Open(Sender<Result<Control, OpenError>>, Result<Box<Control>, OpenError>),
-    Advance(Sender<Result<(), AdvanceError>>, Result<(), AdvanceError>),
-    Note(Sender<Result<(), StoreError>>, Result<(), StoreError>),
+    Register(Promise<Result<Card, RegisterError>>, Result<Card, RegisterError>),
+    Open(Promise<Result<Control, OpenError>>, Result<Box<Control>, OpenError>),
+    Advance(Promise<Result<(), AdvanceError>>, Result<(), AdvanceError>),
+    Note(Promise<Result<(), StoreError>>, Result<(), StoreError>),
 }
 
 impl Reply {
     // Whoever waited may have gone; the change stands all the same.
 
-    fn send(self) {
+    fn keep(self, wakes: &mut Wakes) {
         match self {
-            Self::Register(reply, answer) => drop(reply.send(answer)),
-            Self::Open(reply, answer) => drop(reply.send(answer.map(|control| *control))),
-            Self::Advance(reply, answer) => drop(reply.send(answer)),
-            Self::Note(reply, answer) => drop(reply.send(answer)),
+            Self::Register(reply, answer) => reply.keep(answer, wakes),
+            Self::Open(reply, answer) => reply.keep(answer.map(|control| *control), wakes),
+            Self::Advance(reply, answer) => reply.keep(answer, wakes),
+            Self::Note(reply, answer) => reply.keep(answer, wakes),
         }
     }
 
-    fn send_failure(self, error: &StoreError) {
+    fn fail(self, error: &StoreError, wakes: &mut Wakes) {
         match self {
-            Self::Register(reply, _) => drop(reply.send(Err(error.clone().into()))),
-            Self::Open(reply, _) => drop(reply.send(Err(error.clone().into()))),
-            Self::Advance(reply, _) => drop(reply.send(Err(error.clone().into()))),
-            Self::Note(reply, _) => drop(reply.send(Err(error.clone()))),
+            Self::Register(reply, _) => reply.keep(Err(error.clone().into()), wakes),
+            Self::Open(reply, _) => reply.keep(Err(error.clone().into()), wakes),
+            Self::Advance(reply, _) => reply.keep(Err(error.clone().into()), wakes),
+            Self::Note(reply, _) => reply.keep(Err(error.clone()), wakes),
         }
     }
 }
