@@ -119,6 +119,3 @@ pub enum TlsError {
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
-
-#[cfg(test)]
-mod tests;

@@ -7,10 +7,12 @@ mod iso_4;
 pub(crate) use self::{
     iso_0_3::{decode_iso_0, decode_iso_3, encode_iso_0, encode_iso_3},
     iso_1::{decode_iso_1, encode_iso_1},
-    iso_4::{account_field, decode_iso_4, encode_iso_4},
+    iso_4::{account_field, decipher_iso_4, decode_iso_4, encipher_iso_4, encode_iso_4},
 };
 
-use crate::clear::{Clear, PIN_DIGITS_MAX, Pin};
+use subtle::Choice;
+
+use crate::clear::Pin;
 
 /// The digits that bind a block to an account: 1 to 19 of them, each 0 to 9.
 pub(crate) struct AccountDigits {
@@ -44,6 +46,13 @@ impl AccountDigits {
         (length > 0).then_some(Self { digits, length })
     }
 
+    /// `0000` and the 12 rightmost digits without the check digit; a shorter number is padded on the left with zeros.
+    pub(crate) fn rightmost_twelve(&self) -> u64 {
+        let without_check_digit = self.as_slice().split_last().map_or(&[][..], |(_, rest)| rest);
+        let twelve = without_check_digit.iter().rev().take(12).rev();
+        twelve.fold(0, |packed, digit| (packed << 4) | u64::from(*digit))
+    }
+
     pub(crate) fn as_slice(&self) -> &[u8] {
         self.digits.get(..self.length).unwrap_or_default()
     }
@@ -55,35 +64,19 @@ impl Drop for AccountDigits {
     }
 }
 
-/// Writes control nibble, length and digits, and at the places the PIN does not reach what `fill` gives for each.
-fn write_pin_field<const N: usize>(field: &mut Clear<N>, control: u8, pin: &Pin, fill: impl Fn(usize) -> u8) {
-    use subtle::{ConditionallySelectable, ConstantTimeLess};
-
-    field.set_nibble(0, control);
-    field.set_nibble(1, pin.length());
-    for (index, digit) in pin.digits().iter().enumerate() {
-        let counts = (index as u8).ct_lt(&pin.length());
-        field.set_nibble(2 + index, u8::conditional_select(&fill(index), digit, counts));
-    }
-    for index in PIN_DIGITS_MAX..14 {
-        field.set_nibble(2 + index, fill(index));
-    }
+/// The highest nibbles of a block: `control L P…P`, and `fill` at the places the PIN does not reach.
+fn pin_field(control: u8, pin: &Pin, fill: u64) -> u64 {
+    let head = (u64::from(control) << 60) | (u64::from(pin.length()) << 56);
+    head | ((pin.digits() | (fill & !pin.places())) >> 8)
 }
 
-/// Reads control nibble, length and digits, and asks `fill_is_good` of every nibble at a place the PIN does not reach.
-fn read_pin_field<const N: usize>(
-    field: &Clear<N>,
-    control: u8,
-    pin: &mut Pin,
-    fill_is_good: impl Fn(u8) -> subtle::Choice,
-) -> subtle::Choice {
-    use subtle::{ConstantTimeEq, ConstantTimeLess};
-
-    let mut good = field.nibble(0).ct_eq(&control);
-    good &= pin.fill(field.nibble(1), |index| field.nibble(2 + index));
-    for index in 0..14 {
-        let counts = (index as u8).ct_lt(&pin.length());
-        good &= counts | fill_is_good(field.nibble(2 + index));
-    }
-    good
+/// Reads `control L P…P`, and asks `fill_is_good` of the nibbles behind the PIN: each bit of its answer that stands at a
+/// place the PIN does not reach must be zero.
+fn read_pin_field(field: u64, control: u8, pin: &mut Pin, wrong_fill: impl FnOnce(u64) -> u64) -> Choice {
+    let body = field << 8;
+    let good = pin.fill(((field >> 56) & 0xF) as u8, body);
+    // The two lowest nibbles of the shifted field are none of the block's.
+    let behind = !pin.places() & !0xFF;
+    let right_control = u8::from((field >> 60) as u8 == control);
+    good & Choice::from(right_control & u8::from(wrong_fill(body) & behind == 0))
 }

@@ -4,8 +4,8 @@
 
 use std::hint::black_box;
 
-use subtle::{Choice, ConditionallySelectable, ConstantTimeEq, ConstantTimeLess};
-use zeroize::Zeroize;
+use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
+use zeroize::{DefaultIsZeroes, Zeroize};
 
 /// The most digits a PIN has (ISO 9564-1, 8.1).
 pub(crate) const PIN_DIGITS_MAX: usize = 12;
@@ -38,17 +38,27 @@ impl<const N: usize> Clear<N> {
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8; N] {
         &mut self.0
     }
+}
 
-    /// The nibble at `index`, counted from the left; zero past the end.
-    pub(crate) fn nibble(&self, index: usize) -> u8 {
-        let byte = self.0.get(index / 2).copied().unwrap_or_default();
-        if index.is_multiple_of(2) { byte >> 4 } else { byte & 0x0F }
+impl Clear<8> {
+    /// The block as 16 nibbles, the first of them the highest.
+    pub(crate) fn nibbles(&self) -> u64 {
+        u64::from_be_bytes(self.0)
     }
 
-    /// Writes the nibble at `index`, counted from the left; past the end nothing is written.
-    pub(crate) fn set_nibble(&mut self, index: usize, nibble: u8) {
-        let Some(byte) = self.0.get_mut(index / 2) else { return };
-        *byte = if index.is_multiple_of(2) { (*byte & 0x0F) | (nibble << 4) } else { (*byte & 0xF0) | (nibble & 0x0F) };
+    pub(crate) fn set_nibbles(&mut self, nibbles: u64) {
+        self.0 = nibbles.to_be_bytes();
+    }
+}
+
+impl Clear<16> {
+    /// The field as 32 nibbles, the first of them the highest.
+    pub(crate) fn nibbles(&self) -> u128 {
+        u128::from_be_bytes(self.0)
+    }
+
+    pub(crate) fn set_nibbles(&mut self, nibbles: u128) {
+        self.0 = nibbles.to_be_bytes();
     }
 }
 
@@ -58,43 +68,65 @@ impl<const N: usize> Drop for Clear<N> {
     }
 }
 
-/// A clear PIN: 4 to 12 digits. What stands behind its length is zero.
+/// A clear PIN: 4 to 12 digits, a nibble each, from the highest down. What stands behind its length is zero.
+///
+/// Every question about a PIN is answered by arithmetic on all of it at once: no branch and no memory access depends on
+/// a digit.
 pub(crate) struct Pin {
-    digits: [u8; PIN_DIGITS_MAX],
+    digits: u64,
     length: u8,
 }
+
+/// The lowest bit of every nibble.
+const ONES: u64 = 0x1111_1111_1111_1111;
 
 impl Pin {
     /// `0000`, to be filled in place.
     pub(crate) fn zeroed() -> Self {
-        Self { digits: [0; PIN_DIGITS_MAX], length: 4 }
+        Self { digits: 0, length: 4 }
     }
 
-    /// Takes `length` and, of the nibbles `nibble` gives, that many as digits; tells whether all of them are what a
-    /// PIN is made of. Does the same work whatever it finds, and leaves a PIN that can be encoded.
-    pub(crate) fn fill(&mut self, length: u8, nibble: impl Fn(usize) -> u8) -> Choice {
+    /// Takes the first `length` of these nibbles as digits; tells whether that is what a PIN is made of. Does the same
+    /// work whatever it finds, and leaves a PIN that can be encoded.
+    pub(crate) fn fill(&mut self, length: u8, nibbles: u64) -> Choice {
         let (least, most) = (PIN_DIGITS_MIN as u8, PIN_DIGITS_MAX as u8);
-        let mut good = !length.ct_lt(&least) & !most.ct_lt(&length);
-        self.length = u8::conditional_select(&least, &length, good);
-        for (index, digit) in self.digits.iter_mut().enumerate() {
-            let found = nibble(index);
-            let counts = (index as u8).ct_lt(&self.length);
-            good &= !counts | found.ct_lt(&10);
-            *digit = u8::conditional_select(&0, &found, counts);
-        }
-        good
+        let good_length = u8::from(length >= least) & u8::from(length <= most);
+        self.length = u8::conditional_select(&least, &length, Choice::from(good_length));
+        self.digits = nibbles & self.places();
+        // A nibble is above 9 where its 8 stands with its 4 or its 2.
+        let above_nine = (self.digits >> 3) & ((self.digits >> 2) | (self.digits >> 1)) & ONES;
+        Choice::from(good_length & u8::from(above_nine == 0))
     }
 
     pub(crate) fn length(&self) -> u8 {
         self.length
     }
 
-    /// All twelve places.
-    pub(crate) fn digits(&self) -> &[u8; PIN_DIGITS_MAX] {
-        &self.digits
+    /// The digits, from the highest nibble down.
+    pub(crate) fn digits(&self) -> u64 {
+        self.digits
     }
 
-    /// Whether two PINs are the same, in constant time.
+    /// The places the PIN reaches: ones from the highest nibble down.
+    pub(crate) fn places(&self) -> u64 {
+        !(u64::MAX >> (4 * u32::from(self.length)))
+    }
+
+    /// Whether each digit is the one before it plus `step`, to the end.
+    pub(crate) fn climbs_by(&self, step: u8) -> Choice {
+        let pairs = self.places() << 4;
+        let climbed = self.digits.wrapping_add(ONES.wrapping_mul(step.into()));
+        Choice::from(u8::from((climbed ^ (self.digits << 4)) & pairs == 0))
+    }
+
+    /// Whether each digit is the one before it less one, to the end.
+    pub(crate) fn falls_by_one(&self) -> Choice {
+        let pairs = self.places() << 4;
+        let climbed = (self.digits << 4).wrapping_add(ONES);
+        Choice::from(u8::from((climbed ^ self.digits) & pairs == 0))
+    }
+
+    /// Whether two PINs are the same.
     pub(crate) fn same_as(&self, other: &Self) -> Choice {
         self.digits.ct_eq(&other.digits) & self.length.ct_eq(&other.length)
     }
@@ -102,7 +134,7 @@ impl Pin {
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        wipe(&mut self.digits);
+        wipe(std::slice::from_mut(&mut self.digits));
         wipe(std::slice::from_mut(&mut self.length));
     }
 }
@@ -111,20 +143,21 @@ impl Drop for Pin {
 /// copies there that no `Drop` can reach.
 #[inline(never)]
 pub(crate) fn scrub_stack() {
-    let mut below = [0u8; STACK_BYTES_SCRUBBED];
+    // Eight bytes at a time: the compiler may not join volatile writes.
+    let mut below = [0u64; STACK_BYTES_SCRUBBED / 8];
     wipe(&mut below);
     black_box(&mut below);
 }
 
 /// Writes zeros that the compiler may not leave out.
 #[cfg(not(feature = "unwiped-for-test"))]
-fn wipe(bytes: &mut [u8]) {
-    bytes.zeroize();
+fn wipe<T: DefaultIsZeroes>(values: &mut [T]) {
+    values.zeroize();
 }
 
 /// In a build for one test alone nothing is wiped, so that the search of the process's memory is known to find.
 #[cfg(feature = "unwiped-for-test")]
-fn wipe(bytes: &mut [u8]) {
-    black_box(bytes);
-    let _ = <[u8] as Zeroize>::zeroize;
+fn wipe<T: DefaultIsZeroes>(values: &mut [T]) {
+    black_box(values);
+    let _ = <[T] as Zeroize>::zeroize;
 }

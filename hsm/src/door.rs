@@ -12,11 +12,11 @@ use zeroize::Zeroizing;
 
 use crate::{
     block::{
-        AccountDigits, account_field, decode_iso_0, decode_iso_1, decode_iso_3, decode_iso_4, encode_iso_0,
-        encode_iso_1, encode_iso_3, encode_iso_4,
+        AccountDigits, decipher_iso_4, decode_iso_0, decode_iso_1, decode_iso_3, decode_iso_4, encipher_iso_4,
+        encode_iso_0, encode_iso_1, encode_iso_3, encode_iso_4,
     },
     check_value::CheckValue,
-    clear::{Block, Clear, Pin, Tzpk, WideBlock, scrub_stack},
+    clear::{Block, Pin, Tzpk, WideBlock, scrub_stack},
     config::{Config, Form, StoredForm, Vault},
     device_key::DeviceKey,
     error::{AcceptError, Error, OpenError, Refusal},
@@ -129,10 +129,10 @@ impl Hsm {
 
             let mut tzpk = Tzpk::zeroed();
             let (wrapped, check_value) = self.fresh_tzpk(device, &mut tzpk)?;
-            let mut fill = Zeroizing::new([0; 7]);
-            self.token.random(&mut fill[..])?;
+            let mut fill = Block::zeroed();
+            self.token.random(fill.bytes_mut())?;
             let mut block = Block::zeroed();
-            encode_iso_1(&mut block, &pin, &fill);
+            encode_iso_1(&mut block, &pin, fill.nibbles());
             tzpk_encrypt(&tzpk, &mut block);
             let block = EncryptedBlock::from_bytes(block.bytes())?;
             Ok(Revealed { wrapped, block, check_value })
@@ -176,10 +176,8 @@ impl Hsm {
                 let mut random = [0; 8];
                 self.token.random(&mut random)?;
                 let mut block = WideBlock::zeroed();
-                encode_iso_4(&mut block, pin, &random);
-                self.token.storage_aes_encrypt(&mut block);
-                combine(&mut block, &account_field(account));
-                self.token.storage_aes_encrypt(&mut block);
+                encode_iso_4(&mut block, pin, u64::from_be_bytes(random));
+                encipher_iso_4(&mut block, account, |block| self.token.storage_aes_encrypt(block));
                 PinRecord::untagged(key, self.form, Level::Host, block.bytes())
             }
             Form::Iso3 | Form::Iso0 => {
@@ -187,7 +185,7 @@ impl Hsm {
                 if self.form == Form::Iso0 {
                     encode_iso_0(&mut block, pin, account);
                 } else {
-                    encode_iso_3(&mut block, pin, account, &self.iso_3_fill()?);
+                    encode_iso_3(&mut block, pin, account, self.iso_3_fill()?);
                 }
                 self.token.storage_tdes_encrypt(&mut block)?;
                 PinRecord::untagged(key, self.form, Level::Host, block.bytes())
@@ -217,9 +215,7 @@ impl Hsm {
             Form::Iso4 => {
                 let mut block = WideBlock::zeroed();
                 block.bytes_mut().iter_mut().zip(record.block()).for_each(|(place, byte)| *place = *byte);
-                self.token.storage_aes_decrypt(&mut block);
-                combine(&mut block, &account_field(account));
-                self.token.storage_aes_decrypt(&mut block);
+                decipher_iso_4(&mut block, account, |block| self.token.storage_aes_decrypt(block));
                 decode_iso_4(&block, pin)
             }
             form @ (Form::Iso3 | Form::Iso0) => {
@@ -232,17 +228,15 @@ impl Hsm {
         if bool::from(good) { Ok(()) } else { Err(broken) }
     }
 
-    /// Fourteen random nibbles within A to F, none likelier than another: bytes of 252 and above are thrown away.
-    fn iso_3_fill(&self) -> Result<[u8; 14], Error> {
-        let mut fill = [0; 14];
-        let mut filled = 0;
-        while filled < fill.len() {
+    /// Sixteen random nibbles within A to F, none likelier than another: bytes of 252 and above are thrown away.
+    fn iso_3_fill(&self) -> Result<u64, Error> {
+        let (mut fill, mut missing) = (0u64, 16);
+        while missing > 0 {
             let mut random = [0; 16];
             self.token.random(&mut random)?;
-            let kept = random.iter().filter(|byte| **byte < 252).map(|byte| 0xA + byte % 6);
-            for (place, nibble) in fill.iter_mut().skip(filled).zip(kept) {
-                *place = nibble;
-                filled += 1;
+            for byte in random.iter().filter(|byte| **byte < 252).take(missing) {
+                fill = (fill << 4) | u64::from(0xA + byte % 6);
+                missing -= 1;
             }
         }
         Ok(fill)
@@ -274,10 +268,6 @@ fn verdict(well_formed: Choice, taken: Choice) -> Verdict {
         1 => Verdict::Malformed,
         _ => Verdict::AgainstPolicy,
     }
-}
-
-fn combine(block: &mut WideBlock, field: &Clear<16>) {
-    block.bytes_mut().iter_mut().zip(field.bytes()).for_each(|(place, byte)| *place ^= byte);
 }
 
 /// A card, as every seal names it.

@@ -21,6 +21,9 @@ mod selftest;
 mod token;
 mod vault;
 
+#[cfg(test)]
+mod vectors;
+
 pub use self::{
     check_value::CheckValue,
     config::{Config, Form, LockMemory, StoredForm, Unlock, Vault},

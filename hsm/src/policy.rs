@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use subtle::{Choice, ConstantTimeEq, ConstantTimeLess};
+use subtle::{Choice, ConstantTimeLess};
 use thiserror::Error;
 
 use crate::clear::{PIN_DIGITS_MAX, PIN_DIGITS_MIN, Pin};
@@ -45,9 +45,8 @@ impl PinPolicy {
                 return Err(PolicyError::TooManyRefused);
             }
             let mut pin = Pin::zeroed();
-            let digits = text.as_bytes();
-            let digit = |place: usize| digits.get(place).map_or(0xF, |byte| byte.wrapping_sub(b'0'));
-            if !bool::from(pin.fill(u8::try_from(digits.len()).unwrap_or_default(), digit)) {
+            let nibbles = packed(text).ok_or(PolicyError::Refused { number: index + 1 })?;
+            if !bool::from(pin.fill(u8::try_from(text.len()).unwrap_or_default(), nibbles)) {
                 return Err(PolicyError::Refused { number: index + 1 });
             }
             policy.refused.push(pin);
@@ -78,19 +77,22 @@ impl Default for PinPolicy {
 
 impl Weakness {
     fn is_in(self, pin: &Pin) -> Choice {
-        let step = match self {
-            Self::Ascending => 1,
-            Self::Descending => 0xFF,
-            Self::Repeated => 0,
-        };
-        let mut throughout = Choice::from(1);
-        for (place, pair) in (1u8..).zip(pin.digits().windows(2)) {
-            let [before, after] = pair else { continue };
-            let behind_the_pin = !place.ct_lt(&pin.length());
-            throughout &= behind_the_pin | before.wrapping_add(step).ct_eq(after);
+        match self {
+            Self::Ascending => pin.climbs_by(1),
+            Self::Descending => pin.falls_by_one(),
+            Self::Repeated => pin.climbs_by(0),
         }
-        throughout
     }
+}
+
+/// Up to 12 decimal digits, a nibble each, from the highest down.
+fn packed(text: &str) -> Option<u64> {
+    let digits = text.bytes().map(|byte| byte.checked_sub(b'0').filter(|digit| *digit < 10));
+    let packed = digits.take(PIN_DIGITS_MAX + 1).try_fold((0, 64), |(packed, shift): (u64, u32), digit| {
+        let shift = shift.checked_sub(4)?;
+        Some((packed | (u64::from(digit?) << shift), shift))
+    });
+    packed.map(|(packed, _)| packed)
 }
 
 /// Why a policy can't be used.
@@ -116,8 +118,7 @@ mod tests {
 
     fn judged(policy: &PinPolicy, text: &str) -> bool {
         let mut pin = Pin::zeroed();
-        let length = u8::try_from(text.len()).unwrap();
-        assert!(bool::from(pin.fill(length, |place| text.as_bytes().get(place).map_or(0xF, |byte| byte - b'0'))));
+        assert!(bool::from(pin.fill(u8::try_from(text.len()).unwrap(), packed(text).unwrap())));
         policy.judge(&pin).into()
     }
 

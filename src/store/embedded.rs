@@ -19,7 +19,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use fjall::{Database, Keyspace, KeyspaceCreateOptions};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, config::CompressionPolicy};
 use thiserror::Error;
 
 use self::{
@@ -141,7 +141,13 @@ impl Embedded {
             .map_err(opened)?;
         let memtable = config.memory_bytes_max / 8;
         let keyspace = |name: &str| {
-            let options = || KeyspaceCreateOptions::default().max_memtable_size(memtable).manual_journal_persist(true);
+            let options = || {
+                KeyspaceCreateOptions::default()
+                    .max_memtable_size(memtable)
+                    .manual_journal_persist(true)
+                    // Rows are short and most of them ciphertext: they would not get smaller.
+                    .data_block_compression_policy(CompressionPolicy::disabled())
+            };
             database.keyspace(name, options).map_err(opened)
         };
         let (cards, controls, pins) = (keyspace("cards")?, keyspace("controls")?, keyspace("pins")?);

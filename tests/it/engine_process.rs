@@ -31,9 +31,18 @@ impl EngineProcess {
 
     /// Starts another build of it.
     pub(crate) fn start_binary(binary: &Path, directory: &Path, extra: &str) -> Self {
+        Self::start_with(binary, "127.0.0.1:0", directory, extra)
+    }
+
+    /// Starts one at a given address.
+    pub(crate) fn start_at(directory: &Path, listen: &str, extra: &str) -> Self {
+        Self::start_with(Path::new(env!("CARGO_BIN_EXE_pinseal")), listen, directory, extra)
+    }
+
+    fn start_with(binary: &Path, listen: &str, directory: &Path, extra: &str) -> Self {
         let config = directory.join("engine.toml");
         let data = directory.join("data");
-        std::fs::write(&config, format!("listen = \"127.0.0.1:0\"\ndata_directory = {data:?}\n{extra}\n")).unwrap();
+        std::fs::write(&config, format!("listen = \"{listen}\"\ndata_directory = {data:?}\n{extra}\n")).unwrap();
         let log = directory.join("engine.log");
         let events = std::fs::File::options().create(true).append(true).open(&log).unwrap();
         let mut child = Command::new(binary)

@@ -43,7 +43,7 @@ async fn twenty_kills_under_load_lose_no_acknowledged_pin_and_free_no_spent_cont
             load.push(tokio::spawn(set_pins(client, device.clone(), known.clone(), kill, number)));
         }
         // A moment of its own for every kill, spread over the life of a few group commits and beyond.
-        tokio::time::sleep(Duration::from_micros(60_000 + (kill * 7_919_000) % 240_000)).await;
+        tokio::time::sleep(Duration::from_micros(100_000 + (kill * 7_919_000) % 500_000)).await;
         engine.kill();
         join_all(load).await;
     }
@@ -58,7 +58,7 @@ async fn twenty_kills_under_load_lose_no_acknowledged_pin_and_free_no_spent_cont
         assert!(kept == *pin || perhaps, "card {card}: the acknowledged PIN is lost");
     }
     for (control, other_block) in &known.spent {
-        let again = client.set_block(control, other_block).await.err().expect("a spent control was used again");
+        let again = client.set_block(control, other_block).await.expect_err("a spent control was used again");
         assert_eq!(reason(&again), "CONTROL_NOT_USABLE");
     }
     assert_eq!(engine.terminate(), 0);

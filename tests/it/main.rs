@@ -8,8 +8,14 @@
     reason = "a test that is surprised must fail"
 )]
 
+mod apart;
 mod bad_input;
+mod clients;
+mod contract;
+mod edge_process;
 mod engine_process;
 mod house;
 mod kill;
+mod memory;
+mod no_trace;
 mod race;

@@ -1,32 +1,40 @@
 //! Format 4, under AES: PIN field `4 L P…P A…A` and 64 random bits, account field `M` (digits − 12), the whole account
 //! number, zeros; `E(E(PIN field) ⊕ account field)`. A shorter account number is right-justified in 12, with M = 0.
 
-use subtle::{Choice, ConstantTimeEq};
+use subtle::Choice;
 
-use super::{AccountDigits, read_pin_field, write_pin_field};
-use crate::clear::{Clear, Pin, WideBlock};
+use super::{AccountDigits, pin_field, read_pin_field};
+use crate::clear::{Pin, WideBlock};
 
 /// Writes the PIN field.
-pub(crate) fn encode_iso_4(field: &mut WideBlock, pin: &Pin, random: &[u8; 8]) {
-    write_pin_field(field, 4, pin, |_| 0xA);
-    if let Some(tail) = field.bytes_mut().get_mut(8..) {
-        tail.copy_from_slice(random);
-    }
+pub(crate) fn encode_iso_4(field: &mut WideBlock, pin: &Pin, random: u64) {
+    let digits = pin_field(4, pin, 0xAAAA_AAAA_AAAA_AAAA);
+    field.set_nibbles((u128::from(digits) << 64) | u128::from(random));
 }
 
 /// Reads the PIN field; every fill nibble must be A.
 pub(crate) fn decode_iso_4(field: &WideBlock, pin: &mut Pin) -> Choice {
-    read_pin_field(field, 4, pin, |fill| fill.ct_eq(&0xA))
+    read_pin_field((field.nibbles() >> 64) as u64, 4, pin, |fill| fill ^ 0xAAAA_AAAA_AAAA_AAAA)
 }
 
-/// The account field.
-pub(crate) fn account_field(account: &AccountDigits) -> WideBlock {
+/// The account field, as 32 nibbles from the highest down.
+pub(crate) fn account_field(account: &AccountDigits) -> u128 {
     let digits = account.as_slice();
-    let mut field = Clear::zeroed();
-    field.set_nibble(0, u8::try_from(digits.len().saturating_sub(12)).unwrap_or_default());
-    let padding = 12usize.saturating_sub(digits.len());
-    for (place, digit) in digits.iter().enumerate() {
-        field.set_nibble(1 + padding + place, *digit);
-    }
-    field
+    let packed = digits.iter().fold(0u128, |packed, digit| (packed << 4) | u128::from(*digit));
+    let length = digits.len().max(12) as u32;
+    (u128::from(length - 12) << 124) | (packed << (124 - 4 * length))
+}
+
+/// Enciphers a PIN field in place: `E(E(PIN field) ⊕ account field)`.
+pub(crate) fn encipher_iso_4(field: &mut WideBlock, account: &AccountDigits, encrypt: impl Fn(&mut WideBlock)) {
+    encrypt(field);
+    field.set_nibbles(field.nibbles() ^ account_field(account));
+    encrypt(field);
+}
+
+/// The way back to the PIN field.
+pub(crate) fn decipher_iso_4(block: &mut WideBlock, account: &AccountDigits, decrypt: impl Fn(&mut WideBlock)) {
+    decrypt(block);
+    block.set_nibbles(block.nibbles() ^ account_field(account));
+    decrypt(block);
 }

@@ -1,0 +1,130 @@
+//! Engine and edge as processes of their own, with mutual TLS between them; what they refuse at start; how they stop.
+
+use std::{path::Path, process::Command};
+
+use serde_json::json;
+
+use crate::{
+    edge_process::EdgeProcess,
+    engine_process::{EngineProcess, device},
+};
+
+fn pinseal(arguments: &[&str]) -> (bool, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_pinseal")).args(arguments).output().unwrap();
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// A development CA and its certificates; engine and edge configuration for them.
+fn certificates(directory: &Path) -> (String, String) {
+    let out = directory.join("pki");
+    let (made, told) = pinseal(&["pki", "dev", "--out", out.to_str().unwrap()]);
+    assert!(made, "{told}");
+    let at = |file: &str| format!("{:?}", out.join(file));
+    let engine = format!(
+        "[tls]\ncertificates = {}\nprivate_key = {}\nclient_roots = {}",
+        at("engine.pem"),
+        at("engine.key"),
+        at("ca.pem")
+    );
+    let edge = format!(
+        "tls = {{ roots = {}, certificates = {}, private_key = {} }}",
+        at("ca.pem"),
+        at("edge.pem"),
+        at("edge.key")
+    );
+    (engine, edge)
+}
+
+fn port_of(engine: &EngineProcess) -> &str {
+    engine.address().rsplit(':').next().unwrap()
+}
+
+#[test]
+fn engine_and_edge_speak_by_mutual_tls_and_a_peer_has_its_rights_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let (engine_tls, edge_tls) = certificates(directory.path());
+    let peers = "[[peers]]\ncertificate_name = \"edge.pinseal.test\"\nrights = [\"controls\"]\ntenants = [\"bank\"]";
+    let engine = EngineProcess::start(directory.path(), &format!("{engine_tls}\n{peers}"));
+    let address = format!("address = \"https://localhost:{}\"\n{edge_tls}", port_of(&engine));
+    let edge = EdgeProcess::start(directory.path(), &address, "");
+
+    let opened = edge.post("/pincontrol/v2/plastic/6001?auditUser=it", "{\"scope\":\"VIEW_PIN\"}");
+    assert_eq!(opened.status, 201, "{}", opened.text);
+    let key = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, device().public_key_der());
+    let view = json!({ "controlId": opened.member("id"), "publicKey": key }).to_string();
+    assert_eq!(edge.post("/v3/view?auditUser=it", &view).fault(), (403, "CALLER_FORBIDDEN"));
+}
+
+#[test]
+fn who_has_no_certificate_of_the_engines_roots_is_not_served() {
+    let directory = tempfile::tempdir().unwrap();
+    let (engine_tls, _) = certificates(directory.path());
+    let engine = EngineProcess::start(directory.path(), &engine_tls);
+    let stranger = tempfile::tempdir().unwrap();
+    let (_, stranger_tls) = certificates(stranger.path());
+    for tls in ["", stranger_tls.as_str()] {
+        let address = format!("address = \"https://localhost:{}\"\n{tls}", port_of(&engine));
+        let edge = EdgeProcess::start(stranger.path(), &address, "");
+        let answer = edge.post("/pincontrol/v2/plastic/6002?auditUser=it", "{\"scope\":\"SET_PIN\"}");
+        assert_eq!(answer.fault(), (503, "ENGINE_UNAVAILABLE"));
+    }
+}
+
+#[test]
+fn new_certificates_are_used_without_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let (engine_tls, edge_tls) = certificates(directory.path());
+    let engine = EngineProcess::start(directory.path(), &engine_tls);
+    std::fs::rename(directory.path().join("pki"), directory.path().join("pki-before")).unwrap();
+    certificates(directory.path());
+    // Files are looked at when a connection comes, two seconds after the last look at the earliest.
+    std::thread::sleep(std::time::Duration::from_millis(2_100));
+    let address = format!("address = \"https://localhost:{}\"\n{edge_tls}", port_of(&engine));
+    let edge = EdgeProcess::start(directory.path(), &address, "");
+    let answer = edge.post("/pincontrol/v2/plastic/6003?auditUser=it", "{\"scope\":\"SET_PIN\"}");
+    assert_eq!(answer.status, 201, "{}", answer.text);
+}
+
+#[test]
+fn beyond_loopback_both_refuse_to_listen_without_tls_and_say_why() {
+    let directory = tempfile::tempdir().unwrap();
+    for (service, why) in [("engine", "without mutual TLS"), ("edge", "without TLS")] {
+        let config = directory.path().join(format!("{service}.toml"));
+        std::fs::write(&config, "listen = \"0.0.0.0:0\"\n").unwrap();
+        let (served, told) = pinseal(&[service, "--config", config.to_str().unwrap()]);
+        assert!(!served && told.contains(why), "{told}");
+        assert_eq!(told.lines().count(), 1, "{told}");
+    }
+}
+
+#[test]
+fn a_wrong_configuration_is_one_clear_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("engine.toml");
+    for (text, why) in [
+        ("lisen = 1", "lisen"),
+        ("[control]\nlifetime_seconds = 0", "control.lifetime_seconds"),
+        ("[vault]\npassphrase = { env = \"PINSEAL_NOT_SET\" }", "PINSEAL_NOT_SET"),
+    ] {
+        std::fs::write(&config, text).unwrap();
+        let (served, told) = pinseal(&["engine", "--config", config.to_str().unwrap()]);
+        assert!(!served && told.contains(why), "{told}");
+    }
+    let (served, told) = pinseal(&["engine", "--config", "/nowhere.toml"]);
+    assert!(!served && told.contains("/nowhere.toml"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_engine_on_the_same_store_is_refused_and_the_first_stops_in_order() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = EngineProcess::start(directory.path(), "");
+    let (served, told) = pinseal(&["engine", "--config", directory.path().join("engine.toml").to_str().unwrap()]);
+    assert!(!served && told.contains("in use by another process"), "{told}");
+
+    let mut client = engine.client().await;
+    client.set(&device(), "6004", "2580").await.unwrap();
+    assert_eq!(engine.terminate(), 0);
+    let store = directory.path().join("data/store");
+    let (holds, told) = pinseal(&["audit", "verify", "--store", store.to_str().unwrap()]);
+    assert!(holds, "{told}");
+}

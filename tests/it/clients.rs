@@ -1,0 +1,132 @@
+//! Clients that no one here wrote: the JDK, Python's grpcio, schemathesis; and the demo itself.
+
+use std::{
+    io::{BufRead, BufReader, Lines},
+    path::Path,
+    process::{Child, ChildStdout, Command, Output, Stdio},
+};
+
+use serde_json::Value;
+
+/// `pinseal demo`, serving.
+struct Demo {
+    child: Child,
+    ready: Value,
+    /// Held open: a demo that can't tell its story ends.
+    _told: Lines<BufReader<ChildStdout>>,
+    _directory: tempfile::TempDir,
+}
+
+impl Demo {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("ready.json");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_pinseal"))
+            .args(["demo", "--edge-listen", "127.0.0.1:0", "--engine-listen", "127.0.0.1:0", "--ready-file"])
+            .arg(&file)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut told = BufReader::new(child.stdout.take().unwrap()).lines();
+        let serves = told.by_ref().map_while(Result::ok).any(|line| line.contains("Serving until Ctrl-C"));
+        assert!(serves, "the demo ended before it served");
+        let ready = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+        Self { child, ready, _told: told, _directory: directory }
+    }
+
+    fn member(&self, name: &str) -> &str {
+        self.ready[name].as_str().unwrap()
+    }
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn root(path: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// The Python that scripts/test prepares.
+fn python() -> String {
+    std::env::var("PINSEAL_TEST_PYTHON").unwrap_or_else(|_| {
+        panic!("PINSEAL_TEST_PYTHON is not set: run scripts/test, or point it to a Python with tests/clients/python/requirements.txt")
+    })
+}
+
+fn ran_well(output: &Output) -> String {
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{text}");
+    text
+}
+
+#[test]
+fn the_jdk_sets_and_views_a_pin_with_keys_of_every_size() {
+    let demo = Demo::start();
+    for bits in ["2048", "3072", "4096"] {
+        let output = Command::new("java")
+            .arg(root("tests/clients/java/CardPin.java"))
+            .args([demo.member("edge_url"), demo.member("bearer_token"), &format!("70{bits}"), "2580", bits])
+            .output()
+            .expect("java is missing: install a JDK of version 17 or later (Debian: default-jdk-headless)");
+        assert!(ran_well(&output).contains(&format!("set and viewed with RSA-{bits}")));
+    }
+}
+
+#[test]
+fn pythons_grpcio_drives_the_engine_by_reflection() {
+    let demo = Demo::start();
+    let output = Command::new(python())
+        .arg(root("tests/clients/python/engine_by_reflection.py"))
+        .args([demo.member("engine_addr"), "7100", "271828"])
+        .output()
+        .unwrap();
+    assert!(ran_well(&output).contains("set and viewed by reflection"));
+}
+
+#[test]
+fn schemathesis_finds_no_server_error_and_no_answer_outside_the_contract() {
+    let demo = Demo::start();
+    let python = python();
+    let schemathesis = Path::new(&python).with_file_name("schemathesis");
+    let output = Command::new(schemathesis)
+        .arg("run")
+        .arg(format!("{}/openapi.json", demo.member("edge_url")))
+        .args(["--header", &format!("Authorization: Bearer {}", demo.member("bearer_token"))])
+        // A key or a controlId that only looks like one is refused: a schema can't say which is one.
+        .args(["--exclude-checks", "positive_data_acceptance", "--max-examples", "60", "--no-color"])
+        .output()
+        .unwrap();
+    let told = ran_well(&output);
+    assert!(told.contains("Tested: 4"), "{told}");
+}
+
+#[test]
+fn the_demo_told_once_ends_well_and_shows_no_clear_block() {
+    let output = Command::new(env!("CARGO_BIN_EXE_pinseal"))
+        .args(["demo", "--once", "--edge-listen", "127.0.0.1:0", "--engine-listen", "127.0.0.1:0"])
+        .output()
+        .unwrap();
+    let told = ran_well(&output);
+    assert!(told.contains("on the phone's screen: 2580") && told.contains("541333******0011"), "{told}");
+    assert!(!told.contains("5413330089020011"), "an account number is told in full");
+}
+
+#[test]
+fn the_device_of_the_command_line_sets_and_views() {
+    let demo = Demo::start();
+    let device = |verb: &str, extra: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_pinseal"))
+            .args(["device", verb, "--edge", demo.member("edge_url"), "--token", demo.member("bearer_token")])
+            .args(["--plastic-id", "7200", "--json"])
+            .args(extra)
+            .output()
+            .unwrap();
+        ran_well(&output)
+    };
+    device("set-pin", &["--pin", "314159"]);
+    assert!(device("view-pin", &[]).contains("\"outcome\":{\"pin\":\"314159\"}"));
+}

@@ -1,0 +1,216 @@
+//! The Card PIN API by HTTP: each kind of bad input has the answer of the contract.
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use device::{Device, Fill, Pin};
+use serde_json::json;
+
+use crate::{
+    edge_process::{Answer, EdgeProcess, OTHER_TOKEN},
+    engine_process::{EngineProcess, device},
+};
+
+/// An engine and an edge in front of it.
+struct House {
+    engine: EngineProcess,
+    edge: EdgeProcess,
+    _directory: tempfile::TempDir,
+}
+
+impl House {
+    fn new(edge_extra: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let engine = EngineProcess::start(directory.path(), "");
+        let address = format!("address = \"http://{}\"", engine.address());
+        let edge = EdgeProcess::start(directory.path(), &address, edge_extra);
+        Self { engine, edge, _directory: directory }
+    }
+
+    fn open(&self, scope: &str) -> String {
+        let body = json!({ "scope": scope }).to_string();
+        let answer = self.edge.post("/pincontrol/v2/plastic/3001?auditUser=it", &body);
+        assert_eq!(answer.status, 201, "{}", answer.text);
+        answer.member("id").to_owned()
+    }
+
+    fn tzpk(&self, control: &str, device: &Device) -> Vec<u8> {
+        let answer = self.ask_tzpk(control, &STANDARD.encode(device.public_key_der()));
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        STANDARD.decode(answer.member("tzpk")).unwrap()
+    }
+
+    fn ask_tzpk(&self, control: &str, public_key: &str) -> Answer {
+        let body = json!({ "controlId": control, "publicKey": public_key, "unknown": 1 }).to_string();
+        self.edge.post("/pin/v3/set/tzpk?auditUser=it", &body)
+    }
+
+    fn set(&self, control: &str, block: &[u8]) -> Answer {
+        self.set_text(control, &STANDARD.encode(block))
+    }
+
+    fn set_text(&self, control: &str, block: &str) -> Answer {
+        self.edge.post("/v3/set?auditUser=it", &json!({ "controlId": control, "pinBlock": block }).to_string())
+    }
+}
+
+fn block(device: &Device, tzpk: &[u8], pin: &str) -> [u8; 8] {
+    device.encrypt_pin(tzpk, &Pin::parse(pin).unwrap(), Fill::Constant(0xA)).unwrap()
+}
+
+#[test]
+fn a_pin_is_set_and_a_lost_reply_may_be_asked_for_again() {
+    let (house, device) = (House::new(""), device());
+    let control = house.open("SET_PIN");
+    let tzpk = house.tzpk(&control, &device);
+    assert_eq!(tzpk.len(), 256);
+    let good = block(&device, &tzpk, "2580");
+    for _ in 0..2 {
+        let answer = house.set(&control, &good);
+        assert_eq!((answer.status, answer.text.as_str()), (200, "{}"));
+    }
+    assert_eq!(house.set(&control, &block(&device, &tzpk, "9517")).fault(), (404, "CONTROL_NOT_USABLE"));
+}
+
+#[test]
+fn unknown_and_spent_controls_answer_the_same_bytes_but_id_and_timestamp() {
+    let (house, device) = (House::new(""), device());
+    let control = house.open("SET_PIN");
+    let tzpk = house.tzpk(&control, &device);
+    house.set(&control, &block(&device, &tzpk, "2580"));
+    let spent = house.set(&control, &[7; 8]);
+    let unknown = house.set("0b2f6dc5-53c5-4f2b-8a6b-3a1c1e0a9f11", &[7; 8]);
+    assert_eq!(spent.fault(), (404, "CONTROL_NOT_USABLE"));
+    assert_eq!(spent.without_id_and_time(), unknown.without_id_and_time());
+}
+
+#[test]
+fn every_malformed_block_answers_the_same_bytes_but_id_and_timestamp() {
+    let (house, device) = (House::new(""), device());
+    let classes: [u64; 6] = [
+        0x0412_34FF_FFFF_FFFF,
+        0x2412_34FF_FFFF_FFFF,
+        0x1312_3FFF_FFFF_FFFF,
+        0x1D12_3456_7890_1234,
+        0x14A2_34FF_FFFF_FFFF,
+        0x1412_3FFF_FFFF_FFFF,
+    ];
+    let mut answers = Vec::new();
+    for class in classes {
+        let control = house.open("SET_PIN");
+        let tzpk = device.open_tzpk(&house.tzpk(&control, &device)).unwrap();
+        let answer = house.set(&control, &tzpk.encrypt_block(&class.to_be_bytes()));
+        assert_eq!(answer.fault(), (422, "PIN_BLOCK_MALFORMED"));
+        answers.push(answer.without_id_and_time());
+    }
+    assert!(answers.iter().all(|answer| *answer == answers[0]));
+}
+
+#[test]
+fn a_weak_pin_is_told_apart_and_a_missing_tzpk_too() {
+    let (house, device) = (House::new(""), device());
+    let control = house.open("SET_PIN");
+    assert_eq!(house.set(&control, &[7; 8]).fault(), (422, "TZPK_MISSING"));
+    let tzpk = house.tzpk(&control, &device);
+    assert_eq!(house.set(&control, &block(&device, &tzpk, "1234")).fault(), (422, "PIN_REFUSED"));
+    assert_eq!(house.set(&control, &block(&device, &tzpk, "2580")).status, 200);
+}
+
+#[test]
+fn what_is_malformed_answers_400_by_name_and_the_control_goes_on() {
+    let (house, device) = (House::new(""), device());
+    let control = house.open("SET_PIN");
+    let tzpk = house.tzpk(&control, &device);
+    let faults = [
+        (house.set(&control, &[1; 7]), "PIN_BLOCK_LENGTH"),
+        (house.set(&control, &[1; 9]), "PIN_BLOCK_LENGTH"),
+        (house.set_text(&control, "no base64!!!"), "PIN_BLOCK_LENGTH"),
+        (house.set("not-a-uuid", &[7; 8]), "CONTROL_ID_INVALID"),
+        (house.edge.post("/v3/set?auditUser=it", "{\"controlId\":"), "BODY_MALFORMED"),
+        (house.edge.post("/v3/set?auditUser=it", "[]"), "BODY_MALFORMED"),
+        (house.edge.post("/v3/set", "{}"), "AUDIT_USER_INVALID"),
+        (house.edge.post("/v3/set?auditUser=", "{}"), "AUDIT_USER_INVALID"),
+        (house.ask_tzpk(&control, "MIIB"), "DEVICE_KEY_INVALID"),
+        (house.ask_tzpk(&control, "not base64"), "DEVICE_KEY_INVALID"),
+        (house.ask_tzpk(&control, RSA_1024), "DEVICE_KEY_INVALID"),
+        (house.edge.post("/pincontrol/v2/plastic/12a?auditUser=it", "{\"scope\":\"SET_PIN\"}"), "PLASTIC_ID_INVALID"),
+        (house.edge.post("/pincontrol/v2/plastic/1?auditUser=it", "{\"scope\":\"BOTH\"}"), "BODY_MALFORMED"),
+    ];
+    for (answer, code) in &faults {
+        assert_eq!(answer.fault(), (400, *code));
+        assert_eq!(answer.member("errorType"), "STATIC_VALIDATION_ERROR");
+    }
+    let mut trailing = device.public_key_der().to_vec();
+    trailing.push(0);
+    assert_eq!(house.ask_tzpk(&control, &STANDARD.encode(trailing)).fault(), (400, "DEVICE_KEY_INVALID"));
+    assert_eq!(house.set(&control, &block(&device, &tzpk, "2580")).status, 200, "bad input cost the control");
+}
+
+#[test]
+fn who_shows_no_credentials_or_wrong_ones_is_nobody() {
+    let house = House::new("");
+    let path = "/pincontrol/v2/plastic/3002?auditUser=it";
+    let body = "{\"scope\":\"SET_PIN\"}";
+    for authorization in ["", "Bearer wrong", "Basic d3Jvbmc6d3Jvbmc=", "Bearer"] {
+        let answer = house.edge.post_as(authorization, path, body);
+        assert_eq!(answer.fault(), (401, "UNAUTHENTICATED"), "{authorization:?}");
+        assert_eq!(answer.member("errorType"), "SECURITY_ERROR");
+    }
+    let basic = format!("Basic {}", STANDARD.encode("desk:pass:word"));
+    assert_eq!(house.edge.post_as(&basic, path, body).status, 201);
+}
+
+#[test]
+fn another_tenants_control_and_another_purpose_are_forbidden() {
+    let (house, device) = (House::new(""), device());
+    let control = house.open("SET_PIN");
+    let body = json!({ "controlId": control, "publicKey": STANDARD.encode(device.public_key_der()) }).to_string();
+    let other = format!("Bearer {OTHER_TOKEN}");
+    assert_eq!(house.edge.post_as(&other, "/v3/set/tzpk?auditUser=it", &body).fault(), (403, "TENANT_MISMATCH"));
+    assert_eq!(house.edge.post("/v3/view?auditUser=it", &body).fault(), (403, "SCOPE_MISMATCH"));
+
+    let view = house.open("VIEW_PIN");
+    let body = json!({ "controlId": view, "publicKey": STANDARD.encode(device.public_key_der()) }).to_string();
+    assert_eq!(house.edge.post("/v3/view?auditUser=it", &body).fault(), (404, "PIN_NOT_SET"));
+}
+
+#[test]
+fn an_oversize_body_an_unknown_route_and_another_method_have_the_same_kind_of_body() {
+    let house = House::new("");
+    let large = format!("{{\"scope\":\"SET_PIN\",\"x\":\"{}\"}}", "y".repeat(20_000));
+    let answer = house.edge.post("/pincontrol/v2/plastic/3003?auditUser=it", &large);
+    assert_eq!(answer.fault(), (413, "BODY_TOO_LARGE"));
+    assert_eq!(house.edge.post("/v4/set?auditUser=it", "{}").fault(), (404, "ROUTE_UNKNOWN"));
+    assert_eq!(house.edge.post("/openapi.json", "{}").fault(), (405, "METHOD_NOT_ALLOWED"));
+}
+
+#[test]
+fn an_engine_that_is_away_answers_503_and_comes_back_by_itself() {
+    let directory = tempfile::tempdir().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let engine = format!("address = \"http://127.0.0.1:{port}\"");
+    let edge = EdgeProcess::start(directory.path(), &engine, "");
+    let open = || edge.post("/pincontrol/v2/plastic/3004?auditUser=it", "{\"scope\":\"SET_PIN\"}");
+    let away = open();
+    assert_eq!(away.fault(), (503, "ENGINE_UNAVAILABLE"));
+    assert!(away.retry_after);
+
+    let _engine = EngineProcess::start_at(directory.path(), &format!("127.0.0.1:{port}"), "");
+    let came_back = (0..50).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        open().status == 201
+    });
+    assert!(came_back, "the edge did not find the engine again");
+}
+
+#[test]
+fn the_strict_profile_answers_only_what_the_vendor_declares() {
+    let (house, device) = (House::new("error_profile = \"strict\""), device());
+    let control = house.open("SET_PIN");
+    assert_eq!(house.set(&control, &[1; 7]).fault(), (404, "PIN_BLOCK_LENGTH"));
+    let tzpk = house.tzpk(&control, &device);
+    assert_eq!(house.set(&control, &block(&device, &tzpk, "1234")).fault(), (404, "PIN_REFUSED"));
+    house.engine.kill();
+    assert_eq!(house.edge.post("/pincontrol/v2/plastic/1?auditUser=it", "{\"scope\":\"SET_PIN\"}").status, 500);
+}
+
+/// An RSA-1024 SubjectPublicKeyInfo.
+const RSA_1024: &str = include_str!("rsa_1024.b64");

@@ -1,0 +1,126 @@
+//! `pinseal edge` as a process of its own, and plain HTTP to talk to it.
+
+use std::{
+    io::{BufRead, BufReader},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use serde_json::Value;
+
+/// The client the stories use.
+pub(crate) const TOKEN: &str = "story-token-0123456789abcdef";
+/// A client of another tenant.
+pub(crate) const OTHER_TOKEN: &str = "other-token-0123456789abcdef";
+
+/// A running edge; killed when dropped.
+pub(crate) struct EdgeProcess {
+    child: Child,
+    pub(crate) url: String,
+    log: PathBuf,
+}
+
+impl EdgeProcess {
+    /// Starts one in front of an engine, with these extra lines of configuration.
+    pub(crate) fn start(directory: &Path, engine: &str, extra: &str) -> Self {
+        write_secret(&directory.join("token"), TOKEN);
+        write_secret(&directory.join("other-token"), OTHER_TOKEN);
+        let config = directory.join("edge.toml");
+        let text = format!(
+            "listen = \"127.0.0.1:0\"\n{extra}\n[engine]\n{engine}\n\
+             [[clients]]\nname = \"story\"\ntenant = \"bank\"\nbearer = {{ file = {:?} }}\n\
+             [[clients]]\nname = \"other\"\ntenant = \"other\"\nbearer = {{ file = {:?} }}\n\
+             [[clients]]\nname = \"desk\"\ntenant = \"bank\"\nbasic = {{ user = \"desk\", password = {{ env = \"DESK\" }} }}\n",
+            directory.join("token"),
+            directory.join("other-token"),
+        );
+        std::fs::write(&config, text).unwrap();
+        let log = directory.join("edge.log");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_pinseal"))
+            .args(["--log-format", "json", "edge", "--config"])
+            .arg(&config)
+            .env("RUST_LOG", "trace")
+            .env("DESK", "pass:word")
+            .stdout(Stdio::piped())
+            .stderr(std::fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        let first = BufReader::new(child.stdout.as_mut().unwrap()).lines().next();
+        let Some(Ok(line)) = first else {
+            panic!("the edge did not start: {}", std::fs::read_to_string(&log).unwrap());
+        };
+        let url = format!("http://{}", line.rsplit(' ').next().unwrap());
+        Self { child, url, log }
+    }
+
+    /// What it wrote to standard error.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// A POST with the story's token.
+    pub(crate) fn post(&self, path: &str, body: &str) -> Answer {
+        self.post_as(&format!("Bearer {TOKEN}"), path, body)
+    }
+
+    /// A POST with an Authorization of choice; an empty one is none.
+    pub(crate) fn post_as(&self, authorization: &str, path: &str, body: &str) -> Answer {
+        let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+        let mut request = agent.post(format!("{}{path}", self.url)).content_type("application/json");
+        if !authorization.is_empty() {
+            request = request.header("authorization", authorization);
+        }
+        let mut answer = request.send(body).unwrap();
+        let text = answer.body_mut().read_to_string().unwrap();
+        let body = serde_json::from_str(&text).unwrap_or_else(|_| panic!("not JSON: {text}"));
+        let retry_after = answer.headers().contains_key("retry-after");
+        Answer { status: answer.status().as_u16(), body, text, retry_after }
+    }
+}
+
+impl Drop for EdgeProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// An answer of the edge.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: Value,
+    pub(crate) text: String,
+    pub(crate) retry_after: bool,
+}
+
+impl Answer {
+    /// A member of the body.
+    pub(crate) fn member(&self, name: &str) -> &str {
+        self.body[name].as_str().unwrap_or_else(|| panic!("no {name} in {}", self.text))
+    }
+
+    /// Checks the seven members of an error, and gives status and errorCode.
+    pub(crate) fn fault(&self) -> (u16, &str) {
+        let mut members: Vec<_> = self.body.as_object().unwrap().keys().map(String::as_str).collect();
+        members.sort_unstable();
+        assert_eq!(members, ["code", "errorCode", "errorReason", "errorType", "id", "message", "timestamp"]);
+        assert!(self.body.as_object().unwrap().values().all(Value::is_string), "{}", self.text);
+        assert_eq!(self.member("code"), self.status.to_string());
+        assert!(uuid::Uuid::try_parse(self.member("id")).is_ok());
+        assert!(self.member("timestamp").parse::<jiff::Timestamp>().is_ok());
+        (self.status, self.member("errorCode"))
+    }
+
+    /// Its bytes, but for what differs from answer to answer.
+    pub(crate) fn without_id_and_time(&self) -> String {
+        self.text.replace(self.member("id"), "ID").replace(self.member("timestamp"), "TIME")
+    }
+}
+
+fn write_secret(path: &Path, secret: &str) {
+    use std::io::Write;
+
+    let mut file = std::fs::File::options().create(true).write(true).truncate(true).mode(0o600).open(path).unwrap();
+    file.write_all(secret.as_bytes()).unwrap();
+}
