@@ -11,8 +11,10 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 use serde::Deserialize;
 use thiserror::Error;
 
+#[cfg(feature = "edge")]
+pub use self::files::ClientTls;
 pub use self::{
-    files::{ClientTls, ServerTls},
+    files::ServerTls,
     serve::{Peer, ServerStream, handshaken},
 };
 

@@ -8,10 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustls::{ClientConfig, RootCertStore, ServerConfig, server::WebPkiClientVerifier};
+#[cfg(feature = "edge")]
+use rustls::ClientConfig;
+use rustls::{RootCertStore, ServerConfig, server::WebPkiClientVerifier};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
-use super::{ClientTlsConfig, ServerTlsConfig, TlsError, provider};
+#[cfg(feature = "edge")]
+use super::ClientTlsConfig;
+use super::{ServerTlsConfig, TlsError, provider};
 
 /// How often the files are looked at, at most: when a connection comes, and this long after the last look.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -31,17 +35,18 @@ impl ServerTls {
     }
 }
 
+#[cfg(feature = "edge")]
 /// A client's TLS, always of the newest files that fit together.
 #[derive(Clone)]
 pub struct ClientTls(Arc<Watched<ClientTlsConfig, ClientConfig>>);
 
+#[cfg(feature = "edge")]
 impl ClientTls {
     /// Reads the files.
     pub fn load(config: &ClientTlsConfig) -> Result<Self, TlsError> {
         Watched::new(config.clone(), client_paths, client_config).map(Arc::new).map(Self)
     }
 
-    #[cfg(feature = "edge")]
     pub(super) fn current(&self) -> Arc<ClientConfig> {
         self.0.current()
     }
@@ -100,6 +105,7 @@ fn server_paths(config: &ServerTlsConfig) -> Vec<&Path> {
     fixed.into_iter().chain(config.client_roots.as_deref()).collect()
 }
 
+#[cfg(feature = "edge")]
 fn client_paths(config: &ClientTlsConfig) -> Vec<&Path> {
     vec![&config.certificates, &config.private_key, &config.roots]
 }
@@ -121,6 +127,7 @@ fn server_config(config: &ServerTlsConfig) -> Result<ServerConfig, TlsError> {
     Ok(server)
 }
 
+#[cfg(feature = "edge")]
 fn client_config(config: &ClientTlsConfig) -> Result<ClientConfig, TlsError> {
     let mut client = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
