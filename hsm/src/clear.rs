@@ -2,7 +2,7 @@
 //!
 //! Nothing here has `Debug`, `Display`, `Clone`, `PartialEq` or serde, and no other crate can name any of it.
 
-use std::hint::black_box;
+use std::{cell::RefCell, hint::black_box};
 
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 use zeroize::{DefaultIsZeroes, Zeroize};
@@ -137,6 +137,53 @@ impl Drop for Pin {
         wipe(std::slice::from_mut(&mut self.digits));
         wipe(std::slice::from_mut(&mut self.length));
     }
+}
+
+/// The clear values of one operation: one set a thread, at one place, wiped after each operation.
+pub(crate) struct Workspace {
+    pub(crate) tzpk: Tzpk,
+    pub(crate) block: Block,
+    pub(crate) wide: WideBlock,
+    pub(crate) pin: Pin,
+}
+
+impl Workspace {
+    fn new() -> Self {
+        Self { tzpk: Clear::zeroed(), block: Clear::zeroed(), wide: Clear::zeroed(), pin: Pin::zeroed() }
+    }
+
+    fn wipe(&mut self) {
+        wipe(&mut self.tzpk.0);
+        wipe(&mut self.block.0);
+        wipe(&mut self.wide.0);
+        wipe(std::slice::from_mut(&mut self.pin.digits));
+    }
+}
+
+thread_local! {
+    static WORKSPACE: RefCell<Box<Workspace>> = RefCell::new(Box::new(Workspace::new()));
+}
+
+/// Works in this thread's workspace; wipes it, and the stack that the work has used.
+pub(crate) fn in_workspace<T>(work: impl FnOnce(&mut Workspace) -> T) -> T {
+    /// Its own frame, so that the scrub of the caller reaches all of it.
+    #[inline(never)]
+    fn in_a_frame_below<T>(workspace: &mut Workspace, work: impl FnOnce(&mut Workspace) -> T) -> T {
+        work(workspace)
+    }
+    WORKSPACE.with(|workspace| {
+        let done = match workspace.try_borrow_mut() {
+            Ok(mut workspace) => {
+                let done = in_a_frame_below(&mut workspace, work);
+                workspace.wipe();
+                done
+            }
+            // An operation within an operation: there is none, and it would have a workspace of its own.
+            Err(_) => in_a_frame_below(&mut Workspace::new(), work),
+        };
+        scrub_stack();
+        done
+    })
 }
 
 /// Overwrites the stack below the caller, where the frames of an operation lay: moves and spilled registers leave

@@ -16,7 +16,7 @@ use crate::{
         encode_iso_0, encode_iso_1, encode_iso_3, encode_iso_4,
     },
     check_value::CheckValue,
-    clear::{Block, Pin, Tzpk, WideBlock, scrub_stack},
+    clear::{Block, Pin, Tzpk, WideBlock, Workspace, in_workspace, scrub_stack},
     config::{Config, Form, StoredForm, Vault},
     device_key::DeviceKey,
     error::{AcceptError, Error, OpenError, Refusal},
@@ -65,14 +65,13 @@ impl Hsm {
 
     /// Makes a fresh tzpk: sealed for ourselves with its binding, wrapped for the device.
     pub async fn issue(&self, device: &DeviceKey, binding: &Binding<'_>) -> Result<Issued, Error> {
-        scrubbed(|| {
-            let mut tzpk = Tzpk::zeroed();
-            let (wrapped, check_value) = self.fresh_tzpk(device, &mut tzpk)?;
+        in_workspace(|Workspace { tzpk, .. }| {
+            let (wrapped, check_value) = self.fresh_tzpk(device, tzpk)?;
             let mut nonce = [0; NONCE_BYTES];
             self.token.random(&mut nonce)?;
             let key = self.token.current();
             // Sealed in place: from here on it is ciphertext.
-            let tag = self.token.seal_tzpk(&mut tzpk, &nonce, &bound_to_control(key, binding))?;
+            let tag = self.token.seal_tzpk(tzpk, &nonce, &bound_to_control(key, binding))?;
             Ok(Issued { sealed: SealedKey::new(key, &nonce, tzpk.bytes(), &tag), wrapped, check_value })
         })
     }
@@ -87,19 +86,16 @@ impl Hsm {
         block: &EncryptedBlock,
         account: Account<'_>,
     ) -> Result<Accepted, AcceptError> {
-        scrubbed(|| {
-            let mut key = Tzpk::zeroed();
-            self.token.open_tzpk(tzpk.parts(), &bound_to_control(tzpk.key(), binding), &mut key)?;
+        in_workspace(|Workspace { tzpk: key, block: clear, wide, pin }| {
+            self.token.open_tzpk(tzpk.parts(), &bound_to_control(tzpk.key(), binding), key)?;
             let account = self.account_digits(account, &binding.card)?;
 
-            let mut clear = Block::zeroed();
             clear.bytes_mut().copy_from_slice(block.as_bytes());
-            tzpk_decrypt(&key, &mut clear);
-            let mut pin = Pin::zeroed();
-            let well_formed = decode_iso_1(&clear, &mut pin);
-            let taken = self.policy.judge(&pin);
+            tzpk_decrypt(key, clear);
+            let well_formed = decode_iso_1(clear, pin);
+            let taken = self.policy.judge(pin);
 
-            let record = self.keep(&pin, &account, &binding.card)?;
+            let record = self.keep(pin, (clear, wide), &account, &binding.card)?;
             let retry_tag = self.token.retry_tag(binding.control, block.as_bytes());
             match verdict(well_formed, taken) {
                 Verdict::Taken => Ok(Accepted { record, retry_tag }),
@@ -122,18 +118,15 @@ impl Hsm {
         account: Account<'_>,
         device: &DeviceKey,
     ) -> Result<Revealed, Error> {
-        scrubbed(|| {
+        in_workspace(|Workspace { tzpk, block, wide, pin }| {
             let account = self.account_digits(account, &binding.card)?;
-            let mut pin = Pin::zeroed();
-            self.open_record(record, &binding.card, &account, &mut pin)?;
+            self.open_record(record, &binding.card, &account, (block, wide), pin)?;
 
-            let mut tzpk = Tzpk::zeroed();
-            let (wrapped, check_value) = self.fresh_tzpk(device, &mut tzpk)?;
+            let (wrapped, check_value) = self.fresh_tzpk(device, tzpk)?;
             let mut fill = Block::zeroed();
             self.token.random(fill.bytes_mut())?;
-            let mut block = Block::zeroed();
-            encode_iso_1(&mut block, &pin, fill.nibbles());
-            tzpk_encrypt(&tzpk, &mut block);
+            encode_iso_1(block, pin, fill.nibbles());
+            tzpk_encrypt(tzpk, block);
             let block = EncryptedBlock::from_bytes(block.bytes())?;
             Ok(Revealed { wrapped, block, check_value })
         })
@@ -169,25 +162,29 @@ impl Hsm {
         AccountDigits::unpack(&packed[..]).ok_or(Error::SealBroken { what: "account" })
     }
 
-    fn keep(&self, pin: &Pin, account: &AccountDigits, card: &CardBinding<'_>) -> Result<PinRecord, Error> {
+    fn keep(
+        &self,
+        pin: &Pin,
+        (block, wide): (&mut Block, &mut WideBlock),
+        account: &AccountDigits,
+        card: &CardBinding<'_>,
+    ) -> Result<PinRecord, Error> {
         let key = self.token.current();
         let mut record = match self.form {
             Form::Iso4 => {
                 let mut random = [0; 8];
                 self.token.random(&mut random)?;
-                let mut block = WideBlock::zeroed();
-                encode_iso_4(&mut block, pin, u64::from_be_bytes(random));
-                encipher_iso_4(&mut block, account, |block| self.token.storage_aes_encrypt(block));
-                PinRecord::untagged(key, self.form, Level::Host, block.bytes())
+                encode_iso_4(wide, pin, u64::from_be_bytes(random));
+                encipher_iso_4(wide, account, |block| self.token.storage_aes_encrypt(block));
+                PinRecord::untagged(key, self.form, Level::Host, wide.bytes())
             }
             Form::Iso3 | Form::Iso0 => {
-                let mut block = Block::zeroed();
                 if self.form == Form::Iso0 {
-                    encode_iso_0(&mut block, pin, account);
+                    encode_iso_0(block, pin, account);
                 } else {
-                    encode_iso_3(&mut block, pin, account, self.iso_3_fill()?);
+                    encode_iso_3(block, pin, account, self.iso_3_fill()?);
                 }
-                self.token.storage_tdes_encrypt(&mut block)?;
+                self.token.storage_tdes_encrypt(block)?;
                 PinRecord::untagged(key, self.form, Level::Host, block.bytes())
             }
         };
@@ -201,6 +198,7 @@ impl Hsm {
         record: &PinRecord,
         card: &CardBinding<'_>,
         account: &AccountDigits,
+        (block, wide): (&mut Block, &mut WideBlock),
         pin: &mut Pin,
     ) -> Result<(), Error> {
         let broken = Error::SealBroken { what: "PIN record" };
@@ -213,16 +211,14 @@ impl Hsm {
         }
         let good = match record.form() {
             Form::Iso4 => {
-                let mut block = WideBlock::zeroed();
-                block.bytes_mut().iter_mut().zip(record.block()).for_each(|(place, byte)| *place = *byte);
-                decipher_iso_4(&mut block, account, |block| self.token.storage_aes_decrypt(block));
-                decode_iso_4(&block, pin)
+                wide.bytes_mut().iter_mut().zip(record.block()).for_each(|(place, byte)| *place = *byte);
+                decipher_iso_4(wide, account, |block| self.token.storage_aes_decrypt(block));
+                decode_iso_4(wide, pin)
             }
             form @ (Form::Iso3 | Form::Iso0) => {
-                let mut block = Block::zeroed();
                 block.bytes_mut().iter_mut().zip(record.block()).for_each(|(place, byte)| *place = *byte);
-                self.token.storage_tdes_decrypt(&mut block);
-                if form == Form::Iso0 { decode_iso_0(&block, pin, account) } else { decode_iso_3(&block, pin, account) }
+                self.token.storage_tdes_decrypt(block);
+                if form == Form::Iso0 { decode_iso_0(block, pin, account) } else { decode_iso_3(block, pin, account) }
             }
         };
         if bool::from(good) { Ok(()) } else { Err(broken) }
@@ -241,18 +237,6 @@ impl Hsm {
         }
         Ok(fill)
     }
-}
-
-/// Works, and scrubs the stack that the work has used.
-fn scrubbed<T>(work: impl FnOnce() -> T) -> T {
-    /// Its own frame, so that the caller's scrub reaches all of it.
-    #[inline(never)]
-    fn in_a_frame_below<T>(work: impl FnOnce() -> T) -> T {
-        work()
-    }
-    let done = in_a_frame_below(work);
-    scrub_stack();
-    done
 }
 
 enum Verdict {

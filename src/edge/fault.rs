@@ -117,7 +117,10 @@ impl Fault {
     pub(super) fn of(status: &Status) -> Self {
         let reason = status.get_details_error_info().filter(|info| info.domain == "pinseal");
         let by_reason = reason.and_then(|info| Self::by_reason(&info.reason));
+        // What has a cause never came from the engine: the connection broke, or never was one.
+        let broken = std::error::Error::source(status).is_some();
         by_reason.unwrap_or(match status.code() {
+            _ if broken => Self::ENGINE_UNAVAILABLE,
             Code::Unavailable => Self::ENGINE_UNAVAILABLE,
             Code::DeadlineExceeded | Code::Cancelled => Self::ENGINE_UNAVAILABLE,
             Code::ResourceExhausted => Self::BUSY,

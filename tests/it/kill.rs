@@ -42,8 +42,12 @@ async fn twenty_kills_under_load_lose_no_acknowledged_pin_and_free_no_spent_cont
             let client = engine.client().await;
             load.push(tokio::spawn(set_pins(client, device.clone(), known.clone(), kill, number)));
         }
-        // A moment of its own for every kill, spread over the life of a few group commits and beyond.
-        tokio::time::sleep(Duration::from_micros(100_000 + (kill * 7_919_000) % 500_000)).await;
+        // A moment of its own for every kill: so many acknowledgements, then some part of a group commit's life.
+        let enough = known.lock().unwrap().spent.len() + 4 + usize::try_from(kill % 7).unwrap() * 5;
+        while known.lock().unwrap().spent.len() < enough {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::sleep(Duration::from_micros((kill * 7_919) % 3_000)).await;
         engine.kill();
         join_all(load).await;
     }
@@ -51,7 +55,7 @@ async fn twenty_kills_under_load_lose_no_acknowledged_pin_and_free_no_spent_cont
     let engine = EngineProcess::start(directory.path(), generous);
     let mut client = engine.client().await;
     let known = std::mem::take(&mut *known.lock().unwrap());
-    assert!(known.acknowledged.len() > 20, "the load was too light to tell: {}", known.acknowledged.len());
+    assert!(known.spent.len() > 200, "the load was too light to tell: {}", known.spent.len());
     for (card, pin) in &known.acknowledged {
         let kept = client.view(&device, card).await.unwrap();
         let perhaps = known.unanswered.get(card).is_some_and(|pins| pins.contains(&kept));
