@@ -434,3 +434,167 @@ impl Status {
         lines
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use aws_lc_rs::{
+        encoding::{AsDer, PublicKeyX509Der},
+        rsa::{KeySize, OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, PrivateDecryptingKey},
+    };
+
+    use super::*;
+
+    const CARD: CardBinding<'static> = CardBinding { tenant: "bank", plastic_id: "1000200030" };
+    const CONTROL: [u8; 16] = [7; 16];
+
+    fn binding() -> Binding<'static> {
+        Binding { card: CARD, control: &CONTROL, purpose: Purpose::SetPin, expires_at_unix_milliseconds: 1_000 }
+    }
+
+    /// The software token answers at the first poll.
+    fn now<T>(work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        match work.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
+            std::task::Poll::Ready(done) => done,
+            std::task::Poll::Pending => panic!("it did not answer inline"),
+        }
+    }
+
+    struct Phone {
+        public: DeviceKey,
+        private: OaepPrivateDecryptingKey,
+    }
+
+    impl Phone {
+        fn new() -> Self {
+            let private = PrivateDecryptingKey::generate(KeySize::Rsa2048).unwrap();
+            let der: PublicKeyX509Der<'_> = private.public_key().as_der().unwrap();
+            let public = DeviceKey::parse(der.as_ref()).unwrap();
+            Self { public, private: OaepPrivateDecryptingKey::new(private).unwrap() }
+        }
+
+        fn tzpk(&self, wrapped: &[u8]) -> Tzpk {
+            let mut room = vec![0; 256];
+            let mut tzpk = Tzpk::zeroed();
+            let opened = self.private.decrypt(&OAEP_SHA256_MGF1SHA256, wrapped, &mut room, None).unwrap();
+            tzpk.bytes_mut().copy_from_slice(opened);
+            tzpk
+        }
+
+        /// An ISO-1 block under an issued tzpk.
+        fn block(&self, issued: &Issued, clear: u64) -> EncryptedBlock {
+            let mut block = Block::zeroed();
+            block.set_nibbles(clear);
+            tzpk_encrypt(&self.tzpk(&issued.wrapped), &mut block);
+            EncryptedBlock::from_bytes(block.bytes()).unwrap()
+        }
+    }
+
+    fn opened(form: StoredForm) -> Hsm {
+        Hsm::open(Config { form, ..Config::default() }).unwrap()
+    }
+
+    #[test]
+    fn a_pin_goes_in_and_comes_out_in_every_stored_form() {
+        let phone = Phone::new();
+        let until = || "2999-12-31".to_owned();
+        for form in [StoredForm::Iso4, StoredForm::Iso3 { until: until() }, StoredForm::Iso0 { until: until() }] {
+            let hsm = opened(form);
+            let account = now(hsm.seal_account(&AccountNumber::parse("5413330089020011").unwrap(), CARD)).unwrap();
+            for account in [Account::PlasticId, Account::Registered(&account)] {
+                let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
+                let block = phone.block(&issued, 0x1625_8091_7C90_5EF1);
+                let accepted = now(hsm.accept(&issued.sealed, &binding(), &block, account)).unwrap();
+                let revealed = now(hsm.reveal(&accepted.record, &binding(), account, &phone.public)).unwrap();
+                let mut shown = Block::zeroed();
+                shown.bytes_mut().copy_from_slice(revealed.block.as_bytes());
+                tzpk_decrypt(&phone.tzpk(&revealed.wrapped), &mut shown);
+                assert_eq!(shown.nibbles() >> 32, 0x1625_8091);
+            }
+        }
+    }
+
+    #[test]
+    fn a_tzpk_has_odd_parity_different_halves_and_the_check_value_it_is_said_to_have() {
+        let (hsm, phone) = (opened(StoredForm::Iso4), Phone::new());
+        let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
+        let tzpk = phone.tzpk(&issued.wrapped);
+        assert!(tzpk.bytes().iter().all(|byte| byte.count_ones() % 2 == 1));
+        assert!(tzpk.bytes()[..8] != tzpk.bytes()[8..]);
+        assert_eq!(tzpk_check_value(&tzpk), issued.check_value);
+    }
+
+    #[test]
+    fn a_sealed_tzpk_opens_under_its_own_binding_alone() {
+        let (hsm, phone) = (opened(StoredForm::Iso4), Phone::new());
+        let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
+        let block = phone.block(&issued, 0x1425_80AA_AAAA_AAAA);
+        let others = [
+            Binding { control: &[8; 16], ..binding() },
+            Binding { purpose: Purpose::ViewPin, ..binding() },
+            Binding { expires_at_unix_milliseconds: 1_001, ..binding() },
+            Binding { card: CardBinding { tenant: "other", ..CARD }, ..binding() },
+            Binding { card: CardBinding { plastic_id: "1000200031", ..CARD }, ..binding() },
+        ];
+        for other in others {
+            let answer = now(hsm.accept(&issued.sealed, &other, &block, Account::PlasticId));
+            assert!(matches!(answer, Err(AcceptError::Failed(Error::SealBroken { .. }))));
+        }
+        assert!(now(hsm.accept(&issued.sealed, &binding(), &block, Account::PlasticId)).is_ok());
+    }
+
+    #[test]
+    fn a_record_moved_to_another_card_or_changed_in_any_byte_does_not_open() {
+        let (hsm, phone) = (opened(StoredForm::Iso4), Phone::new());
+        let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
+        let block = phone.block(&issued, 0x1425_80AA_AAAA_AAAA);
+        let record = now(hsm.accept(&issued.sealed, &binding(), &block, Account::PlasticId)).unwrap().record;
+        let other = Binding { card: CardBinding { plastic_id: "1000200031", ..CARD }, ..binding() };
+        assert!(now(hsm.reveal(&record, &other, Account::PlasticId, &phone.public)).is_err());
+        for at in 0..record.as_bytes().len() {
+            let mut changed = record.as_bytes().to_vec();
+            changed[at] ^= 1;
+            let Ok(changed) = PinRecord::from_bytes(&changed) else { continue };
+            assert!(now(hsm.reveal(&changed, &binding(), Account::PlasticId, &phone.public)).is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_blob_of_one_use_is_not_taken_for_another() {
+        let (hsm, phone) = (opened(StoredForm::Iso4), Phone::new());
+        let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
+        assert!(SealedAccount::from_bytes(issued.sealed.as_bytes()).is_err());
+        assert!(PinRecord::from_bytes(issued.sealed.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn the_same_pin_is_never_stored_alike_and_the_same_account_always_is() {
+        let (hsm, phone) = (opened(StoredForm::Iso4), Phone::new());
+        let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
+        let block = phone.block(&issued, 0x1425_80AA_AAAA_AAAA);
+        let record = || now(hsm.accept(&issued.sealed, &binding(), &block, Account::PlasticId)).unwrap().record;
+        assert_ne!(record().as_bytes(), record().as_bytes());
+        let number = AccountNumber::parse("5413330089020011").unwrap();
+        let sealed = |card| now(hsm.seal_account(&number, card)).unwrap().as_bytes().to_vec();
+        assert_eq!(sealed(CARD), sealed(CARD));
+        assert_ne!(sealed(CARD), sealed(CardBinding { plastic_id: "2", ..CARD }));
+    }
+
+    #[test]
+    fn malformed_and_refused_are_told_apart_and_a_retry_has_the_tag_of_the_first() {
+        let (hsm, phone) = (opened(StoredForm::Iso4), Phone::new());
+        let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
+        let answer = |clear| {
+            let block = phone.block(&issued, clear);
+            now(hsm.accept(&issued.sealed, &binding(), &block, Account::PlasticId)).map(|accepted| {
+                assert_eq!(accepted.retry_tag, now(hsm.retry_tag(&binding(), &block)).unwrap());
+            })
+        };
+        assert!(answer(0x1425_80AA_AAAA_AAAA).is_ok());
+        assert!(matches!(answer(0x1412_34AA_AAAA_AAAA), Err(AcceptError::Refused(Refusal::PinPolicy))));
+        for malformed in [0x0425_80FF_FFFF_FFFF, 0x1325_8AAA_AAAA_AAAA, 0x1D25_8000_0000_0000, 0x14A5_80AA_AAAA_AAAA] {
+            let answer = answer(malformed);
+            assert!(matches!(answer, Err(AcceptError::Refused(Refusal::MalformedBlock))), "{malformed:x}");
+        }
+    }
+}

@@ -6,6 +6,47 @@
 //! ```text
 //! door ──▶ policy, block (pure, on clear values) ──▶ token (keys and ciphers) ──▶ sealed (byte layouts)
 //! ```
+//!
+//! # What cannot be written
+//!
+//! A clear PIN has no name outside:
+//! ```compile_fail
+//! fn keep(_: hsm::clear::Pin) {}
+//! ```
+//! nor has a clear block, a clear key or the token that holds them:
+//! ```compile_fail
+//! use hsm::{clear::Clear, token::Software};
+//! ```
+//! An encrypted block is not printed:
+//! ```compile_fail
+//! # fn f(block: hsm::EncryptedBlock) -> String {
+//! format!("{block:?}")
+//! # }
+//! ```
+//! nor an account number, but for its mask:
+//! ```compile_fail
+//! # fn f(number: hsm::AccountNumber) -> String {
+//! format!("{number:?}")
+//! # }
+//! ```
+//! ```
+//! assert_eq!(hsm::AccountNumber::parse("5413330089020011").unwrap().masked(), "541333******0011");
+//! ```
+//! A sealed key is not copied, and a device key encrypts nothing for its holder:
+//! ```compile_fail
+//! # fn f(key: &hsm::SealedKey) -> hsm::SealedKey {
+//! key.clone()
+//! # }
+//! ```
+//! ```compile_fail
+//! # fn f(key: &hsm::DeviceKey) {
+//! key.wrap(&[0; 16]);
+//! # }
+//! ```
+//! A refusal cannot say what was wrong with a block:
+//! ```compile_fail
+//! let _ = hsm::Refusal::WrongControlNibble;
+//! ```
 
 mod block;
 mod check_value;

@@ -4,13 +4,13 @@
 
 use aes::{
     Aes256,
-    cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt, KeyInit},
+    cipher::{BlockCipherDecrypt, BlockCipherEncrypt, KeyInit},
 };
 use aws_lc_rs::{
     aead::{AES_256_GCM_SIV, Aad, LessSafeKey, Nonce, UnboundKey},
     digest, rand,
 };
-use cmac::{Cmac, Mac};
+use cmac::{Cmac, Mac, digest::InnerInit};
 use des::TdesEde2;
 
 use super::{Token, tdes_budget::TdesBudget};
@@ -33,8 +33,8 @@ pub(crate) struct Software {
     // GCM-SIV, not GCM: random 96-bit nonces pass GCM's bound of 2^32 messages within days at our rates.
     seal: LessSafeKey,
     account: LessSafeKey,
-    record: Cmac<Aes256>,
-    retry: Cmac<Aes256>,
+    record: Aes256,
+    retry: Aes256,
     keys: Vec<String>,
 }
 
@@ -50,13 +50,13 @@ impl Software {
             format!("account/1:{}", aes_check_value(&keys.account)),
         ];
         Ok(Self {
-            storage: Aes256::new(&Array(*keys.storage.bytes())),
-            storage_tdes: TdesEde2::new(&Array(*keys.storage_tdes.bytes())),
+            storage: Aes256::new(keys.storage.bytes().into()),
+            storage_tdes: TdesEde2::new(keys.storage_tdes.bytes().into()),
             tdes_budget,
             seal: aead(&keys.seal)?,
             account: aead(&keys.account)?,
-            record: Cmac::new(&Array(*keys.record.bytes())),
-            retry: Cmac::new(&Array(*keys.retry.bytes())),
+            record: Aes256::new(keys.record.bytes().into()),
+            retry: Aes256::new(keys.retry.bytes().into()),
             keys: references,
         })
     }
@@ -138,7 +138,7 @@ pub(super) fn tdes_decrypt(key: &Tzpk, block: &mut Block) {
 
 /// The first 3 bytes of CMAC over 16 zero bytes.
 pub(crate) fn aes_check_value(key: &Clear<32>) -> CheckValue {
-    CheckValue::first_of(&mac(&Cmac::<Aes256>::new(key.bytes().into()), &[&[0; 16]]))
+    CheckValue::first_of(&mac(&Aes256::new(key.bytes().into()), &[&[0; 16]]))
 }
 
 fn aead(key: &Clear<32>) -> Result<LessSafeKey, Error> {
@@ -186,8 +186,9 @@ fn account_nonce(bound: &Bound) -> [u8; NONCE_BYTES] {
     nonce
 }
 
-fn mac(key: &Cmac<Aes256>, parts: &[&[u8]]) -> [u8; TAG_BYTES] {
-    let mut mac = key.clone();
+/// CMAC over a borrowed key schedule: copying one costs more than the blocks it is for.
+fn mac(key: &Aes256, parts: &[&[u8]]) -> [u8; TAG_BYTES] {
+    let mut mac = Cmac::inner_init(key);
     parts.iter().for_each(|part| mac.update(part));
     mac.finalize().into_bytes().into()
 }
