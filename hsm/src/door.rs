@@ -4,13 +4,12 @@
 //! used before it answers. The software token answers inline; the operations are `async` so that a token behind a
 //! queue, or a process of its own, changes no caller.
 
-use std::fmt;
-
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::{
+    binding::{Binding, CardBinding, Level},
     block::{
         AccountDigits, decipher_iso_4, decode_iso_0, decode_iso_1, decode_iso_3, decode_iso_4, encipher_iso_4,
         encode_iso_0, encode_iso_1, encode_iso_3, encode_iso_4,
@@ -254,37 +253,6 @@ fn verdict(well_formed: Choice, taken: Choice) -> Verdict {
     }
 }
 
-/// A card, as every seal names it.
-#[derive(Clone, Copy)]
-pub struct CardBinding<'a> {
-    /// Whose card: up to 64 bytes.
-    pub tenant: &'a str,
-    /// Which card: 1 to 19 decimal digits.
-    pub plastic_id: &'a str,
-}
-
-/// What one tzpk is good for.
-#[derive(Clone, Copy)]
-pub struct Binding<'a> {
-    /// The one card.
-    pub card: CardBinding<'a>,
-    /// The one control.
-    pub control: &'a [u8; 16],
-    /// The one purpose.
-    pub purpose: Purpose,
-    /// When it ends.
-    pub expires_at_unix_milliseconds: u64,
-}
-
-/// What a tzpk is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// A PIN comes in.
-    SetPin,
-    /// A PIN goes out.
-    ViewPin,
-}
-
 /// What binds a stored block to its card.
 #[derive(Clone, Copy)]
 pub enum Account<'a> {
@@ -349,21 +317,6 @@ pub struct Revealed {
     pub block: EncryptedBlock,
     /// Of the tzpk.
     pub check_value: CheckValue,
-}
-
-/// How near a clear block comes to the host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
-    /// It is in host memory for the length of one operation.
-    Host,
-}
-
-impl fmt::Display for Level {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Host => "host",
-        })
-    }
 }
 
 /// What a boundary is and promises; nothing in it is secret.
@@ -443,6 +396,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::binding::Purpose;
 
     const CARD: CardBinding<'static> = CardBinding { tenant: "bank", plastic_id: "1000200030" };
     const CONTROL: [u8; 16] = [7; 16];

@@ -48,6 +48,7 @@
 //! let _ = hsm::Refusal::WrongControlNibble;
 //! ```
 
+mod binding;
 mod block;
 mod check_value;
 mod clear;
@@ -66,13 +67,11 @@ mod vault;
 mod vectors;
 
 pub use self::{
+    binding::{Binding, CardBinding, Level, Purpose},
     check_value::CheckValue,
     config::{Config, Form, LockMemory, StoredForm, Unlock, Vault},
     device_key::{DeviceKey, DeviceKeyError},
-    door::{
-        Accepted, Account, AccountNumber, AccountNumberError, Binding, CardBinding, Hsm, Issued, Purpose, Revealed,
-    },
-    door::{Level, Status},
+    door::{Accepted, Account, AccountNumber, AccountNumberError, Hsm, Issued, Revealed, Status},
     error::{AcceptError, Error, OpenError, Refusal},
     policy::{PinPolicy, PolicyError, Weakness},
     sealed::{EncryptedBlock, KeyReference, LayoutError, PinRecord, SealedAccount, SealedKey},

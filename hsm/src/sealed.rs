@@ -10,8 +10,8 @@
 use thiserror::Error;
 
 use crate::{
+    binding::{Binding, CardBinding, Level, Purpose},
     config::Form,
-    door::{Binding, CardBinding, Level, Purpose},
 };
 
 /// The layout this release writes.

@@ -1,6 +1,5 @@
-//! The contract: generated from the routes, reviewed as `docs/openapi.json`, served as it was reviewed.
+//! The contract, as the routes have it. What is served is the reviewed file, `docs/openapi.json`.
 
-use axum::{http::header, response::IntoResponse};
 use utoipa::{
     OpenApi,
     openapi::{
@@ -10,14 +9,6 @@ use utoipa::{
 };
 
 use super::route::Operations;
-
-/// The reviewed file.
-const REVIEWED: &str = include_str!("../../docs/openapi.json");
-
-/// `GET /openapi.json`.
-pub(super) async fn serve() -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "application/json")], REVIEWED)
-}
 
 /// The contract as the routes have it, for review: `cargo run --example openapi > docs/openapi.json`.
 pub fn openapi_json() -> String {
@@ -42,6 +33,8 @@ pub fn openapi_json() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const REVIEWED: &str = include_str!("../../docs/openapi.json");
 
     #[test]
     fn the_reviewed_file_is_what_the_routes_say() {

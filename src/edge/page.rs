@@ -1,10 +1,17 @@
-//! The contract as a page to browse: one file, no script or style from anywhere else.
+//! The reviewed contract, and a page to browse it: one file, no script or style from anywhere else.
 
 use axum::{http::header, response::IntoResponse};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use sha2::{Digest, Sha256};
 
+/// The reviewed contract.
+const CONTRACT: &str = include_str!("../../docs/openapi.json");
 const PAGE: &str = include_str!("page/docs.html");
+
+/// `GET /openapi.json`.
+pub(super) async fn contract() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], CONTRACT)
+}
 
 /// `GET /docs`.
 pub(super) async fn serve() -> impl IntoResponse {

@@ -19,7 +19,6 @@ use super::{
     EngineClient, Settings,
     auth::{Client, authenticate},
     body::{self, DeviceKeyRequest, PinControl, PinControlRequest, PinSet, SetPinRequest, ShownPin, Tzpk},
-    contract,
     fault::{Fault, FaultBody},
     page,
 };
@@ -43,7 +42,7 @@ pub(super) fn router(settings: Settings, engine: EngineClient) -> Router {
     Router::new()
         .merge(api.clone())
         .nest("/pin", api)
-        .route("/openapi.json", get(contract::serve))
+        .route("/openapi.json", get(page::contract))
         .route("/docs", get(page::serve))
         .route("/healthz", get(async || StatusCode::NO_CONTENT))
         .fallback(async move || Fault::ROUTE_UNKNOWN.answer(profile, Uuid::new_v4()))

@@ -1,0 +1,49 @@
+//! What everything at the boundary is bound to: a card, a control, a purpose, a time; and the level it was made at.
+
+use std::fmt;
+
+/// A card, as every seal names it.
+#[derive(Clone, Copy)]
+pub struct CardBinding<'a> {
+    /// Whose card: up to 64 bytes.
+    pub tenant: &'a str,
+    /// Which card: 1 to 19 decimal digits.
+    pub plastic_id: &'a str,
+}
+
+/// What one tzpk is good for.
+#[derive(Clone, Copy)]
+pub struct Binding<'a> {
+    /// The one card.
+    pub card: CardBinding<'a>,
+    /// The one control.
+    pub control: &'a [u8; 16],
+    /// The one purpose.
+    pub purpose: Purpose,
+    /// When it ends.
+    pub expires_at_unix_milliseconds: u64,
+}
+
+/// What a tzpk is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A PIN comes in.
+    SetPin,
+    /// A PIN goes out.
+    ViewPin,
+}
+
+/// How near a clear block comes to the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// It is in host memory for the length of one operation.
+    Host,
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Host => "host",
+        })
+    }
+}
