@@ -113,3 +113,76 @@ pub enum DeviceKeyError {
     #[error("the exponent of the device key is not an odd number from 3 to 4294967295")]
     Exponent,
 }
+
+#[cfg(test)]
+mod tests {
+    use aws_lc_rs::{
+        encoding::{AsDer, PublicKeyX509Der},
+        rsa::{KeySize, PrivateDecryptingKey},
+    };
+
+    use super::*;
+
+    fn der() -> Vec<u8> {
+        let key = PrivateDecryptingKey::generate(KeySize::Rsa2048).unwrap().public_key();
+        let der: PublicKeyX509Der<'_> = key.as_der().unwrap();
+        der.as_ref().to_vec()
+    }
+
+    fn refused(der: &[u8]) -> DeviceKeyError {
+        DeviceKey::parse(der).err().expect("it was taken")
+    }
+
+    #[test]
+    fn a_key_of_2048_bits_is_taken_and_known_by_its_thumbprint() {
+        let der = der();
+        let key = DeviceKey::parse(&der).unwrap();
+        assert_eq!(key.bits(), 2048);
+        assert_eq!(key.thumbprint()[..], *digest::digest(&digest::SHA256, &der).as_ref());
+    }
+
+    #[test]
+    fn trailing_bytes_and_cut_ones_are_refused() {
+        let whole = der();
+        assert_eq!(refused(&[&whole[..], &[0]].concat()), DeviceKeyError::Malformed);
+        for length in [0, 1, 20, whole.len() - 1] {
+            assert_eq!(refused(&whole[..length]), DeviceKeyError::Malformed);
+        }
+    }
+
+    #[test]
+    fn no_change_of_a_byte_of_its_frame_makes_another_key_of_it() {
+        let whole = der();
+        // All before the sign byte of the modulus, and the head of the exponent behind it.
+        let frame = (0..32).chain(whole.len() - 5..whole.len() - 3);
+        for at in frame {
+            for bit in 0..8 {
+                let mut changed = whole.clone();
+                changed[at] ^= 1 << bit;
+                assert!(DeviceKey::parse(&changed).is_err(), "byte {at}, bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_even_modulus_and_an_even_or_trivial_exponent_are_refused() {
+        let whole = der();
+        let mut even_modulus = whole.clone();
+        even_modulus[whole.len() - 6] &= 0xFE;
+        assert_eq!(refused(&even_modulus), DeviceKeyError::Malformed);
+        let mut even_exponent = whole.clone();
+        even_exponent[whole.len() - 1] = 0;
+        assert_eq!(refused(&even_exponent), DeviceKeyError::Exponent);
+        assert_eq!(check_exponent(&[1]), Err(DeviceKeyError::Exponent));
+        assert_eq!(check_exponent(&[3]), Ok(()));
+        assert_eq!(check_exponent(&[1, 0, 0, 0, 1]), Err(DeviceKeyError::Exponent));
+    }
+
+    #[test]
+    fn a_modulus_outside_2048_to_4096_bits_is_told_by_its_size() {
+        assert_eq!(check_modulus(&[0xFF; 128]), Err(DeviceKeyError::Size { bits: 1024 }));
+        assert_eq!(check_modulus(&[0x7F; 256]), Err(DeviceKeyError::Size { bits: 2047 }));
+        assert_eq!(check_modulus(&[0xFF; 513]), Err(DeviceKeyError::Size { bits: 4104 }));
+        assert_eq!(check_modulus(&[0xFF; 512]), Ok(()));
+    }
+}
