@@ -26,6 +26,9 @@ pub(crate) type Block = Clear<8>;
 pub(crate) type WideBlock = Clear<16>;
 
 impl<const N: usize> Clear<N> {
+    /// All zeros.
+    pub(crate) const ZEROED: Self = Self([0; N]);
+
     /// All zeros, to be filled in place.
     pub(crate) fn zeroed() -> Self {
         Self([0; N])

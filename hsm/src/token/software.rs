@@ -2,6 +2,8 @@
 //!
 //! Only prepared key schedules stay in memory; the key bytes they were made from are wiped.
 
+use std::cell::RefCell;
+
 use aes::{
     Aes256,
     cipher::{BlockCipherDecrypt, BlockCipherEncrypt, KeyInit},
@@ -76,7 +78,7 @@ impl Token for Software {
     }
 
     fn random(&self, bytes: &mut [u8]) -> Result<(), Error> {
-        rand::fill(bytes).map_err(|_| Error::Unavailable { reason: "the random generator failed" })
+        RANDOM.with_borrow_mut(|pool| pool.take(bytes))
     }
 
     fn seal_tzpk(&self, tzpk: &mut Tzpk, nonce: &[u8; NONCE_BYTES], bound: &Bound) -> Result<[u8; TAG_BYTES], Error> {
@@ -123,6 +125,40 @@ impl Token for Software {
 
     fn retry_tag(&self, control: &[u8; 16], block: &[u8; 8]) -> [u8; TAG_BYTES] {
         mac(&self.retry, &[control, block])
+    }
+}
+
+thread_local! {
+    static RANDOM: RefCell<RandomPool> = const { RefCell::new(RandomPool { bytes: Clear::ZEROED, left: 0 }) };
+}
+
+/// Random bytes drawn ahead, a thread's own: each call of the generator asks the processor for fresh entropy, which takes
+/// longer than all the ciphers of a translation. For nonces and fill; keys are drawn from the generator itself.
+struct RandomPool {
+    bytes: Clear<RANDOM_POOL_BYTES>,
+    left: usize,
+}
+
+/// How many bytes are drawn ahead.
+const RANDOM_POOL_BYTES: usize = 1_024;
+
+impl RandomPool {
+    /// Moves bytes out: none is given twice, and none stays behind.
+    fn take(&mut self, bytes: &mut [u8]) -> Result<(), Error> {
+        let failed = Error::Unavailable { reason: "the random generator failed" };
+        if bytes.len() > RANDOM_POOL_BYTES {
+            return rand::fill(bytes).map_err(|_| failed);
+        }
+        if bytes.len() > self.left {
+            rand::fill(self.bytes.bytes_mut()).map_err(|_| failed)?;
+            self.left = RANDOM_POOL_BYTES;
+        }
+        let from = self.left.saturating_sub(bytes.len());
+        for (place, drawn) in bytes.iter_mut().zip(self.bytes.bytes_mut().iter_mut().skip(from)) {
+            *place = std::mem::take(drawn);
+        }
+        self.left = from;
+        Ok(())
     }
 }
 
@@ -195,4 +231,24 @@ fn mac(key: &Aes256, parts: &[&[u8]]) -> [u8; TAG_BYTES] {
 
 fn broken(what: &'static str) -> Error {
     Error::SealBroken { what }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn no_random_byte_is_given_twice_and_none_stays_in_the_pool() {
+        let mut pool = RandomPool { bytes: Clear::ZEROED, left: 0 };
+        let mut seen = HashSet::new();
+        for _ in 0..1_000 {
+            let mut drawn = [0; 12];
+            pool.take(&mut drawn).unwrap();
+            assert!(seen.insert(drawn), "a nonce came twice");
+            let left = pool.left;
+            assert!(pool.bytes.bytes()[left..].iter().all(|byte| *byte == 0));
+        }
+    }
 }
