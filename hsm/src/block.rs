@@ -7,7 +7,7 @@ mod iso_4;
 pub(crate) use self::{
     iso_0_3::{decode_iso_0, decode_iso_3, encode_iso_0, encode_iso_3},
     iso_1::{decode_iso_1, encode_iso_1},
-    iso_4::{account_field, decipher_iso_4, decode_iso_4, encipher_iso_4, encode_iso_4},
+    iso_4::{account_field, decipher_iso_4, decode_iso_4, encode_iso_4},
 };
 
 use subtle::Choice;

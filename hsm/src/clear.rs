@@ -65,6 +65,22 @@ impl Clear<16> {
     }
 }
 
+impl Clear<32> {
+    /// The two halves, the first of their nibbles the highest.
+    pub(crate) fn halves(&self) -> (u128, u128) {
+        let (halves, _) = self.0.as_chunks();
+        match halves {
+            [first, second] => (u128::from_be_bytes(*first), u128::from_be_bytes(*second)),
+            _ => (0, 0),
+        }
+    }
+
+    pub(crate) fn set_halves(&mut self, first: u128, second: u128) {
+        let (halves, _) = self.0.as_chunks_mut();
+        halves.iter_mut().zip([first, second]).for_each(|(place, half)| *place = half.to_be_bytes());
+    }
+}
+
 impl<const N: usize> Drop for Clear<N> {
     fn drop(&mut self) {
         wipe(&mut self.0);

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use crate::{
     binding::{Binding, CardBinding, Level},
     block::{
-        AccountDigits, decipher_iso_4, decode_iso_0, decode_iso_1, decode_iso_3, decode_iso_4, encipher_iso_4,
+        AccountDigits, account_field, decipher_iso_4, decode_iso_0, decode_iso_1, decode_iso_3, decode_iso_4,
         encode_iso_0, encode_iso_1, encode_iso_3, encode_iso_4,
     },
     check_value::CheckValue,
@@ -174,7 +174,7 @@ impl Hsm {
                 let mut random = [0; 8];
                 self.token.random(&mut random)?;
                 encode_iso_4(wide, pin, u64::from_be_bytes(random));
-                encipher_iso_4(wide, account, |block| self.token.storage_aes_encrypt(block));
+                self.token.storage_encrypt_iso_4(wide, account_field(account));
                 PinRecord::untagged(key, self.form, Level::Host, wide.bytes())
             }
             Form::Iso3 | Form::Iso0 => {

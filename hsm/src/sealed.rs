@@ -237,6 +237,9 @@ const BOUND_BYTES_MAX: usize = HEAD_BYTES + 2 * (1 + TEXT_BYTES_MAX) + 16 + 1 + 
 /// The most bytes of a tenant or plasticId.
 const TEXT_BYTES_MAX: usize = 64;
 
+/// The most bytes under a record's tag: what it is bound to, and all of it before the tag.
+pub(crate) const RECORD_MESSAGE_BYTES_MAX: usize = BOUND_BYTES_MAX + PIN_RECORD_BYTES_MAX;
+
 /// Bytes to authenticate, without an allocation. Texts have their length before them, so no two bindings look alike.
 pub(crate) struct Bound {
     bytes: [u8; BOUND_BYTES_MAX],

@@ -1,8 +1,11 @@
 //! A token: keys, and the ciphers that use them. PIN logic stands once, above this trait.
 
+mod aes_chain;
 mod software;
 mod tdes_budget;
 
+#[cfg(test)]
+pub(crate) use self::aes_chain::{CmacKey, encrypt_chain};
 pub(crate) use self::{
     software::{Software, aes_check_value},
     tdes_budget::TdesBudget,
@@ -40,10 +43,10 @@ pub(crate) trait Token: Send + Sync {
     /// Opens packed account digits.
     fn open_account(&self, sealed: &[u8], bound: &Bound, digits: &mut [u8; ACCOUNT_BYTES]) -> Result<(), Error>;
 
-    /// AES-256 of one block in place, under the storage key.
-    fn storage_aes_encrypt(&self, block: &mut WideBlock);
+    /// Enciphers a format 4 PIN field in place under the AES-256 storage key: `E(E(PIN field) ⊕ account field)`.
+    fn storage_encrypt_iso_4(&self, pin_field: &mut WideBlock, account_field: u128);
 
-    /// The way back.
+    /// AES-256 of one block in place, backwards, under the storage key.
     fn storage_aes_decrypt(&self, block: &mut WideBlock);
 
     /// 3DES of one block in place, under the 3DES storage key; counted, and at an end after 2^20 blocks.

@@ -25,14 +25,7 @@ pub(crate) fn account_field(account: &AccountDigits) -> u128 {
     (u128::from(length - 12) << 124) | (packed << (124 - 4 * length))
 }
 
-/// Enciphers a PIN field in place: `E(E(PIN field) ⊕ account field)`.
-pub(crate) fn encipher_iso_4(field: &mut WideBlock, account: &AccountDigits, encrypt: impl Fn(&mut WideBlock)) {
-    encrypt(field);
-    field.set_nibbles(field.nibbles() ^ account_field(account));
-    encrypt(field);
-}
-
-/// The way back to the PIN field.
+/// From `E(E(PIN field) ⊕ account field)` back to the PIN field.
 pub(crate) fn decipher_iso_4(block: &mut WideBlock, account: &AccountDigits, decrypt: impl Fn(&mut WideBlock)) {
     decrypt(block);
     block.set_nibbles(block.nibbles() ^ account_field(account));

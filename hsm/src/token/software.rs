@@ -12,15 +12,18 @@ use aws_lc_rs::{
     aead::{AES_256_GCM_SIV, Aad, LessSafeKey, Nonce, UnboundKey},
     digest, rand,
 };
-use cmac::{Cmac, Mac, digest::InnerInit};
 use des::TdesEde2;
 
-use super::{Token, tdes_budget::TdesBudget};
+use super::{
+    Token,
+    aes_chain::{CmacKey, encrypt_chain},
+    tdes_budget::TdesBudget,
+};
 use crate::{
     check_value::CheckValue,
     clear::{Block, Clear, Tzpk, WideBlock},
     error::Error,
-    sealed::{ACCOUNT_BYTES, Bound, KeyReference, NONCE_BYTES, TAG_BYTES},
+    sealed::{ACCOUNT_BYTES, Bound, KeyReference, NONCE_BYTES, RECORD_MESSAGE_BYTES_MAX, TAG_BYTES},
     vault::Keys,
 };
 
@@ -35,8 +38,8 @@ pub(crate) struct Software {
     // GCM-SIV, not GCM: random 96-bit nonces pass GCM's bound of 2^32 messages within days at our rates.
     seal: LessSafeKey,
     account: LessSafeKey,
-    record: Aes256,
-    retry: Aes256,
+    record: CmacKey,
+    retry: CmacKey,
     keys: Vec<String>,
 }
 
@@ -57,8 +60,8 @@ impl Software {
             tdes_budget,
             seal: aead(&keys.seal)?,
             account: aead(&keys.account)?,
-            record: Aes256::new(keys.record.bytes().into()),
-            retry: Aes256::new(keys.retry.bytes().into()),
+            record: CmacKey::new(&keys.record),
+            retry: CmacKey::new(&keys.retry),
             keys: references,
         })
     }
@@ -101,8 +104,8 @@ impl Token for Software {
         open(&self.account, nonce, bound, sealed, room.bytes_mut(), digits).ok_or(broken("account"))
     }
 
-    fn storage_aes_encrypt(&self, block: &mut WideBlock) {
-        self.storage.encrypt_block(block.bytes_mut().into());
+    fn storage_encrypt_iso_4(&self, pin_field: &mut WideBlock, account_field: u128) {
+        encrypt_chain(&self.storage, pin_field, [account_field]);
     }
 
     fn storage_aes_decrypt(&self, block: &mut WideBlock) {
@@ -120,11 +123,11 @@ impl Token for Software {
     }
 
     fn record_tag(&self, record: &[u8], bound: &Bound) -> [u8; TAG_BYTES] {
-        mac(&self.record, &[bound.as_ref(), record])
+        self.record.tag(joined(&mut [0; RECORD_MESSAGE_BYTES_MAX], &[bound.as_ref(), record]))
     }
 
     fn retry_tag(&self, control: &[u8; 16], block: &[u8; 8]) -> [u8; TAG_BYTES] {
-        mac(&self.retry, &[control, block])
+        self.retry.tag(joined(&mut [0; 24], &[control, block]))
     }
 }
 
@@ -174,7 +177,7 @@ pub(super) fn tdes_decrypt(key: &Tzpk, block: &mut Block) {
 
 /// The first 3 bytes of CMAC over 16 zero bytes.
 pub(crate) fn aes_check_value(key: &Clear<32>) -> CheckValue {
-    CheckValue::first_of(&mac(&Aes256::new(key.bytes().into()), &[&[0; 16]]))
+    CheckValue::first_of(&CmacKey::new(key).tag(&[0; 16]))
 }
 
 fn aead(key: &Clear<32>) -> Result<LessSafeKey, Error> {
@@ -222,11 +225,16 @@ fn account_nonce(bound: &Bound) -> [u8; NONCE_BYTES] {
     nonce
 }
 
-/// CMAC over a borrowed key schedule: copying one costs more than the blocks it is for.
-fn mac(key: &Aes256, parts: &[&[u8]]) -> [u8; TAG_BYTES] {
-    let mut mac = Cmac::inner_init(key);
-    parts.iter().for_each(|part| mac.update(part));
-    mac.finalize().into_bytes().into()
+/// Parts one after the other, within the room.
+fn joined<'a>(room: &'a mut [u8], parts: &[&[u8]]) -> &'a [u8] {
+    let mut length = 0;
+    for part in parts {
+        if let Some(place) = room.get_mut(length..length + part.len()) {
+            place.copy_from_slice(part);
+            length += part.len();
+        }
+    }
+    room.get(..length).unwrap_or_default()
 }
 
 fn broken(what: &'static str) -> Error {
