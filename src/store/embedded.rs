@@ -164,7 +164,7 @@ impl Embedded {
             let id = <[u8; 16]>::try_from(&*id).map(ControlId::from_bytes);
             let id = id.map_err(|_| damaged("a control has no name"))?;
             decode_control(id, &bytes).ok_or_else(|| damaged("a control can't be read"))?;
-            live.put(id, (&*bytes).into());
+            live.put(id, &bytes);
         }
 
         let shared = Arc::new(Shared {

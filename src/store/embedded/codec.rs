@@ -64,7 +64,12 @@ pub(super) fn decode_pin(bytes: &[u8]) -> Option<PinRow> {
     read.end(PinRow { set_at, pin: StoredPin { record, account } })
 }
 
+/// A spent control keeps what tells a retry, and no more.
 pub(super) fn encode_control(control: &Control) -> Box<[u8]> {
+    let (device_key, account) = match control.state {
+        State::Spent(_) => (None, None),
+        State::Open | State::Keyed { .. } => (control.device_key.as_ref(), control.account.as_ref()),
+    };
     let mut bytes = Writer::new();
     bytes.array(&control.expires_at.0.to_be_bytes());
     bytes.array(&[match control.scope {
@@ -73,8 +78,8 @@ pub(super) fn encode_control(control: &Control) -> Box<[u8]> {
     }]);
     bytes.blob(control.card.tenant.as_str().as_bytes());
     bytes.blob(control.card.plastic.as_str().as_bytes());
-    bytes.blob(control.device_key.as_ref().map_or(&[][..], |key| &key.0));
-    bytes.account(control.account.as_ref());
+    bytes.blob(device_key.map_or(&[][..], |key| &key.0));
+    bytes.account(account);
     match &control.state {
         State::Open => bytes.array(&[0]),
         State::Keyed { tzpk, refused_pins } => {
@@ -220,7 +225,10 @@ mod tests {
             let bytes = encode_control(&control);
             let read = decode_control(control.id, &bytes).unwrap();
             assert_eq!(expiry_of(&bytes), Some(control.expires_at));
-            assert_eq!((read.card, read.account.clone(), read.scope), (control.card, control.account, control.scope));
+            assert_eq!((read.card, read.scope), (control.card, control.scope));
+            let spent = matches!(control.state, State::Spent(_));
+            assert_eq!(read.account, control.account.filter(|_| !spent));
+            assert_eq!(read.device_key, control.device_key.filter(|_| !spent));
             assert_eq!(encode_control(&read), bytes);
         }
     }

@@ -1,13 +1,13 @@
 //! The one writer: takes what waits, applies it in order, commits it as one batch, answers.
 
 use std::{
-    collections::HashMap,
     mem,
     sync::PoisonError,
     time::{Duration, Instant},
 };
 
 use fjall::{OwnedWriteBatch as WriteBatch, PersistMode};
+use hashbrown::HashMap;
 
 use super::{
     HEAD_KEY, QueueState, Shared, UNKNOWN, card_of,
@@ -269,7 +269,7 @@ impl<'a> Batch<'a> {
         *locked(&self.shared.head) = self.head;
         for (id, bytes) in self.controls {
             match bytes {
-                Some(bytes) => self.shared.live.put(id, bytes),
+                Some(bytes) => self.shared.live.put(id, &bytes),
                 None => self.shared.live.remove(id),
             }
         }
