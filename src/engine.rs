@@ -5,10 +5,11 @@ mod service;
 pub mod serving;
 mod wire;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use hsm::Hsm;
 use thiserror::Error;
+use tokio::task::JoinHandle;
 use tonic::transport::server::Router;
 use tonic_health::server::HealthReporter;
 
@@ -35,6 +36,8 @@ use crate::{
 
 /// The longest request taken, in bytes: a device key of 4096 bits is 550.
 const REQUEST_BYTES_MAX: usize = 16 * 1024;
+/// How often the token is asked whether it is there.
+const WATCH_EVERY: Duration = Duration::from_millis(500);
 
 /// A serving engine. [`Engine::stop`] lets calls in flight finish; a mere drop does not.
 pub struct Engine {
@@ -42,6 +45,7 @@ pub struct Engine {
     pins: Arc<Pins>,
     store: Arc<Embedded>,
     health: HealthReporter,
+    watch: JoinHandle<()>,
     serving: Serving,
 }
 
@@ -54,12 +58,13 @@ impl Engine {
         let store = Arc::new(Embedded::open(&config.store)?);
         let kept: Arc<dyn Store> = store.clone();
         let boundary = hsm.status().clone();
-        let pins = Arc::new(Pins::new(hsm, Arc::clone(&kept), config.rules));
+        let pins = Arc::new(Pins::new(Arc::clone(&hsm), Arc::clone(&kept), config.rules));
         pins.note_engine(Action::StartEngine).await?;
 
         let services = Services::new(Arc::clone(&pins), kept, Peers::new(config.peers));
         let (health, health_service) = tonic_health::server::health_reporter();
         report_serving(&health).await;
+        let watch = tokio::spawn(watch(hsm, health.clone()));
         let reflection = reflection().build_v1()?;
         // Python's grpcio and most other clients still ask by the older name.
         let reflection_before = self::reflection().build_v1alpha()?;
@@ -75,7 +80,7 @@ impl Engine {
             let router = server.add_service(health_service.clone());
             with_services(router, &services).add_service(reflection.clone()).add_service(reflection_before.clone())
         })?;
-        Ok(Self { boundary, pins, store, health, serving })
+        Ok(Self { boundary, pins, store, health, watch, serving })
     }
 
     /// Where it listens.
@@ -90,8 +95,8 @@ impl Engine {
 
     /// Takes no more connections, lets calls in flight finish, closes the store.
     pub async fn stop(self) -> Result<(), StoreError> {
-        self.health.set_not_serving::<PinServiceServer<Services>>().await;
-        self.health.set_not_serving::<ControlServiceServer<Services>>().await;
+        self.watch.abort();
+        report_not_serving(&self.health).await;
         self.serving.stop().await;
         let noted = self.pins.note_engine(Action::StopEngine).await;
         self.store.close().await;
@@ -130,6 +135,33 @@ async fn report_serving(health: &HealthReporter) {
     health.set_serving::<PinServiceServer<Services>>().await;
     health.set_serving::<CardServiceServer<Services>>().await;
     health.set_serving::<AuditServiceServer<Services>>().await;
+}
+
+async fn report_not_serving(health: &HealthReporter) {
+    health.set_not_serving::<PinServiceServer<Services>>().await;
+    health.set_not_serving::<ControlServiceServer<Services>>().await;
+}
+
+/// Lets health follow the token: lost, looked for, back.
+async fn watch(hsm: Arc<Hsm>, health: HealthReporter) {
+    let mut was_there = true;
+    loop {
+        tokio::time::sleep(WATCH_EVERY).await;
+        // A full queue is a busy token, not a lost one.
+        let there = !matches!(hsm.check().await, Err(hsm::Error::Unavailable { .. }));
+        match (was_there, there) {
+            (true, false) => {
+                tracing::error!("the token is lost: not serving until it is back");
+                report_not_serving(&health).await;
+            }
+            (false, true) => {
+                tracing::info!("the token is back");
+                report_serving(&health).await;
+            }
+            _ => {}
+        }
+        was_there = there;
+    }
 }
 
 fn with_services(router: Router, services: &Services) -> Router {

@@ -24,6 +24,36 @@ pub struct Binding<'a> {
     pub expires_at_unix_milliseconds: u64,
 }
 
+/// A binding that a worker can take along.
+pub(crate) struct OwnedBinding {
+    tenant: String,
+    plastic_id: String,
+    control: [u8; 16],
+    purpose: Purpose,
+    expires_at_unix_milliseconds: u64,
+}
+
+impl OwnedBinding {
+    pub(crate) fn of(binding: &Binding<'_>) -> Self {
+        Self {
+            tenant: binding.card.tenant.to_owned(),
+            plastic_id: binding.card.plastic_id.to_owned(),
+            control: *binding.control,
+            purpose: binding.purpose,
+            expires_at_unix_milliseconds: binding.expires_at_unix_milliseconds,
+        }
+    }
+
+    pub(crate) fn borrow(&self) -> Binding<'_> {
+        Binding {
+            card: CardBinding { tenant: &self.tenant, plastic_id: &self.plastic_id },
+            control: &self.control,
+            purpose: self.purpose,
+            expires_at_unix_milliseconds: self.expires_at_unix_milliseconds,
+        }
+    }
+}
+
 /// What a tzpk is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {

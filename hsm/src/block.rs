@@ -7,7 +7,7 @@ mod iso_4;
 pub(crate) use self::{
     iso_0_3::{decode_iso_0, decode_iso_3, encode_iso_0, encode_iso_3},
     iso_1::{decode_iso_1, encode_iso_1},
-    iso_4::{account_field, decipher_iso_4, decode_iso_4, encode_iso_4},
+    iso_4::{account_field, decode_iso_4, encode_iso_4},
 };
 
 use subtle::Choice;
@@ -24,6 +24,11 @@ pub(crate) struct AccountDigits {
 pub(crate) const ACCOUNT_DIGITS_MAX: usize = 19;
 
 impl AccountDigits {
+    /// Not `Clone`: only the door copies them, for a worker.
+    pub(crate) fn copied(&self) -> Self {
+        Self { digits: self.digits, length: self.length }
+    }
+
     /// From decimal text; none where it is anything else, or empty, or longer than 19.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let mut digits = [0; ACCOUNT_DIGITS_MAX];

@@ -9,14 +9,79 @@ use crate::policy::PinPolicy;
 /// How to open the boundary. The default is the embedded one: fresh keys in memory, ISO-4.
 #[derive(Default)]
 pub struct Config {
-    /// Where the software token keeps its keys.
-    pub vault: Vault,
+    /// Where the keys are.
+    pub keys: Keys,
+    /// How near a clear block may come to the host.
+    pub level: WantedLevel,
     /// In which form PINs are kept.
     pub form: StoredForm,
     /// Which PINs are taken.
     pub policy: PinPolicy,
     /// What to do where memory can't be locked.
     pub lock_memory: LockMemory,
+}
+
+/// Where the keys are.
+pub enum Keys {
+    /// With the software token.
+    Vault(Vault),
+    /// In a PKCS#11 token.
+    Pkcs11(Pkcs11),
+}
+
+impl Default for Keys {
+    fn default() -> Self {
+        Self::Vault(Vault::default())
+    }
+}
+
+/// How near a clear block may come to the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WantedLevel {
+    /// Not into host memory at all: refused where the token can't do it.
+    Token,
+    /// Into host memory for the length of one operation.
+    Host,
+    /// As far away as the token can keep it.
+    #[default]
+    Best,
+}
+
+/// A PKCS#11 token, and how to use it.
+#[derive(Clone)]
+pub struct Pkcs11 {
+    /// The module: a shared library.
+    pub module: PathBuf,
+    /// Which of its slots.
+    pub slot: SlotName,
+    /// The user PIN. Wiped when dropped; it is needed again whenever the token comes back.
+    pub user_pin: Zeroizing<String>,
+    /// The version of the keys, as the two bytes of their CKA_ID say it.
+    pub key_version: u16,
+    /// How many worker threads, each with a session.
+    pub sessions: usize,
+    /// How many operations may wait for a worker; one more is refused as [`crate::Error::Busy`].
+    pub waiting_operations_max: usize,
+    /// Where blocks under the 3DES storage key are counted.
+    pub tdes_count: Option<PathBuf>,
+}
+
+/// A slot, by what is printed on its token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SlotName {
+    /// By the token's label.
+    Label(String),
+    /// By the token's serial number.
+    Serial(String),
+}
+
+impl std::fmt::Display for SlotName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Label(label) => write!(f, "label {label:?}"),
+            Self::Serial(serial) => write!(f, "serial {serial:?}"),
+        }
+    }
 }
 
 /// Where the software token keeps its keys.

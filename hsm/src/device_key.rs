@@ -1,6 +1,8 @@
 //! A cardholder device's public key: read strictly, encrypted to, never decrypted with. No RSA private operation exists
 //! on this side.
 
+use std::sync::Arc;
+
 use aws_lc_rs::{
     digest,
     rsa::{OAEP_SHA256_MGF1SHA256, OaepPublicEncryptingKey, PublicEncryptingKey},
@@ -26,8 +28,9 @@ const RSA_ENCRYPTION: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.1
 const CIPHERTEXT_BYTES_MAX: usize = MODULUS_BITS_MAX / 8;
 
 /// A device's RSA public key of 2048 to 4096 bits.
+#[derive(Clone)]
 pub struct DeviceKey {
-    key: OaepPublicEncryptingKey,
+    key: Arc<OaepPublicEncryptingKey>,
     thumbprint: [u8; 32],
 }
 
@@ -58,7 +61,7 @@ impl DeviceKey {
         let key = OaepPublicEncryptingKey::new(key).map_err(|_| DeviceKeyError::Malformed)?;
         let mut thumbprint = [0; 32];
         thumbprint.copy_from_slice(digest::digest(&digest::SHA256, der).as_ref());
-        Ok(Self { key, thumbprint })
+        Ok(Self { key: Arc::new(key), thumbprint })
     }
 
     /// SHA-256 of the DER it was read from.

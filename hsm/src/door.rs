@@ -1,40 +1,34 @@
 //! The door: coarse operations, and nothing clear crosses.
 //!
-//! Each operation works on clear values in its own frame, filled in place and wiped on drop, and scrubs the stack it
-//! used before it answers. The software token answers inline; the operations are `async` so that a token behind a
-//! queue, or a process of its own, changes no caller.
+//! The software token answers inline; a PKCS#11 token answers from worker threads behind a bounded queue. A process of
+//! its own would change no caller either: the operations are `async`.
 
-use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
+use std::sync::Arc;
+
 use thiserror::Error;
-use zeroize::Zeroizing;
 
 use crate::{
-    binding::{Binding, CardBinding, Level},
-    block::{
-        AccountDigits, account_field, decipher_iso_4, decode_iso_0, decode_iso_1, decode_iso_3, decode_iso_4,
-        encode_iso_0, encode_iso_1, encode_iso_3, encode_iso_4,
-    },
+    binding::{Binding, CardBinding, Level, OwnedBinding},
+    block::AccountDigits,
+    boundary::Boundary,
     check_value::CheckValue,
-    clear::{Block, Pin, Tzpk, WideBlock, Workspace, in_workspace, scrub_stack},
-    config::{Config, Form, StoredForm, Vault},
+    clear::scrub_stack,
+    config::{Config, Form, Keys as KeysConfig, Pkcs11, StoredForm, Vault, WantedLevel},
     device_key::DeviceKey,
-    error::{AcceptError, Error, OpenError, Refusal},
+    error::{AcceptError, Error, OpenError},
     harden::{MemoryLock, harden},
-    policy::PinPolicy,
-    sealed::{
-        ACCOUNT_BYTES, EncryptedBlock, NONCE_BYTES, PinRecord, SealedAccount, SealedKey, account_bound_to,
-        bound_to_control, record_bound_to,
-    },
+    sealed::{EncryptedBlock, PinRecord, SealedAccount, SealedKey},
     selftest,
-    token::{Software, TdesBudget, Token, tzpk_check_value, tzpk_decrypt, tzpk_encrypt},
-    vault::{Keys, make_tdes_key},
+    token::{Pkcs11Token, Software, TdesBudget, Token},
+    vault::Keys,
+    workers::Workers,
 };
 
 /// The key boundary, opened.
 pub struct Hsm {
-    token: Box<dyn Token>,
-    policy: PinPolicy,
-    form: Form,
+    boundary: Arc<Boundary>,
+    /// None where the token answers faster than a thread is woken.
+    workers: Option<Workers>,
     status: Status,
 }
 
@@ -43,18 +37,53 @@ impl Hsm {
     pub fn open(config: Config) -> Result<Self, OpenError> {
         let memory = harden(config.lock_memory)?;
         selftest::run()?;
-        let keys = Keys::open(&config.vault)?;
-        let count = match &config.vault {
-            Vault::Memory => None,
-            Vault::File { path, .. } => Some(path.with_extension("3des-count")),
+        let budget = |count: Option<std::path::PathBuf>| {
+            TdesBudget::open(count.clone()).map_err(|error| OpenError::Io { path: count.unwrap_or_default(), error })
         };
-        let budget = TdesBudget::open(count.clone())
-            .map_err(|error| OpenError::Io { path: count.unwrap_or_default(), error })?;
-        let token = Software::new(&keys, budget).map_err(|_| OpenError::SelfTest { step: "preparing the keys" })?;
-        drop(keys);
-        scrub_stack();
-        let status = Status::of(&token, &config.form, &memory, &config.vault);
-        Ok(Self { token: Box::new(token), policy: config.policy, form: config.form.form(), status })
+        let (token, persistence, workers): (Box<dyn Token>, _, _) = match config.keys {
+            KeysConfig::Vault(vault) => {
+                let keys = Keys::open(&vault)?;
+                let (count, persistence) = match &vault {
+                    Vault::Memory => (None, Persistence::Memory),
+                    Vault::File { path, .. } => (Some(path.with_extension("3des-count")), Persistence::Vault),
+                };
+                let token = Software::new(&keys, budget(count)?)
+                    .map_err(|_| OpenError::SelfTest { step: "preparing the keys" })?;
+                drop(keys);
+                scrub_stack();
+                (Box::new(token), persistence, None)
+            }
+            KeysConfig::Pkcs11(pkcs11) => {
+                let token = Pkcs11Token::open(&pkcs11, budget(pkcs11.tdes_count.clone())?)?;
+                (Box::new(token), Persistence::Token, Some((pkcs11.sessions, pkcs11.waiting_operations_max)))
+            }
+        };
+        if config.level == WantedLevel::Token {
+            return Err(OpenError::Level { token: token.name() });
+        }
+        let status = Status {
+            token: token.name(),
+            level: Level::Host,
+            form: config.form.clone(),
+            keys: token.keys(),
+            memory,
+            persistence,
+        };
+        let boundary = Arc::new(Boundary { token, policy: config.policy, form: config.form.form() });
+        let workers = match workers {
+            Some((threads, waiting)) => {
+                let failed = |error| OpenError::Io { path: "a worker thread of the key boundary".into(), error };
+                Some(Workers::start(&boundary, threads, waiting).map_err(failed)?)
+            }
+            None => None,
+        };
+        Ok(Self { boundary, workers, status })
+    }
+
+    /// Makes every key a boundary needs in a PKCS#11 token, each for one use, none able to leave; tells their check
+    /// values. Makes nothing where a key of that version is there.
+    pub fn make_token_keys(config: &Pkcs11) -> Result<Vec<String>, OpenError> {
+        Ok(Pkcs11Token::make_keys(config)?)
     }
 
     /// What this boundary is and promises.
@@ -62,17 +91,19 @@ impl Hsm {
         &self.status
     }
 
+    /// Whether the token answers now; one that was lost is looked for.
+    pub async fn check(&self) -> Result<(), Error> {
+        match &self.workers {
+            None => self.boundary.token.check(),
+            Some(workers) => workers.run(|boundary| boundary.token.check()).await?,
+        }
+    }
+
     /// Makes a fresh tzpk: sealed for ourselves with its binding, wrapped for the device.
     pub async fn issue(&self, device: &DeviceKey, binding: &Binding<'_>) -> Result<Issued, Error> {
-        in_workspace(|Workspace { tzpk, .. }| {
-            let (wrapped, check_value) = self.fresh_tzpk(device, tzpk)?;
-            let mut nonce = [0; NONCE_BYTES];
-            self.token.random(&mut nonce)?;
-            let key = self.token.current();
-            // Sealed in place: from here on it is ciphertext.
-            let tag = self.token.seal_tzpk(tzpk, &nonce, &bound_to_control(key, binding))?;
-            Ok(Issued { sealed: SealedKey::new(key, &nonce, tzpk.bytes(), &tag), wrapped, check_value })
-        })
+        let Some(workers) = &self.workers else { return self.boundary.issue(device, binding) };
+        let (device, binding) = (device.clone(), OwnedBinding::of(binding));
+        workers.run(move |boundary| boundary.issue(&device, &binding.borrow())).await?
     }
 
     /// Opens the block under its tzpk, judges it, and makes it anew under the storage key, bound to the account.
@@ -85,28 +116,17 @@ impl Hsm {
         block: &EncryptedBlock,
         account: Account<'_>,
     ) -> Result<Accepted, AcceptError> {
-        in_workspace(|Workspace { tzpk: key, block: clear, wide, pin }| {
-            self.token.open_tzpk(tzpk.parts(), &bound_to_control(tzpk.key(), binding), key)?;
-            let account = self.account_digits(account, &binding.card)?;
-
-            clear.bytes_mut().copy_from_slice(block.as_bytes());
-            tzpk_decrypt(key, clear);
-            let well_formed = decode_iso_1(clear, pin);
-            let taken = self.policy.judge(pin);
-
-            let record = self.keep(pin, (clear, wide), &account, &binding.card)?;
-            let retry_tag = self.token.retry_tag(binding.control, block.as_bytes());
-            match verdict(well_formed, taken) {
-                Verdict::Taken => Ok(Accepted { record, retry_tag }),
-                Verdict::Malformed => Err(Refusal::MalformedBlock.into()),
-                Verdict::AgainstPolicy => Err(Refusal::PinPolicy.into()),
-            }
-        })
+        let Some(workers) = &self.workers else { return self.boundary.accept(tzpk, binding, block, account) };
+        let (tzpk, binding, block) = (tzpk.copied(), OwnedBinding::of(binding), *block);
+        let account = account.copied();
+        workers.run(move |boundary| boundary.accept(&tzpk, &binding.borrow(), &block, borrowed(&account))).await?
     }
 
     /// The tag that [`Hsm::accept`] gives this block under this control: a retry has the same.
     pub async fn retry_tag(&self, binding: &Binding<'_>, block: &EncryptedBlock) -> Result<[u8; 16], Error> {
-        Ok(self.token.retry_tag(binding.control, block.as_bytes()))
+        let Some(workers) = &self.workers else { return self.boundary.retry_tag(binding, block) };
+        let (binding, block) = (OwnedBinding::of(binding), *block);
+        workers.run(move |boundary| boundary.retry_tag(&binding.borrow(), &block)).await?
     }
 
     /// Opens a record and encrypts its PIN, as an ISO-1 block with random fill, under a fresh tzpk for the device.
@@ -117,140 +137,27 @@ impl Hsm {
         account: Account<'_>,
         device: &DeviceKey,
     ) -> Result<Revealed, Error> {
-        in_workspace(|Workspace { tzpk, block, wide, pin }| {
-            let account = self.account_digits(account, &binding.card)?;
-            self.open_record(record, &binding.card, &account, (block, wide), pin)?;
-
-            let (wrapped, check_value) = self.fresh_tzpk(device, tzpk)?;
-            let mut fill = Block::zeroed();
-            self.token.random(fill.bytes_mut())?;
-            encode_iso_1(block, pin, fill.nibbles());
-            tzpk_encrypt(tzpk, block);
-            let block = EncryptedBlock::from_bytes(block.bytes())?;
-            Ok(Revealed { wrapped, block, check_value })
-        })
+        let Some(workers) = &self.workers else { return self.boundary.reveal(record, binding, account, device) };
+        let (record, binding, device) = (record.clone(), OwnedBinding::of(binding), device.clone());
+        let account = account.copied();
+        workers.run(move |boundary| boundary.reveal(&record, &binding.borrow(), borrowed(&account), &device)).await?
     }
 
     /// Seals an account number for a card.
     pub async fn seal_account(&self, number: &AccountNumber, card: CardBinding<'_>) -> Result<SealedAccount, Error> {
-        let key = self.token.current();
-        let mut packed = Zeroizing::new([0xFF; ACCOUNT_BYTES]);
-        for (place, digit) in number.digits.as_slice().iter().enumerate() {
-            if let Some(byte) = packed.get_mut(place / 2) {
-                *byte = if place.is_multiple_of(2) { (*byte & 0x0F) | (digit << 4) } else { (*byte & 0xF0) | digit };
-            }
-        }
-        let tag = self.token.seal_account(&mut packed, &account_bound_to(key, &card))?;
-        Ok(SealedAccount::new(key, &packed, &tag))
-    }
-
-    fn fresh_tzpk(&self, device: &DeviceKey, tzpk: &mut Tzpk) -> Result<(Vec<u8>, CheckValue), Error> {
-        make_tdes_key(tzpk).map_err(|_| Error::Unavailable { reason: "the random generator failed" })?;
-        let check_value = tzpk_check_value(tzpk);
-        let wrapped = device.wrap(tzpk).ok_or(Error::Unavailable { reason: "RSA-OAEP failed" })?;
-        Ok((wrapped, check_value))
-    }
-
-    fn account_digits(&self, account: Account<'_>, card: &CardBinding<'_>) -> Result<AccountDigits, Error> {
-        let Account::Registered(sealed) = account else {
-            return AccountDigits::parse(card.plastic_id).ok_or(Error::PlasticId);
+        let Some(workers) = &self.workers else { return self.boundary.seal_account(number, card) };
+        let number = AccountNumber { digits: number.digits.copied() };
+        let (tenant, plastic_id) = (card.tenant.to_owned(), card.plastic_id.to_owned());
+        let card = move |boundary: &Boundary| {
+            boundary.seal_account(&number, CardBinding { tenant: &tenant, plastic_id: &plastic_id })
         };
-        let mut packed = Zeroizing::new([0; ACCOUNT_BYTES]);
-        let bound = account_bound_to(sealed.key(), card);
-        self.token.open_account(sealed.ciphertext_and_tag(), &bound, &mut packed)?;
-        AccountDigits::unpack(&packed[..]).ok_or(Error::SealBroken { what: "account" })
-    }
-
-    fn keep(
-        &self,
-        pin: &Pin,
-        (block, wide): (&mut Block, &mut WideBlock),
-        account: &AccountDigits,
-        card: &CardBinding<'_>,
-    ) -> Result<PinRecord, Error> {
-        let key = self.token.current();
-        let mut record = match self.form {
-            Form::Iso4 => {
-                let mut random = [0; 8];
-                self.token.random(&mut random)?;
-                encode_iso_4(wide, pin, u64::from_be_bytes(random));
-                self.token.storage_encrypt_iso_4(wide, account_field(account));
-                PinRecord::untagged(key, self.form, Level::Host, wide.bytes())
-            }
-            Form::Iso3 | Form::Iso0 => {
-                if self.form == Form::Iso0 {
-                    encode_iso_0(block, pin, account);
-                } else {
-                    encode_iso_3(block, pin, account, self.iso_3_fill()?);
-                }
-                self.token.storage_tdes_encrypt(block)?;
-                PinRecord::untagged(key, self.form, Level::Host, block.bytes())
-            }
-        };
-        let tag = self.token.record_tag(record.tagged_bytes(), &record_bound_to(key, card));
-        record.set_tag(&tag);
-        Ok(record)
-    }
-
-    fn open_record(
-        &self,
-        record: &PinRecord,
-        card: &CardBinding<'_>,
-        account: &AccountDigits,
-        (block, wide): (&mut Block, &mut WideBlock),
-        pin: &mut Pin,
-    ) -> Result<(), Error> {
-        let broken = Error::SealBroken { what: "PIN record" };
-        if record.storage_key() != self.token.current() {
-            return Err(Error::UnknownKey);
-        }
-        let tag = self.token.record_tag(record.tagged_bytes(), &record_bound_to(record.storage_key(), card));
-        if !bool::from(tag.ct_eq(record.tag())) {
-            return Err(broken);
-        }
-        let good = match record.form() {
-            Form::Iso4 => {
-                wide.bytes_mut().iter_mut().zip(record.block()).for_each(|(place, byte)| *place = *byte);
-                decipher_iso_4(wide, account, |block| self.token.storage_aes_decrypt(block));
-                decode_iso_4(wide, pin)
-            }
-            form @ (Form::Iso3 | Form::Iso0) => {
-                block.bytes_mut().iter_mut().zip(record.block()).for_each(|(place, byte)| *place = *byte);
-                self.token.storage_tdes_decrypt(block);
-                if form == Form::Iso0 { decode_iso_0(block, pin, account) } else { decode_iso_3(block, pin, account) }
-            }
-        };
-        if bool::from(good) { Ok(()) } else { Err(broken) }
-    }
-
-    /// Sixteen random nibbles within A to F, none likelier than another: bytes of 252 and above are thrown away.
-    fn iso_3_fill(&self) -> Result<u64, Error> {
-        let (mut fill, mut missing) = (0u64, 16);
-        while missing > 0 {
-            let mut random = [0; 16];
-            self.token.random(&mut random)?;
-            for byte in random.iter().filter(|byte| **byte < 252).take(missing) {
-                fill = (fill << 4) | u64::from(0xA + byte % 6);
-                missing -= 1;
-            }
-        }
-        Ok(fill)
+        workers.run(card).await?
     }
 }
 
-enum Verdict {
-    Taken,
-    Malformed,
-    AgainstPolicy,
-}
-
-fn verdict(well_formed: Choice, taken: Choice) -> Verdict {
-    let code = u8::conditional_select(&1, &u8::conditional_select(&2, &0, taken), well_formed);
-    match code {
-        0 => Verdict::Taken,
-        1 => Verdict::Malformed,
-        _ => Verdict::AgainstPolicy,
-    }
+/// An account as it was, for a worker's closure.
+fn borrowed(account: &Option<SealedAccount>) -> Account<'_> {
+    account.as_ref().map_or(Account::PlasticId, Account::Registered)
 }
 
 /// What binds a stored block to its card.
@@ -260,6 +167,15 @@ pub enum Account<'a> {
     Registered(&'a SealedAccount),
     /// The digits of its plasticId.
     PlasticId,
+}
+
+impl Account<'_> {
+    fn copied(self) -> Option<SealedAccount> {
+        match self {
+            Self::Registered(sealed) => Some(sealed.copied()),
+            Self::PlasticId => None,
+        }
+    }
 }
 
 /// An account number: 12 to 19 digits. No `Debug`: print [`AccountNumber::masked`].
@@ -275,6 +191,10 @@ impl AccountNumber {
     pub fn parse(text: &str) -> Result<Self, AccountNumberError> {
         let long_enough = text.len() >= ACCOUNT_NUMBER_DIGITS_MIN;
         AccountDigits::parse(text).filter(|_| long_enough).map(|digits| Self { digits }).ok_or(AccountNumberError)
+    }
+
+    pub(crate) fn digits(&self) -> &AccountDigits {
+        &self.digits
     }
 
     /// The first six and the last four digits, stars between (PCI DSS 3.4.1).
@@ -327,21 +247,18 @@ pub struct Status {
     form: StoredForm,
     keys: Vec<String>,
     memory: MemoryLock,
-    persistent: bool,
+    persistence: Persistence,
+}
+
+/// Where the keys are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Persistence {
+    Memory,
+    Vault,
+    Token,
 }
 
 impl Status {
-    fn of(token: &dyn Token, form: &StoredForm, memory: &MemoryLock, vault: &Vault) -> Self {
-        Self {
-            token: token.name(),
-            level: Level::Host,
-            form: form.clone(),
-            keys: token.keys(),
-            memory: memory.clone(),
-            persistent: matches!(vault, Vault::File { .. }),
-        }
-    }
-
     /// The token's name.
     pub fn token(&self) -> &'static str {
         self.token
@@ -375,13 +292,18 @@ impl Status {
                 format!("EXCEPTION until {until}: PINs are kept as ISO 9564 format 0 under 3DES")
             }
         });
-        lines.push(
-            "not promised: the software token's keys are in this process's memory, not in certified hardware".into(),
-        );
+        lines.push(match self.persistence {
+            Persistence::Memory | Persistence::Vault => {
+                "not promised: the software token's keys are in this process's memory, not in certified hardware".into()
+            }
+            Persistence::Token => {
+                "not promised: at level host a clear PIN block is in this process's memory for one operation".into()
+            }
+        });
         if let MemoryLock::NotLocked(reason) = &self.memory {
             lines.push(format!("not promised: memory is not locked and may be swapped ({reason})"));
         }
-        if !self.persistent {
+        if self.persistence == Persistence::Memory {
             lines.push("not promised: keys are in memory alone, and are gone when this process ends".into());
         }
         lines
@@ -390,13 +312,28 @@ impl Status {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        env,
+        path::{Path, PathBuf},
+        process::Command,
+        sync::OnceLock,
+        task::{Context, Poll, Wake, Waker},
+        thread::{self, Thread},
+    };
+
     use aws_lc_rs::{
         encoding::{AsDer, PublicKeyX509Der},
         rsa::{KeySize, OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, PrivateDecryptingKey},
     };
 
     use super::*;
-    use crate::binding::Purpose;
+    use crate::{
+        binding::Purpose,
+        clear::{Block, Tzpk},
+        config::SlotName,
+        error::{Pkcs11Error, Refusal},
+        token::{tzpk_check_value, tzpk_decrypt, tzpk_encrypt},
+    };
 
     const CARD: CardBinding<'static> = CardBinding { tenant: "bank", plastic_id: "1000200030" };
     const CONTROL: [u8; 16] = [7; 16];
@@ -405,12 +342,23 @@ mod tests {
         Binding { card: CARD, control: &CONTROL, purpose: Purpose::SetPin, expires_at_unix_milliseconds: 1_000 }
     }
 
-    /// The software token answers at the first poll.
+    struct Unpark(Thread);
+
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+
+    /// The software token answers at the first poll, a token behind workers when one of them has.
     fn now<T>(work: impl Future<Output = T>) -> T {
         let mut work = std::pin::pin!(work);
-        match work.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
-            std::task::Poll::Ready(done) => done,
-            std::task::Poll::Pending => panic!("it did not answer inline"),
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        loop {
+            match work.as_mut().poll(&mut Context::from_waker(&waker)) {
+                Poll::Ready(done) => return done,
+                Poll::Pending => thread::park(),
+            }
         }
     }
 
@@ -444,8 +392,61 @@ mod tests {
         }
     }
 
+    /// Which module this process runs the suite on, where it was told one.
+    const MODULE_VARIABLE: &str = "PINSEAL_TEST_MODULE";
+
+    /// On the software token; on a PKCS#11 token in a process that was told to.
     fn opened(form: StoredForm) -> Hsm {
-        Hsm::open(Config { form, ..Config::default() }).unwrap()
+        let keys = match env::var_os(MODULE_VARIABLE) {
+            None => KeysConfig::default(),
+            Some(module) => KeysConfig::Pkcs11(token_with_keys(module.into())),
+        };
+        Hsm::open(Config { keys, form, ..Config::default() }).unwrap()
+    }
+
+    fn token_with_keys(module: PathBuf) -> Pkcs11 {
+        static MADE: OnceLock<Pkcs11> = OnceLock::new();
+        let made = MADE.get_or_init(|| {
+            let token = Pkcs11 {
+                module,
+                slot: SlotName::Label("suite".into()),
+                user_pin: "2468".to_owned().into(),
+                key_version: 1,
+                sessions: 4,
+                waiting_operations_max: 64,
+                tdes_count: None,
+            };
+            assert_eq!(Hsm::make_token_keys(&token).unwrap().len(), 5);
+            assert!(matches!(Hsm::make_token_keys(&token), Err(OpenError::Pkcs11(Pkcs11Error::Present { .. }))));
+            token
+        });
+        made.clone()
+    }
+
+    #[test]
+    fn softhsm_passes_the_same_suite() {
+        if env::var_os(MODULE_VARIABLE).is_some() {
+            return;
+        }
+        let module = "/usr/lib/softhsm/libsofthsm2.so";
+        assert!(Path::new(module).exists(), "SoftHSM is missing: apt-get install softhsm2");
+        let directory = tempfile::tempdir().unwrap();
+        let configuration = directory.path().join("softhsm2.conf");
+        let tokens = directory.path().join("tokens");
+        std::fs::create_dir(&tokens).unwrap();
+        std::fs::write(&configuration, format!("directories.tokendir = {}\n", tokens.display())).unwrap();
+        let run = |command: &mut Command| {
+            let output = command.env("SOFTHSM2_CONF", &configuration).output().unwrap();
+            let text =
+                [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+            assert!(output.status.success(), "{text}");
+            text
+        };
+        let initialise = ["--init-token", "--free", "--label", "suite", "--pin", "2468", "--so-pin", "13579"];
+        run(Command::new("softhsm2-util").args(initialise));
+        let suite = ["door::tests", "--skip", "softhsm", "--test-threads", "2"];
+        let told = run(Command::new(env::current_exe().unwrap()).args(suite).env(MODULE_VARIABLE, module));
+        assert!(told.contains("7 passed") && told.contains("0 failed"), "{told}");
     }
 
     #[test]

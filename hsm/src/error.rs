@@ -52,6 +52,12 @@ pub enum Error {
         /// The most blocks it makes.
         limit: u64,
     },
+    /// The bound on waiting operations is reached.
+    #[error("{limit} operations wait for the token already: try again")]
+    Busy {
+        /// The bound.
+        limit: usize,
+    },
     /// The token is away.
     #[error("the token is not available: {reason}")]
     Unavailable {
@@ -69,6 +75,18 @@ pub enum OpenError {
     /// The policy.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// The PKCS#11 token.
+    #[error(transparent)]
+    Pkcs11(#[from] Pkcs11Error),
+    /// A level that can't be had.
+    #[error(
+        "boundary.level = \"token\" can't be had: the {token} token takes a clear block through host memory; \
+         set level = \"host\" or \"best\""
+    )]
+    Level {
+        /// Its name.
+        token: &'static str,
+    },
     /// A known answer came out wrong: this build, or this machine, must not be used.
     #[error("the self-test failed at {step}: this build or this machine computes wrongly, don't use it")]
     SelfTest {
@@ -90,5 +108,75 @@ pub enum OpenError {
         path: PathBuf,
         /// Why.
         error: io::Error,
+    },
+}
+
+/// Why a PKCS#11 token did not open.
+#[derive(Debug, Error)]
+pub enum Pkcs11Error {
+    /// The module can't be loaded.
+    #[error("can't load the PKCS#11 module {}: {reason}", path.display())]
+    Module {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// No such slot, or more than one.
+    #[error("{found} tokens have the {slot}: name one of {present}")]
+    Slot {
+        /// As configured.
+        slot: String,
+        /// How many match.
+        found: usize,
+        /// What there is.
+        present: String,
+    },
+    /// The user PIN is wrong. It is tried once, never again by itself.
+    #[error("the token refused the user PIN: correct it; it was tried once and is not tried again")]
+    WrongPin,
+    /// One more wrong PIN would lock it.
+    #[error(
+        "the user PIN has one try left: log in by hand with the right PIN first, so that a wrong one can't lock it"
+    )]
+    LastTry,
+    /// The user PIN is locked.
+    #[error("the user PIN is locked: the token's security officer must unlock it")]
+    Locked,
+    /// A key is not there, or there more than once.
+    #[error("{found} keys have the label {label:?} and the id {version:04x}: make it with `pinseal token make-keys`")]
+    Key {
+        /// Its CKA_LABEL.
+        label: &'static str,
+        /// Its CKA_ID.
+        version: u16,
+        /// How many.
+        found: usize,
+    },
+    /// A key may be used for more than it is for.
+    #[error("the key {label:?} is unsafe: {attribute} is {found}; make it anew with `pinseal token make-keys`")]
+    Unsafe {
+        /// Its CKA_LABEL.
+        label: &'static str,
+        /// Which attribute.
+        attribute: &'static str,
+        /// What it is.
+        found: &'static str,
+    },
+    /// The keys are there already.
+    #[error("a key with the label {label:?} and the id {version:04x} is there already: nothing was made")]
+    Present {
+        /// Its CKA_LABEL.
+        label: &'static str,
+        /// Its CKA_ID.
+        version: u16,
+    },
+    /// A call failed.
+    #[error("the token failed at {call}: {reason}")]
+    Call {
+        /// Which call.
+        call: &'static str,
+        /// What the token said.
+        reason: String,
     },
 }

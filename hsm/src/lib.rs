@@ -50,6 +50,7 @@
 
 mod binding;
 mod block;
+mod boundary;
 mod check_value;
 mod clear;
 mod config;
@@ -62,6 +63,7 @@ mod sealed;
 mod selftest;
 mod token;
 mod vault;
+mod workers;
 
 #[cfg(test)]
 mod vectors;
@@ -69,10 +71,10 @@ mod vectors;
 pub use self::{
     binding::{Binding, CardBinding, Level, Purpose},
     check_value::CheckValue,
-    config::{Config, Form, LockMemory, StoredForm, Unlock, Vault},
+    config::{Config, Form, Keys, LockMemory, Pkcs11, SlotName, StoredForm, Unlock, Vault, WantedLevel},
     device_key::{DeviceKey, DeviceKeyError},
     door::{Accepted, Account, AccountNumber, AccountNumberError, Hsm, Issued, Revealed, Status},
-    error::{AcceptError, Error, OpenError, Refusal},
+    error::{AcceptError, Error, OpenError, Pkcs11Error, Refusal},
     policy::{PinPolicy, PolicyError, Weakness},
     sealed::{EncryptedBlock, KeyReference, LayoutError, PinRecord, SealedAccount, SealedKey},
     vault::VaultError,

@@ -1,11 +1,12 @@
 //! Byte layouts of what crosses the door, and what each seal binds. No cipher here.
 //!
 //! ```text
-//! sealed tzpk     01 'T' key(2)          nonce(12) ciphertext(16) tag(16)   48 bytes
+//! sealed tzpk     01 'T' key(2)          body(44)                           48 bytes
 //! sealed account  01 'A' key(2)                    ciphertext(10) tag(16)   30 bytes
 //! PIN record      01 'P' key(2) form level         block(8 or 16) tag(16)   30 or 38 bytes
 //! ```
-//! The first four bytes, and what is bound, go into every tag: a blob of one use is not taken for another.
+//! The body of a sealed tzpk is its token's own: nonce(12) ciphertext(16) tag(16) of the software token; of a PKCS#11
+//! token key wrap(24) tag(16) zero(4). The first four bytes, and what is bound, go into every tag: a blob of one use is not taken for another.
 
 use thiserror::Error;
 
@@ -24,8 +25,13 @@ pub(crate) const TAG_BYTES: usize = 16;
 pub(crate) const NONCE_BYTES: usize = 12;
 /// Bytes of a sealed account number: up to 19 digits, two a byte, filled with F.
 pub(crate) const ACCOUNT_BYTES: usize = 10;
+/// Bytes of what a token makes of a tzpk.
+const SEALED_TZPK_BYTES: usize = NONCE_BYTES + 16 + TAG_BYTES;
 /// Bytes of a sealed tzpk.
-const SEALED_KEY_BYTES: usize = HEAD_BYTES + NONCE_BYTES + 16 + TAG_BYTES;
+const SEALED_KEY_BYTES: usize = HEAD_BYTES + SEALED_TZPK_BYTES;
+
+/// What a token makes of a tzpk, to have it back: bytes of its own layout.
+pub(crate) type SealedTzpk = [u8; SEALED_TZPK_BYTES];
 /// Bytes of a sealed account.
 const SEALED_ACCOUNT_BYTES: usize = HEAD_BYTES + ACCOUNT_BYTES + TAG_BYTES;
 /// The most bytes of a PIN record.
@@ -64,9 +70,9 @@ impl EncryptedBlock {
 pub struct SealedKey([u8; SEALED_KEY_BYTES]);
 
 impl SealedKey {
-    pub(crate) fn new(key: KeyReference, nonce: &[u8; NONCE_BYTES], ciphertext: &[u8; 16], tag: &[u8]) -> Self {
+    pub(crate) fn new(key: KeyReference, body: &SealedTzpk) -> Self {
         let mut bytes = [0; SEALED_KEY_BYTES];
-        fill(&mut bytes, &[&head(Use::Tzpk, key), nonce, ciphertext, tag]);
+        fill(&mut bytes, &[&head(Use::Tzpk, key), body]);
         Self(bytes)
     }
 
@@ -85,9 +91,14 @@ impl SealedKey {
         key_of(&self.0)
     }
 
-    /// Nonce, and ciphertext with its tag.
-    pub(crate) fn parts(&self) -> (&[u8], &[u8]) {
-        self.0.get(HEAD_BYTES..).and_then(|rest| rest.split_at_checked(NONCE_BYTES)).unwrap_or_default()
+    /// Not `Clone`: only the door copies one, for a worker.
+    pub(crate) fn copied(&self) -> Self {
+        Self(self.0)
+    }
+
+    pub(crate) fn body(&self) -> &SealedTzpk {
+        let [_, _, _, _, body @ ..] = &self.0;
+        body
     }
 }
 
@@ -115,6 +126,11 @@ impl SealedAccount {
 
     pub(crate) fn key(&self) -> KeyReference {
         key_of(&self.0)
+    }
+
+    /// Not `Clone`: only the door copies one, for a worker.
+    pub(crate) fn copied(&self) -> Self {
+        Self(self.0)
     }
 
     /// The ciphertext with its tag.

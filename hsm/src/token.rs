@@ -1,20 +1,24 @@
 //! A token: keys, and the ciphers that use them. PIN logic stands once, above this trait.
 
 mod aes_chain;
+mod pkcs11;
 mod software;
 mod tdes_budget;
 
 #[cfg(test)]
 pub(crate) use self::aes_chain::{CmacKey, encrypt_chain};
 pub(crate) use self::{
+    pkcs11::Pkcs11Token,
     software::{Software, aes_check_value},
     tdes_budget::TdesBudget,
 };
 use crate::{
     check_value::CheckValue,
     clear::{Block, Tzpk, WideBlock},
+    device_key::DeviceKey,
     error::Error,
-    sealed::{ACCOUNT_BYTES, Bound, KeyReference, NONCE_BYTES, TAG_BYTES},
+    sealed::{ACCOUNT_BYTES, Bound, KeyReference, SealedTzpk, TAG_BYTES},
+    vault::make_tdes_key,
 };
 
 /// What the door asks of a token. Blocking; clear values are filled in place.
@@ -28,14 +32,20 @@ pub(crate) trait Token: Send + Sync {
     /// The version of every key new blobs are made under.
     fn current(&self) -> KeyReference;
 
+    /// Whether it answers now; one that was lost is looked for.
+    fn check(&self) -> Result<(), Error>;
+
     /// Random bytes from a CSPRNG.
     fn random(&self, bytes: &mut [u8]) -> Result<(), Error>;
 
-    /// Encrypts a tzpk in place under the seal key (AES-256-GCM-SIV, RFC 8452), with what it is bound to.
-    fn seal_tzpk(&self, tzpk: &mut Tzpk, nonce: &[u8; NONCE_BYTES], bound: &Bound) -> Result<[u8; TAG_BYTES], Error>;
+    /// Makes a tzpk: wrapped for the device, and sealed with what it is bound to.
+    fn issue_tzpk(&self, device: &DeviceKey, bound: &Bound, tzpk: &mut Tzpk) -> Result<IssuedTzpk, Error>;
 
-    /// Opens a sealed tzpk in place: ciphertext and tag in, key in the first 16 bytes out.
-    fn open_tzpk(&self, sealed: (&[u8], &[u8]), bound: &Bound, tzpk: &mut Tzpk) -> Result<(), Error>;
+    /// Decrypts a block in place under a sealed tzpk; `tzpk` is the room a token may need.
+    fn open_block(&self, sealed: &SealedTzpk, bound: &Bound, tzpk: &mut Tzpk, block: &mut Block) -> Result<(), Error>;
+
+    /// Encrypts a block in place under a fresh tzpk, which is then known to the device alone.
+    fn send_block(&self, device: &DeviceKey, tzpk: &mut Tzpk, block: &mut Block) -> Result<WrappedTzpk, Error>;
 
     /// Encrypts packed account digits in place, deterministically for a card.
     fn seal_account(&self, digits: &mut [u8; ACCOUNT_BYTES], bound: &Bound) -> Result<[u8; TAG_BYTES], Error>;
@@ -44,22 +54,47 @@ pub(crate) trait Token: Send + Sync {
     fn open_account(&self, sealed: &[u8], bound: &Bound, digits: &mut [u8; ACCOUNT_BYTES]) -> Result<(), Error>;
 
     /// Enciphers a format 4 PIN field in place under the AES-256 storage key: `E(E(PIN field) ⊕ account field)`.
-    fn storage_encrypt_iso_4(&self, pin_field: &mut WideBlock, account_field: u128);
+    fn storage_encrypt_iso_4(&self, pin_field: &mut WideBlock, account_field: u128) -> Result<(), Error>;
 
-    /// AES-256 of one block in place, backwards, under the storage key.
-    fn storage_aes_decrypt(&self, block: &mut WideBlock);
+    /// The way back: `D(D(block) ⊕ account field)`.
+    fn storage_decrypt_iso_4(&self, block: &mut WideBlock, account_field: u128) -> Result<(), Error>;
 
     /// 3DES of one block in place, under the 3DES storage key; counted, and at an end after 2^20 blocks.
     fn storage_tdes_encrypt(&self, block: &mut Block) -> Result<(), Error>;
 
     /// The way back.
-    fn storage_tdes_decrypt(&self, block: &mut Block);
+    fn storage_tdes_decrypt(&self, block: &mut Block) -> Result<(), Error>;
 
     /// AES-256-CMAC over a record and what it is bound to.
-    fn record_tag(&self, record: &[u8], bound: &Bound) -> [u8; TAG_BYTES];
+    fn record_tag(&self, record: &[u8], bound: &Bound) -> Result<[u8; TAG_BYTES], Error>;
 
-    /// AES-256-CMAC over a control and a block, under a key of its own.
-    fn retry_tag(&self, control: &[u8; 16], block: &[u8; 8]) -> [u8; TAG_BYTES];
+    /// AES-256-CMAC over a control and a block, told apart from every other tag.
+    fn retry_tag(&self, control: &[u8; 16], block: &[u8; 8]) -> Result<[u8; TAG_BYTES], Error>;
+}
+
+/// A tzpk as its device gets it.
+pub(crate) struct WrappedTzpk {
+    /// RSA-OAEP.
+    pub(crate) wrapped: Vec<u8>,
+    pub(crate) check_value: CheckValue,
+}
+
+/// A tzpk as its device gets it, and as we get it back.
+pub(crate) struct IssuedTzpk {
+    pub(crate) wrapped: WrappedTzpk,
+    pub(crate) sealed: SealedTzpk,
+}
+
+/// A tzpk made on the host, for a token that can't wrap one for a device: from the token's random source.
+fn host_tzpk(
+    device: &DeviceKey,
+    tzpk: &mut Tzpk,
+    random: impl FnMut(&mut [u8]) -> Result<(), Error>,
+) -> Result<WrappedTzpk, Error> {
+    make_tdes_key(tzpk, random)?;
+    let check_value = tzpk_check_value(tzpk);
+    let wrapped = device.wrap(tzpk).ok_or(Error::Unavailable { reason: "RSA-OAEP failed" })?;
+    Ok(WrappedTzpk { wrapped, check_value })
 }
 
 /// 3DES under a tzpk, which lives for one operation alone.

@@ -12,8 +12,8 @@ use serde_json::Value;
 
 use crate::{
     block::{
-        AccountDigits, account_field, decipher_iso_4, decode_iso_0, decode_iso_1, decode_iso_3, decode_iso_4,
-        encode_iso_0, encode_iso_1, encode_iso_3, encode_iso_4,
+        AccountDigits, account_field, decode_iso_0, decode_iso_1, decode_iso_3, decode_iso_4, encode_iso_0,
+        encode_iso_1, encode_iso_3, encode_iso_4,
     },
     clear::{Block, Clear, Pin, Tzpk, WideBlock},
     device_key::DeviceKey,
@@ -190,6 +190,13 @@ fn encipher_iso_4(block: &mut WideBlock, account: &AccountDigits, key: &[u8]) {
         32 => encrypt_chain(&Aes256::new(&Array(key.try_into().unwrap())), block, [account]),
         other => panic!("{other} bytes of AES key"),
     }
+}
+
+/// From `E(E(PIN field) ⊕ account field)` back to the PIN field.
+fn decipher_iso_4(block: &mut WideBlock, account: &AccountDigits, decrypt: impl Fn(&mut WideBlock)) {
+    decrypt(block);
+    block.set_nibbles(block.nibbles() ^ account_field(account));
+    decrypt(block);
 }
 
 fn format_4_block(entry: &Value) {

@@ -87,6 +87,8 @@ struct LowEngine {
     /// Certificates that may call.
     peers: Vec<LowPeer>,
     vault: LowVault,
+    /// A PKCS#11 token that holds the keys, instead of the vault.
+    token: Option<LowToken>,
     boundary: LowBoundary,
     pin_policy: LowPinPolicy,
     control: LowControl,
@@ -117,15 +119,57 @@ struct LowVault {
     passphrase: Option<SecretSource>,
 }
 
+/// A PKCS#11 token.
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LowToken {
+    /// The module: a shared library.
+    module: PathBuf,
+    /// The token's label; or give its serial.
+    label: Option<String>,
+    /// The token's serial number; or give its label.
+    serial: Option<String>,
+    /// The user PIN: `{ file = "…" }`, `{ env = "…" }` or `{ descriptor = 3 }`.
+    user_pin: SecretSource,
+    /// The version of the keys.
+    #[serde(default = "first_version")]
+    key_version: u16,
+    /// Sessions with the token, each with a thread; 0 for two a core.
+    #[serde(default)]
+    sessions: usize,
+    /// Operations that may wait for a session.
+    #[serde(default = "waiting_operations")]
+    waiting_operations_max: usize,
+}
+
+fn first_version() -> u16 {
+    1
+}
+
+fn waiting_operations() -> usize {
+    1_024
+}
+
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct LowBoundary {
+    /// How near a clear block may come to the host: `token`, `host`, or `best` for the highest the token can do.
+    level: LowLevel,
     /// The stored block: `iso-4` under AES-256; `iso-3` and `iso-0` under 3DES are dated exceptions.
     form: LowForm,
     /// The date until which a 3DES form is allowed, as `2027-06-30`.
     form_until: Option<jiff::civil::Date>,
     /// `require` refuses to start where memory can't be locked; `try` says so and goes on.
     lock_memory: LowLockMemory,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum LowLevel {
+    Token,
+    Host,
+    #[default]
+    Best,
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]
@@ -209,6 +253,7 @@ impl Default for LowEngine {
             tls: None,
             peers: Vec::new(),
             vault: LowVault::default(),
+            token: None,
             boundary: LowBoundary::default(),
             pin_policy: LowPinPolicy::default(),
             control: LowControl::default(),
@@ -239,6 +284,10 @@ impl Default for LowStore {
 impl LowEngine {
     fn check(self) -> Result<Engine, ConfigError> {
         let control = self.control;
+        let keys = match self.token {
+            Some(token) => hsm::Keys::Pkcs11(token.check(&self.data_directory)?),
+            None => hsm::Keys::Vault(self.vault.check(&self.data_directory)?),
+        };
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let lifetime = within("control.lifetime_seconds", control.lifetime_seconds, 1..=3_600)?;
         let timeout = within("call_timeout_milliseconds", self.call_timeout_milliseconds, 100..=60_000)?;
@@ -246,7 +295,7 @@ impl LowEngine {
             listen: self.listen,
             tls: self.tls,
             peers: self.peers.into_iter().map(LowPeer::check).collect::<Result<_, _>>()?,
-            hsm: hsm_config(&self.data_directory, self.vault, &self.boundary, &self.pin_policy)?,
+            hsm: hsm_config(keys, &self.boundary, &self.pin_policy)?,
             store: self.store.check(&self.data_directory)?,
             rules: Rules {
                 control_lifetime: Duration::from_secs(lifetime.into()),
@@ -292,19 +341,46 @@ impl LowStore {
     }
 }
 
-fn hsm_config(
-    data: &Path,
-    vault: LowVault,
-    boundary: &LowBoundary,
-    policy: &LowPinPolicy,
-) -> Result<hsm::Config, ConfigError> {
-    let unlock = match (vault.passphrase, vault.key_file) {
-        (Some(_), Some(_)) => return Err(ConfigError::value("vault", "give a passphrase or a key_file, not both")),
-        (Some(passphrase), None) => hsm::Unlock::Passphrase(passphrase.read()?),
-        (None, key_file) => hsm::Unlock::KeyFile(key_file.unwrap_or_else(|| data.join("vault.key"))),
-    };
+impl LowVault {
+    fn check(self, data: &Path) -> Result<hsm::Vault, ConfigError> {
+        let unlock = match (self.passphrase, self.key_file) {
+            (Some(_), Some(_)) => return Err(ConfigError::value("vault", "give a passphrase or a key_file, not both")),
+            (Some(passphrase), None) => hsm::Unlock::Passphrase(passphrase.read()?),
+            (None, key_file) => hsm::Unlock::KeyFile(key_file.unwrap_or_else(|| data.join("vault.key"))),
+        };
+        Ok(hsm::Vault::File { path: self.file.unwrap_or_else(|| data.join("vault")), unlock })
+    }
+}
+
+impl LowToken {
+    fn check(self, data: &Path) -> Result<hsm::Pkcs11, ConfigError> {
+        let slot = match (self.label, self.serial) {
+            (Some(label), None) => hsm::SlotName::Label(label),
+            (None, Some(serial)) => hsm::SlotName::Serial(serial),
+            _ => return Err(ConfigError::value("token", "give the token's label or its serial, and not both")),
+        };
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let (sessions, waiting) = (self.sessions, self.waiting_operations_max);
+        Ok(hsm::Pkcs11 {
+            module: self.module,
+            slot,
+            user_pin: self.user_pin.read()?,
+            key_version: within("token.key_version", self.key_version, 1..=u16::MAX)?,
+            sessions: if sessions == 0 { cores * 2 } else { within("token.sessions", sessions, 1..=256)? },
+            waiting_operations_max: within("token.waiting_operations_max", waiting, 1..=1_000_000)?,
+            tdes_count: Some(data.join("3des-count")),
+        })
+    }
+}
+
+fn hsm_config(keys: hsm::Keys, boundary: &LowBoundary, policy: &LowPinPolicy) -> Result<hsm::Config, ConfigError> {
     Ok(hsm::Config {
-        vault: hsm::Vault::File { path: vault.file.unwrap_or_else(|| data.join("vault")), unlock },
+        keys,
+        level: match boundary.level {
+            LowLevel::Token => hsm::WantedLevel::Token,
+            LowLevel::Host => hsm::WantedLevel::Host,
+            LowLevel::Best => hsm::WantedLevel::Best,
+        },
         form: stored_form(boundary)?,
         policy: pin_policy(policy)?,
         lock_memory: match boundary.lock_memory {

@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 /// The longest secret taken, in bytes.
 const SECRET_BYTES_MAX: usize = 4096;
 
-/// Where a secret comes from: `{ file = "…" }` or `{ env = "…" }`.
+/// Where a secret comes from: `{ file = "…" }`, `{ env = "…" }` or `{ descriptor = 3 }`.
 #[derive(Clone, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub(super) enum SecretSource {
@@ -17,6 +17,8 @@ pub(super) enum SecretSource {
     File(PathBuf),
     /// An environment variable.
     Env(String),
+    /// A descriptor this process was started with, read to its end.
+    Descriptor(u32),
 }
 
 impl SecretSource {
@@ -24,6 +26,7 @@ impl SecretSource {
     pub(super) fn read(&self) -> Result<Zeroizing<String>, SecretError> {
         let text = match self {
             Self::File(path) => from_file(path)?,
+            Self::Descriptor(number) => from_descriptor(*number)?,
             Self::Env(name) => {
                 Zeroizing::new(std::env::var(name).map_err(|_| SecretError::NoVariable { name: name.clone() })?)
             }
@@ -33,6 +36,15 @@ impl SecretSource {
             _ => Err(SecretError::Length),
         }
     }
+}
+
+fn from_descriptor(number: u32) -> Result<Zeroizing<String>, SecretError> {
+    let path = PathBuf::from(format!("/dev/fd/{number}"));
+    let read = std::fs::read_to_string(&path).map(Zeroizing::new);
+    let mut text = read.map_err(|error| SecretError::Unreadable { path, error })?;
+    let kept = text.trim_end_matches(['\n', '\r']).len();
+    text.truncate(kept);
+    Ok(text)
 }
 
 fn from_file(path: &PathBuf) -> Result<Zeroizing<String>, SecretError> {

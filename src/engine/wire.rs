@@ -163,6 +163,7 @@ fn hsm_status(error: &hsm::Error) -> Status {
         hsm::Error::Unavailable { .. } => {
             status(Code::Unavailable, "TOKEN_UNAVAILABLE", &"the key boundary is not available: try again later")
         }
+        hsm::Error::Busy { .. } => status(Code::ResourceExhausted, "TOKEN_BUSY", error),
         _ => status(Code::Internal, "BOUNDARY_FAILED", &"the key boundary could not do this: see the engine's log"),
     }
 }

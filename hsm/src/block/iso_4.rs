@@ -24,10 +24,3 @@ pub(crate) fn account_field(account: &AccountDigits) -> u128 {
     let length = digits.len().max(12) as u32;
     (u128::from(length - 12) << 124) | (packed << (124 - 4 * length))
 }
-
-/// From `E(E(PIN field) ⊕ account field)` back to the PIN field.
-pub(crate) fn decipher_iso_4(block: &mut WideBlock, account: &AccountDigits, decrypt: impl Fn(&mut WideBlock)) {
-    decrypt(block);
-    block.set_nibbles(block.nibbles() ^ account_field(account));
-    decrypt(block);
-}

@@ -15,15 +15,17 @@ use aws_lc_rs::{
 use des::TdesEde2;
 
 use super::{
-    Token,
+    IssuedTzpk, Token, WrappedTzpk,
     aes_chain::{CmacKey, encrypt_chain},
+    host_tzpk,
     tdes_budget::TdesBudget,
 };
 use crate::{
     check_value::CheckValue,
     clear::{Block, Clear, Tzpk, WideBlock},
+    device_key::DeviceKey,
     error::Error,
-    sealed::{ACCOUNT_BYTES, Bound, KeyReference, NONCE_BYTES, RECORD_MESSAGE_BYTES_MAX, TAG_BYTES},
+    sealed::{ACCOUNT_BYTES, Bound, KeyReference, NONCE_BYTES, RECORD_MESSAGE_BYTES_MAX, SealedTzpk, TAG_BYTES},
     vault::Keys,
 };
 
@@ -80,18 +82,38 @@ impl Token for Software {
         FIRST
     }
 
+    fn check(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
     fn random(&self, bytes: &mut [u8]) -> Result<(), Error> {
         RANDOM.with_borrow_mut(|pool| pool.take(bytes))
     }
 
-    fn seal_tzpk(&self, tzpk: &mut Tzpk, nonce: &[u8; NONCE_BYTES], bound: &Bound) -> Result<[u8; TAG_BYTES], Error> {
-        seal(&self.seal, nonce, bound, tzpk.bytes_mut())
+    fn issue_tzpk(&self, device: &DeviceKey, bound: &Bound, tzpk: &mut Tzpk) -> Result<IssuedTzpk, Error> {
+        let wrapped = host_tzpk(device, tzpk, fresh)?;
+        let mut nonce = [0; NONCE_BYTES];
+        self.random(&mut nonce)?;
+        // Sealed in place: from here on it is ciphertext.
+        let tag = seal(&self.seal, &nonce, bound, tzpk.bytes_mut())?;
+        let mut sealed = [0; size_of::<SealedTzpk>()];
+        joined(&mut sealed, &[&nonce, tzpk.bytes(), &tag]);
+        Ok(IssuedTzpk { wrapped, sealed })
     }
 
-    fn open_tzpk(&self, (nonce, sealed): (&[u8], &[u8]), bound: &Bound, tzpk: &mut Tzpk) -> Result<(), Error> {
+    fn open_block(&self, sealed: &SealedTzpk, bound: &Bound, tzpk: &mut Tzpk, block: &mut Block) -> Result<(), Error> {
         let mut room = Clear::<{ 16 + TAG_BYTES }>::zeroed();
+        let (nonce, sealed) = sealed.split_at_checked(NONCE_BYTES).ok_or(broken("tzpk"))?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| broken("tzpk"))?;
-        open(&self.seal, nonce, bound, sealed, room.bytes_mut(), tzpk.bytes_mut()).ok_or(broken("tzpk"))
+        open(&self.seal, nonce, bound, sealed, room.bytes_mut(), tzpk.bytes_mut()).ok_or(broken("tzpk"))?;
+        tdes_decrypt(tzpk, block);
+        Ok(())
+    }
+
+    fn send_block(&self, device: &DeviceKey, tzpk: &mut Tzpk, block: &mut Block) -> Result<WrappedTzpk, Error> {
+        let wrapped = host_tzpk(device, tzpk, fresh)?;
+        tdes_encrypt(tzpk, block);
+        Ok(wrapped)
     }
 
     fn seal_account(&self, digits: &mut [u8; ACCOUNT_BYTES], bound: &Bound) -> Result<[u8; TAG_BYTES], Error> {
@@ -104,12 +126,16 @@ impl Token for Software {
         open(&self.account, nonce, bound, sealed, room.bytes_mut(), digits).ok_or(broken("account"))
     }
 
-    fn storage_encrypt_iso_4(&self, pin_field: &mut WideBlock, account_field: u128) {
+    fn storage_encrypt_iso_4(&self, pin_field: &mut WideBlock, account_field: u128) -> Result<(), Error> {
         encrypt_chain(&self.storage, pin_field, [account_field]);
+        Ok(())
     }
 
-    fn storage_aes_decrypt(&self, block: &mut WideBlock) {
+    fn storage_decrypt_iso_4(&self, block: &mut WideBlock, account_field: u128) -> Result<(), Error> {
         self.storage.decrypt_block(block.bytes_mut().into());
+        block.set_nibbles(block.nibbles() ^ account_field);
+        self.storage.decrypt_block(block.bytes_mut().into());
+        Ok(())
     }
 
     fn storage_tdes_encrypt(&self, block: &mut Block) -> Result<(), Error> {
@@ -118,16 +144,17 @@ impl Token for Software {
         Ok(())
     }
 
-    fn storage_tdes_decrypt(&self, block: &mut Block) {
+    fn storage_tdes_decrypt(&self, block: &mut Block) -> Result<(), Error> {
         self.storage_tdes.decrypt_block(block.bytes_mut().into());
+        Ok(())
     }
 
-    fn record_tag(&self, record: &[u8], bound: &Bound) -> [u8; TAG_BYTES] {
-        self.record.tag(joined(&mut [0; RECORD_MESSAGE_BYTES_MAX], &[bound.as_ref(), record]))
+    fn record_tag(&self, record: &[u8], bound: &Bound) -> Result<[u8; TAG_BYTES], Error> {
+        Ok(self.record.tag(joined(&mut [0; RECORD_MESSAGE_BYTES_MAX], &[bound.as_ref(), record])))
     }
 
-    fn retry_tag(&self, control: &[u8; 16], block: &[u8; 8]) -> [u8; TAG_BYTES] {
-        self.retry.tag(joined(&mut [0; 24], &[control, block]))
+    fn retry_tag(&self, control: &[u8; 16], block: &[u8; 8]) -> Result<[u8; TAG_BYTES], Error> {
+        Ok(self.retry.tag(joined(&mut [0; 24], &[control, block])))
     }
 }
 
@@ -163,6 +190,11 @@ impl RandomPool {
         self.left = from;
         Ok(())
     }
+}
+
+/// For keys: from the generator itself.
+fn fresh(bytes: &mut [u8]) -> Result<(), Error> {
+    rand::fill(bytes).map_err(|_| Error::Unavailable { reason: "the random generator failed" })
 }
 
 /// 3DES-EDE of one block in place under a double-length key.
@@ -226,7 +258,7 @@ fn account_nonce(bound: &Bound) -> [u8; NONCE_BYTES] {
 }
 
 /// Parts one after the other, within the room.
-fn joined<'a>(room: &'a mut [u8], parts: &[&[u8]]) -> &'a [u8] {
+pub(super) fn joined<'a>(room: &'a mut [u8], parts: &[&[u8]]) -> &'a [u8] {
     let mut length = 0;
     for part in parts {
         if let Some(place) = room.get_mut(length..length + part.len()) {

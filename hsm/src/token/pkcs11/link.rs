@@ -1,0 +1,229 @@
+//! The link to a token: the module once a process, a login that one session keeps, a pool of sessions for the workers,
+//! and the way back when any of it is lost.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::{Duration, Instant},
+};
+
+use cryptoki::{
+    context::{CInitializeArgs, CInitializeFlags, Pkcs11 as Module},
+    error::{Error as CallError, RvError},
+    session::{Session, UserType},
+    slot::Slot,
+    types::AuthPin,
+};
+
+use super::keys::{self, KeyHandles, KeyReferences};
+use crate::{
+    config::{Pkcs11, SlotName},
+    error::{Error, Pkcs11Error},
+};
+
+/// How soon a lost token is looked for again, at first.
+const RETRY_AFTER_MIN: Duration = Duration::from_millis(100);
+/// How late, at most.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(2);
+
+/// A token as configured, connected or lost.
+pub(super) struct Link {
+    config: Pkcs11,
+    state: Mutex<State>,
+}
+
+enum State {
+    Up(Arc<Connection>),
+    Down {
+        next: Instant,
+        wait: Duration,
+    },
+    /// The token refused the PIN: asking again could lock it.
+    Refused,
+}
+
+/// A login and its sessions.
+struct Connection {
+    module: Module,
+    slot: Slot,
+    keys: KeyHandles,
+    idle: Mutex<Vec<Session>>,
+    /// Keeps the login, which ends with the last session.
+    _management: Mutex<Session>,
+}
+
+impl Link {
+    /// Logs in and finds the keys.
+    pub(super) fn open(config: &Pkcs11) -> Result<(Self, KeyReferences), Pkcs11Error> {
+        let connection = Connection::open(config)?;
+        let references = connection
+            .with_session(|session| keys::references(session, &connection.keys, config.key_version))
+            .map_err(call_failed("check values"))?;
+        Ok((Self { config: config.clone(), state: Mutex::new(State::Up(Arc::new(connection))) }, references))
+    }
+
+    /// Lets `work` use a session of its own. A call that fails loses the connection: the next one looks for the token.
+    pub(super) fn call<T>(&self, work: impl Fn(&Session, &KeyHandles) -> Result<T, CallError>) -> Result<T, Error> {
+        let connection = self.connected()?;
+        connection.with_session(|session| work(session, &connection.keys)).map_err(|error| {
+            self.lost(&connection);
+            Error::Unavailable { reason: reason(&error) }
+        })
+    }
+
+    fn connected(&self) -> Result<Arc<Connection>, Error> {
+        let refused = Error::Unavailable { reason: "it refused the user PIN" };
+        let mut state = locked(&self.state);
+        let wait = match &*state {
+            State::Up(connection) => return Ok(Arc::clone(connection)),
+            State::Refused => return Err(refused),
+            State::Down { next, .. } if Instant::now() < *next => {
+                return Err(Error::Unavailable { reason: "it was lost and is looked for again shortly" });
+            }
+            State::Down { wait, .. } => *wait,
+        };
+        match Connection::open(&self.config) {
+            Ok(connection) => {
+                let connection = Arc::new(connection);
+                *state = State::Up(Arc::clone(&connection));
+                Ok(connection)
+            }
+            Err(Pkcs11Error::WrongPin | Pkcs11Error::LastTry | Pkcs11Error::Locked) => {
+                *state = State::Refused;
+                Err(refused)
+            }
+            Err(_) => {
+                *state = State::Down { next: Instant::now() + wait, wait: (wait * 2).min(RETRY_AFTER_MAX) };
+                Err(Error::Unavailable { reason: "it was lost and can't be opened again yet" })
+            }
+        }
+    }
+
+    fn lost(&self, connection: &Arc<Connection>) {
+        let mut state = locked(&self.state);
+        if matches!(&*state, State::Up(current) if Arc::ptr_eq(current, connection)) {
+            *state = State::Down { next: Instant::now(), wait: RETRY_AFTER_MIN };
+        }
+    }
+}
+
+/// Makes every key in a token.
+pub(super) fn make_keys(config: &Pkcs11) -> Result<KeyReferences, Pkcs11Error> {
+    let (module, slot) = find_slot(config)?;
+    let session = module.open_rw_session(slot).map_err(call_failed("C_OpenSession"))?;
+    log_in(&module, slot, &session, config)?;
+    let keys = keys::make(&session, config.key_version)?;
+    keys::audit(&session, &keys)?;
+    keys::references(&session, &keys, config.key_version).map_err(call_failed("check values"))
+}
+
+impl Connection {
+    fn open(config: &Pkcs11) -> Result<Self, Pkcs11Error> {
+        let (module, slot) = find_slot(config)?;
+        let management = module.open_ro_session(slot).map_err(call_failed("C_OpenSession"))?;
+        log_in(&module, slot, &management, config)?;
+        let keys = keys::find(&management, config.key_version)?;
+        keys::audit(&management, &keys)?;
+        Ok(Self { module, slot, keys, idle: Mutex::new(Vec::new()), _management: Mutex::new(management) })
+    }
+
+    /// A session is kept for the next one only where the work succeeded.
+    fn with_session<T>(&self, work: impl FnOnce(&Session) -> Result<T, CallError>) -> Result<T, CallError> {
+        let idle = locked(&self.idle).pop();
+        let session = match idle {
+            Some(session) => session,
+            None => self.module.open_ro_session(self.slot)?,
+        };
+        let done = work(&session)?;
+        locked(&self.idle).push(session);
+        Ok(done)
+    }
+}
+
+/// The module, loaded once a process: a second copy of the same library is undefined in some.
+fn module(path: &Path) -> Result<Module, Pkcs11Error> {
+    static MODULES: OnceLock<Mutex<HashMap<PathBuf, Module>>> = OnceLock::new();
+    let failed = |error: CallError| Pkcs11Error::Module { path: path.to_owned(), reason: error.to_string() };
+    let mut modules = locked(MODULES.get_or_init(Mutex::default));
+    let module = match modules.get(path) {
+        Some(module) => module.clone(),
+        None => Module::new(path).map_err(failed)?,
+    };
+    // Again for one that was finalised behind our back; the others say that they are initialised already.
+    match module.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
+        Ok(()) | Err(CallError::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
+        Err(error) => return Err(failed(error)),
+    }
+    modules.insert(path.to_owned(), module.clone());
+    Ok(module)
+}
+
+fn find_slot(config: &Pkcs11) -> Result<(Module, Slot), Pkcs11Error> {
+    let module = module(&config.module)?;
+    let slots = module.get_slots_with_token().map_err(call_failed("C_GetSlotList"))?;
+    let (mut matching, mut present) = (Vec::new(), Vec::new());
+    for slot in slots {
+        let Ok(info) = module.get_token_info(slot) else { continue };
+        let found = match &config.slot {
+            SlotName::Label(label) => info.label() == label,
+            SlotName::Serial(serial) => info.serial_number() == serial,
+        };
+        if found {
+            matching.push(slot);
+        }
+        if info.token_initialized() {
+            present.push(format!("{:?} (serial {:?})", info.label(), info.serial_number()));
+        }
+    }
+    match matching[..] {
+        [slot] => Ok((module, slot)),
+        _ => Err(Pkcs11Error::Slot {
+            slot: config.slot.to_string(),
+            found: matching.len(),
+            present: if present.is_empty() { "none: no token is initialised".into() } else { present.join(", ") },
+        }),
+    }
+}
+
+/// One try, and none where it could be the last: a wrong PIN must not lock a token by being tried again and again.
+fn log_in(module: &Module, slot: Slot, session: &Session, config: &Pkcs11) -> Result<(), Pkcs11Error> {
+    let info = module.get_token_info(slot).map_err(call_failed("C_GetTokenInfo"))?;
+    if info.user_pin_locked() {
+        return Err(Pkcs11Error::Locked);
+    }
+    if info.user_pin_final_try() {
+        return Err(Pkcs11Error::LastTry);
+    }
+    let pin = AuthPin::from(config.user_pin.as_str());
+    match session.login(UserType::User, Some(&pin)) {
+        Ok(()) | Err(CallError::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(()),
+        Err(CallError::Pkcs11(RvError::PinIncorrect | RvError::PinLenRange | RvError::PinInvalid, _)) => {
+            Err(Pkcs11Error::WrongPin)
+        }
+        Err(CallError::Pkcs11(RvError::PinLocked, _)) => Err(Pkcs11Error::Locked),
+        Err(error) => Err(call_failed("C_Login")(error)),
+    }
+}
+
+pub(super) fn call_failed(call: &'static str) -> impl Fn(CallError) -> Pkcs11Error {
+    move |error| Pkcs11Error::Call { call, reason: error.to_string() }
+}
+
+/// In words of ours.
+fn reason(error: &CallError) -> &'static str {
+    match error {
+        CallError::Pkcs11(RvError::DeviceRemoved | RvError::TokenNotPresent, _) => "it was removed",
+        CallError::Pkcs11(RvError::SessionHandleInvalid | RvError::SessionClosed, _) => "its session was closed",
+        CallError::Pkcs11(RvError::UserNotLoggedIn, _) => "its login was lost",
+        CallError::Pkcs11(RvError::CryptokiNotInitialized, _) => "its module was finalised",
+        CallError::Pkcs11(RvError::KeyHandleInvalid | RvError::ObjectHandleInvalid, _) => "its keys are gone",
+        CallError::Pkcs11(RvError::DeviceError | RvError::GeneralError | RvError::FunctionFailed, _) => "it failed",
+        CallError::Pkcs11(RvError::DeviceMemory | RvError::HostMemory, _) => "it is out of memory",
+        _ => "it refused a call",
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
