@@ -33,3 +33,5 @@ pub mod simulate;
 pub mod store;
 pub mod telemetry;
 pub mod tls;
+#[cfg(feature = "engine")]
+pub mod token;

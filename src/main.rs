@@ -40,6 +40,9 @@ enum Command {
     /// Export and verify the audit chain
     #[cfg(feature = "engine")]
     Audit(pinseal::audit::command::AuditArguments),
+    /// Look at a PKCS#11 token, and make the keys in it
+    #[cfg(feature = "engine")]
+    Token(pinseal::token::TokenArguments),
     /// Make certificates for mutual TLS
     Pki(pinseal::pki::PkiArguments),
     /// Measure this build beside a bare gRPC echo
@@ -73,6 +76,8 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
         Command::Device(arguments) => Ok(pinseal::simulate::run(arguments)?),
         #[cfg(feature = "engine")]
         Command::Audit(arguments) => Ok(pinseal::audit::command::run(arguments)?),
+        #[cfg(feature = "engine")]
+        Command::Token(arguments) => Ok(pinseal::token::run(arguments)?),
         Command::Pki(arguments) => Ok(pinseal::pki::run(arguments)?),
         #[cfg(feature = "simulator")]
         Command::Bench(arguments) => Ok(pinseal::bench::run(arguments)?),

@@ -13,9 +13,10 @@ pub enum LogFormat {
     Json,
 }
 
-/// Begins to write events. `RUST_LOG` chooses them; without it, warnings of all and events of ours.
+/// Begins to write events. `RUST_LOG` chooses them; without it, warnings of all and events of ours. The PKCS#11 binding
+/// is silent then: it calls every mechanism it has no name for an error.
 pub fn start(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,pinseal=info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,pinseal=info,cryptoki=off"));
     let registry = tracing_subscriber::registry().with(filter);
     let events = fmt::layer().with_writer(std::io::stderr);
     // A second start, as in tests, changes nothing.

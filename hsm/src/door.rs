@@ -19,7 +19,7 @@ use crate::{
     harden::{MemoryLock, harden},
     sealed::{EncryptedBlock, PinRecord, SealedAccount, SealedKey},
     selftest,
-    token::{Pkcs11Token, Software, TdesBudget, Token},
+    token::{Pkcs11Token, Software, TdesBudget, Token, TokenReport},
     vault::Keys,
     workers::Workers,
 };
@@ -84,6 +84,11 @@ impl Hsm {
     /// values. Makes nothing where a key of that version is there.
     pub fn make_token_keys(config: &Pkcs11) -> Result<Vec<String>, OpenError> {
         Ok(Pkcs11Token::make_keys(config)?)
+    }
+
+    /// What a PKCS#11 token is and can do, tried on throw-away keys.
+    pub fn examine_token(config: &Pkcs11) -> Result<TokenReport, OpenError> {
+        Ok(Pkcs11Token::examine(config)?)
     }
 
     /// What this boundary is and promises.

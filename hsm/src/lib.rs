@@ -77,5 +77,6 @@ pub use self::{
     error::{AcceptError, Error, OpenError, Pkcs11Error, Refusal},
     policy::{PinPolicy, PolicyError, Weakness},
     sealed::{EncryptedBlock, KeyReference, LayoutError, PinRecord, SealedAccount, SealedKey},
+    token::{Probe, Route, TokenReport},
     vault::VaultError,
 };

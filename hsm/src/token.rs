@@ -7,6 +7,7 @@ mod tdes_budget;
 
 #[cfg(test)]
 pub(crate) use self::aes_chain::{CmacKey, encrypt_chain};
+pub use self::pkcs11::{Probe, Route, TokenReport};
 pub(crate) use self::{
     pkcs11::Pkcs11Token,
     software::{Software, aes_check_value},

@@ -414,7 +414,7 @@ mod tests {
     fn a_made_3des_key_has_odd_parity_and_different_halves() {
         for _ in 0..1_000 {
             let mut key = Clear::zeroed();
-            make_tdes_key(&mut key, |bytes| rand::fill(bytes)).unwrap();
+            make_tdes_key(&mut key, rand::fill).unwrap();
             assert!(key.bytes().iter().all(|byte| byte.count_ones() % 2 == 1));
             assert!(key.bytes()[..8] != key.bytes()[8..]);
         }

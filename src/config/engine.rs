@@ -62,6 +62,13 @@ impl Engine {
         low::<LowEngine>(path)?.check()
     }
 
+    /// The PKCS#11 token that a file names.
+    pub fn load_token(path: &Path) -> Result<hsm::Pkcs11, ConfigError> {
+        let low = low::<LowEngine>(Some(path))?;
+        let token = low.token.ok_or_else(|| ConfigError::value("token", "the file names no PKCS#11 token"))?;
+        token.check(&low.data_directory)
+    }
+
     /// The embedded defaults, with everything kept in `directory`.
     pub fn embedded(directory: &Path) -> Result<Self, ConfigError> {
         LowEngine { data_directory: directory.to_owned(), ..LowEngine::default() }.check()

@@ -63,16 +63,21 @@ fn ran_well(output: &Output) -> String {
     text
 }
 
+/// The vendor's Java example against an edge.
+pub(crate) fn java_sets_and_views(edge: &str, token: &str, plastic_id: &str, bits: &str) {
+    let output = Command::new("java")
+        .arg(root("tests/clients/java/CardPin.java"))
+        .args([edge, token, plastic_id, "2580", bits])
+        .output()
+        .expect("java is missing: install a JDK of version 17 or later (Debian: default-jdk-headless)");
+    assert!(ran_well(&output).contains(&format!("set and viewed with RSA-{bits}")));
+}
+
 #[test]
 fn the_jdk_sets_and_views_a_pin_with_keys_of_every_size() {
     let demo = Demo::start();
     for bits in ["2048", "3072", "4096"] {
-        let output = Command::new("java")
-            .arg(root("tests/clients/java/CardPin.java"))
-            .args([demo.member("edge_url"), demo.member("bearer_token"), &format!("70{bits}"), "2580", bits])
-            .output()
-            .expect("java is missing: install a JDK of version 17 or later (Debian: default-jdk-headless)");
-        assert!(ran_well(&output).contains(&format!("set and viewed with RSA-{bits}")));
+        java_sets_and_views(demo.member("edge_url"), demo.member("bearer_token"), &format!("70{bits}"), bits);
     }
 }
 

@@ -31,15 +31,20 @@ impl EngineProcess {
 
     /// Starts another build of it.
     pub(crate) fn start_binary(binary: &Path, directory: &Path, extra: &str) -> Self {
-        Self::start_with(binary, "127.0.0.1:0", directory, extra)
+        Self::start_with(binary, "127.0.0.1:0", directory, extra, None)
+    }
+
+    /// Starts one whose SoftHSM finds its tokens by this file.
+    pub(crate) fn start_on_softhsm(directory: &Path, extra: &str, softhsm: &Path) -> Self {
+        Self::start_with(Path::new(env!("CARGO_BIN_EXE_pinseal")), "127.0.0.1:0", directory, extra, Some(softhsm))
     }
 
     /// Starts one at a given address.
     pub(crate) fn start_at(directory: &Path, listen: &str, extra: &str) -> Self {
-        Self::start_with(Path::new(env!("CARGO_BIN_EXE_pinseal")), listen, directory, extra)
+        Self::start_with(Path::new(env!("CARGO_BIN_EXE_pinseal")), listen, directory, extra, None)
     }
 
-    fn start_with(binary: &Path, listen: &str, directory: &Path, extra: &str) -> Self {
+    fn start_with(binary: &Path, listen: &str, directory: &Path, extra: &str, softhsm: Option<&Path>) -> Self {
         let config = directory.join("engine.toml");
         let data = directory.join("data");
         std::fs::write(&config, format!("listen = \"{listen}\"\ndata_directory = {data:?}\n{extra}\n")).unwrap();
@@ -49,6 +54,7 @@ impl EngineProcess {
             .args(["engine", "--config"])
             .arg(&config)
             .env("RUST_LOG", "trace")
+            .envs(softhsm.map(|configuration| ("SOFTHSM2_CONF", configuration)))
             .stdout(Stdio::piped())
             .stderr(events)
             .spawn()

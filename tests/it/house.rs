@@ -12,6 +12,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("store", &["audit", "card", "clock", "control"]),
     ("pin", &["audit", "caller", "card", "clock", "control", "store"]),
     ("tls", &[]),
+    ("token", &["config"]),
     ("engine", &["audit", "caller", "card", "clock", "config", "control", "pin", "proto", "store", "tls"]),
     ("edge", &["card", "clock", "config", "proto", "tls"]),
     ("config", &["card", "edge", "engine", "pin", "store", "tls"]),

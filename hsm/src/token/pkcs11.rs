@@ -4,6 +4,7 @@
 //! token, so its clear bytes are in host memory while it is made and never after. What it is bound to is under a CMAC.
 //! What must never enter: a mechanism no token here was measured with.
 
+mod examine;
 mod keys;
 mod link;
 
@@ -16,6 +17,7 @@ use cryptoki::{
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
+pub use self::examine::{Probe, Route, TokenReport};
 use self::{
     keys::{KeyHandles, KeyReferences},
     link::Link,
@@ -52,6 +54,11 @@ impl Pkcs11Token {
     /// Makes every key that a boundary needs, in the token, for one use each.
     pub(crate) fn make_keys(config: &Pkcs11) -> Result<KeyReferences, Pkcs11Error> {
         link::make_keys(config)
+    }
+
+    /// What the token is and can do.
+    pub(crate) fn examine(config: &Pkcs11) -> Result<TokenReport, Pkcs11Error> {
+        examine::examine(config)
     }
 
     fn call<T>(&self, work: impl Fn(&Session, &KeyHandles) -> Result<T, CallError>) -> Result<T, Error> {

@@ -11,6 +11,7 @@ use std::{
 use cryptoki::{
     context::{CInitializeArgs, CInitializeFlags, Pkcs11 as Module},
     error::{Error as CallError, RvError},
+    mechanism::MechanismType,
     session::{Session, UserType},
     slot::Slot,
     types::AuthPin,
@@ -106,6 +107,31 @@ impl Link {
             *state = State::Down { next: Instant::now(), wait: RETRY_AFTER_MIN };
         }
     }
+}
+
+/// A token's own words.
+pub(super) struct Words {
+    pub(super) words: Vec<(&'static str, String)>,
+    pub(super) mechanisms: Vec<MechanismType>,
+}
+
+/// Logs in to look at a token.
+pub(super) fn look(config: &Pkcs11) -> Result<(Session, Words), Pkcs11Error> {
+    let (module, slot) = find_slot(config)?;
+    let info = module.get_token_info(slot).map_err(call_failed("C_GetTokenInfo"))?;
+    let library = module.get_library_info().map_err(call_failed("C_GetInfo"))?;
+    let words = vec![
+        ("label", info.label().to_owned()),
+        ("manufacturer", info.manufacturer_id().to_owned()),
+        ("model", info.model().to_owned()),
+        ("serial", info.serial_number().to_owned()),
+        ("firmware", info.firmware_version().to_string()),
+        ("library", format!("{} {}", library.library_description(), library.library_version())),
+    ];
+    let mechanisms = module.get_mechanism_list(slot).map_err(call_failed("C_GetMechanismList"))?;
+    let session = module.open_ro_session(slot).map_err(call_failed("C_OpenSession"))?;
+    log_in(&module, slot, &session, config)?;
+    Ok((session, Words { words, mechanisms }))
 }
 
 /// Makes every key in a token.
