@@ -13,7 +13,10 @@ use pinseal::proto::{
     pin_service_client::PinServiceClient,
 };
 use tonic::{Status, transport::Channel};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use tonic_types::StatusExt;
+
+use crate::softhsm::SoftHsm;
 
 /// A running engine; killed when dropped.
 pub(crate) struct EngineProcess {
@@ -31,20 +34,21 @@ impl EngineProcess {
 
     /// Starts another build of it.
     pub(crate) fn start_binary(binary: &Path, directory: &Path, extra: &str) -> Self {
-        Self::start_with(binary, "127.0.0.1:0", directory, extra, None)
+        Self::start_with(binary, "127.0.0.1:0", directory, extra, &[])
     }
 
-    /// Starts one whose SoftHSM finds its tokens by this file.
-    pub(crate) fn start_on_softhsm(directory: &Path, extra: &str, softhsm: &Path) -> Self {
-        Self::start_with(Path::new(env!("CARGO_BIN_EXE_pinseal")), "127.0.0.1:0", directory, extra, Some(softhsm))
+    /// Starts one with its keys in this token.
+    pub(crate) fn start_on_softhsm(directory: &Path, softhsm: &SoftHsm) -> Self {
+        let pinseal = Path::new(env!("CARGO_BIN_EXE_pinseal"));
+        Self::start_with(pinseal, "127.0.0.1:0", directory, &softhsm.lines(), &softhsm.environment())
     }
 
     /// Starts one at a given address.
     pub(crate) fn start_at(directory: &Path, listen: &str, extra: &str) -> Self {
-        Self::start_with(Path::new(env!("CARGO_BIN_EXE_pinseal")), listen, directory, extra, None)
+        Self::start_with(Path::new(env!("CARGO_BIN_EXE_pinseal")), listen, directory, extra, &[])
     }
 
-    fn start_with(binary: &Path, listen: &str, directory: &Path, extra: &str, softhsm: Option<&Path>) -> Self {
+    fn start_with(binary: &Path, listen: &str, directory: &Path, extra: &str, environment: &[(&str, PathBuf)]) -> Self {
         let config = directory.join("engine.toml");
         let data = directory.join("data");
         std::fs::write(&config, format!("listen = \"{listen}\"\ndata_directory = {data:?}\n{extra}\n")).unwrap();
@@ -54,7 +58,7 @@ impl EngineProcess {
             .args(["engine", "--config"])
             .arg(&config)
             .env("RUST_LOG", "trace")
-            .envs(softhsm.map(|configuration| ("SOFTHSM2_CONF", configuration)))
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::piped())
             .stderr(events)
             .spawn()
@@ -90,6 +94,14 @@ impl EngineProcess {
     pub(crate) fn terminate(mut self) -> i32 {
         Command::new("kill").arg(self.id().to_string()).status().unwrap();
         self.child.wait().unwrap().code().unwrap()
+    }
+
+    /// Whether health says that PINs are served.
+    pub(crate) async fn serves(&self) -> bool {
+        let channel = Channel::from_shared(format!("http://{}", self.address)).unwrap().connect().await.unwrap();
+        let request = HealthCheckRequest { service: "pinseal.v1.PinService".into() };
+        let told = HealthClient::new(channel).check(request).await.unwrap().into_inner();
+        told.status() == ServingStatus::Serving
     }
 
     /// A client on a connection of its own.

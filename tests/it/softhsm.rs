@@ -12,13 +12,14 @@ const MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
 /// A token with the label `pinseal`, gone when dropped.
 pub(crate) struct SoftHsm {
     directory: tempfile::TempDir,
+    module: PathBuf,
 }
 
 impl SoftHsm {
     /// An initialised token without keys.
     pub(crate) fn without_keys() -> Self {
         assert!(Path::new(MODULE).exists(), "SoftHSM is missing: apt-get install softhsm2");
-        let softhsm = Self { directory: tempfile::tempdir().unwrap() };
+        let softhsm = Self { directory: tempfile::tempdir().unwrap(), module: MODULE.into() };
         let tokens = softhsm.path("tokens");
         std::fs::create_dir(&tokens).unwrap();
         std::fs::write(softhsm.configuration(), format!("directories.tokendir = {}\n", tokens.display())).unwrap();
@@ -40,13 +41,51 @@ impl SoftHsm {
         softhsm
     }
 
+    /// The same, reached through the shim that fails on command and tells what comes out.
+    pub(crate) fn behind_the_shim() -> Self {
+        let built =
+            Command::new(env!("CARGO")).args(["build", "--quiet", "-p", "pinseal-pkcs11-shim"]).status().unwrap();
+        assert!(built.success());
+        let module = Path::new(env!("CARGO_BIN_EXE_pinseal")).with_file_name("libpkcs11_shim.so");
+        Self { module, ..Self::with_keys() }
+    }
+
+    /// Lets every call that holds a session fail with this CK_RV from now on; none to let them go on.
+    pub(crate) fn command(&self, failure: Option<&str>) {
+        match failure {
+            // Written aside first: a call must not read half of it.
+            Some(code) => {
+                std::fs::write(self.path("command.new"), code).unwrap();
+                std::fs::rename(self.path("command.new"), self.path("command")).unwrap();
+            }
+            None => std::fs::remove_file(self.path("command")).unwrap(),
+        }
+    }
+
+    /// What came out of the module so far: a call a line, with its bytes in hexadecimal.
+    pub(crate) fn trace(&self) -> Vec<(String, String)> {
+        let text = std::fs::read_to_string(self.path("trace")).unwrap();
+        text.lines().map(|line| line.split_once(' ').unwrap()).map(|(call, out)| (call.into(), out.into())).collect()
+    }
+
+    /// What a process needs around it to find the token.
+    pub(crate) fn environment(&self) -> Vec<(&'static str, PathBuf)> {
+        vec![
+            ("SOFTHSM2_CONF", self.configuration()),
+            ("PINSEAL_SHIM_MODULE", MODULE.into()),
+            ("PINSEAL_SHIM_COMMAND", self.path("command")),
+            ("PINSEAL_SHIM_TRACE", self.path("trace")),
+        ]
+    }
+
     /// The engine's lines of configuration for it.
     pub(crate) fn lines(&self) -> String {
-        format!("[token]\nmodule = {MODULE:?}\nlabel = \"pinseal\"\nuser_pin = {{ file = {:?} }}", self.path("pin"))
+        let module = &self.module;
+        format!("[token]\nmodule = {module:?}\nlabel = \"pinseal\"\nuser_pin = {{ file = {:?} }}", self.path("pin"))
     }
 
     /// What `SOFTHSM2_CONF` is to say.
-    pub(crate) fn configuration(&self) -> PathBuf {
+    fn configuration(&self) -> PathBuf {
         self.path("softhsm2.conf")
     }
 
@@ -71,7 +110,7 @@ impl SoftHsm {
             .args(arguments)
             .arg("--config")
             .arg(config)
-            .env("SOFTHSM2_CONF", self.configuration())
+            .envs(self.environment())
             .output()
             .unwrap();
         let told = [output.stdout, output.stderr].concat();
@@ -79,7 +118,7 @@ impl SoftHsm {
     }
 
     /// A file beside it.
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 }

@@ -1,5 +1,7 @@
 //! The keys in a PKCS#11 token: SoftHSM, at level `host`.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 use crate::{
@@ -12,7 +14,7 @@ use crate::{
 #[tokio::test(flavor = "multi_thread")]
 async fn pins_and_a_half_finished_control_survive_a_restart_on_the_same_token() {
     let (softhsm, directory) = (SoftHsm::with_keys(), tempfile::tempdir().unwrap());
-    let start = || EngineProcess::start_on_softhsm(directory.path(), &softhsm.lines(), &softhsm.configuration());
+    let start = || EngineProcess::start_on_softhsm(directory.path(), &softhsm);
     let device = device();
 
     let engine = start();
@@ -33,7 +35,7 @@ async fn pins_and_a_half_finished_control_survive_a_restart_on_the_same_token() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_malformed_block_and_a_weak_pin_are_told_apart_as_on_any_token() {
     let (softhsm, directory) = (SoftHsm::with_keys(), tempfile::tempdir().unwrap());
-    let engine = EngineProcess::start_on_softhsm(directory.path(), &softhsm.lines(), &softhsm.configuration());
+    let engine = EngineProcess::start_on_softhsm(directory.path(), &softhsm);
     let (device, mut client) = (device(), engine.client().await);
     let weak = client.set(&device, "8110", "1111").await.unwrap_err();
     assert_eq!(reason(&weak), "PIN_REFUSED");
@@ -48,10 +50,61 @@ async fn a_malformed_block_and_a_weak_pin_are_told_apart_as_on_any_token() {
     assert!(malformed > 0);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_fails_is_told_is_found_again_and_loses_nothing() {
+    let (softhsm, directory) = (SoftHsm::behind_the_shim(), tempfile::tempdir().unwrap());
+    let engine = EngineProcess::start_on_softhsm(directory.path(), &softhsm);
+    let (device, mut client) = (device(), engine.client().await);
+    client.set(&device, "8120", "271828").await.unwrap();
+    assert!(engine.serves().await);
+
+    // Device removed, session handle invalid, user not logged in, general error.
+    for failure in ["32", "b3", "101", "5"] {
+        let (control, block) = client.ready_to_set(&device, "8121", "161803").await.unwrap();
+        softhsm.command(Some(failure));
+        let lost = client.set_block(&control, &block).await.unwrap_err();
+        assert_eq!((lost.code(), &*reason(&lost)), (tonic::Code::Unavailable, "TOKEN_UNAVAILABLE"));
+        within_seconds(5, async || !engine.serves().await).await;
+
+        softhsm.command(None);
+        within_seconds(5, async || engine.serves().await).await;
+        client.set_block(&control, &block).await.unwrap();
+        assert_eq!(client.view(&device, "8120").await.unwrap(), "271828");
+        assert_eq!(client.view(&device, "8121").await.unwrap(), "161803");
+    }
+}
+
+/// Asks again and again until it holds.
+async fn within_seconds(seconds: u64, holds: impl AsyncFn() -> bool) {
+    let asked = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(seconds), asked).await.expect("it did not come to hold in time");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_level_host_the_clear_block_comes_out_of_c_decrypt_and_nowhere_else_and_no_key_comes_out() {
+    let (softhsm, directory) = (SoftHsm::behind_the_shim(), tempfile::tempdir().unwrap());
+    let engine = EngineProcess::start_on_softhsm(directory.path(), &softhsm);
+    let (device, mut client) = (device(), engine.client().await);
+    client.set(&device, "8130", "927182813").await.unwrap();
+    assert_eq!(client.view(&device, "8130").await.unwrap(), "927182813");
+
+    let trace = softhsm.trace();
+    let planted = |out: &str| out.contains("927182813");
+    let found: Vec<&str> = trace.iter().filter(|(_, out)| planted(out)).map(|(call, _)| call.as_str()).collect();
+    // Set: the device's block. View: the stored one's PIN field.
+    assert_eq!(found, ["C_Decrypt", "C_Decrypt"]);
+    assert!(trace.iter().any(|(call, _)| call == "C_UnwrapKey"));
+    assert!(trace.iter().all(|(call, _)| call != "C_GetAttributeValue(CKA_VALUE)"));
+}
+
 #[test]
 fn the_jdk_sets_and_views_a_pin_with_the_keys_in_softhsm() {
     let (softhsm, directory) = (SoftHsm::with_keys(), tempfile::tempdir().unwrap());
-    let engine = EngineProcess::start_on_softhsm(directory.path(), &softhsm.lines(), &softhsm.configuration());
+    let engine = EngineProcess::start_on_softhsm(directory.path(), &softhsm);
     let edge = EdgeProcess::start(directory.path(), &format!("address = \"http://{}\"", engine.address()), "");
     for bits in ["2048", "4096"] {
         clients::java_sets_and_views(&edge.url, TOKEN, &format!("81{bits}"), bits);
@@ -62,7 +115,7 @@ fn the_jdk_sets_and_views_a_pin_with_the_keys_in_softhsm() {
 async fn sixteen_clients_play_whole_flows_on_softhsm_without_one_failure() {
     const FLOWS_EACH: usize = 12;
     let (softhsm, directory) = (SoftHsm::with_keys(), tempfile::tempdir().unwrap());
-    let engine = EngineProcess::start_on_softhsm(directory.path(), &softhsm.lines(), &softhsm.configuration());
+    let engine = EngineProcess::start_on_softhsm(directory.path(), &softhsm);
     let mut clients = tokio::task::JoinSet::new();
     for number in 0..16 {
         let mut client = engine.client().await;
