@@ -81,17 +81,6 @@ impl Clear<32> {
     }
 }
 
-impl Clear<128> {
-    /// Sixteen words of eight bytes.
-    pub(crate) fn words(&self) -> &[[u8; 8]] {
-        self.0.as_chunks().0
-    }
-
-    pub(crate) fn words_mut(&mut self) -> &mut [[u8; 8]] {
-        self.0.as_chunks_mut().0
-    }
-}
-
 impl<const N: usize> Drop for Clear<N> {
     fn drop(&mut self) {
         wipe(&mut self.0);

@@ -3,7 +3,6 @@
 mod aes_chain;
 mod pkcs11;
 mod software;
-mod tdes;
 mod tdes_budget;
 
 #[cfg(test)]

@@ -6,18 +6,18 @@ use std::cell::RefCell;
 
 use aes::{
     Aes256,
-    cipher::{BlockCipherDecrypt, KeyInit},
+    cipher::{BlockCipherDecrypt, BlockCipherEncrypt, KeyInit},
 };
 use aws_lc_rs::{
     aead::{AES_256_GCM_SIV, Aad, LessSafeKey, Nonce, UnboundKey},
     digest, rand,
 };
+use des::TdesEde2;
 
 use super::{
     IssuedTzpk, Token, WrappedTzpk,
     aes_chain::{CmacKey, encrypt_chain},
     host_tzpk,
-    tdes::Schedule,
     tdes_budget::TdesBudget,
 };
 use crate::{
@@ -35,7 +35,7 @@ const FIRST: KeyReference = KeyReference(1);
 /// Prepared keys.
 pub(crate) struct Software {
     storage: Aes256,
-    storage_tdes: Schedule,
+    storage_tdes: TdesEde2,
     tdes_budget: TdesBudget,
     // GCM-SIV, not GCM: random 96-bit nonces pass GCM's bound of 2^32 messages within days at our rates.
     seal: LessSafeKey,
@@ -58,7 +58,7 @@ impl Software {
         ];
         Ok(Self {
             storage: Aes256::new(keys.storage.bytes().into()),
-            storage_tdes: Schedule::new(&keys.storage_tdes),
+            storage_tdes: TdesEde2::new(keys.storage_tdes.bytes().into()),
             tdes_budget,
             seal: aead(&keys.seal)?,
             account: aead(&keys.account)?,
@@ -140,12 +140,12 @@ impl Token for Software {
 
     fn storage_tdes_encrypt(&self, block: &mut Block) -> Result<(), Error> {
         self.tdes_budget.take()?;
-        self.storage_tdes.encrypt(block);
+        self.storage_tdes.encrypt_block(block.bytes_mut().into());
         Ok(())
     }
 
     fn storage_tdes_decrypt(&self, block: &mut Block) -> Result<(), Error> {
-        self.storage_tdes.decrypt(block);
+        self.storage_tdes.decrypt_block(block.bytes_mut().into());
         Ok(())
     }
 
@@ -199,12 +199,12 @@ fn fresh(bytes: &mut [u8]) -> Result<(), Error> {
 
 /// 3DES-EDE of one block in place under a double-length key.
 pub(super) fn tdes_encrypt(key: &Tzpk, block: &mut Block) {
-    Schedule::new(key).encrypt(block);
+    TdesEde2::new(key.bytes().into()).encrypt_block(block.bytes_mut().into());
 }
 
 /// The way back.
 pub(super) fn tdes_decrypt(key: &Tzpk, block: &mut Block) {
-    Schedule::new(key).decrypt(block);
+    TdesEde2::new(key.bytes().into()).decrypt_block(block.bytes_mut().into());
 }
 
 /// The first 3 bytes of CMAC over 16 zero bytes.
