@@ -462,4 +462,20 @@ mod tests {
         let dated = checked("[boundary]\nform = \"iso-3\"\nform_until = \"2999-12-31\"").unwrap();
         assert_eq!(dated.hsm.form, hsm::StoredForm::Iso3 { until: "2999-12-31".into() });
     }
+
+    #[test]
+    fn a_token_has_one_name_and_its_pin_comes_from_a_file_a_variable_or_a_descriptor() {
+        let token = |lines: &str| checked(&format!("[token]\nmodule = \"m.so\"\n{lines}"));
+        let pin = "user_pin = { env = \"PATH\" }";
+        let engine = token(&format!("label = \"issuer\"\n{pin}")).unwrap();
+        let hsm::Keys::Pkcs11(pkcs11) = engine.hsm.keys else { panic!("not the token") };
+        assert_eq!(pkcs11.slot, hsm::SlotName::Label("issuer".into()));
+        assert_eq!(pkcs11.key_version, 1);
+        for both_or_none in [pin.to_owned(), format!("label = \"a\"\nserial = \"b\"\n{pin}")] {
+            assert!(token(&both_or_none).err().unwrap().contains("label or its serial"));
+        }
+        assert!(token("label = \"a\"\nuser_pin = \"2468\"").is_err(), "a PIN in the file itself");
+        let closed = token("label = \"a\"\nuser_pin = { descriptor = 999 }");
+        assert!(closed.err().unwrap().contains("/dev/fd/999"));
+    }
 }

@@ -1,6 +1,6 @@
 //! The keys in a PKCS#11 token: SoftHSM, at level `host`.
 
-use std::time::Duration;
+use std::{path::Path, process::Command, time::Duration};
 
 use serde_json::Value;
 
@@ -155,6 +155,27 @@ fn a_wrong_token_configuration_is_one_clear_line_and_burns_no_try() {
     let (again, told) = softhsm.token(&["make-keys"], &lines);
     assert!(!again && told.contains("nothing was made"), "{told}");
     refuses(&format!("{lines}\n[boundary]\nlevel = \"token\""), "takes a clear block through host memory");
+}
+
+#[test]
+fn the_script_makes_a_token_whose_keys_are_safe_and_overwrites_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let made = directory.path().join("token");
+    let script = || {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/softhsm-token");
+        Command::new(script).arg(&made).env("PINSEAL", env!("CARGO_BIN_EXE_pinseal")).output().unwrap()
+    };
+    let output = script();
+    assert!(output.status.success(), "{output:?}");
+    let doctor = Command::new(env!("CARGO_BIN_EXE_pinseal"))
+        .args(["token", "doctor", "--config"])
+        .arg(made.join("engine.toml"))
+        .env("SOFTHSM2_CONF", made.join("softhsm2.conf"))
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&doctor.stdout);
+    assert!(doctor.status.success() && told.matches(" safe\n").count() == 5, "{told}");
+    assert!(!script().status.success());
 }
 
 #[test]
