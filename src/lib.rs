@@ -5,6 +5,8 @@
 //! ```
 //! Data flows one way along that path. A clear PIN, block or key exists in the `hsm` crate alone.
 
+#![forbid(unsafe_code)]
+
 #[cfg(feature = "engine")]
 pub mod audit;
 #[cfg(feature = "simulator")]

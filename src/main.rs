@@ -1,5 +1,7 @@
 //! The one binary: parse the arguments, call one function, map its error to an exit code.
 
+#![forbid(unsafe_code)]
+
 use std::{
     error::Error,
     io::{self, Write},

@@ -308,6 +308,7 @@ impl Stamp {
             keys: status.keys().join(" ").into(),
             boundary: format!("{}/{}", status.level(), status.token()).into(),
             kept: match status.form() {
+                hsm::Form::Wrapped => "iso-1>wrapped",
                 hsm::Form::Iso4 => "iso-1>iso-4",
                 hsm::Form::Iso3 => "iso-1>iso-3",
                 hsm::Form::Iso0 => "iso-1>iso-0",

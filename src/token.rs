@@ -49,13 +49,15 @@ pub fn run(arguments: TokenArguments) -> Result<(), TokenError> {
     let mut out = io::stdout().lock();
     match arguments.command {
         TokenCommand::MakeKeys(arguments) => {
-            let made = Hsm::make_token_keys(&config::Engine::load_token(&arguments.config)?)?;
+            let (token, wanted) = config::Engine::load_token(&arguments.config)?;
+            let made = Hsm::make_token_keys(&token, &wanted)?;
             writeln!(out, "made, with check values:")?;
             made.iter().try_for_each(|key| writeln!(out, "  {key}"))?;
             Ok(())
         }
         TokenCommand::Doctor(arguments) => {
-            let report = Hsm::examine_token(&config::Engine::load_token(&arguments.config)?)?;
+            let (token, wanted) = config::Engine::load_token(&arguments.config)?;
+            let report = Hsm::examine_token(&token, &wanted)?;
             if arguments.json {
                 writeln!(out, "{:#}", as_json(&report))?;
             } else {
@@ -73,9 +75,10 @@ fn as_text(report: &TokenReport, out: &mut impl Write) -> io::Result<()> {
     for probe in &report.probes {
         let listed = if probe.listed { "listed" } else { "not listed" };
         let found = probe.failed.as_ref().map_or("works".to_owned(), |error| format!("FAILS: {error}"));
-        writeln!(out, "  {:<35} {:<27} {listed:<11} {found}", probe.what, probe.mechanism)?;
+        let (level, what) = (probe.level.to_string(), probe.what);
+        writeln!(out, "  {level:<6} {what:<40} {:<27} {listed:<11} {found}", probe.mechanism)?;
     }
-    writeln!(out, "\nlevel host: this release takes a clear block through host memory on every token")?;
+    writeln!(out, "\nlevel {}, as configured", report.level)?;
     for route in &report.routes {
         writeln!(out, "  {:<25} {}\n  {:<25} because {}", route.operation, route.route, "", route.why)?;
     }
@@ -91,7 +94,7 @@ fn as_text(report: &TokenReport, out: &mut impl Write) -> io::Result<()> {
 fn as_json(report: &TokenReport) -> Value {
     let probe = |probe: &hsm::Probe| {
         json!({
-            "what": probe.what, "mechanism": probe.mechanism, "listed": probe.listed,
+            "level": probe.level.to_string(), "what": probe.what, "mechanism": probe.mechanism, "listed": probe.listed,
             "works": probe.failed.is_none(), "error": probe.failed,
         })
     };
@@ -100,7 +103,7 @@ fn as_json(report: &TokenReport) -> Value {
     json!({
         "token": named(report.token.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect()),
         "probes": report.probes.iter().map(probe).collect::<Vec<_>>(),
-        "level": "host",
+        "level": report.level.to_string(),
         "routes": report.routes.iter().map(route).collect::<Vec<_>>(),
         "keys": report.keys.as_ref().ok(),
         "problem": report.keys.as_ref().err(),

@@ -2,6 +2,8 @@
 //!
 //! The clear PIN here is the device's own, outside the key boundary by definition. No engine or edge links this crate.
 
+#![forbid(unsafe_code)]
+
 pub mod client;
 mod pin;
 mod tzpk;

@@ -66,6 +66,8 @@ pub enum Purpose {
 /// How near a clear block comes to the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
+    /// It is never in host memory: the token takes it in and gives it out encrypted.
+    Token,
     /// It is in host memory for the length of one operation.
     Host,
 }
@@ -73,6 +75,7 @@ pub enum Level {
 impl fmt::Display for Level {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Token => "token",
             Self::Host => "host",
         })
     }

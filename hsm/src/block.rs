@@ -3,11 +3,13 @@
 mod iso_0_3;
 mod iso_1;
 mod iso_4;
+mod mask;
 
 pub(crate) use self::{
     iso_0_3::{decode_iso_0, decode_iso_3, encode_iso_0, encode_iso_3},
     iso_1::{decode_iso_1, encode_iso_1},
     iso_4::{account_field, decode_iso_4, encode_iso_4},
+    mask::{FILL_A_AS_PADDING, iso_1_to_iso_3, iso_1_to_iso_4},
 };
 
 use subtle::Choice;

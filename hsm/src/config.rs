@@ -1,20 +1,18 @@
 //! What the boundary is opened with.
 
-use std::path::PathBuf;
+use std::{ffi::CString, path::PathBuf};
 
 use zeroize::Zeroizing;
 
 use crate::policy::PinPolicy;
 
-/// How to open the boundary. The default is the embedded one: fresh keys in memory, ISO-4.
+/// How to open the boundary. The default is the embedded one: fresh keys in memory.
 #[derive(Default)]
 pub struct Config {
     /// Where the keys are.
     pub keys: Keys,
-    /// How near a clear block may come to the host.
-    pub level: WantedLevel,
-    /// In which form PINs are kept.
-    pub form: StoredForm,
+    /// At which level, in which form.
+    pub wanted: Wanted,
     /// Which PINs are taken.
     pub policy: PinPolicy,
     /// What to do where memory can't be locked.
@@ -35,6 +33,15 @@ impl Default for Keys {
     }
 }
 
+/// How PINs are to be kept.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// How near a clear block may come to the host.
+    pub level: WantedLevel,
+    /// In which form PINs are kept; none for the level's own: a wrapped block at level `token`, else ISO-4.
+    pub form: Option<StoredForm>,
+}
+
 /// How near a clear block may come to the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WantedLevel {
@@ -52,18 +59,32 @@ pub enum WantedLevel {
 pub struct Pkcs11 {
     /// The module: a shared library.
     pub module: PathBuf,
+    /// What the module is initialised with, where it takes words of its own, as NSS does.
+    pub module_parameters: Option<CString>,
     /// Which of its slots.
     pub slot: SlotName,
     /// The user PIN. Wiped when dropped; it is needed again whenever the token comes back.
     pub user_pin: Zeroizing<String>,
     /// The version of the keys, as the two bytes of their CKA_ID say it.
     pub key_version: u16,
+    /// Where the keys are used.
+    pub key_handling: KeyHandling,
     /// How many worker threads, each with a session.
     pub sessions: usize,
     /// How many operations may wait for a worker; one more is refused as [`crate::Error::Busy`].
     pub waiting_operations_max: usize,
     /// Where blocks under the 3DES storage key are counted.
     pub tdes_count: Option<PathBuf>,
+}
+
+/// Where a token's keys are used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KeyHandling {
+    /// Where they are kept.
+    #[default]
+    InToken,
+    /// As copies that live in a session: for a token that reads a kept key from a database at every use, as NSS does.
+    CopiedToSession,
 }
 
 /// A slot, by what is printed on its token.
@@ -109,18 +130,20 @@ pub enum Unlock {
     Key(Zeroizing<[u8; 32]>),
 }
 
-/// In which form PINs are kept from now on. Records of every form go on being read.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// In which form PINs are kept from now on. Records of every form of the same level go on being read.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoredForm {
-    /// ISO 9564 format 4 under the AES-256 storage key.
-    #[default]
+    /// The device's own block, unread, wrapped under a key of its account and its own: level `token` alone.
+    Wrapped,
+    /// ISO 9564 format 4 under an AES-256 storage key. At level `token` for devices that fill with A, and never shown.
     Iso4,
-    /// Format 3 under the 3DES storage key: an exception, with the date it ends as the operator wrote it.
+    /// Format 3 under a 3DES storage key: an exception, with the date it ends as the operator wrote it. At level `token`
+    /// for devices that fill within A to F.
     Iso3 {
         /// The date.
         until: String,
     },
-    /// Format 0 under the 3DES storage key: an exception, with the date it ends as the operator wrote it.
+    /// Format 0 under the 3DES storage key, level `host` alone: an exception, with the date it ends.
     Iso0 {
         /// The date.
         until: String,
@@ -131,9 +154,18 @@ impl StoredForm {
     /// The form without its date.
     pub fn form(&self) -> Form {
         match self {
+            Self::Wrapped => Form::Wrapped,
             Self::Iso4 => Form::Iso4,
             Self::Iso3 { .. } => Form::Iso3,
             Self::Iso0 { .. } => Form::Iso0,
+        }
+    }
+
+    /// The date a 3DES form ends.
+    pub fn until(&self) -> Option<&str> {
+        match self {
+            Self::Wrapped | Self::Iso4 => None,
+            Self::Iso3 { until } | Self::Iso0 { until } => Some(until),
         }
     }
 }
@@ -141,12 +173,97 @@ impl StoredForm {
 /// The form of a stored block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
+    /// The device's own block under `CKM_AES_KEY_WRAP_PAD` and a key of its own, AES-256, derived from the account and a
+    /// salt: salt(16) and wrapped block(24).
+    Wrapped,
     /// ISO 9564 format 4, AES-256.
     Iso4,
     /// ISO 9564 format 3, 3DES.
     Iso3,
     /// ISO 9564 format 0, 3DES.
     Iso0,
+}
+
+impl Form {
+    /// As configurations and audit lines name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Wrapped => "wrapped",
+            Self::Iso4 => "iso-4",
+            Self::Iso3 => "iso-3",
+            Self::Iso0 => "iso-0",
+        }
+    }
+}
+
+impl Form {
+    /// For people.
+    pub(crate) fn told(self) -> &'static str {
+        match self {
+            Self::Wrapped => "the device's own block",
+            Self::Iso4 => "ISO 9564 format 4",
+            Self::Iso3 => "ISO 9564 format 3",
+            Self::Iso0 => "ISO 9564 format 0",
+        }
+    }
+}
+
+/// What level `host` can make.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HostForm {
+    Iso4,
+    Iso3,
+    Iso0,
+}
+
+impl HostForm {
+    pub(crate) fn of(form: Form) -> Option<Self> {
+        match form {
+            Form::Wrapped => None,
+            Form::Iso4 => Some(Self::Iso4),
+            Form::Iso3 => Some(Self::Iso3),
+            Form::Iso0 => Some(Self::Iso0),
+        }
+    }
+}
+
+impl From<HostForm> for Form {
+    fn from(form: HostForm) -> Self {
+        match form {
+            HostForm::Iso4 => Self::Iso4,
+            HostForm::Iso3 => Self::Iso3,
+            HostForm::Iso0 => Self::Iso0,
+        }
+    }
+}
+
+/// What level `token` can make.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TokenForm {
+    Wrapped,
+    Iso4,
+    Iso3,
+}
+
+impl TokenForm {
+    pub(crate) fn of(form: Form) -> Option<Self> {
+        match form {
+            Form::Wrapped => Some(Self::Wrapped),
+            Form::Iso4 => Some(Self::Iso4),
+            Form::Iso3 => Some(Self::Iso3),
+            Form::Iso0 => None,
+        }
+    }
+}
+
+impl From<TokenForm> for Form {
+    fn from(form: TokenForm) -> Self {
+        match form {
+            TokenForm::Wrapped => Self::Wrapped,
+            TokenForm::Iso4 => Self::Iso4,
+            TokenForm::Iso3 => Self::Iso3,
+        }
+    }
 }
 
 /// What to do where memory can't be locked.

@@ -30,8 +30,15 @@ const CIPHERTEXT_BYTES_MAX: usize = MODULUS_BITS_MAX / 8;
 /// A device's RSA public key of 2048 to 4096 bits.
 #[derive(Clone)]
 pub struct DeviceKey {
-    key: Arc<OaepPublicEncryptingKey>,
+    key: Arc<PublicKey>,
     thumbprint: [u8; 32],
+}
+
+/// As AWS-LC takes it, and as a token does.
+struct PublicKey {
+    oaep: OaepPublicEncryptingKey,
+    modulus: Box<[u8]>,
+    exponent: Box<[u8]>,
 }
 
 impl DeviceKey {
@@ -58,7 +65,11 @@ impl DeviceKey {
         check_exponent(rsa.public_exponent.as_bytes())?;
 
         let key = PublicEncryptingKey::from_der(der).map_err(|_| DeviceKeyError::Malformed)?;
-        let key = OaepPublicEncryptingKey::new(key).map_err(|_| DeviceKeyError::Malformed)?;
+        let key = PublicKey {
+            oaep: OaepPublicEncryptingKey::new(key).map_err(|_| DeviceKeyError::Malformed)?,
+            modulus: rsa.modulus.as_bytes().into(),
+            exponent: rsa.public_exponent.as_bytes().into(),
+        };
         let mut thumbprint = [0; 32];
         thumbprint.copy_from_slice(digest::digest(&digest::SHA256, der).as_ref());
         Ok(Self { key: Arc::new(key), thumbprint })
@@ -71,13 +82,18 @@ impl DeviceKey {
 
     /// The size of its modulus, in bits.
     pub fn bits(&self) -> usize {
-        self.key.key_size_bits()
+        self.key.oaep.key_size_bits()
+    }
+
+    /// Modulus and exponent, big-endian, without leading zeros.
+    pub(crate) fn numbers(&self) -> (&[u8], &[u8]) {
+        (&self.key.modulus, &self.key.exponent)
     }
 
     /// RSA-OAEP (SHA-256, MGF1 with SHA-256, empty label; RFC 8017, 7.1.1) of the 16 raw bytes.
     pub(crate) fn wrap(&self, tzpk: &Tzpk) -> Option<Vec<u8>> {
         let mut room = [0; CIPHERTEXT_BYTES_MAX];
-        let wrapped = self.key.encrypt(&OAEP_SHA256_MGF1SHA256, tzpk.bytes(), &mut room, None).ok()?;
+        let wrapped = self.key.oaep.encrypt(&OAEP_SHA256_MGF1SHA256, tzpk.bytes(), &mut room, None).ok()?;
         Some(wrapped.to_vec())
     }
 }

@@ -10,16 +10,17 @@ use thiserror::Error;
 use crate::{
     binding::{Binding, CardBinding, Level, OwnedBinding},
     block::AccountDigits,
-    boundary::Boundary,
+    boundary::{AtHost, AtToken, Boundary},
     check_value::CheckValue,
     clear::scrub_stack,
-    config::{Config, Form, Keys as KeysConfig, Pkcs11, StoredForm, Vault, WantedLevel},
+    config::{Config, Form, Keys as KeysConfig, Pkcs11, StoredForm, Vault, Wanted},
     device_key::DeviceKey,
     error::{AcceptError, Error, OpenError},
     harden::{MemoryLock, harden},
+    level::{self, LevelAndForm},
     sealed::{EncryptedBlock, PinRecord, SealedAccount, SealedKey},
     selftest,
-    token::{Pkcs11Token, Software, TdesBudget, Token, TokenReport},
+    token::{self, Software, TdesBudget, TokenReport},
     vault::Keys,
     workers::Workers,
 };
@@ -40,8 +41,9 @@ impl Hsm {
         let budget = |count: Option<std::path::PathBuf>| {
             TdesBudget::open(count.clone()).map_err(|error| OpenError::Io { path: count.unwrap_or_default(), error })
         };
-        let (token, persistence, workers): (Box<dyn Token>, _, _) = match config.keys {
+        let (boundary, persistence, workers) = match config.keys {
             KeysConfig::Vault(vault) => {
+                let form = level::of_software(&config.wanted)?;
                 let keys = Keys::open(&vault)?;
                 let (count, persistence) = match &vault {
                     Vault::Memory => (None, Persistence::Memory),
@@ -51,25 +53,34 @@ impl Hsm {
                     .map_err(|_| OpenError::SelfTest { step: "preparing the keys" })?;
                 drop(keys);
                 scrub_stack();
-                (Box::new(token), persistence, None)
+                let at_host = AtHost { token: Box::new(token), policy: config.policy, form };
+                (Boundary::Host(at_host), persistence, None)
             }
             KeysConfig::Pkcs11(pkcs11) => {
-                let token = Pkcs11Token::open(&pkcs11, budget(pkcs11.tdes_count.clone())?)?;
-                (Box::new(token), Persistence::Token, Some((pkcs11.sessions, pkcs11.waiting_operations_max)))
+                let budget = budget(pkcs11.tdes_count.clone())?;
+                let boundary = match level::of_token(&pkcs11, &config.wanted)? {
+                    LevelAndForm::Host(form) => {
+                        let token = token::open_at_host_level(&pkcs11, budget)?;
+                        Boundary::Host(AtHost { token, policy: config.policy, form })
+                    }
+                    LevelAndForm::Token(form) => {
+                        let token = token::open_at_token_level(&pkcs11, budget)?;
+                        Boundary::Token(AtToken { token, form })
+                    }
+                };
+                (boundary, Persistence::Token, Some((pkcs11.sessions, pkcs11.waiting_operations_max)))
             }
         };
-        if config.level == WantedLevel::Token {
-            return Err(OpenError::Level { token: token.name() });
-        }
         let status = Status {
-            token: token.name(),
-            level: Level::Host,
-            form: config.form.clone(),
-            keys: token.keys(),
+            token: boundary.token().name(),
+            level: boundary.level(),
+            form: boundary.form(),
+            until: config.wanted.form.as_ref().and_then(StoredForm::until).map(str::to_owned),
+            keys: boundary.token().keys(),
             memory,
             persistence,
         };
-        let boundary = Arc::new(Boundary { token, policy: config.policy, form: config.form.form() });
+        let boundary = Arc::new(boundary);
         let workers = match workers {
             Some((threads, waiting)) => {
                 let failed = |error| OpenError::Io { path: "a worker thread of the key boundary".into(), error };
@@ -80,15 +91,15 @@ impl Hsm {
         Ok(Self { boundary, workers, status })
     }
 
-    /// Makes every key a boundary needs in a PKCS#11 token, each for one use, none able to leave; tells their check
-    /// values. Makes nothing where a key of that version is there.
-    pub fn make_token_keys(config: &Pkcs11) -> Result<Vec<String>, OpenError> {
-        Ok(Pkcs11Token::make_keys(config)?)
+    /// Makes every key that the wanted level needs in a PKCS#11 token, each for one use, none able to leave; tells their
+    /// check values. Makes nothing where a storage key of that version and level is there.
+    pub fn make_token_keys(config: &Pkcs11, wanted: &Wanted) -> Result<Vec<String>, OpenError> {
+        Ok(token::make_keys(config, level::of_token(config, wanted)?.level())?)
     }
 
     /// What a PKCS#11 token is and can do, tried on throw-away keys.
-    pub fn examine_token(config: &Pkcs11) -> Result<TokenReport, OpenError> {
-        Ok(Pkcs11Token::examine(config)?)
+    pub fn examine_token(config: &Pkcs11, wanted: &Wanted) -> Result<TokenReport, OpenError> {
+        Ok(token::examine(config, level::of_token(config, wanted)?.level())?)
     }
 
     /// What this boundary is and promises.
@@ -99,8 +110,8 @@ impl Hsm {
     /// Whether the token answers now; one that was lost is looked for.
     pub async fn check(&self) -> Result<(), Error> {
         match &self.workers {
-            None => self.boundary.token.check(),
-            Some(workers) => workers.run(|boundary| boundary.token.check()).await?,
+            None => self.boundary.token().check(),
+            Some(workers) => workers.run(|boundary| boundary.token().check()).await?,
         }
     }
 
@@ -111,9 +122,10 @@ impl Hsm {
         workers.run(move |boundary| boundary.issue(&device, &binding.borrow())).await?
     }
 
-    /// Opens the block under its tzpk, judges it, and makes it anew under the storage key, bound to the account.
+    /// Takes a block in under its tzpk, and makes it anew under the storage key, bound to the account.
     ///
-    /// The same work is done whatever is wrong with a block: it is judged as a whole, at the end.
+    /// At level `host` it is judged, as a whole and at the end: the same work is done whatever is wrong with it. At level
+    /// `token` it is not: nobody sees it.
     pub async fn accept(
         &self,
         tzpk: &SealedKey,
@@ -134,7 +146,8 @@ impl Hsm {
         workers.run(move |boundary| boundary.retry_tag(&binding.borrow(), &block)).await?
     }
 
-    /// Opens a record and encrypts its PIN, as an ISO-1 block with random fill, under a fresh tzpk for the device.
+    /// Opens a record and gives its PIN out, as an ISO-1 block under a fresh tzpk for the device: with random fill at level
+    /// `host`, with the fill it came with at level `token`.
     pub async fn reveal(
         &self,
         record: &PinRecord,
@@ -249,7 +262,9 @@ pub struct Revealed {
 pub struct Status {
     token: &'static str,
     level: Level,
-    form: StoredForm,
+    form: Form,
+    /// Of a 3DES form: the date it ends.
+    until: Option<String>,
     keys: Vec<String>,
     memory: MemoryLock,
     persistence: Persistence,
@@ -276,7 +291,7 @@ impl Status {
 
     /// The form of new records.
     pub fn form(&self) -> Form {
-        self.form.form()
+        self.form
     }
 
     /// The keys by use and version, with check values.
@@ -288,23 +303,27 @@ impl Status {
     pub fn lines(&self) -> Vec<String> {
         let mut lines = vec![format!("key boundary: {} token, level {}", self.token, self.level)];
         lines.push(format!("keys: {}", self.keys.join(" ")));
-        lines.push(match &self.form {
-            StoredForm::Iso4 => "PINs are kept as ISO 9564 format 4 under AES-256".to_owned(),
-            StoredForm::Iso3 { until } => {
-                format!("EXCEPTION until {until}: PINs are kept as ISO 9564 format 3 under 3DES")
-            }
-            StoredForm::Iso0 { until } => {
-                format!("EXCEPTION until {until}: PINs are kept as ISO 9564 format 0 under 3DES")
-            }
-        });
-        lines.push(match self.persistence {
-            Persistence::Memory | Persistence::Vault => {
+        let cipher = match self.form {
+            Form::Wrapped => "a key of its own, AES-256",
+            Form::Iso4 => "AES-256",
+            Form::Iso3 | Form::Iso0 => "3DES",
+        };
+        let exception = self.until.as_ref().map(|until| format!("EXCEPTION until {until}: ")).unwrap_or_default();
+        lines.push(format!("{exception}PINs are kept as {} under {cipher}", self.form.told()));
+        lines.push(match (self.persistence, self.level) {
+            (Persistence::Memory | Persistence::Vault, _) => {
                 "not promised: the software token's keys are in this process's memory, not in certified hardware".into()
             }
-            Persistence::Token => {
+            (Persistence::Token, Level::Host) => {
                 "not promised: at level host a clear PIN block is in this process's memory for one operation".into()
             }
+            (Persistence::Token, Level::Token) => {
+                "not promised: at level token nobody sees a PIN, so none is refused as weak or malformed".into()
+            }
         });
+        if (self.level, self.form) == (Level::Token, Form::Iso4) {
+            lines.push("not promised: a PIN kept in format 4 at level token is not shown again".into());
+        }
         if let MemoryLock::NotLocked(reason) = &self.memory {
             lines.push(format!("not promised: memory is not locked and may be swapped ({reason})"));
         }
@@ -319,7 +338,8 @@ impl Status {
 mod tests {
     use std::{
         env,
-        path::{Path, PathBuf},
+        ffi::CString,
+        path::Path,
         process::Command,
         sync::OnceLock,
         task::{Context, Poll, Wake, Waker},
@@ -335,7 +355,7 @@ mod tests {
     use crate::{
         binding::Purpose,
         clear::{Block, Tzpk},
-        config::SlotName,
+        config::{KeyHandling, SlotName, WantedLevel},
         error::{Pkcs11Error, Refusal},
         token::{tzpk_check_value, tzpk_decrypt, tzpk_encrypt},
     };
@@ -397,73 +417,120 @@ mod tests {
         }
     }
 
-    /// Which module this process runs the suite on, where it was told one.
-    const MODULE_VARIABLE: &str = "PINSEAL_TEST_MODULE";
+    /// Which token this process runs the suite on, where it was told one, and the directory it is in.
+    const TOKEN_VARIABLE: &str = "PINSEAL_TEST_TOKEN";
+    const DIRECTORY_VARIABLE: &str = "PINSEAL_TEST_DIRECTORY";
 
-    /// On the software token; on a PKCS#11 token in a process that was told to.
-    fn opened(form: StoredForm) -> Hsm {
-        let keys = match env::var_os(MODULE_VARIABLE) {
-            None => KeysConfig::default(),
-            Some(module) => KeysConfig::Pkcs11(token_with_keys(module.into())),
-        };
-        Hsm::open(Config { keys, form, ..Config::default() }).unwrap()
+    /// On the software token; on a PKCS#11 token in a process that was told to. In the level's own form.
+    fn opened() -> Hsm {
+        opened_as(Wanted::default()).unwrap()
     }
 
-    fn token_with_keys(module: PathBuf) -> Pkcs11 {
+    fn opened_as(wanted: Wanted) -> Result<Hsm, OpenError> {
+        let keys = match env::var(TOKEN_VARIABLE) {
+            Err(_) => KeysConfig::default(),
+            Ok(token) => KeysConfig::Pkcs11(token_with_keys(&token)),
+        };
+        Hsm::open(Config { keys, wanted, ..Config::default() })
+    }
+
+    fn token_with_keys(name: &str) -> Pkcs11 {
         static MADE: OnceLock<Pkcs11> = OnceLock::new();
         let made = MADE.get_or_init(|| {
+            let directory = env::var(DIRECTORY_VARIABLE).unwrap();
+            let (module, parameters, key_handling) = match name {
+                "softhsm" => (SOFTHSM, None, KeyHandling::InToken),
+                "nss" => {
+                    let parameters = format!("configdir='sql:{directory}' dbTokenDescription='suite'");
+                    (NSS, Some(CString::new(parameters).unwrap()), KeyHandling::CopiedToSession)
+                }
+                other => panic!("no token {other}"),
+            };
             let token = Pkcs11 {
-                module,
+                module: module.into(),
+                module_parameters: parameters,
                 slot: SlotName::Label("suite".into()),
                 user_pin: "2468".to_owned().into(),
                 key_version: 1,
+                key_handling,
                 sessions: 4,
                 waiting_operations_max: 64,
                 tdes_count: None,
             };
-            assert_eq!(Hsm::make_token_keys(&token).unwrap().len(), 5);
-            assert!(matches!(Hsm::make_token_keys(&token), Err(OpenError::Pkcs11(Pkcs11Error::Present { .. }))));
+            let wanted = Wanted::default();
+            assert!(Hsm::make_token_keys(&token, &wanted).unwrap().len() >= 5);
+            let again = Hsm::make_token_keys(&token, &wanted);
+            assert!(matches!(again, Err(OpenError::Pkcs11(Pkcs11Error::Present { .. }))));
             token
         });
         made.clone()
     }
 
+    /// Debian's.
+    const SOFTHSM: &str = "/usr/lib/softhsm/libsofthsm2.so";
+    const NSS: &str = "/usr/lib/x86_64-linux-gnu/libsoftokn3.so";
+
     #[test]
-    fn softhsm_passes_the_same_suite() {
-        if env::var_os(MODULE_VARIABLE).is_some() {
+    fn on_softhsm_the_same_suite_passes_at_level_host() {
+        if env::var_os(TOKEN_VARIABLE).is_some() {
             return;
         }
-        let module = "/usr/lib/softhsm/libsofthsm2.so";
-        assert!(Path::new(module).exists(), "SoftHSM is missing: apt-get install softhsm2");
+        assert!(Path::new(SOFTHSM).exists(), "SoftHSM is missing: apt-get install softhsm2");
         let directory = tempfile::tempdir().unwrap();
         let configuration = directory.path().join("softhsm2.conf");
         let tokens = directory.path().join("tokens");
         std::fs::create_dir(&tokens).unwrap();
         std::fs::write(&configuration, format!("directories.tokendir = {}\n", tokens.display())).unwrap();
-        let run = |command: &mut Command| {
-            let output = command.env("SOFTHSM2_CONF", &configuration).output().unwrap();
-            let text =
-                [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-            assert!(output.status.success(), "{text}");
-            text
-        };
         let initialise = ["--init-token", "--free", "--label", "suite", "--pin", "2468", "--so-pin", "13579"];
-        run(Command::new("softhsm2-util").args(initialise));
-        let suite = ["door::tests", "--skip", "softhsm", "--test-threads", "2"];
-        let told = run(Command::new(env::current_exe().unwrap()).args(suite).env(MODULE_VARIABLE, module));
-        assert!(told.contains("7 passed") && told.contains("0 failed"), "{told}");
+        run(Command::new("softhsm2-util").args(initialise).env("SOFTHSM2_CONF", &configuration));
+        run(suite_on("softhsm", directory.path()).env("SOFTHSM2_CONF", &configuration));
+    }
+
+    #[test]
+    fn on_nss_the_same_suite_passes_at_level_token() {
+        if env::var_os(TOKEN_VARIABLE).is_some() {
+            return;
+        }
+        assert!(Path::new(NSS).exists(), "NSS softokn is missing: apt-get install libnss3");
+        let directory = tempfile::tempdir().unwrap();
+        let pin = directory.path().join("pin");
+        std::fs::write(&pin, "2468").unwrap();
+        let database = format!("sql:{}", directory.path().display());
+        run(Command::new("certutil").args(["-N", "-d", &database, "-f"]).arg(pin));
+        run(&mut suite_on("nss", directory.path()));
+    }
+
+    /// This binary's own tests of the door, but for those that start it.
+    fn suite_on(token: &str, directory: &Path) -> Command {
+        let mut suite = Command::new(env::current_exe().unwrap());
+        suite.args(["door::tests", "--skip", "on_softhsm", "--skip", "on_nss", "--test-threads", "2"]);
+        suite.env(TOKEN_VARIABLE, token).env(DIRECTORY_VARIABLE, directory);
+        suite
+    }
+
+    fn run(command: &mut Command) {
+        let output = command.output().unwrap_or_else(|error| {
+            panic!("{:?}: {error}: apt-get install softhsm2 libnss3-tools", command.get_program())
+        });
+        let told = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+        assert!(output.status.success(), "{told}");
+        assert!(!told.contains("test result") || told.contains(" 0 failed") && !told.contains(" 0 passed"), "{told}");
     }
 
     #[test]
     fn a_pin_goes_in_and_comes_out_in_every_stored_form() {
         let phone = Phone::new();
         let until = || "2999-12-31".to_owned();
-        for form in [StoredForm::Iso4, StoredForm::Iso3 { until: until() }, StoredForm::Iso0 { until: until() }] {
-            let hsm = opened(form);
+        let forms = match opened().status().level() {
+            Level::Host => [StoredForm::Iso4, StoredForm::Iso3 { until: until() }, StoredForm::Iso0 { until: until() }],
+            Level::Token => [StoredForm::Wrapped, StoredForm::Iso3 { until: until() }, StoredForm::Wrapped],
+        };
+        for form in forms {
+            let hsm = opened_as(Wanted { form: Some(form), ..Wanted::default() }).unwrap();
             let account = now(hsm.seal_account(&AccountNumber::parse("5413330089020011").unwrap(), CARD)).unwrap();
             for account in [Account::PlasticId, Account::Registered(&account)] {
                 let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
-                let block = phone.block(&issued, 0x1625_8091_7C90_5EF1);
+                let block = phone.block(&issued, 0x1625_8091_ACDE_FFEB);
                 let accepted = now(hsm.accept(&issued.sealed, &binding(), &block, account)).unwrap();
                 let revealed = now(hsm.reveal(&accepted.record, &binding(), account, &phone.public)).unwrap();
                 let mut shown = Block::zeroed();
@@ -476,7 +543,7 @@ mod tests {
 
     #[test]
     fn a_tzpk_has_odd_parity_different_halves_and_the_check_value_it_is_said_to_have() {
-        let (hsm, phone) = (opened(StoredForm::Iso4), Phone::new());
+        let (hsm, phone) = (opened(), Phone::new());
         let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
         let tzpk = phone.tzpk(&issued.wrapped);
         assert!(tzpk.bytes().iter().all(|byte| byte.count_ones() % 2 == 1));
@@ -486,7 +553,7 @@ mod tests {
 
     #[test]
     fn a_sealed_tzpk_opens_under_its_own_binding_alone() {
-        let (hsm, phone) = (opened(StoredForm::Iso4), Phone::new());
+        let (hsm, phone) = (opened(), Phone::new());
         let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
         let block = phone.block(&issued, 0x1425_80AA_AAAA_AAAA);
         let others = [
@@ -505,7 +572,7 @@ mod tests {
 
     #[test]
     fn a_record_moved_to_another_card_or_changed_in_any_byte_does_not_open() {
-        let (hsm, phone) = (opened(StoredForm::Iso4), Phone::new());
+        let (hsm, phone) = (opened(), Phone::new());
         let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
         let block = phone.block(&issued, 0x1425_80AA_AAAA_AAAA);
         let record = now(hsm.accept(&issued.sealed, &binding(), &block, Account::PlasticId)).unwrap().record;
@@ -521,7 +588,7 @@ mod tests {
 
     #[test]
     fn a_blob_of_one_use_is_not_taken_for_another() {
-        let (hsm, phone) = (opened(StoredForm::Iso4), Phone::new());
+        let (hsm, phone) = (opened(), Phone::new());
         let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
         assert!(SealedAccount::from_bytes(issued.sealed.as_bytes()).is_err());
         assert!(PinRecord::from_bytes(issued.sealed.as_bytes()).is_err());
@@ -529,7 +596,7 @@ mod tests {
 
     #[test]
     fn the_same_pin_is_never_stored_alike_and_the_same_account_always_is() {
-        let (hsm, phone) = (opened(StoredForm::Iso4), Phone::new());
+        let (hsm, phone) = (opened(), Phone::new());
         let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
         let block = phone.block(&issued, 0x1425_80AA_AAAA_AAAA);
         let record = || now(hsm.accept(&issued.sealed, &binding(), &block, Account::PlasticId)).unwrap().record;
@@ -540,21 +607,72 @@ mod tests {
         assert_ne!(sealed(CARD), sealed(CardBinding { plastic_id: "2", ..CARD }));
     }
 
+    const GOOD: u64 = 0x1425_80AA_AAAA_AAAA;
+    const WEAK: u64 = 0x1412_34AA_AAAA_AAAA;
+    const MALFORMED: [u64; 4] =
+        [0x0425_80FF_FFFF_FFFF, 0x1325_8AAA_AAAA_AAAA, 0x1D25_8000_0000_0000, 0x14A5_80AA_AAAA_AAAA];
+
     #[test]
-    fn malformed_and_refused_are_told_apart_and_a_retry_has_the_tag_of_the_first() {
-        let (hsm, phone) = (opened(StoredForm::Iso4), Phone::new());
+    fn where_a_block_is_seen_malformed_and_refused_are_told_apart_and_where_it_is_not_nobody_judges() {
+        let (hsm, phone) = (opened(), Phone::new());
         let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
-        let answer = |clear| {
-            let block = phone.block(&issued, clear);
-            now(hsm.accept(&issued.sealed, &binding(), &block, Account::PlasticId)).map(|accepted| {
-                assert_eq!(accepted.retry_tag, now(hsm.retry_tag(&binding(), &block)).unwrap());
-            })
-        };
-        assert!(answer(0x1425_80AA_AAAA_AAAA).is_ok());
-        assert!(matches!(answer(0x1412_34AA_AAAA_AAAA), Err(AcceptError::Refused(Refusal::PinPolicy))));
-        for malformed in [0x0425_80FF_FFFF_FFFF, 0x1325_8AAA_AAAA_AAAA, 0x1D25_8000_0000_0000, 0x14A5_80AA_AAAA_AAAA] {
-            let answer = answer(malformed);
-            assert!(matches!(answer, Err(AcceptError::Refused(Refusal::MalformedBlock))), "{malformed:x}");
+        let answer =
+            |clear| now(hsm.accept(&issued.sealed, &binding(), &phone.block(&issued, clear), Account::PlasticId));
+        assert!(answer(GOOD).is_ok());
+        match hsm.status().level() {
+            Level::Host => {
+                assert!(matches!(answer(WEAK), Err(AcceptError::Refused(Refusal::PinPolicy))));
+                for malformed in MALFORMED {
+                    let answer = answer(malformed);
+                    assert!(matches!(answer, Err(AcceptError::Refused(Refusal::MalformedBlock))), "{malformed:x}");
+                }
+            }
+            Level::Token => {
+                assert!(answer(WEAK).is_ok() && MALFORMED.into_iter().all(|malformed| answer(malformed).is_ok()));
+                assert!(hsm.status().lines().iter().any(|line| line.contains("none is refused as weak or malformed")));
+            }
         }
+    }
+
+    #[test]
+    fn a_retry_has_the_tag_of_the_first_and_another_block_has_not() {
+        let (hsm, phone) = (opened(), Phone::new());
+        let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
+        let block = phone.block(&issued, GOOD);
+        let accepted = now(hsm.accept(&issued.sealed, &binding(), &block, Account::PlasticId)).unwrap();
+        assert_eq!(accepted.retry_tag, now(hsm.retry_tag(&binding(), &block)).unwrap());
+        assert_ne!(accepted.retry_tag, now(hsm.retry_tag(&binding(), &phone.block(&issued, WEAK))).unwrap());
+    }
+
+    /// At level `token` the device's fill must be A, and the PIN is not shown; at level `host` neither holds.
+    #[test]
+    fn a_format_4_block_made_unread_needs_a_fill_of_a_and_is_not_shown() {
+        let phone = Phone::new();
+        let unread = opened().status().level() == Level::Token;
+        let level = if unread { WantedLevel::Token } else { WantedLevel::Host };
+        let hsm = opened_as(Wanted { level, form: Some(StoredForm::Iso4) }).unwrap();
+        let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
+        let accept =
+            |clear| now(hsm.accept(&issued.sealed, &binding(), &phone.block(&issued, clear), Account::PlasticId));
+        let otherwise = accept(0x1425_80A7_3C90_5EF1);
+        assert_eq!(matches!(otherwise, Err(AcceptError::Refused(Refusal::MalformedBlock))), unread);
+        let record = accept(GOOD).unwrap().record;
+        assert_eq!(record.form(), Form::Iso4);
+        let shown = now(hsm.reveal(&record, &binding(), Account::PlasticId, &phone.public));
+        assert_eq!(matches!(shown, Err(Error::WriteOnly)), unread);
+    }
+
+    #[test]
+    fn a_form_that_a_level_does_not_make_is_refused_by_name() {
+        let (form, level) = match opened().status().level() {
+            Level::Host => (StoredForm::Wrapped, Level::Host),
+            Level::Token => (StoredForm::Iso0 { until: "2999-12-31".to_owned() }, Level::Token),
+        };
+        let wanted = match level {
+            Level::Host => WantedLevel::Host,
+            Level::Token => WantedLevel::Token,
+        };
+        let error = opened_as(Wanted { level: wanted, form: Some(form) }).err().unwrap().to_string();
+        assert!(error.contains(&format!("is not made at level {level}")), "{error}");
     }
 }

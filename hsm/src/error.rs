@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use thiserror::Error;
 
-use crate::{policy::PolicyError, sealed::LayoutError, vault::VaultError};
+use crate::{binding::Level, config::Form, policy::PolicyError, sealed::LayoutError, vault::VaultError};
 
 /// Why a block was not taken. A malformed block has one variant, so that what was wrong with it cannot be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -43,6 +43,15 @@ pub enum Error {
     /// A blob was made under a key that is not here.
     #[error("made under a key this boundary does not have: open the vault it was made with")]
     UnknownKey,
+    /// A record that was made at the other boundary level: its storage key is not here.
+    #[error("made at boundary level {made_at}: set boundary.level = \"{made_at}\" to open it")]
+    OtherLevel {
+        /// Where it was made.
+        made_at: Level,
+    },
+    /// A record that this boundary makes and can't open.
+    #[error("a format 4 block made at level token is not shown: a partition of its own, which may decrypt, opens it")]
+    WriteOnly,
     /// The binding holds no plasticId.
     #[error("a plasticId is 1 to 19 decimal digits")]
     PlasticId,
@@ -79,13 +88,20 @@ pub enum OpenError {
     #[error(transparent)]
     Pkcs11(#[from] Pkcs11Error),
     /// A level that can't be had.
-    #[error(
-        "boundary.level = \"token\" can't be had: the {token} token takes a clear block through host memory; \
-         set level = \"host\" or \"best\""
-    )]
+    #[error("boundary.level = \"token\" can't be had of the {token} token: {why}; set level = \"host\" or \"best\"")]
     Level {
         /// Its name.
         token: &'static str,
+        /// What it can't do.
+        why: String,
+    },
+    /// A form that a level can't make.
+    #[error("boundary.form = \"{}\" is not made at level {level}: {}", .form.name(), forms_of(*.level))]
+    Form {
+        /// The form.
+        form: Form,
+        /// The level.
+        level: Level,
     },
     /// A known answer came out wrong: this build, or this machine, must not be used.
     #[error("the self-test failed at {step}: this build or this machine computes wrongly, don't use it")]
@@ -109,6 +125,13 @@ pub enum OpenError {
         /// Why.
         error: io::Error,
     },
+}
+
+fn forms_of(level: Level) -> &'static str {
+    match level {
+        Level::Token => "set it to wrapped, iso-3 or iso-4",
+        Level::Host => "set it to iso-4, iso-3 or iso-0",
+    }
 }
 
 /// Why a PKCS#11 token did not open.

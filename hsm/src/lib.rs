@@ -58,6 +58,7 @@ mod device_key;
 mod door;
 mod error;
 mod harden;
+mod level;
 mod policy;
 mod sealed;
 mod selftest;
@@ -71,7 +72,9 @@ mod vectors;
 pub use self::{
     binding::{Binding, CardBinding, Level, Purpose},
     check_value::CheckValue,
-    config::{Config, Form, Keys, LockMemory, Pkcs11, SlotName, StoredForm, Unlock, Vault, WantedLevel},
+    config::{
+        Config, Form, KeyHandling, Keys, LockMemory, Pkcs11, SlotName, StoredForm, Unlock, Vault, Wanted, WantedLevel,
+    },
     device_key::{DeviceKey, DeviceKeyError},
     door::{Accepted, Account, AccountNumber, AccountNumberError, Hsm, Issued, Revealed, Status},
     error::{AcceptError, Error, OpenError, Pkcs11Error, Refusal},

@@ -3,7 +3,7 @@
 //! ```text
 //! sealed tzpk     01 'T' key(2)          body(44)                           48 bytes
 //! sealed account  01 'A' key(2)                    ciphertext(10) tag(16)   30 bytes
-//! PIN record      01 'P' key(2) form level         block(8 or 16) tag(16)   30 or 38 bytes
+//! PIN record      01 'P' key(2) form level  block(8, 16 or 40) tag(16)   30, 38 or 62 bytes
 //! ```
 //! The body of a sealed tzpk is its token's own: nonce(12) ciphertext(16) tag(16) of the software token; of a PKCS#11
 //! token key wrap(24) tag(16) zero(4). The first four bytes, and what is bound, go into every tag: a blob of one use is not taken for another.
@@ -35,7 +35,7 @@ pub(crate) type SealedTzpk = [u8; SEALED_TZPK_BYTES];
 /// Bytes of a sealed account.
 const SEALED_ACCOUNT_BYTES: usize = HEAD_BYTES + ACCOUNT_BYTES + TAG_BYTES;
 /// The most bytes of a PIN record.
-const PIN_RECORD_BYTES_MAX: usize = HEAD_BYTES + 2 + 16 + TAG_BYTES;
+const PIN_RECORD_BYTES_MAX: usize = HEAD_BYTES + 2 + 40 + TAG_BYTES;
 
 /// What a blob is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -211,6 +211,7 @@ impl PinRecord {
 
     fn length(&self) -> usize {
         let block = match self.form {
+            Form::Wrapped => 40,
             Form::Iso4 => 16,
             Form::Iso3 | Form::Iso0 => 8,
         };
@@ -321,6 +322,7 @@ fn key_of(bytes: &[u8]) -> KeyReference {
 
 fn form_code(form: Form) -> u8 {
     match form {
+        Form::Wrapped => b'w',
         Form::Iso4 => 4,
         Form::Iso3 => 3,
         Form::Iso0 => 0,
@@ -329,6 +331,7 @@ fn form_code(form: Form) -> u8 {
 
 fn form_of(code: u8) -> Result<Form, LayoutError> {
     match code {
+        b'w' => Ok(Form::Wrapped),
         4 => Ok(Form::Iso4),
         3 => Ok(Form::Iso3),
         0 => Ok(Form::Iso0),
@@ -338,12 +341,14 @@ fn form_of(code: u8) -> Result<Form, LayoutError> {
 
 fn level_code(level: Level) -> u8 {
     match level {
+        Level::Token => b't',
         Level::Host => b'h',
     }
 }
 
 fn level_of(code: u8) -> Result<Level, LayoutError> {
     match code {
+        b't' => Ok(Level::Token),
         b'h' => Ok(Level::Host),
         _ => Err(LayoutError::Kind { what: "PIN record" }),
     }

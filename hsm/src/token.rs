@@ -9,20 +9,22 @@ mod tdes_budget;
 pub(crate) use self::aes_chain::{CmacKey, encrypt_chain};
 pub use self::pkcs11::{Probe, Route, TokenReport};
 pub(crate) use self::{
-    pkcs11::Pkcs11Token,
+    pkcs11::{ability, examine, make_keys, open_at_host_level, open_at_token_level},
     software::{Software, aes_check_value},
     tdes_budget::TdesBudget,
 };
 use crate::{
+    block::AccountDigits,
     check_value::CheckValue,
     clear::{Block, Tzpk, WideBlock},
+    config::TokenForm,
     device_key::DeviceKey,
-    error::Error,
-    sealed::{ACCOUNT_BYTES, Bound, KeyReference, SealedTzpk, TAG_BYTES},
+    error::{AcceptError, Error},
+    sealed::{ACCOUNT_BYTES, Bound, EncryptedBlock, KeyReference, SealedTzpk, TAG_BYTES},
     vault::make_tdes_key,
 };
 
-/// What the door asks of a token. Blocking; clear values are filled in place.
+/// What every token does, at either level. Blocking.
 pub(crate) trait Token: Send + Sync {
     /// Its name in audit lines, such as `software`.
     fn name(&self) -> &'static str;
@@ -39,6 +41,21 @@ pub(crate) trait Token: Send + Sync {
     /// Random bytes from a CSPRNG.
     fn random(&self, bytes: &mut [u8]) -> Result<(), Error>;
 
+    /// Encrypts packed account digits in place, deterministically for a card.
+    fn seal_account(&self, digits: &mut [u8; ACCOUNT_BYTES], bound: &Bound) -> Result<[u8; TAG_BYTES], Error>;
+
+    /// Opens packed account digits.
+    fn open_account(&self, sealed: &[u8], bound: &Bound, digits: &mut [u8; ACCOUNT_BYTES]) -> Result<(), Error>;
+
+    /// AES-256-CMAC over a record and what it is bound to.
+    fn record_tag(&self, record: &[u8], bound: &Bound) -> Result<[u8; TAG_BYTES], Error>;
+
+    /// AES-256-CMAC over a control and a block, told apart from every other tag.
+    fn retry_tag(&self, control: &[u8; 16], block: &[u8; 8]) -> Result<[u8; TAG_BYTES], Error>;
+}
+
+/// What a token does at level `host`: clear values are filled in place, for the boundary to judge.
+pub(crate) trait HostLevel: Token {
     /// Makes a tzpk: wrapped for the device, and sealed with what it is bound to.
     fn issue_tzpk(&self, device: &DeviceKey, bound: &Bound, tzpk: &mut Tzpk) -> Result<IssuedTzpk, Error>;
 
@@ -47,12 +64,6 @@ pub(crate) trait Token: Send + Sync {
 
     /// Encrypts a block in place under a fresh tzpk, which is then known to the device alone.
     fn send_block(&self, device: &DeviceKey, tzpk: &mut Tzpk, block: &mut Block) -> Result<WrappedTzpk, Error>;
-
-    /// Encrypts packed account digits in place, deterministically for a card.
-    fn seal_account(&self, digits: &mut [u8; ACCOUNT_BYTES], bound: &Bound) -> Result<[u8; TAG_BYTES], Error>;
-
-    /// Opens packed account digits.
-    fn open_account(&self, sealed: &[u8], bound: &Bound, digits: &mut [u8; ACCOUNT_BYTES]) -> Result<(), Error>;
 
     /// Enciphers a format 4 PIN field in place under the AES-256 storage key: `E(E(PIN field) ⊕ account field)`.
     fn storage_encrypt_iso_4(&self, pin_field: &mut WideBlock, account_field: u128) -> Result<(), Error>;
@@ -65,12 +76,31 @@ pub(crate) trait Token: Send + Sync {
 
     /// The way back.
     fn storage_tdes_decrypt(&self, block: &mut Block) -> Result<(), Error>;
+}
 
-    /// AES-256-CMAC over a record and what it is bound to.
-    fn record_tag(&self, record: &[u8], bound: &Bound) -> Result<[u8; TAG_BYTES], Error>;
+/// What a token does at level `token`: no parameter and no answer holds anything clear.
+pub(crate) trait TokenLevel: Token {
+    /// Makes a tzpk inside: wrapped for the device, and sealed with what it is bound to.
+    fn issue_tzpk(&self, device: &DeviceKey, bound: &Bound) -> Result<IssuedTzpk, Error>;
 
-    /// AES-256-CMAC over a control and a block, told apart from every other tag.
-    fn retry_tag(&self, control: &[u8; 16], block: &[u8; 8]) -> Result<[u8; TAG_BYTES], Error>;
+    /// Takes a block in under its sealed tzpk and gives it out in a stored form, of the length of that form. A fill that
+    /// does not suit the form is refused where it can be found out.
+    fn take_in(
+        &self,
+        sealed: (&SealedTzpk, &Bound),
+        block: &EncryptedBlock,
+        form: TokenForm,
+        account: &AccountDigits,
+    ) -> Result<Vec<u8>, AcceptError>;
+
+    /// Takes a stored block in and gives it out under a fresh tzpk: the block its device sent.
+    fn send_out(
+        &self,
+        form: TokenForm,
+        stored: &[u8],
+        account: &AccountDigits,
+        device: &DeviceKey,
+    ) -> Result<(WrappedTzpk, EncryptedBlock), Error>;
 }
 
 /// A tzpk as its device gets it.

@@ -1,6 +1,7 @@
 //! The engine's configuration.
 
 use std::{
+    ffi::CString,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
@@ -62,11 +63,11 @@ impl Engine {
         low::<LowEngine>(path)?.check()
     }
 
-    /// The PKCS#11 token that a file names.
-    pub fn load_token(path: &Path) -> Result<hsm::Pkcs11, ConfigError> {
+    /// The PKCS#11 token that a file names, and how PINs are to be kept with it.
+    pub fn load_token(path: &Path) -> Result<(hsm::Pkcs11, hsm::Wanted), ConfigError> {
         let low = low::<LowEngine>(Some(path))?;
         let token = low.token.ok_or_else(|| ConfigError::value("token", "the file names no PKCS#11 token"))?;
-        token.check(&low.data_directory)
+        Ok((token.check(&low.data_directory)?, wanted(&low.boundary)?))
     }
 
     /// The embedded defaults, with everything kept in `directory`.
@@ -132,6 +133,8 @@ struct LowVault {
 struct LowToken {
     /// The module: a shared library.
     module: PathBuf,
+    /// What the module is initialised with, where it takes words of its own, as NSS softokn does.
+    module_parameters: Option<String>,
     /// The token's label; or give its serial.
     label: Option<String>,
     /// The token's serial number; or give its label.
@@ -141,12 +144,23 @@ struct LowToken {
     /// The version of the keys.
     #[serde(default = "first_version")]
     key_version: u16,
+    /// Where the keys are used: `in-token`, or `copied-to-session` for a token that reads a database at every use.
+    #[serde(default)]
+    key_handling: LowKeyHandling,
     /// Sessions with the token, each with a thread; 0 for two a core.
     #[serde(default)]
     sessions: usize,
     /// Operations that may wait for a session.
     #[serde(default = "waiting_operations")]
     waiting_operations_max: usize,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum LowKeyHandling {
+    #[default]
+    InToken,
+    CopiedToSession,
 }
 
 fn first_version() -> u16 {
@@ -162,8 +176,9 @@ fn waiting_operations() -> usize {
 struct LowBoundary {
     /// How near a clear block may come to the host: `token`, `host`, or `best` for the highest the token can do.
     level: LowLevel,
-    /// The stored block: `iso-4` under AES-256; `iso-3` and `iso-0` under 3DES are dated exceptions.
-    form: LowForm,
+    /// The stored block: `wrapped` at level `token`, `iso-4` under AES-256 at level `host`, unless another is named;
+    /// `iso-3` and `iso-0` under 3DES are dated exceptions.
+    form: Option<LowForm>,
     /// The date until which a 3DES form is allowed, as `2027-06-30`.
     form_until: Option<jiff::civil::Date>,
     /// `require` refuses to start where memory can't be locked; `try` says so and goes on.
@@ -179,10 +194,10 @@ enum LowLevel {
     Best,
 }
 
-#[derive(Clone, Copy, Default, Deserialize)]
+#[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum LowForm {
-    #[default]
+    Wrapped,
     #[serde(rename = "iso-4")]
     Iso4,
     #[serde(rename = "iso-3")]
@@ -368,11 +383,17 @@ impl LowToken {
         };
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let (sessions, waiting) = (self.sessions, self.waiting_operations_max);
+        let parameters = self.module_parameters.map(CString::new).transpose();
         Ok(hsm::Pkcs11 {
             module: self.module,
+            module_parameters: parameters.map_err(|error| ConfigError::value("token.module_parameters", error))?,
             slot,
             user_pin: self.user_pin.read()?,
             key_version: within("token.key_version", self.key_version, 1..=u16::MAX)?,
+            key_handling: match self.key_handling {
+                LowKeyHandling::InToken => hsm::KeyHandling::InToken,
+                LowKeyHandling::CopiedToSession => hsm::KeyHandling::CopiedToSession,
+            },
             sessions: if sessions == 0 { cores * 2 } else { within("token.sessions", sessions, 1..=256)? },
             waiting_operations_max: within("token.waiting_operations_max", waiting, 1..=1_000_000)?,
             tdes_count: Some(data.join("3des-count")),
@@ -383,12 +404,7 @@ impl LowToken {
 fn hsm_config(keys: hsm::Keys, boundary: &LowBoundary, policy: &LowPinPolicy) -> Result<hsm::Config, ConfigError> {
     Ok(hsm::Config {
         keys,
-        level: match boundary.level {
-            LowLevel::Token => hsm::WantedLevel::Token,
-            LowLevel::Host => hsm::WantedLevel::Host,
-            LowLevel::Best => hsm::WantedLevel::Best,
-        },
-        form: stored_form(boundary)?,
+        wanted: wanted(boundary)?,
         policy: pin_policy(policy)?,
         lock_memory: match boundary.lock_memory {
             LowLockMemory::Try => hsm::LockMemory::Try,
@@ -397,8 +413,17 @@ fn hsm_config(keys: hsm::Keys, boundary: &LowBoundary, policy: &LowPinPolicy) ->
     })
 }
 
+fn wanted(boundary: &LowBoundary) -> Result<hsm::Wanted, ConfigError> {
+    let level = match boundary.level {
+        LowLevel::Token => hsm::WantedLevel::Token,
+        LowLevel::Host => hsm::WantedLevel::Host,
+        LowLevel::Best => hsm::WantedLevel::Best,
+    };
+    Ok(hsm::Wanted { level, form: boundary.form.map(|form| stored_form(form, boundary)).transpose()? })
+}
+
 /// A 3DES form needs the date it ends, and does not outlive it.
-fn stored_form(boundary: &LowBoundary) -> Result<hsm::StoredForm, ConfigError> {
+fn stored_form(form: LowForm, boundary: &LowBoundary) -> Result<hsm::StoredForm, ConfigError> {
     let until = |form: fn(String) -> hsm::StoredForm| {
         let today = jiff::tz::TimeZone::UTC.to_datetime(jiff::Timestamp::now()).date();
         match boundary.form_until {
@@ -409,7 +434,8 @@ fn stored_form(boundary: &LowBoundary) -> Result<hsm::StoredForm, ConfigError> {
             Some(until) => Ok(form(until.to_string())),
         }
     };
-    match boundary.form {
+    match form {
+        LowForm::Wrapped => Ok(hsm::StoredForm::Wrapped),
         LowForm::Iso4 => Ok(hsm::StoredForm::Iso4),
         LowForm::Iso3 => until(|until| hsm::StoredForm::Iso3 { until }),
         LowForm::Iso0 => until(|until| hsm::StoredForm::Iso0 { until }),
@@ -442,7 +468,7 @@ mod tests {
         let engine = checked("").unwrap();
         assert_eq!(engine.listen, SocketAddr::from((Ipv4Addr::LOCALHOST, 50_051)));
         assert_eq!(engine.rules.control_lifetime, Duration::from_secs(30));
-        assert_eq!(engine.hsm.form, hsm::StoredForm::Iso4);
+        assert_eq!(engine.hsm.wanted.form, None);
         assert_eq!(engine.store.directory, Path::new("pinseal-data/store"));
     }
 
@@ -460,7 +486,7 @@ mod tests {
         let passed = checked("[boundary]\nform = \"iso-0\"\nform_until = \"2020-01-01\"");
         assert!(passed.err().unwrap().contains("has passed"));
         let dated = checked("[boundary]\nform = \"iso-3\"\nform_until = \"2999-12-31\"").unwrap();
-        assert_eq!(dated.hsm.form, hsm::StoredForm::Iso3 { until: "2999-12-31".into() });
+        assert_eq!(dated.hsm.wanted.form, Some(hsm::StoredForm::Iso3 { until: "2999-12-31".into() }));
     }
 
     #[test]

@@ -100,6 +100,7 @@ table! {
 
     TZPK_MISSING = UNPROCESSABLE_ENTITY DynamicValidation "TZPK_MISSING" "no tzpk was issued under this control: ask for one first";
     PIN_BLOCK_MALFORMED = UNPROCESSABLE_ENTITY DynamicValidation "PIN_BLOCK_MALFORMED" "the block is not an ISO 9564 format 1 block under this control's tzpk: open another control";
+    PIN_NOT_SHOWN = UNPROCESSABLE_ENTITY DynamicValidation "PIN_NOT_SHOWN" "this card's PIN is kept in a form that is not shown";
     PIN_REFUSED = UNPROCESSABLE_ENTITY DynamicValidation "PIN_REFUSED" "the PIN breaks the PIN policy: choose another";
 
     CONTROL_CAP = TOO_MANY_REQUESTS DynamicValidation "CONTROL_CAP" "this card has had too many controls within the hour" retry 600;
@@ -227,6 +228,7 @@ mod tests {
             (Code::PermissionDenied, "TENANT_MISMATCH", 403),
             (Code::FailedPrecondition, "PIN_BLOCK_MALFORMED", 422),
             (Code::FailedPrecondition, "PIN_REFUSED", 422),
+            (Code::FailedPrecondition, "PIN_NOT_SHOWN", 422),
             (Code::ResourceExhausted, "CONTROL_CAP", 429),
             (Code::Unavailable, "STORE_UNAVAILABLE", 503),
             (Code::Internal, "BOUNDARY_FAILED", 500),

@@ -163,6 +163,9 @@ fn hsm_status(error: &hsm::Error) -> Status {
         hsm::Error::Unavailable { .. } => {
             status(Code::Unavailable, "TOKEN_UNAVAILABLE", &"the key boundary is not available: try again later")
         }
+        hsm::Error::WriteOnly | hsm::Error::OtherLevel { .. } => {
+            status(Code::FailedPrecondition, "PIN_NOT_SHOWN", &"this PIN is kept in a form that is not shown here")
+        }
         hsm::Error::Busy { .. } => status(Code::ResourceExhausted, "TOKEN_BUSY", error),
         _ => status(Code::Internal, "BOUNDARY_FAILED", &"the key boundary could not do this: see the engine's log"),
     }

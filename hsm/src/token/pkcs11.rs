@@ -1,68 +1,87 @@
-//! A PKCS#11 token at level `host`: keys stay inside it; a clear block is in this process's memory for one operation.
+//! A PKCS#11 token: every key stays inside it and has one use.
 //!
-//! Every key has one use. A tzpk is put under the seal key by `CKM_AES_KEY_WRAP` and comes back as an object of the
-//! token, so its clear bytes are in host memory while it is made and never after. What it is bound to is under a CMAC.
+//! What both levels do alike is here: tags, account numbers, the seal of a tzpk. A tzpk is put under the seal key by
+//! `CKM_AES_KEY_WRAP` and comes back as an object of the token; what it is bound to is under a CMAC.
 //! What must never enter: a mechanism no token here was measured with.
 
 mod examine;
+mod host_level;
+mod initialize;
 mod keys;
 mod link;
+mod objects;
+mod token_level;
 
-use cryptoki::{
-    error::Error as CallError,
-    mechanism::Mechanism,
-    object::{Attribute, KeyType, ObjectClass, ObjectHandle},
-    session::Session,
-};
+use cryptoki::{error::Error as CallError, mechanism::Mechanism, session::Session};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 pub use self::examine::{Probe, Route, TokenReport};
+pub(crate) use self::examine::{ability, examine};
 use self::{
-    keys::{KeyHandles, KeyReferences},
+    keys::{HostStorage, KeyHandles, KeyReferences, StorageKeys, TokenStorage},
     link::Link,
+    objects::WRAPPED_TZPK_BYTES,
 };
-use super::{IssuedTzpk, TdesBudget, Token, WrappedTzpk, host_tzpk, software, software::joined};
+use super::{HostLevel, TdesBudget, Token, TokenLevel, software::joined};
 use crate::{
-    clear::{Block, Tzpk, WideBlock},
+    binding::Level,
     config::Pkcs11,
-    device_key::DeviceKey,
     error::{Error, Pkcs11Error},
     sealed::{ACCOUNT_BYTES, Bound, KeyReference, RECORD_MESSAGE_BYTES_MAX, SealedTzpk, TAG_BYTES},
 };
 
-/// Bytes of a double-length key under `CKM_AES_KEY_WRAP` (RFC 3394): the key and 8 more.
-const WRAPPED_TZPK_BYTES: usize = 24;
 /// Before what a retry tag is over: no other message under the MAC key begins so.
 const RETRY_HEAD: [u8; 4] = [1, b'R', 0, 0];
 
-/// A token, logged in to.
-pub(crate) struct Pkcs11Token {
-    link: Link,
+/// A token, logged in to, with the storage keys of one level.
+struct Pkcs11Token<S> {
+    link: Link<S>,
     version: KeyReference,
     references: KeyReferences,
     tdes_budget: TdesBudget,
 }
 
-impl Pkcs11Token {
-    /// Logs in, finds the keys, and refuses those that may be used for more than they are for.
-    pub(crate) fn open(config: &Pkcs11, tdes_budget: TdesBudget) -> Result<Self, Pkcs11Error> {
+/// Opens a token at level `host`: finds the keys, and refuses those that may be used for more than they are for.
+pub(crate) fn open_at_host_level(config: &Pkcs11, budget: TdesBudget) -> Result<Box<dyn HostLevel>, Pkcs11Error> {
+    Ok(Box::new(Pkcs11Token::<HostStorage>::open(config, budget)?))
+}
+
+/// Opens a token at level `token`, likewise.
+pub(crate) fn open_at_token_level(config: &Pkcs11, budget: TdesBudget) -> Result<Box<dyn TokenLevel>, Pkcs11Error> {
+    Ok(Box::new(Pkcs11Token::<TokenStorage>::open(config, budget)?))
+}
+
+/// Makes every key that a level needs, in the token, for one use each.
+pub(crate) fn make_keys(config: &Pkcs11, level: Level) -> Result<KeyReferences, Pkcs11Error> {
+    link::make_keys(config, level)
+}
+
+impl<S: StorageKeys> Pkcs11Token<S> {
+    fn open(config: &Pkcs11, tdes_budget: TdesBudget) -> Result<Self, Pkcs11Error> {
         let (link, references) = Link::open(config)?;
         Ok(Self { link, version: KeyReference(config.key_version), references, tdes_budget })
     }
 
-    /// Makes every key that a boundary needs, in the token, for one use each.
-    pub(crate) fn make_keys(config: &Pkcs11) -> Result<KeyReferences, Pkcs11Error> {
-        link::make_keys(config)
-    }
-
-    /// What the token is and can do.
-    pub(crate) fn examine(config: &Pkcs11) -> Result<TokenReport, Pkcs11Error> {
-        examine::examine(config)
-    }
-
-    fn call<T>(&self, work: impl Fn(&Session, &KeyHandles) -> Result<T, CallError>) -> Result<T, Error> {
+    fn call<T>(&self, work: impl Fn(&Session, &KeyHandles<S>) -> Result<T, CallError>) -> Result<T, Error> {
         self.link.call(work)
+    }
+
+    /// A key wrap with a tag over it and over what it is bound to.
+    fn sealed(&self, key_wrap: &[u8; WRAPPED_TZPK_BYTES], bound: &Bound) -> Result<SealedTzpk, Error> {
+        let tag = self.tag_over(bound, key_wrap)?;
+        let mut sealed = [0; size_of::<SealedTzpk>()];
+        joined(&mut sealed, &[key_wrap, &tag]);
+        Ok(sealed)
+    }
+
+    /// The key wrap, where the tag is right.
+    fn opened<'a>(&self, sealed: &'a SealedTzpk, bound: &Bound) -> Result<&'a [u8], Error> {
+        let broken = Error::SealBroken { what: "tzpk" };
+        let Some((key_wrap, rest)) = sealed.split_at_checked(WRAPPED_TZPK_BYTES) else { return Err(broken) };
+        let tag = self.tag_over(bound, key_wrap)?;
+        let Some((sealed_tag, [0, 0, 0, 0])) = rest.split_at_checked(TAG_BYTES) else { return Err(broken) };
+        if bool::from(tag.ct_eq(sealed_tag)) { Ok(key_wrap) } else { Err(broken) }
     }
 
     fn tag(&self, message: &[u8]) -> Result<[u8; TAG_BYTES], Error> {
@@ -80,7 +99,7 @@ impl Pkcs11Token {
     }
 }
 
-impl Token for Pkcs11Token {
+impl<S: StorageKeys> Token for Pkcs11Token<S> {
     fn name(&self) -> &'static str {
         "pkcs11"
     }
@@ -103,42 +122,6 @@ impl Token for Pkcs11Token {
         fill(bytes, &drawn)
     }
 
-    fn issue_tzpk(&self, device: &DeviceKey, bound: &Bound, tzpk: &mut Tzpk) -> Result<IssuedTzpk, Error> {
-        let wrapped = host_tzpk(device, tzpk, |bytes| self.random(bytes))?;
-        let key_wrap = self.call(|session, keys| {
-            let object = SessionObject::import(session, tzpk)?;
-            session.wrap_key(&Mechanism::AesKeyWrap, keys.seal, object.handle)
-        })?;
-        // Some tokens answer with a longer buffer than they filled.
-        let key_wrap =
-            key_wrap.get(..WRAPPED_TZPK_BYTES).ok_or(Error::Unavailable { reason: "a key wrap is short" })?;
-        let tag = self.tag_over(bound, key_wrap)?;
-        let mut sealed = [0; size_of::<SealedTzpk>()];
-        joined(&mut sealed, &[key_wrap, &tag]);
-        Ok(IssuedTzpk { wrapped, sealed })
-    }
-
-    fn open_block(&self, sealed: &SealedTzpk, bound: &Bound, _: &mut Tzpk, block: &mut Block) -> Result<(), Error> {
-        let broken = Error::SealBroken { what: "tzpk" };
-        let Some((key_wrap, rest)) = sealed.split_at_checked(WRAPPED_TZPK_BYTES) else { return Err(broken) };
-        let tag = self.tag_over(bound, key_wrap)?;
-        let Some((sealed_tag, [0, 0, 0, 0])) = rest.split_at_checked(TAG_BYTES) else { return Err(broken) };
-        if !bool::from(tag.ct_eq(sealed_tag)) {
-            return Err(broken);
-        }
-        let clear = self.call(|session, keys| {
-            let object = SessionObject::unwrap(session, keys.seal, key_wrap)?;
-            session.decrypt(&Mechanism::Des3Ecb, object.handle, block.bytes()).map(Zeroizing::new)
-        })?;
-        fill(block.bytes_mut(), &clear)
-    }
-
-    fn send_block(&self, device: &DeviceKey, tzpk: &mut Tzpk, block: &mut Block) -> Result<WrappedTzpk, Error> {
-        let wrapped = host_tzpk(device, tzpk, |bytes| self.random(bytes))?;
-        software::tdes_encrypt(tzpk, block);
-        Ok(wrapped)
-    }
-
     fn seal_account(&self, digits: &mut [u8; ACCOUNT_BYTES], bound: &Bound) -> Result<[u8; TAG_BYTES], Error> {
         let tag = self.tag_over(bound, digits)?;
         let pad = self.account_pad(&tag)?;
@@ -157,41 +140,6 @@ impl Token for Pkcs11Token {
         if bool::from(self.tag_over(bound, digits)?.ct_eq(&tag)) { Ok(()) } else { Err(broken) }
     }
 
-    fn storage_encrypt_iso_4(&self, pin_field: &mut WideBlock, account_field: u128) -> Result<(), Error> {
-        // The second block of a CBC is `E(E(PIN field) ⊕ account field)`: one call.
-        let mut fields = Zeroizing::new([0; 32]);
-        joined(&mut *fields, &[pin_field.bytes(), &account_field.to_be_bytes()]);
-        let chained =
-            self.call(|session, keys| session.encrypt(&Mechanism::AesCbc([0; 16]), keys.storage, &*fields))?;
-        fill(pin_field.bytes_mut(), chained.get(16..).unwrap_or_default())
-    }
-
-    fn storage_decrypt_iso_4(&self, block: &mut WideBlock, account_field: u128) -> Result<(), Error> {
-        let decrypt = |block: &mut WideBlock| {
-            let clear = self.call(|session, keys| {
-                session.decrypt(&Mechanism::AesEcb, keys.storage, block.bytes()).map(Zeroizing::new)
-            })?;
-            fill(block.bytes_mut(), &clear)
-        };
-        decrypt(block)?;
-        block.set_nibbles(block.nibbles() ^ account_field);
-        decrypt(block)
-    }
-
-    fn storage_tdes_encrypt(&self, block: &mut Block) -> Result<(), Error> {
-        self.tdes_budget.take()?;
-        let cipher =
-            self.call(|session, keys| session.encrypt(&Mechanism::Des3Ecb, keys.storage_tdes, block.bytes()))?;
-        fill(block.bytes_mut(), &cipher)
-    }
-
-    fn storage_tdes_decrypt(&self, block: &mut Block) -> Result<(), Error> {
-        let clear = self.call(|session, keys| {
-            session.decrypt(&Mechanism::Des3Ecb, keys.storage_tdes, block.bytes()).map(Zeroizing::new)
-        })?;
-        fill(block.bytes_mut(), &clear)
-    }
-
     fn record_tag(&self, record: &[u8], bound: &Bound) -> Result<[u8; TAG_BYTES], Error> {
         self.tag_over(bound, record)
     }
@@ -208,56 +156,4 @@ fn fill(place: &mut [u8], bytes: &[u8]) -> Result<(), Error> {
     }
     place.copy_from_slice(bytes);
     Ok(())
-}
-
-/// An object of a session, gone when this is.
-struct SessionObject<'a> {
-    session: &'a Session,
-    handle: ObjectHandle,
-}
-
-impl<'a> SessionObject<'a> {
-    /// A double-length key that can do nothing but be wrapped.
-    fn import(session: &'a Session, tzpk: &Tzpk) -> Result<Self, CallError> {
-        let template = [
-            Attribute::Class(ObjectClass::SECRET_KEY),
-            Attribute::KeyType(KeyType::DES2),
-            Attribute::Token(false),
-            Attribute::Private(true),
-            Attribute::Sensitive(true),
-            Attribute::Extractable(true),
-            Attribute::Encrypt(false),
-            Attribute::Decrypt(false),
-            Attribute::Value(tzpk.bytes().to_vec()),
-        ];
-        let made = session.create_object(&template);
-        let [.., Attribute::Value(value)] = template else { return made.map(|handle| Self { session, handle }) };
-        drop(Zeroizing::new(value));
-        made.map(|handle| Self { session, handle })
-    }
-
-    /// A double-length key that can do nothing but decrypt, and not leave again.
-    fn unwrap(session: &'a Session, seal: ObjectHandle, key_wrap: &[u8]) -> Result<Self, CallError> {
-        let template = [
-            Attribute::Class(ObjectClass::SECRET_KEY),
-            Attribute::KeyType(KeyType::DES2),
-            Attribute::Token(false),
-            Attribute::Private(true),
-            Attribute::Sensitive(true),
-            Attribute::Extractable(false),
-            Attribute::Encrypt(false),
-            Attribute::Decrypt(true),
-            Attribute::Wrap(false),
-            Attribute::Unwrap(false),
-        ];
-        let handle = session.unwrap_key(&Mechanism::AesKeyWrap, seal, key_wrap, &template)?;
-        Ok(Self { session, handle })
-    }
-}
-
-impl Drop for SessionObject<'_> {
-    fn drop(&mut self) {
-        // Where it fails the session is lost, and the object with it.
-        let _ = self.session.destroy_object(self.handle);
-    }
 }

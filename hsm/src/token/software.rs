@@ -15,7 +15,7 @@ use aws_lc_rs::{
 use des::TdesEde2;
 
 use super::{
-    IssuedTzpk, Token, WrappedTzpk,
+    HostLevel, IssuedTzpk, Token, WrappedTzpk,
     aes_chain::{CmacKey, encrypt_chain},
     host_tzpk,
     tdes_budget::TdesBudget,
@@ -90,6 +90,26 @@ impl Token for Software {
         RANDOM.with_borrow_mut(|pool| pool.take(bytes))
     }
 
+    fn seal_account(&self, digits: &mut [u8; ACCOUNT_BYTES], bound: &Bound) -> Result<[u8; TAG_BYTES], Error> {
+        seal(&self.account, &account_nonce(bound), bound, digits)
+    }
+
+    fn open_account(&self, sealed: &[u8], bound: &Bound, digits: &mut [u8; ACCOUNT_BYTES]) -> Result<(), Error> {
+        let mut room = Clear::<{ ACCOUNT_BYTES + TAG_BYTES }>::zeroed();
+        let nonce = Nonce::assume_unique_for_key(account_nonce(bound));
+        open(&self.account, nonce, bound, sealed, room.bytes_mut(), digits).ok_or(broken("account"))
+    }
+
+    fn record_tag(&self, record: &[u8], bound: &Bound) -> Result<[u8; TAG_BYTES], Error> {
+        Ok(self.record.tag(joined(&mut [0; RECORD_MESSAGE_BYTES_MAX], &[bound.as_ref(), record])))
+    }
+
+    fn retry_tag(&self, control: &[u8; 16], block: &[u8; 8]) -> Result<[u8; TAG_BYTES], Error> {
+        Ok(self.retry.tag(joined(&mut [0; 24], &[control, block])))
+    }
+}
+
+impl HostLevel for Software {
     fn issue_tzpk(&self, device: &DeviceKey, bound: &Bound, tzpk: &mut Tzpk) -> Result<IssuedTzpk, Error> {
         let wrapped = host_tzpk(device, tzpk, fresh)?;
         let mut nonce = [0; NONCE_BYTES];
@@ -116,16 +136,6 @@ impl Token for Software {
         Ok(wrapped)
     }
 
-    fn seal_account(&self, digits: &mut [u8; ACCOUNT_BYTES], bound: &Bound) -> Result<[u8; TAG_BYTES], Error> {
-        seal(&self.account, &account_nonce(bound), bound, digits)
-    }
-
-    fn open_account(&self, sealed: &[u8], bound: &Bound, digits: &mut [u8; ACCOUNT_BYTES]) -> Result<(), Error> {
-        let mut room = Clear::<{ ACCOUNT_BYTES + TAG_BYTES }>::zeroed();
-        let nonce = Nonce::assume_unique_for_key(account_nonce(bound));
-        open(&self.account, nonce, bound, sealed, room.bytes_mut(), digits).ok_or(broken("account"))
-    }
-
     fn storage_encrypt_iso_4(&self, pin_field: &mut WideBlock, account_field: u128) -> Result<(), Error> {
         encrypt_chain(&self.storage, pin_field, [account_field]);
         Ok(())
@@ -147,14 +157,6 @@ impl Token for Software {
     fn storage_tdes_decrypt(&self, block: &mut Block) -> Result<(), Error> {
         self.storage_tdes.decrypt_block(block.bytes_mut().into());
         Ok(())
-    }
-
-    fn record_tag(&self, record: &[u8], bound: &Bound) -> Result<[u8; TAG_BYTES], Error> {
-        Ok(self.record.tag(joined(&mut [0; RECORD_MESSAGE_BYTES_MAX], &[bound.as_ref(), record])))
-    }
-
-    fn retry_tag(&self, control: &[u8; 16], block: &[u8; 8]) -> Result<[u8; TAG_BYTES], Error> {
-        Ok(self.retry.tag(joined(&mut [0; 24], &[control, block])))
     }
 }
 

@@ -4,26 +4,36 @@
 use std::time::{Duration, Instant};
 
 use cryptoki::{
-    error::Error as CallError,
-    mechanism::{
-        Mechanism, MechanismType,
-        rsa::{PkcsMgfType, PkcsOaepParams, PkcsOaepSource},
-    },
-    object::{Attribute, KeyType, ObjectClass, ObjectHandle},
+    error::{Error as CallError, RvError},
+    mechanism::{Mechanism, MechanismType},
+    object::{Attribute, AttributeType},
     session::Session,
 };
+use thiserror::Error;
 
 use super::{
-    SessionObject,
-    keys::{self, KeyHandles},
+    keys::{FoundKeys, HostStorage, TokenStorage},
     link::{self, call_failed},
+    objects::{SessionObject, WRAPPED_BLOCK_BYTES, WRAPPED_TZPK_BYTES},
+    token_level::ends_with_a,
 };
-use crate::{clear::Tzpk, config::Pkcs11, error::Pkcs11Error, vault::make_tdes_key};
+use crate::{
+    binding::Level,
+    block::{AccountDigits, account_field, iso_1_to_iso_3, iso_1_to_iso_4},
+    clear::Tzpk,
+    config::{Pkcs11, TokenForm},
+    error::Pkcs11Error,
+    vault::make_tdes_key,
+};
 
 /// How long each operation is measured.
 const MEASURED_FOR: Duration = Duration::from_millis(200);
 /// The modulus of the throw-away device key, in bytes.
 const MODULUS_BYTES: usize = 256;
+/// A block of nobody, filled with A. Bytes of even parity are among its own: what sets a parity is found out.
+const SAMPLE: [u8; 8] = [0x14, 0x12, 0x34, 0xAA, 0xAA, 0xAA, 0xAA, 0xAA];
+/// The same, filled otherwise.
+const SAMPLE_FILLED_OTHERWISE: [u8; 8] = [0x14, 0x12, 0x34, 0xA7, 0x3C, 0x90, 0x5E, 0xF1];
 
 /// A token as it was found.
 #[derive(Clone, Debug)]
@@ -32,9 +42,11 @@ pub struct TokenReport {
     pub token: Vec<(&'static str, String)>,
     /// What was tried on throw-away keys, and what the token answered.
     pub probes: Vec<Probe>,
-    /// How each operation goes, and why so.
+    /// The level it would be used at.
+    pub level: Level,
+    /// How each operation goes there, and why so.
     pub routes: Vec<Route>,
-    /// Each key that is missing or unsafe; none where all are as they should be.
+    /// Each key of that level, or the first that is missing or unsafe.
     pub keys: Result<Vec<String>, String>,
     /// Calls a second in one session.
     pub speeds: Vec<(&'static str, f64)>,
@@ -43,6 +55,8 @@ pub struct TokenReport {
 /// One thing a token can do or can't.
 #[derive(Clone, Debug)]
 pub struct Probe {
+    /// The level that needs it.
+    pub level: Level,
     /// What was tried.
     pub what: &'static str,
     /// The mechanism.
@@ -64,28 +78,62 @@ pub struct Route {
     pub why: &'static str,
 }
 
-/// Looks at a token: logs in, makes throw-away keys in a session, measures.
-pub(crate) fn examine(config: &Pkcs11) -> Result<TokenReport, Pkcs11Error> {
+/// What a token can do at level `token`.
+pub(crate) struct Ability {
+    probes: Vec<Probe>,
+}
+
+impl Ability {
+    /// Whether a form can be made there; else the first thing that can't be done.
+    pub(crate) fn to_make(&self, form: TokenForm) -> Result<(), String> {
+        let of_form = match form {
+            TokenForm::Wrapped => WRAP_FOR_ACCOUNT,
+            TokenForm::Iso3 => MAKE_ISO_3,
+            TokenForm::Iso4 => MAKE_ISO_4,
+        };
+        let needed = |probe: &&Probe| NEEDED_AT_TOKEN_LEVEL.contains(&probe.what) || probe.what == of_form;
+        match self.probes.iter().filter(needed).find_map(|probe| Some((probe, probe.failed.as_ref()?))) {
+            None => Ok(()),
+            Some((probe, failed)) => Err(format!("to {} ({}): {failed}", probe.what, probe.mechanism)),
+        }
+    }
+}
+
+/// Finds out what a token can do at level `token`.
+pub(crate) fn ability(config: &Pkcs11) -> Result<Ability, Pkcs11Error> {
     let (session, token) = link::look(config)?;
-    let listed = token.mechanisms;
-    let probes = PROBES.iter().map(|(what, mechanism, kind, probe)| Probe {
-        what,
-        mechanism,
-        listed: listed.contains(kind),
-        failed: probe(&session).err().map(|error| answer(&error)),
-    });
-    let probes: Vec<Probe> = probes.collect();
-    let (keys, speeds) = match keys::find(&session, config.key_version) {
+    let probes = TRIALS.iter().filter(|trial| trial.level == Level::Token);
+    Ok(Ability { probes: probes.map(|trial| trial.run(&session, &token.mechanisms)).collect() })
+}
+
+/// Looks at a token that is used at a level: logs in, makes throw-away keys in a session, measures.
+pub(crate) fn examine(config: &Pkcs11, level: Level) -> Result<TokenReport, Pkcs11Error> {
+    let (session, token) = link::look(config)?;
+    let probes = TRIALS.iter().map(|trial| trial.run(&session, &token.mechanisms)).collect();
+    let (keys, speeds) = match link::find_keys(&session, config, level) {
         Err(error) => (Err(error.to_string()), Vec::new()),
-        Ok(found) => match keys::audit(&session, &found) {
-            Err(error) => (Err(error.to_string()), Vec::new()),
-            Ok(()) => {
-                let told = keys::references(&session, &found, config.key_version);
-                (Ok(told.map_err(call_failed("check values"))?), speeds(&session, &found)?)
-            }
-        },
+        Ok((found, told)) => {
+            let speeds = match level {
+                Level::Host => host_speeds(&session, &found)?,
+                Level::Token => token_speeds(&session, &found)?,
+            };
+            (Ok(told), speeds)
+        }
     };
-    Ok(TokenReport { token: token.words, probes, routes: ROUTES.to_vec(), keys, speeds })
+    let routes = match level {
+        Level::Host => HOST_ROUTES.to_vec(),
+        Level::Token => TOKEN_ROUTES.to_vec(),
+    };
+    Ok(TokenReport { token: token.words, probes, level, routes, keys, speeds })
+}
+
+/// Why a trial failed.
+#[derive(Debug, Error)]
+enum TrialError {
+    #[error("{}", answer(.0))]
+    Call(#[from] CallError),
+    #[error("{0}")]
+    Wrong(&'static str),
 }
 
 /// The token's answer by its name, such as `MechanismInvalid`.
@@ -96,19 +144,62 @@ fn answer(error: &CallError) -> String {
     }
 }
 
-/// A probe: what is tried, with which mechanism, and the trial.
-type Trial = (&'static str, &'static str, MechanismType, fn(&Session) -> Result<(), CallError>);
+/// What is tried, with which mechanism.
+struct Trial {
+    level: Level,
+    what: &'static str,
+    mechanism: &'static str,
+    kind: MechanismType,
+    attempt: fn(&Session) -> Result<(), TrialError>,
+}
 
-const PROBES: [Trial; 6] = [
-    ("bring a tzpk back as an object", "CKM_AES_KEY_WRAP", MechanismType::AES_KEY_WRAP, key_wrap),
-    ("decrypt a block under a tzpk", "CKM_DES3_ECB", MechanismType::DES3_ECB, decrypt),
-    ("make a format 4 block", "CKM_AES_CBC", MechanismType::AES_CBC, iso_4),
-    ("tag a record", "CKM_AES_CMAC", MechanismType::AES_CMAC, cmac),
-    ("wrap a tzpk for a device", "CKM_RSA_PKCS_OAEP, SHA-256", MechanismType::RSA_PKCS_OAEP, oaep),
-    ("take a block in as a secret object", "CKM_DES3_ECB unwrap", MechanismType::DES3_ECB, unwrap_block),
+impl Trial {
+    fn run(&self, session: &Session, listed: &[MechanismType]) -> Probe {
+        Probe {
+            level: self.level,
+            what: self.what,
+            mechanism: self.mechanism,
+            listed: listed.contains(&self.kind),
+            failed: (self.attempt)(session).err().map(|error| error.to_string()),
+        }
+    }
+}
+
+const MAKE_TZPK: &str = "make a tzpk inside";
+const WRAP_FOR_DEVICE: &str = "wrap a tzpk for a device";
+const KEEP_UNREADABLE: &str = "keep a block that is taken in unreadable";
+const REFUSE_TO_DECRYPT: &str = "refuse to decrypt under a tzpk";
+const WRAP_FOR_ACCOUNT: &str = "wrap a block for its account and back";
+const MAKE_ISO_3: &str = "make a format 3 block and back";
+const MAKE_ISO_4: &str = "make a format 4 block unread";
+
+/// Whatever the form.
+const NEEDED_AT_TOKEN_LEVEL: [&str; 4] = [MAKE_TZPK, WRAP_FOR_DEVICE, KEEP_UNREADABLE, REFUSE_TO_DECRYPT];
+
+const fn trial(
+    level: Level,
+    what: &'static str,
+    (mechanism, kind): (&'static str, MechanismType),
+    attempt: fn(&Session) -> Result<(), TrialError>,
+) -> Trial {
+    Trial { level, what, mechanism, kind, attempt }
+}
+
+const TRIALS: [Trial; 11] = [
+    trial(Level::Host, "bring a tzpk back as an object", ("CKM_AES_KEY_WRAP", MechanismType::AES_KEY_WRAP), key_wrap),
+    trial(Level::Host, "decrypt a block under a tzpk", ("CKM_DES3_ECB", MechanismType::DES3_ECB), decrypt),
+    trial(Level::Host, "make a format 4 block", ("CKM_AES_CBC", MechanismType::AES_CBC), iso_4),
+    trial(Level::Host, "tag a record", ("CKM_AES_CMAC", MechanismType::AES_CMAC), cmac),
+    trial(Level::Token, MAKE_TZPK, ("CKM_DES2_KEY_GEN", MechanismType::DES2_KEY_GEN), make_tzpk),
+    trial(Level::Token, WRAP_FOR_DEVICE, ("CKM_RSA_PKCS_OAEP, SHA-256", MechanismType::RSA_PKCS_OAEP), wrap_for_device),
+    trial(Level::Token, KEEP_UNREADABLE, ("CKM_DES3_ECB unwrap", MechanismType::DES3_ECB), keep_unreadable),
+    trial(Level::Token, REFUSE_TO_DECRYPT, ("CKM_DES3_ECB", MechanismType::DES3_ECB), refuse_to_decrypt),
+    trial(Level::Token, WRAP_FOR_ACCOUNT, ("CKM_AES_KEY_WRAP_PAD", MechanismType::AES_KEY_WRAP_PAD), wrap_for_account),
+    trial(Level::Token, MAKE_ISO_3, ("CKM_DES3_CBC wrap", MechanismType::DES3_CBC), wrapped_iso_3),
+    trial(Level::Token, MAKE_ISO_4, ("CKM_AES_CBC wrap", MechanismType::AES_CBC), wrapped_iso_4),
 ];
 
-const ROUTES: [Route; 5] = [
+const HOST_ROUTES: [Route; 5] = [
     Route {
         operation: "issue a tzpk",
         route: "host: random bytes of the token, RSA-OAEP here, then into the token under the seal key",
@@ -129,41 +220,95 @@ const ROUTES: [Route; 5] = [
         route: "host: C_Decrypt twice, a fresh tzpk of the token's random bytes, 3DES here",
         why: "the fresh tzpk is used once and is known to the device alone afterwards",
     },
-    Route {
-        operation: "tags and account numbers",
-        route: "token: C_Sign with CKM_AES_CMAC, C_Encrypt with CKM_AES_ECB",
-        why: "no key of theirs leaves the token",
-    },
+    TAGS_ROUTE,
 ];
 
-fn speeds(session: &Session, keys: &KeyHandles) -> Result<Vec<(&'static str, f64)>, Pkcs11Error> {
+const TOKEN_ROUTES: [Route; 5] = [
+    Route {
+        operation: "issue a tzpk",
+        route: "token: made, wrapped for the device by RSA-OAEP and for ourselves by CKM_AES_KEY_WRAP inside",
+        why: "its clear bytes are in no memory of this process",
+    },
+    Route {
+        operation: "take a block in",
+        route: "token: unwrapped under the tzpk as a secret that can only be wrapped",
+        why: "what can't be decrypted can't be read, nor judged",
+    },
+    Route {
+        operation: "keep a PIN",
+        route: "token: wrapped under a key of its account, or by CBC with the account in the vector as format 3 or 4",
+        why: "a vector of CBC is an XOR inside the token",
+    },
+    Route {
+        operation: "show a PIN",
+        route: "token: unwrapped under its storage key, wrapped under a fresh tzpk; never from format 4",
+        why: "to open format 4 takes a decryption, and the same right applied twice reads the PIN",
+    },
+    TAGS_ROUTE,
+];
+
+const TAGS_ROUTE: Route = Route {
+    operation: "tags and account numbers",
+    route: "token: C_Sign with CKM_AES_CMAC, C_Encrypt with CKM_AES_ECB",
+    why: "no key of theirs leaves the token",
+};
+
+/// Work as often as it goes in a while.
+fn measure(
+    name: &'static str,
+    mut work: impl FnMut() -> Result<(), CallError>,
+) -> Result<(&'static str, f64), Pkcs11Error> {
+    let (start, mut done) = (Instant::now(), 0u32);
+    while start.elapsed() < MEASURED_FOR {
+        work().map_err(call_failed(name))?;
+        done = done.saturating_add(1);
+    }
+    Ok((name, f64::from(done) / start.elapsed().as_secs_f64()))
+}
+
+fn host_speeds(session: &Session, found: &FoundKeys) -> Result<Vec<(&'static str, f64)>, Pkcs11Error> {
+    let keys = found.handles::<HostStorage>()?;
     let object = throw_away_tzpk(session).map_err(call_failed("C_CreateObject"))?;
-    let wrapped = session.wrap_key(&Mechanism::AesKeyWrap, keys.seal, object.handle);
-    let mut wrapped = wrapped.map_err(call_failed("C_WrapKey"))?;
-    wrapped.truncate(super::WRAPPED_TZPK_BYTES);
-    let measure = |name: &'static str, work: &dyn Fn() -> Result<(), CallError>| {
-        let (start, mut done) = (Instant::now(), 0u32);
-        while start.elapsed() < MEASURED_FOR {
-            work().map_err(call_failed(name))?;
-            done = done.saturating_add(1);
-        }
-        Ok((name, f64::from(done) / start.elapsed().as_secs_f64()))
-    };
+    let wrapped: [u8; WRAPPED_TZPK_BYTES] =
+        object.wrapped_under(&Mechanism::AesKeyWrap, keys.seal).map_err(call_failed("C_WrapKey"))?;
     Ok(vec![
-        measure("random bytes", &|| session.generate_random_slice(&mut [0; 8]))?,
-        measure("open a block", &|| {
-            let object = SessionObject::unwrap(session, keys.seal, &wrapped)?;
+        measure("random bytes", || session.generate_random_slice(&mut [0; 8]))?,
+        measure("open a block", || {
+            let object = SessionObject::unwrap_tzpk_to_decrypt(session, keys.seal, &wrapped)?;
             session.decrypt(&Mechanism::Des3Ecb, object.handle, &[0; 8]).map(drop)
         })?,
-        measure("format 4 block", &|| session.encrypt(&Mechanism::AesCbc([0; 16]), keys.storage, &[0; 32]).map(drop))?,
-        measure("tag", &|| session.sign(&Mechanism::AesCMac, keys.mac, &[0; 64]).map(drop))?,
+        measure("format 4 block", || {
+            session.encrypt(&Mechanism::AesCbc([0; 16]), keys.storage.iso_4, &[0; 32]).map(drop)
+        })?,
+        measure("tag", || session.sign(&Mechanism::AesCMac, keys.mac, &[0; 64]).map(drop))?,
+    ])
+}
+
+fn token_speeds(session: &Session, found: &FoundKeys) -> Result<Vec<(&'static str, f64)>, Pkcs11Error> {
+    let keys = found.handles::<TokenStorage>()?;
+    let object = SessionObject::generate_tzpk(session).map_err(call_failed("C_GenerateKey"))?;
+    let wrapped: [u8; WRAPPED_TZPK_BYTES] =
+        object.wrapped_under(&Mechanism::AesKeyWrap, keys.seal).map_err(call_failed("C_WrapKey"))?;
+    Ok(vec![
+        measure("random bytes", || session.generate_random_slice(&mut [0; 8]))?,
+        measure("make a tzpk", || {
+            let object = SessionObject::generate_tzpk(session)?;
+            object.wrapped_under::<WRAPPED_TZPK_BYTES>(&Mechanism::AesKeyWrap, keys.seal).map(drop)
+        })?,
+        measure("take in and keep wrapped", || {
+            let tzpk = SessionObject::unwrap_tzpk_to_unwrap(session, keys.seal, &wrapped)?;
+            let block = SessionObject::take_in(session, &Mechanism::Des3Ecb, tzpk.handle, &[0; 8])?;
+            let key = SessionObject::block_key_to_wrap(session, keys.storage.wrapped, &[0; 32])?;
+            block.wrapped_under::<WRAPPED_BLOCK_BYTES>(&Mechanism::AesKeyWrapPad, key.handle).map(drop)
+        })?,
+        measure("tag", || session.sign(&Mechanism::AesCMac, keys.mac, &[0; 64]).map(drop))?,
     ])
 }
 
 fn throw_away_tzpk(session: &Session) -> Result<SessionObject<'_>, CallError> {
     let mut tzpk = Tzpk::zeroed();
     make_tdes_key(&mut tzpk, |bytes| session.generate_random_slice(bytes))?;
-    SessionObject::import(session, &tzpk)
+    SessionObject::import_tzpk(session, &tzpk)
 }
 
 fn throw_away_key<'a>(
@@ -180,66 +325,148 @@ fn throw_away_key<'a>(
     Ok(SessionObject { session, handle })
 }
 
-fn key_wrap(session: &Session) -> Result<(), CallError> {
-    bring_back(session, |_| Ok(()))
+fn key_wrap(session: &Session) -> Result<(), TrialError> {
+    bring_back(session).map(drop)
 }
 
-fn decrypt(session: &Session) -> Result<(), CallError> {
-    bring_back(session, |tzpk| session.decrypt(&Mechanism::Des3Ecb, tzpk, &[0; 8]).map(drop))
+fn decrypt(session: &Session) -> Result<(), TrialError> {
+    let tzpk = bring_back(session)?;
+    Ok(session.decrypt(&Mechanism::Des3Ecb, tzpk.handle, &[0; 8]).map(drop)?)
 }
 
 /// Wraps a throw-away tzpk and unwraps it as a translation would.
-fn bring_back(session: &Session, then: impl Fn(ObjectHandle) -> Result<(), CallError>) -> Result<(), CallError> {
+fn bring_back(session: &Session) -> Result<SessionObject<'_>, TrialError> {
     let seal = throw_away_key(session, &Mechanism::AesKeyGen, &[Attribute::Wrap(true), Attribute::Unwrap(true)])?;
-    let tzpk = throw_away_tzpk(session)?;
-    let mut wrapped = session.wrap_key(&Mechanism::AesKeyWrap, seal.handle, tzpk.handle)?;
-    wrapped.truncate(super::WRAPPED_TZPK_BYTES);
-    then(SessionObject::unwrap(session, seal.handle, &wrapped)?.handle)
+    let wrapped: [u8; WRAPPED_TZPK_BYTES] =
+        throw_away_tzpk(session)?.wrapped_under(&Mechanism::AesKeyWrap, seal.handle)?;
+    Ok(SessionObject::unwrap_tzpk_to_decrypt(session, seal.handle, &wrapped)?)
 }
 
-fn iso_4(session: &Session) -> Result<(), CallError> {
+fn iso_4(session: &Session) -> Result<(), TrialError> {
     let storage = throw_away_key(session, &Mechanism::AesKeyGen, &[Attribute::Encrypt(true)])?;
-    session.encrypt(&Mechanism::AesCbc([0; 16]), storage.handle, &[0; 32]).map(drop)
+    Ok(session.encrypt(&Mechanism::AesCbc([0; 16]), storage.handle, &[0; 32]).map(drop)?)
 }
 
-fn cmac(session: &Session) -> Result<(), CallError> {
+fn cmac(session: &Session) -> Result<(), TrialError> {
     let mac = throw_away_key(session, &Mechanism::AesKeyGen, &[Attribute::Sign(true)])?;
-    session.sign(&Mechanism::AesCMac, mac.handle, &[0; 16]).map(drop)
+    Ok(session.sign(&Mechanism::AesCMac, mac.handle, &[0; 16]).map(drop)?)
 }
 
-fn oaep(session: &Session) -> Result<(), CallError> {
+fn make_tzpk(session: &Session) -> Result<(), TrialError> {
+    let seal = throw_away_key(session, &Mechanism::AesKeyGen, &[Attribute::Wrap(true), Attribute::Unwrap(true)])?;
+    let tzpk = SessionObject::generate_tzpk(session)?;
+    let wrapped: [u8; WRAPPED_TZPK_BYTES] = tzpk.wrapped_under(&Mechanism::AesKeyWrap, seal.handle)?;
+    Ok(SessionObject::unwrap_tzpk_to_unwrap(session, seal.handle, &wrapped).map(drop)?)
+}
+
+fn wrap_for_device(session: &Session) -> Result<(), TrialError> {
     let mut modulus = session.generate_random_vec(u32::try_from(MODULUS_BYTES).unwrap_or_default())?;
     // Any odd number of the right length will do: nobody decrypts.
     if let [first, .., last] = &mut modulus[..] {
         (*first, *last) = (*first | 0x80, *last | 1);
     }
-    let device = session.create_object(&[
-        Attribute::Class(ObjectClass::PUBLIC_KEY),
-        Attribute::KeyType(KeyType::RSA),
-        Attribute::Token(false),
-        Attribute::Private(false),
-        Attribute::Wrap(true),
-        Attribute::Modulus(modulus),
-        Attribute::PublicExponent(vec![1, 0, 1]),
-    ])?;
-    let device = SessionObject { session, handle: device };
-    let tzpk = throw_away_tzpk(session)?;
-    let sha_256 = PkcsOaepParams::new(MechanismType::SHA256, PkcsMgfType::MGF1_SHA256, PkcsOaepSource::empty());
-    session.wrap_key(&Mechanism::RsaPkcsOaep(sha_256), device.handle, tzpk.handle).map(drop)
+    let device = SessionObject::device_key(session, &modulus, &[1, 0, 1])?;
+    let wrapped = throw_away_tzpk(session)?.wrapped_for(&device, MODULUS_BYTES)?;
+    if wrapped.len() == MODULUS_BYTES { Ok(()) } else { Err(TrialError::Wrong("the wrapped key is too short")) }
 }
 
-/// What level `token` stands on.
-fn unwrap_block(session: &Session) -> Result<(), CallError> {
-    let tzpk = throw_away_key(session, &Mechanism::Des2KeyGen, &[Attribute::Unwrap(true)])?;
-    let template = [
-        Attribute::Class(ObjectClass::SECRET_KEY),
-        Attribute::KeyType(KeyType::GENERIC_SECRET),
-        Attribute::Token(false),
-        Attribute::Private(true),
-        Attribute::Sensitive(true),
-        Attribute::Extractable(true),
-    ];
-    let handle = session.unwrap_key(&Mechanism::Des3Ecb, tzpk.handle, &[0; 8], &template)?;
-    drop(SessionObject { session, handle });
-    Ok(())
+/// A tzpk as a device would use it, and under it the sample.
+fn sent_sample(session: &Session, sample: [u8; 8]) -> Result<(SessionObject<'_>, Vec<u8>), TrialError> {
+    let rights = [Attribute::Encrypt(true), Attribute::Decrypt(false), Attribute::Wrap(true), Attribute::Unwrap(true)];
+    let tzpk = throw_away_key(session, &Mechanism::Des2KeyGen, &rights)?;
+    let sent = session.encrypt(&Mechanism::Des3Ecb, tzpk.handle, &sample)?;
+    Ok((tzpk, sent))
+}
+
+fn keep_unreadable(session: &Session) -> Result<(), TrialError> {
+    let (tzpk, sent) = sent_sample(session, SAMPLE)?;
+    let block = SessionObject::take_in(session, &Mechanism::Des3Ecb, tzpk.handle, &sent)?;
+    let told = session.get_attributes(block.handle, &[AttributeType::Sensitive])?;
+    if told != [Attribute::Sensitive(true)] {
+        return Err(TrialError::Wrong("CKA_SENSITIVE is not kept"));
+    }
+    // A token answers with no value, or with an error.
+    match session.get_attributes(block.handle, &[AttributeType::Value, AttributeType::CheckValue]) {
+        Ok(told) if told.iter().any(tells_something) => {
+            Err(TrialError::Wrong("its value, or a part of it, can be read"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn tells_something(attribute: &Attribute) -> bool {
+    match attribute {
+        Attribute::Value(bytes) | Attribute::CheckValue(bytes) => !bytes.is_empty(),
+        _ => false,
+    }
+}
+
+fn refuse_to_decrypt(session: &Session) -> Result<(), TrialError> {
+    let (tzpk, sent) = sent_sample(session, SAMPLE)?;
+    match session.decrypt(&Mechanism::Des3Ecb, tzpk.handle, &sent) {
+        Err(CallError::Pkcs11(RvError::KeyFunctionNotPermitted | RvError::KeyTypeInconsistent, _)) => Ok(()),
+        Ok(_) => Err(TrialError::Wrong("it decrypts with a key that may not")),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// There and back: under the tzpk it comes out as it went in, so not a bit of it has changed inside.
+fn wrap_for_account(session: &Session) -> Result<(), TrialError> {
+    let (tzpk, sent) = sent_sample(session, SAMPLE_FILLED_OTHERWISE)?;
+    let storage = throw_away_key(session, &Mechanism::AesKeyGen, &[Attribute::Derive(true)])?;
+    let block = SessionObject::take_in(session, &Mechanism::Des3Ecb, tzpk.handle, &sent)?;
+    let key = SessionObject::block_key_to_wrap(session, storage.handle, &[7; 32])?;
+    let kept: [u8; WRAPPED_BLOCK_BYTES] = block.wrapped_under(&Mechanism::AesKeyWrapPad, key.handle)?;
+    let key = SessionObject::block_key_to_unwrap(session, storage.handle, &[7; 32])?;
+    let block = SessionObject::take_in(session, &Mechanism::AesKeyWrapPad, key.handle, &kept)?;
+    same(&block.wrapped_under::<8>(&Mechanism::Des3Ecb, tzpk.handle)?, &sent)?;
+
+    let mut changed = kept;
+    let [first, ..] = &mut changed;
+    *first ^= 1;
+    match SessionObject::take_in(session, &Mechanism::AesKeyWrapPad, key.handle, &changed) {
+        Ok(_) => Err(TrialError::Wrong("a changed block is taken in")),
+        Err(_) => Ok(()),
+    }
+}
+
+fn wrapped_iso_3(session: &Session) -> Result<(), TrialError> {
+    let (tzpk, sent) = sent_sample(session, SAMPLE)?;
+    let rights = [Attribute::Wrap(true), Attribute::Unwrap(true), Attribute::Encrypt(true)];
+    let storage = throw_away_key(session, &Mechanism::Des2KeyGen, &rights)?;
+    let mask = iso_1_to_iso_3(&sample_account()?);
+    let masked = Mechanism::Des3Cbc(mask.to_be_bytes());
+    let block = SessionObject::take_in(session, &Mechanism::Des3Ecb, tzpk.handle, &sent)?;
+    let kept: [u8; 8] = block.wrapped_under(&masked, storage.handle)?;
+    let iso_3 = (u64::from_be_bytes(SAMPLE) ^ mask).to_be_bytes();
+    same(&kept, &session.encrypt(&Mechanism::Des3Ecb, storage.handle, &iso_3)?)?;
+    let block = SessionObject::take_in(session, &masked, storage.handle, &kept)?;
+    same(&block.wrapped_under::<8>(&Mechanism::Des3Ecb, tzpk.handle)?, &sent)
+}
+
+fn wrapped_iso_4(session: &Session) -> Result<(), TrialError> {
+    let (tzpk, sent) = sent_sample(session, SAMPLE)?;
+    let storage = throw_away_key(session, &Mechanism::AesKeyGen, &[Attribute::Wrap(true), Attribute::Encrypt(true)])?;
+    let mask = iso_1_to_iso_4(0x0123_4567_89AB_CDEF);
+    let block = SessionObject::take_in(session, &Mechanism::Des3Ecb, tzpk.handle, &sent)?;
+    let first: [u8; 16] = block.wrapped_under(&Mechanism::AesCbc(mask.to_be_bytes()), storage.handle)?;
+    let field = (u128::from(u64::from_be_bytes(SAMPLE)) << 64) ^ mask;
+    same(&first, &session.encrypt(&Mechanism::AesEcb, storage.handle, &field.to_be_bytes())?)?;
+    let second = u128::from_be_bytes(first) ^ account_field(&sample_account()?);
+    session.encrypt(&Mechanism::AesEcb, storage.handle, &second.to_be_bytes())?;
+
+    let otherwise = session.encrypt(&Mechanism::Des3Ecb, tzpk.handle, &SAMPLE_FILLED_OTHERWISE)?;
+    let told = |sent: &[u8]| ends_with_a(session, &tzpk, sent);
+    match (told(&sent)?, told(&otherwise)?) {
+        (true, false) => Ok(()),
+        _ => Err(TrialError::Wrong("a fill of A is not told from another")),
+    }
+}
+
+fn sample_account() -> Result<AccountDigits, TrialError> {
+    AccountDigits::parse("5413330089020011").ok_or(TrialError::Wrong("no account"))
+}
+
+fn same(found: &[u8], expected: &[u8]) -> Result<(), TrialError> {
+    if found == expected { Ok(()) } else { Err(TrialError::Wrong("the block comes out changed")) }
 }

@@ -1,4 +1,6 @@
 //! The keys a boundary needs in a token: what each is for, how it is made, and what it must not be able to do.
+//!
+//! Each boundary level has storage keys of its own: one that may decrypt has no place where nothing is ever decrypted.
 
 use cryptoki::{
     error::Error as CallError,
@@ -8,15 +10,21 @@ use cryptoki::{
 };
 
 use super::link::call_failed;
-use crate::{check_value::CheckValue, error::Pkcs11Error};
+use crate::{binding::Level, check_value::CheckValue, error::Pkcs11Error};
 
 /// What a key is for, and nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum KeyUse {
-    /// Stored blocks, AES-256.
+pub(super) enum KeyUse {
+    /// Level `host`: stored blocks, AES-256.
     Storage,
-    /// Stored blocks of the 3DES forms.
+    /// Level `host`: stored blocks of the 3DES forms.
     StorageTdes,
+    /// Level `token`: gives each account its own key, which wraps a block.
+    StorageWrapped,
+    /// Level `token`: wraps format 3 blocks, 3DES.
+    StorageIso3,
+    /// Level `token`: wraps format 4 blocks, AES-256, and never opens one.
+    StorageIso4,
     /// Wraps every tzpk.
     Seal,
     /// Account numbers at rest.
@@ -25,14 +33,57 @@ enum KeyUse {
     Mac,
 }
 
-/// Handles of the keys of one version; good in every session of a login.
+/// Handles of the keys of one version and level; good in every session of a login.
 #[derive(Clone, Copy)]
-pub(super) struct KeyHandles {
-    pub(super) storage: ObjectHandle,
-    pub(super) storage_tdes: ObjectHandle,
+pub(super) struct KeyHandles<S> {
+    pub(super) storage: S,
     pub(super) seal: ObjectHandle,
     pub(super) account: ObjectHandle,
     pub(super) mac: ObjectHandle,
+}
+
+/// The storage keys of one level.
+pub(super) trait StorageKeys: Copy + Send + Sync + 'static {
+    /// Whose they are.
+    const LEVEL: Level;
+
+    /// One handle for each use that is asked for.
+    fn from_each<E>(handle: impl FnMut(KeyUse) -> Result<ObjectHandle, E>) -> Result<Self, E>;
+}
+
+/// Those of level `host`: they encrypt and decrypt.
+#[derive(Clone, Copy)]
+pub(super) struct HostStorage {
+    pub(super) iso_4: ObjectHandle,
+    pub(super) tdes: ObjectHandle,
+}
+
+impl StorageKeys for HostStorage {
+    const LEVEL: Level = Level::Host;
+
+    fn from_each<E>(mut handle: impl FnMut(KeyUse) -> Result<ObjectHandle, E>) -> Result<Self, E> {
+        Ok(Self { iso_4: handle(KeyUse::Storage)?, tdes: handle(KeyUse::StorageTdes)? })
+    }
+}
+
+/// Those of level `token`: they wrap, unwrap and derive, and none decrypts.
+#[derive(Clone, Copy)]
+pub(super) struct TokenStorage {
+    pub(super) wrapped: ObjectHandle,
+    pub(super) iso_3: ObjectHandle,
+    pub(super) iso_4: ObjectHandle,
+}
+
+impl StorageKeys for TokenStorage {
+    const LEVEL: Level = Level::Token;
+
+    fn from_each<E>(mut handle: impl FnMut(KeyUse) -> Result<ObjectHandle, E>) -> Result<Self, E> {
+        Ok(Self {
+            wrapped: handle(KeyUse::StorageWrapped)?,
+            iso_3: handle(KeyUse::StorageIso3)?,
+            iso_4: handle(KeyUse::StorageIso4)?,
+        })
+    }
 }
 
 /// Each key by use and version, with its check value where its use allows to make one.
@@ -49,17 +100,41 @@ const RIGHTS: [(AttributeType, &str); 6] = [
 ];
 
 impl KeyUse {
-    /// Every one.
-    const ALL: [Self; 5] = [Self::Storage, Self::StorageTdes, Self::Seal, Self::Account, Self::Mac];
+    /// Every one of a level.
+    const fn of(level: Level) -> &'static [Self] {
+        match level {
+            Level::Host => &[Self::Storage, Self::StorageTdes, Self::Seal, Self::Account, Self::Mac],
+            Level::Token => {
+                &[Self::StorageWrapped, Self::StorageIso3, Self::StorageIso4, Self::Seal, Self::Account, Self::Mac]
+            }
+        }
+    }
 
     /// Its CKA_LABEL.
     fn label(self) -> &'static str {
         match self {
             Self::Storage => "pinseal storage",
             Self::StorageTdes => "pinseal storage-3des",
+            Self::StorageWrapped => "pinseal storage-wrapped",
+            Self::StorageIso3 => "pinseal storage-iso-3",
+            Self::StorageIso4 => "pinseal storage-iso-4",
             Self::Seal => "pinseal seal",
             Self::Account => "pinseal account",
             Self::Mac => "pinseal mac",
+        }
+    }
+
+    /// The first byte of its CKA_ID. NSS keeps one secret key an id, whatever their labels: a second replaces the first.
+    fn code(self) -> u8 {
+        match self {
+            Self::Storage => b's',
+            Self::StorageTdes => b'd',
+            Self::StorageWrapped => b'w',
+            Self::StorageIso3 => b'3',
+            Self::StorageIso4 => b'4',
+            Self::Seal => b't',
+            Self::Account => b'a',
+            Self::Mac => b'm',
         }
     }
 
@@ -72,65 +147,140 @@ impl KeyUse {
     fn rights(self) -> &'static [AttributeType] {
         match self {
             Self::Storage | Self::StorageTdes => &[AttributeType::Encrypt, AttributeType::Decrypt],
-            Self::Seal => &[AttributeType::Wrap, AttributeType::Unwrap],
+            Self::StorageWrapped => &[AttributeType::Derive],
+            Self::StorageIso3 | Self::Seal => &[AttributeType::Wrap, AttributeType::Unwrap],
+            Self::StorageIso4 => &[AttributeType::Wrap, AttributeType::Encrypt],
             Self::Account => &[AttributeType::Encrypt],
             Self::Mac => &[AttributeType::Sign],
         }
     }
 
     fn key_type(self) -> KeyType {
-        if self == Self::StorageTdes { KeyType::DES2 } else { KeyType::AES }
+        match self {
+            Self::StorageTdes | Self::StorageIso3 => KeyType::DES2,
+            _ => KeyType::AES,
+        }
+    }
+
+    /// Its CKA_ID: what it is for, and the version.
+    fn id(self, version: u16) -> Vec<u8> {
+        let [high, low] = version.to_be_bytes();
+        vec![self.code(), high, low]
     }
 }
 
 fn named(r#use: KeyUse, version: u16) -> Vec<Attribute> {
     vec![
         Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::Token(true),
         Attribute::Label(r#use.label().into()),
-        Attribute::Id(version.to_be_bytes().to_vec()),
+        Attribute::Id(r#use.id(version)),
     ]
 }
 
-/// Finds the keys of a version: exactly one of each use.
-pub(super) fn find(session: &Session, version: u16) -> Result<KeyHandles, Pkcs11Error> {
-    let one = |r#use: KeyUse| {
-        let found = session.find_objects(&named(r#use, version)).map_err(call_failed("C_FindObjects"))?;
-        match found[..] {
-            [key] => Ok(key),
-            _ => Err(Pkcs11Error::Key { label: r#use.label(), version, found: found.len() }),
-        }
-    };
-    Ok(KeyHandles {
-        storage: one(KeyUse::Storage)?,
-        storage_tdes: one(KeyUse::StorageTdes)?,
-        seal: one(KeyUse::Seal)?,
-        account: one(KeyUse::Account)?,
-        mac: one(KeyUse::Mac)?,
-    })
+/// The keys of a version and level, as a token showed them.
+pub(super) struct FoundKeys {
+    keys: Vec<(KeyUse, ObjectHandle)>,
+    version: u16,
 }
 
-/// Refuses a key that can leave the token, be read, or do more than it is for.
-pub(super) fn audit(session: &Session, keys: &KeyHandles) -> Result<(), Pkcs11Error> {
-    for (r#use, key) in each(keys) {
-        let must = |holds: bool, attribute, found: &'static str| match holds {
-            true => Ok(()),
-            false => Err(Pkcs11Error::Unsafe { label: r#use.label(), attribute, found }),
-        };
-        let mut asked = vec![AttributeType::Sensitive, AttributeType::Extractable, AttributeType::KeyType];
-        asked.extend(RIGHTS.map(|(right, _)| right));
-        let told = session.get_attributes(key, &asked).map_err(call_failed("C_GetAttributeValue"))?;
-        must(told.contains(&Attribute::Sensitive(true)), "CKA_SENSITIVE", "not true")?;
-        must(told.contains(&Attribute::Extractable(false)), "CKA_EXTRACTABLE", "not false")?;
-        must(told.contains(&Attribute::KeyType(r#use.key_type())), "CKA_KEY_TYPE", "of another kind")?;
-        for (right, name) in RIGHTS {
-            let granted = told.iter().any(|attribute| attribute.attribute_type() == right && is_true(attribute));
-            match r#use.rights().contains(&right) {
-                true => must(granted, name, "not true")?,
-                false => must(!granted, name, "not false")?,
+impl FoundKeys {
+    /// Finds exactly one of each use.
+    pub(super) fn find(session: &Session, version: u16, level: Level) -> Result<Self, Pkcs11Error> {
+        let keys = KeyUse::of(level).iter().map(|r#use| {
+            let found = session.find_objects(&named(*r#use, version)).map_err(call_failed("C_FindObjects"))?;
+            match found[..] {
+                [key] => Ok((*r#use, key)),
+                _ => Err(Pkcs11Error::Key { label: r#use.label(), version, found: found.len() }),
+            }
+        });
+        Ok(Self { keys: keys.collect::<Result<_, _>>()?, version })
+    }
+
+    /// Makes a key of every use that has none of that version yet. The keys that both levels use may be there.
+    pub(super) fn make(session: &Session, version: u16, level: Level) -> Result<Self, Pkcs11Error> {
+        let (mut missing, mut present) = (Vec::new(), None);
+        for r#use in KeyUse::of(level) {
+            let found = session.find_objects(&named(*r#use, version)).map_err(call_failed("C_FindObjects"))?;
+            match (found.is_empty(), r#use) {
+                (true, _) => missing.push(*r#use),
+                (false, KeyUse::Seal | KeyUse::Account | KeyUse::Mac) => {}
+                (false, _) => present = Some(r#use),
             }
         }
+        if let Some(present) = present {
+            return Err(Pkcs11Error::Present { label: present.label(), version });
+        }
+        for r#use in missing {
+            generate(session, r#use, version).map_err(call_failed("C_GenerateKey"))?;
+        }
+        Self::find(session, version, level)
     }
-    Ok(())
+
+    /// Refuses a key that can leave the token, be read, or do more than it is for.
+    pub(super) fn audit(&self, session: &Session) -> Result<(), Pkcs11Error> {
+        for (r#use, key) in &self.keys {
+            let must = |holds: bool, attribute, found: &'static str| match holds {
+                true => Ok(()),
+                false => Err(Pkcs11Error::Unsafe { label: r#use.label(), attribute, found }),
+            };
+            let mut asked = vec![AttributeType::Sensitive, AttributeType::Extractable, AttributeType::KeyType];
+            asked.extend(RIGHTS.map(|(right, _)| right));
+            let told = session.get_attributes(*key, &asked).map_err(call_failed("C_GetAttributeValue"))?;
+            must(told.contains(&Attribute::Sensitive(true)), "CKA_SENSITIVE", "not true")?;
+            must(told.contains(&Attribute::Extractable(false)), "CKA_EXTRACTABLE", "not false")?;
+            must(told.contains(&Attribute::KeyType(r#use.key_type())), "CKA_KEY_TYPE", "of another kind")?;
+            for (right, name) in RIGHTS {
+                let granted = told.iter().any(|attribute| attribute.attribute_type() == right && is_true(attribute));
+                match r#use.rights().contains(&right) {
+                    true => must(granted, name, "not true")?,
+                    false => must(!granted, name, "not false")?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// By use and version, with check values: of AES-256 the first 3 bytes of CMAC over 16 zero bytes, of 3DES those of
+    /// the encrypted zero block. A key that may neither encrypt nor sign has none.
+    pub(super) fn references(&self, session: &Session) -> Result<KeyReferences, CallError> {
+        let tell = |(r#use, key): &(KeyUse, ObjectHandle)| {
+            let check_value = match r#use {
+                KeyUse::Storage | KeyUse::StorageIso4 | KeyUse::Account => Some(aes_check_value(session, *key)?),
+                KeyUse::StorageTdes => Some(session.encrypt(&Mechanism::Des3Ecb, *key, &[0; 8])?),
+                KeyUse::Mac => Some(session.sign(&Mechanism::AesCMac, *key, &[0; 16])?),
+                KeyUse::StorageWrapped | KeyUse::StorageIso3 | KeyUse::Seal => None,
+            };
+            let (name, version) = (r#use.name(), self.version);
+            Ok(match check_value {
+                Some(bytes) => format!("{name}/{version}:{}", CheckValue::first_of(&bytes)),
+                None => format!("{name}/{version}"),
+            })
+        };
+        self.keys.iter().map(tell).collect()
+    }
+
+    /// Copies that live in this session. A token that keeps its keys in a database reads them from there at every use.
+    pub(super) fn copied_to_session(&self, session: &Session) -> Result<Self, CallError> {
+        let copy = |(r#use, key): &(KeyUse, ObjectHandle)| {
+            Ok((*r#use, session.copy_object(*key, &[Attribute::Token(false)])?))
+        };
+        Ok(Self { keys: self.keys.iter().map(copy).collect::<Result<_, CallError>>()?, version: self.version })
+    }
+
+    /// As a level uses them.
+    pub(super) fn handles<S: StorageKeys>(&self) -> Result<KeyHandles<S>, Pkcs11Error> {
+        let handle = |r#use: KeyUse| {
+            let found = self.keys.iter().find(|(found, _)| *found == r#use).map(|(_, key)| *key);
+            found.ok_or(Pkcs11Error::Key { label: r#use.label(), version: self.version, found: 0 })
+        };
+        Ok(KeyHandles {
+            storage: S::from_each(handle)?,
+            seal: handle(KeyUse::Seal)?,
+            account: handle(KeyUse::Account)?,
+            mac: handle(KeyUse::Mac)?,
+        })
+    }
 }
 
 fn is_true(attribute: &Attribute) -> bool {
@@ -145,61 +295,30 @@ fn is_true(attribute: &Attribute) -> bool {
     )
 }
 
-/// Makes a key of every use, if there is none of that version yet.
-pub(super) fn make(session: &Session, version: u16) -> Result<KeyHandles, Pkcs11Error> {
-    for r#use in KeyUse::ALL {
-        let found = session.find_objects(&named(r#use, version)).map_err(call_failed("C_FindObjects"))?;
-        if !found.is_empty() {
-            return Err(Pkcs11Error::Present { label: r#use.label(), version });
+fn generate(session: &Session, r#use: KeyUse, version: u16) -> Result<ObjectHandle, CallError> {
+    let may = |right| r#use.rights().contains(&right);
+    let mut template = named(r#use, version);
+    template.extend([
+        Attribute::Private(true),
+        Attribute::Sensitive(true),
+        Attribute::Extractable(false),
+        Attribute::Modifiable(false),
+        Attribute::Encrypt(may(AttributeType::Encrypt)),
+        Attribute::Decrypt(may(AttributeType::Decrypt)),
+        Attribute::Sign(may(AttributeType::Sign)),
+        Attribute::Verify(false),
+        Attribute::Wrap(may(AttributeType::Wrap)),
+        Attribute::Unwrap(may(AttributeType::Unwrap)),
+        Attribute::Derive(may(AttributeType::Derive)),
+    ]);
+    let mechanism = match r#use.key_type() {
+        KeyType::DES2 => Mechanism::Des2KeyGen,
+        _ => {
+            template.push(Attribute::ValueLen(32.into()));
+            Mechanism::AesKeyGen
         }
-    }
-    for r#use in KeyUse::ALL {
-        let may = |right| r#use.rights().contains(&right);
-        let mut template = named(r#use, version);
-        template.extend([
-            Attribute::Token(true),
-            Attribute::Private(true),
-            Attribute::Sensitive(true),
-            Attribute::Extractable(false),
-            Attribute::Modifiable(false),
-            Attribute::Encrypt(may(AttributeType::Encrypt)),
-            Attribute::Decrypt(may(AttributeType::Decrypt)),
-            Attribute::Sign(may(AttributeType::Sign)),
-            Attribute::Verify(false),
-            Attribute::Wrap(may(AttributeType::Wrap)),
-            Attribute::Unwrap(may(AttributeType::Unwrap)),
-            Attribute::Derive(false),
-        ]);
-        let mechanism = match r#use {
-            KeyUse::StorageTdes => Mechanism::Des2KeyGen,
-            KeyUse::Storage | KeyUse::Seal | KeyUse::Account | KeyUse::Mac => {
-                template.push(Attribute::ValueLen(32.into()));
-                Mechanism::AesKeyGen
-            }
-        };
-        session.generate_key(&mechanism, &template).map_err(call_failed("C_GenerateKey"))?;
-    }
-    find(session, version)
-}
-
-/// By use and version, with check values: of AES-256 the first 3 bytes of CMAC over 16 zero bytes, of 3DES those of the
-/// encrypted zero block. The seal key may neither encrypt nor sign, so it has none.
-pub(super) fn references(session: &Session, keys: &KeyHandles, version: u16) -> Result<KeyReferences, CallError> {
-    each(keys)
-        .map(|(r#use, key)| {
-            let check_value = match r#use {
-                KeyUse::Storage | KeyUse::Account => Some(aes_check_value(session, key)?),
-                KeyUse::StorageTdes => Some(session.encrypt(&Mechanism::Des3Ecb, key, &[0; 8])?),
-                KeyUse::Mac => Some(session.sign(&Mechanism::AesCMac, key, &[0; 16])?),
-                KeyUse::Seal => None,
-            };
-            let name = r#use.name();
-            Ok(match check_value {
-                Some(bytes) => format!("{name}/{version}:{}", CheckValue::first_of(&bytes)),
-                None => format!("{name}/{version}"),
-            })
-        })
-        .collect()
+    };
+    session.generate_key(&mechanism, &template)
 }
 
 /// CMAC of 16 zero bytes by encryption alone: `E(2·E(0))` (NIST SP 800-38B, 6).
@@ -208,8 +327,4 @@ fn aes_check_value(session: &Session, key: ObjectHandle) -> Result<Vec<u8>, Call
     let zero = u128::from_be_bytes(zero.as_slice().try_into().map_err(CallError::TryFromSlice)?);
     let subkey = (zero << 1) ^ (0x87 & 0u128.wrapping_sub(zero >> 127));
     session.encrypt(&Mechanism::AesEcb, key, &subkey.to_be_bytes())
-}
-
-fn each(keys: &KeyHandles) -> impl Iterator<Item = (KeyUse, ObjectHandle)> {
-    KeyUse::ALL.into_iter().zip([keys.storage, keys.storage_tdes, keys.seal, keys.account, keys.mac])
 }

@@ -3,13 +3,13 @@
 
 use std::{
     collections::HashMap,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
 use cryptoki::{
-    context::{CInitializeArgs, CInitializeFlags, Pkcs11 as Module},
+    context::Pkcs11 as Module,
     error::{Error as CallError, RvError},
     mechanism::MechanismType,
     session::{Session, UserType},
@@ -17,9 +17,13 @@ use cryptoki::{
     types::AuthPin,
 };
 
-use super::keys::{self, KeyHandles, KeyReferences};
+use super::{
+    initialize::initialize,
+    keys::{FoundKeys, KeyHandles, KeyReferences, StorageKeys},
+};
 use crate::{
-    config::{Pkcs11, SlotName},
+    binding::Level,
+    config::{KeyHandling, Pkcs11, SlotName},
     error::{Error, Pkcs11Error},
 };
 
@@ -28,14 +32,14 @@ const RETRY_AFTER_MIN: Duration = Duration::from_millis(100);
 /// How late, at most.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(2);
 
-/// A token as configured, connected or lost.
-pub(super) struct Link {
+/// A token as configured, connected or lost; with the storage keys of one level.
+pub(super) struct Link<S> {
     config: Pkcs11,
-    state: Mutex<State>,
+    state: Mutex<State<S>>,
 }
 
-enum State {
-    Up(Arc<Connection>),
+enum State<S> {
+    Up(Arc<Connection<S>>),
     Down {
         next: Instant,
         wait: Duration,
@@ -45,27 +49,24 @@ enum State {
 }
 
 /// A login and its sessions.
-struct Connection {
+struct Connection<S> {
     module: Module,
     slot: Slot,
-    keys: KeyHandles,
+    keys: KeyHandles<S>,
     idle: Mutex<Vec<Session>>,
-    /// Keeps the login, which ends with the last session.
+    /// Keeps the login, which ends with the last session, and copies of keys where there are any.
     _management: Mutex<Session>,
 }
 
-impl Link {
+impl<S: StorageKeys> Link<S> {
     /// Logs in and finds the keys.
     pub(super) fn open(config: &Pkcs11) -> Result<(Self, KeyReferences), Pkcs11Error> {
-        let connection = Connection::open(config)?;
-        let references = connection
-            .with_session(|session| keys::references(session, &connection.keys, config.key_version))
-            .map_err(call_failed("check values"))?;
+        let (connection, references) = Connection::open(config)?;
         Ok((Self { config: config.clone(), state: Mutex::new(State::Up(Arc::new(connection))) }, references))
     }
 
     /// Lets `work` use a session of its own. A call that fails loses the connection: the next one looks for the token.
-    pub(super) fn call<T>(&self, work: impl Fn(&Session, &KeyHandles) -> Result<T, CallError>) -> Result<T, Error> {
+    pub(super) fn call<T>(&self, work: impl Fn(&Session, &KeyHandles<S>) -> Result<T, CallError>) -> Result<T, Error> {
         let connection = self.connected()?;
         connection.with_session(|session| work(session, &connection.keys)).map_err(|error| {
             self.lost(&connection);
@@ -73,7 +74,7 @@ impl Link {
         })
     }
 
-    fn connected(&self) -> Result<Arc<Connection>, Error> {
+    fn connected(&self) -> Result<Arc<Connection<S>>, Error> {
         let refused = Error::Unavailable { reason: "it refused the user PIN" };
         let mut state = locked(&self.state);
         let wait = match &*state {
@@ -85,7 +86,7 @@ impl Link {
             State::Down { wait, .. } => *wait,
         };
         match Connection::open(&self.config) {
-            Ok(connection) => {
+            Ok((connection, _)) => {
                 let connection = Arc::new(connection);
                 *state = State::Up(Arc::clone(&connection));
                 Ok(connection)
@@ -101,7 +102,7 @@ impl Link {
         }
     }
 
-    fn lost(&self, connection: &Arc<Connection>) {
+    fn lost(&self, connection: &Arc<Connection<S>>) {
         let mut state = locked(&self.state);
         if matches!(&*state, State::Up(current) if Arc::ptr_eq(current, connection)) {
             *state = State::Down { next: Instant::now(), wait: RETRY_AFTER_MIN };
@@ -134,24 +135,44 @@ pub(super) fn look(config: &Pkcs11) -> Result<(Session, Words), Pkcs11Error> {
     Ok((session, Words { words, mechanisms }))
 }
 
-/// Makes every key in a token.
-pub(super) fn make_keys(config: &Pkcs11) -> Result<KeyReferences, Pkcs11Error> {
+/// Makes every key of a level in a token.
+pub(super) fn make_keys(config: &Pkcs11, level: Level) -> Result<KeyReferences, Pkcs11Error> {
     let (module, slot) = find_slot(config)?;
     let session = module.open_rw_session(slot).map_err(call_failed("C_OpenSession"))?;
     log_in(&module, slot, &session, config)?;
-    let keys = keys::make(&session, config.key_version)?;
-    keys::audit(&session, &keys)?;
-    keys::references(&session, &keys, config.key_version).map_err(call_failed("check values"))
+    let keys = FoundKeys::make(&session, config.key_version, level)?;
+    keys.audit(&session)?;
+    keys.references(&session).map_err(call_failed("check values"))
 }
 
-impl Connection {
-    fn open(config: &Pkcs11) -> Result<Self, Pkcs11Error> {
+/// The keys of a level as they are to be used, none of them unsafe.
+pub(super) fn find_keys(
+    session: &Session,
+    config: &Pkcs11,
+    level: Level,
+) -> Result<(FoundKeys, KeyReferences), Pkcs11Error> {
+    let keys = FoundKeys::find(session, config.key_version, level)?;
+    keys.audit(session)?;
+    let references = keys.references(session).map_err(call_failed("check values"))?;
+    match config.key_handling {
+        KeyHandling::InToken => Ok((keys, references)),
+        KeyHandling::CopiedToSession => {
+            let copies = keys.copied_to_session(session).map_err(call_failed("C_CopyObject"))?;
+            copies.audit(session)?;
+            Ok((copies, references))
+        }
+    }
+}
+
+impl<S: StorageKeys> Connection<S> {
+    fn open(config: &Pkcs11) -> Result<(Self, KeyReferences), Pkcs11Error> {
         let (module, slot) = find_slot(config)?;
         let management = module.open_ro_session(slot).map_err(call_failed("C_OpenSession"))?;
         log_in(&module, slot, &management, config)?;
-        let keys = keys::find(&management, config.key_version)?;
-        keys::audit(&management, &keys)?;
-        Ok(Self { module, slot, keys, idle: Mutex::new(Vec::new()), _management: Mutex::new(management) })
+        let (keys, references) = find_keys(&management, config, S::LEVEL)?;
+        let keys = keys.handles()?;
+        let connection = Self { module, slot, keys, idle: Mutex::default(), _management: Mutex::new(management) };
+        Ok((connection, references))
     }
 
     /// A session is kept for the next one only where the work succeeded.
@@ -168,16 +189,17 @@ impl Connection {
 }
 
 /// The module, loaded once a process: a second copy of the same library is undefined in some.
-fn module(path: &Path) -> Result<Module, Pkcs11Error> {
+fn module(config: &Pkcs11) -> Result<Module, Pkcs11Error> {
+    let path = &config.module;
     static MODULES: OnceLock<Mutex<HashMap<PathBuf, Module>>> = OnceLock::new();
     let failed = |error: CallError| Pkcs11Error::Module { path: path.to_owned(), reason: error.to_string() };
     let mut modules = locked(MODULES.get_or_init(Mutex::default));
     let module = match modules.get(path) {
         Some(module) => module.clone(),
-        None => Module::new(path).map_err(failed)?,
+        None => Module::new(path.as_path()).map_err(failed)?,
     };
     // Again for one that was finalised behind our back; the others say that they are initialised already.
-    match module.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
+    match initialize(&module, config.module_parameters.as_deref()) {
         Ok(()) | Err(CallError::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
         Err(error) => return Err(failed(error)),
     }
@@ -186,7 +208,7 @@ fn module(path: &Path) -> Result<Module, Pkcs11Error> {
 }
 
 fn find_slot(config: &Pkcs11) -> Result<(Module, Slot), Pkcs11Error> {
-    let module = module(&config.module)?;
+    let module = module(config)?;
     let slots = module.get_slots_with_token().map_err(call_failed("C_GetSlotList"))?;
     let (mut matching, mut present) = (Vec::new(), Vec::new());
     for slot in slots {

@@ -1,0 +1,37 @@
+//! What a token XORs a format 1 block with, unread, to make another format of it.
+
+use super::AccountDigits;
+
+/// Format 1 to format 3, and back: the control nibble, and the account. The fill must be within A to F.
+pub(crate) fn iso_1_to_iso_3(account: &AccountDigits) -> u64 {
+    (0x2 << 60) ^ account.rightmost_twelve()
+}
+
+/// Format 1 to a format 4 PIN field: the control nibble, and the random half behind it. The fill must be A.
+pub(crate) fn iso_1_to_iso_4(random: u64) -> u128 {
+    (0x5 << 124) | u128::from(random)
+}
+
+/// Makes the last byte 01, which is padding of one byte (PKCS #7), where it was AA.
+pub(crate) const FILL_A_AS_PADDING: u64 = 0xAB;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Seen on NSS and openCryptoki, checked with OpenSSL.
+    #[test]
+    fn a_format_1_block_becomes_a_format_3_block_of_its_account() {
+        let account = AccountDigits::parse("5413339000001513").unwrap();
+        let masked = 0x1512_345A_BCDE_FACBu64 ^ iso_1_to_iso_3(&account);
+        assert_eq!(masked ^ account.rightmost_twelve(), 0x3512_345A_BCDE_FACB);
+    }
+
+    #[test]
+    fn a_format_1_block_filled_with_a_becomes_a_format_4_pin_field() {
+        let block = 0x1512_345A_AAAA_AAAAu64;
+        let field = (u128::from(block) << 64) ^ iso_1_to_iso_4(7);
+        assert_eq!(field, 0x4512_345A_AAAA_AAAA_0000_0000_0000_0007);
+        assert_eq!((block ^ FILL_A_AS_PADDING) & 0xFF, 1);
+    }
+}

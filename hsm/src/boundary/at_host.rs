@@ -1,0 +1,174 @@
+//! Level `host`: a block is opened, judged and made anew here.
+//!
+//! Each operation works on clear values in its own workspace, filled in place and wiped, and scrubs the stack it used
+//! before it answers.
+
+use subtle::{Choice, ConditionallySelectable};
+
+use super::{account_digits, tagged};
+use crate::{
+    binding::{Binding, CardBinding, Level},
+    block::{
+        AccountDigits, account_field, decode_iso_0, decode_iso_1, decode_iso_3, decode_iso_4, encode_iso_0,
+        encode_iso_1, encode_iso_3, encode_iso_4,
+    },
+    clear::{Block, Pin, WideBlock, Workspace, in_workspace},
+    config::HostForm,
+    device_key::DeviceKey,
+    door::{Accepted, Account, Issued, Revealed},
+    error::{AcceptError, Error, Refusal},
+    policy::PinPolicy,
+    sealed::{EncryptedBlock, PinRecord, SealedKey, bound_to_control},
+    token::{HostLevel, IssuedTzpk, WrappedTzpk},
+};
+
+/// A token that gives out clear blocks, how they are judged, and the form of new records.
+pub(crate) struct AtHost {
+    pub(crate) token: Box<dyn HostLevel>,
+    pub(crate) policy: PinPolicy,
+    pub(crate) form: HostForm,
+}
+
+impl AtHost {
+    pub(super) fn issue(&self, device: &DeviceKey, binding: &Binding<'_>) -> Result<Issued, Error> {
+        in_workspace(|Workspace { tzpk, .. }| {
+            let key = self.token.current();
+            let IssuedTzpk { wrapped, sealed } =
+                self.token.issue_tzpk(device, &bound_to_control(key, binding), tzpk)?;
+            let WrappedTzpk { wrapped, check_value } = wrapped;
+            Ok(Issued { sealed: SealedKey::new(key, &sealed), wrapped, check_value })
+        })
+    }
+
+    /// The same work is done whatever is wrong with a block: it is judged as a whole, at the end.
+    pub(super) fn accept(
+        &self,
+        tzpk: &SealedKey,
+        binding: &Binding<'_>,
+        block: &EncryptedBlock,
+        account: Account<'_>,
+    ) -> Result<Accepted, AcceptError> {
+        in_workspace(|Workspace { tzpk: key, block: clear, wide, pin }| {
+            let account = account_digits(&*self.token, account, &binding.card)?;
+            clear.bytes_mut().copy_from_slice(block.as_bytes());
+            self.token.open_block(tzpk.body(), &bound_to_control(tzpk.key(), binding), key, clear)?;
+            let well_formed = decode_iso_1(clear, pin);
+            let taken = self.policy.judge(pin);
+
+            let record = self.keep(pin, (clear, wide), &account, &binding.card)?;
+            let retry_tag = self.token.retry_tag(binding.control, block.as_bytes())?;
+            match verdict(well_formed, taken) {
+                Verdict::Taken => Ok(Accepted { record, retry_tag }),
+                Verdict::Malformed => Err(Refusal::MalformedBlock.into()),
+                Verdict::AgainstPolicy => Err(Refusal::PinPolicy.into()),
+            }
+        })
+    }
+
+    /// With random fill.
+    pub(super) fn reveal(
+        &self,
+        record: &PinRecord,
+        binding: &Binding<'_>,
+        account: Account<'_>,
+        device: &DeviceKey,
+    ) -> Result<Revealed, Error> {
+        in_workspace(|Workspace { tzpk, block, wide, pin }| {
+            let account = account_digits(&*self.token, account, &binding.card)?;
+            self.open_record(record, &account, (block, wide), pin)?;
+
+            let mut fill = Block::zeroed();
+            self.token.random(fill.bytes_mut())?;
+            encode_iso_1(block, pin, fill.nibbles());
+            let WrappedTzpk { wrapped, check_value } = self.token.send_block(device, tzpk, block)?;
+            let block = EncryptedBlock::from_bytes(block.bytes())?;
+            Ok(Revealed { wrapped, block, check_value })
+        })
+    }
+
+    fn keep(
+        &self,
+        pin: &Pin,
+        (block, wide): (&mut Block, &mut WideBlock),
+        account: &AccountDigits,
+        card: &CardBinding<'_>,
+    ) -> Result<PinRecord, Error> {
+        let key = self.token.current();
+        let kept = match self.form {
+            HostForm::Iso4 => {
+                let mut random = [0; 8];
+                self.token.random(&mut random)?;
+                encode_iso_4(wide, pin, u64::from_be_bytes(random));
+                self.token.storage_encrypt_iso_4(wide, account_field(account))?;
+                &wide.bytes()[..]
+            }
+            form @ (HostForm::Iso3 | HostForm::Iso0) => {
+                if form == HostForm::Iso0 {
+                    encode_iso_0(block, pin, account);
+                } else {
+                    encode_iso_3(block, pin, account, self.iso_3_fill()?);
+                }
+                self.token.storage_tdes_encrypt(block)?;
+                &block.bytes()[..]
+            }
+        };
+        tagged(&*self.token, PinRecord::untagged(key, self.form.into(), Level::Host, kept), card)
+    }
+
+    fn open_record(
+        &self,
+        record: &PinRecord,
+        account: &AccountDigits,
+        (block, wide): (&mut Block, &mut WideBlock),
+        pin: &mut Pin,
+    ) -> Result<(), Error> {
+        let broken = Error::SealBroken { what: "PIN record" };
+        let Some(form) = HostForm::of(record.form()) else { return Err(broken) };
+        let good = match form {
+            HostForm::Iso4 => {
+                wide.bytes_mut().iter_mut().zip(record.block()).for_each(|(place, byte)| *place = *byte);
+                self.token.storage_decrypt_iso_4(wide, account_field(account))?;
+                decode_iso_4(wide, pin)
+            }
+            HostForm::Iso3 | HostForm::Iso0 => {
+                block.bytes_mut().iter_mut().zip(record.block()).for_each(|(place, byte)| *place = *byte);
+                self.token.storage_tdes_decrypt(block)?;
+                if form == HostForm::Iso0 {
+                    decode_iso_0(block, pin, account)
+                } else {
+                    decode_iso_3(block, pin, account)
+                }
+            }
+        };
+        if bool::from(good) { Ok(()) } else { Err(broken) }
+    }
+
+    /// Sixteen random nibbles within A to F, none likelier than another: bytes of 252 and above are thrown away.
+    fn iso_3_fill(&self) -> Result<u64, Error> {
+        let (mut fill, mut missing) = (0u64, 16);
+        while missing > 0 {
+            let mut random = [0; 16];
+            self.token.random(&mut random)?;
+            for byte in random.iter().filter(|byte| **byte < 252).take(missing) {
+                fill = (fill << 4) | u64::from(0xA + byte % 6);
+                missing -= 1;
+            }
+        }
+        Ok(fill)
+    }
+}
+
+enum Verdict {
+    Taken,
+    Malformed,
+    AgainstPolicy,
+}
+
+fn verdict(well_formed: Choice, taken: Choice) -> Verdict {
+    let code = u8::conditional_select(&1, &u8::conditional_select(&2, &0, taken), well_formed);
+    match code {
+        0 => Verdict::Taken,
+        1 => Verdict::Malformed,
+        _ => Verdict::AgainstPolicy,
+    }
+}

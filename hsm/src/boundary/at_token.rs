@@ -1,0 +1,58 @@
+//! Level `token`: a block goes from the device's key to the storage key and back inside the token. Nothing clear can be
+//! named here, so nothing can be judged: neither a block's digits nor a weak PIN.
+
+use super::{account_digits, tagged};
+use crate::{
+    binding::{Binding, Level},
+    config::TokenForm,
+    device_key::DeviceKey,
+    door::{Accepted, Account, Issued, Revealed},
+    error::{AcceptError, Error},
+    sealed::{EncryptedBlock, PinRecord, SealedKey, bound_to_control},
+    token::{IssuedTzpk, TokenLevel, WrappedTzpk},
+};
+
+/// A token that gives out nothing clear, and the form of new records.
+pub(crate) struct AtToken {
+    pub(crate) token: Box<dyn TokenLevel>,
+    pub(crate) form: TokenForm,
+}
+
+impl AtToken {
+    pub(super) fn issue(&self, device: &DeviceKey, binding: &Binding<'_>) -> Result<Issued, Error> {
+        let key = self.token.current();
+        let IssuedTzpk { wrapped, sealed } = self.token.issue_tzpk(device, &bound_to_control(key, binding))?;
+        let WrappedTzpk { wrapped, check_value } = wrapped;
+        Ok(Issued { sealed: SealedKey::new(key, &sealed), wrapped, check_value })
+    }
+
+    pub(super) fn accept(
+        &self,
+        tzpk: &SealedKey,
+        binding: &Binding<'_>,
+        block: &EncryptedBlock,
+        account: Account<'_>,
+    ) -> Result<Accepted, AcceptError> {
+        let account = account_digits(&*self.token, account, &binding.card)?;
+        let bound = bound_to_control(tzpk.key(), binding);
+        let kept = self.token.take_in((tzpk.body(), &bound), block, self.form, &account)?;
+        let record = PinRecord::untagged(self.token.current(), self.form.into(), Level::Token, &kept);
+        let record = tagged(&*self.token, record, &binding.card)?;
+        let retry_tag = self.token.retry_tag(binding.control, block.as_bytes())?;
+        Ok(Accepted { record, retry_tag })
+    }
+
+    pub(super) fn reveal(
+        &self,
+        record: &PinRecord,
+        binding: &Binding<'_>,
+        account: Account<'_>,
+        device: &DeviceKey,
+    ) -> Result<Revealed, Error> {
+        let account = account_digits(&*self.token, account, &binding.card)?;
+        let form = TokenForm::of(record.form()).ok_or(Error::SealBroken { what: "PIN record" })?;
+        let (wrapped, block) = self.token.send_out(form, record.block(), &account, device)?;
+        let WrappedTzpk { wrapped, check_value } = wrapped;
+        Ok(Revealed { wrapped, block, check_value })
+    }
+}

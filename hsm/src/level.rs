@@ -1,0 +1,72 @@
+//! Which boundary level a token is used at: what was wanted, and what the token can do.
+
+use crate::{
+    binding::Level,
+    config::{Form, HostForm, Pkcs11, StoredForm, TokenForm, Wanted, WantedLevel},
+    error::OpenError,
+    token::ability,
+};
+
+/// A level, and a form that it makes.
+pub(crate) enum LevelAndForm {
+    Host(HostForm),
+    Token(TokenForm),
+}
+
+impl LevelAndForm {
+    pub(crate) fn level(&self) -> Level {
+        match self {
+            Self::Host(_) => Level::Host,
+            Self::Token(_) => Level::Token,
+        }
+    }
+}
+
+/// The software token has one level: its ciphers are this process's own.
+pub(crate) fn of_software(wanted: &Wanted) -> Result<HostForm, OpenError> {
+    match wanted.level {
+        WantedLevel::Host | WantedLevel::Best => host_form(wanted),
+        WantedLevel::Token => Err(OpenError::Level {
+            token: "software",
+            why: "its keys and ciphers are in this process's memory".to_owned(),
+        }),
+    }
+}
+
+/// Of a PKCS#11 token: what it can do is tried.
+pub(crate) fn of_token(token: &Pkcs11, wanted: &Wanted) -> Result<LevelAndForm, OpenError> {
+    match wanted.level {
+        WantedLevel::Host => host_form(wanted).map(LevelAndForm::Host),
+        WantedLevel::Token => {
+            let form = form_of(wanted, Form::Wrapped);
+            let form = TokenForm::of(form).ok_or(OpenError::Form { form, level: Level::Token })?;
+            match ability(token)?.to_make(form) {
+                Ok(()) => Ok(LevelAndForm::Token(form)),
+                Err(why) => Err(OpenError::Level { token: "PKCS#11", why }),
+            }
+        }
+        WantedLevel::Best => best(token, wanted),
+    }
+}
+
+/// The level at which a PIN is both set and shown: format 4 is not shown at level `token`, format 0 is not made there.
+fn best(token: &Pkcs11, wanted: &Wanted) -> Result<LevelAndForm, OpenError> {
+    let form = match form_of(wanted, Form::Wrapped) {
+        Form::Wrapped => TokenForm::Wrapped,
+        Form::Iso3 => TokenForm::Iso3,
+        Form::Iso4 | Form::Iso0 => return host_form(wanted).map(LevelAndForm::Host),
+    };
+    match ability(token)?.to_make(form) {
+        Ok(()) => Ok(LevelAndForm::Token(form)),
+        Err(_) => host_form(wanted).map(LevelAndForm::Host),
+    }
+}
+
+fn host_form(wanted: &Wanted) -> Result<HostForm, OpenError> {
+    let form = form_of(wanted, Form::Iso4);
+    HostForm::of(form).ok_or(OpenError::Form { form, level: Level::Host })
+}
+
+fn form_of(wanted: &Wanted, levels_own: Form) -> Form {
+    wanted.form.as_ref().map_or(levels_own, StoredForm::form)
+}
