@@ -88,7 +88,7 @@ pub enum OpenError {
     #[error(transparent)]
     Pkcs11(#[from] Pkcs11Error),
     /// A level that can't be had.
-    #[error("boundary.level = \"token\" can't be had of the {token} token: {why}; set level = \"host\" or \"best\"")]
+    #[error("boundary.level = \"token\" can't be had of a {token} token here: {why}; set level = \"host\" or \"best\"")]
     Level {
         /// Its name.
         token: &'static str,

@@ -16,7 +16,7 @@ use tonic::{Status, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use tonic_types::StatusExt;
 
-use crate::softhsm::SoftHsm;
+use crate::real_token::RealToken;
 
 /// A running engine; killed when dropped.
 pub(crate) struct EngineProcess {
@@ -38,9 +38,14 @@ impl EngineProcess {
     }
 
     /// Starts one with its keys in this token.
-    pub(crate) fn start_on_softhsm(directory: &Path, softhsm: &SoftHsm) -> Self {
-        let pinseal = Path::new(env!("CARGO_BIN_EXE_pinseal"));
-        Self::start_with(pinseal, "127.0.0.1:0", directory, &softhsm.lines(), &softhsm.environment())
+    pub(crate) fn start_on(directory: &Path, token: &RealToken) -> Self {
+        Self::start_on_with(directory, token, "")
+    }
+
+    /// The same, with more lines of configuration.
+    pub(crate) fn start_on_with(directory: &Path, token: &RealToken, more: &str) -> Self {
+        let (pinseal, lines) = (Path::new(env!("CARGO_BIN_EXE_pinseal")), format!("{}\n{more}", token.lines()));
+        Self::start_with(pinseal, "127.0.0.1:0", directory, &lines, &token.environment())
     }
 
     /// Starts one at a given address.
@@ -188,6 +193,16 @@ impl Client {
 
     /// The PIN of a card, as its device shows it.
     pub(crate) async fn view(&mut self, device: &Device, plastic_id: &str) -> Result<String, Status> {
+        let (block, tzpk) = self.view_encrypted(device, plastic_id).await?;
+        Ok(device.decrypt_pin(&tzpk, &block).unwrap().reveal().to_owned())
+    }
+
+    /// The PIN of a card as it comes over the wire: the block, and the tzpk it is under.
+    pub(crate) async fn view_encrypted(
+        &mut self,
+        device: &Device,
+        plastic_id: &str,
+    ) -> Result<([u8; 8], Vec<u8>), Status> {
         let control_id = self.open(plastic_id, Scope::ViewPin).await?.control_id;
         let request = ViewPinRequest {
             tenant: TENANT.into(),
@@ -196,8 +211,7 @@ impl Client {
             device_public_key: device.public_key_der().to_vec(),
         };
         let shown = self.pins.view_pin(request).await?.into_inner();
-        let block: [u8; 8] = shown.pin_block.try_into().unwrap();
-        Ok(device.decrypt_pin(&shown.encrypted_tzpk, &block).unwrap().reveal().to_owned())
+        Ok((shown.pin_block.try_into().unwrap(), shown.encrypted_tzpk))
     }
 }
 

@@ -19,5 +19,5 @@ mod kill;
 mod memory;
 mod no_trace;
 mod race;
-mod softhsm;
+mod real_token;
 mod token;

@@ -1,20 +1,22 @@
-//! The keys in a PKCS#11 token: SoftHSM, at level `host`.
+//! The keys in a PKCS#11 token: SoftHSM at level `host`, NSS softokn at level `token`.
 
 use std::{path::Path, process::Command, time::Duration};
 
+use device::{Fill, Pin};
+use pinseal::proto::Scope;
 use serde_json::Value;
 
 use crate::{
     clients,
     edge_process::{EdgeProcess, TOKEN},
     engine_process::{EngineProcess, device, reason},
-    softhsm::SoftHsm,
+    real_token::{Make, RealToken},
 };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pins_and_a_half_finished_control_survive_a_restart_on_the_same_token() {
-    let (softhsm, directory) = (SoftHsm::with_keys(), tempfile::tempdir().unwrap());
-    let start = || EngineProcess::start_on_softhsm(directory.path(), &softhsm);
+    let (softhsm, directory) = (RealToken::with_keys(Make::SoftHsm), tempfile::tempdir().unwrap());
+    let start = || EngineProcess::start_on(directory.path(), &softhsm);
     let device = device();
 
     let engine = start();
@@ -34,8 +36,8 @@ async fn pins_and_a_half_finished_control_survive_a_restart_on_the_same_token() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_malformed_block_and_a_weak_pin_are_told_apart_as_on_any_token() {
-    let (softhsm, directory) = (SoftHsm::with_keys(), tempfile::tempdir().unwrap());
-    let engine = EngineProcess::start_on_softhsm(directory.path(), &softhsm);
+    let (softhsm, directory) = (RealToken::with_keys(Make::SoftHsm), tempfile::tempdir().unwrap());
+    let engine = EngineProcess::start_on(directory.path(), &softhsm);
     let (device, mut client) = (device(), engine.client().await);
     let weak = client.set(&device, "8110", "1111").await.unwrap_err();
     assert_eq!(reason(&weak), "PIN_REFUSED");
@@ -52,8 +54,8 @@ async fn a_malformed_block_and_a_weak_pin_are_told_apart_as_on_any_token() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_fails_is_told_is_found_again_and_loses_nothing() {
-    let (softhsm, directory) = (SoftHsm::behind_the_shim(), tempfile::tempdir().unwrap());
-    let engine = EngineProcess::start_on_softhsm(directory.path(), &softhsm);
+    let (softhsm, directory) = (RealToken::behind_the_shim(Make::SoftHsm), tempfile::tempdir().unwrap());
+    let engine = EngineProcess::start_on(directory.path(), &softhsm);
     let (device, mut client) = (device(), engine.client().await);
     client.set(&device, "8120", "271828").await.unwrap();
     assert!(engine.serves().await);
@@ -84,27 +86,98 @@ async fn within_seconds(seconds: u64, holds: impl AsyncFn() -> bool) {
     tokio::time::timeout(Duration::from_secs(seconds), asked).await.expect("it did not come to hold in time");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn at_level_host_the_clear_block_comes_out_of_c_decrypt_and_nowhere_else_and_no_key_comes_out() {
-    let (softhsm, directory) = (SoftHsm::behind_the_shim(), tempfile::tempdir().unwrap());
-    let engine = EngineProcess::start_on_softhsm(directory.path(), &softhsm);
+/// A PIN set and viewed; what the module gave out meanwhile, and in which calls something clear was found.
+async fn traced_flow(make: Make) -> (Vec<(String, String)>, Vec<String>) {
+    const PIN: &str = "927182813";
+    let (token, directory) = (RealToken::behind_the_shim(make), tempfile::tempdir().unwrap());
+    let engine = EngineProcess::start_on(directory.path(), &token);
     let (device, mut client) = (device(), engine.client().await);
-    client.set(&device, "8130", "927182813").await.unwrap();
-    assert_eq!(client.view(&device, "8130").await.unwrap(), "927182813");
+    token.forget_trace();
 
-    let trace = softhsm.trace();
-    let planted = |out: &str| out.contains("927182813");
-    let found: Vec<&str> = trace.iter().filter(|(_, out)| planted(out)).map(|(call, _)| call.as_str()).collect();
+    let control = client.open("8130", Scope::SetPin).await.unwrap().control_id;
+    let sent = client.tzpk(&control, &device).await.unwrap();
+    let block = device.encrypt_pin(&sent, &Pin::parse(PIN).unwrap(), Fill::Random).unwrap();
+    client.set_block(&control, &block).await.unwrap();
+    let set_tzpk = device.open_tzpk(&sent).unwrap();
+    let (shown, sent) = client.view_encrypted(&device, "8130").await.unwrap();
+    let view_tzpk = device.open_tzpk(&sent).unwrap();
+    assert_eq!(device.decrypt_pin(&sent, &shown).unwrap().reveal(), PIN);
+
+    let mut clear = vec![PIN.to_owned()];
+    for (tzpk, block) in [(set_tzpk, block), (view_tzpk, shown)] {
+        clear.push(hexadecimal(&tzpk.decrypt_block(&block)));
+        clear.extend(tzpk.as_bytes().chunks(8).map(hexadecimal));
+    }
+    let trace = token.trace();
+    let found = trace.iter().filter(|(_, out)| clear.iter().any(|clear| out.contains(clear.as_str())));
+    let found = found.map(|(call, _)| call.clone()).collect();
+    (trace, found)
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_level_host_a_clear_block_comes_out_of_c_decrypt_so_that_the_search_is_known_to_find() {
+    let (trace, found) = traced_flow(Make::SoftHsm).await;
     // Set: the device's block. View: the stored one's PIN field.
     assert_eq!(found, ["C_Decrypt", "C_Decrypt"]);
     assert!(trace.iter().any(|(call, _)| call == "C_UnwrapKey"));
     assert!(trace.iter().all(|(call, _)| call != "C_GetAttributeValue(CKA_VALUE)"));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn at_level_token_nothing_clear_comes_out_and_nothing_is_decrypted_or_read() {
+    let (trace, found) = traced_flow(Make::Nss).await;
+    assert!(found.is_empty(), "{found:?}");
+    let never = ["C_Decrypt", "C_DecryptInit", "C_GetAttributeValue", "C_GetAttributeValue(CKA_VALUE)"];
+    assert!(trace.iter().all(|(call, _)| !never.contains(&call.as_str())));
+    let count = |name: &str| trace.iter().filter(|(call, _)| call == name).count();
+    // Set: the tzpk and the block. View: the stored block.
+    assert_eq!(count("C_UnwrapKey"), 3);
+    assert!(count("C_WrapKey") >= 5, "for the device twice, for ourselves, for the store, for the view");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_level_token_records_and_audit_lines_say_so_and_another_level_does_not_open_them() {
+    let (token, directory) = (RealToken::with_keys(Make::Nss), tempfile::tempdir().unwrap());
+    let engine = EngineProcess::start_on(directory.path(), &token);
+    let (device, mut client) = (device(), engine.client().await);
+    client.set(&device, "8140", "1111").await.unwrap();
+    assert_eq!(client.view(&device, "8140").await.unwrap(), "1111");
+    assert_eq!(engine.terminate(), 0);
+
+    let host = format!("{}\n[boundary]\nlevel = \"host\"", token.lines());
+    let (made, told) = token.token(&["make-keys"], &host);
+    assert!(made, "{told}");
+    let engine = EngineProcess::start_on_with(directory.path(), &token, "[boundary]\nlevel = \"host\"");
+    let mut client = engine.client().await;
+    let kept_elsewhere = client.view(&device, "8140").await.unwrap_err();
+    assert_eq!(reason(&kept_elsewhere), "PIN_NOT_SHOWN");
+    client.set(&device, "8140", "271828").await.unwrap();
+    assert_eq!(client.view(&device, "8140").await.unwrap(), "271828");
+    assert_eq!(engine.terminate(), 0);
+    let store = directory.path().join("data/store");
+    let audit = Command::new(env!("CARGO_BIN_EXE_pinseal")).args(["audit", "export", "--store"]).arg(store).output();
+    let lines = String::from_utf8(audit.unwrap().stdout).unwrap();
+    let told = |level: &str, formats: &str| lines.lines().any(|line| line.contains(level) && line.contains(formats));
+    assert!(told("token/pkcs11", "iso-1>wrapped") && told("host/pkcs11", "iso-1>iso-4"), "{lines}");
+}
+
 #[test]
 fn the_jdk_sets_and_views_a_pin_with_the_keys_in_softhsm() {
-    let (softhsm, directory) = (SoftHsm::with_keys(), tempfile::tempdir().unwrap());
-    let engine = EngineProcess::start_on_softhsm(directory.path(), &softhsm);
+    the_jdk_sets_and_views_with(Make::SoftHsm);
+}
+
+#[test]
+fn the_jdk_sets_and_views_a_pin_that_never_leaves_nss() {
+    the_jdk_sets_and_views_with(Make::Nss);
+}
+
+fn the_jdk_sets_and_views_with(make: Make) {
+    let (token, directory) = (RealToken::with_keys(make), tempfile::tempdir().unwrap());
+    let engine = EngineProcess::start_on(directory.path(), &token);
     let edge = EdgeProcess::start(directory.path(), &format!("address = \"http://{}\"", engine.address()), "");
     for bits in ["2048", "4096"] {
         clients::java_sets_and_views(&edge.url, TOKEN, &format!("81{bits}"), bits);
@@ -114,8 +187,8 @@ fn the_jdk_sets_and_views_a_pin_with_the_keys_in_softhsm() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sixteen_clients_play_whole_flows_on_softhsm_without_one_failure() {
     const FLOWS_EACH: usize = 12;
-    let (softhsm, directory) = (SoftHsm::with_keys(), tempfile::tempdir().unwrap());
-    let engine = EngineProcess::start_on_softhsm(directory.path(), &softhsm);
+    let (softhsm, directory) = (RealToken::with_keys(Make::SoftHsm), tempfile::tempdir().unwrap());
+    let engine = EngineProcess::start_on(directory.path(), &softhsm);
     let mut clients = tokio::task::JoinSet::new();
     for number in 0..16 {
         let mut client = engine.client().await;
@@ -135,7 +208,7 @@ async fn sixteen_clients_play_whole_flows_on_softhsm_without_one_failure() {
 
 #[test]
 fn a_wrong_token_configuration_is_one_clear_line_and_burns_no_try() {
-    let softhsm = SoftHsm::without_keys();
+    let softhsm = RealToken::without_keys(Make::SoftHsm);
     let lines = softhsm.lines();
     let refuses = |lines: &str, why: &str| {
         let (served, told) = softhsm.pinseal(&["engine"], lines);
@@ -146,7 +219,8 @@ fn a_wrong_token_configuration_is_one_clear_line_and_burns_no_try() {
     refuses(&lines.replace("libsofthsm2", "nothing-here"), "can't load the PKCS#11 module");
     refuses(&lines.replace("\"pinseal\"", "\"other\""), "0 tokens have the label \"other\": name one of \"pinseal\"");
     refuses(&lines.replace("label", "serial"), "0 tokens have the serial");
-    refuses(&format!("{lines}\n[boundary]\nlevel = \"token\""), "0 keys");
+    refuses(&format!("{lines}\n[boundary]\nlevel = \"token\""), "it can't wrap a tzpk for a device");
+    refuses(&format!("{lines}\n[boundary]\nform = \"wrapped\""), "is not made at level host");
     softhsm.write_pin("8642");
     refuses(&lines, "refused the user PIN");
     softhsm.write_pin("2468");
@@ -154,7 +228,40 @@ fn a_wrong_token_configuration_is_one_clear_line_and_burns_no_try() {
     assert!(made, "one wrong try must not lock the token: {told}");
     let (again, told) = softhsm.token(&["make-keys"], &lines);
     assert!(!again && told.contains("nothing was made"), "{told}");
-    refuses(&format!("{lines}\n[boundary]\nlevel = \"token\""), "takes a clear block through host memory");
+}
+
+#[test]
+fn a_key_that_may_do_more_than_it_is_for_is_refused_by_name_and_attribute() {
+    let softhsm = RealToken::without_keys(Make::SoftHsm);
+    // Softhsm2-util gives a key every right it can have.
+    softhsm.import_aes_key("pinseal mac", "6d0001");
+    let (made, told) = softhsm.token(&["make-keys"], &softhsm.lines());
+    assert!(!made && told.contains("the key \"pinseal mac\" is unsafe: CKA_"), "{told}");
+    for arguments in [&["engine"][..], &["token", "doctor"]] {
+        let (served, told) = softhsm.pinseal(arguments, &softhsm.lines());
+        assert!(!served && told.contains("the key \"pinseal mac\" is unsafe: CKA_"), "{told}");
+    }
+}
+
+#[test]
+fn a_locked_user_pin_and_one_with_a_single_try_left_are_told_and_not_tried() {
+    // CKF_USER_PIN_LOCKED, CKF_USER_PIN_FINAL_TRY.
+    for (flags, why) in [("40000", "the user PIN is locked"), ("20000", "the user PIN has one try left")] {
+        let token = RealToken::behind_the_shim(Make::SoftHsm);
+        token.add_token_flags(flags);
+        let (served, told) = token.pinseal(&["engine"], &token.lines());
+        assert!(!served && told.contains(why), "{told}");
+        assert!(token.trace().iter().all(|(call, _)| call != "C_Login"));
+    }
+}
+
+#[test]
+fn a_wrong_user_pin_is_tried_once() {
+    let token = RealToken::behind_the_shim(Make::SoftHsm);
+    token.write_pin("8642");
+    let (served, told) = token.pinseal(&["engine"], &token.lines());
+    assert!(!served && told.contains("refused the user PIN"), "{told}");
+    assert_eq!(token.trace().iter().filter(|(call, _)| call == "C_Login").count(), 1);
 }
 
 #[test]
@@ -179,8 +286,8 @@ fn the_script_makes_a_token_whose_keys_are_safe_and_overwrites_nothing() {
 }
 
 #[test]
-fn the_doctor_tells_what_softhsm_can_do_and_what_it_can_not() {
-    let softhsm = SoftHsm::with_keys();
+fn the_doctor_tells_what_a_token_can_do_and_what_it_can_not() {
+    let softhsm = RealToken::with_keys(Make::SoftHsm);
     let (well, told) = softhsm.token(&["doctor", "--json"], &softhsm.lines());
     assert!(well, "{told}");
     // SoftHSM may write to standard error what it does not know.
@@ -192,9 +299,13 @@ fn the_doctor_tells_what_softhsm_can_do_and_what_it_can_not() {
     assert!(works("CKM_AES_KEY_WRAP") && works("CKM_DES3_ECB") && works("CKM_AES_CBC") && works("CKM_AES_CMAC"));
     // As measured: OAEP with SHA-1 only, no unwrap by 3DES.
     assert!(!works("CKM_RSA_PKCS_OAEP, SHA-256") && !works("CKM_DES3_ECB unwrap"));
+    assert_eq!(report["level"], "host");
     assert_eq!(report["keys"].as_array().unwrap().len(), 5);
     assert_eq!(report["token"]["label"], "pinseal");
-    let empty = SoftHsm::without_keys();
+    let nss = RealToken::with_keys(Make::Nss);
+    let (well, told) = nss.token(&["doctor", "--json"], &nss.lines());
+    assert!(well && told.contains("\"level\": \"token\"") && !told.contains("\"works\": false"), "{told}");
+    let empty = RealToken::without_keys(Make::SoftHsm);
     let (well, told) = empty.token(&["doctor"], &empty.lines());
     assert!(!well && told.contains("pinseal token make-keys"), "{told}");
 }

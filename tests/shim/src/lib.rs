@@ -3,7 +3,10 @@
 //!
 //! - `PINSEAL_SHIM_MODULE`: the real module.
 //! - `PINSEAL_SHIM_COMMAND`: a file. While it is there, calls that hold a session fail with the hexadecimal CK_RV in it.
+//! - `PINSEAL_SHIM_TOKEN_FLAGS`: a file. While it is there, the token says that the hexadecimal CK_FLAGS in it are set.
 //! - `PINSEAL_SHIM_TRACE`: a file. Each call adds a line: its name, then in hexadecimal what came out.
+//!
+//! Calls that put bytes out and are not written down are not there at all: what the trace does not show was not called.
 
 #![allow(non_snake_case, reason = "the names are those of PKCS#11")]
 
@@ -60,8 +63,13 @@ fn real() -> Option<&'static Real> {
 
 /// The failure that is commanded now.
 fn commanded() -> Option<CK_RV> {
-    let text = fs::read_to_string(env::var_os("PINSEAL_SHIM_COMMAND")?).ok()?;
-    CK_RV::from_str_radix(text.trim(), 16).ok()
+    number_in("PINSEAL_SHIM_COMMAND")
+}
+
+/// The hexadecimal number in the file that a variable names.
+fn number_in(variable: &str) -> Option<CK_ULONG> {
+    let text = fs::read_to_string(env::var_os(variable)?).ok()?;
+    CK_ULONG::from_str_radix(text.trim(), 16).ok()
 }
 
 fn trace(call: &str, out: &[u8]) {
@@ -105,8 +113,40 @@ unsafe extern "C" fn C_OpenSession(
     forward!(C_OpenSession(slot, flags, application, notify, session))
 }
 
+unsafe extern "C" fn C_GetTokenInfo(slot: CK_SLOT_ID, info: *mut CK_TOKEN_INFO) -> CK_RV {
+    let result = forward!(C_GetTokenInfo(slot, info));
+    // SAFETY: PKCS#11 has the caller hand in a structure, which the real module has just filled in.
+    if let (CKR_OK, Some(flags), Some(info)) = (result, number_in("PINSEAL_SHIM_TOKEN_FLAGS"), unsafe { info.as_mut() })
+    {
+        info.flags |= flags;
+    }
+    result
+}
+
+unsafe extern "C" fn C_Login(
+    session: CK_SESSION_HANDLE,
+    user: CK_USER_TYPE,
+    pin: *mut CK_UTF8CHAR,
+    length: CK_ULONG,
+) -> CK_RV {
+    trace("C_Login", &[]);
+    forward!(C_Login(session, user, pin, length))
+}
+
 unsafe extern "C" fn C_GenerateRandom(session: CK_SESSION_HANDLE, out: *mut CK_BYTE, length: CK_ULONG) -> CK_RV {
-    forward!(C_GenerateRandom(session, out, length))
+    let result = forward!(C_GenerateRandom(session, out, length));
+    // SAFETY: PKCS#11 has the caller say how long `out` is.
+    unsafe { trace_out("C_GenerateRandom", result, out, &length) };
+    result
+}
+
+unsafe extern "C" fn C_DecryptInit(
+    session: CK_SESSION_HANDLE,
+    mechanism: *mut CK_MECHANISM,
+    key: CK_OBJECT_HANDLE,
+) -> CK_RV {
+    trace("C_DecryptInit", &[]);
+    forward!(C_DecryptInit(session, mechanism, key))
 }
 
 macro_rules! ciphers {
@@ -177,6 +217,11 @@ unsafe extern "C" fn C_GetAttributeValue(
     result
 }
 
+/// Takes functions out of a list.
+macro_rules! withhold {
+    ($functions:ident: $($name:ident),+) => { $( $functions.$name = None; )+ };
+}
+
 /// The one symbol a module must have.
 ///
 /// # Safety
@@ -190,14 +235,20 @@ pub unsafe extern "C" fn C_GetFunctionList(list: *mut *mut CK_FUNCTION_LIST) -> 
     let shim = SHIM.get_or_init(|| {
         let mut functions = real.functions;
         functions.C_GetFunctionList = Some(C_GetFunctionList);
+        functions.C_GetTokenInfo = Some(C_GetTokenInfo);
+        functions.C_Login = Some(C_Login);
         functions.C_OpenSession = Some(C_OpenSession);
         functions.C_GenerateRandom = Some(C_GenerateRandom);
+        functions.C_DecryptInit = Some(C_DecryptInit);
         functions.C_Decrypt = Some(C_Decrypt);
         functions.C_Encrypt = Some(C_Encrypt);
         functions.C_Sign = Some(C_Sign);
         functions.C_WrapKey = Some(C_WrapKey);
         functions.C_UnwrapKey = Some(C_UnwrapKey);
         functions.C_GetAttributeValue = Some(C_GetAttributeValue);
+        withhold!(functions: C_DecryptUpdate, C_DecryptFinal, C_EncryptUpdate, C_EncryptFinal, C_SignFinal);
+        withhold!(functions: C_SignRecover, C_VerifyRecover, C_Digest, C_DigestFinal, C_GetOperationState);
+        withhold!(functions: C_DigestEncryptUpdate, C_DecryptDigestUpdate, C_SignEncryptUpdate, C_DecryptVerifyUpdate);
         Shim(functions)
     });
     // SAFETY: checked above; callers read the list and never write it.

@@ -94,7 +94,7 @@ impl Ability {
         let needed = |probe: &&Probe| NEEDED_AT_TOKEN_LEVEL.contains(&probe.what) || probe.what == of_form;
         match self.probes.iter().filter(needed).find_map(|probe| Some((probe, probe.failed.as_ref()?))) {
             None => Ok(()),
-            Some((probe, failed)) => Err(format!("to {} ({}): {failed}", probe.what, probe.mechanism)),
+            Some((probe, failed)) => Err(format!("it can't {} ({}): {failed}", probe.what, probe.mechanism)),
         }
     }
 }

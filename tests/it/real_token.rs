@@ -1,0 +1,184 @@
+//! A real token in a directory of its own, as an operator would make one: SoftHSM or NSS softokn, of Debian's packages.
+
+use std::{
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// Which token.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Make {
+    /// Level `host` is its best.
+    SoftHsm,
+    /// Level `token` is its best.
+    Nss,
+}
+
+impl Make {
+    fn module(self) -> &'static str {
+        match self {
+            Self::SoftHsm => "/usr/lib/softhsm/libsofthsm2.so",
+            Self::Nss => "/usr/lib/x86_64-linux-gnu/libsoftokn3.so",
+        }
+    }
+
+    fn package(self) -> &'static str {
+        match self {
+            Self::SoftHsm => "softhsm2",
+            Self::Nss => "libnss3-tools",
+        }
+    }
+}
+
+/// A token with the label `pinseal`, gone when dropped.
+pub(crate) struct RealToken {
+    make: Make,
+    directory: tempfile::TempDir,
+    module: PathBuf,
+}
+
+impl RealToken {
+    /// An initialised token without keys.
+    pub(crate) fn without_keys(make: Make) -> Self {
+        assert!(Path::new(make.module()).exists(), "a token is missing: apt-get install {}", make.package());
+        let token = Self { make, directory: tempfile::tempdir().unwrap(), module: make.module().into() };
+        let tokens = token.path("tokens");
+        std::fs::create_dir(&tokens).unwrap();
+        token.write_pin("2468");
+        let mut initialise = match make {
+            Make::SoftHsm => {
+                let place = format!("directories.tokendir = {}\n", tokens.display());
+                std::fs::write(token.path("softhsm2.conf"), place).unwrap();
+                let mut initialise = Command::new("softhsm2-util");
+                initialise.args(["--init-token", "--free", "--label", "pinseal", "--pin", "2468", "--so-pin", "13579"]);
+                initialise
+            }
+            Make::Nss => {
+                let mut initialise = Command::new("certutil");
+                let database = format!("sql:{}", tokens.display());
+                initialise.args(["-N", "-d", &database, "-f"]).arg(token.path("pin"));
+                initialise
+            }
+        };
+        let missing = format!("apt-get install {}", make.package());
+        let initialised = initialise.envs(token.environment()).output().expect(&missing);
+        assert!(initialised.status.success(), "{initialised:?}");
+        token
+    }
+
+    /// A token whose keys `pinseal token make-keys` made.
+    pub(crate) fn with_keys(make: Make) -> Self {
+        let token = Self::without_keys(make);
+        let (made, told) = token.token(&["make-keys"], &token.lines());
+        assert!(made, "{told}");
+        token
+    }
+
+    /// The same, reached through the shim that fails on command and tells what comes out.
+    pub(crate) fn behind_the_shim(make: Make) -> Self {
+        let built =
+            Command::new(env!("CARGO")).args(["build", "--quiet", "-p", "pinseal-pkcs11-shim"]).status().unwrap();
+        assert!(built.success());
+        let module = Path::new(env!("CARGO_BIN_EXE_pinseal")).with_file_name("libpkcs11_shim.so");
+        Self { module, ..Self::with_keys(make) }
+    }
+
+    /// Lets every call that holds a session fail with this CK_RV from now on; none to let them go on.
+    pub(crate) fn command(&self, failure: Option<&str>) {
+        match failure {
+            // Written aside first: a call must not read half of it.
+            Some(code) => {
+                std::fs::write(self.path("command.new"), code).unwrap();
+                std::fs::rename(self.path("command.new"), self.path("command")).unwrap();
+            }
+            None => std::fs::remove_file(self.path("command")).unwrap(),
+        }
+    }
+
+    /// Lets the token say from now on that these flags (CKF_…, hexadecimal) are set.
+    pub(crate) fn add_token_flags(&self, flags: &str) {
+        std::fs::write(self.path("token-flags"), flags).unwrap();
+    }
+
+    /// A key made outside, as an operator's other tool would.
+    pub(crate) fn import_aes_key(&self, label: &str, id: &str) {
+        std::fs::write(self.path("key"), [7; 32]).unwrap();
+        let imported = Command::new("softhsm2-util")
+            .args(["--import", self.path("key").to_str().unwrap(), "--aes", "--token", "pinseal", "--pin", "2468"])
+            .args(["--label", label, "--id", id])
+            .envs(self.environment())
+            .output()
+            .unwrap();
+        assert!(imported.status.success(), "{imported:?}");
+    }
+
+    /// Forgets what came out so far, as while the engine tried the token at its start.
+    pub(crate) fn forget_trace(&self) {
+        std::fs::write(self.path("trace"), "").unwrap();
+    }
+
+    /// What came out of the module so far: a call a line, with its bytes in hexadecimal.
+    pub(crate) fn trace(&self) -> Vec<(String, String)> {
+        let text = std::fs::read_to_string(self.path("trace")).unwrap_or_default();
+        text.lines().map(|line| line.split_once(' ').unwrap()).map(|(call, out)| (call.into(), out.into())).collect()
+    }
+
+    /// What a process needs around it to find the token.
+    pub(crate) fn environment(&self) -> Vec<(&'static str, PathBuf)> {
+        vec![
+            ("SOFTHSM2_CONF", self.path("softhsm2.conf")),
+            ("PINSEAL_SHIM_MODULE", self.make.module().into()),
+            ("PINSEAL_SHIM_COMMAND", self.path("command")),
+            ("PINSEAL_SHIM_TRACE", self.path("trace")),
+            ("PINSEAL_SHIM_TOKEN_FLAGS", self.path("token-flags")),
+        ]
+    }
+
+    /// The engine's lines of configuration for it.
+    pub(crate) fn lines(&self) -> String {
+        let (module, pin) = (&self.module, self.path("pin"));
+        let of_nss = match self.make {
+            Make::SoftHsm => String::new(),
+            Make::Nss => {
+                let parameters =
+                    format!("configdir='sql:{}' dbTokenDescription='pinseal'", self.path("tokens").display());
+                format!("module_parameters = {parameters:?}\nkey_handling = \"copied-to-session\"\n")
+            }
+        };
+        format!("[token]\nmodule = {module:?}\n{of_nss}label = \"pinseal\"\nuser_pin = {{ file = {pin:?} }}")
+    }
+
+    /// Another user PIN in the file.
+    pub(crate) fn write_pin(&self, pin: &str) {
+        let mut file = std::fs::File::options();
+        let file = file.write(true).create(true).truncate(true).mode(0o600).open(self.path("pin"));
+        std::io::Write::write_all(&mut file.unwrap(), pin.as_bytes()).unwrap();
+    }
+
+    /// `pinseal token …` with these lines of configuration: whether it went well, and all it said.
+    pub(crate) fn token(&self, arguments: &[&str], lines: &str) -> (bool, String) {
+        self.pinseal(&[&["token"], arguments].concat(), lines)
+    }
+
+    /// `pinseal … --config FILE` with these lines in the file.
+    pub(crate) fn pinseal(&self, arguments: &[&str], lines: &str) -> (bool, String) {
+        let config = self.path("config.toml");
+        let data = self.path("data");
+        std::fs::write(&config, format!("listen = \"127.0.0.1:0\"\ndata_directory = {data:?}\n{lines}\n")).unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_pinseal"))
+            .args(arguments)
+            .arg("--config")
+            .arg(config)
+            .envs(self.environment())
+            .output()
+            .unwrap();
+        let told = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(told).unwrap())
+    }
+
+    /// A file beside it.
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+}
