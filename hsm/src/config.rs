@@ -87,13 +87,15 @@ pub enum KeyHandling {
     CopiedToSession,
 }
 
-/// A slot, by what is printed on its token.
+/// A slot: by what is printed on its token, or by number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SlotName {
     /// By the token's label.
     Label(String),
     /// By the token's serial number.
     Serial(String),
+    /// By the slot's own number: for a token whose words can't be read.
+    Number(u64),
 }
 
 impl std::fmt::Display for SlotName {
@@ -101,6 +103,7 @@ impl std::fmt::Display for SlotName {
         match self {
             Self::Label(label) => write!(f, "label {label:?}"),
             Self::Serial(serial) => write!(f, "serial {serial:?}"),
+            Self::Number(number) => write!(f, "slot {number}"),
         }
     }
 }

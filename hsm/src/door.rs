@@ -438,18 +438,20 @@ mod tests {
         static MADE: OnceLock<Pkcs11> = OnceLock::new();
         let made = MADE.get_or_init(|| {
             let directory = env::var(DIRECTORY_VARIABLE).unwrap();
-            let (module, parameters, key_handling) = match name {
-                "softhsm" => (SOFTHSM, None, KeyHandling::InToken),
+            let suite = SlotName::Label("suite".into());
+            let (module, slot, parameters, key_handling) = match name {
+                "softhsm" => (SOFTHSM, suite, None, KeyHandling::InToken),
+                "opencryptoki" => (OPENCRYPTOKI, SlotName::Number(0), None, KeyHandling::InToken),
                 "nss" => {
                     let parameters = format!("configdir='sql:{directory}' dbTokenDescription='suite'");
-                    (NSS, Some(CString::new(parameters).unwrap()), KeyHandling::CopiedToSession)
+                    (NSS, suite, Some(CString::new(parameters).unwrap()), KeyHandling::CopiedToSession)
                 }
                 other => panic!("no token {other}"),
             };
             let token = Pkcs11 {
                 module: module.into(),
                 module_parameters: parameters,
-                slot: SlotName::Label("suite".into()),
+                slot,
                 user_pin: "2468".to_owned().into(),
                 key_version: 1,
                 key_handling,
@@ -469,6 +471,7 @@ mod tests {
     /// Debian's.
     const SOFTHSM: &str = "/usr/lib/softhsm/libsofthsm2.so";
     const NSS: &str = "/usr/lib/x86_64-linux-gnu/libsoftokn3.so";
+    const OPENCRYPTOKI: &str = "/usr/lib/x86_64-linux-gnu/opencryptoki/libopencryptoki.so.0";
 
     #[test]
     fn on_softhsm_the_same_suite_passes_at_level_host() {
@@ -500,10 +503,24 @@ mod tests {
         run(&mut suite_on("nss", directory.path()));
     }
 
+    #[test]
+    fn on_opencryptoki_the_same_suite_passes_at_level_host() {
+        if env::var_os(TOKEN_VARIABLE).is_some() {
+            return;
+        }
+        assert!(Path::new(OPENCRYPTOKI).exists(), "openCryptoki is missing: apt-get install opencryptoki");
+        let directory = tempfile::tempdir().unwrap();
+        let inner = suite_on("opencryptoki", directory.path());
+        let mut beside = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/tokens/opencryptoki"));
+        beside.arg(directory.path()).arg(inner.get_program()).args(inner.get_args());
+        beside.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        run(&mut beside);
+    }
+
     /// This binary's own tests of the door, but for those that start it.
     fn suite_on(token: &str, directory: &Path) -> Command {
         let mut suite = Command::new(env::current_exe().unwrap());
-        suite.args(["door::tests", "--skip", "on_softhsm", "--skip", "on_nss", "--test-threads", "2"]);
+        suite.args(["door::tests", "--skip", "the_same_suite_passes", "--test-threads", "2"]);
         suite.env(TOKEN_VARIABLE, token).env(DIRECTORY_VARIABLE, directory);
         suite
     }

@@ -135,10 +135,12 @@ struct LowToken {
     module: PathBuf,
     /// What the module is initialised with, where it takes words of its own, as NSS softokn does.
     module_parameters: Option<String>,
-    /// The token's label; or give its serial.
+    /// The token's label; or give its serial, or the slot.
     label: Option<String>,
-    /// The token's serial number; or give its label.
+    /// The token's serial number.
     serial: Option<String>,
+    /// The number of the slot, for a token whose label can't be read.
+    slot: Option<u64>,
     /// The user PIN: `{ file = "…" }`, `{ env = "…" }` or `{ descriptor = 3 }`.
     user_pin: SecretSource,
     /// The version of the keys.
@@ -376,10 +378,11 @@ impl LowVault {
 
 impl LowToken {
     fn check(self, data: &Path) -> Result<hsm::Pkcs11, ConfigError> {
-        let slot = match (self.label, self.serial) {
-            (Some(label), None) => hsm::SlotName::Label(label),
-            (None, Some(serial)) => hsm::SlotName::Serial(serial),
-            _ => return Err(ConfigError::value("token", "give the token's label or its serial, and not both")),
+        let slot = match (self.label, self.serial, self.slot) {
+            (Some(label), None, None) => hsm::SlotName::Label(label),
+            (None, Some(serial), None) => hsm::SlotName::Serial(serial),
+            (None, None, Some(number)) => hsm::SlotName::Number(number),
+            _ => return Err(ConfigError::value("token", "give one of the token's label, its serial and the slot")),
         };
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let (sessions, waiting) = (self.sessions, self.waiting_operations_max);

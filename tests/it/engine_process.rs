@@ -34,7 +34,7 @@ impl EngineProcess {
 
     /// Starts another build of it.
     pub(crate) fn start_binary(binary: &Path, directory: &Path, extra: &str) -> Self {
-        Self::start_with(binary, "127.0.0.1:0", directory, extra, &[])
+        Self::start_with(Command::new(binary), "127.0.0.1:0", directory, extra)
     }
 
     /// Starts one with its keys in this token.
@@ -44,26 +44,25 @@ impl EngineProcess {
 
     /// The same, with more lines of configuration.
     pub(crate) fn start_on_with(directory: &Path, token: &RealToken, more: &str) -> Self {
-        let (pinseal, lines) = (Path::new(env!("CARGO_BIN_EXE_pinseal")), format!("{}\n{more}", token.lines()));
-        Self::start_with(pinseal, "127.0.0.1:0", directory, &lines, &token.environment())
+        let (pinseal, lines) = (token.beside(env!("CARGO_BIN_EXE_pinseal")), format!("{}\n{more}", token.lines()));
+        Self::start_with(pinseal, "127.0.0.1:0", directory, &lines)
     }
 
     /// Starts one at a given address.
     pub(crate) fn start_at(directory: &Path, listen: &str, extra: &str) -> Self {
-        Self::start_with(Path::new(env!("CARGO_BIN_EXE_pinseal")), listen, directory, extra, &[])
+        Self::start_with(Command::new(env!("CARGO_BIN_EXE_pinseal")), listen, directory, extra)
     }
 
-    fn start_with(binary: &Path, listen: &str, directory: &Path, extra: &str, environment: &[(&str, PathBuf)]) -> Self {
+    fn start_with(mut pinseal: Command, listen: &str, directory: &Path, extra: &str) -> Self {
         let config = directory.join("engine.toml");
         let data = directory.join("data");
         std::fs::write(&config, format!("listen = \"{listen}\"\ndata_directory = {data:?}\n{extra}\n")).unwrap();
         let log = directory.join("engine.log");
         let events = std::fs::File::options().create(true).append(true).open(&log).unwrap();
-        let mut child = Command::new(binary)
+        let mut child = pinseal
             .args(["engine", "--config"])
             .arg(&config)
             .env("RUST_LOG", "trace")
-            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::piped())
             .stderr(events)
             .spawn()

@@ -1,6 +1,8 @@
-//! A real token in a directory of its own, as an operator would make one: SoftHSM or NSS softokn, of Debian's packages.
+//! A real token in a directory of its own, as an operator would make one: SoftHSM, NSS softokn or openCryptoki, of
+//! Debian's packages.
 
 use std::{
+    ffi::OsStr,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::Command,
@@ -13,6 +15,8 @@ pub(crate) enum Make {
     SoftHsm,
     /// Level `token` is its best.
     Nss,
+    /// Level `host` is its best: it makes no key of double length.
+    OpenCryptoki,
 }
 
 impl Make {
@@ -20,6 +24,7 @@ impl Make {
         match self {
             Self::SoftHsm => "/usr/lib/softhsm/libsofthsm2.so",
             Self::Nss => "/usr/lib/x86_64-linux-gnu/libsoftokn3.so",
+            Self::OpenCryptoki => "/usr/lib/x86_64-linux-gnu/opencryptoki/libopencryptoki.so.0",
         }
     }
 
@@ -27,6 +32,7 @@ impl Make {
         match self {
             Self::SoftHsm => "softhsm2",
             Self::Nss => "libnss3-tools",
+            Self::OpenCryptoki => "opencryptoki",
         }
     }
 }
@@ -60,11 +66,26 @@ impl RealToken {
                 initialise.args(["-N", "-d", &database, "-f"]).arg(token.path("pin"));
                 initialise
             }
+            Make::OpenCryptoki => token.beside("true"),
         };
         let missing = format!("apt-get install {}", make.package());
         let initialised = initialise.envs(token.environment()).output().expect(&missing);
         assert!(initialised.status.success(), "{initialised:?}");
         token
+    }
+
+    /// A program that can reach the token: openCryptoki is found by what runs beside its daemon alone.
+    pub(crate) fn beside(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = match self.make {
+            Make::SoftHsm | Make::Nss => Command::new(program),
+            Make::OpenCryptoki => {
+                let mut beside = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tokens/opencryptoki"));
+                beside.arg(self.path("tokens")).arg(program);
+                beside
+            }
+        };
+        command.envs(self.environment());
+        command
     }
 
     /// A token whose keys `pinseal token make-keys` made.
@@ -139,14 +160,15 @@ impl RealToken {
     pub(crate) fn lines(&self) -> String {
         let (module, pin) = (&self.module, self.path("pin"));
         let of_nss = match self.make {
-            Make::SoftHsm => String::new(),
+            Make::SoftHsm | Make::OpenCryptoki => String::new(),
             Make::Nss => {
                 let parameters =
                     format!("configdir='sql:{}' dbTokenDescription='pinseal'", self.path("tokens").display());
                 format!("module_parameters = {parameters:?}\nkey_handling = \"copied-to-session\"\n")
             }
         };
-        format!("[token]\nmodule = {module:?}\n{of_nss}label = \"pinseal\"\nuser_pin = {{ file = {pin:?} }}")
+        let slot = if self.make == Make::OpenCryptoki { "slot = 0" } else { "label = \"pinseal\"" };
+        format!("[token]\nmodule = {module:?}\n{of_nss}{slot}\nuser_pin = {{ file = {pin:?} }}")
     }
 
     /// Another user PIN in the file.
@@ -166,13 +188,8 @@ impl RealToken {
         let config = self.path("config.toml");
         let data = self.path("data");
         std::fs::write(&config, format!("listen = \"127.0.0.1:0\"\ndata_directory = {data:?}\n{lines}\n")).unwrap();
-        let output = Command::new(env!("CARGO_BIN_EXE_pinseal"))
-            .args(arguments)
-            .arg("--config")
-            .arg(config)
-            .envs(self.environment())
-            .output()
-            .unwrap();
+        let output =
+            self.beside(env!("CARGO_BIN_EXE_pinseal")).args(arguments).arg("--config").arg(config).output().unwrap();
         let told = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8(told).unwrap())
     }

@@ -1,7 +1,6 @@
 //! A PKCS#11 token: every key stays inside it and has one use.
 //!
-//! What both levels do alike is here: tags, account numbers, the seal of a tzpk. A tzpk is put under the seal key by
-//! `CKM_AES_KEY_WRAP` and comes back as an object of the token; what it is bound to is under a CMAC.
+//! What both levels do alike is here: tags, account numbers, the tag over a sealed tzpk and what it is bound to.
 //! What must never enter: a mechanism no token here was measured with.
 
 mod examine;
@@ -19,9 +18,8 @@ use zeroize::Zeroizing;
 pub use self::examine::{Probe, Route, TokenReport};
 pub(crate) use self::examine::{ability, examine};
 use self::{
-    keys::{HostStorage, KeyHandles, KeyReferences, StorageKeys, TokenStorage},
+    keys::{HostKeys, KeyHandles, KeyReferences, LevelKeys, TokenKeys},
     link::Link,
-    objects::WRAPPED_TZPK_BYTES,
 };
 use super::{HostLevel, TdesBudget, Token, TokenLevel, software::joined};
 use crate::{
@@ -34,9 +32,9 @@ use crate::{
 /// Before what a retry tag is over: no other message under the MAC key begins so.
 const RETRY_HEAD: [u8; 4] = [1, b'R', 0, 0];
 
-/// A token, logged in to, with the storage keys of one level.
-struct Pkcs11Token<S> {
-    link: Link<S>,
+/// A token, logged in to, with the keys of one level.
+struct Pkcs11Token<L> {
+    link: Link<L>,
     version: KeyReference,
     references: KeyReferences,
     tdes_budget: TdesBudget,
@@ -44,12 +42,12 @@ struct Pkcs11Token<S> {
 
 /// Opens a token at level `host`: finds the keys, and refuses those that may be used for more than they are for.
 pub(crate) fn open_at_host_level(config: &Pkcs11, budget: TdesBudget) -> Result<Box<dyn HostLevel>, Pkcs11Error> {
-    Ok(Box::new(Pkcs11Token::<HostStorage>::open(config, budget)?))
+    Ok(Box::new(Pkcs11Token::<HostKeys>::open(config, budget)?))
 }
 
 /// Opens a token at level `token`, likewise.
 pub(crate) fn open_at_token_level(config: &Pkcs11, budget: TdesBudget) -> Result<Box<dyn TokenLevel>, Pkcs11Error> {
-    Ok(Box::new(Pkcs11Token::<TokenStorage>::open(config, budget)?))
+    Ok(Box::new(Pkcs11Token::<TokenKeys>::open(config, budget)?))
 }
 
 /// Makes every key that a level needs, in the token, for one use each.
@@ -57,36 +55,39 @@ pub(crate) fn make_keys(config: &Pkcs11, level: Level) -> Result<KeyReferences, 
     link::make_keys(config, level)
 }
 
-impl<S: StorageKeys> Pkcs11Token<S> {
+impl<L: LevelKeys> Pkcs11Token<L> {
     fn open(config: &Pkcs11, tdes_budget: TdesBudget) -> Result<Self, Pkcs11Error> {
         let (link, references) = Link::open(config)?;
         Ok(Self { link, version: KeyReference(config.key_version), references, tdes_budget })
     }
 
-    fn call<T>(&self, work: impl Fn(&Session, &KeyHandles<S>) -> Result<T, CallError>) -> Result<T, Error> {
+    fn call<T>(&self, work: impl Fn(&Session, &KeyHandles<L>) -> Result<T, CallError>) -> Result<T, Error> {
         self.link.call(work)
     }
 
-    /// A key wrap with a tag over it and over what it is bound to.
-    fn sealed(&self, key_wrap: &[u8; WRAPPED_TZPK_BYTES], bound: &Bound) -> Result<SealedTzpk, Error> {
-        let tag = self.tag_over(bound, key_wrap)?;
+    /// A ciphertext of a tzpk with a tag over it and over what it is bound to.
+    fn sealed(&self, ciphertext: &[u8], bound: &Bound) -> Result<SealedTzpk, Error> {
+        let tag = self.tag_over(bound, ciphertext)?;
         let mut sealed = [0; size_of::<SealedTzpk>()];
-        joined(&mut sealed, &[key_wrap, &tag]);
+        joined(&mut sealed, &[ciphertext, &tag]);
         Ok(sealed)
     }
 
-    /// The key wrap, where the tag is right.
-    fn opened<'a>(&self, sealed: &'a SealedTzpk, bound: &Bound) -> Result<&'a [u8], Error> {
+    /// The ciphertext of so many bytes, where the tag is right.
+    fn opened<'a>(&self, sealed: &'a SealedTzpk, bound: &Bound, length: usize) -> Result<&'a [u8], Error> {
         let broken = Error::SealBroken { what: "tzpk" };
-        let Some((key_wrap, rest)) = sealed.split_at_checked(WRAPPED_TZPK_BYTES) else { return Err(broken) };
-        let tag = self.tag_over(bound, key_wrap)?;
-        let Some((sealed_tag, [0, 0, 0, 0])) = rest.split_at_checked(TAG_BYTES) else { return Err(broken) };
-        if bool::from(tag.ct_eq(sealed_tag)) { Ok(key_wrap) } else { Err(broken) }
+        let Some((ciphertext, rest)) = sealed.split_at_checked(length) else { return Err(broken) };
+        let Some((sealed_tag, rest)) = rest.split_at_checked(TAG_BYTES) else { return Err(broken) };
+        let right = self.tag_over(bound, ciphertext)?.ct_eq(sealed_tag);
+        if bool::from(right) && rest.iter().all(|byte| *byte == 0) { Ok(ciphertext) } else { Err(broken) }
     }
 
+    /// HMAC-SHA-256, the first half: of all the MACs the one that every token here has.
     fn tag(&self, message: &[u8]) -> Result<[u8; TAG_BYTES], Error> {
-        let tag = self.call(|session, keys| session.sign(&Mechanism::AesCMac, keys.mac, message))?;
-        tag.get(..TAG_BYTES).and_then(|tag| tag.try_into().ok()).ok_or(Error::Unavailable { reason: "a CMAC is short" })
+        let tag = self.call(|session, keys| session.sign(&Mechanism::Sha256Hmac, keys.mac, message))?;
+        tag.get(..TAG_BYTES)
+            .and_then(|tag| tag.try_into().ok())
+            .ok_or(Error::Unavailable { reason: "an HMAC is short" })
     }
 
     fn tag_over(&self, bound: &Bound, bytes: &[u8]) -> Result<[u8; TAG_BYTES], Error> {
@@ -99,7 +100,7 @@ impl<S: StorageKeys> Pkcs11Token<S> {
     }
 }
 
-impl<S: StorageKeys> Token for Pkcs11Token<S> {
+impl<L: LevelKeys> Token for Pkcs11Token<L> {
     fn name(&self) -> &'static str {
         "pkcs11"
     }

@@ -12,7 +12,7 @@ use cryptoki::{
 use thiserror::Error;
 
 use super::{
-    keys::{FoundKeys, HostStorage, TokenStorage},
+    keys::{FoundKeys, HostKeys, SealKey, SealWay, TokenKeys},
     link::{self, call_failed},
     objects::{SessionObject, WRAPPED_BLOCK_BYTES, WRAPPED_TZPK_BYTES},
     token_level::ends_with_a,
@@ -106,6 +106,14 @@ pub(crate) fn ability(config: &Pkcs11) -> Result<Ability, Pkcs11Error> {
     Ok(Ability { probes: probes.map(|trial| trial.run(&session, &token.mechanisms)).collect() })
 }
 
+/// How a token can seal a tzpk at level `host`: best as an object.
+pub(super) fn seal_way(session: &Session) -> SealWay {
+    match key_wrap(session) {
+        Ok(()) => SealWay::Wrap,
+        Err(_) => SealWay::Encrypt,
+    }
+}
+
 /// Looks at a token that is used at a level: logs in, makes throw-away keys in a session, measures.
 pub(crate) fn examine(config: &Pkcs11, level: Level) -> Result<TokenReport, Pkcs11Error> {
     let (session, token) = link::look(config)?;
@@ -187,9 +195,9 @@ const fn trial(
 
 const TRIALS: [Trial; 11] = [
     trial(Level::Host, "bring a tzpk back as an object", ("CKM_AES_KEY_WRAP", MechanismType::AES_KEY_WRAP), key_wrap),
-    trial(Level::Host, "decrypt a block under a tzpk", ("CKM_DES3_ECB", MechanismType::DES3_ECB), decrypt),
-    trial(Level::Host, "make a format 4 block", ("CKM_AES_CBC", MechanismType::AES_CBC), iso_4),
-    trial(Level::Host, "tag a record", ("CKM_AES_CMAC", MechanismType::AES_CMAC), cmac),
+    trial(Level::Host, "decrypt a block under that object", ("CKM_DES3_ECB", MechanismType::DES3_ECB), decrypt),
+    trial(Level::Host, "make a format 4 block and back", ("CKM_AES_ECB", MechanismType::AES_ECB), iso_4),
+    trial(Level::Host, "tag a record", ("CKM_SHA256_HMAC", MechanismType::SHA256_HMAC), hmac),
     trial(Level::Token, MAKE_TZPK, ("CKM_DES2_KEY_GEN", MechanismType::DES2_KEY_GEN), make_tzpk),
     trial(Level::Token, WRAP_FOR_DEVICE, ("CKM_RSA_PKCS_OAEP, SHA-256", MechanismType::RSA_PKCS_OAEP), wrap_for_device),
     trial(Level::Token, KEEP_UNREADABLE, ("CKM_DES3_ECB unwrap", MechanismType::DES3_ECB), keep_unreadable),
@@ -207,13 +215,13 @@ const HOST_ROUTES: [Route; 5] = [
     },
     Route {
         operation: "open a block",
-        route: "token: the tzpk is unwrapped as an object that can only decrypt, C_Decrypt gives the clear block",
-        why: "the policy needs the digits; the key itself does not come out",
+        route: "token: the tzpk is unwrapped as an object that can only decrypt; without CKM_AES_KEY_WRAP it is decrypted",
+        why: "the policy needs the digits",
     },
     Route {
         operation: "keep a PIN",
-        route: "token: one C_Encrypt with CKM_AES_CBC over PIN field and account field",
-        why: "the second block of that chain is the format 4 block",
+        route: "token: C_Encrypt with CKM_AES_ECB of the PIN field, and again with the account field on it",
+        why: "that is format 4, and every token and socket has this mechanism",
     },
     Route {
         operation: "show a PIN",
@@ -249,7 +257,7 @@ const TOKEN_ROUTES: [Route; 5] = [
 
 const TAGS_ROUTE: Route = Route {
     operation: "tags and account numbers",
-    route: "token: C_Sign with CKM_AES_CMAC, C_Encrypt with CKM_AES_ECB",
+    route: "token: C_Sign with CKM_SHA256_HMAC, C_Encrypt with CKM_AES_ECB",
     why: "no key of theirs leaves the token",
 };
 
@@ -267,41 +275,47 @@ fn measure(
 }
 
 fn host_speeds(session: &Session, found: &FoundKeys) -> Result<Vec<(&'static str, f64)>, Pkcs11Error> {
-    let keys = found.handles::<HostStorage>()?;
-    let object = throw_away_tzpk(session).map_err(call_failed("C_CreateObject"))?;
-    let wrapped: [u8; WRAPPED_TZPK_BYTES] =
-        object.wrapped_under(&Mechanism::AesKeyWrap, keys.seal).map_err(call_failed("C_WrapKey"))?;
+    let keys = found.handles::<HostKeys>()?;
+    let open = match keys.level.seal {
+        SealKey::Wrapping(seal) => {
+            let object = throw_away_tzpk(session).map_err(call_failed("C_CreateObject"))?;
+            let wrapped: [u8; WRAPPED_TZPK_BYTES] =
+                object.wrapped_under(&Mechanism::AesKeyWrap, seal).map_err(call_failed("C_WrapKey"))?;
+            measure("open a block", || {
+                let object = SessionObject::unwrap_tzpk_to_decrypt(session, seal, &wrapped)?;
+                session.decrypt(&Mechanism::Des3Ecb, object.handle, &[0; 8]).map(drop)
+            })?
+        }
+        SealKey::Encrypting(seal) => {
+            measure("open a tzpk", || session.decrypt(&Mechanism::AesEcb, seal, &[0; 16]).map(drop))?
+        }
+    };
     Ok(vec![
         measure("random bytes", || session.generate_random_slice(&mut [0; 8]))?,
-        measure("open a block", || {
-            let object = SessionObject::unwrap_tzpk_to_decrypt(session, keys.seal, &wrapped)?;
-            session.decrypt(&Mechanism::Des3Ecb, object.handle, &[0; 8]).map(drop)
-        })?,
-        measure("format 4 block", || {
-            session.encrypt(&Mechanism::AesCbc([0; 16]), keys.storage.iso_4, &[0; 32]).map(drop)
-        })?,
-        measure("tag", || session.sign(&Mechanism::AesCMac, keys.mac, &[0; 64]).map(drop))?,
+        open,
+        measure("half a format 4 block", || session.encrypt(&Mechanism::AesEcb, keys.level.iso_4, &[0; 16]).map(drop))?,
+        measure("tag", || session.sign(&Mechanism::Sha256Hmac, keys.mac, &[0; 64]).map(drop))?,
     ])
 }
 
 fn token_speeds(session: &Session, found: &FoundKeys) -> Result<Vec<(&'static str, f64)>, Pkcs11Error> {
-    let keys = found.handles::<TokenStorage>()?;
+    let keys = found.handles::<TokenKeys>()?;
     let object = SessionObject::generate_tzpk(session).map_err(call_failed("C_GenerateKey"))?;
     let wrapped: [u8; WRAPPED_TZPK_BYTES] =
-        object.wrapped_under(&Mechanism::AesKeyWrap, keys.seal).map_err(call_failed("C_WrapKey"))?;
+        object.wrapped_under(&Mechanism::AesKeyWrap, keys.level.seal).map_err(call_failed("C_WrapKey"))?;
     Ok(vec![
         measure("random bytes", || session.generate_random_slice(&mut [0; 8]))?,
         measure("make a tzpk", || {
             let object = SessionObject::generate_tzpk(session)?;
-            object.wrapped_under::<WRAPPED_TZPK_BYTES>(&Mechanism::AesKeyWrap, keys.seal).map(drop)
+            object.wrapped_under::<WRAPPED_TZPK_BYTES>(&Mechanism::AesKeyWrap, keys.level.seal).map(drop)
         })?,
         measure("take in and keep wrapped", || {
-            let tzpk = SessionObject::unwrap_tzpk_to_unwrap(session, keys.seal, &wrapped)?;
+            let tzpk = SessionObject::unwrap_tzpk_to_unwrap(session, keys.level.seal, &wrapped)?;
             let block = SessionObject::take_in(session, &Mechanism::Des3Ecb, tzpk.handle, &[0; 8])?;
-            let key = SessionObject::block_key_to_wrap(session, keys.storage.wrapped, &[0; 32])?;
+            let key = SessionObject::block_key_to_wrap(session, keys.level.wrapped, &[0; 32])?;
             block.wrapped_under::<WRAPPED_BLOCK_BYTES>(&Mechanism::AesKeyWrapPad, key.handle).map(drop)
         })?,
-        measure("tag", || session.sign(&Mechanism::AesCMac, keys.mac, &[0; 64]).map(drop))?,
+        measure("tag", || session.sign(&Mechanism::Sha256Hmac, keys.mac, &[0; 64]).map(drop))?,
     ])
 }
 
@@ -317,7 +331,7 @@ fn throw_away_key<'a>(
     rights: &[Attribute],
 ) -> Result<SessionObject<'a>, CallError> {
     let mut template = vec![Attribute::Token(false), Attribute::Private(true), Attribute::Sensitive(true)];
-    if matches!(mechanism, Mechanism::AesKeyGen) {
+    if matches!(mechanism, Mechanism::AesKeyGen | Mechanism::GenericSecretKeyGen) {
         template.push(Attribute::ValueLen(32.into()));
     }
     template.extend_from_slice(rights);
@@ -343,13 +357,15 @@ fn bring_back(session: &Session) -> Result<SessionObject<'_>, TrialError> {
 }
 
 fn iso_4(session: &Session) -> Result<(), TrialError> {
-    let storage = throw_away_key(session, &Mechanism::AesKeyGen, &[Attribute::Encrypt(true)])?;
-    Ok(session.encrypt(&Mechanism::AesCbc([0; 16]), storage.handle, &[0; 32]).map(drop)?)
+    let rights = [Attribute::Encrypt(true), Attribute::Decrypt(true)];
+    let storage = throw_away_key(session, &Mechanism::AesKeyGen, &rights)?;
+    let cipher = session.encrypt(&Mechanism::AesEcb, storage.handle, &[7; 16])?;
+    same(&session.decrypt(&Mechanism::AesEcb, storage.handle, &cipher)?, &[7; 16])
 }
 
-fn cmac(session: &Session) -> Result<(), TrialError> {
-    let mac = throw_away_key(session, &Mechanism::AesKeyGen, &[Attribute::Sign(true)])?;
-    Ok(session.sign(&Mechanism::AesCMac, mac.handle, &[0; 16]).map(drop)?)
+fn hmac(session: &Session) -> Result<(), TrialError> {
+    let mac = throw_away_key(session, &Mechanism::GenericSecretKeyGen, &[Attribute::Sign(true)])?;
+    Ok(session.sign(&Mechanism::Sha256Hmac, mac.handle, &[0; 16]).map(drop)?)
 }
 
 fn make_tzpk(session: &Session) -> Result<(), TrialError> {

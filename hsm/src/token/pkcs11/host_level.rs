@@ -1,36 +1,73 @@
 //! A PKCS#11 token at level `host`: a clear block is in this process's memory for one operation, to be judged.
 //!
-//! A tzpk is made here, of the token's random bytes: not every token has RSA-OAEP with SHA-256. It is in host memory
-//! while it is made and never after.
+//! A tzpk is made here, of the token's random bytes: not every token has RSA-OAEP with SHA-256. Where the token has
+//! `CKM_AES_KEY_WRAP` it comes back as an object, so it is in host memory while it is made and never after; a token
+//! without it, or behind a socket that does not let it through, decrypts it for each operation.
 
 use cryptoki::mechanism::Mechanism;
 use zeroize::Zeroizing;
 
-use super::{Pkcs11Token, fill, keys::HostStorage, objects::SessionObject};
+use super::{
+    Pkcs11Token, fill,
+    keys::{HostKeys, SealKey},
+    objects::{SessionObject, WRAPPED_TZPK_BYTES, exactly},
+};
 use crate::{
     clear::{Block, Tzpk, WideBlock},
     device_key::DeviceKey,
     error::Error,
     sealed::{Bound, SealedTzpk},
-    token::{HostLevel, IssuedTzpk, Token, WrappedTzpk, host_tzpk, software, software::joined},
+    token::{HostLevel, IssuedTzpk, Token, WrappedTzpk, host_tzpk, software},
 };
 
-impl HostLevel for Pkcs11Token<HostStorage> {
+/// Bytes of a tzpk: one block of AES.
+const TZPK_BYTES: usize = 16;
+
+impl Pkcs11Token<HostKeys> {
+    fn seal_key(&self) -> Result<SealKey, Error> {
+        self.call(|_, keys| Ok(keys.level.seal))
+    }
+}
+
+impl HostLevel for Pkcs11Token<HostKeys> {
     fn issue_tzpk(&self, device: &DeviceKey, bound: &Bound, tzpk: &mut Tzpk) -> Result<IssuedTzpk, Error> {
         let wrapped = host_tzpk(device, tzpk, |bytes| self.random(bytes))?;
-        let key_wrap = self.call(|session, keys| {
-            SessionObject::import_tzpk(session, tzpk)?.wrapped_under(&Mechanism::AesKeyWrap, keys.seal)
-        })?;
-        Ok(IssuedTzpk { wrapped, sealed: self.sealed(&key_wrap, bound)? })
+        let sealed = match self.seal_key()? {
+            SealKey::Wrapping(seal) => {
+                let key_wrap: [u8; WRAPPED_TZPK_BYTES] = self.call(|session, _| {
+                    SessionObject::import_tzpk(session, tzpk)?.wrapped_under(&Mechanism::AesKeyWrap, seal)
+                })?;
+                self.sealed(&key_wrap, bound)?
+            }
+            SealKey::Encrypting(seal) => {
+                // One block, of a key that never comes again: nothing tells that two are alike.
+                let cipher: [u8; TZPK_BYTES] =
+                    self.call(|session, _| exactly(&session.encrypt(&Mechanism::AesEcb, seal, tzpk.bytes())?))?;
+                self.sealed(&cipher, bound)?
+            }
+        };
+        Ok(IssuedTzpk { wrapped, sealed })
     }
 
-    fn open_block(&self, sealed: &SealedTzpk, bound: &Bound, _: &mut Tzpk, block: &mut Block) -> Result<(), Error> {
-        let key_wrap = self.opened(sealed, bound)?;
-        let clear = self.call(|session, keys| {
-            let object = SessionObject::unwrap_tzpk_to_decrypt(session, keys.seal, key_wrap)?;
-            session.decrypt(&Mechanism::Des3Ecb, object.handle, block.bytes()).map(Zeroizing::new)
-        })?;
-        fill(block.bytes_mut(), &clear)
+    fn open_block(&self, sealed: &SealedTzpk, bound: &Bound, tzpk: &mut Tzpk, block: &mut Block) -> Result<(), Error> {
+        match self.seal_key()? {
+            SealKey::Wrapping(seal) => {
+                let key_wrap = self.opened(sealed, bound, WRAPPED_TZPK_BYTES)?;
+                let clear = self.call(|session, _| {
+                    let object = SessionObject::unwrap_tzpk_to_decrypt(session, seal, key_wrap)?;
+                    session.decrypt(&Mechanism::Des3Ecb, object.handle, block.bytes()).map(Zeroizing::new)
+                })?;
+                fill(block.bytes_mut(), &clear)
+            }
+            SealKey::Encrypting(seal) => {
+                let cipher = self.opened(sealed, bound, TZPK_BYTES)?;
+                let clear =
+                    self.call(|session, _| session.decrypt(&Mechanism::AesEcb, seal, cipher).map(Zeroizing::new))?;
+                fill(tzpk.bytes_mut(), &clear)?;
+                software::tdes_decrypt(tzpk, block);
+                Ok(())
+            }
+        }
     }
 
     fn send_block(&self, device: &DeviceKey, tzpk: &mut Tzpk, block: &mut Block) -> Result<WrappedTzpk, Error> {
@@ -40,18 +77,20 @@ impl HostLevel for Pkcs11Token<HostStorage> {
     }
 
     fn storage_encrypt_iso_4(&self, pin_field: &mut WideBlock, account_field: u128) -> Result<(), Error> {
-        // The second block of a CBC is `E(E(PIN field) ⊕ account field)`: one call.
-        let mut fields = Zeroizing::new([0; 32]);
-        joined(&mut *fields, &[pin_field.bytes(), &account_field.to_be_bytes()]);
-        let chained =
-            self.call(|session, keys| session.encrypt(&Mechanism::AesCbc([0; 16]), keys.storage.iso_4, &*fields))?;
-        fill(pin_field.bytes_mut(), chained.get(16..).unwrap_or_default())
+        let encrypt = |block: &mut WideBlock| {
+            let cipher =
+                self.call(|session, keys| session.encrypt(&Mechanism::AesEcb, keys.level.iso_4, block.bytes()))?;
+            fill(block.bytes_mut(), &cipher)
+        };
+        encrypt(pin_field)?;
+        pin_field.set_nibbles(pin_field.nibbles() ^ account_field);
+        encrypt(pin_field)
     }
 
     fn storage_decrypt_iso_4(&self, block: &mut WideBlock, account_field: u128) -> Result<(), Error> {
         let decrypt = |block: &mut WideBlock| {
             let clear = self.call(|session, keys| {
-                session.decrypt(&Mechanism::AesEcb, keys.storage.iso_4, block.bytes()).map(Zeroizing::new)
+                session.decrypt(&Mechanism::AesEcb, keys.level.iso_4, block.bytes()).map(Zeroizing::new)
             })?;
             fill(block.bytes_mut(), &clear)
         };
@@ -62,14 +101,13 @@ impl HostLevel for Pkcs11Token<HostStorage> {
 
     fn storage_tdes_encrypt(&self, block: &mut Block) -> Result<(), Error> {
         self.tdes_budget.take()?;
-        let cipher =
-            self.call(|session, keys| session.encrypt(&Mechanism::Des3Ecb, keys.storage.tdes, block.bytes()))?;
+        let cipher = self.call(|session, keys| session.encrypt(&Mechanism::Des3Ecb, keys.level.tdes, block.bytes()))?;
         fill(block.bytes_mut(), &cipher)
     }
 
     fn storage_tdes_decrypt(&self, block: &mut Block) -> Result<(), Error> {
         let clear = self.call(|session, keys| {
-            session.decrypt(&Mechanism::Des3Ecb, keys.storage.tdes, block.bytes()).map(Zeroizing::new)
+            session.decrypt(&Mechanism::Des3Ecb, keys.level.tdes, block.bytes()).map(Zeroizing::new)
         })?;
         fill(block.bytes_mut(), &clear)
     }

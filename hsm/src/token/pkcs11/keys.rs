@@ -27,61 +27,86 @@ pub(super) enum KeyUse {
     StorageIso4,
     /// Wraps every tzpk.
     Seal,
+    /// Encrypts every tzpk, in a token that has no authenticated key wrap.
+    SealEncrypting,
     /// Account numbers at rest.
     Account,
-    /// CMAC over what is sealed and kept.
+    /// HMAC over what is sealed and kept.
     Mac,
 }
 
 /// Handles of the keys of one version and level; good in every session of a login.
 #[derive(Clone, Copy)]
-pub(super) struct KeyHandles<S> {
-    pub(super) storage: S,
-    pub(super) seal: ObjectHandle,
+pub(super) struct KeyHandles<L> {
+    /// Those that the level has of its own.
+    pub(super) level: L,
     pub(super) account: ObjectHandle,
     pub(super) mac: ObjectHandle,
 }
 
-/// The storage keys of one level.
-pub(super) trait StorageKeys: Copy + Send + Sync + 'static {
-    /// Whose they are.
+/// The keys that one level has of its own.
+pub(super) trait LevelKeys: Copy + Send + Sync + 'static {
+    /// Which level.
     const LEVEL: Level;
 
-    /// One handle for each use that is asked for.
-    fn from_each<E>(handle: impl FnMut(KeyUse) -> Result<ObjectHandle, E>) -> Result<Self, E>;
+    /// From those a token showed.
+    fn of(found: &FoundKeys) -> Result<Self, Pkcs11Error>;
 }
 
-/// Those of level `host`: they encrypt and decrypt.
+/// Level `host`: storage keys that encrypt and decrypt.
 #[derive(Clone, Copy)]
-pub(super) struct HostStorage {
+pub(super) struct HostKeys {
     pub(super) iso_4: ObjectHandle,
     pub(super) tdes: ObjectHandle,
+    pub(super) seal: SealKey,
 }
 
-impl StorageKeys for HostStorage {
+/// What a tzpk is sealed with.
+#[derive(Clone, Copy)]
+pub(super) enum SealKey {
+    /// It comes back as an object of the token.
+    Wrapping(ObjectHandle),
+    /// It comes back into host memory for one operation.
+    Encrypting(ObjectHandle),
+}
+
+/// How a token can seal a tzpk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum SealWay {
+    Wrap,
+    Encrypt,
+}
+
+impl LevelKeys for HostKeys {
     const LEVEL: Level = Level::Host;
 
-    fn from_each<E>(mut handle: impl FnMut(KeyUse) -> Result<ObjectHandle, E>) -> Result<Self, E> {
-        Ok(Self { iso_4: handle(KeyUse::Storage)?, tdes: handle(KeyUse::StorageTdes)? })
+    fn of(found: &FoundKeys) -> Result<Self, Pkcs11Error> {
+        let seal = match found.one(KeyUse::Seal) {
+            Ok(key) => SealKey::Wrapping(key),
+            Err(_) => SealKey::Encrypting(found.one(KeyUse::SealEncrypting)?),
+        };
+        Ok(Self { iso_4: found.one(KeyUse::Storage)?, tdes: found.one(KeyUse::StorageTdes)?, seal })
     }
 }
 
-/// Those of level `token`: they wrap, unwrap and derive, and none decrypts.
+/// Level `token`: storage keys that wrap, unwrap and derive, and none that decrypts.
 #[derive(Clone, Copy)]
-pub(super) struct TokenStorage {
+pub(super) struct TokenKeys {
     pub(super) wrapped: ObjectHandle,
     pub(super) iso_3: ObjectHandle,
     pub(super) iso_4: ObjectHandle,
+    pub(super) seal: ObjectHandle,
 }
 
-impl StorageKeys for TokenStorage {
+impl LevelKeys for TokenKeys {
     const LEVEL: Level = Level::Token;
 
-    fn from_each<E>(mut handle: impl FnMut(KeyUse) -> Result<ObjectHandle, E>) -> Result<Self, E> {
+    fn of(found: &FoundKeys) -> Result<Self, Pkcs11Error> {
         Ok(Self {
-            wrapped: handle(KeyUse::StorageWrapped)?,
-            iso_3: handle(KeyUse::StorageIso3)?,
-            iso_4: handle(KeyUse::StorageIso4)?,
+            wrapped: found.one(KeyUse::StorageWrapped)?,
+            iso_3: found.one(KeyUse::StorageIso3)?,
+            iso_4: found.one(KeyUse::StorageIso4)?,
+            seal: found.one(KeyUse::Seal)?,
         })
     }
 }
@@ -101,13 +126,16 @@ const RIGHTS: [(AttributeType, &str); 6] = [
 
 impl KeyUse {
     /// Every one of a level.
-    const fn of(level: Level) -> &'static [Self] {
-        match level {
-            Level::Host => &[Self::Storage, Self::StorageTdes, Self::Seal, Self::Account, Self::Mac],
-            Level::Token => {
-                &[Self::StorageWrapped, Self::StorageIso3, Self::StorageIso4, Self::Seal, Self::Account, Self::Mac]
-            }
-        }
+    fn of(level: Level, seal: SealWay) -> Vec<Self> {
+        let storage: &[Self] = match level {
+            Level::Host => &[Self::Storage, Self::StorageTdes],
+            Level::Token => &[Self::StorageWrapped, Self::StorageIso3, Self::StorageIso4],
+        };
+        let seal = match seal {
+            SealWay::Wrap => Self::Seal,
+            SealWay::Encrypt => Self::SealEncrypting,
+        };
+        [storage, &[seal, Self::Account, Self::Mac]].concat()
     }
 
     /// Its CKA_LABEL.
@@ -119,6 +147,7 @@ impl KeyUse {
             Self::StorageIso3 => "pinseal storage-iso-3",
             Self::StorageIso4 => "pinseal storage-iso-4",
             Self::Seal => "pinseal seal",
+            Self::SealEncrypting => "pinseal seal-encrypting",
             Self::Account => "pinseal account",
             Self::Mac => "pinseal mac",
         }
@@ -133,6 +162,7 @@ impl KeyUse {
             Self::StorageIso3 => b'3',
             Self::StorageIso4 => b'4',
             Self::Seal => b't',
+            Self::SealEncrypting => b'e',
             Self::Account => b'a',
             Self::Mac => b'm',
         }
@@ -146,7 +176,9 @@ impl KeyUse {
     /// All it may do.
     fn rights(self) -> &'static [AttributeType] {
         match self {
-            Self::Storage | Self::StorageTdes => &[AttributeType::Encrypt, AttributeType::Decrypt],
+            Self::Storage | Self::StorageTdes | Self::SealEncrypting => {
+                &[AttributeType::Encrypt, AttributeType::Decrypt]
+            }
             Self::StorageWrapped => &[AttributeType::Derive],
             Self::StorageIso3 | Self::Seal => &[AttributeType::Wrap, AttributeType::Unwrap],
             Self::StorageIso4 => &[AttributeType::Wrap, AttributeType::Encrypt],
@@ -157,7 +189,9 @@ impl KeyUse {
 
     fn key_type(self) -> KeyType {
         match self {
-            Self::StorageTdes | Self::StorageIso3 => KeyType::DES2,
+            // Of triple length: not every token makes keys of double length.
+            Self::StorageTdes | Self::StorageIso3 => KeyType::DES3,
+            Self::Mac => KeyType::GENERIC_SECRET,
             _ => KeyType::AES,
         }
     }
@@ -185,26 +219,27 @@ pub(super) struct FoundKeys {
 }
 
 impl FoundKeys {
-    /// Finds exactly one of each use.
+    /// Finds exactly one of each use. A tzpk is sealed by wrapping, unless there is only the other key.
     pub(super) fn find(session: &Session, version: u16, level: Level) -> Result<Self, Pkcs11Error> {
-        let keys = KeyUse::of(level).iter().map(|r#use| {
-            let found = session.find_objects(&named(*r#use, version)).map_err(call_failed("C_FindObjects"))?;
-            match found[..] {
-                [key] => Ok((*r#use, key)),
-                _ => Err(Pkcs11Error::Key { label: r#use.label(), version, found: found.len() }),
-            }
+        let count = |r#use| Ok(objects(session, r#use, version)?.len());
+        let way = match (level, count(KeyUse::Seal)?, count(KeyUse::SealEncrypting)?) {
+            (Level::Host, 0, 1..) => SealWay::Encrypt,
+            _ => SealWay::Wrap,
+        };
+        let keys = KeyUse::of(level, way).into_iter().map(|r#use| match objects(session, r#use, version)?[..] {
+            [key] => Ok((r#use, key)),
+            ref found => Err(Pkcs11Error::Key { label: r#use.label(), version, found: found.len() }),
         });
         Ok(Self { keys: keys.collect::<Result<_, _>>()?, version })
     }
 
     /// Makes a key of every use that has none of that version yet. The keys that both levels use may be there.
-    pub(super) fn make(session: &Session, version: u16, level: Level) -> Result<Self, Pkcs11Error> {
+    pub(super) fn make(session: &Session, version: u16, level: Level, seal: SealWay) -> Result<Self, Pkcs11Error> {
         let (mut missing, mut present) = (Vec::new(), None);
-        for r#use in KeyUse::of(level) {
-            let found = session.find_objects(&named(*r#use, version)).map_err(call_failed("C_FindObjects"))?;
-            match (found.is_empty(), r#use) {
-                (true, _) => missing.push(*r#use),
-                (false, KeyUse::Seal | KeyUse::Account | KeyUse::Mac) => {}
+        for r#use in KeyUse::of(level, seal) {
+            match (objects(session, r#use, version)?.is_empty(), r#use) {
+                (true, _) => missing.push(r#use),
+                (false, KeyUse::Seal | KeyUse::SealEncrypting | KeyUse::Account | KeyUse::Mac) => {}
                 (false, _) => present = Some(r#use),
             }
         }
@@ -242,13 +277,16 @@ impl FoundKeys {
     }
 
     /// By use and version, with check values: of AES-256 the first 3 bytes of CMAC over 16 zero bytes, of 3DES those of
-    /// the encrypted zero block. A key that may neither encrypt nor sign has none.
+    /// the encrypted zero block, of the MAC key those of its HMAC over 16 zero bytes. A key that may neither encrypt nor
+    /// sign has none.
     pub(super) fn references(&self, session: &Session) -> Result<KeyReferences, CallError> {
         let tell = |(r#use, key): &(KeyUse, ObjectHandle)| {
             let check_value = match r#use {
-                KeyUse::Storage | KeyUse::StorageIso4 | KeyUse::Account => Some(aes_check_value(session, *key)?),
+                KeyUse::Storage | KeyUse::StorageIso4 | KeyUse::SealEncrypting | KeyUse::Account => {
+                    Some(aes_check_value(session, *key)?)
+                }
                 KeyUse::StorageTdes => Some(session.encrypt(&Mechanism::Des3Ecb, *key, &[0; 8])?),
-                KeyUse::Mac => Some(session.sign(&Mechanism::AesCMac, *key, &[0; 16])?),
+                KeyUse::Mac => Some(session.sign(&Mechanism::Sha256Hmac, *key, &[0; 16])?),
                 KeyUse::StorageWrapped | KeyUse::StorageIso3 | KeyUse::Seal => None,
             };
             let (name, version) = (r#use.name(), self.version);
@@ -269,18 +307,18 @@ impl FoundKeys {
     }
 
     /// As a level uses them.
-    pub(super) fn handles<S: StorageKeys>(&self) -> Result<KeyHandles<S>, Pkcs11Error> {
-        let handle = |r#use: KeyUse| {
-            let found = self.keys.iter().find(|(found, _)| *found == r#use).map(|(_, key)| *key);
-            found.ok_or(Pkcs11Error::Key { label: r#use.label(), version: self.version, found: 0 })
-        };
-        Ok(KeyHandles {
-            storage: S::from_each(handle)?,
-            seal: handle(KeyUse::Seal)?,
-            account: handle(KeyUse::Account)?,
-            mac: handle(KeyUse::Mac)?,
-        })
+    pub(super) fn handles<L: LevelKeys>(&self) -> Result<KeyHandles<L>, Pkcs11Error> {
+        Ok(KeyHandles { level: L::of(self)?, account: self.one(KeyUse::Account)?, mac: self.one(KeyUse::Mac)? })
     }
+
+    fn one(&self, r#use: KeyUse) -> Result<ObjectHandle, Pkcs11Error> {
+        let found = self.keys.iter().find(|(found, _)| *found == r#use).map(|(_, key)| *key);
+        found.ok_or(Pkcs11Error::Key { label: r#use.label(), version: self.version, found: 0 })
+    }
+}
+
+fn objects(session: &Session, r#use: KeyUse, version: u16) -> Result<Vec<ObjectHandle>, Pkcs11Error> {
+    session.find_objects(&named(r#use, version)).map_err(call_failed("C_FindObjects"))
 }
 
 fn is_true(attribute: &Attribute) -> bool {
@@ -312,12 +350,13 @@ fn generate(session: &Session, r#use: KeyUse, version: u16) -> Result<ObjectHand
         Attribute::Derive(may(AttributeType::Derive)),
     ]);
     let mechanism = match r#use.key_type() {
-        KeyType::DES2 => Mechanism::Des2KeyGen,
-        _ => {
-            template.push(Attribute::ValueLen(32.into()));
-            Mechanism::AesKeyGen
-        }
+        KeyType::DES3 => Mechanism::Des3KeyGen,
+        KeyType::GENERIC_SECRET => Mechanism::GenericSecretKeyGen,
+        _ => Mechanism::AesKeyGen,
     };
+    if !matches!(mechanism, Mechanism::Des3KeyGen) {
+        template.push(Attribute::ValueLen(32.into()));
+    }
     session.generate_key(&mechanism, &template)
 }
 

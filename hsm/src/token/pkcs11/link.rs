@@ -18,8 +18,9 @@ use cryptoki::{
 };
 
 use super::{
+    examine::seal_way,
     initialize::initialize,
-    keys::{FoundKeys, KeyHandles, KeyReferences, StorageKeys},
+    keys::{FoundKeys, KeyHandles, KeyReferences, LevelKeys},
 };
 use crate::{
     binding::Level,
@@ -33,13 +34,13 @@ const RETRY_AFTER_MIN: Duration = Duration::from_millis(100);
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(2);
 
 /// A token as configured, connected or lost; with the storage keys of one level.
-pub(super) struct Link<S> {
+pub(super) struct Link<L> {
     config: Pkcs11,
-    state: Mutex<State<S>>,
+    state: Mutex<State<L>>,
 }
 
-enum State<S> {
-    Up(Arc<Connection<S>>),
+enum State<L> {
+    Up(Arc<Connection<L>>),
     Down {
         next: Instant,
         wait: Duration,
@@ -49,16 +50,16 @@ enum State<S> {
 }
 
 /// A login and its sessions.
-struct Connection<S> {
+struct Connection<L> {
     module: Module,
     slot: Slot,
-    keys: KeyHandles<S>,
+    keys: KeyHandles<L>,
     idle: Mutex<Vec<Session>>,
     /// Keeps the login, which ends with the last session, and copies of keys where there are any.
     _management: Mutex<Session>,
 }
 
-impl<S: StorageKeys> Link<S> {
+impl<L: LevelKeys> Link<L> {
     /// Logs in and finds the keys.
     pub(super) fn open(config: &Pkcs11) -> Result<(Self, KeyReferences), Pkcs11Error> {
         let (connection, references) = Connection::open(config)?;
@@ -66,7 +67,7 @@ impl<S: StorageKeys> Link<S> {
     }
 
     /// Lets `work` use a session of its own. A call that fails loses the connection: the next one looks for the token.
-    pub(super) fn call<T>(&self, work: impl Fn(&Session, &KeyHandles<S>) -> Result<T, CallError>) -> Result<T, Error> {
+    pub(super) fn call<T>(&self, work: impl Fn(&Session, &KeyHandles<L>) -> Result<T, CallError>) -> Result<T, Error> {
         let connection = self.connected()?;
         connection.with_session(|session| work(session, &connection.keys)).map_err(|error| {
             self.lost(&connection);
@@ -74,7 +75,7 @@ impl<S: StorageKeys> Link<S> {
         })
     }
 
-    fn connected(&self) -> Result<Arc<Connection<S>>, Error> {
+    fn connected(&self) -> Result<Arc<Connection<L>>, Error> {
         let refused = Error::Unavailable { reason: "it refused the user PIN" };
         let mut state = locked(&self.state);
         let wait = match &*state {
@@ -102,7 +103,7 @@ impl<S: StorageKeys> Link<S> {
         }
     }
 
-    fn lost(&self, connection: &Arc<Connection<S>>) {
+    fn lost(&self, connection: &Arc<Connection<L>>) {
         let mut state = locked(&self.state);
         if matches!(&*state, State::Up(current) if Arc::ptr_eq(current, connection)) {
             *state = State::Down { next: Instant::now(), wait: RETRY_AFTER_MIN };
@@ -119,16 +120,18 @@ pub(super) struct Words {
 /// Logs in to look at a token.
 pub(super) fn look(config: &Pkcs11) -> Result<(Session, Words), Pkcs11Error> {
     let (module, slot) = find_slot(config)?;
-    let info = module.get_token_info(slot).map_err(call_failed("C_GetTokenInfo"))?;
     let library = module.get_library_info().map_err(call_failed("C_GetInfo"))?;
-    let words = vec![
-        ("label", info.label().to_owned()),
-        ("manufacturer", info.manufacturer_id().to_owned()),
-        ("model", info.model().to_owned()),
-        ("serial", info.serial_number().to_owned()),
-        ("firmware", info.firmware_version().to_string()),
-        ("library", format!("{} {}", library.library_description(), library.library_version())),
-    ];
+    let mut words = match module.get_token_info(slot) {
+        Ok(info) => vec![
+            ("label", info.label().to_owned()),
+            ("manufacturer", info.manufacturer_id().to_owned()),
+            ("model", info.model().to_owned()),
+            ("serial", info.serial_number().to_owned()),
+            ("firmware", info.firmware_version().to_string()),
+        ],
+        Err(error) => vec![("slot", slot.id().to_string()), ("label", format!("can't be read: {error}"))],
+    };
+    words.push(("library", format!("{} {}", library.library_description(), library.library_version())));
     let mechanisms = module.get_mechanism_list(slot).map_err(call_failed("C_GetMechanismList"))?;
     let session = module.open_ro_session(slot).map_err(call_failed("C_OpenSession"))?;
     log_in(&module, slot, &session, config)?;
@@ -140,7 +143,7 @@ pub(super) fn make_keys(config: &Pkcs11, level: Level) -> Result<KeyReferences, 
     let (module, slot) = find_slot(config)?;
     let session = module.open_rw_session(slot).map_err(call_failed("C_OpenSession"))?;
     log_in(&module, slot, &session, config)?;
-    let keys = FoundKeys::make(&session, config.key_version, level)?;
+    let keys = FoundKeys::make(&session, config.key_version, level, seal_way(&session))?;
     keys.audit(&session)?;
     keys.references(&session).map_err(call_failed("check values"))
 }
@@ -164,12 +167,12 @@ pub(super) fn find_keys(
     }
 }
 
-impl<S: StorageKeys> Connection<S> {
+impl<L: LevelKeys> Connection<L> {
     fn open(config: &Pkcs11) -> Result<(Self, KeyReferences), Pkcs11Error> {
         let (module, slot) = find_slot(config)?;
         let management = module.open_ro_session(slot).map_err(call_failed("C_OpenSession"))?;
         log_in(&module, slot, &management, config)?;
-        let (keys, references) = find_keys(&management, config, S::LEVEL)?;
+        let (keys, references) = find_keys(&management, config, L::LEVEL)?;
         let keys = keys.handles()?;
         let connection = Self { module, slot, keys, idle: Mutex::default(), _management: Mutex::new(management) };
         Ok((connection, references))
@@ -212,16 +215,22 @@ fn find_slot(config: &Pkcs11) -> Result<(Module, Slot), Pkcs11Error> {
     let slots = module.get_slots_with_token().map_err(call_failed("C_GetSlotList"))?;
     let (mut matching, mut present) = (Vec::new(), Vec::new());
     for slot in slots {
-        let Ok(info) = module.get_token_info(slot) else { continue };
+        // Of openCryptoki 3.8 the words can't be read: its clock does not keep to PKCS#11.
+        let info = module.get_token_info(slot).ok();
         let found = match &config.slot {
-            SlotName::Label(label) => info.label() == label,
-            SlotName::Serial(serial) => info.serial_number() == serial,
+            SlotName::Label(label) => info.as_ref().is_some_and(|info| info.label() == label),
+            SlotName::Serial(serial) => info.as_ref().is_some_and(|info| info.serial_number() == serial),
+            SlotName::Number(number) => slot.id() == *number,
         };
         if found {
             matching.push(slot);
         }
-        if info.token_initialized() {
-            present.push(format!("{:?} (serial {:?})", info.label(), info.serial_number()));
+        match info {
+            Some(info) if info.token_initialized() => {
+                present.push(format!("{:?} (serial {:?})", info.label(), info.serial_number()));
+            }
+            Some(_) => {}
+            None => present.push(format!("slot {} (its label can't be read)", slot.id())),
         }
     }
     match matching[..] {
@@ -236,12 +245,13 @@ fn find_slot(config: &Pkcs11) -> Result<(Module, Slot), Pkcs11Error> {
 
 /// One try, and none where it could be the last: a wrong PIN must not lock a token by being tried again and again.
 fn log_in(module: &Module, slot: Slot, session: &Session, config: &Pkcs11) -> Result<(), Pkcs11Error> {
-    let info = module.get_token_info(slot).map_err(call_failed("C_GetTokenInfo"))?;
-    if info.user_pin_locked() {
-        return Err(Pkcs11Error::Locked);
-    }
-    if info.user_pin_final_try() {
-        return Err(Pkcs11Error::LastTry);
+    if let Ok(info) = module.get_token_info(slot) {
+        if info.user_pin_locked() {
+            return Err(Pkcs11Error::Locked);
+        }
+        if info.user_pin_final_try() {
+            return Err(Pkcs11Error::LastTry);
+        }
     }
     let pin = AuthPin::from(config.user_pin.as_str());
     match session.login(UserType::User, Some(&pin)) {

@@ -12,8 +12,8 @@ use cryptoki::{
 
 use super::{
     Pkcs11Token,
-    keys::TokenStorage,
-    objects::{SessionObject, WRAPPED_BLOCK_BYTES, exactly},
+    keys::TokenKeys,
+    objects::{SessionObject, WRAPPED_BLOCK_BYTES, WRAPPED_TZPK_BYTES, exactly},
 };
 use crate::{
     block::{AccountDigits, FILL_A_AS_PADDING, account_field, iso_1_to_iso_3, iso_1_to_iso_4},
@@ -30,12 +30,13 @@ const SALT_BYTES: usize = 16;
 /// Before what such a key is derived from: no other use of SHA-256 here begins so.
 const BLOCK_KEY_HEAD: &[u8] = b"pinseal wrapped block 1 ";
 
-impl TokenLevel for Pkcs11Token<TokenStorage> {
+impl TokenLevel for Pkcs11Token<TokenKeys> {
     fn issue_tzpk(&self, device: &DeviceKey, bound: &Bound) -> Result<IssuedTzpk, Error> {
         let (wrapped, key_wrap) = self.call(|session, keys| {
             let tzpk = SessionObject::generate_tzpk(session)?;
             let wrapped = wrapped_for(session, device, &tzpk)?;
-            Ok((wrapped, tzpk.wrapped_under(&Mechanism::AesKeyWrap, keys.seal)?))
+            let key_wrap: [u8; WRAPPED_TZPK_BYTES] = tzpk.wrapped_under(&Mechanism::AesKeyWrap, keys.level.seal)?;
+            Ok((wrapped, key_wrap))
         })?;
         Ok(IssuedTzpk { wrapped, sealed: self.sealed(&key_wrap, bound)? })
     }
@@ -47,7 +48,7 @@ impl TokenLevel for Pkcs11Token<TokenStorage> {
         form: TokenForm,
         account: &AccountDigits,
     ) -> Result<Vec<u8>, AcceptError> {
-        let (key_wrap, block) = (self.opened(sealed, bound)?, block.as_bytes());
+        let (key_wrap, block) = (self.opened(sealed, bound, WRAPPED_TZPK_BYTES)?, block.as_bytes());
         match form {
             TokenForm::Wrapped => Ok(self.keep_wrapped(key_wrap, block, account)?),
             TokenForm::Iso3 => Ok(self.keep_iso_3(key_wrap, block, account)?.to_vec()),
@@ -70,7 +71,7 @@ impl TokenLevel for Pkcs11Token<TokenStorage> {
                 let (salt, wrapped) = stored.split_at_checked(SALT_BYTES).unwrap_or_default();
                 let data = block_key_data(salt, account);
                 self.call(|session, keys| {
-                    let key = SessionObject::block_key_to_unwrap(session, keys.storage.wrapped, &data)?;
+                    let key = SessionObject::block_key_to_unwrap(session, keys.level.wrapped, &data)?;
                     let block = SessionObject::take_in(session, &Mechanism::AesKeyWrapPad, key.handle, wrapped)?;
                     give_out(session, device, &block)
                 })?
@@ -78,7 +79,7 @@ impl TokenLevel for Pkcs11Token<TokenStorage> {
             TokenForm::Iso3 => {
                 let mask = iso_1_to_iso_3(account).to_be_bytes();
                 self.call(|session, keys| {
-                    let key = keys.storage.iso_3;
+                    let key = keys.level.iso_3;
                     let block = SessionObject::take_in(session, &Mechanism::Des3Cbc(mask), key, stored)?;
                     give_out(session, device, &block)
                 })?
@@ -89,16 +90,16 @@ impl TokenLevel for Pkcs11Token<TokenStorage> {
     }
 }
 
-impl Pkcs11Token<TokenStorage> {
+impl Pkcs11Token<TokenKeys> {
     /// Of any fill, as it came: under a key of the account and of a salt, so that the same block is never stored alike.
     fn keep_wrapped(&self, key_wrap: &[u8], block: &[u8; 8], account: &AccountDigits) -> Result<Vec<u8>, Error> {
         let mut salt = [0; SALT_BYTES];
         self.random(&mut salt)?;
         let data = block_key_data(&salt, account);
         let wrapped: [u8; WRAPPED_BLOCK_BYTES] = self.call(|session, keys| {
-            let tzpk = SessionObject::unwrap_tzpk_to_unwrap(session, keys.seal, key_wrap)?;
+            let tzpk = SessionObject::unwrap_tzpk_to_unwrap(session, keys.level.seal, key_wrap)?;
             let taken = SessionObject::take_in(session, &Mechanism::Des3Ecb, tzpk.handle, block)?;
-            let key = SessionObject::block_key_to_wrap(session, keys.storage.wrapped, &data)?;
+            let key = SessionObject::block_key_to_wrap(session, keys.level.wrapped, &data)?;
             taken.wrapped_under(&Mechanism::AesKeyWrapPad, key.handle)
         })?;
         Ok([&salt[..], &wrapped].concat())
@@ -109,9 +110,9 @@ impl Pkcs11Token<TokenStorage> {
         self.tdes_budget.take()?;
         let mask = iso_1_to_iso_3(account).to_be_bytes();
         self.call(|session, keys| {
-            let tzpk = SessionObject::unwrap_tzpk_to_unwrap(session, keys.seal, key_wrap)?;
+            let tzpk = SessionObject::unwrap_tzpk_to_unwrap(session, keys.level.seal, key_wrap)?;
             let taken = SessionObject::take_in(session, &Mechanism::Des3Ecb, tzpk.handle, block)?;
-            taken.wrapped_under(&Mechanism::Des3Cbc(mask), keys.storage.iso_3)
+            taken.wrapped_under(&Mechanism::Des3Cbc(mask), keys.level.iso_3)
         })
     }
 
@@ -121,15 +122,15 @@ impl Pkcs11Token<TokenStorage> {
         self.random(&mut random)?;
         let mask = iso_1_to_iso_4(u64::from_be_bytes(random)).to_be_bytes();
         self.call(|session, keys| {
-            let tzpk = SessionObject::unwrap_tzpk_to_unwrap(session, keys.seal, key_wrap)?;
+            let tzpk = SessionObject::unwrap_tzpk_to_unwrap(session, keys.level.seal, key_wrap)?;
             if !ends_with_a(session, &tzpk, block)? {
                 return Ok(None);
             }
             let taken = SessionObject::take_in(session, &Mechanism::Des3Ecb, tzpk.handle, block)?;
             // The 8 bytes are filled up with zeros, so that the vector's last 8 are the random half: `E(PIN field)`.
-            let first: [u8; 16] = taken.wrapped_under(&Mechanism::AesCbc(mask), keys.storage.iso_4)?;
+            let first: [u8; 16] = taken.wrapped_under(&Mechanism::AesCbc(mask), keys.level.iso_4)?;
             let second = (u128::from_be_bytes(first) ^ account_field(account)).to_be_bytes();
-            exactly(&session.encrypt(&Mechanism::AesEcb, keys.storage.iso_4, &second)?).map(Some)
+            exactly(&session.encrypt(&Mechanism::AesEcb, keys.level.iso_4, &second)?).map(Some)
         })
     }
 }
