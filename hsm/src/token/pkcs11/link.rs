@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
@@ -44,6 +44,8 @@ enum State<L> {
     Down {
         next: Instant,
         wait: Duration,
+        /// The connection that was lost, while calls of it have yet to end.
+        lost: Weak<Connection<L>>,
     },
     /// The token refused the PIN: asking again could lock it.
     Refused,
@@ -84,8 +86,14 @@ impl<L: LevelKeys> Link<L> {
             State::Down { next, .. } if Instant::now() < *next => {
                 return Err(Error::Unavailable { reason: "it was lost and is looked for again shortly" });
             }
+            // Its sessions must be closed, and no call under way, before the module may be initialised anew.
+            State::Down { lost, .. } if lost.strong_count() > 0 => {
+                return Err(Error::Unavailable { reason: "it was lost and its last calls are ending" });
+            }
             State::Down { wait, .. } => *wait,
         };
+        // A module that speaks to its token over a socket, or a network, finds it again by this alone.
+        finalize(&self.config);
         match Connection::open(&self.config) {
             Ok((connection, _)) => {
                 let connection = Arc::new(connection);
@@ -97,7 +105,8 @@ impl<L: LevelKeys> Link<L> {
                 Err(refused)
             }
             Err(_) => {
-                *state = State::Down { next: Instant::now() + wait, wait: (wait * 2).min(RETRY_AFTER_MAX) };
+                let (next, wait) = (Instant::now() + wait, (wait * 2).min(RETRY_AFTER_MAX));
+                *state = State::Down { next, wait, lost: Weak::new() };
                 Err(Error::Unavailable { reason: "it was lost and can't be opened again yet" })
             }
         }
@@ -106,7 +115,7 @@ impl<L: LevelKeys> Link<L> {
     fn lost(&self, connection: &Arc<Connection<L>>) {
         let mut state = locked(&self.state);
         if matches!(&*state, State::Up(current) if Arc::ptr_eq(current, connection)) {
-            *state = State::Down { next: Instant::now(), wait: RETRY_AFTER_MIN };
+            *state = State::Down { next: Instant::now(), wait: RETRY_AFTER_MIN, lost: Arc::downgrade(connection) };
         }
     }
 }
@@ -191,10 +200,21 @@ impl<L: LevelKeys> Connection<L> {
     }
 }
 
-/// The module, loaded once a process: a second copy of the same library is undefined in some.
+/// The modules, each loaded once a process: a second copy of the same library is undefined in some.
+static MODULES: OnceLock<Mutex<HashMap<PathBuf, Module>>> = OnceLock::new();
+
+/// Ends a module, to be initialised anew. The caller has no session with it, and no call under way.
+fn finalize(config: &Pkcs11) {
+    let modules = locked(MODULES.get_or_init(Mutex::default));
+    if let Some(module) = modules.get(&config.module) {
+        // One that refuses is initialised still, and will say so.
+        let _ = module.clone().finalize();
+    }
+}
+
+/// The module of a configuration, loaded and initialised.
 fn module(config: &Pkcs11) -> Result<Module, Pkcs11Error> {
     let path = &config.module;
-    static MODULES: OnceLock<Mutex<HashMap<PathBuf, Module>>> = OnceLock::new();
     let failed = |error: CallError| Pkcs11Error::Module { path: path.to_owned(), reason: error.to_string() };
     let mut modules = locked(MODULES.get_or_init(Mutex::default));
     let module = match modules.get(path) {
