@@ -4,8 +4,10 @@
 use std::{
     ffi::OsStr,
     os::unix::fs::OpenOptionsExt,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command, Stdio},
+    time::Duration,
 };
 
 /// Which token.
@@ -34,6 +36,17 @@ impl Make {
             Self::Nss => "libnss3-tools",
             Self::OpenCryptoki => "opencryptoki",
         }
+    }
+}
+
+/// A process that holds a token, and those it has forked; killed when dropped.
+pub(crate) struct TokenProcess(Child);
+
+impl Drop for TokenProcess {
+    fn drop(&mut self) {
+        let group = format!("-{}", self.0.id());
+        let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
+        let _ = self.0.wait();
     }
 }
 
@@ -105,6 +118,30 @@ impl RealToken {
         Self { module, ..Self::with_keys(make) }
     }
 
+    /// SoftHSM in a process of its own, reached over p11-kit's socket. It serves once it is started.
+    pub(crate) fn over_a_socket() -> Self {
+        let client = "/usr/lib/x86_64-linux-gnu/pkcs11/p11-kit-client.so";
+        assert!(Path::new(client).exists(), "p11-kit is missing: apt-get install p11-kit p11-kit-modules");
+        Self { module: client.into(), ..Self::without_keys(Make::SoftHsm) }
+    }
+
+    /// Starts the process that holds the token.
+    pub(crate) fn serve(&self) -> TokenProcess {
+        let socket = self.path("socket");
+        let _ = std::fs::remove_file(&socket);
+        let mut server = Command::new("p11-kit");
+        server.args(["server", "--foreground", "--provider", self.make.module(), "--name"]).arg(&socket).arg("pkcs11:");
+        let server = server.env("SOFTHSM2_CONF", self.path("softhsm2.conf")).stdout(Stdio::null()).process_group(0);
+        let process = TokenProcess(server.spawn().expect("apt-get install p11-kit"));
+        for _ in 0..500 {
+            if socket.exists() {
+                return process;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("p11-kit does not serve");
+    }
+
     /// Lets every call that holds a session fail with this CK_RV from now on; none to let them go on.
     pub(crate) fn command(&self, failure: Option<&str>) {
         match failure {
@@ -152,6 +189,7 @@ impl RealToken {
             ("PINSEAL_SHIM_MODULE", self.make.module().into()),
             ("PINSEAL_SHIM_COMMAND", self.path("command")),
             ("PINSEAL_SHIM_TRACE", self.path("trace")),
+            ("P11_KIT_SERVER_ADDRESS", format!("unix:path={}", self.path("socket").display()).into()),
             ("PINSEAL_SHIM_TOKEN_FLAGS", self.path("token-flags")),
         ]
     }

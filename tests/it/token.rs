@@ -1,6 +1,14 @@
 //! The keys in a PKCS#11 token: SoftHSM at level `host`, NSS softokn at level `token`.
 
-use std::{path::Path, process::Command, time::Duration};
+use std::{
+    path::Path,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use device::{Fill, Pin};
 use pinseal::proto::Scope;
@@ -73,6 +81,55 @@ async fn a_token_that_fails_is_told_is_found_again_and_loses_nothing() {
         client.set_block(&control, &block).await.unwrap();
         assert_eq!(client.view(&device, "8120").await.unwrap(), "271828");
         assert_eq!(client.view(&device, "8121").await.unwrap(), "161803");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_process_killed_under_load_is_found_again_within_five_seconds_and_no_acknowledged_pin_is_lost() {
+    let (token, directory) = (RealToken::over_a_socket(), tempfile::tempdir().unwrap());
+    let process = token.serve();
+    let (made, told) = token.token(&["make-keys"], &token.lines());
+    assert!(made && told.contains("seal-encrypting"), "{told}");
+    let engine = EngineProcess::start_on(directory.path(), &token);
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut clients = tokio::task::JoinSet::new();
+    for number in 0..4 {
+        let (mut client, stop) = (engine.client().await, Arc::clone(&stop));
+        clients.spawn(async move {
+            let (device, mut acknowledged, mut refused) = (device(), Vec::new(), 0);
+            for flow in 0.. {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                let (card, pin) = (format!("83{number}{flow:05}"), format!("27{:04}", flow * 7 % 10_000));
+                match client.set(&device, &card, &pin).await {
+                    Ok(()) => acknowledged.push((card, pin)),
+                    Err(status) => {
+                        assert_eq!(status.code(), tonic::Code::Unavailable, "{status}");
+                        refused += 1;
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                }
+            }
+            (acknowledged, refused)
+        });
+    }
+    let mut process = Some(process);
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        drop(process.take());
+        within_seconds(5, async || !engine.serves().await).await;
+        process = Some(token.serve());
+        within_seconds(5, async || engine.serves().await).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let (mut client, device) = (engine.client().await, device());
+    while let Some(played) = clients.join_next().await {
+        let (acknowledged, refused) = played.unwrap();
+        assert!(acknowledged.len() > 10 && refused > 0, "{} set, {refused} refused", acknowledged.len());
+        for (card, pin) in acknowledged {
+            assert_eq!(client.view(&device, &card).await.unwrap(), pin);
+        }
     }
 }
 
