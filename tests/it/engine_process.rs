@@ -53,7 +53,8 @@ impl EngineProcess {
         Self::start_with(Command::new(env!("CARGO_BIN_EXE_pinseal")), listen, directory, extra)
     }
 
-    fn start_with(mut pinseal: Command, listen: &str, directory: &Path, extra: &str) -> Self {
+    /// Starts one by a prepared command.
+    pub(crate) fn start_with(mut pinseal: Command, listen: &str, directory: &Path, extra: &str) -> Self {
         let config = directory.join("engine.toml");
         let data = directory.join("data");
         std::fs::write(&config, format!("listen = \"{listen}\"\ndata_directory = {data:?}\n{extra}\n")).unwrap();
@@ -111,11 +112,7 @@ impl EngineProcess {
     /// A client on a connection of its own.
     pub(crate) async fn client(&self) -> Client {
         let channel = Channel::from_shared(format!("http://{}", self.address)).unwrap().connect().await.unwrap();
-        Client {
-            controls: ControlServiceClient::new(channel.clone()),
-            pins: PinServiceClient::new(channel.clone()),
-            cards: CardServiceClient::new(channel),
-        }
+        Client::over(channel)
     }
 }
 
@@ -140,6 +137,14 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    pub(crate) fn over(channel: Channel) -> Self {
+        Self {
+            controls: ControlServiceClient::new(channel.clone()),
+            pins: PinServiceClient::new(channel.clone()),
+            cards: CardServiceClient::new(channel),
+        }
+    }
+
     pub(crate) async fn open(&mut self, plastic_id: &str, scope: Scope) -> Result<OpenControlResponse, Status> {
         let request = OpenControlRequest {
             tenant: TENANT.into(),

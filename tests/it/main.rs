@@ -11,6 +11,7 @@
 mod apart;
 mod bad_input;
 mod clients;
+mod container;
 mod contract;
 mod edge_process;
 mod engine_process;

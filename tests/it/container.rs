@@ -1,0 +1,126 @@
+//! SoftHSM in containers: the engine with its token in one, driven from outside; and a token in one, lent over a socket
+//! to an engine outside.
+
+use std::{io::Write, os::unix::fs::OpenOptionsExt, path::Path, process::Command, sync::OnceLock, time::Duration};
+
+use pinseal::tls::{ClientTls, ClientTlsConfig, connect::channel};
+use testcontainers::{
+    ContainerAsync, GenericImage, ImageExt,
+    core::{ExecCommand, IntoContainerPort, Mount, WaitFor},
+    runners::AsyncRunner,
+};
+
+use crate::engine_process::{Client, EngineProcess, device};
+
+const IMAGE: &str = "pinseal-softhsm-test";
+
+/// The image, built once, of the binary under test. Without a Docker engine this says what is missing.
+fn image() -> GenericImage {
+    static BUILT: OnceLock<()> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/softhsm-image");
+        let built = Command::new(script).args([env!("CARGO_BIN_EXE_pinseal"), IMAGE]).output().unwrap();
+        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    });
+    GenericImage::new(IMAGE, "latest")
+}
+
+/// A volume of its own, removed when dropped.
+struct Volume(String);
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        let _ = Command::new("docker").args(["volume", "rm", "--force", &self.0]).output();
+    }
+}
+
+async fn engine_on(volume: &Volume) -> ContainerAsync<GenericImage> {
+    image()
+        .with_exposed_port(50_051.tcp())
+        .with_wait_for(WaitFor::message_on_stdout("pinseal engine listens on"))
+        .with_mount(Mount::volume_mount(&volume.0, "/var/lib/pinseal"))
+        .with_startup_timeout(Duration::from_secs(120))
+        .start()
+        .await
+        .unwrap()
+}
+
+/// A client with the certificate that the container's own development CA made for one.
+async fn client_of(engine: &ContainerAsync<GenericImage>, directory: &Path) -> Client {
+    for file in ["ca.pem", "client.pem", "client.key"] {
+        let mut shown = engine.exec(ExecCommand::new(["cat", &format!("/var/lib/pinseal/pki/{file}")])).await.unwrap();
+        let mut options = std::fs::File::options();
+        let mut copy = options.write(true).create(true).truncate(true).mode(0o600).open(directory.join(file)).unwrap();
+        copy.write_all(&shown.stdout_to_vec().await.unwrap()).unwrap();
+    }
+    let tls = ClientTls::load(&ClientTlsConfig {
+        roots: directory.join("ca.pem"),
+        certificates: directory.join("client.pem"),
+        private_key: directory.join("client.key"),
+    });
+    let port = engine.get_host_port_ipv4(50_051.tcp()).await.unwrap();
+    Client::over(channel(&format!("https://localhost:{port}"), Some(tls.unwrap())).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_records_and_a_half_finished_control_survive_a_new_container_on_the_same_volume() {
+    let (directory, device) = (tempfile::tempdir().unwrap(), device());
+    let volume = Volume(format!("pinseal-test-{}", std::process::id()));
+
+    let engine = engine_on(&volume).await;
+    let mut client = client_of(&engine, directory.path()).await;
+    client.set(&device, "8400", "271828").await.unwrap();
+    assert_eq!(client.view(&device, "8400").await.unwrap(), "271828");
+    let (control, block) = client.ready_to_set(&device, "8401", "161803").await.unwrap();
+    engine.stop().await.unwrap();
+    engine.rm().await.unwrap();
+
+    let engine = engine_on(&volume).await;
+    let mut client = client_of(&engine, directory.path()).await;
+    client.set_block(&control, &block).await.unwrap();
+    assert_eq!(client.view(&device, "8400").await.unwrap(), "271828");
+    assert_eq!(client.view(&device, "8401").await.unwrap(), "161803");
+    engine.rm().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_outside_uses_a_token_that_a_container_lends_over_a_socket() {
+    let (shared, directory, device) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), device());
+    let socket = shared.path().join("socket");
+    let container = image()
+        .with_wait_for(WaitFor::message_on_stdout("P11_KIT_SERVER_PID"))
+        .with_mount(Mount::bind_mount(shared.path().display().to_string(), "/run/pinseal"))
+        // The socket's peers must be of one user.
+        .with_user(own("-u") + ":" + &own("-g"))
+        .with_cmd(["token"])
+        .start()
+        .await
+        .unwrap();
+
+    let client_module = "/usr/lib/x86_64-linux-gnu/pkcs11/p11-kit-client.so";
+    assert!(Path::new(client_module).exists(), "p11-kit is missing: apt-get install p11-kit");
+    let pin = shared.path().join("token/user-pin");
+    let lines = format!("[token]\nmodule = {client_module:?}\nlabel = \"pinseal\"\nuser_pin = {{ file = {pin:?} }}\n");
+    let pinseal = || {
+        let mut pinseal = Command::new(env!("CARGO_BIN_EXE_pinseal"));
+        pinseal.env("P11_KIT_SERVER_ADDRESS", format!("unix:path={}", socket.display()));
+        pinseal
+    };
+    let config = directory.path().join("token.toml");
+    std::fs::write(&config, &lines).unwrap();
+    let made = pinseal().args(["token", "make-keys", "--config"]).arg(&config).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+
+    let engine = EngineProcess::start_with(pinseal(), "127.0.0.1:0", directory.path(), &lines);
+    let mut client = engine.client().await;
+    client.set(&device, "8410", "271828").await.unwrap();
+    assert_eq!(client.view(&device, "8410").await.unwrap(), "271828");
+    drop(engine);
+    container.rm().await.unwrap();
+}
+
+/// The user or group this test runs as.
+fn own(what: &str) -> String {
+    let told = Command::new("id").arg(what).output().unwrap();
+    String::from_utf8(told.stdout).unwrap().trim().to_owned()
+}
