@@ -89,6 +89,13 @@ impl EngineProcess {
         std::fs::read_to_string(&self.log).unwrap()
     }
 
+    /// How much of its memory is resident now.
+    pub(crate) fn resident_kibibytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     /// SIGKILL, and wait until it is gone.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();

@@ -5,7 +5,7 @@ use std::{
     process::Command,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -296,25 +296,39 @@ fn the_jdk_sets_and_views_with(make: Make) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sixteen_clients_play_whole_flows_on_softhsm_without_one_failure() {
-    const FLOWS_EACH: usize = 12;
+async fn sixteen_clients_play_ten_thousand_flows_on_softhsm_without_one_failure_in_flat_memory() {
+    const FLOWS_EACH: usize = 625;
+    // The store's own memory reaches its bound within the first half; so do the cards, which come again.
+    const STORE: &str = "[store]\nmemory_mebibytes_max = 16";
     let (softhsm, directory) = (RealToken::with_keys(Make::SoftHsm), tempfile::tempdir().unwrap());
-    let engine = EngineProcess::start_on(directory.path(), &softhsm);
-    let mut clients = tokio::task::JoinSet::new();
+    let engine = EngineProcess::start_on_with(directory.path(), &softhsm, STORE);
+    let (played, mut clients) = (Arc::new(AtomicUsize::new(0)), tokio::task::JoinSet::new());
     for number in 0..16 {
-        let mut client = engine.client().await;
+        let (mut client, played) = (engine.client().await, Arc::clone(&played));
         clients.spawn(async move {
             let device = device();
             for flow in 0..FLOWS_EACH {
-                let (card, pin) = (format!("82{number:02}{flow:02}"), format!("27{number:02}{flow:02}"));
+                let (card, pin) = (format!("82{number:02}{:02}", flow % 25), format!("27{number:02}{flow:04}"));
                 client.set(&device, &card, &pin).await.unwrap();
                 assert_eq!(client.view(&device, &card).await.unwrap(), pin);
+                played.fetch_add(1, Ordering::Relaxed);
             }
         });
     }
-    while let Some(played) = clients.join_next().await {
-        played.unwrap();
+    let mut second_half = Vec::new();
+    while !clients.is_empty() {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let played = played.load(Ordering::Relaxed);
+        if played >= 16 * FLOWS_EACH / 2 {
+            second_half.push(engine.resident_kibibytes());
+        }
+        while let Some(ended) = clients.try_join_next() {
+            ended.unwrap();
+        }
     }
+    let (least, most) = (second_half.iter().min().unwrap(), second_half.iter().max().unwrap());
+    // Within 5 % of its middle. SoftHSM leaks some 245 bytes an unwrap: over 5,000 flows, 2 % of what is resident.
+    assert!(most - least <= (most + least) / 20, "memory is not flat: {least} to {most} KiB");
 }
 
 #[test]
