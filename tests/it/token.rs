@@ -319,6 +319,7 @@ async fn sixteen_clients_play_ten_thousand_flows_on_softhsm_without_one_failure_
     while !clients.is_empty() {
         tokio::time::sleep(Duration::from_millis(500)).await;
         let played = played.load(Ordering::Relaxed);
+        eprintln!("{played} {}", engine.resident_kibibytes());
         if played >= 16 * FLOWS_EACH / 2 {
             second_half.push(engine.resident_kibibytes());
         }
