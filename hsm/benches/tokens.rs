@@ -32,8 +32,8 @@ use aws_lc_rs::{
 use cryptoki_sys::*;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use hsm::{
-    Account, Binding, CardBinding, Config, DeviceKey, EncryptedBlock, Hsm, KeyHandling, Keys, Level, Pkcs11, Purpose,
-    SlotName, Wanted,
+    Account, Binding, Callers, CardBinding, Config, DeviceKey, EncryptedBlock, Hsm, KeyHandling, Keys, Level, Pkcs11,
+    Purpose, SlotName, Wanted,
 };
 use libloading::Library;
 
@@ -45,7 +45,7 @@ const MEASURED_FOR: Duration = Duration::from_secs(2);
 const ROUNDS: usize = 5;
 const THREADS: usize = 2;
 /// Operations that wait for a worker at any time, for each thread that asks.
-const IN_FLIGHT: usize = 32;
+const IN_FLIGHT: usize = 128;
 
 fn binding() -> Binding<'static> {
     Binding { card: CARD, control: &[7; 16], purpose: Purpose::SetPin, expires_at_unix_milliseconds: 1_790_000_000_000 }
@@ -55,7 +55,7 @@ fn main() {
     let directory = tempfile::tempdir().unwrap();
     // SAFETY: no other thread runs yet.
     unsafe { std::env::set_var("SOFTHSM2_CONF", directory.path().join("softhsm2.conf")) };
-    for token in [nss(directory.path())] {
+    for token in [softhsm(directory.path()), nss(directory.path())] {
         measure(token);
     }
 }
@@ -67,7 +67,7 @@ fn softhsm(directory: &Path) -> Pkcs11 {
     std::fs::write(directory.join("softhsm2.conf"), configuration).unwrap();
     let initialise = ["--init-token", "--free", "--label", "bench", "--pin", "2468", "--so-pin", "13579"];
     ran(Command::new("softhsm2-util").args(initialise));
-    token(SOFTHSM, None, KeyHandling::InToken)
+    token(SOFTHSM, None, KeyHandling::InToken, Callers::Workers)
 }
 
 fn nss(directory: &Path) -> Pkcs11 {
@@ -77,7 +77,7 @@ fn nss(directory: &Path) -> Pkcs11 {
     let place = format!("sql:{}", database.display());
     ran(Command::new("certutil").args(["-N", "-d", &place, "-f"]).arg(directory.join("pin")));
     let parameters = format!("configdir='{place}' dbTokenDescription='bench'");
-    token(NSS, Some(CString::new(parameters).unwrap()), KeyHandling::CopiedToSession)
+    token(NSS, Some(CString::new(parameters).unwrap()), KeyHandling::CopiedToSession, Callers::Inline)
 }
 
 fn ran(command: &mut Command) {
@@ -85,7 +85,7 @@ fn ran(command: &mut Command) {
     assert!(output.status.success(), "{output:?}");
 }
 
-fn token(module: &str, module_parameters: Option<CString>, key_handling: KeyHandling) -> Pkcs11 {
+fn token(module: &str, module_parameters: Option<CString>, key_handling: KeyHandling, callers: Callers) -> Pkcs11 {
     Pkcs11 {
         module: module.into(),
         module_parameters,
@@ -93,6 +93,7 @@ fn token(module: &str, module_parameters: Option<CString>, key_handling: KeyHand
         user_pin: "2468".to_owned().into(),
         key_version: 1,
         key_handling,
+        callers,
         sessions: THREADS,
         waiting_operations_max: 4_096,
         tdes_count: None,

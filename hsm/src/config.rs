@@ -69,6 +69,8 @@ pub struct Pkcs11 {
     pub key_version: u16,
     /// Where the keys are used.
     pub key_handling: KeyHandling,
+    /// Whose threads call the token.
+    pub callers: Callers,
     /// How many worker threads, each with a session.
     pub sessions: usize,
     /// How many operations may wait for a worker; one more is refused as [`crate::Error::Busy`].
@@ -85,6 +87,17 @@ pub enum KeyHandling {
     InToken,
     /// As copies that live in a session: for a token that reads a kept key from a database at every use, as NSS does.
     CopiedToSession,
+}
+
+/// Whose threads call a token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Callers {
+    /// Workers behind a bounded queue: a token that is slow, or hangs, holds up nothing else.
+    #[default]
+    Workers,
+    /// Whoever asks, in the middle of it: for a token that is a library in this process and answers in microseconds, as
+    /// NSS does; to wake a worker would take as long as its whole answer.
+    Inline,
 }
 
 /// A slot: by what is printed on its token, or by number.

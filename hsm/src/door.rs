@@ -13,7 +13,7 @@ use crate::{
     boundary::{AtHost, AtToken, Boundary},
     check_value::CheckValue,
     clear::scrub_stack,
-    config::{Config, Form, Keys as KeysConfig, Pkcs11, StoredForm, Vault, Wanted},
+    config::{Callers, Config, Form, Keys as KeysConfig, Pkcs11, StoredForm, Vault, Wanted},
     device_key::DeviceKey,
     error::{AcceptError, Error, OpenError},
     harden::{MemoryLock, harden},
@@ -58,6 +58,10 @@ impl Hsm {
             }
             KeysConfig::Pkcs11(pkcs11) => {
                 let budget = budget(pkcs11.tdes_count.clone())?;
+                let workers = match pkcs11.callers {
+                    Callers::Workers => Some((pkcs11.sessions, pkcs11.waiting_operations_max)),
+                    Callers::Inline => None,
+                };
                 let boundary = match level::of_token(&pkcs11, &config.wanted)? {
                     LevelAndForm::Host(form) => {
                         let token = token::open_at_host_level(&pkcs11, budget)?;
@@ -68,7 +72,7 @@ impl Hsm {
                         Boundary::Token(AtToken { token, form })
                     }
                 };
-                (boundary, Persistence::Token, Some((pkcs11.sessions, pkcs11.waiting_operations_max)))
+                (boundary, Persistence::Token, workers)
             }
         };
         let status = Status {
@@ -455,6 +459,7 @@ mod tests {
                 user_pin: "2468".to_owned().into(),
                 key_version: 1,
                 key_handling,
+                callers: if name == "nss" { Callers::Inline } else { Callers::Workers },
                 sessions: 4,
                 waiting_operations_max: 64,
                 tdes_count: None,

@@ -73,7 +73,8 @@ pub use self::{
     binding::{Binding, CardBinding, Level, Purpose},
     check_value::CheckValue,
     config::{
-        Config, Form, KeyHandling, Keys, LockMemory, Pkcs11, SlotName, StoredForm, Unlock, Vault, Wanted, WantedLevel,
+        Callers, Config, Form, KeyHandling, Keys, LockMemory, Pkcs11, SlotName, StoredForm, Unlock, Vault, Wanted,
+        WantedLevel,
     },
     device_key::{DeviceKey, DeviceKeyError},
     door::{Accepted, Account, AccountNumber, AccountNumberError, Hsm, Issued, Revealed, Status},

@@ -149,6 +149,9 @@ struct LowToken {
     /// Where the keys are used: `in-token`, or `copied-to-session` for a token that reads a database at every use.
     #[serde(default)]
     key_handling: LowKeyHandling,
+    /// Whose threads call the token: `workers`, or `inline` for a library in this process that answers in microseconds.
+    #[serde(default)]
+    callers: LowCallers,
     /// Sessions with the token, each with a thread; 0 for two a core.
     #[serde(default)]
     sessions: usize,
@@ -163,6 +166,14 @@ enum LowKeyHandling {
     #[default]
     InToken,
     CopiedToSession,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum LowCallers {
+    #[default]
+    Workers,
+    Inline,
 }
 
 fn first_version() -> u16 {
@@ -396,6 +407,10 @@ impl LowToken {
             key_handling: match self.key_handling {
                 LowKeyHandling::InToken => hsm::KeyHandling::InToken,
                 LowKeyHandling::CopiedToSession => hsm::KeyHandling::CopiedToSession,
+            },
+            callers: match self.callers {
+                LowCallers::Workers => hsm::Callers::Workers,
+                LowCallers::Inline => hsm::Callers::Inline,
             },
             sessions: if sessions == 0 { cores * 2 } else { within("token.sessions", sessions, 1..=256)? },
             waiting_operations_max: within("token.waiting_operations_max", waiting, 1..=1_000_000)?,

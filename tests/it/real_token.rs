@@ -202,7 +202,9 @@ impl RealToken {
             Make::Nss => {
                 let parameters =
                     format!("configdir='sql:{}' dbTokenDescription='pinseal'", self.path("tokens").display());
-                format!("module_parameters = {parameters:?}\nkey_handling = \"copied-to-session\"\n")
+                format!(
+                    "module_parameters = {parameters:?}\nkey_handling = \"copied-to-session\"\ncallers = \"inline\"\n"
+                )
             }
         };
         let slot = if self.make == Make::OpenCryptoki { "slot = 0" } else { "label = \"pinseal\"" };

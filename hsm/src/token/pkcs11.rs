@@ -3,21 +3,22 @@
 //! What both levels do alike is here: tags, account numbers, the tag over a sealed tzpk and what it is bound to.
 //! What must never enter: a mechanism no token here was measured with.
 
+mod calls;
 mod examine;
 mod host_level;
-mod initialize;
 mod keys;
 mod link;
 mod objects;
 mod token_level;
 
-use cryptoki::{error::Error as CallError, mechanism::Mechanism, session::Session};
+use cryptoki::{error::Error as CallError, mechanism::Mechanism};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 pub use self::examine::{Probe, Route, TokenReport};
 pub(crate) use self::examine::{ability, examine};
 use self::{
+    calls::Calls,
     keys::{HostKeys, KeyHandles, KeyReferences, LevelKeys, TokenKeys},
     link::Link,
 };
@@ -61,7 +62,7 @@ impl<L: LevelKeys> Pkcs11Token<L> {
         Ok(Self { link, version: KeyReference(config.key_version), references, tdes_budget })
     }
 
-    fn call<T>(&self, work: impl Fn(&Session, &KeyHandles<L>) -> Result<T, CallError>) -> Result<T, Error> {
+    fn call<T>(&self, work: impl FnMut(Calls<'_>, &KeyHandles<L>) -> Result<T, CallError>) -> Result<T, Error> {
         self.link.call(work)
     }
 
@@ -84,10 +85,10 @@ impl<L: LevelKeys> Pkcs11Token<L> {
 
     /// HMAC-SHA-256, the first half: of all the MACs the one that every token here has.
     fn tag(&self, message: &[u8]) -> Result<[u8; TAG_BYTES], Error> {
-        let tag = self.call(|session, keys| session.sign(&Mechanism::Sha256Hmac, keys.mac, message))?;
-        tag.get(..TAG_BYTES)
-            .and_then(|tag| tag.try_into().ok())
-            .ok_or(Error::Unavailable { reason: "an HMAC is short" })
+        let mut hmac = [0; 32];
+        self.call(|session, keys| session.sign(&Mechanism::Sha256Hmac, keys.mac, message, &mut hmac))?;
+        let [tag @ .., _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _] = hmac;
+        Ok(tag)
     }
 
     fn tag_over(&self, bound: &Bound, bytes: &[u8]) -> Result<[u8; TAG_BYTES], Error> {
@@ -95,8 +96,10 @@ impl<L: LevelKeys> Pkcs11Token<L> {
     }
 
     /// The bytes that account digits are XORed with: AES of their tag, which no other digits of that card have.
-    fn account_pad(&self, tag: &[u8; TAG_BYTES]) -> Result<Zeroizing<Vec<u8>>, Error> {
-        self.call(|session, keys| session.encrypt(&Mechanism::AesEcb, keys.account, tag)).map(Zeroizing::new)
+    fn account_pad(&self, tag: &[u8; TAG_BYTES]) -> Result<Zeroizing<[u8; TAG_BYTES]>, Error> {
+        let mut pad = Zeroizing::new([0; TAG_BYTES]);
+        self.call(|session, keys| session.encrypt(&Mechanism::AesEcb, keys.account, tag, &mut *pad))?;
+        Ok(pad)
     }
 }
 
@@ -118,9 +121,7 @@ impl<L: LevelKeys> Token for Pkcs11Token<L> {
     }
 
     fn random(&self, bytes: &mut [u8]) -> Result<(), Error> {
-        let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        let drawn = self.call(|session, _| session.generate_random_vec(length).map(Zeroizing::new))?;
-        fill(bytes, &drawn)
+        self.call(|session, _| session.generate_random_slice(bytes))
     }
 
     fn seal_account(&self, digits: &mut [u8; ACCOUNT_BYTES], bound: &Bound) -> Result<[u8; TAG_BYTES], Error> {
@@ -148,13 +149,4 @@ impl<L: LevelKeys> Token for Pkcs11Token<L> {
     fn retry_tag(&self, control: &[u8; 16], block: &[u8; 8]) -> Result<[u8; TAG_BYTES], Error> {
         self.tag(joined(&mut [0; 28], &[&RETRY_HEAD, control, block]))
     }
-}
-
-/// All of `place` from the same number of bytes, or an error: a token that answers too little is not to be trusted.
-fn fill(place: &mut [u8], bytes: &[u8]) -> Result<(), Error> {
-    if place.len() != bytes.len() {
-        return Err(Error::Unavailable { reason: "it answered with the wrong number of bytes" });
-    }
-    place.copy_from_slice(bytes);
-    Ok(())
 }

@@ -7,11 +7,11 @@ use cryptoki::{
     error::{Error as CallError, RvError},
     mechanism::{Mechanism, MechanismType},
     object::{Attribute, AttributeType},
-    session::Session,
 };
 use thiserror::Error;
 
 use super::{
+    calls::Calls,
     keys::{FoundKeys, HostKeys, SealKey, SealWay, TokenKeys},
     link::{self, call_failed},
     objects::{SessionObject, WRAPPED_BLOCK_BYTES, WRAPPED_TZPK_BYTES},
@@ -101,13 +101,14 @@ impl Ability {
 
 /// Finds out what a token can do at level `token`.
 pub(crate) fn ability(config: &Pkcs11) -> Result<Ability, Pkcs11Error> {
-    let (session, token) = link::look(config)?;
+    let (session, functions, token) = link::look(config)?;
+    let session = Calls::new(&session, functions.as_deref());
     let probes = TRIALS.iter().filter(|trial| trial.level == Level::Token);
-    Ok(Ability { probes: probes.map(|trial| trial.run(&session, &token.mechanisms)).collect() })
+    Ok(Ability { probes: probes.map(|trial| trial.run(session, &token.mechanisms)).collect() })
 }
 
 /// How a token can seal a tzpk at level `host`: best as an object.
-pub(super) fn seal_way(session: &Session) -> SealWay {
+pub(super) fn seal_way(session: Calls<'_>) -> SealWay {
     match key_wrap(session) {
         Ok(()) => SealWay::Wrap,
         Err(_) => SealWay::Encrypt,
@@ -116,14 +117,15 @@ pub(super) fn seal_way(session: &Session) -> SealWay {
 
 /// Looks at a token that is used at a level: logs in, makes throw-away keys in a session, measures.
 pub(crate) fn examine(config: &Pkcs11, level: Level) -> Result<TokenReport, Pkcs11Error> {
-    let (session, token) = link::look(config)?;
-    let probes = TRIALS.iter().map(|trial| trial.run(&session, &token.mechanisms)).collect();
+    let (session, functions, token) = link::look(config)?;
+    let session = Calls::new(&session, functions.as_deref());
+    let probes = TRIALS.iter().map(|trial| trial.run(session, &token.mechanisms)).collect();
     let (keys, speeds) = match link::find_keys(&session, config, level) {
         Err(error) => (Err(error.to_string()), Vec::new()),
         Ok((found, told)) => {
             let speeds = match level {
-                Level::Host => host_speeds(&session, &found)?,
-                Level::Token => token_speeds(&session, &found)?,
+                Level::Host => host_speeds(session, &found)?,
+                Level::Token => token_speeds(session, &found)?,
             };
             (Ok(told), speeds)
         }
@@ -158,11 +160,11 @@ struct Trial {
     what: &'static str,
     mechanism: &'static str,
     kind: MechanismType,
-    attempt: fn(&Session) -> Result<(), TrialError>,
+    attempt: fn(Calls<'_>) -> Result<(), TrialError>,
 }
 
 impl Trial {
-    fn run(&self, session: &Session, listed: &[MechanismType]) -> Probe {
+    fn run(&self, session: Calls<'_>, listed: &[MechanismType]) -> Probe {
         Probe {
             level: self.level,
             what: self.what,
@@ -188,7 +190,7 @@ const fn trial(
     level: Level,
     what: &'static str,
     (mechanism, kind): (&'static str, MechanismType),
-    attempt: fn(&Session) -> Result<(), TrialError>,
+    attempt: fn(Calls<'_>) -> Result<(), TrialError>,
 ) -> Trial {
     Trial { level, what, mechanism, kind, attempt }
 }
@@ -274,7 +276,7 @@ fn measure(
     Ok((name, f64::from(done) / start.elapsed().as_secs_f64()))
 }
 
-fn host_speeds(session: &Session, found: &FoundKeys) -> Result<Vec<(&'static str, f64)>, Pkcs11Error> {
+fn host_speeds(session: Calls<'_>, found: &FoundKeys) -> Result<Vec<(&'static str, f64)>, Pkcs11Error> {
     let keys = found.handles::<HostKeys>()?;
     let open = match keys.level.seal {
         SealKey::Wrapping(seal) => {
@@ -283,22 +285,24 @@ fn host_speeds(session: &Session, found: &FoundKeys) -> Result<Vec<(&'static str
                 object.wrapped_under(&Mechanism::AesKeyWrap, seal).map_err(call_failed("C_WrapKey"))?;
             measure("open a block", || {
                 let object = SessionObject::unwrap_tzpk_to_decrypt(session, seal, &wrapped)?;
-                session.decrypt(&Mechanism::Des3Ecb, object.handle, &[0; 8]).map(drop)
+                session.decrypt(&Mechanism::Des3Ecb, object.handle, &[0; 8], &mut [0; 8])
             })?
         }
         SealKey::Encrypting(seal) => {
-            measure("open a tzpk", || session.decrypt(&Mechanism::AesEcb, seal, &[0; 16]).map(drop))?
+            measure("open a tzpk", || session.decrypt(&Mechanism::AesEcb, seal, &[0; 16], &mut [0; 16]))?
         }
     };
     Ok(vec![
         measure("random bytes", || session.generate_random_slice(&mut [0; 8]))?,
         open,
-        measure("half a format 4 block", || session.encrypt(&Mechanism::AesEcb, keys.level.iso_4, &[0; 16]).map(drop))?,
-        measure("tag", || session.sign(&Mechanism::Sha256Hmac, keys.mac, &[0; 64]).map(drop))?,
+        measure("half a format 4 block", || {
+            session.encrypt(&Mechanism::AesEcb, keys.level.iso_4, &[0; 16], &mut [0; 16])
+        })?,
+        measure("tag", || session.sign(&Mechanism::Sha256Hmac, keys.mac, &[0; 64], &mut [0; 32]))?,
     ])
 }
 
-fn token_speeds(session: &Session, found: &FoundKeys) -> Result<Vec<(&'static str, f64)>, Pkcs11Error> {
+fn token_speeds(session: Calls<'_>, found: &FoundKeys) -> Result<Vec<(&'static str, f64)>, Pkcs11Error> {
     let keys = found.handles::<TokenKeys>()?;
     let object = SessionObject::generate_tzpk(session).map_err(call_failed("C_GenerateKey"))?;
     let wrapped: [u8; WRAPPED_TZPK_BYTES] =
@@ -315,18 +319,18 @@ fn token_speeds(session: &Session, found: &FoundKeys) -> Result<Vec<(&'static st
             let key = SessionObject::block_key_to_wrap(session, keys.level.wrapped, &[0; 32])?;
             block.wrapped_under::<WRAPPED_BLOCK_BYTES>(&Mechanism::AesKeyWrapPad, key.handle).map(drop)
         })?,
-        measure("tag", || session.sign(&Mechanism::Sha256Hmac, keys.mac, &[0; 64]).map(drop))?,
+        measure("tag", || session.sign(&Mechanism::Sha256Hmac, keys.mac, &[0; 64], &mut [0; 32]))?,
     ])
 }
 
-fn throw_away_tzpk(session: &Session) -> Result<SessionObject<'_>, CallError> {
+fn throw_away_tzpk(session: Calls<'_>) -> Result<SessionObject<'_>, CallError> {
     let mut tzpk = Tzpk::zeroed();
     make_tdes_key(&mut tzpk, |bytes| session.generate_random_slice(bytes))?;
     SessionObject::import_tzpk(session, &tzpk)
 }
 
 fn throw_away_key<'a>(
-    session: &'a Session,
+    session: Calls<'a>,
     mechanism: &Mechanism<'_>,
     rights: &[Attribute],
 ) -> Result<SessionObject<'a>, CallError> {
@@ -339,43 +343,45 @@ fn throw_away_key<'a>(
     Ok(SessionObject { session, handle })
 }
 
-fn key_wrap(session: &Session) -> Result<(), TrialError> {
+fn key_wrap(session: Calls<'_>) -> Result<(), TrialError> {
     bring_back(session).map(drop)
 }
 
-fn decrypt(session: &Session) -> Result<(), TrialError> {
+fn decrypt(session: Calls<'_>) -> Result<(), TrialError> {
     let tzpk = bring_back(session)?;
-    Ok(session.decrypt(&Mechanism::Des3Ecb, tzpk.handle, &[0; 8]).map(drop)?)
+    Ok(session.decrypt(&Mechanism::Des3Ecb, tzpk.handle, &[0; 8], &mut [0; 8])?)
 }
 
 /// Wraps a throw-away tzpk and unwraps it as a translation would.
-fn bring_back(session: &Session) -> Result<SessionObject<'_>, TrialError> {
+fn bring_back(session: Calls<'_>) -> Result<SessionObject<'_>, TrialError> {
     let seal = throw_away_key(session, &Mechanism::AesKeyGen, &[Attribute::Wrap(true), Attribute::Unwrap(true)])?;
     let wrapped: [u8; WRAPPED_TZPK_BYTES] =
         throw_away_tzpk(session)?.wrapped_under(&Mechanism::AesKeyWrap, seal.handle)?;
     Ok(SessionObject::unwrap_tzpk_to_decrypt(session, seal.handle, &wrapped)?)
 }
 
-fn iso_4(session: &Session) -> Result<(), TrialError> {
+fn iso_4(session: Calls<'_>) -> Result<(), TrialError> {
     let rights = [Attribute::Encrypt(true), Attribute::Decrypt(true)];
     let storage = throw_away_key(session, &Mechanism::AesKeyGen, &rights)?;
-    let cipher = session.encrypt(&Mechanism::AesEcb, storage.handle, &[7; 16])?;
-    same(&session.decrypt(&Mechanism::AesEcb, storage.handle, &cipher)?, &[7; 16])
+    let (mut cipher, mut clear) = ([0; 16], [0; 16]);
+    session.encrypt(&Mechanism::AesEcb, storage.handle, &[7; 16], &mut cipher)?;
+    session.decrypt(&Mechanism::AesEcb, storage.handle, &cipher, &mut clear)?;
+    same(&clear, &[7; 16])
 }
 
-fn hmac(session: &Session) -> Result<(), TrialError> {
+fn hmac(session: Calls<'_>) -> Result<(), TrialError> {
     let mac = throw_away_key(session, &Mechanism::GenericSecretKeyGen, &[Attribute::Sign(true)])?;
-    Ok(session.sign(&Mechanism::Sha256Hmac, mac.handle, &[0; 16]).map(drop)?)
+    Ok(session.sign(&Mechanism::Sha256Hmac, mac.handle, &[0; 16], &mut [0; 32])?)
 }
 
-fn make_tzpk(session: &Session) -> Result<(), TrialError> {
+fn make_tzpk(session: Calls<'_>) -> Result<(), TrialError> {
     let seal = throw_away_key(session, &Mechanism::AesKeyGen, &[Attribute::Wrap(true), Attribute::Unwrap(true)])?;
     let tzpk = SessionObject::generate_tzpk(session)?;
     let wrapped: [u8; WRAPPED_TZPK_BYTES] = tzpk.wrapped_under(&Mechanism::AesKeyWrap, seal.handle)?;
     Ok(SessionObject::unwrap_tzpk_to_unwrap(session, seal.handle, &wrapped).map(drop)?)
 }
 
-fn wrap_for_device(session: &Session) -> Result<(), TrialError> {
+fn wrap_for_device(session: Calls<'_>) -> Result<(), TrialError> {
     let mut modulus = session.generate_random_vec(u32::try_from(MODULUS_BYTES).unwrap_or_default())?;
     // Any odd number of the right length will do: nobody decrypts.
     if let [first, .., last] = &mut modulus[..] {
@@ -387,14 +393,14 @@ fn wrap_for_device(session: &Session) -> Result<(), TrialError> {
 }
 
 /// A tzpk as a device would use it, and under it the sample.
-fn sent_sample(session: &Session, sample: [u8; 8]) -> Result<(SessionObject<'_>, Vec<u8>), TrialError> {
+fn sent_sample(session: Calls<'_>, sample: [u8; 8]) -> Result<(SessionObject<'_>, [u8; 8]), TrialError> {
     let rights = [Attribute::Encrypt(true), Attribute::Decrypt(false), Attribute::Wrap(true), Attribute::Unwrap(true)];
     let tzpk = throw_away_key(session, &Mechanism::Des2KeyGen, &rights)?;
-    let sent = session.encrypt(&Mechanism::Des3Ecb, tzpk.handle, &sample)?;
+    let sent = encrypted(session, &Mechanism::Des3Ecb, &tzpk, &sample)?;
     Ok((tzpk, sent))
 }
 
-fn keep_unreadable(session: &Session) -> Result<(), TrialError> {
+fn keep_unreadable(session: Calls<'_>) -> Result<(), TrialError> {
     let (tzpk, sent) = sent_sample(session, SAMPLE)?;
     let block = SessionObject::take_in(session, &Mechanism::Des3Ecb, tzpk.handle, &sent)?;
     let told = session.get_attributes(block.handle, &[AttributeType::Sensitive])?;
@@ -417,17 +423,17 @@ fn tells_something(attribute: &Attribute) -> bool {
     }
 }
 
-fn refuse_to_decrypt(session: &Session) -> Result<(), TrialError> {
+fn refuse_to_decrypt(session: Calls<'_>) -> Result<(), TrialError> {
     let (tzpk, sent) = sent_sample(session, SAMPLE)?;
-    match session.decrypt(&Mechanism::Des3Ecb, tzpk.handle, &sent) {
+    match session.decrypt(&Mechanism::Des3Ecb, tzpk.handle, &sent, &mut [0; 8]) {
         Err(CallError::Pkcs11(RvError::KeyFunctionNotPermitted | RvError::KeyTypeInconsistent, _)) => Ok(()),
-        Ok(_) => Err(TrialError::Wrong("it decrypts with a key that may not")),
+        Ok(()) => Err(TrialError::Wrong("it decrypts with a key that may not")),
         Err(error) => Err(error.into()),
     }
 }
 
 /// There and back: under the tzpk it comes out as it went in, so not a bit of it has changed inside.
-fn wrap_for_account(session: &Session) -> Result<(), TrialError> {
+fn wrap_for_account(session: Calls<'_>) -> Result<(), TrialError> {
     let (tzpk, sent) = sent_sample(session, SAMPLE_FILLED_OTHERWISE)?;
     let storage = throw_away_key(session, &Mechanism::AesKeyGen, &[Attribute::Derive(true)])?;
     let block = SessionObject::take_in(session, &Mechanism::Des3Ecb, tzpk.handle, &sent)?;
@@ -446,7 +452,7 @@ fn wrap_for_account(session: &Session) -> Result<(), TrialError> {
     }
 }
 
-fn wrapped_iso_3(session: &Session) -> Result<(), TrialError> {
+fn wrapped_iso_3(session: Calls<'_>) -> Result<(), TrialError> {
     let (tzpk, sent) = sent_sample(session, SAMPLE)?;
     let rights = [Attribute::Wrap(true), Attribute::Unwrap(true), Attribute::Encrypt(true)];
     let storage = throw_away_key(session, &Mechanism::Des2KeyGen, &rights)?;
@@ -455,28 +461,40 @@ fn wrapped_iso_3(session: &Session) -> Result<(), TrialError> {
     let block = SessionObject::take_in(session, &Mechanism::Des3Ecb, tzpk.handle, &sent)?;
     let kept: [u8; 8] = block.wrapped_under(&masked, storage.handle)?;
     let iso_3 = (u64::from_be_bytes(SAMPLE) ^ mask).to_be_bytes();
-    same(&kept, &session.encrypt(&Mechanism::Des3Ecb, storage.handle, &iso_3)?)?;
+    same(&kept, &encrypted(session, &Mechanism::Des3Ecb, &storage, &iso_3)?)?;
     let block = SessionObject::take_in(session, &masked, storage.handle, &kept)?;
     same(&block.wrapped_under::<8>(&Mechanism::Des3Ecb, tzpk.handle)?, &sent)
 }
 
-fn wrapped_iso_4(session: &Session) -> Result<(), TrialError> {
+fn wrapped_iso_4(session: Calls<'_>) -> Result<(), TrialError> {
     let (tzpk, sent) = sent_sample(session, SAMPLE)?;
     let storage = throw_away_key(session, &Mechanism::AesKeyGen, &[Attribute::Wrap(true), Attribute::Encrypt(true)])?;
     let mask = iso_1_to_iso_4(0x0123_4567_89AB_CDEF);
     let block = SessionObject::take_in(session, &Mechanism::Des3Ecb, tzpk.handle, &sent)?;
     let first: [u8; 16] = block.wrapped_under(&Mechanism::AesCbc(mask.to_be_bytes()), storage.handle)?;
     let field = (u128::from(u64::from_be_bytes(SAMPLE)) << 64) ^ mask;
-    same(&first, &session.encrypt(&Mechanism::AesEcb, storage.handle, &field.to_be_bytes())?)?;
+    same(&first, &encrypted(session, &Mechanism::AesEcb, &storage, &field.to_be_bytes())?)?;
     let second = u128::from_be_bytes(first) ^ account_field(&sample_account()?);
-    session.encrypt(&Mechanism::AesEcb, storage.handle, &second.to_be_bytes())?;
+    encrypted(session, &Mechanism::AesEcb, &storage, &second.to_be_bytes())?;
 
-    let otherwise = session.encrypt(&Mechanism::Des3Ecb, tzpk.handle, &SAMPLE_FILLED_OTHERWISE)?;
+    let otherwise = encrypted(session, &Mechanism::Des3Ecb, &tzpk, &SAMPLE_FILLED_OTHERWISE)?;
     let told = |sent: &[u8]| ends_with_a(session, &tzpk, sent);
     match (told(&sent)?, told(&otherwise)?) {
         (true, false) => Ok(()),
         _ => Err(TrialError::Wrong("a fill of A is not told from another")),
     }
+}
+
+/// Blocks that are nobody's, under a throw-away key.
+fn encrypted<const LENGTH: usize>(
+    session: Calls<'_>,
+    mechanism: &Mechanism<'_>,
+    key: &SessionObject<'_>,
+    clear: &[u8; LENGTH],
+) -> Result<[u8; LENGTH], CallError> {
+    let mut cipher = [0; LENGTH];
+    session.encrypt(mechanism, key.handle, clear, &mut cipher)?;
+    Ok(cipher)
 }
 
 fn sample_account() -> Result<AccountDigits, TrialError> {

@@ -5,12 +5,11 @@
 //! without it, or behind a socket that does not let it through, decrypts it for each operation.
 
 use cryptoki::mechanism::Mechanism;
-use zeroize::Zeroizing;
 
 use super::{
-    Pkcs11Token, fill,
+    Pkcs11Token,
     keys::{HostKeys, SealKey},
-    objects::{SessionObject, WRAPPED_TZPK_BYTES, exactly},
+    objects::{SessionObject, WRAPPED_TZPK_BYTES},
 };
 use crate::{
     clear::{Block, Tzpk, WideBlock},
@@ -41,8 +40,8 @@ impl HostLevel for Pkcs11Token<HostKeys> {
             }
             SealKey::Encrypting(seal) => {
                 // One block, of a key that never comes again: nothing tells that two are alike.
-                let cipher: [u8; TZPK_BYTES] =
-                    self.call(|session, _| exactly(&session.encrypt(&Mechanism::AesEcb, seal, tzpk.bytes())?))?;
+                let mut cipher = [0; TZPK_BYTES];
+                self.call(|session, _| session.encrypt(&Mechanism::AesEcb, seal, tzpk.bytes(), &mut cipher))?;
                 self.sealed(&cipher, bound)?
             }
         };
@@ -53,17 +52,15 @@ impl HostLevel for Pkcs11Token<HostKeys> {
         match self.seal_key()? {
             SealKey::Wrapping(seal) => {
                 let key_wrap = self.opened(sealed, bound, WRAPPED_TZPK_BYTES)?;
-                let clear = self.call(|session, _| {
+                let cipher = *block.bytes();
+                self.call(|session, _| {
                     let object = SessionObject::unwrap_tzpk_to_decrypt(session, seal, key_wrap)?;
-                    session.decrypt(&Mechanism::Des3Ecb, object.handle, block.bytes()).map(Zeroizing::new)
-                })?;
-                fill(block.bytes_mut(), &clear)
+                    session.decrypt(&Mechanism::Des3Ecb, object.handle, &cipher, block.bytes_mut())
+                })
             }
             SealKey::Encrypting(seal) => {
                 let cipher = self.opened(sealed, bound, TZPK_BYTES)?;
-                let clear =
-                    self.call(|session, _| session.decrypt(&Mechanism::AesEcb, seal, cipher).map(Zeroizing::new))?;
-                fill(tzpk.bytes_mut(), &clear)?;
+                self.call(|session, _| session.decrypt(&Mechanism::AesEcb, seal, cipher, tzpk.bytes_mut()))?;
                 software::tdes_decrypt(tzpk, block);
                 Ok(())
             }
@@ -78,9 +75,12 @@ impl HostLevel for Pkcs11Token<HostKeys> {
 
     fn storage_encrypt_iso_4(&self, pin_field: &mut WideBlock, account_field: u128) -> Result<(), Error> {
         let encrypt = |block: &mut WideBlock| {
-            let cipher =
-                self.call(|session, keys| session.encrypt(&Mechanism::AesEcb, keys.level.iso_4, block.bytes()))?;
-            fill(block.bytes_mut(), &cipher)
+            let mut cipher = [0; 16];
+            self.call(|session, keys| {
+                session.encrypt(&Mechanism::AesEcb, keys.level.iso_4, block.bytes(), &mut cipher)
+            })?;
+            *block.bytes_mut() = cipher;
+            Ok(())
         };
         encrypt(pin_field)?;
         pin_field.set_nibbles(pin_field.nibbles() ^ account_field);
@@ -89,10 +89,9 @@ impl HostLevel for Pkcs11Token<HostKeys> {
 
     fn storage_decrypt_iso_4(&self, block: &mut WideBlock, account_field: u128) -> Result<(), Error> {
         let decrypt = |block: &mut WideBlock| {
-            let clear = self.call(|session, keys| {
-                session.decrypt(&Mechanism::AesEcb, keys.level.iso_4, block.bytes()).map(Zeroizing::new)
-            })?;
-            fill(block.bytes_mut(), &clear)
+            // The stored block; then one that only together with the account field is the PIN field's cipher.
+            let cipher = *block.bytes();
+            self.call(|session, keys| session.decrypt(&Mechanism::AesEcb, keys.level.iso_4, &cipher, block.bytes_mut()))
         };
         decrypt(block)?;
         block.set_nibbles(block.nibbles() ^ account_field);
@@ -101,14 +100,14 @@ impl HostLevel for Pkcs11Token<HostKeys> {
 
     fn storage_tdes_encrypt(&self, block: &mut Block) -> Result<(), Error> {
         self.tdes_budget.take()?;
-        let cipher = self.call(|session, keys| session.encrypt(&Mechanism::Des3Ecb, keys.level.tdes, block.bytes()))?;
-        fill(block.bytes_mut(), &cipher)
+        let mut cipher = [0; 8];
+        self.call(|session, keys| session.encrypt(&Mechanism::Des3Ecb, keys.level.tdes, block.bytes(), &mut cipher))?;
+        *block.bytes_mut() = cipher;
+        Ok(())
     }
 
     fn storage_tdes_decrypt(&self, block: &mut Block) -> Result<(), Error> {
-        let clear = self.call(|session, keys| {
-            session.decrypt(&Mechanism::Des3Ecb, keys.level.tdes, block.bytes()).map(Zeroizing::new)
-        })?;
-        fill(block.bytes_mut(), &clear)
+        let cipher = *block.bytes();
+        self.call(|session, keys| session.decrypt(&Mechanism::Des3Ecb, keys.level.tdes, &cipher, block.bytes_mut()))
     }
 }

@@ -18,8 +18,8 @@ use cryptoki::{
 };
 
 use super::{
+    calls::{Calls, Functions, initialize},
     examine::seal_way,
-    initialize::initialize,
     keys::{FoundKeys, KeyHandles, KeyReferences, LevelKeys},
 };
 use crate::{
@@ -54,6 +54,7 @@ enum State<L> {
 /// A login and its sessions.
 struct Connection<L> {
     module: Module,
+    functions: Option<Arc<Functions>>,
     slot: Slot,
     keys: KeyHandles<L>,
     idle: Mutex<Vec<Session>>,
@@ -69,12 +70,17 @@ impl<L: LevelKeys> Link<L> {
     }
 
     /// Lets `work` use a session of its own. A call that fails loses the connection: the next one looks for the token.
-    pub(super) fn call<T>(&self, work: impl Fn(&Session, &KeyHandles<L>) -> Result<T, CallError>) -> Result<T, Error> {
+    pub(super) fn call<T>(
+        &self,
+        mut work: impl FnMut(Calls<'_>, &KeyHandles<L>) -> Result<T, CallError>,
+    ) -> Result<T, Error> {
         let connection = self.connected()?;
-        connection.with_session(|session| work(session, &connection.keys)).map_err(|error| {
-            self.lost(&connection);
-            Error::Unavailable { reason: reason(&error) }
-        })
+        connection
+            .with_session(|session| work(Calls::new(session, connection.functions.as_deref()), &connection.keys))
+            .map_err(|error| {
+                self.lost(&connection);
+                Error::Unavailable { reason: reason(&error) }
+            })
     }
 
     fn connected(&self) -> Result<Arc<Connection<L>>, Error> {
@@ -127,8 +133,8 @@ pub(super) struct Words {
 }
 
 /// Logs in to look at a token.
-pub(super) fn look(config: &Pkcs11) -> Result<(Session, Words), Pkcs11Error> {
-    let (module, slot) = find_slot(config)?;
+pub(super) fn look(config: &Pkcs11) -> Result<(Session, Option<Arc<Functions>>, Words), Pkcs11Error> {
+    let (Loaded { module, functions }, slot) = find_slot(config)?;
     let library = module.get_library_info().map_err(call_failed("C_GetInfo"))?;
     let mut words = match module.get_token_info(slot) {
         Ok(info) => vec![
@@ -144,15 +150,16 @@ pub(super) fn look(config: &Pkcs11) -> Result<(Session, Words), Pkcs11Error> {
     let mechanisms = module.get_mechanism_list(slot).map_err(call_failed("C_GetMechanismList"))?;
     let session = module.open_ro_session(slot).map_err(call_failed("C_OpenSession"))?;
     log_in(&module, slot, &session, config)?;
-    Ok((session, Words { words, mechanisms }))
+    Ok((session, functions, Words { words, mechanisms }))
 }
 
 /// Makes every key of a level in a token.
 pub(super) fn make_keys(config: &Pkcs11, level: Level) -> Result<KeyReferences, Pkcs11Error> {
-    let (module, slot) = find_slot(config)?;
+    let (Loaded { module, functions }, slot) = find_slot(config)?;
     let session = module.open_rw_session(slot).map_err(call_failed("C_OpenSession"))?;
     log_in(&module, slot, &session, config)?;
-    let keys = FoundKeys::make(&session, config.key_version, level, seal_way(&session))?;
+    let keys =
+        FoundKeys::make(&session, config.key_version, level, seal_way(Calls::new(&session, functions.as_deref())))?;
     keys.audit(&session)?;
     keys.references(&session).map_err(call_failed("check values"))
 }
@@ -178,12 +185,13 @@ pub(super) fn find_keys(
 
 impl<L: LevelKeys> Connection<L> {
     fn open(config: &Pkcs11) -> Result<(Self, KeyReferences), Pkcs11Error> {
-        let (module, slot) = find_slot(config)?;
+        let (Loaded { module, functions }, slot) = find_slot(config)?;
         let management = module.open_ro_session(slot).map_err(call_failed("C_OpenSession"))?;
         log_in(&module, slot, &management, config)?;
         let (keys, references) = find_keys(&management, config, L::LEVEL)?;
         let keys = keys.handles()?;
-        let connection = Self { module, slot, keys, idle: Mutex::default(), _management: Mutex::new(management) };
+        let connection =
+            Self { module, functions, slot, keys, idle: Mutex::default(), _management: Mutex::new(management) };
         Ok((connection, references))
     }
 
@@ -200,38 +208,50 @@ impl<L: LevelKeys> Connection<L> {
     }
 }
 
+/// A module, as cryptoki calls it and as C.
+#[derive(Clone)]
+struct Loaded {
+    module: Module,
+    functions: Option<Arc<Functions>>,
+}
+
 /// The modules, each loaded once a process: a second copy of the same library is undefined in some.
-static MODULES: OnceLock<Mutex<HashMap<PathBuf, Module>>> = OnceLock::new();
+static MODULES: OnceLock<Mutex<HashMap<PathBuf, Loaded>>> = OnceLock::new();
 
 /// Ends a module, to be initialised anew. The caller has no session with it, and no call under way.
 fn finalize(config: &Pkcs11) {
     let modules = locked(MODULES.get_or_init(Mutex::default));
-    if let Some(module) = modules.get(&config.module) {
+    if let Some(loaded) = modules.get(&config.module) {
         // One that refuses is initialised still, and will say so.
-        let _ = module.clone().finalize();
+        let _ = loaded.module.clone().finalize();
     }
 }
 
 /// The module of a configuration, loaded and initialised.
-fn module(config: &Pkcs11) -> Result<Module, Pkcs11Error> {
+fn load(config: &Pkcs11) -> Result<Loaded, Pkcs11Error> {
     let path = &config.module;
     let failed = |error: CallError| Pkcs11Error::Module { path: path.to_owned(), reason: error.to_string() };
     let mut modules = locked(MODULES.get_or_init(Mutex::default));
-    let module = match modules.get(path) {
-        Some(module) => module.clone(),
-        None => Module::new(path.as_path()).map_err(failed)?,
+    let mut loaded = match modules.get(path) {
+        Some(loaded) => loaded.clone(),
+        None => {
+            let module = Module::new(path.as_path()).map_err(failed)?;
+            Loaded { module, functions: Functions::of(path).map_err(failed)?.map(Arc::new) }
+        }
     };
     // Again for one that was finalised behind our back; the others say that they are initialised already.
-    match initialize(&module, config.module_parameters.as_deref()) {
+    match initialize(&loaded.module, config.module_parameters.as_deref()) {
         Ok(()) | Err(CallError::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
         Err(error) => return Err(failed(error)),
     }
-    modules.insert(path.to_owned(), module.clone());
-    Ok(module)
+    loaded.functions = loaded.functions.filter(|functions| functions.are_initialised());
+    modules.insert(path.to_owned(), loaded.clone());
+    Ok(loaded)
 }
 
-fn find_slot(config: &Pkcs11) -> Result<(Module, Slot), Pkcs11Error> {
-    let module = module(config)?;
+fn find_slot(config: &Pkcs11) -> Result<(Loaded, Slot), Pkcs11Error> {
+    let loaded = load(config)?;
+    let module = &loaded.module;
     let slots = module.get_slots_with_token().map_err(call_failed("C_GetSlotList"))?;
     let (mut matching, mut present) = (Vec::new(), Vec::new());
     for slot in slots {
@@ -254,7 +274,7 @@ fn find_slot(config: &Pkcs11) -> Result<(Module, Slot), Pkcs11Error> {
         }
     }
     match matching[..] {
-        [slot] => Ok((module, slot)),
+        [slot] => Ok((loaded, slot)),
         _ => Err(Pkcs11Error::Slot {
             slot: config.slot.to_string(),
             found: matching.len(),

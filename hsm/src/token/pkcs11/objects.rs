@@ -9,10 +9,10 @@ use cryptoki::{
         rsa::{PkcsMgfType, PkcsOaepParams, PkcsOaepSource},
     },
     object::{Attribute, KeyType, ObjectClass, ObjectHandle},
-    session::Session,
 };
 use zeroize::Zeroizing;
 
+use super::calls::Calls;
 use crate::clear::Tzpk;
 
 /// Bytes of a double-length key under `CKM_AES_KEY_WRAP` (RFC 3394): the key and 8 more.
@@ -22,13 +22,13 @@ pub(super) const WRAPPED_BLOCK_BYTES: usize = 24;
 
 /// An object of a session, gone when this is.
 pub(super) struct SessionObject<'a> {
-    pub(super) session: &'a Session,
+    pub(super) session: Calls<'a>,
     pub(super) handle: ObjectHandle,
 }
 
 impl<'a> SessionObject<'a> {
     /// A tzpk made on the host, that can do nothing but be wrapped.
-    pub(super) fn import_tzpk(session: &'a Session, tzpk: &Tzpk) -> Result<Self, CallError> {
+    pub(super) fn import_tzpk(session: Calls<'a>, tzpk: &Tzpk) -> Result<Self, CallError> {
         let template = [
             Attribute::Class(ObjectClass::SECRET_KEY),
             Attribute::KeyType(KeyType::DES2),
@@ -48,7 +48,7 @@ impl<'a> SessionObject<'a> {
 
     /// A tzpk that can only decrypt, and not leave again.
     pub(super) fn unwrap_tzpk_to_decrypt(
-        session: &'a Session,
+        session: Calls<'a>,
         seal: ObjectHandle,
         key_wrap: &[u8],
     ) -> Result<Self, CallError> {
@@ -57,7 +57,7 @@ impl<'a> SessionObject<'a> {
 
     /// A tzpk that can only take a block in, and not leave again.
     pub(super) fn unwrap_tzpk_to_unwrap(
-        session: &'a Session,
+        session: Calls<'a>,
         seal: ObjectHandle,
         key_wrap: &[u8],
     ) -> Result<Self, CallError> {
@@ -65,7 +65,7 @@ impl<'a> SessionObject<'a> {
     }
 
     fn unwrap_tzpk(
-        session: &'a Session,
+        session: Calls<'a>,
         seal: ObjectHandle,
         key_wrap: &[u8],
         [decrypt, unwrap]: [Attribute; 2],
@@ -87,16 +87,16 @@ impl<'a> SessionObject<'a> {
     }
 
     /// A fresh tzpk, made in the token, to be wrapped for its device and for ourselves. It encrypts its check value.
-    pub(super) fn generate_tzpk(session: &'a Session) -> Result<Self, CallError> {
+    pub(super) fn generate_tzpk(session: Calls<'a>) -> Result<Self, CallError> {
         Self::generate_double_length(session, Attribute::Wrap(false))
     }
 
     /// The same, under which a block goes out.
-    pub(super) fn generate_tzpk_to_wrap(session: &'a Session) -> Result<Self, CallError> {
+    pub(super) fn generate_tzpk_to_wrap(session: Calls<'a>) -> Result<Self, CallError> {
         Self::generate_double_length(session, Attribute::Wrap(true))
     }
 
-    fn generate_double_length(session: &'a Session, wrap: Attribute) -> Result<Self, CallError> {
+    fn generate_double_length(session: Calls<'a>, wrap: Attribute) -> Result<Self, CallError> {
         let template = [
             Attribute::Token(false),
             Attribute::Private(true),
@@ -112,7 +112,7 @@ impl<'a> SessionObject<'a> {
     }
 
     /// A device's public key, to wrap with. Big-endian bytes.
-    pub(super) fn device_key(session: &'a Session, modulus: &[u8], exponent: &[u8]) -> Result<Self, CallError> {
+    pub(super) fn device_key(session: Calls<'a>, modulus: &[u8], exponent: &[u8]) -> Result<Self, CallError> {
         let handle = session.create_object(&[
             Attribute::Class(ObjectClass::PUBLIC_KEY),
             Attribute::KeyType(KeyType::RSA),
@@ -128,7 +128,7 @@ impl<'a> SessionObject<'a> {
     /// A block taken in, unread, as a secret that can do nothing but be wrapped. A generic secret: of one that is said to
     /// be a DES key NSS sets the parity, and so changes digits.
     pub(super) fn take_in(
-        session: &'a Session,
+        session: Calls<'a>,
         mechanism: &Mechanism<'_>,
         key: ObjectHandle,
         block: &[u8],
@@ -151,7 +151,7 @@ impl<'a> SessionObject<'a> {
 
     /// The AES-256 key of one stored block, to wrap it.
     pub(super) fn block_key_to_wrap(
-        session: &'a Session,
+        session: Calls<'a>,
         storage: ObjectHandle,
         data: &[u8; 32],
     ) -> Result<Self, CallError> {
@@ -160,7 +160,7 @@ impl<'a> SessionObject<'a> {
 
     /// The same, to take it in again.
     pub(super) fn block_key_to_unwrap(
-        session: &'a Session,
+        session: Calls<'a>,
         storage: ObjectHandle,
         data: &[u8; 32],
     ) -> Result<Self, CallError> {
@@ -168,7 +168,7 @@ impl<'a> SessionObject<'a> {
     }
 
     fn block_key(
-        session: &'a Session,
+        session: Calls<'a>,
         storage: ObjectHandle,
         data: &[u8; 32],
         [wrap, unwrap]: [Attribute; 2],
@@ -191,20 +191,22 @@ impl<'a> SessionObject<'a> {
         Ok(Self { session, handle })
     }
 
-    /// This object under another: exactly `LENGTH` bytes. Some tokens answer with a longer buffer than they filled.
+    /// This object under another key.
     pub(super) fn wrapped_under<const LENGTH: usize>(
         &self,
         mechanism: &Mechanism<'_>,
         key: ObjectHandle,
     ) -> Result<[u8; LENGTH], CallError> {
-        exactly(&self.session.wrap_key(mechanism, key, self.handle)?)
+        let mut wrapped = [0; LENGTH];
+        self.session.wrap(mechanism, key, self.handle, &mut wrapped)?;
+        Ok(wrapped)
     }
 
     /// This key for a device: RSA-OAEP with SHA-256, MGF1 with SHA-256, empty label (RFC 8017, 7.1.1), inside the token.
     pub(super) fn wrapped_for(&self, device: &SessionObject<'_>, length: usize) -> Result<Vec<u8>, CallError> {
         let sha_256 = PkcsOaepParams::new(MechanismType::SHA256, PkcsMgfType::MGF1_SHA256, PkcsOaepSource::empty());
-        let mut wrapped = self.session.wrap_key(&Mechanism::RsaPkcsOaep(sha_256), device.handle, self.handle)?;
-        wrapped.truncate(length);
+        let mut wrapped = vec![0; length];
+        self.session.wrap(&Mechanism::RsaPkcsOaep(sha_256), device.handle, self.handle, &mut wrapped)?;
         Ok(wrapped)
     }
 }
@@ -214,10 +216,4 @@ impl Drop for SessionObject<'_> {
         // Where it fails the session is lost, and the object with it.
         let _ = self.session.destroy_object(self.handle);
     }
-}
-
-/// The first bytes of an answer; an answer that is too short is an error.
-pub(super) fn exactly<const LENGTH: usize>(answer: &[u8]) -> Result<[u8; LENGTH], CallError> {
-    let bytes = answer.get(..LENGTH).unwrap_or_default();
-    bytes.try_into().map_err(CallError::TryFromSlice)
 }

@@ -7,13 +7,13 @@ use aws_lc_rs::digest::{Context, SHA256};
 use cryptoki::{
     error::{Error as CallError, RvError},
     mechanism::Mechanism,
-    session::Session,
 };
 
 use super::{
     Pkcs11Token,
+    calls::Calls,
     keys::TokenKeys,
-    objects::{SessionObject, WRAPPED_BLOCK_BYTES, WRAPPED_TZPK_BYTES, exactly},
+    objects::{SessionObject, WRAPPED_BLOCK_BYTES, WRAPPED_TZPK_BYTES},
 };
 use crate::{
     block::{AccountDigits, FILL_A_AS_PADDING, account_field, iso_1_to_iso_3, iso_1_to_iso_4},
@@ -130,14 +130,16 @@ impl Pkcs11Token<TokenKeys> {
             // The 8 bytes are filled up with zeros, so that the vector's last 8 are the random half: `E(PIN field)`.
             let first: [u8; 16] = taken.wrapped_under(&Mechanism::AesCbc(mask), keys.level.iso_4)?;
             let second = (u128::from_be_bytes(first) ^ account_field(account)).to_be_bytes();
-            exactly(&session.encrypt(&Mechanism::AesEcb, keys.level.iso_4, &second)?).map(Some)
+            let mut kept = [0; 16];
+            session.encrypt(&Mechanism::AesEcb, keys.level.iso_4, &second, &mut kept)?;
+            Ok(Some(kept))
         })
     }
 }
 
 /// The last byte of a block is fill for every length of PIN. Made to look like padding of one byte, it lets the block
 /// pass where it is AA; of 256 other bytes at most seven could.
-pub(super) fn ends_with_a(session: &Session, tzpk: &SessionObject<'_>, block: &[u8]) -> Result<bool, CallError> {
+pub(super) fn ends_with_a(session: Calls<'_>, tzpk: &SessionObject<'_>, block: &[u8]) -> Result<bool, CallError> {
     let padded = Mechanism::Des3CbcPad(FILL_A_AS_PADDING.to_be_bytes());
     match SessionObject::take_in(session, &padded, tzpk.handle, block) {
         Ok(_) => Ok(true),
@@ -148,7 +150,7 @@ pub(super) fn ends_with_a(session: &Session, tzpk: &SessionObject<'_>, block: &[
 
 /// Under a fresh tzpk, which is then known to the device alone.
 fn give_out(
-    session: &Session,
+    session: Calls<'_>,
     device: &DeviceKey,
     block: &SessionObject<'_>,
 ) -> Result<(WrappedTzpk, [u8; 8]), CallError> {
@@ -157,12 +159,13 @@ fn give_out(
     Ok((wrapped, block.wrapped_under(&Mechanism::Des3Ecb, tzpk.handle)?))
 }
 
-fn wrapped_for(session: &Session, device: &DeviceKey, tzpk: &SessionObject<'_>) -> Result<WrappedTzpk, CallError> {
+fn wrapped_for(session: Calls<'_>, device: &DeviceKey, tzpk: &SessionObject<'_>) -> Result<WrappedTzpk, CallError> {
     let (modulus, exponent) = device.numbers();
     let device = SessionObject::device_key(session, modulus, exponent)?;
     let wrapped = tzpk.wrapped_for(&device, modulus.len())?;
-    let check_value = CheckValue::first_of(&session.encrypt(&Mechanism::Des3Ecb, tzpk.handle, &[0; 8])?);
-    Ok(WrappedTzpk { wrapped, check_value })
+    let mut zero = [0; 8];
+    session.encrypt(&Mechanism::Des3Ecb, tzpk.handle, &[0; 8], &mut zero)?;
+    Ok(WrappedTzpk { wrapped, check_value: CheckValue::first_of(&zero) })
 }
 
 /// What the key of a block is derived from: SHA-256 of what it is for, a salt and the account number.
