@@ -366,7 +366,7 @@ impl LowPeer {
 
 impl LowStore {
     fn check(self, data: &Path) -> Result<EmbeddedConfig, ConfigError> {
-        let mebibytes = within("store.memory_mebibytes_max", self.memory_mebibytes_max, 16..=65_536)?;
+        let mebibytes = within("store.memory_mebibytes_max", self.memory_mebibytes_max, 4..=65_536)?;
         Ok(EmbeddedConfig {
             directory: self.directory.unwrap_or_else(|| data.join("store")),
             waiting_changes_max: within("store.waiting_changes_max", self.waiting_changes_max, 16..=1_000_000)?,
