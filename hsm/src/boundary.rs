@@ -10,12 +10,13 @@ use zeroize::Zeroizing;
 
 pub(crate) use self::{at_host::AtHost, at_token::AtToken};
 use crate::{
+    account::{Account, AccountNumber},
     binding::{Binding, CardBinding, Level},
     block::AccountDigits,
     config::Form,
     device_key::DeviceKey,
-    door::{Accepted, Account, AccountNumber, Issued, Revealed},
     error::{AcceptError, Error},
+    outcome::{Accepted, Issued, Revealed},
     sealed::{ACCOUNT_BYTES, EncryptedBlock, PinRecord, SealedAccount, SealedKey, account_bound_to, record_bound_to},
     token::Token,
 };

@@ -5,21 +5,20 @@
 
 use std::sync::Arc;
 
-use thiserror::Error;
-
 use crate::{
-    binding::{Binding, CardBinding, Level, OwnedBinding},
-    block::AccountDigits,
+    account::{Account, AccountNumber},
+    binding::{Binding, CardBinding, OwnedBinding},
     boundary::{AtHost, AtToken, Boundary},
-    check_value::CheckValue,
     clear::scrub_stack,
-    config::{Callers, Config, Form, Keys as KeysConfig, Pkcs11, StoredForm, Vault, Wanted},
+    config::{Callers, Config, Keys as KeysConfig, Pkcs11, StoredForm, Vault, Wanted},
     device_key::DeviceKey,
     error::{AcceptError, Error, OpenError},
-    harden::{MemoryLock, harden},
+    harden::harden,
     level::{self, LevelAndForm},
+    outcome::{Accepted, Issued, Revealed},
     sealed::{EncryptedBlock, PinRecord, SealedAccount, SealedKey},
     selftest,
+    status::{Persistence, Status},
     token::{self, Software, TdesBudget, TokenReport},
     vault::Keys,
     workers::Workers,
@@ -168,7 +167,7 @@ impl Hsm {
     /// Seals an account number for a card.
     pub async fn seal_account(&self, number: &AccountNumber, card: CardBinding<'_>) -> Result<SealedAccount, Error> {
         let Some(workers) = &self.workers else { return self.boundary.seal_account(number, card) };
-        let number = AccountNumber { digits: number.digits.copied() };
+        let number = number.copied();
         let (tenant, plastic_id) = (card.tenant.to_owned(), card.plastic_id.to_owned());
         let card = move |boundary: &Boundary| {
             boundary.seal_account(&number, CardBinding { tenant: &tenant, plastic_id: &plastic_id })
@@ -180,162 +179,6 @@ impl Hsm {
 /// An account as it was, for a worker's closure.
 fn borrowed(account: &Option<SealedAccount>) -> Account<'_> {
     account.as_ref().map_or(Account::PlasticId, Account::Registered)
-}
-
-/// What binds a stored block to its card.
-#[derive(Clone, Copy)]
-pub enum Account<'a> {
-    /// The account number registered for it.
-    Registered(&'a SealedAccount),
-    /// The digits of its plasticId.
-    PlasticId,
-}
-
-impl Account<'_> {
-    fn copied(self) -> Option<SealedAccount> {
-        match self {
-            Self::Registered(sealed) => Some(sealed.copied()),
-            Self::PlasticId => None,
-        }
-    }
-}
-
-/// An account number: 12 to 19 digits. No `Debug`: print [`AccountNumber::masked`].
-pub struct AccountNumber {
-    digits: AccountDigits,
-}
-
-/// The fewest digits of an account number.
-const ACCOUNT_NUMBER_DIGITS_MIN: usize = 12;
-
-impl AccountNumber {
-    /// Reads decimal digits. The check digit is not checked: test cards have any.
-    pub fn parse(text: &str) -> Result<Self, AccountNumberError> {
-        let long_enough = text.len() >= ACCOUNT_NUMBER_DIGITS_MIN;
-        AccountDigits::parse(text).filter(|_| long_enough).map(|digits| Self { digits }).ok_or(AccountNumberError)
-    }
-
-    pub(crate) fn digits(&self) -> &AccountDigits {
-        &self.digits
-    }
-
-    /// The first six and the last four digits, stars between (PCI DSS 3.4.1).
-    pub fn masked(&self) -> String {
-        let digits = self.digits.as_slice();
-        let shown = |place: usize| place < 6 || place + 4 >= digits.len();
-        let print = |(place, digit): (usize, &u8)| if shown(place) { char::from(b'0' + digit) } else { '*' };
-        digits.iter().enumerate().map(print).collect()
-    }
-}
-
-/// The text is not an account number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("an account number is {ACCOUNT_NUMBER_DIGITS_MIN} to 19 decimal digits")]
-pub struct AccountNumberError;
-
-/// A fresh tzpk.
-pub struct Issued {
-    /// For ourselves, with its binding.
-    pub sealed: SealedKey,
-    /// For the device: RSA-OAEP.
-    pub wrapped: Vec<u8>,
-    /// To compare.
-    pub check_value: CheckValue,
-}
-
-/// An accepted PIN.
-pub struct Accepted {
-    /// To keep.
-    pub record: PinRecord,
-    /// Tells a retry from another block.
-    pub retry_tag: [u8; 16],
-}
-
-/// A PIN on its way to its device.
-pub struct Revealed {
-    /// The fresh tzpk, for the device: RSA-OAEP.
-    pub wrapped: Vec<u8>,
-    /// The PIN, as an ISO-1 block under it.
-    pub block: EncryptedBlock,
-    /// Of the tzpk.
-    pub check_value: CheckValue,
-}
-
-/// What a boundary is and promises; nothing in it is secret.
-#[derive(Clone, Debug)]
-pub struct Status {
-    token: &'static str,
-    level: Level,
-    form: Form,
-    /// Of a 3DES form: the date it ends.
-    until: Option<String>,
-    keys: Vec<String>,
-    memory: MemoryLock,
-    persistence: Persistence,
-}
-
-/// Where the keys are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Persistence {
-    Memory,
-    Vault,
-    Token,
-}
-
-impl Status {
-    /// The token's name.
-    pub fn token(&self) -> &'static str {
-        self.token
-    }
-
-    /// The boundary level.
-    pub fn level(&self) -> Level {
-        self.level
-    }
-
-    /// The form of new records.
-    pub fn form(&self) -> Form {
-        self.form
-    }
-
-    /// The keys by use and version, with check values.
-    pub fn keys(&self) -> &[String] {
-        &self.keys
-    }
-
-    /// For people: what it is, then what it cannot promise.
-    pub fn lines(&self) -> Vec<String> {
-        let mut lines = vec![format!("key boundary: {} token, level {}", self.token, self.level)];
-        lines.push(format!("keys: {}", self.keys.join(" ")));
-        let cipher = match self.form {
-            Form::Wrapped => "a key of its own, AES-256",
-            Form::Iso4 => "AES-256",
-            Form::Iso3 | Form::Iso0 => "3DES",
-        };
-        let exception = self.until.as_ref().map(|until| format!("EXCEPTION until {until}: ")).unwrap_or_default();
-        lines.push(format!("{exception}PINs are kept as {} under {cipher}", self.form.told()));
-        lines.push(match (self.persistence, self.level) {
-            (Persistence::Memory | Persistence::Vault, _) => {
-                "not promised: the software token's keys are in this process's memory, not in certified hardware".into()
-            }
-            (Persistence::Token, Level::Host) => {
-                "not promised: at level host a clear PIN block is in this process's memory for one operation".into()
-            }
-            (Persistence::Token, Level::Token) => {
-                "not promised: at level token nobody sees a PIN, so none is refused as weak or malformed".into()
-            }
-        });
-        if (self.level, self.form) == (Level::Token, Form::Iso4) {
-            lines.push("not promised: a PIN kept in format 4 at level token is not shown again".into());
-        }
-        if let MemoryLock::NotLocked(reason) = &self.memory {
-            lines.push(format!("not promised: memory is not locked and may be swapped ({reason})"));
-        }
-        if self.persistence == Persistence::Memory {
-            lines.push("not promised: keys are in memory alone, and are gone when this process ends".into());
-        }
-        lines
-    }
 }
 
 #[cfg(test)]
@@ -357,9 +200,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        binding::Purpose,
+        binding::{Level, Purpose},
         clear::{Block, Tzpk},
-        config::{KeyHandling, SlotName, WantedLevel},
+        config::{Form, KeyHandling, SlotName, WantedLevel},
         error::{Pkcs11Error, Refusal},
         token::{tzpk_check_value, tzpk_decrypt, tzpk_encrypt},
     };

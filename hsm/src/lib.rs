@@ -48,6 +48,7 @@
 //! let _ = hsm::Refusal::WrongControlNibble;
 //! ```
 
+mod account;
 mod binding;
 mod block;
 mod boundary;
@@ -59,9 +60,11 @@ mod door;
 mod error;
 mod harden;
 mod level;
+mod outcome;
 mod policy;
 mod sealed;
 mod selftest;
+mod status;
 mod token;
 mod vault;
 mod workers;
@@ -70,6 +73,7 @@ mod workers;
 mod vectors;
 
 pub use self::{
+    account::{Account, AccountNumber, AccountNumberError},
     binding::{Binding, CardBinding, Level, Purpose},
     check_value::CheckValue,
     config::{
@@ -77,10 +81,12 @@ pub use self::{
         WantedLevel,
     },
     device_key::{DeviceKey, DeviceKeyError},
-    door::{Accepted, Account, AccountNumber, AccountNumberError, Hsm, Issued, Revealed, Status},
+    door::Hsm,
     error::{AcceptError, Error, OpenError, Pkcs11Error, Refusal},
+    outcome::{Accepted, Issued, Revealed},
     policy::{PinPolicy, PolicyError, Weakness},
     sealed::{EncryptedBlock, KeyReference, LayoutError, PinRecord, SealedAccount, SealedKey},
+    status::Status,
     token::{Probe, Route, TokenReport},
     vault::VaultError,
 };

@@ -7,6 +7,7 @@ use subtle::{Choice, ConditionallySelectable};
 
 use super::{account_digits, tagged};
 use crate::{
+    account::Account,
     binding::{Binding, CardBinding, Level},
     block::{
         AccountDigits, account_field, decode_iso_0, decode_iso_1, decode_iso_3, decode_iso_4, encode_iso_0,
@@ -15,8 +16,8 @@ use crate::{
     clear::{Block, Pin, WideBlock, Workspace, in_workspace},
     config::HostForm,
     device_key::DeviceKey,
-    door::{Accepted, Account, Issued, Revealed},
     error::{AcceptError, Error, Refusal},
+    outcome::{Accepted, Issued, Revealed},
     policy::PinPolicy,
     sealed::{EncryptedBlock, PinRecord, SealedKey, bound_to_control},
     token::{HostLevel, IssuedTzpk, WrappedTzpk},

@@ -3,11 +3,12 @@
 
 use super::{account_digits, tagged};
 use crate::{
+    account::Account,
     binding::{Binding, Level},
     config::TokenForm,
     device_key::DeviceKey,
-    door::{Accepted, Account, Issued, Revealed},
     error::{AcceptError, Error},
+    outcome::{Accepted, Issued, Revealed},
     sealed::{EncryptedBlock, PinRecord, SealedKey, bound_to_control},
     token::{IssuedTzpk, TokenLevel, WrappedTzpk},
 };

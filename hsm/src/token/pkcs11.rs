@@ -5,6 +5,7 @@
 
 mod calls;
 mod examine;
+mod failure;
 mod host_level;
 mod keys;
 mod link;
@@ -19,7 +20,9 @@ pub use self::examine::{Probe, Route, TokenReport};
 pub(crate) use self::examine::{ability, examine};
 use self::{
     calls::Calls,
-    keys::{HostKeys, KeyHandles, KeyReferences, LevelKeys, TokenKeys},
+    examine::seal_way,
+    failure::call_failed,
+    keys::{FoundKeys, HostKeys, KeyHandles, KeyReferences, LevelKeys, TokenKeys},
     link::Link,
 };
 use super::{HostLevel, TdesBudget, Token, TokenLevel, software::joined};
@@ -53,7 +56,11 @@ pub(crate) fn open_at_token_level(config: &Pkcs11, budget: TdesBudget) -> Result
 
 /// Makes every key that a level needs, in the token, for one use each.
 pub(crate) fn make_keys(config: &Pkcs11, level: Level) -> Result<KeyReferences, Pkcs11Error> {
-    link::make_keys(config, level)
+    let (session, functions) = link::look_to_write(config)?;
+    let way = seal_way(Calls::new(&session, functions.as_deref()));
+    let keys = FoundKeys::make(&session, config.key_version, level, way)?;
+    keys.audit(&session)?;
+    keys.references(&session).map_err(call_failed("check values"))
 }
 
 impl<L: LevelKeys> Pkcs11Token<L> {

@@ -12,8 +12,9 @@ use thiserror::Error;
 
 use super::{
     calls::Calls,
+    failure::call_failed,
     keys::{FoundKeys, HostKeys, SealKey, SealWay, TokenKeys},
-    link::{self, call_failed},
+    link,
     objects::{SessionObject, WRAPPED_BLOCK_BYTES, WRAPPED_TZPK_BYTES},
     token_level::ends_with_a,
 };

@@ -9,7 +9,7 @@ use cryptoki::{
     session::Session,
 };
 
-use super::link::call_failed;
+use super::failure::call_failed;
 use crate::{binding::Level, check_value::CheckValue, error::Pkcs11Error};
 
 /// What a key is for, and nothing else.

@@ -19,7 +19,7 @@ use cryptoki::{
 
 use super::{
     calls::{Calls, Functions, initialize},
-    examine::seal_way,
+    failure::{call_failed, reason},
     keys::{FoundKeys, KeyHandles, KeyReferences, LevelKeys},
 };
 use crate::{
@@ -153,15 +153,12 @@ pub(super) fn look(config: &Pkcs11) -> Result<(Session, Option<Arc<Functions>>, 
     Ok((session, functions, Words { words, mechanisms }))
 }
 
-/// Makes every key of a level in a token.
-pub(super) fn make_keys(config: &Pkcs11, level: Level) -> Result<KeyReferences, Pkcs11Error> {
+/// Logs in to make keys.
+pub(super) fn look_to_write(config: &Pkcs11) -> Result<(Session, Option<Arc<Functions>>), Pkcs11Error> {
     let (Loaded { module, functions }, slot) = find_slot(config)?;
     let session = module.open_rw_session(slot).map_err(call_failed("C_OpenSession"))?;
     log_in(&module, slot, &session, config)?;
-    let keys =
-        FoundKeys::make(&session, config.key_version, level, seal_way(Calls::new(&session, functions.as_deref())))?;
-    keys.audit(&session)?;
-    keys.references(&session).map_err(call_failed("check values"))
+    Ok((session, functions))
 }
 
 /// The keys of a level as they are to be used, none of them unsafe.
@@ -301,24 +298,6 @@ fn log_in(module: &Module, slot: Slot, session: &Session, config: &Pkcs11) -> Re
         }
         Err(CallError::Pkcs11(RvError::PinLocked, _)) => Err(Pkcs11Error::Locked),
         Err(error) => Err(call_failed("C_Login")(error)),
-    }
-}
-
-pub(super) fn call_failed(call: &'static str) -> impl Fn(CallError) -> Pkcs11Error {
-    move |error| Pkcs11Error::Call { call, reason: error.to_string() }
-}
-
-/// In words of ours.
-fn reason(error: &CallError) -> &'static str {
-    match error {
-        CallError::Pkcs11(RvError::DeviceRemoved | RvError::TokenNotPresent, _) => "it was removed",
-        CallError::Pkcs11(RvError::SessionHandleInvalid | RvError::SessionClosed, _) => "its session was closed",
-        CallError::Pkcs11(RvError::UserNotLoggedIn, _) => "its login was lost",
-        CallError::Pkcs11(RvError::CryptokiNotInitialized, _) => "its module was finalised",
-        CallError::Pkcs11(RvError::KeyHandleInvalid | RvError::ObjectHandleInvalid, _) => "its keys are gone",
-        CallError::Pkcs11(RvError::DeviceError | RvError::GeneralError | RvError::FunctionFailed, _) => "it failed",
-        CallError::Pkcs11(RvError::DeviceMemory | RvError::HostMemory, _) => "it is out of memory",
-        _ => "it refused a call",
     }
 }
 

@@ -1,0 +1,80 @@
+//! What a boundary is, for people and for audit lines; and what it can't promise.
+
+use crate::{binding::Level, config::Form, harden::MemoryLock};
+
+/// What a boundary is and promises; nothing in it is secret.
+#[derive(Clone, Debug)]
+pub struct Status {
+    pub(crate) token: &'static str,
+    pub(crate) level: Level,
+    pub(crate) form: Form,
+    /// Of a 3DES form: the date it ends.
+    pub(crate) until: Option<String>,
+    pub(crate) keys: Vec<String>,
+    pub(crate) memory: MemoryLock,
+    pub(crate) persistence: Persistence,
+}
+
+/// Where the keys are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Persistence {
+    Memory,
+    Vault,
+    Token,
+}
+
+impl Status {
+    /// The token's name.
+    pub fn token(&self) -> &'static str {
+        self.token
+    }
+
+    /// The boundary level.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// The form of new records.
+    pub fn form(&self) -> Form {
+        self.form
+    }
+
+    /// The keys by use and version, with check values.
+    pub fn keys(&self) -> &[String] {
+        &self.keys
+    }
+
+    /// For people: what it is, then what it cannot promise.
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines = vec![format!("key boundary: {} token, level {}", self.token, self.level)];
+        lines.push(format!("keys: {}", self.keys.join(" ")));
+        let cipher = match self.form {
+            Form::Wrapped => "a key of its own, AES-256",
+            Form::Iso4 => "AES-256",
+            Form::Iso3 | Form::Iso0 => "3DES",
+        };
+        let exception = self.until.as_ref().map(|until| format!("EXCEPTION until {until}: ")).unwrap_or_default();
+        lines.push(format!("{exception}PINs are kept as {} under {cipher}", self.form.told()));
+        lines.push(match (self.persistence, self.level) {
+            (Persistence::Memory | Persistence::Vault, _) => {
+                "not promised: the software token's keys are in this process's memory, not in certified hardware".into()
+            }
+            (Persistence::Token, Level::Host) => {
+                "not promised: at level host a clear PIN block is in this process's memory for one operation".into()
+            }
+            (Persistence::Token, Level::Token) => {
+                "not promised: at level token nobody sees a PIN, so none is refused as weak or malformed".into()
+            }
+        });
+        if (self.level, self.form) == (Level::Token, Form::Iso4) {
+            lines.push("not promised: a PIN kept in format 4 at level token is not shown again".into());
+        }
+        if let MemoryLock::NotLocked(reason) = &self.memory {
+            lines.push(format!("not promised: memory is not locked and may be swapped ({reason})"));
+        }
+        if self.persistence == Persistence::Memory {
+            lines.push("not promised: keys are in memory alone, and are gone when this process ends".into());
+        }
+        lines
+    }
+}
