@@ -193,6 +193,7 @@ async fn set_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Respon
         (status = 403, description = "The control is another tenant's, or for another purpose or device key.", body = FaultBody),
         (status = 404, description = "The control is unknown, expired or spent (one answer), or no PIN is set.", body = FaultBody),
         (status = 413, description = "The body is too large.", body = FaultBody),
+        (status = 422, description = "The PIN is kept in a form that is not shown.", body = FaultBody),
         (status = 500, description = "Something went wrong that should not.", body = FaultBody),
         (status = 503, description = "The engine, its store or its key boundary is away.", body = FaultBody),
     ),
