@@ -516,7 +516,7 @@ mod tests {
         assert_eq!(pkcs11.slot, hsm::SlotName::Label("issuer".into()));
         assert_eq!(pkcs11.key_version, 1);
         for both_or_none in [pin.to_owned(), format!("label = \"a\"\nserial = \"b\"\n{pin}")] {
-            assert!(token(&both_or_none).err().unwrap().contains("label or its serial"));
+            assert!(token(&both_or_none).err().unwrap().contains("one of the token's label"));
         }
         assert!(token("label = \"a\"\nuser_pin = \"2468\"").is_err(), "a PIN in the file itself");
         let closed = token("label = \"a\"\nuser_pin = { descriptor = 999 }");
