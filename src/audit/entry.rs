@@ -89,18 +89,19 @@ const VERSION: u8 = 1;
 impl Entry {
     /// Gives a line its place behind the entry whose hash is `previous`.
     pub fn chain(sequence: u64, previous: [u8; 32], line: Line) -> Self {
-        let hash = hash(sequence, &previous, &line);
+        let hash = append(&mut Vec::new(), sequence, &previous, &line);
         Self { sequence, previous, line, hash }
     }
 
     /// Whether its hash is the hash of what it says.
     pub fn is_whole(&self) -> bool {
-        self.hash == hash(self.sequence, &self.previous, &self.line)
+        self.hash == append(&mut Vec::new(), self.sequence, &self.previous, &self.line)
     }
 
     /// The stored form: what is hashed, then the hash.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = encode(self.sequence, &self.previous, &self.line);
+        let mut bytes = Vec::new();
+        append_hashed(&mut bytes, self.sequence, &self.previous, &self.line);
         bytes.extend_from_slice(&self.hash);
         bytes
     }
@@ -214,13 +215,17 @@ struct JsonEntry<'a> {
     hash: String,
 }
 
-fn hash(sequence: u64, previous: &[u8; 32], line: &Line) -> [u8; 32] {
-    Sha256::digest(encode(sequence, previous, line)).into()
+/// Appends the stored form of the entry that `line` becomes behind the one whose hash is `previous`; gives its hash.
+pub fn append(bytes: &mut Vec<u8>, sequence: u64, previous: &[u8; 32], line: &Line) -> [u8; 32] {
+    let at = bytes.len();
+    append_hashed(bytes, sequence, previous, line);
+    let hash: [u8; 32] = Sha256::digest(bytes.get(at..).unwrap_or_default()).into();
+    bytes.extend_from_slice(&hash);
+    hash
 }
 
 /// Everything but the hash; texts have their length before them, so no two lines look alike.
-fn encode(sequence: u64, previous: &[u8; 32], line: &Line) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(384);
+fn append_hashed(bytes: &mut Vec<u8>, sequence: u64, previous: &[u8; 32], line: &Line) {
     bytes.push(VERSION);
     bytes.extend_from_slice(&sequence.to_be_bytes());
     bytes.extend_from_slice(previous);
@@ -239,7 +244,6 @@ fn encode(sequence: u64, previous: &[u8; 32], line: &Line) -> Vec<u8> {
         bytes.extend_from_slice(&u16::try_from(kept.len()).unwrap_or(u16::MAX).to_be_bytes());
         bytes.extend_from_slice(kept);
     }
-    bytes
 }
 
 struct Reader<'a>(&'a [u8]);

@@ -7,6 +7,7 @@
 
 mod codec;
 mod live;
+mod page;
 mod reply;
 mod writer;
 
@@ -25,8 +26,9 @@ use thiserror::Error;
 use self::{
     codec::{card_key, decode_card, decode_control, decode_pin},
     live::LiveControls,
+    page::{ControlPage, EntryPage},
     reply::{Promise, promise},
-    writer::{Change, Command},
+    writer::{Change, Command, Pages},
 };
 use super::{Admission, AdvanceError, Answer, OpenError, RegisterError, Store, StoreError, StoredPin};
 use crate::{
@@ -40,7 +42,7 @@ use crate::{
 };
 
 /// The format of a directory this release reads and writes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// The file that says whose directory it is.
 const FORMAT_FILE: &str = "FORMAT";
 /// What stands in it, before the number.
@@ -159,12 +161,17 @@ impl Embedded {
             None => Checkpoint::EMPTY,
         };
         let live = LiveControls::new();
+        let mut pages = Pages::default();
         for row in controls.iter() {
-            let (id, bytes) = row.into_inner().map_err(opened)?;
-            let id = <[u8; 16]>::try_from(&*id).map(ControlId::from_bytes);
-            let id = id.map_err(|_| damaged("a control has no name"))?;
-            decode_control(id, &bytes).ok_or_else(|| damaged("a control can't be read"))?;
-            live.put(id, &bytes);
+            let (number, page) = row.into_inner().map_err(opened)?;
+            let number = number_of(&number).ok_or_else(|| damaged("a page of controls has no number"))?;
+            let (latest_expiry, rows) =
+                ControlPage::read(&page).ok_or_else(|| damaged("a page of controls can't be read"))?;
+            pages.add(number, latest_expiry);
+            for row in rows {
+                let control = decode_control(row).ok_or_else(|| damaged("a control can't be read"))?;
+                live.put(control.id, row.into());
+            }
         }
 
         let shared = Arc::new(Shared {
@@ -181,7 +188,7 @@ impl Embedded {
             waiting_changes_max: config.waiting_changes_max,
         });
         let writing = Arc::clone(&shared);
-        let writer = thread::Builder::new().name("store".into()).spawn(move || writer::run(&writing));
+        let writer = thread::Builder::new().name("store".into()).spawn(move || writer::run(&writing, pages));
         let writer = writer.map_err(|error| StoreOpenError::Io { path: path(), error })?;
         Ok(Self { shared, writer: Mutex::new(Some(writer)) })
     }
@@ -206,13 +213,29 @@ impl Embedded {
 
     /// Audit entries from `from` on, at most `limit`.
     pub fn audit_page(&self, from: u64, limit: usize) -> Result<Vec<Entry>, StoreError> {
-        let rows = self.shared.audit.range(from.to_be_bytes()..);
-        rows.take(limit)
-            .map(|row| {
-                let bytes = row.value().map_err(unavailable)?;
-                Entry::decode(&bytes).map_err(|_| damaged("audit", "an entry can't be read"))
-            })
-            .collect()
+        let unreadable = || damaged("audit", "an entry can't be read");
+        let mut entries = Vec::new();
+        for row in self.shared.audit.range(self.audit_row_with(from)?.to_be_bytes()..) {
+            let (first, page) = row.into_inner().map_err(unavailable)?;
+            let first = number_of(&first).ok_or_else(unreadable)?;
+            let page = EntryPage::read(&page).ok_or_else(unreadable)?;
+            for (sequence, entry) in (first..).zip(page) {
+                if entries.len() == limit {
+                    return Ok(entries);
+                }
+                if sequence >= from {
+                    entries.push(Entry::decode(entry).map_err(|_| unreadable())?);
+                }
+            }
+        }
+        Ok(entries)
+    }
+
+    /// The number of the page in which entry `sequence` stands, or would.
+    fn audit_row_with(&self, sequence: u64) -> Result<u64, StoreError> {
+        let Some(row) = self.shared.audit.range(..=sequence.to_be_bytes()).next_back() else { return Ok(sequence) };
+        let first = row.key().map_err(unavailable)?;
+        number_of(&first).ok_or_else(|| damaged("audit", "a page has no number"))
     }
 
     fn begin_to_close(&self) -> Option<JoinHandle<()>> {
@@ -393,6 +416,11 @@ fn encode_head(head: &Checkpoint) -> Vec<u8> {
 fn decode_head(bytes: &[u8]) -> Option<Checkpoint> {
     let (sequence, hash) = bytes.split_at_checked(8)?;
     Some(Checkpoint { sequence: u64::from_be_bytes(sequence.try_into().ok()?), hash: hash.try_into().ok()? })
+}
+
+/// The number of a page.
+fn number_of(key: &[u8]) -> Option<u64> {
+    key.try_into().ok().map(u64::from_be_bytes)
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -9,8 +9,10 @@ use crate::{
 
 /// The layout this release writes.
 const VERSION: u8 = 1;
+/// Of a controlId, with which a control's row begins.
+pub(super) const ID_BYTES: usize = 16;
 /// Where a control's expiry stands, so that the sweep need not read the rest.
-const EXPIRY_AT: usize = 1;
+const EXPIRY_AT: usize = ID_BYTES + 1;
 
 /// What the store keeps of a card, beside its PIN.
 #[derive(Clone, Default)]
@@ -64,13 +66,15 @@ pub(super) fn decode_pin(bytes: &[u8]) -> Option<PinRow> {
     read.end(PinRow { set_at, pin: StoredPin { record, account } })
 }
 
-/// A spent control keeps what tells a retry, and no more.
+/// Its name, then all else. A spent control keeps what tells a retry, and no more.
 pub(super) fn encode_control(control: &Control) -> Box<[u8]> {
     let (device_key, account) = match control.state {
         State::Spent(_) => (None, None),
         State::Open | State::Keyed { .. } => (control.device_key.as_ref(), control.account.as_ref()),
     };
-    let mut bytes = Writer::new();
+    let mut bytes = Writer(Vec::with_capacity(256));
+    bytes.array(control.id.as_bytes());
+    bytes.array(&[VERSION]);
     bytes.array(&control.expires_at.0.to_be_bytes());
     bytes.array(&[match control.scope {
         Scope::SetPin => 1,
@@ -97,7 +101,8 @@ pub(super) fn encode_control(control: &Control) -> Box<[u8]> {
     bytes.0.into_boxed_slice()
 }
 
-pub(super) fn decode_control(id: ControlId, bytes: &[u8]) -> Option<Control> {
+pub(super) fn decode_control(row: &[u8]) -> Option<Control> {
+    let (id, bytes) = row.split_first_chunk().map(|(id, bytes)| (ControlId::from_bytes(*id), bytes))?;
     let mut read = Reader::new(bytes)?;
     let expires_at = UnixMillis(u64::from_be_bytes(read.array()?));
     let scope = match read.array()? {
@@ -223,9 +228,9 @@ mod tests {
                 state,
             };
             let bytes = encode_control(&control);
-            let read = decode_control(control.id, &bytes).unwrap();
+            let read = decode_control(&bytes).unwrap();
             assert_eq!(expiry_of(&bytes), Some(control.expires_at));
-            assert_eq!((read.card, read.scope), (control.card, control.scope));
+            assert_eq!((read.id, read.card, read.scope), (control.id, control.card, control.scope));
             let spent = matches!(control.state, State::Spent(_));
             assert_eq!(read.account, control.account.filter(|_| !spent));
             assert_eq!(read.device_key, control.device_key.filter(|_| !spent));
@@ -243,7 +248,7 @@ mod tests {
         }
         for first in 0..=255u8 {
             let noise: Vec<u8> = (0..64).map(|n: u8| n.wrapping_mul(first).wrapping_add(first)).collect();
-            let _ = (decode_card(&noise), decode_pin(&noise), decode_control(ControlId::random(), &noise));
+            let _ = (decode_card(&noise), decode_pin(&noise), decode_control(&noise));
         }
     }
 }

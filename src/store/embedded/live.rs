@@ -8,7 +8,7 @@ use std::{
 
 use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry};
 
-use super::codec::{decode_control, expiry_of};
+use super::codec::{ID_BYTES, decode_control, expiry_of};
 use crate::{
     clock::UnixMillis,
     control::{Control, ControlId},
@@ -16,11 +16,8 @@ use crate::{
 
 /// How many shards; a control's own first byte chooses.
 pub(super) const SHARDS: usize = 64;
-/// Of a controlId.
-const ID_BYTES: usize = 16;
-
-/// A control's name and then its bytes on disk, in one piece: two words of the table and one allocation each.
-type Row = Box<[u8]>;
+/// A control as it stands on disk, its name first: two words of the table and one allocation each.
+pub(super) type Row = Box<[u8]>;
 
 /// All controls that have not been swept.
 pub(super) struct LiveControls {
@@ -38,12 +35,11 @@ impl LiveControls {
     pub(super) fn find(&self, id: ControlId) -> Option<Control> {
         let shard = self.read(id)?;
         let row = shard.find(self.hash(id.as_bytes()), |row| row.starts_with(id.as_bytes()))?;
-        decode_control(id, bytes_of(row))
+        decode_control(row)
     }
 
-    pub(super) fn put(&self, id: ControlId, bytes: &[u8]) {
+    pub(super) fn put(&self, id: ControlId, row: Row) {
         let Some(mut shard) = self.write(id) else { return };
-        let row = [id.as_bytes(), bytes].concat().into_boxed_slice();
         let same = |row: &Row| row.starts_with(id.as_bytes());
         match shard.entry(self.hash(id.as_bytes()), same, |row| self.hash(name_of(row))) {
             Entry::Occupied(mut old) => *old.get_mut() = row,
@@ -53,19 +49,11 @@ impl LiveControls {
         }
     }
 
-    pub(super) fn remove(&self, id: ControlId) {
-        let Some(mut shard) = self.write(id) else { return };
-        if let Ok(row) = shard.find_entry(self.hash(id.as_bytes()), |row| row.starts_with(id.as_bytes())) {
-            row.remove();
-        }
-    }
-
-    /// Up to `limit` controls of one shard that expired before `moment`.
-    pub(super) fn expired(&self, shard: usize, moment: UnixMillis, limit: usize) -> Vec<ControlId> {
-        let Some(shard) = self.shards.get(shard % SHARDS) else { return Vec::new() };
-        let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
-        let expired = shard.iter().filter(|row| expiry_of(bytes_of(row)).is_none_or(|expiry| expiry < moment));
-        expired.filter_map(|row| name_of(row).try_into().ok().map(ControlId::from_bytes)).take(limit).collect()
+    /// Forgets the controls of one shard that expired before `moment`.
+    pub(super) fn sweep(&self, shard: usize, moment: UnixMillis) {
+        let Some(shard) = self.shards.get(shard % SHARDS) else { return };
+        let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
+        shard.retain(|row| expiry_of(row).is_some_and(|expiry| expiry >= moment));
     }
 
     pub(super) fn count(&self) -> usize {
@@ -92,8 +80,4 @@ impl LiveControls {
 
 fn name_of(row: &[u8]) -> &[u8] {
     row.get(..ID_BYTES).unwrap_or_default()
-}
-
-fn bytes_of(row: &[u8]) -> &[u8] {
-    row.get(ID_BYTES..).unwrap_or_default()
 }

@@ -1,6 +1,7 @@
 //! The one writer: takes what waits, applies it in order, commits it as one batch, answers.
 
 use std::{
+    collections::VecDeque,
     mem,
     sync::PoisonError,
     time::{Duration, Instant},
@@ -13,15 +14,16 @@ use super::{
     HEAD_KEY, QueueState, Shared, UNKNOWN, card_of,
     codec::{CardRow, card_key, decode_card, decode_control, encode_card, encode_control, encode_pin},
     damaged, encode_head,
-    live::SHARDS,
+    live::{Row, SHARDS},
     locked,
+    page::{ControlPage, EntryPage},
     reply::{Promise, Wakes},
     unavailable,
 };
 use crate::{
     audit::{
         chain::Checkpoint,
-        entry::{Entry, Line},
+        entry::{self, Line},
     },
     card::{Card, CardKey, RegisteredAccount},
     clock::{self, UnixMillis},
@@ -33,8 +35,9 @@ use crate::{
 const BATCH_CHANGES_MAX: usize = 1_024;
 /// How often a shard of the live controls is swept.
 const SWEEP_EVERY: Duration = Duration::from_millis(20);
-/// The most controls one sweep removes: bounds how long a change waits behind it.
-const SWEEP_CONTROLS_MAX: usize = 2_048;
+/// The most pages of controls one sweep removes: bounds how long a change waits behind it, and is more than can have
+/// been written since the last.
+const SWEEP_PAGES_MAX: usize = 1_024;
 /// How long an expired control is kept: a call that began before the expiry may still be on its way.
 const SWEEP_GRACE: Duration = Duration::from_secs(5);
 /// An hour, in milliseconds: the span of a card's cap.
@@ -70,8 +73,36 @@ pub(super) enum Change {
     },
 }
 
+/// The pages of controls on disk, oldest first.
+///
+/// They are dropped in this order and no other: while a page stands, every later one does, so that no restart, whatever
+/// the clock says then, finds a control in an earlier state than it had.
+#[derive(Default)]
+pub(super) struct Pages {
+    kept: VecDeque<(u64, UnixMillis)>,
+    written: u64,
+}
+
+impl Pages {
+    /// Takes in a page that is on disk.
+    pub(super) fn add(&mut self, number: u64, latest_expiry: UnixMillis) {
+        self.kept.push_back((number, latest_expiry));
+        self.written = number;
+    }
+
+    /// The number of the next page.
+    fn next(&self) -> u64 {
+        self.written.saturating_add(1)
+    }
+
+    /// Takes out a page of which no control was usable at `moment`.
+    fn expired(&mut self, moment: UnixMillis) -> Option<u64> {
+        self.kept.pop_front_if(|(_, latest_expiry)| *latest_expiry < moment).map(|(number, _)| number)
+    }
+}
+
 /// Writes until the store is closed and nothing waits, or until a write fails.
-pub(super) fn run(shared: &Shared) {
+pub(super) fn run(shared: &Shared, mut pages: Pages) {
     let mut shard = 0;
     let mut swept = Instant::now();
     while let Some(commands) = wait(shared) {
@@ -80,9 +111,9 @@ pub(super) fn run(shared: &Shared) {
         if swept.elapsed() >= SWEEP_EVERY {
             swept = Instant::now();
             shard = (shard + 1) % SHARDS;
-            batch.sweep(shard);
+            batch.sweep(shard, &mut pages);
         }
-        match batch.commit() {
+        match batch.commit(&mut pages) {
             Ok(()) => {
                 let mut wakes = Wakes::default();
                 answers.into_iter().for_each(|answer| answer.keep(&mut wakes));
@@ -127,21 +158,26 @@ fn fail(shared: &Shared, error: &StoreError) {
 struct Batch<'a> {
     shared: &'a Shared,
     write: WriteBatch,
-    controls: HashMap<ControlId, Option<Box<[u8]>>>,
+    entries: EntryPage,
+    controls: HashMap<ControlId, Row>,
     cards: HashMap<CardKey, CardRow>,
     pins: HashMap<CardKey, UnixMillis>,
+    before: Checkpoint,
     head: Checkpoint,
 }
 
 impl<'a> Batch<'a> {
     fn new(shared: &'a Shared) -> Self {
+        let head = *locked(&shared.head);
         Self {
             shared,
             write: shared.database.batch().durability(Some(PersistMode::SyncData)),
+            entries: EntryPage::new(),
             controls: HashMap::new(),
             cards: HashMap::new(),
             pins: HashMap::new(),
-            head: *locked(&shared.head),
+            before: head,
+            head,
         }
     }
 
@@ -165,9 +201,9 @@ impl<'a> Batch<'a> {
     fn audited<T, E>(&mut self, line: Line, change: impl FnOnce(&mut Self) -> Result<T, E>) -> Result<T, E> {
         let changed = change(self)?;
         let sequence = self.head.sequence.saturating_add(1);
-        let entry = Entry::chain(sequence, self.head.hash, line);
-        self.head = Checkpoint { sequence, hash: entry.hash };
-        self.write.insert(&self.shared.audit, sequence.to_be_bytes(), entry.encode());
+        let previous = self.head.hash;
+        let hash = self.entries.push(|bytes| entry::append(bytes, sequence, &previous, &line));
+        self.head = Checkpoint { sequence, hash };
         Ok(changed)
     }
 
@@ -205,7 +241,7 @@ impl<'a> Batch<'a> {
         row.opened = row.opened.saturating_add(1);
         control.account = row.account.clone();
         self.put_card(control.card, row);
-        self.put_control(control.id, encode_control(&control));
+        self.controls.insert(control.id, encode_control(&control));
         Ok(control)
     }
 
@@ -217,13 +253,12 @@ impl<'a> Batch<'a> {
         pin: Option<StoredPin>,
     ) -> Result<(), AdvanceError> {
         let mut control = match self.controls.get(&id) {
-            Some(Some(bytes)) => decode_control(id, bytes),
-            Some(None) => None,
+            Some(row) => decode_control(row),
             None => self.shared.live.find(id),
         }
         .ok_or(UNKNOWN)?;
         control.state = advance(&control, event, now)?;
-        self.put_control(id, encode_control(&control));
+        self.controls.insert(id, encode_control(&control));
         if let Some(pin) = pin {
             self.write.insert(&self.shared.pins, card_key(&control.card), encode_pin(now, &pin));
             self.pins.insert(control.card, now);
@@ -231,13 +266,14 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    /// Removes controls of one shard that nobody can use any more.
-    fn sweep(&mut self, shard: usize) {
+    /// Removes controls that nobody can use any more: one shard of those in memory, the oldest pages of those on disk.
+    fn sweep(&mut self, shard: usize, pages: &mut Pages) {
         let grace = u64::try_from(SWEEP_GRACE.as_millis()).unwrap_or_default();
         let moment = UnixMillis(clock::now().0.saturating_sub(grace));
-        for id in self.shared.live.expired(shard, moment, SWEEP_CONTROLS_MAX) {
-            self.write.remove(&self.shared.controls, *id.as_bytes());
-            self.controls.insert(id, None);
+        self.shared.live.sweep(shard, moment);
+        for _ in 0..SWEEP_PAGES_MAX {
+            let Some(number) = pages.expired(moment) else { return };
+            self.write.remove(&self.shared.controls, number.to_be_bytes());
         }
     }
 
@@ -254,25 +290,26 @@ impl<'a> Batch<'a> {
         self.cards.insert(card, row);
     }
 
-    fn put_control(&mut self, id: ControlId, bytes: Box<[u8]>) {
-        self.write.insert(&self.shared.controls, *id.as_bytes(), &*bytes);
-        self.controls.insert(id, Some(bytes));
-    }
-
     /// To disk first, then to where readers see it.
-    fn commit(mut self) -> Result<(), StoreError> {
+    fn commit(mut self, pages: &mut Pages) -> Result<(), StoreError> {
+        if !self.entries.is_empty() {
+            let first = self.before.sequence.saturating_add(1);
+            self.write.insert(&self.shared.audit, first.to_be_bytes(), self.entries.into_row());
+            self.write.insert(&self.shared.meta, HEAD_KEY, encode_head(&self.head));
+        }
+        if !self.controls.is_empty() {
+            let mut page = ControlPage::new();
+            self.controls.values().for_each(|row| page.push(row));
+            let number = pages.next();
+            pages.add(number, page.latest_expiry());
+            self.write.insert(&self.shared.controls, number.to_be_bytes(), page.into_row());
+        }
         if self.write.is_empty() {
             return Ok(());
         }
-        self.write.insert(&self.shared.meta, HEAD_KEY, encode_head(&self.head));
         self.write.commit().map_err(unavailable)?;
         *locked(&self.shared.head) = self.head;
-        for (id, bytes) in self.controls {
-            match bytes {
-                Some(bytes) => self.shared.live.put(id, &bytes),
-                None => self.shared.live.remove(id),
-            }
-        }
+        self.controls.into_iter().for_each(|(id, row)| self.shared.live.put(id, row));
         Ok(())
     }
 }
