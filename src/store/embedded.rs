@@ -20,7 +20,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, config::CompressionPolicy};
+use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, config::CompressionPolicy};
 use thiserror::Error;
 
 use self::{
@@ -138,6 +138,7 @@ impl Embedded {
         };
         let database = Database::builder(config.directory.join(DATABASE))
             .cache_size(config.memory_bytes_max / 4)
+            .journal_compression(CompressionType::None)
             .manual_journal_persist(true)
             .open()
             .map_err(opened)?;
@@ -147,7 +148,7 @@ impl Embedded {
                 KeyspaceCreateOptions::default()
                     .max_memtable_size(memtable)
                     .manual_journal_persist(true)
-                    // Rows are short and most of them ciphertext: they would not get smaller.
+                    // Rows are short, or made of hashes and ciphertext: little would be won.
                     .data_block_compression_policy(CompressionPolicy::disabled())
             };
             database.keyspace(name, options).map_err(opened)

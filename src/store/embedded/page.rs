@@ -14,12 +14,18 @@ use super::codec::expiry_of;
 /// The layout this release writes.
 const VERSION: u8 = 1;
 
+/// About what an entry takes, with its length.
+const ENTRY_BYTES_USUAL: usize = 384;
+
 /// Audit entries that follow one another.
 pub(super) struct EntryPage(Vec<u8>);
 
 impl EntryPage {
-    pub(super) fn new() -> Self {
-        Self(vec![VERSION])
+    /// With room for so many.
+    pub(super) fn with_room_for(entries: usize) -> Self {
+        let mut row = Vec::with_capacity(1 + entries.saturating_mul(ENTRY_BYTES_USUAL));
+        row.push(VERSION);
+        Self(row)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -114,7 +120,7 @@ mod tests {
 
     #[test]
     fn what_a_page_took_in_it_gives_back_in_order() {
-        let mut entries = EntryPage::new();
+        let mut entries = EntryPage::with_room_for(2);
         assert!(entries.is_empty());
         assert_eq!(entries.push(|bytes| bytes.extend_from_slice(b"one")), ());
         entries.push(|bytes| bytes.extend_from_slice(b""));

@@ -106,7 +106,7 @@ pub(super) fn run(shared: &Shared, mut pages: Pages) {
     let mut shard = 0;
     let mut swept = Instant::now();
     while let Some(commands) = wait(shared) {
-        let mut batch = Batch::new(shared);
+        let mut batch = Batch::new(shared, commands.len());
         let answers: Vec<Reply> = commands.into_iter().map(|command| batch.apply(command)).collect();
         if swept.elapsed() >= SWEEP_EVERY {
             swept = Instant::now();
@@ -167,12 +167,12 @@ struct Batch<'a> {
 }
 
 impl<'a> Batch<'a> {
-    fn new(shared: &'a Shared) -> Self {
+    fn new(shared: &'a Shared, changes: usize) -> Self {
         let head = *locked(&shared.head);
         Self {
             shared,
             write: shared.database.batch().durability(Some(PersistMode::SyncData)),
-            entries: EntryPage::new(),
+            entries: EntryPage::with_room_for(changes),
             controls: HashMap::new(),
             cards: HashMap::new(),
             pins: HashMap::new(),
