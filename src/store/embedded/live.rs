@@ -52,8 +52,12 @@ impl LiveControls {
     /// Forgets the controls of one shard that expired before `moment`.
     pub(super) fn sweep(&self, shard: usize, moment: UnixMillis) {
         let Some(shard) = self.shards.get(shard % SHARDS) else { return };
-        let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
-        shard.retain(|row| expiry_of(row).is_some_and(|expiry| expiry >= moment));
+        let live = |row: &Row| expiry_of(row).is_some_and(|expiry| expiry >= moment);
+        // Readers wait only where there is something to forget.
+        if shard.read().unwrap_or_else(PoisonError::into_inner).iter().all(live) {
+            return;
+        }
+        shard.write().unwrap_or_else(PoisonError::into_inner).retain(|row| live(row));
     }
 
     pub(super) fn count(&self) -> usize {
