@@ -14,6 +14,7 @@ use std::{io, net::SocketAddr, time::Duration};
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tonic::transport::Channel;
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 pub use self::{
     auth::{Client, Credential},
@@ -45,6 +46,30 @@ pub struct Settings {
 pub(crate) struct EngineClient {
     controls: ControlServiceClient<Channel>,
     pins: PinServiceClient<Channel>,
+    health: HealthClient<Channel>,
+}
+
+/// What an engine must serve for an edge to be of use.
+const SERVICES_NEEDED: [&str; 2] = ["pinseal.v1.ControlService", "pinseal.v1.PinService"];
+
+impl EngineClient {
+    fn over(channel: &Channel) -> Self {
+        Self {
+            controls: ControlServiceClient::new(channel.clone()),
+            pins: PinServiceClient::new(channel.clone()),
+            health: HealthClient::new(channel.clone()),
+        }
+    }
+
+    /// Whether the engine, its store and its key boundary serve now.
+    pub(crate) async fn serves(&self) -> bool {
+        let serves = async |service: &str| {
+            let told = self.health.clone().check(HealthCheckRequest { service: service.to_owned() }).await;
+            told.is_ok_and(|told| told.into_inner().status() == ServingStatus::Serving)
+        };
+        let [controls, pins] = SERVICES_NEEDED;
+        serves(controls).await && serves(pins).await
+    }
 }
 
 /// A serving edge.
@@ -61,8 +86,7 @@ impl Edge {
         let server_tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
         let engine_tls = config.engine_tls.as_ref().map(ClientTls::load).transpose()?;
         let channel = tls::connect::channel(&config.engine_address, engine_tls)?;
-        let engine =
-            EngineClient { controls: ControlServiceClient::new(channel.clone()), pins: PinServiceClient::new(channel) };
+        let engine = EngineClient::over(&channel);
 
         let listen_error = |error| EdgeError::Listen { address: config.listen, error };
         let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;

@@ -1,6 +1,9 @@
 //! The routes: read the request, ask the engine, write the answer. Who calls is judged before anything else.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Json, Router,
@@ -26,6 +29,8 @@ use crate::proto;
 
 /// The longest auditUser, in characters.
 const AUDIT_USER_CHARACTERS_MAX: usize = 128;
+/// How long the engine may take to say whether it serves: less than a prober waits.
+const READINESS_TIME_MAX: Duration = Duration::from_millis(800);
 /// How much of a controlId may be logged: all of it opens a card for seconds.
 const LOGGED_CONTROL_CHARACTERS: usize = 8;
 
@@ -45,10 +50,19 @@ pub(super) fn router(settings: Settings, engine: EngineClient) -> Router {
         .route("/openapi.json", get(page::contract))
         .route("/docs", get(page::serve))
         .route("/healthz", get(async || StatusCode::NO_CONTENT))
+        .route("/readyz", get(ready))
         .fallback(async move || Fault::ROUTE_UNKNOWN.answer(profile, Uuid::new_v4()))
         .method_not_allowed_fallback(async move || Fault::METHOD_NOT_ALLOWED.answer(profile, Uuid::new_v4()))
         .layer(CatchPanicLayer::custom(move |_| Fault::UNEXPECTED.answer(profile, Uuid::new_v4())))
         .with_state(edge)
+}
+
+/// Whether requests would be served now: 204, or 503 while the engine or its token is away.
+async fn ready(State(edge): State<Arc<EdgeState>>) -> StatusCode {
+    match timeout(READINESS_TIME_MAX, edge.engine.serves()).await {
+        Ok(true) => StatusCode::NO_CONTENT,
+        Ok(false) | Err(_) => StatusCode::SERVICE_UNAVAILABLE,
+    }
 }
 
 struct EdgeState {

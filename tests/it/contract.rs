@@ -202,6 +202,26 @@ fn an_engine_that_is_away_answers_503_and_comes_back_by_itself() {
 }
 
 #[test]
+fn an_edge_is_alive_without_its_engine_and_ready_only_with_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let edge = EdgeProcess::start(directory.path(), &format!("address = \"http://127.0.0.1:{port}\""), "");
+    assert_eq!((edge.status_of("/healthz"), edge.status_of("/readyz")), (204, 503));
+
+    let engine = EngineProcess::start_at(directory.path(), &format!("127.0.0.1:{port}"), "");
+    let becomes = |status| {
+        (0..50).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            edge.status_of("/readyz") == status
+        })
+    };
+    assert!(becomes(204), "the edge did not find the engine");
+    engine.kill();
+    assert!(becomes(503), "the edge did not see the engine go");
+    assert_eq!(edge.status_of("/healthz"), 204);
+}
+
+#[test]
 fn the_strict_profile_answers_only_what_the_vendor_declares() {
     let (house, device) = (House::new("error_profile = \"strict\""), device());
     let control = house.open("SET_PIN");

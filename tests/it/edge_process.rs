@@ -59,6 +59,12 @@ impl EdgeProcess {
         std::fs::read_to_string(&self.log).unwrap()
     }
 
+    /// The status of a GET without credentials.
+    pub(crate) fn status_of(&self, path: &str) -> u16 {
+        let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+        agent.get(format!("{}{path}", self.url)).call().unwrap().status().as_u16()
+    }
+
     /// A POST with the story's token.
     pub(crate) fn post(&self, path: &str, body: &str) -> Answer {
         self.post_as(&format!("Bearer {TOKEN}"), path, body)
