@@ -49,8 +49,9 @@ pub(crate) struct EngineClient {
     health: HealthClient<Channel>,
 }
 
-/// What an engine must serve for an edge to be of use.
-const SERVICES_NEEDED: [&str; 2] = ["pinseal.v1.ControlService", "pinseal.v1.PinService"];
+// What an engine must serve for an edge to be of use: the names of `proto/`, which generated clients do not carry.
+const CONTROL_SERVICE: &str = "pinseal.v1.ControlService";
+const PIN_SERVICE: &str = "pinseal.v1.PinService";
 
 impl EngineClient {
     fn over(channel: &Channel) -> Self {
@@ -67,8 +68,7 @@ impl EngineClient {
             let told = self.health.clone().check(HealthCheckRequest { service: service.to_owned() }).await;
             told.is_ok_and(|told| told.into_inner().status() == ServingStatus::Serving)
         };
-        let [controls, pins] = SERVICES_NEEDED;
-        serves(controls).await && serves(pins).await
+        serves(CONTROL_SERVICE).await && serves(PIN_SERVICE).await
     }
 }
 

@@ -89,18 +89,18 @@ const VERSION: u8 = 1;
 impl Entry {
     /// Gives a line its place behind the entry whose hash is `previous`.
     pub fn chain(sequence: u64, previous: [u8; 32], line: Line) -> Self {
-        let hash = append(&mut Vec::new(), sequence, &previous, &line);
+        let hash = hash_of(sequence, &previous, &line);
         Self { sequence, previous, line, hash }
     }
 
     /// Whether its hash is the hash of what it says.
     pub fn is_whole(&self) -> bool {
-        self.hash == append(&mut Vec::new(), self.sequence, &self.previous, &self.line)
+        self.hash == hash_of(self.sequence, &self.previous, &self.line)
     }
 
     /// The stored form: what is hashed, then the hash.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(ENCODED_BYTES_USUAL);
         append_hashed(&mut bytes, self.sequence, &self.previous, &self.line);
         bytes.extend_from_slice(&self.hash);
         bytes
@@ -213,6 +213,13 @@ struct JsonEntry<'a> {
     outcome: Outcome,
     previous: String,
     hash: String,
+}
+
+/// About what an entry takes in its stored form.
+pub const ENCODED_BYTES_USUAL: usize = 384;
+
+fn hash_of(sequence: u64, previous: &[u8; 32], line: &Line) -> [u8; 32] {
+    append(&mut Vec::with_capacity(ENCODED_BYTES_USUAL), sequence, previous, line)
 }
 
 /// Appends the stored form of the entry that `line` becomes behind the one whose hash is `previous`; gives its hash.

@@ -42,7 +42,7 @@ use crate::{
 };
 
 /// The format of a directory this release reads and writes.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 /// The file that says whose directory it is.
 const FORMAT_FILE: &str = "FORMAT";
 /// What stands in it, before the number.

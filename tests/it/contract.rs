@@ -52,6 +52,14 @@ impl House {
     }
 }
 
+/// Whether it comes true within five seconds.
+fn soon(mut is_so: impl FnMut() -> bool) -> bool {
+    (0..50).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        is_so()
+    })
+}
+
 fn block(device: &Device, tzpk: &[u8], pin: &str) -> [u8; 8] {
     device.encrypt_pin(tzpk, &Pin::parse(pin).unwrap(), Fill::Constant(0xA)).unwrap()
 }
@@ -194,11 +202,7 @@ fn an_engine_that_is_away_answers_503_and_comes_back_by_itself() {
     assert!(away.retry_after);
 
     let _engine = EngineProcess::start_at(directory.path(), &format!("127.0.0.1:{port}"), "");
-    let came_back = (0..50).any(|_| {
-        std::thread::sleep(std::time::Duration::from_millis(100));
-        open().status == 201
-    });
-    assert!(came_back, "the edge did not find the engine again");
+    assert!(soon(|| open().status == 201), "the edge did not find the engine again");
 }
 
 #[test]
@@ -209,15 +213,9 @@ fn an_edge_is_alive_without_its_engine_and_ready_only_with_it() {
     assert_eq!((edge.status_of("/healthz"), edge.status_of("/readyz")), (204, 503));
 
     let engine = EngineProcess::start_at(directory.path(), &format!("127.0.0.1:{port}"), "");
-    let becomes = |status| {
-        (0..50).any(|_| {
-            std::thread::sleep(std::time::Duration::from_millis(100));
-            edge.status_of("/readyz") == status
-        })
-    };
-    assert!(becomes(204), "the edge did not find the engine");
+    assert!(soon(|| edge.status_of("/readyz") == 204), "the edge did not find the engine");
     engine.kill();
-    assert!(becomes(503), "the edge did not see the engine go");
+    assert!(soon(|| edge.status_of("/readyz") == 503), "the edge did not see the engine go");
     assert_eq!(edge.status_of("/healthz"), 204);
 }
 

@@ -61,8 +61,7 @@ impl EdgeProcess {
 
     /// The status of a GET without credentials.
     pub(crate) fn status_of(&self, path: &str) -> u16 {
-        let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
-        agent.get(format!("{}{path}", self.url)).call().unwrap().status().as_u16()
+        agent().get(format!("{}{path}", self.url)).call().unwrap().status().as_u16()
     }
 
     /// A POST with the story's token.
@@ -72,8 +71,7 @@ impl EdgeProcess {
 
     /// A POST with an Authorization of choice; an empty one is none.
     pub(crate) fn post_as(&self, authorization: &str, path: &str, body: &str) -> Answer {
-        let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
-        let mut request = agent.post(format!("{}{path}", self.url)).content_type("application/json");
+        let mut request = agent().post(format!("{}{path}", self.url)).content_type("application/json");
         if !authorization.is_empty() {
             request = request.header("authorization", authorization);
         }
@@ -122,6 +120,11 @@ impl Answer {
     pub(crate) fn without_id_and_time(&self) -> String {
         self.text.replace(self.member("id"), "ID").replace(self.member("timestamp"), "TIME")
     }
+}
+
+/// One that hands every status back.
+fn agent() -> ureq::Agent {
+    ureq::Agent::config_builder().http_status_as_error(false).build().into()
 }
 
 fn write_secret(path: &Path, secret: &str) {

@@ -72,7 +72,7 @@ pub(super) fn encode_control(control: &Control) -> Box<[u8]> {
         State::Spent(_) => (None, None),
         State::Open | State::Keyed { .. } => (control.device_key.as_ref(), control.account.as_ref()),
     };
-    let mut bytes = Writer(Vec::with_capacity(256));
+    let mut bytes = Writer::with_room();
     bytes.array(control.id.as_bytes());
     bytes.array(&[VERSION]);
     bytes.array(&control.expires_at.0.to_be_bytes());
@@ -142,9 +142,14 @@ struct Writer(Vec<u8>);
 
 impl Writer {
     fn new() -> Self {
-        let mut bytes = Vec::with_capacity(192);
-        bytes.push(VERSION);
-        Self(bytes)
+        let mut bytes = Self::with_room();
+        bytes.array(&[VERSION]);
+        bytes
+    }
+
+    /// For any row, and nothing in it yet.
+    fn with_room() -> Self {
+        Self(Vec::with_capacity(256))
     }
 
     fn array(&mut self, bytes: &[u8]) {

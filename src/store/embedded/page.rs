@@ -3,19 +3,16 @@
 //!
 //! ```text
 //! entries    key: number of the first entry(8)    01 (length(4) entry)…
-//! controls   key: number of the page(8)           01 latest expiry(8) (length(4) control)…
+//! controls   key: number of the page(8)           01 (length(4) control)…
 //! ```
 //! A control stands in as many pages as it had states; the last of them holds.
 
-use crate::clock::UnixMillis;
+use crate::{audit::entry, clock::UnixMillis};
 
 use super::codec::expiry_of;
 
 /// The layout this release writes.
 const VERSION: u8 = 1;
-
-/// About what an entry takes, with its length.
-const ENTRY_BYTES_USUAL: usize = 384;
 
 /// Audit entries that follow one another.
 pub(super) struct EntryPage(Vec<u8>);
@@ -23,7 +20,7 @@ pub(super) struct EntryPage(Vec<u8>);
 impl EntryPage {
     /// With room for so many.
     pub(super) fn with_room_for(entries: usize) -> Self {
-        let mut row = Vec::with_capacity(1 + entries.saturating_mul(ENTRY_BYTES_USUAL));
+        let mut row = Vec::with_capacity(1 + entries.saturating_mul(entry::ENCODED_BYTES_USUAL));
         row.push(VERSION);
         Self(row)
     }
@@ -43,7 +40,7 @@ impl EntryPage {
 
     /// The entries of a row; none where it is not one.
     pub(super) fn read(row: &[u8]) -> Option<Vec<&[u8]>> {
-        row.split_first().filter(|(version, _)| **version == VERSION).and_then(|(_, rest)| pieces(rest))
+        pieces(row)
     }
 }
 
@@ -53,21 +50,14 @@ pub(super) struct ControlPage {
     latest_expiry: UnixMillis,
 }
 
-/// Version and latest expiry.
-const CONTROL_HEAD_BYTES: usize = 1 + 8;
-
 impl ControlPage {
     pub(super) fn new() -> Self {
-        let mut row = vec![0; CONTROL_HEAD_BYTES];
-        row.splice(..1, [VERSION]);
-        Self { row, latest_expiry: UnixMillis(0) }
+        Self { row: vec![VERSION], latest_expiry: UnixMillis(0) }
     }
 
     pub(super) fn push(&mut self, control: &[u8]) {
         push(&mut self.row, |row| row.extend_from_slice(control));
-        // One that can't be read is never dropped.
-        let expiry = expiry_of(control).unwrap_or(UnixMillis(u64::MAX));
-        self.latest_expiry = self.latest_expiry.max(expiry);
+        self.latest_expiry = self.latest_expiry.max(expiry_or_never(control));
     }
 
     /// From this moment on no control of it is usable.
@@ -75,20 +65,21 @@ impl ControlPage {
         self.latest_expiry
     }
 
-    pub(super) fn into_row(mut self) -> Vec<u8> {
-        let expiry = self.latest_expiry.0.to_be_bytes();
-        self.row.iter_mut().skip(1).zip(expiry).for_each(|(place, byte)| *place = byte);
+    pub(super) fn into_row(self) -> Vec<u8> {
         self.row
     }
 
     /// The latest expiry and the controls of a row; none where it is not one.
     pub(super) fn read(row: &[u8]) -> Option<(UnixMillis, Vec<&[u8]>)> {
-        let (head, rest) = row.split_first_chunk::<CONTROL_HEAD_BYTES>()?;
-        let (version, expiry) = head.split_first_chunk()?;
-        let latest_expiry = UnixMillis(u64::from_be_bytes(expiry.try_into().ok()?));
-        (*version == [VERSION]).then_some(())?;
-        Some((latest_expiry, pieces(rest)?))
+        let controls = pieces(row)?;
+        let latest_expiry = controls.iter().map(|control| expiry_or_never(control)).max();
+        Some((latest_expiry.unwrap_or(UnixMillis(0)), controls))
     }
+}
+
+/// A control that can't be read is never dropped.
+fn expiry_or_never(control: &[u8]) -> UnixMillis {
+    expiry_of(control).unwrap_or(UnixMillis(u64::MAX))
 }
 
 fn push<T>(row: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
@@ -100,7 +91,8 @@ fn push<T>(row: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
     written
 }
 
-fn pieces(mut rest: &[u8]) -> Option<Vec<&[u8]>> {
+fn pieces(row: &[u8]) -> Option<Vec<&[u8]>> {
+    let (_, mut rest) = row.split_first().filter(|(version, _)| **version == VERSION)?;
     let mut pieces = Vec::new();
     while let Some((length, behind)) = rest.split_first_chunk() {
         let (piece, behind) = behind.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)?;
@@ -147,7 +139,7 @@ mod tests {
         controls.push(&control(1));
         controls.push(&control(2));
         let row = controls.into_row();
-        let whole = [CONTROL_HEAD_BYTES, CONTROL_HEAD_BYTES + 4 + control(1).len(), row.len()];
+        let whole = [1, 1 + 4 + control(1).len(), row.len()];
         for length in 0..=row.len() {
             assert_eq!(ControlPage::read(&row[..length]).is_some(), whole.contains(&length), "{length}");
         }

@@ -91,8 +91,8 @@ fn a_foreign_directory_is_refused_and_nothing_is_written_into_it() {
 #[test]
 fn a_newer_format_and_an_absent_store_are_told_apart() {
     let directory = tempfile::tempdir().unwrap();
-    fs::write(directory.path().join(FORMAT_FILE), "pinseal store, format 3\n").unwrap();
-    assert!(matches!(open(directory.path()), Err(StoreOpenError::Version { version: 3, .. })));
+    fs::write(directory.path().join(FORMAT_FILE), "pinseal store, format 4\n").unwrap();
+    assert!(matches!(open(directory.path()), Err(StoreOpenError::Version { version: 4, .. })));
     let nowhere = EmbeddedConfig::existing(directory.path().join("nowhere"));
     assert!(matches!(Embedded::open(&nowhere), Err(StoreOpenError::Absent { .. })));
 }

@@ -162,13 +162,11 @@ struct Batch<'a> {
     controls: HashMap<ControlId, Row>,
     cards: HashMap<CardKey, CardRow>,
     pins: HashMap<CardKey, UnixMillis>,
-    before: Checkpoint,
     head: Checkpoint,
 }
 
 impl<'a> Batch<'a> {
     fn new(shared: &'a Shared, changes: usize) -> Self {
-        let head = *locked(&shared.head);
         Self {
             shared,
             write: shared.database.batch().durability(Some(PersistMode::SyncData)),
@@ -176,8 +174,7 @@ impl<'a> Batch<'a> {
             controls: HashMap::new(),
             cards: HashMap::new(),
             pins: HashMap::new(),
-            before: head,
-            head,
+            head: *locked(&shared.head),
         }
     }
 
@@ -293,7 +290,8 @@ impl<'a> Batch<'a> {
     /// To disk first, then to where readers see it.
     fn commit(mut self, pages: &mut Pages) -> Result<(), StoreError> {
         if !self.entries.is_empty() {
-            let first = self.before.sequence.saturating_add(1);
+            // Nobody else moves the head.
+            let first = locked(&self.shared.head).sequence.saturating_add(1);
             self.write.insert(&self.shared.audit, first.to_be_bytes(), self.entries.into_row());
             self.write.insert(&self.shared.meta, HEAD_KEY, encode_head(&self.head));
         }
