@@ -18,6 +18,14 @@ impl UnixMillis {
     }
 }
 
+/// Milliseconds of CLOCK_MONOTONIC, which every process of a machine shares.
+#[cfg(feature = "engine")]
+pub fn monotonic_milliseconds() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+    seconds.saturating_mul(1_000).saturating_add(u64::try_from(now.tv_nsec / 1_000_000).unwrap_or_default())
+}
+
 /// What the machine's clock says; zero on a machine whose clock stands before 1970.
 pub fn now() -> UnixMillis {
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -3,10 +3,16 @@
 //! The files are TOML; an unknown key is an error; every key has a default; secrets are named by file or environment
 //! variable and never stand in the file itself.
 
+#[cfg(feature = "engine")]
+#[cfg_attr(not(feature = "keys"), allow(dead_code, reason = "an engine that holds no key reads past it"))]
+mod boundary;
 #[cfg(feature = "edge")]
 mod edge;
 #[cfg(feature = "engine")]
 mod engine;
+#[cfg(feature = "keys")]
+mod hsm;
+#[cfg_attr(not(any(feature = "keys", feature = "edge")), allow(dead_code, reason = "an engine reads no secret"))]
 mod secret;
 
 use std::path::{Path, PathBuf};
@@ -14,6 +20,8 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
+#[cfg(feature = "keys")]
+pub use self::hsm::{HsmProcess, load_token};
 #[cfg(feature = "edge")]
 pub use edge::Edge;
 #[cfg(feature = "engine")]

@@ -7,7 +7,6 @@ mod wire;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use hsm::Hsm;
 use thiserror::Error;
 use tokio::task::JoinHandle;
 use tonic::transport::server::Router;
@@ -21,6 +20,7 @@ use self::{
 pub use self::{peer::Right, wire::ERROR_DOMAIN};
 use crate::{
     audit::entry::Action,
+    boundary::{Boundary, BoundaryError},
     config,
     pin::Pins,
     proto::{
@@ -41,7 +41,7 @@ const WATCH_EVERY: Duration = Duration::from_millis(500);
 
 /// A serving engine. [`Engine::stop`] lets calls in flight finish; a mere drop does not.
 pub struct Engine {
-    boundary: hsm::Status,
+    boundary: Arc<Boundary>,
     pins: Arc<Pins>,
     store: Arc<Embedded>,
     health: HealthReporter,
@@ -54,17 +54,20 @@ impl Engine {
     pub async fn start(config: config::Engine) -> Result<Self, StartError> {
         tls::may_listen_engine(config.listen, config.tls.as_ref())?;
         let tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
-        let hsm = Arc::new(Hsm::open(config.hsm)?);
+        // One way in for each thread that serves, and one for the engine itself.
+        let boundary = Boundary::open(config.boundary, config.workers.saturating_add(1)).await?;
+        let boundary = Arc::new(boundary);
         let store = Arc::new(Embedded::open(&config.store)?);
         let kept: Arc<dyn Store> = store.clone();
-        let boundary = hsm.status().clone();
-        let pins = Arc::new(Pins::new(Arc::clone(&hsm), Arc::clone(&kept), config.rules));
+        let pins = |boundary| Arc::new(Pins::new(boundary, Arc::clone(&kept), config.rules));
+        let pins_of_thread = |number| pins(boundary.for_thread(number));
+        let pins = pins(boundary.for_thread(0));
         pins.note_engine(Action::StartEngine).await?;
 
-        let services = Services::new(Arc::clone(&pins), kept, Peers::new(config.peers));
+        let peers = Peers::new(config.peers);
         let (health, health_service) = tonic_health::server::health_reporter();
         report_serving(&health).await;
-        let watch = tokio::spawn(watch(hsm, health.clone()));
+        let watch = tokio::spawn(watch(Arc::clone(&boundary), health.clone()));
         let reflection = reflection().build_v1()?;
         // Python's grpcio and most other clients still ask by the older name.
         let reflection_before = self::reflection().build_v1alpha()?;
@@ -76,7 +79,10 @@ impl Engine {
             call_timeout: config.call_timeout,
             calls_per_connection_max: config.calls_per_connection_max,
         };
+        let mut threads = 0;
         let serving = Serving::start(&settings, |mut server| {
+            threads += 1;
+            let services = Services::new(pins_of_thread(threads), Arc::clone(&kept), peers.clone());
             let router = server.add_service(health_service.clone());
             with_services(router, &services).add_service(reflection.clone()).add_service(reflection_before.clone())
         })?;
@@ -90,7 +96,7 @@ impl Engine {
 
     /// What its key boundary is and promises.
     pub fn boundary(&self) -> &hsm::Status {
-        &self.boundary
+        self.boundary.status()
     }
 
     /// Takes no more connections, lets calls in flight finish, closes the store.
@@ -100,6 +106,7 @@ impl Engine {
         self.serving.stop().await;
         let noted = self.pins.note_engine(Action::StopEngine).await;
         self.store.close().await;
+        self.boundary.close().await;
         noted
     }
 }
@@ -109,7 +116,7 @@ impl Engine {
 pub enum StartError {
     /// The key boundary did not open.
     #[error(transparent)]
-    Hsm(#[from] hsm::OpenError),
+    Boundary(#[from] BoundaryError),
     /// The store did not open.
     #[error(transparent)]
     StoreOpen(#[from] StoreOpenError),
@@ -143,12 +150,12 @@ async fn report_not_serving(health: &HealthReporter) {
 }
 
 /// Lets health follow the token: lost, looked for, back.
-async fn watch(hsm: Arc<Hsm>, health: HealthReporter) {
+async fn watch(boundary: Arc<Boundary>, health: HealthReporter) {
     let mut was_there = true;
     loop {
         tokio::time::sleep(WATCH_EVERY).await;
         // A full queue is a busy token, not a lost one.
-        let there = !matches!(hsm.check().await, Err(hsm::Error::Unavailable { .. }));
+        let there = !matches!(boundary.check().await, Err(hsm::Error::Unavailable { .. }));
         match (was_there, there) {
             (true, false) => {
                 tracing::error!("the token is lost: not serving until it is back");

@@ -12,6 +12,8 @@ pub mod audit;
 #[cfg(feature = "simulator")]
 pub mod bench;
 #[cfg(feature = "engine")]
+pub mod boundary;
+#[cfg(feature = "engine")]
 pub mod caller;
 pub mod card;
 pub mod clock;
@@ -25,6 +27,8 @@ pub mod demo;
 pub mod edge;
 #[cfg(feature = "engine")]
 pub mod engine;
+#[cfg(feature = "keys")]
+pub mod hsm_process;
 #[cfg(feature = "engine")]
 pub mod pin;
 pub mod pki;
@@ -35,5 +39,5 @@ pub mod simulate;
 pub mod store;
 pub mod telemetry;
 pub mod tls;
-#[cfg(feature = "engine")]
+#[cfg(feature = "keys")]
 pub mod token;

@@ -42,8 +42,11 @@ enum Command {
     /// Export and verify the audit chain
     #[cfg(feature = "engine")]
     Audit(pinseal::audit::command::AuditArguments),
+    /// Be the key boundary, in a process of its own that an engine asks
+    #[cfg(feature = "keys")]
+    Hsm(pinseal::hsm_process::HsmArguments),
     /// Look at a PKCS#11 token, and make the keys in it
-    #[cfg(feature = "engine")]
+    #[cfg(feature = "keys")]
     Token(pinseal::token::TokenArguments),
     /// Make certificates for mutual TLS
     Pki(pinseal::pki::PkiArguments),
@@ -78,7 +81,9 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
         Command::Device(arguments) => Ok(pinseal::simulate::run(arguments)?),
         #[cfg(feature = "engine")]
         Command::Audit(arguments) => Ok(pinseal::audit::command::run(arguments)?),
-        #[cfg(feature = "engine")]
+        #[cfg(feature = "keys")]
+        Command::Hsm(arguments) => Ok(pinseal::hsm_process::run(arguments)?),
+        #[cfg(feature = "keys")]
         Command::Token(arguments) => Ok(pinseal::token::run(arguments)?),
         Command::Pki(arguments) => Ok(pinseal::pki::run(arguments)?),
         #[cfg(feature = "simulator")]

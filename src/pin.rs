@@ -5,11 +5,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use hsm::{Account, AccountNumber, DeviceKey, EncryptedBlock, Hsm, PinRecord, Refusal, SealedAccount, SealedKey};
+use hsm::{Account, AccountNumber, DeviceKey, EncryptedBlock, PinRecord, Refusal, SealedAccount, SealedKey};
 use thiserror::Error;
 
 use crate::{
     audit::entry::{Action, Line, Outcome},
+    boundary::Boundary,
     caller::Caller,
     card::{Card, CardKey, PlasticId, RegisteredAccount},
     clock::{self, UnixMillis},
@@ -22,7 +23,7 @@ const JUDGEMENTS_MAX: u32 = 4;
 
 /// The use cases over one boundary and one store.
 pub struct Pins {
-    hsm: Arc<Hsm>,
+    boundary: Boundary,
     store: Arc<dyn Store>,
     rules: Rules,
     stamp: Stamp,
@@ -39,9 +40,9 @@ pub struct Rules {
 
 impl Pins {
     /// Over an opened boundary and an opened store.
-    pub fn new(hsm: Arc<Hsm>, store: Arc<dyn Store>, rules: Rules) -> Self {
-        let stamp = Stamp::of(&hsm);
-        Self { hsm, store, rules, stamp }
+    pub fn new(boundary: Boundary, store: Arc<dyn Store>, rules: Rules) -> Self {
+        let stamp = Stamp::of(boundary.status());
+        Self { boundary, store, rules, stamp }
     }
 
     /// Registers a card; its account number is sealed before it is kept.
@@ -54,7 +55,7 @@ impl Pins {
         let card = CardKey { tenant: caller.tenant, plastic };
         let account = match number {
             Some(number) => Some(RegisteredAccount {
-                sealed: self.hsm.seal_account(&number, card_binding(&card)).await?.as_bytes().into(),
+                sealed: self.boundary.seal_account(&number, card_binding(&card)).await?.as_bytes().into(),
                 masked: number.masked().into(),
             }),
             None => None,
@@ -102,7 +103,7 @@ impl Pins {
         let control = self.usable(caller, id, Scope::SetPin, Action::IssueTzpk, now).await?;
         self.admit_device(caller, &control, device, Action::IssueTzpk).await?;
 
-        let issued = self.hsm.issue(device, &binding(&control)).await?;
+        let issued = self.boundary.issue(device, &binding(&control)).await?;
         let event = Event::Key(SealedTzpk(issued.sealed.as_bytes().into()));
         self.store.advance(id, event, now, self.control_line(caller, Action::IssueTzpk, &control)).await?;
         Ok(IssuedTzpk {
@@ -139,7 +140,7 @@ impl Pins {
         let pin = self.store.pin(&control.card).await?.ok_or(ViewPinError::PinNotSet)?;
         let record = PinRecord::from_bytes(&pin.record).map_err(hsm::Error::from)?;
         let sealed = sealed_account(pin.account.as_ref())?;
-        let revealed = self.hsm.reveal(&record, &binding(&control), account(&sealed), device).await?;
+        let revealed = self.boundary.reveal(&record, &binding(&control), account(&sealed), device).await?;
 
         let mut line = self.control_line(caller, Action::ViewPin, &control);
         line.formats = self.stamp.shown.into();
@@ -179,7 +180,7 @@ impl Pins {
         now: UnixMillis,
     ) -> Result<bool, SetPinError> {
         let Some(set_by) = control.set_by(&caller.tenant, now) else { return Ok(false) };
-        let tag = self.hsm.retry_tag(&binding(control), block).await?;
+        let tag = self.boundary.retry_tag(&binding(control), block).await?;
         Ok(set_by.matches(&RetryTag(tag)))
     }
 
@@ -195,7 +196,7 @@ impl Pins {
         let sealed = sealed_account(control.account.as_ref())?;
         let mut line = self.control_line(caller, Action::SetPin, control);
 
-        match self.hsm.accept(&tzpk, &binding(control), block, account(&sealed)).await {
+        match self.boundary.accept(&tzpk, &binding(control), block, account(&sealed)).await {
             Ok(accepted) => {
                 line.formats = self.stamp.kept.into();
                 let event = Event::Set { under, retry: RetryTag(accepted.retry_tag) };
@@ -302,11 +303,10 @@ struct Stamp {
 }
 
 impl Stamp {
-    fn of(hsm: &Hsm) -> Self {
-        let status = hsm.status();
+    fn of(status: &hsm::Status) -> Self {
         Self {
             keys: status.keys().join(" ").into(),
-            boundary: format!("{}/{}", status.level(), status.token()).into(),
+            boundary: format!("{}/{}/{}", status.level(), status.token(), status.isolation()).into(),
             kept: match status.form() {
                 hsm::Form::Wrapped => "iso-1>wrapped",
                 hsm::Form::Iso4 => "iso-1>iso-4",

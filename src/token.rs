@@ -49,14 +49,14 @@ pub fn run(arguments: TokenArguments) -> Result<(), TokenError> {
     let mut out = io::stdout().lock();
     match arguments.command {
         TokenCommand::MakeKeys(arguments) => {
-            let (token, wanted) = config::Engine::load_token(&arguments.config)?;
+            let (token, wanted) = config::load_token(&arguments.config)?;
             let made = Hsm::make_token_keys(&token, &wanted)?;
             writeln!(out, "made, with check values:")?;
             made.iter().try_for_each(|key| writeln!(out, "  {key}"))?;
             Ok(())
         }
         TokenCommand::Doctor(arguments) => {
-            let (token, wanted) = config::Engine::load_token(&arguments.config)?;
+            let (token, wanted) = config::load_token(&arguments.config)?;
             let report = Hsm::examine_token(&token, &wanted)?;
             if arguments.json {
                 writeln!(out, "{:#}", as_json(&report))?;

@@ -1,8 +1,12 @@
 //! Account numbers: read, masked, and how they bind a block to its card. They are cardholder data, not PINs.
 
+mod digits;
+
 use thiserror::Error;
 
-use crate::{block::AccountDigits, sealed::SealedAccount};
+pub(crate) use self::digits::AccountDigits;
+
+use crate::sealed::SealedAccount;
 
 /// What binds a stored block to its card.
 #[derive(Clone, Copy)]
@@ -35,6 +39,12 @@ impl AccountNumber {
     pub fn parse(text: &str) -> Result<Self, AccountNumberError> {
         let long_enough = text.len() >= ACCOUNT_NUMBER_DIGITS_MIN;
         AccountDigits::parse(text).filter(|_| long_enough).map(|digits| Self { digits }).ok_or(AccountNumberError)
+    }
+
+    /// From its digits, each 0 to 9.
+    pub(crate) fn from_digits(digits: &[u8]) -> Option<Self> {
+        let long_enough = digits.len() >= ACCOUNT_NUMBER_DIGITS_MIN;
+        AccountDigits::of(digits).filter(|_| long_enough).map(|digits| Self { digits })
     }
 
     /// Not `Clone`: only the door copies one, for a worker.

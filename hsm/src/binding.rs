@@ -26,11 +26,11 @@ pub struct Binding<'a> {
 
 /// A binding that a worker can take along.
 pub(crate) struct OwnedBinding {
-    tenant: String,
-    plastic_id: String,
-    control: [u8; 16],
-    purpose: Purpose,
-    expires_at_unix_milliseconds: u64,
+    pub(crate) tenant: String,
+    pub(crate) plastic_id: String,
+    pub(crate) control: [u8; 16],
+    pub(crate) purpose: Purpose,
+    pub(crate) expires_at_unix_milliseconds: u64,
 }
 
 impl OwnedBinding {
@@ -70,6 +70,25 @@ pub enum Level {
     Token,
     /// It is in host memory for the length of one operation.
     Host,
+}
+
+/// Whether the boundary has a process of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Isolation {
+    /// It has.
+    Process,
+    /// It shares the engine's.
+    #[default]
+    Inline,
+}
+
+impl fmt::Display for Isolation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Process => "process",
+            Self::Inline => "inline",
+        })
+    }
 }
 
 impl fmt::Display for Level {

@@ -13,9 +13,9 @@ use crate::{
     account::{Account, AccountNumber},
     binding::{Binding, CardBinding, Level},
     block::AccountDigits,
-    config::Form,
     device_key::DeviceKey,
     error::{AcceptError, Error},
+    form::Form,
     outcome::{Accepted, Issued, Revealed},
     sealed::{ACCOUNT_BYTES, EncryptedBlock, PinRecord, SealedAccount, SealedKey, account_bound_to, record_bound_to},
     token::Token,
@@ -112,7 +112,7 @@ impl Boundary {
         }
         let tag = self.token().record_tag(record.tagged_bytes(), &record_bound_to(record.storage_key(), card))?;
         if !bool::from(tag.ct_eq(record.tag())) {
-            return Err(Error::SealBroken { what: "PIN record" });
+            return Err(Error::SealBroken { what: "PIN record".into() });
         }
         if record.boundary() != self.level() {
             return Err(Error::OtherLevel { made_at: record.boundary() });
@@ -129,7 +129,7 @@ fn account_digits(token: &dyn Token, account: Account<'_>, card: &CardBinding<'_
     let mut packed = Zeroizing::new([0; ACCOUNT_BYTES]);
     let bound = account_bound_to(sealed.key(), card);
     token.open_account(sealed.ciphertext_and_tag(), &bound, &mut packed)?;
-    AccountDigits::unpack(&packed[..]).ok_or(Error::SealBroken { what: "account" })
+    AccountDigits::unpack(&packed[..]).ok_or(Error::SealBroken { what: "account".into() })
 }
 
 /// A record with its tag.

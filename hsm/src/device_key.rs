@@ -3,18 +3,13 @@
 
 use std::sync::Arc;
 
-use aws_lc_rs::{
-    digest,
-    rsa::{OAEP_SHA256_MGF1SHA256, OaepPublicEncryptingKey, PublicEncryptingKey},
-};
 use pkcs1::RsaPublicKeyRef;
+use sha2::{Digest, Sha256};
 use spki::{
     ObjectIdentifier, SubjectPublicKeyInfoRef,
     der::{Decode, Encode},
 };
 use thiserror::Error;
-
-use crate::clear::Tzpk;
 
 /// The fewest bits of a modulus: RSA-2048 carries a double-length 3DES key (NIST SP 800-57, 112 bits of strength).
 const MODULUS_BITS_MIN: usize = 2048;
@@ -25,6 +20,7 @@ const EXPONENT_BYTES_MAX: usize = 4;
 /// `rsaEncryption` (RFC 8017, appendix C).
 const RSA_ENCRYPTION: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 /// The longest RSA-OAEP ciphertext, in bytes.
+#[cfg(feature = "keys")]
 const CIPHERTEXT_BYTES_MAX: usize = MODULUS_BITS_MAX / 8;
 
 /// A device's RSA public key of 2048 to 4096 bits.
@@ -34,9 +30,9 @@ pub struct DeviceKey {
     thumbprint: [u8; 32],
 }
 
-/// As AWS-LC takes it, and as a token does.
+/// As it came, and as a token takes it.
 struct PublicKey {
-    oaep: OaepPublicEncryptingKey,
+    der: Box<[u8]>,
     modulus: Box<[u8]>,
     exponent: Box<[u8]>,
 }
@@ -64,15 +60,12 @@ impl DeviceKey {
         check_modulus(rsa.modulus.as_bytes())?;
         check_exponent(rsa.public_exponent.as_bytes())?;
 
-        let key = PublicEncryptingKey::from_der(der).map_err(|_| DeviceKeyError::Malformed)?;
         let key = PublicKey {
-            oaep: OaepPublicEncryptingKey::new(key).map_err(|_| DeviceKeyError::Malformed)?,
+            der: der.into(),
             modulus: rsa.modulus.as_bytes().into(),
             exponent: rsa.public_exponent.as_bytes().into(),
         };
-        let mut thumbprint = [0; 32];
-        thumbprint.copy_from_slice(digest::digest(&digest::SHA256, der).as_ref());
-        Ok(Self { key: Arc::new(key), thumbprint })
+        Ok(Self { key: Arc::new(key), thumbprint: Sha256::digest(der).into() })
     }
 
     /// SHA-256 of the DER it was read from.
@@ -82,25 +75,40 @@ impl DeviceKey {
 
     /// The size of its modulus, in bits.
     pub fn bits(&self) -> usize {
-        self.key.oaep.key_size_bits()
+        bits_of(&self.key.modulus)
+    }
+
+    /// The DER it was read from.
+    pub(crate) fn der(&self) -> &[u8] {
+        &self.key.der
     }
 
     /// Modulus and exponent, big-endian, without leading zeros.
+    #[cfg(feature = "keys")]
     pub(crate) fn numbers(&self) -> (&[u8], &[u8]) {
         (&self.key.modulus, &self.key.exponent)
     }
 
     /// RSA-OAEP (SHA-256, MGF1 with SHA-256, empty label; RFC 8017, 7.1.1) of the 16 raw bytes.
-    pub(crate) fn wrap(&self, tzpk: &Tzpk) -> Option<Vec<u8>> {
+    #[cfg(feature = "keys")]
+    pub(crate) fn wrap(&self, tzpk: &crate::clear::Tzpk) -> Result<Vec<u8>, DeviceKeyError> {
+        use aws_lc_rs::rsa::{OAEP_SHA256_MGF1SHA256, OaepPublicEncryptingKey, PublicEncryptingKey};
+
+        let key = PublicEncryptingKey::from_der(&self.key.der).map_err(|_| DeviceKeyError::Malformed)?;
+        let key = OaepPublicEncryptingKey::new(key).map_err(|_| DeviceKeyError::Malformed)?;
         let mut room = [0; CIPHERTEXT_BYTES_MAX];
-        let wrapped = self.key.oaep.encrypt(&OAEP_SHA256_MGF1SHA256, tzpk.bytes(), &mut room, None).ok()?;
-        Some(wrapped.to_vec())
+        let wrapped = key.encrypt(&OAEP_SHA256_MGF1SHA256, tzpk.bytes(), &mut room, None);
+        wrapped.map(|wrapped| wrapped.to_vec()).map_err(|_| DeviceKeyError::Malformed)
     }
 }
 
-fn check_modulus(modulus: &[u8]) -> Result<(), DeviceKeyError> {
+fn bits_of(modulus: &[u8]) -> usize {
     let leading = modulus.first().map_or(8, |byte| byte.leading_zeros() as usize);
-    let bits = (modulus.len() * 8).saturating_sub(leading);
+    (modulus.len() * 8).saturating_sub(leading)
+}
+
+fn check_modulus(modulus: &[u8]) -> Result<(), DeviceKeyError> {
+    let bits = bits_of(modulus);
     if !(MODULUS_BITS_MIN..=MODULUS_BITS_MAX).contains(&bits) {
         return Err(DeviceKeyError::Size { bits });
     }
@@ -133,6 +141,7 @@ pub enum DeviceKeyError {
     Exponent,
 }
 
+#[cfg(feature = "keys")]
 #[cfg(test)]
 mod tests {
     use aws_lc_rs::{
@@ -157,7 +166,7 @@ mod tests {
         let der = der();
         let key = DeviceKey::parse(&der).unwrap();
         assert_eq!(key.bits(), 2048);
-        assert_eq!(key.thumbprint()[..], *digest::digest(&digest::SHA256, &der).as_ref());
+        assert_eq!(key.thumbprint()[..], *aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &der).as_ref());
     }
 
     #[test]

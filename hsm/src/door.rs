@@ -10,11 +10,14 @@ use crate::{
     binding::{Binding, CardBinding, OwnedBinding},
     boundary::{AtHost, AtToken, Boundary},
     clear::scrub_stack,
-    config::{Callers, Config, Keys as KeysConfig, Pkcs11, StoredForm, Vault, Wanted},
+    config::{Callers, Config, Keys as KeysConfig, Pkcs11, Vault, Wanted},
     device_key::DeviceKey,
-    error::{AcceptError, Error, OpenError},
+    error::{AcceptError, Error},
+    form::StoredForm,
+    frame::{Operation, Request, write_accept_reply, write_reply},
     harden::harden,
     level::{self, LevelAndForm},
+    open_error::OpenError,
     outcome::{Accepted, Issued, Revealed},
     sealed::{EncryptedBlock, PinRecord, SealedAccount, SealedKey},
     selftest,
@@ -75,8 +78,9 @@ impl Hsm {
             }
         };
         let status = Status {
-            token: boundary.token().name(),
+            token: boundary.token().name().into(),
             level: boundary.level(),
+            isolation: config.isolation,
             form: boundary.form(),
             until: config.wanted.form.as_ref().and_then(StoredForm::until).map(str::to_owned),
             keys: boundary.token().keys(),
@@ -176,6 +180,29 @@ impl Hsm {
     }
 }
 
+impl Hsm {
+    /// Does what another process asks, and appends the body of the reply.
+    pub async fn answer(&self, request: Request, out: &mut Vec<u8>) {
+        match request.operation {
+            Operation::Check => write_reply(&self.check().await, out),
+            Operation::Issue(device, binding) => write_reply(&self.issue(&device, &binding.borrow()).await, out),
+            Operation::Accept(tzpk, binding, block, account) => {
+                let accepted = self.accept(&tzpk, &binding.borrow(), &block, borrowed(&account)).await;
+                write_accept_reply(&accepted, out);
+            }
+            Operation::RetryTag(binding, block) => write_reply(&self.retry_tag(&binding.borrow(), &block).await, out),
+            Operation::Reveal(record, binding, account, device) => {
+                let revealed = self.reveal(&record, &binding.borrow(), borrowed(&account), &device).await;
+                write_reply(&revealed, out);
+            }
+            Operation::SealAccount { number, tenant, plastic_id } => {
+                let card = CardBinding { tenant: &tenant, plastic_id: &plastic_id };
+                write_reply(&self.seal_account(&number, card).await, out);
+            }
+        }
+    }
+}
+
 /// An account as it was, for a worker's closure.
 fn borrowed(account: &Option<SealedAccount>) -> Account<'_> {
     account.as_ref().map_or(Account::PlasticId, Account::Registered)
@@ -202,8 +229,10 @@ mod tests {
     use crate::{
         binding::{Level, Purpose},
         clear::{Block, Tzpk},
-        config::{Form, KeyHandling, SlotName, WantedLevel},
-        error::{Pkcs11Error, Refusal},
+        config::{KeyHandling, SlotName, WantedLevel},
+        error::Refusal,
+        form::Form,
+        open_error::Pkcs11Error,
         token::{tzpk_check_value, tzpk_decrypt, tzpk_encrypt},
     };
 

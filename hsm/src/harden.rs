@@ -5,16 +5,7 @@ use rustix::{
     process::{DumpableBehavior, Resource, Rlimit, getrlimit, getuid, set_dumpable_behavior, setrlimit},
 };
 
-use crate::{config::LockMemory, error::OpenError};
-
-/// Whether the process's memory is locked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum MemoryLock {
-    /// It is.
-    Locked,
-    /// It is not, and why.
-    NotLocked(String),
-}
+use crate::{config::LockMemory, open_error::OpenError, status::MemoryLock};
 
 /// Hardens the process as far as the kernel lets it.
 pub(crate) fn harden(lock: LockMemory) -> Result<MemoryLock, OpenError> {

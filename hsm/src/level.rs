@@ -2,8 +2,9 @@
 
 use crate::{
     binding::Level,
-    config::{Form, HostForm, Pkcs11, StoredForm, TokenForm, Wanted, WantedLevel},
-    error::OpenError,
+    config::{HostForm, Pkcs11, TokenForm, Wanted, WantedLevel},
+    form::{Form, StoredForm},
+    open_error::OpenError,
     token::ability,
 };
 

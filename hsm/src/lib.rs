@@ -48,45 +48,69 @@
 //! let _ = hsm::Refusal::WrongControlNibble;
 //! ```
 
+#![cfg_attr(not(feature = "keys"), allow(dead_code, reason = "what the keys alone use"))]
+
+// What crosses: built into an engine too that holds no key.
 mod account;
 mod binding;
-mod block;
-mod boundary;
 mod check_value;
-mod clear;
-mod config;
 mod device_key;
-mod door;
 mod error;
-mod harden;
-mod level;
+mod form;
+pub mod frame;
 mod outcome;
-mod policy;
 mod sealed;
-mod selftest;
 mod status;
+
+// What holds keys and clear values.
+#[cfg(feature = "keys")]
+mod block;
+#[cfg(feature = "keys")]
+mod boundary;
+#[cfg(feature = "keys")]
+mod clear;
+#[cfg(feature = "keys")]
+mod config;
+#[cfg(feature = "keys")]
+mod door;
+#[cfg(feature = "keys")]
+mod harden;
+#[cfg(feature = "keys")]
+mod level;
+#[cfg(feature = "keys")]
+mod open_error;
+#[cfg(feature = "keys")]
+mod policy;
+#[cfg(feature = "keys")]
+mod selftest;
+#[cfg(feature = "keys")]
 mod token;
+#[cfg(feature = "keys")]
 mod vault;
+#[cfg(feature = "keys")]
 mod workers;
 
+#[cfg(feature = "keys")]
 #[cfg(test)]
 mod vectors;
 
 pub use self::{
     account::{Account, AccountNumber, AccountNumberError},
-    binding::{Binding, CardBinding, Level, Purpose},
+    binding::{Binding, CardBinding, Isolation, Level, Purpose},
     check_value::CheckValue,
-    config::{
-        Callers, Config, Form, KeyHandling, Keys, LockMemory, Pkcs11, SlotName, StoredForm, Unlock, Vault, Wanted,
-        WantedLevel,
-    },
     device_key::{DeviceKey, DeviceKeyError},
-    door::Hsm,
-    error::{AcceptError, Error, OpenError, Pkcs11Error, Refusal},
+    error::{AcceptError, Error, Refusal},
+    form::{Form, StoredForm},
     outcome::{Accepted, Issued, Revealed},
-    policy::{PinPolicy, PolicyError, Weakness},
     sealed::{EncryptedBlock, KeyReference, LayoutError, PinRecord, SealedAccount, SealedKey},
     status::Status,
+};
+#[cfg(feature = "keys")]
+pub use self::{
+    config::{Callers, Config, KeyHandling, Keys, LockMemory, Pkcs11, SlotName, Unlock, Vault, Wanted, WantedLevel},
+    door::Hsm,
+    open_error::{OpenError, Pkcs11Error},
+    policy::{PinPolicy, PolicyError, Weakness},
     token::{Probe, Route, TokenReport},
     vault::VaultError,
 };

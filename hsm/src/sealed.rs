@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use crate::{
     binding::{Binding, CardBinding, Level, Purpose},
-    config::Form,
+    form::Form,
 };
 
 /// The layout this release writes.
@@ -320,7 +320,7 @@ fn key_of(bytes: &[u8]) -> KeyReference {
     }
 }
 
-fn form_code(form: Form) -> u8 {
+pub(crate) fn form_code(form: Form) -> u8 {
     match form {
         Form::Wrapped => b'w',
         Form::Iso4 => 4,
@@ -329,7 +329,7 @@ fn form_code(form: Form) -> u8 {
     }
 }
 
-fn form_of(code: u8) -> Result<Form, LayoutError> {
+pub(crate) fn form_of(code: u8) -> Result<Form, LayoutError> {
     match code {
         b'w' => Ok(Form::Wrapped),
         4 => Ok(Form::Iso4),
@@ -339,14 +339,14 @@ fn form_of(code: u8) -> Result<Form, LayoutError> {
     }
 }
 
-fn level_code(level: Level) -> u8 {
+pub(crate) fn level_code(level: Level) -> u8 {
     match level {
         Level::Token => b't',
         Level::Host => b'h',
     }
 }
 
-fn level_of(code: u8) -> Result<Level, LayoutError> {
+pub(crate) fn level_of(code: u8) -> Result<Level, LayoutError> {
     match code {
         b't' => Ok(Level::Token),
         b'h' => Ok(Level::Host),

@@ -9,7 +9,7 @@ use aws_lc_rs::{
 use crate::{
     block::{AccountDigits, account_field, decode_iso_1, decode_iso_4, encode_iso_0},
     clear::{Block, Clear, Pin, WideBlock},
-    error::OpenError,
+    open_error::OpenError,
     token::{aes_check_value, tzpk_check_value, tzpk_decrypt, tzpk_encrypt},
 };
 

@@ -1,12 +1,16 @@
 //! What a boundary is, for people and for audit lines; and what it can't promise.
 
-use crate::{binding::Level, config::Form, harden::MemoryLock};
+use crate::{
+    binding::{Isolation, Level},
+    form::Form,
+};
 
 /// What a boundary is and promises; nothing in it is secret.
 #[derive(Clone, Debug)]
 pub struct Status {
-    pub(crate) token: &'static str,
+    pub(crate) token: String,
     pub(crate) level: Level,
+    pub(crate) isolation: Isolation,
     pub(crate) form: Form,
     /// Of a 3DES form: the date it ends.
     pub(crate) until: Option<String>,
@@ -23,10 +27,24 @@ pub(crate) enum Persistence {
     Token,
 }
 
+/// Whether the process's memory is locked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum MemoryLock {
+    /// It is.
+    Locked,
+    /// It is not, and why.
+    NotLocked(String),
+}
+
 impl Status {
     /// The token's name.
-    pub fn token(&self) -> &'static str {
-        self.token
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
+    /// Whose process it is in.
+    pub fn isolation(&self) -> Isolation {
+        self.isolation
     }
 
     /// The boundary level.
@@ -46,7 +64,8 @@ impl Status {
 
     /// For people: what it is, then what it cannot promise.
     pub fn lines(&self) -> Vec<String> {
-        let mut lines = vec![format!("key boundary: {} token, level {}", self.token, self.level)];
+        let mut lines =
+            vec![format!("key boundary: {} token, level {}, isolation {}", self.token, self.level, self.isolation)];
         lines.push(format!("keys: {}", self.keys.join(" ")));
         let cipher = match self.form {
             Form::Wrapped => "a key of its own, AES-256",

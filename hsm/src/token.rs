@@ -124,7 +124,7 @@ fn host_tzpk(
 ) -> Result<WrappedTzpk, Error> {
     make_tdes_key(tzpk, random)?;
     let check_value = tzpk_check_value(tzpk);
-    let wrapped = device.wrap(tzpk).ok_or(Error::Unavailable { reason: "RSA-OAEP failed" })?;
+    let wrapped = device.wrap(tzpk)?;
     Ok(WrappedTzpk { wrapped, check_value })
 }
 

@@ -55,9 +55,9 @@ impl Workers {
         });
         self.queue.try_send(job).map_err(|error| match error {
             TrySendError::Full(_) => Error::Busy { limit: self.waiting_max },
-            TrySendError::Disconnected(_) => Error::Unavailable { reason: "its workers have ended" },
+            TrySendError::Disconnected(_) => Error::Unavailable { reason: "its workers have ended".into() },
         })?;
-        answer.await.map_err(|_| Error::Unavailable { reason: "a worker failed" })
+        answer.await.map_err(|_| Error::Unavailable { reason: "a worker failed".into() })
     }
 }
 

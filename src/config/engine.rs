@@ -1,7 +1,7 @@
 //! The engine's configuration.
 
 use std::{
-    ffi::CString,
+    ffi::OsString,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
@@ -9,8 +9,13 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{ConfigError, low, secret::SecretSource, within};
+use super::{
+    ConfigError,
+    boundary::{LowBoundary, LowIsolation, LowPinPolicy, LowToken, LowVault},
+    low, within,
+};
 use crate::{
+    boundary::BoundaryConfig,
     card::Tenant,
     engine::Right,
     pin::Rules,
@@ -32,8 +37,8 @@ pub struct Engine {
     pub tls: Option<ServerTlsConfig>,
     /// Which certificates may call, and for what; empty for every one the client roots vouch for.
     pub peers: Vec<Peer>,
-    /// The key boundary.
-    pub hsm: hsm::Config,
+    /// Where the key boundary is.
+    pub boundary: BoundaryConfig,
     /// The store.
     pub store: EmbeddedConfig,
     /// The operator's rules.
@@ -60,30 +65,32 @@ pub struct Peer {
 impl Engine {
     /// Reads and checks a file; without one, the embedded defaults.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
-        low::<LowEngine>(path)?.check()
-    }
-
-    /// The PKCS#11 token that a file names, and how PINs are to be kept with it.
-    pub fn load_token(path: &Path) -> Result<(hsm::Pkcs11, hsm::Wanted), ConfigError> {
-        let low = low::<LowEngine>(Some(path))?;
-        let token = low.token.ok_or_else(|| ConfigError::value("token", "the file names no PKCS#11 token"))?;
-        Ok((token.check(&low.data_directory)?, wanted(&low.boundary)?))
+        let arguments = path.map_or_else(Vec::new, |path| vec!["--config".into(), path.as_os_str().to_owned()]);
+        low::<LowEngine>(path)?.check(arguments)
     }
 
     /// The embedded defaults, with everything kept in `directory`.
     pub fn embedded(directory: &Path) -> Result<Self, ConfigError> {
-        LowEngine { data_directory: directory.to_owned(), ..LowEngine::default() }.check()
+        LowEngine::in_directory(directory).check(vec!["--data-directory".into(), directory.as_os_str().to_owned()])
+    }
+
+    /// The embedded defaults, with the boundary in this process.
+    #[cfg(feature = "keys")]
+    pub fn embedded_inline(directory: &Path) -> Result<Self, ConfigError> {
+        let mut low = LowEngine::in_directory(directory);
+        low.boundary.isolation = LowIsolation::Inline;
+        low.check(Vec::new())
     }
 }
 
 /// The file, as written.
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct LowEngine {
+pub(super) struct LowEngine {
     /// Address and port.
     listen: SocketAddr,
     /// Where the store and the vault are, unless they say otherwise.
-    data_directory: PathBuf,
+    pub(super) data_directory: PathBuf,
     /// Threads that serve; 0 for one a core.
     workers: usize,
     /// Milliseconds one call may take.
@@ -94,11 +101,11 @@ struct LowEngine {
     tls: Option<ServerTlsConfig>,
     /// Certificates that may call.
     peers: Vec<LowPeer>,
-    vault: LowVault,
+    pub(super) vault: LowVault,
     /// A PKCS#11 token that holds the keys, instead of the vault.
-    token: Option<LowToken>,
-    boundary: LowBoundary,
-    pin_policy: LowPinPolicy,
+    pub(super) token: Option<LowToken>,
+    pub(super) boundary: LowBoundary,
+    pub(super) pin_policy: LowPinPolicy,
     control: LowControl,
     store: LowStore,
 }
@@ -113,139 +120,6 @@ struct LowPeer {
     /// Tenants; empty for all.
     #[serde(default)]
     tenants: Vec<String>,
-}
-
-/// The software token's keys at rest.
-#[derive(Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct LowVault {
-    /// The vault file; `{data_directory}/vault` by default.
-    file: Option<PathBuf>,
-    /// A file of 32 random bytes that opens the vault; `{data_directory}/vault.key` by default, made at the first start.
-    key_file: Option<PathBuf>,
-    /// A passphrase that opens the vault, instead of a key file: `{ file = "…" }` or `{ env = "…" }`.
-    passphrase: Option<SecretSource>,
-}
-
-/// A PKCS#11 token.
-#[derive(Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LowToken {
-    /// The module: a shared library.
-    module: PathBuf,
-    /// What the module is initialised with, where it takes words of its own, as NSS softokn does.
-    module_parameters: Option<String>,
-    /// The token's label; or give its serial, or the slot.
-    label: Option<String>,
-    /// The token's serial number.
-    serial: Option<String>,
-    /// The number of the slot, for a token whose label can't be read.
-    slot: Option<u64>,
-    /// The user PIN: `{ file = "…" }`, `{ env = "…" }` or `{ descriptor = 3 }`.
-    user_pin: SecretSource,
-    /// The version of the keys.
-    #[serde(default = "first_version")]
-    key_version: u16,
-    /// Where the keys are used: `in-token`, or `copied-to-session` for a token that reads a database at every use.
-    #[serde(default)]
-    key_handling: LowKeyHandling,
-    /// Whose threads call the token: `workers`, or `inline` for a library in this process that answers in microseconds.
-    #[serde(default)]
-    callers: LowCallers,
-    /// Sessions with the token, each with a thread; 0 for two a core.
-    #[serde(default)]
-    sessions: usize,
-    /// Operations that may wait for a session.
-    #[serde(default = "waiting_operations")]
-    waiting_operations_max: usize,
-}
-
-#[derive(Clone, Copy, Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum LowKeyHandling {
-    #[default]
-    InToken,
-    CopiedToSession,
-}
-
-#[derive(Clone, Copy, Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum LowCallers {
-    #[default]
-    Workers,
-    Inline,
-}
-
-fn first_version() -> u16 {
-    1
-}
-
-fn waiting_operations() -> usize {
-    1_024
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct LowBoundary {
-    /// How near a clear block may come to the host: `token`, `host`, or `best` for the highest the token can do.
-    level: LowLevel,
-    /// The stored block: `wrapped` at level `token`, `iso-4` under AES-256 at level `host`, unless another is named;
-    /// `iso-3` and `iso-0` under 3DES are dated exceptions.
-    form: Option<LowForm>,
-    /// The date until which a 3DES form is allowed, as `2027-06-30`.
-    form_until: Option<jiff::civil::Date>,
-    /// `require` refuses to start where memory can't be locked; `try` says so and goes on.
-    lock_memory: LowLockMemory,
-}
-
-#[derive(Clone, Copy, Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum LowLevel {
-    Token,
-    Host,
-    #[default]
-    Best,
-}
-
-#[derive(Clone, Copy, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum LowForm {
-    Wrapped,
-    #[serde(rename = "iso-4")]
-    Iso4,
-    #[serde(rename = "iso-3")]
-    Iso3,
-    #[serde(rename = "iso-0")]
-    Iso0,
-}
-
-#[derive(Clone, Copy, Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum LowLockMemory {
-    #[default]
-    Try,
-    Require,
-}
-
-#[derive(Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct LowPinPolicy {
-    /// The shortest PIN, in digits.
-    length_min: u8,
-    /// The longest PIN, in digits.
-    length_max: u8,
-    /// Any of `ascending` (1234), `descending` (4321), `repeated` (1111).
-    refuse: Vec<LowWeakness>,
-    /// A file of refused PINs, one a line.
-    refused_pins: Option<SecretSource>,
-}
-
-#[derive(Clone, Copy, PartialEq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum LowWeakness {
-    Ascending,
-    Descending,
-    Repeated,
 }
 
 #[derive(Deserialize)]
@@ -297,13 +171,6 @@ impl Default for LowEngine {
     }
 }
 
-impl Default for LowPinPolicy {
-    fn default() -> Self {
-        let refuse = vec![LowWeakness::Ascending, LowWeakness::Descending, LowWeakness::Repeated];
-        Self { length_min: 4, length_max: 12, refuse, refused_pins: None }
-    }
-}
-
 impl Default for LowControl {
     fn default() -> Self {
         Self { lifetime_seconds: 30, per_card_per_hour_max: 120, unknown_cards: LowUnknownCards::Accept }
@@ -317,21 +184,47 @@ impl Default for LowStore {
 }
 
 impl LowEngine {
-    fn check(self) -> Result<Engine, ConfigError> {
-        let control = self.control;
-        let keys = match self.token {
-            Some(token) => hsm::Keys::Pkcs11(token.check(&self.data_directory)?),
-            None => hsm::Keys::Vault(self.vault.check(&self.data_directory)?),
-        };
+    pub(super) fn in_directory(directory: &Path) -> Self {
+        Self { data_directory: directory.to_owned(), ..Self::default() }
+    }
+
+    /// Threads that serve.
+    pub(super) fn threads(&self) -> Result<usize, ConfigError> {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        if self.workers == 0 { Ok(cores) } else { within("workers", self.workers, 1..=240) }
+    }
+
+    /// Where the boundary is; in a process of its own it reads its part of the file itself, `arguments` say which.
+    fn boundary_config(mut self, mut arguments: Vec<OsString>) -> Result<BoundaryConfig, ConfigError> {
+        let boundary = &mut self.boundary;
+        match (boundary.isolation, boundary.socket.take()) {
+            (LowIsolation::Process, Some(socket)) => {
+                let user = boundary.hsm_user.unwrap_or_else(|| rustix::process::getuid().as_raw());
+                Ok(BoundaryConfig::Apart { socket, user })
+            }
+            (LowIsolation::Process, None) => {
+                let itself = || std::env::current_exe().map_err(|error| ConfigError::value("boundary.program", error));
+                arguments.insert(0, "hsm".into());
+                Ok(BoundaryConfig::Started { program: boundary.program.take().map_or_else(itself, Ok)?, arguments })
+            }
+            #[cfg(feature = "keys")]
+            (LowIsolation::Inline, _) => Ok(BoundaryConfig::Inline(Box::new(self.hsm()?))),
+            #[cfg(not(feature = "keys"))]
+            (LowIsolation::Inline, _) => {
+                Err(ConfigError::value("boundary.isolation", "this engine was built to hold no key: set it to process"))
+            }
+        }
+    }
+
+    fn check(mut self, arguments: Vec<OsString>) -> Result<Engine, ConfigError> {
+        let (control, workers) = (std::mem::take(&mut self.control), self.threads()?);
         let lifetime = within("control.lifetime_seconds", control.lifetime_seconds, 1..=3_600)?;
         let timeout = within("call_timeout_milliseconds", self.call_timeout_milliseconds, 100..=60_000)?;
         Ok(Engine {
             listen: self.listen,
-            tls: self.tls,
-            peers: self.peers.into_iter().map(LowPeer::check).collect::<Result<_, _>>()?,
-            hsm: hsm_config(keys, &self.boundary, &self.pin_policy)?,
-            store: self.store.check(&self.data_directory)?,
+            tls: self.tls.take(),
+            peers: std::mem::take(&mut self.peers).into_iter().map(LowPeer::check).collect::<Result<_, _>>()?,
+            store: std::mem::take(&mut self.store).check(&self.data_directory)?,
             rules: Rules {
                 control_lifetime: Duration::from_secs(lifetime.into()),
                 admission: Admission {
@@ -346,9 +239,10 @@ impl LowEngine {
                     },
                 },
             },
-            workers: if self.workers == 0 { cores } else { within("workers", self.workers, 1..=256)? },
+            workers,
             call_timeout: Duration::from_millis(timeout),
             calls_per_connection_max: within("calls_per_connection_max", self.calls_per_connection_max, 1..=65_536)?,
+            boundary: self.boundary_config(arguments)?,
         })
     }
 }
@@ -376,109 +270,13 @@ impl LowStore {
     }
 }
 
-impl LowVault {
-    fn check(self, data: &Path) -> Result<hsm::Vault, ConfigError> {
-        let unlock = match (self.passphrase, self.key_file) {
-            (Some(_), Some(_)) => return Err(ConfigError::value("vault", "give a passphrase or a key_file, not both")),
-            (Some(passphrase), None) => hsm::Unlock::Passphrase(passphrase.read()?),
-            (None, key_file) => hsm::Unlock::KeyFile(key_file.unwrap_or_else(|| data.join("vault.key"))),
-        };
-        Ok(hsm::Vault::File { path: self.file.unwrap_or_else(|| data.join("vault")), unlock })
-    }
-}
-
-impl LowToken {
-    fn check(self, data: &Path) -> Result<hsm::Pkcs11, ConfigError> {
-        let slot = match (self.label, self.serial, self.slot) {
-            (Some(label), None, None) => hsm::SlotName::Label(label),
-            (None, Some(serial), None) => hsm::SlotName::Serial(serial),
-            (None, None, Some(number)) => hsm::SlotName::Number(number),
-            _ => return Err(ConfigError::value("token", "give one of the token's label, its serial and the slot")),
-        };
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let (sessions, waiting) = (self.sessions, self.waiting_operations_max);
-        let parameters = self.module_parameters.map(CString::new).transpose();
-        Ok(hsm::Pkcs11 {
-            module: self.module,
-            module_parameters: parameters.map_err(|error| ConfigError::value("token.module_parameters", error))?,
-            slot,
-            user_pin: self.user_pin.read()?,
-            key_version: within("token.key_version", self.key_version, 1..=u16::MAX)?,
-            key_handling: match self.key_handling {
-                LowKeyHandling::InToken => hsm::KeyHandling::InToken,
-                LowKeyHandling::CopiedToSession => hsm::KeyHandling::CopiedToSession,
-            },
-            callers: match self.callers {
-                LowCallers::Workers => hsm::Callers::Workers,
-                LowCallers::Inline => hsm::Callers::Inline,
-            },
-            sessions: if sessions == 0 { cores * 2 } else { within("token.sessions", sessions, 1..=256)? },
-            waiting_operations_max: within("token.waiting_operations_max", waiting, 1..=1_000_000)?,
-            tdes_count: Some(data.join("3des-count")),
-        })
-    }
-}
-
-fn hsm_config(keys: hsm::Keys, boundary: &LowBoundary, policy: &LowPinPolicy) -> Result<hsm::Config, ConfigError> {
-    Ok(hsm::Config {
-        keys,
-        wanted: wanted(boundary)?,
-        policy: pin_policy(policy)?,
-        lock_memory: match boundary.lock_memory {
-            LowLockMemory::Try => hsm::LockMemory::Try,
-            LowLockMemory::Require => hsm::LockMemory::Require,
-        },
-    })
-}
-
-fn wanted(boundary: &LowBoundary) -> Result<hsm::Wanted, ConfigError> {
-    let level = match boundary.level {
-        LowLevel::Token => hsm::WantedLevel::Token,
-        LowLevel::Host => hsm::WantedLevel::Host,
-        LowLevel::Best => hsm::WantedLevel::Best,
-    };
-    Ok(hsm::Wanted { level, form: boundary.form.map(|form| stored_form(form, boundary)).transpose()? })
-}
-
-/// A 3DES form needs the date it ends, and does not outlive it.
-fn stored_form(form: LowForm, boundary: &LowBoundary) -> Result<hsm::StoredForm, ConfigError> {
-    let until = |form: fn(String) -> hsm::StoredForm| {
-        let today = jiff::tz::TimeZone::UTC.to_datetime(jiff::Timestamp::now()).date();
-        match boundary.form_until {
-            None => Err(ConfigError::value("boundary.form_until", "a 3DES form needs the date it ends, as 2027-06-30")),
-            Some(until) if until < today => {
-                Err(ConfigError::value("boundary.form_until", format!("{until} has passed: set form = \"iso-4\"")))
-            }
-            Some(until) => Ok(form(until.to_string())),
-        }
-    };
-    match form {
-        LowForm::Wrapped => Ok(hsm::StoredForm::Wrapped),
-        LowForm::Iso4 => Ok(hsm::StoredForm::Iso4),
-        LowForm::Iso3 => until(|until| hsm::StoredForm::Iso3 { until }),
-        LowForm::Iso0 => until(|until| hsm::StoredForm::Iso0 { until }),
-    }
-}
-
-fn pin_policy(policy: &LowPinPolicy) -> Result<hsm::PinPolicy, ConfigError> {
-    let weaknesses = policy.refuse.iter().map(|weakness| match weakness {
-        LowWeakness::Ascending => hsm::Weakness::Ascending,
-        LowWeakness::Descending => hsm::Weakness::Descending,
-        LowWeakness::Repeated => hsm::Weakness::Repeated,
-    });
-    let refused = policy.refused_pins.as_ref().map(SecretSource::read).transpose()?;
-    let listed = refused.iter().flat_map(|text| text.lines()).map(str::trim).filter(|line| !line.is_empty());
-    hsm::PinPolicy::new(policy.length_min..=policy.length_max, weaknesses.collect(), listed)
-        .map_err(|error| ConfigError::value("pin_policy", error))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn checked(text: &str) -> Result<Engine, String> {
         let low: LowEngine = toml::from_str(text).map_err(|error| error.to_string())?;
-        low.check().map_err(|error| error.to_string())
+        low.check(Vec::new()).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -486,7 +284,7 @@ mod tests {
         let engine = checked("").unwrap();
         assert_eq!(engine.listen, SocketAddr::from((Ipv4Addr::LOCALHOST, 50_051)));
         assert_eq!(engine.rules.control_lifetime, Duration::from_secs(30));
-        assert_eq!(engine.hsm.wanted.form, None);
+        assert!(matches!(engine.boundary, BoundaryConfig::Started { .. }));
         assert_eq!(engine.store.directory, Path::new("pinseal-data/store"));
     }
 
@@ -495,31 +293,5 @@ mod tests {
         assert!(checked("lisen = 1").err().unwrap().contains("lisen"));
         let error = checked("[control]\nlifetime_seconds = 0").err().unwrap();
         assert_eq!(error, "control.lifetime_seconds: 0 is not within 1 to 3600");
-        assert!(checked("[pin_policy]\nlength_min = 3").err().unwrap().contains("4 to 12"));
-    }
-
-    #[test]
-    fn a_3des_form_needs_a_date_that_has_not_passed() {
-        assert!(checked("[boundary]\nform = \"iso-3\"").err().unwrap().contains("needs the date it ends"));
-        let passed = checked("[boundary]\nform = \"iso-0\"\nform_until = \"2020-01-01\"");
-        assert!(passed.err().unwrap().contains("has passed"));
-        let dated = checked("[boundary]\nform = \"iso-3\"\nform_until = \"2999-12-31\"").unwrap();
-        assert_eq!(dated.hsm.wanted.form, Some(hsm::StoredForm::Iso3 { until: "2999-12-31".into() }));
-    }
-
-    #[test]
-    fn a_token_has_one_name_and_its_pin_comes_from_a_file_a_variable_or_a_descriptor() {
-        let token = |lines: &str| checked(&format!("[token]\nmodule = \"m.so\"\n{lines}"));
-        let pin = "user_pin = { env = \"PATH\" }";
-        let engine = token(&format!("label = \"issuer\"\n{pin}")).unwrap();
-        let hsm::Keys::Pkcs11(pkcs11) = engine.hsm.keys else { panic!("not the token") };
-        assert_eq!(pkcs11.slot, hsm::SlotName::Label("issuer".into()));
-        assert_eq!(pkcs11.key_version, 1);
-        for both_or_none in [pin.to_owned(), format!("label = \"a\"\nserial = \"b\"\n{pin}")] {
-            assert!(token(&both_or_none).err().unwrap().contains("one of the token's label"));
-        }
-        assert!(token("label = \"a\"\nuser_pin = \"2468\"").is_err(), "a PIN in the file itself");
-        let closed = token("label = \"a\"\nuser_pin = { descriptor = 999 }");
-        assert!(closed.err().unwrap().contains("/dev/fd/999"));
     }
 }

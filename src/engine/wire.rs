@@ -167,6 +167,7 @@ fn hsm_status(error: &hsm::Error) -> Status {
             status(Code::FailedPrecondition, "PIN_NOT_SHOWN", &"this PIN is kept in a form that is not shown here")
         }
         hsm::Error::Busy { .. } => status(Code::ResourceExhausted, "TOKEN_BUSY", error),
+        hsm::Error::DeviceKey(error) => invalid("DEVICE_KEY_INVALID", error),
         _ => status(Code::Internal, "BOUNDARY_FAILED", &"the key boundary could not do this: see the engine's log"),
     }
 }

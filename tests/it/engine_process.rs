@@ -42,9 +42,9 @@ impl EngineProcess {
         Self::start_on_with(directory, token, "")
     }
 
-    /// The same, with more lines of configuration.
+    /// The same, with more lines in `[boundary]`.
     pub(crate) fn start_on_with(directory: &Path, token: &RealToken, more: &str) -> Self {
-        let (pinseal, lines) = (token.beside(env!("CARGO_BIN_EXE_pinseal")), format!("{}\n{more}", token.lines()));
+        let (pinseal, lines) = (token.beside(env!("CARGO_BIN_EXE_pinseal")), token.lines_with(more));
         Self::start_with(pinseal, "127.0.0.1:0", directory, &lines)
     }
 
@@ -79,6 +79,14 @@ impl EngineProcess {
 
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The process of its key boundary, where there is one now.
+    pub(crate) fn hsm_id(&self) -> Option<u32> {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.id())).unwrap();
+        let children =
+            threads.filter_map(|thread| std::fs::read_to_string(thread.unwrap().path().join("children")).ok());
+        children.collect::<String>().split_whitespace().next().map(|id| id.parse().unwrap())
     }
 
     pub(crate) fn address(&self) -> &str {

@@ -10,12 +10,14 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("control", &["card", "clock"]),
     ("audit", &["card", "clock", "control", "store"]),
     ("store", &["audit", "card", "clock", "control"]),
-    ("pin", &["audit", "caller", "card", "clock", "control", "store"]),
+    ("boundary", &["clock"]),
+    ("hsm_process", &["boundary", "clock", "config"]),
+    ("pin", &["audit", "boundary", "caller", "card", "clock", "control", "store"]),
     ("tls", &[]),
     ("token", &["config"]),
-    ("engine", &["audit", "caller", "card", "clock", "config", "control", "pin", "proto", "store", "tls"]),
+    ("engine", &["audit", "boundary", "caller", "card", "clock", "config", "control", "pin", "proto", "store", "tls"]),
     ("edge", &["card", "clock", "config", "proto", "tls"]),
-    ("config", &["card", "edge", "engine", "pin", "store", "tls"]),
+    ("config", &["boundary", "card", "edge", "engine", "hsm_process", "pin", "store", "tls"]),
 ];
 
 #[test]

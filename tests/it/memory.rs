@@ -1,5 +1,5 @@
-//! The engine's memory holds no clear block and no tzpk once the calls are done; and the search that says so finds them
-//! in a build that does not wipe.
+//! No clear block and no tzpk is in any process's memory once the calls are done; and the search that says so finds them,
+//! in the boundary's process alone, in a build that does not wipe.
 
 use std::{
     fs::File,
@@ -19,22 +19,37 @@ const CONTROL: &str = "a controlId";
 const CALLS: u32 = 60;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_clear_block_and_no_tzpk_stays_in_the_engines_memory() {
-    let found = found_after_calls(Path::new(env!("CARGO_BIN_EXE_pinseal"))).await;
-    assert!(found.is_empty(), "left in memory: {found:?}");
+async fn no_clear_block_and_no_tzpk_stays_in_memory_with_the_boundary_in_a_process_of_its_own_or_without() {
+    let binary = Path::new(env!("CARGO_BIN_EXE_pinseal"));
+    for isolation in ["process", "inline"] {
+        let found = found_after_calls(binary, isolation).await;
+        assert!(found.engine.is_empty(), "left in the engine's memory, {isolation}: {:?}", found.engine);
+        assert!(found.hsm.is_empty(), "left in the boundary's memory: {:?}", found.hsm);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_same_search_finds_them_where_nothing_is_wiped() {
-    let found = found_after_calls(&unwiped_build()).await;
-    assert!(found.iter().any(|what| what.contains("block")), "no clear block was found: {found:?}");
-    assert!(found.iter().any(|what| what.contains("tzpk")), "no tzpk was found: {found:?}");
+async fn the_same_search_finds_them_where_nothing_is_wiped_and_in_the_boundary_alone() {
+    let binary = unwiped_build();
+    let names = |found: &[String], what| found.iter().any(|name| name.contains(what));
+    let apart = found_after_calls(&binary, "process").await;
+    assert!(names(&apart.hsm, "block") && names(&apart.hsm, "tzpk"), "not found: {:?}", apart.hsm);
+    assert!(apart.engine.is_empty(), "in the engine's memory: {:?}", apart.engine);
+    let inline = found_after_calls(&binary, "inline").await;
+    assert!(names(&inline.engine, "block") && names(&inline.engine, "tzpk"), "not found: {:?}", inline.engine);
+}
+
+/// What was found, and where.
+struct Found {
+    engine: Vec<String>,
+    hsm: Vec<String>,
 }
 
 /// Sets and views distinctive PINs, then searches the engine's memory for what was clear on the way.
-async fn found_after_calls(binary: &Path) -> Vec<String> {
+async fn found_after_calls(binary: &Path, isolation: &str) -> Found {
     let directory = tempfile::tempdir().unwrap();
-    let engine = EngineProcess::start_binary(binary, directory.path(), "");
+    let engine =
+        EngineProcess::start_binary(binary, directory.path(), &format!("[boundary]\nisolation = \"{isolation}\""));
     let (device, mut client) = (device(), engine.client().await);
     let mut planted: Vec<(String, Vec<u8>)> = Vec::new();
     let mut plant = |what: &str, bytes: &[u8]| {
@@ -67,7 +82,18 @@ async fn found_after_calls(binary: &Path) -> Vec<String> {
         plant("the first half of a tzpk", &tzpk.as_bytes()[..8]);
         plant("the second half of a tzpk", &tzpk.as_bytes()[8..]);
     }
-    let memory = memory_of(engine.id());
+    let hsm = engine.hsm_id();
+    assert_eq!(hsm.is_some(), isolation == "process");
+    let engine = search(&planted, engine.id());
+    // A controlId is in memory for as long as its control lives: a search that misses it is blind.
+    assert!(engine.iter().any(|what| what == CONTROL), "the search is blind");
+    let clear = |found: Vec<String>| found.into_iter().filter(|what| !what.starts_with(CONTROL)).collect();
+    Found { engine: clear(engine), hsm: clear(hsm.map(|hsm| search(&planted, hsm)).unwrap_or_default()) }
+}
+
+/// The names of the patterns that a process has in its memory.
+fn search(planted: &[(String, Vec<u8>)], process: u32) -> Vec<String> {
+    let memory = memory_of(process);
     assert!(memory.iter().map(Vec::len).sum::<usize>() > 1 << 20, "too little memory was read to tell");
     // One pass for all patterns: by their first two bytes.
     let mut by_start: Vec<Vec<usize>> = vec![Vec::new(); 1 << 16];
@@ -84,10 +110,6 @@ async fn found_after_calls(binary: &Path) -> Vec<String> {
             }
         }
     }
-    // A controlId is in memory for as long as its control lives: a search that misses it is blind.
-    let sighted = found.iter().any(|what| what == CONTROL);
-    assert!(sighted, "the search is blind");
-    found.retain(|what| !what.starts_with(CONTROL));
     found.sort();
     found.dedup();
     found
@@ -121,15 +143,7 @@ fn unwiped_build() -> PathBuf {
     let target = root.join("target/unwiped");
     let built = Command::new(env!("CARGO"))
         .current_dir(root)
-        .args([
-            "build",
-            "--quiet",
-            "--bin",
-            "pinseal",
-            "--no-default-features",
-            "--features",
-            "engine,unwiped-for-test",
-        ])
+        .args(["build", "--quiet", "--bin", "pinseal", "--no-default-features", "--features", "keys,unwiped-for-test"])
         .arg("--target-dir")
         .arg(&target)
         .status()

@@ -196,6 +196,11 @@ impl RealToken {
 
     /// The engine's lines of configuration for it.
     pub(crate) fn lines(&self) -> String {
+        self.lines_with("")
+    }
+
+    /// The same, with these lines in `[boundary]`.
+    pub(crate) fn lines_with(&self, boundary: &str) -> String {
         let (module, pin) = (&self.module, self.path("pin"));
         let of_nss = match self.make {
             Make::SoftHsm | Make::OpenCryptoki => String::new(),
@@ -208,7 +213,16 @@ impl RealToken {
             }
         };
         let slot = if self.make == Make::OpenCryptoki { "slot = 0" } else { "label = \"pinseal\"" };
-        format!("[token]\nmodule = {module:?}\n{of_nss}{slot}\nuser_pin = {{ file = {pin:?} }}")
+        // What the daemon of openCryptoki shares with its clients, beside what every token here has in its directory.
+        let shared: &[&str] = match self.make {
+            Make::OpenCryptoki => &["/var/lib/opencryptoki", "/dev/shm", "/run", "/var/lock", "/var/log"],
+            Make::SoftHsm | Make::Nss => &[],
+        };
+        let paths: Vec<_> = shared.iter().map(PathBuf::from).chain([self.directory.path().to_owned()]).collect();
+        format!(
+            "[token]\nmodule = {module:?}\n{of_nss}{slot}\nuser_pin = {{ file = {pin:?} }}\npaths = {paths:?}\n\
+             [boundary]\nwaive = [\"user\"]\n{boundary}"
+        )
     }
 
     /// Another user PIN in the file.

@@ -254,10 +254,10 @@ async fn at_level_token_records_and_audit_lines_say_so_and_another_level_does_no
     assert_eq!(client.view(&device, "8140").await.unwrap(), "1111");
     assert_eq!(engine.terminate(), 0);
 
-    let host = format!("{}\n[boundary]\nlevel = \"host\"", token.lines());
+    let host = token.lines_with("level = \"host\"");
     let (made, told) = token.token(&["make-keys"], &host);
     assert!(made, "{told}");
-    let engine = EngineProcess::start_on_with(directory.path(), &token, "[boundary]\nlevel = \"host\"");
+    let engine = EngineProcess::start_on_with(directory.path(), &token, "level = \"host\"");
     let mut client = engine.client().await;
     let kept_elsewhere = client.view(&device, "8140").await.unwrap_err();
     assert_eq!(reason(&kept_elsewhere), "PIN_NOT_SHOWN");
@@ -348,8 +348,8 @@ fn a_wrong_token_configuration_is_one_clear_line_and_burns_no_try() {
     refuses(&lines.replace("libsofthsm2", "nothing-here"), "can't load the PKCS#11 module");
     refuses(&lines.replace("\"pinseal\"", "\"other\""), "0 tokens have the label \"other\": name one of \"pinseal\"");
     refuses(&lines.replace("label", "serial"), "0 tokens have the serial");
-    refuses(&format!("{lines}\n[boundary]\nlevel = \"token\""), "it can't wrap a tzpk for a device");
-    refuses(&format!("{lines}\n[boundary]\nform = \"wrapped\""), "is not made at level host");
+    refuses(&softhsm.lines_with("level = \"token\""), "it can't wrap a tzpk for a device");
+    refuses(&softhsm.lines_with("form = \"wrapped\""), "is not made at level host");
     softhsm.write_pin("8642");
     refuses(&lines, "refused the user PIN");
     softhsm.write_pin("2468");

@@ -123,7 +123,7 @@ impl AtHost {
         (block, wide): (&mut Block, &mut WideBlock),
         pin: &mut Pin,
     ) -> Result<(), Error> {
-        let broken = Error::SealBroken { what: "PIN record" };
+        let broken = Error::SealBroken { what: "PIN record".into() };
         let Some(form) = HostForm::of(record.form()) else { return Err(broken) };
         let good = match form {
             HostForm::Iso4 => {

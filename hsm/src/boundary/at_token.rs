@@ -51,7 +51,7 @@ impl AtToken {
         device: &DeviceKey,
     ) -> Result<Revealed, Error> {
         let account = account_digits(&*self.token, account, &binding.card)?;
-        let form = TokenForm::of(record.form()).ok_or(Error::SealBroken { what: "PIN record" })?;
+        let form = TokenForm::of(record.form()).ok_or(Error::SealBroken { what: "PIN record".into() })?;
         let (wrapped, block) = self.token.send_out(form, record.block(), &account, device)?;
         let WrappedTzpk { wrapped, check_value } = wrapped;
         Ok(Revealed { wrapped, block, check_value })

@@ -29,7 +29,8 @@ use super::{HostLevel, TdesBudget, Token, TokenLevel, software::joined};
 use crate::{
     binding::Level,
     config::Pkcs11,
-    error::{Error, Pkcs11Error},
+    error::Error,
+    open_error::Pkcs11Error,
     sealed::{ACCOUNT_BYTES, Bound, KeyReference, RECORD_MESSAGE_BYTES_MAX, SealedTzpk, TAG_BYTES},
 };
 
@@ -83,7 +84,7 @@ impl<L: LevelKeys> Pkcs11Token<L> {
 
     /// The ciphertext of so many bytes, where the tag is right.
     fn opened<'a>(&self, sealed: &'a SealedTzpk, bound: &Bound, length: usize) -> Result<&'a [u8], Error> {
-        let broken = Error::SealBroken { what: "tzpk" };
+        let broken = Error::SealBroken { what: "tzpk".into() };
         let Some((ciphertext, rest)) = sealed.split_at_checked(length) else { return Err(broken) };
         let Some((sealed_tag, rest)) = rest.split_at_checked(TAG_BYTES) else { return Err(broken) };
         let right = self.tag_over(bound, ciphertext)?.ct_eq(sealed_tag);
@@ -139,7 +140,7 @@ impl<L: LevelKeys> Token for Pkcs11Token<L> {
     }
 
     fn open_account(&self, sealed: &[u8], bound: &Bound, digits: &mut [u8; ACCOUNT_BYTES]) -> Result<(), Error> {
-        let broken = Error::SealBroken { what: "account" };
+        let broken = Error::SealBroken { what: "account".into() };
         let Some((ciphertext, tag)) = sealed.split_at_checked(ACCOUNT_BYTES) else { return Err(broken) };
         let Ok(tag) = <[u8; TAG_BYTES]>::try_from(tag) else { return Err(broken) };
         let pad = self.account_pad(&tag)?;

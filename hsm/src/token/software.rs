@@ -177,7 +177,7 @@ const RANDOM_POOL_BYTES: usize = 1_024;
 impl RandomPool {
     /// Moves bytes out: none is given twice, and none stays behind.
     fn take(&mut self, bytes: &mut [u8]) -> Result<(), Error> {
-        let failed = Error::Unavailable { reason: "the random generator failed" };
+        let failed = Error::Unavailable { reason: "the random generator failed".into() };
         if bytes.len() > RANDOM_POOL_BYTES {
             return rand::fill(bytes).map_err(|_| failed);
         }
@@ -196,7 +196,7 @@ impl RandomPool {
 
 /// For keys: from the generator itself.
 fn fresh(bytes: &mut [u8]) -> Result<(), Error> {
-    rand::fill(bytes).map_err(|_| Error::Unavailable { reason: "the random generator failed" })
+    rand::fill(bytes).map_err(|_| Error::Unavailable { reason: "the random generator failed".into() })
 }
 
 /// 3DES-EDE of one block in place under a double-length key.
@@ -216,7 +216,7 @@ pub(crate) fn aes_check_value(key: &Clear<32>) -> CheckValue {
 
 fn aead(key: &Clear<32>) -> Result<LessSafeKey, Error> {
     let key = UnboundKey::new(&AES_256_GCM_SIV, key.bytes());
-    key.map(LessSafeKey::new).map_err(|_| Error::Unavailable { reason: "AES-256-GCM-SIV is not to be had" })
+    key.map(LessSafeKey::new).map_err(|_| Error::Unavailable { reason: "AES-256-GCM-SIV is not to be had".into() })
 }
 
 fn seal(
@@ -225,7 +225,7 @@ fn seal(
     bound: &Bound,
     clear: &mut [u8],
 ) -> Result<[u8; TAG_BYTES], Error> {
-    let unsealed = Error::Unavailable { reason: "AES-256-GCM-SIV failed" };
+    let unsealed = Error::Unavailable { reason: "AES-256-GCM-SIV failed".into() };
     let nonce = Nonce::assume_unique_for_key(*nonce);
     match key.seal_in_place_separate_tag(nonce, Aad::from(bound), clear) {
         Ok(tag) => tag.as_ref().try_into().map_err(|_| unsealed),
@@ -272,7 +272,7 @@ pub(super) fn joined<'a>(room: &'a mut [u8], parts: &[&[u8]]) -> &'a [u8] {
 }
 
 fn broken(what: &'static str) -> Error {
-    Error::SealBroken { what }
+    Error::SealBroken { what: what.into() }
 }
 
 #[cfg(test)]

@@ -50,7 +50,7 @@ impl TdesBudget {
         if count.made == count.reserved {
             let reserved = (count.reserved + STEP).min(BLOCKS_MAX);
             self.write(reserved)
-                .map_err(|_| Error::Unavailable { reason: "the count of 3DES blocks can't be written" })?;
+                .map_err(|_| Error::Unavailable { reason: "the count of 3DES blocks can't be written".into() })?;
             count.reserved = reserved;
         }
         count.made += 1;

@@ -23,7 +23,7 @@ use crate::{
     block::{AccountDigits, account_field, iso_1_to_iso_3, iso_1_to_iso_4},
     clear::Tzpk,
     config::{Pkcs11, TokenForm},
-    error::Pkcs11Error,
+    open_error::Pkcs11Error,
     vault::make_tdes_key,
 };
 

@@ -2,7 +2,7 @@
 
 use cryptoki::error::{Error as CallError, RvError};
 
-use crate::error::Pkcs11Error;
+use crate::open_error::Pkcs11Error;
 
 /// A call that failed while a token is opened or looked at: its name, and the token's own words.
 pub(super) fn call_failed(call: &'static str) -> impl Fn(CallError) -> Pkcs11Error {

@@ -10,7 +10,7 @@ use cryptoki::{
 };
 
 use super::failure::call_failed;
-use crate::{binding::Level, check_value::CheckValue, error::Pkcs11Error};
+use crate::{binding::Level, check_value::CheckValue, open_error::Pkcs11Error};
 
 /// What a key is for, and nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -25,7 +25,8 @@ use super::{
 use crate::{
     binding::Level,
     config::{KeyHandling, Pkcs11, SlotName},
-    error::{Error, Pkcs11Error},
+    error::Error,
+    open_error::Pkcs11Error,
 };
 
 /// How soon a lost token is looked for again, at first.
@@ -79,22 +80,22 @@ impl<L: LevelKeys> Link<L> {
             .with_session(|session| work(Calls::new(session, connection.functions.as_deref()), &connection.keys))
             .map_err(|error| {
                 self.lost(&connection);
-                Error::Unavailable { reason: reason(&error) }
+                Error::Unavailable { reason: reason(&error).into() }
             })
     }
 
     fn connected(&self) -> Result<Arc<Connection<L>>, Error> {
-        let refused = Error::Unavailable { reason: "it refused the user PIN" };
+        let refused = Error::Unavailable { reason: "it refused the user PIN".into() };
         let mut state = locked(&self.state);
         let wait = match &*state {
             State::Up(connection) => return Ok(Arc::clone(connection)),
             State::Refused => return Err(refused),
             State::Down { next, .. } if Instant::now() < *next => {
-                return Err(Error::Unavailable { reason: "it was lost and is looked for again shortly" });
+                return Err(Error::Unavailable { reason: "it was lost and is looked for again shortly".into() });
             }
             // Its sessions must be closed, and no call under way, before the module may be initialised anew.
             State::Down { lost, .. } if lost.strong_count() > 0 => {
-                return Err(Error::Unavailable { reason: "it was lost and its last calls are ending" });
+                return Err(Error::Unavailable { reason: "it was lost and its last calls are ending".into() });
             }
             State::Down { wait, .. } => *wait,
         };
@@ -113,7 +114,7 @@ impl<L: LevelKeys> Link<L> {
             Err(_) => {
                 let (next, wait) = (Instant::now() + wait, (wait * 2).min(RETRY_AFTER_MAX));
                 *state = State::Down { next, wait, lost: Weak::new() };
-                Err(Error::Unavailable { reason: "it was lost and can't be opened again yet" })
+                Err(Error::Unavailable { reason: "it was lost and can't be opened again yet".into() })
             }
         }
     }

@@ -1,0 +1,184 @@
+//! What passes between an engine and a boundary in a process of its own: framed, versioned, read with suspicion.
+//!
+//! ```text
+//! frame     length(4) of what follows   number(8)   body
+//! hello     number 0                    "PINSEAL" version(2)                        to the boundary, first of all
+//! welcome   number 0                    "PINSEAL" version(2)  00 status | 01 text   back, first of all
+//! request   number of the caller's      deadline(8) operation(1) arguments
+//! reply     the same number             00 result | error code(1) and its words
+//! ```
+//! All numbers are big-endian. A deadline is in milliseconds of CLOCK_MONOTONIC, which both ends share. Nothing clear is
+//! in any frame but an account number on its way to be sealed. Whoever reads a frame that is none ends the connection.
+
+mod reply;
+mod request;
+mod value;
+
+use thiserror::Error;
+
+#[cfg(feature = "keys")]
+pub(crate) use self::reply::{write_accept_reply, write_reply};
+#[cfg(feature = "keys")]
+pub(crate) use self::request::Operation;
+pub use self::request::{Ask, Request};
+pub use self::{
+    reply::{read_accept_reply, read_reply, refuse},
+    value::{Crosses, Reader},
+};
+use crate::status::Status;
+
+/// The longest frame, in bytes, its length not counted: a view's request, with a device key of 4096 bits, is under 1 KiB.
+pub const FRAME_BYTES_MAX: usize = 4 * 1024;
+/// The version this release speaks.
+const VERSION: u16 = 1;
+const MAGIC: &[u8; 7] = b"PINSEAL";
+const LENGTH_BYTES: usize = 4;
+const NUMBER_BYTES: usize = 8;
+/// The number of hello and welcome.
+const FIRST: u64 = 0;
+
+/// Appends a frame with the body that `write` appends.
+pub fn push_frame(out: &mut Vec<u8>, number: u64, write: impl FnOnce(&mut Vec<u8>)) {
+    let at = out.len();
+    out.extend_from_slice(&[0; LENGTH_BYTES]);
+    out.extend_from_slice(&number.to_be_bytes());
+    write(out);
+    let length = u32::try_from(out.len().saturating_sub(at + LENGTH_BYTES)).unwrap_or(u32::MAX);
+    out.iter_mut().skip(at).zip(length.to_be_bytes()).for_each(|(place, byte)| *place = byte);
+}
+
+/// A whole frame.
+pub struct Frame<'a> {
+    /// Whose it is.
+    pub number: u64,
+    /// What it says.
+    pub body: &'a [u8],
+}
+
+/// Takes the first frame off `bytes`; none where it has not all arrived.
+pub fn take_frame<'a>(bytes: &mut &'a [u8]) -> Result<Option<Frame<'a>>, FrameError> {
+    let Some((length, rest)) = bytes.split_first_chunk() else { return Ok(None) };
+    let length = usize::try_from(u32::from_be_bytes(*length)).map_err(|_| FrameError)?;
+    if !(NUMBER_BYTES..=FRAME_BYTES_MAX).contains(&length) {
+        return Err(FrameError);
+    }
+    let Some((frame, rest)) = rest.split_at_checked(length) else { return Ok(None) };
+    let (number, body) = frame.split_first_chunk().ok_or(FrameError)?;
+    *bytes = rest;
+    Ok(Some(Frame { number: u64::from_be_bytes(*number), body }))
+}
+
+/// Appends what an engine says first.
+pub fn push_hello(out: &mut Vec<u8>) {
+    push_frame(out, FIRST, |body| {
+        body.extend_from_slice(MAGIC);
+        body.extend_from_slice(&VERSION.to_be_bytes());
+    });
+}
+
+/// Reads what an engine says first.
+pub fn read_hello(frame: &Frame<'_>) -> Result<(), FrameError> {
+    let mut read = greeting(frame)?;
+    read.end(())
+}
+
+/// What a boundary says first: what it is, or why there is none, for people.
+pub enum Welcome {
+    /// It serves.
+    Serving(Box<Status>),
+    /// It does not, and why.
+    Closed(String),
+}
+
+/// Appends what a boundary says first.
+pub fn push_welcome(out: &mut Vec<u8>, welcome: &Welcome) {
+    push_frame(out, FIRST, |body| {
+        body.extend_from_slice(MAGIC);
+        body.extend_from_slice(&VERSION.to_be_bytes());
+        match welcome {
+            Welcome::Serving(status) => {
+                body.push(0);
+                status.write(body);
+            }
+            Welcome::Closed(reason) => {
+                body.push(1);
+                reason.write(body);
+            }
+        }
+    });
+}
+
+/// Reads what a boundary says first.
+pub fn read_welcome(frame: &Frame<'_>) -> Result<Welcome, FrameError> {
+    let mut read = greeting(frame)?;
+    let welcome = match read.byte()? {
+        0 => Welcome::Serving(Box::new(Status::read(&mut read)?)),
+        1 => Welcome::Closed(String::read(&mut read)?),
+        _ => return Err(FrameError),
+    };
+    read.end(welcome)
+}
+
+fn greeting<'a>(frame: &Frame<'a>) -> Result<Reader<'a>, FrameError> {
+    let mut read = Reader(frame.body);
+    let (magic, version) = (read.array()?, u16::from_be_bytes(read.array()?));
+    if (frame.number, magic, version) == (FIRST, *MAGIC, VERSION) { Ok(read) } else { Err(FrameError) }
+}
+
+/// Not a frame this release can read: another release, or not Pinseal at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("not a frame this release can read: run engine and boundary of one release")]
+pub struct FrameError;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_arrive_whole_in_order_whatever_the_pieces() {
+        let mut sent = Vec::new();
+        push_frame(&mut sent, 7, |body| body.extend_from_slice(b"seven"));
+        push_frame(&mut sent, 8, |_| {});
+        for cut in 0..=sent.len() {
+            let mut arrived = &sent[..cut];
+            let mut numbers = Vec::new();
+            while let Some(frame) = take_frame(&mut arrived).unwrap() {
+                numbers.push((frame.number, frame.body.len()));
+            }
+            let expected: &[(u64, usize)] = match cut {
+                0..17 => &[],
+                17..29 => &[(7, 5)],
+                _ => &[(7, 5), (8, 0)],
+            };
+            assert_eq!(numbers, expected, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_frame_too_long_or_too_short_for_its_number_is_none() {
+        for length in [0u32, 7, 4_097, u32::MAX] {
+            let bytes = [&length.to_be_bytes()[..], &[0; 64]].concat();
+            assert!(take_frame(&mut &bytes[..]).is_err(), "{length}");
+        }
+    }
+
+    #[test]
+    fn a_hello_of_another_release_is_refused() {
+        let mut bytes = Vec::new();
+        push_hello(&mut bytes);
+        assert_eq!(read_hello(&take_frame(&mut &bytes[..]).unwrap().unwrap()), Ok(()));
+        for at in 4..bytes.len() {
+            let mut changed = bytes.clone();
+            changed[at] ^= 1;
+            assert_eq!(read_hello(&take_frame(&mut &changed[..]).unwrap().unwrap()), Err(FrameError), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_closed_boundary_says_why() {
+        let mut bytes = Vec::new();
+        push_welcome(&mut bytes, &Welcome::Closed("no such token".to_owned()));
+        let welcome = read_welcome(&take_frame(&mut &bytes[..]).unwrap().unwrap());
+        assert!(matches!(welcome, Ok(Welcome::Closed(reason)) if reason == "no such token"));
+    }
+}

@@ -1,0 +1,204 @@
+//! The key boundary as the engine sees it: in this process, or, as is the rule, in one of its own.
+//!
+//! Every operation is the door's own (`hsm`). What must never enter: anything clear but an account number on its way to
+//! be sealed.
+
+mod inherit;
+mod lane;
+mod process;
+
+use std::{path::PathBuf, sync::Arc};
+
+use hsm::{
+    Accepted, Account, AccountNumber, Binding, CardBinding, DeviceKey, EncryptedBlock, Error, Issued, PinRecord,
+    Revealed, SealedAccount, SealedKey, Status, frame::Ask,
+};
+use thiserror::Error as ThisError;
+
+#[cfg(feature = "keys")]
+pub(crate) use self::inherit::DESCRIPTORS_PER_MESSAGE;
+use self::{
+    lane::Lane,
+    process::{Process, Source},
+};
+
+/// Where the boundary is.
+pub enum BoundaryConfig {
+    /// In this process.
+    #[cfg(feature = "keys")]
+    Inline(Box<hsm::Config>),
+    /// In a process that the engine starts and, should it fail, starts again.
+    Started {
+        /// What to run.
+        program: PathBuf,
+        /// With which arguments.
+        arguments: Vec<std::ffi::OsString>,
+    },
+    /// In a process that somebody else runs.
+    Apart {
+        /// The Unix socket it listens on.
+        socket: PathBuf,
+        /// The user it must run as.
+        user: u32,
+    },
+}
+
+/// The key boundary, opened. A clone is another way in, with no wait for the first.
+pub struct Boundary {
+    place: Place,
+    status: Arc<Status>,
+}
+
+enum Place {
+    #[cfg(feature = "keys")]
+    Inline(Arc<hsm::Hsm>),
+    Process {
+        process: Arc<Process>,
+        lane: Arc<Lane>,
+    },
+}
+
+impl Boundary {
+    /// Opens it, with `lanes` ways in: one for each thread that asks.
+    pub async fn open(config: BoundaryConfig, lanes: usize) -> Result<Self, BoundaryError> {
+        let source = match config {
+            #[cfg(feature = "keys")]
+            BoundaryConfig::Inline(config) => {
+                let hsm = hsm::Hsm::open(*config)?;
+                let status = Arc::new(hsm.status().clone());
+                return Ok(Self { place: Place::Inline(Arc::new(hsm)), status });
+            }
+            BoundaryConfig::Started { program, arguments } => Source::Started { program, arguments },
+            BoundaryConfig::Apart { socket, user } => Source::Apart { socket, user },
+        };
+        let (process, status) = Process::start(source, lanes).await?;
+        let lane = process.lane(0);
+        Ok(Self { place: Place::Process { process, lane }, status: Arc::new(status) })
+    }
+
+    /// The same boundary by the lane of thread `number`.
+    pub fn for_thread(&self, number: usize) -> Self {
+        let place = match &self.place {
+            #[cfg(feature = "keys")]
+            Place::Inline(hsm) => Place::Inline(Arc::clone(hsm)),
+            Place::Process { process, .. } => {
+                Place::Process { process: Arc::clone(process), lane: process.lane(number) }
+            }
+        };
+        Self { place, status: Arc::clone(&self.status) }
+    }
+
+    /// What it is and promises.
+    pub fn status(&self) -> &Status {
+        &self.status
+    }
+
+    /// See `hsm::Hsm::check`.
+    pub async fn check(&self) -> Result<(), Error> {
+        match &self.place {
+            #[cfg(feature = "keys")]
+            Place::Inline(hsm) => hsm.check().await,
+            Place::Process { lane, .. } => lane.ask(&Ask::Check).await,
+        }
+    }
+
+    /// See `hsm::Hsm::issue`.
+    pub async fn issue(&self, device: &DeviceKey, binding: &Binding<'_>) -> Result<Issued, Error> {
+        match &self.place {
+            #[cfg(feature = "keys")]
+            Place::Inline(hsm) => hsm.issue(device, binding).await,
+            Place::Process { lane, .. } => lane.ask(&Ask::Issue { device, binding }).await,
+        }
+    }
+
+    /// See `hsm::Hsm::accept`.
+    pub async fn accept(
+        &self,
+        tzpk: &SealedKey,
+        binding: &Binding<'_>,
+        block: &EncryptedBlock,
+        account: Account<'_>,
+    ) -> Result<Accepted, hsm::AcceptError> {
+        match &self.place {
+            #[cfg(feature = "keys")]
+            Place::Inline(hsm) => hsm.accept(tzpk, binding, block, account).await,
+            Place::Process { lane, .. } => lane.ask_accept(&Ask::Accept { tzpk, binding, block, account }).await,
+        }
+    }
+
+    /// See `hsm::Hsm::retry_tag`.
+    pub async fn retry_tag(&self, binding: &Binding<'_>, block: &EncryptedBlock) -> Result<[u8; 16], Error> {
+        match &self.place {
+            #[cfg(feature = "keys")]
+            Place::Inline(hsm) => hsm.retry_tag(binding, block).await,
+            Place::Process { lane, .. } => lane.ask(&Ask::RetryTag { binding, block }).await,
+        }
+    }
+
+    /// See `hsm::Hsm::reveal`.
+    pub async fn reveal(
+        &self,
+        record: &PinRecord,
+        binding: &Binding<'_>,
+        account: Account<'_>,
+        device: &DeviceKey,
+    ) -> Result<Revealed, Error> {
+        match &self.place {
+            #[cfg(feature = "keys")]
+            Place::Inline(hsm) => hsm.reveal(record, binding, account, device).await,
+            Place::Process { lane, .. } => lane.ask(&Ask::Reveal { record, binding, account, device }).await,
+        }
+    }
+
+    /// See `hsm::Hsm::seal_account`.
+    pub async fn seal_account(&self, number: &AccountNumber, card: CardBinding<'_>) -> Result<SealedAccount, Error> {
+        match &self.place {
+            #[cfg(feature = "keys")]
+            Place::Inline(hsm) => hsm.seal_account(number, card).await,
+            Place::Process { lane, .. } => lane.ask(&Ask::SealAccount { number, card }).await,
+        }
+    }
+
+    /// Lets a boundary that this engine started end.
+    pub async fn close(&self) {
+        match &self.place {
+            #[cfg(feature = "keys")]
+            Place::Inline(_) => {}
+            Place::Process { process, .. } => process.close().await,
+        }
+    }
+}
+
+/// Why the boundary did not open.
+#[derive(Debug, ThisError)]
+pub enum BoundaryError {
+    /// In this process.
+    #[cfg(feature = "keys")]
+    #[error(transparent)]
+    Hsm(#[from] hsm::OpenError),
+    /// In its own process: what that said.
+    #[error("{0}")]
+    Closed(String),
+    /// Its process can't be started or reached.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// The program or the socket.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// Something else answers there.
+    #[error("{}: {error}", path.display())]
+    Frame {
+        /// The program or the socket.
+        path: PathBuf,
+        /// Why.
+        error: hsm::frame::FrameError,
+    },
+    /// It ended before it said anything.
+    #[error("{} ended before it served: see its words above", path.display())]
+    Ended {
+        /// The program or the socket.
+        path: PathBuf,
+    },
+}

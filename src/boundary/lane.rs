@@ -1,0 +1,238 @@
+//! A lane: one connection to the boundary's process, used by one thread. What is asked while the thread runs leaves in
+//! one write, and what has arrived is answered after one read.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use hsm::{
+    AcceptError, Error,
+    frame::{self, Ask, Crosses},
+};
+use tokio::{
+    net::UnixStream,
+    sync::{Notify, oneshot},
+    time::timeout,
+};
+
+use crate::clock::monotonic_milliseconds;
+
+/// How long an answer may take.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(3);
+/// How many requests of one lane may wait for their answers.
+const WAITING_MAX: usize = 4_096;
+/// How much is read at a time.
+const READ_BYTES: usize = 64 * 1024;
+
+/// One thread's way to the boundary's process.
+pub(super) struct Lane {
+    state: Mutex<State>,
+    /// Something is to be sent, or there is a connection.
+    wake: Notify,
+    driven: AtomicBool,
+}
+
+#[derive(Default)]
+struct State {
+    /// A connection that nobody drives yet.
+    arrived: Option<std::os::unix::net::UnixStream>,
+    up: bool,
+    outbox: Vec<u8>,
+    waiting: HashMap<u64, oneshot::Sender<Vec<u8>>>,
+    last: u64,
+}
+
+impl Lane {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), wake: Notify::new(), driven: AtomicBool::new(false) })
+    }
+
+    /// Takes a connection that has been welcomed, in place of the one before.
+    pub(super) fn connect(&self, stream: std::os::unix::net::UnixStream) {
+        let mut state = self.state();
+        *state = State { arrived: Some(stream), up: true, last: state.last, ..State::default() };
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// Fails what waits, and all that comes until there is another connection.
+    pub(super) fn disconnect(&self) {
+        let mut state = self.state();
+        *state = State { last: state.last, ..State::default() };
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    pub(super) async fn ask<T: Crosses>(self: &Arc<Self>, ask: &Ask<'_>) -> Result<T, Error> {
+        let body = self.send(ask).await?;
+        frame::read_reply(&body).unwrap_or_else(|_| Err(self.nonsense()))
+    }
+
+    pub(super) async fn ask_accept<T: Crosses>(self: &Arc<Self>, ask: &Ask<'_>) -> Result<T, AcceptError> {
+        let body = self.send(ask).await?;
+        frame::read_accept_reply(&body).unwrap_or_else(|_| Err(self.nonsense().into()))
+    }
+
+    async fn send(self: &Arc<Self>, ask: &Ask<'_>) -> Result<Vec<u8>, Error> {
+        if !self.driven.swap(true, Ordering::Relaxed) {
+            tokio::spawn(drive(Arc::clone(self)));
+        }
+        let (reply, answer) = oneshot::channel();
+        let waiting = self.post(ask, reply)?;
+        match timeout(ANSWER_TIME_MAX, answer).await {
+            Ok(Ok(body)) => Ok(body),
+            Ok(Err(_)) => Err(unavailable("its process ended")),
+            Err(_) => {
+                drop(waiting);
+                Err(unavailable("its process does not answer"))
+            }
+        }
+    }
+
+    fn post(&self, ask: &Ask<'_>, reply: oneshot::Sender<Vec<u8>>) -> Result<Waiting<'_>, Error> {
+        let mut state = self.state();
+        if !state.up {
+            return Err(unavailable("its process is being started again"));
+        }
+        if state.waiting.len() >= WAITING_MAX {
+            return Err(Error::Busy { limit: WAITING_MAX });
+        }
+        state.last += 1;
+        let number = state.last;
+        let deadline = monotonic_milliseconds() + ANSWER_TIME_MAX.as_millis() as u64;
+        let first = state.outbox.is_empty();
+        frame::push_frame(&mut state.outbox, number, |body| ask.push(deadline, body));
+        state.waiting.insert(number, reply);
+        drop(state);
+        if first {
+            self.wake.notify_one();
+        }
+        Ok(Waiting { lane: self, number })
+    }
+
+    /// What can't be read ends the connection; nobody's data is touched.
+    fn nonsense(&self) -> Error {
+        tracing::error!("the boundary's process sent a frame that is none: its connection is ended");
+        self.disconnect();
+        unavailable("its process sent nonsense")
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Forgets a request when its caller does.
+struct Waiting<'a> {
+    lane: &'a Lane,
+    number: u64,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.lane.state().waiting.remove(&self.number);
+    }
+}
+
+fn unavailable(reason: &'static str) -> Error {
+    Error::Unavailable { reason: reason.into() }
+}
+
+/// Drives a lane's connections, one after another, for as long as the thread's runtime lives.
+async fn drive(lane: Arc<Lane>) {
+    loop {
+        let arrived = lane.state().arrived.take();
+        match arrived.map(UnixStream::from_std) {
+            Some(Ok(stream)) => {
+                let ended = pump(&lane, &stream).await;
+                tracing::debug!(?ended, "a lane to the boundary's process ended");
+                let mut state = lane.state();
+                // Another connection may have come in its place meanwhile.
+                if state.arrived.is_none() {
+                    *state = State { last: state.last, ..State::default() };
+                }
+            }
+            Some(Err(error)) => tracing::error!(%error, "a lane to the boundary's process can't be used"),
+            None => lane.wake.notified().await,
+        }
+    }
+}
+
+/// Sends and receives until either end ends it.
+async fn pump(lane: &Lane, stream: &UnixStream) -> io::Result<()> {
+    let mut arrived = Vec::with_capacity(READ_BYTES);
+    let mut sending = Vec::new();
+    loop {
+        {
+            let mut state = lane.state();
+            if !state.up || state.arrived.is_some() {
+                return Ok(());
+            }
+            sending.clear();
+            std::mem::swap(&mut sending, &mut state.outbox);
+        }
+        if !sending.is_empty() {
+            write_all(lane, stream, &sending, &mut arrived).await?;
+            continue;
+        }
+        tokio::select! {
+            readable = stream.readable() => {
+                readable?;
+                receive(lane, stream, &mut arrived)?;
+            }
+            () = lane.wake.notified() => {}
+        }
+    }
+}
+
+/// Writes all of it, and goes on receiving where the other end takes no more until it is heard.
+async fn write_all(lane: &Lane, stream: &UnixStream, mut bytes: &[u8], arrived: &mut Vec<u8>) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match stream.try_write(bytes) {
+            Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                tokio::select! {
+                    writable = stream.writable() => writable?,
+                    readable = stream.readable() => {
+                        readable?;
+                        receive(lane, stream, arrived)?;
+                    }
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Takes in what is there, and answers those whose answers are whole.
+fn receive(lane: &Lane, stream: &UnixStream, arrived: &mut Vec<u8>) -> io::Result<()> {
+    match stream.try_read_buf(arrived) {
+        Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    let mut rest = arrived.as_slice();
+    let mut state = lane.state();
+    while let Some(frame) = frame::take_frame(&mut rest).map_err(io::Error::other)? {
+        // Whoever has stopped waiting is not there any more; a number never given is nonsense.
+        if frame.number > state.last {
+            return Err(io::Error::other(frame::FrameError));
+        }
+        if let Some(reply) = state.waiting.remove(&frame.number) {
+            let _ = reply.send(frame.body.to_vec());
+        }
+    }
+    drop(state);
+    let taken = arrived.len() - rest.len();
+    arrived.drain(..taken);
+    arrived.reserve(READ_BYTES.saturating_sub(arrived.len()));
+    Ok(())
+}

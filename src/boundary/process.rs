@@ -1,0 +1,255 @@
+//! The boundary's process: started, welcomed, watched, and started again when it ends or hangs.
+
+use std::{
+    ffi::OsString,
+    io,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::Arc,
+    time::Duration,
+};
+
+use hsm::{
+    Status,
+    frame::{self, Ask, Welcome},
+};
+use tokio::{
+    io::AsyncReadExt,
+    process::{Child, Command},
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{BoundaryError, inherit, lane::Lane};
+
+/// How long it may take to open its keys: Argon2id and a slow token's login among it.
+const WELCOME_TIME_MAX: Duration = Duration::from_secs(60);
+/// How often it is asked whether it is there.
+const WATCH_EVERY: Duration = Duration::from_millis(500);
+/// The first pause before it is started again, and the longest.
+const PAUSE_MIN: Duration = Duration::from_millis(20);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// One that served for so long is started again at once.
+const STEADY: Duration = Duration::from_secs(2);
+/// How long it may take to end once its lanes are closed.
+const END_TIME_MAX: Duration = Duration::from_secs(3);
+
+/// Where the process comes from.
+pub(super) enum Source {
+    Started { program: PathBuf, arguments: Vec<OsString> },
+    Apart { socket: PathBuf, user: u32 },
+}
+
+/// The process, or the one in its place.
+pub(super) struct Process {
+    lanes: Vec<Arc<Lane>>,
+    stop: watch::Sender<bool>,
+    supervisor: tokio::sync::Mutex<Option<JoinHandle<()>>>,
+}
+
+/// One life of it.
+struct Life {
+    child: Option<Child>,
+    /// While this end is open, the process lives.
+    _parent_end: Option<UnixStream>,
+    streams: Vec<UnixStream>,
+    status: Status,
+}
+
+impl Process {
+    /// Starts it and waits for its welcome.
+    pub(super) async fn start(source: Source, lanes: usize) -> Result<(Arc<Self>, Status), BoundaryError> {
+        let lanes: Vec<_> = (0..lanes.max(1)).map(|_| Lane::new()).collect();
+        // One more than the threads have, to ask whether it is there.
+        let watcher = Lane::new();
+        let all: Vec<_> = lanes.iter().cloned().chain([Arc::clone(&watcher)]).collect();
+        let mut life = begin(&source, all.len()).await?;
+        let status = life.status.clone();
+        connect(&all, &mut life);
+        let (stop, stopped) = watch::channel(false);
+        let supervisor = tokio::spawn(supervise(source, all, watcher, life, stopped));
+        let process = Self { lanes, stop, supervisor: tokio::sync::Mutex::new(Some(supervisor)) };
+        Ok((Arc::new(process), status))
+    }
+
+    pub(super) fn lane(&self, number: usize) -> Arc<Lane> {
+        self.lanes.get(number % self.lanes.len().max(1)).cloned().unwrap_or_else(Lane::new)
+    }
+
+    /// Ends it, and waits until it has ended.
+    pub(super) async fn close(&self) {
+        self.stop.send_replace(true);
+        if let Some(supervisor) = self.supervisor.lock().await.take() {
+            let _ = supervisor.await;
+        }
+    }
+}
+
+fn connect(lanes: &[Arc<Lane>], life: &mut Life) {
+    lanes.iter().zip(life.streams.drain(..)).for_each(|(lane, stream)| lane.connect(stream));
+}
+
+/// Keeps one alive until told to stop.
+async fn supervise(
+    source: Source,
+    lanes: Vec<Arc<Lane>>,
+    watcher: Arc<Lane>,
+    mut life: Life,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let keys = life.status.keys().to_vec();
+    let mut pause = PAUSE_MIN;
+    loop {
+        let began = Instant::now();
+        tokio::select! {
+            why = ending(&mut life, &watcher) => tracing::error!(why, "the boundary's process is lost: starting it again"),
+            () = told_to_stop(&mut stopped) => {
+                lanes.iter().for_each(|lane| lane.disconnect());
+                return end(life).await;
+            }
+        }
+        lanes.iter().for_each(|lane| lane.disconnect());
+        kill(&mut life).await;
+        if began.elapsed() >= STEADY {
+            pause = PAUSE_MIN;
+        }
+        life = loop {
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = told_to_stop(&mut stopped) => return,
+            }
+            pause = (pause * 2).min(PAUSE_MAX);
+            match begin(&source, lanes.len()).await {
+                Ok(mut life) if life.status.keys() != keys => {
+                    tracing::error!("the boundary's process has other keys than before: it is not used");
+                    kill(&mut life).await;
+                }
+                Ok(life) => break life,
+                Err(error) => tracing::error!(%error, "the boundary's process did not start"),
+            }
+        };
+        connect(&lanes, &mut life);
+        tracing::info!("the boundary's process is back");
+    }
+}
+
+async fn told_to_stop(stopped: &mut watch::Receiver<bool>) {
+    drop(stopped.wait_for(|stopped| *stopped).await);
+}
+
+/// Waits until the process has ended or answers no more; says which.
+async fn ending(life: &mut Life, watcher: &Arc<Lane>) -> &'static str {
+    let silent = async {
+        loop {
+            sleep(WATCH_EVERY).await;
+            // A token that is away answers so; a process that hangs does not.
+            if watcher.ask::<()>(&Ask::Check).await.is_err_and(|error| is_silence(&error)) {
+                return "it does not answer";
+            }
+        }
+    };
+    match &mut life.child {
+        Some(child) => tokio::select! {
+            _ = child.wait() => "it ended",
+            why = silent => why,
+        },
+        None => silent.await,
+    }
+}
+
+fn is_silence(error: &hsm::Error) -> bool {
+    matches!(error, hsm::Error::Unavailable { reason } if reason.starts_with("its process"))
+}
+
+async fn kill(life: &mut Life) {
+    if let Some(child) = &mut life.child {
+        let _ = child.kill().await;
+    }
+}
+
+/// Lets it end by itself, for a while.
+async fn end(life: Life) {
+    let Life { child, _parent_end: parent_end, .. } = life;
+    drop(parent_end);
+    let Some(mut child) = child else { return };
+    if timeout(END_TIME_MAX, child.wait()).await.is_err() {
+        let _ = child.kill().await;
+    }
+}
+
+/// Starts or reaches it, and hears its welcome on every lane.
+async fn begin(source: &Source, lanes: usize) -> Result<Life, BoundaryError> {
+    let (path, begun) = match source {
+        Source::Started { program, arguments } => (program, spawn(program, arguments, lanes)),
+        Source::Apart { socket, user } => (socket, reach(socket, *user, lanes).map(|streams| (None, None, streams))),
+    };
+    let io = |error| BoundaryError::Io { path: path.clone(), error };
+    let (child, parent_end, streams) = begun.map_err(io)?;
+    let mut welcomed = Vec::with_capacity(lanes);
+    let mut status = None;
+    for stream in streams {
+        let (stream, welcome) =
+            timeout(WELCOME_TIME_MAX, greet(stream, path)).await.map_err(|_| io(io::ErrorKind::TimedOut.into()))??;
+        match welcome {
+            Welcome::Serving(serving) => status = Some(*serving),
+            Welcome::Closed(reason) => return Err(BoundaryError::Closed(reason)),
+        }
+        welcomed.push(stream);
+    }
+    let status = status.ok_or_else(|| BoundaryError::Ended { path: path.clone() })?;
+    Ok(Life { child, _parent_end: parent_end, streams: welcomed, status })
+}
+
+type Begun = (Option<Child>, Option<UnixStream>, Vec<UnixStream>);
+
+fn spawn(program: &Path, arguments: &[OsString], lanes: usize) -> io::Result<Begun> {
+    let (parent_end, child_end) = UnixStream::pair()?;
+    let (ours, theirs): (Vec<_>, Vec<_>) =
+        (0..lanes).map(|_| UnixStream::pair()).collect::<io::Result<Vec<_>>>()?.into_iter().unzip();
+    let child = Command::new(program)
+        .args(arguments)
+        .arg("--lanes")
+        .arg(lanes.to_string())
+        .stdin(Stdio::from(OwnedFd::from(child_end)))
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()?;
+    inherit::hand_over(&parent_end, &theirs)?;
+    Ok((Some(child), Some(parent_end), ours))
+}
+
+fn reach(socket: &Path, user: u32, lanes: usize) -> io::Result<Vec<UnixStream>> {
+    let connect = || {
+        let stream = UnixStream::connect(socket)?;
+        let found = rustix::net::sockopt::socket_peercred(&stream)?.uid.as_raw();
+        if found == user {
+            return Ok(stream);
+        }
+        let said = format!("it is served by user {found}: boundary.hsm_user says {user}");
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, said))
+    };
+    (0..lanes).map(|_| connect()).collect()
+}
+
+/// Hello, and what comes back.
+async fn greet(stream: UnixStream, path: &Path) -> Result<(UnixStream, Welcome), BoundaryError> {
+    let io = |error| BoundaryError::Io { path: path.to_owned(), error };
+    stream.set_nonblocking(true).map_err(io)?;
+    let mut stream = tokio::net::UnixStream::from_std(stream).map_err(io)?;
+    let mut hello = Vec::new();
+    frame::push_hello(&mut hello);
+    tokio::io::AsyncWriteExt::write_all(&mut stream, &hello).await.map_err(io)?;
+    let mut arrived = Vec::with_capacity(frame::FRAME_BYTES_MAX);
+    loop {
+        let refused = |error| BoundaryError::Frame { path: path.to_owned(), error };
+        if let Some(frame) = frame::take_frame(&mut arrived.as_slice()).map_err(refused)? {
+            let welcome = frame::read_welcome(&frame).map_err(refused)?;
+            return Ok((stream.into_std().map_err(io)?, welcome));
+        }
+        if stream.read_buf(&mut arrived).await.map_err(io)? == 0 {
+            return Err(BoundaryError::Ended { path: path.to_owned() });
+        }
+    }
+}

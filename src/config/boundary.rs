@@ -1,0 +1,183 @@
+//! What a file says of the boundary: its place, its keys, its level, its policy. Secrets are named here, not read.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::secret::SecretSource;
+
+/// The software token's keys at rest.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct LowVault {
+    /// The vault file; `{data_directory}/vault` by default.
+    pub(super) file: Option<PathBuf>,
+    /// A file of 32 random bytes that opens the vault; `{data_directory}/vault.key` by default, made at the first start.
+    pub(super) key_file: Option<PathBuf>,
+    /// A passphrase that opens the vault, instead of a key file: `{ file = "…" }` or `{ env = "…" }`.
+    pub(super) passphrase: Option<SecretSource>,
+}
+
+/// A PKCS#11 token.
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LowToken {
+    /// The module: a shared library.
+    pub(super) module: PathBuf,
+    /// What the module is initialised with, where it takes words of its own, as NSS softokn does.
+    pub(super) module_parameters: Option<String>,
+    /// The token's label; or give its serial, or the slot.
+    pub(super) label: Option<String>,
+    /// The token's serial number.
+    pub(super) serial: Option<String>,
+    /// The number of the slot, for a token whose label can't be read.
+    pub(super) slot: Option<u64>,
+    /// The user PIN: `{ file = "…" }`, `{ env = "…" }` or `{ descriptor = 3 }`.
+    pub(super) user_pin: SecretSource,
+    /// The version of the keys.
+    #[serde(default = "first_version")]
+    pub(super) key_version: u16,
+    /// Where the keys are used: `in-token`, or `copied-to-session` for a token that reads a database at every use.
+    #[serde(default)]
+    pub(super) key_handling: LowKeyHandling,
+    /// Whose threads call the token: `workers`, or `inline` for a library in this process that answers in microseconds.
+    #[serde(default)]
+    pub(super) callers: LowCallers,
+    /// Sessions with the token, each with a thread; 0 for two a core.
+    #[serde(default)]
+    pub(super) sessions: usize,
+    /// Operations that may wait for a session.
+    #[serde(default = "waiting_operations")]
+    pub(super) waiting_operations_max: usize,
+    /// Files and directories that the module opens or writes while it serves: a confined process may open no others.
+    #[serde(default)]
+    pub(super) paths: Vec<PathBuf>,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum LowKeyHandling {
+    #[default]
+    InToken,
+    CopiedToSession,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum LowCallers {
+    #[default]
+    Workers,
+    Inline,
+}
+
+fn first_version() -> u16 {
+    1
+}
+
+fn waiting_operations() -> usize {
+    1_024
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct LowBoundary {
+    /// How near a clear block may come to the host: `token`, `host`, or `best` for the highest the token can do.
+    pub(super) level: LowLevel,
+    /// The stored block: `wrapped` at level `token`, `iso-4` under AES-256 at level `host`, unless another is named;
+    /// `iso-3` and `iso-0` under 3DES are dated exceptions.
+    pub(super) form: Option<LowForm>,
+    /// The date until which a 3DES form is allowed, as `2027-06-30`.
+    pub(super) form_until: Option<jiff::civil::Date>,
+    /// `require` refuses to start where memory can't be locked; `try` says so and goes on.
+    pub(super) lock_memory: LowLockMemory,
+    /// Where the boundary is: `process` for one of its own, or `inline` for the engine's.
+    pub(super) isolation: LowIsolation,
+    /// The Unix socket of a `pinseal hsm --listen` that somebody else runs; without it the engine starts one.
+    pub(super) socket: Option<PathBuf>,
+    /// The program the engine starts as `PROGRAM hsm`; itself by default.
+    pub(super) program: Option<PathBuf>,
+    /// The user the boundary's process runs as: becomes it where started as root, or is held to it on a socket.
+    pub(super) hsm_user: Option<u32>,
+    /// The user of the engine, who alone may connect to the socket; the boundary's own user by default.
+    pub(super) engine_user: Option<u32>,
+    /// Steps of confinement that are not taken: any of `user`, `landlock`, `seccomp`.
+    pub(super) waive: Vec<LowStep>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum LowIsolation {
+    Process,
+    Inline,
+}
+
+impl Default for LowIsolation {
+    fn default() -> Self {
+        if cfg!(target_os = "linux") { Self::Process } else { Self::Inline }
+    }
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum LowStep {
+    User,
+    Landlock,
+    Seccomp,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum LowLevel {
+    Token,
+    Host,
+    #[default]
+    Best,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum LowForm {
+    Wrapped,
+    #[serde(rename = "iso-4")]
+    Iso4,
+    #[serde(rename = "iso-3")]
+    Iso3,
+    #[serde(rename = "iso-0")]
+    Iso0,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum LowLockMemory {
+    #[default]
+    Try,
+    Require,
+}
+
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct LowPinPolicy {
+    /// The shortest PIN, in digits.
+    pub(super) length_min: u8,
+    /// The longest PIN, in digits.
+    pub(super) length_max: u8,
+    /// Any of `ascending` (1234), `descending` (4321), `repeated` (1111).
+    pub(super) refuse: Vec<LowWeakness>,
+    /// A file of refused PINs, one a line.
+    pub(super) refused_pins: Option<SecretSource>,
+}
+
+#[derive(Clone, Copy, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum LowWeakness {
+    Ascending,
+    Descending,
+    Repeated,
+}
+
+impl Default for LowPinPolicy {
+    fn default() -> Self {
+        let refuse = vec![LowWeakness::Ascending, LowWeakness::Descending, LowWeakness::Repeated];
+        Self { length_min: 4, length_max: 12, refuse, refused_pins: None }
+    }
+}

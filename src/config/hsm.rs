@@ -1,0 +1,235 @@
+//! The boundary's configuration: what its process reads, and an engine that holds no key does not.
+
+use std::{ffi::CString, path::Path};
+
+use super::{
+    ConfigError,
+    boundary::{
+        LowBoundary, LowCallers, LowForm, LowKeyHandling, LowLevel, LowLockMemory, LowPinPolicy, LowStep, LowToken,
+        LowVault, LowWeakness,
+    },
+    engine::LowEngine,
+    low,
+    secret::SecretSource,
+    within,
+};
+use crate::hsm_process::{Confinement, Step, TokenNeeds};
+
+/// Whom a vault's process becomes where it was started as root and nobody else was named: a number out of the range
+/// that systemd keeps for users without an account.
+const USER_BY_DEFAULT: u32 = 65_500;
+
+/// The checked configuration of a boundary in a process of its own.
+pub struct HsmProcess {
+    /// The boundary.
+    pub hsm: hsm::Config,
+    /// What the process gives up.
+    pub confinement: Confinement,
+    /// How many threads serve.
+    pub threads: usize,
+    /// Who may connect to its socket.
+    pub engine_user: u32,
+}
+
+impl HsmProcess {
+    /// Reads and checks a file; without one, the embedded defaults.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        Self::of(low::<LowEngine>(path)?)
+    }
+
+    /// The embedded defaults, with the vault in `directory`.
+    pub fn embedded(directory: &Path) -> Result<Self, ConfigError> {
+        Self::of(LowEngine::in_directory(directory))
+    }
+
+    fn of(low: LowEngine) -> Result<Self, ConfigError> {
+        let threads = low.threads()?;
+        let boundary = &low.boundary;
+        let own_user = nix::unistd::getuid().as_raw();
+        let confinement = Confinement {
+            user: boundary.hsm_user.or(low.token.is_none().then_some(USER_BY_DEFAULT)),
+            token: low.token.as_ref().map(LowToken::needs),
+            waived: boundary.waive.iter().map(|step| step.checked()).collect(),
+        };
+        let engine_user = boundary.engine_user.unwrap_or(own_user);
+        let hsm = hsm::Config { isolation: hsm::Isolation::Process, ..low.hsm()? };
+        Ok(Self { hsm, confinement, threads, engine_user })
+    }
+}
+
+/// The PKCS#11 token that a file names, and how PINs are to be kept with it.
+pub fn load_token(path: &Path) -> Result<(hsm::Pkcs11, hsm::Wanted), ConfigError> {
+    let low = low::<LowEngine>(Some(path))?;
+    let token = low.token.ok_or_else(|| ConfigError::value("token", "the file names no PKCS#11 token"))?;
+    Ok((token.check(&low.data_directory)?, wanted(&low.boundary)?))
+}
+
+impl LowEngine {
+    /// The keys, the level, the policy; secrets are read here.
+    pub(super) fn hsm(self) -> Result<hsm::Config, ConfigError> {
+        let keys = match self.token {
+            Some(token) => hsm::Keys::Pkcs11(token.check(&self.data_directory)?),
+            None => hsm::Keys::Vault(self.vault.check(&self.data_directory)?),
+        };
+        hsm_config(keys, &self.boundary, &self.pin_policy)
+    }
+}
+
+impl LowStep {
+    fn checked(self) -> Step {
+        match self {
+            Self::User => Step::User,
+            Self::Landlock => Step::Landlock,
+            Self::Seccomp => Step::Seccomp,
+        }
+    }
+}
+
+impl LowVault {
+    fn check(self, data: &Path) -> Result<hsm::Vault, ConfigError> {
+        let unlock = match (self.passphrase, self.key_file) {
+            (Some(_), Some(_)) => return Err(ConfigError::value("vault", "give a passphrase or a key_file, not both")),
+            (Some(passphrase), None) => hsm::Unlock::Passphrase(passphrase.read()?),
+            (None, key_file) => hsm::Unlock::KeyFile(key_file.unwrap_or_else(|| data.join("vault.key"))),
+        };
+        Ok(hsm::Vault::File { path: self.file.unwrap_or_else(|| data.join("vault")), unlock })
+    }
+}
+
+impl LowToken {
+    fn needs(&self) -> TokenNeeds {
+        TokenNeeds { module: self.module.clone(), paths: self.paths.clone() }
+    }
+
+    fn check(self, data: &Path) -> Result<hsm::Pkcs11, ConfigError> {
+        let slot = match (self.label, self.serial, self.slot) {
+            (Some(label), None, None) => hsm::SlotName::Label(label),
+            (None, Some(serial), None) => hsm::SlotName::Serial(serial),
+            (None, None, Some(number)) => hsm::SlotName::Number(number),
+            _ => return Err(ConfigError::value("token", "give one of the token's label, its serial and the slot")),
+        };
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let (sessions, waiting) = (self.sessions, self.waiting_operations_max);
+        let parameters = self.module_parameters.map(CString::new).transpose();
+        Ok(hsm::Pkcs11 {
+            module: self.module,
+            module_parameters: parameters.map_err(|error| ConfigError::value("token.module_parameters", error))?,
+            slot,
+            user_pin: self.user_pin.read()?,
+            key_version: within("token.key_version", self.key_version, 1..=u16::MAX)?,
+            key_handling: match self.key_handling {
+                LowKeyHandling::InToken => hsm::KeyHandling::InToken,
+                LowKeyHandling::CopiedToSession => hsm::KeyHandling::CopiedToSession,
+            },
+            callers: match self.callers {
+                LowCallers::Workers => hsm::Callers::Workers,
+                LowCallers::Inline => hsm::Callers::Inline,
+            },
+            sessions: if sessions == 0 { cores * 2 } else { within("token.sessions", sessions, 1..=256)? },
+            waiting_operations_max: within("token.waiting_operations_max", waiting, 1..=1_000_000)?,
+            tdes_count: Some(data.join("3des-count")),
+        })
+    }
+}
+
+fn hsm_config(keys: hsm::Keys, boundary: &LowBoundary, policy: &LowPinPolicy) -> Result<hsm::Config, ConfigError> {
+    Ok(hsm::Config {
+        keys,
+        wanted: wanted(boundary)?,
+        policy: pin_policy(policy)?,
+        isolation: hsm::Isolation::Inline,
+        lock_memory: match boundary.lock_memory {
+            LowLockMemory::Try => hsm::LockMemory::Try,
+            LowLockMemory::Require => hsm::LockMemory::Require,
+        },
+    })
+}
+
+fn wanted(boundary: &LowBoundary) -> Result<hsm::Wanted, ConfigError> {
+    let level = match boundary.level {
+        LowLevel::Token => hsm::WantedLevel::Token,
+        LowLevel::Host => hsm::WantedLevel::Host,
+        LowLevel::Best => hsm::WantedLevel::Best,
+    };
+    Ok(hsm::Wanted { level, form: boundary.form.map(|form| stored_form(form, boundary)).transpose()? })
+}
+
+/// A 3DES form needs the date it ends, and does not outlive it.
+fn stored_form(form: LowForm, boundary: &LowBoundary) -> Result<hsm::StoredForm, ConfigError> {
+    let until = |form: fn(String) -> hsm::StoredForm| {
+        let today = jiff::tz::TimeZone::UTC.to_datetime(jiff::Timestamp::now()).date();
+        match boundary.form_until {
+            None => Err(ConfigError::value("boundary.form_until", "a 3DES form needs the date it ends, as 2027-06-30")),
+            Some(until) if until < today => {
+                Err(ConfigError::value("boundary.form_until", format!("{until} has passed: set form = \"iso-4\"")))
+            }
+            Some(until) => Ok(form(until.to_string())),
+        }
+    };
+    match form {
+        LowForm::Wrapped => Ok(hsm::StoredForm::Wrapped),
+        LowForm::Iso4 => Ok(hsm::StoredForm::Iso4),
+        LowForm::Iso3 => until(|until| hsm::StoredForm::Iso3 { until }),
+        LowForm::Iso0 => until(|until| hsm::StoredForm::Iso0 { until }),
+    }
+}
+
+fn pin_policy(policy: &LowPinPolicy) -> Result<hsm::PinPolicy, ConfigError> {
+    let weaknesses = policy.refuse.iter().map(|weakness| match weakness {
+        LowWeakness::Ascending => hsm::Weakness::Ascending,
+        LowWeakness::Descending => hsm::Weakness::Descending,
+        LowWeakness::Repeated => hsm::Weakness::Repeated,
+    });
+    let refused = policy.refused_pins.as_ref().map(SecretSource::read).transpose()?;
+    let listed = refused.iter().flat_map(|text| text.lines()).map(str::trim).filter(|line| !line.is_empty());
+    hsm::PinPolicy::new(policy.length_min..=policy.length_max, weaknesses.collect(), listed)
+        .map_err(|error| ConfigError::value("pin_policy", error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(text: &str) -> Result<HsmProcess, String> {
+        let low: LowEngine = toml::from_str(text).map_err(|error| error.to_string())?;
+        HsmProcess::of(low).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_empty_file_is_a_vault_in_the_default_form_and_nothing_is_waived() {
+        let process = checked("").unwrap();
+        assert_eq!(process.hsm.wanted.form, None);
+        assert_eq!(process.hsm.isolation, hsm::Isolation::Process);
+        assert!(process.confinement.waived.is_empty() && process.confinement.token.is_none());
+    }
+
+    #[test]
+    fn a_policy_out_of_range_is_named() {
+        assert!(checked("[pin_policy]\nlength_min = 3").err().unwrap().contains("4 to 12"));
+    }
+
+    #[test]
+    fn a_3des_form_needs_a_date_that_has_not_passed() {
+        assert!(checked("[boundary]\nform = \"iso-3\"").err().unwrap().contains("needs the date it ends"));
+        let passed = checked("[boundary]\nform = \"iso-0\"\nform_until = \"2020-01-01\"");
+        assert!(passed.err().unwrap().contains("has passed"));
+        let dated = checked("[boundary]\nform = \"iso-3\"\nform_until = \"2999-12-31\"").unwrap();
+        assert_eq!(dated.hsm.wanted.form, Some(hsm::StoredForm::Iso3 { until: "2999-12-31".into() }));
+    }
+
+    #[test]
+    fn a_token_has_one_name_and_its_pin_comes_from_a_file_a_variable_or_a_descriptor() {
+        let token = |lines: &str| checked(&format!("[token]\nmodule = \"m.so\"\n{lines}"));
+        let pin = "user_pin = { env = \"PATH\" }";
+        let engine = token(&format!("label = \"issuer\"\n{pin}")).unwrap();
+        let hsm::Keys::Pkcs11(pkcs11) = engine.hsm.keys else { panic!("not the token") };
+        assert_eq!(pkcs11.slot, hsm::SlotName::Label("issuer".into()));
+        assert_eq!(pkcs11.key_version, 1);
+        for both_or_none in [pin.to_owned(), format!("label = \"a\"\nserial = \"b\"\n{pin}")] {
+            assert!(token(&both_or_none).err().unwrap().contains("one of the token's label"));
+        }
+        assert!(token("label = \"a\"\nuser_pin = \"2468\"").is_err(), "a PIN in the file itself");
+        let closed = token("label = \"a\"\nuser_pin = { descriptor = 999 }");
+        assert!(closed.err().unwrap().contains("/dev/fd/999"));
+    }
+}

@@ -1,0 +1,45 @@
+//! The other end of what an engine hands over, by our standard input.
+
+use std::{
+    io::{self, IoSliceMut},
+    mem::MaybeUninit,
+    os::{fd::AsFd, unix::net::UnixStream},
+};
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+
+use crate::boundary::DESCRIPTORS_PER_MESSAGE;
+
+/// The lanes.
+pub(super) fn lanes_from_parent(count: usize) -> io::Result<Vec<UnixStream>> {
+    let parent = io::stdin();
+    let mut lanes = Vec::new();
+    while lanes.len() < count {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_PER_MESSAGE))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut byte = [0];
+        let received =
+            recvmsg(parent.as_fd(), &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+        if received.bytes == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                lanes.extend(descriptors.map(UnixStream::from));
+            }
+        }
+    }
+    Ok(lanes)
+}
+
+/// Returns once the parent has closed its end: its engine is gone.
+pub(super) fn parent_is_gone() {
+    let mut byte = [0];
+    loop {
+        match rustix::io::read(io::stdin().as_fd(), &mut byte) {
+            Ok(0) => return,
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return,
+        }
+    }
+}
