@@ -63,10 +63,13 @@ pub fn run(arguments: HsmArguments) -> Result<(), HsmProcessError> {
         (None, lanes) => {
             let lanes = lanes_from_parent(lanes.unwrap_or_default()).map_err(HsmProcessError::Inherit)?;
             match loaded.map_err(HsmProcessError::from).and_then(open_confined) {
-                Ok(hands) => deal(lanes, &hands),
-                Err(error) => return Err(refuse(lanes, error)),
+                Ok(hands) => {
+                    deal(lanes, &hands);
+                    parent_is_gone();
+                }
+                // The engine says so, once.
+                Err(error) => refuse(lanes, &error),
             }
-            parent_is_gone();
             Ok(())
         }
     }
@@ -109,13 +112,12 @@ fn deal(lanes: Vec<UnixStream>, hands: &[mpsc::Sender<UnixStream>]) {
 }
 
 /// Tells every lane why it is not served.
-fn refuse(lanes: Vec<UnixStream>, error: HsmProcessError) -> HsmProcessError {
+fn refuse(lanes: Vec<UnixStream>, error: &HsmProcessError) {
     let mut welcome = Vec::new();
     frame::push_welcome(&mut welcome, &Welcome::Closed(error.to_string()));
     for mut lane in lanes {
         let _ = io::Write::write_all(&mut lane, &welcome);
     }
-    error
 }
 
 /// A socket that its own user and group alone may reach; one that nobody listens on any more is replaced.

@@ -32,7 +32,7 @@ const WATCH_EVERY: Duration = Duration::from_millis(500);
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// One that served for so long is started again at once.
-const STEADY: Duration = Duration::from_secs(2);
+const STEADY: Duration = Duration::from_millis(100);
 /// How long it may take to end once its lanes are closed.
 const END_TIME_MAX: Duration = Duration::from_secs(3);
 

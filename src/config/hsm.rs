@@ -45,6 +45,9 @@ impl HsmProcess {
     fn of(low: LowEngine) -> Result<Self, ConfigError> {
         let threads = low.threads()?;
         let boundary = &low.boundary;
+        if let Some(user) = boundary.hsm_user {
+            within("boundary.hsm_user", user, 1..=u32::MAX - 1)?;
+        }
         let own_user = nix::unistd::getuid().as_raw();
         let confinement = Confinement {
             user: boundary.hsm_user.or(low.token.is_none().then_some(USER_BY_DEFAULT)),

@@ -16,6 +16,7 @@ mod contract;
 mod edge_process;
 mod engine_process;
 mod house;
+mod isolation;
 mod kill;
 mod memory;
 mod no_trace;
