@@ -72,7 +72,7 @@ impl Boundary {
             BoundaryConfig::Apart { socket, user } => Source::Apart { socket, user },
         };
         let (process, status) = Process::start(source, lanes).await?;
-        let lane = process.lane(0);
+        let lane = process.lane(0).ok_or(BoundaryError::NoLane)?;
         Ok(Self { place: Place::Process { process, lane }, status: Arc::new(status) })
     }
 
@@ -81,8 +81,9 @@ impl Boundary {
         let place = match &self.place {
             #[cfg(feature = "keys")]
             Place::Inline(hsm) => Place::Inline(Arc::clone(hsm)),
-            Place::Process { process, .. } => {
-                Place::Process { process: Arc::clone(process), lane: process.lane(number) }
+            Place::Process { process, lane } => {
+                let lane = process.lane(number).unwrap_or_else(|| Arc::clone(lane));
+                Place::Process { process: Arc::clone(process), lane }
             }
         };
         Self { place, status: Arc::clone(&self.status) }
@@ -195,6 +196,9 @@ pub enum BoundaryError {
         /// Why.
         error: hsm::frame::FrameError,
     },
+    /// No thread would have a way in.
+    #[error("no way into the boundary's process was asked for")]
+    NoLane,
     /// It ended before it said anything.
     #[error("{} ended before it served: see its words above", path.display())]
     Ended {

@@ -2,15 +2,20 @@
 //! answers the door's operations over Unix sockets: inherited from an engine that started it, or its own.
 
 mod confine;
+mod escape;
 mod inherit;
 mod serve;
 
 use std::{
-    io,
-    os::unix::net::{UnixListener, UnixStream},
-    path::PathBuf,
+    fs, io,
+    os::unix::{
+        fs::PermissionsExt,
+        net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
     sync::{Arc, Barrier},
     thread,
+    time::Duration,
 };
 
 use clap::Args;
@@ -27,6 +32,8 @@ use crate::config::{self, ConfigError};
 
 /// How many connections may wait for one thread.
 const WAITING_CONNECTIONS_MAX: usize = 256;
+/// How long the next connection waits after one that could not be taken.
+const AFTER_A_FAILED_CONNECTION: Duration = Duration::from_millis(100);
 
 /// `pinseal hsm`.
 #[derive(Args)]
@@ -41,8 +48,13 @@ pub struct HsmArguments {
     #[arg(long, value_name = "COUNT", hide = true)]
     lanes: Option<usize>,
     /// Listen on this Unix socket, for an engine that runs apart
-    #[arg(long, value_name = "PATH", required_unless_present = "lanes", conflicts_with = "lanes")]
+    #[arg(long, value_name = "PATH", conflicts_with = "lanes")]
+    #[arg(required_unless_present_any = ["lanes", "try_escape"])]
     listen: Option<PathBuf>,
+    /// Do not serve: open the keys, confine, try from inside what was given up, reading this file among it, and fail if
+    /// anything is let through
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["lanes", "listen"])]
+    try_escape: Option<PathBuf>,
 }
 
 /// Serves until the engine is gone, or for ever on a socket of its own.
@@ -51,14 +63,25 @@ pub fn run(arguments: HsmArguments) -> Result<(), HsmProcessError> {
         Some(directory) => config::HsmProcess::embedded(directory),
         None => config::HsmProcess::load(arguments.config.as_deref()),
     };
+    if let Some(file) = arguments.try_escape {
+        let config = loaded?;
+        let keys = if config.confinement.token.is_some() { escape::Keys::Token } else { escape::Keys::Vault };
+        // Asked before: a confined process does not even learn that.
+        let parent = rustix::process::getppid().ok_or(HsmProcessError::NoParent)?;
+        let _hands = open_confined(config)?;
+        return match escape::try_all(keys, parent, &file, &mut io::stdout()).map_err(HsmProcessError::Told)? {
+            0 => Ok(()),
+            count => Err(HsmProcessError::LetThrough { count }),
+        };
+    }
     match (arguments.listen, arguments.lanes) {
         (Some(path), _) => {
             let config = loaded?;
             let io = |error| HsmProcessError::Listen { path: path.clone(), error };
-            let listener = listen(&path).map_err(io)?;
-            let users = config.engine_user;
+            let user = config.engine_user;
+            let listener = listen(&path, user).map_err(io)?;
             let hands = open_confined(config)?;
-            accept(&listener, users, &hands).map_err(io)
+            accept(&listener, user, &hands)
         }
         (None, lanes) => {
             let lanes = lanes_from_parent(lanes.unwrap_or_default()).map_err(HsmProcessError::Inherit)?;
@@ -78,8 +101,9 @@ pub fn run(arguments: HsmArguments) -> Result<(), HsmProcessError> {
 /// Opens the keys and gives up the rest; what comes back serves whatever connection it is handed.
 fn open_confined(config: config::HsmProcess) -> Result<Vec<mpsc::Sender<UnixStream>>, HsmProcessError> {
     let config::HsmProcess { hsm, confinement, threads, .. } = config;
+    let prepared = Hsm::prepare(hsm)?;
     let confined = confinement.before_opening()?;
-    let hsm = Arc::new(Hsm::open(hsm)?);
+    let hsm = Arc::new(prepared.open()?);
     let confined = confined.before_threads()?;
 
     let started = Arc::new(Barrier::new(threads.saturating_add(1)));
@@ -120,30 +144,40 @@ fn refuse(lanes: Vec<UnixStream>, error: &HsmProcessError) {
     }
 }
 
-/// A socket that its own user and group alone may reach; one that nobody listens on any more is replaced.
-fn listen(path: &PathBuf) -> io::Result<UnixListener> {
-    use std::os::unix::fs::PermissionsExt;
-
+/// A socket for the engine's user alone where root makes it, else for its own user and group; one that nobody listens on
+/// any more is replaced.
+fn listen(path: &Path, engine_user: u32) -> io::Result<UnixListener> {
     if UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
-        std::fs::remove_file(path)?;
+        fs::remove_file(path)?;
     }
     let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+    let by_root = nix::unistd::getuid().is_root();
+    fs::set_permissions(path, fs::Permissions::from_mode(if by_root { 0o600 } else { 0o660 }))?;
+    if by_root {
+        std::os::unix::fs::chown(path, Some(engine_user), None)?;
+    }
     Ok(listener)
 }
 
 /// Takes connections of one user, and deals them out in turn.
-fn accept(listener: &UnixListener, user: u32, hands: &[mpsc::Sender<UnixStream>]) -> io::Result<()> {
+fn accept(listener: &UnixListener, user: u32, hands: &[mpsc::Sender<UnixStream>]) -> Result<(), HsmProcessError> {
     for hand in hands.iter().cycle() {
-        let (stream, _) = listener.accept()?;
-        let found = rustix::net::sockopt::socket_peercred(&stream)?.uid.as_raw();
-        if found != user {
-            tracing::warn!(user = found, expected = user, "a connection of another user was refused");
-        } else if hand.try_send(stream).is_err() {
-            tracing::warn!("a connection was dropped: too many wait already");
+        match listener.accept().and_then(|(stream, _)| Ok((user_of(&stream)?, stream))) {
+            Ok((found, stream)) if found == user => deal(vec![stream], std::slice::from_ref(hand)),
+            Ok((found, _)) => {
+                tracing::warn!(user = found, expected = user, "a connection of another user was refused");
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection was not taken");
+                thread::sleep(AFTER_A_FAILED_CONNECTION);
+            }
         }
     }
     Ok(())
+}
+
+fn user_of(stream: &UnixStream) -> io::Result<u32> {
+    Ok(rustix::net::sockopt::socket_peercred(stream)?.uid.as_raw())
 }
 
 /// Why the boundary's process does not serve.
@@ -169,6 +203,18 @@ pub enum HsmProcessError {
         /// Why.
         error: io::Error,
     },
+    /// Nobody started it.
+    #[error("there is no parent to look at: start it from a shell")]
+    NoParent,
+    /// It got out.
+    #[error("{count} of what it tried was let through: don't waive those steps, or use a kernel that takes them")]
+    LetThrough {
+        /// How much.
+        count: usize,
+    },
+    /// The report could not be written.
+    #[error("can't write the report: {0}")]
+    Told(io::Error),
     /// A thread or its runtime could not be made.
     #[error("can't start a thread: {0}")]
     Thread(io::Error),

@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
-use hsm::{Hsm, TokenReport};
+use hsm::{Hsm, Isolation, TokenReport};
 use serde_json::{Value, json};
 use thiserror::Error;
 
@@ -49,26 +49,26 @@ pub fn run(arguments: TokenArguments) -> Result<(), TokenError> {
     let mut out = io::stdout().lock();
     match arguments.command {
         TokenCommand::MakeKeys(arguments) => {
-            let (token, wanted) = config::load_token(&arguments.config)?;
+            let config::Token { token, wanted, .. } = config::load_token(&arguments.config)?;
             let made = Hsm::make_token_keys(&token, &wanted)?;
             writeln!(out, "made, with check values:")?;
             made.iter().try_for_each(|key| writeln!(out, "  {key}"))?;
             Ok(())
         }
         TokenCommand::Doctor(arguments) => {
-            let (token, wanted) = config::load_token(&arguments.config)?;
+            let config::Token { token, wanted, isolation } = config::load_token(&arguments.config)?;
             let report = Hsm::examine_token(&token, &wanted)?;
             if arguments.json {
-                writeln!(out, "{:#}", as_json(&report))?;
+                writeln!(out, "{:#}", as_json(&report, isolation))?;
             } else {
-                as_text(&report, &mut out)?;
+                as_text(&report, isolation, &mut out)?;
             }
             report.keys.map(drop).map_err(TokenError::Keys)
         }
     }
 }
 
-fn as_text(report: &TokenReport, out: &mut impl Write) -> io::Result<()> {
+fn as_text(report: &TokenReport, isolation: Isolation, out: &mut impl Write) -> io::Result<()> {
     writeln!(out, "token")?;
     report.token.iter().try_for_each(|(name, value)| writeln!(out, "  {name:<13} {value}"))?;
     writeln!(out, "\ntried on throw-away keys")?;
@@ -78,7 +78,7 @@ fn as_text(report: &TokenReport, out: &mut impl Write) -> io::Result<()> {
         let (level, what) = (probe.level.to_string(), probe.what);
         writeln!(out, "  {level:<6} {what:<40} {:<27} {listed:<11} {found}", probe.mechanism)?;
     }
-    writeln!(out, "\nlevel {}, as configured", report.level)?;
+    writeln!(out, "\nlevel {}, isolation {isolation}, as configured", report.level)?;
     for route in &report.routes {
         writeln!(out, "  {:<25} {}\n  {:<25} because {}", route.operation, route.route, "", route.why)?;
     }
@@ -91,7 +91,7 @@ fn as_text(report: &TokenReport, out: &mut impl Write) -> io::Result<()> {
     report.speeds.iter().try_for_each(|(name, rate)| writeln!(out, "  {name:<25} {rate:>9.0}"))
 }
 
-fn as_json(report: &TokenReport) -> Value {
+fn as_json(report: &TokenReport, isolation: Isolation) -> Value {
     let probe = |probe: &hsm::Probe| {
         json!({
             "level": probe.level.to_string(), "what": probe.what, "mechanism": probe.mechanism, "listed": probe.listed,
@@ -104,6 +104,7 @@ fn as_json(report: &TokenReport) -> Value {
         "token": named(report.token.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect()),
         "probes": report.probes.iter().map(probe).collect::<Vec<_>>(),
         "level": report.level.to_string(),
+        "isolation": isolation.to_string(),
         "routes": report.routes.iter().map(route).collect::<Vec<_>>(),
         "keys": report.keys.as_ref().ok(),
         "problem": report.keys.as_ref().err(),

@@ -82,6 +82,15 @@ pub enum Isolation {
     Inline,
 }
 
+/// Where a record was made: how near its clear block came to the host, and to whose process there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MadeAt {
+    /// The boundary level.
+    pub level: Level,
+    /// Whose process it was.
+    pub isolation: Isolation,
+}
+
 impl fmt::Display for Isolation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

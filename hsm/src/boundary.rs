@@ -114,8 +114,8 @@ impl Boundary {
         if !bool::from(tag.ct_eq(record.tag())) {
             return Err(Error::SealBroken { what: "PIN record".into() });
         }
-        if record.boundary() != self.level() {
-            return Err(Error::OtherLevel { made_at: record.boundary() });
+        if record.made_at().level != self.level() {
+            return Err(Error::OtherLevel { made_at: record.made_at().level });
         }
         Ok(())
     }

@@ -21,7 +21,7 @@ use crate::{
     outcome::{Accepted, Issued, Revealed},
     sealed::{EncryptedBlock, PinRecord, SealedAccount, SealedKey},
     selftest,
-    status::{Persistence, Status},
+    status::{MemoryLock, Persistence, Status},
     token::{self, Software, TdesBudget, TokenReport},
     vault::Keys,
     workers::Workers,
@@ -38,64 +38,21 @@ pub struct Hsm {
 impl Hsm {
     /// Hardens the process, computes the known answers, opens the keys.
     pub fn open(config: Config) -> Result<Self, OpenError> {
+        Self::prepare(config)?.open()
+    }
+
+    /// All of [`Hsm::open`] that comes before the keys: what a process does before it confines itself.
+    pub fn prepare(config: Config) -> Result<Prepared, OpenError> {
         let memory = harden(config.lock_memory)?;
         selftest::run()?;
-        let budget = |count: Option<std::path::PathBuf>| {
-            TdesBudget::open(count.clone()).map_err(|error| OpenError::Io { path: count.unwrap_or_default(), error })
+        let count = match &config.keys {
+            KeysConfig::Vault(Vault::Memory) => None,
+            KeysConfig::Vault(Vault::File { path, .. }) => Some(path.with_extension("3des-count")),
+            KeysConfig::Pkcs11(pkcs11) => pkcs11.tdes_count.clone(),
         };
-        let (boundary, persistence, workers) = match config.keys {
-            KeysConfig::Vault(vault) => {
-                let form = level::of_software(&config.wanted)?;
-                let keys = Keys::open(&vault)?;
-                let (count, persistence) = match &vault {
-                    Vault::Memory => (None, Persistence::Memory),
-                    Vault::File { path, .. } => (Some(path.with_extension("3des-count")), Persistence::Vault),
-                };
-                let token = Software::new(&keys, budget(count)?)
-                    .map_err(|_| OpenError::SelfTest { step: "preparing the keys" })?;
-                drop(keys);
-                scrub_stack();
-                let at_host = AtHost { token: Box::new(token), policy: config.policy, form };
-                (Boundary::Host(at_host), persistence, None)
-            }
-            KeysConfig::Pkcs11(pkcs11) => {
-                let budget = budget(pkcs11.tdes_count.clone())?;
-                let workers = match pkcs11.callers {
-                    Callers::Workers => Some((pkcs11.sessions, pkcs11.waiting_operations_max)),
-                    Callers::Inline => None,
-                };
-                let boundary = match level::of_token(&pkcs11, &config.wanted)? {
-                    LevelAndForm::Host(form) => {
-                        let token = token::open_at_host_level(&pkcs11, budget)?;
-                        Boundary::Host(AtHost { token, policy: config.policy, form })
-                    }
-                    LevelAndForm::Token(form) => {
-                        let token = token::open_at_token_level(&pkcs11, budget)?;
-                        Boundary::Token(AtToken { token, form })
-                    }
-                };
-                (boundary, Persistence::Token, workers)
-            }
-        };
-        let status = Status {
-            token: boundary.token().name().into(),
-            level: boundary.level(),
-            isolation: config.isolation,
-            form: boundary.form(),
-            until: config.wanted.form.as_ref().and_then(StoredForm::until).map(str::to_owned),
-            keys: boundary.token().keys(),
-            memory,
-            persistence,
-        };
-        let boundary = Arc::new(boundary);
-        let workers = match workers {
-            Some((threads, waiting)) => {
-                let failed = |error| OpenError::Io { path: "a worker thread of the key boundary".into(), error };
-                Some(Workers::start(&boundary, threads, waiting).map_err(failed)?)
-            }
-            None => None,
-        };
-        Ok(Self { boundary, workers, status })
+        let budget = TdesBudget::open(count.as_deref())
+            .map_err(|error| OpenError::Io { path: count.unwrap_or_default(), error })?;
+        Ok(Prepared { config, memory, budget })
     }
 
     /// Makes every key that the wanted level needs in a PKCS#11 token, each for one use, none able to leave; tells their
@@ -177,6 +134,73 @@ impl Hsm {
             boundary.seal_account(&number, CardBinding { tenant: &tenant, plastic_id: &plastic_id })
         };
         workers.run(card).await?
+    }
+}
+
+/// A boundary whose keys are not open yet.
+pub struct Prepared {
+    config: Config,
+    memory: MemoryLock,
+    budget: TdesBudget,
+}
+
+impl Prepared {
+    /// Opens the keys.
+    pub fn open(self) -> Result<Hsm, OpenError> {
+        let Self { config, memory, budget } = self;
+        let isolation = config.isolation;
+        let (boundary, persistence, workers) = match config.keys {
+            KeysConfig::Vault(vault) => {
+                let form = level::of_software(&config.wanted)?;
+                let keys = Keys::open(&vault)?;
+                let persistence = match &vault {
+                    Vault::Memory => Persistence::Memory,
+                    Vault::File { .. } => Persistence::Vault,
+                };
+                let token =
+                    Software::new(&keys, budget).map_err(|_| OpenError::SelfTest { step: "preparing the keys" })?;
+                drop(keys);
+                scrub_stack();
+                let at_host = AtHost { token: Box::new(token), policy: config.policy, form, isolation };
+                (Boundary::Host(at_host), persistence, None)
+            }
+            KeysConfig::Pkcs11(pkcs11) => {
+                let workers = match pkcs11.callers {
+                    Callers::Workers => Some((pkcs11.sessions, pkcs11.waiting_operations_max)),
+                    Callers::Inline => None,
+                };
+                let boundary = match level::of_token(&pkcs11, &config.wanted)? {
+                    LevelAndForm::Host(form) => {
+                        let token = token::open_at_host_level(&pkcs11, budget)?;
+                        Boundary::Host(AtHost { token, policy: config.policy, form, isolation })
+                    }
+                    LevelAndForm::Token(form) => {
+                        let token = token::open_at_token_level(&pkcs11, budget)?;
+                        Boundary::Token(AtToken { token, form, isolation })
+                    }
+                };
+                (boundary, Persistence::Token, workers)
+            }
+        };
+        let status = Status {
+            token: boundary.token().name().into(),
+            level: boundary.level(),
+            isolation,
+            form: boundary.form(),
+            until: config.wanted.form.as_ref().and_then(StoredForm::until).map(str::to_owned),
+            keys: boundary.token().keys(),
+            memory,
+            persistence,
+        };
+        let boundary = Arc::new(boundary);
+        let workers = match workers {
+            Some((threads, waiting)) => {
+                let failed = |error| OpenError::Io { path: "a worker thread of the key boundary".into(), error };
+                Some(Workers::start(&boundary, threads, waiting).map_err(failed)?)
+            }
+            None => None,
+        };
+        Ok(Hsm { boundary, workers, status })
     }
 }
 

@@ -9,9 +9,9 @@ use crate::{config::LockMemory, open_error::OpenError, status::MemoryLock};
 
 /// Hardens the process as far as the kernel lets it.
 pub(crate) fn harden(lock: LockMemory) -> Result<MemoryLock, OpenError> {
-    // Neither can fail for a reason that an operator could mend: the boundary works without them, a little less well.
-    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
-    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    let refused = |error: rustix::io::Errno| OpenError::Dumpable { reason: error.to_string() };
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(refused)?;
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).map_err(refused)?;
     match (lock_memory(), lock) {
         (Ok(()), _) => Ok(MemoryLock::Locked),
         (Err(reason), LockMemory::Require) => Err(OpenError::MemoryNotLocked { reason }),

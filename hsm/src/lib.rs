@@ -96,7 +96,7 @@ mod vectors;
 
 pub use self::{
     account::{Account, AccountNumber, AccountNumberError},
-    binding::{Binding, CardBinding, Isolation, Level, Purpose},
+    binding::{Binding, CardBinding, Isolation, Level, MadeAt, Purpose},
     check_value::CheckValue,
     device_key::{DeviceKey, DeviceKeyError},
     error::{AcceptError, Error, Refusal},
@@ -108,7 +108,7 @@ pub use self::{
 #[cfg(feature = "keys")]
 pub use self::{
     config::{Callers, Config, KeyHandling, Keys, LockMemory, Pkcs11, SlotName, Unlock, Vault, Wanted, WantedLevel},
-    door::Hsm,
+    door::{Hsm, Prepared},
     open_error::{OpenError, Pkcs11Error},
     policy::{PinPolicy, PolicyError, Weakness},
     token::{Probe, Route, TokenReport},

@@ -48,6 +48,12 @@ pub enum OpenError {
         /// Why.
         reason: String,
     },
+    /// Core dumps and tracers can't be kept out.
+    #[error("the process can't be kept from core dumps and tracers: {reason}")]
+    Dumpable {
+        /// Why.
+        reason: String,
+    },
     /// The machine refused something.
     #[error("{}: {error}", path.display())]
     Io {

@@ -3,7 +3,7 @@
 //! ```text
 //! sealed tzpk     01 'T' key(2)          body(44)                           48 bytes
 //! sealed account  01 'A' key(2)                    ciphertext(10) tag(16)   30 bytes
-//! PIN record      01 'P' key(2) form level  block(8, 16 or 40) tag(16)   30, 38 or 62 bytes
+//! PIN record      01 'P' key(2) form made_at  block(8, 16 or 40) tag(16)   30, 38 or 62 bytes
 //! ```
 //! The body of a sealed tzpk is its token's own: nonce(12) ciphertext(16) tag(16) of the software token; of a PKCS#11
 //! token key wrap(24) tag(16) zero(4). The first four bytes, and what is bound, go into every tag: a blob of one use is not taken for another.
@@ -11,7 +11,7 @@
 use thiserror::Error;
 
 use crate::{
-    binding::{Binding, CardBinding, Level, Purpose},
+    binding::{Binding, CardBinding, Isolation, Level, MadeAt, Purpose},
     form::Form,
 };
 
@@ -144,15 +144,15 @@ impl SealedAccount {
 pub struct PinRecord {
     bytes: [u8; PIN_RECORD_BYTES_MAX],
     form: Form,
-    level: Level,
+    made_at: MadeAt,
 }
 
 impl PinRecord {
     /// With a tag still to be filled in.
-    pub(crate) fn untagged(key: KeyReference, form: Form, level: Level, block: &[u8]) -> Self {
+    pub(crate) fn untagged(key: KeyReference, form: Form, made_at: MadeAt, block: &[u8]) -> Self {
         let mut bytes = [0; PIN_RECORD_BYTES_MAX];
-        fill(&mut bytes, &[&head(Use::Record, key), &[form_code(form), level_code(level)], block]);
-        Self { bytes, form, level }
+        fill(&mut bytes, &[&head(Use::Record, key), &[form_code(form), made_at_code(made_at)], block]);
+        Self { bytes, form, made_at }
     }
 
     pub(crate) fn set_tag(&mut self, tag: &[u8; TAG_BYTES]) {
@@ -164,11 +164,11 @@ impl PinRecord {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, LayoutError> {
         let what = "PIN record";
         check_head(bytes, Use::Record, what)?;
-        let (form, level) = match bytes.get(HEAD_BYTES..HEAD_BYTES + 2) {
-            Some([form, level]) => (form_of(*form)?, level_of(*level)?),
+        let (form, made_at) = match bytes.get(HEAD_BYTES..HEAD_BYTES + 2) {
+            Some([form, made_at]) => (form_of(*form)?, made_at_of(*made_at)?),
             _ => return Err(LayoutError::Length { what }),
         };
-        let mut record = Self { bytes: [0; PIN_RECORD_BYTES_MAX], form, level };
+        let mut record = Self { bytes: [0; PIN_RECORD_BYTES_MAX], form, made_at };
         if bytes.len() != record.length() {
             return Err(LayoutError::Length { what });
         }
@@ -191,9 +191,9 @@ impl PinRecord {
         key_of(&self.bytes)
     }
 
-    /// The boundary level it was made at.
-    pub fn boundary(&self) -> Level {
-        self.level
+    /// At which boundary level, and in whose process, it was made.
+    pub fn made_at(&self) -> MadeAt {
+        self.made_at
     }
 
     pub(crate) fn block(&self) -> &[u8] {
@@ -352,6 +352,19 @@ pub(crate) fn level_of(code: u8) -> Result<Level, LayoutError> {
         b'h' => Ok(Level::Host),
         _ => Err(LayoutError::Kind { what: "PIN record" }),
     }
+}
+
+/// One byte for both: a capital where the boundary had a process of its own.
+fn made_at_code(MadeAt { level, isolation }: MadeAt) -> u8 {
+    match isolation {
+        Isolation::Inline => level_code(level),
+        Isolation::Process => level_code(level).to_ascii_uppercase(),
+    }
+}
+
+fn made_at_of(code: u8) -> Result<MadeAt, LayoutError> {
+    let isolation = if code.is_ascii_uppercase() { Isolation::Process } else { Isolation::Inline };
+    Ok(MadeAt { level: level_of(code.to_ascii_lowercase())?, isolation })
 }
 
 fn fill(bytes: &mut [u8], parts: &[&[u8]]) {

@@ -17,7 +17,7 @@ use hsm::{
 };
 use tokio::{
     net::UnixStream,
-    sync::{Notify, oneshot},
+    sync::{Notify, oneshot, watch},
     time::timeout,
 };
 
@@ -36,27 +36,30 @@ pub(super) struct Lane {
     /// Something is to be sent, or there is a connection.
     wake: Notify,
     driven: AtomicBool,
+    /// The newest life of the process to which a lane was lost: the supervisor looks at it.
+    lost: Arc<watch::Sender<u64>>,
 }
 
 #[derive(Default)]
 struct State {
     /// A connection that nobody drives yet.
     arrived: Option<std::os::unix::net::UnixStream>,
-    up: bool,
+    /// Which life of the process it leads to; none while there is no connection.
+    life: Option<u64>,
     outbox: Vec<u8>,
     waiting: HashMap<u64, oneshot::Sender<Vec<u8>>>,
     last: u64,
 }
 
 impl Lane {
-    pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self { state: Mutex::default(), wake: Notify::new(), driven: AtomicBool::new(false) })
+    pub(super) fn new(lost: Arc<watch::Sender<u64>>) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), wake: Notify::new(), driven: AtomicBool::new(false), lost })
     }
 
     /// Takes a connection that has been welcomed, in place of the one before.
-    pub(super) fn connect(&self, stream: std::os::unix::net::UnixStream) {
+    pub(super) fn connect(&self, life: u64, stream: std::os::unix::net::UnixStream) {
         let mut state = self.state();
-        *state = State { arrived: Some(stream), up: true, last: state.last, ..State::default() };
+        *state = State { arrived: Some(stream), life: Some(life), last: state.last, ..State::default() };
         drop(state);
         self.wake.notify_one();
     }
@@ -97,7 +100,7 @@ impl Lane {
 
     fn post(&self, ask: &Ask<'_>, reply: oneshot::Sender<Vec<u8>>) -> Result<Waiting<'_>, Error> {
         let mut state = self.state();
-        if !state.up {
+        if state.life.is_none() {
             return Err(unavailable("its process is being started again"));
         }
         if state.waiting.len() >= WAITING_MAX {
@@ -119,8 +122,21 @@ impl Lane {
     /// What can't be read ends the connection; nobody's data is touched.
     fn nonsense(&self) -> Error {
         tracing::error!("the boundary's process sent a frame that is none: its connection is ended");
-        self.disconnect();
+        let life = self.state().life;
+        life.into_iter().for_each(|life| self.lose(life));
         unavailable("its process sent nonsense")
+    }
+
+    /// Ends a connection that can't be used, unless another has come in its place, and says so to the supervisor.
+    fn lose(&self, life: u64) {
+        let mut state = self.state();
+        if state.life != Some(life) {
+            return;
+        }
+        *state = State { last: state.last, ..State::default() };
+        drop(state);
+        self.wake.notify_one();
+        self.lost.send_if_modified(|lost| std::mem::replace(lost, life.max(*lost)) < life);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -147,18 +163,20 @@ fn unavailable(reason: &'static str) -> Error {
 /// Drives a lane's connections, one after another, for as long as the thread's runtime lives.
 async fn drive(lane: Arc<Lane>) {
     loop {
-        let arrived = lane.state().arrived.take();
+        let (arrived, life) = {
+            let mut state = lane.state();
+            (state.arrived.take(), state.life.unwrap_or_default())
+        };
         match arrived.map(UnixStream::from_std) {
             Some(Ok(stream)) => {
                 let ended = pump(&lane, &stream).await;
                 tracing::debug!(?ended, "a lane to the boundary's process ended");
-                let mut state = lane.state();
-                // Another connection may have come in its place meanwhile.
-                if state.arrived.is_none() {
-                    *state = State { last: state.last, ..State::default() };
-                }
+                lane.lose(life);
             }
-            Some(Err(error)) => tracing::error!(%error, "a lane to the boundary's process can't be used"),
+            Some(Err(error)) => {
+                tracing::error!(%error, "a lane to the boundary's process can't be used");
+                lane.lose(life);
+            }
             None => lane.wake.notified().await,
         }
     }
@@ -171,7 +189,7 @@ async fn pump(lane: &Lane, stream: &UnixStream) -> io::Result<()> {
     loop {
         {
             let mut state = lane.state();
-            if !state.up || state.arrived.is_some() {
+            if state.life.is_none() || state.arrived.is_some() {
                 return Ok(());
             }
             sending.clear();
@@ -223,7 +241,7 @@ fn receive(lane: &Lane, stream: &UnixStream, arrived: &mut Vec<u8>) -> io::Resul
     let mut state = lane.state();
     while let Some(frame) = frame::take_frame(&mut rest).map_err(io::Error::other)? {
         // Whoever has stopped waiting is not there any more; a number never given is nonsense.
-        if frame.number > state.last {
+        if frame.number > state.last || frame.number == 0 {
             return Err(io::Error::other(frame::FrameError));
         }
         if let Some(reply) = state.waiting.remove(&frame.number) {

@@ -49,8 +49,17 @@ pub(super) struct Process {
     supervisor: tokio::sync::Mutex<Option<JoinHandle<()>>>,
 }
 
+/// What the supervisor looks after, and at.
+struct Watched {
+    lanes: Vec<Arc<Lane>>,
+    watcher: Arc<Lane>,
+    lost: watch::Receiver<u64>,
+}
+
 /// One life of it.
 struct Life {
+    /// 1, 2, 3 …
+    number: u64,
     child: Option<Child>,
     /// While this end is open, the process lives.
     _parent_end: Option<UnixStream>,
@@ -61,21 +70,25 @@ struct Life {
 impl Process {
     /// Starts it and waits for its welcome.
     pub(super) async fn start(source: Source, lanes: usize) -> Result<(Arc<Self>, Status), BoundaryError> {
-        let lanes: Vec<_> = (0..lanes.max(1)).map(|_| Lane::new()).collect();
+        let (lose, lost) = watch::channel(0);
+        let lose = Arc::new(lose);
+        let lane = || Lane::new(Arc::clone(&lose));
+        let lanes: Vec<_> = (0..lanes.max(1)).map(|_| lane()).collect();
         // One more than the threads have, to ask whether it is there.
-        let watcher = Lane::new();
+        let watcher = lane();
         let all: Vec<_> = lanes.iter().cloned().chain([Arc::clone(&watcher)]).collect();
-        let mut life = begin(&source, all.len()).await?;
+        let mut life = begin(&source, all.len(), 1).await?;
         let status = life.status.clone();
         connect(&all, &mut life);
         let (stop, stopped) = watch::channel(false);
-        let supervisor = tokio::spawn(supervise(source, all, watcher, life, stopped));
+        let watched = Watched { lanes: all, watcher, lost };
+        let supervisor = tokio::spawn(supervise(source, watched, life, stopped));
         let process = Self { lanes, stop, supervisor: tokio::sync::Mutex::new(Some(supervisor)) };
         Ok((Arc::new(process), status))
     }
 
-    pub(super) fn lane(&self, number: usize) -> Arc<Lane> {
-        self.lanes.get(number % self.lanes.len().max(1)).cloned().unwrap_or_else(Lane::new)
+    pub(super) fn lane(&self, number: usize) -> Option<Arc<Lane>> {
+        self.lanes.get(number % self.lanes.len().max(1)).cloned()
     }
 
     /// Ends it, and waits until it has ended.
@@ -88,23 +101,18 @@ impl Process {
 }
 
 fn connect(lanes: &[Arc<Lane>], life: &mut Life) {
-    lanes.iter().zip(life.streams.drain(..)).for_each(|(lane, stream)| lane.connect(stream));
+    lanes.iter().zip(life.streams.drain(..)).for_each(|(lane, stream)| lane.connect(life.number, stream));
 }
 
 /// Keeps one alive until told to stop.
-async fn supervise(
-    source: Source,
-    lanes: Vec<Arc<Lane>>,
-    watcher: Arc<Lane>,
-    mut life: Life,
-    mut stopped: watch::Receiver<bool>,
-) {
+async fn supervise(source: Source, mut watched: Watched, mut life: Life, mut stopped: watch::Receiver<bool>) {
+    let lanes = watched.lanes.clone();
     let keys = life.status.keys().to_vec();
     let mut pause = PAUSE_MIN;
     loop {
         let began = Instant::now();
         tokio::select! {
-            why = ending(&mut life, &watcher) => tracing::error!(why, "the boundary's process is lost: starting it again"),
+            why = ending(&mut life, &mut watched) => tracing::error!(why, "the boundary's process is lost: starting it again"),
             () = told_to_stop(&mut stopped) => {
                 lanes.iter().for_each(|lane| lane.disconnect());
                 return end(life).await;
@@ -121,7 +129,7 @@ async fn supervise(
                 () = told_to_stop(&mut stopped) => return,
             }
             pause = (pause * 2).min(PAUSE_MAX);
-            match begin(&source, lanes.len()).await {
+            match begin(&source, lanes.len(), life.number + 1).await {
                 Ok(mut life) if life.status.keys() != keys => {
                     tracing::error!("the boundary's process has other keys than before: it is not used");
                     kill(&mut life).await;
@@ -139,8 +147,13 @@ async fn told_to_stop(stopped: &mut watch::Receiver<bool>) {
     drop(stopped.wait_for(|stopped| *stopped).await);
 }
 
-/// Waits until the process has ended or answers no more; says which.
-async fn ending(life: &mut Life, watcher: &Arc<Lane>) -> &'static str {
+/// Waits until the process has ended, has lost a lane or answers no more; says which.
+async fn ending(life: &mut Life, Watched { watcher, lost, .. }: &mut Watched) -> &'static str {
+    let number = life.number;
+    let lane_lost = async {
+        drop(lost.wait_for(|lost| *lost >= number).await);
+        "a connection to it ended"
+    };
     let silent = async {
         loop {
             sleep(WATCH_EVERY).await;
@@ -150,12 +163,18 @@ async fn ending(life: &mut Life, watcher: &Arc<Lane>) -> &'static str {
             }
         }
     };
-    match &mut life.child {
-        Some(child) => tokio::select! {
-            _ = child.wait() => "it ended",
-            why = silent => why,
-        },
-        None => silent.await,
+    let ended = async {
+        match &mut life.child {
+            Some(child) => drop(child.wait().await),
+            None => std::future::pending().await,
+        }
+        "it ended"
+    };
+    tokio::select! {
+        biased;
+        why = ended => why,
+        why = lane_lost => why,
+        why = silent => why,
     }
 }
 
@@ -180,7 +199,7 @@ async fn end(life: Life) {
 }
 
 /// Starts or reaches it, and hears its welcome on every lane.
-async fn begin(source: &Source, lanes: usize) -> Result<Life, BoundaryError> {
+async fn begin(source: &Source, lanes: usize, number: u64) -> Result<Life, BoundaryError> {
     let (path, begun) = match source {
         Source::Started { program, arguments } => (program, spawn(program, arguments, lanes)),
         Source::Apart { socket, user } => (socket, reach(socket, *user, lanes).map(|streams| (None, None, streams))),
@@ -199,7 +218,7 @@ async fn begin(source: &Source, lanes: usize) -> Result<Life, BoundaryError> {
         welcomed.push(stream);
     }
     let status = status.ok_or_else(|| BoundaryError::Ended { path: path.clone() })?;
-    Ok(Life { child, _parent_end: parent_end, streams: welcomed, status })
+    Ok(Life { number, child, _parent_end: parent_end, streams: welcomed, status })
 }
 
 type Begun = (Option<Child>, Option<UnixStream>, Vec<UnixStream>);

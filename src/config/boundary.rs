@@ -52,6 +52,9 @@ pub(super) struct LowToken {
     /// Files and directories that the module opens or writes while it serves: a confined process may open no others.
     #[serde(default)]
     pub(super) paths: Vec<PathBuf>,
+    /// TCP ports that the module connects to, for a token across a network: a confined process connects to no other.
+    #[serde(default)]
+    pub(super) ports: Vec<u16>,
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]
@@ -88,8 +91,9 @@ pub(super) struct LowBoundary {
     pub(super) form: Option<LowForm>,
     /// The date until which a 3DES form is allowed, as `2027-06-30`.
     pub(super) form_until: Option<jiff::civil::Date>,
-    /// `require` refuses to start where memory can't be locked; `try` says so and goes on.
-    pub(super) lock_memory: LowLockMemory,
+    /// `require` refuses to start where memory can't be locked; `try` says so and goes on. A process of its own is held to
+    /// `require` unless the file says `try`.
+    pub(super) lock_memory: Option<LowLockMemory>,
     /// Where the boundary is: `process` for one of its own, or `inline` for the engine's.
     pub(super) isolation: LowIsolation,
     /// The Unix socket of a `pinseal hsm --listen` that somebody else runs; without it the engine starts one.
@@ -146,10 +150,9 @@ pub(super) enum LowForm {
     Iso0,
 }
 
-#[derive(Clone, Copy, Default, Deserialize)]
+#[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum LowLockMemory {
-    #[default]
     Try,
     Require,
 }

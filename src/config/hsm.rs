@@ -5,8 +5,8 @@ use std::{ffi::CString, path::Path};
 use super::{
     ConfigError,
     boundary::{
-        LowBoundary, LowCallers, LowForm, LowKeyHandling, LowLevel, LowLockMemory, LowPinPolicy, LowStep, LowToken,
-        LowVault, LowWeakness,
+        LowBoundary, LowCallers, LowForm, LowIsolation, LowKeyHandling, LowLevel, LowLockMemory, LowPinPolicy, LowStep,
+        LowToken, LowVault, LowWeakness,
     },
     engine::LowEngine,
     low,
@@ -34,16 +34,26 @@ pub struct HsmProcess {
 impl HsmProcess {
     /// Reads and checks a file; without one, the embedded defaults.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
-        Self::of(low::<LowEngine>(path)?)
+        match path {
+            Some(path) => Self::of(low::<LowEngine>(Some(path))?),
+            None => Self::of_defaults(LowEngine::default()),
+        }
     }
 
     /// The embedded defaults, with the vault in `directory`.
     pub fn embedded(directory: &Path) -> Result<Self, ConfigError> {
-        Self::of(LowEngine::in_directory(directory))
+        Self::of_defaults(LowEngine::in_directory(directory))
     }
 
-    fn of(low: LowEngine) -> Result<Self, ConfigError> {
+    /// Where nobody wrote a file nobody prepared the machine: an ordinary user may lock little memory, and is told so.
+    fn of_defaults(mut low: LowEngine) -> Result<Self, ConfigError> {
+        low.boundary.lock_memory = Some(LowLockMemory::Try);
+        Self::of(low)
+    }
+
+    fn of(mut low: LowEngine) -> Result<Self, ConfigError> {
         let threads = low.threads()?;
+        low.boundary.lock_memory.get_or_insert(LowLockMemory::Require);
         let boundary = &low.boundary;
         if let Some(user) = boundary.hsm_user {
             within("boundary.hsm_user", user, 1..=u32::MAX - 1)?;
@@ -61,10 +71,24 @@ impl HsmProcess {
 }
 
 /// The PKCS#11 token that a file names, and how PINs are to be kept with it.
-pub fn load_token(path: &Path) -> Result<(hsm::Pkcs11, hsm::Wanted), ConfigError> {
+pub fn load_token(path: &Path) -> Result<Token, ConfigError> {
     let low = low::<LowEngine>(Some(path))?;
     let token = low.token.ok_or_else(|| ConfigError::value("token", "the file names no PKCS#11 token"))?;
-    Ok((token.check(&low.data_directory)?, wanted(&low.boundary)?))
+    let isolation = match low.boundary.isolation {
+        LowIsolation::Process => hsm::Isolation::Process,
+        LowIsolation::Inline => hsm::Isolation::Inline,
+    };
+    Ok(Token { token: token.check(&low.data_directory)?, wanted: wanted(&low.boundary)?, isolation })
+}
+
+/// A PKCS#11 token, and how an engine uses it.
+pub struct Token {
+    /// The token.
+    pub token: hsm::Pkcs11,
+    /// How PINs are to be kept with it.
+    pub wanted: hsm::Wanted,
+    /// Whose process calls it.
+    pub isolation: hsm::Isolation,
 }
 
 impl LowEngine {
@@ -101,7 +125,7 @@ impl LowVault {
 
 impl LowToken {
     fn needs(&self) -> TokenNeeds {
-        TokenNeeds { module: self.module.clone(), paths: self.paths.clone() }
+        TokenNeeds { module: self.module.clone(), paths: self.paths.clone(), ports: self.ports.clone() }
     }
 
     fn check(self, data: &Path) -> Result<hsm::Pkcs11, ConfigError> {
@@ -142,8 +166,8 @@ fn hsm_config(keys: hsm::Keys, boundary: &LowBoundary, policy: &LowPinPolicy) ->
         policy: pin_policy(policy)?,
         isolation: hsm::Isolation::Inline,
         lock_memory: match boundary.lock_memory {
-            LowLockMemory::Try => hsm::LockMemory::Try,
-            LowLockMemory::Require => hsm::LockMemory::Require,
+            None | Some(LowLockMemory::Try) => hsm::LockMemory::Try,
+            Some(LowLockMemory::Require) => hsm::LockMemory::Require,
         },
     })
 }

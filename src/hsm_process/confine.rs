@@ -2,22 +2,23 @@
 //!
 //! | step | vault | PKCS#11 token |
 //! |---|---|---|
-//! | `user` | after the vault is open, to a user of its own | before the token is opened |
-//! | `landlock` | no file at all can be opened | system files are read; what the token's configuration lists is written |
-//! | `seccomp` | only what serving takes: no socket, no file, no process, no thread | no network, no process, no ptrace |
+//! | `user` | after the vault is open, to a user of its own | before the module is loaded |
+//! | `landlock` | no file at all can be opened | before the module is loaded: system files are read; what the configuration lists is written, and what ports it lists are connected to |
+//! | `seccomp` | only what serving takes: no socket, no file, no process, no thread | no network but what is listed, no process, no look at another |
+//!
+//! Before either come those that `hsm` itself takes: memory locked, no core dump, no tracer.
 
-use std::{collections::BTreeMap, path::PathBuf};
+mod filter;
+
+use std::path::PathBuf;
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, NetPort, PathBeneath, PathFd, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 use rustix::{
     process::{self, DumpableBehavior},
     thread::{self, CapabilitySet, CapabilitySets},
-};
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
 };
 use thiserror::Error;
 
@@ -51,12 +52,16 @@ pub struct TokenNeeds {
     pub module: PathBuf,
     /// Files and directories that it opens or writes while it serves.
     pub paths: Vec<PathBuf>,
+    /// TCP ports that it connects to.
+    pub ports: Vec<u16>,
 }
 
 /// Confined as far as the keys may still be opened, or threads made.
 pub(super) struct Halfway(Confinement);
 
-/// The Landlock version whose rights are named: Linux 6.12 and later.
+/// What a kernel must have: rights on files, since Linux 5.13.
+const LANDLOCK_LEAST: ABI = ABI::V1;
+/// What is asked for where a kernel has it: to Linux 6.12, TCP ports and signals among it.
 const LANDLOCK: ABI = ABI::V6;
 /// What a PKCS#11 module may read: libraries, their configuration, random and time-zone files.
 const SYSTEM_PATHS: [&str; 5] = ["/usr", "/lib", "/lib64", "/etc", "/dev"];
@@ -69,7 +74,7 @@ impl Confinement {
             self.no_new_privileges()?;
             let beside_module = token.module.parent().map(PathBuf::from);
             let read = SYSTEM_PATHS.iter().map(PathBuf::from).chain(beside_module);
-            self.landlock(read, token.paths.iter().cloned())?;
+            self.landlock(read, token.paths.iter().cloned(), &token.ports)?;
         }
         Ok(Halfway(self))
     }
@@ -103,33 +108,39 @@ impl Confinement {
         thread::set_no_new_privs(true).map_err(|error| ConfineError::Seccomp { reason: error.to_string() })
     }
 
+    /// Opens nothing but what is listed, connects to no TCP port but what is listed, signals nobody outside.
     fn landlock(
         &self,
         read: impl Iterator<Item = PathBuf>,
         written: impl Iterator<Item = PathBuf>,
+        ports: &[u16],
     ) -> Result<(), ConfineError> {
         if self.waives(Step::Landlock) {
             return Ok(());
         }
+        // Where ports are listed, seccomp lets TCP through: then it is the kernel's Landlock that must hold it.
+        let network = if ports.is_empty() { CompatLevel::BestEffort } else { CompatLevel::HardRequirement };
         let restrict = || -> Result<RulesetStatus, RulesetError> {
             let mut rules = Ruleset::default()
                 .set_compatibility(CompatLevel::HardRequirement)
+                .handle_access(AccessFs::from_all(LANDLOCK_LEAST))?
+                .set_compatibility(CompatLevel::BestEffort)
                 .handle_access(AccessFs::from_all(LANDLOCK))?
+                .set_compatibility(network)
                 .handle_access(AccessNet::from_all(LANDLOCK))?
+                .set_compatibility(CompatLevel::BestEffort)
                 .scope(Scope::from_all(LANDLOCK))?
-                .create()?
-                .set_compatibility(CompatLevel::BestEffort);
-            let of = |access, paths: &mut dyn Iterator<Item = PathBuf>| {
-                let open = |path: PathBuf| PathFd::new(path).ok();
-                paths.filter_map(open).map(|path| PathBeneath::new(path, access)).collect::<Vec<_>>()
-            };
-            let mut read = read;
-            let mut written = written;
-            for rule in of(AccessFs::from_read(LANDLOCK), &mut read) {
-                rules = rules.add_rule(rule)?;
+                .create()?;
+            for (path, access) in read
+                .map(|path| (path, AccessFs::from_read(LANDLOCK)))
+                .chain(written.map(|path| (path, AccessFs::from_all(LANDLOCK) & !AccessFs::Execute)))
+            {
+                // What is not there can't be opened either.
+                let Ok(opened) = PathFd::new(&path) else { continue };
+                rules = rules.add_rule(PathBeneath::new(opened, access))?;
             }
-            for rule in of(AccessFs::from_all(LANDLOCK) & !AccessFs::Execute, &mut written) {
-                rules = rules.add_rule(rule)?;
+            for port in ports {
+                rules = rules.add_rule(NetPort::new(*port, AccessNet::ConnectTcp))?;
             }
             Ok(rules.restrict_self()?.ruleset)
         };
@@ -147,7 +158,7 @@ impl Halfway {
         if self.0.token.is_none() {
             self.0.become_user()?;
             self.0.no_new_privileges()?;
-            self.0.landlock(std::iter::empty(), std::iter::empty())?;
+            self.0.landlock(std::iter::empty(), std::iter::empty(), &[])?;
         }
         Ok(self)
     }
@@ -157,115 +168,14 @@ impl Halfway {
         if self.0.waives(Step::Seccomp) {
             return Ok(());
         }
-        let filter = match &self.0.token {
-            None => only_serving(),
-            Some(_) => no_network_no_process(),
+        let filters = match &self.0.token {
+            None => filter::of_serving(),
+            Some(token) => filter::of_serving_with_a_module(&token.ports),
         };
-        let refused = |reason: String| ConfineError::Seccomp { reason };
-        let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|error| refused(error.to_string()))?;
-        let program: BpfProgram = filter(arch)
-            .and_then(TryInto::try_into)
-            .map_err(|error: seccompiler::BackendError| refused(error.to_string()))?;
-        seccompiler::apply_filter_all_threads(&program).map_err(|error| refused(error.to_string()))
+        filters
+            .and_then(|filters| filters.iter().try_for_each(filter::apply))
+            .map_err(|reason| ConfineError::Seccomp { reason })
     }
-}
-
-type Filter = fn(TargetArch) -> Result<SeccompFilter, seccompiler::BackendError>;
-type Rules = BTreeMap<i64, Vec<SeccompRule>>;
-
-/// With a vault: reads and writes of what is open, memory, waiting, time, randomness. All else fails with EPERM.
-fn only_serving() -> Filter {
-    |arch| {
-        let mut rules: Rules = [
-            libc::SYS_read,
-            libc::SYS_write,
-            libc::SYS_readv,
-            libc::SYS_writev,
-            libc::SYS_recvfrom,
-            libc::SYS_sendto,
-            libc::SYS_recvmsg,
-            libc::SYS_sendmsg,
-            libc::SYS_accept4,
-            libc::SYS_getsockopt,
-            libc::SYS_close,
-            libc::SYS_fcntl,
-            libc::SYS_pwrite64,
-            libc::SYS_fsync,
-            libc::SYS_fdatasync,
-            libc::SYS_epoll_ctl,
-            libc::SYS_epoll_wait,
-            libc::SYS_epoll_pwait,
-            libc::SYS_futex,
-            libc::SYS_sched_yield,
-            libc::SYS_mmap,
-            libc::SYS_munmap,
-            libc::SYS_mremap,
-            libc::SYS_madvise,
-            libc::SYS_brk,
-            libc::SYS_getrandom,
-            libc::SYS_clock_gettime,
-            libc::SYS_clock_nanosleep,
-            libc::SYS_gettid,
-            libc::SYS_getpid,
-            libc::SYS_tgkill,
-            libc::SYS_rt_sigaction,
-            libc::SYS_rt_sigprocmask,
-            libc::SYS_rt_sigreturn,
-            libc::SYS_sigaltstack,
-            libc::SYS_exit,
-            libc::SYS_exit_group,
-            libc::SYS_restart_syscall,
-        ]
-        .into_iter()
-        .map(|call| (call, Vec::new()))
-        .collect();
-        // Non-blocking mode, as the standard library sets it.
-        rules.insert(libc::SYS_ioctl, vec![is(1, libc::FIONBIO)?]);
-        // Memory is never made executable.
-        rules.insert(libc::SYS_mprotect, vec![without(2, libc::PROT_EXEC)?]);
-        rules.insert(libc::SYS_mmap, vec![without(2, libc::PROT_EXEC)?]);
-        SeccompFilter::new(rules, SeccompAction::Errno(libc::EPERM as u32), SeccompAction::Allow, arch)
-    }
-}
-
-/// With a PKCS#11 module, whose needs are its own: no network, no new program, no look at another process.
-fn no_network_no_process() -> Filter {
-    |arch| {
-        let mut rules: Rules = [
-            libc::SYS_execve,
-            libc::SYS_execveat,
-            libc::SYS_ptrace,
-            libc::SYS_process_vm_readv,
-            libc::SYS_process_vm_writev,
-            libc::SYS_pidfd_getfd,
-            libc::SYS_bpf,
-            libc::SYS_io_uring_setup,
-            libc::SYS_userfaultfd,
-            libc::SYS_perf_event_open,
-            libc::SYS_mount,
-            libc::SYS_unshare,
-            libc::SYS_setns,
-            libc::SYS_kexec_load,
-            libc::SYS_init_module,
-            libc::SYS_finit_module,
-        ]
-        .into_iter()
-        .map(|call| (call, Vec::new()))
-        .collect();
-        // A Unix socket to a token's own daemon; nothing that leaves the machine.
-        let other = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, libc::AF_UNIX as u64)?;
-        rules.insert(libc::SYS_socket, vec![SeccompRule::new(vec![other])?]);
-        SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM as u32), arch)
-    }
-}
-
-fn is(argument: u8, value: u64) -> Result<SeccompRule, seccompiler::BackendError> {
-    SeccompRule::new(vec![SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)?])
-}
-
-fn without(argument: u8, bits: i32) -> Result<SeccompRule, seccompiler::BackendError> {
-    let bits = u64::try_from(bits).unwrap_or_default();
-    SeccompRule::new(vec![SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(bits), 0)?])
 }
 
 /// Why something could not be given up.
@@ -285,7 +195,9 @@ pub enum ConfineError {
         reason: String,
     },
     /// No Landlock.
-    #[error("can't be confined by Landlock: {reason}; use Linux 6.12 or later, or set boundary.waive = [\"landlock\"]")]
+    #[error(
+        "can't be confined by Landlock: {reason}; use Linux 5.13 or later (6.7 where token.ports are listed), or set boundary.waive = [\"landlock\"]"
+    )]
     Landlock {
         /// Why.
         reason: String,

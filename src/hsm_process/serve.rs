@@ -13,6 +13,8 @@ use crate::clock::monotonic_milliseconds;
 
 /// How many requests of one connection may wait for the token.
 const WAITING_MAX: usize = 4_096;
+/// How many connections one thread serves at a time: an engine has one for each of its own threads.
+const CONNECTIONS_MAX: usize = 256;
 /// How much is read at a time.
 const READ_BYTES: usize = 64 * 1024;
 
@@ -21,9 +23,15 @@ pub(super) async fn serve(hsm: Arc<Hsm>, mut dealt: mpsc::Receiver<std::os::unix
     let hsm = Rc::new(hsm);
     let connections = LocalSet::new();
     let all = connections.run_until(async {
+        let counted = Rc::new(());
         while let Some(stream) = dealt.recv().await {
-            let hsm = Rc::clone(&hsm);
+            if Rc::strong_count(&counted) > CONNECTIONS_MAX {
+                tracing::warn!(limit = CONNECTIONS_MAX, "a connection was dropped: so many are served already");
+                continue;
+            }
+            let (hsm, counted) = (Rc::clone(&hsm), Rc::clone(&counted));
             tokio::task::spawn_local(async move {
+                let _counted = counted;
                 // A frame that is none ends the connection, never the data.
                 if let Err(error) = serve_one(&hsm, stream).await {
                     tracing::warn!(%error, "a connection ended");

@@ -100,7 +100,10 @@ async fn an_engine_outside_uses_a_token_that_a_container_lends_over_a_socket() {
     let client_module = "/usr/lib/x86_64-linux-gnu/pkcs11/p11-kit-client.so";
     assert!(Path::new(client_module).exists(), "p11-kit is missing: apt-get install p11-kit");
     let pin = shared.path().join("token/user-pin");
-    let lines = format!("[token]\nmodule = {client_module:?}\nlabel = \"pinseal\"\nuser_pin = {{ file = {pin:?} }}\n");
+    let lines = format!(
+        "[token]\nmodule = {client_module:?}\nlabel = \"pinseal\"\nuser_pin = {{ file = {pin:?} }}\n\
+         paths = [{socket:?}]\n[boundary]\nwaive = [\"user\"]\n"
+    );
     let pinseal = || {
         let mut pinseal = Command::new(env!("CARGO_BIN_EXE_pinseal"));
         pinseal.env("P11_KIT_SERVER_ADDRESS", format!("unix:path={}", socket.display()));

@@ -218,10 +218,12 @@ impl RealToken {
             Make::OpenCryptoki => &["/var/lib/opencryptoki", "/dev/shm", "/run", "/var/lock", "/var/log"],
             Make::SoftHsm | Make::Nss => &[],
         };
+        // It runs as root of a user namespace of its own, which may lock little memory.
+        let waived = if self.make == Make::OpenCryptoki { "lock_memory = \"try\"\n" } else { "" };
         let paths: Vec<_> = shared.iter().map(PathBuf::from).chain([self.directory.path().to_owned()]).collect();
         format!(
             "[token]\nmodule = {module:?}\n{of_nss}{slot}\nuser_pin = {{ file = {pin:?} }}\npaths = {paths:?}\n\
-             [boundary]\nwaive = [\"user\"]\n{boundary}"
+             [boundary]\nwaive = [\"user\"]\n{waived}{boundary}"
         )
     }
 

@@ -8,7 +8,7 @@ use subtle::{Choice, ConditionallySelectable};
 use super::{account_digits, tagged};
 use crate::{
     account::Account,
-    binding::{Binding, CardBinding, Level},
+    binding::{Binding, CardBinding, Isolation, Level, MadeAt},
     block::{
         AccountDigits, account_field, decode_iso_0, decode_iso_1, decode_iso_3, decode_iso_4, encode_iso_0,
         encode_iso_1, encode_iso_3, encode_iso_4,
@@ -28,6 +28,7 @@ pub(crate) struct AtHost {
     pub(crate) token: Box<dyn HostLevel>,
     pub(crate) policy: PinPolicy,
     pub(crate) form: HostForm,
+    pub(crate) isolation: Isolation,
 }
 
 impl AtHost {
@@ -113,7 +114,11 @@ impl AtHost {
                 &block.bytes()[..]
             }
         };
-        tagged(&*self.token, PinRecord::untagged(key, self.form.into(), Level::Host, kept), card)
+        tagged(
+            &*self.token,
+            PinRecord::untagged(key, self.form.into(), MadeAt { level: Level::Host, isolation: self.isolation }, kept),
+            card,
+        )
     }
 
     fn open_record(

@@ -4,7 +4,7 @@
 use super::{account_digits, tagged};
 use crate::{
     account::Account,
-    binding::{Binding, Level},
+    binding::{Binding, Isolation, Level, MadeAt},
     config::TokenForm,
     device_key::DeviceKey,
     error::{AcceptError, Error},
@@ -17,6 +17,7 @@ use crate::{
 pub(crate) struct AtToken {
     pub(crate) token: Box<dyn TokenLevel>,
     pub(crate) form: TokenForm,
+    pub(crate) isolation: Isolation,
 }
 
 impl AtToken {
@@ -37,7 +38,12 @@ impl AtToken {
         let account = account_digits(&*self.token, account, &binding.card)?;
         let bound = bound_to_control(tzpk.key(), binding);
         let kept = self.token.take_in((tzpk.body(), &bound), block, self.form, &account)?;
-        let record = PinRecord::untagged(self.token.current(), self.form.into(), Level::Token, &kept);
+        let record = PinRecord::untagged(
+            self.token.current(),
+            self.form.into(),
+            MadeAt { level: Level::Token, isolation: self.isolation },
+            &kept,
+        );
         let record = tagged(&*self.token, record, &binding.card)?;
         let retry_tag = self.token.retry_tag(binding.control, block.as_bytes())?;
         Ok(Accepted { record, retry_tag })
