@@ -19,7 +19,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use thiserror::Error;
 
 use crate::{
-    config::ConfigError,
+    config::{ConfigError, Isolation},
     edge::EdgeError,
     engine::{StartError, serving::ServingError},
     pki::PkiError,
@@ -71,6 +71,9 @@ pub(crate) struct FlowArguments {
     /// Mutual TLS, as in production, or plain TCP
     #[arg(long, value_enum, default_value_t)]
     transport: Transport,
+    /// Where the key boundary is
+    #[arg(long, value_enum, default_value_t)]
+    isolation: Isolation,
     /// Where to keep the store during the run; a temporary directory by default
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,

@@ -200,7 +200,7 @@ pub enum BoundaryError {
     #[error("no way into the boundary's process was asked for")]
     NoLane,
     /// It ended before it said anything.
-    #[error("{} ended before it served: see its words above", path.display())]
+    #[error("{} ended the connection before it served: its own log says why", path.display())]
     Ended {
         /// The program or the socket.
         path: PathBuf,

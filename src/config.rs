@@ -24,6 +24,8 @@ use thiserror::Error;
 pub use self::hsm::{HsmProcess, Token, load_token};
 #[cfg(feature = "edge")]
 pub use edge::Edge;
+#[cfg(feature = "keys")]
+pub use engine::Isolation;
 #[cfg(feature = "engine")]
 pub use engine::{Engine, Peer};
 pub use secret::SecretError;

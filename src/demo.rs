@@ -19,7 +19,7 @@ use tokio::runtime::Builder;
 
 use crate::{
     command::told_to_stop,
-    config::{self, ConfigError},
+    config::{self, ConfigError, Isolation},
     edge::{Edge, EdgeError},
     engine::{Engine, StartError},
     proto::{
@@ -56,6 +56,9 @@ pub struct DemoArguments {
     /// Where the engine listens; port 0 takes a free one
     #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, 50_051)))]
     engine_listen: SocketAddr,
+    /// Where the key boundary is
+    #[arg(long, value_enum, default_value_t)]
+    isolation: Isolation,
 }
 
 /// Plays the story, then serves until Ctrl-C unless told otherwise.
@@ -65,7 +68,7 @@ pub fn run(arguments: DemoArguments) -> Result<(), DemoError> {
 }
 
 async fn play(arguments: &DemoArguments, directory: &Path) -> Result<(), DemoError> {
-    let mut engine_config = config::Engine::embedded(directory)?;
+    let mut engine_config = config::Engine::embedded(directory, arguments.isolation)?;
     engine_config.listen = arguments.engine_listen;
     let engine = Engine::start(engine_config).await?;
     let edge_config = config::Edge::embedded(arguments.edge_listen, engine.address())?;

@@ -181,4 +181,77 @@ mod tests {
         let welcome = read_welcome(&take_frame(&mut &bytes[..]).unwrap().unwrap());
         assert!(matches!(welcome, Ok(Welcome::Closed(reason)) if reason == "no such token"));
     }
+
+    use proptest::{collection::vec, prelude::*};
+
+    use crate::{
+        account::{Account, AccountNumber},
+        binding::{Binding, CardBinding, Purpose},
+        outcome::{Accepted, Issued, Revealed},
+        sealed::{EncryptedBlock, PinRecord, SealedAccount, SealedKey},
+    };
+
+    /// The bodies of one request of each kind; devices' keys are left out, as they are read by a test of their own.
+    fn bodies() -> Vec<Vec<u8>> {
+        let head = |r#use: u8, length: usize| [vec![1, r#use, 0, 1], vec![7; length - 4]].concat();
+        let card = CardBinding { tenant: "bank", plastic_id: "1000200030" };
+        let binding =
+            &Binding { card, control: &[7; 16], purpose: Purpose::SetPin, expires_at_unix_milliseconds: 1_000 };
+        let (tzpk, block) =
+            (&SealedKey::from_bytes(&head(b'T', 48)).unwrap(), &EncryptedBlock::from_bytes(&[5; 8]).unwrap());
+        let sealed = &SealedAccount::from_bytes(&head(b'A', 30)).unwrap();
+        let number = &AccountNumber::parse("5413330089020011").unwrap();
+        let asks = [
+            Ask::Check,
+            Ask::Accept { tzpk, binding, block, account: Account::PlasticId },
+            Ask::Accept { tzpk, binding, block, account: Account::Registered(sealed) },
+            Ask::RetryTag { binding, block },
+            Ask::SealAccount { number, card },
+        ];
+        let body = |ask: Ask<'_>| {
+            let mut body = Vec::new();
+            ask.push(9, &mut body);
+            body
+        };
+        asks.into_iter().map(body).collect()
+    }
+
+    #[test]
+    fn a_request_is_read_whole_and_neither_shorter_nor_longer() {
+        for body in bodies() {
+            assert_eq!(Request::read(&body).map(|request| request.deadline), Ok(9));
+            for cut in 0..body.len() {
+                assert!(Request::read(&body[..cut]).is_err(), "cut at {cut}");
+            }
+            assert!(Request::read(&[&body[..], &[0]].concat()).is_err());
+        }
+    }
+
+    /// Whatever arrives is read or refused.
+    fn read_as_anything(bytes: &[u8]) {
+        let mut rest = bytes;
+        while let Ok(Some(frame)) = take_frame(&mut rest) {
+            let _ = (read_hello(&frame), read_welcome(&frame).is_ok(), Request::read(frame.body).is_ok());
+            let _ = (read_reply::<Issued>(frame.body).is_ok(), read_reply::<Revealed>(frame.body).is_ok());
+            let _ = (read_reply::<()>(frame.body).is_ok(), read_accept_reply::<Accepted>(frame.body).is_ok());
+        }
+        let _ = PinRecord::from_bytes(bytes);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_bytes_arrive_reading_them_ends_in_a_value_or_a_refusal(bytes in vec(any::<u8>(), 0..512)) {
+            read_as_anything(&bytes);
+        }
+
+        #[test]
+        fn a_request_changed_anywhere_is_read_or_refused(which in 0..5usize, at in any::<usize>(), byte in any::<u8>()) {
+            let mut body = bodies().swap_remove(which);
+            let at = at % body.len();
+            body[at] = byte;
+            let mut frame = Vec::new();
+            push_frame(&mut frame, 3, |out| out.extend_from_slice(&body));
+            read_as_anything(&frame);
+        }
+    }
 }

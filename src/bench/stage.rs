@@ -49,7 +49,7 @@ impl Stage {
                 (Some(server), Some(client))
             }
         };
-        let mut engine = config::Engine::embedded(&directory.join("data"))?;
+        let mut engine = config::Engine::embedded(&directory.join("data"), arguments.isolation)?;
         engine.listen = anywhere;
         engine.tls.clone_from(&server_tls);
         engine.rules.control_lifetime = CONTROL_LIFETIME;

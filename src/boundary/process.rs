@@ -36,6 +36,9 @@ const STEADY: Duration = Duration::from_millis(100);
 /// How long it may take to end once its lanes are closed.
 const END_TIME_MAX: Duration = Duration::from_secs(3);
 
+/// Who may be anybody.
+const ROOT: u32 = 0;
+
 /// Where the process comes from.
 pub(super) enum Source {
     Started { program: PathBuf, arguments: Vec<OsString> },
@@ -243,7 +246,8 @@ fn reach(socket: &Path, user: u32, lanes: usize) -> io::Result<Vec<UnixStream>> 
     let connect = || {
         let stream = UnixStream::connect(socket)?;
         let found = rustix::net::sockopt::socket_peercred(&stream)?.uid.as_raw();
-        if found == user {
+        // Root is the one it was before it became that user: the socket was made then.
+        if found == user || found == ROOT {
             return Ok(stream);
         }
         let said = format!("it is served by user {found}: boundary.hsm_user says {user}");
@@ -254,7 +258,10 @@ fn reach(socket: &Path, user: u32, lanes: usize) -> io::Result<Vec<UnixStream>> 
 
 /// Hello, and what comes back.
 async fn greet(stream: UnixStream, path: &Path) -> Result<(UnixStream, Welcome), BoundaryError> {
-    let io = |error| BoundaryError::Io { path: path.to_owned(), error };
+    let io = |error: io::Error| match error.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => BoundaryError::Ended { path: path.to_owned() },
+        _ => BoundaryError::Io { path: path.to_owned(), error },
+    };
     stream.set_nonblocking(true).map_err(io)?;
     let mut stream = tokio::net::UnixStream::from_std(stream).map_err(io)?;
     let mut hello = Vec::new();

@@ -70,17 +70,27 @@ impl Engine {
     }
 
     /// The embedded defaults, with everything kept in `directory`.
-    pub fn embedded(directory: &Path) -> Result<Self, ConfigError> {
-        LowEngine::in_directory(directory).check(vec!["--data-directory".into(), directory.as_os_str().to_owned()])
-    }
-
-    /// The embedded defaults, with the boundary in this process.
     #[cfg(feature = "keys")]
-    pub fn embedded_inline(directory: &Path) -> Result<Self, ConfigError> {
+    pub fn embedded(directory: &Path, isolation: Isolation) -> Result<Self, ConfigError> {
         let mut low = LowEngine::in_directory(directory);
-        low.boundary.isolation = LowIsolation::Inline;
-        low.check(Vec::new())
+        low.boundary.isolation = match isolation {
+            Isolation::Process => LowIsolation::Process,
+            Isolation::Inline => LowIsolation::Inline,
+        };
+        low.check(vec!["--data-directory".into(), directory.as_os_str().to_owned()])
     }
+}
+
+/// Where the key boundary of an engine on embedded defaults is.
+#[cfg(feature = "keys")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Isolation {
+    /// In a process of its own, confined.
+    #[cfg_attr(target_os = "linux", default)]
+    Process,
+    /// In the engine's.
+    #[cfg_attr(not(target_os = "linux"), default)]
+    Inline,
 }
 
 /// The file, as written.

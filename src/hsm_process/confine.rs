@@ -183,11 +183,11 @@ impl Halfway {
 pub enum ConfineError {
     /// Root, and nobody to become.
     #[error(
-        "started as root with a PKCS#11 token: set boundary.hsm_user to a user id that may use it, or waive \"user\""
+        "started as root with a PKCS#11 token: set boundary.hsm_user to a user id that may use it, or boundary.waive = [\"user\"]"
     )]
     NoUser,
     /// The user can't be changed.
-    #[error("can't become user {user}: {reason}; run it as another user, or waive \"user\"")]
+    #[error("can't become user {user}: {reason}; run it as another user, or set boundary.waive = [\"user\"]")]
     User {
         /// To whom.
         user: u32,
@@ -196,14 +196,16 @@ pub enum ConfineError {
     },
     /// No Landlock.
     #[error(
-        "can't be confined by Landlock: {reason}; use Linux 5.13 or later (6.7 where token.ports are listed), or set boundary.waive = [\"landlock\"]"
+        "can't be confined by Landlock: {reason}; use Linux 5.13 or later (6.7 where token.ports are listed), or set boundary.waive = [\"landlock\"] or isolation = \"inline\""
     )]
     Landlock {
         /// Why.
         reason: String,
     },
     /// No seccomp.
-    #[error("can't be confined by seccomp: {reason}; use Linux with seccomp, or set boundary.waive = [\"seccomp\"]")]
+    #[error(
+        "can't be confined by seccomp: {reason}; use Linux with seccomp, or set boundary.waive = [\"seccomp\"] or isolation = \"inline\""
+    )]
     Seccomp {
         /// Why.
         reason: String,

@@ -1,22 +1,35 @@
 //! The boundary's process: lost and found again, confined, and the engine without anything clear.
 
 use std::{
+    collections::HashMap,
+    io::Write,
+    os::unix::fs::PermissionsExt,
+    path::Path,
     process::Command,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use device::{Fill, Pin};
+use device::Device;
+use futures::future::join_all;
 use pinseal::proto::Scope;
 use tonic::Code;
 
-use crate::engine_process::{EngineProcess, device};
+use crate::{
+    engine_process::{Client, EngineProcess, device, reason},
+    hsm_process::HsmProcess,
+    real_token::{Make, RealToken},
+};
 
 fn signal(process: u32, name: &str) {
     assert!(Command::new("kill").args([&format!("-{name}"), &process.to_string()]).status().unwrap().success());
 }
 
 /// Within a second, as a rule; a busy machine is given longer.
-async fn soon<T>(what: &str, mut find: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn soon<T>(what: &str, mut find: impl AsyncFnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {
         if let Some(found) = find().await {
@@ -27,51 +40,108 @@ async fn soon<T>(what: &str, mut find: impl AsyncFnMut() -> Option<T>) -> T {
     }
 }
 
+const KILLS: u32 = 50;
+const CLIENTS: u32 = 8;
+
+/// What the clients know for certain.
+#[derive(Default)]
+struct Known {
+    /// Card → the PIN that was acknowledged last.
+    acknowledged: HashMap<String, String>,
+    /// Card → PINs sent since, whose reply was lost: each may or may not have been set.
+    unanswered: HashMap<String, Vec<String>>,
+    /// Controls that set a PIN.
+    spent: Vec<String>,
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_boundary_that_is_killed_fifty_times_is_back_and_no_acknowledged_pin_is_lost() {
+async fn a_boundary_that_is_killed_fifty_times_under_load_is_back_and_no_acknowledged_pin_is_lost() {
     let directory = tempfile::tempdir().unwrap();
-    let engine = EngineProcess::start(directory.path(), "[control]\nper_card_per_hour_max = 1000000");
-    let (device, mut client) = (device(), engine.client().await);
-    for number in 0..50u32 {
-        let card = format!("{}", 7_000 + number);
-        let pin = Pin::parse(&format!("{}", 258_013 + number * 7)).unwrap();
-        // Calls go on while it is killed: each either is acknowledged or says that the boundary is away.
+    let lines = "[control]\nlifetime_seconds = 3600\nper_card_per_hour_max = 1000000";
+    let engine = EngineProcess::start_quiet(directory.path(), lines);
+    let (device, known) = (Arc::new(device()), Arc::new(Mutex::new(Known::default())));
+    let done = Arc::new(AtomicBool::new(false));
+    let mut load = Vec::new();
+    for number in 0..CLIENTS {
+        let client = engine.client().await;
+        load.push(tokio::spawn(set_pins(client, Arc::clone(&device), Arc::clone(&known), number, Arc::clone(&done))));
+    }
+    let acknowledged = || known.lock().unwrap().spent.len();
+    let mut away = Vec::new();
+    for kill in 0..KILLS {
+        // Some are acknowledged between two kills, so that each kill meets calls under way.
+        let enough = acknowledged() + 8;
+        soon("no PIN is set again", async || (acknowledged() >= enough).then_some(())).await;
+        tokio::time::sleep(Duration::from_micros(u64::from(kill) * 7_919 % 5_000)).await;
         let killed = engine.hsm_id().unwrap();
-        let killing = std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(u64::from(number % 7)));
-            signal(killed, "KILL");
-        });
-        let control = soon("no PIN is set again", async || {
-            let control = client.open(&card, Scope::SetPin).await.ok()?.control_id;
-            let tzpk = match client.tzpk(&control, &device).await {
-                Ok(tzpk) => device.open_tzpk(&tzpk).unwrap(),
-                Err(status) => {
-                    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
-                    return None;
-                }
-            };
-            let block = tzpk.encrypt_block(&pin.to_block(Fill::Random));
-            match client.set_block(&control, &block).await {
-                Ok(()) => Some(control),
-                Err(status) => {
-                    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
-                    None
-                }
+        signal(killed, "KILL");
+        let (began, before) = (Instant::now(), acknowledged());
+        soon("it was not started again", async || engine.hsm_id().filter(|id| *id != killed)).await;
+        soon("it does not serve", async || (acknowledged() > before + 1).then_some(())).await;
+        away.push(began.elapsed());
+    }
+    done.store(true, Ordering::Relaxed);
+    join_all(load).await.into_iter().for_each(|client| client.unwrap());
+
+    let known = std::mem::take(&mut *known.lock().unwrap());
+    let mut client = engine.client().await;
+    for (card, pin) in &known.acknowledged {
+        let kept = client.view(&device, card).await.unwrap();
+        let perhaps = known.unanswered.get(card).is_some_and(|pins| pins.contains(&kept));
+        assert!(kept == *pin || perhaps, "card {card}: the acknowledged PIN is lost");
+    }
+    for control in &known.spent {
+        let again = client.set_block(control, &[7; 8]).await.unwrap_err();
+        assert_eq!(again.code(), Code::NotFound, "a control was used twice");
+    }
+    away.sort();
+    let told = format!(
+        "{KILLS} kills, {} PINs acknowledged; away for {:?} in the middle, {:?} at most\n",
+        known.spent.len(),
+        away[away.len() / 2],
+        away.last().unwrap(),
+    );
+    std::io::stdout().write_all(told.as_bytes()).unwrap();
+}
+
+/// Sets one PIN after another; a boundary that is away is asked again.
+async fn set_pins(
+    mut client: Client,
+    device: Arc<Device>,
+    known: Arc<Mutex<Known>>,
+    number: u32,
+    done: Arc<AtomicBool>,
+) {
+    let away = |status: &tonic::Status| assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    for round in 0u32.. {
+        if done.load(Ordering::Relaxed) {
+            return;
+        }
+        let card = format!("{}", 7_000 + number * 100 + round % 10);
+        let pin = format!("{:05}9", (number * 5_003 + round * 13) % 100_000);
+        let ready = client.ready_to_set(&device, &card, &pin).await;
+        let (control, block) = match ready {
+            Ok(ready) => ready,
+            Err(status) => {
+                away(&status);
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                continue;
             }
-        })
-        .await;
-        killing.join().unwrap();
-        let back = soon("it was not started again", async || engine.hsm_id().filter(|id| *id != killed)).await;
-        assert_ne!(back, killed);
-        // The control is spent, whichever process answers.
-        let again = soon("it does not answer", async || match client.set_block(&control, &[7; 8]).await {
-            Err(status) if status.code() == Code::Unavailable => None,
-            outcome => Some(outcome),
-        })
-        .await;
-        assert_eq!(again.unwrap_err().code(), Code::NotFound, "a control was used twice");
-        let shown = soon("no PIN is shown", async || client.view(&device, &card).await.ok()).await;
-        assert_eq!(shown, pin.reveal(), "kill {number}");
+        };
+        let outcome = client.set_block(&control, &block).await;
+        let mut known = known.lock().unwrap();
+        match outcome {
+            Ok(()) => {
+                known.unanswered.remove(&card);
+                known.acknowledged.insert(card, pin);
+                known.spent.push(control);
+            }
+            Err(status) if status.code() == Code::FailedPrecondition => assert_eq!(reason(&status), "PIN_REFUSED"),
+            Err(status) => {
+                away(&status);
+                known.unanswered.entry(card).or_default().push(pin);
+            }
+        }
     }
 }
 
@@ -109,6 +179,187 @@ fn the_confined_process_is_another_user_filtered_and_may_gain_nothing() {
     assert_eq!(value("NoNewPrivs:"), "1");
     assert_eq!(value("Seccomp:"), "2");
     assert_ne!(value("Uid:"), "0");
+}
+
+/// What `--try-escape` tells: what was refused, and what was not.
+fn escape(mut pinseal: Command, config: &Path) -> (bool, Vec<String>, Vec<String>, String) {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let file = elsewhere.path().join("a-users-file");
+    std::fs::write(&file, "mine").unwrap();
+    let tried = pinseal.args(["hsm", "--config"]).arg(config).arg("--try-escape").arg(file).output().unwrap();
+    let told = String::from_utf8([tried.stdout, tried.stderr].concat()).unwrap();
+    let lines = |with: &str| {
+        told.lines().filter_map(|line| line.strip_prefix(with)).map(|line| line.trim().to_owned()).collect::<Vec<_>>()
+    };
+    (tried.status.success(), lines("refused"), lines("LET THROUGH"), told)
+}
+
+const ATTEMPTS: [&str; 10] = [
+    "open a socket to the network",
+    "connect by TCP",
+    "read a user's file",
+    "write a user's file",
+    "make a file",
+    "start a program",
+    "trace its parent",
+    "signal its parent",
+    "become root",
+    "become another program",
+];
+
+#[test]
+fn from_inside_a_vaults_process_there_is_no_socket_no_file_no_program_no_thread_and_no_look_at_another() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("hsm.toml");
+    let data = directory.path().join("data");
+    let write = |boundary: &str| {
+        std::fs::write(&config, format!("data_directory = {data:?}\n[boundary]\n{boundary}\n")).unwrap();
+    };
+    let pinseal = || Command::new(env!("CARGO_BIN_EXE_pinseal"));
+    write("");
+    let (well, refused, let_through, told) = escape(pinseal(), &config);
+    assert!(well && let_through.is_empty(), "{told}");
+    for attempt in ATTEMPTS.iter().chain(&["connect to a Unix socket", "start a thread"]) {
+        assert!(refused.iter().any(|line| line.starts_with(attempt)), "{attempt}: {told}");
+    }
+    // Either of the two holds the files by itself.
+    for waived in ["waive = [\"landlock\"]", "waive = [\"seccomp\"]"] {
+        write(waived);
+        let (_, refused, _, told) = escape(pinseal(), &config);
+        assert!(refused.iter().any(|line| line.starts_with("read a user's file")), "{waived}: {told}");
+    }
+    // And the attempts are real: where all is waived, each comes through.
+    write("waive = [\"user\", \"landlock\", \"seccomp\"]");
+    let (well, refused, let_through, told) = escape(pinseal(), &config);
+    assert!(!well && refused.is_empty() && let_through.len() == ATTEMPTS.len() + 1, "{told}");
+}
+
+#[test]
+fn from_inside_the_process_of_each_pkcs_11_token_there_is_no_network_no_foreign_file_and_no_program() {
+    for make in [Make::SoftHsm, Make::Nss, Make::OpenCryptoki] {
+        let token = RealToken::with_keys(make);
+        let config = token.write_config(&token.lines());
+        // Under a shell: openCryptoki's namespaces make the program itself the first process, which has no parent.
+        let mut under_a_shell = token.beside("sh");
+        under_a_shell.args(["-c", "\"$0\" \"$@\"; exit $?", env!("CARGO_BIN_EXE_pinseal")]);
+        let (well, refused, let_through, told) = escape(under_a_shell, &config);
+        assert!(well && let_through.is_empty(), "{told}");
+        for attempt in ATTEMPTS {
+            assert!(refused.iter().any(|line| line.starts_with(attempt)), "{attempt}: {told}");
+        }
+    }
+}
+
+#[test]
+fn a_token_across_a_network_is_reached_by_its_own_port_alone() {
+    let token = RealToken::with_keys(Make::SoftHsm);
+    let with = |ports: &str| token.lines().replace("\npaths", &format!("\nports = {ports}\npaths"));
+    // 9 is the port that the attempt tries; nobody listens there.
+    let config = token.write_config(&with("[9]"));
+    let (_, _, let_through, told) = escape(token.beside(env!("CARGO_BIN_EXE_pinseal")), &config);
+    assert!(let_through.iter().any(|line| line.starts_with("connect by TCP (Connection refused")), "{told}");
+    let config = token.write_config(&with("[1792]"));
+    let (_, refused, _, told) = escape(token.beside(env!("CARGO_BIN_EXE_pinseal")), &config);
+    assert!(refused.iter().any(|line| line.starts_with("connect by TCP")), "{told}");
+}
+
+#[test]
+fn its_own_user_can_neither_trace_it_nor_read_its_memory() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = EngineProcess::start(directory.path(), "");
+    let as_its_user = |process: u32| {
+        let mut cat = Command::new("setpriv");
+        cat.args(["--reuid", "65500", "--regid", "65500", "--clear-groups", "cat"])
+            .arg(format!("/proc/{process}/maps"));
+        cat.output().unwrap()
+    };
+    let told = as_its_user(engine.hsm_id().unwrap());
+    let error = String::from_utf8_lossy(&told.stderr);
+    assert!(!told.status.success() && error.contains("Permission denied"), "{error}");
+    // Of another process of the same user it can.
+    let mut other = Command::new("setpriv");
+    let mut other =
+        other.args(["--reuid", "65500", "--regid", "65500", "--clear-groups", "sleep", "60"]).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    let told = as_its_user(other.id());
+    other.kill().unwrap();
+    other.wait().unwrap();
+    assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+}
+
+/// A program run as this user.
+fn as_user(user: u32, groups: &str, program: &str) -> Command {
+    let mut setpriv = Command::new("setpriv");
+    setpriv
+        .arg("--reuid")
+        .arg(user.to_string())
+        .arg("--regid")
+        .arg(user.to_string())
+        .args(["--groups", groups, program]);
+    setpriv
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn apart_each_of_engine_and_boundary_has_a_user_of_its_own_and_is_held_to_it_by_the_other() {
+    let pinseal = env!("CARGO_BIN_EXE_pinseal");
+    let (of_hsm, of_engine) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let owned = |directory: &tempfile::TempDir, user: u32, group: u32| {
+        std::os::unix::fs::chown(directory.path(), Some(user), Some(group)).unwrap();
+        std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o750)).unwrap();
+    };
+    owned(&of_hsm, 65_501, 65_501);
+    owned(&of_engine, 65_502, 65_502);
+    let hsm = HsmProcess::start_with(
+        as_user(65_501, "65501", pinseal),
+        of_hsm.path(),
+        "lock_memory = \"try\"\nengine_user = 65502",
+    );
+    let lines = |user: u32| format!("[boundary]\nsocket = {:?}\nhsm_user = {user}", hsm.socket());
+
+    let engine_as = |user: u32| as_user(user, "65501", pinseal);
+    let engine = EngineProcess::start_with(engine_as(65_502), "127.0.0.1:0", of_engine.path(), &lines(65_501));
+    let (device, mut client) = (device(), engine.client().await);
+    client.set(&device, "7400", "271828").await.unwrap();
+    assert_eq!(client.view(&device, "7400").await.unwrap(), "271828");
+    // What opens the vault is nothing the engine's user can read.
+    let key = of_hsm.path().join("data/vault.key");
+    let read = as_user(65_502, "65501", "cat").arg(key).output().unwrap();
+    assert!(!read.status.success());
+    drop(engine);
+
+    let refused = |user: u32, expected: u32| {
+        let config = std::env::temp_dir().join(format!("pinseal-refused-{user}-{expected}.toml"));
+        std::fs::write(&config, format!("listen = \"127.0.0.1:0\"\n{}\n", lines(expected))).unwrap();
+        std::os::unix::fs::chown(&config, Some(user), None).unwrap();
+        let output = engine_as(user).args(["engine", "--config"]).arg(&config).output().unwrap();
+        std::fs::remove_file(config).unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let told = refused(65_502, 65_599);
+    assert!(told.contains("it is served by user 65501: boundary.hsm_user says 65599"), "{told}");
+    let told = refused(65_503, 65_501);
+    assert!(told.contains("ended the connection before it served"), "{told}");
+    assert!(hsm.log().contains("a connection of another user was refused"), "{}", hsm.log());
+}
+
+#[test]
+fn memory_that_can_not_be_locked_is_fatal_unless_it_is_waived() {
+    let directory = tempfile::tempdir().unwrap();
+    std::os::unix::fs::chown(directory.path(), Some(65_501), None).unwrap();
+    let config = directory.path().join("hsm.toml");
+    let data = directory.path().join("data");
+    let tried = |boundary: &str| {
+        std::fs::write(&config, format!("data_directory = {data:?}\n[boundary]\n{boundary}\n")).unwrap();
+        let mut pinseal = Command::new("prlimit");
+        pinseal.args(["--memlock=65536", "setpriv", "--reuid", "65501", "--clear-groups"]);
+        pinseal.arg(env!("CARGO_BIN_EXE_pinseal"));
+        escape(pinseal, &config)
+    };
+    let (well, _, _, told) = tried("");
+    assert!(!well && told.contains("memory can't be locked (RLIMIT_MEMLOCK is 65536 bytes)"), "{told}");
+    let (well, _, _, told) = tried("lock_memory = \"try\"");
+    assert!(well, "{told}");
 }
 
 #[test]

@@ -1,140 +1,236 @@
-//! No clear block and no tzpk is in any process's memory once the calls are done; and the search that says so finds them,
-//! in the boundary's process alone, in a build that does not wipe.
+//! No clear block, no tzpk and no storage key is in the engine or the edge, ever; none but the storage key in the
+//! boundary's process once the calls are done; and the search that says so finds them where nothing is wiped.
 
 use std::{
-    fs::File,
-    os::unix::fs::FileExt,
+    collections::BTreeSet,
+    io::Write,
     path::{Path, PathBuf},
     process::Command,
+    sync::{
+        Arc, Mutex, RwLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
 };
 
-use device::{Fill, Pin};
-use pinseal::proto::{Scope, ViewPinRequest};
+use device::{
+    Device, Fill, Pin,
+    client::{Backend, Scope as EdgeScope},
+};
+use futures::future::join_all;
+use memory_search::{Planted, storage_key_of};
+use pinseal::proto::Scope;
 
-use crate::engine_process::{AUDIT_USER, EngineProcess, TENANT, device};
+use crate::{
+    edge_process::{EdgeProcess, TOKEN},
+    engine_process::{Client, EngineProcess, device},
+};
 
-/// What is surely there.
+/// What is surely in an engine's memory while its control lives: a search that misses it is blind.
 const CONTROL: &str = "a controlId";
-/// How many PINs are set, and how many viewed.
-const CALLS: u32 = 60;
+/// What is surely in the memory of whoever holds the vault's keys.
+const STORAGE_KEY: &str = "the storage key";
+/// PINs set, and as many viewed, where it is searched once, afterwards.
+const FEW: u32 = 60;
+/// The same, where it is searched over and over: a hundred thousand calls.
+const MANY: u32 = 50_000;
+/// So that the search leaves the machine to the calls.
+const BETWEEN_SEARCHES: Duration = Duration::from_secs(2);
+/// How many play at a time: by gRPC, and through the edge.
+const ENGINE_CLIENTS: u32 = 12;
+const EDGE_CLIENTS: u32 = 2;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_clear_block_and_no_tzpk_stays_in_memory_with_the_boundary_in_a_process_of_its_own_or_without() {
     let binary = Path::new(env!("CARGO_BIN_EXE_pinseal"));
     for isolation in ["process", "inline"] {
         let found = found_after_calls(binary, isolation).await;
-        assert!(found.engine.is_empty(), "left in the engine's memory, {isolation}: {:?}", found.engine);
-        assert!(found.hsm.is_empty(), "left in the boundary's memory: {:?}", found.hsm);
+        let may_be_there = if isolation == "inline" { vec![STORAGE_KEY] } else { vec![] };
+        assert_eq!(found.engine.iter().copied().collect::<Vec<_>>(), may_be_there, "left in the engine, {isolation}");
+        assert!(found.hsm.iter().all(|name| *name == STORAGE_KEY), "left in the boundary: {:?}", found.hsm);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_search_finds_them_where_nothing_is_wiped_and_in_the_boundary_alone() {
     let binary = unwiped_build();
-    let names = |found: &[String], what| found.iter().any(|name| name.contains(what));
+    let all = |found: &BTreeSet<&str>| ["a clear block", "a tzpk", STORAGE_KEY].iter().all(|what| found.contains(what));
     let apart = found_after_calls(&binary, "process").await;
-    assert!(names(&apart.hsm, "block") && names(&apart.hsm, "tzpk"), "not found: {:?}", apart.hsm);
+    assert!(all(&apart.hsm), "not found: {:?}", apart.hsm);
     assert!(apart.engine.is_empty(), "in the engine's memory: {:?}", apart.engine);
     let inline = found_after_calls(&binary, "inline").await;
-    assert!(names(&inline.engine, "block") && names(&inline.engine, "tzpk"), "not found: {:?}", inline.engine);
+    assert!(all(&inline.engine), "not found: {:?}", inline.engine);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_a_hundred_thousand_pins_are_set_and_viewed_nothing_clear_is_ever_in_the_engine_or_the_edge() {
+    let directory = tempfile::tempdir().unwrap();
+    let generous = "[control]\nper_card_per_hour_max = 1000000";
+    let engine = EngineProcess::start_quiet(directory.path(), generous);
+    let edge = EdgeProcess::start_quiet(directory.path(), &format!("address = \"http://{}\"", engine.address()));
+    let hsm = engine.hsm_id().unwrap();
+    let planted = Arc::new(Story::new(directory.path()));
+
+    let (device, mut load) = (Arc::new(device()), Vec::new());
+    for number in 0..ENGINE_CLIENTS {
+        let (planted, device, mut client) = (Arc::clone(&planted), Arc::clone(&device), engine.client().await);
+        load.push(tokio::spawn(async move {
+            while let Some(turn) = planted.take_turn() {
+                planted.play(&mut client, &device, number, turn).await;
+            }
+        }));
+    }
+    for number in 0..EDGE_CLIENTS {
+        let (planted, device, url) = (Arc::clone(&planted), Arc::clone(&device), edge.url.clone());
+        load.push(tokio::task::spawn_blocking(move || {
+            let backend = Backend::with_bearer(&url, TOKEN, "it");
+            while let Some(turn) = planted.take_turn() {
+                planted.play_through_the_edge(&backend, &device, ENGINE_CLIENTS + number, turn);
+            }
+        }));
+    }
+    let (mut searches, mut bytes) = (0, 0);
+    while load.iter().any(|client| !client.is_finished()) {
+        for (name, process) in [("engine", engine.id()), ("edge", edge.id())] {
+            let planted = Arc::clone(&planted);
+            let found = tokio::task::spawn_blocking(move || planted.find_in(process)).await.unwrap();
+            let clear: Vec<_> = found.names.iter().filter(|found| **found != CONTROL).collect();
+            assert!(clear.is_empty(), "in the {name}'s memory: {clear:?}");
+            assert!(name == "edge" || found.names.contains(CONTROL) || searches == 0, "the search is blind");
+            bytes += found.bytes;
+        }
+        searches += 1;
+        tokio::time::sleep(BETWEEN_SEARCHES).await;
+    }
+    join_all(load).await.into_iter().for_each(|client| client.unwrap());
+    assert_eq!(engine.hsm_id(), Some(hsm), "the boundary's process was lost meanwhile");
+
+    let left: Vec<_> = planted.find_in(hsm).names.into_iter().filter(|name| *name != CONTROL).collect();
+    assert_eq!(left, [STORAGE_KEY], "left in the boundary's memory once it is idle");
+    assert!(searches >= 10, "the memory was searched {searches} times only");
+    let told = format!("{MANY} PINs set and viewed, {searches} searches of engine and edge, {} MiB\n", bytes >> 20);
+    std::io::stdout().write_all(told.as_bytes()).unwrap();
+}
+
+/// What is planted while the story is played, and how far it is.
+struct Story {
+    planted: RwLock<Planted>,
+    /// The newest controlId: the last to be swept.
+    control: Mutex<Option<uuid::Uuid>>,
+    played: AtomicU32,
+}
+
+impl Story {
+    fn new(directory: &Path) -> Self {
+        let data = directory.join("data");
+        let mut planted = Planted::default();
+        planted.plant(STORAGE_KEY, &storage_key_of(&data.join("vault"), &data.join("vault.key")).unwrap());
+        Self { planted: RwLock::new(planted), control: Mutex::default(), played: AtomicU32::new(0) }
+    }
+
+    fn take_turn(&self) -> Option<u32> {
+        Some(self.played.fetch_add(1, Ordering::Relaxed)).filter(|turn| *turn < MANY)
+    }
+
+    fn plant(&self, what: &'static str, bytes: &[u8]) {
+        self.planted.write().unwrap().plant(what, bytes);
+    }
+
+    /// A PIN of eight digits, none twice, and what its blocks look like.
+    fn pin(&self, turn: u32) -> Pin {
+        let pin = Pin::parse(&format!("97{:06}", (turn * 7_919 + 13) % 1_000_000)).unwrap();
+        let [_, second, third, fourth, fifth, ..] = pin.to_block(Fill::Random);
+        // The first half of a format 4 block is the PIN and nothing else.
+        self.plant("a PIN in block form", &[0x48, second, third, fourth, fifth, 0xAA, 0xAA, 0xAA]);
+        pin
+    }
+
+    async fn play(&self, client: &mut Client, device: &Device, number: u32, turn: u32) {
+        let (card, pin) = (format!("{}", 60_000 + number), self.pin(turn));
+        let control = client.open(&card, Scope::SetPin).await.unwrap().control_id;
+        let tzpk = device.open_tzpk(&client.tzpk(&control, device).await.unwrap()).unwrap();
+        let clear = pin.to_block(Fill::Random);
+        self.plant("a tzpk", tzpk.as_bytes());
+        self.plant("a clear block", &clear);
+        self.note(&control);
+        client.set_block(&control, &tzpk.encrypt_block(&clear)).await.unwrap();
+
+        let (block, encrypted) = client.view_encrypted(device, &card).await.unwrap();
+        let tzpk = device.open_tzpk(&encrypted).unwrap();
+        let shown = tzpk.decrypt_block(&block);
+        self.plant("a tzpk", tzpk.as_bytes());
+        self.plant("a clear block", &shown);
+        assert_eq!(Pin::from_block(&shown).unwrap().reveal(), pin.reveal());
+    }
+
+    fn play_through_the_edge(&self, backend: &Backend, device: &Device, number: u32, turn: u32) {
+        let (card, pin) = (format!("{}", 60_000 + number), self.pin(turn));
+        let (control, _) = backend.open_control(&card, EdgeScope::SetPin).unwrap();
+        let (encrypted, _) = backend.set_tzpk(&control, device.public_key_der()).unwrap();
+        let tzpk = device.open_tzpk(&encrypted).unwrap();
+        let clear = pin.to_block(Fill::Random);
+        self.plant("a tzpk", tzpk.as_bytes());
+        self.plant("a clear block", &clear);
+        backend.set(&control, &tzpk.encrypt_block(&clear)).unwrap();
+
+        let (control, _) = backend.open_control(&card, EdgeScope::ViewPin).unwrap();
+        let (shown, _) = backend.view(&control, device.public_key_der()).unwrap();
+        let tzpk = device.open_tzpk(&shown.encrypted_tzpk).unwrap();
+        let clear = tzpk.decrypt_block(&shown.block);
+        self.plant("a tzpk", tzpk.as_bytes());
+        self.plant("a clear block", &clear);
+        assert_eq!(Pin::from_block(&clear).unwrap().reveal(), pin.reveal());
+    }
+
+    fn note(&self, control: &str) {
+        *self.control.lock().unwrap() = uuid::Uuid::try_parse(control).ok();
+    }
+
+    fn find_in(&self, process: u32) -> memory_search::Found {
+        if let Some(control) = *self.control.lock().unwrap() {
+            self.plant(CONTROL, control.as_bytes());
+        }
+        // A copy: who plants must not wait for who searches.
+        let planted = self.planted.read().unwrap().clone();
+        let found = planted.find_in(process).expect("run the tests as root");
+        assert!(found.bytes > 1 << 20, "too little memory was read to tell");
+        found
+    }
 }
 
 /// What was found, and where.
 struct Found {
-    engine: Vec<String>,
-    hsm: Vec<String>,
+    engine: BTreeSet<&'static str>,
+    hsm: BTreeSet<&'static str>,
 }
 
-/// Sets and views distinctive PINs, then searches the engine's memory for what was clear on the way.
+/// Sets and views distinctive PINs, then searches for what was clear on the way.
 async fn found_after_calls(binary: &Path, isolation: &str) -> Found {
     let directory = tempfile::tempdir().unwrap();
     let engine =
         EngineProcess::start_binary(binary, directory.path(), &format!("[boundary]\nisolation = \"{isolation}\""));
     let (device, mut client) = (device(), engine.client().await);
-    let mut planted: Vec<(String, Vec<u8>)> = Vec::new();
-    let mut plant = |what: &str, bytes: &[u8]| {
-        planted.push((what.to_owned(), bytes.to_vec()));
-        planted.push((format!("{what}, reversed"), bytes.iter().rev().copied().collect()));
-    };
-    for number in 0..CALLS {
-        let card = format!("{}", 5_000 + number);
-        if number > 0 {
-            // The last call of all is a set: what it left must not be hidden by what a view leaves.
-            let before = format!("{}", 4_999 + number);
-            let control_id = client.open(&before, Scope::ViewPin).await.unwrap().control_id;
-            let request = ViewPinRequest {
-                tenant: TENANT.into(),
-                audit_user: AUDIT_USER.into(),
-                control_id,
-                device_public_key: device.public_key_der().to_vec(),
-            };
-            let shown = client.pins.view_pin(request).await.unwrap().into_inner();
-            let tzpk = device.open_tzpk(&shown.encrypted_tzpk).unwrap();
-            plant("a shown clear block", &tzpk.decrypt_block(&shown.pin_block.try_into().unwrap()));
-            plant("a half of a shown tzpk", &tzpk.as_bytes()[..8]);
-        }
-        let control = client.open(&card, Scope::SetPin).await.unwrap().control_id;
-        let tzpk = device.open_tzpk(&client.tzpk(&control, &device).await.unwrap()).unwrap();
-        let clear = Pin::parse(&format!("97{:06}", number * 7_919)).unwrap().to_block(Fill::Random);
-        client.set_block(&control, &tzpk.encrypt_block(&clear)).await.unwrap();
-        plant("a clear block", &clear);
-        plant(CONTROL, &uuid::Uuid::try_parse(&control).unwrap().as_bytes()[..8]);
-        plant("the first half of a tzpk", &tzpk.as_bytes()[..8]);
-        plant("the second half of a tzpk", &tzpk.as_bytes()[8..]);
+    let story = Story::new(directory.path());
+    for turn in 0..FEW {
+        story.play(&mut client, &device, turn, turn).await;
     }
+    // The last call of all is a set: what it left must not be hidden by what a view leaves.
+    let control = client.open("60100", Scope::SetPin).await.unwrap().control_id;
+    let tzpk = device.open_tzpk(&client.tzpk(&control, &device).await.unwrap()).unwrap();
+    let clear = story.pin(FEW).to_block(Fill::Random);
+    client.set_block(&control, &tzpk.encrypt_block(&clear)).await.unwrap();
+    story.plant("a tzpk", tzpk.as_bytes());
+    story.plant("a clear block", &clear);
+    story.note(&control);
+
     let hsm = engine.hsm_id();
     assert_eq!(hsm.is_some(), isolation == "process");
-    let engine = search(&planted, engine.id());
-    // A controlId is in memory for as long as its control lives: a search that misses it is blind.
-    assert!(engine.iter().any(|what| what == CONTROL), "the search is blind");
-    let clear = |found: Vec<String>| found.into_iter().filter(|what| !what.starts_with(CONTROL)).collect();
-    Found { engine: clear(engine), hsm: clear(hsm.map(|hsm| search(&planted, hsm)).unwrap_or_default()) }
-}
-
-/// The names of the patterns that a process has in its memory.
-fn search(planted: &[(String, Vec<u8>)], process: u32) -> Vec<String> {
-    let memory = memory_of(process);
-    assert!(memory.iter().map(Vec::len).sum::<usize>() > 1 << 20, "too little memory was read to tell");
-    // One pass for all patterns: by their first two bytes.
-    let mut by_start: Vec<Vec<usize>> = vec![Vec::new(); 1 << 16];
-    for (number, (_, pattern)) in planted.iter().enumerate() {
-        by_start[usize::from(u16::from_be_bytes([pattern[0], pattern[1]]))].push(number);
-    }
-    let mut found = Vec::new();
-    for region in &memory {
-        for window in region.windows(8) {
-            for &number in &by_start[usize::from(u16::from_be_bytes([window[0], window[1]]))] {
-                if planted[number].1 == window {
-                    found.push(planted[number].0.clone());
-                }
-            }
-        }
-    }
-    found.sort();
-    found.dedup();
-    found
-}
-
-/// Every writable region of a process.
-fn memory_of(process: u32) -> Vec<Vec<u8>> {
-    let maps = std::fs::read_to_string(format!("/proc/{process}/maps")).unwrap();
-    let memory = File::open(format!("/proc/{process}/mem"))
-        .expect("another process's memory is closed to this user: run the tests as root");
-    let mut regions = Vec::new();
-    for line in maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|rights| rights.starts_with("rw"))) {
-        let (from, to) = line.split(' ').next().unwrap().split_once('-').unwrap();
-        let (from, to) = (u64::from_str_radix(from, 16).unwrap(), u64::from_str_radix(to, 16).unwrap());
-        let mut at = from;
-        while at < to {
-            let mut piece = vec![0; usize::try_from((to - at).min(1 << 20)).unwrap()];
-            // Pages that were reserved and never touched can't be read.
-            if memory.read_exact_at(&mut piece, at).is_ok() && piece.iter().any(|byte| *byte != 0) {
-                regions.push(piece);
-            }
-            at += 1 << 20;
-        }
-    }
-    regions
+    let mut in_engine = story.find_in(engine.id()).names;
+    assert!(in_engine.remove(CONTROL), "the search is blind");
+    let mut in_hsm = hsm.map(|hsm| story.find_in(hsm).names).unwrap_or_default();
+    in_hsm.remove(CONTROL);
+    assert!(hsm.is_none() || in_hsm.contains(STORAGE_KEY), "the search is blind");
+    Found { engine: in_engine, hsm: in_hsm }
 }
 
 /// The same program, built with wiping off, in a target directory of its own.

@@ -241,13 +241,18 @@ impl RealToken {
 
     /// `pinseal … --config FILE` with these lines in the file.
     pub(crate) fn pinseal(&self, arguments: &[&str], lines: &str) -> (bool, String) {
-        let config = self.path("config.toml");
-        let data = self.path("data");
-        std::fs::write(&config, format!("listen = \"127.0.0.1:0\"\ndata_directory = {data:?}\n{lines}\n")).unwrap();
+        let config = self.write_config(lines);
         let output =
             self.beside(env!("CARGO_BIN_EXE_pinseal")).args(arguments).arg("--config").arg(config).output().unwrap();
         let told = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8(told).unwrap())
+    }
+
+    /// An engine's configuration with these lines.
+    pub(crate) fn write_config(&self, lines: &str) -> PathBuf {
+        let (config, data) = (self.path("config.toml"), self.path("data"));
+        std::fs::write(&config, format!("listen = \"127.0.0.1:0\"\ndata_directory = {data:?}\n{lines}\n")).unwrap();
+        config
     }
 
     /// A file beside it.

@@ -1,0 +1,24 @@
+//! What a boundary may send: read to its end or refused; never a panic.
+
+#![no_main]
+
+use hsm::{
+    Accepted, Issued, Revealed, SealedAccount,
+    frame::{self, Welcome},
+};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut rest = bytes;
+    while let Ok(Some(frame)) = frame::take_frame(&mut rest) {
+        if let Ok(Welcome::Serving(status)) = frame::read_welcome(&frame) {
+            assert!(!status.lines().is_empty());
+        }
+        let _ = frame::read_reply::<()>(frame.body);
+        let _ = frame::read_reply::<Issued>(frame.body);
+        let _ = frame::read_reply::<[u8; 16]>(frame.body);
+        let _ = frame::read_reply::<Revealed>(frame.body);
+        let _ = frame::read_reply::<SealedAccount>(frame.body);
+        let _ = frame::read_accept_reply::<Accepted>(frame.body);
+    }
+});

@@ -1,0 +1,70 @@
+//! `pinseal hsm --listen` as a process that the test runs, apart from any engine.
+
+use std::{
+    fs,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+/// A boundary that listens on a socket; killed when dropped.
+pub(crate) struct HsmProcess {
+    child: Child,
+    socket: PathBuf,
+    log: PathBuf,
+}
+
+impl HsmProcess {
+    /// Starts one that keeps its vault in `directory`, as this test's own user with these lines in `[boundary]`.
+    pub(crate) fn start(directory: &Path, boundary: &str) -> Self {
+        Self::start_with(Command::new(env!("CARGO_BIN_EXE_pinseal")), directory, boundary)
+    }
+
+    /// Starts one by a prepared command, which ends with the program.
+    pub(crate) fn start_with(mut pinseal: Command, directory: &Path, boundary: &str) -> Self {
+        let config = directory.join("hsm.toml");
+        let text = format!("data_directory = {:?}\n[boundary]\n{boundary}\n", directory.join("data"));
+        fs::write(&config, text).unwrap();
+        let (socket, log) = (directory.join("hsm.socket"), directory.join("hsm.log"));
+        let events = fs::File::options().create(true).append(true).open(&log).unwrap();
+        let child = pinseal
+            .args(["hsm", "--config"])
+            .arg(config)
+            .arg("--listen")
+            .arg(&socket)
+            .stdout(Stdio::null())
+            .stderr(events)
+            .spawn()
+            .unwrap();
+        let mut process = Self { child, socket, log };
+        // A connection waits in the socket's queue until the keys are open.
+        for _ in 0..500 {
+            if UnixStream::connect(&process.socket).is_ok() {
+                return process;
+            }
+            assert!(process.child.try_wait().unwrap().is_none(), "it did not start: {}", process.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("it does not listen: {}", process.log());
+    }
+
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    pub(crate) fn is_alive(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for HsmProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

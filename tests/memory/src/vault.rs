@@ -1,0 +1,21 @@
+//! The storage key out of a software token's vault, so that it can be looked for where it must not be.
+
+use std::{fs, io, path::Path};
+
+use aws_lc_rs::aead::{AES_256_GCM_SIV, Aad, LessSafeKey, Nonce, UnboundKey};
+
+/// Where the nonce stands, and where what stands before the ciphertext ends (`hsm/src/vault.rs`).
+const NONCE_AT: usize = 39;
+const HEAD_BYTES: usize = NONCE_AT + 12;
+
+/// The AES-256 storage key: the first 32 bytes in a vault that a key file opens.
+pub fn storage_key_of(vault: &Path, key_file: &Path) -> io::Result<[u8; 32]> {
+    let sealed = || io::Error::other("the vault does not open");
+    let (vault, key) = (fs::read(vault)?, fs::read(key_file)?);
+    let (head, ciphertext) = vault.split_at_checked(HEAD_BYTES).ok_or_else(sealed)?;
+    let nonce = Nonce::try_assume_unique_for_key(head.get(NONCE_AT..).unwrap_or_default()).map_err(|_| sealed())?;
+    let key = UnboundKey::new(&AES_256_GCM_SIV, &key).map(LessSafeKey::new).map_err(|_| sealed())?;
+    let mut keys = ciphertext.to_vec();
+    let opened = key.open_in_place(nonce, Aad::from(head), &mut keys).map_err(|_| sealed())?;
+    opened.first_chunk().copied().ok_or_else(sealed)
+}
