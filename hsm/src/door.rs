@@ -251,7 +251,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        binding::{Level, Purpose},
+        binding::{Isolation, Level, MadeAt, Purpose},
         clear::{Block, Tzpk},
         config::{KeyHandling, SlotName, WantedLevel},
         error::Refusal,
@@ -327,11 +327,15 @@ mod tests {
     }
 
     fn opened_as(wanted: Wanted) -> Result<Hsm, OpenError> {
+        Hsm::open(config_as(wanted))
+    }
+
+    fn config_as(wanted: Wanted) -> Config {
         let keys = match env::var(TOKEN_VARIABLE) {
             Err(_) => KeysConfig::default(),
             Ok(token) => KeysConfig::Pkcs11(token_with_keys(&token)),
         };
-        Hsm::open(Config { keys, wanted, ..Config::default() })
+        Config { keys, wanted, ..Config::default() }
     }
 
     fn token_with_keys(name: &str) -> Pkcs11 {
@@ -501,6 +505,22 @@ mod tests {
             changed[at] ^= 1;
             let Ok(changed) = PinRecord::from_bytes(&changed) else { continue };
             assert!(now(hsm.reveal(&changed, &binding(), Account::PlasticId, &phone.public)).is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_record_says_at_which_level_and_in_whose_process_it_was_made() {
+        let phone = Phone::new();
+        for isolation in [Isolation::Process, Isolation::Inline] {
+            let mut config = config_as(Wanted::default());
+            config.isolation = isolation;
+            let hsm = Hsm::open(config).unwrap();
+            let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
+            let block = phone.block(&issued, GOOD);
+            let record = now(hsm.accept(&issued.sealed, &binding(), &block, Account::PlasticId)).unwrap().record;
+            let read = PinRecord::from_bytes(record.as_bytes()).unwrap();
+            assert_eq!(read.made_at(), MadeAt { level: hsm.status().level(), isolation });
+            assert!(now(hsm.reveal(&read, &binding(), Account::PlasticId, &phone.public)).is_ok());
         }
     }
 

@@ -213,9 +213,9 @@ impl LowEngine {
                 Ok(BoundaryConfig::Apart { socket, user })
             }
             (LowIsolation::Process, None) => {
-                let itself = || std::env::current_exe().map_err(|error| ConfigError::value("boundary.program", error));
                 arguments.insert(0, "hsm".into());
-                Ok(BoundaryConfig::Started { program: boundary.program.take().map_or_else(itself, Ok)?, arguments })
+                let program = boundary.program.take().map_or_else(program_by_default, Ok)?;
+                Ok(BoundaryConfig::Started { program, arguments })
             }
             #[cfg(feature = "keys")]
             (LowIsolation::Inline, _) => Ok(BoundaryConfig::Inline(Box::new(self.hsm()?))),
@@ -255,6 +255,15 @@ impl LowEngine {
             boundary: self.boundary_config(arguments)?,
         })
     }
+}
+
+/// This very program, where it has `pinseal hsm`.
+fn program_by_default() -> Result<PathBuf, ConfigError> {
+    if cfg!(feature = "keys") {
+        return std::env::current_exe().map_err(|error| ConfigError::value("boundary.program", error));
+    }
+    let missing = "this engine was built to hold no key: name a pinseal that was not, or a boundary.socket";
+    Err(ConfigError::value("boundary.program", missing))
 }
 
 impl LowPeer {

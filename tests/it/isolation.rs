@@ -181,6 +181,20 @@ fn the_confined_process_is_another_user_filtered_and_may_gain_nothing() {
     assert_ne!(value("Uid:"), "0");
 }
 
+#[test]
+fn the_audit_chain_names_the_isolation_beside_the_level() {
+    for (isolation, expected) in [("process", "host/software/process"), ("inline", "host/software/inline")] {
+        let directory = tempfile::tempdir().unwrap();
+        let engine = EngineProcess::start(directory.path(), &format!("[boundary]\nisolation = \"{isolation}\""));
+        assert_eq!(engine.terminate(), 0);
+        let store = directory.path().join("data/store");
+        let mut audit = Command::new(env!("CARGO_BIN_EXE_pinseal"));
+        let lines = audit.args(["audit", "export", "--store"]).arg(store).output().unwrap().stdout;
+        let lines = String::from_utf8(lines).unwrap();
+        assert!(!lines.is_empty() && lines.lines().all(|line| line.contains(expected)), "{lines}");
+    }
+}
+
 /// What `--try-escape` tells: what was refused, and what was not.
 fn escape(mut pinseal: Command, config: &Path) -> (bool, Vec<String>, Vec<String>, String) {
     let elsewhere = tempfile::tempdir().unwrap();

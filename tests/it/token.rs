@@ -428,7 +428,7 @@ fn the_doctor_tells_what_a_token_can_do_and_what_it_can_not() {
     assert!(works("CKM_AES_KEY_WRAP") && works("CKM_DES3_ECB") && works("CKM_AES_ECB") && works("CKM_SHA256_HMAC"));
     // As measured: OAEP with SHA-1 only, no unwrap by 3DES.
     assert!(!works("CKM_RSA_PKCS_OAEP, SHA-256") && !works("CKM_DES3_ECB unwrap"));
-    assert_eq!(report["level"], "host");
+    assert_eq!((&report["level"], &report["isolation"]), (&Value::from("host"), &Value::from("process")));
     assert_eq!(report["keys"].as_array().unwrap().len(), 5);
     assert_eq!(report["token"]["label"], "pinseal");
     let nss = RealToken::with_keys(Make::Nss);
