@@ -27,7 +27,7 @@ use thiserror::Error;
 use tokio::{runtime::Builder, sync::mpsc};
 
 pub use self::confine::{ConfineError, Confinement, Step, TokenNeeds};
-use self::inherit::{lanes_from_parent, parent_is_gone};
+use self::inherit::{lanes_from_parent, outlive_signals, parent_is_gone};
 use crate::config::{self, ConfigError};
 
 /// How many connections may wait for one thread.
@@ -84,6 +84,7 @@ pub fn run(arguments: HsmArguments) -> Result<(), HsmProcessError> {
             accept(&listener, user, &hands)
         }
         (None, lanes) => {
+            outlive_signals().map_err(HsmProcessError::Inherit)?;
             let lanes = lanes_from_parent(lanes.unwrap_or_default()).map_err(HsmProcessError::Inherit)?;
             match loaded.map_err(HsmProcessError::from).and_then(open_confined) {
                 Ok(hands) => {

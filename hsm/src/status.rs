@@ -76,10 +76,10 @@ impl Status {
         lines.push(format!("{exception}PINs are kept as {} under {cipher}", self.form.told()));
         lines.push(match (self.persistence, self.level) {
             (Persistence::Memory | Persistence::Vault, _) => {
-                "not promised: the software token's keys are in this process's memory, not in certified hardware".into()
+                "not promised: the software token's keys are in its process's memory, not in certified hardware".into()
             }
             (Persistence::Token, Level::Host) => {
-                "not promised: at level host a clear PIN block is in this process's memory for one operation".into()
+                "not promised: at level host a clear PIN block is in its process's memory for one operation".into()
             }
             (Persistence::Token, Level::Token) => {
                 "not promised: at level token nobody sees a PIN, so none is refused as weak or malformed".into()
@@ -92,7 +92,7 @@ impl Status {
             lines.push(format!("not promised: memory is not locked and may be swapped ({reason})"));
         }
         if self.persistence == Persistence::Memory {
-            lines.push("not promised: keys are in memory alone, and are gone when this process ends".into());
+            lines.push("not promised: keys are in memory alone, and are gone when its process ends".into());
         }
         lines
     }

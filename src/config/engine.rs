@@ -194,6 +194,7 @@ impl Default for LowStore {
 }
 
 impl LowEngine {
+    #[cfg(feature = "keys")]
     pub(super) fn in_directory(directory: &Path) -> Self {
         Self { data_directory: directory.to_owned(), ..Self::default() }
     }

@@ -4,9 +4,11 @@ use std::{
     io::{self, IoSliceMut},
     mem::MaybeUninit,
     os::{fd::AsFd, unix::net::UnixStream},
+    sync::{Arc, atomic::AtomicBool},
 };
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::boundary::DESCRIPTORS_PER_MESSAGE;
 
@@ -30,6 +32,16 @@ pub(super) fn lanes_from_parent(count: usize) -> io::Result<Vec<UnixStream>> {
         }
     }
     Ok(lanes)
+}
+
+/// Lets SIGTERM and SIGINT pass: a terminal, or systemd, sends them to the engine's whole group, and calls that the engine
+/// lets finish still need the boundary. It ends with the engine; SIGKILL ends it at once.
+pub(super) fn outlive_signals() -> io::Result<()> {
+    let noted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        signal_hook::flag::register(signal, Arc::clone(&noted))?;
+    }
+    Ok(())
 }
 
 /// Returns once the parent has closed its end: its engine is gone.

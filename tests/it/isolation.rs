@@ -159,6 +159,20 @@ async fn a_boundary_that_hangs_is_unavailable_is_killed_and_is_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_signal_to_the_whole_group_leaves_the_boundary_to_the_calls_that_are_finishing() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = EngineProcess::start(directory.path(), "");
+    let (device, mut client, hsm) = (device(), engine.client().await, engine.hsm_id().unwrap());
+    for name in ["TERM", "INT"] {
+        signal(hsm, name);
+        client.set(&device, "7200", "271828").await.unwrap();
+    }
+    assert_eq!(engine.hsm_id(), Some(hsm));
+    assert_eq!(engine.terminate(), 0);
+    soon("it lives on", async || (!Path::new(&format!("/proc/{hsm}")).exists()).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_boundary_ends_with_its_engine_however_that_ends() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "");
