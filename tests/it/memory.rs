@@ -35,7 +35,7 @@ const FEW: u32 = 60;
 /// The same, where it is searched over and over: a hundred thousand calls.
 const MANY: u32 = 50_000;
 /// So that the search leaves the machine to the calls.
-const BETWEEN_SEARCHES: Duration = Duration::from_secs(2);
+const BETWEEN_SEARCHES: Duration = Duration::from_secs(4);
 /// How many play at a time: by gRPC, and through the edge.
 const ENGINE_CLIENTS: u32 = 12;
 const EDGE_CLIENTS: u32 = 2;
