@@ -1,7 +1,6 @@
 //! The boundary's process: lost and found again, confined, and the engine without anything clear.
 
 use std::{
-    collections::HashMap,
     io::Write,
     os::unix::fs::PermissionsExt,
     path::Path,
@@ -19,8 +18,9 @@ use pinseal::proto::Scope;
 use tonic::Code;
 
 use crate::{
-    engine_process::{Client, EngineProcess, device, reason},
+    engine_process::{Client, EngineProcess, device},
     hsm_process::HsmProcess,
+    known::Known,
     real_token::{Make, RealToken},
 };
 
@@ -43,17 +43,6 @@ pub(crate) async fn soon<T>(what: &str, mut find: impl AsyncFnMut() -> Option<T>
 const KILLS: u32 = 50;
 const CLIENTS: u32 = 8;
 
-/// What the clients know for certain.
-#[derive(Default)]
-struct Known {
-    /// Card → the PIN that was acknowledged last.
-    acknowledged: HashMap<String, String>,
-    /// Card → PINs sent since, whose reply was lost: each may or may not have been set.
-    unanswered: HashMap<String, Vec<String>>,
-    /// Controls that set a PIN.
-    spent: Vec<String>,
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_boundary_that_is_killed_fifty_times_under_load_is_back_and_no_acknowledged_pin_is_lost() {
     let directory = tempfile::tempdir().unwrap();
@@ -66,7 +55,7 @@ async fn a_boundary_that_is_killed_fifty_times_under_load_is_back_and_no_acknowl
         let client = engine.client().await;
         load.push(tokio::spawn(set_pins(client, Arc::clone(&device), Arc::clone(&known), number, Arc::clone(&done))));
     }
-    let acknowledged = || known.lock().unwrap().spent.len();
+    let acknowledged = || known.lock().unwrap().acknowledged();
     let mut away = Vec::new();
     for kill in 0..KILLS {
         // Some are acknowledged between two kills, so that each kill meets calls under way.
@@ -85,19 +74,11 @@ async fn a_boundary_that_is_killed_fifty_times_under_load_is_back_and_no_acknowl
 
     let known = std::mem::take(&mut *known.lock().unwrap());
     let mut client = engine.client().await;
-    for (card, pin) in &known.acknowledged {
-        let kept = client.view(&device, card).await.unwrap();
-        let perhaps = known.unanswered.get(card).is_some_and(|pins| pins.contains(&kept));
-        assert!(kept == *pin || perhaps, "card {card}: the acknowledged PIN is lost");
-    }
-    for control in &known.spent {
-        let again = client.set_block(control, &[7; 8]).await.unwrap_err();
-        assert_eq!(again.code(), Code::NotFound, "a control was used twice");
-    }
+    known.assert_kept(&mut client, &device).await;
     away.sort();
     let told = format!(
         "{KILLS} kills, {} PINs acknowledged; away for {:?} in the middle, {:?} at most\n",
-        known.spent.len(),
+        known.acknowledged(),
         away[away.len() / 2],
         away.last().unwrap(),
     );
@@ -129,18 +110,8 @@ async fn set_pins(
             }
         };
         let outcome = client.set_block(&control, &block).await;
-        let mut known = known.lock().unwrap();
-        match outcome {
-            Ok(()) => {
-                known.unanswered.remove(&card);
-                known.acknowledged.insert(card, pin);
-                known.spent.push(control);
-            }
-            Err(status) if status.code() == Code::FailedPrecondition => assert_eq!(reason(&status), "PIN_REFUSED"),
-            Err(status) => {
-                away(&status);
-                known.unanswered.entry(card).or_default().push(pin);
-            }
+        if let Err(status) = known.lock().unwrap().note((card, pin), (control, [7; 8]), outcome) {
+            away(&status);
         }
     }
 }

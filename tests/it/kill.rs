@@ -1,7 +1,6 @@
 //! Nothing acknowledged is lost, whenever the process dies.
 
 use std::{
-    collections::HashMap,
     process::Command,
     sync::{Arc, Mutex},
     time::Duration,
@@ -12,21 +11,13 @@ use futures::future::join_all;
 use pinseal::proto::Scope;
 use tokio::task::JoinHandle;
 
-use crate::engine_process::{Client, EngineProcess, device, reason};
+use crate::{
+    engine_process::{Client, EngineProcess, device},
+    known::Known,
+};
 
 const KILLS: u64 = 20;
 const CLIENTS: u64 = 8;
-
-/// What the clients know for certain.
-#[derive(Default)]
-struct Known {
-    /// Card → the PIN that was acknowledged last.
-    acknowledged: HashMap<String, String>,
-    /// Card → PINs sent since, whose reply was lost: each may or may not have been set.
-    unanswered: HashMap<String, Vec<String>>,
-    /// Controls that set a PIN, and a block other than theirs.
-    spent: Vec<(String, [u8; 8])>,
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn twenty_kills_under_load_lose_no_acknowledged_pin_and_free_no_spent_control() {
@@ -43,8 +34,8 @@ async fn twenty_kills_under_load_lose_no_acknowledged_pin_and_free_no_spent_cont
             load.push(tokio::spawn(set_pins(client, device.clone(), known.clone(), kill, number)));
         }
         // A moment of its own for every kill: so many acknowledgements, then some part of a group commit's life.
-        let enough = known.lock().unwrap().spent.len() + 4 + usize::try_from(kill % 7).unwrap() * 5;
-        while known.lock().unwrap().spent.len() < enough {
+        let enough = known.lock().unwrap().acknowledged() + 4 + usize::try_from(kill % 7).unwrap() * 5;
+        while known.lock().unwrap().acknowledged() < enough {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         tokio::time::sleep(Duration::from_micros((kill * 7_919) % 3_000)).await;
@@ -55,16 +46,8 @@ async fn twenty_kills_under_load_lose_no_acknowledged_pin_and_free_no_spent_cont
     let engine = EngineProcess::start(directory.path(), generous);
     let mut client = engine.client().await;
     let known = std::mem::take(&mut *known.lock().unwrap());
-    assert!(known.spent.len() > 200, "the load was too light to tell: {}", known.spent.len());
-    for (card, pin) in &known.acknowledged {
-        let kept = client.view(&device, card).await.unwrap();
-        let perhaps = known.unanswered.get(card).is_some_and(|pins| pins.contains(&kept));
-        assert!(kept == *pin || perhaps, "card {card}: the acknowledged PIN is lost");
-    }
-    for (control, other_block) in &known.spent {
-        let again = client.set_block(control, other_block).await.expect_err("a spent control was used again");
-        assert_eq!(reason(&again), "CONTROL_NOT_USABLE");
-    }
+    assert!(known.acknowledged() > 200, "the load was too light to tell: {}", known.acknowledged());
+    known.assert_kept(&mut client, &device).await;
     assert_eq!(engine.terminate(), 0);
 
     let verified = Command::new(env!("CARGO_BIN_EXE_pinseal"))
@@ -86,20 +69,9 @@ async fn set_pins(mut client: Client, device: Arc<Device>, known: Arc<Mutex<Know
         let other = device.encrypt_pin(&tzpk, &Pin::parse("90817263").unwrap(), Fill::Random).unwrap();
 
         let outcome = client.set_block(&control.control_id, &block).await;
-        let mut known = known.lock().unwrap();
-        match outcome {
-            Ok(()) => {
-                known.unanswered.remove(&card);
-                known.acknowledged.insert(card, pin);
-                known.spent.push((control.control_id, other));
-            }
-            Err(status) if status.code() == tonic::Code::FailedPrecondition => {
-                assert_eq!(reason(&status), "PIN_REFUSED", "only the policy may refuse a PIN of this load");
-            }
-            Err(_) => {
-                known.unanswered.entry(card).or_default().push(pin);
-                return;
-            }
+        let spent = (control.control_id, other);
+        if known.lock().unwrap().note((card, pin), spent, outcome).is_err() {
+            return;
         }
     }
 }

@@ -20,6 +20,7 @@ mod house;
 mod hsm_process;
 mod isolation;
 mod kill;
+mod known;
 mod memory;
 mod no_trace;
 mod race;

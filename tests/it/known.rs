@@ -1,0 +1,63 @@
+//! What clients that set PINs under kills know for certain, and that the engine still knows it afterwards.
+
+use std::collections::HashMap;
+
+use device::Device;
+use tonic::{Code, Status};
+
+use crate::engine_process::{Client, reason};
+
+/// What the clients know for certain.
+#[derive(Default)]
+pub(crate) struct Known {
+    /// Card → the PIN that was acknowledged last.
+    acknowledged: HashMap<String, String>,
+    /// Card → PINs sent since, whose reply was lost: each may or may not have been set.
+    unanswered: HashMap<String, Vec<String>>,
+    /// Controls that set a PIN, and a block other than theirs.
+    spent: Vec<(String, [u8; 8])>,
+}
+
+impl Known {
+    /// How many PINs were acknowledged.
+    pub(crate) fn acknowledged(&self) -> usize {
+        self.spent.len()
+    }
+
+    /// Takes in how a set ended; gives back what is neither done nor refused by the policy: the reply was lost.
+    pub(crate) fn note(
+        &mut self,
+        (card, pin): (String, String),
+        spent: (String, [u8; 8]),
+        outcome: Result<(), Status>,
+    ) -> Result<(), Status> {
+        match outcome {
+            Ok(()) => {
+                self.unanswered.remove(&card);
+                self.acknowledged.insert(card, pin);
+                self.spent.push(spent);
+            }
+            Err(status) if status.code() == Code::FailedPrecondition => {
+                assert_eq!(reason(&status), "PIN_REFUSED", "only the policy may refuse a PIN of this load");
+            }
+            Err(status) => {
+                self.unanswered.entry(card).or_default().push(pin);
+                return Err(status);
+            }
+        }
+        Ok(())
+    }
+
+    /// Every acknowledged PIN is there, and no control is good for another.
+    pub(crate) async fn assert_kept(&self, client: &mut Client, device: &Device) {
+        for (card, pin) in &self.acknowledged {
+            let kept = client.view(device, card).await.unwrap();
+            let perhaps = self.unanswered.get(card).is_some_and(|pins| pins.contains(&kept));
+            assert!(kept == *pin || perhaps, "card {card}: the acknowledged PIN is lost");
+        }
+        for (control, other_block) in &self.spent {
+            let again = client.set_block(control, other_block).await.expect_err("a spent control was used again");
+            assert_eq!((again.code(), &*reason(&again)), (Code::NotFound, "CONTROL_NOT_USABLE"));
+        }
+    }
+}
