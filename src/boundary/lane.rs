@@ -51,6 +51,13 @@ struct State {
     last: u64,
 }
 
+impl State {
+    /// Fails what waits and forgets the connection; numbers are not given twice.
+    fn end(&mut self) {
+        *self = Self { last: self.last, ..Self::default() };
+    }
+}
+
 impl Lane {
     pub(super) fn new(lost: Arc<watch::Sender<u64>>) -> Arc<Self> {
         Arc::new(Self { state: Mutex::default(), wake: Notify::new(), driven: AtomicBool::new(false), lost })
@@ -59,7 +66,8 @@ impl Lane {
     /// Takes a connection that has been welcomed, in place of the one before.
     pub(super) fn connect(&self, life: u64, stream: std::os::unix::net::UnixStream) {
         let mut state = self.state();
-        *state = State { arrived: Some(stream), life: Some(life), last: state.last, ..State::default() };
+        state.end();
+        (state.arrived, state.life) = (Some(stream), Some(life));
         drop(state);
         self.wake.notify_one();
     }
@@ -67,7 +75,7 @@ impl Lane {
     /// Fails what waits, and all that comes until there is another connection.
     pub(super) fn disconnect(&self) {
         let mut state = self.state();
-        *state = State { last: state.last, ..State::default() };
+        state.end();
         drop(state);
         self.wake.notify_one();
     }
@@ -133,7 +141,7 @@ impl Lane {
         if state.life != Some(life) {
             return;
         }
-        *state = State { last: state.last, ..State::default() };
+        state.end();
         drop(state);
         self.wake.notify_one();
         self.lost.send_if_modified(|lost| std::mem::replace(lost, life.max(*lost)) < life);
