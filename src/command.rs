@@ -9,7 +9,7 @@ use clap::Args;
 use thiserror::Error;
 use tokio::{
     runtime::Builder,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
 };
 
 use crate::config::{self, ConfigError};
@@ -36,11 +36,12 @@ pub fn engine(arguments: EngineArguments) -> Result<(), CommandError> {
     let config = config::Engine::load(arguments.config.as_deref())?;
     Builder::new_current_thread().enable_all().build()?.block_on(async {
         let engine = crate::engine::Engine::start(config).await?;
+        let mut stop = Stop::listen()?;
         writeln!(io::stdout(), "pinseal engine listens on {}", engine.address())?;
         for line in engine.boundary().lines() {
             writeln!(io::stdout(), "  {line}")?;
         }
-        told_to_stop().await?;
+        stop.told().await;
         writeln!(io::stdout(), "pinseal engine stops: calls in flight finish first")?;
         Ok(engine.stop().await?)
     })
@@ -53,25 +54,36 @@ pub fn edge(arguments: EdgeArguments) -> Result<(), CommandError> {
     Builder::new_multi_thread().enable_all().build()?.block_on(async {
         let made_token = config.made_token.clone();
         let edge = crate::edge::Edge::start(config).await?;
+        let mut stop = Stop::listen()?;
         writeln!(io::stdout(), "pinseal edge listens on {}", edge.address())?;
         if let Some(token) = made_token {
             writeln!(io::stdout(), "  no clients are configured; bearer token for this run: {}", token.as_str())?;
         }
-        told_to_stop().await?;
+        stop.told().await;
         writeln!(io::stdout(), "pinseal edge stops: requests in flight finish first")?;
         Ok(edge.stop().await?)
     })
 }
 
-/// Until SIGTERM or SIGINT.
-pub(crate) async fn told_to_stop() -> io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// SIGTERM and SIGINT, listened for before it is told that anything serves: who knows of it may stop it in order.
+pub(crate) struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    /// From here on neither of them ends the process.
+    pub(crate) fn listen() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
-    Ok(())
+
+    /// Until one of them has come, or had.
+    pub(crate) async fn told(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// Why a service ended in disorder.

@@ -18,7 +18,7 @@ use thiserror::Error;
 use tokio::runtime::Builder;
 
 use crate::{
-    command::told_to_stop,
+    command::Stop,
     config::{self, ConfigError, Isolation},
     edge::{Edge, EdgeError},
     engine::{Engine, StartError},
@@ -79,6 +79,7 @@ async fn play(arguments: &DemoArguments, directory: &Path) -> Result<(), DemoErr
     let served = Served { engine: &engine, edge_url: &edge_url, token: &token, directory };
     let story = served.tell().await;
     if story.is_ok() && !arguments.once {
+        let mut stop = Stop::listen()?;
         if let Some(file) = &arguments.ready_file {
             let ready = json!({
                 "edge_url": edge_url, "bearer_token": token.as_str(), "engine_addr": engine.address().to_string(),
@@ -86,7 +87,7 @@ async fn play(arguments: &DemoArguments, directory: &Path) -> Result<(), DemoErr
             write_whole(file, &ready.to_string())?;
         }
         served.invite()?;
-        told_to_stop().await?;
+        stop.told().await;
     }
     let (edge_stopped, engine_stopped) = (edge.stop().await, engine.stop().await);
     story?;
