@@ -29,6 +29,8 @@ pub mod edge;
 pub mod engine;
 #[cfg(feature = "keys")]
 pub mod hsm_process;
+#[cfg(feature = "keys")]
+pub mod keyblock;
 #[cfg(feature = "engine")]
 pub mod pin;
 pub mod pki;

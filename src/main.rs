@@ -48,6 +48,9 @@ enum Command {
     /// Look at a PKCS#11 token, and make the keys in it
     #[cfg(feature = "keys")]
     Token(pinseal::token::TokenArguments),
+    /// Explain a key block
+    #[cfg(feature = "keys")]
+    Keyblock(pinseal::keyblock::KeyBlockArguments),
     /// Make certificates for mutual TLS
     Pki(pinseal::pki::PkiArguments),
     /// Measure this build beside a bare gRPC echo
@@ -85,6 +88,8 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
         Command::Hsm(arguments) => Ok(pinseal::hsm_process::run(arguments)?),
         #[cfg(feature = "keys")]
         Command::Token(arguments) => Ok(pinseal::token::run(arguments)?),
+        #[cfg(feature = "keys")]
+        Command::Keyblock(arguments) => Ok(pinseal::keyblock::run(arguments)?),
         Command::Pki(arguments) => Ok(pinseal::pki::run(arguments)?),
         #[cfg(feature = "simulator")]
         Command::Bench(arguments) => Ok(pinseal::bench::run(arguments)?),

@@ -87,6 +87,43 @@ impl<const N: usize> Drop for Clear<N> {
     }
 }
 
+/// Clear bytes whose number is known when they are met: a key that came in a key block.
+#[cfg_attr(not(test), allow(dead_code, reason = "as the key blocks that fill it"))]
+pub(crate) struct ClearBytes(Box<[u8]>);
+
+#[cfg_attr(not(test), allow(dead_code, reason = "as the key blocks that fill it"))]
+impl ClearBytes {
+    /// All zeros, to be filled in place.
+    pub(crate) fn zeroed(length: usize) -> Self {
+        Self(vec![0; length].into())
+    }
+
+    pub(crate) fn copied(bytes: &[u8]) -> Self {
+        Self(bytes.into())
+    }
+
+    /// Takes bytes over; a vector with room to spare would be moved, and leave a copy behind.
+    pub(crate) fn of(mut bytes: Vec<u8>) -> Self {
+        let kept = Self::copied(&bytes);
+        wipe(&mut bytes);
+        kept
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
+impl Drop for ClearBytes {
+    fn drop(&mut self) {
+        wipe(&mut self.0);
+    }
+}
+
 /// A clear PIN: 4 to 12 digits, a nibble each, from the highest down. What stands behind its length is zero.
 ///
 /// Every question about a PIN is answered by arithmetic on all of it at once: no branch and no memory access depends on

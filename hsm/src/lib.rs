@@ -76,6 +76,9 @@ mod door;
 #[cfg(feature = "keys")]
 mod harden;
 #[cfg(feature = "keys")]
+#[cfg_attr(not(test), allow(dead_code, reason = "the key store, which is next, opens and writes them"))]
+mod keyblock;
+#[cfg(feature = "keys")]
 mod level;
 #[cfg(feature = "keys")]
 mod open_error;
@@ -109,6 +112,9 @@ pub use self::{
 pub use self::{
     config::{Callers, Config, KeyHandling, Keys, LockMemory, Pkcs11, SlotName, Unlock, Vault, Wanted, WantedLevel},
     door::{Hsm, Prepared},
+    keyblock::{
+        Field, Header, KeyBlock, KeyBlockError, OptionalBlock, Purpose as KeyBlockPurpose, Version as KeyBlockVersion,
+    },
     open_error::{OpenError, Pkcs11Error},
     policy::{PinPolicy, PolicyError, Weakness},
     token::{Probe, Route, TokenReport},

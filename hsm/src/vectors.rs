@@ -15,8 +15,9 @@ use crate::{
         AccountDigits, account_field, decode_iso_0, decode_iso_1, decode_iso_3, decode_iso_4, encode_iso_0,
         encode_iso_1, encode_iso_3, encode_iso_4,
     },
-    clear::{Block, Clear, Pin, Tzpk, WideBlock},
+    clear::{Block, Clear, ClearBytes, Pin, Tzpk, WideBlock},
     device_key::DeviceKey,
+    keyblock::{KeyBlock, ProtectionKey, Version as KeyBlockVersion, known_answers::derived},
     token::{CmacKey, aes_check_value, encrypt_chain, tzpk_check_value, tzpk_decrypt, tzpk_encrypt},
 };
 
@@ -74,6 +75,9 @@ section!(kcv, key_check_value, {
     jpos_jcesm = "jpos-jcesm",
     derived = "derived",
 });
+section!(tr31, key_block, { openemv_tr31 = "openemv-tr31", psec_tr31 = "psec-tr31", paysec_keyblock = "paysec-keyblock" });
+section!(tr31_kdf, key_block_derivation, { openemv_tr31_kdf = "openemv-tr31-kdf" });
+section!(tr31_must_reject, wrong_key_block, { openemv_tr31 = "openemv-tr31" });
 section!(cmac, aes_cmac, { nist_sp_800_38b = "nist-cmac" });
 section!(aes_ecb_nist, aes_ecb, { nist_aes = "nist-aes" });
 section!(tdes_ecb_nist, tdes_ecb, { nist_tdes = "nist-tdes" });
@@ -357,4 +361,43 @@ fn oaep(entry: &Value) {
     assert_eq!(device.bits() as u64, entry["modulus_bits"].as_u64().unwrap());
     let tzpk: Tzpk = clear(&[0x5A; 16]);
     assert_eq!(open(&device.wrap(&tzpk).unwrap(), &[]), Some(vec![0x5A; 16]));
+}
+
+/// Opens to the key it says; of the versions that are written, it is written again to the character.
+fn key_block(entry: &Value) {
+    let text = text(entry, "key_block");
+    let block = KeyBlock::parse(text).unwrap_or_else(|error| panic!("{entry}: {error}"));
+    let header = block.header();
+    let found = [
+        header.version().to_string(),
+        header.usage(),
+        header.algorithm().to_string(),
+        header.mode().to_string(),
+        header.key_version(),
+        header.exportability().to_string(),
+        header.optional().len().to_string(),
+    ];
+    let names = ["version", "key_usage", "algorithm", "mode_of_use", "key_version", "exportability", "opt_blocks"];
+    for (found, name) in found.iter().zip(names) {
+        assert_eq!(*found, entry[name].to_string().trim_matches('"'), "{name} of {entry}");
+    }
+    let under = ClearBytes::copied(&bytes(entry, "kbpk"));
+    let under = match header.version() {
+        KeyBlockVersion::A | KeyBlockVersion::B | KeyBlockVersion::C => ProtectionKey::tdes(under),
+        KeyBlockVersion::D | KeyBlockVersion::E => ProtectionKey::aes(under),
+    };
+    let under = under.unwrap();
+    assert!(block.open(&under).unwrap().bytes() == bytes(entry, "key"), "{entry}");
+    if header.version().is_written() {
+        assert_eq!(block.written_again(&under).unwrap(), text, "{entry}");
+    }
+}
+
+fn key_block_derivation(entry: &Value) {
+    let found = derived(&bytes(entry, "kbpk"), text(entry, "method"));
+    assert_eq!(found, (bytes(entry, "kbek"), bytes(entry, "kbak")), "{entry}");
+}
+
+fn wrong_key_block(entry: &Value) {
+    assert!(KeyBlock::parse(text(entry, "key_block")).is_err(), "{entry}");
 }

@@ -15,6 +15,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("pin", &["audit", "boundary", "caller", "card", "clock", "control", "store"]),
     ("tls", &[]),
     ("token", &["config"]),
+    ("keyblock", &[]),
     ("engine", &["audit", "boundary", "caller", "card", "clock", "config", "control", "pin", "proto", "store", "tls"]),
     ("edge", &["card", "clock", "config", "proto", "tls"]),
     ("config", &["boundary", "card", "edge", "engine", "hsm_process", "pin", "store", "tls"]),

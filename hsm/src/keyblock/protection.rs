@@ -1,0 +1,296 @@
+//! What protects a key block: two keys from one, one that encrypts and one that authenticates.
+//!
+//! ```text
+//! A, C  the key XOR 'E' or 'M'; 3DES CBC from the header's first 8 bytes; CBC-MAC over header and ciphertext, half of it
+//! B     3DES-CMAC of a counter, use, algorithm and length; CMAC over header and payload, which CBC then starts from
+//! D, E  the same with AES; CBC, or CTR
+//! ```
+
+use aes::{Aes128, Aes192, Aes256};
+use cmac::{
+    Cmac, Mac,
+    digest::{KeyInit, Output},
+};
+use des::{
+    TdesEde3,
+    cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt},
+};
+
+use super::{KeyBlockError, Version};
+use crate::clear::{Clear, ClearBytes};
+
+/// The variants of versions A and C (TR-31:2018, 5.3.2.3).
+const ENCRYPTS: u8 = b'E';
+const AUTHENTICATES: u8 = b'M';
+
+/// A key that protects key blocks: 3DES of 16 or 24 bytes, AES of 16, 24 or 32.
+pub(crate) struct ProtectionKey {
+    key: ClearBytes,
+    family: Family,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Family {
+    Tdes,
+    Aes,
+}
+
+/// What a derived key is for: the use in its derivation (TR-31:2018, tables 2 and 4).
+#[derive(Clone, Copy)]
+enum Derived {
+    Cbc = 0,
+    Mac = 1,
+    Ctr = 2,
+}
+
+impl ProtectionKey {
+    /// Of versions A, B and C.
+    pub(crate) fn tdes(key: ClearBytes) -> Option<Self> {
+        matches!(key.bytes().len(), 16 | 24).then_some(Self { key, family: Family::Tdes })
+    }
+
+    /// Of versions D and E.
+    pub(crate) fn aes(key: ClearBytes) -> Option<Self> {
+        matches!(key.bytes().len(), 16 | 24 | 32).then_some(Self { key, family: Family::Aes })
+    }
+
+    /// Decrypts what a block holds, and makes the MAC it should have.
+    pub(super) fn open(
+        &self,
+        version: Version,
+        header: &str,
+        payload: &mut ClearBytes,
+        mac: &[u8],
+    ) -> Result<Vec<u8>, KeyBlockError> {
+        let authentication = self.derive(version, Derived::Mac)?;
+        Ok(match version {
+            Version::A | Version::C => {
+                let expected = cbc_mac(&authentication, &[header.as_bytes(), payload.bytes()]);
+                let expected = expected.get(..version.mac_bytes()).unwrap_or_default().to_vec();
+                let from = header.as_bytes().get(..8).unwrap_or_default();
+                cbc_decrypt(&self.derive(version, Derived::Cbc)?, from, payload.bytes_mut());
+                expected
+            }
+            Version::B | Version::D => {
+                cbc_decrypt(&self.derive(version, Derived::Cbc)?, mac, payload.bytes_mut());
+                authentication.cmac(&[header.as_bytes(), payload.bytes()])
+            }
+            Version::E => {
+                ctr(&self.derive(version, Derived::Ctr)?, mac, payload.bytes_mut());
+                authentication.cmac(&[header.as_bytes(), payload.bytes()])
+            }
+        })
+    }
+
+    /// Encrypts a payload in place, and makes its MAC. Of versions D and E.
+    pub(super) fn protect(
+        &self,
+        version: Version,
+        header: &str,
+        payload: &mut ClearBytes,
+    ) -> Result<Vec<u8>, KeyBlockError> {
+        let mac = self.derive(version, Derived::Mac)?.cmac(&[header.as_bytes(), payload.bytes()]);
+        match version {
+            Version::D => cbc_encrypt(&self.derive(version, Derived::Cbc)?, &mac, payload.bytes_mut()),
+            Version::E => ctr(&self.derive(version, Derived::Ctr)?, &mac, payload.bytes_mut()),
+            Version::A | Version::B | Version::C => return Err(KeyBlockError::Version),
+        }
+        Ok(mac)
+    }
+
+    fn derive(&self, version: Version, derived: Derived) -> Result<Cipher, KeyBlockError> {
+        let mut key = ClearBytes::zeroed(self.key.bytes().len());
+        match (version, self.family) {
+            (Version::A | Version::C, Family::Tdes) => {
+                let variant = match derived {
+                    Derived::Mac => AUTHENTICATES,
+                    Derived::Cbc | Derived::Ctr => ENCRYPTS,
+                };
+                key.bytes_mut().iter_mut().zip(self.key.bytes()).for_each(|(place, byte)| *place = byte ^ variant);
+            }
+            (Version::B, Family::Tdes) | (Version::D | Version::E, Family::Aes) => {
+                self.derive_by_cmac(derived, &mut key)
+            }
+            (Version::A | Version::B | Version::C, Family::Aes) => {
+                return Err(KeyBlockError::ProtectionKey { version, wanted: "a 3DES key of 16 or 24 bytes" });
+            }
+            (Version::D | Version::E, Family::Tdes) => {
+                return Err(KeyBlockError::ProtectionKey { version, wanted: "an AES key of 16, 24 or 32 bytes" });
+            }
+        }
+        Ok(self.cipher_of(&key))
+    }
+
+    /// Counter, use, separator, algorithm and length in bits, under CMAC (TR-31:2018, 5.3.2.1 and 5.3.2.2).
+    fn derive_by_cmac(&self, derived: Derived, key: &mut ClearBytes) {
+        let length = key.bytes().len();
+        let algorithm = match (self.family, length) {
+            (Family::Tdes, 16) => 0,
+            (Family::Tdes, _) => 1,
+            (Family::Aes, 16) => 2,
+            (Family::Aes, 24) => 3,
+            (Family::Aes, _) => 4,
+        };
+        let cipher = self.cipher_of(&self.key);
+        let [high, low] = u16::try_from(8 * length).unwrap_or_default().to_be_bytes();
+        for (counter, piece) in (1u8..).zip(key.bytes_mut().chunks_mut(cipher.block_bytes())) {
+            let made = ClearBytes::of(cipher.cmac(&[&[counter, 0, derived as u8, 0, 0, algorithm, high, low]]));
+            piece.iter_mut().zip(made.bytes()).for_each(|(place, byte)| *place = *byte);
+        }
+    }
+
+    fn cipher_of(&self, key: &ClearBytes) -> Cipher {
+        let bytes = key.bytes();
+        match (self.family, bytes.len()) {
+            (Family::Tdes, length) => {
+                let mut triple = Clear::<24>::zeroed();
+                // K1 K2 K1, where there are two.
+                let again = bytes.iter().take(if length == 16 { 8 } else { 0 });
+                triple.bytes_mut().iter_mut().zip(bytes.iter().chain(again)).for_each(|(place, byte)| *place = *byte);
+                Cipher::Tdes(triple)
+            }
+            (Family::Aes, 16) => Cipher::Aes128(filled(bytes)),
+            (Family::Aes, 24) => Cipher::Aes192(filled(bytes)),
+            (Family::Aes, _) => Cipher::Aes256(filled(bytes)),
+        }
+    }
+}
+
+fn filled<const N: usize>(bytes: &[u8]) -> Clear<N> {
+    let mut key = Clear::zeroed();
+    key.bytes_mut().iter_mut().zip(bytes).for_each(|(place, byte)| *place = *byte);
+    key
+}
+
+/// A key of a block cipher. A key block is opened once in a key's life: nothing is prepared.
+enum Cipher {
+    Tdes(Clear<24>),
+    Aes128(Clear<16>),
+    Aes192(Clear<24>),
+    Aes256(Clear<32>),
+}
+
+impl Cipher {
+    fn block_bytes(&self) -> usize {
+        match self {
+            Self::Tdes(_) => 8,
+            Self::Aes128(_) | Self::Aes192(_) | Self::Aes256(_) => 16,
+        }
+    }
+
+    /// NIST SP 800-38B.
+    fn cmac(&self, parts: &[&[u8]]) -> Vec<u8> {
+        fn tag<M: Mac>(mut mac: M, parts: &[&[u8]]) -> Vec<u8> {
+            parts.iter().for_each(|part| mac.update(part));
+            let tag: Output<M> = mac.finalize().into_bytes();
+            tag.to_vec()
+        }
+        match self {
+            Self::Tdes(key) => tag(Cmac::<TdesEde3>::new(key.bytes().into()), parts),
+            Self::Aes128(key) => tag(Cmac::<Aes128>::new(key.bytes().into()), parts),
+            Self::Aes192(key) => tag(Cmac::<Aes192>::new(key.bytes().into()), parts),
+            Self::Aes256(key) => tag(Cmac::<Aes256>::new(key.bytes().into()), parts),
+        }
+    }
+
+    /// One block in place; a piece of another length stays as it is.
+    fn encrypt(&self, block: &mut [u8]) {
+        fn one<C: BlockCipherEncrypt>(cipher: C, block: &mut [u8]) {
+            if let Ok(block) = <&mut Array<u8, C::BlockSize>>::try_from(block) {
+                cipher.encrypt_block(block);
+            }
+        }
+        match self {
+            Self::Tdes(key) => one(TdesEde3::new(key.bytes().into()), block),
+            Self::Aes128(key) => one(Aes128::new(key.bytes().into()), block),
+            Self::Aes192(key) => one(Aes192::new(key.bytes().into()), block),
+            Self::Aes256(key) => one(Aes256::new(key.bytes().into()), block),
+        }
+    }
+
+    /// The way back.
+    fn decrypt(&self, block: &mut [u8]) {
+        fn one<C: BlockCipherDecrypt>(cipher: C, block: &mut [u8]) {
+            if let Ok(block) = <&mut Array<u8, C::BlockSize>>::try_from(block) {
+                cipher.decrypt_block(block);
+            }
+        }
+        match self {
+            Self::Tdes(key) => one(TdesEde3::new(key.bytes().into()), block),
+            Self::Aes128(key) => one(Aes128::new(key.bytes().into()), block),
+            Self::Aes192(key) => one(Aes192::new(key.bytes().into()), block),
+            Self::Aes256(key) => one(Aes256::new(key.bytes().into()), block),
+        }
+    }
+}
+
+fn xor(place: &mut [u8], with: &[u8]) {
+    place.iter_mut().zip(with).for_each(|(place, with)| *place ^= with);
+}
+
+fn cbc_encrypt(cipher: &Cipher, from: &[u8], bytes: &mut [u8]) {
+    let mut before = from.to_vec();
+    for block in bytes.chunks_mut(cipher.block_bytes()) {
+        xor(block, &before);
+        cipher.encrypt(block);
+        before.copy_from_slice(block);
+    }
+}
+
+fn cbc_decrypt(cipher: &Cipher, from: &[u8], bytes: &mut [u8]) {
+    let mut before = from.to_vec();
+    for block in bytes.chunks_mut(cipher.block_bytes()) {
+        let ciphertext = block.to_vec();
+        cipher.decrypt(block);
+        xor(block, &before);
+        before = ciphertext;
+    }
+}
+
+/// Both ways.
+fn ctr(cipher: &Cipher, from: &[u8], bytes: &mut [u8]) {
+    let mut counter = u128::from_be_bytes(from.try_into().unwrap_or_default());
+    for piece in bytes.chunks_mut(cipher.block_bytes()) {
+        let mut pad = ClearBytes::copied(&counter.to_be_bytes());
+        cipher.encrypt(pad.bytes_mut());
+        xor(piece, pad.bytes());
+        counter = counter.wrapping_add(1);
+    }
+}
+
+/// From zero; the parts together are whole blocks.
+fn cbc_mac(cipher: &Cipher, parts: &[&[u8]]) -> Vec<u8> {
+    let mut mac = vec![0; cipher.block_bytes()];
+    for block in parts.concat().chunks(cipher.block_bytes()) {
+        xor(&mut mac, block);
+        cipher.encrypt(&mut mac);
+    }
+    mac
+}
+
+#[cfg(test)]
+pub(crate) mod known_answers {
+    use super::*;
+
+    /// The two keys made of one, by the name `vectors.json` gives the method.
+    pub(crate) fn derived(key: &[u8], method: &str) -> (Vec<u8>, Vec<u8>) {
+        let key = ClearBytes::copied(key);
+        let (version, protection) = match method.as_bytes() {
+            [b'A', ..] => (Version::A, ProtectionKey::tdes(key)),
+            [b'B', ..] => (Version::B, ProtectionKey::tdes(key)),
+            _ => (Version::D, ProtectionKey::aes(key)),
+        };
+        let protection = protection.unwrap();
+        let made = |derived| {
+            let cipher = protection.derive(version, derived).unwrap();
+            let bytes = match &cipher {
+                Cipher::Tdes(key) => &key.bytes()[..protection.key.bytes().len()],
+                Cipher::Aes128(key) => &key.bytes()[..],
+                Cipher::Aes192(key) => &key.bytes()[..],
+                Cipher::Aes256(key) => &key.bytes()[..],
+            };
+            bytes.to_vec()
+        };
+        (made(Derived::Cbc), made(Derived::Mac))
+    }
+}

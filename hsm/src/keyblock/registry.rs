@@ -1,0 +1,246 @@
+//! What the codes of a header mean (ANSI X9.143:2021, tables 3 to 8), and which of them suit what we take a key for.
+
+use std::fmt;
+
+use super::{Header, KeyBlockError, OptionalBlock};
+
+/// A field of a key block, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Field {
+    /// What it is called.
+    pub name: &'static str,
+    /// What stands there.
+    pub value: String,
+    /// What that means.
+    pub meaning: String,
+}
+
+/// What a key of a key block is taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// PINs under it go to, or come from, another party.
+    ZoneKey,
+    /// Other keys travel under it, in key blocks.
+    ExchangeKey,
+}
+
+impl fmt::Display for Purpose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ZoneKey => "a zone key",
+            Self::ExchangeKey => "a key-exchange key",
+        })
+    }
+}
+
+/// Whether a key with such a header may be taken for a purpose: a key is for one thing.
+pub(super) fn check(header: &Header, purpose: Purpose) -> Result<(), KeyBlockError> {
+    let refuse = |field, found, wanted| Err(KeyBlockError::Purpose { field, found, purpose, wanted });
+    let usage = header.usage();
+    match purpose {
+        Purpose::ZoneKey if usage != "P0" => return refuse("usage", usage, "P0, a PIN encryption key"),
+        Purpose::ExchangeKey if !matches!(&*usage, "K0" | "K1" | "K4") => {
+            return refuse("usage", usage, "K0, K1 or K4, a key that protects keys");
+        }
+        _ => {}
+    }
+    match (purpose, header.algorithm()) {
+        (Purpose::ZoneKey, 'A' | 'T') | (Purpose::ExchangeKey, 'A') => {}
+        (Purpose::ZoneKey, other) => return refuse("algorithm", other.into(), "A or T"),
+        (Purpose::ExchangeKey, other) => return refuse("algorithm", other.into(), "A: we write versions D and E"),
+    }
+    if !matches!(header.mode(), 'B' | 'D' | 'E') {
+        return refuse("mode of use", header.mode().into(), "B, D or E: to encrypt, to decrypt, or both");
+    }
+    match header.exportability() {
+        'E' | 'N' | 'S' => Ok(()),
+        other => refuse("exportability", other.into(), "E, N or S"),
+    }
+}
+
+/// Bytes of the longest key of an algorithm, which hide how long a shorter one is.
+pub(super) fn longest_key_bytes(algorithm: char) -> usize {
+    match algorithm {
+        'T' | 'D' => 24,
+        'A' => 32,
+        _ => 0,
+    }
+}
+
+/// Whether an optional block says what one of its name can.
+pub(super) fn check_optional(id: &str, data: &str) -> Result<(), &'static str> {
+    let pairs_of_digits =
+        data.len().is_multiple_of(2) && data.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'A'..=b'F'));
+    match id {
+        "KS" | "IK" | "BI" | "KC" | "KP" | "HM" if !pairs_of_digits => {
+            Err("holds something other than pairs of hexadecimal digits")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Every field of a header, and of what is encrypted what can be told.
+pub(super) fn fields(header: &Header, encrypted_bytes: usize) -> Vec<Field> {
+    let version = header.version();
+    let field = |name, value: String, meaning: &str| Field { name, value, meaning: meaning.to_owned() };
+    let letter = |letter: char| letter.to_string();
+    let mut fields = vec![
+        field("version", version.to_string(), version_meaning(header)),
+        field("usage", header.usage(), usage_meaning(&header.usage())),
+        field("algorithm", letter(header.algorithm()), algorithm_meaning(header.algorithm())),
+        field("mode of use", letter(header.mode()), mode_meaning(header.mode())),
+        field("key version", header.key_version(), key_version_meaning(&header.key_version())),
+        field("exportability", letter(header.exportability()), exportability_meaning(header.exportability())),
+        field(
+            "context",
+            header.context(),
+            if header.context() == "00" { "anywhere" } else { "restricted or reserved" },
+        ),
+    ];
+    fields.extend(header.optional().iter().map(optional_field));
+    let hidden = match longest_key_bytes(header.algorithm()) {
+        0 => "the key and its padding; how long the key is cannot be told".to_owned(),
+        _ => format!(
+            "the key, at most {} bytes, and its padding",
+            encrypted_bytes.saturating_sub(super::KEY_LENGTH_BYTES)
+        ),
+    };
+    fields.push(Field { name: "encrypted", value: format!("{encrypted_bytes} bytes"), meaning: hidden });
+    fields.push(field(
+        "MAC",
+        format!("{} bytes", version.mac_bytes()),
+        "over all that stands before; checked with the key it is under",
+    ));
+    fields
+}
+
+fn optional_field(block: &OptionalBlock) -> Field {
+    let meaning = match &*block.id() {
+        "AL" => "how long an asymmetric key lives",
+        "BI" => "identifier of a base derivation key",
+        "CT" => "certificate of a public key",
+        "DA" => "what may be derived",
+        "FL" => "flags",
+        "HM" => "hash algorithm of an HMAC key",
+        "IK" => "identifier of an initial DUKPT key",
+        "KC" => "check value of this key",
+        "KP" => "check value of the key it is under",
+        "KS" => "key set identifier, or key serial number",
+        "KV" => "version of the values in this block",
+        "LB" => "label",
+        "PA" => "algorithm of an asymmetric key",
+        "PB" => "padding",
+        "PK" => "protection key's own block",
+        "TC" => "when the key was made",
+        "TS" => "when the block was made",
+        "WP" => "what the key was under before",
+        _ => "not in X9.143: its owner's own",
+    };
+    Field { name: "optional block", value: format!("{} {}", block.id(), block.data()), meaning: meaning.to_owned() }
+}
+
+fn version_meaning(header: &Header) -> &'static str {
+    match header.version() {
+        super::Version::A => "3DES, key variants; superseded, read only",
+        super::Version::B => "3DES, derived keys; read only",
+        super::Version::C => "3DES, key variants; read only",
+        super::Version::D => "AES in CBC, derived keys",
+        super::Version::E => "AES in CTR, derived keys (ISO 20038)",
+    }
+}
+
+fn usage_meaning(usage: &str) -> &'static str {
+    match usage {
+        "B0" => "base derivation key of DUKPT",
+        "B1" => "initial key of DUKPT",
+        "B2" => "base key of variants",
+        "B3" => "key derivation key",
+        "C0" => "card verification",
+        "D0" => "data encryption",
+        "D1" => "data encryption, asymmetric",
+        "D2" => "decimalisation tables",
+        "D3" => "sensitive data",
+        "E0" => "EMV issuer master key: application cryptograms",
+        "E1" => "EMV issuer master key: secure messaging, confidentiality",
+        "E2" => "EMV issuer master key: secure messaging, integrity",
+        "E3" => "EMV issuer master key: data authentication code",
+        "E4" => "EMV issuer master key: dynamic numbers",
+        "E5" => "EMV issuer master key: card personalisation",
+        "E6" => "EMV issuer master key: other",
+        "E7" => "EMV master personalisation key",
+        "I0" => "initialisation vector",
+        "K0" => "key encryption or wrapping",
+        "K1" => "key block protection (TR-31)",
+        "K2" => "asymmetric key of TR-34",
+        "K3" => "asymmetric key agreement",
+        "K4" => "key block protection (ISO 20038)",
+        "M0" => "MAC of ISO 16609, algorithm 1",
+        "M1" => "MAC of ISO 9797-1, algorithm 1",
+        "M2" => "MAC of ISO 9797-1, algorithm 2",
+        "M3" => "MAC of ISO 9797-1, algorithm 3",
+        "M4" => "MAC of ISO 9797-1, algorithm 4",
+        "M5" => "MAC of ISO 9797-1:1999, algorithm 5",
+        "M6" => "CMAC",
+        "M7" => "HMAC",
+        "M8" => "MAC of ISO 9797-1, algorithm 6",
+        "P0" => "PIN encryption",
+        "P1" => "PIN generation",
+        "S0" => "digital signature",
+        "S1" => "digital signature of a certificate authority",
+        "S2" => "asymmetric key, other",
+        "V0" => "PIN verification, other",
+        "V1" => "PIN verification, IBM 3624",
+        "V2" => "PIN verification value, Visa",
+        "V3" => "PIN verification, X9.132 algorithm 1",
+        "V4" => "PIN verification, X9.132 algorithm 2",
+        "V5" => "PIN verification, X9.132 algorithm 3",
+        _ => "not in X9.143: its owner's own",
+    }
+}
+
+fn algorithm_meaning(algorithm: char) -> &'static str {
+    match algorithm {
+        'A' => "AES",
+        'D' => "DES, single",
+        'E' => "elliptic curve",
+        'H' => "HMAC",
+        'R' => "RSA",
+        'S' => "DSA",
+        'T' => "3DES",
+        _ => "not in X9.143: its owner's own",
+    }
+}
+
+fn mode_meaning(mode: char) -> &'static str {
+    match mode {
+        'B' => "encrypts and decrypts",
+        'C' => "makes and checks MACs",
+        'D' => "decrypts only",
+        'E' => "encrypts only",
+        'G' => "makes MACs only",
+        'N' => "no restriction",
+        'S' => "signs only",
+        'T' => "signs and decrypts",
+        'V' => "verifies only",
+        'X' => "derives keys",
+        'Y' => "makes variants of itself",
+        _ => "not in X9.143: its owner's own",
+    }
+}
+
+fn key_version_meaning(version: &str) -> &'static str {
+    match version.as_bytes() {
+        b"00" => "none said",
+        [b'c', _] => "a component, not a whole key",
+        _ => "the key's own",
+    }
+}
+
+fn exportability_meaning(exportability: char) -> &'static str {
+    match exportability {
+        'E' => "may travel on, under a key that is trusted",
+        'N' => "may not travel on",
+        'S' => "may travel on in another form, under a key that is trusted",
+        _ => "not in X9.143",
+    }
+}

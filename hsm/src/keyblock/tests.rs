@@ -1,0 +1,178 @@
+//! What a block can't be bent to; the published blocks are in `crate::vectors`.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const AES_KEY: [u8; 32] = [0x41; 32];
+
+fn under() -> ProtectionKey {
+    ProtectionKey::aes(ClearBytes::copied(&AES_KEY)).unwrap()
+}
+
+fn header(version: Version) -> Header {
+    Header::new(version, ['P', '0'], 'A', 'B', 'E')
+}
+
+fn written(version: Version, key: &[u8]) -> String {
+    let fill = |bytes: &mut [u8]| aws_lc_rs::rand::fill(bytes).map_err(|_| KeyBlockError::Random);
+    KeyBlock::write(&header(version), &under(), &ClearBytes::copied(key), fill).unwrap()
+}
+
+#[test]
+fn what_is_written_in_d_and_e_opens_to_the_same_key_and_header() {
+    for version in [Version::D, Version::E] {
+        for key in [&[7; 16][..], &[7; 24], &[7; 32]] {
+            let block = KeyBlock::parse(&written(version, key)).unwrap();
+            assert_eq!(block.header(), &header(version));
+            assert!(block.open(&under()).unwrap().bytes() == key, "{version}");
+        }
+    }
+}
+
+#[test]
+fn how_long_a_key_is_does_not_show_in_how_long_its_block_is() {
+    for version in [Version::D, Version::E] {
+        assert_eq!(written(version, &[7; 16]).len(), written(version, &[7; 32]).len());
+    }
+}
+
+#[test]
+fn older_versions_are_not_written() {
+    for version in [Version::A, Version::B, Version::C] {
+        let key = ClearBytes::copied(&[7; 16]);
+        let refused = KeyBlock::write(&header(version), &under(), &key, |_| Ok(())).err();
+        assert_eq!(refused, Some(KeyBlockError::Version));
+    }
+}
+
+#[test]
+fn a_block_changed_in_any_character_does_not_open() {
+    for version in [Version::D, Version::E] {
+        let text = written(version, &[7; 16]);
+        for at in 0..text.len() {
+            let mut changed = text.clone().into_bytes();
+            changed[at] = if changed[at] == b'1' { b'2' } else { b'1' };
+            let changed = String::from_utf8(changed).unwrap();
+            let opened = KeyBlock::parse(&changed).and_then(|block| block.open(&under()));
+            assert!(opened.is_err(), "character {at}");
+        }
+    }
+}
+
+#[test]
+fn a_block_opens_under_no_other_key_and_no_other_kind_of_key() {
+    let block = KeyBlock::parse(&written(Version::D, &[7; 16])).unwrap();
+    let other = ProtectionKey::aes(ClearBytes::copied(&[0x42; 32])).unwrap();
+    assert_eq!(block.open(&other).err(), Some(KeyBlockError::Mac));
+    let tdes = ProtectionKey::tdes(ClearBytes::copied(&[0x41; 24])).unwrap();
+    assert!(matches!(block.open(&tdes).err(), Some(KeyBlockError::ProtectionKey { .. })));
+}
+
+#[test]
+fn an_optional_block_too_long_for_two_digits_has_an_extended_length_and_is_read_back() {
+    let label = "x".repeat(0x130 - 10);
+    let text = format!("D0448P0AE00E0100LB00040130{label}{}", "0".repeat(128));
+    let read = KeyBlock::parse(&text).unwrap();
+    assert_eq!(read.header().optional()[0].data(), label);
+    assert_eq!(read.header().write(128).unwrap(), text[..16 + 0x130]);
+}
+
+#[test]
+fn a_misshapen_optional_block_is_named() {
+    let block = |optional: &str| {
+        let text = format!("P0AE00E0100{optional}{}", "0".repeat(96));
+        KeyBlock::parse(&format!("D{:04}{text}", text.len() + 5)).map(drop).map_err(|error| error.to_string())
+    };
+    assert_eq!(block("LB10abcdefghijkl"), Ok(()));
+    for (optional, said) in [
+        ("LB03abcdefghijkl", "optional block 1 (LB) has a length shorter than itself"),
+        ("LBFFabcdefghijkl", "optional block 1 (LB) is cut short"),
+        ("LBxxabcdefghijkl", "optional block 1 (LB) has a length that is no hexadecimal number"),
+        ("LB000500001abcde", "optional block 1 (LB) has an extended length that can't be"),
+        ("??10abcdefghijkl", "optional block 1 (??) has no name of two letters"),
+        ("KS10abcdefghijkl", "optional block 1 (KS) holds something other than pairs of hexadecimal digits"),
+        ("LB0Fabcdefghijkl", "the header's optional blocks, which do not fill whole cipher blocks, can't be read"),
+    ] {
+        assert_eq!(block(optional), Err(said.to_owned()), "{optional}");
+    }
+}
+
+#[test]
+fn a_key_is_taken_for_what_its_block_says_and_nothing_else() {
+    let block = |head: &str| KeyBlock::parse(&format!("D0144{head}00E0000{}", "0".repeat(128))).unwrap();
+    for (head, purpose) in [("P0AB", Purpose::ZoneKey), ("P0TE", Purpose::ZoneKey), ("K1AB", Purpose::ExchangeKey)] {
+        assert_eq!(block(head).check_purpose(purpose), Ok(()), "{head}");
+    }
+    for (head, purpose, field) in [
+        ("K1AB", Purpose::ZoneKey, "usage"),
+        ("P0AB", Purpose::ExchangeKey, "usage"),
+        ("P0RB", Purpose::ZoneKey, "algorithm"),
+        ("K0TB", Purpose::ExchangeKey, "algorithm"),
+        ("P0AN", Purpose::ZoneKey, "mode of use"),
+        ("P0AX", Purpose::ZoneKey, "mode of use"),
+    ] {
+        let refused = block(head).check_purpose(purpose).unwrap_err().to_string();
+        assert!(refused.starts_with(field), "{head}: {refused}");
+    }
+}
+
+#[test]
+fn each_field_is_explained() {
+    let block = KeyBlock::parse(&written(Version::D, &[7; 16])).unwrap();
+    let told: Vec<_> =
+        block.fields().iter().map(|field| format!("{}={}: {}", field.name, field.value, field.meaning)).collect();
+    for expected in ["version=D: AES in CBC, derived keys", "usage=P0: PIN encryption", "algorithm=A: AES"] {
+        assert!(told.iter().any(|line| line == expected), "{told:?}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_text_comes_is_read_or_refused(text in "[A-E][0-9]{4}[ -~]{0,200}") {
+        if let Ok(block) = KeyBlock::parse(&text) {
+            let _ = (block.open(&under()).is_ok(), block.fields());
+        }
+    }
+
+    #[test]
+    fn a_block_changed_anywhere_is_refused_before_its_key_is_seen(at in 0..144usize, byte in 32..127u8) {
+        let mut text = written(Version::D, &[7; 16]).into_bytes();
+        let same = text[at] == byte;
+        text[at] = byte;
+        let opened = KeyBlock::parse(std::str::from_utf8(&text).unwrap()).and_then(|block| block.open(&under()));
+        prop_assert_eq!(opened.is_ok(), same);
+    }
+}
+
+/// The other implementation that can be had: psec, of PyPI. It reads and writes version D; E it does not know.
+fn psec(command: &str, arguments: &[&str]) -> String {
+    let python = std::env::var("PINSEAL_TEST_PYTHON").unwrap_or_else(|_| {
+        panic!("PINSEAL_TEST_PYTHON is not set: run scripts/test, or point it to a Python with tests/clients/python/requirements.txt")
+    });
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/clients/python/psec_key_block.py");
+    let output = std::process::Command::new(python).args([script, command]).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02X}")).collect()
+}
+
+#[test]
+fn what_is_written_here_opens_in_psec() {
+    for key in [&[0x5D; 16][..], &[0x6E; 24], &[0x7F; 32]] {
+        assert_eq!(psec("open", &[&hex(&AES_KEY), &written(Version::D, key)]), format!("P0 A B E {}", hex(key)));
+    }
+}
+
+#[test]
+fn what_psec_writes_opens_here() {
+    for (key, head) in [(&[0x5D; 16][..], "D0000P0TB00E0000"), (&[0x7F; 32], "D0000K1AB00N0000")] {
+        let text = psec("write", &[&hex(&AES_KEY), head, &hex(key)]);
+        let block = KeyBlock::parse(&text).unwrap();
+        assert!(block.open(&under()).unwrap().bytes() == key, "{text}");
+        assert_eq!(format!("{}{}", block.header().usage(), block.header().algorithm()), head[5..8]);
+    }
+}
