@@ -94,7 +94,7 @@ impl Boundary {
 
     /// Seals an account number for a card.
     pub(crate) fn seal_account(&self, number: &AccountNumber, card: CardBinding<'_>) -> Result<SealedAccount, Error> {
-        let key = self.token().current();
+        let key = self.token().current().account;
         let mut packed = Zeroizing::new([0xFF; ACCOUNT_BYTES]);
         for (place, digit) in number.digits().as_slice().iter().enumerate() {
             if let Some(byte) = packed.get_mut(place / 2) {
@@ -107,7 +107,7 @@ impl Boundary {
 
     /// A record is whole, of this card, and of this level: the other one's storage keys are not here.
     fn check_record(&self, record: &PinRecord, card: &CardBinding<'_>) -> Result<(), Error> {
-        if record.storage_key() != self.token().current() {
+        if record.storage_key() != self.token().current().storage {
             return Err(Error::UnknownKey);
         }
         let tag = self.token().record_tag(record.tagged_bytes(), &record_bound_to(record.storage_key(), card))?;

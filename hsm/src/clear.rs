@@ -88,10 +88,8 @@ impl<const N: usize> Drop for Clear<N> {
 }
 
 /// Clear bytes whose number is known when they are met: a key that came in a key block.
-#[cfg_attr(not(test), allow(dead_code, reason = "as the key blocks that fill it"))]
 pub(crate) struct ClearBytes(Box<[u8]>);
 
-#[cfg_attr(not(test), allow(dead_code, reason = "as the key blocks that fill it"))]
 impl ClearBytes {
     /// All zeros, to be filled in place.
     pub(crate) fn zeroed(length: usize) -> Self {

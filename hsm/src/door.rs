@@ -16,6 +16,7 @@ use crate::{
     form::StoredForm,
     frame::{Operation, Request, write_accept_reply, write_reply},
     harden::harden,
+    keyring::Keyring,
     level::{self, LevelAndForm},
     open_error::OpenError,
     outcome::{Accepted, Issued, Revealed},
@@ -23,7 +24,6 @@ use crate::{
     selftest,
     status::{MemoryLock, Persistence, Status},
     token::{self, Software, TdesBudget, TokenReport},
-    vault::Keys,
     workers::Workers,
 };
 
@@ -152,7 +152,7 @@ impl Prepared {
         let (boundary, persistence, workers) = match config.keys {
             KeysConfig::Vault(vault) => {
                 let form = level::of_software(&config.wanted)?;
-                let keys = Keys::open(&vault)?;
+                let keys = Keyring::open_or_make(&vault, unix_milliseconds())?.serving(&vault)?;
                 let persistence = match &vault {
                     Vault::Memory => Persistence::Memory,
                     Vault::File { .. } => Persistence::Vault,
@@ -225,6 +225,12 @@ impl Hsm {
             }
         }
     }
+}
+
+/// When a vault that is made here is made.
+fn unix_milliseconds() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// An account as it was, for a worker's closure.

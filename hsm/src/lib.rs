@@ -70,18 +70,25 @@ mod boundary;
 #[cfg(feature = "keys")]
 mod clear;
 #[cfg(feature = "keys")]
+mod component;
+#[cfg(feature = "keys")]
 mod config;
 #[cfg(feature = "keys")]
 mod door;
 #[cfg(feature = "keys")]
 mod harden;
 #[cfg(feature = "keys")]
-#[cfg_attr(not(test), allow(dead_code, reason = "the key store, which is next, opens and writes them"))]
+mod key_store;
+#[cfg(feature = "keys")]
 mod keyblock;
+#[cfg(feature = "keys")]
+mod keyring;
 #[cfg(feature = "keys")]
 mod level;
 #[cfg(feature = "keys")]
 mod open_error;
+#[cfg(feature = "keys")]
+mod person;
 #[cfg(feature = "keys")]
 mod policy;
 #[cfg(feature = "keys")]
@@ -110,12 +117,16 @@ pub use self::{
 };
 #[cfg(feature = "keys")]
 pub use self::{
+    component::{COMPONENTS, ComponentError, Components, Desk, MadeComponents, make_components},
     config::{Callers, Config, KeyHandling, Keys, LockMemory, Pkcs11, SlotName, Unlock, Vault, Wanted, WantedLevel},
     door::{Hsm, Prepared},
+    key_store::{KeyStore, KeyStoreError},
     keyblock::{
         Field, Header, KeyBlock, KeyBlockError, OptionalBlock, Purpose as KeyBlockPurpose, Version as KeyBlockVersion,
     },
+    keyring::{KeyAlgorithm, KeyInfo, KeyName, KeyState, ZoneName},
     open_error::{OpenError, Pkcs11Error},
+    person::{PersonError, PersonKey, PersonPublicKey, SIGNATURE_BYTES},
     policy::{PinPolicy, PolicyError, Weakness},
     token::{Probe, Route, TokenReport},
     vault::VaultError,

@@ -20,7 +20,8 @@ use crate::{
     config::TokenForm,
     device_key::DeviceKey,
     error::{AcceptError, Error},
-    sealed::{ACCOUNT_BYTES, Bound, EncryptedBlock, KeyReference, SealedTzpk, TAG_BYTES},
+    keyring::Versions,
+    sealed::{ACCOUNT_BYTES, Bound, EncryptedBlock, SealedTzpk, TAG_BYTES},
     vault::make_tdes_key,
 };
 
@@ -32,8 +33,8 @@ pub(crate) trait Token: Send + Sync {
     /// Its keys by use and version, with check values, such as `storage/1:A1B2C3`.
     fn keys(&self) -> Vec<String>;
 
-    /// The version of every key new blobs are made under.
-    fn current(&self) -> KeyReference;
+    /// The versions of the keys that new blobs are made under.
+    fn current(&self) -> Versions;
 
     /// Whether it answers now; one that was lost is looked for.
     fn check(&self) -> Result<(), Error>;

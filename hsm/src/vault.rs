@@ -1,8 +1,9 @@
 //! The software token's keys at rest: one sealed file, mode 0600.
 //!
 //! ```text
-//! "PINSEAL-VAULT" version(1) unlock(1) memory_kib(4) passes(4) salt(16) nonce(12) ciphertext(176) tag(16)
+//! "PINSEAL-VAULT" version(1) unlock(1) memory_kib(4) passes(4) salt(16) nonce(12) ciphertext tag(16)
 //! ```
+//! Version 2 holds a keyring, as `keyring` lays it out; version 1 held six keys, 176 bytes, and is read still.
 //! Sealed by AES-256-GCM-SIV under the unlock key, with all that stands before the ciphertext as authenticated data. The
 //! unlock key is a key file's 32 bytes, or Argon2id (RFC 9106) of a passphrase.
 
@@ -22,19 +23,21 @@ use thiserror::Error;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::{
-    clear::{Clear, Tzpk},
-    config::{Unlock, Vault},
+    clear::{Clear, ClearBytes, Tzpk},
+    config::Unlock,
 };
 
 const MAGIC: &[u8; 13] = b"PINSEAL-VAULT";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+/// Of a file that holds six keys and nothing of them.
+const VERSION_OF_SIX_KEYS: u8 = 1;
 const BY_KEY: u8 = 0;
 const BY_PASSPHRASE: u8 = 1;
 const NONCE_AT: usize = 13 + 2 + 8 + 16;
 const HEAD_BYTES: usize = NONCE_AT + 12;
-const KEYS_BYTES: usize = 5 * 32 + 16;
-const TAG_BYTES: usize = 16;
-const FILE_BYTES: usize = HEAD_BYTES + KEYS_BYTES + TAG_BYTES;
+const SIX_KEYS_BYTES: usize = 5 * 32 + 16;
+/// The longest file: thousands of keys.
+const FILE_BYTES_MAX: usize = 1 << 20;
 
 /// Argon2id of a new vault: RFC 9106's second choice, 64 MiB and 3 passes.
 const MEMORY_KIB: u32 = 64 * 1024;
@@ -45,128 +48,92 @@ const MEMORY_KIB_MAX: u32 = 1024 * 1024;
 /// See [`MEMORY_KIB_MAX`].
 const PASSES_MAX: u32 = 64;
 
-/// Every key of the software token, in the clear.
-pub(crate) struct Keys {
-    /// AES-256: ISO-4 blocks.
-    pub(crate) storage: Clear<32>,
-    /// 3DES: ISO-3 and ISO-0 blocks.
-    pub(crate) storage_tdes: Tzpk,
-    /// AES-256-GCM-SIV: tzpks.
-    pub(crate) seal: Clear<32>,
-    /// AES-256-GCM-SIV: account numbers.
-    pub(crate) account: Clear<32>,
-    /// AES-256-CMAC: records.
-    pub(crate) record: Clear<32>,
-    /// AES-256-CMAC: retries.
-    pub(crate) retry: Clear<32>,
+/// What stood in a vault.
+pub(crate) enum Contents {
+    /// Storage, storage-3des, seal, account, record and retry key, of 32, 16, 32, 32, 32 and 32 bytes.
+    SixKeys(ClearBytes),
+    /// A keyring.
+    Keyring(ClearBytes),
 }
 
-impl Keys {
-    /// Opens the vault, or makes it.
-    pub(crate) fn open(vault: &Vault) -> Result<Box<Self>, VaultError> {
-        match vault {
-            Vault::Memory => Self::fresh(),
-            Vault::File { path, unlock } if path.exists() => Self::read(path, unlock),
-            Vault::File { path, unlock } => Self::create(path, unlock),
-        }
+/// Whether a file may be there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum VaultWrite {
+    /// It is made, and never over another.
+    New,
+    /// It stands, and this takes its place.
+    Over,
+}
+
+/// Opens a vault.
+pub(crate) fn read(path: &Path, unlock: &Unlock) -> Result<Contents, VaultError> {
+    let bytes = read_private(path, FILE_BYTES_MAX)?;
+    let foreign = || VaultError::Foreign { path: path.to_owned() };
+    let wont_open = || VaultError::WontOpen { path: path.to_owned() };
+    let (head, sealed) =
+        bytes.split_at_checked(HEAD_BYTES).filter(|(head, _)| head.starts_with(MAGIC)).ok_or_else(foreign)?;
+    let version = match head.get(MAGIC.len()) {
+        Some(&version @ (VERSION | VERSION_OF_SIX_KEYS)) => version,
+        Some(&version) => return Err(VaultError::Version { path: path.to_owned(), version }),
+        None => return Err(foreign()),
+    };
+    let mut key = Clear::zeroed();
+    unlock_key(path, unlock, head, KeyFile::MustExist, &mut key)?;
+    let aead = UnboundKey::new(&AES_256_GCM_SIV, key.bytes()).map(LessSafeKey::new).map_err(|_| wont_open())?;
+    let nonce = head.get(NONCE_AT..).and_then(|nonce| Nonce::try_assume_unique_for_key(nonce).ok());
+    let mut room = ClearBytes::copied(sealed);
+    let opened =
+        aead.open_in_place(nonce.ok_or_else(wont_open)?, Aad::from(head), room.bytes_mut()).map_err(|_| wont_open())?;
+    match (version, opened.len()) {
+        (VERSION, _) => Ok(Contents::Keyring(ClearBytes::copied(opened))),
+        (_, SIX_KEYS_BYTES) => Ok(Contents::SixKeys(ClearBytes::copied(opened))),
+        _ => Err(wont_open()),
     }
+}
 
-    fn zeroed() -> Box<Self> {
-        Box::new(Self {
-            storage: Clear::zeroed(),
-            storage_tdes: Clear::zeroed(),
-            seal: Clear::zeroed(),
-            account: Clear::zeroed(),
-            record: Clear::zeroed(),
-            retry: Clear::zeroed(),
-        })
+/// Seals a keyring into a file: whole or not at all.
+pub(crate) fn write(path: &Path, unlock: &Unlock, keyring: ClearBytes, how: VaultWrite) -> Result<(), VaultError> {
+    write_version(VERSION, path, unlock, keyring, how)
+}
+
+fn write_version(
+    version: u8,
+    path: &Path,
+    unlock: &Unlock,
+    mut contents: ClearBytes,
+    how: VaultWrite,
+) -> Result<(), VaultError> {
+    let mut head = [0; HEAD_BYTES];
+    let kind = match unlock {
+        Unlock::Passphrase(_) => BY_PASSPHRASE,
+        Unlock::KeyFile(_) | Unlock::Key(_) => BY_KEY,
+    };
+    let fixed = [&MAGIC[..], &[version, kind], &MEMORY_KIB.to_be_bytes(), &PASSES.to_be_bytes()].concat();
+    head.iter_mut().zip(&fixed).for_each(|(place, byte)| *place = *byte);
+    if let Some(salt_and_nonce) = head.get_mut(fixed.len()..) {
+        rand::fill(salt_and_nonce).map_err(|_| VaultError::Random)?;
     }
-
-    fn fresh() -> Result<Box<Self>, VaultError> {
-        let mut keys = Self::zeroed();
-        for part in keys.parts_mut() {
-            rand::fill(part).map_err(|_| VaultError::Random)?;
-        }
-        make_tdes_key(&mut keys.storage_tdes, |bytes| rand::fill(bytes).map_err(|_| VaultError::Random))?;
-        Ok(keys)
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory).map_err(|error| VaultError::io(path, error))?;
     }
+    let key_file = match how {
+        VaultWrite::New => KeyFile::MadeIfAbsent,
+        VaultWrite::Over => KeyFile::MustExist,
+    };
+    let mut key = Clear::zeroed();
+    unlock_key(path, unlock, &head, key_file, &mut key)?;
 
-    fn read(path: &Path, unlock: &Unlock) -> Result<Box<Self>, VaultError> {
-        let bytes = read_private(path, FILE_BYTES)?;
-        let foreign = || VaultError::Foreign { path: path.to_owned() };
-        let head = bytes.get(..HEAD_BYTES).filter(|head| head.starts_with(MAGIC)).ok_or_else(foreign)?;
-        match head.get(MAGIC.len()) {
-            Some(&VERSION) => {}
-            Some(&version) => return Err(VaultError::Version { path: path.to_owned(), version }),
-            None => return Err(foreign()),
-        }
-        if bytes.len() != FILE_BYTES {
-            return Err(VaultError::WontOpen { path: path.to_owned() });
-        }
-        let mut key = Clear::zeroed();
-        unlock_key(path, unlock, head, KeyFile::MustExist, &mut key)?;
-        let wont_open = || VaultError::WontOpen { path: path.to_owned() };
-        let aead = UnboundKey::new(&AES_256_GCM_SIV, key.bytes()).map(LessSafeKey::new).map_err(|_| wont_open())?;
-        let nonce = head.get(NONCE_AT..).and_then(|nonce| Nonce::try_assume_unique_for_key(nonce).ok());
-        let mut sealed = Clear::<{ KEYS_BYTES + TAG_BYTES }>::zeroed();
-        sealed.bytes_mut().iter_mut().zip(bytes.iter().skip(HEAD_BYTES)).for_each(|(place, byte)| *place = *byte);
-        let opened = aead
-            .open_in_place(nonce.ok_or_else(wont_open)?, Aad::from(head), sealed.bytes_mut())
-            .map_err(|_| wont_open())?;
-
-        let mut keys = Self::zeroed();
-        let mut rest = &*opened;
-        for part in keys.parts_mut() {
-            let (mine, others) = rest.split_at_checked(part.len()).ok_or_else(wont_open)?;
-            part.copy_from_slice(mine);
-            rest = others;
-        }
-        Ok(keys)
+    let aead = UnboundKey::new(&AES_256_GCM_SIV, key.bytes()).map(LessSafeKey::new);
+    let nonce = head.get(NONCE_AT..).and_then(|nonce| Nonce::try_assume_unique_for_key(nonce).ok());
+    let (Ok(aead), Some(nonce)) = (aead, nonce) else { return Err(VaultError::Random) };
+    let tag = aead
+        .seal_in_place_separate_tag(nonce, Aad::from(&head[..]), contents.bytes_mut())
+        .map_err(|_| VaultError::Random)?;
+    let file = [&head[..], contents.bytes(), tag.as_ref()].concat();
+    if file.len() > FILE_BYTES_MAX {
+        return Err(VaultError::Full { path: path.to_owned() });
     }
-
-    fn create(path: &Path, unlock: &Unlock) -> Result<Box<Self>, VaultError> {
-        let mut keys = Self::fresh()?;
-        let mut head = [0; HEAD_BYTES];
-        let kind = match unlock {
-            Unlock::Passphrase(_) => BY_PASSPHRASE,
-            Unlock::KeyFile(_) | Unlock::Key(_) => BY_KEY,
-        };
-        let fixed = [&MAGIC[..], &[VERSION, kind], &MEMORY_KIB.to_be_bytes(), &PASSES.to_be_bytes()].concat();
-        head.iter_mut().zip(&fixed).for_each(|(place, byte)| *place = *byte);
-        if let Some(salt_and_nonce) = head.get_mut(fixed.len()..) {
-            rand::fill(salt_and_nonce).map_err(|_| VaultError::Random)?;
-        }
-        if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory).map_err(|error| VaultError::io(path, error))?;
-        }
-        let mut key = Clear::zeroed();
-        unlock_key(path, unlock, &head, KeyFile::MadeIfAbsent, &mut key)?;
-
-        let mut sealed = Clear::<KEYS_BYTES>::zeroed();
-        let parts = keys.parts_mut();
-        let all = parts.iter().flat_map(|part| part.iter());
-        sealed.bytes_mut().iter_mut().zip(all).for_each(|(place, byte)| *place = *byte);
-        let aead = UnboundKey::new(&AES_256_GCM_SIV, key.bytes()).map(LessSafeKey::new);
-        let nonce = head.get(NONCE_AT..).and_then(|nonce| Nonce::try_assume_unique_for_key(nonce).ok());
-        let (Ok(aead), Some(nonce)) = (aead, nonce) else { return Err(VaultError::Random) };
-        let tag = aead
-            .seal_in_place_separate_tag(nonce, Aad::from(&head[..]), sealed.bytes_mut())
-            .map_err(|_| VaultError::Random)?;
-        let file = [&head[..], sealed.bytes(), tag.as_ref()].concat();
-        write_private(path, &file).map_err(|error| VaultError::io(path, error))?;
-        Ok(keys)
-    }
-
-    fn parts_mut(&mut self) -> [&mut [u8]; 6] {
-        [
-            self.storage.bytes_mut(),
-            self.storage_tdes.bytes_mut(),
-            self.seal.bytes_mut(),
-            self.account.bytes_mut(),
-            self.record.bytes_mut(),
-            self.retry.bytes_mut(),
-        ]
-    }
+    write_private(path, &file, how).map_err(|error| VaultError::io(path, error))
 }
 
 /// Fills in a fresh double-length 3DES key: odd parity, no weak or semi-weak half, the halves different.
@@ -205,7 +172,7 @@ fn unlock_key(
         Unlock::KeyFile(path) if by == Some(BY_KEY) => {
             if key_file == KeyFile::MadeIfAbsent && !path.exists() {
                 rand::fill(key.bytes_mut()).map_err(|_| VaultError::Random)?;
-                return write_private(path, key.bytes()).map_err(|error| VaultError::io(path, error));
+                return write_private(path, key.bytes(), VaultWrite::New).map_err(|error| VaultError::io(path, error));
             }
             let bytes = read_private(path, 32)?;
             if bytes.len() != 32 {
@@ -235,7 +202,7 @@ fn derive(vault: &Path, passphrase: &str, head: &[u8], key: &mut Clear<32>) -> R
 }
 
 /// Reads a file that nobody but its owner may read, up to one byte more than it should have.
-fn read_private(path: &Path, bytes: usize) -> Result<Zeroizing<Vec<u8>>, VaultError> {
+pub(crate) fn read_private(path: &Path, bytes: usize) -> Result<Zeroizing<Vec<u8>>, VaultError> {
     let io = |error| VaultError::io(path, error);
     let file = fs::File::open(path).map_err(io)?;
     let mode = file.metadata().map_err(io)?.permissions().mode();
@@ -247,16 +214,21 @@ fn read_private(path: &Path, bytes: usize) -> Result<Zeroizing<Vec<u8>>, VaultEr
     Ok(read)
 }
 
-/// Writes a file that only its owner may read, whole or not at all, and never over another.
-fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Writes a file that only its owner may read, whole or not at all.
+pub(crate) fn write_private(path: &Path, bytes: &[u8], how: VaultWrite) -> io::Result<()> {
     let fresh = path.with_extension("new");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
     file.write_all(bytes)?;
     file.sync_all()?;
-    // A hard link, unlike a rename, fails where another process has made the file meanwhile.
-    let linked = fs::hard_link(&fresh, path);
-    fs::remove_file(&fresh)?;
-    linked?;
+    match how {
+        VaultWrite::Over => fs::rename(&fresh, path)?,
+        VaultWrite::New => {
+            // A hard link, unlike a rename, fails where another process has made the file meanwhile.
+            let linked = fs::hard_link(&fresh, path);
+            fs::remove_file(&fresh)?;
+            linked?;
+        }
+    }
     match path.parent() {
         Some(directory) if !directory.as_os_str().is_empty() => fs::File::open(directory)?.sync_all(),
         _ => fs::File::open(".")?.sync_all(),
@@ -281,7 +253,7 @@ pub enum VaultError {
         path: PathBuf,
     },
     /// The file is of another release.
-    #[error("{} is a vault of version {version}: this release reads version {VERSION}", path.display())]
+    #[error("{} is a vault of version {version}: this release reads versions {VERSION_OF_SIX_KEYS} and {VERSION}", path.display())]
     Version {
         /// Which file.
         path: PathBuf,
@@ -299,6 +271,20 @@ pub enum VaultError {
     OtherUnlock {
         /// Which file.
         path: PathBuf,
+    },
+    /// It holds as much as it may.
+    #[error("{} would be larger than {FILE_BYTES_MAX} bytes: destroyed keys take room too", path.display())]
+    Full {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// What is inside can't be read, or lacks a key.
+    #[error("{} has no {missing}: make it in a key ceremony, and make it active", path.display())]
+    Lacks {
+        /// Which file.
+        path: PathBuf,
+        /// What an engine needs.
+        missing: &'static str,
     },
     /// Not 32 bytes.
     #[error("the key file {} does not have 32 bytes", path.display())]
@@ -337,6 +323,11 @@ impl VaultError {
 mod tests {
     use super::*;
 
+    use crate::{
+        config::Vault,
+        keyring::{Keyring, Keys},
+    };
+
     fn vault(directory: &Path, unlock: Unlock) -> Vault {
         Vault::File { path: directory.join("vault"), unlock }
     }
@@ -345,11 +336,36 @@ mod tests {
         vault(directory, Unlock::KeyFile(directory.join("vault.key")))
     }
 
+    fn open(vault: &Vault) -> Result<Box<Keys>, VaultError> {
+        Keyring::open_or_make(vault, 1).and_then(|keyring| keyring.serving(vault))
+    }
+
+    #[test]
+    fn a_vault_of_six_keys_opens_to_them_and_is_kept_as_a_keyring_when_it_changes() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, unlock) = (directory.path().join("vault"), Unlock::Key(Zeroizing::new([9; 32])));
+        let six: Vec<u8> =
+            [1, 2, 3, 4, 5, 6].iter().flat_map(|key| vec![*key; if *key == 2 { 16 } else { 32 }]).collect();
+        write_version(VERSION_OF_SIX_KEYS, &path, &unlock, ClearBytes::copied(&six), VaultWrite::New).unwrap();
+        let vault = Vault::File { path: path.clone(), unlock };
+        let keys = open(&vault).unwrap();
+        assert!(
+            keys.storage.bytes() == &[1; 32] && keys.storage_tdes.bytes() == &[2; 16] && keys.retry.bytes() == &[6; 32]
+        );
+        assert_eq!((keys.versions.storage.0, keys.versions.seal.0, keys.versions.account.0), (1, 1, 1));
+
+        let Vault::File { unlock, .. } = &vault else { panic!("not a file") };
+        let keyring = Keyring::open_or_make(&vault, 1).unwrap();
+        write(&path, unlock, keyring.bytes(), VaultWrite::Over).unwrap();
+        assert_eq!(fs::read(&path).unwrap()[MAGIC.len()], VERSION);
+        assert!(open(&vault).unwrap().record.bytes() == &[5; 32]);
+    }
+
     #[test]
     fn a_vault_is_made_once_and_opens_to_the_same_keys() {
         let directory = tempfile::tempdir().unwrap();
-        let made = Keys::open(&by_key_file(directory.path())).unwrap();
-        let opened = Keys::open(&by_key_file(directory.path())).unwrap();
+        let made = open(&by_key_file(directory.path())).unwrap();
+        let opened = open(&by_key_file(directory.path())).unwrap();
         assert!(made.storage.bytes() == opened.storage.bytes() && made.retry.bytes() == opened.retry.bytes());
         for file in ["vault", "vault.key"] {
             let mode = fs::metadata(directory.path().join(file)).unwrap().permissions().mode();
@@ -360,7 +376,7 @@ mod tests {
     #[test]
     fn no_key_stands_in_the_vault_file() {
         let directory = tempfile::tempdir().unwrap();
-        let keys = Keys::open(&by_key_file(directory.path())).unwrap();
+        let keys = open(&by_key_file(directory.path())).unwrap();
         let file = fs::read(directory.path().join("vault")).unwrap();
         assert!(!file.windows(16).any(|window| keys.storage.bytes().starts_with(window)));
     }
@@ -369,44 +385,44 @@ mod tests {
     fn a_passphrase_opens_its_vault_and_another_does_not() {
         let directory = tempfile::tempdir().unwrap();
         let by = |passphrase: &str| vault(directory.path(), Unlock::Passphrase(Zeroizing::new(passphrase.to_owned())));
-        Keys::open(&by("correct horse")).unwrap();
-        Keys::open(&by("correct horse")).unwrap();
-        assert!(matches!(Keys::open(&by("wrong horse")), Err(VaultError::WontOpen { .. })));
-        assert!(matches!(Keys::open(&by_key_file(directory.path())), Err(VaultError::OtherUnlock { .. })));
+        open(&by("correct horse")).unwrap();
+        open(&by("correct horse")).unwrap();
+        assert!(matches!(open(&by("wrong horse")), Err(VaultError::WontOpen { .. })));
+        assert!(matches!(open(&by_key_file(directory.path())), Err(VaultError::OtherUnlock { .. })));
     }
 
     #[test]
     fn a_changed_vault_does_not_open_whichever_byte_was_changed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vault");
-        Keys::open(&by_key_file(directory.path())).unwrap();
+        open(&by_key_file(directory.path())).unwrap();
         let whole = fs::read(&path).unwrap();
         for at in 0..whole.len() {
             let mut changed = whole.clone();
             changed[at] ^= 1;
             fs::write(&path, &changed).unwrap();
-            assert!(Keys::open(&by_key_file(directory.path())).is_err(), "byte {at}");
+            assert!(open(&by_key_file(directory.path())).is_err(), "byte {at}");
         }
         fs::write(&path, &whole[..whole.len() - 1]).unwrap();
-        assert!(matches!(Keys::open(&by_key_file(directory.path())), Err(VaultError::WontOpen { .. })));
+        assert!(matches!(open(&by_key_file(directory.path())), Err(VaultError::WontOpen { .. })));
     }
 
     #[test]
     fn a_foreign_or_newer_file_and_an_open_one_are_told_apart() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vault");
-        Keys::open(&by_key_file(directory.path())).unwrap();
+        open(&by_key_file(directory.path())).unwrap();
         let whole = fs::read(&path).unwrap();
 
         let mut newer = whole.clone();
         newer[MAGIC.len()] = 9;
         fs::write(&path, newer).unwrap();
-        assert!(matches!(Keys::open(&by_key_file(directory.path())), Err(VaultError::Version { version: 9, .. })));
+        assert!(matches!(open(&by_key_file(directory.path())), Err(VaultError::Version { version: 9, .. })));
         fs::write(&path, b"hello").unwrap();
-        assert!(matches!(Keys::open(&by_key_file(directory.path())), Err(VaultError::Foreign { .. })));
+        assert!(matches!(open(&by_key_file(directory.path())), Err(VaultError::Foreign { .. })));
         fs::write(&path, whole).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        let error = Keys::open(&by_key_file(directory.path())).err().unwrap();
+        let error = open(&by_key_file(directory.path())).err().unwrap();
         assert!(matches!(error, VaultError::OpenToOthers { mode: 0o640, .. }), "{error}");
     }
 

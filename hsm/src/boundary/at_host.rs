@@ -34,7 +34,7 @@ pub(crate) struct AtHost {
 impl AtHost {
     pub(super) fn issue(&self, device: &DeviceKey, binding: &Binding<'_>) -> Result<Issued, Error> {
         in_workspace(|Workspace { tzpk, .. }| {
-            let key = self.token.current();
+            let key = self.token.current().seal;
             let IssuedTzpk { wrapped, sealed } =
                 self.token.issue_tzpk(device, &bound_to_control(key, binding), tzpk)?;
             let WrappedTzpk { wrapped, check_value } = wrapped;
@@ -95,7 +95,7 @@ impl AtHost {
         account: &AccountDigits,
         card: &CardBinding<'_>,
     ) -> Result<PinRecord, Error> {
-        let key = self.token.current();
+        let key = self.token.current().storage;
         let kept = match self.form {
             HostForm::Iso4 => {
                 let mut random = [0; 8];

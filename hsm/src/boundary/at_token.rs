@@ -22,7 +22,7 @@ pub(crate) struct AtToken {
 
 impl AtToken {
     pub(super) fn issue(&self, device: &DeviceKey, binding: &Binding<'_>) -> Result<Issued, Error> {
-        let key = self.token.current();
+        let key = self.token.current().seal;
         let IssuedTzpk { wrapped, sealed } = self.token.issue_tzpk(device, &bound_to_control(key, binding))?;
         let WrappedTzpk { wrapped, check_value } = wrapped;
         Ok(Issued { sealed: SealedKey::new(key, &sealed), wrapped, check_value })
@@ -39,7 +39,7 @@ impl AtToken {
         let bound = bound_to_control(tzpk.key(), binding);
         let kept = self.token.take_in((tzpk.body(), &bound), block, self.form, &account)?;
         let record = PinRecord::untagged(
-            self.token.current(),
+            self.token.current().storage,
             self.form.into(),
             MadeAt { level: Level::Token, isolation: self.isolation },
             &kept,

@@ -54,6 +54,19 @@ impl ProtectionKey {
         matches!(key.bytes().len(), 16 | 24 | 32).then_some(Self { key, family: Family::Aes })
     }
 
+    /// What its check value is made of: of AES the CMAC of 16 zero bytes, of 3DES the encrypted zero block.
+    pub(crate) fn check_value(&self) -> Vec<u8> {
+        let cipher = self.cipher_of(&self.key);
+        match self.family {
+            Family::Aes => cipher.cmac(&[&[0; 16]]),
+            Family::Tdes => {
+                let mut zero = vec![0; 8];
+                cipher.encrypt(&mut zero);
+                zero
+            }
+        }
+    }
+
     /// Decrypts what a block holds, and makes the MAC it should have.
     pub(super) fn open(
         &self,

@@ -30,6 +30,7 @@ use crate::{
     binding::Level,
     config::Pkcs11,
     error::Error,
+    keyring::Versions,
     open_error::Pkcs11Error,
     sealed::{ACCOUNT_BYTES, Bound, KeyReference, RECORD_MESSAGE_BYTES_MAX, SealedTzpk, TAG_BYTES},
 };
@@ -120,8 +121,8 @@ impl<L: LevelKeys> Token for Pkcs11Token<L> {
         self.references.to_vec()
     }
 
-    fn current(&self) -> KeyReference {
-        self.version
+    fn current(&self) -> Versions {
+        Versions { storage: self.version, seal: self.version, account: self.version }
     }
 
     fn check(&self) -> Result<(), Error> {

@@ -25,12 +25,9 @@ use crate::{
     clear::{Block, Clear, Tzpk, WideBlock},
     device_key::DeviceKey,
     error::Error,
+    keyring::{Keys, Versions},
     sealed::{ACCOUNT_BYTES, Bound, KeyReference, NONCE_BYTES, RECORD_MESSAGE_BYTES_MAX, SealedTzpk, TAG_BYTES},
-    vault::Keys,
 };
-
-/// Every key of a vault is of its first version until there is rotation.
-const FIRST: KeyReference = KeyReference(1);
 
 /// Prepared keys.
 pub(crate) struct Software {
@@ -43,6 +40,7 @@ pub(crate) struct Software {
     record: CmacKey,
     retry: CmacKey,
     keys: Vec<String>,
+    versions: Versions,
 }
 
 impl Software {
@@ -50,11 +48,13 @@ impl Software {
     pub(crate) fn new(keys: &Keys, tdes_budget: TdesBudget) -> Result<Self, Error> {
         let mut zero = Block::zeroed();
         tdes_encrypt(&keys.storage_tdes, &mut zero);
+        let Versions { storage: KeyReference(storage), seal: KeyReference(seal), account: KeyReference(account) } =
+            keys.versions;
         let references = vec![
-            format!("storage/1:{}", aes_check_value(&keys.storage)),
-            format!("storage-3des/1:{}", CheckValue::first_of(zero.bytes())),
-            format!("seal/1:{}", aes_check_value(&keys.seal)),
-            format!("account/1:{}", aes_check_value(&keys.account)),
+            format!("storage/{storage}:{}", aes_check_value(&keys.storage)),
+            format!("storage-3des/{storage}:{}", CheckValue::first_of(zero.bytes())),
+            format!("seal/{seal}:{}", aes_check_value(&keys.seal)),
+            format!("account/{account}:{}", aes_check_value(&keys.account)),
         ];
         Ok(Self {
             storage: Aes256::new(keys.storage.bytes().into()),
@@ -65,6 +65,7 @@ impl Software {
             record: CmacKey::new(&keys.record),
             retry: CmacKey::new(&keys.retry),
             keys: references,
+            versions: keys.versions,
         })
     }
 }
@@ -78,8 +79,8 @@ impl Token for Software {
         self.keys.clone()
     }
 
-    fn current(&self) -> KeyReference {
-        FIRST
+    fn current(&self) -> Versions {
+        self.versions
     }
 
     fn check(&self) -> Result<(), Error> {

@@ -1,0 +1,174 @@
+//! Where a custodian sits: a terminal, on which a component is typed without echo and shown on a screen of its own that
+//! leaves nothing behind; or pipes, for rehearsals and scripts.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read, Write},
+};
+
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+
+use super::ComponentError;
+use crate::{check_value::CheckValue, clear::ClearBytes};
+
+/// The most characters of a typed line: 64 digits, and spaces between them.
+const LINE_CHARACTERS_MAX: usize = 192;
+/// The screen that has no scrollback, cleared; and back from it, cleared again (xterm, DECSET 1049).
+const OWN_SCREEN: &str = "\x1b[?1049h\x1b[2J\x1b[H";
+const BACK: &str = "\x1b[2J\x1b[H\x1b[?1049l";
+
+/// Where components are typed and shown.
+pub struct Desk {
+    input: File,
+    output: File,
+    kind: Kind,
+}
+
+enum Kind {
+    Terminal(Box<Termios>),
+    Pipes,
+}
+
+impl Desk {
+    /// This process's terminal.
+    pub fn terminal() -> Result<Self, ComponentError> {
+        let terminal = OpenOptions::new().read(true).write(true).open("/dev/tty")?;
+        let as_it_was = tcgetattr(&terminal).map_err(io::Error::from)?;
+        Ok(Self { input: terminal.try_clone()?, output: terminal, kind: Kind::Terminal(Box::new(as_it_was)) })
+    }
+
+    /// Standard input and output: a component a line in, with its check value on the next; a line a component out.
+    pub fn pipes() -> Result<Self, ComponentError> {
+        let output = OpenOptions::new().write(true).open("/dev/stdout")?;
+        Ok(Self { input: File::open("/dev/stdin")?, output, kind: Kind::Pipes })
+    }
+
+    pub(super) fn ask_component(
+        &mut self,
+        custodian: &str,
+        number: usize,
+        component: &mut ClearBytes,
+    ) -> Result<(), ComponentError> {
+        self.say(&format!("{custodian}, component {number} (it is not shown): "))?;
+        let wanted = 2 * component.bytes().len();
+        let mut line = ClearBytes::zeroed(LINE_CHARACTERS_MAX);
+        let typed = self.read_line(&mut line)?;
+        let digits = line.bytes().get(..typed).unwrap_or_default().iter().filter(|byte| **byte != b' ');
+        let mut count = 0;
+        for digit in digits {
+            let value = nibble(*digit).ok_or(ComponentError::Digits { wanted })?;
+            if let Some(place) = component.bytes_mut().get_mut(count / 2) {
+                *place = (*place << 4) | value;
+            }
+            count += 1;
+        }
+        if count == wanted { Ok(()) } else { Err(ComponentError::Digits { wanted }) }
+    }
+
+    pub(super) fn ask_check_value(&mut self, custodian: &str, number: usize) -> Result<Vec<u8>, ComponentError> {
+        self.say(&format!("{custodian}, check value of component {number}: "))?;
+        let mut line = ClearBytes::zeroed(LINE_CHARACTERS_MAX);
+        let typed = self.read_line(&mut line)?;
+        let digits = line.bytes().get(..typed).unwrap_or_default();
+        let (pairs, rest) = digits.as_chunks::<2>();
+        let bytes = pairs.iter().map(|[high, low]| Some((nibble(*high)? << 4) | nibble(*low)?));
+        match (rest, bytes.collect::<Option<Vec<_>>>()) {
+            ([], Some(bytes)) if (3..=5).contains(&bytes.len()) => Ok(bytes),
+            _ => Err(ComponentError::CheckValue),
+        }
+    }
+
+    pub(super) fn show_component(
+        &mut self,
+        custodian: &str,
+        number: usize,
+        component: &ClearBytes,
+        check_value: CheckValue,
+    ) -> Result<(), ComponentError> {
+        let Kind::Terminal(_) = self.kind else {
+            self.output.write_all(format!("{custodian} ").as_bytes())?;
+            self.write_digits(component, 0)?;
+            return Ok(writeln!(self.output, " {check_value}")?);
+        };
+        self.say(&format!("\nOnly {custodian} may look at the screen now. {custodian}, press Enter: "))?;
+        self.wait_for_enter()?;
+        self.output.write_all(OWN_SCREEN.as_bytes())?;
+        self.output
+            .write_all(format!("{custodian}, this is component {number}. Write it down.\r\n\r\n    ").as_bytes())?;
+        let shown = self.write_digits(component, 4);
+        let after = format!("\r\n\r\n    check value  {check_value}\r\n\r\nPress Enter when it is written down: ");
+        let waited =
+            shown.and_then(|()| Ok(self.output.write_all(after.as_bytes())?)).and_then(|()| self.wait_for_enter());
+        // Whatever happened, the screen is left as it was.
+        self.output.write_all(BACK.as_bytes())?;
+        waited
+    }
+
+    /// Digit by digit: no text of a component is ever put together.
+    fn write_digits(&mut self, component: &ClearBytes, group: usize) -> Result<(), ComponentError> {
+        let mut pair = ClearBytes::zeroed(3);
+        for (at, byte) in component.bytes().iter().enumerate() {
+            let apart = group > 0 && at > 0 && (2 * at).is_multiple_of(group);
+            let [space, high, low] = [b' ', digit(byte >> 4), digit(byte & 0xF)];
+            pair.bytes_mut().copy_from_slice(&[space, high, low]);
+            let from = usize::from(!apart);
+            self.output.write_all(pair.bytes().get(from..).unwrap_or_default())?;
+        }
+        Ok(())
+    }
+
+    fn say(&mut self, text: &str) -> Result<(), ComponentError> {
+        match self.kind {
+            Kind::Terminal(_) => Ok(self.output.write_all(text.as_bytes())?),
+            Kind::Pipes => Ok(()),
+        }
+    }
+
+    fn wait_for_enter(&mut self) -> Result<(), ComponentError> {
+        let mut line = ClearBytes::zeroed(LINE_CHARACTERS_MAX);
+        self.read_line(&mut line).map(drop)
+    }
+
+    /// A line, without its end and without echo; how many characters it has.
+    fn read_line(&mut self, line: &mut ClearBytes) -> Result<usize, ComponentError> {
+        let Kind::Terminal(as_it_was) = &self.kind else { return read_line(&mut self.input, line) };
+        let mut silent = (**as_it_was).clone();
+        silent.local_modes.remove(LocalModes::ECHO | LocalModes::ECHOE | LocalModes::ECHOK);
+        silent.local_modes.insert(LocalModes::ECHONL | LocalModes::ICANON);
+        tcsetattr(&self.input, OptionalActions::Flush, &silent).map_err(io::Error::from)?;
+        let read = read_line(&mut self.input, line);
+        tcsetattr(&self.input, OptionalActions::Flush, as_it_was).map_err(io::Error::from)?;
+        read
+    }
+}
+
+/// Byte by byte, into this place alone: no buffer keeps what was read ahead.
+fn read_line(input: &mut File, line: &mut ClearBytes) -> Result<usize, ComponentError> {
+    let mut length = 0;
+    loop {
+        let Some(place) = line.bytes_mut().get_mut(length..=length) else {
+            return Err(ComponentError::Digits { wanted: LINE_CHARACTERS_MAX });
+        };
+        if input.read(place)? == 0 {
+            return Err(ComponentError::Ended);
+        }
+        match place {
+            [b'\n'] => return Ok(length),
+            [b'\r'] => {}
+            _ => length += 1,
+        }
+    }
+}
+
+fn nibble(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'A'..=b'F' => Some(digit - b'A' + 10),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        _ => None,
+    }
+}
+
+fn digit(nibble: u8) -> u8 {
+    if nibble < 10 { b'0' + nibble } else { b'A' + nibble - 10 }
+}

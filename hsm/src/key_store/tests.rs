@@ -1,0 +1,132 @@
+//! What may become of a key, and what may not.
+
+use std::path::Path;
+
+use super::*;
+use crate::keyring::ZoneName;
+
+const NOW: u64 = 1_700_000_000_000;
+
+fn vault(directory: &Path) -> Vault {
+    Vault::File { path: directory.join("vault"), unlock: Unlock::KeyFile(directory.join("vault.key")) }
+}
+
+fn name(text: &str) -> KeyName {
+    KeyName::parse(text).unwrap()
+}
+
+fn store(directory: &Path) -> KeyStore {
+    KeyStore::open(vault(directory), NOW).unwrap()
+}
+
+/// A store with an active exchange key and a pending zone key.
+fn with_zone(directory: &Path) -> KeyStore {
+    let mut store = store(directory);
+    store.make(name("exchange:acquirer"), KeyAlgorithm::Aes256, NOW).unwrap();
+    store.activate(&name("exchange:acquirer"), 1, NOW).unwrap();
+    store.make(name("zone:acquirer"), KeyAlgorithm::Aes256, NOW).unwrap();
+    store
+}
+
+#[test]
+fn nothing_is_kept_before_it_is_committed_and_everything_is_after() {
+    let directory = tempfile::tempdir().unwrap();
+    drop(with_zone(directory.path()));
+    assert_eq!(store(directory.path()).keys().count(), 0);
+
+    let mut first = with_zone(directory.path());
+    first.take_into_custody([7; 32]);
+    first.commit([8; 32]).unwrap();
+    let told: Vec<_> = first.keys().cloned().collect();
+    drop(first);
+    let again = store(directory.path());
+    assert_eq!(again.keys().cloned().collect::<Vec<_>>(), told);
+    assert_eq!((again.custody(), again.last_entry()), (Some([7; 32]), [8; 32]));
+}
+
+#[test]
+fn one_vault_is_changed_by_one_process_at_a_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let _first = store(directory.path());
+    assert!(matches!(KeyStore::open(vault(directory.path()), NOW), Err(KeyStoreError::Locked { .. })));
+}
+
+#[test]
+fn a_key_is_pending_then_active_then_retired_then_destroyed_and_skips_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = with_zone(directory.path());
+    let zone = name("zone:acquirer");
+    let check_value = store.keys().last().unwrap().check_value.to_string();
+    assert!(matches!(store.destroy(&zone, 1, &check_value, NOW), Err(KeyStoreError::State { .. })));
+    assert_eq!(store.activate(&zone, 1, NOW).unwrap().state(), KeyState::Active);
+    assert!(matches!(store.activate(&zone, 1, NOW), Err(KeyStoreError::State { .. })));
+    assert_eq!(store.retire(&zone, 1, NOW).unwrap().state(), KeyState::Retired);
+    assert!(matches!(store.destroy(&zone, 1, "000000", NOW), Err(KeyStoreError::NotConfirmed { .. })));
+    assert_eq!(store.destroy(&zone, 1, &check_value, NOW).unwrap().state(), KeyState::Destroyed);
+    assert!(store.keyring.of(&zone).all(|key| key.key.is_none()));
+    assert!(matches!(store.activate(&zone, 2, NOW), Err(KeyStoreError::Unknown { .. })));
+}
+
+#[test]
+fn a_storage_key_in_use_is_neither_replaced_nor_retired() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = store(directory.path());
+    for _ in 0..2 {
+        store.make(name("storage"), KeyAlgorithm::Aes256, NOW).unwrap();
+    }
+    store.activate(&name("storage"), 1, NOW).unwrap();
+    assert!(matches!(store.activate(&name("storage"), 2, NOW), Err(KeyStoreError::NoRotation { .. })));
+    assert!(matches!(store.retire(&name("storage"), 1, NOW), Err(KeyStoreError::State { .. })));
+}
+
+#[test]
+fn a_zone_key_goes_to_another_vault_in_a_key_block_and_is_the_same_there() {
+    let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let exchange = [[1u8; 32], [2; 32]];
+    let load = |directory: &Path| {
+        let mut store = store(directory);
+        let mut components = Components::of(KeyAlgorithm::Aes256);
+        exchange.iter().for_each(|component| components.take_known(component));
+        store.load(name("exchange:acquirer"), &components, NOW).unwrap();
+        store.activate(&name("exchange:acquirer"), 1, NOW).unwrap();
+        store
+    };
+    let (mut ours, mut theirs) = (load(ours.path()), load(theirs.path()));
+    for (algorithm, block_version) in [(KeyAlgorithm::Aes256, Version::D), (KeyAlgorithm::TdesDouble, Version::E)] {
+        let made = ours.make(name("zone:acquirer"), algorithm, NOW).unwrap();
+        let block = ours.export((&made.name, made.version), &name("exchange:acquirer"), block_version).unwrap();
+        let came = theirs.import(name("zone:issuer"), &block, &name("exchange:acquirer"), NOW).unwrap();
+        assert_eq!((came.check_value, came.algorithm), (made.check_value, algorithm));
+        assert_eq!(came.state(), KeyState::Pending);
+        let again = theirs.import(name("zone:issuer"), &block, &name("exchange:acquirer"), NOW);
+        assert!(matches!(again, Err(KeyStoreError::Known { .. })));
+    }
+    assert_eq!(ours.keys().next().unwrap().uses, 2);
+}
+
+#[test]
+fn an_engines_key_does_not_travel_nor_does_a_key_under_a_weaker_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = with_zone(directory.path());
+    store.make(name("storage"), KeyAlgorithm::Aes256, NOW).unwrap();
+    let exchange = name("exchange:acquirer");
+    assert!(matches!(store.export((&name("storage"), 1), &exchange, Version::D), Err(KeyStoreError::StaysHere { .. })));
+    assert!(matches!(store.export((&exchange, 1), &exchange, Version::D), Err(KeyStoreError::StaysHere { .. })));
+    store.make(name("exchange:weak"), KeyAlgorithm::Aes128, NOW).unwrap();
+    store.activate(&name("exchange:weak"), 1, NOW).unwrap();
+    let weak = store.export((&name("zone:acquirer"), 1), &name("exchange:weak"), Version::D);
+    assert!(matches!(weak, Err(KeyStoreError::Strength { .. })));
+    let old = store.export((&name("zone:acquirer"), 1), &exchange, Version::B);
+    assert!(matches!(old, Err(KeyStoreError::KeyBlock(KeyBlockError::Version))));
+}
+
+#[test]
+fn names_are_read_back_and_nothing_else_is_a_name() {
+    for text in ["storage", "storage-3des", "seal", "account", "record", "retry", "zone:a-1", "exchange:b"] {
+        assert_eq!(name(text).to_string(), text);
+    }
+    for text in ["", "zone", "zone:", "zone:A", "tzpk", "storage:a"] {
+        assert_eq!(KeyName::parse(text), None, "{text}");
+    }
+    assert!(ZoneName::parse(&"a".repeat(32)).is_none());
+}

@@ -1,0 +1,449 @@
+//! Every key of a vault, with what it is for, its version, and what has become of it.
+//!
+//! ```text
+//! custody(1 or 33) last entry(32) count(2)
+//! key: name(1) zone(1 + text) version(2) algorithm(1) exportable(1) made activated retired destroyed(8 each) uses(8)
+//!      check value(3) bytes(1 + key)
+//! ```
+//! A key is pending, then active, then retired, then destroyed: its dates say which. What must never enter: a way to use a
+//! key; that is the token's.
+
+mod layout;
+
+use std::fmt;
+
+use aws_lc_rs::rand;
+
+use crate::{
+    check_value::CheckValue,
+    clear::{Clear, ClearBytes, Tzpk},
+    config::Vault,
+    keyblock::ProtectionKey,
+    sealed::KeyReference,
+    vault::{self, Contents, VaultError, VaultWrite},
+};
+
+/// The most characters of a zone's name.
+const ZONE_CHARACTERS_MAX: usize = 31;
+
+/// What a key is for, and nothing else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyName {
+    /// Stored blocks, AES-256.
+    Storage,
+    /// Stored blocks of the 3DES forms.
+    StorageTdes,
+    /// Every tzpk.
+    Seal,
+    /// Account numbers at rest.
+    Account,
+    /// Tags of records.
+    Record,
+    /// Tags of retries.
+    Retry,
+    /// PINs that go to, or come from, another party.
+    Zone(ZoneName),
+    /// Keys that travel to, or come from, another party.
+    Exchange(ZoneName),
+}
+
+/// The name of another party: 1 to 31 of `a` to `z`, `0` to `9` and `-`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ZoneName(String);
+
+impl ZoneName {
+    /// Checks it.
+    pub fn parse(text: &str) -> Option<Self> {
+        let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        ((1..=ZONE_CHARACTERS_MAX).contains(&text.len()) && text.bytes().all(good)).then(|| Self(text.to_owned()))
+    }
+}
+
+/// Those an engine needs, each with its name.
+const ENGINE_KEYS: [(KeyName, &str); 6] = [
+    (KeyName::Storage, "storage"),
+    (KeyName::StorageTdes, "storage-3des"),
+    (KeyName::Seal, "seal"),
+    (KeyName::Account, "account"),
+    (KeyName::Record, "record"),
+    (KeyName::Retry, "retry"),
+];
+
+impl KeyName {
+    /// Reads `storage`, `seal`, `zone:acquirer` and the like.
+    pub fn parse(text: &str) -> Option<Self> {
+        let zone = |name| ZoneName::parse(name);
+        match text.split_once(':') {
+            Some(("zone", name)) => zone(name).map(Self::Zone),
+            Some(("exchange", name)) => zone(name).map(Self::Exchange),
+            Some(_) => None,
+            None => ENGINE_KEYS.iter().find(|(_, name)| *name == text).map(|(key, _)| key.clone()),
+        }
+    }
+
+    /// Whether an engine holds it all the time.
+    pub(crate) fn is_an_engines(&self) -> bool {
+        !matches!(self, Self::Zone(_) | Self::Exchange(_))
+    }
+
+    /// What such a key may be used with, the first where nothing is said.
+    pub fn algorithms(&self) -> &'static [KeyAlgorithm] {
+        use KeyAlgorithm::{Aes128, Aes192, Aes256, TdesDouble, TdesTriple};
+        match self {
+            Self::StorageTdes => &[TdesDouble],
+            Self::Zone(_) => &[Aes256, Aes192, Aes128, TdesDouble, TdesTriple],
+            Self::Exchange(_) => &[Aes256, Aes192, Aes128],
+            _ => &[Aes256],
+        }
+    }
+}
+
+impl fmt::Display for KeyName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Zone(ZoneName(name)) => write!(f, "zone:{name}"),
+            Self::Exchange(ZoneName(name)) => write!(f, "exchange:{name}"),
+            engine => f.write_str(ENGINE_KEYS.iter().find(|(key, _)| key == engine).map_or("", |(_, name)| name)),
+        }
+    }
+}
+
+/// What a key is used with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyAlgorithm {
+    /// 16 bytes.
+    Aes128,
+    /// 24 bytes.
+    Aes192,
+    /// 32 bytes.
+    Aes256,
+    /// 16 bytes, K1 and K2.
+    TdesDouble,
+    /// 24 bytes.
+    TdesTriple,
+}
+
+impl KeyAlgorithm {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Aes128, Self::Aes192, Self::Aes256, Self::TdesDouble, Self::TdesTriple];
+
+    /// Bytes of a key.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::Aes128 | Self::TdesDouble => 16,
+            Self::Aes192 | Self::TdesTriple => 24,
+            Self::Aes256 => 32,
+        }
+    }
+
+    /// Bits of security (NIST SP 800-57, table 2): a key travels only under one that has as many.
+    pub(crate) fn strength(self) -> u16 {
+        match self {
+            Self::TdesDouble => 80,
+            Self::TdesTriple => 112,
+            Self::Aes128 => 128,
+            Self::Aes192 => 192,
+            Self::Aes256 => 256,
+        }
+    }
+
+    pub(crate) fn is_tdes(self) -> bool {
+        matches!(self, Self::TdesDouble | Self::TdesTriple)
+    }
+
+    /// Reads `aes-256`, `3des-double` and the like.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|algorithm| algorithm.to_string() == text)
+    }
+}
+
+impl fmt::Display for KeyAlgorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Aes128 => "aes-128",
+            Self::Aes192 => "aes-192",
+            Self::Aes256 => "aes-256",
+            Self::TdesDouble => "3des-double",
+            Self::TdesTriple => "3des-triple",
+        })
+    }
+}
+
+/// What has become of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyState {
+    /// Made, and not used yet.
+    Pending,
+    /// In use.
+    Active,
+    /// No longer used.
+    Retired,
+    /// Its bytes are gone.
+    Destroyed,
+}
+
+impl fmt::Display for KeyState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pending => "pending",
+            Self::Active => "active",
+            Self::Retired => "retired",
+            Self::Destroyed => "destroyed",
+        })
+    }
+}
+
+/// What is told of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyInfo {
+    /// What it is for.
+    pub name: KeyName,
+    /// 1, 2, 3 … within its name.
+    pub version: u16,
+    /// What it is used with.
+    pub algorithm: KeyAlgorithm,
+    /// Whether it may travel on, in a key block.
+    pub exportable: bool,
+    /// Its check value.
+    pub check_value: CheckValue,
+    /// When it came, in milliseconds of Unix time.
+    pub made_at: u64,
+    /// When it was first used.
+    pub activated_at: Option<u64>,
+    /// When it was last used.
+    pub retired_at: Option<u64>,
+    /// When its bytes were wiped.
+    pub destroyed_at: Option<u64>,
+    /// How many key blocks went or came: of a key-exchange key under it, of a zone key with it inside.
+    pub uses: u64,
+}
+
+impl KeyInfo {
+    /// What has become of it.
+    pub fn state(&self) -> KeyState {
+        match (self.activated_at, self.retired_at, self.destroyed_at) {
+            (_, _, Some(_)) => KeyState::Destroyed,
+            (_, Some(_), _) => KeyState::Retired,
+            (Some(_), _, _) => KeyState::Active,
+            _ => KeyState::Pending,
+        }
+    }
+
+    /// `storage/1`.
+    pub fn reference(&self) -> String {
+        format!("{}/{}", self.name, self.version)
+    }
+}
+
+/// A key, and what is told of it.
+pub(crate) struct RingKey {
+    pub(crate) info: KeyInfo,
+    /// None once destroyed.
+    pub(crate) key: Option<ClearBytes>,
+}
+
+/// Every key of a vault.
+pub(crate) struct Keyring {
+    /// SHA-256 of the roster of those who may change it; none before the first ceremony.
+    pub(crate) custody: Option<[u8; 32]>,
+    /// The hash of the transcript's entry that told of the last change.
+    pub(crate) last_entry: [u8; 32],
+    pub(crate) keys: Vec<RingKey>,
+}
+
+/// Versions that new blobs are made under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Versions {
+    pub(crate) storage: KeyReference,
+    pub(crate) seal: KeyReference,
+    pub(crate) account: KeyReference,
+}
+
+/// The keys an engine serves with, in the clear.
+pub(crate) struct Keys {
+    /// AES-256: ISO-4 blocks.
+    pub(crate) storage: Clear<32>,
+    /// 3DES: ISO-3 and ISO-0 blocks.
+    pub(crate) storage_tdes: Tzpk,
+    /// AES-256-GCM-SIV: tzpks.
+    pub(crate) seal: Clear<32>,
+    /// AES-256-GCM-SIV: account numbers.
+    pub(crate) account: Clear<32>,
+    /// AES-256-CMAC: records.
+    pub(crate) record: Clear<32>,
+    /// AES-256-CMAC: retries.
+    pub(crate) retry: Clear<32>,
+    pub(crate) versions: Versions,
+}
+
+impl Keyring {
+    /// No key, and nobody's.
+    pub(crate) fn empty() -> Self {
+        Self { custody: None, last_entry: [0; 32], keys: Vec::new() }
+    }
+
+    /// A vault's; where there is none it is made, with every key an engine needs, active.
+    pub(crate) fn open_or_make(vault: &Vault, now: u64) -> Result<Self, VaultError> {
+        let Vault::File { path, unlock } = vault else { return Self::fresh(now) };
+        if path.exists() {
+            return match vault::read(path, unlock)? {
+                Contents::Keyring(bytes) => {
+                    Self::read(bytes.bytes()).ok_or_else(|| VaultError::WontOpen { path: path.clone() })
+                }
+                Contents::SixKeys(bytes) => Ok(Self::of_six(&bytes, now)),
+            };
+        }
+        let keyring = Self::fresh(now)?;
+        vault::write(path, unlock, keyring.bytes(), VaultWrite::New)?;
+        Ok(keyring)
+    }
+
+    fn fresh(now: u64) -> Result<Self, VaultError> {
+        let mut keyring = Self::empty();
+        for (name, _) in ENGINE_KEYS {
+            let algorithm = name.algorithms().first().copied().unwrap_or(KeyAlgorithm::Aes256);
+            let key = random_key(algorithm)?;
+            keyring.put_active(name, algorithm, key, now);
+        }
+        Ok(keyring)
+    }
+
+    fn of_six(bytes: &ClearBytes, now: u64) -> Self {
+        let (mut keyring, mut rest) = (Self::empty(), bytes.bytes());
+        for (name, _) in ENGINE_KEYS {
+            let algorithm = name.algorithms().first().copied().unwrap_or(KeyAlgorithm::Aes256);
+            let (key, others) = rest.split_at(algorithm.bytes().min(rest.len()));
+            keyring.put_active(name, algorithm, ClearBytes::copied(key), now);
+            rest = others;
+        }
+        keyring
+    }
+
+    fn put_active(&mut self, name: KeyName, algorithm: KeyAlgorithm, key: ClearBytes, now: u64) {
+        let info = self.put(name, algorithm, Travels::Never, key, now);
+        info.activated_at = Some(now);
+    }
+
+    /// Adds a key, pending, of the next version of its name.
+    pub(crate) fn put(
+        &mut self,
+        name: KeyName,
+        algorithm: KeyAlgorithm,
+        travels: Travels,
+        key: ClearBytes,
+        now: u64,
+    ) -> &mut KeyInfo {
+        let version = self.of(&name).map(|key| key.info.version).max().unwrap_or(0).saturating_add(1);
+        let info = KeyInfo {
+            name,
+            version,
+            algorithm,
+            exportable: travels == Travels::On,
+            check_value: check_value(algorithm, &key),
+            made_at: now,
+            activated_at: None,
+            retired_at: None,
+            destroyed_at: None,
+            uses: 0,
+        };
+        &mut self.keys.push_mut(RingKey { info, key: Some(key) }).info
+    }
+
+    pub(crate) fn of(&self, name: &KeyName) -> impl Iterator<Item = &RingKey> {
+        self.keys.iter().filter(move |key| key.info.name == *name)
+    }
+
+    pub(crate) fn find_mut(&mut self, name: &KeyName, version: u16) -> Option<&mut RingKey> {
+        self.keys.iter_mut().find(|key| key.info.name == *name && key.info.version == version)
+    }
+
+    /// The newest that is in use.
+    pub(crate) fn active(&self, name: &KeyName) -> Option<&RingKey> {
+        self.of(name).filter(|key| key.info.state() == KeyState::Active).max_by_key(|key| key.info.version)
+    }
+
+    /// What an engine serves with.
+    pub(crate) fn serving(&self, vault: &Vault) -> Result<Box<Keys>, VaultError> {
+        let mut keys = Box::new(Keys {
+            storage: Clear::zeroed(),
+            storage_tdes: Clear::zeroed(),
+            seal: Clear::zeroed(),
+            account: Clear::zeroed(),
+            record: Clear::zeroed(),
+            retry: Clear::zeroed(),
+            versions: Versions { storage: KeyReference(1), seal: KeyReference(1), account: KeyReference(1) },
+        });
+        let path = match vault {
+            Vault::Memory => std::path::PathBuf::new(),
+            Vault::File { path, .. } => path.clone(),
+        };
+        for (name, text) in ENGINE_KEYS {
+            let missing = || VaultError::Lacks { path: path.clone(), missing: text };
+            let found = self.active(&name).ok_or_else(missing)?;
+            let key = found.key.as_ref().ok_or_else(missing)?.bytes();
+            let version = KeyReference(found.info.version);
+            let place = match name {
+                KeyName::Storage => {
+                    keys.versions.storage = version;
+                    &mut keys.storage.bytes_mut()[..]
+                }
+                KeyName::StorageTdes => &mut keys.storage_tdes.bytes_mut()[..],
+                KeyName::Seal => {
+                    keys.versions.seal = version;
+                    keys.seal.bytes_mut()
+                }
+                KeyName::Account => {
+                    keys.versions.account = version;
+                    keys.account.bytes_mut()
+                }
+                KeyName::Record => keys.record.bytes_mut(),
+                KeyName::Retry | KeyName::Zone(_) | KeyName::Exchange(_) => keys.retry.bytes_mut(),
+            };
+            place.iter_mut().zip(key).for_each(|(place, byte)| *place = *byte);
+        }
+        Ok(keys)
+    }
+}
+
+/// Whether a key may leave in a key block.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Travels {
+    On,
+    Never,
+}
+
+/// A fresh key: of 3DES with odd parity, no weak part and no two alike.
+pub(crate) fn random_key(algorithm: KeyAlgorithm) -> Result<ClearBytes, VaultError> {
+    let mut key = ClearBytes::zeroed(algorithm.bytes());
+    loop {
+        rand::fill(key.bytes_mut()).map_err(|_| VaultError::Random)?;
+        set_odd_parity(algorithm, &mut key);
+        if !is_weak(algorithm, &key) {
+            return Ok(key);
+        }
+    }
+}
+
+/// Odd parity in every byte of a 3DES key; others stay as they are.
+pub(crate) fn set_odd_parity(algorithm: KeyAlgorithm, key: &mut ClearBytes) {
+    if algorithm.is_tdes() {
+        for byte in key.bytes_mut() {
+            *byte = (*byte & 0xFE) | u8::from((*byte & 0xFE).count_ones().is_multiple_of(2));
+        }
+    }
+}
+
+/// A 3DES key with a weak or semi-weak part or two equal ones; any key of zeros.
+pub(crate) fn is_weak(algorithm: KeyAlgorithm, key: &ClearBytes) -> bool {
+    let zeros = key.bytes().iter().fold(0, |all, byte| all | byte) == 0;
+    // The test panics at another length than these.
+    let weak = |bytes: &[u8]| matches!(bytes.len(), 16 | 24) && des::weak_key_test(bytes).is_err();
+    zeros || (algorithm.is_tdes() && weak(key.bytes()))
+}
+
+/// Of AES the first 3 bytes of CMAC over 16 zero bytes, of 3DES those of the encrypted zero block.
+pub(crate) fn check_value(algorithm: KeyAlgorithm, key: &ClearBytes) -> CheckValue {
+    let key = ClearBytes::copied(key.bytes());
+    let key = if algorithm.is_tdes() { ProtectionKey::tdes(key) } else { ProtectionKey::aes(key) };
+    CheckValue::first_of(&key.map(|key| key.check_value()).unwrap_or_default())
+}

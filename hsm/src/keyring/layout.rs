@@ -1,0 +1,138 @@
+//! A keyring as bytes, to be sealed.
+
+use super::{ENGINE_KEYS, KeyAlgorithm, KeyInfo, KeyName, Keyring, RingKey, ZoneName};
+use crate::{check_value::CheckValue, clear::ClearBytes};
+
+const ZONE: u8 = b'z';
+const EXCHANGE: u8 = b'x';
+/// No date: nothing was made at the first moment of 1970.
+const NEVER: u64 = 0;
+
+impl Keyring {
+    /// As bytes.
+    pub(crate) fn bytes(&self) -> ClearBytes {
+        // Written twice, to know how long it is: a vector that grows leaves keys behind.
+        let mut length = Counted(0);
+        self.write(&mut length);
+        let mut room = ClearBytes::zeroed(length.0);
+        self.write(&mut Placed { room: room.bytes_mut(), at: 0 });
+        room
+    }
+
+    fn write(&self, out: &mut impl Sink) {
+        match &self.custody {
+            None => out.put(&[0]),
+            Some(custody) => {
+                out.put(&[1]);
+                out.put(custody);
+            }
+        }
+        out.put(&self.last_entry);
+        out.put(&u16::try_from(self.keys.len()).unwrap_or(u16::MAX).to_be_bytes());
+        for RingKey { info, key } in self.keys.iter().take(usize::from(u16::MAX)) {
+            let (code, zone) = match &info.name {
+                KeyName::Zone(ZoneName(name)) => (ZONE, &**name),
+                KeyName::Exchange(ZoneName(name)) => (EXCHANGE, &**name),
+                engine => (place_in(ENGINE_KEYS.iter().map(|(name, _)| name), engine), ""),
+            };
+            out.put(&[code, u8::try_from(zone.len()).unwrap_or_default()]);
+            out.put(zone.as_bytes());
+            out.put(&info.version.to_be_bytes());
+            out.put(&[place_in(KeyAlgorithm::ALL.iter(), &info.algorithm), u8::from(info.exportable)]);
+            for date in [Some(info.made_at), info.activated_at, info.retired_at, info.destroyed_at] {
+                out.put(&date.unwrap_or(NEVER).to_be_bytes());
+            }
+            out.put(&info.uses.to_be_bytes());
+            out.put(info.check_value.as_bytes());
+            let bytes = key.as_ref().map(ClearBytes::bytes).unwrap_or_default();
+            out.put(&[u8::try_from(bytes.len()).unwrap_or_default()]);
+            out.put(bytes);
+        }
+    }
+
+    /// Reads what [`Keyring::bytes`] wrote, whole.
+    pub(crate) fn read(mut bytes: &[u8]) -> Option<Self> {
+        let from = &mut bytes;
+        let custody = match take(from)? {
+            [0] => None,
+            [_] => Some(take(from)?),
+        };
+        let last_entry = take(from)?;
+        let count = u16::from_be_bytes(take(from)?);
+        let keys = (0..count).map(|_| read_key(from)).collect::<Option<Vec<_>>>()?;
+        from.is_empty().then_some(Self { custody, last_entry, keys })
+    }
+}
+
+fn read_key(from: &mut &[u8]) -> Option<RingKey> {
+    let [code, zone] = take(from)?;
+    let zone = std::str::from_utf8(take_some(from, zone.into())?).ok()?;
+    let name = match code {
+        ZONE => KeyName::Zone(ZoneName::parse(zone)?),
+        EXCHANGE => KeyName::Exchange(ZoneName::parse(zone)?),
+        engine => ENGINE_KEYS.get(usize::from(engine)).map(|(name, _)| name.clone())?,
+    };
+    let version = u16::from_be_bytes(take(from)?);
+    let [algorithm, exportable] = take(from)?;
+    let mut date = || take(from).map(u64::from_be_bytes);
+    let (made_at, activated, retired, destroyed, uses) = (date()?, date()?, date()?, date()?, date()?);
+    let check_value = CheckValue::first_of(&take::<3>(from)?);
+    let [length] = take(from)?;
+    let key = take_some(from, length.into())?;
+    let some = |date: u64| (date != NEVER).then_some(date);
+    let info = KeyInfo {
+        name,
+        version,
+        algorithm: *KeyAlgorithm::ALL.get(usize::from(algorithm))?,
+        exportable: exportable == 1,
+        check_value,
+        made_at,
+        activated_at: some(activated),
+        retired_at: some(retired),
+        destroyed_at: some(destroyed),
+        uses,
+    };
+    Some(RingKey { info, key: (!key.is_empty()).then(|| ClearBytes::copied(key)) })
+}
+
+fn place_in<'a, T: PartialEq + 'a>(mut all: impl Iterator<Item = &'a T>, one: &T) -> u8 {
+    all.position(|other| other == one).and_then(|place| u8::try_from(place).ok()).unwrap_or(u8::MAX)
+}
+
+fn take<const N: usize>(from: &mut &[u8]) -> Option<[u8; N]> {
+    let (taken, rest) = from.split_first_chunk()?;
+    *from = rest;
+    Some(*taken)
+}
+
+fn take_some<'a>(from: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
+    let (taken, rest) = from.split_at_checked(length)?;
+    *from = rest;
+    Some(taken)
+}
+
+trait Sink {
+    fn put(&mut self, bytes: &[u8]);
+}
+
+struct Counted(usize);
+
+impl Sink for Counted {
+    fn put(&mut self, bytes: &[u8]) {
+        self.0 += bytes.len();
+    }
+}
+
+struct Placed<'a> {
+    room: &'a mut [u8],
+    at: usize,
+}
+
+impl Sink for Placed<'_> {
+    fn put(&mut self, bytes: &[u8]) {
+        if let Some(place) = self.room.get_mut(self.at..self.at + bytes.len()) {
+            place.copy_from_slice(bytes);
+            self.at += bytes.len();
+        }
+    }
+}
