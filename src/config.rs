@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 #[cfg(feature = "keys")]
-pub use self::hsm::{HsmProcess, Token, load_token};
+pub use self::hsm::{HsmProcess, Token, load_token, load_vault};
 #[cfg(feature = "edge")]
 pub use edge::Edge;
 #[cfg(feature = "keys")]

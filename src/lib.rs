@@ -16,6 +16,8 @@ pub mod boundary;
 #[cfg(feature = "engine")]
 pub mod caller;
 pub mod card;
+#[cfg(feature = "keys")]
+pub mod ceremony;
 pub mod clock;
 pub mod command;
 pub mod config;

@@ -48,6 +48,9 @@ enum Command {
     /// Look at a PKCS#11 token, and make the keys in it
     #[cfg(feature = "keys")]
     Token(pinseal::token::TokenArguments),
+    /// Make, load, exchange, retire and destroy keys under dual control, with a transcript
+    #[cfg(feature = "keys")]
+    Ceremony(pinseal::ceremony::CeremonyArguments),
     /// Explain a key block
     #[cfg(feature = "keys")]
     Keyblock(pinseal::keyblock::KeyBlockArguments),
@@ -88,6 +91,8 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
         Command::Hsm(arguments) => Ok(pinseal::hsm_process::run(arguments)?),
         #[cfg(feature = "keys")]
         Command::Token(arguments) => Ok(pinseal::token::run(arguments)?),
+        #[cfg(feature = "keys")]
+        Command::Ceremony(arguments) => Ok(pinseal::ceremony::run(arguments)?),
         #[cfg(feature = "keys")]
         Command::Keyblock(arguments) => Ok(pinseal::keyblock::run(arguments)?),
         Command::Pki(arguments) => Ok(pinseal::pki::run(arguments)?),

@@ -67,6 +67,11 @@ impl KeyBlock {
         &self.header
     }
 
+    /// Its header as it stands: 16 characters and the optional blocks.
+    pub fn header_text(&self) -> String {
+        self.clear_text.clone()
+    }
+
     /// How many bytes are encrypted: the key, its length, and what hides the length.
     pub fn encrypted_bytes(&self) -> usize {
         self.encrypted.len()

@@ -81,6 +81,17 @@ pub fn load_token(path: &Path) -> Result<Token, ConfigError> {
     Ok(Token { token: token.check(&low.data_directory)?, wanted: wanted(&low.boundary)?, isolation })
 }
 
+/// The vault that a file names.
+pub fn load_vault(path: &Path) -> Result<hsm::Vault, ConfigError> {
+    let low = low::<LowEngine>(Some(path))?;
+    if low.token.is_some() {
+        let problem =
+            "the file names a PKCS#11 token: this release holds ceremonies of a vault; see pinseal token make-keys";
+        return Err(ConfigError::value("token", problem));
+    }
+    low.vault.check(&low.data_directory)
+}
+
 /// A PKCS#11 token, and how an engine uses it.
 pub struct Token {
     /// The token.

@@ -16,6 +16,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("tls", &[]),
     ("token", &["config"]),
     ("keyblock", &[]),
+    ("ceremony", &["clock", "config"]),
     ("engine", &["audit", "boundary", "caller", "card", "clock", "config", "control", "pin", "proto", "store", "tls"]),
     ("edge", &["card", "clock", "config", "proto", "tls"]),
     ("config", &["boundary", "card", "edge", "engine", "hsm_process", "pin", "store", "tls"]),

@@ -1,0 +1,14 @@
+//! The key ceremony: the custodians of a vault's keys, what each may do with whom, and the transcript of what was done.
+//!
+//! ```text
+//! command ──▶ roster (who is there, is that enough) ──▶ hsm::KeyStore (the keys) ──▶ transcript (signed, chained)
+//! ```
+//! What must never enter: a clear component or key. They are typed and shown inside `hsm`.
+
+pub mod command;
+pub mod deed;
+pub mod roster;
+pub mod session;
+pub mod transcript;
+
+pub use self::command::{CeremonyArguments, CeremonyError, run};

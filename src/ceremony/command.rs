@@ -1,0 +1,505 @@
+//! `pinseal ceremony`: one command a step, for people and for scripts.
+
+use std::{
+    fs,
+    io::{self, BufRead, IsTerminal, Read, Write},
+    path::{Path, PathBuf},
+};
+
+use clap::{Args, Subcommand};
+use hsm::{
+    ComponentError, Components, Desk, KeyAlgorithm, KeyBlock, KeyBlockVersion, KeyInfo, KeyName, KeyStore,
+    KeyStoreError, PersonError, PersonKey, make_components,
+};
+use serde_json::json;
+use thiserror::Error;
+
+use super::{
+    deed::{Component, Deed, Key},
+    roster::{Roster, RosterError, Step},
+    session::{Session, SessionError},
+    transcript::{Transcript, TranscriptError},
+};
+use crate::{
+    clock,
+    config::{self, ConfigError},
+};
+
+/// The longest key block, and a line end.
+const BLOCK_BYTES_MAX: u64 = 64 * 1024;
+
+/// Said wherever clear components are met: what this machine is, as far as the standards go.
+const NOT_COMPLIANT: &str = "note: clear components on a general-purpose computer do not meet PCI PIN 6-2 and 13-9; \
+                             use a machine made for it, or take this for a rehearsal";
+
+/// `pinseal ceremony`.
+#[derive(Args)]
+#[command(after_help = "A ceremony, in short:\n  \
+    pinseal ceremony person --out alice.key           each, on their own medium; prints what the roster needs\n  \
+    pinseal ceremony begin --roster roster.toml ...   everybody\n  \
+    pinseal ceremony load storage ...                 each custodian types a component\n  \
+    pinseal ceremony activate storage/1 ...\n  \
+    pinseal ceremony end ...\n  \
+    pinseal ceremony verify transcript.jsonl          anybody, anywhere, later\n\
+    Every step takes --config, --transcript and a --present for each person who is there; docs/ceremony.md walks through.")]
+pub struct CeremonyArguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make somebody's own key, which signs what was done while they were there; print its public half
+    Person {
+        /// The file of the key; nothing is overwritten
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Begin: give the vault into the custody of a roster, and open a transcript
+    Begin {
+        #[command(flatten)]
+        at: At,
+        /// Who may take part, in TOML
+        #[arg(long, value_name = "FILE")]
+        roster: PathBuf,
+    },
+    /// Make a fresh key of random bytes, pending
+    Make {
+        /// storage, storage-3des, seal, account, record, retry, zone:NAME or exchange:NAME
+        #[arg(value_parser = key_name)]
+        key: KeyName,
+        /// aes-256, aes-192, aes-128, 3des-double or 3des-triple, where the key leaves a choice
+        #[arg(long, value_parser = algorithm)]
+        algorithm: Option<KeyAlgorithm>,
+        #[command(flatten)]
+        at: At,
+    },
+    /// Make a fresh key in components, and show each custodian who is there their own; nothing is kept
+    MakeComponents {
+        /// aes-256, aes-192, aes-128, 3des-double or 3des-triple
+        #[arg(long, value_parser = algorithm, default_value = "aes-256")]
+        algorithm: KeyAlgorithm,
+        #[command(flatten)]
+        at: At,
+    },
+    /// Load a key from its components, pending: each custodian who is there types one, and its check value
+    Load {
+        /// storage, seal, zone:NAME and so on
+        #[arg(value_parser = key_name)]
+        key: KeyName,
+        /// aes-256, aes-192, aes-128, 3des-double or 3des-triple, where the key leaves a choice
+        #[arg(long, value_parser = algorithm)]
+        algorithm: Option<KeyAlgorithm>,
+        #[command(flatten)]
+        at: At,
+    },
+    /// Take a key in from a key block under a key-exchange key, pending
+    Import {
+        /// zone:NAME or exchange:NAME
+        #[arg(value_parser = key_name)]
+        key: KeyName,
+        /// The key it is under, exchange:NAME
+        #[arg(long, value_parser = key_name, value_name = "KEY")]
+        under: KeyName,
+        /// The key block; `-` or nothing for standard input
+        #[arg(default_value = "-", value_name = "BLOCK")]
+        block: String,
+        #[command(flatten)]
+        at: At,
+    },
+    /// Give a zone key out in a key block under a key-exchange key, which prints it
+    Export {
+        /// Such as zone:NAME/1
+        #[arg(value_parser = key_reference)]
+        key: (KeyName, u16),
+        /// The key it is to be under, exchange:NAME
+        #[arg(long, value_parser = key_name, value_name = "KEY")]
+        under: KeyName,
+        /// The version of the key block, D or E
+        #[arg(long, value_parser = block_version, default_value = "D")]
+        block_version: KeyBlockVersion,
+        #[command(flatten)]
+        at: At,
+    },
+    /// Put a pending key into use
+    Activate {
+        /// Such as storage/1
+        #[arg(value_parser = key_reference)]
+        key: (KeyName, u16),
+        #[command(flatten)]
+        at: At,
+    },
+    /// Take a key out of use
+    Retire {
+        /// Such as zone:NAME/1
+        #[arg(value_parser = key_reference)]
+        key: (KeyName, u16),
+        #[command(flatten)]
+        at: At,
+    },
+    /// Wipe a retired key, confirmed twice: by its reference, and by its check value
+    Destroy {
+        /// Such as zone:NAME/1
+        #[arg(value_parser = key_reference)]
+        key: (KeyName, u16),
+        /// The reference once more; asked for where it is not given
+        #[arg(long, value_name = "KEY")]
+        confirm: Option<String>,
+        /// Its check value; asked for where it is not given
+        #[arg(long, value_name = "CHECK VALUE")]
+        confirm_check_value: Option<String>,
+        #[command(flatten)]
+        at: At,
+    },
+    /// End: the transcript is closed
+    End {
+        #[command(flatten)]
+        at: At,
+    },
+    /// List the keys of a vault: what they are for, algorithm, check value, what has become of them and when
+    List {
+        /// The engine's configuration: its [vault] names the vault
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check a transcript, on a machine with nothing else, and print it
+    Verify {
+        /// The transcript
+        #[arg(value_name = "FILE")]
+        transcript: PathBuf,
+        /// A roster kept elsewhere, which the transcript must begin with
+        #[arg(long, value_name = "FILE")]
+        roster: Option<PathBuf>,
+        /// Take one that has not ended too
+        #[arg(long)]
+        open: bool,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Where a step is done, and with whom.
+#[derive(Args)]
+struct At {
+    /// The engine's configuration: its [vault] names the vault
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// The transcript
+    #[arg(long, value_name = "FILE")]
+    transcript: PathBuf,
+    /// The key of somebody who is there; once for each
+    #[arg(long, value_name = "FILE", required = true)]
+    present: Vec<PathBuf>,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl At {
+    fn session(&self) -> Result<Session, CeremonyError> {
+        self.session_for(Step::Keys)
+    }
+
+    fn session_for(&self, step: Step) -> Result<Session, CeremonyError> {
+        let vault = config::load_vault(&self.config)?;
+        Ok(Session::go_on(vault, &self.transcript, &self.present, step, clock::now().0)?)
+    }
+
+    /// Tells what is done now, in the transcript and to whoever asked.
+    fn done(&self, session: &mut Session, deed: Deed) -> Result<(), CeremonyError> {
+        session.record(deed.clone())?;
+        let mut out = io::stdout().lock();
+        let told = if self.json { json!(deed).to_string() } else { deed.to_string() };
+        Ok(writeln!(out, "{told}")?)
+    }
+}
+
+/// Runs one of them.
+pub fn run(arguments: CeremonyArguments) -> Result<(), CeremonyError> {
+    let now = clock::now().0;
+    match arguments.command {
+        Command::Person { out } => Ok(writeln!(io::stdout(), "{}", PersonKey::make(&out)?.public())?),
+        Command::Begin { at, roster } => begin(&at, &roster, now),
+        Command::Make { key, algorithm, at } => {
+            let algorithm = algorithm_of(&key, algorithm);
+            let mut session = at.session()?;
+            let made = session.store.make(key, algorithm, now)?;
+            at.done(&mut session, Deed::MakeKey { key: Key::of(&made) })
+        }
+        Command::MakeComponents { algorithm, at } => make_in_components(&at, algorithm),
+        Command::Load { key, algorithm, at } => load(&at, key, algorithm, now),
+        Command::Import { key, under, block, at } => {
+            let text = block_text(block)?;
+            let header = KeyBlock::parse(&text).map_err(KeyStoreError::from)?.header_text();
+            let mut session = at.session()?;
+            let came = session.store.import(key, &text, &under, now)?;
+            at.done(&mut session, Deed::ImportKey { key: Key::of(&came), under: under.to_string(), header })
+        }
+        Command::Export { key: (name, version), under, block_version, at } => {
+            let mut session = at.session()?;
+            let block = session.store.export((&name, version), &under, block_version)?;
+            let key = told_of(&session.store, &name, version)?;
+            let header = KeyBlock::parse(&block).map_err(KeyStoreError::from)?.header_text();
+            session.record(Deed::ExportKey { key, under: under.to_string(), header })?;
+            let told = if at.json { json!({ "key_block": block }).to_string() } else { block };
+            Ok(writeln!(io::stdout(), "{told}")?)
+        }
+        Command::Activate { key: (name, version), at } => {
+            let mut session = at.session()?;
+            let key = Key::of(&session.store.activate(&name, version, now)?);
+            at.done(&mut session, Deed::Activate { key })
+        }
+        Command::Retire { key: (name, version), at } => {
+            let mut session = at.session()?;
+            let key = Key::of(&session.store.retire(&name, version, now)?);
+            at.done(&mut session, Deed::Retire { key })
+        }
+        Command::Destroy { key: (name, version), confirm, confirm_check_value, at } => {
+            let mut session = at.session()?;
+            let reference = format!("{name}/{version}");
+            let confirmed = confirm.map_or_else(|| ask(&format!("Destroy {reference}? Type its name: ")), Ok)?;
+            if confirmed != reference {
+                return Err(CeremonyError::NotConfirmed);
+            }
+            let check_value =
+                confirm_check_value.map_or_else(|| ask("And its check value, read off by another: "), Ok)?;
+            let key = Key::of(&session.store.destroy(&name, version, &check_value, now)?);
+            at.done(&mut session, Deed::Destroy { key })
+        }
+        Command::End { at } => {
+            let mut session = at.session_for(Step::Frame)?;
+            at.done(&mut session, Deed::End)
+        }
+        Command::List { config, json } => list(&config, json, now),
+        Command::Verify { transcript, roster, open, json } => {
+            let roster = roster.as_deref().map(read_roster).transpose()?;
+            verify(&transcript, roster.as_ref(), if open { Closed::OrOpen } else { Closed::Only }, json)
+        }
+    }
+}
+
+fn begin(at: &At, roster: &Path, now: u64) -> Result<(), CeremonyError> {
+    let roster = read_roster(roster)?;
+    let vault = config::load_vault(&at.config)?;
+    Session::begin(vault, &at.transcript, roster, &at.present, now)?;
+    let read = Transcript::read(&read_text(&at.transcript)?)?;
+    let told = read.entries.last().map(|entry| entry.deed.clone());
+    let mut out = io::stdout().lock();
+    if let Some(deed) = told {
+        if at.json { writeln!(out, "{}", json!(deed))? } else { writeln!(out, "{deed}")? }
+    }
+    Ok(())
+}
+
+fn make_in_components(at: &At, algorithm: KeyAlgorithm) -> Result<(), CeremonyError> {
+    let mut session = at.session()?;
+    let custodians = session.custodians();
+    let custodians: Vec<&str> = custodians.iter().map(String::as_str).collect();
+    let made = make_components(&mut desk()?, algorithm, &custodians)?;
+    let components = Component::of_each(&custodians, &made.components);
+    let (algorithm, check_value) = (algorithm.to_string(), made.key.to_string());
+    at.done(&mut session, Deed::MakeComponents { algorithm, check_value, components })
+}
+
+fn load(at: &At, name: KeyName, algorithm: Option<KeyAlgorithm>, now: u64) -> Result<(), CeremonyError> {
+    let mut components = Components::of(algorithm_of(&name, algorithm));
+    let mut session = at.session()?;
+    let custodians = session.custodians();
+    let custodians: Vec<&str> = custodians.iter().map(String::as_str).collect();
+    let mut desk = desk()?;
+    for custodian in &custodians {
+        let check_value = components.enter(&mut desk, custodian)?;
+        writeln!(io::stderr(), "{custodian}: taken, check value {check_value}")?;
+    }
+    let entered = Component::of_each(&custodians, components.check_values());
+    let key = Key::of(&session.store.load(name, &components, now)?);
+    at.done(&mut session, Deed::LoadKey { key, components: entered })
+}
+
+/// The terminal where there is one; else the pipes of a script.
+fn desk() -> Result<Desk, CeremonyError> {
+    writeln!(io::stderr(), "{NOT_COMPLIANT}")?;
+    Ok(if io::stdin().is_terminal() { Desk::terminal()? } else { Desk::pipes()? })
+}
+
+fn list(config: &Path, json: bool, now: u64) -> Result<(), CeremonyError> {
+    let store = KeyStore::open(config::load_vault(config)?, now)?;
+    let mut out = io::stdout().lock();
+    let date = |at: u64| {
+        let at = i64::try_from(at).ok().and_then(|at| jiff::Timestamp::from_millisecond(at).ok());
+        at.map(|at| at.to_string()).unwrap_or_default()
+    };
+    if json {
+        let key = |info: &KeyInfo| {
+            json!({
+                "key": info.name.to_string(), "version": info.version, "algorithm": info.algorithm.to_string(),
+                "check_value": info.check_value.to_string(), "state": info.state().to_string(),
+                "exportable": info.exportable, "key_blocks": info.uses, "made_at": date(info.made_at),
+                "activated_at": info.activated_at.map(date), "retired_at": info.retired_at.map(date),
+                "destroyed_at": info.destroyed_at.map(date),
+            })
+        };
+        let keys: Vec<_> = store.keys().map(key).collect();
+        return Ok(writeln!(out, "{:#}", json!({ "keys": keys }))?);
+    }
+    writeln!(
+        out,
+        "{:<24} {:<12} {:<12} {:<10} {:>10}  made",
+        "key", "algorithm", "check value", "state", "key blocks"
+    )?;
+    for info in store.keys() {
+        let (state, algorithm) = (info.state().to_string(), info.algorithm.to_string());
+        let (check_value, made) = (info.check_value.to_string(), date(info.made_at));
+        let reference = info.reference();
+        writeln!(out, "{reference:<24} {algorithm:<12} {check_value:<12} {state:<10} {:>10}  {made}", info.uses)?;
+    }
+    Ok(())
+}
+
+/// Which transcripts are taken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Closed {
+    Only,
+    OrOpen,
+}
+
+fn verify(path: &Path, roster: Option<&Roster>, closed: Closed, json: bool) -> Result<(), CeremonyError> {
+    let read = Transcript::read(&read_text(path)?)?;
+    if roster.is_some_and(|roster| *roster != read.roster) {
+        return Err(CeremonyError::OtherRoster);
+    }
+    if closed == Closed::Only && !read.has_ended() {
+        return Err(CeremonyError::NotEnded { last: read.entries.len() });
+    }
+    let mut out = io::stdout().lock();
+    let head: String = read.head.iter().map(|byte| format!("{byte:02x}")).collect();
+    if json {
+        return Ok(writeln!(out, "{:#}", json!({ "entries": read.entries, "roster": read.roster, "head": head }))?);
+    }
+    writeln!(out, "KEY CEREMONY\n\nroster (a quorum of {} custodians)", read.roster.quorum)?;
+    for person in &read.roster.person {
+        writeln!(out, "  {:<16} {:<10} {}", person.name, person.role.to_string(), person.key)?;
+    }
+    for entry in &read.entries {
+        writeln!(
+            out,
+            "\n{:>3}  {}  present: {}\n     {}",
+            entry.number,
+            entry.at,
+            entry.present.join(", "),
+            entry.deed
+        )?;
+    }
+    writeln!(out, "\nevery line holds, signed by all who were there; the last one's hash is\n{head}")?;
+    Ok(())
+}
+
+fn told_of(store: &KeyStore, name: &KeyName, version: u16) -> Result<Key, CeremonyError> {
+    let found = store.keys().find(|info| info.name == *name && info.version == version).map(Key::of);
+    Ok(found.ok_or_else(|| KeyStoreError::Unknown { key: format!("{name}/{version}") })?)
+}
+
+fn ask(prompt: &str) -> Result<String, CeremonyError> {
+    write!(io::stderr(), "{prompt}")?;
+    let mut line = String::new();
+    io::stdin().lock().read_line(&mut line)?;
+    Ok(line.trim().to_owned())
+}
+
+fn block_text(block: String) -> Result<String, CeremonyError> {
+    if block != "-" {
+        return Ok(block);
+    }
+    let mut text = String::new();
+    io::stdin().lock().take(BLOCK_BYTES_MAX).read_to_string(&mut text)?;
+    Ok(text.trim_end_matches(['\n', '\r']).to_owned())
+}
+
+fn read_roster(path: &Path) -> Result<Roster, CeremonyError> {
+    Ok(Roster::parse(&read_text(path)?)?)
+}
+
+fn read_text(path: &Path) -> Result<String, CeremonyError> {
+    fs::read_to_string(path).map_err(|error| CeremonyError::File { path: path.to_owned(), error })
+}
+
+fn algorithm_of(name: &KeyName, asked: Option<KeyAlgorithm>) -> KeyAlgorithm {
+    asked.or_else(|| name.algorithms().first().copied()).unwrap_or(KeyAlgorithm::Aes256)
+}
+
+fn key_name(text: &str) -> Result<KeyName, String> {
+    let names = "storage, storage-3des, seal, account, record, retry, zone:NAME or exchange:NAME (a-z, 0-9, -)";
+    KeyName::parse(text).ok_or_else(|| format!("a key is {names}"))
+}
+
+fn key_reference(text: &str) -> Result<(KeyName, u16), String> {
+    let (name, version) = text.rsplit_once('/').ok_or("a key and its version, such as storage/1")?;
+    Ok((key_name(name)?, version.parse().map_err(|_| "a version is 1, 2, 3 and so on")?))
+}
+
+fn algorithm(text: &str) -> Result<KeyAlgorithm, String> {
+    KeyAlgorithm::parse(text).ok_or_else(|| "aes-256, aes-192, aes-128, 3des-double or 3des-triple".to_owned())
+}
+
+fn block_version(text: &str) -> Result<KeyBlockVersion, String> {
+    match text {
+        "D" => Ok(KeyBlockVersion::D),
+        "E" => Ok(KeyBlockVersion::E),
+        _ => Err("key blocks are written in version D or E".to_owned()),
+    }
+}
+
+/// Why a step of a ceremony failed. Nothing was done.
+#[derive(Debug, Error)]
+pub enum CeremonyError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The vault, the transcript, who is there.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The keys.
+    #[error(transparent)]
+    Store(#[from] KeyStoreError),
+    /// A component.
+    #[error(transparent)]
+    Component(#[from] ComponentError),
+    /// The roster.
+    #[error(transparent)]
+    Roster(#[from] RosterError),
+    /// A transcript.
+    #[error("refused: {0}")]
+    Transcript(#[from] TranscriptError),
+    /// A transcript of other people.
+    #[error("refused: the transcript begins with another roster")]
+    OtherRoster,
+    /// A transcript that goes on, or was cut.
+    #[error(
+        "refused: line {last} is the last and does not end the ceremony: lines are missing, or it goes on (--open)"
+    )]
+    NotEnded {
+        /// The last line.
+        last: usize,
+    },
+    /// Something else was typed.
+    #[error("that is another key: nothing was destroyed")]
+    NotConfirmed,
+    /// Somebody's key.
+    #[error(transparent)]
+    Person(#[from] PersonError),
+    /// A file.
+    #[error("{}: {error}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// Input or output.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}

@@ -1,0 +1,183 @@
+//! What is done in a ceremony, as the transcript tells it: key references, check values, names; never a component.
+
+use std::fmt;
+
+use hsm::{CheckValue, KeyInfo};
+use serde::{Deserialize, Serialize};
+
+use super::roster::{Roster, Step};
+
+/// One thing that was done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "did", rename_all = "kebab-case")]
+pub enum Deed {
+    /// The vault came into, or is in, the custody of a roster.
+    Begin {
+        /// Whose.
+        roster: Roster,
+        /// What was in the vault.
+        keys: Vec<Key>,
+    },
+    /// A fresh key in components, each shown to its custodian; nothing of it was kept.
+    MakeComponents {
+        /// Of what it is a key.
+        algorithm: String,
+        /// Of the key.
+        check_value: String,
+        /// Of each component.
+        components: Vec<Component>,
+    },
+    /// A fresh key of random bytes.
+    MakeKey {
+        /// Which.
+        key: Key,
+    },
+    /// A key from its components.
+    LoadKey {
+        /// Which.
+        key: Key,
+        /// Who entered what.
+        components: Vec<Component>,
+    },
+    /// A key from a key block.
+    ImportKey {
+        /// Which.
+        key: Key,
+        /// The key it was under.
+        under: String,
+        /// What the block said of it.
+        header: String,
+    },
+    /// A key in a key block.
+    ExportKey {
+        /// Which.
+        key: Key,
+        /// The key it is under.
+        under: String,
+        /// What the block says of it.
+        header: String,
+    },
+    /// A key was put into use.
+    Activate {
+        /// Which.
+        key: Key,
+    },
+    /// A key was taken out of use.
+    Retire {
+        /// Which.
+        key: Key,
+    },
+    /// A key was wiped.
+    Destroy {
+        /// Which.
+        key: Key,
+    },
+    /// No more is told.
+    End,
+}
+
+/// A key, as a transcript names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Key {
+    /// Such as `storage/1`.
+    pub key: String,
+    /// Such as `aes-256`.
+    pub algorithm: String,
+    /// Six hexadecimal digits.
+    pub check_value: String,
+    /// What has become of it, after the deed.
+    pub state: String,
+}
+
+impl Key {
+    /// What is told of it.
+    pub fn of(info: &KeyInfo) -> Self {
+        Self {
+            key: info.reference(),
+            algorithm: info.algorithm.to_string(),
+            check_value: info.check_value.to_string(),
+            state: info.state().to_string(),
+        }
+    }
+}
+
+/// A component: whose it is, and its check value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Component {
+    /// Whose.
+    pub custodian: String,
+    /// Six hexadecimal digits.
+    pub check_value: String,
+}
+
+impl Component {
+    /// Each custodian's.
+    pub fn of_each(custodians: &[&str], check_values: &[CheckValue]) -> Vec<Self> {
+        let each = custodians.iter().zip(check_values);
+        each.map(|(custodian, value)| Self { custodian: (*custodian).to_owned(), check_value: value.to_string() })
+            .collect()
+    }
+}
+
+impl Deed {
+    /// What decides who must be there.
+    pub fn step(&self) -> Step {
+        match self {
+            Self::Begin { .. } | Self::End => Step::Frame,
+            _ => Step::Keys,
+        }
+    }
+}
+
+impl fmt::Display for Deed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let entered = |components: &[Component]| {
+            let each = components.iter().map(|one| format!("{} {}", one.custodian, one.check_value));
+            each.collect::<Vec<_>>().join(", ")
+        };
+        match self {
+            Self::Begin { roster, keys } => {
+                let (people, quorum) = (roster.person.len(), roster.quorum);
+                let held = keys.iter().map(|key| format!("{} {} {}", key.key, key.check_value, key.state));
+                let held = held.collect::<Vec<_>>().join(", ");
+                let held = if held.is_empty() { "no key".to_owned() } else { held };
+                write!(f, "began: {people} people on the roster, a quorum of {quorum}; the vault holds {held}")
+            }
+            Self::MakeComponents { algorithm, check_value, components } => {
+                write!(f, "made an {algorithm} key, check value {check_value}, in components: {}", entered(components))
+            }
+            Self::MakeKey { key } => write!(f, "made {key}"),
+            Self::LoadKey { key, components } => write!(f, "loaded {key}, from components: {}", entered(components)),
+            Self::ImportKey { key, under, header } => write!(f, "took in {key}, under {under}, as {header}"),
+            Self::ExportKey { key, under, header } => write!(f, "gave out {key}, under {under}, as {header}"),
+            Self::Activate { key } => write!(f, "put into use {key}"),
+            Self::Retire { key } => write!(f, "took out of use {key}"),
+            Self::Destroy { key } => write!(f, "destroyed {key}"),
+            Self::End => write!(f, "ended"),
+        }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}, check value {}): {}", self.key, self.algorithm, self.check_value, self.state)
+    }
+}
+
+/// Lower-case hexadecimal digits.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Exactly `N` bytes of lower-case hexadecimal digits.
+pub(super) fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let nibble = |digit: u8| match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        _ => None,
+    };
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    let bytes = pairs.iter().map(|[high, low]| Some((nibble(*high)? << 4) | nibble(*low)?));
+    let bytes: Vec<u8> = bytes.collect::<Option<_>>()?;
+    if rest.is_empty() { bytes.try_into().ok() } else { None }
+}

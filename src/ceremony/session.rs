@@ -1,0 +1,200 @@
+//! A ceremony under way: who is there, the vault, and the transcript, all of which agree.
+//!
+//! A step is on disk in this order: its line in a file beside the transcript, the vault with the line's hash, the line in
+//! the transcript. Whoever finds the first two without the third finishes what was begun.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use hsm::{KeyStore, KeyStoreError, PersonError, PersonKey};
+use thiserror::Error;
+
+use super::{
+    deed::{Deed, Key},
+    roster::{Person, Present, Role, Roster, RosterError, Step},
+    transcript::{self, Transcript, TranscriptError},
+};
+
+/// Those who are there, what they change, and where it is told.
+pub(super) struct Session {
+    roster: Roster,
+    present: Vec<Present>,
+    pub(super) store: KeyStore,
+    transcript: PathBuf,
+    number: u64,
+    head: [u8; 32],
+}
+
+impl Session {
+    /// Begins a ceremony: a new transcript, and the vault in the custody of a roster.
+    pub(super) fn begin(
+        vault: hsm::Vault,
+        transcript: &Path,
+        roster: Roster,
+        keys: &[PathBuf],
+        now: u64,
+    ) -> Result<Self, SessionError> {
+        if transcript.exists() {
+            return Err(SessionError::Exists { path: transcript.to_owned() });
+        }
+        let present = present(&roster, keys, Step::Frame)?;
+        let mut store = KeyStore::open(vault, now)?;
+        match store.custody() {
+            Some(custody) if custody != roster.hash() => return Err(SessionError::OtherRoster),
+            Some(_) => {}
+            None => store.take_into_custody(roster.hash()),
+        }
+        let head = store.last_entry();
+        let mut session = Self { roster, present, store, transcript: transcript.to_owned(), number: 0, head };
+        let held = session.store.keys().map(Key::of).collect();
+        let roster = session.roster.clone();
+        session.record(Deed::Begin { roster, keys: held })?;
+        Ok(session)
+    }
+
+    /// Goes on with one.
+    pub(super) fn go_on(
+        vault: hsm::Vault,
+        transcript: &Path,
+        keys: &[PathBuf],
+        step: Step,
+        now: u64,
+    ) -> Result<Self, SessionError> {
+        let store = KeyStore::open(vault, now)?;
+        let read = Transcript::read(&finished(transcript, &store)?)?;
+        if read.has_ended() {
+            return Err(SessionError::Ended { path: transcript.to_owned() });
+        }
+        let Transcript { roster, entries, head } = read;
+        if store.custody() != Some(roster.hash()) {
+            return Err(SessionError::OtherRoster);
+        }
+        if store.last_entry() != head {
+            return Err(SessionError::OtherTranscript { path: transcript.to_owned() });
+        }
+        let present = present(&roster, keys, step)?;
+        let number = u64::try_from(entries.len()).unwrap_or(u64::MAX);
+        Ok(Self { roster, present, store, transcript: transcript.to_owned(), number, head })
+    }
+
+    /// The custodians who are there, in the order they were named.
+    pub(super) fn custodians(&self) -> Vec<String> {
+        let custodians = self.present.iter().filter(|present| present.person.role == Role::Custodian);
+        custodians.map(|present| present.person.name.clone()).collect()
+    }
+
+    /// Tells what was done; it is done once this returns.
+    pub(super) fn record(&mut self, deed: Deed) -> Result<(), SessionError> {
+        let people: Vec<Person> = self.present.iter().map(|present| present.person.clone()).collect();
+        self.roster.allows(deed.step(), &people)?;
+        let (number, at) = (self.number + 1, jiff::Timestamp::now().to_string());
+        let (line, hash) = transcript::line(self.head, number, at, &self.present, deed);
+        let next = next(&self.transcript);
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |error| SessionError::Io { path, error }
+        };
+        write(&next, &line, OpenOptions::new().write(true).create(true).truncate(true)).map_err(io(&next))?;
+        self.store.commit(hash)?;
+        append(&self.transcript, &line).map_err(io(&self.transcript))?;
+        fs::remove_file(&next).map_err(io(&next))?;
+        (self.number, self.head) = (number, hash);
+        Ok(())
+    }
+}
+
+fn present(roster: &Roster, keys: &[PathBuf], step: Step) -> Result<Vec<Present>, SessionError> {
+    let keys = keys.iter().map(|path| PersonKey::read(path)).collect::<Result<Vec<_>, _>>()?;
+    let present = roster.present(keys)?;
+    let people: Vec<Person> = present.iter().map(|present| present.person.clone()).collect();
+    roster.allows(step, &people)?;
+    Ok(present)
+}
+
+/// The transcript's text, with the line that a process which died had written but not put there.
+fn finished(path: &Path, store: &KeyStore) -> Result<String, SessionError> {
+    let io = |error| SessionError::Io { path: path.to_owned(), error };
+    let mut text = match fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && next(path).exists() => String::new(),
+        read => read.map_err(io)?,
+    };
+    let Ok(line) = fs::read_to_string(next(path)) else { return Ok(text) };
+    // A line that was torn on its way is written again, whole.
+    text.truncate(text.rfind('\n').map_or(0, |at| at + 1));
+    let whole = text.clone() + &line;
+    let told = Transcript::read(&whole).is_ok_and(|read| read.head == store.last_entry());
+    if told {
+        write(path, &whole, OpenOptions::new().write(true).create(true).truncate(true)).map_err(io)?;
+        text = whole;
+    }
+    fs::remove_file(next(path)).map_err(io)?;
+    Ok(text)
+}
+
+fn next(transcript: &Path) -> PathBuf {
+    let mut name = transcript.as_os_str().to_owned();
+    name.push(".next");
+    name.into()
+}
+
+fn append(path: &Path, line: &str) -> io::Result<()> {
+    write(path, line, OpenOptions::new().append(true).create(true))?;
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+    File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+fn write(path: &Path, text: &str, how: &mut OpenOptions) -> io::Result<()> {
+    let mut file = how.mode(0o644).open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
+/// Why a ceremony does not go on. Nothing was done.
+#[derive(Debug, Error)]
+pub enum SessionError {
+    /// There is one already.
+    #[error("{} is there already: a ceremony has a transcript of its own", path.display())]
+    Exists {
+        /// The transcript.
+        path: PathBuf,
+    },
+    /// It has ended.
+    #[error("the ceremony of {} has ended: begin another", path.display())]
+    Ended {
+        /// The transcript.
+        path: PathBuf,
+    },
+    /// Somebody else's.
+    #[error("the vault is in the custody of another roster")]
+    OtherRoster,
+    /// It does not tell of the last change.
+    #[error("{} does not tell of the vault's last change: it is another ceremony's, or was cut", path.display())]
+    OtherTranscript {
+        /// The transcript.
+        path: PathBuf,
+    },
+    /// The transcript.
+    #[error("the transcript is refused: {0}")]
+    Transcript(#[from] TranscriptError),
+    /// Who is there.
+    #[error(transparent)]
+    Roster(#[from] RosterError),
+    /// Somebody's key.
+    #[error(transparent)]
+    Person(#[from] PersonError),
+    /// The vault.
+    #[error(transparent)]
+    Store(#[from] KeyStoreError),
+    /// A file.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+}
