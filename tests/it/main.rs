@@ -10,6 +10,7 @@
 
 mod apart;
 mod bad_input;
+mod ceremony;
 mod clients;
 mod container;
 mod contract;

@@ -1,0 +1,437 @@
+//! Key ceremonies by the built binary: a whole one, and everything that must not pass.
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use pinseal::ceremony::transcript::{Transcript, TranscriptError};
+use tempfile::TempDir;
+
+use crate::engine_process::{EngineProcess, device};
+
+const ALL: &[&str] = &["lea", "alice", "bob", "otto"];
+const ENOUGH: &[&str] = &["lea", "alice", "bob"];
+
+/// A directory with an engine's configuration, a roster and its people's keys.
+struct Ceremony {
+    directory: TempDir,
+}
+
+impl Ceremony {
+    /// With nothing done yet.
+    fn prepared() -> Self {
+        let ceremony = Self { directory: tempfile::tempdir().unwrap() };
+        fs::write(ceremony.at("engine.toml"), format!("data_directory = {:?}\n", ceremony.at("data"))).unwrap();
+        let people = [
+            ("alice", "custodian"),
+            ("bob", "custodian"),
+            ("carol", "custodian"),
+            ("lea", "leader"),
+            ("otto", "auditor"),
+        ];
+        let mut roster = "quorum = 2\n".to_owned();
+        for (name, role) in people {
+            let key = ceremony.person(name);
+            roster += &format!("[[person]]\nname = {name:?}\nrole = {role:?}\nkey = {key:?}\n");
+        }
+        fs::write(ceremony.at("roster.toml"), roster).unwrap();
+        ceremony
+    }
+
+    /// That has begun.
+    fn begun() -> Self {
+        let ceremony = Self::prepared();
+        ceremony.well("begin", ALL, &["--roster", ceremony.at("roster.toml").to_str().unwrap()]);
+        ceremony
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn person(&self, name: &str) -> String {
+        let key = self.at(&format!("{name}.key"));
+        let made = pinseal().args(["ceremony", "person", "--out"]).arg(key).output().unwrap();
+        assert!(made.status.success());
+        String::from_utf8(made.stdout).unwrap().trim().to_owned()
+    }
+
+    fn command(&self, step: &str, present: &[&str], arguments: &[&str]) -> Command {
+        let mut command = pinseal();
+        command.args(["ceremony", step, "--config"]).arg(self.at("engine.toml"));
+        command.arg("--transcript").arg(self.at("transcript.jsonl"));
+        for name in present {
+            command.arg("--present").arg(self.at(&format!("{name}.key")));
+        }
+        command.args(arguments);
+        command
+    }
+
+    fn step(&self, step: &str, present: &[&str], arguments: &[&str]) -> Output {
+        self.command(step, present, arguments).output().unwrap()
+    }
+
+    fn well(&self, step: &str, present: &[&str], arguments: &[&str]) -> String {
+        let output = self.step(step, present, arguments);
+        assert!(output.status.success(), "{step}: {}", said(&output));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The one line of why not.
+    fn refused(&self, step: &str, present: &[&str], arguments: &[&str]) -> String {
+        let output = self.step(step, present, arguments);
+        assert!(!output.status.success(), "{step} {arguments:?} passed with {present:?}");
+        said(&output)
+    }
+
+    fn with_input(&self, step: &str, present: &[&str], arguments: &[&str], input: &str) -> Output {
+        let mut command = self.command(step, present, arguments);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // One that refuses before it has read all of it closes the pipe.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        child.wait_with_output().unwrap()
+    }
+
+    fn transcript(&self) -> String {
+        fs::read_to_string(self.at("transcript.jsonl")).unwrap()
+    }
+
+    fn verify(&self, arguments: &[&str]) -> Output {
+        pinseal().args(["ceremony", "verify"]).arg(self.at("transcript.jsonl")).args(arguments).output().unwrap()
+    }
+
+    fn keys(&self) -> String {
+        let listed = pinseal().args(["ceremony", "list", "--config"]).arg(self.at("engine.toml")).output().unwrap();
+        String::from_utf8(listed.stdout).unwrap()
+    }
+}
+
+fn pinseal() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_pinseal"))
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rehearsed_ceremony_leaves_a_vault_that_an_engine_serves_and_a_transcript_that_verifies() {
+    let directory = tempfile::tempdir().unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/ceremony/rehearse");
+    let rehearsed =
+        Command::new(script).arg(directory.path()).env("PINSEAL", env!("CARGO_BIN_EXE_pinseal")).output().unwrap();
+    assert!(rehearsed.status.success(), "{}", said(&rehearsed));
+    let transcript = fs::read_to_string(directory.path().join("transcript.jsonl")).unwrap();
+    let read = Transcript::read(&transcript).unwrap();
+    assert!(read.has_ended());
+    let loaded = transcript.lines().find(|line| line.contains("\"key\":\"storage/1\"")).unwrap();
+    let storage: serde_json::Value = serde_json::from_str(loaded).unwrap();
+    let check_value = storage["entry"]["key"]["check_value"].as_str().unwrap();
+
+    let engine = EngineProcess::start(directory.path(), "");
+    let (device, mut client) = (device(), engine.client().await);
+    client.set(&device, "9100", "271828").await.unwrap();
+    assert_eq!(client.view(&device, "9100").await.unwrap(), "271828");
+    assert_eq!(engine.terminate(), 0);
+    let mut audit = pinseal();
+    let lines = audit.args(["audit", "export", "--store"]).arg(directory.path().join("data/store")).output().unwrap();
+    let lines = String::from_utf8(lines.stdout).unwrap();
+    assert!(lines.contains(&format!("storage/1:{check_value}")), "{lines}");
+}
+
+#[test]
+fn no_step_passes_with_one_person_nor_without_a_leader_nor_with_a_stranger() {
+    let ceremony = Ceremony::begun();
+    let before = ceremony.transcript();
+    ceremony.person("mallory");
+    for (present, why) in [
+        (&["alice"][..], "1 custodians are present, and it takes 2"),
+        (&["lea"], "0 custodians are present, and it takes 2"),
+        (&["lea", "alice"], "1 custodians are present, and it takes 2"),
+        (&["alice", "bob", "carol"], "no leader is present"),
+        (&["lea", "alice", "alice"], "alice is there twice"),
+        (&["lea", "alice", "mallory"], "nobody on the roster has the key"),
+    ] {
+        for (step, arguments) in
+            [("make", &["seal"][..]), ("make-components", &[]), ("load", &["storage"]), ("end", &[])]
+        {
+            let refused = ceremony.refused(step, present, arguments);
+            assert!(refused.contains(why), "{step} {present:?}: {refused}");
+        }
+    }
+    assert!(ceremony.refused("end", ENOUGH, &[]).contains("no auditor is present"));
+    assert_eq!(ceremony.transcript(), before);
+    assert_eq!(ceremony.keys().lines().count(), 1);
+}
+
+#[test]
+fn a_vault_in_the_custody_of_a_roster_takes_no_other() {
+    let (ceremony, other) = (Ceremony::begun(), Ceremony::prepared());
+    ceremony.well("end", ALL, &[]);
+    fs::rename(ceremony.at("transcript.jsonl"), ceremony.at("first.jsonl")).unwrap();
+    for name in ["roster.toml", "lea.key", "alice.key", "bob.key", "otto.key"] {
+        fs::copy(other.at(name), ceremony.at(name)).unwrap();
+    }
+    let roster = ceremony.at("roster.toml");
+    let refused = ceremony.refused("begin", ALL, &["--roster", roster.to_str().unwrap()]);
+    assert!(refused.contains("in the custody of another roster"), "{refused}");
+}
+
+#[test]
+fn a_second_ceremony_follows_on_the_first() {
+    let ceremony = Ceremony::begun();
+    ceremony.well("end", ALL, &[]);
+    let first = Transcript::read(&ceremony.transcript()).unwrap();
+    fs::rename(ceremony.at("transcript.jsonl"), ceremony.at("first.jsonl")).unwrap();
+    let roster = ceremony.at("roster.toml");
+    ceremony.well("begin", ALL, &["--roster", roster.to_str().unwrap()]);
+    let second = Transcript::read(&ceremony.transcript()).unwrap();
+    let head: String = first.head.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(second.entries[0].previous, head);
+}
+
+#[test]
+fn any_byte_of_a_transcript_that_is_changed_is_found_and_its_line_told() {
+    let ceremony = Ceremony::begun();
+    ceremony.well("make", ENOUGH, &["seal"]);
+    ceremony.well("end", ALL, &[]);
+    let whole = ceremony.transcript();
+    assert!(Transcript::read(&whole).unwrap().has_ended());
+    let mut line = 1;
+    for at in 0..whole.len() {
+        let mut changed = whole.clone().into_bytes();
+        let was = changed[at];
+        changed[at] ^= 1;
+        // A line's end that is gone makes the next one part of it.
+        let told = Transcript::read(std::str::from_utf8(&changed).unwrap()).expect_err("byte {at}");
+        assert!(matches!(told, TranscriptError::Line { line: found, .. } if found == line), "byte {at}: {told}");
+        line += u64::from(was == b'\n');
+    }
+}
+
+#[test]
+fn a_transcript_that_is_cut_moved_or_spliced_is_refused() {
+    let ceremony = Ceremony::begun();
+    for key in ["seal", "account"] {
+        ceremony.well("make", ENOUGH, &[key]);
+    }
+    ceremony.well("end", ALL, &[]);
+    let whole = ceremony.transcript();
+    let lines: Vec<_> = whole.lines().collect();
+    let verify_of = |lines: &[&str]| {
+        fs::write(ceremony.at("transcript.jsonl"), lines.join("\n") + "\n").unwrap();
+        ceremony.verify(&[])
+    };
+    assert!(verify_of(&lines).status.success());
+    for (what, lines, why) in [
+        ("its end is cut", vec![lines[0], lines[1], lines[2]], "line 3 is the last and does not end the ceremony"),
+        ("a line is cut", vec![lines[0], lines[2], lines[3]], "line 2 does not follow"),
+        ("lines are moved", vec![lines[0], lines[2], lines[1], lines[3]], "line 2 does not follow"),
+        ("the beginning is cut", vec![lines[1], lines[2], lines[3]], "line 1 does not follow"),
+        ("a line is twice", vec![lines[0], lines[1], lines[1], lines[2]], "line 3 does not follow"),
+        ("it goes on after its end", vec![lines[0], lines[1], lines[2], lines[3], lines[1]], "line 5 does not follow"),
+    ] {
+        let output = verify_of(&lines);
+        assert!(!output.status.success() && said(&output).contains(why), "{what}: {}", said(&output));
+    }
+}
+
+#[test]
+fn a_transcript_that_was_cut_while_the_ceremony_goes_on_is_not_gone_on_with() {
+    let ceremony = Ceremony::begun();
+    let before = ceremony.transcript();
+    ceremony.well("make", ENOUGH, &["seal"]);
+    fs::write(ceremony.at("transcript.jsonl"), before).unwrap();
+    let refused = ceremony.refused("make", ENOUGH, &["account"]);
+    assert!(refused.contains("does not tell of the vault's last change"), "{refused}");
+}
+
+#[test]
+fn a_step_that_died_before_its_line_was_in_the_transcript_is_told_by_the_next_and_one_that_did_not_happen_is_not() {
+    let ceremony = Ceremony::begun();
+    let before = ceremony.transcript();
+    let vault_before = fs::read(ceremony.at("data/vault")).unwrap();
+    ceremony.well("make", ENOUGH, &["seal"]);
+    let after = ceremony.transcript();
+    let line = &after[before.len()..];
+
+    // Died between vault and transcript, in the middle of the line.
+    fs::write(ceremony.at("transcript.jsonl"), before.clone() + &line[..20]).unwrap();
+    fs::write(ceremony.at("transcript.jsonl.next"), line).unwrap();
+    ceremony.well("make", ENOUGH, &["account"]);
+    assert!(ceremony.transcript().starts_with(&after));
+
+    // Died before the vault.
+    fs::write(ceremony.at("transcript.jsonl"), &before).unwrap();
+    fs::write(ceremony.at("data/vault"), vault_before).unwrap();
+    fs::write(ceremony.at("transcript.jsonl.next"), line).unwrap();
+    ceremony.well("make", ENOUGH, &["account"]);
+    assert!(!ceremony.transcript().contains("seal/1") && !ceremony.keys().contains("seal/1"));
+    assert_eq!(Transcript::read(&ceremony.transcript()).unwrap().entries.len(), 2);
+}
+
+#[test]
+fn a_zone_key_goes_through_its_whole_life_and_is_destroyed_by_two_confirmations_alone() {
+    let ceremony = Ceremony::begun();
+    let made = ceremony.well("make", ENOUGH, &["zone:acquirer", "--algorithm", "3des-double", "--json"]);
+    let made: serde_json::Value = serde_json::from_str(&made).unwrap();
+    let check_value = made["key"]["check_value"].as_str().unwrap();
+    let reference = "zone:acquirer/1";
+    ceremony.well("activate", ENOUGH, &[reference]);
+    let destroy = |confirm: &str, value: &str| {
+        ceremony.step("destroy", ENOUGH, &[reference, "--confirm", confirm, "--confirm-check-value", value])
+    };
+    assert!(said(&destroy(reference, check_value)).contains("is active: it would have to be retired"));
+    ceremony.well("retire", ENOUGH, &[reference]);
+    assert!(said(&destroy("zone:acquirer/2", check_value)).contains("nothing was destroyed"));
+    assert!(said(&destroy(reference, "000000")).contains("nothing was destroyed"));
+    assert!(ceremony.keys().contains("retired"));
+    let one_typed = ceremony.with_input("destroy", ENOUGH, &[reference], &format!("{reference}\n"));
+    assert!(!one_typed.status.success());
+    let both_typed = ceremony.with_input("destroy", ENOUGH, &[reference], &format!("{reference}\n{check_value}\n"));
+    assert!(both_typed.status.success(), "{}", said(&both_typed));
+    assert!(ceremony.keys().contains("destroyed"));
+    ceremony.well("end", ALL, &[]);
+    assert!(ceremony.verify(&[]).status.success());
+}
+
+#[test]
+fn a_component_that_is_mistyped_or_entered_twice_loads_nothing() {
+    let ceremony = Ceremony::begun();
+    let made = ceremony.well("make-components", ENOUGH, &[]);
+    let components: Vec<Vec<&str>> = made.lines().take(2).map(|line| line.split(' ').skip(1).collect()).collect();
+    let [first, second] = &components[..] else { panic!("{made}") };
+    let typed = |lines: &[&str]| ceremony.with_input("load", ENOUGH, &["storage"], &(lines.join("\n") + "\n"));
+    let mistyped = if first[0].starts_with('0') { "1" } else { "0" }.to_owned() + &first[0][1..];
+    for (lines, why) in [
+        (&[&*mistyped, first[1], second[0], second[1]][..], "the check value is another"),
+        (&[first[0], first[1], first[0], first[1]], "the same component was entered already"),
+        (&[&first[0][1..], first[1]], "as many hexadecimal digits as the key has: 64"),
+        (&[first[0], first[1]], "the input ended"),
+    ] {
+        let output = typed(lines);
+        assert!(!output.status.success() && said(&output).contains(why), "{}", said(&output));
+    }
+    assert_eq!(ceremony.keys().lines().count(), 1);
+    assert!(typed(&[first[0], first[1], second[0], second[1]]).status.success());
+    assert!(ceremony.keys().contains("storage/1"));
+    assert!(!ceremony.transcript().contains(first[0]) && !ceremony.transcript().contains(second[0]));
+}
+
+/// A terminal with a scrollback, with a shell in it.
+struct Terminal {
+    socket: PathBuf,
+}
+
+impl Terminal {
+    fn open(directory: &Path) -> Self {
+        let terminal = Self { socket: directory.join("tmux.socket") };
+        let opened = terminal.tmux(&["-f", "/dev/null", "new-session", "-d", "-x", "160", "-y", "30", "sh"]);
+        assert!(opened.status.success(), "{}", said(&opened));
+        terminal
+    }
+
+    fn tmux(&self, arguments: &[&str]) -> Output {
+        let tmux = Command::new("tmux").arg("-S").arg(&self.socket).args(arguments).output();
+        tmux.expect("tmux is missing: install it (Debian: tmux)")
+    }
+
+    fn types(&self, text: &str) {
+        assert!(self.tmux(&["send-keys", "-l", text]).status.success());
+        assert!(self.tmux(&["send-keys", "Enter"]).status.success());
+    }
+
+    /// What can be seen, and what can be scrolled back to.
+    fn shows(&self) -> String {
+        String::from_utf8(self.tmux(&["capture-pane", "-p", "-J", "-S", "-"]).stdout).unwrap()
+    }
+
+    fn until(&self, text: &str) -> String {
+        for _ in 0..2_000 {
+            let shown = self.shows();
+            if shown.contains(text) {
+                return shown;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("no {text:?}: {}", self.shows());
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        self.tmux(&["kill-server"]);
+    }
+}
+
+/// What everybody may read of a process: how it was called, and with what around it.
+fn open_to_all(name_in_arguments: &str) -> String {
+    let of = |process: &Path, file: &str| fs::read(process.join(file)).unwrap_or_default();
+    let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| Some(entry.ok()?.path()));
+    let all = processes.map(|process| (of(&process, "cmdline"), of(&process, "environ")));
+    let ours = all.filter(|(arguments, _)| String::from_utf8_lossy(arguments).contains(name_in_arguments));
+    ours.map(|(arguments, around)| String::from_utf8_lossy(&[arguments, around].concat()).into_owned()).collect()
+}
+
+fn files_hold(directory: &Path, component: &str) -> bool {
+    let bytes: Vec<u8> =
+        (0..component.len()).step_by(2).map(|at| u8::from_str_radix(&component[at..at + 2], 16).unwrap()).collect();
+    fs::read_dir(directory).unwrap().any(|entry| {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            return files_hold(&path, component);
+        }
+        let file = fs::read(&path).unwrap_or_default();
+        [&bytes[..], component.as_bytes()].iter().any(|part| file.windows(part.len()).any(|window| window == *part))
+    })
+}
+
+#[test]
+fn a_component_shown_or_typed_on_a_terminal_is_afterwards_in_no_scrollback_argument_environment_or_file() {
+    let ceremony = Ceremony::begun();
+    let terminal = Terminal::open(ceremony.directory.path());
+    let line = |step: &str, arguments: &[&str]| {
+        let command = ceremony.command(step, ENOUGH, arguments);
+        let all = std::iter::once(command.get_program()).chain(command.get_args());
+        all.map(|part| part.to_str().unwrap().to_owned()).collect::<Vec<_>>().join(" ")
+    };
+
+    terminal.types(&line("make-components", &[]));
+    let mut components = Vec::new();
+    for name in ["alice", "bob"] {
+        terminal.until(&format!("{name}, press Enter:"));
+        terminal.types("");
+        // What is searched for later can be seen now: the search is known to find it.
+        let shown = terminal.until("Press Enter when it is written down:");
+        let groups = shown.lines().map(str::trim).find(|line| line.split(' ').count() == 16).unwrap().to_owned();
+        let check_value =
+            shown.lines().find_map(|line| line.trim().strip_prefix("check value")).unwrap().trim().to_owned();
+        terminal.types("");
+        components.push((groups, check_value));
+    }
+    terminal.until("made an aes-256 key");
+
+    terminal.types(&line("load", &["storage"]));
+    let mut around = String::new();
+    for ((groups, check_value), (name, number)) in components.iter().zip([("alice", 1), ("bob", 2)]) {
+        terminal.until(&format!("{name}, component {number} (it is not shown):"));
+        terminal.types(groups);
+        terminal.until(&format!("{name}, check value of component {number}:"));
+        around += &open_to_all("ceremony\0load");
+        terminal.types(check_value);
+    }
+    terminal.until("loaded storage/1");
+    assert!(around.contains("transcript.jsonl"), "the search of arguments is blind");
+
+    let left = terminal.shows();
+    for (groups, _) in &components {
+        let digits = groups.replace(' ', "");
+        let anywhere = groups.split(' ').any(|group| left.split_whitespace().any(|word| word == group));
+        assert!(!anywhere && !left.contains(&digits), "{left}");
+        assert!(!around.contains(&digits) && !around.contains(groups));
+        assert!(!files_hold(ceremony.directory.path(), &digits));
+    }
+}
