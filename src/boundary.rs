@@ -160,6 +160,20 @@ impl Boundary {
         }
     }
 
+    /// See `hsm::Hsm::remake`.
+    pub async fn remake(
+        &self,
+        record: &PinRecord,
+        card: CardBinding<'_>,
+        account: Account<'_>,
+    ) -> Result<PinRecord, Error> {
+        match &self.place {
+            #[cfg(feature = "keys")]
+            Place::Inline(hsm) => hsm.remake(record, card, account).await,
+            Place::Process { lane, .. } => lane.ask(&Ask::Remake { record, card, account }).await,
+        }
+    }
+
     /// Lets a boundary that this engine started end.
     pub async fn close(&self) {
         match &self.place {

@@ -27,6 +27,7 @@ use crate::{
         self, audit_service_server::AuditServiceServer, card_service_server::CardServiceServer,
         control_service_server::ControlServiceServer, pin_service_server::PinServiceServer,
     },
+    rotation,
     store::{
         Store, StoreError,
         embedded::{Embedded, StoreOpenError},
@@ -46,6 +47,7 @@ pub struct Engine {
     store: Arc<Embedded>,
     health: HealthReporter,
     watch: JoinHandle<()>,
+    rotation: Option<JoinHandle<()>>,
     serving: Serving,
 }
 
@@ -86,7 +88,9 @@ impl Engine {
             let router = server.add_service(health_service.clone());
             with_services(router, &services).add_service(reflection.clone()).add_service(reflection_before.clone())
         })?;
-        Ok(Self { boundary, pins, store, health, watch, serving })
+        let rotation = boundary.status().rotates();
+        let rotation = rotation.then(|| tokio::spawn(rotation::run(Arc::clone(&pins), config.remade_per_second)));
+        Ok(Self { boundary, pins, store, health, watch, rotation, serving })
     }
 
     /// Where it listens.
@@ -102,6 +106,7 @@ impl Engine {
     /// Takes no more connections, lets calls in flight finish, closes the store.
     pub async fn stop(self) -> Result<(), StoreError> {
         self.watch.abort();
+        self.rotation.iter().for_each(JoinHandle::abort);
         report_not_serving(&self.health).await;
         self.serving.stop().await;
         let noted = self.pins.note_engine(Action::StopEngine).await;

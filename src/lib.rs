@@ -37,6 +37,8 @@ pub mod keyblock;
 pub mod pin;
 pub mod pki;
 pub mod proto;
+#[cfg(feature = "engine")]
+pub mod rotation;
 #[cfg(feature = "simulator")]
 pub mod simulate;
 #[cfg(feature = "engine")]

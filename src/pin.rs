@@ -15,7 +15,7 @@ use crate::{
     card::{Card, CardKey, PlasticId, RegisteredAccount},
     clock::{self, UnixMillis},
     control::{Control, ControlId, Denied, Event, RetryTag, Scope, SealedTzpk, State, Thumbprint},
-    store::{Admission, AdvanceError, OpenError, RegisterError, Store, StoreError, StoredPin},
+    store::{Admission, AdvanceError, OpenError, RegisterError, RemadePin, Store, StoreError, StoredPin},
 };
 
 /// How often a block is judged again because a newer tzpk, or a twin of the request, came between.
@@ -152,23 +152,65 @@ impl Pins {
         })
     }
 
+    /// Makes the PIN records of the next cards anew where they are under an older storage key. A PIN set meanwhile stands.
+    pub async fn remake_page(&self, after: Option<&CardKey>, cards: usize) -> Result<RemadePage, RemakeError> {
+        let pins = self.store.pins_after(after, cards).await?;
+        let checked = u64::try_from(pins.len()).unwrap_or(u64::MAX);
+        let mut page = RemadePage { last: pins.last().map(|(card, _)| *card), checked, remade: 0, failed: 0 };
+        let mut remade = Vec::new();
+        for (card, pin) in pins {
+            match self.remade(&card, &pin).await {
+                Ok(None) => {}
+                Ok(Some(after)) => remade.push(RemadePin { card, before: pin.record, after }),
+                Err(error @ (hsm::Error::Unavailable { .. } | hsm::Error::Busy { .. })) => return Err(error.into()),
+                Err(error) => {
+                    page.failed += 1;
+                    tracing::warn!(%error, "a PIN record can't be made anew under the newest storage key");
+                }
+            }
+        }
+        if !remade.is_empty() {
+            page.remade = self.store.remake(remade, self.own_line(Action::RemakeRecords, "")).await?;
+        }
+        Ok(page)
+    }
+
+    async fn remade(&self, card: &CardKey, pin: &StoredPin) -> Result<Option<Box<[u8]>>, hsm::Error> {
+        let record = PinRecord::from_bytes(&pin.record)?;
+        if self.boundary.status().is_current(&record) {
+            return Ok(None);
+        }
+        let sealed = sealed_account(pin.account.as_ref())?;
+        let remade = self.boundary.remake(&record, card_binding(card), account(&sealed)).await?;
+        Ok(Some(remade.as_bytes().into()))
+    }
+
+    /// Writes that every PIN record was looked at, and how many would not open.
+    pub async fn note_rotated(&self, checked: u64, failed: u64) -> Result<(), StoreError> {
+        let found = format!("{checked} records, {failed} closed");
+        self.store.note(self.own_line(Action::EndRotation, &found)).await
+    }
+
     /// Writes that the engine began or ceased to serve.
     pub async fn note_engine(&self, action: Action) -> Result<(), StoreError> {
-        self.store
-            .note(Line {
-                at: clock::now(),
-                caller: "engine".into(),
-                tenant: None,
-                audit_user: "engine".into(),
-                action,
-                card: "".into(),
-                control: None,
-                keys: self.stamp.keys.clone(),
-                formats: "".into(),
-                boundary: self.stamp.boundary.clone(),
-                outcome: Outcome::Done,
-            })
-            .await
+        self.store.note(self.own_line(action, "")).await
+    }
+
+    /// A line about the engine's own doings.
+    fn own_line(&self, action: Action, what: &str) -> Line {
+        Line {
+            at: clock::now(),
+            caller: "engine".into(),
+            tenant: None,
+            audit_user: "engine".into(),
+            action,
+            card: what.into(),
+            control: None,
+            keys: self.stamp.keys.clone(),
+            formats: "".into(),
+            boundary: self.stamp.boundary.clone(),
+            outcome: Outcome::Done,
+        }
     }
 
     /// Whether this very block set the PIN already: the reply was lost, not the PIN.
@@ -292,6 +334,30 @@ impl Pins {
             outcome: Outcome::Done,
         }
     }
+}
+
+/// What came of a page of cards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RemadePage {
+    /// The last card looked at; none where there was none.
+    pub last: Option<CardKey>,
+    /// Records looked at.
+    pub checked: u64,
+    /// Records made anew.
+    pub remade: u64,
+    /// Records that would not open.
+    pub failed: u64,
+}
+
+/// Why a page was not finished; nothing of it is kept.
+#[derive(Debug, Error)]
+pub enum RemakeError {
+    /// The boundary is away or busy.
+    #[error(transparent)]
+    Hsm(#[from] hsm::Error),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 /// What the boundary is, as every audit line says it.

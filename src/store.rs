@@ -59,6 +59,17 @@ pub trait Store: Send + Sync + 'static {
         line: Line,
     ) -> Answer<'_, Result<(), AdvanceError>>;
 
+    /// PIN records in the store's own order of cards, those after `after`, at most `limit` of them.
+    fn pins_after<'a>(
+        &'a self,
+        after: Option<&'a CardKey>,
+        limit: usize,
+    ) -> Answer<'a, Result<Vec<(CardKey, StoredPin)>, StoreError>>;
+
+    /// Puts each record in the place of the one it was made of, where that still stands; answers how many did. The line's
+    /// `card` is filled in here, with their number; where none did nothing happens, and there is no line.
+    fn remake(&self, remade: Vec<RemadePin>, line: Line) -> Answer<'_, Result<u64, StoreError>>;
+
     /// Writes an audit line about something that changed nothing: a denial, a start, a stop.
     fn note(&self, line: Line) -> Answer<'_, Result<(), StoreError>>;
 
@@ -73,6 +84,16 @@ pub struct StoredPin {
     pub record: Box<[u8]>,
     /// The account number the block is bound to; none where the plasticId's digits bind it.
     pub account: Option<RegisteredAccount>,
+}
+
+/// A PIN record made anew: the same PIN, under another storage key.
+pub struct RemadePin {
+    /// Whose.
+    pub card: CardKey,
+    /// What it was made of.
+    pub before: Box<[u8]>,
+    /// What takes its place.
+    pub after: Box<[u8]>,
 }
 
 /// Which controls may be opened.

@@ -92,6 +92,20 @@ impl Boundary {
         }
     }
 
+    /// Makes a record anew under the newest storage key. At level `token` a token has the keys of one version.
+    pub(crate) fn remake(
+        &self,
+        record: &PinRecord,
+        card: &CardBinding<'_>,
+        account: Account<'_>,
+    ) -> Result<PinRecord, Error> {
+        self.check_record(record, card)?;
+        match self {
+            Self::Host(at_host) => at_host.remake(record, card, account),
+            Self::Token(_) => Err(Error::UnknownKey),
+        }
+    }
+
     /// Seals an account number for a card.
     pub(crate) fn seal_account(&self, number: &AccountNumber, card: CardBinding<'_>) -> Result<SealedAccount, Error> {
         let key = self.token().current().account;
@@ -107,7 +121,7 @@ impl Boundary {
 
     /// A record is whole, of this card, and of this level: the other one's storage keys are not here.
     fn check_record(&self, record: &PinRecord, card: &CardBinding<'_>) -> Result<(), Error> {
-        if record.storage_key() != self.token().current().storage {
+        if !self.token().has_storage_key(record.form(), record.storage_key()) {
             return Err(Error::UnknownKey);
         }
         let tag = self.token().record_tag(record.tagged_bytes(), &record_bound_to(record.storage_key(), card))?;

@@ -125,6 +125,23 @@ impl Hsm {
         workers.run(move |boundary| boundary.reveal(&record, &binding.borrow(), borrowed(&account), &device)).await?
     }
 
+    /// Makes a record anew under the newest storage key, in the form of new records, for a key that is to be retired.
+    pub async fn remake(
+        &self,
+        record: &PinRecord,
+        card: CardBinding<'_>,
+        account: Account<'_>,
+    ) -> Result<PinRecord, Error> {
+        let Some(workers) = &self.workers else { return self.boundary.remake(record, &card, account) };
+        let (record, account) = (record.clone(), account.copied());
+        let (tenant, plastic_id) = (card.tenant.to_owned(), card.plastic_id.to_owned());
+        let remade = move |boundary: &Boundary| {
+            let card = CardBinding { tenant: &tenant, plastic_id: &plastic_id };
+            boundary.remake(&record, &card, borrowed(&account))
+        };
+        workers.run(remade).await?
+    }
+
     /// Seals an account number for a card.
     pub async fn seal_account(&self, number: &AccountNumber, card: CardBinding<'_>) -> Result<SealedAccount, Error> {
         let Some(workers) = &self.workers else { return self.boundary.seal_account(number, card) };
@@ -189,6 +206,8 @@ impl Prepared {
             form: boundary.form(),
             until: config.wanted.form.as_ref().and_then(StoredForm::until).map(str::to_owned),
             keys: boundary.token().keys(),
+            storage: boundary.token().current().storage,
+            storage_tdes: boundary.token().current().storage_tdes,
             memory,
             persistence,
         };
@@ -218,6 +237,10 @@ impl Hsm {
             Operation::Reveal(record, binding, account, device) => {
                 let revealed = self.reveal(&record, &binding.borrow(), borrowed(&account), &device).await;
                 write_reply(&revealed, out);
+            }
+            Operation::Remake { record, tenant, plastic_id, account } => {
+                let card = CardBinding { tenant: &tenant, plastic_id: &plastic_id };
+                write_reply(&self.remake(&record, card, borrowed(&account)).await, out);
             }
             Operation::SealAccount { number, tenant, plastic_id } => {
                 let card = CardBinding { tenant: &tenant, plastic_id: &plastic_id };
@@ -512,6 +535,49 @@ mod tests {
             let Ok(changed) = PinRecord::from_bytes(&changed) else { continue };
             assert!(now(hsm.reveal(&changed, &binding(), Account::PlasticId, &phone.public)).is_err(), "byte {at}");
         }
+    }
+
+    #[test]
+    fn a_record_under_an_older_storage_key_opens_and_is_made_anew_under_the_newest() {
+        if env::var(TOKEN_VARIABLE).is_ok() {
+            // A PKCS#11 token serves with the keys of one version.
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let vault = || Vault::File {
+            path: directory.path().join("vault"),
+            unlock: crate::config::Unlock::KeyFile(directory.path().join("vault.key")),
+        };
+        let open = || Hsm::open(Config { keys: KeysConfig::Vault(vault()), ..Config::default() }).unwrap();
+        let phone = Phone::new();
+        let (hsm, account) = (open(), Account::PlasticId);
+        let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
+        let block = phone.block(&issued, 0x1627_1809_AAAA_AAAA);
+        let old = now(hsm.accept(&issued.sealed, &binding(), &block, account)).unwrap().record;
+        assert!(hsm.status().is_current(&old) && !hsm.status().rotates());
+
+        let mut store = crate::key_store::KeyStore::open(vault(), 2).unwrap();
+        for name in [crate::keyring::KeyName::Storage, crate::keyring::KeyName::Seal] {
+            store.make(name.clone(), crate::keyring::KeyAlgorithm::Aes256, 2).unwrap();
+            store.activate(&name, 2, 2).unwrap();
+        }
+        store.commit([0; 32]).unwrap();
+        let hsm = open();
+        assert!(!hsm.status().is_current(&old) && hsm.status().rotates());
+        // A control that began under the older seal key goes on.
+        let again = now(hsm.accept(&issued.sealed, &binding(), &block, account)).unwrap().record;
+        assert_eq!(again.storage_key().0, 2);
+        let remade = now(hsm.remake(&old, CARD, account)).unwrap();
+        assert!(hsm.status().is_current(&remade));
+        for record in [&old, &remade] {
+            let shown = now(hsm.reveal(record, &binding(), account, &phone.public)).unwrap();
+            let mut clear = Block::zeroed();
+            clear.bytes_mut().copy_from_slice(shown.block.as_bytes());
+            tzpk_decrypt(&phone.tzpk(&shown.wrapped), &mut clear);
+            assert_eq!(clear.nibbles() >> 32, 0x1627_1809);
+        }
+        let other = CardBinding { plastic_id: "1000200031", ..CARD };
+        assert!(matches!(now(hsm.remake(&old, other, account)), Err(Error::SealBroken { .. })));
     }
 
     #[test]

@@ -30,7 +30,7 @@ use crate::status::Status;
 /// The longest frame, in bytes, its length not counted: a view's request, with a device key of 4096 bits, is under 1 KiB.
 pub const FRAME_BYTES_MAX: usize = 4 * 1024;
 /// The version this release speaks.
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const MAGIC: &[u8; 7] = b"PINSEAL";
 const LENGTH_BYTES: usize = 4;
 const NUMBER_BYTES: usize = 8;

@@ -4,6 +4,7 @@
 //! Who may do it is not decided here. What must never enter: a clear key that leaves.
 
 use std::{
+    collections::HashMap,
     fs::{File, OpenOptions},
     os::unix::fs::OpenOptionsExt,
     path::PathBuf,
@@ -16,11 +17,48 @@ use crate::{
     check_value::CheckValue,
     component::{ComponentError, Components},
     config::{LockMemory, Unlock, Vault},
+    form::Form,
     harden::harden,
     keyblock::{Header, KeyBlock, KeyBlockError, ProtectionKey, Purpose, Version},
     keyring::{KeyAlgorithm, KeyInfo, KeyName, KeyState, Keyring, RingKey, Travels, check_value, is_weak, random_key},
+    sealed::PinRecord,
     vault::{self, VaultError, VaultWrite},
 };
+
+/// How long a control may live, at most.
+const CONTROL_MILLISECONDS_MAX: u64 = 3_600_000;
+
+/// How many PIN records are under each storage key, as whoever has counted them says.
+#[derive(Default)]
+pub struct RecordsKept {
+    under: HashMap<(StorageFamily, u16), u64>,
+}
+
+#[derive(PartialEq, Eq, Hash)]
+enum StorageFamily {
+    Aes,
+    Tdes,
+}
+
+impl RecordsKept {
+    /// Counts one more.
+    pub fn count(&mut self, record: &PinRecord) {
+        let family = match record.form() {
+            Form::Wrapped | Form::Iso4 => StorageFamily::Aes,
+            Form::Iso3 | Form::Iso0 => StorageFamily::Tdes,
+        };
+        *self.under.entry((family, record.storage_key().0)).or_default() += 1;
+    }
+
+    fn under(&self, name: &KeyName, version: u16) -> u64 {
+        let family = match name {
+            KeyName::Storage => StorageFamily::Aes,
+            KeyName::StorageTdes => StorageFamily::Tdes,
+            _ => return 0,
+        };
+        self.under.get(&(family, version)).copied().unwrap_or_default()
+    }
+}
 
 /// A vault, opened to be changed; nobody else may change it meanwhile.
 pub struct KeyStore {
@@ -92,9 +130,10 @@ impl KeyStore {
         Ok(self.keyring.put(name, algorithm, travels, key, now).clone())
     }
 
-    /// Puts a pending key into use. Of a zone's or an exchange's keys the newest is used from then on.
+    /// Puts a pending key into use. The newest of its name makes from then on; older ones open what they made, until they
+    /// are retired.
     pub fn activate(&mut self, name: &KeyName, version: u16, now: u64) -> Result<KeyInfo, KeyStoreError> {
-        if name.is_an_engines()
+        if matches!(name, KeyName::Account | KeyName::Record | KeyName::Retry)
             && let Some(active) = self.keyring.active(name)
         {
             return Err(KeyStoreError::NoRotation { active: active.info.reference() });
@@ -102,11 +141,39 @@ impl KeyStore {
         self.moved(name, version, &[KeyState::Pending], KeyState::Active, |info| info.activated_at = Some(now))
     }
 
-    /// Takes a key out of use. Not one that an engine may have made records with.
-    pub fn retire(&mut self, name: &KeyName, version: u16, now: u64) -> Result<KeyInfo, KeyStoreError> {
-        let from: &[KeyState] =
-            if name.is_an_engines() { &[KeyState::Pending] } else { &[KeyState::Pending, KeyState::Active] };
-        self.moved(name, version, from, KeyState::Retired, |info| info.retired_at = Some(now))
+    /// Takes a key out of use: of an engine's keys only an older one, a storage key once no record is under it, a seal key
+    /// once no control can have begun before the newer one.
+    pub fn retire(
+        &mut self,
+        name: &KeyName,
+        version: u16,
+        kept: &RecordsKept,
+        now: u64,
+    ) -> Result<KeyInfo, KeyStoreError> {
+        self.may_retire(name, version, kept, now)?;
+        let from = [KeyState::Pending, KeyState::Active];
+        self.moved(name, version, &from, KeyState::Retired, |info| info.retired_at = Some(now))
+    }
+
+    fn may_retire(&self, name: &KeyName, version: u16, kept: &RecordsKept, now: u64) -> Result<(), KeyStoreError> {
+        let Some(newest) = self.keyring.active(name).filter(|_| name.is_an_engines()) else { return Ok(()) };
+        let reference = format!("{name}/{version}");
+        // A pending one is newer than any in use, and nothing was made with it.
+        if newest.info.version < version {
+            return Ok(());
+        }
+        if newest.info.version == version {
+            return Err(KeyStoreError::Newest { key: reference });
+        }
+        let records = kept.under(name, version);
+        if records > 0 {
+            return Err(KeyStoreError::InUse { key: reference, records });
+        }
+        let since = now.saturating_sub(newest.info.activated_at.unwrap_or(now));
+        if *name == KeyName::Seal && since < CONTROL_MILLISECONDS_MAX {
+            return Err(KeyStoreError::TooSoon { key: reference });
+        }
+        Ok(())
     }
 
     /// Wipes a retired key; what is told of it stays. `confirmed` is its check value, read off by a second person.
@@ -204,10 +271,9 @@ impl KeyStore {
     ) -> Result<KeyInfo, KeyStoreError> {
         let found = self.keyring.find_mut(name, version).ok_or_else(|| unknown(name, version))?;
         if !from.contains(&found.info.state()) {
-            let wanted = match (to, name.is_an_engines()) {
-                (KeyState::Active, _) => "pending",
-                (KeyState::Retired, true) => "pending: records of an engine may be under an active one",
-                (KeyState::Retired, false) => "pending or active",
+            let wanted = match to {
+                KeyState::Active => "pending",
+                KeyState::Retired => "pending or active",
                 _ => "retired",
             };
             return Err(KeyStoreError::State { key: found.info.reference(), state: found.info.state(), wanted });
@@ -300,10 +366,32 @@ pub enum KeyStoreError {
         wanted: &'static str,
     },
     /// Records would have to be made anew under the new key.
-    #[error("{active} is in use, and this release can't rotate it: records under it would not open any more")]
+    #[error("{active} is in use, and this release can't rotate it: what it made would not open any more")]
     NoRotation {
         /// Which.
         active: String,
+    },
+    /// It makes what an engine keeps.
+    #[error("{key} is the newest in use: put a newer one into use first")]
+    Newest {
+        /// Which.
+        key: String,
+    },
+    /// Records are under it.
+    #[error(
+        "{records} PIN records are under {key}: start the engine, which makes them anew, and wait until it says so"
+    )]
+    InUse {
+        /// Which.
+        key: String,
+        /// How many.
+        records: u64,
+    },
+    /// Controls may have begun under it.
+    #[error("{key} may be needed for an hour after the newer one was put into use, by controls that began before")]
+    TooSoon {
+        /// Which.
+        key: String,
     },
     /// It is used with something else.
     #[error("{key} can't be an {algorithm} key")]

@@ -18,9 +18,11 @@ use crate::{
     check_value::CheckValue,
     clear::{Clear, ClearBytes, Tzpk},
     config::Vault,
+    form::Form,
     keyblock::ProtectionKey,
     sealed::KeyReference,
     vault::{self, Contents, VaultError, VaultWrite},
+    versioned::Versioned,
 };
 
 /// The most characters of a zone's name.
@@ -254,26 +256,38 @@ pub(crate) struct Keyring {
 /// Versions that new blobs are made under.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Versions {
+    /// Of ISO-4 and wrapped blocks.
     pub(crate) storage: KeyReference,
+    /// Of ISO-3 and ISO-0 blocks.
+    pub(crate) storage_tdes: KeyReference,
     pub(crate) seal: KeyReference,
     pub(crate) account: KeyReference,
 }
 
-/// The keys an engine serves with, in the clear.
+impl Versions {
+    /// Of the storage key of a form.
+    pub(crate) fn of(&self, form: Form) -> KeyReference {
+        match form {
+            Form::Wrapped | Form::Iso4 => self.storage,
+            Form::Iso3 | Form::Iso0 => self.storage_tdes,
+        }
+    }
+}
+
+/// The keys an engine serves with, in the clear. Account, record and retry keys have one version in use.
 pub(crate) struct Keys {
     /// AES-256: ISO-4 blocks.
-    pub(crate) storage: Clear<32>,
+    pub(crate) storage: Versioned<Clear<32>>,
     /// 3DES: ISO-3 and ISO-0 blocks.
-    pub(crate) storage_tdes: Tzpk,
+    pub(crate) storage_tdes: Versioned<Tzpk>,
     /// AES-256-GCM-SIV: tzpks.
-    pub(crate) seal: Clear<32>,
+    pub(crate) seal: Versioned<Clear<32>>,
     /// AES-256-GCM-SIV: account numbers.
-    pub(crate) account: Clear<32>,
+    pub(crate) account: Versioned<Clear<32>>,
     /// AES-256-CMAC: records.
-    pub(crate) record: Clear<32>,
+    pub(crate) record: Versioned<Clear<32>>,
     /// AES-256-CMAC: retries.
-    pub(crate) retry: Clear<32>,
-    pub(crate) versions: Versions,
+    pub(crate) retry: Versioned<Clear<32>>,
 }
 
 impl Keyring {
@@ -362,46 +376,32 @@ impl Keyring {
         self.of(name).filter(|key| key.info.state() == KeyState::Active).max_by_key(|key| key.info.version)
     }
 
-    /// What an engine serves with.
-    pub(crate) fn serving(&self, vault: &Vault) -> Result<Box<Keys>, VaultError> {
-        let mut keys = Box::new(Keys {
-            storage: Clear::zeroed(),
-            storage_tdes: Clear::zeroed(),
-            seal: Clear::zeroed(),
-            account: Clear::zeroed(),
-            record: Clear::zeroed(),
-            retry: Clear::zeroed(),
-            versions: Versions { storage: KeyReference(1), seal: KeyReference(1), account: KeyReference(1) },
+    /// What an engine serves with: of every use the versions that are in use.
+    pub(crate) fn serving(&self, vault: &Vault) -> Result<Keys, VaultError> {
+        Ok(Keys {
+            storage: self.versions(vault, &KeyName::Storage)?,
+            storage_tdes: self.versions(vault, &KeyName::StorageTdes)?,
+            seal: self.versions(vault, &KeyName::Seal)?,
+            account: self.versions(vault, &KeyName::Account)?,
+            record: self.versions(vault, &KeyName::Record)?,
+            retry: self.versions(vault, &KeyName::Retry)?,
+        })
+    }
+
+    fn versions<const N: usize>(&self, vault: &Vault, name: &KeyName) -> Result<Versioned<Clear<N>>, VaultError> {
+        let active = self.of(name).filter(|key| key.info.state() == KeyState::Active);
+        let all = active.filter_map(|RingKey { info, key }| {
+            let mut clear = Clear::zeroed();
+            clear.bytes_mut().iter_mut().zip(key.as_ref()?.bytes()).for_each(|(place, byte)| *place = *byte);
+            Some((KeyReference(info.version), clear))
         });
-        let path = match vault {
-            Vault::Memory => std::path::PathBuf::new(),
-            Vault::File { path, .. } => path.clone(),
-        };
-        for (name, text) in ENGINE_KEYS {
-            let missing = || VaultError::Lacks { path: path.clone(), missing: text };
-            let found = self.active(&name).ok_or_else(missing)?;
-            let key = found.key.as_ref().ok_or_else(missing)?.bytes();
-            let version = KeyReference(found.info.version);
-            let place = match name {
-                KeyName::Storage => {
-                    keys.versions.storage = version;
-                    &mut keys.storage.bytes_mut()[..]
-                }
-                KeyName::StorageTdes => &mut keys.storage_tdes.bytes_mut()[..],
-                KeyName::Seal => {
-                    keys.versions.seal = version;
-                    keys.seal.bytes_mut()
-                }
-                KeyName::Account => {
-                    keys.versions.account = version;
-                    keys.account.bytes_mut()
-                }
-                KeyName::Record => keys.record.bytes_mut(),
-                KeyName::Retry | KeyName::Zone(_) | KeyName::Exchange(_) => keys.retry.bytes_mut(),
-            };
-            place.iter_mut().zip(key).for_each(|(place, byte)| *place = *byte);
-        }
-        Ok(keys)
+        Versioned::of(all.collect()).ok_or_else(|| VaultError::Lacks {
+            path: match vault {
+                Vault::Memory => "the vault in memory".into(),
+                Vault::File { path, .. } => path.clone(),
+            },
+            missing: name.to_string(),
+        })
     }
 }
 

@@ -98,6 +98,8 @@ mod token;
 #[cfg(feature = "keys")]
 mod vault;
 #[cfg(feature = "keys")]
+mod versioned;
+#[cfg(feature = "keys")]
 mod workers;
 
 #[cfg(feature = "keys")]
@@ -120,7 +122,7 @@ pub use self::{
     component::{COMPONENTS, ComponentError, Components, Desk, MadeComponents, make_components},
     config::{Callers, Config, KeyHandling, Keys, LockMemory, Pkcs11, SlotName, Unlock, Vault, Wanted, WantedLevel},
     door::{Hsm, Prepared},
-    key_store::{KeyStore, KeyStoreError},
+    key_store::{KeyStore, KeyStoreError, RecordsKept},
     keyblock::{
         Field, Header, KeyBlock, KeyBlockError, OptionalBlock, Purpose as KeyBlockPurpose, Version as KeyBlockVersion,
     },

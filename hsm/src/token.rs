@@ -20,8 +20,9 @@ use crate::{
     config::TokenForm,
     device_key::DeviceKey,
     error::{AcceptError, Error},
+    form::Form,
     keyring::Versions,
-    sealed::{ACCOUNT_BYTES, Bound, EncryptedBlock, SealedTzpk, TAG_BYTES},
+    sealed::{ACCOUNT_BYTES, Bound, EncryptedBlock, KeyReference, SealedTzpk, TAG_BYTES},
     vault::make_tdes_key,
 };
 
@@ -35,6 +36,9 @@ pub(crate) trait Token: Send + Sync {
 
     /// The versions of the keys that new blobs are made under.
     fn current(&self) -> Versions;
+
+    /// Whether it can open a block of this form under the storage key of this version.
+    fn has_storage_key(&self, form: Form, key: KeyReference) -> bool;
 
     /// Whether it answers now; one that was lost is looked for.
     fn check(&self) -> Result<(), Error>;
@@ -61,7 +65,13 @@ pub(crate) trait HostLevel: Token {
     fn issue_tzpk(&self, device: &DeviceKey, bound: &Bound, tzpk: &mut Tzpk) -> Result<IssuedTzpk, Error>;
 
     /// Decrypts a block in place under a sealed tzpk; `tzpk` is the room a token may need.
-    fn open_block(&self, sealed: &SealedTzpk, bound: &Bound, tzpk: &mut Tzpk, block: &mut Block) -> Result<(), Error>;
+    fn open_block(
+        &self,
+        sealed: (KeyReference, &SealedTzpk),
+        bound: &Bound,
+        tzpk: &mut Tzpk,
+        block: &mut Block,
+    ) -> Result<(), Error>;
 
     /// Encrypts a block in place under a fresh tzpk, which is then known to the device alone.
     fn send_block(&self, device: &DeviceKey, tzpk: &mut Tzpk, block: &mut Block) -> Result<WrappedTzpk, Error>;
@@ -70,13 +80,14 @@ pub(crate) trait HostLevel: Token {
     fn storage_encrypt_iso_4(&self, pin_field: &mut WideBlock, account_field: u128) -> Result<(), Error>;
 
     /// The way back: `D(D(block) ⊕ account field)`.
-    fn storage_decrypt_iso_4(&self, block: &mut WideBlock, account_field: u128) -> Result<(), Error>;
+    fn storage_decrypt_iso_4(&self, key: KeyReference, block: &mut WideBlock, account_field: u128)
+    -> Result<(), Error>;
 
     /// 3DES of one block in place, under the 3DES storage key; counted, and at an end after 2^20 blocks.
     fn storage_tdes_encrypt(&self, block: &mut Block) -> Result<(), Error>;
 
     /// The way back.
-    fn storage_tdes_decrypt(&self, block: &mut Block) -> Result<(), Error>;
+    fn storage_tdes_decrypt(&self, key: KeyReference, block: &mut Block) -> Result<(), Error>;
 }
 
 /// What a token does at level `token`: no parameter and no answer holds anything clear.

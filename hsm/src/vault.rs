@@ -284,7 +284,7 @@ pub enum VaultError {
         /// Which file.
         path: PathBuf,
         /// What an engine needs.
-        missing: &'static str,
+        missing: String,
     },
     /// Not 32 bytes.
     #[error("the key file {} does not have 32 bytes", path.display())]
@@ -336,7 +336,7 @@ mod tests {
         vault(directory, Unlock::KeyFile(directory.join("vault.key")))
     }
 
-    fn open(vault: &Vault) -> Result<Box<Keys>, VaultError> {
+    fn open(vault: &Vault) -> Result<Keys, VaultError> {
         Keyring::open_or_make(vault, 1).and_then(|keyring| keyring.serving(vault))
     }
 
@@ -350,15 +350,17 @@ mod tests {
         let vault = Vault::File { path: path.clone(), unlock };
         let keys = open(&vault).unwrap();
         assert!(
-            keys.storage.bytes() == &[1; 32] && keys.storage_tdes.bytes() == &[2; 16] && keys.retry.bytes() == &[6; 32]
+            keys.storage.newest().bytes() == &[1; 32]
+                && keys.storage_tdes.newest().bytes() == &[2; 16]
+                && keys.retry.newest().bytes() == &[6; 32]
         );
-        assert_eq!((keys.versions.storage.0, keys.versions.seal.0, keys.versions.account.0), (1, 1, 1));
+        assert_eq!((keys.storage.version().0, keys.seal.version().0, keys.account.version().0), (1, 1, 1));
 
         let Vault::File { unlock, .. } = &vault else { panic!("not a file") };
         let keyring = Keyring::open_or_make(&vault, 1).unwrap();
         write(&path, unlock, keyring.bytes(), VaultWrite::Over).unwrap();
         assert_eq!(fs::read(&path).unwrap()[MAGIC.len()], VERSION);
-        assert!(open(&vault).unwrap().record.bytes() == &[5; 32]);
+        assert!(open(&vault).unwrap().record.newest().bytes() == &[5; 32]);
     }
 
     #[test]
@@ -366,7 +368,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let made = open(&by_key_file(directory.path())).unwrap();
         let opened = open(&by_key_file(directory.path())).unwrap();
-        assert!(made.storage.bytes() == opened.storage.bytes() && made.retry.bytes() == opened.retry.bytes());
+        assert!(
+            made.storage.newest().bytes() == opened.storage.newest().bytes()
+                && made.retry.newest().bytes() == opened.retry.newest().bytes()
+        );
         for file in ["vault", "vault.key"] {
             let mode = fs::metadata(directory.path().join(file)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{file}");
@@ -378,7 +383,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let keys = open(&by_key_file(directory.path())).unwrap();
         let file = fs::read(directory.path().join("vault")).unwrap();
-        assert!(!file.windows(16).any(|window| keys.storage.bytes().starts_with(window)));
+        assert!(!file.windows(16).any(|window| keys.storage.newest().bytes().starts_with(window)));
     }
 
     #[test]

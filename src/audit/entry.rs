@@ -54,6 +54,10 @@ pub enum Action {
     SetPin,
     /// A PIN was to be shown.
     ViewPin,
+    /// PIN records were made anew under the newest storage key.
+    RemakeRecords,
+    /// Every PIN record was looked at and found under the newest storage key, but those that would not open.
+    EndRotation,
 }
 
 /// How it ended. The names are part of the stored format: add, never change.
@@ -285,12 +289,17 @@ fn action_code(action: Action) -> u8 {
         Action::IssueTzpk => 5,
         Action::SetPin => 6,
         Action::ViewPin => 7,
+        Action::RemakeRecords => 8,
+        Action::EndRotation => 9,
     }
 }
 
 fn action_of(code: u8) -> Result<Action, EntryError> {
-    use Action::{IssueTzpk, OpenControl, RegisterCard, SetPin, StartEngine, StopEngine, ViewPin};
-    let all = [StartEngine, StopEngine, RegisterCard, OpenControl, IssueTzpk, SetPin, ViewPin];
+    use Action::{
+        EndRotation, IssueTzpk, OpenControl, RegisterCard, RemakeRecords, SetPin, StartEngine, StopEngine, ViewPin,
+    };
+    let all =
+        [StartEngine, StopEngine, RegisterCard, OpenControl, IssueTzpk, SetPin, ViewPin, RemakeRecords, EndRotation];
     all.into_iter().find(|action| action_code(*action) == code).ok_or(EntryError)
 }
 

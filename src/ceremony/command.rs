@@ -9,7 +9,7 @@ use std::{
 use clap::{Args, Subcommand};
 use hsm::{
     ComponentError, Components, Desk, KeyAlgorithm, KeyBlock, KeyBlockVersion, KeyInfo, KeyName, KeyStore,
-    KeyStoreError, PersonError, PersonKey, make_components,
+    KeyStoreError, PersonError, PersonKey, PinRecord, RecordsKept, make_components,
 };
 use serde_json::json;
 use thiserror::Error;
@@ -23,6 +23,10 @@ use super::{
 use crate::{
     clock,
     config::{self, ConfigError},
+    store::{
+        StoreError,
+        embedded::{Embedded, EmbeddedConfig, StoreOpenError},
+    },
 };
 
 /// The longest key block, and a line end.
@@ -129,7 +133,7 @@ enum Command {
         #[command(flatten)]
         at: At,
     },
-    /// Take a key out of use
+    /// Take a key out of use: a storage key once no PIN record in the engine's store is under it
     Retire {
         /// Such as zone:NAME/1
         #[arg(value_parser = key_reference)]
@@ -254,8 +258,9 @@ pub fn run(arguments: CeremonyArguments) -> Result<(), CeremonyError> {
             at.done(&mut session, Deed::Activate { key })
         }
         Command::Retire { key: (name, version), at } => {
+            let kept = records_kept(&name, &at.config)?;
             let mut session = at.session()?;
-            let key = Key::of(&session.store.retire(&name, version, now)?);
+            let key = Key::of(&session.store.retire(&name, version, &kept, now)?);
             at.done(&mut session, Deed::Retire { key })
         }
         Command::Destroy { key: (name, version), confirm, confirm_check_value, at } => {
@@ -398,6 +403,31 @@ fn verify(path: &Path, roster: Option<&Roster>, closed: Closed, json: bool) -> R
     Ok(())
 }
 
+/// How many cards' records are read at a time.
+const PAGE_CARDS: usize = 4_096;
+
+/// Counts the PIN records under each storage key, in the store of the engine, which must not run meanwhile.
+fn records_kept(name: &KeyName, config: &Path) -> Result<RecordsKept, CeremonyError> {
+    let mut kept = RecordsKept::default();
+    if !matches!(name, KeyName::Storage | KeyName::StorageTdes) {
+        return Ok(kept);
+    }
+    let directory = config::Engine::load(Some(config))?.store.directory;
+    let store = match Embedded::open(&EmbeddedConfig::existing(directory)) {
+        Err(StoreOpenError::Absent { .. }) => return Ok(kept),
+        opened => opened?,
+    };
+    let mut after = None;
+    loop {
+        let page = store.pins_page(after.as_ref(), PAGE_CARDS)?;
+        let Some((last, _)) = page.last() else { return Ok(kept) };
+        after = Some(*last);
+        for (_, pin) in &page {
+            kept.count(&PinRecord::from_bytes(&pin.record).map_err(|_| CeremonyError::Record)?);
+        }
+    }
+}
+
 fn told_of(store: &KeyStore, name: &KeyName, version: u16) -> Result<Key, CeremonyError> {
     let found = store.keys().find(|info| info.name == *name && info.version == version).map(Key::of);
     Ok(found.ok_or_else(|| KeyStoreError::Unknown { key: format!("{name}/{version}") })?)
@@ -485,6 +515,15 @@ pub enum CeremonyError {
         /// The last line.
         last: usize,
     },
+    /// The engine's store, in which records are counted.
+    #[error(transparent)]
+    StoreOpen(#[from] StoreOpenError),
+    /// It does not read.
+    #[error(transparent)]
+    Kept(#[from] StoreError),
+    /// A record of another release.
+    #[error("a PIN record in the engine's store can't be read by this release")]
+    Record,
     /// Something else was typed.
     #[error("that is another key: nothing was destroyed")]
     NotConfirmed,

@@ -49,6 +49,8 @@ pub struct Engine {
     pub call_timeout: Duration,
     /// How many calls one connection may have in flight.
     pub calls_per_connection_max: u32,
+    /// How many PIN records may be made anew a second, while a storage key rotates.
+    pub remade_per_second: u32,
 }
 
 /// A certificate that may call.
@@ -118,6 +120,7 @@ pub(super) struct LowEngine {
     pub(super) pin_policy: LowPinPolicy,
     control: LowControl,
     store: LowStore,
+    rotation: LowRotation,
 }
 
 #[derive(Deserialize)]
@@ -152,6 +155,19 @@ enum LowUnknownCards {
 
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
+struct LowRotation {
+    /// PIN records made anew under the newest storage key a second, at most.
+    records_per_second: u32,
+}
+
+impl Default for LowRotation {
+    fn default() -> Self {
+        Self { records_per_second: 2_000 }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
 struct LowStore {
     /// The store's directory; `{data_directory}/store` by default.
     directory: Option<PathBuf>,
@@ -177,6 +193,7 @@ impl Default for LowEngine {
             pin_policy: LowPinPolicy::default(),
             control: LowControl::default(),
             store: LowStore::default(),
+            rotation: LowRotation::default(),
         }
     }
 }
@@ -253,6 +270,7 @@ impl LowEngine {
             workers,
             call_timeout: Duration::from_millis(timeout),
             calls_per_connection_max: within("calls_per_connection_max", self.calls_per_connection_max, 1..=65_536)?,
+            remade_per_second: within("rotation.records_per_second", self.rotation.records_per_second, 1..=1_000_000)?,
             boundary: self.boundary_config(arguments)?,
         })
     }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Admission, AdvanceError, OpenError, RegisterError, Store, StoredPin, UnknownCards};
+use super::{Admission, AdvanceError, OpenError, RegisterError, RemadePin, Store, StoredPin, UnknownCards};
 use crate::{
     audit::{
         chain::Walk,
@@ -23,6 +23,8 @@ pub(crate) async fn run<S: Store>(make: impl Fn() -> Arc<S>) {
     an_unknown_card_is_taken_up_or_refused_as_told(&*make()).await;
     an_account_number_is_not_changed_under_a_pin(&*make()).await;
     every_change_has_its_line_and_no_refusal_has(&*make()).await;
+    records_come_page_by_page_and_each_once(&*make()).await;
+    a_record_is_made_anew_where_it_still_stands_and_a_newer_pin_stays(&*make()).await;
 }
 
 pub(crate) const GENEROUS: Admission =
@@ -176,4 +178,43 @@ async fn every_change_has_its_line_and_no_refusal_has(store: &impl Store) {
     let mut walk = Walk::expecting(Vec::new());
     entries.iter().try_for_each(|entry| walk.step(entry)).unwrap();
     assert_eq!(store.audit(3, 1).await.unwrap(), entries[2..3]);
+}
+
+async fn records_come_page_by_page_and_each_once(store: &impl Store) {
+    for number in 1..=5 {
+        let opened = keyed(store, card(number)).await;
+        set(store, opened.id, number as u8).await.unwrap();
+    }
+    let (mut found, mut after) = (Vec::new(), None);
+    loop {
+        let page = store.pins_after(after.as_ref(), 2).await.unwrap();
+        assert!(page.len() <= 2);
+        let Some((last, _)) = page.last() else { break };
+        after = Some(*last);
+        found.extend(page.into_iter().map(|(card, pin)| (card, pin.record[0])));
+    }
+    found.sort();
+    assert_eq!(found, (1..=5).map(|number| (card(number), number as u8)).collect::<Vec<_>>());
+}
+
+async fn a_record_is_made_anew_where_it_still_stands_and_a_newer_pin_stays(store: &impl Store) {
+    for number in 1..=2 {
+        let opened = keyed(store, card(number)).await;
+        set(store, opened.id, 1).await.unwrap();
+    }
+    let set_at = store.card(&card(1)).await.unwrap().unwrap().pin_set_at;
+    let newer = keyed(store, card(2)).await;
+    set(store, newer.id, 2).await.unwrap();
+    let remade = |number| RemadePin { card: card(number), before: [1; 38].into(), after: [9; 38].into() };
+
+    assert_eq!(store.remake(vec![remade(1), remade(2), remade(3)], line(Action::RemakeRecords)).await.unwrap(), 1);
+    assert_eq!(*store.pin(&card(1)).await.unwrap().unwrap().record, [9; 38]);
+    assert_eq!(*store.pin(&card(2)).await.unwrap().unwrap().record, [2; 38]);
+    assert_eq!(store.card(&card(1)).await.unwrap().unwrap().pin_set_at, set_at, "the PIN is as old as it was");
+    let last = |entries: Vec<crate::audit::entry::Entry>| entries.last().map(|entry| entry.line.card.clone());
+    assert_eq!(last(store.audit(1, 1_000).await.unwrap()).as_deref(), Some("1 records"));
+
+    let entries = store.audit(1, 1_000).await.unwrap().len();
+    assert_eq!(store.remake(vec![remade(1)], line(Action::RemakeRecords)).await.unwrap(), 0);
+    assert_eq!(store.audit(1, 1_000).await.unwrap().len(), entries, "nothing happened, and a line says so");
 }

@@ -14,6 +14,7 @@ mod writer;
 use std::{
     fs,
     io::{self, Write},
+    ops::Bound,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -24,13 +25,13 @@ use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, config::
 use thiserror::Error;
 
 use self::{
-    codec::{card_key, decode_card, decode_control, decode_pin},
+    codec::{card_key, card_of_key, decode_card, decode_control, decode_pin},
     live::LiveControls,
     page::{ControlPage, EntryPage},
     reply::{Promise, promise},
     writer::{Change, Command, Pages},
 };
-use super::{Admission, AdvanceError, Answer, OpenError, RegisterError, Store, StoreError, StoredPin};
+use super::{Admission, AdvanceError, Answer, OpenError, RegisterError, RemadePin, Store, StoreError, StoredPin};
 use crate::{
     audit::{
         chain::Checkpoint,
@@ -232,6 +233,18 @@ impl Embedded {
         Ok(entries)
     }
 
+    /// PIN records after a card, in the order of their keys.
+    pub fn pins_page(&self, after: Option<&CardKey>, limit: usize) -> Result<Vec<(CardKey, StoredPin)>, StoreError> {
+        let unreadable = || damaged("pins", "a PIN record can't be read");
+        let from = after.map_or(Bound::Unbounded, |card| Bound::Excluded(card_key(card)));
+        let rows = self.shared.pins.range((from, Bound::Unbounded)).take(limit).map(|row| {
+            let (key, bytes) = row.into_inner().map_err(unavailable)?;
+            let card = card_of_key(&key).ok_or_else(unreadable)?;
+            Ok((card, decode_pin(&bytes).ok_or_else(unreadable)?.pin))
+        });
+        rows.collect()
+    }
+
     /// The number of the page in which entry `sequence` stands, or would.
     fn audit_row_with(&self, sequence: u64) -> Result<u64, StoreError> {
         let Some(row) = self.shared.audit.range(..=sequence.to_be_bytes()).next_back() else { return Ok(sequence) };
@@ -331,6 +344,18 @@ impl Store for Embedded {
         line: Line,
     ) -> Answer<'_, Result<(), AdvanceError>> {
         self.change(|reply| Change::Advance { id, event, now, pin: Some(pin), reply }, line)
+    }
+
+    fn pins_after<'a>(
+        &'a self,
+        after: Option<&'a CardKey>,
+        limit: usize,
+    ) -> Answer<'a, Result<Vec<(CardKey, StoredPin)>, StoreError>> {
+        Box::pin(async move { self.pins_page(after, limit) })
+    }
+
+    fn remake(&self, remade: Vec<RemadePin>, line: Line) -> Answer<'_, Result<u64, StoreError>> {
+        self.change(|reply| Change::Remake { remade, reply }, line)
     }
 
     fn note(&self, line: Line) -> Answer<'_, Result<(), StoreError>> {

@@ -12,17 +12,19 @@ use tempfile::TempDir;
 
 use crate::engine_process::{EngineProcess, device};
 
-const ALL: &[&str] = &["lea", "alice", "bob", "otto"];
-const ENOUGH: &[&str] = &["lea", "alice", "bob"];
+/// Who must be there at the beginning and the end.
+pub(crate) const ALL: &[&str] = &["lea", "alice", "bob", "otto"];
+/// And for any other step.
+pub(crate) const ENOUGH: &[&str] = &["lea", "alice", "bob"];
 
 /// A directory with an engine's configuration, a roster and its people's keys.
-struct Ceremony {
+pub(crate) struct Ceremony {
     directory: TempDir,
 }
 
 impl Ceremony {
     /// With nothing done yet.
-    fn prepared() -> Self {
+    pub(crate) fn prepared() -> Self {
         let ceremony = Self { directory: tempfile::tempdir().unwrap() };
         fs::write(ceremony.at("engine.toml"), format!("data_directory = {:?}\n", ceremony.at("data"))).unwrap();
         let people = [
@@ -48,7 +50,11 @@ impl Ceremony {
         ceremony
     }
 
-    fn at(&self, name: &str) -> PathBuf {
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub(crate) fn at(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
@@ -74,14 +80,14 @@ impl Ceremony {
         self.command(step, present, arguments).output().unwrap()
     }
 
-    fn well(&self, step: &str, present: &[&str], arguments: &[&str]) -> String {
+    pub(crate) fn well(&self, step: &str, present: &[&str], arguments: &[&str]) -> String {
         let output = self.step(step, present, arguments);
         assert!(output.status.success(), "{step}: {}", said(&output));
         String::from_utf8(output.stdout).unwrap()
     }
 
     /// The one line of why not.
-    fn refused(&self, step: &str, present: &[&str], arguments: &[&str]) -> String {
+    pub(crate) fn refused(&self, step: &str, present: &[&str], arguments: &[&str]) -> String {
         let output = self.step(step, present, arguments);
         assert!(!output.status.success(), "{step} {arguments:?} passed with {present:?}");
         said(&output)

@@ -16,8 +16,15 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("tls", &[]),
     ("token", &["config"]),
     ("keyblock", &[]),
-    ("ceremony", &["clock", "config"]),
-    ("engine", &["audit", "boundary", "caller", "card", "clock", "config", "control", "pin", "proto", "store", "tls"]),
+    ("ceremony", &["clock", "config", "store"]),
+    ("rotation", &["card", "pin", "store"]),
+    (
+        "engine",
+        &[
+            "audit", "boundary", "caller", "card", "clock", "config", "control", "pin", "proto", "rotation", "store",
+            "tls",
+        ],
+    ),
     ("edge", &["card", "clock", "config", "proto", "tls"]),
     ("config", &["boundary", "card", "edge", "engine", "hsm_process", "pin", "store", "tls"]),
 ];

@@ -26,4 +26,5 @@ mod memory;
 mod no_trace;
 mod race;
 mod real_token;
+mod rotation;
 mod token;

@@ -53,7 +53,7 @@ impl AtHost {
         in_workspace(|Workspace { tzpk: key, block: clear, wide, pin }| {
             let account = account_digits(&*self.token, account, &binding.card)?;
             clear.bytes_mut().copy_from_slice(block.as_bytes());
-            self.token.open_block(tzpk.body(), &bound_to_control(tzpk.key(), binding), key, clear)?;
+            self.token.open_block((tzpk.key(), tzpk.body()), &bound_to_control(tzpk.key(), binding), key, clear)?;
             let well_formed = decode_iso_1(clear, pin);
             let taken = self.policy.judge(pin);
 
@@ -88,6 +88,20 @@ impl AtHost {
         })
     }
 
+    /// Under the newest storage key, in the form of new records. Its PIN is not judged again: it was taken once.
+    pub(super) fn remake(
+        &self,
+        record: &PinRecord,
+        card: &CardBinding<'_>,
+        account: Account<'_>,
+    ) -> Result<PinRecord, Error> {
+        in_workspace(|Workspace { block, wide, pin, .. }| {
+            let account = account_digits(&*self.token, account, card)?;
+            self.open_record(record, &account, (block, wide), pin)?;
+            self.keep(pin, (block, wide), &account, card)
+        })
+    }
+
     fn keep(
         &self,
         pin: &Pin,
@@ -95,7 +109,7 @@ impl AtHost {
         account: &AccountDigits,
         card: &CardBinding<'_>,
     ) -> Result<PinRecord, Error> {
-        let key = self.token.current().storage;
+        let key = self.token.current().of(self.form.into());
         let kept = match self.form {
             HostForm::Iso4 => {
                 let mut random = [0; 8];
@@ -133,12 +147,12 @@ impl AtHost {
         let good = match form {
             HostForm::Iso4 => {
                 wide.bytes_mut().iter_mut().zip(record.block()).for_each(|(place, byte)| *place = *byte);
-                self.token.storage_decrypt_iso_4(wide, account_field(account))?;
+                self.token.storage_decrypt_iso_4(record.storage_key(), wide, account_field(account))?;
                 decode_iso_4(wide, pin)
             }
             HostForm::Iso3 | HostForm::Iso0 => {
                 block.bytes_mut().iter_mut().zip(record.block()).for_each(|(place, byte)| *place = *byte);
-                self.token.storage_tdes_decrypt(block)?;
+                self.token.storage_tdes_decrypt(record.storage_key(), block)?;
                 if form == HostForm::Iso0 {
                     decode_iso_0(block, pin, account)
                 } else {

@@ -39,7 +39,7 @@ impl AtToken {
         let bound = bound_to_control(tzpk.key(), binding);
         let kept = self.token.take_in((tzpk.body(), &bound), block, self.form, &account)?;
         let record = PinRecord::untagged(
-            self.token.current().storage,
+            self.token.current().of(self.form.into()),
             self.form.into(),
             MadeAt { level: Level::Token, isolation: self.isolation },
             &kept,

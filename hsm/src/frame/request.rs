@@ -17,6 +17,7 @@ const ACCEPT: u8 = 2;
 const RETRY_TAG: u8 = 3;
 const REVEAL: u8 = 4;
 const SEAL_ACCOUNT: u8 = 5;
+const REMAKE: u8 = 6;
 
 /// What an engine asks.
 pub enum Ask<'a> {
@@ -58,6 +59,15 @@ pub enum Ask<'a> {
         /// The device.
         device: &'a DeviceKey,
     },
+    /// `Hsm::remake`.
+    Remake {
+        /// The PIN at rest.
+        record: &'a PinRecord,
+        /// The card.
+        card: CardBinding<'a>,
+        /// Whose it is.
+        account: Account<'a>,
+    },
     /// `Hsm::seal_account`.
     SealAccount {
         /// The account number.
@@ -97,6 +107,12 @@ impl Ask<'_> {
                 push_account(out, *account);
                 device.write(out);
             }
+            Self::Remake { record, card, account } => {
+                out.push(REMAKE);
+                record.write(out);
+                push_card(out, card);
+                push_account(out, *account);
+            }
             Self::SealAccount { number, card } => {
                 out.push(SEAL_ACCOUNT);
                 number.write(out);
@@ -119,6 +135,7 @@ pub(crate) enum Operation {
     Accept(SealedKey, OwnedBinding, EncryptedBlock, Option<SealedAccount>),
     RetryTag(OwnedBinding, EncryptedBlock),
     Reveal(Box<PinRecord>, OwnedBinding, Option<SealedAccount>, DeviceKey),
+    Remake { record: Box<PinRecord>, tenant: String, plastic_id: String, account: Option<SealedAccount> },
     SealAccount { number: AccountNumber, tenant: String, plastic_id: String },
 }
 
@@ -148,6 +165,10 @@ impl Operation {
                 Crosses::read(read)?,
                 Crosses::read(read)?,
             ),
+            REMAKE => {
+                let (record, (tenant, plastic_id)) = (Box::new(Crosses::read(read)?), read_card(read)?);
+                Self::Remake { record, tenant, plastic_id, account: Crosses::read(read)? }
+            }
             SEAL_ACCOUNT => {
                 let (number, (tenant, plastic_id)) = (Crosses::read(read)?, read_card(read)?);
                 Self::SealAccount { number, tenant, plastic_id }

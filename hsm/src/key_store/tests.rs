@@ -60,7 +60,7 @@ fn a_key_is_pending_then_active_then_retired_then_destroyed_and_skips_nothing() 
     assert!(matches!(store.destroy(&zone, 1, &check_value, NOW), Err(KeyStoreError::State { .. })));
     assert_eq!(store.activate(&zone, 1, NOW).unwrap().state(), KeyState::Active);
     assert!(matches!(store.activate(&zone, 1, NOW), Err(KeyStoreError::State { .. })));
-    assert_eq!(store.retire(&zone, 1, NOW).unwrap().state(), KeyState::Retired);
+    assert_eq!(store.retire(&zone, 1, &RecordsKept::default(), NOW).unwrap().state(), KeyState::Retired);
     assert!(matches!(store.destroy(&zone, 1, "000000", NOW), Err(KeyStoreError::NotConfirmed { .. })));
     assert_eq!(store.destroy(&zone, 1, &check_value, NOW).unwrap().state(), KeyState::Destroyed);
     assert!(store.keyring.of(&zone).all(|key| key.key.is_none()));
@@ -68,15 +68,51 @@ fn a_key_is_pending_then_active_then_retired_then_destroyed_and_skips_nothing() 
 }
 
 #[test]
-fn a_storage_key_in_use_is_neither_replaced_nor_retired() {
+fn a_storage_key_is_retired_once_a_newer_one_is_in_use_and_no_record_is_under_it() {
     let directory = tempfile::tempdir().unwrap();
     let mut store = store(directory.path());
-    for _ in 0..2 {
-        store.make(name("storage"), KeyAlgorithm::Aes256, NOW).unwrap();
+    let storage = name("storage");
+    for version in [1, 2] {
+        store.make(storage.clone(), KeyAlgorithm::Aes256, NOW).unwrap();
+        if version == 1 {
+            store.activate(&storage, 1, NOW).unwrap();
+        }
     }
-    store.activate(&name("storage"), 1, NOW).unwrap();
-    assert!(matches!(store.activate(&name("storage"), 2, NOW), Err(KeyStoreError::NoRotation { .. })));
-    assert!(matches!(store.retire(&name("storage"), 1, NOW), Err(KeyStoreError::State { .. })));
+    let none = RecordsKept::default();
+    assert!(matches!(store.retire(&storage, 1, &none, NOW), Err(KeyStoreError::Newest { .. })));
+    store.activate(&storage, 2, NOW).unwrap();
+    let mut kept = RecordsKept::default();
+    let record = |key: u8| PinRecord::from_bytes(&[&[1, b'P', 0, key, 4, b'h'][..], &[0; 32]].concat()).unwrap();
+    [1, 1, 2].iter().for_each(|key| kept.count(&record(*key)));
+    assert!(matches!(store.retire(&storage, 1, &kept, NOW), Err(KeyStoreError::InUse { records: 2, .. })));
+    assert!(matches!(store.retire(&storage, 2, &none, NOW), Err(KeyStoreError::Newest { .. })));
+    assert_eq!(store.retire(&storage, 1, &none, NOW).unwrap().state(), KeyState::Retired);
+}
+
+#[test]
+fn a_seal_key_is_retired_when_no_control_can_have_begun_under_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = store(directory.path());
+    let seal = name("seal");
+    for version in [1, 2] {
+        store.make(seal.clone(), KeyAlgorithm::Aes256, NOW).unwrap();
+        store.activate(&seal, version, NOW).unwrap();
+    }
+    let (none, hour) = (RecordsKept::default(), 3_600_000);
+    assert!(matches!(store.retire(&seal, 1, &none, NOW + hour - 1), Err(KeyStoreError::TooSoon { .. })));
+    assert_eq!(store.retire(&seal, 1, &none, NOW + hour).unwrap().state(), KeyState::Retired);
+}
+
+#[test]
+fn an_account_record_or_retry_key_in_use_is_not_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = store(directory.path());
+    for key in ["account", "record", "retry"] {
+        store.make(name(key), KeyAlgorithm::Aes256, NOW).unwrap();
+        store.make(name(key), KeyAlgorithm::Aes256, NOW).unwrap();
+        store.activate(&name(key), 1, NOW).unwrap();
+        assert!(matches!(store.activate(&name(key), 2, NOW), Err(KeyStoreError::NoRotation { .. })), "{key}");
+    }
 }
 
 #[test]

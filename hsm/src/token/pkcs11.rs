@@ -30,6 +30,7 @@ use crate::{
     binding::Level,
     config::Pkcs11,
     error::Error,
+    form::Form,
     keyring::Versions,
     open_error::Pkcs11Error,
     sealed::{ACCOUNT_BYTES, Bound, KeyReference, RECORD_MESSAGE_BYTES_MAX, SealedTzpk, TAG_BYTES},
@@ -122,7 +123,11 @@ impl<L: LevelKeys> Token for Pkcs11Token<L> {
     }
 
     fn current(&self) -> Versions {
-        Versions { storage: self.version, seal: self.version, account: self.version }
+        Versions { storage: self.version, storage_tdes: self.version, seal: self.version, account: self.version }
+    }
+
+    fn has_storage_key(&self, _form: Form, key: KeyReference) -> bool {
+        key == self.version
     }
 
     fn check(&self) -> Result<(), Error> {

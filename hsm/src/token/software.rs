@@ -25,17 +25,19 @@ use crate::{
     clear::{Block, Clear, Tzpk, WideBlock},
     device_key::DeviceKey,
     error::Error,
+    form::Form,
     keyring::{Keys, Versions},
     sealed::{ACCOUNT_BYTES, Bound, KeyReference, NONCE_BYTES, RECORD_MESSAGE_BYTES_MAX, SealedTzpk, TAG_BYTES},
+    versioned::Versioned,
 };
 
 /// Prepared keys.
 pub(crate) struct Software {
-    storage: Aes256,
-    storage_tdes: TdesEde2,
+    storage: Versioned<Aes256>,
+    storage_tdes: Versioned<TdesEde2>,
     tdes_budget: TdesBudget,
     // GCM-SIV, not GCM: random 96-bit nonces pass GCM's bound of 2^32 messages within days at our rates.
-    seal: LessSafeKey,
+    seal: Versioned<LessSafeKey>,
     account: LessSafeKey,
     record: CmacKey,
     retry: CmacKey,
@@ -46,28 +48,37 @@ pub(crate) struct Software {
 impl Software {
     /// Prepares the keys of an opened vault.
     pub(crate) fn new(keys: &Keys, tdes_budget: TdesBudget) -> Result<Self, Error> {
-        let mut zero = Block::zeroed();
-        tdes_encrypt(&keys.storage_tdes, &mut zero);
-        let Versions { storage: KeyReference(storage), seal: KeyReference(seal), account: KeyReference(account) } =
-            keys.versions;
-        let references = vec![
-            format!("storage/{storage}:{}", aes_check_value(&keys.storage)),
-            format!("storage-3des/{storage}:{}", CheckValue::first_of(zero.bytes())),
-            format!("seal/{seal}:{}", aes_check_value(&keys.seal)),
-            format!("account/{account}:{}", aes_check_value(&keys.account)),
-        ];
+        let versions = Versions {
+            storage: keys.storage.version(),
+            storage_tdes: keys.storage_tdes.version(),
+            seal: keys.seal.version(),
+            account: keys.account.version(),
+        };
+        let mut references = aes_references("storage", &keys.storage);
+        references.extend(keys.storage_tdes.iter().map(|(KeyReference(version), key)| {
+            let mut zero = Block::zeroed();
+            tdes_encrypt(key, &mut zero);
+            format!("storage-3des/{version}:{}", CheckValue::first_of(zero.bytes()))
+        }));
+        references.extend(aes_references("seal", &keys.seal));
+        references.extend(aes_references("account", &keys.account));
         Ok(Self {
-            storage: Aes256::new(keys.storage.bytes().into()),
-            storage_tdes: TdesEde2::new(keys.storage_tdes.bytes().into()),
+            storage: keys.storage.prepared(|key| Ok::<_, Error>(Aes256::new(key.bytes().into())))?,
+            storage_tdes: keys.storage_tdes.prepared(|key| Ok::<_, Error>(TdesEde2::new(key.bytes().into())))?,
             tdes_budget,
-            seal: aead(&keys.seal)?,
-            account: aead(&keys.account)?,
-            record: CmacKey::new(&keys.record),
-            retry: CmacKey::new(&keys.retry),
+            seal: keys.seal.prepared(aead)?,
+            account: aead(keys.account.newest())?,
+            record: CmacKey::new(keys.record.newest()),
+            retry: CmacKey::new(keys.retry.newest()),
             keys: references,
-            versions: keys.versions,
+            versions,
         })
     }
+}
+
+fn aes_references(name: &str, keys: &Versioned<Clear<32>>) -> Vec<String> {
+    let each = keys.iter().map(|(KeyReference(version), key)| format!("{name}/{version}:{}", aes_check_value(key)));
+    each.collect()
 }
 
 impl Token for Software {
@@ -81,6 +92,13 @@ impl Token for Software {
 
     fn current(&self) -> Versions {
         self.versions
+    }
+
+    fn has_storage_key(&self, form: Form, key: KeyReference) -> bool {
+        match form {
+            Form::Wrapped | Form::Iso4 => self.storage.get(key).is_some(),
+            Form::Iso3 | Form::Iso0 => self.storage_tdes.get(key).is_some(),
+        }
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -116,17 +134,24 @@ impl HostLevel for Software {
         let mut nonce = [0; NONCE_BYTES];
         self.random(&mut nonce)?;
         // Sealed in place: from here on it is ciphertext.
-        let tag = seal(&self.seal, &nonce, bound, tzpk.bytes_mut())?;
+        let tag = seal(self.seal.newest(), &nonce, bound, tzpk.bytes_mut())?;
         let mut sealed = [0; size_of::<SealedTzpk>()];
         joined(&mut sealed, &[&nonce, tzpk.bytes(), &tag]);
         Ok(IssuedTzpk { wrapped, sealed })
     }
 
-    fn open_block(&self, sealed: &SealedTzpk, bound: &Bound, tzpk: &mut Tzpk, block: &mut Block) -> Result<(), Error> {
+    fn open_block(
+        &self,
+        (key, sealed): (KeyReference, &SealedTzpk),
+        bound: &Bound,
+        tzpk: &mut Tzpk,
+        block: &mut Block,
+    ) -> Result<(), Error> {
+        let seal = self.seal.get(key).ok_or(Error::UnknownKey)?;
         let mut room = Clear::<{ 16 + TAG_BYTES }>::zeroed();
         let (nonce, sealed) = sealed.split_at_checked(NONCE_BYTES).ok_or(broken("tzpk"))?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| broken("tzpk"))?;
-        open(&self.seal, nonce, bound, sealed, room.bytes_mut(), tzpk.bytes_mut()).ok_or(broken("tzpk"))?;
+        open(seal, nonce, bound, sealed, room.bytes_mut(), tzpk.bytes_mut()).ok_or(broken("tzpk"))?;
         tdes_decrypt(tzpk, block);
         Ok(())
     }
@@ -138,25 +163,31 @@ impl HostLevel for Software {
     }
 
     fn storage_encrypt_iso_4(&self, pin_field: &mut WideBlock, account_field: u128) -> Result<(), Error> {
-        encrypt_chain(&self.storage, pin_field, [account_field]);
+        encrypt_chain(self.storage.newest(), pin_field, [account_field]);
         Ok(())
     }
 
-    fn storage_decrypt_iso_4(&self, block: &mut WideBlock, account_field: u128) -> Result<(), Error> {
-        self.storage.decrypt_block(block.bytes_mut().into());
+    fn storage_decrypt_iso_4(
+        &self,
+        key: KeyReference,
+        block: &mut WideBlock,
+        account_field: u128,
+    ) -> Result<(), Error> {
+        let storage = self.storage.get(key).ok_or(Error::UnknownKey)?;
+        storage.decrypt_block(block.bytes_mut().into());
         block.set_nibbles(block.nibbles() ^ account_field);
-        self.storage.decrypt_block(block.bytes_mut().into());
+        storage.decrypt_block(block.bytes_mut().into());
         Ok(())
     }
 
     fn storage_tdes_encrypt(&self, block: &mut Block) -> Result<(), Error> {
         self.tdes_budget.take()?;
-        self.storage_tdes.encrypt_block(block.bytes_mut().into());
+        self.storage_tdes.newest().encrypt_block(block.bytes_mut().into());
         Ok(())
     }
 
-    fn storage_tdes_decrypt(&self, block: &mut Block) -> Result<(), Error> {
-        self.storage_tdes.decrypt_block(block.bytes_mut().into());
+    fn storage_tdes_decrypt(&self, key: KeyReference, block: &mut Block) -> Result<(), Error> {
+        self.storage_tdes.get(key).ok_or(Error::UnknownKey)?.decrypt_block(block.bytes_mut().into());
         Ok(())
     }
 }

@@ -35,6 +35,14 @@ pub(super) fn card_key(card: &CardKey) -> Vec<u8> {
     [card.tenant.as_str().as_bytes(), &[0], card.plastic.as_str().as_bytes()].concat()
 }
 
+/// The card of such a key.
+pub(super) fn card_of_key(key: &[u8]) -> Option<CardKey> {
+    let at = key.iter().position(|byte| *byte == 0)?;
+    let (tenant, plastic) = (key.get(..at)?, key.get(at + 1..)?);
+    let text = |bytes| std::str::from_utf8(bytes).ok();
+    Some(CardKey { tenant: Tenant::parse(text(tenant)?).ok()?, plastic: PlasticId::parse(text(plastic)?).ok()? })
+}
+
 pub(super) fn encode_card(row: &CardRow) -> Vec<u8> {
     let mut bytes = Writer::new();
     bytes.array(&row.hour.to_be_bytes());

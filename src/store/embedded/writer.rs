@@ -12,7 +12,7 @@ use hashbrown::HashMap;
 
 use super::{
     HEAD_KEY, QueueState, Shared, UNKNOWN, card_of,
-    codec::{CardRow, card_key, decode_card, decode_control, encode_card, encode_control, encode_pin},
+    codec::{CardRow, card_key, decode_card, decode_control, decode_pin, encode_card, encode_control, encode_pin},
     damaged, encode_head,
     live::{Row, SHARDS},
     locked,
@@ -28,7 +28,7 @@ use crate::{
     card::{Card, CardKey, RegisteredAccount},
     clock::{self, UnixMillis},
     control::{Control, ControlId, Event, advance},
-    store::{Admission, AdvanceError, OpenError, RegisterError, StoreError, StoredPin, UnknownCards},
+    store::{Admission, AdvanceError, OpenError, RegisterError, RemadePin, StoreError, StoredPin, UnknownCards},
 };
 
 /// The most changes in one commit: bounds how long the first of them waits for the last.
@@ -67,6 +67,10 @@ pub(super) enum Change {
         now: UnixMillis,
         pin: Option<StoredPin>,
         reply: Promise<Result<(), AdvanceError>>,
+    },
+    Remake {
+        remade: Vec<RemadePin>,
+        reply: Promise<Result<u64, StoreError>>,
     },
     Note {
         reply: Promise<Result<(), StoreError>>,
@@ -190,6 +194,7 @@ impl<'a> Batch<'a> {
             Change::Advance { id, event, now, pin, reply } => {
                 Reply::Advance(reply, self.audited(line, |batch| batch.advance(id, event, now, pin)))
             }
+            Change::Remake { remade, reply } => Reply::Remake(reply, self.remake(remade, line)),
             Change::Note { reply } => Reply::Note(reply, self.audited(line, |_| Ok(()))),
         }
     }
@@ -263,6 +268,32 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
+    /// Of records that are no longer what they were, a newer PIN stands.
+    fn remake(&mut self, remade: Vec<RemadePin>, mut line: Line) -> Result<u64, StoreError> {
+        let mut standing = Vec::with_capacity(remade.len());
+        for RemadePin { card, before, after } in remade {
+            let key = card_key(&card);
+            let Some(bytes) = self.shared.pins.get(&key).map_err(unavailable)? else { continue };
+            let row = decode_pin(&bytes).ok_or_else(|| damaged("pins", "a PIN record can't be read"))?;
+            if row.pin.record == before && !self.pins.contains_key(&card) {
+                let pin = StoredPin { record: after, account: row.pin.account };
+                standing.push((card, key, row.set_at, encode_pin(row.set_at, &pin)));
+            }
+        }
+        let count = u64::try_from(standing.len()).unwrap_or(u64::MAX);
+        if count == 0 {
+            return Ok(0);
+        }
+        line.card = format!("{count} records").into();
+        self.audited(line, |batch| {
+            for (card, key, set_at, row) in standing {
+                batch.write.insert(&batch.shared.pins, key, row);
+                batch.pins.insert(card, set_at);
+            }
+            Ok(count)
+        })
+    }
+
     /// Removes controls that nobody can use any more: one shard of those in memory, the oldest pages of those on disk.
     fn sweep(&mut self, shard: usize, pages: &mut Pages) {
         let grace = u64::try_from(SWEEP_GRACE.as_millis()).unwrap_or_default();
@@ -317,6 +348,7 @@ enum Reply {
     Register(Promise<Result<Card, RegisterError>>, Result<Card, RegisterError>),
     Open(Promise<Result<Control, OpenError>>, Result<Box<Control>, OpenError>),
     Advance(Promise<Result<(), AdvanceError>>, Result<(), AdvanceError>),
+    Remake(Promise<Result<u64, StoreError>>, Result<u64, StoreError>),
     Note(Promise<Result<(), StoreError>>, Result<(), StoreError>),
 }
 
@@ -328,6 +360,7 @@ impl Reply {
             Self::Register(reply, answer) => reply.keep(answer, wakes),
             Self::Open(reply, answer) => reply.keep(answer.map(|control| *control), wakes),
             Self::Advance(reply, answer) => reply.keep(answer, wakes),
+            Self::Remake(reply, answer) => reply.keep(answer, wakes),
             Self::Note(reply, answer) => reply.keep(answer, wakes),
         }
     }
@@ -337,6 +370,7 @@ impl Reply {
             Self::Register(reply, _) => reply.keep(Err(error.clone().into()), wakes),
             Self::Open(reply, _) => reply.keep(Err(error.clone().into()), wakes),
             Self::Advance(reply, _) => reply.keep(Err(error.clone().into()), wakes),
+            Self::Remake(reply, _) => reply.keep(Err(error.clone()), wakes),
             Self::Note(reply, _) => reply.keep(Err(error.clone()), wakes),
         }
     }

@@ -8,7 +8,12 @@ use aws_lc_rs::aead::{AES_256_GCM_SIV, Aad, LessSafeKey, Nonce, UnboundKey};
 const NONCE_AT: usize = 39;
 const HEAD_BYTES: usize = NONCE_AT + 12;
 
-/// The AES-256 storage key: the first 32 bytes in a vault that a key file opens.
+/// Where the first key's length stands in a keyring that is in nobody's custody, the key behind it
+/// (`hsm/src/keyring/layout.rs`); its name's code, that of the storage key, stands first of what is told of it.
+const KEY_LENGTH_AT: usize = CODE_AT + 49;
+const CODE_AT: usize = 1 + 32 + 2;
+
+/// The AES-256 storage key: the first in a vault that an engine made and that a key file opens.
 pub fn storage_key_of(vault: &Path, key_file: &Path) -> io::Result<[u8; 32]> {
     let sealed = || io::Error::other("the vault does not open");
     let (vault, key) = (fs::read(vault)?, fs::read(key_file)?);
@@ -17,5 +22,8 @@ pub fn storage_key_of(vault: &Path, key_file: &Path) -> io::Result<[u8; 32]> {
     let key = UnboundKey::new(&AES_256_GCM_SIV, &key).map(LessSafeKey::new).map_err(|_| sealed())?;
     let mut keys = ciphertext.to_vec();
     let opened = key.open_in_place(nonce, Aad::from(head), &mut keys).map_err(|_| sealed())?;
-    opened.first_chunk().copied().ok_or_else(sealed)
+    match (opened.get(CODE_AT), opened.get(KEY_LENGTH_AT..).and_then(|rest| rest.split_first())) {
+        (Some(0), Some((32, key))) => key.first_chunk().copied().ok_or_else(sealed),
+        _ => Err(io::Error::other("the vault does not begin with a storage key")),
+    }
 }

@@ -15,7 +15,7 @@ use crate::{
     clear::{Block, Tzpk, WideBlock},
     device_key::DeviceKey,
     error::Error,
-    sealed::{Bound, SealedTzpk},
+    sealed::{Bound, KeyReference, SealedTzpk},
     token::{HostLevel, IssuedTzpk, Token, WrappedTzpk, host_tzpk, software},
 };
 
@@ -23,6 +23,11 @@ use crate::{
 const TZPK_BYTES: usize = 16;
 
 impl Pkcs11Token<HostKeys> {
+    /// A token serves with the keys of one version.
+    fn is_mine(&self, key: KeyReference) -> Result<(), Error> {
+        if key == self.version { Ok(()) } else { Err(Error::UnknownKey) }
+    }
+
     fn seal_key(&self) -> Result<SealKey, Error> {
         self.call(|_, keys| Ok(keys.level.seal))
     }
@@ -48,7 +53,14 @@ impl HostLevel for Pkcs11Token<HostKeys> {
         Ok(IssuedTzpk { wrapped, sealed })
     }
 
-    fn open_block(&self, sealed: &SealedTzpk, bound: &Bound, tzpk: &mut Tzpk, block: &mut Block) -> Result<(), Error> {
+    fn open_block(
+        &self,
+        (key, sealed): (KeyReference, &SealedTzpk),
+        bound: &Bound,
+        tzpk: &mut Tzpk,
+        block: &mut Block,
+    ) -> Result<(), Error> {
+        self.is_mine(key)?;
         match self.seal_key()? {
             SealKey::Wrapping(seal) => {
                 let key_wrap = self.opened(sealed, bound, WRAPPED_TZPK_BYTES)?;
@@ -87,7 +99,13 @@ impl HostLevel for Pkcs11Token<HostKeys> {
         encrypt(pin_field)
     }
 
-    fn storage_decrypt_iso_4(&self, block: &mut WideBlock, account_field: u128) -> Result<(), Error> {
+    fn storage_decrypt_iso_4(
+        &self,
+        key: KeyReference,
+        block: &mut WideBlock,
+        account_field: u128,
+    ) -> Result<(), Error> {
+        self.is_mine(key)?;
         let decrypt = |block: &mut WideBlock| {
             // The stored block; then one that only together with the account field is the PIN field's cipher.
             let cipher = *block.bytes();
@@ -106,7 +124,8 @@ impl HostLevel for Pkcs11Token<HostKeys> {
         Ok(())
     }
 
-    fn storage_tdes_decrypt(&self, block: &mut Block) -> Result<(), Error> {
+    fn storage_tdes_decrypt(&self, key: KeyReference, block: &mut Block) -> Result<(), Error> {
+        self.is_mine(key)?;
         let cipher = *block.bytes();
         self.call(|session, keys| session.decrypt(&Mechanism::Des3Ecb, keys.level.tdes, &cipher, block.bytes_mut()))
     }

@@ -1,0 +1,180 @@
+//! The storage key rotates under load and under kills: nothing lost, nothing left under the old key.
+
+use std::{
+    path::Path,
+    process::{Command, Output},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use device::Device;
+use futures::future::join_all;
+use pinseal::store::embedded::{Embedded, EmbeddedConfig};
+
+use crate::{
+    ceremony::{ALL, Ceremony, ENOUGH},
+    engine_process::{Client, EngineProcess, device},
+};
+
+/// How many PINs there are; `PINSEAL_ROTATION_RECORDS` says another number, for a measurement.
+const RECORDS: u64 = 1_400;
+const CLIENTS: u64 = 8;
+const KILLS: u32 = 5;
+const DONE: &str = "rotation: every PIN record is under the newest storage key";
+
+fn records() -> u64 {
+    std::env::var("PINSEAL_ROTATION_RECORDS").map_or(RECORDS, |number| number.parse().unwrap())
+}
+
+/// The engine's lines for a rate at which the kills fall into the middle.
+fn settings(records_per_second: u64) -> String {
+    format!(
+        "[control]\nlifetime_seconds = 3600\nper_card_per_hour_max = 1000000\n\
+         [rotation]\nrecords_per_second = {records_per_second}"
+    )
+}
+
+fn card(number: u64) -> String {
+    (100_000 + number).to_string()
+}
+
+fn pin(number: u64) -> String {
+    format!("{:05}9", (number * 7_919 + 13) % 100_000)
+}
+
+/// Sets or views the PINs of every card, each client its share.
+async fn each_card(engine: &EngineProcess, device: &Arc<Device>, set: bool) {
+    let share = |first: u64, mut client: Client| {
+        let device = Arc::clone(device);
+        tokio::spawn(async move {
+            for number in (first..records()).step_by(CLIENTS as usize) {
+                if set {
+                    if let Err(status) = client.set(&device, &card(number), &pin(number)).await {
+                        // One that the policy refuses is left out, and is left out again below.
+                        assert_eq!(crate::engine_process::reason(&status), "PIN_REFUSED", "{status:?}");
+                    }
+                } else {
+                    match client.view(&device, &card(number)).await {
+                        Ok(shown) => assert_eq!(shown, pin(number), "card {number}"),
+                        Err(status) => assert_eq!(crate::engine_process::reason(&status), "PIN_NOT_SET", "{number}"),
+                    }
+                }
+            }
+        })
+    };
+    let mut shares = Vec::new();
+    for first in 0..CLIENTS {
+        shares.push(share(first, engine.client().await));
+    }
+    join_all(shares).await.into_iter().for_each(|share| share.unwrap());
+}
+
+/// Sets and views PINs of cards of its own until the engine dies; counts those that it saw.
+async fn load(mut client: Client, device: Arc<Device>, seen: Arc<AtomicU64>, number: u64) {
+    for round in 0.. {
+        let (card, pin) =
+            ((900_000 + number).to_string(), format!("{:05}7", (round * 6_007 + number * 31 + 5) % 100_000));
+        match client.set(&device, &card, &pin).await {
+            Ok(()) => match client.view(&device, &card).await {
+                Ok(shown) => {
+                    assert_eq!(shown, pin);
+                    seen.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(_) => return,
+            },
+            Err(status) if status.code() == tonic::Code::FailedPrecondition => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// How many records there are under each storage key, read off the store of a stopped engine.
+fn records_under(directory: &Path) -> (u64, u64) {
+    let store = Embedded::open(&EmbeddedConfig::existing(directory.join("data/store"))).unwrap();
+    let all = store.pins_page(None, usize::MAX).unwrap();
+    let key = |record: &[u8]| hsm::PinRecord::from_bytes(record).unwrap().storage_key().0;
+    let under = |version| all.iter().filter(|(_, pin)| key(&pin.record) == version).count() as u64;
+    let (old, new) = (under(1), under(2));
+    assert_eq!(old + new, all.len() as u64);
+    (old, new)
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storage_key_rotates_under_load_and_five_kills_and_every_pin_still_views_under_the_new_one() {
+    let ceremony = Ceremony::prepared();
+    let directory = ceremony.directory();
+    let device = Arc::new(device());
+    let engine = EngineProcess::start(directory, &settings(2_000));
+    each_card(&engine, &device, true).await;
+    assert_eq!(engine.terminate(), 0);
+    let (before, none) = records_under(directory);
+    assert!(before > records() * 9 / 10 && none == 0);
+
+    // Two of them hold a ceremony while no engine runs: an engine takes its keys up when it starts.
+    ceremony.well("begin", ALL, &["--roster", ceremony.at("roster.toml").to_str().unwrap()]);
+    for key in ["storage", "seal"] {
+        ceremony.well("make", ENOUGH, &[key]);
+        ceremony.well("activate", ENOUGH, &[&format!("{key}/2")]);
+    }
+    let refused = ceremony.refused("retire", ENOUGH, &["storage/1"]);
+    assert!(refused.contains(&format!("{before} PIN records are under storage/1")), "{refused}");
+
+    // So slow that each life of the engine does little more than a page, and the last finds some left.
+    let slow = settings(before / 10);
+    let (mut last_old, mut in_the_middle) = (before, 0);
+    for _ in 0..KILLS {
+        let engine = EngineProcess::start(directory, &slow);
+        let seen = Arc::new(AtomicU64::new(0));
+        let mut clients = Vec::new();
+        for number in 0..CLIENTS {
+            clients.push(tokio::spawn(load(engine.client().await, device.clone(), seen.clone(), number)));
+        }
+        crate::isolation::soon("there is no load", async || (seen.load(Ordering::Relaxed) >= CLIENTS).then_some(()))
+            .await;
+        engine.kill();
+        join_all(clients).await.into_iter().for_each(|client| client.unwrap());
+        let (old, _) = records_under(directory);
+        assert!(old <= last_old, "a record went back under the old key");
+        in_the_middle += u32::from(old > 0 && old < before);
+        last_old = old;
+    }
+    assert!(in_the_middle > 0, "no kill fell into the middle of the rotation: {last_old} of {before} left");
+
+    let engine = EngineProcess::start(directory, &settings(1_000_000));
+    let began = std::time::Instant::now();
+    crate::isolation::soon("the rotation did not end", async || engine.log().contains(DONE).then_some(())).await;
+    println!("{last_old} records made anew in {:?} after the last kill", began.elapsed());
+    each_card(&engine, &device, false).await;
+    assert_eq!(engine.terminate(), 0);
+    let (old, new) = records_under(directory);
+    assert!(old == 0 && new >= before, "{old} left, {new} of {before}");
+
+    ceremony.well("retire", ENOUGH, &["storage/1"]);
+    let seal = ceremony.refused("retire", ENOUGH, &["seal/1"]);
+    assert!(seal.contains("may be needed for an hour"), "{seal}");
+    let engine = EngineProcess::start(directory, &settings(2_000));
+    each_card(&engine, &device, false).await;
+    assert_eq!(engine.terminate(), 0);
+
+    let store = directory.join("data/store");
+    let pinseal = || Command::new(env!("CARGO_BIN_EXE_pinseal"));
+    let verified = pinseal().args(["audit", "verify", "--store"]).arg(&store).output().unwrap();
+    assert!(verified.status.success(), "{}", said(&verified));
+    let lines = pinseal().args(["audit", "export", "--store"]).arg(&store).output().unwrap().stdout;
+    let lines = String::from_utf8(lines).unwrap();
+    let remade = |line: &str| -> Option<u64> {
+        let entry: serde_json::Value = serde_json::from_str(line).unwrap();
+        let counted = entry["card"].as_str()?.strip_suffix(" records")?.parse().ok()?;
+        (entry["action"] == "remake_records").then_some(counted)
+    };
+    // Each record was made anew once, and the chain tells of each; those set anew under load were not.
+    let told: u64 = lines.lines().filter_map(remade).sum();
+    assert!(told <= before + CLIENTS && told + CLIENTS >= before, "the chain tells of {told} of {before}");
+    assert!(lines.contains("\"action\":\"end_rotation\""));
+}
