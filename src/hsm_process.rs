@@ -8,6 +8,7 @@ mod serve;
 
 use std::{
     fs, io,
+    mem::ManuallyDrop,
     os::unix::{
         fs::PermissionsExt,
         net::{UnixListener, UnixStream},
@@ -68,7 +69,8 @@ pub fn run(arguments: HsmArguments) -> Result<(), HsmProcessError> {
         let keys = if config.confinement.token.is_some() { escape::Keys::Token } else { escape::Keys::Vault };
         // Asked before: a confined process does not even learn that.
         let parent = rustix::process::getppid().ok_or(HsmProcessError::NoParent)?;
-        let _hands = open_confined(config)?;
+        // Never dropped: a token's sessions, closed by threads of their own, would meet its module at its end.
+        let _hands = ManuallyDrop::new(open_confined(config)?);
         return match escape::try_all(keys, parent, &file, &mut io::stdout()).map_err(HsmProcessError::Told)? {
             0 => Ok(()),
             count => Err(HsmProcessError::LetThrough { count }),

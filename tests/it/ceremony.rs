@@ -432,6 +432,18 @@ fn a_component_shown_or_typed_on_a_terminal_is_afterwards_in_no_scrollback_argum
     terminal.until("loaded storage/1");
     assert!(around.contains("transcript.jsonl"), "the search of arguments is blind");
 
+    // Given up in the middle: the screen and the echo are as they were.
+    terminal.types(&line("make-components", &[]));
+    terminal.until("alice, press Enter:");
+    terminal.types("");
+    let shown = terminal.until("Press Enter when it is written down:");
+    let groups = shown.lines().map(str::trim).find(|line| line.split(' ').count() == 16).unwrap().to_owned();
+    components.push((groups, String::new()));
+    assert!(terminal.tmux(&["send-keys", "C-c"]).status.success());
+    terminal.until("the input ended before the component did");
+    terminal.types("echo typed and $((40 + 2)) seen");
+    assert!(terminal.until("typed and 42 seen").contains("$((40 + 2))"), "what is typed is not seen any more");
+
     let left = terminal.shows();
     for (groups, _) in &components {
         let digits = groups.replace(' ', "");

@@ -4,9 +4,10 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read, Write},
+    os::fd::AsFd,
 };
 
-use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr};
 
 use super::ComponentError;
 use crate::{check_value::CheckValue, clear::ClearBytes};
@@ -39,8 +40,9 @@ impl Desk {
 
     /// Standard input and output: a component a line in, with its check value on the next; a line a component out.
     pub fn pipes() -> Result<Self, ComponentError> {
-        let output = OpenOptions::new().write(true).open("/dev/stdout")?;
-        Ok(Self { input: File::open("/dev/stdin")?, output, kind: Kind::Pipes })
+        // Not `io::stdin`, which reads ahead into a buffer of its own.
+        let input = io::stdin().as_fd().try_clone_to_owned()?.into();
+        Ok(Self { input, output: io::stdout().as_fd().try_clone_to_owned()?.into(), kind: Kind::Pipes })
     }
 
     pub(super) fn ask_component(
@@ -129,21 +131,31 @@ impl Desk {
         self.read_line(&mut line).map(drop)
     }
 
-    /// A line, without its end and without echo; how many characters it has.
+    /// A line, without its end and without echo; how many characters it has. On a terminal Ctrl-C and Ctrl-D end it as
+    /// characters, not as signals: the terminal is always left as it was.
     fn read_line(&mut self, line: &mut ClearBytes) -> Result<usize, ComponentError> {
-        let Kind::Terminal(as_it_was) = &self.kind else { return read_line(&mut self.input, line) };
+        let Kind::Terminal(as_it_was) = &self.kind else { return read_line(&mut self.input, line, Source::Pipe) };
         let mut silent = (**as_it_was).clone();
-        silent.local_modes.remove(LocalModes::ECHO | LocalModes::ECHOE | LocalModes::ECHOK);
-        silent.local_modes.insert(LocalModes::ECHONL | LocalModes::ICANON);
-        tcsetattr(&self.input, OptionalActions::Flush, &silent).map_err(io::Error::from)?;
-        let read = read_line(&mut self.input, line);
-        tcsetattr(&self.input, OptionalActions::Flush, as_it_was).map_err(io::Error::from)?;
+        silent.local_modes.remove(LocalModes::ECHO | LocalModes::ECHONL | LocalModes::ICANON | LocalModes::ISIG);
+        silent.special_codes[SpecialCodeIndex::VMIN] = 1;
+        silent.special_codes[SpecialCodeIndex::VTIME] = 0;
+        tcsetattr(&self.input, OptionalActions::Drain, &silent).map_err(io::Error::from)?;
+        let read = read_line(&mut self.input, line, Source::Keyboard);
+        tcsetattr(&self.input, OptionalActions::Drain, as_it_was).map_err(io::Error::from)?;
+        self.output.write_all(b"\r\n")?;
         read
     }
 }
 
+/// Where a line comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Pipe,
+    Keyboard,
+}
+
 /// Byte by byte, into this place alone: no buffer keeps what was read ahead.
-fn read_line(input: &mut File, line: &mut ClearBytes) -> Result<usize, ComponentError> {
+fn read_line(input: &mut File, line: &mut ClearBytes, from: Source) -> Result<usize, ComponentError> {
     let mut length = 0;
     loop {
         let Some(place) = line.bytes_mut().get_mut(length..=length) else {
@@ -154,7 +166,11 @@ fn read_line(input: &mut File, line: &mut ClearBytes) -> Result<usize, Component
         }
         match place {
             [b'\n'] => return Ok(length),
+            [b'\r'] if from == Source::Keyboard => return Ok(length),
             [b'\r'] => {}
+            // Backspace, and what ends it.
+            [0x08 | 0x7F] if from == Source::Keyboard => length = length.saturating_sub(1),
+            [0x03 | 0x04] if from == Source::Keyboard => return Err(ComponentError::Ended),
             _ => length += 1,
         }
     }
