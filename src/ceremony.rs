@@ -7,6 +7,7 @@
 
 pub mod command;
 pub mod deed;
+mod hexadecimal;
 pub mod roster;
 pub mod session;
 pub mod transcript;

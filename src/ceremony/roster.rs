@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use super::deed::{hex, unhex};
+use super::hexadecimal::{hex, unhex};
 
 /// How many custodians there may be: as many as a key may have components.
 const CUSTODIANS: std::ops::RangeInclusive<usize> = 2..=9;

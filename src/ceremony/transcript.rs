@@ -13,7 +13,8 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::{
-    deed::{Deed, Key, hex, unhex},
+    deed::{Deed, Key},
+    hexadecimal::{hex, unhex},
     roster::{Person, Present, Roster},
 };
 

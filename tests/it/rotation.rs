@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// How many PINs there are; `PINSEAL_ROTATION_RECORDS` says another number, for a measurement.
-const RECORDS: u64 = 1_400;
+const RECORDS: u64 = 800;
 const CLIENTS: u64 = 8;
 const KILLS: u32 = 5;
 const DONE: &str = "rotation: every PIN record is under the newest storage key";
@@ -125,8 +125,8 @@ async fn a_storage_key_rotates_under_load_and_five_kills_and_every_pin_still_vie
     let refused = ceremony.refused("retire", ENOUGH, &["storage/1"]);
     assert!(refused.contains(&format!("{before} PIN records are under storage/1")), "{refused}");
 
-    // So slow that each life of the engine does little more than a page, and the last finds some left.
-    let slow = settings(before / 10);
+    // So slow that each life of the engine does a page at once and waits long before the next.
+    let slow = settings(before / 40);
     let (mut last_old, mut in_the_middle) = (before, 0);
     for _ in 0..KILLS {
         let engine = EngineProcess::start(directory, &slow);
