@@ -290,14 +290,8 @@ pub fn run(arguments: CeremonyArguments) -> Result<(), CeremonyError> {
 fn begin(at: &At, roster: &Path, now: u64) -> Result<(), CeremonyError> {
     let roster = read_roster(roster)?;
     let vault = config::load_vault(&at.config)?;
-    Session::begin(vault, &at.transcript, roster, &at.present, now)?;
-    let read = Transcript::read(&read_text(&at.transcript)?)?;
-    let told = read.entries.last().map(|entry| entry.deed.clone());
-    let mut out = io::stdout().lock();
-    if let Some(deed) = told {
-        if at.json { writeln!(out, "{}", json!(deed))? } else { writeln!(out, "{deed}")? }
-    }
-    Ok(())
+    let (mut session, deed) = Session::begin(vault, &at.transcript, roster, &at.present, now)?;
+    at.done(&mut session, deed)
 }
 
 fn make_in_components(at: &At, algorithm: KeyAlgorithm) -> Result<(), CeremonyError> {

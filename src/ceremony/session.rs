@@ -30,14 +30,14 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Begins a ceremony: a new transcript, and the vault in the custody of a roster.
+    /// Begins a ceremony: a new transcript, and the vault in the custody of a roster. The deed is to be recorded first.
     pub(super) fn begin(
         vault: hsm::Vault,
         transcript: &Path,
         roster: Roster,
         keys: &[PathBuf],
         now: u64,
-    ) -> Result<Self, SessionError> {
+    ) -> Result<(Self, Deed), SessionError> {
         if transcript.exists() {
             return Err(SessionError::Exists { path: transcript.to_owned() });
         }
@@ -49,11 +49,8 @@ impl Session {
             None => store.take_into_custody(roster.hash()),
         }
         let head = store.last_entry();
-        let mut session = Self { roster, present, store, transcript: transcript.to_owned(), number: 0, head };
-        let held = session.store.keys().map(Key::of).collect();
-        let roster = session.roster.clone();
-        session.record(Deed::Begin { roster, keys: held })?;
-        Ok(session)
+        let deed = Deed::Begin { roster: roster.clone(), keys: store.keys().map(Key::of).collect() };
+        Ok((Self { roster, present, store, transcript: transcript.to_owned(), number: 0, head }, deed))
     }
 
     /// Goes on with one.
