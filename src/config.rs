@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 #[cfg(feature = "keys")]
-pub use self::hsm::{HsmProcess, Token, load_token, load_vault};
+pub use self::hsm::{HsmProcess, Token, load_keys, load_token};
 #[cfg(feature = "edge")]
 pub use edge::Edge;
 #[cfg(feature = "keys")]

@@ -92,6 +92,7 @@ fn token(module: &str, module_parameters: Option<CString>, key_handling: KeyHand
         slot: SlotName::Label("bench".into()),
         user_pin: "2468".to_owned().into(),
         key_version: 1,
+        storage_key_versions: Vec::new(),
         key_handling,
         callers,
         sessions: THREADS,

@@ -92,7 +92,7 @@ impl Boundary {
         }
     }
 
-    /// Makes a record anew under the newest storage key. At level `token` a token has the keys of one version.
+    /// Makes a record anew under the newest storage key.
     pub(crate) fn remake(
         &self,
         record: &PinRecord,
@@ -102,7 +102,7 @@ impl Boundary {
         self.check_record(record, card)?;
         match self {
             Self::Host(at_host) => at_host.remake(record, card, account),
-            Self::Token(_) => Err(Error::UnknownKey),
+            Self::Token(at_token) => at_token.remake(record, card, account),
         }
     }
 

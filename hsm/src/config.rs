@@ -71,8 +71,10 @@ pub struct Pkcs11 {
     pub slot: SlotName,
     /// The user PIN. Wiped when dropped; it is needed again whenever the token comes back.
     pub user_pin: Zeroizing<String>,
-    /// The version of the keys, as the two bytes of their CKA_ID say it.
+    /// The version of the keys, as the two bytes of their CKA_ID say it, where no register in the token says more.
     pub key_version: u16,
+    /// The versions of the storage keys, likewise: the newest makes, the others open what they made. Empty for the one above.
+    pub storage_key_versions: Vec<u16>,
     /// Where the keys are used.
     pub key_handling: KeyHandling,
     /// Whose threads call the token.

@@ -207,7 +207,6 @@ impl Prepared {
             until: config.wanted.form.as_ref().and_then(StoredForm::until).map(str::to_owned),
             keys: boundary.token().keys(),
             storage: boundary.token().current().storage,
-            storage_tdes: boundary.token().current().storage_tdes,
             memory,
             persistence,
         };
@@ -387,6 +386,7 @@ mod tests {
                 slot,
                 user_pin: "2468".to_owned().into(),
                 key_version: 1,
+                storage_key_versions: Vec::new(),
                 key_handling,
                 callers: if name == "nss" { Callers::Inline } else { Callers::Workers },
                 sessions: 4,
@@ -556,7 +556,7 @@ mod tests {
         let old = now(hsm.accept(&issued.sealed, &binding(), &block, account)).unwrap().record;
         assert!(hsm.status().is_current(&old) && !hsm.status().rotates());
 
-        let mut store = crate::key_store::KeyStore::open(vault(), 2).unwrap();
+        let mut store = crate::key_store::KeyStore::open(KeysConfig::Vault(vault()), &Wanted::default(), 2).unwrap();
         for name in [crate::keyring::KeyName::Storage, crate::keyring::KeyName::Seal] {
             store.make(name.clone(), crate::keyring::KeyAlgorithm::Aes256, 2).unwrap();
             store.activate(&name, 2, 2).unwrap();

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! frame     length(4) of what follows   number(8)   body
-//! hello     number 0                    "PINSEAL" version(2)                        to the boundary, first of all
-//! welcome   number 0                    "PINSEAL" version(2)  00 status | 01 text   back, first of all
+//! hello     number 0                    "PINSEAL" version(3)                        to the boundary, first of all
+//! welcome   number 0                    "PINSEAL" version(3)  00 status | 01 text   back, first of all
 //! request   number of the caller's      deadline(8) operation(1) arguments
 //! reply     the same number             00 result | error code(1) and its words
 //! ```
@@ -30,7 +30,7 @@ use crate::status::Status;
 /// The longest frame, in bytes, its length not counted: a view's request, with a device key of 4096 bits, is under 1 KiB.
 pub const FRAME_BYTES_MAX: usize = 4 * 1024;
 /// The version this release speaks.
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 const MAGIC: &[u8; 7] = b"PINSEAL";
 const LENGTH_BYTES: usize = 4;
 const NUMBER_BYTES: usize = 8;

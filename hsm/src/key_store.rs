@@ -1,28 +1,30 @@
-//! A vault as a ceremony changes it: keys are made, loaded, taken from key blocks and given out in them, made active,
-//! retired, destroyed. Nothing is on disk before [`KeyStore::commit`].
+//! The keys of a vault or of a token as a ceremony changes them: they are made, loaded, taken from key blocks and given out
+//! in them, made active, retired, destroyed. A vault has nothing on disk before [`KeyStore::commit`]; of a key that a token
+//! holds before it, nothing is told.
 //!
 //! Who may do it is not decided here. What must never enter: a clear key that leaves.
 
-use std::{
-    collections::HashMap,
-    fs::{File, OpenOptions},
-    os::unix::fs::OpenOptionsExt,
-    path::PathBuf,
-};
+mod home;
+
+use std::path::PathBuf;
 
 use aws_lc_rs::rand;
 use thiserror::Error;
 
+use self::home::{Home, KeptKey};
 use crate::{
+    binding::Level,
     check_value::CheckValue,
+    clear::ClearBytes,
     component::{ComponentError, Components},
-    config::{LockMemory, Unlock, Vault},
+    config::{Keys, LockMemory, Wanted},
     form::Form,
     harden::harden,
     keyblock::{Header, KeyBlock, KeyBlockError, ProtectionKey, Purpose, Version},
-    keyring::{KeyAlgorithm, KeyInfo, KeyName, KeyState, Keyring, RingKey, Travels, check_value, is_weak, random_key},
+    keyring::{KeyAlgorithm, KeyInfo, KeyName, KeyState, Keyring, NewKey, Travels, check_value, is_weak},
+    open_error::{OpenError, Pkcs11Error},
     sealed::PinRecord,
-    vault::{self, VaultError, VaultWrite},
+    vault::VaultError,
 };
 
 /// How long a control may live, at most.
@@ -31,64 +33,70 @@ const CONTROL_MILLISECONDS_MAX: u64 = 3_600_000;
 /// How many PIN records are under each storage key, as whoever has counted them says.
 #[derive(Default)]
 pub struct RecordsKept {
-    under: HashMap<(StorageFamily, u16), u64>,
+    under: Vec<(Under, u64)>,
 }
 
-#[derive(PartialEq, Eq, Hash)]
-enum StorageFamily {
-    Aes,
-    Tdes,
+/// What names the storage key of a record.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Under {
+    form: Form,
+    level: Level,
+    version: u16,
+}
+
+impl Under {
+    fn key(self) -> (KeyName, u16) {
+        let name = match (self.level, self.form) {
+            (Level::Host, Form::Wrapped | Form::Iso4) => KeyName::Storage,
+            (Level::Host, Form::Iso3 | Form::Iso0) => KeyName::StorageTdes,
+            (Level::Token, Form::Wrapped) => KeyName::StorageWrapped,
+            (Level::Token, Form::Iso4) => KeyName::StorageIso4,
+            (Level::Token, Form::Iso3 | Form::Iso0) => KeyName::StorageIso3,
+        };
+        (name, self.version)
+    }
 }
 
 impl RecordsKept {
     /// Counts one more.
     pub fn count(&mut self, record: &PinRecord) {
-        let family = match record.form() {
-            Form::Wrapped | Form::Iso4 => StorageFamily::Aes,
-            Form::Iso3 | Form::Iso0 => StorageFamily::Tdes,
-        };
-        *self.under.entry((family, record.storage_key().0)).or_default() += 1;
+        self.count_many(record.form(), record.made_at().level, record.storage_key().0, 1);
+    }
+
+    /// Counts so many more of a form, made at a level, under a version of its storage key.
+    pub fn count_many(&mut self, form: Form, level: Level, version: u16, records: u64) {
+        let under = Under { form, level, version };
+        match self.under.iter_mut().find(|(found, _)| *found == under) {
+            Some((_, counted)) => *counted += records,
+            None => self.under.push((under, records)),
+        }
     }
 
     fn under(&self, name: &KeyName, version: u16) -> u64 {
-        let family = match name {
-            KeyName::Storage => StorageFamily::Aes,
-            KeyName::StorageTdes => StorageFamily::Tdes,
-            _ => return 0,
-        };
-        self.under.get(&(family, version)).copied().unwrap_or_default()
+        let of_key = self.under.iter().filter(|(under, _)| under.key() == (name.clone(), version));
+        of_key.map(|(_, records)| records).sum()
     }
 }
 
-/// A vault, opened to be changed; nobody else may change it meanwhile.
+/// The keys of a vault or a token, opened to be changed; nobody else may change them meanwhile.
 pub struct KeyStore {
     keyring: Keyring,
-    path: PathBuf,
-    unlock: Unlock,
-    write: VaultWrite,
-    _lock: File,
+    home: Home,
 }
 
 impl KeyStore {
-    /// Hardens the process and opens a vault; where there is none yet it is empty, and made with the first commit.
-    pub fn open(vault: Vault, now: u64) -> Result<Self, KeyStoreError> {
+    /// Hardens the process and opens a vault or logs in to a token, whose keys are those of the wanted level. A vault that is
+    /// not there yet is empty, and made with the first commit.
+    pub fn open(keys: Keys, wanted: &Wanted, now: u64) -> Result<Self, KeyStoreError> {
         // Where memory can't be locked a ceremony goes on: it is short, and whoever leads it has chosen the machine.
         harden(LockMemory::Try).map_err(|error| KeyStoreError::Harden(error.to_string()))?;
-        let Vault::File { path, unlock } = vault else { return Err(KeyStoreError::Memory) };
-        let lock_path = path.with_extension("lock");
-        if let Some(directory) = path.parent() {
-            std::fs::create_dir_all(directory).map_err(|error| VaultError::Io { path: path.clone(), error })?;
-        }
-        let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&lock_path);
-        let lock = lock.map_err(|error| VaultError::Io { path: lock_path, error })?;
-        lock.try_lock().map_err(|_| KeyStoreError::Locked { path: path.clone() })?;
-        if !path.exists() {
-            return Ok(Self { keyring: Keyring::empty(), path, unlock, write: VaultWrite::New, _lock: lock });
-        }
-        let vault = Vault::File { path, unlock };
-        let keyring = Keyring::open_or_make(&vault, now)?;
-        let Vault::File { path, unlock } = vault else { return Err(KeyStoreError::Memory) };
-        Ok(Self { keyring, path, unlock, write: VaultWrite::Over, _lock: lock })
+        let (home, keyring) = Home::open(keys, wanted, now)?;
+        Ok(Self { keyring, home })
+    }
+
+    /// What a key may be used with here, the first where nothing is said; none where there is no such key.
+    pub fn algorithms(&self, name: &KeyName) -> &'static [KeyAlgorithm] {
+        self.home.algorithms(name)
     }
 
     /// What is told of every key, in the order they came.
@@ -113,27 +121,24 @@ impl KeyStore {
 
     /// Makes a fresh key, pending.
     pub fn make(&mut self, name: KeyName, algorithm: KeyAlgorithm, now: u64) -> Result<KeyInfo, KeyStoreError> {
-        suits(&name, algorithm)?;
-        let key = random_key(algorithm)?;
-        let travels = if name.is_an_engines() { Travels::Never } else { Travels::On };
-        Ok(self.keyring.put(name, algorithm, travels, key, now).clone())
+        let new = self.next(name, algorithm)?;
+        let kept = self.home.make(&new)?;
+        Ok(self.put(new, kept, now))
     }
 
     /// Loads a key from its components, pending.
     pub fn load(&mut self, name: KeyName, components: &Components, now: u64) -> Result<KeyInfo, KeyStoreError> {
-        let algorithm = components.algorithm();
-        suits(&name, algorithm)?;
+        let new = self.next(name, components.algorithm())?;
         let key = components.combined()?;
-        let found = check_value(algorithm, &key);
-        self.is_new(found, &name)?;
-        let travels = if name.is_an_engines() { Travels::Never } else { Travels::On };
-        Ok(self.keyring.put(name, algorithm, travels, key, now).clone())
+        self.is_new(check_value(new.algorithm, &key), &new.name)?;
+        let kept = self.home.keep(&new, key)?;
+        Ok(self.put(new, kept, now))
     }
 
     /// Puts a pending key into use. The newest of its name makes from then on; older ones open what they made, until they
     /// are retired.
     pub fn activate(&mut self, name: &KeyName, version: u16, now: u64) -> Result<KeyInfo, KeyStoreError> {
-        if matches!(name, KeyName::Account | KeyName::Record | KeyName::Retry)
+        if !name.rotates()
             && let Some(active) = self.keyring.active(name)
         {
             return Err(KeyStoreError::NoRotation { active: active.info.reference() });
@@ -170,13 +175,14 @@ impl KeyStore {
             return Err(KeyStoreError::InUse { key: reference, records });
         }
         let since = now.saturating_sub(newest.info.activated_at.unwrap_or(now));
-        if *name == KeyName::Seal && since < CONTROL_MILLISECONDS_MAX {
+        if matches!(name, KeyName::Seal | KeyName::SealEncrypting) && since < CONTROL_MILLISECONDS_MAX {
             return Err(KeyStoreError::TooSoon { key: reference });
         }
         Ok(())
     }
 
-    /// Wipes a retired key; what is told of it stays. `confirmed` is its check value, read off by a second person.
+    /// Wipes a retired key; what is told of it stays. `confirmed` is its check value, read off by a second person, or `none`
+    /// where it has none.
     pub fn destroy(
         &mut self,
         name: &KeyName,
@@ -185,7 +191,7 @@ impl KeyStore {
         now: u64,
     ) -> Result<KeyInfo, KeyStoreError> {
         let found = self.keyring.find_mut(name, version).ok_or_else(|| unknown(name, version))?;
-        if found.info.check_value.to_string() != confirmed.to_ascii_uppercase() {
+        if !found.info.told_check_value().eq_ignore_ascii_case(confirmed) {
             return Err(KeyStoreError::NotConfirmed { key: found.info.reference() });
         }
         let destroyed =
@@ -203,27 +209,36 @@ impl KeyStore {
         under: &KeyName,
         block_version: Version,
     ) -> Result<String, KeyStoreError> {
+        let (block, exchange) = self.written((name, version), under, block_version)?;
+        self.count_use(name, version);
+        self.count_use(under, exchange);
+        Ok(block)
+    }
+
+    /// The block, and the version of the key it is under.
+    fn written(
+        &self,
+        (name, version): (&KeyName, u16),
+        under: &KeyName,
+        block_version: Version,
+    ) -> Result<(String, u16), KeyStoreError> {
         let exchange = self.exchange(under)?;
-        let found = self.keyring.find_mut(name, version).ok_or_else(|| unknown(name, version))?;
-        let info = &mut found.info;
+        let found = self.keyring.of(name).find(|key| key.info.version == version);
+        let found = found.ok_or_else(|| unknown(name, version))?;
+        let (info, state) = (&found.info, found.info.state());
         if !matches!(name, KeyName::Zone(_)) || !info.exportable {
             return Err(KeyStoreError::StaysHere { key: info.reference() });
         }
-        let (Some(key), KeyState::Pending | KeyState::Active) = (&found.key, info.state()) else {
-            return Err(KeyStoreError::State {
-                key: info.reference(),
-                state: info.state(),
-                wanted: "pending or active",
-            });
-        };
+        let wrong_state = || KeyStoreError::State { key: info.reference(), state, wanted: "pending or active" };
+        if !matches!(state, KeyState::Pending | KeyState::Active) {
+            return Err(wrong_state());
+        }
         strong_enough(info.algorithm, exchange.algorithm)?;
+        let key = self.home.taken_out(found)?.ok_or_else(wrong_state)?;
         let letter = if info.algorithm.is_tdes() { 'T' } else { 'A' };
         let header = Header::new(block_version, ['P', '0'], letter, 'B', 'E');
         let fill = |bytes: &mut [u8]| rand::fill(bytes).map_err(|_| KeyBlockError::Random);
-        let block = KeyBlock::write(&header, &exchange.key, key, fill)?;
-        info.uses += 1;
-        self.count_use(under, exchange.version);
-        Ok(block)
+        Ok((KeyBlock::write(&header, &exchange.key, &key, fill)?, exchange.version))
     }
 
     /// Takes a key in from a key block under a key-exchange key, pending.
@@ -233,32 +248,50 @@ impl KeyStore {
             KeyName::Exchange(_) => Purpose::ExchangeKey,
             _ => return Err(KeyStoreError::StaysHere { key: name.to_string() }),
         };
-        let exchange = self.exchange(under)?;
         let block = KeyBlock::parse(block)?;
         block.check_purpose(purpose)?;
+        let (key, algorithm, exchange) = self.opened(&block, under)?;
+        let travels = if block.header().exportability() == 'N' { Travels::Never } else { Travels::On };
+        let new = NewKey { travels, ..self.next(name, algorithm)? };
+        self.is_new(check_value(algorithm, &key), &new.name)?;
+        let kept = self.home.keep(&new, key)?;
+        let info = self.put(new, kept, now);
+        self.count_use(under, exchange);
+        Ok(info)
+    }
+
+    /// The key of a block, what it is used with, and the version of the key it was under.
+    fn opened(&self, block: &KeyBlock, under: &KeyName) -> Result<(ClearBytes, KeyAlgorithm, u16), KeyStoreError> {
+        let exchange = self.exchange(under)?;
         let key = block.open(&exchange.key)?;
-        let tdes = block.header().algorithm() == 'T';
-        let algorithm =
-            KeyAlgorithm::ALL.into_iter().find(|one| one.is_tdes() == tdes && one.bytes() == key.bytes().len());
-        let algorithm = algorithm.ok_or(KeyBlockError::KeyLength)?;
-        suits(&name, algorithm)?;
+        let algorithm = algorithm_of(block, &key).ok_or(KeyBlockError::KeyLength)?;
         strong_enough(algorithm, exchange.algorithm)?;
         if is_weak(algorithm, &key) {
             return Err(KeyStoreError::Weak);
         }
-        self.is_new(check_value(algorithm, &key), &name)?;
-        let travels = if block.header().exportability() == 'N' { Travels::Never } else { Travels::On };
-        let info = self.keyring.put(name, algorithm, travels, key, now).clone();
-        self.count_use(under, exchange.version);
-        Ok(info)
+        Ok((key, algorithm, exchange.version))
     }
 
-    /// Writes every change to disk, with the hash of the transcript's entry that tells of it.
+    /// Puts every change on disk, or into the token, with the hash of the transcript's entry that tells of it.
     pub fn commit(&mut self, entry: [u8; 32]) -> Result<(), KeyStoreError> {
         self.keyring.last_entry = entry;
-        vault::write(&self.path, &self.unlock, self.keyring.bytes(), self.write)?;
-        self.write = VaultWrite::Over;
-        Ok(())
+        self.home.commit(&self.keyring)
+    }
+
+    /// The next version of a name, where there may be such a key here. An engine's keys never travel.
+    fn next(&self, name: KeyName, algorithm: KeyAlgorithm) -> Result<NewKey, KeyStoreError> {
+        match self.home.algorithms(&name) {
+            [] => Err(KeyStoreError::NotHere { key: name.to_string() }),
+            known if !known.contains(&algorithm) => Err(KeyStoreError::Algorithm { key: name.to_string(), algorithm }),
+            _ => {
+                let travels = if name.is_an_engines() { Travels::Never } else { Travels::On };
+                Ok(self.keyring.next(name, algorithm, travels))
+            }
+        }
+    }
+
+    fn put(&mut self, new: NewKey, KeptKey { check_value, bytes }: KeptKey, now: u64) -> KeyInfo {
+        self.keyring.put(new, check_value, bytes, now).clone()
     }
 
     fn moved(
@@ -284,17 +317,16 @@ impl KeyStore {
 
     /// Two uses never share a key, nor do two parties.
     fn is_new(&self, found: CheckValue, name: &KeyName) -> Result<(), KeyStoreError> {
-        let same = self.keyring.keys.iter().find(|key| key.info.check_value == found);
+        let same = self.keyring.keys.iter().find(|key| key.info.check_value == Some(found));
         same.map_or(Ok(()), |same| Err(KeyStoreError::Known { key: name.to_string(), same: same.info.reference() }))
     }
 
-    fn exchange(&self, name: &KeyName) -> Result<Exchange, KeyStoreError> {
-        let KeyName::Exchange(_) = name else { return Err(KeyStoreError::NoExchange { key: name.to_string() }) };
+    fn exchange(&self, name: &KeyName) -> Result<Exchange<'_>, KeyStoreError> {
         let missing = || KeyStoreError::NoExchange { key: name.to_string() };
-        let RingKey { info, key } = self.keyring.active(name).ok_or_else(missing)?;
-        let bytes = crate::clear::ClearBytes::copied(key.as_ref().ok_or_else(missing)?.bytes());
-        let key = ProtectionKey::aes(bytes).ok_or_else(missing)?;
-        Ok(Exchange { key, algorithm: info.algorithm, version: info.version })
+        let KeyName::Exchange(_) = name else { return Err(missing()) };
+        let found = self.keyring.active(name).ok_or_else(missing)?;
+        let key = self.home.protection_key(found)?.ok_or_else(missing)?;
+        Ok(Exchange { key, algorithm: found.info.algorithm, version: found.info.version })
     }
 
     fn count_use(&mut self, name: &KeyName, version: u16) {
@@ -304,8 +336,8 @@ impl KeyStore {
     }
 }
 
-struct Exchange {
-    key: ProtectionKey,
+struct Exchange<'a> {
+    key: ProtectionKey<'a>,
     algorithm: KeyAlgorithm,
     version: u16,
 }
@@ -314,11 +346,10 @@ fn unknown(name: &KeyName, version: u16) -> KeyStoreError {
     KeyStoreError::Unknown { key: format!("{name}/{version}") }
 }
 
-fn suits(name: &KeyName, algorithm: KeyAlgorithm) -> Result<(), KeyStoreError> {
-    if name.algorithms().contains(&algorithm) {
-        return Ok(());
-    }
-    Err(KeyStoreError::Algorithm { key: name.to_string(), algorithm })
+/// What the key of a block is used with.
+fn algorithm_of(block: &KeyBlock, key: &ClearBytes) -> Option<KeyAlgorithm> {
+    let tdes = block.header().algorithm() == 'T';
+    KeyAlgorithm::ALL.into_iter().find(|one| one.is_tdes() == tdes && one.bytes() == key.bytes().len())
 }
 
 fn strong_enough(key: KeyAlgorithm, under: KeyAlgorithm) -> Result<(), KeyStoreError> {
@@ -343,6 +374,12 @@ pub enum KeyStoreError {
     /// The vault.
     #[error(transparent)]
     Vault(#[from] VaultError),
+    /// The token.
+    #[error(transparent)]
+    Token(#[from] Pkcs11Error),
+    /// The level a token would be used at.
+    #[error(transparent)]
+    Level(#[from] OpenError),
     /// A component.
     #[error(transparent)]
     Component(#[from] ComponentError),
@@ -390,6 +427,12 @@ pub enum KeyStoreError {
     /// Controls may have begun under it.
     #[error("{key} may be needed for an hour after the newer one was put into use, by controls that began before")]
     TooSoon {
+        /// Which.
+        key: String,
+    },
+    /// Another kind of home, or level, has it.
+    #[error("there is no {key} here: a vault, and a token at each level, have keys of their own (docs/ceremony.md)")]
+    NotHere {
         /// Which.
         key: String,
     },

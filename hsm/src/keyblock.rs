@@ -16,9 +16,9 @@ mod registry;
 use subtle::ConstantTimeEq;
 use thiserror::Error;
 
-pub(crate) use self::protection::ProtectionKey;
 #[cfg(test)]
 pub(crate) use self::protection::known_answers;
+pub(crate) use self::protection::{AesElsewhere, Family, ProtectionKey, check_bytes};
 pub use self::{
     header::{Header, OptionalBlock, Version},
     registry::{Field, Purpose},
@@ -88,7 +88,7 @@ impl KeyBlock {
     }
 
     /// Its key, where the MAC is right.
-    pub(crate) fn open(&self, under: &ProtectionKey) -> Result<ClearBytes, KeyBlockError> {
+    pub(crate) fn open(&self, under: &ProtectionKey<'_>) -> Result<ClearBytes, KeyBlockError> {
         let version = self.header.version();
         let mut payload = ClearBytes::copied(&self.encrypted);
         let expected = under.open(version, &self.clear_text, &mut payload, &self.mac)?;
@@ -109,7 +109,7 @@ impl KeyBlock {
     /// would need: 24 bytes of 3DES, 32 of AES.
     pub(crate) fn write(
         header: &Header,
-        under: &ProtectionKey,
+        under: &ProtectionKey<'_>,
         key: &ClearBytes,
         random: impl FnOnce(&mut [u8]) -> Result<(), KeyBlockError>,
     ) -> Result<String, KeyBlockError> {
@@ -133,7 +133,7 @@ impl KeyBlock {
 #[cfg(test)]
 impl KeyBlock {
     /// The same block, made anew of its header and of what it holds, padding and all.
-    pub(crate) fn written_again(&self, under: &ProtectionKey) -> Result<String, KeyBlockError> {
+    pub(crate) fn written_again(&self, under: &ProtectionKey<'_>) -> Result<String, KeyBlockError> {
         let mut payload = ClearBytes::copied(&self.encrypted);
         under.open(self.header.version(), &self.clear_text, &mut payload, &self.mac)?;
         protect(&self.header, under, payload)
@@ -141,7 +141,7 @@ impl KeyBlock {
 }
 
 /// The block of a payload that is whole: length, key and padding.
-fn protect(header: &Header, under: &ProtectionKey, mut payload: ClearBytes) -> Result<String, KeyBlockError> {
+fn protect(header: &Header, under: &ProtectionKey<'_>, mut payload: ClearBytes) -> Result<String, KeyBlockError> {
     let version = header.version();
     let text = header.write(2 * (payload.bytes().len() + version.mac_bytes()))?;
     let mac = under.protect(version, &text, &mut payload)?;
@@ -223,6 +223,9 @@ pub enum KeyBlockError {
         /// What may stand there.
         wanted: &'static str,
     },
+    /// The token that holds it.
+    #[error("the token failed to derive the keys of the block from the key-exchange key")]
+    Elsewhere,
     /// No randomness.
     #[error("the random generator failed")]
     Random,

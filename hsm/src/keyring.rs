@@ -1,10 +1,12 @@
-//! Every key of a vault, with what it is for, its version, and what has become of it.
+//! Every key of a vault or a token, with what it is for, its version, and what has become of it.
 //!
 //! ```text
 //! custody(1 or 33) last entry(32) count(2)
-//! key: name(1) zone(1 + text) version(2) algorithm(1) exportable(1) made activated retired destroyed(8 each) uses(8)
+//! key: name(1) zone(1 + text) version(2) algorithm(1) flags(1) made activated retired destroyed(8 each) uses(8)
 //!      check value(3) bytes(1 + key)
+//! flags: 1 exportable, 2 without a check value
 //! ```
+//! A vault's keyring holds the keys themselves; a token's is a register of those inside, and holds none.
 //! A key is pending, then active, then retired, then destroyed: its dates say which. What must never enter: a way to use a
 //! key; that is the token's.
 
@@ -12,14 +14,14 @@ mod layout;
 
 use std::fmt;
 
-use aws_lc_rs::rand;
+use aws_lc_rs::{hmac, rand};
 
 use crate::{
     check_value::CheckValue,
     clear::{Clear, ClearBytes, Tzpk},
     config::Vault,
-    form::Form,
-    keyblock::ProtectionKey,
+    form::StorageVersions,
+    keyblock::{Family, check_bytes},
     sealed::KeyReference,
     vault::{self, Contents, VaultError, VaultWrite},
     versioned::Versioned,
@@ -31,18 +33,28 @@ const ZONE_CHARACTERS_MAX: usize = 31;
 /// What a key is for, and nothing else.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeyName {
-    /// Stored blocks, AES-256.
+    /// Level `host`: stored blocks, AES-256.
     Storage,
-    /// Stored blocks of the 3DES forms.
+    /// Level `host`: stored blocks of the 3DES forms.
     StorageTdes,
-    /// Every tzpk.
+    /// Level `token`: gives each account its own key, which wraps a block.
+    StorageWrapped,
+    /// Level `token`: wraps format 3 blocks, 3DES.
+    StorageIso3,
+    /// Level `token`: wraps format 4 blocks, AES-256, and never opens one.
+    StorageIso4,
+    /// Every tzpk; in a token it wraps them.
     Seal,
+    /// Encrypts every tzpk, in a token that has no authenticated key wrap.
+    SealEncrypting,
     /// Account numbers at rest.
     Account,
-    /// Tags of records.
+    /// Tags of records, of a vault.
     Record,
-    /// Tags of retries.
+    /// Tags of retries, of a vault.
     Retry,
+    /// HMAC over what is sealed and kept, of a token.
+    Mac,
     /// PINs that go to, or come from, another party.
     Zone(ZoneName),
     /// Keys that travel to, or come from, another party.
@@ -59,16 +71,56 @@ impl ZoneName {
         let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         ((1..=ZONE_CHARACTERS_MAX).contains(&text.len()) && text.bytes().all(good)).then(|| Self(text.to_owned()))
     }
+
+    /// Its characters.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
-/// Those an engine needs, each with its name.
-const ENGINE_KEYS: [(KeyName, &str); 6] = [
+/// Those an engine needs, in a vault or in a token, each with its name. Their places are in the layout: new ones come last.
+const ENGINE_KEYS: [(KeyName, &str); 11] = [
     (KeyName::Storage, "storage"),
     (KeyName::StorageTdes, "storage-3des"),
     (KeyName::Seal, "seal"),
     (KeyName::Account, "account"),
     (KeyName::Record, "record"),
     (KeyName::Retry, "retry"),
+    (KeyName::StorageWrapped, "storage-wrapped"),
+    (KeyName::StorageIso3, "storage-iso-3"),
+    (KeyName::StorageIso4, "storage-iso-4"),
+    (KeyName::SealEncrypting, "seal-encrypting"),
+    (KeyName::Mac, "mac"),
+];
+
+/// Those of a vault, in the order a vault of six keys has them.
+const VAULT_KEYS: [(KeyName, KeyAlgorithm); 6] = [
+    (KeyName::Storage, KeyAlgorithm::Aes256),
+    (KeyName::StorageTdes, KeyAlgorithm::TdesDouble),
+    (KeyName::Seal, KeyAlgorithm::Aes256),
+    (KeyName::Account, KeyAlgorithm::Aes256),
+    (KeyName::Record, KeyAlgorithm::Aes256),
+    (KeyName::Retry, KeyAlgorithm::Aes256),
+];
+
+/// What a zone key may be used with, the first where nothing is said.
+pub(crate) const ZONE_ALGORITHMS: &[KeyAlgorithm] = &[
+    KeyAlgorithm::Aes256,
+    KeyAlgorithm::Aes192,
+    KeyAlgorithm::Aes128,
+    KeyAlgorithm::TdesDouble,
+    KeyAlgorithm::TdesTriple,
+];
+/// The same of a key-exchange key in a token.
+pub(crate) const EXCHANGE_ALGORITHMS: &[KeyAlgorithm] =
+    &[KeyAlgorithm::Aes256, KeyAlgorithm::Aes192, KeyAlgorithm::Aes128];
+/// And in a vault: a 3DES one takes in key blocks of versions A, B and C, and gives none out.
+const EXCHANGE_ALGORITHMS_IN_VAULT: &[KeyAlgorithm] = &[
+    KeyAlgorithm::Aes256,
+    KeyAlgorithm::Aes192,
+    KeyAlgorithm::Aes128,
+    KeyAlgorithm::TdesTriple,
+    KeyAlgorithm::TdesDouble,
 ];
 
 impl KeyName {
@@ -88,14 +140,19 @@ impl KeyName {
         !matches!(self, Self::Zone(_) | Self::Exchange(_))
     }
 
-    /// What such a key may be used with, the first where nothing is said.
-    pub fn algorithms(&self) -> &'static [KeyAlgorithm] {
-        use KeyAlgorithm::{Aes128, Aes192, Aes256, TdesDouble, TdesTriple};
+    /// Whether a newer version can take its place while what the older one made is still there.
+    pub(crate) fn rotates(&self) -> bool {
+        !matches!(self, Self::Account | Self::Record | Self::Retry | Self::Mac)
+    }
+
+    /// What such a key may be used with in a vault, the first where nothing is said; none where a vault has no such key.
+    pub(crate) fn algorithms_in_vault(&self) -> &'static [KeyAlgorithm] {
         match self {
-            Self::StorageTdes => &[TdesDouble],
-            Self::Zone(_) => &[Aes256, Aes192, Aes128, TdesDouble, TdesTriple],
-            Self::Exchange(_) => &[Aes256, Aes192, Aes128],
-            _ => &[Aes256],
+            Self::Zone(_) => ZONE_ALGORITHMS,
+            Self::Exchange(_) => EXCHANGE_ALGORITHMS_IN_VAULT,
+            Self::StorageTdes => &[KeyAlgorithm::TdesDouble],
+            engine if VAULT_KEYS.iter().any(|(name, _)| name == engine) => &[KeyAlgorithm::Aes256],
+            _ => &[],
         }
     }
 }
@@ -123,18 +180,21 @@ pub enum KeyAlgorithm {
     TdesDouble,
     /// 24 bytes.
     TdesTriple,
+    /// 32 bytes.
+    HmacSha256,
 }
 
 impl KeyAlgorithm {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Aes128, Self::Aes192, Self::Aes256, Self::TdesDouble, Self::TdesTriple];
+    pub const ALL: [Self; 6] =
+        [Self::Aes128, Self::Aes192, Self::Aes256, Self::TdesDouble, Self::TdesTriple, Self::HmacSha256];
 
     /// Bytes of a key.
     pub fn bytes(self) -> usize {
         match self {
             Self::Aes128 | Self::TdesDouble => 16,
             Self::Aes192 | Self::TdesTriple => 24,
-            Self::Aes256 => 32,
+            Self::Aes256 | Self::HmacSha256 => 32,
         }
     }
 
@@ -145,7 +205,7 @@ impl KeyAlgorithm {
             Self::TdesTriple => 112,
             Self::Aes128 => 128,
             Self::Aes192 => 192,
-            Self::Aes256 => 256,
+            Self::Aes256 | Self::HmacSha256 => 256,
         }
     }
 
@@ -167,6 +227,7 @@ impl fmt::Display for KeyAlgorithm {
             Self::Aes256 => "aes-256",
             Self::TdesDouble => "3des-double",
             Self::TdesTriple => "3des-triple",
+            Self::HmacSha256 => "hmac-sha-256",
         })
     }
 }
@@ -206,8 +267,8 @@ pub struct KeyInfo {
     pub algorithm: KeyAlgorithm,
     /// Whether it may travel on, in a key block.
     pub exportable: bool,
-    /// Its check value.
-    pub check_value: CheckValue,
+    /// Its check value; none of a key that was made in a token and may not encrypt there.
+    pub check_value: Option<CheckValue>,
     /// When it came, in milliseconds of Unix time.
     pub made_at: u64,
     /// When it was first used.
@@ -235,16 +296,29 @@ impl KeyInfo {
     pub fn reference(&self) -> String {
         format!("{}/{}", self.name, self.version)
     }
+
+    /// The digits of its check value; `none` where it has none.
+    pub fn told_check_value(&self) -> String {
+        self.check_value.map_or_else(|| "none".to_owned(), |value| value.to_string())
+    }
 }
 
 /// A key, and what is told of it.
 pub(crate) struct RingKey {
     pub(crate) info: KeyInfo,
-    /// None once destroyed.
+    /// None once destroyed, and of a key that is in a token.
     pub(crate) key: Option<ClearBytes>,
 }
 
-/// Every key of a vault.
+/// A key that is to be kept.
+pub(crate) struct NewKey {
+    pub(crate) name: KeyName,
+    pub(crate) version: u16,
+    pub(crate) algorithm: KeyAlgorithm,
+    pub(crate) travels: Travels,
+}
+
+/// Every key of a vault, or a register of those in a token.
 pub(crate) struct Keyring {
     /// SHA-256 of the roster of those who may change it; none before the first ceremony.
     pub(crate) custody: Option<[u8; 32]>,
@@ -256,22 +330,9 @@ pub(crate) struct Keyring {
 /// Versions that new blobs are made under.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Versions {
-    /// Of ISO-4 and wrapped blocks.
-    pub(crate) storage: KeyReference,
-    /// Of ISO-3 and ISO-0 blocks.
-    pub(crate) storage_tdes: KeyReference,
+    pub(crate) storage: StorageVersions,
     pub(crate) seal: KeyReference,
     pub(crate) account: KeyReference,
-}
-
-impl Versions {
-    /// Of the storage key of a form.
-    pub(crate) fn of(&self, form: Form) -> KeyReference {
-        match form {
-            Form::Wrapped | Form::Iso4 => self.storage,
-            Form::Iso3 | Form::Iso0 => self.storage_tdes,
-        }
-    }
 }
 
 /// The keys an engine serves with, in the clear. Account, record and retry keys have one version in use.
@@ -314,18 +375,15 @@ impl Keyring {
 
     fn fresh(now: u64) -> Result<Self, VaultError> {
         let mut keyring = Self::empty();
-        for (name, _) in ENGINE_KEYS {
-            let algorithm = name.algorithms().first().copied().unwrap_or(KeyAlgorithm::Aes256);
-            let key = random_key(algorithm)?;
-            keyring.put_active(name, algorithm, key, now);
+        for (name, algorithm) in VAULT_KEYS {
+            keyring.put_active(name, algorithm, random_key(algorithm)?, now);
         }
         Ok(keyring)
     }
 
     fn of_six(bytes: &ClearBytes, now: u64) -> Self {
         let (mut keyring, mut rest) = (Self::empty(), bytes.bytes());
-        for (name, _) in ENGINE_KEYS {
-            let algorithm = name.algorithms().first().copied().unwrap_or(KeyAlgorithm::Aes256);
+        for (name, algorithm) in VAULT_KEYS {
             let (key, others) = rest.split_at(algorithm.bytes().min(rest.len()));
             keyring.put_active(name, algorithm, ClearBytes::copied(key), now);
             rest = others;
@@ -334,33 +392,37 @@ impl Keyring {
     }
 
     fn put_active(&mut self, name: KeyName, algorithm: KeyAlgorithm, key: ClearBytes, now: u64) {
-        let info = self.put(name, algorithm, Travels::Never, key, now);
-        info.activated_at = Some(now);
+        let (new, found) = (self.next(name, algorithm, Travels::Never), check_value(algorithm, &key));
+        self.put(new, Some(found), Some(key), now).activated_at = Some(now);
     }
 
-    /// Adds a key, pending, of the next version of its name.
+    /// The next version of a name.
+    pub(crate) fn next(&self, name: KeyName, algorithm: KeyAlgorithm, travels: Travels) -> NewKey {
+        let version = self.of(&name).map(|key| key.info.version).max().unwrap_or(0).saturating_add(1);
+        NewKey { name, version, algorithm, travels }
+    }
+
+    /// Adds a key, pending.
     pub(crate) fn put(
         &mut self,
-        name: KeyName,
-        algorithm: KeyAlgorithm,
-        travels: Travels,
-        key: ClearBytes,
+        NewKey { name, version, algorithm, travels }: NewKey,
+        check_value: Option<CheckValue>,
+        key: Option<ClearBytes>,
         now: u64,
     ) -> &mut KeyInfo {
-        let version = self.of(&name).map(|key| key.info.version).max().unwrap_or(0).saturating_add(1);
         let info = KeyInfo {
             name,
             version,
             algorithm,
             exportable: travels == Travels::On,
-            check_value: check_value(algorithm, &key),
+            check_value,
             made_at: now,
             activated_at: None,
             retired_at: None,
             destroyed_at: None,
             uses: 0,
         };
-        &mut self.keys.push_mut(RingKey { info, key: Some(key) }).info
+        &mut self.keys.push_mut(RingKey { info, key }).info
     }
 
     pub(crate) fn of(&self, name: &KeyName) -> impl Iterator<Item = &RingKey> {
@@ -369,6 +431,14 @@ impl Keyring {
 
     pub(crate) fn find_mut(&mut self, name: &KeyName, version: u16) -> Option<&mut RingKey> {
         self.keys.iter_mut().find(|key| key.info.name == *name && key.info.version == version)
+    }
+
+    /// The versions of a name that are in use, the oldest first.
+    pub(crate) fn active_versions(&self, name: &KeyName) -> Vec<u16> {
+        let active = self.of(name).filter(|key| key.info.state() == KeyState::Active);
+        let mut versions: Vec<_> = active.map(|key| key.info.version).collect();
+        versions.sort_unstable();
+        versions
     }
 
     /// The newest that is in use.
@@ -441,9 +511,12 @@ pub(crate) fn is_weak(algorithm: KeyAlgorithm, key: &ClearBytes) -> bool {
     zeros || (algorithm.is_tdes() && weak(key.bytes()))
 }
 
-/// Of AES the first 3 bytes of CMAC over 16 zero bytes, of 3DES those of the encrypted zero block.
+/// Of AES the first 3 bytes of CMAC over 16 zero bytes, of 3DES those of the encrypted zero block, of HMAC those of it over
+/// 16 zero bytes.
 pub(crate) fn check_value(algorithm: KeyAlgorithm, key: &ClearBytes) -> CheckValue {
-    let key = ClearBytes::copied(key.bytes());
-    let key = if algorithm.is_tdes() { ProtectionKey::tdes(key) } else { ProtectionKey::aes(key) };
-    CheckValue::first_of(&key.map(|key| key.check_value()).unwrap_or_default())
+    if algorithm == KeyAlgorithm::HmacSha256 {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, key.bytes());
+        return CheckValue::first_of(hmac::sign(&key, &[0; 16]).as_ref());
+    }
+    CheckValue::first_of(&check_bytes(key, if algorithm.is_tdes() { Family::Tdes } else { Family::Aes }))
 }

@@ -107,7 +107,7 @@ pub enum Pkcs11Error {
     #[error("{found} keys have the label {label:?} and the id {version:04x}: make it with `pinseal token make-keys`")]
     Key {
         /// Its CKA_LABEL.
-        label: &'static str,
+        label: String,
         /// Its CKA_ID.
         version: u16,
         /// How many.
@@ -117,7 +117,7 @@ pub enum Pkcs11Error {
     #[error("the key {label:?} is unsafe: {attribute} is {found}; make it anew with `pinseal token make-keys`")]
     Unsafe {
         /// Its CKA_LABEL.
-        label: &'static str,
+        label: String,
         /// Which attribute.
         attribute: &'static str,
         /// What it is.
@@ -127,10 +127,39 @@ pub enum Pkcs11Error {
     #[error("a key with the label {label:?} and the id {version:04x} is there already: nothing was made")]
     Present {
         /// Its CKA_LABEL.
-        label: &'static str,
+        label: String,
         /// Its CKA_ID.
         version: u16,
     },
+    /// No version of a key is in use.
+    #[error("no {key} key is in use in the token: make or load one in a ceremony, and put it into use")]
+    Lacks {
+        /// Which.
+        key: String,
+    },
+    /// A key is another than the one a ceremony put there.
+    #[error("{key} has another check value than the register says: it is not the key that a ceremony put there")]
+    Exchanged {
+        /// Which.
+        key: String,
+    },
+    /// People hold its keys together.
+    #[error("the token's keys are in the custody of a roster: change them with `pinseal ceremony`")]
+    InCustody,
+    /// It can hold no register.
+    #[error(
+        "the token keeps no data objects, so it can't hold the register of a ceremony: use `pinseal token make-keys`"
+    )]
+    NoDataObjects,
+    /// The register can't be read.
+    #[error("the register of keys in the token can't be read by this release: use the one that wrote it")]
+    Register,
+    /// Somebody else has changed it.
+    #[error("another ceremony has changed the token meanwhile: begin this step again")]
+    Meanwhile,
+    /// The key does not come out.
+    #[error("the token did not give out what it was asked to wrap")]
+    TakeOut,
     /// A call failed.
     #[error("the token failed at {call}: {reason}")]
     Call {

@@ -47,7 +47,7 @@ enum Use {
 }
 
 /// The version of a key within its use: 1, 2, 3 …
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct KeyReference(pub u16);
 
 /// An ISO 9564 format 1 block under a tzpk: 8 bytes. No `Debug`: it must not be printed, even encrypted.

@@ -2,8 +2,8 @@
 
 use crate::{
     binding::{Isolation, Level},
-    form::Form,
-    sealed::{KeyReference, PinRecord},
+    form::{Form, StorageVersions},
+    sealed::PinRecord,
 };
 
 /// What a boundary is and promises; nothing in it is secret.
@@ -16,10 +16,7 @@ pub struct Status {
     /// Of a 3DES form: the date it ends.
     pub(crate) until: Option<String>,
     pub(crate) keys: Vec<String>,
-    /// The version of the storage key of new ISO-4 and wrapped blocks.
-    pub(crate) storage: KeyReference,
-    /// The same of ISO-3 and ISO-0 blocks.
-    pub(crate) storage_tdes: KeyReference,
+    pub(crate) storage: StorageVersions,
     pub(crate) memory: MemoryLock,
     pub(crate) persistence: Persistence,
 }
@@ -69,17 +66,17 @@ impl Status {
 
     /// Whether a storage key is in use beside the newest: records may be under it.
     pub fn rotates(&self) -> bool {
-        let versions = |name: &str| self.keys.iter().filter(|key| key.starts_with(name)).count();
-        versions("storage/") > 1 || versions("storage-3des/") > 1
+        let names = self.keys.iter().filter_map(|key| key.split_once('/')).map(|(name, _)| name);
+        let mut storage: Vec<_> = names.filter(|name| name.starts_with("storage")).collect();
+        storage.sort_unstable();
+        let all = storage.len();
+        storage.dedup();
+        storage.len() < all
     }
 
     /// Whether a record is under the newest storage key of its form.
     pub fn is_current(&self, record: &PinRecord) -> bool {
-        let newest = match record.form() {
-            Form::Wrapped | Form::Iso4 => self.storage,
-            Form::Iso3 | Form::Iso0 => self.storage_tdes,
-        };
-        record.storage_key() == newest
+        record.storage_key() == self.storage.of(record.form())
     }
 
     /// For people: what it is, then what it cannot promise.

@@ -9,7 +9,7 @@ mod tdes_budget;
 pub(crate) use self::aes_chain::{CmacKey, encrypt_chain};
 pub use self::pkcs11::{Probe, Route, TokenReport};
 pub(crate) use self::{
-    pkcs11::{ability, examine, make_keys, open_at_host_level, open_at_token_level},
+    pkcs11::{Custody, ability, examine, make_keys, open_at_host_level, open_at_token_level},
     software::{Software, aes_check_value},
     tdes_budget::TdesBudget,
 };
@@ -99,7 +99,8 @@ pub(crate) trait TokenLevel: Token {
     /// does not suit the form is refused where it can be found out.
     fn take_in(
         &self,
-        sealed: (&SealedTzpk, &Bound),
+        sealed: (KeyReference, &SealedTzpk),
+        bound: &Bound,
         block: &EncryptedBlock,
         form: TokenForm,
         account: &AccountDigits,
@@ -108,11 +109,21 @@ pub(crate) trait TokenLevel: Token {
     /// Takes a stored block in and gives it out under a fresh tzpk: the block its device sent.
     fn send_out(
         &self,
-        form: TokenForm,
-        stored: &[u8],
+        stored: StoredBlock<'_>,
         account: &AccountDigits,
         device: &DeviceKey,
     ) -> Result<(WrappedTzpk, EncryptedBlock), Error>;
+
+    /// Takes a stored block in and gives it out under the newest storage key, in the same form.
+    fn store_again(&self, stored: StoredBlock<'_>, account: &AccountDigits) -> Result<Vec<u8>, Error>;
+}
+
+/// A block as a token made it to be kept: in which form, and under which version of the storage key.
+#[derive(Clone, Copy)]
+pub(crate) struct StoredBlock<'a> {
+    pub(crate) form: TokenForm,
+    pub(crate) key: KeyReference,
+    pub(crate) bytes: &'a [u8],
 }
 
 /// A tzpk as its device gets it.

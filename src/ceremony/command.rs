@@ -69,7 +69,7 @@ enum Command {
     },
     /// Make a fresh key of random bytes, pending
     Make {
-        /// storage, storage-3des, seal, account, record, retry, zone:NAME or exchange:NAME
+        /// storage, storage-3des, seal, account; of a vault record, retry; of a token mac; zone:NAME or exchange:NAME
         #[arg(value_parser = key_name)]
         key: KeyName,
         /// aes-256, aes-192, aes-128, 3des-double or 3des-triple, where the key leaves a choice
@@ -162,7 +162,7 @@ enum Command {
     },
     /// List the keys of a vault: what they are for, algorithm, check value, what has become of them and when
     List {
-        /// The engine's configuration: its [vault] names the vault
+        /// The engine's configuration: its [vault] or [token] says where the keys are
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
         /// As JSON
@@ -189,7 +189,7 @@ enum Command {
 /// Where a step is done, and with whom.
 #[derive(Args)]
 struct At {
-    /// The engine's configuration: its [vault] names the vault
+    /// The engine's configuration: its [vault] or [token] says where the keys are
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
     /// The transcript
@@ -209,8 +209,7 @@ impl At {
     }
 
     fn session_for(&self, step: Step) -> Result<Session, CeremonyError> {
-        let vault = config::load_vault(&self.config)?;
-        Ok(Session::go_on(vault, &self.transcript, &self.present, step, clock::now().0)?)
+        Ok(Session::go_on(open_store(&self.config)?, &self.transcript, &self.present, step)?)
     }
 
     /// Tells what is done now, in the transcript and to whoever asked.
@@ -227,10 +226,10 @@ pub fn run(arguments: CeremonyArguments) -> Result<(), CeremonyError> {
     let now = clock::now().0;
     match arguments.command {
         Command::Person { out } => Ok(writeln!(io::stdout(), "{}", PersonKey::make(&out)?.public())?),
-        Command::Begin { at, roster } => begin(&at, &roster, now),
+        Command::Begin { at, roster } => begin(&at, &roster),
         Command::Make { key, algorithm, at } => {
-            let algorithm = algorithm_of(&key, algorithm);
             let mut session = at.session()?;
+            let algorithm = algorithm_of(&session.store, &key, algorithm)?;
             let made = session.store.make(key, algorithm, now)?;
             at.done(&mut session, Deed::MakeKey { key: Key::of(&made) })
         }
@@ -279,7 +278,7 @@ pub fn run(arguments: CeremonyArguments) -> Result<(), CeremonyError> {
             let mut session = at.session_for(Step::Frame)?;
             at.done(&mut session, Deed::End)
         }
-        Command::List { config, json } => list(&config, json, now),
+        Command::List { config, json } => list(&config, json),
         Command::Verify { transcript, roster, open, json } => {
             let roster = roster.as_deref().map(read_roster).transpose()?;
             verify(&transcript, roster.as_ref(), if open { Closed::OrOpen } else { Closed::Only }, json)
@@ -287,10 +286,9 @@ pub fn run(arguments: CeremonyArguments) -> Result<(), CeremonyError> {
     }
 }
 
-fn begin(at: &At, roster: &Path, now: u64) -> Result<(), CeremonyError> {
+fn begin(at: &At, roster: &Path) -> Result<(), CeremonyError> {
     let roster = read_roster(roster)?;
-    let vault = config::load_vault(&at.config)?;
-    let (mut session, deed) = Session::begin(vault, &at.transcript, roster, &at.present, now)?;
+    let (mut session, deed) = Session::begin(open_store(&at.config)?, &at.transcript, roster, &at.present)?;
     at.done(&mut session, deed)
 }
 
@@ -305,8 +303,8 @@ fn make_in_components(at: &At, algorithm: KeyAlgorithm) -> Result<(), CeremonyEr
 }
 
 fn load(at: &At, name: KeyName, algorithm: Option<KeyAlgorithm>, now: u64) -> Result<(), CeremonyError> {
-    let mut components = Components::of(algorithm_of(&name, algorithm));
     let mut session = at.session()?;
+    let mut components = Components::of(algorithm_of(&session.store, &name, algorithm)?);
     let custodians = session.custodians();
     let custodians: Vec<&str> = custodians.iter().map(String::as_str).collect();
     let mut desk = desk()?;
@@ -325,8 +323,8 @@ fn desk() -> Result<Desk, CeremonyError> {
     Ok(if io::stdin().is_terminal() { Desk::terminal()? } else { Desk::pipes()? })
 }
 
-fn list(config: &Path, json: bool, now: u64) -> Result<(), CeremonyError> {
-    let store = KeyStore::open(config::load_vault(config)?, now)?;
+fn list(config: &Path, json: bool) -> Result<(), CeremonyError> {
+    let store = open_store(config)?;
     let mut out = io::stdout().lock();
     let date = |at: u64| {
         let at = i64::try_from(at).ok().and_then(|at| jiff::Timestamp::from_millisecond(at).ok());
@@ -336,7 +334,7 @@ fn list(config: &Path, json: bool, now: u64) -> Result<(), CeremonyError> {
         let key = |info: &KeyInfo| {
             json!({
                 "key": info.name.to_string(), "version": info.version, "algorithm": info.algorithm.to_string(),
-                "check_value": info.check_value.to_string(), "state": info.state().to_string(),
+                "check_value": info.told_check_value(), "state": info.state().to_string(),
                 "exportable": info.exportable, "key_blocks": info.uses, "made_at": date(info.made_at),
                 "activated_at": info.activated_at.map(date), "retired_at": info.retired_at.map(date),
                 "destroyed_at": info.destroyed_at.map(date),
@@ -352,7 +350,7 @@ fn list(config: &Path, json: bool, now: u64) -> Result<(), CeremonyError> {
     )?;
     for info in store.keys() {
         let (state, algorithm) = (info.state().to_string(), info.algorithm.to_string());
-        let (check_value, made) = (info.check_value.to_string(), date(info.made_at));
+        let (check_value, made) = (info.told_check_value(), date(info.made_at));
         let reference = info.reference();
         writeln!(out, "{reference:<24} {algorithm:<12} {check_value:<12} {state:<10} {:>10}  {made}", info.uses)?;
     }
@@ -451,12 +449,20 @@ fn read_text(path: &Path) -> Result<String, CeremonyError> {
     fs::read_to_string(path).map_err(|error| CeremonyError::File { path: path.to_owned(), error })
 }
 
-fn algorithm_of(name: &KeyName, asked: Option<KeyAlgorithm>) -> KeyAlgorithm {
-    asked.or_else(|| name.algorithms().first().copied()).unwrap_or(KeyAlgorithm::Aes256)
+fn open_store(config: &Path) -> Result<KeyStore, CeremonyError> {
+    let (keys, wanted) = config::load_keys(config)?;
+    Ok(KeyStore::open(keys, &wanted, clock::now().0)?)
+}
+
+/// What was asked for, else what such a key is used with first.
+fn algorithm_of(store: &KeyStore, name: &KeyName, asked: Option<KeyAlgorithm>) -> Result<KeyAlgorithm, KeyStoreError> {
+    let usual = store.algorithms(name).first().copied();
+    asked.or(usual).ok_or_else(|| KeyStoreError::NotHere { key: name.to_string() })
 }
 
 fn key_name(text: &str) -> Result<KeyName, String> {
-    let names = "storage, storage-3des, seal, account, record, retry, zone:NAME or exchange:NAME (a-z, 0-9, -)";
+    let names = "storage, storage-3des, seal, account, record, retry (of a vault), mac and others (of a token), zone:NAME or \
+                 exchange:NAME (a-z, 0-9, -)";
     KeyName::parse(text).ok_or_else(|| format!("a key is {names}"))
 }
 

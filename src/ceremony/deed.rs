@@ -11,11 +11,11 @@ use super::roster::{Roster, Step};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "did", rename_all = "kebab-case")]
 pub enum Deed {
-    /// The vault came into, or is in, the custody of a roster.
+    /// The keys came into, or are in, the custody of a roster.
     Begin {
         /// Whose.
         roster: Roster,
-        /// What was in the vault.
+        /// What was there.
         keys: Vec<Key>,
     },
     /// A fresh key in components, each shown to its custodian; nothing of it was kept.
@@ -83,7 +83,7 @@ pub struct Key {
     pub key: String,
     /// Such as `aes-256`.
     pub algorithm: String,
-    /// Six hexadecimal digits.
+    /// Six hexadecimal digits; `none` of a key that a token made and that may not encrypt there.
     pub check_value: String,
     /// What has become of it, after the deed.
     pub state: String,
@@ -95,7 +95,7 @@ impl Key {
         Self {
             key: info.reference(),
             algorithm: info.algorithm.to_string(),
-            check_value: info.check_value.to_string(),
+            check_value: info.told_check_value(),
             state: info.state().to_string(),
         }
     }
@@ -141,7 +141,7 @@ impl fmt::Display for Deed {
                 let held = keys.iter().map(|key| format!("{} {} {}", key.key, key.check_value, key.state));
                 let held = held.collect::<Vec<_>>().join(", ");
                 let held = if held.is_empty() { "no key".to_owned() } else { held };
-                write!(f, "began: {people} people on the roster, a quorum of {quorum}; the vault holds {held}")
+                write!(f, "began: {people} people on the roster, a quorum of {quorum}; there is {held}")
             }
             Self::MakeComponents { algorithm, check_value, components } => {
                 write!(f, "made an {algorithm} key, check value {check_value}, in components: {}", entered(components))

@@ -32,17 +32,15 @@ pub(super) struct Session {
 impl Session {
     /// Begins a ceremony: a new transcript, and the vault in the custody of a roster. The deed is to be recorded first.
     pub(super) fn begin(
-        vault: hsm::Vault,
+        mut store: KeyStore,
         transcript: &Path,
         roster: Roster,
         keys: &[PathBuf],
-        now: u64,
     ) -> Result<(Self, Deed), SessionError> {
         if transcript.exists() {
             return Err(SessionError::Exists { path: transcript.to_owned() });
         }
         let present = present(&roster, keys, Step::Frame)?;
-        let mut store = KeyStore::open(vault, now)?;
         match store.custody() {
             Some(custody) if custody != roster.hash() => return Err(SessionError::OtherRoster),
             Some(_) => {}
@@ -55,13 +53,11 @@ impl Session {
 
     /// Goes on with one.
     pub(super) fn go_on(
-        vault: hsm::Vault,
+        store: KeyStore,
         transcript: &Path,
         keys: &[PathBuf],
         step: Step,
-        now: u64,
     ) -> Result<Self, SessionError> {
-        let store = KeyStore::open(vault, now)?;
         let read = Transcript::read(&finished(transcript, &store)?)?;
         if read.has_ended() {
             return Err(SessionError::Ended { path: transcript.to_owned() });
@@ -166,10 +162,10 @@ pub enum SessionError {
         path: PathBuf,
     },
     /// Somebody else's.
-    #[error("the vault is in the custody of another roster")]
+    #[error("the keys are in the custody of another roster")]
     OtherRoster,
     /// It does not tell of the last change.
-    #[error("{} does not tell of the vault's last change: it is another ceremony's, or was cut", path.display())]
+    #[error("{} does not tell of the keys' last change: it is another ceremony's, or was cut", path.display())]
     OtherTranscript {
         /// The transcript.
         path: PathBuf,

@@ -34,9 +34,12 @@ pub(super) struct LowToken {
     pub(super) slot: Option<u64>,
     /// The user PIN: `{ file = "…" }`, `{ env = "…" }` or `{ descriptor = 3 }`.
     pub(super) user_pin: SecretSource,
-    /// The version of the keys.
+    /// The version of the keys, in a token that no ceremony was held of.
     #[serde(default = "first_version")]
     pub(super) key_version: u16,
+    /// The versions of the storage keys, likewise: the newest makes, the others open what they made.
+    #[serde(default)]
+    pub(super) storage_key_versions: Vec<u16>,
     /// Where the keys are used: `in-token`, or `copied-to-session` for a token that reads a database at every use.
     #[serde(default)]
     pub(super) key_handling: LowKeyHandling,

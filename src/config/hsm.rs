@@ -81,15 +81,11 @@ pub fn load_token(path: &Path) -> Result<Token, ConfigError> {
     Ok(Token { token: token.check(&low.data_directory)?, wanted: wanted(&low.boundary)?, isolation })
 }
 
-/// The vault that a file names.
-pub fn load_vault(path: &Path) -> Result<hsm::Vault, ConfigError> {
+/// The keys that a file names, a vault's or a token's, and how PINs are to be kept with them.
+pub fn load_keys(path: &Path) -> Result<(hsm::Keys, hsm::Wanted), ConfigError> {
     let low = low::<LowEngine>(Some(path))?;
-    if low.token.is_some() {
-        let problem =
-            "the file names a PKCS#11 token: this release holds ceremonies of a vault; see pinseal token make-keys";
-        return Err(ConfigError::value("token", problem));
-    }
-    low.vault.check(&low.data_directory)
+    let wanted = wanted(&low.boundary)?;
+    Ok((keys(low.token, low.vault, &low.data_directory)?, wanted))
 }
 
 /// A PKCS#11 token, and how an engine uses it.
@@ -105,11 +101,15 @@ pub struct Token {
 impl LowEngine {
     /// The keys, the level, the policy; secrets are read here.
     pub(super) fn hsm(self) -> Result<hsm::Config, ConfigError> {
-        let keys = match self.token {
-            Some(token) => hsm::Keys::Pkcs11(token.check(&self.data_directory)?),
-            None => hsm::Keys::Vault(self.vault.check(&self.data_directory)?),
-        };
+        let keys = keys(self.token, self.vault, &self.data_directory)?;
         hsm_config(keys, &self.boundary, &self.pin_policy)
+    }
+}
+
+fn keys(token: Option<LowToken>, vault: LowVault, data: &Path) -> Result<hsm::Keys, ConfigError> {
+    match token {
+        Some(token) => Ok(hsm::Keys::Pkcs11(token.check(data)?)),
+        None => Ok(hsm::Keys::Vault(vault.check(data)?)),
     }
 }
 
@@ -155,6 +155,11 @@ impl LowToken {
             slot,
             user_pin: self.user_pin.read()?,
             key_version: within("token.key_version", self.key_version, 1..=u16::MAX)?,
+            storage_key_versions: self
+                .storage_key_versions
+                .into_iter()
+                .map(|version| within("token.storage_key_versions", version, 1..=u16::MAX))
+                .collect::<Result<_, _>>()?,
             key_handling: match self.key_handling {
                 LowKeyHandling::InToken => hsm::KeyHandling::InToken,
                 LowKeyHandling::CopiedToSession => hsm::KeyHandling::CopiedToSession,

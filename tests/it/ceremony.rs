@@ -10,7 +10,10 @@ use std::{
 use pinseal::ceremony::transcript::{Transcript, TranscriptError};
 use tempfile::TempDir;
 
-use crate::engine_process::{EngineProcess, device};
+use crate::{
+    engine_process::{EngineProcess, device},
+    real_token::RealToken,
+};
 
 /// Who must be there at the beginning and the end.
 pub(crate) const ALL: &[&str] = &["lea", "alice", "bob", "otto"];
@@ -20,13 +23,24 @@ pub(crate) const ENOUGH: &[&str] = &["lea", "alice", "bob"];
 /// A directory with an engine's configuration, a roster and its people's keys.
 pub(crate) struct Ceremony {
     directory: TempDir,
+    environment: Vec<(&'static str, PathBuf)>,
 }
 
 impl Ceremony {
     /// With nothing done yet.
     pub(crate) fn prepared() -> Self {
-        let ceremony = Self { directory: tempfile::tempdir().unwrap() };
-        fs::write(ceremony.at("engine.toml"), format!("data_directory = {:?}\n", ceremony.at("data"))).unwrap();
+        Self::prepared_with(Vec::new(), "")
+    }
+
+    /// The same, with the keys in a token.
+    pub(crate) fn prepared_on(token: &RealToken) -> Self {
+        Self::prepared_with(token.environment(), &token.lines())
+    }
+
+    fn prepared_with(environment: Vec<(&'static str, PathBuf)>, lines: &str) -> Self {
+        let ceremony = Self { directory: tempfile::tempdir().unwrap(), environment };
+        let data = ceremony.at("data");
+        fs::write(ceremony.at("engine.toml"), format!("data_directory = {data:?}\n{lines}\n")).unwrap();
         let people = [
             ("alice", "custodian"),
             ("bob", "custodian"),
@@ -67,6 +81,7 @@ impl Ceremony {
 
     fn command(&self, step: &str, present: &[&str], arguments: &[&str]) -> Command {
         let mut command = pinseal();
+        command.envs(self.environment.clone());
         command.args(["ceremony", step, "--config"]).arg(self.at("engine.toml"));
         command.arg("--transcript").arg(self.at("transcript.jsonl"));
         for name in present {
@@ -109,8 +124,10 @@ impl Ceremony {
         pinseal().args(["ceremony", "verify"]).arg(self.at("transcript.jsonl")).args(arguments).output().unwrap()
     }
 
-    fn keys(&self) -> String {
-        let listed = pinseal().args(["ceremony", "list", "--config"]).arg(self.at("engine.toml")).output().unwrap();
+    pub(crate) fn keys(&self) -> String {
+        let mut list = pinseal();
+        list.envs(self.environment.clone()).args(["ceremony", "list", "--config"]).arg(self.at("engine.toml"));
+        let listed = list.output().unwrap();
         String::from_utf8(listed.stdout).unwrap()
     }
 }
@@ -123,29 +140,78 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// What a rehearsal left.
+struct Rehearsed {
+    directory: TempDir,
+}
+
+impl Rehearsed {
+    fn with(arguments: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/ceremony/rehearse");
+        let mut rehearse = Command::new(script);
+        let rehearsed = rehearse.arg(directory.path()).args(arguments).env("PINSEAL", env!("CARGO_BIN_EXE_pinseal"));
+        let rehearsed = rehearsed.output().unwrap();
+        assert!(rehearsed.status.success(), "{}", said(&rehearsed));
+        Self { directory }
+    }
+
+    fn transcript(&self) -> String {
+        fs::read_to_string(self.directory.path().join("transcript.jsonl")).unwrap()
+    }
+
+    /// The check value of a key, as the transcript tells it.
+    fn check_value(&self, key: &str) -> String {
+        let named = format!("\"key\":\"{key}\"");
+        let transcript = self.transcript();
+        let told = transcript.lines().find(|line| line.contains(&named) && !line.contains("\"begin\"")).unwrap();
+        let told: serde_json::Value = serde_json::from_str(told).unwrap();
+        told["entry"]["key"]["check_value"].as_str().unwrap().to_owned()
+    }
+
+    /// A PIN is set and viewed by an engine on its keys, and the audit chain names the storage key of the ceremony.
+    async fn serves(&self, mut pinseal: Command, lines: &str) {
+        let directory = self.directory.path();
+        pinseal.env("SOFTHSM2_CONF", directory.join("token/softhsm2.conf"));
+        let engine = EngineProcess::start_with(pinseal, "127.0.0.1:0", directory, lines);
+        let (device, mut client) = (device(), engine.client().await);
+        client.set(&device, "9100", "271828").await.unwrap();
+        assert_eq!(client.view(&device, "9100").await.unwrap(), "271828");
+        assert_eq!(engine.terminate(), 0);
+        let store = directory.join("data/store");
+        let exported = self::pinseal().args(["audit", "export", "--store"]).arg(store).output().unwrap();
+        let lines = String::from_utf8(exported.stdout).unwrap();
+        assert!(lines.contains(&format!("storage/1:{}", self.check_value("storage/1"))), "{lines}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rehearsed_ceremony_leaves_a_vault_that_an_engine_serves_and_a_transcript_that_verifies() {
-    let directory = tempfile::tempdir().unwrap();
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/ceremony/rehearse");
-    let rehearsed =
-        Command::new(script).arg(directory.path()).env("PINSEAL", env!("CARGO_BIN_EXE_pinseal")).output().unwrap();
-    assert!(rehearsed.status.success(), "{}", said(&rehearsed));
-    let transcript = fs::read_to_string(directory.path().join("transcript.jsonl")).unwrap();
+    let rehearsed = Rehearsed::with(&[]);
+    assert!(Transcript::read(&rehearsed.transcript()).unwrap().has_ended());
+    rehearsed.serves(pinseal(), "").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rehearsed_ceremony_on_softhsm_leaves_a_token_that_an_engine_serves_and_a_transcript_that_verifies() {
+    let rehearsed = Rehearsed::with(&["softhsm"]);
+    let transcript = rehearsed.transcript();
     let read = Transcript::read(&transcript).unwrap();
     assert!(read.has_ended());
-    let loaded = transcript.lines().find(|line| line.contains("\"key\":\"storage/1\"")).unwrap();
-    let storage: serde_json::Value = serde_json::from_str(loaded).unwrap();
-    let check_value = storage["entry"]["key"]["check_value"].as_str().unwrap();
+    let loaded = transcript.lines().find(|line| line.contains("load-key")).unwrap();
+    assert!(["alice", "bob", "carol"].iter().all(|name| loaded.contains(&format!("\"custodian\":\"{name}\""))));
+    let came = transcript.lines().find(|line| line.contains("import-key")).unwrap();
+    assert!(came.contains("\"key\":\"zone:acquirer/1\"") && came.contains("\"header\":\"D0144P0AB00E0000\""), "{came}");
 
-    let engine = EngineProcess::start(directory.path(), "");
-    let (device, mut client) = (device(), engine.client().await);
-    client.set(&device, "9100", "271828").await.unwrap();
-    assert_eq!(client.view(&device, "9100").await.unwrap(), "271828");
-    assert_eq!(engine.terminate(), 0);
-    let mut audit = pinseal();
-    let lines = audit.args(["audit", "export", "--store"]).arg(directory.path().join("data/store")).output().unwrap();
-    let lines = String::from_utf8(lines.stdout).unwrap();
-    assert!(lines.contains(&format!("storage/1:{check_value}")), "{lines}");
+    // A byte a line at least; `any_byte_of_a_transcript…` changes each of a shorter one.
+    for at in (0..transcript.len()).step_by(97) {
+        let mut changed = transcript.clone().into_bytes();
+        changed[at] ^= 1;
+        Transcript::read(std::str::from_utf8(&changed).unwrap()).expect_err("a changed byte");
+    }
+    let configured = fs::read_to_string(rehearsed.directory.path().join("engine.toml")).unwrap();
+    let lines = &configured[configured.find("[token]").unwrap()..];
+    rehearsed.serves(pinseal(), lines).await;
 }
 
 #[test]
@@ -252,7 +318,7 @@ fn a_transcript_that_was_cut_while_the_ceremony_goes_on_is_not_gone_on_with() {
     ceremony.well("make", ENOUGH, &["seal"]);
     fs::write(ceremony.at("transcript.jsonl"), before).unwrap();
     let refused = ceremony.refused("make", ENOUGH, &["account"]);
-    assert!(refused.contains("does not tell of the vault's last change"), "{refused}");
+    assert!(refused.contains("does not tell of the keys' last change"), "{refused}");
 }
 
 #[test]

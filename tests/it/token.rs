@@ -15,6 +15,7 @@ use pinseal::proto::Scope;
 use serde_json::Value;
 
 use crate::{
+    ceremony::{ALL, Ceremony, ENOUGH},
     clients,
     edge_process::{EdgeProcess, TOKEN},
     engine_process::{EngineProcess, device, reason},
@@ -131,6 +132,87 @@ async fn a_token_process_killed_under_load_is_found_again_and_no_acknowledged_pi
             assert_eq!(client.view(&device, &card).await.unwrap(), pin);
         }
     }
+}
+
+/// Sets some PINs, gives the storage key a newer version, and waits until every PIN was made anew under it and views.
+async fn rotates(token: &RealToken, newer: impl FnOnce(), lines: &str, keys: [&str; 2]) {
+    let (directory, device) = (tempfile::tempdir().unwrap(), device());
+    let start = |lines: &str| {
+        let pinseal = token.beside(env!("CARGO_BIN_EXE_pinseal"));
+        EngineProcess::start_with(pinseal, "127.0.0.1:0", directory.path(), lines)
+    };
+    let cards: Vec<_> =
+        (0..24).map(|number| (format!("84{number:04}"), format!("27{:04}", number * 613 + 7))).collect();
+    let engine = start(&token.lines());
+    let mut client = engine.client().await;
+    for (card, pin) in &cards {
+        client.set(&device, card, pin).await.unwrap();
+    }
+    assert_eq!(engine.terminate(), 0);
+    newer();
+
+    let engine = start(lines);
+    let done = "rotation: every PIN record is under the newest storage key";
+    crate::isolation::soon("the rotation did not end", async || engine.log().contains(done).then_some(())).await;
+    let mut client = engine.client().await;
+    for (card, pin) in &cards {
+        assert_eq!(client.view(&device, card).await.unwrap(), *pin);
+    }
+    client.set(&device, "849999", "271828").await.unwrap();
+    assert_eq!(client.view(&device, "849999").await.unwrap(), "271828");
+    assert_eq!(engine.terminate(), 0);
+
+    let mut pinseal = std::process::Command::new(env!("CARGO_BIN_EXE_pinseal"));
+    let exported =
+        pinseal.args(["audit", "export", "--store"]).arg(directory.path().join("data/store")).output().unwrap();
+    let lines = String::from_utf8(exported.stdout).unwrap();
+    let last = lines.lines().last().unwrap();
+    assert!(keys.iter().all(|key| last.contains(key)), "{last}");
+    assert!(lines.contains("\"card\":\"24 records, 0 closed\""), "{lines}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storage_key_rotates_in_softhsm_by_a_ceremony() {
+    let token = RealToken::with_keys(Make::SoftHsm);
+    let ceremony = Ceremony::prepared_on(&token);
+    let newer = || {
+        // As a step leaves one that dies before the register tells of it.
+        token.import_aes_key("pinseal storage", "730002");
+        ceremony.well("begin", ALL, &["--roster", ceremony.at("roster.toml").to_str().unwrap()]);
+        ceremony.well("make", ENOUGH, &["storage"]);
+        ceremony.well("activate", ENOUGH, &["storage/2"]);
+        let (made, told) = token.token(&["make-keys"], &token.lines());
+        assert!(!made && told.contains("in the custody of a roster"), "{told}");
+    };
+    rotates(&token, newer, &token.lines(), ["storage/1:", "storage/2:"]).await;
+    ceremony.well("retire", ENOUGH, &["storage/1"]);
+    let listed = ceremony.keys();
+    let told = listed.lines().find(|line| line.starts_with("storage/1")).unwrap();
+    ceremony.refused("destroy", ENOUGH, &["storage/1", "--confirm", "storage/1", "--confirm-check-value", "none"]);
+    let check_value = told.split_whitespace().nth(2).unwrap();
+    ceremony.well("destroy", ENOUGH, &["storage/1", "--confirm", "storage/1", "--confirm-check-value", check_value]);
+    let engine = EngineProcess::start_on(ceremony.directory(), &token);
+    assert_eq!(engine.terminate(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_storage_key_rotates_in_nss_where_no_clear_block_is_seen() {
+    let token = RealToken::with_keys(Make::Nss);
+    let lines = token.lines().replace("[token]\n", "[token]\nstorage_key_versions = [1, 2]\n");
+    let newer = || {
+        let (made, told) = token.token(&["make-keys"], &lines);
+        assert!(made && told.contains("storage-wrapped/2"), "{told}");
+    };
+    rotates(&token, newer, &lines, ["storage-wrapped/1", "storage-wrapped/2"]).await;
+}
+
+#[test]
+fn a_token_that_keeps_no_data_objects_says_that_it_holds_no_ceremony() {
+    let token = RealToken::without_keys(Make::Nss);
+    let ceremony = Ceremony::prepared_on(&token);
+    let roster = ceremony.at("roster.toml");
+    let refused = ceremony.refused("begin", ALL, &["--roster", roster.to_str().unwrap()]);
+    assert!(refused.contains("can't hold the register of a ceremony"), "{refused}");
 }
 
 /// Asks again and again until it holds: within five seconds, as a rule; a busy machine is given longer.

@@ -109,7 +109,7 @@ impl AtHost {
         account: &AccountDigits,
         card: &CardBinding<'_>,
     ) -> Result<PinRecord, Error> {
-        let key = self.token.current().of(self.form.into());
+        let key = self.token.current().storage.of(self.form.into());
         let kept = match self.form {
             HostForm::Iso4 => {
                 let mut random = [0; 8];

@@ -4,13 +4,13 @@
 use super::{account_digits, tagged};
 use crate::{
     account::Account,
-    binding::{Binding, Isolation, Level, MadeAt},
+    binding::{Binding, CardBinding, Isolation, Level, MadeAt},
     config::TokenForm,
     device_key::DeviceKey,
     error::{AcceptError, Error},
     outcome::{Accepted, Issued, Revealed},
     sealed::{EncryptedBlock, PinRecord, SealedKey, bound_to_control},
-    token::{IssuedTzpk, TokenLevel, WrappedTzpk},
+    token::{IssuedTzpk, StoredBlock, TokenLevel, WrappedTzpk},
 };
 
 /// A token that gives out nothing clear, and the form of new records.
@@ -37,9 +37,9 @@ impl AtToken {
     ) -> Result<Accepted, AcceptError> {
         let account = account_digits(&*self.token, account, &binding.card)?;
         let bound = bound_to_control(tzpk.key(), binding);
-        let kept = self.token.take_in((tzpk.body(), &bound), block, self.form, &account)?;
+        let kept = self.token.take_in((tzpk.key(), tzpk.body()), &bound, block, self.form, &account)?;
         let record = PinRecord::untagged(
-            self.token.current().of(self.form.into()),
+            self.token.current().storage.of(self.form.into()),
             self.form.into(),
             MadeAt { level: Level::Token, isolation: self.isolation },
             &kept,
@@ -57,9 +57,31 @@ impl AtToken {
         device: &DeviceKey,
     ) -> Result<Revealed, Error> {
         let account = account_digits(&*self.token, account, &binding.card)?;
-        let form = TokenForm::of(record.form()).ok_or(Error::SealBroken { what: "PIN record".into() })?;
-        let (wrapped, block) = self.token.send_out(form, record.block(), &account, device)?;
+        let (wrapped, block) = self.token.send_out(stored(record)?, &account, device)?;
         let WrappedTzpk { wrapped, check_value } = wrapped;
         Ok(Revealed { wrapped, block, check_value })
     }
+
+    /// Under the newest storage key, in the form it has: at this level nobody can make another of it.
+    pub(super) fn remake(
+        &self,
+        record: &PinRecord,
+        card: &CardBinding<'_>,
+        account: Account<'_>,
+    ) -> Result<PinRecord, Error> {
+        let account = account_digits(&*self.token, account, card)?;
+        let kept = self.token.store_again(stored(record)?, &account)?;
+        let record = PinRecord::untagged(
+            self.token.current().storage.of(record.form()),
+            record.form(),
+            MadeAt { level: Level::Token, isolation: self.isolation },
+            &kept,
+        );
+        tagged(&*self.token, record, card)
+    }
+}
+
+fn stored(record: &PinRecord) -> Result<StoredBlock<'_>, Error> {
+    let form = TokenForm::of(record.form()).ok_or(Error::SealBroken { what: "PIN record".into() })?;
+    Ok(StoredBlock { form, key: record.storage_key(), bytes: record.block() })
 }

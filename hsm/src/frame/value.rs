@@ -6,7 +6,7 @@ use crate::{
     binding::{Binding, CardBinding, Isolation, Level, OwnedBinding, Purpose},
     check_value::CheckValue,
     device_key::DeviceKey,
-    form::Form,
+    form::{Form, StorageVersions},
     outcome::{Accepted, Issued, Revealed},
     sealed::{
         EncryptedBlock, KeyReference, PinRecord, SealedAccount, SealedKey, form_code, form_of, level_code, level_of,
@@ -220,9 +220,8 @@ impl Crosses for Status {
         self.until.write(out);
         out.push(u8::try_from(self.keys.len()).unwrap_or(u8::MAX));
         self.keys.iter().take(u8::MAX.into()).for_each(|key| key.write(out));
-        [self.storage, self.storage_tdes]
-            .iter()
-            .for_each(|KeyReference(key)| out.extend_from_slice(&key.to_be_bytes()));
+        let StorageVersions { wrapped, iso_4, tdes } = self.storage;
+        [wrapped, iso_4, tdes].iter().for_each(|KeyReference(key)| out.extend_from_slice(&key.to_be_bytes()));
         match &self.memory {
             MemoryLock::Locked => None,
             MemoryLock::NotLocked(reason) => Some(reason.clone()),
@@ -245,7 +244,7 @@ impl Crosses for Status {
         let (form, until) = (Crosses::read(read)?, Crosses::read(read)?);
         let keys = (0..read.byte()?).map(|_| Crosses::read(read)).collect::<Result<_, _>>()?;
         let mut version = || Ok::<_, FrameError>(KeyReference(u16::from_be_bytes(read.array()?)));
-        let (storage, storage_tdes) = (version()?, version()?);
+        let storage = StorageVersions { wrapped: version()?, iso_4: version()?, tdes: version()? };
         let memory = Option::read(read)?.map_or(MemoryLock::Locked, MemoryLock::NotLocked);
         let persistence = match read.byte()? {
             0 => Persistence::Memory,
@@ -253,7 +252,7 @@ impl Crosses for Status {
             2 => Persistence::Token,
             _ => return Err(FrameError),
         };
-        Ok(Self { token, level, isolation, form, until, keys, storage, storage_tdes, memory, persistence })
+        Ok(Self { token, level, isolation, form, until, keys, storage, memory, persistence })
     }
 }
 

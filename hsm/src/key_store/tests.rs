@@ -3,12 +3,16 @@
 use std::path::Path;
 
 use super::*;
-use crate::keyring::ZoneName;
+use crate::{
+    config::{Unlock, Vault},
+    keyring::ZoneName,
+};
 
 const NOW: u64 = 1_700_000_000_000;
 
-fn vault(directory: &Path) -> Vault {
-    Vault::File { path: directory.join("vault"), unlock: Unlock::KeyFile(directory.join("vault.key")) }
+fn vault(directory: &Path) -> Keys {
+    let unlock = Unlock::KeyFile(directory.join("vault.key"));
+    Keys::Vault(Vault::File { path: directory.join("vault"), unlock })
 }
 
 fn name(text: &str) -> KeyName {
@@ -16,7 +20,7 @@ fn name(text: &str) -> KeyName {
 }
 
 fn store(directory: &Path) -> KeyStore {
-    KeyStore::open(vault(directory), NOW).unwrap()
+    KeyStore::open(vault(directory), &Wanted::default(), NOW).unwrap()
 }
 
 /// A store with an active exchange key and a pending zone key.
@@ -48,7 +52,10 @@ fn nothing_is_kept_before_it_is_committed_and_everything_is_after() {
 fn one_vault_is_changed_by_one_process_at_a_time() {
     let directory = tempfile::tempdir().unwrap();
     let _first = store(directory.path());
-    assert!(matches!(KeyStore::open(vault(directory.path()), NOW), Err(KeyStoreError::Locked { .. })));
+    assert!(matches!(
+        KeyStore::open(vault(directory.path()), &Wanted::default(), NOW),
+        Err(KeyStoreError::Locked { .. })
+    ));
 }
 
 #[test]
@@ -56,7 +63,7 @@ fn a_key_is_pending_then_active_then_retired_then_destroyed_and_skips_nothing() 
     let directory = tempfile::tempdir().unwrap();
     let mut store = with_zone(directory.path());
     let zone = name("zone:acquirer");
-    let check_value = store.keys().last().unwrap().check_value.to_string();
+    let check_value = store.keys().last().unwrap().told_check_value();
     assert!(matches!(store.destroy(&zone, 1, &check_value, NOW), Err(KeyStoreError::State { .. })));
     assert_eq!(store.activate(&zone, 1, NOW).unwrap().state(), KeyState::Active);
     assert!(matches!(store.activate(&zone, 1, NOW), Err(KeyStoreError::State { .. })));
@@ -165,4 +172,42 @@ fn names_are_read_back_and_nothing_else_is_a_name() {
         assert_eq!(KeyName::parse(text), None, "{text}");
     }
     assert!(ZoneName::parse(&"a".repeat(32)).is_none());
+}
+
+/// Those published blocks of a zone key under a 3DES key.
+#[test]
+fn a_zone_key_comes_in_under_a_3des_exchange_key_in_the_older_versions_and_does_not_leave_under_one() {
+    let published: serde_json::Value = serde_json::from_str(include_str!("../../../tests/vectors/tr31.json")).unwrap();
+    let unhex = |value: &serde_json::Value| -> Vec<u8> {
+        let digits = value.as_str().unwrap();
+        (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect()
+    };
+    let mut taken = Vec::new();
+    for entry in published.as_array().unwrap() {
+        let (block, under) = (entry["key_block"].as_str().unwrap(), unhex(&entry["kbpk"]));
+        let is_zone_key = block.get(5..7) == Some("P0");
+        if !is_zone_key || !block.starts_with(['A', 'B', 'C']) {
+            continue;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let mut store = store(directory.path());
+        let exchange = name("exchange:acquirer");
+        let algorithm = if under.len() == 16 { KeyAlgorithm::TdesDouble } else { KeyAlgorithm::TdesTriple };
+        let mut components = Components::of(algorithm);
+        let mask = vec![0x10; under.len()];
+        let last: Vec<u8> = under.iter().zip(&mask).map(|(a, b)| a ^ b).collect();
+        [mask, last].iter().for_each(|component| components.take_known(component));
+        store.load(exchange.clone(), &components, NOW).unwrap();
+        store.activate(&exchange, 1, NOW).unwrap();
+        let came = store.import(name("zone:acquirer"), block, &exchange, NOW).unwrap();
+        let expected = check_value(KeyAlgorithm::TdesDouble, &ClearBytes::of(unhex(&entry["key"])));
+        assert_eq!(came.check_value, Some(expected), "{block}");
+        taken.push(block.chars().next().unwrap());
+        let refused = store.export((&name("zone:acquirer"), 1), &exchange, Version::D).unwrap_err();
+        assert!(matches!(
+            refused,
+            KeyStoreError::KeyBlock(KeyBlockError::ProtectionKey { .. }) | KeyStoreError::StaysHere { .. }
+        ));
+    }
+    assert_eq!(taken, ['B', 'A', 'A', 'A']);
 }

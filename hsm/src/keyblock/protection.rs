@@ -23,14 +23,29 @@ use crate::clear::{Clear, ClearBytes};
 const ENCRYPTS: u8 = b'E';
 const AUTHENTICATES: u8 = b'M';
 
-/// A key that protects key blocks: 3DES of 16 or 24 bytes, AES of 16, 24 or 32.
-pub(crate) struct ProtectionKey {
-    key: ClearBytes,
+/// A key that protects key blocks: 3DES of 16 or 24 bytes, AES of 16, 24 or 32, here or elsewhere.
+pub(crate) struct ProtectionKey<'a> {
+    key: Kept<'a>,
     family: Family,
 }
 
+enum Kept<'a> {
+    Here(ClearBytes),
+    Elsewhere(Box<dyn AesElsewhere + 'a>),
+}
+
+/// An AES key that is used where it is, and does not come out.
+pub(crate) trait AesElsewhere {
+    /// Bytes of the key.
+    fn bytes(&self) -> usize;
+
+    /// CMAC (NIST SP 800-38B).
+    fn cmac(&self, message: &[u8; 8], tag: &mut Clear<16>) -> Result<(), KeyBlockError>;
+}
+
+/// A block cipher, whatever its key's length.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Family {
+pub(crate) enum Family {
     Tdes,
     Aes,
 }
@@ -43,28 +58,34 @@ enum Derived {
     Ctr = 2,
 }
 
-impl ProtectionKey {
+/// What a check value is made of: of AES the CMAC of 16 zero bytes, of 3DES the encrypted zero block. Empty where a key
+/// has another length than it may.
+pub(crate) fn check_bytes(key: &ClearBytes, family: Family) -> Vec<u8> {
+    match (family, key.bytes().len()) {
+        (Family::Aes, 16 | 24 | 32) => cipher_of(family, key).cmac(&[&[0; 16]]),
+        (Family::Tdes, 16 | 24) => {
+            let mut zero = vec![0; 8];
+            cipher_of(family, key).encrypt(&mut zero);
+            zero
+        }
+        _ => Vec::new(),
+    }
+}
+
+impl<'a> ProtectionKey<'a> {
     /// Of versions A, B and C.
     pub(crate) fn tdes(key: ClearBytes) -> Option<Self> {
-        matches!(key.bytes().len(), 16 | 24).then_some(Self { key, family: Family::Tdes })
+        matches!(key.bytes().len(), 16 | 24).then_some(Self { key: Kept::Here(key), family: Family::Tdes })
     }
 
     /// Of versions D and E.
     pub(crate) fn aes(key: ClearBytes) -> Option<Self> {
-        matches!(key.bytes().len(), 16 | 24 | 32).then_some(Self { key, family: Family::Aes })
+        matches!(key.bytes().len(), 16 | 24 | 32).then_some(Self { key: Kept::Here(key), family: Family::Aes })
     }
 
-    /// What its check value is made of: of AES the CMAC of 16 zero bytes, of 3DES the encrypted zero block.
-    pub(crate) fn check_value(&self) -> Vec<u8> {
-        let cipher = self.cipher_of(&self.key);
-        match self.family {
-            Family::Aes => cipher.cmac(&[&[0; 16]]),
-            Family::Tdes => {
-                let mut zero = vec![0; 8];
-                cipher.encrypt(&mut zero);
-                zero
-            }
-        }
+    /// Of versions D and E, of a key that stays where it is.
+    pub(crate) fn aes_elsewhere(key: Box<dyn AesElsewhere + 'a>) -> Option<Self> {
+        matches!(key.bytes(), 16 | 24 | 32).then_some(Self { key: Kept::Elsewhere(key), family: Family::Aes })
     }
 
     /// Decrypts what a block holds, and makes the MAC it should have.
@@ -112,31 +133,38 @@ impl ProtectionKey {
     }
 
     fn derive(&self, version: Version, derived: Derived) -> Result<Cipher, KeyBlockError> {
-        let mut key = ClearBytes::zeroed(self.key.bytes().len());
-        match (version, self.family) {
-            (Version::A | Version::C, Family::Tdes) => {
+        let mut key = ClearBytes::zeroed(self.bytes());
+        match (version, self.family, &self.key) {
+            (Version::A | Version::C, Family::Tdes, Kept::Here(from)) => {
                 let variant = match derived {
                     Derived::Mac => AUTHENTICATES,
                     Derived::Cbc | Derived::Ctr => ENCRYPTS,
                 };
-                key.bytes_mut().iter_mut().zip(self.key.bytes()).for_each(|(place, byte)| *place = byte ^ variant);
+                key.bytes_mut().iter_mut().zip(from.bytes()).for_each(|(place, byte)| *place = byte ^ variant);
             }
-            (Version::B, Family::Tdes) | (Version::D | Version::E, Family::Aes) => {
-                self.derive_by_cmac(derived, &mut key)
+            (Version::B, Family::Tdes, _) | (Version::D | Version::E, Family::Aes, _) => {
+                self.derive_by_cmac(derived, &mut key)?;
             }
-            (Version::A | Version::B | Version::C, Family::Aes) => {
+            (Version::A | Version::B | Version::C, ..) => {
                 return Err(KeyBlockError::ProtectionKey { version, wanted: "a 3DES key of 16 or 24 bytes" });
             }
-            (Version::D | Version::E, Family::Tdes) => {
+            (Version::D | Version::E, Family::Tdes, _) => {
                 return Err(KeyBlockError::ProtectionKey { version, wanted: "an AES key of 16, 24 or 32 bytes" });
             }
         }
-        Ok(self.cipher_of(&key))
+        Ok(cipher_of(self.family, &key))
+    }
+
+    fn bytes(&self) -> usize {
+        match &self.key {
+            Kept::Here(key) => key.bytes().len(),
+            Kept::Elsewhere(key) => key.bytes(),
+        }
     }
 
     /// Counter, use, separator, algorithm and length in bits, under CMAC (TR-31:2018, 5.3.2.1 and 5.3.2.2).
-    fn derive_by_cmac(&self, derived: Derived, key: &mut ClearBytes) {
-        let length = key.bytes().len();
+    fn derive_by_cmac(&self, derived: Derived, key: &mut ClearBytes) -> Result<(), KeyBlockError> {
+        let length = self.bytes();
         let algorithm = match (self.family, length) {
             (Family::Tdes, 16) => 0,
             (Family::Tdes, _) => 1,
@@ -144,27 +172,44 @@ impl ProtectionKey {
             (Family::Aes, 24) => 3,
             (Family::Aes, _) => 4,
         };
-        let cipher = self.cipher_of(&self.key);
         let [high, low] = u16::try_from(8 * length).unwrap_or_default().to_be_bytes();
-        for (counter, piece) in (1u8..).zip(key.bytes_mut().chunks_mut(cipher.block_bytes())) {
-            let made = ClearBytes::of(cipher.cmac(&[&[counter, 0, derived as u8, 0, 0, algorithm, high, low]]));
+        for (counter, piece) in (1u8..).zip(key.bytes_mut().chunks_mut(self.family.block_bytes())) {
+            let message = [counter, 0, derived as u8, 0, 0, algorithm, high, low];
+            let made = match &self.key {
+                Kept::Here(from) => ClearBytes::of(cipher_of(self.family, from).cmac(&[&message])),
+                Kept::Elsewhere(from) => {
+                    let mut tag = Clear::zeroed();
+                    from.cmac(&message, &mut tag)?;
+                    ClearBytes::copied(tag.bytes())
+                }
+            };
             piece.iter_mut().zip(made.bytes()).for_each(|(place, byte)| *place = *byte);
         }
+        Ok(())
     }
+}
 
-    fn cipher_of(&self, key: &ClearBytes) -> Cipher {
-        let bytes = key.bytes();
-        match (self.family, bytes.len()) {
-            (Family::Tdes, length) => {
-                let mut triple = Clear::<24>::zeroed();
-                // K1 K2 K1, where there are two.
-                let again = bytes.iter().take(if length == 16 { 8 } else { 0 });
-                triple.bytes_mut().iter_mut().zip(bytes.iter().chain(again)).for_each(|(place, byte)| *place = *byte);
-                Cipher::Tdes(triple)
-            }
-            (Family::Aes, 16) => Cipher::Aes128(filled(bytes)),
-            (Family::Aes, 24) => Cipher::Aes192(filled(bytes)),
-            (Family::Aes, _) => Cipher::Aes256(filled(bytes)),
+fn cipher_of(family: Family, key: &ClearBytes) -> Cipher {
+    let bytes = key.bytes();
+    match (family, bytes.len()) {
+        (Family::Tdes, length) => {
+            let mut triple = Clear::<24>::zeroed();
+            // K1 K2 K1, where there are two.
+            let again = bytes.iter().take(if length == 16 { 8 } else { 0 });
+            triple.bytes_mut().iter_mut().zip(bytes.iter().chain(again)).for_each(|(place, byte)| *place = *byte);
+            Cipher::Tdes(triple)
+        }
+        (Family::Aes, 16) => Cipher::Aes128(filled(bytes)),
+        (Family::Aes, 24) => Cipher::Aes192(filled(bytes)),
+        (Family::Aes, _) => Cipher::Aes256(filled(bytes)),
+    }
+}
+
+impl Family {
+    fn block_bytes(self) -> usize {
+        match self {
+            Self::Tdes => 8,
+            Self::Aes => 16,
         }
     }
 }
@@ -186,8 +231,8 @@ enum Cipher {
 impl Cipher {
     fn block_bytes(&self) -> usize {
         match self {
-            Self::Tdes(_) => 8,
-            Self::Aes128(_) | Self::Aes192(_) | Self::Aes256(_) => 16,
+            Self::Tdes(_) => Family::Tdes.block_bytes(),
+            Self::Aes128(_) | Self::Aes192(_) | Self::Aes256(_) => Family::Aes.block_bytes(),
         }
     }
 
@@ -297,7 +342,7 @@ pub(crate) mod known_answers {
         let made = |derived| {
             let cipher = protection.derive(version, derived).unwrap();
             let bytes = match &cipher {
-                Cipher::Tdes(key) => &key.bytes()[..protection.key.bytes().len()],
+                Cipher::Tdes(key) => &key.bytes()[..protection.bytes()],
                 Cipher::Aes128(key) => &key.bytes()[..],
                 Cipher::Aes192(key) => &key.bytes()[..],
                 Cipher::Aes256(key) => &key.bytes()[..],

@@ -6,7 +6,7 @@ use super::*;
 
 const AES_KEY: [u8; 32] = [0x41; 32];
 
-fn under() -> ProtectionKey {
+fn under() -> ProtectionKey<'static> {
     ProtectionKey::aes(ClearBytes::copied(&AES_KEY)).unwrap()
 }
 

@@ -7,6 +7,8 @@ const ZONE: u8 = b'z';
 const EXCHANGE: u8 = b'x';
 /// No date: nothing was made at the first moment of 1970.
 const NEVER: u64 = 0;
+const EXPORTABLE: u8 = 1;
+const WITHOUT_CHECK_VALUE: u8 = 2;
 
 impl Keyring {
     /// As bytes.
@@ -38,12 +40,14 @@ impl Keyring {
             out.put(&[code, u8::try_from(zone.len()).unwrap_or_default()]);
             out.put(zone.as_bytes());
             out.put(&info.version.to_be_bytes());
-            out.put(&[place_in(KeyAlgorithm::ALL.iter(), &info.algorithm), u8::from(info.exportable)]);
+            let flags = (if info.exportable { EXPORTABLE } else { 0 })
+                | (if info.check_value.is_none() { WITHOUT_CHECK_VALUE } else { 0 });
+            out.put(&[place_in(KeyAlgorithm::ALL.iter(), &info.algorithm), flags]);
             for date in [Some(info.made_at), info.activated_at, info.retired_at, info.destroyed_at] {
                 out.put(&date.unwrap_or(NEVER).to_be_bytes());
             }
             out.put(&info.uses.to_be_bytes());
-            out.put(info.check_value.as_bytes());
+            out.put(info.check_value.as_ref().map_or(&[0; 3][..], |value| value.as_bytes()));
             let bytes = key.as_ref().map(ClearBytes::bytes).unwrap_or_default();
             out.put(&[u8::try_from(bytes.len()).unwrap_or_default()]);
             out.put(bytes);
@@ -73,10 +77,11 @@ fn read_key(from: &mut &[u8]) -> Option<RingKey> {
         engine => ENGINE_KEYS.get(usize::from(engine)).map(|(name, _)| name.clone())?,
     };
     let version = u16::from_be_bytes(take(from)?);
-    let [algorithm, exportable] = take(from)?;
+    let [algorithm, flags] = take(from)?;
     let mut date = || take(from).map(u64::from_be_bytes);
     let (made_at, activated, retired, destroyed, uses) = (date()?, date()?, date()?, date()?, date()?);
     let check_value = CheckValue::first_of(&take::<3>(from)?);
+    let check_value = (flags & WITHOUT_CHECK_VALUE == 0).then_some(check_value);
     let [length] = take(from)?;
     let key = take_some(from, length.into())?;
     let some = |date: u64| (date != NEVER).then_some(date);
@@ -84,7 +89,7 @@ fn read_key(from: &mut &[u8]) -> Option<RingKey> {
         name,
         version,
         algorithm: *KeyAlgorithm::ALL.get(usize::from(algorithm))?,
-        exportable: exportable == 1,
+        exportable: flags & EXPORTABLE != 0,
         check_value,
         made_at,
         activated_at: some(activated),

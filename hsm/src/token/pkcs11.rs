@@ -4,12 +4,14 @@
 //! What must never enter: a mechanism no token here was measured with.
 
 mod calls;
+mod custody;
 mod examine;
 mod failure;
 mod host_level;
 mod keys;
 mod link;
 mod objects;
+mod register;
 mod token_level;
 
 use cryptoki::{error::Error as CallError, mechanism::Mechanism};
@@ -17,13 +19,17 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 pub use self::examine::{Probe, Route, TokenReport};
-pub(crate) use self::examine::{ability, examine};
 use self::{
     calls::Calls,
     examine::seal_way,
     failure::call_failed,
-    keys::{FoundKeys, HostKeys, KeyHandles, KeyReferences, LevelKeys, TokenKeys},
+    keys::{FoundKeys, HostKeys, InUse, KeyHandles, KeyReferences, LevelKeys, TokenKeys},
     link::Link,
+    register::Register,
+};
+pub(crate) use self::{
+    custody::Custody,
+    examine::{ability, examine},
 };
 use super::{HostLevel, TdesBudget, Token, TokenLevel, software::joined};
 use crate::{
@@ -42,7 +48,8 @@ const RETRY_HEAD: [u8; 4] = [1, b'R', 0, 0];
 /// A token, logged in to, with the keys of one level.
 struct Pkcs11Token<L> {
     link: Link<L>,
-    version: KeyReference,
+    in_use: InUse,
+    newest: Versions,
     references: KeyReferences,
     tdes_budget: TdesBudget,
 }
@@ -57,23 +64,36 @@ pub(crate) fn open_at_token_level(config: &Pkcs11, budget: TdesBudget) -> Result
     Ok(Box::new(Pkcs11Token::<TokenKeys>::open(config, budget)?))
 }
 
-/// Makes every key that a level needs, in the token, for one use each.
+/// Makes every key that a level needs, in the token, for one use each; where people hold its keys together they do it.
 pub(crate) fn make_keys(config: &Pkcs11, level: Level) -> Result<KeyReferences, Pkcs11Error> {
     let (session, functions) = link::look_to_write(config)?;
-    let way = seal_way(Calls::new(&session, functions.as_deref()));
-    let keys = FoundKeys::make(&session, config.key_version, level, way)?;
+    if Register::read(&session)?.is_some() {
+        return Err(Pkcs11Error::InCustody);
+    }
+    let calls = Calls::new(&session, functions.as_deref());
+    let keys = FoundKeys::make(calls, config, level, seal_way(calls))?;
     keys.audit(&session)?;
-    keys.references(&session).map_err(call_failed("check values"))
+    keys.references(calls).map_err(call_failed("check values"))
 }
 
 impl<L: LevelKeys> Pkcs11Token<L> {
     fn open(config: &Pkcs11, tdes_budget: TdesBudget) -> Result<Self, Pkcs11Error> {
         let (link, references) = Link::open(config)?;
-        Ok(Self { link, version: KeyReference(config.key_version), references, tdes_budget })
+        let in_use = link.in_use().clone();
+        let newest = in_use.newest_of_all(L::LEVEL);
+        Ok(Self { link, in_use, newest, references, tdes_budget })
     }
 
     fn call<T>(&self, work: impl FnMut(Calls<'_>, &KeyHandles<L>) -> Result<T, CallError>) -> Result<T, Error> {
         self.link.call(work)
+    }
+
+    /// The same with a key of a certain version, which may not be here.
+    fn call_with<T>(
+        &self,
+        mut work: impl FnMut(Calls<'_>, &KeyHandles<L>) -> Option<Result<T, CallError>>,
+    ) -> Result<T, Error> {
+        self.link.call(|session, keys| work(session, keys).transpose())?.ok_or(Error::UnknownKey)
     }
 
     /// A ciphertext of a tzpk with a tag over it and over what it is bound to.
@@ -123,11 +143,11 @@ impl<L: LevelKeys> Token for Pkcs11Token<L> {
     }
 
     fn current(&self) -> Versions {
-        Versions { storage: self.version, storage_tdes: self.version, seal: self.version, account: self.version }
+        self.newest
     }
 
-    fn has_storage_key(&self, _form: Form, key: KeyReference) -> bool {
-        key == self.version
+    fn has_storage_key(&self, form: Form, key: KeyReference) -> bool {
+        self.in_use.has_storage_key(L::LEVEL, form, key)
     }
 
     fn check(&self) -> Result<(), Error> {

@@ -25,7 +25,7 @@ use crate::{
     clear::{Block, Clear, Tzpk, WideBlock},
     device_key::DeviceKey,
     error::Error,
-    form::Form,
+    form::{Form, StorageVersions},
     keyring::{Keys, Versions},
     sealed::{ACCOUNT_BYTES, Bound, KeyReference, NONCE_BYTES, RECORD_MESSAGE_BYTES_MAX, SealedTzpk, TAG_BYTES},
     versioned::Versioned,
@@ -49,8 +49,11 @@ impl Software {
     /// Prepares the keys of an opened vault.
     pub(crate) fn new(keys: &Keys, tdes_budget: TdesBudget) -> Result<Self, Error> {
         let versions = Versions {
-            storage: keys.storage.version(),
-            storage_tdes: keys.storage_tdes.version(),
+            storage: StorageVersions {
+                wrapped: keys.storage.version(),
+                iso_4: keys.storage.version(),
+                tdes: keys.storage_tdes.version(),
+            },
             seal: keys.seal.version(),
             account: keys.account.version(),
         };

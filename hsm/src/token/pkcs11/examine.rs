@@ -14,7 +14,7 @@ use super::{
     calls::Calls,
     failure::call_failed,
     keys::{FoundKeys, HostKeys, SealKey, SealWay, TokenKeys},
-    link,
+    link::{self, UsableKeys},
     objects::{SessionObject, WRAPPED_BLOCK_BYTES, WRAPPED_TZPK_BYTES},
     token_level::ends_with_a,
 };
@@ -121,14 +121,14 @@ pub(crate) fn examine(config: &Pkcs11, level: Level) -> Result<TokenReport, Pkcs
     let (session, functions, token) = link::look(config)?;
     let session = Calls::new(&session, functions.as_deref());
     let probes = TRIALS.iter().map(|trial| trial.run(session, &token.mechanisms)).collect();
-    let (keys, speeds) = match link::find_keys(&session, config, level) {
+    let (keys, speeds) = match link::find_keys(session, config, level, None) {
         Err(error) => (Err(error.to_string()), Vec::new()),
-        Ok((found, told)) => {
+        Ok(UsableKeys { found, references, .. }) => {
             let speeds = match level {
                 Level::Host => host_speeds(session, &found)?,
                 Level::Token => token_speeds(session, &found)?,
             };
-            (Ok(told), speeds)
+            (Ok(references), speeds)
         }
     };
     let routes = match level {
@@ -279,7 +279,7 @@ fn measure(
 
 fn host_speeds(session: Calls<'_>, found: &FoundKeys) -> Result<Vec<(&'static str, f64)>, Pkcs11Error> {
     let keys = found.handles::<HostKeys>()?;
-    let open = match keys.level.seal {
+    let open = match *keys.level.seal.newest() {
         SealKey::Wrapping(seal) => {
             let object = throw_away_tzpk(session).map_err(call_failed("C_CreateObject"))?;
             let wrapped: [u8; WRAPPED_TZPK_BYTES] =
@@ -297,7 +297,7 @@ fn host_speeds(session: Calls<'_>, found: &FoundKeys) -> Result<Vec<(&'static st
         measure("random bytes", || session.generate_random_slice(&mut [0; 8]))?,
         open,
         measure("half a format 4 block", || {
-            session.encrypt(&Mechanism::AesEcb, keys.level.iso_4, &[0; 16], &mut [0; 16])
+            session.encrypt(&Mechanism::AesEcb, *keys.level.iso_4.newest(), &[0; 16], &mut [0; 16])
         })?,
         measure("tag", || session.sign(&Mechanism::Sha256Hmac, keys.mac, &[0; 64], &mut [0; 32]))?,
     ])
@@ -305,19 +305,20 @@ fn host_speeds(session: Calls<'_>, found: &FoundKeys) -> Result<Vec<(&'static st
 
 fn token_speeds(session: Calls<'_>, found: &FoundKeys) -> Result<Vec<(&'static str, f64)>, Pkcs11Error> {
     let keys = found.handles::<TokenKeys>()?;
+    let (seal, storage) = (*keys.level.seal.newest(), *keys.level.wrapped.newest());
     let object = SessionObject::generate_tzpk(session).map_err(call_failed("C_GenerateKey"))?;
     let wrapped: [u8; WRAPPED_TZPK_BYTES] =
-        object.wrapped_under(&Mechanism::AesKeyWrap, keys.level.seal).map_err(call_failed("C_WrapKey"))?;
+        object.wrapped_under(&Mechanism::AesKeyWrap, seal).map_err(call_failed("C_WrapKey"))?;
     Ok(vec![
         measure("random bytes", || session.generate_random_slice(&mut [0; 8]))?,
         measure("make a tzpk", || {
             let object = SessionObject::generate_tzpk(session)?;
-            object.wrapped_under::<WRAPPED_TZPK_BYTES>(&Mechanism::AesKeyWrap, keys.level.seal).map(drop)
+            object.wrapped_under::<WRAPPED_TZPK_BYTES>(&Mechanism::AesKeyWrap, seal).map(drop)
         })?,
         measure("take in and keep wrapped", || {
-            let tzpk = SessionObject::unwrap_tzpk_to_unwrap(session, keys.level.seal, &wrapped)?;
+            let tzpk = SessionObject::unwrap_tzpk_to_unwrap(session, seal, &wrapped)?;
             let block = SessionObject::take_in(session, &Mechanism::Des3Ecb, tzpk.handle, &[0; 8])?;
-            let key = SessionObject::block_key_to_wrap(session, keys.level.wrapped, &[0; 32])?;
+            let key = SessionObject::block_key_to_wrap(session, storage, &[0; 32])?;
             block.wrapped_under::<WRAPPED_BLOCK_BYTES>(&Mechanism::AesKeyWrapPad, key.handle).map(drop)
         })?,
         measure("tag", || session.sign(&Mechanism::Sha256Hmac, keys.mac, &[0; 64], &mut [0; 32]))?,

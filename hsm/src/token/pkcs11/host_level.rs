@@ -23,20 +23,15 @@ use crate::{
 const TZPK_BYTES: usize = 16;
 
 impl Pkcs11Token<HostKeys> {
-    /// A token serves with the keys of one version.
-    fn is_mine(&self, key: KeyReference) -> Result<(), Error> {
-        if key == self.version { Ok(()) } else { Err(Error::UnknownKey) }
-    }
-
-    fn seal_key(&self) -> Result<SealKey, Error> {
-        self.call(|_, keys| Ok(keys.level.seal))
+    fn newest_seal_key(&self) -> Result<SealKey, Error> {
+        self.call(|_, keys| Ok(*keys.level.seal.newest()))
     }
 }
 
 impl HostLevel for Pkcs11Token<HostKeys> {
     fn issue_tzpk(&self, device: &DeviceKey, bound: &Bound, tzpk: &mut Tzpk) -> Result<IssuedTzpk, Error> {
         let wrapped = host_tzpk(device, tzpk, |bytes| self.random(bytes))?;
-        let sealed = match self.seal_key()? {
+        let sealed = match self.newest_seal_key()? {
             SealKey::Wrapping(seal) => {
                 let key_wrap: [u8; WRAPPED_TZPK_BYTES] = self.call(|session, _| {
                     SessionObject::import_tzpk(session, tzpk)?.wrapped_under(&Mechanism::AesKeyWrap, seal)
@@ -60,8 +55,7 @@ impl HostLevel for Pkcs11Token<HostKeys> {
         tzpk: &mut Tzpk,
         block: &mut Block,
     ) -> Result<(), Error> {
-        self.is_mine(key)?;
-        match self.seal_key()? {
+        match self.call_with(|_, keys| keys.level.seal.get(key).copied().map(Ok))? {
             SealKey::Wrapping(seal) => {
                 let key_wrap = self.opened(sealed, bound, WRAPPED_TZPK_BYTES)?;
                 let cipher = *block.bytes();
@@ -89,7 +83,7 @@ impl HostLevel for Pkcs11Token<HostKeys> {
         let encrypt = |block: &mut WideBlock| {
             let mut cipher = [0; 16];
             self.call(|session, keys| {
-                session.encrypt(&Mechanism::AesEcb, keys.level.iso_4, block.bytes(), &mut cipher)
+                session.encrypt(&Mechanism::AesEcb, *keys.level.iso_4.newest(), block.bytes(), &mut cipher)
             })?;
             *block.bytes_mut() = cipher;
             Ok(())
@@ -105,11 +99,13 @@ impl HostLevel for Pkcs11Token<HostKeys> {
         block: &mut WideBlock,
         account_field: u128,
     ) -> Result<(), Error> {
-        self.is_mine(key)?;
         let decrypt = |block: &mut WideBlock| {
             // The stored block; then one that only together with the account field is the PIN field's cipher.
             let cipher = *block.bytes();
-            self.call(|session, keys| session.decrypt(&Mechanism::AesEcb, keys.level.iso_4, &cipher, block.bytes_mut()))
+            self.call_with(|session, keys| {
+                let key = keys.level.iso_4.get(key)?;
+                Some(session.decrypt(&Mechanism::AesEcb, *key, &cipher, block.bytes_mut()))
+            })
         };
         decrypt(block)?;
         block.set_nibbles(block.nibbles() ^ account_field);
@@ -119,14 +115,18 @@ impl HostLevel for Pkcs11Token<HostKeys> {
     fn storage_tdes_encrypt(&self, block: &mut Block) -> Result<(), Error> {
         self.tdes_budget.take()?;
         let mut cipher = [0; 8];
-        self.call(|session, keys| session.encrypt(&Mechanism::Des3Ecb, keys.level.tdes, block.bytes(), &mut cipher))?;
+        self.call(|session, keys| {
+            session.encrypt(&Mechanism::Des3Ecb, *keys.level.tdes.newest(), block.bytes(), &mut cipher)
+        })?;
         *block.bytes_mut() = cipher;
         Ok(())
     }
 
     fn storage_tdes_decrypt(&self, key: KeyReference, block: &mut Block) -> Result<(), Error> {
-        self.is_mine(key)?;
         let cipher = *block.bytes();
-        self.call(|session, keys| session.decrypt(&Mechanism::Des3Ecb, keys.level.tdes, &cipher, block.bytes_mut()))
+        self.call_with(|session, keys| {
+            let key = keys.level.tdes.get(key)?;
+            Some(session.decrypt(&Mechanism::Des3Ecb, *key, &cipher, block.bytes_mut()))
+        })
     }
 }

@@ -8,35 +8,123 @@ use cryptoki::{
     object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle},
     session::Session,
 };
+use zeroize::Zeroizing;
 
-use super::failure::call_failed;
-use crate::{binding::Level, check_value::CheckValue, open_error::Pkcs11Error};
+use super::{calls::Calls, failure::call_failed};
+use crate::{
+    binding::Level,
+    check_value::CheckValue,
+    clear::{Clear, ClearBytes},
+    config::Pkcs11,
+    form::{Form, StorageVersions},
+    keyring::{EXCHANGE_ALGORITHMS, KeyAlgorithm, KeyName, NewKey, Travels, Versions, ZONE_ALGORITHMS},
+    open_error::Pkcs11Error,
+    sealed::KeyReference,
+    versioned::Versioned,
+};
 
-/// What a key is for, and nothing else.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum KeyUse {
-    /// Level `host`: stored blocks, AES-256.
-    Storage,
-    /// Level `host`: stored blocks of the 3DES forms.
-    StorageTdes,
-    /// Level `token`: gives each account its own key, which wraps a block.
-    StorageWrapped,
-    /// Level `token`: wraps format 3 blocks, 3DES.
-    StorageIso3,
-    /// Level `token`: wraps format 4 blocks, AES-256, and never opens one.
-    StorageIso4,
-    /// Wraps every tzpk.
-    Seal,
-    /// Encrypts every tzpk, in a token that has no authenticated key wrap.
-    SealEncrypting,
-    /// Account numbers at rest.
-    Account,
-    /// HMAC over what is sealed and kept.
-    Mac,
+/// How a token can seal a tzpk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum SealWay {
+    Wrap,
+    Encrypt,
 }
 
-/// Handles of the keys of one version and level; good in every session of a login.
-#[derive(Clone, Copy)]
+impl SealWay {
+    pub(super) fn key(self) -> KeyName {
+        match self {
+            Self::Wrap => KeyName::Seal,
+            Self::Encrypt => KeyName::SealEncrypting,
+        }
+    }
+}
+
+/// The storage key of a form, at a level.
+fn storage_key(level: Level, form: Form) -> KeyName {
+    match (level, form) {
+        (Level::Host, Form::Wrapped | Form::Iso4) => KeyName::Storage,
+        (Level::Host, Form::Iso3 | Form::Iso0) => KeyName::StorageTdes,
+        (Level::Token, Form::Wrapped) => KeyName::StorageWrapped,
+        (Level::Token, Form::Iso4) => KeyName::StorageIso4,
+        (Level::Token, Form::Iso3 | Form::Iso0) => KeyName::StorageIso3,
+    }
+}
+
+fn is_storage(name: &KeyName) -> bool {
+    matches!(
+        name,
+        KeyName::Storage | KeyName::StorageTdes | KeyName::StorageWrapped | KeyName::StorageIso3 | KeyName::StorageIso4
+    )
+}
+
+/// Every key that an engine needs at a level.
+pub(super) fn engine_keys(level: Level, seal: SealWay) -> Vec<KeyName> {
+    let storage: &[KeyName] = match level {
+        Level::Host => &[KeyName::Storage, KeyName::StorageTdes],
+        Level::Token => &[KeyName::StorageWrapped, KeyName::StorageIso3, KeyName::StorageIso4],
+    };
+    [storage, &[seal.key(), KeyName::Account, KeyName::Mac]].concat()
+}
+
+/// What a key may be used with in a token at a level, the first where nothing is said; none where it has no such key.
+pub(super) fn algorithms(name: &KeyName, level: Level, seal: SealWay) -> &'static [KeyAlgorithm] {
+    match name {
+        KeyName::Zone(_) => ZONE_ALGORITHMS,
+        KeyName::Exchange(_) => EXCHANGE_ALGORITHMS,
+        // Of triple length: not every token makes keys of double length.
+        KeyName::StorageTdes | KeyName::StorageIso3 if engine_keys(level, seal).contains(name) => {
+            &[KeyAlgorithm::TdesTriple]
+        }
+        KeyName::Mac => &[KeyAlgorithm::HmacSha256],
+        engine if engine_keys(level, seal).contains(engine) => &[KeyAlgorithm::Aes256],
+        _ => &[],
+    }
+}
+
+/// Which versions of which keys an engine uses.
+#[derive(Clone)]
+pub(super) struct InUse(pub(super) Vec<(KeyName, u16)>);
+
+impl InUse {
+    /// Where no register says it: as configured.
+    pub(super) fn of_config(config: &Pkcs11, level: Level, seal: SealWay) -> Self {
+        let versions = |name: &KeyName| match &config.storage_key_versions[..] {
+            versions @ [_, ..] if is_storage(name) => versions.to_vec(),
+            _ => vec![config.key_version],
+        };
+        let each = |name: KeyName| versions(&name).into_iter().map(move |version| (name.clone(), version));
+        Self(engine_keys(level, seal).into_iter().flat_map(each).collect())
+    }
+
+    /// The newest of a name.
+    pub(super) fn newest(&self, name: &KeyName) -> KeyReference {
+        let all = self.0.iter().filter(|(found, _)| found == name);
+        KeyReference(all.map(|(_, version)| *version).max().unwrap_or_default())
+    }
+
+    /// Whether a version of the storage key of a form is among them.
+    pub(super) fn has_storage_key(&self, level: Level, form: Form, key: KeyReference) -> bool {
+        let name = storage_key(level, form);
+        self.0.iter().any(|(found, version)| *found == name && *version == key.0)
+    }
+
+    /// What new blobs are made under.
+    pub(super) fn newest_of_all(&self, level: Level) -> Versions {
+        let storage = |form| self.newest(&storage_key(level, form));
+        let seal = self.newest(&KeyName::Seal).max(self.newest(&KeyName::SealEncrypting));
+        Versions {
+            storage: StorageVersions {
+                wrapped: storage(Form::Wrapped),
+                iso_4: storage(Form::Iso4),
+                tdes: storage(Form::Iso3),
+            },
+            seal,
+            account: self.newest(&KeyName::Account),
+        }
+    }
+}
+
+/// Handles of the keys of one level; good in every session of a login.
 pub(super) struct KeyHandles<L> {
     /// Those that the level has of its own.
     pub(super) level: L,
@@ -45,7 +133,7 @@ pub(super) struct KeyHandles<L> {
 }
 
 /// The keys that one level has of its own.
-pub(super) trait LevelKeys: Copy + Send + Sync + 'static {
+pub(super) trait LevelKeys: Sized + Send + Sync + 'static {
     /// Which level.
     const LEVEL: Level;
 
@@ -54,11 +142,10 @@ pub(super) trait LevelKeys: Copy + Send + Sync + 'static {
 }
 
 /// Level `host`: storage keys that encrypt and decrypt.
-#[derive(Clone, Copy)]
 pub(super) struct HostKeys {
-    pub(super) iso_4: ObjectHandle,
-    pub(super) tdes: ObjectHandle,
-    pub(super) seal: SealKey,
+    pub(super) iso_4: Versioned<ObjectHandle>,
+    pub(super) tdes: Versioned<ObjectHandle>,
+    pub(super) seal: Versioned<SealKey>,
 }
 
 /// What a tzpk is sealed with.
@@ -70,43 +157,37 @@ pub(super) enum SealKey {
     Encrypting(ObjectHandle),
 }
 
-/// How a token can seal a tzpk.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum SealWay {
-    Wrap,
-    Encrypt,
-}
-
 impl LevelKeys for HostKeys {
     const LEVEL: Level = Level::Host;
 
     fn of(found: &FoundKeys) -> Result<Self, Pkcs11Error> {
-        let seal = match found.one(KeyUse::Seal) {
-            Ok(key) => SealKey::Wrapping(key),
-            Err(_) => SealKey::Encrypting(found.one(KeyUse::SealEncrypting)?),
+        let seal = match found.versions(&KeyName::Seal, SealKey::Wrapping) {
+            Ok(keys) => keys,
+            Err(_) => found.versions(&KeyName::SealEncrypting, SealKey::Encrypting)?,
         };
-        Ok(Self { iso_4: found.one(KeyUse::Storage)?, tdes: found.one(KeyUse::StorageTdes)?, seal })
+        let handles = |name| found.versions(name, |handle| handle);
+        Ok(Self { iso_4: handles(&KeyName::Storage)?, tdes: handles(&KeyName::StorageTdes)?, seal })
     }
 }
 
 /// Level `token`: storage keys that wrap, unwrap and derive, and none that decrypts.
-#[derive(Clone, Copy)]
 pub(super) struct TokenKeys {
-    pub(super) wrapped: ObjectHandle,
-    pub(super) iso_3: ObjectHandle,
-    pub(super) iso_4: ObjectHandle,
-    pub(super) seal: ObjectHandle,
+    pub(super) wrapped: Versioned<ObjectHandle>,
+    pub(super) iso_3: Versioned<ObjectHandle>,
+    pub(super) iso_4: Versioned<ObjectHandle>,
+    pub(super) seal: Versioned<ObjectHandle>,
 }
 
 impl LevelKeys for TokenKeys {
     const LEVEL: Level = Level::Token;
 
     fn of(found: &FoundKeys) -> Result<Self, Pkcs11Error> {
+        let handles = |name| found.versions(name, |handle| handle);
         Ok(Self {
-            wrapped: found.one(KeyUse::StorageWrapped)?,
-            iso_3: found.one(KeyUse::StorageIso3)?,
-            iso_4: found.one(KeyUse::StorageIso4)?,
-            seal: found.one(KeyUse::Seal)?,
+            wrapped: handles(&KeyName::StorageWrapped)?,
+            iso_3: handles(&KeyName::StorageIso3)?,
+            iso_4: handles(&KeyName::StorageIso4)?,
+            seal: handles(&KeyName::Seal)?,
         })
     }
 }
@@ -124,174 +205,160 @@ const RIGHTS: [(AttributeType, &str); 6] = [
     (AttributeType::Derive, "CKA_DERIVE"),
 ];
 
-impl KeyUse {
-    /// Every one of a level.
-    fn of(level: Level, seal: SealWay) -> Vec<Self> {
-        let storage: &[Self] = match level {
-            Level::Host => &[Self::Storage, Self::StorageTdes],
-            Level::Token => &[Self::StorageWrapped, Self::StorageIso3, Self::StorageIso4],
-        };
-        let seal = match seal {
-            SealWay::Wrap => Self::Seal,
-            SealWay::Encrypt => Self::SealEncrypting,
-        };
-        [storage, &[seal, Self::Account, Self::Mac]].concat()
-    }
+/// Its CKA_LABEL.
+pub(super) fn label(name: &KeyName) -> String {
+    format!("pinseal {name}")
+}
 
-    /// Its CKA_LABEL.
-    fn label(self) -> &'static str {
-        match self {
-            Self::Storage => "pinseal storage",
-            Self::StorageTdes => "pinseal storage-3des",
-            Self::StorageWrapped => "pinseal storage-wrapped",
-            Self::StorageIso3 => "pinseal storage-iso-3",
-            Self::StorageIso4 => "pinseal storage-iso-4",
-            Self::Seal => "pinseal seal",
-            Self::SealEncrypting => "pinseal seal-encrypting",
-            Self::Account => "pinseal account",
-            Self::Mac => "pinseal mac",
-        }
-    }
-
-    /// The first byte of its CKA_ID. NSS keeps one secret key an id, whatever their labels: a second replaces the first.
-    fn code(self) -> u8 {
-        match self {
-            Self::Storage => b's',
-            Self::StorageTdes => b'd',
-            Self::StorageWrapped => b'w',
-            Self::StorageIso3 => b'3',
-            Self::StorageIso4 => b'4',
-            Self::Seal => b't',
-            Self::SealEncrypting => b'e',
-            Self::Account => b'a',
-            Self::Mac => b'm',
-        }
-    }
-
-    /// As audit lines name it.
-    fn name(self) -> &'static str {
-        self.label().trim_start_matches("pinseal ")
-    }
-
-    /// All it may do.
-    fn rights(self) -> &'static [AttributeType] {
-        match self {
-            Self::Storage | Self::StorageTdes | Self::SealEncrypting => {
-                &[AttributeType::Encrypt, AttributeType::Decrypt]
-            }
-            Self::StorageWrapped => &[AttributeType::Derive],
-            Self::StorageIso3 | Self::Seal => &[AttributeType::Wrap, AttributeType::Unwrap],
-            Self::StorageIso4 => &[AttributeType::Wrap, AttributeType::Encrypt],
-            Self::Account => &[AttributeType::Encrypt],
-            Self::Mac => &[AttributeType::Sign],
-        }
-    }
-
-    fn key_type(self) -> KeyType {
-        match self {
-            // Of triple length: not every token makes keys of double length.
-            Self::StorageTdes | Self::StorageIso3 => KeyType::DES3,
-            Self::Mac => KeyType::GENERIC_SECRET,
-            _ => KeyType::AES,
-        }
-    }
-
-    /// Its CKA_ID: what it is for, and the version.
-    fn id(self, version: u16) -> Vec<u8> {
-        let [high, low] = version.to_be_bytes();
-        vec![self.code(), high, low]
+/// The first byte of its CKA_ID. NSS keeps one secret key an id, whatever their labels: a second replaces the first.
+fn code(name: &KeyName) -> u8 {
+    match name {
+        KeyName::Storage => b's',
+        KeyName::StorageTdes => b'd',
+        KeyName::StorageWrapped => b'w',
+        KeyName::StorageIso3 => b'3',
+        KeyName::StorageIso4 => b'4',
+        KeyName::Seal => b't',
+        KeyName::SealEncrypting => b'e',
+        KeyName::Account => b'a',
+        KeyName::Mac => b'm',
+        KeyName::Zone(_) => b'z',
+        KeyName::Exchange(_) => b'x',
+        // A vault's own.
+        KeyName::Record | KeyName::Retry => b'-',
     }
 }
 
-fn named(r#use: KeyUse, version: u16) -> Vec<Attribute> {
+/// Its CKA_ID: what it is for, the version, and of another party's key whose.
+fn id(name: &KeyName, version: u16) -> Vec<u8> {
+    let [high, low] = version.to_be_bytes();
+    let mut id = vec![code(name), high, low];
+    if let KeyName::Zone(zone) | KeyName::Exchange(zone) = name {
+        id.extend_from_slice(zone.as_str().as_bytes());
+    }
+    id
+}
+
+/// The version that a CKA_ID says.
+fn version_of(id: &[u8]) -> Option<u16> {
+    id.get(1..3).and_then(|version| <[u8; 2]>::try_from(version).ok()).map(u16::from_be_bytes)
+}
+
+/// All it may do.
+fn rights(name: &KeyName, level: Level) -> &'static [AttributeType] {
+    match (name, level) {
+        (KeyName::Storage | KeyName::StorageTdes | KeyName::SealEncrypting, _) | (KeyName::Zone(_), Level::Host) => {
+            &[AttributeType::Encrypt, AttributeType::Decrypt]
+        }
+        (KeyName::StorageIso3 | KeyName::Seal, _) | (KeyName::Zone(_), Level::Token) => {
+            &[AttributeType::Wrap, AttributeType::Unwrap]
+        }
+        (KeyName::StorageWrapped, _) => &[AttributeType::Derive],
+        (KeyName::StorageIso4, _) => &[AttributeType::Wrap, AttributeType::Encrypt],
+        // CMAC by encryption alone: that is how the keys of a key block are derived.
+        (KeyName::Account | KeyName::Exchange(_), _) => &[AttributeType::Encrypt],
+        (KeyName::Mac, _) => &[AttributeType::Sign],
+        (KeyName::Record | KeyName::Retry, _) => &[],
+    }
+}
+
+fn key_type(algorithm: KeyAlgorithm) -> KeyType {
+    match algorithm {
+        KeyAlgorithm::Aes128 | KeyAlgorithm::Aes192 | KeyAlgorithm::Aes256 => KeyType::AES,
+        KeyAlgorithm::TdesDouble => KeyType::DES2,
+        KeyAlgorithm::TdesTriple => KeyType::DES3,
+        KeyAlgorithm::HmacSha256 => KeyType::GENERIC_SECRET,
+    }
+}
+
+fn named(name: &KeyName, version: u16) -> Vec<Attribute> {
     vec![
         Attribute::Class(ObjectClass::SECRET_KEY),
         Attribute::Token(true),
-        Attribute::Label(r#use.label().into()),
-        Attribute::Id(r#use.id(version)),
+        Attribute::Label(label(name).into()),
+        Attribute::Id(id(name, version)),
     ]
 }
 
-/// The keys of a version and level, as a token showed them.
-pub(super) struct FoundKeys {
-    keys: Vec<(KeyUse, ObjectHandle)>,
+/// A key as a token showed it.
+struct FoundKey {
+    name: KeyName,
     version: u16,
+    handle: ObjectHandle,
+}
+
+/// The keys an engine uses at a level, as a token showed them.
+pub(super) struct FoundKeys {
+    keys: Vec<FoundKey>,
+    level: Level,
 }
 
 impl FoundKeys {
-    /// Finds exactly one of each use. A tzpk is sealed by wrapping, unless there is only the other key.
-    pub(super) fn find(session: &Session, version: u16, level: Level) -> Result<Self, Pkcs11Error> {
-        let count = |r#use| Ok(objects(session, r#use, version)?.len());
-        let way = match (level, count(KeyUse::Seal)?, count(KeyUse::SealEncrypting)?) {
-            (Level::Host, 0, 1..) => SealWay::Encrypt,
-            _ => SealWay::Wrap,
-        };
-        let keys = KeyUse::of(level, way).into_iter().map(|r#use| match objects(session, r#use, version)?[..] {
-            [key] => Ok((r#use, key)),
-            ref found => Err(Pkcs11Error::Key { label: r#use.label(), version, found: found.len() }),
+    /// Finds exactly one of each.
+    pub(super) fn find(session: &Session, in_use: &InUse, level: Level) -> Result<Self, Pkcs11Error> {
+        let keys = in_use.0.iter().map(|(name, version)| match objects(session, name, *version)?[..] {
+            [handle] => Ok(FoundKey { name: name.clone(), version: *version, handle }),
+            ref found => Err(Pkcs11Error::Key { label: label(name), version: *version, found: found.len() }),
         });
-        Ok(Self { keys: keys.collect::<Result<_, _>>()?, version })
+        Ok(Self { keys: keys.collect::<Result<_, _>>()?, level })
     }
 
-    /// Makes a key of every use that has none of that version yet. The keys that both levels use may be there.
-    pub(super) fn make(session: &Session, version: u16, level: Level, seal: SealWay) -> Result<Self, Pkcs11Error> {
+    /// Makes a key of every use that has none of the newest version yet. The keys that both levels use may be there.
+    pub(super) fn make(session: Calls<'_>, config: &Pkcs11, level: Level, seal: SealWay) -> Result<Self, Pkcs11Error> {
+        let in_use = InUse::of_config(config, level, seal);
         let (mut missing, mut present) = (Vec::new(), None);
-        for r#use in KeyUse::of(level, seal) {
-            match (objects(session, r#use, version)?.is_empty(), r#use) {
-                (true, _) => missing.push(r#use),
-                (false, KeyUse::Seal | KeyUse::SealEncrypting | KeyUse::Account | KeyUse::Mac) => {}
-                (false, _) => present = Some(r#use),
+        for name in engine_keys(level, seal) {
+            let KeyReference(version) = in_use.newest(&name);
+            match objects(&session, &name, version)?.is_empty() {
+                true => missing.push((name, version)),
+                false if is_storage(&name) => present = Some((name, version)),
+                false => {}
             }
         }
-        if let Some(present) = present {
-            return Err(Pkcs11Error::Present { label: present.label(), version });
+        if let Some((name, version)) = present {
+            return Err(Pkcs11Error::Present { label: label(&name), version });
         }
-        for r#use in missing {
-            generate(session, r#use, version).map_err(call_failed("C_GenerateKey"))?;
+        for (name, version) in missing {
+            let algorithm = algorithms(&name, level, seal).first().copied().unwrap_or(KeyAlgorithm::Aes256);
+            let new = NewKey { name, version, algorithm, travels: Travels::Never };
+            generate(session, &new, level).map_err(call_failed("C_GenerateKey"))?;
         }
-        Self::find(session, version, level)
+        Self::find(&session, &in_use, level)
     }
 
     /// Refuses a key that can leave the token, be read, or do more than it is for.
     pub(super) fn audit(&self, session: &Session) -> Result<(), Pkcs11Error> {
-        for (r#use, key) in &self.keys {
+        for FoundKey { name, handle, .. } in &self.keys {
             let must = |holds: bool, attribute, found: &'static str| match holds {
                 true => Ok(()),
-                false => Err(Pkcs11Error::Unsafe { label: r#use.label(), attribute, found }),
+                false => Err(Pkcs11Error::Unsafe { label: label(name), attribute, found }),
             };
             let mut asked = vec![AttributeType::Sensitive, AttributeType::Extractable, AttributeType::KeyType];
             asked.extend(RIGHTS.map(|(right, _)| right));
-            let told = session.get_attributes(*key, &asked).map_err(call_failed("C_GetAttributeValue"))?;
+            let told = session.get_attributes(*handle, &asked).map_err(call_failed("C_GetAttributeValue"))?;
             must(told.contains(&Attribute::Sensitive(true)), "CKA_SENSITIVE", "not true")?;
             must(told.contains(&Attribute::Extractable(false)), "CKA_EXTRACTABLE", "not false")?;
-            must(told.contains(&Attribute::KeyType(r#use.key_type())), "CKA_KEY_TYPE", "of another kind")?;
-            for (right, name) in RIGHTS {
+            let of_its_kind = algorithms(name, self.level, seal_way_of(name));
+            let of_its_kind = of_its_kind.iter().any(|kind| told.contains(&Attribute::KeyType(key_type(*kind))));
+            must(of_its_kind, "CKA_KEY_TYPE", "of another kind")?;
+            for (right, attribute) in RIGHTS {
                 let granted = told.iter().any(|attribute| attribute.attribute_type() == right && is_true(attribute));
-                match r#use.rights().contains(&right) {
-                    true => must(granted, name, "not true")?,
-                    false => must(!granted, name, "not false")?,
+                match rights(name, self.level).contains(&right) {
+                    true => must(granted, attribute, "not true")?,
+                    false => must(!granted, attribute, "not false")?,
                 }
             }
         }
         Ok(())
     }
 
-    /// By use and version, with check values: of AES-256 the first 3 bytes of CMAC over 16 zero bytes, of 3DES those of
-    /// the encrypted zero block, of the MAC key those of its HMAC over 16 zero bytes. A key that may neither encrypt nor
-    /// sign has none.
-    pub(super) fn references(&self, session: &Session) -> Result<KeyReferences, CallError> {
-        let tell = |(r#use, key): &(KeyUse, ObjectHandle)| {
-            let check_value = match r#use {
-                KeyUse::Storage | KeyUse::StorageIso4 | KeyUse::SealEncrypting | KeyUse::Account => {
-                    Some(aes_check_value(session, *key)?)
-                }
-                KeyUse::StorageTdes => Some(session.encrypt(&Mechanism::Des3Ecb, *key, &[0; 8])?),
-                KeyUse::Mac => Some(session.sign(&Mechanism::Sha256Hmac, *key, &[0; 16])?),
-                KeyUse::StorageWrapped | KeyUse::StorageIso3 | KeyUse::Seal => None,
-            };
-            let (name, version) = (r#use.name(), self.version);
-            Ok(match check_value {
-                Some(bytes) => format!("{name}/{version}:{}", CheckValue::first_of(&bytes)),
+    /// By use and version, with check values. A key that may neither encrypt nor sign has none.
+    pub(super) fn references(&self, session: Calls<'_>) -> Result<KeyReferences, CallError> {
+        let tell = |FoundKey { name, version, handle }: &FoundKey| {
+            let algorithm = algorithms(name, self.level, seal_way_of(name)).first().copied();
+            let found = check_value(session, name, self.level, algorithm.unwrap_or(KeyAlgorithm::Aes256), *handle)?;
+            Ok(match found {
+                Some(value) => format!("{name}/{version}:{value}"),
                 None => format!("{name}/{version}"),
             })
         };
@@ -300,25 +367,50 @@ impl FoundKeys {
 
     /// Copies that live in this session. A token that keeps its keys in a database reads them from there at every use.
     pub(super) fn copied_to_session(&self, session: &Session) -> Result<Self, CallError> {
-        let copy = |(r#use, key): &(KeyUse, ObjectHandle)| {
-            Ok((*r#use, session.copy_object(*key, &[Attribute::Token(false)])?))
+        let copy = |FoundKey { name, version, handle }: &FoundKey| {
+            let handle = session.copy_object(*handle, &[Attribute::Token(false)])?;
+            Ok(FoundKey { name: name.clone(), version: *version, handle })
         };
-        Ok(Self { keys: self.keys.iter().map(copy).collect::<Result<_, CallError>>()?, version: self.version })
+        Ok(Self { keys: self.keys.iter().map(copy).collect::<Result<_, CallError>>()?, level: self.level })
     }
 
     /// As a level uses them.
     pub(super) fn handles<L: LevelKeys>(&self) -> Result<KeyHandles<L>, Pkcs11Error> {
-        Ok(KeyHandles { level: L::of(self)?, account: self.one(KeyUse::Account)?, mac: self.one(KeyUse::Mac)? })
+        let newest = |name| Ok::<_, Pkcs11Error>(*self.versions(name, |handle| handle)?.newest());
+        Ok(KeyHandles { level: L::of(self)?, account: newest(&KeyName::Account)?, mac: newest(&KeyName::Mac)? })
     }
 
-    fn one(&self, r#use: KeyUse) -> Result<ObjectHandle, Pkcs11Error> {
-        let found = self.keys.iter().find(|(found, _)| *found == r#use).map(|(_, key)| *key);
-        found.ok_or(Pkcs11Error::Key { label: r#use.label(), version: self.version, found: 0 })
+    fn versions<T>(&self, name: &KeyName, each: impl Fn(ObjectHandle) -> T) -> Result<Versioned<T>, Pkcs11Error> {
+        let all = self.keys.iter().filter(|key| key.name == *name);
+        let all = all.map(|key| (KeyReference(key.version), each(key.handle))).collect();
+        Versioned::of(all).ok_or_else(|| Pkcs11Error::Lacks { key: name.to_string() })
     }
 }
 
-fn objects(session: &Session, r#use: KeyUse, version: u16) -> Result<Vec<ObjectHandle>, Pkcs11Error> {
-    session.find_objects(&named(r#use, version)).map_err(call_failed("C_FindObjects"))
+/// Which of the two ways a seal key is for; of other keys either.
+fn seal_way_of(name: &KeyName) -> SealWay {
+    if *name == KeyName::SealEncrypting { SealWay::Encrypt } else { SealWay::Wrap }
+}
+
+/// The objects of a name and version.
+pub(super) fn objects(session: &Session, name: &KeyName, version: u16) -> Result<Vec<ObjectHandle>, Pkcs11Error> {
+    session.find_objects(&named(name, version)).map_err(call_failed("C_FindObjects"))
+}
+
+/// The versions of a name that a token has.
+pub(super) fn versions_of(session: &Session, name: &KeyName) -> Result<Vec<(u16, ObjectHandle)>, Pkcs11Error> {
+    let of_name =
+        [Attribute::Class(ObjectClass::SECRET_KEY), Attribute::Token(true), Attribute::Label(label(name).into())];
+    let found = session.find_objects(&of_name).map_err(call_failed("C_FindObjects"))?;
+    let mut versions = Vec::with_capacity(found.len());
+    for handle in found {
+        let told = session.get_attributes(handle, &[AttributeType::Id]).map_err(call_failed("C_GetAttributeValue"))?;
+        if let [Attribute::Id(id)] = &told[..] {
+            versions.extend(version_of(id).map(|version| (version, handle)));
+        }
+    }
+    versions.sort_by_key(|(version, _)| *version);
+    Ok(versions)
 }
 
 fn is_true(attribute: &Attribute) -> bool {
@@ -333,13 +425,13 @@ fn is_true(attribute: &Attribute) -> bool {
     )
 }
 
-fn generate(session: &Session, r#use: KeyUse, version: u16) -> Result<ObjectHandle, CallError> {
-    let may = |right| r#use.rights().contains(&right);
-    let mut template = named(r#use, version);
+fn template(NewKey { name, version, travels, .. }: &NewKey, level: Level) -> Vec<Attribute> {
+    let may = |right| rights(name, level).contains(&right);
+    let mut template = named(name, *version);
     template.extend([
         Attribute::Private(true),
         Attribute::Sensitive(true),
-        Attribute::Extractable(false),
+        Attribute::Extractable(*travels == Travels::On),
         Attribute::Modifiable(false),
         Attribute::Encrypt(may(AttributeType::Encrypt)),
         Attribute::Decrypt(may(AttributeType::Decrypt)),
@@ -349,21 +441,85 @@ fn generate(session: &Session, r#use: KeyUse, version: u16) -> Result<ObjectHand
         Attribute::Unwrap(may(AttributeType::Unwrap)),
         Attribute::Derive(may(AttributeType::Derive)),
     ]);
-    let mechanism = match r#use.key_type() {
-        KeyType::DES3 => Mechanism::Des3KeyGen,
-        KeyType::GENERIC_SECRET => Mechanism::GenericSecretKeyGen,
-        _ => Mechanism::AesKeyGen,
+    template
+}
+
+/// Makes a key inside.
+pub(super) fn generate(session: Calls<'_>, new: &NewKey, level: Level) -> Result<ObjectHandle, CallError> {
+    let mut template = template(new, level);
+    let mechanism = match new.algorithm {
+        KeyAlgorithm::TdesDouble => Mechanism::Des2KeyGen,
+        KeyAlgorithm::TdesTriple => Mechanism::Des3KeyGen,
+        KeyAlgorithm::HmacSha256 => Mechanism::GenericSecretKeyGen,
+        KeyAlgorithm::Aes128 | KeyAlgorithm::Aes192 | KeyAlgorithm::Aes256 => Mechanism::AesKeyGen,
     };
-    if !matches!(mechanism, Mechanism::Des3KeyGen) {
-        template.push(Attribute::ValueLen(32.into()));
+    if !new.algorithm.is_tdes() {
+        template.push(Attribute::ValueLen(u64::try_from(new.algorithm.bytes())?.into()));
     }
     session.generate_key(&mechanism, &template)
 }
 
-/// CMAC of 16 zero bytes by encryption alone: `E(2·E(0))` (NIST SP 800-38B, 6).
-fn aes_check_value(session: &Session, key: ObjectHandle) -> Result<Vec<u8>, CallError> {
-    let zero = session.encrypt(&Mechanism::AesEcb, key, &[0; 16])?;
-    let zero = u128::from_be_bytes(zero.as_slice().try_into().map_err(CallError::TryFromSlice)?);
-    let subkey = (zero << 1) ^ (0x87 & 0u128.wrapping_sub(zero >> 127));
-    session.encrypt(&Mechanism::AesEcb, key, &subkey.to_be_bytes())
+/// Brings a key in that was made outside.
+pub(super) fn bring_in(
+    session: &Session,
+    new: &NewKey,
+    level: Level,
+    key: &ClearBytes,
+) -> Result<ObjectHandle, CallError> {
+    let mut template = template(new, level);
+    template.push(Attribute::KeyType(key_type(new.algorithm)));
+    template.push(Attribute::Value(key.bytes().to_vec()));
+    let made = session.create_object(&template);
+    if let Some(Attribute::Value(value)) = template.pop() {
+        drop(Zeroizing::new(value));
+    }
+    made
+}
+
+/// Of AES the first 3 bytes of CMAC over 16 zero bytes, of 3DES those of the encrypted zero block, of HMAC those of it over
+/// 16 zero bytes; none where the key may do none of it.
+pub(super) fn check_value(
+    session: Calls<'_>,
+    name: &KeyName,
+    level: Level,
+    algorithm: KeyAlgorithm,
+    key: ObjectHandle,
+) -> Result<Option<CheckValue>, CallError> {
+    let may = |right| rights(name, level).contains(&right);
+    Ok(match algorithm {
+        KeyAlgorithm::HmacSha256 if may(AttributeType::Sign) => {
+            let mut tag = [0; 32];
+            session.sign(&Mechanism::Sha256Hmac, key, &[0; 16], &mut tag)?;
+            Some(CheckValue::first_of(&tag))
+        }
+        _ if !may(AttributeType::Encrypt) => None,
+        KeyAlgorithm::TdesDouble | KeyAlgorithm::TdesTriple => {
+            let mut zero = [0; 8];
+            session.encrypt(&Mechanism::Des3Ecb, key, &[0; 8], &mut zero)?;
+            Some(CheckValue::first_of(&zero))
+        }
+        _ => {
+            let mut tag = Clear::zeroed();
+            cmac(session, key, &[0; 16], &mut tag)?;
+            Some(CheckValue::first_of(tag.bytes()))
+        }
+    })
+}
+
+/// CMAC of at most one block by encryption alone (NIST SP 800-38B, 6): not every token has CMAC.
+pub(super) fn cmac(
+    session: Calls<'_>,
+    key: ObjectHandle,
+    message: &[u8],
+    tag: &mut Clear<16>,
+) -> Result<(), CallError> {
+    let doubled = |block: u128| (block << 1) ^ (0x87 & 0u128.wrapping_sub(block >> 127));
+    let mut zero = Clear::<16>::zeroed();
+    session.encrypt(&Mechanism::AesEcb, key, &[0; 16], zero.bytes_mut())?;
+    let first = doubled(zero.nibbles());
+    let mut last = Clear::<16>::zeroed();
+    last.bytes_mut().iter_mut().zip(message.iter().chain(&[0x80])).for_each(|(place, byte)| *place = *byte);
+    let subkey = if message.len() == 16 { first } else { doubled(first) };
+    last.set_nibbles(last.nibbles() ^ subkey);
+    session.encrypt(&Mechanism::AesEcb, key, last.bytes(), tag.bytes_mut())
 }

@@ -20,12 +20,14 @@ use cryptoki::{
 use super::{
     calls::{Calls, Functions, initialize},
     failure::{call_failed, reason},
-    keys::{FoundKeys, KeyHandles, KeyReferences, LevelKeys},
+    keys::{FoundKeys, InUse, KeyHandles, KeyReferences, LevelKeys, SealWay, engine_keys, versions_of},
+    register::Register,
 };
 use crate::{
     binding::Level,
     config::{KeyHandling, Pkcs11, SlotName},
     error::Error,
+    keyring::{KeyInfo, KeyName},
     open_error::Pkcs11Error,
 };
 
@@ -37,6 +39,8 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(2);
 /// A token as configured, connected or lost; with the storage keys of one level.
 pub(super) struct Link<L> {
     config: Pkcs11,
+    /// As they were when it was opened: one that was lost comes back with the same.
+    in_use: InUse,
     state: Mutex<State<L>>,
 }
 
@@ -66,8 +70,14 @@ struct Connection<L> {
 impl<L: LevelKeys> Link<L> {
     /// Logs in and finds the keys.
     pub(super) fn open(config: &Pkcs11) -> Result<(Self, KeyReferences), Pkcs11Error> {
-        let (connection, references) = Connection::open(config)?;
-        Ok((Self { config: config.clone(), state: Mutex::new(State::Up(Arc::new(connection))) }, references))
+        let (connection, in_use, references) = Connection::open(config, None)?;
+        let state = Mutex::new(State::Up(Arc::new(connection)));
+        Ok((Self { config: config.clone(), in_use, state }, references))
+    }
+
+    /// Which versions of which keys are used.
+    pub(super) fn in_use(&self) -> &InUse {
+        &self.in_use
     }
 
     /// Lets `work` use a session of its own. A call that fails loses the connection: the next one looks for the token.
@@ -101,8 +111,8 @@ impl<L: LevelKeys> Link<L> {
         };
         // A module that speaks to its token over a socket, or a network, finds it again by this alone.
         finalize(&self.config);
-        match Connection::open(&self.config) {
-            Ok((connection, _)) => {
+        match Connection::open(&self.config, Some(&self.in_use)) {
+            Ok((connection, ..)) => {
                 let connection = Arc::new(connection);
                 *state = State::Up(Arc::clone(&connection));
                 Ok(connection)
@@ -163,34 +173,97 @@ pub(super) fn look_to_write(config: &Pkcs11) -> Result<(Session, Option<Arc<Func
 }
 
 /// The keys of a level as they are to be used, none of them unsafe.
+pub(super) struct UsableKeys {
+    pub(super) found: FoundKeys,
+    pub(super) in_use: InUse,
+    pub(super) references: KeyReferences,
+}
+
+/// Finds them: of the versions that are given, else of those that the register says are in use, else of the configured
+/// one.
 pub(super) fn find_keys(
-    session: &Session,
+    session: Calls<'_>,
     config: &Pkcs11,
     level: Level,
-) -> Result<(FoundKeys, KeyReferences), Pkcs11Error> {
-    let keys = FoundKeys::find(session, config.key_version, level)?;
-    keys.audit(session)?;
-    let references = keys.references(session).map_err(call_failed("check values"))?;
-    match config.key_handling {
-        KeyHandling::InToken => Ok((keys, references)),
-        KeyHandling::CopiedToSession => {
-            let copies = keys.copied_to_session(session).map_err(call_failed("C_CopyObject"))?;
-            copies.audit(session)?;
-            Ok((copies, references))
-        }
+    in_use: Option<&InUse>,
+) -> Result<UsableKeys, Pkcs11Error> {
+    let register = Register::read(&session)?;
+    let in_use = match (in_use, &register) {
+        (Some(in_use), _) => in_use.clone(),
+        (None, Some(register)) => in_use_by_register(register, level)?,
+        (None, None) => InUse::of_config(config, level, seal_way_here(&session, level)?),
+    };
+    let found = FoundKeys::find(&session, &in_use, level)?;
+    found.audit(&session)?;
+    let references = found.references(session).map_err(call_failed("check values"))?;
+    if let Some(exchanged) = register.and_then(|register| exchanged(&register, &references)) {
+        return Err(Pkcs11Error::Exchanged { key: exchanged });
     }
+    let found = match config.key_handling {
+        KeyHandling::InToken => found,
+        KeyHandling::CopiedToSession => {
+            let copies = found.copied_to_session(&session).map_err(call_failed("C_CopyObject"))?;
+            copies.audit(&session)?;
+            copies
+        }
+    };
+    Ok(UsableKeys { found, in_use, references })
+}
+
+/// A tzpk is sealed by wrapping, unless there is only the other key.
+fn seal_way_here(session: &Session, level: Level) -> Result<SealWay, Pkcs11Error> {
+    let is_there = |way: SealWay| Ok::<_, Pkcs11Error>(!versions_of(session, &way.key())?.is_empty());
+    Ok(match level {
+        Level::Host if !is_there(SealWay::Wrap)? && is_there(SealWay::Encrypt)? => SealWay::Encrypt,
+        _ => SealWay::Wrap,
+    })
+}
+
+fn in_use_by_register(register: &Register, level: Level) -> Result<InUse, Pkcs11Error> {
+    let active = |name: &KeyName| register.keyring.active_versions(name);
+    let way = match level {
+        Level::Host if active(&KeyName::Seal).is_empty() && !active(&KeyName::SealEncrypting).is_empty() => {
+            SealWay::Encrypt
+        }
+        _ => SealWay::Wrap,
+    };
+    let mut in_use = Vec::new();
+    for name in engine_keys(level, way) {
+        let mut versions = active(&name);
+        if !name.rotates() {
+            // A newer one is not used for what the older made: there is one.
+            versions = versions.split_off(versions.len().saturating_sub(1));
+        }
+        if versions.is_empty() {
+            return Err(Pkcs11Error::Lacks { key: name.to_string() });
+        }
+        in_use.extend(versions.into_iter().map(|version| (name.clone(), version)));
+    }
+    Ok(InUse(in_use))
+}
+
+/// The first key whose check value is another than the register says.
+fn exchanged(register: &Register, references: &KeyReferences) -> Option<String> {
+    let other = |info: &KeyInfo| {
+        let known = format!("{}:{}", info.reference(), info.check_value?);
+        let found =
+            references.iter().find(|found| found.split_once(':').is_some_and(|(key, _)| key == info.reference()))?;
+        (*found != known).then(|| info.reference())
+    };
+    register.keyring.keys.iter().find_map(|key| other(&key.info))
 }
 
 impl<L: LevelKeys> Connection<L> {
-    fn open(config: &Pkcs11) -> Result<(Self, KeyReferences), Pkcs11Error> {
+    fn open(config: &Pkcs11, in_use: Option<&InUse>) -> Result<(Self, InUse, KeyReferences), Pkcs11Error> {
         let (Loaded { module, functions }, slot) = find_slot(config)?;
         let management = module.open_ro_session(slot).map_err(call_failed("C_OpenSession"))?;
         log_in(&module, slot, &management, config)?;
-        let (keys, references) = find_keys(&management, config, L::LEVEL)?;
-        let keys = keys.handles()?;
+        let calls = Calls::new(&management, functions.as_deref());
+        let UsableKeys { found, in_use, references } = find_keys(calls, config, L::LEVEL, in_use)?;
+        let keys = found.handles()?;
         let connection =
             Self { module, functions, slot, keys, idle: Mutex::default(), _management: Mutex::new(management) };
-        Ok((connection, references))
+        Ok((connection, in_use, references))
     }
 
     /// A session is kept for the next one only where the work succeeded.

@@ -7,12 +7,13 @@ use aws_lc_rs::digest::{Context, SHA256};
 use cryptoki::{
     error::{Error as CallError, RvError},
     mechanism::Mechanism,
+    object::ObjectHandle,
 };
 
 use super::{
     Pkcs11Token,
     calls::Calls,
-    keys::TokenKeys,
+    keys::{KeyHandles, TokenKeys},
     objects::{SessionObject, WRAPPED_BLOCK_BYTES, WRAPPED_TZPK_BYTES},
 };
 use crate::{
@@ -21,8 +22,8 @@ use crate::{
     config::TokenForm,
     device_key::DeviceKey,
     error::{AcceptError, Error, Refusal},
-    sealed::{Bound, EncryptedBlock, SealedTzpk},
-    token::{IssuedTzpk, Token, TokenLevel, WrappedTzpk},
+    sealed::{Bound, EncryptedBlock, KeyReference, SealedTzpk},
+    token::{IssuedTzpk, StoredBlock, Token, TokenLevel, WrappedTzpk},
 };
 
 /// Random bytes that give each stored block a key of its own.
@@ -35,7 +36,8 @@ impl TokenLevel for Pkcs11Token<TokenKeys> {
         let (wrapped, key_wrap) = self.call(|session, keys| {
             let tzpk = SessionObject::generate_tzpk(session)?;
             let wrapped = wrapped_for(session, device, &tzpk)?;
-            let key_wrap: [u8; WRAPPED_TZPK_BYTES] = tzpk.wrapped_under(&Mechanism::AesKeyWrap, keys.level.seal)?;
+            let seal = *keys.level.seal.newest();
+            let key_wrap: [u8; WRAPPED_TZPK_BYTES] = tzpk.wrapped_under(&Mechanism::AesKeyWrap, seal)?;
             Ok((wrapped, key_wrap))
         })?;
         Ok(IssuedTzpk { wrapped, sealed: self.sealed(&key_wrap, bound)? })
@@ -43,16 +45,18 @@ impl TokenLevel for Pkcs11Token<TokenKeys> {
 
     fn take_in(
         &self,
-        (sealed, bound): (&SealedTzpk, &Bound),
+        (seal, sealed): (KeyReference, &SealedTzpk),
+        bound: &Bound,
         block: &EncryptedBlock,
         form: TokenForm,
         account: &AccountDigits,
     ) -> Result<Vec<u8>, AcceptError> {
-        let (key_wrap, block) = (self.opened(sealed, bound, WRAPPED_TZPK_BYTES)?, block.as_bytes());
+        let sent =
+            SentBlock { seal, key_wrap: self.opened(sealed, bound, WRAPPED_TZPK_BYTES)?, block: block.as_bytes() };
         match form {
-            TokenForm::Wrapped => Ok(self.keep_wrapped(key_wrap, block, account)?),
-            TokenForm::Iso3 => Ok(self.keep_iso_3(key_wrap, block, account)?.to_vec()),
-            TokenForm::Iso4 => match self.keep_iso_4(key_wrap, block, account)? {
+            TokenForm::Wrapped => Ok(self.keep_wrapped(&sent, account)?),
+            TokenForm::Iso3 => Ok(self.keep_iso_3(&sent, account)?.to_vec()),
+            TokenForm::Iso4 => match self.keep_iso_4(&sent, account)? {
                 Some(kept) => Ok(kept.to_vec()),
                 None => Err(Refusal::MalformedBlock.into()),
             },
@@ -61,78 +65,173 @@ impl TokenLevel for Pkcs11Token<TokenKeys> {
 
     fn send_out(
         &self,
-        form: TokenForm,
-        stored: &[u8],
+        stored: StoredBlock<'_>,
         account: &AccountDigits,
         device: &DeviceKey,
     ) -> Result<(WrappedTzpk, EncryptedBlock), Error> {
-        let (wrapped, block) = match form {
-            TokenForm::Wrapped => {
-                let (salt, wrapped) = stored.split_at_checked(SALT_BYTES).unwrap_or_default();
-                let data = block_key_data(salt, account);
-                self.call(|session, keys| {
-                    let key = SessionObject::block_key_to_unwrap(session, keys.level.wrapped, &data)?;
-                    let block = SessionObject::take_in(session, &Mechanism::AesKeyWrapPad, key.handle, wrapped)?;
-                    give_out(session, device, &block)
-                })?
-            }
-            TokenForm::Iso3 => {
-                let mask = iso_1_to_iso_3(account).to_be_bytes();
-                self.call(|session, keys| {
-                    let key = keys.level.iso_3;
-                    let block = SessionObject::take_in(session, &Mechanism::Des3Cbc(mask), key, stored)?;
-                    give_out(session, device, &block)
-                })?
-            }
-            TokenForm::Iso4 => return Err(Error::WriteOnly),
-        };
+        let stored = KeptBlock::of(stored, account)?;
+        let (wrapped, block) = self.call_with(|session, keys| {
+            Some(stored.take_in(session, keys)?.and_then(|block| give_out(session, device, &block)))
+        })?;
         Ok((wrapped, EncryptedBlock::from_bytes(&block)?))
+    }
+
+    fn store_again(&self, stored: StoredBlock<'_>, account: &AccountDigits) -> Result<Vec<u8>, Error> {
+        let before = KeptBlock::of(stored, account)?;
+        match before {
+            KeptBlock::Wrapped { .. } => {
+                let (salt, data) = self.fresh_block_key(account)?;
+                let wrapped = self.call_with(|session, keys| {
+                    let block = before.take_in(session, keys)?;
+                    Some(block.and_then(|block| wrapped_block(session, keys, &block, &data)))
+                })?;
+                Ok([&salt[..], &wrapped].concat())
+            }
+            KeptBlock::Iso3 { mask, .. } => {
+                self.tdes_budget.take()?;
+                let kept: [u8; 8] =
+                    self.call_with(|session, keys| {
+                        let block = before.take_in(session, keys)?;
+                        Some(block.and_then(|block| {
+                            block.wrapped_under(&Mechanism::Des3Cbc(mask), *keys.level.iso_3.newest())
+                        }))
+                    })?;
+                Ok(kept.to_vec())
+            }
+        }
     }
 }
 
+/// A block as its device sent it, and the tzpk it is under.
+struct SentBlock<'a> {
+    seal: KeyReference,
+    key_wrap: &'a [u8],
+    block: &'a [u8; 8],
+}
+
+impl SentBlock<'_> {
+    /// The tzpk as an object that can only take a block in; none where its seal key is not here.
+    fn tzpk<'a>(
+        &self,
+        session: Calls<'a>,
+        keys: &KeyHandles<TokenKeys>,
+    ) -> Option<Result<SessionObject<'a>, CallError>> {
+        let seal = keys.level.seal.get(self.seal)?;
+        Some(SessionObject::unwrap_tzpk_to_unwrap(session, *seal, self.key_wrap))
+    }
+
+    /// The block as an object that can only be wrapped.
+    fn taken_in<'a>(
+        &self,
+        session: Calls<'a>,
+        keys: &KeyHandles<TokenKeys>,
+    ) -> Option<Result<SessionObject<'a>, CallError>> {
+        let tzpk = self.tzpk(session, keys)?;
+        Some(tzpk.and_then(|tzpk| SessionObject::take_in(session, &Mechanism::Des3Ecb, tzpk.handle, self.block)))
+    }
+}
+
+/// A kept block, and what it takes to take it in again.
+enum KeptBlock<'a> {
+    Wrapped { key: KeyReference, data: [u8; 32], wrapped: &'a [u8] },
+    Iso3 { key: KeyReference, mask: [u8; 8], block: &'a [u8] },
+}
+
+impl<'a> KeptBlock<'a> {
+    /// Format 4 takes a decryption to open, and so stays closed.
+    fn of(StoredBlock { form, key, bytes }: StoredBlock<'a>, account: &AccountDigits) -> Result<Self, Error> {
+        match form {
+            TokenForm::Wrapped => {
+                let (salt, wrapped) = bytes.split_at_checked(SALT_BYTES).unwrap_or_default();
+                Ok(Self::Wrapped { key, data: block_key_data(salt, account), wrapped })
+            }
+            TokenForm::Iso3 => Ok(Self::Iso3 { key, mask: iso_1_to_iso_3(account).to_be_bytes(), block: bytes }),
+            TokenForm::Iso4 => Err(Error::WriteOnly),
+        }
+    }
+
+    /// As an object that can only be wrapped; none where its storage key is not here.
+    fn take_in<'s>(
+        &self,
+        session: Calls<'s>,
+        keys: &KeyHandles<TokenKeys>,
+    ) -> Option<Result<SessionObject<'s>, CallError>> {
+        match self {
+            Self::Wrapped { key, data, wrapped } => {
+                let storage = *keys.level.wrapped.get(*key)?;
+                Some(
+                    SessionObject::block_key_to_unwrap(session, storage, data).and_then(|key| {
+                        SessionObject::take_in(session, &Mechanism::AesKeyWrapPad, key.handle, wrapped)
+                    }),
+                )
+            }
+            Self::Iso3 { key, mask, block } => {
+                let storage = *keys.level.iso_3.get(*key)?;
+                Some(SessionObject::take_in(session, &Mechanism::Des3Cbc(*mask), storage, block))
+            }
+        }
+    }
+}
+
+/// A block under a key of its account and of a salt, derived from the newest storage key.
+fn wrapped_block(
+    session: Calls<'_>,
+    keys: &KeyHandles<TokenKeys>,
+    block: &SessionObject<'_>,
+    data: &[u8; 32],
+) -> Result<[u8; WRAPPED_BLOCK_BYTES], CallError> {
+    let key = SessionObject::block_key_to_wrap(session, *keys.level.wrapped.newest(), data)?;
+    block.wrapped_under(&Mechanism::AesKeyWrapPad, key.handle)
+}
+
 impl Pkcs11Token<TokenKeys> {
-    /// Of any fill, as it came: under a key of the account and of a salt, so that the same block is never stored alike.
-    fn keep_wrapped(&self, key_wrap: &[u8], block: &[u8; 8], account: &AccountDigits) -> Result<Vec<u8>, Error> {
+    /// A salt, and what a block's key is derived from: the same block is never stored alike.
+    fn fresh_block_key(&self, account: &AccountDigits) -> Result<([u8; SALT_BYTES], [u8; 32]), Error> {
         let mut salt = [0; SALT_BYTES];
         self.random(&mut salt)?;
-        let data = block_key_data(&salt, account);
-        let wrapped: [u8; WRAPPED_BLOCK_BYTES] = self.call(|session, keys| {
-            let tzpk = SessionObject::unwrap_tzpk_to_unwrap(session, keys.level.seal, key_wrap)?;
-            let taken = SessionObject::take_in(session, &Mechanism::Des3Ecb, tzpk.handle, block)?;
-            let key = SessionObject::block_key_to_wrap(session, keys.level.wrapped, &data)?;
-            taken.wrapped_under(&Mechanism::AesKeyWrapPad, key.handle)
+        Ok((salt, block_key_data(&salt, account)))
+    }
+
+    /// Of any fill, as it came.
+    fn keep_wrapped(&self, sent: &SentBlock<'_>, account: &AccountDigits) -> Result<Vec<u8>, Error> {
+        let (salt, data) = self.fresh_block_key(account)?;
+        let wrapped = self.call_with(|session, keys| {
+            let taken = sent.taken_in(session, keys)?;
+            Some(taken.and_then(|taken| wrapped_block(session, keys, &taken, &data)))
         })?;
         Ok([&salt[..], &wrapped].concat())
     }
 
     /// Of a fill within A to F. Another one is not found out here: the token can't read digits.
-    fn keep_iso_3(&self, key_wrap: &[u8], block: &[u8; 8], account: &AccountDigits) -> Result<[u8; 8], Error> {
+    fn keep_iso_3(&self, sent: &SentBlock<'_>, account: &AccountDigits) -> Result<[u8; 8], Error> {
         self.tdes_budget.take()?;
         let mask = iso_1_to_iso_3(account).to_be_bytes();
-        self.call(|session, keys| {
-            let tzpk = SessionObject::unwrap_tzpk_to_unwrap(session, keys.level.seal, key_wrap)?;
-            let taken = SessionObject::take_in(session, &Mechanism::Des3Ecb, tzpk.handle, block)?;
-            taken.wrapped_under(&Mechanism::Des3Cbc(mask), keys.level.iso_3)
+        self.call_with(|session, keys| {
+            let taken = sent.taken_in(session, keys)?;
+            Some(taken.and_then(|taken| taken.wrapped_under(&Mechanism::Des3Cbc(mask), *keys.level.iso_3.newest())))
         })
     }
 
     /// Of a fill of A; none where the last byte says that it is another.
-    fn keep_iso_4(&self, key_wrap: &[u8], block: &[u8; 8], account: &AccountDigits) -> Result<Option<[u8; 16]>, Error> {
+    fn keep_iso_4(&self, sent: &SentBlock<'_>, account: &AccountDigits) -> Result<Option<[u8; 16]>, Error> {
         let mut random = [0; 8];
         self.random(&mut random)?;
         let mask = iso_1_to_iso_4(u64::from_be_bytes(random)).to_be_bytes();
-        self.call(|session, keys| {
-            let tzpk = SessionObject::unwrap_tzpk_to_unwrap(session, keys.level.seal, key_wrap)?;
-            if !ends_with_a(session, &tzpk, block)? {
+        let keep = |session: Calls<'_>, storage: ObjectHandle, tzpk: &SessionObject<'_>| {
+            if !ends_with_a(session, tzpk, sent.block)? {
                 return Ok(None);
             }
-            let taken = SessionObject::take_in(session, &Mechanism::Des3Ecb, tzpk.handle, block)?;
+            let taken = SessionObject::take_in(session, &Mechanism::Des3Ecb, tzpk.handle, sent.block)?;
             // The 8 bytes are filled up with zeros, so that the vector's last 8 are the random half: `E(PIN field)`.
-            let first: [u8; 16] = taken.wrapped_under(&Mechanism::AesCbc(mask), keys.level.iso_4)?;
+            let first: [u8; 16] = taken.wrapped_under(&Mechanism::AesCbc(mask), storage)?;
             let second = (u128::from_be_bytes(first) ^ account_field(account)).to_be_bytes();
             let mut kept = [0; 16];
-            session.encrypt(&Mechanism::AesEcb, keys.level.iso_4, &second, &mut kept)?;
+            session.encrypt(&Mechanism::AesEcb, storage, &second, &mut kept)?;
             Ok(Some(kept))
+        };
+        self.call_with(|session, keys| {
+            let tzpk = sent.tzpk(session, keys)?;
+            Some(tzpk.and_then(|tzpk| keep(session, *keys.level.iso_4.newest(), &tzpk)))
         })
     }
 }

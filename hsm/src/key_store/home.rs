@@ -1,0 +1,139 @@
+//! Where the keys of a ceremony are kept: in a vault's file, or in a PKCS#11 token that holds them and a register of them.
+
+use std::{
+    fs::{File, OpenOptions},
+    os::unix::fs::OpenOptionsExt,
+    path::PathBuf,
+};
+
+use super::KeyStoreError;
+use crate::{
+    check_value::CheckValue,
+    clear::ClearBytes,
+    config::{Keys, Unlock, Vault, Wanted},
+    keyblock::ProtectionKey,
+    keyring::{KeyAlgorithm, KeyName, Keyring, NewKey, RingKey, check_value, random_key},
+    level,
+    token::Custody,
+    vault::{self, VaultError, VaultWrite},
+};
+
+/// A vault or a token, nobody else's meanwhile.
+pub(super) enum Home {
+    Vault(VaultHome),
+    Token(Box<Custody>),
+}
+
+/// A vault's file.
+pub(super) struct VaultHome {
+    path: PathBuf,
+    unlock: Unlock,
+    write: VaultWrite,
+    _lock: File,
+}
+
+/// A key as its home keeps it: its check value, and its bytes where a vault holds them.
+pub(super) struct KeptKey {
+    pub(super) check_value: Option<CheckValue>,
+    pub(super) bytes: Option<ClearBytes>,
+}
+
+impl Home {
+    /// Opens it, and reads what it tells of its keys. A vault that is not there yet is empty, and made with the first commit.
+    pub(super) fn open(keys: Keys, wanted: &Wanted, now: u64) -> Result<(Self, Keyring), KeyStoreError> {
+        match keys {
+            Keys::Vault(vault) => {
+                let (home, keyring) = VaultHome::open(vault, now)?;
+                Ok((Self::Vault(home), keyring))
+            }
+            Keys::Pkcs11(token) => {
+                let level = level::of_token(&token, wanted)?.level();
+                let (custody, keyring) = Custody::open(&token, level, now)?;
+                Ok((Self::Token(Box::new(custody)), keyring))
+            }
+        }
+    }
+
+    /// What a key may be used with here, the first where nothing is said; none where there is no such key.
+    pub(super) fn algorithms(&self, name: &KeyName) -> &'static [KeyAlgorithm] {
+        match self {
+            Self::Vault(_) => name.algorithms_in_vault(),
+            Self::Token(custody) => custody.algorithms(name),
+        }
+    }
+
+    /// Makes a key of random bytes: inside the token, where there is one.
+    pub(super) fn make(&self, new: &NewKey) -> Result<KeptKey, KeyStoreError> {
+        match self {
+            Self::Vault(_) => {
+                let key = random_key(new.algorithm)?;
+                Ok(KeptKey { check_value: Some(check_value(new.algorithm, &key)), bytes: Some(key) })
+            }
+            Self::Token(custody) => Ok(KeptKey { check_value: custody.make(new)?, bytes: None }),
+        }
+    }
+
+    /// Keeps a key that came from elsewhere.
+    pub(super) fn keep(&self, new: &NewKey, key: ClearBytes) -> Result<KeptKey, KeyStoreError> {
+        let check_value = Some(check_value(new.algorithm, &key));
+        match self {
+            Self::Vault(_) => Ok(KeptKey { check_value, bytes: Some(key) }),
+            Self::Token(custody) => {
+                custody.bring_in(new, &key)?;
+                Ok(KeptKey { check_value, bytes: None })
+            }
+        }
+    }
+
+    /// A key that travels; none where it is gone.
+    pub(super) fn taken_out(&self, key: &RingKey) -> Result<Option<ClearBytes>, KeyStoreError> {
+        match self {
+            Self::Vault(_) => Ok(key.key.as_ref().map(|key| ClearBytes::copied(key.bytes()))),
+            Self::Token(custody) => Ok(Some(custody.take_out(&key.info)?)),
+        }
+    }
+
+    /// A key-exchange key, to protect a key block with; none where it is gone.
+    pub(super) fn protection_key(&self, key: &RingKey) -> Result<Option<ProtectionKey<'_>>, KeyStoreError> {
+        match self {
+            Self::Vault(_) => {
+                let bytes = key.key.as_ref().map(|key| ClearBytes::copied(key.bytes()));
+                let of_family = if key.info.algorithm.is_tdes() { ProtectionKey::tdes } else { ProtectionKey::aes };
+                Ok(bytes.and_then(of_family))
+            }
+            Self::Token(custody) => Ok(ProtectionKey::aes_elsewhere(custody.exchange_key(&key.info)?)),
+        }
+    }
+
+    /// Puts every change on disk, or into the token.
+    pub(super) fn commit(&mut self, keyring: &Keyring) -> Result<(), KeyStoreError> {
+        match self {
+            Self::Vault(VaultHome { path, unlock, write, .. }) => {
+                vault::write(path, unlock, keyring.bytes(), *write)?;
+                *write = VaultWrite::Over;
+            }
+            Self::Token(custody) => custody.commit(keyring)?,
+        }
+        Ok(())
+    }
+}
+
+impl VaultHome {
+    fn open(vault: Vault, now: u64) -> Result<(Self, Keyring), KeyStoreError> {
+        let Vault::File { path, unlock } = vault else { return Err(KeyStoreError::Memory) };
+        let lock_path = path.with_extension("lock");
+        if let Some(directory) = path.parent() {
+            std::fs::create_dir_all(directory).map_err(|error| VaultError::Io { path: path.clone(), error })?;
+        }
+        let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&lock_path);
+        let lock = lock.map_err(|error| VaultError::Io { path: lock_path, error })?;
+        lock.try_lock().map_err(|_| KeyStoreError::Locked { path: path.clone() })?;
+        if !path.exists() {
+            return Ok((Self { path, unlock, write: VaultWrite::New, _lock: lock }, Keyring::empty()));
+        }
+        let vault = Vault::File { path, unlock };
+        let keyring = Keyring::open_or_make(&vault, now)?;
+        let Vault::File { path, unlock } = vault else { return Err(KeyStoreError::Memory) };
+        Ok((Self { path, unlock, write: VaultWrite::Over, _lock: lock }, keyring))
+    }
+}
