@@ -4,11 +4,12 @@ use std::{env, error::Error, path::PathBuf};
 
 use prost::Message;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "proto/pinseal/v1/audit.proto",
     "proto/pinseal/v1/card.proto",
     "proto/pinseal/v1/control.proto",
     "proto/pinseal/v1/echo.proto",
+    "proto/pinseal/v1/key.proto",
     "proto/pinseal/v1/pin.proto",
 ];
 

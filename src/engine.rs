@@ -1,5 +1,6 @@
 //! The engine: the use cases assembled over one boundary and one store, and served by gRPC.
 
+mod key_service;
 mod peer;
 mod service;
 pub mod serving;
@@ -8,11 +9,12 @@ mod wire;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use thiserror::Error;
-use tokio::task::JoinHandle;
+use tokio::{sync::watch, task::JoinHandle};
 use tonic::transport::server::Router;
 use tonic_health::server::HealthReporter;
 
 use self::{
+    key_service::KeyServices,
     peer::Peers,
     service::Services,
     serving::{Serving, ServingError, ServingSettings},
@@ -25,9 +27,10 @@ use crate::{
     pin::Pins,
     proto::{
         self, audit_service_server::AuditServiceServer, card_service_server::CardServiceServer,
-        control_service_server::ControlServiceServer, pin_service_server::PinServiceServer,
+        control_service_server::ControlServiceServer, key_service_server::KeyServiceServer,
+        pin_service_server::PinServiceServer,
     },
-    rotation,
+    rotation::{self, Progress},
     store::{
         Store, StoreError,
         embedded::{Embedded, StoreOpenError},
@@ -81,15 +84,20 @@ impl Engine {
             call_timeout: config.call_timeout,
             calls_per_connection_max: config.calls_per_connection_max,
         };
+        let limit = config.remade_per_second;
+        let rotates = boundary.status().rotates();
+        let (tell, rotation) = watch::channel(if rotates { Progress::begun(limit) } else { Progress::idle(limit) });
+        let keys = KeyServices::new(Arc::clone(&boundary), Arc::clone(&pins), rotation, peers.clone());
         let mut threads = 0;
         let serving = Serving::start(&settings, |mut server| {
             threads += 1;
             let services = Services::new(pins_of_thread(threads), Arc::clone(&kept), peers.clone());
             let router = server.add_service(health_service.clone());
-            with_services(router, &services).add_service(reflection.clone()).add_service(reflection_before.clone())
+            with_services(router, &services, &keys)
+                .add_service(reflection.clone())
+                .add_service(reflection_before.clone())
         })?;
-        let rotation = boundary.status().rotates();
-        let rotation = rotation.then(|| tokio::spawn(rotation::run(Arc::clone(&pins), config.remade_per_second)));
+        let rotation = rotates.then(|| tokio::spawn(rotation::run(Arc::clone(&pins), tell)));
         Ok(Self { boundary, pins, store, health, watch, rotation, serving })
     }
 
@@ -147,6 +155,7 @@ async fn report_serving(health: &HealthReporter) {
     health.set_serving::<PinServiceServer<Services>>().await;
     health.set_serving::<CardServiceServer<Services>>().await;
     health.set_serving::<AuditServiceServer<Services>>().await;
+    health.set_serving::<KeyServiceServer<KeyServices>>().await;
 }
 
 async fn report_not_serving(health: &HealthReporter) {
@@ -176,12 +185,13 @@ async fn watch(boundary: Arc<Boundary>, health: HealthReporter) {
     }
 }
 
-fn with_services(router: Router, services: &Services) -> Router {
+fn with_services(router: Router, services: &Services, keys: &KeyServices) -> Router {
     router
         .add_service(ControlServiceServer::new(services.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
         .add_service(PinServiceServer::new(services.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
         .add_service(CardServiceServer::new(services.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
         .add_service(AuditServiceServer::new(services.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
+        .add_service(KeyServiceServer::new(keys.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
 }
 
 fn reflection() -> tonic_reflection::server::Builder<'static> {

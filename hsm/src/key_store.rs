@@ -14,6 +14,7 @@ use aws_lc_rs::rand;
 use thiserror::Error;
 
 use crate::{
+    binding::Level,
     check_value::CheckValue,
     component::{ComponentError, Components},
     config::{LockMemory, Unlock, Vault},
@@ -43,11 +44,17 @@ enum StorageFamily {
 impl RecordsKept {
     /// Counts one more.
     pub fn count(&mut self, record: &PinRecord) {
-        let family = match record.form() {
+        self.count_many(record.form(), record.made_at().level, record.storage_key().0, 1);
+    }
+
+    /// Counts so many more that are alike.
+    pub fn count_many(&mut self, form: Form, _level: Level, version: u16, records: u64) {
+        let family = match form {
             Form::Wrapped | Form::Iso4 => StorageFamily::Aes,
             Form::Iso3 | Form::Iso0 => StorageFamily::Tdes,
         };
-        *self.under.entry((family, record.storage_key().0)).or_default() += 1;
+        let under = self.under.entry((family, version)).or_default();
+        *under = under.saturating_add(records);
     }
 
     fn under(&self, name: &KeyName, version: u16) -> u64 {

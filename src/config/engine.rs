@@ -128,7 +128,7 @@ pub(super) struct LowEngine {
 struct LowPeer {
     /// The name on the certificate.
     certificate_name: String,
-    /// Any of `controls`, `pins`, `cards`, `audit`.
+    /// Any of `controls`, `pins`, `cards`, `audit`, `keys`.
     rights: Vec<Right>,
     /// Tenants; empty for all.
     #[serde(default)]
