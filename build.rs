@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let built_for = |feature: &str| env::var_os(format!("CARGO_FEATURE_{feature}")).is_some();
     tonic_prost_build::configure()
         .build_server(built_for("ENGINE"))
-        .build_client(built_for("EDGE"))
+        .build_client(built_for("EDGE") || built_for("OPERATOR"))
         .build_transport(false)
         // A message may hold a block: what has no Debug cannot be printed by mistake.
         .skip_debug(["."])

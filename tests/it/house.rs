@@ -16,7 +16,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("tls", &[]),
     ("token", &["config"]),
     ("keyblock", &[]),
-    ("ceremony", &["clock", "config", "store"]),
+    ("ceremony", &["clock", "config", "operator", "proto", "store"]),
+    ("operator", &["proto", "tls"]),
     ("rotation", &["card", "pin", "store"]),
     (
         "engine",
