@@ -260,6 +260,13 @@ async fn a_rotation_is_watched_while_it_goes_on_and_the_old_key_retired_while_th
     let plain = String::from_utf8(watch(&engine, &[]).output().unwrap().stdout).unwrap();
     assert!(plain.contains("every one under the newest storage key") && plain.lines().count() == 1, "{plain}");
     ceremony.well("retire", ENOUGH, &["storage/1", "--engine", engine.address()]);
+    // A boundary that is started again has the retired key no more, and serves all the same.
+    let killed = engine.hsm_id().unwrap();
+    crate::isolation::signal(killed, "KILL");
+    let back = async || engine.serves().await.then(|| engine.hsm_id()).flatten().filter(|id| *id != killed);
+    crate::isolation::soon("no boundary took over", back).await;
+    let mut client = engine.client().await;
+    crate::isolation::soon("it does not serve", async || client.view(&device, &card(0)).await.ok()).await;
     each_card(&engine, &device, WATCHED, Deed::View).await;
     assert_eq!(engine.terminate(), 0);
 
