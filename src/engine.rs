@@ -24,6 +24,7 @@ use crate::{
     audit::entry::Action,
     boundary::{Boundary, BoundaryError},
     config,
+    metrics::{Metrics, MetricsError},
     pin::Pins,
     proto::{
         self, audit_service_server::AuditServiceServer, card_service_server::CardServiceServer,
@@ -51,6 +52,7 @@ pub struct Engine {
     health: HealthReporter,
     watch: JoinHandle<()>,
     rotation: Option<JoinHandle<()>>,
+    metrics: Option<Metrics>,
     serving: Serving,
 }
 
@@ -87,6 +89,10 @@ impl Engine {
         let limit = config.remade_per_second;
         let rotates = boundary.status().rotates();
         let (tell, rotation) = watch::channel(if rotates { Progress::begun(limit) } else { Progress::idle(limit) });
+        let metrics = match config.metrics_listen {
+            Some(listen) => Some(Metrics::start(listen, boundary.status(), rotation.clone()).await?),
+            None => None,
+        };
         let keys = KeyServices::new(Arc::clone(&boundary), Arc::clone(&pins), rotation, peers.clone());
         let mut threads = 0;
         let serving = Serving::start(&settings, |mut server| {
@@ -98,12 +104,17 @@ impl Engine {
                 .add_service(reflection_before.clone())
         })?;
         let rotation = rotates.then(|| tokio::spawn(rotation::run(Arc::clone(&pins), tell)));
-        Ok(Self { boundary, pins, store, health, watch, rotation, serving })
+        Ok(Self { boundary, pins, store, health, watch, rotation, metrics, serving })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.serving.address()
+    }
+
+    /// Where its metrics are served, if they are.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().map(Metrics::address)
     }
 
     /// What its key boundary is and promises.
@@ -115,6 +126,7 @@ impl Engine {
     pub async fn stop(self) -> Result<(), StoreError> {
         self.watch.abort();
         self.rotation.iter().for_each(JoinHandle::abort);
+        self.metrics.iter().for_each(Metrics::stop);
         report_not_serving(&self.health).await;
         self.serving.stop().await;
         let noted = self.pins.note_engine(Action::StopEngine).await;
@@ -142,6 +154,9 @@ pub enum StartError {
     /// Certificates or keys are not what they should be.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// Its metrics can't be served.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// It can't serve.
     #[error(transparent)]
     Serving(#[from] ServingError),

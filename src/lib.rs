@@ -35,6 +35,8 @@ pub mod engine;
 pub mod hsm_process;
 #[cfg(feature = "keys")]
 pub mod keyblock;
+#[cfg(feature = "engine")]
+pub mod metrics;
 #[cfg(feature = "operator")]
 pub mod operator;
 #[cfg(feature = "engine")]

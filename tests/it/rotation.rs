@@ -217,6 +217,16 @@ fn watching(engine: &EngineProcess) -> (Child, serde_json::Value) {
     panic!("the watch ended before the first page was made anew: {:?}", child.wait_with_output());
 }
 
+/// The text of an engine that says in its log where it serves it.
+fn metrics(engine: &EngineProcess) -> String {
+    let log = engine.log();
+    let line = log.lines().find(|line| line.contains("metrics are served")).unwrap();
+    // Written for people, with colours or without.
+    let mut words = line.split(|c: char| !c.is_ascii_digit() && c != '.' && c != ':');
+    let address = words.rfind(|word| word.starts_with("127.0.0.1:")).unwrap();
+    ureq::get(format!("http://{address}/metrics")).call().unwrap().body_mut().read_to_string().unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rotation_is_watched_while_it_goes_on_and_the_old_key_retired_while_the_engine_serves() {
     let ceremony = Ceremony::prepared();
@@ -239,12 +249,22 @@ async fn a_rotation_is_watched_while_it_goes_on_and_the_old_key_retired_while_th
     assert!(before > FIRST_PAGE);
 
     // So slow that it does the first page and waits for minutes.
-    let engine = EngineProcess::start(directory, &settings(1));
+    let engine = EngineProcess::start(directory, &(settings(1) + "\n[metrics]\nlisten = \"127.0.0.1:0\""));
     let (mut watching, progress) = watching(&engine);
     for (what, number) in [("pass", 1), ("total", before), ("remade", FIRST_PAGE), ("failed", 0)] {
         assert_eq!(progress[what], number, "{progress}");
     }
     assert_eq!((&progress["state"], &progress["records_a_second_max"]), (&"running".into(), &1.into()));
+    let metrics = metrics(&engine);
+    for line in [
+        "pinseal_storage_key_versions{key=\"storage\"} 2",
+        "pinseal_rotation_state{state=\"running\"} 1",
+        &format!("pinseal_rotation_records {before}"),
+        &format!("pinseal_rotation_records_remade_total {FIRST_PAGE}"),
+        "pinseal_rotation_records_failed 0",
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "no {line} in {metrics}");
+    }
     let retire = ["storage/1", "--engine", engine.address()];
     let refused = ceremony.refused("retire", ENOUGH, &retire);
     assert!(refused.contains(&format!("{} PIN records are under storage/1", before - FIRST_PAGE)), "{refused}");
