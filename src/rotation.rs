@@ -183,7 +183,7 @@ impl Rotation {
                 progress.checked += page.checked;
                 progress.failed += page.failed;
                 progress.remade += page.remade;
-                progress.records_a_second = self.pace.rate(progress.remade);
+                progress.records_a_second = self.pace.rate(progress);
             });
             let Some(last) = page.last else { return Ok(()) };
             after = Some(last);
@@ -209,18 +209,24 @@ impl Pace {
     }
 
     async fn keep(&self, progress: &Progress) {
-        let per_second = u64::from(progress.records_a_second_max.max(1));
-        let due = Duration::from_micros(progress.remade.saturating_mul(1_000_000) / per_second);
-        match due.checked_sub(self.began.elapsed()) {
+        match Self::due(progress).checked_sub(self.began.elapsed()) {
             Some(early) if !early.is_zero() => tokio::time::sleep(early).await,
             // However far behind, calls come first.
             _ => tokio::task::yield_now().await,
         }
     }
 
-    fn rate(&self, remade: u64) -> u64 {
-        let milliseconds = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
-        remade.saturating_mul(1_000) / milliseconds
+    /// Over the time that what was made anew takes at the least: a page is made at once, and then waited for.
+    fn rate(&self, progress: &Progress) -> u64 {
+        let took = self.began.elapsed().max(Self::due(progress));
+        let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX).max(1);
+        progress.remade.saturating_mul(1_000) / milliseconds
+    }
+
+    /// How long after the beginning so many may have been made anew.
+    fn due(progress: &Progress) -> Duration {
+        let per_second = u64::from(progress.records_a_second_max.max(1));
+        Duration::from_micros(progress.remade.saturating_mul(1_000_000) / per_second)
     }
 }
 
@@ -233,6 +239,12 @@ mod tests {
         let first = Progress { checked: 7, failed: 1, remade: 6, ..Progress::begun(100).next_pass(7) };
         let second = first.next_pass(9);
         assert_eq!(second, Progress { pass: 2, total: 9, remade: 6, ..Progress::begun(100) });
+    }
+
+    #[test]
+    fn the_rate_of_a_page_that_was_made_at_once_is_the_one_that_is_kept() {
+        let progress = Progress { remade: 256, ..Progress::begun(10) };
+        assert_eq!(Pace::begun().rate(&progress), 10);
     }
 
     #[test]

@@ -89,9 +89,9 @@ impl Teller {
     fn tell(&self, progress: &RotationProgress) -> io::Result<()> {
         match self {
             Self::Bar(bar) if progress.state() == RotationState::Running => {
+                bar.set_message(rate(progress));
                 bar.set_length(progress.total);
                 bar.set_position(progress.checked);
-                bar.set_message(rate(progress));
                 Ok(())
             }
             Self::Bar(bar) => {
@@ -105,7 +105,7 @@ impl Teller {
 }
 
 fn bar() -> ProgressBar {
-    let style = ProgressStyle::with_template("{wide_bar} {human_pos} of {human_len} records looked at, {msg}");
+    let style = ProgressStyle::with_template("{wide_bar} {human_pos} of {human_len}, {msg}");
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stdout());
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
@@ -113,7 +113,7 @@ fn bar() -> ProgressBar {
 fn rate(progress: &RotationProgress) -> String {
     let RotationProgress { pass, remade, failed, records_a_second, records_a_second_max, .. } = progress;
     let failures = if *failed == 0 { String::new() } else { format!(", {failed} do not open") };
-    format!("{remade} made anew{failures}; {records_a_second} a second, at most {records_a_second_max}; pass {pass}")
+    format!("{remade} made anew{failures}; {records_a_second} a second of at most {records_a_second_max}; pass {pass}")
 }
 
 fn line(progress: &RotationProgress) -> String {
@@ -122,10 +122,10 @@ fn line(progress: &RotationProgress) -> String {
         RotationState::Idle => "idle: one storage key is in use, and every PIN record is under it".into(),
         RotationState::Running => format!("running: {checked} of {total} records looked at, {}", rate(progress)),
         RotationState::Done => format!(
-            "done: {checked} records looked at, every one under the newest storage key; {remade} were made anew"
+            "done: every one of {checked} records is under the newest storage key; {remade} made anew since the engine began"
         ),
         RotationState::DoneWithFailures => {
-            format!("done: {checked} records looked at, of which {failed} do not open; {remade} were made anew")
+            format!("done: of {checked} records {failed} do not open; {remade} made anew since the engine began")
         }
         RotationState::Stopped => format!("stopped: {checked} of {total} records looked at, {remade} made anew"),
         RotationState::Unspecified => "unknown: the engine is of another release".into(),
