@@ -4,11 +4,12 @@ use std::{env, error::Error, path::PathBuf};
 
 use prost::Message;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "proto/pinseal/v1/audit.proto",
     "proto/pinseal/v1/card.proto",
     "proto/pinseal/v1/control.proto",
     "proto/pinseal/v1/echo.proto",
+    "proto/pinseal/v1/key.proto",
     "proto/pinseal/v1/pin.proto",
 ];
 
@@ -21,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let built_for = |feature: &str| env::var_os(format!("CARGO_FEATURE_{feature}")).is_some();
     tonic_prost_build::configure()
         .build_server(built_for("ENGINE"))
-        .build_client(built_for("EDGE"))
+        .build_client(built_for("EDGE") || built_for("OPERATOR"))
         .build_transport(false)
         // A message may hold a block: what has no Debug cannot be printed by mistake.
         .skip_debug(["."])

@@ -41,6 +41,9 @@ pub fn engine(arguments: EngineArguments) -> Result<(), CommandError> {
         for line in engine.boundary().lines() {
             writeln!(io::stdout(), "  {line}")?;
         }
+        if let Some(address) = engine.metrics_address() {
+            writeln!(io::stdout(), "  metrics: http://{address}/metrics")?;
+        }
         stop.told().await;
         writeln!(io::stdout(), "pinseal engine stops: calls in flight finish first")?;
         Ok(engine.stop().await?)

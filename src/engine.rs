@@ -1,5 +1,6 @@
 //! The engine: the use cases assembled over one boundary and one store, and served by gRPC.
 
+mod key_service;
 mod peer;
 mod service;
 pub mod serving;
@@ -8,11 +9,12 @@ mod wire;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use thiserror::Error;
-use tokio::task::JoinHandle;
+use tokio::{sync::watch, task::JoinHandle};
 use tonic::transport::server::Router;
 use tonic_health::server::HealthReporter;
 
 use self::{
+    key_service::KeyServices,
     peer::Peers,
     service::Services,
     serving::{Serving, ServingError, ServingSettings},
@@ -22,12 +24,14 @@ use crate::{
     audit::entry::Action,
     boundary::{Boundary, BoundaryError},
     config,
+    metrics::{Metrics, MetricsError},
     pin::Pins,
     proto::{
         self, audit_service_server::AuditServiceServer, card_service_server::CardServiceServer,
-        control_service_server::ControlServiceServer, pin_service_server::PinServiceServer,
+        control_service_server::ControlServiceServer, key_service_server::KeyServiceServer,
+        pin_service_server::PinServiceServer,
     },
-    rotation,
+    rotation::{self, Progress},
     store::{
         Store, StoreError,
         embedded::{Embedded, StoreOpenError},
@@ -48,6 +52,7 @@ pub struct Engine {
     health: HealthReporter,
     watch: JoinHandle<()>,
     rotation: Option<JoinHandle<()>>,
+    metrics: Option<Metrics>,
     serving: Serving,
 }
 
@@ -81,21 +86,35 @@ impl Engine {
             call_timeout: config.call_timeout,
             calls_per_connection_max: config.calls_per_connection_max,
         };
+        let limit = config.remade_per_second;
+        let rotates = boundary.status().rotates();
+        let (tell, rotation) = watch::channel(if rotates { Progress::begun(limit) } else { Progress::idle(limit) });
+        let metrics = match config.metrics_listen {
+            Some(listen) => Some(Metrics::start(listen, boundary.status(), rotation.clone()).await?),
+            None => None,
+        };
+        let keys = KeyServices::new(Arc::clone(&boundary), Arc::clone(&pins), rotation, peers.clone());
         let mut threads = 0;
         let serving = Serving::start(&settings, |mut server| {
             threads += 1;
             let services = Services::new(pins_of_thread(threads), Arc::clone(&kept), peers.clone());
             let router = server.add_service(health_service.clone());
-            with_services(router, &services).add_service(reflection.clone()).add_service(reflection_before.clone())
+            with_services(router, &services, &keys)
+                .add_service(reflection.clone())
+                .add_service(reflection_before.clone())
         })?;
-        let rotation = boundary.status().rotates();
-        let rotation = rotation.then(|| tokio::spawn(rotation::run(Arc::clone(&pins), config.remade_per_second)));
-        Ok(Self { boundary, pins, store, health, watch, rotation, serving })
+        let rotation = rotates.then(|| tokio::spawn(rotation::run(Arc::clone(&pins), tell)));
+        Ok(Self { boundary, pins, store, health, watch, rotation, metrics, serving })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.serving.address()
+    }
+
+    /// Where its metrics are served, if they are.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().map(Metrics::address)
     }
 
     /// What its key boundary is and promises.
@@ -107,6 +126,7 @@ impl Engine {
     pub async fn stop(self) -> Result<(), StoreError> {
         self.watch.abort();
         self.rotation.iter().for_each(JoinHandle::abort);
+        self.metrics.iter().for_each(Metrics::stop);
         report_not_serving(&self.health).await;
         self.serving.stop().await;
         let noted = self.pins.note_engine(Action::StopEngine).await;
@@ -134,6 +154,9 @@ pub enum StartError {
     /// Certificates or keys are not what they should be.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// Its metrics can't be served.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// It can't serve.
     #[error(transparent)]
     Serving(#[from] ServingError),
@@ -147,6 +170,7 @@ async fn report_serving(health: &HealthReporter) {
     health.set_serving::<PinServiceServer<Services>>().await;
     health.set_serving::<CardServiceServer<Services>>().await;
     health.set_serving::<AuditServiceServer<Services>>().await;
+    health.set_serving::<KeyServiceServer<KeyServices>>().await;
 }
 
 async fn report_not_serving(health: &HealthReporter) {
@@ -176,12 +200,13 @@ async fn watch(boundary: Arc<Boundary>, health: HealthReporter) {
     }
 }
 
-fn with_services(router: Router, services: &Services) -> Router {
+fn with_services(router: Router, services: &Services, keys: &KeyServices) -> Router {
     router
         .add_service(ControlServiceServer::new(services.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
         .add_service(PinServiceServer::new(services.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
         .add_service(CardServiceServer::new(services.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
         .add_service(AuditServiceServer::new(services.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
+        .add_service(KeyServiceServer::new(keys.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
 }
 
 fn reflection() -> tonic_reflection::server::Builder<'static> {

@@ -19,7 +19,9 @@ pub mod card;
 #[cfg(feature = "keys")]
 pub mod ceremony;
 pub mod clock;
+#[cfg(any(feature = "engine", feature = "edge"))]
 pub mod command;
+#[cfg(any(feature = "engine", feature = "edge"))]
 pub mod config;
 #[cfg(feature = "engine")]
 pub mod control;
@@ -33,6 +35,10 @@ pub mod engine;
 pub mod hsm_process;
 #[cfg(feature = "keys")]
 pub mod keyblock;
+#[cfg(feature = "engine")]
+pub mod metrics;
+#[cfg(feature = "operator")]
+pub mod operator;
 #[cfg(feature = "engine")]
 pub mod pin;
 pub mod pki;

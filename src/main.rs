@@ -9,7 +9,9 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-use pinseal::{command, telemetry};
+#[cfg(any(feature = "engine", feature = "edge"))]
+use pinseal::command;
+use pinseal::telemetry;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -51,6 +53,9 @@ enum Command {
     /// Make, load, exchange, retire and destroy keys under dual control, with a transcript
     #[cfg(feature = "keys")]
     Ceremony(pinseal::ceremony::CeremonyArguments),
+    /// Watch a running engine make PIN records anew under a new storage key
+    #[cfg(feature = "operator")]
+    Rotation(pinseal::operator::RotationArguments),
     /// Explain a key block
     #[cfg(feature = "keys")]
     Keyblock(pinseal::keyblock::KeyBlockArguments),
@@ -93,6 +98,8 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
         Command::Token(arguments) => Ok(pinseal::token::run(arguments)?),
         #[cfg(feature = "keys")]
         Command::Ceremony(arguments) => Ok(pinseal::ceremony::run(arguments)?),
+        #[cfg(feature = "operator")]
+        Command::Rotation(arguments) => Ok(pinseal::operator::rotation(arguments)?),
         #[cfg(feature = "keys")]
         Command::Keyblock(arguments) => Ok(pinseal::keyblock::run(arguments)?),
         Command::Pki(arguments) => Ok(pinseal::pki::run(arguments)?),

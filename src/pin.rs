@@ -152,6 +152,16 @@ impl Pins {
         })
     }
 
+    /// What the PIN records of the next cards are.
+    pub async fn kinds_page(&self, after: Option<&CardKey>, cards: usize) -> Result<KindsPage, StoreError> {
+        let pins = self.store.pins_after(after, cards).await?;
+        let kind = |pin: &StoredPin| PinRecord::from_bytes(&pin.record).ok().map(|record| RecordKind::of(&record));
+        Ok(KindsPage {
+            last: pins.last().map(|(card, _)| *card),
+            kinds: pins.iter().map(|(_, pin)| kind(pin)).collect(),
+        })
+    }
+
     /// Makes the PIN records of the next cards anew where they are under an older storage key. A PIN set meanwhile stands.
     pub async fn remake_page(&self, after: Option<&CardKey>, cards: usize) -> Result<RemadePage, RemakeError> {
         let pins = self.store.pins_after(after, cards).await?;
@@ -334,6 +344,32 @@ impl Pins {
             outcome: Outcome::Done,
         }
     }
+}
+
+/// What a PIN record is, as far as it says so itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordKind {
+    /// The form of its block.
+    pub form: hsm::Form,
+    /// The boundary level it was made at.
+    pub level: hsm::Level,
+    /// The version of the storage key it is under.
+    pub storage_key_version: u16,
+}
+
+impl RecordKind {
+    fn of(record: &PinRecord) -> Self {
+        let (form, level) = (record.form(), record.made_at().level);
+        Self { form, level, storage_key_version: record.storage_key().0 }
+    }
+}
+
+/// What the records of a page of cards are.
+pub struct KindsPage {
+    /// The last card looked at; none where there was none.
+    pub last: Option<CardKey>,
+    /// Of each record; none where this release can't read it.
+    pub kinds: Vec<Option<RecordKind>>,
 }
 
 /// What came of a page of cards.

@@ -1,7 +1,7 @@
 //! TLS, for both services: 1.3 alone, by rustls and AWS-LC. Certificates, keys and roots are read again when their files
 //! change, without a restart; a broken new file keeps the old one serving.
 
-#[cfg(feature = "edge")]
+#[cfg(any(feature = "edge", feature = "operator"))]
 pub mod connect;
 mod files;
 mod serve;
@@ -11,7 +11,7 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 use serde::Deserialize;
 use thiserror::Error;
 
-#[cfg(feature = "edge")]
+#[cfg(any(feature = "edge", feature = "operator"))]
 pub use self::files::ClientTls;
 pub use self::{
     files::ServerTls,

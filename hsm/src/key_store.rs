@@ -67,7 +67,7 @@ impl RecordsKept {
     pub fn count_many(&mut self, form: Form, level: Level, version: u16, records: u64) {
         let under = Under { form, level, version };
         match self.under.iter_mut().find(|(found, _)| *found == under) {
-            Some((_, counted)) => *counted += records,
+            Some((_, counted)) => *counted = counted.saturating_add(records),
             None => self.under.push((under, records)),
         }
     }

@@ -140,6 +140,11 @@ impl KeyName {
         !matches!(self, Self::Zone(_) | Self::Exchange(_))
     }
 
+    /// Whether PIN records are under it.
+    pub fn keeps_records(&self) -> bool {
+        matches!(self, Self::Storage | Self::StorageTdes | Self::StorageWrapped | Self::StorageIso3 | Self::StorageIso4)
+    }
+
     /// Whether a newer version can take its place while what the older one made is still there.
     pub(crate) fn rotates(&self) -> bool {
         !matches!(self, Self::Account | Self::Record | Self::Retry | Self::Mac)

@@ -110,7 +110,7 @@ fn connect(lanes: &[Arc<Lane>], life: &mut Life) {
 /// Keeps one alive until told to stop.
 async fn supervise(source: Source, mut watched: Watched, mut life: Life, mut stopped: watch::Receiver<bool>) {
     let lanes = watched.lanes.clone();
-    let keys = life.status.keys().to_vec();
+    let mut keys = life.status.keys().to_vec();
     let mut pause = PAUSE_MIN;
     loop {
         let began = Instant::now();
@@ -133,7 +133,7 @@ async fn supervise(source: Source, mut watched: Watched, mut life: Life, mut sto
             }
             pause = (pause * 2).min(PAUSE_MAX);
             match begin(&source, lanes.len(), life.number + 1).await {
-                Ok(mut life) if life.status.keys() != keys => {
+                Ok(mut life) if !takes_over(&keys, life.status.keys()) => {
                     tracing::error!("the boundary's process has other keys than before: it is not used");
                     kill(&mut life).await;
                 }
@@ -141,9 +141,32 @@ async fn supervise(source: Source, mut watched: Watched, mut life: Life, mut sto
                 Err(error) => tracing::error!(%error, "the boundary's process did not start"),
             }
         };
+        keys = life.status.keys().to_vec();
         connect(&lanes, &mut life);
         tracing::info!("the boundary's process is back");
     }
+}
+
+/// Whether a boundary with the keys of `now` makes and opens what one with those of `before` did. An older version may be
+/// gone: it was retired meanwhile, and nothing is under it.
+fn takes_over(before: &[String], now: &[String]) -> bool {
+    let gone = before.iter().filter(|key| !now.contains(key));
+    now.iter().all(|key| before.contains(key)) && gone.into_iter().all(|key| now.iter().any(|one| is_older(key, one)))
+}
+
+/// Whether `key` is an older version of the key `than`.
+fn is_older(key: &str, than: &str) -> bool {
+    let (Some((name, version)), Some((than_name, than_version))) = (use_and_version(key), use_and_version(than)) else {
+        return false;
+    };
+    name == than_name && version < than_version
+}
+
+/// Of `storage/1:8CA64D`, storage and 1.
+fn use_and_version(key: &str) -> Option<(&str, u16)> {
+    let (reference, _) = key.rsplit_once(':')?;
+    let (name, version) = reference.rsplit_once('/')?;
+    Some((name, version.parse().ok()?))
 }
 
 async fn told_to_stop(stopped: &mut watch::Receiver<bool>) {
@@ -276,6 +299,32 @@ async fn greet(stream: UnixStream, path: &Path) -> Result<(UnixStream, Welcome),
         }
         if stream.read_buf(&mut arrived).await.map_err(io)? == 0 {
             return Err(BoundaryError::Ended { path: path.to_owned() });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(all: &[&str]) -> Vec<String> {
+        all.iter().map(|key| (*key).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_boundary_takes_over_with_the_same_keys_or_without_an_older_one_and_with_no_others() {
+        let before = keys(&["storage/2:BB", "storage/1:AA", "seal/1:CC"]);
+        for now in [&["storage/2:BB", "storage/1:AA", "seal/1:CC"][..], &["storage/2:BB", "seal/1:CC"]] {
+            assert!(takes_over(&before, &keys(now)), "{now:?}");
+        }
+        for now in [
+            &["storage/3:DD", "storage/2:BB", "storage/1:AA", "seal/1:CC"][..],
+            &["storage/1:AA", "seal/1:CC"],
+            &["storage/2:EE", "storage/1:AA", "seal/1:CC"],
+            &["storage/2:BB", "storage/1:AA"],
+            &[],
+        ] {
+            assert!(!takes_over(&before, &keys(now)), "{now:?}");
         }
     }
 }

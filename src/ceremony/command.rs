@@ -9,13 +9,14 @@ use std::{
 use clap::{Args, Subcommand};
 use hsm::{
     ComponentError, Components, Desk, KeyAlgorithm, KeyBlock, KeyBlockVersion, KeyInfo, KeyName, KeyStore,
-    KeyStoreError, PersonError, PersonKey, PinRecord, RecordsKept, make_components,
+    KeyStoreError, PersonError, PersonKey, make_components,
 };
 use serde_json::json;
 use thiserror::Error;
 
 use super::{
     deed::{Component, Deed, Key},
+    records::RecordsSource,
     roster::{Roster, RosterError, Step},
     session::{Session, SessionError},
     transcript::{Transcript, TranscriptError},
@@ -23,10 +24,7 @@ use super::{
 use crate::{
     clock,
     config::{self, ConfigError},
-    store::{
-        StoreError,
-        embedded::{Embedded, EmbeddedConfig, StoreOpenError},
-    },
+    store::{StoreError, embedded::StoreOpenError},
 };
 
 /// The longest key block, and a line end.
@@ -134,10 +132,18 @@ enum Command {
         at: At,
     },
     /// Take a key out of use: a storage key once no PIN record in the engine's store is under it
+    #[cfg_attr(
+        feature = "operator",
+        command(after_help = "While the engine serves:\n  \
+            pinseal ceremony retire storage/1 --engine 127.0.0.1:50051 --config engine.toml \\\n      \
+                --transcript transcript.jsonl --present lea.key --present alice.key --present bob.key")
+    )]
     Retire {
-        /// Such as zone:NAME/1
+        /// Such as storage/1 or zone:NAME/1
         #[arg(value_parser = key_reference)]
         key: (KeyName, u16),
+        #[command(flatten)]
+        records: RecordsSource,
         #[command(flatten)]
         at: At,
     },
@@ -256,10 +262,11 @@ pub fn run(arguments: CeremonyArguments) -> Result<(), CeremonyError> {
             let key = Key::of(&session.store.activate(&name, version, now)?);
             at.done(&mut session, Deed::Activate { key })
         }
-        Command::Retire { key: (name, version), at } => {
-            let kept = records_kept(&name, &at.config)?;
+        Command::Retire { key: (name, version), records, at } => {
+            let counted = records.count(&name, &at.config)?;
             let mut session = at.session()?;
-            let key = Key::of(&session.store.retire(&name, version, &kept, now)?);
+            let kept = counted.for_vault(&session.store, &name)?;
+            let key = Key::of(&session.store.retire(&name, version, kept, now)?);
             at.done(&mut session, Deed::Retire { key })
         }
         Command::Destroy { key: (name, version), confirm, confirm_check_value, at } => {
@@ -395,31 +402,6 @@ fn verify(path: &Path, roster: Option<&Roster>, closed: Closed, json: bool) -> R
     Ok(())
 }
 
-/// How many cards' records are read at a time.
-const PAGE_CARDS: usize = 4_096;
-
-/// Counts the PIN records under each storage key, in the store of the engine, which must not run meanwhile.
-fn records_kept(name: &KeyName, config: &Path) -> Result<RecordsKept, CeremonyError> {
-    let mut kept = RecordsKept::default();
-    if !matches!(name, KeyName::Storage | KeyName::StorageTdes) {
-        return Ok(kept);
-    }
-    let directory = config::Engine::load(Some(config))?.store.directory;
-    let store = match Embedded::open(&EmbeddedConfig::existing(directory)) {
-        Err(StoreOpenError::Absent { .. }) => return Ok(kept),
-        opened => opened?,
-    };
-    let mut after = None;
-    loop {
-        let page = store.pins_page(after.as_ref(), PAGE_CARDS)?;
-        let Some((last, _)) = page.last() else { return Ok(kept) };
-        after = Some(*last);
-        for (_, pin) in &page {
-            kept.count(&PinRecord::from_bytes(&pin.record).map_err(|_| CeremonyError::Record)?);
-        }
-    }
-}
-
 fn told_of(store: &KeyStore, name: &KeyName, version: u16) -> Result<Key, CeremonyError> {
     let found = store.keys().find(|info| info.name == *name && info.version == version).map(Key::of);
     Ok(found.ok_or_else(|| KeyStoreError::Unknown { key: format!("{name}/{version}") })?)
@@ -524,6 +506,17 @@ pub enum CeremonyError {
     /// A record of another release.
     #[error("a PIN record in the engine's store can't be read by this release")]
     Record,
+    /// The running engine that was to count them.
+    #[cfg(feature = "operator")]
+    #[error(transparent)]
+    Engine(#[from] crate::operator::OperatorError),
+    /// It goes on making records with an older key, or with another vault's.
+    #[cfg(feature = "operator")]
+    #[error("the engine does not have this vault's {key} in use: restart it to take the key up, or ask another")]
+    OtherEngine {
+        /// The vault's newest.
+        key: String,
+    },
     /// Something else was typed.
     #[error("that is another key: nothing was destroyed")]
     NotConfirmed,

@@ -51,6 +51,8 @@ pub struct Engine {
     pub calls_per_connection_max: u32,
     /// How many PIN records may be made anew a second, while a storage key rotates.
     pub remade_per_second: u32,
+    /// Where metrics are served, on this machine alone; none for nowhere.
+    pub metrics_listen: Option<SocketAddr>,
 }
 
 /// A certificate that may call.
@@ -121,6 +123,7 @@ pub(super) struct LowEngine {
     control: LowControl,
     store: LowStore,
     rotation: LowRotation,
+    metrics: LowMetrics,
 }
 
 #[derive(Deserialize)]
@@ -128,7 +131,7 @@ pub(super) struct LowEngine {
 struct LowPeer {
     /// The name on the certificate.
     certificate_name: String,
-    /// Any of `controls`, `pins`, `cards`, `audit`.
+    /// Any of `controls`, `pins`, `cards`, `audit`, `keys`.
     rights: Vec<Right>,
     /// Tenants; empty for all.
     #[serde(default)]
@@ -158,6 +161,13 @@ enum LowUnknownCards {
 struct LowRotation {
     /// PIN records made anew under the newest storage key a second, at most.
     records_per_second: u32,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct LowMetrics {
+    /// Address and port of `GET /metrics`, on loopback, such as `127.0.0.1:9464`; not served by default.
+    listen: Option<SocketAddr>,
 }
 
 impl Default for LowRotation {
@@ -194,6 +204,7 @@ impl Default for LowEngine {
             control: LowControl::default(),
             store: LowStore::default(),
             rotation: LowRotation::default(),
+            metrics: LowMetrics::default(),
         }
     }
 }
@@ -271,6 +282,7 @@ impl LowEngine {
             call_timeout: Duration::from_millis(timeout),
             calls_per_connection_max: within("calls_per_connection_max", self.calls_per_connection_max, 1..=65_536)?,
             remade_per_second: within("rotation.records_per_second", self.rotation.records_per_second, 1..=1_000_000)?,
+            metrics_listen: std::mem::take(&mut self.metrics).check()?,
             boundary: self.boundary_config(arguments)?,
         })
     }
@@ -293,6 +305,18 @@ impl LowPeer {
             certificate_name: self.certificate_name,
             rights: self.rights,
         })
+    }
+}
+
+impl LowMetrics {
+    fn check(self) -> Result<Option<SocketAddr>, ConfigError> {
+        match self.listen {
+            Some(address) if !address.ip().is_loopback() => {
+                let problem = format!("{address} is not on this machine alone: listen on 127.0.0.1");
+                Err(ConfigError::value("metrics.listen", problem))
+            }
+            listen => Ok(listen),
+        }
     }
 }
 
@@ -324,6 +348,16 @@ mod tests {
         assert_eq!(engine.rules.control_lifetime, Duration::from_secs(30));
         assert!(matches!(engine.boundary, BoundaryConfig::Started { .. }));
         assert_eq!(engine.store.directory, Path::new("pinseal-data/store"));
+        assert_eq!(engine.metrics_listen, None);
+    }
+
+    #[test]
+    fn metrics_are_served_on_this_machine_alone() {
+        let listen = |address: &str| checked(&format!("[metrics]\nlisten = \"{address}\""));
+        let served = listen("127.0.0.1:9464").unwrap().metrics_listen;
+        assert_eq!(served, Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9_464))));
+        let error = listen("0.0.0.0:9464").err().unwrap();
+        assert_eq!(error, "metrics.listen: 0.0.0.0:9464 is not on this machine alone: listen on 127.0.0.1");
     }
 
     #[test]

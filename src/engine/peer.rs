@@ -19,6 +19,8 @@ pub enum Right {
     Cards,
     /// Read the audit chain.
     Audit,
+    /// See the keys in use, watch their rotation, count what is under them.
+    Keys,
 }
 
 /// Who may call. Behind mutual TLS a peer is known by the name on its certificate; on loopback without TLS everyone is
@@ -96,6 +98,7 @@ mod tests {
         assert_eq!(&*peers().admit(&behind("edge"), Right::Pins, Some(&bank)).unwrap(), "edge");
         assert_eq!(peers().admit(&behind("edge"), Right::Pins, Some(&other)), Err(Forbidden::Tenant));
         assert_eq!(peers().admit(&behind("edge"), Right::Cards, Some(&bank)), Err(Forbidden::Right));
+        assert_eq!(peers().admit(&behind("edge"), Right::Keys, None), Err(Forbidden::Right));
         assert_eq!(peers().admit(&behind("stranger"), Right::Pins, Some(&bank)), Err(Forbidden::Unknown));
     }
 

@@ -12,6 +12,7 @@ use crate::{
     control::{ControlId, Denied, Scope, Thumbprint},
     pin::{IssueTzpkError, RegisterCardError, SetPinError, ViewPinError},
     proto,
+    rotation::{Census, Progress, State},
     store::{OpenError, RegisterError, StoreError},
 };
 
@@ -84,6 +85,93 @@ pub(super) fn pin_status(card: &Card) -> i32 {
 /// A card's masked account number; empty where it has none.
 pub(super) fn masked(account: Option<&RegisteredAccount>) -> String {
     account.map(|account| account.masked.to_string()).unwrap_or_default()
+}
+
+/// What a key boundary is, and its keys.
+pub(super) fn keys(status: &hsm::Status) -> proto::ListKeysResponse {
+    let key = |told: &String| {
+        let (reference, check_value) = told.rsplit_once(':').unwrap_or((told, ""));
+        proto::Key { reference: reference.to_owned(), check_value: check_value.to_owned() }
+    };
+    let isolation = match status.isolation() {
+        hsm::Isolation::Process => proto::BoundaryIsolation::Process,
+        hsm::Isolation::Inline => proto::BoundaryIsolation::Inline,
+    };
+    proto::ListKeysResponse {
+        token: status.token().to_owned(),
+        level: boundary_level(status.level()).into(),
+        isolation: isolation.into(),
+        form: stored_form(status.form()).into(),
+        keys: status.keys().iter().map(key).collect(),
+    }
+}
+
+fn boundary_level(level: hsm::Level) -> proto::BoundaryLevel {
+    match level {
+        hsm::Level::Token => proto::BoundaryLevel::Token,
+        hsm::Level::Host => proto::BoundaryLevel::Host,
+    }
+}
+
+fn stored_form(form: hsm::Form) -> proto::StoredForm {
+    match form {
+        hsm::Form::Wrapped => proto::StoredForm::Wrapped,
+        hsm::Form::Iso4 => proto::StoredForm::Iso4,
+        hsm::Form::Iso3 => proto::StoredForm::Iso3,
+        hsm::Form::Iso0 => proto::StoredForm::Iso0,
+    }
+}
+
+/// How far a rotation is.
+pub(super) fn rotation_progress(progress: &Progress) -> proto::RotationProgress {
+    let state = match progress.state {
+        State::Idle => proto::RotationState::Idle,
+        State::Running => proto::RotationState::Running,
+        State::Done => proto::RotationState::Done,
+        State::DoneWithFailures => proto::RotationState::DoneWithFailures,
+        State::Stopped => proto::RotationState::Stopped,
+    };
+    proto::RotationProgress {
+        state: state.into(),
+        pass: progress.pass,
+        total: progress.total,
+        checked: progress.checked,
+        remade: progress.remade,
+        failed: progress.failed,
+        records_a_second: progress.records_a_second,
+        records_a_second_max: progress.records_a_second_max,
+    }
+}
+
+/// Whether a count has come to its end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Counted {
+    SoFar,
+    All,
+}
+
+/// What the records of a store are.
+pub(super) fn record_counts(census: &Census, counted: Counted) -> proto::CountRecordsResponse {
+    let counts = census.counts().iter().map(|(kind, records)| proto::RecordCount {
+        form: stored_form(kind.form).into(),
+        level: boundary_level(kind.level).into(),
+        storage_key_version: kind.storage_key_version.into(),
+        records: *records,
+    });
+    let complete = counted == Counted::All;
+    proto::CountRecordsResponse { counts: counts.collect(), unreadable: census.unreadable(), complete }
+}
+
+/// The engine stops before the rotation is at its end.
+pub(super) fn rotation_cut_off() -> Status {
+    let message = "the engine stops: the rotation goes on when it starts again";
+    status(Code::Unavailable, "ROTATION_CUT_OFF", &message)
+}
+
+/// One count at a time.
+pub(super) fn counting() -> Status {
+    let message = "the records are being counted already: try again when that is done";
+    status(Code::ResourceExhausted, "COUNTING", &message)
 }
 
 /// Why a card was not registered.

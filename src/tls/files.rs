@@ -8,12 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-#[cfg(feature = "edge")]
+#[cfg(any(feature = "edge", feature = "operator"))]
 use rustls::ClientConfig;
 use rustls::{RootCertStore, ServerConfig, server::WebPkiClientVerifier};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
-#[cfg(feature = "edge")]
+#[cfg(any(feature = "edge", feature = "operator"))]
 use super::ClientTlsConfig;
 use super::{ServerTlsConfig, TlsError, provider};
 
@@ -35,12 +35,12 @@ impl ServerTls {
     }
 }
 
-#[cfg(feature = "edge")]
+#[cfg(any(feature = "edge", feature = "operator"))]
 /// A client's TLS, always of the newest files that fit together.
 #[derive(Clone)]
 pub struct ClientTls(Arc<Watched<ClientTlsConfig, ClientConfig>>);
 
-#[cfg(feature = "edge")]
+#[cfg(any(feature = "edge", feature = "operator"))]
 impl ClientTls {
     /// Reads the files.
     pub fn load(config: &ClientTlsConfig) -> Result<Self, TlsError> {
@@ -105,7 +105,7 @@ fn server_paths(config: &ServerTlsConfig) -> Vec<&Path> {
     fixed.into_iter().chain(config.client_roots.as_deref()).collect()
 }
 
-#[cfg(feature = "edge")]
+#[cfg(any(feature = "edge", feature = "operator"))]
 fn client_paths(config: &ClientTlsConfig) -> Vec<&Path> {
     vec![&config.certificates, &config.private_key, &config.roots]
 }
@@ -127,7 +127,7 @@ fn server_config(config: &ServerTlsConfig) -> Result<ServerConfig, TlsError> {
     Ok(server)
 }
 
-#[cfg(feature = "edge")]
+#[cfg(any(feature = "edge", feature = "operator"))]
 fn client_config(config: &ClientTlsConfig) -> Result<ClientConfig, TlsError> {
     let mut client = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])

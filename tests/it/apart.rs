@@ -56,6 +56,29 @@ fn engine_and_edge_speak_by_mutual_tls_and_a_peer_has_its_rights_alone() {
 }
 
 #[test]
+fn an_operator_asks_by_mutual_tls_and_only_with_the_right_to_keys() {
+    let directory = tempfile::tempdir().unwrap();
+    let (engine_tls, _) = certificates(directory.path());
+    let peer = |name, right| format!("[[peers]]\ncertificate_name = \"{name}.pinseal.test\"\nrights = [\"{right}\"]\n");
+    let peers = peer("client", "keys") + &peer("edge", "pins");
+    let engine = EngineProcess::start(directory.path(), &format!("{engine_tls}\n{peers}"));
+    let address = format!("https://localhost:{}", port_of(&engine));
+    let watch = ["rotation", "watch", "--engine", &address];
+    let by = |holder: &str| {
+        let at = |file: String| directory.path().join("pki").join(file).to_str().unwrap().to_owned();
+        let (roots, certificates, key) =
+            (at("ca.pem".into()), at(format!("{holder}.pem")), at(format!("{holder}.key")));
+        let tls = ["--engine-roots", &roots, "--engine-certificates", &certificates, "--engine-private-key", &key];
+        pinseal(&[&watch[..], &tls].concat())
+    };
+    assert_eq!(by("client"), (true, String::new()));
+    let (watched, told) = by("edge");
+    assert!(!watched && told.contains("give a certificate the right `keys`"), "{told}");
+    let (watched, told) = pinseal(&watch);
+    assert!(!watched && told.contains("without TLS") && told.contains("--engine-roots"), "{told}");
+}
+
+#[test]
 fn who_has_no_certificate_of_the_engines_roots_is_not_served() {
     let directory = tempfile::tempdir().unwrap();
     let (engine_tls, _) = certificates(directory.path());

@@ -16,13 +16,15 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("tls", &[]),
     ("token", &["config"]),
     ("keyblock", &[]),
-    ("ceremony", &["clock", "config", "store"]),
+    ("ceremony", &["clock", "config", "operator", "proto", "store"]),
+    ("operator", &["proto", "tls"]),
     ("rotation", &["card", "pin", "store"]),
+    ("metrics", &["rotation"]),
     (
         "engine",
         &[
-            "audit", "boundary", "caller", "card", "clock", "config", "control", "pin", "proto", "rotation", "store",
-            "tls",
+            "audit", "boundary", "caller", "card", "clock", "config", "control", "metrics", "pin", "proto", "rotation",
+            "store", "tls",
         ],
     ),
     ("edge", &["card", "clock", "config", "proto", "tls"]),

@@ -1,8 +1,9 @@
 //! The storage key rotates under load and under kills: nothing lost, nothing left under the old key.
 
 use std::{
+    io::{BufRead, BufReader, Read},
     path::Path,
-    process::{Command, Output},
+    process::{Child, Command, Output, Stdio},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -44,13 +45,20 @@ fn pin(number: u64) -> String {
     format!("{:05}9", (number * 7_919 + 13) % 100_000)
 }
 
-/// Sets or views the PINs of every card, each client its share.
-async fn each_card(engine: &EngineProcess, device: &Arc<Device>, set: bool) {
+/// What is done with each card.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Deed {
+    Set,
+    View,
+}
+
+/// Sets or views the PINs of so many cards, each client its share.
+async fn each_card(engine: &EngineProcess, device: &Arc<Device>, cards: u64, deed: Deed) {
     let share = |first: u64, mut client: Client| {
         let device = Arc::clone(device);
         tokio::spawn(async move {
-            for number in (first..records()).step_by(CLIENTS as usize) {
-                if set {
+            for number in (first..cards).step_by(CLIENTS as usize) {
+                if deed == Deed::Set {
                     if let Err(status) = client.set(&device, &card(number), &pin(number)).await {
                         // One that the policy refuses is left out, and is left out again below.
                         assert_eq!(crate::engine_process::reason(&status), "PIN_REFUSED", "{status:?}");
@@ -111,7 +119,7 @@ async fn a_storage_key_rotates_under_load_and_five_kills_and_every_pin_still_vie
     let directory = ceremony.directory();
     let device = Arc::new(device());
     let engine = EngineProcess::start(directory, &settings(2_000));
-    each_card(&engine, &device, true).await;
+    each_card(&engine, &device, records(), Deed::Set).await;
     assert_eq!(engine.terminate(), 0);
     let (before, none) = records_under(directory);
     assert!(before > records() * 9 / 10 && none == 0);
@@ -150,7 +158,7 @@ async fn a_storage_key_rotates_under_load_and_five_kills_and_every_pin_still_vie
     let began = std::time::Instant::now();
     crate::isolation::soon("the rotation did not end", async || engine.log().contains(DONE).then_some(())).await;
     println!("{last_old} records made anew in {:?} after the last kill", began.elapsed());
-    each_card(&engine, &device, false).await;
+    each_card(&engine, &device, records(), Deed::View).await;
     assert_eq!(engine.terminate(), 0);
     let (old, new) = records_under(directory);
     assert!(old == 0 && new >= before, "{old} left, {new} of {before}");
@@ -159,7 +167,7 @@ async fn a_storage_key_rotates_under_load_and_five_kills_and_every_pin_still_vie
     let seal = ceremony.refused("retire", ENOUGH, &["seal/1"]);
     assert!(seal.contains("may be needed for an hour"), "{seal}");
     let engine = EngineProcess::start(directory, &settings(2_000));
-    each_card(&engine, &device, false).await;
+    each_card(&engine, &device, records(), Deed::View).await;
     assert_eq!(engine.terminate(), 0);
 
     let store = directory.join("data/store");
@@ -177,4 +185,112 @@ async fn a_storage_key_rotates_under_load_and_five_kills_and_every_pin_still_vie
     let told: u64 = lines.lines().filter_map(remade).sum();
     assert!(told <= before + CLIENTS && told + CLIENTS >= before, "the chain tells of {told} of {before}");
     assert!(lines.contains("\"action\":\"end_rotation\""));
+}
+
+/// How many PINs the watched rotation makes anew: more than a page of them.
+const WATCHED: u64 = 300;
+/// Of these the first page.
+const FIRST_PAGE: u64 = 256;
+
+fn watch(engine: &EngineProcess, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pinseal"));
+    command.args(["rotation", "watch", "--engine", engine.address()]).args(arguments);
+    command
+}
+
+/// Every line of a watch that ends well.
+fn watched(engine: &EngineProcess) -> Vec<serde_json::Value> {
+    let output = watch(engine, &["--json"]).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// A watch that goes on, once it has told of the first page.
+fn watching(engine: &EngineProcess) -> (Child, serde_json::Value) {
+    let mut child = watch(engine, &["--json"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    for line in BufReader::new(child.stdout.as_mut().unwrap()).lines() {
+        let progress: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
+        if progress["checked"] == FIRST_PAGE {
+            return (child, progress);
+        }
+    }
+    panic!("the watch ended before the first page was made anew: {:?}", child.wait_with_output());
+}
+
+/// The text of an engine that says in its log where it serves it.
+fn metrics(engine: &EngineProcess) -> String {
+    let log = engine.log();
+    let line = log.lines().find(|line| line.contains("metrics are served")).unwrap();
+    // Written for people, with colours or without.
+    let mut words = line.split(|c: char| !c.is_ascii_digit() && c != '.' && c != ':');
+    let address = words.rfind(|word| word.starts_with("127.0.0.1:")).unwrap();
+    ureq::get(format!("http://{address}/metrics")).call().unwrap().body_mut().read_to_string().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotation_is_watched_while_it_goes_on_and_the_old_key_retired_while_the_engine_serves() {
+    let ceremony = Ceremony::prepared();
+    let directory = ceremony.directory();
+    let device = Arc::new(device());
+    let engine = EngineProcess::start(directory, &settings(2_000));
+    each_card(&engine, &device, WATCHED, Deed::Set).await;
+    let idle = watched(&engine);
+    assert!(idle.len() == 1 && idle[0]["state"] == "idle", "{idle:?}");
+
+    // The engine goes on making records with the key it has: it must take the newer one up first.
+    ceremony.well("begin", ALL, &["--roster", ceremony.at("roster.toml").to_str().unwrap()]);
+    ceremony.well("make", ENOUGH, &["storage"]);
+    ceremony.well("activate", ENOUGH, &["storage/2"]);
+    let retire = ["storage/1", "--engine", engine.address()];
+    let refused = ceremony.refused("retire", ENOUGH, &retire);
+    assert!(refused.contains("does not have this vault's storage/2 in use: restart it"), "{refused}");
+    assert_eq!(engine.terminate(), 0);
+    let (before, _) = records_under(directory);
+    assert!(before > FIRST_PAGE);
+
+    // So slow that it does the first page and waits for minutes.
+    let engine = EngineProcess::start(directory, &(settings(1) + "\n[metrics]\nlisten = \"127.0.0.1:0\""));
+    let (mut watching, progress) = watching(&engine);
+    for (what, number) in [("pass", 1), ("total", before), ("remade", FIRST_PAGE), ("failed", 0)] {
+        assert_eq!(progress[what], number, "{progress}");
+    }
+    assert_eq!((&progress["state"], &progress["records_a_second_max"]), (&"running".into(), &1.into()));
+    let metrics = metrics(&engine);
+    for line in [
+        "pinseal_storage_key_versions{key=\"storage\"} 2",
+        "pinseal_rotation_state{state=\"running\"} 1",
+        &format!("pinseal_rotation_records {before}"),
+        &format!("pinseal_rotation_records_remade_total {FIRST_PAGE}"),
+        "pinseal_rotation_records_failed 0",
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "no {line} in {metrics}");
+    }
+    let retire = ["storage/1", "--engine", engine.address()];
+    let refused = ceremony.refused("retire", ENOUGH, &retire);
+    assert!(refused.contains(&format!("{} PIN records are under storage/1", before - FIRST_PAGE)), "{refused}");
+    assert_eq!(engine.terminate(), 0);
+    let mut told = String::new();
+    watching.stderr.as_mut().unwrap().read_to_string(&mut told).unwrap();
+    assert!(!watching.wait().unwrap().success() && told.contains("goes on when it starts again"), "{told}");
+
+    let engine = EngineProcess::start(directory, &settings(50));
+    let last = watched(&engine).pop().unwrap();
+    assert_eq!((&last["state"], &last["checked"]), (&"done".into(), &before.into()), "{last}");
+    assert_eq!(last["remade"], before - FIRST_PAGE);
+    let plain = String::from_utf8(watch(&engine, &[]).output().unwrap().stdout).unwrap();
+    assert!(plain.contains("records is under the newest storage key") && plain.lines().count() == 1, "{plain}");
+    ceremony.well("retire", ENOUGH, &["storage/1", "--engine", engine.address()]);
+    // A boundary that is started again has the retired key no more, and serves all the same.
+    let killed = engine.hsm_id().unwrap();
+    crate::isolation::signal(killed, "KILL");
+    let back = async || engine.serves().await.then(|| engine.hsm_id()).flatten().filter(|id| *id != killed);
+    crate::isolation::soon("no boundary took over", back).await;
+    let mut client = engine.client().await;
+    crate::isolation::soon("it does not serve", async || client.view(&device, &card(0)).await.ok()).await;
+    each_card(&engine, &device, WATCHED, Deed::View).await;
+    assert_eq!(engine.terminate(), 0);
+
+    let engine = EngineProcess::start(directory, &settings(2_000));
+    each_card(&engine, &device, WATCHED, Deed::View).await;
+    assert_eq!(watched(&engine)[0]["state"], "idle");
 }

@@ -50,13 +50,6 @@ fn storage_key(level: Level, form: Form) -> KeyName {
     }
 }
 
-fn is_storage(name: &KeyName) -> bool {
-    matches!(
-        name,
-        KeyName::Storage | KeyName::StorageTdes | KeyName::StorageWrapped | KeyName::StorageIso3 | KeyName::StorageIso4
-    )
-}
-
 /// Every key that an engine needs at a level.
 pub(super) fn engine_keys(level: Level, seal: SealWay) -> Vec<KeyName> {
     let storage: &[KeyName] = match level {
@@ -89,7 +82,7 @@ impl InUse {
     /// Where no register says it: as configured.
     pub(super) fn of_config(config: &Pkcs11, level: Level, seal: SealWay) -> Self {
         let versions = |name: &KeyName| match &config.storage_key_versions[..] {
-            versions @ [_, ..] if is_storage(name) => versions.to_vec(),
+            versions @ [_, ..] if name.keeps_records() => versions.to_vec(),
             _ => vec![config.key_version],
         };
         let each = |name: KeyName| versions(&name).into_iter().map(move |version| (name.clone(), version));
@@ -311,7 +304,7 @@ impl FoundKeys {
             let KeyReference(version) = in_use.newest(&name);
             match objects(&session, &name, version)?.is_empty() {
                 true => missing.push((name, version)),
-                false if is_storage(&name) => present = Some((name, version)),
+                false if name.keeps_records() => present = Some((name, version)),
                 false => {}
             }
         }
