@@ -6,6 +6,7 @@
 mod inherit;
 mod lane;
 mod process;
+mod succession;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -14,6 +15,7 @@ use hsm::{
     Revealed, SealedAccount, SealedKey, Status, frame::Ask,
 };
 use thiserror::Error as ThisError;
+use tokio::sync::watch;
 
 #[cfg(feature = "keys")]
 pub(crate) use self::inherit::DESCRIPTORS_PER_MESSAGE;
@@ -46,7 +48,7 @@ pub enum BoundaryConfig {
 /// The key boundary, opened. A clone is another way in, with no wait for the first.
 pub struct Boundary {
     place: Place,
-    status: Arc<Status>,
+    status: watch::Receiver<Arc<Status>>,
 }
 
 enum Place {
@@ -65,7 +67,7 @@ impl Boundary {
             #[cfg(feature = "keys")]
             BoundaryConfig::Inline(config) => {
                 let hsm = hsm::Hsm::open(*config)?;
-                let status = Arc::new(hsm.status().clone());
+                let (_, status) = watch::channel(Arc::new(hsm.status().clone()));
                 return Ok(Self { place: Place::Inline(Arc::new(hsm)), status });
             }
             BoundaryConfig::Started { program, arguments } => Source::Started { program, arguments },
@@ -73,7 +75,7 @@ impl Boundary {
         };
         let (process, status) = Process::start(source, lanes).await?;
         let lane = process.lane(0).ok_or(BoundaryError::NoLane)?;
-        Ok(Self { place: Place::Process { process, lane }, status: Arc::new(status) })
+        Ok(Self { place: Place::Process { process, lane }, status })
     }
 
     /// The same boundary by the lane of thread `number`.
@@ -86,12 +88,27 @@ impl Boundary {
                 Place::Process { process: Arc::clone(process), lane }
             }
         };
-        Self { place, status: Arc::clone(&self.status) }
+        Self { place, status: self.status.clone() }
     }
 
-    /// What it is and promises.
-    pub fn status(&self) -> &Status {
-        &self.status
+    /// What it is and promises, now.
+    pub fn status(&self) -> Arc<Status> {
+        Arc::clone(&self.status.borrow())
+    }
+
+    /// The same, as it changes: when keys were taken up.
+    pub fn watched(&self) -> watch::Receiver<Arc<Status>> {
+        self.status.clone()
+    }
+
+    /// Takes up the keys as a ceremony has left them, while calls go on: another process opens them, and whatever is asked
+    /// from then on is asked there. Nothing changes where it fails.
+    pub async fn take_up_keys(&self) -> Result<(), BoundaryError> {
+        match &self.place {
+            #[cfg(feature = "keys")]
+            Place::Inline(_) => Err(BoundaryError::TakeUpInline),
+            Place::Process { process, .. } => process.renew().await,
+        }
     }
 
     /// See `hsm::Hsm::check`.
@@ -213,6 +230,22 @@ pub enum BoundaryError {
     /// No thread would have a way in.
     #[error("no way into the boundary's process was asked for")]
     NoLane,
+    /// There is no other process that could open them.
+    #[cfg(feature = "keys")]
+    #[error("with boundary.isolation = \"inline\" keys are taken up when the engine starts: restart it")]
+    TakeUpInline,
+    /// Somebody else starts it.
+    #[error("the boundary at {} takes up its keys when it starts: restart it, and the engine follows", path.display())]
+    TakeUpApart {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// It would not open what is there.
+    #[error("the keys are others than before, or the newest of them is gone: they are not taken up")]
+    OtherKeys,
+    /// The engine stops.
+    #[error("the engine stops: its boundary takes up no more keys")]
+    Stopping,
     /// It ended before it said anything.
     #[error("{} ended the connection before it served: its own log says why", path.display())]
     Ended {

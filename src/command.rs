@@ -30,13 +30,13 @@ pub struct EdgeArguments {
     config: Option<PathBuf>,
 }
 
-/// Serves the engine until SIGTERM or Ctrl-C.
+/// Serves the engine until SIGTERM or Ctrl-C; takes up its keys on SIGHUP.
 #[cfg(feature = "engine")]
 pub fn engine(arguments: EngineArguments) -> Result<(), CommandError> {
     let config = config::Engine::load(arguments.config.as_deref())?;
     Builder::new_current_thread().enable_all().build()?.block_on(async {
         let engine = crate::engine::Engine::start(config).await?;
-        let mut stop = Stop::listen()?;
+        let (mut stop, mut take_up) = (Stop::listen()?, signal(SignalKind::hangup())?);
         writeln!(io::stdout(), "pinseal engine listens on {}", engine.address())?;
         for line in engine.boundary().lines() {
             writeln!(io::stdout(), "  {line}")?;
@@ -44,7 +44,15 @@ pub fn engine(arguments: EngineArguments) -> Result<(), CommandError> {
         if let Some(address) = engine.metrics_address() {
             writeln!(io::stdout(), "  metrics: http://{address}/metrics")?;
         }
-        stop.told().await;
+        loop {
+            tokio::select! {
+                () = stop.told() => break,
+                _ = take_up.recv() => match engine.take_up_keys().await {
+                    Ok(()) => writeln!(io::stdout(), "pinseal engine has taken up {}", engine.boundary().keys().join(" "))?,
+                    Err(error) => writeln!(io::stderr(), "pinseal engine goes on with the keys it has: {error}")?,
+                },
+            }
+        }
         writeln!(io::stdout(), "pinseal engine stops: calls in flight finish first")?;
         Ok(engine.stop().await?)
     })

@@ -51,7 +51,7 @@ pub struct Engine {
     store: Arc<Embedded>,
     health: HealthReporter,
     watch: JoinHandle<()>,
-    rotation: Option<JoinHandle<()>>,
+    rotation: JoinHandle<()>,
     metrics: Option<Metrics>,
     serving: Serving,
 }
@@ -90,7 +90,7 @@ impl Engine {
         let rotates = boundary.status().rotates();
         let (tell, rotation) = watch::channel(if rotates { Progress::begun(limit) } else { Progress::idle(limit) });
         let metrics = match config.metrics_listen {
-            Some(listen) => Some(Metrics::start(listen, boundary.status(), rotation.clone()).await?),
+            Some(listen) => Some(Metrics::start(listen, boundary.watched(), rotation.clone()).await?),
             None => None,
         };
         let keys = KeyServices::new(Arc::clone(&boundary), Arc::clone(&pins), rotation, peers.clone());
@@ -103,7 +103,7 @@ impl Engine {
                 .add_service(reflection.clone())
                 .add_service(reflection_before.clone())
         })?;
-        let rotation = rotates.then(|| tokio::spawn(rotation::run(Arc::clone(&pins), tell)));
+        let rotation = tokio::spawn(rotation::run(Arc::clone(&pins), boundary.watched(), tell));
         Ok(Self { boundary, pins, store, health, watch, rotation, metrics, serving })
     }
 
@@ -117,15 +117,21 @@ impl Engine {
         self.metrics.as_ref().map(Metrics::address)
     }
 
-    /// What its key boundary is and promises.
-    pub fn boundary(&self) -> &hsm::Status {
+    /// What its key boundary is and promises, now.
+    pub fn boundary(&self) -> Arc<hsm::Status> {
         self.boundary.status()
+    }
+
+    /// Takes up the keys as a ceremony has left them, while calls go on. Nothing changes where it fails.
+    pub async fn take_up_keys(&self) -> Result<(), TakeUpError> {
+        self.boundary.take_up_keys().await?;
+        Ok(self.pins.note_engine(Action::TakeUpKeys).await?)
     }
 
     /// Takes no more connections, lets calls in flight finish, closes the store.
     pub async fn stop(self) -> Result<(), StoreError> {
         self.watch.abort();
-        self.rotation.iter().for_each(JoinHandle::abort);
+        self.rotation.abort();
         self.metrics.iter().for_each(Metrics::stop);
         report_not_serving(&self.health).await;
         self.serving.stop().await;
@@ -163,6 +169,17 @@ pub enum StartError {
     /// The descriptor set built into the binary is broken.
     #[error("can't serve reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// Why keys were not taken up.
+#[derive(Debug, Error)]
+pub enum TakeUpError {
+    /// The boundary goes on with those it has.
+    #[error(transparent)]
+    Boundary(#[from] BoundaryError),
+    /// They are taken up, and the audit chain does not say so.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 async fn report_serving(health: &HealthReporter) {

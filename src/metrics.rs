@@ -28,7 +28,7 @@ impl Metrics {
     /// Listens, and serves them from then on.
     pub async fn start(
         listen: SocketAddr,
-        boundary: &hsm::Status,
+        boundary: watch::Receiver<Arc<hsm::Status>>,
         rotation: watch::Receiver<Progress>,
     ) -> Result<Self, MetricsError> {
         let listen_error = |error| MetricsError { address: listen, error };
@@ -58,11 +58,11 @@ pub struct MetricsError {
     error: io::Error,
 }
 
-fn registry(boundary: &hsm::Status, rotation: watch::Receiver<Progress>) -> Registry {
+fn registry(boundary: watch::Receiver<Arc<hsm::Status>>, rotation: watch::Receiver<Progress>) -> Registry {
     let mut registry = Registry::with_prefix("pinseal");
     registry.register("build", "This build of the engine", Info::new([("version", Version::This)]));
-    let storage_keys = StorageKey::ALL.map(|key| (key, key.versions_in_use(boundary)));
-    registry.register_collector(Box::new(Told { storage_keys, rotation }));
+    let storage_keys = move || StorageKey::ALL.map(|key| (key, key.versions_in_use(&boundary.borrow())));
+    registry.register_collector(Box::new(Told { storage_keys: Box::new(storage_keys), rotation }));
     registry
 }
 
@@ -74,10 +74,17 @@ fn exposition(registry: &Registry) -> Option<String> {
 }
 
 /// What is looked at when it is asked for.
-#[derive(Debug)]
 struct Told {
-    storage_keys: [(StorageKey, u64); 2],
+    storage_keys: Box<dyn Fn() -> StorageKeys + Send + Sync>,
     rotation: watch::Receiver<Progress>,
+}
+
+type StorageKeys = [(StorageKey, u64); StorageKey::ALL.len()];
+
+impl fmt::Debug for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Told").field("rotation", &self.rotation).finish_non_exhaustive()
+    }
 }
 
 impl Collector for Told {
@@ -85,7 +92,7 @@ impl Collector for Told {
         let progress = *self.rotation.borrow();
         let help = "Versions of a storage key in use: the newest makes, older ones open";
         let mut family = encoder.encode_descriptor("storage_key_versions", help, None, MetricType::Gauge)?;
-        for (key, versions) in self.storage_keys {
+        for (key, versions) in (self.storage_keys)() {
             ConstGauge::new(versions).encode(family.encode_family(&[("key", key)])?)?;
         }
         let help = "Where the rotation of the storage key stands: 1 at its state, 0 at all others";
@@ -129,20 +136,26 @@ impl EncodeLabelValue for Version {
     }
 }
 
-/// The two storage keys.
+/// The storage keys: two of level `host`, three of level `token`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StorageKey {
     Aes,
     Tdes,
+    Wrapped,
+    Iso3,
+    Iso4,
 }
 
 impl StorageKey {
-    const ALL: [Self; 2] = [Self::Aes, Self::Tdes];
+    const ALL: [Self; 5] = [Self::Aes, Self::Tdes, Self::Wrapped, Self::Iso3, Self::Iso4];
 
     fn name(self) -> &'static str {
         match self {
             Self::Aes => "storage",
             Self::Tdes => "storage-3des",
+            Self::Wrapped => "storage-wrapped",
+            Self::Iso3 => "storage-iso-3",
+            Self::Iso4 => "storage-iso-4",
         }
     }
 
@@ -179,8 +192,8 @@ mod tests {
     fn the_text_is_of_the_moment_it_is_asked_for_and_one_state_is_where_it_stands() {
         let (rotation, watched) = watch::channel(Progress::begun(2_000));
         let mut registry = Registry::with_prefix("pinseal");
-        let storage_keys = [(StorageKey::Aes, 2), (StorageKey::Tdes, 1)];
-        registry.register_collector(Box::new(Told { storage_keys, rotation: watched }));
+        let storage_keys = || StorageKey::ALL.map(|key| (key, if key == StorageKey::Aes { 2 } else { 1 }));
+        registry.register_collector(Box::new(Told { storage_keys: Box::new(storage_keys), rotation: watched }));
         rotation.send_modify(|progress| (progress.total, progress.remade, progress.failed) = (9, 7, 1));
         let text = exposition(&registry).unwrap();
         for line in [

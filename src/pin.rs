@@ -3,7 +3,10 @@
 //! Each asks the control, lets the boundary work, and answers only what the store has made durable.
 //! What must never enter: a clear PIN, block or key; a PAN that comes with a block.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use hsm::{Account, AccountNumber, DeviceKey, EncryptedBlock, PinRecord, Refusal, SealedAccount, SealedKey};
 use thiserror::Error;
@@ -26,7 +29,7 @@ pub struct Pins {
     boundary: Boundary,
     store: Arc<dyn Store>,
     rules: Rules,
-    stamp: Stamp,
+    stamp: RwLock<Arc<Stamp>>,
 }
 
 /// What the operator decides.
@@ -41,8 +44,21 @@ pub struct Rules {
 impl Pins {
     /// Over an opened boundary and an opened store.
     pub fn new(boundary: Boundary, store: Arc<dyn Store>, rules: Rules) -> Self {
-        let stamp = Stamp::of(boundary.status());
+        let stamp = RwLock::new(Arc::new(Stamp::of(boundary.status())));
         Self { boundary, store, rules, stamp }
+    }
+
+    /// What the boundary is now. An audit line is made after the boundary's answer, so that it names the keys that were used:
+    /// those of a boundary that took another's place meanwhile are among them.
+    fn stamp(&self) -> Arc<Stamp> {
+        let status = self.boundary.status();
+        let stamp = Arc::clone(&self.stamp.read().unwrap_or_else(PoisonError::into_inner));
+        if Arc::ptr_eq(&stamp.status, &status) {
+            return stamp;
+        }
+        let stamp = Arc::new(Stamp::of(status));
+        *self.stamp.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&stamp);
+        stamp
     }
 
     /// Registers a card; its account number is sealed before it is kept.
@@ -143,7 +159,7 @@ impl Pins {
         let revealed = self.boundary.reveal(&record, &binding(&control), account(&sealed), device).await?;
 
         let mut line = self.control_line(caller, Action::ViewPin, &control);
-        line.formats = self.stamp.shown.into();
+        line.formats = self.stamp().shown.into();
         self.store.advance(id, Event::View, now, line).await?;
         Ok(ShownPin {
             encrypted_tzpk: revealed.wrapped,
@@ -201,13 +217,14 @@ impl Pins {
         self.store.note(self.own_line(Action::EndRotation, &found)).await
     }
 
-    /// Writes that the engine began or ceased to serve.
+    /// Writes what the engine did with itself.
     pub async fn note_engine(&self, action: Action) -> Result<(), StoreError> {
         self.store.note(self.own_line(action, "")).await
     }
 
     /// A line about the engine's own doings.
     fn own_line(&self, action: Action, what: &str) -> Line {
+        let stamp = self.stamp();
         Line {
             at: clock::now(),
             caller: "engine".into(),
@@ -216,9 +233,9 @@ impl Pins {
             action,
             card: what.into(),
             control: None,
-            keys: self.stamp.keys.clone(),
+            keys: stamp.keys.clone(),
             formats: "".into(),
-            boundary: self.stamp.boundary.clone(),
+            boundary: stamp.boundary.clone(),
             outcome: Outcome::Done,
         }
     }
@@ -246,11 +263,11 @@ impl Pins {
         let under = control.tzpk()?.clone();
         let tzpk = SealedKey::from_bytes(&under.0).map_err(hsm::Error::from)?;
         let sealed = sealed_account(control.account.as_ref())?;
+        let judged = self.boundary.accept(&tzpk, &binding(control), block, account(&sealed)).await;
         let mut line = self.control_line(caller, Action::SetPin, control);
-
-        match self.boundary.accept(&tzpk, &binding(control), block, account(&sealed)).await {
+        match judged {
             Ok(accepted) => {
-                line.formats = self.stamp.kept.into();
+                line.formats = self.stamp().kept.into();
                 let event = Event::Set { under, retry: RetryTag(accepted.retry_tag) };
                 let pin = StoredPin { record: accepted.record.as_bytes().into(), account: control.account.clone() };
                 Ok(self.store.set_pin(control.id, event, now, pin, line).await?)
@@ -330,6 +347,7 @@ impl Pins {
     }
 
     fn line(&self, caller: &Caller, action: Action, plastic: &PlasticId, account: Option<&RegisteredAccount>) -> Line {
+        let stamp = self.stamp();
         Line {
             at: clock::now(),
             caller: caller.peer.clone(),
@@ -338,9 +356,9 @@ impl Pins {
             action,
             card: account.map_or_else(|| plastic.masked().into(), |account| account.masked.clone()),
             control: None,
-            keys: self.stamp.keys.clone(),
+            keys: stamp.keys.clone(),
             formats: "".into(),
-            boundary: self.stamp.boundary.clone(),
+            boundary: stamp.boundary.clone(),
             outcome: Outcome::Done,
         }
     }
@@ -398,6 +416,7 @@ pub enum RemakeError {
 
 /// What the boundary is, as every audit line says it.
 struct Stamp {
+    status: Arc<hsm::Status>,
     keys: Arc<str>,
     boundary: Arc<str>,
     kept: &'static str,
@@ -405,7 +424,7 @@ struct Stamp {
 }
 
 impl Stamp {
-    fn of(status: &hsm::Status) -> Self {
+    fn of(status: Arc<hsm::Status>) -> Self {
         Self {
             keys: status.keys().join(" ").into(),
             boundary: format!("{}/{}/{}", status.level(), status.token(), status.isolation()).into(),
@@ -416,6 +435,7 @@ impl Stamp {
                 hsm::Form::Iso0 => "iso-1>iso-0",
             },
             shown: "stored>iso-1",
+            status,
         }
     }
 }

@@ -92,19 +92,37 @@ impl Progress {
         Self { state: State::Running, ..Self::idle(records_a_second_max) }
     }
 
+    /// Of the next one, of an engine that may have had others.
+    fn begun_again(self) -> Self {
+        Self::begun(self.records_a_second_max)
+    }
+
     /// At the beginning of the next pass, over so many records.
     fn next_pass(self, total: u64) -> Self {
         Self { pass: self.pass.saturating_add(1), total, checked: 0, failed: 0, ..self }
     }
 }
 
-/// Goes through all records, again and again until a pass finds every one under the newest key; at most so many are made
-/// anew a second. `told` begins as [`Progress::begun`] and always says how far it is.
-pub async fn run(pins: Arc<Pins>, told: watch::Sender<Progress>) {
-    let mut rotation = Rotation { pins, told, pace: Pace::begun() };
-    if rotation.finish().await.is_err() {
-        rotation.told.send_modify(|progress| progress.state = State::Stopped);
-        tracing::error!("rotation: the store takes no more changes; it goes on after a restart");
+/// Whenever the boundary has an older storage key beside the newest: goes through all records, again and again until a pass
+/// finds every one under the newest; at most so many are made anew a second. `told` always says how far it is.
+pub async fn run(pins: Arc<Pins>, mut boundary: watch::Receiver<Arc<hsm::Status>>, told: watch::Sender<Progress>) {
+    let mut rotated = None;
+    loop {
+        let status = Arc::clone(&boundary.borrow_and_update());
+        // One that was started again with the keys it had changes nothing.
+        if status.rotates() && rotated.as_deref() != Some(status.keys()) {
+            rotated = Some(status.keys().to_vec());
+            told.send_modify(|progress| *progress = progress.begun_again());
+            let mut rotation = Rotation { pins: Arc::clone(&pins), told: told.clone(), pace: Pace::begun() };
+            if rotation.finish().await.is_err() {
+                told.send_modify(|progress| progress.state = State::Stopped);
+                return tracing::error!("rotation: the store takes no more changes; it goes on after a restart");
+            }
+        }
+        // A boundary that never takes keys up has nobody who would tell.
+        if boundary.changed().await.is_err() {
+            return;
+        }
     }
 }
 

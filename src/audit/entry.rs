@@ -58,6 +58,8 @@ pub enum Action {
     RemakeRecords,
     /// Every PIN record was looked at and found under the newest storage key, but those that would not open.
     EndRotation,
+    /// The boundary took up its keys as a ceremony had left them.
+    TakeUpKeys,
 }
 
 /// How it ended. The names are part of the stored format: add, never change.
@@ -291,15 +293,27 @@ fn action_code(action: Action) -> u8 {
         Action::ViewPin => 7,
         Action::RemakeRecords => 8,
         Action::EndRotation => 9,
+        Action::TakeUpKeys => 10,
     }
 }
 
 fn action_of(code: u8) -> Result<Action, EntryError> {
     use Action::{
-        EndRotation, IssueTzpk, OpenControl, RegisterCard, RemakeRecords, SetPin, StartEngine, StopEngine, ViewPin,
+        EndRotation, IssueTzpk, OpenControl, RegisterCard, RemakeRecords, SetPin, StartEngine, StopEngine, TakeUpKeys,
+        ViewPin,
     };
-    let all =
-        [StartEngine, StopEngine, RegisterCard, OpenControl, IssueTzpk, SetPin, ViewPin, RemakeRecords, EndRotation];
+    let all = [
+        StartEngine,
+        StopEngine,
+        RegisterCard,
+        OpenControl,
+        IssueTzpk,
+        SetPin,
+        ViewPin,
+        RemakeRecords,
+        EndRotation,
+        TakeUpKeys,
+    ];
     all.into_iter().find(|action| action_code(*action) == code).ok_or(EntryError)
 }
 

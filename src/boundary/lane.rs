@@ -49,12 +49,27 @@ struct State {
     outbox: Vec<u8>,
     waiting: HashMap<u64, oneshot::Sender<Vec<u8>>>,
     last: u64,
+    /// The last that was sent on the connection that is driven now.
+    sent: u64,
 }
 
 impl State {
     /// Fails what waits and forgets the connection; numbers are not given twice.
     fn end(&mut self) {
         *self = Self { last: self.last, ..Self::default() };
+    }
+
+    /// Whether the connection that is driven owes no answer.
+    fn owes_nothing(&self) -> bool {
+        self.waiting.keys().all(|number| *number > self.sent)
+    }
+
+    /// Takes the connection that came in place of the one before; what that still owes it will not give.
+    fn take_arrived(&mut self) -> Option<std::os::unix::net::UnixStream> {
+        let arrived = self.arrived.take()?;
+        let sent = self.sent;
+        self.waiting.retain(|number, _| *number > sent);
+        Some(arrived)
     }
 }
 
@@ -70,6 +85,20 @@ impl Lane {
         (state.arrived, state.life) = (Some(stream), Some(life));
         drop(state);
         self.wake.notify_one();
+    }
+
+    /// Takes a connection that has been welcomed, once the one before has answered what it was asked; what is asked
+    /// meanwhile waits for it.
+    pub(super) fn succeed(&self, life: u64, stream: std::os::unix::net::UnixStream) {
+        let mut state = self.state();
+        (state.arrived, state.life) = (Some(stream), Some(life));
+        drop(state);
+        self.wake.notify_one();
+    }
+
+    /// Whether it has yet to come to the connection that is to be the next; one that nobody has used is there at once.
+    pub(super) fn is_being_handed_over(&self) -> bool {
+        self.driven.load(Ordering::Relaxed) && self.state().arrived.is_some()
     }
 
     /// Fails what waits, and all that comes until there is another connection.
@@ -173,7 +202,7 @@ async fn drive(lane: Arc<Lane>) {
     loop {
         let (arrived, life) = {
             let mut state = lane.state();
-            (state.arrived.take(), state.life.unwrap_or_default())
+            (state.take_arrived(), state.life.unwrap_or_default())
         };
         match arrived.map(UnixStream::from_std) {
             Some(Ok(stream)) => {
@@ -197,11 +226,15 @@ async fn pump(lane: &Lane, stream: &UnixStream) -> io::Result<()> {
     loop {
         {
             let mut state = lane.state();
-            if state.life.is_none() || state.arrived.is_some() {
+            let succeeded = state.arrived.is_some();
+            if state.life.is_none() || (succeeded && state.owes_nothing()) {
                 return Ok(());
             }
             sending.clear();
-            std::mem::swap(&mut sending, &mut state.outbox);
+            if !succeeded {
+                std::mem::swap(&mut sending, &mut state.outbox);
+                state.sent = state.last;
+            }
         }
         if !sending.is_empty() {
             write_all(lane, stream, &sending, &mut arrived).await?;

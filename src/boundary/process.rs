@@ -17,12 +17,12 @@ use hsm::{
 use tokio::{
     io::AsyncReadExt,
     process::{Child, Command},
-    sync::watch,
+    sync::{mpsc, oneshot, watch},
     task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
 
-use super::{BoundaryError, inherit, lane::Lane};
+use super::{BoundaryError, inherit, lane::Lane, succession::takes_over};
 
 /// How long it may take to open its keys: Argon2id and a slow token's login among it.
 const WELCOME_TIME_MAX: Duration = Duration::from_secs(60);
@@ -36,6 +36,11 @@ const STEADY: Duration = Duration::from_millis(100);
 /// How long it may take to end once its lanes are closed.
 const END_TIME_MAX: Duration = Duration::from_secs(3);
 
+/// How long calls that one process was asked may take to be answered before the next has its place.
+const HAND_OVER_TIME_MAX: Duration = Duration::from_secs(4);
+/// How often it is looked whether they were.
+const HANDED_OVER_EVERY: Duration = Duration::from_millis(5);
+
 /// Who may be anybody.
 const ROOT: u32 = 0;
 
@@ -48,6 +53,9 @@ pub(super) enum Source {
 /// The process, or the one in its place.
 pub(super) struct Process {
     lanes: Vec<Arc<Lane>>,
+    /// Where somebody else starts it.
+    apart: Option<PathBuf>,
+    want: mpsc::Sender<oneshot::Sender<Result<(), BoundaryError>>>,
     stop: watch::Sender<bool>,
     supervisor: tokio::sync::Mutex<Option<JoinHandle<()>>>,
 }
@@ -72,7 +80,10 @@ struct Life {
 
 impl Process {
     /// Starts it and waits for its welcome.
-    pub(super) async fn start(source: Source, lanes: usize) -> Result<(Arc<Self>, Status), BoundaryError> {
+    pub(super) async fn start(
+        source: Source,
+        lanes: usize,
+    ) -> Result<(Arc<Self>, watch::Receiver<Arc<Status>>), BoundaryError> {
         let (lose, lost) = watch::channel(0);
         let lose = Arc::new(lose);
         let lane = || Lane::new(Arc::clone(&lose));
@@ -81,17 +92,32 @@ impl Process {
         let watcher = lane();
         let all: Vec<_> = lanes.iter().cloned().chain([Arc::clone(&watcher)]).collect();
         let mut life = begin(&source, all.len(), 1).await?;
-        let status = life.status.clone();
         connect(&all, &mut life);
         let (stop, stopped) = watch::channel(false);
+        let (told, status) = watch::channel(Arc::new(life.status.clone()));
+        let (want, wanted) = mpsc::channel(1);
+        let apart = match &source {
+            Source::Started { .. } => None,
+            Source::Apart { socket, .. } => Some(socket.clone()),
+        };
         let watched = Watched { lanes: all, watcher, lost };
-        let supervisor = tokio::spawn(supervise(source, watched, life, stopped));
-        let process = Self { lanes, stop, supervisor: tokio::sync::Mutex::new(Some(supervisor)) };
+        let supervisor = tokio::spawn(supervise(Supervised { source, told, wanted }, watched, life, stopped));
+        let process = Self { lanes, apart, want, stop, supervisor: tokio::sync::Mutex::new(Some(supervisor)) };
         Ok((Arc::new(process), status))
     }
 
     pub(super) fn lane(&self, number: usize) -> Option<Arc<Lane>> {
         self.lanes.get(number % self.lanes.len().max(1)).cloned()
+    }
+
+    /// Lets another take its place, which opens the keys as they are now.
+    pub(super) async fn renew(&self) -> Result<(), BoundaryError> {
+        if let Some(path) = &self.apart {
+            return Err(BoundaryError::TakeUpApart { path: path.clone() });
+        }
+        let (reply, renewed) = oneshot::channel();
+        self.want.send(reply).await.map_err(|_| BoundaryError::Stopping)?;
+        renewed.await.unwrap_or(Err(BoundaryError::Stopping))
     }
 
     /// Ends it, and waits until it has ended.
@@ -107,10 +133,21 @@ fn connect(lanes: &[Arc<Lane>], life: &mut Life) {
     lanes.iter().zip(life.streams.drain(..)).for_each(|(lane, stream)| lane.connect(life.number, stream));
 }
 
+/// What a supervisor starts a process from, tells of it, and hears of those who want another.
+struct Supervised {
+    source: Source,
+    told: watch::Sender<Arc<Status>>,
+    wanted: mpsc::Receiver<oneshot::Sender<Result<(), BoundaryError>>>,
+}
+
 /// Keeps one alive until told to stop.
-async fn supervise(source: Source, mut watched: Watched, mut life: Life, mut stopped: watch::Receiver<bool>) {
+async fn supervise(
+    mut supervised: Supervised,
+    mut watched: Watched,
+    mut life: Life,
+    mut stopped: watch::Receiver<bool>,
+) {
     let lanes = watched.lanes.clone();
-    let mut keys = life.status.keys().to_vec();
     let mut pause = PAUSE_MIN;
     loop {
         let began = Instant::now();
@@ -119,6 +156,19 @@ async fn supervise(source: Source, mut watched: Watched, mut life: Life, mut sto
             () = told_to_stop(&mut stopped) => {
                 lanes.iter().for_each(|lane| lane.disconnect());
                 return end(life).await;
+            }
+            Some(reply) = supervised.wanted.recv() => {
+                let renewed = match successor(&supervised, &life, lanes.len()).await {
+                    Ok(next) => {
+                        let before = std::mem::replace(&mut life, next);
+                        hand_over(&lanes, &mut life, &supervised.told).await;
+                        tokio::spawn(end(before));
+                        Ok(())
+                    }
+                    Err(error) => Err(error),
+                };
+                let _ = reply.send(renewed);
+                continue;
             }
         }
         lanes.iter().for_each(|lane| lane.disconnect());
@@ -132,41 +182,40 @@ async fn supervise(source: Source, mut watched: Watched, mut life: Life, mut sto
                 () = told_to_stop(&mut stopped) => return,
             }
             pause = (pause * 2).min(PAUSE_MAX);
-            match begin(&source, lanes.len(), life.number + 1).await {
-                Ok(mut life) if !takes_over(&keys, life.status.keys()) => {
-                    tracing::error!("the boundary's process has other keys than before: it is not used");
-                    kill(&mut life).await;
-                }
+            match successor(&supervised, &life, lanes.len()).await {
                 Ok(life) => break life,
                 Err(error) => tracing::error!(%error, "the boundary's process did not start"),
             }
         };
-        keys = life.status.keys().to_vec();
+        supervised.told.send_replace(Arc::new(life.status.clone()));
         connect(&lanes, &mut life);
         tracing::info!("the boundary's process is back");
     }
 }
 
-/// Whether a boundary with the keys of `now` makes and opens what one with those of `before` did. An older version may be
-/// gone: it was retired meanwhile, and nothing is under it.
-fn takes_over(before: &[String], now: &[String]) -> bool {
-    let gone = before.iter().filter(|key| !now.contains(key));
-    now.iter().all(|key| before.contains(key)) && gone.into_iter().all(|key| now.iter().any(|one| is_older(key, one)))
+/// Another process in the place of one, where its keys allow it.
+async fn successor(supervised: &Supervised, before: &Life, lanes: usize) -> Result<Life, BoundaryError> {
+    let mut life = begin(&supervised.source, lanes, before.number + 1).await?;
+    if takes_over(before.status.keys(), life.status.keys()) {
+        return Ok(life);
+    }
+    kill(&mut life).await;
+    Err(BoundaryError::OtherKeys)
 }
 
-/// Whether `key` is an older version of the key `than`.
-fn is_older(key: &str, than: &str) -> bool {
-    let (Some((name, version)), Some((than_name, than_version))) = (use_and_version(key), use_and_version(than)) else {
-        return false;
+/// Lets every lane lead to the next process once the one before has answered what it was asked.
+async fn hand_over(lanes: &[Arc<Lane>], next: &mut Life, told: &watch::Sender<Arc<Status>>) {
+    // Told first: who makes a line after the boundary's answer names the keys it may have used.
+    told.send_replace(Arc::new(next.status.clone()));
+    lanes.iter().zip(next.streams.drain(..)).for_each(|(lane, stream)| lane.succeed(next.number, stream));
+    let all = async {
+        while lanes.iter().any(|lane| lane.is_being_handed_over()) {
+            sleep(HANDED_OVER_EVERY).await;
+        }
     };
-    name == than_name && version < than_version
-}
-
-/// Of `storage/1:8CA64D`, storage and 1.
-fn use_and_version(key: &str) -> Option<(&str, u16)> {
-    let (reference, _) = key.rsplit_once(':')?;
-    let (name, version) = reference.rsplit_once('/')?;
-    Some((name, version.parse().ok()?))
+    // What takes longer has no caller any more.
+    let _ = timeout(HAND_OVER_TIME_MAX, all).await;
+    tracing::info!("the boundary's keys were taken up");
 }
 
 async fn told_to_stop(stopped: &mut watch::Receiver<bool>) {
@@ -299,32 +348,6 @@ async fn greet(stream: UnixStream, path: &Path) -> Result<(UnixStream, Welcome),
         }
         if stream.read_buf(&mut arrived).await.map_err(io)? == 0 {
             return Err(BoundaryError::Ended { path: path.to_owned() });
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn keys(all: &[&str]) -> Vec<String> {
-        all.iter().map(|key| (*key).to_owned()).collect()
-    }
-
-    #[test]
-    fn a_boundary_takes_over_with_the_same_keys_or_without_an_older_one_and_with_no_others() {
-        let before = keys(&["storage/2:BB", "storage/1:AA", "seal/1:CC"]);
-        for now in [&["storage/2:BB", "storage/1:AA", "seal/1:CC"][..], &["storage/2:BB", "seal/1:CC"]] {
-            assert!(takes_over(&before, &keys(now)), "{now:?}");
-        }
-        for now in [
-            &["storage/3:DD", "storage/2:BB", "storage/1:AA", "seal/1:CC"][..],
-            &["storage/1:AA", "seal/1:CC"],
-            &["storage/2:EE", "storage/1:AA", "seal/1:CC"],
-            &["storage/2:BB", "storage/1:AA"],
-            &[],
-        ] {
-            assert!(!takes_over(&before, &keys(now)), "{now:?}");
         }
     }
 }

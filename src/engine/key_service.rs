@@ -70,7 +70,7 @@ impl key_service_server::KeyService for KeyServices {
         request: Request<proto::ListKeysRequest>,
     ) -> Result<Response<proto::ListKeysResponse>, Status> {
         self.admit(request.extensions())?;
-        Ok(Response::new(wire::keys(self.boundary.status())))
+        Ok(Response::new(wire::keys(&self.boundary.status())))
     }
 
     async fn watch_rotation(
