@@ -269,6 +269,8 @@ async fn a_rotation_is_watched_while_it_goes_on_and_the_old_key_retired_while_th
     let mut told = String::new();
     watching.stderr.as_mut().unwrap().read_to_string(&mut told).unwrap();
     assert!(!watching.wait().unwrap().success() && told.contains("goes on when it starts again"), "{told}");
+    let log = std::fs::read_to_string(directory.join("engine.log")).unwrap();
+    assert!(!log.contains("calls still in flight were cut off"), "a watch holds up the end of the engine");
 
     let engine = EngineProcess::start(directory, &settings(50));
     let last = watched(&engine).pop().unwrap();
