@@ -114,6 +114,9 @@ pub enum OperatorError {
     /// It is not there, or does not serve now.
     #[error("the engine can't be asked ({0}): see that it runs and that the address is right")]
     Unavailable(String),
+    /// It has too much to do.
+    #[error("the engine is busy: {0}")]
+    Busy(String),
     /// This certificate may not.
     #[error("the engine refused: {0}; in its configuration, [[peers]] give a certificate the right `keys`")]
     Forbidden(String),
@@ -146,9 +149,8 @@ impl From<Status> for OperatorError {
         match status.code() {
             Code::PermissionDenied => Self::Forbidden(message),
             Code::Unimplemented => Self::Older,
-            Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded | Code::Cancelled => {
-                Self::Unavailable(message)
-            }
+            Code::ResourceExhausted => Self::Busy(message),
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Self::Unavailable(message),
             code => Self::Failed(format!("{code:?}: {message}")),
         }
     }

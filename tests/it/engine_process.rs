@@ -104,6 +104,16 @@ impl EngineProcess {
         std::fs::read_to_string(&self.log).unwrap()
     }
 
+    /// Its metrics, where it was started with [`METRICS`]: its log says where.
+    pub(crate) fn metrics(&self) -> String {
+        let log = self.log();
+        let line = log.lines().find(|line| line.contains("metrics are served")).unwrap();
+        // The line is written for people, and may have colours.
+        let mut words = line.split(|c: char| !c.is_ascii_digit() && c != '.' && c != ':');
+        let address = words.rfind(|word| word.starts_with("127.0.0.1:")).unwrap();
+        ureq::get(format!("http://{address}/metrics")).call().unwrap().body_mut().read_to_string().unwrap()
+    }
+
     /// How much of its memory is resident now.
     pub(crate) fn resident_kibibytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
@@ -145,6 +155,8 @@ impl Drop for EngineProcess {
     }
 }
 
+/// Lines of configuration with which an engine serves metrics.
+pub(crate) const METRICS: &str = "[metrics]\nlisten = \"127.0.0.1:0\"";
 /// Whose cards the stories use.
 pub(crate) const TENANT: &str = "bank";
 /// In whose name.

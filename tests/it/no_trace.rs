@@ -1,5 +1,5 @@
 //! No trace of a PIN or an account number: not in logs at the most verbose level, not in store files, not in the audit
-//! export, not in error bodies; and no clear or device-side block either.
+//! export, not in error bodies, not in metrics; and no clear or device-side block either.
 
 use std::{fs, path::Path, process::Command};
 
@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::{
     edge_process::{EdgeProcess, TOKEN},
-    engine_process::{AUDIT_USER, EngineProcess, TENANT, device},
+    engine_process::{AUDIT_USER, EngineProcess, METRICS, TENANT, device},
 };
 
 /// What was planted, and every form it could leave a trace in.
@@ -44,7 +44,7 @@ impl Planted {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_whole_story_leaves_no_trace_of_what_it_was_about() {
     let directory = tempfile::tempdir().unwrap();
-    let engine = EngineProcess::start(directory.path(), "");
+    let engine = EngineProcess::start(directory.path(), METRICS);
     let edge = EdgeProcess::start(directory.path(), &format!("address = \"http://{}\"", engine.address()), "");
     let (device, mut planted, mut errors) = (device(), Planted::default(), String::new());
     let mut client = engine.client().await;
@@ -108,6 +108,7 @@ async fn the_whole_story_leaves_no_trace_of_what_it_was_about() {
     planted.assert_absent("the engine's log", logs[0].as_bytes());
     planted.assert_absent("the edge's log", logs[1].as_bytes());
     planted.assert_absent("error bodies", errors.as_bytes());
+    planted.assert_absent("the metrics", engine.metrics().as_bytes());
     assert_eq!(engine.terminate(), 0);
 
     let store = directory.path().join("data/store");

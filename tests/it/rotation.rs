@@ -12,11 +12,18 @@ use std::{
 
 use device::Device;
 use futures::future::join_all;
-use pinseal::store::embedded::{Embedded, EmbeddedConfig};
+use pinseal::{
+    audit::entry::{Action, Line, Outcome},
+    clock,
+    store::{
+        RemadePin, Store,
+        embedded::{Embedded, EmbeddedConfig},
+    },
+};
 
 use crate::{
     ceremony::{ALL, Ceremony, ENOUGH},
-    engine_process::{Client, EngineProcess, device},
+    engine_process::{Client, EngineProcess, METRICS, device},
 };
 
 /// How many PINs there are; `PINSEAL_ROTATION_RECORDS` says another number, for a measurement.
@@ -217,16 +224,6 @@ fn watching(engine: &EngineProcess) -> (Child, serde_json::Value) {
     panic!("the watch ended before the first page was made anew: {:?}", child.wait_with_output());
 }
 
-/// The text of an engine that says in its log where it serves it.
-fn metrics(engine: &EngineProcess) -> String {
-    let log = engine.log();
-    let line = log.lines().find(|line| line.contains("metrics are served")).unwrap();
-    // Written for people, with colours or without.
-    let mut words = line.split(|c: char| !c.is_ascii_digit() && c != '.' && c != ':');
-    let address = words.rfind(|word| word.starts_with("127.0.0.1:")).unwrap();
-    ureq::get(format!("http://{address}/metrics")).call().unwrap().body_mut().read_to_string().unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rotation_is_watched_while_it_goes_on_and_the_old_key_retired_while_the_engine_serves() {
     let ceremony = Ceremony::prepared();
@@ -249,13 +246,13 @@ async fn a_rotation_is_watched_while_it_goes_on_and_the_old_key_retired_while_th
     assert!(before > FIRST_PAGE);
 
     // So slow that it does the first page and waits for minutes.
-    let engine = EngineProcess::start(directory, &(settings(1) + "\n[metrics]\nlisten = \"127.0.0.1:0\""));
+    let engine = EngineProcess::start(directory, &(settings(1) + "\n" + METRICS));
     let (mut watching, progress) = watching(&engine);
     for (what, number) in [("pass", 1), ("total", before), ("remade", FIRST_PAGE), ("failed", 0)] {
         assert_eq!(progress[what], number, "{progress}");
     }
     assert_eq!((&progress["state"], &progress["records_a_second_max"]), (&"running".into(), &1.into()));
-    let metrics = metrics(&engine);
+    let metrics = engine.metrics();
     for line in [
         "pinseal_storage_key_versions{key=\"storage\"} 2",
         "pinseal_rotation_state{state=\"running\"} 1",
@@ -272,6 +269,8 @@ async fn a_rotation_is_watched_while_it_goes_on_and_the_old_key_retired_while_th
     let mut told = String::new();
     watching.stderr.as_mut().unwrap().read_to_string(&mut told).unwrap();
     assert!(!watching.wait().unwrap().success() && told.contains("goes on when it starts again"), "{told}");
+    let log = std::fs::read_to_string(directory.join("engine.log")).unwrap();
+    assert!(!log.contains("calls still in flight were cut off"), "a watch holds up the end of the engine");
 
     let engine = EngineProcess::start(directory, &settings(50));
     let last = watched(&engine).pop().unwrap();
@@ -293,4 +292,53 @@ async fn a_rotation_is_watched_while_it_goes_on_and_the_old_key_retired_while_th
     let engine = EngineProcess::start(directory, &settings(2_000));
     each_card(&engine, &device, WATCHED, Deed::View).await;
     assert_eq!(watched(&engine)[0]["state"], "idle");
+}
+
+/// Changes one bit of the tag of one record, in the store of a stopped engine.
+async fn spoil_one_record(directory: &Path) {
+    let store = Embedded::open(&EmbeddedConfig::existing(directory.join("data/store"))).unwrap();
+    let (card, pin) = store.pins_page(None, 1).unwrap().remove(0);
+    let mut after = pin.record.clone();
+    *after.last_mut().unwrap() ^= 1;
+    let line = Line {
+        at: clock::now(),
+        caller: "it".into(),
+        tenant: None,
+        audit_user: "it".into(),
+        action: Action::RemakeRecords,
+        card: "".into(),
+        control: None,
+        keys: "".into(),
+        formats: "".into(),
+        boundary: "".into(),
+        outcome: Outcome::Done,
+    };
+    assert_eq!(store.remake(vec![RemadePin { card, before: pin.record, after }], line).await.unwrap(), 1);
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_ends_badly_where_a_record_does_not_open_and_the_key_it_is_under_is_not_retired() {
+    let ceremony = Ceremony::prepared();
+    let directory = ceremony.directory();
+    let engine = EngineProcess::start(directory, &settings(2_000));
+    each_card(&engine, &Arc::new(device()), 9, Deed::Set).await;
+    assert_eq!(engine.terminate(), 0);
+    spoil_one_record(directory).await;
+    let (before, _) = records_under(directory);
+    ceremony.well("begin", ALL, &["--roster", ceremony.at("roster.toml").to_str().unwrap()]);
+    ceremony.well("make", ENOUGH, &["storage"]);
+    ceremony.well("activate", ENOUGH, &["storage/2"]);
+
+    let engine = EngineProcess::start(directory, &settings(2_000));
+    let output = watch(&engine, &["--json"]).output().unwrap();
+    assert!(!output.status.success() && said(&output).contains("1 PIN records do not open"), "{}", said(&output));
+    let told = String::from_utf8(output.stdout).unwrap();
+    let last: serde_json::Value = serde_json::from_str(told.lines().last().unwrap()).unwrap();
+    for (what, number) in [("checked", before), ("remade", before - 1), ("failed", 1)] {
+        assert_eq!(last[what], number, "{last}");
+    }
+    assert_eq!(last["state"], "done_with_failures");
+    let refused = ceremony.refused("retire", ENOUGH, &["storage/1", "--engine", engine.address()]);
+    assert!(refused.contains("1 PIN records are under storage/1"), "{refused}");
 }
