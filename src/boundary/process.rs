@@ -215,7 +215,7 @@ async fn hand_over(lanes: &[Arc<Lane>], next: &mut Life, told: &watch::Sender<Ar
     };
     // What takes longer has no caller any more.
     let _ = timeout(HAND_OVER_TIME_MAX, all).await;
-    tracing::info!("the boundary's keys were taken up");
+    tracing::info!(keys = next.status.keys().join(" "), "the boundary has taken up its keys");
 }
 
 async fn told_to_stop(stopped: &mut watch::Receiver<bool>) {

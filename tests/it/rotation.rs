@@ -1,12 +1,13 @@
 //! The storage key rotates under load and under kills: nothing lost, nothing left under the old key.
 
 use std::{
+    fs,
     io::{BufRead, BufReader, Read},
     path::Path,
     process::{Child, Command, Output, Stdio},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -341,4 +342,84 @@ async fn a_watch_ends_badly_where_a_record_does_not_open_and_the_key_it_is_under
     assert_eq!(last["state"], "done_with_failures");
     let refused = ceremony.refused("retire", ENOUGH, &["storage/1", "--engine", engine.address()]);
     assert!(refused.contains("1 PIN records are under storage/1"), "{refused}");
+}
+
+/// Sets and views PINs of a card of its own until told to stop; every call must be answered well.
+async fn steady_load(mut client: Client, device: Arc<Device>, stop: Arc<AtomicBool>, number: u64) -> u64 {
+    let card = (950_000 + number).to_string();
+    for round in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            return round;
+        }
+        let pin = format!("3{:04}7", (round * 613 + number * 31 + 5) % 10_000);
+        match client.set(&device, &card, &pin).await {
+            Ok(()) => assert_eq!(client.view(&device, &card).await.unwrap(), pin),
+            Err(status) => assert_eq!(crate::engine_process::reason(&status), "PIN_REFUSED", "{status:?}"),
+        }
+    }
+    0
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_taken_up_and_a_storage_key_rotates_while_every_call_is_answered() {
+    let ceremony = Ceremony::prepared();
+    let directory = ceremony.directory();
+    let device = Arc::new(device());
+    let engine = EngineProcess::start(directory, &settings(2_000));
+    each_card(&engine, &device, WATCHED, Deed::Set).await;
+    let (half_done, block) = engine.client().await.ready_to_set(&device, "960000", "271828").await.unwrap();
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut clients = Vec::new();
+    for number in 0..CLIENTS {
+        clients.push(tokio::spawn(steady_load(engine.client().await, device.clone(), stop.clone(), number)));
+    }
+    let keys = async |wanted: &[&str], gone: &[&str]| {
+        let told = crate::isolation::soon("the keys were not taken up", async || {
+            let log = engine.log();
+            let told = log.lines().rfind(|line| line.contains("has taken up its keys"))?;
+            (wanted.iter().all(|key| told.contains(key)) && !gone.iter().any(|key| told.contains(key))).then_some(())
+        });
+        told.await
+    };
+    let first = engine.hsm_id().unwrap();
+    ceremony.well("begin", ALL, &["--roster", ceremony.at("roster.toml").to_str().unwrap()]);
+    for key in ["storage", "seal"] {
+        ceremony.well("make", ENOUGH, &[key]);
+        ceremony.well("activate", ENOUGH, &[&format!("{key}/2")]);
+    }
+    crate::isolation::signal(engine.id(), "HUP");
+    keys(&["storage/1:", "storage/2:", "seal/1:", "seal/2:"], &[]).await;
+    let second = crate::isolation::soon("the first boundary did not end", async || {
+        engine.hsm_id().filter(|id| *id != first && !Path::new(&format!("/proc/{first}")).exists())
+    });
+    second.await;
+    // What began under the older seal key ends well.
+    engine.client().await.set_block(&half_done, &block).await.unwrap();
+
+    assert_eq!(watched(&engine).pop().unwrap()["state"], "done");
+    ceremony.well("retire", ENOUGH, &["storage/1", "--engine", engine.address()]);
+    crate::isolation::signal(engine.id(), "HUP");
+    keys(&["storage/2:", "seal/1:", "seal/2:"], &["storage/1:"]).await;
+
+    stop.store(true, Ordering::Relaxed);
+    let rounds: u64 = join_all(clients).await.into_iter().map(|client| client.unwrap()).sum();
+    assert!(rounds > CLIENTS, "there was no load");
+    each_card(&engine, &device, WATCHED, Deed::View).await;
+    assert_eq!(engine.client().await.view(&device, "960000").await.unwrap(), "271828");
+
+    // A boundary that can't open its keys takes nobody's place.
+    fs::write(directory.join("data/vault"), "no vault").unwrap();
+    crate::isolation::signal(engine.id(), "HUP");
+    let refused = async || engine.log().contains("goes on with the keys it has").then_some(());
+    crate::isolation::soon("nothing was said", refused).await;
+    each_card(&engine, &device, WATCHED, Deed::View).await;
+    assert_eq!(engine.terminate(), 0);
+    let (old, new) = records_under(directory);
+    assert!(old == 0 && new > FIRST_PAGE, "{old} left, {new}");
+    let mut pinseal = Command::new(env!("CARGO_BIN_EXE_pinseal"));
+    let exported = pinseal.args(["audit", "export", "--store"]).arg(directory.join("data/store")).output().unwrap();
+    let taken_up = String::from_utf8(exported.stdout).unwrap();
+    let taken_up: Vec<_> = taken_up.lines().filter(|line| line.contains("\"take_up_keys\"")).collect();
+    assert!(taken_up.len() == 2 && !taken_up[1].contains("storage/1:"), "{taken_up:?}");
 }
