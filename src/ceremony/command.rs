@@ -265,7 +265,7 @@ pub fn run(arguments: CeremonyArguments) -> Result<(), CeremonyError> {
         Command::Retire { key: (name, version), records, at } => {
             let counted = records.count(&name, &at.config)?;
             let mut session = at.session()?;
-            let kept = counted.for_vault(&session.store, &name)?;
+            let kept = counted.holding_still(&session.store, &name)?;
             let key = Key::of(&session.store.retire(&name, version, kept, now)?);
             at.done(&mut session, Deed::Retire { key })
         }
@@ -510,11 +510,11 @@ pub enum CeremonyError {
     #[cfg(feature = "operator")]
     #[error(transparent)]
     Engine(#[from] crate::operator::OperatorError),
-    /// It goes on making records with an older key, or with another vault's.
+    /// It goes on making with an older key, or with somebody else's.
     #[cfg(feature = "operator")]
-    #[error("the engine does not have this vault's {key} in use: restart it to take the key up, or ask another")]
+    #[error("the engine does not have {key} in use: send it SIGHUP, or restart it, to take the key up; or ask another")]
     OtherEngine {
-        /// The vault's newest.
+        /// The newest there is.
         key: String,
     },
     /// Something else was typed.
