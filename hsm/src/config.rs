@@ -60,15 +60,22 @@ pub enum WantedLevel {
     Best,
 }
 
-/// A PKCS#11 token, and how to use it.
+/// Where a PKCS#11 token is.
 #[derive(Clone)]
-pub struct Pkcs11 {
+pub struct TokenPlace {
     /// The module: a shared library.
     pub module: PathBuf,
     /// What the module is initialised with, where it takes words of its own, as NSS does.
     pub module_parameters: Option<CString>,
     /// Which of its slots.
     pub slot: SlotName,
+}
+
+/// A PKCS#11 token, and how to use it.
+#[derive(Clone)]
+pub struct Pkcs11 {
+    /// Where it is.
+    pub place: TokenPlace,
     /// The user PIN. Wiped when dropped; it is needed again whenever the token comes back.
     pub user_pin: Zeroizing<String>,
     /// The version of the keys, as the two bytes of their CKA_ID say it, where no register in the token says more.

@@ -120,7 +120,10 @@ pub use self::{
 #[cfg(feature = "keys")]
 pub use self::{
     component::{COMPONENTS, ComponentError, Components, Desk, MadeComponents, make_components},
-    config::{Callers, Config, KeyHandling, Keys, LockMemory, Pkcs11, SlotName, Unlock, Vault, Wanted, WantedLevel},
+    config::{
+        Callers, Config, KeyHandling, Keys, LockMemory, Pkcs11, SlotName, TokenPlace, Unlock, Vault, Wanted,
+        WantedLevel,
+    },
     door::{Hsm, Prepared},
     key_store::{KeyStore, KeyStoreError, RecordsKept},
     keyblock::{

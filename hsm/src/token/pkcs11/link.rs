@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     binding::Level,
-    config::{KeyHandling, Pkcs11, SlotName},
+    config::{KeyHandling, Pkcs11, SlotName, TokenPlace},
     error::Error,
     keyring::{KeyInfo, KeyName},
     open_error::Pkcs11Error,
@@ -110,7 +110,7 @@ impl<L: LevelKeys> Link<L> {
             State::Down { wait, .. } => *wait,
         };
         // A module that speaks to its token over a socket, or a network, finds it again by this alone.
-        finalize(&self.config);
+        finalize(&self.config.place);
         match Connection::open(&self.config, Some(&self.in_use)) {
             Ok((connection, ..)) => {
                 let connection = Arc::new(connection);
@@ -145,7 +145,7 @@ pub(super) struct Words {
 
 /// Logs in to look at a token.
 pub(super) fn look(config: &Pkcs11) -> Result<(Session, Option<Arc<Functions>>, Words), Pkcs11Error> {
-    let (Loaded { module, functions }, slot) = find_slot(config)?;
+    let (Loaded { module, functions }, slot) = find_slot(&config.place)?;
     let library = module.get_library_info().map_err(call_failed("C_GetInfo"))?;
     let mut words = match module.get_token_info(slot) {
         Ok(info) => vec![
@@ -166,7 +166,7 @@ pub(super) fn look(config: &Pkcs11) -> Result<(Session, Option<Arc<Functions>>, 
 
 /// Logs in to make keys.
 pub(super) fn look_to_write(config: &Pkcs11) -> Result<(Session, Option<Arc<Functions>>), Pkcs11Error> {
-    let (Loaded { module, functions }, slot) = find_slot(config)?;
+    let (Loaded { module, functions }, slot) = find_slot(&config.place)?;
     let session = module.open_rw_session(slot).map_err(call_failed("C_OpenSession"))?;
     log_in(&module, slot, &session, config)?;
     Ok((session, functions))
@@ -255,7 +255,7 @@ fn exchanged(register: &Register, references: &KeyReferences) -> Option<String> 
 
 impl<L: LevelKeys> Connection<L> {
     fn open(config: &Pkcs11, in_use: Option<&InUse>) -> Result<(Self, InUse, KeyReferences), Pkcs11Error> {
-        let (Loaded { module, functions }, slot) = find_slot(config)?;
+        let (Loaded { module, functions }, slot) = find_slot(&config.place)?;
         let management = module.open_ro_session(slot).map_err(call_failed("C_OpenSession"))?;
         log_in(&module, slot, &management, config)?;
         let calls = Calls::new(&management, functions.as_deref());
@@ -290,17 +290,17 @@ struct Loaded {
 static MODULES: OnceLock<Mutex<HashMap<PathBuf, Loaded>>> = OnceLock::new();
 
 /// Ends a module, to be initialised anew. The caller has no session with it, and no call under way.
-fn finalize(config: &Pkcs11) {
+fn finalize(place: &TokenPlace) {
     let modules = locked(MODULES.get_or_init(Mutex::default));
-    if let Some(loaded) = modules.get(&config.module) {
+    if let Some(loaded) = modules.get(&place.module) {
         // One that refuses is initialised still, and will say so.
         let _ = loaded.module.clone().finalize();
     }
 }
 
-/// The module of a configuration, loaded and initialised.
-fn load(config: &Pkcs11) -> Result<Loaded, Pkcs11Error> {
-    let path = &config.module;
+/// The module of a token, loaded and initialised.
+fn load(place: &TokenPlace) -> Result<Loaded, Pkcs11Error> {
+    let path = &place.module;
     let failed = |error: CallError| Pkcs11Error::Module { path: path.to_owned(), reason: error.to_string() };
     let mut modules = locked(MODULES.get_or_init(Mutex::default));
     let mut loaded = match modules.get(path) {
@@ -311,7 +311,7 @@ fn load(config: &Pkcs11) -> Result<Loaded, Pkcs11Error> {
         }
     };
     // Again for one that was finalised behind our back; the others say that they are initialised already.
-    match initialize(&loaded.module, config.module_parameters.as_deref()) {
+    match initialize(&loaded.module, place.module_parameters.as_deref()) {
         Ok(()) | Err(CallError::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
         Err(error) => return Err(failed(error)),
     }
@@ -320,15 +320,15 @@ fn load(config: &Pkcs11) -> Result<Loaded, Pkcs11Error> {
     Ok(loaded)
 }
 
-fn find_slot(config: &Pkcs11) -> Result<(Loaded, Slot), Pkcs11Error> {
-    let loaded = load(config)?;
+fn find_slot(place: &TokenPlace) -> Result<(Loaded, Slot), Pkcs11Error> {
+    let loaded = load(place)?;
     let module = &loaded.module;
     let slots = module.get_slots_with_token().map_err(call_failed("C_GetSlotList"))?;
     let (mut matching, mut present) = (Vec::new(), Vec::new());
     for slot in slots {
         // Of openCryptoki 3.8 the words can't be read: its clock does not keep to PKCS#11.
         let info = module.get_token_info(slot).ok();
-        let found = match &config.slot {
+        let found = match &place.slot {
             SlotName::Label(label) => info.as_ref().is_some_and(|info| info.label() == label),
             SlotName::Serial(serial) => info.as_ref().is_some_and(|info| info.serial_number() == serial),
             SlotName::Number(number) => slot.id() == *number,
@@ -347,7 +347,7 @@ fn find_slot(config: &Pkcs11) -> Result<(Loaded, Slot), Pkcs11Error> {
     match matching[..] {
         [slot] => Ok((loaded, slot)),
         _ => Err(Pkcs11Error::Slot {
-            slot: config.slot.to_string(),
+            slot: place.slot.to_string(),
             found: matching.len(),
             present: if present.is_empty() { "none: no token is initialised".into() } else { present.join(", ") },
         }),
