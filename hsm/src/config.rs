@@ -94,6 +94,14 @@ pub struct Pkcs11 {
     pub tdes_count: Option<PathBuf>,
 }
 
+/// A PKCS#11 token that holds the key a person signs with.
+pub struct PersonToken {
+    /// Where it is.
+    pub place: TokenPlace,
+    /// The user PIN; none to ask for it on the terminal.
+    pub user_pin: Option<Zeroizing<String>>,
+}
+
 /// Where a token's keys are used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KeyHandling {

@@ -172,6 +172,40 @@ pub(super) fn look_to_write(config: &Pkcs11) -> Result<(Session, Option<Arc<Func
     Ok((session, functions))
 }
 
+/// A token that is one person's, found.
+pub(crate) struct OwnToken {
+    loaded: Loaded,
+    slot: Slot,
+}
+
+impl OwnToken {
+    /// Finds it; nobody is logged in to it yet.
+    pub(crate) fn find(place: &TokenPlace) -> Result<Self, Pkcs11Error> {
+        let (loaded, slot) = find_slot(place)?;
+        Ok(Self { loaded, slot })
+    }
+
+    /// Logs in to sign. Refused where this process is logged in: of a PIN that was not tried nobody knows whose it is.
+    pub(super) fn log_in(&self, user_pin: &str) -> Result<(Session, Option<Arc<Functions>>), Pkcs11Error> {
+        self.logged_in(self.loaded.module.open_ro_session(self.slot), user_pin)
+    }
+
+    /// The same, to make a key.
+    pub(super) fn log_in_to_write(&self, user_pin: &str) -> Result<(Session, Option<Arc<Functions>>), Pkcs11Error> {
+        self.logged_in(self.loaded.module.open_rw_session(self.slot), user_pin)
+    }
+
+    fn logged_in(
+        &self,
+        session: Result<Session, CallError>,
+        user_pin: &str,
+    ) -> Result<(Session, Option<Arc<Functions>>), Pkcs11Error> {
+        let session = session.map_err(call_failed("C_OpenSession"))?;
+        log_in_first(&self.loaded.module, self.slot, &session, user_pin)?;
+        Ok((session, self.loaded.functions.clone()))
+    }
+}
+
 /// The keys of a level as they are to be used, none of them unsafe.
 pub(super) struct UsableKeys {
     pub(super) found: FoundKeys,
@@ -354,8 +388,16 @@ fn find_slot(place: &TokenPlace) -> Result<(Loaded, Slot), Pkcs11Error> {
     }
 }
 
-/// One try, and none where it could be the last: a wrong PIN must not lock a token by being tried again and again.
+/// Logs in, where this process may be logged in already.
 fn log_in(module: &Module, slot: Slot, session: &Session, config: &Pkcs11) -> Result<(), Pkcs11Error> {
+    match log_in_first(module, slot, session, &config.user_pin) {
+        Err(Pkcs11Error::LoggedIn) => Ok(()),
+        done => done,
+    }
+}
+
+/// One try, and none where it could be the last: a wrong PIN must not lock a token by being tried again and again.
+fn log_in_first(module: &Module, slot: Slot, session: &Session, user_pin: &str) -> Result<(), Pkcs11Error> {
     if let Ok(info) = module.get_token_info(slot) {
         if info.user_pin_locked() {
             return Err(Pkcs11Error::Locked);
@@ -364,9 +406,10 @@ fn log_in(module: &Module, slot: Slot, session: &Session, config: &Pkcs11) -> Re
             return Err(Pkcs11Error::LastTry);
         }
     }
-    let pin = AuthPin::from(config.user_pin.as_str());
+    let pin = AuthPin::from(user_pin);
     match session.login(UserType::User, Some(&pin)) {
-        Ok(()) | Err(CallError::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(()),
+        Ok(()) => Ok(()),
+        Err(CallError::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Err(Pkcs11Error::LoggedIn),
         Err(CallError::Pkcs11(RvError::PinIncorrect | RvError::PinLenRange | RvError::PinInvalid, _)) => {
             Err(Pkcs11Error::WrongPin)
         }
