@@ -197,7 +197,110 @@ fn point(told: &[u8]) -> Option<[u8; 32]> {
 
 #[cfg(test)]
 mod tests {
+    use std::{env, fs, path::Path, process::Command};
+
+    use cryptoki::object::KeyType;
+
     use super::*;
+    use crate::config::{SlotName, TokenPlace};
+
+    const USER_PIN: &str = "1357";
+    /// Set in a process that was started to change what a token holds.
+    const TOKEN_VARIABLE: &str = "PINSEAL_TEST_PERSON";
+
+    /// Runs one test of this room once more, in a process that finds a fresh SoftHSM token.
+    fn on_a_fresh_token(test: &str) {
+        let directory = tempfile::tempdir().unwrap();
+        let (configuration, tokens) = (directory.path().join("softhsm2.conf"), directory.path().join("tokens"));
+        fs::create_dir(&tokens).unwrap();
+        fs::write(&configuration, format!("directories.tokendir = {}\n", tokens.display())).unwrap();
+        let mut initialise = Command::new("softhsm2-util");
+        initialise.args(["--init-token", "--free", "--label", "lea", "--pin", USER_PIN, "--so-pin", "97531"]);
+        let mut again = Command::new(env::current_exe().unwrap());
+        again.arg(test).env(TOKEN_VARIABLE, "lea");
+        for command in [&mut initialise, &mut again] {
+            let output = command.env("SOFTHSM2_CONF", &configuration).output().expect("apt-get install softhsm2");
+            let told =
+                [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+            assert!(output.status.success() && !told.contains(" 0 passed"), "{told}");
+        }
+    }
+
+    fn token() -> OwnToken {
+        let module = Path::new("/usr/lib/softhsm/libsofthsm2.so").to_owned();
+        OwnToken::find(&TokenPlace { module, module_parameters: None, slot: SlotName::Label("lea".into()) }).unwrap()
+    }
+
+    /// A public key with the person's label, whose private half is elsewhere.
+    fn plant_another_public_key(session: &Session) {
+        let mut told = [0x04; 34];
+        (told[1], told[2]) = (32, 7);
+        let template = [
+            Attribute::Class(ObjectClass::PUBLIC_KEY),
+            Attribute::KeyType(KeyType::EC_EDWARDS),
+            Attribute::Token(true),
+            Attribute::Private(false),
+            Attribute::Label(LABEL.into()),
+            Attribute::EcParams(CURVE_BY_NAME.into()),
+            Attribute::EcPoint(told.to_vec()),
+        ];
+        session.create_object(&template).unwrap();
+    }
+
+    /// Changes what the token holds, once its key was made and let go.
+    fn changed(change: impl FnOnce(&Session)) -> Result<SigningKey, Pkcs11Error> {
+        let (session, _) = token().log_in_to_write(USER_PIN).unwrap();
+        change(&session);
+        drop(session);
+        SigningKey::find(&token(), USER_PIN)
+    }
+
+    #[test]
+    fn a_token_is_taken_at_its_signature_and_not_at_the_public_key_it_shows() {
+        if env::var_os(TOKEN_VARIABLE).is_none() {
+            return on_a_fresh_token("a_token_is_taken_at_its_signature_and_not_at_the_public_key_it_shows");
+        }
+        let made = SigningKey::make(&token(), USER_PIN).unwrap();
+        assert!(made.public().signed(b"done", &made.sign(b"done").unwrap()));
+        let public = made.public();
+        drop(made);
+        let beside_another = changed(plant_another_public_key).unwrap();
+        assert_eq!(beside_another.public(), public);
+        drop(beside_another);
+        let replaced = changed(|session| {
+            let public_keys = objects(session, ObjectClass::PUBLIC_KEY).unwrap();
+            public_keys.into_iter().for_each(|key| session.destroy_object(key).unwrap());
+            plant_another_public_key(session);
+        });
+        assert!(matches!(replaced, Err(Pkcs11Error::PersonSignature)));
+    }
+
+    #[test]
+    fn a_key_that_can_leave_its_token_or_do_more_than_sign_is_refused() {
+        if env::var_os(TOKEN_VARIABLE).is_none() {
+            return on_a_fresh_token("a_key_that_can_leave_its_token_or_do_more_than_sign_is_refused");
+        }
+        let made_otherwise = |rights: [Attribute; 3]| {
+            let found = changed(|session| {
+                let left = objects(session, ObjectClass::PRIVATE_KEY).unwrap();
+                left.into_iter().for_each(|key| session.destroy_object(key).unwrap());
+                let named = [Attribute::Token(true), Attribute::Label(LABEL.into())];
+                let public = [&named[..], &[Attribute::EcParams(CURVE_BY_NAME.into())]].concat();
+                let private = [&named[..], &[Attribute::Sign(true)], &rights].concat();
+                session.generate_key_pair(&Mechanism::EccEdwardsKeyPairGen, &public, &private).unwrap();
+            });
+            found.err().unwrap().to_string()
+        };
+        for (rights, attribute) in [
+            ([Attribute::Sensitive(false), Attribute::Extractable(false), Attribute::Derive(false)], "CKA_SENSITIVE"),
+            ([Attribute::Sensitive(true), Attribute::Extractable(true), Attribute::Derive(false)], "CKA_EXTRACTABLE"),
+            // SoftHSM gives the other rights too where none is said.
+            ([Attribute::Sensitive(true), Attribute::Extractable(false), Attribute::Derive(true)], "CKA_SIGN_RECOVER"),
+        ] {
+            let refused = made_otherwise(rights);
+            assert!(refused.contains(&format!("is unsafe: {attribute}")), "{refused}");
+        }
+    }
 
     #[test]
     fn a_point_is_taken_in_an_octet_string_and_bare_and_in_no_other_length() {
