@@ -133,6 +133,9 @@ pub enum Pkcs11Error {
         /// What it is.
         found: &'static str,
     },
+    /// It does not have the mechanisms.
+    #[error("it has no Ed25519 (CKM_EC_EDWARDS_KEY_PAIR_GEN, CKM_EDDSA): take another token, or a key file")]
+    NoEd25519,
     /// It signs otherwise than Ed25519, or with another key than it shows.
     #[error(
         "its signature does not verify as Ed25519 under the public key it shows: take another token, or a key file"

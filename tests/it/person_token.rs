@@ -155,6 +155,20 @@ fn a_token_takes_one_key_alone_and_shows_its_public_half_again() {
 }
 
 #[test]
+fn a_token_without_ed25519_says_so() {
+    let token = RealToken::without_keys(Make::Nss);
+    let lines = token.lines();
+    let of_any_token = ["[token]", "module", "label", "user_pin"];
+    let named = lines.lines().filter(|line| of_any_token.iter().any(|word| line.starts_with(word)));
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("lea.toml");
+    fs::write(&file, named.collect::<Vec<_>>().join("\n")).unwrap();
+    let made = Command::new(env!("CARGO_BIN_EXE_pinseal")).args(["ceremony", "person", "--token"]).arg(&file).output();
+    let made = made.unwrap();
+    assert!(!made.status.success() && said(&made).contains("it has no Ed25519"), "{}", said(&made));
+}
+
+#[test]
 fn a_user_pin_that_no_file_names_is_typed_unseen_and_without_a_terminal_not_asked_for() {
     let token = RealToken::without_keys(Make::SoftHsm);
     let ceremony = Ceremony::prepared_with_leader_beside(&token, "");

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use cryptoki::{
-    error::Error as CallError,
+    error::{Error as CallError, RvError},
     mechanism::{
         Mechanism,
         eddsa::{EddsaParams, EddsaSignatureScheme},
@@ -63,7 +63,7 @@ impl SigningKey {
         if !objects(&session, ObjectClass::PRIVATE_KEY)?.is_empty() {
             return Err(Pkcs11Error::PersonKeyPresent);
         }
-        let (public_key, key) = generate(&session).map_err(call_failed("C_GenerateKeyPair"))?;
+        let (public_key, key) = generate(&session).map_err(ed25519_failed("C_GenerateKeyPair"))?;
         let calls = Calls::new(&session, functions.as_deref());
         let tried = audit(&session, key).and_then(|()| tried(calls, key, &[public_key]));
         let (scheme, public) = tried.inspect_err(|_| {
@@ -95,8 +95,16 @@ impl SigningKey {
     /// Signs; what does not verify does not come out.
     pub(crate) fn sign(&self, message: &[u8]) -> Result<[u8; SIGNATURE_BYTES], Pkcs11Error> {
         let calls = Calls::new(&self.session, self.functions.as_deref());
-        let signature = signature(calls, self.key, self.scheme, message).map_err(call_failed("C_Sign"))?;
+        let signature = signature(calls, self.key, self.scheme, message).map_err(ed25519_failed("C_Sign"))?;
         if self.public.signed(message, &signature) { Ok(signature) } else { Err(Pkcs11Error::PersonSignature) }
+    }
+}
+
+/// What a call failed with, where it is not that the token has no Ed25519.
+fn ed25519_failed(call: &'static str) -> impl Fn(CallError) -> Pkcs11Error {
+    move |error| match error {
+        CallError::Pkcs11(RvError::MechanismInvalid, _) => Pkcs11Error::NoEd25519,
+        error => call_failed(call)(error),
     }
 }
 
@@ -161,7 +169,7 @@ fn tried(
                 refused.get_or_insert(Pkcs11Error::PersonSignature);
             }
             Err(error) => {
-                refused.get_or_insert(call_failed("C_Sign")(error));
+                refused.get_or_insert(ed25519_failed("C_Sign")(error));
             }
         }
     }
