@@ -91,6 +91,20 @@ fn boundary(c: &mut Criterion) {
                 .wrapped
         });
     });
+    group.bench_function("remake a format 4 record, plasticId", |b| {
+        b.iter(|| now(hsm.remake(&accepted.record, CARD, Account::PlasticId)).unwrap().as_bytes()[8]);
+    });
+    group.bench_function("ceiling of remake: two AES-256 blocks decrypted and two encrypted", |b| {
+        let aes = Aes256::new(&Array([7; 32]));
+        b.iter(|| {
+            let mut block = black_box([3; 16]);
+            aes.decrypt_block((&mut block).into());
+            aes.decrypt_block((&mut block).into());
+            aes.encrypt_block((&mut block).into());
+            aes.encrypt_block((&mut block).into());
+            block
+        });
+    });
     for (name, size) in [("2048", KeySize::Rsa2048), ("3072", KeySize::Rsa3072), ("4096", KeySize::Rsa4096)] {
         let (key, _) = device(size);
         group.bench_function(format!("issue, RSA-{name}"), |b| {

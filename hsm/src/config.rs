@@ -33,6 +33,17 @@ pub enum Keys {
     Pkcs11(Pkcs11),
 }
 
+impl Keys {
+    /// Where blocks under the 3DES storage key are counted; nowhere where it is gone with the process.
+    pub(crate) fn tdes_count(&self) -> Option<PathBuf> {
+        match self {
+            Self::Vault(Vault::Memory) => None,
+            Self::Vault(Vault::File { path, .. }) => Some(path.with_extension("3des-count")),
+            Self::Pkcs11(token) => token.tdes_count.clone(),
+        }
+    }
+}
+
 impl Default for Keys {
     fn default() -> Self {
         Self::Vault(Vault::default())

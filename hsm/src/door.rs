@@ -45,11 +45,7 @@ impl Hsm {
     pub fn prepare(config: Config) -> Result<Prepared, OpenError> {
         let memory = harden(config.lock_memory)?;
         selftest::run()?;
-        let count = match &config.keys {
-            KeysConfig::Vault(Vault::Memory) => None,
-            KeysConfig::Vault(Vault::File { path, .. }) => Some(path.with_extension("3des-count")),
-            KeysConfig::Pkcs11(pkcs11) => pkcs11.tdes_count.clone(),
-        };
+        let count = config.keys.tdes_count();
         let budget = TdesBudget::open(count.as_deref())
             .map_err(|error| OpenError::Io { path: count.unwrap_or_default(), error })?;
         Ok(Prepared { config, memory, budget })

@@ -24,6 +24,7 @@ use crate::{
     keyring::{KeyAlgorithm, KeyInfo, KeyName, KeyState, Keyring, NewKey, Travels, check_value, is_weak},
     open_error::{OpenError, Pkcs11Error},
     sealed::PinRecord,
+    token::reserved_in,
     vault::VaultError,
 };
 
@@ -82,6 +83,7 @@ impl RecordsKept {
 pub struct KeyStore {
     keyring: Keyring,
     home: Home,
+    tdes_count: Option<PathBuf>,
 }
 
 impl KeyStore {
@@ -90,8 +92,9 @@ impl KeyStore {
     pub fn open(keys: Keys, wanted: &Wanted, now: u64) -> Result<Self, KeyStoreError> {
         // Where memory can't be locked a ceremony goes on: it is short, and whoever leads it has chosen the machine.
         harden(LockMemory::Try).map_err(|error| KeyStoreError::Harden(error.to_string()))?;
+        let tdes_count = keys.tdes_count();
         let (home, keyring) = Home::open(keys, wanted, now)?;
-        Ok(Self { keyring, home })
+        Ok(Self { keyring, home, tdes_count })
     }
 
     /// What a key may be used with here, the first where nothing is said; none where there is no such key.
@@ -102,6 +105,16 @@ impl KeyStore {
     /// What is told of every key, in the order they came.
     pub fn keys(&self) -> impl Iterator<Item = &KeyInfo> {
         self.keyring.keys.iter().map(|key| &key.info)
+    }
+
+    /// How many blocks a 3DES storage key may have made, of 2^20; none of another key.
+    pub fn tdes_blocks(&self, info: &KeyInfo) -> Result<Option<u64>, KeyStoreError> {
+        let Some(path) = self.tdes_count.as_ref().filter(|_| info.name.keeps_records() && info.algorithm.is_tdes())
+        else {
+            return Ok(None);
+        };
+        let reserved = reserved_in(path).map_err(|error| VaultError::Io { path: path.clone(), error })?;
+        Ok(Some(reserved.get(&info.version).copied().unwrap_or_default()))
     }
 
     /// SHA-256 of the roster of those who may change it; none before the first ceremony.

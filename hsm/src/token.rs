@@ -11,7 +11,7 @@ pub use self::pkcs11::{Probe, Route, TokenReport};
 pub(crate) use self::{
     pkcs11::{Custody, OwnToken, SigningKey, ability, examine, make_keys, open_at_host_level, open_at_token_level},
     software::{Software, aes_check_value},
-    tdes_budget::TdesBudget,
+    tdes_budget::{TdesBudget, reserved_in},
 };
 use crate::{
     block::AccountDigits,

@@ -18,13 +18,15 @@ use hsm::{
 use tokio::{
     net::UnixStream,
     sync::{Notify, oneshot, watch},
-    time::timeout,
+    time::{Interval, MissedTickBehavior, interval},
 };
 
 use crate::clock::monotonic_milliseconds;
 
 /// How long an answer may take.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(3);
+/// How often it is looked for those that took longer: a timer for each request would cost more than its answer.
+const LATE_ANSWERS_EVERY: Duration = Duration::from_millis(250);
 /// How many requests of one lane may wait for their answers.
 const WAITING_MAX: usize = 4_096;
 /// How much is read at a time.
@@ -47,13 +49,32 @@ struct State {
     /// Which life of the process it leads to; none while there is no connection.
     life: Option<u64>,
     outbox: Vec<u8>,
-    waiting: HashMap<u64, oneshot::Sender<Vec<u8>>>,
+    waiting: HashMap<u64, Waiting>,
     last: u64,
     /// The last that was sent on the connection that is driven now.
     sent: u64,
 }
 
+/// Who waits for an answer, and until when.
+struct Waiting {
+    reply: oneshot::Sender<Answer>,
+    /// In milliseconds of CLOCK_MONOTONIC.
+    deadline: u64,
+}
+
+enum Answer {
+    Body(Vec<u8>),
+    None,
+}
+
 impl State {
+    /// Tells those who have waited for too long.
+    fn give_up(&mut self, now: u64) {
+        for (_, late) in self.waiting.extract_if(|_, waiting| waiting.deadline < now) {
+            let _ = late.reply.send(Answer::None);
+        }
+    }
+
     /// Fails what waits and forgets the connection; numbers are not given twice.
     fn end(&mut self) {
         *self = Self { last: self.last, ..Self::default() };
@@ -124,18 +145,15 @@ impl Lane {
             tokio::spawn(drive(Arc::clone(self)));
         }
         let (reply, answer) = oneshot::channel();
-        let waiting = self.post(ask, reply)?;
-        match timeout(ANSWER_TIME_MAX, answer).await {
-            Ok(Ok(body)) => Ok(body),
-            Ok(Err(_)) => Err(unavailable("its process ended")),
-            Err(_) => {
-                drop(waiting);
-                Err(unavailable("its process does not answer"))
-            }
+        let _asked = self.post(ask, reply)?;
+        match answer.await {
+            Ok(Answer::Body(body)) => Ok(body),
+            Ok(Answer::None) => Err(unavailable("its process does not answer")),
+            Err(_) => Err(unavailable("its process ended")),
         }
     }
 
-    fn post(&self, ask: &Ask<'_>, reply: oneshot::Sender<Vec<u8>>) -> Result<Waiting<'_>, Error> {
+    fn post(&self, ask: &Ask<'_>, reply: oneshot::Sender<Answer>) -> Result<Asked<'_>, Error> {
         let mut state = self.state();
         if state.life.is_none() {
             return Err(unavailable("its process is being started again"));
@@ -148,12 +166,12 @@ impl Lane {
         let deadline = monotonic_milliseconds() + ANSWER_TIME_MAX.as_millis() as u64;
         let first = state.outbox.is_empty();
         frame::push_frame(&mut state.outbox, number, |body| ask.push(deadline, body));
-        state.waiting.insert(number, reply);
+        state.waiting.insert(number, Waiting { reply, deadline });
         drop(state);
         if first {
             self.wake.notify_one();
         }
-        Ok(Waiting { lane: self, number })
+        Ok(Asked { lane: self, number })
     }
 
     /// What can't be read ends the connection; nobody's data is touched.
@@ -182,12 +200,12 @@ impl Lane {
 }
 
 /// Forgets a request when its caller does.
-struct Waiting<'a> {
+struct Asked<'a> {
     lane: &'a Lane,
     number: u64,
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Asked<'_> {
     fn drop(&mut self) {
         self.lane.state().waiting.remove(&self.number);
     }
@@ -199,6 +217,8 @@ fn unavailable(reason: &'static str) -> Error {
 
 /// Drives a lane's connections, one after another, for as long as the thread's runtime lives.
 async fn drive(lane: Arc<Lane>) {
+    let mut late = interval(LATE_ANSWERS_EVERY);
+    late.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let (arrived, life) = {
             let mut state = lane.state();
@@ -206,7 +226,7 @@ async fn drive(lane: Arc<Lane>) {
         };
         match arrived.map(UnixStream::from_std) {
             Some(Ok(stream)) => {
-                let ended = pump(&lane, &stream).await;
+                let ended = pump(&lane, &stream, &mut late).await;
                 tracing::debug!(?ended, "a lane to the boundary's process ended");
                 lane.lose(life);
             }
@@ -220,7 +240,7 @@ async fn drive(lane: Arc<Lane>) {
 }
 
 /// Sends and receives until either end ends it.
-async fn pump(lane: &Lane, stream: &UnixStream) -> io::Result<()> {
+async fn pump(lane: &Lane, stream: &UnixStream, late: &mut Interval) -> io::Result<()> {
     let mut arrived = Vec::with_capacity(READ_BYTES);
     let mut sending = Vec::new();
     loop {
@@ -237,7 +257,7 @@ async fn pump(lane: &Lane, stream: &UnixStream) -> io::Result<()> {
             }
         }
         if !sending.is_empty() {
-            write_all(lane, stream, &sending, &mut arrived).await?;
+            write_all(lane, stream, &sending, &mut arrived, late).await?;
             continue;
         }
         tokio::select! {
@@ -246,12 +266,19 @@ async fn pump(lane: &Lane, stream: &UnixStream) -> io::Result<()> {
                 receive(lane, stream, &mut arrived)?;
             }
             () = lane.wake.notified() => {}
+            _ = late.tick() => lane.state().give_up(monotonic_milliseconds()),
         }
     }
 }
 
 /// Writes all of it, and goes on receiving where the other end takes no more until it is heard.
-async fn write_all(lane: &Lane, stream: &UnixStream, mut bytes: &[u8], arrived: &mut Vec<u8>) -> io::Result<()> {
+async fn write_all(
+    lane: &Lane,
+    stream: &UnixStream,
+    mut bytes: &[u8],
+    arrived: &mut Vec<u8>,
+    late: &mut Interval,
+) -> io::Result<()> {
     while !bytes.is_empty() {
         match stream.try_write(bytes) {
             Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
@@ -262,6 +289,7 @@ async fn write_all(lane: &Lane, stream: &UnixStream, mut bytes: &[u8], arrived: 
                         readable?;
                         receive(lane, stream, arrived)?;
                     }
+                    _ = late.tick() => lane.state().give_up(monotonic_milliseconds()),
                 }
             }
             Err(error) => return Err(error),
@@ -285,8 +313,8 @@ fn receive(lane: &Lane, stream: &UnixStream, arrived: &mut Vec<u8>) -> io::Resul
         if frame.number > state.last || frame.number == 0 {
             return Err(io::Error::other(frame::FrameError));
         }
-        if let Some(reply) = state.waiting.remove(&frame.number) {
-            let _ = reply.send(frame.body.to_vec());
+        if let Some(Waiting { reply, .. }) = state.waiting.remove(&frame.number) {
+            let _ = reply.send(Answer::Body(frame.body.to_vec()));
         }
     }
     drop(state);

@@ -300,7 +300,7 @@ pub fn run(arguments: CeremonyArguments) -> Result<(), CeremonyError> {
         Command::Retire { key: (name, version), records, at } => {
             let counted = records.count(&name, &at.config)?;
             let mut session = at.session()?;
-            let kept = counted.for_vault(&session.store, &name)?;
+            let kept = counted.holding_still(&session.store, &name)?;
             let key = Key::of(&session.store.retire(&name, version, kept, now)?);
             at.done(&mut session, Deed::Retire { key })
         }
@@ -374,27 +374,33 @@ fn list(config: &Path, json: bool) -> Result<(), CeremonyError> {
     };
     if json {
         let key = |info: &KeyInfo| {
-            json!({
+            Ok::<_, CeremonyError>(json!({
                 "key": info.name.to_string(), "version": info.version, "algorithm": info.algorithm.to_string(),
                 "check_value": info.told_check_value(), "state": info.state().to_string(),
-                "exportable": info.exportable, "key_blocks": info.uses, "made_at": date(info.made_at),
-                "activated_at": info.activated_at.map(date), "retired_at": info.retired_at.map(date),
-                "destroyed_at": info.destroyed_at.map(date),
-            })
+                "exportable": info.exportable, "key_blocks": info.uses, "3des_blocks": store.tdes_blocks(info)?,
+                "made_at": date(info.made_at), "activated_at": info.activated_at.map(date),
+                "retired_at": info.retired_at.map(date), "destroyed_at": info.destroyed_at.map(date),
+            }))
         };
-        let keys: Vec<_> = store.keys().map(key).collect();
+        let keys = store.keys().map(key).collect::<Result<Vec<_>, _>>()?;
         return Ok(writeln!(out, "{:#}", json!({ "keys": keys }))?);
     }
-    writeln!(
-        out,
-        "{:<24} {:<12} {:<12} {:<10} {:>10}  made",
-        "key", "algorithm", "check value", "state", "key blocks"
-    )?;
+    let columns = ["key", "algorithm", "check value", "state", "since", "counted"];
+    let [key, algorithm, check_value, state, since, counted] = columns;
+    writeln!(out, "{key:<24} {algorithm:<12} {check_value:<11} {state:<9} {since:<20} {counted}")?;
     for info in store.keys() {
         let (state, algorithm) = (info.state().to_string(), info.algorithm.to_string());
-        let (check_value, made) = (info.told_check_value(), date(info.made_at));
-        let reference = info.reference();
-        writeln!(out, "{reference:<24} {algorithm:<12} {check_value:<12} {state:<10} {:>10}  {made}", info.uses)?;
+        let since = info.destroyed_at.or(info.retired_at).or(info.activated_at).unwrap_or(info.made_at);
+        let counted = match (store.tdes_blocks(info)?, info.uses) {
+            (Some(blocks), _) => format!("{blocks} blocks of 1048576 reserved"),
+            (None, 0) => String::new(),
+            (None, uses) => format!("{uses} key blocks"),
+        };
+        let (key, check_value) = (info.reference(), info.told_check_value());
+        // To the second.
+        let since = date(since).chars().take(19).collect::<String>() + "Z";
+        let line = format!("{key:<24} {algorithm:<12} {check_value:<11} {state:<9} {since:<20} {counted}");
+        writeln!(out, "{}", line.trim_end())?;
     }
     Ok(())
 }
@@ -545,11 +551,11 @@ pub enum CeremonyError {
     #[cfg(feature = "operator")]
     #[error(transparent)]
     Engine(#[from] crate::operator::OperatorError),
-    /// It goes on making records with an older key, or with another vault's.
+    /// It goes on making with an older key, or with somebody else's.
     #[cfg(feature = "operator")]
-    #[error("the engine does not have this vault's {key} in use: restart it to take the key up, or ask another")]
+    #[error("the engine does not have {key} in use: send it SIGHUP, or restart it, to take the key up; or ask another")]
     OtherEngine {
-        /// The vault's newest.
+        /// The newest there is.
         key: String,
     },
     /// Something else was typed.

@@ -38,12 +38,15 @@ pub(super) struct Counted {
 impl RecordsSource {
     /// Counts, where the key is one that records are under.
     pub(super) fn count(&self, name: &KeyName, config: &Path) -> Result<Counted, CeremonyError> {
+        // A seal key too must not be retired while the engine makes with it.
+        #[cfg(feature = "operator")]
+        if let Some(address) = &self.engine
+            && (name.keeps_records() || matches!(name, KeyName::Seal | KeyName::SealEncrypting))
+        {
+            return by_engine(address, &self.tls);
+        }
         if !name.keeps_records() {
             return Ok(Counted::in_store(RecordsKept::default()));
-        }
-        #[cfg(feature = "operator")]
-        if let Some(address) = &self.engine {
-            return by_engine(address, &self.tls);
         }
         in_store(config).map(Counted::in_store)
     }
@@ -58,10 +61,10 @@ impl Counted {
         }
     }
 
-    /// The counts, where no more records can come under an older key of this name: a stopped engine takes up the vault's
-    /// newest key when it starts, and a running one must have it already.
+    /// The counts, where nothing more can come under an older key of this name: a stopped engine takes up the newest key when
+    /// it starts, and a running one must have it already.
     #[cfg_attr(not(feature = "operator"), allow(unused_variables, reason = "only a running engine has keys in use"))]
-    pub(super) fn for_vault(&self, store: &KeyStore, name: &KeyName) -> Result<&RecordsKept, CeremonyError> {
+    pub(super) fn holding_still(&self, store: &KeyStore, name: &KeyName) -> Result<&RecordsKept, CeremonyError> {
         #[cfg(feature = "operator")]
         if let Some(in_use) = &self.by_engine {
             let active = store.keys().filter(|key| key.name == *name && key.state() == hsm::KeyState::Active);

@@ -55,7 +55,11 @@ impl HsmProcess {
     }
 
     fn of(mut low: LowEngine) -> Result<Self, ConfigError> {
-        let threads = low.threads()?;
+        let threads = match low.token {
+            // A vault answers faster than an engine's thread asks: half as many threads do more at each wake-up.
+            None => low.threads()?.div_ceil(2),
+            Some(_) => low.threads()?,
+        };
         low.boundary.lock_memory.get_or_insert(LowLockMemory::Require);
         let boundary = &low.boundary;
         if let Some(user) = boundary.hsm_user {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::boundary::DESCRIPTORS_PER_MESSAGE;
 
@@ -34,11 +34,11 @@ pub(super) fn lanes_from_parent(count: usize) -> io::Result<Vec<UnixStream>> {
     Ok(lanes)
 }
 
-/// Lets SIGTERM and SIGINT pass: a terminal, or systemd, sends them to the engine's whole group, and calls that the engine
-/// lets finish still need the boundary. It ends with the engine; SIGKILL ends it at once.
+/// Lets SIGTERM, SIGINT and SIGHUP pass: a terminal, or systemd, sends them to the engine's whole group, and calls that the
+/// engine lets finish still need the boundary. It ends with the engine; SIGKILL ends it at once.
 pub(super) fn outlive_signals() -> io::Result<()> {
     let noted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGINT] {
+    for signal in [SIGTERM, SIGINT, SIGHUP] {
         signal_hook::flag::register(signal, Arc::clone(&noted))?;
     }
     Ok(())

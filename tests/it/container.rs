@@ -3,7 +3,10 @@
 
 use std::{io::Write, os::unix::fs::OpenOptionsExt, path::Path, process::Command, sync::OnceLock, time::Duration};
 
-use pinseal::tls::{ClientTls, ClientTlsConfig, connect::channel};
+use pinseal::{
+    ceremony::transcript::Transcript,
+    tls::{ClientTls, ClientTlsConfig, connect::channel},
+};
 use testcontainers::{
     ContainerAsync, GenericImage, ImageExt,
     core::{ExecCommand, IntoContainerPort, Mount, WaitFor},
@@ -72,6 +75,10 @@ async fn keys_records_and_a_half_finished_control_survive_a_new_container_on_the
     client.set(&device, "8400", "271828").await.unwrap();
     assert_eq!(client.view(&device, "8400").await.unwrap(), "271828");
     let (control, block) = client.ready_to_set(&device, "8401", "161803").await.unwrap();
+    let transcript = ExecCommand::new(["cat", "/var/lib/pinseal/keys/transcript.jsonl"]);
+    let transcript = engine.exec(transcript).await.unwrap().stdout_to_vec().await.unwrap();
+    let transcript = Transcript::read(std::str::from_utf8(&transcript).unwrap()).unwrap();
+    assert!(transcript.has_ended(), "the keys of the container are of a ceremony");
     engine.stop().await.unwrap();
     engine.rm().await.unwrap();
 

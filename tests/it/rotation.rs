@@ -241,7 +241,7 @@ async fn a_rotation_is_watched_while_it_goes_on_and_the_old_key_retired_while_th
     ceremony.well("activate", ENOUGH, &["storage/2"]);
     let retire = ["storage/1", "--engine", engine.address()];
     let refused = ceremony.refused("retire", ENOUGH, &retire);
-    assert!(refused.contains("does not have this vault's storage/2 in use: restart it"), "{refused}");
+    assert!(refused.contains("does not have storage/2 in use: send it SIGHUP"), "{refused}");
     assert_eq!(engine.terminate(), 0);
     let (before, _) = records_under(directory);
     assert!(before > FIRST_PAGE);

@@ -135,11 +135,11 @@ async fn a_token_process_killed_under_load_is_found_again_and_no_acknowledged_pi
 }
 
 /// Sets some PINs, gives the storage key a newer version, and waits until every PIN was made anew under it and views.
-async fn rotates(token: &RealToken, newer: impl FnOnce(), lines: &str, keys: [&str; 2]) {
-    let (directory, device) = (tempfile::tempdir().unwrap(), device());
+async fn rotates(token: &RealToken, directory: &Path, newer: impl FnOnce(), lines: &str, keys: [&str; 2]) {
+    let device = device();
     let start = |lines: &str| {
         let pinseal = token.beside(env!("CARGO_BIN_EXE_pinseal"));
-        EngineProcess::start_with(pinseal, "127.0.0.1:0", directory.path(), lines)
+        EngineProcess::start_with(pinseal, "127.0.0.1:0", directory, lines)
     };
     let cards: Vec<_> =
         (0..24).map(|number| (format!("84{number:04}"), format!("27{:04}", number * 613 + 7))).collect();
@@ -163,8 +163,7 @@ async fn rotates(token: &RealToken, newer: impl FnOnce(), lines: &str, keys: [&s
     assert_eq!(engine.terminate(), 0);
 
     let mut pinseal = std::process::Command::new(env!("CARGO_BIN_EXE_pinseal"));
-    let exported =
-        pinseal.args(["audit", "export", "--store"]).arg(directory.path().join("data/store")).output().unwrap();
+    let exported = pinseal.args(["audit", "export", "--store"]).arg(directory.join("data/store")).output().unwrap();
     let lines = String::from_utf8(exported.stdout).unwrap();
     let last = lines.lines().last().unwrap();
     assert!(keys.iter().all(|key| last.contains(key)), "{last}");
@@ -176,15 +175,17 @@ async fn a_storage_key_rotates_in_softhsm_by_a_ceremony() {
     let token = RealToken::with_keys(Make::SoftHsm);
     let ceremony = Ceremony::prepared_on(&token);
     let newer = || {
+        ceremony.well("begin", ALL, &["--roster", ceremony.at("roster.toml").to_str().unwrap()]);
         // As a step leaves one that dies before the register tells of it.
         token.import_aes_key("pinseal storage", "730002");
-        ceremony.well("begin", ALL, &["--roster", ceremony.at("roster.toml").to_str().unwrap()]);
         ceremony.well("make", ENOUGH, &["storage"]);
         ceremony.well("activate", ENOUGH, &["storage/2"]);
+        let refused = ceremony.refused("retire", ENOUGH, &["storage/1"]);
+        assert!(refused.contains("24 PIN records are under storage/1"), "{refused}");
         let (made, told) = token.token(&["make-keys"], &token.lines());
         assert!(!made && told.contains("in the custody of a roster"), "{told}");
     };
-    rotates(&token, newer, &token.lines(), ["storage/1:", "storage/2:"]).await;
+    rotates(&token, ceremony.directory(), newer, &token.lines(), ["storage/1:", "storage/2:"]).await;
     ceremony.well("retire", ENOUGH, &["storage/1"]);
     let listed = ceremony.keys();
     let told = listed.lines().find(|line| line.starts_with("storage/1")).unwrap();
@@ -203,7 +204,18 @@ async fn a_storage_key_rotates_in_nss_where_no_clear_block_is_seen() {
         let (made, told) = token.token(&["make-keys"], &lines);
         assert!(made && told.contains("storage-wrapped/2"), "{told}");
     };
-    rotates(&token, newer, &lines, ["storage-wrapped/1", "storage-wrapped/2"]).await;
+    let directory = tempfile::tempdir().unwrap();
+    rotates(&token, directory.path(), newer, &lines, ["storage-wrapped/1", "storage-wrapped/2"]).await;
+}
+
+#[test]
+fn a_key_that_others_made_less_safe_is_not_taken_into_custody() {
+    let token = RealToken::with_keys(Make::SoftHsm);
+    token.import_aes_key("pinseal storage", "730002");
+    let ceremony = Ceremony::prepared_on(&token);
+    let roster = ceremony.at("roster.toml");
+    let refused = ceremony.refused("begin", ALL, &["--roster", roster.to_str().unwrap()]);
+    assert!(refused.contains("the key \"pinseal storage\" is unsafe"), "{refused}");
 }
 
 #[test]

@@ -184,7 +184,7 @@ impl HostLevel for Software {
     }
 
     fn storage_tdes_encrypt(&self, block: &mut Block) -> Result<(), Error> {
-        self.tdes_budget.take()?;
+        self.tdes_budget.take(self.versions.storage.tdes)?;
         self.storage_tdes.newest().encrypt_block(block.bytes_mut().into());
         Ok(())
     }

@@ -1,85 +1,162 @@
-//! How many blocks the 3DES storage key has made, and no more than 2^20 (NIST SP 800-67 rev. 2, 3.3).
+//! How many blocks each version of the 3DES storage key has made, and no more than 2^20 (NIST SP 800-67 rev. 2, 3.3).
 //!
-//! The count is reserved on disk in steps before it is used, so that a crash can only waste a step, never lose one.
+//! ```text
+//! a line for each step: version " +" blocks
+//! ```
+//! A step is reserved on disk before it is used, so that a crash can only waste one, never lose one. Lines are appended and
+//! summed up, so that two processes of which one takes the other's place lose none either. What must never enter: a key.
 
 use std::{
+    collections::HashMap,
     fs::{File, OpenOptions},
-    io::{self, Read, Write},
-    os::unix::fs::OpenOptionsExt,
+    io::{self, Write},
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
-    sync::Mutex,
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use crate::error::Error;
+use crate::{error::Error, sealed::KeyReference};
 
 /// The most blocks one key makes.
 pub(crate) const BLOCKS_MAX: u64 = 1 << 20;
 /// How many are reserved at a time.
 const STEP: u64 = 4_096;
-/// The longest file: a line for each step, and room for lines that a full disk cut short.
-const FILE_BYTES_MAX: u64 = 64 * 1024;
+/// How much is read at a time.
+const READ_BYTES: usize = 4_096;
+/// Whose a number is that stands alone: before keys had more than one version, a line was its count so far.
+const FIRST_VERSION: u16 = 1;
 
-/// The count of one key.
+/// The counts of a key's versions.
 pub(crate) struct TdesBudget {
     /// Beside the vault, and open for good: a confined process opens no file. None where the keys die with the process.
     file: Option<File>,
-    count: Mutex<Count>,
+    counts: Mutex<Counts>,
 }
 
-struct Count {
-    made: u64,
-    reserved: u64,
+#[derive(Default)]
+struct Counts {
+    /// Of each version, by whomever.
+    reserved: HashMap<u16, u64>,
+    /// Of what this process reserved, what it has not made yet.
+    left: HashMap<u16, u64>,
+    /// How much of the file was read, up to the end of a line.
+    read_to: u64,
 }
 
 impl TdesBudget {
-    /// Goes on from the last line of the file, which is made where it is missing.
+    /// Sums up the file, which is made where it is missing.
     pub(crate) fn open(path: Option<&Path>) -> io::Result<Self> {
-        let (file, made) = match path {
+        let mut counts = Counts::default();
+        let file = match path {
             Some(path) => {
                 if let Some(directory) = path.parent() {
                     std::fs::create_dir_all(directory)?;
                 }
                 let file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
-                let mut text = String::new();
-                (&file).take(FILE_BYTES_MAX).read_to_string(&mut text)?;
-                (Some(file), last_count(&text)?)
+                counts.read_on(&file)?;
+                Some(file)
             }
-            None => (None, 0),
+            None => None,
         };
-        Ok(Self { file, count: Mutex::new(Count { made, reserved: made }) })
+        Ok(Self { file, counts: Mutex::new(counts) })
     }
 
-    /// Takes one.
-    pub(crate) fn take(&self) -> Result<(), Error> {
-        let mut count = self.count.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if count.made >= BLOCKS_MAX {
-            return Err(Error::TdesExhausted { limit: BLOCKS_MAX });
+    /// Takes one of a version.
+    pub(crate) fn take(&self, KeyReference(version): KeyReference) -> Result<(), Error> {
+        let mut counts = self.counts();
+        if counts.left.get(&version).is_none_or(|left| *left == 0) {
+            let unwritten = |_| Error::Unavailable { reason: "the count of 3DES blocks can't be written".into() };
+            if !counts.reserve(version, self.file.as_ref()).map_err(unwritten)? {
+                return Err(Error::TdesExhausted { limit: BLOCKS_MAX });
+            }
         }
-        if count.made == count.reserved {
-            let reserved = (count.reserved + STEP).min(BLOCKS_MAX);
-            self.write(reserved)
-                .map_err(|_| Error::Unavailable { reason: "the count of 3DES blocks can't be written".into() })?;
-            count.reserved = reserved;
+        if let Some(left) = counts.left.get_mut(&version) {
+            *left = left.saturating_sub(1);
         }
-        count.made += 1;
         Ok(())
     }
 
-    /// A line of its own, even behind one that was cut short.
-    fn write(&self, reserved: u64) -> io::Result<()> {
-        let Some(mut file) = self.file.as_ref() else { return Ok(()) };
-        file.write_all(format!("\n{reserved}\n").as_bytes())?;
-        file.sync_data()
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The last line that is whole; a line without its end was never relied on.
-fn last_count(text: &str) -> io::Result<u64> {
-    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-    match whole.lines().rfind(|line| !line.is_empty()) {
-        None => Ok(0),
-        Some(line) => {
-            line.parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not a count of 3DES blocks"))
+/// How many blocks each version may have made, as a file says that others may be using.
+pub(crate) fn reserved_in(path: &Path) -> io::Result<HashMap<u16, u64>> {
+    let mut counts = Counts::default();
+    match File::open(path) {
+        Ok(file) => counts.read_on(&file)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    Ok(counts.reserved)
+}
+
+impl Counts {
+    /// Reserves a step of a version; false where none is left.
+    fn reserve(&mut self, version: u16, file: Option<&File>) -> io::Result<bool> {
+        let step = STEP.min(BLOCKS_MAX.saturating_sub(self.reserved_of(version)));
+        if step == 0 {
+            return Ok(false);
+        }
+        match file {
+            None => *self.reserved.entry(version).or_default() += step,
+            Some(mut file) => {
+                // A line of its own, even behind one that was cut short.
+                file.write_all(format!("\n{version} +{step}\n").as_bytes())?;
+                file.sync_data()?;
+                // This line is read too, and whatever another process has written before it.
+                self.read_on(file)?;
+            }
+        }
+        if self.reserved_of(version) > BLOCKS_MAX {
+            return Ok(false);
+        }
+        self.left.insert(version, step);
+        Ok(true)
+    }
+
+    fn reserved_of(&self, version: u16) -> u64 {
+        self.reserved.get(&version).copied().unwrap_or_default()
+    }
+
+    /// Reads the lines that came. One without its end was never relied on, and is read once it has one.
+    fn read_on(&mut self, file: &File) -> io::Result<()> {
+        let (mut text, mut room) = (Vec::new(), [0; READ_BYTES]);
+        loop {
+            let at = self.read_to + u64::try_from(text.len()).unwrap_or_default();
+            match file.read_at(&mut room, at)? {
+                0 => break,
+                read => text.extend_from_slice(room.get(..read).unwrap_or_default()),
+            }
+        }
+        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let text = text.get(..whole).unwrap_or_default();
+        for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            self.sum_up(std::str::from_utf8(line).unwrap_or_default())?;
+        }
+        self.read_to += u64::try_from(whole).unwrap_or_default();
+        Ok(())
+    }
+
+    fn sum_up(&mut self, line: &str) -> io::Result<()> {
+        if let Ok(count) = line.parse::<u64>() {
+            let first = self.reserved.entry(FIRST_VERSION).or_default();
+            *first = count.max(*first);
+            return Ok(());
+        }
+        let foreign = || io::Error::new(io::ErrorKind::InvalidData, "not a count of 3DES blocks");
+        // A step that was cut short is none, or a smaller one that nobody has made.
+        let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        match line.split_once(" +") {
+            Some((version, step)) if digits(version) && digits(step) => {
+                let version = version.parse().map_err(|_| foreign())?;
+                let reserved = self.reserved.entry(version).or_default();
+                *reserved = reserved.saturating_add(step.parse().unwrap_or_default());
+                Ok(())
+            }
+            None if line.strip_suffix(' ').is_some_and(digits) => Ok(()),
+            _ => Err(foreign()),
         }
     }
 }
@@ -90,18 +167,22 @@ mod tests {
 
     use super::*;
 
+    const FIRST: KeyReference = KeyReference(1);
+
     #[test]
-    fn a_key_makes_two_to_the_twenty_blocks_and_not_one_more_even_across_restarts() {
+    fn a_version_makes_two_to_the_twenty_blocks_and_not_one_more_even_across_restarts() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vault.count");
-        fs::write(&path, format!("{}\n", BLOCKS_MAX - 3)).unwrap();
+        fs::write(&path, format!("{}\n1 +4096\n", BLOCKS_MAX - 4099)).unwrap();
         let budget = TdesBudget::open(Some(&path)).unwrap();
         for _ in 0..3 {
-            budget.take().unwrap();
+            budget.take(FIRST).unwrap();
         }
-        assert!(matches!(budget.take(), Err(Error::TdesExhausted { .. })));
+        assert!(matches!(budget.take(FIRST), Err(Error::TdesExhausted { .. })));
+        budget.take(KeyReference(2)).unwrap();
         drop(budget);
-        assert!(TdesBudget::open(Some(&path)).unwrap().take().is_err());
+        let again = TdesBudget::open(Some(&path)).unwrap();
+        assert!(again.take(FIRST).is_err() && again.take(KeyReference(2)).is_ok());
     }
 
     #[test]
@@ -109,21 +190,39 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vault.count");
         let budget = TdesBudget::open(Some(&path)).unwrap();
-        budget.take().unwrap();
+        budget.take(FIRST).unwrap();
         drop(budget);
-        assert_eq!(fs::read_to_string(&path).unwrap().trim(), STEP.to_string());
+        assert_eq!(reserved_in(&path).unwrap(), HashMap::from([(1, STEP)]));
     }
 
     #[test]
-    fn a_line_that_was_cut_short_is_not_counted_and_spoils_no_later_one() {
+    fn a_line_that_was_cut_short_is_not_counted_for_more_and_spoils_no_later_one() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vault.count");
-        fs::write(&path, "8192\n12").unwrap();
-        let budget = TdesBudget::open(Some(&path)).unwrap();
-        budget.take().unwrap();
-        drop(budget);
-        assert_eq!(fs::read_to_string(&path).unwrap(), "8192\n12\n12288\n");
-        assert_eq!(last_count(&fs::read_to_string(&path).unwrap()).unwrap(), 12_288);
-        assert!(last_count("8192\nmany\n").is_err());
+        for (cut_short, expected) in
+            [("8192\n12", 12_288), ("1 +8192\n1 +40", 12_328), ("1 +8192\n1 +", 12_288), ("1 +8192\n1 ", 12_288)]
+        {
+            fs::write(&path, cut_short).unwrap();
+            let budget = TdesBudget::open(Some(&path)).unwrap();
+            budget.take(FIRST).unwrap();
+            drop(budget);
+            assert_eq!(reserved_in(&path).unwrap(), HashMap::from([(1, expected)]), "{cut_short:?}");
+        }
+        for foreign in ["8192\nmany\n", "1 + 2\n", "1 +2+3\n", "70000 +1\n"] {
+            fs::write(&path, foreign).unwrap();
+            assert!(reserved_in(&path).is_err(), "{foreign:?}");
+        }
+    }
+
+    #[test]
+    fn two_processes_of_which_one_follows_on_the_other_make_no_more_than_one_would() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vault.count");
+        fs::write(&path, format!("{}\n", BLOCKS_MAX - 2 * STEP)).unwrap();
+        let (before, next) = (TdesBudget::open(Some(&path)).unwrap(), TdesBudget::open(Some(&path)).unwrap());
+        let all_of = |budget: &TdesBudget| (0..3 * STEP).filter(|_| budget.take(FIRST).is_ok()).count() as u64;
+        before.take(FIRST).unwrap();
+        next.take(FIRST).unwrap();
+        assert_eq!(1 + all_of(&before) + 1 + all_of(&next), 2 * STEP);
     }
 }

@@ -77,6 +77,7 @@ fn serving() -> Result<Rules, BackendError> {
 /// What every boundary's process does.
 const OF_SERVING: &[i64] = &[
     libc::SYS_read,
+    libc::SYS_pread64,
     libc::SYS_write,
     libc::SYS_readv,
     libc::SYS_writev,
@@ -128,7 +129,6 @@ const OF_A_MODULE: &[i64] = &[
     libc::SYS_getdents64,
     libc::SYS_getcwd,
     libc::SYS_lseek,
-    libc::SYS_pread64,
     libc::SYS_pwrite64,
     libc::SYS_flock,
     libc::SYS_fsync,

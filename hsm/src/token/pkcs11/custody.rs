@@ -18,7 +18,7 @@ use super::{
     calls::{Calls, Functions},
     examine::seal_way,
     failure::call_failed,
-    keys::{self, InUse, SealWay, algorithms, bring_in, cmac, engine_keys, generate, objects, versions_of},
+    keys::{self, InUse, SealWay, algorithms, audit, bring_in, cmac, engine_keys, generate, objects, versions_of},
     link,
     objects::SessionObject,
     register::Register,
@@ -155,6 +155,7 @@ impl Custody {
         for name in engine_keys(self.level, self.seal) {
             let algorithm = self.algorithms(&name).first().copied().unwrap_or(KeyAlgorithm::Aes256);
             for (version, key) in versions_of(&self.session, &name)? {
+                audit(&self.session, &name, self.level, key)?;
                 let check_value = self.check_value(&name, algorithm, key)?;
                 let new = NewKey { name: name.clone(), version, algorithm, travels: Travels::Never };
                 let info = keyring.put(new, check_value, None, now);

@@ -113,7 +113,7 @@ impl HostLevel for Pkcs11Token<HostKeys> {
     }
 
     fn storage_tdes_encrypt(&self, block: &mut Block) -> Result<(), Error> {
-        self.tdes_budget.take()?;
+        self.tdes_budget.take(self.newest.storage.tdes)?;
         let mut cipher = [0; 8];
         self.call(|session, keys| {
             session.encrypt(&Mechanism::Des3Ecb, *keys.level.tdes.newest(), block.bytes(), &mut cipher)

@@ -321,28 +321,7 @@ impl FoundKeys {
 
     /// Refuses a key that can leave the token, be read, or do more than it is for.
     pub(super) fn audit(&self, session: &Session) -> Result<(), Pkcs11Error> {
-        for FoundKey { name, handle, .. } in &self.keys {
-            let must = |holds: bool, attribute, found: &'static str| match holds {
-                true => Ok(()),
-                false => Err(Pkcs11Error::Unsafe { label: label(name), attribute, found }),
-            };
-            let mut asked = vec![AttributeType::Sensitive, AttributeType::Extractable, AttributeType::KeyType];
-            asked.extend(RIGHTS.map(|(right, _)| right));
-            let told = session.get_attributes(*handle, &asked).map_err(call_failed("C_GetAttributeValue"))?;
-            must(told.contains(&Attribute::Sensitive(true)), "CKA_SENSITIVE", "not true")?;
-            must(told.contains(&Attribute::Extractable(false)), "CKA_EXTRACTABLE", "not false")?;
-            let of_its_kind = algorithms(name, self.level, seal_way_of(name));
-            let of_its_kind = of_its_kind.iter().any(|kind| told.contains(&Attribute::KeyType(key_type(*kind))));
-            must(of_its_kind, "CKA_KEY_TYPE", "of another kind")?;
-            for (right, attribute) in RIGHTS {
-                let granted = told.iter().any(|attribute| attribute.attribute_type() == right && is_true(attribute));
-                match rights(name, self.level).contains(&right) {
-                    true => must(granted, attribute, "not true")?,
-                    false => must(!granted, attribute, "not false")?,
-                }
-            }
-        }
-        Ok(())
+        self.keys.iter().try_for_each(|FoundKey { name, handle, .. }| audit(session, name, self.level, *handle))
     }
 
     /// By use and version, with check values. A key that may neither encrypt nor sign has none.
@@ -378,6 +357,30 @@ impl FoundKeys {
         let all = all.map(|key| (KeyReference(key.version), each(key.handle))).collect();
         Versioned::of(all).ok_or_else(|| Pkcs11Error::Lacks { key: name.to_string() })
     }
+}
+
+/// Refuses an engine's key that can leave the token, be read, or do more than it is for.
+pub(super) fn audit(session: &Session, name: &KeyName, level: Level, handle: ObjectHandle) -> Result<(), Pkcs11Error> {
+    let must = |holds: bool, attribute, found: &'static str| match holds {
+        true => Ok(()),
+        false => Err(Pkcs11Error::Unsafe { label: label(name), attribute, found }),
+    };
+    let mut asked = vec![AttributeType::Sensitive, AttributeType::Extractable, AttributeType::KeyType];
+    asked.extend(RIGHTS.map(|(right, _)| right));
+    let told = session.get_attributes(handle, &asked).map_err(call_failed("C_GetAttributeValue"))?;
+    must(told.contains(&Attribute::Sensitive(true)), "CKA_SENSITIVE", "not true")?;
+    must(told.contains(&Attribute::Extractable(false)), "CKA_EXTRACTABLE", "not false")?;
+    let kinds = algorithms(name, level, seal_way_of(name));
+    let of_its_kind = kinds.iter().any(|kind| told.contains(&Attribute::KeyType(key_type(*kind))));
+    must(of_its_kind, "CKA_KEY_TYPE", "of another kind")?;
+    for (right, attribute) in RIGHTS {
+        let granted = told.iter().any(|attribute| attribute.attribute_type() == right && is_true(attribute));
+        match rights(name, level).contains(&right) {
+            true => must(granted, attribute, "not true")?,
+            false => must(!granted, attribute, "not false")?,
+        }
+    }
+    Ok(())
 }
 
 /// Which of the two ways a seal key is for; of other keys either.

@@ -88,7 +88,7 @@ impl TokenLevel for Pkcs11Token<TokenKeys> {
                 Ok([&salt[..], &wrapped].concat())
             }
             KeptBlock::Iso3 { mask, .. } => {
-                self.tdes_budget.take()?;
+                self.tdes_budget.take(self.newest.storage.tdes)?;
                 let kept: [u8; 8] =
                     self.call_with(|session, keys| {
                         let block = before.take_in(session, keys)?;
@@ -204,7 +204,7 @@ impl Pkcs11Token<TokenKeys> {
 
     /// Of a fill within A to F. Another one is not found out here: the token can't read digits.
     fn keep_iso_3(&self, sent: &SentBlock<'_>, account: &AccountDigits) -> Result<[u8; 8], Error> {
-        self.tdes_budget.take()?;
+        self.tdes_budget.take(self.newest.storage.tdes)?;
         let mask = iso_1_to_iso_3(account).to_be_bytes();
         self.call_with(|session, keys| {
             let taken = sent.taken_in(session, keys)?;
