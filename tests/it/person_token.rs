@@ -182,17 +182,19 @@ fn a_user_pin_that_no_file_names_is_typed_unseen_and_without_a_terminal_not_aske
     let refused = apart.stdin(Stdio::null()).output().expect("setsid is missing: install it (Debian: util-linux)");
     assert!(!refused.status.success() && said(&refused).contains("there is no terminal to ask"), "{}", said(&refused));
 
-    let terminal = Terminal::open(ceremony.directory());
     let words = std::iter::once(show.get_program()).chain(show.get_args()).map(|word| word.to_str().unwrap());
     let around = token.environment().into_iter().map(|(name, value)| format!("{name}='{}'", value.display()));
     let line = around.chain(words.map(str::to_owned)).collect::<Vec<_>>().join(" ");
-    terminal.types(&line);
-    terminal.until("user PIN of the token with the label \"lea\" (it is not shown):");
-    terminal.types("1357");
     let roster = fs::read_to_string(ceremony.at("roster.toml")).unwrap();
-    let (before, _) =
-        roster.split_once("role = \"leader\"").map(|(_, after)| after.split_once("\n[[").unwrap()).unwrap();
-    let public = before.split('"').nth(1).unwrap();
-    let shown = terminal.until(public);
-    assert!(!shown.replace(public, "").contains("1357"), "{shown}");
+    let (_, of_the_leader) = roster.split_once("role = \"leader\"").unwrap();
+    let public = of_the_leader.split('"').nth(1).unwrap();
+    for (typed, answer) in [("", "no user PIN was typed, and none was tried"), ("1357", public)] {
+        let directory = tempfile::tempdir().unwrap();
+        let terminal = Terminal::open(directory.path());
+        terminal.types(&line);
+        terminal.until("user PIN of the token with the label \"lea\" (it is not shown):");
+        terminal.types(typed);
+        let shown = terminal.until(answer);
+        assert!(!shown.replace(public, "").contains("1357"), "{shown}");
+    }
 }
