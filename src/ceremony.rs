@@ -8,6 +8,7 @@
 pub mod command;
 pub mod deed;
 mod hexadecimal;
+pub mod person;
 mod records;
 pub mod roster;
 pub mod session;

@@ -12,6 +12,8 @@ mod edge;
 mod engine;
 #[cfg(feature = "keys")]
 mod hsm;
+#[cfg(feature = "keys")]
+mod person;
 #[cfg_attr(not(any(feature = "keys", feature = "edge")), allow(dead_code, reason = "an engine reads no secret"))]
 mod secret;
 
@@ -22,6 +24,8 @@ use thiserror::Error;
 
 #[cfg(feature = "keys")]
 pub use self::hsm::{HsmProcess, Token, load_keys, load_token};
+#[cfg(feature = "keys")]
+pub use self::person::person_token;
 #[cfg(feature = "edge")]
 pub use edge::Edge;
 #[cfg(feature = "keys")]

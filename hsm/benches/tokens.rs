@@ -33,7 +33,7 @@ use cryptoki_sys::*;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use hsm::{
     Account, Binding, Callers, CardBinding, Config, DeviceKey, EncryptedBlock, Hsm, KeyHandling, Keys, Level, Pkcs11,
-    Purpose, SlotName, Wanted,
+    Purpose, SlotName, TokenPlace, Wanted,
 };
 use libloading::Library;
 
@@ -87,9 +87,7 @@ fn ran(command: &mut Command) {
 
 fn token(module: &str, module_parameters: Option<CString>, key_handling: KeyHandling, callers: Callers) -> Pkcs11 {
     Pkcs11 {
-        module: module.into(),
-        module_parameters,
-        slot: SlotName::Label("bench".into()),
+        place: TokenPlace { module: module.into(), module_parameters, slot: SlotName::Label("bench".into()) },
         user_pin: "2468".to_owned().into(),
         key_version: 1,
         storage_key_versions: Vec::new(),
@@ -102,7 +100,7 @@ fn token(module: &str, module_parameters: Option<CString>, key_handling: KeyHand
 }
 
 fn measure(token: Pkcs11) {
-    let module = token.module.clone();
+    let module = token.place.module.clone();
     Hsm::make_token_keys(&token, &Wanted::default()).unwrap();
     let copied = token.key_handling == KeyHandling::CopiedToSession;
     let hsm = Hsm::open(Config { keys: Keys::Pkcs11(token), ..Config::default() }).unwrap();

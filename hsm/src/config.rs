@@ -71,15 +71,22 @@ pub enum WantedLevel {
     Best,
 }
 
-/// A PKCS#11 token, and how to use it.
+/// Where a PKCS#11 token is.
 #[derive(Clone)]
-pub struct Pkcs11 {
+pub struct TokenPlace {
     /// The module: a shared library.
     pub module: PathBuf,
     /// What the module is initialised with, where it takes words of its own, as NSS does.
     pub module_parameters: Option<CString>,
     /// Which of its slots.
     pub slot: SlotName,
+}
+
+/// A PKCS#11 token, and how to use it.
+#[derive(Clone)]
+pub struct Pkcs11 {
+    /// Where it is.
+    pub place: TokenPlace,
     /// The user PIN. Wiped when dropped; it is needed again whenever the token comes back.
     pub user_pin: Zeroizing<String>,
     /// The version of the keys, as the two bytes of their CKA_ID say it, where no register in the token says more.
@@ -96,6 +103,14 @@ pub struct Pkcs11 {
     pub waiting_operations_max: usize,
     /// Where blocks under the 3DES storage key are counted.
     pub tdes_count: Option<PathBuf>,
+}
+
+/// A PKCS#11 token that holds the key a person signs with.
+pub struct PersonToken {
+    /// Where it is.
+    pub place: TokenPlace,
+    /// The user PIN; none to ask for it on the terminal.
+    pub user_pin: Option<Zeroizing<String>>,
 }
 
 /// Where a token's keys are used.

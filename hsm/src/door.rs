@@ -277,7 +277,7 @@ mod tests {
     use crate::{
         binding::{Isolation, Level, MadeAt, Purpose},
         clear::{Block, Tzpk},
-        config::{KeyHandling, SlotName, WantedLevel},
+        config::{KeyHandling, SlotName, TokenPlace, WantedLevel},
         error::Refusal,
         form::Form,
         open_error::Pkcs11Error,
@@ -377,9 +377,7 @@ mod tests {
                 other => panic!("no token {other}"),
             };
             let token = Pkcs11 {
-                module: module.into(),
-                module_parameters: parameters,
-                slot,
+                place: TokenPlace { module: module.into(), module_parameters: parameters, slot },
                 user_pin: "2468".to_owned().into(),
                 key_version: 1,
                 storage_key_versions: Vec::new(),

@@ -120,7 +120,10 @@ pub use self::{
 #[cfg(feature = "keys")]
 pub use self::{
     component::{COMPONENTS, ComponentError, Components, Desk, MadeComponents, make_components},
-    config::{Callers, Config, KeyHandling, Keys, LockMemory, Pkcs11, SlotName, Unlock, Vault, Wanted, WantedLevel},
+    config::{
+        Callers, Config, KeyHandling, Keys, LockMemory, PersonToken, Pkcs11, SlotName, TokenPlace, Unlock, Vault,
+        Wanted, WantedLevel,
+    },
     door::{Hsm, Prepared},
     key_store::{KeyStore, KeyStoreError, RecordsKept},
     keyblock::{
@@ -128,7 +131,7 @@ pub use self::{
     },
     keyring::{KeyAlgorithm, KeyInfo, KeyName, KeyState, ZoneName},
     open_error::{OpenError, Pkcs11Error},
-    person::{PersonError, PersonKey, PersonPublicKey, SIGNATURE_BYTES},
+    person::{PersonError, PersonKey, PersonPublicKey, SIGNATURE_BYTES, Shown},
     policy::{PinPolicy, PolicyError, Weakness},
     token::{Probe, Route, TokenReport},
     vault::VaultError,

@@ -103,6 +103,44 @@ pub enum Pkcs11Error {
     /// The user PIN is locked.
     #[error("the user PIN is locked: the token's security officer must unlock it")]
     Locked,
+    /// Somebody logged in already, so a PIN would not be tried.
+    #[error(
+        "this process is logged in to it already: it is an engine's token, or was given twice; a person's token is theirs \
+         alone"
+    )]
+    LoggedIn,
+    /// A person's token without a key.
+    #[error("it holds no key of a person: make one with `pinseal ceremony person --token FILE`")]
+    NoPersonKey,
+    /// A person has one key.
+    #[error(
+        "it holds {found} keys with the label \"pinseal person\": a person has one, and whoever made the others knows"
+    )]
+    PersonKeys {
+        /// How many there are.
+        found: usize,
+    },
+    /// The person's key is there already.
+    #[error(
+        "it holds a person's key already, and nothing was made: `pinseal ceremony person --show FILE` prints its public half"
+    )]
+    PersonKeyPresent,
+    /// The person's key may be used for more than it is for.
+    #[error("its key of a person is unsafe: {attribute} is {found}; make another in a fresh token")]
+    PersonKeyUnsafe {
+        /// Which attribute.
+        attribute: &'static str,
+        /// What it is.
+        found: &'static str,
+    },
+    /// It does not have the mechanisms.
+    #[error("it has no Ed25519 (CKM_EC_EDWARDS_KEY_PAIR_GEN, CKM_EDDSA): take another token, or a key file")]
+    NoEd25519,
+    /// It signs otherwise than Ed25519, or with another key than it shows.
+    #[error(
+        "its signature does not verify as Ed25519 under the public key it shows: take another token, or a key file"
+    )]
+    PersonSignature,
     /// A key is not there, or there more than once.
     #[error("{found} keys have the label {label:?} and the id {version:04x}: make it with `pinseal token make-keys`")]
     Key {

@@ -8,7 +8,7 @@
 //! unlock key is a key file's 32 bytes, or Argon2id (RFC 9106) of a passphrase.
 
 use std::{
-    fs::{self, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Read, Write},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -204,14 +204,20 @@ fn derive(vault: &Path, passphrase: &str, head: &[u8], key: &mut Clear<32>) -> R
 /// Reads a file that nobody but its owner may read, up to one byte more than it should have.
 pub(crate) fn read_private(path: &Path, bytes: usize) -> Result<Zeroizing<Vec<u8>>, VaultError> {
     let io = |error| VaultError::io(path, error);
-    let file = fs::File::open(path).map_err(io)?;
-    let mode = file.metadata().map_err(io)?.permissions().mode();
-    if mode & 0o077 != 0 {
-        return Err(VaultError::OpenToOthers { path: path.to_owned(), mode: mode & 0o777 });
-    }
+    let file = File::open(path).map_err(io)?;
+    is_private(&file, path)?;
     let mut read = Zeroizing::new(Vec::with_capacity(bytes + 1));
     file.take(bytes as u64 + 1).read_to_end(&mut read).map_err(io)?;
     Ok(read)
+}
+
+/// Whether nobody but its owner may read a file.
+pub(crate) fn is_private(file: &File, path: &Path) -> Result<(), VaultError> {
+    let mode = file.metadata().map_err(|error| VaultError::io(path, error))?.permissions().mode();
+    match mode & 0o077 {
+        0 => Ok(()),
+        _ => Err(VaultError::OpenToOthers { path: path.to_owned(), mode: mode & 0o777 }),
+    }
 }
 
 /// Writes a file that only its owner may read, whole or not at all.

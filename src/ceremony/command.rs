@@ -9,13 +9,14 @@ use std::{
 use clap::{Args, Subcommand};
 use hsm::{
     ComponentError, Components, Desk, KeyAlgorithm, KeyBlock, KeyBlockVersion, KeyInfo, KeyName, KeyStore,
-    KeyStoreError, PersonError, PersonKey, make_components,
+    KeyStoreError, PersonKey, make_components,
 };
 use serde_json::json;
 use thiserror::Error;
 
 use super::{
     deed::{Component, Deed, Key},
+    person::{self, BringError},
     records::RecordsSource,
     roster::{Roster, RosterError, Step},
     session::{Session, SessionError},
@@ -34,10 +35,18 @@ const BLOCK_BYTES_MAX: u64 = 64 * 1024;
 const NOT_COMPLIANT: &str = "note: clear components on a general-purpose computer do not meet PCI PIN 6-2 and 13-9; \
                              use a machine made for it, or take this for a rehearsal";
 
+/// How a person's token is named.
+const PERSON_TOKEN: &str = "A file that names a token, in the words of an engine's configuration:\n  \
+    [token]\n  \
+    module = \"/usr/lib/opensc-pkcs11.so\"\n  \
+    label = \"alice\"            # or serial, or slot\n  \
+    user_pin = { file = \"…\" }  # or env, or descriptor; left out, it is typed on the terminal";
+
 /// `pinseal ceremony`.
 #[derive(Args)]
 #[command(after_help = "A ceremony, in short:\n  \
     pinseal ceremony person --out alice.key           each, on their own medium; prints what the roster needs\n  \
+    pinseal ceremony person --token alice.toml        or each in a token of their own\n  \
     pinseal ceremony begin --roster roster.toml ...   everybody\n  \
     pinseal ceremony load storage ...                 each custodian types a component\n  \
     pinseal ceremony activate storage/1 ...\n  \
@@ -52,11 +61,8 @@ pub struct CeremonyArguments {
 #[derive(Subcommand)]
 enum Command {
     /// Make somebody's own key, which signs what was done while they were there; print its public half
-    Person {
-        /// The file of the key; nothing is overwritten
-        #[arg(long, value_name = "FILE")]
-        out: PathBuf,
-    },
+    #[command(after_help = PERSON_TOKEN)]
+    Person(PersonArguments),
     /// Begin: give the vault into the custody of a roster, and open a transcript
     Begin {
         #[command(flatten)]
@@ -192,6 +198,32 @@ enum Command {
     },
 }
 
+/// Where somebody's key is to be, or is.
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct PersonArguments {
+    /// Make it in this file; nothing is overwritten
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Make it inside the token that this file names, never a second one
+    #[arg(long, value_name = "FILE")]
+    token: Option<PathBuf>,
+    /// Make none: print the public half of the one that this file holds, or the token that it names
+    #[arg(long, value_name = "FILE")]
+    show: Option<PathBuf>,
+}
+
+impl PersonArguments {
+    fn key(&self) -> Result<Option<PersonKey>, BringError> {
+        match self {
+            Self { out: Some(path), .. } => Ok(Some(PersonKey::make(path)?)),
+            Self { token: Some(path), .. } => person::make_in_token(path).map(Some),
+            Self { show: Some(path), .. } => person::bring(path).map(Some),
+            Self { .. } => Ok(None),
+        }
+    }
+}
+
 /// Where a step is done, and with whom.
 #[derive(Args)]
 struct At {
@@ -201,7 +233,7 @@ struct At {
     /// The transcript
     #[arg(long, value_name = "FILE")]
     transcript: PathBuf,
-    /// The key of somebody who is there; once for each
+    /// The key of somebody who is there, or a file that names the token it is in; once for each
     #[arg(long, value_name = "FILE", required = true)]
     present: Vec<PathBuf>,
     /// As JSON
@@ -231,7 +263,10 @@ impl At {
 pub fn run(arguments: CeremonyArguments) -> Result<(), CeremonyError> {
     let now = clock::now().0;
     match arguments.command {
-        Command::Person { out } => Ok(writeln!(io::stdout(), "{}", PersonKey::make(&out)?.public())?),
+        Command::Person(arguments) => {
+            let key = arguments.key()?;
+            key.iter().try_for_each(|key| Ok(writeln!(io::stdout(), "{}", key.public())?))
+        }
         Command::Begin { at, roster } => begin(&at, &roster),
         Command::Make { key, algorithm, at } => {
             let mut session = at.session()?;
@@ -528,7 +563,7 @@ pub enum CeremonyError {
     NotConfirmed,
     /// Somebody's key.
     #[error(transparent)]
-    Person(#[from] PersonError),
+    Person(#[from] BringError),
     /// A file.
     #[error("{}: {error}", path.display())]
     File {

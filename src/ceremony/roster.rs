@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use hsm::{PersonKey, PersonPublicKey};
+use hsm::{PersonError, PersonKey, PersonPublicKey};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -165,8 +165,11 @@ pub struct Present {
 
 impl Present {
     /// Their signature, as hexadecimal digits.
-    pub fn sign(&self, message: &[u8]) -> String {
-        hex(&self.key.sign(message))
+    pub fn sign(&self, message: &[u8]) -> Result<String, RosterError> {
+        let signed = self.key.sign(message);
+        signed
+            .map(|signature| hex(&signature))
+            .map_err(|error| RosterError::NotSigned { name: self.person.name.clone(), error })
     }
 }
 
@@ -224,6 +227,14 @@ pub enum RosterError {
         wanted: usize,
         /// How many there are.
         found: usize,
+    },
+    /// Somebody is there and can't sign.
+    #[error("{name} did not sign, so nothing was done: {error}")]
+    NotSigned {
+        /// Who.
+        name: String,
+        /// Why.
+        error: PersonError,
     },
     /// Somebody is not there.
     #[error("no {role} is present")]

@@ -10,11 +10,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use hsm::{KeyStore, KeyStoreError, PersonError, PersonKey};
+use hsm::{KeyStore, KeyStoreError};
 use thiserror::Error;
 
 use super::{
     deed::{Deed, Key},
+    person::{self, BringError},
     roster::{Person, Present, Role, Roster, RosterError, Step},
     transcript::{self, Transcript, TranscriptError},
 };
@@ -80,12 +81,12 @@ impl Session {
         custodians.map(|present| present.person.name.clone()).collect()
     }
 
-    /// Tells what was done; it is done once this returns.
+    /// Tells what was done; it is done once this returns. Where somebody can't sign, nothing is written.
     pub(super) fn record(&mut self, deed: Deed) -> Result<(), SessionError> {
         let people: Vec<Person> = self.present.iter().map(|present| present.person.clone()).collect();
         self.roster.allows(deed.step(), &people)?;
         let (number, at) = (self.number + 1, jiff::Timestamp::now().to_string());
-        let (line, hash) = transcript::line(self.head, number, at, &self.present, deed);
+        let (line, hash) = transcript::line(self.head, number, at, &self.present, deed)?;
         let next = next(&self.transcript);
         let io = |path: &Path| {
             let path = path.to_owned();
@@ -101,7 +102,7 @@ impl Session {
 }
 
 fn present(roster: &Roster, keys: &[PathBuf], step: Step) -> Result<Vec<Present>, SessionError> {
-    let keys = keys.iter().map(|path| PersonKey::read(path)).collect::<Result<Vec<_>, _>>()?;
+    let keys = keys.iter().map(|path| person::bring(path)).collect::<Result<Vec<_>, _>>()?;
     let present = roster.present(keys)?;
     let people: Vec<Person> = present.iter().map(|present| present.person.clone()).collect();
     roster.allows(step, &people)?;
@@ -178,7 +179,7 @@ pub enum SessionError {
     Roster(#[from] RosterError),
     /// Somebody's key.
     #[error(transparent)]
-    Person(#[from] PersonError),
+    Person(#[from] BringError),
     /// The vault.
     #[error(transparent)]
     Store(#[from] KeyStoreError),

@@ -15,7 +15,7 @@ use thiserror::Error;
 use super::{
     deed::{Deed, Key},
     hexadecimal::{hex, unhex},
-    roster::{Person, Present, Roster},
+    roster::{Person, Present, Roster, RosterError},
 };
 
 /// Before what is signed: a signature of a transcript is nothing else's.
@@ -105,14 +105,20 @@ impl Transcript {
     }
 }
 
-/// A line to be written after `previous`, and its hash.
-pub fn line(previous: [u8; 32], number: u64, at: String, present: &[Present], deed: Deed) -> (String, [u8; 32]) {
+/// A line to be written after `previous`, and its hash; none unless all who are there have signed it.
+pub fn line(
+    previous: [u8; 32],
+    number: u64,
+    at: String,
+    present: &[Present],
+    deed: Deed,
+) -> Result<(String, [u8; 32]), RosterError> {
     let names = present.iter().map(|present| present.person.name.clone()).collect();
     let entry = Entry { number, previous: hex(&previous), at, present: names, deed };
     let hash = hash_of(&entry);
-    let signatures = present.iter().map(|present| present.sign(&message(&hash))).collect();
+    let signatures = present.iter().map(|present| present.sign(&message(&hash))).collect::<Result<_, _>>()?;
     let line = Line { entry, hash: hex(&hash), signatures };
-    (serde_json::to_string(&line).unwrap_or_default() + "\n", hash)
+    Ok((serde_json::to_string(&line).unwrap_or_default() + "\n", hash))
 }
 
 fn hash_of(entry: &Entry) -> [u8; 32] {

@@ -1,6 +1,9 @@
 //! The boundary's configuration: what its process reads, and an engine that holds no key does not.
 
-use std::{ffi::CString, path::Path};
+use std::{
+    ffi::CString,
+    path::{Path, PathBuf},
+};
 
 use super::{
     ConfigError,
@@ -144,19 +147,10 @@ impl LowToken {
     }
 
     fn check(self, data: &Path) -> Result<hsm::Pkcs11, ConfigError> {
-        let slot = match (self.label, self.serial, self.slot) {
-            (Some(label), None, None) => hsm::SlotName::Label(label),
-            (None, Some(serial), None) => hsm::SlotName::Serial(serial),
-            (None, None, Some(number)) => hsm::SlotName::Number(number),
-            _ => return Err(ConfigError::value("token", "give one of the token's label, its serial and the slot")),
-        };
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let (sessions, waiting) = (self.sessions, self.waiting_operations_max);
-        let parameters = self.module_parameters.map(CString::new).transpose();
         Ok(hsm::Pkcs11 {
-            module: self.module,
-            module_parameters: parameters.map_err(|error| ConfigError::value("token.module_parameters", error))?,
-            slot,
+            place: place(self.module, self.module_parameters, slot(self.label, self.serial, self.slot)?)?,
             user_pin: self.user_pin.read()?,
             key_version: within("token.key_version", self.key_version, 1..=u16::MAX)?,
             storage_key_versions: self
@@ -177,6 +171,31 @@ impl LowToken {
             tdes_count: Some(data.join("3des-count")),
         })
     }
+}
+
+/// A slot by the one name that it is given.
+pub(super) fn slot(
+    label: Option<String>,
+    serial: Option<String>,
+    number: Option<u64>,
+) -> Result<hsm::SlotName, ConfigError> {
+    match (label, serial, number) {
+        (Some(label), None, None) => Ok(hsm::SlotName::Label(label)),
+        (None, Some(serial), None) => Ok(hsm::SlotName::Serial(serial)),
+        (None, None, Some(number)) => Ok(hsm::SlotName::Number(number)),
+        _ => Err(ConfigError::value("token", "give one of the token's label, its serial and the slot")),
+    }
+}
+
+/// Where a token is.
+pub(super) fn place(
+    module: PathBuf,
+    module_parameters: Option<String>,
+    slot: hsm::SlotName,
+) -> Result<hsm::TokenPlace, ConfigError> {
+    let parameters = module_parameters.map(CString::new).transpose();
+    let module_parameters = parameters.map_err(|error| ConfigError::value("token.module_parameters", error))?;
+    Ok(hsm::TokenPlace { module, module_parameters, slot })
 }
 
 fn hsm_config(keys: hsm::Keys, boundary: &LowBoundary, policy: &LowPinPolicy) -> Result<hsm::Config, ConfigError> {
@@ -270,7 +289,7 @@ mod tests {
         let pin = "user_pin = { env = \"PATH\" }";
         let engine = token(&format!("label = \"issuer\"\n{pin}")).unwrap();
         let hsm::Keys::Pkcs11(pkcs11) = engine.hsm.keys else { panic!("not the token") };
-        assert_eq!(pkcs11.slot, hsm::SlotName::Label("issuer".into()));
+        assert_eq!(pkcs11.place.slot, hsm::SlotName::Label("issuer".into()));
         assert_eq!(pkcs11.key_version, 1);
         for both_or_none in [pin.to_owned(), format!("label = \"a\"\nserial = \"b\"\n{pin}")] {
             assert!(token(&both_or_none).err().unwrap().contains("one of the token's label"));

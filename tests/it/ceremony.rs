@@ -37,10 +37,25 @@ impl Ceremony {
         Self::prepared_with(token.environment(), &token.lines())
     }
 
+    /// The same, with the leader's own key in a token of theirs beside that one, and these lines in `engine.toml`.
+    pub(crate) fn prepared_with_leader_beside(token: &RealToken, lines: &str) -> Self {
+        let ceremony = Self::without_people(token.environment(), lines);
+        fs::copy(token.of_a_person("lea"), ceremony.at("lea.toml")).unwrap();
+        ceremony.with_people()
+    }
+
     fn prepared_with(environment: Vec<(&'static str, PathBuf)>, lines: &str) -> Self {
+        Self::without_people(environment, lines).with_people()
+    }
+
+    fn without_people(environment: Vec<(&'static str, PathBuf)>, lines: &str) -> Self {
         let ceremony = Self { directory: tempfile::tempdir().unwrap(), environment };
         let data = ceremony.at("data");
         fs::write(ceremony.at("engine.toml"), format!("data_directory = {data:?}\n{lines}\n")).unwrap();
+        ceremony
+    }
+
+    fn with_people(self) -> Self {
         let people = [
             ("alice", "custodian"),
             ("bob", "custodian"),
@@ -50,18 +65,22 @@ impl Ceremony {
         ];
         let mut roster = "quorum = 2\n".to_owned();
         for (name, role) in people {
-            let key = ceremony.person(name);
+            let key = self.person(name);
             roster += &format!("[[person]]\nname = {name:?}\nrole = {role:?}\nkey = {key:?}\n");
         }
-        fs::write(ceremony.at("roster.toml"), roster).unwrap();
-        ceremony
+        fs::write(self.at("roster.toml"), roster).unwrap();
+        self
     }
 
     /// That has begun.
     fn begun() -> Self {
         let ceremony = Self::prepared();
-        ceremony.well("begin", ALL, &["--roster", ceremony.at("roster.toml").to_str().unwrap()]);
+        ceremony.begin();
         ceremony
+    }
+
+    pub(crate) fn begin(&self) {
+        self.well("begin", ALL, &["--roster", self.at("roster.toml").to_str().unwrap()]);
     }
 
     pub(crate) fn directory(&self) -> &Path {
@@ -73,19 +92,32 @@ impl Ceremony {
     }
 
     fn person(&self, name: &str) -> String {
-        let key = self.at(&format!("{name}.key"));
-        let made = pinseal().args(["ceremony", "person", "--out"]).arg(key).output().unwrap();
-        assert!(made.status.success());
+        let key = self.key_of(name);
+        let home = if key.exists() { "--token" } else { "--out" };
+        let made = self.person_command(home, &key).output().unwrap();
+        assert!(made.status.success(), "{}", said(&made));
         String::from_utf8(made.stdout).unwrap().trim().to_owned()
     }
 
-    fn command(&self, step: &str, present: &[&str], arguments: &[&str]) -> Command {
+    /// The file that holds somebody's key; or names their token, where they have one.
+    pub(crate) fn key_of(&self, name: &str) -> PathBuf {
+        let token = self.at(&format!("{name}.toml"));
+        if token.exists() { token } else { self.at(&format!("{name}.key")) }
+    }
+
+    pub(crate) fn person_command(&self, argument: &str, file: &Path) -> Command {
+        let mut command = pinseal();
+        command.envs(self.environment.clone()).args(["ceremony", "person", argument]).arg(file);
+        command
+    }
+
+    pub(crate) fn command(&self, step: &str, present: &[&str], arguments: &[&str]) -> Command {
         let mut command = pinseal();
         command.envs(self.environment.clone());
         command.args(["ceremony", step, "--config"]).arg(self.at("engine.toml"));
         command.arg("--transcript").arg(self.at("transcript.jsonl"));
         for name in present {
-            command.arg("--present").arg(self.at(&format!("{name}.key")));
+            command.arg("--present").arg(self.key_of(name));
         }
         command.args(arguments);
         command
@@ -116,11 +148,11 @@ impl Ceremony {
         child.wait_with_output().unwrap()
     }
 
-    fn transcript(&self) -> String {
+    pub(crate) fn transcript(&self) -> String {
         fs::read_to_string(self.at("transcript.jsonl")).unwrap()
     }
 
-    fn verify(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn verify(&self, arguments: &[&str]) -> Output {
         pinseal().args(["ceremony", "verify"]).arg(self.at("transcript.jsonl")).args(arguments).output().unwrap()
     }
 
@@ -136,7 +168,7 @@ fn pinseal() -> Command {
     Command::new(env!("CARGO_BIN_EXE_pinseal"))
 }
 
-fn said(output: &Output) -> String {
+pub(crate) fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
@@ -156,7 +188,7 @@ impl Rehearsed {
         Self { directory }
     }
 
-    fn transcript(&self) -> String {
+    pub(crate) fn transcript(&self) -> String {
         fs::read_to_string(self.directory.path().join("transcript.jsonl")).unwrap()
     }
 
@@ -394,12 +426,12 @@ fn a_component_that_is_mistyped_or_entered_twice_loads_nothing() {
 }
 
 /// A terminal with a scrollback, with a shell in it.
-struct Terminal {
+pub(crate) struct Terminal {
     socket: PathBuf,
 }
 
 impl Terminal {
-    fn open(directory: &Path) -> Self {
+    pub(crate) fn open(directory: &Path) -> Self {
         let terminal = Self { socket: directory.join("tmux.socket") };
         let opened = terminal.tmux(&["-f", "/dev/null", "new-session", "-d", "-x", "160", "-y", "30", "sh"]);
         assert!(opened.status.success(), "{}", said(&opened));
@@ -411,17 +443,17 @@ impl Terminal {
         tmux.expect("tmux is missing: install it (Debian: tmux)")
     }
 
-    fn types(&self, text: &str) {
+    pub(crate) fn types(&self, text: &str) {
         assert!(self.tmux(&["send-keys", "-l", text]).status.success());
         assert!(self.tmux(&["send-keys", "Enter"]).status.success());
     }
 
     /// What can be seen, and what can be scrolled back to.
-    fn shows(&self) -> String {
+    pub(crate) fn shows(&self) -> String {
         String::from_utf8(self.tmux(&["capture-pane", "-p", "-J", "-S", "-"]).stdout).unwrap()
     }
 
-    fn until(&self, text: &str) -> String {
+    pub(crate) fn until(&self, text: &str) -> String {
         for _ in 0..2_000 {
             let shown = self.shows();
             if shown.contains(text) {

@@ -24,6 +24,7 @@ mod kill;
 mod known;
 mod memory;
 mod no_trace;
+mod person_token;
 mod race;
 mod real_token;
 mod rotation;

@@ -229,9 +229,7 @@ impl RealToken {
 
     /// Another user PIN in the file.
     pub(crate) fn write_pin(&self, pin: &str) {
-        let mut file = std::fs::File::options();
-        let file = file.write(true).create(true).truncate(true).mode(0o600).open(self.path("pin"));
-        std::io::Write::write_all(&mut file.unwrap(), pin.as_bytes()).unwrap();
+        write_private(&self.path("pin"), pin);
     }
 
     /// `pinseal token …` with these lines of configuration: whether it went well, and all it said.
@@ -255,8 +253,33 @@ impl RealToken {
         config
     }
 
+    /// A person's token beside it, of the same module, with a user PIN of its own; and the file that names it.
+    pub(crate) fn of_a_person(&self, name: &str) -> PathBuf {
+        let mut initialise = Command::new("softhsm2-util");
+        initialise.args(["--init-token", "--free", "--label", name, "--pin", "1357", "--so-pin", "97531"]);
+        let initialised = initialise.envs(self.environment()).output().unwrap();
+        assert!(initialised.status.success(), "{initialised:?}");
+        let (file, pin) = (self.path(&format!("{name}.toml")), self.path(&format!("{name}.pin")));
+        write_private(&pin, "1357");
+        let module = &self.module;
+        let named = format!("[token]\nmodule = {module:?}\nlabel = {name:?}\nuser_pin = {{ file = {pin:?} }}\n");
+        std::fs::write(&file, named).unwrap();
+        file
+    }
+
+    /// Another user PIN in the file of a person's token.
+    pub(crate) fn write_pin_of(&self, name: &str, pin: &str) {
+        write_private(&self.path(&format!("{name}.pin")), pin);
+    }
+
     /// A file beside it.
     fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
+}
+
+fn write_private(path: &Path, text: &str) {
+    let mut file = std::fs::File::options();
+    let file = file.write(true).create(true).truncate(true).mode(0o600).open(path);
+    std::io::Write::write_all(&mut file.unwrap(), text.as_bytes()).unwrap();
 }

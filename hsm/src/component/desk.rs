@@ -1,5 +1,5 @@
 //! Where a custodian sits: a terminal, on which a component is typed without echo and shown on a screen of its own that
-//! leaves nothing behind; or pipes, for rehearsals and scripts.
+//! leaves nothing behind; or pipes, for rehearsals and scripts. The user PIN of a person's token is typed there too.
 
 use std::{
     fs::{File, OpenOptions},
@@ -9,8 +9,10 @@ use std::{
 
 use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr};
 
+use zeroize::Zeroizing;
+
 use super::ComponentError;
-use crate::{check_value::CheckValue, clear::ClearBytes};
+use crate::{check_value::CheckValue, clear::ClearBytes, config::SlotName};
 
 /// The most characters of a typed line: 64 digits, and spaces between them.
 const LINE_CHARACTERS_MAX: usize = 192;
@@ -65,6 +67,15 @@ impl Desk {
             count += 1;
         }
         if count == wanted { Ok(()) } else { Err(ComponentError::Digits { wanted }) }
+    }
+
+    /// A user PIN; none where nothing was typed, or it is no text.
+    pub(crate) fn ask_user_pin(&mut self, token: &SlotName) -> Result<Option<Zeroizing<String>>, ComponentError> {
+        self.say(&format!("user PIN of the token with the {token} (it is not shown): "))?;
+        let mut line = ClearBytes::zeroed(LINE_CHARACTERS_MAX);
+        let typed = self.read_line(&mut line)?;
+        let text = line.bytes().get(..typed).and_then(|typed| str::from_utf8(typed).ok());
+        Ok(text.filter(|text| !text.is_empty()).map(|text| Zeroizing::new(text.to_owned())))
     }
 
     pub(super) fn ask_check_value(&mut self, custodian: &str, number: usize) -> Result<Vec<u8>, ComponentError> {

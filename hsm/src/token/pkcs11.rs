@@ -11,6 +11,7 @@ mod host_level;
 mod keys;
 mod link;
 mod objects;
+mod person;
 mod register;
 mod token_level;
 
@@ -30,6 +31,8 @@ use self::{
 pub(crate) use self::{
     custody::Custody,
     examine::{ability, examine},
+    link::OwnToken,
+    person::SigningKey,
 };
 use super::{HostLevel, TdesBudget, Token, TokenLevel, software::joined};
 use crate::{

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     binding::Level,
-    config::{KeyHandling, Pkcs11, SlotName},
+    config::{KeyHandling, Pkcs11, SlotName, TokenPlace},
     error::Error,
     keyring::{KeyInfo, KeyName},
     open_error::Pkcs11Error,
@@ -110,7 +110,7 @@ impl<L: LevelKeys> Link<L> {
             State::Down { wait, .. } => *wait,
         };
         // A module that speaks to its token over a socket, or a network, finds it again by this alone.
-        finalize(&self.config);
+        finalize(&self.config.place);
         match Connection::open(&self.config, Some(&self.in_use)) {
             Ok((connection, ..)) => {
                 let connection = Arc::new(connection);
@@ -145,7 +145,7 @@ pub(super) struct Words {
 
 /// Logs in to look at a token.
 pub(super) fn look(config: &Pkcs11) -> Result<(Session, Option<Arc<Functions>>, Words), Pkcs11Error> {
-    let (Loaded { module, functions }, slot) = find_slot(config)?;
+    let (Loaded { module, functions }, slot) = find_slot(&config.place)?;
     let library = module.get_library_info().map_err(call_failed("C_GetInfo"))?;
     let mut words = match module.get_token_info(slot) {
         Ok(info) => vec![
@@ -166,10 +166,44 @@ pub(super) fn look(config: &Pkcs11) -> Result<(Session, Option<Arc<Functions>>, 
 
 /// Logs in to make keys.
 pub(super) fn look_to_write(config: &Pkcs11) -> Result<(Session, Option<Arc<Functions>>), Pkcs11Error> {
-    let (Loaded { module, functions }, slot) = find_slot(config)?;
+    let (Loaded { module, functions }, slot) = find_slot(&config.place)?;
     let session = module.open_rw_session(slot).map_err(call_failed("C_OpenSession"))?;
     log_in(&module, slot, &session, config)?;
     Ok((session, functions))
+}
+
+/// A token that is one person's, found.
+pub(crate) struct OwnToken {
+    loaded: Loaded,
+    slot: Slot,
+}
+
+impl OwnToken {
+    /// Finds it; nobody is logged in to it yet.
+    pub(crate) fn find(place: &TokenPlace) -> Result<Self, Pkcs11Error> {
+        let (loaded, slot) = find_slot(place)?;
+        Ok(Self { loaded, slot })
+    }
+
+    /// Logs in to sign. Refused where this process is logged in: of a PIN that was not tried nobody knows whose it is.
+    pub(super) fn log_in(&self, user_pin: &str) -> Result<(Session, Option<Arc<Functions>>), Pkcs11Error> {
+        self.logged_in(self.loaded.module.open_ro_session(self.slot), user_pin)
+    }
+
+    /// The same, to make a key.
+    pub(super) fn log_in_to_write(&self, user_pin: &str) -> Result<(Session, Option<Arc<Functions>>), Pkcs11Error> {
+        self.logged_in(self.loaded.module.open_rw_session(self.slot), user_pin)
+    }
+
+    fn logged_in(
+        &self,
+        session: Result<Session, CallError>,
+        user_pin: &str,
+    ) -> Result<(Session, Option<Arc<Functions>>), Pkcs11Error> {
+        let session = session.map_err(call_failed("C_OpenSession"))?;
+        log_in_first(&self.loaded.module, self.slot, &session, user_pin)?;
+        Ok((session, self.loaded.functions.clone()))
+    }
 }
 
 /// The keys of a level as they are to be used, none of them unsafe.
@@ -255,7 +289,7 @@ fn exchanged(register: &Register, references: &KeyReferences) -> Option<String> 
 
 impl<L: LevelKeys> Connection<L> {
     fn open(config: &Pkcs11, in_use: Option<&InUse>) -> Result<(Self, InUse, KeyReferences), Pkcs11Error> {
-        let (Loaded { module, functions }, slot) = find_slot(config)?;
+        let (Loaded { module, functions }, slot) = find_slot(&config.place)?;
         let management = module.open_ro_session(slot).map_err(call_failed("C_OpenSession"))?;
         log_in(&module, slot, &management, config)?;
         let calls = Calls::new(&management, functions.as_deref());
@@ -290,17 +324,17 @@ struct Loaded {
 static MODULES: OnceLock<Mutex<HashMap<PathBuf, Loaded>>> = OnceLock::new();
 
 /// Ends a module, to be initialised anew. The caller has no session with it, and no call under way.
-fn finalize(config: &Pkcs11) {
+fn finalize(place: &TokenPlace) {
     let modules = locked(MODULES.get_or_init(Mutex::default));
-    if let Some(loaded) = modules.get(&config.module) {
+    if let Some(loaded) = modules.get(&place.module) {
         // One that refuses is initialised still, and will say so.
         let _ = loaded.module.clone().finalize();
     }
 }
 
-/// The module of a configuration, loaded and initialised.
-fn load(config: &Pkcs11) -> Result<Loaded, Pkcs11Error> {
-    let path = &config.module;
+/// The module of a token, loaded and initialised.
+fn load(place: &TokenPlace) -> Result<Loaded, Pkcs11Error> {
+    let path = &place.module;
     let failed = |error: CallError| Pkcs11Error::Module { path: path.to_owned(), reason: error.to_string() };
     let mut modules = locked(MODULES.get_or_init(Mutex::default));
     let mut loaded = match modules.get(path) {
@@ -311,7 +345,7 @@ fn load(config: &Pkcs11) -> Result<Loaded, Pkcs11Error> {
         }
     };
     // Again for one that was finalised behind our back; the others say that they are initialised already.
-    match initialize(&loaded.module, config.module_parameters.as_deref()) {
+    match initialize(&loaded.module, place.module_parameters.as_deref()) {
         Ok(()) | Err(CallError::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
         Err(error) => return Err(failed(error)),
     }
@@ -320,15 +354,15 @@ fn load(config: &Pkcs11) -> Result<Loaded, Pkcs11Error> {
     Ok(loaded)
 }
 
-fn find_slot(config: &Pkcs11) -> Result<(Loaded, Slot), Pkcs11Error> {
-    let loaded = load(config)?;
+fn find_slot(place: &TokenPlace) -> Result<(Loaded, Slot), Pkcs11Error> {
+    let loaded = load(place)?;
     let module = &loaded.module;
     let slots = module.get_slots_with_token().map_err(call_failed("C_GetSlotList"))?;
     let (mut matching, mut present) = (Vec::new(), Vec::new());
     for slot in slots {
         // Of openCryptoki 3.8 the words can't be read: its clock does not keep to PKCS#11.
         let info = module.get_token_info(slot).ok();
-        let found = match &config.slot {
+        let found = match &place.slot {
             SlotName::Label(label) => info.as_ref().is_some_and(|info| info.label() == label),
             SlotName::Serial(serial) => info.as_ref().is_some_and(|info| info.serial_number() == serial),
             SlotName::Number(number) => slot.id() == *number,
@@ -347,15 +381,23 @@ fn find_slot(config: &Pkcs11) -> Result<(Loaded, Slot), Pkcs11Error> {
     match matching[..] {
         [slot] => Ok((loaded, slot)),
         _ => Err(Pkcs11Error::Slot {
-            slot: config.slot.to_string(),
+            slot: place.slot.to_string(),
             found: matching.len(),
             present: if present.is_empty() { "none: no token is initialised".into() } else { present.join(", ") },
         }),
     }
 }
 
-/// One try, and none where it could be the last: a wrong PIN must not lock a token by being tried again and again.
+/// Logs in, where this process may be logged in already.
 fn log_in(module: &Module, slot: Slot, session: &Session, config: &Pkcs11) -> Result<(), Pkcs11Error> {
+    match log_in_first(module, slot, session, &config.user_pin) {
+        Err(Pkcs11Error::LoggedIn) => Ok(()),
+        done => done,
+    }
+}
+
+/// One try, and none where it could be the last: a wrong PIN must not lock a token by being tried again and again.
+fn log_in_first(module: &Module, slot: Slot, session: &Session, user_pin: &str) -> Result<(), Pkcs11Error> {
     if let Ok(info) = module.get_token_info(slot) {
         if info.user_pin_locked() {
             return Err(Pkcs11Error::Locked);
@@ -364,9 +406,10 @@ fn log_in(module: &Module, slot: Slot, session: &Session, config: &Pkcs11) -> Re
             return Err(Pkcs11Error::LastTry);
         }
     }
-    let pin = AuthPin::from(config.user_pin.as_str());
+    let pin = AuthPin::from(user_pin);
     match session.login(UserType::User, Some(&pin)) {
-        Ok(()) | Err(CallError::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Ok(()),
+        Ok(()) => Ok(()),
+        Err(CallError::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Err(Pkcs11Error::LoggedIn),
         Err(CallError::Pkcs11(RvError::PinIncorrect | RvError::PinLenRange | RvError::PinInvalid, _)) => {
             Err(Pkcs11Error::WrongPin)
         }
