@@ -77,7 +77,24 @@ fn low<T: DeserializeOwned + Default>(path: Option<&Path>) -> Result<T, ConfigEr
     let Some(path) = path else { return Ok(T::default()) };
     let text =
         std::fs::read_to_string(path).map_err(|error| ConfigError::Unreadable { path: path.to_owned(), error })?;
-    toml::from_str(&text).map_err(|error| ConfigError::Malformed { path: path.to_owned(), message: error.to_string() })
+    toml::from_str(&text)
+        .map_err(|error| ConfigError::Malformed { path: path.to_owned(), message: told(&text, &error) })
+}
+
+/// Where a file is wrong and what would be right, but no value of it: that may be a PIN or a token where none belongs.
+fn told(text: &str, error: &toml::de::Error) -> String {
+    let line = line_of(text, error);
+    let message = error.message();
+    match message.split_once(", expected ") {
+        Some((found, expected)) if !found.starts_with("unknown field") => format!("line {line}: expected {expected}"),
+        _ => format!("line {line}: {message}"),
+    }
+}
+
+/// 1, 2, 3 …
+fn line_of(text: &str, error: &toml::de::Error) -> usize {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    before.matches('\n').count() + 1
 }
 
 /// A number within its range.
@@ -90,4 +107,31 @@ fn within<T: PartialOrd + std::fmt::Display>(
         return Ok(value);
     }
     Err(ConfigError::value(key, format!("{value} is not within {} to {}", range.start(), range.end())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_that_stands_in_the_file_itself_is_refused_by_its_line_and_not_repeated() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("engine.toml");
+        for wrong in ["user_pin = \"2468\"", "user_pin = 2468", "user_pin = { file = 2468 }", "user_pin = \"24\\\"68\""]
+        {
+            std::fs::write(&path, format!("[token]\nmodule = \"m.so\"\nlabel = \"a\"\n{wrong}\n")).unwrap();
+            let refused = Engine::load(Some(&path)).err().unwrap().to_string();
+            assert!(refused.contains("line 4"), "{refused}");
+            assert!(!refused.contains("2468") && !refused.contains("68"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_word_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("engine.toml");
+        std::fs::write(&path, "listen = \"127.0.0.1:0\"\nlissen = 1\n").unwrap();
+        let refused = Engine::load(Some(&path)).err().unwrap().to_string();
+        assert!(refused.contains("line 2: unknown field `lissen`"), "{refused}");
+    }
 }

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use futures::{StreamExt, stream};
 use hsm::{Account, AccountNumber, DeviceKey, EncryptedBlock, PinRecord, Refusal, SealedAccount, SealedKey};
 use thiserror::Error;
 
@@ -23,6 +24,8 @@ use crate::{
 
 /// How often a block is judged again because a newer tzpk, or a twin of the request, came between.
 const JUDGEMENTS_MAX: u32 = 4;
+/// How many records are made anew at a time: a share of what may wait for a token.
+const REMADE_AT_ONCE: usize = 32;
 
 /// The use cases over one boundary and one store.
 pub struct Pins {
@@ -184,8 +187,11 @@ impl Pins {
         let checked = u64::try_from(pins.len()).unwrap_or(u64::MAX);
         let mut page = RemadePage { last: pins.last().map(|(card, _)| *card), checked, remade: 0, failed: 0 };
         let mut remade = Vec::new();
-        for (card, pin) in pins {
-            match self.remade(&card, &pin).await {
+        // Many at a time: a boundary in a process of its own does all that has arrived at one wake-up.
+        let each = |(card, pin): (CardKey, StoredPin)| async move { (self.remade(&card, &pin).await, card, pin) };
+        let mut all = stream::iter(pins.into_iter().map(each)).buffered(REMADE_AT_ONCE);
+        while let Some((outcome, card, pin)) = all.next().await {
+            match outcome {
                 Ok(None) => {}
                 Ok(Some(after)) => remade.push(RemadePin { card, before: pin.record, after }),
                 Err(error @ (hsm::Error::Unavailable { .. } | hsm::Error::Busy { .. })) => return Err(error.into()),

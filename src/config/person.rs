@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::{
     ConfigError,
     hsm::{place, slot},
+    line_of,
     secret::SecretSource,
 };
 
@@ -42,8 +43,7 @@ pub fn person_token(path: &Path, text: &str) -> Result<hsm::PersonToken, ConfigE
 
 /// Where it is wrong, and what would be right; not what is there.
 fn malformed(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
-    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
-    let line = before.matches('\n').count() + 1;
+    let line = line_of(text, error);
     let message = format!(
         "neither a person's key, of 32 bytes, nor a file that names a token (line {line}): that is [token] with module, one \
          of label, serial and slot, and, unless it is to be typed, user_pin = {{ file = \"…\" }}"
