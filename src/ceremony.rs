@@ -1,4 +1,4 @@
-//! The key ceremony: the custodians of a vault's keys, what each may do with whom, and the transcript of what was done.
+//! The key ceremony: the custodians of the keys of a vault or a token, what each may do with whom, and the transcript of what was done.
 //!
 //! ```text
 //! command ──▶ roster (who is there, is that enough) ──▶ hsm::KeyStore (the keys) ──▶ transcript (signed, chained)

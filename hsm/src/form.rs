@@ -1,6 +1,4 @@
-//! In which form a PIN is kept, and under which version of its storage key.
-
-use crate::sealed::KeyReference;
+//! In which form a PIN is kept.
 
 /// In which form PINs are kept from now on. Records of every form of the same level go on being read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,25 +74,6 @@ impl Form {
             Self::Iso4 => "ISO 9564 format 4",
             Self::Iso3 => "ISO 9564 format 3",
             Self::Iso0 => "ISO 9564 format 0",
-        }
-    }
-}
-
-/// The versions of the storage keys that new records are made under. Of a form that its level does not make, any.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct StorageVersions {
-    pub(crate) wrapped: KeyReference,
-    pub(crate) iso_4: KeyReference,
-    /// Of ISO-3 and ISO-0 blocks.
-    pub(crate) tdes: KeyReference,
-}
-
-impl StorageVersions {
-    pub(crate) fn of(&self, form: Form) -> KeyReference {
-        match form {
-            Form::Wrapped => self.wrapped,
-            Form::Iso4 => self.iso_4,
-            Form::Iso3 | Form::Iso0 => self.tdes,
         }
     }
 }

@@ -20,9 +20,9 @@ use crate::{
     check_value::CheckValue,
     clear::{Clear, ClearBytes, Tzpk},
     config::Vault,
-    form::StorageVersions,
     keyblock::{Family, check_bytes},
     sealed::KeyReference,
+    status::StorageVersions,
     vault::{self, Contents, VaultError, VaultWrite},
     versioned::Versioned,
 };

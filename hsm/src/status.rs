@@ -2,8 +2,8 @@
 
 use crate::{
     binding::{Isolation, Level},
-    form::{Form, StorageVersions},
-    sealed::PinRecord,
+    form::Form,
+    sealed::{KeyReference, PinRecord},
 };
 
 /// What a boundary is and promises; nothing in it is secret.
@@ -112,5 +112,24 @@ impl Status {
             lines.push("not promised: keys are in memory alone, and are gone when its process ends".into());
         }
         lines
+    }
+}
+
+/// The versions of the storage keys that new records are made under. Of a form that its level does not make, any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StorageVersions {
+    pub(crate) wrapped: KeyReference,
+    pub(crate) iso_4: KeyReference,
+    /// Of ISO-3 and ISO-0 blocks.
+    pub(crate) tdes: KeyReference,
+}
+
+impl StorageVersions {
+    pub(crate) fn of(&self, form: Form) -> KeyReference {
+        match form {
+            Form::Wrapped => self.wrapped,
+            Form::Iso4 => self.iso_4,
+            Form::Iso3 | Form::Iso0 => self.tdes,
+        }
     }
 }

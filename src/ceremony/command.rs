@@ -63,7 +63,7 @@ enum Command {
     /// Make somebody's own key, which signs what was done while they were there; print its public half
     #[command(after_help = PERSON_TOKEN)]
     Person(PersonArguments),
-    /// Begin: give the vault into the custody of a roster, and open a transcript
+    /// Begin: give the vault or token into the custody of a roster, and open a transcript
     Begin {
         #[command(flatten)]
         at: At,
@@ -172,7 +172,7 @@ enum Command {
         #[command(flatten)]
         at: At,
     },
-    /// List the keys of a vault: what they are for, algorithm, check value, what has become of them and when
+    /// List the keys: what they are for, algorithm, check value, what has become of them and when
     List {
         /// The engine's configuration: its [vault] or [token] says where the keys are
         #[arg(long, value_name = "FILE")]
@@ -512,7 +512,7 @@ pub enum CeremonyError {
     /// The configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The vault, the transcript, who is there.
+    /// The keys, the transcript, who is there.
     #[error(transparent)]
     Session(#[from] SessionError),
     /// The keys.

@@ -101,7 +101,7 @@ impl Roster {
         Ok(())
     }
 
-    /// SHA-256 of it: what a vault in its custody remembers.
+    /// SHA-256 of it: what a vault or token in its custody remembers.
     pub fn hash(&self) -> [u8; 32] {
         let text = serde_json::to_string(self).unwrap_or_default();
         Sha256::digest(text).into()

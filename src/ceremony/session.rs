@@ -1,7 +1,7 @@
-//! A ceremony under way: who is there, the vault, and the transcript, all of which agree.
+//! A ceremony under way: who is there, the vault or token, and the transcript, all of which agree.
 //!
-//! A step is on disk in this order: its line in a file beside the transcript, the vault with the line's hash, the line in
-//! the transcript. Whoever finds the first two without the third finishes what was begun.
+//! A step is kept in this order: its line in a file beside the transcript, the vault or the token's register with the line's
+//! hash, the line in the transcript. Whoever finds the first two without the third finishes what was begun.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -31,7 +31,7 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Begins a ceremony: a new transcript, and the vault in the custody of a roster. The deed is to be recorded first.
+    /// Begins a ceremony: a new transcript, and the keys in the custody of a roster. The deed is to be recorded first.
     pub(super) fn begin(
         mut store: KeyStore,
         transcript: &Path,
@@ -180,7 +180,7 @@ pub enum SessionError {
     /// Somebody's key.
     #[error(transparent)]
     Person(#[from] BringError),
-    /// The vault.
+    /// The keys.
     #[error(transparent)]
     Store(#[from] KeyStoreError),
     /// A file.

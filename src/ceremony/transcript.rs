@@ -4,7 +4,7 @@
 //! {"entry":{"number":1,"previous":"…","at":"…","present":["alice",…],"did":"make-key",…},"hash":"…","signatures":["…",…]}
 //! ```
 //! `hash` is SHA-256 of the entry's own bytes, `previous` the hash of the line before it (of a ceremony's first line, the
-//! hash the vault remembered). A line is taken only as it would be written: any other byte in it is found.
+//! hash the vault or token remembered). A line is taken only as it would be written: any other byte in it is found.
 
 use std::collections::HashMap;
 

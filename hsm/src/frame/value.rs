@@ -6,12 +6,12 @@ use crate::{
     binding::{Binding, CardBinding, Isolation, Level, OwnedBinding, Purpose},
     check_value::CheckValue,
     device_key::DeviceKey,
-    form::{Form, StorageVersions},
+    form::Form,
     outcome::{Accepted, Issued, Revealed},
     sealed::{
         EncryptedBlock, KeyReference, PinRecord, SealedAccount, SealedKey, form_code, form_of, level_code, level_of,
     },
-    status::{MemoryLock, Persistence, Status},
+    status::{MemoryLock, Persistence, Status, StorageVersions},
 };
 
 /// A value that crosses between the processes.

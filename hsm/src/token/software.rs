@@ -25,9 +25,10 @@ use crate::{
     clear::{Block, Clear, Tzpk, WideBlock},
     device_key::DeviceKey,
     error::Error,
-    form::{Form, StorageVersions},
+    form::Form,
     keyring::{Keys, Versions},
     sealed::{ACCOUNT_BYTES, Bound, KeyReference, NONCE_BYTES, RECORD_MESSAGE_BYTES_MAX, SealedTzpk, TAG_BYTES},
+    status::StorageVersions,
     versioned::Versioned,
 };
 

@@ -6,13 +6,7 @@
 use std::sync::Arc;
 
 use aws_lc_rs::key_wrap::{AES_256, AesKek, KeyWrap};
-use cryptoki::{
-    error::Error as CallError,
-    mechanism::Mechanism,
-    object::{Attribute, KeyType, ObjectClass, ObjectHandle},
-    session::Session,
-};
-use zeroize::Zeroizing;
+use cryptoki::{mechanism::Mechanism, object::ObjectHandle, session::Session};
 
 use super::{
     calls::{Calls, Functions},
@@ -86,7 +80,8 @@ impl Custody {
         let key = self.object(&info.name, info.version)?;
         let mut wrapping = Clear::<32>::zeroed();
         self.session.generate_random_slice(wrapping.bytes_mut()).map_err(call_failed("C_GenerateRandom"))?;
-        let object = self.wrapping_object(&wrapping).map_err(call_failed("C_CreateObject"))?;
+        let object =
+            SessionObject::import_wrapping_key(self.calls(), &wrapping).map_err(call_failed("C_CreateObject"))?;
         let wrapped = self.session.wrap_key(&Mechanism::AesKeyWrap, object.handle, key);
         let wrapped = wrapped.map_err(call_failed("C_WrapKey"))?;
         if wrapped.len() != info.algorithm.bytes() + KEY_WRAP_BYTES {
@@ -163,25 +158,6 @@ impl Custody {
             }
         }
         Ok(keyring)
-    }
-
-    fn wrapping_object(&self, key: &Clear<32>) -> Result<SessionObject<'_>, CallError> {
-        let template = [
-            Attribute::Class(ObjectClass::SECRET_KEY),
-            Attribute::KeyType(KeyType::AES),
-            Attribute::Token(false),
-            Attribute::Private(true),
-            Attribute::Sensitive(true),
-            Attribute::Extractable(false),
-            Attribute::Encrypt(false),
-            Attribute::Decrypt(false),
-            Attribute::Wrap(true),
-            Attribute::Value(key.bytes().to_vec()),
-        ];
-        let made = self.session.create_object(&template);
-        let [.., Attribute::Value(value)] = template else { return Err(CallError::InvalidValue) };
-        drop(Zeroizing::new(value));
-        Ok(SessionObject { session: self.calls(), handle: made? })
     }
 }
 

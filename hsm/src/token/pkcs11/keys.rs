@@ -8,18 +8,18 @@ use cryptoki::{
     object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle},
     session::Session,
 };
-use zeroize::Zeroizing;
 
-use super::{calls::Calls, failure::call_failed};
+use super::{calls::Calls, failure::call_failed, objects::create_of};
 use crate::{
     binding::Level,
     check_value::CheckValue,
     clear::{Clear, ClearBytes},
     config::Pkcs11,
-    form::{Form, StorageVersions},
+    form::Form,
     keyring::{EXCHANGE_ALGORITHMS, KeyAlgorithm, KeyName, NewKey, Travels, Versions, ZONE_ALGORITHMS},
     open_error::Pkcs11Error,
     sealed::KeyReference,
+    status::StorageVersions,
     versioned::Versioned,
 };
 
@@ -464,12 +464,7 @@ pub(super) fn bring_in(
 ) -> Result<ObjectHandle, CallError> {
     let mut template = template(new, level);
     template.push(Attribute::KeyType(key_type(new.algorithm)));
-    template.push(Attribute::Value(key.bytes().to_vec()));
-    let made = session.create_object(&template);
-    if let Some(Attribute::Value(value)) = template.pop() {
-        drop(Zeroizing::new(value));
-    }
-    made
+    create_of(session, template, key.bytes())
 }
 
 /// Of AES the first 3 bytes of CMAC over 16 zero bytes, of 3DES those of the encrypted zero block, of HMAC those of it over

@@ -9,11 +9,12 @@ use cryptoki::{
         rsa::{PkcsMgfType, PkcsOaepParams, PkcsOaepSource},
     },
     object::{Attribute, KeyType, ObjectClass, ObjectHandle},
+    session::Session,
 };
 use zeroize::Zeroizing;
 
 use super::calls::Calls;
-use crate::clear::Tzpk;
+use crate::clear::{Clear, Tzpk};
 
 /// Bytes of a double-length key under `CKM_AES_KEY_WRAP` (RFC 3394): the key and 8 more.
 pub(super) const WRAPPED_TZPK_BYTES: usize = 24;
@@ -29,7 +30,7 @@ pub(super) struct SessionObject<'a> {
 impl<'a> SessionObject<'a> {
     /// A tzpk made on the host, that can do nothing but be wrapped.
     pub(super) fn import_tzpk(session: Calls<'a>, tzpk: &Tzpk) -> Result<Self, CallError> {
-        let template = [
+        let template = vec![
             Attribute::Class(ObjectClass::SECRET_KEY),
             Attribute::KeyType(KeyType::DES2),
             Attribute::Token(false),
@@ -38,12 +39,26 @@ impl<'a> SessionObject<'a> {
             Attribute::Extractable(true),
             Attribute::Encrypt(false),
             Attribute::Decrypt(false),
-            Attribute::Value(tzpk.bytes().to_vec()),
         ];
-        let made = session.create_object(&template);
-        let [.., Attribute::Value(value)] = template else { return made.map(|handle| Self { session, handle }) };
-        drop(Zeroizing::new(value));
-        made.map(|handle| Self { session, handle })
+        let handle = create_of(&session, template, tzpk.bytes())?;
+        Ok(Self { session, handle })
+    }
+
+    /// An AES-256 key made on the host, that can do nothing but wrap, and not leave again.
+    pub(super) fn import_wrapping_key(session: Calls<'a>, key: &Clear<32>) -> Result<Self, CallError> {
+        let template = vec![
+            Attribute::Class(ObjectClass::SECRET_KEY),
+            Attribute::KeyType(KeyType::AES),
+            Attribute::Token(false),
+            Attribute::Private(true),
+            Attribute::Sensitive(true),
+            Attribute::Extractable(false),
+            Attribute::Encrypt(false),
+            Attribute::Decrypt(false),
+            Attribute::Wrap(true),
+        ];
+        let handle = create_of(&session, template, key.bytes())?;
+        Ok(Self { session, handle })
     }
 
     /// A tzpk that can only decrypt, and not leave again.
@@ -209,6 +224,20 @@ impl<'a> SessionObject<'a> {
         self.session.wrap(&Mechanism::RsaPkcsOaep(sha_256), device.handle, self.handle, &mut wrapped)?;
         Ok(wrapped)
     }
+}
+
+/// Creates an object of a clear value, whose copy on its way is wiped.
+pub(super) fn create_of(
+    session: &Session,
+    mut template: Vec<Attribute>,
+    value: &[u8],
+) -> Result<ObjectHandle, CallError> {
+    template.push(Attribute::Value(value.to_vec()));
+    let made = session.create_object(&template);
+    if let Some(Attribute::Value(value)) = template.pop() {
+        drop(Zeroizing::new(value));
+    }
+    made
 }
 
 impl Drop for SessionObject<'_> {
