@@ -134,24 +134,19 @@ async fn a_token_process_killed_under_load_is_found_again_and_no_acknowledged_pi
     }
 }
 
-/// Sets some PINs, gives the storage key a newer version, and waits until every PIN was made anew under it and views.
-async fn rotates(token: &RealToken, directory: &Path, newer: impl FnOnce(), lines: &str, keys: [&str; 2]) {
+/// Sets some PINs, gives the storage key a newer version while the engine serves, lets it take that up, and waits until
+/// every PIN was made anew under it and views.
+async fn rotates(token: &RealToken, directory: &Path, newer: impl FnOnce(&str), keys: [&str; 2]) {
     let device = device();
-    let start = |lines: &str| {
-        let pinseal = token.beside(env!("CARGO_BIN_EXE_pinseal"));
-        EngineProcess::start_with(pinseal, "127.0.0.1:0", directory, lines)
-    };
     let cards: Vec<_> =
         (0..24).map(|number| (format!("84{number:04}"), format!("27{:04}", number * 613 + 7))).collect();
-    let engine = start(&token.lines());
+    let engine = EngineProcess::start_on(directory, token);
     let mut client = engine.client().await;
     for (card, pin) in &cards {
         client.set(&device, card, pin).await.unwrap();
     }
-    assert_eq!(engine.terminate(), 0);
-    newer();
-
-    let engine = start(lines);
+    newer(engine.address());
+    crate::isolation::signal(engine.id(), "HUP");
     let done = "rotation: every PIN record is under the newest storage key";
     crate::isolation::soon("the rotation did not end", async || engine.log().contains(done).then_some(())).await;
     let mut client = engine.client().await;
@@ -174,18 +169,18 @@ async fn rotates(token: &RealToken, directory: &Path, newer: impl FnOnce(), line
 async fn a_storage_key_rotates_in_softhsm_by_a_ceremony() {
     let token = RealToken::with_keys(Make::SoftHsm);
     let ceremony = Ceremony::prepared_on(&token);
-    let newer = || {
+    let newer = |engine: &str| {
         ceremony.well("begin", ALL, &["--roster", ceremony.at("roster.toml").to_str().unwrap()]);
         // As a step leaves one that dies before the register tells of it.
         token.import_aes_key("pinseal storage", "730002");
         ceremony.well("make", ENOUGH, &["storage"]);
         ceremony.well("activate", ENOUGH, &["storage/2"]);
-        let refused = ceremony.refused("retire", ENOUGH, &["storage/1"]);
-        assert!(refused.contains("24 PIN records are under storage/1"), "{refused}");
+        let refused = ceremony.refused("retire", ENOUGH, &["storage/1", "--engine", engine]);
+        assert!(refused.contains("the engine does not have storage/2 in use"), "{refused}");
         let (made, told) = token.token(&["make-keys"], &token.lines());
         assert!(!made && told.contains("in the custody of a roster"), "{told}");
     };
-    rotates(&token, ceremony.directory(), newer, &token.lines(), ["storage/1:", "storage/2:"]).await;
+    rotates(&token, ceremony.directory(), newer, ["storage/1:", "storage/2:"]).await;
     ceremony.well("retire", ENOUGH, &["storage/1"]);
     let listed = ceremony.keys();
     let told = listed.lines().find(|line| line.starts_with("storage/1")).unwrap();
@@ -198,14 +193,15 @@ async fn a_storage_key_rotates_in_softhsm_by_a_ceremony() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_storage_key_rotates_in_nss_where_no_clear_block_is_seen() {
-    let token = RealToken::with_keys(Make::Nss);
-    let lines = token.lines().replace("[token]\n", "[token]\nstorage_key_versions = [1, 2]\n");
-    let newer = || {
-        let (made, told) = token.token(&["make-keys"], &lines);
+    let (token, directory) = (RealToken::with_keys(Make::Nss), tempfile::tempdir().unwrap());
+    let both = |lines: &str| lines.replace("[token]\n", "[token]\nstorage_key_versions = [1, 2]\n");
+    let newer = |_: &str| {
+        let (made, told) = token.token(&["make-keys"], &both(&token.lines()));
         assert!(made && told.contains("storage-wrapped/2"), "{told}");
+        let config = directory.path().join("engine.toml");
+        std::fs::write(&config, both(&std::fs::read_to_string(&config).unwrap())).unwrap();
     };
-    let directory = tempfile::tempdir().unwrap();
-    rotates(&token, directory.path(), newer, &lines, ["storage-wrapped/1", "storage-wrapped/2"]).await;
+    rotates(&token, directory.path(), newer, ["storage-wrapped/1", "storage-wrapped/2"]).await;
 }
 
 #[test]
