@@ -266,7 +266,7 @@ async fn pump(lane: &Lane, stream: &UnixStream, late: &mut Interval) -> io::Resu
                 receive(lane, stream, &mut arrived)?;
             }
             () = lane.wake.notified() => {}
-            _ = late.tick() => lane.state().give_up(monotonic_milliseconds()),
+            _ = late.tick() => give_up(lane, stream, &mut arrived)?,
         }
     }
 }
@@ -289,7 +289,7 @@ async fn write_all(
                         readable?;
                         receive(lane, stream, arrived)?;
                     }
-                    _ = late.tick() => lane.state().give_up(monotonic_milliseconds()),
+                    _ = late.tick() => give_up(lane, stream, arrived)?,
                 }
             }
             Err(error) => return Err(error),
@@ -298,12 +298,26 @@ async fn write_all(
     Ok(())
 }
 
+/// Tells those who have waited for too long, unless their answers are there: after a stall of this thread both are due.
+fn give_up(lane: &Lane, stream: &UnixStream, arrived: &mut Vec<u8>) -> io::Result<()> {
+    while receive(lane, stream, arrived)? == Received::Some {}
+    lane.state().give_up(monotonic_milliseconds());
+    Ok(())
+}
+
+/// Whether anything had arrived.
+#[derive(PartialEq, Eq)]
+enum Received {
+    Some,
+    Nothing,
+}
+
 /// Takes in what is there, and answers those whose answers are whole.
-fn receive(lane: &Lane, stream: &UnixStream, arrived: &mut Vec<u8>) -> io::Result<()> {
+fn receive(lane: &Lane, stream: &UnixStream, arrived: &mut Vec<u8>) -> io::Result<Received> {
     match stream.try_read_buf(arrived) {
         Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
         Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Received::Nothing),
         Err(error) => return Err(error),
     }
     let mut rest = arrived.as_slice();
@@ -321,5 +335,5 @@ fn receive(lane: &Lane, stream: &UnixStream, arrived: &mut Vec<u8>) -> io::Resul
     let taken = arrived.len() - rest.len();
     arrived.drain(..taken);
     arrived.reserve(READ_BYTES.saturating_sub(arrived.len()));
-    Ok(())
+    Ok(Received::Some)
 }
