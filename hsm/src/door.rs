@@ -401,6 +401,49 @@ mod tests {
     const NSS: &str = "/usr/lib/x86_64-linux-gnu/libsoftokn3.so";
     const OPENCRYPTOKI: &str = "/usr/lib/x86_64-linux-gnu/opencryptoki/libopencryptoki.so.0";
 
+    /// Of the stack below this frame the lowest address that `work` has changed.
+    #[inline(never)]
+    fn lowest_touched(work: impl FnOnce()) -> usize {
+        const PAINTED: usize = 128 * 1024;
+        #[inline(never)]
+        fn paint() {
+            std::hint::black_box(&mut [0xA5u8; PAINTED]);
+        }
+        paint();
+        work();
+        let here = 0u8;
+        // Some of what was painted lies above this address, and the rest below it.
+        let from = std::ptr::from_ref(&here).addr() - PAINTED + 8 * 1024;
+        let mut below = vec![0; PAINTED - 10 * 1024];
+        let memory = std::fs::File::open("/proc/self/mem").unwrap();
+        std::os::unix::fs::FileExt::read_exact_at(&memory, &mut below, from as u64).unwrap();
+        from + below.iter().take_while(|byte| **byte == 0xA5).count()
+    }
+
+    /// On the software token, whose work is done on the caller's stack.
+    #[test]
+    fn the_stack_of_every_operation_is_scrubbed_to_its_end() {
+        /// Frames of the scrub itself, which hold nothing.
+        const SCRUB_BYTES: usize = 1024;
+        let (hsm, phone) = (Hsm::open(Config::default()).unwrap(), Phone::new());
+        let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
+        let block = phone.block(&issued, 0x1425_80A7_3C90_5EF1);
+        let record = now(hsm.accept(&issued.sealed, &binding(), &block, Account::PlasticId)).unwrap().record;
+        let (account, sealed) = (Account::PlasticId, &issued.sealed);
+        let operations: [(&str, &dyn Fn() -> bool); 4] = [
+            ("issue", &|| now(hsm.issue(&phone.public, &binding())).is_ok()),
+            ("accept", &|| now(hsm.accept(sealed, &binding(), &block, account)).is_ok()),
+            ("reveal", &|| now(hsm.reveal(&record, &binding(), account, &phone.public)).is_ok()),
+            ("remake", &|| now(hsm.remake(&record, CARD, account)).is_ok()),
+        ];
+        for (name, operation) in operations {
+            let lowest = lowest_touched(|| assert!(operation(), "{name}"));
+            let scrubbed_to = crate::clear::SCRUBBED_TO.get();
+            let deeper = scrubbed_to.saturating_sub(lowest);
+            assert!(deeper <= SCRUB_BYTES, "{name} went {deeper} bytes deeper than what is scrubbed");
+        }
+    }
+
     #[test]
     fn on_softhsm_the_same_suite_passes_at_level_host() {
         if env::var_os(TOKEN_VARIABLE).is_some() {
