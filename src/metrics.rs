@@ -101,7 +101,7 @@ impl Collector for Told {
             let here = u64::from(state == progress.state);
             ConstGauge::new(here).encode(family.encode_family(&[("state", state)])?)?;
         }
-        let help = "PIN records made anew under the newest storage key since the engine started";
+        let help = "PIN records made anew under the newest storage key, in the rotation that began last";
         let remade = encoder.encode_descriptor("rotation_records_remade", help, None, MetricType::Counter)?;
         ConstCounter::new(progress.remade).encode(remade)?;
         let gauges = [

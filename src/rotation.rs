@@ -92,11 +92,6 @@ impl Progress {
         Self { state: State::Running, ..Self::idle(records_a_second_max) }
     }
 
-    /// Of the next one, of an engine that may have had others.
-    fn begun_again(self) -> Self {
-        Self::begun(self.records_a_second_max)
-    }
-
     /// At the beginning of the next pass, over so many records.
     fn next_pass(self, total: u64) -> Self {
         Self { pass: self.pass.saturating_add(1), total, checked: 0, failed: 0, ..self }
@@ -112,7 +107,7 @@ pub async fn run(pins: Arc<Pins>, mut boundary: watch::Receiver<Arc<hsm::Status>
         // One that was started again with the keys it had changes nothing.
         if status.rotates() && rotated.as_deref() != Some(status.keys()) {
             rotated = Some(status.keys().to_vec());
-            told.send_modify(|progress| *progress = progress.begun_again());
+            told.send_modify(|progress| *progress = Progress::begun(progress.records_a_second_max));
             let mut rotation = Rotation { pins: Arc::clone(&pins), told: told.clone(), pace: Pace::begun() };
             if rotation.finish().await.is_err() {
                 told.send_modify(|progress| progress.state = State::Stopped);

@@ -34,28 +34,7 @@ const CONTROL_MILLISECONDS_MAX: u64 = 3_600_000;
 /// How many PIN records are under each storage key, as whoever has counted them says.
 #[derive(Default)]
 pub struct RecordsKept {
-    under: Vec<(Under, u64)>,
-}
-
-/// What names the storage key of a record.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Under {
-    form: Form,
-    level: Level,
-    version: u16,
-}
-
-impl Under {
-    fn key(self) -> (KeyName, u16) {
-        let name = match (self.level, self.form) {
-            (Level::Host, Form::Wrapped | Form::Iso4) => KeyName::Storage,
-            (Level::Host, Form::Iso3 | Form::Iso0) => KeyName::StorageTdes,
-            (Level::Token, Form::Wrapped) => KeyName::StorageWrapped,
-            (Level::Token, Form::Iso4) => KeyName::StorageIso4,
-            (Level::Token, Form::Iso3 | Form::Iso0) => KeyName::StorageIso3,
-        };
-        (name, self.version)
-    }
+    under: Vec<((KeyName, u16), u64)>,
 }
 
 impl RecordsKept {
@@ -66,7 +45,7 @@ impl RecordsKept {
 
     /// Counts so many more of a form, made at a level, under a version of its storage key.
     pub fn count_many(&mut self, form: Form, level: Level, version: u16, records: u64) {
-        let under = Under { form, level, version };
+        let under = (KeyName::storage_of(level, form), version);
         match self.under.iter_mut().find(|(found, _)| *found == under) {
             Some((_, counted)) => *counted = counted.saturating_add(records),
             None => self.under.push((under, records)),
@@ -74,8 +53,8 @@ impl RecordsKept {
     }
 
     fn under(&self, name: &KeyName, version: u16) -> u64 {
-        let of_key = self.under.iter().filter(|(under, _)| under.key() == (name.clone(), version));
-        of_key.map(|(_, records)| records).sum()
+        let of_key = self.under.iter().find(|((found, its), _)| found == name && *its == version);
+        of_key.map_or(0, |(_, records)| *records)
     }
 }
 

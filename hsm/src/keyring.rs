@@ -17,9 +17,11 @@ use std::fmt;
 use aws_lc_rs::{hmac, rand};
 
 use crate::{
+    binding::Level,
     check_value::CheckValue,
     clear::{Clear, ClearBytes, Tzpk},
     config::Vault,
+    form::Form,
     keyblock::{Family, check_bytes},
     sealed::KeyReference,
     status::StorageVersions,
@@ -138,6 +140,17 @@ impl KeyName {
     /// Whether an engine holds it all the time.
     pub(crate) fn is_an_engines(&self) -> bool {
         !matches!(self, Self::Zone(_) | Self::Exchange(_))
+    }
+
+    /// The storage key of a form, at a level.
+    pub(crate) fn storage_of(level: Level, form: Form) -> Self {
+        match (level, form) {
+            (Level::Host, Form::Wrapped | Form::Iso4) => Self::Storage,
+            (Level::Host, Form::Iso3 | Form::Iso0) => Self::StorageTdes,
+            (Level::Token, Form::Wrapped) => Self::StorageWrapped,
+            (Level::Token, Form::Iso4) => Self::StorageIso4,
+            (Level::Token, Form::Iso3 | Form::Iso0) => Self::StorageIso3,
+        }
     }
 
     /// Whether PIN records are under it.

@@ -39,17 +39,6 @@ impl SealWay {
     }
 }
 
-/// The storage key of a form, at a level.
-fn storage_key(level: Level, form: Form) -> KeyName {
-    match (level, form) {
-        (Level::Host, Form::Wrapped | Form::Iso4) => KeyName::Storage,
-        (Level::Host, Form::Iso3 | Form::Iso0) => KeyName::StorageTdes,
-        (Level::Token, Form::Wrapped) => KeyName::StorageWrapped,
-        (Level::Token, Form::Iso4) => KeyName::StorageIso4,
-        (Level::Token, Form::Iso3 | Form::Iso0) => KeyName::StorageIso3,
-    }
-}
-
 /// Every key that an engine needs at a level.
 pub(super) fn engine_keys(level: Level, seal: SealWay) -> Vec<KeyName> {
     let storage: &[KeyName] = match level {
@@ -97,13 +86,13 @@ impl InUse {
 
     /// Whether a version of the storage key of a form is among them.
     pub(super) fn has_storage_key(&self, level: Level, form: Form, key: KeyReference) -> bool {
-        let name = storage_key(level, form);
+        let name = KeyName::storage_of(level, form);
         self.0.iter().any(|(found, version)| *found == name && *version == key.0)
     }
 
     /// What new blobs are made under.
     pub(super) fn newest_of_all(&self, level: Level) -> Versions {
-        let storage = |form| self.newest(&storage_key(level, form));
+        let storage = |form| self.newest(&KeyName::storage_of(level, form));
         let seal = self.newest(&KeyName::Seal).max(self.newest(&KeyName::SealEncrypting));
         Versions {
             storage: StorageVersions {

@@ -225,7 +225,10 @@ pub(super) fn find_keys(
     let in_use = match (in_use, &register) {
         (Some(in_use), _) => in_use.clone(),
         (None, Some(register)) => in_use_by_register(register, level)?,
-        (None, None) => InUse::of_config(config, level, seal_way_here(&session, level)?),
+        (None, None) => {
+            let way = seal_way_where(level, |name| Ok(!versions_of(&session, name)?.is_empty()))?;
+            InUse::of_config(config, level, way)
+        }
     };
     let found = FoundKeys::find(&session, &in_use, level)?;
     found.audit(&session)?;
@@ -245,22 +248,19 @@ pub(super) fn find_keys(
 }
 
 /// A tzpk is sealed by wrapping, unless there is only the other key.
-fn seal_way_here(session: &Session, level: Level) -> Result<SealWay, Pkcs11Error> {
-    let is_there = |way: SealWay| Ok::<_, Pkcs11Error>(!versions_of(session, &way.key())?.is_empty());
+fn seal_way_where(
+    level: Level,
+    is_there: impl Fn(&KeyName) -> Result<bool, Pkcs11Error>,
+) -> Result<SealWay, Pkcs11Error> {
     Ok(match level {
-        Level::Host if !is_there(SealWay::Wrap)? && is_there(SealWay::Encrypt)? => SealWay::Encrypt,
+        Level::Host if !is_there(&KeyName::Seal)? && is_there(&KeyName::SealEncrypting)? => SealWay::Encrypt,
         _ => SealWay::Wrap,
     })
 }
 
 fn in_use_by_register(register: &Register, level: Level) -> Result<InUse, Pkcs11Error> {
     let active = |name: &KeyName| register.keyring.active_versions(name);
-    let way = match level {
-        Level::Host if active(&KeyName::Seal).is_empty() && !active(&KeyName::SealEncrypting).is_empty() => {
-            SealWay::Encrypt
-        }
-        _ => SealWay::Wrap,
-    };
+    let way = seal_way_where(level, |name| Ok(!active(name).is_empty()))?;
     let mut in_use = Vec::new();
     for name in engine_keys(level, way) {
         let mut versions = active(&name);
