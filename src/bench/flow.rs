@@ -111,7 +111,12 @@ impl<'a> Bench<'a> {
     }
 
     fn load(&self, concurrency: usize) -> Load {
-        Load { concurrency, duration: self.arguments.round(), rate: self.arguments.rate }
+        Load {
+            concurrency,
+            connections: self.connection_count(),
+            duration: self.arguments.round(),
+            rate: self.arguments.rate,
+        }
     }
 
     /// Controls with a tzpk each, and the blocks that would set a PIN.
@@ -207,7 +212,11 @@ impl<'a> Bench<'a> {
 
     /// One client a connection.
     fn connections<T>(&self, connect: impl Fn() -> Result<T, BenchError>) -> Result<Vec<T>, BenchError> {
-        (0..self.arguments.connections.max(1)).map(|_| connect()).collect()
+        (0..self.connection_count()).map(|_| connect()).collect()
+    }
+
+    fn connection_count(&self) -> usize {
+        self.arguments.connections.max(1)
     }
 }
 

@@ -1,14 +1,25 @@
 //! Load: two client threads with a runtime each, closed or open loop.
 
 use std::{
+    cell::RefCell,
+    io,
     rc::Rc,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Barrier,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use hdrhistogram::Histogram;
-use tokio::{runtime::Builder, sync::Semaphore, task::LocalSet};
+use nix::{sys::time::TimeSpec, time::ClockId, unistd::Pid};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::Semaphore,
+    task::LocalSet,
+};
 
 use super::BenchError;
 
@@ -21,6 +32,8 @@ const LATENCY_MICROSECONDS_MAX: u64 = 60_000_000;
 #[derive(Clone, Copy)]
 pub(super) struct Load {
     pub(super) concurrency: usize,
+    /// Of each client thread.
+    pub(super) connections: usize,
     pub(super) duration: Duration,
     /// Requests a second, in an open loop.
     pub(super) rate: Option<f64>,
@@ -62,38 +75,91 @@ pub(super) enum Done {
 }
 
 /// Runs `connect` once on each client thread, and the operation it gives until the time or the work is up. The
-/// operation is told the number of its request within the whole run.
+/// operation is told the number of its request within the whole run. The clock runs from when every thread has its
+/// connections: each has answered once by then.
 pub(super) fn run<C, O>(load: Load, connect: C) -> Result<Measured, BenchError>
 where
     C: AsyncFn() -> Result<O, BenchError> + Sync,
     O: AsyncFn(usize) -> Result<Done, BenchError> + 'static,
 {
     let next = AtomicUsize::new(0);
-    let (began, processor_began) = (Instant::now(), processor_seconds());
-    let results: Vec<Result<Histogram<u64>, BenchError>> = thread::scope(|scope| {
-        let client = || {
-            scope.spawn(|| {
-                let runtime = Builder::new_current_thread().enable_all().build()?;
-                LocalSet::new().block_on(&runtime, async {
-                    let operation = Rc::new(connect().await?);
-                    match load.rate {
-                        None => closed(load, &next, &operation).await,
-                        Some(rate) => open(load, rate / CLIENT_THREADS as f64, &next, &operation).await,
-                    }
-                })
+    // The client threads and this one.
+    let connected = Barrier::new(CLIENT_THREADS + 1);
+    thread::scope(|scope| {
+        let spawn = |number| {
+            let (connected, connect, next) = (&connected, &connect, &next);
+            scope.spawn(move || {
+                let client = Client::connect(number, load.connections, connect, next);
+                connected.wait();
+                client?.run(load, next)
             })
         };
-        let clients: Vec<_> = (0..CLIENT_THREADS).map(|_| client()).collect();
-        let panicked = || Err(BenchError::Load("a client thread panicked".into()));
-        clients.into_iter().map(|client| client.join().unwrap_or_else(|_| panicked())).collect()
-    });
-    let seconds = began.elapsed().as_secs_f64();
-    let processor_seconds = processor_seconds() - processor_began;
-    let mut latency = histogram()?;
-    for result in results {
-        latency.add(result?).map_err(|error| BenchError::Load(error.to_string()))?;
+        let clients: Vec<_> = (0..CLIENT_THREADS).map(spawn).collect();
+        connected.wait();
+        let (began, processor_began) = (Instant::now(), processor_seconds()?);
+        let mut latency = histogram()?;
+        for client in clients {
+            let panicked = |_| Err(BenchError::Load("a client thread panicked".into()));
+            let measured = client.join().unwrap_or_else(panicked)?;
+            latency.add(measured).map_err(|error| BenchError::Load(error.to_string()))?;
+        }
+        let seconds = began.elapsed().as_secs_f64();
+        let processor_seconds = processor_seconds()? - processor_began;
+        Ok(Measured { requests: latency.len(), seconds, processor_seconds, latency })
+    })
+}
+
+/// A client thread's own.
+struct Client<O> {
+    runtime: Runtime,
+    tasks: LocalSet,
+    operation: Rc<O>,
+}
+
+impl<O> Client<O>
+where
+    O: AsyncFn(usize) -> Result<Done, BenchError> + 'static,
+{
+    fn connect(
+        number: usize,
+        connections: usize,
+        connect: &impl AsyncFn() -> Result<O, BenchError>,
+        next: &AtomicUsize,
+    ) -> Result<Self, BenchError> {
+        stay_on_core(number)?;
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let tasks = LocalSet::new();
+        let operation = tasks.block_on(&runtime, async {
+            let operation = connect().await?;
+            // Whatever the other threads take meanwhile, so many in a row reach each connection.
+            let first = next.fetch_add(connections, Ordering::Relaxed);
+            for number in first..first + connections {
+                operation(number).await?;
+            }
+            Ok::<_, BenchError>(Rc::new(operation))
+        })?;
+        Ok(Self { runtime, tasks, operation })
     }
-    Ok(Measured { requests: latency.len(), seconds, processor_seconds, latency })
+
+    fn run(self, load: Load, next: &AtomicUsize) -> Result<Histogram<u64>, BenchError> {
+        let Self { runtime, tasks, operation } = self;
+        tasks.block_on(&runtime, async {
+            match load.rate {
+                None => closed(load, next, &operation).await,
+                Some(rate) => open(load, rate / CLIENT_THREADS as f64, next, &operation).await,
+            }
+        })
+    }
+}
+
+/// Keeps this thread on one of the cores it may use. Clients that happen to share a core, as the kernel likes to place
+/// threads that wake one another, would be what is measured.
+fn stay_on_core(number: usize) -> io::Result<()> {
+    let allowed = sched_getaffinity(None)?;
+    let mut cores = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).cycle().skip(number);
+    let mut own = CpuSet::new();
+    cores.next().into_iter().for_each(|core| own.set(core));
+    Ok(sched_setaffinity(None, &own)?)
 }
 
 async fn closed<O>(load: Load, next: &AtomicUsize, operation: &Rc<O>) -> Result<Histogram<u64>, BenchError>
@@ -101,23 +167,20 @@ where
     O: AsyncFn(usize) -> Result<Done, BenchError> + 'static,
 {
     let ends = Instant::now() + load.duration;
+    let latency = RefCell::new(histogram()?);
     let one = async || {
-        let mut latency = histogram()?;
         while Instant::now() < ends {
             let began = Instant::now();
             if operation(next.fetch_add(1, Ordering::Relaxed)).await? == Done::UsedUp {
                 break;
             }
-            latency.saturating_record(micros(began));
+            latency.borrow_mut().saturating_record(micros(began));
         }
-        Ok::<_, BenchError>(latency)
+        Ok::<_, BenchError>(())
     };
     let in_flight = load.concurrency.div_ceil(CLIENT_THREADS);
-    let mut all = histogram()?;
-    for latency in futures::future::join_all((0..in_flight).map(|_| one())).await {
-        all.add(latency?).map_err(|error| BenchError::Load(error.to_string()))?;
-    }
-    Ok(all)
+    futures::future::try_join_all((0..in_flight).map(|_| one())).await?;
+    Ok(latency.into_inner())
 }
 
 async fn open<O>(load: Load, rate: f64, next: &AtomicUsize, operation: &Rc<O>) -> Result<Histogram<u64>, BenchError>
@@ -164,10 +227,17 @@ fn histogram() -> Result<Histogram<u64>, BenchError> {
     Histogram::new_with_max(LATENCY_MICROSECONDS_MAX, 3).map_err(|error| BenchError::Load(error.to_string()))
 }
 
-/// Processor time this process has used so far.
-fn processor_seconds() -> f64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+/// Processor time this process and those it has started have used so far: a boundary's is among them.
+fn processor_seconds() -> io::Result<f64> {
+    let seconds = |time: TimeSpec| time.tv_sec() as f64 + time.tv_nsec() as f64 / 1e9;
+    let mut all = seconds(ClockId::CLOCK_PROCESS_CPUTIME_ID.now()?);
+    for thread in std::fs::read_dir("/proc/self/task")? {
+        let children = std::fs::read_to_string(thread?.path().join("children"))?;
+        for child in children.split_ascii_whitespace().filter_map(|child| child.parse().ok()) {
+            all += seconds(ClockId::pid_cpu_clock_id(Pid::from_raw(child))?.now()?);
+        }
+    }
+    Ok(all)
 }
 
 fn micros(began: Instant) -> u64 {
