@@ -271,12 +271,12 @@ impl Embedded {
         let (reply, answer) = promise();
         let queued = self.enqueue(Command { change: change(reply), line });
         Box::pin(async move {
-            queued?;
+            queued?.hand_over().await;
             answer.await.unwrap_or_else(|| Err(StoreError::Unavailable("it was closed meanwhile".into()).into()))
         })
     }
 
-    fn enqueue(&self, command: Command) -> Result<(), StoreError> {
+    fn enqueue(&self, command: Command) -> Result<Queued<'_>, StoreError> {
         let mut queue = locked(&self.shared.queue);
         match &queue.state {
             QueueState::Open => {}
@@ -288,10 +288,27 @@ impl Embedded {
             return Err(StoreError::Busy { limit });
         }
         queue.waiting.push(command);
-        if queue.waiting.len() == 1 {
-            self.shared.wake.notify_one();
+        Ok(Queued { wake: (queue.waiting.len() == 1).then_some(&self.shared.wake) })
+    }
+}
+
+/// A change that waits for the writer. The first in the queue wakes it, whatever becomes of the task that waits.
+struct Queued<'a> {
+    wake: Option<&'a Condvar>,
+}
+
+impl Queued<'_> {
+    /// Lets the other tasks of this thread come first, so that one commit takes in what they have to change too.
+    async fn hand_over(self) {
+        if self.wake.is_some() {
+            tokio::task::yield_now().await;
         }
-        Ok(())
+    }
+}
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        self.wake.iter().for_each(|wake| wake.notify_one());
     }
 }
 

@@ -7,7 +7,7 @@
 //! ```
 //! A control stands in as many pages as it had states; the last of them holds.
 
-use crate::{audit::entry, clock::UnixMillis};
+use crate::clock::UnixMillis;
 
 use super::codec::expiry_of;
 
@@ -18,11 +18,11 @@ const VERSION: u8 = 1;
 pub(super) struct EntryPage(Vec<u8>);
 
 impl EntryPage {
-    /// With room for so many.
-    pub(super) fn with_room_for(entries: usize) -> Self {
-        let mut row = Vec::with_capacity(1 + entries.saturating_mul(entry::ENCODED_BYTES_USUAL));
-        row.push(VERSION);
-        Self(row)
+    /// An empty one, in bytes that an earlier one was in.
+    pub(super) fn within(mut bytes: Vec<u8>) -> Self {
+        bytes.clear();
+        bytes.push(VERSION);
+        Self(bytes)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -34,7 +34,11 @@ impl EntryPage {
         push(&mut self.0, write)
     }
 
-    pub(super) fn into_row(self) -> Vec<u8> {
+    pub(super) fn row(&self) -> &[u8] {
+        &self.0
+    }
+
+    pub(super) fn into_bytes(self) -> Vec<u8> {
         self.0
     }
 
@@ -112,12 +116,12 @@ mod tests {
 
     #[test]
     fn what_a_page_took_in_it_gives_back_in_order() {
-        let mut entries = EntryPage::with_room_for(2);
+        let mut entries = EntryPage::within(b"what was there".to_vec());
         assert!(entries.is_empty());
         assert_eq!(entries.push(|bytes| bytes.extend_from_slice(b"one")), ());
         entries.push(|bytes| bytes.extend_from_slice(b""));
         entries.push(|bytes| bytes.extend_from_slice(b"three"));
-        assert_eq!(EntryPage::read(&entries.into_row()), Some(vec![&b"one"[..], b"", b"three"]));
+        assert_eq!(EntryPage::read(entries.row()), Some(vec![&b"one"[..], b"", b"three"]));
 
         let mut controls = ControlPage::new();
         controls.push(&control(500));
