@@ -22,7 +22,7 @@ pub struct Caller {
 
 /// Who asked, as the client says: 1 to 128 characters, none of them a control character.
 #[derive(Clone, Debug)]
-pub struct AuditUser(Box<str>);
+pub struct AuditUser(Arc<str>);
 
 impl AuditUser {
     /// Reads one.
@@ -35,6 +35,11 @@ impl AuditUser {
     /// As text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The same text, shared.
+    pub fn shared(&self) -> Arc<str> {
+        Arc::clone(&self.0)
     }
 }
 

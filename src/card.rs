@@ -55,7 +55,10 @@ impl PlasticId {
         let digits = self.as_str();
         let shown = if digits.len() > 4 { 4 } else { 1 };
         let (hidden, tail) = digits.split_at(digits.len().saturating_sub(shown));
-        format!("{}{tail}", "*".repeat(hidden.len()))
+        let mut masked = String::with_capacity(digits.len());
+        masked.extend(hidden.chars().map(|_| '*'));
+        masked.push_str(tail);
+        masked
     }
 }
 

@@ -9,7 +9,7 @@
 //! ```
 //! Past its expiry every control is unusable, whatever its state. What must never enter: a clear PIN, block or key.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use subtle::ConstantTimeEq;
 use thiserror::Error;
@@ -82,7 +82,7 @@ pub struct Thumbprint(pub [u8; 32]);
 
 /// A tzpk as the boundary sealed it: opaque bytes here.
 #[derive(Clone, PartialEq, Eq)]
-pub struct SealedTzpk(pub Box<[u8]>);
+pub struct SealedTzpk(pub Arc<[u8]>);
 
 /// A keyed tag over the block that set the PIN, made inside the boundary: it tells a retry from another block.
 #[derive(Clone, Copy)]

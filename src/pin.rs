@@ -11,6 +11,7 @@ use std::{
 use futures::{StreamExt, stream};
 use hsm::{Account, AccountNumber, DeviceKey, EncryptedBlock, PinRecord, Refusal, SealedAccount, SealedKey};
 use thiserror::Error;
+use tokio::sync::watch;
 
 use crate::{
     audit::entry::{Action, Line, Outcome},
@@ -32,7 +33,13 @@ pub struct Pins {
     boundary: Boundary,
     store: Arc<dyn Store>,
     rules: Rules,
-    stamp: RwLock<Arc<Stamp>>,
+    stamped: RwLock<Stamped>,
+}
+
+/// The stamp in use, and the status it is made of as that changes.
+struct Stamped {
+    status: watch::Receiver<Arc<hsm::Status>>,
+    stamp: Arc<Stamp>,
 }
 
 /// What the operator decides.
@@ -47,21 +54,24 @@ pub struct Rules {
 impl Pins {
     /// Over an opened boundary and an opened store.
     pub fn new(boundary: Boundary, store: Arc<dyn Store>, rules: Rules) -> Self {
-        let stamp = RwLock::new(Arc::new(Stamp::of(boundary.status())));
-        Self { boundary, store, rules, stamp }
+        let mut status = boundary.watched();
+        let stamp = Arc::new(Stamp::of(&status.borrow_and_update()));
+        Self { boundary, store, rules, stamped: RwLock::new(Stamped { status, stamp }) }
     }
 
     /// What the boundary is now. An audit line is made after the boundary's answer, so that it names the keys that were used:
     /// those of a boundary that took another's place meanwhile are among them.
     fn stamp(&self) -> Arc<Stamp> {
-        let status = self.boundary.status();
-        let stamp = Arc::clone(&self.stamp.read().unwrap_or_else(PoisonError::into_inner));
-        if Arc::ptr_eq(&stamp.status, &status) {
-            return stamp;
+        let stamped = self.stamped.read().unwrap_or_else(PoisonError::into_inner);
+        // Nobody is left to change it where the boundary is in this process.
+        if !stamped.status.has_changed().unwrap_or(false) {
+            return Arc::clone(&stamped.stamp);
         }
-        let stamp = Arc::new(Stamp::of(status));
-        *self.stamp.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&stamp);
-        stamp
+        drop(stamped);
+        let mut stamped = self.stamped.write().unwrap_or_else(PoisonError::into_inner);
+        let Stamped { status, stamp } = &mut *stamped;
+        *stamp = Arc::new(Stamp::of(&status.borrow_and_update()));
+        Arc::clone(stamp)
     }
 
     /// Registers a card; its account number is sealed before it is kept.
@@ -358,7 +368,7 @@ impl Pins {
             at: clock::now(),
             caller: caller.peer.clone(),
             tenant: Some(caller.tenant),
-            audit_user: caller.audit_user.as_str().into(),
+            audit_user: caller.audit_user.shared(),
             action,
             card: account.map_or_else(|| plastic.masked().into(), |account| account.masked.clone()),
             control: None,
@@ -422,7 +432,6 @@ pub enum RemakeError {
 
 /// What the boundary is, as every audit line says it.
 struct Stamp {
-    status: Arc<hsm::Status>,
     keys: Arc<str>,
     boundary: Arc<str>,
     kept: &'static str,
@@ -430,7 +439,7 @@ struct Stamp {
 }
 
 impl Stamp {
-    fn of(status: Arc<hsm::Status>) -> Self {
+    fn of(status: &hsm::Status) -> Self {
         Self {
             keys: status.keys().join(" ").into(),
             boundary: format!("{}/{}/{}", status.level(), status.token(), status.isolation()).into(),
@@ -441,7 +450,6 @@ impl Stamp {
                 hsm::Form::Iso0 => "iso-1>iso-0",
             },
             shown: "stored>iso-1",
-            status,
         }
     }
 }

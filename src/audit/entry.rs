@@ -19,7 +19,7 @@ pub struct Line {
     /// Whose card; none for the engine's own doings.
     pub tenant: Option<Tenant>,
     /// Who asked, as the client says: up to 128 characters, never trusted.
-    pub audit_user: Box<str>,
+    pub audit_user: Arc<str>,
     /// What was asked for.
     pub action: Action,
     /// The card, masked: [`crate::card::PlasticId::masked`], or the masked account number where it has one.

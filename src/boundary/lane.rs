@@ -2,7 +2,6 @@
 //! one write, and what has arrived is answered after one read.
 
 use std::{
-    collections::HashMap,
     io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -11,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use hashbrown::HashMap;
 use hsm::{
     AcceptError, Error,
     frame::{self, Ask, Crosses},
@@ -145,9 +145,12 @@ impl Lane {
             tokio::spawn(drive(Arc::clone(self)));
         }
         let (reply, answer) = oneshot::channel();
-        let _asked = self.post(ask, reply)?;
+        let asked = self.post(ask, reply)?;
         match answer.await {
-            Ok(Answer::Body(body)) => Ok(body),
+            Ok(Answer::Body(body)) => {
+                asked.answered();
+                Ok(body)
+            }
             Ok(Answer::None) => Err(unavailable("its process does not answer")),
             Err(_) => Err(unavailable("its process ended")),
         }
@@ -171,7 +174,7 @@ impl Lane {
         if first {
             self.wake.notify_one();
         }
-        Ok(Asked { lane: self, number })
+        Ok(Asked { lane: self, number: Some(number) })
     }
 
     /// What can't be read ends the connection; nobody's data is touched.
@@ -202,12 +205,22 @@ impl Lane {
 /// Forgets a request when its caller does.
 struct Asked<'a> {
     lane: &'a Lane,
-    number: u64,
+    /// None once it is answered.
+    number: Option<u64>,
+}
+
+impl Asked<'_> {
+    /// There is nothing left to forget, and nothing to be locked for it.
+    fn answered(mut self) {
+        self.number = None;
+    }
 }
 
 impl Drop for Asked<'_> {
     fn drop(&mut self) {
-        self.lane.state().waiting.remove(&self.number);
+        if let Some(number) = self.number {
+            self.lane.state().waiting.remove(&number);
+        }
     }
 }
 
