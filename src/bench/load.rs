@@ -43,7 +43,7 @@ pub(super) struct Load {
 pub(super) struct Measured {
     pub(super) requests: u64,
     pub(super) seconds: f64,
-    /// Of the whole process, servers and clients alike.
+    /// Of this process, servers and clients alike, and of the boundary's.
     pub(super) processor_seconds: f64,
     pub(super) latency: Histogram<u64>,
 }
@@ -54,7 +54,7 @@ impl Measured {
         self.requests as f64 / self.seconds.max(f64::MIN_POSITIVE)
     }
 
-    /// Processor time of the whole process a request took, in microseconds.
+    /// Processor time a request took, in microseconds: clients, servers and boundary together.
     pub(super) fn processor_microseconds(&self) -> f64 {
         self.processor_seconds * 1e6 / (self.requests as f64).max(1.0)
     }

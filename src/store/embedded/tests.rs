@@ -42,6 +42,31 @@ async fn a_restart_keeps_cards_controls_pins_and_the_chain() {
     walk.end().unwrap();
 }
 
+/// The first change in the queue is the one that wakes the writer.
+#[tokio::test]
+async fn a_change_is_made_whether_or_not_its_caller_stays() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    let before = store.checkpoint().sequence;
+    let mut asked = store.note(line(Action::OpenControl));
+    assert!(futures::poll!(&mut asked).is_pending());
+    drop(asked);
+    drop(store.note(line(Action::OpenControl)));
+    store.note(line(Action::OpenControl)).await.unwrap();
+    assert_eq!(store.checkpoint().sequence, before + 3);
+}
+
+#[tokio::test]
+async fn of_two_pins_set_for_a_card_in_one_commit_the_later_stands() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    let (one, other) = (keyed(&store, card(1)).await, keyed(&store, card(1)).await);
+    let (first, second) = tokio::join!(biased; set(&store, one.id, 5), set(&store, other.id, 6));
+    first.unwrap();
+    second.unwrap();
+    assert_eq!(*Store::pin(&store, &card(1)).await.unwrap().unwrap().record, [6; 38]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_cap_of_a_card_survives_a_restart() {
     let directory = tempfile::tempdir().unwrap();
