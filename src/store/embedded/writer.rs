@@ -348,7 +348,7 @@ impl<'a> Batch<'a> {
             pages.add(number, page.latest_expiry());
             self.write.insert(&self.shared.controls, number.to_be_bytes(), page.into_row());
         }
-        for (key, (_, row)) in mem::take(&mut self.pins) {
+        for (key, (_, row)) in self.pins {
             self.write.insert(&self.shared.pins, key, row);
         }
         if self.write.is_empty() {
