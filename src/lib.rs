@@ -25,6 +25,8 @@ pub mod command;
 pub mod config;
 #[cfg(feature = "engine")]
 pub mod control;
+#[cfg(feature = "engine")]
+pub mod cores;
 #[cfg(feature = "simulator")]
 pub mod demo;
 #[cfg(feature = "edge")]

@@ -14,7 +14,6 @@ use std::{
 
 use hdrhistogram::Histogram;
 use nix::{sys::time::TimeSpec, time::ClockId, unistd::Pid};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tokio::{
     runtime::{Builder, Runtime},
     sync::Semaphore,
@@ -22,6 +21,7 @@ use tokio::{
 };
 
 use super::BenchError;
+use crate::cores;
 
 /// Client threads: one a core of the smallest machine we measure on.
 pub(super) const CLIENT_THREADS: usize = 2;
@@ -155,11 +155,7 @@ where
 /// Keeps this thread on one of the cores it may use. Clients that happen to share a core, as the kernel likes to place
 /// threads that wake one another, would be what is measured.
 fn stay_on_core(number: usize) -> io::Result<()> {
-    let allowed = sched_getaffinity(None)?;
-    let mut cores = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).cycle().skip(number);
-    let mut own = CpuSet::new();
-    cores.next().into_iter().for_each(|core| own.set(core));
-    Ok(sched_setaffinity(None, &own)?)
+    cores::allowed()?.into_iter().cycle().nth(number).map_or(Ok(()), cores::stay_on)
 }
 
 async fn closed<O>(load: Load, next: &AtomicUsize, operation: &Rc<O>) -> Result<Histogram<u64>, BenchError>

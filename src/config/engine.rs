@@ -105,7 +105,7 @@ pub(super) struct LowEngine {
     listen: SocketAddr,
     /// Where the store and the vault are, unless they say otherwise.
     pub(super) data_directory: PathBuf,
-    /// Threads that serve; 0 for one a core.
+    /// Threads that serve; 0 for one a core. As many as there are cores stay on a core each.
     workers: usize,
     /// Milliseconds one call may take.
     call_timeout_milliseconds: u64,

@@ -1,5 +1,8 @@
 //! Connections and threads: one thread accepts and deals the connections out in turn to workers, each a thread with a
 //! runtime of its own, so that a connection stays on one core and no port is shared with another process.
+//!
+//! Where there are as many workers as cores, each has a core of its own and stays on it: left to itself the kernel often
+//! puts threads that wake one another on one core, to wait for each other, while the next core is idle.
 
 use std::{
     io,
@@ -17,7 +20,10 @@ use tokio::{
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::transport::{Server, server::Router};
 
-use crate::tls::{self, ServerTls};
+use crate::{
+    cores,
+    tls::{self, ServerTls},
+};
 
 /// The most bytes of headers a request may have.
 const HEADER_BYTES_MAX: u32 = 16 * 1024;
@@ -59,7 +65,7 @@ impl Serving {
         let (stop, stopped) = watch::channel(false);
         let mut threads = Vec::with_capacity(settings.workers.saturating_add(1));
         let mut hands = Vec::with_capacity(settings.workers);
-        for number in 0..settings.workers {
+        for (number, core) in places(settings.workers).into_iter().enumerate() {
             let (hand, dealt) = mpsc::channel(WAITING_CONNECTIONS_MAX);
             let server = Server::builder()
                 .tcp_nodelay(true)
@@ -67,10 +73,10 @@ impl Serving {
                 .max_concurrent_streams(settings.calls_per_connection_max)
                 .http2_max_header_list_size(HEADER_BYTES_MAX);
             let worker = serve(route(server), dealt, settings.tls.clone(), stopped.clone());
-            threads.push(spawn(format!("serve-{number}"), worker)?);
+            threads.push(spawn(format!("serve-{number}"), core, worker)?);
             hands.push(hand);
         }
-        threads.push(spawn("accept".into(), accept(listener, hands, stopped))?);
+        threads.push(spawn("accept".into(), None, accept(listener, hands, stopped))?);
         Ok(Self { address, stop, threads })
     }
 
@@ -106,10 +112,28 @@ pub enum ServingError {
     Thread(io::Error),
 }
 
+/// The core each worker stays on; none where there is not just one for each.
+fn places(workers: usize) -> Vec<Option<usize>> {
+    match cores::allowed() {
+        Ok(cores) if cores.len() == workers => cores.into_iter().map(Some).collect(),
+        _ => vec![None; workers],
+    }
+}
+
 /// A thread with a runtime of its own, for as long as `work` takes.
-fn spawn(name: String, work: impl Future<Output = ()> + Send + 'static) -> Result<JoinHandle<()>, ServingError> {
+fn spawn(
+    name: String,
+    core: Option<usize>,
+    work: impl Future<Output = ()> + Send + 'static,
+) -> Result<JoinHandle<()>, ServingError> {
     let runtime = Builder::new_current_thread().enable_all().build().map_err(ServingError::Thread)?;
-    thread::Builder::new().name(name).spawn(move || runtime.block_on(work)).map_err(ServingError::Thread)
+    let run = move || {
+        if let Some(Err(error)) = core.map(cores::stay_on) {
+            tracing::warn!(%error, "a worker can't stay on a core of its own: the kernel places it");
+        }
+        runtime.block_on(work);
+    };
+    thread::Builder::new().name(name).spawn(run).map_err(ServingError::Thread)
 }
 
 /// Accepts until told to stop, and deals the connections out in turn.

@@ -5,6 +5,7 @@ use std::{fs, path::Path};
 /// A room, and the rooms it may name.
 const MAY_KNOW: &[(&str, &[&str])] = &[
     ("clock", &[]),
+    ("cores", &[]),
     ("card", &["clock"]),
     ("caller", &["card"]),
     ("control", &["card", "clock"]),
@@ -23,8 +24,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     (
         "engine",
         &[
-            "audit", "boundary", "caller", "card", "clock", "config", "control", "metrics", "pin", "proto", "rotation",
-            "store", "tls",
+            "audit", "boundary", "caller", "card", "clock", "config", "control", "cores", "metrics", "pin", "proto",
+            "rotation", "store", "tls",
         ],
     ),
     ("edge", &["card", "clock", "config", "proto", "tls"]),
