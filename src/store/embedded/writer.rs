@@ -34,6 +34,10 @@ use crate::{
 
 /// The most changes in one commit: bounds how long the first of them waits for the last.
 const BATCH_CHANGES_MAX: usize = 1_024;
+/// So many are not worth two commits.
+const HALVED_CHANGES_MIN: usize = 128;
+/// A commit that takes less is quicker than the making ready of as many changes.
+const QUICK_COMMIT: Duration = Duration::from_millis(2);
 /// How often a shard of the live controls is swept.
 const SWEEP_EVERY: Duration = Duration::from_millis(20);
 /// The most pages of controls one sweep removes: bounds how long a change waits behind it, and is more than can have
@@ -112,7 +116,8 @@ pub(super) fn run(shared: &Shared, mut pages: Pages) {
     let mut swept = Instant::now();
     // Kept from batch to batch: memory as large as a batch, asked for anew each time, comes as pages to be cleared.
     let (mut commands, mut answers, mut row) = (Vec::new(), Vec::new(), Vec::new());
-    while wait(shared, &mut commands) {
+    let mut share = Share::All;
+    while wait(shared, share, &mut commands) {
         let mut batch = Batch::new(shared, mem::take(&mut row));
         answers.extend(commands.drain(..).map(|command| batch.apply(command)));
         if swept.elapsed() >= SWEEP_EVERY {
@@ -120,7 +125,10 @@ pub(super) fn run(shared: &Shared, mut pages: Pages) {
             shard = (shard + 1) % SHARDS;
             batch.sweep(shard, &mut pages);
         }
-        match batch.commit(&mut pages) {
+        let began = Instant::now();
+        let committed = batch.commit(&mut pages);
+        share = Share::after(began.elapsed());
+        match committed {
             Ok(used) => {
                 let mut wakes = Wakes::default();
                 answers.drain(..).for_each(|answer| answer.keep(&mut wakes));
@@ -138,8 +146,32 @@ pub(super) fn run(shared: &Shared, mut pages: Pages) {
     }
 }
 
-/// Takes what waits, once something does or a sweep is due; false once the store is closed and empty.
-fn wait(shared: &Shared, commands: &mut Vec<Command>) -> bool {
+/// How much of what waits goes into one commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Share {
+    /// All of it: behind a slow disk whoever is left out waits long.
+    All,
+    /// Half of it where there is much: those who ask would have nothing to do beside a commit they all wait for.
+    Half,
+}
+
+impl Share {
+    /// After a commit that took so long.
+    fn after(commit: Duration) -> Self {
+        if commit < QUICK_COMMIT { Self::Half } else { Self::All }
+    }
+
+    /// Changes to take where so many wait, at most.
+    fn of(self, waiting: usize) -> usize {
+        match self {
+            Self::All => BATCH_CHANGES_MAX,
+            Self::Half => (waiting / 2).clamp(HALVED_CHANGES_MIN, BATCH_CHANGES_MAX),
+        }
+    }
+}
+
+/// Takes its share of what waits, once something does or a sweep is due; false once the store is closed and empty.
+fn wait(shared: &Shared, share: Share, commands: &mut Vec<Command>) -> bool {
     let idle = |queue: &mut Queue| queue.waiting.is_empty() && matches!(queue.state, QueueState::Open);
     let waited = shared.wake.wait_timeout_while(locked(&shared.queue), SWEEP_EVERY, idle);
     let (mut queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
@@ -147,7 +179,7 @@ fn wait(shared: &Shared, commands: &mut Vec<Command>) -> bool {
     // that brings more, since a commit costs the same for one change and for a hundred. Where one is free, it takes a
     // microsecond to see that.
     let mut before = 0;
-    while (before + 1..BATCH_CHANGES_MAX).contains(&queue.waiting.len()) {
+    while (before + 1..share.of(queue.waiting.len())).contains(&queue.waiting.len()) {
         before = queue.waiting.len();
         drop(queue);
         thread::yield_now();
@@ -156,10 +188,11 @@ fn wait(shared: &Shared, commands: &mut Vec<Command>) -> bool {
     if queue.waiting.is_empty() {
         return matches!(queue.state, QueueState::Open);
     }
-    if queue.waiting.len() <= BATCH_CHANGES_MAX {
+    let most = share.of(queue.waiting.len());
+    if queue.waiting.len() <= most {
         mem::swap(&mut queue.waiting, commands);
     } else {
-        commands.extend(queue.waiting.drain(..BATCH_CHANGES_MAX));
+        commands.extend(queue.waiting.drain(..most));
     }
     true
 }
@@ -391,5 +424,17 @@ impl Reply {
             Self::Remake(reply, _) => reply.keep(Err(error.clone()), wakes),
             Self::Note(reply, _) => reply.keep(Err(error.clone()), wakes),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quick_disk_is_given_half_of_many_changes_and_a_slow_one_all() {
+        let (quick, slow) = (Share::after(Duration::from_micros(300)), Share::after(Duration::from_millis(5)));
+        assert_eq!([1, 128, 129, 256, 600, 4_096].map(|waiting| quick.of(waiting)), [128, 128, 128, 128, 300, 1_024]);
+        assert_eq!([1, 600, 4_096].map(|waiting| slow.of(waiting)), [1_024; 3]);
     }
 }
