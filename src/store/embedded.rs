@@ -43,7 +43,9 @@ use crate::{
 };
 
 /// The format of a directory this release reads and writes.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
+/// One that it reads too: pages of audit entries are not packed. It becomes the newer one when it is opened.
+const FORMAT_BEFORE: u32 = 3;
 /// The file that says whose directory it is.
 const FORMAT_FILE: &str = "FORMAT";
 /// What stands in it, before the number.
@@ -131,7 +133,7 @@ enum QueueState {
 impl Embedded {
     /// Opens a store, or makes one; reads the live controls into memory.
     pub fn open(config: &EmbeddedConfig) -> Result<Self, StoreOpenError> {
-        prepare(config)?;
+        let format = prepare(config)?;
         let path = || config.directory.clone();
         let opened = |error: fjall::Error| match error {
             fjall::Error::Locked => StoreOpenError::Locked { path: path() },
@@ -143,6 +145,10 @@ impl Embedded {
             .manual_journal_persist(true)
             .open()
             .map_err(opened)?;
+        // Now that no other process has it, and before anything is written that an earlier release can't read.
+        if format == FORMAT_BEFORE {
+            write_format(&config.directory).map_err(|error| StoreOpenError::Io { path: path(), error })?;
+        }
         let memtable = config.memory_bytes_max / 8;
         let keyspace = |name: &str| {
             let options = || {
@@ -221,7 +227,7 @@ impl Embedded {
             let (first, page) = row.into_inner().map_err(unavailable)?;
             let first = number_of(&first).ok_or_else(unreadable)?;
             let page = EntryPage::read(&page).ok_or_else(unreadable)?;
-            for (sequence, entry) in (first..).zip(page) {
+            for (sequence, entry) in (first..).zip(page.entries().ok_or_else(unreadable)?) {
                 if entries.len() == limit {
                     return Ok(entries);
                 }
@@ -413,8 +419,8 @@ fn card_of(account: Option<RegisteredAccount>, pin_set_at: Option<UnixMillis>) -
     Card { account, pin_status, pin_set_at }
 }
 
-/// Makes the directory a store's, or finds that it is one.
-fn prepare(config: &EmbeddedConfig) -> Result<(), StoreOpenError> {
+/// Makes the directory a store's, or finds that it is one; gives its format.
+fn prepare(config: &EmbeddedConfig) -> Result<u32, StoreOpenError> {
     let directory = &config.directory;
     let io = |error| StoreOpenError::Io { path: directory.clone(), error };
     let format = directory.join(FORMAT_FILE);
@@ -423,7 +429,7 @@ fn prepare(config: &EmbeddedConfig) -> Result<(), StoreOpenError> {
             let foreign = || StoreOpenError::Foreign { path: directory.clone() };
             let version = text.trim().strip_prefix(FORMAT_TEXT.trim_end()).ok_or_else(foreign)?;
             match version.trim().parse::<u32>().map_err(|_| foreign())? {
-                FORMAT => Ok(()),
+                version @ (FORMAT | FORMAT_BEFORE) => Ok(version),
                 version => Err(StoreOpenError::Version { path: directory.clone(), version }),
             }
         }
@@ -437,18 +443,19 @@ fn prepare(config: &EmbeddedConfig) -> Result<(), StoreOpenError> {
             }
             fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io)?;
             fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).map_err(io)?;
-            write_format(directory, &format).map_err(io)
+            write_format(directory).map_err(io)?;
+            Ok(FORMAT)
         }
         Err(error) => Err(io(error)),
     }
 }
 
-fn write_format(directory: &Path, format: &Path) -> io::Result<()> {
+fn write_format(directory: &Path) -> io::Result<()> {
     let fresh = directory.join("FORMAT.new");
     let mut file = fs::File::create(&fresh)?;
     writeln!(file, "{FORMAT_TEXT}{FORMAT}")?;
     file.sync_all()?;
-    fs::rename(&fresh, format)?;
+    fs::rename(&fresh, directory.join(FORMAT_FILE))?;
     fs::File::open(directory)?.sync_all()
 }
 

@@ -116,10 +116,26 @@ fn a_foreign_directory_is_refused_and_nothing_is_written_into_it() {
 #[test]
 fn a_newer_format_and_an_absent_store_are_told_apart() {
     let directory = tempfile::tempdir().unwrap();
-    fs::write(directory.path().join(FORMAT_FILE), "pinseal store, format 4\n").unwrap();
-    assert!(matches!(open(directory.path()), Err(StoreOpenError::Version { version: 4, .. })));
+    fs::write(directory.path().join(FORMAT_FILE), "pinseal store, format 5\n").unwrap();
+    assert!(matches!(open(directory.path()), Err(StoreOpenError::Version { version: 5, .. })));
     let nowhere = EmbeddedConfig::existing(directory.path().join("nowhere"));
     assert!(matches!(Embedded::open(&nowhere), Err(StoreOpenError::Absent { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_of_the_format_before_is_opened_and_is_of_this_one_from_then_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    let opened = keyed(&store, card(1)).await;
+    store.close().await;
+    drop(store);
+    let format = directory.path().join(FORMAT_FILE);
+    fs::write(&format, "pinseal store, format 3\n").unwrap();
+
+    let store = open(directory.path()).unwrap();
+    assert_eq!(fs::read_to_string(&format).unwrap(), "pinseal store, format 4\n");
+    set(&store, opened.id, 5).await.unwrap();
+    assert_eq!(store.audit_page(1, 10).unwrap().len() as u64, store.checkpoint().sequence);
 }
 
 #[tokio::test(flavor = "multi_thread")]
