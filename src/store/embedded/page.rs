@@ -6,7 +6,8 @@
 //!                                                 02 length(4) LZ4 of the same without its 01
 //! controls   key: number of the page(8)           01 (length(4) control)…
 //! ```
-//! Entries of one page say much that those before them said: who called, which keys. A control stands in as many pages as it had states; the last of them holds.
+//! Entries of one page say much that those before them said: who called, which keys. A control stands in as many pages
+//! as it had states; the last of them holds.
 
 use lz4_flex::block::{compress_into, decompress, get_maximum_output_size};
 
