@@ -32,12 +32,7 @@ impl AuditUser {
         taken.then(|| Self(text.into())).ok_or(AuditUserError)
     }
 
-    /// As text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// The same text, shared.
+    /// As text, shared.
     pub fn shared(&self) -> Arc<str> {
         Arc::clone(&self.0)
     }
@@ -54,7 +49,7 @@ mod tests {
 
     #[test]
     fn an_audit_user_is_short_and_printable() {
-        assert_eq!(AuditUser::parse("jane@bank").unwrap().as_str(), "jane@bank");
+        assert_eq!(&*AuditUser::parse("jane@bank").unwrap().shared(), "jane@bank");
         for refused in ["", "a\nb", "\u{7}", &"x".repeat(129)] {
             assert!(AuditUser::parse(refused).is_err(), "{refused:?}");
         }

@@ -222,7 +222,7 @@ struct JsonEntry<'a> {
 }
 
 /// About what an entry takes in its stored form.
-pub const ENCODED_BYTES_USUAL: usize = 384;
+const ENCODED_BYTES_USUAL: usize = 384;
 
 fn hash_of(sequence: u64, previous: &[u8; 32], line: &Line) -> [u8; 32] {
     append(&mut Vec::with_capacity(ENCODED_BYTES_USUAL), sequence, previous, line)
