@@ -5,6 +5,7 @@
 //! to one control exactly one finds it usable, a reader never sees what a crash could undo, and a change that fails to
 //! reach the disk leaves the store closed for changes: what was on its way is in doubt until a restart reads the disk.
 
+mod ahead;
 mod codec;
 mod live;
 mod page;
@@ -25,6 +26,7 @@ use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, config::
 use thiserror::Error;
 
 use self::{
+    ahead::Ahead,
     codec::{card_key, card_of_key, decode_card, decode_control, decode_pin},
     live::LiveControls,
     page::{ControlPage, EntryPage},
@@ -182,6 +184,8 @@ impl Embedded {
             }
         }
 
+        let ahead =
+            Ahead::of(&config.directory.join(DATABASE)).map_err(|error| StoreOpenError::Io { path: path(), error })?;
         let shared = Arc::new(Shared {
             database,
             cards,
@@ -196,7 +200,7 @@ impl Embedded {
             waiting_changes_max: config.waiting_changes_max,
         });
         let writing = Arc::clone(&shared);
-        let writer = thread::Builder::new().name("store".into()).spawn(move || writer::run(&writing, pages));
+        let writer = thread::Builder::new().name("store".into()).spawn(move || writer::run(&writing, pages, ahead));
         let writer = writer.map_err(|error| StoreOpenError::Io { path: path(), error })?;
         Ok(Self { shared, writer: Mutex::new(Some(writer)) })
     }

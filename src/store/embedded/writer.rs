@@ -12,7 +12,9 @@ use fjall::{OwnedWriteBatch as WriteBatch, PersistMode};
 use hashbrown::HashMap;
 
 use super::{
-    HEAD_KEY, Queue, QueueState, Shared, UNKNOWN, card_of,
+    HEAD_KEY, Queue, QueueState, Shared, UNKNOWN,
+    ahead::Ahead,
+    card_of,
     codec::{CardRow, card_key, decode_card, decode_control, decode_pin, encode_card, encode_control, encode_pin},
     damaged, encode_head,
     live::{Row, SHARDS},
@@ -111,7 +113,7 @@ impl Pages {
 }
 
 /// Writes until the store is closed and nothing waits, or until a write fails.
-pub(super) fn run(shared: &Shared, mut pages: Pages) {
+pub(super) fn run(shared: &Shared, mut pages: Pages, mut ahead: Ahead) {
     let mut shard = 0;
     let mut swept = Instant::now();
     // Kept from batch to batch: memory as large as a batch, asked for anew each time, comes as pages to be cleared.
@@ -133,6 +135,7 @@ pub(super) fn run(shared: &Shared, mut pages: Pages) {
                 let mut wakes = Wakes::default();
                 answers.drain(..).for_each(|answer| answer.keep(&mut wakes));
                 wakes.wake();
+                ahead.follow();
                 row = used;
             }
             Err(error) => {

@@ -1,0 +1,180 @@
+//! Blocks of the journal, written before they are needed.
+//!
+//! fjall makes a journal as one long hole, so every commit that fills new blocks of it has the file system note them,
+//! and `fdatasync` waits for the file system's own journal besides. Blocks that have been written once are only written
+//! over. So the blocks just ahead are filled with zeros, many at a time, as PostgreSQL does with the files of its log
+//! (`wal_init_zero`).
+//!
+//! Invariant: a journal reads the same before and after. Zeros are written only where zeros were read and never past
+//! the journal's end, and by the thread that commits, so nothing else is written there in between.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::fstatfs;
+
+/// How much is written at a time.
+const STRETCH_BYTES: usize = 256 * 1024;
+/// The next stretch follows once the journal has come within so much of the end of the last.
+const RESERVE_BYTES: u64 = 128 * 1024;
+/// Blocks of a file system are no larger.
+const BLOCK_BYTES: usize = 4_096;
+/// How the name of a journal ends; before it stands its number.
+const JOURNAL_SUFFIX: &str = ".jnl";
+/// File systems that write over a block where it stands, by number (statfs(2)): ext4, XFS. Others put what is written
+/// over elsewhere, or on no disk.
+const OVERWRITING: [u64; 2] = [0xEF53, 0x5846_5342];
+
+/// The journal that is written now, and how far it has been filled.
+pub(super) struct Ahead {
+    directory: PathBuf,
+    number: u64,
+    /// None where nothing is to be gained, or no more.
+    journal: Option<File>,
+    filled: u64,
+    stretch: Vec<u8>,
+}
+
+impl Ahead {
+    /// Of the newest journal in the directory of an open database.
+    pub(super) fn of(directory: &Path) -> io::Result<Self> {
+        let mut newest = 0;
+        for entry in directory.read_dir()? {
+            let name = entry?.file_name();
+            let number = name.to_str().and_then(|name| name.strip_suffix(JOURNAL_SUFFIX));
+            newest = number.and_then(|number| number.parse().ok()).unwrap_or(newest).max(newest);
+        }
+        let directory = directory.to_owned();
+        let mut ahead = Self { directory, number: newest, journal: None, filled: 0, stretch: Vec::new() };
+        ahead.journal = ahead.open(newest)?.filter(is_overwritten_in_place);
+        Ok(ahead)
+    }
+
+    /// Fills the next stretch where the journal, after a commit, has come near the end of the last.
+    pub(super) fn follow(&mut self) {
+        if let Err(error) = self.fill() {
+            tracing::warn!(%error, "can't write ahead in the journal: commits take longer until the next one");
+            self.journal = None;
+        }
+    }
+
+    fn fill(&mut self) -> io::Result<()> {
+        if let Some(next) = self.open(self.number.saturating_add(1))? {
+            (self.number, self.filled) = (self.number.saturating_add(1), 0);
+            self.journal = Some(next).filter(is_overwritten_in_place);
+        }
+        let Some(journal) = &self.journal else { return Ok(()) };
+        while !reserve_is_left(journal, self.filled)? {
+            self.stretch.resize(STRETCH_BYTES, 0);
+            let read = journal.read_at(&mut self.stretch, self.filled)?;
+            if read == 0 {
+                self.journal = None;
+                return Ok(());
+            }
+            // What the journal holds already stays as it is.
+            let held = self.stretch.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+            let from = held.next_multiple_of(BLOCK_BYTES).min(read);
+            let zeros = self.stretch.get(from..read).unwrap_or_default();
+            journal.write_all_at(zeros, self.filled.saturating_add(from as u64))?;
+            self.filled = self.filled.saturating_add(read as u64);
+        }
+        Ok(())
+    }
+
+    fn open(&self, number: u64) -> io::Result<Option<File>> {
+        match OpenOptions::new().read(true).write(true).open(self.directory.join(format!("{number}{JOURNAL_SUFFIX}"))) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether the journal, filled so far, still ends before the last of it.
+fn reserve_is_left(journal: &File, filled: u64) -> io::Result<bool> {
+    let mut block = [0; BLOCK_BYTES];
+    let read = journal.read_at(&mut block, filled.saturating_sub(RESERVE_BYTES))?;
+    Ok(filled > 0 && block.iter().take(read).all(|byte| *byte == 0))
+}
+
+/// Whether what is written over stays where it stands. Where the file system can't be told, nothing is done.
+fn is_overwritten_in_place(journal: &File) -> bool {
+    fstatfs(journal).is_ok_and(|of| u64::try_from(of.f_type).is_ok_and(|number| OVERWRITING.contains(&number)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::MetadataExt};
+
+    use super::*;
+
+    /// A journal as fjall makes it: so long, and all a hole.
+    fn journal(directory: &Path, number: u64, bytes: u64) -> File {
+        let file = File::create_new(directory.join(format!("{number}.jnl"))).unwrap();
+        file.set_len(bytes).unwrap();
+        file
+    }
+
+    /// Whatever the file system.
+    fn ahead(directory: &Path) -> Ahead {
+        let mut ahead = Ahead::of(directory).unwrap();
+        ahead.journal = ahead.open(ahead.number).unwrap();
+        ahead
+    }
+
+    fn bytes_on_disk(file: &File) -> u64 {
+        file.sync_all().unwrap();
+        file.metadata().unwrap().blocks() * 512
+    }
+
+    const STRETCH: u64 = STRETCH_BYTES as u64;
+
+    #[test]
+    fn a_journal_reads_the_same_when_blocks_ahead_are_written_and_they_are_on_disk() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = journal(directory.path(), 0, 4 * STRETCH);
+        let mut ahead = ahead(directory.path());
+        let path = directory.path().join("0.jnl");
+        // Odd lengths, and a commit longer than what was written ahead.
+        for (at, length) in [(0, 1), (1, 5_000), (5_001, 70_000), (75_001, 100_000), (175_001, 600_001)] {
+            file.write_all_at(&vec![0xA5; length], at).unwrap();
+            let before = fs::read(&path).unwrap();
+            ahead.follow();
+            assert!(fs::read(&path).unwrap() == before);
+            let end = at + length as u64;
+            let filled = (end + RESERVE_BYTES - BLOCK_BYTES as u64).min(4 * STRETCH);
+            assert!(bytes_on_disk(&file) >= filled, "after {end}");
+        }
+    }
+
+    #[test]
+    fn a_journal_is_never_made_longer() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = journal(directory.path(), 7, 100);
+        let mut ahead = ahead(directory.path());
+        ahead.follow();
+        // As after a restart: fjall cuts off what is no commit, and goes on at the end.
+        file.write_all_at(&[1; 300_000], 100).unwrap();
+        (0..3).for_each(|_| ahead.follow());
+        assert_eq!(file.metadata().unwrap().len(), 300_100);
+        assert!(fs::read(directory.path().join("7.jnl")).unwrap()[100..] == [1; 300_000]);
+    }
+
+    #[test]
+    fn the_next_journal_is_followed_once_there_is_one() {
+        let directory = tempfile::tempdir().unwrap();
+        journal(directory.path(), 9, 4 * STRETCH);
+        journal(directory.path(), 10, 4 * STRETCH);
+        let mut ahead = ahead(directory.path());
+        assert_eq!(ahead.number, 10);
+        let next = journal(directory.path(), 11, 4 * STRETCH);
+        ahead.follow();
+        ahead.journal = ahead.open(11).unwrap();
+        ahead.follow();
+        assert_eq!((ahead.number, bytes_on_disk(&next)), (11, STRETCH));
+    }
+}
