@@ -121,6 +121,7 @@ pub(super) fn run(shared: &Shared, mut pages: Pages, mut ahead: Ahead) {
     let mut share = Share::All;
     while wait(shared, share, &mut commands) {
         let mut batch = Batch::new(shared, mem::take(&mut row));
+        let changes = commands.len();
         answers.extend(commands.drain(..).map(|command| batch.apply(command)));
         if swept.elapsed() >= SWEEP_EVERY {
             swept = Instant::now();
@@ -129,7 +130,10 @@ pub(super) fn run(shared: &Shared, mut pages: Pages, mut ahead: Ahead) {
         }
         let began = Instant::now();
         let committed = batch.commit(&mut pages);
-        share = Share::after(began.elapsed());
+        // A sweep alone says nothing of the disk.
+        if changes > 0 {
+            share = Share::after(began.elapsed());
+        }
         match committed {
             Ok(used) => {
                 let mut wakes = Wakes::default();
