@@ -11,7 +11,7 @@
 use std::{
     fs::{File, OpenOptions},
     io,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
@@ -33,8 +33,9 @@ const OVERWRITING: [u64; 2] = [0xEF53, 0x5846_5342];
 pub(super) struct Ahead {
     directory: PathBuf,
     number: u64,
-    /// None where nothing is to be gained, or no more.
-    journal: Option<File>,
+    journal: File,
+    /// Not where nothing is to be gained, or no more.
+    fills: bool,
     filled: u64,
     stretch: Vec<u8>,
 }
@@ -42,56 +43,57 @@ pub(super) struct Ahead {
 impl Ahead {
     /// Of the newest journal in the directory of an open database.
     pub(super) fn of(directory: &Path) -> io::Result<Self> {
-        let mut newest = 0;
+        let mut number = 0;
         for entry in directory.read_dir()? {
             let name = entry?.file_name();
-            let number = name.to_str().and_then(|name| name.strip_suffix(JOURNAL_SUFFIX));
-            newest = number.and_then(|number| number.parse().ok()).unwrap_or(newest).max(newest);
+            let found = name.to_str().and_then(|name| name.strip_suffix(JOURNAL_SUFFIX));
+            number = found.and_then(|found| found.parse().ok()).unwrap_or(number).max(number);
         }
-        let directory = directory.to_owned();
-        let mut ahead = Self { directory, number: newest, journal: None, filled: 0, stretch: Vec::new() };
-        ahead.journal = ahead.open(newest)?.filter(is_overwritten_in_place);
-        Ok(ahead)
+        let journal = OpenOptions::new().read(true).write(true).open(path(directory, number))?;
+        let fills = is_overwritten_in_place(&journal);
+        Ok(Self { directory: directory.to_owned(), number, journal, fills, filled: 0, stretch: Vec::new() })
     }
 
     /// Fills the next stretch where the journal, after a commit, has come near the end of the last.
     pub(super) fn follow(&mut self) {
-        if let Err(error) = self.fill() {
+        let followed = match self.is_the_newest() {
+            Ok(true) => Ok(()),
+            Ok(false) => Self::of(&self.directory).map(|newest| *self = newest),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = followed.and_then(|()| if self.fills { self.fill() } else { Ok(()) }) {
             tracing::warn!(%error, "can't write ahead in the journal: commits take longer until the next one");
-            self.journal = None;
+            self.fills = false;
         }
     }
 
+    /// One that fjall has removed is not, and the one after it may be gone too.
+    fn is_the_newest(&self) -> io::Result<bool> {
+        let removed = self.journal.metadata()?.nlink() == 0;
+        Ok(!removed && !path(&self.directory, self.number.saturating_add(1)).try_exists()?)
+    }
+
     fn fill(&mut self) -> io::Result<()> {
-        if let Some(next) = self.open(self.number.saturating_add(1))? {
-            (self.number, self.filled) = (self.number.saturating_add(1), 0);
-            self.journal = Some(next).filter(is_overwritten_in_place);
-        }
-        let Some(journal) = &self.journal else { return Ok(()) };
-        while !reserve_is_left(journal, self.filled)? {
+        while !reserve_is_left(&self.journal, self.filled)? {
             self.stretch.resize(STRETCH_BYTES, 0);
-            let read = journal.read_at(&mut self.stretch, self.filled)?;
+            let read = self.journal.read_at(&mut self.stretch, self.filled)?;
             if read == 0 {
-                self.journal = None;
-                return Ok(());
+                self.fills = false;
+                break;
             }
             // What the journal holds already stays as it is.
             let held = self.stretch.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
             let from = held.next_multiple_of(BLOCK_BYTES).min(read);
             let zeros = self.stretch.get(from..read).unwrap_or_default();
-            journal.write_all_at(zeros, self.filled.saturating_add(from as u64))?;
+            self.journal.write_all_at(zeros, self.filled.saturating_add(from as u64))?;
             self.filled = self.filled.saturating_add(read as u64);
         }
         Ok(())
     }
+}
 
-    fn open(&self, number: u64) -> io::Result<Option<File>> {
-        match OpenOptions::new().read(true).write(true).open(self.directory.join(format!("{number}{JOURNAL_SUFFIX}"))) {
-            Ok(file) => Ok(Some(file)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
+fn path(directory: &Path, number: u64) -> PathBuf {
+    directory.join(format!("{number}{JOURNAL_SUFFIX}"))
 }
 
 /// Whether the journal, filled so far, still ends before the last of it.
@@ -108,7 +110,7 @@ fn is_overwritten_in_place(journal: &File) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::MetadataExt};
+    use std::fs;
 
     use super::*;
 
@@ -121,9 +123,7 @@ mod tests {
 
     /// Whatever the file system.
     fn ahead(directory: &Path) -> Ahead {
-        let mut ahead = Ahead::of(directory).unwrap();
-        ahead.journal = ahead.open(ahead.number).unwrap();
-        ahead
+        Ahead { fills: true, ..Ahead::of(directory).unwrap() }
     }
 
     fn bytes_on_disk(file: &File) -> u64 {
@@ -165,16 +165,20 @@ mod tests {
     }
 
     #[test]
-    fn the_next_journal_is_followed_once_there_is_one() {
+    fn the_newest_journal_is_followed_though_those_between_are_gone() {
         let directory = tempfile::tempdir().unwrap();
         journal(directory.path(), 9, 4 * STRETCH);
         journal(directory.path(), 10, 4 * STRETCH);
         let mut ahead = ahead(directory.path());
         assert_eq!(ahead.number, 10);
-        let next = journal(directory.path(), 11, 4 * STRETCH);
+        journal(directory.path(), 11, 4 * STRETCH);
         ahead.follow();
-        ahead.journal = ahead.open(11).unwrap();
+        assert_eq!(ahead.number, 11);
+        let newest = journal(directory.path(), 13, 4 * STRETCH);
+        fs::remove_file(directory.path().join("11.jnl")).unwrap();
         ahead.follow();
-        assert_eq!((ahead.number, bytes_on_disk(&next)), (11, STRETCH));
+        ahead.fills = true;
+        ahead.follow();
+        assert_eq!((ahead.number, bytes_on_disk(&newest)), (13, STRETCH));
     }
 }
