@@ -10,7 +10,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io,
+    io, mem,
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
 };
@@ -61,9 +61,12 @@ impl Ahead {
             Ok(false) => Self::of(&self.directory).map(|newest| *self = newest),
             Err(error) => Err(error),
         };
-        if let Err(error) = followed.and_then(|()| if self.fills { self.fill() } else { Ok(()) }) {
+        let filled = followed.and_then(|()| if self.fills { self.fill() } else { Ok(()) });
+        // Said once, not at every commit.
+        if let Err(error) = filled
+            && mem::take(&mut self.fills)
+        {
             tracing::warn!(%error, "can't write ahead in the journal: commits take longer until the next one");
-            self.fills = false;
         }
     }
 
