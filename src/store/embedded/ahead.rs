@@ -34,15 +34,20 @@ pub(super) struct Ahead {
     directory: PathBuf,
     number: u64,
     journal: File,
-    /// Not where nothing is to be gained, or no more.
+    /// Not past its end, nor after a failure.
     fills: bool,
     filled: u64,
     stretch: Vec<u8>,
 }
 
 impl Ahead {
-    /// Of the newest journal in the directory of an open database.
-    pub(super) fn of(directory: &Path) -> io::Result<Self> {
+    /// Of the newest journal in the directory of an open database; none where nothing is to be gained.
+    pub(super) fn of(directory: &Path) -> io::Result<Option<Self>> {
+        let newest = Self::newest(directory)?;
+        Ok(is_overwritten_in_place(&newest.journal).then_some(newest))
+    }
+
+    fn newest(directory: &Path) -> io::Result<Self> {
         let mut number = 0;
         for entry in directory.read_dir()? {
             let name = entry?.file_name();
@@ -50,15 +55,15 @@ impl Ahead {
             number = found.and_then(|found| found.parse().ok()).unwrap_or(number).max(number);
         }
         let journal = OpenOptions::new().read(true).write(true).open(path(directory, number))?;
-        let fills = is_overwritten_in_place(&journal);
-        Ok(Self { directory: directory.to_owned(), number, journal, fills, filled: 0, stretch: Vec::new() })
+        let stretch = vec![0; STRETCH_BYTES];
+        Ok(Self { directory: directory.to_owned(), number, journal, fills: true, filled: 0, stretch })
     }
 
     /// Fills the next stretch where the journal, after a commit, has come near the end of the last.
     pub(super) fn follow(&mut self) {
         let followed = match self.is_the_newest() {
             Ok(true) => Ok(()),
-            Ok(false) => Self::of(&self.directory).map(|newest| *self = newest),
+            Ok(false) => Self::newest(&self.directory).map(|newest| *self = newest),
             Err(error) => Err(error),
         };
         let filled = followed.and_then(|()| if self.fills { self.fill() } else { Ok(()) });
@@ -78,7 +83,6 @@ impl Ahead {
 
     fn fill(&mut self) -> io::Result<()> {
         while !reserve_is_left(&self.journal, self.filled)? {
-            self.stretch.resize(STRETCH_BYTES, 0);
             let read = self.journal.read_at(&mut self.stretch, self.filled)?;
             if read == 0 {
                 self.fills = false;
@@ -126,7 +130,7 @@ mod tests {
 
     /// Whatever the file system.
     fn ahead(directory: &Path) -> Ahead {
-        Ahead { fills: true, ..Ahead::of(directory).unwrap() }
+        Ahead::newest(directory).unwrap()
     }
 
     fn bytes_on_disk(file: &File) -> u64 {
@@ -179,8 +183,6 @@ mod tests {
         assert_eq!(ahead.number, 11);
         let newest = journal(directory.path(), 13, 4 * STRETCH);
         fs::remove_file(directory.path().join("11.jnl")).unwrap();
-        ahead.follow();
-        ahead.fills = true;
         ahead.follow();
         assert_eq!((ahead.number, bytes_on_disk(&newest)), (13, STRETCH));
     }

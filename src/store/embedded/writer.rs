@@ -113,7 +113,7 @@ impl Pages {
 }
 
 /// Writes until the store is closed and nothing waits, or until a write fails.
-pub(super) fn run(shared: &Shared, mut pages: Pages, mut ahead: Ahead) {
+pub(super) fn run(shared: &Shared, mut pages: Pages, mut ahead: Option<Ahead>) {
     let mut shard = 0;
     let mut swept = Instant::now();
     // Kept from batch to batch: memory as large as a batch, asked for anew each time, comes as pages to be cleared.
@@ -121,7 +121,6 @@ pub(super) fn run(shared: &Shared, mut pages: Pages, mut ahead: Ahead) {
     let mut share = Share::All;
     while wait(shared, share, &mut commands) {
         let mut batch = Batch::new(shared, mem::take(&mut row));
-        let changes = commands.len();
         answers.extend(commands.drain(..).map(|command| batch.apply(command)));
         if swept.elapsed() >= SWEEP_EVERY {
             swept = Instant::now();
@@ -131,7 +130,7 @@ pub(super) fn run(shared: &Shared, mut pages: Pages, mut ahead: Ahead) {
         let began = Instant::now();
         let committed = batch.commit(&mut pages);
         // A sweep alone says nothing of the disk.
-        if changes > 0 {
+        if !answers.is_empty() {
             share = Share::after(began.elapsed());
         }
         match committed {
@@ -139,7 +138,7 @@ pub(super) fn run(shared: &Shared, mut pages: Pages, mut ahead: Ahead) {
                 let mut wakes = Wakes::default();
                 answers.drain(..).for_each(|answer| answer.keep(&mut wakes));
                 wakes.wake();
-                ahead.follow();
+                ahead.iter_mut().for_each(Ahead::follow);
                 row = used;
             }
             Err(error) => {
