@@ -53,10 +53,9 @@ impl Desk {
         number: usize,
         component: &mut ClearBytes,
     ) -> Result<(), ComponentError> {
-        self.say(&format!("{custodian}, component {number} (it is not shown): "))?;
         let wanted = 2 * component.bytes().len();
         let mut line = ClearBytes::zeroed(LINE_CHARACTERS_MAX);
-        let typed = self.read_line(&mut line)?;
+        let typed = self.ask(&format!("{custodian}, component {number} (it is not shown): "), &mut line)?;
         let digits = line.bytes().get(..typed).unwrap_or_default().iter().filter(|byte| **byte != b' ');
         let mut count = 0;
         for digit in digits {
@@ -71,17 +70,15 @@ impl Desk {
 
     /// A user PIN; none where nothing was typed, or it is no text.
     pub(crate) fn ask_user_pin(&mut self, token: &SlotName) -> Result<Option<Zeroizing<String>>, ComponentError> {
-        self.say(&format!("user PIN of the token with the {token} (it is not shown): "))?;
         let mut line = ClearBytes::zeroed(LINE_CHARACTERS_MAX);
-        let typed = self.read_line(&mut line)?;
+        let typed = self.ask(&format!("user PIN of the token with the {token} (it is not shown): "), &mut line)?;
         let text = line.bytes().get(..typed).and_then(|typed| str::from_utf8(typed).ok());
         Ok(text.filter(|text| !text.is_empty()).map(|text| Zeroizing::new(text.to_owned())))
     }
 
     pub(super) fn ask_check_value(&mut self, custodian: &str, number: usize) -> Result<Vec<u8>, ComponentError> {
-        self.say(&format!("{custodian}, check value of component {number}: "))?;
         let mut line = ClearBytes::zeroed(LINE_CHARACTERS_MAX);
-        let typed = self.read_line(&mut line)?;
+        let typed = self.ask(&format!("{custodian}, check value of component {number}: "), &mut line)?;
         let digits = line.bytes().get(..typed).unwrap_or_default();
         let (pairs, rest) = digits.as_chunks::<2>();
         let bytes = pairs.iter().map(|[high, low]| Some((nibble(*high)? << 4) | nibble(*low)?));
@@ -103,15 +100,13 @@ impl Desk {
             self.write_digits(component, 0)?;
             return Ok(writeln!(self.output, " {check_value}")?);
         };
-        self.say(&format!("\nOnly {custodian} may look at the screen now. {custodian}, press Enter: "))?;
-        self.wait_for_enter()?;
+        self.wait_for_enter(&format!("\nOnly {custodian} may look at the screen now. {custodian}, press Enter: "))?;
         self.output.write_all(OWN_SCREEN.as_bytes())?;
         self.output
             .write_all(format!("{custodian}, this is component {number}. Write it down.\r\n\r\n    ").as_bytes())?;
         let shown = self.write_digits(component, 4);
         let after = format!("\r\n\r\n    check value  {check_value}\r\n\r\nPress Enter when it is written down: ");
-        let waited =
-            shown.and_then(|()| Ok(self.output.write_all(after.as_bytes())?)).and_then(|()| self.wait_for_enter());
+        let waited = shown.and_then(|()| self.wait_for_enter(&after));
         // Whatever happened, the screen is left as it was.
         self.output.write_all(BACK.as_bytes())?;
         waited
@@ -130,28 +125,23 @@ impl Desk {
         Ok(())
     }
 
-    fn say(&mut self, text: &str) -> Result<(), ComponentError> {
-        match self.kind {
-            Kind::Terminal(_) => Ok(self.output.write_all(text.as_bytes())?),
-            Kind::Pipes => Ok(()),
-        }
-    }
-
-    fn wait_for_enter(&mut self) -> Result<(), ComponentError> {
+    fn wait_for_enter(&mut self, question: &str) -> Result<(), ComponentError> {
         let mut line = ClearBytes::zeroed(LINE_CHARACTERS_MAX);
-        self.read_line(&mut line).map(drop)
+        self.ask(question, &mut line).map(drop)
     }
 
-    /// A line, without its end and without echo; how many characters it has. On a terminal Ctrl-C and Ctrl-D end it as
-    /// characters, not as signals: the terminal is always left as it was.
-    fn read_line(&mut self, line: &mut ClearBytes) -> Result<usize, ComponentError> {
+    /// A line, without its end; how many characters it has. A terminal is silent before the question stands on it, so
+    /// that not even a prompt answer is seen; Ctrl-C and Ctrl-D end it as characters, not as signals: the terminal is
+    /// always left as it was. Pipes are asked nothing.
+    fn ask(&mut self, question: &str, line: &mut ClearBytes) -> Result<usize, ComponentError> {
         let Kind::Terminal(as_it_was) = &self.kind else { return read_line(&mut self.input, line, Source::Pipe) };
         let mut silent = (**as_it_was).clone();
         silent.local_modes.remove(LocalModes::ECHO | LocalModes::ECHONL | LocalModes::ICANON | LocalModes::ISIG);
         silent.special_codes[SpecialCodeIndex::VMIN] = 1;
         silent.special_codes[SpecialCodeIndex::VTIME] = 0;
         tcsetattr(&self.input, OptionalActions::Drain, &silent).map_err(io::Error::from)?;
-        let read = read_line(&mut self.input, line, Source::Keyboard);
+        let asked = self.output.write_all(question.as_bytes()).map_err(ComponentError::from);
+        let read = asked.and_then(|()| read_line(&mut self.input, line, Source::Keyboard));
         tcsetattr(&self.input, OptionalActions::Drain, as_it_was).map_err(io::Error::from)?;
         self.output.write_all(b"\r\n")?;
         read
@@ -198,4 +188,61 @@ fn nibble(digit: u8) -> Option<u8> {
 
 fn digit(nibble: u8) -> u8 {
     if nibble < 10 { b'0' + nibble } else { b'A' + nibble - 10 }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        thread,
+        time::{Duration, Instant},
+    };
+
+    use rustix::{
+        pipe::{PipeFlags, pipe_with},
+        pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt},
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_terminal_shows_nothing_typed_from_before_the_question_is_read() {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
+        let keyboard = openpt(flags).unwrap();
+        grantpt(&keyboard).unwrap();
+        unlockpt(&keyboard).unwrap();
+        let terminal = File::from(ioctl_tiocgptpeer(&keyboard, flags).unwrap());
+        let as_it_was = tcgetattr(&terminal).unwrap();
+        assert!(as_it_was.local_modes.contains(LocalModes::ECHO));
+
+        // Its screen is full: the question can't be read yet.
+        let (seen, screen) = pipe_with(PipeFlags::NONBLOCK).unwrap();
+        while rustix::io::write(&screen, &[b'.'; 1024]).is_ok() {}
+        rustix::fs::fcntl_setfl(&screen, rustix::fs::OFlags::empty()).unwrap();
+        rustix::fs::fcntl_setfl(&seen, rustix::fs::OFlags::empty()).unwrap();
+        let kind = Kind::Terminal(Box::new(as_it_was));
+        let mut desk = Desk { input: terminal.try_clone().unwrap(), output: screen.into(), kind };
+        let asking = thread::spawn(move || {
+            let mut line = ClearBytes::zeroed(LINE_CHARACTERS_MAX);
+            let typed = desk.ask("user PIN?", &mut line).unwrap();
+            line.bytes()[..typed] == *b"1357"
+        });
+        let since = Instant::now();
+        while tcgetattr(&terminal).unwrap().local_modes.contains(LocalModes::ECHO) {
+            assert!(
+                since.elapsed() < Duration::from_secs(20),
+                "it waits for its screen with what is typed still shown"
+            );
+            thread::sleep(Duration::from_millis(1));
+        }
+
+        let reading = thread::spawn(move || {
+            let mut text = Vec::new();
+            File::from(seen).read_to_end(&mut text).unwrap();
+            text
+        });
+        rustix::io::write(&keyboard, b"1357\r").unwrap();
+        assert!(asking.join().unwrap());
+        assert!(reading.join().unwrap().ends_with(b".user PIN?\r\n"));
+        assert!(tcgetattr(&terminal).unwrap().local_modes.contains(LocalModes::ECHO));
+    }
 }
