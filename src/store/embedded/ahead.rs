@@ -11,11 +11,11 @@
 use std::{
     fs::{File, OpenOptions},
     io, mem,
-    os::unix::fs::{FileExt, MetadataExt},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
-use rustix::fs::fstatfs;
+use rustix::fs::{AtFlags, OFlags, StatxFlags, fcntl_getfl, fcntl_setfl, fstatfs, statx};
 
 /// How much is written at a time.
 const STRETCH_BYTES: usize = 256 * 1024;
@@ -55,6 +55,8 @@ impl Ahead {
             number = found.and_then(|found| found.parse().ok()).unwrap_or(number).max(number);
         }
         let journal = OpenOptions::new().read(true).write(true).open(path(directory, number))?;
+        // When it was read is not noted: every commit would have that to write too. Who does not own it may not say so.
+        let _ = fcntl_getfl(&journal).and_then(|flags| fcntl_setfl(&journal, flags | OFlags::NOATIME));
         let stretch = vec![0; STRETCH_BYTES];
         Ok(Self { directory: directory.to_owned(), number, journal, fills: true, filled: 0, stretch })
     }
@@ -77,7 +79,10 @@ impl Ahead {
 
     /// One that fjall has removed is not, and the one after it may be gone too.
     fn is_the_newest(&self) -> io::Result<bool> {
-        let removed = self.journal.metadata()?.nlink() == 0;
+        // Asked for its links alone: a file system that was asked when a file changed tells the next change's moment
+        // exactly (Linux 6.13, multigrain timestamps), and then has that to write at every commit too.
+        let links = statx(&self.journal, "", AtFlags::EMPTY_PATH, StatxFlags::NLINK)?;
+        let removed = links.stx_nlink == 0;
         Ok(!removed && !path(&self.directory, self.number.saturating_add(1)).try_exists()?)
     }
 
@@ -117,7 +122,7 @@ fn is_overwritten_in_place(journal: &File) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, os::unix::fs::MetadataExt, thread, time::Duration};
 
     use super::*;
 
@@ -169,6 +174,22 @@ mod tests {
         (0..3).for_each(|_| ahead.follow());
         assert_eq!(file.metadata().unwrap().len(), 300_100);
         assert!(fs::read(directory.path().join("7.jnl")).unwrap()[100..] == [1; 300_000]);
+    }
+
+    #[test]
+    fn nothing_is_noted_of_when_a_journal_was_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = journal(directory.path(), 0, 4 * STRETCH);
+        let mut ahead = ahead(directory.path());
+        let read_at = |file: &File| file.metadata().map(|metadata| (metadata.atime(), metadata.atime_nsec())).unwrap();
+        let before = read_at(&file);
+        for at in [0, 100_000, 300_000] {
+            // File systems tell time in ticks, of 10 ms at most.
+            thread::sleep(Duration::from_millis(20));
+            file.write_all_at(&[1; 100_000], at).unwrap();
+            ahead.follow();
+        }
+        assert_eq!(read_at(&file), before);
     }
 
     #[test]
