@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{AtFlags, OFlags, StatxFlags, fcntl_getfl, fcntl_setfl, fstatfs, statx};
+use rustix::fs::{Advice, AtFlags, OFlags, StatxFlags, fadvise, fcntl_getfl, fcntl_setfl, fstatfs, statx};
 
 /// How much is written at a time.
 const STRETCH_BYTES: usize = 256 * 1024;
@@ -55,6 +55,8 @@ impl Ahead {
             number = found.and_then(|found| found.parse().ok()).unwrap_or(number).max(number);
         }
         let journal = OpenOptions::new().read(true).write(true).open(path(directory, number))?;
+        // Nothing is read but what is asked for: read ahead, a hole comes as memory to be cleared, all 64 MiB of it.
+        let _ = fadvise(&journal, 0, None, Advice::Random);
         // When it was read is not noted: every commit would have that to write too. Who does not own it may not say so.
         let _ = fcntl_getfl(&journal).and_then(|flags| fcntl_setfl(&journal, flags | OFlags::NOATIME));
         let stretch = vec![0; STRETCH_BYTES];
