@@ -24,6 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .build_server(built_for("ENGINE"))
         .build_client(built_for("EDGE") || built_for("OPERATOR"))
         .build_transport(false)
+        .codec_path("super::codec::ShortMessageCodec")
         // A message may hold a block: what has no Debug cannot be printed by mistake.
         .skip_debug(["."])
         .compile_fds(descriptors)?;

@@ -3,6 +3,8 @@
 #![allow(missing_docs, reason = "the documentation stands in the .proto files")]
 #![allow(clippy::all, clippy::indexing_slicing, reason = "generated")]
 
+mod codec;
+
 tonic::include_proto!("pinseal.v1");
 
 /// The compiled `.proto` files, for reflection: a `google.protobuf.FileDescriptorSet`.
