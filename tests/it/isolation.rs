@@ -167,6 +167,17 @@ fn the_confined_process_is_another_user_filtered_and_may_gain_nothing() {
 }
 
 #[test]
+fn no_call_waits_while_a_huge_page_is_cleared_for_the_engine_or_its_boundary() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = EngineProcess::start(directory.path(), "");
+    for process in [engine.id(), engine.hsm_id().unwrap()] {
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+        let huge_pages = status.lines().find_map(|line| line.strip_prefix("THP_enabled:")).unwrap();
+        assert_eq!(huge_pages.trim(), "0");
+    }
+}
+
+#[test]
 fn the_audit_chain_names_the_isolation_beside_the_level() {
     for (isolation, expected) in [("process", "host/software/process"), ("inline", "host/software/inline")] {
         let directory = tempfile::tempdir().unwrap();
