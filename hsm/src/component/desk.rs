@@ -131,7 +131,7 @@ impl Desk {
     }
 
     /// A line, without its end; how many characters it has. A terminal is silent before the question stands on it, so
-    /// that not even a prompt answer is seen; Ctrl-C and Ctrl-D end it as characters, not as signals: the terminal is
+    /// that not even a quick answer is seen; Ctrl-C and Ctrl-D end it as characters, not as signals: the terminal is
     /// always left as it was. Pipes are asked nothing.
     fn ask(&mut self, question: &str, line: &mut ClearBytes) -> Result<usize, ComponentError> {
         let Kind::Terminal(as_it_was) = &self.kind else { return read_line(&mut self.input, line, Source::Pipe) };
