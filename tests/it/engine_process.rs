@@ -116,9 +116,7 @@ impl EngineProcess {
 
     /// How much of its memory is resident now.
     pub(crate) fn resident_kibibytes(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse().unwrap()
+        status_of(self.id(), "VmRSS:").parse().unwrap()
     }
 
     /// SIGKILL, and wait until it is gone.
@@ -263,4 +261,11 @@ pub(crate) fn reason(status: &Status) -> String {
     let info = status.get_details_error_info().unwrap_or_else(|| panic!("no ErrorInfo in {status:?}"));
     assert_eq!(info.domain, "pinseal");
     info.reason
+}
+
+/// The first word that the kernel says of a process under this name.
+pub(crate) fn status_of(process: u32, name: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.split_whitespace().next().unwrap().to_owned()
 }
