@@ -55,7 +55,7 @@ pub(super) struct Process {
     lanes: Vec<Arc<Lane>>,
     /// Where somebody else starts it.
     apart: Option<PathBuf>,
-    want: mpsc::Sender<oneshot::Sender<Result<(), BoundaryError>>>,
+    want: mpsc::Sender<Reply>,
     stop: watch::Sender<bool>,
     supervisor: tokio::sync::Mutex<Option<JoinHandle<()>>>,
 }
@@ -71,6 +71,7 @@ struct Watched {
 struct Life {
     /// 1, 2, 3 …
     number: u64,
+    began: Instant,
     child: Option<Child>,
     /// While this end is open, the process lives.
     _parent_end: Option<UnixStream>,
@@ -101,7 +102,8 @@ impl Process {
             Source::Apart { socket, .. } => Some(socket.clone()),
         };
         let watched = Watched { lanes: all, watcher, lost };
-        let supervisor = tokio::spawn(supervise(Supervised { source, told, wanted }, watched, life, stopped));
+        let supervised = Supervised { source: Arc::new(source), told, wanted };
+        let supervisor = tokio::spawn(supervise(supervised, watched, life, stopped));
         let process = Self { lanes, apart, want, stop, supervisor: tokio::sync::Mutex::new(Some(supervisor)) };
         Ok((Arc::new(process), status))
     }
@@ -133,11 +135,28 @@ fn connect(lanes: &[Arc<Lane>], life: &mut Life) {
     lanes.iter().zip(life.streams.drain(..)).for_each(|(lane, stream)| lane.connect(life.number, stream));
 }
 
+/// Whoever wants another process in its place, and waits for that.
+type Reply = oneshot::Sender<Result<(), BoundaryError>>;
+
 /// What a supervisor starts a process from, tells of it, and hears of those who want another.
 struct Supervised {
-    source: Source,
+    source: Arc<Source>,
     told: watch::Sender<Arc<Status>>,
-    wanted: mpsc::Receiver<oneshot::Sender<Result<(), BoundaryError>>>,
+    wanted: mpsc::Receiver<Reply>,
+}
+
+/// Another process that is opening the keys while the one before it serves.
+struct Succession {
+    next: JoinHandle<Result<Life, BoundaryError>>,
+    reply: Reply,
+}
+
+/// How a process came to be without a place.
+enum Left {
+    /// It is lost; whoever wanted another waits for what is started in its place.
+    Lost { why: &'static str, asked: Option<Reply> },
+    /// It is no longer wanted.
+    Stopped,
 }
 
 /// Keeps one alive until told to stop.
@@ -150,53 +169,112 @@ async fn supervise(
     let lanes = watched.lanes.clone();
     let mut pause = PAUSE_MIN;
     loop {
-        let began = Instant::now();
-        tokio::select! {
-            why = ending(&mut life, &mut watched) => tracing::error!(why, "the boundary's process is lost: starting it again"),
-            () = told_to_stop(&mut stopped) => {
-                lanes.iter().for_each(|lane| lane.disconnect());
-                return end(life).await;
-            }
-            Some(reply) = supervised.wanted.recv() => {
-                let renewed = match successor(&supervised, &life, lanes.len()).await {
-                    Ok(next) => {
-                        let before = std::mem::replace(&mut life, next);
-                        hand_over(&lanes, &mut life, &supervised.told).await;
-                        tokio::spawn(end(before));
-                        Ok(())
-                    }
-                    Err(error) => Err(error),
-                };
-                let _ = reply.send(renewed);
-                continue;
-            }
-        }
+        let left = serve(&mut supervised, &mut watched, &mut life, &mut stopped).await;
         lanes.iter().for_each(|lane| lane.disconnect());
+        let mut asked = match left {
+            Left::Stopped => return end(life).await,
+            Left::Lost { why, asked } => {
+                tracing::error!(why, "the boundary's process is lost: starting it again");
+                asked
+            }
+        };
         kill(&mut life).await;
-        if began.elapsed() >= STEADY {
+        if life.began.elapsed() >= STEADY {
             pause = PAUSE_MIN;
         }
         life = loop {
-            tokio::select! {
-                () = sleep(pause) => {}
+            let attempt = async {
+                tokio::select! {
+                    () = sleep(pause) => {}
+                    // Somebody has put right what it lacked, as they think.
+                    Some(reply) = supervised.wanted.recv(), if asked.is_none() => asked = Some(reply),
+                }
+                successor(Arc::clone(&supervised.source), life.number, life.status.keys().to_vec(), lanes.len()).await
+            };
+            let started = tokio::select! {
+                started = attempt => started,
                 () = told_to_stop(&mut stopped) => return,
-            }
+            };
             pause = (pause * 2).min(PAUSE_MAX);
-            match successor(&supervised, &life, lanes.len()).await {
+            match started {
                 Ok(life) => break life,
-                Err(error) => tracing::error!(%error, "the boundary's process did not start"),
+                Err(error) => {
+                    tracing::error!(%error, "the boundary's process did not start");
+                    tell(asked.take(), Err(error));
+                }
             }
         };
         supervised.told.send_replace(Arc::new(life.status.clone()));
         connect(&lanes, &mut life);
         tracing::info!("the boundary's process is back");
+        tell(asked, Ok(()));
     }
 }
 
-/// Another process in the place of one, where its keys allow it.
-async fn successor(supervised: &Supervised, before: &Life, lanes: usize) -> Result<Life, BoundaryError> {
-    let mut life = begin(&supervised.source, lanes, before.number + 1).await?;
-    if takes_over(before.status.keys(), life.status.keys()) {
+/// Watches the process, and whichever comes in its place, until one is lost or none is wanted.
+async fn serve(
+    supervised: &mut Supervised,
+    watched: &mut Watched,
+    life: &mut Life,
+    stopped: &mut watch::Receiver<bool>,
+) -> Left {
+    let mut succession: Option<Succession> = None;
+    loop {
+        let nobody_comes = succession.is_none();
+        let opened = async {
+            match &mut succession {
+                Some(succession) => (&mut succession.next).await,
+                None => std::future::pending().await,
+            }
+        };
+        let next = tokio::select! {
+            why = ending(life, watched) => {
+                let asked = succession.map(|Succession { next, reply }| {
+                    next.abort();
+                    reply
+                });
+                return Left::Lost { why, asked };
+            }
+            () = told_to_stop(stopped) => {
+                succession.iter().for_each(|succession| succession.next.abort());
+                return Left::Stopped;
+            }
+            next = opened => next,
+            Some(reply) = supervised.wanted.recv(), if nobody_comes => {
+                let (source, keys) = (Arc::clone(&supervised.source), life.status.keys().to_vec());
+                let next = tokio::spawn(successor(source, life.number, keys, watched.lanes.len()));
+                succession = Some(Succession { next, reply });
+                continue;
+            }
+        };
+        let Some(Succession { reply, .. }) = succession.take() else { continue };
+        match next.unwrap_or(Err(BoundaryError::Stopping)) {
+            Ok(next) => {
+                let before = std::mem::replace(life, next);
+                hand_over(&watched.lanes, life, &supervised.told);
+                tokio::spawn(leave(watched.lanes.clone(), before, life.status.keys().join(" "), reply));
+            }
+            Err(error) => tell(Some(reply), Err(error)),
+        }
+    }
+}
+
+/// Whoever asked may have gone.
+fn tell(asked: Option<Reply>, outcome: Result<(), BoundaryError>) {
+    if let Some(reply) = asked {
+        let _ = reply.send(outcome);
+    }
+}
+
+/// Another process after one of this number, where its keys allow that.
+async fn successor(
+    source: Arc<Source>,
+    number: u64,
+    keys_before: Vec<String>,
+    lanes: usize,
+) -> Result<Life, BoundaryError> {
+    let mut life = begin(&source, lanes, number + 1).await?;
+    if takes_over(&keys_before, life.status.keys()) {
         return Ok(life);
     }
     kill(&mut life).await;
@@ -204,10 +282,14 @@ async fn successor(supervised: &Supervised, before: &Life, lanes: usize) -> Resu
 }
 
 /// Lets every lane lead to the next process once the one before has answered what it was asked.
-async fn hand_over(lanes: &[Arc<Lane>], next: &mut Life, told: &watch::Sender<Arc<Status>>) {
+fn hand_over(lanes: &[Arc<Lane>], next: &mut Life, told: &watch::Sender<Arc<Status>>) {
     // Told first: who makes a line after the boundary's answer names the keys it may have used.
     told.send_replace(Arc::new(next.status.clone()));
     lanes.iter().zip(next.streams.drain(..)).for_each(|(lane, stream)| lane.succeed(next.number, stream));
+}
+
+/// Lets the process before end once no lane needs it any more.
+async fn leave(lanes: Vec<Arc<Lane>>, before: Life, keys: String, reply: Reply) {
     let all = async {
         while lanes.iter().any(|lane| lane.is_being_handed_over()) {
             sleep(HANDED_OVER_EVERY).await;
@@ -215,7 +297,9 @@ async fn hand_over(lanes: &[Arc<Lane>], next: &mut Life, told: &watch::Sender<Ar
     };
     // What takes longer has no caller any more.
     let _ = timeout(HAND_OVER_TIME_MAX, all).await;
-    tracing::info!(keys = next.status.keys().join(" "), "the boundary has taken up its keys");
+    tracing::info!(keys, "the boundary has taken up its keys");
+    tell(Some(reply), Ok(()));
+    end(before).await;
 }
 
 async fn told_to_stop(stopped: &mut watch::Receiver<bool>) {
@@ -293,7 +377,7 @@ async fn begin(source: &Source, lanes: usize, number: u64) -> Result<Life, Bound
         welcomed.push(stream);
     }
     let status = status.ok_or_else(|| BoundaryError::Ended { path: path.clone() })?;
-    Ok(Life { number, child, _parent_end: parent_end, streams: welcomed, status })
+    Ok(Life { number, began: Instant::now(), child, _parent_end: parent_end, streams: welcomed, status })
 }
 
 type Begun = (Option<Child>, Option<UnixStream>, Vec<UnixStream>);
