@@ -159,7 +159,7 @@ pub enum BenchError {
     #[error("the load failed: {0}")]
     Load(String),
     /// The machine refused something.
-    #[error(transparent)]
+    #[error("{0}")]
     Io(#[from] io::Error),
 }
 

@@ -287,6 +287,6 @@ pub enum DemoError {
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// The machine refused something.
-    #[error(transparent)]
+    #[error("{0}")]
     Io(#[from] io::Error),
 }

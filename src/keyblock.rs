@@ -62,6 +62,6 @@ pub enum KeyBlockCommandError {
     #[error(transparent)]
     Block(#[from] KeyBlockError),
     /// Input or output.
-    #[error(transparent)]
+    #[error("{0}")]
     Io(#[from] io::Error),
 }

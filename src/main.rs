@@ -5,6 +5,7 @@
 use std::{
     error::Error,
     io::{self, Write},
+    iter,
     process::ExitCode,
 };
 
@@ -66,6 +67,9 @@ enum Command {
     Bench(pinseal::bench::BenchArguments),
 }
 
+/// What a shell says of a program that SIGPIPE ended: 128 and the signal's number.
+const ENDED_BY_PIPE: u8 = 141;
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     telemetry::start(arguments.log_format);
@@ -73,8 +77,8 @@ fn main() -> ExitCode {
     take_memory_by_small_pages();
     match run(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
-        // Who reads our output has read enough, as `head` does.
-        Err(error) if is_broken_pipe(&*error) => ExitCode::SUCCESS,
+        // Who reads our output has read enough, as `head` does; but nobody is told that all of it was done.
+        Err(error) if is_broken_pipe(&*error) => ExitCode::from(ENDED_BY_PIPE),
         Err(error) => {
             let _ = writeln!(io::stderr().lock(), "pinseal: {error}");
             ExitCode::FAILURE
@@ -121,5 +125,7 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
 }
 
 fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    iter::successors(Some(error), |&error| error.source())
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .any(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }

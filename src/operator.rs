@@ -139,7 +139,7 @@ pub enum OperatorError {
     #[error("the engine's store takes no more changes: see its log; the rotation goes on after a restart")]
     Stopped,
     /// Input or output.
-    #[error(transparent)]
+    #[error("{0}")]
     Io(#[from] io::Error),
 }
 

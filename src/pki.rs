@@ -121,7 +121,7 @@ pub enum PkiError {
     #[error("can't make a certificate: {0}")]
     Certificate(#[from] rcgen::Error),
     /// Output failed.
-    #[error(transparent)]
+    #[error("{0}")]
     Io(#[from] io::Error),
 }
 

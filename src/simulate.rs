@@ -229,6 +229,6 @@ pub enum SimulateError {
     #[error(transparent)]
     Pin(#[from] PinError),
     /// Input or output failed.
-    #[error(transparent)]
+    #[error("{0}")]
     Io(#[from] io::Error),
 }

@@ -125,6 +125,6 @@ pub enum TokenError {
     #[error("{0}")]
     Keys(String),
     /// The output.
-    #[error(transparent)]
+    #[error("{0}")]
     Io(#[from] io::Error),
 }

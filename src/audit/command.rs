@@ -139,6 +139,6 @@ pub enum AuditError {
         error: io::Error,
     },
     /// Input or output failed.
-    #[error(transparent)]
+    #[error("{0}")]
     Io(#[from] io::Error),
 }

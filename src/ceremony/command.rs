@@ -573,6 +573,6 @@ pub enum CeremonyError {
         error: io::Error,
     },
     /// Input or output.
-    #[error(transparent)]
+    #[error("{0}")]
     Io(#[from] io::Error),
 }
