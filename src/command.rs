@@ -1,6 +1,7 @@
 //! `pinseal engine` and `pinseal edge`: load the configuration, start, say where, serve until told to stop.
 
 use std::{
+    fmt,
     io::{self, Write},
     path::PathBuf,
 };
@@ -13,6 +14,8 @@ use tokio::{
 };
 
 use crate::config::{self, ConfigError};
+#[cfg(feature = "engine")]
+use crate::engine::TakeUpError;
 
 /// `pinseal engine`.
 #[derive(Args)]
@@ -37,23 +40,31 @@ pub fn engine(arguments: EngineArguments) -> Result<(), CommandError> {
     Builder::new_current_thread().enable_all().build()?.block_on(async {
         let engine = crate::engine::Engine::start(config).await?;
         let (mut stop, mut take_up) = (Stop::listen()?, signal(SignalKind::hangup())?);
-        writeln!(io::stdout(), "pinseal engine listens on {}", engine.address())?;
+        say(format_args!("pinseal engine listens on {}", engine.address()));
         for line in engine.boundary().lines() {
-            writeln!(io::stdout(), "  {line}")?;
+            say(format_args!("  {line}"));
         }
         if let Some(address) = engine.metrics_address() {
-            writeln!(io::stdout(), "  metrics: http://{address}/metrics")?;
+            say(format_args!("  metrics: http://{address}/metrics"));
         }
         loop {
             tokio::select! {
                 () = stop.told() => break,
-                _ = take_up.recv() => match engine.take_up_keys().await {
-                    Ok(()) => writeln!(io::stdout(), "pinseal engine has taken up {}", engine.boundary().keys().join(" "))?,
-                    Err(error) => writeln!(io::stderr(), "pinseal engine goes on with the keys it has: {error}")?,
+                _ = take_up.recv() => {}
+            }
+            // A slow token, or a boundary that does not start, keeps nobody from stopping the engine.
+            tokio::select! {
+                () = stop.told() => break,
+                taken_up = engine.take_up_keys() => match taken_up {
+                    Ok(()) => say(format_args!("pinseal engine has taken up {}", engine.boundary().keys().join(" "))),
+                    Err(TakeUpError::Boundary(error)) => {
+                        warn(format_args!("pinseal engine goes on with the keys it has: {error}"));
+                    }
+                    Err(error @ TakeUpError::NotUsed) => warn(format_args!("pinseal engine: {error}")),
                 },
             }
         }
-        writeln!(io::stdout(), "pinseal engine stops: calls in flight finish first")?;
+        say(format_args!("pinseal engine stops: calls in flight finish first"));
         Ok(engine.stop().await?)
     })
 }
@@ -66,14 +77,24 @@ pub fn edge(arguments: EdgeArguments) -> Result<(), CommandError> {
         let made_token = config.made_token.clone();
         let edge = crate::edge::Edge::start(config).await?;
         let mut stop = Stop::listen()?;
-        writeln!(io::stdout(), "pinseal edge listens on {}", edge.address())?;
+        say(format_args!("pinseal edge listens on {}", edge.address()));
         if let Some(token) = made_token {
-            writeln!(io::stdout(), "  no clients are configured; bearer token for this run: {}", token.as_str())?;
+            say(format_args!("  no clients are configured; bearer token for this run: {}", token.as_str()));
         }
         stop.told().await;
-        writeln!(io::stdout(), "pinseal edge stops: requests in flight finish first")?;
+        say(format_args!("pinseal edge stops: requests in flight finish first"));
         Ok(edge.stop().await?)
     })
+}
+
+/// To whoever reads what a service prints; it serves on where nobody does any more.
+fn say(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stdout(), "{line}");
+}
+
+#[cfg(feature = "engine")]
+fn warn(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// SIGTERM and SIGINT, listened for before it is told that anything serves: who knows of it may stop it in order.
@@ -116,6 +137,6 @@ pub enum CommandError {
     #[error(transparent)]
     Edge(#[from] crate::edge::EdgeError),
     /// The machine refused something.
-    #[error(transparent)]
+    #[error("{0}")]
     Io(#[from] io::Error),
 }

@@ -102,7 +102,7 @@ pub struct Control {
     pub id: ControlId,
     /// The one card.
     pub card: CardKey,
-    /// The account number the card had when the control was opened: the PAN comes from here, never from a request.
+    /// The account number of the card, which the store keeps up with it: the PAN comes from here, never from a request.
     pub account: Option<RegisteredAccount>,
     /// The one purpose.
     pub scope: Scope,

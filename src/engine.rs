@@ -1,6 +1,7 @@
 //! The engine: the use cases assembled over one boundary and one store, and served by gRPC.
 
 mod key_service;
+mod keys_in_use;
 mod peer;
 mod service;
 pub mod serving;
@@ -51,6 +52,8 @@ pub struct Engine {
     store: Arc<Embedded>,
     health: HealthReporter,
     watch: JoinHandle<()>,
+    in_use: watch::Receiver<Arc<hsm::Status>>,
+    follow: JoinHandle<()>,
     rotation: JoinHandle<()>,
     metrics: Option<Metrics>,
     serving: Serving,
@@ -93,7 +96,9 @@ impl Engine {
             Some(listen) => Some(Metrics::start(listen, boundary.watched(), rotation.clone()).await?),
             None => None,
         };
-        let keys = KeyServices::new(Arc::clone(&boundary), Arc::clone(&pins), rotation, peers.clone());
+        let (use_keys, in_use) = watch::channel(boundary.status());
+        let follow = tokio::spawn(keys_in_use::follow(Arc::clone(&pins), boundary.watched(), use_keys));
+        let keys = KeyServices::new(in_use.clone(), Arc::clone(&pins), rotation, peers.clone());
         let mut threads = 0;
         let serving = Serving::start(&settings, |mut server| {
             threads += 1;
@@ -103,8 +108,8 @@ impl Engine {
                 .add_service(reflection.clone())
                 .add_service(reflection_before.clone())
         })?;
-        let rotation = tokio::spawn(rotation::run(Arc::clone(&pins), boundary.watched(), tell));
-        Ok(Self { boundary, pins, store, health, watch, rotation, metrics, serving })
+        let rotation = tokio::spawn(rotation::run(Arc::clone(&pins), in_use.clone(), tell));
+        Ok(Self { boundary, pins, store, health, watch, in_use, follow, rotation, metrics, serving })
     }
 
     /// Where it listens.
@@ -122,15 +127,18 @@ impl Engine {
         self.boundary.status()
     }
 
-    /// Takes up the keys as a ceremony has left them, while calls go on. Nothing changes where it fails.
+    /// Takes up the keys as a ceremony has left them, while calls go on.
     pub async fn take_up_keys(&self) -> Result<(), TakeUpError> {
         self.boundary.take_up_keys().await?;
-        Ok(self.pins.note_engine(Action::TakeUpKeys).await?)
+        let mut in_use = self.in_use.clone();
+        let used = in_use.wait_for(|in_use| in_use.keys() == self.boundary.status().keys()).await.map(drop);
+        used.map_err(|_| TakeUpError::NotUsed)
     }
 
     /// Takes no more connections, lets calls in flight finish, closes the store.
     pub async fn stop(self) -> Result<(), StoreError> {
         self.watch.abort();
+        self.follow.abort();
         self.rotation.abort();
         self.metrics.iter().for_each(Metrics::stop);
         report_not_serving(&self.health).await;
@@ -177,9 +185,9 @@ pub enum TakeUpError {
     /// The boundary goes on with those it has.
     #[error(transparent)]
     Boundary(#[from] BoundaryError),
-    /// They are taken up, and the audit chain does not say so.
-    #[error(transparent)]
-    Store(#[from] StoreError),
+    /// The boundary has them, and the store takes no more changes.
+    #[error("the keys are taken up, but the store takes no more changes: restart the engine")]
+    NotUsed,
 }
 
 async fn report_serving(health: &HealthReporter) {

@@ -233,6 +233,15 @@ impl Pins {
         self.store.note(self.own_line(Action::EndRotation, &found)).await
     }
 
+    /// Takes no PIN any more that was made under a key older than those of `status`: it is judged again. Once this is answered,
+    /// every one that was is in the store, for a rotation to find.
+    pub async fn take_up(&self, status: &Arc<hsm::Status>) -> Result<(), StoreError> {
+        let status = Arc::clone(status);
+        let is_current =
+            move |pin: &StoredPin| PinRecord::from_bytes(&pin.record).is_ok_and(|record| status.is_current(&record));
+        self.store.admit_pins(Arc::new(is_current), self.own_line(Action::TakeUpKeys, "")).await
+    }
+
     /// Writes what the engine did with itself.
     pub async fn note_engine(&self, action: Action) -> Result<(), StoreError> {
         self.store.note(self.own_line(action, "")).await

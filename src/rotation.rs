@@ -98,12 +98,12 @@ impl Progress {
     }
 }
 
-/// Whenever the boundary has an older storage key beside the newest: goes through all records, again and again until a pass
+/// Whenever an older storage key is in use beside the newest: goes through all records, again and again until a pass
 /// finds every one under the newest; at most so many are made anew a second. `told` always says how far it is.
-pub async fn run(pins: Arc<Pins>, mut boundary: watch::Receiver<Arc<hsm::Status>>, told: watch::Sender<Progress>) {
+pub async fn run(pins: Arc<Pins>, mut in_use: watch::Receiver<Arc<hsm::Status>>, told: watch::Sender<Progress>) {
     let mut rotated = None;
     loop {
-        let status = Arc::clone(&boundary.borrow_and_update());
+        let status = Arc::clone(&in_use.borrow_and_update());
         // One that was started again with the keys it had changes nothing.
         if status.rotates() && rotated.as_deref() != Some(status.keys()) {
             rotated = Some(status.keys().to_vec());
@@ -115,7 +115,7 @@ pub async fn run(pins: Arc<Pins>, mut boundary: watch::Receiver<Arc<hsm::Status>
             }
         }
         // A boundary that never takes keys up has nobody who would tell.
-        if boundary.changed().await.is_err() {
+        if in_use.changed().await.is_err() {
             return;
         }
     }

@@ -5,7 +5,7 @@
 
 pub mod embedded;
 
-use std::{future::Future, pin::Pin};
+use std::{future::Future, pin::Pin, sync::Arc};
 
 use thiserror::Error;
 
@@ -31,7 +31,7 @@ pub trait Store: Send + Sync + 'static {
     /// A control, until some time after it expired.
     fn control(&self, id: ControlId) -> Answer<'_, Result<Option<Control>, StoreError>>;
 
-    /// Registers a card, or changes its account number. Refused with [`RegisterError::AccountBound`] where a PIN is kept
+    /// Registers a card, or changes its account number, in its controls that are not spent too. Refused with [`RegisterError::AccountBound`] where a PIN is kept
     /// and the number would change; an absent `account` leaves the registered one.
     fn register(
         &self,
@@ -49,7 +49,8 @@ pub trait Store: Send + Sync + 'static {
     -> Answer<'_, Result<(), AdvanceError>>;
 
     /// Spends a control and keeps the PIN record it paid for: the control moves by [`Event::Set`], the card's status
-    /// becomes `S`, any earlier record of the card is replaced.
+    /// becomes `S`, any earlier record of the card is replaced. Denied as [`Denied::Superseded`] where the control has another
+    /// account number by now.
     fn set_pin(
         &self,
         id: ControlId,
@@ -70,12 +71,19 @@ pub trait Store: Send + Sync + 'static {
     /// `card` is filled in here, with their number; where none did nothing happens, and there is no line.
     fn remake(&self, remade: Vec<RemadePin>, line: Line) -> Answer<'_, Result<u64, StoreError>>;
 
+    /// Keeps from here on only such new PINs as `admitted` holds for; any other, however long ago it was made, is answered
+    /// [`Denied::Superseded`]. Once this is answered, every PIN that came before it is where [`Store::pins_after`] finds it.
+    fn admit_pins(&self, admitted: Admitted, line: Line) -> Answer<'_, Result<(), StoreError>>;
+
     /// Writes an audit line about something that changed nothing: a denial, a start, a stop.
     fn note(&self, line: Line) -> Answer<'_, Result<(), StoreError>>;
 
     /// Entries of the chain from sequence number `from` on, oldest first, at most `limit` of them.
     fn audit(&self, from: u64, limit: usize) -> Answer<'_, Result<Vec<Entry>, StoreError>>;
 }
+
+/// Which new PINs are kept.
+pub type Admitted = Arc<dyn Fn(&StoredPin) -> bool + Send + Sync>;
 
 /// A PIN at rest.
 #[derive(Clone)]

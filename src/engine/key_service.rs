@@ -17,7 +17,6 @@ use super::{
     wire::{self, Counted},
 };
 use crate::{
-    boundary::Boundary,
     pin::Pins,
     proto::{self, key_service_server},
     rotation::{Census, Page, Progress},
@@ -35,7 +34,7 @@ type Messages<T> = ReceiverStream<Result<T, Status>>;
 /// The service over what it tells of.
 #[derive(Clone)]
 pub(super) struct KeyServices {
-    boundary: Arc<Boundary>,
+    in_use: watch::Receiver<Arc<hsm::Status>>,
     pins: Arc<Pins>,
     rotation: watch::Receiver<Progress>,
     peers: Peers,
@@ -46,13 +45,13 @@ pub(super) struct KeyServices {
 impl KeyServices {
     /// To be made on the runtime of the engine's own work.
     pub(super) fn new(
-        boundary: Arc<Boundary>,
+        in_use: watch::Receiver<Arc<hsm::Status>>,
         pins: Arc<Pins>,
         rotation: watch::Receiver<Progress>,
         peers: Peers,
     ) -> Self {
         let counts = Arc::new(Semaphore::new(COUNTS_MAX));
-        Self { boundary, pins, rotation, peers, own_work: Handle::current(), counts }
+        Self { in_use, pins, rotation, peers, own_work: Handle::current(), counts }
     }
 
     fn admit(&self, extensions: &Extensions) -> Result<(), Status> {
@@ -70,7 +69,7 @@ impl key_service_server::KeyService for KeyServices {
         request: Request<proto::ListKeysRequest>,
     ) -> Result<Response<proto::ListKeysResponse>, Status> {
         self.admit(request.extensions())?;
-        Ok(Response::new(wire::keys(&self.boundary.status())))
+        Ok(Response::new(wire::keys(&self.in_use.borrow())))
     }
 
     async fn watch_rotation(

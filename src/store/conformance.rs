@@ -22,6 +22,8 @@ pub(crate) async fn run<S: Store>(make: impl Fn() -> Arc<S>) {
     a_card_has_no_more_controls_in_an_hour_than_its_cap(&*make()).await;
     an_unknown_card_is_taken_up_or_refused_as_told(&*make()).await;
     an_account_number_is_not_changed_under_a_pin(&*make()).await;
+    a_control_follows_the_account_number_of_its_card(&*make()).await;
+    a_pin_that_is_not_admitted_any_more_is_not_kept_and_its_control_stays(&*make()).await;
     every_change_has_its_line_and_no_refusal_has(&*make()).await;
     records_come_page_by_page_and_each_once(&*make()).await;
     a_record_is_made_anew_where_it_still_stands_and_a_newer_pin_stays(&*make()).await;
@@ -77,9 +79,21 @@ pub(crate) async fn keyed(store: &impl Store, card: CardKey) -> Control {
     opened
 }
 
+/// Sets a PIN bound to the number the control has.
 pub(crate) async fn set(store: &impl Store, id: ControlId, number: u8) -> Result<(), AdvanceError> {
+    let account = store.control(id).await.unwrap().and_then(|control| control.account);
+    set_bound(store, id, number, account).await
+}
+
+async fn set_bound(
+    store: &impl Store,
+    id: ControlId,
+    number: u8,
+    account: Option<RegisteredAccount>,
+) -> Result<(), AdvanceError> {
     let event = Event::Set { under: tzpk(1), retry: RetryTag([number; 16]) };
-    store.set_pin(id, event, clock::now(), record(number), line(Action::SetPin)).await
+    let pin = StoredPin { account, ..record(number) };
+    store.set_pin(id, event, clock::now(), pin, line(Action::SetPin)).await
 }
 
 fn account(number: u8) -> Option<RegisteredAccount> {
@@ -163,6 +177,33 @@ async fn an_account_number_is_not_changed_under_a_pin(store: &impl Store) {
     assert_eq!((same.account, same.pin_status), (account(2), PinStatus::Set));
     let left = store.register(card(1), None, line(Action::RegisterCard)).await.unwrap();
     assert_eq!(left.account, account(2), "an absent number leaves the registered one");
+}
+
+async fn a_control_follows_the_account_number_of_its_card(store: &impl Store) {
+    for number in 1..=2 {
+        store.register(card(number), account(1), line(Action::RegisterCard)).await.unwrap();
+    }
+    let (opened, others) = (keyed(store, card(1)).await, keyed(store, card(2)).await);
+    store.register(card(1), account(2), line(Action::RegisterCard)).await.unwrap();
+    let account_of = async |id| store.control(id).await.unwrap().unwrap().account;
+    assert_eq!((account_of(opened.id).await, account_of(others.id).await), (account(2), account(1)));
+
+    let before = set_bound(store, opened.id, 1, account(1)).await;
+    assert!(matches!(before, Err(AdvanceError::Denied(Denied::Superseded))), "judged for the number before");
+    assert!(store.pin(&card(1)).await.unwrap().is_none());
+    set_bound(store, opened.id, 1, account(2)).await.unwrap();
+    assert_eq!(store.pin(&card(1)).await.unwrap().unwrap().account, account(2));
+}
+
+async fn a_pin_that_is_not_admitted_any_more_is_not_kept_and_its_control_stays(store: &impl Store) {
+    let opened = keyed(store, card(1)).await;
+    let newer = Arc::new(|pin: &StoredPin| pin.record[0] > 1);
+    store.admit_pins(newer, line(Action::TakeUpKeys)).await.unwrap();
+    let older = set(store, opened.id, 1).await;
+    assert!(matches!(older, Err(AdvanceError::Denied(Denied::Superseded))));
+    assert!(store.pin(&card(1)).await.unwrap().is_none());
+    set(store, opened.id, 2).await.unwrap();
+    assert_eq!(*store.pin(&card(1)).await.unwrap().unwrap().record, [2; 38]);
 }
 
 async fn every_change_has_its_line_and_no_refusal_has(store: &impl Store) {

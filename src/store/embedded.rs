@@ -33,7 +33,9 @@ use self::{
     reply::{Promise, promise},
     writer::{Change, Command, Pages},
 };
-use super::{Admission, AdvanceError, Answer, OpenError, RegisterError, RemadePin, Store, StoreError, StoredPin};
+use super::{
+    Admission, Admitted, AdvanceError, Answer, OpenError, RegisterError, RemadePin, Store, StoreError, StoredPin,
+};
 use crate::{
     audit::{
         chain::Checkpoint,
@@ -383,6 +385,10 @@ impl Store for Embedded {
 
     fn remake(&self, remade: Vec<RemadePin>, line: Line) -> Answer<'_, Result<u64, StoreError>> {
         self.change(|reply| Change::Remake { remade, reply }, line)
+    }
+
+    fn admit_pins(&self, admitted: Admitted, line: Line) -> Answer<'_, Result<(), StoreError>> {
+        self.change(|reply| Change::Admit { admitted, reply }, line)
     }
 
     fn note(&self, line: Line) -> Answer<'_, Result<(), StoreError>> {

@@ -84,16 +84,26 @@ impl EngineProcess {
         Self { child, address, log }
     }
 
+    /// Leaves nobody who reads what it prints.
+    pub(crate) fn stop_reading(&mut self) {
+        drop(self.child.stdout.take());
+    }
+
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
     /// The process of its key boundary, where there is one now.
     pub(crate) fn hsm_id(&self) -> Option<u32> {
+        self.hsm_ids().first().copied()
+    }
+
+    /// The same, and any that is to take its place.
+    pub(crate) fn hsm_ids(&self) -> Vec<u32> {
         let threads = std::fs::read_dir(format!("/proc/{}/task", self.id())).unwrap();
         let children =
             threads.filter_map(|thread| std::fs::read_to_string(thread.unwrap().path().join("children")).ok());
-        children.collect::<String>().split_whitespace().next().map(|id| id.parse().unwrap())
+        children.collect::<String>().split_whitespace().map(|id| id.parse().unwrap()).collect()
     }
 
     pub(crate) fn address(&self) -> &str {

@@ -28,4 +28,5 @@ mod person_token;
 mod race;
 mod real_token;
 mod rotation;
+mod take_up;
 mod token;

@@ -37,7 +37,7 @@ fn records() -> u64 {
 }
 
 /// The engine's lines for a rate at which the kills fall into the middle.
-fn settings(records_per_second: u64) -> String {
+pub(crate) fn settings(records_per_second: u64) -> String {
     format!(
         "[control]\nlifetime_seconds = 3600\nper_card_per_hour_max = 1000000\n\
          [rotation]\nrecords_per_second = {records_per_second}"
@@ -106,7 +106,7 @@ async fn load(mut client: Client, device: Arc<Device>, seen: Arc<AtomicU64>, num
 }
 
 /// How many records there are under each storage key, read off the store of a stopped engine.
-fn records_under(directory: &Path) -> (u64, u64) {
+pub(crate) fn records_under(directory: &Path) -> (u64, u64) {
     let store = Embedded::open(&EmbeddedConfig::existing(directory.join("data/store"))).unwrap();
     let all = store.pins_page(None, usize::MAX).unwrap();
     let key = |record: &[u8]| hsm::PinRecord::from_bytes(record).unwrap().storage_key().0;
@@ -205,7 +205,7 @@ fn watch(engine: &EngineProcess, arguments: &[&str]) -> Command {
 }
 
 /// Every line of a watch that ends well.
-fn watched(engine: &EngineProcess) -> Vec<serde_json::Value> {
+pub(crate) fn watched(engine: &EngineProcess) -> Vec<serde_json::Value> {
     let output = watch(engine, &["--json"]).output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
     String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()

@@ -13,6 +13,8 @@ const VERSION: u8 = 1;
 pub(super) const ID_BYTES: usize = 16;
 /// Where a control's expiry stands, so that the sweep need not read the rest.
 const EXPIRY_AT: usize = ID_BYTES + 1;
+/// Where its card stands, behind the expiry and the scope.
+const CARD_AT: usize = EXPIRY_AT + 8 + 1;
 
 /// What the store keeps of a card, beside its PIN.
 #[derive(Clone, Default)]
@@ -144,6 +146,19 @@ pub(super) fn decode_control(row: &[u8]) -> Option<Control> {
 pub(super) fn expiry_of(control: &[u8]) -> Option<UnixMillis> {
     let bytes = control.get(EXPIRY_AT..EXPIRY_AT + 8)?;
     Some(UnixMillis(u64::from_be_bytes(bytes.try_into().ok()?)))
+}
+
+/// The name of an encoded control, without reading the rest.
+pub(super) fn id_of(control: &[u8]) -> Option<ControlId> {
+    control.first_chunk().map(|id| ControlId::from_bytes(*id))
+}
+
+/// Whether an encoded control is this card's, without reading the rest.
+pub(super) fn is_of(card: &CardKey) -> impl Fn(&[u8]) -> bool {
+    let mut named = Writer(Vec::new());
+    named.blob(card.tenant.as_str().as_bytes());
+    named.blob(card.plastic.as_str().as_bytes());
+    move |control| control.get(CARD_AT..).is_some_and(|rest| rest.starts_with(&named.0))
 }
 
 struct Writer(Vec<u8>);

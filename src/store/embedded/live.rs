@@ -8,8 +8,9 @@ use std::{
 
 use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry};
 
-use super::codec::{ID_BYTES, decode_control, expiry_of};
+use super::codec::{ID_BYTES, decode_control, expiry_of, id_of, is_of};
 use crate::{
+    card::CardKey,
     clock::UnixMillis,
     control::{Control, ControlId},
 };
@@ -58,6 +59,17 @@ impl LiveControls {
             return;
         }
         shard.write().unwrap_or_else(PoisonError::into_inner).retain(|row| live(row));
+    }
+
+    /// Those of a card: a walk through all of them.
+    pub(super) fn of_card(&self, card: &CardKey) -> Vec<ControlId> {
+        let is_its = is_of(card);
+        let mut found = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
+            found.extend(shard.iter().filter(|row| is_its(row)).filter_map(|row| id_of(row)));
+        }
+        found
     }
 
     pub(super) fn count(&self) -> usize {

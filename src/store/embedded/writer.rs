@@ -30,8 +30,10 @@ use crate::{
     },
     card::{Card, CardKey, RegisteredAccount},
     clock::{self, UnixMillis},
-    control::{Control, ControlId, Event, advance},
-    store::{Admission, AdvanceError, OpenError, RegisterError, RemadePin, StoreError, StoredPin, UnknownCards},
+    control::{Control, ControlId, Denied, Event, State, advance},
+    store::{
+        Admission, Admitted, AdvanceError, OpenError, RegisterError, RemadePin, StoreError, StoredPin, UnknownCards,
+    },
 };
 
 /// The most changes in one commit: bounds how long the first of them waits for the last.
@@ -79,6 +81,10 @@ pub(super) enum Change {
         remade: Vec<RemadePin>,
         reply: Promise<Result<u64, StoreError>>,
     },
+    Admit {
+        admitted: Admitted,
+        reply: Promise<Result<(), StoreError>>,
+    },
     Note {
         reply: Promise<Result<(), StoreError>>,
     },
@@ -118,10 +124,10 @@ pub(super) fn run(shared: &Shared, mut pages: Pages, mut ahead: Option<Ahead>) {
     let mut swept = Instant::now();
     // Kept from batch to batch: memory as large as a batch, asked for anew each time, comes as pages to be cleared.
     let (mut commands, mut answers, mut row) = (Vec::new(), Vec::new(), Vec::new());
-    let mut share = Share::All;
+    let (mut share, mut admitted) = (Share::All, None);
     while wait(shared, share, &mut commands) {
         let mut batch = Batch::new(shared, mem::take(&mut row));
-        answers.extend(commands.drain(..).map(|command| batch.apply(command)));
+        answers.extend(commands.drain(..).map(|command| batch.apply(command, &mut admitted)));
         if swept.elapsed() >= SWEEP_EVERY {
             swept = Instant::now();
             shard = (shard + 1) % SHARDS;
@@ -237,7 +243,7 @@ impl<'a> Batch<'a> {
         }
     }
 
-    fn apply(&mut self, Command { change, line }: Command) -> Reply {
+    fn apply(&mut self, Command { change, line }: Command, admitted: &mut Option<Admitted>) -> Reply {
         match change {
             Change::Register { card, account, reply } => {
                 Reply::Register(reply, self.audited(line, |batch| batch.register(card, account)))
@@ -247,7 +253,12 @@ impl<'a> Batch<'a> {
                 Reply::Open(reply, opened.map(Box::new))
             }
             Change::Advance { id, event, now, pin, reply } => {
-                Reply::Advance(reply, self.audited(line, |batch| batch.advance(id, event, now, pin)))
+                let admits = |pin: &StoredPin| admitted.as_ref().is_none_or(|admitted| admitted(pin));
+                Reply::Advance(reply, self.audited(line, |batch| batch.advance(id, event, now, pin, admits)))
+            }
+            Change::Admit { admitted: new, reply } => {
+                *admitted = Some(new);
+                Reply::Note(reply, self.audited(line, |_| Ok(())))
             }
             Change::Remake { remade, reply } => Reply::Remake(reply, self.remake(remade, line)),
             Change::Note { reply } => Reply::Note(reply, self.audited(line, |_| Ok(()))),
@@ -275,11 +286,36 @@ impl<'a> Batch<'a> {
             if pin_set_at.is_some() {
                 return Err(RegisterError::AccountBound);
             }
+            // A card that never had a control has none to follow.
+            if row.opened > 0 {
+                self.renumber_controls(&card, &account);
+            }
             row.account = account;
         }
         let registered = card_of(row.account.clone(), pin_set_at);
         self.put_card(card, row);
         Ok(registered)
+    }
+
+    /// Gives a card's controls that are not spent its new account number: what they set is bound to it.
+    fn renumber_controls(&mut self, card: &CardKey, account: &Option<RegisteredAccount>) {
+        let mut ids = self.shared.live.of_card(card);
+        ids.extend(self.controls.keys());
+        for id in ids {
+            let Some(mut control) = self.control(id) else { continue };
+            if control.card == *card && !matches!(control.state, State::Spent(_)) {
+                control.account.clone_from(account);
+                self.controls.insert(id, encode_control(&control));
+            }
+        }
+    }
+
+    /// As the last change before left it.
+    fn control(&self, id: ControlId) -> Option<Control> {
+        match self.controls.get(&id) {
+            Some(row) => decode_control(row),
+            None => self.shared.live.find(id),
+        }
     }
 
     fn open(&mut self, mut control: Control, admission: Admission) -> Result<Control, OpenError> {
@@ -309,13 +345,14 @@ impl<'a> Batch<'a> {
         event: Event,
         now: UnixMillis,
         pin: Option<StoredPin>,
+        admits: impl Fn(&StoredPin) -> bool,
     ) -> Result<(), AdvanceError> {
-        let mut control = match self.controls.get(&id) {
-            Some(row) => decode_control(row),
-            None => self.shared.live.find(id),
-        }
-        .ok_or(UNKNOWN)?;
+        let mut control = self.control(id).ok_or(UNKNOWN)?;
         control.state = advance(&control, event, now)?;
+        // Made with a key or for a number that was the newest when the boundary was asked: it is to be asked again.
+        if pin.as_ref().is_some_and(|pin| pin.account != control.account || !admits(pin)) {
+            return Err(Denied::Superseded.into());
+        }
         self.controls.insert(id, encode_control(&control));
         if let Some(pin) = pin {
             self.pins.insert(card_key(&control.card), (now, encode_pin(now, &pin)));

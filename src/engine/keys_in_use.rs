@@ -1,0 +1,33 @@
+//! The keys in use: those of the boundary, once no PIN under older ones can come any more. Rotation and those who retire
+//! keys go by these: while a boundary hands over to the next, answers of the one before are still on their way.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::watch, time::sleep};
+
+use crate::{pin::Pins, store::StoreError};
+
+/// How long a store that is busy is given.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Follows the boundary for as long as there is one and the store takes changes.
+pub(super) async fn follow(
+    pins: Arc<Pins>,
+    mut boundary: watch::Receiver<Arc<hsm::Status>>,
+    in_use: watch::Sender<Arc<hsm::Status>>,
+) {
+    while boundary.changed().await.is_ok() {
+        let status = Arc::clone(&boundary.borrow_and_update());
+        // One that was started again with the keys it had changes nothing.
+        while status.keys() != in_use.borrow().keys() {
+            match pins.take_up(&status).await {
+                Ok(()) => {
+                    tracing::info!(keys = status.keys().join(" "), "no PIN comes under an older storage key any more");
+                    in_use.send_replace(Arc::clone(&status));
+                }
+                Err(StoreError::Busy { .. }) => sleep(PAUSE).await,
+                Err(error) => return tracing::error!(%error, "the keys taken up can't be put into use"),
+            }
+        }
+    }
+}
