@@ -7,6 +7,7 @@
 
 mod ahead;
 mod codec;
+mod journal;
 mod live;
 mod page;
 mod reply;
@@ -28,6 +29,7 @@ use thiserror::Error;
 use self::{
     ahead::Ahead,
     codec::{card_key, card_of_key, decode_card, decode_control, decode_pin},
+    journal::JournalError,
     live::LiveControls,
     page::{ControlPage, EntryPage},
     reply::{Promise, promise},
@@ -143,6 +145,13 @@ impl Embedded {
             fjall::Error::Locked => StoreOpenError::Locked { path: path() },
             error => StoreOpenError::Damaged { path: path(), problem: error.to_string() },
         };
+        journal::check(&config.directory.join(DATABASE)).map_err(|error| match error {
+            JournalError::Locked => StoreOpenError::Locked { path: path() },
+            JournalError::Io(error) => StoreOpenError::Io { path: path(), error },
+            error @ JournalError::Damaged { .. } => {
+                StoreOpenError::Damaged { path: path(), problem: error.to_string() }
+            }
+        })?;
         let database = Database::builder(config.directory.join(DATABASE))
             .cache_size(config.memory_bytes_max / 4)
             .journal_compression(CompressionType::None)

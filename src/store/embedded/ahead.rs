@@ -17,14 +17,14 @@ use std::{
 
 use rustix::fs::{Advice, AtFlags, OFlags, StatxFlags, fadvise, fcntl_getfl, fcntl_setfl, fstatfs, statx};
 
+use super::journal::SUFFIX;
+
 /// How much is written at a time.
 const STRETCH_BYTES: usize = 256 * 1024;
 /// The next stretch follows once the journal has come within so much of the end of the last.
 const RESERVE_BYTES: u64 = 128 * 1024;
 /// Blocks of a file system are no larger.
 const BLOCK_BYTES: usize = 4_096;
-/// How the name of a journal ends; before it stands its number.
-const JOURNAL_SUFFIX: &str = ".jnl";
 /// File systems that write over a block where it stands, by number (statfs(2)): ext4, XFS. Others put what is written
 /// over elsewhere, or on no disk.
 const OVERWRITING: [u64; 2] = [0xEF53, 0x5846_5342];
@@ -51,7 +51,7 @@ impl Ahead {
         let mut number = 0;
         for entry in directory.read_dir()? {
             let name = entry?.file_name();
-            let found = name.to_str().and_then(|name| name.strip_suffix(JOURNAL_SUFFIX));
+            let found = name.to_str().and_then(|name| name.strip_suffix(SUFFIX));
             number = found.and_then(|found| found.parse().ok()).unwrap_or(number).max(number);
         }
         let journal = OpenOptions::new().read(true).write(true).open(path(directory, number))?;
@@ -107,7 +107,7 @@ impl Ahead {
 }
 
 fn path(directory: &Path, number: u64) -> PathBuf {
-    directory.join(format!("{number}{JOURNAL_SUFFIX}"))
+    directory.join(format!("{number}{SUFFIX}"))
 }
 
 /// Whether the journal, filled so far, still ends before the last of it.

@@ -139,11 +139,13 @@ async fn a_store_of_the_format_before_is_opened_and_is_of_this_one_from_then_on(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_store_is_refused_or_reads_as_it_was() {
+async fn a_damaged_store_is_refused_or_reads_as_it_was_but_for_the_very_last_commit() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(directory.path()).unwrap();
     let opened = keyed(&store, card(1)).await;
     set(&store, opened.id, 5).await.unwrap();
+    let before_last = store.checkpoint().sequence;
+    store.note(line(Action::StopEngine)).await.unwrap();
     store.close().await;
     drop(store);
 
@@ -158,10 +160,34 @@ async fn a_damaged_store_is_refused_or_reads_as_it_was() {
         changed[at] ^= 0x40;
         fs::write(largest, &changed).unwrap();
         let Ok(store) = open(directory.path()) else { continue };
-        if let Ok(Some(pin)) = Store::pin(&store, &card(1)).await {
-            assert_eq!(*pin.record, [5; 38], "byte {at}: a damaged record was read as a good one");
-        }
+        let pin = Store::pin(&store, &card(1)).await.unwrap().expect("a PIN is gone");
+        assert_eq!(*pin.record, [5; 38], "byte {at}: a damaged record was read as a good one");
+        assert!(store.checkpoint().sequence >= before_last, "byte {at}: acknowledged changes are gone");
+        set(&store, opened.id, 6).await.unwrap_err();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_whose_last_commit_a_power_cut_left_in_pieces_opens_without_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    let opened = keyed(&store, card(1)).await;
+    let journal = directory.path().join(DATABASE).join("0.jnl");
+    let written = || fs::read(&journal).unwrap().iter().rposition(|byte| *byte != 0).unwrap();
+    let (acknowledged, kept) = (written(), store.checkpoint());
+    set(&store, opened.id, 5).await.unwrap();
+    let end = written();
+    store.close().await;
+    drop(store);
+
+    // A block in the middle of it did not come to the disk, its end did.
+    let mut torn = fs::read(&journal).unwrap();
+    torn[(acknowledged + end) / 2..][..20].fill(0);
+    fs::write(&journal, torn).unwrap();
+    let store = open(directory.path()).unwrap();
+    assert_eq!(store.checkpoint(), kept);
+    set(&store, opened.id, 6).await.unwrap();
+    assert_eq!(*Store::pin(&store, &card(1)).await.unwrap().unwrap().record, [6; 38]);
 }
 
 fn collect(directory: &Path, files: &mut Vec<PathBuf>) {

@@ -1,0 +1,243 @@
+//! The journals, looked at before fjall opens them.
+//!
+//! fjall takes a batch that it can't read for the end of a journal and cuts the rest off: where a byte of it has changed on
+//! disk, what was acknowledged behind it would be gone, and nobody told. A last batch of which a power cut left only some
+//! blocks, and which nobody was answered for, it does not open at all. So a journal in which a whole batch stands behind one
+//! that can't be read is damaged, and nothing is opened; what can't be read and stands last is cut off, and that is told.
+//!
+//! ```text
+//! batch    start, items, end                               fjall 3, little endian
+//! start    01 items(4) sequence(8)
+//! item     02 kind(1) compression(1) keyspace(8) key length(2) length(4) stored length(4) key value
+//!          04 keyspace(8)
+//! end      03 XXH3 of the items(8) 46 4A 4C 03
+//! ```
+
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    io::{self, Read},
+    path::Path,
+    thread,
+    time::Duration,
+};
+
+use rustix::{fs::SeekFrom, io::Errno};
+use thiserror::Error;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// The file that fjall has locked while it has the directory.
+const LOCK_FILE: &str = "lock";
+/// How often, and how long, the lock is waited for: an engine that stops may still have it.
+const LOCK_TRIES: u32 = 3;
+const LOCK_PAUSE: Duration = Duration::from_millis(100);
+/// How the name of a journal ends; before it stands its number.
+pub(super) const SUFFIX: &str = ".jnl";
+
+const START: u8 = 1;
+const ITEM: u8 = 2;
+const END: u8 = 3;
+const CLEAR: u8 = 4;
+/// The last of every batch.
+const MAGIC: [u8; 4] = *b"FJL\x03";
+/// Of an item before its key, without the tag and the three lengths.
+const ITEM_HEAD_BYTES: usize = 10;
+const ZEROS: [u8; 4_096] = [0; 4_096];
+
+/// Why a store's journals are not opened.
+#[derive(Debug, Error)]
+pub(super) enum JournalError {
+    #[error("another process has it")]
+    Locked,
+    #[error("journal {number} can't be read at byte {at}, and what was written later can")]
+    Damaged { number: u64, at: usize },
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Finds the journals of a directory readable to the last batch that was acknowledged, or made so.
+pub(super) fn check(directory: &Path) -> Result<(), JournalError> {
+    // Of a directory that fjall has yet to make there is nothing to check.
+    let lock = match OpenOptions::new().read(true).write(true).open(directory.join(LOCK_FILE)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        lock => lock?,
+    };
+    // What another process writes now looks as if it were cut short.
+    hold(&lock)?;
+    let mut numbers = Vec::new();
+    for entry in directory.read_dir()? {
+        let name = entry?.file_name();
+        let number =
+            name.to_str().and_then(|name| name.strip_suffix(SUFFIX)).and_then(|number| number.parse::<u64>().ok());
+        numbers.extend(number);
+    }
+    let newest = numbers.iter().max().copied();
+    for number in numbers {
+        let journal = OpenOptions::new().read(true).write(true).open(directory.join(format!("{number}{SUFFIX}")))?;
+        match Ending::of(&written(&journal)?) {
+            Ending::Whole => {}
+            Ending::CutShort { at } if Some(number) == newest => {
+                tracing::warn!(number, at, "the last commit is not whole, and was never answered: it is cut off");
+                journal.set_len(at as u64)?;
+                journal.sync_all()?;
+            }
+            // Whatever was written later stands in a later journal.
+            Ending::CutShort { at } | Ending::Damaged { at } => return Err(JournalError::Damaged { number, at }),
+        }
+    }
+    Ok(())
+}
+
+fn hold(lock: &File) -> Result<(), JournalError> {
+    for _ in 1..LOCK_TRIES {
+        match lock.try_lock() {
+            Err(TryLockError::WouldBlock) => thread::sleep(LOCK_PAUSE),
+            outcome => return outcome.map_err(locked),
+        }
+    }
+    lock.try_lock().map_err(locked)
+}
+
+fn locked(error: TryLockError) -> JournalError {
+    match error {
+        TryLockError::WouldBlock => JournalError::Locked,
+        TryLockError::Error(error) => error.into(),
+    }
+}
+
+/// All of a journal but the hole it ends with, which would come as memory to be cleared.
+fn written(journal: &File) -> io::Result<Vec<u8>> {
+    let mut end = 0;
+    loop {
+        match rustix::fs::seek(journal, SeekFrom::Data(end)) {
+            Ok(data) => end = rustix::fs::seek(journal, SeekFrom::Hole(data))?,
+            Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    rustix::fs::seek(journal, SeekFrom::Start(0))?;
+    let mut bytes = Vec::new();
+    journal.take(end).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// How a journal ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// With a whole batch, and zeros that wait to be written over.
+    Whole,
+    /// With something that can't be read.
+    CutShort { at: usize },
+    /// Something can't be read, and a whole batch comes behind it.
+    Damaged { at: usize },
+}
+
+impl Ending {
+    fn of(journal: &[u8]) -> Self {
+        let (mut at, mut rest, mut last) = (0, journal, None);
+        while let Some((sequence, behind)) = behind_batch(rest) {
+            // No checksum covers it.
+            if last.is_some_and(|last| sequence <= last) {
+                return Self::Damaged { at };
+            }
+            at += rest.len() - behind.len();
+            (rest, last) = (behind, Some(sequence));
+        }
+        if rest.chunks(ZEROS.len()).all(|chunk| ZEROS.starts_with(chunk)) {
+            return Self::Whole;
+        }
+        let whole = |from: usize| rest.get(from..).and_then(behind_batch).is_some();
+        let mut starts = rest.iter().enumerate().skip(1).filter(|(_, byte)| **byte == START);
+        if starts.any(|(from, _)| whole(from)) { Self::Damaged { at } } else { Self::CutShort { at } }
+    }
+}
+
+/// The sequence number of the batch at the beginning and what comes behind it; none where there is no whole one.
+fn behind_batch(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let (items, rest) = tagged(START, bytes)?.split_first_chunk()?;
+    let (sequence, all) = rest.split_first_chunk()?;
+    let mut rest = all;
+    for _ in 0..u32::from_le_bytes(*items) {
+        rest = behind_item(rest)?;
+    }
+    let items = all.get(..all.len() - rest.len())?;
+    let (checksum, rest) = tagged(END, rest)?.split_first_chunk()?;
+    let rest = rest.strip_prefix(&MAGIC)?;
+    (u64::from_le_bytes(*checksum) == xxh3_64(items)).then_some((u64::from_le_bytes(*sequence), rest))
+}
+
+fn behind_item(bytes: &[u8]) -> Option<&[u8]> {
+    if let Some(clear) = tagged(CLEAR, bytes) {
+        return clear.get(8..);
+    }
+    let (key, rest) = tagged(ITEM, bytes)?.get(ITEM_HEAD_BYTES..)?.split_first_chunk()?;
+    let (stored, rest) = rest.get(4..)?.split_first_chunk()?;
+    let length =
+        usize::from(u16::from_le_bytes(*key)).checked_add(usize::try_from(u32::from_le_bytes(*stored)).ok()?)?;
+    rest.get(length..)
+}
+
+fn tagged(tag: u8, bytes: &[u8]) -> Option<&[u8]> {
+    bytes.split_first().filter(|(first, _)| **first == tag).map(|(_, rest)| rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(sequence: u64, value: &[u8]) -> Vec<u8> {
+        let mut items = vec![ITEM, 0, 0];
+        items.extend_from_slice(&7u64.to_le_bytes());
+        items.extend_from_slice(&3u16.to_le_bytes());
+        (0..2).for_each(|_| items.extend_from_slice(&(value.len() as u32).to_le_bytes()));
+        items.extend_from_slice(b"key");
+        items.extend_from_slice(value);
+        let start = [&[START][..], &1u32.to_le_bytes(), &sequence.to_le_bytes()].concat();
+        let end = [&[END][..], &xxh3_64(&items).to_le_bytes(), &MAGIC].concat();
+        [start, items, end].concat()
+    }
+
+    /// Three batches, and zeros.
+    fn journal() -> (Vec<u8>, [usize; 3]) {
+        let batches = [batch(0x80, b"one"), batch(0x81, &[1; 300]), batch(0x82, b"three")];
+        let starts = [0, batches[0].len(), batches[0].len() + batches[1].len()];
+        ([batches.concat(), vec![0; 9_000]].concat(), starts)
+    }
+
+    #[test]
+    fn a_journal_of_whole_batches_is_whole_with_zeros_behind_or_without() {
+        let (journal, [.., last]) = journal();
+        assert_eq!(Ending::of(&journal), Ending::Whole);
+        assert_eq!(Ending::of(&journal[..last]), Ending::Whole);
+        assert_eq!(Ending::of(&[]), Ending::Whole);
+    }
+
+    #[test]
+    fn a_change_anywhere_before_the_last_batch_is_damage_and_one_in_the_last_cuts_it_off() {
+        let (journal, [_, second, last]) = journal();
+        for at in 0..journal.len() - 9_000 {
+            let mut changed = journal.clone();
+            changed[at] ^= 0x40;
+            let found = Ending::of(&changed);
+            // No checksum covers the number of a batch: one that is too high shows at the next.
+            let in_number_of = |start: usize| (start + 5..start + 13).contains(&at);
+            let expected = match at {
+                _ if in_number_of(last) => Ending::Whole,
+                at if at >= last => Ending::CutShort { at: last },
+                _ if in_number_of(second) => Ending::Damaged { at: last },
+                at if at >= second || in_number_of(0) => Ending::Damaged { at: second },
+                _ => Ending::Damaged { at: 0 },
+            };
+            assert_eq!(found, expected, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_batch_of_which_only_some_is_there_is_cut_off_wherever_it_ends() {
+        let (journal, [.., last]) = journal();
+        for end in last + 1..journal.len() - 9_000 {
+            assert_eq!(Ending::of(&journal[..end]), Ending::CutShort { at: last }, "byte {end}");
+            let blocks = [&journal[..end], &[0; 5_000]].concat();
+            assert_eq!(Ending::of(&blocks), Ending::CutShort { at: last }, "byte {end}");
+        }
+    }
+}
