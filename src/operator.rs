@@ -4,10 +4,9 @@
 
 mod rotation;
 
-use std::{io, net::IpAddr, path::PathBuf, time::Duration};
+use std::{error::Error as _, io, path::PathBuf, time::Duration};
 
 use clap::Args;
-use http::Uri;
 use thiserror::Error;
 use tonic::{Code, Request, Status, Streaming, transport::Channel};
 
@@ -17,7 +16,10 @@ use crate::{
         CountRecordsRequest, CountRecordsResponse, Key, ListKeysRequest, RotationProgress, WatchRotationRequest,
         key_service_client::KeyServiceClient,
     },
-    tls::{ClientTls, ClientTlsConfig, TlsError, connect::channel},
+    tls::{
+        ClientTls, ClientTlsConfig, TlsError,
+        connect::{channel, may_be_plain},
+    },
 };
 
 /// How long an engine may take to name its keys.
@@ -85,17 +87,6 @@ impl RunningEngine {
     }
 }
 
-/// Whether an engine may be there that has no TLS: what it says is not to be changed on its way.
-fn may_be_plain(address: &str) -> bool {
-    let Some((scheme, host)) = address.parse().ok().and_then(|uri: Uri| {
-        let host = uri.host()?.trim_matches(['[', ']']).to_owned();
-        Some((uri.scheme_str()?.to_owned(), host))
-    }) else {
-        return false;
-    };
-    scheme == "http" && (host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback()))
-}
-
 /// Why an engine was not asked, or what it says that is not well.
 #[derive(Debug, Error)]
 pub enum OperatorError {
@@ -151,22 +142,11 @@ impl From<Status> for OperatorError {
             Code::Unimplemented => Self::Older,
             Code::ResourceExhausted => Self::Busy(message),
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Self::Unavailable(message),
+            // No answer of an engine's, but what became of the connection.
+            Code::Internal | Code::Unknown if status.source().is_some() => Self::Unavailable(format!(
+                "{message}; an engine with TLS takes --engine-roots, --engine-certificates and --engine-private-key"
+            )),
             code => Self::Failed(format!("{code:?}: {message}")),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_engine_is_asked_in_the_clear_on_this_machine_alone() {
-        for address in ["http://127.0.0.1:50051", "http://localhost:50051", "http://[::1]:50051"] {
-            assert!(may_be_plain(address), "{address}");
-        }
-        for address in ["https://localhost:50051", "http://engine.internal:50051", "http://10.0.0.1", "no address"] {
-            assert!(!may_be_plain(address), "{address}");
         }
     }
 }

@@ -109,6 +109,14 @@ pub enum TlsError {
     /// The engine's address is no URL.
     #[error("{0} is not the address of an engine, such as https://engine.internal:50051")]
     Address(String),
+    /// The engine would be asked in the clear.
+    #[error(
+        "the engine at {address} would be asked without TLS, which is for http:// on this machine alone: give the          certificates, key and roots for it ([engine.tls] of an edge)"
+    )]
+    Plain {
+        /// Where.
+        address: String,
+    },
     /// The other side did not shake hands.
     #[error("the TLS handshake failed: {0}")]
     Handshake(io::Error),

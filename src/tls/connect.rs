@@ -1,6 +1,6 @@
 //! The calling side: a gRPC channel to the engine, plain on loopback or by mutual TLS.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
@@ -21,13 +21,20 @@ const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
 /// How long a quiet connection is trusted before it is asked for a sign of life.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(20);
 
-/// A channel to the engine at `address`, such as `http://127.0.0.1:50051`; with `tls`, always by mutual TLS. It connects
-/// when first used, and again when the connection breaks.
+/// A channel to the engine at `address`, such as `http://127.0.0.1:50051`; with `tls`, always by mutual TLS, and without
+/// only where [`may_be_plain`] says so. It connects when first used, and again when the connection breaks.
 pub fn channel(address: &str, tls: Option<ClientTls>) -> Result<Channel, TlsError> {
     let wrong = || TlsError::Address(address.to_owned());
+    let scheme = address.parse::<Uri>().map_err(|_| wrong())?.scheme_str().map(str::to_owned);
+    if !matches!(scheme.as_deref(), Some("http" | "https")) {
+        return Err(wrong());
+    }
+    if tls.is_none() && !may_be_plain(address) {
+        return Err(TlsError::Plain { address: address.to_owned() });
+    }
     // The scheme says nothing to our connector: TLS or not is decided by the configuration alone.
-    let plain = address.replacen("https://", "http://", 1);
-    let endpoint = Endpoint::from_shared(plain)
+    let authority = address.split_once("://").map_or(address, |(_, authority)| authority);
+    let endpoint = Endpoint::from_shared(format!("http://{authority}"))
         .map_err(|_| wrong())?
         .connect_timeout(CONNECT_TIME_MAX)
         .http2_keep_alive_interval(KEEP_ALIVE_EVERY)
@@ -39,6 +46,17 @@ pub fn channel(address: &str, tls: Option<ClientTls>) -> Result<Channel, TlsErro
         let config = tls.as_ref().map(ClientTls::current);
         async move { connect(&uri, config).await.map(TokioIo::new) }
     })))
+}
+
+/// Whether an engine may be there that has no TLS: what is said is not to be read or changed on its way.
+pub fn may_be_plain(address: &str) -> bool {
+    let Some((scheme, host)) = address.parse().ok().and_then(|uri: Uri| {
+        let host = uri.host()?.trim_matches(['[', ']']).to_owned();
+        Some((uri.scheme_str()?.to_owned(), host))
+    }) else {
+        return false;
+    };
+    scheme == "http" && (host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback()))
 }
 
 /// One connection.
@@ -55,3 +73,27 @@ async fn connect(uri: &Uri, tls: Option<Arc<ClientConfig>>) -> io::Result<Box<dy
 /// Plain or TLS.
 trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_engine_is_asked_in_the_clear_on_this_machine_alone() {
+        for address in ["http://127.0.0.1:50051", "http://localhost:50051", "http://[::1]:50051"] {
+            assert!(may_be_plain(address) && channel(address, None).is_ok(), "{address}");
+        }
+        for address in
+            ["https://localhost:50051", "HTTPS://127.0.0.1", "http://engine.internal:50051", "http://10.0.0.1"]
+        {
+            assert!(matches!(channel(address, None), Err(TlsError::Plain { .. })), "{address}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_address_of_an_engine_is_refused_before_anybody_is_asked() {
+        for address in ["localhost:50051", "127.0.0.1:50051", "ftp://127.0.0.1", "no address", "http://", ""] {
+            assert!(matches!(channel(address, None), Err(TlsError::Address(_))), "{address}");
+        }
+    }
+}

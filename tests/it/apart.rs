@@ -85,8 +85,8 @@ fn who_has_no_certificate_of_the_engines_roots_is_not_served() {
     let engine = EngineProcess::start(directory.path(), &engine_tls);
     let stranger = tempfile::tempdir().unwrap();
     let (_, stranger_tls) = certificates(stranger.path());
-    for tls in ["", stranger_tls.as_str()] {
-        let address = format!("address = \"https://localhost:{}\"\n{tls}", port_of(&engine));
+    for (scheme, tls) in [("http", ""), ("https", stranger_tls.as_str())] {
+        let address = format!("address = \"{scheme}://localhost:{}\"\n{tls}", port_of(&engine));
         let edge = EdgeProcess::start(stranger.path(), &address, "");
         let answer = edge.post("/pincontrol/v2/plastic/6002?auditUser=it", "{\"scope\":\"SET_PIN\"}");
         assert_eq!(answer.fault(), (503, "ENGINE_UNAVAILABLE"));
@@ -117,6 +117,21 @@ fn beyond_loopback_both_refuse_to_listen_without_tls_and_say_why() {
         let (served, told) = pinseal(&[service, "--config", config.to_str().unwrap()]);
         assert!(!served && told.contains(why), "{told}");
         assert_eq!(told.lines().count(), 1, "{told}");
+    }
+}
+
+#[test]
+fn an_edge_asks_no_engine_in_the_clear_but_one_on_its_machine() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("edge.toml");
+    for (address, why) in [
+        ("https://127.0.0.1:50051", "without TLS"),
+        ("http://192.0.2.1:50051", "without TLS"),
+        ("127.0.0.1:50051", "is not the address of an engine"),
+    ] {
+        std::fs::write(&config, format!("listen = \"127.0.0.1:0\"\n[engine]\naddress = \"{address}\"\n")).unwrap();
+        let (served, told) = pinseal(&["edge", "--config", config.to_str().unwrap()]);
+        assert!(!served && told.contains(why) && told.contains(address), "{told}");
     }
 }
 
