@@ -1,8 +1,10 @@
 //! `pinseal demo`: the whole path on this machine, told step by step, then left running to be played with.
 
 use std::{
+    fs::OpenOptions,
     io::{self, Write},
     net::{Ipv4Addr, SocketAddr},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process,
     sync::Arc,
@@ -16,6 +18,7 @@ use device::{
 use serde_json::json;
 use thiserror::Error;
 use tokio::runtime::Builder;
+use uuid::Uuid;
 
 use crate::{
     command::Stop,
@@ -214,10 +217,13 @@ fn say(text: &str) -> io::Result<()> {
     writeln!(io::stdout(), "{text}")
 }
 
-/// Whoever waits for the file finds all of it or none.
+/// Whoever waits for the file finds all of it or none, and nobody else reads the token in it.
 fn write_whole(file: &Path, text: &str) -> io::Result<()> {
-    let fresh = file.with_extension("new");
-    std::fs::write(&fresh, text)?;
+    let mut name = file.as_os_str().to_owned();
+    name.push(format!(".{}", Uuid::new_v4().simple()));
+    let fresh = PathBuf::from(name);
+    let mut written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
+    written.write_all(text.as_bytes())?;
     std::fs::rename(fresh, file)
 }
 

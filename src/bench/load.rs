@@ -228,9 +228,15 @@ fn processor_seconds() -> io::Result<f64> {
     let seconds = |time: TimeSpec| time.tv_sec() as f64 + time.tv_nsec() as f64 / 1e9;
     let mut all = seconds(ClockId::CLOCK_PROCESS_CPUTIME_ID.now()?);
     for thread in std::fs::read_dir("/proc/self/task")? {
-        let children = std::fs::read_to_string(thread?.path().join("children"))?;
+        let children = match std::fs::read_to_string(thread?.path().join("children")) {
+            // It has ended meanwhile; its children are another's now.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            children => children?,
+        };
         for child in children.split_ascii_whitespace().filter_map(|child| child.parse().ok()) {
-            all += seconds(ClockId::pid_cpu_clock_id(Pid::from_raw(child))?.now()?);
+            // One that has ended has none any more.
+            let used = ClockId::pid_cpu_clock_id(Pid::from_raw(child)).and_then(ClockId::now);
+            all += used.map(seconds).unwrap_or_default();
         }
     }
     Ok(all)
