@@ -23,6 +23,18 @@ use crate::{
 /// How often a PIN that breaks the policy leaves its control usable.
 pub const REFUSED_PINS_MAX: u8 = 3;
 
+/// The longest life of a control, in seconds.
+pub const LIFETIME_SECONDS_MAX: u32 = 3_600;
+const LIFETIME_MAX: Duration = Duration::from_secs(LIFETIME_SECONDS_MAX as u64);
+/// By how much a clock may be put back without a control's end.
+const CLOCK_BACK_MAX: Duration = Duration::from_secs(60);
+
+/// Whether a control that expires at `expires_at` is over at `now`: it has expired, or would live for longer than any may,
+/// opened by a clock that was ahead and has been put right.
+pub fn is_over(expires_at: UnixMillis, now: UnixMillis) -> bool {
+    now >= expires_at || expires_at > now.after(LIFETIME_MAX + CLOCK_BACK_MAX)
+}
+
 /// A controlId: a random UUID.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ControlId([u8; 16]);
@@ -238,7 +250,7 @@ impl Control {
     fn usable(&self, now: UnixMillis) -> Result<(), Denied> {
         match self.state {
             State::Spent(_) => Err(Denied::NotUsable),
-            _ if now >= self.expires_at => Err(Denied::NotUsable),
+            _ if is_over(self.expires_at, now) => Err(Denied::NotUsable),
             _ => Ok(()),
         }
     }
@@ -317,6 +329,14 @@ mod tests {
     fn after(mut control: Control, event: Event) -> Control {
         control.state = advance(&control, event, NOW).unwrap();
         control
+    }
+
+    #[test]
+    fn a_control_is_over_once_it_expires_and_where_it_would_live_longer_than_any_may() {
+        let expiry = UnixMillis(10_000_000);
+        for (now, over) in [(10_000_000, true), (9_999_999, false), (6_340_000, false), (6_339_999, true), (0, true)] {
+            assert_eq!(is_over(expiry, UnixMillis(now)), over, "{now}");
+        }
     }
 
     #[test]

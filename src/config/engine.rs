@@ -17,6 +17,7 @@ use super::{
 use crate::{
     boundary::BoundaryConfig,
     card::Tenant,
+    control::LIFETIME_SECONDS_MAX,
     engine::Right,
     pin::Rules,
     store::{
@@ -257,7 +258,7 @@ impl LowEngine {
 
     fn check(mut self, arguments: Vec<OsString>) -> Result<Engine, ConfigError> {
         let (control, workers) = (std::mem::take(&mut self.control), self.threads()?);
-        let lifetime = within("control.lifetime_seconds", control.lifetime_seconds, 1..=3_600)?;
+        let lifetime = within("control.lifetime_seconds", control.lifetime_seconds, 1..=LIFETIME_SECONDS_MAX)?;
         let timeout = within("call_timeout_milliseconds", self.call_timeout_milliseconds, 100..=60_000)?;
         Ok(Engine {
             listen: self.listen,

@@ -12,7 +12,7 @@ use super::codec::{ID_BYTES, decode_control, expiry_of, id_of, is_of};
 use crate::{
     card::CardKey,
     clock::UnixMillis,
-    control::{Control, ControlId},
+    control::{Control, ControlId, is_over},
 };
 
 /// How many shards; a control's own first byte chooses.
@@ -50,10 +50,10 @@ impl LiveControls {
         }
     }
 
-    /// Forgets the controls of one shard that expired before `moment`.
+    /// Forgets the controls of one shard that were over at `moment`.
     pub(super) fn sweep(&self, shard: usize, moment: UnixMillis) {
         let Some(shard) = self.shards.get(shard % SHARDS) else { return };
-        let live = |row: &Row| expiry_of(row).is_some_and(|expiry| expiry >= moment);
+        let live = |row: &Row| expiry_of(row).is_some_and(|expiry| !is_over(expiry, moment));
         // Readers wait only where there is something to forget.
         if shard.read().unwrap_or_else(PoisonError::into_inner).iter().all(live) {
             return;

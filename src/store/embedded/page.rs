@@ -21,6 +21,8 @@ const VERSION: u8 = 1;
 const PACKED: u8 = 2;
 /// Before what is packed: its version, and the length of the pieces.
 const PACKED_HEAD_BYTES: usize = 5;
+/// When a page with a control that can't be read is old enough to be dropped.
+pub(super) const NEVER: UnixMillis = UnixMillis(u64::MAX);
 /// LZ4 makes no more of one byte.
 const UNPACKED_BYTES_MAX: usize = 255;
 
@@ -121,7 +123,7 @@ impl ControlPage {
 
 /// A control that can't be read is never dropped.
 fn expiry_or_never(control: &[u8]) -> UnixMillis {
-    expiry_of(control).unwrap_or(UnixMillis(u64::MAX))
+    expiry_of(control).unwrap_or(NEVER)
 }
 
 fn push<T>(row: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {

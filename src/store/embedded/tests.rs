@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::*;
 use crate::{
     audit::{chain::Walk, entry::Action},
+    clock,
     store::conformance::{self, GENEROUS, card, control, keyed, line, set},
 };
 
@@ -87,6 +88,9 @@ async fn an_expired_control_is_swept_from_memory_and_disk() {
     let mut old = control(card(1));
     old.expires_at = UnixMillis(1);
     Store::open(&store, old, GENEROUS, line(Action::OpenControl)).await.unwrap();
+    let mut of_a_clock_ahead = control(card(1));
+    of_a_clock_ahead.expires_at = clock::now().after(std::time::Duration::from_secs(365 * 86_400));
+    Store::open(&store, of_a_clock_ahead, GENEROUS, line(Action::OpenControl)).await.unwrap();
     Store::open(&store, control(card(1)), GENEROUS, line(Action::OpenControl)).await.unwrap();
     // Every shard has its turn within two seconds; the loop waits for the fact, not for the time.
     while store.counts().controls > 1 {

@@ -19,7 +19,7 @@ use super::{
     damaged, encode_head,
     live::{Row, SHARDS},
     locked,
-    page::{ControlPage, EntryPage},
+    page::{ControlPage, EntryPage, NEVER},
     reply::{Promise, Wakes},
     unavailable,
 };
@@ -30,7 +30,7 @@ use crate::{
     },
     card::{Card, CardKey, RegisteredAccount},
     clock::{self, UnixMillis},
-    control::{Control, ControlId, Denied, Event, State, advance},
+    control::{Control, ControlId, Denied, Event, State, advance, is_over},
     store::{
         Admission, Admitted, AdvanceError, OpenError, RegisterError, RemadePin, StoreError, StoredPin, UnknownCards,
     },
@@ -114,7 +114,8 @@ impl Pages {
 
     /// Takes out a page of which no control was usable at `moment`.
     fn expired(&mut self, moment: UnixMillis) -> Option<u64> {
-        self.kept.pop_front_if(|(_, latest_expiry)| *latest_expiry < moment).map(|(number, _)| number)
+        let over = |(_, latest): &mut (u64, UnixMillis)| *latest != NEVER && is_over(*latest, moment);
+        self.kept.pop_front_if(over).map(|(number, _)| number)
     }
 }
 
@@ -325,7 +326,8 @@ impl<'a> Batch<'a> {
             (None, UnknownCards::Refuse) => return Err(OpenError::CardUnknown),
         };
         let hour = clock::now().0 / HOUR_MILLISECONDS;
-        if row.hour != hour {
+        // A clock that is put back over the hour gives no new one; one that was far ahead has taken none.
+        if row.hour < hour || row.hour > hour.saturating_add(1) {
             (row.hour, row.opened) = (hour, 0);
         }
         let cap = admission.controls_per_card_per_hour;
