@@ -11,8 +11,8 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use thiserror::Error;
 use tokio::{sync::watch, task::JoinHandle};
-use tonic::transport::server::Router;
-use tonic_health::server::HealthReporter;
+use tonic::{server::NamedService, transport::server::Router};
+use tonic_health::{ServingStatus, server::HealthReporter};
 
 use self::{
     key_service::KeyServices,
@@ -76,7 +76,8 @@ impl Engine {
 
         let peers = Peers::new(config.peers);
         let (health, health_service) = tonic_health::server::health_reporter();
-        report_serving(&health).await;
+        report(&health, &BY_BOUNDARY, ServingStatus::Serving).await;
+        report(&health, &BY_ENGINE, ServingStatus::Serving).await;
         let watch = tokio::spawn(watch(Arc::clone(&boundary), health.clone()));
         let reflection = reflection().build_v1()?;
         // Python's grpcio and most other clients still ask by the older name.
@@ -136,12 +137,12 @@ impl Engine {
     }
 
     /// Takes no more connections, lets calls in flight finish, closes the store.
-    pub async fn stop(self) -> Result<(), StoreError> {
+    pub async fn stop(mut self) -> Result<(), StoreError> {
         self.watch.abort();
         self.follow.abort();
         self.rotation.abort();
         self.metrics.iter().for_each(Metrics::stop);
-        report_not_serving(&self.health).await;
+        report_stop(&mut self.health).await;
         self.serving.stop().await;
         let noted = self.pins.note_engine(Action::StopEngine).await;
         self.store.close().await;
@@ -190,17 +191,27 @@ pub enum TakeUpError {
     NotUsed,
 }
 
-async fn report_serving(health: &HealthReporter) {
-    health.set_serving::<ControlServiceServer<Services>>().await;
-    health.set_serving::<PinServiceServer<Services>>().await;
-    health.set_serving::<CardServiceServer<Services>>().await;
-    health.set_serving::<AuditServiceServer<Services>>().await;
-    health.set_serving::<KeyServiceServer<KeyServices>>().await;
+/// What needs the boundary, and the engine as a whole, which a probe that names no service asks for.
+const BY_BOUNDARY: [&str; 4] = [
+    "",
+    ControlServiceServer::<Services>::NAME,
+    PinServiceServer::<Services>::NAME,
+    CardServiceServer::<Services>::NAME,
+];
+const BY_ENGINE: [&str; 2] = [AuditServiceServer::<Services>::NAME, KeyServiceServer::<KeyServices>::NAME];
+
+async fn report(health: &HealthReporter, services: &[&str], status: ServingStatus) {
+    for service in services {
+        health.set_service_status(service, status).await;
+    }
 }
 
-async fn report_not_serving(health: &HealthReporter) {
-    health.set_not_serving::<PinServiceServer<Services>>().await;
-    health.set_not_serving::<ControlServiceServer<Services>>().await;
+/// Says that nothing is served any more, and ends what watches that: a stop would wait for it.
+async fn report_stop(health: &mut HealthReporter) {
+    for service in BY_BOUNDARY.iter().chain(&BY_ENGINE) {
+        health.set_service_status(service, ServingStatus::NotServing).await;
+        health.clear_service_status(service).await;
+    }
 }
 
 /// Lets health follow the token: lost, looked for, back.
@@ -213,11 +224,11 @@ async fn watch(boundary: Arc<Boundary>, health: HealthReporter) {
         match (was_there, there) {
             (true, false) => {
                 tracing::error!("the token is lost: not serving until it is back");
-                report_not_serving(&health).await;
+                report(&health, &BY_BOUNDARY, ServingStatus::NotServing).await;
             }
             (false, true) => {
                 tracing::info!("the token is back");
-                report_serving(&health).await;
+                report(&health, &BY_BOUNDARY, ServingStatus::Serving).await;
             }
             _ => {}
         }

@@ -29,6 +29,10 @@ use crate::{
 const HEADER_BYTES_MAX: u32 = 16 * 1024;
 /// How many accepted connections may wait for one worker.
 const WAITING_CONNECTIONS_MAX: usize = 256;
+/// How long a quiet connection is trusted before its peer is asked for a sign of life, and how long that may take: one that
+/// went without a word would hold its place for ever.
+const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(30);
+const KEEP_ALIVE_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long calls in flight may take to finish once told to stop.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
 
@@ -71,6 +75,8 @@ impl Serving {
                 .tcp_nodelay(true)
                 .timeout(settings.call_timeout)
                 .max_concurrent_streams(settings.calls_per_connection_max)
+                .http2_keepalive_interval(Some(KEEP_ALIVE_EVERY))
+                .http2_keepalive_timeout(Some(KEEP_ALIVE_TIME_MAX))
                 .http2_max_header_list_size(HEADER_BYTES_MAX);
             let worker = serve(route(server), dealt, settings.tls.clone(), stopped.clone());
             threads.push(spawn(format!("serve-{number}"), core, worker)?);

@@ -136,8 +136,13 @@ impl EngineProcess {
     }
 
     /// SIGTERM; the exit code once it is gone.
-    pub(crate) fn terminate(mut self) -> i32 {
+    pub(crate) fn terminate(self) -> i32 {
         Command::new("kill").arg(self.id().to_string()).status().unwrap();
+        self.wait()
+    }
+
+    /// The exit code once it is gone.
+    pub(crate) fn wait(mut self) -> i32 {
         self.child.wait().unwrap().code().unwrap()
     }
 

@@ -17,6 +17,7 @@ mod contract;
 mod edge_process;
 mod engine_process;
 mod frames;
+mod health;
 mod house;
 mod hsm_process;
 mod isolation;

@@ -1,0 +1,71 @@
+//! Health: what it says while the boundary is away and when the engine stops.
+
+use std::{fs, time::Duration};
+
+use tonic::{Code, transport::Channel};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+
+use crate::{
+    engine_process::EngineProcess,
+    isolation::{signal, soon},
+};
+
+/// Those that can do nothing without the boundary; the first is the engine as a whole.
+const BY_BOUNDARY: [&str; 4] = ["", "pinseal.v1.ControlService", "pinseal.v1.PinService", "pinseal.v1.CardService"];
+const BY_ENGINE: [&str; 2] = ["pinseal.v1.AuditService", "pinseal.v1.KeyService"];
+
+async fn health(engine: &EngineProcess) -> HealthClient<Channel> {
+    let engine = Channel::from_shared(format!("http://{}", engine.address())).unwrap();
+    HealthClient::new(engine.connect().await.unwrap())
+}
+
+async fn says(health: &mut HealthClient<Channel>, services: &[&str], status: ServingStatus) -> bool {
+    for service in services {
+        let request = HealthCheckRequest { service: (*service).to_owned() };
+        if health.check(request).await.unwrap().into_inner().status() != status {
+            return false;
+        }
+    }
+    true
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_its_boundary_an_engine_does_not_serve_nor_does_any_service_that_needs_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = EngineProcess::start(directory.path(), "");
+    let mut health = health(&engine).await;
+    assert!(says(&mut health, &BY_BOUNDARY, ServingStatus::Serving).await);
+    assert!(says(&mut health, &BY_ENGINE, ServingStatus::Serving).await);
+
+    let (vault, kept) = (directory.path().join("data/vault"), directory.path().join("kept"));
+    fs::rename(&vault, &kept).unwrap();
+    fs::write(&vault, "no vault").unwrap();
+    signal(engine.hsm_id().unwrap(), "KILL");
+    let not_serving = async || says(&mut health, &BY_BOUNDARY, ServingStatus::NotServing).await.then_some(());
+    soon("health says that it serves", not_serving).await;
+    assert!(says(&mut health, &BY_ENGINE, ServingStatus::Serving).await);
+
+    fs::rename(&kept, &vault).unwrap();
+    let serving = async || says(&mut health, &BY_BOUNDARY, ServingStatus::Serving).await.then_some(());
+    soon("health does not say that it serves again", serving).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_stops_tells_those_who_watch_its_health_and_does_not_wait_for_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = EngineProcess::start(directory.path(), "");
+    let mut watched = health(&engine).await.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    let next = watched.message().await.unwrap().unwrap();
+    assert_eq!(next.status(), ServingStatus::Serving);
+    signal(engine.id(), "TERM");
+    let mut told = Vec::new();
+    let end = loop {
+        match tokio::time::timeout(Duration::from_secs(5), watched.message()).await.expect("the stop waits for it") {
+            Ok(Some(message)) => told.push(message.status()),
+            Ok(None) => break Code::Ok,
+            Err(status) => break status.code(),
+        }
+    };
+    assert_eq!((&told[..], end), (&[ServingStatus::NotServing][..], Code::Ok));
+    assert_eq!(engine.wait(), 0);
+}
