@@ -25,7 +25,7 @@ use crate::{
     keyblock::{Family, check_bytes},
     sealed::KeyReference,
     status::StorageVersions,
-    vault::{self, Contents, VaultError, VaultWrite},
+    vault::{self, Contents, VaultError},
     versioned::Versioned,
 };
 
@@ -378,17 +378,16 @@ impl Keyring {
     /// A vault's; where there is none it is made, with every key an engine needs, active.
     pub(crate) fn open_or_make(vault: &Vault, now: u64) -> Result<Self, VaultError> {
         let Vault::File { path, unlock } = vault else { return Self::fresh(now) };
-        if path.exists() {
-            return match vault::read(path, unlock)? {
-                Contents::Keyring(bytes) => {
-                    Self::read(bytes.bytes()).ok_or_else(|| VaultError::WontOpen { path: path.clone() })
-                }
-                Contents::SixKeys(bytes) => Ok(Self::of_six(&bytes, now)),
-            };
+        let contents = match path.exists() {
+            true => vault::read(path, unlock)?,
+            false => vault::make(path, unlock, Self::fresh(now)?.bytes())?,
+        };
+        match contents {
+            Contents::Keyring(bytes) => {
+                Self::read(bytes.bytes()).ok_or_else(|| VaultError::WontOpen { path: path.clone() })
+            }
+            Contents::SixKeys(bytes) => Ok(Self::of_six(&bytes, now)),
         }
-        let keyring = Self::fresh(now)?;
-        vault::write(path, unlock, keyring.bytes(), VaultWrite::New)?;
-        Ok(keyring)
     }
 
     fn fresh(now: u64) -> Result<Self, VaultError> {

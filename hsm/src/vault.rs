@@ -136,6 +136,24 @@ fn write_version(
     write_private(path, &file, how).map_err(|error| VaultError::io(path, error))
 }
 
+/// Makes a vault. Of several processes that do so at once one does, and all of them open what it made.
+pub(crate) fn make(path: &Path, unlock: &Unlock, keyring: ClearBytes) -> Result<Contents, VaultError> {
+    match write(path, unlock, keyring, VaultWrite::New) {
+        Err(VaultError::Io { path: of, error }) if of == path => made_here_or_elsewhere(path, Err(error))?,
+        other => other?,
+    }
+    read(path, unlock)
+}
+
+/// That another process has made a file meanwhile is no failure: its name is put on disk, and it is used.
+fn made_here_or_elsewhere(path: &Path, made: io::Result<()>) -> Result<(), VaultError> {
+    match made {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => sync_directory(path),
+        other => other,
+    }
+    .map_err(|error| VaultError::io(path, error))
+}
+
 /// Fills in a fresh double-length 3DES key: odd parity, no weak or semi-weak half, the halves different.
 pub(crate) fn make_tdes_key<E>(key: &mut Tzpk, mut random: impl FnMut(&mut [u8]) -> Result<(), E>) -> Result<(), E> {
     loop {
@@ -172,7 +190,7 @@ fn unlock_key(
         Unlock::KeyFile(path) if by == Some(BY_KEY) => {
             if key_file == KeyFile::MadeIfAbsent && !path.exists() {
                 rand::fill(key.bytes_mut()).map_err(|_| VaultError::Random)?;
-                return write_private(path, key.bytes(), VaultWrite::New).map_err(|error| VaultError::io(path, error));
+                made_here_or_elsewhere(path, write_private(path, key.bytes(), VaultWrite::New))?;
             }
             let bytes = read_private(path, 32)?;
             if bytes.len() != 32 {
@@ -222,22 +240,36 @@ pub(crate) fn is_private(file: &File, path: &Path) -> Result<(), VaultError> {
 
 /// Writes a file that only its owner may read, whole or not at all.
 pub(crate) fn write_private(path: &Path, bytes: &[u8], how: VaultWrite) -> io::Result<()> {
-    let fresh = path.with_extension("new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    match how {
-        VaultWrite::Over => fs::rename(&fresh, path)?,
-        VaultWrite::New => {
-            // A hard link, unlike a rename, fails where another process has made the file meanwhile.
-            let linked = fs::hard_link(&fresh, path);
-            fs::remove_file(&fresh)?;
-            linked?;
-        }
-    }
+    let fresh = name_beside(path)?;
+    // Made, never opened: two processes that share one could each link what the other then writes over.
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
+    let written = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| match how {
+        VaultWrite::Over => fs::rename(&fresh, path),
+        // A hard link, unlike a rename, fails where another process has made the file meanwhile.
+        VaultWrite::New => fs::hard_link(&fresh, path),
+    });
+    let removed = match (&written, how) {
+        (Ok(()), VaultWrite::Over) => Ok(()),
+        _ => fs::remove_file(&fresh),
+    };
+    written.and(removed)?;
+    sync_directory(path)
+}
+
+/// A name that nobody else has, in the same directory: the whole name of the file, and something random.
+fn name_beside(path: &Path) -> io::Result<PathBuf> {
+    let mut random = [0; 8];
+    rand::fill(&mut random).map_err(|_| io::Error::other("the random generator failed"))?;
+    let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
+    name.push(format!(".{:016x}.new", u64::from_be_bytes(random)));
+    Ok(path.with_file_name(name))
+}
+
+/// Puts a file's name on disk, whoever has given it.
+fn sync_directory(path: &Path) -> io::Result<()> {
     match path.parent() {
-        Some(directory) if !directory.as_os_str().is_empty() => fs::File::open(directory)?.sync_all(),
-        _ => fs::File::open(".")?.sync_all(),
+        Some(directory) if !directory.as_os_str().is_empty() => File::open(directory)?.sync_all(),
+        _ => File::open(".")?.sync_all(),
     }
 }
 
@@ -381,6 +413,63 @@ mod tests {
         for file in ["vault", "vault.key"] {
             let mode = fs::metadata(directory.path().join(file)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{file}");
+        }
+    }
+
+    #[test]
+    fn many_first_openings_of_one_directory_see_the_same_keys_and_it_opens_to_them_afterwards() {
+        const OPENINGS: usize = 8;
+        for round in 0..50 {
+            let directory = tempfile::tempdir().unwrap();
+            let start = std::sync::Barrier::new(OPENINGS);
+            let opened: Vec<_> = std::thread::scope(|scope| {
+                let open = || {
+                    start.wait();
+                    open(&by_key_file(directory.path())).unwrap()
+                };
+                let all: Vec<_> = (0..OPENINGS).map(|_| scope.spawn(open)).collect();
+                all.into_iter().map(|one| one.join().unwrap()).collect()
+            });
+            let afterwards = open(&by_key_file(directory.path())).unwrap();
+            for keys in &opened {
+                assert!(keys.storage.newest().bytes() == afterwards.storage.newest().bytes(), "round {round}");
+                assert!(keys.retry.newest().bytes() == afterwards.retry.newest().bytes(), "round {round}");
+            }
+            assert_eq!(names_in(directory.path()), ["vault", "vault.key"]);
+        }
+    }
+
+    fn names_in(directory: &Path) -> Vec<String> {
+        let names = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_private_file_is_written_beside_others_and_touches_none_of_them() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, neighbour) = (directory.path().join("lea.2"), directory.path().join("lea.new"));
+        fs::write(&neighbour, "another's").unwrap();
+        write_private(&path, b"first", VaultWrite::New).unwrap();
+        let taken = write_private(&path, b"second", VaultWrite::New).unwrap_err();
+        assert_eq!(taken.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&path).unwrap(), b"first");
+        write_private(&path, b"third", VaultWrite::Over).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"third");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read(&neighbour).unwrap(), b"another's");
+        assert_eq!(names_in(directory.path()), ["lea.2", "lea.new"]);
+    }
+
+    #[test]
+    fn a_private_file_that_cannot_take_its_place_leaves_nothing_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vault");
+        fs::create_dir_all(path.join("full")).unwrap();
+        for how in [VaultWrite::New, VaultWrite::Over] {
+            assert!(write_private(&path, b"key", how).is_err());
+            assert_eq!(names_in(directory.path()), ["vault"]);
         }
     }
 
