@@ -514,18 +514,31 @@ pub(crate) fn random_key(algorithm: KeyAlgorithm) -> Result<ClearBytes, VaultErr
 /// Odd parity in every byte of a 3DES key; others stay as they are.
 pub(crate) fn set_odd_parity(algorithm: KeyAlgorithm, key: &mut ClearBytes) {
     if algorithm.is_tdes() {
-        for byte in key.bytes_mut() {
-            *byte = (*byte & 0xFE) | u8::from((*byte & 0xFE).count_ones().is_multiple_of(2));
-        }
+        make_odd(key.bytes_mut());
     }
 }
 
-/// A 3DES key with a weak or semi-weak part or two equal ones; any key of zeros.
+/// Odd parity in every byte.
+pub(crate) fn make_odd(bytes: &mut [u8]) {
+    for byte in bytes {
+        *byte = (*byte & 0xFE) | u8::from((*byte & 0xFE).count_ones().is_multiple_of(2));
+    }
+}
+
+/// A 3DES key with a weak or semi-weak part or two equal ones, whatever its parity; any key of zeros. Of a triple-length
+/// key no two parts may be equal, the first and the last neither: it would be a double-length one, and travel as if it were
+/// stronger.
 pub(crate) fn is_weak(algorithm: KeyAlgorithm, key: &ClearBytes) -> bool {
     let zeros = key.bytes().iter().fold(0, |all, byte| all | byte) == 0;
-    // The test panics at another length than these.
-    let weak = |bytes: &[u8]| matches!(bytes.len(), 16 | 24) && des::weak_key_test(bytes).is_err();
-    zeros || (algorithm.is_tdes() && weak(key.bytes()))
+    zeros || (algorithm.is_tdes() && has_weak_part(key))
+}
+
+fn has_weak_part(key: &ClearBytes) -> bool {
+    // The test compares every bit, and those of parity are none of a part's 56.
+    let mut odd = ClearBytes::copied(key.bytes());
+    make_odd(odd.bytes_mut());
+    // It panics at another length than these.
+    matches!(odd.bytes().len(), 16 | 24) && des::weak_key_test(odd.bytes()).is_err()
 }
 
 /// Of AES the first 3 bytes of CMAC over 16 zero bytes, of 3DES those of the encrypted zero block, of HMAC those of it over
@@ -536,4 +549,65 @@ pub(crate) fn check_value(algorithm: KeyAlgorithm, key: &ClearBytes) -> CheckVal
         return CheckValue::first_of(hmac::sign(&key, &[0; 16]).as_ref());
     }
     CheckValue::first_of(&check_bytes(key, if algorithm.is_tdes() { Family::Tdes } else { Family::Aes }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Three good parts, of odd parity.
+    const PARTS: [[u8; 8]; 3] = [
+        [0x13, 0x34, 0x57, 0x79, 0x9B, 0xBC, 0xDF, 0xF1],
+        [0xDF, 0xE9, 0x31, 0x10, 0x16, 0x5B, 0x34, 0x23],
+        [0x0D, 0x6D, 0x5B, 0x31, 0x8A, 0x2C, 0x15, 0xAE],
+    ];
+
+    fn judged(parts: &[[u8; 8]]) -> bool {
+        let algorithm = if parts.len() == 2 { KeyAlgorithm::TdesDouble } else { KeyAlgorithm::TdesTriple };
+        is_weak(algorithm, &ClearBytes::copied(parts.as_flattened()))
+    }
+
+    /// The same part to the cipher: every parity bit is the other.
+    fn of_other_parity(part: [u8; 8]) -> [u8; 8] {
+        part.map(|byte| byte ^ 1)
+    }
+
+    #[test]
+    fn a_key_of_different_parts_is_good_whatever_its_parity() {
+        let [a, b, c] = PARTS;
+        assert!(!judged(&[a, b]) && !judged(&[a, b, c]));
+        assert!(!judged(&[a, of_other_parity(b)]) && !judged(&[of_other_parity(a), b, of_other_parity(c)]));
+    }
+
+    #[test]
+    fn two_parts_that_are_equal_or_differ_in_parity_alone_are_weak_wherever_they_stand() {
+        let [a, b, _] = PARTS;
+        for again in [a, of_other_parity(a), [0x13, 0x34, 0x57, 0x79, 0x9B, 0xBC, 0xDF, 0xF0]] {
+            assert!(judged(&[a, again]), "K1 = K2");
+            assert!(judged(&[a, again, b]), "K1 = K2 of three");
+            assert!(judged(&[b, a, again]), "K2 = K3");
+            assert!(judged(&[a, b, again]), "K1 = K3");
+        }
+    }
+
+    #[test]
+    fn a_weak_or_semi_weak_part_is_weak_whatever_its_parity() {
+        let [a, b, _] = PARTS;
+        let weak = [[0x01; 8], [0xFE; 8], [0x1F, 0x1F, 0x1F, 0x1F, 0x0E, 0x0E, 0x0E, 0x0E]];
+        let semi_weak =
+            [[0x01, 0xFE, 0x01, 0xFE, 0x01, 0xFE, 0x01, 0xFE], [0x1F, 0xE0, 0x1F, 0xE0, 0x0E, 0xF1, 0x0E, 0xF1]];
+        for part in weak.into_iter().chain(semi_weak) {
+            for part in [part, of_other_parity(part)] {
+                assert!(judged(&[part, a]) && judged(&[a, part]) && judged(&[a, b, part]), "{part:02X?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_of_zeros_is_weak_of_every_algorithm_and_so_is_one_of_parity_bits_alone() {
+        for algorithm in KeyAlgorithm::ALL {
+            assert!(is_weak(algorithm, &ClearBytes::zeroed(algorithm.bytes())), "{algorithm}");
+        }
+        assert!(judged(&[[1; 8], [0; 8]]) && judged(&[[0; 8], [1; 8], [0; 8]]));
+    }
 }

@@ -25,6 +25,7 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::{
     clear::{Clear, ClearBytes, Tzpk},
     config::Unlock,
+    keyring::make_odd,
 };
 
 const MAGIC: &[u8; 13] = b"PINSEAL-VAULT";
@@ -158,9 +159,7 @@ fn made_here_or_elsewhere(path: &Path, made: io::Result<()>) -> Result<(), Vault
 pub(crate) fn make_tdes_key<E>(key: &mut Tzpk, mut random: impl FnMut(&mut [u8]) -> Result<(), E>) -> Result<(), E> {
     loop {
         random(key.bytes_mut())?;
-        for byte in key.bytes_mut() {
-            *byte = (*byte & 0xFE) | ((byte.count_ones() as u8 & 1) ^ (*byte & 1) ^ 1);
-        }
+        make_odd(key.bytes_mut());
         if des::weak_key_test(key.bytes()).is_ok() {
             return Ok(());
         }

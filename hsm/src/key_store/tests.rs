@@ -147,6 +147,34 @@ fn a_zone_key_goes_to_another_vault_in_a_key_block_and_is_the_same_there() {
     assert_eq!(ours.keys().next().unwrap().uses, 2);
 }
 
+/// A store with an active exchange key, and that key.
+fn with_known_exchange(directory: &Path) -> (KeyStore, ProtectionKey<'static>) {
+    let mut store = store(directory);
+    let mut components = Components::of(KeyAlgorithm::Aes256);
+    [[1; 32], [2; 32]].iter().for_each(|component| components.take_known(component));
+    store.load(name("exchange:acquirer"), &components, NOW).unwrap();
+    store.activate(&name("exchange:acquirer"), 1, NOW).unwrap();
+    (store, ProtectionKey::aes(ClearBytes::copied(&[3; 32])).unwrap())
+}
+
+fn block(header: &Header, under: &ProtectionKey<'_>, key: &[u8]) -> String {
+    KeyBlock::write(header, under, &ClearBytes::copied(key), |_| Ok(())).unwrap()
+}
+
+#[test]
+fn a_3des_key_that_is_single_des_to_the_cipher_does_not_come_in() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut store, under) = with_known_exchange(directory.path());
+    let header = Header::new(Version::D, ['P', '0'], 'T', 'B', 'E');
+    let half = [0x13, 0x34, 0x57, 0x79, 0x9B, 0xBC, 0xDF, 0xF1];
+    let other_parity = half.map(|byte| byte ^ 1);
+    for key in [[half, other_parity].concat(), [half, [0; 8]].concat(), [half, other_parity, [0x5D; 8]].concat()] {
+        let block = block(&header, &under, &key);
+        let refused = store.import(name("zone:acquirer"), &block, &name("exchange:acquirer"), NOW);
+        assert!(matches!(refused, Err(KeyStoreError::Weak)));
+    }
+}
+
 #[test]
 fn an_engines_key_does_not_travel_nor_does_a_key_under_a_weaker_one() {
     let directory = tempfile::tempdir().unwrap();
