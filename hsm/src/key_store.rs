@@ -21,7 +21,7 @@ use crate::{
     form::Form,
     harden::harden,
     keyblock::{Header, KeyBlock, KeyBlockError, ProtectionKey, Purpose, Version},
-    keyring::{KeyAlgorithm, KeyInfo, KeyName, KeyState, Keyring, NewKey, Travels, check_value, is_weak},
+    keyring::{KeyAlgorithm, KeyInfo, KeyMode, KeyName, KeyState, Keyring, NewKey, Travels, check_value, is_weak},
     open_error::{OpenError, Pkcs11Error},
     sealed::PinRecord,
     token::reserved_in,
@@ -115,7 +115,7 @@ impl KeyStore {
     pub fn make(&mut self, name: KeyName, algorithm: KeyAlgorithm, now: u64) -> Result<KeyInfo, KeyStoreError> {
         let new = self.next(name, algorithm)?;
         let kept = self.home.make(&new)?;
-        Ok(self.put(new, kept, now))
+        Ok(self.put(new, KeyMode::Both, kept, now))
     }
 
     /// Loads a key from its components, pending.
@@ -124,7 +124,7 @@ impl KeyStore {
         let key = components.combined()?;
         self.is_new(check_value(new.algorithm, &key), &new.name)?;
         let kept = self.home.keep(&new, key)?;
-        Ok(self.put(new, kept, now))
+        Ok(self.put(new, KeyMode::Both, kept, now))
     }
 
     /// Puts a pending key into use. The newest of its name makes from then on; older ones open what they made, until they
@@ -194,7 +194,8 @@ impl KeyStore {
         Ok(destroyed)
     }
 
-    /// Gives a zone key out, under a key-exchange key of at least its strength: a key block.
+    /// Gives a zone key out, under a key-exchange key of at least its strength: a key block, in which it may do what it may
+    /// do here.
     pub fn export(
         &mut self,
         (name, version): (&KeyName, u16),
@@ -214,7 +215,7 @@ impl KeyStore {
         under: &KeyName,
         block_version: Version,
     ) -> Result<(String, u16), KeyStoreError> {
-        let exchange = self.exchange(under)?;
+        let exchange = self.exchange(under, KeyMode::Encrypts)?;
         let found = self.keyring.of(name).find(|key| key.info.version == version);
         let found = found.ok_or_else(|| unknown(name, version))?;
         let (info, state) = (&found.info, found.info.state());
@@ -228,12 +229,13 @@ impl KeyStore {
         strong_enough(info.algorithm, exchange.algorithm)?;
         let key = self.home.taken_out(found)?.ok_or_else(wrong_state)?;
         let letter = if info.algorithm.is_tdes() { 'T' } else { 'A' };
-        let header = Header::new(block_version, ['P', '0'], letter, 'B', 'E');
+        // What came with S may leave in more forms than with E: E is the narrower.
+        let header = Header::new(block_version, ['P', '0'], letter, info.mode.letter(), 'E');
         let fill = |bytes: &mut [u8]| rand::fill(bytes).map_err(|_| KeyBlockError::Random);
         Ok((KeyBlock::write(&header, &exchange.key, &key, fill)?, exchange.version))
     }
 
-    /// Takes a key in from a key block under a key-exchange key, pending.
+    /// Takes a key in from a key block under a key-exchange key, pending. It may do here what its block says.
     pub fn import(&mut self, name: KeyName, block: &str, under: &KeyName, now: u64) -> Result<KeyInfo, KeyStoreError> {
         let purpose = match name {
             KeyName::Zone(_) => Purpose::ZoneKey,
@@ -242,19 +244,21 @@ impl KeyStore {
         };
         let block = KeyBlock::parse(block)?;
         block.check_purpose(purpose)?;
+        let header = block.header();
+        let mode = KeyMode::of_letter(header.mode()).ok_or(KeyBlockError::Header { field: "mode of use" })?;
         let (key, algorithm, exchange) = self.opened(&block, under)?;
-        let travels = if block.header().exportability() == 'N' { Travels::Never } else { Travels::On };
+        let travels = if header.exportability() == 'N' { Travels::Never } else { Travels::On };
         let new = NewKey { travels, ..self.next(name, algorithm)? };
         self.is_new(check_value(algorithm, &key), &new.name)?;
         let kept = self.home.keep(&new, key)?;
-        let info = self.put(new, kept, now);
+        let info = self.put(new, mode, kept, now);
         self.count_use(under, exchange);
         Ok(info)
     }
 
     /// The key of a block, what it is used with, and the version of the key it was under.
     fn opened(&self, block: &KeyBlock, under: &KeyName) -> Result<(ClearBytes, KeyAlgorithm, u16), KeyStoreError> {
-        let exchange = self.exchange(under)?;
+        let exchange = self.exchange(under, KeyMode::Decrypts)?;
         let key = block.open(&exchange.key)?;
         let algorithm = algorithm_of(block, &key).ok_or(KeyBlockError::KeyLength)?;
         strong_enough(algorithm, exchange.algorithm)?;
@@ -282,8 +286,10 @@ impl KeyStore {
         }
     }
 
-    fn put(&mut self, new: NewKey, KeptKey { check_value, bytes }: KeptKey, now: u64) -> KeyInfo {
-        self.keyring.put(new, check_value, bytes, now).clone()
+    fn put(&mut self, new: NewKey, mode: KeyMode, KeptKey { check_value, bytes }: KeptKey, now: u64) -> KeyInfo {
+        let info = self.keyring.put(new, check_value, bytes, now);
+        info.mode = mode;
+        info.clone()
     }
 
     fn moved(
@@ -313,10 +319,15 @@ impl KeyStore {
         same.map_or(Ok(()), |same| Err(KeyStoreError::Known { key: name.to_string(), same: same.info.reference() }))
     }
 
-    fn exchange(&self, name: &KeyName) -> Result<Exchange<'_>, KeyStoreError> {
+    /// The key-exchange key of a name, to do one thing with.
+    fn exchange(&self, name: &KeyName, wanted: KeyMode) -> Result<Exchange<'_>, KeyStoreError> {
         let missing = || KeyStoreError::NoExchange { key: name.to_string() };
         let KeyName::Exchange(_) = name else { return Err(missing()) };
         let found = self.keyring.active(name).ok_or_else(missing)?;
+        let mode = found.info.mode;
+        if !mode.allows(wanted) {
+            return Err(KeyStoreError::Mode { key: found.info.reference(), mode });
+        }
         let key = self.home.protection_key(found)?.ok_or_else(missing)?;
         Ok(Exchange { key, algorithm: found.info.algorithm, version: found.info.version })
     }
@@ -455,6 +466,14 @@ pub enum KeyStoreError {
     NoExchange {
         /// Which.
         key: String,
+    },
+    /// It does one thing alone, and was to do the other.
+    #[error("{key} {mode}: keys go out under an exchange key that encrypts, and come in under one that decrypts")]
+    Mode {
+        /// Which.
+        key: String,
+        /// What it may do.
+        mode: KeyMode,
     },
     /// It is here already, for something else or the same.
     #[error("{key} would have the check value of {same}: one key is for one thing")]

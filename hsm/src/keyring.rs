@@ -4,6 +4,7 @@
 //! custody(1 or 33) last entry(32) count(2)
 //! key: name(1) zone(1 + text) version(2) algorithm(1) flags(1) made activated retired destroyed(8 each) uses(8)
 //!      check value(3) bytes(1 + key)
+//! algorithm: its place, and 64 encrypts only, 128 decrypts only; releases that know no mode of use read no such key
 //! flags: 1 exportable, 2 without a check value
 //! ```
 //! A vault's keyring holds the keys themselves; a token's is a register of those inside, and holds none.
@@ -250,6 +251,50 @@ impl fmt::Display for KeyAlgorithm {
     }
 }
 
+/// What a key may do (ANSI X9.143, mode of use); of one that was made or loaded here, both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyMode {
+    /// Encrypts and decrypts.
+    Both,
+    /// Encrypts only: a key-exchange key gives keys out.
+    Encrypts,
+    /// Decrypts only: a key-exchange key takes keys in.
+    Decrypts,
+}
+
+impl KeyMode {
+    const ALL: [Self; 3] = [Self::Both, Self::Encrypts, Self::Decrypts];
+
+    /// As a key block says it.
+    pub(crate) fn letter(self) -> char {
+        match self {
+            Self::Both => 'B',
+            Self::Encrypts => 'E',
+            Self::Decrypts => 'D',
+        }
+    }
+
+    /// Reads what a key block says.
+    pub(crate) fn of_letter(letter: char) -> Option<Self> {
+        Self::ALL.into_iter().find(|mode| mode.letter() == letter)
+    }
+
+    /// Whether a key of this mode may do that.
+    pub(crate) fn allows(self, wanted: Self) -> bool {
+        self == Self::Both || self == wanted
+    }
+}
+
+impl fmt::Display for KeyMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Both => "encrypts and decrypts",
+            Self::Encrypts => "encrypts only",
+            Self::Decrypts => "decrypts only",
+        })
+    }
+}
+
 /// What has become of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyState {
@@ -283,6 +328,8 @@ pub struct KeyInfo {
     pub version: u16,
     /// What it is used with.
     pub algorithm: KeyAlgorithm,
+    /// What it may do.
+    pub mode: KeyMode,
     /// Whether it may travel on, in a key block.
     pub exportable: bool,
     /// Its check value; none of a key that was made in a token and may not encrypt there.
@@ -419,7 +466,7 @@ impl Keyring {
         NewKey { name, version, algorithm, travels }
     }
 
-    /// Adds a key, pending.
+    /// Adds a key, pending; it may do all that a key of its name does.
     pub(crate) fn put(
         &mut self,
         NewKey { name, version, algorithm, travels }: NewKey,
@@ -431,6 +478,7 @@ impl Keyring {
             name,
             version,
             algorithm,
+            mode: KeyMode::Both,
             exportable: travels == Travels::On,
             check_value,
             made_at: now,

@@ -129,7 +129,7 @@ pub use self::{
     keyblock::{
         Field, Header, KeyBlock, KeyBlockError, OptionalBlock, Purpose as KeyBlockPurpose, Version as KeyBlockVersion,
     },
-    keyring::{KeyAlgorithm, KeyInfo, KeyName, KeyState, ZoneName},
+    keyring::{KeyAlgorithm, KeyInfo, KeyMode, KeyName, KeyState, ZoneName},
     open_error::{OpenError, Pkcs11Error},
     person::{PersonError, PersonKey, PersonPublicKey, SIGNATURE_BYTES, Shown},
     policy::{PinPolicy, PolicyError, Weakness},

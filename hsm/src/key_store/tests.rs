@@ -176,6 +176,64 @@ fn a_3des_key_that_is_single_des_to_the_cipher_does_not_come_in() {
 }
 
 #[test]
+fn a_component_in_a_key_block_does_not_become_a_key() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut store, under) = with_known_exchange(directory.path());
+    let whole = block(&Header::new(Version::D, ['P', '0'], 'A', 'B', 'E'), &under, &[7; 32]);
+    let component = whole.replacen("P0AB00", "P0ABc1", 1);
+    let refused = store.import(name("zone:acquirer"), &component, &name("exchange:acquirer"), NOW);
+    assert!(matches!(refused, Err(KeyStoreError::KeyBlock(KeyBlockError::Purpose { field: "key version", .. }))));
+    assert_eq!(store.keys().count(), 1);
+}
+
+#[test]
+fn a_key_leaves_with_the_rights_it_came_with_though_the_vault_was_closed_meanwhile() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut store, under) = with_known_exchange(directory.path());
+    let exchange = name("exchange:acquirer");
+    for (mode, exportability, key) in
+        [('B', 'E', [7; 32]), ('D', 'E', [8; 32]), ('E', 'S', [9; 32]), ('D', 'N', [10; 32])]
+    {
+        let header = Header::new(Version::D, ['P', '0'], 'A', mode, exportability);
+        let came = store.import(name("zone:acquirer"), &block(&header, &under, &key), &exchange, NOW).unwrap();
+        assert_eq!(came.mode.letter(), mode);
+    }
+    store.commit([0; 32]).unwrap();
+    drop(store);
+    let mut store = self::store(directory.path());
+    let mut left = |version| {
+        let text = store.export((&name("zone:acquirer"), version), &exchange, Version::D)?;
+        let header = KeyBlock::parse(&text)?.header().clone();
+        Ok::<_, KeyStoreError>((header.mode(), header.exportability()))
+    };
+    assert_eq!([left(1).unwrap(), left(2).unwrap(), left(3).unwrap()], [('B', 'E'), ('D', 'E'), ('E', 'E')]);
+    assert!(matches!(left(4), Err(KeyStoreError::StaysHere { .. })));
+}
+
+#[test]
+fn an_exchange_key_that_does_one_thing_does_not_do_the_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut store, under) = with_known_exchange(directory.path());
+    store.make(name("zone:acquirer"), KeyAlgorithm::Aes128, NOW).unwrap();
+    let header = |usage, mode| Header::new(Version::D, usage, 'A', mode, 'E');
+    for (party, mode, key) in [("exchange:out", 'E', [8; 32]), ("exchange:in", 'D', [9; 32])] {
+        let block = block(&header(['K', '1'], mode), &under, &key);
+        store.import(name(party), &block, &name("exchange:acquirer"), NOW).unwrap();
+        store.activate(&name(party), 1, NOW).unwrap();
+    }
+    let mut give = |party| store.export((&name("zone:acquirer"), 1), &name(party), Version::D).map(drop);
+    assert!(give("exchange:out").is_ok());
+    assert!(matches!(give("exchange:in"), Err(KeyStoreError::Mode { mode: KeyMode::Decrypts, .. })));
+    let mut take = |party, key: [u8; 32]| {
+        let under = ProtectionKey::aes(ClearBytes::copied(&key)).unwrap();
+        let block = block(&header(['P', '0'], 'B'), &under, &[5; 32]);
+        store.import(name("zone:issuer"), &block, &name(party), NOW).map(drop)
+    };
+    assert!(matches!(take("exchange:out", [8; 32]), Err(KeyStoreError::Mode { mode: KeyMode::Encrypts, .. })));
+    assert!(take("exchange:in", [9; 32]).is_ok());
+}
+
+#[test]
 fn an_engines_key_does_not_travel_nor_does_a_key_under_a_weaker_one() {
     let directory = tempfile::tempdir().unwrap();
     let mut store = with_zone(directory.path());

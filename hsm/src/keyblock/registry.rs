@@ -52,10 +52,27 @@ pub(super) fn check(header: &Header, purpose: Purpose) -> Result<(), KeyBlockErr
     if !matches!(header.mode(), 'B' | 'D' | 'E') {
         return refuse("mode of use", header.mode().into(), "B, D or E: to encrypt, to decrypt, or both");
     }
-    match header.exportability() {
-        'E' | 'N' | 'S' => Ok(()),
-        other => refuse("exportability", other.into(), "E, N or S"),
+    let (key_version, context) = (header.key_version(), header.context());
+    if is_component(&key_version) {
+        return refuse(
+            "key version",
+            key_version,
+            "a whole key; each custodian types a component in, at a ceremony's load",
+        );
     }
+    if !matches!(header.exportability(), 'E' | 'N' | 'S') {
+        return refuse("exportability", header.exportability().into(), "E, N or S");
+    }
+    // A key that may only be stored does not travel, and one that may only travel is not stored.
+    if context != "00" {
+        return refuse("context", context, "00, a key that may both travel and be kept: ask for such a block");
+    }
+    Ok(())
+}
+
+/// Whether a key is one part of several (X9.143:2021, table 5).
+fn is_component(key_version: &str) -> bool {
+    key_version.starts_with('c')
 }
 
 /// Bytes of the longest key of an algorithm, which hide how long a shorter one is.
@@ -91,11 +108,7 @@ pub(super) fn fields(header: &Header, encrypted_bytes: usize) -> Vec<Field> {
         field("mode of use", letter(header.mode()), mode_meaning(header.mode())),
         field("key version", header.key_version(), key_version_meaning(&header.key_version())),
         field("exportability", letter(header.exportability()), exportability_meaning(header.exportability())),
-        field(
-            "context",
-            header.context(),
-            if header.context() == "00" { "anywhere" } else { "restricted or reserved" },
-        ),
+        field("context", header.context(), context_meaning(&header.context())),
     ];
     fields.extend(header.optional().iter().map(optional_field));
     let hidden = match longest_key_bytes(header.algorithm()) {
@@ -229,10 +242,20 @@ fn mode_meaning(mode: char) -> &'static str {
 }
 
 fn key_version_meaning(version: &str) -> &'static str {
-    match version.as_bytes() {
-        b"00" => "none said",
-        [b'c', _] => "a component, not a whole key",
+    match version {
+        "00" => "none said",
+        component if is_component(component) => "a component, not a whole key",
         _ => "the key's own",
+    }
+}
+
+/// X9.143:2021, table 1: the first character; the second is reserved.
+fn context_meaning(context: &str) -> &'static str {
+    match context {
+        "00" => "wherever the key it is under may be",
+        "10" => "may be stored, not travel",
+        "20" => "may travel, not be stored",
+        _ => "reserved",
     }
 }
 

@@ -118,6 +118,28 @@ fn a_key_is_taken_for_what_its_block_says_and_nothing_else() {
 }
 
 #[test]
+fn a_component_and_a_key_of_a_restricted_context_are_not_taken_for_a_key() {
+    let block = |version: &str, context: &str| {
+        KeyBlock::parse(&format!("D0144P0AB{version}E00{context}{}", "0".repeat(128))).unwrap()
+    };
+    for version in ["00", "12", "A1"] {
+        assert_eq!(block(version, "00").check_purpose(Purpose::ZoneKey), Ok(()), "{version}");
+    }
+    for (version, context, field) in [
+        ("c1", "00", "key version c1 does not suit a zone key: a whole key"),
+        ("cZ", "00", "key version cZ"),
+        ("00", "10", "context 10"),
+        ("00", "20", "context 20"),
+        ("00", "01", "context 01"),
+    ] {
+        let refused = block(version, context).check_purpose(Purpose::ZoneKey).unwrap_err().to_string();
+        assert!(refused.starts_with(field), "{refused}");
+    }
+    let component = KeyBlock::parse(&format!("D0144K1ABc2E0000{}", "0".repeat(128))).unwrap();
+    assert!(component.check_purpose(Purpose::ExchangeKey).is_err());
+}
+
+#[test]
 fn each_field_is_explained() {
     let block = KeyBlock::parse(&written(Version::D, &[7; 16])).unwrap();
     let told: Vec<_> =

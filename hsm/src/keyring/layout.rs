@@ -1,6 +1,6 @@
 //! A keyring as bytes, to be sealed.
 
-use super::{ENGINE_KEYS, KeyAlgorithm, KeyInfo, KeyName, Keyring, RingKey, ZoneName};
+use super::{ENGINE_KEYS, KeyAlgorithm, KeyInfo, KeyMode, KeyName, Keyring, RingKey, ZoneName};
 use crate::{check_value::CheckValue, clear::ClearBytes};
 
 const ZONE: u8 = b'z';
@@ -9,6 +9,8 @@ const EXCHANGE: u8 = b'x';
 const NEVER: u64 = 0;
 const EXPORTABLE: u8 = 1;
 const WITHOUT_CHECK_VALUE: u8 = 2;
+/// The bits of a mode of use, beside an algorithm's place.
+const MODE: u8 = 0xC0;
 
 impl Keyring {
     /// As bytes.
@@ -42,7 +44,7 @@ impl Keyring {
             out.put(&info.version.to_be_bytes());
             let flags = (if info.exportable { EXPORTABLE } else { 0 })
                 | (if info.check_value.is_none() { WITHOUT_CHECK_VALUE } else { 0 });
-            out.put(&[place_in(KeyAlgorithm::ALL.iter(), &info.algorithm), flags]);
+            out.put(&[place_in(KeyAlgorithm::ALL.iter(), &info.algorithm) | mode_bits(info.mode), flags]);
             for date in [Some(info.made_at), info.activated_at, info.retired_at, info.destroyed_at] {
                 out.put(&date.unwrap_or(NEVER).to_be_bytes());
             }
@@ -78,6 +80,11 @@ fn read_key(from: &mut &[u8]) -> Option<RingKey> {
     };
     let version = u16::from_be_bytes(take(from)?);
     let [algorithm, flags] = take(from)?;
+    // A flag of a later release may forbid something.
+    if flags & !(EXPORTABLE | WITHOUT_CHECK_VALUE) != 0 {
+        return None;
+    }
+    let mode = KeyMode::ALL.into_iter().find(|mode| mode_bits(*mode) == algorithm & MODE)?;
     let mut date = || take(from).map(u64::from_be_bytes);
     let (made_at, activated, retired, destroyed, uses) = (date()?, date()?, date()?, date()?, date()?);
     let check_value = CheckValue::first_of(&take::<3>(from)?);
@@ -88,7 +95,8 @@ fn read_key(from: &mut &[u8]) -> Option<RingKey> {
     let info = KeyInfo {
         name,
         version,
-        algorithm: *KeyAlgorithm::ALL.get(usize::from(algorithm))?,
+        algorithm: *KeyAlgorithm::ALL.get(usize::from(algorithm & !MODE))?,
+        mode,
         exportable: flags & EXPORTABLE != 0,
         check_value,
         made_at,
@@ -98,6 +106,15 @@ fn read_key(from: &mut &[u8]) -> Option<RingKey> {
         uses,
     };
     Some(RingKey { info, key: (!key.is_empty()).then(|| ClearBytes::copied(key)) })
+}
+
+/// None of a key that does both, as every key did before modes were kept.
+fn mode_bits(mode: KeyMode) -> u8 {
+    match mode {
+        KeyMode::Both => 0,
+        KeyMode::Encrypts => 0x40,
+        KeyMode::Decrypts => 0x80,
+    }
 }
 
 fn place_in<'a, T: PartialEq + 'a>(mut all: impl Iterator<Item = &'a T>, one: &T) -> u8 {
@@ -138,6 +155,45 @@ impl Sink for Placed<'_> {
         if let Some(place) = self.room.get_mut(self.at..self.at + bytes.len()) {
             place.copy_from_slice(bytes);
             self.at += bytes.len();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keyring::Travels;
+
+    /// Where the algorithm of the first key stands: behind custody, last entry, count, name, zone's length and name, version.
+    const ALGORITHM_AT: usize = 1 + 32 + 2 + 2 + 1 + 2;
+
+    fn keyring(mode: KeyMode) -> Keyring {
+        let mut keyring = Keyring::empty();
+        let new = keyring.next(KeyName::parse("zone:a").unwrap(), KeyAlgorithm::Aes192, Travels::On);
+        keyring.put(new, None, Some(ClearBytes::copied(&[7; 24])), 1).mode = mode;
+        keyring
+    }
+
+    #[test]
+    fn what_a_key_may_do_is_read_back() {
+        for mode in KeyMode::ALL {
+            let read = Keyring::read(keyring(mode).bytes().bytes()).unwrap();
+            let told = &read.keys.first().unwrap().info;
+            assert_eq!((told.mode, told.algorithm, told.exportable), (mode, KeyAlgorithm::Aes192, true));
+        }
+    }
+
+    #[test]
+    fn a_key_that_does_both_stands_as_it_did_before_modes_were_kept() {
+        assert_eq!(keyring(KeyMode::Both).bytes().bytes()[ALGORITHM_AT], 1);
+    }
+
+    #[test]
+    fn a_mode_or_a_flag_that_is_not_known_is_not_read() {
+        for (at, changed) in [(ALGORITHM_AT, 0xC1), (ALGORITHM_AT + 1, EXPORTABLE | 4)] {
+            let mut bytes = ClearBytes::copied(keyring(KeyMode::Both).bytes().bytes());
+            bytes.bytes_mut()[at] = changed;
+            assert!(Keyring::read(bytes.bytes()).is_none(), "byte {at}");
         }
     }
 }
