@@ -181,6 +181,11 @@ impl Pin {
         Choice::from(u8::from((climbed ^ self.digits) & pairs == 0))
     }
 
+    fn wipe(&mut self) {
+        wipe(std::slice::from_mut(&mut self.digits));
+        wipe(std::slice::from_mut(&mut self.length));
+    }
+
     /// Whether two PINs are the same.
     pub(crate) fn same_as(&self, other: &Self) -> Choice {
         self.digits.ct_eq(&other.digits) & self.length.ct_eq(&other.length)
@@ -189,8 +194,7 @@ impl Pin {
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        wipe(std::slice::from_mut(&mut self.digits));
-        wipe(std::slice::from_mut(&mut self.length));
+        self.wipe();
     }
 }
 
@@ -211,7 +215,7 @@ impl Workspace {
         wipe(&mut self.tzpk.0);
         wipe(&mut self.block.0);
         wipe(&mut self.wide.0);
-        wipe(std::slice::from_mut(&mut self.pin.digits));
+        self.pin.wipe();
     }
 }
 
@@ -270,4 +274,23 @@ fn wipe<T: DefaultIsZeroes>(values: &mut [T]) {
 fn wipe<T: DefaultIsZeroes>(values: &mut [T]) {
     black_box(values);
     let _ = <[T] as Zeroize>::zeroize;
+}
+
+#[cfg(all(test, not(feature = "unwiped-for-test")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_of_an_operation_is_in_the_workspace_after_it_not_even_how_long_the_pin_was() {
+        in_workspace(|workspace| {
+            workspace.tzpk.bytes_mut().fill(1);
+            workspace.block.bytes_mut().fill(2);
+            workspace.wide.bytes_mut().fill(3);
+            assert!(bool::from(workspace.pin.fill(12, 0x1234_5678_9012_0000)));
+        });
+        in_workspace(|Workspace { tzpk, block, wide, pin }| {
+            assert!(tzpk.bytes() == &[0; 16] && block.bytes() == &[0; 8] && wide.bytes() == &[0; 16]);
+            assert_eq!((pin.digits(), pin.length()), (0, 0));
+        });
+    }
 }

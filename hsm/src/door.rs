@@ -174,7 +174,7 @@ impl Prepared {
                     Software::new(&keys, budget).map_err(|_| OpenError::SelfTest { step: "preparing the keys" })?;
                 drop(keys);
                 scrub_stack();
-                let at_host = AtHost { token: Box::new(token), policy: config.policy, form, isolation };
+                let at_host = AtHost { token, policy: config.policy, form, isolation };
                 (Boundary::Host(at_host), persistence, None)
             }
             KeysConfig::Pkcs11(pkcs11) => {

@@ -403,17 +403,17 @@ pub(crate) struct Versions {
 /// The keys an engine serves with, in the clear. Account, record and retry keys have one version in use.
 pub(crate) struct Keys {
     /// AES-256: ISO-4 blocks.
-    pub(crate) storage: Versioned<Clear<32>>,
+    pub(crate) storage: Versioned<Box<Clear<32>>>,
     /// 3DES: ISO-3 and ISO-0 blocks.
-    pub(crate) storage_tdes: Versioned<Tzpk>,
+    pub(crate) storage_tdes: Versioned<Box<Tzpk>>,
     /// AES-256-GCM-SIV: tzpks.
-    pub(crate) seal: Versioned<Clear<32>>,
+    pub(crate) seal: Versioned<Box<Clear<32>>>,
     /// AES-256-GCM-SIV: account numbers.
-    pub(crate) account: Versioned<Clear<32>>,
+    pub(crate) account: Versioned<Box<Clear<32>>>,
     /// AES-256-CMAC: records.
-    pub(crate) record: Versioned<Clear<32>>,
+    pub(crate) record: Versioned<Box<Clear<32>>>,
     /// AES-256-CMAC: retries.
-    pub(crate) retry: Versioned<Clear<32>>,
+    pub(crate) retry: Versioned<Box<Clear<32>>>,
 }
 
 impl Keyring {
@@ -523,10 +523,11 @@ impl Keyring {
         })
     }
 
-    fn versions<const N: usize>(&self, vault: &Vault, name: &KeyName) -> Result<Versioned<Clear<N>>, VaultError> {
+    fn versions<const N: usize>(&self, vault: &Vault, name: &KeyName) -> Result<Versioned<Box<Clear<N>>>, VaultError> {
         let active = self.of(name).filter(|key| key.info.state() == KeyState::Active);
         let all = active.filter_map(|RingKey { info, key }| {
-            let mut clear = Clear::zeroed();
+            // Filled where it stays.
+            let mut clear = Box::new(Clear::zeroed());
             clear.bytes_mut().iter_mut().zip(key.as_ref()?.bytes()).for_each(|(place, byte)| *place = *byte);
             Some((KeyReference(info.version), clear))
         });

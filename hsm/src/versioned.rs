@@ -1,4 +1,6 @@
 //! Keys of one use in every version that is in use: the newest makes, each opens what it made.
+//!
+//! What is clear comes here in a box: a move leaves a copy behind, where no drop wipes it, and of a box only a pointer.
 
 use crate::sealed::KeyReference;
 
@@ -42,7 +44,31 @@ impl<T> Versioned<T> {
 
     /// Each prepared for its use.
     pub(crate) fn prepared<U, E>(&self, prepare: impl Fn(&T) -> Result<U, E>) -> Result<Versioned<U>, E> {
-        let older = self.older.iter().map(|(version, key)| Ok((*version, prepare(key)?)));
-        Ok(Versioned { newest: (self.newest.0, prepare(&self.newest.1)?), older: older.collect::<Result<_, E>>()? })
+        // As long as it will be: a vector that grows leaves key schedules behind.
+        let mut older = Vec::with_capacity(self.older.len());
+        for (version, key) in &self.older {
+            older.push((*version, prepare(key)?));
+        }
+        Ok(Versioned { newest: (self.newest.0, prepare(&self.newest.1)?), older })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clear::Clear;
+
+    #[test]
+    fn a_clear_key_stays_where_it_was_filled_and_the_newest_makes() {
+        let place = |key: &Clear<32>| std::ptr::from_ref(key.bytes()).addr();
+        let keys: Vec<_> = [2, 3, 1].map(|version| (KeyReference(version), Box::new(Clear::<32>::zeroed()))).into();
+        let filled: Vec<_> = keys.iter().map(|(version, key)| (*version, place(key))).collect();
+        let versioned = Versioned::of(keys).unwrap();
+        for (version, at) in filled {
+            assert_eq!(versioned.get(version).map(|key| place(key)), Some(at));
+        }
+        assert_eq!(versioned.version(), KeyReference(3));
+        let all: Vec<_> = versioned.iter().map(|(KeyReference(version), _)| version).collect();
+        assert_eq!(all, [3, 2, 1]);
     }
 }

@@ -1,6 +1,6 @@
 //! The software token: keys in this process's memory, ciphers from RustCrypto and AWS-LC.
 //!
-//! Only prepared key schedules stay in memory; the key bytes they were made from are wiped.
+//! Only prepared key schedules stay in memory, each in one place; the key bytes they were made from are wiped.
 
 use std::cell::RefCell;
 
@@ -47,8 +47,9 @@ pub(crate) struct Software {
 }
 
 impl Software {
-    /// Prepares the keys of an opened vault.
-    pub(crate) fn new(keys: &Keys, tdes_budget: TdesBudget) -> Result<Self, Error> {
+    /// Prepares the keys of an opened vault. In a box, so that no frame but those below the caller's ever has a schedule:
+    /// whoever calls it scrubs them.
+    pub(crate) fn new(keys: &Keys, tdes_budget: TdesBudget) -> Result<Box<Self>, Error> {
         let versions = Versions {
             storage: StorageVersions {
                 wrapped: keys.storage.version(),
@@ -66,21 +67,21 @@ impl Software {
         }));
         references.extend(aes_references("seal", &keys.seal));
         references.extend(aes_references("account", &keys.account));
-        Ok(Self {
+        Ok(Box::new(Self {
             storage: keys.storage.prepared(|key| Ok::<_, Error>(Aes256::new(key.bytes().into())))?,
             storage_tdes: keys.storage_tdes.prepared(|key| Ok::<_, Error>(TdesEde2::new(key.bytes().into())))?,
             tdes_budget,
-            seal: keys.seal.prepared(aead)?,
+            seal: keys.seal.prepared(|key| aead(key))?,
             account: aead(keys.account.newest())?,
             record: CmacKey::new(keys.record.newest()),
             retry: CmacKey::new(keys.retry.newest()),
             keys: references,
             versions,
-        })
+        }))
     }
 }
 
-fn aes_references(name: &str, keys: &Versioned<Clear<32>>) -> Vec<String> {
+fn aes_references(name: &str, keys: &Versioned<Box<Clear<32>>>) -> Vec<String> {
     let each = keys.iter().map(|(KeyReference(version), key)| format!("{name}/{version}:{}", aes_check_value(key)));
     each.collect()
 }
