@@ -61,6 +61,50 @@ mod tests {
         all[0] == control && (4..=12).contains(&length) && digits_and_fill(())
     }
 
+    /// Nibbles within A to F, each as random as the one it is made of.
+    fn within_a_to_f(random: u64) -> u64 {
+        (0..16).fold(0, |all, place| (all << 4) | (0xA + ((random >> (4 * place)) & 0xF) % 6))
+    }
+
+    /// With another nibble at a place, counted from the highest.
+    fn with_nibble(nibbles: u64, place: u32, nibble: u64) -> u64 {
+        let shift = 60 - 4 * place;
+        (nibbles & !(0xF << shift)) | (nibble << shift)
+    }
+
+    fn block_of(nibbles: u64) -> Block {
+        let mut block = Block::zeroed();
+        block.set_nibbles(nibbles);
+        block
+    }
+
+    fn reads_iso_0(field: u64, account: &AccountDigits) -> bool {
+        decode_iso_0(&block_of(field ^ account.rightmost_twelve()), &mut Pin::zeroed(), account).into()
+    }
+
+    fn reads_iso_1(field: u64) -> bool {
+        decode_iso_1(&block_of(field), &mut Pin::zeroed()).into()
+    }
+
+    fn reads_iso_3(field: u64, account: &AccountDigits) -> bool {
+        decode_iso_3(&block_of(field ^ account.rightmost_twelve()), &mut Pin::zeroed(), account).into()
+    }
+
+    fn reads_iso_4(field: u64, random: u64) -> bool {
+        let mut wide = WideBlock::zeroed();
+        wide.set_nibbles((u128::from(field) << 64) | u128::from(random));
+        decode_iso_4(&wide, &mut Pin::zeroed()).into()
+    }
+
+    /// Every decoder, of a field before the account number is combined with it.
+    fn judged_as_the_standard_says(field: u64, random: u64, account: &AccountDigits) -> Result<(), TestCaseError> {
+        prop_assert_eq!(reads_iso_0(field, account), is_format(0, field, |n| n == 0xF));
+        prop_assert_eq!(reads_iso_1(field), is_format(1, field, |_| true));
+        prop_assert_eq!(reads_iso_3(field, account), is_format(3, field, |n| n >= 0xA));
+        prop_assert_eq!(reads_iso_4(field, random), is_format(4, field, |n| n == 0xA));
+        Ok(())
+    }
+
     proptest! {
         #[test]
         fn what_is_written_reads_back_in_every_format(
@@ -72,26 +116,54 @@ mod tests {
             prop_assert!(same(decode_iso_1(&block, &mut found), &found, &expected));
             encode_iso_0(&mut block, &expected, &account);
             prop_assert!(same(decode_iso_0(&block, &mut found, &account), &found, &expected));
-            let within_a_to_f = (fill | 0x8888_8888_8888_8888) | 0x2222_2222_2222_2222;
-            encode_iso_3(&mut block, &expected, &account, within_a_to_f);
+            encode_iso_3(&mut block, &expected, &account, within_a_to_f(fill));
             prop_assert!(same(decode_iso_3(&block, &mut found, &account), &found, &expected));
             encode_iso_4(&mut wide, &expected, random);
             prop_assert!(same(decode_iso_4(&wide, &mut found), &found, &expected));
         }
 
         #[test]
-        fn any_eight_bytes_are_judged_as_the_standard_says_and_none_makes_it_panic(
-            head in 0u64..256, rest in any::<u64>(), tame in any::<u64>(),
+        fn any_bytes_are_judged_as_the_standard_says_and_none_makes_it_panic(
+            nibbles in any::<u64>(), random in any::<u64>(), account in "[0-9]{1,19}",
         ) {
-            // Wholly random nibbles are almost never a block: half of the time digits are made likely.
-            let rest = if tame % 2 == 0 { rest } else { rest & 0x7777_7777_7777_7777 | 0x00FF_FFFF_FFFF_FFFF << 28 };
-            let nibbles = (head << 56) | (rest >> 8);
-            let account = AccountDigits::parse("0").unwrap();
-            let (mut block, mut found) = (Block::zeroed(), Pin::zeroed());
-            block.set_nibbles(nibbles);
-            prop_assert_eq!(bool::from(decode_iso_1(&block, &mut found)), is_format(1, nibbles, |_| true));
-            prop_assert_eq!(bool::from(decode_iso_0(&block, &mut found, &account)), is_format(0, nibbles, |n| n == 0xF));
-            prop_assert_eq!(bool::from(decode_iso_3(&block, &mut found, &account)), is_format(3, nibbles, |n| n >= 0xA));
+            judged_as_the_standard_says(nibbles, random, &AccountDigits::parse(&account).unwrap())?;
+        }
+
+        // Wholly random nibbles are almost never a block: these are one, or one but for a nibble.
+        #[test]
+        fn a_block_of_each_format_is_judged_as_the_standard_says_whichever_nibble_of_it_is_changed(
+            format in prop::sample::select(&[0u8, 1, 3, 4][..]), digits in "[0-9]{4,12}", fill in any::<u64>(),
+            changed in prop::option::of((0..16u32, 0..16u64)), random in any::<u64>(), account in "[0-9]{1,19}",
+        ) {
+            let fill = match format {
+                0 => u64::MAX,
+                1 => fill,
+                3 => within_a_to_f(fill),
+                _ => 0xAAAA_AAAA_AAAA_AAAA,
+            };
+            let whole = pin_field(format, &pin(&digits), fill);
+            prop_assert!(is_format(format, whole, |_| true));
+            let nibbles = changed.map_or(whole, |(place, nibble)| with_nibble(whole, place, nibble));
+            judged_as_the_standard_says(nibbles, random, &AccountDigits::parse(&account).unwrap())?;
+        }
+    }
+
+    #[test]
+    fn a_wrong_nibble_anywhere_in_the_fill_is_refused_in_formats_0_3_and_4_and_taken_in_format_1() {
+        let account = AccountDigits::parse("5413339000001513").unwrap();
+        for length in 4..=12u32 {
+            let expected = pin(&"918273645509"[..length as usize]);
+            for (place, nibble) in (2 + length..16).flat_map(|place| (0..16).map(move |nibble| (place, nibble))) {
+                let field = |control, fill| with_nibble(pin_field(control, &expected, fill), place, nibble);
+                let read = [
+                    reads_iso_0(field(0, u64::MAX), &account),
+                    reads_iso_1(field(1, 0)),
+                    reads_iso_3(field(3, 0xABCD_EFAB_CDEF_ABCD), &account),
+                    reads_iso_4(field(4, 0xAAAA_AAAA_AAAA_AAAA), 0),
+                ];
+                let right = [nibble == 0xF, true, nibble >= 0xA, nibble == 0xA];
+                assert_eq!(read, right, "{length} digits, {nibble:X} at place {place}");
+            }
         }
     }
 }
