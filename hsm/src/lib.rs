@@ -104,6 +104,9 @@ mod workers;
 
 #[cfg(feature = "keys")]
 #[cfg(test)]
+mod fresh_token;
+#[cfg(feature = "keys")]
+#[cfg(test)]
 mod vectors;
 
 pub use self::{

@@ -253,13 +253,20 @@ fn key_type(algorithm: KeyAlgorithm) -> KeyType {
     }
 }
 
-fn named(name: &KeyName, version: u16) -> Vec<Attribute> {
+/// Any version of a name. Private alone: whoever has no PIN can put a public one of that name into a token.
+fn of_name(name: &KeyName) -> Vec<Attribute> {
     vec![
         Attribute::Class(ObjectClass::SECRET_KEY),
         Attribute::Token(true),
+        Attribute::Private(true),
         Attribute::Label(label(name).into()),
-        Attribute::Id(id(name, version)),
     ]
+}
+
+fn named(name: &KeyName, version: u16) -> Vec<Attribute> {
+    let mut named = of_name(name);
+    named.push(Attribute::Id(id(name, version)));
+    named
 }
 
 /// A key as a token showed it.
@@ -308,7 +315,7 @@ impl FoundKeys {
         Self::find(&session, &in_use, level)
     }
 
-    /// Refuses a key that can leave the token, be read, or do more than it is for.
+    /// Refuses a key that can leave the token, be read, do more than it is for, or be made to.
     pub(super) fn audit(&self, session: &Session) -> Result<(), Pkcs11Error> {
         self.keys.iter().try_for_each(|FoundKey { name, handle, .. }| audit(session, name, self.level, *handle))
     }
@@ -348,15 +355,23 @@ impl FoundKeys {
     }
 }
 
-/// Refuses an engine's key that can leave the token, be read, or do more than it is for.
+/// Refuses an engine's key that can leave the token, be read, do more than it is for, or be made to.
 pub(super) fn audit(session: &Session, name: &KeyName, level: Level, handle: ObjectHandle) -> Result<(), Pkcs11Error> {
     let must = |holds: bool, attribute, found: &'static str| match holds {
         true => Ok(()),
         false => Err(Pkcs11Error::Unsafe { label: label(name), attribute, found }),
     };
-    let mut asked = vec![AttributeType::Sensitive, AttributeType::Extractable, AttributeType::KeyType];
+    let mut asked = vec![
+        AttributeType::Private,
+        AttributeType::Modifiable,
+        AttributeType::Sensitive,
+        AttributeType::Extractable,
+        AttributeType::KeyType,
+    ];
     asked.extend(RIGHTS.map(|(right, _)| right));
     let told = session.get_attributes(handle, &asked).map_err(call_failed("C_GetAttributeValue"))?;
+    must(told.contains(&Attribute::Private(true)), "CKA_PRIVATE", "not true")?;
+    must(told.contains(&Attribute::Modifiable(false)), "CKA_MODIFIABLE", "not false")?;
     must(told.contains(&Attribute::Sensitive(true)), "CKA_SENSITIVE", "not true")?;
     must(told.contains(&Attribute::Extractable(false)), "CKA_EXTRACTABLE", "not false")?;
     let kinds = algorithms(name, level, seal_way_of(name));
@@ -384,9 +399,7 @@ pub(super) fn objects(session: &Session, name: &KeyName, version: u16) -> Result
 
 /// The versions of a name that a token has.
 pub(super) fn versions_of(session: &Session, name: &KeyName) -> Result<Vec<(u16, ObjectHandle)>, Pkcs11Error> {
-    let of_name =
-        [Attribute::Class(ObjectClass::SECRET_KEY), Attribute::Token(true), Attribute::Label(label(name).into())];
-    let found = session.find_objects(&of_name).map_err(call_failed("C_FindObjects"))?;
+    let found = session.find_objects(&of_name(name)).map_err(call_failed("C_FindObjects"))?;
     let mut versions = Vec::with_capacity(found.len());
     for handle in found {
         let told = session.get_attributes(handle, &[AttributeType::Id]).map_err(call_failed("C_GetAttributeValue"))?;
@@ -414,7 +427,6 @@ fn template(NewKey { name, version, travels, .. }: &NewKey, level: Level) -> Vec
     let may = |right| rights(name, level).contains(&right);
     let mut template = named(name, *version);
     template.extend([
-        Attribute::Private(true),
         Attribute::Sensitive(true),
         Attribute::Extractable(*travels == Travels::On),
         Attribute::Modifiable(false),
@@ -502,4 +514,99 @@ pub(super) fn cmac(
     let subkey = if message.len() == 16 { first } else { doubled(first) };
     last.set_nibbles(last.nibbles() ^ subkey);
     session.encrypt(&Mechanism::AesEcb, key, last.bytes(), tag.bytes_mut())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        fresh_token::Make,
+        token::pkcs11::{
+            link::{self, OwnToken, UsableKeys},
+            make_keys,
+            register::{self, Register},
+        },
+    };
+
+    fn best_level(make: Make) -> Level {
+        if make == Make::Nss { Level::Token } else { Level::Host }
+    }
+
+    /// As an engine finds them when it opens.
+    fn found(make: Make) -> Result<KeyReferences, Pkcs11Error> {
+        let config = make.config();
+        let (session, functions, _) = link::look(&config)?;
+        let session = Calls::new(&session, functions.as_deref());
+        let UsableKeys { references, .. } = link::find_keys(session, &config, best_level(make), None)?;
+        assert!(Register::read(&session)?.is_none());
+        Ok(references)
+    }
+
+    /// With one attribute otherwise.
+    fn with(template: Vec<Attribute>, changed: &Attribute) -> Vec<Attribute> {
+        let change = |attribute: Attribute| match attribute.attribute_type() == changed.attribute_type() {
+            true => changed.clone(),
+            false => attribute,
+        };
+        template.into_iter().map(change).collect()
+    }
+
+    fn aes_256(name: KeyName, version: u16) -> NewKey {
+        NewKey { name, version, algorithm: KeyAlgorithm::Aes256, travels: Travels::Never }
+    }
+
+    #[test]
+    fn keys_and_a_register_that_somebody_without_the_pin_put_there_are_not_found() {
+        let Some(make) = Make::here() else {
+            let runs = |make: Make| {
+                make.runs("keys_and_a_register_that_somebody_without_the_pin_put_there_are_not_found");
+            };
+            return Make::ALL.into_iter().for_each(runs);
+        };
+        let (config, level) = (make.config(), best_level(make));
+        let made = make_keys(&config, level).unwrap();
+
+        let stranger = OwnToken::find(&config.place).unwrap().of_a_stranger();
+        let storage = if level == Level::Token { KeyName::StorageWrapped } else { KeyName::Storage };
+        let plant_key = |version| {
+            let new = aes_256(storage.clone(), version);
+            let mut planted = with(template(&new, level), &Attribute::Private(false));
+            planted.push(Attribute::KeyType(KeyType::AES));
+            create_of(&stranger, planted, &[0x42; 32])
+        };
+        let plant_register = |number: u64| {
+            let value = [&number.to_be_bytes()[..], crate::keyring::Keyring::empty().bytes().bytes()].concat();
+            stranger.create_object(&with(register::as_data(value), &Attribute::Private(false)))
+        };
+        let planted = [plant_key(1).is_ok(), plant_key(2).is_ok(), plant_register(7).is_ok()];
+        // NSS creates nothing before a login.
+        assert_eq!(planted, [make != Make::Nss; 3]);
+        drop(stranger);
+
+        assert_eq!(found(make).unwrap(), made);
+        let (session, _) = link::look_to_write(&config).unwrap();
+        let versions = versions_of(&session, &storage).unwrap();
+        assert_eq!(versions.iter().map(|(version, _)| *version).collect::<Vec<_>>(), [1]);
+    }
+
+    #[test]
+    fn a_key_that_can_still_be_changed_is_refused() {
+        let Some(make) = Make::here() else {
+            return Make::ALL.into_iter().for_each(|make| make.runs("a_key_that_can_still_be_changed_is_refused"));
+        };
+        let (config, level) = (make.config(), best_level(make));
+        make_keys(&config, level).unwrap();
+        found(make).unwrap();
+
+        let (session, _) = link::look_to_write(&config).unwrap();
+        for left in objects(&session, &KeyName::Account, 1).unwrap() {
+            session.destroy_object(left).unwrap();
+        }
+        let mut template = with(template(&aes_256(KeyName::Account, 1), level), &Attribute::Modifiable(true));
+        template.push(Attribute::ValueLen(32.into()));
+        session.generate_key(&Mechanism::AesKeyGen, &template).unwrap();
+        drop(session);
+        let refused = found(make).unwrap_err().to_string();
+        assert!(refused.contains("\"pinseal account\" is unsafe: CKA_MODIFIABLE is not false"), "{refused}");
+    }
 }

@@ -195,6 +195,12 @@ impl OwnToken {
         self.logged_in(self.loaded.module.open_rw_session(self.slot), user_pin)
     }
 
+    /// A session of somebody without a PIN.
+    #[cfg(test)]
+    pub(super) fn of_a_stranger(&self) -> Session {
+        self.loaded.module.open_rw_session(self.slot).unwrap()
+    }
+
     fn logged_in(
         &self,
         session: Result<Session, CallError>,

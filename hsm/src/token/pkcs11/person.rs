@@ -108,8 +108,10 @@ fn ed25519_failed(call: &'static str) -> impl Fn(CallError) -> Pkcs11Error {
     }
 }
 
+/// A private key that is a public object is none of the person's: it takes no PIN to put one there.
 fn objects(session: &Session, class: ObjectClass) -> Result<Vec<ObjectHandle>, Pkcs11Error> {
-    let named = [Attribute::Class(class), Attribute::Token(true), Attribute::Label(LABEL.into())];
+    let private = Attribute::Private(class == ObjectClass::PRIVATE_KEY);
+    let named = [Attribute::Class(class), Attribute::Token(true), private, Attribute::Label(LABEL.into())];
     session.find_objects(&named).map_err(call_failed("C_FindObjects"))
 }
 
@@ -136,15 +138,18 @@ fn generate(session: &Session) -> Result<(ObjectHandle, ObjectHandle), CallError
     on(CURVE_BY_IDENTIFIER).or_else(|error| on(CURVE_BY_NAME).map_err(|_| error))
 }
 
-/// Refuses a key that can leave the token, be read, or do more than sign.
+/// Refuses a key that can leave the token, be read, do more than sign, or be made to.
 fn audit(session: &Session, key: ObjectHandle) -> Result<(), Pkcs11Error> {
-    let mut asked = vec![AttributeType::Sensitive, AttributeType::Extractable];
+    let mut asked =
+        vec![AttributeType::Private, AttributeType::Modifiable, AttributeType::Sensitive, AttributeType::Extractable];
     asked.extend(NO_RIGHTS.iter().map(|(right, _)| right.attribute_type()));
     let told = session.get_attributes(key, &asked).map_err(call_failed("C_GetAttributeValue"))?;
     let must = |holds: bool, attribute, found| match holds {
         true => Ok(()),
         false => Err(Pkcs11Error::PersonKeyUnsafe { attribute, found }),
     };
+    must(told.contains(&Attribute::Private(true)), "CKA_PRIVATE", "not true")?;
+    must(told.contains(&Attribute::Modifiable(false)), "CKA_MODIFIABLE", "not false")?;
     must(told.contains(&Attribute::Sensitive(true)), "CKA_SENSITIVE", "not true")?;
     must(told.contains(&Attribute::Extractable(false)), "CKA_EXTRACTABLE", "not false")?;
     NO_RIGHTS.iter().try_for_each(|(right, attribute)| must(!told.contains(right), attribute, "not false"))
@@ -205,38 +210,13 @@ fn point(told: &[u8]) -> Option<[u8; 32]> {
 
 #[cfg(test)]
 mod tests {
-    use std::{env, fs, path::Path, process::Command};
-
     use cryptoki::object::KeyType;
 
     use super::*;
-    use crate::config::{SlotName, TokenPlace};
-
-    const USER_PIN: &str = "1357";
-    /// Set in a process that was started to change what a token holds.
-    const TOKEN_VARIABLE: &str = "PINSEAL_TEST_PERSON";
-
-    /// Runs one test of this room once more, in a process that finds a fresh SoftHSM token.
-    fn on_a_fresh_token(test: &str) {
-        let directory = tempfile::tempdir().unwrap();
-        let (configuration, tokens) = (directory.path().join("softhsm2.conf"), directory.path().join("tokens"));
-        fs::create_dir(&tokens).unwrap();
-        fs::write(&configuration, format!("directories.tokendir = {}\n", tokens.display())).unwrap();
-        let mut initialise = Command::new("softhsm2-util");
-        initialise.args(["--init-token", "--free", "--label", "lea", "--pin", USER_PIN, "--so-pin", "97531"]);
-        let mut again = Command::new(env::current_exe().unwrap());
-        again.arg(test).env(TOKEN_VARIABLE, "lea");
-        for command in [&mut initialise, &mut again] {
-            let output = command.env("SOFTHSM2_CONF", &configuration).output().expect("apt-get install softhsm2");
-            let told =
-                [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-            assert!(output.status.success() && !told.contains(" 0 passed"), "{told}");
-        }
-    }
+    use crate::fresh_token::{Make, USER_PIN};
 
     fn token() -> OwnToken {
-        let module = Path::new("/usr/lib/softhsm/libsofthsm2.so").to_owned();
-        OwnToken::find(&TokenPlace { module, module_parameters: None, slot: SlotName::Label("lea".into()) }).unwrap()
+        OwnToken::find(&Make::SoftHsm.config().place).unwrap()
     }
 
     /// A public key with the person's label, whose private half is elsewhere.
@@ -265,8 +245,8 @@ mod tests {
 
     #[test]
     fn a_token_is_taken_at_its_signature_and_not_at_the_public_key_it_shows() {
-        if env::var_os(TOKEN_VARIABLE).is_none() {
-            return on_a_fresh_token("a_token_is_taken_at_its_signature_and_not_at_the_public_key_it_shows");
+        if Make::here().is_none() {
+            return Make::SoftHsm.runs("a_token_is_taken_at_its_signature_and_not_at_the_public_key_it_shows");
         }
         let made = SigningKey::make(&token(), USER_PIN).unwrap();
         assert!(made.public().signed(b"done", &made.sign(b"done").unwrap()));
@@ -285,10 +265,10 @@ mod tests {
 
     #[test]
     fn a_key_that_can_leave_its_token_or_do_more_than_sign_is_refused() {
-        if env::var_os(TOKEN_VARIABLE).is_none() {
-            return on_a_fresh_token("a_key_that_can_leave_its_token_or_do_more_than_sign_is_refused");
+        if Make::here().is_none() {
+            return Make::SoftHsm.runs("a_key_that_can_leave_its_token_or_do_more_than_sign_is_refused");
         }
-        let made_otherwise = |rights: [Attribute; 3]| {
+        let made_otherwise = |rights: [Attribute; 5]| {
             let found = changed(|session| {
                 let left = objects(session, ObjectClass::PRIVATE_KEY).unwrap();
                 left.into_iter().for_each(|key| session.destroy_object(key).unwrap());
@@ -299,15 +279,31 @@ mod tests {
             });
             found.err().unwrap().to_string()
         };
-        for (rights, attribute) in [
-            ([Attribute::Sensitive(false), Attribute::Extractable(false), Attribute::Derive(false)], "CKA_SENSITIVE"),
-            ([Attribute::Sensitive(true), Attribute::Extractable(true), Attribute::Derive(false)], "CKA_EXTRACTABLE"),
+        let otherwise = |place: usize, value| {
+            // Private, sensitive, extractable, modifiable, derive.
+            let mut as_made = [true, true, false, false, false];
+            as_made[place] = value;
+            let [private, sensitive, extractable, modifiable, derive] = as_made;
+            made_otherwise([
+                Attribute::Private(private),
+                Attribute::Sensitive(sensitive),
+                Attribute::Extractable(extractable),
+                Attribute::Modifiable(modifiable),
+                Attribute::Derive(derive),
+            ])
+        };
+        for (place, value, attribute) in [
+            (1, false, "CKA_SENSITIVE"),
+            (2, true, "CKA_EXTRACTABLE"),
+            (3, true, "CKA_MODIFIABLE"),
             // SoftHSM gives the other rights too where none is said.
-            ([Attribute::Sensitive(true), Attribute::Extractable(false), Attribute::Derive(true)], "CKA_SIGN_RECOVER"),
+            (4, true, "CKA_SIGN_RECOVER"),
         ] {
-            let refused = made_otherwise(rights);
+            let refused = otherwise(place, value);
             assert!(refused.contains(&format!("is unsafe: {attribute}")), "{refused}");
         }
+        // Somebody without the PIN could have put it there.
+        assert_eq!(otherwise(0, false), Pkcs11Error::NoPersonKey.to_string());
     }
 
     #[test]

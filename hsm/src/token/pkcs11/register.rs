@@ -4,7 +4,8 @@
 //! number(8) keyring, as `keyring` lays it out
 //! ```
 //! A new one is written before the older is removed, and the highest number counts: a process that dies in between leaves
-//! both, and loses neither. What must never enter: a key.
+//! both, and loses neither. It is looked for among private objects alone: whoever has no PIN can put public ones into a token.
+//! What must never enter: a key.
 
 use cryptoki::{
     error::{Error as CallError, RvError},
@@ -57,7 +58,7 @@ impl Register {
     }
 }
 
-fn as_data(value: Vec<u8>) -> Vec<Attribute> {
+pub(super) fn as_data(value: Vec<u8>) -> Vec<Attribute> {
     vec![
         Attribute::Class(ObjectClass::DATA),
         Attribute::Token(true),
@@ -73,6 +74,7 @@ fn all(session: &Session) -> Result<Vec<(ObjectHandle, u64, Vec<u8>)>, Pkcs11Err
     let named = [
         Attribute::Class(ObjectClass::DATA),
         Attribute::Token(true),
+        Attribute::Private(true),
         Attribute::Label(LABEL.into()),
         Attribute::Application(APPLICATION.into()),
     ];

@@ -1,0 +1,97 @@
+//! A fresh token for a test: SoftHSM, NSS softokn or openCryptoki of Debian's packages, each in a directory of its own and
+//! reached by a process that is started for it, since a module is loaded once a process and is told its place by then.
+
+use std::{env, ffi::CString, fs, path::Path, process::Command};
+
+use crate::config::{Callers, KeyHandling, Pkcs11, SlotName, TokenPlace};
+
+/// Which token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Make {
+    /// Level `host` is its best.
+    SoftHsm,
+    /// Level `token` is its best, and it keeps no register.
+    Nss,
+    /// Level `host` is its best.
+    OpenCryptoki,
+}
+
+/// Which token this process was started for, and its directory.
+const TOKEN_VARIABLE: &str = "PINSEAL_TEST_FRESH_TOKEN";
+const DIRECTORY_VARIABLE: &str = "PINSEAL_TEST_FRESH_DIRECTORY";
+
+const LABEL: &str = "fresh";
+pub(crate) const USER_PIN: &str = "2468";
+
+impl Make {
+    pub(crate) const ALL: [Self; 3] = [Self::SoftHsm, Self::Nss, Self::OpenCryptoki];
+
+    /// The one this process was started for.
+    pub(crate) fn here() -> Option<Self> {
+        let name = env::var(TOKEN_VARIABLE).ok()?;
+        Self::ALL.into_iter().find(|make| format!("{make:?}") == name)
+    }
+
+    /// Runs one test of this binary once more, in a process that finds a fresh token without keys.
+    pub(crate) fn runs(self, test: &str) {
+        let directory = tempfile::tempdir().unwrap();
+        let (configuration, tokens) = (directory.path().join("softhsm2.conf"), directory.path().join("tokens"));
+        fs::create_dir(&tokens).unwrap();
+        fs::write(&configuration, format!("directories.tokendir = {}\n", tokens.display())).unwrap();
+        let binary = env::current_exe().unwrap();
+        let mut again = Command::new(&binary);
+        match self {
+            Self::SoftHsm => {
+                let mut initialise = Command::new("softhsm2-util");
+                initialise.args(["--init-token", "--free", "--label", LABEL, "--pin", USER_PIN, "--so-pin", "97531"]);
+                succeeds(initialise.env("SOFTHSM2_CONF", &configuration));
+            }
+            Self::Nss => {
+                let pin = directory.path().join("pin");
+                fs::write(&pin, USER_PIN).unwrap();
+                let database = format!("sql:{}", tokens.display());
+                succeeds(Command::new("certutil").args(["-N", "-d", &database, "-f"]).arg(pin));
+            }
+            Self::OpenCryptoki => {
+                again = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/tokens/opencryptoki"));
+                again.arg(&tokens).arg(&binary);
+            }
+        }
+        again.arg(test).env("SOFTHSM2_CONF", &configuration);
+        again.env(TOKEN_VARIABLE, format!("{self:?}")).env(DIRECTORY_VARIABLE, &tokens);
+        let told = succeeds(&mut again);
+        assert!(!told.contains(" 0 passed"), "{told}");
+    }
+
+    /// As an engine and a ceremony are told of it.
+    pub(crate) fn config(self) -> Pkcs11 {
+        let (module, slot) = match self {
+            Self::SoftHsm => ("/usr/lib/softhsm/libsofthsm2.so", SlotName::Label(LABEL.into())),
+            Self::Nss => ("/usr/lib/x86_64-linux-gnu/libsoftokn3.so", SlotName::Label(LABEL.into())),
+            Self::OpenCryptoki => ("/usr/lib/x86_64-linux-gnu/opencryptoki/libopencryptoki.so.0", SlotName::Number(0)),
+        };
+        let parameters = (self == Self::Nss).then(|| {
+            let directory = env::var(DIRECTORY_VARIABLE).unwrap();
+            CString::new(format!("configdir='sql:{directory}' dbTokenDescription='{LABEL}'")).unwrap()
+        });
+        Pkcs11 {
+            place: TokenPlace { module: Path::new(module).to_owned(), module_parameters: parameters, slot },
+            user_pin: USER_PIN.to_owned().into(),
+            key_version: 1,
+            storage_key_versions: Vec::new(),
+            key_handling: if self == Self::Nss { KeyHandling::CopiedToSession } else { KeyHandling::InToken },
+            callers: if self == Self::Nss { Callers::Inline } else { Callers::Workers },
+            sessions: 4,
+            waiting_operations_max: 64,
+            tdes_count: None,
+        }
+    }
+}
+
+fn succeeds(command: &mut Command) -> String {
+    let missing = "apt-get install softhsm2 libnss3-tools opencryptoki";
+    let output = command.output().unwrap_or_else(|error| panic!("{:?}: {error}: {missing}", command.get_program()));
+    let told = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    assert!(output.status.success(), "{told}");
+    told
+}
