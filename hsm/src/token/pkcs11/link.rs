@@ -49,8 +49,8 @@ enum State<L> {
     Down {
         next: Instant,
         wait: Duration,
-        /// The connection that was lost, while calls of it have yet to end.
-        lost: Weak<Connection<L>>,
+        /// Of the connection that was lost, while calls of it have yet to end and sessions to be closed.
+        lost: Weak<Open>,
     },
     /// The token refused the PIN: asking again could lock it.
     Refused,
@@ -65,7 +65,12 @@ struct Connection<L> {
     idle: Mutex<Vec<Session>>,
     /// Keeps the login, which ends with the last session, and copies of keys where there are any.
     _management: Mutex<Session>,
+    /// The last field, so that it goes when the sessions are closed. The connection's own count is none before that.
+    open: Arc<Open>,
 }
+
+/// There while a connection has sessions.
+struct Open;
 
 impl<L: LevelKeys> Link<L> {
     /// Logs in and finds the keys.
@@ -132,7 +137,8 @@ impl<L: LevelKeys> Link<L> {
     fn lost(&self, connection: &Arc<Connection<L>>) {
         let mut state = locked(&self.state);
         if matches!(&*state, State::Up(current) if Arc::ptr_eq(current, connection)) {
-            *state = State::Down { next: Instant::now(), wait: RETRY_AFTER_MIN, lost: Arc::downgrade(connection) };
+            let lost = Arc::downgrade(&connection.open);
+            *state = State::Down { next: Instant::now(), wait: RETRY_AFTER_MIN, lost };
         }
     }
 }
@@ -301,8 +307,8 @@ impl<L: LevelKeys> Connection<L> {
         let calls = Calls::new(&management, functions.as_deref());
         let UsableKeys { found, in_use, references } = find_keys(calls, config, L::LEVEL, in_use)?;
         let keys = found.handles()?;
-        let connection =
-            Self { module, functions, slot, keys, idle: Mutex::default(), _management: Mutex::new(management) };
+        let (idle, _management, open) = (Mutex::default(), Mutex::new(management), Arc::new(Open));
+        let connection = Self { module, functions, slot, keys, idle, _management, open };
         Ok((connection, in_use, references))
     }
 
