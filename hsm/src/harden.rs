@@ -2,7 +2,8 @@
 
 use rustix::{
     mm::{MlockAllFlags, mlockall},
-    process::{DumpableBehavior, Resource, Rlimit, getrlimit, getuid, set_dumpable_behavior, setrlimit},
+    process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit},
+    thread::{CapabilitySet, capabilities},
 };
 
 use crate::{config::LockMemory, open_error::OpenError, status::MemoryLock};
@@ -20,10 +21,50 @@ pub(crate) fn harden(lock: LockMemory) -> Result<MemoryLock, OpenError> {
 }
 
 fn lock_memory() -> Result<(), String> {
-    // Under a limit every later allocation could fail: then it is better not to lock at all.
-    if let (false, Some(bytes)) = (getuid().is_root(), getrlimit(Resource::Memlock).current) {
+    // Under a limit every later allocation could fail: then it is better not to lock at all. The limit is not for who has
+    // CAP_IPC_LOCK, root or not; a change of user keeps that.
+    let effective = capabilities(None).map_err(|error| error.to_string())?.effective;
+    if let (false, Some(bytes)) = (effective.contains(CapabilitySet::IPC_LOCK), getrlimit(Resource::Memlock).current) {
         return Err(format!("RLIMIT_MEMLOCK is {bytes} bytes"));
     }
     // Pages are locked as they are touched, so that reserved but unused memory costs nothing.
     mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{env, process::Command};
+
+    use super::*;
+
+    /// What is expected of a process that was started for it.
+    const EXPECTED_VARIABLE: &str = "PINSEAL_TEST_MEMORY_LOCK";
+    const UNDER_THE_LIMIT: &str = "RLIMIT_MEMLOCK is 65536 bytes";
+
+    #[test]
+    fn memory_is_locked_under_a_limit_by_who_has_the_right_and_by_no_other_not_even_root() {
+        if let Ok(expected) = env::var(EXPECTED_VARIABLE) {
+            match harden(LockMemory::Try).unwrap() {
+                // More than the limit, and after the lock.
+                MemoryLock::Locked => assert_eq!((vec![1u8; 1 << 20].len(), &*expected), (1 << 20, "locked")),
+                MemoryLock::NotLocked(reason) => assert_eq!(reason, expected),
+            }
+            return;
+        }
+        let somebody = ["--reuid=65501", "--clear-groups"];
+        let right = ["--inh-caps=+ipc_lock", "--ambient-caps=+ipc_lock"];
+        for (who, expected) in [
+            (&[&somebody[..], &right].concat()[..], "locked"),
+            (&somebody, UNDER_THE_LIMIT),
+            (&["--bounding-set=-ipc_lock"], UNDER_THE_LIMIT),
+        ] {
+            let mut again = Command::new("prlimit");
+            again.args(["--memlock=65536", "setpriv"]).args(who).arg(env::current_exe().unwrap());
+            again.arg("memory_is_locked_under_a_limit").env(EXPECTED_VARIABLE, expected);
+            let output = again.output().expect("apt-get install util-linux");
+            let told =
+                [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+            assert!(output.status.success() && told.contains("1 passed"), "{who:?}: {told}");
+        }
+    }
 }
