@@ -1,6 +1,6 @@
 //! The keys of a vault or of a token as a ceremony changes them: they are made, loaded, taken from key blocks and given out
-//! in them, made active, retired, destroyed. A vault has nothing on disk before [`KeyStore::commit`]; of a key that a token
-//! holds before it, nothing is told.
+//! in them, made active, retired, destroyed. A vault has nothing on disk before [`KeyStore::commit`]; a key that a token
+//! holds before it is told of by nothing, and goes again where the step does not get there.
 //!
 //! Who may do it is not decided here. What must never enter: a clear key that leaves.
 
@@ -58,7 +58,8 @@ impl RecordsKept {
     }
 }
 
-/// The keys of a vault or a token, opened to be changed; nobody else may change them meanwhile.
+/// The keys of a vault or a token, opened to be changed. A vault is nobody else's meanwhile; a token has no lock, so that a
+/// step is refused where another has changed it meanwhile.
 pub struct KeyStore {
     keyring: Keyring,
     home: Home,
@@ -359,7 +360,7 @@ fn strong_enough(key: KeyAlgorithm, under: KeyAlgorithm) -> Result<(), KeyStoreE
     if key.strength() <= under.strength() { Ok(()) } else { Err(KeyStoreError::Strength { key, under }) }
 }
 
-/// Why a key was not changed. Nothing was.
+/// Why a key was not changed. Nothing was, but where a token failed as it wrote: then the next step finds out.
 #[derive(Debug, Error)]
 pub enum KeyStoreError {
     /// There is nothing to keep.

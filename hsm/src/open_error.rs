@@ -192,6 +192,27 @@ pub enum Pkcs11Error {
     /// The register can't be read.
     #[error("the register of keys in the token can't be read by this release: use the one that wrote it")]
     Register,
+    /// Two wrote at once, and one of them died before it saw the other.
+    #[error(
+        "two registers of keys in the token have the number {number}: two ceremonies wrote at once; try again, and where both \
+         stay, find out by the transcripts which one was told of, and destroy the other with the token's own tool"
+    )]
+    Registers {
+        /// Their number.
+        number: u64,
+    },
+    /// There is a key at a place that the register says is free.
+    #[error(
+        "the token holds a key with the label {label:?} and the id {version:04x} that its register does not tell of, and \
+         nothing was done: another ceremony may be making it, so try again; where it stays, a step that died left it: destroy \
+         it with the token's own tool, once it is known that nothing uses it"
+    )]
+    Unregistered {
+        /// Its CKA_LABEL.
+        label: String,
+        /// Its CKA_ID.
+        version: u16,
+    },
     /// Somebody else has changed it.
     #[error("another ceremony has changed the token meanwhile: begin this step again")]
     Meanwhile,

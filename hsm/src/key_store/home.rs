@@ -18,7 +18,7 @@ use crate::{
     vault::{self, VaultError, VaultWrite},
 };
 
-/// A vault or a token, nobody else's meanwhile.
+/// A vault, nobody else's meanwhile; or a token, which has no lock: a step that another was before is refused.
 pub(super) enum Home {
     Vault(VaultHome),
     Token(Box<Custody>),
@@ -63,7 +63,7 @@ impl Home {
     }
 
     /// Makes a key of random bytes: inside the token, where there is one.
-    pub(super) fn make(&self, new: &NewKey) -> Result<KeptKey, KeyStoreError> {
+    pub(super) fn make(&mut self, new: &NewKey) -> Result<KeptKey, KeyStoreError> {
         match self {
             Self::Vault(_) => {
                 let key = random_key(new.algorithm)?;
@@ -74,7 +74,7 @@ impl Home {
     }
 
     /// Keeps a key that came from elsewhere.
-    pub(super) fn keep(&self, new: &NewKey, key: ClearBytes) -> Result<KeptKey, KeyStoreError> {
+    pub(super) fn keep(&mut self, new: &NewKey, key: ClearBytes) -> Result<KeptKey, KeyStoreError> {
         let check_value = Some(check_value(new.algorithm, &key));
         match self {
             Self::Vault(_) => Ok(KeptKey { check_value, bytes: Some(key) }),

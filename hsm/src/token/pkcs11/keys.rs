@@ -48,6 +48,20 @@ pub(super) fn engine_keys(level: Level, seal: SealWay) -> Vec<KeyName> {
     [storage, &[seal.key(), KeyName::Account, KeyName::Mac]].concat()
 }
 
+/// Every key that an engine may have in a token at any level, with the level and the way to seal that it is found at.
+pub(super) fn keys_of_any_engine() -> Vec<(KeyName, Level, SealWay)> {
+    let mut all: Vec<(KeyName, Level, SealWay)> = Vec::new();
+    for (level, seal) in [(Level::Host, SealWay::Wrap), (Level::Host, SealWay::Encrypt), (Level::Token, SealWay::Wrap)]
+    {
+        for name in engine_keys(level, seal) {
+            if all.iter().all(|(found, ..)| *found != name) {
+                all.push((name, level, seal));
+            }
+        }
+    }
+    all
+}
+
 /// What a key may be used with in a token at a level, the first where nothing is said; none where it has no such key.
 pub(super) fn algorithms(name: &KeyName, level: Level, seal: SealWay) -> &'static [KeyAlgorithm] {
     match name {
@@ -521,10 +535,11 @@ mod tests {
     use super::*;
     use crate::{
         fresh_token::Make,
+        keyring::Keyring,
         token::pkcs11::{
             link::{self, OwnToken, UsableKeys},
             make_keys,
-            register::{self, Register},
+            register::{self, Register, Seen},
         },
     };
 
@@ -574,9 +589,9 @@ mod tests {
             planted.push(Attribute::KeyType(KeyType::AES));
             create_of(&stranger, planted, &[0x42; 32])
         };
-        let plant_register = |number: u64| {
-            let value = [&number.to_be_bytes()[..], crate::keyring::Keyring::empty().bytes().bytes()].concat();
-            stranger.create_object(&with(register::as_data(value), &Attribute::Private(false)))
+        let plant_register = |number| {
+            let planted = register::as_data(&Seen::with(number, &Keyring::empty()));
+            stranger.create_object(&with(planted, &Attribute::Private(false)))
         };
         let planted = [plant_key(1).is_ok(), plant_key(2).is_ok(), plant_register(7).is_ok()];
         // NSS creates nothing before a login.

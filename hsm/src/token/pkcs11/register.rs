@@ -21,44 +21,74 @@ const APPLICATION: &[u8] = b"pinseal";
 
 /// The register as a token has it.
 pub(super) struct Register {
-    pub(super) number: u64,
+    pub(super) seen: Seen,
     pub(super) keyring: Keyring,
+}
+
+/// Which register it was, and what it said: one that was taken back has a number that another has afterwards. The default is
+/// that there was none.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(super) struct Seen {
+    number: u64,
+    said: Vec<u8>,
+}
+
+#[cfg(test)]
+impl Seen {
+    pub(super) fn with(number: u64, keyring: &Keyring) -> Self {
+        Self { number, said: keyring.bytes().bytes().to_vec() }
+    }
 }
 
 impl Register {
     /// Reads it; none where no ceremony was held.
     pub(super) fn read(session: &Session) -> Result<Option<Self>, Pkcs11Error> {
-        let mut newest: Option<Self> = None;
-        for (number, bytes) in all(session)?.into_iter().map(|(_, number, bytes)| (number, bytes)) {
-            if newest.as_ref().is_none_or(|newest| newest.number < number) {
-                let keyring = Keyring::read(&bytes).ok_or(Pkcs11Error::Register)?;
-                newest = Some(Self { number, keyring });
-            }
-        }
-        Ok(newest)
+        let Some(seen) = newest(all(session)?)? else { return Ok(None) };
+        let keyring = Keyring::read(&seen.said).ok_or(Pkcs11Error::Register)?;
+        Ok(Some(Self { seen, keyring }))
     }
 
-    /// Writes what follows on `number`, unless somebody else has.
-    pub(super) fn write(session: &Session, number: u64, keyring: &Keyring) -> Result<u64, Pkcs11Error> {
-        let before = all(session)?;
-        if before.iter().map(|(_, found, _)| *found).max().unwrap_or_default() != number {
-            return Err(Pkcs11Error::Meanwhile);
-        }
-        let next = number.saturating_add(1);
-        let value = [&next.to_be_bytes()[..], keyring.bytes().bytes()].concat();
-        session.create_object(&as_data(value)).map_err(|error| match error {
+    /// Refuses to go on where it is not the one that was seen.
+    pub(super) fn has_not_moved(session: &Session, seen: &Seen) -> Result<(), Pkcs11Error> {
+        let now = newest(all(session)?)?.unwrap_or_default();
+        if now == *seen { Ok(()) } else { Err(Pkcs11Error::Meanwhile) }
+    }
+
+    /// Writes what follows on the one that was seen, unless somebody else has. A token has no lock, and two may come this far at
+    /// once: each looks again once its own is there, and takes it back where it is not the only one. So at most one stays, and
+    /// the older goes only then.
+    pub(super) fn write(session: &Session, seen: &Seen, keyring: &Keyring) -> Result<Seen, Pkcs11Error> {
+        Self::has_not_moved(session, seen)?;
+        let next = Seen { number: seen.number.saturating_add(1), said: keyring.bytes().bytes().to_vec() };
+        let written = session.create_object(&as_data(&next)).map_err(|error| match error {
             // NSS keeps none, nor any other object whose value can be read again.
             CallError::Pkcs11(RvError::AttributeValueInvalid, _) => Pkcs11Error::NoDataObjects,
             error => call_failed("C_CreateObject")(error),
         })?;
-        for (older, _, _) in before {
+        let others = all(session)?.into_iter().filter(|(handle, _)| *handle != written);
+        let (newer, older): (Vec<_>, Vec<_>) = others.partition(|(_, found)| found.number > seen.number);
+        if !newer.is_empty() {
+            session.destroy_object(written).map_err(call_failed("C_DestroyObject"))?;
+            return Err(Pkcs11Error::Meanwhile);
+        }
+        for (older, _) in older {
             session.destroy_object(older).map_err(call_failed("C_DestroyObject"))?;
         }
         Ok(next)
     }
 }
 
-pub(super) fn as_data(value: Vec<u8>) -> Vec<Attribute> {
+/// The one with the highest number.
+fn newest(found: Vec<(ObjectHandle, Seen)>) -> Result<Option<Seen>, Pkcs11Error> {
+    let number = found.iter().map(|(_, seen)| seen.number).max().unwrap_or_default();
+    let mut newest = found.into_iter().map(|(_, seen)| seen).filter(|seen| seen.number == number);
+    match (newest.next(), newest.next()) {
+        (Some(_), Some(_)) => Err(Pkcs11Error::Registers { number }),
+        (newest, _) => Ok(newest),
+    }
+}
+
+pub(super) fn as_data(Seen { number, said }: &Seen) -> Vec<Attribute> {
     vec![
         Attribute::Class(ObjectClass::DATA),
         Attribute::Token(true),
@@ -66,11 +96,11 @@ pub(super) fn as_data(value: Vec<u8>) -> Vec<Attribute> {
         Attribute::Modifiable(false),
         Attribute::Label(LABEL.into()),
         Attribute::Application(APPLICATION.into()),
-        Attribute::Value(value),
+        Attribute::Value([&number.to_be_bytes()[..], said].concat()),
     ]
 }
 
-fn all(session: &Session) -> Result<Vec<(ObjectHandle, u64, Vec<u8>)>, Pkcs11Error> {
+fn all(session: &Session) -> Result<Vec<(ObjectHandle, Seen)>, Pkcs11Error> {
     let named = [
         Attribute::Class(ObjectClass::DATA),
         Attribute::Token(true),
@@ -84,8 +114,8 @@ fn all(session: &Session) -> Result<Vec<(ObjectHandle, u64, Vec<u8>)>, Pkcs11Err
         let Some(Attribute::Value(value)) = told.map_err(call_failed("C_GetAttributeValue"))?.pop() else {
             return Err(Pkcs11Error::Register);
         };
-        let (number, keyring) = value.split_first_chunk().ok_or(Pkcs11Error::Register)?;
-        Ok((handle, u64::from_be_bytes(*number), keyring.to_vec()))
+        let (number, said) = value.split_first_chunk().ok_or(Pkcs11Error::Register)?;
+        Ok((handle, Seen { number: u64::from_be_bytes(*number), said: said.to_vec() }))
     };
     found.into_iter().map(read).collect()
 }
