@@ -433,3 +433,40 @@ fn log_in_first(module: &Module, slot: Slot, session: &Session, user_pin: &str) 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use cryptoki::session::SessionState;
+
+    use super::*;
+    use crate::{
+        fresh_token::Make,
+        token::pkcs11::{keys::HostKeys, make_keys},
+    };
+
+    #[test]
+    fn a_lost_connection_counts_until_its_last_session_is_closed() {
+        if Make::here().is_none() {
+            return Make::SoftHsm.runs("a_lost_connection_counts_until_its_last_session_is_closed");
+        }
+        let config = Make::SoftHsm.config();
+        make_keys(&config, Level::Host).unwrap();
+        for _ in 0..20 {
+            let (connection, ..) = Connection::<HostKeys>::open(&config, None).unwrap();
+            let (module, slot) = (connection.module.clone(), connection.slot);
+            let many = (0..200).map(|_| module.open_ro_session(slot).unwrap());
+            locked(&connection.idle).extend(many);
+            let lost = Arc::downgrade(&connection.open);
+            let closing = thread::spawn(move || drop(connection));
+            while lost.strong_count() > 0 {
+                thread::yield_now();
+            }
+            // The login ends with the last session.
+            let state = module.open_ro_session(slot).unwrap().get_session_info().unwrap().session_state();
+            assert!(matches!(state, SessionState::RoPublic));
+            closing.join().unwrap();
+        }
+    }
+}
