@@ -583,19 +583,21 @@ mod tests {
 
         let stranger = OwnToken::find(&config.place).unwrap().of_a_stranger();
         let storage = if level == Level::Token { KeyName::StorageWrapped } else { KeyName::Storage };
-        let plant_key = |version| {
+        let plant_key = |version, private| {
             let new = aes_256(storage.clone(), version);
-            let mut planted = with(template(&new, level), &Attribute::Private(false));
+            let mut planted = with(template(&new, level), &Attribute::Private(private));
             planted.push(Attribute::KeyType(KeyType::AES));
-            create_of(&stranger, planted, &[0x42; 32])
+            create_of(&stranger, planted, &[0x42; 32]).is_ok()
         };
-        let plant_register = |number| {
+        let plant_register = |number, private| {
             let planted = register::as_data(&Seen::with(number, &Keyring::empty()));
-            stranger.create_object(&with(planted, &Attribute::Private(false)))
+            stranger.create_object(&with(planted, &Attribute::Private(private))).is_ok()
         };
-        let planted = [plant_key(1).is_ok(), plant_key(2).is_ok(), plant_register(7).is_ok()];
+        let planted = |private| [plant_key(1, private), plant_key(2, private), plant_register(7, private)];
         // NSS creates nothing before a login.
-        assert_eq!(planted, [make != Make::Nss; 3]);
+        assert_eq!(planted(false), [make != Make::Nss; 3]);
+        // What the search relies on.
+        assert_eq!(planted(true), [false; 3]);
         drop(stranger);
 
         assert_eq!(found(make).unwrap(), made);
