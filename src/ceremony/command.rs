@@ -377,7 +377,7 @@ fn list(config: &Path, json: bool) -> Result<(), CeremonyError> {
             Ok::<_, CeremonyError>(json!({
                 "key": info.name.to_string(), "version": info.version, "algorithm": info.algorithm.to_string(),
                 "check_value": info.told_check_value(), "state": info.state().to_string(),
-                "exportable": info.exportable, "key_blocks": info.uses, "3des_blocks": store.tdes_blocks(info)?,
+                "mode_of_use": info.mode.to_string(), "exportable": info.exportable, "key_blocks": info.uses, "3des_blocks": store.tdes_blocks(info)?,
                 "made_at": date(info.made_at), "activated_at": info.activated_at.map(date),
                 "retired_at": info.retired_at.map(date), "destroyed_at": info.destroyed_at.map(date),
             }))

@@ -29,7 +29,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         ],
     ),
     ("edge", &["card", "clock", "config", "proto", "tls"]),
-    ("config", &["boundary", "card", "edge", "engine", "hsm_process", "pin", "store", "tls"]),
+    ("config", &["boundary", "card", "control", "edge", "engine", "hsm_process", "pin", "store", "tls"]),
 ];
 
 #[test]

@@ -171,6 +171,18 @@ impl RealToken {
         assert!(imported.status.success(), "{imported:?}");
     }
 
+    /// Destroys a key of SoftHSM, as an operator's other tool would.
+    pub(crate) fn destroy(&self, label: &str, id: &str) {
+        let id: String = id.as_bytes().chunks(2).map(|pair| format!("%{}", str::from_utf8(pair).unwrap())).collect();
+        let destroyed = Command::new("p11tool")
+            .args(["--provider", "/usr/lib/softhsm/libsofthsm2.so", "--batch", "--login", "--set-pin=2468", "--delete"])
+            .arg(format!("pkcs11:token=pinseal;object={};id={id}", label.replace(' ', "%20")))
+            .envs(self.environment())
+            .output()
+            .expect("apt-get install gnutls-bin");
+        assert!(destroyed.status.success(), "{destroyed:?}");
+    }
+
     /// Forgets what came out so far, as while the engine tried the token at its start.
     pub(crate) fn forget_trace(&self) {
         std::fs::write(self.path("trace"), "").unwrap();

@@ -171,8 +171,14 @@ async fn a_storage_key_rotates_in_softhsm_by_a_ceremony() {
     let ceremony = Ceremony::prepared_on(&token);
     let newer = |engine: &str| {
         ceremony.well("begin", ALL, &["--roster", ceremony.at("roster.toml").to_str().unwrap()]);
-        // As a step leaves one that dies before the register tells of it.
+        // As a step leaves one that dies before the register tells of it: nobody but a person knows that it is nobody's.
         token.import_aes_key("pinseal storage", "730002");
+        let refused = ceremony.refused("make", ENOUGH, &["storage"]);
+        assert!(
+            refused.contains("\"pinseal storage\" and the id 0002 that its register does not tell of"),
+            "{refused}"
+        );
+        token.destroy("pinseal storage", "730002");
         ceremony.well("make", ENOUGH, &["storage"]);
         ceremony.well("activate", ENOUGH, &["storage/2"]);
         let refused = ceremony.refused("retire", ENOUGH, &["storage/1", "--engine", engine]);
