@@ -93,7 +93,7 @@ impl Edge {
         let address = listener.local_addr().map_err(listen_error)?;
         let (stop, stopped) = watch::channel(false);
         let router = route::router(config.settings, engine);
-        let serving = tokio::spawn(serve::serve(listener, server_tls, router, stopped));
+        let serving = tokio::spawn(serve::serve(listener, server_tls, router, serve::Times::USUAL, stopped));
         Ok(Self { address, stop, serving })
     }
 
