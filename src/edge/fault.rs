@@ -135,6 +135,11 @@ impl Fault {
         self.code
     }
 
+    /// Whether it is ours, not the client's.
+    pub(super) fn is_ours(self) -> bool {
+        self.status.is_server_error()
+    }
+
     /// The answer. `id` is also in the log.
     pub(super) fn answer(self, profile: ErrorProfile, id: Uuid) -> Response<Body> {
         let status = match profile {
@@ -164,6 +169,38 @@ impl Fault {
         }
         answer
     }
+}
+
+/// Why a request is not served: what its client is told, and what only the log is.
+pub(super) struct Refused {
+    pub(super) fault: Fault,
+    /// Of a fault of ours, what was behind it.
+    pub(super) cause: Option<String>,
+}
+
+impl From<Fault> for Refused {
+    fn from(fault: Fault) -> Self {
+        Self { fault, cause: None }
+    }
+}
+
+impl From<Status> for Refused {
+    fn from(status: Status) -> Self {
+        let fault = Fault::of(&status);
+        Self { fault, cause: fault.is_ours().then(|| cause_of(&status)) }
+    }
+}
+
+/// The engine's status and every cause below it: a connection that could not be made says why only at the end.
+fn cause_of(status: &Status) -> String {
+    let mut told = format!("{:?}: {}", status.code(), status.message());
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        told.push_str(": ");
+        told.push_str(&error.to_string());
+        cause = error.source();
+    }
+    told
 }
 
 /// The one there is, if there is one.
@@ -245,6 +282,14 @@ mod tests {
             assert_eq!(answer.status(), 503);
             assert!(answer.headers().contains_key(header::RETRY_AFTER));
         }
+    }
+
+    #[test]
+    fn the_log_is_told_what_is_behind_a_fault_of_ours_alone() {
+        let broken = std::io::Error::other(std::io::Error::other("the certificate's issuer is unknown"));
+        let told = Refused::from(Status::from_error(Box::new(broken))).cause.unwrap();
+        assert!(told.starts_with("Unknown: ") && told.ends_with(": the certificate's issuer is unknown"), "{told}");
+        assert!(Refused::from(engine_says(Code::NotFound, "CONTROL_NOT_USABLE")).cause.is_none());
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::{
 use axum::{
     Json, Router,
     body::{Body, Bytes, to_bytes},
-    extract::{Path, Request, State, rejection::PathRejection},
-    http::{HeaderMap, Response, StatusCode},
+    extract::{MatchedPath, Path, Request, State, rejection::PathRejection},
+    http::{HeaderMap, Method, Response, StatusCode},
     response::IntoResponse,
     routing::{get, post},
 };
@@ -22,7 +22,7 @@ use super::{
     EngineClient, Settings,
     auth::{Client, authenticate},
     body::{self, DeviceKeyRequest, PinControl, PinControlRequest, PinSet, SetPinRequest, ShownPin, Tzpk},
-    fault::{Fault, FaultBody},
+    fault::{Fault, FaultBody, Refused},
     page,
 };
 use crate::proto;
@@ -51,9 +51,16 @@ pub(super) fn router(settings: Settings, engine: EngineClient) -> Router {
         .route("/docs", get(page::serve))
         .route("/healthz", get(async || StatusCode::NO_CONTENT))
         .route("/readyz", get(ready))
-        .fallback(async move || Fault::ROUTE_UNKNOWN.answer(profile, Uuid::new_v4()))
-        .method_not_allowed_fallback(async move || Fault::METHOD_NOT_ALLOWED.answer(profile, Uuid::new_v4()))
-        .layer(CatchPanicLayer::custom(move |_| Fault::UNEXPECTED.answer(profile, Uuid::new_v4())))
+        .fallback(async |edge: State<Arc<EdgeState>>, request: Request| edge.refuse(Fault::ROUTE_UNKNOWN, request))
+        .method_not_allowed_fallback(async |edge: State<Arc<EdgeState>>, request: Request| {
+            edge.refuse(Fault::METHOD_NOT_ALLOWED, request)
+        })
+        .layer(CatchPanicLayer::custom(move |_| {
+            let id = Uuid::new_v4();
+            // What panicked has told standard error where; what it was about may be in its words, so they are not here.
+            tracing::warn!(%id, code = Fault::UNEXPECTED.code(), "a request panicked");
+            Fault::UNEXPECTED.answer(profile, id)
+        }))
         .with_state(edge)
 }
 
@@ -106,8 +113,8 @@ async fn open_control(
     plastic_id: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Response<Body> {
-    let work = async |asked: Asked| {
-        let Ok(Path(plastic_id)) = plastic_id else { return Err(Fault::PLASTIC_ID_INVALID) };
+    let work = async |asked: Asked| -> Result<_, Refused> {
+        let Ok(Path(plastic_id)) = plastic_id else { return Err(Fault::PLASTIC_ID_INVALID.into()) };
         let body: PinControlRequest = body::parse(&asked.body)?;
         let request = edge.timed(proto::OpenControlRequest {
             tenant: asked.tenant,
@@ -116,7 +123,7 @@ async fn open_control(
             scope: body.scope.to_wire(),
             device_key_sha256: Vec::new(),
         });
-        let opened = edge.engine.controls.clone().open_control(request).await.map_err(|status| Fault::of(&status))?;
+        let opened = edge.engine.controls.clone().open_control(request).await?;
         Ok((StatusCode::CREATED, PinControl { id: opened.into_inner().control_id }))
     };
     edge.answer("pincontrol/v2/plastic", request, work).await
@@ -142,7 +149,7 @@ async fn open_control(
     security(("bearer" = []), ("basic" = [])),
 )]
 async fn issue_tzpk(State(edge): State<Arc<EdgeState>>, request: Request) -> Response<Body> {
-    let work = async |asked: Asked| {
+    let work = async |asked: Asked| -> Result<_, Refused> {
         let body: DeviceKeyRequest = body::parse(&asked.body)?;
         let request = edge.timed(proto::IssueTzpkRequest {
             tenant: asked.tenant,
@@ -150,7 +157,7 @@ async fn issue_tzpk(State(edge): State<Arc<EdgeState>>, request: Request) -> Res
             control_id: body.control_id,
             device_public_key: body::public_key(&body.public_key)?,
         });
-        let issued = edge.engine.pins.clone().issue_tzpk(request).await.map_err(|status| Fault::of(&status))?;
+        let issued = edge.engine.pins.clone().issue_tzpk(request).await?;
         Ok((StatusCode::OK, Tzpk { tzpk: body::base64(&issued.into_inner().encrypted_tzpk) }))
     };
     edge.answer("v3/set/tzpk", request, work).await
@@ -179,7 +186,7 @@ async fn issue_tzpk(State(edge): State<Arc<EdgeState>>, request: Request) -> Res
     security(("bearer" = []), ("basic" = [])),
 )]
 async fn set_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Response<Body> {
-    let work = async |asked: Asked| {
+    let work = async |asked: Asked| -> Result<_, Refused> {
         let body: SetPinRequest = body::parse(&asked.body)?;
         let request = edge.timed(proto::SetPinRequest {
             tenant: asked.tenant,
@@ -187,7 +194,7 @@ async fn set_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Respon
             control_id: body.control_id,
             pin_block: body::pin_block(&body.pin_block)?,
         });
-        edge.engine.pins.clone().set_pin(request).await.map_err(|status| Fault::of(&status))?;
+        edge.engine.pins.clone().set_pin(request).await?;
         Ok((StatusCode::OK, PinSet {}))
     };
     edge.answer("v3/set", request, work).await
@@ -214,7 +221,7 @@ async fn set_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Respon
     security(("bearer" = []), ("basic" = [])),
 )]
 async fn view_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Response<Body> {
-    let work = async |asked: Asked| {
+    let work = async |asked: Asked| -> Result<_, Refused> {
         let body: DeviceKeyRequest = body::parse(&asked.body)?;
         let request = edge.timed(proto::ViewPinRequest {
             tenant: asked.tenant,
@@ -222,7 +229,7 @@ async fn view_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Respo
             control_id: body.control_id,
             device_public_key: body::public_key(&body.public_key)?,
         });
-        let shown = edge.engine.pins.clone().view_pin(request).await.map_err(|status| Fault::of(&status))?.into_inner();
+        let shown = edge.engine.pins.clone().view_pin(request).await?.into_inner();
         let shown = ShownPin { tzpk: body::base64(&shown.encrypted_tzpk), pin_block: body::base64(&shown.pin_block) };
         Ok((StatusCode::OK, shown))
     };
@@ -235,12 +242,11 @@ impl EdgeState {
         &self,
         route: &'static str,
         request: Request,
-        work: impl AsyncFnOnce(Asked) -> Result<(StatusCode, T), Fault>,
+        work: impl AsyncFnOnce(Asked) -> Result<(StatusCode, T), Refused>,
     ) -> Response<Body> {
-        let (id, began) = (Uuid::new_v4(), Instant::now());
         let (parts, body) = request.into_parts();
-        let mut log = RequestLog { route, client: None, audit_user: None, control: None };
-        let outcome = match timeout(self.settings.request_timeout, async {
+        let mut log = RequestLog::begin(route, &parts.method);
+        let outcome = timeout(self.settings.request_timeout, async {
             let client = self.authenticate(&parts.headers)?;
             log.client = Some(client.name());
             let _place = self.places.try_acquire().map_err(|_| Fault::BUSY)?;
@@ -250,16 +256,31 @@ impl EdgeState {
             work(asked).await
         })
         .await
-        {
-            Ok(outcome) => outcome,
-            Err(_) => Err(Fault::ENGINE_UNAVAILABLE),
-        };
-        let (answer, code) = match outcome {
-            Ok((status, body)) => ((status, Json(body)).into_response(), "OK"),
-            Err(fault) => (fault.answer(self.settings.error_profile, id), fault.code()),
-        };
-        log.write(id, answer.status(), code, began);
+        .unwrap_or_else(|_| Err(self.took_too_long()));
+        match outcome {
+            Ok((status, body)) => {
+                log.served(status);
+                (status, Json(body)).into_response()
+            }
+            Err(refused) => self.refusal(log, refused),
+        }
+    }
+
+    /// Answers what no route takes.
+    fn refuse(&self, fault: Fault, request: Request) -> Response<Body> {
+        let route = request.extensions().get::<MatchedPath>().map_or("-", MatchedPath::as_str);
+        self.refusal(RequestLog::begin(route, request.method()), fault.into())
+    }
+
+    fn refusal(&self, log: RequestLog<'_>, refused: Refused) -> Response<Body> {
+        let answer = refused.fault.answer(self.settings.error_profile, log.id);
+        log.refused(answer.status(), &refused);
         answer
+    }
+
+    fn took_too_long(&self) -> Refused {
+        let cause = format!("no answer within {} ms", self.settings.request_timeout.as_millis());
+        Refused { fault: Fault::ENGINE_UNAVAILABLE, cause: Some(cause) }
     }
 
     fn authenticate(&self, headers: &HeaderMap) -> Result<&Client, Fault> {
@@ -280,27 +301,65 @@ impl EdgeState {
     }
 }
 
-/// What the log says of a request: never a body, never a whole controlId.
+/// What the log says of a request: never its path, a body, or a whole controlId.
 struct RequestLog<'a> {
-    route: &'static str,
+    /// Also in the body of an error.
+    id: Uuid,
+    began: Instant,
+    route: &'a str,
+    method: &'a str,
     client: Option<&'a str>,
     audit_user: Option<String>,
     control: Option<String>,
 }
 
-impl RequestLog<'_> {
-    fn write(self, id: Uuid, status: StatusCode, code: &str, began: Instant) {
-        tracing::debug!(
-            %id,
-            route = self.route,
-            status = status.as_u16(),
-            code,
-            client = self.client.unwrap_or("-"),
-            audit_user = self.audit_user.as_deref().unwrap_or("-"),
-            control = self.control.as_deref().unwrap_or("-"),
-            microseconds = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
-            "request"
-        );
+/// One event of these fields, at a level.
+macro_rules! tell {
+    ($level:ident, $log:expr, $status:expr, $code:expr, $cause:expr, $message:literal) => {
+        tracing::$level!(
+            id = %$log.id,
+            route = $log.route,
+            method = $log.method,
+            status = $status.as_u16(),
+            code = $code,
+            cause = $cause,
+            client = $log.client.unwrap_or("-"),
+            audit_user = $log.audit_user.as_deref().unwrap_or("-"),
+            control = $log.control.as_deref().unwrap_or("-"),
+            microseconds = u64::try_from($log.began.elapsed().as_micros()).unwrap_or(u64::MAX),
+            $message
+        )
+    };
+}
+
+impl<'a> RequestLog<'a> {
+    fn begin(route: &'a str, method: &'a Method) -> Self {
+        let (id, began) = (Uuid::new_v4(), Instant::now());
+        Self { id, began, route, method: logged_method(method), client: None, audit_user: None, control: None }
+    }
+
+    fn served(self, status: StatusCode) {
+        tell!(debug, self, status, "OK", None::<&str>, "request");
+    }
+
+    /// At a level that is written unless told otherwise: the contract promises the id to whoever asks about an error.
+    fn refused(self, status: StatusCode, refused: &Refused) {
+        let (code, cause) = (refused.fault.code(), refused.cause.as_deref());
+        if refused.fault.is_ours() {
+            tell!(warn, self, status, code, cause, "a request failed");
+        } else {
+            tell!(info, self, status, code, cause, "a request was refused");
+        }
+    }
+}
+
+/// A method that has a name of its own; a client may make up any other.
+fn logged_method(method: &Method) -> &str {
+    match *method {
+        Method::GET | Method::POST | Method::PUT | Method::DELETE | Method::HEAD | Method::OPTIONS | Method::PATCH => {
+            method.as_str()
+        }
+        _ => "-",
     }
 }
 

@@ -206,6 +206,31 @@ fn an_engine_that_is_away_answers_503_and_comes_back_by_itself() {
 }
 
 #[test]
+fn the_id_of_an_error_stands_in_the_log_and_beside_a_503s_why() {
+    let directory = tempfile::tempdir().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let edge = EdgeProcess::start_untold(directory.path(), &format!("address = \"http://127.0.0.1:{port}\""));
+    let open = "/pincontrol/v2/plastic/4716258093174820?auditUser=it";
+    let line_of = |answer: &Answer, told: (u16, &str)| {
+        assert_eq!(answer.fault(), told);
+        let log = edge.log();
+        let line = log.lines().find(|line| line.contains(answer.member("id")));
+        let line: serde_json::Value = serde_json::from_str(line.unwrap_or_else(|| panic!("no id in {log}"))).unwrap();
+        assert_eq!(line["fields"]["code"], told.1);
+        line
+    };
+    line_of(&edge.post("/v4/set/4716258093174820", "{}"), (404, "ROUTE_UNKNOWN"));
+    let line = line_of(&edge.post("/docs", "{}"), (405, "METHOD_NOT_ALLOWED"));
+    assert_eq!((&line["fields"]["route"], &line["fields"]["method"]), (&json!("/docs"), &json!("POST")));
+    let line = line_of(&edge.post_as("", open, "{}"), (401, "UNAUTHENTICATED"));
+    assert_eq!(line["level"], "INFO");
+    let line = line_of(&edge.post(open, "{\"scope\":\"SET_PIN\"}"), (503, "ENGINE_UNAVAILABLE"));
+    assert_eq!(line["level"], "WARN");
+    assert!(line["fields"]["cause"].as_str().unwrap().contains("Connection refused"), "{line}");
+    assert!(!edge.log().contains("4716258093174820"), "what stands in a path is in the log");
+}
+
+#[test]
 fn an_edge_is_alive_without_its_engine_and_ready_only_with_it() {
     let directory = tempfile::tempdir().unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();

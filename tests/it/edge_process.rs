@@ -24,15 +24,20 @@ pub(crate) struct EdgeProcess {
 impl EdgeProcess {
     /// Starts one in front of an engine, with these extra lines of configuration.
     pub(crate) fn start(directory: &Path, engine: &str, extra: &str) -> Self {
-        Self::start_logging(directory, engine, extra, "trace")
+        Self::start_logging(directory, engine, extra, Some("trace"))
+    }
+
+    /// Starts one that writes the events an edge writes unless told otherwise.
+    pub(crate) fn start_untold(directory: &Path, engine: &str) -> Self {
+        Self::start_logging(directory, engine, "", None)
     }
 
     /// Starts one that writes no events: they would be what takes most of its time.
     pub(crate) fn start_quiet(directory: &Path, engine: &str) -> Self {
-        Self::start_logging(directory, engine, "", "warn")
+        Self::start_logging(directory, engine, "", Some("warn"))
     }
 
-    fn start_logging(directory: &Path, engine: &str, extra: &str, events: &str) -> Self {
+    fn start_logging(directory: &Path, engine: &str, extra: &str, events: Option<&str>) -> Self {
         write_secret(&directory.join("token"), TOKEN);
         write_secret(&directory.join("other-token"), OTHER_TOKEN);
         let config = directory.join("edge.toml");
@@ -46,10 +51,14 @@ impl EdgeProcess {
         );
         std::fs::write(&config, text).unwrap();
         let log = directory.join("edge.log");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_pinseal"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pinseal"));
+        match events {
+            Some(events) => command.env("RUST_LOG", events),
+            None => command.env_remove("RUST_LOG"),
+        };
+        let mut child = command
             .args(["--log-format", "json", "edge", "--config"])
             .arg(&config)
-            .env("RUST_LOG", events)
             .env("DESK", "pass:word")
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(&log).unwrap())
