@@ -11,11 +11,12 @@ use crate::proto;
 #[derive(Deserialize, ToSchema)]
 pub(super) struct PinControlRequest {
     /// What the control is to be good for.
-    pub(super) scope: Scope,
+    #[schema(value_type = Scope)]
+    pub(super) scope: String,
 }
 
 /// What a control is good for.
-#[derive(Clone, Copy, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Serialize, ToSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(super) enum Scope {
     /// One PIN change.
@@ -25,6 +26,14 @@ pub(super) enum Scope {
 }
 
 impl Scope {
+    pub(super) fn parse(text: &str) -> Result<Self, Fault> {
+        match text {
+            "SET_PIN" => Ok(Self::SetPin),
+            "VIEW_PIN" => Ok(Self::ViewPin),
+            _ => Err(Fault::SCOPE_INVALID),
+        }
+    }
+
     pub(super) fn to_wire(self) -> i32 {
         match self {
             Self::SetPin => proto::Scope::SetPin.into(),
@@ -93,6 +102,10 @@ pub(super) struct ShownPin {
 
 /// Reads a body.
 pub(super) fn parse<T: for<'a> Deserialize<'a>>(body: &[u8]) -> Result<T, Fault> {
+    // A struct may also be read from an array of its members; the contract has objects alone.
+    if !body.trim_ascii_start().starts_with(b"{") {
+        return Err(Fault::BODY_MALFORMED);
+    }
     serde_json::from_slice(body).map_err(|_| Fault::BODY_MALFORMED)
 }
 

@@ -21,7 +21,7 @@ use uuid::Uuid;
 use super::{
     EngineClient, Settings,
     auth::{Client, authenticate},
-    body::{self, DeviceKeyRequest, PinControl, PinControlRequest, PinSet, SetPinRequest, ShownPin, Tzpk},
+    body::{self, DeviceKeyRequest, PinControl, PinControlRequest, PinSet, Scope, SetPinRequest, ShownPin, Tzpk},
     fault::{Fault, FaultBody, Refused},
     page,
 };
@@ -120,7 +120,7 @@ async fn open_control(
             tenant: asked.tenant,
             audit_user: asked.audit_user,
             plastic_id,
-            scope: body.scope.to_wire(),
+            scope: Scope::parse(&body.scope)?.to_wire(),
             device_key_sha256: Vec::new(),
         });
         let opened = edge.engine.controls.clone().open_control(request).await?;
@@ -365,13 +365,29 @@ fn logged_method(method: &Method) -> &str {
 
 /// The value of `auditUser`, where it is there once and is 1 to 128 characters without control characters.
 fn audit_user(query: Option<&str>) -> Option<String> {
-    let pairs = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(
-        &format!("/?{}", query.unwrap_or_default()).parse().ok()?,
-    );
-    let mut values = pairs.ok()?.0.into_iter().filter(|(name, _)| name == "auditUser").map(|(_, value)| value);
-    let value = values.next().filter(|_| values.next().is_none())?;
+    let pairs = query.unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    let mut values = pairs.filter(|(name, _)| decoded(name).as_deref() == Some("auditUser")).map(|(_, value)| value);
+    let value = values.next().filter(|_| values.next().is_none()).and_then(decoded)?;
     let length = value.chars().take(AUDIT_USER_CHARACTERS_MAX + 1).count();
     ((1..=AUDIT_USER_CHARACTERS_MAX).contains(&length) && !value.chars().any(char::is_control)).then_some(value)
+}
+
+/// A form's text; none where it is no UTF-8: what stands in the audit chain is what was sent. A `%` that escapes nothing
+/// stands for itself, as in any form.
+fn decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let escaped = after.split_first_chunk::<2>().filter(|_| *first == b'%').and_then(|([high, low], after)| {
+            let digit = |byte: &u8| char::from(*byte).to_digit(16);
+            let byte = u8::try_from(digit(high)? * 16 + digit(low)?).ok()?;
+            Some((byte, after))
+        });
+        let (byte, after) = escaped.unwrap_or((if *first == b'+' { b' ' } else { *first }, after));
+        bytes.push(byte);
+        rest = after;
+    }
+    String::from_utf8(bytes).ok()
 }
 
 /// The first characters of the body's controlId, where it has one.
@@ -392,3 +408,32 @@ fn logged_control(body: &[u8]) -> Option<String> {
 #[derive(utoipa::OpenApi)]
 #[openapi(paths(open_control, issue_tzpk, set_pin, view_pin))]
 pub(super) struct Operations;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_audit_user_is_what_was_sent() {
+        for (query, value) in [
+            ("auditUser=it", "it"),
+            ("zpkIndex=0&auditUser=%C3%A5sa+b%c3%a4ck", "\u{e5}sa b\u{e4}ck"),
+            ("audit%55ser=a%2Bb", "a+b"),
+            ("auditUser=100%25%zz%4", "100%%zz%4"),
+            ("auditUser=%ef%bf%bd", "\u{fffd}"),
+        ] {
+            assert_eq!(audit_user(Some(query)).as_deref(), Some(value), "{query}");
+        }
+    }
+
+    #[test]
+    fn an_audit_user_that_is_missing_double_long_or_no_text_is_none() {
+        let long = format!("auditUser={}", "x".repeat(129));
+        let wrong =
+            ["", "auditUser", "auditUser=", "auditUser=a&auditUser=b", "auditUser=%ff", "auditUser=a%00", &long];
+        assert!(audit_user(None).is_none());
+        for query in wrong {
+            assert!(audit_user(Some(query)).is_none(), "{query}");
+        }
+    }
+}

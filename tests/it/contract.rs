@@ -140,7 +140,7 @@ fn what_is_malformed_answers_400_by_name_and_the_control_goes_on() {
         (house.ask_tzpk(&control, "not base64"), "DEVICE_KEY_INVALID"),
         (house.ask_tzpk(&control, RSA_1024), "DEVICE_KEY_INVALID"),
         (house.edge.post("/pincontrol/v2/plastic/12a?auditUser=it", "{\"scope\":\"SET_PIN\"}"), "PLASTIC_ID_INVALID"),
-        (house.edge.post("/pincontrol/v2/plastic/1?auditUser=it", "{\"scope\":\"BOTH\"}"), "BODY_MALFORMED"),
+        (house.edge.post("/pincontrol/v2/plastic/1?auditUser=it", "{\"scope\":\"BOTH\"}"), "SCOPE_INVALID"),
     ];
     for (answer, code) in &faults {
         assert_eq!(answer.fault(), (400, *code));
@@ -150,6 +150,27 @@ fn what_is_malformed_answers_400_by_name_and_the_control_goes_on() {
     trailing.push(0);
     assert_eq!(house.ask_tzpk(&control, &STANDARD.encode(trailing)).fault(), (400, "DEVICE_KEY_INVALID"));
     assert_eq!(house.set(&control, &block(&device, &tzpk, "2580")).status, 200, "bad input cost the control");
+}
+
+#[test]
+fn a_body_that_only_resembles_the_contracts_opens_no_control() {
+    let house = House::new("");
+    let open = |user: &str, body: &str| house.edge.post(&format!("/pincontrol/v2/plastic/3005?auditUser={user}"), body);
+    for body in
+        ["[\"SET_PIN\"]", " [\"SET_PIN\"]", "{\"scope\":{\"SET_PIN\":null}}", "{\"scope\":1}", "\"SET_PIN\"", ""]
+    {
+        assert_eq!(open("it", body).fault(), (400, "BODY_MALFORMED"), "{body}");
+    }
+    for scope in ["set_pin", "", "SET_PIN "] {
+        assert_eq!(open("it", &json!({ "scope": scope }).to_string()).fault(), (400, "SCOPE_INVALID"), "{scope}");
+    }
+    for user in ["%ff", "a%C3", "it&auditUser=it"] {
+        assert_eq!(open(user, "{\"scope\":\"SET_PIN\"}").fault(), (400, "AUDIT_USER_INVALID"), "{user}");
+    }
+    assert_eq!(open("%C3%A5sa", "\r\n {\"scope\":\"SET_PIN\"}").status, 201);
+    let key = STANDARD.encode(device().public_key_der());
+    let array = json!([house.open("SET_PIN"), key]).to_string();
+    assert_eq!(house.edge.post("/v3/set/tzpk?auditUser=it", &array).fault(), (400, "BODY_MALFORMED"));
 }
 
 #[test]
