@@ -7,12 +7,13 @@ use std::{
 
 use axum::{
     Json, Router,
-    body::{Body, Bytes, to_bytes},
+    body::{Body, Bytes},
     extract::{MatchedPath, Path, Request, State, rejection::PathRejection},
     http::{HeaderMap, Method, Response, StatusCode},
     response::IntoResponse,
     routing::{get, post},
 };
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Serialize;
 use tokio::{sync::Semaphore, time::timeout};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -29,6 +30,8 @@ use crate::proto;
 
 /// The longest auditUser, in characters.
 const AUDIT_USER_CHARACTERS_MAX: usize = 128;
+/// How long a body may take to arrive, where half of the request's own time is not less: it holds one of the places.
+const BODY_TIME_MAX: Duration = Duration::from_secs(3);
 /// How long the engine may take to say whether it serves: less than a prober waits.
 const READINESS_TIME_MAX: Duration = Duration::from_millis(800);
 /// How much of a controlId may be logged: all of it opens a card for seconds.
@@ -244,13 +247,13 @@ impl EdgeState {
         request: Request,
         work: impl AsyncFnOnce(Asked) -> Result<(StatusCode, T), Refused>,
     ) -> Response<Body> {
-        let (parts, body) = request.into_parts();
+        let (parts, mut body) = request.into_parts();
         let mut log = RequestLog::begin(route, &parts.method);
         let outcome = timeout(self.settings.request_timeout, async {
             let client = self.authenticate(&parts.headers)?;
             log.client = Some(client.name());
             let _place = self.places.try_acquire().map_err(|_| Fault::BUSY)?;
-            let asked = self.read(client, parts.uri.query(), body).await?;
+            let asked = self.read(client, parts.uri.query(), &mut body).await?;
             log.audit_user = Some(asked.audit_user.clone());
             log.control = logged_control(&asked.body);
             work(asked).await
@@ -287,9 +290,16 @@ impl EdgeState {
         authenticate(&self.settings.clients, headers).ok_or(Fault::UNAUTHENTICATED)
     }
 
-    async fn read(&self, client: &Client, query: Option<&str>, body: Body) -> Result<Asked, Fault> {
+    async fn read(&self, client: &Client, query: Option<&str>, body: &mut Body) -> Result<Asked, Fault> {
         let audit_user = audit_user(query).ok_or(Fault::AUDIT_USER_INVALID)?;
-        let body = to_bytes(body, self.settings.body_bytes_max).await.map_err(|_| Fault::BODY_TOO_LARGE)?;
+        let time = BODY_TIME_MAX.min(self.settings.request_timeout / 2);
+        let read = Limited::new(body, self.settings.body_bytes_max).collect();
+        let body = match timeout(time, read).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(Fault::BODY_TOO_LARGE),
+            Ok(Err(_)) => return Err(Fault::BODY_MALFORMED),
+            Err(_) => return Err(Fault::BODY_TIMEOUT),
+        };
         Ok(Asked { tenant: client.tenant().as_str().to_owned(), audit_user, body })
     }
 

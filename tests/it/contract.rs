@@ -212,6 +212,28 @@ fn an_oversize_body_an_unknown_route_and_another_method_have_the_same_kind_of_bo
 }
 
 #[test]
+fn a_body_that_breaks_off_is_malformed_and_one_that_stalls_is_out_of_time() {
+    let house = House::new("request_timeout_milliseconds = 2000");
+    let path = "/v3/set?auditUser=it";
+    let chunked = "transfer-encoding: chunked";
+    for (headers, body) in [
+        (chunked, "zz\r\n{}\r\n0\r\n\r\n"),
+        (chunked, "2\r\n{}\r\n"),
+        (chunked, "20\r\n{}"),
+        ("content-length: 40", "{\"controlId\":"),
+    ] {
+        let answer = house.edge.post_raw(path, headers, body, true);
+        assert_eq!(answer.fault(), (400, "BODY_MALFORMED"), "{headers}: {body}");
+    }
+    let began = std::time::Instant::now();
+    for (headers, body) in [("content-length: 40", "{\"controlId\":"), (chunked, "2\r\n{}\r\n"), (chunked, "")] {
+        let answer = house.edge.post_raw(path, headers, body, false);
+        assert_eq!(answer.fault(), (408, "BODY_TIMEOUT"), "{headers}: {body}");
+    }
+    assert!(began.elapsed().as_secs() < 6, "a stalled body takes as long as a request may");
+}
+
+#[test]
 fn an_engine_that_is_away_answers_503_and_comes_back_by_itself() {
     let directory = tempfile::tempdir().unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
