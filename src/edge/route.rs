@@ -9,7 +9,7 @@ use axum::{
     Json, Router,
     body::{Body, Bytes},
     extract::{MatchedPath, Path, Request, State, rejection::PathRejection},
-    http::{HeaderMap, Method, Response, StatusCode},
+    http::{HeaderMap, Method, Response, StatusCode, header::EXPECT},
     response::IntoResponse,
     routing::{get, post},
 };
@@ -32,6 +32,9 @@ use crate::proto;
 const AUDIT_USER_CHARACTERS_MAX: usize = 128;
 /// How long a body may take to arrive, where half of the request's own time is not less: it holds one of the places.
 const BODY_TIME_MAX: Duration = Duration::from_secs(3);
+/// How long an answer given early waits for the rest of the body, and for how many times the largest body taken.
+const REST_TIME_MAX: Duration = Duration::from_secs(1);
+const REST_BODIES_MAX: usize = 4;
 /// How long the engine may take to say whether it serves: less than a prober waits.
 const READINESS_TIME_MAX: Duration = Duration::from_millis(800);
 /// How much of a controlId may be logged: all of it opens a card for seconds.
@@ -54,9 +57,11 @@ pub(super) fn router(settings: Settings, engine: EngineClient) -> Router {
         .route("/docs", get(page::serve))
         .route("/healthz", get(async || StatusCode::NO_CONTENT))
         .route("/readyz", get(ready))
-        .fallback(async |edge: State<Arc<EdgeState>>, request: Request| edge.refuse(Fault::ROUTE_UNKNOWN, request))
+        .fallback(async |edge: State<Arc<EdgeState>>, request: Request| {
+            edge.refuse(Fault::ROUTE_UNKNOWN, request).await
+        })
         .method_not_allowed_fallback(async |edge: State<Arc<EdgeState>>, request: Request| {
-            edge.refuse(Fault::METHOD_NOT_ALLOWED, request)
+            edge.refuse(Fault::METHOD_NOT_ALLOWED, request).await
         })
         .layer(CatchPanicLayer::custom(move |_| {
             let id = Uuid::new_v4();
@@ -265,14 +270,38 @@ impl EdgeState {
                 log.served(status);
                 (status, Json(body)).into_response()
             }
-            Err(refused) => self.refusal(log, refused),
+            Err(refused) => {
+                let fault = refused.fault;
+                let answer = self.refusal(log, refused);
+                if fault != Fault::BODY_TIMEOUT {
+                    self.read_off(&parts.headers, body).await;
+                }
+                answer
+            }
         }
     }
 
     /// Answers what no route takes.
-    fn refuse(&self, fault: Fault, request: Request) -> Response<Body> {
-        let route = request.extensions().get::<MatchedPath>().map_or("-", MatchedPath::as_str);
-        self.refusal(RequestLog::begin(route, request.method()), fault.into())
+    async fn refuse(&self, fault: Fault, request: Request) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        let route = parts.extensions.get::<MatchedPath>().map_or("-", MatchedPath::as_str);
+        let answer = self.refusal(RequestLog::begin(route, &parts.method), fault.into());
+        self.read_off(&parts.headers, body).await;
+        answer
+    }
+
+    /// Reads on to the end of a body that nobody wants, so far and so long: over HTTP/2 libcurl loses an answer that
+    /// comes before it has said everything, and over HTTP/1.1 the connection would not serve again.
+    async fn read_off(&self, headers: &HeaderMap, body: Body) {
+        // Who asks before it sends has sent nothing, and would be told to.
+        if headers.contains_key(EXPECT) {
+            return;
+        }
+        let mut rest = Limited::new(body, self.settings.body_bytes_max.saturating_mul(REST_BODIES_MAX));
+        let read = async { while let Some(Ok(_)) = rest.frame().await {} };
+        if timeout(REST_TIME_MAX, read).await.is_err() {
+            tracing::debug!("the rest of a body did not arrive in time");
+        }
     }
 
     fn refusal(&self, log: RequestLog<'_>, refused: Refused) -> Response<Body> {

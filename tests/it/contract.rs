@@ -1,5 +1,11 @@
 //! The Card PIN API by HTTP: each kind of bad input has the answer of the contract.
 
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    time::Duration,
+};
+
 use base64::{Engine, engine::general_purpose::STANDARD};
 use device::{Device, Fill, Pin};
 use serde_json::json;
@@ -55,7 +61,7 @@ impl House {
 /// Whether it comes true within five seconds.
 fn soon(mut is_so: impl FnMut() -> bool) -> bool {
     (0..50).any(|_| {
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(100));
         is_so()
     })
 }
@@ -231,6 +237,62 @@ fn a_body_that_breaks_off_is_malformed_and_one_that_stalls_is_out_of_time() {
         assert_eq!(answer.fault(), (408, "BODY_TIMEOUT"), "{headers}: {body}");
     }
     assert!(began.elapsed().as_secs() < 6, "a stalled body takes as long as a request may");
+}
+
+#[test]
+fn an_early_answer_by_http2_waits_for_the_rest_of_the_body_and_resets_nothing() {
+    let house = House::new("");
+    for (path, code) in [("/v3/set", "UNAUTHENTICATED"), ("/v4/set", "ROUTE_UNKNOWN"), ("/docs", "METHOD_NOT_ALLOWED")]
+    {
+        let mut stream = house.edge.connect();
+        stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        let frame = |kind: u8, flags: u8, stream: u8, bytes: &[u8]| {
+            [&[0, 0, u8::try_from(bytes.len()).unwrap(), kind, flags, 0, 0, 0, stream], bytes].concat()
+        };
+        // POST, http, and the path as a literal.
+        let head = [&[0x83, 0x86, 0x04, u8::try_from(path.len()).unwrap()], path.as_bytes()].concat();
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+        stream.write_all(&[frame(4, 0, 0, &[]), frame(1, 0x4, 1, &head)].concat()).unwrap();
+        let before = frames_of_stream_1(&mut stream);
+        assert!(before.is_empty(), "{code} is answered before the body is there");
+        stream.write_all(&frame(0, 0x1, 1, b"{}")).unwrap();
+        let frames = frames_of_stream_1(&mut stream);
+        let kinds: Vec<u8> = frames.iter().map(|(kind, _)| *kind).filter(|kind| *kind != 8).collect();
+        assert_eq!(kinds, [1, 0], "{code}: HEADERS and DATA, no RST_STREAM");
+        let text: Vec<u8> = frames.into_iter().filter(|(kind, _)| *kind == 0).flat_map(|(_, bytes)| bytes).collect();
+        assert!(String::from_utf8(text).unwrap().contains(code));
+    }
+}
+
+/// The HTTP/2 frames on stream 1, kind and payload, until nothing comes for a while.
+fn frames_of_stream_1(stream: &mut TcpStream) -> Vec<(u8, Vec<u8>)> {
+    let mut heard = Vec::new();
+    // It ends with the time for a read.
+    let _ = stream.read_to_end(&mut heard);
+    let (mut frames, mut rest) = (Vec::new(), heard.as_slice());
+    while let Some((head, after)) = rest.split_first_chunk::<9>() {
+        let length = usize::from(head[1]) << 8 | usize::from(head[2]);
+        let (payload, after) = after.split_at(length);
+        if head[5..] == [0, 0, 0, 1] {
+            frames.push((head[3], payload.to_vec()));
+        }
+        rest = after;
+    }
+    frames
+}
+
+#[test]
+fn a_refused_request_leaves_its_connection_fit_for_the_next() {
+    let house = House::new("");
+    let mut stream = house.edge.connect();
+    let body = "x".repeat(60_000);
+    for _ in 0..2 {
+        let head = format!("POST /v4/set HTTP/1.1\r\nhost: edge\r\ncontent-length: {}\r\n\r\n", body.len());
+        stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
+        let mut heard = [0; 4096];
+        let length = stream.read(&mut heard).unwrap();
+        assert!(heard[..length].starts_with(b"HTTP/1.1 404"));
+    }
 }
 
 #[test]
