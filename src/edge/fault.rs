@@ -63,8 +63,7 @@ macro_rules! table {
             };)+
 
             /// Every row, for the documentation.
-            #[cfg(test)]
-            const TABLE: &'static [Self] = &[$(Self::$name),+];
+            pub(super) const TABLE: &'static [Self] = &[$(Self::$name),+];
 
             /// The row of an engine's reason.
             fn by_reason(reason: &str) -> Option<Self> {
@@ -75,43 +74,43 @@ macro_rules! table {
 }
 
 table! {
-    UNAUTHENTICATED = UNAUTHORIZED Security "UNAUTHENTICATED" "the credentials are missing or wrong";
+    UNAUTHENTICATED = UNAUTHORIZED Security "UNAUTHENTICATED" "the credentials are missing or wrong: send this client's own, Bearer or Basic";
 
-    BODY_MALFORMED = BAD_REQUEST StaticValidation "BODY_MALFORMED" "the body is not the JSON object this route takes";
+    BODY_MALFORMED = BAD_REQUEST StaticValidation "BODY_MALFORMED" "the body is not the JSON object this route takes: see the contract";
     AUDIT_USER_INVALID = BAD_REQUEST StaticValidation "AUDIT_USER_INVALID" "the query parameter auditUser is required: 1 to 128 characters";
     PLASTIC_ID_INVALID = BAD_REQUEST StaticValidation "PLASTIC_ID_INVALID" "plasticId is 1 to 19 decimal digits";
     SCOPE_INVALID = BAD_REQUEST StaticValidation "SCOPE_INVALID" "scope is SET_PIN or VIEW_PIN";
     CONTROL_ID_INVALID = BAD_REQUEST StaticValidation "CONTROL_ID_INVALID" "controlId is a UUID of 36 characters";
     DEVICE_KEY_INVALID = BAD_REQUEST StaticValidation "DEVICE_KEY_INVALID" "publicKey is the standard base64 of a DER SubjectPublicKeyInfo: RSA, 2048 to 4096 bits, an odd exponent of at least 3, no trailing bytes";
     PIN_BLOCK_LENGTH = BAD_REQUEST StaticValidation "PIN_BLOCK_LENGTH" "pinBlock is the standard base64 of 8 bytes, 12 characters";
-    REQUEST_INVALID = BAD_REQUEST StaticValidation "REQUEST_INVALID" "the request is not one this service can read";
+    REQUEST_INVALID = BAD_REQUEST StaticValidation "REQUEST_INVALID" "the request is not one this service can read: see the contract";
     BODY_TIMEOUT = REQUEST_TIMEOUT StaticValidation "BODY_TIMEOUT" "the body did not arrive in time: send the request again, whole";
-    BODY_TOO_LARGE = PAYLOAD_TOO_LARGE StaticValidation "BODY_TOO_LARGE" "the body is larger than this service takes";
+    BODY_TOO_LARGE = PAYLOAD_TOO_LARGE StaticValidation "BODY_TOO_LARGE" "the body is larger than this service takes: send only the members of the contract";
 
-    CALLER_FORBIDDEN = FORBIDDEN Security "CALLER_FORBIDDEN" "the engine does not give this edge the right to ask for this";
-    TENANT_MISMATCH = FORBIDDEN Security "TENANT_MISMATCH" "the control belongs to another tenant";
-    SCOPE_MISMATCH = FORBIDDEN Security "SCOPE_MISMATCH" "the control was opened for another purpose";
-    DEVICE_KEY_MISMATCH = FORBIDDEN Security "DEVICE_KEY_MISMATCH" "the control was opened for another device key";
+    CALLER_FORBIDDEN = FORBIDDEN Security "CALLER_FORBIDDEN" "the engine does not give this edge the right to ask for this: ask the engine's operator";
+    TENANT_MISMATCH = FORBIDDEN Security "TENANT_MISMATCH" "the control belongs to another tenant: open one of your own";
+    SCOPE_MISMATCH = FORBIDDEN Security "SCOPE_MISMATCH" "the control was opened for another purpose: open one for this";
+    DEVICE_KEY_MISMATCH = FORBIDDEN Security "DEVICE_KEY_MISMATCH" "the control was opened for another device key: use that one, or open another control";
 
     CONTROL_NOT_USABLE = NOT_FOUND DynamicValidation "CONTROL_NOT_USABLE" "the control is not usable: open another";
-    PIN_NOT_SET = NOT_FOUND DynamicValidation "PIN_NOT_SET" "no PIN is set for this card";
-    CARD_UNKNOWN = NOT_FOUND DynamicValidation "CARD_UNKNOWN" "the card is not registered";
-    ROUTE_UNKNOWN = NOT_FOUND StaticValidation "ROUTE_UNKNOWN" "there is no such route";
-    METHOD_NOT_ALLOWED = METHOD_NOT_ALLOWED StaticValidation "METHOD_NOT_ALLOWED" "this route takes another method";
+    PIN_NOT_SET = NOT_FOUND DynamicValidation "PIN_NOT_SET" "no PIN is set for this card: set one first";
+    CARD_UNKNOWN = NOT_FOUND DynamicValidation "CARD_UNKNOWN" "the card is not registered: register it with the engine first";
+    ROUTE_UNKNOWN = NOT_FOUND StaticValidation "ROUTE_UNKNOWN" "there is no such route: see /openapi.json";
+    METHOD_NOT_ALLOWED = METHOD_NOT_ALLOWED StaticValidation "METHOD_NOT_ALLOWED" "this route takes another method: see /openapi.json";
 
     TZPK_MISSING = UNPROCESSABLE_ENTITY DynamicValidation "TZPK_MISSING" "no tzpk was issued under this control: ask for one first";
     PIN_BLOCK_MALFORMED = UNPROCESSABLE_ENTITY DynamicValidation "PIN_BLOCK_MALFORMED" "the block is not an ISO 9564 format 1 block under this control's tzpk: open another control";
-    PIN_NOT_SHOWN = UNPROCESSABLE_ENTITY DynamicValidation "PIN_NOT_SHOWN" "this card's PIN is kept in a form that is not shown";
+    PIN_NOT_SHOWN = UNPROCESSABLE_ENTITY DynamicValidation "PIN_NOT_SHOWN" "this card's PIN is kept in a form that is not shown: it can only be set anew";
     PIN_REFUSED = UNPROCESSABLE_ENTITY DynamicValidation "PIN_REFUSED" "the PIN breaks the PIN policy: choose another";
 
-    CONTROL_CAP = TOO_MANY_REQUESTS DynamicValidation "CONTROL_CAP" "this card has had too many controls within the hour" retry 600;
+    CONTROL_CAP = TOO_MANY_REQUESTS DynamicValidation "CONTROL_CAP" "this card has had too many controls within the hour: try again later" retry 600;
 
     BUSY = SERVICE_UNAVAILABLE Integration "BUSY" "too many requests are under way: try again" retry 1;
     STORE_UNAVAILABLE = SERVICE_UNAVAILABLE Integration "STORE_UNAVAILABLE" "the store is not available: try again later" retry 5;
     TOKEN_UNAVAILABLE = SERVICE_UNAVAILABLE Integration "TOKEN_UNAVAILABLE" "the key boundary is not available: try again later" retry 5;
     ENGINE_UNAVAILABLE = SERVICE_UNAVAILABLE Integration "ENGINE_UNAVAILABLE" "the engine is not available: try again later" retry 5;
 
-    UNEXPECTED = INTERNAL_SERVER_ERROR Unexpected "UNEXPECTED" "something went wrong that should not: see the log";
+    UNEXPECTED = INTERNAL_SERVER_ERROR Unexpected "UNEXPECTED" "something went wrong that should not: the operator finds this id in the edge's log";
 }
 
 impl Fault {
@@ -134,6 +133,16 @@ impl Fault {
     /// Its stable code.
     pub(super) fn code(self) -> &'static str {
         self.code
+    }
+
+    /// Its status, unless the profile is strict.
+    pub(super) fn status(self) -> StatusCode {
+        self.status
+    }
+
+    /// What went wrong and what to do next.
+    pub(super) fn message(self) -> &'static str {
+        self.message
     }
 
     /// Whether it is ours, not the client's.
@@ -234,8 +243,8 @@ pub(super) struct FaultBody {
     /// This answer's own name, also in the edge's log.
     #[schema(format = Uuid)]
     id: String,
-    /// What went wrong, for programs: stable.
-    #[schema(example = "CONTROL_NOT_USABLE", pattern = "^[A-Z0-9_]+$")]
+    /// What went wrong, for programs: stable. Each stands with what to do at the answers that have it.
+    #[schema(example = "CONTROL_NOT_USABLE")]
     error_code: String,
     /// Where it comes from.
     error_type: ErrorType,
