@@ -90,6 +90,10 @@ fn who_has_no_certificate_of_the_engines_roots_is_not_served() {
         let edge = EdgeProcess::start(stranger.path(), &address, "");
         let answer = edge.post("/pincontrol/v2/plastic/6002?auditUser=it", "{\"scope\":\"SET_PIN\"}");
         assert_eq!(answer.fault(), (503, "ENGINE_UNAVAILABLE"));
+        let log = edge.log();
+        let line = log.lines().find(|line| line.contains("a request failed") && line.contains(answer.member("id")));
+        let line = line.unwrap_or_else(|| panic!("no reason in {log}"));
+        assert!(tls.is_empty() || line.contains("invalid peer certificate"), "{line}");
     }
 }
 
