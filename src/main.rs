@@ -13,6 +13,7 @@ use clap::{Parser, Subcommand};
 #[cfg(any(feature = "engine", feature = "edge"))]
 use pinseal::command;
 use pinseal::telemetry;
+use tracing::Level;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -67,12 +68,24 @@ enum Command {
     Bench(pinseal::bench::BenchArguments),
 }
 
+impl Command {
+    /// From which level on it tells of itself.
+    fn events(&self) -> Level {
+        match self {
+            // What it provokes it tells as a story.
+            #[cfg(feature = "simulator")]
+            Self::Demo(_) => Level::WARN,
+            _ => Level::INFO,
+        }
+    }
+}
+
 /// What a shell says of a program that SIGPIPE ended: 128 and the signal's number.
 const ENDED_BY_PIPE: u8 = 141;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    telemetry::start(arguments.log_format);
+    telemetry::start(arguments.log_format, arguments.command.events());
     #[cfg(feature = "engine")]
     take_memory_by_small_pages();
     match run(arguments.command) {

@@ -1,6 +1,7 @@
 //! What the process says of itself: events on standard error. No block, no secret and no full account number is ever a
 //! field of one.
 
+use tracing::Level;
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// How events are written.
@@ -13,10 +14,11 @@ pub enum LogFormat {
     Json,
 }
 
-/// Begins to write events. `RUST_LOG` chooses them; without it, warnings of all and events of ours. The PKCS#11 binding
-/// is silent then: it calls every mechanism it has no name for an error.
-pub fn start(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,pinseal=info,cryptoki=off"));
+/// Begins to write events. `RUST_LOG` chooses them; without it, warnings of all and ours from a level on. The PKCS#11
+/// binding is silent then: it calls every mechanism it has no name for an error.
+pub fn start(format: LogFormat, ours: Level) {
+    let usual = || EnvFilter::new(format!("warn,pinseal={ours},cryptoki=off"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| usual());
     let registry = tracing_subscriber::registry().with(filter);
     let events = fmt::layer().with_writer(std::io::stderr);
     // A second start, as in tests, changes nothing.
