@@ -16,10 +16,7 @@ use crate::{
         CountRecordsRequest, CountRecordsResponse, Key, ListKeysRequest, RotationProgress, WatchRotationRequest,
         key_service_client::KeyServiceClient,
     },
-    tls::{
-        ClientTls, ClientTlsConfig, TlsError,
-        connect::{channel, may_be_plain},
-    },
+    tls::{ClientTls, ClientTlsConfig, TlsError, connect::channel},
 };
 
 /// How long an engine may take to name its keys.
@@ -57,10 +54,12 @@ impl RunningEngine {
     pub fn at(address: &str, tls: &EngineTls) -> Result<Self, OperatorError> {
         let address = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
         let tls = tls.config().as_ref().map(ClientTls::load).transpose()?;
-        if tls.is_none() && !may_be_plain(&address) {
-            return Err(OperatorError::Plain { address });
-        }
-        Ok(Self(KeyServiceClient::new(channel(&address, tls)?)))
+        let channel = channel(&address, tls).map_err(|error| match error {
+            // In words of the command line.
+            TlsError::Plain { address } => OperatorError::Plain { address },
+            error => error.into(),
+        })?;
+        Ok(Self(KeyServiceClient::new(channel)))
     }
 
     /// The keys it has in use.

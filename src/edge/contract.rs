@@ -29,40 +29,28 @@ const OF_EACH: &[Fault] = &[
 /// What is answered where there is no operation.
 const OF_NONE: &[Fault] = &[Fault::ROUTE_UNKNOWN, Fault::METHOD_NOT_ALLOWED];
 
-/// What an operation may answer besides, by its name.
-fn of_one(operation: &str) -> &'static [Fault] {
-    match operation {
-        "openControl" => &[Fault::PLASTIC_ID_INVALID, Fault::SCOPE_INVALID, Fault::CARD_UNKNOWN, Fault::CONTROL_CAP],
-        "issueTzpk" => &[
-            Fault::CONTROL_ID_INVALID,
-            Fault::DEVICE_KEY_INVALID,
-            Fault::TENANT_MISMATCH,
-            Fault::SCOPE_MISMATCH,
-            Fault::DEVICE_KEY_MISMATCH,
-            Fault::CONTROL_NOT_USABLE,
-        ],
-        "setPin" => &[
-            Fault::CONTROL_ID_INVALID,
-            Fault::PIN_BLOCK_LENGTH,
-            Fault::TENANT_MISMATCH,
-            Fault::SCOPE_MISMATCH,
-            Fault::CONTROL_NOT_USABLE,
-            Fault::TZPK_MISSING,
-            Fault::PIN_BLOCK_MALFORMED,
-            Fault::PIN_REFUSED,
-        ],
-        "viewPin" => &[
-            Fault::CONTROL_ID_INVALID,
-            Fault::DEVICE_KEY_INVALID,
-            Fault::TENANT_MISMATCH,
-            Fault::SCOPE_MISMATCH,
-            Fault::DEVICE_KEY_MISMATCH,
-            Fault::CONTROL_NOT_USABLE,
-            Fault::PIN_NOT_SET,
-            Fault::PIN_NOT_SHOWN,
-        ],
-        _ => &[],
-    }
+/// What an operation under a control may answer.
+const OF_CONTROL: &[Fault] =
+    &[Fault::CONTROL_ID_INVALID, Fault::TENANT_MISMATCH, Fault::SCOPE_MISMATCH, Fault::CONTROL_NOT_USABLE];
+/// And one for a device key.
+const OF_DEVICE_KEY: &[Fault] = &[Fault::DEVICE_KEY_INVALID, Fault::DEVICE_KEY_MISMATCH];
+
+/// What an operation may answer, by its name.
+fn of_one(operation: &str) -> impl Iterator<Item = &'static Fault> {
+    let groups: &[&[Fault]] = match operation {
+        "openControl" => {
+            &[&[Fault::PLASTIC_ID_INVALID, Fault::SCOPE_INVALID, Fault::CARD_UNKNOWN, Fault::CONTROL_CAP], OF_EACH]
+        }
+        "issueTzpk" => &[OF_CONTROL, OF_DEVICE_KEY, OF_EACH],
+        "setPin" => {
+            const OF_BLOCK: &[Fault] =
+                &[Fault::PIN_BLOCK_LENGTH, Fault::TZPK_MISSING, Fault::PIN_BLOCK_MALFORMED, Fault::PIN_REFUSED];
+            &[OF_CONTROL, OF_BLOCK, OF_EACH]
+        }
+        "viewPin" => &[OF_CONTROL, OF_DEVICE_KEY, &[Fault::PIN_NOT_SET, Fault::PIN_NOT_SHOWN], OF_EACH],
+        _ => &[OF_EACH],
+    };
+    groups.iter().copied().flatten()
 }
 
 /// The contract as the routes have it, for review: `cargo run --example openapi > docs/openapi.json`.
@@ -108,7 +96,7 @@ fn name_codes(components: &mut Components) {
 /// Tells at each error answer of an operation which errorCodes it has, and what to do about each.
 fn tell_faults(operation: &mut Operation) {
     let name = operation.operation_id.as_deref().unwrap_or_default();
-    for fault in of_one(name).iter().chain(OF_EACH) {
+    for fault in of_one(name) {
         if let Some(RefOr::T(answer)) = operation.responses.responses.get_mut(fault.status().as_str()) {
             answer.description.push_str(&format!(" {}: {}.", fault.code(), fault.message()));
         }
@@ -133,6 +121,7 @@ mod tests {
              review the difference"
         );
     }
+
     /// The errorCodes a description tells of, each with the row's own words.
     fn told(description: &Value) -> BTreeSet<&'static str> {
         let text = description.as_str().unwrap();
@@ -152,7 +141,7 @@ mod tests {
         let mut documented = told(&api["info"]["description"]);
         for operation in api["paths"].as_object().unwrap().values().map(|path| &path["post"]) {
             let name = operation["operationId"].as_str().unwrap();
-            let rows: Vec<&Fault> = of_one(name).iter().chain(OF_EACH).collect();
+            let rows: Vec<&Fault> = of_one(name).collect();
             for (status, answer) in operation["responses"].as_object().unwrap() {
                 let of_status =
                     rows.iter().filter(|row| row.status().as_str() == status).map(|row| row.code()).collect();

@@ -1,6 +1,7 @@
 //! The routes: read the request, ask the engine, write the answer. Who calls is judged before anything else.
 
 use std::{
+    borrow::Cow,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,6 +15,7 @@ use axum::{
     routing::{get, post},
 };
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use tokio::{sync::Semaphore, time::timeout};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -418,19 +420,8 @@ fn audit_user(query: Option<&str>) -> Option<String> {
 /// A form's text; none where it is no UTF-8: what stands in the audit chain is what was sent. A `%` that escapes nothing
 /// stands for itself, as in any form.
 fn decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let escaped = after.split_first_chunk::<2>().filter(|_| *first == b'%').and_then(|([high, low], after)| {
-            let digit = |byte: &u8| char::from(*byte).to_digit(16);
-            let byte = u8::try_from(digit(high)? * 16 + digit(low)?).ok()?;
-            Some((byte, after))
-        });
-        let (byte, after) = escaped.unwrap_or((if *first == b'+' { b' ' } else { *first }, after));
-        bytes.push(byte);
-        rest = after;
-    }
-    String::from_utf8(bytes).ok()
+    let text = text.replace('+', " ");
+    percent_decode_str(&text).decode_utf8().ok().map(Cow::into_owned)
 }
 
 /// The first characters of the body's controlId, where it has one.

@@ -221,7 +221,7 @@ mod tests {
 
     const SHORT: Times = Times {
         headers: Duration::from_millis(300),
-        idle: Duration::from_millis(300),
+        idle: Duration::from_millis(1_000),
         close: Duration::from_millis(200),
     };
     /// An HTTP/2 client's first words: the preface, and empty SETTINGS.
@@ -302,7 +302,7 @@ mod tests {
         let mut stream = serving.open(HELLO).await;
         for id in (1..20).step_by(2) {
             stream.write_all(&headers(id, 0x5)).await.unwrap();
-            sleep(SHORT.idle / 3).await;
+            sleep(SHORT.idle / 6).await;
         }
         // Its answers, and no GOAWAY: a frame of type 7 on stream 0.
         let mut heard = vec![0; 4096];

@@ -148,16 +148,23 @@ impl EngineProcess {
 
     /// Whether health says that PINs are served.
     pub(crate) async fn serves(&self) -> bool {
-        let channel = Channel::from_shared(format!("http://{}", self.address)).unwrap().connect().await.unwrap();
         let request = HealthCheckRequest { service: "pinseal.v1.PinService".into() };
-        let told = HealthClient::new(channel).check(request).await.unwrap().into_inner();
+        let told = self.health().await.check(request).await.unwrap().into_inner();
         told.status() == ServingStatus::Serving
+    }
+
+    /// Its health, asked on a connection of its own.
+    pub(crate) async fn health(&self) -> HealthClient<Channel> {
+        HealthClient::new(self.channel().await)
+    }
+
+    async fn channel(&self) -> Channel {
+        Channel::from_shared(format!("http://{}", self.address)).unwrap().connect().await.unwrap()
     }
 
     /// A client on a connection of its own.
     pub(crate) async fn client(&self) -> Client {
-        let channel = Channel::from_shared(format!("http://{}", self.address)).unwrap().connect().await.unwrap();
-        Client::over(channel)
+        Client::over(self.channel().await)
     }
 }
 

@@ -14,11 +14,6 @@ use crate::{
 const BY_BOUNDARY: [&str; 4] = ["", "pinseal.v1.ControlService", "pinseal.v1.PinService", "pinseal.v1.CardService"];
 const BY_ENGINE: [&str; 2] = ["pinseal.v1.AuditService", "pinseal.v1.KeyService"];
 
-async fn health(engine: &EngineProcess) -> HealthClient<Channel> {
-    let engine = Channel::from_shared(format!("http://{}", engine.address())).unwrap();
-    HealthClient::new(engine.connect().await.unwrap())
-}
-
 async fn says(health: &mut HealthClient<Channel>, services: &[&str], status: ServingStatus) -> bool {
     for service in services {
         let request = HealthCheckRequest { service: (*service).to_owned() };
@@ -33,7 +28,7 @@ async fn says(health: &mut HealthClient<Channel>, services: &[&str], status: Ser
 async fn without_its_boundary_an_engine_does_not_serve_nor_does_any_service_that_needs_it() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "");
-    let mut health = health(&engine).await;
+    let mut health = engine.health().await;
     assert!(says(&mut health, &BY_BOUNDARY, ServingStatus::Serving).await);
     assert!(says(&mut health, &BY_ENGINE, ServingStatus::Serving).await);
 
@@ -54,7 +49,7 @@ async fn without_its_boundary_an_engine_does_not_serve_nor_does_any_service_that
 async fn an_engine_that_stops_tells_those_who_watch_its_health_and_does_not_wait_for_them() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "");
-    let mut watched = health(&engine).await.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    let mut watched = engine.health().await.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
     let next = watched.message().await.unwrap().unwrap();
     assert_eq!(next.status(), ServingStatus::Serving);
     signal(engine.id(), "TERM");

@@ -17,7 +17,7 @@ use std::{
 
 use rustix::fs::{Advice, AtFlags, OFlags, StatxFlags, fadvise, fcntl_getfl, fcntl_setfl, fstatfs, statx};
 
-use super::journal::SUFFIX;
+use super::journal::{self, path};
 
 /// How much is written at a time.
 const STRETCH_BYTES: usize = 256 * 1024;
@@ -48,12 +48,7 @@ impl Ahead {
     }
 
     fn newest(directory: &Path) -> io::Result<Self> {
-        let mut number = 0;
-        for entry in directory.read_dir()? {
-            let name = entry?.file_name();
-            let found = name.to_str().and_then(|name| name.strip_suffix(SUFFIX));
-            number = found.and_then(|found| found.parse().ok()).unwrap_or(number).max(number);
-        }
+        let number = journal::numbers(directory)?.into_iter().max().unwrap_or_default();
         let journal = OpenOptions::new().read(true).write(true).open(path(directory, number))?;
         // Nothing is read but what is asked for: read ahead, a hole comes as memory to be cleared, all 64 MiB of it.
         let _ = fadvise(&journal, 0, None, Advice::Random);
@@ -104,10 +99,6 @@ impl Ahead {
         }
         Ok(())
     }
-}
-
-fn path(directory: &Path, number: u64) -> PathBuf {
-    directory.join(format!("{number}{SUFFIX}"))
 }
 
 /// Whether the journal, filled so far, still ends before the last of it.

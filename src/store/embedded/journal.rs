@@ -16,7 +16,7 @@
 use std::{
     fs::{File, OpenOptions, TryLockError},
     io::{self, Read},
-    path::Path,
+    path::{Path, PathBuf},
     thread,
     time::Duration,
 };
@@ -31,7 +31,7 @@ const LOCK_FILE: &str = "lock";
 const LOCK_TRIES: u32 = 3;
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
 /// How the name of a journal ends; before it stands its number.
-pub(super) const SUFFIX: &str = ".jnl";
+const SUFFIX: &str = ".jnl";
 
 const START: u8 = 1;
 const ITEM: u8 = 2;
@@ -63,16 +63,10 @@ pub(super) fn check(directory: &Path) -> Result<(), JournalError> {
     };
     // What another process writes now looks as if it were cut short.
     hold(&lock)?;
-    let mut numbers = Vec::new();
-    for entry in directory.read_dir()? {
-        let name = entry?.file_name();
-        let number =
-            name.to_str().and_then(|name| name.strip_suffix(SUFFIX)).and_then(|number| number.parse::<u64>().ok());
-        numbers.extend(number);
-    }
+    let numbers = numbers(directory)?;
     let newest = numbers.iter().max().copied();
     for number in numbers {
-        let journal = OpenOptions::new().read(true).write(true).open(directory.join(format!("{number}{SUFFIX}")))?;
+        let journal = OpenOptions::new().read(true).write(true).open(path(directory, number))?;
         match Ending::of(&written(&journal)?) {
             Ending::Whole => {}
             Ending::CutShort { at } if Some(number) == newest => {
@@ -85,6 +79,20 @@ pub(super) fn check(directory: &Path) -> Result<(), JournalError> {
         }
     }
     Ok(())
+}
+
+/// The numbers of the journals in a directory; the highest is of the one that is written.
+pub(super) fn numbers(directory: &Path) -> io::Result<Vec<u64>> {
+    let mut numbers = Vec::new();
+    for entry in directory.read_dir()? {
+        let name = entry?.file_name();
+        numbers.extend(name.to_str().and_then(|name| name.strip_suffix(SUFFIX)?.parse::<u64>().ok()));
+    }
+    Ok(numbers)
+}
+
+pub(super) fn path(directory: &Path, number: u64) -> PathBuf {
+    directory.join(format!("{number}{SUFFIX}"))
 }
 
 fn hold(lock: &File) -> Result<(), JournalError> {
