@@ -245,8 +245,12 @@ fn with_services(router: Router, services: &Services, keys: &KeyServices) -> Rou
         .add_service(KeyServiceServer::new(keys.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
 }
 
+/// Of every service that an engine serves, and of no other. Both versions of reflection are served, so each lists both.
 fn reflection() -> tonic_reflection::server::Builder<'static> {
     tonic_reflection::server::Builder::configure()
+        .include_reflection_service(false)
+        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(proto::DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
 }

@@ -7,5 +7,5 @@ mod codec;
 
 tonic::include_proto!("pinseal.v1");
 
-/// The compiled `.proto` files, for reflection: a `google.protobuf.FileDescriptorSet`.
+/// The compiled `.proto` files of the services that an engine serves, for reflection: a `google.protobuf.FileDescriptorSet`.
 pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pinseal.bin"));

@@ -158,7 +158,7 @@ impl EngineProcess {
         HealthClient::new(self.channel().await)
     }
 
-    async fn channel(&self) -> Channel {
+    pub(crate) async fn channel(&self) -> Channel {
         Channel::from_shared(format!("http://{}", self.address)).unwrap().connect().await.unwrap()
     }
 

@@ -28,6 +28,7 @@ mod no_trace;
 mod person_token;
 mod race;
 mod real_token;
+mod reflection;
 mod rotation;
 mod take_up;
 mod token;
