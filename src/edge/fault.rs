@@ -169,7 +169,6 @@ impl Fault {
         *answer.status_mut() = status;
         let headers = answer.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if status == StatusCode::UNAUTHORIZED {
             headers.append(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"pinseal\""));
             headers.append(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"pinseal\""));

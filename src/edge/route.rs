@@ -10,7 +10,10 @@ use axum::{
     Json, Router,
     body::{Body, Bytes},
     extract::{MatchedPath, Path, Request, State, rejection::PathRejection},
-    http::{HeaderMap, Method, Response, StatusCode, header::EXPECT},
+    http::{
+        HeaderMap, HeaderValue, Method, Response, StatusCode,
+        header::{CACHE_CONTROL, EXPECT},
+    },
     response::IntoResponse,
     routing::{get, post},
 };
@@ -18,7 +21,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use tokio::{sync::Semaphore, time::timeout};
-use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLayer};
 use uuid::Uuid;
 
 use super::{
@@ -71,6 +74,8 @@ pub(super) fn router(settings: Settings, engine: EngineClient) -> Router {
             tracing::warn!(%id, code = Fault::UNEXPECTED.code(), "a request panicked");
             Fault::UNEXPECTED.answer(profile, id)
         }))
+        // Outermost: no cache keeps an answer, be it a control, a key, a block or an error (RFC 9111, section 5.2.2.5).
+        .layer(SetResponseHeaderLayer::overriding(CACHE_CONTROL, HeaderValue::from_static("no-store")))
         .with_state(edge)
 }
 

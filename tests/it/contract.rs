@@ -179,6 +179,20 @@ fn a_body_that_only_resembles_the_contracts_opens_no_control() {
     assert_eq!(house.edge.post("/v3/set/tzpk?auditUser=it", &array).fault(), (400, "BODY_MALFORMED"));
 }
 
+/// That each answer to a POST has it, `EdgeProcess::post_as` asserts.
+#[test]
+fn no_cache_may_keep_an_answer_of_the_edge() {
+    let (house, device) = (House::new(""), device());
+    let control = house.open("SET_PIN");
+    let tzpk = house.tzpk(&control, &device);
+    assert_eq!(house.set(&control, &block(&device, &tzpk, "2580")).status, 200);
+    let view = json!({ "controlId": house.open("VIEW_PIN"), "publicKey": STANDARD.encode(device.public_key_der()) });
+    assert_eq!(house.edge.post("/v3/view?auditUser=it", &view.to_string()).status, 200);
+    for path in ["/openapi.json", "/docs", "/healthz", "/readyz", "/pin/v3/set", "/nowhere"] {
+        assert_eq!(house.edge.cache_control_of(path).as_deref(), Some("no-store"), "{path}");
+    }
+}
+
 #[test]
 fn who_shows_no_credentials_or_wrong_ones_is_nobody() {
     let house = House::new("");

@@ -88,6 +88,12 @@ impl EdgeProcess {
         agent().get(format!("{}{path}", self.url)).call().unwrap().status().as_u16()
     }
 
+    /// The Cache-Control of a GET without credentials.
+    pub(crate) fn cache_control_of(&self, path: &str) -> Option<String> {
+        let answer = agent().get(format!("{}{path}", self.url)).call().unwrap();
+        answer.headers().get("cache-control").map(|value| value.to_str().unwrap().to_owned())
+    }
+
     /// A POST with the story's token.
     pub(crate) fn post(&self, path: &str, body: &str) -> Answer {
         self.post_as(&format!("Bearer {TOKEN}"), path, body)
@@ -103,6 +109,8 @@ impl EdgeProcess {
         let text = answer.body_mut().read_to_string().unwrap();
         let body = serde_json::from_str(&text).unwrap_or_else(|_| panic!("not JSON: {text}"));
         let retry_after = answer.headers().contains_key("retry-after");
+        let kept_by_no_cache = answer.headers().get("cache-control").is_some_and(|value| value == "no-store");
+        assert!(kept_by_no_cache, "{path}: a cache may keep {text}");
         Answer { status: answer.status().as_u16(), body, text, retry_after }
     }
 }
