@@ -18,6 +18,7 @@ use uuid::Uuid;
 use crate::{
     card::{CardKey, RegisteredAccount, Tenant},
     clock::UnixMillis,
+    limits::CONTROL_ID_CHARACTERS,
 };
 
 /// How often a PIN that breaks the policy leaves its control usable.
@@ -48,7 +49,7 @@ impl ControlId {
     /// Reads the 36-character text form.
     pub fn parse(text: &str) -> Result<Self, ControlIdError> {
         let uuid = Uuid::try_parse(text).map_err(|_| ControlIdError)?;
-        (text.len() == 36).then_some(Self(*uuid.as_bytes())).ok_or(ControlIdError)
+        (text.len() == CONTROL_ID_CHARACTERS).then_some(Self(*uuid.as_bytes())).ok_or(ControlIdError)
     }
 
     /// From its 16 bytes.

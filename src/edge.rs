@@ -23,6 +23,7 @@ pub use self::{
 };
 use crate::{
     config,
+    limits::REQUEST_BYTES_MAX,
     proto::{control_service_client::ControlServiceClient, pin_service_client::PinServiceClient},
     tls::{self, ClientTls, ListenError, ServerTls, TlsError},
 };
@@ -56,8 +57,8 @@ const PIN_SERVICE: &str = "pinseal.v1.PinService";
 impl EngineClient {
     fn over(channel: &Channel) -> Self {
         Self {
-            controls: ControlServiceClient::new(channel.clone()),
-            pins: PinServiceClient::new(channel.clone()),
+            controls: ControlServiceClient::new(channel.clone()).max_encoding_message_size(REQUEST_BYTES_MAX),
+            pins: PinServiceClient::new(channel.clone()).max_encoding_message_size(REQUEST_BYTES_MAX),
             health: HealthClient::new(channel.clone()),
         }
     }

@@ -14,17 +14,18 @@ use tokio::{sync::watch, task::JoinHandle};
 use tonic::{server::NamedService, transport::server::Router};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
+pub use self::peer::Right;
 use self::{
     key_service::KeyServices,
     peer::Peers,
     service::Services,
     serving::{Serving, ServingError, ServingSettings},
 };
-pub use self::{peer::Right, wire::ERROR_DOMAIN};
 use crate::{
     audit::entry::Action,
     boundary::{Boundary, BoundaryError},
     config,
+    limits::REQUEST_BYTES_MAX,
     metrics::{Metrics, MetricsError},
     pin::Pins,
     proto::{
@@ -40,8 +41,6 @@ use crate::{
     tls::{self, ListenError, ServerTls, TlsError},
 };
 
-/// The longest request taken, in bytes: a device key of 4096 bits is 550.
-const REQUEST_BYTES_MAX: usize = 16 * 1024;
 /// How often the token is asked whether it is there.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 

@@ -13,7 +13,7 @@ pub mod audit;
 pub mod bench;
 #[cfg(feature = "engine")]
 pub mod boundary;
-#[cfg(feature = "engine")]
+#[cfg(any(feature = "engine", feature = "edge"))]
 pub mod caller;
 pub mod card;
 #[cfg(feature = "keys")]
@@ -37,6 +37,8 @@ pub mod engine;
 pub mod hsm_process;
 #[cfg(feature = "keys")]
 pub mod keyblock;
+#[cfg(any(feature = "engine", feature = "edge"))]
+pub mod limits;
 #[cfg(feature = "engine")]
 pub mod metrics;
 #[cfg(feature = "operator")]
@@ -45,6 +47,8 @@ pub mod operator;
 pub mod pin;
 pub mod pki;
 pub mod proto;
+#[cfg(any(feature = "engine", feature = "edge"))]
+pub mod reason;
 #[cfg(feature = "engine")]
 pub mod rotation;
 #[cfg(feature = "simulator")]

@@ -14,6 +14,7 @@ use super::{ConfigError, low, secret::SecretSource, within};
 use crate::{
     card::Tenant,
     edge::{Client, Credential, ErrorProfile, Settings},
+    limits::BODY_BYTES_MAX,
     tls::{ClientTlsConfig, ServerTlsConfig},
 };
 
@@ -113,7 +114,7 @@ impl Default for LowEdge {
             clients: Vec::new(),
             error_profile: LowErrorProfile::Full,
             request_timeout_milliseconds: 10_000,
-            body_bytes_max: 16 * 1024,
+            body_bytes_max: BODY_BYTES_MAX,
             requests_max: 4_096,
         }
     }

@@ -5,7 +5,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::fault::Fault;
-use crate::proto;
+use crate::{
+    limits::{CONTROL_ID_CHARACTERS, PIN_BLOCK_BYTES, PIN_BLOCK_CHARACTERS, PUBLIC_KEY_CHARACTERS_MAX},
+    proto,
+};
 
 /// Opens a control. Members not named here are ignored, in this and every other request.
 #[derive(Deserialize, ToSchema)]
@@ -58,7 +61,7 @@ pub(super) struct DeviceKeyRequest {
     #[schema(format = Uuid)]
     pub(super) control_id: String,
     /// Standard base64, without PEM markers, of the DER SubjectPublicKeyInfo of the device's RSA key: 2048 to 4096 bits.
-    #[schema(min_length = 392, max_length = 1024, pattern = "^[A-Za-z0-9+/]+={0,2}$")]
+    #[schema(min_length = 392, max_length = 736, pattern = "^[A-Za-z0-9+/]+={0,2}$")]
     pub(super) public_key: String,
 }
 
@@ -109,14 +112,22 @@ pub(super) fn parse<T: for<'a> Deserialize<'a>>(body: &[u8]) -> Result<T, Fault>
     serde_json::from_slice(body).map_err(|_| Fault::BODY_MALFORMED)
 }
 
+/// A controlId of the right length; the engine judges the rest.
+pub(super) fn control_id(text: String) -> Result<String, Fault> {
+    if text.len() == CONTROL_ID_CHARACTERS { Ok(text) } else { Err(Fault::CONTROL_ID_INVALID) }
+}
+
 /// The DER of a publicKey.
 pub(super) fn public_key(text: &str) -> Result<Vec<u8>, Fault> {
-    STANDARD.decode(text).map_err(|_| Fault::DEVICE_KEY_INVALID)
+    let short = Some(text).filter(|text| text.len() <= PUBLIC_KEY_CHARACTERS_MAX);
+    short.and_then(|text| STANDARD.decode(text).ok()).ok_or(Fault::DEVICE_KEY_INVALID)
 }
 
 /// The 8 bytes of a pinBlock.
 pub(super) fn pin_block(text: &str) -> Result<Vec<u8>, Fault> {
-    STANDARD.decode(text).ok().filter(|block| block.len() == 8).ok_or(Fault::PIN_BLOCK_LENGTH)
+    let right = Some(text).filter(|text| text.len() == PIN_BLOCK_CHARACTERS);
+    let block = right.and_then(|text| STANDARD.decode(text).ok()).filter(|block| block.len() == PIN_BLOCK_BYTES);
+    block.ok_or(Fault::PIN_BLOCK_LENGTH)
 }
 
 /// Standard base64.

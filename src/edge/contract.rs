@@ -18,8 +18,10 @@ const OF_EACH: &[Fault] = &[
     Fault::REQUEST_INVALID,
     Fault::UNAUTHENTICATED,
     Fault::CALLER_FORBIDDEN,
+    Fault::NOT_FOUND,
     Fault::BODY_TIMEOUT,
     Fault::BODY_TOO_LARGE,
+    Fault::STATE_CONFLICT,
     Fault::UNEXPECTED,
     Fault::BUSY,
     Fault::STORE_UNAVAILABLE,
@@ -110,6 +112,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::limits::{AUDIT_USER_CHARACTERS_MAX, PIN_BLOCK_CHARACTERS, PUBLIC_KEY_CHARACTERS_MAX};
 
     const REVIEWED: &str = include_str!("../../docs/openapi.json");
 
@@ -120,6 +123,21 @@ mod tests {
             "docs/openapi.json is not what the routes say: run `cargo run --example openapi > docs/openapi.json` and \
              review the difference"
         );
+    }
+
+    #[test]
+    fn the_reviewed_file_has_the_lengths_that_the_edge_checks() {
+        let api: Value = serde_json::from_str(REVIEWED).unwrap();
+        let member = |schema: &str, member: &str| api["components"]["schemas"][schema]["properties"][member].clone();
+        assert_eq!(member("DeviceKeyRequest", "publicKey")["maxLength"], PUBLIC_KEY_CHARACTERS_MAX);
+        for bound in ["minLength", "maxLength"] {
+            assert_eq!(member("SetPinRequest", "pinBlock")[bound], PIN_BLOCK_CHARACTERS, "{bound}");
+        }
+        for operation in api["paths"].as_object().unwrap().values().map(|path| &path["post"]) {
+            let parameters = operation["parameters"].as_array().unwrap();
+            let audit_user = parameters.iter().find(|parameter| parameter["name"] == "auditUser").unwrap();
+            assert_eq!(audit_user["schema"]["maxLength"], AUDIT_USER_CHARACTERS_MAX);
+        }
     }
 
     /// The errorCodes a description tells of, each with the row's own words.

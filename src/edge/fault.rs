@@ -10,6 +10,8 @@ use tonic_types::StatusExt;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use crate::reason::{ERROR_DOMAIN, Reason};
+
 /// Which statuses errors may have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ErrorProfile {
@@ -64,11 +66,6 @@ macro_rules! table {
 
             /// Every row, for the documentation.
             pub(super) const TABLE: &'static [Self] = &[$(Self::$name),+];
-
-            /// The row of an engine's reason.
-            fn by_reason(reason: &str) -> Option<Self> {
-                [$(Self::$name),+].into_iter().find(|fault| fault.code == reason)
-            }
         }
     };
 }
@@ -77,7 +74,7 @@ table! {
     UNAUTHENTICATED = UNAUTHORIZED Security "UNAUTHENTICATED" "the credentials are missing or wrong: send this client's own, Bearer or Basic";
 
     BODY_MALFORMED = BAD_REQUEST StaticValidation "BODY_MALFORMED" "the body is not the JSON object this route takes: see the contract";
-    AUDIT_USER_INVALID = BAD_REQUEST StaticValidation "AUDIT_USER_INVALID" "the query parameter auditUser is required: 1 to 128 characters";
+    AUDIT_USER_INVALID = BAD_REQUEST StaticValidation "AUDIT_USER_INVALID" "the query parameter auditUser is required once: 1 to 128 visible characters or spaces, no control or format characters";
     PLASTIC_ID_INVALID = BAD_REQUEST StaticValidation "PLASTIC_ID_INVALID" "plasticId is 1 to 19 decimal digits";
     SCOPE_INVALID = BAD_REQUEST StaticValidation "SCOPE_INVALID" "scope is SET_PIN or VIEW_PIN";
     CONTROL_ID_INVALID = BAD_REQUEST StaticValidation "CONTROL_ID_INVALID" "controlId is a UUID of 36 characters";
@@ -95,6 +92,7 @@ table! {
     CONTROL_NOT_USABLE = NOT_FOUND DynamicValidation "CONTROL_NOT_USABLE" "the control is not usable: open another";
     PIN_NOT_SET = NOT_FOUND DynamicValidation "PIN_NOT_SET" "no PIN is set for this card: set one first";
     CARD_UNKNOWN = NOT_FOUND DynamicValidation "CARD_UNKNOWN" "the card is not registered: register it with the engine first";
+    NOT_FOUND = NOT_FOUND DynamicValidation "NOT_FOUND" "the engine does not know what the request names: open another control";
     ROUTE_UNKNOWN = NOT_FOUND StaticValidation "ROUTE_UNKNOWN" "there is no such route: see /openapi.json";
     METHOD_NOT_ALLOWED = METHOD_NOT_ALLOWED StaticValidation "METHOD_NOT_ALLOWED" "this route takes another method: see /openapi.json";
 
@@ -102,6 +100,8 @@ table! {
     PIN_BLOCK_MALFORMED = UNPROCESSABLE_ENTITY DynamicValidation "PIN_BLOCK_MALFORMED" "the block is not an ISO 9564 format 1 block under this control's tzpk: open another control";
     PIN_NOT_SHOWN = UNPROCESSABLE_ENTITY DynamicValidation "PIN_NOT_SHOWN" "this card's PIN is kept in a form that is not shown: it can only be set anew";
     PIN_REFUSED = UNPROCESSABLE_ENTITY DynamicValidation "PIN_REFUSED" "the PIN breaks the PIN policy: choose another";
+
+    STATE_CONFLICT = UNPROCESSABLE_ENTITY DynamicValidation "STATE_CONFLICT" "the engine can't do this in the present state: open another control";
 
     CONTROL_CAP = TOO_MANY_REQUESTS DynamicValidation "CONTROL_CAP" "this card has had too many controls within the hour: try again later" retry 600;
 
@@ -116,18 +116,60 @@ table! {
 impl Fault {
     /// What the engine's status is to a client: by its reason, else by its code. The engine's own text stays inside.
     pub(super) fn of(status: &Status) -> Self {
-        let reason = status.get_details_error_info().filter(|info| info.domain == "pinseal");
-        let by_reason = reason.and_then(|info| Self::by_reason(&info.reason));
-        // What has a cause never came from the engine: the connection broke, or never was one.
-        let broken = std::error::Error::source(status).is_some();
-        by_reason.unwrap_or(match status.code() {
-            _ if broken => Self::ENGINE_UNAVAILABLE,
-            Code::Unavailable => Self::ENGINE_UNAVAILABLE,
-            Code::DeadlineExceeded | Code::Cancelled => Self::ENGINE_UNAVAILABLE,
-            Code::ResourceExhausted => Self::BUSY,
-            Code::InvalidArgument => Self::REQUEST_INVALID,
-            _ => Self::UNEXPECTED,
-        })
+        let info = status.get_details_error_info().filter(|info| info.domain == ERROR_DOMAIN);
+        match info.and_then(|info| Reason::parse(&info.reason)) {
+            Some(reason) => Self::of_reason(reason),
+            // A status with a source never came from the engine: the connection broke, or was never made.
+            None if std::error::Error::source(status).is_some() => Self::ENGINE_UNAVAILABLE,
+            None => Self::of_code(status.code()),
+        }
+    }
+
+    /// The row of a reason of the engine.
+    fn of_reason(reason: Reason) -> Self {
+        match reason {
+            Reason::AuditUserInvalid => Self::AUDIT_USER_INVALID,
+            Reason::PlasticIdInvalid => Self::PLASTIC_ID_INVALID,
+            Reason::ScopeInvalid => Self::SCOPE_INVALID,
+            Reason::ControlIdInvalid => Self::CONTROL_ID_INVALID,
+            Reason::DeviceKeyInvalid => Self::DEVICE_KEY_INVALID,
+            Reason::PinBlockLength => Self::PIN_BLOCK_LENGTH,
+            Reason::TenantInvalid | Reason::AccountNumberInvalid => Self::REQUEST_INVALID,
+            Reason::CallerForbidden => Self::CALLER_FORBIDDEN,
+            Reason::TenantMismatch => Self::TENANT_MISMATCH,
+            Reason::ScopeMismatch => Self::SCOPE_MISMATCH,
+            Reason::DeviceKeyMismatch => Self::DEVICE_KEY_MISMATCH,
+            Reason::ControlNotUsable => Self::CONTROL_NOT_USABLE,
+            Reason::PinNotSet => Self::PIN_NOT_SET,
+            Reason::CardUnknown => Self::CARD_UNKNOWN,
+            Reason::AccountBound => Self::STATE_CONFLICT,
+            Reason::TzpkMissing => Self::TZPK_MISSING,
+            Reason::PinBlockMalformed => Self::PIN_BLOCK_MALFORMED,
+            Reason::PinNotShown => Self::PIN_NOT_SHOWN,
+            Reason::PinRefused => Self::PIN_REFUSED,
+            Reason::ControlCap => Self::CONTROL_CAP,
+            Reason::Busy | Reason::TokenBusy | Reason::Counting => Self::BUSY,
+            Reason::StoreUnavailable => Self::STORE_UNAVAILABLE,
+            Reason::TokenUnavailable => Self::TOKEN_UNAVAILABLE,
+            Reason::RotationCutOff => Self::ENGINE_UNAVAILABLE,
+            Reason::BoundaryFailed => Self::UNEXPECTED,
+        }
+    }
+
+    /// The row of a gRPC code that comes without a reason that the edge knows: from the transport, a proxy, or an engine of
+    /// another release.
+    fn of_code(code: Code) -> Self {
+        match code {
+            // OutOfRange is tonic's answer to a message longer than its reader decodes.
+            Code::InvalidArgument | Code::OutOfRange => Self::REQUEST_INVALID,
+            Code::NotFound => Self::NOT_FOUND,
+            Code::FailedPrecondition | Code::AlreadyExists => Self::STATE_CONFLICT,
+            // The edge's own credentials at the engine, not those of the edge's client: no 401.
+            Code::PermissionDenied | Code::Unauthenticated => Self::CALLER_FORBIDDEN,
+            Code::ResourceExhausted | Code::Aborted => Self::BUSY,
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Self::ENGINE_UNAVAILABLE,
+            Code::Ok | Code::Unknown | Code::Unimplemented | Code::Internal | Code::DataLoss => Self::UNEXPECTED,
+        }
     }
 
     /// Its stable code.
@@ -267,20 +309,77 @@ mod tests {
         Status::with_error_details(code, "words of the engine's own", details)
     }
 
+    /// The status by both profiles and the errorType, as the Card PIN API has them.
+    fn answered(status: &Status) -> (u16, u16, ErrorType) {
+        let fault = Fault::of(status);
+        let [full, strict] =
+            [ErrorProfile::Full, ErrorProfile::Strict].map(|profile| fault.answer(profile, Uuid::nil()));
+        let retried = full.headers().contains_key(header::RETRY_AFTER);
+        assert_eq!(retried, matches!(full.status().as_u16(), 429 | 503), "{}: Retry-After", fault.code);
+        (full.status().as_u16(), strict.status().as_u16(), fault.error_type)
+    }
+
     #[test]
-    fn each_reason_of_the_engine_has_its_row() {
-        let rows = [
-            (Code::NotFound, "CONTROL_NOT_USABLE", 404),
-            (Code::PermissionDenied, "TENANT_MISMATCH", 403),
-            (Code::FailedPrecondition, "PIN_BLOCK_MALFORMED", 422),
-            (Code::FailedPrecondition, "PIN_REFUSED", 422),
-            (Code::FailedPrecondition, "PIN_NOT_SHOWN", 422),
-            (Code::ResourceExhausted, "CONTROL_CAP", 429),
-            (Code::Unavailable, "STORE_UNAVAILABLE", 503),
-            (Code::Internal, "BOUNDARY_FAILED", 500),
+    fn each_reason_of_the_engine_has_its_answer() {
+        use ErrorType::{DynamicValidation, Integration, Security, StaticValidation, Unexpected};
+        let answers: &[(&[&str], (u16, u16, ErrorType))] = &[
+            (
+                &[
+                    "TENANT_INVALID",
+                    "AUDIT_USER_INVALID",
+                    "PLASTIC_ID_INVALID",
+                    "ACCOUNT_NUMBER_INVALID",
+                    "CONTROL_ID_INVALID",
+                    "SCOPE_INVALID",
+                    "DEVICE_KEY_INVALID",
+                    "PIN_BLOCK_LENGTH",
+                ],
+                (400, 404, StaticValidation),
+            ),
+            (&["CALLER_FORBIDDEN", "TENANT_MISMATCH", "SCOPE_MISMATCH", "DEVICE_KEY_MISMATCH"], (403, 403, Security)),
+            (&["CONTROL_NOT_USABLE", "PIN_NOT_SET", "CARD_UNKNOWN"], (404, 404, DynamicValidation)),
+            (
+                &["ACCOUNT_BOUND", "TZPK_MISSING", "PIN_BLOCK_MALFORMED", "PIN_NOT_SHOWN", "PIN_REFUSED"],
+                (422, 404, DynamicValidation),
+            ),
+            (&["CONTROL_CAP"], (429, 403, DynamicValidation)),
+            (
+                &["BUSY", "TOKEN_BUSY", "COUNTING", "STORE_UNAVAILABLE", "TOKEN_UNAVAILABLE", "ROTATION_CUT_OFF"],
+                (503, 500, Integration),
+            ),
+            (&["BOUNDARY_FAILED"], (500, 500, Unexpected)),
         ];
-        for (code, reason, status) in rows {
-            assert_eq!(Fault::of(&engine_says(code, reason)).status.as_u16(), status, "{reason}");
+        for reason in Reason::ALL {
+            let row = answers.iter().find(|(reasons, _)| reasons.contains(&reason.as_str()));
+            let (_, answer) = row.unwrap_or_else(|| panic!("{} has no answer here", reason.as_str()));
+            // The reason decides, whatever the code.
+            for code in [Code::Unknown, Code::Unavailable, Code::NotFound] {
+                assert_eq!(answered(&engine_says(code, reason.as_str())), *answer, "{}", reason.as_str());
+            }
+        }
+    }
+
+    #[test]
+    fn each_grpc_code_has_its_answer_without_a_known_reason() {
+        use ErrorType::{DynamicValidation, Integration, Security, StaticValidation, Unexpected};
+        let codes = (0..17).map(Code::from_i32).collect::<Vec<_>>();
+        for code in codes {
+            let answer = match code {
+                Code::InvalidArgument | Code::OutOfRange => (400, 404, StaticValidation),
+                Code::PermissionDenied | Code::Unauthenticated => (403, 403, Security),
+                Code::NotFound => (404, 404, DynamicValidation),
+                Code::FailedPrecondition | Code::AlreadyExists => (422, 404, DynamicValidation),
+                Code::ResourceExhausted
+                | Code::Aborted
+                | Code::Unavailable
+                | Code::DeadlineExceeded
+                | Code::Cancelled => (503, 500, Integration),
+                Code::Ok | Code::Unknown | Code::Unimplemented | Code::Internal | Code::DataLoss => {
+                    (500, 500, Unexpected)
+                }
+            };
+            assert_eq!(answered(&Status::new(code, "words")), answer, "{code:?}");
+            assert_eq!(answered(&engine_says(code, "OF_A_LATER_RELEASE")), answer, "{code:?}");
         }
     }
 

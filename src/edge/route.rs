@@ -31,10 +31,8 @@ use super::{
     fault::{Fault, FaultBody, Refused},
     page,
 };
-use crate::proto;
+use crate::{caller::AuditUser, card::PlasticId, proto};
 
-/// The longest auditUser, in characters.
-const AUDIT_USER_CHARACTERS_MAX: usize = 128;
 /// How long a body may take to arrive, where half of the request's own time is not less: it holds one of the places.
 const BODY_TIME_MAX: Duration = Duration::from_secs(3);
 /// How long an answer given early waits for the rest of the body, and for how many times the largest body taken.
@@ -107,7 +105,7 @@ struct Asked {
     post, path = "/pincontrol/v2/plastic/{plasticId}", operation_id = "openControl", tag = "PIN control",
     params(
         ("plasticId" = String, Path, description = "The card: 1 to 19 decimal digits.", pattern = "^[0-9]{1,19}$"),
-        ("auditUser" = String, Query, description = "Who asks; logged, never trusted.", min_length = 1, max_length = 128),
+        ("auditUser" = String, Query, description = "Who asks; logged, never trusted. Visible characters and spaces: no control, format, invisible, private-use or unassigned ones.", min_length = 1, max_length = 128),
     ),
     request_body = PinControlRequest,
     responses(
@@ -118,6 +116,7 @@ struct Asked {
         (status = 404, description = "The card is not registered, where only registered cards are served.", body = FaultBody),
         (status = 408, description = "The body did not arrive in time.", body = FaultBody),
         (status = 413, description = "The body is too large.", body = FaultBody),
+        (status = 422, description = "The engine can't do this in the present state.", body = FaultBody),
         (status = 429, description = "Too many controls for this card within the hour.", body = FaultBody),
         (status = 500, description = "Something went wrong that should not.", body = FaultBody),
         (status = 503, description = "The engine, its store or its key boundary is away.", body = FaultBody),
@@ -130,12 +129,13 @@ async fn open_control(
     request: Request,
 ) -> Response<Body> {
     let work = async |asked: Asked| -> Result<_, Refused> {
-        let Ok(Path(plastic_id)) = plastic_id else { return Err(Fault::PLASTIC_ID_INVALID.into()) };
+        let plastic_id = plastic_id.ok().and_then(|Path(text)| PlasticId::parse(&text).ok());
+        let plastic_id = plastic_id.ok_or(Fault::PLASTIC_ID_INVALID)?;
         let body: PinControlRequest = body::parse(&asked.body)?;
         let request = edge.timed(proto::OpenControlRequest {
             tenant: asked.tenant,
             audit_user: asked.audit_user,
-            plastic_id,
+            plastic_id: plastic_id.as_str().to_owned(),
             scope: Scope::parse(&body.scope)?.to_wire(),
             device_key_sha256: Vec::new(),
         });
@@ -150,7 +150,7 @@ async fn open_control(
 /// Fresh each time; the newest one wins.
 #[utoipa::path(
     post, path = "/pin/v3/set/tzpk", operation_id = "issueTzpk", tag = "Set PIN",
-    params(("auditUser" = String, Query, description = "Who asks; logged, never trusted.", min_length = 1, max_length = 128)),
+    params(("auditUser" = String, Query, description = "Who asks; logged, never trusted. Visible characters and spaces: no control, format, invisible, private-use or unassigned ones.", min_length = 1, max_length = 128)),
     request_body = DeviceKeyRequest,
     responses(
         (status = 200, description = "A fresh tzpk, encrypted to the device's key.", body = Tzpk),
@@ -160,6 +160,7 @@ async fn open_control(
         (status = 404, description = "The control is unknown, expired or spent: one answer.", body = FaultBody),
         (status = 408, description = "The body did not arrive in time.", body = FaultBody),
         (status = 413, description = "The body is too large.", body = FaultBody),
+        (status = 422, description = "The engine can't do this in the present state.", body = FaultBody),
         (status = 500, description = "Something went wrong that should not.", body = FaultBody),
         (status = 503, description = "The engine, its store or its key boundary is away.", body = FaultBody),
     ),
@@ -171,7 +172,7 @@ async fn issue_tzpk(State(edge): State<Arc<EdgeState>>, request: Request) -> Res
         let request = edge.timed(proto::IssueTzpkRequest {
             tenant: asked.tenant,
             audit_user: asked.audit_user,
-            control_id: body.control_id,
+            control_id: body::control_id(body.control_id)?,
             device_public_key: body::public_key(&body.public_key)?,
         });
         let issued = edge.engine.pins.clone().issue_tzpk(request).await?;
@@ -186,7 +187,7 @@ async fn issue_tzpk(State(edge): State<Arc<EdgeState>>, request: Request) -> Res
 /// other block under a spent control is not.
 #[utoipa::path(
     post, path = "/pin/v3/set", operation_id = "setPin", tag = "Set PIN",
-    params(("auditUser" = String, Query, description = "Who asks; logged, never trusted.", min_length = 1, max_length = 128)),
+    params(("auditUser" = String, Query, description = "Who asks; logged, never trusted. Visible characters and spaces: no control, format, invisible, private-use or unassigned ones.", min_length = 1, max_length = 128)),
     request_body = SetPinRequest,
     responses(
         (status = 200, description = "The PIN is set, and on disk.", body = PinSet),
@@ -209,7 +210,7 @@ async fn set_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Respon
         let request = edge.timed(proto::SetPinRequest {
             tenant: asked.tenant,
             audit_user: asked.audit_user,
-            control_id: body.control_id,
+            control_id: body::control_id(body.control_id)?,
             pin_block: body::pin_block(&body.pin_block)?,
         });
         edge.engine.pins.clone().set_pin(request).await?;
@@ -223,7 +224,7 @@ async fn set_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Respon
 /// Spends the control.
 #[utoipa::path(
     post, path = "/pin/v3/view", operation_id = "viewPin", tag = "View PIN",
-    params(("auditUser" = String, Query, description = "Who asks; logged, never trusted.", min_length = 1, max_length = 128)),
+    params(("auditUser" = String, Query, description = "Who asks; logged, never trusted. Visible characters and spaces: no control, format, invisible, private-use or unassigned ones.", min_length = 1, max_length = 128)),
     request_body = DeviceKeyRequest,
     responses(
         (status = 200, description = "The PIN, under a fresh tzpk for the device.", body = ShownPin),
@@ -245,7 +246,7 @@ async fn view_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Respo
         let request = edge.timed(proto::ViewPinRequest {
             tenant: asked.tenant,
             audit_user: asked.audit_user,
-            control_id: body.control_id,
+            control_id: body::control_id(body.control_id)?,
             device_public_key: body::public_key(&body.public_key)?,
         });
         let shown = edge.engine.pins.clone().view_pin(request).await?.into_inner();
@@ -413,13 +414,12 @@ fn logged_method(method: &Method) -> &str {
     }
 }
 
-/// The value of `auditUser`, where it is there once and is 1 to 128 characters without control characters.
+/// The value of `auditUser`, where it is there once and [`AuditUser`] allows it.
 fn audit_user(query: Option<&str>) -> Option<String> {
     let pairs = query.unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
     let mut values = pairs.filter(|(name, _)| decoded(name).as_deref() == Some("auditUser")).map(|(_, value)| value);
     let value = values.next().filter(|_| values.next().is_none()).and_then(decoded)?;
-    let length = value.chars().take(AUDIT_USER_CHARACTERS_MAX + 1).count();
-    ((1..=AUDIT_USER_CHARACTERS_MAX).contains(&length) && !value.chars().any(char::is_control)).then_some(value)
+    AuditUser::parse(&value).is_ok().then_some(value)
 }
 
 /// A form's text; none where it is no UTF-8: what stands in the audit chain is what was sent. A `%` that escapes nothing

@@ -12,37 +12,35 @@ use crate::{
     control::{ControlId, Denied, Scope, Thumbprint},
     pin::{IssueTzpkError, RegisterCardError, SetPinError, ViewPinError},
     proto,
+    reason::{ERROR_DOMAIN, Reason},
     rotation::{Census, Progress, State},
     store::{OpenError, RegisterError, StoreError},
 };
 
-/// The `domain` of every `google.rpc.ErrorInfo`.
-pub const ERROR_DOMAIN: &str = "pinseal";
-
 /// Reads a tenant.
 pub(super) fn tenant(text: &str) -> Result<Tenant, Status> {
-    Tenant::parse(text).map_err(|error| invalid("TENANT_INVALID", &error))
+    Tenant::parse(text).map_err(|error| invalid(Reason::TenantInvalid, &error))
 }
 
 /// Reads an auditUser.
 pub(super) fn audit_user(text: &str) -> Result<AuditUser, Status> {
-    AuditUser::parse(text).map_err(|error| invalid("AUDIT_USER_INVALID", &error))
+    AuditUser::parse(text).map_err(|error| invalid(Reason::AuditUserInvalid, &error))
 }
 
 /// Reads a plasticId.
 pub(super) fn plastic_id(text: &str) -> Result<PlasticId, Status> {
-    PlasticId::parse(text).map_err(|error| invalid("PLASTIC_ID_INVALID", &error))
+    PlasticId::parse(text).map_err(|error| invalid(Reason::PlasticIdInvalid, &error))
 }
 
 /// Reads an account number; an empty text is none.
 pub(super) fn account_number(text: &str) -> Result<Option<AccountNumber>, Status> {
     let number = (!text.is_empty()).then(|| AccountNumber::parse(text)).transpose();
-    number.map_err(|error| invalid("ACCOUNT_NUMBER_INVALID", &error))
+    number.map_err(|error| invalid(Reason::AccountNumberInvalid, &error))
 }
 
 /// Reads a controlId.
 pub(super) fn control_id(text: &str) -> Result<ControlId, Status> {
-    ControlId::parse(text).map_err(|error| invalid("CONTROL_ID_INVALID", &error))
+    ControlId::parse(text).map_err(|error| invalid(Reason::ControlIdInvalid, &error))
 }
 
 /// Reads a scope.
@@ -50,7 +48,7 @@ pub(super) fn scope(scope: i32) -> Result<Scope, Status> {
     match proto::Scope::try_from(scope) {
         Ok(proto::Scope::SetPin) => Ok(Scope::SetPin),
         Ok(proto::Scope::ViewPin) => Ok(Scope::ViewPin),
-        _ => Err(invalid("SCOPE_INVALID", &"the scope is SCOPE_SET_PIN or SCOPE_VIEW_PIN")),
+        _ => Err(invalid(Reason::ScopeInvalid, &"the scope is SCOPE_SET_PIN or SCOPE_VIEW_PIN")),
     }
 }
 
@@ -60,18 +58,18 @@ pub(super) fn thumbprint(bytes: &[u8]) -> Result<Option<Thumbprint>, Status> {
         [] => Ok(None),
         bytes => <[u8; 32]>::try_from(bytes)
             .map(|sha256| Some(Thumbprint(sha256)))
-            .map_err(|_| invalid("DEVICE_KEY_INVALID", &"device_key_sha256 is 32 bytes, or absent")),
+            .map_err(|_| invalid(Reason::DeviceKeyInvalid, &"device_key_sha256 is 32 bytes, or absent")),
     }
 }
 
 /// Reads a device key.
 pub(super) fn device_key(der: &[u8]) -> Result<DeviceKey, Status> {
-    DeviceKey::parse(der).map_err(|error| invalid("DEVICE_KEY_INVALID", &error))
+    DeviceKey::parse(der).map_err(|error| invalid(Reason::DeviceKeyInvalid, &error))
 }
 
 /// Reads an encrypted block.
 pub(super) fn pin_block(bytes: &[u8]) -> Result<EncryptedBlock, Status> {
-    EncryptedBlock::from_bytes(bytes).map_err(|_| invalid("PIN_BLOCK_LENGTH", &"pin_block is 8 bytes"))
+    EncryptedBlock::from_bytes(bytes).map_err(|_| invalid(Reason::PinBlockLength, &"pin_block is 8 bytes"))
 }
 
 /// A card's status.
@@ -165,20 +163,20 @@ pub(super) fn record_counts(census: &Census, counted: Counted) -> proto::CountRe
 /// The engine stops before the rotation is at its end.
 pub(super) fn rotation_cut_off() -> Status {
     let message = "the engine stops: the rotation goes on when it starts again";
-    status(Code::Unavailable, "ROTATION_CUT_OFF", &message)
+    status(Code::Unavailable, Reason::RotationCutOff, &message)
 }
 
 /// One count at a time.
 pub(super) fn counting() -> Status {
     let message = "the records are being counted already: try again when that is done";
-    status(Code::ResourceExhausted, "COUNTING", &message)
+    status(Code::ResourceExhausted, Reason::Counting, &message)
 }
 
 /// Why a card was not registered.
 pub(super) fn register_status(error: RegisterCardError) -> Status {
     match error {
         RegisterCardError::Register(bound @ RegisterError::AccountBound) => {
-            status(Code::FailedPrecondition, "ACCOUNT_BOUND", &bound)
+            status(Code::FailedPrecondition, Reason::AccountBound, &bound)
         }
         RegisterCardError::Register(RegisterError::Store(store)) => store_status(&store),
         RegisterCardError::Hsm(hsm) => hsm_status(&hsm),
@@ -188,15 +186,15 @@ pub(super) fn register_status(error: RegisterCardError) -> Status {
 /// Why a control was not opened.
 pub(super) fn open_status(error: OpenError) -> Status {
     match &error {
-        OpenError::CardUnknown => status(Code::NotFound, "CARD_UNKNOWN", &error),
-        OpenError::Cap { .. } => status(Code::ResourceExhausted, "CONTROL_CAP", &error),
+        OpenError::CardUnknown => status(Code::NotFound, Reason::CardUnknown, &error),
+        OpenError::Cap { .. } => status(Code::ResourceExhausted, Reason::ControlCap, &error),
         OpenError::Store(store) => store_status(store),
     }
 }
 
 /// A card nobody knows.
 pub(super) fn card_unknown() -> Status {
-    status(Code::NotFound, "CARD_UNKNOWN", &OpenError::CardUnknown)
+    status(Code::NotFound, Reason::CardUnknown, &OpenError::CardUnknown)
 }
 
 /// Why no tzpk was issued.
@@ -212,8 +210,8 @@ pub(super) fn issue_status(error: IssueTzpkError) -> Status {
 pub(super) fn set_status(error: SetPinError) -> Status {
     match &error {
         SetPinError::Denied(denied) => denied_status(*denied),
-        SetPinError::Malformed => status(Code::FailedPrecondition, "PIN_BLOCK_MALFORMED", &error),
-        SetPinError::RefusedPin => status(Code::FailedPrecondition, "PIN_REFUSED", &error),
+        SetPinError::Malformed => status(Code::FailedPrecondition, Reason::PinBlockMalformed, &error),
+        SetPinError::RefusedPin => status(Code::FailedPrecondition, Reason::PinRefused, &error),
         SetPinError::Store(store) => store_status(store),
         SetPinError::Hsm(hsm) => hsm_status(hsm),
     }
@@ -223,7 +221,7 @@ pub(super) fn set_status(error: SetPinError) -> Status {
 pub(super) fn view_status(error: ViewPinError) -> Status {
     match &error {
         ViewPinError::Denied(denied) => denied_status(*denied),
-        ViewPinError::PinNotSet => status(Code::NotFound, "PIN_NOT_SET", &error),
+        ViewPinError::PinNotSet => status(Code::NotFound, Reason::PinNotSet, &error),
         ViewPinError::Store(store) => store_status(store),
         ViewPinError::Hsm(hsm) => hsm_status(hsm),
     }
@@ -231,16 +229,16 @@ pub(super) fn view_status(error: ViewPinError) -> Status {
 
 /// The caller's certificate does not give it this right.
 pub(super) fn forbidden(error: &impl std::fmt::Display) -> Status {
-    status(Code::PermissionDenied, "CALLER_FORBIDDEN", error)
+    status(Code::PermissionDenied, Reason::CallerForbidden, error)
 }
 
 /// The store failed. What it says of its files is for the log, not for the caller.
 pub(super) fn store_status(error: &StoreError) -> Status {
     match error {
-        StoreError::Busy { .. } => status(Code::ResourceExhausted, "BUSY", error),
+        StoreError::Busy { .. } => status(Code::ResourceExhausted, Reason::Busy, error),
         StoreError::Unavailable(_) | StoreError::Damaged { .. } => {
             tracing::error!(%error, "the store failed");
-            status(Code::Unavailable, "STORE_UNAVAILABLE", &"the store is not available: try again later")
+            status(Code::Unavailable, Reason::StoreUnavailable, &"the store is not available: try again later")
         }
     }
 }
@@ -249,32 +247,34 @@ fn hsm_status(error: &hsm::Error) -> Status {
     tracing::error!(%error, "the boundary failed");
     match error {
         hsm::Error::Unavailable { .. } => {
-            status(Code::Unavailable, "TOKEN_UNAVAILABLE", &"the key boundary is not available: try again later")
+            status(Code::Unavailable, Reason::TokenUnavailable, &"the key boundary is not available: try again later")
         }
         hsm::Error::WriteOnly | hsm::Error::OtherLevel { .. } => {
-            status(Code::FailedPrecondition, "PIN_NOT_SHOWN", &"this PIN is kept in a form that is not shown here")
+            status(Code::FailedPrecondition, Reason::PinNotShown, &"this PIN is kept in a form that is not shown here")
         }
-        hsm::Error::Busy { .. } => status(Code::ResourceExhausted, "TOKEN_BUSY", error),
-        hsm::Error::DeviceKey(error) => invalid("DEVICE_KEY_INVALID", error),
-        _ => status(Code::Internal, "BOUNDARY_FAILED", &"the key boundary could not do this: see the engine's log"),
+        hsm::Error::Busy { .. } => status(Code::ResourceExhausted, Reason::TokenBusy, error),
+        hsm::Error::DeviceKey(error) => invalid(Reason::DeviceKeyInvalid, error),
+        _ => {
+            status(Code::Internal, Reason::BoundaryFailed, &"the key boundary could not do this: see the engine's log")
+        }
     }
 }
 
 fn denied_status(denied: Denied) -> Status {
     match denied {
-        Denied::NotUsable | Denied::Superseded => status(Code::NotFound, "CONTROL_NOT_USABLE", &Denied::NotUsable),
-        Denied::OtherTenant => status(Code::PermissionDenied, "TENANT_MISMATCH", &denied),
-        Denied::OtherScope => status(Code::PermissionDenied, "SCOPE_MISMATCH", &denied),
-        Denied::OtherDeviceKey => status(Code::PermissionDenied, "DEVICE_KEY_MISMATCH", &denied),
-        Denied::NoTzpk => status(Code::FailedPrecondition, "TZPK_MISSING", &denied),
+        Denied::NotUsable | Denied::Superseded => status(Code::NotFound, Reason::ControlNotUsable, &Denied::NotUsable),
+        Denied::OtherTenant => status(Code::PermissionDenied, Reason::TenantMismatch, &denied),
+        Denied::OtherScope => status(Code::PermissionDenied, Reason::ScopeMismatch, &denied),
+        Denied::OtherDeviceKey => status(Code::PermissionDenied, Reason::DeviceKeyMismatch, &denied),
+        Denied::NoTzpk => status(Code::FailedPrecondition, Reason::TzpkMissing, &denied),
     }
 }
 
-fn invalid(reason: &'static str, message: &impl std::fmt::Display) -> Status {
+fn invalid(reason: Reason, message: &impl std::fmt::Display) -> Status {
     status(Code::InvalidArgument, reason, message)
 }
 
-fn status(code: Code, reason: &'static str, message: &impl std::fmt::Display) -> Status {
-    let details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, HashMap::<String, String>::new());
+fn status(code: Code, reason: Reason, message: &impl std::fmt::Display) -> Status {
+    let details = ErrorDetails::with_error_info(reason.as_str(), ERROR_DOMAIN, HashMap::<String, String>::new());
     Status::with_error_details(code, message.to_string(), details)
 }

@@ -160,6 +160,18 @@ async fn what_is_malformed_is_told_by_name() {
     assert_eq!(reason(&client.open("12a", Scope::SetPin).await.err().unwrap()), "PLASTIC_ID_INVALID");
     assert_eq!(reason(&client.open("1", Scope::Unspecified).await.err().unwrap()), "SCOPE_INVALID");
 
+    let named = |audit_user: &str| OpenControlRequest {
+        tenant: TENANT.into(),
+        audit_user: audit_user.into(),
+        plastic_id: "2007".into(),
+        scope: Scope::SetPin.into(),
+        device_key_sha256: Vec::new(),
+    };
+    for hidden in ["a\u{2028}b", "a\u{202E}b", "a\u{200B}b", "\u{FEFF}", "a\u{E000}"] {
+        let status = client.controls.open_control(named(hidden)).await.err().unwrap();
+        assert_eq!(reason(&status), "AUDIT_USER_INVALID", "{hidden:?}");
+    }
+
     let register = |plastic: &str, number: &str| RegisterCardRequest {
         tenant: TENANT.into(),
         audit_user: AUDIT_USER.into(),

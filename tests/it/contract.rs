@@ -179,6 +179,53 @@ fn a_body_that_only_resembles_the_contracts_opens_no_control() {
     assert_eq!(house.edge.post("/v3/set/tzpk?auditUser=it", &array).fault(), (400, "BODY_MALFORMED"));
 }
 
+#[test]
+fn a_field_of_any_length_is_a_400_by_name() {
+    let (house, device) = (House::new("body_bytes_max = 1048576"), device());
+    let (control, key) = (house.open("SET_PIN"), STANDARD.encode(device.public_key_der()));
+    // The longest auditUser takes the rest of a message whose other fields nearly fill it.
+    let user = "%F0%9F%94%91".repeat(128);
+    for length in [37, 5_000, 15_000, 16_300, 16_384, 100_000, 1_000_000] {
+        let long = "a".repeat(length);
+        let post = |route: &str, body: serde_json::Value| {
+            house.edge.post(&format!("/v3/{route}?auditUser={user}"), &body.to_string())
+        };
+        for answer in [
+            post("set", json!({ "controlId": long, "pinBlock": "tACuB41yyfU=" })),
+            post("set/tzpk", json!({ "controlId": long, "publicKey": key })),
+            post("view", json!({ "controlId": long, "publicKey": key })),
+        ] {
+            assert_eq!(answer.fault(), (400, "CONTROL_ID_INVALID"), "{length}");
+        }
+        for route in ["set/tzpk", "view"] {
+            let answer = post(route, json!({ "controlId": control, "publicKey": long }));
+            assert_eq!(answer.fault(), (400, "DEVICE_KEY_INVALID"), "{length}");
+        }
+        let answer = post("set", json!({ "controlId": control, "pinBlock": long }));
+        assert_eq!(answer.fault(), (400, "PIN_BLOCK_LENGTH"), "{length}");
+        let answer = house.edge.post(
+            &format!("/pincontrol/v2/plastic/3006?auditUser={user}"),
+            &json!({ "scope": "SET_PIN", "more": long }).to_string(),
+        );
+        assert_eq!(answer.status, 201, "{length}: {}", answer.text);
+        let answer = house.edge.post(
+            &format!("/pincontrol/v2/plastic/{}?auditUser=it", "7".repeat(length.min(15_000))),
+            "{\"scope\":\"SET_PIN\"}",
+        );
+        assert_eq!(answer.fault(), (400, "PLASTIC_ID_INVALID"), "{length}");
+    }
+}
+
+#[test]
+fn an_audit_user_with_hidden_characters_opens_no_control() {
+    let house = House::new("");
+    for hidden in ["%E2%80%A8", "%E2%80%AE", "%E2%80%8B", "%EF%BB%BF", "%D8%9C", "%EE%80%80", "%F3%A0%80%81", "%00"] {
+        let path = format!("/pincontrol/v2/plastic/3007?auditUser=a{hidden}b");
+        let answer = house.edge.post(&path, "{\"scope\":\"SET_PIN\"}");
+        assert_eq!(answer.fault(), (400, "AUDIT_USER_INVALID"), "{hidden}");
+    }
+}
+
 /// That each answer to a POST has it, `EdgeProcess::post_as` asserts.
 #[test]
 fn no_cache_may_keep_an_answer_of_the_edge() {

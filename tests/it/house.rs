@@ -7,8 +7,10 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("clock", &[]),
     ("cores", &[]),
     ("card", &["clock"]),
-    ("caller", &["card"]),
-    ("control", &["card", "clock"]),
+    ("limits", &["card"]),
+    ("reason", &[]),
+    ("caller", &["card", "limits"]),
+    ("control", &["card", "clock", "limits"]),
     ("audit", &["card", "clock", "control", "store"]),
     ("store", &["audit", "card", "clock", "control"]),
     ("boundary", &["clock"]),
@@ -24,12 +26,12 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     (
         "engine",
         &[
-            "audit", "boundary", "caller", "card", "clock", "config", "control", "cores", "metrics", "pin", "proto",
-            "rotation", "store", "tls",
+            "audit", "boundary", "caller", "card", "clock", "config", "control", "cores", "limits", "metrics", "pin",
+            "proto", "reason", "rotation", "store", "tls",
         ],
     ),
-    ("edge", &["card", "clock", "config", "proto", "tls"]),
-    ("config", &["boundary", "card", "control", "edge", "engine", "hsm_process", "pin", "store", "tls"]),
+    ("edge", &["caller", "card", "clock", "config", "limits", "proto", "reason", "tls"]),
+    ("config", &["boundary", "card", "control", "edge", "engine", "hsm_process", "limits", "pin", "store", "tls"]),
 ];
 
 #[test]
