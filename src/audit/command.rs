@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use thiserror::Error;
 
 use super::{
-    chain::{ChainError, Checkpoint, Problem, Walk},
+    chain::{ChainError, Checkpoint, Walk},
     entry::Entry,
 };
 use crate::store::{
@@ -34,7 +34,8 @@ enum AuditCommand {
     Verify {
         #[command(flatten)]
         source: Source,
-        /// A checkpoint kept elsewhere, which the chain must still hold; may be given more than once
+        /// A checkpoint kept elsewhere, which the chain must still hold; may be given more than once. An empty chain
+        /// holds only with 0 and 64 zeros
         #[arg(long, value_name = "SEQUENCE:HASH")]
         expect: Vec<Checkpoint>,
     },
@@ -83,20 +84,19 @@ pub fn run(arguments: AuditArguments) -> Result<(), AuditError> {
     Ok(())
 }
 
-fn verify_store(directory: PathBuf, mut expected: Vec<Checkpoint>) -> Result<Checkpoint, AuditError> {
+fn verify_store(directory: PathBuf, expected: Vec<Checkpoint>) -> Result<Checkpoint, AuditError> {
     let store = open(directory)?;
     // What the store says of itself catches a cut tail; what is kept elsewhere catches a store rewritten as a whole.
-    expected.push(store.checkpoint());
-    let mut walk = Walk::expecting(expected);
+    let mut walk = Walk::expecting(expected).ending_in(store.checkpoint());
     each_entry(&store, 1, |entry| Ok(walk.step(entry)?))?;
     Ok(walk.end()?)
 }
 
-fn verify_lines(lines: impl BufRead, expected: Vec<Checkpoint>) -> Result<Checkpoint, AuditError> {
+fn verify_lines(text: impl BufRead, expected: Vec<Checkpoint>) -> Result<Checkpoint, AuditError> {
     let mut walk = Walk::expecting(expected);
-    for (line, sequence) in lines.lines().zip(1..) {
-        let unreadable = |_| ChainError { sequence, problem: Problem::Unreadable };
-        walk.step(&Entry::from_json(&line?).map_err(unreadable)?)?;
+    // Not `lines`, which also takes a carriage return off.
+    for line in text.split(b'\n') {
+        walk.step_json(&line?)?;
     }
     Ok(walk.end()?)
 }

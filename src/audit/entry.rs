@@ -116,7 +116,7 @@ impl Entry {
     pub fn decode(bytes: &[u8]) -> Result<Self, EntryError> {
         let mut read = Reader(bytes);
         if read.byte()? != VERSION {
-            return Err(EntryError);
+            return Err(EntryError::Unreadable);
         }
         let sequence = u64::from_be_bytes(read.array()?);
         let previous = read.array()?;
@@ -126,12 +126,12 @@ impl Entry {
         let control = match read.byte()? {
             0 => None,
             1 => Some(ControlId::from_bytes(read.array()?)),
-            _ => return Err(EntryError),
+            _ => return Err(EntryError::Unreadable),
         };
         let caller = read.text()?.into();
         let tenant = match read.text()? {
             "" => None,
-            text => Some(Tenant::parse(text).map_err(|_| EntryError)?),
+            text => Some(Tenant::parse(text).map_err(|_| EntryError::Unreadable)?),
         };
         let line = Line {
             at,
@@ -147,7 +147,7 @@ impl Entry {
             outcome,
         };
         let hash = read.array()?;
-        if read.0.is_empty() { Ok(Self { sequence, previous, line, hash }) } else { Err(EntryError) }
+        if read.0.is_empty() { Ok(Self { sequence, previous, line, hash }) } else { Err(EntryError::Unreadable) }
     }
 
     /// As one line of JSON, for people and for [`Entry::from_json`].
@@ -173,20 +173,29 @@ impl Entry {
         serde_json::to_string(&json).unwrap_or_default()
     }
 
-    /// Reads one line of JSON back.
+    /// Reads one line of JSON back: the very bytes of [`Entry::to_json`], so that the hash covers what a reader sees. Another
+    /// text with the same meaning (spaces, order, escapes, digits of a time) is refused.
+    ///
+    /// # Errors
+    /// [`EntryError::Unreadable`], or [`EntryError::Rewritten`] for another text with the same meaning.
     pub fn from_json(text: &str) -> Result<Self, EntryError> {
-        let json: JsonEntry = serde_json::from_str(text).map_err(|_| EntryError)?;
-        let at = u64::try_from(json.at.as_millisecond()).map_err(|_| EntryError)?;
+        let entry = Self::from_any_json(text)?;
+        if entry.to_json() == text { Ok(entry) } else { Err(EntryError::Rewritten) }
+    }
+
+    fn from_any_json(text: &str) -> Result<Self, EntryError> {
+        let json: JsonEntry = serde_json::from_str(text).map_err(|_| EntryError::Unreadable)?;
+        let at = u64::try_from(json.at.as_millisecond()).map_err(|_| EntryError::Unreadable)?;
         let tenant = json.tenant.map(|tenant| Tenant::parse(&tenant)).transpose();
         let control = json.control.map(|control| ControlId::parse(&control)).transpose();
         let line = Line {
             at: UnixMillis(at),
             caller: (&*json.caller).into(),
-            tenant: tenant.map_err(|_| EntryError)?,
+            tenant: tenant.map_err(|_| EntryError::Unreadable)?,
             audit_user: (&*json.audit_user).into(),
             action: json.action,
             card: (&*json.card).into(),
-            control: control.map_err(|_| EntryError)?,
+            control: control.map_err(|_| EntryError::Unreadable)?,
             keys: (&*json.keys).into(),
             formats: Cow::Owned(json.formats.into_owned()),
             boundary: (&*json.boundary).into(),
@@ -197,10 +206,16 @@ impl Entry {
     }
 }
 
-/// The bytes or the text are no entry this release can read.
+/// Why bytes or a text are not read as an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("not an audit entry this release can read")]
-pub struct EntryError;
+pub enum EntryError {
+    /// Not an entry of this release.
+    #[error("not an audit entry this release can read")]
+    Unreadable,
+    /// An entry in another text than [`Entry::to_json`] writes.
+    #[error("an audit entry whose text is not as the engine exports it")]
+    Rewritten,
+}
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -263,22 +278,22 @@ struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
     fn take(&mut self, length: usize) -> Result<&'a [u8], EntryError> {
-        let (taken, rest) = self.0.split_at_checked(length).ok_or(EntryError)?;
+        let (taken, rest) = self.0.split_at_checked(length).ok_or(EntryError::Unreadable)?;
         self.0 = rest;
         Ok(taken)
     }
 
     fn byte(&mut self) -> Result<u8, EntryError> {
-        self.take(1)?.first().copied().ok_or(EntryError)
+        self.take(1)?.first().copied().ok_or(EntryError::Unreadable)
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], EntryError> {
-        self.take(N)?.try_into().map_err(|_| EntryError)
+        self.take(N)?.try_into().map_err(|_| EntryError::Unreadable)
     }
 
     fn text(&mut self) -> Result<&'a str, EntryError> {
         let length = u16::from_be_bytes(self.array()?);
-        std::str::from_utf8(self.take(length.into())?).map_err(|_| EntryError)
+        std::str::from_utf8(self.take(length.into())?).map_err(|_| EntryError::Unreadable)
     }
 }
 
@@ -314,7 +329,7 @@ fn action_of(code: u8) -> Result<Action, EntryError> {
         EndRotation,
         TakeUpKeys,
     ];
-    all.into_iter().find(|action| action_code(*action) == code).ok_or(EntryError)
+    all.into_iter().find(|action| action_code(*action) == code).ok_or(EntryError::Unreadable)
 }
 
 fn outcome_code(outcome: Outcome) -> u8 {
@@ -328,7 +343,7 @@ fn outcome_code(outcome: Outcome) -> u8 {
 
 fn outcome_of(code: u8) -> Result<Outcome, EntryError> {
     let all = [Outcome::Done, Outcome::Malformed, Outcome::RefusedPin, Outcome::Denied];
-    all.into_iter().find(|outcome| outcome_code(*outcome) == code).ok_or(EntryError)
+    all.into_iter().find(|outcome| outcome_code(*outcome) == code).ok_or(EntryError::Unreadable)
 }
 
 /// Lower-case hexadecimal.
@@ -336,15 +351,16 @@ pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// 64 hexadecimal digits.
+/// 64 lower-case hexadecimal digits.
 pub(super) fn unhex(text: &str) -> Result<[u8; 32], EntryError> {
     let mut bytes = [0; 32];
-    if text.len() != 64 || !text.is_ascii() {
-        return Err(EntryError);
+    // The one form that `hex` writes: no capital, and no sign, which from_str_radix would take.
+    if text.len() != 64 || !text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+        return Err(EntryError::Unreadable);
     }
     for (byte, at) in bytes.iter_mut().zip((0..64).step_by(2)) {
-        let digits = text.get(at..at + 2).ok_or(EntryError)?;
-        *byte = u8::from_str_radix(digits, 16).map_err(|_| EntryError)?;
+        let digits = text.get(at..at + 2).ok_or(EntryError::Unreadable)?;
+        *byte = u8::from_str_radix(digits, 16).map_err(|_| EntryError::Unreadable)?;
     }
     Ok(bytes)
 }
