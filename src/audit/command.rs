@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{self, BufRead, BufReader, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use clap::{Args, Subcommand};
@@ -15,7 +15,10 @@ use super::{
 };
 use crate::store::{
     StoreError,
-    embedded::{Embedded, EmbeddedConfig, StoreOpenError},
+    embedded::{
+        Embedded,
+        copy::{StoreCopy, StoreCopyError},
+    },
 };
 
 /// How many entries are read from a store at a time.
@@ -41,7 +44,7 @@ enum AuditCommand {
     },
     /// Print the chain, one JSON object a line
     Export {
-        /// The directory of a stopped engine's store
+        /// The directory of a stopped engine's store; it is copied to TMPDIR, and the copy is read
         #[arg(long, value_name = "DIR")]
         store: PathBuf,
         /// The first entry wanted
@@ -53,7 +56,7 @@ enum AuditCommand {
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct Source {
-    /// The directory of a stopped engine's store, such as pinseal-data/store
+    /// The directory of a stopped engine's store, such as pinseal-data/store; it is copied to TMPDIR, and the copy is read
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
     /// An exported chain; `-` for standard input
@@ -66,7 +69,7 @@ pub fn run(arguments: AuditArguments) -> Result<(), AuditError> {
     match arguments.command {
         AuditCommand::Verify { source, expect } => {
             let end = match (source.store, source.file) {
-                (Some(store), _) => verify_store(store, expect)?,
+                (Some(store), _) => verify_store(&store, expect)?,
                 (None, Some(file)) if file.as_os_str() == "-" => verify_lines(io::stdin().lock(), expect)?,
                 (None, Some(file)) => {
                     let opened = File::open(&file).map_err(|error| AuditError::File { path: file, error })?;
@@ -78,17 +81,19 @@ pub fn run(arguments: AuditArguments) -> Result<(), AuditError> {
         }
         AuditCommand::Export { store, from } => {
             let mut out = io::stdout().lock();
-            each_entry(&open(store)?, from, |entry| Ok(writeln!(out, "{}", entry.to_json())?))?;
+            let copy = StoreCopy::open(&store)?;
+            each_entry(copy.store(), from, |entry| Ok(writeln!(out, "{}", entry.to_json())?))?;
         }
     }
     Ok(())
 }
 
-fn verify_store(directory: PathBuf, expected: Vec<Checkpoint>) -> Result<Checkpoint, AuditError> {
-    let store = open(directory)?;
+fn verify_store(directory: &Path, expected: Vec<Checkpoint>) -> Result<Checkpoint, AuditError> {
+    let copy = StoreCopy::open(directory)?;
+    let store = copy.store();
     // What the store says of itself catches a cut tail; what is kept elsewhere catches a store rewritten as a whole.
     let mut walk = Walk::expecting(expected).ending_in(store.checkpoint());
-    each_entry(&store, 1, |entry| Ok(walk.step(entry)?))?;
+    each_entry(store, 1, |entry| Ok(walk.step(entry)?))?;
     Ok(walk.end()?)
 }
 
@@ -114,19 +119,15 @@ fn each_entry(
     }
 }
 
-fn open(directory: PathBuf) -> Result<Embedded, AuditError> {
-    Ok(Embedded::open(&EmbeddedConfig::existing(directory))?)
-}
-
 /// Why a chain was not exported, or does not hold.
 #[derive(Debug, Error)]
 pub enum AuditError {
     /// The chain does not hold.
     #[error(transparent)]
     Chain(#[from] ChainError),
-    /// The store does not open.
+    /// The store is not read.
     #[error(transparent)]
-    Open(#[from] StoreOpenError),
+    Copy(#[from] StoreCopyError),
     /// The store can't be read.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -7,6 +7,7 @@
 
 mod ahead;
 mod codec;
+pub mod copy;
 mod journal;
 mod live;
 mod page;

@@ -81,6 +81,16 @@ pub(super) fn check(directory: &Path) -> Result<(), JournalError> {
     Ok(())
 }
 
+/// Locks a directory against fjall without a write to it; none where fjall has yet to make it.
+pub(super) fn lock_to_read(directory: &Path) -> Result<Option<File>, JournalError> {
+    let lock = match File::open(directory.join(LOCK_FILE)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        lock => lock?,
+    };
+    hold(&lock)?;
+    Ok(Some(lock))
+}
+
 /// The numbers of the journals in a directory; the highest is of the one that is written.
 pub(super) fn numbers(directory: &Path) -> io::Result<Vec<u64>> {
     let mut numbers = Vec::new();
