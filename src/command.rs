@@ -50,11 +50,13 @@ pub fn engine(arguments: EngineArguments) -> Result<(), CommandError> {
         loop {
             tokio::select! {
                 () = stop.told() => break,
+                _ = engine.store_failure() => break,
                 _ = take_up.recv() => {}
             }
             // A slow token, or a boundary that does not start, keeps nobody from stopping the engine.
             tokio::select! {
                 () = stop.told() => break,
+                _ = engine.store_failure() => break,
                 taken_up = engine.take_up_keys() => match taken_up {
                     Ok(()) => say(format_args!("pinseal engine has taken up {}", engine.boundary().keys().join(" "))),
                     Err(TakeUpError::Boundary(error)) => {
@@ -65,6 +67,7 @@ pub fn engine(arguments: EngineArguments) -> Result<(), CommandError> {
             }
         }
         say(format_args!("pinseal engine stops: calls in flight finish first"));
+        // Of a store that has failed this is the failure, and the exit code says so: a supervisor starts the engine again.
         Ok(engine.stop().await?)
     })
 }

@@ -90,12 +90,16 @@ async fn play(arguments: &DemoArguments, directory: &Path) -> Result<(), DemoErr
             write_whole(file, &ready.to_string())?;
         }
         served.invite()?;
-        stop.told().await;
+        tokio::select! {
+            () = stop.told() => {}
+            _ = engine.store_failure() => {}
+        }
     }
     let (edge_stopped, engine_stopped) = (edge.stop().await, engine.stop().await);
+    // A store that fails ends the story too, and says why.
+    engine_stopped?;
     story?;
-    edge_stopped?;
-    Ok(engine_stopped?)
+    Ok(edge_stopped?)
 }
 
 /// The running services, as the story tells of them.

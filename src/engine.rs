@@ -35,7 +35,7 @@ use crate::{
     },
     rotation::{self, Progress},
     store::{
-        Store, StoreError,
+        Store, StoreError, StoreFailure, StoreState,
         embedded::{Embedded, StoreOpenError},
     },
     tls::{self, ListenError, ServerTls, TlsError},
@@ -77,7 +77,7 @@ impl Engine {
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, &BY_BOUNDARY, ServingStatus::Serving).await;
         report(&health, &BY_ENGINE, ServingStatus::Serving).await;
-        let watch = tokio::spawn(watch(Arc::clone(&boundary), health.clone()));
+        let watch = tokio::spawn(watch(Arc::clone(&boundary), store.state(), health.clone()));
         let reflection = reflection().build_v1()?;
         // Python's grpcio and most other clients still ask by the older name.
         let reflection_before = self::reflection().build_v1alpha()?;
@@ -133,6 +133,20 @@ impl Engine {
         let mut in_use = self.in_use.clone();
         let used = in_use.wait_for(|in_use| in_use.keys() == self.boundary.status().keys()).await.map(drop);
         used.map_err(|_| TakeUpError::NotUsed)
+    }
+
+    /// Returns once the store has failed: from then on every call is refused, and [`Engine::stop`] returns the failure.
+    pub async fn store_failure(&self) -> StoreFailure {
+        let mut state = self.store.state();
+        loop {
+            if let StoreState::Failed(failure) = &*state.borrow_and_update() {
+                return failure.clone();
+            }
+            if state.changed().await.is_err() {
+                // The engine holds the store, and the store the sender.
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     /// Takes no more connections, lets calls in flight finish, closes the store.
@@ -213,8 +227,21 @@ async fn report_stop(health: &mut HealthReporter) {
     }
 }
 
-/// Lets health follow the token: lost, looked for, back.
-async fn watch(boundary: Arc<Boundary>, health: HealthReporter) {
+/// Lets health follow the store and the token: a failed store ends all services for good, a lost token some until it is
+/// back.
+async fn watch(boundary: Arc<Boundary>, mut store: watch::Receiver<StoreState>, health: HealthReporter) {
+    let failed = store.wait_for(|state| matches!(state, StoreState::Failed(_)));
+    tokio::select! {
+        // The token's watch ends here: it reports nothing after the lines below.
+        _ = failed => {}
+        () = watch_token(&boundary, &health) => {}
+    }
+    for services in [&BY_BOUNDARY[..], &BY_ENGINE] {
+        report(&health, services, ServingStatus::NotServing).await;
+    }
+}
+
+async fn watch_token(boundary: &Boundary, health: &HealthReporter) {
     let mut was_there = true;
     loop {
         tokio::time::sleep(WATCH_EVERY).await;
@@ -223,11 +250,11 @@ async fn watch(boundary: Arc<Boundary>, health: HealthReporter) {
         match (was_there, there) {
             (true, false) => {
                 tracing::error!("the token is lost: not serving until it is back");
-                report(&health, &BY_BOUNDARY, ServingStatus::NotServing).await;
+                report(health, &BY_BOUNDARY, ServingStatus::NotServing).await;
             }
             (false, true) => {
                 tracing::info!("the token is back");
-                report(&health, &BY_BOUNDARY, ServingStatus::Serving).await;
+                report(health, &BY_BOUNDARY, ServingStatus::Serving).await;
             }
             _ => {}
         }

@@ -109,9 +109,9 @@ pub async fn run(pins: Arc<Pins>, mut in_use: watch::Receiver<Arc<hsm::Status>>,
             rotated = Some(status.keys().to_vec());
             told.send_modify(|progress| *progress = Progress::begun(progress.records_a_second_max));
             let mut rotation = Rotation { pins: Arc::clone(&pins), told: told.clone(), pace: Pace::begun() };
-            if rotation.finish().await.is_err() {
+            if let Err(error) = rotation.finish().await {
                 told.send_modify(|progress| progress.state = State::Stopped);
-                return tracing::error!("rotation: the store takes no more changes; it goes on after a restart");
+                return tracing::error!(%error, "rotation: the store failed; the rotation goes on after a restart");
             }
         }
         // A boundary that never takes keys up has nobody who would tell.
@@ -183,9 +183,7 @@ impl Rotation {
         loop {
             let page = match self.pins.remake_page(after.as_ref(), PAGE_CARDS).await {
                 Ok(page) => page,
-                Err(RemakeError::Store(error @ (StoreError::Damaged { .. } | StoreError::Unavailable(_)))) => {
-                    return Err(error);
-                }
+                Err(RemakeError::Store(error)) if !matches!(error, StoreError::Busy { .. }) => return Err(error),
                 Err(error) => {
                     tracing::warn!(%error, "rotation: waits");
                     tokio::time::sleep(PAUSE).await;

@@ -5,9 +5,10 @@
 
 pub mod embedded;
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::{future::Future, io, path::PathBuf, pin::Pin, sync::Arc};
 
 use thiserror::Error;
+use tokio::sync::watch;
 
 use crate::{
     audit::entry::{Entry, Line},
@@ -80,6 +81,52 @@ pub trait Store: Send + Sync + 'static {
 
     /// Entries of the chain from sequence number `from` on, oldest first, at most `limit` of them.
     fn audit(&self, from: u64, limit: usize) -> Answer<'_, Result<Vec<Entry>, StoreError>>;
+
+    /// The state of the store, to be watched. [`StoreState::Failed`] is the last state a store has.
+    fn state(&self) -> watch::Receiver<StoreState>;
+}
+
+/// Whether a store serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreState {
+    /// The store reads and writes.
+    Open,
+    /// The store writes the changes that wait, and refuses others.
+    Closing,
+    /// The store refuses every call. Only a restart of the process, which reads the disk again, ends this state.
+    Failed(StoreFailure),
+}
+
+/// Why a store failed.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("the store {} failed: {cause}, then start the engine again", directory.display())]
+pub struct StoreFailure {
+    /// The directory of the store.
+    pub directory: PathBuf,
+    /// What failed.
+    pub cause: FailureCause,
+}
+
+/// What failed in a store. The text ends with what to do.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum FailureCause {
+    /// A commit found no space on the disk, or a quota was reached.
+    #[error("the disk is full; free space")]
+    DiskFull,
+    /// A commit could not be written or synced.
+    #[error("a commit could not be written ({problem}); repair the disk or its mount")]
+    Commit {
+        /// The kind of the operating system's error, where there is one.
+        kind: Option<io::ErrorKind>,
+        /// The error, for people.
+        problem: String,
+    },
+    /// A background thread of the store's library ended: a table or a journal could not be written or removed.
+    #[error("a table or journal could not be written in the background; check the disk, its mount and its free space")]
+    Background,
+    /// The thread that writes ended by a panic.
+    #[error("the thread that writes ended by a panic; keep its log and report it")]
+    Writer,
 }
 
 /// Which new PINs are kept.
@@ -122,12 +169,18 @@ pub enum UnknownCards {
     Refuse,
 }
 
-/// The store failed. Nothing was changed.
+/// The store did not do what was asked. Nothing was changed, but for [`StoreError::InDoubt`].
 #[derive(Clone, Debug, Error)]
 pub enum StoreError {
-    /// It is closing, or a write failed and it takes no more.
+    /// The store is closing, or this read failed.
     #[error("the store is not available: {0}")]
     Unavailable(String),
+    /// The store failed before this call, and refuses every call.
+    #[error(transparent)]
+    Failed(StoreFailure),
+    /// The store failed while it wrote this change: the change may be on disk. The next start finds out.
+    #[error("{0} (whether the last changes were kept is known after the start)")]
+    InDoubt(StoreFailure),
     /// The bound on waiting changes is reached.
     #[error("the store has {limit} changes waiting already: try again")]
     Busy {

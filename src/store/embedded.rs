@@ -3,7 +3,10 @@
 //! The writer takes all changes that wait, applies each to the newest state, puts them into one atomic batch with their
 //! audit lines, and syncs it to disk; only then does any of them show in memory or get its answer. So of racing changes
 //! to one control exactly one finds it usable, a reader never sees what a crash could undo, and a change that fails to
-//! reach the disk leaves the store closed for changes: what was on its way is in doubt until a restart reads the disk.
+//! reach the disk fails the store ([`StoreState::Failed`]): the changes of that commit are in doubt until a restart reads
+//! the disk.
+//!
+//! A second thread watches the first and the threads of fjall: where one of them ends, the store fails too.
 
 mod ahead;
 mod codec;
@@ -12,15 +15,18 @@ mod journal;
 mod live;
 mod page;
 mod reply;
+mod watch;
 mod writer;
 
 use std::{
+    error::Error,
     fs,
     io::{self, Write},
+    iter,
     ops::Bound,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc},
     thread::{self, JoinHandle},
 };
 
@@ -37,7 +43,8 @@ use self::{
     writer::{Change, Command, Pages},
 };
 use super::{
-    Admission, Admitted, AdvanceError, Answer, OpenError, RegisterError, RemadePin, Store, StoreError, StoredPin,
+    Admission, Admitted, AdvanceError, Answer, FailureCause, OpenError, RegisterError, RemadePin, Store, StoreError,
+    StoreFailure, StoreState, StoredPin,
 };
 use crate::{
     audit::{
@@ -99,7 +106,8 @@ impl EmbeddedConfig {
 /// An open store. The directory is locked until it is dropped or closed.
 pub struct Embedded {
     shared: Arc<Shared>,
-    writer: Mutex<Option<JoinHandle<()>>>,
+    /// The thread that watches the writer, and ends after it.
+    watch: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// How much a store holds.
@@ -121,6 +129,9 @@ struct Shared {
     live: LiveControls,
     queue: Mutex<Queue>,
     wake: Condvar,
+    /// Written only while the queue is locked.
+    state: tokio::sync::watch::Sender<StoreState>,
+    directory: PathBuf,
     /// Of the last entry on disk.
     head: Mutex<Checkpoint>,
     waiting_changes_max: usize,
@@ -128,13 +139,6 @@ struct Shared {
 
 struct Queue {
     waiting: Vec<Command>,
-    state: QueueState,
-}
-
-enum QueueState {
-    Open,
-    Closing,
-    Failed(String),
 }
 
 impl Embedded {
@@ -142,13 +146,14 @@ impl Embedded {
     pub fn open(config: &EmbeddedConfig) -> Result<Self, StoreOpenError> {
         let format = prepare(config)?;
         let path = || config.directory.clone();
-        let opened = |error: fjall::Error| match error {
-            fjall::Error::Locked => StoreOpenError::Locked { path: path() },
-            error => StoreOpenError::Damaged { path: path(), problem: error.to_string() },
+        let opened = |error: fjall::Error| match (&error, refused_by_machine(&error)) {
+            (fjall::Error::Locked, _) => StoreOpenError::Locked { path: path() },
+            (_, Some(error)) => StoreOpenError::of_machine(path(), error),
+            _ => StoreOpenError::Damaged { path: path(), problem: error.to_string() },
         };
         journal::check(&config.directory.join(DATABASE)).map_err(|error| match error {
             JournalError::Locked => StoreOpenError::Locked { path: path() },
-            JournalError::Io(error) => StoreOpenError::Io { path: path(), error },
+            JournalError::Io(error) => StoreOpenError::of_machine(path(), error),
             error @ JournalError::Damaged { .. } => {
                 StoreOpenError::Damaged { path: path(), problem: error.to_string() }
             }
@@ -206,22 +211,37 @@ impl Embedded {
             audit,
             meta,
             live,
-            queue: Mutex::new(Queue { waiting: Vec::new(), state: QueueState::Open }),
+            queue: Mutex::new(Queue { waiting: Vec::new() }),
             wake: Condvar::new(),
+            state: tokio::sync::watch::Sender::new(StoreState::Open),
+            directory: config.directory.clone(),
             head: Mutex::new(head),
             waiting_changes_max: config.waiting_changes_max,
         });
+        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            let spawned = thread::Builder::new().name(name.into()).spawn(run);
+            spawned.map_err(|error| StoreOpenError::Io { path: path(), error })
+        };
+        let (running, ended) = mpsc::channel();
+        let watching = Arc::clone(&shared);
+        let watch = spawn("store-watch", Box::new(move || watch::run(&watching, &ended)))?;
         let writing = Arc::clone(&shared);
-        let writer = thread::Builder::new().name("store".into()).spawn(move || writer::run(&writing, pages, ahead));
-        let writer = writer.map_err(|error| StoreOpenError::Io { path: path(), error })?;
-        Ok(Self { shared, writer: Mutex::new(Some(writer)) })
+        let write = move || {
+            writer::run(&writing, pages, ahead);
+            // Who waits for the end may open the directory again.
+            drop(writing);
+            let _ = running.send(());
+        };
+        // Where this thread can't be started, its end of the channel is dropped, and the other thread ends.
+        spawn("store", Box::new(write))?;
+        Ok(Self { shared, watch: Mutex::new(Some(watch)) })
     }
 
-    /// Writes what waits, and takes no more.
+    /// Writes the changes that wait, and refuses others. Returns when they are on disk, or when the store has failed.
     pub async fn close(&self) {
-        if let Some(writer) = self.begin_to_close() {
-            // It ends by itself; a thread of the runtime's own waits for it.
-            let _ = tokio::task::spawn_blocking(|| writer.join()).await;
+        if let Some(watch) = self.begin_to_close() {
+            // The thread ends by itself; a thread of the runtime waits for it.
+            let _ = tokio::task::spawn_blocking(|| watch.join()).await;
         }
     }
 
@@ -275,13 +295,17 @@ impl Embedded {
     }
 
     fn begin_to_close(&self) -> Option<JoinHandle<()>> {
-        let mut queue = locked(&self.shared.queue);
-        if matches!(queue.state, QueueState::Open) {
-            queue.state = QueueState::Closing;
-        }
+        let queue = locked(&self.shared.queue);
+        self.shared.state.send_if_modified(|state| {
+            let open = *state == StoreState::Open;
+            if open {
+                *state = StoreState::Closing;
+            }
+            open
+        });
         self.shared.wake.notify_one();
         drop(queue);
-        locked(&self.writer).take()
+        locked(&self.watch).take()
     }
 
     /// Hands a change to the writer and waits for its answer.
@@ -294,16 +318,17 @@ impl Embedded {
         let queued = self.enqueue(Command { change: change(reply), line });
         Box::pin(async move {
             queued?.hand_over().await;
-            answer.await.unwrap_or_else(|| Err(StoreError::Unavailable("it was closed meanwhile".into()).into()))
+            // The writer ended without an answer: whether it had begun to write this change is not known here.
+            answer.await.unwrap_or_else(|| Err(StoreError::InDoubt(self.shared.failure()).into()))
         })
     }
 
     fn enqueue(&self, command: Command) -> Result<Queued<'_>, StoreError> {
         let mut queue = locked(&self.shared.queue);
-        match &queue.state {
-            QueueState::Open => {}
-            QueueState::Closing => return Err(StoreError::Unavailable("it is closing".into())),
-            QueueState::Failed(reason) => return Err(StoreError::Unavailable(reason.clone())),
+        match &*self.shared.state.borrow() {
+            StoreState::Open => {}
+            StoreState::Closing => return Err(StoreError::Unavailable("it is closing".into())),
+            StoreState::Failed(failure) => return Err(StoreError::Failed(failure.clone())),
         }
         let limit = self.shared.waiting_changes_max;
         if queue.waiting.len() >= limit {
@@ -336,11 +361,15 @@ impl Drop for Queued<'_> {
 
 impl Store for Embedded {
     fn card<'a>(&'a self, card: &'a CardKey) -> Answer<'a, Result<Option<Card>, StoreError>> {
-        Box::pin(async move { self.shared.card(card) })
+        Box::pin(async move {
+            self.shared.may_read()?;
+            self.shared.card(card)
+        })
     }
 
     fn pin<'a>(&'a self, card: &'a CardKey) -> Answer<'a, Result<Option<StoredPin>, StoreError>> {
         Box::pin(async move {
+            self.shared.may_read()?;
             let Some(bytes) = self.shared.pins.get(card_key(card)).map_err(unavailable)? else { return Ok(None) };
             let row = decode_pin(&bytes).ok_or_else(|| damaged("pins", "a PIN record can't be read"))?;
             Ok(Some(row.pin))
@@ -348,7 +377,10 @@ impl Store for Embedded {
     }
 
     fn control(&self, id: ControlId) -> Answer<'_, Result<Option<Control>, StoreError>> {
-        Box::pin(async move { Ok(self.shared.live.find(id)) })
+        Box::pin(async move {
+            self.shared.may_read()?;
+            Ok(self.shared.live.find(id))
+        })
     }
 
     fn register(
@@ -390,7 +422,10 @@ impl Store for Embedded {
         after: Option<&'a CardKey>,
         limit: usize,
     ) -> Answer<'a, Result<Vec<(CardKey, StoredPin)>, StoreError>> {
-        Box::pin(async move { self.pins_page(after, limit) })
+        Box::pin(async move {
+            self.shared.may_read()?;
+            self.pins_page(after, limit)
+        })
     }
 
     fn remake(&self, remade: Vec<RemadePin>, line: Line) -> Answer<'_, Result<u64, StoreError>> {
@@ -406,19 +441,63 @@ impl Store for Embedded {
     }
 
     fn audit(&self, from: u64, limit: usize) -> Answer<'_, Result<Vec<Entry>, StoreError>> {
-        Box::pin(async move { self.audit_page(from, limit) })
+        Box::pin(async move {
+            self.shared.may_read()?;
+            self.audit_page(from, limit)
+        })
+    }
+
+    fn state(&self) -> tokio::sync::watch::Receiver<StoreState> {
+        self.shared.state.subscribe()
     }
 }
 
 impl Drop for Embedded {
     fn drop(&mut self) {
-        if let Some(writer) = self.begin_to_close() {
-            let _ = writer.join();
+        if let Some(watch) = self.begin_to_close() {
+            let _ = watch.join();
         }
     }
 }
 
 impl Shared {
+    /// Fails the store: no later call is served, and the changes that wait are not made. The first cause stands.
+    fn fail(&self, cause: FailureCause) {
+        let mut queue = locked(&self.queue);
+        let failed = self.state.send_if_modified(|state| {
+            let first = !matches!(state, StoreState::Failed(_));
+            if first {
+                let failure = StoreFailure { directory: self.directory.clone(), cause };
+                tracing::error!(%failure, "no change is accepted any more");
+                *state = StoreState::Failed(failure);
+            }
+            first
+        });
+        let waiting = std::mem::take(&mut queue.waiting);
+        drop(queue);
+        if failed {
+            self.wake.notify_one();
+        }
+        // A command that is dropped drops its promise, and its caller is answered.
+        drop(waiting);
+    }
+
+    /// Why the store failed. Before that, a writer that does not answer has ended by a panic.
+    fn failure(&self) -> StoreFailure {
+        match &*self.state.borrow() {
+            StoreState::Failed(failure) => failure.clone(),
+            _ => StoreFailure { directory: self.directory.clone(), cause: FailureCause::Writer },
+        }
+    }
+
+    /// A failed store may hold less in memory than on disk: it is not read.
+    fn may_read(&self) -> Result<(), StoreError> {
+        match &*self.state.borrow() {
+            StoreState::Failed(failure) => Err(StoreError::Failed(failure.clone())),
+            _ => Ok(()),
+        }
+    }
+
     fn card(&self, card: &CardKey) -> Result<Option<Card>, StoreError> {
         let key = card_key(card);
         let Some(bytes) = self.cards.get(&key).map_err(unavailable)? else { return Ok(None) };
@@ -497,6 +576,21 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The operating system's error in one of fjall's. A missing file is none: the files name one another.
+fn refused_by_machine(error: &fjall::Error) -> Option<io::Error> {
+    let number = os_error(error)?.raw_os_error()?;
+    let refused = io::Error::from_raw_os_error(number);
+    (refused.kind() != io::ErrorKind::NotFound).then_some(refused)
+}
+
+fn os_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
+    iter::successors(Some(error), |&error| error.source()).find_map(|error| error.downcast_ref::<io::Error>())
+}
+
+fn is_full(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 fn unavailable(error: fjall::Error) -> StoreError {
     StoreError::Unavailable(error.to_string())
 }
@@ -545,6 +639,12 @@ pub enum StoreOpenError {
         /// What was found.
         problem: String,
     },
+    /// The disk has no space for what a start writes.
+    #[error("the disk of the store {} is full: free space, then start again", path.display())]
+    DiskFull {
+        /// The directory of the store.
+        path: PathBuf,
+    },
     /// The machine refused something.
     #[error("{}: {error}", path.display())]
     Io {
@@ -553,6 +653,12 @@ pub enum StoreOpenError {
         /// Why.
         error: io::Error,
     },
+}
+
+impl StoreOpenError {
+    fn of_machine(path: PathBuf, error: io::Error) -> Self {
+        if is_full(error.kind()) { Self::DiskFull { path } } else { Self::Io { path, error } }
+    }
 }
 
 #[cfg(test)]

@@ -12,13 +12,13 @@ use fjall::{OwnedWriteBatch as WriteBatch, PersistMode};
 use hashbrown::HashMap;
 
 use super::{
-    HEAD_KEY, Queue, QueueState, Shared, UNKNOWN,
+    HEAD_KEY, Queue, Shared, UNKNOWN,
     ahead::Ahead,
     card_of,
     codec::{CardRow, card_key, decode_card, decode_control, decode_pin, encode_card, encode_control, encode_pin},
-    damaged, encode_head,
+    damaged, encode_head, is_full,
     live::{Row, SHARDS},
-    locked,
+    locked, os_error,
     page::{ControlPage, EntryPage, NEVER},
     reply::{Promise, Wakes},
     unavailable,
@@ -32,7 +32,8 @@ use crate::{
     clock::{self, UnixMillis},
     control::{Control, ControlId, Denied, Event, State, advance, is_over},
     store::{
-        Admission, Admitted, AdvanceError, OpenError, RegisterError, RemadePin, StoreError, StoredPin, UnknownCards,
+        Admission, Admitted, AdvanceError, FailureCause, OpenError, RegisterError, RemadePin, StoreError, StoreState,
+        StoredPin, UnknownCards,
     },
 };
 
@@ -149,8 +150,8 @@ pub(super) fn run(shared: &Shared, mut pages: Pages, mut ahead: Option<Ahead>) {
                 row = used;
             }
             Err(error) => {
-                tracing::error!(%error, "a commit failed: the store takes no more changes, restart the engine");
-                fail(shared, &error);
+                shared.fail(cause_of(&error));
+                let error = StoreError::InDoubt(shared.failure());
                 let mut wakes = Wakes::default();
                 answers.drain(..).for_each(|answer| answer.fail(&error, &mut wakes));
                 wakes.wake();
@@ -185,7 +186,8 @@ impl Share {
 
 /// Takes its share of what waits, once something does or a sweep is due; false once the store is closed and empty.
 fn wait(shared: &Shared, share: Share, commands: &mut Vec<Command>) -> bool {
-    let idle = |queue: &mut Queue| queue.waiting.is_empty() && matches!(queue.state, QueueState::Open);
+    let is_open = || *shared.state.borrow() == StoreState::Open;
+    let idle = |queue: &mut Queue| queue.waiting.is_empty() && is_open();
     let waited = shared.wake.wait_timeout_while(locked(&shared.queue), SWEEP_EVERY, idle);
     let (mut queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
     // Where processors are short, those who ask have not come to all that they could ask for: they run first, for as long as
@@ -199,7 +201,7 @@ fn wait(shared: &Shared, share: Share, commands: &mut Vec<Command>) -> bool {
         queue = locked(&shared.queue);
     }
     if queue.waiting.is_empty() {
-        return matches!(queue.state, QueueState::Open);
+        return is_open();
     }
     let most = share.of(queue.waiting.len());
     if queue.waiting.len() <= most {
@@ -210,12 +212,18 @@ fn wait(shared: &Shared, share: Share, commands: &mut Vec<Command>) -> bool {
     true
 }
 
-/// Closes the store for changes; those that wait are answered as failed.
-fn fail(shared: &Shared, error: &StoreError) {
-    let mut queue = locked(&shared.queue);
-    queue.state = QueueState::Failed(error.to_string());
-    // Dropping a command drops its reply, and whoever waits for it is told.
-    queue.waiting.clear();
+/// What a commit that failed says of the store.
+fn cause_of(error: &fjall::Error) -> FailureCause {
+    let kind = os_error(error).map(std::io::Error::kind);
+    match (error, kind) {
+        // An earlier failure, of a thread of fjall, stopped this commit.
+        (fjall::Error::Poisoned, _) => FailureCause::Background,
+        (_, Some(kind)) if is_full(kind) => FailureCause::DiskFull,
+        _ => {
+            let problem = os_error(error).map_or_else(|| error.to_string(), ToString::to_string);
+            FailureCause::Commit { kind, problem }
+        }
+    }
 }
 
 /// The changes of one commit, seen by those that come after them in it and by nobody else yet.
@@ -412,7 +420,7 @@ impl<'a> Batch<'a> {
     }
 
     /// To disk first, then to where readers see it. Gives back what the next one may write its audit entries into.
-    fn commit(mut self, pages: &mut Pages) -> Result<Vec<u8>, StoreError> {
+    fn commit(mut self, pages: &mut Pages) -> Result<Vec<u8>, fjall::Error> {
         if !self.entries.is_empty() {
             // Nobody else moves the head.
             let first = locked(&self.shared.head).sequence.saturating_add(1);
@@ -432,7 +440,7 @@ impl<'a> Batch<'a> {
         if self.write.is_empty() {
             return Ok(self.entries.into_bytes());
         }
-        self.write.commit().map_err(unavailable)?;
+        self.write.commit()?;
         *locked(&self.shared.head) = self.head;
         self.controls.into_iter().for_each(|(id, row)| self.shared.live.put(id, row));
         Ok(self.entries.into_bytes())
