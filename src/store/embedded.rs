@@ -151,7 +151,7 @@ impl Embedded {
             (_, Some(error)) => StoreOpenError::of_machine(path(), error),
             _ => StoreOpenError::Damaged { path: path(), problem: error.to_string() },
         };
-        journal::check(&config.directory.join(DATABASE)).map_err(|error| match error {
+        journal::secure(&config.directory.join(DATABASE)).map_err(|error| match error {
             JournalError::Locked => StoreOpenError::Locked { path: path() },
             JournalError::Io(error) => StoreOpenError::of_machine(path(), error),
             error @ JournalError::Damaged { .. } => {

@@ -1,4 +1,4 @@
-//! The journals, looked at before fjall opens them.
+//! The journals, checked and written to the disk again before fjall opens them.
 //!
 //! fjall takes a batch that it can't read for the end of a journal and cuts the rest off: where a byte of it has changed on
 //! disk, what was acknowledged behind it would be gone, and nobody told. A last batch of which a power cut left only some
@@ -14,8 +14,9 @@
 //! ```
 
 use std::{
-    fs::{File, OpenOptions, TryLockError},
-    io::{self, Read},
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Read, Write},
+    os::unix::fs::{MetadataExt, fchown},
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -32,6 +33,8 @@ const LOCK_TRIES: u32 = 3;
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
 /// How the name of a journal ends; before it stands its number.
 const SUFFIX: &str = ".jnl";
+/// How the name of a journal's copy ends while it is written: fjall passes over such a file.
+const FRESH_EXTENSION: &str = "jnl.fresh";
 
 const START: u8 = 1;
 const ITEM: u8 = 2;
@@ -54,8 +57,14 @@ pub(super) enum JournalError {
     Io(#[from] io::Error),
 }
 
-/// Finds the journals of a directory readable to the last batch that was acknowledged, or made so.
-pub(super) fn check(directory: &Path) -> Result<(), JournalError> {
+/// Checks that the journals of a directory can be read to the last batch that was acknowledged, cuts off a last batch that
+/// is not whole, and writes what is left to the disk again. Takes as long as the disk takes for all of it: 64 MB a journal,
+/// and one journal as a rule.
+///
+/// # Errors
+///
+/// Another process has the directory, a journal is damaged, or the disk refuses. Every journal reads as before, then.
+pub(super) fn secure(directory: &Path) -> Result<(), JournalError> {
     // Of a directory that fjall has yet to make there is nothing to check.
     let lock = match OpenOptions::new().read(true).write(true).open(directory.join(LOCK_FILE)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -66,18 +75,21 @@ pub(super) fn check(directory: &Path) -> Result<(), JournalError> {
     let numbers = numbers(directory)?;
     let newest = numbers.iter().max().copied();
     for number in numbers {
-        let journal = OpenOptions::new().read(true).write(true).open(path(directory, number))?;
-        match Ending::of(&written(&journal)?) {
-            Ending::Whole => {}
+        let path = path(directory, number);
+        let journal = File::open(&path)?;
+        let mut bytes = written(&journal)?;
+        match Ending::of(&bytes) {
+            Ending::Whole { end } => bytes.truncate(end),
             Ending::CutShort { at } if Some(number) == newest => {
                 tracing::warn!(number, at, "the last commit is not whole, and was never answered: it is cut off");
-                journal.set_len(at as u64)?;
-                journal.sync_all()?;
+                bytes.truncate(at);
             }
             // Whatever was written later stands in a later journal.
             Ending::CutShort { at } | Ending::Damaged { at } => return Err(JournalError::Damaged { number, at }),
         }
+        replace(&path, &journal, &bytes)?;
     }
+    File::open(directory)?.sync_all()?;
     Ok(())
 }
 
@@ -89,6 +101,22 @@ pub(super) fn lock_to_read(directory: &Path) -> Result<Option<File>, JournalErro
     };
     hold(&lock)?;
     Ok(Some(lock))
+}
+
+/// Puts a fresh file with these bytes, synced, in the place of a journal, for the same owner.
+fn replace(path: &Path, journal: &File, bytes: &[u8]) -> io::Result<()> {
+    let fresh = path.with_extension(FRESH_EXTENSION);
+    let write = || {
+        let of = journal.metadata()?;
+        let mut file = File::create(&fresh)?;
+        fchown(&file, Some(of.uid()), Some(of.gid()))?;
+        file.set_permissions(of.permissions())?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&fresh, path)
+    };
+    // On a full disk a copy of which only some is there would take what space is left.
+    write().inspect_err(|_| drop(fs::remove_file(&fresh)))
 }
 
 /// The numbers of the journals in a directory; the highest is of the one that is written.
@@ -142,7 +170,7 @@ fn written(journal: &File) -> io::Result<Vec<u8>> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
     /// With a whole batch, and zeros that wait to be written over.
-    Whole,
+    Whole { end: usize },
     /// With something that can't be read.
     CutShort { at: usize },
     /// Something can't be read, and a whole batch comes behind it.
@@ -161,7 +189,7 @@ impl Ending {
             (rest, last) = (behind, Some(sequence));
         }
         if rest.chunks(ZEROS.len()).all(|chunk| ZEROS.starts_with(chunk)) {
-            return Self::Whole;
+            return Self::Whole { end: at };
         }
         let whole = |from: usize| rest.get(from..).and_then(behind_batch).is_some();
         let mut starts = rest.iter().enumerate().skip(1).filter(|(_, byte)| **byte == START);
@@ -224,9 +252,9 @@ mod tests {
     #[test]
     fn a_journal_of_whole_batches_is_whole_with_zeros_behind_or_without() {
         let (journal, [.., last]) = journal();
-        assert_eq!(Ending::of(&journal), Ending::Whole);
-        assert_eq!(Ending::of(&journal[..last]), Ending::Whole);
-        assert_eq!(Ending::of(&[]), Ending::Whole);
+        assert_eq!(Ending::of(&journal), Ending::Whole { end: journal.len() - 9_000 });
+        assert_eq!(Ending::of(&journal[..last]), Ending::Whole { end: last });
+        assert_eq!(Ending::of(&[]), Ending::Whole { end: 0 });
     }
 
     #[test]
@@ -239,7 +267,7 @@ mod tests {
             // No checksum covers the number of a batch: one that is too high shows at the next.
             let in_number_of = |start: usize| (start + 5..start + 13).contains(&at);
             let expected = match at {
-                _ if in_number_of(last) => Ending::Whole,
+                _ if in_number_of(last) => Ending::Whole { end: journal.len() - 9_000 },
                 at if at >= last => Ending::CutShort { at: last },
                 _ if in_number_of(second) => Ending::Damaged { at: last },
                 at if at >= second || in_number_of(0) => Ending::Damaged { at: second },
@@ -257,5 +285,63 @@ mod tests {
             let blocks = [&journal[..end], &[0; 5_000]].concat();
             assert_eq!(Ending::of(&blocks), Ending::CutShort { at: last }, "byte {end}");
         }
+    }
+
+    /// What the journals of a directory hold, by number.
+    fn journals(directory: &Path) -> Vec<(u64, u64, Vec<u8>)> {
+        let mut found: Vec<_> = numbers(directory)
+            .unwrap()
+            .into_iter()
+            .map(|number| {
+                let file = File::open(path(directory, number)).unwrap();
+                let mut bytes = written(&file).unwrap();
+                bytes.truncate(bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
+                (number, file.metadata().unwrap().ino(), bytes)
+            })
+            .collect();
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn a_journal_of_the_pinned_fjall_is_read_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let database = fjall::Database::builder(directory.path()).open().unwrap();
+        let keyspace = database.keyspace("keyspace", fjall::KeyspaceCreateOptions::default).unwrap();
+        for number in 0..100u32 {
+            keyspace.insert(number.to_be_bytes(), [7; 300]).unwrap();
+        }
+        keyspace.remove(5u32.to_be_bytes()).unwrap();
+        database.persist(fjall::PersistMode::SyncAll).unwrap();
+        let [(0, _, bytes)] = &journals(directory.path())[..] else { panic!("there is not just one journal") };
+        assert!(bytes.len() > 100 * 300);
+        assert_eq!(Ending::of(bytes), Ending::Whole { end: bytes.len() });
+        let manifest = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).unwrap();
+        assert!(manifest.contains("fjall = { version = \"=3.1.13\""), "this module reads the journals of fjall 3.1.13");
+    }
+
+    #[test]
+    fn every_journal_is_written_to_a_fresh_file_of_its_owner() {
+        let directory = tempfile::tempdir().unwrap();
+        File::create(directory.path().join(LOCK_FILE)).unwrap();
+        let (first, [.., last]) = journal();
+        fs::write(path(directory.path(), 3), &first).unwrap();
+        // A commit that a power cut left in pieces.
+        fs::write(path(directory.path(), 4), &first[..last + 20]).unwrap();
+        let owner = |number| File::open(path(directory.path(), number)).unwrap().metadata().unwrap();
+        let before = journals(directory.path());
+        if owner(3).uid() == 0 {
+            fchown(File::open(path(directory.path(), 3)).unwrap(), Some(1_234), Some(1_235)).unwrap();
+        }
+        let (uid, mode) = (owner(3).uid(), owner(3).mode());
+
+        secure(directory.path()).unwrap();
+
+        let after = journals(directory.path());
+        assert_eq!(after.iter().map(|(number, ..)| *number).collect::<Vec<_>>(), [3, 4]);
+        assert!(before.iter().zip(&after).all(|((_, before, _), (_, after, _))| before != after));
+        assert!(after[0].2 == before[0].2 && after[1].2 == first[..last]);
+        assert_eq!((owner(3).uid(), owner(3).mode()), (uid, mode));
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 3, "a copy is left behind");
     }
 }
