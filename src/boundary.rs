@@ -201,6 +201,18 @@ impl Boundary {
     }
 }
 
+impl BoundaryError {
+    /// Whether the token refused the user PIN.
+    pub fn refuses_user_pin(&self) -> bool {
+        match self {
+            #[cfg(feature = "keys")]
+            Self::Hsm(error) => error.refuses_user_pin(),
+            Self::PinRefused(_) => true,
+            _ => false,
+        }
+    }
+}
+
 /// Why the boundary did not open.
 #[derive(Debug, ThisError)]
 pub enum BoundaryError {
@@ -211,6 +223,10 @@ pub enum BoundaryError {
     /// In its own process: what that said.
     #[error("{0}")]
     Closed(String),
+    /// The token refused the user PIN: what its process said. Another login could lock the PIN, so that none is tried before
+    /// a reload or a restart.
+    #[error("{0}")]
+    PinRefused(String),
     /// Its process can't be started or reached.
     #[error("{}: {error}", path.display())]
     Io {

@@ -121,6 +121,17 @@ impl Stop {
     }
 }
 
+impl CommandError {
+    /// Whether a PKCS#11 token refused the user PIN.
+    pub fn refuses_user_pin(&self) -> bool {
+        #[cfg(feature = "engine")]
+        if let Self::Engine(crate::engine::StartError::Boundary(error)) = self {
+            return error.refuses_user_pin();
+        }
+        false
+    }
+}
+
 /// Why a service ended in disorder.
 #[derive(Debug, Error)]
 pub enum CommandError {

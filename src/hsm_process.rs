@@ -141,7 +141,8 @@ fn deal(lanes: Vec<UnixStream>, hands: &[mpsc::Sender<UnixStream>]) {
 /// Tells every lane why it is not served.
 fn refuse(lanes: Vec<UnixStream>, error: &HsmProcessError) {
     let mut welcome = Vec::new();
-    frame::push_welcome(&mut welcome, &Welcome::Closed(error.to_string()));
+    let closed = if error.refuses_user_pin() { Welcome::PinRefused } else { Welcome::Closed };
+    frame::push_welcome(&mut welcome, &closed(error.to_string()));
     for mut lane in lanes {
         let _ = io::Write::write_all(&mut lane, &welcome);
     }
@@ -181,6 +182,13 @@ fn accept(listener: &UnixListener, user: u32, hands: &[mpsc::Sender<UnixStream>]
 
 fn user_of(stream: &UnixStream) -> io::Result<u32> {
     Ok(rustix::net::sockopt::socket_peercred(stream)?.uid.as_raw())
+}
+
+impl HsmProcessError {
+    /// Whether the token refused the user PIN.
+    pub fn refuses_user_pin(&self) -> bool {
+        matches!(self, Self::Open(error) if error.refuses_user_pin())
+    }
 }
 
 /// Why the boundary's process does not serve.

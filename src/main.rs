@@ -83,6 +83,10 @@ impl Command {
 /// What a shell says of a program that SIGPIPE ended: 128 and the signal's number.
 const ENDED_BY_PIPE: u8 = 141;
 
+/// The exit code of `pinseal engine` and `pinseal hsm` when a PKCS#11 token refused the user PIN: EX_NOPERM of sysexits.h.
+/// Each start is a login, and a few wrong ones lock the PIN: nothing may start them again by itself.
+const USER_PIN_REFUSED: u8 = 77;
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     telemetry::start(arguments.log_format, arguments.command.events());
@@ -94,7 +98,7 @@ fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&*error) => ExitCode::from(ENDED_BY_PIPE),
         Err(error) => {
             let _ = writeln!(io::stderr().lock(), "pinseal: {error}");
-            ExitCode::FAILURE
+            if refuses_user_pin(&*error) { ExitCode::from(USER_PIN_REFUSED) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -135,6 +139,19 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
         #[cfg(feature = "simulator")]
         Command::Bench(arguments) => Ok(pinseal::bench::run(arguments)?),
     }
+}
+
+#[cfg_attr(not(any(feature = "engine", feature = "edge")), allow(unused_variables, reason = "nothing here logs in"))]
+fn refuses_user_pin(error: &(dyn Error + 'static)) -> bool {
+    #[cfg(any(feature = "engine", feature = "edge"))]
+    if let Some(error) = error.downcast_ref::<command::CommandError>() {
+        return error.refuses_user_pin();
+    }
+    #[cfg(feature = "keys")]
+    if let Some(error) = error.downcast_ref::<pinseal::hsm_process::HsmProcessError>() {
+        return error.refuses_user_pin();
+    }
+    false
 }
 
 fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! frame     length(4) of what follows   number(8)   body
-//! hello     number 0                    "PINSEAL" version(3)                        to the boundary, first of all
-//! welcome   number 0                    "PINSEAL" version(3)  00 status | 01 text   back, first of all
+//! hello     number 0                    "PINSEAL" version(4)                        to the boundary, first of all
+//! welcome   number 0                    "PINSEAL" version(4)  00 status | 01 text | 02 text   back, first of all
 //! request   number of the caller's      deadline(8) operation(1) arguments
 //! reply     the same number             00 result | error code(1) and its words
 //! ```
@@ -30,7 +30,7 @@ use crate::status::Status;
 /// The longest frame, in bytes, its length not counted: a view's request, with a device key of 4096 bits, is under 1 KiB.
 pub const FRAME_BYTES_MAX: usize = 4 * 1024;
 /// The version this release speaks.
-const VERSION: u16 = 3;
+const VERSION: u16 = 4;
 const MAGIC: &[u8; 7] = b"PINSEAL";
 const LENGTH_BYTES: usize = 4;
 const NUMBER_BYTES: usize = 8;
@@ -88,6 +88,8 @@ pub enum Welcome {
     Serving(Box<Status>),
     /// It does not, and why.
     Closed(String),
+    /// It does not serve, because the token refused the user PIN: another login could lock the PIN. The text is for people.
+    PinRefused(String),
 }
 
 /// Appends what a boundary says first.
@@ -104,6 +106,10 @@ pub fn push_welcome(out: &mut Vec<u8>, welcome: &Welcome) {
                 body.push(1);
                 reason.write(body);
             }
+            Welcome::PinRefused(reason) => {
+                body.push(2);
+                reason.write(body);
+            }
         }
     });
 }
@@ -114,6 +120,7 @@ pub fn read_welcome(frame: &Frame<'_>) -> Result<Welcome, FrameError> {
     let welcome = match read.byte()? {
         0 => Welcome::Serving(Box::new(Status::read(&mut read)?)),
         1 => Welcome::Closed(String::read(&mut read)?),
+        2 => Welcome::PinRefused(String::read(&mut read)?),
         _ => return Err(FrameError),
     };
     read.end(welcome)
@@ -180,6 +187,14 @@ mod tests {
         push_welcome(&mut bytes, &Welcome::Closed("no such token".to_owned()));
         let welcome = read_welcome(&take_frame(&mut &bytes[..]).unwrap().unwrap());
         assert!(matches!(welcome, Ok(Welcome::Closed(reason)) if reason == "no such token"));
+    }
+
+    #[test]
+    fn a_refused_user_pin_is_a_welcome_of_its_own() {
+        let mut bytes = Vec::new();
+        push_welcome(&mut bytes, &Welcome::PinRefused("wrong".to_owned()));
+        let welcome = read_welcome(&take_frame(&mut &bytes[..]).unwrap().unwrap());
+        assert!(matches!(welcome, Ok(Welcome::PinRefused(reason)) if reason == "wrong"));
     }
 
     use proptest::{collection::vec, prelude::*};

@@ -64,6 +64,21 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    /// Whether the token refused the user PIN; see [`Pkcs11Error::refuses_user_pin`].
+    pub fn refuses_user_pin(&self) -> bool {
+        matches!(self, Self::Pkcs11(error) if error.refuses_user_pin())
+    }
+}
+
+impl Pkcs11Error {
+    /// Whether the token refused the user PIN, or would: another login could lock the PIN, so that none is tried before an
+    /// operator asks for it.
+    pub fn refuses_user_pin(&self) -> bool {
+        matches!(self, Self::WrongPin | Self::Expired | Self::NoUserPin | Self::LastTry | Self::Locked)
+    }
+}
+
 fn forms_of(level: Level) -> &'static str {
     match level {
         Level::Token => "set it to wrapped, iso-3 or iso-4",
@@ -93,8 +108,17 @@ pub enum Pkcs11Error {
         present: String,
     },
     /// The user PIN is wrong. It is tried once, never again by itself.
-    #[error("the token refused the user PIN: correct it; it was tried once and is not tried again")]
+    #[error(
+        "the token refused the user PIN: it was tried once, and is not tried again before a restart or a reload (SIGHUP); \
+         correct the PIN first"
+    )]
     WrongPin,
+    /// CKR_PIN_EXPIRED.
+    #[error("the user PIN has expired: set another one with the token's own tool")]
+    Expired,
+    /// CKR_USER_PIN_NOT_INITIALIZED.
+    #[error("the token has no user PIN: its security officer must set one")]
+    NoUserPin,
     /// One more wrong PIN would lock it.
     #[error(
         "the user PIN has one try left: log in by hand with the right PIN first, so that a wrong one can't lock it"

@@ -102,7 +102,7 @@ impl Process {
             Source::Apart { socket, .. } => Some(socket.clone()),
         };
         let watched = Watched { lanes: all, watcher, lost };
-        let supervised = Supervised { source: Arc::new(source), told, wanted };
+        let supervised = Supervised { source: Arc::new(source), told, wanted, pin_refused: false };
         let supervisor = tokio::spawn(supervise(supervised, watched, life, stopped));
         let process = Self { lanes, apart, want, stop, supervisor: tokio::sync::Mutex::new(Some(supervisor)) };
         Ok((Arc::new(process), status))
@@ -143,6 +143,8 @@ struct Supervised {
     source: Arc<Source>,
     told: watch::Sender<Arc<Status>>,
     wanted: mpsc::Receiver<Reply>,
+    /// Whether the token refused the user PIN at the last try.
+    pin_refused: bool,
 }
 
 /// Another process that is opening the keys while the one before it serves.
@@ -185,9 +187,12 @@ async fn supervise(
         life = loop {
             let attempt = async {
                 tokio::select! {
-                    () = sleep(pause) => {}
+                    // Each start is a login: after a refused PIN none is tried before somebody asks for it.
+                    () = sleep(pause), if !supervised.pin_refused => {}
                     // Somebody has put right what it lacked, as they think.
                     Some(reply) = supervised.wanted.recv(), if asked.is_none() => asked = Some(reply),
+                    // Nobody is left who could ask: the engine stops.
+                    else => std::future::pending().await,
                 }
                 successor(Arc::clone(&supervised.source), life.number, life.status.keys().to_vec(), lanes.len()).await
             };
@@ -199,11 +204,17 @@ async fn supervise(
             match started {
                 Ok(life) => break life,
                 Err(error) => {
-                    tracing::error!(%error, "the boundary's process did not start");
+                    supervised.pin_refused = error.refuses_user_pin();
+                    if supervised.pin_refused {
+                        tracing::error!(%error, "the boundary's process is not started again before a reload (SIGHUP)");
+                    } else {
+                        tracing::error!(%error, "the boundary's process did not start");
+                    }
                     tell(asked.take(), Err(error));
                 }
             }
         };
+        supervised.pin_refused = false;
         supervised.told.send_replace(Arc::new(life.status.clone()));
         connect(&lanes, &mut life);
         tracing::info!("the boundary's process is back");
@@ -250,11 +261,15 @@ async fn serve(
         let Some(Succession { reply, .. }) = succession.take() else { continue };
         match next.unwrap_or(Err(BoundaryError::Stopping)) {
             Ok(next) => {
+                supervised.pin_refused = false;
                 let before = std::mem::replace(life, next);
                 hand_over(&watched.lanes, life, &supervised.told);
                 tokio::spawn(leave(watched.lanes.clone(), before, life.status.keys().join(" "), reply));
             }
-            Err(error) => tell(Some(reply), Err(error)),
+            Err(error) => {
+                supervised.pin_refused = error.refuses_user_pin();
+                tell(Some(reply), Err(error));
+            }
         }
     }
 }
@@ -373,6 +388,7 @@ async fn begin(source: &Source, lanes: usize, number: u64) -> Result<Life, Bound
         match welcome {
             Welcome::Serving(serving) => status = Some(*serving),
             Welcome::Closed(reason) => return Err(BoundaryError::Closed(reason)),
+            Welcome::PinRefused(reason) => return Err(BoundaryError::PinRefused(reason)),
         }
         welcomed.push(stream);
     }

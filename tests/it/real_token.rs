@@ -154,6 +154,19 @@ impl RealToken {
         }
     }
 
+    /// Lets every login be answered with this CK_RV from now on; none to let them go on.
+    pub(crate) fn answer_logins(&self, answer: Option<&str>) {
+        match answer {
+            Some(code) => std::fs::write(self.path("login"), code).unwrap(),
+            None => std::fs::remove_file(self.path("login")).unwrap(),
+        }
+    }
+
+    /// How many logins the shim saw since its trace was forgotten.
+    pub(crate) fn logins(&self) -> usize {
+        self.trace().iter().filter(|(call, _)| call == "C_Login").count()
+    }
+
     /// Lets the token say from now on that these flags (CKF_…, hexadecimal) are set.
     pub(crate) fn add_token_flags(&self, flags: &str) {
         std::fs::write(self.path("token-flags"), flags).unwrap();
@@ -200,6 +213,7 @@ impl RealToken {
             ("SOFTHSM2_CONF", self.path("softhsm2.conf")),
             ("PINSEAL_SHIM_MODULE", self.make.module().into()),
             ("PINSEAL_SHIM_COMMAND", self.path("command")),
+            ("PINSEAL_SHIM_LOGIN", self.path("login")),
             ("PINSEAL_SHIM_TRACE", self.path("trace")),
             ("P11_KIT_SERVER_ADDRESS", format!("unix:path={}", self.path("socket").display()).into()),
             ("PINSEAL_SHIM_TOKEN_FLAGS", self.path("token-flags")),

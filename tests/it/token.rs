@@ -480,13 +480,99 @@ fn a_locked_user_pin_and_one_with_a_single_try_left_are_told_and_not_tried() {
     }
 }
 
+/// The documented exit code of a service whose token refused the user PIN.
+const USER_PIN_REFUSED: i32 = 77;
+
 #[test]
-fn a_wrong_user_pin_is_tried_once() {
+fn a_refused_user_pin_is_tried_once_with_its_exit_code() {
     let token = RealToken::behind_the_shim(Make::SoftHsm);
+    let config = token.write_config(&token.lines());
+    let socket = config.with_file_name("hsm.socket");
+    let listen = ["--listen", socket.to_str().unwrap()];
+    let (engine, hsm) = (["engine"].as_slice(), [&["hsm"][..], &listen].concat());
+    // CKR_PIN_INCORRECT, CKR_PIN_EXPIRED, CKR_PIN_LOCKED, CKR_USER_PIN_NOT_INITIALIZED.
+    for (answer, why) in [
+        ("a0", "refused the user PIN"),
+        ("a3", "the user PIN has expired"),
+        ("a4", "the user PIN is locked"),
+        ("102", "the token has no user PIN"),
+    ] {
+        token.answer_logins(Some(answer));
+        for service in [engine, &hsm] {
+            token.forget_trace();
+            let mut pinseal = token.beside(env!("CARGO_BIN_EXE_pinseal"));
+            let ended = pinseal.args(service).arg("--config").arg(&config).output().unwrap();
+            let told = String::from_utf8_lossy(&ended.stderr);
+            assert!(told.contains(why), "{told}");
+            assert_eq!((ended.status.code(), token.logins()), (Some(USER_PIN_REFUSED), 1), "{service:?}: {told}");
+        }
+        for command in ["make-keys", "doctor"] {
+            token.forget_trace();
+            let (done, told) = token.token(&[command], &token.lines());
+            assert!(!done && told.contains(why), "{told}");
+            assert_eq!(token.logins(), 1, "{command}: {told}");
+        }
+    }
+}
+
+/// Long enough for a supervisor to have tried six times, and a lost token to have been looked for five times.
+const LONG_ENOUGH: Duration = Duration::from_secs(3);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_user_pin_is_not_tried_again_before_a_reload() {
+    let (token, directory) = (RealToken::behind_the_shim(Make::SoftHsm), tempfile::tempdir().unwrap());
+    let engine = EngineProcess::start_on(directory.path(), &token);
+    let logged = async |what: &str, times: usize| {
+        comes_to_hold(async || engine.log().matches(what).count() >= times).await;
+    };
     token.write_pin("8642");
-    let (served, told) = token.pinseal(&["engine"], &token.lines());
-    assert!(!served && told.contains("refused the user PIN"), "{told}");
-    assert_eq!(token.trace().iter().filter(|(call, _)| call == "C_Login").count(), 1);
+    token.forget_trace();
+    crate::isolation::signal(engine.hsm_id().unwrap(), "KILL");
+    logged("is not started again before a reload", 1).await;
+    tokio::time::sleep(LONG_ENOUGH).await;
+    assert_eq!(token.logins(), 1);
+    assert!(!engine.serves().await);
+
+    crate::isolation::signal(engine.id(), "HUP");
+    logged("is not started again before a reload", 2).await;
+    tokio::time::sleep(LONG_ENOUGH).await;
+    assert_eq!(token.logins(), 2);
+
+    token.write_pin("2468");
+    crate::isolation::signal(engine.id(), "HUP");
+    comes_to_hold(async || engine.serves().await).await;
+
+    // A process that serves is left to serve; once it is lost, the PIN that was refused is not tried.
+    token.write_pin("8642");
+    token.forget_trace();
+    crate::isolation::signal(engine.id(), "HUP");
+    logged("goes on with the keys it has", 2).await;
+    assert!(engine.serves().await);
+    crate::isolation::signal(engine.hsm_id().unwrap(), "KILL");
+    comes_to_hold(async || !engine.serves().await).await;
+    tokio::time::sleep(LONG_ENOUGH).await;
+    assert_eq!(token.logins(), 1);
+    assert_eq!(engine.terminate(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_token_that_refuses_the_user_pin_is_asked_once() {
+    let (token, directory) = (RealToken::behind_the_shim(Make::SoftHsm), tempfile::tempdir().unwrap());
+    let engine = EngineProcess::start_on(directory.path(), &token);
+    token.answer_logins(Some("a3"));
+    token.forget_trace();
+    // CKR_DEVICE_REMOVED.
+    token.command(Some("32"));
+    comes_to_hold(async || !engine.serves().await).await;
+    token.command(None);
+    comes_to_hold(async || token.logins() > 0).await;
+    tokio::time::sleep(LONG_ENOUGH).await;
+    assert_eq!(token.logins(), 1);
+    assert!(!engine.serves().await);
+
+    token.answer_logins(None);
+    crate::isolation::signal(engine.id(), "HUP");
+    comes_to_hold(async || engine.serves().await).await;
 }
 
 #[test]

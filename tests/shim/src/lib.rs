@@ -4,6 +4,7 @@
 //! - `PINSEAL_SHIM_MODULE`: the real module.
 //! - `PINSEAL_SHIM_COMMAND`: a file. While it is there, calls that hold a session fail with the hexadecimal CK_RV in it.
 //! - `PINSEAL_SHIM_TOKEN_FLAGS`: a file. While it is there, the token says that the hexadecimal CK_FLAGS in it are set.
+//! - `PINSEAL_SHIM_LOGIN`: a file. While it is there, C_Login answers the hexadecimal CK_RV in it.
 //! - `PINSEAL_SHIM_TRACE`: a file. Each call adds a line: its name, then in hexadecimal what came out.
 //!
 //! Calls that put bytes out and are not written down are not there at all: what the trace does not show was not called.
@@ -130,6 +131,9 @@ unsafe extern "C" fn C_Login(
     length: CK_ULONG,
 ) -> CK_RV {
     trace("C_Login", &[]);
+    if let Some(failure) = number_in("PINSEAL_SHIM_LOGIN") {
+        return failure;
+    }
     forward!(C_Login(session, user, pin, length))
 }
 

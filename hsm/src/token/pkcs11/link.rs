@@ -122,7 +122,7 @@ impl<L: LevelKeys> Link<L> {
                 *state = State::Up(Arc::clone(&connection));
                 Ok(connection)
             }
-            Err(Pkcs11Error::WrongPin | Pkcs11Error::LastTry | Pkcs11Error::Locked) => {
+            Err(error) if error.refuses_user_pin() => {
                 *state = State::Refused;
                 Err(refused)
             }
@@ -422,10 +422,13 @@ fn log_in_first(module: &Module, slot: Slot, session: &Session, user_pin: &str) 
     match session.login(UserType::User, Some(&pin)) {
         Ok(()) => Ok(()),
         Err(CallError::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => Err(Pkcs11Error::LoggedIn),
-        Err(CallError::Pkcs11(RvError::PinIncorrect | RvError::PinLenRange | RvError::PinInvalid, _)) => {
-            Err(Pkcs11Error::WrongPin)
-        }
+        Err(CallError::Pkcs11(
+            RvError::PinIncorrect | RvError::PinLenRange | RvError::PinInvalid | RvError::PinTooWeak,
+            _,
+        )) => Err(Pkcs11Error::WrongPin),
         Err(CallError::Pkcs11(RvError::PinLocked, _)) => Err(Pkcs11Error::Locked),
+        Err(CallError::Pkcs11(RvError::PinExpired, _)) => Err(Pkcs11Error::Expired),
+        Err(CallError::Pkcs11(RvError::UserPinNotInitialized, _)) => Err(Pkcs11Error::NoUserPin),
         Err(error) => Err(call_failed("C_Login")(error)),
     }
 }
