@@ -34,6 +34,9 @@ pub use engine::Isolation;
 pub use engine::{Engine, Peer};
 pub use secret::SecretError;
 
+#[cfg(any(feature = "engine", feature = "edge"))]
+use crate::tls::ConnectionLimits;
+
 /// A configuration that can't be served, and what to change.
 #[derive(Debug, Error)]
 pub enum ConfigError {
@@ -107,6 +110,15 @@ fn within<T: PartialOrd + std::fmt::Display>(
         return Ok(value);
     }
     Err(ConfigError::value(key, format!("{value} is not within {} to {}", range.start(), range.end())))
+}
+
+/// The bounds on a listener's connections.
+#[cfg(any(feature = "engine", feature = "edge"))]
+fn connection_limits(connections: usize, silent_per_address: usize) -> Result<ConnectionLimits, ConfigError> {
+    Ok(ConnectionLimits {
+        connections_max: within("connections_max", connections, 16..=1_000_000)?,
+        silent_per_address_max: within("silent_connections_per_address_max", silent_per_address, 1..=1_000_000)?,
+    })
 }
 
 #[cfg(test)]

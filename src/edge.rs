@@ -17,7 +17,7 @@ use tonic::transport::Channel;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 pub use self::{
-    auth::{Client, Credential},
+    auth::{Client, Credential, SECRET_CHARACTERS_MIN},
     contract::openapi_json,
     fault::ErrorProfile,
 };
@@ -25,7 +25,7 @@ use crate::{
     config,
     limits::REQUEST_BYTES_MAX,
     proto::{control_service_client::ControlServiceClient, pin_service_client::PinServiceClient},
-    tls::{self, ClientTls, ListenError, ServerTls, TlsError},
+    tls::{self, ClientTls, ConnectionTable, ListenError, ServerTls, TlsError},
 };
 
 /// Whom an edge serves, and how.
@@ -78,6 +78,8 @@ pub struct Edge {
     address: SocketAddr,
     stop: watch::Sender<bool>,
     serving: JoinHandle<()>,
+    server_tls: Option<ServerTls>,
+    engine_tls: Option<ClientTls>,
 }
 
 impl Edge {
@@ -86,16 +88,18 @@ impl Edge {
         tls::may_listen_edge(config.listen, config.tls.as_ref())?;
         let server_tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
         let engine_tls = config.engine_tls.as_ref().map(ClientTls::load).transpose()?;
-        let channel = tls::connect::channel(&config.engine_address, engine_tls)?;
+        let channel = tls::connect::channel(&config.engine_address, engine_tls.clone())?;
         let engine = EngineClient::over(&channel);
 
         let listen_error = |error| EdgeError::Listen { address: config.listen, error };
         let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
         let (stop, stopped) = watch::channel(false);
+        let table = ConnectionTable::new(config.connections);
         let router = route::router(config.settings, engine);
-        let serving = tokio::spawn(serve::serve(listener, server_tls, router, serve::Times::USUAL, stopped));
-        Ok(Self { address, stop, serving })
+        let serving =
+            tokio::spawn(serve::serve(listener, table, server_tls.clone(), router, serve::Times::USUAL, stopped));
+        Ok(Self { address, stop, serving, server_tls, engine_tls })
     }
 
     /// Where it listens.

@@ -91,6 +91,7 @@ impl Engine {
         };
         let limit = config.remade_per_second;
         let rotates = boundary.status().rotates();
+            connections: config.connections,
         let (tell, rotation) = watch::channel(if rotates { Progress::begun(limit) } else { Progress::idle(limit) });
         let metrics = match config.metrics_listen {
             Some(listen) => Some(Metrics::start(listen, boundary.watched(), rotation.clone()).await?),

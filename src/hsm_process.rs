@@ -113,7 +113,7 @@ fn open_confined(config: config::HsmProcess) -> Result<Vec<mpsc::Sender<UnixStre
     let mut hands = Vec::with_capacity(threads);
     for number in 0..threads {
         let (hand, dealt) = mpsc::channel(WAITING_CONNECTIONS_MAX);
-        let runtime = Builder::new_current_thread().enable_io().build().map_err(HsmProcessError::Thread)?;
+        let runtime = Builder::new_current_thread().enable_all().build().map_err(HsmProcessError::Thread)?;
         let (hsm, started) = (Arc::clone(&hsm), Arc::clone(&started));
         let serving = move || {
             started.wait();

@@ -3,19 +3,25 @@
 
 #[cfg(any(feature = "edge", feature = "operator"))]
 pub mod connect;
+#[cfg(any(feature = "engine", feature = "edge"))]
+mod connection_table;
 mod files;
 mod serve;
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use serde::Deserialize;
 use thiserror::Error;
 
+#[cfg(any(feature = "engine", feature = "edge"))]
+pub use self::connection_table::{ConnectionLimits, ConnectionPlace, ConnectionTable};
 #[cfg(any(feature = "edge", feature = "operator"))]
 pub use self::files::ClientTls;
+#[cfg(feature = "engine")]
+pub use self::serve::{Http2Stream, greeted};
 pub use self::{
     files::ServerTls,
-    serve::{Peer, ServerStream, handshaken},
+    serve::{Peer, ServerStream},
 };
 
 /// What a TLS server needs.
@@ -120,9 +126,27 @@ pub enum TlsError {
     /// The other side did not shake hands.
     #[error("the TLS handshake failed: {0}")]
     Handshake(io::Error),
-    /// The other side took too long.
-    #[error("the TLS handshake took too long")]
-    HandshakeTime,
+    /// The client's handshake was not complete in time.
+    #[error("the TLS handshake took longer than {} s", limit.as_secs())]
+    HandshakeTime {
+        /// How long it may take.
+        limit: Duration,
+    },
+    /// The client sent no byte of its ClientHello in time.
+    #[error("the client sent nothing for {} s", limit.as_secs())]
+    Silent {
+        /// How long it may take.
+        limit: Duration,
+    },
+    /// The client did not begin HTTP/2 (RFC 9113, 3.4) in time, or spoke something else.
+    #[error("the client sent no HTTP/2 preface within {} s", limit.as_secs())]
+    Preface {
+        /// How long it may take.
+        limit: Duration,
+    },
+    /// The connection was the oldest silent one when a limit was reached.
+    #[error("the oldest silent connection was closed for a new one")]
+    Displaced,
 }
 
 /// The one place where the cryptography of TLS is chosen.

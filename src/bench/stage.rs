@@ -66,6 +66,7 @@ impl Stage {
         let engine = Engine::start(engine).await?;
 
         let mut edge = config::Edge::embedded(anywhere, engine.address())?;
+            connections: engine.connections,
         edge.engine_address = url(engine.address());
         edge.engine_tls.clone_from(&client_tls);
         let token = edge.made_token.clone().unwrap_or_default();

@@ -10,12 +10,12 @@ use serde::Deserialize;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use super::{ConfigError, low, secret::SecretSource, within};
+use super::{ConfigError, connection_limits, low, secret::SecretSource, within};
 use crate::{
     card::Tenant,
-    edge::{Client, Credential, ErrorProfile, Settings},
+    edge::{Client, Credential, ErrorProfile, SECRET_CHARACTERS_MIN, Settings},
     limits::BODY_BYTES_MAX,
-    tls::{ClientTlsConfig, ServerTlsConfig},
+    tls::{ClientTlsConfig, ConnectionLimits, ServerTlsConfig},
 };
 
 /// The edge's checked configuration.
@@ -28,6 +28,8 @@ pub struct Edge {
     pub engine_address: String,
     /// Mutual TLS to the engine.
     pub engine_tls: Option<ClientTlsConfig>,
+    /// How many connections it may have.
+    pub connections: ConnectionLimits,
     /// Whom it serves, and how.
     pub settings: Settings,
     /// The bearer token made for this run, where no client was configured.
@@ -66,6 +68,10 @@ struct LowEdge {
     body_bytes_max: usize,
     /// Requests under way at a time.
     requests_max: usize,
+    /// Connections open at a time; half of them may be without an authenticated request.
+    connections_max: usize,
+    /// Connections of one address without an authenticated request.
+    silent_connections_per_address_max: usize,
 }
 
 #[derive(Deserialize)]
@@ -116,6 +122,8 @@ impl Default for LowEdge {
             request_timeout_milliseconds: 10_000,
             body_bytes_max: BODY_BYTES_MAX,
             requests_max: 4_096,
+            connections_max: ConnectionLimits::default().connections_max,
+            silent_connections_per_address_max: ConnectionLimits::default().silent_per_address_max,
         }
     }
 }
@@ -140,6 +148,7 @@ impl LowEdge {
             tls: self.tls,
             engine_address: self.engine.address,
             engine_tls: self.engine.tls,
+            connections: connection_limits(self.connections_max, self.silent_connections_per_address_max)?,
             settings: Settings {
                 clients,
                 error_profile: match self.error_profile {

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::{
     ConfigError,
     boundary::{LowBoundary, LowIsolation, LowPinPolicy, LowToken, LowVault},
-    low, within,
+    connection_limits, low, within,
 };
 use crate::{
     boundary::BoundaryConfig,
@@ -24,7 +24,7 @@ use crate::{
         Admission, UnknownCards,
         embedded::{Absent, EmbeddedConfig},
     },
-    tls::ServerTlsConfig,
+    tls::{ConnectionLimits, ServerTlsConfig},
 };
 
 /// Where everything is kept when nothing else is said.
@@ -51,6 +51,8 @@ pub struct Engine {
     /// How many calls one connection may have in flight.
     pub calls_per_connection_max: u32,
     /// How many PIN records may be made anew a second, while a storage key rotates.
+    /// How many connections it may have.
+    pub connections: ConnectionLimits,
     pub remade_per_second: u32,
     /// Where metrics are served, on this machine alone; none for nowhere.
     pub metrics_listen: Option<SocketAddr>,
@@ -113,6 +115,10 @@ pub(super) struct LowEngine {
     /// Calls in flight on one connection.
     calls_per_connection_max: u32,
     /// Mutual TLS.
+    /// Connections open at a time; half of them may be silent.
+    connections_max: usize,
+    /// Connections of one address that have not begun to speak.
+    silent_connections_per_address_max: usize,
     tls: Option<ServerTlsConfig>,
     /// Certificates that may call.
     peers: Vec<LowPeer>,
@@ -197,6 +203,8 @@ impl Default for LowEngine {
             call_timeout_milliseconds: 5_000,
             calls_per_connection_max: 1_024,
             tls: None,
+            connections_max: ConnectionLimits::default().connections_max,
+            silent_connections_per_address_max: ConnectionLimits::default().silent_per_address_max,
             peers: Vec::new(),
             vault: LowVault::default(),
             token: None,
@@ -283,6 +291,7 @@ impl LowEngine {
             call_timeout: Duration::from_millis(timeout),
             calls_per_connection_max: within("calls_per_connection_max", self.calls_per_connection_max, 1..=65_536)?,
             remade_per_second: within("rotation.records_per_second", self.rotation.records_per_second, 1..=1_000_000)?,
+            connections: connection_limits(self.connections_max, self.silent_connections_per_address_max)?,
             metrics_listen: std::mem::take(&mut self.metrics).check()?,
             boundary: self.boundary_config(arguments)?,
         })

@@ -8,12 +8,20 @@ use zeroize::Zeroizing;
 
 use crate::card::Tenant;
 
+/// In the extensions of an answer: its request had the credentials of a client.
+#[derive(Clone, Copy)]
+pub(super) struct Authenticated;
+
 /// Someone who may call. No `Debug`: it knows a credential.
 pub struct Client {
     name: Box<str>,
     tenant: Tenant,
     credential: Credential,
 }
+
+/// The fewest characters that a bearer token or a password has: 16 random characters of base64 are 96 bits, which cannot be
+/// guessed over a network.
+pub const SECRET_CHARACTERS_MIN: usize = 16;
 
 /// What a client shows. Only its SHA-256 is kept: hashes have one length, so comparing them in constant time tells
 /// nothing of the secret's, and the secret itself does not rest in memory. A credential here is long and random, not a

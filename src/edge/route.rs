@@ -26,7 +26,7 @@ use uuid::Uuid;
 
 use super::{
     EngineClient, Settings,
-    auth::{Client, authenticate},
+    auth::{Authenticated, Client, authenticate},
     body::{self, DeviceKeyRequest, PinControl, PinControlRequest, PinSet, Scope, SetPinRequest, ShownPin, Tzpk},
     fault::{Fault, FaultBody, Refused},
     page,
@@ -266,8 +266,10 @@ impl EdgeState {
     ) -> Response<Body> {
         let (parts, mut body) = request.into_parts();
         let mut log = RequestLog::begin(route, &parts.method);
+        let mut authenticated = false;
         let outcome = timeout(self.settings.request_timeout, async {
             let client = self.authenticate(&parts.headers)?;
+            authenticated = true;
             log.client = Some(client.name());
             let _place = self.places.try_acquire().map_err(|_| Fault::BUSY)?;
             let asked = self.read(client, parts.uri.query(), &mut body).await?;
@@ -277,7 +279,7 @@ impl EdgeState {
         })
         .await
         .unwrap_or_else(|_| Err(self.took_too_long()));
-        match outcome {
+        let mut answer = match outcome {
             Ok((status, body)) => {
                 log.served(status);
                 (status, Json(body)).into_response()
@@ -290,7 +292,11 @@ impl EdgeState {
                 }
                 answer
             }
+        };
+        if authenticated {
+            answer.extensions_mut().insert(Authenticated);
         }
+        answer
     }
 
     /// Answers what no route takes.

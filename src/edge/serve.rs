@@ -17,19 +17,18 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::watch,
     time::{sleep, timeout},
 };
 use tower::util::MapFuture;
 
-use crate::tls::{ServerStream, ServerTls, TlsError};
+use super::auth::Authenticated;
+use crate::tls::{ConnectionPlace, ConnectionTable, ServerStream, ServerTls, TlsError};
 
 /// The most bytes of headers a request may have.
 const HEADER_BYTES_MAX: u32 = 16 * 1024;
 /// How many requests one HTTP/2 connection may have under way.
 const STREAMS_MAX: u32 = 256;
-/// How many connections may be open.
-const CONNECTIONS_MAX: u32 = 10_000;
 /// How long requests under way may take to finish once told to stop.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
 /// How often an HTTP/2 peer is asked whether it is still there, and how long it may take to say so.
@@ -56,19 +55,19 @@ impl Times {
 /// Serves until told to stop.
 pub(super) async fn serve(
     listener: TcpListener,
+    table: ConnectionTable,
     tls: Option<ServerTls>,
     router: Router,
     times: Times,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX as usize));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = stopped.wait_for(|stopped| *stopped) => break,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, from) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
                 // Out of file descriptors, most likely: spinning would not bring any back.
@@ -76,21 +75,20 @@ pub(super) async fn serve(
                 continue;
             }
         };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            tracing::warn!(limit = CONNECTIONS_MAX, "a connection was dropped: too many are open");
-            continue;
-        };
+        let Some(place) = table.admit(from.ip()) else { continue };
         let (tls, router, stopped) = (tls.clone(), router.clone(), stopped.clone());
         tokio::spawn(async move {
-            let _place = place;
-            match handshaken(stream, tls).await {
-                Ok(stream) => converse(stream, router, times, stopped).await,
+            let shaken = tokio::select! {
+                shaken = handshaken(stream, tls) => shaken,
+                () = place.closed() => return,
+            };
+            match shaken {
+                Ok(stream) => converse(stream, Arc::new(place), router, times, stopped).await,
                 Err(error) => tracing::info!(%error, "a connection was turned away"),
             }
         });
     }
-    // Every place is free once every connection has ended.
-    if timeout(DRAIN_TIME_MAX, places.acquire_many(CONNECTIONS_MAX)).await.is_err() {
+    if timeout(DRAIN_TIME_MAX, table.emptied()).await.is_err() {
         tracing::warn!(limit = ?DRAIN_TIME_MAX, "requests still under way were cut off");
     }
 }
@@ -103,14 +101,24 @@ async fn handshaken(stream: TcpStream, tls: Option<ServerTls>) -> Result<ServerS
     }
 }
 
-/// Serves one connection to its end: its own, or the one its times or the edge's stop put to it.
-async fn converse(stream: ServerStream, router: Router, times: Times, mut stopped: watch::Receiver<bool>) {
+/// Serves one connection to its end: its own, or the one that its times, the connection table or the edge's stop put to it.
+/// The first authenticated request settles its place in the table.
+async fn converse(
+    stream: ServerStream,
+    place: Arc<ConnectionPlace>,
+    router: Router,
+    times: Times,
+    mut stopped: watch::Receiver<bool>,
+) {
     let usage = Arc::new(Usage::default());
-    let counted = Arc::clone(&usage);
+    let (counted, settled) = (Arc::clone(&usage), Arc::clone(&place));
     let service = MapFuture::new(router, move |answer: RouteFuture<Infallible>| {
-        let under_way = counted.begin();
+        let (under_way, settled) = (counted.begin(), Arc::clone(&settled));
         async move {
             let answer = answer.await;
+            if matches!(&answer, Ok(answer) if answer.extensions().get::<Authenticated>().is_some()) {
+                settled.settle();
+            }
             drop(under_way);
             answer
         }
@@ -139,6 +147,9 @@ async fn converse(stream: ServerStream, router: Router, times: Times, mut stoppe
                 return tracing::debug!("a connection was cut off: it did not close when told to");
             },
             _ = stopped.wait_for(|stopped| *stopped), if !closing => {}
+            () = place.closed(), if !closing => if usage.is_quiet() {
+                return tracing::debug!("the oldest connection without credentials was closed for a new one");
+            },
         }
         // A request that crosses this on its way is still answered: only a quiet connection is cut off.
         (first, later, closing) = (times.close, times.close, true);
@@ -192,6 +203,11 @@ impl Usage {
         self.lock().since = Instant::now();
     }
 
+    /// Whether no request is under way.
+    fn is_quiet(&self) -> bool {
+        self.lock().under_way == 0
+    }
+
     /// Returns once no request has been under way for so long: one time before the first request, another after it.
     async fn quiet(&self, first: Duration, later: Duration) {
         while let Some(left) = self.left(first, later) {
@@ -218,6 +234,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::tls::ConnectionLimits;
 
     const SHORT: Times = Times {
         headers: Duration::from_millis(300),
@@ -237,6 +254,10 @@ mod tests {
 
     impl Serving {
         async fn start() -> Self {
+            Self::start_within(ConnectionLimits::default()).await
+        }
+
+        async fn start_within(limits: ConnectionLimits) -> Self {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
             let router = Router::new().route("/", get(async || "quick")).route(
@@ -247,7 +268,7 @@ mod tests {
                 }),
             );
             let (stop, stopped) = watch::channel(false);
-            let serving = tokio::spawn(serve(listener, None, router, SHORT, stopped));
+            let serving = tokio::spawn(serve(listener, ConnectionTable::new(limits), None, router, SHORT, stopped));
             Self { address, stop, serving }
         }
 
@@ -294,6 +315,27 @@ mod tests {
             let mut stream = serving.open(&words).await;
             assert!(is_closed(&mut stream).await, "an idle connection stays open");
         }
+    }
+
+    #[tokio::test]
+    async fn an_unauthenticated_connection_gives_way_even_after_a_request() {
+        let serving = Serving::start_within(ConnectionLimits { connections_max: 16, silent_per_address_max: 1 }).await;
+        let mut first = serving.open(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        assert!(first.read(&mut [0; 1024]).await.unwrap() > 0);
+        let mut second = serving.open(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        assert!(second.read(&mut [0; 1024]).await.unwrap() > 0);
+        assert!(is_closed(&mut first).await);
+    }
+
+    #[tokio::test]
+    async fn a_request_under_way_is_answered_before_its_connection_gives_way() {
+        let serving = Serving::start_within(ConnectionLimits { connections_max: 16, silent_per_address_max: 1 }).await;
+        let mut busy = serving.open(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        sleep(Duration::from_millis(100)).await;
+        let _new = serving.open(b"").await;
+        let mut answer = String::new();
+        busy.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with("slow"), "{answer}");
     }
 
     #[tokio::test]

@@ -17,18 +17,16 @@ use tokio::{
     runtime::Builder,
     sync::{mpsc, watch},
 };
-use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tokio_stream::{StreamExt, wrappers::UnboundedReceiverStream};
 use tonic::transport::{Server, server::Router};
 
 use crate::{
     cores,
-    tls::{self, ServerTls},
+    tls::{self, ConnectionLimits, ConnectionPlace, ConnectionTable, ServerTls},
 };
 
 /// The most bytes of headers a request may have.
 const HEADER_BYTES_MAX: u32 = 16 * 1024;
-/// How many accepted connections may wait for one worker.
-const WAITING_CONNECTIONS_MAX: usize = 256;
 /// How long a quiet connection is trusted before its peer is asked for a sign of life, and how long that may take: one that
 /// went without a word would hold its place for ever.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(30);
@@ -49,7 +47,12 @@ pub struct ServingSettings {
     pub call_timeout: Duration,
     /// How many calls one connection may have in flight.
     pub calls_per_connection_max: u32,
+    /// How many connections all threads together may have.
+    pub connections: ConnectionLimits,
 }
+
+/// An accepted connection on its way to a worker. The connection table bounds how many there are.
+type Dealt = (std::net::TcpStream, ConnectionPlace);
 
 /// A gRPC server at work.
 pub struct Serving {
@@ -66,11 +69,12 @@ impl Serving {
         listener.set_nonblocking(true).map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
 
+        let table = ConnectionTable::new(settings.connections);
         let (stop, stopped) = watch::channel(false);
         let mut threads = Vec::with_capacity(settings.workers.saturating_add(1));
         let mut hands = Vec::with_capacity(settings.workers);
         for (number, core) in places(settings.workers).into_iter().enumerate() {
-            let (hand, dealt) = mpsc::channel(WAITING_CONNECTIONS_MAX);
+            let (hand, dealt) = mpsc::unbounded_channel();
             let server = Server::builder()
                 .tcp_nodelay(true)
                 .timeout(settings.call_timeout)
@@ -82,7 +86,7 @@ impl Serving {
             threads.push(spawn(format!("serve-{number}"), core, worker)?);
             hands.push(hand);
         }
-        threads.push(spawn("accept".into(), None, accept(listener, hands, stopped))?);
+        threads.push(spawn("accept".into(), None, accept(listener, table, hands, stopped))?);
         Ok(Self { address, stop, threads })
     }
 
@@ -145,7 +149,8 @@ fn spawn(
 /// Accepts until told to stop, and deals the connections out in turn.
 async fn accept(
     listener: std::net::TcpListener,
-    hands: Vec<mpsc::Sender<std::net::TcpStream>>,
+    table: ConnectionTable,
+    hands: Vec<mpsc::UnboundedSender<Dealt>>,
     mut stopped: watch::Receiver<bool>,
 ) {
     let listener = match TcpListener::from_std(listener) {
@@ -157,10 +162,12 @@ async fn accept(
             accepted = listener.accept() => accepted,
             _ = stopped.wait_for(|stopped| *stopped) => return,
         };
-        match accepted.and_then(|(stream, _)| stream.into_std()) {
-            Ok(stream) => {
-                if hand.try_send(stream).is_err() {
-                    tracing::warn!(limit = WAITING_CONNECTIONS_MAX, "a connection was dropped: too many wait already");
+        match accepted.and_then(|(stream, from)| Ok((stream.into_std()?, from.ip()))) {
+            Ok((stream, address)) => {
+                if let Some(place) = table.admit(address)
+                    && hand.send((stream, place)).is_err()
+                {
+                    tracing::warn!("a connection was dropped: its worker has ended");
                 }
             }
             Err(error) => {
@@ -175,13 +182,14 @@ async fn accept(
 /// Serves the connections dealt to one worker until told to stop and the calls in flight are done.
 async fn serve(
     router: Router,
-    dealt: mpsc::Receiver<std::net::TcpStream>,
+    dealt: mpsc::UnboundedReceiver<Dealt>,
     tls: Option<ServerTls>,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let streams = ReceiverStream::new(dealt).filter_map(|stream| TcpStream::from_std(stream).ok());
+    let streams = UnboundedReceiverStream::new(dealt)
+        .filter_map(|(stream, place)| Some((TcpStream::from_std(stream).ok()?, place)));
     let mut ending = stopped.clone();
-    let served = router.serve_with_incoming_shutdown(tls::handshaken(streams, tls), async move {
+    let served = router.serve_with_incoming_shutdown(tls::greeted(streams, tls), async move {
         let _ = ending.wait_for(|stopped| *stopped).await;
     });
     let drained = async {

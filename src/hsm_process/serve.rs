@@ -1,13 +1,20 @@
 //! One thread's connections: what has arrived is done in one go and answered in one write.
 
-use std::{io, pin::Pin, rc::Rc, sync::Arc, task::Poll};
+use std::{
+    io,
+    pin::{Pin, pin},
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use futures::{StreamExt, poll, stream::FuturesUnordered};
 use hsm::{
     Hsm,
     frame::{self, Request, Welcome},
 };
-use tokio::{net::UnixStream, sync::mpsc, task::LocalSet};
+use tokio::{net::UnixStream, sync::mpsc, task::LocalSet, time::sleep};
 
 use crate::clock::monotonic_milliseconds;
 
@@ -15,6 +22,8 @@ use crate::clock::monotonic_milliseconds;
 const WAITING_MAX: usize = 4_096;
 /// How many connections one thread serves at a time: an engine has one for each of its own threads.
 const CONNECTIONS_MAX: usize = 256;
+/// From the start of a connection to the end of its hello. An engine sends the hello at once.
+const HELLO_TIME_MAX: Duration = Duration::from_secs(10);
 /// How much is read at a time.
 const READ_BYTES: usize = 64 * 1024;
 
@@ -52,8 +61,10 @@ async fn serve_one(hsm: &Hsm, stream: std::os::unix::net::UnixStream) -> io::Res
     let mut out = Vec::new();
     let mut waiting: FuturesUnordered<Answering<'_>> = FuturesUnordered::new();
     let mut greeted = false;
+    let mut hello_time = pin!(sleep(HELLO_TIME_MAX));
     loop {
         tokio::select! {
+            () = hello_time.as_mut(), if !greeted => return Err(io::Error::other("no hello came in time")),
             readable = stream.readable() => {
                 readable?;
                 match stream.try_read_buf(&mut arrived) {

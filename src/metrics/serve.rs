@@ -1,6 +1,6 @@
 //! The metrics over HTTP/1.1: `GET /metrics`, to few, with a bound on headers and on time.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper_util::{
@@ -9,10 +9,15 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use prometheus_client::registry::Registry;
-use tokio::{net::TcpListener, task::JoinSet, time::timeout};
+use tokio::{
+    net::TcpListener,
+    task::{AbortHandle, JoinSet},
+    time::timeout,
+};
 use tower::service_fn;
 
-/// How many connections may be open: a collector or two, and somebody who looks.
+/// How many connections may be open: a collector or two, and a person. The oldest gives way to a new one: a scrape takes
+/// milliseconds, and a silent connection keeps no collector out.
 const CONNECTIONS_MAX: usize = 16;
 /// The most bytes of headers a request may have.
 const HEADER_BYTES_MAX: usize = 16 * 1024;
@@ -27,6 +32,7 @@ const CONTENT_TYPE: HeaderValue =
 /// Serves until it is dropped.
 pub(super) async fn serve(listener: TcpListener, registry: Arc<Registry>) {
     let mut connections = JoinSet::new();
+    let mut by_age: VecDeque<AbortHandle> = VecDeque::new();
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -38,16 +44,19 @@ pub(super) async fn serve(listener: TcpListener, registry: Arc<Registry>) {
             }
         };
         while connections.try_join_next().is_some() {}
-        if connections.len() >= CONNECTIONS_MAX {
-            tracing::warn!(limit = CONNECTIONS_MAX, "a connection for metrics was dropped: too many are open");
-            continue;
+        by_age.retain(|connection| !connection.is_finished());
+        if by_age.len() >= CONNECTIONS_MAX
+            && let Some(oldest) = by_age.pop_front()
+        {
+            tracing::debug!(limit = CONNECTIONS_MAX, "the oldest connection for metrics is closed for a new one");
+            oldest.abort();
         }
         let registry = Arc::clone(&registry);
         let service = TowerToHyperService::new(service_fn(move |request| {
             let response = answer(&request, &registry);
             async move { Ok::<_, Infallible>(response) }
         }));
-        connections.spawn(async move {
+        by_age.push_back(connections.spawn(async move {
             let mut builder = Builder::new(TokioExecutor::new()).http1_only();
             builder
                 .http1()
@@ -58,7 +67,7 @@ pub(super) async fn serve(listener: TcpListener, registry: Arc<Registry>) {
             if let Ok(Err(error)) = timeout(CONNECTION_TIME_MAX, connection).await {
                 tracing::debug!(%error, "a connection for metrics ended in disorder");
             }
-        });
+        }));
     }
 }
 
@@ -85,7 +94,28 @@ fn refusal(status: StatusCode) -> Response<String> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+    };
+
     use super::*;
+
+    #[tokio::test]
+    async fn silent_connections_keep_no_collector_out() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(serve(listener, Arc::default()));
+        let mut silent = Vec::new();
+        for _ in 0..4 * CONNECTIONS_MAX {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut collector = TcpStream::connect(address).await.unwrap();
+        collector.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        collector.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
 
     #[test]
     fn only_a_get_of_metrics_is_answered() {

@@ -1,5 +1,8 @@
 //! The accepting side: TCP connections → connections that may be spoken on, with who is at the other end.
 
+#[cfg(feature = "engine")]
+mod http2;
+
 use std::{
     io,
     pin::Pin,
@@ -8,7 +11,6 @@ use std::{
     time::Duration,
 };
 
-use futures::{Stream, StreamExt};
 use rustls_pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
 use tokio::{
@@ -19,12 +21,14 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use x509_parser::{extensions::GeneralName, prelude::FromDer, prelude::X509Certificate};
 
+#[cfg(feature = "engine")]
+pub use self::http2::{Http2Stream, greeted};
 use super::{ServerTls, TlsError};
 
-/// How long a handshake may take.
+/// From the opening of a connection to the first byte of the ClientHello.
+const FIRST_BYTE_TIME_MAX: Duration = Duration::from_secs(3);
+/// A whole handshake, from its first byte on.
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(5);
-/// How many handshakes may be under way on one thread: one that stalls holds up none of the others.
-const HANDSHAKES_MAX: usize = 256;
 
 /// Who is at the other end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,33 +66,21 @@ impl ServerStream {
 
 impl ServerTls {
     /// Shakes hands on one connection.
+    ///
+    /// # Errors
+    /// When the client is silent, too slow, or has no certificate that the configuration asks for.
     pub async fn accept(&self, stream: TcpStream) -> Result<ServerStream, TlsError> {
+        let silent = |_| TlsError::Silent { limit: FIRST_BYTE_TIME_MAX };
+        timeout(FIRST_BYTE_TIME_MAX, stream.peek(&mut [0])).await.map_err(silent)?.map_err(TlsError::Handshake)?;
         let handshake = TlsAcceptor::from(self.current()).accept(stream);
-        let stream = timeout(HANDSHAKE_TIME_MAX, handshake).await.map_err(|_| TlsError::HandshakeTime)?;
+        let stream = timeout(HANDSHAKE_TIME_MAX, handshake)
+            .await
+            .map_err(|_| TlsError::HandshakeTime { limit: HANDSHAKE_TIME_MAX })?;
         let stream = stream.map_err(TlsError::Handshake)?;
         let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let peer = certificate.map_or(Peer::Anonymous, peer_of);
         Ok(ServerStream::Tls(Box::new(stream), peer))
     }
-}
-
-/// The connections of `streams` that could be made ready, each as soon as it is.
-pub fn handshaken<S>(streams: S, tls: Option<ServerTls>) -> impl Stream<Item = Result<ServerStream, io::Error>>
-where
-    S: Stream<Item = TcpStream>,
-{
-    let ready = move |stream: TcpStream| {
-        let tls = tls.clone();
-        async move {
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%error, "a connection keeps its delay");
-            }
-            let Some(tls) = tls else { return Some(Ok(ServerStream::Plain(stream))) };
-            let accepted = tls.accept(stream).await;
-            accepted.inspect_err(|error| tracing::info!(%error, "a connection was turned away")).ok().map(Ok)
-        }
-    };
-    streams.map(ready).buffer_unordered(HANDSHAKES_MAX).filter_map(std::future::ready)
 }
 
 fn peer_of(certificate: &CertificateDer<'_>) -> Peer {
@@ -158,14 +150,5 @@ impl AsyncWrite for ServerStream {
             Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Tls(stream, _) => Pin::new(stream).poll_shutdown(cx),
         }
-    }
-}
-
-#[cfg(feature = "engine")]
-impl tonic::transport::server::Connected for ServerStream {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Peer {
-        self.peer()
     }
 }
