@@ -38,8 +38,10 @@ pub struct EdgeArguments {
 pub fn engine(arguments: EngineArguments) -> Result<(), CommandError> {
     let config = config::Engine::load(arguments.config.as_deref())?;
     Builder::new_current_thread().enable_all().build()?.block_on(async {
+        // SIGHUP ends no service, from here on: not one that starts either.
+        let mut take_up = signal(SignalKind::hangup())?;
         let engine = crate::engine::Engine::start(config).await?;
-        let (mut stop, mut take_up) = (Stop::listen()?, signal(SignalKind::hangup())?);
+        let mut stop = Stop::listen()?;
         say(format_args!("pinseal engine listens on {}", engine.address()));
         for line in engine.boundary().lines() {
             say(format_args!("  {line}"));
@@ -72,19 +74,28 @@ pub fn engine(arguments: EngineArguments) -> Result<(), CommandError> {
     })
 }
 
-/// Serves the edge until SIGTERM or Ctrl-C.
+/// Serves the edge until SIGTERM or Ctrl-C; reads its certificates again on SIGHUP.
 #[cfg(feature = "edge")]
 pub fn edge(arguments: EdgeArguments) -> Result<(), CommandError> {
     let config = config::Edge::load(arguments.config.as_deref())?;
     Builder::new_multi_thread().enable_all().build()?.block_on(async {
         let made_token = config.made_token.clone();
+        let mut hangup = signal(SignalKind::hangup())?;
         let edge = crate::edge::Edge::start(config).await?;
         let mut stop = Stop::listen()?;
         say(format_args!("pinseal edge listens on {}", edge.address()));
         if let Some(token) = made_token {
             say(format_args!("  no clients are configured; bearer token for this run: {}", token.as_str()));
         }
-        stop.told().await;
+        loop {
+            tokio::select! {
+                () = stop.told() => break,
+                _ = hangup.recv() => {
+                    edge.reload_certificates();
+                    say(format_args!("pinseal edge reads its certificates again; for the rest of its configuration, restart it"));
+                }
+            }
+        }
         say(format_args!("pinseal edge stops: requests in flight finish first"));
         Ok(edge.stop().await?)
     })

@@ -17,7 +17,10 @@ use device::{
 };
 use serde_json::json;
 use thiserror::Error;
-use tokio::runtime::Builder;
+use tokio::{
+    runtime::Builder,
+    signal::unix::{SignalKind, signal},
+};
 use uuid::Uuid;
 
 use crate::{
@@ -71,6 +74,8 @@ pub fn run(arguments: DemoArguments) -> Result<(), DemoError> {
 }
 
 async fn play(arguments: &DemoArguments, directory: &Path) -> Result<(), DemoError> {
+    // SIGHUP does not end the demo: a terminal that closes leaves it serving.
+    let mut hangup = signal(SignalKind::hangup())?;
     let mut engine_config = config::Engine::embedded(directory, arguments.isolation)?;
     engine_config.listen = arguments.engine_listen;
     let engine = Engine::start(engine_config).await?;
@@ -90,9 +95,12 @@ async fn play(arguments: &DemoArguments, directory: &Path) -> Result<(), DemoErr
             write_whole(file, &ready.to_string())?;
         }
         served.invite()?;
-        tokio::select! {
-            () = stop.told() => {}
-            _ = engine.store_failure() => {}
+        loop {
+            tokio::select! {
+                () = stop.told() => break,
+                _ = engine.store_failure() => break,
+                _ = hangup.recv() => tracing::warn!("SIGHUP changes nothing here: the demo's keys and tokens are of this run"),
+            }
         }
     }
     let (edge_stopped, engine_stopped) = (edge.stop().await, engine.stop().await);

@@ -107,6 +107,13 @@ impl Edge {
         self.address
     }
 
+    /// Reads certificates, keys and roots again where their files changed; the log says what came of it. New connections
+    /// use them.
+    pub fn reload_certificates(&self) {
+        self.server_tls.iter().for_each(ServerTls::reload);
+        self.engine_tls.iter().for_each(ClientTls::reload);
+    }
+
     /// Takes no more connections and lets requests under way finish.
     pub async fn stop(self) -> Result<(), EdgeError> {
         self.stop.send_replace(true);

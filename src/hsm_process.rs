@@ -25,7 +25,11 @@ use hsm::{
     frame::{self, Welcome},
 };
 use thiserror::Error;
-use tokio::{runtime::Builder, sync::mpsc};
+use tokio::{
+    runtime::{Builder, Runtime},
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+};
 
 pub use self::confine::{ConfineError, Confinement, Step, TokenNeeds};
 use self::inherit::{lanes_from_parent, outlive_signals, parent_is_gone};
@@ -60,6 +64,15 @@ pub struct HsmArguments {
 
 /// Serves until the engine is gone, or for ever on a socket of its own.
 pub fn run(arguments: HsmArguments) -> Result<(), HsmProcessError> {
+    // Before anything that takes time: the signals of a process group may come at once.
+    if arguments.lanes.is_some() {
+        outlive_signals().map_err(HsmProcessError::Inherit)?;
+    }
+    // Made before the filter of system calls. From here on SIGHUP does not end the process.
+    let accepting = match &arguments.listen {
+        Some(_) => Some(Accepting::prepare().map_err(HsmProcessError::Thread)?),
+        None => None,
+    };
     let loaded = match &arguments.data_directory {
         Some(directory) => config::HsmProcess::embedded(directory),
         None => config::HsmProcess::load(arguments.config.as_deref()),
@@ -76,17 +89,16 @@ pub fn run(arguments: HsmArguments) -> Result<(), HsmProcessError> {
             count => Err(HsmProcessError::LetThrough { count }),
         };
     }
-    match (arguments.listen, arguments.lanes) {
-        (Some(path), _) => {
+    match (arguments.listen.zip(accepting), arguments.lanes) {
+        (Some((path, accepting)), _) => {
             let config = loaded?;
             let io = |error| HsmProcessError::Listen { path: path.clone(), error };
             let user = config.engine_user;
             let listener = listen(&path, user).map_err(io)?;
             let hands = open_confined(config)?;
-            accept(&listener, user, &hands)
+            accepting.run(listener, user, &hands).map_err(|error| HsmProcessError::Listen { path, error })
         }
         (None, lanes) => {
-            outlive_signals().map_err(HsmProcessError::Inherit)?;
             let lanes = lanes_from_parent(lanes.unwrap_or_default()).map_err(HsmProcessError::Inherit)?;
             match loaded.map_err(HsmProcessError::from).and_then(open_confined) {
                 Ok(hands) => {
@@ -163,16 +175,48 @@ fn listen(path: &Path, engine_user: u32) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Takes connections of one user, and deals them out in turn.
-fn accept(listener: &UnixListener, user: u32, hands: &[mpsc::Sender<UnixStream>]) -> Result<(), HsmProcessError> {
+/// What accepts connections on a socket of its own, and hears SIGHUP.
+struct Accepting {
+    runtime: Runtime,
+    hangup: Signal,
+}
+
+impl Accepting {
+    fn prepare() -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_io().build()?;
+        let hangup = runtime.block_on(async { signal(SignalKind::hangup()) })?;
+        Ok(Self { runtime, hangup })
+    }
+
+    fn run(self, listener: UnixListener, user: u32, hands: &[mpsc::Sender<UnixStream>]) -> io::Result<()> {
+        self.runtime.block_on(accept(listener, user, hands, self.hangup))
+    }
+}
+
+/// Accepts connections of one user and deals them out in turn. SIGHUP ends nothing: keys are read at a start.
+async fn accept(
+    listener: UnixListener,
+    user: u32,
+    hands: &[mpsc::Sender<UnixStream>],
+    mut hangup: Signal,
+) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::UnixListener::from_std(listener)?;
     for hand in hands.iter().cycle() {
-        match listener.accept().and_then(|(stream, _)| Ok((user_of(&stream)?, stream))) {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = hangup.recv() => {
+                tracing::info!("SIGHUP changes nothing here: to load other keys, restart this process");
+                continue;
+            }
+        };
+        match accepted.and_then(|(stream, _)| stream.into_std()).and_then(|stream| Ok((user_of(&stream)?, stream))) {
             Ok((found, stream)) if found == user => deal(vec![stream], std::slice::from_ref(hand)),
             Ok((found, _)) => {
                 tracing::warn!(user = found, expected = user, "a connection of another user was refused");
             }
             Err(error) => {
-                tracing::warn!(%error, "a connection was not taken");
+                tracing::warn!(%error, "a connection was not accepted");
                 thread::sleep(AFTER_A_FAILED_CONNECTION);
             }
         }

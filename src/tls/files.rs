@@ -30,8 +30,13 @@ impl ServerTls {
         Watched::new(config.clone(), server_paths, server_config).map(Arc::new).map(Self)
     }
 
+    /// Reads the files again where they changed.
+    pub fn reload(&self) {
+        self.0.look(Duration::ZERO);
+    }
+
     pub(super) fn current(&self) -> Arc<ServerConfig> {
-        self.0.current()
+        self.0.look(LOOK_EVERY)
     }
 }
 
@@ -47,8 +52,13 @@ impl ClientTls {
         Watched::new(config.clone(), client_paths, client_config).map(Arc::new).map(Self)
     }
 
+    /// Reads the files again where they changed.
+    pub fn reload(&self) {
+        self.0.look(Duration::ZERO);
+    }
+
     pub(super) fn current(&self) -> Arc<ClientConfig> {
-        self.0.current()
+        self.0.look(LOOK_EVERY)
     }
 }
 
@@ -75,9 +85,10 @@ impl<C, T> Watched<C, T> {
         Ok(Self { config, paths, make, made: Mutex::new(Made { value, stamps, looked: Instant::now() }) })
     }
 
-    fn current(&self) -> Arc<T> {
+    /// The newest value that could be made. The files are looked at where the last look is at least this long ago.
+    fn look(&self, every: Duration) -> Arc<T> {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        if made.looked.elapsed() >= LOOK_EVERY {
+        if made.looked.elapsed() >= every {
             made.looked = Instant::now();
             let stamps = stamps(&(self.paths)(&self.config));
             if stamps != made.stamps {
