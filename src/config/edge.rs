@@ -136,7 +136,7 @@ impl Default for LowEngineAddress {
 
 impl LowEdge {
     fn check(self) -> Result<Edge, ConfigError> {
-        let mut clients = self.clients.into_iter().map(LowClient::check).collect::<Result<Vec<_>, _>>()?;
+        let mut clients = check_clients(self.clients)?;
         let made_token = clients.is_empty().then(|| Zeroizing::new(fresh_token()));
         if let Some(token) = &made_token {
             let tenant = Tenant::parse("default").map_err(|error| ConfigError::value("tenant", error))?;
@@ -164,19 +164,101 @@ impl LowEdge {
     }
 }
 
+/// No secret stands twice, be it a token or a password: who knows one client's would be the other as well.
+fn check_clients(clients: Vec<LowClient>) -> Result<Vec<Client>, ConfigError> {
+    let mut checked = Vec::with_capacity(clients.len());
+    let mut secrets: Vec<(String, Credential)> = Vec::with_capacity(clients.len());
+    for client in clients {
+        let name = client.name.clone();
+        let (client, secret) = client.check()?;
+        if let Some((before, _)) = secrets.iter().find(|(_, other)| other.is_same(&secret)) {
+            let problem = format!("{before:?} and {name:?} have the same secret: give each client a secret of its own");
+            return Err(ConfigError::value("clients", problem));
+        }
+        secrets.push((name, secret));
+        checked.push(client);
+    }
+    Ok(checked)
+}
+
 impl LowClient {
-    fn check(self) -> Result<Client, ConfigError> {
+    /// The client, and its secret alone as if it were a token.
+    fn check(self) -> Result<(Client, Credential), ConfigError> {
         let tenant = Tenant::parse(&self.tenant).map_err(|error| ConfigError::value("clients.tenant", error))?;
-        let credential = match (self.bearer, self.basic) {
-            (Some(bearer), None) => Credential::bearer(&bearer.read()?),
-            (None, Some(basic)) => Credential::basic(&basic.user, &basic.password.read()?),
+        let (secret, user) = match (self.bearer, self.basic) {
+            (Some(bearer), None) => (bearer.read()?, None),
+            (None, Some(basic)) => (basic.password.read()?, Some(basic.user)),
             _ => return Err(ConfigError::value("clients", "each has either bearer or basic")),
         };
-        Ok(Client::new(&self.name, tenant, credential))
+        if secret.chars().count() < SECRET_CHARACTERS_MIN {
+            let problem = format!(
+                "the secret of {:?} has fewer than {SECRET_CHARACTERS_MIN} characters: make a random one, such as by \
+                 `openssl rand -base64 32`",
+                self.name
+            );
+            return Err(ConfigError::value("clients", problem));
+        }
+        let credential = match user {
+            // RFC 7617, 2: the first colon ends the user.
+            Some(user) if user.contains(':') => {
+                return Err(ConfigError::value("clients.basic.user", "has a colon, which ends a user in HTTP Basic"));
+            }
+            Some(user) => Credential::basic(&user, &secret),
+            None => Credential::bearer(&secret),
+        };
+        Ok((Client::new(&self.name, tenant, credential), Credential::bearer(&secret)))
     }
 }
 
 /// 244 random bits.
 fn fresh_token() -> String {
     format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write, os::unix::fs::OpenOptionsExt};
+
+    use super::*;
+
+    /// What the check says of clients with these secrets; a name with `@` is of HTTP Basic.
+    fn checked(clients: &[(&str, &str)]) -> Result<usize, String> {
+        let directory = tempfile::tempdir().unwrap();
+        let mut text = String::new();
+        for (number, (name, secret)) in clients.iter().enumerate() {
+            let path = directory.path().join(number.to_string());
+            let mut file = std::fs::File::options().create(true).write(true).mode(0o600).open(&path).unwrap();
+            file.write_all(secret.as_bytes()).unwrap();
+            let credential = match name.split_once('@') {
+                Some((user, _)) => format!("basic = {{ user = {user:?}, password = {{ file = {path:?} }} }}"),
+                None => format!("bearer = {{ file = {path:?} }}"),
+            };
+            text += &format!("[[clients]]\nname = {name:?}\ntenant = \"bank\"\n{credential}\n");
+        }
+        let low: LowEdge = toml::from_str(&text).unwrap();
+        low.check().map(|edge| edge.settings.clients.len()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn two_clients_with_one_secret_are_refused() {
+        const SECRET: &str = "0123456789abcdef";
+        for (first, second) in [("a", "b"), ("a@basic", "a@again"), ("a@basic", "b@basic"), ("a", "b@basic")] {
+            let refused = checked(&[(first, SECRET), ("other", "another-0123456789"), (second, SECRET)]).unwrap_err();
+            assert!(refused.contains(&format!("{first:?} and {second:?} have the same secret")), "{refused}");
+            assert!(!refused.contains(SECRET), "{refused}");
+        }
+        assert_eq!(checked(&[("a", SECRET), ("b", "0123456789abcdeg")]), Ok(2));
+    }
+
+    #[test]
+    fn a_secret_of_fewer_than_16_characters_is_refused() {
+        for name in ["a", "a@basic"] {
+            for secret in ["x", "0123456789abcde"] {
+                let refused = checked(&[(name, secret)]).unwrap_err();
+                assert!(refused.contains("fewer than 16 characters") && !refused.contains(secret), "{refused}");
+            }
+        }
+        let refused = checked(&[("a:b@basic", "0123456789abcdef")]).unwrap_err();
+        assert!(refused.contains("has a colon"), "{refused}");
+    }
 }

@@ -3,7 +3,7 @@
 use axum::http::{HeaderMap, header::AUTHORIZATION};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use sha2::{Digest, Sha256};
-use subtle::{Choice, ConstantTimeEq};
+use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use crate::card::Tenant;
@@ -54,6 +54,11 @@ impl Credential {
         Self::of("basic", Zeroizing::new(format!("{user}:{password}")).as_bytes())
     }
 
+    /// Whether both are the same, compared in constant time.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+
     fn of(scheme: &str, secret: &[u8]) -> Self {
         Self(Sha256::new().chain_update(scheme).chain_update([0]).chain_update(secret).finalize().into())
     }
@@ -78,8 +83,7 @@ pub(super) fn authenticate<'a>(clients: &'a [Client], headers: &HeaderMap) -> Op
     let shown = Credential::shown(headers);
     let mut found = None;
     for client in clients {
-        let same: Choice = client.credential.0.ct_eq(&shown.0);
-        if same.into() {
+        if client.credential.is_same(&shown) {
             found = Some(client);
         }
     }

@@ -11,7 +11,7 @@ use device::{Device, Fill, Pin};
 use serde_json::json;
 
 use crate::{
-    edge_process::{Answer, EdgeProcess, OTHER_TOKEN},
+    edge_process::{Answer, EdgeProcess, OTHER_TOKEN, PASSWORD},
     engine_process::{EngineProcess, device},
 };
 
@@ -250,7 +250,7 @@ fn who_shows_no_credentials_or_wrong_ones_is_nobody() {
         assert_eq!(answer.fault(), (401, "UNAUTHENTICATED"), "{authorization:?}");
         assert_eq!(answer.member("errorType"), "SECURITY_ERROR");
     }
-    let basic = format!("Basic {}", STANDARD.encode("desk:pass:word"));
+    let basic = format!("Basic {}", STANDARD.encode(format!("desk:{PASSWORD}")));
     assert_eq!(house.edge.post_as(&basic, path, body).status, 201);
 }
 

@@ -16,6 +16,9 @@ pub(crate) const TOKEN: &str = "story-token-0123456789abcdef";
 /// A client of another tenant.
 pub(crate) const OTHER_TOKEN: &str = "other-token-0123456789abcdef";
 
+/// The password of the client that uses HTTP Basic, a colon in it.
+pub(crate) const PASSWORD: &str = "pass:word-0123456789";
+
 /// A running edge; killed when dropped.
 pub(crate) struct EdgeProcess {
     child: Child,
@@ -61,7 +64,7 @@ impl EdgeProcess {
         let mut child = command
             .args(["--log-format", "json", "edge", "--config"])
             .arg(&config)
-            .env("DESK", "pass:word")
+            .env("DESK", PASSWORD)
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(&log).unwrap())
             .spawn()
@@ -76,6 +79,10 @@ impl EdgeProcess {
 
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    pub(crate) fn is_alive(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
     }
 
     /// What it wrote to standard error.
