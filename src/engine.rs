@@ -62,6 +62,9 @@ impl Engine {
     /// Opens the boundary and the store and begins to serve.
     pub async fn start(config: config::Engine) -> Result<Self, StartError> {
         tls::may_listen_engine(config.listen, config.tls.as_ref())?;
+        if config.tls.is_some() && config.peers.is_empty() {
+            return Err(StartError::NoPeers);
+        }
         let tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
         // One way in for each thread that serves, and one for the engine itself.
         let boundary = Boundary::open(config.boundary, config.workers.saturating_add(1)).await?;
@@ -88,10 +91,10 @@ impl Engine {
             workers: config.workers,
             call_timeout: config.call_timeout,
             calls_per_connection_max: config.calls_per_connection_max,
+            connections: config.connections,
         };
         let limit = config.remade_per_second;
         let rotates = boundary.status().rotates();
-            connections: config.connections,
         let (tell, rotation) = watch::channel(if rotates { Progress::begun(limit) } else { Progress::idle(limit) });
         let metrics = match config.metrics_listen {
             Some(listen) => Some(Metrics::start(listen, boundary.watched(), rotation.clone()).await?),
@@ -180,6 +183,12 @@ pub enum StartError {
     /// It may not listen there.
     #[error(transparent)]
     MayNotListen(#[from] ListenError),
+    /// Mutual TLS without a certificate that may call.
+    #[error(
+        "the engine has [tls] and no [[peers]]: no certificate would have a right. Add [[peers]] with certificate_name and \
+         rights for each certificate that calls, such as the edge's: rights = [\"controls\", \"pins\"]"
+    )]
+    NoPeers,
     /// Certificates or keys are not what they should be.
     #[error(transparent)]
     Tls(#[from] TlsError),

@@ -23,7 +23,7 @@ pub struct PkiArguments {
 
 #[derive(Subcommand)]
 enum PkiCommand {
-    /// Make a development CA, and certificates for an engine, an edge and a client
+    /// Make a development CA, and certificates for an engine, an edge, a gRPC client and an operator
     Dev(DevArguments),
 }
 
@@ -38,8 +38,19 @@ pub struct DevArguments {
     pub name: Vec<String>,
 }
 
-/// Who gets a certificate, each with a name of its own to be known by.
-const HOLDERS: [&str; 3] = ["engine", "edge", "client"];
+/// A certificate to make: its holder is known as `{name}.pinseal.test`.
+struct Holder {
+    name: &'static str,
+    /// What the engine's `[[peers]]` let it do, as written there; empty for the engine itself, which calls nobody.
+    rights: &'static str,
+}
+
+const HOLDERS: [Holder; 4] = [
+    Holder { name: "engine", rights: "" },
+    Holder { name: "edge", rights: r#""controls", "pins""# },
+    Holder { name: "client", rights: r#""controls", "pins", "cards""# },
+    Holder { name: "operator", rights: r#""keys", "audit""# },
+];
 
 /// Makes them, and prints what to put where.
 pub fn run(arguments: PkiArguments) -> Result<(), PkiError> {
@@ -50,9 +61,11 @@ pub fn run(arguments: PkiArguments) -> Result<(), PkiError> {
         io::stdout(),
         "made a DEVELOPMENT CA and certificates in {out}\n\n\
          # engine.toml\n[tls]\ncertificates = \"{engine}\"\nprivate_key = \"{engine_key}\"\nclient_roots = \"{ca}\"\n\n\
+         {peers}\
          # edge.toml\n[engine]\naddress = \"https://localhost:50051\"\n\
          tls = {{ roots = \"{ca}\", certificates = \"{edge}\", private_key = \"{edge_key}\" }}",
         out = dev.out.display(),
+        peers = peers(),
         ca = at("ca.pem"),
         engine = at("engine.pem"),
         engine_key = at("engine.key"),
@@ -62,7 +75,16 @@ pub fn run(arguments: PkiArguments) -> Result<(), PkiError> {
     Ok(())
 }
 
-/// Makes `ca.pem`, and `NAME.pem` and `NAME.key` for engine, edge and client. The CA's own key is not kept.
+/// The entries of engine.toml that give each certificate its rights: a certificate without one has no right.
+fn peers() -> String {
+    let with_rights = HOLDERS.iter().filter(|holder| !holder.rights.is_empty());
+    let entry = |Holder { name, rights }: &Holder| {
+        format!("[[peers]]\ncertificate_name = \"{name}.pinseal.test\"\nrights = [{rights}]\n\n")
+    };
+    with_rights.map(entry).collect()
+}
+
+/// Makes `ca.pem`, and `NAME.pem` and `NAME.key` for engine, edge, client and operator. The CA's own key is not kept.
 pub fn make(arguments: &DevArguments) -> Result<(), PkiError> {
     fs::create_dir_all(&arguments.out).map_err(|error| PkiError::io(&arguments.out, error))?;
     let mut params = CertificateParams::default();
@@ -73,7 +95,7 @@ pub fn make(arguments: &DevArguments) -> Result<(), PkiError> {
     let ca = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
     write(&arguments.out.join("ca.pem"), &ca.pem(), 0o644)?;
 
-    for holder in HOLDERS {
+    for Holder { name: holder, .. } in HOLDERS {
         // Its own name comes first: that is the one it is known by.
         let mut names = vec![format!("{holder}.pinseal.test"), "localhost".into(), "127.0.0.1".into(), "::1".into()];
         names.extend(arguments.name.iter().cloned());

@@ -13,7 +13,7 @@ use crate::{
     config,
     edge::Edge,
     engine::{
-        Engine,
+        Engine, Right,
         serving::{Serving, ServingSettings},
     },
     pki,
@@ -52,6 +52,11 @@ impl Stage {
         let mut engine = config::Engine::embedded(&directory.join("data"), arguments.isolation)?;
         engine.listen = anywhere;
         engine.tls.clone_from(&server_tls);
+        engine.peers = vec![config::Peer {
+            certificate_name: "client.pinseal.test".into(),
+            rights: vec![Right::Controls, Right::Pins],
+            tenants: Vec::new(),
+        }];
         engine.rules.control_lifetime = CONTROL_LIFETIME;
         engine.rules.admission.controls_per_card_per_hour = 1_000_000;
         engine.store.waiting_changes_max = WAITING_CHANGES_MAX;
@@ -61,12 +66,12 @@ impl Stage {
             workers: engine.workers,
             call_timeout: engine.call_timeout,
             calls_per_connection_max: engine.calls_per_connection_max,
+            connections: engine.connections,
         };
         let echo = Serving::start(&settings, |mut server| server.add_service(EchoServiceServer::new(Echo)))?;
         let engine = Engine::start(engine).await?;
 
         let mut edge = config::Edge::embedded(anywhere, engine.address())?;
-            connections: engine.connections,
         edge.engine_address = url(engine.address());
         edge.engine_tls.clone_from(&client_tls);
         let token = edge.made_token.clone().unwrap_or_default();

@@ -1,6 +1,7 @@
 //! The engine's configuration.
 
 use std::{
+    collections::HashSet,
     ffi::OsString,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
@@ -36,7 +37,7 @@ pub struct Engine {
     pub listen: SocketAddr,
     /// Mutual TLS; none on loopback alone.
     pub tls: Option<ServerTlsConfig>,
-    /// Which certificates may call, and for what; empty for every one the client roots vouch for.
+    /// Which certificates may call, and for what. An engine with TLS must have one; without TLS they say nothing.
     pub peers: Vec<Peer>,
     /// Where the key boundary is.
     pub boundary: BoundaryConfig,
@@ -50,9 +51,9 @@ pub struct Engine {
     pub call_timeout: Duration,
     /// How many calls one connection may have in flight.
     pub calls_per_connection_max: u32,
-    /// How many PIN records may be made anew a second, while a storage key rotates.
     /// How many connections it may have.
     pub connections: ConnectionLimits,
+    /// How many PIN records may be made anew a second, while a storage key rotates.
     pub remade_per_second: u32,
     /// Where metrics are served, on this machine alone; none for nowhere.
     pub metrics_listen: Option<SocketAddr>,
@@ -114,13 +115,13 @@ pub(super) struct LowEngine {
     call_timeout_milliseconds: u64,
     /// Calls in flight on one connection.
     calls_per_connection_max: u32,
-    /// Mutual TLS.
     /// Connections open at a time; half of them may be silent.
     connections_max: usize,
     /// Connections of one address that have not begun to speak.
     silent_connections_per_address_max: usize,
+    /// Mutual TLS.
     tls: Option<ServerTlsConfig>,
-    /// Certificates that may call.
+    /// Certificates that may call: with `tls` at least one. Any other certificate has no right.
     peers: Vec<LowPeer>,
     pub(super) vault: LowVault,
     /// A PKCS#11 token that holds the keys, instead of the vault.
@@ -202,9 +203,9 @@ impl Default for LowEngine {
             workers: 0,
             call_timeout_milliseconds: 5_000,
             calls_per_connection_max: 1_024,
-            tls: None,
             connections_max: ConnectionLimits::default().connections_max,
             silent_connections_per_address_max: ConnectionLimits::default().silent_per_address_max,
+            tls: None,
             peers: Vec::new(),
             vault: LowVault::default(),
             token: None,
@@ -271,7 +272,7 @@ impl LowEngine {
         Ok(Engine {
             listen: self.listen,
             tls: self.tls.take(),
-            peers: std::mem::take(&mut self.peers).into_iter().map(LowPeer::check).collect::<Result<_, _>>()?,
+            peers: check_peers(std::mem::take(&mut self.peers))?,
             store: std::mem::take(&mut self.store).check(&self.data_directory)?,
             rules: Rules {
                 control_lifetime: Duration::from_secs(lifetime.into()),
@@ -290,8 +291,8 @@ impl LowEngine {
             workers,
             call_timeout: Duration::from_millis(timeout),
             calls_per_connection_max: within("calls_per_connection_max", self.calls_per_connection_max, 1..=65_536)?,
-            remade_per_second: within("rotation.records_per_second", self.rotation.records_per_second, 1..=1_000_000)?,
             connections: connection_limits(self.connections_max, self.silent_connections_per_address_max)?,
+            remade_per_second: within("rotation.records_per_second", self.rotation.records_per_second, 1..=1_000_000)?,
             metrics_listen: std::mem::take(&mut self.metrics).check()?,
             boundary: self.boundary_config(arguments)?,
         })
@@ -307,8 +308,30 @@ fn program_by_default() -> Result<PathBuf, ConfigError> {
     Err(ConfigError::value("boundary.program", missing))
 }
 
+fn check_peers(peers: Vec<LowPeer>) -> Result<Vec<Peer>, ConfigError> {
+    let mut names = HashSet::new();
+    if let Some(twice) = peers.iter().find(|peer| !names.insert(&peer.certificate_name)) {
+        let problem = format!("{:?} stands in two entries: give one entry all its rights", twice.certificate_name);
+        return Err(ConfigError::value("peers.certificate_name", problem));
+    }
+    peers.into_iter().map(LowPeer::check).collect()
+}
+
 impl LowPeer {
     fn check(self) -> Result<Peer, ConfigError> {
+        if self.certificate_name.is_empty() {
+            return Err(ConfigError::value(
+                "peers.certificate_name",
+                "is empty: a certificate without a name has no right",
+            ));
+        }
+        if self.rights.contains(&Right::Keys) && !self.tenants.is_empty() {
+            let problem = format!(
+                "{:?} is limited to tenants, and `keys` is of all tenants: give that right to a peer without tenants",
+                self.certificate_name
+            );
+            return Err(ConfigError::value("peers.rights", problem));
+        }
         let tenants = self.tenants.iter().map(|tenant| Tenant::parse(tenant));
         Ok(Peer {
             tenants: tenants.collect::<Result<_, _>>().map_err(|error| ConfigError::value("peers.tenants", error))?,
@@ -368,6 +391,18 @@ mod tests {
         assert_eq!(served, Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9_464))));
         let error = listen("0.0.0.0:9464").err().unwrap();
         assert_eq!(error, "metrics.listen: 0.0.0.0:9464 is not on this machine alone: listen on 127.0.0.1");
+    }
+
+    #[test]
+    fn a_peer_that_says_too_little_or_too_much_is_refused() {
+        let peer = |name: &str, more: &str| format!("[[peers]]\ncertificate_name = \"{name}\"\n{more}\n");
+        let pins = "rights = [\"pins\"]";
+        let refused = |text: String| checked(&text).err().unwrap();
+        assert!(refused(peer("", pins)).contains("a certificate without a name"));
+        assert!(refused(peer("edge", pins) + &peer("edge", pins)).contains("\"edge\" stands in two entries"));
+        let keys = "rights = [\"keys\"]\ntenants = [\"bank\"]";
+        assert!(refused(peer("operator", keys)).contains("`keys` is of all tenants"));
+        assert_eq!(checked(&peer("edge", pins)).unwrap().peers.len(), 1);
     }
 
     #[test]

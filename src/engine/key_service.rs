@@ -55,7 +55,8 @@ impl KeyServices {
     }
 
     fn admit(&self, extensions: &Extensions) -> Result<(), Status> {
-        self.peers.admit(extensions, Right::Keys, None).map(drop).map_err(|error| wire::forbidden(&error))
+        let admitted = self.peers.admit(extensions, Right::Keys);
+        admitted.and_then(|admitted| admitted.for_all_tenants()).map_err(|error| wire::forbidden(&error))
     }
 }
 

@@ -35,9 +35,11 @@ impl Services {
     }
 
     fn caller(&self, extensions: &Extensions, right: Right, tenant: &str, audit_user: &str) -> Result<Caller, Status> {
+        // The right comes first: a peer without it learns nothing of what a request must look like.
+        let admitted = self.peers.admit(extensions, right).map_err(|error| wire::forbidden(&error))?;
         let tenant = wire::tenant(tenant)?;
-        let peer = self.peers.admit(extensions, right, Some(&tenant)).map_err(|error| wire::forbidden(&error))?;
-        Ok(Caller { peer, tenant, audit_user: wire::audit_user(audit_user)? })
+        admitted.for_tenant(&tenant).map_err(|error| wire::forbidden(&error))?;
+        Ok(Caller { peer: admitted.name, tenant, audit_user: wire::audit_user(audit_user)? })
     }
 }
 
@@ -155,7 +157,7 @@ impl audit_service_server::AuditService for Services {
         request: Request<proto::ExportAuditRequest>,
     ) -> Result<Response<Self::ExportAuditStream>, Status> {
         let (_, extensions, message) = request.into_parts();
-        self.peers.admit(&extensions, Right::Audit, None).map_err(|error| wire::forbidden(&error))?;
+        let auditor = self.peers.admit(&extensions, Right::Audit).map_err(|error| wire::forbidden(&error))?;
 
         let store = Arc::clone(&self.store);
         let (entries, stream) = tokio::sync::mpsc::channel(AUDIT_PAGE_ENTRIES);
@@ -170,8 +172,12 @@ impl audit_service_server::AuditService for Services {
                     }
                 };
                 let Some(last) = page.last() else { return };
+                // Between entries of other tenants nothing is sent, which is where a reader that left is noticed.
+                if entries.is_closed() {
+                    return;
+                }
                 from = last.sequence.saturating_add(1);
-                for entry in &page {
+                for entry in page.iter().filter(|entry| auditor.sees(entry.line.tenant.as_ref())) {
                     let json = entry.to_json();
                     // The reader has gone: nothing is left to do for it.
                     if entries.send(Ok(proto::AuditEntry { json })).await.is_err() {

@@ -9,13 +9,13 @@ use crate::{
     engine_process::{EngineProcess, device},
 };
 
-fn pinseal(arguments: &[&str]) -> (bool, String) {
+pub(crate) fn pinseal(arguments: &[&str]) -> (bool, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_pinseal")).args(arguments).output().unwrap();
     (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
 /// A development CA and its certificates; engine and edge configuration for them.
-fn certificates(directory: &Path) -> (String, String) {
+pub(crate) fn certificates(directory: &Path) -> (String, String) {
     let out = directory.join("pki");
     let (made, told) = pinseal(&["pki", "dev", "--out", out.to_str().unwrap()]);
     assert!(made, "{told}");
@@ -35,7 +35,12 @@ fn certificates(directory: &Path) -> (String, String) {
     (engine, edge)
 }
 
-fn port_of(engine: &EngineProcess) -> &str {
+/// Gives a certificate of `certificates` these rights.
+pub(crate) fn peer(holder: &str, rights: &str) -> String {
+    format!("[[peers]]\ncertificate_name = \"{holder}.pinseal.test\"\nrights = [{rights}]\n")
+}
+
+pub(crate) fn port_of(engine: &EngineProcess) -> &str {
     engine.address().rsplit(':').next().unwrap()
 }
 
@@ -43,7 +48,7 @@ fn port_of(engine: &EngineProcess) -> &str {
 fn engine_and_edge_speak_by_mutual_tls_and_a_peer_has_its_rights_alone() {
     let directory = tempfile::tempdir().unwrap();
     let (engine_tls, edge_tls) = certificates(directory.path());
-    let peers = "[[peers]]\ncertificate_name = \"edge.pinseal.test\"\nrights = [\"controls\"]\ntenants = [\"bank\"]";
+    let peers = peer("edge", "\"controls\"") + "tenants = [\"bank\"]";
     let engine = EngineProcess::start(directory.path(), &format!("{engine_tls}\n{peers}"));
     let address = format!("address = \"https://localhost:{}\"\n{edge_tls}", port_of(&engine));
     let edge = EdgeProcess::start(directory.path(), &address, "");
@@ -59,8 +64,7 @@ fn engine_and_edge_speak_by_mutual_tls_and_a_peer_has_its_rights_alone() {
 fn an_operator_asks_by_mutual_tls_and_only_with_the_right_to_keys() {
     let directory = tempfile::tempdir().unwrap();
     let (engine_tls, _) = certificates(directory.path());
-    let peer = |name, right| format!("[[peers]]\ncertificate_name = \"{name}.pinseal.test\"\nrights = [\"{right}\"]\n");
-    let peers = peer("client", "keys") + &peer("edge", "pins");
+    let peers = peer("client", "\"keys\"") + &peer("edge", "\"pins\"");
     let engine = EngineProcess::start(directory.path(), &format!("{engine_tls}\n{peers}"));
     let address = format!("https://localhost:{}", port_of(&engine));
     let watch = ["rotation", "watch", "--engine", &address];
@@ -82,7 +86,7 @@ fn an_operator_asks_by_mutual_tls_and_only_with_the_right_to_keys() {
 fn who_has_no_certificate_of_the_engines_roots_is_not_served() {
     let directory = tempfile::tempdir().unwrap();
     let (engine_tls, _) = certificates(directory.path());
-    let engine = EngineProcess::start(directory.path(), &engine_tls);
+    let engine = EngineProcess::start(directory.path(), &format!("{engine_tls}\n{}", peer("edge", "\"controls\"")));
     let stranger = tempfile::tempdir().unwrap();
     let (_, stranger_tls) = certificates(stranger.path());
     for (scheme, tls) in [("http", ""), ("https", stranger_tls.as_str())] {
@@ -101,7 +105,7 @@ fn who_has_no_certificate_of_the_engines_roots_is_not_served() {
 fn new_certificates_are_used_without_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let (engine_tls, edge_tls) = certificates(directory.path());
-    let engine = EngineProcess::start(directory.path(), &engine_tls);
+    let engine = EngineProcess::start(directory.path(), &format!("{engine_tls}\n{}", peer("edge", "\"controls\"")));
     std::fs::rename(directory.path().join("pki"), directory.path().join("pki-before")).unwrap();
     certificates(directory.path());
     // Files are looked at when a connection comes, two seconds after the last look at the earliest.
@@ -109,6 +113,33 @@ fn new_certificates_are_used_without_a_restart() {
     let address = format!("address = \"https://localhost:{}\"\n{edge_tls}", port_of(&engine));
     let edge = EdgeProcess::start(directory.path(), &address, "");
     let answer = edge.post("/pincontrol/v2/plastic/6003?auditUser=it", "{\"scope\":\"SET_PIN\"}");
+    assert_eq!(answer.status, 201, "{}", answer.text);
+}
+
+#[test]
+fn an_engine_with_tls_and_no_peers_refuses_to_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let (engine_tls, _) = certificates(directory.path());
+    let config = directory.path().join("engine.toml");
+    std::fs::write(&config, format!("listen = \"127.0.0.1:0\"\n{engine_tls}\n")).unwrap();
+    let (served, told) = pinseal(&["engine", "--config", config.to_str().unwrap()]);
+    assert!(!served && told.contains("no [[peers]]") && told.contains("Add [[peers]]"), "{told}");
+    assert_eq!(told.lines().count(), 1, "{told}");
+}
+
+#[test]
+fn the_lines_that_pki_dev_prints_serve() {
+    let directory = tempfile::tempdir().unwrap();
+    let out = directory.path().join("pki");
+    let output = Command::new(env!("CARGO_BIN_EXE_pinseal")).args(["pki", "dev", "--out"]).arg(out).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let (engine, edge) = text.split_once("# engine.toml\n").unwrap().1.split_once("# edge.toml\n[engine]\n").unwrap();
+    for holder in ["edge", "client", "operator"] {
+        assert!(engine.contains(&format!("certificate_name = \"{holder}.pinseal.test\"")), "{engine}");
+    }
+    let engine = EngineProcess::start(directory.path(), engine);
+    let edge = EdgeProcess::start(directory.path(), &edge.replace("50051", port_of(&engine)), "");
+    let answer = edge.post("/pincontrol/v2/plastic/6005?auditUser=it", "{\"scope\":\"SET_PIN\"}");
     assert_eq!(answer.status, 201, "{}", answer.text);
 }
 

@@ -137,7 +137,7 @@ async fn a_signal_to_the_whole_group_leaves_the_boundary_to_the_calls_that_are_f
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "");
     let (device, mut client, hsm) = (device(), engine.client().await, engine.hsm_id().unwrap());
-    for name in ["TERM", "INT"] {
+    for name in ["TERM", "INT", "HUP"] {
         signal(hsm, name);
         client.set(&device, "7200", "271828").await.unwrap();
     }

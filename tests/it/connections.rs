@@ -1,0 +1,82 @@
+//! Connections that say nothing: they keep no client out.
+
+use std::{net::TcpStream, path::Path, time::Duration};
+
+use pinseal::{
+    proto::Scope,
+    tls::{ClientTls, ClientTlsConfig, connect::channel},
+};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tonic::transport::Channel;
+
+use crate::{
+    apart::{certificates, peer, port_of},
+    edge_process::EdgeProcess,
+    engine_process::{Client, EngineProcess},
+};
+
+const SILENT: usize = 2_000;
+/// For an answer on a machine that stalls.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(60);
+
+/// Connections that stay open after these first bytes.
+fn silent(address: &str, words: &[u8]) -> Vec<TcpStream> {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    let open = |_| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        // One that was closed already takes no words.
+        let _ = std::io::Write::write_all(&mut stream, words);
+        stream
+    };
+    (0..SILENT).map(open).collect()
+}
+
+/// A channel by mutual TLS, as the holder of a certificate of `certificates`.
+pub(crate) fn channel_as(holder: &str, directory: &Path, engine: &EngineProcess) -> Channel {
+    let at = |file: String| directory.join("pki").join(file);
+    let tls = ClientTls::load(&ClientTlsConfig {
+        roots: at("ca.pem".into()),
+        certificates: at(format!("{holder}.pem")),
+        private_key: at(format!("{holder}.key")),
+    });
+    channel(&format!("https://localhost:{}", port_of(engine)), Some(tls.unwrap())).unwrap()
+}
+
+async fn is_served(mut client: Client, plastic: &str) {
+    let opened = tokio::time::timeout(ANSWER_TIME_MAX, client.open(plastic, Scope::SetPin)).await;
+    opened.expect("there was no answer").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_connections_keep_no_client_off_an_mtls_engine() {
+    let directory = tempfile::tempdir().unwrap();
+    let (tls, _) = certificates(directory.path());
+    let engine = EngineProcess::start_quiet(directory.path(), &format!("{tls}\n{}", peer("edge", "\"controls\"")));
+    // The beginning of a ClientHello, and nothing at all.
+    for (plastic, words) in [("6101", &b"\x16\x03\x01\x02\x00"[..]), ("6102", b"")] {
+        let _silent = silent(engine.address(), words);
+        is_served(Client::over(channel_as("edge", directory.path(), &engine)), plastic).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn half_a_preface_keeps_no_client_off_a_plain_engine() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = EngineProcess::start_quiet(directory.path(), "connections_max = 64");
+    let _silent = silent(engine.address(), b"PRI * HTTP/2.0\r\n\r\n");
+    is_served(engine.client().await, "6103").await;
+}
+
+#[test]
+fn connections_without_credentials_keep_no_client_off_an_edge() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = EngineProcess::start_quiet(directory.path(), "");
+    let address = format!("address = \"http://{}\"", engine.address());
+    let edge = EdgeProcess::start(directory.path(), &address, "connections_max = 64");
+    for (plastic, words) in [("6104", &b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"[..]), ("6105", b"")] {
+        let _silent = silent(edge.url.trim_start_matches("http://"), words);
+        let path = format!("/pincontrol/v2/plastic/{plastic}?auditUser=it");
+        assert_eq!(edge.post(&path, "{\"scope\":\"SET_PIN\"}").status, 201);
+    }
+}

@@ -1,0 +1,172 @@
+//! Who may call what: every method of every service, and whose audit entries an auditor gets.
+
+use std::collections::BTreeSet;
+
+use pinseal::proto::{
+    self, AuditEntry, ExportAuditRequest, OpenControlRequest, Scope, audit_service_client::AuditServiceClient,
+    control_service_client::ControlServiceClient,
+};
+use prost::Message;
+use tonic::{Code, Request, Status, client::Grpc, transport::Channel};
+use tonic_prost::ProstCodec;
+
+use crate::{
+    apart::{certificates, peer},
+    connections::channel_as,
+    engine_process::{AUDIT_USER, EngineProcess, reason},
+};
+
+/// Of google.protobuf.FileDescriptorSet, what is needed to walk the services.
+#[derive(Clone, PartialEq, Message)]
+struct Files {
+    #[prost(message, repeated, tag = "1")]
+    files: Vec<File>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct File {
+    #[prost(string, tag = "2")]
+    package: String,
+    #[prost(message, repeated, tag = "6")]
+    services: Vec<Service>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Service {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(message, repeated, tag = "2")]
+    methods: Vec<Method>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Method {
+    #[prost(string, tag = "1")]
+    name: String,
+}
+
+/// The first field of every request about a card.
+#[derive(Clone, PartialEq, Message)]
+struct ForTenant {
+    #[prost(string, tag = "1")]
+    tenant: String,
+}
+
+/// The services that an engine serves, each with the right that it asks for.
+const RIGHTS: [(&str, &str); 5] = [
+    ("pinseal.v1.AuditService", "audit"),
+    ("pinseal.v1.CardService", "cards"),
+    ("pinseal.v1.ControlService", "controls"),
+    ("pinseal.v1.KeyService", "keys"),
+    ("pinseal.v1.PinService", "pins"),
+];
+
+/// Service and path of every method.
+fn methods() -> Vec<(String, String)> {
+    let described = Files::decode(proto::DESCRIPTOR_SET).unwrap();
+    let mut methods = Vec::new();
+    for file in &described.files {
+        for service in &file.services {
+            let name = format!("{}.{}", file.package, service.name);
+            methods.extend(service.methods.iter().map(|method| (name.clone(), format!("/{name}/{}", method.name))));
+        }
+    }
+    methods
+}
+
+/// How a method answers a request of this tenant.
+async fn call(channel: &Channel, path: &str, tenant: &str) -> Result<(), Status> {
+    let mut grpc = Grpc::new(channel.clone());
+    grpc.ready().await.unwrap();
+    let request = Request::new(ForTenant { tenant: tenant.into() });
+    let codec = ProstCodec::<ForTenant, ()>::default();
+    grpc.server_streaming(request, path.parse().unwrap(), codec).await?.into_inner().message().await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_method_serves_a_peer_without_its_right() {
+    let directory = tempfile::tempdir().unwrap();
+    let (tls, _) = certificates(directory.path());
+    let served: Vec<_> = methods().into_iter().filter(|(service, _)| service != "pinseal.v1.EchoService").collect();
+    let services: BTreeSet<_> = served.iter().map(|(service, _)| service.as_str()).collect();
+    assert_eq!(services, RIGHTS.iter().map(|(service, _)| *service).collect(), "RIGHTS names every service");
+
+    for (service, right) in RIGHTS {
+        let others = RIGHTS.iter().filter(|(other, _)| *other != service).map(|(_, right)| format!("{right:?}"));
+        let all_but = others.collect::<Vec<_>>().join(", ");
+        let engine =
+            EngineProcess::start(directory.path(), &format!("{tls}\n{}{}", peer("edge", &all_but), peer("client", "")));
+        let by = |holder| channel_as(holder, directory.path(), &engine);
+        let (all_but, none, unknown) = (by("edge"), by("client"), by("operator"));
+        for (_, path) in served.iter().filter(|(of, _)| of == service) {
+            for (channel, holder, what) in [
+                (&all_but, "edge", format!("does not have the right {right}")),
+                (&none, "client", format!("does not have the right {right}")),
+                (&unknown, "operator", "add [[peers]] with certificate_name = \"operator.pinseal.test\"".into()),
+            ] {
+                let refused = call(channel, path, "").await.unwrap_err();
+                assert_eq!(
+                    (refused.code(), &*reason(&refused)),
+                    (Code::PermissionDenied, "CALLER_FORBIDDEN"),
+                    "{path}"
+                );
+                assert!(refused.message().contains(&what), "{path} by {holder}: {}", refused.message());
+            }
+        }
+        assert_eq!(engine.terminate(), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_method_serves_a_peer_for_another_tenant() {
+    let directory = tempfile::tempdir().unwrap();
+    let (tls, _) = certificates(directory.path());
+    let peers = peer("edge", r#""controls", "pins", "cards""#) + "tenants = [\"bank\"]\n";
+    let engine = EngineProcess::start(directory.path(), &format!("{tls}\n{peers}"));
+    let edge = channel_as("edge", directory.path(), &engine);
+    for (service, path) in methods() {
+        if ["Control", "Pin", "Card"].iter().any(|of| service == format!("pinseal.v1.{of}Service")) {
+            let refused = call(&edge, &path, "other").await.unwrap_err();
+            assert_eq!(refused.code(), Code::PermissionDenied, "{path}: {refused}");
+            // For its own tenant it is the empty request that is refused.
+            let refused = call(&edge, &path, "bank").await.unwrap_err();
+            assert_eq!(refused.code(), Code::InvalidArgument, "{path}: {refused}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_auditor_of_one_tenant_reads_its_entries_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let (tls, _) = certificates(directory.path());
+    let peers = peer("edge", "\"controls\"")
+        + &peer("operator", "\"audit\"")
+        + &peer("client", "\"audit\"")
+        + "tenants = [\"bank\"]\n";
+    let engine = EngineProcess::start(directory.path(), &format!("{tls}\n{peers}"));
+    let mut controls = ControlServiceClient::new(channel_as("edge", directory.path(), &engine));
+    for (number, tenant) in ["bank", "other", "bank", "other"].into_iter().enumerate() {
+        let request = OpenControlRequest {
+            tenant: tenant.into(),
+            audit_user: AUDIT_USER.into(),
+            plastic_id: format!("620{number}"),
+            scope: Scope::SetPin.into(),
+            device_key_sha256: Vec::new(),
+        };
+        controls.open_control(request).await.unwrap();
+    }
+    let exported = async |holder| {
+        let mut auditor = AuditServiceClient::new(channel_as(holder, directory.path(), &engine));
+        let mut stream = auditor.export_audit(ExportAuditRequest { from_sequence: 1 }).await.unwrap().into_inner();
+        let mut entries = Vec::new();
+        while let Some(AuditEntry { json }) = stream.message().await.unwrap() {
+            entries.push(serde_json::from_str::<serde_json::Value>(&json).unwrap());
+        }
+        entries
+    };
+    let (all, own) = (exported("operator").await, exported("client").await);
+    let of_bank: Vec<_> = all.iter().filter(|entry| entry["tenant"] == "bank").cloned().collect();
+    assert_eq!((own.len(), all.len()), (2, 5));
+    assert_eq!(own, of_bank);
+    assert!(own.iter().all(|entry| entry["hash"].is_string() && entry["sequence"].is_u64()));
+}
