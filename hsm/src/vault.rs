@@ -10,7 +10,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
     path::{Path, PathBuf},
 };
 
@@ -134,7 +134,8 @@ fn write_version(
     if file.len() > FILE_BYTES_MAX {
         return Err(VaultError::Full { path: path.to_owned() });
     }
-    write_private(path, &file, how).map_err(|error| VaultError::io(path, error))
+    place_private(path, &file, how).map_err(|error| VaultError::io(path, error))?;
+    sync_directory(path).map_err(|error| VaultError::NotSynced { path: path.to_owned(), error })
 }
 
 /// Makes a vault. Of several processes that do so at once one does, and all of them open what it made.
@@ -239,10 +240,21 @@ pub(crate) fn is_private(file: &File, path: &Path) -> Result<(), VaultError> {
 
 /// Writes a file that only its owner may read, whole or not at all.
 pub(crate) fn write_private(path: &Path, bytes: &[u8], how: VaultWrite) -> io::Result<()> {
+    place_private(path, bytes, how)?;
+    sync_directory(path)
+}
+
+/// The same, with its name not yet synced. A file that takes another's place has its owner, group and mode.
+fn place_private(path: &Path, bytes: &[u8], how: VaultWrite) -> io::Result<()> {
+    let before = match how {
+        VaultWrite::New => None,
+        VaultWrite::Over => Some(fs::metadata(path)?),
+    };
     let fresh = name_beside(path)?;
     // Made, never opened: two processes that share one could each link what the other then writes over.
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
-    let written = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| match how {
+    let filled = file.write_all(bytes).and_then(|()| before.map_or(Ok(()), |before| belong_as(&file, &before)));
+    let written = filled.and_then(|()| file.sync_all()).and_then(|()| match how {
         VaultWrite::Over => fs::rename(&fresh, path),
         // A hard link, unlike a rename, fails where another process has made the file meanwhile.
         VaultWrite::New => fs::hard_link(&fresh, path),
@@ -251,8 +263,22 @@ pub(crate) fn write_private(path: &Path, bytes: &[u8], how: VaultWrite) -> io::R
         (Ok(()), VaultWrite::Over) => Ok(()),
         _ => fs::remove_file(&fresh),
     };
-    written.and(removed)?;
-    sync_directory(path)
+    written.and(removed)
+}
+
+/// Gives a file the owner, group and mode of another: root may replace what an engine's user reads.
+fn belong_as(file: &File, other: &fs::Metadata) -> io::Result<()> {
+    own_as(file, other)?;
+    file.set_permissions(fs::Permissions::from_mode(other.mode() & 0o777))
+}
+
+/// Gives a file the owner and group of another.
+pub(crate) fn own_as(file: &File, other: &fs::Metadata) -> io::Result<()> {
+    let has = file.metadata()?;
+    if (has.uid(), has.gid()) == (other.uid(), other.gid()) {
+        return Ok(());
+    }
+    fchown(file, Some(other.uid()), Some(other.gid()))
 }
 
 /// A name that nobody else has, in the same directory: the whole name of the file, and something random.
@@ -336,6 +362,27 @@ pub enum VaultError {
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
+    },
+    /// The vault was replaced, and whether its name survives a power cut is not known.
+    #[error("{} was replaced, but its directory does not sync: {error}", path.display())]
+    NotSynced {
+        /// The vault.
+        path: PathBuf,
+        /// The operating system's reason.
+        error: io::Error,
+    },
+    /// A change would replace one of the names and leave the others with the keys of before.
+    #[error(
+        "{} has {names} names (hard links), and a change would reach this one alone: find them with `find DIRECTORY -samefile \
+         {}`, remove all but one, and link symbolically where another is needed",
+        path.display(),
+        path.display()
+    )]
+    HardLinks {
+        /// The vault.
+        path: PathBuf,
+        /// The number of its hard links.
+        names: u64,
     },
     /// The machine refused something.
     #[error("{}: {error}", path.display())]

@@ -1,9 +1,10 @@
 //! Where the keys of a ceremony are kept: in a vault's file, or in a PKCS#11 token that holds them and a register of them.
 
 use std::{
-    fs::{File, OpenOptions},
-    os::unix::fs::OpenOptionsExt,
-    path::PathBuf,
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
 };
 
 use super::KeyStoreError;
@@ -121,19 +122,36 @@ impl Home {
 impl VaultHome {
     fn open(vault: Vault, now: u64) -> Result<(Self, Keyring), KeyStoreError> {
         let Vault::File { path, unlock } = vault else { return Err(KeyStoreError::Memory) };
-        let lock_path = path.with_extension("lock");
         if let Some(directory) = path.parent() {
-            std::fs::create_dir_all(directory).map_err(|error| VaultError::Io { path: path.clone(), error })?;
+            fs::create_dir_all(directory).map_err(|error| VaultError::Io { path: path.clone(), error })?;
         }
-        let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&lock_path);
-        let lock = lock.map_err(|error| VaultError::Io { path: lock_path, error })?;
-        lock.try_lock().map_err(|_| KeyStoreError::Locked { path: path.clone() })?;
-        if !path.exists() {
+        // A symbolic link stays one: the file that it names is locked, read and replaced.
+        let path = match fs::canonicalize(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => path,
+            resolved => resolved.map_err(|error| VaultError::Io { path, error })?,
+        };
+        let lock = lock(&path)?;
+        let Ok(vault) = fs::metadata(&path) else {
             return Ok((Self { path, unlock, write: VaultWrite::New, _lock: lock }, Keyring::empty()));
+        };
+        if vault.nlink() > 1 {
+            return Err(VaultError::HardLinks { path, names: vault.nlink() }.into());
         }
         let vault = Vault::File { path, unlock };
         let keyring = Keyring::open_or_make(&vault, now)?;
         let Vault::File { path, unlock } = vault else { return Err(KeyStoreError::Memory) };
         Ok((Self { path, unlock, write: VaultWrite::Over, _lock: lock }, keyring))
     }
+}
+
+/// Locks a vault by a file beside it, which belongs to the vault's owner: whoever made it, the owner can lock again.
+fn lock(vault: &Path) -> Result<File, KeyStoreError> {
+    let path = vault.with_extension("lock");
+    let io = |error| VaultError::Io { path: path.clone(), error };
+    let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(io)?;
+    if let Ok(vault) = fs::metadata(vault) {
+        vault::own_as(&lock, &vault).map_err(io)?;
+    }
+    lock.try_lock().map_err(|_| KeyStoreError::Locked { path: vault.to_owned() })?;
+    Ok(lock)
 }
