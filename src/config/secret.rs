@@ -1,10 +1,14 @@
 //! Secrets an operator hands in: named by file or environment variable, read once, wiped.
 
-use std::path::PathBuf;
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
 
 use serde::Deserialize;
 use thiserror::Error;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 /// The longest secret taken, in bytes.
 const SECRET_BYTES_MAX: usize = 4096;
@@ -27,9 +31,7 @@ impl SecretSource {
         let text = match self {
             Self::File(path) => from_file(path)?,
             Self::Descriptor(number) => from_descriptor(*number)?,
-            Self::Env(name) => {
-                Zeroizing::new(std::env::var(name).map_err(|_| SecretError::NoVariable { name: name.clone() })?)
-            }
+            Self::Env(name) => from_variable(name)?,
         };
         match text.len() {
             1..=SECRET_BYTES_MAX => Ok(text),
@@ -38,27 +40,59 @@ impl SecretSource {
     }
 }
 
+fn from_variable(name: &str) -> Result<Zeroizing<String>, SecretError> {
+    let missing = || SecretError::NoVariable { name: name.to_owned() };
+    let value = std::env::var_os(name).ok_or_else(missing)?;
+    text(value.into_encoded_bytes()).ok_or_else(missing)
+}
+
 fn from_descriptor(number: u32) -> Result<Zeroizing<String>, SecretError> {
     let path = PathBuf::from(format!("/dev/fd/{number}"));
-    let read = std::fs::read_to_string(&path).map(Zeroizing::new);
-    let mut text = read.map_err(|error| SecretError::Unreadable { path, error })?;
+    let read = File::open(&path).and_then(read_whole);
+    read.map_err(|error| SecretError::Unreadable { path, error })
+}
+
+fn from_file(path: &Path) -> Result<Zeroizing<String>, SecretError> {
+    use std::os::unix::fs::PermissionsExt;
+
+    let unreadable = |error| SecretError::Unreadable { path: path.to_owned(), error };
+    let file = File::open(path).map_err(unreadable)?;
+    let mode = file.metadata().map_err(unreadable)?.permissions().mode();
+    if mode & 0o077 != 0 {
+        return Err(SecretError::OpenToOthers { path: path.to_owned() });
+    }
+    read_whole(file).map_err(unreadable)
+}
+
+/// Reads a text without the ends of line at its end, into one buffer that never grows: a vector that grows leaves what it
+/// held in freed memory. A text that is too long is read in part, and is still too long.
+fn read_whole(mut file: File) -> io::Result<Zeroizing<String>> {
+    let mut buffer = Zeroizing::new(vec![0; SECRET_BYTES_MAX + 3]);
+    let mut length = 0;
+    while let Some(place) = buffer.get_mut(length..).filter(|place| !place.is_empty()) {
+        match file.read(place) {
+            Ok(0) => break,
+            Ok(read) => length += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    buffer.truncate(length);
+    let mut text = text(std::mem::take(&mut *buffer)).ok_or(io::ErrorKind::InvalidData)?;
     let kept = text.trim_end_matches(['\n', '\r']).len();
     text.truncate(kept);
     Ok(text)
 }
 
-fn from_file(path: &PathBuf) -> Result<Zeroizing<String>, SecretError> {
-    use std::os::unix::fs::PermissionsExt;
-
-    let unreadable = |error| SecretError::Unreadable { path: path.clone(), error };
-    let mode = std::fs::metadata(path).map_err(unreadable)?.permissions().mode();
-    if mode & 0o077 != 0 {
-        return Err(SecretError::OpenToOthers { path: path.clone() });
+/// These bytes as text, where they are; otherwise wiped.
+fn text(bytes: Vec<u8>) -> Option<Zeroizing<String>> {
+    match String::from_utf8(bytes) {
+        Ok(text) => Some(Zeroizing::new(text)),
+        Err(error) => {
+            error.into_bytes().zeroize();
+            None
+        }
     }
-    let mut text = Zeroizing::new(std::fs::read_to_string(path).map_err(unreadable)?);
-    let kept = text.trim_end_matches(['\n', '\r']).len();
-    text.truncate(kept);
-    Ok(text)
 }
 
 /// Why a secret can't be had.

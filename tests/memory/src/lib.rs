@@ -3,9 +3,10 @@
 
 #![forbid(unsafe_code)]
 
+mod copies;
 mod vault;
 
-pub use self::vault::storage_key_of;
+pub use self::{copies::copies_in, vault::storage_key_of};
 
 use std::{
     collections::{BTreeSet, HashMap},
