@@ -7,7 +7,9 @@ use std::{
     os::fd::AsFd,
 };
 
-use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr};
+use rustix::termios::{
+    LocalModes, OptionalActions, QueueSelector, SpecialCodeIndex, Termios, tcflush, tcgetattr, tcsetattr,
+};
 
 use zeroize::Zeroizing;
 
@@ -142,9 +144,20 @@ impl Desk {
         tcsetattr(&self.input, OptionalActions::Drain, &silent).map_err(io::Error::from)?;
         let asked = self.output.write_all(question.as_bytes()).map_err(ComponentError::from);
         let read = asked.and_then(|()| read_line(&mut self.input, line, Source::Keyboard));
-        tcsetattr(&self.input, OptionalActions::Drain, as_it_was).map_err(io::Error::from)?;
+        // After a mistake what was typed ahead is discarded before the terminal echoes again.
+        let then = if read.is_ok() { OptionalActions::Drain } else { OptionalActions::Flush };
+        tcsetattr(&self.input, then, as_it_was).map_err(io::Error::from)?;
         self.output.write_all(b"\r\n")?;
         read
+    }
+}
+
+impl Drop for Desk {
+    /// Discards what was typed ahead and never asked for: a component, which a shell would read next, print and keep.
+    fn drop(&mut self) {
+        if let Kind::Terminal(_) = self.kind {
+            let _ = tcflush(&self.input, QueueSelector::IFlush);
+        }
     }
 }
 
