@@ -13,5 +13,6 @@ mod records;
 pub mod roster;
 pub mod session;
 pub mod transcript;
+pub mod transcript_file;
 
 pub use self::command::{CeremonyArguments, CeremonyError, run};

@@ -94,6 +94,11 @@ fn main() -> ExitCode {
     take_memory_by_small_pages();
     match run(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
+        #[cfg(feature = "keys")]
+        Err(error) if let Some(code) = done_in_part(&*error) => {
+            let _ = writeln!(io::stderr().lock(), "pinseal: {error}");
+            ExitCode::from(code)
+        }
         // Who reads our output has read enough, as `head` does; but nobody is told that all of it was done.
         Err(error) if is_broken_pipe(&*error) => ExitCode::from(ENDED_BY_PIPE),
         Err(error) => {
@@ -152,6 +157,13 @@ fn refuses_user_pin(error: &(dyn Error + 'static)) -> bool {
         return error.refuses_user_pin();
     }
     false
+}
+
+/// The exit code of a command that did something lasting before it failed, a pipe that nobody reads included.
+#[cfg(feature = "keys")]
+fn done_in_part(error: &(dyn Error + 'static)) -> Option<u8> {
+    let code = error.downcast_ref::<pinseal::ceremony::CeremonyError>()?.exit_code();
+    (code != 1).then_some(code)
 }
 
 fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {

@@ -269,9 +269,28 @@ impl KeyStore {
         Ok((key, algorithm, exchange.version))
     }
 
-    /// Puts every change on disk, or into the token, with the hash of the transcript's entry that tells of it.
+    /// Puts every change on disk, or into the token, with the hash of the transcript's entry that tells of it, and the mark
+    /// that the step is unfinished until [`KeyStore::finish`].
+    ///
+    /// # Errors
+    /// Nothing changed, but where [`KeyStoreError::may_have_changed`] says otherwise.
     pub fn commit(&mut self, entry: [u8; 32]) -> Result<(), KeyStoreError> {
         self.keyring.last_entry = entry;
+        self.keyring.unfinished = true;
+        self.home.commit(&self.keyring)
+    }
+
+    /// Whether the entry of [`KeyStore::last_entry`] may not be in its transcript yet.
+    pub fn is_unfinished(&self) -> bool {
+        self.keyring.unfinished
+    }
+
+    /// Removes the mark of an unfinished step: its entry is on disk in its transcript.
+    ///
+    /// # Errors
+    /// The mark may still be there; the keys are what they were.
+    pub fn finish(&mut self) -> Result<(), KeyStoreError> {
+        self.keyring.unfinished = false;
         self.home.commit(&self.keyring)
     }
 
@@ -493,6 +512,17 @@ pub enum KeyStoreError {
         /// Which.
         key: String,
     },
+}
+
+impl KeyStoreError {
+    /// Of an error of [`KeyStore::commit`]: whether the keys may have changed all the same.
+    pub fn may_have_changed(&self) -> bool {
+        match self {
+            Self::Vault(error) => matches!(error, VaultError::NotSynced { .. }),
+            Self::Token(error) => !error.left_register_unwritten(),
+            _ => false,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Every key of a vault or a token, with what it is for, its version, and what has become of it.
 //!
 //! ```text
-//! custody(1 or 33) last entry(32) count(2)
+//! state(1) custody(0 or 32) last entry(32) count(2)
+//! state: 1 in custody, 2 a step is unfinished
 //! key: name(1) zone(1 + text) version(2) algorithm(1) flags(1) made activated retired destroyed(8 each) uses(8)
 //!      check value(3) bytes(1 + key)
 //! algorithm: its place, and 64 encrypts only, 128 decrypts only; releases that know no mode of use read no such key
@@ -389,6 +390,8 @@ pub(crate) struct Keyring {
     pub(crate) custody: Option<[u8; 32]>,
     /// The hash of the transcript's entry that told of the last change.
     pub(crate) last_entry: [u8; 32],
+    /// Whether the line of that entry may not be in its transcript yet.
+    pub(crate) unfinished: bool,
     pub(crate) keys: Vec<RingKey>,
 }
 
@@ -419,7 +422,7 @@ pub(crate) struct Keys {
 impl Keyring {
     /// No key, and nobody's.
     pub(crate) fn empty() -> Self {
-        Self { custody: None, last_entry: [0; 32], keys: Vec::new() }
+        Self { custody: None, last_entry: [0; 32], unfinished: false, keys: Vec::new() }
     }
 
     /// A vault's; where there is none it is made, with every key an engine needs, active.

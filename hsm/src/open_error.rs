@@ -252,3 +252,10 @@ pub enum Pkcs11Error {
         reason: String,
     },
 }
+
+impl Pkcs11Error {
+    /// Of an error in writing the register: whether it is certain that nothing was written.
+    pub(crate) fn left_register_unwritten(&self) -> bool {
+        matches!(self, Self::Meanwhile | Self::Registers { .. } | Self::NoDataObjects)
+    }
+}

@@ -21,6 +21,7 @@ use super::{
     roster::{Roster, RosterError, Step},
     session::{Session, SessionError},
     transcript::{Transcript, TranscriptError},
+    transcript_file::{TranscriptFile, TranscriptFileError},
 };
 use crate::{
     clock,
@@ -52,7 +53,13 @@ const PERSON_TOKEN: &str = "A file that names a token, in the words of an engine
     pinseal ceremony activate storage/1 ...\n  \
     pinseal ceremony end ...\n  \
     pinseal ceremony verify transcript.jsonl          anybody, anywhere, later\n\
-    Every step takes --config, --transcript and a --present for each person who is there; docs/ceremony.md walks through.")]
+    Every step takes --config, --transcript and a --present for each person who is there; docs/ceremony.md walks through.\n\n\
+    Exit codes of a step:\n  \
+    0  the step was done\n  \
+    1  nothing was done\n  \
+    2  the arguments are wrong, and nothing was done\n  \
+    3  the keys changed, or may have, and the transcript's line or the output failed: run any step again on the\n     \
+       same transcript, which recovers the line; `list` shows the keys")]
 pub struct CeremonyArguments {
     #[command(subcommand)]
     command: Command,
@@ -247,16 +254,23 @@ impl At {
     }
 
     fn session_for(&self, step: Step) -> Result<Session, CeremonyError> {
-        Ok(Session::go_on(open_store(&self.config)?, &self.transcript, &self.present, step)?)
+        // Locked before the keys are read: what is read is the last step's.
+        let transcript = TranscriptFile::open(&self.transcript)?;
+        Ok(Session::go_on(open_store(&self.config)?, transcript, &self.present, step)?)
     }
 
     /// Tells what is done now, in the transcript and to whoever asked.
     fn done(&self, session: &mut Session, deed: Deed) -> Result<(), CeremonyError> {
         session.record(deed.clone())?;
-        let mut out = io::stdout().lock();
         let told = if self.json { json!(deed).to_string() } else { deed.to_string() };
-        Ok(writeln!(out, "{told}")?)
+        print_done(session, &told)
     }
+}
+
+/// Prints what a step did. The step stays done where this fails.
+fn print_done(session: &Session, told: &str) -> Result<(), CeremonyError> {
+    let unprinted = |error| CeremonyError::StepNotPrinted { transcript: session.transcript().to_owned(), error };
+    writeln!(io::stdout(), "{told}").map_err(unprinted)
 }
 
 /// Runs one of them.
@@ -265,7 +279,12 @@ pub fn run(arguments: CeremonyArguments) -> Result<(), CeremonyError> {
     match arguments.command {
         Command::Person(arguments) => {
             let key = arguments.key()?;
-            key.iter().try_for_each(|key| Ok(writeln!(io::stdout(), "{}", key.public())?))
+            let Some(key) = key else { return Ok(()) };
+            let printed = writeln!(io::stdout(), "{}", key.public());
+            printed.map_err(|error| match arguments.out.or(arguments.token) {
+                Some(path) => CeremonyError::PersonNotPrinted { path, error },
+                None => CeremonyError::Io(error),
+            })
         }
         Command::Begin { at, roster } => begin(&at, &roster),
         Command::Make { key, algorithm, at } => {
@@ -290,7 +309,7 @@ pub fn run(arguments: CeremonyArguments) -> Result<(), CeremonyError> {
             let header = KeyBlock::parse(&block).map_err(KeyStoreError::from)?.header_text();
             session.record(Deed::ExportKey { key, under: under.to_string(), header })?;
             let told = if at.json { json!({ "key_block": block }).to_string() } else { block };
-            Ok(writeln!(io::stdout(), "{told}")?)
+            print_done(&session, &told)
         }
         Command::Activate { key: (name, version), at } => {
             let mut session = at.session()?;
@@ -330,7 +349,8 @@ pub fn run(arguments: CeremonyArguments) -> Result<(), CeremonyError> {
 
 fn begin(at: &At, roster: &Path) -> Result<(), CeremonyError> {
     let roster = read_roster(roster)?;
-    let (mut session, deed) = Session::begin(open_store(&at.config)?, &at.transcript, roster, &at.present)?;
+    let transcript = TranscriptFile::create(&at.transcript)?;
+    let (mut session, deed) = Session::begin(open_store(&at.config)?, transcript, roster, &at.present)?;
     at.done(&mut session, deed)
 }
 
@@ -506,7 +526,21 @@ fn block_version(text: &str) -> Result<KeyBlockVersion, String> {
     }
 }
 
-/// Why a step of a ceremony failed. Nothing was done.
+/// The exit code of a step that changed the keys, or may have, and failed afterwards.
+const DONE_IN_PART: u8 = 3;
+
+impl CeremonyError {
+    /// The exit code: 3 where the step was done, or may have been, and what follows it failed; else 1, nothing was done.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::StepNotPrinted { .. } | Self::PersonNotPrinted { .. } => DONE_IN_PART,
+            Self::Session(error) if error.is_done_in_part() => DONE_IN_PART,
+            _ => 1,
+        }
+    }
+}
+
+/// Why a step of a ceremony failed. Nothing was done, but where [`CeremonyError::exit_code`] is 3.
 #[derive(Debug, Error)]
 pub enum CeremonyError {
     /// The configuration.
@@ -570,6 +604,32 @@ pub enum CeremonyError {
         /// Which.
         path: PathBuf,
         /// Why.
+        error: io::Error,
+    },
+    /// The transcript's file, before the keys were read.
+    #[error(transparent)]
+    TranscriptFile(#[from] TranscriptFileError),
+    /// The step was done, and what it did could not be printed.
+    #[error(
+        "the step was done, and its line is in {}, but its output failed: {error}; do not run it again before you have \
+         looked: `pinseal ceremony list` shows the keys, `pinseal ceremony verify --open` the steps",
+        transcript.display()
+    )]
+    StepNotPrinted {
+        /// The transcript.
+        transcript: PathBuf,
+        /// The operating system's reason.
+        error: io::Error,
+    },
+    /// Somebody's key was made, and its public half could not be printed.
+    #[error(
+        "the key was made, but its output failed: {error}; `pinseal ceremony person --show {}` prints its public half",
+        path.display()
+    )]
+    PersonNotPrinted {
+        /// The file that holds the key, or names its token.
+        path: PathBuf,
+        /// The operating system's reason.
         error: io::Error,
     },
     /// Input or output.

@@ -1,12 +1,11 @@
 //! A ceremony under way: who is there, the vault or token, and the transcript, all of which agree.
 //!
-//! A step is kept in this order: its line in a file beside the transcript, the vault or the token's register with the line's
-//! hash, the line in the transcript. Whoever finds the first two without the third finishes what was begun.
+//! A step is kept in this order: its line in a file beside the transcript; the vault or the token's register, with the line's
+//! hash and the mark that a step is unfinished; the line in the transcript; the mark removed. The next step on the transcript
+//! finishes a step that stopped in between, and no other transcript can be begun before.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    io,
     path::{Path, PathBuf},
 };
 
@@ -18,6 +17,7 @@ use super::{
     person::{self, BringError},
     roster::{Person, Present, Role, Roster, RosterError, Step},
     transcript::{self, Transcript, TranscriptError},
+    transcript_file::{TranscriptFile, TranscriptFileError},
 };
 
 /// Those who are there, what they change, and where it is told.
@@ -25,7 +25,8 @@ pub(super) struct Session {
     roster: Roster,
     present: Vec<Present>,
     pub(super) store: KeyStore,
-    transcript: PathBuf,
+    // Dropped last: the lock on the transcript outlasts all else.
+    transcript: TranscriptFile,
     number: u64,
     head: [u8; 32],
 }
@@ -34,12 +35,18 @@ impl Session {
     /// Begins a ceremony: a new transcript, and the keys in the custody of a roster. The deed is to be recorded first.
     pub(super) fn begin(
         mut store: KeyStore,
-        transcript: &Path,
+        transcript: TranscriptFile,
         roster: Roster,
         keys: &[PathBuf],
     ) -> Result<(Self, Deed), SessionError> {
-        if transcript.exists() {
-            return Err(SessionError::Exists { path: transcript.to_owned() });
+        if !transcript.text().is_empty() {
+            return Err(SessionError::Exists { path: transcript.path().to_owned() });
+        }
+        if store.is_unfinished() {
+            return Err(SessionError::Unfinished);
+        }
+        if transcript.pending()?.is_some() {
+            return Err(SessionError::Pending { path: transcript.next() });
         }
         let present = present(&roster, keys, Step::Frame)?;
         match store.custody() {
@@ -49,30 +56,43 @@ impl Session {
         }
         let head = store.last_entry();
         let deed = Deed::Begin { roster: roster.clone(), keys: store.keys().map(Key::of).collect() };
-        Ok((Self { roster, present, store, transcript: transcript.to_owned(), number: 0, head }, deed))
+        Ok((Self { roster, present, store, transcript, number: 0, head }, deed))
     }
 
-    /// Goes on with one.
+    /// Goes on with one. Nothing is written before enough people are there; then a step that stopped before its line was in
+    /// the transcript is finished.
     pub(super) fn go_on(
-        store: KeyStore,
-        transcript: &Path,
+        mut store: KeyStore,
+        mut transcript: TranscriptFile,
         keys: &[PathBuf],
         step: Step,
     ) -> Result<Self, SessionError> {
-        let read = Transcript::read(&finished(transcript, &store)?)?;
+        let pending = transcript.pending()?;
+        let (read, missing) = up_to_date(&transcript, pending.as_deref(), &store)?;
+        if read.has_ended() && missing.is_none() && !store.is_unfinished() {
+            return Err(SessionError::Ended { path: transcript.path().to_owned() });
+        }
+        let present = present(&read.roster, keys, step)?;
+        let still_missing = |transcript: &TranscriptFile, error| SessionError::StillMissing {
+            path: transcript.path().to_owned(),
+            error,
+        };
+        if let Some(line) = missing {
+            transcript.append(line).map_err(|error| still_missing(&transcript, Box::new(error)))?;
+        }
+        if store.is_unfinished() {
+            store.finish().map_err(|error| still_missing(&transcript, Box::new(error)))?;
+        }
+        // The keys remember the transcript's last line, so a pending line that is not this one was of a step not done.
+        if pending.is_some() {
+            transcript.remove_pending()?;
+        }
         if read.has_ended() {
-            return Err(SessionError::Ended { path: transcript.to_owned() });
+            return Err(SessionError::Ended { path: transcript.path().to_owned() });
         }
         let Transcript { roster, entries, head } = read;
-        if store.custody() != Some(roster.hash()) {
-            return Err(SessionError::OtherRoster);
-        }
-        if store.last_entry() != head {
-            return Err(SessionError::OtherTranscript { path: transcript.to_owned() });
-        }
-        let present = present(&roster, keys, step)?;
         let number = u64::try_from(entries.len()).unwrap_or(u64::MAX);
-        Ok(Self { roster, present, store, transcript: transcript.to_owned(), number, head })
+        Ok(Self { roster, present, store, transcript, number, head })
     }
 
     /// The custodians who are there, in the order they were named.
@@ -81,21 +101,31 @@ impl Session {
         custodians.map(|present| present.person.name.clone()).collect()
     }
 
+    /// The transcript.
+    pub(super) fn transcript(&self) -> &Path {
+        self.transcript.path()
+    }
+
     /// Tells what was done; it is done once this returns. Where somebody can't sign, nothing is written.
     pub(super) fn record(&mut self, deed: Deed) -> Result<(), SessionError> {
         let people: Vec<Person> = self.present.iter().map(|present| present.person.clone()).collect();
         self.roster.allows(deed.step(), &people)?;
         let (number, at) = (self.number + 1, jiff::Timestamp::now().to_string());
         let (line, hash) = transcript::line(self.head, number, at, &self.present, deed)?;
-        let next = next(&self.transcript);
-        let io = |path: &Path| {
-            let path = path.to_owned();
-            move |error| SessionError::Io { path, error }
-        };
-        write(&next, &line, OpenOptions::new().write(true).create(true).truncate(true)).map_err(io(&next))?;
-        self.store.commit(hash)?;
-        append(&self.transcript, &line).map_err(io(&self.transcript))?;
-        fs::remove_file(&next).map_err(io(&next))?;
+        self.transcript.keep_pending(&line)?;
+        let path = || self.transcript.path().to_owned();
+        if let Err(error) = self.store.commit(hash) {
+            return Err(match error.may_have_changed() {
+                true => SessionError::Unsure { path: path(), error },
+                false => SessionError::Store(error),
+            });
+        }
+        let appended = self.transcript.append(&line);
+        let path = || self.transcript.path().to_owned();
+        appended.map_err(|error| SessionError::LineMissing { path: path(), error })?;
+        self.store.finish().map_err(|error| SessionError::Unmarked { path: path(), error })?;
+        // One that stays is found to be in the transcript, and removed by the next step.
+        let _ = self.transcript.remove_pending();
         (self.number, self.head) = (number, hash);
         Ok(())
     }
@@ -109,45 +139,38 @@ fn present(roster: &Roster, keys: &[PathBuf], step: Step) -> Result<Vec<Present>
     Ok(present)
 }
 
-/// The transcript's text, with the line that a process which died had written but not put there.
-fn finished(path: &Path, store: &KeyStore) -> Result<String, SessionError> {
-    let io = |error| SessionError::Io { path: path.to_owned(), error };
-    let mut text = match fs::read_to_string(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound && next(path).exists() => String::new(),
-        read => read.map_err(io)?,
-    };
-    let Ok(line) = fs::read_to_string(next(path)) else { return Ok(text) };
-    // A line that was torn on its way is written again, whole.
-    text.truncate(text.rfind('\n').map_or(0, |at| at + 1));
-    let whole = text.clone() + &line;
-    let told = Transcript::read(&whole).is_ok_and(|read| read.head == store.last_entry());
-    if told {
-        write(path, &whole, OpenOptions::new().write(true).create(true).truncate(true)).map_err(io)?;
-        text = whole;
+/// The transcript whose last line is the one that the keys remember; and the pending line, where the file still lacks it.
+fn up_to_date<'line>(
+    file: &TranscriptFile,
+    pending: Option<&'line str>,
+    store: &KeyStore,
+) -> Result<(Transcript, Option<&'line str>), SessionError> {
+    let remembered = |read: &Transcript| store.custody() == Some(read.roster.hash()) && read.head == store.last_entry();
+    let read = Transcript::read(file.text());
+    if let Ok(read) = read
+        && remembered(&read)
+    {
+        return Ok((read, None));
     }
-    fs::remove_file(next(path)).map_err(io)?;
-    Ok(text)
+    let whole = pending.and_then(|line| Some((line, Transcript::read(&file.text_with(line)?).ok()?)));
+    if let Some((line, read)) = whole
+        && remembered(&read)
+    {
+        return Ok((read, Some(line)));
+    }
+    match Transcript::read(file.text())?.roster.hash() {
+        roster if store.custody() == Some(roster) => {
+            Err(SessionError::OtherTranscript { path: file.path().to_owned() })
+        }
+        _ => Err(SessionError::OtherRoster),
+    }
 }
 
-fn next(transcript: &Path) -> PathBuf {
-    let mut name = transcript.as_os_str().to_owned();
-    name.push(".next");
-    name.into()
-}
+/// The end of every error of a step that was done in part: what to do next.
+const GO_ON: &str =
+    "run any step again on this transcript: it recovers the line; `pinseal ceremony list` shows the keys";
 
-fn append(path: &Path, line: &str) -> io::Result<()> {
-    write(path, line, OpenOptions::new().append(true).create(true))?;
-    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
-    File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
-}
-
-fn write(path: &Path, text: &str, how: &mut OpenOptions) -> io::Result<()> {
-    let mut file = how.mode(0o644).open(path)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
-}
-
-/// Why a ceremony does not go on. Nothing was done.
+/// Why a ceremony does not go on. Nothing was done, but where [`SessionError::is_done_in_part`] says otherwise.
 #[derive(Debug, Error)]
 pub enum SessionError {
     /// There is one already.
@@ -183,12 +206,69 @@ pub enum SessionError {
     /// The keys.
     #[error(transparent)]
     Store(#[from] KeyStoreError),
-    /// A file.
-    #[error("{}: {error}", path.display())]
-    Io {
-        /// Which.
+    /// The transcript's file.
+    #[error(transparent)]
+    File(#[from] TranscriptFileError),
+    /// The keys remember a line that its transcript may lack, and which one that is only its people know.
+    #[error(
+        "a step of the ceremony before is unfinished: its line may be in no transcript; run any step on that transcript \
+         first, it recovers the line"
+    )]
+    Unfinished,
+    /// A line beside an empty transcript: of a ceremony that did not come to begin, or of other keys.
+    #[error(
+        "{} holds the line of a step that is in no transcript: run that step again with its own configuration, or name \
+         another transcript",
+        path.display()
+    )]
+    Pending {
+        /// The file with the line.
         path: PathBuf,
-        /// Why.
+    },
+    /// The line of the step before can't be put in its place. This step did nothing.
+    #[error(
+        "nothing was done: the step before changed the keys, and its line is not yet settled in {}: {error}; run this step \
+         again when that is mended",
+        path.display()
+    )]
+    StillMissing {
+        /// The transcript.
+        path: PathBuf,
+        /// The reason.
+        error: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The keys may have changed; nothing tells whether they did.
+    #[error("the keys may have changed, and {} has no line of it yet: {error}; {GO_ON}", path.display())]
+    Unsure {
+        /// The transcript.
+        path: PathBuf,
+        /// The vault's or the token's reason.
+        error: KeyStoreError,
+    },
+    /// The keys changed; the line of it is not in the transcript.
+    #[error("the step was done, but its line is not in {}: {error}; {GO_ON}", path.display())]
+    LineMissing {
+        /// The transcript.
+        path: PathBuf,
+        /// The operating system's reason.
         error: io::Error,
     },
+    /// The keys changed and the transcript says so; the keys still have the mark of an unfinished step.
+    #[error(
+        "the step was done, and its line is in {}, but the keys are still marked as unfinished: {error}; {GO_ON}",
+        path.display()
+    )]
+    Unmarked {
+        /// The transcript.
+        path: PathBuf,
+        /// The vault's or the token's reason.
+        error: KeyStoreError,
+    },
+}
+
+impl SessionError {
+    /// Whether the keys changed, or may have, although the step failed.
+    pub fn is_done_in_part(&self) -> bool {
+        matches!(self, Self::Unsure { .. } | Self::LineMissing { .. } | Self::Unmarked { .. })
+    }
 }

@@ -12,6 +12,7 @@ mod apart;
 mod audit;
 mod bad_input;
 mod ceremony;
+mod ceremony_step;
 mod clients;
 mod connections;
 mod container;

@@ -7,6 +7,10 @@ const ZONE: u8 = b'z';
 const EXCHANGE: u8 = b'x';
 /// No date: nothing was made at the first moment of 1970.
 const NEVER: u64 = 0;
+/// The keys are in the custody of a roster.
+const IN_CUSTODY: u8 = 1;
+/// The line of the last entry may not be in its transcript yet.
+const UNFINISHED: u8 = 2;
 const EXPORTABLE: u8 = 1;
 const WITHOUT_CHECK_VALUE: u8 = 2;
 /// The bits of a mode of use, beside an algorithm's place.
@@ -24,10 +28,11 @@ impl Keyring {
     }
 
     fn write(&self, out: &mut impl Sink) {
+        let unfinished = if self.unfinished { UNFINISHED } else { 0 };
         match &self.custody {
-            None => out.put(&[0]),
+            None => out.put(&[unfinished]),
             Some(custody) => {
-                out.put(&[1]);
+                out.put(&[IN_CUSTODY | unfinished]);
                 out.put(custody);
             }
         }
@@ -59,14 +64,15 @@ impl Keyring {
     /// Reads what [`Keyring::bytes`] wrote, whole.
     pub(crate) fn read(mut bytes: &[u8]) -> Option<Self> {
         let from = &mut bytes;
-        let custody = match take(from)? {
-            [0] => None,
-            [_] => Some(take(from)?),
-        };
+        let [state] = take(from)?;
+        if state & !(IN_CUSTODY | UNFINISHED) != 0 {
+            return None;
+        }
+        let custody = if state & IN_CUSTODY == 0 { None } else { Some(take(from)?) };
         let last_entry = take(from)?;
         let count = u16::from_be_bytes(take(from)?);
         let keys = (0..count).map(|_| read_key(from)).collect::<Option<Vec<_>>>()?;
-        from.is_empty().then_some(Self { custody, last_entry, keys })
+        from.is_empty().then_some(Self { custody, last_entry, unfinished: state & UNFINISHED != 0, keys })
     }
 }
 
@@ -186,6 +192,20 @@ mod tests {
     #[test]
     fn a_key_that_does_both_stands_as_it_did_before_modes_were_kept() {
         assert_eq!(keyring(KeyMode::Both).bytes().bytes()[ALGORITHM_AT], 1);
+    }
+
+    #[test]
+    fn an_unfinished_step_is_read_back_with_and_without_custody() {
+        for custody in [None, Some([9; 32])] {
+            for unfinished in [false, true] {
+                let written = Keyring { custody, unfinished, ..keyring(KeyMode::Both) };
+                let read = Keyring::read(written.bytes().bytes()).unwrap();
+                assert_eq!((read.custody, read.unfinished), (custody, unfinished));
+            }
+        }
+        let mut bytes = ClearBytes::copied(keyring(KeyMode::Both).bytes().bytes());
+        bytes.bytes_mut()[0] = 4;
+        assert!(Keyring::read(bytes.bytes()).is_none());
     }
 
     #[test]

@@ -119,7 +119,7 @@ impl Custody {
         // Whatever the token answers, the register may tell of them from here on.
         let made = mem::take(&mut self.made);
         self.seen = Register::write(&self.session, &self.seen, keyring).inspect_err(|error| {
-            if matches!(error, Pkcs11Error::Meanwhile | Pkcs11Error::Registers { .. } | Pkcs11Error::NoDataObjects) {
+            if error.left_register_unwritten() {
                 // But for these: then nothing was written.
                 self.made = made;
                 self.take_back();

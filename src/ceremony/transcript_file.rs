@@ -1,0 +1,174 @@
+//! The file of a transcript, locked for a whole step; and beside it `FILE.next`, the line of the step that is under way.
+//!
+//! No byte of the transcript is ever overwritten or cut: a line is appended, and of a line that is there in part, the rest.
+//! `FILE.next` is written beside and renamed, and removed only when its line is on disk in the transcript.
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Read, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use thiserror::Error;
+
+/// A transcript that no other step reads or writes until this is dropped (`flock(2)` on the file).
+pub(super) struct TranscriptFile {
+    /// With every symbolic link resolved, so that `FILE.next` has one place.
+    path: PathBuf,
+    file: File,
+    text: String,
+    created: bool,
+}
+
+impl TranscriptFile {
+    /// Locks and reads the transcript of a ceremony that has begun.
+    pub(super) fn open(path: &Path) -> Result<Self, TranscriptFileError> {
+        Self::lock(path, beside(path, ".next").exists())
+    }
+
+    /// Locks the transcript of a ceremony that is about to begin. An empty file is created; it is removed again when
+    /// nothing was written.
+    pub(super) fn create(path: &Path) -> Result<Self, TranscriptFileError> {
+        Self::lock(path, true)
+    }
+
+    fn lock(path: &Path, create: bool) -> Result<Self, TranscriptFileError> {
+        let io = |error| TranscriptFileError::Io { path: path.to_owned(), error };
+        let busy = || TranscriptFileError::Busy { path: path.to_owned() };
+        let created = create && !path.exists();
+        let file = OpenOptions::new().read(true).append(true).create(create).mode(0o644).open(path).map_err(io)?;
+        file.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => busy(),
+            TryLockError::Error(error) => io(error),
+        })?;
+        // Another step may have removed the empty file of a refused `begin` between the opening and the lock.
+        let (locked, named) = (file.metadata().map_err(io)?, fs::metadata(path).map_err(|_| busy())?);
+        if (locked.dev(), locked.ino()) != (named.dev(), named.ino()) {
+            return Err(busy());
+        }
+        let path = fs::canonicalize(path).map_err(io)?;
+        let mut locked = Self { path, file, text: String::new(), created };
+        locked.file.read_to_string(&mut locked.text).map_err(io)?;
+        Ok(locked)
+    }
+
+    /// The resolved path.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the transcript holds.
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// What the transcript would hold with this line; none where its last line is torn and is not a part of this one.
+    pub(super) fn text_with(&self, line: &str) -> Option<String> {
+        line.starts_with(self.torn()).then(|| self.whole_lines().to_owned() + line)
+    }
+
+    /// The line of a step that is under way, or was when its process ended.
+    pub(super) fn pending(&self) -> Result<Option<String>, TranscriptFileError> {
+        let path = self.next();
+        match fs::read_to_string(&path) {
+            Ok(line) => Ok(Some(line)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(TranscriptFileError::Io { path, error }),
+        }
+    }
+
+    /// Writes the line of the step that begins, and syncs it.
+    pub(super) fn keep_pending(&self, line: &str) -> Result<(), TranscriptFileError> {
+        let (fresh, next) = (beside(&self.path, ".next.new"), self.next());
+        let written = write_new(&fresh, line).and_then(|()| fs::rename(&fresh, &next)).and_then(|()| self.sync_names());
+        written.map_err(|error| {
+            // One that stays is overwritten by the next step.
+            let _ = fs::remove_file(&fresh);
+            TranscriptFileError::Io { path: next, error }
+        })
+    }
+
+    /// Appends what the transcript lacks of this line, and syncs it.
+    pub(super) fn append(&mut self, line: &str) -> io::Result<()> {
+        let rest = line.strip_prefix(self.torn()).ok_or(io::ErrorKind::InvalidData)?;
+        self.file.write_all(rest.as_bytes())?;
+        self.file.sync_all()?;
+        self.sync_names()?;
+        self.text.push_str(rest);
+        Ok(())
+    }
+
+    /// Removes the pending line: it is in the transcript, or its step was not done.
+    pub(super) fn remove_pending(&self) -> Result<(), TranscriptFileError> {
+        let path = self.next();
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(TranscriptFileError::Io { path, error }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Where the pending line is.
+    pub(super) fn next(&self) -> PathBuf {
+        beside(&self.path, ".next")
+    }
+
+    fn whole_lines(&self) -> &str {
+        self.text.get(..self.end_of_lines()).unwrap_or_default()
+    }
+
+    /// What stands after the last end of a line.
+    fn torn(&self) -> &str {
+        self.text.get(self.end_of_lines()..).unwrap_or_default()
+    }
+
+    fn end_of_lines(&self) -> usize {
+        self.text.rfind('\n').map_or(0, |at| at + 1)
+    }
+
+    fn sync_names(&self) -> io::Result<()> {
+        let directory = self.path.parent().unwrap_or(Path::new("/"));
+        File::open(directory)?.sync_all()
+    }
+}
+
+impl Drop for TranscriptFile {
+    /// Removes the file that a refused `begin` created, while the lock is still held.
+    fn drop(&mut self) {
+        let empty = self.file.metadata().is_ok_and(|file| file.len() == 0);
+        if self.created && empty && !self.next().exists() {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
+
+fn write_new(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
+/// Why a transcript's file can't be used. The transcript is as it was.
+#[derive(Debug, Error)]
+pub enum TranscriptFileError {
+    /// Another process holds the lock.
+    #[error("another step is under way on {}: wait until it has ended, then run this one again", path.display())]
+    Busy {
+        /// The transcript.
+        path: PathBuf,
+    },
+    /// A file or directory can't be read or written.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's reason.
+        error: io::Error,
+    },
+}
