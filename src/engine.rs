@@ -74,7 +74,7 @@ impl Engine {
         let pins = |boundary| Arc::new(Pins::new(boundary, Arc::clone(&kept), config.rules));
         let pins_of_thread = |number| pins(boundary.for_thread(number));
         let pins = pins(boundary.for_thread(0));
-        pins.note_engine(Action::StartEngine).await?;
+        pins.note_start(store.engine_name()).await?;
 
         let peers = Peers::new(config.peers);
         let (health, health_service) = tonic_health::server::health_reporter();
@@ -102,7 +102,8 @@ impl Engine {
         };
         let (use_keys, in_use) = watch::channel(boundary.status());
         let follow = tokio::spawn(keys_in_use::follow(Arc::clone(&pins), boundary.watched(), use_keys));
-        let keys = KeyServices::new(in_use.clone(), Arc::clone(&pins), rotation, peers.clone());
+        let keys =
+            KeyServices::new(in_use.clone(), Arc::clone(&pins), rotation, peers.clone(), store.engine_name().clone());
         let mut threads = 0;
         let serving = Serving::start(&settings, |mut server| {
             threads += 1;

@@ -247,6 +247,25 @@ impl Pins {
         self.store.note(self.own_line(action, "")).await
     }
 
+    /// Writes that the engine of this name begins to serve.
+    pub async fn note_start(&self, engine: &str) -> Result<(), StoreError> {
+        self.store.note(self.own_line(Action::StartEngine, engine)).await
+    }
+
+    /// The version of the seal key of each usable control's tzpk; none of one that this release can't read.
+    pub async fn live_seal_versions(&self) -> Result<Vec<Option<u16>>, StoreError> {
+        let tzpks = self.store.live_tzpks(clock::now()).await?;
+        Ok(tzpks.iter().map(|tzpk| SealedKey::from_bytes(&tzpk.0).ok().map(|tzpk| tzpk.key().0)).collect())
+    }
+
+    /// The names of engines that started, of at most `limit` audit entries from `from` on, and the next entry's number; none
+    /// at the chain's end.
+    pub async fn started_engines(&self, from: u64, limit: usize) -> Result<(Vec<String>, Option<u64>), StoreError> {
+        let entries = self.store.audit(from, limit).await?;
+        let names = entries.iter().filter_map(|entry| entry.line.started_engine().map(str::to_owned)).collect();
+        Ok((names, entries.last().map(|last| last.sequence.saturating_add(1))))
+    }
+
     /// A line about the engine's own doings.
     fn own_line(&self, action: Action, what: &str) -> Line {
         let stamp = self.stamp();

@@ -12,7 +12,7 @@ use std::{
 
 use tokio::sync::watch;
 
-pub use self::census::{Census, Page};
+pub use self::census::{Census, Page, Users};
 use crate::{
     card::CardKey,
     pin::{Pins, RemakeError},

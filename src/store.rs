@@ -14,7 +14,7 @@ use crate::{
     audit::entry::{Entry, Line},
     card::{Card, CardKey, RegisteredAccount},
     clock::UnixMillis,
-    control::{Control, ControlId, Denied, Event},
+    control::{Control, ControlId, Denied, Event, SealedTzpk},
 };
 
 /// What a store's method answers, in time.
@@ -67,6 +67,9 @@ pub trait Store: Send + Sync + 'static {
         after: Option<&'a CardKey>,
         limit: usize,
     ) -> Answer<'a, Result<Vec<(CardKey, StoredPin)>, StoreError>>;
+
+    /// The newest tzpk of each control that is usable at `now`.
+    fn live_tzpks(&self, now: UnixMillis) -> Answer<'_, Result<Vec<SealedTzpk>, StoreError>>;
 
     /// Puts each record in the place of the one it was made of, where that still stands; answers how many did. The line's
     /// `card` is filled in here, with their number; where none did nothing happens, and there is no line.

@@ -21,9 +21,11 @@ use crate::{
     form::Form,
     harden::harden,
     keyblock::{Header, KeyBlock, KeyBlockError, ProtectionKey, Purpose, Version},
-    keyring::{KeyAlgorithm, KeyInfo, KeyMode, KeyName, KeyState, Keyring, NewKey, Travels, check_value, is_weak},
+    keyring::{
+        KeyAlgorithm, KeyInfo, KeyMode, KeyName, KeyState, Keyring, NewKey, RingKey, Travels, check_value, is_weak,
+    },
     open_error::{OpenError, Pkcs11Error},
-    sealed::PinRecord,
+    sealed::{PinRecord, SealedKey},
     token::reserved_in,
     vault::VaultError,
 };
@@ -31,10 +33,22 @@ use crate::{
 /// How long a control may live, at most.
 const CONTROL_MILLISECONDS_MAX: u64 = 3_600_000;
 
-/// How many PIN records are under each storage key, as whoever has counted them says.
+/// How many PIN records are under each storage key, and how many live controls have a tzpk under each seal key.
 #[derive(Default)]
 pub struct RecordsKept {
     under: Vec<((KeyName, u16), u64)>,
+    /// By the version of the seal key; a home has seal or seal-encrypting keys, never both in use.
+    sealed: Vec<(u16, u64)>,
+}
+
+/// What is known of the use of a key that is to be retired or destroyed.
+pub enum KeyUse {
+    /// Nothing was counted. Enough for a key that [`KeyStore::needs_count`] says no count is needed of.
+    NotCounted,
+    /// The sum over every store and running engine that was asked. Each running engine uses the newest key of the name.
+    Counted(RecordsKept),
+    /// People confirmed that no store holds anything under the key and that no engine uses it.
+    ConfirmedUnused,
 }
 
 impl RecordsKept {
@@ -52,9 +66,40 @@ impl RecordsKept {
         }
     }
 
-    fn under(&self, name: &KeyName, version: u16) -> u64 {
+    /// Counts the tzpk of one live control.
+    pub fn count_sealed(&mut self, tzpk: &SealedKey) {
+        self.count_many_sealed(tzpk.key().0, 1);
+    }
+
+    /// Counts so many tzpks of live controls under a version of the seal key.
+    pub fn count_many_sealed(&mut self, version: u16, controls: u64) {
+        match self.sealed.iter_mut().find(|(found, _)| *found == version) {
+            Some((_, counted)) => *counted = counted.saturating_add(controls),
+            None => self.sealed.push((version, controls)),
+        }
+    }
+
+    /// Adds what was counted elsewhere.
+    pub fn add(&mut self, other: &Self) {
+        for ((name, version), records) in &other.under {
+            match self.under.iter_mut().find(|((found, its), _)| found == name && its == version) {
+                Some((_, counted)) => *counted = counted.saturating_add(*records),
+                None => self.under.push(((name.clone(), *version), *records)),
+            }
+        }
+        other.sealed.iter().for_each(|(version, controls)| self.count_many_sealed(*version, *controls));
+    }
+
+    /// PIN records under a storage key; 0 of any other key.
+    pub fn records_under(&self, name: &KeyName, version: u16) -> u64 {
         let of_key = self.under.iter().find(|((found, its), _)| found == name && *its == version);
         of_key.map_or(0, |(_, records)| *records)
+    }
+
+    /// Live controls with a tzpk under a seal key; 0 of any other key.
+    pub fn controls_under(&self, name: &KeyName, version: u16) -> u64 {
+        let of_key = self.sealed.iter().find(|(its, _)| name.seals() && *its == version);
+        of_key.map_or(0, |(_, controls)| *controls)
     }
 }
 
@@ -145,15 +190,40 @@ impl KeyStore {
         &mut self,
         name: &KeyName,
         version: u16,
-        kept: &RecordsKept,
+        key_use: &KeyUse,
         now: u64,
     ) -> Result<KeyInfo, KeyStoreError> {
-        self.may_retire(name, version, kept, now)?;
+        self.may_retire(name, version, key_use, now)?;
         let from = [KeyState::Pending, KeyState::Active];
         self.moved(name, version, &from, KeyState::Retired, |info| info.retired_at = Some(now))
     }
 
-    fn may_retire(&self, name: &KeyName, version: u16, kept: &RecordsKept, now: u64) -> Result<(), KeyStoreError> {
+    /// Whether a key may be needed by PIN records or live controls, so that it is retired and destroyed only after a count:
+    /// a storage or seal key that was in use.
+    pub fn needs_count(&self, name: &KeyName, version: u16) -> bool {
+        let was_active = |key: &RingKey| key.info.version == version && key.info.activated_at.is_some();
+        (name.keeps_records() || name.seals()) && self.keyring.of(name).any(was_active)
+    }
+
+    /// Refuses a key that something needs, and one of which nobody knows whether something does.
+    fn is_unused(&self, name: &KeyName, version: u16, key_use: &KeyUse) -> Result<(), KeyStoreError> {
+        if !self.needs_count(name, version) {
+            return Ok(());
+        }
+        let key = format!("{name}/{version}");
+        let counted = match key_use {
+            KeyUse::NotCounted => return Err(KeyStoreError::NotCounted { key }),
+            KeyUse::ConfirmedUnused => return Ok(()),
+            KeyUse::Counted(counted) => counted,
+        };
+        match (counted.records_under(name, version), counted.controls_under(name, version)) {
+            (0, 0) => Ok(()),
+            (0, controls) => Err(KeyStoreError::Sealed { key, controls }),
+            (records, _) => Err(KeyStoreError::InUse { key, records }),
+        }
+    }
+
+    fn may_retire(&self, name: &KeyName, version: u16, key_use: &KeyUse, now: u64) -> Result<(), KeyStoreError> {
         let Some(newest) = self.keyring.active(name).filter(|_| name.is_an_engines()) else { return Ok(()) };
         let reference = format!("{name}/{version}");
         // A pending one is newer than any in use, and nothing was made with it.
@@ -163,29 +233,35 @@ impl KeyStore {
         if newest.info.version == version {
             return Err(KeyStoreError::Newest { key: reference });
         }
-        let records = kept.under(name, version);
-        if records > 0 {
-            return Err(KeyStoreError::InUse { key: reference, records });
-        }
+        self.is_unused(name, version, key_use)?;
         let since = now.saturating_sub(newest.info.activated_at.unwrap_or(now));
-        if matches!(name, KeyName::Seal | KeyName::SealEncrypting) && since < CONTROL_MILLISECONDS_MAX {
+        if name.seals() && since < CONTROL_MILLISECONDS_MAX {
             return Err(KeyStoreError::TooSoon { key: reference });
         }
         Ok(())
     }
 
     /// Wipes a retired key; what is told of it stays. `confirmed` is its check value, read off by a second person, or `none`
-    /// where it has none.
+    /// where it has none. A key that [`Self::needs_count`] is counted again: a store may have come back from a backup.
     pub fn destroy(
         &mut self,
         name: &KeyName,
         version: u16,
         confirmed: &str,
+        key_use: &KeyUse,
         now: u64,
     ) -> Result<KeyInfo, KeyStoreError> {
         let found = self.keyring.find_mut(name, version).ok_or_else(|| unknown(name, version))?;
         if !found.info.told_check_value().eq_ignore_ascii_case(confirmed) {
             return Err(KeyStoreError::NotConfirmed { key: found.info.reference() });
+        }
+        let (key, state) = (found.info.reference(), found.info.state());
+        if state != KeyState::Retired {
+            return Err(KeyStoreError::State { key, state, wanted: "retired" });
+        }
+        match self.is_unused(name, version, key_use) {
+            Err(KeyStoreError::InUse { key, records }) => return Err(KeyStoreError::StillNeeded { key, records }),
+            unused => unused?,
         }
         let destroyed =
             self.moved(name, version, &[KeyState::Retired], KeyState::Destroyed, |info| info.destroyed_at = Some(now))?;
@@ -446,6 +522,28 @@ pub enum KeyStoreError {
         key: String,
         /// How many.
         records: u64,
+    },
+    /// Records are under a key that is retired: no engine opens them, and none re-encrypts them.
+    #[error("{records} PIN records are under {key}: they would be lost, so nothing was destroyed; keep the key")]
+    StillNeeded {
+        /// For example `storage/1`.
+        key: String,
+        /// The sum over all that were asked.
+        records: u64,
+    },
+    /// Live controls have a tzpk under it.
+    #[error("{controls} live controls have a tzpk under {key}: wait until they expire, an hour at most")]
+    Sealed {
+        /// For example `seal/1`.
+        key: String,
+        /// The sum over all that were asked.
+        controls: u64,
+    },
+    /// Nothing was counted.
+    #[error("nobody counted what is under {key}: name every store and every running engine that uses it")]
+    NotCounted {
+        /// For example `storage/1`.
+        key: String,
     },
     /// Controls may have begun under it.
     #[error("{key} may be needed for an hour after the newer one was put into use, by controls that began before")]

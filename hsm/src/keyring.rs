@@ -144,6 +144,11 @@ impl KeyName {
         !matches!(self, Self::Zone(_) | Self::Exchange(_))
     }
 
+    /// Whether the tzpks of controls are under such a key.
+    pub fn seals(&self) -> bool {
+        matches!(self, Self::Seal | Self::SealEncrypting)
+    }
+
     /// The storage key of a form, at a level.
     pub(crate) fn storage_of(level: Level, form: Form) -> Self {
         match (level, form) {

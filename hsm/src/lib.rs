@@ -128,7 +128,7 @@ pub use self::{
         Wanted, WantedLevel,
     },
     door::{Hsm, Prepared},
-    key_store::{KeyStore, KeyStoreError, RecordsKept},
+    key_store::{KeyStore, KeyStoreError, KeyUse, RecordsKept},
     keyblock::{
         Field, Header, KeyBlock, KeyBlockError, OptionalBlock, Purpose as KeyBlockPurpose, Version as KeyBlockVersion,
     },

@@ -87,7 +87,8 @@ impl SealedKey {
         &self.0
     }
 
-    pub(crate) fn key(&self) -> KeyReference {
+    /// The version of the seal key it is under.
+    pub fn key(&self) -> KeyReference {
         key_of(&self.0)
     }
 

@@ -22,7 +22,8 @@ pub struct Line {
     pub audit_user: Arc<str>,
     /// What was asked for.
     pub action: Action,
-    /// The card, masked: [`crate::card::PlasticId::masked`], or the masked account number where it has one.
+    /// The card, masked: [`crate::card::PlasticId::masked`], or the masked account number where it has one. In an engine's
+    /// own lines what it is about: how many records, or which engine started.
     pub card: Box<str>,
     /// Under which control.
     pub control: Option<ControlId>,
@@ -34,6 +35,13 @@ pub struct Line {
     pub boundary: Arc<str>,
     /// How it ended.
     pub outcome: Outcome,
+}
+
+impl Line {
+    /// The name of the engine that started, `HOST:STORE DIRECTORY`; none in any other line.
+    pub fn started_engine(&self) -> Option<&str> {
+        (self.action == Action::StartEngine).then_some(&*self.card).filter(|name| !name.is_empty())
+    }
 }
 
 /// What was asked for. The names are part of the stored format: add, never change.

@@ -43,6 +43,13 @@ const PERSON_TOKEN: &str = "A file that names a token, in the words of an engine
     label = \"alice\"            # or serial, or slot\n  \
     user_pin = { file = \"…\" }  # or env, or descriptor; left out, it is typed on the terminal";
 
+/// How `retire` is told which engines to count in.
+const RETIRE_EXAMPLES: &str = "Name every engine that uses the keys: by --engine while it runs, by --store while it is stopped.\n  \
+    pinseal ceremony retire storage/1 --engine 127.0.0.1:50051 --config engine.toml \\\n      \
+        --transcript transcript.jsonl --present lea.key --present alice.key --present bob.key\n  \
+    pinseal ceremony retire storage/1 --store /var/lib/pinseal/store --store /mnt/second/store \\\n      \
+        --config hsm.toml --transcript …";
+
 /// `pinseal ceremony`.
 #[derive(Args)]
 #[command(after_help = "A ceremony, in short:\n  \
@@ -144,13 +151,8 @@ enum Command {
         #[command(flatten)]
         at: At,
     },
-    /// Take a key out of use: a storage key once no PIN record in the engine's store is under it
-    #[cfg_attr(
-        feature = "operator",
-        command(after_help = "While the engine serves:\n  \
-            pinseal ceremony retire storage/1 --engine 127.0.0.1:50051 --config engine.toml \\\n      \
-                --transcript transcript.jsonl --present lea.key --present alice.key --present bob.key")
-    )]
+    /// Take a key out of use: a storage or seal key once nothing in any engine's store is under it
+    #[command(after_help = RETIRE_EXAMPLES)]
     Retire {
         /// Such as storage/1 or zone:NAME/1
         #[arg(value_parser = key_reference)]
@@ -171,6 +173,8 @@ enum Command {
         /// Its check value; asked for where it is not given
         #[arg(long, value_name = "CHECK VALUE")]
         confirm_check_value: Option<String>,
+        #[command(flatten)]
+        records: RecordsSource,
         #[command(flatten)]
         at: At,
     },
@@ -317,13 +321,12 @@ pub fn run(arguments: CeremonyArguments) -> Result<(), CeremonyError> {
             at.done(&mut session, Deed::Activate { key })
         }
         Command::Retire { key: (name, version), records, at } => {
-            let counted = records.count(&name, &at.config)?;
             let mut session = at.session()?;
-            let kept = counted.holding_still(&session.store, &name)?;
-            let key = Key::of(&session.store.retire(&name, version, kept, now)?);
-            at.done(&mut session, Deed::Retire { key })
+            let (key_use, count) = records.count(&session.store, &name, version, &at.config)?;
+            let key = Key::of(&session.store.retire(&name, version, &key_use, now)?);
+            at.done(&mut session, Deed::Retire { key, count })
         }
-        Command::Destroy { key: (name, version), confirm, confirm_check_value, at } => {
+        Command::Destroy { key: (name, version), confirm, confirm_check_value, records, at } => {
             let mut session = at.session()?;
             let reference = format!("{name}/{version}");
             let confirmed = confirm.map_or_else(|| ask(&format!("Destroy {reference}? Type its name: ")), Ok)?;
@@ -332,8 +335,9 @@ pub fn run(arguments: CeremonyArguments) -> Result<(), CeremonyError> {
             }
             let check_value =
                 confirm_check_value.map_or_else(|| ask("And its check value, read off by another: "), Ok)?;
-            let key = Key::of(&session.store.destroy(&name, version, &check_value, now)?);
-            at.done(&mut session, Deed::Destroy { key })
+            let (key_use, count) = records.count(&session.store, &name, version, &at.config)?;
+            let key = Key::of(&session.store.destroy(&name, version, &check_value, &key_use, now)?);
+            at.done(&mut session, Deed::Destroy { key, count })
         }
         Command::End { at } => {
             let mut session = at.session_for(Step::Frame)?;
@@ -468,7 +472,7 @@ fn told_of(store: &KeyStore, name: &KeyName, version: u16) -> Result<Key, Ceremo
     Ok(found.ok_or_else(|| KeyStoreError::Unknown { key: format!("{name}/{version}") })?)
 }
 
-fn ask(prompt: &str) -> Result<String, CeremonyError> {
+pub(super) fn ask(prompt: &str) -> Result<String, CeremonyError> {
     write!(io::stderr(), "{prompt}")?;
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line)?;
@@ -579,16 +583,45 @@ pub enum CeremonyError {
     #[error(transparent)]
     Kept(#[from] StoreError),
     /// A record of another release.
-    #[error("a PIN record in the engine's store can't be read by this release")]
+    #[error("a PIN record or control in an engine's store can't be read by this release: nothing was done")]
     Record,
+    /// No store is where the configuration, or --store, says.
+    #[error(
+        "{} is no store, so nothing was counted for {key}: name the store of each stopped engine by --store DIRECTORY and \
+         each running engine by --engine ADDRESS; if no engine has ever used the key, say --no-store",
+        path.display()
+    )]
+    NoStore {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// For example `storage/1`.
+        key: String,
+    },
+    /// An engine runs on the store.
+    #[error(
+        "the store {} is in use by a running engine: name that engine by --engine ADDRESS, or stop it",
+        path.display()
+    )]
+    StoreInUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// What was typed for --no-store is not the key's name.
+    #[error("that is not {key}: nothing was done")]
+    NoStoreNotConfirmed {
+        /// For example `storage/1`.
+        key: String,
+    },
     /// The running engine that was to count them.
     #[cfg(feature = "operator")]
     #[error(transparent)]
     Engine(#[from] crate::operator::OperatorError),
     /// It goes on making with an older key, or with somebody else's.
     #[cfg(feature = "operator")]
-    #[error("the engine does not have {key} in use: send it SIGHUP, or restart it, to take the key up; or ask another")]
+    #[error("the engine {engine} does not have {key} in use: send it SIGHUP, or restart it, to reload its keys")]
     OtherEngine {
+        /// Its address.
+        engine: String,
         /// The newest there is.
         key: String,
     },

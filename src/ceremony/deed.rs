@@ -66,14 +66,60 @@ pub enum Deed {
     Retire {
         /// Which.
         key: Key,
+        /// How its use was counted; none of a key that needs no count.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        count: Option<UseCount>,
     },
     /// A key was wiped.
     Destroy {
         /// Which.
         key: Key,
+        /// How its use was counted; none of a key that needs no count.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        count: Option<UseCount>,
     },
     /// No more is told.
     End,
+}
+
+/// How it was found out that nothing needs a storage or seal key any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "by", rename_all = "kebab-case")]
+pub enum UseCount {
+    /// By a count in every store and running engine that was named, or in the store of the configuration.
+    Count {
+        /// Each that was asked, at least one.
+        asked: Vec<Asked>,
+        /// Engines that started on a store that was counted, or whose store is the configuration's, and that were not
+        /// asked: `HOST:STORE DIRECTORY`.
+        not_asked: Vec<String>,
+    },
+    /// By nobody (`--no-store`): those present confirmed twice that no store has anything under the key and no engine uses
+    /// the key.
+    NoStore,
+}
+
+/// A store or an engine that was asked, and what it has under the key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    /// How it was asked.
+    pub source: CountSource,
+    /// The engine's name: `HOST:STORE DIRECTORY`.
+    pub engine: String,
+    /// PIN records under the key.
+    pub records: u64,
+    /// Live controls with a tzpk under the key.
+    pub controls: u64,
+}
+
+/// Where a count is from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CountSource {
+    /// The store of a stopped engine: its directory.
+    Store(String),
+    /// A running engine: its address.
+    Engine(String),
 }
 
 /// A key, as a transcript names it.
@@ -151,10 +197,33 @@ impl fmt::Display for Deed {
             Self::ImportKey { key, under, header } => write!(f, "took in {key}, under {under}, as {header}"),
             Self::ExportKey { key, under, header } => write!(f, "gave out {key}, under {under}, as {header}"),
             Self::Activate { key } => write!(f, "put into use {key}"),
-            Self::Retire { key } => write!(f, "took out of use {key}"),
-            Self::Destroy { key } => write!(f, "destroyed {key}"),
+            Self::Retire { key, count: None } => write!(f, "took out of use {key}"),
+            Self::Retire { key, count: Some(count) } => write!(f, "took out of use {key}; {count}"),
+            Self::Destroy { key, count: None } => write!(f, "destroyed {key}"),
+            Self::Destroy { key, count: Some(count) } => write!(f, "destroyed {key}; {count}"),
             Self::End => write!(f, "ended"),
         }
+    }
+}
+
+impl fmt::Display for UseCount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::Count { asked, not_asked } = self else {
+            return write!(f, "nothing was counted: no store and no engine, confirmed twice");
+        };
+        let each = asked.iter().map(ToString::to_string).collect::<Vec<_>>();
+        write!(f, "counted: {}", each.join(", "))?;
+        if not_asked.is_empty() { Ok(()) } else { write!(f, "; not asked: {}", not_asked.join(", ")) }
+    }
+}
+
+impl fmt::Display for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.source {
+            CountSource::Store(directory) => write!(f, "the store {directory}")?,
+            CountSource::Engine(address) => write!(f, "the engine {address} ({})", self.engine)?,
+        }
+        write!(f, " has {} records and {} live controls under it", self.records, self.controls)
     }
 }
 

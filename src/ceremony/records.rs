@@ -1,126 +1,260 @@
-//! How many PIN records are under each storage key: in the store of an engine that is stopped, or as a running one says.
+//! Whether anything needs a key: PIN records and live controls are counted in the stores of stopped engines, and by
+//! running ones. A store or an engine that is not found is an error, never a count of zero.
 
-use std::path::Path;
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
-use hsm::{KeyName, KeyStore, PinRecord, RecordsKept};
+use hsm::{KeyName, KeyStore, KeyUse, PinRecord, RecordsKept, SealedKey};
 
-use super::CeremonyError;
+use super::{
+    CeremonyError,
+    command::ask,
+    deed::{Asked, CountSource, UseCount},
+};
 use crate::{
-    config,
-    store::embedded::{Embedded, EmbeddedConfig, StoreOpenError},
+    audit::chain::Checkpoint,
+    clock, config,
+    store::embedded::{Embedded, EmbeddedConfig, StoreOpenError, engine_name},
 };
 
 /// How many cards' records are read at a time.
 const PAGE_CARDS: usize = 4_096;
+/// How many audit entries are read at a time.
+const PAGE_ENTRIES: usize = 4_096;
 
-/// Who is asked.
+/// Which engines are asked whether they need a storage or seal key. Where none is named, the store of the configuration.
 #[derive(Args)]
 pub(super) struct RecordsSource {
-    /// The running engine that is asked what its records are under, such as 127.0.0.1:50051 or
-    /// https://engine.internal:50051; without it the engine must be stopped, and its store is read
+    /// The directory of a stopped engine's store, in which what is under the key is counted; once for each
+    #[arg(long, value_name = "DIRECTORY")]
+    store: Vec<PathBuf>,
+    /// A running engine, which counts what is under the key, such as 127.0.0.1:50051 or https://engine.internal:50051;
+    /// once for each
     #[cfg(feature = "operator")]
-    #[arg(long, value_name = "ADDRESS")]
-    engine: Option<String>,
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "no_store")]
+    engine: Vec<String>,
     #[cfg(feature = "operator")]
     #[command(flatten)]
     tls: crate::operator::EngineTls,
+    /// Count nothing: no engine has ever used the key, or none is left. Every PIN under it is lost if that is wrong. Asks
+    /// twice, and stands in the transcript
+    #[arg(long, conflicts_with = "store")]
+    no_store: bool,
+    /// With --no-store: the key's name, to confirm that no store has a record under it; asked for where it is not given
+    #[arg(long, value_name = "KEY", requires = "no_store")]
+    confirm_no_record: Option<String>,
+    /// With --no-store: the key's name, to confirm that no engine uses it; asked for where it is not given
+    #[arg(long, value_name = "KEY", requires = "no_store")]
+    confirm_no_engine: Option<String>,
 }
 
-/// What was counted, and whether it still holds when the key is retired.
-pub(super) struct Counted {
+/// A key, as it is counted.
+struct Wanted<'a> {
+    keys: &'a KeyStore,
+    name: &'a KeyName,
+    version: u16,
+}
+
+/// What was counted so far.
+#[derive(Default)]
+struct Counted {
     kept: RecordsKept,
-    /// By a running engine: the keys it has in use.
-    #[cfg(feature = "operator")]
-    by_engine: Option<Vec<crate::proto::Key>>,
+    asked: Vec<Asked>,
+    /// The names of engines that the audit chains and the configuration name.
+    known: BTreeSet<String>,
+}
+
+/// What one store, or one running engine, said.
+struct Answer {
+    kept: RecordsKept,
+    engine: String,
+    known: BTreeSet<String>,
 }
 
 impl RecordsSource {
-    /// Counts, where the key is one that records are under.
-    pub(super) fn count(&self, name: &KeyName, config: &Path) -> Result<Counted, CeremonyError> {
-        // A seal key too must not be retired while the engine makes with it.
+    /// What is known of the use of a key, and what the transcript says about that; nothing of a key that needs no count.
+    ///
+    /// # Errors
+    /// A store is not there, in use or not readable; an engine does not answer, or does not use the newest key yet.
+    pub(super) fn count(
+        &self,
+        keys: &KeyStore,
+        name: &KeyName,
+        version: u16,
+        config: &Path,
+    ) -> Result<(KeyUse, Option<UseCount>), CeremonyError> {
+        if !keys.needs_count(name, version) {
+            return Ok((KeyUse::NotCounted, None));
+        }
+        let wanted = Wanted { keys, name, version };
+        if self.no_store {
+            self.confirm_no_store(&wanted.reference())?;
+            return Ok((KeyUse::ConfirmedUnused, Some(UseCount::NoStore)));
+        }
+        let mut counted = Counted::default();
+        for directory in &self.store {
+            let answer = in_store(directory, &wanted)?;
+            counted.take(CountSource::Store(directory.display().to_string()), answer, &wanted);
+        }
         #[cfg(feature = "operator")]
-        if let Some(address) = &self.engine
-            && (name.keeps_records() || matches!(name, KeyName::Seal | KeyName::SealEncrypting))
-        {
-            return by_engine(address, &self.tls);
+        for address in &self.engine {
+            let answer = by_engine(address, &self.tls, &wanted)?;
+            counted.take(CountSource::Engine(address.clone()), answer, &wanted);
         }
-        if !name.keeps_records() {
-            return Ok(Counted::in_store(RecordsKept::default()));
+        self.count_configured(&mut counted, &config::Engine::store_directory(config)?, &wanted)?;
+        let Counted { kept, asked, known } = counted;
+        let is_asked = |engine: &String| asked.iter().any(|asked| asked.engine == *engine);
+        let not_asked: Vec<_> = known.into_iter().filter(|engine| !is_asked(engine)).collect();
+        if !not_asked.is_empty() {
+            let listed = not_asked.join(", ");
+            writeln!(
+                io::stderr(),
+                "note: not asked: {listed}; count there too if such an engine or store still exists"
+            )?;
         }
-        in_store(config).map(Counted::in_store)
+        Ok((KeyUse::Counted(kept), Some(UseCount::Count { asked, not_asked })))
+    }
+
+    /// Counts in the store of the configuration too. Where others are named it need not be there: a boundary's own
+    /// configuration has none; and where an engine runs on it, that engine should be among those named.
+    fn count_configured(
+        &self,
+        counted: &mut Counted,
+        directory: &Path,
+        wanted: &Wanted<'_>,
+    ) -> Result<(), CeremonyError> {
+        let name = engine_name(directory);
+        if counted.asked.iter().any(|asked| asked.engine == name) {
+            return Ok(());
+        }
+        match in_store(directory, wanted) {
+            Err(CeremonyError::NoStore { .. }) if !counted.asked.is_empty() => {}
+            Err(CeremonyError::StoreInUse { .. }) if !counted.asked.is_empty() => {
+                counted.known.insert(name);
+            }
+            answer => counted.take(CountSource::Store(directory.display().to_string()), answer?, wanted),
+        }
+        Ok(())
+    }
+
+    fn confirm_no_store(&self, key: &str) -> Result<(), CeremonyError> {
+        let questions = [
+            (&self.confirm_no_record, format!("No store has a PIN or a control under {key}? Type its name: ")),
+            (&self.confirm_no_engine, format!("And no engine uses {key}? Type its name once more: ")),
+        ];
+        for (given, question) in questions {
+            let typed = given.clone().map_or_else(|| ask(&question), Ok)?;
+            if typed != key {
+                return Err(CeremonyError::NoStoreNotConfirmed { key: key.to_owned() });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Wanted<'_> {
+    fn reference(&self) -> String {
+        format!("{}/{}", self.name, self.version)
     }
 }
 
 impl Counted {
-    fn in_store(kept: RecordsKept) -> Self {
-        Self {
-            kept,
-            #[cfg(feature = "operator")]
-            by_engine: None,
-        }
-    }
-
-    /// The counts, where nothing more can come under an older key of this name: a stopped engine takes up the newest key when
-    /// it starts, and a running one must have it already.
-    #[cfg_attr(not(feature = "operator"), allow(unused_variables, reason = "only a running engine has keys in use"))]
-    pub(super) fn holding_still(&self, store: &KeyStore, name: &KeyName) -> Result<&RecordsKept, CeremonyError> {
-        #[cfg(feature = "operator")]
-        if let Some(in_use) = &self.by_engine {
-            let active = store.keys().filter(|key| key.name == *name && key.state() == hsm::KeyState::Active);
-            if let Some(newest) = active.max_by_key(|key| key.version) {
-                let reference = newest.reference();
-                let check_value = newest.check_value.map(|value| value.to_string()).unwrap_or_default();
-                // Of a key that may not encrypt in its token the engine can tell none.
-                let same = |found: &str| found.is_empty() || found == check_value;
-                if !in_use.iter().any(|key| key.reference == reference && same(&key.check_value)) {
-                    return Err(CeremonyError::OtherEngine { key: reference });
-                }
-            }
-        }
-        Ok(&self.kept)
+    fn take(&mut self, source: CountSource, answer: Answer, wanted: &Wanted<'_>) {
+        let records = answer.kept.records_under(wanted.name, wanted.version);
+        let controls = answer.kept.controls_under(wanted.name, wanted.version);
+        self.asked.push(Asked { source, engine: answer.engine, records, controls });
+        self.known.extend(answer.known);
+        self.kept.add(&answer.kept);
     }
 }
 
-/// In the store of the engine, which must not run meanwhile.
-fn in_store(config: &Path) -> Result<RecordsKept, CeremonyError> {
-    let mut kept = RecordsKept::default();
-    let directory = config::Engine::load(Some(config))?.store.directory;
-    let store = match Embedded::open(&EmbeddedConfig::existing(directory)) {
-        Err(StoreOpenError::Absent { .. }) => return Ok(kept),
-        opened => opened?,
+/// In the store of a stopped engine, which stays locked for the length of the count. An engine that starts on it later uses
+/// the newest key.
+fn in_store(directory: &Path, wanted: &Wanted<'_>) -> Result<Answer, CeremonyError> {
+    let no_store = || CeremonyError::NoStore { path: directory.to_owned(), key: wanted.reference() };
+    // A directory that can't be looked into is an error of its own, and one that is empty is no store.
+    let store = match fs::metadata(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(no_store()),
+        Err(error) => return Err(CeremonyError::File { path: directory.to_owned(), error }),
+        Ok(_) => Embedded::open(&EmbeddedConfig::existing(directory.to_owned())),
     };
+    let store = store.map_err(|error| match error {
+        StoreOpenError::Absent { .. } | StoreOpenError::Foreign { .. } => no_store(),
+        StoreOpenError::Locked { path } => CeremonyError::StoreInUse { path },
+        error => error.into(),
+    })?;
+    // An engine's first act is a line in the audit chain: no engine ran on a store without one.
+    if store.checkpoint() == Checkpoint::EMPTY {
+        return Err(no_store());
+    }
+    let mut answer =
+        Answer { kept: RecordsKept::default(), engine: store.engine_name().to_string(), known: BTreeSet::new() };
     let mut after = None;
     loop {
         let page = store.pins_page(after.as_ref(), PAGE_CARDS)?;
-        let Some((last, _)) = page.last() else { return Ok(kept) };
+        let Some((last, _)) = page.last() else { break };
         after = Some(*last);
         for (_, pin) in &page {
-            kept.count(&PinRecord::from_bytes(&pin.record).map_err(|_| CeremonyError::Record)?);
+            answer.kept.count(&PinRecord::from_bytes(&pin.record).map_err(|_| CeremonyError::Record)?);
         }
+    }
+    for tzpk in store.tzpks_at(clock::now()) {
+        answer.kept.count_sealed(&SealedKey::from_bytes(&tzpk.0).map_err(|_| CeremonyError::Record)?);
+    }
+    let mut from = 1;
+    loop {
+        let page = store.audit_page(from, PAGE_ENTRIES)?;
+        let Some(last) = page.last() else { return Ok(answer) };
+        from = last.sequence.saturating_add(1);
+        answer.known.extend(page.iter().filter_map(|entry| entry.line.started_engine().map(str::to_owned)));
     }
 }
 
+/// By a running engine, which must use the newest key of the name: it would go on encrypting or sealing under an older one.
+/// Its keys are asked for first, so that whatever is under an older key is there when it counts.
 #[cfg(feature = "operator")]
-fn by_engine(address: &str, tls: &crate::operator::EngineTls) -> Result<Counted, CeremonyError> {
+fn by_engine(address: &str, tls: &crate::operator::EngineTls, wanted: &Wanted<'_>) -> Result<Answer, CeremonyError> {
     let asked = tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let mut engine = crate::operator::RunningEngine::at(address, tls)?;
-        Ok::<_, crate::operator::OperatorError>((engine.keys().await?, engine.records().await?))
+        let in_use = engine.keys().await?;
+        uses_newest(wanted, address, &in_use)?;
+        Ok::<_, CeremonyError>(engine.records().await?)
     });
-    let (in_use, records) = asked?;
+    let records = asked?;
     if records.unreadable > 0 {
         return Err(CeremonyError::Record);
     }
-    Ok(Counted { kept: kept_of(&records.counts)?, by_engine: Some(in_use) })
+    let kept = kept_of(&records)?;
+    Ok(Answer { kept, engine: records.engine, known: records.audit_engines.into_iter().collect() })
+}
+
+#[cfg(feature = "operator")]
+fn uses_newest(wanted: &Wanted<'_>, address: &str, in_use: &[crate::proto::Key]) -> Result<(), CeremonyError> {
+    let Wanted { keys, name, .. } = wanted;
+    let active = keys.keys().filter(|key| key.name == **name && key.state() == hsm::KeyState::Active);
+    let Some(newest) = active.max_by_key(|key| key.version) else { return Ok(()) };
+    let reference = newest.reference();
+    let check_value = newest.check_value.map(|value| value.to_string()).unwrap_or_default();
+    // A key that may not encrypt in its token has no check value there.
+    let same = |found: &str| found.is_empty() || found == check_value;
+    if in_use.iter().any(|key| key.reference == reference && same(&key.check_value)) {
+        return Ok(());
+    }
+    Err(CeremonyError::OtherEngine { engine: address.to_owned(), key: reference })
 }
 
 /// What an engine counted; a kind that this release does not know is not left out.
 #[cfg(feature = "operator")]
-fn kept_of(counts: &[crate::proto::RecordCount]) -> Result<RecordsKept, CeremonyError> {
+fn kept_of(records: &crate::proto::CountRecordsResponse) -> Result<RecordsKept, CeremonyError> {
     use crate::proto::{BoundaryLevel, StoredForm};
 
     let mut kept = RecordsKept::default();
-    for count in counts {
+    for count in &records.counts {
         let form = match count.form() {
             StoredForm::Wrapped => hsm::Form::Wrapped,
             StoredForm::Iso4 => hsm::Form::Iso4,
@@ -136,27 +270,33 @@ fn kept_of(counts: &[crate::proto::RecordCount]) -> Result<RecordsKept, Ceremony
         let version = u16::try_from(count.storage_key_version).map_err(|_| CeremonyError::Record)?;
         kept.count_many(form, level, version, count.records);
     }
+    for count in &records.seals {
+        kept.count_many_sealed(u16::try_from(count.version).map_err(|_| CeremonyError::Record)?, count.controls);
+    }
     Ok(kept)
 }
 
 #[cfg(all(test, feature = "operator"))]
 mod tests {
     use super::*;
-    use crate::proto::{BoundaryLevel, RecordCount, StoredForm};
+    use crate::proto::{BoundaryLevel, CountRecordsResponse, RecordCount, SealCount, StoredForm};
 
-    fn count(form: StoredForm, level: BoundaryLevel, storage_key_version: u32) -> RecordCount {
-        RecordCount { form: form.into(), level: level.into(), storage_key_version, records: 1 }
+    fn count(form: StoredForm, level: BoundaryLevel, storage_key_version: u32) -> CountRecordsResponse {
+        let count = RecordCount { form: form.into(), level: level.into(), storage_key_version, records: 1 };
+        CountRecordsResponse { counts: vec![count], ..CountRecordsResponse::default() }
     }
 
     #[test]
     fn a_count_of_a_kind_that_is_not_known_here_retires_nothing() {
-        assert!(kept_of(&[count(StoredForm::Iso4, BoundaryLevel::Host, 1)]).is_ok());
+        assert!(kept_of(&count(StoredForm::Iso4, BoundaryLevel::Host, 1)).is_ok());
+        let seals = vec![SealCount { version: 65_536, controls: 1 }];
         for unknown in [
             count(StoredForm::Unspecified, BoundaryLevel::Host, 1),
             count(StoredForm::Iso4, BoundaryLevel::Unspecified, 1),
             count(StoredForm::Iso4, BoundaryLevel::Host, 65_536),
+            CountRecordsResponse { seals, ..CountRecordsResponse::default() },
         ] {
-            assert!(matches!(kept_of(&[unknown]), Err(CeremonyError::Record)));
+            assert!(matches!(kept_of(&unknown), Err(CeremonyError::Record)));
         }
     }
 }

@@ -19,7 +19,7 @@ use super::{
 };
 
 /// Before what is signed: a signature of a transcript is nothing else's.
-const SIGNED_AS: &[u8] = b"pinseal ceremony transcript 1\0";
+const SIGNED_AS: &[u8] = b"pinseal ceremony transcript 2\0";
 
 /// One line's content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -155,8 +155,8 @@ impl Replay {
             }
             Deed::ExportKey { key, .. } => (key, &["pending", "active"], &*key.state),
             Deed::Activate { key } => (key, &["pending"], "active"),
-            Deed::Retire { key } => (key, &["pending", "active"], "retired"),
-            Deed::Destroy { key } => (key, &["retired"], "destroyed"),
+            Deed::Retire { key, .. } => (key, &["pending", "active"], "retired"),
+            Deed::Destroy { key, .. } => (key, &["retired"], "destroyed"),
         };
         let before = self.0.get(&key.key);
         let same =

@@ -77,6 +77,13 @@ impl Engine {
         low::<LowEngine>(path)?.check(arguments)
     }
 
+    /// The store's directory that a file names, there or not; no secret is read.
+    #[cfg(feature = "keys")]
+    pub fn store_directory(path: &Path) -> Result<PathBuf, ConfigError> {
+        let low = low::<LowEngine>(Some(path))?;
+        Ok(low.store.check(&low.data_directory)?.directory)
+    }
+
     /// The embedded defaults, with everything kept in `directory`.
     #[cfg(feature = "keys")]
     pub fn embedded(directory: &Path, isolation: Isolation) -> Result<Self, ConfigError> {

@@ -14,12 +14,12 @@ use tonic::{Extensions, Request, Response, Status, async_trait};
 
 use super::{
     peer::{Peers, Right},
-    wire::{self, Counted},
+    wire,
 };
 use crate::{
     pin::Pins,
     proto::{self, key_service_server},
-    rotation::{Census, Page, Progress},
+    rotation::{Census, Page, Progress, Users},
 };
 
 /// How often a watcher is told how far it is.
@@ -40,6 +40,7 @@ pub(super) struct KeyServices {
     peers: Peers,
     own_work: Handle,
     counts: Arc<Semaphore>,
+    engine_name: Arc<str>,
 }
 
 impl KeyServices {
@@ -49,9 +50,10 @@ impl KeyServices {
         pins: Arc<Pins>,
         rotation: watch::Receiver<Progress>,
         peers: Peers,
+        engine_name: Arc<str>,
     ) -> Self {
         let counts = Arc::new(Semaphore::new(COUNTS_MAX));
-        Self { in_use, pins, rotation, peers, own_work: Handle::current(), counts }
+        Self { in_use, pins, rotation, peers, own_work: Handle::current(), counts, engine_name }
     }
 
     fn admit(&self, extensions: &Extensions) -> Result<(), Status> {
@@ -90,7 +92,7 @@ impl key_service_server::KeyService for KeyServices {
         self.admit(request.extensions())?;
         let place = Arc::clone(&self.counts).try_acquire_owned().map_err(|_| wire::counting())?;
         let (messages, stream) = mpsc::channel(WAITING_MESSAGES_MAX);
-        self.own_work.spawn(tell_counts(Arc::clone(&self.pins), messages, place));
+        self.own_work.spawn(tell_counts(Arc::clone(&self.pins), Arc::clone(&self.engine_name), messages, place));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }
@@ -116,18 +118,22 @@ async fn tell_rotation(
 
 async fn tell_counts(
     pins: Arc<Pins>,
+    engine_name: Arc<str>,
     messages: mpsc::Sender<Result<proto::CountRecordsResponse, Status>>,
     _place: OwnedSemaphorePermit,
 ) {
     let (mut census, mut told) = (Census::default(), Instant::now());
     loop {
         let message = match census.take_page(&pins).await {
-            Ok(Page::Last) => Ok(wire::record_counts(&census, Counted::All)),
+            Ok(Page::Last) => match Users::find(&pins).await {
+                Ok(users) => Ok(wire::complete_counts(&census, users, &engine_name)),
+                Err(error) => Err(wire::store_status(&error)),
+            },
             Ok(Page::More) if told.elapsed() < TELL_EVERY => {
                 tokio::task::yield_now().await;
                 continue;
             }
-            Ok(Page::More) => Ok(wire::record_counts(&census, Counted::SoFar)),
+            Ok(Page::More) => Ok(wire::record_counts(&census)),
             Err(error) => Err(wire::store_status(&error)),
         };
         told = Instant::now();

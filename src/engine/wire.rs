@@ -13,7 +13,7 @@ use crate::{
     pin::{IssueTzpkError, RegisterCardError, SetPinError, ViewPinError},
     proto,
     reason::{ERROR_DOMAIN, Reason},
-    rotation::{Census, Progress, State},
+    rotation::{Census, Progress, State, Users},
     store::{OpenError, RegisterError, StoreError},
 };
 
@@ -141,23 +141,33 @@ pub(super) fn rotation_progress(progress: &Progress) -> proto::RotationProgress 
     }
 }
 
-/// Whether a count has come to its end.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Counted {
-    SoFar,
-    All,
+/// What the records of a store are, and what else needs an older key.
+pub(super) fn complete_counts(census: &Census, users: Users, engine_name: &str) -> proto::CountRecordsResponse {
+    let seals = users.sealed.iter();
+    let seals = seals.map(|(version, controls)| proto::SealCount { version: (*version).into(), controls: *controls });
+    proto::CountRecordsResponse {
+        complete: true,
+        unreadable: census.unreadable().saturating_add(users.unreadable),
+        seals: seals.collect(),
+        engine: engine_name.to_owned(),
+        audit_engines: users.engines.into_iter().collect(),
+        ..record_counts(census)
+    }
 }
 
-/// What the records of a store are.
-pub(super) fn record_counts(census: &Census, counted: Counted) -> proto::CountRecordsResponse {
+/// What the records of a store are, as far as the walk has come.
+pub(super) fn record_counts(census: &Census) -> proto::CountRecordsResponse {
     let counts = census.counts().iter().map(|(kind, records)| proto::RecordCount {
         form: stored_form(kind.form).into(),
         level: boundary_level(kind.level).into(),
         storage_key_version: kind.storage_key_version.into(),
         records: *records,
     });
-    let complete = counted == Counted::All;
-    proto::CountRecordsResponse { counts: counts.collect(), unreadable: census.unreadable(), complete }
+    proto::CountRecordsResponse {
+        counts: counts.collect(),
+        unreadable: census.unreadable(),
+        ..proto::CountRecordsResponse::default()
+    }
 }
 
 /// The engine stops before the rotation is at its end.

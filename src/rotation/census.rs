@@ -1,5 +1,7 @@
 //! The PIN records of a store, counted by what they are. A walk of pages: whoever walks lets others run in between.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::{
     card::CardKey,
     pin::{Pins, RecordKind},
@@ -8,6 +10,8 @@ use crate::{
 
 /// How many cards are read at a time.
 const PAGE_CARDS: usize = 256;
+/// How many audit entries are read at a time.
+const PAGE_ENTRIES: usize = 1_024;
 
 /// Counts, as far as the walk has come.
 #[derive(Clone, Default)]
@@ -16,6 +20,38 @@ pub struct Census {
     /// There are few kinds: forms, levels, and the versions of a key in use.
     counts: Vec<(RecordKind, u64)>,
     unreadable: u64,
+}
+
+/// What else needs an older key: live controls by the version of the seal key, and the engines in the audit chain.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Users {
+    /// How many live controls have a tzpk under each version of the seal key.
+    pub sealed: BTreeMap<u16, u64>,
+    /// Live controls with a tzpk that this release can't read.
+    pub unreadable: u64,
+    /// Each engine that started on this store, by its name.
+    pub engines: BTreeSet<String>,
+}
+
+impl Users {
+    /// Walks the live controls and the whole audit chain; other tasks run between two pages.
+    pub async fn find(pins: &Pins) -> Result<Self, StoreError> {
+        let mut users = Self::default();
+        for version in pins.live_seal_versions().await? {
+            match version {
+                Some(version) => *users.sealed.entry(version).or_default() += 1,
+                None => users.unreadable += 1,
+            }
+        }
+        let mut next = Some(1);
+        while let Some(from) = next {
+            let (names, after) = pins.started_engines(from, PAGE_ENTRIES).await?;
+            users.engines.extend(names);
+            next = after;
+            tokio::task::yield_now().await;
+        }
+        Ok(users)
+    }
 }
 
 /// Whether a walk is at its end.

@@ -53,7 +53,7 @@ use crate::{
     },
     card::{Card, CardKey, PinStatus, RegisteredAccount},
     clock::UnixMillis,
-    control::{Control, ControlId, Denied, Event},
+    control::{Control, ControlId, Denied, Event, SealedTzpk, State, is_over},
 };
 
 /// The format of a directory this release reads and writes.
@@ -108,6 +108,7 @@ pub struct Embedded {
     shared: Arc<Shared>,
     /// The thread that watches the writer, and ends after it.
     watch: Mutex<Option<JoinHandle<()>>>,
+    engine_name: Arc<str>,
 }
 
 /// How much a store holds.
@@ -234,7 +235,7 @@ impl Embedded {
         };
         // Where this thread can't be started, its end of the channel is dropped, and the other thread ends.
         spawn("store", Box::new(write))?;
-        Ok(Self { shared, watch: Mutex::new(Some(watch)) })
+        Ok(Self { shared, watch: Mutex::new(Some(watch)), engine_name: engine_name(&config.directory).into() })
     }
 
     /// Writes the changes that wait, and refuses others. Returns when they are on disk, or when the store has failed.
@@ -248,6 +249,21 @@ impl Embedded {
     /// Number and hash of the last audit entry on disk: keep it elsewhere, to hold the chain to it later.
     pub fn checkpoint(&self) -> Checkpoint {
         *locked(&self.shared.head)
+    }
+
+    /// The name of the engine that runs on it: [`engine_name`].
+    pub fn engine_name(&self) -> &Arc<str> {
+        &self.engine_name
+    }
+
+    /// The newest tzpk of each control that is usable at `now`.
+    pub fn tzpks_at(&self, now: UnixMillis) -> Vec<SealedTzpk> {
+        let mut tzpks = Vec::new();
+        self.shared.live.each(|control| match control.state {
+            State::Keyed { tzpk, .. } if !is_over(control.expires_at, now) => tzpks.push(tzpk),
+            _ => {}
+        });
+        tzpks
     }
 
     /// How much it holds.
@@ -428,6 +444,13 @@ impl Store for Embedded {
         })
     }
 
+    fn live_tzpks(&self, now: UnixMillis) -> Answer<'_, Result<Vec<SealedTzpk>, StoreError>> {
+        Box::pin(async move {
+            self.shared.may_read()?;
+            Ok(self.tzpks_at(now))
+        })
+    }
+
     fn remake(&self, remade: Vec<RemadePin>, line: Line) -> Answer<'_, Result<u64, StoreError>> {
         self.change(|reply| Change::Remake { remade, reply }, line)
     }
@@ -450,6 +473,14 @@ impl Store for Embedded {
     fn state(&self) -> tokio::sync::watch::Receiver<StoreState> {
         self.shared.state.subscribe()
     }
+}
+
+/// The name of the engine that runs on the store in a directory: `HOST:DIRECTORY`, the directory with no link in it. One
+/// engine runs on a store, so the name is the engine's; a copy of the store, or the store on another host, has another.
+pub fn engine_name(directory: &Path) -> String {
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let directory = fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned());
+    format!("{}:{}", host.trim(), directory.display())
 }
 
 impl Drop for Embedded {
@@ -526,6 +557,10 @@ fn prepare(config: &EmbeddedConfig) -> Result<u32, StoreOpenError> {
     match fs::read_to_string(&format) {
         Ok(text) => {
             let foreign = || StoreOpenError::Foreign { path: directory.clone() };
+            // Where a store must exist, a directory that lost its database is not an empty store.
+            if config.absent == Absent::Refuse && !directory.join(DATABASE).is_dir() {
+                return Err(StoreOpenError::Absent { path: directory.clone() });
+            }
             let version = text.trim().strip_prefix(FORMAT_TEXT.trim_end()).ok_or_else(foreign)?;
             match version.trim().parse::<u32>().map_err(|_| foreign())? {
                 version @ (FORMAT | FORMAT_BEFORE) => Ok(version),

@@ -425,6 +425,120 @@ fn a_component_that_is_mistyped_or_entered_twice_loads_nothing() {
     assert!(!ceremony.transcript().contains(first[0]) && !ceremony.transcript().contains(second[0]));
 }
 
+/// An engine in a directory of its own, with its keys in the vault of a ceremony elsewhere.
+fn engine_beside(ceremony: &Ceremony, directory: &Path) -> EngineProcess {
+    fs::create_dir_all(ceremony.at("data")).unwrap();
+    let (vault, key) = (ceremony.at("data/vault"), ceremony.at("data/vault.key"));
+    let lines = format!("[vault]\nfile = {vault:?}\nkey_file = {key:?}\n[control]\nlifetime_seconds = 3600");
+    EngineProcess::start(directory, &lines)
+}
+
+/// What stands in the transcript's last line about the count.
+fn last_count(ceremony: &Ceremony) -> serde_json::Value {
+    let line: serde_json::Value = serde_json::from_str(ceremony.transcript().lines().last().unwrap()).unwrap();
+    line["entry"]["count"].clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_with_pins_in_a_store_elsewhere_is_not_retired() {
+    let (ceremony, home, other) = (Ceremony::prepared(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let device = device();
+    let engine = engine_beside(&ceremony, home.path());
+    engine.client().await.set(&device, "9100", "271828").await.unwrap();
+    assert_eq!(engine.terminate(), 0);
+    assert_eq!(engine_beside(&ceremony, other.path()).terminate(), 0);
+    ceremony.begin();
+    ceremony.well("make", ENOUGH, &["storage"]);
+    ceremony.well("activate", ENOUGH, &["storage/2"]);
+
+    let refused = ceremony.refused("retire", ENOUGH, &["storage/1"]);
+    assert!(refused.contains("is no store, so nothing was counted for storage/1"), "{refused}");
+    let (store, empty) = (home.path().join("data/store"), other.path().join("data/store"));
+    let (store, empty) = (store.to_str().unwrap(), empty.to_str().unwrap());
+    let mistyped = format!("{store}-of-nobody");
+    let refused = ceremony.refused("retire", ENOUGH, &["storage/1", "--store", empty, "--store", &mistyped]);
+    assert!(refused.contains("-of-nobody is no store"), "{refused}");
+    let refused = ceremony.refused("retire", ENOUGH, &["storage/1", "--store", empty, "--store", store]);
+    assert!(refused.contains("1 PIN records are under storage/1"), "{refused}");
+    // A copy was counted, and the engine that may still run on the original is listed.
+    let copy = other.path().join("copy");
+    assert!(Command::new("cp").arg("-r").args([store.as_ref(), copy.as_path()]).status().unwrap().success());
+    let refused = ceremony.refused("retire", ENOUGH, &["storage/1", "--store", copy.to_str().unwrap()]);
+    assert!(refused.contains("note: not asked: ") && refused.contains(store), "{refused}");
+
+    let engine = engine_beside(&ceremony, home.path());
+    assert_eq!(crate::rotation::watched(&engine).pop().unwrap()["state"], "done");
+    let refused = ceremony.refused("retire", ENOUGH, &["storage/1", "--store", store]);
+    assert!(refused.contains("in use by a running engine: name that engine by --engine ADDRESS"), "{refused}");
+    ceremony.well("retire", ENOUGH, &["storage/1", "--engine", engine.address(), "--store", empty]);
+    let count = last_count(&ceremony);
+    assert_eq!((&count["by"], &count["asked"][1]["source"]["engine"]), (&"count".into(), &engine.address().into()));
+    assert!(count["asked"].as_array().unwrap().iter().all(|asked| asked["records"] == 0), "{count}");
+
+    let listed = ceremony.keys();
+    let check_value = listed.lines().find(|line| line.starts_with("storage/1")).unwrap().split_whitespace().nth(2);
+    let destroy = ["storage/1", "--confirm", "storage/1", "--confirm-check-value", check_value.unwrap()];
+    let refused = ceremony.refused("destroy", ENOUGH, &destroy);
+    assert!(refused.contains("is no store, so nothing was counted for storage/1"), "{refused}");
+    // The copy is of before: its PIN needs the key.
+    let refused = ceremony.refused("destroy", ENOUGH, &[&destroy[..], &["--store", copy.to_str().unwrap()]].concat());
+    assert!(refused.contains("1 PIN records are under storage/1: they would be lost"), "{refused}");
+    ceremony.well("destroy", ENOUGH, &[&destroy[..], &["--engine", engine.address()]].concat());
+    assert_eq!(engine.client().await.view(&device, "9100").await.unwrap(), "271828");
+    assert_eq!(engine.terminate(), 0);
+    let engine = engine_beside(&ceremony, home.path());
+    assert_eq!(engine.client().await.view(&device, "9100").await.unwrap(), "271828");
+    ceremony.well("end", ALL, &[]);
+    assert!(ceremony.verify(&[]).status.success());
+}
+
+#[test]
+fn no_store_is_confirmed_twice_and_stands_in_the_transcript() {
+    let ceremony = Ceremony::begun();
+    for version in ["storage/1", "storage/2"] {
+        ceremony.well("make", ENOUGH, &["storage"]);
+        ceremony.well("activate", ENOUGH, &[version]);
+    }
+    let refused = ceremony.refused("retire", ENOUGH, &["storage/1"]);
+    assert!(refused.contains("say --no-store"), "{refused}");
+    let no_store = ["storage/1", "--no-store"];
+    let both = ceremony.refused("retire", ENOUGH, &[&no_store[..], &["--store", "anywhere"]].concat());
+    assert!(both.contains("cannot be used with"), "{both}");
+    for typed in ["storage/1\n", "storage/1\nyes\n", "storage/2\nstorage/1\n"] {
+        let output = ceremony.with_input("retire", ENOUGH, &no_store, typed);
+        assert!(!output.status.success() && said(&output).contains("that is not storage/1"), "{}", said(&output));
+    }
+    let flags = ["--confirm-no-record", "storage/1", "--confirm-no-engine", "storage/1"];
+    ceremony.well("retire", ENOUGH, &[&no_store[..], &flags].concat());
+    assert_eq!(last_count(&ceremony)["by"], "no-store");
+    ceremony.well("end", ALL, &[]);
+    let verified = ceremony.verify(&[]);
+    assert!(String::from_utf8_lossy(&verified.stdout).contains("no store and no engine, confirmed twice"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seal_key_is_not_retired_before_engines_stop_using_it() {
+    let (ceremony, home) = (Ceremony::prepared(), tempfile::tempdir().unwrap());
+    let engine = engine_beside(&ceremony, home.path());
+    ceremony.begin();
+    ceremony.well("make", ENOUGH, &["seal"]);
+    ceremony.well("activate", ENOUGH, &["seal/2"]);
+    let refused = ceremony.refused("retire", ENOUGH, &["seal/1"]);
+    assert!(refused.contains("is no store, so nothing was counted for seal/1"), "{refused}");
+    let retire = ["seal/1", "--engine", engine.address()];
+    let refused = ceremony.refused("retire", ENOUGH, &retire);
+    assert!(refused.contains("does not have seal/2 in use"), "{refused}");
+    engine.client().await.ready_to_set(&device(), "9100", "271828").await.unwrap();
+    crate::isolation::signal(engine.id(), "HUP");
+    let why = "1 live controls have a tzpk under seal/1";
+    let counted = async || ceremony.refused("retire", ENOUGH, &retire).contains(why).then_some(());
+    crate::isolation::soon("the control is not counted", counted).await;
+    assert_eq!(engine.terminate(), 0);
+    let store = home.path().join("data/store");
+    let refused = ceremony.refused("retire", ENOUGH, &["seal/1", "--store", store.to_str().unwrap()]);
+    assert!(refused.contains(why), "{refused}");
+}
+
 /// A terminal with a scrollback, with a shell in it.
 pub(crate) struct Terminal {
     socket: PathBuf,

@@ -19,7 +19,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("tls", &[]),
     ("token", &["config"]),
     ("keyblock", &[]),
-    ("ceremony", &["clock", "config", "operator", "proto", "store"]),
+    ("ceremony", &["audit", "clock", "config", "operator", "proto", "store"]),
     ("operator", &["proto", "tls"]),
     ("rotation", &["card", "pin", "store"]),
     ("metrics", &["rotation"]),

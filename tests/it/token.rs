@@ -182,7 +182,7 @@ async fn a_storage_key_rotates_in_softhsm_by_a_ceremony() {
         ceremony.well("make", ENOUGH, &["storage"]);
         ceremony.well("activate", ENOUGH, &["storage/2"]);
         let refused = ceremony.refused("retire", ENOUGH, &["storage/1", "--engine", engine]);
-        assert!(refused.contains("the engine does not have storage/2 in use"), "{refused}");
+        assert!(refused.contains("does not have storage/2 in use"), "{refused}");
         let (made, told) = token.token(&["make-keys"], &token.lines());
         assert!(!made && told.contains("in the custody of a roster"), "{told}");
     };

@@ -64,12 +64,18 @@ fn a_key_is_pending_then_active_then_retired_then_destroyed_and_skips_nothing() 
     let mut store = with_zone(directory.path());
     let zone = name("zone:acquirer");
     let check_value = store.keys().last().unwrap().told_check_value();
-    assert!(matches!(store.destroy(&zone, 1, &check_value, NOW), Err(KeyStoreError::State { .. })));
+    assert!(matches!(
+        store.destroy(&zone, 1, &check_value, &KeyUse::NotCounted, NOW),
+        Err(KeyStoreError::State { .. })
+    ));
     assert_eq!(store.activate(&zone, 1, NOW).unwrap().state(), KeyState::Active);
     assert!(matches!(store.activate(&zone, 1, NOW), Err(KeyStoreError::State { .. })));
-    assert_eq!(store.retire(&zone, 1, &RecordsKept::default(), NOW).unwrap().state(), KeyState::Retired);
-    assert!(matches!(store.destroy(&zone, 1, "000000", NOW), Err(KeyStoreError::NotConfirmed { .. })));
-    assert_eq!(store.destroy(&zone, 1, &check_value, NOW).unwrap().state(), KeyState::Destroyed);
+    assert_eq!(store.retire(&zone, 1, &KeyUse::NotCounted, NOW).unwrap().state(), KeyState::Retired);
+    assert!(matches!(
+        store.destroy(&zone, 1, "000000", &KeyUse::NotCounted, NOW),
+        Err(KeyStoreError::NotConfirmed { .. })
+    ));
+    assert_eq!(store.destroy(&zone, 1, &check_value, &KeyUse::NotCounted, NOW).unwrap().state(), KeyState::Destroyed);
     assert!(store.keyring.of(&zone).all(|key| key.key.is_none()));
     assert!(matches!(store.activate(&zone, 2, NOW), Err(KeyStoreError::Unknown { .. })));
 }
@@ -85,15 +91,50 @@ fn a_storage_key_is_retired_once_a_newer_one_is_in_use_and_no_record_is_under_it
             store.activate(&storage, 1, NOW).unwrap();
         }
     }
-    let none = RecordsKept::default();
+    let none = KeyUse::Counted(RecordsKept::default());
     assert!(matches!(store.retire(&storage, 1, &none, NOW), Err(KeyStoreError::Newest { .. })));
     store.activate(&storage, 2, NOW).unwrap();
     let mut kept = RecordsKept::default();
     let record = |key: u8| PinRecord::from_bytes(&[&[1, b'P', 0, key, 4, b'h'][..], &[0; 32]].concat()).unwrap();
     [1, 1, 2].iter().for_each(|key| kept.count(&record(*key)));
+    let kept = KeyUse::Counted(kept);
     assert!(matches!(store.retire(&storage, 1, &kept, NOW), Err(KeyStoreError::InUse { records: 2, .. })));
+    assert!(matches!(store.retire(&storage, 1, &KeyUse::NotCounted, NOW), Err(KeyStoreError::NotCounted { .. })));
     assert!(matches!(store.retire(&storage, 2, &none, NOW), Err(KeyStoreError::Newest { .. })));
     assert_eq!(store.retire(&storage, 1, &none, NOW).unwrap().state(), KeyState::Retired);
+
+    // A store may have come back from a backup since.
+    let check_value = store.keys().next().unwrap().told_check_value();
+    let mut destroy = |key_use: &KeyUse| store.destroy(&storage, 1, &check_value, key_use, NOW);
+    assert!(matches!(destroy(&kept), Err(KeyStoreError::StillNeeded { records: 2, .. })));
+    assert!(matches!(destroy(&KeyUse::NotCounted), Err(KeyStoreError::NotCounted { .. })));
+    assert_eq!(destroy(&none).unwrap().state(), KeyState::Destroyed);
+}
+
+#[test]
+fn a_storage_key_that_was_never_active_needs_no_count() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = store(directory.path());
+    let storage = name("storage");
+    for _ in 0..2 {
+        store.make(storage.clone(), KeyAlgorithm::Aes256, NOW).unwrap();
+    }
+    store.activate(&storage, 1, NOW).unwrap();
+    assert!(store.needs_count(&storage, 1) && !store.needs_count(&storage, 2));
+    assert_eq!(store.retire(&storage, 2, &KeyUse::NotCounted, NOW).unwrap().state(), KeyState::Retired);
+}
+
+#[test]
+fn counts_of_several_stores_are_added() {
+    let mut sum = RecordsKept::default();
+    for records in [3, 0, 4] {
+        let mut one = RecordsKept::default();
+        one.count_many(Form::Iso4, Level::Host, 1, records);
+        one.count_many_sealed(2, records);
+        sum.add(&one);
+    }
+    assert_eq!((sum.records_under(&name("storage"), 1), sum.controls_under(&name("seal"), 2)), (7, 7));
+    assert_eq!((sum.records_under(&name("storage"), 2), sum.controls_under(&name("storage"), 2)), (0, 0));
 }
 
 #[test]
@@ -105,7 +146,13 @@ fn a_seal_key_is_retired_when_no_control_can_have_begun_under_it() {
         store.make(seal.clone(), KeyAlgorithm::Aes256, NOW).unwrap();
         store.activate(&seal, version, NOW).unwrap();
     }
-    let (none, hour) = (RecordsKept::default(), 3_600_000);
+    let (none, hour) = (KeyUse::Counted(RecordsKept::default()), 3_600_000);
+    let mut live = RecordsKept::default();
+    live.count_many_sealed(1, 5);
+    let live = KeyUse::Counted(live);
+    let later = NOW + hour;
+    assert!(matches!(store.retire(&seal, 1, &live, later), Err(KeyStoreError::Sealed { controls: 5, .. })));
+    assert!(matches!(store.retire(&seal, 1, &KeyUse::NotCounted, later), Err(KeyStoreError::NotCounted { .. })));
     assert!(matches!(store.retire(&seal, 1, &none, NOW + hour - 1), Err(KeyStoreError::TooSoon { .. })));
     assert_eq!(store.retire(&seal, 1, &none, NOW + hour).unwrap().state(), KeyState::Retired);
 }

@@ -126,6 +126,16 @@ fn a_newer_format_and_an_absent_store_are_told_apart() {
     assert!(matches!(Embedded::open(&nowhere), Err(StoreOpenError::Absent { .. })));
 }
 
+#[test]
+fn a_store_without_its_database_is_absent_not_empty() {
+    let directory = tempfile::tempdir().unwrap();
+    drop(open(directory.path()).unwrap());
+    fs::remove_dir_all(directory.path().join(DATABASE)).unwrap();
+    let existing = EmbeddedConfig::existing(directory.path().to_owned());
+    assert!(matches!(Embedded::open(&existing), Err(StoreOpenError::Absent { .. })));
+    assert!(!directory.path().join(DATABASE).exists());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_of_the_format_before_is_opened_and_is_of_this_one_from_then_on() {
     let directory = tempfile::tempdir().unwrap();
