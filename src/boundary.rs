@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 #[cfg(feature = "keys")]
 pub(crate) use self::inherit::DESCRIPTORS_PER_MESSAGE;
+pub use self::succession::{KeyMismatch, succeeds};
 use self::{
     lane::Lane,
     process::{Process, Source},
@@ -45,6 +46,16 @@ pub enum BoundaryConfig {
     },
 }
 
+/// What a boundary does at its first start where the vault is not there. Later starts, and a boundary that somebody else
+/// runs, never create keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AbsentKeys {
+    /// Create the vault: the store holds nothing yet.
+    Create,
+    /// Fail: what the store holds is under keys that are elsewhere.
+    Refuse,
+}
+
 /// The key boundary, opened. A clone is another way in, with no wait for the first.
 pub struct Boundary {
     place: Place,
@@ -62,10 +73,14 @@ enum Place {
 
 impl Boundary {
     /// Opens it, with `lanes` ways in: one for each thread that asks.
-    pub async fn open(config: BoundaryConfig, lanes: usize) -> Result<Self, BoundaryError> {
+    pub async fn open(config: BoundaryConfig, lanes: usize, absent: AbsentKeys) -> Result<Self, BoundaryError> {
         let source = match config {
             #[cfg(feature = "keys")]
-            BoundaryConfig::Inline(config) => {
+            BoundaryConfig::Inline(mut config) => {
+                config.absent_vault = match absent {
+                    AbsentKeys::Create => hsm::AbsentVault::Create,
+                    AbsentKeys::Refuse => hsm::AbsentVault::Refuse,
+                };
                 let hsm = hsm::Hsm::open(*config)?;
                 let (_, status) = watch::channel(Arc::new(hsm.status().clone()));
                 return Ok(Self { place: Place::Inline(Arc::new(hsm)), status });
@@ -73,7 +88,7 @@ impl Boundary {
             BoundaryConfig::Started { program, arguments } => Source::Started { program, arguments },
             BoundaryConfig::Apart { socket, user } => Source::Apart { socket, user },
         };
-        let (process, status) = Process::start(source, lanes).await?;
+        let (process, status) = Process::start(source, lanes, absent).await?;
         let lane = process.lane(0).ok_or(BoundaryError::NoLane)?;
         Ok(Self { place: Place::Process { process, lane }, status })
     }
@@ -257,8 +272,8 @@ pub enum BoundaryError {
         path: PathBuf,
     },
     /// It would not open what is there.
-    #[error("the keys are others than before, or the newest of them is gone: they are not taken up")]
-    OtherKeys,
+    #[error("{0}: the keys are not reloaded")]
+    OtherKeys(KeyMismatch),
     /// The engine stops.
     #[error("the engine stops: its boundary takes up no more keys")]
     Stopping,

@@ -60,7 +60,7 @@ pub fn engine(arguments: EngineArguments) -> Result<(), CommandError> {
                 () = stop.told() => break,
                 _ = engine.store_failure() => break,
                 taken_up = engine.take_up_keys() => match taken_up {
-                    Ok(()) => say(format_args!("pinseal engine has taken up {}", engine.boundary().keys().join(" "))),
+                    Ok(()) => say(format_args!("pinseal engine has taken up {}", hsm::KeyId::list_to_text(engine.boundary().keys()))),
                     Err(TakeUpError::Boundary(error)) => {
                         warn(format_args!("pinseal engine goes on with the keys it has: {error}"));
                     }

@@ -7,7 +7,7 @@ mod service;
 pub mod serving;
 mod wire;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use thiserror::Error;
 use tokio::{sync::watch, task::JoinHandle};
@@ -23,7 +23,7 @@ use self::{
 };
 use crate::{
     audit::entry::Action,
-    boundary::{Boundary, BoundaryError},
+    boundary::{AbsentKeys, Boundary, BoundaryError, KeyMismatch},
     config,
     limits::REQUEST_BYTES_MAX,
     metrics::{Metrics, MetricsError},
@@ -66,15 +66,26 @@ impl Engine {
             return Err(StartError::NoPeers);
         }
         let tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
-        // One way in for each thread that serves, and one for the engine itself.
-        let boundary = Boundary::open(config.boundary, config.workers.saturating_add(1)).await?;
-        let boundary = Arc::new(boundary);
         let store = Arc::new(Embedded::open(&config.store)?);
+        // Each start is an audit entry: a store without entries is one that nobody has used.
+        let absent_keys = if store.counts().audit_entries == 0 { AbsentKeys::Create } else { AbsentKeys::Refuse };
+        // One way in for each thread that serves, and one for the engine itself.
+        let boundary = Boundary::open(config.boundary, config.workers.saturating_add(1), absent_keys).await?;
+        let boundary = Arc::new(boundary);
+        let status = boundary.status();
+        if let Err(error) = keys_in_use::check(&store, &config.store.directory, &status) {
+            boundary.close().await;
+            return Err(error);
+        }
+        if absent_keys == AbsentKeys::Create {
+            let store = config.store.directory.display();
+            tracing::info!(%store, "the store is new: nothing that an engine kept before is in it");
+        }
         let kept: Arc<dyn Store> = store.clone();
         let pins = |boundary| Arc::new(Pins::new(boundary, Arc::clone(&kept), config.rules));
         let pins_of_thread = |number| pins(boundary.for_thread(number));
         let pins = pins(boundary.for_thread(0));
-        pins.note_start(store.engine_name()).await?;
+        pins.note_start(store.engine_name(), &status).await?;
 
         let peers = Peers::new(config.peers);
         let (health, health_service) = tonic_health::server::health_reporter();
@@ -100,7 +111,7 @@ impl Engine {
             Some(listen) => Some(Metrics::start(listen, boundary.watched(), rotation.clone()).await?),
             None => None,
         };
-        let (use_keys, in_use) = watch::channel(boundary.status());
+        let (use_keys, in_use) = watch::channel(status);
         let follow = tokio::spawn(keys_in_use::follow(Arc::clone(&pins), boundary.watched(), use_keys));
         let keys =
             KeyServices::new(in_use.clone(), Arc::clone(&pins), rotation, peers.clone(), store.engine_name().clone());
@@ -178,6 +189,20 @@ pub enum StartError {
     /// The store did not open.
     #[error(transparent)]
     StoreOpen(#[from] StoreOpenError),
+    /// The keys are not those that the store was last used with.
+    #[error("the store {} does not fit these keys: {mismatch}; start the engine with the vault or token of this store", store.display())]
+    OtherKeys {
+        /// The store's directory.
+        store: PathBuf,
+        /// Which key.
+        mismatch: KeyMismatch,
+    },
+    /// Nobody knows under which keys its PINs and cards are.
+    #[error("the store {} holds PINs or cards, and no list of their keys that can be read: restore it from a backup", store.display())]
+    NoKeyList {
+        /// The store's directory.
+        store: PathBuf,
+    },
     /// The store failed at its first line.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -52,6 +52,9 @@ pub struct HsmArguments {
     /// How many connections an engine hands over by standard input; engines say this themselves
     #[arg(long, value_name = "COUNT", hide = true)]
     lanes: Option<usize>,
+    /// Create the vault where it is not there; an engine says this itself, at its first start
+    #[arg(long, hide = true, requires = "lanes")]
+    create_vault: bool,
     /// Listen on this Unix socket, for an engine that runs apart
     #[arg(long, value_name = "PATH", conflicts_with = "lanes")]
     #[arg(required_unless_present_any = ["lanes", "try_escape"])]
@@ -100,7 +103,13 @@ pub fn run(arguments: HsmArguments) -> Result<(), HsmProcessError> {
         }
         (None, lanes) => {
             let lanes = lanes_from_parent(lanes.unwrap_or_default()).map_err(HsmProcessError::Inherit)?;
-            match loaded.map_err(HsmProcessError::from).and_then(open_confined) {
+            let opened = loaded.map_err(HsmProcessError::from).and_then(|mut config| {
+                if arguments.create_vault {
+                    config.hsm.absent_vault = hsm::AbsentVault::Create;
+                }
+                open_confined(config)
+            });
+            match opened {
                 Ok(hands) => {
                     deal(lanes, &hands);
                     parent_is_gone();

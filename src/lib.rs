@@ -59,3 +59,5 @@ pub mod telemetry;
 pub mod tls;
 #[cfg(feature = "keys")]
 pub mod token;
+#[cfg(feature = "keys")]
+pub mod vault;

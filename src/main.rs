@@ -52,6 +52,9 @@ enum Command {
     /// Look at a PKCS#11 token, and make the keys in it
     #[cfg(feature = "keys")]
     Token(pinseal::token::TokenArguments),
+    /// Make a software vault and the keys in it
+    #[cfg(feature = "keys")]
+    Vault(pinseal::vault::VaultArguments),
     /// Make, load, exchange, retire and destroy keys under dual control, with a transcript
     #[cfg(feature = "keys")]
     Ceremony(pinseal::ceremony::CeremonyArguments),
@@ -134,6 +137,8 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
         Command::Hsm(arguments) => Ok(pinseal::hsm_process::run(arguments)?),
         #[cfg(feature = "keys")]
         Command::Token(arguments) => Ok(pinseal::token::run(arguments)?),
+        #[cfg(feature = "keys")]
+        Command::Vault(arguments) => Ok(pinseal::vault::run(arguments)?),
         #[cfg(feature = "keys")]
         Command::Ceremony(arguments) => Ok(pinseal::ceremony::run(arguments)?),
         #[cfg(feature = "operator")]

@@ -160,8 +160,7 @@ impl StorageKey {
     }
 
     fn versions_in_use(self, boundary: &hsm::Status) -> u64 {
-        let is_one = |key: &&String| key.split_once('/').is_some_and(|(name, _)| name == self.name());
-        boundary.keys().iter().filter(is_one).map(|_| 1).sum()
+        boundary.keys().iter().filter(|key| key.usage == self.name()).map(|_| 1).sum()
     }
 }
 

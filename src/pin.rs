@@ -236,20 +236,22 @@ impl Pins {
     /// Takes no PIN any more that was made under a key older than those of `status`: it is judged again. Once this is answered,
     /// every one that was is in the store, for a rotation to find.
     pub async fn take_up(&self, status: &Arc<hsm::Status>) -> Result<(), StoreError> {
+        let keys = hsm::KeyId::list_to_bytes(status.keys());
         let status = Arc::clone(status);
         let is_current =
             move |pin: &StoredPin| PinRecord::from_bytes(&pin.record).is_ok_and(|record| status.is_current(&record));
-        self.store.admit_pins(Arc::new(is_current), self.own_line(Action::TakeUpKeys, "")).await
+        self.store.admit_pins(Arc::new(is_current), keys.into(), self.own_line(Action::TakeUpKeys, "")).await
+    }
+
+    /// Writes that the engine of this name begins to serve, and with which keys.
+    pub async fn note_start(&self, engine: &str, status: &hsm::Status) -> Result<(), StoreError> {
+        let keys = hsm::KeyId::list_to_bytes(status.keys());
+        self.store.note_keys(keys.into(), self.own_line(Action::StartEngine, engine)).await
     }
 
     /// Writes what the engine did with itself.
     pub async fn note_engine(&self, action: Action) -> Result<(), StoreError> {
         self.store.note(self.own_line(action, "")).await
-    }
-
-    /// Writes that the engine of this name begins to serve.
-    pub async fn note_start(&self, engine: &str) -> Result<(), StoreError> {
-        self.store.note(self.own_line(Action::StartEngine, engine)).await
     }
 
     /// The version of the seal key of each usable control's tzpk; none of one that this release can't read.
@@ -469,7 +471,7 @@ struct Stamp {
 impl Stamp {
     fn of(status: &hsm::Status) -> Self {
         Self {
-            keys: status.keys().join(" ").into(),
+            keys: hsm::KeyId::list_to_text(status.keys()).into(),
             boundary: format!("{}/{}/{}", status.level(), status.token(), status.isolation()).into(),
             kept: match status.form() {
                 hsm::Form::Wrapped => "iso-1>wrapped",

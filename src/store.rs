@@ -75,9 +75,12 @@ pub trait Store: Send + Sync + 'static {
     /// `card` is filled in here, with their number; where none did nothing happens, and there is no line.
     fn remake(&self, remade: Vec<RemadePin>, line: Line) -> Answer<'_, Result<u64, StoreError>>;
 
-    /// Keeps from here on only such new PINs as `admitted` holds for; any other, however long ago it was made, is answered
+    /// Writes the list of the keys that the engine uses, opaque here, in the place of the last one.
+    fn note_keys(&self, keys: Box<[u8]>, line: Line) -> Answer<'_, Result<(), StoreError>>;
+
+    /// Writes `keys` as [`Store::note_keys`] does. Keeps from here on only such new PINs as `admitted` holds for; any other, however long ago it was made, is answered
     /// [`Denied::Superseded`]. Once this is answered, every PIN that came before it is where [`Store::pins_after`] finds it.
-    fn admit_pins(&self, admitted: Admitted, line: Line) -> Answer<'_, Result<(), StoreError>>;
+    fn admit_pins(&self, admitted: Admitted, keys: Box<[u8]>, line: Line) -> Answer<'_, Result<(), StoreError>>;
 
     /// Writes an audit line about something that changed nothing: a denial, a start, a stop.
     fn note(&self, line: Line) -> Answer<'_, Result<(), StoreError>>;

@@ -106,7 +106,7 @@ fn as_json(report: &TokenReport, isolation: Isolation) -> Value {
         "level": report.level.to_string(),
         "isolation": isolation.to_string(),
         "routes": report.routes.iter().map(route).collect::<Vec<_>>(),
-        "keys": report.keys.as_ref().ok(),
+        "keys": report.keys.as_ref().ok().map(|keys| keys.iter().map(ToString::to_string).collect::<Vec<_>>()),
         "problem": report.keys.as_ref().err(),
         "calls_per_second": named(report.speeds.iter().map(|(name, rate)| ((*name).to_owned(), json!(rate))).collect()),
     })

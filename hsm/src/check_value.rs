@@ -14,6 +14,11 @@ impl CheckValue {
         Self(first)
     }
 
+    /// A KCV that was written before, of 3 bytes.
+    pub fn from_bytes(bytes: [u8; 3]) -> Self {
+        Self(bytes)
+    }
+
     /// Its 3 bytes.
     pub fn as_bytes(&self) -> &[u8; 3] {
         &self.0

@@ -15,6 +15,8 @@ use crate::{
 pub struct Config {
     /// Where the keys are.
     pub keys: Keys,
+    /// What to do where the vault file is not there.
+    pub absent_vault: AbsentVault,
     /// At which level, in which form.
     pub wanted: Wanted,
     /// Which PINs are taken.
@@ -48,6 +50,25 @@ impl Default for Keys {
     fn default() -> Self {
         Self::Vault(Vault::default())
     }
+}
+
+/// What to do where a vault file and its key file are not there. Where one of the two is, opening fails either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AbsentVault {
+    /// Make both, with fresh keys: at the first start of an engine, whose store holds nothing.
+    Create,
+    /// Fail: a volume that is not mounted must not lead to fresh keys.
+    #[default]
+    Refuse,
+}
+
+/// What to do with a key file that is there before its vault is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyFileUse {
+    /// Fail: its vault may be elsewhere.
+    Refuse,
+    /// Seal the new vault with it.
+    Existing,
 }
 
 /// How PINs are to be kept.
@@ -161,7 +182,7 @@ pub enum Vault {
     /// Nowhere: fresh at every start, gone at its end.
     #[default]
     Memory,
-    /// In a sealed file, made at the first start.
+    /// In a sealed file.
     File {
         /// The file.
         path: PathBuf,

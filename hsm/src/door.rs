@@ -10,13 +10,14 @@ use crate::{
     binding::{Binding, CardBinding, OwnedBinding},
     boundary::{AtHost, AtToken, Boundary},
     clear::scrub_stack,
-    config::{Callers, Config, Keys as KeysConfig, Pkcs11, Vault, Wanted},
+    config::{Callers, Config, KeyFileUse, Keys as KeysConfig, LockMemory, Pkcs11, Vault, Wanted},
     device_key::DeviceKey,
     error::{AcceptError, Error},
     form::StoredForm,
     frame::{Operation, Request, write_accept_reply, write_reply},
     harden::harden,
-    keyring::Keyring,
+    key_id::KeyId,
+    keyring::{KeyInfo, Keyring},
     level::{self, LevelAndForm},
     open_error::OpenError,
     outcome::{Accepted, Issued, Revealed},
@@ -53,8 +54,17 @@ impl Hsm {
 
     /// Makes every key that the wanted level needs in a PKCS#11 token, each for one use, none able to leave; tells their
     /// check values. Makes nothing where a storage key of that version and level is there.
-    pub fn make_token_keys(config: &Pkcs11, wanted: &Wanted) -> Result<Vec<String>, OpenError> {
+    pub fn make_token_keys(config: &Pkcs11, wanted: &Wanted) -> Result<Vec<KeyId>, OpenError> {
         Ok(token::make_keys(config, level::of_token(config, wanted)?.level())?)
+    }
+
+    /// Makes a vault file with every key that an engine needs, each in its first version.
+    ///
+    /// # Errors
+    /// Where the vault is there already, or where its key file is and `key_file` does not name that as intended.
+    pub fn create_vault(vault: &Vault, key_file: KeyFileUse) -> Result<Vec<KeyInfo>, OpenError> {
+        harden(LockMemory::Try)?;
+        Ok(Keyring::create(vault, key_file, unix_milliseconds())?.keys.into_iter().map(|key| key.info).collect())
     }
 
     /// What a PKCS#11 token is and can do, tried on throw-away keys.
@@ -165,7 +175,7 @@ impl Prepared {
         let (boundary, persistence, workers) = match config.keys {
             KeysConfig::Vault(vault) => {
                 let form = level::of_software(&config.wanted)?;
-                let keys = Keyring::open_or_make(&vault, unix_milliseconds())?.serving(&vault)?;
+                let keys = Keyring::open(&vault, config.absent_vault, unix_milliseconds())?.serving(&vault)?;
                 let persistence = match &vault {
                     Vault::Memory => Persistence::Memory,
                     Vault::File { .. } => Persistence::Vault,
@@ -277,7 +287,7 @@ mod tests {
     use crate::{
         binding::{Isolation, Level, MadeAt, Purpose},
         clear::{Block, Tzpk},
-        config::{KeyHandling, SlotName, TokenPlace, WantedLevel},
+        config::{AbsentVault, KeyHandling, SlotName, TokenPlace, WantedLevel},
         error::Refusal,
         form::Form,
         open_error::Pkcs11Error,
@@ -585,7 +595,14 @@ mod tests {
             path: directory.path().join("vault"),
             unlock: crate::config::Unlock::KeyFile(directory.path().join("vault.key")),
         };
-        let open = || Hsm::open(Config { keys: KeysConfig::Vault(vault()), ..Config::default() }).unwrap();
+        let open = || {
+            Hsm::open(Config {
+                keys: KeysConfig::Vault(vault()),
+                absent_vault: AbsentVault::Create,
+                ..Config::default()
+            })
+            .unwrap()
+        };
         let phone = Phone::new();
         let (hsm, account) = (open(), Account::PlasticId);
         let issued = now(hsm.issue(&phone.public, &binding())).unwrap();

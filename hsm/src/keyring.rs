@@ -14,7 +14,7 @@
 
 mod layout;
 
-use std::fmt;
+use std::{fmt, path::Path};
 
 use aws_lc_rs::{hmac, rand};
 
@@ -22,7 +22,7 @@ use crate::{
     binding::Level,
     check_value::CheckValue,
     clear::{Clear, ClearBytes, Tzpk},
-    config::Vault,
+    config::{AbsentVault, KeyFileUse, Vault},
     form::Form,
     keyblock::{Family, check_bytes},
     sealed::KeyReference,
@@ -430,16 +430,42 @@ impl Keyring {
         Self { custody: None, last_entry: [0; 32], unfinished: false, keys: Vec::new() }
     }
 
-    /// A vault's; where there is none it is made, with every key an engine needs, active.
-    pub(crate) fn open_or_make(vault: &Vault, now: u64) -> Result<Self, VaultError> {
+    /// Reads a vault file. One that is not there is created, where `absent` says so, with every key an engine needs, active.
+    pub(crate) fn open(vault: &Vault, absent: AbsentVault, now: u64) -> Result<Self, VaultError> {
         let Vault::File { path, unlock } = vault else { return Self::fresh(now) };
-        let contents = match path.exists() {
-            true => vault::read(path, unlock)?,
-            false => vault::make(path, unlock, Self::fresh(now)?.bytes())?,
-        };
+        match absent {
+            AbsentVault::Refuse if vault::is_there(path, unlock)? => {
+                Self::contents(vault::read(path, unlock)?, path, now)
+            }
+            AbsentVault::Refuse => Err(VaultError::Absent { path: path.clone() }),
+            AbsentVault::Create => {
+                let _lock = vault::lock_directory(path)?;
+                let contents = match vault::is_there(path, unlock)? {
+                    true => vault::read(path, unlock)?,
+                    false => vault::make(path, unlock, Self::fresh(now)?.bytes())?,
+                };
+                Self::contents(contents, path, now)
+            }
+        }
+    }
+
+    /// Creates a vault file that must not be there.
+    pub(crate) fn create(vault: &Vault, key_file: KeyFileUse, now: u64) -> Result<Self, VaultError> {
+        let Vault::File { path, unlock } = vault else { return Self::fresh(now) };
+        let _lock = vault::lock_directory(path)?;
+        match (vault::is_there(path, unlock), key_file) {
+            (Ok(true) | Err(VaultError::KeyFileMissing { .. }), _) => Err(VaultError::Present { path: path.clone() }),
+            (Ok(false), _) | (Err(VaultError::Missing { .. }), KeyFileUse::Existing) => {
+                Self::contents(vault::make(path, unlock, Self::fresh(now)?.bytes())?, path, now)
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    fn contents(contents: Contents, path: &Path, now: u64) -> Result<Self, VaultError> {
         match contents {
             Contents::Keyring(bytes) => {
-                Self::read(bytes.bytes()).ok_or_else(|| VaultError::WontOpen { path: path.clone() })
+                Self::read(bytes.bytes()).ok_or_else(|| VaultError::WontOpen { path: path.to_owned() })
             }
             Contents::SixKeys(bytes) => Ok(Self::of_six(&bytes, now)),
         }

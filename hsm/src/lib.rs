@@ -58,6 +58,7 @@ mod device_key;
 mod error;
 mod form;
 pub mod frame;
+mod key_id;
 mod outcome;
 mod sealed;
 mod status;
@@ -116,6 +117,7 @@ pub use self::{
     device_key::{DeviceKey, DeviceKeyError},
     error::{AcceptError, Error, Refusal},
     form::{Form, StoredForm},
+    key_id::KeyId,
     outcome::{Accepted, Issued, Revealed},
     sealed::{EncryptedBlock, KeyReference, LayoutError, PinRecord, SealedAccount, SealedKey},
     status::Status,
@@ -124,8 +126,8 @@ pub use self::{
 pub use self::{
     component::{COMPONENTS, ComponentError, Components, Desk, MadeComponents, make_components},
     config::{
-        Callers, Config, KeyHandling, Keys, LockMemory, PersonToken, Pkcs11, SlotName, TokenPlace, Unlock, Vault,
-        Wanted, WantedLevel,
+        AbsentVault, Callers, Config, KeyFileUse, KeyHandling, Keys, LockMemory, PersonToken, Pkcs11, SlotName,
+        TokenPlace, Unlock, Vault, Wanted, WantedLevel,
     },
     door::{Hsm, Prepared},
     key_store::{KeyStore, KeyStoreError, KeyUse, RecordsKept},

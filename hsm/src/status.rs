@@ -3,6 +3,7 @@
 use crate::{
     binding::{Isolation, Level},
     form::Form,
+    key_id::KeyId,
     sealed::{KeyReference, PinRecord},
 };
 
@@ -15,7 +16,7 @@ pub struct Status {
     pub(crate) form: Form,
     /// Of a 3DES form: the date it ends.
     pub(crate) until: Option<String>,
-    pub(crate) keys: Vec<String>,
+    pub(crate) keys: Vec<KeyId>,
     pub(crate) storage: StorageVersions,
     pub(crate) memory: MemoryLock,
     pub(crate) persistence: Persistence,
@@ -59,14 +60,14 @@ impl Status {
         self.form
     }
 
-    /// The keys by use and version, with check values.
-    pub fn keys(&self) -> &[String] {
+    /// Every key that it uses, in each version.
+    pub fn keys(&self) -> &[KeyId] {
         &self.keys
     }
 
     /// Whether a storage key is in use beside the newest: records may be under it.
     pub fn rotates(&self) -> bool {
-        let names = self.keys.iter().filter_map(|key| key.split_once('/')).map(|(name, _)| name);
+        let names = self.keys.iter().map(|key| key.usage.as_str());
         let mut storage: Vec<_> = names.filter(|name| name.starts_with("storage")).collect();
         storage.sort_unstable();
         let all = storage.len();
@@ -83,7 +84,7 @@ impl Status {
     pub fn lines(&self) -> Vec<String> {
         let mut lines =
             vec![format!("key boundary: {} token, level {}, isolation {}", self.token, self.level, self.isolation)];
-        lines.push(format!("keys: {}", self.keys.join(" ")));
+        lines.push(format!("keys: {}", KeyId::list_to_text(&self.keys)));
         let cipher = match self.form {
             Form::Wrapped => "a key of its own, AES-256",
             Form::Iso4 => "AES-256",

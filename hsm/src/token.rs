@@ -21,6 +21,7 @@ use crate::{
     device_key::DeviceKey,
     error::{AcceptError, Error},
     form::Form,
+    key_id::KeyId,
     keyring::Versions,
     sealed::{ACCOUNT_BYTES, Bound, EncryptedBlock, KeyReference, SealedTzpk, TAG_BYTES},
     vault::make_tdes_key,
@@ -31,8 +32,8 @@ pub(crate) trait Token: Send + Sync {
     /// Its name in audit lines, such as `software`.
     fn name(&self) -> &'static str;
 
-    /// Its keys by use and version, with check values, such as `storage/1:A1B2C3`.
-    fn keys(&self) -> Vec<String>;
+    /// Its keys by usage and version, with KCVs.
+    fn keys(&self) -> Vec<KeyId>;
 
     /// The versions of the keys that new blobs are made under.
     fn current(&self) -> Versions;

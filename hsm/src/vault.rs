@@ -138,6 +138,34 @@ fn write_version(
     sync_directory(path).map_err(|error| VaultError::NotSynced { path: path.to_owned(), error })
 }
 
+/// Whether a vault is there, whole: the file, and the key file that opens it.
+///
+/// # Errors
+/// [`VaultError::Missing`] or [`VaultError::KeyFileMissing`] where one of the two is there and the other is not.
+pub(crate) fn is_there(path: &Path, unlock: &Unlock) -> Result<bool, VaultError> {
+    let there = |path: &Path| path.try_exists().map_err(|error| VaultError::io(path, error));
+    let Unlock::KeyFile(key_file) = unlock else { return there(path) };
+    match (there(path)?, there(key_file)?) {
+        (true, true) => Ok(true),
+        (false, false) => Ok(false),
+        (true, false) => Err(VaultError::KeyFileMissing { path: path.to_owned(), key_file: key_file.clone() }),
+        (false, true) => Err(VaultError::Missing { path: path.to_owned(), key_file: key_file.clone() }),
+    }
+}
+
+/// Keeps other processes from creating a vault in the same directory until the file is dropped; makes the directory.
+pub(crate) fn lock_directory(path: &Path) -> Result<File, VaultError> {
+    let io = |error| VaultError::io(path, error);
+    let directory = match path.parent() {
+        Some(directory) if !directory.as_os_str().is_empty() => directory,
+        _ => Path::new("."),
+    };
+    fs::create_dir_all(directory).map_err(io)?;
+    let lock = File::open(directory).map_err(io)?;
+    lock.lock().map_err(io)?;
+    Ok(lock)
+}
+
 /// Makes a vault. Of several processes that do so at once one does, and all of them open what it made.
 pub(crate) fn make(path: &Path, unlock: &Unlock, keyring: ClearBytes) -> Result<Contents, VaultError> {
     match write(path, unlock, keyring, VaultWrite::New) {
@@ -309,6 +337,43 @@ impl Drop for Unlock {
 /// Why a vault did not open.
 #[derive(Debug, Error)]
 pub enum VaultError {
+    /// Neither the vault nor its key file is there.
+    #[error(
+        "there is no vault at {}: mount or restore it; keys are made by `pinseal vault create`, by a ceremony, or by an engine \
+         whose store holds nothing yet",
+        path.display()
+    )]
+    Absent {
+        /// The vault.
+        path: PathBuf,
+    },
+    /// The key file is there, and its vault is not.
+    #[error(
+        "the vault {} is missing, and its key file {} is there: mount or restore the vault; where none was ever sealed with \
+         that key file, run `pinseal vault create --use-key-file`",
+        path.display(),
+        key_file.display()
+    )]
+    Missing {
+        /// The vault.
+        path: PathBuf,
+        /// Its key file.
+        key_file: PathBuf,
+    },
+    /// The vault is there, and its key file is not.
+    #[error("the key file {} of the vault {} is missing: mount or restore it", key_file.display(), path.display())]
+    KeyFileMissing {
+        /// The vault.
+        path: PathBuf,
+        /// Its key file.
+        key_file: PathBuf,
+    },
+    /// It was to be created.
+    #[error("the vault {} is there already: nothing was made", path.display())]
+    Present {
+        /// The vault.
+        path: PathBuf,
+    },
     /// The file is something else.
     #[error("{} is not a Pinseal vault", path.display())]
     Foreign {
@@ -408,7 +473,7 @@ mod tests {
     use super::*;
 
     use crate::{
-        config::Vault,
+        config::{AbsentVault, KeyFileUse, Vault},
         keyring::{Keyring, Keys},
     };
 
@@ -421,7 +486,7 @@ mod tests {
     }
 
     fn open(vault: &Vault) -> Result<Keys, VaultError> {
-        Keyring::open_or_make(vault, 1).and_then(|keyring| keyring.serving(vault))
+        Keyring::open(vault, AbsentVault::Create, 1).and_then(|keyring| keyring.serving(vault))
     }
 
     #[test]
@@ -441,7 +506,7 @@ mod tests {
         assert_eq!((keys.storage.version().0, keys.seal.version().0, keys.account.version().0), (1, 1, 1));
 
         let Vault::File { unlock, .. } = &vault else { panic!("not a file") };
-        let keyring = Keyring::open_or_make(&vault, 1).unwrap();
+        let keyring = Keyring::open(&vault, AbsentVault::Refuse, 1).unwrap();
         write(&path, unlock, keyring.bytes(), VaultWrite::Over).unwrap();
         assert_eq!(fs::read(&path).unwrap()[MAGIC.len()], VERSION);
         assert!(open(&vault).unwrap().record.newest().bytes() == &[5; 32]);
@@ -460,6 +525,46 @@ mod tests {
             let mode = fs::metadata(directory.path().join(file)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{file}");
         }
+    }
+
+    #[test]
+    fn a_missing_vault_is_made_only_where_that_is_said() {
+        let directory = tempfile::tempdir().unwrap();
+        let vault = by_key_file(&directory.path().join("keys"));
+        let refused = Keyring::open(&vault, AbsentVault::Refuse, 1).err().unwrap();
+        assert!(matches!(refused, VaultError::Absent { .. }), "{refused}");
+        assert!(names_in(directory.path()).is_empty());
+        Keyring::create(&vault, KeyFileUse::Refuse, 1).unwrap();
+        let again = Keyring::create(&vault, KeyFileUse::Existing, 1).err().unwrap();
+        assert!(matches!(again, VaultError::Present { .. }), "{again}");
+        Keyring::open(&vault, AbsentVault::Refuse, 1).unwrap();
+    }
+
+    #[test]
+    fn a_vault_and_a_key_file_without_the_other_are_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let vault = by_key_file(directory.path());
+        open(&vault).unwrap();
+        let (file, key_file) = (directory.path().join("vault"), directory.path().join("vault.key"));
+        let refused = |absent| Keyring::open(&vault, absent, 1).err().unwrap().to_string();
+        for (missing, told) in [(&file, "the vault "), (&key_file, "the key file ")] {
+            let kept = fs::read(missing).unwrap();
+            fs::remove_file(missing).unwrap();
+            for absent in [AbsentVault::Create, AbsentVault::Refuse] {
+                let refused = refused(absent);
+                let expected = format!("{told}{}", missing.display());
+                assert!(refused.starts_with(&expected) && refused.contains("is missing"), "{refused}");
+                assert!(!missing.exists());
+            }
+            write_private(missing, &kept, VaultWrite::New).unwrap();
+        }
+        let before = open(&vault).unwrap();
+        fs::remove_file(&file).unwrap();
+        assert!(matches!(Keyring::create(&vault, KeyFileUse::Refuse, 1), Err(VaultError::Missing { .. })));
+        let key = fs::read(&key_file).unwrap();
+        Keyring::create(&vault, KeyFileUse::Existing, 1).unwrap();
+        assert_eq!(fs::read(&key_file).unwrap(), key);
+        assert!(open(&vault).unwrap().storage.newest().bytes() != before.storage.newest().bytes());
     }
 
     #[test]

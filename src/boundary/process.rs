@@ -11,7 +11,7 @@ use std::{
 };
 
 use hsm::{
-    Status,
+    KeyId, Status,
     frame::{self, Ask, Welcome},
 };
 use tokio::{
@@ -22,7 +22,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{BoundaryError, inherit, lane::Lane, succession::takes_over};
+use super::{AbsentKeys, BoundaryError, inherit, lane::Lane, succession::succeeds};
 
 /// How long it may take to open its keys: Argon2id and a slow token's login among it.
 const WELCOME_TIME_MAX: Duration = Duration::from_secs(60);
@@ -84,6 +84,7 @@ impl Process {
     pub(super) async fn start(
         source: Source,
         lanes: usize,
+        absent: AbsentKeys,
     ) -> Result<(Arc<Self>, watch::Receiver<Arc<Status>>), BoundaryError> {
         let (lose, lost) = watch::channel(0);
         let lose = Arc::new(lose);
@@ -92,7 +93,7 @@ impl Process {
         // One more than the threads have, to ask whether it is there.
         let watcher = lane();
         let all: Vec<_> = lanes.iter().cloned().chain([Arc::clone(&watcher)]).collect();
-        let mut life = begin(&source, all.len(), 1).await?;
+        let mut life = begin(&source, all.len(), 1, absent).await?;
         connect(&all, &mut life);
         let (stop, stopped) = watch::channel(false);
         let (told, status) = watch::channel(Arc::new(life.status.clone()));
@@ -264,7 +265,7 @@ async fn serve(
                 supervised.pin_refused = false;
                 let before = std::mem::replace(life, next);
                 hand_over(&watched.lanes, life, &supervised.told);
-                tokio::spawn(leave(watched.lanes.clone(), before, life.status.keys().join(" "), reply));
+                tokio::spawn(leave(watched.lanes.clone(), before, KeyId::list_to_text(life.status.keys()), reply));
             }
             Err(error) => {
                 supervised.pin_refused = error.refuses_user_pin();
@@ -285,15 +286,13 @@ fn tell(asked: Option<Reply>, outcome: Result<(), BoundaryError>) {
 async fn successor(
     source: Arc<Source>,
     number: u64,
-    keys_before: Vec<String>,
+    keys_before: Vec<KeyId>,
     lanes: usize,
 ) -> Result<Life, BoundaryError> {
-    let mut life = begin(&source, lanes, number + 1).await?;
-    if takes_over(&keys_before, life.status.keys()) {
-        return Ok(life);
-    }
+    let mut life = begin(&source, lanes, number + 1, AbsentKeys::Refuse).await?;
+    let Err(mismatch) = succeeds(&keys_before, life.status.keys()) else { return Ok(life) };
     kill(&mut life).await;
-    Err(BoundaryError::OtherKeys)
+    Err(BoundaryError::OtherKeys(mismatch))
 }
 
 /// Lets every lane lead to the next process once the one before has answered what it was asked.
@@ -373,9 +372,9 @@ async fn end(life: Life) {
 }
 
 /// Starts or reaches it, and hears its welcome on every lane.
-async fn begin(source: &Source, lanes: usize, number: u64) -> Result<Life, BoundaryError> {
+async fn begin(source: &Source, lanes: usize, number: u64, absent: AbsentKeys) -> Result<Life, BoundaryError> {
     let (path, begun) = match source {
-        Source::Started { program, arguments } => (program, spawn(program, arguments, lanes)),
+        Source::Started { program, arguments } => (program, spawn(program, arguments, lanes, absent)),
         Source::Apart { socket, user } => (socket, reach(socket, *user, lanes).map(|streams| (None, None, streams))),
     };
     let io = |error| BoundaryError::Io { path: path.clone(), error };
@@ -398,7 +397,7 @@ async fn begin(source: &Source, lanes: usize, number: u64) -> Result<Life, Bound
 
 type Begun = (Option<Child>, Option<UnixStream>, Vec<UnixStream>);
 
-fn spawn(program: &Path, arguments: &[OsString], lanes: usize) -> io::Result<Begun> {
+fn spawn(program: &Path, arguments: &[OsString], lanes: usize, absent: AbsentKeys) -> io::Result<Begun> {
     let (parent_end, child_end) = UnixStream::pair()?;
     let (ours, theirs): (Vec<_>, Vec<_>) =
         (0..lanes).map(|_| UnixStream::pair()).collect::<io::Result<Vec<_>>>()?.into_iter().unzip();
@@ -406,6 +405,7 @@ fn spawn(program: &Path, arguments: &[OsString], lanes: usize) -> io::Result<Beg
         .args(arguments)
         .arg("--lanes")
         .arg(lanes.to_string())
+        .args((absent == AbsentKeys::Create).then_some("--create-vault"))
         .stdin(Stdio::from(OwnedFd::from(child_end)))
         .stdout(Stdio::null())
         .kill_on_drop(true)

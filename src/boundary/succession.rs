@@ -1,79 +1,135 @@
-//! Which boundary may take another's place: one that opens whatever the other made and may still be there.
+//! Which keys may follow those used before: those that open whatever the others encrypted and may still be there. One rule
+//! for a reload of a running engine and for a start on a store that was used.
 
-/// Whether a boundary with the keys of `now` may follow on one with those of `before`, each such as `storage/1:8CA64D`.
-/// Newer versions may have come, put into use by a ceremony; an older one may be gone, retired with nothing under it. The
-/// newest is there still, and every key is the one it was.
-pub(super) fn takes_over(before: &[String], now: &[String]) -> bool {
-    let newest = |keys: &[String], name: &str| keys.iter().filter_map(|key| version_of(key, name)).max();
-    let stays = before.iter().all(|key| {
-        let is_newest = name_of(key).is_some_and(|name| version_of(key, name) == newest(before, name));
-        !is_newest || now.contains(key)
-    });
-    let known_or_newer = |key: &String| {
-        let Some(name) = name_of(key) else { return false };
-        let came = newest(before, name).is_some_and(|before| version_of(key, name) > Some(before));
-        before.contains(key) || (came && rotates(name))
+use hsm::{CheckValue, KeyId};
+use thiserror::Error;
+
+/// Checks that an engine may go on with the keys `now` after it used those of `before`.
+///
+/// Every key that is in both is the same. The newest of each usage is there still: an older one may be gone, retired with
+/// nothing under it. Of a usage that rotates other versions may have come.
+///
+/// # Errors
+/// The first key that does not fit.
+pub fn succeeds(before: &[KeyId], now: &[KeyId]) -> Result<(), KeyMismatch> {
+    let same = |keys: &[KeyId], wanted: &KeyId| keys.iter().find(|key| is_version(key, wanted)).cloned();
+    for used in before {
+        match same(now, used) {
+            Some(found) if found == *used => {}
+            Some(found) => {
+                return Err(KeyMismatch::Other { key: used.reference(), used: used.kcv, found: found.kcv });
+            }
+            None if before.iter().any(|key| key.usage == used.usage && key.version > used.version) => {}
+            None => return Err(KeyMismatch::Missing { key: used.clone() }),
+        }
+    }
+    let known = |key: &KeyId| {
+        let rotated = key.rotates && before.iter().any(|used| used.usage == key.usage);
+        rotated || same(before, key).is_some()
     };
-    stays && !now.is_empty() && now.iter().all(known_or_newer)
+    let unknown = now.iter().find(|key| !known(key));
+    unknown.map_or(Ok(()), |key| Err(KeyMismatch::Unknown { key: key.clone() }))
 }
 
-/// Of what the others made nothing is made anew: they have one version.
-fn rotates(name: &str) -> bool {
-    name.starts_with("storage") || name.starts_with("seal")
+fn is_version(key: &KeyId, wanted: &KeyId) -> bool {
+    key.usage == wanted.usage && key.version == wanted.version
 }
 
-fn name_of(key: &str) -> Option<&str> {
-    key.split_once('/').map(|(name, _)| name)
+/// Why keys may not follow those used before.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum KeyMismatch {
+    /// It is needed, and not there.
+    #[error("the key {key} was used last and is not there")]
+    Missing {
+        /// The key that was used.
+        key: KeyId,
+    },
+    /// It is another key of the same name.
+    #[error("the key {key} was used last with KCV {}, and has KCV {}", kcv_text(.used), kcv_text(.found))]
+    Other {
+        /// For example "storage/1".
+        key: String,
+        /// The KCV of the key that was used; none where its token tells none.
+        used: Option<CheckValue>,
+        /// The KCV of the key that is there.
+        found: Option<CheckValue>,
+    },
+    /// It was not used, and is no other version of one that was and rotates.
+    #[error("the key {key} was not used before")]
+    Unknown {
+        /// The key that is there.
+        key: KeyId,
+    },
 }
 
-fn version_of(key: &str, name: &str) -> Option<u16> {
-    let version = key.strip_prefix(name)?.strip_prefix('/')?;
-    version.split(':').next()?.parse().ok()
+fn kcv_text(kcv: &Option<CheckValue>) -> String {
+    kcv.map_or_else(|| "none".to_owned(), |kcv| kcv.to_string())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn keys(all: &[&str]) -> Vec<String> {
-        all.iter().map(|key| (*key).to_owned()).collect()
+    /// A key such as `storage/1:AABBCC`. One without a KCV is in a token, where it may not encrypt.
+    fn key(text: &str) -> KeyId {
+        let (reference, kcv) = text.split_once(':').unwrap_or((text, ""));
+        let (usage, version) = reference.split_once('/').unwrap();
+        let kcv_of = |kcv: &str| {
+            let [_, bytes @ ..] = u32::from_str_radix(kcv, 16).unwrap().to_be_bytes();
+            CheckValue::from_bytes(bytes)
+        };
+        KeyId {
+            usage: usage.to_owned(),
+            version: version.parse().unwrap(),
+            rotates: usage != "account",
+            kcv: (!kcv.is_empty()).then(|| kcv_of(kcv)),
+        }
     }
 
-    /// A key without a check value is one in a token that may not encrypt there.
-    const BEFORE: &[&str] = &["storage/2:BB", "storage/1:AA", "storage-3des/1:DD", "seal/1", "account/1:CC"];
+    const BEFORE: &[&str] =
+        &["storage/2:BBBBBB", "storage/1:AAAAAA", "storage-3des/1:DDDDDD", "seal/1", "account/1:CCCCCC"];
 
-    fn changed(out: &[&str], r#in: &[&str]) -> Vec<String> {
-        let mut now = keys(BEFORE);
-        now.retain(|key| !out.contains(&key.as_str()));
-        now.extend(keys(r#in));
-        now
+    fn after(out: &[&str], r#in: &[&str]) -> Result<(), KeyMismatch> {
+        let keys = |all: &[&str]| all.iter().map(|text| key(text)).collect::<Vec<_>>();
+        let mut now: Vec<_> = BEFORE.iter().copied().filter(|text| !out.contains(text)).collect();
+        now.extend(r#in);
+        succeeds(&keys(BEFORE), &keys(&now))
     }
 
     #[test]
-    fn a_boundary_takes_over_with_the_same_keys_without_an_older_one_and_with_newer_ones() {
+    fn the_same_keys_fewer_old_ones_and_other_versions_follow() {
         for (out, r#in) in [
             (&[][..], &[][..]),
-            (&["storage/1:AA"], &[]),
-            (&[], &["storage/3:EE", "seal/2"]),
-            (&["storage/1:AA"], &["storage/3:EE", "storage/4:FF"]),
+            (&["storage/1:AAAAAA"], &[]),
+            (&[], &["storage/3:EEEEEE", "seal/2"]),
+            (&["storage/1:AAAAAA"], &["storage/3:EEEEEE", "storage/4:FFFFFF"]),
         ] {
-            assert!(takes_over(&keys(BEFORE), &changed(out, r#in)), "-{out:?} +{in:?}");
+            assert_eq!(after(out, r#in), Ok(()), "-{out:?} +{in:?}");
         }
     }
 
     #[test]
-    fn a_boundary_with_another_key_or_without_the_newest_does_not_take_over() {
-        for (out, r#in) in [
-            (&["storage/2:BB"][..], &[][..]),
-            (&["storage/2:BB"], &["storage/2:EE"]),
-            (&["storage/2:BB"], &["storage/3:EE"]),
-            (&["storage/1:AA"], &["storage/1:EE"]),
-            (&["seal/1"], &[]),
-            (&[], &["account/2:EE"]),
-            (&[], &["storage-wrapped/1"]),
-            (BEFORE, &[]),
+    fn another_key_or_a_missing_newest_is_named() {
+        for (out, r#in, told) in [
+            (&["storage/2:BBBBBB"][..], &[][..], "the key storage/2:BBBBBB was used last and is not there"),
+            (
+                &["storage/2:BBBBBB"],
+                &["storage/2:EEEEEE"],
+                "the key storage/2 was used last with KCV BBBBBB, and has KCV EEEEEE",
+            ),
+            (&["storage/2:BBBBBB"], &["storage/3:EEEEEE"], "the key storage/2:BBBBBB was used last and is not there"),
+            (
+                &["storage/1:AAAAAA"],
+                &["storage/1:EEEEEE"],
+                "the key storage/1 was used last with KCV AAAAAA, and has KCV EEEEEE",
+            ),
+            (&["seal/1"], &[], "the key seal/1 was used last and is not there"),
+            (&["seal/1"], &["seal/1:EEEEEE"], "the key seal/1 was used last with KCV none, and has KCV EEEEEE"),
+            (&[], &["account/2:EEEEEE"], "the key account/2:EEEEEE was not used before"),
+            (&[], &["storage-wrapped/1"], "the key storage-wrapped/1 was not used before"),
+            (BEFORE, &[], "the key storage/2:BBBBBB was used last and is not there"),
         ] {
-            assert!(!takes_over(&keys(BEFORE), &changed(out, r#in)), "-{out:?} +{in:?}");
+            assert_eq!(after(out, r#in).unwrap_err().to_string(), told);
         }
     }
 }

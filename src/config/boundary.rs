@@ -12,7 +12,7 @@ use super::secret::SecretSource;
 pub(super) struct LowVault {
     /// The vault file; `{data_directory}/vault` by default.
     pub(super) file: Option<PathBuf>,
-    /// A file of 32 random bytes that opens the vault; `{data_directory}/vault.key` by default, made at the first start.
+    /// A file of 32 random bytes that opens the vault; `{data_directory}/vault.key` by default.
     pub(super) key_file: Option<PathBuf>,
     /// A passphrase that opens the vault, instead of a key file: `{ file = "…" }` or `{ env = "…" }`.
     pub(super) passphrase: Option<SecretSource>,

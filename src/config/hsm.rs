@@ -201,6 +201,7 @@ pub(super) fn place(
 fn hsm_config(keys: hsm::Keys, boundary: &LowBoundary, policy: &LowPinPolicy) -> Result<hsm::Config, ConfigError> {
     Ok(hsm::Config {
         keys,
+        absent_vault: hsm::AbsentVault::Refuse,
         wanted: wanted(boundary)?,
         policy: pin_policy(policy)?,
         isolation: hsm::Isolation::Inline,

@@ -87,9 +87,9 @@ pub(super) fn masked(account: Option<&RegisteredAccount>) -> String {
 
 /// What a key boundary is, and its keys.
 pub(super) fn keys(status: &hsm::Status) -> proto::ListKeysResponse {
-    let key = |told: &String| {
-        let (reference, check_value) = told.rsplit_once(':').unwrap_or((told, ""));
-        proto::Key { reference: reference.to_owned(), check_value: check_value.to_owned() }
+    let key = |key: &hsm::KeyId| proto::Key {
+        reference: key.reference(),
+        check_value: key.kcv.map(|kcv| kcv.to_string()).unwrap_or_default(),
     };
     let isolation = match status.isolation() {
         hsm::Isolation::Process => proto::BoundaryIsolation::Process,

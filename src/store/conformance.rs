@@ -198,7 +198,7 @@ async fn a_control_follows_the_account_number_of_its_card(store: &impl Store) {
 async fn a_pin_that_is_not_admitted_any_more_is_not_kept_and_its_control_stays(store: &impl Store) {
     let opened = keyed(store, card(1)).await;
     let newer = Arc::new(|pin: &StoredPin| pin.record[0] > 1);
-    store.admit_pins(newer, line(Action::TakeUpKeys)).await.unwrap();
+    store.admit_pins(newer, [].into(), line(Action::TakeUpKeys)).await.unwrap();
     let older = set(store, opened.id, 1).await;
     assert!(matches!(older, Err(AdvanceError::Denied(Denied::Superseded))));
     assert!(store.pin(&card(1)).await.unwrap().is_none());

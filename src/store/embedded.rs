@@ -66,8 +66,10 @@ const FORMAT_FILE: &str = "FORMAT";
 const FORMAT_TEXT: &str = "pinseal store, format ";
 /// Where fjall keeps its files.
 const DATABASE: &str = "db";
-/// The one key of the meta keyspace: the last audit entry's number and hash.
+/// A key of the meta keyspace: the last audit entry's number and hash.
 const HEAD_KEY: &str = "audit head";
+/// A key of the meta keyspace: the list of the keys that the engine last used, as `hsm::KeyId` writes it.
+const KEYS_KEY: &str = "keys in use";
 
 /// How to open a store.
 #[derive(Clone, Debug)]
@@ -271,6 +273,17 @@ impl Embedded {
         Counts { controls: self.shared.live.count(), audit_entries: self.checkpoint().sequence }
     }
 
+    /// What [`Store::note_keys`] or [`Store::admit_pins`] last wrote; none in a store that no engine has started on.
+    pub fn noted_keys(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.shared.meta.get(KEYS_KEY).map_err(unavailable)?.map(|bytes| bytes.to_vec()))
+    }
+
+    /// Whether it holds a PIN or a card: what was encrypted under keys and lives long.
+    pub fn needs_keys(&self) -> Result<bool, StoreError> {
+        let Shared { pins, cards, .. } = &*self.shared;
+        Ok(!pins.is_empty().map_err(unavailable)? || !cards.is_empty().map_err(unavailable)?)
+    }
+
     /// Audit entries from `from` on, at most `limit`.
     pub fn audit_page(&self, from: u64, limit: usize) -> Result<Vec<Entry>, StoreError> {
         let unreadable = || damaged("audit", "an entry can't be read");
@@ -455,8 +468,12 @@ impl Store for Embedded {
         self.change(|reply| Change::Remake { remade, reply }, line)
     }
 
-    fn admit_pins(&self, admitted: Admitted, line: Line) -> Answer<'_, Result<(), StoreError>> {
-        self.change(|reply| Change::Admit { admitted, reply }, line)
+    fn note_keys(&self, keys: Box<[u8]>, line: Line) -> Answer<'_, Result<(), StoreError>> {
+        self.change(|reply| Change::Keys { keys, reply }, line)
+    }
+
+    fn admit_pins(&self, admitted: Admitted, keys: Box<[u8]>, line: Line) -> Answer<'_, Result<(), StoreError>> {
+        self.change(|reply| Change::Admit { admitted, keys, reply }, line)
     }
 
     fn note(&self, line: Line) -> Answer<'_, Result<(), StoreError>> {

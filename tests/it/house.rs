@@ -18,6 +18,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("pin", &["audit", "boundary", "caller", "card", "clock", "control", "store"]),
     ("tls", &[]),
     ("token", &["config"]),
+    ("vault", &["config"]),
     ("keyblock", &[]),
     ("ceremony", &["audit", "clock", "config", "operator", "proto", "store"]),
     ("operator", &["proto", "tls"]),

@@ -21,11 +21,14 @@ impl HsmProcess {
         Self::start_with(Command::new(env!("CARGO_BIN_EXE_pinseal")), directory, boundary)
     }
 
-    /// Starts one by a prepared command, which ends with the program.
+    /// Starts one by a prepared command, which ends with the program; with a vault that is made where none is there.
     pub(crate) fn start_with(mut pinseal: Command, directory: &Path, boundary: &str) -> Self {
         let config = directory.join("hsm.toml");
         let text = format!("data_directory = {:?}\n[boundary]\n{boundary}\n", directory.join("data"));
         fs::write(&config, text).unwrap();
+        if !directory.join("data/vault").exists() {
+            create_vault(&pinseal, &config);
+        }
         let (socket, log) = (directory.join("hsm.socket"), directory.join("hsm.log"));
         let events = fs::File::options().create(true).append(true).open(&log).unwrap();
         let child = pinseal
@@ -64,6 +67,13 @@ impl HsmProcess {
     pub(crate) fn is_alive(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
+}
+
+/// Makes the vault of a configuration, by a prepared command that ends with the program.
+pub(crate) fn create_vault(pinseal: &Command, config: &Path) {
+    let mut create = Command::new(pinseal.get_program());
+    let created = create.args(pinseal.get_args()).args(["vault", "create", "--config"]).arg(config).output().unwrap();
+    assert!(created.status.success(), "{created:?}");
 }
 
 impl Drop for HsmProcess {

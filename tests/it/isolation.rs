@@ -19,7 +19,7 @@ use tonic::Code;
 
 use crate::{
     engine_process::{Client, EngineProcess, device, status_of},
-    hsm_process::HsmProcess,
+    hsm_process::{HsmProcess, create_vault},
     known::Known,
     real_token::{Make, RealToken},
 };
@@ -224,6 +224,7 @@ fn from_inside_a_vaults_process_there_is_no_socket_no_file_no_program_no_thread_
     };
     let pinseal = || Command::new(env!("CARGO_BIN_EXE_pinseal"));
     write("");
+    create_vault(&pinseal(), &config);
     let (well, refused, let_through, told) = escape(pinseal(), &config);
     assert!(well && let_through.is_empty(), "{told}");
     for attempt in ATTEMPTS.iter().chain(&["connect to a Unix socket", "start a thread"]) {
@@ -336,7 +337,10 @@ async fn apart_each_of_engine_and_boundary_has_a_user_of_its_own_and_is_held_to_
 
     let refused = |user: u32, expected: u32| {
         let config = std::env::temp_dir().join(format!("pinseal-refused-{user}-{expected}.toml"));
-        std::fs::write(&config, format!("listen = \"127.0.0.1:0\"\n{}\n", lines(expected))).unwrap();
+        let data = tempfile::tempdir().unwrap();
+        owned(&data, user, user);
+        let place = format!("listen = \"127.0.0.1:0\"\ndata_directory = {:?}", data.path());
+        std::fs::write(&config, format!("{place}\n{}\n", lines(expected))).unwrap();
         std::os::unix::fs::chown(&config, Some(user), None).unwrap();
         let output = engine_as(user).args(["engine", "--config"]).arg(&config).output().unwrap();
         std::fs::remove_file(config).unwrap();
@@ -356,6 +360,8 @@ fn memory_that_can_not_be_locked_is_fatal_unless_it_is_waived() {
     std::os::unix::fs::chown(directory.path(), Some(65_501), None).unwrap();
     let config = directory.path().join("hsm.toml");
     let data = directory.path().join("data");
+    std::fs::write(&config, format!("data_directory = {data:?}\n")).unwrap();
+    create_vault(&as_user(65_501, "65501", env!("CARGO_BIN_EXE_pinseal")), &config);
     let tried = |boundary: &str| {
         std::fs::write(&config, format!("data_directory = {data:?}\n[boundary]\n{boundary}\n")).unwrap();
         let mut pinseal = Command::new("prlimit");

@@ -37,3 +37,4 @@ mod rights;
 mod rotation;
 mod take_up;
 mod token;
+mod vault;

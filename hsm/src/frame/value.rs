@@ -7,6 +7,7 @@ use crate::{
     check_value::CheckValue,
     device_key::DeviceKey,
     form::Form,
+    key_id::KeyId,
     outcome::{Accepted, Issued, Revealed},
     sealed::{
         EncryptedBlock, KeyReference, PinRecord, SealedAccount, SealedKey, form_code, form_of, level_code, level_of,
@@ -25,7 +26,7 @@ pub trait Crosses: Sized {
 }
 
 /// What is left to read of a body.
-pub struct Reader<'a>(pub(super) &'a [u8]);
+pub struct Reader<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Reader<'a> {
     fn take(&mut self, length: usize) -> Result<&'a [u8], FrameError> {
@@ -205,6 +206,25 @@ impl Crosses for Revealed {
     fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
         let wrapped = read.blob()?.to_vec();
         Ok(Self { wrapped, block: Crosses::read(read)?, check_value: Crosses::read(read)? })
+    }
+}
+
+impl Crosses for KeyId {
+    fn write(&self, out: &mut Vec<u8>) {
+        self.usage.write(out);
+        out.extend_from_slice(&self.version.to_be_bytes());
+        out.push(u8::from(self.rotates));
+        self.kcv.write(out);
+    }
+
+    fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
+        let (usage, version) = (Crosses::read(read)?, u16::from_be_bytes(read.array()?));
+        let rotates = match read.byte()? {
+            0 => false,
+            1 => true,
+            _ => return Err(FrameError),
+        };
+        Ok(Self { usage, version, rotates, kcv: Crosses::read(read)? })
     }
 }
 

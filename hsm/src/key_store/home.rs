@@ -11,7 +11,7 @@ use super::KeyStoreError;
 use crate::{
     check_value::CheckValue,
     clear::ClearBytes,
-    config::{Keys, Unlock, Vault, Wanted},
+    config::{AbsentVault, Keys, Unlock, Vault, Wanted},
     keyblock::ProtectionKey,
     keyring::{KeyAlgorithm, KeyName, Keyring, NewKey, RingKey, check_value, random_key},
     level,
@@ -131,14 +131,15 @@ impl VaultHome {
             resolved => resolved.map_err(|error| VaultError::Io { path, error })?,
         };
         let lock = lock(&path)?;
-        let Ok(vault) = fs::metadata(&path) else {
+        if !vault::is_there(&path, &unlock)? {
             return Ok((Self { path, unlock, write: VaultWrite::New, _lock: lock }, Keyring::empty()));
-        };
-        if vault.nlink() > 1 {
-            return Err(VaultError::HardLinks { path, names: vault.nlink() }.into());
+        }
+        let names = fs::metadata(&path).map_err(|error| VaultError::Io { path: path.clone(), error })?.nlink();
+        if names > 1 {
+            return Err(VaultError::HardLinks { path, names }.into());
         }
         let vault = Vault::File { path, unlock };
-        let keyring = Keyring::open_or_make(&vault, now)?;
+        let keyring = Keyring::open(&vault, AbsentVault::Refuse, now)?;
         let Vault::File { path, unlock } = vault else { return Err(KeyStoreError::Memory) };
         Ok((Self { path, unlock, write: VaultWrite::Over, _lock: lock }, keyring))
     }

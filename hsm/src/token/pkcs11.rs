@@ -40,6 +40,7 @@ use crate::{
     config::Pkcs11,
     error::Error,
     form::Form,
+    key_id::KeyId,
     keyring::Versions,
     open_error::Pkcs11Error,
     sealed::{ACCOUNT_BYTES, Bound, KeyReference, RECORD_MESSAGE_BYTES_MAX, SealedTzpk, TAG_BYTES},
@@ -141,7 +142,7 @@ impl<L: LevelKeys> Token for Pkcs11Token<L> {
         "pkcs11"
     }
 
-    fn keys(&self) -> Vec<String> {
+    fn keys(&self) -> Vec<KeyId> {
         self.references.to_vec()
     }
 

@@ -26,7 +26,8 @@ use crate::{
     device_key::DeviceKey,
     error::Error,
     form::Form,
-    keyring::{Keys, Versions},
+    key_id::KeyId,
+    keyring::{KeyName, Keys, Versions},
     sealed::{ACCOUNT_BYTES, Bound, KeyReference, NONCE_BYTES, RECORD_MESSAGE_BYTES_MAX, SealedTzpk, TAG_BYTES},
     status::StorageVersions,
     versioned::Versioned,
@@ -42,7 +43,7 @@ pub(crate) struct Software {
     account: LessSafeKey,
     record: CmacKey,
     retry: CmacKey,
-    keys: Vec<String>,
+    keys: Vec<KeyId>,
     versions: Versions,
 }
 
@@ -59,14 +60,14 @@ impl Software {
             seal: keys.seal.version(),
             account: keys.account.version(),
         };
-        let mut references = aes_references("storage", &keys.storage);
-        references.extend(keys.storage_tdes.iter().map(|(KeyReference(version), key)| {
+        let mut references = aes_references(&KeyName::Storage, &keys.storage);
+        references.extend(keys.storage_tdes.iter().map(|(version, key)| {
             let mut zero = Block::zeroed();
             tdes_encrypt(key, &mut zero);
-            format!("storage-3des/{version}:{}", CheckValue::first_of(zero.bytes()))
+            key_id(&KeyName::StorageTdes, version, CheckValue::first_of(zero.bytes()))
         }));
-        references.extend(aes_references("seal", &keys.seal));
-        references.extend(aes_references("account", &keys.account));
+        references.extend(aes_references(&KeyName::Seal, &keys.seal));
+        references.extend(aes_references(&KeyName::Account, &keys.account));
         Ok(Box::new(Self {
             storage: keys.storage.prepared(|key| Ok::<_, Error>(Aes256::new(key.bytes().into())))?,
             storage_tdes: keys.storage_tdes.prepared(|key| Ok::<_, Error>(TdesEde2::new(key.bytes().into())))?,
@@ -81,9 +82,12 @@ impl Software {
     }
 }
 
-fn aes_references(name: &str, keys: &Versioned<Box<Clear<32>>>) -> Vec<String> {
-    let each = keys.iter().map(|(KeyReference(version), key)| format!("{name}/{version}:{}", aes_check_value(key)));
-    each.collect()
+fn aes_references(name: &KeyName, keys: &Versioned<Box<Clear<32>>>) -> Vec<KeyId> {
+    keys.iter().map(|(version, key)| key_id(name, version, aes_check_value(key))).collect()
+}
+
+fn key_id(name: &KeyName, KeyReference(version): KeyReference, kcv: CheckValue) -> KeyId {
+    KeyId { usage: name.to_string(), version, rotates: name.rotates(), kcv: Some(kcv) }
 }
 
 impl Token for Software {
@@ -91,7 +95,7 @@ impl Token for Software {
         "software"
     }
 
-    fn keys(&self) -> Vec<String> {
+    fn keys(&self) -> Vec<KeyId> {
         self.keys.clone()
     }
 

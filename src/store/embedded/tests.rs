@@ -210,3 +210,20 @@ fn collect(directory: &Path, files: &mut Vec<PathBuf>) {
         if path.is_dir() { collect(&path, files) } else { files.push(path) }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_noted_keys_survive_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    assert_eq!((store.noted_keys().unwrap(), store.needs_keys().unwrap()), (None, false));
+    store.note_keys([1].into(), line(Action::StartEngine)).await.unwrap();
+    let every = Arc::new(|_: &StoredPin| true);
+    store.admit_pins(every, [2, 3].into(), line(Action::TakeUpKeys)).await.unwrap();
+    let control = keyed(&store, card(1)).await;
+    assert!(store.needs_keys().unwrap(), "a card may have an account number");
+    set(&store, control.id, 1).await.unwrap();
+    drop(store);
+
+    let store = open(directory.path()).unwrap();
+    assert_eq!((store.noted_keys().unwrap(), store.needs_keys().unwrap()), (Some(vec![2, 3]), true));
+}

@@ -12,7 +12,7 @@ use fjall::{OwnedWriteBatch as WriteBatch, PersistMode};
 use hashbrown::HashMap;
 
 use super::{
-    HEAD_KEY, Queue, Shared, UNKNOWN,
+    HEAD_KEY, KEYS_KEY, Queue, Shared, UNKNOWN,
     ahead::Ahead,
     card_of,
     codec::{CardRow, card_key, decode_card, decode_control, decode_pin, encode_card, encode_control, encode_pin},
@@ -82,8 +82,13 @@ pub(super) enum Change {
         remade: Vec<RemadePin>,
         reply: Promise<Result<u64, StoreError>>,
     },
+    Keys {
+        keys: Box<[u8]>,
+        reply: Promise<Result<(), StoreError>>,
+    },
     Admit {
         admitted: Admitted,
+        keys: Box<[u8]>,
         reply: Promise<Result<(), StoreError>>,
     },
     Note {
@@ -265,9 +270,10 @@ impl<'a> Batch<'a> {
                 let admits = |pin: &StoredPin| admitted.as_ref().is_none_or(|admitted| admitted(pin));
                 Reply::Advance(reply, self.audited(line, |batch| batch.advance(id, event, now, pin, admits)))
             }
-            Change::Admit { admitted: new, reply } => {
+            Change::Keys { keys, reply } => Reply::Note(reply, self.note_keys(&keys, line)),
+            Change::Admit { admitted: new, keys, reply } => {
                 *admitted = Some(new);
-                Reply::Note(reply, self.audited(line, |_| Ok(())))
+                Reply::Note(reply, self.note_keys(&keys, line))
             }
             Change::Remake { remade, reply } => Reply::Remake(reply, self.remake(remade, line)),
             Change::Note { reply } => Reply::Note(reply, self.audited(line, |_| Ok(()))),
@@ -282,6 +288,13 @@ impl<'a> Batch<'a> {
         let hash = self.entries.push(|bytes| entry::append(bytes, sequence, &previous, &line));
         self.head = Checkpoint { sequence, hash };
         Ok(changed)
+    }
+
+    fn note_keys(&mut self, keys: &[u8], line: Line) -> Result<(), StoreError> {
+        self.audited(line, |batch| {
+            batch.write.insert(&batch.shared.meta, KEYS_KEY, keys);
+            Ok(())
+        })
     }
 
     fn register(&mut self, card: CardKey, account: Option<RegisteredAccount>) -> Result<Card, RegisterError> {

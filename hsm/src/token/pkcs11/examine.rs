@@ -23,6 +23,7 @@ use crate::{
     block::{AccountDigits, account_field, iso_1_to_iso_3, iso_1_to_iso_4},
     clear::Tzpk,
     config::{Pkcs11, TokenForm},
+    key_id::KeyId,
     open_error::Pkcs11Error,
     vault::make_tdes_key,
 };
@@ -48,7 +49,7 @@ pub struct TokenReport {
     /// How each operation goes there, and why so.
     pub routes: Vec<Route>,
     /// Each key of that level, or the first that is missing or unsafe.
-    pub keys: Result<Vec<String>, String>,
+    pub keys: Result<Vec<KeyId>, String>,
     /// Calls a second in one session.
     pub speeds: Vec<(&'static str, f64)>,
 }

@@ -16,6 +16,7 @@ use crate::{
     clear::{Clear, ClearBytes},
     config::Pkcs11,
     form::Form,
+    key_id::KeyId,
     keyring::{EXCHANGE_ALGORITHMS, KeyAlgorithm, KeyName, NewKey, Travels, Versions, ZONE_ALGORITHMS},
     open_error::Pkcs11Error,
     sealed::KeyReference,
@@ -189,7 +190,7 @@ impl LevelKeys for TokenKeys {
 }
 
 /// Each key by use and version, with its check value where its use allows to make one.
-pub(crate) type KeyReferences = Vec<String>;
+pub(crate) type KeyReferences = Vec<KeyId>;
 
 /// What a key may be allowed, each with its PKCS#11 name.
 const RIGHTS: [(AttributeType, &str); 6] = [
@@ -338,11 +339,8 @@ impl FoundKeys {
     pub(super) fn references(&self, session: Calls<'_>) -> Result<KeyReferences, CallError> {
         let tell = |FoundKey { name, version, handle }: &FoundKey| {
             let algorithm = algorithms(name, self.level, seal_way_of(name)).first().copied();
-            let found = check_value(session, name, self.level, algorithm.unwrap_or(KeyAlgorithm::Aes256), *handle)?;
-            Ok(match found {
-                Some(value) => format!("{name}/{version}:{value}"),
-                None => format!("{name}/{version}"),
-            })
+            let kcv = check_value(session, name, self.level, algorithm.unwrap_or(KeyAlgorithm::Aes256), *handle)?;
+            Ok(KeyId { usage: name.to_string(), version: *version, rotates: name.rotates(), kcv })
         };
         self.keys.iter().map(tell).collect()
     }

@@ -291,10 +291,8 @@ fn in_use_by_register(register: &Register, level: Level) -> Result<InUse, Pkcs11
 /// The first key whose check value is another than the register says.
 fn exchanged(register: &Register, references: &KeyReferences) -> Option<String> {
     let other = |info: &KeyInfo| {
-        let known = format!("{}:{}", info.reference(), info.check_value?);
-        let found =
-            references.iter().find(|found| found.split_once(':').is_some_and(|(key, _)| key == info.reference()))?;
-        (*found != known).then(|| info.reference())
+        let found = references.iter().find(|found| found.reference() == info.reference())?;
+        (found.kcv? != info.check_value?).then(|| info.reference())
     };
     register.keyring.keys.iter().find_map(|key| other(&key.info))
 }
