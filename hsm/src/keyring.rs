@@ -454,7 +454,7 @@ impl Keyring {
         let Vault::File { path, unlock } = vault else { return Self::fresh(now) };
         let _lock = vault::lock_directory(path)?;
         match (vault::is_there(path, unlock), key_file) {
-            (Ok(true) | Err(VaultError::KeyFileMissing { .. }), _) => Err(VaultError::Present { path: path.clone() }),
+            (Ok(true), _) => Err(VaultError::Present { path: path.clone() }),
             (Ok(false), _) | (Err(VaultError::Missing { .. }), KeyFileUse::Existing) => {
                 Self::contents(vault::make(path, unlock, Self::fresh(now)?.bytes())?, path, now)
             }

@@ -138,18 +138,17 @@ fn write_version(
     sync_directory(path).map_err(|error| VaultError::NotSynced { path: path.to_owned(), error })
 }
 
-/// Whether a vault is there, whole: the file, and the key file that opens it.
+/// Whether a vault is there.
 ///
 /// # Errors
-/// [`VaultError::Missing`] or [`VaultError::KeyFileMissing`] where one of the two is there and the other is not.
+/// [`VaultError::Missing`] where its key file alone is there. The other way round [`read`] fails, which knows whether a key
+/// file opens the vault.
 pub(crate) fn is_there(path: &Path, unlock: &Unlock) -> Result<bool, VaultError> {
     let there = |path: &Path| path.try_exists().map_err(|error| VaultError::io(path, error));
     let Unlock::KeyFile(key_file) = unlock else { return there(path) };
-    match (there(path)?, there(key_file)?) {
-        (true, true) => Ok(true),
-        (false, false) => Ok(false),
-        (true, false) => Err(VaultError::KeyFileMissing { path: path.to_owned(), key_file: key_file.clone() }),
-        (false, true) => Err(VaultError::Missing { path: path.to_owned(), key_file: key_file.clone() }),
+    match there(path)? {
+        false if there(key_file)? => Err(VaultError::Missing { path: path.to_owned(), key_file: key_file.clone() }),
+        found => Ok(found),
     }
 }
 
@@ -220,7 +219,12 @@ fn unlock_key(
                 rand::fill(key.bytes_mut()).map_err(|_| VaultError::Random)?;
                 made_here_or_elsewhere(path, write_private(path, key.bytes(), VaultWrite::New))?;
             }
-            let bytes = read_private(path, 32)?;
+            let bytes = read_private(path, 32).map_err(|error| match error {
+                VaultError::Io { error, .. } if error.kind() == io::ErrorKind::NotFound => {
+                    VaultError::KeyFileMissing { path: vault.to_owned(), key_file: path.clone() }
+                }
+                error => error,
+            })?;
             if bytes.len() != 32 {
                 return Err(VaultError::KeyFile { path: path.clone() });
             }
