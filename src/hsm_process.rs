@@ -31,7 +31,7 @@ use tokio::{
     sync::mpsc,
 };
 
-pub use self::confine::{ConfineError, Confinement, Step, TokenNeeds};
+pub use self::confine::{ConfineError, Confinement, Ipc, Step, TokenNeeds};
 use self::inherit::{lanes_from_parent, outlive_signals, parent_is_gone};
 use crate::config::{self, ConfigError};
 
@@ -80,14 +80,21 @@ pub fn run(arguments: HsmArguments) -> Result<(), HsmProcessError> {
         Some(directory) => config::HsmProcess::embedded(directory),
         None => config::HsmProcess::load(arguments.config.as_deref()),
     };
+    // After the secrets that the configuration names by descriptor are read.
+    confine::close_inherited()?;
     if let Some(file) = arguments.try_escape {
         let config = loaded?;
-        let keys = if config.confinement.token.is_some() { escape::Keys::Token } else { escape::Keys::Vault };
+        let may = match &config.confinement.token {
+            None => escape::May::default(),
+            Some(token) => {
+                escape::May { start_threads: true, connect_to_unix_sockets: token.ipc.contains(&Ipc::UnixSocket) }
+            }
+        };
         // Asked before: a confined process does not even learn that.
         let parent = rustix::process::getppid().ok_or(HsmProcessError::NoParent)?;
         // Never dropped: a token's sessions, closed by threads of their own, would meet its module at its end.
         let _hands = ManuallyDrop::new(open_confined(config)?);
-        return match escape::try_all(keys, parent, &file, &mut io::stdout()).map_err(HsmProcessError::Told)? {
+        return match escape::try_all(may, parent, &file, &mut io::stdout()).map_err(HsmProcessError::Told)? {
             0 => Ok(()),
             count => Err(HsmProcessError::LetThrough { count }),
         };

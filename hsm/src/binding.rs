@@ -66,7 +66,8 @@ pub enum Purpose {
 /// How near a clear block comes to the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
-    /// It is never in host memory: the token takes it in and gives it out encrypted.
+    /// It never crosses the token's interface in the clear: the token takes and returns it encrypted. A module that computes
+    /// in this process may hold it in the process's memory.
     Token,
     /// It is in host memory for the length of one operation.
     Host,

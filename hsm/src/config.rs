@@ -83,7 +83,7 @@ pub struct Wanted {
 /// How near a clear block may come to the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WantedLevel {
-    /// Not into host memory at all: refused where the token can't do it.
+    /// Never across the token's interface in the clear: refused where the token can't do it.
     Token,
     /// Into host memory for the length of one operation.
     Host,

@@ -103,6 +103,12 @@ impl Status {
                 "not promised: at level token nobody sees a PIN, so none is refused as weak or malformed".into()
             }
         });
+        if self.level == Level::Token {
+            lines.push(
+                "promised: no clear PIN block and no tzpk crosses the token's interface; not promised: a token whose module computes in its process may hold them in that process's memory"
+                    .into(),
+            );
+        }
         if (self.level, self.form) == (Level::Token, Form::Iso4) {
             lines.push("not promised: a PIN kept in format 4 at level token is not shown again".into());
         }

@@ -58,6 +58,17 @@ pub(super) struct LowToken {
     /// TCP ports that the module connects to, for a token across a network: a confined process connects to no other.
     #[serde(default)]
     pub(super) ports: Vec<u16>,
+    /// What the module talks to a daemon of this machine by: `unix-socket`, `shared-memory` (System V). A confined process
+    /// has neither unless it is listed.
+    #[serde(default)]
+    pub(super) ipc: Vec<LowIpc>,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum LowIpc {
+    UnixSocket,
+    SharedMemory,
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]

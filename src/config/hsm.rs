@@ -8,15 +8,15 @@ use std::{
 use super::{
     ConfigError,
     boundary::{
-        LowBoundary, LowCallers, LowForm, LowIsolation, LowKeyHandling, LowLevel, LowLockMemory, LowPinPolicy, LowStep,
-        LowToken, LowVault, LowWeakness,
+        LowBoundary, LowCallers, LowForm, LowIpc, LowIsolation, LowKeyHandling, LowLevel, LowLockMemory, LowPinPolicy,
+        LowStep, LowToken, LowVault, LowWeakness,
     },
     engine::LowEngine,
     low,
     secret::SecretSource,
     within,
 };
-use crate::hsm_process::{Confinement, Step, TokenNeeds};
+use crate::hsm_process::{Confinement, Ipc, Step, TokenNeeds};
 
 /// Whom a vault's process becomes where it was started as root and nobody else was named: a number out of the range
 /// that systemd keeps for users without an account.
@@ -143,7 +143,16 @@ impl LowVault {
 
 impl LowToken {
     fn needs(&self) -> TokenNeeds {
-        TokenNeeds { module: self.module.clone(), paths: self.paths.clone(), ports: self.ports.clone() }
+        let ipc = self.ipc.iter().map(|ipc| match ipc {
+            LowIpc::UnixSocket => Ipc::UnixSocket,
+            LowIpc::SharedMemory => Ipc::SharedMemory,
+        });
+        TokenNeeds {
+            module: self.module.clone(),
+            paths: self.paths.clone(),
+            ports: self.ports.clone(),
+            ipc: ipc.collect(),
+        }
     }
 
     fn check(self, data: &Path) -> Result<hsm::Pkcs11, ConfigError> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Extensions, Request, Response, Status, async_trait};
+use zeroize::Zeroizing;
 
 use super::{
     peer::{Peers, Right},
@@ -118,10 +119,12 @@ impl card_service_server::CardService for Services {
         &self,
         request: Request<proto::RegisterCardRequest>,
     ) -> Result<Response<proto::RegisterCardResponse>, Status> {
-        let (_, extensions, message) = request.into_parts();
+        let (_, extensions, mut message) = request.into_parts();
+        // Wiped on every way out.
+        let number = Zeroizing::new(std::mem::take(&mut message.account_number));
         let caller = self.caller(&extensions, Right::Cards, &message.tenant, &message.audit_user)?;
         let plastic = wire::plastic_id(&message.plastic_id)?;
-        let number = wire::account_number(&message.account_number)?;
+        let number = wire::account_number(&number)?;
 
         let card = self.pins.register_card(&caller, plastic, number).await.map_err(wire::register_status)?;
         Ok(Response::new(proto::RegisterCardResponse {

@@ -4,13 +4,14 @@
 //! |---|---|---|
 //! | `user` | after the vault is open, to a user of its own | before the module is loaded |
 //! | `landlock` | no file at all can be opened | before the module is loaded: system files are read; what the configuration lists is written, and what ports it lists are connected to |
-//! | `seccomp` | only what serving takes: no socket, no file, no process, no thread | no network but what is listed, no process, no look at another |
+//! | `seccomp` | before serving: only what serving takes: no socket, no file, no process, no thread | before the module is loaded: no socket but of the kinds that the configuration lists, no shared memory unless it lists that, no process, no look at another, no change of limits; before serving: no executable memory |
 //!
-//! Before either come those that `hsm` itself takes: memory locked, no core dump, no tracer.
+//! Before either, every descriptor is closed that was inherited and is neither a standard stream nor handed over; then come
+//! those steps that `hsm` itself takes: memory locked, no core dump, no tracer.
 
 mod filter;
 
-use std::path::PathBuf;
+use std::{fs, io, path::PathBuf};
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, NetPort, PathBeneath, PathFd, Ruleset, RulesetAttr,
@@ -54,6 +55,17 @@ pub struct TokenNeeds {
     pub paths: Vec<PathBuf>,
     /// TCP ports that it connects to.
     pub ports: Vec<u16>,
+    /// What it talks to other processes of the machine by.
+    pub ipc: Vec<Ipc>,
+}
+
+/// What a module may talk to other processes of the machine by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ipc {
+    /// Stream sockets with a name in the file system. The kernel holds none of them to a path: any that the user may connect to.
+    UnixSocket,
+    /// System V shared memory and semaphores: any that the user may attach.
+    SharedMemory,
 }
 
 /// Confined as far as the keys may still be opened, or threads made.
@@ -75,6 +87,7 @@ impl Confinement {
             let beside_module = token.module.parent().map(PathBuf::from);
             let read = SYSTEM_PATHS.iter().map(PathBuf::from).chain(beside_module);
             self.landlock(read, token.paths.iter().cloned(), &token.ports)?;
+            self.filter(filter::of_loading_a_module(&token.ipc, &token.ports))?;
         }
         Ok(Halfway(self))
     }
@@ -106,6 +119,15 @@ impl Confinement {
 
     fn no_new_privileges(&self) -> Result<(), ConfineError> {
         thread::set_no_new_privs(true).map_err(|error| ConfineError::Seccomp { reason: error.to_string() })
+    }
+
+    fn filter(&self, filters: Result<Vec<seccompiler::BpfProgram>, String>) -> Result<(), ConfineError> {
+        if self.waives(Step::Seccomp) {
+            return Ok(());
+        }
+        filters
+            .and_then(|filters| filters.iter().try_for_each(filter::apply))
+            .map_err(|reason| ConfineError::Seccomp { reason })
     }
 
     /// Opens nothing but what is listed, connects to no TCP port but what is listed, signals nobody outside.
@@ -165,22 +187,38 @@ impl Halfway {
 
     /// What comes last, for all threads at once.
     pub(super) fn before_serving(self) -> Result<(), ConfineError> {
-        if self.0.waives(Step::Seccomp) {
-            return Ok(());
-        }
-        let filters = match &self.0.token {
+        self.0.filter(match &self.0.token {
             None => filter::of_serving(),
-            Some(token) => filter::of_serving_with_a_module(&token.ports),
-        };
-        filters
-            .and_then(|filters| filters.iter().try_for_each(filter::apply))
-            .map_err(|reason| ConfineError::Seccomp { reason })
+            Some(token) => filter::of_serving_with_a_module(&token.ipc, &token.ports),
+        })
     }
+}
+
+/// Closes every descriptor but the standard streams, as far as this process has any: each was inherited while this is called
+/// before it opens one.
+pub(super) fn close_inherited() -> Result<(), ConfineError> {
+    let listed = || -> io::Result<Vec<i32>> {
+        let entries = fs::read_dir("/proc/self/fd")?;
+        let names = entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?;
+        Ok(names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect())
+    };
+    let descriptors = listed().map_err(|error| ConfineError::Descriptors { reason: error.to_string() })?;
+    for descriptor in descriptors.into_iter().filter(|descriptor| *descriptor > libc::STDERR_FILENO) {
+        // The one that listed them is closed already.
+        let _ = nix::unistd::close(descriptor);
+    }
+    Ok(())
 }
 
 /// Why something could not be given up.
 #[derive(Debug, Error)]
 pub enum ConfineError {
+    /// The descriptors can't be listed.
+    #[error("can't list the descriptors that were inherited, to close them: {reason}; mount /proc")]
+    Descriptors {
+        /// Why.
+        reason: String,
+    },
     /// Root, and nobody to become.
     #[error(
         "started as root with a PKCS#11 token: set boundary.hsm_user to a user id that may use it, or boundary.waive = [\"user\"]"

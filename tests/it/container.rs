@@ -109,7 +109,7 @@ async fn an_engine_outside_uses_a_token_that_a_container_lends_over_a_socket() {
     let pin = shared.path().join("token/user-pin");
     let lines = format!(
         "[token]\nmodule = {client_module:?}\nlabel = \"pinseal\"\nuser_pin = {{ file = {pin:?} }}\n\
-         paths = [{socket:?}]\n[boundary]\nwaive = [\"user\"]\n"
+         paths = [{socket:?}]\nipc = [\"unix-socket\"]\n[boundary]\nwaive = [\"user\"]\n"
     );
     let pinseal = || {
         let mut pinseal = Command::new(env!("CARGO_BIN_EXE_pinseal"));

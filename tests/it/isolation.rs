@@ -201,9 +201,15 @@ fn escape(mut pinseal: Command, config: &Path) -> (bool, Vec<String>, Vec<String
     (tried.status.success(), lines("refused"), lines("LET THROUGH"), told)
 }
 
-const ATTEMPTS: [&str; 10] = [
-    "open a socket to the network",
+const ATTEMPTS: [&str; 16] = [
+    "send by UDP",
     "connect by TCP",
+    "connect by MPTCP",
+    "send by TCP Fast Open",
+    "open a Unix datagram socket",
+    "change a user's file's mode",
+    "limit its parent",
+    "change its own limits",
     "read a user's file",
     "write a user's file",
     "make a file",
@@ -252,7 +258,8 @@ fn from_inside_the_process_of_each_pkcs_11_token_there_is_no_network_no_foreign_
         under_a_shell.args(["-c", "\"$0\" \"$@\"; exit $?", env!("CARGO_BIN_EXE_pinseal")]);
         let (well, refused, let_through, told) = escape(under_a_shell, &config);
         assert!(well && let_through.is_empty(), "{told}");
-        for attempt in ATTEMPTS {
+        let no_daemon = (make != Make::OpenCryptoki).then_some("connect to a Unix socket");
+        for attempt in ATTEMPTS.into_iter().chain(no_daemon) {
             assert!(refused.iter().any(|line| line.starts_with(attempt)), "{attempt}: {told}");
         }
     }
@@ -266,9 +273,71 @@ fn a_token_across_a_network_is_reached_by_its_own_port_alone() {
     let config = token.write_config(&with("[9]"));
     let (_, _, let_through, told) = escape(token.beside(env!("CARGO_BIN_EXE_pinseal")), &config);
     assert!(let_through.iter().any(|line| line.starts_with("connect by TCP (Connection refused")), "{told}");
+    assert_eq!(let_through.len(), 1, "{told}");
     let config = token.write_config(&with("[1792]"));
     let (_, refused, _, told) = escape(token.beside(env!("CARGO_BIN_EXE_pinseal")), &config);
     assert!(refused.iter().any(|line| line.starts_with("connect by TCP")), "{told}");
+}
+
+/// What the hostile module wrote down: all of it must be refused, but for these.
+fn assert_held(token: &RealToken, stage: &str, but: &[&str]) {
+    let told = std::fs::read_to_string(token.escape_place().join(format!("tried-{stage}"))).unwrap();
+    let let_through: Vec<_> = told
+        .lines()
+        .filter_map(|line| line.strip_prefix("LET THROUGH "))
+        .filter(|line| !but.iter().any(|but| line.starts_with(but)))
+        .collect();
+    assert!(let_through.is_empty() && told.lines().count() > 35, "{stage}: {told}");
+}
+
+/// Starts an engine whose module is hostile and which inherits a descriptor; sets a PIN, and waits for what was tried.
+async fn play_with_a_hostile_module(lines: &str, but: &[&str]) {
+    let (token, directory) = (RealToken::behind_the_shim(Make::SoftHsm), tempfile::tempdir().unwrap());
+    std::fs::create_dir(token.escape_place()).unwrap();
+    let mut under_a_shell = token.beside("bash");
+    under_a_shell.args(["-c", "exec 77</etc/hostname; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_pinseal")]);
+    let lines = token.lines().replace("\npaths", &format!("\n{lines}\npaths"));
+    let engine = EngineProcess::start_with(under_a_shell, "127.0.0.1:0", directory.path(), &lines);
+    assert_held(&token, "loading", but);
+    let (device, mut client) = (device(), engine.client().await);
+    std::fs::write(token.escape_place().join("serving"), "").unwrap();
+    client.set(&device, "7500", "271828").await.unwrap();
+    assert_held(&token, "serving", but);
+    assert_eq!(client.view(&device, "7500").await.unwrap(), "271828");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hostile_module_is_held_from_its_loading_on() {
+    play_with_a_hostile_module("", &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hostile_module_with_ports_sends_by_tcp_to_those_alone() {
+    play_with_a_hostile_module("ports = [1792]", &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hostile_module_with_ipc_gets_no_more_than_listed() {
+    // A connection to a network fails for want of a socket: what stands in for one here is none.
+    let listed = ["open a Unix stream socket", "make shared memory", "connect to a port that is not listed"];
+    play_with_a_hostile_module("ipc = [\"unix-socket\", \"shared-memory\"]", &listed).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_confined_module_that_was_lost_is_initialised_again() {
+    for make in [Make::Nss, Make::OpenCryptoki] {
+        let (token, directory) = (RealToken::behind_the_shim(make), tempfile::tempdir().unwrap());
+        let engine = EngineProcess::start_on(directory.path(), &token);
+        let (device, mut client) = (device(), engine.client().await);
+        let before = engine.hsm_id();
+        client.set(&device, "7510", "271828").await.unwrap();
+        token.command(Some("5"));
+        soon("it is not lost", async || (!engine.serves().await).then_some(())).await;
+        token.command(None);
+        soon("it is not found", async || engine.serves().await.then_some(())).await;
+        assert_eq!(client.view(&device, "7510").await.unwrap(), "271828");
+        assert_eq!(engine.hsm_id(), before);
+    }
 }
 
 #[test]

@@ -201,6 +201,11 @@ impl RealToken {
         std::fs::write(self.path("trace"), "").unwrap();
     }
 
+    /// A directory: while it is there, the shim tries to get out and writes there what it tried.
+    pub(crate) fn escape_place(&self) -> PathBuf {
+        self.path("escape")
+    }
+
     /// What came out of the module so far: a call a line, with its bytes in hexadecimal.
     pub(crate) fn trace(&self) -> Vec<(String, String)> {
         let text = std::fs::read_to_string(self.path("trace")).unwrap_or_default();
@@ -217,6 +222,7 @@ impl RealToken {
             ("PINSEAL_SHIM_TRACE", self.path("trace")),
             ("P11_KIT_SERVER_ADDRESS", format!("unix:path={}", self.path("socket").display()).into()),
             ("PINSEAL_SHIM_TOKEN_FLAGS", self.path("token-flags")),
+            ("PINSEAL_SHIM_ESCAPE", self.escape_place()),
         ]
     }
 
@@ -244,11 +250,16 @@ impl RealToken {
             Make::OpenCryptoki => &["/var/lib/opencryptoki", "/dev/shm", "/run", "/var/lock", "/var/log"],
             Make::SoftHsm | Make::Nss => &[],
         };
+        let ipc = match self.make {
+            Make::OpenCryptoki => "ipc = [\"unix-socket\", \"shared-memory\"]\n",
+            Make::SoftHsm if self.module.ends_with("p11-kit-client.so") => "ipc = [\"unix-socket\"]\n",
+            Make::SoftHsm | Make::Nss => "",
+        };
         // It runs as root of a user namespace of its own, which may lock little memory.
         let waived = if self.make == Make::OpenCryptoki { "lock_memory = \"try\"\n" } else { "" };
         let paths: Vec<_> = shared.iter().map(PathBuf::from).chain([self.directory.path().to_owned()]).collect();
         format!(
-            "[token]\nmodule = {module:?}\n{of_nss}{slot}\nuser_pin = {{ file = {pin:?} }}\npaths = {paths:?}\n\
+            "[token]\nmodule = {module:?}\n{of_nss}{slot}\nuser_pin = {{ file = {pin:?} }}\npaths = {paths:?}\n{ipc}\
              [boundary]\nwaive = [\"user\"]\n{waived}{boundary}"
         )
     }

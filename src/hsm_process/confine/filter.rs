@@ -1,11 +1,15 @@
-//! Which system calls the boundary's process may make once it serves. Any other fails with EPERM.
+//! Which system calls the boundary's process may make: with a token before its module is loaded, and once it serves. Any
+//! other fails with EPERM.
 
 use std::collections::BTreeMap;
 
 use seccompiler::{
-    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen::Dword, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
+    BackendError, BpfProgram, SeccompAction,
+    SeccompCmpArgLen::{Dword, Qword},
+    SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
 };
+
+use super::Ipc;
 
 /// Filters, in the order they are applied: a call passes if each lets it.
 type Filters = Vec<BpfProgram>;
@@ -21,25 +25,19 @@ pub(super) fn of_serving() -> Result<Filters, String> {
     serving().and_then(|rules| Ok(vec![only(rules)?])).map_err(|error| error.to_string())
 }
 
-/// With a PKCS#11 module, which opens its files, makes threads and talks to its daemon: that too, where Landlock lets it.
-pub(super) fn of_serving_with_a_module(ports: &[u16]) -> Result<Filters, String> {
+/// Before a PKCS#11 module is loaded: what it may do while it serves, and what loading it and starting to serve take.
+pub(super) fn of_loading_a_module(ipc: &[Ipc], ports: &[u16]) -> Result<Filters, String> {
     let filters = || -> Result<Filters, BackendError> {
-        let mut rules = serving()?;
-        rules.extend(OF_A_MODULE.iter().map(|call| (*call, Vec::new())));
-        // A thread, not a process.
-        rules.insert(libc::SYS_clone, vec![has(0, libc::CLONE_THREAD)?]);
-        // The name of a thread.
-        rules.insert(libc::SYS_prctl, vec![is(0, libc::PR_SET_NAME as u64)?]);
-        // A Unix socket to a token's own daemon; TCP where ports are listed.
-        let mut families = vec![is(0, libc::AF_UNIX as u64)?];
-        if !ports.is_empty() {
-            for family in [libc::AF_INET, libc::AF_INET6] {
-                families.push(is(0, family as u64)?);
-            }
-        }
-        rules.insert(libc::SYS_socket, families);
-        // Code comes from files alone, which Landlock holds to the module's own and the system's.
+        let mut rules = serving_with_a_module(ipc, ports)?;
+        // Code is mapped from files alone.
         rules.insert(libc::SYS_mmap, vec![without(2, libc::PROT_EXEC)?, without(3, libc::MAP_ANONYMOUS)?]);
+        // The threads that serve, with their event loops; then the stricter filter.
+        rules.insert(libc::SYS_epoll_create1, Vec::new());
+        rules.insert(libc::SYS_socketpair, vec![is(0, libc::AF_UNIX as u64)?]);
+        rules.insert(libc::SYS_seccomp, Vec::new());
+        // openCryptoki writes back its shared memory.
+        rules.insert(libc::SYS_msync, Vec::new());
+        rules.entry(libc::SYS_prctl).or_default().push(is(0, libc::PR_SET_NO_NEW_PRIVS as u64)?);
         // Its flags are out of a filter's sight: the C library then falls back on clone.
         let no_clone3 = SeccompFilter::new(
             [(libc::SYS_clone3, Vec::new())].into(),
@@ -47,11 +45,54 @@ pub(super) fn of_serving_with_a_module(ports: &[u16]) -> Result<Filters, String>
             SeccompAction::Errno(libc::ENOSYS as u32),
             arch()?,
         )?;
-        rules.insert(libc::SYS_clone3, Vec::new());
-        // The strict one last: behind it no filter can be applied.
         Ok(vec![no_clone3.try_into()?, only(rules)?])
     };
     filters().map_err(|error| error.to_string())
+}
+
+/// With a PKCS#11 module, which opens its files, makes threads and talks to its daemon: that too, where Landlock lets it.
+/// No memory becomes executable any more.
+pub(super) fn of_serving_with_a_module(ipc: &[Ipc], ports: &[u16]) -> Result<Filters, String> {
+    serving_with_a_module(ipc, ports).and_then(|rules| Ok(vec![only(rules)?])).map_err(|error| error.to_string())
+}
+
+fn serving_with_a_module(ipc: &[Ipc], ports: &[u16]) -> Result<Rules, BackendError> {
+    let mut rules = serving()?;
+    rules.extend(OF_A_MODULE.iter().map(|call| (*call, Vec::new())));
+    // A thread, not a process.
+    rules.insert(libc::SYS_clone, vec![has(0, libc::CLONE_THREAD)?]);
+    // Answered ENOSYS by the filter before this one.
+    rules.insert(libc::SYS_clone3, Vec::new());
+    // The name of a thread.
+    rules.insert(libc::SYS_prctl, vec![is(0, libc::PR_SET_NAME as u64)?]);
+    rules.insert(libc::SYS_fcntl, of_commands(OF_DESCRIPTORS.iter().chain(OF_LOCKS))?);
+    // The limits of this very process are read, and changed by nobody.
+    rules.insert(libc::SYS_prlimit64, vec![both(dword(0, 0)?, null(2)?)?]);
+    let mut sockets = Vec::new();
+    if ipc.contains(&Ipc::UnixSocket) {
+        sockets.push(stream_socket(libc::AF_UNIX, 0)?);
+    }
+    if !ports.is_empty() {
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            // Landlock holds the port of a TCP socket, but not of MPTCP.
+            for protocol in [0, libc::IPPROTO_TCP] {
+                sockets.push(stream_socket(family, protocol)?);
+            }
+        }
+    }
+    if !sockets.is_empty() {
+        rules.insert(libc::SYS_socket, sockets);
+        rules.extend(OF_A_SOCKET.iter().map(|call| (*call, Vec::new())));
+        // A message's own address is out of a filter's sight; a connected stream takes none, without MSG_FASTOPEN.
+        rules.insert(libc::SYS_sendmsg, vec![without(2, libc::MSG_FASTOPEN)?]);
+        let options = SOCKET_OPTIONS.iter().map(|(level, option)| both(dword(1, *level)?, dword(2, *option)?));
+        rules.insert(libc::SYS_setsockopt, options.collect::<Result<_, _>>()?);
+    }
+    if ipc.contains(&Ipc::SharedMemory) {
+        rules.extend(OF_SHARED_MEMORY.iter().map(|call| (*call, Vec::new())));
+        rules.insert(libc::SYS_shmat, vec![without(2, libc::SHM_EXEC)?]);
+    }
+    Ok(rules)
 }
 
 fn only(rules: Rules) -> Result<BpfProgram, BackendError> {
@@ -66,6 +107,9 @@ fn serving() -> Result<Rules, BackendError> {
     let mut rules: Rules = OF_SERVING.iter().map(|call| (*call, Vec::new())).collect();
     // Non-blocking mode, as the standard library sets it.
     rules.insert(libc::SYS_ioctl, vec![is(1, libc::FIONBIO)?]);
+    rules.insert(libc::SYS_fcntl, of_commands(OF_DESCRIPTORS.iter())?);
+    // To the peer that a socket is connected to, and nowhere else.
+    rules.insert(libc::SYS_sendto, vec![both(null(4)?, clear(3, libc::MSG_FASTOPEN)?)?]);
     // Memory is never made executable.
     rules.insert(libc::SYS_mprotect, vec![without(2, libc::PROT_EXEC)?]);
     rules.insert(libc::SYS_mmap, vec![without(2, libc::PROT_EXEC)?]);
@@ -73,6 +117,60 @@ fn serving() -> Result<Rules, BackendError> {
     rules.insert(libc::SYS_tgkill, vec![is(0, std::process::id().into())?]);
     Ok(rules)
 }
+
+fn of_commands<'a>(commands: impl Iterator<Item = &'a i32>) -> Result<Vec<SeccompRule>, BackendError> {
+    commands.map(|command| SeccompRule::new(vec![dword(1, *command)?])).collect()
+}
+
+/// `socket` of this family: a stream, whether it closes on exec or blocks, of this protocol.
+fn stream_socket(family: i32, protocol: i32) -> Result<SeccompRule, BackendError> {
+    let kind = !u64::from((libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK).cast_unsigned()) & u64::from(u32::MAX);
+    let stream = SeccompCondition::new(1, Dword, SeccompCmpOp::MaskedEq(kind), libc::SOCK_STREAM as u64)?;
+    SeccompRule::new(vec![dword(0, family)?, stream, dword(2, protocol)?])
+}
+
+/// What `fcntl` may do: flags and copies of a descriptor. No owner, no signal, no lease, no notification.
+const OF_DESCRIPTORS: &[i32] =
+    &[libc::F_DUPFD, libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL];
+
+/// What `fcntl` may do besides for a module: locks of a file.
+const OF_LOCKS: &[i32] =
+    &[libc::F_GETLK, libc::F_SETLK, libc::F_SETLKW, libc::F_OFD_GETLK, libc::F_OFD_SETLK, libc::F_OFD_SETLKW];
+
+/// Level and name of the socket options that may be set: timeouts, sizes, keep-alive. No Fast Open, no source route.
+const SOCKET_OPTIONS: &[(i32, i32)] = &[
+    (libc::SOL_SOCKET, libc::SO_REUSEADDR),
+    (libc::SOL_SOCKET, libc::SO_SNDBUF),
+    (libc::SOL_SOCKET, libc::SO_RCVBUF),
+    (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
+    (libc::SOL_SOCKET, libc::SO_LINGER),
+    (libc::SOL_SOCKET, libc::SO_PASSCRED),
+    (libc::SOL_SOCKET, libc::SO_RCVTIMEO),
+    (libc::SOL_SOCKET, libc::SO_SNDTIMEO),
+    (libc::IPPROTO_TCP, libc::TCP_NODELAY),
+    (libc::IPPROTO_TCP, libc::TCP_QUICKACK),
+    (libc::IPPROTO_TCP, libc::TCP_SYNCNT),
+    (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE),
+    (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL),
+    (libc::IPPROTO_TCP, libc::TCP_KEEPCNT),
+    (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
+    (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
+];
+
+/// What a module does with a socket that it may open.
+const OF_A_SOCKET: &[i64] =
+    &[libc::SYS_connect, libc::SYS_getsockname, libc::SYS_getpeername, libc::SYS_shutdown, libc::SYS_recvmsg];
+
+/// System V shared memory and semaphores; `shmat` besides.
+const OF_SHARED_MEMORY: &[i64] = &[
+    libc::SYS_shmget,
+    libc::SYS_shmdt,
+    libc::SYS_shmctl,
+    libc::SYS_semget,
+    libc::SYS_semop,
+    libc::SYS_semtimedop,
+    libc::SYS_semctl,
+];
 
 /// What every boundary's process does.
 const OF_SERVING: &[i64] = &[
@@ -82,13 +180,9 @@ const OF_SERVING: &[i64] = &[
     libc::SYS_readv,
     libc::SYS_writev,
     libc::SYS_recvfrom,
-    libc::SYS_sendto,
-    libc::SYS_recvmsg,
-    libc::SYS_sendmsg,
     libc::SYS_accept4,
     libc::SYS_getsockopt,
     libc::SYS_close,
-    libc::SYS_fcntl,
     libc::SYS_fdatasync,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_epoll_wait,
@@ -116,7 +210,7 @@ const OF_SERVING: &[i64] = &[
 ];
 
 /// What a PKCS#11 module does besides: measured on SoftHSM, NSS softokn (with its SQLite), openCryptoki (with its shared
-/// memory and daemon) and p11-kit's client.
+/// memory and daemon) and p11-kit's client. Landlock holds no change of a file's mode by its path: there is no `chmod`.
 const OF_A_MODULE: &[i64] = &[
     // Its files, within what Landlock lets it open.
     libc::SYS_openat,
@@ -137,7 +231,6 @@ const OF_A_MODULE: &[i64] = &[
     libc::SYS_fstatfs,
     libc::SYS_statfs,
     libc::SYS_fchmod,
-    libc::SYS_fchmodat,
     libc::SYS_fchown,
     libc::SYS_umask,
     libc::SYS_unlinkat,
@@ -156,7 +249,6 @@ const OF_A_MODULE: &[i64] = &[
     libc::SYS_gettimeofday,
     libc::SYS_clock_getres,
     libc::SYS_getrusage,
-    libc::SYS_prlimit64,
     libc::SYS_sched_getaffinity,
     // Threads.
     libc::SYS_nanosleep,
@@ -169,20 +261,6 @@ const OF_A_MODULE: &[i64] = &[
     libc::SYS_dup3,
     libc::SYS_pipe2,
     libc::SYS_eventfd2,
-    // Its daemon: over a socket, or shared memory and semaphores.
-    libc::SYS_connect,
-    libc::SYS_getsockname,
-    libc::SYS_getpeername,
-    libc::SYS_setsockopt,
-    libc::SYS_shutdown,
-    libc::SYS_shmget,
-    libc::SYS_shmat,
-    libc::SYS_shmdt,
-    libc::SYS_shmctl,
-    libc::SYS_semget,
-    libc::SYS_semop,
-    libc::SYS_semtimedop,
-    libc::SYS_semctl,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_open,
     #[cfg(target_arch = "x86_64")]
@@ -200,8 +278,6 @@ const OF_A_MODULE: &[i64] = &[
     #[cfg(target_arch = "x86_64")]
     libc::SYS_mkdir,
     #[cfg(target_arch = "x86_64")]
-    libc::SYS_chmod,
-    #[cfg(target_arch = "x86_64")]
     libc::SYS_poll,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_select,
@@ -213,6 +289,23 @@ const OF_A_MODULE: &[i64] = &[
     libc::SYS_time,
 ];
 
+fn dword(argument: u8, value: i32) -> Result<SeccompCondition, BackendError> {
+    SeccompCondition::new(argument, Dword, SeccompCmpOp::Eq, value.cast_unsigned().into())
+}
+
+/// An address that is not given.
+fn null(argument: u8) -> Result<SeccompCondition, BackendError> {
+    SeccompCondition::new(argument, Qword, SeccompCmpOp::Eq, 0)
+}
+
+fn clear(argument: u8, bit: i32) -> Result<SeccompCondition, BackendError> {
+    SeccompCondition::new(argument, Dword, SeccompCmpOp::MaskedEq(bit.cast_unsigned().into()), 0)
+}
+
+fn both(one: SeccompCondition, other: SeccompCondition) -> Result<SeccompRule, BackendError> {
+    SeccompRule::new(vec![one, other])
+}
+
 fn is(argument: u8, value: u64) -> Result<SeccompRule, BackendError> {
     SeccompRule::new(vec![SeccompCondition::new(argument, Dword, SeccompCmpOp::Eq, value)?])
 }
@@ -223,6 +316,5 @@ fn has(argument: u8, bit: i32) -> Result<SeccompRule, BackendError> {
 }
 
 fn without(argument: u8, bit: i32) -> Result<SeccompRule, BackendError> {
-    let bit = u64::try_from(bit).unwrap_or_default();
-    SeccompRule::new(vec![SeccompCondition::new(argument, Dword, SeccompCmpOp::MaskedEq(bit), 0)?])
+    SeccompRule::new(vec![clear(argument, bit)?])
 }

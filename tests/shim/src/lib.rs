@@ -6,10 +6,14 @@
 //! - `PINSEAL_SHIM_TOKEN_FLAGS`: a file. While it is there, the token says that the hexadecimal CK_FLAGS in it are set.
 //! - `PINSEAL_SHIM_LOGIN`: a file. While it is there, C_Login answers the hexadecimal CK_RV in it.
 //! - `PINSEAL_SHIM_TRACE`: a file. Each call adds a line: its name, then in hexadecimal what came out.
+//! - `PINSEAL_SHIM_ESCAPE`: a directory. While it is there, the module tries to get out (`escape.rs`): once when it is
+//!   loaded, and once at a decryption after there is a file `serving` in it; each writes what it tried beside that.
 //!
 //! Calls that put bytes out and are not written down are not there at all: what the trace does not show was not called.
 
 #![allow(non_snake_case, reason = "the names are those of PKCS#11")]
+
+mod escape;
 
 use std::{
     env, fs,
@@ -150,6 +154,7 @@ unsafe extern "C" fn C_DecryptInit(
     key: CK_OBJECT_HANDLE,
 ) -> CK_RV {
     trace("C_DecryptInit", &[]);
+    escape::try_while_serving();
     forward!(C_DecryptInit(session, mechanism, key))
 }
 
@@ -232,6 +237,7 @@ macro_rules! withhold {
 /// `list` is a place for a pointer, as PKCS#11 asks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn C_GetFunctionList(list: *mut *mut CK_FUNCTION_LIST) -> CK_RV {
+    escape::try_while_loading();
     let Some(real) = real() else { return CKR_GENERAL_ERROR };
     if list.is_null() {
         return CKR_ARGUMENTS_BAD;
