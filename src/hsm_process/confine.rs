@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `user` | after the vault is open, to a user of its own | before the module is loaded |
 //! | `landlock` | no file at all can be opened | before the module is loaded: system files are read; what the configuration lists is written, and what ports it lists are connected to |
-//! | `seccomp` | before serving: only what serving takes: no socket, no file, no process, no thread | before the module is loaded: no socket but of the kinds that the configuration lists, no shared memory unless it lists that, no process, no look at another, no change of limits; before serving: no executable memory |
+//! | `seccomp` | before serving: only what serving takes: no socket, no file, no process, no thread | before the module is loaded: no socket but of the kinds that the configuration lists, no shared memory unless it lists that, no process, no look at another, no change of limits, no code but from files; before serving: what starting to serve took |
 //!
 //! Before either, every descriptor is closed that was inherited and is neither a standard stream nor handed over; then come
 //! those steps that `hsm` itself takes: memory locked, no core dump, no tracer.

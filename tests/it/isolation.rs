@@ -302,7 +302,8 @@ async fn play_with_a_hostile_module(lines: &str, but: &[&str]) {
     let (device, mut client) = (device(), engine.client().await);
     std::fs::write(token.escape_place().join("serving"), "").unwrap();
     client.set(&device, "7500", "271828").await.unwrap();
-    assert_held(&token, "serving", but);
+    // SECURITY.md says that this is not kept.
+    assert_held(&token, "serving", &[but, &["map code that it wrote"]].concat());
     assert_eq!(client.view(&device, "7500").await.unwrap(), "271828");
 }
 

@@ -29,14 +29,10 @@ pub(super) fn of_serving() -> Result<Filters, String> {
 pub(super) fn of_loading_a_module(ipc: &[Ipc], ports: &[u16]) -> Result<Filters, String> {
     let filters = || -> Result<Filters, BackendError> {
         let mut rules = serving_with_a_module(ipc, ports)?;
-        // Code is mapped from files alone.
-        rules.insert(libc::SYS_mmap, vec![without(2, libc::PROT_EXEC)?, without(3, libc::MAP_ANONYMOUS)?]);
         // The threads that serve, with their event loops; then the stricter filter.
         rules.insert(libc::SYS_epoll_create1, Vec::new());
         rules.insert(libc::SYS_socketpair, vec![is(0, libc::AF_UNIX as u64)?]);
         rules.insert(libc::SYS_seccomp, Vec::new());
-        // openCryptoki writes back its shared memory.
-        rules.insert(libc::SYS_msync, Vec::new());
         rules.entry(libc::SYS_prctl).or_default().push(is(0, libc::PR_SET_NO_NEW_PRIVS as u64)?);
         // Its flags are out of a filter's sight: the C library then falls back on clone.
         let no_clone3 = SeccompFilter::new(
@@ -51,7 +47,6 @@ pub(super) fn of_loading_a_module(ipc: &[Ipc], ports: &[u16]) -> Result<Filters,
 }
 
 /// With a PKCS#11 module, which opens its files, makes threads and talks to its daemon: that too, where Landlock lets it.
-/// No memory becomes executable any more.
 pub(super) fn of_serving_with_a_module(ipc: &[Ipc], ports: &[u16]) -> Result<Filters, String> {
     serving_with_a_module(ipc, ports).and_then(|rules| Ok(vec![only(rules)?])).map_err(|error| error.to_string())
 }
@@ -59,6 +54,8 @@ pub(super) fn of_serving_with_a_module(ipc: &[Ipc], ports: &[u16]) -> Result<Fil
 fn serving_with_a_module(ipc: &[Ipc], ports: &[u16]) -> Result<Rules, BackendError> {
     let mut rules = serving()?;
     rules.extend(OF_A_MODULE.iter().map(|call| (*call, Vec::new())));
+    // Code is mapped from files alone. NSS softokn unloads libraries at its end and loads them when it is initialised again.
+    rules.insert(libc::SYS_mmap, vec![without(2, libc::PROT_EXEC)?, without(3, libc::MAP_ANONYMOUS)?]);
     // A thread, not a process.
     rules.insert(libc::SYS_clone, vec![has(0, libc::CLONE_THREAD)?]);
     // Answered ENOSYS by the filter before this one.
@@ -226,6 +223,7 @@ const OF_A_MODULE: &[i64] = &[
     libc::SYS_pwrite64,
     libc::SYS_flock,
     libc::SYS_fsync,
+    libc::SYS_msync,
     libc::SYS_ftruncate,
     libc::SYS_fallocate,
     libc::SYS_fstatfs,

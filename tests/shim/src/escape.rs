@@ -113,6 +113,7 @@ fn try_all(place: &Path, serving: bool) -> String {
         let page = libc::mmap(ptr::null_mut(), PAGE_BYTES, libc::PROT_READ, anonymous, -1, 0);
         tell("make memory code", libc::mprotect(page, PAGE_BYTES, exec).into());
         if serving {
+            // Not refused: a module loads its libraries again after its token was lost.
             let file = libc::open(code.as_ptr(), libc::O_RDONLY);
             let mapped = libc::mmap(ptr::null_mut(), PAGE_BYTES, exec, libc::MAP_PRIVATE, file, 0);
             tell("map code that it wrote", mapped as i64);
