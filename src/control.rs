@@ -7,7 +7,10 @@
 //!               Keyed ──RefusedPin──▶ Keyed, three times; then Spent::Refused
 //! Open ──View──▶ Spent::Viewed
 //! ```
-//! Past its expiry every control is unusable, whatever its state. What must never enter: a clear PIN, block or key.
+//! Past its expiry every control is unusable, whatever its state. Each new PIN of a card raises the card's generation; a
+//! control that was opened under another generation is unusable too, so of two open controls of a card the first set
+//! closes the other. The block that set the PIN is confirmed again while this control's PIN stands, until five minutes
+//! after the expiry; that raises the generation too. What must never enter: a clear PIN, block or key.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -26,15 +29,8 @@ pub const REFUSED_PINS_MAX: u8 = 3;
 
 /// The longest life of a control, in seconds.
 pub const LIFETIME_SECONDS_MAX: u32 = 3_600;
-const LIFETIME_MAX: Duration = Duration::from_secs(LIFETIME_SECONDS_MAX as u64);
-/// By how much a clock may be put back without a control's end.
-const CLOCK_BACK_MAX: Duration = Duration::from_secs(60);
-
-/// Whether a control that expires at `expires_at` is over at `now`: it has expired, or would live for longer than any may,
-/// opened by a clock that was ahead and has been put right.
-pub fn is_over(expires_at: UnixMillis, now: UnixMillis) -> bool {
-    now >= expires_at || expires_at > now.after(LIFETIME_MAX + CLOCK_BACK_MAX)
-}
+/// How long after its control's expiry a retry is confirmed.
+pub const RETRY_GRACE: Duration = Duration::from_secs(300);
 
 /// A controlId: a random UUID.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -119,8 +115,10 @@ pub struct Control {
     pub account: Option<RegisteredAccount>,
     /// The one purpose.
     pub scope: Scope,
-    /// From this moment on it is unusable.
+    /// From this moment of the store's clock on it is unusable.
     pub expires_at: UnixMillis,
+    /// The card's generation when the control was opened; the store fills it in.
+    pub opened_generation: u64,
     /// Where given, the only device key to serve.
     pub device_key: Option<Thumbprint>,
     /// Where it stands.
@@ -185,7 +183,7 @@ pub enum Event {
 /// Why an event did not happen. The control is as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Denied {
-    /// Unknown, expired or spent: which of them is not told.
+    /// Unknown, expired, spent, or closed by a newer PIN of its card: one answer for all of them.
     #[error("the control is not usable: open another")]
     NotUsable,
     /// Another tenant's.
@@ -235,10 +233,29 @@ impl Control {
         }
     }
 
-    /// The tag of the block that set the PIN, while a lost reply may still be asked for again by the same tenant.
+    /// The tag of the block that set the PIN, while a retry of it may be confirmed to this tenant. Whether the PIN still
+    /// stands is for the store to say.
     pub fn set_by(&self, tenant: &Tenant, now: UnixMillis) -> Option<&RetryTag> {
+        self.retry_tag(now).filter(|_| self.card.tenant == *tenant)
+    }
+
+    /// Whether a retry with this tag is confirmed at `now`, where the card's PIN was last set under control `set_by`.
+    pub fn confirm_retry(&self, tag: &RetryTag, set_by: Option<ControlId>, now: UnixMillis) -> Result<(), Denied> {
+        let is_retry = self.retry_tag(now).is_some_and(|set| set.matches(tag));
+        if is_retry && set_by == Some(self.id) { Ok(()) } else { Err(Denied::NotUsable) }
+    }
+
+    /// Until this moment the store keeps the control: a PIN it set may be confirmed for longer than it was usable.
+    pub fn keep_until(&self) -> UnixMillis {
+        match self.state {
+            State::Spent(Spent::Set(_)) => self.expires_at.after(RETRY_GRACE),
+            _ => self.expires_at,
+        }
+    }
+
+    fn retry_tag(&self, now: UnixMillis) -> Option<&RetryTag> {
         match &self.state {
-            State::Spent(Spent::Set(tag)) if now < self.expires_at && self.card.tenant == *tenant => Some(tag),
+            State::Spent(Spent::Set(tag)) if now < self.keep_until() => Some(tag),
             _ => None,
         }
     }
@@ -251,16 +268,20 @@ impl Control {
     fn usable(&self, now: UnixMillis) -> Result<(), Denied> {
         match self.state {
             State::Spent(_) => Err(Denied::NotUsable),
-            _ if is_over(self.expires_at, now) => Err(Denied::NotUsable),
+            _ if now >= self.expires_at => Err(Denied::NotUsable),
             _ => Ok(()),
         }
     }
 }
 
-/// The state after `event` at `now`. The store calls this inside its transaction, on the newest state it has, so of two
-/// racing events exactly one finds the control usable.
-pub fn advance(control: &Control, event: Event, now: UnixMillis) -> Result<State, Denied> {
+/// The state after `event` at `now`, where the card has this generation. The store calls this inside its transaction, on
+/// the newest state it has, so of two racing events exactly one finds the control usable.
+pub fn advance(control: &Control, event: Event, generation: u64, now: UnixMillis) -> Result<State, Denied> {
     control.usable(now)?;
+    // A view shows the newest PIN, whichever control set it.
+    if control.scope == Scope::SetPin && control.opened_generation != generation {
+        return Err(Denied::NotUsable);
+    }
     match (&control.state, control.scope, event) {
         (State::Open, Scope::SetPin, Event::Key(tzpk)) => Ok(State::Keyed { tzpk, refused_pins: 0 }),
         // A fresh tzpk does not forgive refused PINs.
@@ -310,6 +331,7 @@ mod tests {
             account: None,
             scope,
             expires_at: UnixMillis(31_000),
+            opened_generation: 4,
             device_key: None,
             state,
         }
@@ -328,37 +350,29 @@ mod tests {
     }
 
     fn after(mut control: Control, event: Event) -> Control {
-        control.state = advance(&control, event, NOW).unwrap();
+        control.state = advance(&control, event, 4, NOW).unwrap();
         control
-    }
-
-    #[test]
-    fn a_control_is_over_once_it_expires_and_where_it_would_live_longer_than_any_may() {
-        let expiry = UnixMillis(10_000_000);
-        for (now, over) in [(10_000_000, true), (9_999_999, false), (6_340_000, false), (6_339_999, true), (0, true)] {
-            assert_eq!(is_over(expiry, UnixMillis(now)), over, "{now}");
-        }
     }
 
     #[test]
     fn a_control_sets_one_pin_and_then_no_other() {
         let spent = after(keyed(), set(1));
         for event in [set(1), Event::Key(tzpk(2)), Event::Malformed { under: tzpk(1) }, Event::View] {
-            assert_eq!(advance(&spent, event, NOW).err(), Some(Denied::NotUsable));
+            assert_eq!(advance(&spent, event, 4, NOW).err(), Some(Denied::NotUsable));
         }
     }
 
     #[test]
     fn the_newest_tzpk_wins() {
         let rekeyed = after(keyed(), Event::Key(tzpk(2)));
-        assert_eq!(advance(&rekeyed, set(1), NOW).err(), Some(Denied::Superseded));
-        assert!(advance(&rekeyed, set(2), NOW).is_ok());
+        assert_eq!(advance(&rekeyed, set(1), 4, NOW).err(), Some(Denied::Superseded));
+        assert!(advance(&rekeyed, set(2), 4, NOW).is_ok());
     }
 
     #[test]
     fn a_malformed_block_spends_the_control_at_once() {
         let spent = after(keyed(), Event::Malformed { under: tzpk(1) });
-        assert_eq!(advance(&spent, set(1), NOW).err(), Some(Denied::NotUsable));
+        assert_eq!(advance(&spent, set(1), 4, NOW).err(), Some(Denied::NotUsable));
     }
 
     #[test]
@@ -366,10 +380,10 @@ mod tests {
         let mut control = keyed();
         for _ in 0..3 {
             control = after(control, Event::RefusedPin { under: tzpk(1) });
-            assert!(advance(&control, set(1), NOW).is_ok());
+            assert!(advance(&control, set(1), 4, NOW).is_ok());
         }
         control = after(control, Event::RefusedPin { under: tzpk(1) });
-        assert_eq!(advance(&control, set(1), NOW).err(), Some(Denied::NotUsable));
+        assert_eq!(advance(&control, set(1), 4, NOW).err(), Some(Denied::NotUsable));
     }
 
     #[test]
@@ -385,14 +399,14 @@ mod tests {
 
     #[test]
     fn an_expired_control_is_unusable_from_its_last_millisecond_on() {
-        assert!(advance(&keyed(), set(1), UnixMillis(30_999)).is_ok());
-        assert_eq!(advance(&keyed(), set(1), UnixMillis(31_000)).err(), Some(Denied::NotUsable));
+        assert!(advance(&keyed(), set(1), 4, UnixMillis(30_999)).is_ok());
+        assert_eq!(advance(&keyed(), set(1), 4, UnixMillis(31_000)).err(), Some(Denied::NotUsable));
     }
 
     #[test]
     fn a_block_before_any_tzpk_is_told_so_and_costs_nothing() {
         let open = control(Scope::SetPin, State::Open);
-        assert_eq!(advance(&open, set(1), NOW).err(), Some(Denied::NoTzpk));
+        assert_eq!(advance(&open, set(1), 4, NOW).err(), Some(Denied::NoTzpk));
         assert_eq!(open.tzpk().err(), Some(Denied::NoTzpk));
     }
 
@@ -400,10 +414,10 @@ mod tests {
     fn a_control_to_view_shows_once_and_sets_nothing() {
         let view = control(Scope::ViewPin, State::Open);
         for event in [Event::Key(tzpk(1)), set(1)] {
-            assert_eq!(advance(&view, event, NOW).err(), Some(Denied::OtherScope));
+            assert_eq!(advance(&view, event, 4, NOW).err(), Some(Denied::OtherScope));
         }
         let spent = after(view, Event::View);
-        assert_eq!(advance(&spent, Event::View, NOW).err(), Some(Denied::NotUsable));
+        assert_eq!(advance(&spent, Event::View, 4, NOW).err(), Some(Denied::NotUsable));
     }
 
     #[test]
@@ -416,12 +430,27 @@ mod tests {
     }
 
     #[test]
-    fn a_retry_is_known_by_its_tag_until_the_control_expires() {
+    fn a_retry_is_confirmed_while_its_pin_stands_until_five_minutes_after_expiry() {
         let spent = after(keyed(), set(1));
-        let tenant = spent.card.tenant;
-        assert!(spent.set_by(&tenant, NOW).unwrap().matches(&RetryTag([1; 16])));
-        assert!(!spent.set_by(&tenant, NOW).unwrap().matches(&RetryTag([2; 16])));
-        assert!(spent.set_by(&tenant, UnixMillis(31_000)).is_none());
+        let confirm = |tag: u8, set_by, now| spent.confirm_retry(&RetryTag([tag; 16]), set_by, UnixMillis(now));
+        assert_eq!(confirm(1, Some(spent.id), 330_999), Ok(()));
+        for (tag, set_by, now) in [
+            (2, Some(spent.id), 1_000),
+            (1, Some(ControlId::random()), 1_000),
+            (1, None, 1_000),
+            (1, Some(spent.id), 331_000),
+        ] {
+            assert_eq!(confirm(tag, set_by, now), Err(Denied::NotUsable), "{tag} {set_by:?} {now}");
+        }
+        assert!(spent.set_by(&spent.card.tenant, NOW).unwrap().matches(&RetryTag([1; 16])));
+    }
+
+    #[test]
+    fn a_newer_pin_closes_a_control_to_set_and_not_to_view() {
+        for event in [set(1), Event::Key(tzpk(2)), Event::Malformed { under: tzpk(1) }] {
+            assert_eq!(advance(&keyed(), event, 5, NOW).err(), Some(Denied::NotUsable));
+        }
+        assert!(advance(&control(Scope::ViewPin, State::Open), Event::View, 5, NOW).is_ok());
     }
 
     #[test]

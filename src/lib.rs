@@ -27,6 +27,8 @@ pub mod config;
 pub mod control;
 #[cfg(feature = "engine")]
 pub mod cores;
+#[cfg(feature = "engine")]
+pub mod deadline;
 #[cfg(feature = "simulator")]
 pub mod demo;
 #[cfg(feature = "edge")]

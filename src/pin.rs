@@ -112,7 +112,8 @@ impl Pins {
             card,
             account: None,
             scope,
-            expires_at: clock::now().after(self.rules.control_lifetime),
+            expires_at: self.store.now().after(self.rules.control_lifetime),
+            opened_generation: 0,
             device_key,
             state: State::Open,
         };
@@ -128,32 +129,36 @@ impl Pins {
         id: ControlId,
         device: &DeviceKey,
     ) -> Result<IssuedTzpk, IssueTzpkError> {
-        let now = clock::now();
+        let now = self.store.now();
         let control = self.usable(caller, id, Scope::SetPin, Action::IssueTzpk, now).await?;
         self.admit_device(caller, &control, device, Action::IssueTzpk).await?;
 
         let issued = self.boundary.issue(device, &binding(&control)).await?;
         let event = Event::Key(SealedTzpk(issued.sealed.as_bytes().into()));
-        self.store.advance(id, event, now, self.control_line(caller, Action::IssueTzpk, &control)).await?;
+        self.store.advance(id, event, self.control_line(caller, Action::IssueTzpk, &control)).await?;
         Ok(IssuedTzpk {
             encrypted_tzpk: issued.wrapped,
             check_value: issued.check_value.as_bytes().to_vec(),
-            expires_at: control.expires_at,
+            expires_at: self.store.wall_time(control.expires_at),
         })
     }
 
     /// Translates the block and keeps it. Whatever the outcome, it is told only once it is durable.
     pub async fn set_pin(&self, caller: &Caller, id: ControlId, block: &EncryptedBlock) -> Result<(), SetPinError> {
+        let mut may_be_twin = true;
         for _ in 0..JUDGEMENTS_MAX {
-            let now = clock::now();
+            let now = self.store.now();
             let control = self.store.control(id).await?.ok_or(Denied::NotUsable)?;
-            if self.is_retry(caller, &control, block, now).await? {
-                return Ok(());
+            if let Some(retry) = self.retry(caller, &control, block, now).await? {
+                let line = self.control_line(caller, Action::ConfirmSetPin, &control);
+                return Ok(self.store.confirm_retry(id, retry, line).await?);
             }
             self.admit(caller, &control, Scope::SetPin, Action::SetPin, now).await?;
-            match self.judge(caller, &control, block, now).await {
-                // A newer tzpk, or the same block on another connection, came first: judge what stands now.
-                Err(SetPinError::Denied(Denied::Superseded | Denied::NotUsable)) => continue,
+            match self.judge(caller, &control, block).await {
+                // A newer tzpk came first: judge what stands now.
+                Err(SetPinError::Denied(Denied::Superseded)) => {}
+                // The same block on another connection may have come first, and it spent the control.
+                Err(SetPinError::Denied(Denied::NotUsable)) if may_be_twin => may_be_twin = false,
                 outcome => return outcome,
             }
         }
@@ -162,7 +167,7 @@ impl Pins {
 
     /// Shows the PIN, once, to the control's device.
     pub async fn view_pin(&self, caller: &Caller, id: ControlId, device: &DeviceKey) -> Result<ShownPin, ViewPinError> {
-        let now = clock::now();
+        let now = self.store.now();
         let control = self.usable(caller, id, Scope::ViewPin, Action::ViewPin, now).await?;
         self.admit_device(caller, &control, device, Action::ViewPin).await?;
 
@@ -173,7 +178,7 @@ impl Pins {
 
         let mut line = self.control_line(caller, Action::ViewPin, &control);
         line.formats = self.stamp().shown.into();
-        self.store.advance(id, Event::View, now, line).await?;
+        self.store.advance(id, Event::View, line).await?;
         Ok(ShownPin {
             encrypted_tzpk: revealed.wrapped,
             pin_block: revealed.block,
@@ -256,7 +261,7 @@ impl Pins {
 
     /// The version of the seal key of each usable control's tzpk; none of one that this release can't read.
     pub async fn live_seal_versions(&self) -> Result<Vec<Option<u16>>, StoreError> {
-        let tzpks = self.store.live_tzpks(clock::now()).await?;
+        let tzpks = self.store.live_tzpks(self.store.now()).await?;
         Ok(tzpks.iter().map(|tzpk| SealedKey::from_bytes(&tzpk.0).ok().map(|tzpk| tzpk.key().0)).collect())
     }
 
@@ -286,26 +291,20 @@ impl Pins {
         }
     }
 
-    /// Whether this very block set the PIN already: the reply was lost, not the PIN.
-    async fn is_retry(
+    /// The tag of the block, where it is the very block that set the PIN under this control.
+    async fn retry(
         &self,
         caller: &Caller,
         control: &Control,
         block: &EncryptedBlock,
         now: UnixMillis,
-    ) -> Result<bool, SetPinError> {
-        let Some(set_by) = control.set_by(&caller.tenant, now) else { return Ok(false) };
-        let tag = self.boundary.retry_tag(&binding(control), block).await?;
-        Ok(set_by.matches(&RetryTag(tag)))
+    ) -> Result<Option<RetryTag>, SetPinError> {
+        let Some(set_by) = control.set_by(&caller.tenant, now) else { return Ok(None) };
+        let tag = RetryTag(self.boundary.retry_tag(&binding(control), block).await?);
+        Ok(set_by.matches(&tag).then_some(tag))
     }
 
-    async fn judge(
-        &self,
-        caller: &Caller,
-        control: &Control,
-        block: &EncryptedBlock,
-        now: UnixMillis,
-    ) -> Result<(), SetPinError> {
+    async fn judge(&self, caller: &Caller, control: &Control, block: &EncryptedBlock) -> Result<(), SetPinError> {
         let under = control.tzpk()?.clone();
         let tzpk = SealedKey::from_bytes(&under.0).map_err(hsm::Error::from)?;
         let sealed = sealed_account(control.account.as_ref())?;
@@ -316,16 +315,16 @@ impl Pins {
                 line.formats = self.stamp().kept.into();
                 let event = Event::Set { under, retry: RetryTag(accepted.retry_tag) };
                 let pin = StoredPin { record: accepted.record.as_bytes().into(), account: control.account.clone() };
-                Ok(self.store.set_pin(control.id, event, now, pin, line).await?)
+                Ok(self.store.set_pin(control.id, event, pin, line).await?)
             }
             Err(hsm::AcceptError::Refused(Refusal::MalformedBlock)) => {
                 line.outcome = Outcome::Malformed;
-                self.store.advance(control.id, Event::Malformed { under }, now, line).await?;
+                self.store.advance(control.id, Event::Malformed { under }, line).await?;
                 Err(SetPinError::Malformed)
             }
             Err(hsm::AcceptError::Refused(Refusal::PinPolicy)) => {
                 line.outcome = Outcome::RefusedPin;
-                self.store.advance(control.id, Event::RefusedPin { under }, now, line).await?;
+                self.store.advance(control.id, Event::RefusedPin { under }, line).await?;
                 Err(SetPinError::RefusedPin)
             }
             Err(hsm::AcceptError::Failed(error)) => Err(error.into()),

@@ -77,6 +77,8 @@ reasons! {
     Counting = "COUNTING",
     /// The store is not available.
     StoreUnavailable = "STORE_UNAVAILABLE",
+    /// The caller's deadline passed before the change was made.
+    DeadlinePassed = "DEADLINE_PASSED",
     /// The key boundary is not available.
     TokenUnavailable = "TOKEN_UNAVAILABLE",
     /// The engine stops before a rotation is at its end.

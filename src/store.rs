@@ -14,7 +14,7 @@ use crate::{
     audit::entry::{Entry, Line},
     card::{Card, CardKey, RegisteredAccount},
     clock::UnixMillis,
-    control::{Control, ControlId, Denied, Event, SealedTzpk},
+    control::{Control, ControlId, Denied, Event, RetryTag, SealedTzpk},
 };
 
 /// What a store's method answers, in time.
@@ -22,14 +22,24 @@ pub type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// A store of everything that outlives a call. Every method that changes something takes the audit line of the change
 /// and answers only once both are durable; where it answers an error, neither happened.
+///
+/// The store reads the time, inside its transaction, on a clock that never runs backwards, after a restart neither. A
+/// change whose caller has gone, or whose deadline has passed ([`crate::deadline::Deadline`]), is dropped before it is
+/// applied; a note is written all the same.
 pub trait Store: Send + Sync + 'static {
+    /// The time of the store's clock: expiries are on it.
+    fn now(&self) -> UnixMillis;
+
+    /// A moment of the store's clock as wall time, for people and other machines.
+    fn wall_time(&self, moment: UnixMillis) -> UnixMillis;
+
     /// A card, where it is known.
     fn card<'a>(&'a self, card: &'a CardKey) -> Answer<'a, Result<Option<Card>, StoreError>>;
 
     /// The PIN record of a card, where a PIN is set.
     fn pin<'a>(&'a self, card: &'a CardKey) -> Answer<'a, Result<Option<StoredPin>, StoreError>>;
 
-    /// A control, until some time after it expired.
+    /// A control, until some time after it expired; one that set a PIN until [`crate::control::RETRY_GRACE`] after.
     fn control(&self, id: ControlId) -> Answer<'_, Result<Option<Control>, StoreError>>;
 
     /// Registers a card, or changes its account number, in its controls that are not spent too. Refused with [`RegisterError::AccountBound`] where a PIN is kept
@@ -41,25 +51,21 @@ pub trait Store: Send + Sync + 'static {
         line: Line,
     ) -> Answer<'_, Result<Card, RegisterError>>;
 
-    /// Opens a control. Its `account` is filled in here, from the card, in the same transaction; the opened control is
-    /// answered.
+    /// Opens a control. Its `account` and `opened_generation` are filled in here, from the card, in the same transaction;
+    /// the opened control is answered.
     fn open(&self, control: Control, admission: Admission, line: Line) -> Answer<'_, Result<Control, OpenError>>;
 
     /// Moves a control on by [`crate::control::advance`], on its newest state.
-    fn advance(&self, id: ControlId, event: Event, now: UnixMillis, line: Line)
-    -> Answer<'_, Result<(), AdvanceError>>;
+    fn advance(&self, id: ControlId, event: Event, line: Line) -> Answer<'_, Result<(), AdvanceError>>;
 
     /// Spends a control and keeps the PIN record it paid for: the control moves by [`Event::Set`], the card's status
-    /// becomes `S`, any earlier record of the card is replaced. Denied as [`Denied::Superseded`] where the control has another
+    /// becomes `S`, any earlier record of the card is replaced, the card's generation rises. Denied as [`Denied::Superseded`] where the control has another
     /// account number by now.
-    fn set_pin(
-        &self,
-        id: ControlId,
-        event: Event,
-        now: UnixMillis,
-        pin: StoredPin,
-        line: Line,
-    ) -> Answer<'_, Result<(), AdvanceError>>;
+    fn set_pin(&self, id: ControlId, event: Event, pin: StoredPin, line: Line) -> Answer<'_, Result<(), AdvanceError>>;
+
+    /// Confirms a retry of the block that set the PIN under this control, by [`Control::confirm_retry`]: only while that PIN
+    /// stands. The card's generation rises.
+    fn confirm_retry(&self, id: ControlId, retry: RetryTag, line: Line) -> Answer<'_, Result<(), AdvanceError>>;
 
     /// PIN records in the store's own order of cards, those after `after`, at most `limit` of them.
     fn pins_after<'a>(
@@ -193,6 +199,9 @@ pub enum StoreError {
         /// The bound.
         limit: usize,
     },
+    /// The caller's deadline passed before the change's turn came.
+    #[error("the call's deadline passed before the store came to it")]
+    DeadlinePassed,
     /// What was read is not what was written.
     #[error("the store is damaged at {place}: restore it from a backup")]
     Damaged {

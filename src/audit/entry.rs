@@ -68,6 +68,8 @@ pub enum Action {
     EndRotation,
     /// The boundary took up its keys as a ceremony had left them.
     TakeUpKeys,
+    /// The block that set the PIN came again, and the PIN stands.
+    ConfirmSetPin,
 }
 
 /// How it ended. The names are part of the stored format: add, never change.
@@ -317,13 +319,14 @@ fn action_code(action: Action) -> u8 {
         Action::RemakeRecords => 8,
         Action::EndRotation => 9,
         Action::TakeUpKeys => 10,
+        Action::ConfirmSetPin => 11,
     }
 }
 
 fn action_of(code: u8) -> Result<Action, EntryError> {
     use Action::{
-        EndRotation, IssueTzpk, OpenControl, RegisterCard, RemakeRecords, SetPin, StartEngine, StopEngine, TakeUpKeys,
-        ViewPin,
+        ConfirmSetPin, EndRotation, IssueTzpk, OpenControl, RegisterCard, RemakeRecords, SetPin, StartEngine,
+        StopEngine, TakeUpKeys, ViewPin,
     };
     let all = [
         StartEngine,
@@ -336,6 +339,7 @@ fn action_of(code: u8) -> Result<Action, EntryError> {
         RemakeRecords,
         EndRotation,
         TakeUpKeys,
+        ConfirmSetPin,
     ];
     all.into_iter().find(|action| action_code(*action) == code).ok_or(EntryError::Unreadable)
 }

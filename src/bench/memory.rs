@@ -86,7 +86,8 @@ async fn open(store: &Embedded, number: usize, bar: &ProgressBar) -> Result<(), 
         card,
         account: None,
         scope: Scope::SetPin,
-        expires_at: clock::now().after(Duration::from_secs(3_600)),
+        expires_at: store.now().after(Duration::from_secs(3_600)),
+        opened_generation: 0,
         device_key: None,
         state: State::Open,
     };
@@ -95,7 +96,7 @@ async fn open(store: &Embedded, number: usize, bar: &ProgressBar) -> Result<(), 
         Store::open(store, control, admission, line(Action::OpenControl)).await.map_err(|error| refused(&error))?;
     if number.is_multiple_of(2) {
         let event = Event::Key(SealedTzpk([7; 48].into()));
-        let keyed = store.advance(opened.id, event, clock::now(), line(Action::IssueTzpk)).await;
+        let keyed = store.advance(opened.id, event, line(Action::IssueTzpk)).await;
         keyed.map_err(|error| refused(&error))?;
     }
     bar.inc(1);

@@ -21,7 +21,7 @@ use tokio::{
     time::{Interval, MissedTickBehavior, interval},
 };
 
-use crate::clock::monotonic_milliseconds;
+use crate::{clock::monotonic_milliseconds, deadline::Deadline};
 
 /// How long an answer may take.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(3);
@@ -157,6 +157,13 @@ impl Lane {
     }
 
     fn post(&self, ask: &Ask<'_>, reply: oneshot::Sender<Answer>) -> Result<Asked<'_>, Error> {
+        // Nobody waits for longer than the call does.
+        let deadline = Deadline::within(ANSWER_TIME_MAX);
+        let deadline = Deadline::of_this_call().map_or(deadline, |of_call| of_call.min(deadline));
+        if deadline.has_passed() {
+            return Err(unavailable("the call's deadline has passed"));
+        }
+        let deadline = deadline.monotonic_milliseconds();
         let mut state = self.state();
         if state.life.is_none() {
             return Err(unavailable("its process is being started again"));
@@ -166,7 +173,6 @@ impl Lane {
         }
         state.last += 1;
         let number = state.last;
-        let deadline = monotonic_milliseconds() + ANSWER_TIME_MAX.as_millis() as u64;
         let first = state.outbox.is_empty();
         frame::push_frame(&mut state.outbox, number, |body| ask.push(deadline, body));
         state.waiting.insert(number, Waiting { reply, deadline });

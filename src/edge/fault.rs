@@ -151,7 +151,7 @@ impl Fault {
             Reason::Busy | Reason::TokenBusy | Reason::Counting => Self::BUSY,
             Reason::StoreUnavailable => Self::STORE_UNAVAILABLE,
             Reason::TokenUnavailable => Self::TOKEN_UNAVAILABLE,
-            Reason::RotationCutOff => Self::ENGINE_UNAVAILABLE,
+            Reason::RotationCutOff | Reason::DeadlinePassed => Self::ENGINE_UNAVAILABLE,
             Reason::BoundaryFailed => Self::UNEXPECTED,
         }
     }
@@ -344,7 +344,15 @@ mod tests {
             ),
             (&["CONTROL_CAP"], (429, 403, DynamicValidation)),
             (
-                &["BUSY", "TOKEN_BUSY", "COUNTING", "STORE_UNAVAILABLE", "TOKEN_UNAVAILABLE", "ROTATION_CUT_OFF"],
+                &[
+                    "BUSY",
+                    "TOKEN_BUSY",
+                    "COUNTING",
+                    "STORE_UNAVAILABLE",
+                    "TOKEN_UNAVAILABLE",
+                    "ROTATION_CUT_OFF",
+                    "DEADLINE_PASSED",
+                ],
                 (503, 500, Integration),
             ),
             (&["BOUNDARY_FAILED"], (500, 500, Unexpected)),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Extensions, Request, Response, Status, async_trait};
+use tonic::{Extensions, Request, Response, Status, async_trait, metadata::MetadataMap};
 use zeroize::Zeroizing;
 
 use super::{
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     caller::Caller,
-    clock,
+    deadline::{Deadline, parse_grpc_timeout},
     pin::Pins,
     proto::{self, audit_service_server, card_service_server, control_service_server, pin_service_server},
     store::Store,
@@ -20,6 +20,9 @@ use crate::{
 
 /// How many audit entries are read from the store at a time.
 const AUDIT_PAGE_ENTRIES: usize = 256;
+
+/// The header in which a gRPC client says for how long it waits.
+const TIMEOUT_HEADER: &str = "grpc-timeout";
 
 /// All services over the same use cases.
 #[derive(Clone)]
@@ -44,23 +47,34 @@ impl Services {
     }
 }
 
+/// Serves a call under the deadline its client has set; one without a deadline ends with the server's time for a call.
+async fn in_time<T>(metadata: &MetadataMap, call: impl Future<Output = T>) -> T {
+    let header = metadata.get(TIMEOUT_HEADER).and_then(|value| value.to_str().ok());
+    match header.and_then(parse_grpc_timeout) {
+        Some(time) => Deadline::within(time).serve(call).await,
+        None => call.await,
+    }
+}
+
 #[async_trait]
 impl control_service_server::ControlService for Services {
     async fn open_control(
         &self,
         request: Request<proto::OpenControlRequest>,
     ) -> Result<Response<proto::OpenControlResponse>, Status> {
-        let (_, extensions, message) = request.into_parts();
+        let (metadata, extensions, message) = request.into_parts();
         let caller = self.caller(&extensions, Right::Controls, &message.tenant, &message.audit_user)?;
         let plastic = wire::plastic_id(&message.plastic_id)?;
         let scope = wire::scope(message.scope)?;
         let device_key = wire::thumbprint(&message.device_key_sha256)?;
 
-        let control = self.pins.open_control(&caller, plastic, scope, device_key).await.map_err(wire::open_status)?;
-        let remaining = control.remaining(clock::now()).as_millis();
+        let control = in_time(&metadata, self.pins.open_control(&caller, plastic, scope, device_key))
+            .await
+            .map_err(wire::open_status)?;
+        let remaining = control.remaining(self.store.now()).as_millis();
         Ok(Response::new(proto::OpenControlResponse {
             control_id: control.id.to_string(),
-            expires_at_unix_milliseconds: control.expires_at.0,
+            expires_at_unix_milliseconds: self.store.wall_time(control.expires_at).0,
             lifetime_milliseconds: u32::try_from(remaining).unwrap_or(u32::MAX),
         }))
     }
@@ -72,12 +86,13 @@ impl pin_service_server::PinService for Services {
         &self,
         request: Request<proto::IssueTzpkRequest>,
     ) -> Result<Response<proto::IssueTzpkResponse>, Status> {
-        let (_, extensions, message) = request.into_parts();
+        let (metadata, extensions, message) = request.into_parts();
         let caller = self.caller(&extensions, Right::Pins, &message.tenant, &message.audit_user)?;
         let control = wire::control_id(&message.control_id)?;
         let device = wire::device_key(&message.device_public_key)?;
 
-        let issued = self.pins.issue_tzpk(&caller, control, &device).await.map_err(wire::issue_status)?;
+        let issued =
+            in_time(&metadata, self.pins.issue_tzpk(&caller, control, &device)).await.map_err(wire::issue_status)?;
         Ok(Response::new(proto::IssueTzpkResponse {
             encrypted_tzpk: issued.encrypted_tzpk,
             check_value: issued.check_value,
@@ -86,12 +101,12 @@ impl pin_service_server::PinService for Services {
     }
 
     async fn set_pin(&self, request: Request<proto::SetPinRequest>) -> Result<Response<proto::SetPinResponse>, Status> {
-        let (_, extensions, message) = request.into_parts();
+        let (metadata, extensions, message) = request.into_parts();
         let caller = self.caller(&extensions, Right::Pins, &message.tenant, &message.audit_user)?;
         let control = wire::control_id(&message.control_id)?;
         let block = wire::pin_block(&message.pin_block)?;
 
-        self.pins.set_pin(&caller, control, &block).await.map_err(wire::set_status)?;
+        in_time(&metadata, self.pins.set_pin(&caller, control, &block)).await.map_err(wire::set_status)?;
         Ok(Response::new(proto::SetPinResponse {}))
     }
 
@@ -99,12 +114,13 @@ impl pin_service_server::PinService for Services {
         &self,
         request: Request<proto::ViewPinRequest>,
     ) -> Result<Response<proto::ViewPinResponse>, Status> {
-        let (_, extensions, message) = request.into_parts();
+        let (metadata, extensions, message) = request.into_parts();
         let caller = self.caller(&extensions, Right::Pins, &message.tenant, &message.audit_user)?;
         let control = wire::control_id(&message.control_id)?;
         let device = wire::device_key(&message.device_public_key)?;
 
-        let shown = self.pins.view_pin(&caller, control, &device).await.map_err(wire::view_status)?;
+        let shown =
+            in_time(&metadata, self.pins.view_pin(&caller, control, &device)).await.map_err(wire::view_status)?;
         Ok(Response::new(proto::ViewPinResponse {
             encrypted_tzpk: shown.encrypted_tzpk,
             pin_block: shown.pin_block.as_bytes().to_vec(),
@@ -119,14 +135,16 @@ impl card_service_server::CardService for Services {
         &self,
         request: Request<proto::RegisterCardRequest>,
     ) -> Result<Response<proto::RegisterCardResponse>, Status> {
-        let (_, extensions, mut message) = request.into_parts();
+        let (metadata, extensions, mut message) = request.into_parts();
         // Wiped on every way out.
         let number = Zeroizing::new(std::mem::take(&mut message.account_number));
         let caller = self.caller(&extensions, Right::Cards, &message.tenant, &message.audit_user)?;
         let plastic = wire::plastic_id(&message.plastic_id)?;
         let number = wire::account_number(&number)?;
 
-        let card = self.pins.register_card(&caller, plastic, number).await.map_err(wire::register_status)?;
+        let card = in_time(&metadata, self.pins.register_card(&caller, plastic, number))
+            .await
+            .map_err(wire::register_status)?;
         Ok(Response::new(proto::RegisterCardResponse {
             pin_status: wire::pin_status(&card),
             account_number_masked: wire::masked(card.account.as_ref()),

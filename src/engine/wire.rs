@@ -246,6 +246,7 @@ pub(super) fn forbidden(error: &impl std::fmt::Display) -> Status {
 pub(super) fn store_status(error: &StoreError) -> Status {
     match error {
         StoreError::Busy { .. } => status(Code::ResourceExhausted, Reason::Busy, error),
+        StoreError::DeadlinePassed => status(Code::DeadlineExceeded, Reason::DeadlinePassed, error),
         StoreError::Unavailable(_) | StoreError::Failed(_) | StoreError::InDoubt(_) | StoreError::Damaged { .. } => {
             tracing::error!(%error, "the store failed");
             status(Code::Unavailable, Reason::StoreUnavailable, &"the store is not available: try again later")

@@ -2,15 +2,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Admission, AdvanceError, OpenError, RegisterError, RemadePin, Store, StoredPin, UnknownCards};
+use super::{Admission, AdvanceError, OpenError, RegisterError, RemadePin, Store, StoreError, StoredPin, UnknownCards};
 use crate::{
     audit::{
         chain::Walk,
         entry::{Action, Line, Outcome},
     },
     card::{CardKey, PinStatus, PlasticId, RegisteredAccount, Tenant},
-    clock::{self, UnixMillis},
+    clock,
     control::{Control, ControlId, Denied, Event, RetryTag, Scope, SealedTzpk, State},
+    deadline::Deadline,
 };
 
 /// Runs the whole suite; `make` gives a fresh store each time.
@@ -27,6 +28,12 @@ pub(crate) async fn run<S: Store>(make: impl Fn() -> Arc<S>) {
     every_change_has_its_line_and_no_refusal_has(&*make()).await;
     records_come_page_by_page_and_each_once(&*make()).await;
     a_record_is_made_anew_where_it_still_stands_and_a_newer_pin_stays(&*make()).await;
+    the_first_set_closes_the_other_open_controls_of_its_card(&*make()).await;
+    a_new_pin_leaves_controls_to_view_and_other_cards_alone(&*make()).await;
+    a_retry_is_confirmed_while_its_pin_stands(&*make()).await;
+    a_confirmed_retry_closes_controls_opened_before_it(&*make()).await;
+    reencryption_and_a_new_account_number_close_no_control(&*make()).await;
+    a_change_is_dropped_once_its_deadline_has_passed(&*make()).await;
 }
 
 pub(crate) const GENEROUS: Admission =
@@ -43,6 +50,7 @@ pub(crate) fn control(card: CardKey) -> Control {
         account: None,
         scope: Scope::SetPin,
         expires_at: clock::now().after(Duration::from_secs(30)),
+        opened_generation: 0,
         device_key: None,
         state: State::Open,
     }
@@ -75,7 +83,7 @@ pub(crate) fn record(number: u8) -> StoredPin {
 /// Opens a control and issues its tzpk.
 pub(crate) async fn keyed(store: &impl Store, card: CardKey) -> Control {
     let opened = store.open(control(card), GENEROUS, line(Action::OpenControl)).await.unwrap();
-    store.advance(opened.id, Event::Key(tzpk(1)), clock::now(), line(Action::IssueTzpk)).await.unwrap();
+    store.advance(opened.id, Event::Key(tzpk(1)), line(Action::IssueTzpk)).await.unwrap();
     opened
 }
 
@@ -93,7 +101,7 @@ async fn set_bound(
 ) -> Result<(), AdvanceError> {
     let event = Event::Set { under: tzpk(1), retry: RetryTag([number; 16]) };
     let pin = StoredPin { account, ..record(number) };
-    store.set_pin(id, event, clock::now(), pin, line(Action::SetPin)).await
+    store.set_pin(id, event, pin, line(Action::SetPin)).await
 }
 
 fn account(number: u8) -> Option<RegisteredAccount> {
@@ -210,7 +218,7 @@ async fn every_change_has_its_line_and_no_refusal_has(store: &impl Store) {
     let opened = keyed(store, card(1)).await;
     set(store, opened.id, 1).await.unwrap();
     set(store, opened.id, 2).await.unwrap_err();
-    store.advance(opened.id, Event::View, UnixMillis(0), line(Action::ViewPin)).await.unwrap_err();
+    store.advance(opened.id, Event::View, line(Action::ViewPin)).await.unwrap_err();
     store.note(line(Action::StopEngine)).await.unwrap();
 
     let entries = store.audit(1, 100).await.unwrap();
@@ -258,4 +266,90 @@ async fn a_record_is_made_anew_where_it_still_stands_and_a_newer_pin_stays(store
     let entries = store.audit(1, 1_000).await.unwrap().len();
     assert_eq!(store.remake(vec![remade(1)], line(Action::RemakeRecords)).await.unwrap(), 0);
     assert_eq!(store.audit(1, 1_000).await.unwrap().len(), entries, "nothing happened, and a line says so");
+}
+
+pub(crate) async fn confirm(store: &impl Store, id: ControlId, number: u8) -> Result<(), AdvanceError> {
+    store.confirm_retry(id, RetryTag([number; 16]), line(Action::ConfirmSetPin)).await
+}
+
+fn is_not_usable(answer: &Result<(), AdvanceError>) -> bool {
+    matches!(answer, Err(AdvanceError::Denied(Denied::NotUsable)))
+}
+
+async fn the_first_set_closes_the_other_open_controls_of_its_card(store: &impl Store) {
+    let (first, other) = (keyed(store, card(1)).await, keyed(store, card(1)).await);
+    set(store, other.id, 2).await.unwrap();
+    assert!(is_not_usable(&set(store, first.id, 1).await));
+    let malformed = Event::Malformed { under: tzpk(1) };
+    for event in [Event::Key(tzpk(2)), malformed, Event::RefusedPin { under: tzpk(1) }] {
+        assert!(is_not_usable(&store.advance(first.id, event, line(Action::SetPin)).await));
+    }
+    assert_eq!(*store.pin(&card(1)).await.unwrap().unwrap().record, [2; 38]);
+    let later = keyed(store, card(1)).await;
+    set(store, later.id, 3).await.unwrap();
+}
+
+async fn a_new_pin_leaves_controls_to_view_and_other_cards_alone(store: &impl Store) {
+    let view = Control { scope: Scope::ViewPin, ..control(card(1)) };
+    let view = store.open(view, GENEROUS, line(Action::OpenControl)).await.unwrap();
+    let (setter, other) = (keyed(store, card(1)).await, keyed(store, card(2)).await);
+    set(store, setter.id, 1).await.unwrap();
+    store.advance(view.id, Event::View, line(Action::ViewPin)).await.unwrap();
+    set(store, other.id, 2).await.unwrap();
+}
+
+async fn a_retry_is_confirmed_while_its_pin_stands(store: &impl Store) {
+    let first = keyed(store, card(1)).await;
+    assert!(is_not_usable(&confirm(store, first.id, 1).await), "nothing is set yet");
+    set(store, first.id, 1).await.unwrap();
+    let before = store.audit(1, 1_000).await.unwrap().len();
+    confirm(store, first.id, 1).await.unwrap();
+    confirm(store, first.id, 1).await.unwrap();
+    let entries = store.audit(1, 1_000).await.unwrap();
+    assert!(entries[before..].iter().all(|entry| entry.line.action == Action::ConfirmSetPin));
+    assert_eq!(entries.len(), before + 2, "a confirmed retry has its line");
+    assert!(is_not_usable(&confirm(store, first.id, 2).await), "another block");
+    assert!(is_not_usable(&confirm(store, ControlId::random(), 1).await));
+
+    let second = keyed(store, card(1)).await;
+    set(store, second.id, 2).await.unwrap();
+    assert!(is_not_usable(&confirm(store, first.id, 1).await), "its PIN was replaced");
+    confirm(store, second.id, 2).await.unwrap();
+    assert_eq!(store.audit(1, 1_000).await.unwrap().len(), before + 6);
+}
+
+async fn a_confirmed_retry_closes_controls_opened_before_it(store: &impl Store) {
+    let first = keyed(store, card(1)).await;
+    set(store, first.id, 1).await.unwrap();
+    let second = keyed(store, card(1)).await;
+    confirm(store, first.id, 1).await.unwrap();
+    assert!(is_not_usable(&set(store, second.id, 2).await));
+    assert_eq!(*store.pin(&card(1)).await.unwrap().unwrap().record, [1; 38]);
+}
+
+async fn reencryption_and_a_new_account_number_close_no_control(store: &impl Store) {
+    let (first, waiting) = (keyed(store, card(1)).await, keyed(store, card(2)).await);
+    set(store, first.id, 1).await.unwrap();
+    let second = keyed(store, card(1)).await;
+    let remade = RemadePin { card: card(1), before: [1; 38].into(), after: [9; 38].into() };
+    assert_eq!(store.remake(vec![remade], line(Action::RemakeRecords)).await.unwrap(), 1);
+    confirm(store, first.id, 1).await.unwrap();
+    assert!(is_not_usable(&set(store, second.id, 2).await), "the retry has closed it");
+    let third = keyed(store, card(1)).await;
+    let remade = RemadePin { card: card(1), before: [9; 38].into(), after: [8; 38].into() };
+    assert_eq!(store.remake(vec![remade], line(Action::RemakeRecords)).await.unwrap(), 1);
+    set(store, third.id, 3).await.unwrap();
+
+    store.register(card(2), account(2), line(Action::RegisterCard)).await.unwrap();
+    set(store, waiting.id, 1).await.unwrap();
+}
+
+async fn a_change_is_dropped_once_its_deadline_has_passed(store: &impl Store) {
+    let opened = keyed(store, card(1)).await;
+    let entries = store.audit(1, 1_000).await.unwrap().len();
+    let late = Deadline::within(Duration::ZERO).serve(set(store, opened.id, 1)).await;
+    assert!(matches!(late, Err(AdvanceError::Store(StoreError::DeadlinePassed))), "{late:?}");
+    assert_eq!(store.audit(1, 1_000).await.unwrap().len(), entries);
+    Deadline::within(Duration::from_secs(3_600)).serve(set(store, opened.id, 2)).await.unwrap();
+    assert_eq!(*store.pin(&card(1)).await.unwrap().unwrap().record, [2; 38]);
 }

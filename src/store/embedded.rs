@@ -40,7 +40,7 @@ use self::{
     live::LiveControls,
     page::{ControlPage, EntryPage},
     reply::{Promise, promise},
-    writer::{Change, Command, Pages},
+    writer::{Change, Command, OnDisk},
 };
 use super::{
     Admission, Admitted, AdvanceError, Answer, FailureCause, OpenError, RegisterError, RemadePin, Store, StoreError,
@@ -52,21 +52,20 @@ use crate::{
         entry::{Entry, Line},
     },
     card::{Card, CardKey, PinStatus, RegisteredAccount},
-    clock::UnixMillis,
-    control::{Control, ControlId, Denied, Event, SealedTzpk, State, is_over},
+    clock::{MachineTime, SteadyClock, TimeSource, UnixMillis},
+    control::{Control, ControlId, Denied, Event, RetryTag, SealedTzpk, State},
+    deadline::Deadline,
 };
 
 /// The format of a directory this release reads and writes.
-const FORMAT: u32 = 4;
-/// One that it reads too: pages of audit entries are not packed. It becomes the newer one when it is opened.
-const FORMAT_BEFORE: u32 = 3;
+const FORMAT: u32 = 5;
 /// The file that says whose directory it is.
 const FORMAT_FILE: &str = "FORMAT";
 /// What stands in it, before the number.
 const FORMAT_TEXT: &str = "pinseal store, format ";
 /// Where fjall keeps its files.
 const DATABASE: &str = "db";
-/// A key of the meta keyspace: the last audit entry's number and hash.
+/// A key of the meta keyspace: the last audit entry's number and hash, and the largest time that was committed.
 const HEAD_KEY: &str = "audit head";
 /// A key of the meta keyspace: the list of the keys that the engine last used, as `hsm::KeyId` writes it.
 const KEYS_KEY: &str = "keys in use";
@@ -126,10 +125,13 @@ struct Shared {
     database: Database,
     cards: Keyspace,
     controls: Keyspace,
+    /// Controls that have set a PIN: kept for longer than the others, for retries.
+    set: Keyspace,
     pins: Keyspace,
     audit: Keyspace,
     meta: Keyspace,
     live: LiveControls,
+    clock: SteadyClock,
     queue: Mutex<Queue>,
     wake: Condvar,
     /// Written only while the queue is locked.
@@ -147,7 +149,12 @@ struct Queue {
 impl Embedded {
     /// Opens a store, or makes one; reads the live controls into memory.
     pub fn open(config: &EmbeddedConfig) -> Result<Self, StoreOpenError> {
-        let format = prepare(config)?;
+        Self::open_at(config, Box::new(MachineTime))
+    }
+
+    /// The same, by these clocks.
+    pub(crate) fn open_at(config: &EmbeddedConfig, source: Box<dyn TimeSource>) -> Result<Self, StoreOpenError> {
+        prepare(config)?;
         let path = || config.directory.clone();
         let opened = |error: fjall::Error| match (&error, refused_by_machine(&error)) {
             (fjall::Error::Locked, _) => StoreOpenError::Locked { path: path() },
@@ -167,10 +174,6 @@ impl Embedded {
             .manual_journal_persist(true)
             .open()
             .map_err(opened)?;
-        // Now that no other process has it, and before anything is written that an earlier release can't read.
-        if format == FORMAT_BEFORE {
-            write_format(&config.directory).map_err(|error| StoreOpenError::Io { path: path(), error })?;
-        }
         let memtable = config.memory_bytes_max / 8;
         let keyspace = |name: &str| {
             let options = || {
@@ -183,26 +186,31 @@ impl Embedded {
             database.keyspace(name, options).map_err(opened)
         };
         let (cards, controls, pins) = (keyspace("cards")?, keyspace("controls")?, keyspace("pins")?);
+        let set = keyspace("set")?;
         let (audit, meta) = (keyspace("audit")?, keyspace("meta")?);
         let damaged = |problem: &str| StoreOpenError::Damaged { path: path(), problem: problem.to_owned() };
 
-        let head = match meta.get(HEAD_KEY).map_err(opened)? {
+        let (head, floor) = match meta.get(HEAD_KEY).map_err(opened)? {
             Some(bytes) => decode_head(&bytes).ok_or_else(|| damaged("the audit head can't be read"))?,
-            None => Checkpoint::EMPTY,
+            None => (Checkpoint::EMPTY, UnixMillis::default()),
         };
         let live = LiveControls::new();
-        let mut pages = Pages::default();
-        for row in controls.iter() {
-            let (number, page) = row.into_inner().map_err(opened)?;
-            let number = number_of(&number).ok_or_else(|| damaged("a page of controls has no number"))?;
-            let (latest_expiry, rows) =
-                ControlPage::read(&page).ok_or_else(|| damaged("a page of controls can't be read"))?;
-            pages.add(number, latest_expiry);
-            for row in rows {
-                let control = decode_control(row).ok_or_else(|| damaged("a control can't be read"))?;
-                live.put(control.id, row.into());
+        let mut on_disk = OnDisk { floor, ..OnDisk::default() };
+        // Those that have set a PIN come last: nothing happens to them any more.
+        for (keyspace, pages) in [(&controls, &mut on_disk.controls), (&set, &mut on_disk.set)] {
+            for row in keyspace.iter() {
+                let (number, page) = row.into_inner().map_err(opened)?;
+                let number = number_of(&number).ok_or_else(|| damaged("a page of controls has no number"))?;
+                let (keep_until, rows) =
+                    ControlPage::read(&page).ok_or_else(|| damaged("a page of controls can't be read"))?;
+                pages.add(number, keep_until);
+                for row in rows {
+                    let control = decode_control(row).ok_or_else(|| damaged("a control can't be read"))?;
+                    live.put(control.id, row.into());
+                }
             }
         }
+        let clock = start_clock(source, floor, on_disk.controls.latest());
 
         let ahead =
             Ahead::of(&config.directory.join(DATABASE)).map_err(|error| StoreOpenError::Io { path: path(), error })?;
@@ -210,10 +218,12 @@ impl Embedded {
             database,
             cards,
             controls,
+            set,
             pins,
             audit,
             meta,
             live,
+            clock,
             queue: Mutex::new(Queue { waiting: Vec::new() }),
             wake: Condvar::new(),
             state: tokio::sync::watch::Sender::new(StoreState::Open),
@@ -230,7 +240,7 @@ impl Embedded {
         let watch = spawn("store-watch", Box::new(move || watch::run(&watching, &ended)))?;
         let writing = Arc::clone(&shared);
         let write = move || {
-            writer::run(&writing, pages, ahead);
+            writer::run(&writing, on_disk, ahead);
             // Who waits for the end may open the directory again.
             drop(writing);
             let _ = running.send(());
@@ -262,7 +272,7 @@ impl Embedded {
     pub fn tzpks_at(&self, now: UnixMillis) -> Vec<SealedTzpk> {
         let mut tzpks = Vec::new();
         self.shared.live.each(|control| match control.state {
-            State::Keyed { tzpk, .. } if !is_over(control.expires_at, now) => tzpks.push(tzpk),
+            State::Keyed { tzpk, .. } if now < control.expires_at => tzpks.push(tzpk),
             _ => {}
         });
         tzpks
@@ -344,7 +354,7 @@ impl Embedded {
         E: From<StoreError> + Send + 'static,
     {
         let (reply, answer) = promise();
-        let queued = self.enqueue(Command { change: change(reply), line });
+        let queued = self.enqueue(Command { change: change(reply), line, deadline: Deadline::of_this_call() });
         Box::pin(async move {
             queued?.hand_over().await;
             // The writer ended without an answer: whether it had begun to write this change is not known here.
@@ -389,6 +399,14 @@ impl Drop for Queued<'_> {
 }
 
 impl Store for Embedded {
+    fn now(&self) -> UnixMillis {
+        self.shared.clock.now()
+    }
+
+    fn wall_time(&self, moment: UnixMillis) -> UnixMillis {
+        self.shared.clock.wall_time(moment)
+    }
+
     fn card<'a>(&'a self, card: &'a CardKey) -> Answer<'a, Result<Option<Card>, StoreError>> {
         Box::pin(async move {
             self.shared.may_read()?;
@@ -425,25 +443,16 @@ impl Store for Embedded {
         self.change(|reply| Change::Open { control, admission, reply }, line)
     }
 
-    fn advance(
-        &self,
-        id: ControlId,
-        event: Event,
-        now: UnixMillis,
-        line: Line,
-    ) -> Answer<'_, Result<(), AdvanceError>> {
-        self.change(|reply| Change::Advance { id, event, now, pin: None, reply }, line)
+    fn advance(&self, id: ControlId, event: Event, line: Line) -> Answer<'_, Result<(), AdvanceError>> {
+        self.change(|reply| Change::Advance { id, event, pin: None, reply }, line)
     }
 
-    fn set_pin(
-        &self,
-        id: ControlId,
-        event: Event,
-        now: UnixMillis,
-        pin: StoredPin,
-        line: Line,
-    ) -> Answer<'_, Result<(), AdvanceError>> {
-        self.change(|reply| Change::Advance { id, event, now, pin: Some(pin), reply }, line)
+    fn set_pin(&self, id: ControlId, event: Event, pin: StoredPin, line: Line) -> Answer<'_, Result<(), AdvanceError>> {
+        self.change(|reply| Change::Advance { id, event, pin: Some(pin), reply }, line)
+    }
+
+    fn confirm_retry(&self, id: ControlId, retry: RetryTag, line: Line) -> Answer<'_, Result<(), AdvanceError>> {
+        self.change(|reply| Change::ConfirmRetry { id, retry, reply }, line)
     }
 
     fn pins_after<'a>(
@@ -566,8 +575,8 @@ fn card_of(account: Option<RegisteredAccount>, pin_set_at: Option<UnixMillis>) -
     Card { account, pin_status, pin_set_at }
 }
 
-/// Makes the directory a store's, or finds that it is one; gives its format.
-fn prepare(config: &EmbeddedConfig) -> Result<u32, StoreOpenError> {
+/// Makes the directory a store's, or finds that it is one.
+fn prepare(config: &EmbeddedConfig) -> Result<(), StoreOpenError> {
     let directory = &config.directory;
     let io = |error| StoreOpenError::Io { path: directory.clone(), error };
     let format = directory.join(FORMAT_FILE);
@@ -580,7 +589,7 @@ fn prepare(config: &EmbeddedConfig) -> Result<u32, StoreOpenError> {
             }
             let version = text.trim().strip_prefix(FORMAT_TEXT.trim_end()).ok_or_else(foreign)?;
             match version.trim().parse::<u32>().map_err(|_| foreign())? {
-                version @ (FORMAT | FORMAT_BEFORE) => Ok(version),
+                FORMAT => Ok(()),
                 version => Err(StoreOpenError::Version { path: directory.clone(), version }),
             }
         }
@@ -594,8 +603,7 @@ fn prepare(config: &EmbeddedConfig) -> Result<u32, StoreOpenError> {
             }
             fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io)?;
             fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).map_err(io)?;
-            write_format(directory).map_err(io)?;
-            Ok(FORMAT)
+            write_format(directory).map_err(io)
         }
         Err(error) => Err(io(error)),
     }
@@ -610,13 +618,31 @@ fn write_format(directory: &Path) -> io::Result<()> {
     fs::File::open(directory)?.sync_all()
 }
 
-fn encode_head(head: &Checkpoint) -> Vec<u8> {
-    [&head.sequence.to_be_bytes()[..], &head.hash].concat()
+/// The clock of a store whose last commit was at `floor`, and whose controls are usable until `usable_until` at the latest.
+///
+/// A wall clock behind the floor does not say how long the store was closed, so every control that was open is over: the
+/// clock starts at the latest of their expiries. It runs on from there, however far behind the wall clock is.
+fn start_clock(source: Box<dyn TimeSource>, floor: UnixMillis, usable_until: UnixMillis) -> SteadyClock {
+    let wall = UnixMillis(u64::try_from(source.wall_nanoseconds() / 1_000_000).unwrap_or_default());
+    if wall >= floor {
+        return SteadyClock::starting_at(floor, source);
+    }
+    tracing::warn!(
+        behind = ?floor.since(wall),
+        "this machine's clock is behind the store's last commit: every control that was open is over"
+    );
+    SteadyClock::starting_at(floor.max(usable_until), source)
 }
 
-fn decode_head(bytes: &[u8]) -> Option<Checkpoint> {
-    let (sequence, hash) = bytes.split_at_checked(8)?;
-    Some(Checkpoint { sequence: u64::from_be_bytes(sequence.try_into().ok()?), hash: hash.try_into().ok()? })
+fn encode_head(head: &Checkpoint, time: UnixMillis) -> Vec<u8> {
+    [&head.sequence.to_be_bytes()[..], &time.0.to_be_bytes(), &head.hash].concat()
+}
+
+fn decode_head(bytes: &[u8]) -> Option<(Checkpoint, UnixMillis)> {
+    let (sequence, rest) = bytes.split_first_chunk()?;
+    let (time, hash) = rest.split_first_chunk()?;
+    let head = Checkpoint { sequence: u64::from_be_bytes(*sequence), hash: hash.try_into().ok()? };
+    Some((head, UnixMillis(u64::from_be_bytes(*time))))
 }
 
 /// The number of a page.

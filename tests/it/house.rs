@@ -6,14 +6,15 @@ use std::{fs, path::Path};
 const MAY_KNOW: &[(&str, &[&str])] = &[
     ("clock", &[]),
     ("cores", &[]),
+    ("deadline", &["clock"]),
     ("card", &["clock"]),
     ("limits", &["card"]),
     ("reason", &[]),
     ("caller", &["card", "limits"]),
     ("control", &["card", "clock", "limits"]),
     ("audit", &["card", "clock", "control", "store"]),
-    ("store", &["audit", "card", "clock", "control"]),
-    ("boundary", &["clock"]),
+    ("store", &["audit", "card", "clock", "control", "deadline"]),
+    ("boundary", &["clock", "deadline"]),
     ("hsm_process", &["boundary", "clock", "config"]),
     ("pin", &["audit", "boundary", "caller", "card", "clock", "control", "store"]),
     ("tls", &[]),
@@ -27,8 +28,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     (
         "engine",
         &[
-            "audit", "boundary", "caller", "card", "clock", "config", "control", "cores", "limits", "metrics", "pin",
-            "proto", "reason", "rotation", "store", "tls",
+            "audit", "boundary", "caller", "card", "clock", "config", "control", "cores", "deadline", "limits",
+            "metrics", "pin", "proto", "reason", "rotation", "store", "tls",
         ],
     ),
     ("edge", &["caller", "card", "clock", "config", "limits", "proto", "reason", "tls"]),

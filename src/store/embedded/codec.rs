@@ -3,18 +3,28 @@
 use crate::{
     card::{CardKey, PlasticId, RegisteredAccount, Tenant},
     clock::UnixMillis,
-    control::{Control, ControlId, RetryTag, Scope, SealedTzpk, Spent, State, Thumbprint},
+    control::{Control, ControlId, RETRY_GRACE, RetryTag, Scope, SealedTzpk, Spent, State, Thumbprint},
     store::StoredPin,
 };
 
 /// The layout this release writes.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// Of a controlId, with which a control's row begins.
 pub(super) const ID_BYTES: usize = 16;
+/// Where the kind of a control's state stands.
+const KIND_AT: usize = ID_BYTES + 1;
 /// Where a control's expiry stands, so that the sweep need not read the rest.
-const EXPIRY_AT: usize = ID_BYTES + 1;
+const EXPIRY_AT: usize = KIND_AT + 1;
 /// Where its card stands, behind the expiry and the scope.
 const CARD_AT: usize = EXPIRY_AT + 8 + 1;
+
+/// The kinds of a control's state.
+const OPEN: u8 = 0;
+const KEYED: u8 = 1;
+const SET: u8 = 2;
+const VIEWED: u8 = 3;
+const MALFORMED: u8 = 4;
+const REFUSED: u8 = 5;
 
 /// What the store keeps of a card, beside its PIN.
 #[derive(Clone, Default)]
@@ -24,6 +34,10 @@ pub(super) struct CardRow {
     pub(super) hour: u64,
     /// Controls opened within that hour.
     pub(super) opened: u32,
+    /// How many new PINs and confirmed retries the card has had.
+    pub(super) generation: u64,
+    /// The control under which the PIN was set.
+    pub(super) set_by: Option<ControlId>,
 }
 
 /// What the store keeps of a PIN.
@@ -49,6 +63,8 @@ pub(super) fn encode_card(row: &CardRow) -> Vec<u8> {
     let mut bytes = Writer::new();
     bytes.array(&row.hour.to_be_bytes());
     bytes.array(&row.opened.to_be_bytes());
+    bytes.array(&row.generation.to_be_bytes());
+    bytes.blob(row.set_by.as_ref().map_or(&[][..], |control| control.as_bytes()));
     bytes.account(row.account.as_ref());
     bytes.0
 }
@@ -56,8 +72,13 @@ pub(super) fn encode_card(row: &CardRow) -> Vec<u8> {
 pub(super) fn decode_card(bytes: &[u8]) -> Option<CardRow> {
     let mut read = Reader::new(bytes)?;
     let (hour, opened) = (u64::from_be_bytes(read.array()?), u32::from_be_bytes(read.array()?));
+    let generation = u64::from_be_bytes(read.array()?);
+    let set_by = match read.blob()? {
+        [] => None,
+        bytes => Some(ControlId::from_bytes(bytes.try_into().ok()?)),
+    };
     let account = read.account()?;
-    read.end(CardRow { account, hour, opened })
+    read.end(CardRow { account, hour, opened, generation, set_by })
 }
 
 pub(super) fn encode_pin(set_at: UnixMillis, pin: &StoredPin) -> Vec<u8> {
@@ -84,7 +105,15 @@ pub(super) fn encode_control(control: &Control) -> Box<[u8]> {
     };
     let mut bytes = Writer::with_room();
     bytes.array(control.id.as_bytes());
-    bytes.array(&[VERSION]);
+    let kind = match &control.state {
+        State::Open => OPEN,
+        State::Keyed { .. } => KEYED,
+        State::Spent(Spent::Set(_)) => SET,
+        State::Spent(Spent::Viewed) => VIEWED,
+        State::Spent(Spent::Malformed) => MALFORMED,
+        State::Spent(Spent::Refused) => REFUSED,
+    };
+    bytes.array(&[VERSION, kind]);
     bytes.array(&control.expires_at.0.to_be_bytes());
     bytes.array(&[match control.scope {
         Scope::SetPin => 1,
@@ -94,19 +123,14 @@ pub(super) fn encode_control(control: &Control) -> Box<[u8]> {
     bytes.blob(control.card.plastic.as_str().as_bytes());
     bytes.blob(device_key.map_or(&[][..], |key| &key.0));
     bytes.account(account);
+    bytes.array(&control.opened_generation.to_be_bytes());
     match &control.state {
-        State::Open => bytes.array(&[0]),
         State::Keyed { tzpk, refused_pins } => {
-            bytes.array(&[1, *refused_pins]);
+            bytes.array(&[*refused_pins]);
             bytes.blob(&tzpk.0);
         }
-        State::Spent(Spent::Set(tag)) => {
-            bytes.array(&[2]);
-            bytes.array(&tag.0);
-        }
-        State::Spent(Spent::Viewed) => bytes.array(&[3]),
-        State::Spent(Spent::Malformed) => bytes.array(&[4]),
-        State::Spent(Spent::Refused) => bytes.array(&[5]),
+        State::Spent(Spent::Set(tag)) => bytes.array(&tag.0),
+        State::Open | State::Spent(_) => {}
     }
     // Copied, not shrunk: the allocator leaves a block that shrinks by less than half as large as it was.
     bytes.0.as_slice().into()
@@ -115,6 +139,7 @@ pub(super) fn encode_control(control: &Control) -> Box<[u8]> {
 pub(super) fn decode_control(row: &[u8]) -> Option<Control> {
     let (id, bytes) = row.split_first_chunk().map(|(id, bytes)| (ControlId::from_bytes(*id), bytes))?;
     let mut read = Reader::new(bytes)?;
+    let [kind] = read.array()?;
     let expires_at = UnixMillis(u64::from_be_bytes(read.array()?));
     let scope = match read.array()? {
         [1] => Scope::SetPin,
@@ -127,25 +152,32 @@ pub(super) fn decode_control(row: &[u8]) -> Option<Control> {
         bytes => Some(Thumbprint(bytes.try_into().ok()?)),
     };
     let account = read.account()?;
-    let state = match read.array()? {
-        [0] => State::Open,
-        [1] => {
+    let opened_generation = u64::from_be_bytes(read.array()?);
+    let state = match kind {
+        OPEN => State::Open,
+        KEYED => {
             let [refused_pins] = read.array()?;
             State::Keyed { tzpk: SealedTzpk(read.blob()?.into()), refused_pins }
         }
-        [2] => State::Spent(Spent::Set(RetryTag(read.array()?))),
-        [3] => State::Spent(Spent::Viewed),
-        [4] => State::Spent(Spent::Malformed),
-        [5] => State::Spent(Spent::Refused),
+        SET => State::Spent(Spent::Set(RetryTag(read.array()?))),
+        VIEWED => State::Spent(Spent::Viewed),
+        MALFORMED => State::Spent(Spent::Malformed),
+        REFUSED => State::Spent(Spent::Refused),
         _ => return None,
     };
-    read.end(Control { id, card, account, scope, expires_at, device_key, state })
+    read.end(Control { id, card, account, scope, expires_at, opened_generation, device_key, state })
 }
 
-/// The expiry of an encoded control, without reading the rest.
-pub(super) fn expiry_of(control: &[u8]) -> Option<UnixMillis> {
+/// Until when an encoded control is kept ([`Control::keep_until`]), without reading the rest.
+pub(super) fn keep_until(control: &[u8]) -> Option<UnixMillis> {
     let bytes = control.get(EXPIRY_AT..EXPIRY_AT + 8)?;
-    Some(UnixMillis(u64::from_be_bytes(bytes.try_into().ok()?)))
+    let expires_at = UnixMillis(u64::from_be_bytes(bytes.try_into().ok()?));
+    Some(if has_set(control) { expires_at.after(RETRY_GRACE) } else { expires_at })
+}
+
+/// Whether an encoded control has set a PIN, without reading the rest.
+pub(super) fn has_set(control: &[u8]) -> bool {
+    control.get(KIND_AT) == Some(&SET)
 }
 
 /// The name of an encoded control, without reading the rest.
@@ -253,12 +285,15 @@ mod tests {
                     .then(|| RegisteredAccount { sealed: [3; 30].into(), masked: "411111******1111".into() }),
                 scope: if number % 3 == 0 { Scope::ViewPin } else { Scope::SetPin },
                 expires_at: UnixMillis(123_456),
+                opened_generation: 1 << 40,
                 device_key: (number % 2 == 1).then_some(Thumbprint([5; 32])),
                 state,
             };
             let bytes = encode_control(&control);
             let read = decode_control(&bytes).unwrap();
-            assert_eq!(expiry_of(&bytes), Some(control.expires_at));
+            assert_eq!(keep_until(&bytes), Some(control.keep_until()));
+            assert_eq!(has_set(&bytes), matches!(control.state, State::Spent(Spent::Set(_))));
+            assert_eq!((read.opened_generation, read.expires_at), (1 << 40, control.expires_at));
             assert_eq!((read.id, read.card, read.scope), (control.id, control.card, control.scope));
             let spent = matches!(control.state, State::Spent(_));
             assert_eq!(read.account, control.account.filter(|_| !spent));
@@ -269,9 +304,11 @@ mod tests {
 
     #[test]
     fn no_bytes_make_the_reader_panic_and_a_cut_row_is_no_row() {
-        let row = CardRow { account: None, hour: 7, opened: 3 };
+        let set_by = Some(ControlId::random());
+        let row = CardRow { account: None, hour: 7, opened: 3, generation: 5, set_by };
         let bytes = encode_card(&row);
-        assert!(decode_card(&bytes).is_some());
+        let read = decode_card(&bytes).unwrap();
+        assert_eq!((read.hour, read.opened, read.generation, read.set_by), (7, 3, 5, set_by));
         for length in 0..bytes.len() {
             assert!(decode_card(&bytes[..length]).is_none());
         }

@@ -5,6 +5,7 @@
 //! entries    key: number of the first entry(8)    01 (length(4) entry)…
 //!                                                 02 length(4) LZ4 of the same without its 01
 //! controls   key: number of the page(8)           01 (length(4) control)…
+//! set        the same, of controls that set a PIN: these are kept longer, for retries
 //! ```
 //! Entries of one page say much that those before them said: who called, which keys. A control stands in as many pages
 //! as it had states; the last of them holds.
@@ -13,7 +14,7 @@ use lz4_flex::block::{compress_into, decompress, get_maximum_output_size};
 
 use crate::clock::UnixMillis;
 
-use super::codec::expiry_of;
+use super::codec::keep_until;
 
 /// The pieces as they are.
 const VERSION: u8 = 1;
@@ -91,39 +92,43 @@ impl EntryPage {
 /// States of controls.
 pub(super) struct ControlPage {
     row: Vec<u8>,
-    latest_expiry: UnixMillis,
+    keep_until: UnixMillis,
 }
 
 impl ControlPage {
     pub(super) fn new() -> Self {
-        Self { row: vec![VERSION], latest_expiry: UnixMillis(0) }
+        Self { row: vec![VERSION], keep_until: UnixMillis(0) }
     }
 
     pub(super) fn push(&mut self, control: &[u8]) {
         push(&mut self.row, |row| row.extend_from_slice(control));
-        self.latest_expiry = self.latest_expiry.max(expiry_or_never(control));
+        self.keep_until = self.keep_until.max(keep_until_or_never(control));
     }
 
-    /// From this moment on no control of it is usable.
-    pub(super) fn latest_expiry(&self) -> UnixMillis {
-        self.latest_expiry
+    pub(super) fn is_empty(&self) -> bool {
+        self.row.len() == 1
+    }
+
+    /// From this moment on no control of it is of use.
+    pub(super) fn keep_until(&self) -> UnixMillis {
+        self.keep_until
     }
 
     pub(super) fn into_row(self) -> Vec<u8> {
         self.row
     }
 
-    /// The latest expiry and the controls of a row; none where it is not one.
+    /// Until when it is kept, and the controls of a row; none where it is not one.
     pub(super) fn read(row: &[u8]) -> Option<(UnixMillis, Vec<&[u8]>)> {
         let controls = pieces(row)?;
-        let latest_expiry = controls.iter().map(|control| expiry_or_never(control)).max();
-        Some((latest_expiry.unwrap_or(UnixMillis(0)), controls))
+        let keep_until = controls.iter().map(|control| keep_until_or_never(control)).max();
+        Some((keep_until.unwrap_or(UnixMillis(0)), controls))
     }
 }
 
 /// A control that can't be read is never dropped.
-fn expiry_or_never(control: &[u8]) -> UnixMillis {
-    expiry_of(control).unwrap_or(NEVER)
+fn keep_until_or_never(control: &[u8]) -> UnixMillis {
+    keep_until(control).unwrap_or(NEVER)
 }
 
 fn push<T>(row: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
@@ -155,7 +160,7 @@ mod tests {
     }
 
     fn control(expiry: u64) -> Vec<u8> {
-        [&[7; 16][..], &[1], &expiry.to_be_bytes(), b"the rest"].concat()
+        [&[7; 16][..], &[2, 1], &expiry.to_be_bytes(), b"the rest"].concat()
     }
 
     #[test]
@@ -178,7 +183,7 @@ mod tests {
     fn a_page_with_a_control_that_has_no_expiry_is_never_old_enough() {
         let mut controls = ControlPage::new();
         controls.push(b"short");
-        assert_eq!(controls.latest_expiry(), UnixMillis(u64::MAX));
+        assert_eq!(controls.keep_until(), UnixMillis(u64::MAX));
     }
 
     #[test]

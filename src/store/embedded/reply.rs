@@ -46,6 +46,11 @@ enum State<T> {
 }
 
 impl<T: Send + 'static> Promise<T> {
+    /// Whether anybody still waits for the answer.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.place.as_ref().is_some_and(|place| matches!(locked(place).state, State::Waiting(_)))
+    }
+
     /// Puts the answer in its place; whom to wake goes to `wakes`.
     pub(super) fn keep(mut self, answer: T, wakes: &mut Wakes) {
         let Some(place) = self.place.take() else { return };
@@ -230,6 +235,14 @@ mod tests {
         assert_eq!(poll(&mut early, &counter), Poll::Ready(Some(1)));
         wakes.wake();
         assert_eq!(other_counter.0.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn a_promise_is_awaited_until_its_caller_goes() {
+        let (promise, promised) = promise::<u32>();
+        assert!(promise.is_awaited());
+        drop(promised);
+        assert!(!promise.is_awaited());
     }
 
     #[test]

@@ -3,9 +3,24 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::*;
 use crate::{
     audit::{chain::Walk, entry::Action},
-    clock,
-    store::conformance::{self, GENEROUS, card, control, keyed, line, set},
+    clock::tests::SetTime,
+    store::conformance::{self, GENEROUS, card, confirm, control, keyed, line, set},
 };
+
+/// Opens a store whose clocks the test moves.
+fn open_at(directory: &Path, time: &Arc<SetTime>) -> Embedded {
+    Embedded::open_at(&EmbeddedConfig::new(directory.to_owned()), Box::new(Arc::clone(time))).unwrap()
+}
+
+/// Opens a control of 30 s, with its tzpk.
+async fn keyed_now(store: &Embedded, number: u64) -> Control {
+    let mut opened = control(card(number));
+    opened.expires_at = Store::now(store).after(std::time::Duration::from_secs(30));
+    Store::open(store, opened.clone(), GENEROUS, line(Action::OpenControl)).await.unwrap();
+    let event = Event::Key(conformance::tzpk(1));
+    store.advance(opened.id, event, line(Action::IssueTzpk)).await.unwrap();
+    opened
+}
 
 fn open(directory: &Path) -> Result<Embedded, StoreOpenError> {
     Embedded::open(&EmbeddedConfig::new(directory.to_owned()))
@@ -43,29 +58,152 @@ async fn a_restart_keeps_cards_controls_pins_and_the_chain() {
     walk.end().unwrap();
 }
 
-/// The first change in the queue is the one that wakes the writer.
 #[tokio::test]
-async fn a_change_is_made_whether_or_not_its_caller_stays() {
+async fn a_change_whose_caller_has_gone_is_dropped() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(directory.path()).unwrap();
+    let opened = keyed(&store, card(1)).await;
     let before = store.checkpoint().sequence;
-    let mut asked = store.note(line(Action::OpenControl));
-    assert!(futures::poll!(&mut asked).is_pending());
-    drop(asked);
-    drop(store.note(line(Action::OpenControl)));
-    store.note(line(Action::OpenControl)).await.unwrap();
-    assert_eq!(store.checkpoint().sequence, before + 3);
+    let event = Event::Set { under: conformance::tzpk(1), retry: RetryTag([1; 16]) };
+    let ((set_reply, set_answer), (note_reply, note_answer)) = (promise(), promise());
+    let change = Change::Advance { id: opened.id, event, pin: Some(conformance::record(1)), reply: set_reply };
+    // The writer looks at neither before both callers have gone.
+    let mut queue = locked(&store.shared.queue);
+    queue.waiting.push(Command { change, line: line(Action::SetPin), deadline: None });
+    let note = Change::Note { reply: note_reply };
+    queue.waiting.push(Command { change: note, line: line(Action::SetPin), deadline: None });
+    drop((set_answer, note_answer));
+    drop(queue);
+    store.note(line(Action::StopEngine)).await.unwrap();
+    assert_eq!(store.checkpoint().sequence, before + 2, "both notes, and no set");
+    assert!(Store::pin(&store, &card(1)).await.unwrap().is_none());
+    set(&store, opened.id, 2).await.unwrap();
 }
 
 #[tokio::test]
-async fn of_two_pins_set_for_a_card_in_one_commit_the_later_stands() {
+async fn of_two_sets_for_a_card_in_one_commit_the_first_stands() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(directory.path()).unwrap();
     let (one, other) = (keyed(&store, card(1)).await, keyed(&store, card(1)).await);
     let (first, second) = tokio::join!(biased; set(&store, one.id, 5), set(&store, other.id, 6));
     first.unwrap();
-    second.unwrap();
-    assert_eq!(*Store::pin(&store, &card(1)).await.unwrap().unwrap().record, [6; 38]);
+    assert!(matches!(second, Err(AdvanceError::Denied(Denied::NotUsable))));
+    assert_eq!(*Store::pin(&store, &card(1)).await.unwrap().unwrap().record, [5; 38]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_control_does_not_outlive_its_time_when_the_clock_steps_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let time = SetTime::at(1_000_000);
+    let store = open_at(directory.path(), &time);
+    let (in_time, late) = (keyed_now(&store, 1).await, keyed_now(&store, 2).await);
+    time.step(-3_600);
+    time.pass(29);
+    set(&store, in_time.id, 1).await.unwrap();
+    time.pass(4);
+    assert!(matches!(set(&store, late.id, 2).await, Err(AdvanceError::Denied(Denied::NotUsable))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_behind_the_last_commit_ends_open_controls_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let time = SetTime::at(1_000_000);
+    let store = open_at(directory.path(), &time);
+    let (spent, waiting) = (keyed_now(&store, 1).await, keyed_now(&store, 2).await);
+    set(&store, spent.id, 1).await.unwrap();
+    let before = Store::now(&store);
+    drop(store);
+
+    time.step(-3_600);
+    let store = open_at(directory.path(), &time);
+    assert!(Store::now(&store) >= before, "the clock ran backwards");
+    assert!(matches!(set(&store, waiting.id, 2).await, Err(AdvanceError::Denied(Denied::NotUsable))));
+    confirm(&store, spent.id, 1).await.unwrap();
+    let fresh = keyed_now(&store, 2).await;
+    set(&store, fresh.id, 2).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_keeps_open_controls_where_the_clock_runs_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let time = SetTime::at(1_000_000);
+    let store = open_at(directory.path(), &time);
+    let (in_time, late) = (keyed_now(&store, 1).await, keyed_now(&store, 2).await);
+    drop(store);
+    time.pass(20);
+    let store = open_at(directory.path(), &time);
+    set(&store, in_time.id, 1).await.unwrap();
+    time.pass(10);
+    assert!(matches!(set(&store, late.id, 2).await, Err(AdvanceError::Denied(Denied::NotUsable))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_was_years_ahead_stops_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let time = SetTime::at(1_000_000);
+    let years = 10 * 365 * 86_400;
+    time.step(years);
+    let store = open_at(directory.path(), &time);
+    let opened = keyed_now(&store, 1).await;
+    set(&store, opened.id, 1).await.unwrap();
+    time.step(-years);
+    for restart in 1..=2 {
+        let opened = keyed_now(&store, 10 + restart).await;
+        assert!(Store::wall_time(&store, opened.expires_at) <= UnixMillis(1_000_031_000), "reported as wall time");
+        set(&store, opened.id, 1).await.unwrap();
+    }
+    drop(store);
+    for restart in 1..=2 {
+        let store = open_at(directory.path(), &time);
+        let (opened, late) = (keyed_now(&store, 20 + restart).await, keyed_now(&store, 30 + restart).await);
+        time.pass(29);
+        set(&store, opened.id, 1).await.unwrap();
+        time.pass(1);
+        assert!(set(&store, late.id, 1).await.is_err());
+        let set_at = Store::card(&store, &card(20 + restart)).await.unwrap().unwrap().pin_set_at.unwrap();
+        assert!(set_at < UnixMillis(2_000_000_000), "{set_at:?} is not wall time");
+    }
+}
+
+/// Nothing is committed between the control's expiry and the restart but the time.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_store_keeps_its_time_while_a_control_is_usable() {
+    let directory = tempfile::tempdir().unwrap();
+    let time = SetTime::at(1_000_000);
+    let store = open_at(directory.path(), &time);
+    let opened = keyed_now(&store, 1).await;
+    time.pass(31);
+    let is_kept = || decode_head(&store.shared.meta.get(HEAD_KEY).unwrap().unwrap()).unwrap().1 >= opened.expires_at;
+    while !is_kept() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    drop(store);
+    time.step(-31);
+    let store = open_at(directory.path(), &time);
+    assert!(matches!(set(&store, opened.id, 1).await, Err(AdvanceError::Denied(Denied::NotUsable))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_is_confirmed_until_five_minutes_after_expiry() {
+    let directory = tempfile::tempdir().unwrap();
+    let time = SetTime::at(1_000_000);
+    let store = open_at(directory.path(), &time);
+    let opened = keyed_now(&store, 1).await;
+    set(&store, opened.id, 1).await.unwrap();
+    time.pass(200);
+    drop(store);
+    let store = open_at(directory.path(), &time);
+    time.pass(129);
+    confirm(&store, opened.id, 1).await.unwrap();
+    time.pass(1);
+    assert!(matches!(confirm(&store, opened.id, 1).await, Err(AdvanceError::Denied(Denied::NotUsable))));
+    // Its span of 30 s passes, and the grace of the sweep.
+    time.pass(40);
+    while store.counts().controls > 0 {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    drop(store);
+    assert_eq!(open_at(directory.path(), &time).counts().controls, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -88,9 +226,6 @@ async fn an_expired_control_is_swept_from_memory_and_disk() {
     let mut old = control(card(1));
     old.expires_at = UnixMillis(1);
     Store::open(&store, old, GENEROUS, line(Action::OpenControl)).await.unwrap();
-    let mut of_a_clock_ahead = control(card(1));
-    of_a_clock_ahead.expires_at = clock::now().after(std::time::Duration::from_secs(365 * 86_400));
-    Store::open(&store, of_a_clock_ahead, GENEROUS, line(Action::OpenControl)).await.unwrap();
     Store::open(&store, control(card(1)), GENEROUS, line(Action::OpenControl)).await.unwrap();
     // Every shard has its turn within two seconds; the loop waits for the fact, not for the time.
     while store.counts().controls > 1 {
@@ -120,8 +255,8 @@ fn a_foreign_directory_is_refused_and_nothing_is_written_into_it() {
 #[test]
 fn a_newer_format_and_an_absent_store_are_told_apart() {
     let directory = tempfile::tempdir().unwrap();
-    fs::write(directory.path().join(FORMAT_FILE), "pinseal store, format 5\n").unwrap();
-    assert!(matches!(open(directory.path()), Err(StoreOpenError::Version { version: 5, .. })));
+    fs::write(directory.path().join(FORMAT_FILE), "pinseal store, format 6\n").unwrap();
+    assert!(matches!(open(directory.path()), Err(StoreOpenError::Version { version: 6, .. })));
     let nowhere = EmbeddedConfig::existing(directory.path().join("nowhere"));
     assert!(matches!(Embedded::open(&nowhere), Err(StoreOpenError::Absent { .. })));
 }
@@ -134,22 +269,6 @@ fn a_store_without_its_database_is_absent_not_empty() {
     let existing = EmbeddedConfig::existing(directory.path().to_owned());
     assert!(matches!(Embedded::open(&existing), Err(StoreOpenError::Absent { .. })));
     assert!(!directory.path().join(DATABASE).exists());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_store_of_the_format_before_is_opened_and_is_of_this_one_from_then_on() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = open(directory.path()).unwrap();
-    let opened = keyed(&store, card(1)).await;
-    store.close().await;
-    drop(store);
-    let format = directory.path().join(FORMAT_FILE);
-    fs::write(&format, "pinseal store, format 3\n").unwrap();
-
-    let store = open(directory.path()).unwrap();
-    assert_eq!(fs::read_to_string(&format).unwrap(), "pinseal store, format 4\n");
-    set(&store, opened.id, 5).await.unwrap();
-    assert_eq!(store.audit_page(1, 10).unwrap().len() as u64, store.checkpoint().sequence);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -184,7 +303,9 @@ async fn a_damaged_store_is_refused_or_reads_as_it_was_but_for_the_very_last_com
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_whose_last_commit_a_power_cut_left_in_pieces_opens_without_it() {
     let directory = tempfile::tempdir().unwrap();
-    let store = open(directory.path()).unwrap();
+    // Its time stands: no commit of the time alone comes behind the last.
+    let seconds = crate::clock::now().0 / 1_000;
+    let store = open_at(directory.path(), &SetTime::at(seconds as i64));
     let opened = keyed(&store, card(1)).await;
     let journal = directory.path().join(DATABASE).join("0.jnl");
     let written = || fs::read(&journal).unwrap().iter().rposition(|byte| *byte != 0).unwrap();

@@ -15,7 +15,9 @@ use super::{
     HEAD_KEY, KEYS_KEY, Queue, Shared, UNKNOWN,
     ahead::Ahead,
     card_of,
-    codec::{CardRow, card_key, decode_card, decode_control, decode_pin, encode_card, encode_control, encode_pin},
+    codec::{
+        CardRow, card_key, decode_card, decode_control, decode_pin, encode_card, encode_control, encode_pin, has_set,
+    },
     damaged, encode_head, is_full,
     live::{Row, SHARDS},
     locked, os_error,
@@ -29,8 +31,9 @@ use crate::{
         entry::{self, Line},
     },
     card::{Card, CardKey, RegisteredAccount},
-    clock::{self, UnixMillis},
-    control::{Control, ControlId, Denied, Event, State, advance, is_over},
+    clock::UnixMillis,
+    control::{Control, ControlId, Denied, Event, RetryTag, State, advance},
+    deadline::Deadline,
     store::{
         Admission, Admitted, AdvanceError, FailureCause, OpenError, RegisterError, RemadePin, StoreError, StoreState,
         StoredPin, UnknownCards,
@@ -48,8 +51,11 @@ const SWEEP_EVERY: Duration = Duration::from_millis(20);
 /// The most pages of controls one sweep removes: bounds how long a change waits behind it, and is more than can have
 /// been written since the last.
 const SWEEP_PAGES_MAX: usize = 1_024;
-/// How long an expired control is kept: a call that began before the expiry may still be on its way.
+/// How long a control that is of no use any more is kept: a call that began before that may still be on its way.
 const SWEEP_GRACE: Duration = Duration::from_secs(5);
+/// How old the time on disk may be while a control is usable: by so much a step of the wall clock back and a restart may
+/// lengthen a control's lifetime.
+const FLOOR_EVERY: Duration = Duration::from_secs(1);
 /// An hour, in milliseconds: the span of a card's cap.
 const HOUR_MILLISECONDS: u64 = 3_600_000;
 
@@ -57,60 +63,84 @@ const HOUR_MILLISECONDS: u64 = 3_600_000;
 pub(super) struct Command {
     pub(super) change: Change,
     pub(super) line: Line,
+    /// From then on the change is dropped.
+    pub(super) deadline: Option<Deadline>,
 }
 
 /// A change, and whom to answer.
 pub(super) enum Change {
-    Register {
-        card: CardKey,
-        account: Option<RegisteredAccount>,
-        reply: Promise<Result<Card, RegisterError>>,
-    },
-    Open {
-        control: Control,
-        admission: Admission,
-        reply: Promise<Result<Control, OpenError>>,
-    },
-    Advance {
-        id: ControlId,
-        event: Event,
-        now: UnixMillis,
-        pin: Option<StoredPin>,
-        reply: Promise<Result<(), AdvanceError>>,
-    },
-    Remake {
-        remade: Vec<RemadePin>,
-        reply: Promise<Result<u64, StoreError>>,
-    },
-    Keys {
-        keys: Box<[u8]>,
-        reply: Promise<Result<(), StoreError>>,
-    },
-    Admit {
-        admitted: Admitted,
-        keys: Box<[u8]>,
-        reply: Promise<Result<(), StoreError>>,
-    },
-    Note {
-        reply: Promise<Result<(), StoreError>>,
-    },
+    Register { card: CardKey, account: Option<RegisteredAccount>, reply: Promise<Result<Card, RegisterError>> },
+    Open { control: Control, admission: Admission, reply: Promise<Result<Control, OpenError>> },
+    Advance { id: ControlId, event: Event, pin: Option<StoredPin>, reply: Promise<Result<(), AdvanceError>> },
+    ConfirmRetry { id: ControlId, retry: RetryTag, reply: Promise<Result<(), AdvanceError>> },
+    Remake { remade: Vec<RemadePin>, reply: Promise<Result<u64, StoreError>> },
+    Keys { keys: Box<[u8]>, reply: Promise<Result<(), StoreError>> },
+    Admit { admitted: Admitted, keys: Box<[u8]>, reply: Promise<Result<(), StoreError>> },
+    Note { reply: Promise<Result<(), StoreError>> },
 }
 
-/// The pages of controls on disk, oldest first.
+impl Change {
+    /// Whether it is to be made still: nobody waits for the answer of a call that was cancelled. What is noted has happened,
+    /// and which keys are admitted is not a caller's business: those are made all the same.
+    fn is_awaited(&self) -> bool {
+        match self {
+            Self::Register { reply, .. } => reply.is_awaited(),
+            Self::Open { reply, .. } => reply.is_awaited(),
+            Self::Advance { reply, .. } | Self::ConfirmRetry { reply, .. } => reply.is_awaited(),
+            Self::Remake { reply, .. } => reply.is_awaited(),
+            Self::Keys { .. } | Self::Admit { .. } | Self::Note { .. } => true,
+        }
+    }
+
+    /// The answer to a change that is not made.
+    fn refuse(self, error: StoreError) -> Reply {
+        match self {
+            Self::Register { reply, .. } => Reply::Register(reply, Err(error.into())),
+            Self::Open { reply, .. } => Reply::Open(reply, Err(error.into())),
+            Self::Advance { reply, .. } | Self::ConfirmRetry { reply, .. } => Reply::Advance(reply, Err(error.into())),
+            Self::Remake { reply, .. } => Reply::Remake(reply, Err(error)),
+            Self::Keys { reply, .. } | Self::Admit { reply, .. } | Self::Note { reply } => {
+                Reply::Note(reply, Err(error))
+            }
+        }
+    }
+}
+
+/// What is on disk of the controls, and how late it is there.
+#[derive(Default)]
+pub(super) struct OnDisk {
+    /// Pages of controls that have not set a PIN.
+    pub(super) controls: Pages,
+    /// Pages of those that have.
+    pub(super) set: Pages,
+    /// The largest time that is on disk.
+    pub(super) floor: UnixMillis,
+}
+
+/// Pages of one keyspace, oldest first.
 ///
-/// They are dropped in this order and no other: while a page stands, every later one does, so that no restart, whatever
-/// the clock says then, finds a control in an earlier state than it had.
+/// They are dropped in this order and no other: while a page stands, every later one does, so that no restart finds a
+/// control in an earlier state than it had.
 #[derive(Default)]
 pub(super) struct Pages {
     kept: VecDeque<(u64, UnixMillis)>,
     written: u64,
+    latest: UnixMillis,
 }
 
 impl Pages {
     /// Takes in a page that is on disk.
-    pub(super) fn add(&mut self, number: u64, latest_expiry: UnixMillis) {
-        self.kept.push_back((number, latest_expiry));
+    pub(super) fn add(&mut self, number: u64, keep_until: UnixMillis) {
+        self.kept.push_back((number, keep_until));
         self.written = number;
+        if keep_until != NEVER {
+            self.latest = self.latest.max(keep_until);
+        }
+    }
+
+    /// From this moment on no control of any page is of use.
+    pub(super) fn latest(&self) -> UnixMillis {
+        self.latest
     }
 
     /// The number of the next page.
@@ -118,15 +148,15 @@ impl Pages {
         self.written.saturating_add(1)
     }
 
-    /// Takes out a page of which no control was usable at `moment`.
+    /// Takes out a page of which no control was of use at `moment`.
     fn expired(&mut self, moment: UnixMillis) -> Option<u64> {
-        let over = |(_, latest): &mut (u64, UnixMillis)| *latest != NEVER && is_over(*latest, moment);
+        let over = |(_, keep_until): &mut (u64, UnixMillis)| *keep_until != NEVER && moment >= *keep_until;
         self.kept.pop_front_if(over).map(|(number, _)| number)
     }
 }
 
 /// Writes until the store is closed and nothing waits, or until a write fails.
-pub(super) fn run(shared: &Shared, mut pages: Pages, mut ahead: Option<Ahead>) {
+pub(super) fn run(shared: &Shared, mut on_disk: OnDisk, mut ahead: Option<Ahead>) {
     let mut shard = 0;
     let mut swept = Instant::now();
     // Kept from batch to batch: memory as large as a batch, asked for anew each time, comes as pages to be cleared.
@@ -134,14 +164,14 @@ pub(super) fn run(shared: &Shared, mut pages: Pages, mut ahead: Option<Ahead>) {
     let (mut share, mut admitted) = (Share::All, None);
     while wait(shared, share, &mut commands) {
         let mut batch = Batch::new(shared, mem::take(&mut row));
-        answers.extend(commands.drain(..).map(|command| batch.apply(command, &mut admitted)));
+        answers.extend(commands.drain(..).filter_map(|command| batch.apply(command, &mut admitted)));
         if swept.elapsed() >= SWEEP_EVERY {
             swept = Instant::now();
             shard = (shard + 1) % SHARDS;
-            batch.sweep(shard, &mut pages);
+            batch.sweep(shard, &mut on_disk);
         }
         let began = Instant::now();
-        let committed = batch.commit(&mut pages);
+        let committed = batch.commit(&mut on_disk);
         // A sweep alone says nothing of the disk.
         if !answers.is_empty() {
             share = Share::after(began.elapsed());
@@ -241,6 +271,10 @@ struct Batch<'a> {
     /// When each was set and its row, by its key: in their order they are found a place sooner.
     pins: BTreeMap<Vec<u8>, (UnixMillis, Vec<u8>)>,
     head: Checkpoint,
+    /// Read after the changes were taken: each of them was asked for before.
+    now: UnixMillis,
+    /// Whether the time goes to disk though nothing else does.
+    keeps_time: bool,
 }
 
 impl<'a> Batch<'a> {
@@ -254,11 +288,23 @@ impl<'a> Batch<'a> {
             cards: HashMap::new(),
             pins: BTreeMap::new(),
             head: *locked(&shared.head),
+            now: shared.clock.now(),
+            keeps_time: false,
         }
     }
 
-    fn apply(&mut self, Command { change, line }: Command, admitted: &mut Option<Admitted>) -> Reply {
-        match change {
+    /// None where nobody waits for an answer, and nothing was done.
+    fn apply(&mut self, command: Command, admitted: &mut Option<Admitted>) -> Option<Reply> {
+        let Command { change, line, deadline } = command;
+        if !change.is_awaited() {
+            return None;
+        }
+        if deadline.is_some_and(Deadline::has_passed)
+            && !matches!(change, Change::Note { .. } | Change::Keys { .. } | Change::Admit { .. })
+        {
+            return Some(change.refuse(StoreError::DeadlinePassed));
+        }
+        Some(match change {
             Change::Register { card, account, reply } => {
                 Reply::Register(reply, self.audited(line, |batch| batch.register(card, account)))
             }
@@ -266,9 +312,12 @@ impl<'a> Batch<'a> {
                 let opened = self.audited(line, |batch| batch.open(control, admission));
                 Reply::Open(reply, opened.map(Box::new))
             }
-            Change::Advance { id, event, now, pin, reply } => {
+            Change::Advance { id, event, pin, reply } => {
                 let admits = |pin: &StoredPin| admitted.as_ref().is_none_or(|admitted| admitted(pin));
-                Reply::Advance(reply, self.audited(line, |batch| batch.advance(id, event, now, pin, admits)))
+                Reply::Advance(reply, self.audited(line, |batch| batch.advance(id, event, pin, admits)))
+            }
+            Change::ConfirmRetry { id, retry, reply } => {
+                Reply::Advance(reply, self.audited(line, |batch| batch.confirm_retry(id, &retry)))
             }
             Change::Keys { keys, reply } => Reply::Note(reply, self.note_keys(&keys, line)),
             Change::Admit { admitted: new, keys, reply } => {
@@ -277,7 +326,7 @@ impl<'a> Batch<'a> {
             }
             Change::Remake { remade, reply } => Reply::Remake(reply, self.remake(remade, line)),
             Change::Note { reply } => Reply::Note(reply, self.audited(line, |_| Ok(()))),
-        }
+        })
     }
 
     /// A change that happens has its line in the same commit; one that does not has none.
@@ -346,9 +395,8 @@ impl<'a> Batch<'a> {
             (None, UnknownCards::Accept) => CardRow::default(),
             (None, UnknownCards::Refuse) => return Err(OpenError::CardUnknown),
         };
-        let hour = clock::now().0 / HOUR_MILLISECONDS;
-        // A clock that is put back over the hour gives no new one; one that was far ahead has taken none.
-        if row.hour < hour || row.hour > hour.saturating_add(1) {
+        let hour = self.now.0 / HOUR_MILLISECONDS;
+        if row.hour != hour {
             (row.hour, row.opened) = (hour, 0);
         }
         let cap = admission.controls_per_card_per_hour;
@@ -357,6 +405,7 @@ impl<'a> Batch<'a> {
         }
         row.opened = row.opened.saturating_add(1);
         control.account = row.account.clone();
+        control.opened_generation = row.generation;
         self.put_card(control.card, row);
         self.controls.insert(control.id, encode_control(&control));
         Ok(control)
@@ -366,20 +415,35 @@ impl<'a> Batch<'a> {
         &mut self,
         id: ControlId,
         event: Event,
-        now: UnixMillis,
         pin: Option<StoredPin>,
         admits: impl Fn(&StoredPin) -> bool,
     ) -> Result<(), AdvanceError> {
         let mut control = self.control(id).ok_or(UNKNOWN)?;
-        control.state = advance(&control, event, now)?;
+        // The card was written when the control was opened, seconds ago: it is in memory still.
+        let mut card = self.card(&control.card)?.unwrap_or_default();
+        control.state = advance(&control, event, card.generation, self.now)?;
         // Made with a key or for a number that was the newest when the boundary was asked: it is to be asked again.
         if pin.as_ref().is_some_and(|pin| pin.account != control.account || !admits(pin)) {
             return Err(Denied::Superseded.into());
         }
         self.controls.insert(id, encode_control(&control));
         if let Some(pin) = pin {
-            self.pins.insert(card_key(&control.card), (now, encode_pin(now, &pin)));
+            card.generation = card.generation.saturating_add(1);
+            card.set_by = Some(id);
+            self.put_card(control.card, card);
+            let set_at = self.shared.clock.wall_time(self.now);
+            self.pins.insert(card_key(&control.card), (set_at, encode_pin(set_at, &pin)));
         }
+        Ok(())
+    }
+
+    fn confirm_retry(&mut self, id: ControlId, retry: &RetryTag) -> Result<(), AdvanceError> {
+        let control = self.control(id).ok_or(UNKNOWN)?;
+        let mut card = self.card(&control.card)?.unwrap_or_default();
+        control.confirm_retry(retry, card.set_by, self.now)?;
+        // A set that was judged before, for a control opened before, comes too late from here on.
+        card.generation = card.generation.saturating_add(1);
+        self.put_card(control.card, card);
         Ok(())
     }
 
@@ -409,14 +473,18 @@ impl<'a> Batch<'a> {
     }
 
     /// Removes controls that nobody can use any more: one shard of those in memory, the oldest pages of those on disk.
-    fn sweep(&mut self, shard: usize, pages: &mut Pages) {
+    fn sweep(&mut self, shard: usize, on_disk: &mut OnDisk) {
         let grace = u64::try_from(SWEEP_GRACE.as_millis()).unwrap_or_default();
-        let moment = UnixMillis(clock::now().0.saturating_sub(grace));
+        let moment = UnixMillis(self.now.0.saturating_sub(grace));
         self.shared.live.sweep(shard, moment);
-        for _ in 0..SWEEP_PAGES_MAX {
-            let Some(number) = pages.expired(moment) else { return };
-            self.write.remove(&self.shared.controls, number.to_be_bytes());
+        for (pages, keyspace) in [(&mut on_disk.controls, &self.shared.controls), (&mut on_disk.set, &self.shared.set)]
+        {
+            for number in std::iter::from_fn(|| pages.expired(moment)).take(SWEEP_PAGES_MAX) {
+                self.write.remove(keyspace, number.to_be_bytes());
+            }
         }
+        let is_usable_still = on_disk.floor < on_disk.controls.latest();
+        self.keeps_time = is_usable_still && self.now >= on_disk.floor.after(FLOOR_EVERY);
     }
 
     fn card(&self, card: &CardKey) -> Result<Option<CardRow>, StoreError> {
@@ -433,27 +501,35 @@ impl<'a> Batch<'a> {
     }
 
     /// To disk first, then to where readers see it. Gives back what the next one may write its audit entries into.
-    fn commit(mut self, pages: &mut Pages) -> Result<Vec<u8>, fjall::Error> {
+    fn commit(mut self, on_disk: &mut OnDisk) -> Result<Vec<u8>, fjall::Error> {
         if !self.entries.is_empty() {
             // Nobody else moves the head.
             let first = locked(&self.shared.head).sequence.saturating_add(1);
             self.write.insert(&self.shared.audit, first.to_be_bytes(), self.entries.row());
-            self.write.insert(&self.shared.meta, HEAD_KEY, encode_head(&self.head));
         }
-        if !self.controls.is_empty() {
-            let mut page = ControlPage::new();
-            self.controls.values().for_each(|row| page.push(row));
-            let number = pages.next();
-            pages.add(number, page.latest_expiry());
-            self.write.insert(&self.shared.controls, number.to_be_bytes(), page.into_row());
+        let (mut open, mut set) = (ControlPage::new(), ControlPage::new());
+        for row in self.controls.values() {
+            if has_set(row) { set.push(row) } else { open.push(row) }
+        }
+        for (page, pages, keyspace) in
+            [(open, &mut on_disk.controls, &self.shared.controls), (set, &mut on_disk.set, &self.shared.set)]
+        {
+            if !page.is_empty() {
+                let number = pages.next();
+                pages.add(number, page.keep_until());
+                self.write.insert(keyspace, number.to_be_bytes(), page.into_row());
+            }
         }
         for (key, (_, row)) in self.pins {
             self.write.insert(&self.shared.pins, key, row);
         }
-        if self.write.is_empty() {
+        if self.write.is_empty() && !self.keeps_time {
             return Ok(self.entries.into_bytes());
         }
+        // Whatever is judged by the time of this commit is judged so after a restart too.
+        self.write.insert(&self.shared.meta, HEAD_KEY, encode_head(&self.head, self.now));
         self.write.commit()?;
+        on_disk.floor = self.now;
         *locked(&self.shared.head) = self.head;
         self.controls.into_iter().for_each(|(id, row)| self.shared.live.put(id, row));
         Ok(self.entries.into_bytes())
