@@ -11,7 +11,7 @@ use device::{Device, Fill, Pin};
 use serde_json::json;
 
 use crate::{
-    edge_process::{Answer, EdgeProcess, OTHER_TOKEN, PASSWORD},
+    edge_process::{Answer, EdgeProcess, OTHER_TOKEN, PASSWORD, TOKEN},
     engine_process::{EngineProcess, device},
 };
 
@@ -82,6 +82,78 @@ fn a_pin_is_set_and_a_lost_reply_may_be_asked_for_again() {
         assert_eq!((answer.status, answer.text.as_str()), (200, "{}"));
     }
     assert_eq!(house.set(&control, &block(&device, &tzpk, "9517")).fault(), (404, "CONTROL_NOT_USABLE"));
+}
+
+#[test]
+fn a_retry_of_a_replaced_pin_is_404() {
+    let (house, device) = (House::new(""), device());
+    let first = house.open("SET_PIN");
+    let first_block = block(&device, &house.tzpk(&first, &device), "2580");
+    assert_eq!(house.set(&first, &first_block).status, 200);
+    let second = house.open("SET_PIN");
+    let second_block = block(&device, &house.tzpk(&second, &device), "9517");
+    assert_eq!(house.set(&second, &second_block).status, 200);
+
+    assert_eq!(house.set(&first, &first_block).fault(), (404, "CONTROL_NOT_USABLE"));
+    assert_eq!(house.set(&second, &second_block).status, 200, "the PIN that stands is confirmed");
+    let unknown = house.set("0b2f6dc5-53c5-4f2b-8a6b-3a1c1e0a9f11", &first_block);
+    assert_eq!(house.set(&first, &first_block).without_id_and_time(), unknown.without_id_and_time());
+}
+
+#[test]
+fn the_first_set_closes_a_cards_other_open_control() {
+    let (house, device) = (House::new(""), device());
+    let (first, other) = (house.open("SET_PIN"), house.open("SET_PIN"));
+    let first_block = block(&device, &house.tzpk(&first, &device), "2580");
+    let other_block = block(&device, &house.tzpk(&other, &device), "9517");
+    assert_eq!(house.set(&other, &other_block).status, 200);
+    assert_eq!(house.set(&first, &first_block).fault(), (404, "CONTROL_NOT_USABLE"));
+    let again = house.ask_tzpk(&first, &STANDARD.encode(device.public_key_der()));
+    assert_eq!(again.fault(), (404, "CONTROL_NOT_USABLE"));
+    assert_eq!(house.set(&other, &other_block).status, 200);
+}
+
+/// The boundary stands still while the client gives up, so the call is under way and can't be done.
+#[test]
+fn a_set_that_its_client_gave_up_does_not_replace_a_later_pin() {
+    let (house, device) = (House::new(""), device());
+    let (given_up, later) = (house.open("SET_PIN"), house.open("SET_PIN"));
+    let first_block = block(&device, &house.tzpk(&given_up, &device), "2580");
+    let later_block = block(&device, &house.tzpk(&later, &device), "9517");
+    let boundary = rustix::process::Pid::from_raw(house.engine.hsm_id().unwrap() as i32).unwrap();
+    rustix::process::kill_process(boundary, rustix::process::Signal::STOP).unwrap();
+    let body = json!({ "controlId": given_up, "pinBlock": STANDARD.encode(first_block) }).to_string();
+    let mut client = house.edge.connect();
+    let head = format!("POST /v3/set?auditUser=it HTTP/1.1\r\nhost: edge\r\nauthorization: Bearer {TOKEN}");
+    let length = format!("content-type: application/json\r\ncontent-length: {}", body.len());
+    client.write_all(format!("{head}\r\n{length}\r\n\r\n{body}").as_bytes()).unwrap();
+    // Time for the call to come as far as the boundary; where it is too short, the call is given up sooner.
+    std::thread::sleep(Duration::from_millis(200));
+    drop(client);
+    rustix::process::kill_process(boundary, rustix::process::Signal::CONT).unwrap();
+
+    let set = |control: &str, block: &[u8]| {
+        let mut answer = house.set(control, block);
+        // A boundary that stood still may be started again.
+        while answer.status == 503 {
+            std::thread::sleep(Duration::from_millis(100));
+            answer = house.set(control, block);
+        }
+        answer.status
+    };
+    // Where the edge is slow to see that its client went, the given-up call may come first, and closes the later control.
+    let (acknowledged, its_block) = match set(&later, &later_block) {
+        200 => (later, later_block),
+        status => {
+            assert_eq!(status, 404);
+            let fresh = house.open("SET_PIN");
+            let fresh_block = block(&device, &house.tzpk(&fresh, &device), "9517");
+            assert_eq!(set(&fresh, &fresh_block), 200);
+            (fresh, fresh_block)
+        }
+    };
+    assert_eq!(set(&given_up, &first_block), 404);
+    assert_eq!(set(&acknowledged, &its_block), 200, "the acknowledged PIN stands");
 }
 
 #[test]
