@@ -183,8 +183,9 @@ async fn issue_tzpk(State(edge): State<Arc<EdgeState>>, request: Request) -> Res
 
 /// Sets a PIN
 ///
-/// A control sets one PIN. The same block under the same control is answered well again while the control lives; any
-/// other block under a spent control is not.
+/// A control sets one PIN. The same block under the same control is answered 200 again while this PIN is still the
+/// card's PIN, until five minutes after the control's expiry; any other block under a spent control is answered 404. A
+/// new PIN closes the card's other open controls.
 #[utoipa::path(
     post, path = "/pin/v3/set", operation_id = "setPin", tag = "Set PIN",
     params(("auditUser" = String, Query, description = "Who asks; logged, never trusted. Visible characters and spaces: no control, format, invisible, private-use or unassigned ones.", min_length = 1, max_length = 128)),
