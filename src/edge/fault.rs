@@ -309,8 +309,11 @@ mod tests {
         Status::with_error_details(code, "words of the engine's own", details)
     }
 
-    /// The status by both profiles and the errorType, as the Card PIN API has them.
-    fn answered(status: &Status) -> (u16, u16, ErrorType) {
+    /// The status by the full and by the strict profile, and the errorType.
+    type Answered = (u16, u16, ErrorType);
+
+    /// As the Card PIN API has them.
+    fn answered(status: &Status) -> Answered {
         let fault = Fault::of(status);
         let [full, strict] =
             [ErrorProfile::Full, ErrorProfile::Strict].map(|profile| fault.answer(profile, Uuid::nil()));
@@ -322,7 +325,7 @@ mod tests {
     #[test]
     fn each_reason_of_the_engine_has_its_answer() {
         use ErrorType::{DynamicValidation, Integration, Security, StaticValidation, Unexpected};
-        let answers: &[(&[&str], (u16, u16, ErrorType))] = &[
+        let answers: &[(&[&str], Answered)] = &[
             (
                 &[
                     "TENANT_INVALID",

@@ -118,11 +118,11 @@ impl LiveControls {
         found
     }
 
-    /// Each that can be read. A writer of a shard waits until the walk has left it.
+    /// Each that can be read and has not set a PIN. A writer of a shard waits until the walk has left it.
     pub(super) fn each(&self, mut visit: impl FnMut(Control)) {
         for shard in &self.shards {
             let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
-            shard.iter().filter_map(|row| decode_control(row)).for_each(&mut visit);
+            shard.open.iter().filter_map(|row| decode_control(row)).for_each(&mut visit);
         }
     }
 
