@@ -35,6 +35,7 @@ mod real_token;
 mod reflection;
 mod rights;
 mod rotation;
+mod store_failure;
 mod take_up;
 mod token;
 mod vault;

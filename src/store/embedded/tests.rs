@@ -325,6 +325,58 @@ async fn a_store_whose_last_commit_a_power_cut_left_in_pieces_opens_without_it()
     assert_eq!(*Store::pin(&store, &card(1)).await.unwrap().unwrap().record, [6; 38]);
 }
 
+/// Its last state, once it has one.
+async fn failure(store: &Embedded) -> StoreFailure {
+    let mut state = Store::state(store);
+    let failed = state.wait_for(|state| matches!(state, StoreState::Failed(_)));
+    let failed = tokio::time::timeout(std::time::Duration::from_secs(60), failed).await.expect("it does not fail");
+    match &*failed.unwrap() {
+        StoreState::Failed(failure) => failure.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn assert_refuses_all(store: &Embedded) {
+    assert!(matches!(store.note(line(Action::OpenControl)).await, Err(StoreError::Failed(_))));
+    assert!(matches!(Store::card(store, &card(1)).await, Err(StoreError::Failed(_))));
+    assert!(matches!(Store::pin(store, &card(1)).await, Err(StoreError::Failed(_))));
+    assert!(matches!(Store::audit(store, 1, 1).await, Err(StoreError::Failed(_))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_store_fails_when_a_table_can_t_be_written() {
+    let directory = tempfile::tempdir().unwrap();
+    // With so little memory one large commit makes fjall write a table.
+    let config = EmbeddedConfig { memory_bytes_max: 64 << 10, ..EmbeddedConfig::new(directory.path().to_owned()) };
+    let store = Embedded::open(&config).unwrap();
+    let (tables, away) = (directory.path().join("db/keyspaces"), directory.path().join("db/away"));
+    fs::rename(&tables, &away).unwrap();
+    let notes = (0..1_000).map(|_| store.note(line(Action::OpenControl)));
+    let kept = futures::future::join_all(notes).await.into_iter().filter(Result::is_ok).count() as u64;
+    let failure = failure(&store).await;
+    assert_eq!(failure.cause, FailureCause::Background);
+    assert_refuses_all(&store).await;
+    store.close().await;
+    drop(store);
+
+    fs::rename(&away, &tables).unwrap();
+    let store = open(directory.path()).unwrap();
+    assert!(kept > 0 && store.checkpoint().sequence >= kept, "acknowledged changes are gone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_of_the_writer_fails_the_store() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    let opened = keyed(&store, card(1)).await;
+    store.admit_pins(Arc::new(|_| panic!("as a fault would")), line(Action::OpenControl)).await.unwrap();
+    let refused = set(&store, opened.id, 5).await;
+    assert!(matches!(refused, Err(AdvanceError::Store(StoreError::InDoubt(_)))), "{refused:?}");
+    assert_eq!(failure(&store).await.cause, FailureCause::Writer);
+    assert_refuses_all(&store).await;
+    store.close().await;
+}
+
 fn collect(directory: &Path, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
