@@ -75,7 +75,7 @@ pub(super) async fn serve(
                 continue;
             }
         };
-        let Some(place) = table.admit(from.ip()) else { continue };
+        let Some(place) = table.admit(from.ip()).await else { continue };
         let (tls, router, stopped) = (tls.clone(), router.clone(), stopped.clone());
         tokio::spawn(async move {
             let shaken = tokio::select! {

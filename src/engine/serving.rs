@@ -164,7 +164,7 @@ async fn accept(
         };
         match accepted.and_then(|(stream, from)| Ok((stream.into_std()?, from.ip()))) {
             Ok((stream, address)) => {
-                if let Some(place) = table.admit(address)
+                if let Some(place) = table.admit(address).await
                     && hand.send((stream, place)).is_err()
                 {
                     tracing::warn!("a connection was dropped: its worker has ended");

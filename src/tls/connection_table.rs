@@ -12,7 +12,10 @@ use std::{
 };
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 
 /// The descriptors that a process needs for other things than its connections: files, and sockets of its own.
 const OTHER_DESCRIPTORS: usize = 256;
@@ -20,6 +23,8 @@ const OTHER_DESCRIPTORS: usize = 256;
 const CONNECTIONS_MIN: usize = 16;
 /// Connections above the limit for the moment in which closed ones still hold their descriptors.
 const CLOSING_MAX: usize = 64;
+/// How long a new connection waits for closed ones to give up their descriptors.
+const CLOSE_TIME_MAX: Duration = Duration::from_secs(1);
 /// Between two warnings that connections were closed or refused.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
@@ -94,11 +99,13 @@ impl ConnectionTable {
 
     /// A place for a new connection, silent at first. `None` where every open connection is in use: the new one is to be
     /// dropped.
-    pub fn admit(&self, address: IpAddr) -> Option<ConnectionPlace> {
+    pub async fn admit(&self, address: IpAddr) -> Option<ConnectionPlace> {
         let Shared { limits, places, .. } = &*self.0;
         let address = counted(address);
+        // Above the limit there are only connections that are being closed: the wait is for them.
+        let permit = timeout(CLOSE_TIME_MAX, Arc::clone(places).acquire_owned()).await;
         let mut silent = self.0.silent();
-        let Ok(permit) = Arc::clone(places).try_acquire_owned() else {
+        let Ok(Ok(permit)) = permit else {
             silent.warn(limits);
             return None;
         };
@@ -217,41 +224,65 @@ mod tests {
         place.closed().now_or_never().is_some()
     }
 
-    #[test]
-    fn the_oldest_silent_connection_of_an_address_gives_way() {
+    async fn admitted(table: &ConnectionTable, last: u8) -> ConnectionPlace {
+        table.admit(address(last)).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_oldest_silent_connection_of_an_address_gives_way() {
         let table = ConnectionTable::new(LIMITS);
-        let other = table.admit(address(2)).unwrap();
-        let [first, second, third] = [(); 3].map(|()| table.admit(address(1)).unwrap());
+        let other = admitted(&table, 2).await;
+        let [first, second, third] = [admitted(&table, 1).await, admitted(&table, 1).await, admitted(&table, 1).await];
         assert!(is_closed(&first) && !is_closed(&second) && !is_closed(&third) && !is_closed(&other));
     }
 
-    #[test]
-    fn half_the_connections_may_be_silent() {
+    #[tokio::test]
+    async fn half_the_connections_may_be_silent() {
         let table = ConnectionTable::new(LIMITS);
-        let places: Vec<_> = (1..=4).map(|last| table.admit(address(last)).unwrap()).collect();
+        let mut places = Vec::new();
+        for last in 1..=4 {
+            places.push(admitted(&table, last).await);
+        }
         assert_eq!(places.iter().map(is_closed).collect::<Vec<_>>(), [true, false, false, false]);
     }
 
-    #[test]
-    fn a_settled_connection_is_never_closed_and_a_full_table_refuses() {
+    #[tokio::test]
+    async fn a_settled_connection_is_never_closed_and_a_full_table_refuses() {
         let table = ConnectionTable::new(LIMITS);
-        let settled: Vec<_> = (1..=6).map(|_| table.admit(address(1)).unwrap()).collect();
-        settled.iter().for_each(ConnectionPlace::settle);
-        let settled: Vec<_> = settled.into_iter().filter(|place| !is_closed(place)).collect();
-        let more: Vec<_> = (0..6 - settled.len()).map(|_| table.admit(address(1)).unwrap()).collect();
-        more.iter().for_each(ConnectionPlace::settle);
-        assert!(table.admit(address(2)).is_none());
-        assert!(!settled.iter().chain(&more).any(is_closed));
-        drop(more);
-        drop(settled);
-        assert!(table.admit(address(2)).is_some());
+        let mut settled = Vec::new();
+        for _ in 1..=6 {
+            let place = admitted(&table, 1).await;
+            place.settle();
+            settled.push(place);
+        }
+        assert!(table.admit(address(2)).await.is_none());
+        assert!(!settled.iter().any(is_closed));
+        settled.pop();
+        assert!(table.admit(address(2)).await.is_some());
     }
 
-    #[test]
-    fn an_ipv6_network_counts_as_one_address() {
+    #[tokio::test]
+    async fn a_new_connection_waits_for_those_that_are_being_closed() {
         let table = ConnectionTable::new(LIMITS);
-        let [first, _second, _third] = ["2001:db8::1", "2001:db8::2:0:0:2", "2001:db8:0:0:ffff::3"]
-            .map(|text| table.admit(text.parse().unwrap()).unwrap());
-        assert!(is_closed(&first));
+        let mut closing = Vec::new();
+        while table.0.places.available_permits() > 0 {
+            closing.push(admitted(&table, 1).await);
+        }
+        let waiting = table.admit(address(1));
+        let closes = async {
+            tokio::task::yield_now().await;
+            closing.clear();
+        };
+        assert!(tokio::join!(waiting, closes).0.is_some());
+    }
+
+    #[tokio::test]
+    async fn an_ipv6_network_counts_as_one_address() {
+        let table = ConnectionTable::new(LIMITS);
+        let mut places = Vec::new();
+        for text in ["2001:db8::1", "2001:db8::2:0:0:2", "2001:db8:0:0:ffff::3"] {
+            places.push(table.admit(text.parse().unwrap()).await.unwrap());
+        }
+        assert_eq!(places.iter().map(is_closed).collect::<Vec<_>>(), [true, false, false]);
     }
 }
