@@ -17,7 +17,7 @@ use tokio::{
     runtime::Builder,
     sync::{mpsc, watch},
 };
-use tokio_stream::{StreamExt, wrappers::UnboundedReceiverStream};
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::transport::{Server, server::Router};
 
 use crate::{
@@ -74,7 +74,7 @@ impl Serving {
         let mut threads = Vec::with_capacity(settings.workers.saturating_add(1));
         let mut hands = Vec::with_capacity(settings.workers);
         for (number, core) in places(settings.workers).into_iter().enumerate() {
-            let (hand, dealt) = mpsc::unbounded_channel();
+            let (hand, dealt) = mpsc::channel(settings.connections.connections_max);
             let server = Server::builder()
                 .tcp_nodelay(true)
                 .timeout(settings.call_timeout)
@@ -150,7 +150,7 @@ fn spawn(
 async fn accept(
     listener: std::net::TcpListener,
     table: ConnectionTable,
-    hands: Vec<mpsc::UnboundedSender<Dealt>>,
+    hands: Vec<mpsc::Sender<Dealt>>,
     mut stopped: watch::Receiver<bool>,
 ) {
     let listener = match TcpListener::from_std(listener) {
@@ -165,9 +165,11 @@ async fn accept(
         match accepted.and_then(|(stream, from)| Ok((stream.into_std()?, from.ip()))) {
             Ok((stream, address)) => {
                 if let Some(place) = table.admit(address).await
-                    && hand.send((stream, place)).is_err()
+                    && hand.try_send((stream, place)).is_err()
                 {
-                    tracing::warn!("a connection was dropped: its worker has ended");
+                    tracing::warn!(
+                        "a connection was dropped: its worker has ended, or as many wait for it as may be open"
+                    );
                 }
             }
             Err(error) => {
@@ -182,12 +184,12 @@ async fn accept(
 /// Serves the connections dealt to one worker until told to stop and the calls in flight are done.
 async fn serve(
     router: Router,
-    dealt: mpsc::UnboundedReceiver<Dealt>,
+    dealt: mpsc::Receiver<Dealt>,
     tls: Option<ServerTls>,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let streams = UnboundedReceiverStream::new(dealt)
-        .filter_map(|(stream, place)| Some((TcpStream::from_std(stream).ok()?, place)));
+    let streams =
+        ReceiverStream::new(dealt).filter_map(|(stream, place)| Some((TcpStream::from_std(stream).ok()?, place)));
     let mut ending = stopped.clone();
     let served = router.serve_with_incoming_shutdown(tls::greeted(streams, tls), async move {
         let _ = ending.wait_for(|stopped| *stopped).await;
