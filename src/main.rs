@@ -57,7 +57,7 @@ enum Command {
     Vault(pinseal::vault::VaultArguments),
     /// Make, load, exchange, retire and destroy keys under dual control, with a transcript
     #[cfg(feature = "keys")]
-    Ceremony(pinseal::ceremony::CeremonyArguments),
+    Ceremony(Box<pinseal::ceremony::CeremonyArguments>),
     /// Watch a running engine make PIN records anew under a new storage key
     #[cfg(feature = "operator")]
     Rotation(pinseal::operator::RotationArguments),
@@ -140,7 +140,7 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
         #[cfg(feature = "keys")]
         Command::Vault(arguments) => Ok(pinseal::vault::run(arguments)?),
         #[cfg(feature = "keys")]
-        Command::Ceremony(arguments) => Ok(pinseal::ceremony::run(arguments)?),
+        Command::Ceremony(arguments) => Ok(pinseal::ceremony::run(*arguments)?),
         #[cfg(feature = "operator")]
         Command::Rotation(arguments) => Ok(pinseal::operator::rotation(arguments)?),
         #[cfg(feature = "keys")]

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     clock,
     config::{self, ConfigError},
-    store::{StoreError, embedded::StoreOpenError},
+    store::{StoreError, embedded::copy::StoreCopyError},
 };
 
 /// The longest key block, and a line end.
@@ -578,7 +578,7 @@ pub enum CeremonyError {
     },
     /// The engine's store, in which records are counted.
     #[error(transparent)]
-    StoreOpen(#[from] StoreOpenError),
+    StoreCopy(#[from] StoreCopyError),
     /// It does not read.
     #[error(transparent)]
     Kept(#[from] StoreError),

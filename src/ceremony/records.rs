@@ -18,8 +18,15 @@ use super::{
 };
 use crate::{
     audit::chain::Checkpoint,
-    clock, config,
-    store::embedded::{Embedded, EmbeddedConfig, StoreOpenError, engine_name},
+    config,
+    store::{
+        Store,
+        embedded::{
+            StoreOpenError,
+            copy::{StoreCopy, StoreCopyError},
+            engine_name,
+        },
+    },
 };
 
 /// How many cards' records are read at a time.
@@ -55,6 +62,8 @@ pub(super) struct RecordsSource {
 
 /// A key, as it is counted.
 struct Wanted<'a> {
+    /// An engine that is asked must use the newest of these.
+    #[cfg(feature = "operator")]
     keys: &'a KeyStore,
     name: &'a KeyName,
     version: u16,
@@ -91,7 +100,12 @@ impl RecordsSource {
         if !keys.needs_count(name, version) {
             return Ok((KeyUse::NotCounted, None));
         }
-        let wanted = Wanted { keys, name, version };
+        let wanted = Wanted {
+            #[cfg(feature = "operator")]
+            keys,
+            name,
+            version,
+        };
         if self.no_store {
             self.confirm_no_store(&wanted.reference())?;
             return Ok((KeyUse::ConfirmedUnused, Some(UseCount::NoStore)));
@@ -173,7 +187,7 @@ impl Counted {
     }
 }
 
-/// In the store of a stopped engine, which stays locked for the length of the count. An engine that starts on it later uses
+/// In the store of a stopped engine, read from a copy, so that no byte of it changes. An engine that starts on it later uses
 /// the newest key.
 fn in_store(directory: &Path, wanted: &Wanted<'_>) -> Result<Answer, CeremonyError> {
     let no_store = || CeremonyError::NoStore { path: directory.to_owned(), key: wanted.reference() };
@@ -181,19 +195,19 @@ fn in_store(directory: &Path, wanted: &Wanted<'_>) -> Result<Answer, CeremonyErr
     let store = match fs::metadata(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(no_store()),
         Err(error) => return Err(CeremonyError::File { path: directory.to_owned(), error }),
-        Ok(_) => Embedded::open(&EmbeddedConfig::existing(directory.to_owned())),
+        Ok(_) => StoreCopy::open(directory),
     };
-    let store = store.map_err(|error| match error {
-        StoreOpenError::Absent { .. } | StoreOpenError::Foreign { .. } => no_store(),
-        StoreOpenError::Locked { path } => CeremonyError::StoreInUse { path },
+    let copy = store.map_err(|error| match error {
+        StoreCopyError::Store(StoreOpenError::Absent { .. } | StoreOpenError::Foreign { .. }) => no_store(),
+        StoreCopyError::Store(StoreOpenError::Locked { path }) => CeremonyError::StoreInUse { path },
         error => error.into(),
     })?;
+    let store = copy.store();
     // An engine's first act is a line in the audit chain: no engine ran on a store without one.
     if store.checkpoint() == Checkpoint::EMPTY {
         return Err(no_store());
     }
-    let mut answer =
-        Answer { kept: RecordsKept::default(), engine: store.engine_name().to_string(), known: BTreeSet::new() };
+    let mut answer = Answer { kept: RecordsKept::default(), engine: engine_name(directory), known: BTreeSet::new() };
     let mut after = None;
     loop {
         let page = store.pins_page(after.as_ref(), PAGE_CARDS)?;
@@ -203,7 +217,7 @@ fn in_store(directory: &Path, wanted: &Wanted<'_>) -> Result<Answer, CeremonyErr
             answer.kept.count(&PinRecord::from_bytes(&pin.record).map_err(|_| CeremonyError::Record)?);
         }
     }
-    for tzpk in store.tzpks_at(clock::now()) {
+    for tzpk in store.tzpks_at(store.now()) {
         answer.kept.count_sealed(&SealedKey::from_bytes(&tzpk.0).map_err(|_| CeremonyError::Record)?);
     }
     let mut from = 1;

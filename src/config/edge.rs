@@ -227,7 +227,8 @@ mod tests {
         let mut text = String::new();
         for (number, (name, secret)) in clients.iter().enumerate() {
             let path = directory.path().join(number.to_string());
-            let mut file = std::fs::File::options().create(true).write(true).mode(0o600).open(&path).unwrap();
+            let mut file =
+                std::fs::File::options().create(true).truncate(true).write(true).mode(0o600).open(&path).unwrap();
             file.write_all(secret.as_bytes()).unwrap();
             let credential = match name.split_once('@') {
                 Some((user, _)) => format!("basic = {{ user = {user:?}, password = {{ file = {path:?} }} }}"),

@@ -73,7 +73,7 @@ impl Drop for SmallDisk {
 
 /// Waits for an engine that ends by itself: its exit code, and the last line it wrote.
 async fn end_of(engine: EngineProcess) -> (i32, String) {
-    let last = || engine.log().lines().filter(|line| line.starts_with("pinseal: ")).next_back().map(str::to_owned);
+    let last = || engine.log().lines().rfind(|line| line.starts_with("pinseal: ")).map(str::to_owned);
     let said = soon("the engine does not end", async || last()).await;
     (engine.wait(), said)
 }

@@ -68,12 +68,13 @@ async fn a_change_whose_caller_has_gone_is_dropped() {
     let ((set_reply, set_answer), (note_reply, note_answer)) = (promise(), promise());
     let change = Change::Advance { id: opened.id, event, pin: Some(conformance::record(1)), reply: set_reply };
     // The writer looks at neither before both callers have gone.
-    let mut queue = locked(&store.shared.queue);
-    queue.waiting.push(Command { change, line: line(Action::SetPin), deadline: None });
-    let note = Change::Note { reply: note_reply };
-    queue.waiting.push(Command { change: note, line: line(Action::SetPin), deadline: None });
-    drop((set_answer, note_answer));
-    drop(queue);
+    {
+        let mut queue = locked(&store.shared.queue);
+        queue.waiting.push(Command { change, line: line(Action::SetPin), deadline: None });
+        let note = Change::Note { reply: note_reply };
+        queue.waiting.push(Command { change: note, line: line(Action::SetPin), deadline: None });
+        drop((set_answer, note_answer));
+    }
     store.note(line(Action::StopEngine)).await.unwrap();
     assert_eq!(store.checkpoint().sequence, before + 2, "both notes, and no set");
     assert!(Store::pin(&store, &card(1)).await.unwrap().is_none());
@@ -369,7 +370,7 @@ async fn a_panic_of_the_writer_fails_the_store() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(directory.path()).unwrap();
     let opened = keyed(&store, card(1)).await;
-    store.admit_pins(Arc::new(|_| panic!("as a fault would")), line(Action::OpenControl)).await.unwrap();
+    store.admit_pins(Arc::new(|_| panic!("as a fault would")), [].into(), line(Action::OpenControl)).await.unwrap();
     let refused = set(&store, opened.id, 5).await;
     assert!(matches!(refused, Err(AdvanceError::Store(StoreError::InDoubt(_)))), "{refused:?}");
     assert_eq!(failure(&store).await.cause, FailureCause::Writer);
