@@ -32,7 +32,7 @@ use tokio::{
 };
 
 pub use self::confine::{ConfineError, Confinement, Ipc, Step, TokenNeeds};
-use self::inherit::{lanes_from_parent, outlive_signals, parent_is_gone};
+use self::inherit::{lanes_from_parent, outlive_hangup, outlive_signals, parent_is_gone};
 use crate::config::{self, ConfigError};
 
 /// How many connections may wait for one thread.
@@ -71,11 +71,9 @@ pub fn run(arguments: HsmArguments) -> Result<(), HsmProcessError> {
     if arguments.lanes.is_some() {
         outlive_signals().map_err(HsmProcessError::Inherit)?;
     }
-    // Made before the filter of system calls. From here on SIGHUP does not end the process.
-    let accepting = match &arguments.listen {
-        Some(_) => Some(Accepting::prepare().map_err(HsmProcessError::Thread)?),
-        None => None,
-    };
+    if arguments.listen.is_some() {
+        outlive_hangup().map_err(HsmProcessError::Thread)?;
+    }
     let loaded = match &arguments.data_directory {
         Some(directory) => config::HsmProcess::embedded(directory),
         None => config::HsmProcess::load(arguments.config.as_deref()),
@@ -99,9 +97,11 @@ pub fn run(arguments: HsmArguments) -> Result<(), HsmProcessError> {
             count => Err(HsmProcessError::LetThrough { count }),
         };
     }
-    match (arguments.listen.zip(accepting), arguments.lanes) {
-        (Some((path, accepting)), _) => {
+    match (arguments.listen, arguments.lanes) {
+        (Some(path), _) => {
             let config = loaded?;
+            // Made before the filter of system calls, and after the inherited descriptors were closed: it has some.
+            let accepting = Accepting::prepare().map_err(HsmProcessError::Thread)?;
             let io = |error| HsmProcessError::Listen { path: path.clone(), error };
             let user = config.engine_user;
             let listener = listen(&path, user).map_err(io)?;

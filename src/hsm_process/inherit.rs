@@ -37,11 +37,16 @@ pub(super) fn lanes_from_parent(count: usize) -> io::Result<Vec<UnixStream>> {
 /// Lets SIGTERM, SIGINT and SIGHUP pass: a terminal, or systemd, sends them to the engine's whole group, and calls that the
 /// engine lets finish still need the boundary. It ends with the engine; SIGKILL ends it at once.
 pub(super) fn outlive_signals() -> io::Result<()> {
-    let noted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGINT, SIGHUP] {
-        signal_hook::flag::register(signal, Arc::clone(&noted))?;
-    }
-    Ok(())
+    [SIGTERM, SIGINT, SIGHUP].into_iter().try_for_each(outlive)
+}
+
+/// From here on SIGHUP does not end the process.
+pub(super) fn outlive_hangup() -> io::Result<()> {
+    outlive(SIGHUP)
+}
+
+fn outlive(signal: i32) -> io::Result<()> {
+    signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false))).map(drop)
 }
 
 /// Returns once the parent has closed its end: its engine is gone.

@@ -342,7 +342,7 @@ async fn the_matrix_in_the_documentation_is_what_the_tokens_show() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn at_level_token_records_and_audit_lines_say_so_and_another_level_does_not_open_them() {
+async fn records_and_audit_lines_name_the_level_and_another_is_refused() {
     let (token, directory) = (RealToken::with_keys(Make::Nss), tempfile::tempdir().unwrap());
     let engine = EngineProcess::start_on(directory.path(), &token);
     let (device, mut client) = (device(), engine.client().await);
@@ -353,18 +353,29 @@ async fn at_level_token_records_and_audit_lines_say_so_and_another_level_does_no
     let host = token.lines_with("level = \"host\"");
     let (made, told) = token.token(&["make-keys"], &host);
     assert!(made, "{told}");
-    let engine = EngineProcess::start_on_with(directory.path(), &token, "level = \"host\"");
+    let (config, data) = (directory.path().join("host.toml"), directory.path().join("data"));
+    std::fs::write(&config, format!("listen = \"127.0.0.1:0\"\ndata_directory = {data:?}\n{host}\n")).unwrap();
+    let mut pinseal = token.beside(env!("CARGO_BIN_EXE_pinseal"));
+    let refused = pinseal.args(["engine", "--config"]).arg(&config).output().unwrap();
+    let told = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(1), "{told}");
+    assert!(told.contains("the key storage-wrapped/1 was used last and is not there"), "{told}");
+
+    let other = tempfile::tempdir().unwrap();
+    let engine = EngineProcess::start_on_with(other.path(), &token, "level = \"host\"");
     let mut client = engine.client().await;
-    let kept_elsewhere = client.view(&device, "8140").await.unwrap_err();
-    assert_eq!(reason(&kept_elsewhere), "PIN_NOT_SHOWN");
     client.set(&device, "8140", "271828").await.unwrap();
     assert_eq!(client.view(&device, "8140").await.unwrap(), "271828");
     assert_eq!(engine.terminate(), 0);
-    let store = directory.path().join("data/store");
-    let audit = Command::new(env!("CARGO_BIN_EXE_pinseal")).args(["audit", "export", "--store"]).arg(store).output();
-    let lines = String::from_utf8(audit.unwrap().stdout).unwrap();
-    let told = |level: &str, formats: &str| lines.lines().any(|line| line.contains(level) && line.contains(formats));
-    assert!(told("token/pkcs11", "iso-1>wrapped") && told("host/pkcs11", "iso-1>iso-4"), "{lines}");
+    for (directory, level, formats) in
+        [(&directory, "token/pkcs11", "iso-1>wrapped"), (&other, "host/pkcs11", "iso-1>iso-4")]
+    {
+        let store = directory.path().join("data/store");
+        let mut export = Command::new(env!("CARGO_BIN_EXE_pinseal"));
+        let audit = export.args(["audit", "export", "--store"]).arg(store).output().unwrap();
+        let lines = String::from_utf8(audit.stdout).unwrap();
+        assert!(lines.lines().any(|line| line.contains(level) && line.contains(formats)), "{lines}");
+    }
 }
 
 #[test]
