@@ -157,8 +157,13 @@ pub enum Spent {
 /// What happens to a control.
 #[derive(Clone)]
 pub enum Event {
-    /// A fresh tzpk was made.
-    Key(SealedTzpk),
+    /// A fresh tzpk was made for the control in the state that was read.
+    Key {
+        /// The fresh tzpk.
+        tzpk: SealedTzpk,
+        /// The control's tzpk when it was read; none of a control without one. The newest request wins, not the slowest.
+        replaces: Option<SealedTzpk>,
+    },
     /// A block under this tzpk was translated.
     Set {
         /// The tzpk it was under.
@@ -283,11 +288,13 @@ pub fn advance(control: &Control, event: Event, generation: u64, now: UnixMillis
         return Err(Denied::NotUsable);
     }
     match (&control.state, control.scope, event) {
-        (State::Open, Scope::SetPin, Event::Key(tzpk)) => Ok(State::Keyed { tzpk, refused_pins: 0 }),
+        (State::Open, Scope::SetPin, Event::Key { tzpk, replaces: None }) => Ok(State::Keyed { tzpk, refused_pins: 0 }),
         // A fresh tzpk does not forgive refused PINs.
-        (State::Keyed { refused_pins, .. }, Scope::SetPin, Event::Key(tzpk)) => {
+        (State::Keyed { tzpk: before, refused_pins }, Scope::SetPin, Event::Key { tzpk, replaces: Some(replaces) }) => {
+            newest(before, &replaces)?;
             Ok(State::Keyed { tzpk, refused_pins: *refused_pins })
         }
+        (_, Scope::SetPin, Event::Key { .. }) => Err(Denied::Superseded),
         (State::Keyed { tzpk, .. }, Scope::SetPin, Event::Set { under, retry }) => {
             newest(tzpk, &under)?;
             Ok(State::Spent(Spent::Set(retry)))
@@ -349,6 +356,11 @@ mod tests {
         Event::Set { under: tzpk(n), retry: RetryTag([n; 16]) }
     }
 
+    /// A fresh tzpk in the place of another.
+    fn key(n: u8, replaces: u8) -> Event {
+        Event::Key { tzpk: tzpk(n), replaces: Some(tzpk(replaces)) }
+    }
+
     fn after(mut control: Control, event: Event) -> Control {
         control.state = advance(&control, event, 4, NOW).unwrap();
         control
@@ -357,15 +369,25 @@ mod tests {
     #[test]
     fn a_control_sets_one_pin_and_then_no_other() {
         let spent = after(keyed(), set(1));
-        for event in [set(1), Event::Key(tzpk(2)), Event::Malformed { under: tzpk(1) }, Event::View] {
+        for event in [set(1), key(2, 1), Event::Malformed { under: tzpk(1) }, Event::View] {
             assert_eq!(advance(&spent, event, 4, NOW).err(), Some(Denied::NotUsable));
         }
     }
 
     #[test]
     fn the_newest_tzpk_wins() {
-        let rekeyed = after(keyed(), Event::Key(tzpk(2)));
+        let rekeyed = after(keyed(), key(2, 1));
         assert_eq!(advance(&rekeyed, set(1), 4, NOW).err(), Some(Denied::Superseded));
+        assert!(advance(&rekeyed, set(2), 4, NOW).is_ok());
+    }
+
+    #[test]
+    fn a_tzpk_that_was_overtaken_replaces_no_newer_one() {
+        let first = Event::Key { tzpk: tzpk(9), replaces: None };
+        let rekeyed = after(keyed(), key(2, 1));
+        for late in [first, key(9, 1)] {
+            assert_eq!(advance(&rekeyed, late, 4, NOW).err(), Some(Denied::Superseded));
+        }
         assert!(advance(&rekeyed, set(2), 4, NOW).is_ok());
     }
 
@@ -391,7 +413,7 @@ mod tests {
         let mut control = keyed();
         for n in 1..=3 {
             control = after(control, Event::RefusedPin { under: tzpk(n) });
-            control = after(control, Event::Key(tzpk(n + 1)));
+            control = after(control, key(n + 1, n));
         }
         control = after(control, Event::RefusedPin { under: tzpk(4) });
         assert!(matches!(control.state, State::Spent(Spent::Refused)));
@@ -413,7 +435,7 @@ mod tests {
     #[test]
     fn a_control_to_view_shows_once_and_sets_nothing() {
         let view = control(Scope::ViewPin, State::Open);
-        for event in [Event::Key(tzpk(1)), set(1)] {
+        for event in [Event::Key { tzpk: tzpk(1), replaces: None }, set(1)] {
             assert_eq!(advance(&view, event, 4, NOW).err(), Some(Denied::OtherScope));
         }
         let spent = after(view, Event::View);
@@ -447,7 +469,7 @@ mod tests {
 
     #[test]
     fn a_newer_pin_closes_a_control_to_set_and_not_to_view() {
-        for event in [set(1), Event::Key(tzpk(2)), Event::Malformed { under: tzpk(1) }] {
+        for event in [set(1), key(2, 1), Event::Malformed { under: tzpk(1) }] {
             assert_eq!(advance(&keyed(), event, 5, NOW).err(), Some(Denied::NotUsable));
         }
         assert!(advance(&control(Scope::ViewPin, State::Open), Event::View, 5, NOW).is_ok());

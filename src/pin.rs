@@ -129,18 +129,27 @@ impl Pins {
         id: ControlId,
         device: &DeviceKey,
     ) -> Result<IssuedTzpk, IssueTzpkError> {
-        let now = self.store.now();
-        let control = self.usable(caller, id, Scope::SetPin, Action::IssueTzpk, now).await?;
-        self.admit_device(caller, &control, device, Action::IssueTzpk).await?;
+        for _ in 0..JUDGEMENTS_MAX {
+            let now = self.store.now();
+            let control = self.usable(caller, id, Scope::SetPin, Action::IssueTzpk, now).await?;
+            self.admit_device(caller, &control, device, Action::IssueTzpk).await?;
 
-        let issued = self.boundary.issue(device, &binding(&control)).await?;
-        let event = Event::Key(SealedTzpk(issued.sealed.as_bytes().into()));
-        self.store.advance(id, event, self.control_line(caller, Action::IssueTzpk, &control)).await?;
-        Ok(IssuedTzpk {
-            encrypted_tzpk: issued.wrapped,
-            check_value: issued.check_value.as_bytes().to_vec(),
-            expires_at: self.store.wall_time(control.expires_at),
-        })
+            let issued = self.boundary.issue(device, &binding(&control)).await?;
+            let tzpk = SealedTzpk(issued.sealed.as_bytes().into());
+            let event = Event::Key { tzpk, replaces: control.tzpk().ok().cloned() };
+            match self.store.advance(id, event, self.control_line(caller, Action::IssueTzpk, &control)).await {
+                Ok(()) => {}
+                // Another request was quicker: this one makes its tzpk for the control as it is now.
+                Err(AdvanceError::Denied(Denied::Superseded)) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            return Ok(IssuedTzpk {
+                encrypted_tzpk: issued.wrapped,
+                check_value: issued.check_value.as_bytes().to_vec(),
+                expires_at: self.store.wall_time(control.expires_at),
+            });
+        }
+        Err(Denied::NotUsable.into())
     }
 
     /// Translates the block and keeps it. Whatever the outcome, it is told only once it is durable.

@@ -95,7 +95,7 @@ async fn open(store: &Embedded, number: usize, bar: &ProgressBar) -> Result<(), 
     let opened =
         Store::open(store, control, admission, line(Action::OpenControl)).await.map_err(|error| refused(&error))?;
     if number.is_multiple_of(2) {
-        let event = Event::Key(SealedTzpk([7; 48].into()));
+        let event = Event::Key { tzpk: SealedTzpk([7; 48].into()), replaces: None };
         let keyed = store.advance(opened.id, event, line(Action::IssueTzpk)).await;
         keyed.map_err(|error| refused(&error))?;
     }

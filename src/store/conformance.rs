@@ -83,7 +83,7 @@ pub(crate) fn record(number: u8) -> StoredPin {
 /// Opens a control and issues its tzpk.
 pub(crate) async fn keyed(store: &impl Store, card: CardKey) -> Control {
     let opened = store.open(control(card), GENEROUS, line(Action::OpenControl)).await.unwrap();
-    store.advance(opened.id, Event::Key(tzpk(1)), line(Action::IssueTzpk)).await.unwrap();
+    store.advance(opened.id, Event::Key { tzpk: tzpk(1), replaces: None }, line(Action::IssueTzpk)).await.unwrap();
     opened
 }
 
@@ -281,7 +281,9 @@ async fn the_first_set_closes_the_other_open_controls_of_its_card(store: &impl S
     set(store, other.id, 2).await.unwrap();
     assert!(is_not_usable(&set(store, first.id, 1).await));
     let malformed = Event::Malformed { under: tzpk(1) };
-    for event in [Event::Key(tzpk(2)), malformed, Event::RefusedPin { under: tzpk(1) }] {
+    for event in
+        [Event::Key { tzpk: tzpk(2), replaces: Some(tzpk(1)) }, malformed, Event::RefusedPin { under: tzpk(1) }]
+    {
         assert!(is_not_usable(&store.advance(first.id, event, line(Action::SetPin)).await));
     }
     assert_eq!(*store.pin(&card(1)).await.unwrap().unwrap().record, [2; 38]);

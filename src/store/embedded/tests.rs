@@ -17,7 +17,7 @@ async fn keyed_now(store: &Embedded, number: u64) -> Control {
     let mut opened = control(card(number));
     opened.expires_at = Store::now(store).after(std::time::Duration::from_secs(30));
     Store::open(store, opened.clone(), GENEROUS, line(Action::OpenControl)).await.unwrap();
-    let event = Event::Key(conformance::tzpk(1));
+    let event = Event::Key { tzpk: conformance::tzpk(1), replaces: None };
     store.advance(opened.id, event, line(Action::IssueTzpk)).await.unwrap();
     opened
 }
