@@ -153,16 +153,7 @@ impl Engine {
 
     /// Returns once the store has failed: from then on every call is refused, and [`Engine::stop`] returns the failure.
     pub async fn store_failure(&self) -> StoreFailure {
-        let mut state = self.store.state();
-        loop {
-            if let StoreState::Failed(failure) = &*state.borrow_and_update() {
-                return failure.clone();
-            }
-            if state.changed().await.is_err() {
-                // The engine holds the store, and the store the sender.
-                std::future::pending::<()>().await;
-            }
-        }
+        failure(&self.store).await
     }
 
     /// Takes no more connections, lets calls in flight finish, closes the store.
@@ -173,10 +164,31 @@ impl Engine {
         self.metrics.iter().for_each(Metrics::stop);
         report_stop(&mut self.health).await;
         self.serving.stop().await;
-        let noted = self.pins.note_engine(Action::StopEngine).await;
+        // A store that fails may never answer.
+        let noted = tokio::select! {
+            noted = self.pins.note_engine(Action::StopEngine) => noted,
+            failure = failure(&self.store) => Err(StoreError::Failed(failure)),
+        };
         self.store.close().await;
         self.boundary.close().await;
-        noted
+        match &*self.store.state().borrow() {
+            StoreState::Failed(failure) => Err(StoreError::Failed(failure.clone())),
+            _ => noted,
+        }
+    }
+}
+
+/// Returns once the store has failed.
+async fn failure(store: &Embedded) -> StoreFailure {
+    let mut state = store.state();
+    loop {
+        if let StoreState::Failed(failure) = &*state.borrow_and_update() {
+            return failure.clone();
+        }
+        if state.changed().await.is_err() {
+            // The store holds the sender.
+            std::future::pending::<()>().await;
+        }
     }
 }
 
