@@ -3,8 +3,11 @@
 use std::fmt;
 
 use crate::{
+    binding::Level,
     check_value::CheckValue,
+    form::Form,
     frame::{Crosses, Reader},
+    sealed::PinRecord,
 };
 
 /// A key of an engine. Nothing in it is secret.
@@ -24,6 +27,11 @@ impl KeyId {
     /// Usage and version, for example `storage/1`.
     pub fn reference(&self) -> String {
         format!("{}/{}", self.usage, self.version)
+    }
+
+    /// Whether a record is under this key.
+    pub fn encrypts(&self, record: &PinRecord) -> bool {
+        self.version == record.storage_key().0 && self.usage == storage_usage(record.made_at().level, record.form())
     }
 
     /// The bytes of a list: of each key a u16 length and the usage in UTF-8, the version (2 bytes, big-endian), 1 byte
@@ -46,6 +54,17 @@ impl KeyId {
     /// A list for people, for example `storage/1:8CA64D seal/1:51BB20`.
     pub fn list_to_text(keys: &[Self]) -> String {
         keys.iter().map(Self::to_string).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// The usage of the storage key of a form, at a level.
+fn storage_usage(level: Level, form: Form) -> &'static str {
+    match (level, form) {
+        (Level::Host, Form::Wrapped | Form::Iso4) => "storage",
+        (Level::Host, Form::Iso3 | Form::Iso0) => "storage-3des",
+        (Level::Token, Form::Wrapped) => "storage-wrapped",
+        (Level::Token, Form::Iso4) => "storage-iso-4",
+        (Level::Token, Form::Iso3 | Form::Iso0) => "storage-iso-3",
     }
 }
 
@@ -72,5 +91,16 @@ mod tests {
             assert!(KeyId::list_from_bytes(&bytes[..cut]).is_none(), "cut at {cut}");
         }
         assert_eq!(KeyId::list_to_text(&keys), "storage/258:010203 account/258");
+    }
+
+    #[cfg(feature = "keys")]
+    #[test]
+    fn a_storage_usage_is_the_name_of_its_key() {
+        for level in [Level::Host, Level::Token] {
+            for form in [Form::Wrapped, Form::Iso4, Form::Iso3, Form::Iso0] {
+                let name = crate::KeyName::storage_of(level, form);
+                assert_eq!(storage_usage(level, form), name.to_string());
+            }
+        }
     }
 }

@@ -3,14 +3,19 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
+use hsm::{PinRecord, SealedKey};
 use tokio::{sync::watch, time::sleep};
 
 use super::StartError;
 use crate::{
-    boundary::succeeds,
+    boundary::{KeyMismatch, succeeds},
+    control::SealedTzpk,
     pin::Pins,
-    store::{StoreError, embedded::Embedded},
+    store::{Store, StoreError, StoredPin, embedded::Embedded},
 };
+
+/// How many cards' records are read at a time.
+const PAGE_CARDS: usize = 4_096;
 
 /// How long a store that is busy is given.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -23,8 +28,47 @@ pub(super) fn check(store: &Embedded, directory: &Path, status: &hsm::Status) ->
     }
     let damaged = || StartError::NoKeyList { store: directory.to_owned() };
     let noted = store.noted_keys()?.ok_or_else(damaged)?;
-    let noted = hsm::KeyId::list_from_bytes(&noted).ok_or_else(damaged)?;
-    succeeds(&noted, status.keys()).map_err(|mismatch| StartError::OtherKeys { store: directory.to_owned(), mismatch })
+    let mut noted = hsm::KeyId::list_from_bytes(&noted).ok_or_else(damaged)?;
+    loop {
+        match succeeds(&noted, status.keys()) {
+            Ok(()) => return Ok(()),
+            // A ceremony may retire it while the engine is stopped, with a newer version active and nothing under it.
+            Err(KeyMismatch::Missing { key })
+                if let Some(newer) = newest(status.keys(), &key)
+                    && !is_needed(store, &key)? =>
+            {
+                noted.retain(|used| used.usage != key.usage || used.version != key.version);
+                noted.push(newer.clone());
+            }
+            Err(mismatch) => return Err(StartError::OtherKeys { store: directory.to_owned(), mismatch }),
+        }
+    }
+}
+
+/// The newest version of a key that rotates, where that is newer.
+fn newest<'a>(keys: &'a [hsm::KeyId], than: &hsm::KeyId) -> Option<&'a hsm::KeyId> {
+    let newer = |key: &&hsm::KeyId| key.rotates && key.usage == than.usage && key.version > than.version;
+    keys.iter().filter(newer).max_by_key(|key| key.version)
+}
+
+/// Whether a PIN record or the tzpk of a usable control is under the key. Reads every PIN record.
+fn is_needed(store: &Embedded, key: &hsm::KeyId) -> Result<bool, StoreError> {
+    let seals = |tzpk: &SealedTzpk| SealedKey::from_bytes(&tzpk.0).map_or(true, |tzpk| tzpk.key().0 == key.version);
+    if store.tzpks_at(store.now()).iter().any(seals) {
+        return Ok(true);
+    }
+    let mut after = None;
+    loop {
+        let page = store.pins_page(after.as_ref(), PAGE_CARDS)?;
+        let Some((last, _)) = page.last() else { return Ok(false) };
+        after = Some(*last);
+        // A record that can't be read needs its key, whichever that is.
+        let is_under =
+            |pin: &StoredPin| PinRecord::from_bytes(&pin.record).map_or(true, |record| key.encrypts(&record));
+        if page.iter().any(|(_, pin)| is_under(pin)) {
+            return Ok(true);
+        }
+    }
 }
 
 /// Follows the boundary for as long as there is one and the store takes changes.

@@ -142,3 +142,18 @@ async fn a_vault_from_before_a_reload_is_refused() {
     fs::rename(directory.join("after"), &vault).unwrap();
     EngineProcess::start(directory, "");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_without_records_may_be_retired_while_the_engine_is_stopped() {
+    let ceremony = Ceremony::prepared();
+    let directory = ceremony.directory();
+    let engine = EngineProcess::start(directory, "");
+    engine.client().await.set(&device(), "7540", "271828").await.unwrap();
+    assert_eq!(engine.terminate(), 0);
+    ceremony.begin();
+    ceremony.well("make", ENOUGH, &["storage-3des"]);
+    ceremony.well("activate", ENOUGH, &["storage-3des/2"]);
+    ceremony.well("retire", ENOUGH, &["storage-3des/1"]);
+    let engine = EngineProcess::start(directory, "");
+    assert_eq!(engine.client().await.view(&device(), "7540").await.unwrap(), "271828");
+}
