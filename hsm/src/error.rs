@@ -74,6 +74,23 @@ pub enum Error {
     #[error("the token is not available: {reason}")]
     Unavailable {
         /// Why, in words of ours.
-        reason: Cow<'static, str>,
+        reason: UnavailableReason,
     },
+}
+
+/// Why a token is not available. A decision reads the variant, never the text.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum UnavailableReason {
+    /// The token refused the user PIN when it was opened again. The boundary logs in no more: another login could lock the PIN.
+    #[error("it refused the user PIN")]
+    UserPinRefused,
+    /// Any other reason, as text for people.
+    #[error("{0}")]
+    Other(Cow<'static, str>),
+}
+
+impl From<&'static str> for UnavailableReason {
+    fn from(reason: &'static str) -> Self {
+        Self::Other(reason.into())
+    }
 }

@@ -25,12 +25,13 @@ pub use self::{
     reply::{read_accept_reply, read_reply, refuse},
     value::{Crosses, Reader},
 };
+pub use crate::error::UnavailableReason;
 use crate::status::Status;
 
 /// The longest frame, in bytes, its length not counted: a view's request, with a device key of 4096 bits, is under 1 KiB.
 pub const FRAME_BYTES_MAX: usize = 4 * 1024;
 /// The version this release speaks.
-const VERSION: u16 = 4;
+const VERSION: u16 = 5;
 const MAGIC: &[u8; 7] = b"PINSEAL";
 const LENGTH_BYTES: usize = 4;
 const NUMBER_BYTES: usize = 8;
@@ -140,6 +141,7 @@ pub struct FrameError;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
 
     #[test]
     fn frames_arrive_whole_in_order_whatever_the_pieces() {
@@ -195,6 +197,15 @@ mod tests {
         push_welcome(&mut bytes, &Welcome::PinRefused("wrong".to_owned()));
         let welcome = read_welcome(&take_frame(&mut &bytes[..]).unwrap().unwrap());
         assert!(matches!(welcome, Ok(Welcome::PinRefused(reason)) if reason == "wrong"));
+    }
+
+    #[test]
+    fn a_user_pin_refused_at_a_reconnection_crosses_as_such() {
+        let mut body = Vec::new();
+        let refused = Error::Unavailable { reason: UnavailableReason::UserPinRefused };
+        reply::write_reply::<()>(&Err(refused), &mut body);
+        let read = read_reply::<()>(&body).unwrap();
+        assert!(matches!(read, Err(Error::Unavailable { reason: UnavailableReason::UserPinRefused })));
     }
 
     use proptest::{collection::vec, prelude::*};

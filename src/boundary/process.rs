@@ -12,7 +12,7 @@ use std::{
 
 use hsm::{
     KeyId, Status,
-    frame::{self, Ask, Welcome},
+    frame::{self, Ask, UnavailableReason, Welcome},
 };
 use tokio::{
     io::AsyncReadExt,
@@ -188,8 +188,8 @@ async fn supervise(
         life = loop {
             let attempt = async {
                 tokio::select! {
-                    // Each start is a login: after a refused PIN none is tried before somebody asks for it.
-                    () = sleep(pause), if !supervised.pin_refused => {}
+                    // Each start is a login: after a refused PIN none is tried before a reload asks for it.
+                    () = sleep(pause), if !supervised.pin_refused || asked.is_some() => {}
                     // Somebody has put right what it lacked, as they think.
                     Some(reply) = supervised.wanted.recv(), if asked.is_none() => asked = Some(reply),
                     // Nobody is left who could ask: the engine stops.
@@ -240,7 +240,7 @@ async fn serve(
             }
         };
         let next = tokio::select! {
-            why = ending(life, watched) => {
+            why = ending(life, watched, &supervised.source, &mut supervised.pin_refused) => {
                 let asked = succession.map(|Succession { next, reply }| {
                     next.abort();
                     reply
@@ -320,8 +320,14 @@ async fn told_to_stop(stopped: &mut watch::Receiver<bool>) {
     drop(stopped.wait_for(|stopped| *stopped).await);
 }
 
-/// Waits until the process has ended, has lost a lane or answers no more; says which.
-async fn ending(life: &mut Life, Watched { watcher, lost, .. }: &mut Watched) -> &'static str {
+/// Waits until the process has ended, has lost a lane or answers no more; returns which of these, for the log. Sets
+/// `pin_refused` when a started process answers that its token refused the user PIN: another start would log in again.
+async fn ending(
+    life: &mut Life,
+    Watched { watcher, lost, .. }: &mut Watched,
+    source: &Source,
+    pin_refused: &mut bool,
+) -> &'static str {
     let number = life.number;
     let lane_lost = async {
         drop(lost.wait_for(|lost| *lost >= number).await);
@@ -331,8 +337,16 @@ async fn ending(life: &mut Life, Watched { watcher, lost, .. }: &mut Watched) ->
         loop {
             sleep(WATCH_EVERY).await;
             // A token that is away answers so; a process that hangs does not.
-            if watcher.ask::<()>(&Ask::Check).await.is_err_and(|error| is_silence(&error)) {
-                return "it does not answer";
+            match watcher.ask::<()>(&Ask::Check).await {
+                Err(error) if is_silence(&error) => return "it does not answer",
+                // A process that runs apart is started by others: to connect to it again is no login.
+                Err(hsm::Error::Unavailable { reason: UnavailableReason::UserPinRefused })
+                    if matches!(source, Source::Started { .. }) && !*pin_refused =>
+                {
+                    *pin_refused = true;
+                    tracing::error!("the token refused the user PIN: put it right, then reload (SIGHUP)");
+                }
+                _ => {}
             }
         }
     };
@@ -352,7 +366,8 @@ async fn ending(life: &mut Life, Watched { watcher, lost, .. }: &mut Watched) ->
 }
 
 fn is_silence(error: &hsm::Error) -> bool {
-    matches!(error, hsm::Error::Unavailable { reason } if reason.starts_with("its process"))
+    let hsm::Error::Unavailable { reason: UnavailableReason::Other(reason) } = error else { return false };
+    reason.starts_with("its process")
 }
 
 async fn kill(life: &mut Life) {

@@ -341,6 +341,30 @@ async fn a_confined_module_that_was_lost_is_initialised_again() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_confined_module_with_a_refused_pin_is_not_started_again() {
+    let (token, directory) = (RealToken::behind_the_shim(Make::SoftHsm), tempfile::tempdir().unwrap());
+    let engine = EngineProcess::start_on(directory.path(), &token);
+    token.answer_logins(Some("a3"));
+    token.forget_trace();
+    // CKR_DEVICE_REMOVED.
+    token.command(Some("32"));
+    soon("it is not lost", async || (!engine.serves().await).then_some(())).await;
+    token.command(None);
+    soon("its supervisor is not aware", async || engine.log().contains("the token refused the user PIN").then_some(()))
+        .await;
+    signal(engine.hsm_id().unwrap(), "KILL");
+    soon("its end is not seen", async || engine.log().contains("process is lost").then_some(())).await;
+    // Long enough for a supervisor to have tried six times.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(token.logins(), 1);
+    assert!(!engine.serves().await);
+
+    token.answer_logins(None);
+    signal(engine.id(), "HUP");
+    soon("it is not started", async || engine.serves().await.then_some(())).await;
+}
+
 #[test]
 fn its_own_user_can_neither_trace_it_nor_read_its_memory() {
     let directory = tempfile::tempdir().unwrap();

@@ -4,7 +4,7 @@ use super::{
     FrameError,
     value::{Crosses, Reader},
 };
-use crate::error::{AcceptError, Error, Refusal};
+use crate::error::{AcceptError, Error, Refusal, UnavailableReason};
 
 const DONE: u8 = 0;
 const MALFORMED_BLOCK: u8 = 1;
@@ -19,6 +19,7 @@ const BUSY: u8 = 9;
 const UNAVAILABLE: u8 = 10;
 const DEVICE_KEY: u8 = 11;
 const LAYOUT: u8 = 12;
+const USER_PIN_REFUSED: u8 = 13;
 
 /// Appends the body of a reply.
 pub(crate) fn write_reply<T: Crosses>(result: &Result<T, Error>, out: &mut Vec<u8>) {
@@ -72,7 +73,8 @@ fn write_error(error: &Error, out: &mut Vec<u8>) {
             out.push(BUSY);
             out.extend_from_slice(&u64::try_from(*limit).unwrap_or(u64::MAX).to_be_bytes());
         }
-        Error::Unavailable { reason } => {
+        Error::Unavailable { reason: UnavailableReason::UserPinRefused } => out.push(USER_PIN_REFUSED),
+        Error::Unavailable { reason: UnavailableReason::Other(reason) } => {
             out.push(UNAVAILABLE);
             reason.clone().into_owned().write(out);
         }
@@ -109,7 +111,8 @@ fn read_error(code: u8, read: &mut Reader<'_>) -> Result<Error, FrameError> {
         PLASTIC_ID => Error::PlasticId,
         TDES_EXHAUSTED => Error::TdesExhausted { limit: u64::from_be_bytes(read.array()?) },
         BUSY => Error::Busy { limit: usize::try_from(u64::from_be_bytes(read.array()?)).unwrap_or(usize::MAX) },
-        UNAVAILABLE => Error::Unavailable { reason: String::read(read)?.into() },
+        UNAVAILABLE => Error::Unavailable { reason: UnavailableReason::Other(String::read(read)?.into()) },
+        USER_PIN_REFUSED => Error::Unavailable { reason: UnavailableReason::UserPinRefused },
         _ => return Err(FrameError),
     })
 }

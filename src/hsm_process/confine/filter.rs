@@ -31,7 +31,8 @@ pub(super) fn of_loading_a_module(ipc: &[Ipc], ports: &[u16]) -> Result<Filters,
         let mut rules = serving_with_a_module(ipc, ports)?;
         // The threads that serve, with their event loops; then the stricter filter.
         rules.insert(libc::SYS_epoll_create1, Vec::new());
-        rules.insert(libc::SYS_socketpair, vec![is(0, libc::AF_UNIX as u64)?]);
+        // Streams alone: a datagram socket of a pair may send to any named Unix socket.
+        rules.insert(libc::SYS_socketpair, vec![stream_socket(libc::AF_UNIX, 0)?]);
         rules.insert(libc::SYS_seccomp, Vec::new());
         rules.entry(libc::SYS_prctl).or_default().push(is(0, libc::PR_SET_NO_NEW_PRIVS as u64)?);
         // Its flags are out of a filter's sight: the C library then falls back on clone.
@@ -54,8 +55,10 @@ pub(super) fn of_serving_with_a_module(ipc: &[Ipc], ports: &[u16]) -> Result<Fil
 fn serving_with_a_module(ipc: &[Ipc], ports: &[u16]) -> Result<Rules, BackendError> {
     let mut rules = serving()?;
     rules.extend(OF_A_MODULE.iter().map(|call| (*call, Vec::new())));
-    // Code is mapped from files alone. NSS softokn unloads libraries at its end and loads them when it is initialised again.
-    rules.insert(libc::SYS_mmap, vec![without(2, libc::PROT_EXEC)?, without(3, libc::MAP_ANONYMOUS)?]);
+    // Code is mapped from files alone, and never writable: a private mapping of any file could be written with other code.
+    // NSS softokn unloads libraries at its end and loads them when it is initialised again.
+    let code = both(clear(2, libc::PROT_WRITE)?, clear(3, libc::MAP_ANONYMOUS)?)?;
+    rules.insert(libc::SYS_mmap, vec![without(2, libc::PROT_EXEC)?, code]);
     // A thread, not a process.
     rules.insert(libc::SYS_clone, vec![has(0, libc::CLONE_THREAD)?]);
     // Answered ENOSYS by the filter before this one.
@@ -119,7 +122,7 @@ fn of_commands<'a>(commands: impl Iterator<Item = &'a i32>) -> Result<Vec<Seccom
     commands.map(|command| SeccompRule::new(vec![dword(1, *command)?])).collect()
 }
 
-/// `socket` of this family: a stream, whether it closes on exec or blocks, of this protocol.
+/// `socket` or `socketpair` of this family: a stream, whether it closes on exec or blocks, of this protocol.
 fn stream_socket(family: i32, protocol: i32) -> Result<SeccompRule, BackendError> {
     let kind = !u64::from((libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK).cast_unsigned()) & u64::from(u32::MAX);
     let stream = SeccompCondition::new(1, Dword, SeccompCmpOp::MaskedEq(kind), libc::SOCK_STREAM as u64)?;

@@ -68,6 +68,11 @@ fn try_all(place: &Path, serving: bool) -> String {
         tell("open a vsock socket", socket(libc::AF_VSOCK, libc::SOCK_STREAM, 0).into());
         tell("open a Unix datagram socket", socket(libc::AF_UNIX, libc::SOCK_DGRAM, 0).into());
         tell("open a Unix stream socket", socket(libc::AF_UNIX, libc::SOCK_STREAM, 0).into());
+        let mut pair = [-1; 2];
+        let paired = libc::socketpair(libc::AF_UNIX, libc::SOCK_DGRAM, 0, pair.as_mut_ptr());
+        tell("open a pair of Unix datagram sockets", paired.into());
+        let paired = libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET, 0, pair.as_mut_ptr());
+        tell("open a pair of Unix packet sockets", paired.into());
         // Where ports are listed the socket is there, and these are what must fail.
         let tcp = socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, libc::IPPROTO_TCP);
         let tcp_or_stderr = if tcp < 0 { libc::STDERR_FILENO } else { tcp };
@@ -112,6 +117,17 @@ fn try_all(place: &Path, serving: bool) -> String {
         tell("map code without a file", libc::mmap(ptr::null_mut(), PAGE_BYTES, exec, anonymous, -1, 0) as i64);
         let page = libc::mmap(ptr::null_mut(), PAGE_BYTES, libc::PROT_READ, anonymous, -1, 0);
         tell("make memory code", libc::mprotect(page, PAGE_BYTES, exec).into());
+        let writable = exec | libc::PROT_WRITE;
+        for (path, what) in
+            [(c"/bin/true", "map a program's code writable"), (c"/dev/zero", "map writable code of the zero device")]
+        {
+            let file = libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
+            // Without a file the mapping fails for want of one, which does not count as refused.
+            tell(what, libc::mmap(ptr::null_mut(), PAGE_BYTES, writable, libc::MAP_PRIVATE, file, 0) as i64);
+            let code = libc::mmap(ptr::null_mut(), PAGE_BYTES, exec, libc::MAP_PRIVATE, file, 0);
+            tell("make mapped code writable", libc::mprotect(code, PAGE_BYTES, writable).into());
+            libc::close(file);
+        }
         if serving {
             // Not refused: a module loads its libraries again after its token was lost.
             let file = libc::open(code.as_ptr(), libc::O_RDONLY);

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     binding::Level,
     config::{KeyHandling, Pkcs11, SlotName, TokenPlace},
-    error::Error,
+    error::{Error, UnavailableReason},
     keyring::{KeyInfo, KeyName},
     open_error::Pkcs11Error,
 };
@@ -100,7 +100,7 @@ impl<L: LevelKeys> Link<L> {
     }
 
     fn connected(&self) -> Result<Arc<Connection<L>>, Error> {
-        let refused = Error::Unavailable { reason: "it refused the user PIN".into() };
+        let refused = Error::Unavailable { reason: UnavailableReason::UserPinRefused };
         let mut state = locked(&self.state);
         let wait = match &*state {
             State::Up(connection) => return Ok(Arc::clone(connection)),
