@@ -10,7 +10,10 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
+    },
     path::{Path, PathBuf},
 };
 
@@ -79,7 +82,7 @@ pub(crate) fn read(path: &Path, unlock: &Unlock) -> Result<Contents, VaultError>
         None => return Err(foreign()),
     };
     let mut key = Clear::zeroed();
-    unlock_key(path, unlock, head, KeyFile::MustExist, &mut key)?;
+    unlock_key(path, unlock, head, &mut key)?;
     let aead = UnboundKey::new(&AES_256_GCM_SIV, key.bytes()).map(LessSafeKey::new).map_err(|_| wont_open())?;
     let nonce = head.get(NONCE_AT..).and_then(|nonce| Nonce::try_assume_unique_for_key(nonce).ok());
     let mut room = ClearBytes::copied(sealed);
@@ -101,6 +104,28 @@ fn write_version(
     version: u8,
     path: &Path,
     unlock: &Unlock,
+    contents: ClearBytes,
+    how: VaultWrite,
+) -> Result<(), VaultError> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory).map_err(|error| VaultError::io(path, error))?;
+    }
+    let made = match (unlock, how) {
+        (Unlock::KeyFile(key_file), VaultWrite::New) if make_key_file(key_file)? => Some(key_file),
+        _ => None,
+    };
+    let written = seal_into(version, path, unlock, contents, how);
+    // A key file alone says that its vault is missing. Without either, the next start is the first again.
+    if let (Err(_), Some(key_file), Ok(false)) = (&written, made, path.try_exists()) {
+        let _ = fs::remove_file(key_file).and_then(|()| sync_directory(key_file));
+    }
+    written
+}
+
+fn seal_into(
+    version: u8,
+    path: &Path,
+    unlock: &Unlock,
     mut contents: ClearBytes,
     how: VaultWrite,
 ) -> Result<(), VaultError> {
@@ -114,15 +139,8 @@ fn write_version(
     if let Some(salt_and_nonce) = head.get_mut(fixed.len()..) {
         rand::fill(salt_and_nonce).map_err(|_| VaultError::Random)?;
     }
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory).map_err(|error| VaultError::io(path, error))?;
-    }
-    let key_file = match how {
-        VaultWrite::New => KeyFile::MadeIfAbsent,
-        VaultWrite::Over => KeyFile::MustExist,
-    };
     let mut key = Clear::zeroed();
-    unlock_key(path, unlock, &head, key_file, &mut key)?;
+    unlock_key(path, unlock, &head, &mut key)?;
 
     let aead = UnboundKey::new(&AES_256_GCM_SIV, key.bytes()).map(LessSafeKey::new);
     let nonce = head.get(NONCE_AT..).and_then(|nonce| Nonce::try_assume_unique_for_key(nonce).ok());
@@ -194,19 +212,23 @@ pub(crate) fn make_tdes_key<E>(key: &mut Tzpk, mut random: impl FnMut(&mut [u8])
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum KeyFile {
-    MustExist,
-    MadeIfAbsent,
+/// Makes a key file where there is none. Returns whether this call made it.
+fn make_key_file(path: &Path) -> Result<bool, VaultError> {
+    if path.exists() {
+        return Ok(false);
+    }
+    let mut key = Clear::<32>::zeroed();
+    rand::fill(key.bytes_mut()).map_err(|_| VaultError::Random)?;
+    match place_private(path, key.bytes(), VaultWrite::New) {
+        Ok(()) => sync_directory(path).map(|()| true).map_err(|error| {
+            let _ = fs::remove_file(path);
+            VaultError::io(path, error)
+        }),
+        failed => made_here_or_elsewhere(path, failed).map(|()| false),
+    }
 }
 
-fn unlock_key(
-    vault: &Path,
-    unlock: &Unlock,
-    head: &[u8],
-    key_file: KeyFile,
-    key: &mut Clear<32>,
-) -> Result<(), VaultError> {
+fn unlock_key(vault: &Path, unlock: &Unlock, head: &[u8], key: &mut Clear<32>) -> Result<(), VaultError> {
     let by = head.get(MAGIC.len() + 1).copied();
     match unlock {
         Unlock::Passphrase(passphrase) if by == Some(BY_PASSPHRASE) => derive(vault, passphrase, head, key),
@@ -215,10 +237,6 @@ fn unlock_key(
             Ok(())
         }
         Unlock::KeyFile(path) if by == Some(BY_KEY) => {
-            if key_file == KeyFile::MadeIfAbsent && !path.exists() {
-                rand::fill(key.bytes_mut()).map_err(|_| VaultError::Random)?;
-                made_here_or_elsewhere(path, write_private(path, key.bytes(), VaultWrite::New))?;
-            }
             let bytes = read_private(path, 32).map_err(|error| match error {
                 VaultError::Io { error, .. } if error.kind() == io::ErrorKind::NotFound => {
                     VaultError::KeyFileMissing { path: vault.to_owned(), key_file: path.clone() }
@@ -291,11 +309,33 @@ fn place_private(path: &Path, bytes: &[u8], how: VaultWrite) -> io::Result<()> {
         // A hard link, unlike a rename, fails where another process has made the file meanwhile.
         VaultWrite::New => fs::hard_link(&fresh, path),
     });
-    let removed = match (&written, how) {
-        (Ok(()), VaultWrite::Over) => Ok(()),
-        _ => fs::remove_file(&fresh),
-    };
-    written.and(removed)
+    if written.is_err() || how == VaultWrite::New {
+        // A second name that stays does not undo the file: `remove_leftover` finds it.
+        let _ = fs::remove_file(&fresh);
+    }
+    written
+}
+
+/// Removes the second names that a kill between the link and the removal leaves beside a file: `NAME.<hex>.new` that is
+/// the same inode. The caller has the file's lock.
+pub(crate) fn remove_leftover(path: &Path) -> io::Result<()> {
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
+    let file = fs::metadata(path)?;
+    let prefix = [name.as_bytes(), b"."].concat();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let found = entry.file_name();
+        let middle = found.as_bytes().strip_prefix(&prefix[..]).and_then(|rest| rest.strip_suffix(b".new"));
+        if !middle.is_some_and(|random| random.len() == 16 && random.iter().all(u8::is_ascii_hexdigit)) {
+            continue;
+        }
+        // Of a symbolic link, its own inode.
+        let same = entry.metadata()?;
+        if (same.dev(), same.ino()) == (file.dev(), file.ino()) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Gives a file the owner, group and mode of another: root may replace what an engine's user reads.
@@ -626,6 +666,37 @@ mod tests {
             assert!(write_private(&path, b"key", how).is_err());
             assert_eq!(names_in(directory.path()), ["vault"]);
         }
+    }
+
+    #[test]
+    fn a_failed_first_write_leaves_no_key_file() {
+        let directory = tempfile::tempdir().unwrap();
+        // The name beside it is longer than the 255 bytes that a file system takes.
+        let path = directory.path().join("v".repeat(240));
+        let key_file = directory.path().join("vault.key");
+        let unlock = Unlock::KeyFile(key_file.clone());
+        let write = || write(&path, &unlock, Keyring::empty().bytes(), VaultWrite::New);
+        assert!(matches!(write(), Err(VaultError::Io { .. })));
+        assert!(names_in(directory.path()).is_empty());
+        assert!(!is_there(&path, &unlock).unwrap());
+        // One that was there before stays.
+        write_private(&key_file, &[7; 32], VaultWrite::New).unwrap();
+        assert!(write().is_err());
+        assert_eq!(fs::read(&key_file).unwrap(), [7; 32]);
+    }
+
+    #[test]
+    fn a_leftover_name_of_the_same_file_alone_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::write(at("vault"), "sealed").unwrap();
+        for linked in ["vault.0123456789abcdef.new", "vault.copy.new", "second", "vault.0123456789abcdef"] {
+            fs::hard_link(at("vault"), at(linked)).unwrap();
+        }
+        fs::write(at("vault.fedcba9876543210.new"), "another's").unwrap();
+        remove_leftover(&at("vault")).unwrap();
+        let kept = ["second", "vault", "vault.0123456789abcdef", "vault.copy.new", "vault.fedcba9876543210.new"];
+        assert_eq!(names_in(directory.path()), kept);
     }
 
     #[test]

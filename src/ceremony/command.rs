@@ -597,6 +597,31 @@ pub enum CeremonyError {
         /// For example `storage/1`.
         key: String,
     },
+    /// Other engines were asked, and the store of the configuration is not there.
+    #[error(
+        "{} is no store, and --config names it: nothing was counted for {key}; mount that store, or give the \
+         configuration that names it where it is now; where an engine elsewhere uses the key, give the boundary's \
+         own configuration, which has no setting of an engine",
+        path.display()
+    )]
+    NoConfiguredStore {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// For example `storage/1`.
+        key: String,
+    },
+    /// Something else is where the configuration, or --store, says.
+    #[error(
+        "{} is not empty and not a Pinseal store, so nothing was counted for {key}: mount or restore the store, or name \
+         its directory",
+        path.display()
+    )]
+    ForeignStore {
+        /// The directory.
+        path: PathBuf,
+        /// For example `storage/1`.
+        key: String,
+    },
     /// An engine runs on the store.
     #[error(
         "the store {} is in use by a running engine: name that engine by --engine ADDRESS, or stop it",

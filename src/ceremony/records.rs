@@ -33,6 +33,8 @@ use crate::{
 const PAGE_CARDS: usize = 4_096;
 /// How many audit entries are read at a time.
 const PAGE_ENTRIES: usize = 4_096;
+/// The top-level keys of a configuration that a boundary reads. A file with any other is an engine's.
+const BOUNDARY_KEYS: [&str; 6] = ["boundary", "data_directory", "pin_policy", "token", "vault", "workers"];
 
 /// Which engines are asked whether they need a storage or seal key. Where none is named, the store of the configuration.
 #[derive(Args)]
@@ -120,7 +122,7 @@ impl RecordsSource {
             let answer = by_engine(address, &self.tls, &wanted)?;
             counted.take(CountSource::Engine(address.clone()), answer, &wanted);
         }
-        self.count_configured(&mut counted, &config::Engine::store_directory(config)?, &wanted)?;
+        count_configured(&mut counted, config, &wanted)?;
         let Counted { kept, asked, known } = counted;
         let is_asked = |engine: &String| asked.iter().any(|asked| asked.engine == *engine);
         let not_asked: Vec<_> = known.into_iter().filter(|engine| !is_asked(engine)).collect();
@@ -132,28 +134,6 @@ impl RecordsSource {
             )?;
         }
         Ok((KeyUse::Counted(kept), Some(UseCount::Count { asked, not_asked })))
-    }
-
-    /// Counts in the store of the configuration too. Where others are named it need not be there: a boundary's own
-    /// configuration has none; and where an engine runs on it, that engine should be among those named.
-    fn count_configured(
-        &self,
-        counted: &mut Counted,
-        directory: &Path,
-        wanted: &Wanted<'_>,
-    ) -> Result<(), CeremonyError> {
-        let name = engine_name(directory);
-        if counted.asked.iter().any(|asked| asked.engine == name) {
-            return Ok(());
-        }
-        match in_store(directory, wanted) {
-            Err(CeremonyError::NoStore { .. }) if !counted.asked.is_empty() => {}
-            Err(CeremonyError::StoreInUse { .. }) if !counted.asked.is_empty() => {
-                counted.known.insert(name);
-            }
-            answer => counted.take(CountSource::Store(directory.display().to_string()), answer?, wanted),
-        }
-        Ok(())
     }
 
     fn confirm_no_store(&self, key: &str) -> Result<(), CeremonyError> {
@@ -178,6 +158,17 @@ impl Wanted<'_> {
 }
 
 impl Counted {
+    /// Whether this very directory was read. An engine's name does not tell: clones and containers share host names and
+    /// paths.
+    fn has_read(&self, directory: &Path) -> bool {
+        let resolved = |path: &Path| fs::canonicalize(path).ok();
+        let read = |asked: &Asked| match &asked.source {
+            CountSource::Store(read) => resolved(Path::new(read)) == resolved(directory),
+            CountSource::Engine(_) => false,
+        };
+        directory.exists() && self.asked.iter().any(read)
+    }
+
     fn take(&mut self, source: CountSource, answer: Answer, wanted: &Wanted<'_>) {
         let records = answer.kept.records_under(wanted.name, wanted.version);
         let controls = answer.kept.controls_under(wanted.name, wanted.version);
@@ -187,18 +178,50 @@ impl Counted {
     }
 }
 
+/// Counts in the store of the configuration too. Where others are named, a running engine on it stands among the known.
+/// So does a store that is not there, where the file may be a boundary's own; an engine's store must be there.
+fn count_configured(counted: &mut Counted, config: &Path, wanted: &Wanted<'_>) -> Result<(), CeremonyError> {
+    let directory = std::path::absolute(config::Engine::store_directory(config)?)?;
+    if counted.has_read(&directory) {
+        return Ok(());
+    }
+    match in_store(&directory, wanted) {
+        Err(CeremonyError::NoStore { path, key }) if !counted.asked.is_empty() => {
+            if is_an_engines(config)? {
+                return Err(CeremonyError::NoConfiguredStore { path, key });
+            }
+            counted.known.insert(engine_name(&directory));
+        }
+        Err(CeremonyError::StoreInUse { .. }) if !counted.asked.is_empty() => {
+            counted.known.insert(engine_name(&directory));
+        }
+        answer => counted.take(CountSource::Store(directory.display().to_string()), answer?, wanted),
+    }
+    Ok(())
+}
+
+/// Whether a configuration has a setting that no boundary reads.
+fn is_an_engines(config: &Path) -> Result<bool, CeremonyError> {
+    let text = fs::read_to_string(config).map_err(|error| CeremonyError::File { path: config.to_owned(), error })?;
+    let settings = toml::from_str::<toml::Table>(&text).ok();
+    Ok(settings.is_none_or(|settings| settings.keys().any(|key| !BOUNDARY_KEYS.contains(&key.as_str()))))
+}
+
 /// In the store of a stopped engine, read from a copy, so that no byte of it changes. An engine that starts on it later uses
 /// the newest key.
 fn in_store(directory: &Path, wanted: &Wanted<'_>) -> Result<Answer, CeremonyError> {
     let no_store = || CeremonyError::NoStore { path: directory.to_owned(), key: wanted.reference() };
-    // A directory that can't be looked into is an error of its own, and one that is empty is no store.
+    // A directory that can't be looked into, or holds something else, is an error of its own; an empty one is no store.
     let store = match fs::metadata(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(no_store()),
         Err(error) => return Err(CeremonyError::File { path: directory.to_owned(), error }),
         Ok(_) => StoreCopy::open(directory),
     };
     let copy = store.map_err(|error| match error {
-        StoreCopyError::Store(StoreOpenError::Absent { .. } | StoreOpenError::Foreign { .. }) => no_store(),
+        StoreCopyError::Store(StoreOpenError::Absent { .. }) => no_store(),
+        StoreCopyError::Store(StoreOpenError::Foreign { path }) => {
+            CeremonyError::ForeignStore { path, key: wanted.reference() }
+        }
         StoreCopyError::Store(StoreOpenError::Locked { path }) => CeremonyError::StoreInUse { path },
         error => error.into(),
     })?;
@@ -288,6 +311,70 @@ fn kept_of(records: &crate::proto::CountRecordsResponse) -> Result<RecordsKept, 
         kept.count_many_sealed(u16::try_from(count.version).map_err(|_| CeremonyError::Record)?, count.controls);
     }
     Ok(kept)
+}
+
+#[cfg(test)]
+mod configured_tests {
+    use super::*;
+
+    /// Counts in the store of a configuration with these lines, where the store of the engine `host:elsewhere` was read.
+    fn counted_beside(data: &Path, lines: &str) -> Result<Vec<String>, CeremonyError> {
+        let config = data.join("config.toml");
+        fs::write(&config, format!("data_directory = {data:?}\n{lines}\n")).unwrap();
+        let source = CountSource::Store("/elsewhere".to_owned());
+        let asked = vec![Asked { source, engine: "host:elsewhere".to_owned(), records: 0, controls: 0 }];
+        let mut counted = Counted { asked, ..Counted::default() };
+        #[cfg(feature = "operator")]
+        let keys = {
+            let vault = hsm::Vault::File { path: data.join("vault"), unlock: hsm::Unlock::Key([7; 32].into()) };
+            let (_, wanted) = config::load_keys(&config).unwrap();
+            KeyStore::open(hsm::Keys::Vault(vault), &wanted, 1).unwrap()
+        };
+        let wanted = Wanted {
+            #[cfg(feature = "operator")]
+            keys: &keys,
+            name: &KeyName::Storage,
+            version: 1,
+        };
+        count_configured(&mut counted, &config, &wanted)?;
+        Ok(counted.known.into_iter().collect())
+    }
+
+    #[test]
+    fn a_missing_configured_store_is_never_passed_silently() {
+        let data = tempfile::tempdir().unwrap();
+        let store = data.path().join("store");
+        let elsewhere = format!("[store]\ndirectory = {store:?}");
+        for engines in [&*elsewhere, "listen = \"127.0.0.1:0\"", "[control]\nlifetime_seconds = 9"] {
+            let refused = counted_beside(data.path(), engines).unwrap_err();
+            assert!(matches!(refused, CeremonyError::NoConfiguredStore { .. }), "{refused}");
+        }
+        assert_eq!(counted_beside(data.path(), "workers = 1").unwrap(), [engine_name(&store)]);
+        // The mount point of a volume that is not mounted.
+        fs::create_dir(&store).unwrap();
+        let refused = counted_beside(data.path(), &elsewhere).unwrap_err();
+        assert!(matches!(refused, CeremonyError::NoConfiguredStore { .. }), "{refused}");
+        fs::write(store.join("a file"), "").unwrap();
+        for lines in ["workers = 1", &*elsewhere] {
+            let refused = counted_beside(data.path(), lines).unwrap_err();
+            assert!(matches!(refused, CeremonyError::ForeignStore { .. }), "{refused}");
+        }
+    }
+
+    #[test]
+    fn an_engine_of_the_same_name_is_not_the_store_itself() {
+        let data = tempfile::tempdir().unwrap();
+        let (store, link) = (data.path().join("store"), data.path().join("link"));
+        fs::create_dir(&store).unwrap();
+        std::os::unix::fs::symlink(&store, &link).unwrap();
+        let by = |source| {
+            let asked = vec![Asked { source, engine: engine_name(&store), records: 0, controls: 0 }];
+            Counted { asked, ..Counted::default() }.has_read(&store)
+        };
+        assert!(!by(CountSource::Engine("127.0.0.1:50051".to_owned())));
+        assert!(!by(CountSource::Store(data.path().display().to_string())));
+        assert!(by(CountSource::Store(link.display().to_string())));
+    }
 }
 
 #[cfg(all(test, feature = "operator"))]

@@ -115,10 +115,12 @@ impl Session {
         self.transcript.keep_pending(&line)?;
         let path = || self.transcript.path().to_owned();
         if let Err(error) = self.store.commit(hash) {
-            return Err(match error.may_have_changed() {
-                true => SessionError::Unsure { path: path(), error },
-                false => SessionError::Store(error),
-            });
+            if error.may_have_changed() {
+                return Err(SessionError::Unsure { path: path(), error });
+            }
+            // The line of a step not done: one that stays refuses the same `begin`, and is removed by any other step.
+            let _ = self.transcript.remove_pending();
+            return Err(SessionError::Store(error));
         }
         let appended = self.transcript.append(&line);
         let path = || self.transcript.path().to_owned();
@@ -217,8 +219,9 @@ pub enum SessionError {
     Unfinished,
     /// A line beside an empty transcript: of a ceremony that did not come to begin, or of other keys.
     #[error(
-        "{} holds the line of a step that is in no transcript: run that step again with its own configuration, or name \
-         another transcript",
+        "{} holds the line of a step that is in no transcript: any step on that transcript, with the configuration of \
+         its keys, recovers it; where that is refused too, the step was not done: move the file away and begin again, or \
+         name another transcript",
         path.display()
     )]
     Pending {

@@ -17,7 +17,10 @@ pub(super) struct TranscriptFile {
     /// With every symbolic link resolved, so that `FILE.next` has one place.
     path: PathBuf,
     file: File,
+    /// Of a torn last line that is cut inside a character, U+FFFD stands for that character.
     text: String,
+    /// What stands after the last end of a line, byte for byte.
+    torn: Vec<u8>,
     created: bool,
 }
 
@@ -37,7 +40,7 @@ impl TranscriptFile {
         let io = |error| TranscriptFileError::Io { path: path.to_owned(), error };
         let busy = || TranscriptFileError::Busy { path: path.to_owned() };
         let created = create && !path.exists();
-        let file = OpenOptions::new().read(true).append(true).create(create).mode(0o644).open(path).map_err(io)?;
+        let mut file = OpenOptions::new().read(true).append(true).create(create).mode(0o644).open(path).map_err(io)?;
         file.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => busy(),
             TryLockError::Error(error) => io(error),
@@ -48,9 +51,12 @@ impl TranscriptFile {
             return Err(busy());
         }
         let path = fs::canonicalize(path).map_err(io)?;
-        let mut locked = Self { path, file, text: String::new(), created };
-        locked.file.read_to_string(&mut locked.text).map_err(io)?;
-        Ok(locked)
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(io)?;
+        let torn = bytes.split_off(bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1));
+        let lines = String::from_utf8(bytes).map_err(|error| io(io::Error::new(io::ErrorKind::InvalidData, error)))?;
+        let text = lines + &String::from_utf8_lossy(&torn);
+        Ok(Self { path, file, text, torn, created })
     }
 
     /// The resolved path.
@@ -65,7 +71,7 @@ impl TranscriptFile {
 
     /// What the transcript would hold with this line; none where its last line is torn and is not a part of this one.
     pub(super) fn text_with(&self, line: &str) -> Option<String> {
-        line.starts_with(self.torn()).then(|| self.whole_lines().to_owned() + line)
+        line.as_bytes().starts_with(&self.torn).then(|| self.whole_lines().to_owned() + line)
     }
 
     /// The line of a step that is under way, or was when its process ended.
@@ -83,19 +89,21 @@ impl TranscriptFile {
         let (fresh, next) = (beside(&self.path, ".next.new"), self.next());
         let written = write_new(&fresh, line).and_then(|()| fs::rename(&fresh, &next)).and_then(|()| self.sync_names());
         written.map_err(|error| {
-            // One that stays is overwritten by the next step.
+            // One that stays is overwritten by the next step. Its own step does nothing, so it leaves no pending line.
             let _ = fs::remove_file(&fresh);
+            let _ = fs::remove_file(&next);
             TranscriptFileError::Io { path: next, error }
         })
     }
 
     /// Appends what the transcript lacks of this line, and syncs it.
     pub(super) fn append(&mut self, line: &str) -> io::Result<()> {
-        let rest = line.strip_prefix(self.torn()).ok_or(io::ErrorKind::InvalidData)?;
-        self.file.write_all(rest.as_bytes())?;
+        let rest = line.as_bytes().strip_prefix(&self.torn[..]).ok_or(io::ErrorKind::InvalidData)?;
+        self.file.write_all(rest)?;
         self.file.sync_all()?;
         self.sync_names()?;
-        self.text.push_str(rest);
+        self.text = self.whole_lines().to_owned() + line;
+        self.torn.clear();
         Ok(())
     }
 
@@ -114,16 +122,8 @@ impl TranscriptFile {
     }
 
     fn whole_lines(&self) -> &str {
-        self.text.get(..self.end_of_lines()).unwrap_or_default()
-    }
-
-    /// What stands after the last end of a line.
-    fn torn(&self) -> &str {
-        self.text.get(self.end_of_lines()..).unwrap_or_default()
-    }
-
-    fn end_of_lines(&self) -> usize {
-        self.text.rfind('\n').map_or(0, |at| at + 1)
+        let end = self.text.rfind('\n').map_or(0, |at| at + 1);
+        self.text.get(..end).unwrap_or_default()
     }
 
     fn sync_names(&self) -> io::Result<()> {
@@ -171,4 +171,33 @@ pub enum TranscriptFileError {
         /// The operating system's reason.
         error: io::Error,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_torn_inside_a_character_is_completed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("transcript.jsonl");
+        let (first, line) = ("{\"name\":\"Zoë\"}\n", "{\"name\":\"José\"}\n");
+        for end in 0..line.len() {
+            fs::write(&path, [first.as_bytes(), &line.as_bytes()[..end]].concat()).unwrap();
+            let mut file = TranscriptFile::open(&path).unwrap();
+            assert_eq!(file.text_with("another\n").is_some(), end == 0, "{end}");
+            assert_eq!(file.text_with(line).unwrap(), first.to_owned() + line);
+            file.append(line).unwrap();
+            assert_eq!(file.text(), first.to_owned() + line);
+            assert_eq!(fs::read_to_string(&path).unwrap(), file.text());
+        }
+    }
+
+    #[test]
+    fn whole_lines_that_are_no_text_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("transcript.jsonl");
+        fs::write(&path, b"\xff\n{}\n").unwrap();
+        assert!(matches!(TranscriptFile::open(&path), Err(TranscriptFileError::Io { .. })));
+    }
 }

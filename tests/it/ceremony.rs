@@ -460,6 +460,14 @@ async fn a_key_with_pins_in_a_store_elsewhere_is_not_retired() {
     assert!(refused.contains("-of-nobody is no store"), "{refused}");
     let refused = ceremony.refused("retire", ENOUGH, &["storage/1", "--store", empty, "--store", store]);
     assert!(refused.contains("1 PIN records are under storage/1"), "{refused}");
+    // Beside a named store, one of an engine's configuration must be there; of a boundary's it is listed.
+    let noted = ceremony.at("data/store");
+    assert!(refused.contains(&format!("{}; count there too", noted.display())), "{refused}");
+    let config = fs::read_to_string(ceremony.at("engine.toml")).unwrap();
+    fs::write(ceremony.at("engine.toml"), format!("{config}[store]\nwaiting_changes_max = 4096\n")).unwrap();
+    let refused = ceremony.refused("retire", ENOUGH, &["storage/1", "--store", empty]);
+    assert!(refused.contains(&format!("{} is no store, and --config names it", noted.display())), "{refused}");
+    fs::write(ceremony.at("engine.toml"), config).unwrap();
     // A copy was counted, and the engine that may still run on the original is listed.
     let copy = other.path().join("copy");
     assert!(Command::new("cp").arg("-r").args([store.as_ref(), copy.as_path()]).status().unwrap().success());

@@ -115,6 +115,28 @@ fn a_begin_killed_before_its_line_is_recovered_by_the_next_step() {
 }
 
 #[test]
+fn a_begin_whose_vault_is_not_written_can_be_repeated() {
+    let ceremony = Ceremony::prepared();
+    let (config, key_file) = (ceremony.at("engine.toml"), ceremony.at("data/vault.key"));
+    let lines = fs::read_to_string(&config).unwrap();
+    let with_vault = |name: &str| {
+        let vault = ceremony.at("data").join(name);
+        fs::write(&config, format!("{lines}[vault]\nfile = {vault:?}\nkey_file = {key_file:?}\n")).unwrap();
+    };
+    // A vault is written under a longer name first, and a file system takes 255 bytes.
+    with_vault(&"v".repeat(240));
+    for _ in 0..2 {
+        let refused = begin_in(&ceremony, "transcript.jsonl");
+        assert!(refused.status.code() == Some(1) && said(&refused).contains("name too long"), "{}", said(&refused));
+        for name in ["transcript.jsonl", "transcript.jsonl.next", "data/vault.key"] {
+            assert!(!ceremony.at(name).exists(), "{name}");
+        }
+    }
+    with_vault("vault");
+    ceremony.begin();
+}
+
+#[test]
 fn a_second_step_on_a_transcript_in_use_is_refused() {
     let token = RealToken::without_keys(Make::SoftHsm);
     for ceremony in [Ceremony::prepared(), Ceremony::prepared_on(&token)] {
@@ -210,7 +232,11 @@ fn a_linked_vault_stays_one_file() {
     assert!(refused.contains("has 2 names (hard links)") && refused.contains("remove all but one"), "{refused}");
     assert_eq!(fs::read(&vault).unwrap(), before);
     fs::remove_file(ceremony.at("second")).unwrap();
+    // As a vault is left where its maker is killed between the link and the removal.
+    let leftover = elsewhere.join("vault.0123456789abcdef.new");
+    fs::hard_link(elsewhere.join("vault"), &leftover).unwrap();
     ceremony.well("make", ENOUGH, &["account"]);
+    assert!(!leftover.exists());
 }
 
 #[test]

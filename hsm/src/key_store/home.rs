@@ -110,6 +110,11 @@ impl Home {
     pub(super) fn commit(&mut self, keyring: &Keyring) -> Result<(), KeyStoreError> {
         match self {
             Self::Vault(VaultHome { path, unlock, write, .. }) => {
+                // An engine's first start makes a key file too, under this lock.
+                let _directory = match write {
+                    VaultWrite::New => Some(vault::lock_directory(path)?),
+                    VaultWrite::Over => None,
+                };
                 vault::write(path, unlock, keyring.bytes(), *write)?;
                 *write = VaultWrite::Over;
             }
@@ -134,7 +139,12 @@ impl VaultHome {
         if !vault::is_there(&path, &unlock)? {
             return Ok((Self { path, unlock, write: VaultWrite::New, _lock: lock }, Keyring::empty()));
         }
-        let names = fs::metadata(&path).map_err(|error| VaultError::Io { path: path.clone(), error })?.nlink();
+        let io = |error| VaultError::Io { path: path.clone(), error };
+        let names = || fs::metadata(&path).map(|file| file.nlink()).map_err(io);
+        if names()? > 1 {
+            vault::remove_leftover(&path).map_err(io)?;
+        }
+        let names = names()?;
         if names > 1 {
             return Err(VaultError::HardLinks { path, names }.into());
         }
