@@ -7,9 +7,9 @@
 //!               Keyed ──RefusedPin──▶ Keyed, three times; then Spent::Refused
 //! Open ──View──▶ Spent::Viewed
 //! ```
-//! Past its expiry every control is unusable, whatever its state. Each new PIN of a card raises the card's generation; a
-//! control that was opened under another generation is unusable too, so of two open controls of a card the first set
-//! closes the other. The block that set the PIN is confirmed again while this control's PIN stands, until five minutes
+//! Past its expiry every control is unusable, whatever its state. Each new PIN of a card raises the card's generation. A
+//! control to set a PIN that was opened under another generation is unusable too, so of two such controls of a card the
+//! first set closes the other. A control to view stays. The block that set the PIN is confirmed again while this control's PIN stands, until five minutes
 //! after the expiry; that raises the generation too. What must never enter: a clear PIN, block or key.
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -283,7 +283,7 @@ impl Control {
 /// the newest state it has, so of two racing events exactly one finds the control usable.
 pub fn advance(control: &Control, event: Event, generation: u64, now: UnixMillis) -> Result<State, Denied> {
     control.usable(now)?;
-    // A view shows the newest PIN, whichever control set it.
+    // A new PIN closes no control to view: whichever control set it, the card's PIN is shown.
     if control.scope == Scope::SetPin && control.opened_generation != generation {
         return Err(Denied::NotUsable);
     }
