@@ -36,8 +36,9 @@ use crate::{
     },
 };
 
-/// How many cards the load is spread over.
-const CARDS: usize = 10_000;
+/// How many cards the load is spread over: more than are prepared in a round, since a set closes the other controls of its
+/// card.
+const CARDS: usize = 1_000_000;
 /// How many are prepared at a time.
 const PREPARED_AT_ONCE: usize = 64;
 const TENANT: &str = "default";
