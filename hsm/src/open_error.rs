@@ -113,10 +113,10 @@ pub enum Pkcs11Error {
          correct the PIN first"
     )]
     WrongPin,
-    /// CKR_PIN_EXPIRED.
+    /// The user PIN has expired (PKCS#11: CKR_PIN_EXPIRED). Another login does not help.
     #[error("the user PIN has expired: set another one with the token's own tool")]
     Expired,
-    /// CKR_USER_PIN_NOT_INITIALIZED.
+    /// The token has no user PIN (PKCS#11: CKR_USER_PIN_NOT_INITIALIZED). Its security officer sets one.
     #[error("the token has no user PIN: its security officer must set one")]
     NoUserPin,
     /// One more wrong PIN would lock it.

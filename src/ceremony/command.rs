@@ -43,7 +43,7 @@ const PERSON_TOKEN: &str = "A file that names a token, in the words of an engine
     label = \"alice\"            # or serial, or slot\n  \
     user_pin = { file = \"…\" }  # or env, or descriptor; left out, it is typed on the terminal";
 
-/// How `retire` is told which engines to count in.
+/// How the options of `retire` name the engines to count in.
 const RETIRE_EXAMPLES: &str = "Name every engine that uses the keys: by --engine while it runs, by --store while it is stopped.\n  \
     pinseal ceremony retire storage/1 --engine 127.0.0.1:50051 --config engine.toml \\\n      \
         --transcript transcript.jsonl --present lea.key --present alice.key --present bob.key\n  \

@@ -155,7 +155,7 @@ impl VaultHome {
     }
 }
 
-/// Locks a vault by a file beside it, which belongs to the vault's owner: whoever made it, the owner can lock again.
+/// Locks a vault by a file beside it, which belongs to the vault's owner, so that the owner can lock it after root did.
 fn lock(vault: &Path) -> Result<File, KeyStoreError> {
     let path = vault.with_extension("lock");
     let io = |error| VaultError::Io { path: path.clone(), error };
