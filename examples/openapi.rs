@@ -3,5 +3,5 @@
 use std::io::Write;
 
 fn main() -> std::io::Result<()> {
-    std::io::stdout().write_all(pinseal::edge::openapi_json().as_bytes())
+    std::io::stdout().write_all(edge::openapi_json().as_bytes())
 }

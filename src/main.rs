@@ -2,6 +2,10 @@
 
 #![forbid(unsafe_code)]
 
+mod commands;
+mod inline_boundary;
+mod isolation;
+
 use std::{
     error::Error,
     io::{self, Write},
@@ -10,9 +14,6 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-#[cfg(any(feature = "engine", feature = "edge"))]
-use pinseal::command;
-use pinseal::telemetry;
 use tracing::Level;
 
 #[global_allocator]
@@ -20,7 +21,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Issuer-side PIN translation: a cardholder sets, sees and uses a PIN, and the clear PIN never leaves the key boundary.
 #[derive(Parser)]
-#[command(version, max_term_width = 100, propagate_version = true)]
+#[command(version = env!("PINSEAL_VERSION"), max_term_width = 100, propagate_version = true)]
 struct Arguments {
     /// How events are written to standard error; RUST_LOG chooses which
     #[arg(long, global = true, value_enum, default_value_t)]
@@ -32,43 +33,31 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Play a PIN being set and viewed through the real services, tell what happens, and go on serving
-    #[cfg(feature = "simulator")]
-    Demo(pinseal::demo::DemoArguments),
+    Demo(commands::demo::DemoArguments),
     /// Serve the engine: gRPC, the store and the key boundary
-    #[cfg(feature = "engine")]
-    Engine(command::EngineArguments),
+    Engine(engine::command::EngineArguments),
     /// Serve the edge: the Card PIN API over HTTP, in front of an engine
-    #[cfg(feature = "edge")]
-    Edge(command::EdgeArguments),
+    Edge(edge::command::EdgeArguments),
     /// Simulate a cardholder's device, and the back-end it talks to
-    #[cfg(feature = "simulator")]
-    Device(pinseal::simulate::DeviceArguments),
+    Device(commands::device::DeviceArguments),
     /// Export and verify the audit chain
-    #[cfg(feature = "engine")]
-    Audit(pinseal::audit::command::AuditArguments),
+    Audit(commands::audit::AuditArguments),
     /// Be the key boundary, in a process of its own that an engine asks
-    #[cfg(feature = "keys")]
-    Hsm(pinseal::hsm_process::HsmArguments),
+    Hsm(hsm_server::HsmArguments),
     /// Look at a PKCS#11 token, and make the keys in it
-    #[cfg(feature = "keys")]
-    Token(pinseal::token::TokenArguments),
+    Token(commands::token::TokenArguments),
     /// Make a software vault and the keys in it
-    #[cfg(feature = "keys")]
-    Vault(pinseal::vault::VaultArguments),
+    Vault(commands::vault::VaultArguments),
     /// Make, load, exchange, retire and destroy keys under dual control, with a transcript
-    #[cfg(feature = "keys")]
-    Ceremony(Box<pinseal::ceremony::CeremonyArguments>),
+    Ceremony(Box<ceremony::CeremonyArguments>),
     /// Watch a running engine make PIN records anew under a new storage key
-    #[cfg(feature = "operator")]
-    Rotation(pinseal::operator::RotationArguments),
+    Rotation(commands::rotation::RotationArguments),
     /// Explain a key block
-    #[cfg(feature = "keys")]
-    Keyblock(pinseal::keyblock::KeyBlockArguments),
+    Keyblock(commands::keyblock::KeyBlockArguments),
     /// Make certificates for mutual TLS
-    Pki(pinseal::pki::PkiArguments),
+    Pki(commands::pki::PkiArguments),
     /// Measure this build beside a bare gRPC echo
-    #[cfg(feature = "simulator")]
-    Bench(pinseal::bench::BenchArguments),
+    Bench(commands::bench::BenchArguments),
 }
 
 impl Command {
@@ -76,7 +65,6 @@ impl Command {
     fn events(&self) -> Level {
         match self {
             // What it provokes it tells as a story.
-            #[cfg(feature = "simulator")]
             Self::Demo(_) => Level::WARN,
             _ => Level::INFO,
         }
@@ -93,11 +81,9 @@ const USER_PIN_REFUSED: u8 = 77;
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     telemetry::start(arguments.log_format, arguments.command.events());
-    #[cfg(feature = "engine")]
-    take_memory_by_small_pages();
+    engine::command::take_memory_by_small_pages();
     match run(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
-        #[cfg(feature = "keys")]
         Err(error) if let Some(code) = done_in_part(&*error) => {
             let _ = writeln!(io::stderr().lock(), "pinseal: {error}");
             ExitCode::from(code)
@@ -111,63 +97,37 @@ fn main() -> ExitCode {
     }
 }
 
-/// A huge page comes cleared, all 2 MiB of it, and whoever touches it first waits: 5 ms on a virtual machine whose host has
-/// yet to find the memory. Where that is the store's thread, every call waits with it. Kernels that know no huge pages
-/// refuse, and have none.
-#[cfg(feature = "engine")]
-fn take_memory_by_small_pages() {
-    if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
-        tracing::debug!(%error, "transparent huge pages are left as the system has them");
-    }
-}
-
 fn run(command: Command) -> Result<(), Box<dyn Error>> {
     match command {
-        #[cfg(feature = "simulator")]
-        Command::Demo(arguments) => Ok(pinseal::demo::run(arguments)?),
-        #[cfg(feature = "engine")]
-        Command::Engine(arguments) => Ok(command::engine(arguments)?),
-        #[cfg(feature = "edge")]
-        Command::Edge(arguments) => Ok(command::edge(arguments)?),
-        #[cfg(feature = "simulator")]
-        Command::Device(arguments) => Ok(pinseal::simulate::run(arguments)?),
-        #[cfg(feature = "engine")]
-        Command::Audit(arguments) => Ok(pinseal::audit::command::run(arguments)?),
-        #[cfg(feature = "keys")]
-        Command::Hsm(arguments) => Ok(pinseal::hsm_process::run(arguments)?),
-        #[cfg(feature = "keys")]
-        Command::Token(arguments) => Ok(pinseal::token::run(arguments)?),
-        #[cfg(feature = "keys")]
-        Command::Vault(arguments) => Ok(pinseal::vault::run(arguments)?),
-        #[cfg(feature = "keys")]
-        Command::Ceremony(arguments) => Ok(pinseal::ceremony::run(*arguments)?),
-        #[cfg(feature = "operator")]
-        Command::Rotation(arguments) => Ok(pinseal::operator::rotation(arguments)?),
-        #[cfg(feature = "keys")]
-        Command::Keyblock(arguments) => Ok(pinseal::keyblock::run(arguments)?),
-        Command::Pki(arguments) => Ok(pinseal::pki::run(arguments)?),
-        #[cfg(feature = "simulator")]
-        Command::Bench(arguments) => Ok(pinseal::bench::run(arguments)?),
+        Command::Demo(arguments) => Ok(commands::demo::run(arguments)?),
+        Command::Engine(arguments) => Ok(engine::command::run(arguments, inline_boundary::open_inline)?),
+        Command::Edge(arguments) => Ok(edge::command::run(arguments)?),
+        Command::Device(arguments) => Ok(commands::device::run(arguments)?),
+        Command::Audit(arguments) => Ok(commands::audit::run(arguments)?),
+        Command::Hsm(arguments) => Ok(hsm_server::run(arguments)?),
+        Command::Token(arguments) => Ok(commands::token::run(arguments)?),
+        Command::Vault(arguments) => Ok(commands::vault::run(arguments)?),
+        Command::Ceremony(arguments) => Ok(ceremony::run(*arguments)?),
+        Command::Rotation(arguments) => Ok(commands::rotation::run(arguments)?),
+        Command::Keyblock(arguments) => Ok(commands::keyblock::run(arguments)?),
+        Command::Pki(arguments) => Ok(commands::pki::run(arguments)?),
+        Command::Bench(arguments) => Ok(commands::bench::run(arguments)?),
     }
 }
 
-#[cfg_attr(not(any(feature = "engine", feature = "edge")), allow(unused_variables, reason = "nothing here logs in"))]
 fn refuses_user_pin(error: &(dyn Error + 'static)) -> bool {
-    #[cfg(any(feature = "engine", feature = "edge"))]
-    if let Some(error) = error.downcast_ref::<command::CommandError>() {
+    if let Some(error) = error.downcast_ref::<engine::command::EngineCommandError>() {
         return error.refuses_user_pin();
     }
-    #[cfg(feature = "keys")]
-    if let Some(error) = error.downcast_ref::<pinseal::hsm_process::HsmProcessError>() {
+    if let Some(error) = error.downcast_ref::<hsm_server::HsmProcessError>() {
         return error.refuses_user_pin();
     }
     false
 }
 
 /// The exit code of a command that did something lasting before it failed, a pipe that nobody reads included.
-#[cfg(feature = "keys")]
 fn done_in_part(error: &(dyn Error + 'static)) -> Option<u8> {
-    let code = error.downcast_ref::<pinseal::ceremony::CeremonyError>()?.exit_code();
+    let code = error.downcast_ref::<ceremony::CeremonyError>()?.exit_code();
     (code != 1).then_some(code)
 }
 

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use pinseal::ceremony::transcript::Transcript;
+use ceremony::transcript::Transcript;
 
 fuzz_target!(|text: &str| {
     if let Ok(read) = Transcript::read(text) {

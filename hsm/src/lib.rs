@@ -48,81 +48,40 @@
 //! let _ = hsm::Refusal::WrongControlNibble;
 //! ```
 
-#![cfg_attr(not(feature = "keys"), allow(dead_code, reason = "what the keys alone use"))]
+use hsm_protocol::{account, binding, check_value, device_key, error, form, frame, key_id, outcome, sealed, status};
 
-// What crosses: built into an engine too that holds no key.
-mod account;
-mod binding;
-mod check_value;
-mod device_key;
-mod error;
-mod form;
-pub mod frame;
-mod key_id;
-mod outcome;
-mod sealed;
-mod status;
-
-// What holds keys and clear values.
-#[cfg(feature = "keys")]
 mod block;
-#[cfg(feature = "keys")]
 mod boundary;
-#[cfg(feature = "keys")]
 mod clear;
-#[cfg(feature = "keys")]
 mod component;
-#[cfg(feature = "keys")]
 mod config;
-#[cfg(feature = "keys")]
 mod door;
-#[cfg(feature = "keys")]
 mod harden;
-#[cfg(feature = "keys")]
 mod key_store;
-#[cfg(feature = "keys")]
 mod keyblock;
-#[cfg(feature = "keys")]
 mod keyring;
-#[cfg(feature = "keys")]
 mod level;
-#[cfg(feature = "keys")]
+mod oaep;
 mod open_error;
-#[cfg(feature = "keys")]
 mod person;
-#[cfg(feature = "keys")]
 mod policy;
-#[cfg(feature = "keys")]
 mod selftest;
-#[cfg(feature = "keys")]
 mod token;
-#[cfg(feature = "keys")]
 mod vault;
-#[cfg(feature = "keys")]
 mod versioned;
-#[cfg(feature = "keys")]
 mod workers;
 
-#[cfg(feature = "keys")]
 #[cfg(test)]
 mod fresh_token;
-#[cfg(feature = "keys")]
 #[cfg(test)]
 mod vectors;
 
-pub use self::{
-    account::{Account, AccountNumber, AccountNumberError},
-    binding::{Binding, CardBinding, Isolation, Level, MadeAt, Purpose},
-    check_value::CheckValue,
-    device_key::{DeviceKey, DeviceKeyError},
-    error::{AcceptError, Error, Refusal},
-    form::{Form, StoredForm},
-    key_id::KeyId,
-    outcome::{Accepted, Issued, Revealed},
-    sealed::{EncryptedBlock, KeyReference, LayoutError, PinRecord, SealedAccount, SealedKey},
-    status::Status,
+pub use hsm_protocol::{
+    AcceptError, Accepted, Account, AccountNumber, AccountNumberError, Binding, CardBinding, CheckValue, DeviceKey,
+    DeviceKeyError, EncryptedBlock, Error, Form, Isolation, Issued, KeyId, KeyReference, LayoutError, Level, MadeAt,
+    PinRecord, Purpose, Refusal, Revealed, SealedAccount, SealedKey, Status, StoredForm,
 };
-#[cfg(feature = "keys")]
+
 pub use self::{
     component::{COMPONENTS, ComponentError, Components, Desk, MadeComponents, make_components},
     config::{

@@ -23,6 +23,7 @@ use crate::{
     form::Form,
     key_id::KeyId,
     keyring::Versions,
+    oaep,
     sealed::{ACCOUNT_BYTES, Bound, EncryptedBlock, KeyReference, SealedTzpk, TAG_BYTES},
     vault::make_tdes_key,
 };
@@ -148,7 +149,7 @@ fn host_tzpk(
 ) -> Result<WrappedTzpk, Error> {
     make_tdes_key(tzpk, random)?;
     let check_value = tzpk_check_value(tzpk);
-    let wrapped = device.wrap(tzpk)?;
+    let wrapped = oaep::wrap(device, tzpk)?;
     Ok(WrappedTzpk { wrapped, check_value })
 }
 

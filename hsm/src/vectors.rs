@@ -360,7 +360,7 @@ fn oaep(entry: &Value) {
     let device = DeviceKey::parse(public.as_ref()).unwrap();
     assert_eq!(device.bits() as u64, entry["modulus_bits"].as_u64().unwrap());
     let tzpk: Tzpk = clear(&[0x5A; 16]);
-    assert_eq!(open(&device.wrap(&tzpk).unwrap(), &[]), Some(vec![0x5A; 16]));
+    assert_eq!(open(&crate::oaep::wrap(&device, &tzpk).unwrap(), &[]), Some(vec![0x5A; 16]));
 }
 
 /// Opens to the key it says; of the versions that are written, it is written again to the character.

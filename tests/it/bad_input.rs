@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use device::{Fill, Pin};
-use pinseal::proto::{OpenControlRequest, RegisterCardRequest, Scope};
+use proto::{OpenControlRequest, RegisterCardRequest, Scope};
 use tonic::Code;
 
 use crate::engine_process::{AUDIT_USER, EngineProcess, TENANT, device, reason};
@@ -199,7 +199,7 @@ async fn an_account_number_is_not_changed_under_a_pin_that_is_bound_to_it() {
 
     client.set(&device, "2009", "2580").await.unwrap();
     let again = client.cards.register_card(register("5413330089020011")).await.unwrap().into_inner();
-    assert_eq!(again.pin_status, i32::from(pinseal::proto::PinStatus::Set), "W becomes S when a PIN is set");
+    assert_eq!(again.pin_status, i32::from(proto::PinStatus::Set), "W becomes S when a PIN is set");
     let status = client.cards.register_card(register("4111111111111111")).await.err().unwrap();
     assert_eq!(reason(&status), "ACCOUNT_BOUND");
     assert_eq!(client.view(&device, "2009").await.unwrap(), "2580");

@@ -7,7 +7,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use pinseal::ceremony::transcript::{Transcript, TranscriptError};
+use ceremony::transcript::{Transcript, TranscriptError};
 use tempfile::TempDir;
 
 use crate::{

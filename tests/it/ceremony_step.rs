@@ -11,7 +11,7 @@ use std::{
     process::{Child, Command, Output, Stdio},
 };
 
-use pinseal::ceremony::transcript::Transcript;
+use ceremony::transcript::Transcript;
 
 use crate::{
     ceremony::{ALL, Ceremony, ENOUGH, Terminal, said},

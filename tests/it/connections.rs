@@ -2,10 +2,11 @@
 
 use std::{net::TcpStream, path::Path, time::Duration};
 
-use pinseal::{
-    proto::Scope,
-    tls::{ClientTls, ClientTlsConfig, connect::channel},
+use net::{
+    connect::channel,
+    tls::{ClientTls, ClientTlsConfig},
 };
+use proto::Scope;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tonic::transport::Channel;
 

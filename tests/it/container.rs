@@ -3,9 +3,10 @@
 
 use std::{io::Write, os::unix::fs::OpenOptionsExt, path::Path, process::Command, sync::OnceLock, time::Duration};
 
-use pinseal::{
-    ceremony::transcript::Transcript,
-    tls::{ClientTls, ClientTlsConfig, connect::channel},
+use ceremony::transcript::Transcript;
+use net::{
+    connect::channel,
+    tls::{ClientTls, ClientTlsConfig},
 };
 use testcontainers::{
     ContainerAsync, GenericImage, ImageExt,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use device::{Device, Fill, KeyBits, Pin};
-use pinseal::proto::{
+use proto::{
     IssueTzpkRequest, OpenControlRequest, OpenControlResponse, Scope, SetPinRequest, ViewPinRequest,
     card_service_client::CardServiceClient, control_service_client::ControlServiceClient,
     pin_service_client::PinServiceClient,

@@ -12,7 +12,7 @@ use std::{
 };
 
 use hsm::frame::{self, Ask};
-use pinseal::proto::Scope;
+use proto::Scope;
 use tonic::Code;
 
 use crate::{

@@ -14,7 +14,7 @@ use std::{
 
 use device::Device;
 use futures::future::join_all;
-use pinseal::proto::Scope;
+use proto::Scope;
 use tonic::Code;
 
 use crate::{

@@ -8,7 +8,7 @@ use std::{
 
 use device::{Device, Fill, Pin};
 use futures::future::join_all;
-use pinseal::proto::Scope;
+use proto::Scope;
 use tokio::task::JoinHandle;
 
 use crate::{

@@ -22,7 +22,6 @@ mod engine_process;
 mod frames;
 mod hangup;
 mod health;
-mod house;
 mod hsm_process;
 mod isolation;
 mod kill;

@@ -19,7 +19,7 @@ use device::{
 };
 use futures::future::join_all;
 use memory_search::{Planted, storage_key_of};
-use pinseal::proto::Scope;
+use proto::Scope;
 
 use crate::{
     edge_process::{EdgeProcess, TOKEN},

@@ -5,7 +5,7 @@ use std::{fs, path::Path, process::Command};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use device::{Fill, Pin};
-use pinseal::proto::RegisterCardRequest;
+use proto::RegisterCardRequest;
 use serde_json::json;
 
 use crate::{

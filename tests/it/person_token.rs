@@ -7,7 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use pinseal::ceremony::transcript::Transcript;
+use ceremony::transcript::Transcript;
 
 use crate::{
     ceremony::{ALL, Ceremony, ENOUGH, Terminal, said},

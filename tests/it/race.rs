@@ -1,7 +1,7 @@
 //! Nothing is used twice.
 
 use futures::future::join_all;
-use pinseal::proto::Scope;
+use proto::Scope;
 
 use crate::engine_process::{EngineProcess, device, reason};
 
@@ -59,7 +59,7 @@ async fn a_control_to_view_shows_once() {
     let mut client = engine.client().await;
     client.set(&device, "1003", "31415").await.unwrap();
     let control_id = client.open("1003", Scope::ViewPin).await.unwrap().control_id;
-    let request = || pinseal::proto::ViewPinRequest {
+    let request = || proto::ViewPinRequest {
         tenant: crate::engine_process::TENANT.into(),
         audit_user: crate::engine_process::AUDIT_USER.into(),
         control_id: control_id.clone(),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use pinseal::proto::{
+use proto::{
     self, AuditEntry, ExportAuditRequest, OpenControlRequest, Scope, audit_service_client::AuditServiceClient,
     control_service_client::ControlServiceClient,
 };

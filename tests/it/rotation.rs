@@ -13,14 +13,9 @@ use std::{
 
 use device::Device;
 use futures::future::join_all;
-use pinseal::{
-    audit::entry::{Action, Line, Outcome},
-    clock,
-    store::{
-        RemadePin, Store,
-        embedded::{Embedded, EmbeddedConfig},
-    },
-};
+use audit::entry::{Action, Line, Outcome};
+use store::{RemadePin, Store};
+use store_embedded::{Embedded, EmbeddedConfig};
 
 use crate::{
     ceremony::{ALL, Ceremony, ENOUGH},

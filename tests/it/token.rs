@@ -11,7 +11,7 @@ use std::{
 };
 
 use device::{Fill, Pin};
-use pinseal::proto::Scope;
+use proto::Scope;
 use serde_json::Value;
 
 use crate::{

@@ -1,0 +1,693 @@
+//! `pinseal ceremony`: one command a step, for people and for scripts.
+
+use std::{
+    fs,
+    io::{self, BufRead, IsTerminal, Read, Write},
+    path::{Path, PathBuf},
+};
+
+use clap::{Args, Subcommand};
+use hsm::{
+    ComponentError, Components, Desk, KeyAlgorithm, KeyBlock, KeyBlockVersion, KeyInfo, KeyName, KeyStore,
+    KeyStoreError, PersonKey, make_components,
+};
+use serde_json::json;
+use thiserror::Error;
+
+use super::{
+    deed::{Component, Deed, Key},
+    person::{self, BringError},
+    records::RecordsSource,
+    roster::{Roster, RosterError, Step},
+    session::{Session, SessionError},
+    transcript::{Transcript, TranscriptError},
+    transcript_file::{TranscriptFile, TranscriptFileError},
+};
+use clock;
+use config::ConfigError;
+use store::StoreError;
+use store_embedded::copy::StoreCopyError;
+
+/// The longest key block, and a line end.
+const BLOCK_BYTES_MAX: u64 = 64 * 1024;
+
+/// Said wherever clear components are met: what this machine is, as far as the standards go.
+const NOT_COMPLIANT: &str = "note: clear components on a general-purpose computer do not meet PCI PIN 6-2 and 13-9; \
+                             use a machine made for it, or take this for a rehearsal";
+
+/// How a person's token is named.
+const PERSON_TOKEN: &str = "A file that names a token, in the words of an engine's configuration:\n  \
+    [token]\n  \
+    module = \"/usr/lib/opensc-pkcs11.so\"\n  \
+    label = \"alice\"            # or serial, or slot\n  \
+    user_pin = { file = \"…\" }  # or env, or descriptor; left out, it is typed on the terminal";
+
+/// How the options of `retire` name the engines to count in.
+const RETIRE_EXAMPLES: &str = "Name every engine that uses the keys: by --engine while it runs, by --store while it is stopped.\n  \
+    pinseal ceremony retire storage/1 --engine 127.0.0.1:50051 --config engine.toml \\\n      \
+        --transcript transcript.jsonl --present lea.key --present alice.key --present bob.key\n  \
+    pinseal ceremony retire storage/1 --store /var/lib/pinseal/store --store /mnt/second/store \\\n      \
+        --config hsm.toml --transcript …";
+
+/// `pinseal ceremony`.
+#[derive(Args)]
+#[command(after_help = "A ceremony, in short:\n  \
+    pinseal ceremony person --out alice.key           each, on their own medium; prints what the roster needs\n  \
+    pinseal ceremony person --token alice.toml        or each in a token of their own\n  \
+    pinseal ceremony begin --roster roster.toml ...   everybody\n  \
+    pinseal ceremony load storage ...                 each custodian types a component\n  \
+    pinseal ceremony activate storage/1 ...\n  \
+    pinseal ceremony end ...\n  \
+    pinseal ceremony verify transcript.jsonl          anybody, anywhere, later\n\
+    Every step takes --config, --transcript and a --present for each person who is there; docs/ceremony.md walks through.\n\n\
+    Exit codes of a step:\n  \
+    0  the step was done\n  \
+    1  nothing was done\n  \
+    2  the arguments are wrong, and nothing was done\n  \
+    3  the keys changed, or may have, and the transcript's line or the output failed: run any step again on the\n     \
+       same transcript, which recovers the line; `list` shows the keys")]
+pub struct CeremonyArguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make somebody's own key, which signs what was done while they were there; print its public half
+    #[command(after_help = PERSON_TOKEN)]
+    Person(PersonArguments),
+    /// Begin: give the vault or token into the custody of a roster, and open a transcript
+    Begin {
+        #[command(flatten)]
+        at: At,
+        /// Who may take part, in TOML
+        #[arg(long, value_name = "FILE")]
+        roster: PathBuf,
+    },
+    /// Make a fresh key of random bytes, pending
+    Make {
+        /// storage, storage-3des, seal, account; of a vault record, retry; of a token mac; zone:NAME or exchange:NAME
+        #[arg(value_parser = key_name)]
+        key: KeyName,
+        /// aes-256, aes-192, aes-128, 3des-double or 3des-triple, where the key leaves a choice
+        #[arg(long, value_parser = algorithm)]
+        algorithm: Option<KeyAlgorithm>,
+        #[command(flatten)]
+        at: At,
+    },
+    /// Make a fresh key in components, and show each custodian who is there their own; nothing is kept
+    MakeComponents {
+        /// aes-256, aes-192, aes-128, 3des-double or 3des-triple
+        #[arg(long, value_parser = algorithm, default_value = "aes-256")]
+        algorithm: KeyAlgorithm,
+        #[command(flatten)]
+        at: At,
+    },
+    /// Load a key from its components, pending: each custodian who is there types one, and its check value
+    Load {
+        /// storage, seal, zone:NAME and so on
+        #[arg(value_parser = key_name)]
+        key: KeyName,
+        /// aes-256, aes-192, aes-128, 3des-double or 3des-triple, where the key leaves a choice
+        #[arg(long, value_parser = algorithm)]
+        algorithm: Option<KeyAlgorithm>,
+        #[command(flatten)]
+        at: At,
+    },
+    /// Take a key in from a key block under a key-exchange key, pending
+    Import {
+        /// zone:NAME or exchange:NAME
+        #[arg(value_parser = key_name)]
+        key: KeyName,
+        /// The key it is under, exchange:NAME
+        #[arg(long, value_parser = key_name, value_name = "KEY")]
+        under: KeyName,
+        /// The key block; `-` or nothing for standard input
+        #[arg(default_value = "-", value_name = "BLOCK")]
+        block: String,
+        #[command(flatten)]
+        at: At,
+    },
+    /// Give a zone key out in a key block under a key-exchange key, which prints it
+    Export {
+        /// Such as zone:NAME/1
+        #[arg(value_parser = key_reference)]
+        key: (KeyName, u16),
+        /// The key it is to be under, exchange:NAME
+        #[arg(long, value_parser = key_name, value_name = "KEY")]
+        under: KeyName,
+        /// The version of the key block, D or E
+        #[arg(long, value_parser = block_version, default_value = "D")]
+        block_version: KeyBlockVersion,
+        #[command(flatten)]
+        at: At,
+    },
+    /// Put a pending key into use
+    Activate {
+        /// Such as storage/1
+        #[arg(value_parser = key_reference)]
+        key: (KeyName, u16),
+        #[command(flatten)]
+        at: At,
+    },
+    /// Take a key out of use: a storage or seal key once nothing in any engine's store is under it
+    #[command(after_help = RETIRE_EXAMPLES)]
+    Retire {
+        /// Such as storage/1 or zone:NAME/1
+        #[arg(value_parser = key_reference)]
+        key: (KeyName, u16),
+        #[command(flatten)]
+        records: RecordsSource,
+        #[command(flatten)]
+        at: At,
+    },
+    /// Wipe a retired key, confirmed twice: by its reference, and by its check value
+    Destroy {
+        /// Such as zone:NAME/1
+        #[arg(value_parser = key_reference)]
+        key: (KeyName, u16),
+        /// The reference once more; asked for where it is not given
+        #[arg(long, value_name = "KEY")]
+        confirm: Option<String>,
+        /// Its check value; asked for where it is not given
+        #[arg(long, value_name = "CHECK VALUE")]
+        confirm_check_value: Option<String>,
+        #[command(flatten)]
+        records: RecordsSource,
+        #[command(flatten)]
+        at: At,
+    },
+    /// End: the transcript is closed
+    End {
+        #[command(flatten)]
+        at: At,
+    },
+    /// List the keys: what they are for, algorithm, check value, what has become of them and when
+    List {
+        /// The engine's configuration: its [vault] or [token] says where the keys are
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check a transcript, on a machine with nothing else, and print it
+    Verify {
+        /// The transcript
+        #[arg(value_name = "FILE")]
+        transcript: PathBuf,
+        /// A roster kept elsewhere, which the transcript must begin with
+        #[arg(long, value_name = "FILE")]
+        roster: Option<PathBuf>,
+        /// Take one that has not ended too
+        #[arg(long)]
+        open: bool,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Where somebody's key is to be, or is.
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct PersonArguments {
+    /// Make it in this file; nothing is overwritten
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Make it inside the token that this file names, never a second one
+    #[arg(long, value_name = "FILE")]
+    token: Option<PathBuf>,
+    /// Make none: print the public half of the one that this file holds, or the token that it names
+    #[arg(long, value_name = "FILE")]
+    show: Option<PathBuf>,
+}
+
+impl PersonArguments {
+    fn key(&self) -> Result<Option<PersonKey>, BringError> {
+        match self {
+            Self { out: Some(path), .. } => Ok(Some(PersonKey::make(path)?)),
+            Self { token: Some(path), .. } => person::make_in_token(path).map(Some),
+            Self { show: Some(path), .. } => person::bring(path).map(Some),
+            Self { .. } => Ok(None),
+        }
+    }
+}
+
+/// Where a step is done, and with whom.
+#[derive(Args)]
+struct At {
+    /// The engine's configuration: its [vault] or [token] says where the keys are
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// The transcript
+    #[arg(long, value_name = "FILE")]
+    transcript: PathBuf,
+    /// The key of somebody who is there, or a file that names the token it is in; once for each
+    #[arg(long, value_name = "FILE", required = true)]
+    present: Vec<PathBuf>,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl At {
+    fn session(&self) -> Result<Session, CeremonyError> {
+        self.session_for(Step::Keys)
+    }
+
+    fn session_for(&self, step: Step) -> Result<Session, CeremonyError> {
+        // Locked before the keys are read: what is read is the last step's.
+        let transcript = TranscriptFile::open(&self.transcript)?;
+        Ok(Session::go_on(open_store(&self.config)?, transcript, &self.present, step)?)
+    }
+
+    /// Tells what is done now, in the transcript and to whoever asked.
+    fn done(&self, session: &mut Session, deed: Deed) -> Result<(), CeremonyError> {
+        session.record(deed.clone())?;
+        let told = if self.json { json!(deed).to_string() } else { deed.to_string() };
+        print_done(session, &told)
+    }
+}
+
+/// Prints what a step did. The step stays done where this fails.
+fn print_done(session: &Session, told: &str) -> Result<(), CeremonyError> {
+    let unprinted = |error| CeremonyError::StepNotPrinted { transcript: session.transcript().to_owned(), error };
+    writeln!(io::stdout(), "{told}").map_err(unprinted)
+}
+
+/// Runs one of them.
+pub fn run(arguments: CeremonyArguments) -> Result<(), CeremonyError> {
+    let now = clock::now().0;
+    match arguments.command {
+        Command::Person(arguments) => {
+            let key = arguments.key()?;
+            let Some(key) = key else { return Ok(()) };
+            let printed = writeln!(io::stdout(), "{}", key.public());
+            printed.map_err(|error| match arguments.out.or(arguments.token) {
+                Some(path) => CeremonyError::PersonNotPrinted { path, error },
+                None => CeremonyError::Io(error),
+            })
+        }
+        Command::Begin { at, roster } => begin(&at, &roster),
+        Command::Make { key, algorithm, at } => {
+            let mut session = at.session()?;
+            let algorithm = algorithm_of(&session.store, &key, algorithm)?;
+            let made = session.store.make(key, algorithm, now)?;
+            at.done(&mut session, Deed::MakeKey { key: Key::of(&made) })
+        }
+        Command::MakeComponents { algorithm, at } => make_in_components(&at, algorithm),
+        Command::Load { key, algorithm, at } => load(&at, key, algorithm, now),
+        Command::Import { key, under, block, at } => {
+            let text = block_text(block)?;
+            let header = KeyBlock::parse(&text).map_err(KeyStoreError::from)?.header_text();
+            let mut session = at.session()?;
+            let came = session.store.import(key, &text, &under, now)?;
+            at.done(&mut session, Deed::ImportKey { key: Key::of(&came), under: under.to_string(), header })
+        }
+        Command::Export { key: (name, version), under, block_version, at } => {
+            let mut session = at.session()?;
+            let block = session.store.export((&name, version), &under, block_version)?;
+            let key = told_of(&session.store, &name, version)?;
+            let header = KeyBlock::parse(&block).map_err(KeyStoreError::from)?.header_text();
+            session.record(Deed::ExportKey { key, under: under.to_string(), header })?;
+            let told = if at.json { json!({ "key_block": block }).to_string() } else { block };
+            print_done(&session, &told)
+        }
+        Command::Activate { key: (name, version), at } => {
+            let mut session = at.session()?;
+            let key = Key::of(&session.store.activate(&name, version, now)?);
+            at.done(&mut session, Deed::Activate { key })
+        }
+        Command::Retire { key: (name, version), records, at } => {
+            let mut session = at.session()?;
+            let (key_use, count) = records.count(&session.store, &name, version, &at.config)?;
+            let key = Key::of(&session.store.retire(&name, version, &key_use, now)?);
+            at.done(&mut session, Deed::Retire { key, count })
+        }
+        Command::Destroy { key: (name, version), confirm, confirm_check_value, records, at } => {
+            let mut session = at.session()?;
+            let reference = format!("{name}/{version}");
+            let confirmed = confirm.map_or_else(|| ask(&format!("Destroy {reference}? Type its name: ")), Ok)?;
+            if confirmed != reference {
+                return Err(CeremonyError::NotConfirmed);
+            }
+            let check_value =
+                confirm_check_value.map_or_else(|| ask("And its check value, read off by another: "), Ok)?;
+            let (key_use, count) = records.count(&session.store, &name, version, &at.config)?;
+            let key = Key::of(&session.store.destroy(&name, version, &check_value, &key_use, now)?);
+            at.done(&mut session, Deed::Destroy { key, count })
+        }
+        Command::End { at } => {
+            let mut session = at.session_for(Step::Frame)?;
+            at.done(&mut session, Deed::End)
+        }
+        Command::List { config, json } => list(&config, json),
+        Command::Verify { transcript, roster, open, json } => {
+            let roster = roster.as_deref().map(read_roster).transpose()?;
+            verify(&transcript, roster.as_ref(), if open { Closed::OrOpen } else { Closed::Only }, json)
+        }
+    }
+}
+
+fn begin(at: &At, roster: &Path) -> Result<(), CeremonyError> {
+    let roster = read_roster(roster)?;
+    let transcript = TranscriptFile::create(&at.transcript)?;
+    let (mut session, deed) = Session::begin(open_store(&at.config)?, transcript, roster, &at.present)?;
+    at.done(&mut session, deed)
+}
+
+fn make_in_components(at: &At, algorithm: KeyAlgorithm) -> Result<(), CeremonyError> {
+    let mut session = at.session()?;
+    let custodians = session.custodians();
+    let custodians: Vec<&str> = custodians.iter().map(String::as_str).collect();
+    let made = make_components(&mut desk()?, algorithm, &custodians)?;
+    let components = Component::of_each(&custodians, &made.components);
+    let (algorithm, check_value) = (algorithm.to_string(), made.key.to_string());
+    at.done(&mut session, Deed::MakeComponents { algorithm, check_value, components })
+}
+
+fn load(at: &At, name: KeyName, algorithm: Option<KeyAlgorithm>, now: u64) -> Result<(), CeremonyError> {
+    let mut session = at.session()?;
+    let mut components = Components::of(algorithm_of(&session.store, &name, algorithm)?);
+    let custodians = session.custodians();
+    let custodians: Vec<&str> = custodians.iter().map(String::as_str).collect();
+    let mut desk = desk()?;
+    for custodian in &custodians {
+        let check_value = components.enter(&mut desk, custodian)?;
+        writeln!(io::stderr(), "{custodian}: taken, check value {check_value}")?;
+    }
+    let entered = Component::of_each(&custodians, components.check_values());
+    let key = Key::of(&session.store.load(name, &components, now)?);
+    at.done(&mut session, Deed::LoadKey { key, components: entered })
+}
+
+/// The terminal where there is one; else the pipes of a script.
+fn desk() -> Result<Desk, CeremonyError> {
+    writeln!(io::stderr(), "{NOT_COMPLIANT}")?;
+    Ok(if io::stdin().is_terminal() { Desk::terminal()? } else { Desk::pipes()? })
+}
+
+fn list(config: &Path, json: bool) -> Result<(), CeremonyError> {
+    let store = open_store(config)?;
+    let mut out = io::stdout().lock();
+    let date = |at: u64| {
+        let at = i64::try_from(at).ok().and_then(|at| jiff::Timestamp::from_millisecond(at).ok());
+        at.map(|at| at.to_string()).unwrap_or_default()
+    };
+    if json {
+        let key = |info: &KeyInfo| {
+            Ok::<_, CeremonyError>(json!({
+                "key": info.name.to_string(), "version": info.version, "algorithm": info.algorithm.to_string(),
+                "check_value": info.told_check_value(), "state": info.state().to_string(),
+                "mode_of_use": info.mode.to_string(), "exportable": info.exportable, "key_blocks": info.uses, "3des_blocks": store.tdes_blocks(info)?,
+                "made_at": date(info.made_at), "activated_at": info.activated_at.map(date),
+                "retired_at": info.retired_at.map(date), "destroyed_at": info.destroyed_at.map(date),
+            }))
+        };
+        let keys = store.keys().map(key).collect::<Result<Vec<_>, _>>()?;
+        return Ok(writeln!(out, "{:#}", json!({ "keys": keys }))?);
+    }
+    let columns = ["key", "algorithm", "check value", "state", "since", "counted"];
+    let [key, algorithm, check_value, state, since, counted] = columns;
+    writeln!(out, "{key:<24} {algorithm:<12} {check_value:<11} {state:<9} {since:<20} {counted}")?;
+    for info in store.keys() {
+        let (state, algorithm) = (info.state().to_string(), info.algorithm.to_string());
+        let since = info.destroyed_at.or(info.retired_at).or(info.activated_at).unwrap_or(info.made_at);
+        let counted = match (store.tdes_blocks(info)?, info.uses) {
+            (Some(blocks), _) => format!("{blocks} blocks of 1048576 reserved"),
+            (None, 0) => String::new(),
+            (None, uses) => format!("{uses} key blocks"),
+        };
+        let (key, check_value) = (info.reference(), info.told_check_value());
+        // To the second.
+        let since = date(since).chars().take(19).collect::<String>() + "Z";
+        let line = format!("{key:<24} {algorithm:<12} {check_value:<11} {state:<9} {since:<20} {counted}");
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+/// Which transcripts are taken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Closed {
+    Only,
+    OrOpen,
+}
+
+fn verify(path: &Path, roster: Option<&Roster>, closed: Closed, json: bool) -> Result<(), CeremonyError> {
+    let read = Transcript::read(&read_text(path)?)?;
+    if roster.is_some_and(|roster| *roster != read.roster) {
+        return Err(CeremonyError::OtherRoster);
+    }
+    if closed == Closed::Only && !read.has_ended() {
+        return Err(CeremonyError::NotEnded { last: read.entries.len() });
+    }
+    let mut out = io::stdout().lock();
+    let head: String = read.head.iter().map(|byte| format!("{byte:02x}")).collect();
+    if json {
+        return Ok(writeln!(out, "{:#}", json!({ "entries": read.entries, "roster": read.roster, "head": head }))?);
+    }
+    writeln!(out, "KEY CEREMONY\n\nroster (a quorum of {} custodians)", read.roster.quorum)?;
+    for person in &read.roster.person {
+        writeln!(out, "  {:<16} {:<10} {}", person.name, person.role.to_string(), person.key)?;
+    }
+    for entry in &read.entries {
+        writeln!(
+            out,
+            "\n{:>3}  {}  present: {}\n     {}",
+            entry.number,
+            entry.at,
+            entry.present.join(", "),
+            entry.deed
+        )?;
+    }
+    writeln!(out, "\nevery line holds, signed by all who were there; the last one's hash is\n{head}")?;
+    Ok(())
+}
+
+fn told_of(store: &KeyStore, name: &KeyName, version: u16) -> Result<Key, CeremonyError> {
+    let found = store.keys().find(|info| info.name == *name && info.version == version).map(Key::of);
+    Ok(found.ok_or_else(|| KeyStoreError::Unknown { key: format!("{name}/{version}") })?)
+}
+
+pub(super) fn ask(prompt: &str) -> Result<String, CeremonyError> {
+    write!(io::stderr(), "{prompt}")?;
+    let mut line = String::new();
+    io::stdin().lock().read_line(&mut line)?;
+    Ok(line.trim().to_owned())
+}
+
+fn block_text(block: String) -> Result<String, CeremonyError> {
+    if block != "-" {
+        return Ok(block);
+    }
+    let mut text = String::new();
+    io::stdin().lock().take(BLOCK_BYTES_MAX).read_to_string(&mut text)?;
+    Ok(text.trim_end_matches(['\n', '\r']).to_owned())
+}
+
+fn read_roster(path: &Path) -> Result<Roster, CeremonyError> {
+    Ok(Roster::parse(&read_text(path)?)?)
+}
+
+fn read_text(path: &Path) -> Result<String, CeremonyError> {
+    fs::read_to_string(path).map_err(|error| CeremonyError::File { path: path.to_owned(), error })
+}
+
+fn open_store(config: &Path) -> Result<KeyStore, CeremonyError> {
+    let (keys, wanted) = hsm_config::load_keys(config)?;
+    Ok(KeyStore::open(keys, &wanted, clock::now().0)?)
+}
+
+/// What was asked for, else what such a key is used with first.
+fn algorithm_of(store: &KeyStore, name: &KeyName, asked: Option<KeyAlgorithm>) -> Result<KeyAlgorithm, KeyStoreError> {
+    let usual = store.algorithms(name).first().copied();
+    asked.or(usual).ok_or_else(|| KeyStoreError::NotHere { key: name.to_string() })
+}
+
+fn key_name(text: &str) -> Result<KeyName, String> {
+    let names = "storage, storage-3des, seal, account, record, retry (of a vault), mac and others (of a token), zone:NAME or \
+                 exchange:NAME (a-z, 0-9, -)";
+    KeyName::parse(text).ok_or_else(|| format!("a key is {names}"))
+}
+
+fn key_reference(text: &str) -> Result<(KeyName, u16), String> {
+    let (name, version) = text.rsplit_once('/').ok_or("a key and its version, such as storage/1")?;
+    Ok((key_name(name)?, version.parse().map_err(|_| "a version is 1, 2, 3 and so on")?))
+}
+
+fn algorithm(text: &str) -> Result<KeyAlgorithm, String> {
+    KeyAlgorithm::parse(text).ok_or_else(|| "aes-256, aes-192, aes-128, 3des-double or 3des-triple".to_owned())
+}
+
+fn block_version(text: &str) -> Result<KeyBlockVersion, String> {
+    match text {
+        "D" => Ok(KeyBlockVersion::D),
+        "E" => Ok(KeyBlockVersion::E),
+        _ => Err("key blocks are written in version D or E".to_owned()),
+    }
+}
+
+/// The exit code of a step that changed the keys, or may have, and failed afterwards.
+const DONE_IN_PART: u8 = 3;
+
+impl CeremonyError {
+    /// The exit code: 3 where the step was done, or may have been, and what follows it failed; else 1, nothing was done.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::StepNotPrinted { .. } | Self::PersonNotPrinted { .. } => DONE_IN_PART,
+            Self::Session(error) if error.is_done_in_part() => DONE_IN_PART,
+            _ => 1,
+        }
+    }
+}
+
+/// Why a step of a ceremony failed. Nothing was done, but where [`CeremonyError::exit_code`] is 3.
+#[derive(Debug, Error)]
+pub enum CeremonyError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The keys, the transcript, who is there.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The keys.
+    #[error(transparent)]
+    Store(#[from] KeyStoreError),
+    /// A component.
+    #[error(transparent)]
+    Component(#[from] ComponentError),
+    /// The roster.
+    #[error(transparent)]
+    Roster(#[from] RosterError),
+    /// A transcript.
+    #[error("refused: {0}")]
+    Transcript(#[from] TranscriptError),
+    /// A transcript of other people.
+    #[error("refused: the transcript begins with another roster")]
+    OtherRoster,
+    /// A transcript that goes on, or was cut.
+    #[error(
+        "refused: line {last} is the last and does not end the ceremony: lines are missing, or it goes on (--open)"
+    )]
+    NotEnded {
+        /// The last line.
+        last: usize,
+    },
+    /// The engine's store, in which records are counted.
+    #[error(transparent)]
+    StoreCopy(#[from] StoreCopyError),
+    /// It does not read.
+    #[error(transparent)]
+    Kept(#[from] StoreError),
+    /// A record of another release.
+    #[error("a PIN record or control in an engine's store can't be read by this release: nothing was done")]
+    Record,
+    /// No store is where the configuration, or --store, says.
+    #[error(
+        "{} is no store, so nothing was counted for {key}: name the store of each stopped engine by --store DIRECTORY and \
+         each running engine by --engine ADDRESS; if no engine has ever used the key, say --no-store",
+        path.display()
+    )]
+    NoStore {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// For example `storage/1`.
+        key: String,
+    },
+    /// Other engines were asked, and the store of the configuration is not there.
+    #[error(
+        "{} is no store, and --config names it: nothing was counted for {key}; mount that store, or give the \
+         configuration that names it where it is now; where an engine elsewhere uses the key, give the boundary's \
+         own configuration, which has no setting of an engine",
+        path.display()
+    )]
+    NoConfiguredStore {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// For example `storage/1`.
+        key: String,
+    },
+    /// Something else is where the configuration, or --store, says.
+    #[error(
+        "{} is not empty and not a Pinseal store, so nothing was counted for {key}: mount or restore the store, or name \
+         its directory",
+        path.display()
+    )]
+    ForeignStore {
+        /// The directory.
+        path: PathBuf,
+        /// For example `storage/1`.
+        key: String,
+    },
+    /// An engine runs on the store.
+    #[error(
+        "the store {} is in use by a running engine: name that engine by --engine ADDRESS, or stop it",
+        path.display()
+    )]
+    StoreInUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// What was typed for --no-store is not the key's name.
+    #[error("that is not {key}: nothing was done")]
+    NoStoreNotConfirmed {
+        /// For example `storage/1`.
+        key: String,
+    },
+    /// The running engine that was to count them.
+    #[error(transparent)]
+    Engine(#[from] engine_client::OperatorError),
+    /// It goes on making with an older key, or with somebody else's.
+    #[error("the engine {engine} does not have {key} in use: send it SIGHUP, or restart it, to reload its keys")]
+    OtherEngine {
+        /// Its address.
+        engine: String,
+        /// The newest there is.
+        key: String,
+    },
+    /// Something else was typed.
+    #[error("that is another key: nothing was destroyed")]
+    NotConfirmed,
+    /// Somebody's key.
+    #[error(transparent)]
+    Person(#[from] BringError),
+    /// A file.
+    #[error("{}: {error}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The transcript's file, before the keys were read.
+    #[error(transparent)]
+    TranscriptFile(#[from] TranscriptFileError),
+    /// The step was done, and what it did could not be printed.
+    #[error(
+        "the step was done, and its line is in {}, but its output failed: {error}; do not run it again before you have \
+         looked: `pinseal ceremony list` shows the keys, `pinseal ceremony verify --open` the steps",
+        transcript.display()
+    )]
+    StepNotPrinted {
+        /// The transcript.
+        transcript: PathBuf,
+        /// The operating system's reason.
+        error: io::Error,
+    },
+    /// Somebody's key was made, and its public half could not be printed.
+    #[error(
+        "the key was made, but its output failed: {error}; `pinseal ceremony person --show {}` prints its public half",
+        path.display()
+    )]
+    PersonNotPrinted {
+        /// The file that holds the key, or names its token.
+        path: PathBuf,
+        /// The operating system's reason.
+        error: io::Error,
+    },
+    /// Input or output.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}

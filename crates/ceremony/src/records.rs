@@ -1,0 +1,380 @@
+//! Whether anything needs a key: PIN records and live controls are counted in the stores of stopped engines, and by
+//! running ones. A store or an engine that is not found is an error, never a count of zero.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use hsm::{KeyName, KeyStore, KeyUse, PinRecord, RecordsKept, SealedKey};
+
+use super::{
+    CeremonyError,
+    command::ask,
+    deed::{Asked, CountSource, UseCount},
+};
+use audit::chain::Checkpoint;
+use store::Store;
+use store_embedded::{
+    StoreOpenError,
+    copy::{StoreCopy, StoreCopyError},
+    engine_name,
+};
+
+/// How many cards' records are read at a time.
+const PAGE_CARDS: usize = 4_096;
+/// How many audit entries are read at a time.
+const PAGE_ENTRIES: usize = 4_096;
+/// The top-level keys of a configuration that a boundary reads. A file with any other is an engine's.
+const BOUNDARY_KEYS: [&str; 6] = ["boundary", "data_directory", "pin_policy", "token", "vault", "workers"];
+
+/// Which engines are asked whether they need a storage or seal key. Where none is named, the store of the configuration.
+#[derive(Args)]
+pub(super) struct RecordsSource {
+    /// The directory of a stopped engine's store, in which what is under the key is counted; once for each
+    #[arg(long, value_name = "DIRECTORY")]
+    store: Vec<PathBuf>,
+    /// A running engine, which counts what is under the key, such as 127.0.0.1:50051 or https://engine.internal:50051;
+    /// once for each
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "no_store")]
+    engine: Vec<String>,
+    #[command(flatten)]
+    tls: engine_client::EngineTls,
+    /// Count nothing: no engine has ever used the key, or none is left. Every PIN under it is lost if that is wrong. Asks
+    /// twice, and stands in the transcript
+    #[arg(long, conflicts_with = "store")]
+    no_store: bool,
+    /// With --no-store: the key's name, to confirm that no store has a record under it; asked for where it is not given
+    #[arg(long, value_name = "KEY", requires = "no_store")]
+    confirm_no_record: Option<String>,
+    /// With --no-store: the key's name, to confirm that no engine uses it; asked for where it is not given
+    #[arg(long, value_name = "KEY", requires = "no_store")]
+    confirm_no_engine: Option<String>,
+}
+
+/// A key, as it is counted.
+struct Wanted<'a> {
+    /// An engine that is asked must use the newest of these.
+    keys: &'a KeyStore,
+    name: &'a KeyName,
+    version: u16,
+}
+
+/// What was counted so far.
+#[derive(Default)]
+struct Counted {
+    kept: RecordsKept,
+    asked: Vec<Asked>,
+    /// The names of engines that the audit chains and the configuration name.
+    known: BTreeSet<String>,
+}
+
+/// What one store, or one running engine, said.
+struct Answer {
+    kept: RecordsKept,
+    engine: String,
+    known: BTreeSet<String>,
+}
+
+impl RecordsSource {
+    /// What is known of the use of a key, and what the transcript says about that; nothing of a key that needs no count.
+    ///
+    /// # Errors
+    /// A store is not there, in use or not readable; an engine does not answer, or does not use the newest key yet.
+    pub(super) fn count(
+        &self,
+        keys: &KeyStore,
+        name: &KeyName,
+        version: u16,
+        config: &Path,
+    ) -> Result<(KeyUse, Option<UseCount>), CeremonyError> {
+        if !keys.needs_count(name, version) {
+            return Ok((KeyUse::NotCounted, None));
+        }
+        let wanted = Wanted { keys, name, version };
+        if self.no_store {
+            self.confirm_no_store(&wanted.reference())?;
+            return Ok((KeyUse::ConfirmedUnused, Some(UseCount::NoStore)));
+        }
+        let mut counted = Counted::default();
+        for directory in &self.store {
+            let answer = in_store(directory, &wanted)?;
+            counted.take(CountSource::Store(directory.display().to_string()), answer, &wanted);
+        }
+        for address in &self.engine {
+            let answer = by_engine(address, &self.tls, &wanted)?;
+            counted.take(CountSource::Engine(address.clone()), answer, &wanted);
+        }
+        count_configured(&mut counted, config, &wanted)?;
+        let Counted { kept, asked, known } = counted;
+        let is_asked = |engine: &String| asked.iter().any(|asked| asked.engine == *engine);
+        let not_asked: Vec<_> = known.into_iter().filter(|engine| !is_asked(engine)).collect();
+        if !not_asked.is_empty() {
+            let listed = not_asked.join(", ");
+            writeln!(
+                io::stderr(),
+                "note: not asked: {listed}; count there too if such an engine or store still exists"
+            )?;
+        }
+        Ok((KeyUse::Counted(kept), Some(UseCount::Count { asked, not_asked })))
+    }
+
+    fn confirm_no_store(&self, key: &str) -> Result<(), CeremonyError> {
+        let questions = [
+            (&self.confirm_no_record, format!("No store has a PIN or a control under {key}? Type its name: ")),
+            (&self.confirm_no_engine, format!("And no engine uses {key}? Type its name once more: ")),
+        ];
+        for (given, question) in questions {
+            let typed = given.clone().map_or_else(|| ask(&question), Ok)?;
+            if typed != key {
+                return Err(CeremonyError::NoStoreNotConfirmed { key: key.to_owned() });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Wanted<'_> {
+    fn reference(&self) -> String {
+        format!("{}/{}", self.name, self.version)
+    }
+}
+
+impl Counted {
+    /// Whether this very directory was read. An engine's name does not tell: clones and containers share host names and
+    /// paths.
+    fn has_read(&self, directory: &Path) -> bool {
+        let resolved = |path: &Path| fs::canonicalize(path).ok();
+        let read = |asked: &Asked| match &asked.source {
+            CountSource::Store(read) => resolved(Path::new(read)) == resolved(directory),
+            CountSource::Engine(_) => false,
+        };
+        directory.exists() && self.asked.iter().any(read)
+    }
+
+    fn take(&mut self, source: CountSource, answer: Answer, wanted: &Wanted<'_>) {
+        let records = answer.kept.records_under(wanted.name, wanted.version);
+        let controls = answer.kept.controls_under(wanted.name, wanted.version);
+        self.asked.push(Asked { source, engine: answer.engine, records, controls });
+        self.known.extend(answer.known);
+        self.kept.add(&answer.kept);
+    }
+}
+
+/// Counts in the store of the configuration too. Where others are named, a running engine on it stands among the known.
+/// So does a store that is not there, where the file may be a boundary's own; an engine's store must be there.
+fn count_configured(counted: &mut Counted, config: &Path, wanted: &Wanted<'_>) -> Result<(), CeremonyError> {
+    let directory = std::path::absolute(store_embedded::section::configured_directory(config)?)?;
+    if counted.has_read(&directory) {
+        return Ok(());
+    }
+    match in_store(&directory, wanted) {
+        Err(CeremonyError::NoStore { path, key }) if !counted.asked.is_empty() => {
+            if is_an_engines(config)? {
+                return Err(CeremonyError::NoConfiguredStore { path, key });
+            }
+            counted.known.insert(engine_name(&directory));
+        }
+        Err(CeremonyError::StoreInUse { .. }) if !counted.asked.is_empty() => {
+            counted.known.insert(engine_name(&directory));
+        }
+        answer => counted.take(CountSource::Store(directory.display().to_string()), answer?, wanted),
+    }
+    Ok(())
+}
+
+/// Whether a configuration has a setting that no boundary reads.
+fn is_an_engines(config: &Path) -> Result<bool, CeremonyError> {
+    let text = fs::read_to_string(config).map_err(|error| CeremonyError::File { path: config.to_owned(), error })?;
+    let settings = toml::from_str::<toml::Table>(&text).ok();
+    Ok(settings.is_none_or(|settings| settings.keys().any(|key| !BOUNDARY_KEYS.contains(&key.as_str()))))
+}
+
+/// In the store of a stopped engine, read from a copy, so that no byte of it changes. An engine that starts on it later uses
+/// the newest key.
+fn in_store(directory: &Path, wanted: &Wanted<'_>) -> Result<Answer, CeremonyError> {
+    let no_store = || CeremonyError::NoStore { path: directory.to_owned(), key: wanted.reference() };
+    // A directory that can't be looked into, or holds something else, is an error of its own; an empty one is no store.
+    let store = match fs::metadata(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(no_store()),
+        Err(error) => return Err(CeremonyError::File { path: directory.to_owned(), error }),
+        Ok(_) => StoreCopy::open(directory),
+    };
+    let copy = store.map_err(|error| match error {
+        StoreCopyError::Store(StoreOpenError::Absent { .. }) => no_store(),
+        StoreCopyError::Store(StoreOpenError::Foreign { path }) => {
+            CeremonyError::ForeignStore { path, key: wanted.reference() }
+        }
+        StoreCopyError::Store(StoreOpenError::Locked { path }) => CeremonyError::StoreInUse { path },
+        error => error.into(),
+    })?;
+    let store = copy.store();
+    // An engine's first act is a line in the audit chain: no engine ran on a store without one.
+    if store.checkpoint() == Checkpoint::EMPTY {
+        return Err(no_store());
+    }
+    let mut answer = Answer { kept: RecordsKept::default(), engine: engine_name(directory), known: BTreeSet::new() };
+    let mut after = None;
+    loop {
+        let page = store.pins_page(after.as_ref(), PAGE_CARDS)?;
+        let Some((last, _)) = page.last() else { break };
+        after = Some(*last);
+        for (_, pin) in &page {
+            answer.kept.count(&PinRecord::from_bytes(&pin.record).map_err(|_| CeremonyError::Record)?);
+        }
+    }
+    for tzpk in store.tzpks_at(store.now()) {
+        answer.kept.count_sealed(&SealedKey::from_bytes(&tzpk.0).map_err(|_| CeremonyError::Record)?);
+    }
+    let mut from = 1;
+    loop {
+        let page = store.audit_page(from, PAGE_ENTRIES)?;
+        let Some(last) = page.last() else { return Ok(answer) };
+        from = last.sequence.saturating_add(1);
+        answer.known.extend(page.iter().filter_map(|entry| entry.line.started_engine().map(str::to_owned)));
+    }
+}
+
+/// By a running engine, which must use the newest key of the name: it would go on encrypting or sealing under an older one.
+/// Its keys are asked for first, so that whatever is under an older key is there when it counts.
+fn by_engine(address: &str, tls: &engine_client::EngineTls, wanted: &Wanted<'_>) -> Result<Answer, CeremonyError> {
+    let asked = tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let mut engine = engine_client::RunningEngine::at(address, tls)?;
+        let in_use = engine.keys().await?;
+        uses_newest(wanted, address, &in_use)?;
+        Ok::<_, CeremonyError>(engine.records().await?)
+    });
+    let records = asked?;
+    if records.unreadable > 0 {
+        return Err(CeremonyError::Record);
+    }
+    let kept = kept_of(&records)?;
+    Ok(Answer { kept, engine: records.engine, known: records.audit_engines.into_iter().collect() })
+}
+
+fn uses_newest(wanted: &Wanted<'_>, address: &str, in_use: &[proto::Key]) -> Result<(), CeremonyError> {
+    let Wanted { keys, name, .. } = wanted;
+    let active = keys.keys().filter(|key| key.name == **name && key.state() == hsm::KeyState::Active);
+    let Some(newest) = active.max_by_key(|key| key.version) else { return Ok(()) };
+    let reference = newest.reference();
+    let check_value = newest.check_value.map(|value| value.to_string()).unwrap_or_default();
+    // A key that may not encrypt in its token has no check value there.
+    let same = |found: &str| found.is_empty() || found == check_value;
+    if in_use.iter().any(|key| key.reference == reference && same(&key.check_value)) {
+        return Ok(());
+    }
+    Err(CeremonyError::OtherEngine { engine: address.to_owned(), key: reference })
+}
+
+/// What an engine counted; a kind that this release does not know is not left out.
+fn kept_of(records: &proto::CountRecordsResponse) -> Result<RecordsKept, CeremonyError> {
+    use proto::{BoundaryLevel, StoredForm};
+
+    let mut kept = RecordsKept::default();
+    for count in &records.counts {
+        let form = match count.form() {
+            StoredForm::Wrapped => hsm::Form::Wrapped,
+            StoredForm::Iso4 => hsm::Form::Iso4,
+            StoredForm::Iso3 => hsm::Form::Iso3,
+            StoredForm::Iso0 => hsm::Form::Iso0,
+            StoredForm::Unspecified => return Err(CeremonyError::Record),
+        };
+        let level = match count.level() {
+            BoundaryLevel::Token => hsm::Level::Token,
+            BoundaryLevel::Host => hsm::Level::Host,
+            BoundaryLevel::Unspecified => return Err(CeremonyError::Record),
+        };
+        let version = u16::try_from(count.storage_key_version).map_err(|_| CeremonyError::Record)?;
+        kept.count_many(form, level, version, count.records);
+    }
+    for count in &records.seals {
+        kept.count_many_sealed(u16::try_from(count.version).map_err(|_| CeremonyError::Record)?, count.controls);
+    }
+    Ok(kept)
+}
+
+#[cfg(test)]
+mod configured_tests {
+    use super::*;
+
+    /// Counts in the store of a configuration with these lines, where the store of the engine `host:elsewhere` was read.
+    fn counted_beside(data: &Path, lines: &str) -> Result<Vec<String>, CeremonyError> {
+        let config = data.join("config.toml");
+        fs::write(&config, format!("data_directory = {data:?}\n{lines}\n")).unwrap();
+        let source = CountSource::Store("/elsewhere".to_owned());
+        let asked = vec![Asked { source, engine: "host:elsewhere".to_owned(), records: 0, controls: 0 }];
+        let mut counted = Counted { asked, ..Counted::default() };
+        let keys = {
+            let vault = hsm::Vault::File { path: data.join("vault"), unlock: hsm::Unlock::Key([7; 32].into()) };
+            let (_, wanted) = hsm_config::load_keys(&config).unwrap();
+            KeyStore::open(hsm::Keys::Vault(vault), &wanted, 1).unwrap()
+        };
+        let wanted = Wanted { keys: &keys, name: &KeyName::Storage, version: 1 };
+        count_configured(&mut counted, &config, &wanted)?;
+        Ok(counted.known.into_iter().collect())
+    }
+
+    #[test]
+    fn a_missing_configured_store_is_never_passed_silently() {
+        let data = tempfile::tempdir().unwrap();
+        let store = data.path().join("store");
+        let elsewhere = format!("[store]\ndirectory = {store:?}");
+        for engines in [&*elsewhere, "listen = \"127.0.0.1:0\"", "[control]\nlifetime_seconds = 9"] {
+            let refused = counted_beside(data.path(), engines).unwrap_err();
+            assert!(matches!(refused, CeremonyError::NoConfiguredStore { .. }), "{refused}");
+        }
+        assert_eq!(counted_beside(data.path(), "workers = 1").unwrap(), [engine_name(&store)]);
+        // The mount point of a volume that is not mounted.
+        fs::create_dir(&store).unwrap();
+        let refused = counted_beside(data.path(), &elsewhere).unwrap_err();
+        assert!(matches!(refused, CeremonyError::NoConfiguredStore { .. }), "{refused}");
+        fs::write(store.join("a file"), "").unwrap();
+        for lines in ["workers = 1", &*elsewhere] {
+            let refused = counted_beside(data.path(), lines).unwrap_err();
+            assert!(matches!(refused, CeremonyError::ForeignStore { .. }), "{refused}");
+        }
+    }
+
+    #[test]
+    fn an_engine_of_the_same_name_is_not_the_store_itself() {
+        let data = tempfile::tempdir().unwrap();
+        let (store, link) = (data.path().join("store"), data.path().join("link"));
+        fs::create_dir(&store).unwrap();
+        std::os::unix::fs::symlink(&store, &link).unwrap();
+        let by = |source| {
+            let asked = vec![Asked { source, engine: engine_name(&store), records: 0, controls: 0 }];
+            Counted { asked, ..Counted::default() }.has_read(&store)
+        };
+        assert!(!by(CountSource::Engine("127.0.0.1:50051".to_owned())));
+        assert!(!by(CountSource::Store(data.path().display().to_string())));
+        assert!(by(CountSource::Store(link.display().to_string())));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::{BoundaryLevel, CountRecordsResponse, RecordCount, SealCount, StoredForm};
+
+    fn count(form: StoredForm, level: BoundaryLevel, storage_key_version: u32) -> CountRecordsResponse {
+        let count = RecordCount { form: form.into(), level: level.into(), storage_key_version, records: 1 };
+        CountRecordsResponse { counts: vec![count], ..CountRecordsResponse::default() }
+    }
+
+    #[test]
+    fn a_count_of_a_kind_that_is_not_known_here_retires_nothing() {
+        assert!(kept_of(&count(StoredForm::Iso4, BoundaryLevel::Host, 1)).is_ok());
+        let seals = vec![SealCount { version: 65_536, controls: 1 }];
+        for unknown in [
+            count(StoredForm::Unspecified, BoundaryLevel::Host, 1),
+            count(StoredForm::Iso4, BoundaryLevel::Unspecified, 1),
+            count(StoredForm::Iso4, BoundaryLevel::Host, 65_536),
+            CountRecordsResponse { seals, ..CountRecordsResponse::default() },
+        ] {
+            assert!(matches!(kept_of(&unknown), Err(CeremonyError::Record)));
+        }
+    }
+}

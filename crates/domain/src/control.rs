@@ -1,0 +1,491 @@
+//! A control: the right to do one thing with one card, once, within seconds. Pure: no I/O, no clock, no cipher.
+//!
+//! ```text
+//! Open ──Key──▶ Keyed ──Key──▶ Keyed (the newest tzpk wins)
+//!               Keyed ──Set──▶ Spent::Set        one PIN change, and only one
+//!               Keyed ──Malformed──▶ Spent::Malformed   at once: ISO-1 has almost no redundancy
+//!               Keyed ──RefusedPin──▶ Keyed, three times; then Spent::Refused
+//! Open ──View──▶ Spent::Viewed
+//! ```
+//! Past its expiry every control is unusable, whatever its state. Each new PIN of a card raises the card's generation. A
+//! control to set a PIN that was opened under another generation is unusable too, so of two such controls of a card the
+//! first set closes the other. A control to view stays. The block that set the PIN is confirmed again while this control's PIN stands, until five minutes
+//! after the expiry; that raises the generation too. What must never enter: a clear PIN, block or key.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use subtle::ConstantTimeEq;
+use thiserror::Error;
+use uuid::Uuid;
+
+use crate::card::{CardKey, RegisteredAccount, Tenant};
+use crate::limits::CONTROL_ID_CHARACTERS;
+use crate::time::UnixMillis;
+
+/// How often a PIN that breaks the policy leaves its control usable.
+pub const REFUSED_PINS_MAX: u8 = 3;
+
+/// The longest life of a control, in seconds.
+pub const LIFETIME_SECONDS_MAX: u32 = 3_600;
+/// How long after its control's expiry a retry is confirmed.
+pub const RETRY_GRACE: Duration = Duration::from_secs(300);
+
+/// A controlId: a random UUID.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ControlId([u8; 16]);
+
+impl ControlId {
+    /// A fresh one: 122 random bits (RFC 9562, version 4).
+    pub fn random() -> Self {
+        Self(*Uuid::new_v4().as_bytes())
+    }
+
+    /// Reads the 36-character text form.
+    pub fn parse(text: &str) -> Result<Self, ControlIdError> {
+        let uuid = Uuid::try_parse(text).map_err(|_| ControlIdError)?;
+        (text.len() == CONTROL_ID_CHARACTERS).then_some(Self(*uuid.as_bytes())).ok_or(ControlIdError)
+    }
+
+    /// From its 16 bytes.
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its 16 bytes.
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+impl fmt::Display for ControlId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&Uuid::from_bytes(self.0), f)
+    }
+}
+
+impl fmt::Debug for ControlId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The text is not a controlId.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("a controlId is a UUID of 36 characters")]
+pub struct ControlIdError;
+
+/// What a control is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// One PIN change.
+    SetPin,
+    /// One look at the PIN.
+    ViewPin,
+}
+
+/// SHA-256 of a device key's DER SubjectPublicKeyInfo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Thumbprint(pub [u8; 32]);
+
+/// A tzpk as the boundary sealed it: opaque bytes here.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SealedTzpk(pub Arc<[u8]>);
+
+/// A keyed tag over the block that set the PIN, made inside the boundary: it tells a retry from another block.
+#[derive(Clone, Copy)]
+pub struct RetryTag(pub [u8; 16]);
+
+impl RetryTag {
+    /// Whether two tags are the same, in constant time.
+    pub fn matches(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+/// One control.
+#[derive(Clone)]
+pub struct Control {
+    /// Its name.
+    pub id: ControlId,
+    /// The one card.
+    pub card: CardKey,
+    /// The account number of the card, which the store keeps up with it: the PAN comes from here, never from a request.
+    pub account: Option<RegisteredAccount>,
+    /// The one purpose.
+    pub scope: Scope,
+    /// From this moment of the store's clock on it is unusable.
+    pub expires_at: UnixMillis,
+    /// The card's generation when the control was opened; the store fills it in.
+    pub opened_generation: u64,
+    /// Where given, the only device key to serve.
+    pub device_key: Option<Thumbprint>,
+    /// Where it stands.
+    pub state: State,
+}
+
+/// Where a control stands.
+#[derive(Clone)]
+pub enum State {
+    /// Opened; no tzpk yet.
+    Open,
+    /// A tzpk was issued.
+    Keyed {
+        /// The newest.
+        tzpk: SealedTzpk,
+        /// How many PINs the policy has refused.
+        refused_pins: u8,
+    },
+    /// Used up.
+    Spent(Spent),
+}
+
+/// What used a control up.
+#[derive(Clone)]
+pub enum Spent {
+    /// A PIN was set, by the block of this tag.
+    Set(RetryTag),
+    /// The PIN was shown.
+    Viewed,
+    /// A block was no ISO-1 block under the tzpk.
+    Malformed,
+    /// One PIN too many broke the policy.
+    Refused,
+}
+
+/// What happens to a control.
+#[derive(Clone)]
+pub enum Event {
+    /// A fresh tzpk was made for the control in the state that was read.
+    Key {
+        /// The fresh tzpk.
+        tzpk: SealedTzpk,
+        /// The control's tzpk when it was read; none of a control without one. The newest request wins, not the slowest.
+        replaces: Option<SealedTzpk>,
+    },
+    /// A block under this tzpk was translated.
+    Set {
+        /// The tzpk it was under.
+        under: SealedTzpk,
+        /// The tag of the block.
+        retry: RetryTag,
+    },
+    /// A block was not ISO-1 under this tzpk.
+    Malformed {
+        /// The tzpk it was tried under.
+        under: SealedTzpk,
+    },
+    /// A well-formed block under this tzpk holds a PIN that breaks the policy.
+    RefusedPin {
+        /// The tzpk it was under.
+        under: SealedTzpk,
+    },
+    /// The PIN is to be shown.
+    View,
+}
+
+/// Why an event did not happen. The control is as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Denied {
+    /// Unknown, expired, spent, or closed by a newer PIN of its card: one answer for all of them.
+    #[error("the control is not usable: open another")]
+    NotUsable,
+    /// Another tenant's.
+    #[error("the control belongs to another tenant")]
+    OtherTenant,
+    /// Opened for something else.
+    #[error("the control was opened for another purpose")]
+    OtherScope,
+    /// Opened for another device key.
+    #[error("the control was opened for another device key")]
+    OtherDeviceKey,
+    /// No tzpk was issued.
+    #[error("no tzpk was issued under this control: ask for one first")]
+    NoTzpk,
+    /// A newer tzpk was issued meanwhile: judge the block again, under that one.
+    #[error("a newer tzpk was issued meanwhile")]
+    Superseded,
+}
+
+impl Control {
+    /// Whether `tenant` may use it for `scope` at `now`.
+    pub fn admit(&self, tenant: &Tenant, scope: Scope, now: UnixMillis) -> Result<(), Denied> {
+        self.usable(now)?;
+        if self.card.tenant != *tenant {
+            return Err(Denied::OtherTenant);
+        }
+        if self.scope != scope {
+            return Err(Denied::OtherScope);
+        }
+        Ok(())
+    }
+
+    /// Whether it may serve this device key.
+    pub fn admit_device_key(&self, thumbprint: &Thumbprint) -> Result<(), Denied> {
+        match &self.device_key {
+            Some(pinned) if pinned != thumbprint => Err(Denied::OtherDeviceKey),
+            _ => Ok(()),
+        }
+    }
+
+    /// The newest tzpk.
+    pub fn tzpk(&self) -> Result<&SealedTzpk, Denied> {
+        match &self.state {
+            State::Keyed { tzpk, .. } => Ok(tzpk),
+            State::Open => Err(Denied::NoTzpk),
+            State::Spent(_) => Err(Denied::NotUsable),
+        }
+    }
+
+    /// The tag of the block that set the PIN, while a retry of it may be confirmed to this tenant. Whether the PIN still
+    /// stands is for the store to say.
+    pub fn set_by(&self, tenant: &Tenant, now: UnixMillis) -> Option<&RetryTag> {
+        self.retry_tag(now).filter(|_| self.card.tenant == *tenant)
+    }
+
+    /// Whether a retry with this tag is confirmed at `now`, where the card's PIN was last set under control `set_by`.
+    pub fn confirm_retry(&self, tag: &RetryTag, set_by: Option<ControlId>, now: UnixMillis) -> Result<(), Denied> {
+        let is_retry = self.retry_tag(now).is_some_and(|set| set.matches(tag));
+        if is_retry && set_by == Some(self.id) { Ok(()) } else { Err(Denied::NotUsable) }
+    }
+
+    /// Until this moment the store keeps the control: a PIN it set may be confirmed for longer than it was usable.
+    pub fn keep_until(&self) -> UnixMillis {
+        match self.state {
+            State::Spent(Spent::Set(_)) => self.expires_at.after(RETRY_GRACE),
+            _ => self.expires_at,
+        }
+    }
+
+    fn retry_tag(&self, now: UnixMillis) -> Option<&RetryTag> {
+        match &self.state {
+            State::Spent(Spent::Set(tag)) if now < self.keep_until() => Some(tag),
+            _ => None,
+        }
+    }
+
+    /// How long it lives from `now`.
+    pub fn remaining(&self, now: UnixMillis) -> Duration {
+        self.expires_at.since(now)
+    }
+
+    fn usable(&self, now: UnixMillis) -> Result<(), Denied> {
+        match self.state {
+            State::Spent(_) => Err(Denied::NotUsable),
+            _ if now >= self.expires_at => Err(Denied::NotUsable),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The state after `event` at `now`, where the card has this generation. The store calls this inside its transaction, on
+/// the newest state it has, so of two racing events exactly one finds the control usable.
+pub fn advance(control: &Control, event: Event, generation: u64, now: UnixMillis) -> Result<State, Denied> {
+    control.usable(now)?;
+    // A new PIN closes no control to view: whichever control set it, the card's PIN is shown.
+    if control.scope == Scope::SetPin && control.opened_generation != generation {
+        return Err(Denied::NotUsable);
+    }
+    match (&control.state, control.scope, event) {
+        (State::Open, Scope::SetPin, Event::Key { tzpk, replaces: None }) => Ok(State::Keyed { tzpk, refused_pins: 0 }),
+        // A fresh tzpk does not forgive refused PINs.
+        (State::Keyed { tzpk: before, refused_pins }, Scope::SetPin, Event::Key { tzpk, replaces: Some(replaces) }) => {
+            newest(before, &replaces)?;
+            Ok(State::Keyed { tzpk, refused_pins: *refused_pins })
+        }
+        (_, Scope::SetPin, Event::Key { .. }) => Err(Denied::Superseded),
+        (State::Keyed { tzpk, .. }, Scope::SetPin, Event::Set { under, retry }) => {
+            newest(tzpk, &under)?;
+            Ok(State::Spent(Spent::Set(retry)))
+        }
+        (State::Keyed { tzpk, .. }, Scope::SetPin, Event::Malformed { under }) => {
+            newest(tzpk, &under)?;
+            Ok(State::Spent(Spent::Malformed))
+        }
+        (State::Keyed { tzpk, refused_pins }, Scope::SetPin, Event::RefusedPin { under }) => {
+            newest(tzpk, &under)?;
+            Ok(if *refused_pins < REFUSED_PINS_MAX {
+                State::Keyed { tzpk: under, refused_pins: refused_pins.saturating_add(1) }
+            } else {
+                State::Spent(Spent::Refused)
+            })
+        }
+        (State::Open, Scope::SetPin, Event::Set { .. } | Event::Malformed { .. } | Event::RefusedPin { .. }) => {
+            Err(Denied::NoTzpk)
+        }
+        (State::Open, Scope::ViewPin, Event::View) => Ok(State::Spent(Spent::Viewed)),
+        (State::Spent(_), ..) => Err(Denied::NotUsable),
+        (_, Scope::SetPin, Event::View) | (_, Scope::ViewPin, _) => Err(Denied::OtherScope),
+    }
+}
+
+fn newest(newest: &SealedTzpk, under: &SealedTzpk) -> Result<(), Denied> {
+    if newest == under { Ok(()) } else { Err(Denied::Superseded) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::card::PlasticId;
+
+    const NOW: UnixMillis = UnixMillis(1_000);
+
+    fn control(scope: Scope, state: State) -> Control {
+        Control {
+            id: ControlId::random(),
+            card: CardKey { tenant: Tenant::parse("bank").unwrap(), plastic: PlasticId::parse("1").unwrap() },
+            account: None,
+            scope,
+            expires_at: UnixMillis(31_000),
+            opened_generation: 4,
+            device_key: None,
+            state,
+        }
+    }
+
+    fn tzpk(n: u8) -> SealedTzpk {
+        SealedTzpk([n].into())
+    }
+
+    fn keyed() -> Control {
+        control(Scope::SetPin, State::Keyed { tzpk: tzpk(1), refused_pins: 0 })
+    }
+
+    fn set(n: u8) -> Event {
+        Event::Set { under: tzpk(n), retry: RetryTag([n; 16]) }
+    }
+
+    /// A fresh tzpk in the place of another.
+    fn key(n: u8, replaces: u8) -> Event {
+        Event::Key { tzpk: tzpk(n), replaces: Some(tzpk(replaces)) }
+    }
+
+    fn after(mut control: Control, event: Event) -> Control {
+        control.state = advance(&control, event, 4, NOW).unwrap();
+        control
+    }
+
+    #[test]
+    fn a_control_sets_one_pin_and_then_no_other() {
+        let spent = after(keyed(), set(1));
+        for event in [set(1), key(2, 1), Event::Malformed { under: tzpk(1) }, Event::View] {
+            assert_eq!(advance(&spent, event, 4, NOW).err(), Some(Denied::NotUsable));
+        }
+    }
+
+    #[test]
+    fn the_newest_tzpk_wins() {
+        let rekeyed = after(keyed(), key(2, 1));
+        assert_eq!(advance(&rekeyed, set(1), 4, NOW).err(), Some(Denied::Superseded));
+        assert!(advance(&rekeyed, set(2), 4, NOW).is_ok());
+    }
+
+    #[test]
+    fn a_tzpk_that_was_overtaken_replaces_no_newer_one() {
+        let first = Event::Key { tzpk: tzpk(9), replaces: None };
+        let rekeyed = after(keyed(), key(2, 1));
+        for late in [first, key(9, 1)] {
+            assert_eq!(advance(&rekeyed, late, 4, NOW).err(), Some(Denied::Superseded));
+        }
+        assert!(advance(&rekeyed, set(2), 4, NOW).is_ok());
+    }
+
+    #[test]
+    fn a_malformed_block_spends_the_control_at_once() {
+        let spent = after(keyed(), Event::Malformed { under: tzpk(1) });
+        assert_eq!(advance(&spent, set(1), 4, NOW).err(), Some(Denied::NotUsable));
+    }
+
+    #[test]
+    fn a_refused_pin_leaves_the_control_usable_three_times_and_the_fourth_spends_it() {
+        let mut control = keyed();
+        for _ in 0..3 {
+            control = after(control, Event::RefusedPin { under: tzpk(1) });
+            assert!(advance(&control, set(1), 4, NOW).is_ok());
+        }
+        control = after(control, Event::RefusedPin { under: tzpk(1) });
+        assert_eq!(advance(&control, set(1), 4, NOW).err(), Some(Denied::NotUsable));
+    }
+
+    #[test]
+    fn a_fresh_tzpk_does_not_forgive_refused_pins() {
+        let mut control = keyed();
+        for n in 1..=3 {
+            control = after(control, Event::RefusedPin { under: tzpk(n) });
+            control = after(control, key(n + 1, n));
+        }
+        control = after(control, Event::RefusedPin { under: tzpk(4) });
+        assert!(matches!(control.state, State::Spent(Spent::Refused)));
+    }
+
+    #[test]
+    fn an_expired_control_is_unusable_from_its_last_millisecond_on() {
+        assert!(advance(&keyed(), set(1), 4, UnixMillis(30_999)).is_ok());
+        assert_eq!(advance(&keyed(), set(1), 4, UnixMillis(31_000)).err(), Some(Denied::NotUsable));
+    }
+
+    #[test]
+    fn a_block_before_any_tzpk_is_told_so_and_costs_nothing() {
+        let open = control(Scope::SetPin, State::Open);
+        assert_eq!(advance(&open, set(1), 4, NOW).err(), Some(Denied::NoTzpk));
+        assert_eq!(open.tzpk().err(), Some(Denied::NoTzpk));
+    }
+
+    #[test]
+    fn a_control_to_view_shows_once_and_sets_nothing() {
+        let view = control(Scope::ViewPin, State::Open);
+        for event in [Event::Key { tzpk: tzpk(1), replaces: None }, set(1)] {
+            assert_eq!(advance(&view, event, 4, NOW).err(), Some(Denied::OtherScope));
+        }
+        let spent = after(view, Event::View);
+        assert_eq!(advance(&spent, Event::View, 4, NOW).err(), Some(Denied::NotUsable));
+    }
+
+    #[test]
+    fn a_spent_control_is_unusable_to_every_tenant_alike() {
+        let spent = after(keyed(), set(1));
+        let other = Tenant::parse("other").unwrap();
+        assert_eq!(spent.admit(&other, Scope::SetPin, NOW), Err(Denied::NotUsable));
+        assert_eq!(keyed().admit(&other, Scope::SetPin, NOW), Err(Denied::OtherTenant));
+        assert!(spent.set_by(&other, NOW).is_none());
+    }
+
+    #[test]
+    fn a_retry_is_confirmed_while_its_pin_stands_until_five_minutes_after_expiry() {
+        let spent = after(keyed(), set(1));
+        let confirm = |tag: u8, set_by, now| spent.confirm_retry(&RetryTag([tag; 16]), set_by, UnixMillis(now));
+        assert_eq!(confirm(1, Some(spent.id), 330_999), Ok(()));
+        for (tag, set_by, now) in [
+            (2, Some(spent.id), 1_000),
+            (1, Some(ControlId::random()), 1_000),
+            (1, None, 1_000),
+            (1, Some(spent.id), 331_000),
+        ] {
+            assert_eq!(confirm(tag, set_by, now), Err(Denied::NotUsable), "{tag} {set_by:?} {now}");
+        }
+        assert!(spent.set_by(&spent.card.tenant, NOW).unwrap().matches(&RetryTag([1; 16])));
+    }
+
+    #[test]
+    fn a_newer_pin_closes_a_control_to_set_and_not_to_view() {
+        for event in [set(1), key(2, 1), Event::Malformed { under: tzpk(1) }] {
+            assert_eq!(advance(&keyed(), event, 5, NOW).err(), Some(Denied::NotUsable));
+        }
+        assert!(advance(&control(Scope::ViewPin, State::Open), Event::View, 5, NOW).is_ok());
+    }
+
+    #[test]
+    fn a_pinned_device_key_admits_no_other() {
+        let mut pinned = keyed();
+        pinned.device_key = Some(Thumbprint([7; 32]));
+        assert!(pinned.admit_device_key(&Thumbprint([7; 32])).is_ok());
+        assert_eq!(pinned.admit_device_key(&Thumbprint([8; 32])), Err(Denied::OtherDeviceKey));
+    }
+
+    #[test]
+    fn a_control_id_is_read_in_its_36_character_form_alone() {
+        let id = ControlId::random();
+        assert_eq!(ControlId::parse(&id.to_string()), Ok(id));
+        assert!(ControlId::parse(&id.to_string().replace('-', "")).is_err());
+        assert!(ControlId::parse("not-a-uuid").is_err());
+    }
+}

@@ -1,0 +1,96 @@
+//! The keys in use: those of the boundary, once no PIN under older ones can come any more. Rotation and those who retire
+//! keys go by these: while a boundary hands over to the next, answers of the one before are still on their way.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use hsm_protocol::{PinRecord, SealedKey};
+use tokio::{sync::watch, time::sleep};
+
+use super::StartError;
+use crate::pin::Pins;
+use domain::control::SealedTzpk;
+use hsm_client::{KeyMismatch, succeeds};
+use store::{Store, StoreError, StoredPin};
+use store_embedded::Embedded;
+
+/// How many cards' records are read at a time.
+const PAGE_CARDS: usize = 4_096;
+
+/// How long a store that is busy is given.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Checks that the keys of the boundary are those that the store was last used with, by the rule of a reload: fresh keys, or
+/// those of another vault or token, open nothing that is in the store. A store without PINs and cards needs no keys.
+pub(super) fn check(store: &Embedded, directory: &Path, status: &hsm_protocol::Status) -> Result<(), StartError> {
+    if !store.needs_keys()? {
+        return Ok(());
+    }
+    let damaged = || StartError::NoKeyList { store: directory.to_owned() };
+    let noted = store.noted_keys()?.ok_or_else(damaged)?;
+    let mut noted = hsm_protocol::KeyId::list_from_bytes(&noted).ok_or_else(damaged)?;
+    loop {
+        match succeeds(&noted, status.keys()) {
+            Ok(()) => return Ok(()),
+            // A ceremony may retire it while the engine is stopped, with a newer version active and nothing under it.
+            Err(KeyMismatch::Missing { key })
+                if let Some(newer) = newest(status.keys(), &key)
+                    && !is_needed(store, &key)? =>
+            {
+                noted.retain(|used| used.usage != key.usage || used.version != key.version);
+                noted.push(newer.clone());
+            }
+            Err(mismatch) => return Err(StartError::OtherKeys { store: directory.to_owned(), mismatch }),
+        }
+    }
+}
+
+/// The newest version of a key that rotates, where that is newer.
+fn newest<'a>(keys: &'a [hsm_protocol::KeyId], than: &hsm_protocol::KeyId) -> Option<&'a hsm_protocol::KeyId> {
+    let newer = |key: &&hsm_protocol::KeyId| key.rotates && key.usage == than.usage && key.version > than.version;
+    keys.iter().filter(newer).max_by_key(|key| key.version)
+}
+
+/// Whether a PIN record or the tzpk of a usable control is under the key. Reads every PIN record.
+fn is_needed(store: &Embedded, key: &hsm_protocol::KeyId) -> Result<bool, StoreError> {
+    let seals = |tzpk: &SealedTzpk| SealedKey::from_bytes(&tzpk.0).map_or(true, |tzpk| tzpk.key().0 == key.version);
+    if store.tzpks_at(store.now()).iter().any(seals) {
+        return Ok(true);
+    }
+    let mut after = None;
+    loop {
+        let page = store.pins_page(after.as_ref(), PAGE_CARDS)?;
+        let Some((last, _)) = page.last() else { return Ok(false) };
+        after = Some(*last);
+        // A record that can't be read needs its key, whichever that is.
+        let is_under =
+            |pin: &StoredPin| PinRecord::from_bytes(&pin.record).map_or(true, |record| key.encrypts(&record));
+        if page.iter().any(|(_, pin)| is_under(pin)) {
+            return Ok(true);
+        }
+    }
+}
+
+/// Follows the boundary for as long as there is one and the store takes changes.
+pub(super) async fn follow(
+    pins: Arc<Pins>,
+    mut boundary: watch::Receiver<Arc<hsm_protocol::Status>>,
+    in_use: watch::Sender<Arc<hsm_protocol::Status>>,
+) {
+    while boundary.changed().await.is_ok() {
+        let status = Arc::clone(&boundary.borrow_and_update());
+        // One that was started again with the keys it had changes nothing.
+        while status.keys() != in_use.borrow().keys() {
+            match pins.take_up(&status).await {
+                Ok(()) => {
+                    tracing::info!(
+                        keys = hsm_protocol::KeyId::list_to_text(status.keys()),
+                        "no PIN comes under an older storage key any more"
+                    );
+                    in_use.send_replace(Arc::clone(&status));
+                }
+                Err(StoreError::Busy { .. }) => sleep(PAUSE).await,
+                Err(error) => return tracing::error!(%error, "the keys taken up can't be put into use"),
+            }
+        }
+    }
+}

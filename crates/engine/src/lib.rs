@@ -1,0 +1,332 @@
+//! The engine: the use cases assembled over one boundary and one store, and served by gRPC.
+
+pub mod command;
+mod engine_config;
+mod key_service;
+mod keys_in_use;
+pub mod metrics;
+mod peer;
+pub mod pin;
+pub mod rotation;
+mod service;
+pub mod serving;
+mod wire;
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use thiserror::Error;
+use tokio::{sync::watch, task::JoinHandle};
+use tonic::{server::NamedService, transport::server::Router};
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+pub use self::{
+    engine_config::{BoundaryPlace, EngineConfig, Peer},
+    peer::Right,
+};
+use self::{
+    key_service::KeyServices,
+    peer::Peers,
+    service::Services,
+    serving::{Serving, ServingError, ServingSettings},
+};
+use crate::metrics::{Metrics, MetricsError};
+use crate::pin::Pins;
+use crate::rotation::Progress;
+use audit::entry::Action;
+use domain::limits::REQUEST_BYTES_MAX;
+use hsm_client::{AbsentKeys, Boundary, BoundaryError, KeyMismatch, OpenBoundary};
+use net::tls::{self, ListenError, ServerTls, TlsError};
+use proto::{
+    self, audit_service_server::AuditServiceServer, card_service_server::CardServiceServer,
+    control_service_server::ControlServiceServer, key_service_server::KeyServiceServer,
+    pin_service_server::PinServiceServer,
+};
+use store::{Store, StoreError, StoreFailure, StoreState};
+use store_embedded::{Embedded, StoreOpenError};
+
+/// How often the token is asked whether it is there.
+const WATCH_EVERY: Duration = Duration::from_millis(500);
+
+/// A serving engine. [`Engine::stop`] lets calls in flight finish; a mere drop does not.
+pub struct Engine {
+    boundary: Arc<dyn Boundary>,
+    pins: Arc<Pins>,
+    store: Arc<Embedded>,
+    health: HealthReporter,
+    watch: JoinHandle<()>,
+    in_use: watch::Receiver<Arc<hsm_protocol::Status>>,
+    follow: JoinHandle<()>,
+    rotation: JoinHandle<()>,
+    metrics: Option<Metrics>,
+    serving: Serving,
+}
+
+impl Engine {
+    /// Opens the store and the boundary and begins to serve.
+    pub async fn start(config: EngineConfig, opener: Box<dyn OpenBoundary>) -> Result<Self, StartError> {
+        tls::may_listen_engine(config.listen, config.tls.as_ref())?;
+        if config.tls.is_some() && config.peers.is_empty() {
+            return Err(StartError::NoPeers);
+        }
+        let tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
+        let store = Arc::new(Embedded::open(&config.store)?);
+        // Each start is an audit entry: a store without entries is one that nobody has used.
+        let absent_keys = if store.counts().audit_entries == 0 { AbsentKeys::Create } else { AbsentKeys::Refuse };
+        // One way in for each thread that serves, and one for the engine itself.
+        let boundary = opener.open(config.workers.saturating_add(1), absent_keys).await?;
+        let status = boundary.status();
+        if let Err(error) = keys_in_use::check(&store, &config.store.directory, &status) {
+            boundary.close().await;
+            return Err(error);
+        }
+        if absent_keys == AbsentKeys::Create {
+            let store = config.store.directory.display();
+            tracing::info!(%store, "the store is new: nothing that an engine kept before is in it");
+        }
+        let kept: Arc<dyn Store> = store.clone();
+        let pins = |boundary| Arc::new(Pins::new(boundary, Arc::clone(&kept), config.rules));
+        let pins_of_thread = |number| pins(boundary.for_thread(number));
+        let pins = pins(boundary.for_thread(0));
+        pins.note_start(store.engine_name(), &status).await?;
+
+        let peers = Peers::new(config.peers);
+        let (health, health_service) = tonic_health::server::health_reporter();
+        report(&health, &BY_BOUNDARY, ServingStatus::Serving).await;
+        report(&health, &BY_ENGINE, ServingStatus::Serving).await;
+        let watch = tokio::spawn(watch(Arc::clone(&boundary), store.state(), health.clone()));
+        let reflection = reflection().build_v1()?;
+        // Python's grpcio and most other clients still ask by the older name.
+        let reflection_before = self::reflection().build_v1alpha()?;
+
+        let settings = ServingSettings {
+            listen: config.listen,
+            tls,
+            workers: config.workers,
+            call_timeout: config.call_timeout,
+            calls_per_connection_max: config.calls_per_connection_max,
+            connections: config.connections,
+        };
+        let limit = config.remade_per_second;
+        let rotates = boundary.status().rotates();
+        let (tell, rotation) = watch::channel(if rotates { Progress::begun(limit) } else { Progress::idle(limit) });
+        let metrics = match config.metrics_listen {
+            Some(listen) => Some(Metrics::start(listen, boundary.watched(), rotation.clone()).await?),
+            None => None,
+        };
+        let (use_keys, in_use) = watch::channel(status);
+        let follow = tokio::spawn(keys_in_use::follow(Arc::clone(&pins), boundary.watched(), use_keys));
+        let keys =
+            KeyServices::new(in_use.clone(), Arc::clone(&pins), rotation, peers.clone(), store.engine_name().clone());
+        let mut threads = 0;
+        let serving = Serving::start(&settings, |mut server| {
+            threads += 1;
+            let services = Services::new(pins_of_thread(threads), Arc::clone(&kept), peers.clone());
+            let router = server.add_service(health_service.clone());
+            with_services(router, &services, &keys)
+                .add_service(reflection.clone())
+                .add_service(reflection_before.clone())
+        })?;
+        let rotation = tokio::spawn(rotation::run(Arc::clone(&pins), in_use.clone(), tell));
+        Ok(Self { boundary, pins, store, health, watch, in_use, follow, rotation, metrics, serving })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.serving.address()
+    }
+
+    /// Where its metrics are served, if they are.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().map(Metrics::address)
+    }
+
+    /// What its key boundary is and promises, now.
+    pub fn boundary(&self) -> Arc<hsm_protocol::Status> {
+        self.boundary.status()
+    }
+
+    /// Takes up the keys as a ceremony has left them, while calls go on.
+    pub async fn take_up_keys(&self) -> Result<(), TakeUpError> {
+        self.boundary.reload_keys().await?;
+        let mut in_use = self.in_use.clone();
+        let used = in_use.wait_for(|in_use| in_use.keys() == self.boundary.status().keys()).await.map(drop);
+        used.map_err(|_| TakeUpError::NotUsed)
+    }
+
+    /// Returns once the store has failed: from then on every call is refused, and [`Engine::stop`] returns the failure.
+    pub async fn store_failure(&self) -> StoreFailure {
+        failure(&self.store).await
+    }
+
+    /// Takes no more connections, lets calls in flight finish, closes the store.
+    pub async fn stop(mut self) -> Result<(), StoreError> {
+        self.watch.abort();
+        self.follow.abort();
+        self.rotation.abort();
+        self.metrics.iter().for_each(Metrics::stop);
+        report_stop(&mut self.health).await;
+        self.serving.stop().await;
+        // A store that fails may never answer.
+        let noted = tokio::select! {
+            noted = self.pins.note_engine(Action::StopEngine) => noted,
+            failure = failure(&self.store) => Err(StoreError::Failed(failure)),
+        };
+        self.store.close().await;
+        self.boundary.close().await;
+        match &*self.store.state().borrow() {
+            StoreState::Failed(failure) => Err(StoreError::Failed(failure.clone())),
+            _ => noted,
+        }
+    }
+}
+
+/// Returns once the store has failed.
+async fn failure(store: &Embedded) -> StoreFailure {
+    let mut state = store.state();
+    loop {
+        if let StoreState::Failed(failure) = &*state.borrow_and_update() {
+            return failure.clone();
+        }
+        if state.changed().await.is_err() {
+            // The store holds the sender.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Why the engine did not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The key boundary did not open.
+    #[error(transparent)]
+    Boundary(#[from] BoundaryError),
+    /// The store did not open.
+    #[error(transparent)]
+    StoreOpen(#[from] StoreOpenError),
+    /// The keys are not those that the store was last used with.
+    #[error("the store {} does not fit these keys: {mismatch}; start the engine with the vault or token of this store", store.display())]
+    OtherKeys {
+        /// The store's directory.
+        store: PathBuf,
+        /// Which key.
+        mismatch: KeyMismatch,
+    },
+    /// Nobody knows under which keys its PINs and cards are.
+    #[error("the store {} holds PINs or cards, and no list of their keys that can be read: restore it from a backup", store.display())]
+    NoKeyList {
+        /// The store's directory.
+        store: PathBuf,
+    },
+    /// The store failed at its first line.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It may not listen there.
+    #[error(transparent)]
+    MayNotListen(#[from] ListenError),
+    /// Mutual TLS without a certificate that may call.
+    #[error(
+        "the engine has [tls] and no [[peers]]: no certificate would have a right. Add [[peers]] with certificate_name and \
+         rights for each certificate that calls, such as the edge's: rights = [\"controls\", \"pins\"]"
+    )]
+    NoPeers,
+    /// Certificates or keys are not what they should be.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Its metrics can't be served.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    /// It can't serve.
+    #[error(transparent)]
+    Serving(#[from] ServingError),
+    /// The descriptor set built into the binary is broken.
+    #[error("can't serve reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// Why keys were not taken up.
+#[derive(Debug, Error)]
+pub enum TakeUpError {
+    /// The boundary goes on with those it has.
+    #[error(transparent)]
+    Boundary(#[from] BoundaryError),
+    /// The boundary has them, and the store takes no more changes.
+    #[error("the keys are taken up, but the store takes no more changes: restart the engine")]
+    NotUsed,
+}
+
+/// What needs the boundary, and the engine as a whole, which a probe that names no service asks for.
+const BY_BOUNDARY: [&str; 4] = [
+    "",
+    ControlServiceServer::<Services>::NAME,
+    PinServiceServer::<Services>::NAME,
+    CardServiceServer::<Services>::NAME,
+];
+const BY_ENGINE: [&str; 2] = [AuditServiceServer::<Services>::NAME, KeyServiceServer::<KeyServices>::NAME];
+
+async fn report(health: &HealthReporter, services: &[&str], status: ServingStatus) {
+    for service in services {
+        health.set_service_status(service, status).await;
+    }
+}
+
+/// Says that nothing is served any more, and ends what watches that: a stop would wait for it.
+async fn report_stop(health: &mut HealthReporter) {
+    for service in BY_BOUNDARY.iter().chain(&BY_ENGINE) {
+        health.set_service_status(service, ServingStatus::NotServing).await;
+        health.clear_service_status(service).await;
+    }
+}
+
+/// Lets health follow the store and the token: a failed store ends all services for good, a lost token some until it is
+/// back.
+async fn watch(boundary: Arc<dyn Boundary>, mut store: watch::Receiver<StoreState>, health: HealthReporter) {
+    let failed = store.wait_for(|state| matches!(state, StoreState::Failed(_)));
+    tokio::select! {
+        // The token's watch ends here: it reports nothing after the lines below.
+        _ = failed => {}
+        () = watch_token(&*boundary, &health) => {}
+    }
+    for services in [&BY_BOUNDARY[..], &BY_ENGINE] {
+        report(&health, services, ServingStatus::NotServing).await;
+    }
+}
+
+async fn watch_token(boundary: &dyn Boundary, health: &HealthReporter) {
+    let mut was_there = true;
+    loop {
+        tokio::time::sleep(WATCH_EVERY).await;
+        // A full queue is a busy token, not a lost one.
+        let there = !matches!(boundary.check().await, Err(hsm_protocol::Error::Unavailable { .. }));
+        match (was_there, there) {
+            (true, false) => {
+                tracing::error!("the token is lost: not serving until it is back");
+                report(health, &BY_BOUNDARY, ServingStatus::NotServing).await;
+            }
+            (false, true) => {
+                tracing::info!("the token is back");
+                report(health, &BY_BOUNDARY, ServingStatus::Serving).await;
+            }
+            _ => {}
+        }
+        was_there = there;
+    }
+}
+
+fn with_services(router: Router, services: &Services, keys: &KeyServices) -> Router {
+    router
+        .add_service(ControlServiceServer::new(services.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
+        .add_service(PinServiceServer::new(services.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
+        .add_service(CardServiceServer::new(services.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
+        .add_service(AuditServiceServer::new(services.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
+        .add_service(KeyServiceServer::new(keys.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
+}
+
+/// Of every service that an engine serves, and of no other. Both versions of reflection are served, so each lists both.
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .include_reflection_service(false)
+        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(proto::DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+}

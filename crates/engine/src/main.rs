@@ -1,0 +1,48 @@
+//! `pinseal-engine`: the engine alone, for a production image. It holds no key: its boundary is a process of its own.
+
+#![forbid(unsafe_code)]
+
+use std::{
+    io::{self, Write},
+    path::Path,
+    process::ExitCode,
+};
+
+use clap::Parser;
+use config::ConfigError;
+use hsm_client::OpenBoundary;
+use tracing::Level;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The exit code where a PKCS#11 token refused the user PIN: EX_NOPERM of sysexits.h. Each start is a login, and a few wrong
+/// ones lock the PIN, so nothing may start the engine again by itself.
+const USER_PIN_REFUSED: u8 = 77;
+
+/// Serve the engine: gRPC and the store, beside a key boundary in a process of its own
+#[derive(Parser)]
+#[command(name = "pinseal-engine", version, max_term_width = 100)]
+struct Arguments {
+    /// How events are written to standard error; RUST_LOG chooses which
+    #[arg(long, value_enum, default_value_t)]
+    log_format: telemetry::LogFormat,
+    #[command(flatten)]
+    engine: engine::command::EngineArguments,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    telemetry::start(arguments.log_format, Level::INFO);
+    match engine::command::run(arguments.engine, refuse_inline) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr().lock(), "pinseal-engine: {error}");
+            if error.refuses_user_pin() { ExitCode::from(USER_PIN_REFUSED) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn refuse_inline(_: Option<&Path>) -> Result<Box<dyn OpenBoundary>, ConfigError> {
+    Err(ConfigError::value("boundary.isolation", "pinseal-engine holds no key: set isolation = \"process\""))
+}

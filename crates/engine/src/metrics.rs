@@ -1,0 +1,224 @@
+//! What an engine tells of itself in numbers, for Prometheus: how far its rotation is, how many storage keys it has in
+//! use, which build it is. Read when they are asked for, and off unless configured.
+//!
+//! What must never enter: a label whose values are not listed in an enum here; anything of a card, a record or a key.
+
+mod serve;
+
+use std::{fmt, io, net::SocketAddr, sync::Arc};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelValue, EncodeMetric, LabelValueEncoder, text},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge, info::Info},
+    registry::Registry,
+};
+use thiserror::Error;
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+
+use crate::rotation::{Progress, State};
+
+/// Numbers being served; on a runtime of somebody else's.
+pub struct Metrics {
+    address: SocketAddr,
+    serving: JoinHandle<()>,
+}
+
+impl Metrics {
+    /// Listens, and serves them from then on.
+    pub async fn start(
+        listen: SocketAddr,
+        boundary: watch::Receiver<Arc<hsm_protocol::Status>>,
+        rotation: watch::Receiver<Progress>,
+    ) -> Result<Self, MetricsError> {
+        let listen_error = |error| MetricsError { address: listen, error };
+        let listener = TcpListener::bind(listen).await.map_err(listen_error)?;
+        let address = listener.local_addr().map_err(listen_error)?;
+        tracing::info!(%address, "metrics are served");
+        let serving = tokio::spawn(serve::serve(listener, Arc::new(registry(boundary, rotation))));
+        Ok(Self { address, serving })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves them no more.
+    pub fn stop(&self) {
+        self.serving.abort();
+    }
+}
+
+/// Why they are not served.
+#[derive(Debug, Error)]
+#[error("can't listen for metrics on {address}: {error}; choose another metrics.listen, or none")]
+pub struct MetricsError {
+    address: SocketAddr,
+    error: io::Error,
+}
+
+fn registry(boundary: watch::Receiver<Arc<hsm_protocol::Status>>, rotation: watch::Receiver<Progress>) -> Registry {
+    let mut registry = Registry::with_prefix("pinseal");
+    registry.register("build", "This build of the engine", Info::new([("version", Version::This)]));
+    let storage_keys = move || StorageKey::ALL.map(|key| (key, key.versions_in_use(&boundary.borrow())));
+    registry.register_collector(Box::new(Told { storage_keys: Box::new(storage_keys), rotation }));
+    registry
+}
+
+/// The exposition in text; none where it can't be written.
+fn exposition(registry: &Registry) -> Option<String> {
+    let mut text = String::new();
+    text::encode(&mut text, registry).ok()?;
+    Some(text)
+}
+
+/// What is looked at when it is asked for.
+struct Told {
+    storage_keys: Box<dyn Fn() -> StorageKeys + Send + Sync>,
+    rotation: watch::Receiver<Progress>,
+}
+
+type StorageKeys = [(StorageKey, u64); StorageKey::ALL.len()];
+
+impl fmt::Debug for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Told").field("rotation", &self.rotation).finish_non_exhaustive()
+    }
+}
+
+impl Collector for Told {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let progress = *self.rotation.borrow();
+        let help = "Versions of a storage key in use: the newest makes, older ones open";
+        let mut family = encoder.encode_descriptor("storage_key_versions", help, None, MetricType::Gauge)?;
+        for (key, versions) in (self.storage_keys)() {
+            ConstGauge::new(versions).encode(family.encode_family(&[("key", key)])?)?;
+        }
+        let help = "Where the rotation of the storage key stands: 1 at its state, 0 at all others";
+        let mut family = encoder.encode_descriptor("rotation_state", help, None, MetricType::Gauge)?;
+        for state in State::ALL {
+            let here = u64::from(state == progress.state);
+            ConstGauge::new(here).encode(family.encode_family(&[("state", state)])?)?;
+        }
+        let help = "PIN records made anew under the newest storage key, in the rotation that began last";
+        let remade = encoder.encode_descriptor("rotation_records_remade", help, None, MetricType::Counter)?;
+        ConstCounter::new(progress.remade).encode(remade)?;
+        let gauges = [
+            ("rotation_pass", "The pass through all records that is under way", u64::from(progress.pass)),
+            ("rotation_records", "PIN records in the store when the pass began", progress.total),
+            ("rotation_records_checked", "PIN records looked at in the pass", progress.checked),
+            ("rotation_records_failed", "PIN records that did not open in the pass", progress.failed),
+            (
+                "rotation_records_a_second_max",
+                "PIN records made anew a second, at most, as configured",
+                u64::from(progress.records_a_second_max),
+            ),
+        ];
+        for (name, help, value) in gauges {
+            let gauge = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            ConstGauge::new(value).encode(gauge)?;
+        }
+        Ok(())
+    }
+}
+
+/// The release of a build.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Version {
+    This,
+}
+
+impl EncodeLabelValue for Version {
+    fn encode(&self, encoder: &mut LabelValueEncoder) -> fmt::Result {
+        let Self::This = self;
+        EncodeLabelValue::encode(&env!("CARGO_PKG_VERSION"), encoder)
+    }
+}
+
+/// The storage keys: two of level `host`, three of level `token`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StorageKey {
+    Aes,
+    Tdes,
+    Wrapped,
+    Iso3,
+    Iso4,
+}
+
+impl StorageKey {
+    const ALL: [Self; 5] = [Self::Aes, Self::Tdes, Self::Wrapped, Self::Iso3, Self::Iso4];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Aes => "storage",
+            Self::Tdes => "storage-3des",
+            Self::Wrapped => "storage-wrapped",
+            Self::Iso3 => "storage-iso-3",
+            Self::Iso4 => "storage-iso-4",
+        }
+    }
+
+    fn versions_in_use(self, boundary: &hsm_protocol::Status) -> u64 {
+        boundary.keys().iter().filter(|key| key.usage == self.name()).map(|_| 1).sum()
+    }
+}
+
+impl EncodeLabelValue for StorageKey {
+    fn encode(&self, encoder: &mut LabelValueEncoder) -> fmt::Result {
+        EncodeLabelValue::encode(&self.name(), encoder)
+    }
+}
+
+impl EncodeLabelValue for State {
+    fn encode(&self, encoder: &mut LabelValueEncoder) -> fmt::Result {
+        let name = match self {
+            Self::Idle => "idle",
+            Self::Running => "running",
+            Self::Done => "done",
+            Self::DoneWithFailures => "done_with_failures",
+            Self::Stopped => "stopped",
+        };
+        EncodeLabelValue::encode(&name, encoder)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_is_of_the_moment_it_is_asked_for_and_one_state_is_where_it_stands() {
+        let (rotation, watched) = watch::channel(Progress::begun(2_000));
+        let mut registry = Registry::with_prefix("pinseal");
+        let storage_keys = || StorageKey::ALL.map(|key| (key, if key == StorageKey::Aes { 2 } else { 1 }));
+        registry.register_collector(Box::new(Told { storage_keys: Box::new(storage_keys), rotation: watched }));
+        rotation.send_modify(|progress| (progress.total, progress.remade, progress.failed) = (9, 7, 1));
+        let text = exposition(&registry).unwrap();
+        for line in [
+            "pinseal_storage_key_versions{key=\"storage\"} 2",
+            "pinseal_storage_key_versions{key=\"storage-3des\"} 1",
+            "pinseal_rotation_state{state=\"running\"} 1",
+            "pinseal_rotation_state{state=\"done\"} 0",
+            "pinseal_rotation_records 9",
+            "pinseal_rotation_records_failed 1",
+            "pinseal_rotation_records_remade_total 7",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|found| found == line), "no {line} in {text}");
+        }
+        rotation.send_modify(|progress| progress.state = State::Done);
+        let text = exposition(&registry).unwrap();
+        let stands: Vec<_> =
+            text.lines().filter(|line| line.starts_with("pinseal_rotation_state{") && line.ends_with(" 1")).collect();
+        assert_eq!(stands, ["pinseal_rotation_state{state=\"done\"} 1"]);
+    }
+
+    #[test]
+    fn the_build_is_told() {
+        let mut registry = Registry::with_prefix("pinseal");
+        registry.register("build", "This build of the engine", Info::new([("version", Version::This)]));
+        let line = concat!("pinseal_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1");
+        assert!(exposition(&registry).unwrap().contains(line));
+    }
+}

@@ -1,0 +1,631 @@
+//! The use cases: what Pinseal does, readable from top to bottom.
+//!
+//! Each asks the control, lets the boundary work, and answers only what the store has made durable.
+//! What must never enter: a clear PIN, block or key; a PAN that comes with a block.
+
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use futures::{StreamExt, stream};
+use hsm_protocol::{Account, AccountNumber, DeviceKey, EncryptedBlock, PinRecord, Refusal, SealedAccount, SealedKey};
+use thiserror::Error;
+use tokio::sync::watch;
+
+use audit::entry::{Action, Line, Outcome};
+use clock;
+use domain::caller::Caller;
+use domain::card::{Card, CardKey, PlasticId, RegisteredAccount};
+use domain::control::{Control, ControlId, Denied, Event, RetryTag, Scope, SealedTzpk, State, Thumbprint};
+use domain::time::UnixMillis;
+use hsm_client::Boundary;
+use store::{Admission, AdvanceError, OpenError, RegisterError, RemadePin, Store, StoreError, StoredPin};
+
+/// How often a block is judged again because a newer tzpk, or a twin of the request, came between.
+const JUDGEMENTS_MAX: u32 = 4;
+/// How many records are made anew at a time: a share of what may wait for a token.
+const REMADE_AT_ONCE: usize = 32;
+
+/// The use cases over one boundary and one store.
+pub struct Pins {
+    boundary: Arc<dyn Boundary>,
+    store: Arc<dyn Store>,
+    rules: Rules,
+    stamped: RwLock<Stamped>,
+}
+
+/// The stamp in use, and the status it is made of as that changes.
+struct Stamped {
+    status: watch::Receiver<Arc<hsm_protocol::Status>>,
+    stamp: Arc<Stamp>,
+}
+
+/// What the operator decides.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// How long a control lives.
+    pub control_lifetime: Duration,
+    /// Which controls may be opened.
+    pub admission: Admission,
+}
+
+impl Pins {
+    /// Over an opened boundary and an opened store.
+    pub fn new(boundary: Arc<dyn Boundary>, store: Arc<dyn Store>, rules: Rules) -> Self {
+        let mut status = boundary.watched();
+        let stamp = Arc::new(Stamp::of(&status.borrow_and_update()));
+        Self { boundary, store, rules, stamped: RwLock::new(Stamped { status, stamp }) }
+    }
+
+    /// What the boundary is now. An audit line is made after the boundary's answer, so that it names the keys that were used:
+    /// those of a boundary that took another's place meanwhile are among them.
+    fn stamp(&self) -> Arc<Stamp> {
+        let stamped = self.stamped.read().unwrap_or_else(PoisonError::into_inner);
+        // Nobody is left to change it where the boundary is in this process.
+        if !stamped.status.has_changed().unwrap_or(false) {
+            return Arc::clone(&stamped.stamp);
+        }
+        drop(stamped);
+        let mut stamped = self.stamped.write().unwrap_or_else(PoisonError::into_inner);
+        let Stamped { status, stamp } = &mut *stamped;
+        *stamp = Arc::new(Stamp::of(&status.borrow_and_update()));
+        Arc::clone(stamp)
+    }
+
+    /// Registers a card; its account number is sealed before it is kept.
+    pub async fn register_card(
+        &self,
+        caller: &Caller,
+        plastic: PlasticId,
+        number: Option<AccountNumber>,
+    ) -> Result<Card, RegisterCardError> {
+        let card = CardKey { tenant: caller.tenant, plastic };
+        let account = match number {
+            Some(number) => Some(RegisteredAccount {
+                sealed: self.boundary.seal_account(&number, card_binding(&card)).await?.as_bytes().into(),
+                masked: number.masked().into(),
+            }),
+            None => None,
+        };
+        let line = self.line(caller, Action::RegisterCard, &plastic, account.as_ref());
+        Ok(self.store.register(card, account, line).await?)
+    }
+
+    /// What is known of a card.
+    pub async fn find_card(&self, caller: &Caller, plastic: PlasticId) -> Result<Option<Card>, StoreError> {
+        self.store.card(&CardKey { tenant: caller.tenant, plastic }).await
+    }
+
+    /// Opens a control for a card and a purpose.
+    pub async fn open_control(
+        &self,
+        caller: &Caller,
+        plastic: PlasticId,
+        scope: Scope,
+        device_key: Option<Thumbprint>,
+    ) -> Result<Control, OpenError> {
+        let card = CardKey { tenant: caller.tenant, plastic };
+        let control = Control {
+            id: ControlId::random(),
+            card,
+            account: None,
+            scope,
+            expires_at: self.store.now().after(self.rules.control_lifetime),
+            opened_generation: 0,
+            device_key,
+            state: State::Open,
+        };
+        let mut line = self.line(caller, Action::OpenControl, &plastic, None);
+        line.control = Some(control.id);
+        self.store.open(control, self.rules.admission, line).await
+    }
+
+    /// Makes a fresh tzpk for the control's device; the newest wins.
+    pub async fn issue_tzpk(
+        &self,
+        caller: &Caller,
+        id: ControlId,
+        device: &DeviceKey,
+    ) -> Result<IssuedTzpk, IssueTzpkError> {
+        for _ in 0..JUDGEMENTS_MAX {
+            let now = self.store.now();
+            let control = self.usable(caller, id, Scope::SetPin, Action::IssueTzpk, now).await?;
+            self.admit_device(caller, &control, device, Action::IssueTzpk).await?;
+
+            let issued = self.boundary.issue(device, &binding(&control)).await?;
+            let tzpk = SealedTzpk(issued.sealed.as_bytes().into());
+            let event = Event::Key { tzpk, replaces: control.tzpk().ok().cloned() };
+            match self.store.advance(id, event, self.control_line(caller, Action::IssueTzpk, &control)).await {
+                Ok(()) => {}
+                // Another request was quicker: this one makes its tzpk for the control as it is now.
+                Err(AdvanceError::Denied(Denied::Superseded)) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            return Ok(IssuedTzpk {
+                encrypted_tzpk: issued.wrapped,
+                check_value: issued.check_value.as_bytes().to_vec(),
+                expires_at: self.store.wall_time(control.expires_at),
+            });
+        }
+        Err(Denied::NotUsable.into())
+    }
+
+    /// Translates the block and keeps it. Whatever the outcome, it is told only once it is durable.
+    pub async fn set_pin(&self, caller: &Caller, id: ControlId, block: &EncryptedBlock) -> Result<(), SetPinError> {
+        let mut may_be_twin = true;
+        for _ in 0..JUDGEMENTS_MAX {
+            let now = self.store.now();
+            let control = self.store.control(id).await?.ok_or(Denied::NotUsable)?;
+            if let Some(retry) = self.retry(caller, &control, block, now).await? {
+                let line = self.control_line(caller, Action::ConfirmSetPin, &control);
+                return Ok(self.store.confirm_retry(id, retry, line).await?);
+            }
+            self.admit(caller, &control, Scope::SetPin, Action::SetPin, now).await?;
+            match self.judge(caller, &control, block).await {
+                // A newer tzpk came first: judge what stands now.
+                Err(SetPinError::Denied(Denied::Superseded)) => {}
+                // The same block on another connection may have come first, and it spent the control.
+                Err(SetPinError::Denied(Denied::NotUsable)) if may_be_twin => may_be_twin = false,
+                outcome => return outcome,
+            }
+        }
+        Err(Denied::NotUsable.into())
+    }
+
+    /// Shows the PIN, once, to the control's device.
+    pub async fn view_pin(&self, caller: &Caller, id: ControlId, device: &DeviceKey) -> Result<ShownPin, ViewPinError> {
+        let now = self.store.now();
+        let control = self.usable(caller, id, Scope::ViewPin, Action::ViewPin, now).await?;
+        self.admit_device(caller, &control, device, Action::ViewPin).await?;
+
+        let pin = self.store.pin(&control.card).await?.ok_or(ViewPinError::PinNotSet)?;
+        let record = PinRecord::from_bytes(&pin.record).map_err(hsm_protocol::Error::from)?;
+        let sealed = sealed_account(pin.account.as_ref())?;
+        let revealed = self.boundary.reveal(&record, &binding(&control), account(&sealed), device).await?;
+
+        let mut line = self.control_line(caller, Action::ViewPin, &control);
+        line.formats = self.stamp().shown.into();
+        self.store.advance(id, Event::View, line).await?;
+        Ok(ShownPin {
+            encrypted_tzpk: revealed.wrapped,
+            pin_block: revealed.block,
+            check_value: revealed.check_value.as_bytes().to_vec(),
+        })
+    }
+
+    /// What the PIN records of the next cards are.
+    pub async fn kinds_page(&self, after: Option<&CardKey>, cards: usize) -> Result<KindsPage, StoreError> {
+        let pins = self.store.pins_after(after, cards).await?;
+        let kind = |pin: &StoredPin| PinRecord::from_bytes(&pin.record).ok().map(|record| RecordKind::of(&record));
+        Ok(KindsPage {
+            last: pins.last().map(|(card, _)| *card),
+            kinds: pins.iter().map(|(_, pin)| kind(pin)).collect(),
+        })
+    }
+
+    /// Makes the PIN records of the next cards anew where they are under an older storage key. A PIN set meanwhile stands.
+    pub async fn remake_page(&self, after: Option<&CardKey>, cards: usize) -> Result<RemadePage, RemakeError> {
+        let pins = self.store.pins_after(after, cards).await?;
+        let checked = u64::try_from(pins.len()).unwrap_or(u64::MAX);
+        let mut page = RemadePage { last: pins.last().map(|(card, _)| *card), checked, remade: 0, failed: 0 };
+        let mut remade = Vec::new();
+        // Many at a time: a boundary in a process of its own does all that has arrived at one wake-up.
+        let each = |(card, pin): (CardKey, StoredPin)| async move { (self.remade(&card, &pin).await, card, pin) };
+        let mut all = stream::iter(pins.into_iter().map(each)).buffered(REMADE_AT_ONCE);
+        while let Some((outcome, card, pin)) = all.next().await {
+            match outcome {
+                Ok(None) => {}
+                Ok(Some(after)) => remade.push(RemadePin { card, before: pin.record, after }),
+                Err(error @ (hsm_protocol::Error::Unavailable { .. } | hsm_protocol::Error::Busy { .. })) => {
+                    return Err(error.into());
+                }
+                Err(error) => {
+                    page.failed += 1;
+                    tracing::warn!(%error, "a PIN record can't be made anew under the newest storage key");
+                }
+            }
+        }
+        if !remade.is_empty() {
+            page.remade = self.store.remake(remade, self.own_line(Action::RemakeRecords, "")).await?;
+        }
+        Ok(page)
+    }
+
+    async fn remade(&self, card: &CardKey, pin: &StoredPin) -> Result<Option<Box<[u8]>>, hsm_protocol::Error> {
+        let record = PinRecord::from_bytes(&pin.record)?;
+        if self.boundary.status().is_current(&record) {
+            return Ok(None);
+        }
+        let sealed = sealed_account(pin.account.as_ref())?;
+        let remade = self.boundary.remake(&record, card_binding(card), account(&sealed)).await?;
+        Ok(Some(remade.as_bytes().into()))
+    }
+
+    /// Writes that every PIN record was looked at, and how many would not open.
+    pub async fn note_rotated(&self, checked: u64, failed: u64) -> Result<(), StoreError> {
+        let found = format!("{checked} records, {failed} closed");
+        self.store.note(self.own_line(Action::EndRotation, &found)).await
+    }
+
+    /// Takes no PIN any more that was made under a key older than those of `status`: it is judged again. Once this is answered,
+    /// every one that was is in the store, for a rotation to find.
+    pub async fn take_up(&self, status: &Arc<hsm_protocol::Status>) -> Result<(), StoreError> {
+        let keys = hsm_protocol::KeyId::list_to_bytes(status.keys());
+        let status = Arc::clone(status);
+        let is_current =
+            move |pin: &StoredPin| PinRecord::from_bytes(&pin.record).is_ok_and(|record| status.is_current(&record));
+        self.store.admit_pins(Arc::new(is_current), keys.into(), self.own_line(Action::TakeUpKeys, "")).await
+    }
+
+    /// Writes that the engine of this name begins to serve, and with which keys.
+    pub async fn note_start(&self, engine: &str, status: &hsm_protocol::Status) -> Result<(), StoreError> {
+        let keys = hsm_protocol::KeyId::list_to_bytes(status.keys());
+        self.store.note_keys(keys.into(), self.own_line(Action::StartEngine, engine)).await
+    }
+
+    /// Writes what the engine did with itself.
+    pub async fn note_engine(&self, action: Action) -> Result<(), StoreError> {
+        self.store.note(self.own_line(action, "")).await
+    }
+
+    /// The version of the seal key of each usable control's tzpk; none of one that this release can't read.
+    pub async fn live_seal_versions(&self) -> Result<Vec<Option<u16>>, StoreError> {
+        let tzpks = self.store.live_tzpks(self.store.now()).await?;
+        Ok(tzpks.iter().map(|tzpk| SealedKey::from_bytes(&tzpk.0).ok().map(|tzpk| tzpk.key().0)).collect())
+    }
+
+    /// The names of engines that started, of at most `limit` audit entries from `from` on, and the next entry's number; none
+    /// at the chain's end.
+    pub async fn started_engines(&self, from: u64, limit: usize) -> Result<(Vec<String>, Option<u64>), StoreError> {
+        let entries = self.store.audit(from, limit).await?;
+        let names = entries.iter().filter_map(|entry| entry.line.started_engine().map(str::to_owned)).collect();
+        Ok((names, entries.last().map(|last| last.sequence.saturating_add(1))))
+    }
+
+    /// A line about the engine's own doings.
+    fn own_line(&self, action: Action, what: &str) -> Line {
+        let stamp = self.stamp();
+        Line {
+            at: clock::now(),
+            caller: "engine".into(),
+            tenant: None,
+            audit_user: "engine".into(),
+            action,
+            card: what.into(),
+            control: None,
+            keys: stamp.keys.clone(),
+            formats: "".into(),
+            boundary: stamp.boundary.clone(),
+            outcome: Outcome::Done,
+        }
+    }
+
+    /// The tag of the block, where it is the very block that set the PIN under this control.
+    async fn retry(
+        &self,
+        caller: &Caller,
+        control: &Control,
+        block: &EncryptedBlock,
+        now: UnixMillis,
+    ) -> Result<Option<RetryTag>, SetPinError> {
+        let Some(set_by) = control.set_by(&caller.tenant, now) else { return Ok(None) };
+        let tag = RetryTag(self.boundary.retry_tag(&binding(control), block).await?);
+        Ok(set_by.matches(&tag).then_some(tag))
+    }
+
+    async fn judge(&self, caller: &Caller, control: &Control, block: &EncryptedBlock) -> Result<(), SetPinError> {
+        let under = control.tzpk()?.clone();
+        let tzpk = SealedKey::from_bytes(&under.0).map_err(hsm_protocol::Error::from)?;
+        let sealed = sealed_account(control.account.as_ref())?;
+        let judged = self.boundary.accept(&tzpk, &binding(control), block, account(&sealed)).await;
+        let mut line = self.control_line(caller, Action::SetPin, control);
+        match judged {
+            Ok(accepted) => {
+                line.formats = self.stamp().kept.into();
+                let event = Event::Set { under, retry: RetryTag(accepted.retry_tag) };
+                let pin = StoredPin { record: accepted.record.as_bytes().into(), account: control.account.clone() };
+                Ok(self.store.set_pin(control.id, event, pin, line).await?)
+            }
+            Err(hsm_protocol::AcceptError::Refused(Refusal::MalformedBlock)) => {
+                line.outcome = Outcome::Malformed;
+                self.store.advance(control.id, Event::Malformed { under }, line).await?;
+                Err(SetPinError::Malformed)
+            }
+            Err(hsm_protocol::AcceptError::Refused(Refusal::PinPolicy)) => {
+                line.outcome = Outcome::RefusedPin;
+                self.store.advance(control.id, Event::RefusedPin { under }, line).await?;
+                Err(SetPinError::RefusedPin)
+            }
+            Err(hsm_protocol::AcceptError::Failed(error)) => Err(error.into()),
+        }
+    }
+
+    /// The control, where the caller may use it now for this.
+    async fn usable(
+        &self,
+        caller: &Caller,
+        id: ControlId,
+        scope: Scope,
+        action: Action,
+        now: UnixMillis,
+    ) -> Result<Control, UsableError> {
+        let control = self.store.control(id).await?.ok_or(Denied::NotUsable)?;
+        self.admit(caller, &control, scope, action, now).await?;
+        Ok(control)
+    }
+
+    /// Whether the caller may use it now for this; a denial that names a live control is audited.
+    async fn admit(
+        &self,
+        caller: &Caller,
+        control: &Control,
+        scope: Scope,
+        action: Action,
+        now: UnixMillis,
+    ) -> Result<(), UsableError> {
+        match control.admit(&caller.tenant, scope, now) {
+            Ok(()) => Ok(()),
+            Err(Denied::NotUsable) => Err(Denied::NotUsable.into()),
+            Err(denied) => self.deny(caller, control, action, denied).await,
+        }
+    }
+
+    async fn admit_device(
+        &self,
+        caller: &Caller,
+        control: &Control,
+        device: &DeviceKey,
+        action: Action,
+    ) -> Result<(), UsableError> {
+        match control.admit_device_key(&Thumbprint(device.thumbprint())) {
+            Ok(()) => Ok(()),
+            Err(denied) => self.deny(caller, control, action, denied).await,
+        }
+    }
+
+    async fn deny<T>(
+        &self,
+        caller: &Caller,
+        control: &Control,
+        action: Action,
+        denied: Denied,
+    ) -> Result<T, UsableError> {
+        let line = Line { outcome: Outcome::Denied, ..self.control_line(caller, action, control) };
+        self.store.note(line).await?;
+        Err(denied.into())
+    }
+
+    fn control_line(&self, caller: &Caller, action: Action, control: &Control) -> Line {
+        let line = self.line(caller, action, &control.card.plastic, control.account.as_ref());
+        Line { control: Some(control.id), ..line }
+    }
+
+    fn line(&self, caller: &Caller, action: Action, plastic: &PlasticId, account: Option<&RegisteredAccount>) -> Line {
+        let stamp = self.stamp();
+        Line {
+            at: clock::now(),
+            caller: caller.peer.clone(),
+            tenant: Some(caller.tenant),
+            audit_user: caller.audit_user.shared(),
+            action,
+            card: account.map_or_else(|| plastic.masked().into(), |account| account.masked.clone()),
+            control: None,
+            keys: stamp.keys.clone(),
+            formats: "".into(),
+            boundary: stamp.boundary.clone(),
+            outcome: Outcome::Done,
+        }
+    }
+}
+
+/// What a PIN record is, as far as it says so itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordKind {
+    /// The form of its block.
+    pub form: hsm_protocol::Form,
+    /// The boundary level it was made at.
+    pub level: hsm_protocol::Level,
+    /// The version of the storage key it is under.
+    pub storage_key_version: u16,
+}
+
+impl RecordKind {
+    fn of(record: &PinRecord) -> Self {
+        let (form, level) = (record.form(), record.made_at().level);
+        Self { form, level, storage_key_version: record.storage_key().0 }
+    }
+}
+
+/// What the records of a page of cards are.
+pub struct KindsPage {
+    /// The last card looked at; none where there was none.
+    pub last: Option<CardKey>,
+    /// Of each record; none where this release can't read it.
+    pub kinds: Vec<Option<RecordKind>>,
+}
+
+/// What came of a page of cards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RemadePage {
+    /// The last card looked at; none where there was none.
+    pub last: Option<CardKey>,
+    /// Records looked at.
+    pub checked: u64,
+    /// Records made anew.
+    pub remade: u64,
+    /// Records that would not open.
+    pub failed: u64,
+}
+
+/// Why a page was not finished; nothing of it is kept.
+#[derive(Debug, Error)]
+pub enum RemakeError {
+    /// The boundary is away or busy.
+    #[error(transparent)]
+    Hsm(#[from] hsm_protocol::Error),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What the boundary is, as every audit line says it.
+struct Stamp {
+    keys: Arc<str>,
+    boundary: Arc<str>,
+    kept: &'static str,
+    shown: &'static str,
+}
+
+impl Stamp {
+    fn of(status: &hsm_protocol::Status) -> Self {
+        Self {
+            keys: hsm_protocol::KeyId::list_to_text(status.keys()).into(),
+            boundary: format!("{}/{}/{}", status.level(), status.token(), status.isolation()).into(),
+            kept: match status.form() {
+                hsm_protocol::Form::Wrapped => "iso-1>wrapped",
+                hsm_protocol::Form::Iso4 => "iso-1>iso-4",
+                hsm_protocol::Form::Iso3 => "iso-1>iso-3",
+                hsm_protocol::Form::Iso0 => "iso-1>iso-0",
+            },
+            shown: "stored>iso-1",
+        }
+    }
+}
+
+/// A tzpk for a device.
+pub struct IssuedTzpk {
+    /// RSA-OAEP of the 16 raw bytes.
+    pub encrypted_tzpk: Vec<u8>,
+    /// 3 bytes.
+    pub check_value: Vec<u8>,
+    /// When it dies, with its control.
+    pub expires_at: UnixMillis,
+}
+
+/// A PIN on its way to the device that may show it.
+pub struct ShownPin {
+    /// RSA-OAEP of the 16 raw bytes.
+    pub encrypted_tzpk: Vec<u8>,
+    /// ISO-1 under that tzpk.
+    pub pin_block: EncryptedBlock,
+    /// 3 bytes.
+    pub check_value: Vec<u8>,
+}
+
+/// Why a control may not be used.
+#[derive(Debug, Error)]
+pub enum UsableError {
+    /// What the control says.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a card was not registered.
+#[derive(Debug, Error)]
+pub enum RegisterCardError {
+    /// What the store says.
+    #[error(transparent)]
+    Register(#[from] RegisterError),
+    /// The boundary failed.
+    #[error(transparent)]
+    Hsm(#[from] hsm_protocol::Error),
+}
+
+/// Why no tzpk was issued.
+#[derive(Debug, Error)]
+pub enum IssueTzpkError {
+    /// What the control says.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The boundary failed.
+    #[error(transparent)]
+    Hsm(#[from] hsm_protocol::Error),
+}
+
+/// Why no PIN was set.
+#[derive(Debug, Error)]
+pub enum SetPinError {
+    /// What the control says.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// The one answer for every malformed block.
+    #[error("the block is not an ISO 9564 format 1 block under this control's tzpk: open another control")]
+    Malformed,
+    /// The PIN breaks the policy.
+    #[error("the PIN breaks the PIN policy: choose another")]
+    RefusedPin,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The boundary failed.
+    #[error(transparent)]
+    Hsm(#[from] hsm_protocol::Error),
+}
+
+/// Why no PIN was shown.
+#[derive(Debug, Error)]
+pub enum ViewPinError {
+    /// What the control says.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    /// There is none to show.
+    #[error("no PIN is set for this card")]
+    PinNotSet,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The boundary failed.
+    #[error(transparent)]
+    Hsm(#[from] hsm_protocol::Error),
+}
+
+/// Each of these errors takes in those of its steps.
+macro_rules! takes_in {
+    ($($outer:ident from $inner:ident),+ $(,)?) => {$(
+        impl From<$inner> for $outer {
+            fn from(error: $inner) -> Self {
+                match error {
+                    $inner::Denied(denied) => Self::Denied(denied),
+                    $inner::Store(store) => Self::Store(store),
+                }
+            }
+        }
+    )+};
+}
+
+takes_in! {
+    IssueTzpkError from UsableError, IssueTzpkError from AdvanceError,
+    SetPinError from UsableError, SetPinError from AdvanceError,
+    ViewPinError from UsableError, ViewPinError from AdvanceError,
+}
+
+fn card_binding(card: &CardKey) -> hsm_protocol::CardBinding<'_> {
+    hsm_protocol::CardBinding { tenant: card.tenant.as_str(), plastic_id: card.plastic.as_str() }
+}
+
+fn binding(control: &Control) -> hsm_protocol::Binding<'_> {
+    hsm_protocol::Binding {
+        card: card_binding(&control.card),
+        control: control.id.as_bytes(),
+        purpose: match control.scope {
+            Scope::SetPin => hsm_protocol::Purpose::SetPin,
+            Scope::ViewPin => hsm_protocol::Purpose::ViewPin,
+        },
+        expires_at_unix_milliseconds: control.expires_at.0,
+    }
+}
+
+fn sealed_account(account: Option<&RegisteredAccount>) -> Result<Option<SealedAccount>, hsm_protocol::Error> {
+    Ok(account.map(|account| SealedAccount::from_bytes(&account.sealed)).transpose()?)
+}
+
+fn account(sealed: &Option<SealedAccount>) -> Account<'_> {
+    sealed.as_ref().map_or(Account::PlasticId, Account::Registered)
+}

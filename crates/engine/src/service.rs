@@ -1,0 +1,212 @@
+//! The gRPC services. No logic: read the message, ask the use case, write the answer.
+
+use std::sync::Arc;
+
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Extensions, Request, Response, Status, async_trait, metadata::MetadataMap};
+use zeroize::Zeroizing;
+
+use super::{
+    peer::{Peers, Right},
+    wire,
+};
+use crate::pin::Pins;
+use clock::deadline::{Deadline, parse_grpc_timeout};
+use domain::caller::Caller;
+use proto::{self, audit_service_server, card_service_server, control_service_server, pin_service_server};
+use store::Store;
+
+/// How many audit entries are read from the store at a time.
+const AUDIT_PAGE_ENTRIES: usize = 256;
+
+/// The header in which a gRPC client says for how long it waits.
+const TIMEOUT_HEADER: &str = "grpc-timeout";
+
+/// All services over the same use cases.
+#[derive(Clone)]
+pub(super) struct Services {
+    pins: Arc<Pins>,
+    store: Arc<dyn Store>,
+    peers: Peers,
+}
+
+impl Services {
+    /// Over assembled use cases.
+    pub(super) fn new(pins: Arc<Pins>, store: Arc<dyn Store>, peers: Peers) -> Self {
+        Self { pins, store, peers }
+    }
+
+    fn caller(&self, extensions: &Extensions, right: Right, tenant: &str, audit_user: &str) -> Result<Caller, Status> {
+        // The right comes first: a peer without it learns nothing of what a request must look like.
+        let admitted = self.peers.admit(extensions, right).map_err(|error| wire::forbidden(&error))?;
+        let tenant = wire::tenant(tenant)?;
+        admitted.for_tenant(&tenant).map_err(|error| wire::forbidden(&error))?;
+        Ok(Caller { peer: admitted.name, tenant, audit_user: wire::audit_user(audit_user)? })
+    }
+}
+
+/// Serves a call under the deadline its client has set; one without a deadline ends with the server's time for a call.
+async fn in_time<T>(metadata: &MetadataMap, call: impl Future<Output = T>) -> T {
+    let header = metadata.get(TIMEOUT_HEADER).and_then(|value| value.to_str().ok());
+    match header.and_then(parse_grpc_timeout) {
+        Some(time) => Deadline::within(time).serve(call).await,
+        None => call.await,
+    }
+}
+
+#[async_trait]
+impl control_service_server::ControlService for Services {
+    async fn open_control(
+        &self,
+        request: Request<proto::OpenControlRequest>,
+    ) -> Result<Response<proto::OpenControlResponse>, Status> {
+        let (metadata, extensions, message) = request.into_parts();
+        let caller = self.caller(&extensions, Right::Controls, &message.tenant, &message.audit_user)?;
+        let plastic = wire::plastic_id(&message.plastic_id)?;
+        let scope = wire::scope(message.scope)?;
+        let device_key = wire::thumbprint(&message.device_key_sha256)?;
+
+        let control = in_time(&metadata, self.pins.open_control(&caller, plastic, scope, device_key))
+            .await
+            .map_err(wire::open_status)?;
+        let remaining = control.remaining(self.store.now()).as_millis();
+        Ok(Response::new(proto::OpenControlResponse {
+            control_id: control.id.to_string(),
+            expires_at_unix_milliseconds: self.store.wall_time(control.expires_at).0,
+            lifetime_milliseconds: u32::try_from(remaining).unwrap_or(u32::MAX),
+        }))
+    }
+}
+
+#[async_trait]
+impl pin_service_server::PinService for Services {
+    async fn issue_tzpk(
+        &self,
+        request: Request<proto::IssueTzpkRequest>,
+    ) -> Result<Response<proto::IssueTzpkResponse>, Status> {
+        let (metadata, extensions, message) = request.into_parts();
+        let caller = self.caller(&extensions, Right::Pins, &message.tenant, &message.audit_user)?;
+        let control = wire::control_id(&message.control_id)?;
+        let device = wire::device_key(&message.device_public_key)?;
+
+        let issued =
+            in_time(&metadata, self.pins.issue_tzpk(&caller, control, &device)).await.map_err(wire::issue_status)?;
+        Ok(Response::new(proto::IssueTzpkResponse {
+            encrypted_tzpk: issued.encrypted_tzpk,
+            check_value: issued.check_value,
+            expires_at_unix_milliseconds: issued.expires_at.0,
+        }))
+    }
+
+    async fn set_pin(&self, request: Request<proto::SetPinRequest>) -> Result<Response<proto::SetPinResponse>, Status> {
+        let (metadata, extensions, message) = request.into_parts();
+        let caller = self.caller(&extensions, Right::Pins, &message.tenant, &message.audit_user)?;
+        let control = wire::control_id(&message.control_id)?;
+        let block = wire::pin_block(&message.pin_block)?;
+
+        in_time(&metadata, self.pins.set_pin(&caller, control, &block)).await.map_err(wire::set_status)?;
+        Ok(Response::new(proto::SetPinResponse {}))
+    }
+
+    async fn view_pin(
+        &self,
+        request: Request<proto::ViewPinRequest>,
+    ) -> Result<Response<proto::ViewPinResponse>, Status> {
+        let (metadata, extensions, message) = request.into_parts();
+        let caller = self.caller(&extensions, Right::Pins, &message.tenant, &message.audit_user)?;
+        let control = wire::control_id(&message.control_id)?;
+        let device = wire::device_key(&message.device_public_key)?;
+
+        let shown =
+            in_time(&metadata, self.pins.view_pin(&caller, control, &device)).await.map_err(wire::view_status)?;
+        Ok(Response::new(proto::ViewPinResponse {
+            encrypted_tzpk: shown.encrypted_tzpk,
+            pin_block: shown.pin_block.as_bytes().to_vec(),
+            check_value: shown.check_value,
+        }))
+    }
+}
+
+#[async_trait]
+impl card_service_server::CardService for Services {
+    async fn register_card(
+        &self,
+        request: Request<proto::RegisterCardRequest>,
+    ) -> Result<Response<proto::RegisterCardResponse>, Status> {
+        let (metadata, extensions, mut message) = request.into_parts();
+        // Wiped on every way out.
+        let number = Zeroizing::new(std::mem::take(&mut message.account_number));
+        let caller = self.caller(&extensions, Right::Cards, &message.tenant, &message.audit_user)?;
+        let plastic = wire::plastic_id(&message.plastic_id)?;
+        let number = wire::account_number(&number)?;
+
+        let card = in_time(&metadata, self.pins.register_card(&caller, plastic, number))
+            .await
+            .map_err(wire::register_status)?;
+        Ok(Response::new(proto::RegisterCardResponse {
+            pin_status: wire::pin_status(&card),
+            account_number_masked: wire::masked(card.account.as_ref()),
+        }))
+    }
+
+    async fn find_card(
+        &self,
+        request: Request<proto::FindCardRequest>,
+    ) -> Result<Response<proto::FindCardResponse>, Status> {
+        let (_, extensions, message) = request.into_parts();
+        let caller = self.caller(&extensions, Right::Cards, &message.tenant, &message.audit_user)?;
+        let plastic = wire::plastic_id(&message.plastic_id)?;
+
+        let found = self.pins.find_card(&caller, plastic).await.map_err(|error| wire::store_status(&error))?;
+        let card = found.ok_or_else(wire::card_unknown)?;
+        Ok(Response::new(proto::FindCardResponse {
+            pin_status: wire::pin_status(&card),
+            account_number_masked: wire::masked(card.account.as_ref()),
+            pin_set_at_unix_milliseconds: card.pin_set_at.map_or(0, |at| at.0),
+        }))
+    }
+}
+
+#[async_trait]
+impl audit_service_server::AuditService for Services {
+    type ExportAuditStream = ReceiverStream<Result<proto::AuditEntry, Status>>;
+
+    async fn export_audit(
+        &self,
+        request: Request<proto::ExportAuditRequest>,
+    ) -> Result<Response<Self::ExportAuditStream>, Status> {
+        let (_, extensions, message) = request.into_parts();
+        let auditor = self.peers.admit(&extensions, Right::Audit).map_err(|error| wire::forbidden(&error))?;
+
+        let store = Arc::clone(&self.store);
+        let (entries, stream) = tokio::sync::mpsc::channel(AUDIT_PAGE_ENTRIES);
+        tokio::spawn(async move {
+            let mut from = message.from_sequence.max(1);
+            loop {
+                let page = match store.audit(from, AUDIT_PAGE_ENTRIES).await {
+                    Ok(page) => page,
+                    Err(error) => {
+                        let _ = entries.send(Err(wire::store_status(&error))).await;
+                        return;
+                    }
+                };
+                let Some(last) = page.last() else { return };
+                // Between entries of other tenants nothing is sent, which is where a reader that left is noticed.
+                if entries.is_closed() {
+                    return;
+                }
+                from = last.sequence.saturating_add(1);
+                // The store is read without a wait: the calls of this thread come between two pages.
+                tokio::task::yield_now().await;
+                for entry in page.iter().filter(|entry| auditor.sees(entry.line.tenant.as_ref())) {
+                    let json = entry.to_json();
+                    // The reader has gone: nothing is left to do for it.
+                    if entries.send(Ok(proto::AuditEntry { json })).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}

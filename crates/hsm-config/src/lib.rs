@@ -1,0 +1,383 @@
+//! The sections of the configuration that the key boundary reads: `[boundary]`, `[vault]`, `[token]`, `[pin_policy]`.
+//! An engine that holds no key does not read them.
+
+mod confinement;
+mod person;
+mod sections;
+
+use std::{
+    ffi::CString,
+    path::{Path, PathBuf},
+};
+
+use config::{ConfigError, DATA_DIRECTORY, SecretSource, read_file, within};
+use serde::{Deserialize, de::IgnoredAny};
+
+use self::sections::{
+    LowBoundary, LowCallers, LowForm, LowIpc, LowIsolation, LowKeyHandling, LowLevel, LowLockMemory, LowPinPolicy,
+    LowStep, LowToken, LowVault, LowWeakness,
+};
+pub use self::{
+    confinement::{Confinement, Ipc, Step, TokenNeeds},
+    person::person_token,
+};
+
+/// Whom a vault's process becomes where it was started as root and nobody else was named: a number out of the range
+/// that systemd keeps for users without an account.
+const USER_BY_DEFAULT: u32 = 65_500;
+
+/// The checked configuration of a boundary in a process of its own.
+pub struct HsmProcess {
+    /// The boundary.
+    pub hsm: hsm::Config,
+    /// What the process gives up.
+    pub confinement: Confinement,
+    /// How many threads serve.
+    pub threads: usize,
+    /// Who may connect to its socket.
+    pub engine_user: u32,
+}
+
+impl HsmProcess {
+    /// Reads and checks a file; without one, the embedded defaults.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        match path {
+            Some(path) => Self::of(read_file::<LowFile>(Some(path))?),
+            None => Self::of_defaults(LowFile::default()),
+        }
+    }
+
+    /// The embedded defaults, with the vault in `directory`.
+    pub fn embedded(directory: &Path) -> Result<Self, ConfigError> {
+        Self::of_defaults(LowFile { data_directory: directory.to_owned(), ..LowFile::default() })
+    }
+
+    /// Reads and checks a file for a boundary in the engine's own process.
+    ///
+    /// # Errors
+    /// The file is not a configuration, or a secret that it names cannot be read.
+    pub fn load_inline(path: Option<&Path>) -> Result<hsm::Config, ConfigError> {
+        read_file::<LowFile>(path)?.hsm()
+    }
+
+    /// The embedded defaults for a boundary in the engine's own process, with the vault in `directory`.
+    ///
+    /// # Errors
+    /// The embedded defaults do not fit this machine.
+    pub fn embedded_inline(directory: &Path) -> Result<hsm::Config, ConfigError> {
+        LowFile { data_directory: directory.to_owned(), ..LowFile::default() }.hsm()
+    }
+
+    /// Where nobody wrote a file nobody prepared the machine: an ordinary user may lock little memory, and is told so.
+    fn of_defaults(mut low: LowFile) -> Result<Self, ConfigError> {
+        low.boundary.lock_memory = Some(LowLockMemory::Try);
+        Self::of(low)
+    }
+
+    fn of(mut low: LowFile) -> Result<Self, ConfigError> {
+        let threads = match low.token {
+            // A vault answers faster than an engine's thread asks: half as many threads do more at each wake-up.
+            None => low.threads()?.div_ceil(2),
+            Some(_) => low.threads()?,
+        };
+        low.boundary.lock_memory.get_or_insert(LowLockMemory::Require);
+        let boundary = &low.boundary;
+        if let Some(user) = boundary.hsm_user {
+            within("boundary.hsm_user", user, 1..=u32::MAX - 1)?;
+        }
+        let own_user = nix::unistd::getuid().as_raw();
+        let confinement = Confinement {
+            user: boundary.hsm_user.or(low.token.is_none().then_some(USER_BY_DEFAULT)),
+            token: low.token.as_ref().map(LowToken::needs),
+            waived: boundary.waive.iter().map(|step| step.checked()).collect(),
+        };
+        let engine_user = boundary.engine_user.unwrap_or(own_user);
+        let hsm = hsm::Config { isolation: hsm::Isolation::Process, ..low.hsm()? };
+        Ok(Self { hsm, confinement, threads, engine_user })
+    }
+}
+
+/// The PKCS#11 token that a file names, and how PINs are to be kept with it.
+pub fn load_token(path: &Path) -> Result<Token, ConfigError> {
+    let low = read_file::<LowFile>(Some(path))?;
+    let token = low.token.ok_or_else(|| ConfigError::value("token", "the file names no PKCS#11 token"))?;
+    let isolation = match low.boundary.isolation {
+        LowIsolation::Process => hsm::Isolation::Process,
+        LowIsolation::Inline => hsm::Isolation::Inline,
+    };
+    Ok(Token { token: token.check(&low.data_directory)?, wanted: wanted(&low.boundary)?, isolation })
+}
+
+/// The keys that a file names, a vault's or a token's, and how PINs are to be kept with them.
+pub fn load_keys(path: &Path) -> Result<(hsm::Keys, hsm::Wanted), ConfigError> {
+    let low = read_file::<LowFile>(Some(path))?;
+    let wanted = wanted(&low.boundary)?;
+    Ok((keys(low.token, low.vault, &low.data_directory)?, wanted))
+}
+
+/// A PKCS#11 token, and how an engine uses it.
+pub struct Token {
+    /// The token.
+    pub token: hsm::Pkcs11,
+    /// How PINs are to be kept with it.
+    pub wanted: hsm::Wanted,
+    /// Whose process calls it.
+    pub isolation: hsm::Isolation,
+}
+
+/// The file, as written. An engine reads the keys that are ignored here.
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct LowFile {
+    /// Where the vault is, unless it says otherwise.
+    data_directory: PathBuf,
+    /// Threads that serve; 0 for one a core.
+    workers: usize,
+    vault: LowVault,
+    /// A PKCS#11 token that holds the keys, instead of the vault.
+    token: Option<LowToken>,
+    boundary: LowBoundary,
+    pin_policy: LowPinPolicy,
+    listen: Option<IgnoredAny>,
+    call_timeout_milliseconds: Option<IgnoredAny>,
+    calls_per_connection_max: Option<IgnoredAny>,
+    connections_max: Option<IgnoredAny>,
+    silent_connections_per_address_max: Option<IgnoredAny>,
+    tls: Option<IgnoredAny>,
+    peers: Option<IgnoredAny>,
+    control: Option<IgnoredAny>,
+    store: Option<IgnoredAny>,
+    rotation: Option<IgnoredAny>,
+    metrics: Option<IgnoredAny>,
+}
+
+impl Default for LowFile {
+    fn default() -> Self {
+        Self {
+            data_directory: DATA_DIRECTORY.into(),
+            workers: 0,
+            vault: LowVault::default(),
+            token: None,
+            boundary: LowBoundary::default(),
+            pin_policy: LowPinPolicy::default(),
+            listen: None,
+            call_timeout_milliseconds: None,
+            calls_per_connection_max: None,
+            connections_max: None,
+            silent_connections_per_address_max: None,
+            tls: None,
+            peers: None,
+            control: None,
+            store: None,
+            rotation: None,
+            metrics: None,
+        }
+    }
+}
+
+impl LowFile {
+    /// Threads that serve.
+    fn threads(&self) -> Result<usize, ConfigError> {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        if self.workers == 0 { Ok(cores) } else { within("workers", self.workers, 1..=240) }
+    }
+
+    /// The keys, the level, the policy; secrets are read here.
+    fn hsm(self) -> Result<hsm::Config, ConfigError> {
+        let keys = keys(self.token, self.vault, &self.data_directory)?;
+        hsm_config(keys, &self.boundary, &self.pin_policy)
+    }
+}
+
+fn keys(token: Option<LowToken>, vault: LowVault, data: &Path) -> Result<hsm::Keys, ConfigError> {
+    match token {
+        Some(token) => Ok(hsm::Keys::Pkcs11(token.check(data)?)),
+        None => Ok(hsm::Keys::Vault(vault.check(data)?)),
+    }
+}
+
+impl LowStep {
+    fn checked(self) -> Step {
+        match self {
+            Self::User => Step::User,
+            Self::Landlock => Step::Landlock,
+            Self::Seccomp => Step::Seccomp,
+        }
+    }
+}
+
+impl LowVault {
+    fn check(self, data: &Path) -> Result<hsm::Vault, ConfigError> {
+        let unlock = match (self.passphrase, self.key_file) {
+            (Some(_), Some(_)) => return Err(ConfigError::value("vault", "give a passphrase or a key_file, not both")),
+            (Some(passphrase), None) => hsm::Unlock::Passphrase(passphrase.read()?),
+            (None, key_file) => hsm::Unlock::KeyFile(key_file.unwrap_or_else(|| data.join("vault.key"))),
+        };
+        Ok(hsm::Vault::File { path: self.file.unwrap_or_else(|| data.join("vault")), unlock })
+    }
+}
+
+impl LowToken {
+    fn needs(&self) -> TokenNeeds {
+        let ipc = self.ipc.iter().map(|ipc| match ipc {
+            LowIpc::UnixSocket => Ipc::UnixSocket,
+            LowIpc::SharedMemory => Ipc::SharedMemory,
+        });
+        TokenNeeds {
+            module: self.module.clone(),
+            paths: self.paths.clone(),
+            ports: self.ports.clone(),
+            ipc: ipc.collect(),
+        }
+    }
+
+    fn check(self, data: &Path) -> Result<hsm::Pkcs11, ConfigError> {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let (sessions, waiting) = (self.sessions, self.waiting_operations_max);
+        Ok(hsm::Pkcs11 {
+            place: place(self.module, self.module_parameters, slot(self.label, self.serial, self.slot)?)?,
+            user_pin: self.user_pin.read()?,
+            key_version: within("token.key_version", self.key_version, 1..=u16::MAX)?,
+            storage_key_versions: self
+                .storage_key_versions
+                .into_iter()
+                .map(|version| within("token.storage_key_versions", version, 1..=u16::MAX))
+                .collect::<Result<_, _>>()?,
+            key_handling: match self.key_handling {
+                LowKeyHandling::InToken => hsm::KeyHandling::InToken,
+                LowKeyHandling::CopiedToSession => hsm::KeyHandling::CopiedToSession,
+            },
+            callers: match self.callers {
+                LowCallers::Workers => hsm::Callers::Workers,
+                LowCallers::Inline => hsm::Callers::Inline,
+            },
+            sessions: if sessions == 0 { cores * 2 } else { within("token.sessions", sessions, 1..=256)? },
+            waiting_operations_max: within("token.waiting_operations_max", waiting, 1..=1_000_000)?,
+            tdes_count: Some(data.join("3des-count")),
+        })
+    }
+}
+
+/// A slot by the one name that it is given.
+fn slot(label: Option<String>, serial: Option<String>, number: Option<u64>) -> Result<hsm::SlotName, ConfigError> {
+    match (label, serial, number) {
+        (Some(label), None, None) => Ok(hsm::SlotName::Label(label)),
+        (None, Some(serial), None) => Ok(hsm::SlotName::Serial(serial)),
+        (None, None, Some(number)) => Ok(hsm::SlotName::Number(number)),
+        _ => Err(ConfigError::value("token", "give one of the token's label, its serial and the slot")),
+    }
+}
+
+/// Where a token is.
+fn place(
+    module: PathBuf,
+    module_parameters: Option<String>,
+    slot: hsm::SlotName,
+) -> Result<hsm::TokenPlace, ConfigError> {
+    let parameters = module_parameters.map(CString::new).transpose();
+    let module_parameters = parameters.map_err(|error| ConfigError::value("token.module_parameters", error))?;
+    Ok(hsm::TokenPlace { module, module_parameters, slot })
+}
+
+fn hsm_config(keys: hsm::Keys, boundary: &LowBoundary, policy: &LowPinPolicy) -> Result<hsm::Config, ConfigError> {
+    Ok(hsm::Config {
+        keys,
+        absent_vault: hsm::AbsentVault::Refuse,
+        wanted: wanted(boundary)?,
+        policy: pin_policy(policy)?,
+        isolation: hsm::Isolation::Inline,
+        lock_memory: match boundary.lock_memory {
+            None | Some(LowLockMemory::Try) => hsm::LockMemory::Try,
+            Some(LowLockMemory::Require) => hsm::LockMemory::Require,
+        },
+    })
+}
+
+fn wanted(boundary: &LowBoundary) -> Result<hsm::Wanted, ConfigError> {
+    let level = match boundary.level {
+        LowLevel::Token => hsm::WantedLevel::Token,
+        LowLevel::Host => hsm::WantedLevel::Host,
+        LowLevel::Best => hsm::WantedLevel::Best,
+    };
+    Ok(hsm::Wanted { level, form: boundary.form.map(|form| stored_form(form, boundary)).transpose()? })
+}
+
+/// A 3DES form needs the date it ends, and does not outlive it.
+fn stored_form(form: LowForm, boundary: &LowBoundary) -> Result<hsm::StoredForm, ConfigError> {
+    let until = |form: fn(String) -> hsm::StoredForm| {
+        let today = jiff::tz::TimeZone::UTC.to_datetime(jiff::Timestamp::now()).date();
+        match boundary.form_until {
+            None => Err(ConfigError::value("boundary.form_until", "a 3DES form needs the date it ends, as 2027-06-30")),
+            Some(until) if until < today => {
+                Err(ConfigError::value("boundary.form_until", format!("{until} has passed: set form = \"iso-4\"")))
+            }
+            Some(until) => Ok(form(until.to_string())),
+        }
+    };
+    match form {
+        LowForm::Wrapped => Ok(hsm::StoredForm::Wrapped),
+        LowForm::Iso4 => Ok(hsm::StoredForm::Iso4),
+        LowForm::Iso3 => until(|until| hsm::StoredForm::Iso3 { until }),
+        LowForm::Iso0 => until(|until| hsm::StoredForm::Iso0 { until }),
+    }
+}
+
+fn pin_policy(policy: &LowPinPolicy) -> Result<hsm::PinPolicy, ConfigError> {
+    let weaknesses = policy.refuse.iter().map(|weakness| match weakness {
+        LowWeakness::Ascending => hsm::Weakness::Ascending,
+        LowWeakness::Descending => hsm::Weakness::Descending,
+        LowWeakness::Repeated => hsm::Weakness::Repeated,
+    });
+    let refused = policy.refused_pins.as_ref().map(SecretSource::read).transpose()?;
+    let listed = refused.iter().flat_map(|text| text.lines()).map(str::trim).filter(|line| !line.is_empty());
+    hsm::PinPolicy::new(policy.length_min..=policy.length_max, weaknesses.collect(), listed)
+        .map_err(|error| ConfigError::value("pin_policy", error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(text: &str) -> Result<HsmProcess, String> {
+        let low: LowFile = toml::from_str(text).map_err(|error| error.to_string())?;
+        HsmProcess::of(low).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_empty_file_is_a_vault_in_the_default_form_and_nothing_is_waived() {
+        let process = checked("").unwrap();
+        assert_eq!(process.hsm.wanted.form, None);
+        assert_eq!(process.hsm.isolation, hsm::Isolation::Process);
+        assert!(process.confinement.waived.is_empty() && process.confinement.token.is_none());
+    }
+
+    #[test]
+    fn a_policy_out_of_range_is_named() {
+        assert!(checked("[pin_policy]\nlength_min = 3").err().unwrap().contains("4 to 12"));
+    }
+
+    #[test]
+    fn a_3des_form_needs_a_date_that_has_not_passed() {
+        assert!(checked("[boundary]\nform = \"iso-3\"").err().unwrap().contains("needs the date it ends"));
+        let passed = checked("[boundary]\nform = \"iso-0\"\nform_until = \"2020-01-01\"");
+        assert!(passed.err().unwrap().contains("has passed"));
+        let dated = checked("[boundary]\nform = \"iso-3\"\nform_until = \"2999-12-31\"").unwrap();
+        assert_eq!(dated.hsm.wanted.form, Some(hsm::StoredForm::Iso3 { until: "2999-12-31".into() }));
+    }
+
+    #[test]
+    fn a_token_has_one_name_and_its_pin_comes_from_a_file_a_variable_or_a_descriptor() {
+        let token = |lines: &str| checked(&format!("[token]\nmodule = \"m.so\"\n{lines}"));
+        let pin = "user_pin = { env = \"PATH\" }";
+        let engine = token(&format!("label = \"issuer\"\n{pin}")).unwrap();
+        let hsm::Keys::Pkcs11(pkcs11) = engine.hsm.keys else { panic!("not the token") };
+        assert_eq!(pkcs11.place.slot, hsm::SlotName::Label("issuer".into()));
+        assert_eq!(pkcs11.key_version, 1);
+        for both_or_none in [pin.to_owned(), format!("label = \"a\"\nserial = \"b\"\n{pin}")] {
+            assert!(token(&both_or_none).err().unwrap().contains("one of the token's label"));
+        }
+        assert!(token("label = \"a\"\nuser_pin = \"2468\"").is_err(), "a PIN in the file itself");
+        let closed = token("label = \"a\"\nuser_pin = { descriptor = 999 }");
+        assert!(closed.err().unwrap().contains("/dev/fd/999"));
+    }
+}

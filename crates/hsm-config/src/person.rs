@@ -1,0 +1,83 @@
+//! The token that holds the key of a person of a ceremony, in the words of an engine's `[token]`.
+//!
+//! What must never enter: what a file says, in an error. It may be a key, or a PIN, where neither belongs.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use config::{ConfigError, SecretSource, line_of};
+
+use super::{place, slot};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LowPerson {
+    token: LowPersonToken,
+}
+
+/// What `LowToken` says of an engine's token, as far as it is so of any.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LowPersonToken {
+    module: PathBuf,
+    module_parameters: Option<String>,
+    label: Option<String>,
+    serial: Option<String>,
+    slot: Option<u64>,
+    /// Asked for on the terminal where it is not named.
+    user_pin: Option<SecretSource>,
+}
+
+/// The token that the text of a file names.
+pub fn person_token(path: &Path, text: &str) -> Result<hsm::PersonToken, ConfigError> {
+    let LowPerson { token } = toml::from_str(text).map_err(|error: toml::de::Error| malformed(path, text, &error))?;
+    Ok(hsm::PersonToken {
+        place: place(token.module, token.module_parameters, slot(token.label, token.serial, token.slot)?)?,
+        user_pin: token.user_pin.as_ref().map(SecretSource::read).transpose()?,
+    })
+}
+
+/// Where it is wrong, and what would be right; not what is there.
+fn malformed(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
+    let line = line_of(text, error);
+    let message = format!(
+        "neither a person's key, of 32 bytes, nor a file that names a token (line {line}): that is [token] with module, one \
+         of label, serial and slot, and, unless it is to be typed, user_pin = {{ file = \"…\" }}"
+    );
+    ConfigError::Malformed { path: path.to_owned(), message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<hsm::PersonToken, String> {
+        person_token(Path::new("lea.toml"), text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_token_is_named_as_an_engines_is_and_its_pin_may_be_left_to_be_typed() {
+        let token = read("[token]\nmodule = \"m.so\"\nserial = \"0042\"").unwrap();
+        assert_eq!(token.place.slot, hsm::SlotName::Serial("0042".into()));
+        assert!(token.user_pin.is_none());
+        let token = read("[token]\nmodule = \"m.so\"\nslot = 3\nuser_pin = { env = \"PATH\" }").unwrap();
+        assert!(token.user_pin.is_some());
+        assert!(read("[token]\nmodule = \"m.so\"").err().unwrap().contains("one of the token's label"));
+    }
+
+    #[test]
+    fn what_is_no_token_is_refused_by_its_line_and_never_told() {
+        let secret = "9d61b19deffd5a60ba844af492ec2cc4";
+        for (text, line) in [
+            (secret.to_owned(), "line 1"),
+            (format!("{secret} = 1"), "line 1"),
+            (format!("[token]\nmodule = \"m.so\"\nlabel = \"lea\"\nuser_pin = \"{secret}\""), "line 4"),
+            (format!("[token]\nmodule = \"m.so\"\nlabel = \"lea\"\n{secret} = 1"), "line 4"),
+            (String::new(), "line 1"),
+        ] {
+            let refused = read(&text).err().unwrap();
+            assert!(refused.contains(line) && refused.contains("lea.toml") && !refused.contains(secret), "{refused}");
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! What can go wrong at the door. No error tells what a clear value was.
+
+use std::borrow::Cow;
+
+use thiserror::Error;
+
+use crate::binding::Level;
+use crate::device_key::DeviceKeyError;
+use crate::sealed::LayoutError;
+
+/// Why a block was not taken. A malformed block has one variant, so that what was wrong with it cannot be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Refusal {
+    /// Not an ISO 9564 format 1 block under this tzpk.
+    #[error("the block is not an ISO 9564 format 1 block under this tzpk")]
+    MalformedBlock,
+    /// Well-formed, with a PIN that breaks the policy.
+    #[error("the PIN breaks the PIN policy")]
+    PinPolicy,
+}
+
+/// Why `accept` made no record.
+#[derive(Debug, Error)]
+pub enum AcceptError {
+    /// The block was judged and refused.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The boundary could not judge it.
+    #[error(transparent)]
+    Failed(#[from] Error),
+}
+
+/// Why an operation failed.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A blob or record does not open under this binding: another card's, another control's, or changed.
+    #[error("a sealed {what} does not open here: it was made for something else, or was changed")]
+    SealBroken {
+        /// What kind of blob.
+        what: Cow<'static, str>,
+    },
+    /// A blob or record has a layout this release does not know.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// A blob was made under a key that is not here.
+    #[error("made under a key this boundary does not have: open the vault it was made with")]
+    UnknownKey,
+    /// A record that was made at the other boundary level: its storage key is not here.
+    #[error("made at boundary level {made_at}: set boundary.level = \"{made_at}\" to open it")]
+    OtherLevel {
+        /// Where it was made.
+        made_at: Level,
+    },
+    /// A record that this boundary makes and can't open.
+    #[error("a format 4 block made at level token is not shown: a partition of its own, which may decrypt, opens it")]
+    WriteOnly,
+    /// A device key that reads as one, and is none.
+    #[error(transparent)]
+    DeviceKey(#[from] DeviceKeyError),
+    /// The binding holds no plasticId.
+    #[error("a plasticId is 1 to 19 decimal digits")]
+    PlasticId,
+    /// The stored 3DES form has reached its end.
+    #[error("the 3DES storage key has made {limit} blocks and makes no more: change the form to iso-4")]
+    TdesExhausted {
+        /// The most blocks it makes.
+        limit: u64,
+    },
+    /// The bound on waiting operations is reached.
+    #[error("{limit} operations wait for the token already: try again")]
+    Busy {
+        /// The bound.
+        limit: usize,
+    },
+    /// The token is away.
+    #[error("the token is not available: {reason}")]
+    Unavailable {
+        /// Why, in words of ours.
+        reason: UnavailableReason,
+    },
+}
+
+/// Why a token is not available. A decision reads the variant, never the text.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum UnavailableReason {
+    /// The token refused the user PIN when it was opened again. The boundary logs in no more: another login could lock the PIN.
+    #[error("it refused the user PIN")]
+    UserPinRefused,
+    /// Any other reason, as text for people.
+    #[error("{0}")]
+    Other(Cow<'static, str>),
+}
+
+impl From<&'static str> for UnavailableReason {
+    fn from(reason: &'static str) -> Self {
+        Self::Other(reason.into())
+    }
+}

@@ -1,0 +1,281 @@
+//! What passes between an engine and a boundary in a process of its own: framed, versioned, read with suspicion.
+//!
+//! ```text
+//! frame     length(4) of what follows   number(8)   body
+//! hello     number 0                    "PINSEAL" version(4)                        to the boundary, first of all
+//! welcome   number 0                    "PINSEAL" version(4)  00 status | 01 text | 02 text   back, first of all
+//! request   number of the caller's      deadline(8) operation(1) arguments
+//! reply     the same number             00 result | error code(1) and its words
+//! ```
+//! All numbers are big-endian. A deadline is in milliseconds of CLOCK_MONOTONIC, which both ends share. Nothing clear is
+//! in any frame but an account number on its way to be sealed. Whoever reads a frame that is none ends the connection.
+
+mod reply;
+mod request;
+mod value;
+
+use thiserror::Error;
+
+pub use self::reply::{write_accept_reply, write_reply};
+pub use self::request::Operation;
+pub use self::request::{Ask, Request};
+pub use self::{
+    reply::{read_accept_reply, read_reply, refuse},
+    value::{Crosses, Reader},
+};
+pub use crate::error::UnavailableReason;
+use crate::status::Status;
+
+/// The longest frame, in bytes, its length not counted: a view's request, with a device key of 4096 bits, is under 1 KiB.
+pub const FRAME_BYTES_MAX: usize = 4 * 1024;
+/// How many descriptors one message carries (SCM_RIGHTS); the kernel takes 253.
+pub const DESCRIPTORS_PER_MESSAGE: usize = 64;
+/// The version this release speaks.
+const VERSION: u16 = 5;
+const MAGIC: &[u8; 7] = b"PINSEAL";
+const LENGTH_BYTES: usize = 4;
+const NUMBER_BYTES: usize = 8;
+/// The number of hello and welcome.
+const FIRST: u64 = 0;
+
+/// Appends a frame with the body that `write` appends.
+pub fn push_frame(out: &mut Vec<u8>, number: u64, write: impl FnOnce(&mut Vec<u8>)) {
+    let at = out.len();
+    out.extend_from_slice(&[0; LENGTH_BYTES]);
+    out.extend_from_slice(&number.to_be_bytes());
+    write(out);
+    let length = u32::try_from(out.len().saturating_sub(at + LENGTH_BYTES)).unwrap_or(u32::MAX);
+    out.iter_mut().skip(at).zip(length.to_be_bytes()).for_each(|(place, byte)| *place = byte);
+}
+
+/// A whole frame.
+pub struct Frame<'a> {
+    /// Whose it is.
+    pub number: u64,
+    /// What it says.
+    pub body: &'a [u8],
+}
+
+/// Takes the first frame off `bytes`; none where it has not all arrived.
+pub fn take_frame<'a>(bytes: &mut &'a [u8]) -> Result<Option<Frame<'a>>, FrameError> {
+    let Some((length, rest)) = bytes.split_first_chunk() else { return Ok(None) };
+    let length = usize::try_from(u32::from_be_bytes(*length)).map_err(|_| FrameError)?;
+    if !(NUMBER_BYTES..=FRAME_BYTES_MAX).contains(&length) {
+        return Err(FrameError);
+    }
+    let Some((frame, rest)) = rest.split_at_checked(length) else { return Ok(None) };
+    let (number, body) = frame.split_first_chunk().ok_or(FrameError)?;
+    *bytes = rest;
+    Ok(Some(Frame { number: u64::from_be_bytes(*number), body }))
+}
+
+/// Appends what an engine says first.
+pub fn push_hello(out: &mut Vec<u8>) {
+    push_frame(out, FIRST, |body| {
+        body.extend_from_slice(MAGIC);
+        body.extend_from_slice(&VERSION.to_be_bytes());
+    });
+}
+
+/// Reads what an engine says first.
+pub fn read_hello(frame: &Frame<'_>) -> Result<(), FrameError> {
+    let mut read = greeting(frame)?;
+    read.end(())
+}
+
+/// What a boundary says first: what it is, or why there is none, for people.
+pub enum Welcome {
+    /// It serves.
+    Serving(Box<Status>),
+    /// It does not, and why.
+    Closed(String),
+    /// It does not serve, because the token refused the user PIN: another login could lock the PIN. The text is for people.
+    PinRefused(String),
+}
+
+/// Appends what a boundary says first.
+pub fn push_welcome(out: &mut Vec<u8>, welcome: &Welcome) {
+    push_frame(out, FIRST, |body| {
+        body.extend_from_slice(MAGIC);
+        body.extend_from_slice(&VERSION.to_be_bytes());
+        match welcome {
+            Welcome::Serving(status) => {
+                body.push(0);
+                status.write(body);
+            }
+            Welcome::Closed(reason) => {
+                body.push(1);
+                reason.write(body);
+            }
+            Welcome::PinRefused(reason) => {
+                body.push(2);
+                reason.write(body);
+            }
+        }
+    });
+}
+
+/// Reads what a boundary says first.
+pub fn read_welcome(frame: &Frame<'_>) -> Result<Welcome, FrameError> {
+    let mut read = greeting(frame)?;
+    let welcome = match read.byte()? {
+        0 => Welcome::Serving(Box::new(Status::read(&mut read)?)),
+        1 => Welcome::Closed(String::read(&mut read)?),
+        2 => Welcome::PinRefused(String::read(&mut read)?),
+        _ => return Err(FrameError),
+    };
+    read.end(welcome)
+}
+
+fn greeting<'a>(frame: &Frame<'a>) -> Result<Reader<'a>, FrameError> {
+    let mut read = Reader(frame.body);
+    let (magic, version) = (read.array()?, u16::from_be_bytes(read.array()?));
+    if (frame.number, magic, version) == (FIRST, *MAGIC, VERSION) { Ok(read) } else { Err(FrameError) }
+}
+
+/// Not a frame this release can read: another release, or not Pinseal at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("not a frame this release can read: run engine and boundary of one release")]
+pub struct FrameError;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    #[test]
+    fn frames_arrive_whole_in_order_whatever_the_pieces() {
+        let mut sent = Vec::new();
+        push_frame(&mut sent, 7, |body| body.extend_from_slice(b"seven"));
+        push_frame(&mut sent, 8, |_| {});
+        for cut in 0..=sent.len() {
+            let mut arrived = &sent[..cut];
+            let mut numbers = Vec::new();
+            while let Some(frame) = take_frame(&mut arrived).unwrap() {
+                numbers.push((frame.number, frame.body.len()));
+            }
+            let expected: &[(u64, usize)] = match cut {
+                0..17 => &[],
+                17..29 => &[(7, 5)],
+                _ => &[(7, 5), (8, 0)],
+            };
+            assert_eq!(numbers, expected, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_frame_too_long_or_too_short_for_its_number_is_none() {
+        for length in [0u32, 7, 4_097, u32::MAX] {
+            let bytes = [&length.to_be_bytes()[..], &[0; 64]].concat();
+            assert!(take_frame(&mut &bytes[..]).is_err(), "{length}");
+        }
+    }
+
+    #[test]
+    fn a_hello_of_another_release_is_refused() {
+        let mut bytes = Vec::new();
+        push_hello(&mut bytes);
+        assert_eq!(read_hello(&take_frame(&mut &bytes[..]).unwrap().unwrap()), Ok(()));
+        for at in 4..bytes.len() {
+            let mut changed = bytes.clone();
+            changed[at] ^= 1;
+            assert_eq!(read_hello(&take_frame(&mut &changed[..]).unwrap().unwrap()), Err(FrameError), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_closed_boundary_says_why() {
+        let mut bytes = Vec::new();
+        push_welcome(&mut bytes, &Welcome::Closed("no such token".to_owned()));
+        let welcome = read_welcome(&take_frame(&mut &bytes[..]).unwrap().unwrap());
+        assert!(matches!(welcome, Ok(Welcome::Closed(reason)) if reason == "no such token"));
+    }
+
+    #[test]
+    fn a_refused_user_pin_is_a_welcome_of_its_own() {
+        let mut bytes = Vec::new();
+        push_welcome(&mut bytes, &Welcome::PinRefused("wrong".to_owned()));
+        let welcome = read_welcome(&take_frame(&mut &bytes[..]).unwrap().unwrap());
+        assert!(matches!(welcome, Ok(Welcome::PinRefused(reason)) if reason == "wrong"));
+    }
+
+    #[test]
+    fn a_user_pin_refused_at_a_reconnection_crosses_as_such() {
+        let mut body = Vec::new();
+        let refused = Error::Unavailable { reason: UnavailableReason::UserPinRefused };
+        reply::write_reply::<()>(&Err(refused), &mut body);
+        let read = read_reply::<()>(&body).unwrap();
+        assert!(matches!(read, Err(Error::Unavailable { reason: UnavailableReason::UserPinRefused })));
+    }
+
+    use proptest::{collection::vec, prelude::*};
+
+    use crate::account::{Account, AccountNumber};
+    use crate::binding::{Binding, CardBinding, Purpose};
+    use crate::outcome::{Accepted, Issued, Revealed};
+    use crate::sealed::{EncryptedBlock, PinRecord, SealedAccount, SealedKey};
+
+    /// The bodies of one request of each kind; devices' keys are left out, as they are read by a test of their own.
+    fn bodies() -> Vec<Vec<u8>> {
+        let head = |r#use: u8, length: usize| [vec![1, r#use, 0, 1], vec![7; length - 4]].concat();
+        let card = CardBinding { tenant: "bank", plastic_id: "1000200030" };
+        let binding =
+            &Binding { card, control: &[7; 16], purpose: Purpose::SetPin, expires_at_unix_milliseconds: 1_000 };
+        let (tzpk, block) =
+            (&SealedKey::from_bytes(&head(b'T', 48)).unwrap(), &EncryptedBlock::from_bytes(&[5; 8]).unwrap());
+        let sealed = &SealedAccount::from_bytes(&head(b'A', 30)).unwrap();
+        let number = &AccountNumber::parse("5413330089020011").unwrap();
+        let asks = [
+            Ask::Check,
+            Ask::Accept { tzpk, binding, block, account: Account::PlasticId },
+            Ask::Accept { tzpk, binding, block, account: Account::Registered(sealed) },
+            Ask::RetryTag { binding, block },
+            Ask::SealAccount { number, card },
+        ];
+        let body = |ask: Ask<'_>| {
+            let mut body = Vec::new();
+            ask.push(9, &mut body);
+            body
+        };
+        asks.into_iter().map(body).collect()
+    }
+
+    #[test]
+    fn a_request_is_read_whole_and_neither_shorter_nor_longer() {
+        for body in bodies() {
+            assert_eq!(Request::read(&body).map(|request| request.deadline), Ok(9));
+            for cut in 0..body.len() {
+                assert!(Request::read(&body[..cut]).is_err(), "cut at {cut}");
+            }
+            assert!(Request::read(&[&body[..], &[0]].concat()).is_err());
+        }
+    }
+
+    /// Whatever arrives is read or refused.
+    fn read_as_anything(bytes: &[u8]) {
+        let mut rest = bytes;
+        while let Ok(Some(frame)) = take_frame(&mut rest) {
+            let _ = (read_hello(&frame), read_welcome(&frame).is_ok(), Request::read(frame.body).is_ok());
+            let _ = (read_reply::<Issued>(frame.body).is_ok(), read_reply::<Revealed>(frame.body).is_ok());
+            let _ = (read_reply::<()>(frame.body).is_ok(), read_accept_reply::<Accepted>(frame.body).is_ok());
+        }
+        let _ = PinRecord::from_bytes(bytes);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_bytes_arrive_reading_them_ends_in_a_value_or_a_refusal(bytes in vec(any::<u8>(), 0..512)) {
+            read_as_anything(&bytes);
+        }
+
+        #[test]
+        fn a_request_changed_anywhere_is_read_or_refused(which in 0..5usize, at in any::<usize>(), byte in any::<u8>()) {
+            let mut body = bodies().swap_remove(which);
+            let at = at % body.len();
+            body[at] = byte;
+            let mut frame = Vec::new();
+            push_frame(&mut frame, 3, |out| out.extend_from_slice(&body));
+            read_as_anything(&frame);
+        }
+    }
+}

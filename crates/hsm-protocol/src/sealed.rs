@@ -1,0 +1,372 @@
+//! Byte layouts of what crosses the door, and what each seal binds. No cipher here.
+//!
+//! ```text
+//! sealed tzpk     01 'T' key(2)          body(44)                           48 bytes
+//! sealed account  01 'A' key(2)                    ciphertext(10) tag(16)   30 bytes
+//! PIN record      01 'P' key(2) form made_at  block(8, 16 or 40) tag(16)   30, 38 or 62 bytes
+//! ```
+//! The body of a sealed tzpk is its token's own: nonce(12) ciphertext(16) tag(16) of the software token; of a PKCS#11
+//! token key wrap(24) tag(16) zero(4). The first four bytes, and what is bound, go into every tag: a blob of one use is not taken for another.
+
+use thiserror::Error;
+
+use crate::binding::{Binding, CardBinding, Isolation, Level, MadeAt, Purpose};
+use crate::form::Form;
+
+/// The layout this release writes.
+const VERSION: u8 = 1;
+/// Version, use and key.
+const HEAD_BYTES: usize = 4;
+/// Bytes of an AEAD or MAC tag.
+pub const TAG_BYTES: usize = 16;
+/// Bytes of an AEAD nonce.
+pub const NONCE_BYTES: usize = 12;
+/// Bytes of a sealed account number: up to 19 digits, two a byte, filled with F.
+pub const ACCOUNT_BYTES: usize = 10;
+/// Bytes of what a token makes of a tzpk.
+const SEALED_TZPK_BYTES: usize = NONCE_BYTES + 16 + TAG_BYTES;
+/// Bytes of a sealed tzpk.
+const SEALED_KEY_BYTES: usize = HEAD_BYTES + SEALED_TZPK_BYTES;
+
+/// What a token makes of a tzpk, to have it back: bytes of its own layout.
+pub type SealedTzpk = [u8; SEALED_TZPK_BYTES];
+/// Bytes of a sealed account.
+const SEALED_ACCOUNT_BYTES: usize = HEAD_BYTES + ACCOUNT_BYTES + TAG_BYTES;
+/// The most bytes of a PIN record.
+const PIN_RECORD_BYTES_MAX: usize = HEAD_BYTES + 2 + 40 + TAG_BYTES;
+
+/// What a blob is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Use {
+    Tzpk = b'T',
+    Account = b'A',
+    Record = b'P',
+}
+
+/// The version of a key within its use: 1, 2, 3 …
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct KeyReference(pub u16);
+
+/// An ISO 9564 format 1 block under a tzpk: 8 bytes. No `Debug`: it must not be printed, even encrypted.
+#[derive(Clone, Copy)]
+pub struct EncryptedBlock([u8; 8]);
+
+impl EncryptedBlock {
+    /// From exactly 8 bytes.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, LayoutError> {
+        bytes.try_into().map(Self).map_err(|_| LayoutError::Length { what: "encrypted PIN block" })
+    }
+
+    /// Its 8 bytes.
+    pub fn as_bytes(&self) -> &[u8; 8] {
+        &self.0
+    }
+}
+
+/// A tzpk sealed for ourselves.
+pub struct SealedKey([u8; SEALED_KEY_BYTES]);
+
+impl SealedKey {
+    pub fn new(key: KeyReference, body: &SealedTzpk) -> Self {
+        let mut bytes = [0; SEALED_KEY_BYTES];
+        fill(&mut bytes, &[&head(Use::Tzpk, key), body]);
+        Self(bytes)
+    }
+
+    /// Reads the layout; whether it opens is known only at the door.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, LayoutError> {
+        check_head(bytes, Use::Tzpk, "sealed tzpk")?;
+        bytes.try_into().map(Self).map_err(|_| LayoutError::Length { what: "sealed tzpk" })
+    }
+
+    /// Its bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The version of the seal key it is under.
+    pub fn key(&self) -> KeyReference {
+        key_of(&self.0)
+    }
+
+    /// Not `Clone`: only the door copies one, for a worker.
+    pub fn copied(&self) -> Self {
+        Self(self.0)
+    }
+
+    pub fn body(&self) -> &SealedTzpk {
+        let [_, _, _, _, body @ ..] = &self.0;
+        body
+    }
+}
+
+/// An account number sealed for ourselves. The same number of the same card seals to the same bytes, so that a change
+/// of number can be told; nothing else can.
+pub struct SealedAccount([u8; SEALED_ACCOUNT_BYTES]);
+
+impl SealedAccount {
+    pub fn new(key: KeyReference, ciphertext: &[u8; ACCOUNT_BYTES], tag: &[u8]) -> Self {
+        let mut bytes = [0; SEALED_ACCOUNT_BYTES];
+        fill(&mut bytes, &[&head(Use::Account, key), ciphertext, tag]);
+        Self(bytes)
+    }
+
+    /// Reads the layout; whether it opens is known only at the door.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, LayoutError> {
+        check_head(bytes, Use::Account, "sealed account")?;
+        bytes.try_into().map(Self).map_err(|_| LayoutError::Length { what: "sealed account" })
+    }
+
+    /// Its bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    pub fn key(&self) -> KeyReference {
+        key_of(&self.0)
+    }
+
+    /// Not `Clone`: only the door copies one, for a worker.
+    pub fn copied(&self) -> Self {
+        Self(self.0)
+    }
+
+    /// The ciphertext with its tag.
+    pub fn ciphertext_and_tag(&self) -> &[u8] {
+        self.0.get(HEAD_BYTES..).unwrap_or_default()
+    }
+}
+
+/// A PIN at rest: a PAN-bound block under the storage key, with what it is, and a tag over all of it and its card.
+#[derive(Clone)]
+pub struct PinRecord {
+    bytes: [u8; PIN_RECORD_BYTES_MAX],
+    form: Form,
+    made_at: MadeAt,
+}
+
+impl PinRecord {
+    /// With a tag still to be filled in.
+    pub fn untagged(key: KeyReference, form: Form, made_at: MadeAt, block: &[u8]) -> Self {
+        let mut bytes = [0; PIN_RECORD_BYTES_MAX];
+        fill(&mut bytes, &[&head(Use::Record, key), &[form_code(form), made_at_code(made_at)], block]);
+        Self { bytes, form, made_at }
+    }
+
+    pub fn set_tag(&mut self, tag: &[u8; TAG_BYTES]) {
+        let at = self.tagged_bytes().len();
+        self.bytes.iter_mut().skip(at).zip(tag).for_each(|(place, byte)| *place = *byte);
+    }
+
+    /// Reads the layout; whether it is whole is known only at the door.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, LayoutError> {
+        let what = "PIN record";
+        check_head(bytes, Use::Record, what)?;
+        let (form, made_at) = match bytes.get(HEAD_BYTES..HEAD_BYTES + 2) {
+            Some([form, made_at]) => (form_of(*form)?, made_at_of(*made_at)?),
+            _ => return Err(LayoutError::Length { what }),
+        };
+        let mut record = Self { bytes: [0; PIN_RECORD_BYTES_MAX], form, made_at };
+        if bytes.len() != record.length() {
+            return Err(LayoutError::Length { what });
+        }
+        fill(&mut record.bytes, &[bytes]);
+        Ok(record)
+    }
+
+    /// Its bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..self.length()).unwrap_or_default()
+    }
+
+    /// The form of its block.
+    pub fn form(&self) -> Form {
+        self.form
+    }
+
+    /// The storage key it is under.
+    pub fn storage_key(&self) -> KeyReference {
+        key_of(&self.bytes)
+    }
+
+    /// At which boundary level, and in whose process, it was made.
+    pub fn made_at(&self) -> MadeAt {
+        self.made_at
+    }
+
+    pub fn block(&self) -> &[u8] {
+        self.tagged_bytes().get(HEAD_BYTES + 2..).unwrap_or_default()
+    }
+
+    /// All that stands before the tag.
+    pub fn tagged_bytes(&self) -> &[u8] {
+        self.bytes.get(..self.length() - TAG_BYTES).unwrap_or_default()
+    }
+
+    pub fn tag(&self) -> &[u8] {
+        self.bytes.get(self.length() - TAG_BYTES..self.length()).unwrap_or_default()
+    }
+
+    fn length(&self) -> usize {
+        let block = match self.form {
+            Form::Wrapped => 40,
+            Form::Iso4 => 16,
+            Form::Iso3 | Form::Iso0 => 8,
+        };
+        HEAD_BYTES + 2 + block + TAG_BYTES
+    }
+}
+
+/// What a sealed tzpk is bound to, as authenticated data: head, tenant, card, control, purpose, expiry.
+pub fn bound_to_control(key: KeyReference, binding: &Binding<'_>) -> Bound {
+    let mut bound = bound_to_card_as(Use::Tzpk, key, &binding.card);
+    bound.push(binding.control);
+    bound.push(&[match binding.purpose {
+        Purpose::SetPin => 1,
+        Purpose::ViewPin => 2,
+    }]);
+    bound.push(&binding.expires_at_unix_milliseconds.to_be_bytes());
+    bound
+}
+
+/// What a sealed account is bound to: head, tenant, card.
+pub fn account_bound_to(key: KeyReference, card: &CardBinding<'_>) -> Bound {
+    bound_to_card_as(Use::Account, key, card)
+}
+
+/// What a record is bound to beside its own bytes: tenant, card.
+pub fn record_bound_to(key: KeyReference, card: &CardBinding<'_>) -> Bound {
+    bound_to_card_as(Use::Record, key, card)
+}
+
+fn bound_to_card_as(r#use: Use, key: KeyReference, card: &CardBinding<'_>) -> Bound {
+    let mut bound = Bound { bytes: [0; BOUND_BYTES_MAX], length: 0 };
+    bound.push(&head(r#use, key));
+    bound.push_text(card.tenant);
+    bound.push_text(card.plastic_id);
+    bound
+}
+
+/// Head, two texts with their lengths, control, purpose, expiry.
+const BOUND_BYTES_MAX: usize = HEAD_BYTES + 2 * (1 + TEXT_BYTES_MAX) + 16 + 1 + 8;
+/// The most bytes of a tenant or plasticId.
+const TEXT_BYTES_MAX: usize = 64;
+
+/// The most bytes under a record's tag: what it is bound to, and all of it before the tag.
+pub const RECORD_MESSAGE_BYTES_MAX: usize = BOUND_BYTES_MAX + PIN_RECORD_BYTES_MAX;
+
+/// Bytes to authenticate, without an allocation. Texts have their length before them, so no two bindings look alike.
+pub struct Bound {
+    bytes: [u8; BOUND_BYTES_MAX],
+    length: usize,
+}
+
+impl Bound {
+    fn push(&mut self, bytes: &[u8]) {
+        if let Some(room) = self.bytes.get_mut(self.length..self.length + bytes.len()) {
+            room.copy_from_slice(bytes);
+            self.length += bytes.len();
+        }
+    }
+
+    fn push_text(&mut self, text: &str) {
+        let kept = text.as_bytes().get(..TEXT_BYTES_MAX).unwrap_or(text.as_bytes());
+        self.push(&[u8::try_from(kept.len()).unwrap_or_default()]);
+        self.push(kept);
+    }
+}
+
+impl AsRef<[u8]> for Bound {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes.get(..self.length).unwrap_or_default()
+    }
+}
+
+/// A blob or record whose layout can't be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum LayoutError {
+    /// The wrong number of bytes.
+    #[error("a {what} does not have this length")]
+    Length {
+        /// What it should be.
+        what: &'static str,
+    },
+    /// Something else, or of a newer release.
+    #[error("not a {what} this release can read")]
+    Kind {
+        /// What it should be.
+        what: &'static str,
+    },
+}
+
+fn head(r#use: Use, KeyReference(key): KeyReference) -> [u8; HEAD_BYTES] {
+    let [high, low] = key.to_be_bytes();
+    [VERSION, r#use as u8, high, low]
+}
+
+fn check_head(bytes: &[u8], r#use: Use, what: &'static str) -> Result<(), LayoutError> {
+    match bytes {
+        [VERSION, found, _, _, ..] if *found == r#use as u8 => Ok(()),
+        _ => Err(LayoutError::Kind { what }),
+    }
+}
+
+fn key_of(bytes: &[u8]) -> KeyReference {
+    match bytes {
+        [_, _, high, low, ..] => KeyReference(u16::from_be_bytes([*high, *low])),
+        _ => KeyReference(0),
+    }
+}
+
+pub fn form_code(form: Form) -> u8 {
+    match form {
+        Form::Wrapped => b'w',
+        Form::Iso4 => 4,
+        Form::Iso3 => 3,
+        Form::Iso0 => 0,
+    }
+}
+
+pub fn form_of(code: u8) -> Result<Form, LayoutError> {
+    match code {
+        b'w' => Ok(Form::Wrapped),
+        4 => Ok(Form::Iso4),
+        3 => Ok(Form::Iso3),
+        0 => Ok(Form::Iso0),
+        _ => Err(LayoutError::Kind { what: "PIN record" }),
+    }
+}
+
+pub fn level_code(level: Level) -> u8 {
+    match level {
+        Level::Token => b't',
+        Level::Host => b'h',
+    }
+}
+
+pub fn level_of(code: u8) -> Result<Level, LayoutError> {
+    match code {
+        b't' => Ok(Level::Token),
+        b'h' => Ok(Level::Host),
+        _ => Err(LayoutError::Kind { what: "PIN record" }),
+    }
+}
+
+/// One byte for both: a capital where the boundary had a process of its own.
+fn made_at_code(MadeAt { level, isolation }: MadeAt) -> u8 {
+    match isolation {
+        Isolation::Inline => level_code(level),
+        Isolation::Process => level_code(level).to_ascii_uppercase(),
+    }
+}
+
+fn made_at_of(code: u8) -> Result<MadeAt, LayoutError> {
+    let isolation = if code.is_ascii_uppercase() { Isolation::Process } else { Isolation::Inline };
+    Ok(MadeAt { level: level_of(code.to_ascii_lowercase())?, isolation })
+}
+
+fn fill(bytes: &mut [u8], parts: &[&[u8]]) {
+    let all = parts.iter().flat_map(|part| part.iter());
+    bytes.iter_mut().zip(all).for_each(|(place, byte)| *place = *byte);
+}

@@ -1,0 +1,41 @@
+//! `pinseal-hsm`: the key boundary alone, for a production image.
+
+#![forbid(unsafe_code)]
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use clap::Parser;
+use tracing::Level;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The exit code where a PKCS#11 token refused the user PIN: EX_NOPERM of sysexits.h. Each start is a login, and a few wrong
+/// ones lock the PIN, so nothing may start the boundary again by itself.
+const USER_PIN_REFUSED: u8 = 77;
+
+/// Be the key boundary, in a process of its own that an engine asks
+#[derive(Parser)]
+#[command(name = "pinseal-hsm", version, max_term_width = 100)]
+struct Arguments {
+    /// How events are written to standard error; RUST_LOG chooses which
+    #[arg(long, value_enum, default_value_t)]
+    log_format: telemetry::LogFormat,
+    #[command(flatten)]
+    hsm: hsm_server::HsmArguments,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    telemetry::start(arguments.log_format, Level::INFO);
+    match hsm_server::run(arguments.hsm) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr().lock(), "pinseal-hsm: {error}");
+            if error.refuses_user_pin() { ExitCode::from(USER_PIN_REFUSED) } else { ExitCode::FAILURE }
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! The bounds on a listener's connections.
+//!
+//! A connection is silent until its peer has shown who it is. Silent connections cost a peer nothing, so a full table
+//! closes the oldest of them in favour of a new one: a client that speaks at once is served while others hold connections
+//! open.
+
+use config::{ConfigError, within};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::{IpAddr, Ipv6Addr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+
+/// The descriptors that a process needs for other things than its connections: files, and sockets of its own.
+const OTHER_DESCRIPTORS: usize = 256;
+/// The fewest connections that a table allows, however few descriptors the process may have.
+const CONNECTIONS_MIN: usize = 16;
+/// Connections above the limit for the moment in which closed ones still hold their descriptors.
+const CLOSING_MAX: usize = 64;
+/// How long a new connection waits for closed ones to give up their descriptors.
+const CLOSE_TIME_MAX: Duration = Duration::from_secs(1);
+/// Between two warnings that connections were closed or refused.
+const WARN_EVERY: Duration = Duration::from_secs(10);
+
+/// How many connections a listener may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionLimits {
+    /// Open at a time. Half of them may be silent.
+    pub connections_max: usize,
+    /// Open and silent at a time, from one IPv4 address or one IPv6 network of 64 bits.
+    pub silent_per_address_max: usize,
+}
+
+impl Default for ConnectionLimits {
+    fn default() -> Self {
+        Self { connections_max: 10_000, silent_per_address_max: 256 }
+    }
+}
+
+impl ConnectionLimits {
+    /// The same, lowered to what the process's limit of descriptors allows. The soft limit is raised first, as far as the
+    /// hard limit allows.
+    fn within_descriptors(self) -> Self {
+        let wanted = self.connections_max.saturating_add(CLOSING_MAX).saturating_add(OTHER_DESCRIPTORS);
+        let mut limit = getrlimit(Resource::Nofile);
+        let raised = u64::try_from(wanted).unwrap_or(u64::MAX).min(limit.maximum.unwrap_or(u64::MAX));
+        if limit.current.is_some_and(|current| current < raised) {
+            match setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum: limit.maximum }) {
+                Ok(()) => limit.current = Some(raised),
+                Err(error) => tracing::warn!(%error, "the limit of open files can't be raised"),
+            }
+        }
+        let allowed = usize::try_from(limit.current.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
+        if allowed >= wanted {
+            return self;
+        }
+        let connections_max = allowed.saturating_sub(CLOSING_MAX + OTHER_DESCRIPTORS).max(CONNECTIONS_MIN);
+        tracing::warn!(
+            wanted = self.connections_max,
+            allowed = connections_max,
+            "fewer connections than configured are served: raise the limit of open files (LimitNOFILE=, ulimit -n)"
+        );
+        Self { connections_max, ..self }
+    }
+}
+
+/// The open connections of one listener.
+#[derive(Clone)]
+pub struct ConnectionTable(Arc<Shared>);
+
+struct Shared {
+    limits: ConnectionLimits,
+    places: Arc<Semaphore>,
+    silent: Mutex<Silent>,
+}
+
+#[derive(Default)]
+struct Silent {
+    last: u64,
+    /// Oldest first.
+    by_age: BTreeMap<u64, (IpAddr, Arc<Notify>)>,
+    by_address: HashMap<IpAddr, BTreeSet<u64>>,
+    warned: Option<Instant>,
+}
+
+impl ConnectionTable {
+    /// An empty table.
+    pub fn new(limits: ConnectionLimits) -> Self {
+        let limits = limits.within_descriptors();
+        let places = Arc::new(Semaphore::new(limits.connections_max.saturating_add(CLOSING_MAX)));
+        Self(Arc::new(Shared { limits, places, silent: Mutex::default() }))
+    }
+
+    /// A place for a new connection, silent at first. `None` where every open connection is in use: the new one is to be
+    /// dropped.
+    pub async fn admit(&self, address: IpAddr) -> Option<ConnectionPlace> {
+        let Shared { limits, places, .. } = &*self.0;
+        let address = counted(address);
+        // Above the limit there are only connections that are being closed: the wait is for them.
+        let permit = timeout(CLOSE_TIME_MAX, Arc::clone(places).acquire_owned()).await;
+        let mut silent = self.0.silent();
+        let Ok(Ok(permit)) = permit else {
+            silent.warn(limits);
+            return None;
+        };
+        let of_address = silent.by_address.get(&address).map_or(0, BTreeSet::len);
+        let is_full = places.available_permits() < CLOSING_MAX;
+        if of_address >= limits.silent_per_address_max {
+            let oldest = silent.by_address.get(&address).and_then(BTreeSet::first).copied();
+            silent.close(oldest, limits);
+        } else if is_full || silent.by_age.len() >= (limits.connections_max / 2).max(1) {
+            let oldest = silent.by_age.keys().next().copied();
+            if !silent.close(oldest, limits) {
+                silent.warn(limits);
+                return None;
+            }
+        }
+        silent.last = silent.last.saturating_add(1);
+        let (number, close) = (silent.last, Arc::new(Notify::new()));
+        silent.by_age.insert(number, (address, Arc::clone(&close)));
+        silent.by_address.entry(address).or_default().insert(number);
+        Some(ConnectionPlace { number, close, table: self.clone(), _permit: permit })
+    }
+
+    /// Returns once no connection is open.
+    pub async fn emptied(&self) {
+        let all = self.0.limits.connections_max.saturating_add(CLOSING_MAX);
+        let _ = self.0.places.acquire_many(u32::try_from(all).unwrap_or(u32::MAX)).await;
+    }
+}
+
+impl Shared {
+    fn silent(&self) -> MutexGuard<'_, Silent> {
+        self.silent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Silent {
+    fn remove(&mut self, number: u64) -> Option<Arc<Notify>> {
+        let (address, close) = self.by_age.remove(&number)?;
+        if let Some(numbers) = self.by_address.get_mut(&address) {
+            numbers.remove(&number);
+            if numbers.is_empty() {
+                self.by_address.remove(&address);
+            }
+        }
+        Some(close)
+    }
+
+    /// Closes a silent connection; false where there is no such connection.
+    fn close(&mut self, number: Option<u64>, limits: &ConnectionLimits) -> bool {
+        let Some(close) = number.and_then(|number| self.remove(number)) else { return false };
+        close.notify_one();
+        self.warn(limits);
+        true
+    }
+
+    fn warn(&mut self, limits: &ConnectionLimits) {
+        if self.warned.is_none_or(|warned| warned.elapsed() >= WARN_EVERY) {
+            self.warned = Some(Instant::now());
+            tracing::warn!(
+                ?limits,
+                silent = self.by_age.len(),
+                "connections are closed or refused: a limit is reached"
+            );
+        }
+    }
+}
+
+/// A connection's place in the table, until dropped.
+pub struct ConnectionPlace {
+    number: u64,
+    close: Arc<Notify>,
+    table: ConnectionTable,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl ConnectionPlace {
+    /// Returns when the table wants this connection closed, which it never wants of one that is not silent.
+    pub async fn closed(&self) {
+        self.close.notified().await;
+    }
+
+    /// The peer has shown who it is: the connection is silent no more.
+    pub fn settle(&self) {
+        self.table.0.silent().remove(self.number);
+    }
+}
+
+impl Drop for ConnectionPlace {
+    fn drop(&mut self) {
+        self.settle();
+    }
+}
+
+/// What counts as one address: an IPv4 address, or the 64 bits of an IPv6 network, which is what one host gets.
+fn counted(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        address @ IpAddr::V4(_) => address,
+    }
+}
+
+impl ConnectionLimits {
+    /// The bounds on a listener's connections, from the configuration.
+    ///
+    /// # Errors
+    /// A number is out of its range.
+    pub fn new(connections: usize, silent_per_address: usize) -> Result<Self, ConfigError> {
+        Ok(Self {
+            connections_max: within("connections_max", connections, 16..=1_000_000)?,
+            silent_per_address_max: within("silent_connections_per_address_max", silent_per_address, 1..=1_000_000)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    const LIMITS: ConnectionLimits = ConnectionLimits { connections_max: 6, silent_per_address_max: 2 };
+
+    fn address(last: u8) -> IpAddr {
+        [192, 0, 2, last].into()
+    }
+
+    fn is_closed(place: &ConnectionPlace) -> bool {
+        place.closed().now_or_never().is_some()
+    }
+
+    async fn admitted(table: &ConnectionTable, last: u8) -> ConnectionPlace {
+        table.admit(address(last)).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_oldest_silent_connection_of_an_address_gives_way() {
+        let table = ConnectionTable::new(LIMITS);
+        let other = admitted(&table, 2).await;
+        let [first, second, third] = [admitted(&table, 1).await, admitted(&table, 1).await, admitted(&table, 1).await];
+        assert!(is_closed(&first) && !is_closed(&second) && !is_closed(&third) && !is_closed(&other));
+    }
+
+    #[tokio::test]
+    async fn half_the_connections_may_be_silent() {
+        let table = ConnectionTable::new(LIMITS);
+        let mut places = Vec::new();
+        for last in 1..=4 {
+            places.push(admitted(&table, last).await);
+        }
+        assert_eq!(places.iter().map(is_closed).collect::<Vec<_>>(), [true, false, false, false]);
+    }
+
+    #[tokio::test]
+    async fn a_settled_connection_is_never_closed_and_a_full_table_refuses() {
+        let table = ConnectionTable::new(LIMITS);
+        let mut settled = Vec::new();
+        for _ in 1..=6 {
+            let place = admitted(&table, 1).await;
+            place.settle();
+            settled.push(place);
+        }
+        assert!(table.admit(address(2)).await.is_none());
+        assert!(!settled.iter().any(is_closed));
+        settled.pop();
+        assert!(table.admit(address(2)).await.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_new_connection_waits_for_those_that_are_being_closed() {
+        let table = ConnectionTable::new(LIMITS);
+        let mut closing = Vec::new();
+        while table.0.places.available_permits() > 0 {
+            closing.push(admitted(&table, 1).await);
+        }
+        let waiting = table.admit(address(1));
+        let closes = async {
+            tokio::task::yield_now().await;
+            closing.clear();
+        };
+        assert!(tokio::join!(waiting, closes).0.is_some());
+    }
+
+    #[tokio::test]
+    async fn an_ipv6_network_counts_as_one_address() {
+        let table = ConnectionTable::new(LIMITS);
+        let mut places = Vec::new();
+        for text in ["2001:db8::1", "2001:db8::2:0:0:2", "2001:db8:0:0:ffff::3"] {
+            places.push(table.admit(text.parse().unwrap()).await.unwrap());
+        }
+        assert_eq!(places.iter().map(is_closed).collect::<Vec<_>>(), [true, false, false]);
+    }
+}

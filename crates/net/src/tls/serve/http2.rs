@@ -1,0 +1,125 @@
+//! Connections on which HTTP/2 has begun: the engine serves nothing else.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures::{Stream, StreamExt};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::timeout,
+};
+use tonic::transport::server::Connected;
+
+use super::{Peer, ServerStream, ServerTls, TlsError};
+use crate::ConnectionPlace;
+
+/// The first bytes of every HTTP/2 client (RFC 9113, 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// From the end of the handshake to the end of the preface.
+const PREFACE_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// A connection whose client has sent the preface. It holds its place in the table until it is dropped.
+pub struct Http2Stream {
+    stream: ServerStream,
+    /// What is left of the preface for the reader: it was read to see that the client speaks.
+    preface: &'static [u8],
+    _place: ConnectionPlace,
+}
+
+/// The connections of `streams` on which HTTP/2 has begun, each as soon as it has. Each handshake is a task of its own; the
+/// connection table bounds their number.
+pub fn greeted<S>(streams: S, tls: Option<ServerTls>) -> impl Stream<Item = Result<Http2Stream, io::Error>>
+where
+    S: Stream<Item = (TcpStream, ConnectionPlace)>,
+{
+    let greeting = move |(stream, place)| tokio::spawn(greet(stream, place, tls.clone()));
+    streams.map(greeting).buffer_unordered(usize::MAX).filter_map(async |greeted| match greeted {
+        Ok(Ok(stream)) => Some(Ok(stream)),
+        Ok(Err(error @ TlsError::Displaced)) => {
+            tracing::debug!(%error, "a connection was turned away");
+            None
+        }
+        Ok(Err(error)) => {
+            tracing::info!(%error, "a connection was turned away");
+            None
+        }
+        Err(error) => {
+            tracing::error!(%error, "a handshake ended in disorder");
+            None
+        }
+    })
+}
+
+async fn greet(stream: TcpStream, place: ConnectionPlace, tls: Option<ServerTls>) -> Result<Http2Stream, TlsError> {
+    stream.set_nodelay(true).map_err(TlsError::Handshake)?;
+    let speaking = async {
+        let mut stream = match tls {
+            Some(tls) => tls.accept(stream).await?,
+            None => ServerStream::Plain(stream),
+        };
+        let mut read = [0; PREFACE.len()];
+        match timeout(PREFACE_TIME_MAX, stream.read_exact(&mut read)).await {
+            Ok(Ok(_)) if read == *PREFACE => Ok(stream),
+            Ok(Err(error)) => Err(TlsError::Handshake(error)),
+            Ok(Ok(_)) | Err(_) => Err(TlsError::Preface { limit: PREFACE_TIME_MAX }),
+        }
+    };
+    let stream = tokio::select! {
+        stream = speaking => stream?,
+        () = place.closed() => return Err(TlsError::Displaced),
+    };
+    place.settle();
+    Ok(Http2Stream { stream, preface: PREFACE, _place: place })
+}
+
+impl Connected for Http2Stream {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.stream.peer()
+    }
+}
+
+impl AsyncRead for Http2Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.preface.is_empty() {
+            return Pin::new(&mut this.stream).poll_read(cx, buf);
+        }
+        let (now, later) = this.preface.split_at(this.preface.len().min(buf.remaining()));
+        buf.put_slice(now);
+        this.preface = later;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Http2Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,318 @@
+//! Rows as bytes: versioned, texts and blobs with their length before them.
+
+use domain::card::{CardKey, PlasticId, RegisteredAccount, Tenant};
+use domain::control::{Control, ControlId, RETRY_GRACE, RetryTag, Scope, SealedTzpk, Spent, State, Thumbprint};
+use domain::time::UnixMillis;
+use store::StoredPin;
+
+/// The layout this release writes.
+const VERSION: u8 = 2;
+/// Of a controlId, with which a control's row begins.
+pub(super) const ID_BYTES: usize = 16;
+/// Where the kind of a control's state stands.
+const KIND_AT: usize = ID_BYTES + 1;
+/// Where a control's expiry stands, so that the sweep need not read the rest.
+const EXPIRY_AT: usize = KIND_AT + 1;
+/// Where its card stands, behind the expiry and the scope.
+const CARD_AT: usize = EXPIRY_AT + 8 + 1;
+
+/// The kinds of a control's state.
+const OPEN: u8 = 0;
+const KEYED: u8 = 1;
+const SET: u8 = 2;
+const VIEWED: u8 = 3;
+const MALFORMED: u8 = 4;
+const REFUSED: u8 = 5;
+
+/// What the store keeps of a card, beside its PIN.
+#[derive(Clone, Default)]
+pub(super) struct CardRow {
+    pub(super) account: Option<RegisteredAccount>,
+    /// The clock hour of the count: hours since 1970.
+    pub(super) hour: u64,
+    /// Controls opened within that hour.
+    pub(super) opened: u32,
+    /// How many new PINs and confirmed retries the card has had.
+    pub(super) generation: u64,
+    /// The control under which the PIN was set.
+    pub(super) set_by: Option<ControlId>,
+}
+
+/// What the store keeps of a PIN.
+pub(super) struct PinRow {
+    pub(super) set_at: UnixMillis,
+    pub(super) pin: StoredPin,
+}
+
+/// tenant NUL plasticId: a tenant holds no NUL.
+pub(super) fn card_key(card: &CardKey) -> Vec<u8> {
+    [card.tenant.as_str().as_bytes(), &[0], card.plastic.as_str().as_bytes()].concat()
+}
+
+/// The card of such a key.
+pub(super) fn card_of_key(key: &[u8]) -> Option<CardKey> {
+    let at = key.iter().position(|byte| *byte == 0)?;
+    let (tenant, plastic) = (key.get(..at)?, key.get(at + 1..)?);
+    let text = |bytes| std::str::from_utf8(bytes).ok();
+    Some(CardKey { tenant: Tenant::parse(text(tenant)?).ok()?, plastic: PlasticId::parse(text(plastic)?).ok()? })
+}
+
+pub(super) fn encode_card(row: &CardRow) -> Vec<u8> {
+    let mut bytes = Writer::new();
+    bytes.array(&row.hour.to_be_bytes());
+    bytes.array(&row.opened.to_be_bytes());
+    bytes.array(&row.generation.to_be_bytes());
+    bytes.blob(row.set_by.as_ref().map_or(&[][..], |control| control.as_bytes()));
+    bytes.account(row.account.as_ref());
+    bytes.0
+}
+
+pub(super) fn decode_card(bytes: &[u8]) -> Option<CardRow> {
+    let mut read = Reader::new(bytes)?;
+    let (hour, opened) = (u64::from_be_bytes(read.array()?), u32::from_be_bytes(read.array()?));
+    let generation = u64::from_be_bytes(read.array()?);
+    let set_by = match read.blob()? {
+        [] => None,
+        bytes => Some(ControlId::from_bytes(bytes.try_into().ok()?)),
+    };
+    let account = read.account()?;
+    read.end(CardRow { account, hour, opened, generation, set_by })
+}
+
+pub(super) fn encode_pin(set_at: UnixMillis, pin: &StoredPin) -> Vec<u8> {
+    let mut bytes = Writer::new();
+    bytes.array(&set_at.0.to_be_bytes());
+    bytes.blob(&pin.record);
+    bytes.account(pin.account.as_ref());
+    bytes.0
+}
+
+pub(super) fn decode_pin(bytes: &[u8]) -> Option<PinRow> {
+    let mut read = Reader::new(bytes)?;
+    let set_at = UnixMillis(u64::from_be_bytes(read.array()?));
+    let record = read.blob()?.into();
+    let account = read.account()?;
+    read.end(PinRow { set_at, pin: StoredPin { record, account } })
+}
+
+/// Its name, then all else. A spent control keeps what tells a retry, and no more.
+pub(super) fn encode_control(control: &Control) -> Box<[u8]> {
+    let (device_key, account) = match control.state {
+        State::Spent(_) => (None, None),
+        State::Open | State::Keyed { .. } => (control.device_key.as_ref(), control.account.as_ref()),
+    };
+    let mut bytes = Writer::with_room();
+    bytes.array(control.id.as_bytes());
+    let kind = match &control.state {
+        State::Open => OPEN,
+        State::Keyed { .. } => KEYED,
+        State::Spent(Spent::Set(_)) => SET,
+        State::Spent(Spent::Viewed) => VIEWED,
+        State::Spent(Spent::Malformed) => MALFORMED,
+        State::Spent(Spent::Refused) => REFUSED,
+    };
+    bytes.array(&[VERSION, kind]);
+    bytes.array(&control.expires_at.0.to_be_bytes());
+    bytes.array(&[match control.scope {
+        Scope::SetPin => 1,
+        Scope::ViewPin => 2,
+    }]);
+    bytes.blob(control.card.tenant.as_str().as_bytes());
+    bytes.blob(control.card.plastic.as_str().as_bytes());
+    bytes.blob(device_key.map_or(&[][..], |key| &key.0));
+    bytes.account(account);
+    bytes.array(&control.opened_generation.to_be_bytes());
+    match &control.state {
+        State::Keyed { tzpk, refused_pins } => {
+            bytes.array(&[*refused_pins]);
+            bytes.blob(&tzpk.0);
+        }
+        State::Spent(Spent::Set(tag)) => bytes.array(&tag.0),
+        State::Open | State::Spent(_) => {}
+    }
+    // Copied, not shrunk: the allocator leaves a block that shrinks by less than half as large as it was.
+    bytes.0.as_slice().into()
+}
+
+pub(super) fn decode_control(row: &[u8]) -> Option<Control> {
+    let (id, bytes) = row.split_first_chunk().map(|(id, bytes)| (ControlId::from_bytes(*id), bytes))?;
+    let mut read = Reader::new(bytes)?;
+    let [kind] = read.array()?;
+    let expires_at = UnixMillis(u64::from_be_bytes(read.array()?));
+    let scope = match read.array()? {
+        [1] => Scope::SetPin,
+        [2] => Scope::ViewPin,
+        _ => return None,
+    };
+    let card = CardKey { tenant: Tenant::parse(read.text()?).ok()?, plastic: PlasticId::parse(read.text()?).ok()? };
+    let device_key = match read.blob()? {
+        [] => None,
+        bytes => Some(Thumbprint(bytes.try_into().ok()?)),
+    };
+    let account = read.account()?;
+    let opened_generation = u64::from_be_bytes(read.array()?);
+    let state = match kind {
+        OPEN => State::Open,
+        KEYED => {
+            let [refused_pins] = read.array()?;
+            State::Keyed { tzpk: SealedTzpk(read.blob()?.into()), refused_pins }
+        }
+        SET => State::Spent(Spent::Set(RetryTag(read.array()?))),
+        VIEWED => State::Spent(Spent::Viewed),
+        MALFORMED => State::Spent(Spent::Malformed),
+        REFUSED => State::Spent(Spent::Refused),
+        _ => return None,
+    };
+    read.end(Control { id, card, account, scope, expires_at, opened_generation, device_key, state })
+}
+
+/// Until when an encoded control is kept ([`Control::keep_until`]), without reading the rest.
+pub(super) fn keep_until(control: &[u8]) -> Option<UnixMillis> {
+    let bytes = control.get(EXPIRY_AT..EXPIRY_AT + 8)?;
+    let expires_at = UnixMillis(u64::from_be_bytes(bytes.try_into().ok()?));
+    Some(if has_set(control) { expires_at.after(RETRY_GRACE) } else { expires_at })
+}
+
+/// Whether an encoded control has set a PIN, without reading the rest.
+pub(super) fn has_set(control: &[u8]) -> bool {
+    control.get(KIND_AT) == Some(&SET)
+}
+
+/// The name of an encoded control, without reading the rest.
+pub(super) fn id_of(control: &[u8]) -> Option<ControlId> {
+    control.first_chunk().map(|id| ControlId::from_bytes(*id))
+}
+
+/// Whether an encoded control is this card's, without reading the rest.
+pub(super) fn is_of(card: &CardKey) -> impl Fn(&[u8]) -> bool {
+    let mut named = Writer(Vec::new());
+    named.blob(card.tenant.as_str().as_bytes());
+    named.blob(card.plastic.as_str().as_bytes());
+    move |control| control.get(CARD_AT..).is_some_and(|rest| rest.starts_with(&named.0))
+}
+
+struct Writer(Vec<u8>);
+
+impl Writer {
+    fn new() -> Self {
+        let mut bytes = Self::with_room();
+        bytes.array(&[VERSION]);
+        bytes
+    }
+
+    /// For any row, and nothing in it yet.
+    fn with_room() -> Self {
+        Self(Vec::with_capacity(256))
+    }
+
+    fn array(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
+    /// Up to 255 bytes: every blob and text here is far shorter.
+    fn blob(&mut self, bytes: &[u8]) {
+        let kept = bytes.get(..usize::from(u8::MAX)).unwrap_or(bytes);
+        self.0.push(u8::try_from(kept.len()).unwrap_or(u8::MAX));
+        self.0.extend_from_slice(kept);
+    }
+
+    fn account(&mut self, account: Option<&RegisteredAccount>) {
+        self.blob(account.map_or(&[][..], |account| &account.sealed));
+        if let Some(account) = account {
+            self.blob(account.masked.as_bytes());
+        }
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn new(bytes: &'a [u8]) -> Option<Self> {
+        bytes.split_first().filter(|(version, _)| **version == VERSION).map(|(_, rest)| Self(rest))
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (taken, rest) = self.0.split_at_checked(N)?;
+        self.0 = rest;
+        taken.try_into().ok()
+    }
+
+    fn blob(&mut self) -> Option<&'a [u8]> {
+        let [length] = self.array()?;
+        let (taken, rest) = self.0.split_at_checked(length.into())?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn text(&mut self) -> Option<&'a str> {
+        std::str::from_utf8(self.blob()?).ok()
+    }
+
+    #[allow(clippy::option_option, reason = "outer: readable; inner: there is one")]
+    fn account(&mut self) -> Option<Option<RegisteredAccount>> {
+        match self.blob()? {
+            [] => Some(None),
+            sealed => Some(Some(RegisteredAccount { sealed: sealed.into(), masked: self.text()?.into() })),
+        }
+    }
+
+    fn end<T>(self, value: T) -> Option<T> {
+        self.0.is_empty().then_some(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_state_of_a_control_survives_its_encoding() {
+        let states = [
+            State::Open,
+            State::Keyed { tzpk: SealedTzpk([7; 48].into()), refused_pins: 2 },
+            State::Spent(Spent::Set(RetryTag([9; 16]))),
+            State::Spent(Spent::Viewed),
+            State::Spent(Spent::Malformed),
+            State::Spent(Spent::Refused),
+        ];
+        for (number, state) in states.into_iter().enumerate() {
+            let control = Control {
+                id: ControlId::random(),
+                card: CardKey { tenant: Tenant::parse("bank").unwrap(), plastic: PlasticId::parse("007").unwrap() },
+                account: (number % 2 == 0)
+                    .then(|| RegisteredAccount { sealed: [3; 30].into(), masked: "411111******1111".into() }),
+                scope: if number % 3 == 0 { Scope::ViewPin } else { Scope::SetPin },
+                expires_at: UnixMillis(123_456),
+                opened_generation: 1 << 40,
+                device_key: (number % 2 == 1).then_some(Thumbprint([5; 32])),
+                state,
+            };
+            let bytes = encode_control(&control);
+            let read = decode_control(&bytes).unwrap();
+            assert_eq!(keep_until(&bytes), Some(control.keep_until()));
+            assert_eq!(has_set(&bytes), matches!(control.state, State::Spent(Spent::Set(_))));
+            assert_eq!((read.opened_generation, read.expires_at), (1 << 40, control.expires_at));
+            assert_eq!((read.id, read.card, read.scope), (control.id, control.card, control.scope));
+            let spent = matches!(control.state, State::Spent(_));
+            assert_eq!(read.account, control.account.filter(|_| !spent));
+            assert_eq!(read.device_key, control.device_key.filter(|_| !spent));
+            assert_eq!(encode_control(&read), bytes);
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_the_reader_panic_and_a_cut_row_is_no_row() {
+        let set_by = Some(ControlId::random());
+        let row = CardRow { account: None, hour: 7, opened: 3, generation: 5, set_by };
+        let bytes = encode_card(&row);
+        let read = decode_card(&bytes).unwrap();
+        assert_eq!((read.hour, read.opened, read.generation, read.set_by), (7, 3, 5, set_by));
+        for length in 0..bytes.len() {
+            assert!(decode_card(&bytes[..length]).is_none());
+        }
+        for first in 0..=255u8 {
+            let noise: Vec<u8> = (0..64).map(|n: u8| n.wrapping_mul(first).wrapping_add(first)).collect();
+            let _ = (decode_card(&noise), decode_pin(&noise), decode_control(&noise));
+        }
+    }
+}

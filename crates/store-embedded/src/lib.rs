@@ -1,0 +1,745 @@
+//! The embedded store, on fjall: one process, one writer thread, group commit.
+//!
+//! The writer takes all changes that wait, applies each to the newest state, puts them into one atomic batch with their
+//! audit lines, and syncs it to disk; only then does any of them show in memory or get its answer. So of racing changes
+//! to one control exactly one finds it usable, a reader never sees what a crash could undo, and a change that fails to
+//! reach the disk fails the store ([`StoreState::Failed`]): the changes of that commit are in doubt until a restart reads
+//! the disk.
+//!
+//! A second thread watches the first and the threads of fjall: where one of them ends, the store fails too.
+
+mod ahead;
+mod codec;
+pub mod copy;
+mod journal;
+mod live;
+mod page;
+mod reply;
+pub mod section;
+mod watch;
+mod writer;
+
+use std::{
+    error::Error,
+    fs,
+    io::{self, Write},
+    iter,
+    ops::Bound,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc},
+    thread::{self, JoinHandle},
+};
+
+use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, config::CompressionPolicy};
+use thiserror::Error;
+
+use self::{
+    ahead::Ahead,
+    codec::{card_key, card_of_key, decode_card, decode_control, decode_pin},
+    journal::JournalError,
+    live::LiveControls,
+    page::{ControlPage, EntryPage},
+    reply::{Promise, promise},
+    writer::{Change, Command, OnDisk},
+};
+use audit::{
+    chain::Checkpoint,
+    entry::{Entry, Line},
+};
+use clock::MachineTime;
+use clock::SteadyClock;
+use clock::TimeSource;
+use clock::deadline::Deadline;
+use domain::card::{Card, CardKey, PinStatus, RegisteredAccount};
+use domain::control::{Control, ControlId, Denied, Event, RetryTag, SealedTzpk, State};
+use domain::time::UnixMillis;
+use store::{
+    Admission, Admitted, AdvanceError, Answer, FailureCause, OpenError, RegisterError, RemadePin, Store, StoreError,
+    StoreFailure, StoreState, StoredPin,
+};
+
+/// The format of a directory this release reads and writes.
+const FORMAT: u32 = 5;
+/// The file that says whose directory it is.
+const FORMAT_FILE: &str = "FORMAT";
+/// What stands in it, before the number.
+const FORMAT_TEXT: &str = "pinseal store, format ";
+/// Where fjall keeps its files.
+const DATABASE: &str = "db";
+/// A key of the meta keyspace: the last audit entry's number and hash, and the largest time that was committed.
+const HEAD_KEY: &str = "audit head";
+/// A key of the meta keyspace: the list of the keys that the engine last used, as `hsm::KeyId` writes it.
+const KEYS_KEY: &str = "keys in use";
+
+/// How to open a store.
+#[derive(Clone, Debug)]
+pub struct EmbeddedConfig {
+    /// Its directory; made, with mode 0700, where it is absent.
+    pub directory: PathBuf,
+    /// How many changes may wait for the disk; one more is refused as [`StoreError::Busy`].
+    pub waiting_changes_max: usize,
+    /// How much memory its buffers and caches may take, in bytes; live controls come on top.
+    pub memory_bytes_max: u64,
+    /// What to do where there is no store yet.
+    pub absent: Absent,
+}
+
+/// What to do where there is no store yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Absent {
+    /// Make one.
+    Create,
+    /// Refuse.
+    Refuse,
+}
+
+impl EmbeddedConfig {
+    /// With the defaults, in this directory.
+    pub fn new(directory: PathBuf) -> Self {
+        Self { directory, waiting_changes_max: 4_096, memory_bytes_max: 64 << 20, absent: Absent::Create }
+    }
+
+    /// A store that must be there already.
+    pub fn existing(directory: PathBuf) -> Self {
+        Self { absent: Absent::Refuse, ..Self::new(directory) }
+    }
+}
+
+/// An open store. The directory is locked until it is dropped or closed.
+pub struct Embedded {
+    shared: Arc<Shared>,
+    /// The thread that watches the writer, and ends after it.
+    watch: Mutex<Option<JoinHandle<()>>>,
+    engine_name: Arc<str>,
+}
+
+/// How much a store holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// Controls not swept yet.
+    pub controls: usize,
+    /// Audit entries.
+    pub audit_entries: u64,
+}
+
+struct Shared {
+    database: Database,
+    cards: Keyspace,
+    controls: Keyspace,
+    /// Controls that have set a PIN: kept for longer than the others, for retries.
+    set: Keyspace,
+    pins: Keyspace,
+    audit: Keyspace,
+    meta: Keyspace,
+    live: LiveControls,
+    clock: SteadyClock,
+    queue: Mutex<Queue>,
+    wake: Condvar,
+    /// Written only while the queue is locked.
+    state: tokio::sync::watch::Sender<StoreState>,
+    directory: PathBuf,
+    /// Of the last entry on disk.
+    head: Mutex<Checkpoint>,
+    waiting_changes_max: usize,
+}
+
+struct Queue {
+    waiting: Vec<Command>,
+}
+
+impl Embedded {
+    /// Opens a store, or makes one; reads the live controls into memory.
+    pub fn open(config: &EmbeddedConfig) -> Result<Self, StoreOpenError> {
+        Self::open_at(config, Box::new(MachineTime))
+    }
+
+    /// The same, by these clocks.
+    pub(crate) fn open_at(config: &EmbeddedConfig, source: Box<dyn TimeSource>) -> Result<Self, StoreOpenError> {
+        prepare(config)?;
+        let path = || config.directory.clone();
+        let opened = |error: fjall::Error| match (&error, refused_by_machine(&error)) {
+            (fjall::Error::Locked, _) => StoreOpenError::Locked { path: path() },
+            (_, Some(error)) => StoreOpenError::of_machine(path(), error),
+            _ => StoreOpenError::Damaged { path: path(), problem: error.to_string() },
+        };
+        journal::secure(&config.directory.join(DATABASE)).map_err(|error| match error {
+            JournalError::Locked => StoreOpenError::Locked { path: path() },
+            JournalError::Io(error) => StoreOpenError::of_machine(path(), error),
+            error @ JournalError::Damaged { .. } => {
+                StoreOpenError::Damaged { path: path(), problem: error.to_string() }
+            }
+        })?;
+        let database = Database::builder(config.directory.join(DATABASE))
+            .cache_size(config.memory_bytes_max / 4)
+            .journal_compression(CompressionType::None)
+            .manual_journal_persist(true)
+            .open()
+            .map_err(opened)?;
+        let memtable = config.memory_bytes_max / 8;
+        let keyspace = |name: &str| {
+            let options = || {
+                KeyspaceCreateOptions::default()
+                    .max_memtable_size(memtable)
+                    .manual_journal_persist(true)
+                    // Rows are short, or made of hashes and ciphertext: little would be won.
+                    .data_block_compression_policy(CompressionPolicy::disabled())
+            };
+            database.keyspace(name, options).map_err(opened)
+        };
+        let (cards, controls, pins) = (keyspace("cards")?, keyspace("controls")?, keyspace("pins")?);
+        let set = keyspace("set")?;
+        let (audit, meta) = (keyspace("audit")?, keyspace("meta")?);
+        let damaged = |problem: &str| StoreOpenError::Damaged { path: path(), problem: problem.to_owned() };
+
+        let (head, floor) = match meta.get(HEAD_KEY).map_err(opened)? {
+            Some(bytes) => decode_head(&bytes).ok_or_else(|| damaged("the audit head can't be read"))?,
+            None => (Checkpoint::EMPTY, UnixMillis::default()),
+        };
+        let live = LiveControls::new();
+        let mut on_disk = OnDisk { floor, ..OnDisk::default() };
+        // Those that have set a PIN come last: nothing happens to them any more.
+        for (keyspace, pages) in [(&controls, &mut on_disk.controls), (&set, &mut on_disk.set)] {
+            for row in keyspace.iter() {
+                let (number, page) = row.into_inner().map_err(opened)?;
+                let number = number_of(&number).ok_or_else(|| damaged("a page of controls has no number"))?;
+                let (keep_until, rows) =
+                    ControlPage::read(&page).ok_or_else(|| damaged("a page of controls can't be read"))?;
+                pages.add(number, keep_until);
+                for row in rows {
+                    let control = decode_control(row).ok_or_else(|| damaged("a control can't be read"))?;
+                    live.put(control.id, row.into());
+                }
+            }
+        }
+        let clock = start_clock(source, floor, on_disk.controls.latest());
+
+        let ahead =
+            Ahead::of(&config.directory.join(DATABASE)).map_err(|error| StoreOpenError::Io { path: path(), error })?;
+        let shared = Arc::new(Shared {
+            database,
+            cards,
+            controls,
+            set,
+            pins,
+            audit,
+            meta,
+            live,
+            clock,
+            queue: Mutex::new(Queue { waiting: Vec::new() }),
+            wake: Condvar::new(),
+            state: tokio::sync::watch::Sender::new(StoreState::Open),
+            directory: config.directory.clone(),
+            head: Mutex::new(head),
+            waiting_changes_max: config.waiting_changes_max,
+        });
+        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            let spawned = thread::Builder::new().name(name.into()).spawn(run);
+            spawned.map_err(|error| StoreOpenError::Io { path: path(), error })
+        };
+        let (running, ended) = mpsc::channel();
+        let watching = Arc::clone(&shared);
+        let watch = spawn("store-watch", Box::new(move || watch::run(&watching, &ended)))?;
+        let writing = Arc::clone(&shared);
+        let write = move || {
+            writer::run(&writing, on_disk, ahead);
+            // Who waits for the end may open the directory again.
+            drop(writing);
+            let _ = running.send(());
+        };
+        // Where this thread can't be started, its end of the channel is dropped, and the other thread ends.
+        spawn("store", Box::new(write))?;
+        Ok(Self { shared, watch: Mutex::new(Some(watch)), engine_name: engine_name(&config.directory).into() })
+    }
+
+    /// Writes the changes that wait, and refuses others. Returns when they are on disk, or when the store has failed.
+    pub async fn close(&self) {
+        if let Some(watch) = self.begin_to_close() {
+            // The thread ends by itself; a thread of the runtime waits for it.
+            let _ = tokio::task::spawn_blocking(|| watch.join()).await;
+        }
+    }
+
+    /// Number and hash of the last audit entry on disk: keep it elsewhere, to hold the chain to it later.
+    pub fn checkpoint(&self) -> Checkpoint {
+        *locked(&self.shared.head)
+    }
+
+    /// The name of the engine that runs on it: [`engine_name`].
+    pub fn engine_name(&self) -> &Arc<str> {
+        &self.engine_name
+    }
+
+    /// The newest tzpk of each control that is usable at `now`.
+    pub fn tzpks_at(&self, now: UnixMillis) -> Vec<SealedTzpk> {
+        let mut tzpks = Vec::new();
+        self.shared.live.each(|control| match control.state {
+            State::Keyed { tzpk, .. } if now < control.expires_at => tzpks.push(tzpk),
+            _ => {}
+        });
+        tzpks
+    }
+
+    /// How much it holds.
+    pub fn counts(&self) -> Counts {
+        Counts { controls: self.shared.live.count(), audit_entries: self.checkpoint().sequence }
+    }
+
+    /// What [`Store::note_keys`] or [`Store::admit_pins`] last wrote; none in a store that no engine has started on.
+    pub fn noted_keys(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.shared.meta.get(KEYS_KEY).map_err(unavailable)?.map(|bytes| bytes.to_vec()))
+    }
+
+    /// Whether it holds a PIN or a card: what was encrypted under keys and lives long.
+    pub fn needs_keys(&self) -> Result<bool, StoreError> {
+        let Shared { pins, cards, .. } = &*self.shared;
+        Ok(!pins.is_empty().map_err(unavailable)? || !cards.is_empty().map_err(unavailable)?)
+    }
+
+    /// Audit entries from `from` on, at most `limit`.
+    pub fn audit_page(&self, from: u64, limit: usize) -> Result<Vec<Entry>, StoreError> {
+        let unreadable = || damaged("audit", "an entry can't be read");
+        let mut entries = Vec::new();
+        for row in self.shared.audit.range(self.audit_row_with(from)?.to_be_bytes()..) {
+            let (first, page) = row.into_inner().map_err(unavailable)?;
+            let first = number_of(&first).ok_or_else(unreadable)?;
+            let page = EntryPage::read(&page).ok_or_else(unreadable)?;
+            for (sequence, entry) in (first..).zip(page.entries().ok_or_else(unreadable)?) {
+                if entries.len() == limit {
+                    return Ok(entries);
+                }
+                if sequence >= from {
+                    entries.push(Entry::decode(entry).map_err(|_| unreadable())?);
+                }
+            }
+        }
+        Ok(entries)
+    }
+
+    /// PIN records after a card, in the order of their keys.
+    pub fn pins_page(&self, after: Option<&CardKey>, limit: usize) -> Result<Vec<(CardKey, StoredPin)>, StoreError> {
+        let unreadable = || damaged("pins", "a PIN record can't be read");
+        let from = after.map_or(Bound::Unbounded, |card| Bound::Excluded(card_key(card)));
+        let rows = self.shared.pins.range((from, Bound::Unbounded)).take(limit).map(|row| {
+            let (key, bytes) = row.into_inner().map_err(unavailable)?;
+            let card = card_of_key(&key).ok_or_else(unreadable)?;
+            Ok((card, decode_pin(&bytes).ok_or_else(unreadable)?.pin))
+        });
+        rows.collect()
+    }
+
+    /// The number of the page in which entry `sequence` stands, or would.
+    fn audit_row_with(&self, sequence: u64) -> Result<u64, StoreError> {
+        let Some(row) = self.shared.audit.range(..=sequence.to_be_bytes()).next_back() else { return Ok(sequence) };
+        let first = row.key().map_err(unavailable)?;
+        number_of(&first).ok_or_else(|| damaged("audit", "a page has no number"))
+    }
+
+    fn begin_to_close(&self) -> Option<JoinHandle<()>> {
+        let queue = locked(&self.shared.queue);
+        self.shared.state.send_if_modified(|state| {
+            let open = *state == StoreState::Open;
+            if open {
+                *state = StoreState::Closing;
+            }
+            open
+        });
+        self.shared.wake.notify_one();
+        drop(queue);
+        locked(&self.watch).take()
+    }
+
+    /// Hands a change to the writer and waits for its answer.
+    fn change<T, E>(&self, change: impl FnOnce(Promise<Result<T, E>>) -> Change, line: Line) -> Answer<'_, Result<T, E>>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+    {
+        let (reply, answer) = promise();
+        let queued = self.enqueue(Command { change: change(reply), line, deadline: Deadline::of_this_call() });
+        Box::pin(async move {
+            queued?.hand_over().await;
+            // The writer ended without an answer: whether it had begun to write this change is not known here.
+            answer.await.unwrap_or_else(|| Err(StoreError::InDoubt(self.shared.failure()).into()))
+        })
+    }
+
+    fn enqueue(&self, command: Command) -> Result<Queued<'_>, StoreError> {
+        let mut queue = locked(&self.shared.queue);
+        match &*self.shared.state.borrow() {
+            StoreState::Open => {}
+            StoreState::Closing => return Err(StoreError::Unavailable("it is closing".into())),
+            StoreState::Failed(failure) => return Err(StoreError::Failed(failure.clone())),
+        }
+        let limit = self.shared.waiting_changes_max;
+        if queue.waiting.len() >= limit {
+            return Err(StoreError::Busy { limit });
+        }
+        queue.waiting.push(command);
+        Ok(Queued { wake: (queue.waiting.len() == 1).then_some(&self.shared.wake) })
+    }
+}
+
+/// A change that waits for the writer. The first in the queue wakes it, whatever becomes of the task that waits.
+struct Queued<'a> {
+    wake: Option<&'a Condvar>,
+}
+
+impl Queued<'_> {
+    /// Lets the other tasks of this thread come first, so that one commit takes in what they have to change too.
+    async fn hand_over(self) {
+        if self.wake.is_some() {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        self.wake.iter().for_each(|wake| wake.notify_one());
+    }
+}
+
+impl Store for Embedded {
+    fn now(&self) -> UnixMillis {
+        self.shared.clock.now()
+    }
+
+    fn wall_time(&self, moment: UnixMillis) -> UnixMillis {
+        self.shared.clock.wall_time(moment)
+    }
+
+    fn card<'a>(&'a self, card: &'a CardKey) -> Answer<'a, Result<Option<Card>, StoreError>> {
+        Box::pin(async move {
+            self.shared.may_read()?;
+            self.shared.card(card)
+        })
+    }
+
+    fn pin<'a>(&'a self, card: &'a CardKey) -> Answer<'a, Result<Option<StoredPin>, StoreError>> {
+        Box::pin(async move {
+            self.shared.may_read()?;
+            let Some(bytes) = self.shared.pins.get(card_key(card)).map_err(unavailable)? else { return Ok(None) };
+            let row = decode_pin(&bytes).ok_or_else(|| damaged("pins", "a PIN record can't be read"))?;
+            Ok(Some(row.pin))
+        })
+    }
+
+    fn control(&self, id: ControlId) -> Answer<'_, Result<Option<Control>, StoreError>> {
+        Box::pin(async move {
+            self.shared.may_read()?;
+            Ok(self.shared.live.find(id))
+        })
+    }
+
+    fn register(
+        &self,
+        card: CardKey,
+        account: Option<RegisteredAccount>,
+        line: Line,
+    ) -> Answer<'_, Result<Card, RegisterError>> {
+        self.change(|reply| Change::Register { card, account, reply }, line)
+    }
+
+    fn open(&self, control: Control, admission: Admission, line: Line) -> Answer<'_, Result<Control, OpenError>> {
+        self.change(|reply| Change::Open { control, admission, reply }, line)
+    }
+
+    fn advance(&self, id: ControlId, event: Event, line: Line) -> Answer<'_, Result<(), AdvanceError>> {
+        self.change(|reply| Change::Advance { id, event, pin: None, reply }, line)
+    }
+
+    fn set_pin(&self, id: ControlId, event: Event, pin: StoredPin, line: Line) -> Answer<'_, Result<(), AdvanceError>> {
+        self.change(|reply| Change::Advance { id, event, pin: Some(pin), reply }, line)
+    }
+
+    fn confirm_retry(&self, id: ControlId, retry: RetryTag, line: Line) -> Answer<'_, Result<(), AdvanceError>> {
+        self.change(|reply| Change::ConfirmRetry { id, retry, reply }, line)
+    }
+
+    fn pins_after<'a>(
+        &'a self,
+        after: Option<&'a CardKey>,
+        limit: usize,
+    ) -> Answer<'a, Result<Vec<(CardKey, StoredPin)>, StoreError>> {
+        Box::pin(async move {
+            self.shared.may_read()?;
+            self.pins_page(after, limit)
+        })
+    }
+
+    fn live_tzpks(&self, now: UnixMillis) -> Answer<'_, Result<Vec<SealedTzpk>, StoreError>> {
+        Box::pin(async move {
+            self.shared.may_read()?;
+            Ok(self.tzpks_at(now))
+        })
+    }
+
+    fn remake(&self, remade: Vec<RemadePin>, line: Line) -> Answer<'_, Result<u64, StoreError>> {
+        self.change(|reply| Change::Remake { remade, reply }, line)
+    }
+
+    fn note_keys(&self, keys: Box<[u8]>, line: Line) -> Answer<'_, Result<(), StoreError>> {
+        self.change(|reply| Change::Keys { keys, reply }, line)
+    }
+
+    fn admit_pins(&self, admitted: Admitted, keys: Box<[u8]>, line: Line) -> Answer<'_, Result<(), StoreError>> {
+        self.change(|reply| Change::Admit { admitted, keys, reply }, line)
+    }
+
+    fn note(&self, line: Line) -> Answer<'_, Result<(), StoreError>> {
+        self.change(|reply| Change::Note { reply }, line)
+    }
+
+    fn audit(&self, from: u64, limit: usize) -> Answer<'_, Result<Vec<Entry>, StoreError>> {
+        Box::pin(async move {
+            self.shared.may_read()?;
+            self.audit_page(from, limit)
+        })
+    }
+
+    fn state(&self) -> tokio::sync::watch::Receiver<StoreState> {
+        self.shared.state.subscribe()
+    }
+}
+
+/// The name of the engine that runs on the store in a directory: `HOST:DIRECTORY`, the directory with no link in it. One
+/// engine runs on a store, so the name is the engine's; a copy of the store, or the store on another host, has another.
+pub fn engine_name(directory: &Path) -> String {
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let directory = fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned());
+    format!("{}:{}", host.trim(), directory.display())
+}
+
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        if let Some(watch) = self.begin_to_close() {
+            let _ = watch.join();
+        }
+    }
+}
+
+impl Shared {
+    /// Fails the store: no later call is served, and the changes that wait are not made. The first cause stands.
+    fn fail(&self, cause: FailureCause) {
+        let mut queue = locked(&self.queue);
+        let failed = self.state.send_if_modified(|state| {
+            let first = !matches!(state, StoreState::Failed(_));
+            if first {
+                let failure = StoreFailure { directory: self.directory.clone(), cause };
+                tracing::error!(%failure, "no change is accepted any more");
+                *state = StoreState::Failed(failure);
+            }
+            first
+        });
+        let waiting = std::mem::take(&mut queue.waiting);
+        drop(queue);
+        if failed {
+            self.wake.notify_one();
+        }
+        // A command that is dropped drops its promise, and its caller is answered.
+        drop(waiting);
+    }
+
+    /// Why the store failed. Before that, a writer that does not answer has ended by a panic.
+    fn failure(&self) -> StoreFailure {
+        match &*self.state.borrow() {
+            StoreState::Failed(failure) => failure.clone(),
+            _ => StoreFailure { directory: self.directory.clone(), cause: FailureCause::Writer },
+        }
+    }
+
+    /// A failed store may hold less in memory than on disk: it is not read.
+    fn may_read(&self) -> Result<(), StoreError> {
+        match &*self.state.borrow() {
+            StoreState::Failed(failure) => Err(StoreError::Failed(failure.clone())),
+            _ => Ok(()),
+        }
+    }
+
+    fn card(&self, card: &CardKey) -> Result<Option<Card>, StoreError> {
+        let key = card_key(card);
+        let Some(bytes) = self.cards.get(&key).map_err(unavailable)? else { return Ok(None) };
+        let row = decode_card(&bytes).ok_or_else(|| damaged("cards", "a card can't be read"))?;
+        Ok(Some(card_of(row.account, self.pin_set_at(&key)?)))
+    }
+
+    /// When a card's PIN was set: a card has the status `S` because there is a PIN, and for no other reason.
+    fn pin_set_at(&self, card_key: &[u8]) -> Result<Option<UnixMillis>, StoreError> {
+        let Some(bytes) = self.pins.get(card_key).map_err(unavailable)? else { return Ok(None) };
+        let row = decode_pin(&bytes).ok_or_else(|| damaged("pins", "a PIN record can't be read"))?;
+        Ok(Some(row.set_at))
+    }
+}
+
+fn card_of(account: Option<RegisteredAccount>, pin_set_at: Option<UnixMillis>) -> Card {
+    let pin_status = if pin_set_at.is_some() { PinStatus::Set } else { PinStatus::Waiting };
+    Card { account, pin_status, pin_set_at }
+}
+
+/// Makes the directory a store's, or finds that it is one.
+fn prepare(config: &EmbeddedConfig) -> Result<(), StoreOpenError> {
+    let directory = &config.directory;
+    let io = |error| StoreOpenError::Io { path: directory.clone(), error };
+    let format = directory.join(FORMAT_FILE);
+    match fs::read_to_string(&format) {
+        Ok(text) => {
+            let foreign = || StoreOpenError::Foreign { path: directory.clone() };
+            // Where a store must exist, a directory that lost its database is not an empty store.
+            if config.absent == Absent::Refuse && !directory.join(DATABASE).is_dir() {
+                return Err(StoreOpenError::Absent { path: directory.clone() });
+            }
+            let version = text.trim().strip_prefix(FORMAT_TEXT.trim_end()).ok_or_else(foreign)?;
+            match version.trim().parse::<u32>().map_err(|_| foreign())? {
+                FORMAT => Ok(()),
+                version => Err(StoreOpenError::Version { path: directory.clone(), version }),
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let taken = directory.exists() && fs::read_dir(directory).map_err(io)?.next().is_some();
+            if taken {
+                return Err(StoreOpenError::Foreign { path: directory.clone() });
+            }
+            if config.absent == Absent::Refuse {
+                return Err(StoreOpenError::Absent { path: directory.clone() });
+            }
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io)?;
+            fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).map_err(io)?;
+            write_format(directory).map_err(io)
+        }
+        Err(error) => Err(io(error)),
+    }
+}
+
+fn write_format(directory: &Path) -> io::Result<()> {
+    let fresh = directory.join("FORMAT.new");
+    let mut file = fs::File::create(&fresh)?;
+    writeln!(file, "{FORMAT_TEXT}{FORMAT}")?;
+    file.sync_all()?;
+    fs::rename(&fresh, directory.join(FORMAT_FILE))?;
+    fs::File::open(directory)?.sync_all()
+}
+
+/// The clock of a store whose last commit was at `floor`, and whose controls are usable until `usable_until` at the latest.
+///
+/// A wall clock behind the floor does not say how long the store was closed, so every control that was open is over: the
+/// clock starts at the latest of their expiries. It runs on from there, however far behind the wall clock is.
+fn start_clock(source: Box<dyn TimeSource>, floor: UnixMillis, usable_until: UnixMillis) -> SteadyClock {
+    let wall = UnixMillis(u64::try_from(source.wall_nanoseconds() / 1_000_000).unwrap_or_default());
+    if wall >= floor {
+        return SteadyClock::starting_at(floor, source);
+    }
+    tracing::warn!(
+        behind = ?floor.since(wall),
+        "this machine's clock is behind the store's last commit: every control that was open is over"
+    );
+    SteadyClock::starting_at(floor.max(usable_until), source)
+}
+
+fn encode_head(head: &Checkpoint, time: UnixMillis) -> Vec<u8> {
+    [&head.sequence.to_be_bytes()[..], &time.0.to_be_bytes(), &head.hash].concat()
+}
+
+fn decode_head(bytes: &[u8]) -> Option<(Checkpoint, UnixMillis)> {
+    let (sequence, rest) = bytes.split_first_chunk()?;
+    let (time, hash) = rest.split_first_chunk()?;
+    let head = Checkpoint { sequence: u64::from_be_bytes(*sequence), hash: hash.try_into().ok()? };
+    Some((head, UnixMillis(u64::from_be_bytes(*time))))
+}
+
+/// The number of a page.
+fn number_of(key: &[u8]) -> Option<u64> {
+    key.try_into().ok().map(u64::from_be_bytes)
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The operating system's error in one of fjall's. A missing file is none: the files name one another.
+fn refused_by_machine(error: &fjall::Error) -> Option<io::Error> {
+    let number = os_error(error)?.raw_os_error()?;
+    let refused = io::Error::from_raw_os_error(number);
+    (refused.kind() != io::ErrorKind::NotFound).then_some(refused)
+}
+
+fn os_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
+    iter::successors(Some(error), |&error| error.source()).find_map(|error| error.downcast_ref::<io::Error>())
+}
+
+fn is_full(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+fn unavailable(error: fjall::Error) -> StoreError {
+    StoreError::Unavailable(error.to_string())
+}
+
+fn damaged(keyspace: &str, problem: &str) -> StoreError {
+    StoreError::Damaged { place: format!("{keyspace}: {problem}") }
+}
+
+/// What a control that is not here answers.
+const UNKNOWN: AdvanceError = AdvanceError::Denied(Denied::NotUsable);
+
+/// Why a store did not open. Nothing was written where it was not ours.
+#[derive(Debug, Error)]
+pub enum StoreOpenError {
+    /// Another process has it.
+    #[error("the store {} is in use by another process: stop that engine first", path.display())]
+    Locked {
+        /// Which directory.
+        path: PathBuf,
+    },
+    /// There is none.
+    #[error("there is no store in {}", path.display())]
+    Absent {
+        /// Which directory.
+        path: PathBuf,
+    },
+    /// Something else is in the directory.
+    #[error("{} is not empty and not a Pinseal store: choose another directory", path.display())]
+    Foreign {
+        /// Which directory.
+        path: PathBuf,
+    },
+    /// Of another release.
+    #[error("the store {} has format {version}: this release reads format {FORMAT}", path.display())]
+    Version {
+        /// Which directory.
+        path: PathBuf,
+        /// Its format.
+        version: u32,
+    },
+    /// What is there can't be read.
+    #[error("the store {} is damaged ({problem}): restore it from a backup", path.display())]
+    Damaged {
+        /// Which directory.
+        path: PathBuf,
+        /// What was found.
+        problem: String,
+    },
+    /// The disk has no space for what a start writes.
+    #[error("the disk of the store {} is full: free space, then start again", path.display())]
+    DiskFull {
+        /// The directory of the store.
+        path: PathBuf,
+    },
+    /// The machine refused something.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// Which directory.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+impl StoreOpenError {
+    fn of_machine(path: PathBuf, error: io::Error) -> Self {
+        if is_full(error.kind()) { Self::DiskFull { path } } else { Self::Io { path, error } }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,401 @@
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::*;
+use audit::{chain::Walk, entry::Action};
+use clock::set_time::SetTime;
+use store::conformance::{self, GENEROUS, card, confirm, control, keyed, line, set};
+
+/// Opens a store whose clocks the test moves.
+fn open_at(directory: &Path, time: &Arc<SetTime>) -> Embedded {
+    Embedded::open_at(&EmbeddedConfig::new(directory.to_owned()), Box::new(Arc::clone(time))).unwrap()
+}
+
+/// Opens a control of 30 s, with its tzpk.
+async fn keyed_now(store: &Embedded, number: u64) -> Control {
+    let mut opened = control(card(number));
+    opened.expires_at = Store::now(store).after(std::time::Duration::from_secs(30));
+    Store::open(store, opened.clone(), GENEROUS, line(Action::OpenControl)).await.unwrap();
+    let event = Event::Key { tzpk: conformance::tzpk(1), replaces: None };
+    store.advance(opened.id, event, line(Action::IssueTzpk)).await.unwrap();
+    opened
+}
+
+fn open(directory: &Path) -> Result<Embedded, StoreOpenError> {
+    Embedded::open(&EmbeddedConfig::new(directory.to_owned()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_does_what_every_store_must() {
+    let directory = tempfile::tempdir().unwrap();
+    let number = AtomicU32::new(0);
+    conformance::run(|| {
+        let number = number.fetch_add(1, Ordering::Relaxed);
+        Arc::new(open(&directory.path().join(number.to_string())).unwrap())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_keeps_cards_controls_pins_and_the_chain() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    let spent = keyed(&store, card(1)).await;
+    set(&store, spent.id, 5).await.unwrap();
+    let half_way = keyed(&store, card(2)).await;
+    let checkpoint = store.checkpoint();
+    store.close().await;
+    drop(store);
+
+    let store = open(directory.path()).unwrap();
+    assert_eq!(store.checkpoint(), checkpoint);
+    assert_eq!(*Store::pin(&store, &card(1)).await.unwrap().unwrap().record, [5; 38]);
+    set(&store, spent.id, 6).await.unwrap_err();
+    set(&store, half_way.id, 7).await.unwrap();
+    let mut walk = Walk::expecting(vec![checkpoint]);
+    store.audit_page(1, 100).unwrap().iter().try_for_each(|entry| walk.step(entry)).unwrap();
+    walk.end().unwrap();
+}
+
+#[tokio::test]
+async fn a_change_whose_caller_has_gone_is_dropped() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    let opened = keyed(&store, card(1)).await;
+    let before = store.checkpoint().sequence;
+    let event = Event::Set { under: conformance::tzpk(1), retry: RetryTag([1; 16]) };
+    let ((set_reply, set_answer), (note_reply, note_answer)) = (promise(), promise());
+    let change = Change::Advance { id: opened.id, event, pin: Some(conformance::record(1)), reply: set_reply };
+    // The writer looks at neither before both callers have gone.
+    {
+        let mut queue = locked(&store.shared.queue);
+        queue.waiting.push(Command { change, line: line(Action::SetPin), deadline: None });
+        let note = Change::Note { reply: note_reply };
+        queue.waiting.push(Command { change: note, line: line(Action::SetPin), deadline: None });
+        drop((set_answer, note_answer));
+    }
+    store.note(line(Action::StopEngine)).await.unwrap();
+    assert_eq!(store.checkpoint().sequence, before + 2, "both notes, and no set");
+    assert!(Store::pin(&store, &card(1)).await.unwrap().is_none());
+    set(&store, opened.id, 2).await.unwrap();
+}
+
+#[tokio::test]
+async fn of_two_sets_for_a_card_in_one_commit_the_first_stands() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    let (one, other) = (keyed(&store, card(1)).await, keyed(&store, card(1)).await);
+    let (first, second) = tokio::join!(biased; set(&store, one.id, 5), set(&store, other.id, 6));
+    first.unwrap();
+    assert!(matches!(second, Err(AdvanceError::Denied(Denied::NotUsable))));
+    assert_eq!(*Store::pin(&store, &card(1)).await.unwrap().unwrap().record, [5; 38]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_control_does_not_outlive_its_time_when_the_clock_steps_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let time = SetTime::at(1_000_000);
+    let store = open_at(directory.path(), &time);
+    let (in_time, late) = (keyed_now(&store, 1).await, keyed_now(&store, 2).await);
+    time.step(-3_600);
+    time.pass(29);
+    set(&store, in_time.id, 1).await.unwrap();
+    time.pass(4);
+    assert!(matches!(set(&store, late.id, 2).await, Err(AdvanceError::Denied(Denied::NotUsable))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_behind_the_last_commit_ends_open_controls_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let time = SetTime::at(1_000_000);
+    let store = open_at(directory.path(), &time);
+    let (spent, waiting) = (keyed_now(&store, 1).await, keyed_now(&store, 2).await);
+    set(&store, spent.id, 1).await.unwrap();
+    let before = Store::now(&store);
+    drop(store);
+
+    time.step(-3_600);
+    let store = open_at(directory.path(), &time);
+    assert!(Store::now(&store) >= before, "the clock ran backwards");
+    assert!(matches!(set(&store, waiting.id, 2).await, Err(AdvanceError::Denied(Denied::NotUsable))));
+    confirm(&store, spent.id, 1).await.unwrap();
+    let fresh = keyed_now(&store, 2).await;
+    set(&store, fresh.id, 2).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_keeps_open_controls_where_the_clock_runs_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let time = SetTime::at(1_000_000);
+    let store = open_at(directory.path(), &time);
+    let (in_time, late) = (keyed_now(&store, 1).await, keyed_now(&store, 2).await);
+    drop(store);
+    time.pass(20);
+    let store = open_at(directory.path(), &time);
+    set(&store, in_time.id, 1).await.unwrap();
+    time.pass(10);
+    assert!(matches!(set(&store, late.id, 2).await, Err(AdvanceError::Denied(Denied::NotUsable))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_was_years_ahead_stops_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let time = SetTime::at(1_000_000);
+    let years = 10 * 365 * 86_400;
+    time.step(years);
+    let store = open_at(directory.path(), &time);
+    let opened = keyed_now(&store, 1).await;
+    set(&store, opened.id, 1).await.unwrap();
+    time.step(-years);
+    for restart in 1..=2 {
+        let opened = keyed_now(&store, 10 + restart).await;
+        assert!(Store::wall_time(&store, opened.expires_at) <= UnixMillis(1_000_031_000), "reported as wall time");
+        set(&store, opened.id, 1).await.unwrap();
+    }
+    drop(store);
+    for restart in 1..=2 {
+        let store = open_at(directory.path(), &time);
+        let (opened, late) = (keyed_now(&store, 20 + restart).await, keyed_now(&store, 30 + restart).await);
+        time.pass(29);
+        set(&store, opened.id, 1).await.unwrap();
+        time.pass(1);
+        assert!(set(&store, late.id, 1).await.is_err());
+        let set_at = Store::card(&store, &card(20 + restart)).await.unwrap().unwrap().pin_set_at.unwrap();
+        assert!(set_at < UnixMillis(2_000_000_000), "{set_at:?} is not wall time");
+    }
+}
+
+/// Nothing is committed between the control's expiry and the restart but the time.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_store_keeps_its_time_while_a_control_is_usable() {
+    let directory = tempfile::tempdir().unwrap();
+    let time = SetTime::at(1_000_000);
+    let store = open_at(directory.path(), &time);
+    let opened = keyed_now(&store, 1).await;
+    time.pass(31);
+    let is_kept = || decode_head(&store.shared.meta.get(HEAD_KEY).unwrap().unwrap()).unwrap().1 >= opened.expires_at;
+    while !is_kept() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    drop(store);
+    time.step(-31);
+    let store = open_at(directory.path(), &time);
+    assert!(matches!(set(&store, opened.id, 1).await, Err(AdvanceError::Denied(Denied::NotUsable))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_is_confirmed_until_five_minutes_after_expiry() {
+    let directory = tempfile::tempdir().unwrap();
+    let time = SetTime::at(1_000_000);
+    let store = open_at(directory.path(), &time);
+    let opened = keyed_now(&store, 1).await;
+    set(&store, opened.id, 1).await.unwrap();
+    time.pass(200);
+    drop(store);
+    let store = open_at(directory.path(), &time);
+    time.pass(129);
+    confirm(&store, opened.id, 1).await.unwrap();
+    time.pass(1);
+    assert!(matches!(confirm(&store, opened.id, 1).await, Err(AdvanceError::Denied(Denied::NotUsable))));
+    // Its span of 30 s passes, and the grace of the sweep.
+    time.pass(40);
+    while store.counts().controls > 0 {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    drop(store);
+    assert_eq!(open_at(directory.path(), &time).counts().controls, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cap_of_a_card_survives_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let admission = Admission { controls_per_card_per_hour: 1, ..GENEROUS };
+    let mut refused = false;
+    // The hour may turn once in between, and not twice.
+    for _ in 0..3 {
+        let store = open(directory.path()).unwrap();
+        refused |= Store::open(&store, control(card(1)), admission, line(Action::OpenControl)).await.is_err();
+    }
+    assert!(refused);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expired_control_is_swept_from_memory_and_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    let mut old = control(card(1));
+    old.expires_at = UnixMillis(1);
+    Store::open(&store, old, GENEROUS, line(Action::OpenControl)).await.unwrap();
+    Store::open(&store, control(card(1)), GENEROUS, line(Action::OpenControl)).await.unwrap();
+    // Every shard has its turn within two seconds; the loop waits for the fact, not for the time.
+    while store.counts().controls > 1 {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    store.close().await;
+    drop(store);
+    assert_eq!(open(directory.path()).unwrap().counts().controls, 1);
+}
+
+#[test]
+fn one_process_has_a_store_at_a_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let _first = open(directory.path()).unwrap();
+    let second = open(directory.path()).err().unwrap();
+    assert!(matches!(second, StoreOpenError::Locked { .. }), "{second}");
+}
+
+#[test]
+fn a_foreign_directory_is_refused_and_nothing_is_written_into_it() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("somebody's"), "work").unwrap();
+    assert!(matches!(open(directory.path()), Err(StoreOpenError::Foreign { .. })));
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_newer_format_and_an_absent_store_are_told_apart() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join(FORMAT_FILE), "pinseal store, format 6\n").unwrap();
+    assert!(matches!(open(directory.path()), Err(StoreOpenError::Version { version: 6, .. })));
+    let nowhere = EmbeddedConfig::existing(directory.path().join("nowhere"));
+    assert!(matches!(Embedded::open(&nowhere), Err(StoreOpenError::Absent { .. })));
+}
+
+#[test]
+fn a_store_without_its_database_is_absent_not_empty() {
+    let directory = tempfile::tempdir().unwrap();
+    drop(open(directory.path()).unwrap());
+    fs::remove_dir_all(directory.path().join(DATABASE)).unwrap();
+    let existing = EmbeddedConfig::existing(directory.path().to_owned());
+    assert!(matches!(Embedded::open(&existing), Err(StoreOpenError::Absent { .. })));
+    assert!(!directory.path().join(DATABASE).exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_store_is_refused_or_reads_as_it_was_but_for_the_very_last_commit() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    let opened = keyed(&store, card(1)).await;
+    set(&store, opened.id, 5).await.unwrap();
+    let before_last = store.checkpoint().sequence;
+    store.note(line(Action::StopEngine)).await.unwrap();
+    store.close().await;
+    drop(store);
+
+    let mut files = Vec::new();
+    collect(&directory.path().join(DATABASE), &mut files);
+    let largest = files.iter().max_by_key(|file| fs::read(file).unwrap().iter().filter(|byte| **byte != 0).count());
+    let largest = largest.unwrap();
+    let whole = fs::read(largest).unwrap();
+    let written = whole.iter().rposition(|byte| *byte != 0).unwrap();
+    for at in (0..written).step_by(97) {
+        let mut changed = whole.clone();
+        changed[at] ^= 0x40;
+        fs::write(largest, &changed).unwrap();
+        let Ok(store) = open(directory.path()) else { continue };
+        let pin = Store::pin(&store, &card(1)).await.unwrap().expect("a PIN is gone");
+        assert_eq!(*pin.record, [5; 38], "byte {at}: a damaged record was read as a good one");
+        assert!(store.checkpoint().sequence >= before_last, "byte {at}: acknowledged changes are gone");
+        set(&store, opened.id, 6).await.unwrap_err();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_whose_last_commit_a_power_cut_left_in_pieces_opens_without_it() {
+    let directory = tempfile::tempdir().unwrap();
+    // Its time stands: no commit of the time alone comes behind the last.
+    let seconds = clock::now().0 / 1_000;
+    let store = open_at(directory.path(), &SetTime::at(seconds as i64));
+    let opened = keyed(&store, card(1)).await;
+    let journal = directory.path().join(DATABASE).join("0.jnl");
+    let written = || fs::read(&journal).unwrap().iter().rposition(|byte| *byte != 0).unwrap();
+    let (acknowledged, kept) = (written(), store.checkpoint());
+    set(&store, opened.id, 5).await.unwrap();
+    let end = written();
+    store.close().await;
+    drop(store);
+
+    // A block in the middle of it did not come to the disk, its end did.
+    let mut torn = fs::read(&journal).unwrap();
+    torn[(acknowledged + end) / 2..][..20].fill(0);
+    fs::write(&journal, torn).unwrap();
+    let store = open(directory.path()).unwrap();
+    assert_eq!(store.checkpoint(), kept);
+    set(&store, opened.id, 6).await.unwrap();
+    assert_eq!(*Store::pin(&store, &card(1)).await.unwrap().unwrap().record, [6; 38]);
+}
+
+/// Its last state, once it has one.
+async fn failure(store: &Embedded) -> StoreFailure {
+    let mut state = Store::state(store);
+    let failed = state.wait_for(|state| matches!(state, StoreState::Failed(_)));
+    let failed = tokio::time::timeout(std::time::Duration::from_secs(60), failed).await.expect("it does not fail");
+    match &*failed.unwrap() {
+        StoreState::Failed(failure) => failure.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn assert_refuses_all(store: &Embedded) {
+    assert!(matches!(store.note(line(Action::OpenControl)).await, Err(StoreError::Failed(_))));
+    assert!(matches!(Store::card(store, &card(1)).await, Err(StoreError::Failed(_))));
+    assert!(matches!(Store::pin(store, &card(1)).await, Err(StoreError::Failed(_))));
+    assert!(matches!(Store::audit(store, 1, 1).await, Err(StoreError::Failed(_))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_store_fails_when_a_table_can_t_be_written() {
+    let directory = tempfile::tempdir().unwrap();
+    // With so little memory one large commit makes fjall write a table.
+    let config = EmbeddedConfig { memory_bytes_max: 64 << 10, ..EmbeddedConfig::new(directory.path().to_owned()) };
+    let store = Embedded::open(&config).unwrap();
+    let (tables, away) = (directory.path().join("db/keyspaces"), directory.path().join("db/away"));
+    fs::rename(&tables, &away).unwrap();
+    let notes = (0..1_000).map(|_| store.note(line(Action::OpenControl)));
+    let kept = futures::future::join_all(notes).await.into_iter().filter(Result::is_ok).count() as u64;
+    let failure = failure(&store).await;
+    assert_eq!(failure.cause, FailureCause::Background);
+    assert_refuses_all(&store).await;
+    store.close().await;
+    drop(store);
+
+    fs::rename(&away, &tables).unwrap();
+    let store = open(directory.path()).unwrap();
+    assert!(kept > 0 && store.checkpoint().sequence >= kept, "acknowledged changes are gone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_of_the_writer_fails_the_store() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    let opened = keyed(&store, card(1)).await;
+    store.admit_pins(Arc::new(|_| panic!("as a fault would")), [].into(), line(Action::OpenControl)).await.unwrap();
+    let refused = set(&store, opened.id, 5).await;
+    assert!(matches!(refused, Err(AdvanceError::Store(StoreError::InDoubt(_)))), "{refused:?}");
+    assert_eq!(failure(&store).await.cause, FailureCause::Writer);
+    assert_refuses_all(&store).await;
+    store.close().await;
+}
+
+fn collect(directory: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { collect(&path, files) } else { files.push(path) }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_noted_keys_survive_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    assert_eq!((store.noted_keys().unwrap(), store.needs_keys().unwrap()), (None, false));
+    store.note_keys([1].into(), line(Action::StartEngine)).await.unwrap();
+    let every = Arc::new(|_: &StoredPin| true);
+    store.admit_pins(every, [2, 3].into(), line(Action::TakeUpKeys)).await.unwrap();
+    let control = keyed(&store, card(1)).await;
+    assert!(store.needs_keys().unwrap(), "a card may have an account number");
+    set(&store, control.id, 1).await.unwrap();
+    drop(store);
+
+    let store = open(directory.path()).unwrap();
+    assert_eq!((store.noted_keys().unwrap(), store.needs_keys().unwrap()), (Some(vec![2, 3]), true));
+}

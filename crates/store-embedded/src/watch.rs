@@ -1,0 +1,44 @@
+//! The watch over the threads that write: the store's own, and those of fjall, which write tables and journals in the
+//! background. Where one of them ends, the store fails, though no commit meets the failure: an idle engine has none, and
+//! a commit that waits for a background thread that has ended waits for ever.
+
+use std::{
+    sync::mpsc::{Receiver, RecvTimeoutError},
+    time::Duration,
+};
+
+use fjall::PersistMode;
+
+use super::Shared;
+use store::FailureCause;
+
+/// How often the threads of fjall are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long a failed commit may take to name its cause, which says more than that fjall has stopped.
+const CAUSE_TIME_MAX: Duration = Duration::from_millis(100);
+/// How long the writer of a failed store may take to end. A writer that waits for a thread that has ended never does.
+const END_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// Watches until the writer has ended; of a failed store, for a while. The writer sends a word at its end: one that ends
+/// without it panicked.
+pub(super) fn run(shared: &Shared, writer: &Receiver<()>) {
+    let mut stopped = false;
+    loop {
+        match writer.recv_timeout(if stopped { CAUSE_TIME_MAX } else { LOOK_EVERY }) {
+            Ok(()) => return,
+            Err(RecvTimeoutError::Disconnected) => return shared.fail(FailureCause::Writer),
+            Err(RecvTimeoutError::Timeout) if stopped => {
+                shared.fail(FailureCause::Background);
+                let _ = writer.recv_timeout(END_TIME_MAX);
+                return;
+            }
+            Err(RecvTimeoutError::Timeout) => stopped = is_stopped(shared),
+        }
+    }
+}
+
+/// Whether fjall refuses commits: a write or a sync failed, in a commit or in one of its own threads. Nothing is written
+/// here: commits leave nothing in the journal's buffer.
+fn is_stopped(shared: &Shared) -> bool {
+    shared.database.persist(PersistMode::Buffer).is_err()
+}

@@ -1,0 +1,12 @@
+//! The wire: what `proto/` says, generated at build time. No message has a `Debug`.
+
+#![allow(missing_docs, reason = "the documentation stands in the .proto files")]
+#![allow(clippy::all, clippy::indexing_slicing, reason = "generated")]
+
+mod codec;
+pub mod reason;
+
+tonic::include_proto!("pinseal.v1");
+
+/// The compiled `.proto` files of the services that an engine serves, for reflection: a `google.protobuf.FileDescriptorSet`.
+pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pinseal.bin"));

@@ -1,0 +1,11 @@
+//! The commands of `pinseal`, one a module.
+
+pub(crate) mod audit;
+pub(crate) mod bench;
+pub(crate) mod demo;
+pub(crate) mod device;
+pub(crate) mod keyblock;
+pub(crate) mod pki;
+pub(crate) mod rotation;
+pub(crate) mod token;
+pub(crate) mod vault;

@@ -1,0 +1,170 @@
+//! `pinseal bench`: this build beside a bare gRPC echo of the same message size, served with the same settings in the
+//! same process and the same run, so that the cost of our work stands as a ratio.
+//!
+//! Rounds of the echo and of the measured flow take turns, so that a machine that slows down slows both.
+
+mod flow;
+mod load;
+mod memory;
+mod report;
+mod stage;
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    time::Duration,
+};
+
+use clap::{Args, Subcommand, ValueEnum};
+use thiserror::Error;
+
+use crate::commands::pki::PkiError;
+use crate::isolation::Isolation;
+use config::ConfigError;
+use edge::EdgeError;
+use engine::{StartError, serving::ServingError};
+use net::tls::TlsError;
+use store::StoreError;
+use store_embedded::StoreOpenError;
+
+/// `pinseal bench`.
+#[derive(Args)]
+pub(crate) struct BenchArguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// SetPin alone, durable, beside the bare echo; controls and blocks are prepared before the clock runs
+    SetPin(FlowArguments),
+    /// The whole flow of one PIN: open a control, issue a tzpk, decrypt it on the device, set
+    Flow(FlowArguments),
+    /// What one live control costs in memory
+    Controls(MemoryArguments),
+}
+
+/// How to load the services.
+#[derive(Args)]
+pub(crate) struct FlowArguments {
+    /// Through which door
+    #[arg(long, value_enum, default_value_t)]
+    via: Door,
+    /// Requests in flight, one run for each
+    #[arg(long, value_delimiter = ',', default_value = "64,256", value_name = "N,N…")]
+    concurrency: Vec<usize>,
+    /// Seconds of each round; a round of SetPin ends sooner when its prepared blocks are used up
+    #[arg(long, default_value_t = 2.0, value_name = "SECONDS")]
+    duration_seconds: f64,
+    /// Rounds of each; the median is told
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    rounds: usize,
+    /// Blocks to prepare for each round of SetPin: each needs a tzpk of its own and one RSA decryption by the device
+    #[arg(long, default_value_t = 60_000, value_name = "N")]
+    prepared: usize,
+    /// Open loop: requests a second to offer, whatever the answers; latency counts from when each was due
+    #[arg(long, value_name = "N")]
+    rate: Option<f64>,
+    /// Connections of each of the two client threads
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    connections: usize,
+    /// Mutual TLS, as in production, or plain TCP
+    #[arg(long, value_enum, default_value_t)]
+    transport: Transport,
+    /// Where the key boundary is
+    #[arg(long, value_enum, default_value_t)]
+    isolation: Isolation,
+    /// Where to keep the store during the run; a temporary directory by default
+    #[arg(long, value_name = "DIR")]
+    directory: Option<PathBuf>,
+    /// Also write the figures to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Through which door the load comes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Door {
+    /// The engine's gRPC.
+    #[default]
+    Grpc,
+    /// The edge's HTTP, with the engine behind it.
+    Http,
+}
+
+/// What the connections to the engine are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Transport {
+    /// Mutual TLS 1.3.
+    #[default]
+    Mtls,
+    /// Plain TCP.
+    Plain,
+}
+
+/// How many controls to hold.
+#[derive(Args)]
+pub(crate) struct MemoryArguments {
+    /// Live controls
+    #[arg(long, default_value_t = 1_000_000, value_name = "N")]
+    count: usize,
+    /// Where to keep the store during the run; a temporary directory by default
+    #[arg(long, value_name = "DIR")]
+    directory: Option<PathBuf>,
+}
+
+impl FlowArguments {
+    fn round(&self) -> Duration {
+        Duration::from_secs_f64(self.duration_seconds.clamp(0.1, 3_600.0))
+    }
+}
+
+/// Measures, and prints a table.
+pub(crate) fn run(arguments: BenchArguments) -> Result<(), BenchError> {
+    match arguments.what {
+        What::SetPin(arguments) => flow::set_pin(&arguments),
+        What::Flow(arguments) => flow::whole(&arguments),
+        What::Controls(arguments) => Ok(writeln!(io::stdout(), "{}", memory::live_controls(&arguments)?)?),
+    }
+}
+
+/// Why nothing was measured.
+#[derive(Debug, Error)]
+pub(crate) enum BenchError {
+    /// The configuration of the run.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The engine did not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The engine did not stop in order.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The store did not open.
+    #[error(transparent)]
+    StoreOpen(#[from] StoreOpenError),
+    /// The echo did not start.
+    #[error(transparent)]
+    Serving(#[from] ServingError),
+    /// The edge did not start.
+    #[error(transparent)]
+    Edge(#[from] EdgeError),
+    /// No certificates.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// A request failed that should not.
+    #[error("the load failed: {0}")]
+    Load(String),
+    /// The machine refused something.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+impl From<tonic::Status> for BenchError {
+    fn from(status: tonic::Status) -> Self {
+        Self::Load(format!("{:?}: {}", status.code(), status.message()))
+    }
+}

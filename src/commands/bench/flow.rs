@@ -1,0 +1,320 @@
+//! The measured flows: SetPin alone, and the whole way of one PIN, by gRPC and by HTTP.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use device::{Device, Fill, KeyBits, Pin};
+use http::{Request, StatusCode, header};
+use http_body_util::{BodyExt, Full};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use indicatif::ProgressBar;
+use serde_json::{Value, json};
+use tokio::runtime::{Builder, Runtime};
+use tonic::transport::Channel;
+
+use super::{
+    BenchError, Door, FlowArguments,
+    load::{self, Done, Load, Measured},
+    memory::progress,
+    report::{self, Level},
+    stage::Stage,
+};
+use crate::commands::demo::TemporaryDirectory;
+use proto::{
+    IssueTzpkRequest, OpenControlRequest, Scope, SetPinRequest, control_service_client::ControlServiceClient,
+    echo_service_client::EchoServiceClient, pin_service_client::PinServiceClient,
+};
+
+/// How many cards the load is spread over: more than are prepared in a round, since a set closes the other controls of its
+/// card.
+const CARDS: usize = 1_000_000;
+/// How many are prepared at a time.
+const PREPARED_AT_ONCE: usize = 64;
+const TENANT: &str = "default";
+const AUDIT_USER: &str = "bench";
+
+/// A block that waits to be sent.
+struct Ready {
+    control_id: String,
+    block: [u8; 8],
+}
+
+/// SetPin alone, beside the echo.
+pub(super) fn set_pin(arguments: &FlowArguments) -> Result<(), BenchError> {
+    let bench = Bench::new(arguments)?;
+    let mut levels = Vec::new();
+    for &concurrency in &arguments.concurrency {
+        let (mut echoes, mut ours) = (Vec::new(), Vec::new());
+        for _ in 0..arguments.rounds.max(1) {
+            let ready = bench.prepare(arguments.prepared)?;
+            echoes.push(bench.echo(concurrency)?);
+            ours.push(match arguments.via {
+                Door::Grpc => bench.set_by_grpc(concurrency, &ready)?,
+                Door::Http => bench.set_by_http(concurrency, &ready)?,
+            });
+        }
+        levels.extend(Level::of(concurrency, echoes, ours));
+    }
+    report::tell("SetPin", &levels, arguments.json.as_deref())?;
+    bench.end()
+}
+
+/// The whole flow, beside the echo.
+pub(super) fn whole(arguments: &FlowArguments) -> Result<(), BenchError> {
+    let bench = Bench::new(arguments)?;
+    let mut levels = Vec::new();
+    for &concurrency in &arguments.concurrency {
+        let (mut echoes, mut ours) = (Vec::new(), Vec::new());
+        for _ in 0..arguments.rounds.max(1) {
+            echoes.push(bench.echo(concurrency)?);
+            ours.push(match arguments.via {
+                Door::Grpc => bench.whole_by_grpc(concurrency)?,
+                Door::Http => bench.whole_by_http(concurrency)?,
+            });
+        }
+        levels.extend(Level::of(concurrency, echoes, ours));
+    }
+    report::tell("flow", &levels, arguments.json.as_deref())?;
+    bench.end()
+}
+
+/// One run: the stage, the device, what was asked for.
+struct Bench<'a> {
+    arguments: &'a FlowArguments,
+    stage: Stage,
+    device: Arc<Device>,
+    runtime: Runtime,
+    _directory: TemporaryDirectory,
+}
+
+impl<'a> Bench<'a> {
+    fn new(arguments: &'a FlowArguments) -> Result<Self, BenchError> {
+        let directory = TemporaryDirectory::unless(arguments.directory.as_deref())?;
+        let runtime = Builder::new_multi_thread().enable_all().build()?;
+        let stage = runtime.block_on(Stage::set(arguments, directory.path()))?;
+        let device = Device::generate(KeyBits::Rsa2048).map_err(|error| BenchError::Load(error.to_string()))?;
+        Ok(Self { arguments, stage, device: Arc::new(device), runtime, _directory: directory })
+    }
+
+    fn end(self) -> Result<(), BenchError> {
+        self.runtime.block_on(self.stage.clear())
+    }
+
+    fn load(&self, concurrency: usize) -> Load {
+        Load {
+            concurrency,
+            connections: self.connection_count(),
+            duration: self.arguments.round(),
+            rate: self.arguments.rate,
+        }
+    }
+
+    /// Controls with a tzpk each, and the blocks that would set a PIN.
+    fn prepare(&self, count: usize) -> Result<Vec<Ready>, BenchError> {
+        let bar = progress(count as u64).with_message("preparing controls and blocks");
+        let left = Arc::new(AtomicUsize::new(count));
+        // A channel is made within the runtime that will drive it.
+        let _inside = self.runtime.enter();
+        let workers: Vec<_> = (0..PREPARED_AT_ONCE)
+            .map(|_| {
+                let channel = self.stage.engine_channel()?;
+                let (device, left, bar) = (Arc::clone(&self.device), Arc::clone(&left), bar.clone());
+                Ok(self.runtime.spawn(async move { prepare_while_any_is_left(channel, &device, &left, &bar).await }))
+            })
+            .collect::<Result<_, BenchError>>()?;
+        let mut ready = Vec::with_capacity(count);
+        for worker in workers {
+            let prepared = self.runtime.block_on(worker).map_err(|error| BenchError::Load(error.to_string()))?;
+            ready.extend(prepared?);
+        }
+        bar.finish_and_clear();
+        Ok(ready)
+    }
+
+    fn echo(&self, concurrency: usize) -> Result<Measured, BenchError> {
+        load::run(self.load(concurrency), async || {
+            let clients = self.connections(|| Ok(EchoServiceClient::new(self.stage.echo_channel()?)))?;
+            Ok(async move |number: usize| {
+                // The size of a real SetPin.
+                let request = set_request("00000000-0000-4000-8000-000000000000", [7; 8]);
+                pick(&clients, number)?.echo(request).await?;
+                Ok(Done::One)
+            })
+        })
+    }
+
+    fn set_by_grpc(&self, concurrency: usize, ready: &[Ready]) -> Result<Measured, BenchError> {
+        let ready: &'static [Ready] = Box::leak(clone_of(ready).into_boxed_slice());
+        load::run(self.load(concurrency), async || {
+            let clients = self.connections(|| Ok(PinServiceClient::new(self.stage.engine_channel()?)))?;
+            Ok(async move |number: usize| {
+                let Some(ready) = ready.get(number) else { return Ok(Done::UsedUp) };
+                pick(&clients, number)?.set_pin(set_request(&ready.control_id, ready.block)).await?;
+                Ok(Done::One)
+            })
+        })
+    }
+
+    fn set_by_http(&self, concurrency: usize, ready: &[Ready]) -> Result<Measured, BenchError> {
+        let ready: &'static [Ready] = Box::leak(clone_of(ready).into_boxed_slice());
+        load::run(self.load(concurrency), async || {
+            let http = Http::new(self.stage.edge_address(), &self.stage.token);
+            Ok(async move |number: usize| {
+                let Some(Ready { control_id, block }) = ready.get(number) else { return Ok(Done::UsedUp) };
+                let body = json!({ "controlId": control_id, "pinBlock": STANDARD.encode(block) });
+                http.post("/pin/v3/set", body).await?;
+                Ok(Done::One)
+            })
+        })
+    }
+
+    fn whole_by_grpc(&self, concurrency: usize) -> Result<Measured, BenchError> {
+        load::run(self.load(concurrency), async || {
+            let channels = self.connections(|| self.stage.engine_channel())?;
+            let device = Arc::clone(&self.device);
+            Ok(async move |number: usize| {
+                let channel = pick(&channels, number)?;
+                let ready = make_ready(&channel, &device, number).await?;
+                PinServiceClient::new(channel).set_pin(set_request(&ready.control_id, ready.block)).await?;
+                Ok(Done::One)
+            })
+        })
+    }
+
+    fn whole_by_http(&self, concurrency: usize) -> Result<Measured, BenchError> {
+        load::run(self.load(concurrency), async || {
+            let http = Http::new(self.stage.edge_address(), &self.stage.token);
+            let device = Arc::clone(&self.device);
+            Ok(async move |number: usize| {
+                let path = format!("/pincontrol/v2/plastic/{}", plastic_id(number));
+                let control_id = member(&http.post(&path, json!({ "scope": "SET_PIN" })).await?, "id")?;
+                let public_key = STANDARD.encode(device.public_key_der());
+                let asked = json!({ "controlId": control_id, "publicKey": public_key });
+                let tzpk = member(&http.post("/pin/v3/set/tzpk", asked).await?, "tzpk")?;
+                let tzpk = STANDARD.decode(tzpk).map_err(|error| BenchError::Load(error.to_string()))?;
+                let block = block_of(&device, &tzpk, number)?;
+                let body = json!({ "controlId": control_id, "pinBlock": STANDARD.encode(block) });
+                http.post("/pin/v3/set", body).await?;
+                Ok(Done::One)
+            })
+        })
+    }
+
+    /// One client a connection.
+    fn connections<T>(&self, connect: impl Fn() -> Result<T, BenchError>) -> Result<Vec<T>, BenchError> {
+        (0..self.connection_count()).map(|_| connect()).collect()
+    }
+
+    fn connection_count(&self) -> usize {
+        self.arguments.connections.max(1)
+    }
+}
+
+async fn prepare_while_any_is_left(
+    channel: Channel,
+    device: &Device,
+    left: &AtomicUsize,
+    bar: &ProgressBar,
+) -> Result<Vec<Ready>, BenchError> {
+    let take = || left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).ok();
+    let mut ready = Vec::new();
+    while let Some(number) = take() {
+        ready.push(make_ready(&channel, device, number).await?);
+        bar.inc(1);
+    }
+    Ok(ready)
+}
+
+async fn make_ready(channel: &Channel, device: &Device, number: usize) -> Result<Ready, BenchError> {
+    let open = OpenControlRequest {
+        tenant: TENANT.into(),
+        audit_user: AUDIT_USER.into(),
+        plastic_id: plastic_id(number),
+        scope: Scope::SetPin.into(),
+        device_key_sha256: Vec::new(),
+    };
+    let opened = ControlServiceClient::new(channel.clone()).open_control(open).await?.into_inner();
+    let issue = IssueTzpkRequest {
+        tenant: TENANT.into(),
+        audit_user: AUDIT_USER.into(),
+        control_id: opened.control_id.clone(),
+        device_public_key: device.public_key_der().to_vec(),
+    };
+    let issued = PinServiceClient::new(channel.clone()).issue_tzpk(issue).await?.into_inner();
+    Ok(Ready { control_id: opened.control_id, block: block_of(device, &issued.encrypted_tzpk, number)? })
+}
+
+fn block_of(device: &Device, encrypted_tzpk: &[u8], number: usize) -> Result<[u8; 8], BenchError> {
+    let failed = |error: &dyn std::fmt::Display| BenchError::Load(error.to_string());
+    // Never a run, never one digit throughout.
+    let pin = Pin::parse(&format!("19{:04}", number % 10_000)).map_err(|error| failed(&error))?;
+    device.encrypt_pin(encrypted_tzpk, &pin, Fill::Random).map_err(|error| failed(&error))
+}
+
+fn set_request(control_id: &str, block: [u8; 8]) -> SetPinRequest {
+    SetPinRequest {
+        tenant: TENANT.into(),
+        audit_user: AUDIT_USER.into(),
+        control_id: control_id.into(),
+        pin_block: block.to_vec(),
+    }
+}
+
+fn plastic_id(number: usize) -> String {
+    format!("{}", 4_000_000_000 + number % CARDS)
+}
+
+fn pick<T: Clone>(clients: &[T], number: usize) -> Result<T, BenchError> {
+    let chosen = clients.get(number % clients.len().max(1));
+    chosen.cloned().ok_or_else(|| BenchError::Load("no connection".into()))
+}
+
+fn clone_of(ready: &[Ready]) -> Vec<Ready> {
+    ready.iter().map(|ready| Ready { control_id: ready.control_id.clone(), block: ready.block }).collect()
+}
+
+/// A client of the edge, with a pool of connections.
+struct Http {
+    client: Client<HttpConnector, Full<bytes::Bytes>>,
+    edge: SocketAddr,
+    authorization: String,
+}
+
+impl Http {
+    fn new(edge: SocketAddr, token: &str) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        let client = Client::builder(TokioExecutor::new()).build(connector);
+        Self { client, edge, authorization: format!("Bearer {token}") }
+    }
+
+    async fn post(&self, path: &str, body: Value) -> Result<Value, BenchError> {
+        let failed = |error: &dyn std::fmt::Display| BenchError::Load(error.to_string());
+        let request = Request::post(format!("http://{}{path}?auditUser={AUDIT_USER}", self.edge))
+            .header(header::AUTHORIZATION, &self.authorization)
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::from(body.to_string()))
+            .map_err(|error| failed(&error))?;
+        let answer = self.client.request(request).await.map_err(|error| failed(&error))?;
+        let status = answer.status();
+        let body = answer.into_body().collect().await.map_err(|error| failed(&error))?.to_bytes();
+        if ![StatusCode::OK, StatusCode::CREATED].contains(&status) {
+            return Err(BenchError::Load(format!("{status}: {}", String::from_utf8_lossy(&body))));
+        }
+        serde_json::from_slice(&body).map_err(|error| failed(&error))
+    }
+}
+
+fn member(body: &Value, name: &str) -> Result<String, BenchError> {
+    let text = body.get(name).and_then(Value::as_str);
+    text.map(str::to_owned).ok_or_else(|| BenchError::Load(format!("the answer has no {name}")))
+}

@@ -1,0 +1,247 @@
+//! Load: two client threads with a runtime each, closed or open loop.
+
+use std::{
+    cell::RefCell,
+    io,
+    rc::Rc,
+    sync::{
+        Barrier,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use hdrhistogram::Histogram;
+use nix::{sys::time::TimeSpec, time::ClockId, unistd::Pid};
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::Semaphore,
+    task::LocalSet,
+};
+
+use super::BenchError;
+use net::cores;
+
+/// Client threads: one a core of the smallest machine we measure on.
+pub(super) const CLIENT_THREADS: usize = 2;
+/// The longest latency told apart, in microseconds.
+const LATENCY_MICROSECONDS_MAX: u64 = 60_000_000;
+
+/// How to load.
+#[derive(Clone, Copy)]
+pub(super) struct Load {
+    pub(super) concurrency: usize,
+    /// Of each client thread.
+    pub(super) connections: usize,
+    pub(super) duration: Duration,
+    /// Requests a second, in an open loop.
+    pub(super) rate: Option<f64>,
+}
+
+/// What came of it.
+pub(super) struct Measured {
+    pub(super) requests: u64,
+    pub(super) seconds: f64,
+    /// Of this process, servers and clients alike, and of the boundary's.
+    pub(super) processor_seconds: f64,
+    pub(super) latency: Histogram<u64>,
+}
+
+impl Measured {
+    /// Requests a second.
+    pub(super) fn rate(&self) -> f64 {
+        self.requests as f64 / self.seconds.max(f64::MIN_POSITIVE)
+    }
+
+    /// Processor time a request took, in microseconds: clients, servers and boundary together.
+    pub(super) fn processor_microseconds(&self) -> f64 {
+        self.processor_seconds * 1e6 / (self.requests as f64).max(1.0)
+    }
+
+    /// A quantile of the latency, in microseconds.
+    pub(super) fn quantile(&self, quantile: f64) -> u64 {
+        self.latency.value_at_quantile(quantile)
+    }
+}
+
+/// Whether an operation found something to do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Done {
+    /// It did one request.
+    One,
+    /// What was prepared is used up.
+    UsedUp,
+}
+
+/// Runs `connect` once on each client thread, and the operation it gives until the time or the work is up. The
+/// operation is told the number of its request within the whole run. The clock runs from when every thread has its
+/// connections: each has answered once by then.
+pub(super) fn run<C, O>(load: Load, connect: C) -> Result<Measured, BenchError>
+where
+    C: AsyncFn() -> Result<O, BenchError> + Sync,
+    O: AsyncFn(usize) -> Result<Done, BenchError> + 'static,
+{
+    let next = AtomicUsize::new(0);
+    // The client threads and this one.
+    let connected = Barrier::new(CLIENT_THREADS + 1);
+    thread::scope(|scope| {
+        let spawn = |number| {
+            let (connected, connect, next) = (&connected, &connect, &next);
+            scope.spawn(move || {
+                let client = Client::connect(number, load.connections, connect, next);
+                connected.wait();
+                client?.run(load, next)
+            })
+        };
+        let clients: Vec<_> = (0..CLIENT_THREADS).map(spawn).collect();
+        connected.wait();
+        let (began, processor_began) = (Instant::now(), processor_seconds()?);
+        let mut latency = histogram()?;
+        for client in clients {
+            let panicked = |_| Err(BenchError::Load("a client thread panicked".into()));
+            let measured = client.join().unwrap_or_else(panicked)?;
+            latency.add(measured).map_err(|error| BenchError::Load(error.to_string()))?;
+        }
+        let seconds = began.elapsed().as_secs_f64();
+        let processor_seconds = processor_seconds()? - processor_began;
+        Ok(Measured { requests: latency.len(), seconds, processor_seconds, latency })
+    })
+}
+
+/// A client thread's own.
+struct Client<O> {
+    runtime: Runtime,
+    tasks: LocalSet,
+    operation: Rc<O>,
+}
+
+impl<O> Client<O>
+where
+    O: AsyncFn(usize) -> Result<Done, BenchError> + 'static,
+{
+    fn connect(
+        number: usize,
+        connections: usize,
+        connect: &impl AsyncFn() -> Result<O, BenchError>,
+        next: &AtomicUsize,
+    ) -> Result<Self, BenchError> {
+        stay_on_core(number)?;
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let tasks = LocalSet::new();
+        let operation = tasks.block_on(&runtime, async {
+            let operation = connect().await?;
+            // Whatever the other threads take meanwhile, so many in a row reach each connection.
+            let first = next.fetch_add(connections, Ordering::Relaxed);
+            for number in first..first + connections {
+                operation(number).await?;
+            }
+            Ok::<_, BenchError>(Rc::new(operation))
+        })?;
+        Ok(Self { runtime, tasks, operation })
+    }
+
+    fn run(self, load: Load, next: &AtomicUsize) -> Result<Histogram<u64>, BenchError> {
+        let Self { runtime, tasks, operation } = self;
+        tasks.block_on(&runtime, async {
+            match load.rate {
+                None => closed(load, next, &operation).await,
+                Some(rate) => open(load, rate / CLIENT_THREADS as f64, next, &operation).await,
+            }
+        })
+    }
+}
+
+/// Keeps this thread on one of the cores it may use. Clients that happen to share a core, as the kernel likes to place
+/// threads that wake one another, would be what is measured.
+fn stay_on_core(number: usize) -> io::Result<()> {
+    cores::allowed()?.into_iter().cycle().nth(number).map_or(Ok(()), cores::stay_on)
+}
+
+async fn closed<O>(load: Load, next: &AtomicUsize, operation: &Rc<O>) -> Result<Histogram<u64>, BenchError>
+where
+    O: AsyncFn(usize) -> Result<Done, BenchError> + 'static,
+{
+    let ends = Instant::now() + load.duration;
+    let latency = RefCell::new(histogram()?);
+    let one = async || {
+        while Instant::now() < ends {
+            let began = Instant::now();
+            if operation(next.fetch_add(1, Ordering::Relaxed)).await? == Done::UsedUp {
+                break;
+            }
+            latency.borrow_mut().saturating_record(micros(began));
+        }
+        Ok::<_, BenchError>(())
+    };
+    let in_flight = load.concurrency.div_ceil(CLIENT_THREADS);
+    futures::future::try_join_all((0..in_flight).map(|_| one())).await?;
+    Ok(latency.into_inner())
+}
+
+async fn open<O>(load: Load, rate: f64, next: &AtomicUsize, operation: &Rc<O>) -> Result<Histogram<u64>, BenchError>
+where
+    O: AsyncFn(usize) -> Result<Done, BenchError> + 'static,
+{
+    let began = Instant::now();
+    let places = Semaphore::new(load.concurrency.div_ceil(CLIENT_THREADS));
+    let due_times = (0u32..).map(|number| began + Duration::from_secs_f64(f64::from(number) / rate.max(0.001)));
+    let one = async |due: Instant| {
+        // Waiting for a place counts: the request was due.
+        let _place = places.acquire().await.map_err(|error| BenchError::Load(error.to_string()))?;
+        let done = operation(next.fetch_add(1, Ordering::Relaxed)).await?;
+        Ok::<_, BenchError>((done == Done::One).then(|| micros(due)))
+    };
+    let mut latency = histogram()?;
+    let mut under_way = futures::stream::FuturesUnordered::new();
+    use futures::StreamExt;
+    for due in due_times.take_while(|due| due.duration_since(began) < load.duration) {
+        let mut timer = std::pin::pin!(tokio::time::sleep_until(due.into()));
+        loop {
+            tokio::select! {
+                biased;
+                Some(answer) = under_way.next(), if !under_way.is_empty() => record(&mut latency, answer)?,
+                () = &mut timer => break,
+            }
+        }
+        under_way.push(one(due));
+    }
+    while let Some(answer) = under_way.next().await {
+        record(&mut latency, answer)?;
+    }
+    Ok(latency)
+}
+
+fn record(latency: &mut Histogram<u64>, answer: Result<Option<u64>, BenchError>) -> Result<(), BenchError> {
+    if let Some(microseconds) = answer? {
+        latency.saturating_record(microseconds);
+    }
+    Ok(())
+}
+
+fn histogram() -> Result<Histogram<u64>, BenchError> {
+    Histogram::new_with_max(LATENCY_MICROSECONDS_MAX, 3).map_err(|error| BenchError::Load(error.to_string()))
+}
+
+/// Processor time this process and those it has started have used so far: a boundary's is among them.
+fn processor_seconds() -> io::Result<f64> {
+    let seconds = |time: TimeSpec| time.tv_sec() as f64 + time.tv_nsec() as f64 / 1e9;
+    let mut all = seconds(ClockId::CLOCK_PROCESS_CPUTIME_ID.now()?);
+    for thread in std::fs::read_dir("/proc/self/task")? {
+        let children = match std::fs::read_to_string(thread?.path().join("children")) {
+            // It has ended meanwhile; its children are another's now.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            children => children?,
+        };
+        for child in children.split_ascii_whitespace().filter_map(|child| child.parse().ok()) {
+            // One that has ended has none any more.
+            let used = ClockId::pid_cpu_clock_id(Pid::from_raw(child)).and_then(ClockId::now);
+            all += used.map(seconds).unwrap_or_default();
+        }
+    }
+    Ok(all)
+}
+
+fn micros(began: Instant) -> u64 {
+    u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX)
+}

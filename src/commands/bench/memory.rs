@@ -1,0 +1,116 @@
+//! What one live control costs in memory: opened in a store of their own, half of them with a tzpk.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::runtime::Builder;
+
+use super::{BenchError, MemoryArguments};
+use crate::commands::demo::TemporaryDirectory;
+use audit::entry::{Action, Line, Outcome};
+use clock;
+use domain::card::{CardKey, PlasticId, RegisteredAccount, Tenant};
+use domain::control::{Control, ControlId, Event, Scope, SealedTzpk, State};
+use store::{Admission, Store, UnknownCards};
+use store_embedded::{Embedded, EmbeddedConfig};
+
+/// How many changes are on their way to the store at a time.
+const IN_FLIGHT: usize = 512;
+
+/// What was found.
+pub(super) struct Cost {
+    controls: usize,
+    before: u64,
+    after: u64,
+}
+
+impl fmt::Display for Cost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let each = self.after.saturating_sub(self.before) as f64 / self.controls.max(1) as f64;
+        let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        write!(
+            f,
+            "{} live controls: resident memory {:.0} MiB before, {:.0} MiB after: {each:.0} bytes each, buffers and caches of the store included",
+            self.controls,
+            mebibytes(self.before),
+            mebibytes(self.after)
+        )
+    }
+}
+
+/// Opens them, and looks at the process's resident memory.
+pub(super) fn live_controls(arguments: &MemoryArguments) -> Result<Cost, BenchError> {
+    let directory = TemporaryDirectory::unless(arguments.directory.as_deref())?;
+    Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let store = Arc::new(Embedded::open(&EmbeddedConfig::new(directory.path().join("store")))?);
+        let before = resident()?;
+        let bar = progress(arguments.count as u64);
+        let opened = futures::stream::iter(0..arguments.count).map(|number| open(&store, number, &bar));
+        use futures::{StreamExt, TryStreamExt};
+        opened.buffer_unordered(IN_FLIGHT).try_collect::<Vec<()>>().await?;
+        bar.finish_and_clear();
+        let cost = Cost { controls: store.counts().controls, before, after: resident()? };
+        store.close().await;
+        Ok(cost)
+    })
+}
+
+async fn open(store: &Embedded, number: usize, bar: &ProgressBar) -> Result<(), BenchError> {
+    let refused = |error: &dyn fmt::Display| BenchError::Load(error.to_string());
+    let named = |text: &str| PlasticId::parse(text).map_err(|error| refused(&error));
+    let tenant = Tenant::parse("bank").map_err(|error| refused(&error))?;
+    let card = CardKey { tenant, plastic: named(&format!("{:010}", number / 8))? };
+    let line = |action| Line {
+        at: clock::now(),
+        caller: "bench".into(),
+        tenant: Some(tenant),
+        audit_user: "bench".into(),
+        action,
+        card: "411111******1111".into(),
+        control: None,
+        keys: "".into(),
+        formats: "".into(),
+        boundary: "host/software".into(),
+        outcome: Outcome::Done,
+    };
+    if number.is_multiple_of(8) {
+        let account = RegisteredAccount { sealed: [7; 30].into(), masked: "411111******1111".into() };
+        store.register(card, Some(account), line(Action::RegisterCard)).await.map_err(|error| refused(&error))?;
+    }
+    let control = Control {
+        id: ControlId::random(),
+        card,
+        account: None,
+        scope: Scope::SetPin,
+        expires_at: store.now().after(Duration::from_secs(3_600)),
+        opened_generation: 0,
+        device_key: None,
+        state: State::Open,
+    };
+    let admission = Admission { controls_per_card_per_hour: 1_000, unknown_cards: UnknownCards::Accept };
+    let opened =
+        Store::open(store, control, admission, line(Action::OpenControl)).await.map_err(|error| refused(&error))?;
+    if number.is_multiple_of(2) {
+        let event = Event::Key { tzpk: SealedTzpk([7; 48].into()), replaces: None };
+        let keyed = store.advance(opened.id, event, line(Action::IssueTzpk)).await;
+        keyed.map_err(|error| refused(&error))?;
+    }
+    bar.inc(1);
+    Ok(())
+}
+
+/// A bar that counts to `length`.
+pub(super) fn progress(length: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg:<28} {wide_bar} {pos}/{len}");
+    ProgressBar::new(length).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+/// The process's resident memory, in bytes.
+fn resident() -> Result<u64, BenchError> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kibibytes = line.and_then(|text| text.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kibibytes
+        .map(|kib| kib.saturating_mul(1_024))
+        .ok_or_else(|| BenchError::Load("no VmRSS in /proc/self/status".into()))
+}

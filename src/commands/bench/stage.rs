@@ -1,0 +1,133 @@
+//! What a run is played on: an engine, an edge and a bare echo, served with the same settings.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+};
+
+use tonic::{Request, Response, Status, async_trait};
+use zeroize::Zeroizing;
+
+use super::{BenchError, FlowArguments, Transport};
+use crate::commands::pki;
+use crate::isolation::embedded_engine;
+use edge::Edge;
+use engine::{
+    Engine, Right,
+    serving::{Serving, ServingSettings},
+};
+use net::{
+    connect::channel,
+    tls::{ClientTls, ClientTlsConfig, ServerTls, ServerTlsConfig},
+};
+use proto::{
+    SetPinRequest, SetPinResponse,
+    echo_service_server::{EchoService, EchoServiceServer},
+};
+
+/// How long a prepared control waits for its turn.
+const CONTROL_LIFETIME: std::time::Duration = std::time::Duration::from_secs(3_600);
+/// How many changes may wait for the disk: all that the largest run has in flight.
+const WAITING_CHANGES_MAX: usize = 16_384;
+
+/// Everything that serves.
+pub(super) struct Stage {
+    engine: Engine,
+    edge: Edge,
+    echo: Serving,
+    client_tls: Option<ClientTls>,
+    pub(super) token: Zeroizing<String>,
+}
+
+impl Stage {
+    /// Starts all of it on free ports.
+    pub(super) async fn set(arguments: &FlowArguments, directory: &Path) -> Result<Self, BenchError> {
+        let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let (server_tls, client_tls) = match arguments.transport {
+            Transport::Plain => (None, None),
+            Transport::Mtls => {
+                let (server, client) = certificates(&directory.join("pki"))?;
+                (Some(server), Some(client))
+            }
+        };
+        let (mut engine, boundary) = embedded_engine(&directory.join("data"), arguments.isolation)?;
+        engine.listen = anywhere;
+        engine.tls.clone_from(&server_tls);
+        engine.peers = vec![engine::Peer {
+            certificate_name: "client.pinseal.test".into(),
+            rights: vec![Right::Controls, Right::Pins],
+            tenants: Vec::new(),
+        }];
+        engine.rules.control_lifetime = CONTROL_LIFETIME;
+        engine.rules.admission.controls_per_card_per_hour = 1_000_000;
+        engine.store.waiting_changes_max = WAITING_CHANGES_MAX;
+        let settings = ServingSettings {
+            listen: anywhere,
+            tls: server_tls.as_ref().map(ServerTls::load).transpose()?,
+            workers: engine.workers,
+            call_timeout: engine.call_timeout,
+            calls_per_connection_max: engine.calls_per_connection_max,
+            connections: engine.connections,
+        };
+        let echo = Serving::start(&settings, |mut server| server.add_service(EchoServiceServer::new(Echo)))?;
+        let engine = Engine::start(engine, boundary).await?;
+
+        let mut edge = edge::EdgeConfig::embedded(anywhere, engine.address())?;
+        edge.engine_address = url(engine.address());
+        edge.engine_tls.clone_from(&client_tls);
+        let token = edge.made_token.clone().unwrap_or_default();
+        let edge = Edge::start(edge).await?;
+        let client_tls = client_tls.as_ref().map(ClientTls::load).transpose()?;
+        Ok(Self { engine, edge, echo, client_tls, token })
+    }
+
+    /// A fresh connection to the engine.
+    pub(super) fn engine_channel(&self) -> Result<tonic::transport::Channel, BenchError> {
+        Ok(channel(&url(self.engine.address()), self.client_tls.clone())?)
+    }
+
+    /// A fresh connection to the echo.
+    pub(super) fn echo_channel(&self) -> Result<tonic::transport::Channel, BenchError> {
+        Ok(channel(&url(self.echo.address()), self.client_tls.clone())?)
+    }
+
+    /// Where the edge listens.
+    pub(super) fn edge_address(&self) -> SocketAddr {
+        self.edge.address()
+    }
+
+    /// Stops all of it.
+    pub(super) async fn clear(self) -> Result<(), BenchError> {
+        self.edge.stop().await?;
+        self.echo.stop().await;
+        Ok(self.engine.stop().await?)
+    }
+}
+
+/// The bare peer.
+#[derive(Clone, Copy)]
+struct Echo;
+
+#[async_trait]
+impl EchoService for Echo {
+    async fn echo(&self, _: Request<SetPinRequest>) -> Result<Response<SetPinResponse>, Status> {
+        Ok(Response::new(SetPinResponse {}))
+    }
+}
+
+fn url(address: SocketAddr) -> String {
+    // By name, for the certificate; the port is the engine's.
+    format!("https://localhost:{}", address.port())
+}
+
+fn certificates(directory: &Path) -> Result<(ServerTlsConfig, ClientTlsConfig), BenchError> {
+    pki::make(&pki::DevArguments { out: directory.to_owned(), name: Vec::new() })?;
+    let at = |file: &str| directory.join(file);
+    let server = ServerTlsConfig {
+        certificates: at("engine.pem"),
+        private_key: at("engine.key"),
+        client_roots: Some(at("ca.pem")),
+    };
+    let client = ClientTlsConfig { roots: at("ca.pem"), certificates: at("client.pem"), private_key: at("client.key") };
+    Ok((server, client))
+}

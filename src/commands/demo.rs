@@ -1,0 +1,309 @@
+//! `pinseal demo`: the whole path on this machine, told step by step, then left running to be played with.
+
+use std::{
+    fs::OpenOptions,
+    io::{self, Write},
+    net::{Ipv4Addr, SocketAddr},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    process,
+    sync::Arc,
+};
+
+use clap::Args;
+use device::{
+    Device, DeviceError, Fill, KeyBits, Pin,
+    client::{Backend, ClientError, Scope},
+};
+use serde_json::json;
+use thiserror::Error;
+use tokio::{
+    runtime::Builder,
+    signal::unix::{SignalKind, signal},
+};
+use uuid::Uuid;
+
+use crate::commands::device::{Player, SimulateError, Teller};
+use crate::isolation::{Isolation, embedded_engine};
+use config::ConfigError;
+use edge::{Edge, EdgeError};
+use engine::{Engine, StartError};
+use net::stop::Stop;
+use net::{connect::channel, tls::TlsError};
+use proto::{
+    ExportAuditRequest, RegisterCardRequest, audit_service_client::AuditServiceClient,
+    card_service_client::CardServiceClient,
+};
+use store::StoreError;
+
+/// The demo's card.
+const PLASTIC_ID: &str = "1000200030";
+/// Its account number, from a published range for tests.
+const ACCOUNT_NUMBER: &str = "5413330089020011";
+/// In whose name the demo asks.
+const AUDIT_USER: &str = "demo";
+
+/// `pinseal demo`.
+#[derive(Args)]
+pub(crate) struct DemoArguments {
+    /// End after the story; the exit code says whether every step came out
+    #[arg(long)]
+    once: bool,
+    /// Where to keep store and vault; a temporary directory, removed at the end, by default
+    #[arg(long, value_name = "DIR")]
+    directory: Option<PathBuf>,
+    /// Write {"edge_url", "bearer_token", "engine_addr"} to this file once it serves
+    #[arg(long, value_name = "FILE")]
+    ready_file: Option<PathBuf>,
+    /// Where the edge listens; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, 8_080)))]
+    edge_listen: SocketAddr,
+    /// Where the engine listens; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, 50_051)))]
+    engine_listen: SocketAddr,
+    /// Where the key boundary is
+    #[arg(long, value_enum, default_value_t)]
+    isolation: Isolation,
+}
+
+/// Plays the story, then serves until Ctrl-C unless told otherwise.
+pub(crate) fn run(arguments: DemoArguments) -> Result<(), DemoError> {
+    let made = TemporaryDirectory::unless(arguments.directory.as_deref())?;
+    Builder::new_multi_thread().enable_all().build()?.block_on(play(&arguments, made.path()))
+}
+
+async fn play(arguments: &DemoArguments, directory: &Path) -> Result<(), DemoError> {
+    // SIGHUP does not end the demo: a terminal that closes leaves it serving.
+    let mut hangup = signal(SignalKind::hangup())?;
+    let (mut engine_config, boundary) = embedded_engine(directory, arguments.isolation)?;
+    engine_config.listen = arguments.engine_listen;
+    let engine = Engine::start(engine_config, boundary).await?;
+    let edge_config = edge::EdgeConfig::embedded(arguments.edge_listen, engine.address())?;
+    let token = edge_config.made_token.clone().unwrap_or_default();
+    let edge = Edge::start(edge_config).await?;
+    let edge_url = format!("http://{}", edge.address());
+
+    let served = Served { engine: &engine, edge_url: &edge_url, token: &token, directory };
+    let story = served.tell().await;
+    if story.is_ok() && !arguments.once {
+        let mut stop = Stop::listen()?;
+        if let Some(file) = &arguments.ready_file {
+            let ready = json!({
+                "edge_url": edge_url, "bearer_token": token.as_str(), "engine_addr": engine.address().to_string(),
+            });
+            write_whole(file, &ready.to_string())?;
+        }
+        served.invite()?;
+        loop {
+            tokio::select! {
+                () = stop.told() => break,
+                _ = engine.store_failure() => break,
+                _ = hangup.recv() => tracing::warn!("SIGHUP changes nothing here: the demo's keys and tokens are of this run"),
+            }
+        }
+    }
+    let (edge_stopped, engine_stopped) = (edge.stop().await, engine.stop().await);
+    // A store that fails ends the story too, and says why.
+    engine_stopped?;
+    story?;
+    Ok(edge_stopped?)
+}
+
+/// The running services, as the story tells of them.
+struct Served<'a> {
+    engine: &'a Engine,
+    edge_url: &'a str,
+    token: &'a str,
+    directory: &'a Path,
+}
+
+impl Served<'_> {
+    async fn tell(&self) -> Result<(), DemoError> {
+        say("Pinseal: a cardholder sets a PIN from a phone. Who holds what, what crosses, what is kept.\n")?;
+        say("1. The issuer's side is up")?;
+        say(&format!("  engine (gRPC): {}   edge (HTTP): {}", self.engine.address(), self.edge_url))?;
+        for line in self.engine.boundary().lines() {
+            say(&format!("  {line}"))?;
+        }
+        say(&format!("  store and vault: {}", self.directory.display()))?;
+
+        say("\n2. The card system registers a card (gRPC)")?;
+        let masked = self.register().await?;
+        say(&format!(
+            "  card {PLASTIC_ID}, account number {masked}: kept sealed, shown masked; it waits for its PIN (W)"
+        ))?;
+
+        let (edge_url, token) = (self.edge_url.to_owned(), self.token.to_owned());
+        tokio::task::spawn_blocking(move || tell_of_the_device(&edge_url, &token))
+            .await
+            .map_err(io::Error::other)??;
+
+        say("\n7. The audit chain: who, what, which card, which keys, how it ended; never a PIN or a block")?;
+        let mut audit = AuditServiceClient::new(channel(&format!("http://{}", self.engine.address()), None)?);
+        let mut entries = audit.export_audit(ExportAuditRequest { from_sequence: 1 }).await.map_err(rpc)?.into_inner();
+        while let Some(entry) = entries.message().await.map_err(rpc)? {
+            let entry: serde_json::Value = serde_json::from_str(&entry.json).map_err(io::Error::other)?;
+            let text = |member: &str| entry.get(member).and_then(|text| text.as_str()).unwrap_or_default().to_owned();
+            let sequence = entry.get("sequence").and_then(serde_json::Value::as_u64).unwrap_or_default();
+            let hash = text("hash").chars().take(12).collect::<String>();
+            say(&format!(
+                "  {sequence:>3} {:<13} {:<17} {:<12} {:<14} chained by {hash}…",
+                text("action"),
+                text("card"),
+                text("outcome"),
+                text("formats"),
+            ))?;
+        }
+        Ok(())
+    }
+
+    async fn register(&self) -> Result<String, DemoError> {
+        let mut cards = CardServiceClient::new(channel(&format!("http://{}", self.engine.address()), None)?);
+        let request = RegisterCardRequest {
+            tenant: "default".into(),
+            audit_user: AUDIT_USER.into(),
+            plastic_id: PLASTIC_ID.into(),
+            account_number: ACCOUNT_NUMBER.into(),
+        };
+        Ok(cards.register_card(request).await.map_err(rpc)?.into_inner().account_number_masked)
+    }
+
+    fn invite(&self) -> io::Result<()> {
+        let Self { edge_url, token, .. } = self;
+        say("\nServing until Ctrl-C. Try it:")?;
+        say(&format!(
+            "  curl -s -X POST '{edge_url}/pincontrol/v2/plastic/{PLASTIC_ID}?auditUser=me' \\\n    \
+             -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' -d '{{\"scope\":\"SET_PIN\"}}'"
+        ))?;
+        say(&format!("  pinseal device view-pin --edge {edge_url} --token {token} --plastic-id {PLASTIC_ID}"))?;
+        say(&format!("  the contract, to browse: {edge_url}/docs"))
+    }
+}
+
+/// The cardholder's part, and what an attacker would meet.
+fn tell_of_the_device(edge_url: &str, token: &str) -> Result<(), DemoError> {
+    let device = Arc::new(Device::generate(KeyBits::Rsa2048)?);
+    let player = Player::with(Arc::clone(&device), Backend::with_bearer(edge_url, token, AUDIT_USER));
+    let mut teller = Teller::Story;
+    let chosen = Pin::parse("2580").map_err(SimulateError::from)?;
+
+    say("\n3. The cardholder chooses a PIN on the phone; the phone has an RSA key pair")?;
+    let control = player.set_pin(PLASTIC_ID, &chosen, &mut teller)?;
+    say(
+        "  key boundary: opened the block, judged it, made it anew as ISO 9564 format 4, bound to the account number,",
+    )?;
+    say(
+        "    under the AES-256 storage key. On disk, in one transaction: record, spent control, audit line (W became S)",
+    )?;
+
+    say("\n4. The cardholder looks at the PIN; the boundary encrypts it for this phone under a fresh tzpk")?;
+    let shown = player.view_pin(PLASTIC_ID, &mut teller)?;
+    if shown.reveal() != chosen.reveal() {
+        return Err(DemoError::Step("the PIN shown is not the PIN set"));
+    }
+
+    say("\n5. A control is good for one PIN: another block under the spent one")?;
+    let replay = player.backend().set(&control, &[7; 8]).err();
+    refused(replay, 404, "CONTROL_NOT_USABLE")?;
+
+    say("\n6. A PIN that is easy to guess is refused inside the boundary; the cardholder may choose another")?;
+    let (control, _) = player.backend().open_control(PLASTIC_ID, Scope::SetPin).map_err(SimulateError::from)?;
+    let (tzpk, _) = player.backend().set_tzpk(&control, device.public_key_der()).map_err(SimulateError::from)?;
+    let weak = device.encrypt_pin(&tzpk, &Pin::parse("1234").map_err(SimulateError::from)?, Fill::Random)?;
+    refused(player.backend().set(&control, &weak).err(), 422, "PIN_REFUSED")
+}
+
+fn refused(answer: Option<ClientError>, expected_status: u16, expected_code: &str) -> Result<(), DemoError> {
+    match answer {
+        Some(ClientError::Refused { status, code, message, .. })
+            if status == expected_status && code == expected_code =>
+        {
+            Ok(say(&format!("  edge: {status} {code}: {message}"))?)
+        }
+        _ => Err(DemoError::Step("what should have been refused was not, or not as it should")),
+    }
+}
+
+fn say(text: &str) -> io::Result<()> {
+    writeln!(io::stdout(), "{text}")
+}
+
+/// Whoever waits for the file finds all of it or none, and nobody else reads the token in it.
+fn write_whole(file: &Path, text: &str) -> io::Result<()> {
+    let mut name = file.as_os_str().to_owned();
+    name.push(format!(".{}", Uuid::new_v4().simple()));
+    let fresh = PathBuf::from(name);
+    let mut written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
+    written.write_all(text.as_bytes())?;
+    std::fs::rename(fresh, file)
+}
+
+fn rpc(status: tonic::Status) -> DemoError {
+    DemoError::Rpc(status.message().to_owned())
+}
+
+/// A directory that is removed at the end, unless one was given.
+pub(crate) struct TemporaryDirectory {
+    path: PathBuf,
+    ours: bool,
+}
+
+impl TemporaryDirectory {
+    /// The given one, or a fresh one.
+    pub(crate) fn unless(given: Option<&Path>) -> io::Result<Self> {
+        let Some(given) = given else {
+            let name = format!("pinseal-{}-{}", process::id(), uuid::Uuid::new_v4().simple());
+            let path = std::env::temp_dir().join(name);
+            std::fs::create_dir(&path)?;
+            return Ok(Self { path, ours: true });
+        };
+        Ok(Self { path: given.to_owned(), ours: false })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for TemporaryDirectory {
+    fn drop(&mut self) {
+        if self.ours {
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+/// Why the demo did not come to its end.
+#[derive(Debug, Error)]
+pub(crate) enum DemoError {
+    /// A step came out otherwise than it should.
+    #[error("the demo failed: {0}")]
+    Step(&'static str),
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The engine did not start.
+    #[error(transparent)]
+    Engine(#[from] StartError),
+    /// The engine did not stop in order.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The edge.
+    #[error(transparent)]
+    Edge(#[from] EdgeError),
+    /// The engine's address.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The engine refused.
+    #[error("the engine refused: {0}")]
+    Rpc(String),
+    /// The device or its back-end.
+    #[error(transparent)]
+    Simulate(#[from] SimulateError),
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The machine refused something.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}

@@ -1,0 +1,234 @@
+//! `pinseal device`: a cardholder's device and the back-end it talks to, step by step, told as they happen.
+
+use std::{
+    io::{self, BufRead, Write},
+    sync::Arc,
+};
+
+use clap::{Args, Subcommand, ValueEnum};
+use device::{
+    Device, DeviceError, Fill, KeyBits, Pin, PinError,
+    client::{Backend, ClientError, Exchange, Scope},
+};
+use serde_json::{Value, json};
+use thiserror::Error;
+
+/// How much of a long text is shown.
+const SHOWN_CHARACTERS: usize = 24;
+
+/// `pinseal device`.
+#[derive(Args)]
+pub(crate) struct DeviceArguments {
+    #[command(subcommand)]
+    command: DeviceCommand,
+}
+
+#[derive(Subcommand)]
+enum DeviceCommand {
+    /// Set a PIN: the device encrypts it, the edge and the engine never see it
+    SetPin {
+        #[command(flatten)]
+        target: Target,
+        /// The PIN, 4 to 12 digits; `-` to read it from standard input
+        #[arg(long, value_name = "DIGITS")]
+        pin: String,
+    },
+    /// View a PIN: it is shown on the device alone
+    ViewPin {
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+/// The card, and where to go with it. In real life the back-end authenticates the cardholder and opens the control; here
+/// one process plays both.
+#[derive(Args)]
+struct Target {
+    /// The edge, such as http://127.0.0.1:8080
+    #[arg(long, value_name = "URL")]
+    edge: String,
+    /// The back-end's bearer token
+    #[arg(long, value_name = "TOKEN", env = "PINSEAL_TOKEN", hide_env_values = true)]
+    token: String,
+    /// The card
+    #[arg(long, value_name = "N")]
+    plastic_id: String,
+    /// The size of the device's RSA key
+    #[arg(long, value_enum, default_value = "2048")]
+    key_bits: KeySize,
+    /// In whose name the back-end asks
+    #[arg(long, value_name = "NAME", default_value = "pinseal-device")]
+    audit_user: String,
+    /// One JSON object instead of the story
+    #[arg(long)]
+    json: bool,
+}
+
+/// The size of a device's key.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum KeySize {
+    #[value(name = "2048")]
+    Rsa2048,
+    #[value(name = "3072")]
+    Rsa3072,
+    #[value(name = "4096")]
+    Rsa4096,
+}
+
+/// Plays one of the two, and tells it.
+pub(crate) fn run(arguments: DeviceArguments) -> Result<(), SimulateError> {
+    match arguments.command {
+        DeviceCommand::SetPin { target, pin } => {
+            let mut teller = target.teller();
+            Player::new(&target)?.set_pin(&target.plastic_id, &typed(&pin)?, &mut teller)?;
+            teller.end(json!({ "pinSet": true }))
+        }
+        DeviceCommand::ViewPin { target } => {
+            let mut teller = target.teller();
+            let pin = Player::new(&target)?.view_pin(&target.plastic_id, &mut teller)?;
+            teller.end(json!({ "pin": pin.reveal() }))
+        }
+    }
+}
+
+/// A device and its back-end.
+pub(crate) struct Player {
+    device: Arc<Device>,
+    backend: Backend,
+}
+
+impl Player {
+    /// A back-end and a device with a fresh key pair.
+    fn new(target: &Target) -> Result<Self, SimulateError> {
+        let bits = match target.key_bits {
+            KeySize::Rsa2048 => KeyBits::Rsa2048,
+            KeySize::Rsa3072 => KeyBits::Rsa3072,
+            KeySize::Rsa4096 => KeyBits::Rsa4096,
+        };
+        let backend = Backend::with_bearer(&target.edge, &target.token, &target.audit_user);
+        Ok(Self { device: Arc::new(Device::generate(bits)?), backend })
+    }
+
+    /// A back-end, and a device that is there already.
+    pub(crate) fn with(device: Arc<Device>, backend: Backend) -> Self {
+        Self { device, backend }
+    }
+
+    /// Sets a PIN; answers the controlId it used up.
+    pub(crate) fn set_pin(&self, plastic_id: &str, pin: &Pin, teller: &mut Teller) -> Result<String, SimulateError> {
+        let (control, opened) = self.backend.open_control(plastic_id, Scope::SetPin)?;
+        teller.exchange("back-end → edge", "opens a control: this card, this purpose, seconds", &opened)?;
+        let (encrypted_tzpk, issued) = self.backend.set_tzpk(&control, self.device.public_key_der())?;
+        teller.exchange("device → back-end → edge", "asks for a tzpk for the device's public key", &issued)?;
+        teller
+            .note("device", "opens the tzpk with its private key, and encrypts the PIN under it as an ISO-1 block")?;
+        let block = self.device.encrypt_pin(&encrypted_tzpk, pin, Fill::Random)?;
+        let set = self.backend.set(&control, &block)?;
+        teller.exchange("device → back-end → edge", "sends the block", &set)?;
+        Ok(control)
+    }
+
+    /// Shows a PIN on the device.
+    pub(crate) fn view_pin(&self, plastic_id: &str, teller: &mut Teller) -> Result<Pin, SimulateError> {
+        let (control, opened) = self.backend.open_control(plastic_id, Scope::ViewPin)?;
+        teller.exchange("back-end → edge", "opens a control to view", &opened)?;
+        let (shown, exchange) = self.backend.view(&control, self.device.public_key_der())?;
+        teller.exchange("device → back-end → edge", "asks for the PIN, for the device's public key", &exchange)?;
+        let pin = self.device.decrypt_pin(&shown.encrypted_tzpk, &shown.block)?;
+        teller.note("device", &format!("opens tzpk and block; on the phone's screen: {}", pin.reveal()))?;
+        Ok(pin)
+    }
+
+    /// The back-end alone.
+    pub(crate) fn backend(&self) -> &Backend {
+        &self.backend
+    }
+}
+
+/// Tells what happens, as a story or as one JSON object at the end.
+pub(crate) enum Teller {
+    /// A story, as it happens.
+    Story,
+    /// All at the end.
+    Json(Vec<Value>),
+}
+
+impl Teller {
+    /// An exchange between two.
+    pub(crate) fn exchange(&mut self, who: &str, what: &str, exchange: &Exchange) -> io::Result<()> {
+        match self {
+            Self::Json(told) => told.push(json!({
+                "who": who, "request": exchange.request_line, "status": exchange.status,
+                "sent": shortened(&exchange.request), "answered": shortened(&exchange.response),
+            })),
+            Self::Story => {
+                let mut out = io::stdout().lock();
+                writeln!(out, "  {who}: {what}")?;
+                writeln!(out, "      {} {}", exchange.request_line, shortened(&exchange.request))?;
+                writeln!(out, "      {} {}", exchange.status, shortened(&exchange.response))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What one does by itself.
+    pub(crate) fn note(&mut self, who: &str, what: &str) -> io::Result<()> {
+        match self {
+            Self::Json(_) => Ok(()),
+            Self::Story => writeln!(io::stdout(), "  {who}: {what}"),
+        }
+    }
+
+    fn end(self, outcome: Value) -> Result<(), SimulateError> {
+        match self {
+            Self::Json(told) => writeln!(io::stdout(), "{}", json!({ "steps": told, "outcome": outcome }))?,
+            Self::Story => writeln!(io::stdout(), "done")?,
+        }
+        Ok(())
+    }
+}
+
+impl Target {
+    fn teller(&self) -> Teller {
+        if self.json { Teller::Json(Vec::new()) } else { Teller::Story }
+    }
+}
+
+/// A PIN from the argument, or from the first line of standard input.
+fn typed(argument: &str) -> Result<Pin, SimulateError> {
+    if argument != "-" {
+        return Ok(Pin::parse(argument)?);
+    }
+    let mut line = String::new();
+    io::stdin().lock().read_line(&mut line)?;
+    Ok(Pin::parse(line.trim())?)
+}
+
+/// A value whose long texts are cut: a controlId opens a card for seconds, and nobody reads 344 characters of base64.
+fn shortened(value: &Value) -> Value {
+    match value {
+        Value::String(text) if text.chars().count() > SHOWN_CHARACTERS => {
+            let kept: String = text.chars().take(SHOWN_CHARACTERS).collect();
+            Value::String(format!("{kept}… ({} characters)", text.chars().count()))
+        }
+        Value::Object(members) => members.iter().map(|(name, value)| (name.clone(), shortened(value))).collect(),
+        other => other.clone(),
+    }
+}
+
+/// Why the device or its back-end did not get through.
+#[derive(Debug, Error)]
+pub(crate) enum SimulateError {
+    /// The edge.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// What was typed.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// Input or output failed.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}

@@ -1,0 +1,179 @@
+//! `pinseal rotation`: how far a running engine's rotation is, for people on a terminal, in a log, and for programs.
+
+use std::io::{self, IsTerminal, Write};
+
+use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
+use tokio::runtime::Builder;
+
+use engine_client::{EngineTls, OperatorError, RunningEngine};
+use proto::{RotationProgress, RotationState};
+
+/// `pinseal rotation`.
+#[derive(Args)]
+pub(crate) struct RotationArguments {
+    #[command(subcommand)]
+    command: RotationCommand,
+}
+
+const WATCH_EXAMPLES: &str = "\
+The exit code is 0 once every PIN record is under the newest storage key; it is 1 where some do not open, or the engine \
+ends before. Examples:\n  \
+    pinseal rotation watch --engine 127.0.0.1:50051\n  \
+    pinseal rotation watch --engine https://engine.internal:50051 --engine-roots ca.pem \\\n      \
+        --engine-certificates operator.pem --engine-private-key operator.key --json";
+
+#[derive(Subcommand)]
+enum RotationCommand {
+    /// Watch PIN records being made anew under the newest storage key, until every one is
+    #[command(after_help = WATCH_EXAMPLES)]
+    Watch(WatchArguments),
+}
+
+#[derive(Args)]
+struct WatchArguments {
+    /// The engine, such as 127.0.0.1:50051 or https://engine.internal:50051
+    #[arg(long, value_name = "ADDRESS")]
+    engine: String,
+    #[command(flatten)]
+    tls: EngineTls,
+    /// A JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// Watches to the end.
+pub(crate) fn run(arguments: RotationArguments) -> Result<(), OperatorError> {
+    let RotationCommand::Watch(arguments) = arguments.command;
+    Builder::new_current_thread().enable_all().build()?.block_on(watch(&arguments))
+}
+
+async fn watch(arguments: &WatchArguments) -> Result<(), OperatorError> {
+    let mut messages = RunningEngine::at(&arguments.engine, &arguments.tls)?.rotation().await?;
+    let teller = match arguments.json {
+        true => Teller::Json,
+        false if io::stdout().is_terminal() => Teller::Bar(bar()),
+        false => Teller::Lines,
+    };
+    let mut last = None;
+    while let Some(progress) = messages.message().await? {
+        teller.tell(&progress)?;
+        last = Some(progress);
+    }
+    outcome(last.as_ref())
+}
+
+/// What the last that was heard of it means.
+fn outcome(last: Option<&RotationProgress>) -> Result<(), OperatorError> {
+    let Some(last) = last else { return Err(OperatorError::CutOff) };
+    match last.state() {
+        RotationState::Idle | RotationState::Done => Ok(()),
+        RotationState::DoneWithFailures => Err(OperatorError::Closed { failed: last.failed }),
+        RotationState::Stopped => Err(OperatorError::Stopped),
+        RotationState::Running | RotationState::Unspecified => Err(OperatorError::CutOff),
+    }
+}
+
+/// To whom it is told.
+enum Teller {
+    /// People who look on.
+    Bar(ProgressBar),
+    /// People who read later.
+    Lines,
+    /// Programs.
+    Json,
+}
+
+impl Teller {
+    fn tell(&self, progress: &RotationProgress) -> io::Result<()> {
+        match self {
+            Self::Bar(bar) if progress.state() == RotationState::Running => {
+                bar.set_message(rate(progress));
+                bar.set_length(progress.total);
+                bar.set_position(progress.checked);
+                Ok(())
+            }
+            Self::Bar(bar) => {
+                bar.finish_and_clear();
+                writeln!(io::stdout(), "{}", line(progress))
+            }
+            Self::Lines => writeln!(io::stdout(), "{}", line(progress)),
+            Self::Json => writeln!(io::stdout(), "{}", object(progress)),
+        }
+    }
+}
+
+fn bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("{wide_bar} {human_pos} of {human_len}, {msg}");
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stdout());
+    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+fn rate(progress: &RotationProgress) -> String {
+    let RotationProgress { pass, remade, failed, records_a_second, records_a_second_max, .. } = progress;
+    let failures = if *failed == 0 { String::new() } else { format!(", {failed} do not open") };
+    format!("{remade} made anew{failures}; {records_a_second} a second of at most {records_a_second_max}; pass {pass}")
+}
+
+fn line(progress: &RotationProgress) -> String {
+    let RotationProgress { total, checked, remade, failed, .. } = progress;
+    match progress.state() {
+        RotationState::Idle => "idle: one storage key is in use, and every PIN record is under it".into(),
+        RotationState::Running => format!("running: {checked} of {total} records looked at, {}", rate(progress)),
+        RotationState::Done => format!(
+            "done: every one of {checked} records is under the newest storage key; {remade} made anew since the engine began"
+        ),
+        RotationState::DoneWithFailures => {
+            format!("done: of {checked} records {failed} do not open; {remade} made anew since the engine began")
+        }
+        RotationState::Stopped => format!("stopped: {checked} of {total} records looked at, {remade} made anew"),
+        RotationState::Unspecified => "unknown: the engine is of another release".into(),
+    }
+}
+
+fn object(progress: &RotationProgress) -> serde_json::Value {
+    let state = match progress.state() {
+        RotationState::Idle => "idle",
+        RotationState::Running => "running",
+        RotationState::Done => "done",
+        RotationState::DoneWithFailures => "done_with_failures",
+        RotationState::Stopped => "stopped",
+        RotationState::Unspecified => "unknown",
+    };
+    json!({
+        "state": state, "pass": progress.pass, "total": progress.total, "checked": progress.checked,
+        "remade": progress.remade, "failed": progress.failed, "records_a_second": progress.records_a_second,
+        "records_a_second_max": progress.records_a_second_max,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn last(state: RotationState, failed: u64) -> RotationProgress {
+        RotationProgress { state: state.into(), failed, checked: 7, total: 7, ..RotationProgress::default() }
+    }
+
+    #[test]
+    fn all_is_well_only_where_every_record_is_under_the_newest_key() {
+        assert!(outcome(Some(&last(RotationState::Idle, 0))).is_ok());
+        assert!(outcome(Some(&last(RotationState::Done, 0))).is_ok());
+        let closed = outcome(Some(&last(RotationState::DoneWithFailures, 3)));
+        assert!(matches!(closed, Err(OperatorError::Closed { failed: 3 })));
+        assert!(matches!(outcome(Some(&last(RotationState::Stopped, 0))), Err(OperatorError::Stopped)));
+        for ended in [None, Some(last(RotationState::Running, 0))] {
+            assert!(matches!(outcome(ended.as_ref()), Err(OperatorError::CutOff)));
+        }
+    }
+
+    #[test]
+    fn failures_are_told_in_every_way_of_telling() {
+        for state in [RotationState::Running, RotationState::DoneWithFailures] {
+            assert!(line(&last(state, 3)).contains("3 do not open"));
+            assert_eq!(object(&last(state, 3))["failed"], 3);
+        }
+        assert!(!line(&last(RotationState::Running, 0)).contains("do not open"));
+    }
+}

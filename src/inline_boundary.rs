@@ -1,0 +1,129 @@
+//! The key boundary in the engine's own process, for machines without Linux's confinement, and for comparison.
+
+use std::{path::Path, sync::Arc};
+
+use config::ConfigError;
+use hsm::{
+    AcceptError, Accepted, Account, AccountNumber, Binding, CardBinding, DeviceKey, EncryptedBlock, Error, Hsm, Issued,
+    PinRecord, Revealed, SealedAccount, SealedKey, Status,
+};
+use hsm_client::{AbsentKeys, Answer, Boundary, BoundaryError, OpenBoundary};
+use hsm_config::HsmProcess;
+use tokio::sync::watch;
+
+/// Opens the boundary that a configuration file describes in this process.
+///
+/// # Errors
+/// The file is not a configuration.
+pub(crate) fn open_inline(path: Option<&Path>) -> Result<Box<dyn OpenBoundary>, ConfigError> {
+    Ok(Box::new(InlineOpener(HsmProcess::load_inline(path)?)))
+}
+
+/// Opens a vault in `directory` in this process.
+///
+/// # Errors
+/// The embedded defaults do not fit this machine.
+pub(crate) fn open_inline_in(directory: &Path) -> Result<Box<dyn OpenBoundary>, ConfigError> {
+    Ok(Box::new(InlineOpener(HsmProcess::embedded_inline(directory)?)))
+}
+
+struct InlineOpener(hsm::Config);
+
+impl OpenBoundary for InlineOpener {
+    fn open(
+        self: Box<Self>,
+        _connections: usize,
+        absent: AbsentKeys,
+    ) -> Answer<'static, Result<Arc<dyn Boundary>, BoundaryError>> {
+        let mut config = self.0;
+        config.absent_vault = match absent {
+            AbsentKeys::Create => hsm::AbsentVault::Create,
+            AbsentKeys::Refuse => hsm::AbsentVault::Refuse,
+        };
+        Box::pin(async move {
+            let hsm = Hsm::open(config).map_err(|error| match error.refuses_user_pin() {
+                true => BoundaryError::PinRefused(error.to_string()),
+                false => BoundaryError::Closed(error.to_string()),
+            })?;
+            // The sender goes: nothing changes the status of this boundary.
+            let (_, status) = watch::channel(Arc::new(hsm.status().clone()));
+            Ok(Arc::new(InlineBoundary { hsm: Arc::new(hsm), status }) as Arc<dyn Boundary>)
+        })
+    }
+}
+
+struct InlineBoundary {
+    hsm: Arc<Hsm>,
+    status: watch::Receiver<Arc<Status>>,
+}
+
+impl Boundary for InlineBoundary {
+    fn for_thread(&self, _number: usize) -> Arc<dyn Boundary> {
+        Arc::new(Self { hsm: Arc::clone(&self.hsm), status: self.status.clone() })
+    }
+
+    fn watched(&self) -> watch::Receiver<Arc<Status>> {
+        self.status.clone()
+    }
+
+    fn reload_keys(&self) -> Answer<'_, Result<(), BoundaryError>> {
+        Box::pin(async { Err(BoundaryError::TakeUpInline) })
+    }
+
+    fn check(&self) -> Answer<'_, Result<(), Error>> {
+        Box::pin(self.hsm.check())
+    }
+
+    fn issue<'a>(&'a self, device: &'a DeviceKey, binding: &'a Binding<'a>) -> Answer<'a, Result<Issued, Error>> {
+        Box::pin(self.hsm.issue(device, binding))
+    }
+
+    fn accept<'a>(
+        &'a self,
+        tzpk: &'a SealedKey,
+        binding: &'a Binding<'a>,
+        block: &'a EncryptedBlock,
+        account: Account<'a>,
+    ) -> Answer<'a, Result<Accepted, AcceptError>> {
+        Box::pin(self.hsm.accept(tzpk, binding, block, account))
+    }
+
+    fn retry_tag<'a>(
+        &'a self,
+        binding: &'a Binding<'a>,
+        block: &'a EncryptedBlock,
+    ) -> Answer<'a, Result<[u8; 16], Error>> {
+        Box::pin(self.hsm.retry_tag(binding, block))
+    }
+
+    fn reveal<'a>(
+        &'a self,
+        record: &'a PinRecord,
+        binding: &'a Binding<'a>,
+        account: Account<'a>,
+        device: &'a DeviceKey,
+    ) -> Answer<'a, Result<Revealed, Error>> {
+        Box::pin(self.hsm.reveal(record, binding, account, device))
+    }
+
+    fn seal_account<'a>(
+        &'a self,
+        number: &'a AccountNumber,
+        card: CardBinding<'a>,
+    ) -> Answer<'a, Result<SealedAccount, Error>> {
+        Box::pin(self.hsm.seal_account(number, card))
+    }
+
+    fn remake<'a>(
+        &'a self,
+        record: &'a PinRecord,
+        card: CardBinding<'a>,
+        account: Account<'a>,
+    ) -> Answer<'a, Result<PinRecord, Error>> {
+        Box::pin(self.hsm.remake(record, card, account))
+    }
+
+    fn close(&self) -> Answer<'_, ()> {
+        Box::pin(async {})
+    }
+}
