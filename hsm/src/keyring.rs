@@ -693,4 +693,14 @@ mod tests {
         }
         assert!(judged(&[[1; 8], [0; 8]]) && judged(&[[0; 8], [1; 8], [0; 8]]));
     }
+
+    #[test]
+    fn a_storage_usage_is_the_name_of_its_key() {
+        for level in [crate::binding::Level::Host, crate::binding::Level::Token] {
+            for form in [crate::form::Form::Wrapped, crate::form::Form::Iso4, crate::form::Form::Iso3, crate::form::Form::Iso0] {
+                let name = KeyName::storage_of(level, form);
+                assert_eq!(hsm_protocol::key_id::storage_usage(level, form), name.to_string());
+            }
+        }
+    }
 }

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use hsm::frame::{self, Ask};
+use hsm_protocol::frame::{self, Ask};
 use proto::Scope;
 use tonic::Code;
 

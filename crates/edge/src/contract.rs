@@ -114,7 +114,7 @@ mod tests {
     use super::*;
     use domain::limits::{AUDIT_USER_CHARACTERS_MAX, PIN_BLOCK_CHARACTERS, PUBLIC_KEY_CHARACTERS_MAX};
 
-    const REVIEWED: &str = include_str!("../../docs/openapi.json");
+    const REVIEWED: &str = include_str!("../../../docs/openapi.json");
 
     #[test]
     fn the_reviewed_file_is_what_the_routes_say() {

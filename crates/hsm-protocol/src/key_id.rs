@@ -56,7 +56,7 @@ impl KeyId {
 }
 
 /// The usage of the storage key of a form, at a level.
-fn storage_usage(level: Level, form: Form) -> &'static str {
+pub fn storage_usage(level: Level, form: Form) -> &'static str {
     match (level, form) {
         (Level::Host, Form::Wrapped | Form::Iso4) => "storage",
         (Level::Host, Form::Iso3 | Form::Iso0) => "storage-3des",
@@ -89,15 +89,5 @@ mod tests {
             assert!(KeyId::list_from_bytes(&bytes[..cut]).is_none(), "cut at {cut}");
         }
         assert_eq!(KeyId::list_to_text(&keys), "storage/258:010203 account/258");
-    }
-
-    #[test]
-    fn a_storage_usage_is_the_name_of_its_key() {
-        for level in [Level::Host, Level::Token] {
-            for form in [Form::Wrapped, Form::Iso4, Form::Iso3, Form::Iso0] {
-                let name = crate::KeyName::storage_of(level, form);
-                assert_eq!(storage_usage(level, form), name.to_string());
-            }
-        }
     }
 }
