@@ -32,8 +32,8 @@ use aws_lc_rs::{
 use cryptoki_sys::*;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use hsm::{
-    Account, Binding, Callers, CardBinding, Config, DeviceKey, EncryptedBlock, Hsm, KeyHandling, Keys, Level, Pkcs11,
-    Purpose, SlotName, TokenPlace, Wanted,
+    Account, Binding, BoundaryLevel, Callers, CardBinding, Config, DeviceKey, EncryptedBlock, Hsm, KeyHandling, Keys,
+    Pkcs11, Purpose, SlotName, TokenPlace, Wanted,
 };
 use libloading::Library;
 
@@ -160,7 +160,7 @@ struct Bare {
     functions: CK_FUNCTION_LIST,
     _library: Library,
     slot: CK_SLOT_ID,
-    level: Level,
+    level: BoundaryLevel,
     seal: CK_OBJECT_HANDLE,
     mac: CK_OBJECT_HANDLE,
     storage: CK_OBJECT_HANDLE,
@@ -194,7 +194,7 @@ fn text(kind: CK_ATTRIBUTE_TYPE, value: &str) -> CK_ATTRIBUTE {
 }
 
 impl Bare {
-    fn open(module: &Path, copied: bool, level: Level) -> Self {
+    fn open(module: &Path, copied: bool, level: BoundaryLevel) -> Self {
         // SAFETY: it is loaded already.
         let library = unsafe { Library::new(module) }.unwrap();
         let mut list = ptr::null_mut();
@@ -227,7 +227,7 @@ impl Bare {
         bare.slot = *slots[..count as usize].iter().find(labelled).unwrap();
         let session = bare.session();
         bare._session = session;
-        let storage = if level == Level::Host { "pinseal storage" } else { "pinseal storage-wrapped" };
+        let storage = if level == BoundaryLevel::Host { "pinseal storage" } else { "pinseal storage-wrapped" };
         bare.seal = bare.key(session, "pinseal seal", copied);
         bare.mac = bare.key(session, "pinseal mac", copied);
         bare.storage = bare.key(session, storage, copied);
@@ -266,8 +266,8 @@ impl Bare {
         let session = self.session();
         while !stop.load(Ordering::Relaxed) {
             match self.level {
-                Level::Host => self.accept_at_host(session),
-                Level::Token => self.accept_at_token(session),
+                BoundaryLevel::Host => self.accept_at_host(session),
+                BoundaryLevel::Token => self.accept_at_token(session),
             }
             done.fetch_add(1, Ordering::Relaxed);
         }

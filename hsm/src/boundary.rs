@@ -11,11 +11,11 @@ use zeroize::Zeroizing;
 pub(crate) use self::{at_host::AtHost, at_token::AtToken};
 use crate::{
     account::{Account, AccountNumber},
-    binding::{Binding, CardBinding, Level},
+    binding::{Binding, BoundaryLevel, CardBinding},
     block::AccountDigits,
     device_key::DeviceKey,
     error::{AcceptError, Error},
-    form::Form,
+    form::StorageFormat,
     outcome::{Accepted, Issued, Revealed},
     sealed::{ACCOUNT_BYTES, EncryptedBlock, PinRecord, SealedAccount, SealedKey, account_bound_to, record_bound_to},
     token::Token,
@@ -35,15 +35,15 @@ impl Boundary {
         }
     }
 
-    pub(crate) fn level(&self) -> Level {
+    pub(crate) fn level(&self) -> BoundaryLevel {
         match self {
-            Self::Host(_) => Level::Host,
-            Self::Token(_) => Level::Token,
+            Self::Host(_) => BoundaryLevel::Host,
+            Self::Token(_) => BoundaryLevel::Token,
         }
     }
 
     /// The form of new records.
-    pub(crate) fn form(&self) -> Form {
+    pub(crate) fn form(&self) -> StorageFormat {
         match self {
             Self::Host(at_host) => at_host.form.into(),
             Self::Token(at_token) => at_token.form.into(),

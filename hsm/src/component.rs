@@ -10,7 +10,7 @@ use thiserror::Error;
 
 pub use self::desk::Desk;
 use crate::{
-    check_value::CheckValue,
+    check_value::Kcv,
     clear::ClearBytes,
     keyring::{KeyAlgorithm, check_value, is_weak, set_odd_parity},
 };
@@ -22,7 +22,7 @@ pub const COMPONENTS: std::ops::RangeInclusive<usize> = 2..=9;
 pub struct Components {
     algorithm: KeyAlgorithm,
     entered: Vec<ClearBytes>,
-    check_values: Vec<CheckValue>,
+    check_values: Vec<Kcv>,
 }
 
 impl Components {
@@ -32,7 +32,7 @@ impl Components {
     }
 
     /// A custodian enters one, and the check value that stands with it.
-    pub fn enter(&mut self, desk: &mut Desk, custodian: &str) -> Result<CheckValue, ComponentError> {
+    pub fn enter(&mut self, desk: &mut Desk, custodian: &str) -> Result<Kcv, ComponentError> {
         let number = self.entered.len() + 1;
         let mut component = ClearBytes::zeroed(self.algorithm.bytes());
         desk.ask_component(custodian, number, &mut component)?;
@@ -40,11 +40,11 @@ impl Components {
         self.take(component, &expected)
     }
 
-    fn take(&mut self, component: ClearBytes, expected: &[u8]) -> Result<CheckValue, ComponentError> {
+    fn take(&mut self, component: ClearBytes, expected: &[u8]) -> Result<Kcv, ComponentError> {
         let found = check_value(self.algorithm, &component);
         // Three bytes, or the five that X9.143 has for AES, of which three are compared.
         if expected.get(..3) != Some(&found.as_bytes()[..]) {
-            return Err(ComponentError::CheckValue);
+            return Err(ComponentError::Kcv);
         }
         if component.bytes().iter().all(|byte| *byte == 0) {
             return Err(ComponentError::Zeros);
@@ -58,7 +58,7 @@ impl Components {
     }
 
     /// Of each component, in the order they were entered.
-    pub fn check_values(&self) -> &[CheckValue] {
+    pub fn check_values(&self) -> &[Kcv] {
         &self.check_values
     }
 
@@ -84,9 +84,9 @@ impl Components {
 /// What is told of components that were made.
 pub struct MadeComponents {
     /// Of the key they are together.
-    pub key: CheckValue,
+    pub key: Kcv,
     /// Of each.
-    pub components: Vec<CheckValue>,
+    pub components: Vec<Kcv>,
 }
 
 /// Makes a fresh key in as many components as there are custodians, and shows each its own. Nothing of it is kept.
@@ -127,7 +127,7 @@ pub enum ComponentError {
     },
     /// Its check value says otherwise.
     #[error("the check value is another: the component was mistyped, or is not the one that was written down")]
-    CheckValue,
+    Kcv,
     /// It would hide nothing.
     #[error("a component of zeros is none")]
     Zeros,
@@ -210,7 +210,7 @@ mod tests {
     fn a_wrong_check_value_the_same_component_twice_and_zeros_are_refused() {
         let aes = KeyAlgorithm::Aes256;
         let mut components = Components::of(aes);
-        assert!(matches!(components.take(ClearBytes::copied(&[1; 32]), &[0, 0, 0]), Err(ComponentError::CheckValue)));
+        assert!(matches!(components.take(ClearBytes::copied(&[1; 32]), &[0, 0, 0]), Err(ComponentError::Kcv)));
         assert!(matches!(entered(aes, &[&[1; 32], &[1; 32]]), Err(ComponentError::Twice)));
         assert!(matches!(entered(aes, &[&[0; 32]]), Err(ComponentError::Zeros)));
     }

@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     binding::Isolation,
-    form::{Form, StoredForm},
+    form::{StorageFormat, StoredForm},
     policy::PinPolicy,
 };
 
@@ -210,17 +210,17 @@ pub(crate) enum HostForm {
 }
 
 impl HostForm {
-    pub(crate) fn of(form: Form) -> Option<Self> {
+    pub(crate) fn of(form: StorageFormat) -> Option<Self> {
         match form {
-            Form::Wrapped => None,
-            Form::Iso4 => Some(Self::Iso4),
-            Form::Iso3 => Some(Self::Iso3),
-            Form::Iso0 => Some(Self::Iso0),
+            StorageFormat::Wrapped => None,
+            StorageFormat::Iso4 => Some(Self::Iso4),
+            StorageFormat::Iso3 => Some(Self::Iso3),
+            StorageFormat::Iso0 => Some(Self::Iso0),
         }
     }
 }
 
-impl From<HostForm> for Form {
+impl From<HostForm> for StorageFormat {
     fn from(form: HostForm) -> Self {
         match form {
             HostForm::Iso4 => Self::Iso4,
@@ -239,17 +239,17 @@ pub(crate) enum TokenForm {
 }
 
 impl TokenForm {
-    pub(crate) fn of(form: Form) -> Option<Self> {
+    pub(crate) fn of(form: StorageFormat) -> Option<Self> {
         match form {
-            Form::Wrapped => Some(Self::Wrapped),
-            Form::Iso4 => Some(Self::Iso4),
-            Form::Iso3 => Some(Self::Iso3),
-            Form::Iso0 => None,
+            StorageFormat::Wrapped => Some(Self::Wrapped),
+            StorageFormat::Iso4 => Some(Self::Iso4),
+            StorageFormat::Iso3 => Some(Self::Iso3),
+            StorageFormat::Iso0 => None,
         }
     }
 }
 
-impl From<TokenForm> for Form {
+impl From<TokenForm> for StorageFormat {
     fn from(form: TokenForm) -> Self {
         match form {
             TokenForm::Wrapped => Self::Wrapped,

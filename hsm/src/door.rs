@@ -285,11 +285,11 @@ mod tests {
 
     use super::*;
     use crate::{
-        binding::{Isolation, Level, MadeAt, Purpose},
+        binding::{BoundaryLevel, Isolation, MadeAt, Purpose},
         clear::{Block, Tzpk},
         config::{AbsentVault, KeyHandling, SlotName, TokenPlace, WantedLevel},
         error::Refusal,
-        form::Form,
+        form::StorageFormat,
         open_error::Pkcs11Error,
         token::{tzpk_check_value, tzpk_decrypt, tzpk_encrypt},
     };
@@ -520,8 +520,10 @@ mod tests {
         let phone = Phone::new();
         let until = || "2999-12-31".to_owned();
         let forms = match opened().status().level() {
-            Level::Host => [StoredForm::Iso4, StoredForm::Iso3 { until: until() }, StoredForm::Iso0 { until: until() }],
-            Level::Token => [StoredForm::Wrapped, StoredForm::Iso3 { until: until() }, StoredForm::Wrapped],
+            BoundaryLevel::Host => {
+                [StoredForm::Iso4, StoredForm::Iso3 { until: until() }, StoredForm::Iso0 { until: until() }]
+            }
+            BoundaryLevel::Token => [StoredForm::Wrapped, StoredForm::Iso3 { until: until() }, StoredForm::Wrapped],
         };
         for form in forms {
             let hsm = opened_as(Wanted { form: Some(form), ..Wanted::default() }).unwrap();
@@ -611,7 +613,7 @@ mod tests {
         assert!(hsm.status().is_current(&old) && !hsm.status().rotates());
 
         let mut store = crate::key_store::KeyStore::open(KeysConfig::Vault(vault()), &Wanted::default(), 2).unwrap();
-        for name in [crate::keyring::KeyName::Storage, crate::keyring::KeyName::Seal] {
+        for name in [crate::keyring::KeyUsage::Storage, crate::keyring::KeyUsage::Seal] {
             store.make(name.clone(), crate::keyring::KeyAlgorithm::Aes256, 2).unwrap();
             store.activate(&name, 2, 2).unwrap();
         }
@@ -684,14 +686,14 @@ mod tests {
             |clear| now(hsm.accept(&issued.sealed, &binding(), &phone.block(&issued, clear), Account::PlasticId));
         assert!(answer(GOOD).is_ok());
         match hsm.status().level() {
-            Level::Host => {
+            BoundaryLevel::Host => {
                 assert!(matches!(answer(WEAK), Err(AcceptError::Refused(Refusal::PinPolicy))));
                 for malformed in MALFORMED {
                     let answer = answer(malformed);
                     assert!(matches!(answer, Err(AcceptError::Refused(Refusal::MalformedBlock))), "{malformed:x}");
                 }
             }
-            Level::Token => {
+            BoundaryLevel::Token => {
                 assert!(answer(WEAK).is_ok() && MALFORMED.into_iter().all(|malformed| answer(malformed).is_ok()));
                 assert!(hsm.status().lines().iter().any(|line| line.contains("none is refused as weak or malformed")));
             }
@@ -712,7 +714,7 @@ mod tests {
     #[test]
     fn a_format_4_block_made_unread_needs_a_fill_of_a_and_is_not_shown() {
         let phone = Phone::new();
-        let unread = opened().status().level() == Level::Token;
+        let unread = opened().status().level() == BoundaryLevel::Token;
         let level = if unread { WantedLevel::Token } else { WantedLevel::Host };
         let hsm = opened_as(Wanted { level, form: Some(StoredForm::Iso4) }).unwrap();
         let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
@@ -721,7 +723,7 @@ mod tests {
         let otherwise = accept(0x1425_80A7_3C90_5EF1);
         assert_eq!(matches!(otherwise, Err(AcceptError::Refused(Refusal::MalformedBlock))), unread);
         let record = accept(GOOD).unwrap().record;
-        assert_eq!(record.form(), Form::Iso4);
+        assert_eq!(record.form(), StorageFormat::Iso4);
         let shown = now(hsm.reveal(&record, &binding(), Account::PlasticId, &phone.public));
         assert_eq!(matches!(shown, Err(Error::WriteOnly)), unread);
     }
@@ -729,12 +731,12 @@ mod tests {
     #[test]
     fn a_form_that_a_level_does_not_make_is_refused_by_name() {
         let (form, level) = match opened().status().level() {
-            Level::Host => (StoredForm::Wrapped, Level::Host),
-            Level::Token => (StoredForm::Iso0 { until: "2999-12-31".to_owned() }, Level::Token),
+            BoundaryLevel::Host => (StoredForm::Wrapped, BoundaryLevel::Host),
+            BoundaryLevel::Token => (StoredForm::Iso0 { until: "2999-12-31".to_owned() }, BoundaryLevel::Token),
         };
         let wanted = match level {
-            Level::Host => WantedLevel::Host,
-            Level::Token => WantedLevel::Token,
+            BoundaryLevel::Host => WantedLevel::Host,
+            BoundaryLevel::Token => WantedLevel::Token,
         };
         let error = opened_as(Wanted { level: wanted, form: Some(form) }).err().unwrap().to_string();
         assert!(error.contains(&format!("is not made at level {level}")), "{error}");

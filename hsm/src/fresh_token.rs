@@ -8,11 +8,11 @@ use crate::config::{Callers, KeyHandling, Pkcs11, SlotName, TokenPlace};
 /// Which token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Make {
-    /// Level `host` is its best.
+    /// BoundaryLevel `host` is its best.
     SoftHsm,
-    /// Level `token` is its best, and it keeps no register.
+    /// BoundaryLevel `token` is its best, and it keeps no register.
     Nss,
-    /// Level `host` is its best.
+    /// BoundaryLevel `host` is its best.
     OpenCryptoki,
 }
 

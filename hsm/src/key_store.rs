@@ -13,16 +13,17 @@ use thiserror::Error;
 
 use self::home::{Home, KeptKey};
 use crate::{
-    binding::Level,
-    check_value::CheckValue,
+    binding::BoundaryLevel,
+    check_value::Kcv,
     clear::ClearBytes,
     component::{ComponentError, Components},
     config::{Keys, LockMemory, Wanted},
-    form::Form,
+    form::StorageFormat,
     harden::harden,
     keyblock::{Header, KeyBlock, KeyBlockError, ProtectionKey, Purpose, Version},
     keyring::{
-        KeyAlgorithm, KeyInfo, KeyMode, KeyName, KeyState, Keyring, NewKey, RingKey, Travels, check_value, is_weak,
+        Exportability, KeyAlgorithm, KeyInfo, KeyMode, KeyState, KeyUsage, Keyring, NewKey, RingKey, check_value,
+        is_weak,
     },
     open_error::{OpenError, Pkcs11Error},
     sealed::{PinRecord, SealedKey},
@@ -36,7 +37,7 @@ const CONTROL_MILLISECONDS_MAX: u64 = 3_600_000;
 /// How many PIN records are under each storage key, and how many live controls have a tzpk under each seal key.
 #[derive(Default)]
 pub struct RecordsKept {
-    under: Vec<((KeyName, u16), u64)>,
+    under: Vec<((KeyUsage, u16), u64)>,
     /// By the version of the seal key; a home has seal or seal-encrypting keys, never both in use.
     sealed: Vec<(u16, u64)>,
 }
@@ -58,8 +59,8 @@ impl RecordsKept {
     }
 
     /// Counts so many more of a form, made at a level, under a version of its storage key.
-    pub fn count_many(&mut self, form: Form, level: Level, version: u16, records: u64) {
-        let under = (KeyName::storage_of(level, form), version);
+    pub fn count_many(&mut self, form: StorageFormat, level: BoundaryLevel, version: u16, records: u64) {
+        let under = (KeyUsage::storage_of(level, form), version);
         match self.under.iter_mut().find(|(found, _)| *found == under) {
             Some((_, counted)) => *counted = counted.saturating_add(records),
             None => self.under.push((under, records)),
@@ -91,13 +92,13 @@ impl RecordsKept {
     }
 
     /// PIN records under a storage key; 0 of any other key.
-    pub fn records_under(&self, name: &KeyName, version: u16) -> u64 {
+    pub fn records_under(&self, name: &KeyUsage, version: u16) -> u64 {
         let of_key = self.under.iter().find(|((found, its), _)| found == name && *its == version);
         of_key.map_or(0, |(_, records)| *records)
     }
 
     /// Live controls with a tzpk under a seal key; 0 of any other key.
-    pub fn controls_under(&self, name: &KeyName, version: u16) -> u64 {
+    pub fn controls_under(&self, name: &KeyUsage, version: u16) -> u64 {
         let of_key = self.sealed.iter().find(|(its, _)| name.seals() && *its == version);
         of_key.map_or(0, |(_, controls)| *controls)
     }
@@ -123,7 +124,7 @@ impl KeyStore {
     }
 
     /// What a key may be used with here, the first where nothing is said; none where there is no such key.
-    pub fn algorithms(&self, name: &KeyName) -> &'static [KeyAlgorithm] {
+    pub fn algorithms(&self, name: &KeyUsage) -> &'static [KeyAlgorithm] {
         self.home.algorithms(name)
     }
 
@@ -158,14 +159,14 @@ impl KeyStore {
     }
 
     /// Makes a fresh key, pending.
-    pub fn make(&mut self, name: KeyName, algorithm: KeyAlgorithm, now: u64) -> Result<KeyInfo, KeyStoreError> {
+    pub fn make(&mut self, name: KeyUsage, algorithm: KeyAlgorithm, now: u64) -> Result<KeyInfo, KeyStoreError> {
         let new = self.next(name, algorithm)?;
         let kept = self.home.make(&new)?;
         Ok(self.put(new, KeyMode::Both, kept, now))
     }
 
     /// Loads a key from its components, pending.
-    pub fn load(&mut self, name: KeyName, components: &Components, now: u64) -> Result<KeyInfo, KeyStoreError> {
+    pub fn load(&mut self, name: KeyUsage, components: &Components, now: u64) -> Result<KeyInfo, KeyStoreError> {
         let new = self.next(name, components.algorithm())?;
         let key = components.combined()?;
         self.is_new(check_value(new.algorithm, &key), &new.name)?;
@@ -175,7 +176,7 @@ impl KeyStore {
 
     /// Puts a pending key into use. The newest of its name makes from then on; older ones open what they made, until they
     /// are retired.
-    pub fn activate(&mut self, name: &KeyName, version: u16, now: u64) -> Result<KeyInfo, KeyStoreError> {
+    pub fn activate(&mut self, name: &KeyUsage, version: u16, now: u64) -> Result<KeyInfo, KeyStoreError> {
         if !name.rotates()
             && let Some(active) = self.keyring.active(name)
         {
@@ -188,7 +189,7 @@ impl KeyStore {
     /// once no control can have begun before the newer one.
     pub fn retire(
         &mut self,
-        name: &KeyName,
+        name: &KeyUsage,
         version: u16,
         key_use: &KeyUse,
         now: u64,
@@ -200,13 +201,13 @@ impl KeyStore {
 
     /// Whether a key may be needed by PIN records or live controls, so that it is retired and destroyed only after a count:
     /// a storage or seal key that was in use.
-    pub fn needs_count(&self, name: &KeyName, version: u16) -> bool {
+    pub fn needs_count(&self, name: &KeyUsage, version: u16) -> bool {
         let was_active = |key: &RingKey| key.info.version == version && key.info.activated_at.is_some();
         (name.keeps_records() || name.seals()) && self.keyring.of(name).any(was_active)
     }
 
     /// Refuses a key that something needs, and one of which nobody knows whether something does.
-    fn is_unused(&self, name: &KeyName, version: u16, key_use: &KeyUse) -> Result<(), KeyStoreError> {
+    fn is_unused(&self, name: &KeyUsage, version: u16, key_use: &KeyUse) -> Result<(), KeyStoreError> {
         if !self.needs_count(name, version) {
             return Ok(());
         }
@@ -223,7 +224,7 @@ impl KeyStore {
         }
     }
 
-    fn may_retire(&self, name: &KeyName, version: u16, key_use: &KeyUse, now: u64) -> Result<(), KeyStoreError> {
+    fn may_retire(&self, name: &KeyUsage, version: u16, key_use: &KeyUse, now: u64) -> Result<(), KeyStoreError> {
         let Some(newest) = self.keyring.active(name).filter(|_| name.is_an_engines()) else { return Ok(()) };
         let reference = format!("{name}/{version}");
         // A pending one is newer than any in use, and nothing was made with it.
@@ -245,7 +246,7 @@ impl KeyStore {
     /// where it has none. A key that [`Self::needs_count`] is counted again: a store may have come back from a backup.
     pub fn destroy(
         &mut self,
-        name: &KeyName,
+        name: &KeyUsage,
         version: u16,
         confirmed: &str,
         key_use: &KeyUse,
@@ -275,8 +276,8 @@ impl KeyStore {
     /// do here.
     pub fn export(
         &mut self,
-        (name, version): (&KeyName, u16),
-        under: &KeyName,
+        (name, version): (&KeyUsage, u16),
+        under: &KeyUsage,
         block_version: Version,
     ) -> Result<String, KeyStoreError> {
         let (block, exchange) = self.written((name, version), under, block_version)?;
@@ -288,15 +289,15 @@ impl KeyStore {
     /// The block, and the version of the key it is under.
     fn written(
         &self,
-        (name, version): (&KeyName, u16),
-        under: &KeyName,
+        (name, version): (&KeyUsage, u16),
+        under: &KeyUsage,
         block_version: Version,
     ) -> Result<(String, u16), KeyStoreError> {
         let exchange = self.exchange(under, KeyMode::Encrypts)?;
         let found = self.keyring.of(name).find(|key| key.info.version == version);
         let found = found.ok_or_else(|| unknown(name, version))?;
         let (info, state) = (&found.info, found.info.state());
-        if !matches!(name, KeyName::Zone(_)) || !info.exportable {
+        if !matches!(name, KeyUsage::Zone(_)) || !info.exportable {
             return Err(KeyStoreError::StaysHere { key: info.reference() });
         }
         let wrong_state = || KeyStoreError::State { key: info.reference(), state, wanted: "pending or active" };
@@ -313,10 +314,16 @@ impl KeyStore {
     }
 
     /// Takes a key in from a key block under a key-exchange key, pending. It may do here what its block says.
-    pub fn import(&mut self, name: KeyName, block: &str, under: &KeyName, now: u64) -> Result<KeyInfo, KeyStoreError> {
+    pub fn import(
+        &mut self,
+        name: KeyUsage,
+        block: &str,
+        under: &KeyUsage,
+        now: u64,
+    ) -> Result<KeyInfo, KeyStoreError> {
         let purpose = match name {
-            KeyName::Zone(_) => Purpose::ZoneKey,
-            KeyName::Exchange(_) => Purpose::ExchangeKey,
+            KeyUsage::Zone(_) => Purpose::ZoneKey,
+            KeyUsage::Exchange(_) => Purpose::ExchangeKey,
             _ => return Err(KeyStoreError::StaysHere { key: name.to_string() }),
         };
         let block = KeyBlock::parse(block)?;
@@ -324,7 +331,7 @@ impl KeyStore {
         let header = block.header();
         let mode = KeyMode::of_letter(header.mode()).ok_or(KeyBlockError::Header { field: "mode of use" })?;
         let (key, algorithm, exchange) = self.opened(&block, under)?;
-        let travels = if header.exportability() == 'N' { Travels::Never } else { Travels::On };
+        let travels = if header.exportability() == 'N' { Exportability::Never } else { Exportability::On };
         let new = NewKey { travels, ..self.next(name, algorithm)? };
         self.is_new(check_value(algorithm, &key), &new.name)?;
         let kept = self.home.keep(&new, key)?;
@@ -334,7 +341,7 @@ impl KeyStore {
     }
 
     /// The key of a block, what it is used with, and the version of the key it was under.
-    fn opened(&self, block: &KeyBlock, under: &KeyName) -> Result<(ClearBytes, KeyAlgorithm, u16), KeyStoreError> {
+    fn opened(&self, block: &KeyBlock, under: &KeyUsage) -> Result<(ClearBytes, KeyAlgorithm, u16), KeyStoreError> {
         let exchange = self.exchange(under, KeyMode::Decrypts)?;
         let key = block.open(&exchange.key)?;
         let algorithm = algorithm_of(block, &key).ok_or(KeyBlockError::KeyLength)?;
@@ -371,12 +378,12 @@ impl KeyStore {
     }
 
     /// The next version of a name, where there may be such a key here. An engine's keys never travel.
-    fn next(&self, name: KeyName, algorithm: KeyAlgorithm) -> Result<NewKey, KeyStoreError> {
+    fn next(&self, name: KeyUsage, algorithm: KeyAlgorithm) -> Result<NewKey, KeyStoreError> {
         match self.home.algorithms(&name) {
             [] => Err(KeyStoreError::NotHere { key: name.to_string() }),
             known if !known.contains(&algorithm) => Err(KeyStoreError::Algorithm { key: name.to_string(), algorithm }),
             _ => {
-                let travels = if name.is_an_engines() { Travels::Never } else { Travels::On };
+                let travels = if name.is_an_engines() { Exportability::Never } else { Exportability::On };
                 Ok(self.keyring.next(name, algorithm, travels))
             }
         }
@@ -390,7 +397,7 @@ impl KeyStore {
 
     fn moved(
         &mut self,
-        name: &KeyName,
+        name: &KeyUsage,
         version: u16,
         from: &[KeyState],
         to: KeyState,
@@ -410,15 +417,15 @@ impl KeyStore {
     }
 
     /// Two uses never share a key, nor do two parties.
-    fn is_new(&self, found: CheckValue, name: &KeyName) -> Result<(), KeyStoreError> {
+    fn is_new(&self, found: Kcv, name: &KeyUsage) -> Result<(), KeyStoreError> {
         let same = self.keyring.keys.iter().find(|key| key.info.check_value == Some(found));
         same.map_or(Ok(()), |same| Err(KeyStoreError::Known { key: name.to_string(), same: same.info.reference() }))
     }
 
     /// The key-exchange key of a name, to do one thing with.
-    fn exchange(&self, name: &KeyName, wanted: KeyMode) -> Result<Exchange<'_>, KeyStoreError> {
+    fn exchange(&self, name: &KeyUsage, wanted: KeyMode) -> Result<Exchange<'_>, KeyStoreError> {
         let missing = || KeyStoreError::NoExchange { key: name.to_string() };
-        let KeyName::Exchange(_) = name else { return Err(missing()) };
+        let KeyUsage::Exchange(_) = name else { return Err(missing()) };
         let found = self.keyring.active(name).ok_or_else(missing)?;
         let mode = found.info.mode;
         if !mode.allows(wanted) {
@@ -428,7 +435,7 @@ impl KeyStore {
         Ok(Exchange { key, algorithm: found.info.algorithm, version: found.info.version })
     }
 
-    fn count_use(&mut self, name: &KeyName, version: u16) {
+    fn count_use(&mut self, name: &KeyUsage, version: u16) {
         if let Some(found) = self.keyring.find_mut(name, version) {
             found.info.uses += 1;
         }
@@ -441,7 +448,7 @@ struct Exchange<'a> {
     version: u16,
 }
 
-fn unknown(name: &KeyName, version: u16) -> KeyStoreError {
+fn unknown(name: &KeyUsage, version: u16) -> KeyStoreError {
     KeyStoreError::Unknown { key: format!("{name}/{version}") }
 }
 
@@ -478,7 +485,7 @@ pub enum KeyStoreError {
     Token(#[from] Pkcs11Error),
     /// The level a token would be used at.
     #[error(transparent)]
-    Level(#[from] OpenError),
+    BoundaryLevel(#[from] OpenError),
     /// A component.
     #[error(transparent)]
     Component(#[from] ComponentError),

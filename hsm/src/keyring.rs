@@ -19,13 +19,13 @@ use std::{fmt, path::Path};
 use aws_lc_rs::{hmac, rand};
 
 use crate::{
-    binding::Level,
-    check_value::CheckValue,
+    binding::BoundaryLevel,
+    check_value::Kcv,
     clear::{Clear, ClearBytes, Tzpk},
     config::{AbsentVault, KeyFileUse, Vault},
-    form::Form,
+    form::StorageFormat,
     keyblock::{Family, check_bytes},
-    sealed::KeyReference,
+    sealed::KeyVersion,
     status::StorageVersions,
     vault::{self, Contents, VaultError},
     versioned::Versioned,
@@ -36,16 +36,16 @@ const ZONE_CHARACTERS_MAX: usize = 31;
 
 /// What a key is for, and nothing else.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum KeyName {
-    /// Level `host`: stored blocks, AES-256.
+pub enum KeyUsage {
+    /// BoundaryLevel `host`: stored blocks, AES-256.
     Storage,
-    /// Level `host`: stored blocks of the 3DES forms.
+    /// BoundaryLevel `host`: stored blocks of the 3DES forms.
     StorageTdes,
-    /// Level `token`: gives each account its own key, which wraps a block.
+    /// BoundaryLevel `token`: gives each account its own key, which wraps a block.
     StorageWrapped,
-    /// Level `token`: wraps format 3 blocks, 3DES.
+    /// BoundaryLevel `token`: wraps format 3 blocks, 3DES.
     StorageIso3,
-    /// Level `token`: wraps format 4 blocks, AES-256, and never opens one.
+    /// BoundaryLevel `token`: wraps format 4 blocks, AES-256, and never opens one.
     StorageIso4,
     /// Every tzpk; in a token it wraps them.
     Seal,
@@ -83,28 +83,28 @@ impl ZoneName {
 }
 
 /// Those an engine needs, in a vault or in a token, each with its name. Their places are in the layout: new ones come last.
-const ENGINE_KEYS: [(KeyName, &str); 11] = [
-    (KeyName::Storage, "storage"),
-    (KeyName::StorageTdes, "storage-3des"),
-    (KeyName::Seal, "seal"),
-    (KeyName::Account, "account"),
-    (KeyName::Record, "record"),
-    (KeyName::Retry, "retry"),
-    (KeyName::StorageWrapped, "storage-wrapped"),
-    (KeyName::StorageIso3, "storage-iso-3"),
-    (KeyName::StorageIso4, "storage-iso-4"),
-    (KeyName::SealEncrypting, "seal-encrypting"),
-    (KeyName::Mac, "mac"),
+const ENGINE_KEYS: [(KeyUsage, &str); 11] = [
+    (KeyUsage::Storage, "storage"),
+    (KeyUsage::StorageTdes, "storage-3des"),
+    (KeyUsage::Seal, "seal"),
+    (KeyUsage::Account, "account"),
+    (KeyUsage::Record, "record"),
+    (KeyUsage::Retry, "retry"),
+    (KeyUsage::StorageWrapped, "storage-wrapped"),
+    (KeyUsage::StorageIso3, "storage-iso-3"),
+    (KeyUsage::StorageIso4, "storage-iso-4"),
+    (KeyUsage::SealEncrypting, "seal-encrypting"),
+    (KeyUsage::Mac, "mac"),
 ];
 
 /// Those of a vault, in the order a vault of six keys has them.
-const VAULT_KEYS: [(KeyName, KeyAlgorithm); 6] = [
-    (KeyName::Storage, KeyAlgorithm::Aes256),
-    (KeyName::StorageTdes, KeyAlgorithm::TdesDouble),
-    (KeyName::Seal, KeyAlgorithm::Aes256),
-    (KeyName::Account, KeyAlgorithm::Aes256),
-    (KeyName::Record, KeyAlgorithm::Aes256),
-    (KeyName::Retry, KeyAlgorithm::Aes256),
+const VAULT_KEYS: [(KeyUsage, KeyAlgorithm); 6] = [
+    (KeyUsage::Storage, KeyAlgorithm::Aes256),
+    (KeyUsage::StorageTdes, KeyAlgorithm::TdesDouble),
+    (KeyUsage::Seal, KeyAlgorithm::Aes256),
+    (KeyUsage::Account, KeyAlgorithm::Aes256),
+    (KeyUsage::Record, KeyAlgorithm::Aes256),
+    (KeyUsage::Retry, KeyAlgorithm::Aes256),
 ];
 
 /// What a zone key may be used with, the first where nothing is said.
@@ -127,7 +127,7 @@ const EXCHANGE_ALGORITHMS_IN_VAULT: &[KeyAlgorithm] = &[
     KeyAlgorithm::TdesDouble,
 ];
 
-impl KeyName {
+impl KeyUsage {
     /// Reads `storage`, `seal`, `zone:acquirer` and the like.
     pub fn parse(text: &str) -> Option<Self> {
         let zone = |name| ZoneName::parse(name);
@@ -150,13 +150,13 @@ impl KeyName {
     }
 
     /// The storage key of a form, at a level.
-    pub(crate) fn storage_of(level: Level, form: Form) -> Self {
+    pub(crate) fn storage_of(level: BoundaryLevel, form: StorageFormat) -> Self {
         match (level, form) {
-            (Level::Host, Form::Wrapped | Form::Iso4) => Self::Storage,
-            (Level::Host, Form::Iso3 | Form::Iso0) => Self::StorageTdes,
-            (Level::Token, Form::Wrapped) => Self::StorageWrapped,
-            (Level::Token, Form::Iso4) => Self::StorageIso4,
-            (Level::Token, Form::Iso3 | Form::Iso0) => Self::StorageIso3,
+            (BoundaryLevel::Host, StorageFormat::Wrapped | StorageFormat::Iso4) => Self::Storage,
+            (BoundaryLevel::Host, StorageFormat::Iso3 | StorageFormat::Iso0) => Self::StorageTdes,
+            (BoundaryLevel::Token, StorageFormat::Wrapped) => Self::StorageWrapped,
+            (BoundaryLevel::Token, StorageFormat::Iso4) => Self::StorageIso4,
+            (BoundaryLevel::Token, StorageFormat::Iso3 | StorageFormat::Iso0) => Self::StorageIso3,
         }
     }
 
@@ -182,7 +182,7 @@ impl KeyName {
     }
 }
 
-impl fmt::Display for KeyName {
+impl fmt::Display for KeyUsage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Zone(ZoneName(name)) => write!(f, "zone:{name}"),
@@ -329,7 +329,7 @@ impl fmt::Display for KeyState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyInfo {
     /// What it is for.
-    pub name: KeyName,
+    pub name: KeyUsage,
     /// 1, 2, 3 … within its name.
     pub version: u16,
     /// What it is used with.
@@ -339,7 +339,7 @@ pub struct KeyInfo {
     /// Whether it may travel on, in a key block.
     pub exportable: bool,
     /// Its check value; none of a key that was made in a token and may not encrypt there.
-    pub check_value: Option<CheckValue>,
+    pub check_value: Option<Kcv>,
     /// When it came, in milliseconds of Unix time.
     pub made_at: u64,
     /// When it was first used.
@@ -383,10 +383,10 @@ pub(crate) struct RingKey {
 
 /// A key that is to be kept.
 pub(crate) struct NewKey {
-    pub(crate) name: KeyName,
+    pub(crate) name: KeyUsage,
     pub(crate) version: u16,
     pub(crate) algorithm: KeyAlgorithm,
-    pub(crate) travels: Travels,
+    pub(crate) travels: Exportability,
 }
 
 /// Every key of a vault, or a register of those in a token.
@@ -404,8 +404,8 @@ pub(crate) struct Keyring {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Versions {
     pub(crate) storage: StorageVersions,
-    pub(crate) seal: KeyReference,
-    pub(crate) account: KeyReference,
+    pub(crate) seal: KeyVersion,
+    pub(crate) account: KeyVersion,
 }
 
 /// The keys an engine serves with, in the clear. Account, record and retry keys have one version in use.
@@ -489,13 +489,13 @@ impl Keyring {
         keyring
     }
 
-    fn put_active(&mut self, name: KeyName, algorithm: KeyAlgorithm, key: ClearBytes, now: u64) {
-        let (new, found) = (self.next(name, algorithm, Travels::Never), check_value(algorithm, &key));
+    fn put_active(&mut self, name: KeyUsage, algorithm: KeyAlgorithm, key: ClearBytes, now: u64) {
+        let (new, found) = (self.next(name, algorithm, Exportability::Never), check_value(algorithm, &key));
         self.put(new, Some(found), Some(key), now).activated_at = Some(now);
     }
 
     /// The next version of a name.
-    pub(crate) fn next(&self, name: KeyName, algorithm: KeyAlgorithm, travels: Travels) -> NewKey {
+    pub(crate) fn next(&self, name: KeyUsage, algorithm: KeyAlgorithm, travels: Exportability) -> NewKey {
         let version = self.of(&name).map(|key| key.info.version).max().unwrap_or(0).saturating_add(1);
         NewKey { name, version, algorithm, travels }
     }
@@ -504,7 +504,7 @@ impl Keyring {
     pub(crate) fn put(
         &mut self,
         NewKey { name, version, algorithm, travels }: NewKey,
-        check_value: Option<CheckValue>,
+        check_value: Option<Kcv>,
         key: Option<ClearBytes>,
         now: u64,
     ) -> &mut KeyInfo {
@@ -513,7 +513,7 @@ impl Keyring {
             version,
             algorithm,
             mode: KeyMode::Both,
-            exportable: travels == Travels::On,
+            exportable: travels == Exportability::On,
             check_value,
             made_at: now,
             activated_at: None,
@@ -524,16 +524,16 @@ impl Keyring {
         &mut self.keys.push_mut(RingKey { info, key }).info
     }
 
-    pub(crate) fn of(&self, name: &KeyName) -> impl Iterator<Item = &RingKey> {
+    pub(crate) fn of(&self, name: &KeyUsage) -> impl Iterator<Item = &RingKey> {
         self.keys.iter().filter(move |key| key.info.name == *name)
     }
 
-    pub(crate) fn find_mut(&mut self, name: &KeyName, version: u16) -> Option<&mut RingKey> {
+    pub(crate) fn find_mut(&mut self, name: &KeyUsage, version: u16) -> Option<&mut RingKey> {
         self.keys.iter_mut().find(|key| key.info.name == *name && key.info.version == version)
     }
 
     /// The versions of a name that are in use, the oldest first.
-    pub(crate) fn active_versions(&self, name: &KeyName) -> Vec<u16> {
+    pub(crate) fn active_versions(&self, name: &KeyUsage) -> Vec<u16> {
         let active = self.of(name).filter(|key| key.info.state() == KeyState::Active);
         let mut versions: Vec<_> = active.map(|key| key.info.version).collect();
         versions.sort_unstable();
@@ -541,29 +541,29 @@ impl Keyring {
     }
 
     /// The newest that is in use.
-    pub(crate) fn active(&self, name: &KeyName) -> Option<&RingKey> {
+    pub(crate) fn active(&self, name: &KeyUsage) -> Option<&RingKey> {
         self.of(name).filter(|key| key.info.state() == KeyState::Active).max_by_key(|key| key.info.version)
     }
 
     /// What an engine serves with: of every use the versions that are in use.
     pub(crate) fn serving(&self, vault: &Vault) -> Result<Keys, VaultError> {
         Ok(Keys {
-            storage: self.versions(vault, &KeyName::Storage)?,
-            storage_tdes: self.versions(vault, &KeyName::StorageTdes)?,
-            seal: self.versions(vault, &KeyName::Seal)?,
-            account: self.versions(vault, &KeyName::Account)?,
-            record: self.versions(vault, &KeyName::Record)?,
-            retry: self.versions(vault, &KeyName::Retry)?,
+            storage: self.versions(vault, &KeyUsage::Storage)?,
+            storage_tdes: self.versions(vault, &KeyUsage::StorageTdes)?,
+            seal: self.versions(vault, &KeyUsage::Seal)?,
+            account: self.versions(vault, &KeyUsage::Account)?,
+            record: self.versions(vault, &KeyUsage::Record)?,
+            retry: self.versions(vault, &KeyUsage::Retry)?,
         })
     }
 
-    fn versions<const N: usize>(&self, vault: &Vault, name: &KeyName) -> Result<Versioned<Box<Clear<N>>>, VaultError> {
+    fn versions<const N: usize>(&self, vault: &Vault, name: &KeyUsage) -> Result<Versioned<Box<Clear<N>>>, VaultError> {
         let active = self.of(name).filter(|key| key.info.state() == KeyState::Active);
         let all = active.filter_map(|RingKey { info, key }| {
             // Filled where it stays.
             let mut clear = Box::new(Clear::zeroed());
             clear.bytes_mut().iter_mut().zip(key.as_ref()?.bytes()).for_each(|(place, byte)| *place = *byte);
-            Some((KeyReference(info.version), clear))
+            Some((KeyVersion(info.version), clear))
         });
         Versioned::of(all.collect()).ok_or_else(|| VaultError::Lacks {
             path: match vault {
@@ -577,7 +577,7 @@ impl Keyring {
 
 /// Whether a key may leave in a key block.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Travels {
+pub(crate) enum Exportability {
     On,
     Never,
 }
@@ -626,12 +626,12 @@ fn has_weak_part(key: &ClearBytes) -> bool {
 
 /// Of AES the first 3 bytes of CMAC over 16 zero bytes, of 3DES those of the encrypted zero block, of HMAC those of it over
 /// 16 zero bytes.
-pub(crate) fn check_value(algorithm: KeyAlgorithm, key: &ClearBytes) -> CheckValue {
+pub(crate) fn check_value(algorithm: KeyAlgorithm, key: &ClearBytes) -> Kcv {
     if algorithm == KeyAlgorithm::HmacSha256 {
         let key = hmac::Key::new(hmac::HMAC_SHA256, key.bytes());
-        return CheckValue::first_of(hmac::sign(&key, &[0; 16]).as_ref());
+        return Kcv::first_of(hmac::sign(&key, &[0; 16]).as_ref());
     }
-    CheckValue::first_of(&check_bytes(key, if algorithm.is_tdes() { Family::Tdes } else { Family::Aes }))
+    Kcv::first_of(&check_bytes(key, if algorithm.is_tdes() { Family::Tdes } else { Family::Aes }))
 }
 
 #[cfg(test)]
@@ -696,9 +696,14 @@ mod tests {
 
     #[test]
     fn a_storage_usage_is_the_name_of_its_key() {
-        for level in [crate::binding::Level::Host, crate::binding::Level::Token] {
-            for form in [crate::form::Form::Wrapped, crate::form::Form::Iso4, crate::form::Form::Iso3, crate::form::Form::Iso0] {
-                let name = KeyName::storage_of(level, form);
+        for level in [crate::binding::BoundaryLevel::Host, crate::binding::BoundaryLevel::Token] {
+            for form in [
+                crate::form::StorageFormat::Wrapped,
+                crate::form::StorageFormat::Iso4,
+                crate::form::StorageFormat::Iso3,
+                crate::form::StorageFormat::Iso0,
+            ] {
+                let name = KeyUsage::storage_of(level, form);
                 assert_eq!(hsm_protocol::key_id::storage_usage(level, form), name.to_string());
             }
         }

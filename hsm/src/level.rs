@@ -1,9 +1,9 @@
 //! Which boundary level a token is used at: what was wanted, and what the token can do.
 
 use crate::{
-    binding::Level,
+    binding::BoundaryLevel,
     config::{HostForm, Pkcs11, TokenForm, Wanted, WantedLevel},
-    form::{Form, StoredForm},
+    form::{StorageFormat, StoredForm},
     open_error::OpenError,
     token::ability,
 };
@@ -15,10 +15,10 @@ pub(crate) enum LevelAndForm {
 }
 
 impl LevelAndForm {
-    pub(crate) fn level(&self) -> Level {
+    pub(crate) fn level(&self) -> BoundaryLevel {
         match self {
-            Self::Host(_) => Level::Host,
-            Self::Token(_) => Level::Token,
+            Self::Host(_) => BoundaryLevel::Host,
+            Self::Token(_) => BoundaryLevel::Token,
         }
     }
 }
@@ -27,7 +27,7 @@ impl LevelAndForm {
 pub(crate) fn of_software(wanted: &Wanted) -> Result<HostForm, OpenError> {
     match wanted.level {
         WantedLevel::Host | WantedLevel::Best => host_form(wanted),
-        WantedLevel::Token => Err(OpenError::Level {
+        WantedLevel::Token => Err(OpenError::BoundaryLevel {
             token: "software",
             why: "its keys and ciphers are in this process's memory".to_owned(),
         }),
@@ -39,11 +39,11 @@ pub(crate) fn of_token(token: &Pkcs11, wanted: &Wanted) -> Result<LevelAndForm, 
     match wanted.level {
         WantedLevel::Host => host_form(wanted).map(LevelAndForm::Host),
         WantedLevel::Token => {
-            let form = form_of(wanted, Form::Wrapped);
-            let form = TokenForm::of(form).ok_or(OpenError::Form { form, level: Level::Token })?;
+            let form = form_of(wanted, StorageFormat::Wrapped);
+            let form = TokenForm::of(form).ok_or(OpenError::StorageFormat { form, level: BoundaryLevel::Token })?;
             match ability(token)?.to_make(form) {
                 Ok(()) => Ok(LevelAndForm::Token(form)),
-                Err(why) => Err(OpenError::Level { token: "PKCS#11", why }),
+                Err(why) => Err(OpenError::BoundaryLevel { token: "PKCS#11", why }),
             }
         }
         WantedLevel::Best => best(token, wanted),
@@ -52,10 +52,10 @@ pub(crate) fn of_token(token: &Pkcs11, wanted: &Wanted) -> Result<LevelAndForm, 
 
 /// The level at which a PIN is both set and shown: format 4 is not shown at level `token`, format 0 is not made there.
 fn best(token: &Pkcs11, wanted: &Wanted) -> Result<LevelAndForm, OpenError> {
-    let form = match form_of(wanted, Form::Wrapped) {
-        Form::Wrapped => TokenForm::Wrapped,
-        Form::Iso3 => TokenForm::Iso3,
-        Form::Iso4 | Form::Iso0 => return host_form(wanted).map(LevelAndForm::Host),
+    let form = match form_of(wanted, StorageFormat::Wrapped) {
+        StorageFormat::Wrapped => TokenForm::Wrapped,
+        StorageFormat::Iso3 => TokenForm::Iso3,
+        StorageFormat::Iso4 | StorageFormat::Iso0 => return host_form(wanted).map(LevelAndForm::Host),
     };
     match ability(token)?.to_make(form) {
         Ok(()) => Ok(LevelAndForm::Token(form)),
@@ -64,10 +64,10 @@ fn best(token: &Pkcs11, wanted: &Wanted) -> Result<LevelAndForm, OpenError> {
 }
 
 fn host_form(wanted: &Wanted) -> Result<HostForm, OpenError> {
-    let form = form_of(wanted, Form::Iso4);
-    HostForm::of(form).ok_or(OpenError::Form { form, level: Level::Host })
+    let form = form_of(wanted, StorageFormat::Iso4);
+    HostForm::of(form).ok_or(OpenError::StorageFormat { form, level: BoundaryLevel::Host })
 }
 
-fn form_of(wanted: &Wanted, levels_own: Form) -> Form {
+fn form_of(wanted: &Wanted, levels_own: StorageFormat) -> StorageFormat {
     wanted.form.as_ref().map_or(levels_own, StoredForm::form)
 }

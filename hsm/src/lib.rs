@@ -77,9 +77,9 @@ mod fresh_token;
 mod vectors;
 
 pub use hsm_protocol::{
-    AcceptError, Accepted, Account, AccountNumber, AccountNumberError, Binding, CardBinding, CheckValue, DeviceKey,
-    DeviceKeyError, EncryptedBlock, Error, Form, Isolation, Issued, KeyId, KeyReference, LayoutError, Level, MadeAt,
-    PinRecord, Purpose, Refusal, Revealed, SealedAccount, SealedKey, Status, StoredForm,
+    AcceptError, Accepted, Account, AccountNumber, AccountNumberError, Binding, BoundaryLevel, CardBinding, DeviceKey,
+    DeviceKeyError, EncryptedBlock, Error, Isolation, Issued, Kcv, KeyId, KeyVersion, LayoutError, MadeAt, PinRecord,
+    Purpose, Refusal, Revealed, SealedAccount, SealedKey, Status, StorageFormat, StoredForm,
 };
 
 pub use self::{
@@ -93,7 +93,7 @@ pub use self::{
     keyblock::{
         Field, Header, KeyBlock, KeyBlockError, OptionalBlock, Purpose as KeyBlockPurpose, Version as KeyBlockVersion,
     },
-    keyring::{KeyAlgorithm, KeyInfo, KeyMode, KeyName, KeyState, ZoneName},
+    keyring::{KeyAlgorithm, KeyInfo, KeyMode, KeyState, KeyUsage, ZoneName},
     open_error::{OpenError, Pkcs11Error},
     person::{PersonError, PersonKey, PersonPublicKey, SIGNATURE_BYTES, Shown},
     policy::{PinPolicy, PolicyError, Weakness},

@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use thiserror::Error;
 
-use crate::{binding::Level, form::Form, policy::PolicyError, vault::VaultError};
+use crate::{binding::BoundaryLevel, form::StorageFormat, policy::PolicyError, vault::VaultError};
 
 /// Why the boundary did not open.
 #[derive(Debug, Error)]
@@ -20,7 +20,7 @@ pub enum OpenError {
     Pkcs11(#[from] Pkcs11Error),
     /// A level that can't be had.
     #[error("boundary.level = \"token\" can't be had of a {token} token here: {why}; set level = \"host\" or \"best\"")]
-    Level {
+    BoundaryLevel {
         /// Its name.
         token: &'static str,
         /// What it can't do.
@@ -28,11 +28,11 @@ pub enum OpenError {
     },
     /// A form that a level can't make.
     #[error("boundary.form = \"{}\" is not made at level {level}: {}", .form.name(), forms_of(*.level))]
-    Form {
+    StorageFormat {
         /// The form.
-        form: Form,
+        form: StorageFormat,
         /// The level.
-        level: Level,
+        level: BoundaryLevel,
     },
     /// A known answer came out wrong: this build, or this machine, must not be used.
     #[error("the self-test failed at {step}: this build or this machine computes wrongly, don't use it")]
@@ -79,10 +79,10 @@ impl Pkcs11Error {
     }
 }
 
-fn forms_of(level: Level) -> &'static str {
+fn forms_of(level: BoundaryLevel) -> &'static str {
     match level {
-        Level::Token => "set it to wrapped, iso-3 or iso-4",
-        Level::Host => "set it to iso-4, iso-3 or iso-0",
+        BoundaryLevel::Token => "set it to wrapped, iso-3 or iso-4",
+        BoundaryLevel::Host => "set it to iso-4, iso-3 or iso-0",
     }
 }
 

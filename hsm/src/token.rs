@@ -15,16 +15,16 @@ pub(crate) use self::{
 };
 use crate::{
     block::AccountDigits,
-    check_value::CheckValue,
+    check_value::Kcv,
     clear::{Block, Tzpk, WideBlock},
     config::TokenForm,
     device_key::DeviceKey,
     error::{AcceptError, Error},
-    form::Form,
+    form::StorageFormat,
     key_id::KeyId,
     keyring::Versions,
     oaep,
-    sealed::{ACCOUNT_BYTES, Bound, EncryptedBlock, KeyReference, SealedTzpk, TAG_BYTES},
+    sealed::{ACCOUNT_BYTES, Bound, EncryptedBlock, KeyVersion, SealedTzpk, TAG_BYTES},
     vault::make_tdes_key,
 };
 
@@ -40,7 +40,7 @@ pub(crate) trait Token: Send + Sync {
     fn current(&self) -> Versions;
 
     /// Whether it can open a block of this form under the storage key of this version.
-    fn has_storage_key(&self, form: Form, key: KeyReference) -> bool;
+    fn has_storage_key(&self, form: StorageFormat, key: KeyVersion) -> bool;
 
     /// Whether it answers now; one that was lost is looked for.
     fn check(&self) -> Result<(), Error>;
@@ -69,7 +69,7 @@ pub(crate) trait HostLevel: Token {
     /// Decrypts a block in place under a sealed tzpk; `tzpk` is the room a token may need.
     fn open_block(
         &self,
-        sealed: (KeyReference, &SealedTzpk),
+        sealed: (KeyVersion, &SealedTzpk),
         bound: &Bound,
         tzpk: &mut Tzpk,
         block: &mut Block,
@@ -82,14 +82,13 @@ pub(crate) trait HostLevel: Token {
     fn storage_encrypt_iso_4(&self, pin_field: &mut WideBlock, account_field: u128) -> Result<(), Error>;
 
     /// The way back: `D(D(block) ⊕ account field)`.
-    fn storage_decrypt_iso_4(&self, key: KeyReference, block: &mut WideBlock, account_field: u128)
-    -> Result<(), Error>;
+    fn storage_decrypt_iso_4(&self, key: KeyVersion, block: &mut WideBlock, account_field: u128) -> Result<(), Error>;
 
     /// 3DES of one block in place, under the 3DES storage key; counted, and at an end after 2^20 blocks.
     fn storage_tdes_encrypt(&self, block: &mut Block) -> Result<(), Error>;
 
     /// The way back.
-    fn storage_tdes_decrypt(&self, key: KeyReference, block: &mut Block) -> Result<(), Error>;
+    fn storage_tdes_decrypt(&self, key: KeyVersion, block: &mut Block) -> Result<(), Error>;
 }
 
 /// What a token does at level `token`: no parameter and no answer holds anything clear.
@@ -101,7 +100,7 @@ pub(crate) trait TokenLevel: Token {
     /// does not suit the form is refused where it can be found out.
     fn take_in(
         &self,
-        sealed: (KeyReference, &SealedTzpk),
+        sealed: (KeyVersion, &SealedTzpk),
         bound: &Bound,
         block: &EncryptedBlock,
         form: TokenForm,
@@ -124,7 +123,7 @@ pub(crate) trait TokenLevel: Token {
 #[derive(Clone, Copy)]
 pub(crate) struct StoredBlock<'a> {
     pub(crate) form: TokenForm,
-    pub(crate) key: KeyReference,
+    pub(crate) key: KeyVersion,
     pub(crate) bytes: &'a [u8],
 }
 
@@ -132,7 +131,7 @@ pub(crate) struct StoredBlock<'a> {
 pub(crate) struct WrappedTzpk {
     /// RSA-OAEP.
     pub(crate) wrapped: Vec<u8>,
-    pub(crate) check_value: CheckValue,
+    pub(crate) check_value: Kcv,
 }
 
 /// A tzpk as its device gets it, and as we get it back.
@@ -164,8 +163,8 @@ pub(crate) fn tzpk_encrypt(tzpk: &Tzpk, block: &mut Block) {
 }
 
 /// The first 3 bytes of the encrypted zero block.
-pub(crate) fn tzpk_check_value(tzpk: &Tzpk) -> CheckValue {
+pub(crate) fn tzpk_check_value(tzpk: &Tzpk) -> Kcv {
     let mut zero = Block::zeroed();
     software::tdes_encrypt(tzpk, &mut zero);
-    CheckValue::first_of(zero.bytes())
+    Kcv::first_of(zero.bytes())
 }

@@ -2,24 +2,24 @@
 //!
 //! What is clear comes here in a box: a move leaves a copy behind, where no drop wipes it, and of a box only a pointer.
 
-use crate::sealed::KeyReference;
+use crate::sealed::KeyVersion;
 
 /// One key at least.
 pub(crate) struct Versioned<T> {
-    newest: (KeyReference, T),
-    older: Vec<(KeyReference, T)>,
+    newest: (KeyVersion, T),
+    older: Vec<(KeyVersion, T)>,
 }
 
 impl<T> Versioned<T> {
     /// Of all versions, in any order; none where there is no key.
-    pub(crate) fn of(mut all: Vec<(KeyReference, T)>) -> Option<Self> {
-        all.sort_by_key(|(KeyReference(version), _)| *version);
+    pub(crate) fn of(mut all: Vec<(KeyVersion, T)>) -> Option<Self> {
+        all.sort_by_key(|(KeyVersion(version), _)| *version);
         let newest = all.pop()?;
         Some(Self { newest, older: all })
     }
 
     /// The version that makes.
-    pub(crate) fn version(&self) -> KeyReference {
+    pub(crate) fn version(&self) -> KeyVersion {
         self.newest.0
     }
 
@@ -29,7 +29,7 @@ impl<T> Versioned<T> {
     }
 
     /// The key of a version.
-    pub(crate) fn get(&self, version: KeyReference) -> Option<&T> {
+    pub(crate) fn get(&self, version: KeyVersion) -> Option<&T> {
         if self.newest.0 == version {
             return Some(&self.newest.1);
         }
@@ -37,7 +37,7 @@ impl<T> Versioned<T> {
     }
 
     /// All of them, the newest first.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (KeyReference, &T)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (KeyVersion, &T)> {
         let older = self.older.iter().rev().map(|(version, key)| (*version, key));
         std::iter::once((self.newest.0, &self.newest.1)).chain(older)
     }
@@ -61,14 +61,14 @@ mod tests {
     #[test]
     fn a_clear_key_stays_where_it_was_filled_and_the_newest_makes() {
         let place = |key: &Clear<32>| std::ptr::from_ref(key.bytes()).addr();
-        let keys: Vec<_> = [2, 3, 1].map(|version| (KeyReference(version), Box::new(Clear::<32>::zeroed()))).into();
+        let keys: Vec<_> = [2, 3, 1].map(|version| (KeyVersion(version), Box::new(Clear::<32>::zeroed()))).into();
         let filled: Vec<_> = keys.iter().map(|(version, key)| (*version, place(key))).collect();
         let versioned = Versioned::of(keys).unwrap();
         for (version, at) in filled {
             assert_eq!(versioned.get(version).map(|key| place(key)), Some(at));
         }
-        assert_eq!(versioned.version(), KeyReference(3));
-        let all: Vec<_> = versioned.iter().map(|(KeyReference(version), _)| version).collect();
+        assert_eq!(versioned.version(), KeyVersion(3));
+        let all: Vec<_> = versioned.iter().map(|(KeyVersion(version), _)| version).collect();
         assert_eq!(all, [3, 2, 1]);
     }
 }

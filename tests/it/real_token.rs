@@ -13,11 +13,11 @@ use std::{
 /// Which token.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Make {
-    /// Level `host` is its best.
+    /// BoundaryLevel `host` is its best.
     SoftHsm,
-    /// Level `token` is its best.
+    /// BoundaryLevel `token` is its best.
     Nss,
-    /// Level `host` is its best: it makes no key of double length.
+    /// BoundaryLevel `host` is its best: it makes no key of double length.
     OpenCryptoki,
 }
 

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use prost::Message;
 use proto::{
     self, AuditEntry, ExportAuditRequest, OpenControlRequest, Scope, audit_service_client::AuditServiceClient,
     control_service_client::ControlServiceClient,
 };
-use prost::Message;
 use tonic::{Code, Request, Status, client::Grpc, transport::Channel};
 use tonic_prost::ProstCodec;
 

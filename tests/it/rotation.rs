@@ -11,9 +11,9 @@ use std::{
     },
 };
 
+use audit::entry::{Action, Event, Outcome};
 use device::Device;
 use futures::future::join_all;
-use audit::entry::{Action, Line, Outcome};
 use store::{RemadePin, Store};
 use store_embedded::{Embedded, EmbeddedConfig};
 
@@ -296,7 +296,7 @@ async fn spoil_one_record(directory: &Path) {
     let (card, pin) = store.pins_page(None, 1).unwrap().remove(0);
     let mut after = pin.record.clone();
     *after.last_mut().unwrap() ^= 1;
-    let line = Line {
+    let line = Event {
         at: clock::now(),
         caller: "it".into(),
         tenant: None,

@@ -174,13 +174,13 @@ pub enum Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entry::{Action, Line, Outcome};
+    use crate::entry::{Action, Event, Outcome};
     use domain::card::Tenant;
     use domain::control::ControlId;
     use domain::time::UnixMillis;
 
-    fn line(number: u64) -> Line {
-        Line {
+    fn line(number: u64) -> Event {
+        Event {
             at: UnixMillis(1_790_000_000_000 + number),
             caller: "edge-1".into(),
             tenant: number.is_multiple_of(2).then(|| Tenant::parse("bank").unwrap()),
@@ -349,7 +349,7 @@ mod tests {
             let error = Walk::expecting(Vec::new()).step_json(changed.as_bytes()).unwrap_err();
             assert_eq!(error.sequence, 1, "{what}");
         }
-        let replaced = Entry::chain(1, [0; 32], Line { audit_user: "\u{FFFD}".into(), ..line(6) }).to_json();
+        let replaced = Entry::chain(1, [0; 32], Event { audit_user: "\u{FFFD}".into(), ..line(6) }).to_json();
         Walk::expecting(Vec::new()).step_json(replaced.as_bytes()).unwrap();
         let (before, after) = replaced.split_once('\u{FFFD}').unwrap();
         let no_text = [before.as_bytes(), &[0xFF], after.as_bytes()].concat();

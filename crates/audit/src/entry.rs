@@ -13,7 +13,7 @@ use domain::time::UnixMillis;
 
 /// What happened, before it has its place in the chain. The store gives it one, in the transaction of the change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Line {
+pub struct Event {
     /// When.
     pub at: UnixMillis,
     /// Who called: the name on the peer's certificate, or `loopback`.
@@ -39,7 +39,7 @@ pub struct Line {
     pub outcome: Outcome,
 }
 
-impl Line {
+impl Event {
     /// The name of the engine that started, `HOST:STORE DIRECTORY`; none in any other line.
     pub fn started_engine(&self) -> Option<&str> {
         (self.action == Action::StartEngine).then_some(&*self.card).filter(|name| !name.is_empty())
@@ -96,7 +96,7 @@ pub struct Entry {
     /// The hash of the entry before; zeros for the first.
     pub previous: [u8; 32],
     /// What happened.
-    pub line: Line,
+    pub line: Event,
     /// SHA-256 over the encoding of all of the above.
     pub hash: [u8; 32],
 }
@@ -106,7 +106,7 @@ const VERSION: u8 = 1;
 
 impl Entry {
     /// Gives a line its place behind the entry whose hash is `previous`.
-    pub fn chain(sequence: u64, previous: [u8; 32], line: Line) -> Self {
+    pub fn chain(sequence: u64, previous: [u8; 32], line: Event) -> Self {
         let hash = hash_of(sequence, &previous, &line);
         Self { sequence, previous, line, hash }
     }
@@ -145,7 +145,7 @@ impl Entry {
             "" => None,
             text => Some(Tenant::parse(text).map_err(|_| EntryError::Unreadable)?),
         };
-        let line = Line {
+        let line = Event {
             at,
             caller,
             tenant,
@@ -200,7 +200,7 @@ impl Entry {
         let at = u64::try_from(json.at.as_millisecond()).map_err(|_| EntryError::Unreadable)?;
         let tenant = json.tenant.map(|tenant| Tenant::parse(&tenant)).transpose();
         let control = json.control.map(|control| ControlId::parse(&control)).transpose();
-        let line = Line {
+        let line = Event {
             at: UnixMillis(at),
             caller: (&*json.caller).into(),
             tenant: tenant.map_err(|_| EntryError::Unreadable)?,
@@ -251,12 +251,12 @@ struct JsonEntry<'a> {
 /// About what an entry takes in its stored form.
 const ENCODED_BYTES_USUAL: usize = 384;
 
-fn hash_of(sequence: u64, previous: &[u8; 32], line: &Line) -> [u8; 32] {
+fn hash_of(sequence: u64, previous: &[u8; 32], line: &Event) -> [u8; 32] {
     append(&mut Vec::with_capacity(ENCODED_BYTES_USUAL), sequence, previous, line)
 }
 
 /// Appends the stored form of the entry that `line` becomes behind the one whose hash is `previous`; gives its hash.
-pub fn append(bytes: &mut Vec<u8>, sequence: u64, previous: &[u8; 32], line: &Line) -> [u8; 32] {
+pub fn append(bytes: &mut Vec<u8>, sequence: u64, previous: &[u8; 32], line: &Event) -> [u8; 32] {
     let at = bytes.len();
     append_hashed(bytes, sequence, previous, line);
     let hash: [u8; 32] = Sha256::digest(bytes.get(at..).unwrap_or_default()).into();
@@ -265,7 +265,7 @@ pub fn append(bytes: &mut Vec<u8>, sequence: u64, previous: &[u8; 32], line: &Li
 }
 
 /// Everything but the hash; texts have their length before them, so no two lines look alike.
-fn append_hashed(bytes: &mut Vec<u8>, sequence: u64, previous: &[u8; 32], line: &Line) {
+fn append_hashed(bytes: &mut Vec<u8>, sequence: u64, previous: &[u8; 32], line: &Event) {
     bytes.push(VERSION);
     bytes.extend_from_slice(&sequence.to_be_bytes());
     bytes.extend_from_slice(previous);

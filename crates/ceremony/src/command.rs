@@ -8,8 +8,8 @@ use std::{
 
 use clap::{Args, Subcommand};
 use hsm::{
-    ComponentError, Components, Desk, KeyAlgorithm, KeyBlock, KeyBlockVersion, KeyInfo, KeyName, KeyStore,
-    KeyStoreError, PersonKey, make_components,
+    ComponentError, Components, Desk, KeyAlgorithm, KeyBlock, KeyBlockVersion, KeyInfo, KeyStore, KeyStoreError,
+    KeyUsage, PersonKey, make_components,
 };
 use serde_json::json;
 use thiserror::Error;
@@ -88,7 +88,7 @@ enum Command {
     Make {
         /// storage, storage-3des, seal, account; of a vault record, retry; of a token mac; zone:NAME or exchange:NAME
         #[arg(value_parser = key_name)]
-        key: KeyName,
+        key: KeyUsage,
         /// aes-256, aes-192, aes-128, 3des-double or 3des-triple, where the key leaves a choice
         #[arg(long, value_parser = algorithm)]
         algorithm: Option<KeyAlgorithm>,
@@ -107,7 +107,7 @@ enum Command {
     Load {
         /// storage, seal, zone:NAME and so on
         #[arg(value_parser = key_name)]
-        key: KeyName,
+        key: KeyUsage,
         /// aes-256, aes-192, aes-128, 3des-double or 3des-triple, where the key leaves a choice
         #[arg(long, value_parser = algorithm)]
         algorithm: Option<KeyAlgorithm>,
@@ -118,10 +118,10 @@ enum Command {
     Import {
         /// zone:NAME or exchange:NAME
         #[arg(value_parser = key_name)]
-        key: KeyName,
+        key: KeyUsage,
         /// The key it is under, exchange:NAME
         #[arg(long, value_parser = key_name, value_name = "KEY")]
-        under: KeyName,
+        under: KeyUsage,
         /// The key block; `-` or nothing for standard input
         #[arg(default_value = "-", value_name = "BLOCK")]
         block: String,
@@ -132,10 +132,10 @@ enum Command {
     Export {
         /// Such as zone:NAME/1
         #[arg(value_parser = key_reference)]
-        key: (KeyName, u16),
+        key: (KeyUsage, u16),
         /// The key it is to be under, exchange:NAME
         #[arg(long, value_parser = key_name, value_name = "KEY")]
-        under: KeyName,
+        under: KeyUsage,
         /// The version of the key block, D or E
         #[arg(long, value_parser = block_version, default_value = "D")]
         block_version: KeyBlockVersion,
@@ -146,7 +146,7 @@ enum Command {
     Activate {
         /// Such as storage/1
         #[arg(value_parser = key_reference)]
-        key: (KeyName, u16),
+        key: (KeyUsage, u16),
         #[command(flatten)]
         at: At,
     },
@@ -155,7 +155,7 @@ enum Command {
     Retire {
         /// Such as storage/1 or zone:NAME/1
         #[arg(value_parser = key_reference)]
-        key: (KeyName, u16),
+        key: (KeyUsage, u16),
         #[command(flatten)]
         records: RecordsSource,
         #[command(flatten)]
@@ -165,7 +165,7 @@ enum Command {
     Destroy {
         /// Such as zone:NAME/1
         #[arg(value_parser = key_reference)]
-        key: (KeyName, u16),
+        key: (KeyUsage, u16),
         /// The reference once more; asked for where it is not given
         #[arg(long, value_name = "KEY")]
         confirm: Option<String>,
@@ -367,7 +367,7 @@ fn make_in_components(at: &At, algorithm: KeyAlgorithm) -> Result<(), CeremonyEr
     at.done(&mut session, Deed::MakeComponents { algorithm, check_value, components })
 }
 
-fn load(at: &At, name: KeyName, algorithm: Option<KeyAlgorithm>, now: u64) -> Result<(), CeremonyError> {
+fn load(at: &At, name: KeyUsage, algorithm: Option<KeyAlgorithm>, now: u64) -> Result<(), CeremonyError> {
     let mut session = at.session()?;
     let mut components = Components::of(algorithm_of(&session.store, &name, algorithm)?);
     let custodians = session.custodians();
@@ -466,7 +466,7 @@ fn verify(path: &Path, roster: Option<&Roster>, closed: Closed, json: bool) -> R
     Ok(())
 }
 
-fn told_of(store: &KeyStore, name: &KeyName, version: u16) -> Result<Key, CeremonyError> {
+fn told_of(store: &KeyStore, name: &KeyUsage, version: u16) -> Result<Key, CeremonyError> {
     let found = store.keys().find(|info| info.name == *name && info.version == version).map(Key::of);
     Ok(found.ok_or_else(|| KeyStoreError::Unknown { key: format!("{name}/{version}") })?)
 }
@@ -501,18 +501,18 @@ fn open_store(config: &Path) -> Result<KeyStore, CeremonyError> {
 }
 
 /// What was asked for, else what such a key is used with first.
-fn algorithm_of(store: &KeyStore, name: &KeyName, asked: Option<KeyAlgorithm>) -> Result<KeyAlgorithm, KeyStoreError> {
+fn algorithm_of(store: &KeyStore, name: &KeyUsage, asked: Option<KeyAlgorithm>) -> Result<KeyAlgorithm, KeyStoreError> {
     let usual = store.algorithms(name).first().copied();
     asked.or(usual).ok_or_else(|| KeyStoreError::NotHere { key: name.to_string() })
 }
 
-fn key_name(text: &str) -> Result<KeyName, String> {
+fn key_name(text: &str) -> Result<KeyUsage, String> {
     let names = "storage, storage-3des, seal, account, record, retry (of a vault), mac and others (of a token), zone:NAME or \
                  exchange:NAME (a-z, 0-9, -)";
-    KeyName::parse(text).ok_or_else(|| format!("a key is {names}"))
+    KeyUsage::parse(text).ok_or_else(|| format!("a key is {names}"))
 }
 
-fn key_reference(text: &str) -> Result<(KeyName, u16), String> {
+fn key_reference(text: &str) -> Result<(KeyUsage, u16), String> {
     let (name, version) = text.rsplit_once('/').ok_or("a key and its version, such as storage/1")?;
     Ok((key_name(name)?, version.parse().map_err(|_| "a version is 1, 2, 3 and so on")?))
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use hsm::{CheckValue, KeyInfo};
+use hsm::{Kcv, KeyInfo};
 use serde::{Deserialize, Serialize};
 
 use super::roster::{Roster, Step};
@@ -158,7 +158,7 @@ pub struct Component {
 
 impl Component {
     /// Each custodian's.
-    pub fn of_each(custodians: &[&str], check_values: &[CheckValue]) -> Vec<Self> {
+    pub fn of_each(custodians: &[&str], check_values: &[Kcv]) -> Vec<Self> {
         let each = custodians.iter().zip(check_values);
         each.map(|(custodian, value)| Self { custodian: (*custodian).to_owned(), check_value: value.to_string() })
             .collect()

@@ -9,7 +9,7 @@ use std::{
 };
 
 use clap::Args;
-use hsm::{KeyName, KeyStore, KeyUse, PinRecord, RecordsKept, SealedKey};
+use hsm::{KeyStore, KeyUsage, KeyUse, PinRecord, RecordsKept, SealedKey};
 
 use super::{
     CeremonyError,
@@ -59,7 +59,7 @@ pub(super) struct RecordsSource {
 struct Wanted<'a> {
     /// An engine that is asked must use the newest of these.
     keys: &'a KeyStore,
-    name: &'a KeyName,
+    name: &'a KeyUsage,
     version: u16,
 }
 
@@ -87,7 +87,7 @@ impl RecordsSource {
     pub(super) fn count(
         &self,
         keys: &KeyStore,
-        name: &KeyName,
+        name: &KeyUsage,
         version: u16,
         config: &Path,
     ) -> Result<(KeyUse, Option<UseCount>), CeremonyError> {
@@ -276,15 +276,15 @@ fn kept_of(records: &proto::CountRecordsResponse) -> Result<RecordsKept, Ceremon
     let mut kept = RecordsKept::default();
     for count in &records.counts {
         let form = match count.form() {
-            StoredForm::Wrapped => hsm::Form::Wrapped,
-            StoredForm::Iso4 => hsm::Form::Iso4,
-            StoredForm::Iso3 => hsm::Form::Iso3,
-            StoredForm::Iso0 => hsm::Form::Iso0,
+            StoredForm::Wrapped => hsm::StorageFormat::Wrapped,
+            StoredForm::Iso4 => hsm::StorageFormat::Iso4,
+            StoredForm::Iso3 => hsm::StorageFormat::Iso3,
+            StoredForm::Iso0 => hsm::StorageFormat::Iso0,
             StoredForm::Unspecified => return Err(CeremonyError::Record),
         };
         let level = match count.level() {
-            BoundaryLevel::Token => hsm::Level::Token,
-            BoundaryLevel::Host => hsm::Level::Host,
+            BoundaryLevel::Token => hsm::BoundaryLevel::Token,
+            BoundaryLevel::Host => hsm::BoundaryLevel::Host,
             BoundaryLevel::Unspecified => return Err(CeremonyError::Record),
         };
         let version = u16::try_from(count.storage_key_version).map_err(|_| CeremonyError::Record)?;
@@ -312,7 +312,7 @@ mod configured_tests {
             let (_, wanted) = hsm_config::load_keys(&config).unwrap();
             KeyStore::open(hsm::Keys::Vault(vault), &wanted, 1).unwrap()
         };
-        let wanted = Wanted { keys: &keys, name: &KeyName::Storage, version: 1 };
+        let wanted = Wanted { keys: &keys, name: &KeyUsage::Storage, version: 1 };
         count_configured(&mut counted, &config, &wanted)?;
         Ok(counted.known.into_iter().collect())
     }

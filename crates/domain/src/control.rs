@@ -120,12 +120,12 @@ pub struct Control {
     /// Where given, the only device key to serve.
     pub device_key: Option<Thumbprint>,
     /// Where it stands.
-    pub state: State,
+    pub state: ControlState,
 }
 
 /// Where a control stands.
 #[derive(Clone)]
-pub enum State {
+pub enum ControlState {
     /// Opened; no tzpk yet.
     Open,
     /// A tzpk was issued.
@@ -154,7 +154,7 @@ pub enum Spent {
 
 /// What happens to a control.
 #[derive(Clone)]
-pub enum Event {
+pub enum Transition {
     /// A fresh tzpk was made for the control in the state that was read.
     Key {
         /// The fresh tzpk.
@@ -230,9 +230,9 @@ impl Control {
     /// The newest tzpk.
     pub fn tzpk(&self) -> Result<&SealedTzpk, Denied> {
         match &self.state {
-            State::Keyed { tzpk, .. } => Ok(tzpk),
-            State::Open => Err(Denied::NoTzpk),
-            State::Spent(_) => Err(Denied::NotUsable),
+            ControlState::Keyed { tzpk, .. } => Ok(tzpk),
+            ControlState::Open => Err(Denied::NoTzpk),
+            ControlState::Spent(_) => Err(Denied::NotUsable),
         }
     }
 
@@ -251,14 +251,14 @@ impl Control {
     /// Until this moment the store keeps the control: a PIN it set may be confirmed for longer than it was usable.
     pub fn keep_until(&self) -> UnixMillis {
         match self.state {
-            State::Spent(Spent::Set(_)) => self.expires_at.after(RETRY_GRACE),
+            ControlState::Spent(Spent::Set(_)) => self.expires_at.after(RETRY_GRACE),
             _ => self.expires_at,
         }
     }
 
     fn retry_tag(&self, now: UnixMillis) -> Option<&RetryTag> {
         match &self.state {
-            State::Spent(Spent::Set(tag)) if now < self.keep_until() => Some(tag),
+            ControlState::Spent(Spent::Set(tag)) if now < self.keep_until() => Some(tag),
             _ => None,
         }
     }
@@ -270,7 +270,7 @@ impl Control {
 
     fn usable(&self, now: UnixMillis) -> Result<(), Denied> {
         match self.state {
-            State::Spent(_) => Err(Denied::NotUsable),
+            ControlState::Spent(_) => Err(Denied::NotUsable),
             _ if now >= self.expires_at => Err(Denied::NotUsable),
             _ => Ok(()),
         }
@@ -279,42 +279,50 @@ impl Control {
 
 /// The state after `event` at `now`, where the card has this generation. The store calls this inside its transaction, on
 /// the newest state it has, so of two racing events exactly one finds the control usable.
-pub fn advance(control: &Control, event: Event, generation: u64, now: UnixMillis) -> Result<State, Denied> {
+pub fn advance(control: &Control, event: Transition, generation: u64, now: UnixMillis) -> Result<ControlState, Denied> {
     control.usable(now)?;
     // A new PIN closes no control to view: whichever control set it, the card's PIN is shown.
     if control.scope == Scope::SetPin && control.opened_generation != generation {
         return Err(Denied::NotUsable);
     }
     match (&control.state, control.scope, event) {
-        (State::Open, Scope::SetPin, Event::Key { tzpk, replaces: None }) => Ok(State::Keyed { tzpk, refused_pins: 0 }),
+        (ControlState::Open, Scope::SetPin, Transition::Key { tzpk, replaces: None }) => {
+            Ok(ControlState::Keyed { tzpk, refused_pins: 0 })
+        }
         // A fresh tzpk does not forgive refused PINs.
-        (State::Keyed { tzpk: before, refused_pins }, Scope::SetPin, Event::Key { tzpk, replaces: Some(replaces) }) => {
+        (
+            ControlState::Keyed { tzpk: before, refused_pins },
+            Scope::SetPin,
+            Transition::Key { tzpk, replaces: Some(replaces) },
+        ) => {
             newest(before, &replaces)?;
-            Ok(State::Keyed { tzpk, refused_pins: *refused_pins })
+            Ok(ControlState::Keyed { tzpk, refused_pins: *refused_pins })
         }
-        (_, Scope::SetPin, Event::Key { .. }) => Err(Denied::Superseded),
-        (State::Keyed { tzpk, .. }, Scope::SetPin, Event::Set { under, retry }) => {
+        (_, Scope::SetPin, Transition::Key { .. }) => Err(Denied::Superseded),
+        (ControlState::Keyed { tzpk, .. }, Scope::SetPin, Transition::Set { under, retry }) => {
             newest(tzpk, &under)?;
-            Ok(State::Spent(Spent::Set(retry)))
+            Ok(ControlState::Spent(Spent::Set(retry)))
         }
-        (State::Keyed { tzpk, .. }, Scope::SetPin, Event::Malformed { under }) => {
+        (ControlState::Keyed { tzpk, .. }, Scope::SetPin, Transition::Malformed { under }) => {
             newest(tzpk, &under)?;
-            Ok(State::Spent(Spent::Malformed))
+            Ok(ControlState::Spent(Spent::Malformed))
         }
-        (State::Keyed { tzpk, refused_pins }, Scope::SetPin, Event::RefusedPin { under }) => {
+        (ControlState::Keyed { tzpk, refused_pins }, Scope::SetPin, Transition::RefusedPin { under }) => {
             newest(tzpk, &under)?;
             Ok(if *refused_pins < REFUSED_PINS_MAX {
-                State::Keyed { tzpk: under, refused_pins: refused_pins.saturating_add(1) }
+                ControlState::Keyed { tzpk: under, refused_pins: refused_pins.saturating_add(1) }
             } else {
-                State::Spent(Spent::Refused)
+                ControlState::Spent(Spent::Refused)
             })
         }
-        (State::Open, Scope::SetPin, Event::Set { .. } | Event::Malformed { .. } | Event::RefusedPin { .. }) => {
-            Err(Denied::NoTzpk)
-        }
-        (State::Open, Scope::ViewPin, Event::View) => Ok(State::Spent(Spent::Viewed)),
-        (State::Spent(_), ..) => Err(Denied::NotUsable),
-        (_, Scope::SetPin, Event::View) | (_, Scope::ViewPin, _) => Err(Denied::OtherScope),
+        (
+            ControlState::Open,
+            Scope::SetPin,
+            Transition::Set { .. } | Transition::Malformed { .. } | Transition::RefusedPin { .. },
+        ) => Err(Denied::NoTzpk),
+        (ControlState::Open, Scope::ViewPin, Transition::View) => Ok(ControlState::Spent(Spent::Viewed)),
+        (ControlState::Spent(_), ..) => Err(Denied::NotUsable),
+        (_, Scope::SetPin, Transition::View) | (_, Scope::ViewPin, _) => Err(Denied::OtherScope),
     }
 }
 
@@ -329,7 +337,7 @@ mod tests {
 
     const NOW: UnixMillis = UnixMillis(1_000);
 
-    fn control(scope: Scope, state: State) -> Control {
+    fn control(scope: Scope, state: ControlState) -> Control {
         Control {
             id: ControlId::random(),
             card: CardKey { tenant: Tenant::parse("bank").unwrap(), plastic: PlasticId::parse("1").unwrap() },
@@ -347,19 +355,19 @@ mod tests {
     }
 
     fn keyed() -> Control {
-        control(Scope::SetPin, State::Keyed { tzpk: tzpk(1), refused_pins: 0 })
+        control(Scope::SetPin, ControlState::Keyed { tzpk: tzpk(1), refused_pins: 0 })
     }
 
-    fn set(n: u8) -> Event {
-        Event::Set { under: tzpk(n), retry: RetryTag([n; 16]) }
+    fn set(n: u8) -> Transition {
+        Transition::Set { under: tzpk(n), retry: RetryTag([n; 16]) }
     }
 
     /// A fresh tzpk in the place of another.
-    fn key(n: u8, replaces: u8) -> Event {
-        Event::Key { tzpk: tzpk(n), replaces: Some(tzpk(replaces)) }
+    fn key(n: u8, replaces: u8) -> Transition {
+        Transition::Key { tzpk: tzpk(n), replaces: Some(tzpk(replaces)) }
     }
 
-    fn after(mut control: Control, event: Event) -> Control {
+    fn after(mut control: Control, event: Transition) -> Control {
         control.state = advance(&control, event, 4, NOW).unwrap();
         control
     }
@@ -367,7 +375,7 @@ mod tests {
     #[test]
     fn a_control_sets_one_pin_and_then_no_other() {
         let spent = after(keyed(), set(1));
-        for event in [set(1), key(2, 1), Event::Malformed { under: tzpk(1) }, Event::View] {
+        for event in [set(1), key(2, 1), Transition::Malformed { under: tzpk(1) }, Transition::View] {
             assert_eq!(advance(&spent, event, 4, NOW).err(), Some(Denied::NotUsable));
         }
     }
@@ -381,7 +389,7 @@ mod tests {
 
     #[test]
     fn a_tzpk_that_was_overtaken_replaces_no_newer_one() {
-        let first = Event::Key { tzpk: tzpk(9), replaces: None };
+        let first = Transition::Key { tzpk: tzpk(9), replaces: None };
         let rekeyed = after(keyed(), key(2, 1));
         for late in [first, key(9, 1)] {
             assert_eq!(advance(&rekeyed, late, 4, NOW).err(), Some(Denied::Superseded));
@@ -391,7 +399,7 @@ mod tests {
 
     #[test]
     fn a_malformed_block_spends_the_control_at_once() {
-        let spent = after(keyed(), Event::Malformed { under: tzpk(1) });
+        let spent = after(keyed(), Transition::Malformed { under: tzpk(1) });
         assert_eq!(advance(&spent, set(1), 4, NOW).err(), Some(Denied::NotUsable));
     }
 
@@ -399,10 +407,10 @@ mod tests {
     fn a_refused_pin_leaves_the_control_usable_three_times_and_the_fourth_spends_it() {
         let mut control = keyed();
         for _ in 0..3 {
-            control = after(control, Event::RefusedPin { under: tzpk(1) });
+            control = after(control, Transition::RefusedPin { under: tzpk(1) });
             assert!(advance(&control, set(1), 4, NOW).is_ok());
         }
-        control = after(control, Event::RefusedPin { under: tzpk(1) });
+        control = after(control, Transition::RefusedPin { under: tzpk(1) });
         assert_eq!(advance(&control, set(1), 4, NOW).err(), Some(Denied::NotUsable));
     }
 
@@ -410,11 +418,11 @@ mod tests {
     fn a_fresh_tzpk_does_not_forgive_refused_pins() {
         let mut control = keyed();
         for n in 1..=3 {
-            control = after(control, Event::RefusedPin { under: tzpk(n) });
+            control = after(control, Transition::RefusedPin { under: tzpk(n) });
             control = after(control, key(n + 1, n));
         }
-        control = after(control, Event::RefusedPin { under: tzpk(4) });
-        assert!(matches!(control.state, State::Spent(Spent::Refused)));
+        control = after(control, Transition::RefusedPin { under: tzpk(4) });
+        assert!(matches!(control.state, ControlState::Spent(Spent::Refused)));
     }
 
     #[test]
@@ -425,19 +433,19 @@ mod tests {
 
     #[test]
     fn a_block_before_any_tzpk_is_told_so_and_costs_nothing() {
-        let open = control(Scope::SetPin, State::Open);
+        let open = control(Scope::SetPin, ControlState::Open);
         assert_eq!(advance(&open, set(1), 4, NOW).err(), Some(Denied::NoTzpk));
         assert_eq!(open.tzpk().err(), Some(Denied::NoTzpk));
     }
 
     #[test]
     fn a_control_to_view_shows_once_and_sets_nothing() {
-        let view = control(Scope::ViewPin, State::Open);
-        for event in [Event::Key { tzpk: tzpk(1), replaces: None }, set(1)] {
+        let view = control(Scope::ViewPin, ControlState::Open);
+        for event in [Transition::Key { tzpk: tzpk(1), replaces: None }, set(1)] {
             assert_eq!(advance(&view, event, 4, NOW).err(), Some(Denied::OtherScope));
         }
-        let spent = after(view, Event::View);
-        assert_eq!(advance(&spent, Event::View, 4, NOW).err(), Some(Denied::NotUsable));
+        let spent = after(view, Transition::View);
+        assert_eq!(advance(&spent, Transition::View, 4, NOW).err(), Some(Denied::NotUsable));
     }
 
     #[test]
@@ -467,10 +475,10 @@ mod tests {
 
     #[test]
     fn a_newer_pin_closes_a_control_to_set_and_not_to_view() {
-        for event in [set(1), key(2, 1), Event::Malformed { under: tzpk(1) }] {
+        for event in [set(1), key(2, 1), Transition::Malformed { under: tzpk(1) }] {
             assert_eq!(advance(&keyed(), event, 5, NOW).err(), Some(Denied::NotUsable));
         }
-        assert!(advance(&control(Scope::ViewPin, State::Open), Event::View, 5, NOW).is_ok());
+        assert!(advance(&control(Scope::ViewPin, ControlState::Open), Transition::View, 5, NOW).is_ok());
     }
 
     #[test]

@@ -13,11 +13,11 @@ use hsm_protocol::{Account, AccountNumber, DeviceKey, EncryptedBlock, PinRecord,
 use thiserror::Error;
 use tokio::sync::watch;
 
-use audit::entry::{Action, Line, Outcome};
+use audit::entry::{Action, Event, Outcome};
 use clock;
 use domain::caller::Caller;
 use domain::card::{Card, CardKey, PlasticId, RegisteredAccount};
-use domain::control::{Control, ControlId, Denied, Event, RetryTag, Scope, SealedTzpk, State, Thumbprint};
+use domain::control::{Control, ControlId, ControlState, Denied, RetryTag, Scope, SealedTzpk, Thumbprint, Transition};
 use domain::time::UnixMillis;
 use hsm_client::Boundary;
 use store::{Admission, AdvanceError, OpenError, RegisterError, RemadePin, Store, StoreError, StoredPin};
@@ -114,7 +114,7 @@ impl Pins {
             expires_at: self.store.now().after(self.rules.control_lifetime),
             opened_generation: 0,
             device_key,
-            state: State::Open,
+            state: ControlState::Open,
         };
         let mut line = self.line(caller, Action::OpenControl, &plastic, None);
         line.control = Some(control.id);
@@ -135,7 +135,7 @@ impl Pins {
 
             let issued = self.boundary.issue(device, &binding(&control)).await?;
             let tzpk = SealedTzpk(issued.sealed.as_bytes().into());
-            let event = Event::Key { tzpk, replaces: control.tzpk().ok().cloned() };
+            let event = Transition::Key { tzpk, replaces: control.tzpk().ok().cloned() };
             match self.store.advance(id, event, self.control_line(caller, Action::IssueTzpk, &control)).await {
                 Ok(()) => {}
                 // Another request was quicker: this one makes its tzpk for the control as it is now.
@@ -186,7 +186,7 @@ impl Pins {
 
         let mut line = self.control_line(caller, Action::ViewPin, &control);
         line.formats = self.stamp().shown.into();
-        self.store.advance(id, Event::View, line).await?;
+        self.store.advance(id, Transition::View, line).await?;
         Ok(ShownPin {
             encrypted_tzpk: revealed.wrapped,
             pin_block: revealed.block,
@@ -284,9 +284,9 @@ impl Pins {
     }
 
     /// A line about the engine's own doings.
-    fn own_line(&self, action: Action, what: &str) -> Line {
+    fn own_line(&self, action: Action, what: &str) -> Event {
         let stamp = self.stamp();
-        Line {
+        Event {
             at: clock::now(),
             caller: "engine".into(),
             tenant: None,
@@ -323,18 +323,18 @@ impl Pins {
         match judged {
             Ok(accepted) => {
                 line.formats = self.stamp().kept.into();
-                let event = Event::Set { under, retry: RetryTag(accepted.retry_tag) };
+                let event = Transition::Set { under, retry: RetryTag(accepted.retry_tag) };
                 let pin = StoredPin { record: accepted.record.as_bytes().into(), account: control.account.clone() };
                 Ok(self.store.set_pin(control.id, event, pin, line).await?)
             }
             Err(hsm_protocol::AcceptError::Refused(Refusal::MalformedBlock)) => {
                 line.outcome = Outcome::Malformed;
-                self.store.advance(control.id, Event::Malformed { under }, line).await?;
+                self.store.advance(control.id, Transition::Malformed { under }, line).await?;
                 Err(SetPinError::Malformed)
             }
             Err(hsm_protocol::AcceptError::Refused(Refusal::PinPolicy)) => {
                 line.outcome = Outcome::RefusedPin;
-                self.store.advance(control.id, Event::RefusedPin { under }, line).await?;
+                self.store.advance(control.id, Transition::RefusedPin { under }, line).await?;
                 Err(SetPinError::RefusedPin)
             }
             Err(hsm_protocol::AcceptError::Failed(error)) => Err(error.into()),
@@ -391,19 +391,19 @@ impl Pins {
         action: Action,
         denied: Denied,
     ) -> Result<T, UsableError> {
-        let line = Line { outcome: Outcome::Denied, ..self.control_line(caller, action, control) };
+        let line = Event { outcome: Outcome::Denied, ..self.control_line(caller, action, control) };
         self.store.note(line).await?;
         Err(denied.into())
     }
 
-    fn control_line(&self, caller: &Caller, action: Action, control: &Control) -> Line {
+    fn control_line(&self, caller: &Caller, action: Action, control: &Control) -> Event {
         let line = self.line(caller, action, &control.card.plastic, control.account.as_ref());
-        Line { control: Some(control.id), ..line }
+        Event { control: Some(control.id), ..line }
     }
 
-    fn line(&self, caller: &Caller, action: Action, plastic: &PlasticId, account: Option<&RegisteredAccount>) -> Line {
+    fn line(&self, caller: &Caller, action: Action, plastic: &PlasticId, account: Option<&RegisteredAccount>) -> Event {
         let stamp = self.stamp();
-        Line {
+        Event {
             at: clock::now(),
             caller: caller.peer.clone(),
             tenant: Some(caller.tenant),
@@ -423,9 +423,9 @@ impl Pins {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecordKind {
     /// The form of its block.
-    pub form: hsm_protocol::Form,
+    pub form: hsm_protocol::StorageFormat,
     /// The boundary level it was made at.
-    pub level: hsm_protocol::Level,
+    pub level: hsm_protocol::BoundaryLevel,
     /// The version of the storage key it is under.
     pub storage_key_version: u16,
 }
@@ -483,10 +483,10 @@ impl Stamp {
             keys: hsm_protocol::KeyId::list_to_text(status.keys()).into(),
             boundary: format!("{}/{}/{}", status.level(), status.token(), status.isolation()).into(),
             kept: match status.form() {
-                hsm_protocol::Form::Wrapped => "iso-1>wrapped",
-                hsm_protocol::Form::Iso4 => "iso-1>iso-4",
-                hsm_protocol::Form::Iso3 => "iso-1>iso-3",
-                hsm_protocol::Form::Iso0 => "iso-1>iso-0",
+                hsm_protocol::StorageFormat::Wrapped => "iso-1>wrapped",
+                hsm_protocol::StorageFormat::Iso4 => "iso-1>iso-4",
+                hsm_protocol::StorageFormat::Iso3 => "iso-1>iso-3",
+                hsm_protocol::StorageFormat::Iso0 => "iso-1>iso-0",
             },
             shown: "stored>iso-1",
         }

@@ -102,19 +102,19 @@ pub(super) fn keys(status: &hsm_protocol::Status) -> proto::ListKeysResponse {
     }
 }
 
-fn boundary_level(level: hsm_protocol::Level) -> proto::BoundaryLevel {
+fn boundary_level(level: hsm_protocol::BoundaryLevel) -> proto::BoundaryLevel {
     match level {
-        hsm_protocol::Level::Token => proto::BoundaryLevel::Token,
-        hsm_protocol::Level::Host => proto::BoundaryLevel::Host,
+        hsm_protocol::BoundaryLevel::Token => proto::BoundaryLevel::Token,
+        hsm_protocol::BoundaryLevel::Host => proto::BoundaryLevel::Host,
     }
 }
 
-fn stored_form(form: hsm_protocol::Form) -> proto::StoredForm {
+fn stored_form(form: hsm_protocol::StorageFormat) -> proto::StoredForm {
     match form {
-        hsm_protocol::Form::Wrapped => proto::StoredForm::Wrapped,
-        hsm_protocol::Form::Iso4 => proto::StoredForm::Iso4,
-        hsm_protocol::Form::Iso3 => proto::StoredForm::Iso3,
-        hsm_protocol::Form::Iso0 => proto::StoredForm::Iso0,
+        hsm_protocol::StorageFormat::Wrapped => proto::StoredForm::Wrapped,
+        hsm_protocol::StorageFormat::Iso4 => proto::StoredForm::Iso4,
+        hsm_protocol::StorageFormat::Iso3 => proto::StoredForm::Iso3,
+        hsm_protocol::StorageFormat::Iso0 => proto::StoredForm::Iso0,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Which keys may follow those used before: those that open whatever the others encrypted and may still be there. One rule
 //! for a reload of a running engine and for a start on a store that was used.
 
-use hsm_protocol::{CheckValue, KeyId};
+use hsm_protocol::{Kcv, KeyId};
 use thiserror::Error;
 
 /// Checks that an engine may go on with the keys `now` after it used those of `before`.
@@ -50,9 +50,9 @@ pub enum KeyMismatch {
         /// For example "storage/1".
         key: String,
         /// The KCV of the key that was used; none where its token tells none.
-        used: Option<CheckValue>,
+        used: Option<Kcv>,
         /// The KCV of the key that is there.
-        found: Option<CheckValue>,
+        found: Option<Kcv>,
     },
     /// It was not used, and is no other version of one that was and rotates.
     #[error("the key {key} was not used before")]
@@ -62,7 +62,7 @@ pub enum KeyMismatch {
     },
 }
 
-fn kcv_text(kcv: &Option<CheckValue>) -> String {
+fn kcv_text(kcv: &Option<Kcv>) -> String {
     kcv.map_or_else(|| "none".to_owned(), |kcv| kcv.to_string())
 }
 
@@ -76,7 +76,7 @@ mod tests {
         let (usage, version) = reference.split_once('/').unwrap();
         let kcv_of = |kcv: &str| {
             let [_, bytes @ ..] = u32::from_str_radix(kcv, 16).unwrap().to_be_bytes();
-            CheckValue::from_bytes(bytes)
+            Kcv::from_bytes(bytes)
         };
         KeyId {
             usage: usage.to_owned(),

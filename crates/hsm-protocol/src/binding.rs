@@ -65,7 +65,7 @@ pub enum Purpose {
 
 /// How near a clear block comes to the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
+pub enum BoundaryLevel {
     /// It never crosses the token's interface in the clear: the token takes and returns it encrypted. A module that computes
     /// in this process may hold it in the process's memory.
     Token,
@@ -87,7 +87,7 @@ pub enum Isolation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MadeAt {
     /// The boundary level.
-    pub level: Level,
+    pub level: BoundaryLevel,
     /// Whose process it was.
     pub isolation: Isolation,
 }
@@ -101,7 +101,7 @@ impl fmt::Display for Isolation {
     }
 }
 
-impl fmt::Display for Level {
+impl fmt::Display for BoundaryLevel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Token => "token",

@@ -5,9 +5,9 @@ use std::fmt;
 /// A key check value of 3 bytes: for 3DES the first of the encrypted zero block, for AES the first of CMAC over 16 zero
 /// bytes (X9.24-1, annex A).
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct CheckValue([u8; 3]);
+pub struct Kcv([u8; 3]);
 
-impl CheckValue {
+impl Kcv {
     pub fn first_of(bytes: &[u8]) -> Self {
         let mut first = [0; 3];
         first.iter_mut().zip(bytes).for_each(|(kept, byte)| *kept = *byte);
@@ -25,13 +25,13 @@ impl CheckValue {
     }
 }
 
-impl fmt::Display for CheckValue {
+impl fmt::Display for Kcv {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02X}"))
     }
 }
 
-impl fmt::Debug for CheckValue {
+impl fmt::Debug for Kcv {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }

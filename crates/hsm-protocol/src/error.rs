@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use thiserror::Error;
 
-use crate::binding::Level;
+use crate::binding::BoundaryLevel;
 use crate::device_key::DeviceKeyError;
 use crate::sealed::LayoutError;
 
@@ -49,7 +49,7 @@ pub enum Error {
     #[error("made at boundary level {made_at}: set boundary.level = \"{made_at}\" to open it")]
     OtherLevel {
         /// Where it was made.
-        made_at: Level,
+        made_at: BoundaryLevel,
     },
     /// A record that this boundary makes and can't open.
     #[error("a format 4 block made at level token is not shown: a partition of its own, which may decrypt, opens it")]

@@ -22,12 +22,12 @@ pub enum StoredForm {
 
 impl StoredForm {
     /// The form without its date.
-    pub fn form(&self) -> Form {
+    pub fn form(&self) -> StorageFormat {
         match self {
-            Self::Wrapped => Form::Wrapped,
-            Self::Iso4 => Form::Iso4,
-            Self::Iso3 { .. } => Form::Iso3,
-            Self::Iso0 { .. } => Form::Iso0,
+            Self::Wrapped => StorageFormat::Wrapped,
+            Self::Iso4 => StorageFormat::Iso4,
+            Self::Iso3 { .. } => StorageFormat::Iso3,
+            Self::Iso0 { .. } => StorageFormat::Iso0,
         }
     }
 
@@ -42,7 +42,7 @@ impl StoredForm {
 
 /// The form of a stored block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub enum StorageFormat {
     /// The device's own block under `CKM_AES_KEY_WRAP_PAD` and a key of its own, AES-256, derived from the account and a
     /// salt: salt(16) and wrapped block(24).
     Wrapped,
@@ -54,7 +54,7 @@ pub enum Form {
     Iso0,
 }
 
-impl Form {
+impl StorageFormat {
     /// As configurations and audit lines name it.
     pub fn name(self) -> &'static str {
         match self {
@@ -66,7 +66,7 @@ impl Form {
     }
 }
 
-impl Form {
+impl StorageFormat {
     /// For people.
     pub fn told(self) -> &'static str {
         match self {

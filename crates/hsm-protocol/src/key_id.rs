@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use crate::binding::Level;
-use crate::check_value::CheckValue;
-use crate::form::Form;
+use crate::binding::BoundaryLevel;
+use crate::check_value::Kcv;
+use crate::form::StorageFormat;
 use crate::frame::{Crosses, Reader};
 use crate::sealed::PinRecord;
 
@@ -18,7 +18,7 @@ pub struct KeyId {
     /// Whether a newer version can replace this one while the engine keeps what this one encrypted.
     pub rotates: bool,
     /// The KCV, 3 bytes; none of a key in a token that may not encrypt.
-    pub kcv: Option<CheckValue>,
+    pub kcv: Option<Kcv>,
 }
 
 impl KeyId {
@@ -56,13 +56,13 @@ impl KeyId {
 }
 
 /// The usage of the storage key of a form, at a level.
-pub fn storage_usage(level: Level, form: Form) -> &'static str {
+pub fn storage_usage(level: BoundaryLevel, form: StorageFormat) -> &'static str {
     match (level, form) {
-        (Level::Host, Form::Wrapped | Form::Iso4) => "storage",
-        (Level::Host, Form::Iso3 | Form::Iso0) => "storage-3des",
-        (Level::Token, Form::Wrapped) => "storage-wrapped",
-        (Level::Token, Form::Iso4) => "storage-iso-4",
-        (Level::Token, Form::Iso3 | Form::Iso0) => "storage-iso-3",
+        (BoundaryLevel::Host, StorageFormat::Wrapped | StorageFormat::Iso4) => "storage",
+        (BoundaryLevel::Host, StorageFormat::Iso3 | StorageFormat::Iso0) => "storage-3des",
+        (BoundaryLevel::Token, StorageFormat::Wrapped) => "storage-wrapped",
+        (BoundaryLevel::Token, StorageFormat::Iso4) => "storage-iso-4",
+        (BoundaryLevel::Token, StorageFormat::Iso3 | StorageFormat::Iso0) => "storage-iso-3",
     }
 }
 
@@ -80,7 +80,7 @@ mod tests {
     #[test]
     fn a_list_reads_back_and_a_cut_one_is_refused() {
         let key = |usage: &str, rotates, kcv| KeyId { usage: usage.into(), version: 258, rotates, kcv };
-        let keys = [key("storage", true, Some(CheckValue::first_of(&[1, 2, 3]))), key("account", false, None)];
+        let keys = [key("storage", true, Some(Kcv::first_of(&[1, 2, 3]))), key("account", false, None)];
         let bytes = KeyId::list_to_bytes(&keys);
         assert_eq!(KeyId::list_from_bytes(&bytes).unwrap(), keys);
         assert_eq!(KeyId::list_from_bytes(&[]).unwrap(), []);

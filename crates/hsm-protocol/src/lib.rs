@@ -46,13 +46,13 @@ pub mod status;
 
 pub use self::{
     account::{Account, AccountNumber, AccountNumberError},
-    binding::{Binding, CardBinding, Isolation, Level, MadeAt, Purpose},
-    check_value::CheckValue,
+    binding::{Binding, BoundaryLevel, CardBinding, Isolation, MadeAt, Purpose},
+    check_value::Kcv,
     device_key::{DeviceKey, DeviceKeyError},
     error::{AcceptError, Error, Refusal},
-    form::{Form, StoredForm},
+    form::{StorageFormat, StoredForm},
     key_id::KeyId,
     outcome::{Accepted, Issued, Revealed},
-    sealed::{EncryptedBlock, KeyReference, LayoutError, PinRecord, SealedAccount, SealedKey},
+    sealed::{EncryptedBlock, KeyVersion, LayoutError, PinRecord, SealedAccount, SealedKey},
     status::Status,
 };

@@ -1,6 +1,6 @@
 //! What an operation answers with: ciphertext, sealed blobs and check values. Nothing clear can be put in.
 
-use crate::check_value::CheckValue;
+use crate::check_value::Kcv;
 use crate::sealed::{EncryptedBlock, PinRecord, SealedKey};
 
 /// A fresh tzpk.
@@ -10,7 +10,7 @@ pub struct Issued {
     /// For the device: RSA-OAEP.
     pub wrapped: Vec<u8>,
     /// To compare.
-    pub check_value: CheckValue,
+    pub check_value: Kcv,
 }
 
 /// An accepted PIN.
@@ -28,5 +28,5 @@ pub struct Revealed {
     /// The PIN, as an ISO-1 block under it.
     pub block: EncryptedBlock,
     /// Of the tzpk.
-    pub check_value: CheckValue,
+    pub check_value: Kcv,
 }

@@ -10,8 +10,8 @@
 
 use thiserror::Error;
 
-use crate::binding::{Binding, CardBinding, Isolation, Level, MadeAt, Purpose};
-use crate::form::Form;
+use crate::binding::{Binding, BoundaryLevel, CardBinding, Isolation, MadeAt, Purpose};
+use crate::form::StorageFormat;
 
 /// The layout this release writes.
 const VERSION: u8 = 1;
@@ -46,7 +46,7 @@ enum Use {
 
 /// The version of a key within its use: 1, 2, 3 …
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct KeyReference(pub u16);
+pub struct KeyVersion(pub u16);
 
 /// An ISO 9564 format 1 block under a tzpk: 8 bytes. No `Debug`: it must not be printed, even encrypted.
 #[derive(Clone, Copy)]
@@ -68,7 +68,7 @@ impl EncryptedBlock {
 pub struct SealedKey([u8; SEALED_KEY_BYTES]);
 
 impl SealedKey {
-    pub fn new(key: KeyReference, body: &SealedTzpk) -> Self {
+    pub fn new(key: KeyVersion, body: &SealedTzpk) -> Self {
         let mut bytes = [0; SEALED_KEY_BYTES];
         fill(&mut bytes, &[&head(Use::Tzpk, key), body]);
         Self(bytes)
@@ -86,7 +86,7 @@ impl SealedKey {
     }
 
     /// The version of the seal key it is under.
-    pub fn key(&self) -> KeyReference {
+    pub fn key(&self) -> KeyVersion {
         key_of(&self.0)
     }
 
@@ -106,7 +106,7 @@ impl SealedKey {
 pub struct SealedAccount([u8; SEALED_ACCOUNT_BYTES]);
 
 impl SealedAccount {
-    pub fn new(key: KeyReference, ciphertext: &[u8; ACCOUNT_BYTES], tag: &[u8]) -> Self {
+    pub fn new(key: KeyVersion, ciphertext: &[u8; ACCOUNT_BYTES], tag: &[u8]) -> Self {
         let mut bytes = [0; SEALED_ACCOUNT_BYTES];
         fill(&mut bytes, &[&head(Use::Account, key), ciphertext, tag]);
         Self(bytes)
@@ -123,7 +123,7 @@ impl SealedAccount {
         &self.0
     }
 
-    pub fn key(&self) -> KeyReference {
+    pub fn key(&self) -> KeyVersion {
         key_of(&self.0)
     }
 
@@ -142,13 +142,13 @@ impl SealedAccount {
 #[derive(Clone)]
 pub struct PinRecord {
     bytes: [u8; PIN_RECORD_BYTES_MAX],
-    form: Form,
+    form: StorageFormat,
     made_at: MadeAt,
 }
 
 impl PinRecord {
     /// With a tag still to be filled in.
-    pub fn untagged(key: KeyReference, form: Form, made_at: MadeAt, block: &[u8]) -> Self {
+    pub fn untagged(key: KeyVersion, form: StorageFormat, made_at: MadeAt, block: &[u8]) -> Self {
         let mut bytes = [0; PIN_RECORD_BYTES_MAX];
         fill(&mut bytes, &[&head(Use::Record, key), &[form_code(form), made_at_code(made_at)], block]);
         Self { bytes, form, made_at }
@@ -181,12 +181,12 @@ impl PinRecord {
     }
 
     /// The form of its block.
-    pub fn form(&self) -> Form {
+    pub fn form(&self) -> StorageFormat {
         self.form
     }
 
     /// The storage key it is under.
-    pub fn storage_key(&self) -> KeyReference {
+    pub fn storage_key(&self) -> KeyVersion {
         key_of(&self.bytes)
     }
 
@@ -210,16 +210,16 @@ impl PinRecord {
 
     fn length(&self) -> usize {
         let block = match self.form {
-            Form::Wrapped => 40,
-            Form::Iso4 => 16,
-            Form::Iso3 | Form::Iso0 => 8,
+            StorageFormat::Wrapped => 40,
+            StorageFormat::Iso4 => 16,
+            StorageFormat::Iso3 | StorageFormat::Iso0 => 8,
         };
         HEAD_BYTES + 2 + block + TAG_BYTES
     }
 }
 
 /// What a sealed tzpk is bound to, as authenticated data: head, tenant, card, control, purpose, expiry.
-pub fn bound_to_control(key: KeyReference, binding: &Binding<'_>) -> Bound {
+pub fn bound_to_control(key: KeyVersion, binding: &Binding<'_>) -> Bound {
     let mut bound = bound_to_card_as(Use::Tzpk, key, &binding.card);
     bound.push(binding.control);
     bound.push(&[match binding.purpose {
@@ -231,16 +231,16 @@ pub fn bound_to_control(key: KeyReference, binding: &Binding<'_>) -> Bound {
 }
 
 /// What a sealed account is bound to: head, tenant, card.
-pub fn account_bound_to(key: KeyReference, card: &CardBinding<'_>) -> Bound {
+pub fn account_bound_to(key: KeyVersion, card: &CardBinding<'_>) -> Bound {
     bound_to_card_as(Use::Account, key, card)
 }
 
 /// What a record is bound to beside its own bytes: tenant, card.
-pub fn record_bound_to(key: KeyReference, card: &CardBinding<'_>) -> Bound {
+pub fn record_bound_to(key: KeyVersion, card: &CardBinding<'_>) -> Bound {
     bound_to_card_as(Use::Record, key, card)
 }
 
-fn bound_to_card_as(r#use: Use, key: KeyReference, card: &CardBinding<'_>) -> Bound {
+fn bound_to_card_as(r#use: Use, key: KeyVersion, card: &CardBinding<'_>) -> Bound {
     let mut bound = Bound { bytes: [0; BOUND_BYTES_MAX], length: 0 };
     bound.push(&head(r#use, key));
     bound.push_text(card.tenant);
@@ -300,7 +300,7 @@ pub enum LayoutError {
     },
 }
 
-fn head(r#use: Use, KeyReference(key): KeyReference) -> [u8; HEAD_BYTES] {
+fn head(r#use: Use, KeyVersion(key): KeyVersion) -> [u8; HEAD_BYTES] {
     let [high, low] = key.to_be_bytes();
     [VERSION, r#use as u8, high, low]
 }
@@ -312,43 +312,43 @@ fn check_head(bytes: &[u8], r#use: Use, what: &'static str) -> Result<(), Layout
     }
 }
 
-fn key_of(bytes: &[u8]) -> KeyReference {
+fn key_of(bytes: &[u8]) -> KeyVersion {
     match bytes {
-        [_, _, high, low, ..] => KeyReference(u16::from_be_bytes([*high, *low])),
-        _ => KeyReference(0),
+        [_, _, high, low, ..] => KeyVersion(u16::from_be_bytes([*high, *low])),
+        _ => KeyVersion(0),
     }
 }
 
-pub fn form_code(form: Form) -> u8 {
+pub fn form_code(form: StorageFormat) -> u8 {
     match form {
-        Form::Wrapped => b'w',
-        Form::Iso4 => 4,
-        Form::Iso3 => 3,
-        Form::Iso0 => 0,
+        StorageFormat::Wrapped => b'w',
+        StorageFormat::Iso4 => 4,
+        StorageFormat::Iso3 => 3,
+        StorageFormat::Iso0 => 0,
     }
 }
 
-pub fn form_of(code: u8) -> Result<Form, LayoutError> {
+pub fn form_of(code: u8) -> Result<StorageFormat, LayoutError> {
     match code {
-        b'w' => Ok(Form::Wrapped),
-        4 => Ok(Form::Iso4),
-        3 => Ok(Form::Iso3),
-        0 => Ok(Form::Iso0),
+        b'w' => Ok(StorageFormat::Wrapped),
+        4 => Ok(StorageFormat::Iso4),
+        3 => Ok(StorageFormat::Iso3),
+        0 => Ok(StorageFormat::Iso0),
         _ => Err(LayoutError::Kind { what: "PIN record" }),
     }
 }
 
-pub fn level_code(level: Level) -> u8 {
+pub fn level_code(level: BoundaryLevel) -> u8 {
     match level {
-        Level::Token => b't',
-        Level::Host => b'h',
+        BoundaryLevel::Token => b't',
+        BoundaryLevel::Host => b'h',
     }
 }
 
-pub fn level_of(code: u8) -> Result<Level, LayoutError> {
+pub fn level_of(code: u8) -> Result<BoundaryLevel, LayoutError> {
     match code {
-        b't' => Ok(Level::Token),
-        b'h' => Ok(Level::Host),
+        b't' => Ok(BoundaryLevel::Token),
+        b'h' => Ok(BoundaryLevel::Host),
         _ => Err(LayoutError::Kind { what: "PIN record" }),
     }
 }

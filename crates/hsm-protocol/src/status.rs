@@ -1,17 +1,17 @@
 //! What a boundary is, for people and for audit lines; and what it can't promise.
 
-use crate::binding::{Isolation, Level};
-use crate::form::Form;
+use crate::binding::{BoundaryLevel, Isolation};
+use crate::form::StorageFormat;
 use crate::key_id::KeyId;
-use crate::sealed::{KeyReference, PinRecord};
+use crate::sealed::{KeyVersion, PinRecord};
 
 /// What a boundary is and promises; nothing in it is secret.
 #[derive(Clone, Debug)]
 pub struct Status {
     pub token: String,
-    pub level: Level,
+    pub level: BoundaryLevel,
     pub isolation: Isolation,
-    pub form: Form,
+    pub form: StorageFormat,
     /// Of a 3DES form: the date it ends.
     pub until: Option<String>,
     pub keys: Vec<KeyId>,
@@ -49,12 +49,12 @@ impl Status {
     }
 
     /// The boundary level.
-    pub fn level(&self) -> Level {
+    pub fn level(&self) -> BoundaryLevel {
         self.level
     }
 
     /// The form of new records.
-    pub fn form(&self) -> Form {
+    pub fn form(&self) -> StorageFormat {
         self.form
     }
 
@@ -84,9 +84,9 @@ impl Status {
             vec![format!("key boundary: {} token, level {}, isolation {}", self.token, self.level, self.isolation)];
         lines.push(format!("keys: {}", KeyId::list_to_text(&self.keys)));
         let cipher = match self.form {
-            Form::Wrapped => "a key of its own, AES-256",
-            Form::Iso4 => "AES-256",
-            Form::Iso3 | Form::Iso0 => "3DES",
+            StorageFormat::Wrapped => "a key of its own, AES-256",
+            StorageFormat::Iso4 => "AES-256",
+            StorageFormat::Iso3 | StorageFormat::Iso0 => "3DES",
         };
         let exception = self.until.as_ref().map(|until| format!("EXCEPTION until {until}: ")).unwrap_or_default();
         lines.push(format!("{exception}PINs are kept as {} under {cipher}", self.form.told()));
@@ -94,20 +94,20 @@ impl Status {
             (Persistence::Memory | Persistence::Vault, _) => {
                 "not promised: the software token's keys are in its process's memory, not in certified hardware".into()
             }
-            (Persistence::Token, Level::Host) => {
+            (Persistence::Token, BoundaryLevel::Host) => {
                 "not promised: at level host a clear PIN block is in its process's memory for one operation".into()
             }
-            (Persistence::Token, Level::Token) => {
+            (Persistence::Token, BoundaryLevel::Token) => {
                 "not promised: at level token nobody sees a PIN, so none is refused as weak or malformed".into()
             }
         });
-        if self.level == Level::Token {
+        if self.level == BoundaryLevel::Token {
             lines.push(
                 "promised: no clear PIN block and no tzpk crosses the token's interface; not promised: a token whose module computes in its process may hold them in that process's memory"
                     .into(),
             );
         }
-        if (self.level, self.form) == (Level::Token, Form::Iso4) {
+        if (self.level, self.form) == (BoundaryLevel::Token, StorageFormat::Iso4) {
             lines.push("not promised: a PIN kept in format 4 at level token is not shown again".into());
         }
         if let MemoryLock::NotLocked(reason) = &self.memory {
@@ -123,18 +123,18 @@ impl Status {
 /// The versions of the storage keys that new records are made under. Of a form that its level does not make, any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StorageVersions {
-    pub wrapped: KeyReference,
-    pub iso_4: KeyReference,
+    pub wrapped: KeyVersion,
+    pub iso_4: KeyVersion,
     /// Of ISO-3 and ISO-0 blocks.
-    pub tdes: KeyReference,
+    pub tdes: KeyVersion,
 }
 
 impl StorageVersions {
-    pub fn of(&self, form: Form) -> KeyReference {
+    pub fn of(&self, form: StorageFormat) -> KeyVersion {
         match form {
-            Form::Wrapped => self.wrapped,
-            Form::Iso4 => self.iso_4,
-            Form::Iso3 | Form::Iso0 => self.tdes,
+            StorageFormat::Wrapped => self.wrapped,
+            StorageFormat::Iso4 => self.iso_4,
+            StorageFormat::Iso3 | StorageFormat::Iso0 => self.tdes,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Rows as bytes: versioned, texts and blobs with their length before them.
 
 use domain::card::{CardKey, PlasticId, RegisteredAccount, Tenant};
-use domain::control::{Control, ControlId, RETRY_GRACE, RetryTag, Scope, SealedTzpk, Spent, State, Thumbprint};
+use domain::control::{Control, ControlId, ControlState, RETRY_GRACE, RetryTag, Scope, SealedTzpk, Spent, Thumbprint};
 use domain::time::UnixMillis;
 use store::StoredPin;
 
@@ -98,18 +98,18 @@ pub(super) fn decode_pin(bytes: &[u8]) -> Option<PinRow> {
 /// Its name, then all else. A spent control keeps what tells a retry, and no more.
 pub(super) fn encode_control(control: &Control) -> Box<[u8]> {
     let (device_key, account) = match control.state {
-        State::Spent(_) => (None, None),
-        State::Open | State::Keyed { .. } => (control.device_key.as_ref(), control.account.as_ref()),
+        ControlState::Spent(_) => (None, None),
+        ControlState::Open | ControlState::Keyed { .. } => (control.device_key.as_ref(), control.account.as_ref()),
     };
     let mut bytes = Writer::with_room();
     bytes.array(control.id.as_bytes());
     let kind = match &control.state {
-        State::Open => OPEN,
-        State::Keyed { .. } => KEYED,
-        State::Spent(Spent::Set(_)) => SET,
-        State::Spent(Spent::Viewed) => VIEWED,
-        State::Spent(Spent::Malformed) => MALFORMED,
-        State::Spent(Spent::Refused) => REFUSED,
+        ControlState::Open => OPEN,
+        ControlState::Keyed { .. } => KEYED,
+        ControlState::Spent(Spent::Set(_)) => SET,
+        ControlState::Spent(Spent::Viewed) => VIEWED,
+        ControlState::Spent(Spent::Malformed) => MALFORMED,
+        ControlState::Spent(Spent::Refused) => REFUSED,
     };
     bytes.array(&[VERSION, kind]);
     bytes.array(&control.expires_at.0.to_be_bytes());
@@ -123,12 +123,12 @@ pub(super) fn encode_control(control: &Control) -> Box<[u8]> {
     bytes.account(account);
     bytes.array(&control.opened_generation.to_be_bytes());
     match &control.state {
-        State::Keyed { tzpk, refused_pins } => {
+        ControlState::Keyed { tzpk, refused_pins } => {
             bytes.array(&[*refused_pins]);
             bytes.blob(&tzpk.0);
         }
-        State::Spent(Spent::Set(tag)) => bytes.array(&tag.0),
-        State::Open | State::Spent(_) => {}
+        ControlState::Spent(Spent::Set(tag)) => bytes.array(&tag.0),
+        ControlState::Open | ControlState::Spent(_) => {}
     }
     // Copied, not shrunk: the allocator leaves a block that shrinks by less than half as large as it was.
     bytes.0.as_slice().into()
@@ -152,15 +152,15 @@ pub(super) fn decode_control(row: &[u8]) -> Option<Control> {
     let account = read.account()?;
     let opened_generation = u64::from_be_bytes(read.array()?);
     let state = match kind {
-        OPEN => State::Open,
+        OPEN => ControlState::Open,
         KEYED => {
             let [refused_pins] = read.array()?;
-            State::Keyed { tzpk: SealedTzpk(read.blob()?.into()), refused_pins }
+            ControlState::Keyed { tzpk: SealedTzpk(read.blob()?.into()), refused_pins }
         }
-        SET => State::Spent(Spent::Set(RetryTag(read.array()?))),
-        VIEWED => State::Spent(Spent::Viewed),
-        MALFORMED => State::Spent(Spent::Malformed),
-        REFUSED => State::Spent(Spent::Refused),
+        SET => ControlState::Spent(Spent::Set(RetryTag(read.array()?))),
+        VIEWED => ControlState::Spent(Spent::Viewed),
+        MALFORMED => ControlState::Spent(Spent::Malformed),
+        REFUSED => ControlState::Spent(Spent::Refused),
         _ => return None,
     };
     read.end(Control { id, card, account, scope, expires_at, opened_generation, device_key, state })
@@ -268,12 +268,12 @@ mod tests {
     #[test]
     fn every_state_of_a_control_survives_its_encoding() {
         let states = [
-            State::Open,
-            State::Keyed { tzpk: SealedTzpk([7; 48].into()), refused_pins: 2 },
-            State::Spent(Spent::Set(RetryTag([9; 16]))),
-            State::Spent(Spent::Viewed),
-            State::Spent(Spent::Malformed),
-            State::Spent(Spent::Refused),
+            ControlState::Open,
+            ControlState::Keyed { tzpk: SealedTzpk([7; 48].into()), refused_pins: 2 },
+            ControlState::Spent(Spent::Set(RetryTag([9; 16]))),
+            ControlState::Spent(Spent::Viewed),
+            ControlState::Spent(Spent::Malformed),
+            ControlState::Spent(Spent::Refused),
         ];
         for (number, state) in states.into_iter().enumerate() {
             let control = Control {
@@ -290,10 +290,10 @@ mod tests {
             let bytes = encode_control(&control);
             let read = decode_control(&bytes).unwrap();
             assert_eq!(keep_until(&bytes), Some(control.keep_until()));
-            assert_eq!(has_set(&bytes), matches!(control.state, State::Spent(Spent::Set(_))));
+            assert_eq!(has_set(&bytes), matches!(control.state, ControlState::Spent(Spent::Set(_))));
             assert_eq!((read.opened_generation, read.expires_at), (1 << 40, control.expires_at));
             assert_eq!((read.id, read.card, read.scope), (control.id, control.card, control.scope));
-            let spent = matches!(control.state, State::Spent(_));
+            let spent = matches!(control.state, ControlState::Spent(_));
             assert_eq!(read.account, control.account.filter(|_| !spent));
             assert_eq!(read.device_key, control.device_key.filter(|_| !spent));
             assert_eq!(encode_control(&read), bytes);

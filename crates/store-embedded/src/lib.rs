@@ -45,14 +45,14 @@ use self::{
 };
 use audit::{
     chain::Checkpoint,
-    entry::{Entry, Line},
+    entry::{Entry, Event},
 };
 use clock::MachineTime;
 use clock::SteadyClock;
 use clock::TimeSource;
 use clock::deadline::Deadline;
 use domain::card::{Card, CardKey, PinStatus, RegisteredAccount};
-use domain::control::{Control, ControlId, Denied, Event, RetryTag, SealedTzpk, State};
+use domain::control::{Control, ControlId, ControlState, Denied, RetryTag, SealedTzpk, Transition};
 use domain::time::UnixMillis;
 use store::{
     Admission, Admitted, AdvanceError, Answer, FailureCause, OpenError, RegisterError, RemadePin, Store, StoreError,
@@ -274,7 +274,7 @@ impl Embedded {
     pub fn tzpks_at(&self, now: UnixMillis) -> Vec<SealedTzpk> {
         let mut tzpks = Vec::new();
         self.shared.live.each(|control| match control.state {
-            State::Keyed { tzpk, .. } if now < control.expires_at => tzpks.push(tzpk),
+            ControlState::Keyed { tzpk, .. } if now < control.expires_at => tzpks.push(tzpk),
             _ => {}
         });
         tzpks
@@ -350,7 +350,11 @@ impl Embedded {
     }
 
     /// Hands a change to the writer and waits for its answer.
-    fn change<T, E>(&self, change: impl FnOnce(Promise<Result<T, E>>) -> Change, line: Line) -> Answer<'_, Result<T, E>>
+    fn change<T, E>(
+        &self,
+        change: impl FnOnce(Promise<Result<T, E>>) -> Change,
+        line: Event,
+    ) -> Answer<'_, Result<T, E>>
     where
         T: Send + 'static,
         E: From<StoreError> + Send + 'static,
@@ -436,24 +440,30 @@ impl Store for Embedded {
         &self,
         card: CardKey,
         account: Option<RegisteredAccount>,
-        line: Line,
+        line: Event,
     ) -> Answer<'_, Result<Card, RegisterError>> {
         self.change(|reply| Change::Register { card, account, reply }, line)
     }
 
-    fn open(&self, control: Control, admission: Admission, line: Line) -> Answer<'_, Result<Control, OpenError>> {
+    fn open(&self, control: Control, admission: Admission, line: Event) -> Answer<'_, Result<Control, OpenError>> {
         self.change(|reply| Change::Open { control, admission, reply }, line)
     }
 
-    fn advance(&self, id: ControlId, event: Event, line: Line) -> Answer<'_, Result<(), AdvanceError>> {
+    fn advance(&self, id: ControlId, event: Transition, line: Event) -> Answer<'_, Result<(), AdvanceError>> {
         self.change(|reply| Change::Advance { id, event, pin: None, reply }, line)
     }
 
-    fn set_pin(&self, id: ControlId, event: Event, pin: StoredPin, line: Line) -> Answer<'_, Result<(), AdvanceError>> {
+    fn set_pin(
+        &self,
+        id: ControlId,
+        event: Transition,
+        pin: StoredPin,
+        line: Event,
+    ) -> Answer<'_, Result<(), AdvanceError>> {
         self.change(|reply| Change::Advance { id, event, pin: Some(pin), reply }, line)
     }
 
-    fn confirm_retry(&self, id: ControlId, retry: RetryTag, line: Line) -> Answer<'_, Result<(), AdvanceError>> {
+    fn confirm_retry(&self, id: ControlId, retry: RetryTag, line: Event) -> Answer<'_, Result<(), AdvanceError>> {
         self.change(|reply| Change::ConfirmRetry { id, retry, reply }, line)
     }
 
@@ -475,19 +485,19 @@ impl Store for Embedded {
         })
     }
 
-    fn remake(&self, remade: Vec<RemadePin>, line: Line) -> Answer<'_, Result<u64, StoreError>> {
+    fn remake(&self, remade: Vec<RemadePin>, line: Event) -> Answer<'_, Result<u64, StoreError>> {
         self.change(|reply| Change::Remake { remade, reply }, line)
     }
 
-    fn note_keys(&self, keys: Box<[u8]>, line: Line) -> Answer<'_, Result<(), StoreError>> {
+    fn note_keys(&self, keys: Box<[u8]>, line: Event) -> Answer<'_, Result<(), StoreError>> {
         self.change(|reply| Change::Keys { keys, reply }, line)
     }
 
-    fn admit_pins(&self, admitted: Admitted, keys: Box<[u8]>, line: Line) -> Answer<'_, Result<(), StoreError>> {
+    fn admit_pins(&self, admitted: Admitted, keys: Box<[u8]>, line: Event) -> Answer<'_, Result<(), StoreError>> {
         self.change(|reply| Change::Admit { admitted, keys, reply }, line)
     }
 
-    fn note(&self, line: Line) -> Answer<'_, Result<(), StoreError>> {
+    fn note(&self, line: Event) -> Answer<'_, Result<(), StoreError>> {
         self.change(|reply| Change::Note { reply }, line)
     }
 

@@ -15,7 +15,7 @@ async fn keyed_now(store: &Embedded, number: u64) -> Control {
     let mut opened = control(card(number));
     opened.expires_at = Store::now(store).after(std::time::Duration::from_secs(30));
     Store::open(store, opened.clone(), GENEROUS, line(Action::OpenControl)).await.unwrap();
-    let event = Event::Key { tzpk: conformance::tzpk(1), replaces: None };
+    let event = Transition::Key { tzpk: conformance::tzpk(1), replaces: None };
     store.advance(opened.id, event, line(Action::IssueTzpk)).await.unwrap();
     opened
 }
@@ -62,7 +62,7 @@ async fn a_change_whose_caller_has_gone_is_dropped() {
     let store = open(directory.path()).unwrap();
     let opened = keyed(&store, card(1)).await;
     let before = store.checkpoint().sequence;
-    let event = Event::Set { under: conformance::tzpk(1), retry: RetryTag([1; 16]) };
+    let event = Transition::Set { under: conformance::tzpk(1), retry: RetryTag([1; 16]) };
     let ((set_reply, set_answer), (note_reply, note_answer)) = (promise(), promise());
     let change = Change::Advance { id: opened.id, event, pin: Some(conformance::record(1)), reply: set_reply };
     // The writer looks at neither before both callers have gone.

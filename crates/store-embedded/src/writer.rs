@@ -27,11 +27,11 @@ use super::{
 };
 use audit::{
     chain::Checkpoint,
-    entry::{self, Line},
+    entry::{self, Event},
 };
 use clock::deadline::Deadline;
 use domain::card::{Card, CardKey, RegisteredAccount};
-use domain::control::{Control, ControlId, Denied, Event, RetryTag, State, advance};
+use domain::control::{Control, ControlId, ControlState, Denied, RetryTag, Transition, advance};
 use domain::time::UnixMillis;
 use store::{
     Admission, Admitted, AdvanceError, FailureCause, OpenError, RegisterError, RemadePin, StoreError, StoreState,
@@ -60,7 +60,7 @@ const HOUR_MILLISECONDS: u64 = 3_600_000;
 /// A change and its audit line.
 pub(super) struct Command {
     pub(super) change: Change,
-    pub(super) line: Line,
+    pub(super) line: Event,
     /// From then on the change is dropped.
     pub(super) deadline: Option<Deadline>,
 }
@@ -69,7 +69,7 @@ pub(super) struct Command {
 pub(super) enum Change {
     Register { card: CardKey, account: Option<RegisteredAccount>, reply: Promise<Result<Card, RegisterError>> },
     Open { control: Control, admission: Admission, reply: Promise<Result<Control, OpenError>> },
-    Advance { id: ControlId, event: Event, pin: Option<StoredPin>, reply: Promise<Result<(), AdvanceError>> },
+    Advance { id: ControlId, event: Transition, pin: Option<StoredPin>, reply: Promise<Result<(), AdvanceError>> },
     ConfirmRetry { id: ControlId, retry: RetryTag, reply: Promise<Result<(), AdvanceError>> },
     Remake { remade: Vec<RemadePin>, reply: Promise<Result<u64, StoreError>> },
     Keys { keys: Box<[u8]>, reply: Promise<Result<(), StoreError>> },
@@ -328,7 +328,7 @@ impl<'a> Batch<'a> {
     }
 
     /// A change that happens has its line in the same commit; one that does not has none.
-    fn audited<T, E>(&mut self, line: Line, change: impl FnOnce(&mut Self) -> Result<T, E>) -> Result<T, E> {
+    fn audited<T, E>(&mut self, line: Event, change: impl FnOnce(&mut Self) -> Result<T, E>) -> Result<T, E> {
         let changed = change(self)?;
         let sequence = self.head.sequence.saturating_add(1);
         let previous = self.head.hash;
@@ -337,7 +337,7 @@ impl<'a> Batch<'a> {
         Ok(changed)
     }
 
-    fn note_keys(&mut self, keys: &[u8], line: Line) -> Result<(), StoreError> {
+    fn note_keys(&mut self, keys: &[u8], line: Event) -> Result<(), StoreError> {
         self.audited(line, |batch| {
             batch.write.insert(&batch.shared.meta, KEYS_KEY, keys);
             Ok(())
@@ -372,7 +372,7 @@ impl<'a> Batch<'a> {
         ids.extend(self.controls.keys());
         for id in ids {
             let Some(mut control) = self.control(id) else { continue };
-            if control.card == *card && !matches!(control.state, State::Spent(_)) {
+            if control.card == *card && !matches!(control.state, ControlState::Spent(_)) {
                 control.account.clone_from(account);
                 self.controls.insert(id, encode_control(&control));
             }
@@ -412,7 +412,7 @@ impl<'a> Batch<'a> {
     fn advance(
         &mut self,
         id: ControlId,
-        event: Event,
+        event: Transition,
         pin: Option<StoredPin>,
         admits: impl Fn(&StoredPin) -> bool,
     ) -> Result<(), AdvanceError> {
@@ -446,7 +446,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Of records that are no longer what they were, a newer PIN stands.
-    fn remake(&mut self, remade: Vec<RemadePin>, mut line: Line) -> Result<u64, StoreError> {
+    fn remake(&mut self, remade: Vec<RemadePin>, mut line: Event) -> Result<u64, StoreError> {
         let mut standing = Vec::with_capacity(remade.len());
         for RemadePin { card, before, after } in remade {
             let key = card_key(&card);

@@ -14,11 +14,11 @@ use std::{sync::Arc, time::Duration};
 use crate::{Admission, AdvanceError, OpenError, RegisterError, RemadePin, Store, StoreError, StoredPin, UnknownCards};
 use audit::{
     chain::Walk,
-    entry::{Action, Line, Outcome},
+    entry::{Action, Event, Outcome},
 };
 use clock::deadline::Deadline;
 use domain::card::{CardKey, PinStatus, PlasticId, RegisteredAccount, Tenant};
-use domain::control::{Control, ControlId, Denied, Event, RetryTag, Scope, SealedTzpk, State};
+use domain::control::{Control, ControlId, ControlState, Denied, RetryTag, Scope, SealedTzpk, Transition};
 
 /// Runs the whole suite; `make` gives a fresh store each time.
 pub async fn run<S: Store>(make: impl Fn() -> Arc<S>) {
@@ -58,12 +58,12 @@ pub fn control(card: CardKey) -> Control {
         expires_at: clock::now().after(Duration::from_secs(30)),
         opened_generation: 0,
         device_key: None,
-        state: State::Open,
+        state: ControlState::Open,
     }
 }
 
-pub fn line(action: Action) -> Line {
-    Line {
+pub fn line(action: Action) -> Event {
+    Event {
         at: clock::now(),
         caller: "suite".into(),
         tenant: Tenant::parse("bank").ok(),
@@ -89,7 +89,7 @@ pub fn record(number: u8) -> StoredPin {
 /// Opens a control and issues its tzpk.
 pub async fn keyed(store: &impl Store, card: CardKey) -> Control {
     let opened = store.open(control(card), GENEROUS, line(Action::OpenControl)).await.unwrap();
-    store.advance(opened.id, Event::Key { tzpk: tzpk(1), replaces: None }, line(Action::IssueTzpk)).await.unwrap();
+    store.advance(opened.id, Transition::Key { tzpk: tzpk(1), replaces: None }, line(Action::IssueTzpk)).await.unwrap();
     opened
 }
 
@@ -105,7 +105,7 @@ async fn set_bound(
     number: u8,
     account: Option<RegisteredAccount>,
 ) -> Result<(), AdvanceError> {
-    let event = Event::Set { under: tzpk(1), retry: RetryTag([number; 16]) };
+    let event = Transition::Set { under: tzpk(1), retry: RetryTag([number; 16]) };
     let pin = StoredPin { account, ..record(number) };
     store.set_pin(id, event, pin, line(Action::SetPin)).await
 }
@@ -224,7 +224,7 @@ async fn every_change_has_its_line_and_no_refusal_has(store: &impl Store) {
     let opened = keyed(store, card(1)).await;
     set(store, opened.id, 1).await.unwrap();
     set(store, opened.id, 2).await.unwrap_err();
-    store.advance(opened.id, Event::View, line(Action::ViewPin)).await.unwrap_err();
+    store.advance(opened.id, Transition::View, line(Action::ViewPin)).await.unwrap_err();
     store.note(line(Action::StopEngine)).await.unwrap();
 
     let entries = store.audit(1, 100).await.unwrap();
@@ -286,10 +286,12 @@ async fn the_first_set_closes_the_other_open_controls_of_its_card(store: &impl S
     let (first, other) = (keyed(store, card(1)).await, keyed(store, card(1)).await);
     set(store, other.id, 2).await.unwrap();
     assert!(is_not_usable(&set(store, first.id, 1).await));
-    let malformed = Event::Malformed { under: tzpk(1) };
-    for event in
-        [Event::Key { tzpk: tzpk(2), replaces: Some(tzpk(1)) }, malformed, Event::RefusedPin { under: tzpk(1) }]
-    {
+    let malformed = Transition::Malformed { under: tzpk(1) };
+    for event in [
+        Transition::Key { tzpk: tzpk(2), replaces: Some(tzpk(1)) },
+        malformed,
+        Transition::RefusedPin { under: tzpk(1) },
+    ] {
         assert!(is_not_usable(&store.advance(first.id, event, line(Action::SetPin)).await));
     }
     assert_eq!(*store.pin(&card(1)).await.unwrap().unwrap().record, [2; 38]);
@@ -302,7 +304,7 @@ async fn a_new_pin_leaves_controls_to_view_and_other_cards_alone(store: &impl St
     let view = store.open(view, GENEROUS, line(Action::OpenControl)).await.unwrap();
     let (setter, other) = (keyed(store, card(1)).await, keyed(store, card(2)).await);
     set(store, setter.id, 1).await.unwrap();
-    store.advance(view.id, Event::View, line(Action::ViewPin)).await.unwrap();
+    store.advance(view.id, Transition::View, line(Action::ViewPin)).await.unwrap();
     set(store, other.id, 2).await.unwrap();
 }
 

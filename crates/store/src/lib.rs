@@ -10,9 +10,9 @@ use std::{future::Future, io, path::PathBuf, pin::Pin, sync::Arc};
 use thiserror::Error;
 use tokio::sync::watch;
 
-use audit::entry::{Entry, Line};
+use audit::entry::{Entry, Event};
 use domain::card::{Card, CardKey, RegisteredAccount};
-use domain::control::{Control, ControlId, Denied, Event, RetryTag, SealedTzpk};
+use domain::control::{Control, ControlId, Denied, RetryTag, SealedTzpk, Transition};
 use domain::time::UnixMillis;
 
 /// What a store's method answers, in time.
@@ -46,24 +46,30 @@ pub trait Store: Send + Sync + 'static {
         &self,
         card: CardKey,
         account: Option<RegisteredAccount>,
-        line: Line,
+        line: Event,
     ) -> Answer<'_, Result<Card, RegisterError>>;
 
     /// Opens a control. Its `account` and `opened_generation` are filled in here, from the card, in the same transaction;
     /// the opened control is answered.
-    fn open(&self, control: Control, admission: Admission, line: Line) -> Answer<'_, Result<Control, OpenError>>;
+    fn open(&self, control: Control, admission: Admission, line: Event) -> Answer<'_, Result<Control, OpenError>>;
 
     /// Moves a control on by [`domain::control::advance`], on its newest state.
-    fn advance(&self, id: ControlId, event: Event, line: Line) -> Answer<'_, Result<(), AdvanceError>>;
+    fn advance(&self, id: ControlId, event: Transition, line: Event) -> Answer<'_, Result<(), AdvanceError>>;
 
-    /// Spends a control and keeps the PIN record it paid for: the control moves by [`Event::Set`], the card's status
+    /// Spends a control and keeps the PIN record it paid for: the control moves by [`Transition::Set`], the card's status
     /// becomes `S`, any earlier record of the card is replaced, the card's generation rises. Denied as [`Denied::Superseded`] where the control has another
     /// account number by now.
-    fn set_pin(&self, id: ControlId, event: Event, pin: StoredPin, line: Line) -> Answer<'_, Result<(), AdvanceError>>;
+    fn set_pin(
+        &self,
+        id: ControlId,
+        event: Transition,
+        pin: StoredPin,
+        line: Event,
+    ) -> Answer<'_, Result<(), AdvanceError>>;
 
     /// Confirms a retry of the block that set the PIN under this control, by [`Control::confirm_retry`]: only while that PIN
     /// stands. The card's generation rises.
-    fn confirm_retry(&self, id: ControlId, retry: RetryTag, line: Line) -> Answer<'_, Result<(), AdvanceError>>;
+    fn confirm_retry(&self, id: ControlId, retry: RetryTag, line: Event) -> Answer<'_, Result<(), AdvanceError>>;
 
     /// PIN records in the store's own order of cards, those after `after`, at most `limit` of them.
     fn pins_after<'a>(
@@ -77,17 +83,17 @@ pub trait Store: Send + Sync + 'static {
 
     /// Puts each record in the place of the one it was made of, where that still stands; answers how many did. The line's
     /// `card` is filled in here, with their number; where none did nothing happens, and there is no line.
-    fn remake(&self, remade: Vec<RemadePin>, line: Line) -> Answer<'_, Result<u64, StoreError>>;
+    fn remake(&self, remade: Vec<RemadePin>, line: Event) -> Answer<'_, Result<u64, StoreError>>;
 
     /// Writes the list of the keys that the engine uses, opaque here, in the place of the last one.
-    fn note_keys(&self, keys: Box<[u8]>, line: Line) -> Answer<'_, Result<(), StoreError>>;
+    fn note_keys(&self, keys: Box<[u8]>, line: Event) -> Answer<'_, Result<(), StoreError>>;
 
     /// Writes `keys` as [`Store::note_keys`] does. Keeps from here on only such new PINs as `admitted` holds for; any other, however long ago it was made, is answered
     /// [`Denied::Superseded`]. Once this is answered, every PIN that came before it is where [`Store::pins_after`] finds it.
-    fn admit_pins(&self, admitted: Admitted, keys: Box<[u8]>, line: Line) -> Answer<'_, Result<(), StoreError>>;
+    fn admit_pins(&self, admitted: Admitted, keys: Box<[u8]>, line: Event) -> Answer<'_, Result<(), StoreError>>;
 
     /// Writes an audit line about something that changed nothing: a denial, a start, a stop.
-    fn note(&self, line: Line) -> Answer<'_, Result<(), StoreError>>;
+    fn note(&self, line: Event) -> Answer<'_, Result<(), StoreError>>;
 
     /// Entries of the chain from sequence number `from` on, oldest first, at most `limit` of them.
     fn audit(&self, from: u64, limit: usize) -> Answer<'_, Result<Vec<Entry>, StoreError>>;

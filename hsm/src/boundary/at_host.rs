@@ -1,4 +1,4 @@
-//! Level `host`: a block is opened, judged and made anew here.
+//! BoundaryLevel `host`: a block is opened, judged and made anew here.
 //!
 //! Each operation works on clear values in its own workspace, filled in place and wiped, and scrubs the stack it used
 //! before it answers.
@@ -8,7 +8,7 @@ use subtle::{Choice, ConditionallySelectable};
 use super::{account_digits, tagged};
 use crate::{
     account::Account,
-    binding::{Binding, CardBinding, Isolation, Level, MadeAt},
+    binding::{Binding, BoundaryLevel, CardBinding, Isolation, MadeAt},
     block::{
         AccountDigits, account_field, decode_iso_0, decode_iso_1, decode_iso_3, decode_iso_4, encode_iso_0,
         encode_iso_1, encode_iso_3, encode_iso_4,
@@ -130,7 +130,12 @@ impl AtHost {
         };
         tagged(
             &*self.token,
-            PinRecord::untagged(key, self.form.into(), MadeAt { level: Level::Host, isolation: self.isolation }, kept),
+            PinRecord::untagged(
+                key,
+                self.form.into(),
+                MadeAt { level: BoundaryLevel::Host, isolation: self.isolation },
+                kept,
+            ),
             card,
         )
     }

@@ -1,10 +1,10 @@
-//! Level `token`: a block goes from the device's key to the storage key and back inside the token. Nothing clear can be
+//! BoundaryLevel `token`: a block goes from the device's key to the storage key and back inside the token. Nothing clear can be
 //! named here, so nothing can be judged: neither a block's digits nor a weak PIN.
 
 use super::{account_digits, tagged};
 use crate::{
     account::Account,
-    binding::{Binding, CardBinding, Isolation, Level, MadeAt},
+    binding::{Binding, BoundaryLevel, CardBinding, Isolation, MadeAt},
     config::TokenForm,
     device_key::DeviceKey,
     error::{AcceptError, Error},
@@ -41,7 +41,7 @@ impl AtToken {
         let record = PinRecord::untagged(
             self.token.current().storage.of(self.form.into()),
             self.form.into(),
-            MadeAt { level: Level::Token, isolation: self.isolation },
+            MadeAt { level: BoundaryLevel::Token, isolation: self.isolation },
             &kept,
         );
         let record = tagged(&*self.token, record, &binding.card)?;
@@ -74,7 +74,7 @@ impl AtToken {
         let record = PinRecord::untagged(
             self.token.current().storage.of(record.form()),
             record.form(),
-            MadeAt { level: Level::Token, isolation: self.isolation },
+            MadeAt { level: BoundaryLevel::Token, isolation: self.isolation },
             &kept,
         );
         tagged(&*self.token, record, card)

@@ -14,7 +14,7 @@ use rustix::termios::{
 use zeroize::Zeroizing;
 
 use super::ComponentError;
-use crate::{check_value::CheckValue, clear::ClearBytes, config::SlotName};
+use crate::{check_value::Kcv, clear::ClearBytes, config::SlotName};
 
 /// The most characters of a typed line: 64 digits, and spaces between them.
 const LINE_CHARACTERS_MAX: usize = 192;
@@ -86,7 +86,7 @@ impl Desk {
         let bytes = pairs.iter().map(|[high, low]| Some((nibble(*high)? << 4) | nibble(*low)?));
         match (rest, bytes.collect::<Option<Vec<_>>>()) {
             ([], Some(bytes)) if (3..=5).contains(&bytes.len()) => Ok(bytes),
-            _ => Err(ComponentError::CheckValue),
+            _ => Err(ComponentError::Kcv),
         }
     }
 
@@ -95,7 +95,7 @@ impl Desk {
         custodian: &str,
         number: usize,
         component: &ClearBytes,
-        check_value: CheckValue,
+        check_value: Kcv,
     ) -> Result<(), ComponentError> {
         let Kind::Terminal(_) = self.kind else {
             self.output.write_all(format!("{custodian} ").as_bytes())?;

@@ -9,11 +9,11 @@ use std::{
 
 use super::KeyStoreError;
 use crate::{
-    check_value::CheckValue,
+    check_value::Kcv,
     clear::ClearBytes,
     config::{AbsentVault, Keys, Unlock, Vault, Wanted},
     keyblock::ProtectionKey,
-    keyring::{KeyAlgorithm, KeyName, Keyring, NewKey, RingKey, check_value, random_key},
+    keyring::{KeyAlgorithm, KeyUsage, Keyring, NewKey, RingKey, check_value, random_key},
     level,
     token::Custody,
     vault::{self, VaultError, VaultWrite},
@@ -35,7 +35,7 @@ pub(super) struct VaultHome {
 
 /// A key as its home keeps it: its check value, and its bytes where a vault holds them.
 pub(super) struct KeptKey {
-    pub(super) check_value: Option<CheckValue>,
+    pub(super) check_value: Option<Kcv>,
     pub(super) bytes: Option<ClearBytes>,
 }
 
@@ -56,7 +56,7 @@ impl Home {
     }
 
     /// What a key may be used with here, the first where nothing is said; none where there is no such key.
-    pub(super) fn algorithms(&self, name: &KeyName) -> &'static [KeyAlgorithm] {
+    pub(super) fn algorithms(&self, name: &KeyUsage) -> &'static [KeyAlgorithm] {
         match self {
             Self::Vault(_) => name.algorithms_in_vault(),
             Self::Token(custody) => custody.algorithms(name),

@@ -15,8 +15,8 @@ fn vault(directory: &Path) -> Keys {
     Keys::Vault(Vault::File { path: directory.join("vault"), unlock })
 }
 
-fn name(text: &str) -> KeyName {
-    KeyName::parse(text).unwrap()
+fn name(text: &str) -> KeyUsage {
+    KeyUsage::parse(text).unwrap()
 }
 
 fn store(directory: &Path) -> KeyStore {
@@ -129,7 +129,7 @@ fn counts_of_several_stores_are_added() {
     let mut sum = RecordsKept::default();
     for records in [3, 0, 4] {
         let mut one = RecordsKept::default();
-        one.count_many(Form::Iso4, Level::Host, 1, records);
+        one.count_many(StorageFormat::Iso4, BoundaryLevel::Host, 1, records);
         one.count_many_sealed(2, records);
         sum.add(&one);
     }
@@ -302,7 +302,7 @@ fn names_are_read_back_and_nothing_else_is_a_name() {
         assert_eq!(name(text).to_string(), text);
     }
     for text in ["", "zone", "zone:", "zone:A", "tzpk", "storage:a"] {
-        assert_eq!(KeyName::parse(text), None, "{text}");
+        assert_eq!(KeyUsage::parse(text), None, "{text}");
     }
     assert!(ZoneName::parse(&"a".repeat(32)).is_none());
 }

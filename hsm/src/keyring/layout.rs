@@ -1,7 +1,7 @@
 //! A keyring as bytes, to be sealed.
 
-use super::{ENGINE_KEYS, KeyAlgorithm, KeyInfo, KeyMode, KeyName, Keyring, RingKey, ZoneName};
-use crate::{check_value::CheckValue, clear::ClearBytes};
+use super::{ENGINE_KEYS, KeyAlgorithm, KeyInfo, KeyMode, KeyUsage, Keyring, RingKey, ZoneName};
+use crate::{check_value::Kcv, clear::ClearBytes};
 
 const ZONE: u8 = b'z';
 const EXCHANGE: u8 = b'x';
@@ -40,8 +40,8 @@ impl Keyring {
         out.put(&u16::try_from(self.keys.len()).unwrap_or(u16::MAX).to_be_bytes());
         for RingKey { info, key } in self.keys.iter().take(usize::from(u16::MAX)) {
             let (code, zone) = match &info.name {
-                KeyName::Zone(ZoneName(name)) => (ZONE, &**name),
-                KeyName::Exchange(ZoneName(name)) => (EXCHANGE, &**name),
+                KeyUsage::Zone(ZoneName(name)) => (ZONE, &**name),
+                KeyUsage::Exchange(ZoneName(name)) => (EXCHANGE, &**name),
                 engine => (place_in(ENGINE_KEYS.iter().map(|(name, _)| name), engine), ""),
             };
             out.put(&[code, u8::try_from(zone.len()).unwrap_or_default()]);
@@ -80,8 +80,8 @@ fn read_key(from: &mut &[u8]) -> Option<RingKey> {
     let [code, zone] = take(from)?;
     let zone = std::str::from_utf8(take_some(from, zone.into())?).ok()?;
     let name = match code {
-        ZONE => KeyName::Zone(ZoneName::parse(zone)?),
-        EXCHANGE => KeyName::Exchange(ZoneName::parse(zone)?),
+        ZONE => KeyUsage::Zone(ZoneName::parse(zone)?),
+        EXCHANGE => KeyUsage::Exchange(ZoneName::parse(zone)?),
         engine => ENGINE_KEYS.get(usize::from(engine)).map(|(name, _)| name.clone())?,
     };
     let version = u16::from_be_bytes(take(from)?);
@@ -93,7 +93,7 @@ fn read_key(from: &mut &[u8]) -> Option<RingKey> {
     let mode = KeyMode::ALL.into_iter().find(|mode| mode_bits(*mode) == algorithm & MODE)?;
     let mut date = || take(from).map(u64::from_be_bytes);
     let (made_at, activated, retired, destroyed, uses) = (date()?, date()?, date()?, date()?, date()?);
-    let check_value = CheckValue::first_of(&take::<3>(from)?);
+    let check_value = Kcv::first_of(&take::<3>(from)?);
     let check_value = (flags & WITHOUT_CHECK_VALUE == 0).then_some(check_value);
     let [length] = take(from)?;
     let key = take_some(from, length.into())?;
@@ -168,14 +168,14 @@ impl Sink for Placed<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keyring::Travels;
+    use crate::keyring::Exportability;
 
     /// Where the algorithm of the first key stands: behind custody, last entry, count, name, zone's length and name, version.
     const ALGORITHM_AT: usize = 1 + 32 + 2 + 2 + 1 + 2;
 
     fn keyring(mode: KeyMode) -> Keyring {
         let mut keyring = Keyring::empty();
-        let new = keyring.next(KeyName::parse("zone:a").unwrap(), KeyAlgorithm::Aes192, Travels::On);
+        let new = keyring.next(KeyUsage::parse("zone:a").unwrap(), KeyAlgorithm::Aes192, Exportability::On);
         keyring.put(new, None, Some(ClearBytes::copied(&[7; 24])), 1).mode = mode;
         keyring
     }

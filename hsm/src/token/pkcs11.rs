@@ -36,14 +36,14 @@ pub(crate) use self::{
 };
 use super::{HostLevel, TdesBudget, Token, TokenLevel, software::joined};
 use crate::{
-    binding::Level,
+    binding::BoundaryLevel,
     config::Pkcs11,
     error::Error,
-    form::Form,
+    form::StorageFormat,
     key_id::KeyId,
     keyring::Versions,
     open_error::Pkcs11Error,
-    sealed::{ACCOUNT_BYTES, Bound, KeyReference, RECORD_MESSAGE_BYTES_MAX, SealedTzpk, TAG_BYTES},
+    sealed::{ACCOUNT_BYTES, Bound, KeyVersion, RECORD_MESSAGE_BYTES_MAX, SealedTzpk, TAG_BYTES},
 };
 
 /// Before what a retry tag is over: no other message under the MAC key begins so.
@@ -69,7 +69,7 @@ pub(crate) fn open_at_token_level(config: &Pkcs11, budget: TdesBudget) -> Result
 }
 
 /// Makes every key that a level needs, in the token, for one use each; where people hold its keys together they do it.
-pub(crate) fn make_keys(config: &Pkcs11, level: Level) -> Result<KeyReferences, Pkcs11Error> {
+pub(crate) fn make_keys(config: &Pkcs11, level: BoundaryLevel) -> Result<KeyReferences, Pkcs11Error> {
     let (session, functions) = link::look_to_write(config)?;
     if Register::read(&session)?.is_some() {
         return Err(Pkcs11Error::InCustody);
@@ -150,7 +150,7 @@ impl<L: LevelKeys> Token for Pkcs11Token<L> {
         self.newest
     }
 
-    fn has_storage_key(&self, form: Form, key: KeyReference) -> bool {
+    fn has_storage_key(&self, form: StorageFormat, key: KeyVersion) -> bool {
         self.in_use.has_storage_key(L::LEVEL, form, key)
     }
 

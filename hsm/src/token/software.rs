@@ -21,14 +21,14 @@ use super::{
     tdes_budget::TdesBudget,
 };
 use crate::{
-    check_value::CheckValue,
+    check_value::Kcv,
     clear::{Block, Clear, Tzpk, WideBlock},
     device_key::DeviceKey,
     error::Error,
-    form::Form,
+    form::StorageFormat,
     key_id::KeyId,
-    keyring::{KeyName, Keys, Versions},
-    sealed::{ACCOUNT_BYTES, Bound, KeyReference, NONCE_BYTES, RECORD_MESSAGE_BYTES_MAX, SealedTzpk, TAG_BYTES},
+    keyring::{KeyUsage, Keys, Versions},
+    sealed::{ACCOUNT_BYTES, Bound, KeyVersion, NONCE_BYTES, RECORD_MESSAGE_BYTES_MAX, SealedTzpk, TAG_BYTES},
     status::StorageVersions,
     versioned::Versioned,
 };
@@ -60,14 +60,14 @@ impl Software {
             seal: keys.seal.version(),
             account: keys.account.version(),
         };
-        let mut references = aes_references(&KeyName::Storage, &keys.storage);
+        let mut references = aes_references(&KeyUsage::Storage, &keys.storage);
         references.extend(keys.storage_tdes.iter().map(|(version, key)| {
             let mut zero = Block::zeroed();
             tdes_encrypt(key, &mut zero);
-            key_id(&KeyName::StorageTdes, version, CheckValue::first_of(zero.bytes()))
+            key_id(&KeyUsage::StorageTdes, version, Kcv::first_of(zero.bytes()))
         }));
-        references.extend(aes_references(&KeyName::Seal, &keys.seal));
-        references.extend(aes_references(&KeyName::Account, &keys.account));
+        references.extend(aes_references(&KeyUsage::Seal, &keys.seal));
+        references.extend(aes_references(&KeyUsage::Account, &keys.account));
         Ok(Box::new(Self {
             storage: keys.storage.prepared(|key| Ok::<_, Error>(Aes256::new(key.bytes().into())))?,
             storage_tdes: keys.storage_tdes.prepared(|key| Ok::<_, Error>(TdesEde2::new(key.bytes().into())))?,
@@ -82,11 +82,11 @@ impl Software {
     }
 }
 
-fn aes_references(name: &KeyName, keys: &Versioned<Box<Clear<32>>>) -> Vec<KeyId> {
+fn aes_references(name: &KeyUsage, keys: &Versioned<Box<Clear<32>>>) -> Vec<KeyId> {
     keys.iter().map(|(version, key)| key_id(name, version, aes_check_value(key))).collect()
 }
 
-fn key_id(name: &KeyName, KeyReference(version): KeyReference, kcv: CheckValue) -> KeyId {
+fn key_id(name: &KeyUsage, KeyVersion(version): KeyVersion, kcv: Kcv) -> KeyId {
     KeyId { usage: name.to_string(), version, rotates: name.rotates(), kcv: Some(kcv) }
 }
 
@@ -103,10 +103,10 @@ impl Token for Software {
         self.versions
     }
 
-    fn has_storage_key(&self, form: Form, key: KeyReference) -> bool {
+    fn has_storage_key(&self, form: StorageFormat, key: KeyVersion) -> bool {
         match form {
-            Form::Wrapped | Form::Iso4 => self.storage.get(key).is_some(),
-            Form::Iso3 | Form::Iso0 => self.storage_tdes.get(key).is_some(),
+            StorageFormat::Wrapped | StorageFormat::Iso4 => self.storage.get(key).is_some(),
+            StorageFormat::Iso3 | StorageFormat::Iso0 => self.storage_tdes.get(key).is_some(),
         }
     }
 
@@ -151,7 +151,7 @@ impl HostLevel for Software {
 
     fn open_block(
         &self,
-        (key, sealed): (KeyReference, &SealedTzpk),
+        (key, sealed): (KeyVersion, &SealedTzpk),
         bound: &Bound,
         tzpk: &mut Tzpk,
         block: &mut Block,
@@ -176,12 +176,7 @@ impl HostLevel for Software {
         Ok(())
     }
 
-    fn storage_decrypt_iso_4(
-        &self,
-        key: KeyReference,
-        block: &mut WideBlock,
-        account_field: u128,
-    ) -> Result<(), Error> {
+    fn storage_decrypt_iso_4(&self, key: KeyVersion, block: &mut WideBlock, account_field: u128) -> Result<(), Error> {
         let storage = self.storage.get(key).ok_or(Error::UnknownKey)?;
         storage.decrypt_block(block.bytes_mut().into());
         block.set_nibbles(block.nibbles() ^ account_field);
@@ -195,7 +190,7 @@ impl HostLevel for Software {
         Ok(())
     }
 
-    fn storage_tdes_decrypt(&self, key: KeyReference, block: &mut Block) -> Result<(), Error> {
+    fn storage_tdes_decrypt(&self, key: KeyVersion, block: &mut Block) -> Result<(), Error> {
         self.storage_tdes.get(key).ok_or(Error::UnknownKey)?.decrypt_block(block.bytes_mut().into());
         Ok(())
     }
@@ -251,8 +246,8 @@ pub(super) fn tdes_decrypt(key: &Tzpk, block: &mut Block) {
 }
 
 /// The first 3 bytes of CMAC over 16 zero bytes.
-pub(crate) fn aes_check_value(key: &Clear<32>) -> CheckValue {
-    CheckValue::first_of(&CmacKey::new(key).tag(&[0; 16]))
+pub(crate) fn aes_check_value(key: &Clear<32>) -> Kcv {
+    Kcv::first_of(&CmacKey::new(key).tag(&[0; 16]))
 }
 
 fn aead(key: &Clear<32>) -> Result<LessSafeKey, Error> {

@@ -15,7 +15,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use crate::{error::Error, sealed::KeyReference};
+use crate::{error::Error, sealed::KeyVersion};
 
 /// The most blocks one key makes.
 pub(crate) const BLOCKS_MAX: u64 = 1 << 20;
@@ -62,7 +62,7 @@ impl TdesBudget {
     }
 
     /// Takes one of a version.
-    pub(crate) fn take(&self, KeyReference(version): KeyReference) -> Result<(), Error> {
+    pub(crate) fn take(&self, KeyVersion(version): KeyVersion) -> Result<(), Error> {
         let mut counts = self.counts();
         if counts.left.get(&version).is_none_or(|left| *left == 0) {
             let unwritten = |_| Error::Unavailable { reason: "the count of 3DES blocks can't be written".into() };
@@ -167,7 +167,7 @@ mod tests {
 
     use super::*;
 
-    const FIRST: KeyReference = KeyReference(1);
+    const FIRST: KeyVersion = KeyVersion(1);
 
     #[test]
     fn a_version_makes_two_to_the_twenty_blocks_and_not_one_more_even_across_restarts() {
@@ -179,10 +179,10 @@ mod tests {
             budget.take(FIRST).unwrap();
         }
         assert!(matches!(budget.take(FIRST), Err(Error::TdesExhausted { .. })));
-        budget.take(KeyReference(2)).unwrap();
+        budget.take(KeyVersion(2)).unwrap();
         drop(budget);
         let again = TdesBudget::open(Some(&path)).unwrap();
-        assert!(again.take(FIRST).is_err() && again.take(KeyReference(2)).is_ok());
+        assert!(again.take(FIRST).is_err() && again.take(KeyVersion(2)).is_ok());
     }
 
     #[test]

@@ -7,10 +7,10 @@ use tokio::runtime::Builder;
 
 use super::{BenchError, MemoryArguments};
 use crate::commands::demo::TemporaryDirectory;
-use audit::entry::{Action, Line, Outcome};
+use audit::entry::{Action, Event, Outcome};
 use clock;
 use domain::card::{CardKey, PlasticId, RegisteredAccount, Tenant};
-use domain::control::{Control, ControlId, Event, Scope, SealedTzpk, State};
+use domain::control::{Control, ControlId, ControlState, Scope, SealedTzpk, Transition};
 use store::{Admission, Store, UnknownCards};
 use store_embedded::{Embedded, EmbeddedConfig};
 
@@ -60,7 +60,7 @@ async fn open(store: &Embedded, number: usize, bar: &ProgressBar) -> Result<(), 
     let named = |text: &str| PlasticId::parse(text).map_err(|error| refused(&error));
     let tenant = Tenant::parse("bank").map_err(|error| refused(&error))?;
     let card = CardKey { tenant, plastic: named(&format!("{:010}", number / 8))? };
-    let line = |action| Line {
+    let line = |action| Event {
         at: clock::now(),
         caller: "bench".into(),
         tenant: Some(tenant),
@@ -85,13 +85,13 @@ async fn open(store: &Embedded, number: usize, bar: &ProgressBar) -> Result<(), 
         expires_at: store.now().after(Duration::from_secs(3_600)),
         opened_generation: 0,
         device_key: None,
-        state: State::Open,
+        state: ControlState::Open,
     };
     let admission = Admission { controls_per_card_per_hour: 1_000, unknown_cards: UnknownCards::Accept };
     let opened =
         Store::open(store, control, admission, line(Action::OpenControl)).await.map_err(|error| refused(&error))?;
     if number.is_multiple_of(2) {
-        let event = Event::Key { tzpk: SealedTzpk([7; 48].into()), replaces: None };
+        let event = Transition::Key { tzpk: SealedTzpk([7; 48].into()), replaces: None };
         let keyed = store.advance(opened.id, event, line(Action::IssueTzpk)).await;
         keyed.map_err(|error| refused(&error))?;
     }

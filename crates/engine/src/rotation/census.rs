@@ -106,11 +106,11 @@ mod tests {
     #[test]
     fn records_are_counted_apart_by_form_level_and_key_and_one_that_cannot_be_read_counts_in_the_total() {
         let kind = |form, level, storage_key_version| RecordKind { form, level, storage_key_version };
-        let first = kind(hsm_protocol::Form::Iso4, hsm_protocol::Level::Host, 1);
+        let first = kind(hsm_protocol::StorageFormat::Iso4, hsm_protocol::BoundaryLevel::Host, 1);
         let others = [
-            kind(hsm_protocol::Form::Iso4, hsm_protocol::Level::Host, 2),
-            kind(hsm_protocol::Form::Iso4, hsm_protocol::Level::Token, 1),
-            kind(hsm_protocol::Form::Iso3, hsm_protocol::Level::Host, 1),
+            kind(hsm_protocol::StorageFormat::Iso4, hsm_protocol::BoundaryLevel::Host, 2),
+            kind(hsm_protocol::StorageFormat::Iso4, hsm_protocol::BoundaryLevel::Token, 1),
+            kind(hsm_protocol::StorageFormat::Iso3, hsm_protocol::BoundaryLevel::Host, 1),
         ];
         let mut census = Census::default();
         others.into_iter().chain([first, first]).for_each(|kind| census.count(Some(kind)));

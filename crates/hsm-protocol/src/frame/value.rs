@@ -2,14 +2,14 @@
 
 use super::FrameError;
 use crate::account::{Account, AccountNumber};
-use crate::binding::{Binding, CardBinding, Isolation, Level, OwnedBinding, Purpose};
-use crate::check_value::CheckValue;
+use crate::binding::{Binding, BoundaryLevel, CardBinding, Isolation, OwnedBinding, Purpose};
+use crate::check_value::Kcv;
 use crate::device_key::DeviceKey;
-use crate::form::Form;
+use crate::form::StorageFormat;
 use crate::key_id::KeyId;
 use crate::outcome::{Accepted, Issued, Revealed};
 use crate::sealed::{
-    EncryptedBlock, KeyReference, PinRecord, SealedAccount, SealedKey, form_code, form_of, level_code, level_of,
+    EncryptedBlock, KeyVersion, PinRecord, SealedAccount, SealedKey, form_code, form_of, level_code, level_of,
 };
 use crate::status::{MemoryLock, Persistence, Status, StorageVersions};
 
@@ -130,7 +130,7 @@ impl<T: Crosses> Crosses for Option<T> {
     }
 }
 
-impl Crosses for CheckValue {
+impl Crosses for Kcv {
     fn write(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(self.as_bytes());
     }
@@ -140,7 +140,7 @@ impl Crosses for CheckValue {
     }
 }
 
-impl Crosses for Level {
+impl Crosses for BoundaryLevel {
     fn write(&self, out: &mut Vec<u8>) {
         out.push(level_code(*self));
     }
@@ -150,7 +150,7 @@ impl Crosses for Level {
     }
 }
 
-impl Crosses for Form {
+impl Crosses for StorageFormat {
     fn write(&self, out: &mut Vec<u8>) {
         out.push(form_code(*self));
     }
@@ -239,7 +239,7 @@ impl Crosses for Status {
         out.push(u8::try_from(self.keys.len()).unwrap_or(u8::MAX));
         self.keys.iter().take(u8::MAX.into()).for_each(|key| key.write(out));
         let StorageVersions { wrapped, iso_4, tdes } = self.storage;
-        [wrapped, iso_4, tdes].iter().for_each(|KeyReference(key)| out.extend_from_slice(&key.to_be_bytes()));
+        [wrapped, iso_4, tdes].iter().for_each(|KeyVersion(key)| out.extend_from_slice(&key.to_be_bytes()));
         match &self.memory {
             MemoryLock::Locked => None,
             MemoryLock::NotLocked(reason) => Some(reason.clone()),
@@ -261,7 +261,7 @@ impl Crosses for Status {
         };
         let (form, until) = (Crosses::read(read)?, Crosses::read(read)?);
         let keys = (0..read.byte()?).map(|_| Crosses::read(read)).collect::<Result<_, _>>()?;
-        let mut version = || Ok::<_, FrameError>(KeyReference(u16::from_be_bytes(read.array()?)));
+        let mut version = || Ok::<_, FrameError>(KeyVersion(u16::from_be_bytes(read.array()?)));
         let storage = StorageVersions { wrapped: version()?, iso_4: version()?, tdes: version()? };
         let memory = Option::read(read)?.map_or(MemoryLock::Locked, MemoryLock::NotLocked);
         let persistence = match read.byte()? {

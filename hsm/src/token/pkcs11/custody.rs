@@ -23,12 +23,12 @@ use super::{
     register::{Register, Seen},
 };
 use crate::{
-    binding::Level,
-    check_value::CheckValue,
+    binding::BoundaryLevel,
+    check_value::Kcv,
     clear::{Clear, ClearBytes},
     config::Pkcs11,
     keyblock::{AesElsewhere, KeyBlockError},
-    keyring::{KeyAlgorithm, KeyInfo, KeyName, KeyState, Keyring, NewKey, Travels},
+    keyring::{Exportability, KeyAlgorithm, KeyInfo, KeyState, KeyUsage, Keyring, NewKey},
     open_error::Pkcs11Error,
 };
 
@@ -39,7 +39,7 @@ const KEY_WRAP_BYTES: usize = 8;
 pub(crate) struct Custody {
     session: Session,
     functions: Option<Arc<Functions>>,
-    level: Level,
+    level: BoundaryLevel,
     seal: SealWay,
     /// The register as it was read or written last.
     seen: Seen,
@@ -55,7 +55,7 @@ impl Drop for Custody {
 
 impl Custody {
     /// Logs in and reads the register. Where there is none yet, it tells of the keys that an engine uses already.
-    pub(crate) fn open(config: &Pkcs11, level: Level, now: u64) -> Result<(Self, Keyring), Pkcs11Error> {
+    pub(crate) fn open(config: &Pkcs11, level: BoundaryLevel, now: u64) -> Result<(Self, Keyring), Pkcs11Error> {
         let (session, functions) = link::look_to_write(config)?;
         let seal = seal_way(Calls::new(&session, functions.as_deref()));
         let mut custody = Self { session, functions, level, seal, seen: Seen::default(), made: Vec::new() };
@@ -71,12 +71,12 @@ impl Custody {
     }
 
     /// What a key may be used with here; none where there is no such key.
-    pub(crate) fn algorithms(&self, name: &KeyName) -> &'static [KeyAlgorithm] {
+    pub(crate) fn algorithms(&self, name: &KeyUsage) -> &'static [KeyAlgorithm] {
         algorithms(name, self.level, self.seal)
     }
 
     /// Makes a key inside; tells its check value where its use allows to make one.
-    pub(crate) fn make(&mut self, new: &NewKey) -> Result<Option<CheckValue>, Pkcs11Error> {
+    pub(crate) fn make(&mut self, new: &NewKey) -> Result<Option<Kcv>, Pkcs11Error> {
         self.is_free(new)?;
         let key = generate(self.calls(), new, self.level).map_err(call_failed("C_GenerateKey"))?;
         self.is_alone(new, key)?;
@@ -134,14 +134,14 @@ impl Custody {
 
     fn check_value(
         &self,
-        name: &KeyName,
+        name: &KeyUsage,
         algorithm: KeyAlgorithm,
         key: ObjectHandle,
-    ) -> Result<Option<CheckValue>, Pkcs11Error> {
+    ) -> Result<Option<Kcv>, Pkcs11Error> {
         keys::check_value(self.calls(), name, self.level, algorithm, key).map_err(call_failed("check values"))
     }
 
-    fn object(&self, name: &KeyName, version: u16) -> Result<ObjectHandle, Pkcs11Error> {
+    fn object(&self, name: &KeyUsage, version: u16) -> Result<ObjectHandle, Pkcs11Error> {
         match objects(&self.session, name, version)?[..] {
             [key] => Ok(key),
             ref found => Err(Pkcs11Error::Key { label: keys::label(name), version, found: found.len() }),
@@ -199,7 +199,7 @@ impl Custody {
                 audit(&self.session, &name, level, key)?;
                 let check_value = keys::check_value(self.calls(), &name, level, algorithm, key);
                 let check_value = check_value.map_err(call_failed("check values"))?;
-                let new = NewKey { name: name.clone(), version, algorithm, travels: Travels::Never };
+                let new = NewKey { name: name.clone(), version, algorithm, travels: Exportability::Never };
                 let info = keyring.put(new, check_value, None, now);
                 info.activated_at = (version <= in_use.0).then_some(now);
             }
@@ -244,15 +244,15 @@ mod tests {
     const WITH_REGISTER: [Make; 2] = [Make::SoftHsm, Make::OpenCryptoki];
 
     fn opened(make: Make) -> (Custody, Keyring) {
-        Custody::open(&make.config(), Level::Host, NOW).unwrap()
+        Custody::open(&make.config(), BoundaryLevel::Host, NOW).unwrap()
     }
 
     fn storage(keyring: &Keyring) -> NewKey {
-        keyring.next(KeyName::Storage, KeyAlgorithm::Aes256, Travels::Never)
+        keyring.next(KeyUsage::Storage, KeyAlgorithm::Aes256, Exportability::Never)
     }
 
     /// A whole step: a storage key is made and told of.
-    fn makes_storage(make: Make) -> CheckValue {
+    fn makes_storage(make: Make) -> Kcv {
         let (mut custody, mut keyring) = opened(make);
         let new = storage(&keyring);
         let made = custody.make(&new).unwrap();
@@ -262,9 +262,9 @@ mod tests {
     }
 
     /// The check value of the one storage key of a version, as the token answers for it.
-    fn storage_in_token(custody: &Custody, version: u16) -> CheckValue {
-        let key = custody.object(&KeyName::Storage, version).unwrap();
-        custody.check_value(&KeyName::Storage, KeyAlgorithm::Aes256, key).unwrap().unwrap()
+    fn storage_in_token(custody: &Custody, version: u16) -> Kcv {
+        let key = custody.object(&KeyUsage::Storage, version).unwrap();
+        custody.check_value(&KeyUsage::Storage, KeyAlgorithm::Aes256, key).unwrap().unwrap()
     }
 
     /// Set in the process of the other ceremony.
@@ -291,8 +291,8 @@ mod tests {
         assert!(matches!(slow.commit(&keyring), Err(Pkcs11Error::Meanwhile)));
         drop(slow);
         let (after, keyring) = opened(make);
-        assert_eq!(keyring.active_versions(&KeyName::Storage), [1, 2]);
-        let told = keyring.active(&KeyName::Storage).unwrap().info.check_value.unwrap();
+        assert_eq!(keyring.active_versions(&KeyUsage::Storage), [1, 2]);
+        let told = keyring.active(&KeyUsage::Storage).unwrap().info.check_value.unwrap();
         assert_eq!(storage_in_token(&after, 2), told);
     }
 
@@ -306,7 +306,7 @@ mod tests {
         let new = storage(&keyring);
         later.is_free(&new).unwrap();
         let made = makes_storage(make);
-        let key = generate(later.calls(), &new, Level::Host).unwrap();
+        let key = generate(later.calls(), &new, BoundaryLevel::Host).unwrap();
         assert!(matches!(later.is_alone(&new, key), Err(Pkcs11Error::Unregistered { version: 1, .. })));
         assert_eq!(storage_in_token(&later, 1), made);
 
@@ -314,15 +314,15 @@ mod tests {
         let (mut first, mut firsts) = opened(make);
         let (mut second, seconds) = opened(make);
         let new = |name| NewKey { name, ..storage(&keyring) };
-        let seal = first.make(&new(KeyName::Seal)).unwrap();
-        second.make(&new(KeyName::Account)).unwrap();
-        firsts.put(new(KeyName::Seal), seal, None, NOW);
+        let seal = first.make(&new(KeyUsage::Seal)).unwrap();
+        second.make(&new(KeyUsage::Account)).unwrap();
+        firsts.put(new(KeyUsage::Seal), seal, None, NOW);
         first.commit(&firsts).unwrap();
         assert!(matches!(second.commit(&seconds), Err(Pkcs11Error::Meanwhile)));
         drop((first, second, later));
         let (after, _) = opened(make);
         let objects = |name| objects(&after.session, &name, 1).unwrap().len();
-        assert_eq!([objects(KeyName::Seal), objects(KeyName::Account)], [1, 0]);
+        assert_eq!([objects(KeyUsage::Seal), objects(KeyUsage::Account)], [1, 0]);
     }
 
     #[test]
@@ -357,12 +357,12 @@ mod tests {
             let test = "the_first_register_tells_of_the_keys_of_both_levels";
             return WITH_REGISTER.into_iter().for_each(|make| make.runs(test));
         };
-        for level in [Level::Host, Level::Token] {
+        for level in [BoundaryLevel::Host, BoundaryLevel::Token] {
             make_keys(&make.config(), level).unwrap();
         }
-        for level in [Level::Host, Level::Token] {
+        for level in [BoundaryLevel::Host, BoundaryLevel::Token] {
             let (_custody, keyring) = Custody::open(&make.config(), level, NOW).unwrap();
-            for name in [KeyName::Storage, KeyName::StorageWrapped, KeyName::StorageIso4, KeyName::Mac] {
+            for name in [KeyUsage::Storage, KeyUsage::StorageWrapped, KeyUsage::StorageIso4, KeyUsage::Mac] {
                 assert_eq!(keyring.active_versions(&name), [1], "{name}");
             }
         }

@@ -19,7 +19,7 @@ use super::{
     token_level::ends_with_a,
 };
 use crate::{
-    binding::Level,
+    binding::BoundaryLevel,
     block::{AccountDigits, account_field, iso_1_to_iso_3, iso_1_to_iso_4},
     clear::Tzpk,
     config::{Pkcs11, TokenForm},
@@ -45,7 +45,7 @@ pub struct TokenReport {
     /// What was tried on throw-away keys, and what the token answered.
     pub probes: Vec<Probe>,
     /// The level it would be used at.
-    pub level: Level,
+    pub level: BoundaryLevel,
     /// How each operation goes there, and why so.
     pub routes: Vec<Route>,
     /// Each key of that level, or the first that is missing or unsafe.
@@ -58,7 +58,7 @@ pub struct TokenReport {
 #[derive(Clone, Debug)]
 pub struct Probe {
     /// The level that needs it.
-    pub level: Level,
+    pub level: BoundaryLevel,
     /// What was tried.
     pub what: &'static str,
     /// The mechanism.
@@ -105,7 +105,7 @@ impl Ability {
 pub(crate) fn ability(config: &Pkcs11) -> Result<Ability, Pkcs11Error> {
     let (session, functions, token) = link::look(config)?;
     let session = Calls::new(&session, functions.as_deref());
-    let probes = TRIALS.iter().filter(|trial| trial.level == Level::Token);
+    let probes = TRIALS.iter().filter(|trial| trial.level == BoundaryLevel::Token);
     Ok(Ability { probes: probes.map(|trial| trial.run(session, &token.mechanisms)).collect() })
 }
 
@@ -118,7 +118,7 @@ pub(super) fn seal_way(session: Calls<'_>) -> SealWay {
 }
 
 /// Looks at a token that is used at a level: logs in, makes throw-away keys in a session, measures.
-pub(crate) fn examine(config: &Pkcs11, level: Level) -> Result<TokenReport, Pkcs11Error> {
+pub(crate) fn examine(config: &Pkcs11, level: BoundaryLevel) -> Result<TokenReport, Pkcs11Error> {
     let (session, functions, token) = link::look(config)?;
     let session = Calls::new(&session, functions.as_deref());
     let probes = TRIALS.iter().map(|trial| trial.run(session, &token.mechanisms)).collect();
@@ -126,15 +126,15 @@ pub(crate) fn examine(config: &Pkcs11, level: Level) -> Result<TokenReport, Pkcs
         Err(error) => (Err(error.to_string()), Vec::new()),
         Ok(UsableKeys { found, references, .. }) => {
             let speeds = match level {
-                Level::Host => host_speeds(session, &found)?,
-                Level::Token => token_speeds(session, &found)?,
+                BoundaryLevel::Host => host_speeds(session, &found)?,
+                BoundaryLevel::Token => token_speeds(session, &found)?,
             };
             (Ok(references), speeds)
         }
     };
     let routes = match level {
-        Level::Host => HOST_ROUTES.to_vec(),
-        Level::Token => TOKEN_ROUTES.to_vec(),
+        BoundaryLevel::Host => HOST_ROUTES.to_vec(),
+        BoundaryLevel::Token => TOKEN_ROUTES.to_vec(),
     };
     Ok(TokenReport { token: token.words, probes, level, routes, keys, speeds })
 }
@@ -158,7 +158,7 @@ fn answer(error: &CallError) -> String {
 
 /// What is tried, with which mechanism.
 struct Trial {
-    level: Level,
+    level: BoundaryLevel,
     what: &'static str,
     mechanism: &'static str,
     kind: MechanismType,
@@ -189,7 +189,7 @@ const MAKE_ISO_4: &str = "make a format 4 block unread";
 const NEEDED_AT_TOKEN_LEVEL: [&str; 4] = [MAKE_TZPK, WRAP_FOR_DEVICE, KEEP_UNREADABLE, REFUSE_TO_DECRYPT];
 
 const fn trial(
-    level: Level,
+    level: BoundaryLevel,
     what: &'static str,
     (mechanism, kind): (&'static str, MechanismType),
     attempt: fn(Calls<'_>) -> Result<(), TrialError>,
@@ -198,17 +198,32 @@ const fn trial(
 }
 
 const TRIALS: [Trial; 11] = [
-    trial(Level::Host, "bring a tzpk back as an object", ("CKM_AES_KEY_WRAP", MechanismType::AES_KEY_WRAP), key_wrap),
-    trial(Level::Host, "decrypt a block under that object", ("CKM_DES3_ECB", MechanismType::DES3_ECB), decrypt),
-    trial(Level::Host, "make a format 4 block and back", ("CKM_AES_ECB", MechanismType::AES_ECB), iso_4),
-    trial(Level::Host, "tag a record", ("CKM_SHA256_HMAC", MechanismType::SHA256_HMAC), hmac),
-    trial(Level::Token, MAKE_TZPK, ("CKM_DES2_KEY_GEN", MechanismType::DES2_KEY_GEN), make_tzpk),
-    trial(Level::Token, WRAP_FOR_DEVICE, ("CKM_RSA_PKCS_OAEP, SHA-256", MechanismType::RSA_PKCS_OAEP), wrap_for_device),
-    trial(Level::Token, KEEP_UNREADABLE, ("CKM_DES3_ECB unwrap", MechanismType::DES3_ECB), keep_unreadable),
-    trial(Level::Token, REFUSE_TO_DECRYPT, ("CKM_DES3_ECB", MechanismType::DES3_ECB), refuse_to_decrypt),
-    trial(Level::Token, WRAP_FOR_ACCOUNT, ("CKM_AES_KEY_WRAP_PAD", MechanismType::AES_KEY_WRAP_PAD), wrap_for_account),
-    trial(Level::Token, MAKE_ISO_3, ("CKM_DES3_CBC wrap", MechanismType::DES3_CBC), wrapped_iso_3),
-    trial(Level::Token, MAKE_ISO_4, ("CKM_AES_CBC wrap", MechanismType::AES_CBC), wrapped_iso_4),
+    trial(
+        BoundaryLevel::Host,
+        "bring a tzpk back as an object",
+        ("CKM_AES_KEY_WRAP", MechanismType::AES_KEY_WRAP),
+        key_wrap,
+    ),
+    trial(BoundaryLevel::Host, "decrypt a block under that object", ("CKM_DES3_ECB", MechanismType::DES3_ECB), decrypt),
+    trial(BoundaryLevel::Host, "make a format 4 block and back", ("CKM_AES_ECB", MechanismType::AES_ECB), iso_4),
+    trial(BoundaryLevel::Host, "tag a record", ("CKM_SHA256_HMAC", MechanismType::SHA256_HMAC), hmac),
+    trial(BoundaryLevel::Token, MAKE_TZPK, ("CKM_DES2_KEY_GEN", MechanismType::DES2_KEY_GEN), make_tzpk),
+    trial(
+        BoundaryLevel::Token,
+        WRAP_FOR_DEVICE,
+        ("CKM_RSA_PKCS_OAEP, SHA-256", MechanismType::RSA_PKCS_OAEP),
+        wrap_for_device,
+    ),
+    trial(BoundaryLevel::Token, KEEP_UNREADABLE, ("CKM_DES3_ECB unwrap", MechanismType::DES3_ECB), keep_unreadable),
+    trial(BoundaryLevel::Token, REFUSE_TO_DECRYPT, ("CKM_DES3_ECB", MechanismType::DES3_ECB), refuse_to_decrypt),
+    trial(
+        BoundaryLevel::Token,
+        WRAP_FOR_ACCOUNT,
+        ("CKM_AES_KEY_WRAP_PAD", MechanismType::AES_KEY_WRAP_PAD),
+        wrap_for_account,
+    ),
+    trial(BoundaryLevel::Token, MAKE_ISO_3, ("CKM_DES3_CBC wrap", MechanismType::DES3_CBC), wrapped_iso_3),
+    trial(BoundaryLevel::Token, MAKE_ISO_4, ("CKM_AES_CBC wrap", MechanismType::AES_CBC), wrapped_iso_4),
 ];
 
 const HOST_ROUTES: [Route; 5] = [

@@ -15,7 +15,7 @@ use crate::{
     clear::{Block, Tzpk, WideBlock},
     device_key::DeviceKey,
     error::Error,
-    sealed::{Bound, KeyReference, SealedTzpk},
+    sealed::{Bound, KeyVersion, SealedTzpk},
     token::{HostLevel, IssuedTzpk, Token, WrappedTzpk, host_tzpk, software},
 };
 
@@ -50,7 +50,7 @@ impl HostLevel for Pkcs11Token<HostKeys> {
 
     fn open_block(
         &self,
-        (key, sealed): (KeyReference, &SealedTzpk),
+        (key, sealed): (KeyVersion, &SealedTzpk),
         bound: &Bound,
         tzpk: &mut Tzpk,
         block: &mut Block,
@@ -93,12 +93,7 @@ impl HostLevel for Pkcs11Token<HostKeys> {
         encrypt(pin_field)
     }
 
-    fn storage_decrypt_iso_4(
-        &self,
-        key: KeyReference,
-        block: &mut WideBlock,
-        account_field: u128,
-    ) -> Result<(), Error> {
+    fn storage_decrypt_iso_4(&self, key: KeyVersion, block: &mut WideBlock, account_field: u128) -> Result<(), Error> {
         let decrypt = |block: &mut WideBlock| {
             // The stored block; then one that only together with the account field is the PIN field's cipher.
             let cipher = *block.bytes();
@@ -122,7 +117,7 @@ impl HostLevel for Pkcs11Token<HostKeys> {
         Ok(())
     }
 
-    fn storage_tdes_decrypt(&self, key: KeyReference, block: &mut Block) -> Result<(), Error> {
+    fn storage_tdes_decrypt(&self, key: KeyVersion, block: &mut Block) -> Result<(), Error> {
         let cipher = *block.bytes();
         self.call_with(|session, keys| {
             let key = keys.level.tdes.get(key)?;

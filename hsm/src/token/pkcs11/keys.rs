@@ -11,15 +11,15 @@ use cryptoki::{
 
 use super::{calls::Calls, failure::call_failed, objects::create_of};
 use crate::{
-    binding::Level,
-    check_value::CheckValue,
+    binding::BoundaryLevel,
+    check_value::Kcv,
     clear::{Clear, ClearBytes},
     config::Pkcs11,
-    form::Form,
+    form::StorageFormat,
     key_id::KeyId,
-    keyring::{EXCHANGE_ALGORITHMS, KeyAlgorithm, KeyName, NewKey, Travels, Versions, ZONE_ALGORITHMS},
+    keyring::{EXCHANGE_ALGORITHMS, Exportability, KeyAlgorithm, KeyUsage, NewKey, Versions, ZONE_ALGORITHMS},
     open_error::Pkcs11Error,
-    sealed::KeyReference,
+    sealed::KeyVersion,
     status::StorageVersions,
     versioned::Versioned,
 };
@@ -32,28 +32,31 @@ pub(super) enum SealWay {
 }
 
 impl SealWay {
-    pub(super) fn key(self) -> KeyName {
+    pub(super) fn key(self) -> KeyUsage {
         match self {
-            Self::Wrap => KeyName::Seal,
-            Self::Encrypt => KeyName::SealEncrypting,
+            Self::Wrap => KeyUsage::Seal,
+            Self::Encrypt => KeyUsage::SealEncrypting,
         }
     }
 }
 
 /// Every key that an engine needs at a level.
-pub(super) fn engine_keys(level: Level, seal: SealWay) -> Vec<KeyName> {
-    let storage: &[KeyName] = match level {
-        Level::Host => &[KeyName::Storage, KeyName::StorageTdes],
-        Level::Token => &[KeyName::StorageWrapped, KeyName::StorageIso3, KeyName::StorageIso4],
+pub(super) fn engine_keys(level: BoundaryLevel, seal: SealWay) -> Vec<KeyUsage> {
+    let storage: &[KeyUsage] = match level {
+        BoundaryLevel::Host => &[KeyUsage::Storage, KeyUsage::StorageTdes],
+        BoundaryLevel::Token => &[KeyUsage::StorageWrapped, KeyUsage::StorageIso3, KeyUsage::StorageIso4],
     };
-    [storage, &[seal.key(), KeyName::Account, KeyName::Mac]].concat()
+    [storage, &[seal.key(), KeyUsage::Account, KeyUsage::Mac]].concat()
 }
 
 /// Every key that an engine may have in a token at any level, with the level and the way to seal that it is found at.
-pub(super) fn keys_of_any_engine() -> Vec<(KeyName, Level, SealWay)> {
-    let mut all: Vec<(KeyName, Level, SealWay)> = Vec::new();
-    for (level, seal) in [(Level::Host, SealWay::Wrap), (Level::Host, SealWay::Encrypt), (Level::Token, SealWay::Wrap)]
-    {
+pub(super) fn keys_of_any_engine() -> Vec<(KeyUsage, BoundaryLevel, SealWay)> {
+    let mut all: Vec<(KeyUsage, BoundaryLevel, SealWay)> = Vec::new();
+    for (level, seal) in [
+        (BoundaryLevel::Host, SealWay::Wrap),
+        (BoundaryLevel::Host, SealWay::Encrypt),
+        (BoundaryLevel::Token, SealWay::Wrap),
+    ] {
         for name in engine_keys(level, seal) {
             if all.iter().all(|(found, ..)| *found != name) {
                 all.push((name, level, seal));
@@ -64,15 +67,15 @@ pub(super) fn keys_of_any_engine() -> Vec<(KeyName, Level, SealWay)> {
 }
 
 /// What a key may be used with in a token at a level, the first where nothing is said; none where it has no such key.
-pub(super) fn algorithms(name: &KeyName, level: Level, seal: SealWay) -> &'static [KeyAlgorithm] {
+pub(super) fn algorithms(name: &KeyUsage, level: BoundaryLevel, seal: SealWay) -> &'static [KeyAlgorithm] {
     match name {
-        KeyName::Zone(_) => ZONE_ALGORITHMS,
-        KeyName::Exchange(_) => EXCHANGE_ALGORITHMS,
+        KeyUsage::Zone(_) => ZONE_ALGORITHMS,
+        KeyUsage::Exchange(_) => EXCHANGE_ALGORITHMS,
         // Of triple length: not every token makes keys of double length.
-        KeyName::StorageTdes | KeyName::StorageIso3 if engine_keys(level, seal).contains(name) => {
+        KeyUsage::StorageTdes | KeyUsage::StorageIso3 if engine_keys(level, seal).contains(name) => {
             &[KeyAlgorithm::TdesTriple]
         }
-        KeyName::Mac => &[KeyAlgorithm::HmacSha256],
+        KeyUsage::Mac => &[KeyAlgorithm::HmacSha256],
         engine if engine_keys(level, seal).contains(engine) => &[KeyAlgorithm::Aes256],
         _ => &[],
     }
@@ -80,43 +83,43 @@ pub(super) fn algorithms(name: &KeyName, level: Level, seal: SealWay) -> &'stati
 
 /// Which versions of which keys an engine uses.
 #[derive(Clone)]
-pub(super) struct InUse(pub(super) Vec<(KeyName, u16)>);
+pub(super) struct InUse(pub(super) Vec<(KeyUsage, u16)>);
 
 impl InUse {
     /// Where no register says it: as configured.
-    pub(super) fn of_config(config: &Pkcs11, level: Level, seal: SealWay) -> Self {
-        let versions = |name: &KeyName| match &config.storage_key_versions[..] {
+    pub(super) fn of_config(config: &Pkcs11, level: BoundaryLevel, seal: SealWay) -> Self {
+        let versions = |name: &KeyUsage| match &config.storage_key_versions[..] {
             versions @ [_, ..] if name.keeps_records() => versions.to_vec(),
             _ => vec![config.key_version],
         };
-        let each = |name: KeyName| versions(&name).into_iter().map(move |version| (name.clone(), version));
+        let each = |name: KeyUsage| versions(&name).into_iter().map(move |version| (name.clone(), version));
         Self(engine_keys(level, seal).into_iter().flat_map(each).collect())
     }
 
     /// The newest of a name.
-    pub(super) fn newest(&self, name: &KeyName) -> KeyReference {
+    pub(super) fn newest(&self, name: &KeyUsage) -> KeyVersion {
         let all = self.0.iter().filter(|(found, _)| found == name);
-        KeyReference(all.map(|(_, version)| *version).max().unwrap_or_default())
+        KeyVersion(all.map(|(_, version)| *version).max().unwrap_or_default())
     }
 
     /// Whether a version of the storage key of a form is among them.
-    pub(super) fn has_storage_key(&self, level: Level, form: Form, key: KeyReference) -> bool {
-        let name = KeyName::storage_of(level, form);
+    pub(super) fn has_storage_key(&self, level: BoundaryLevel, form: StorageFormat, key: KeyVersion) -> bool {
+        let name = KeyUsage::storage_of(level, form);
         self.0.iter().any(|(found, version)| *found == name && *version == key.0)
     }
 
     /// What new blobs are made under.
-    pub(super) fn newest_of_all(&self, level: Level) -> Versions {
-        let storage = |form| self.newest(&KeyName::storage_of(level, form));
-        let seal = self.newest(&KeyName::Seal).max(self.newest(&KeyName::SealEncrypting));
+    pub(super) fn newest_of_all(&self, level: BoundaryLevel) -> Versions {
+        let storage = |form| self.newest(&KeyUsage::storage_of(level, form));
+        let seal = self.newest(&KeyUsage::Seal).max(self.newest(&KeyUsage::SealEncrypting));
         Versions {
             storage: StorageVersions {
-                wrapped: storage(Form::Wrapped),
-                iso_4: storage(Form::Iso4),
-                tdes: storage(Form::Iso3),
+                wrapped: storage(StorageFormat::Wrapped),
+                iso_4: storage(StorageFormat::Iso4),
+                tdes: storage(StorageFormat::Iso3),
             },
             seal,
-            account: self.newest(&KeyName::Account),
+            account: self.newest(&KeyUsage::Account),
         }
     }
 }
@@ -132,13 +135,13 @@ pub(super) struct KeyHandles<L> {
 /// The keys that one level has of its own.
 pub(super) trait LevelKeys: Sized + Send + Sync + 'static {
     /// Which level.
-    const LEVEL: Level;
+    const LEVEL: BoundaryLevel;
 
     /// From those a token showed.
     fn of(found: &FoundKeys) -> Result<Self, Pkcs11Error>;
 }
 
-/// Level `host`: storage keys that encrypt and decrypt.
+/// BoundaryLevel `host`: storage keys that encrypt and decrypt.
 pub(super) struct HostKeys {
     pub(super) iso_4: Versioned<ObjectHandle>,
     pub(super) tdes: Versioned<ObjectHandle>,
@@ -155,19 +158,19 @@ pub(super) enum SealKey {
 }
 
 impl LevelKeys for HostKeys {
-    const LEVEL: Level = Level::Host;
+    const LEVEL: BoundaryLevel = BoundaryLevel::Host;
 
     fn of(found: &FoundKeys) -> Result<Self, Pkcs11Error> {
-        let seal = match found.versions(&KeyName::Seal, SealKey::Wrapping) {
+        let seal = match found.versions(&KeyUsage::Seal, SealKey::Wrapping) {
             Ok(keys) => keys,
-            Err(_) => found.versions(&KeyName::SealEncrypting, SealKey::Encrypting)?,
+            Err(_) => found.versions(&KeyUsage::SealEncrypting, SealKey::Encrypting)?,
         };
         let handles = |name| found.versions(name, |handle| handle);
-        Ok(Self { iso_4: handles(&KeyName::Storage)?, tdes: handles(&KeyName::StorageTdes)?, seal })
+        Ok(Self { iso_4: handles(&KeyUsage::Storage)?, tdes: handles(&KeyUsage::StorageTdes)?, seal })
     }
 }
 
-/// Level `token`: storage keys that wrap, unwrap and derive, and none that decrypts.
+/// BoundaryLevel `token`: storage keys that wrap, unwrap and derive, and none that decrypts.
 pub(super) struct TokenKeys {
     pub(super) wrapped: Versioned<ObjectHandle>,
     pub(super) iso_3: Versioned<ObjectHandle>,
@@ -176,15 +179,15 @@ pub(super) struct TokenKeys {
 }
 
 impl LevelKeys for TokenKeys {
-    const LEVEL: Level = Level::Token;
+    const LEVEL: BoundaryLevel = BoundaryLevel::Token;
 
     fn of(found: &FoundKeys) -> Result<Self, Pkcs11Error> {
         let handles = |name| found.versions(name, |handle| handle);
         Ok(Self {
-            wrapped: handles(&KeyName::StorageWrapped)?,
-            iso_3: handles(&KeyName::StorageIso3)?,
-            iso_4: handles(&KeyName::StorageIso4)?,
-            seal: handles(&KeyName::Seal)?,
+            wrapped: handles(&KeyUsage::StorageWrapped)?,
+            iso_3: handles(&KeyUsage::StorageIso3)?,
+            iso_4: handles(&KeyUsage::StorageIso4)?,
+            seal: handles(&KeyUsage::Seal)?,
         })
     }
 }
@@ -203,34 +206,34 @@ const RIGHTS: [(AttributeType, &str); 6] = [
 ];
 
 /// Its CKA_LABEL.
-pub(super) fn label(name: &KeyName) -> String {
+pub(super) fn label(name: &KeyUsage) -> String {
     format!("pinseal {name}")
 }
 
 /// The first byte of its CKA_ID. NSS keeps one secret key an id, whatever their labels: a second replaces the first.
-fn code(name: &KeyName) -> u8 {
+fn code(name: &KeyUsage) -> u8 {
     match name {
-        KeyName::Storage => b's',
-        KeyName::StorageTdes => b'd',
-        KeyName::StorageWrapped => b'w',
-        KeyName::StorageIso3 => b'3',
-        KeyName::StorageIso4 => b'4',
-        KeyName::Seal => b't',
-        KeyName::SealEncrypting => b'e',
-        KeyName::Account => b'a',
-        KeyName::Mac => b'm',
-        KeyName::Zone(_) => b'z',
-        KeyName::Exchange(_) => b'x',
+        KeyUsage::Storage => b's',
+        KeyUsage::StorageTdes => b'd',
+        KeyUsage::StorageWrapped => b'w',
+        KeyUsage::StorageIso3 => b'3',
+        KeyUsage::StorageIso4 => b'4',
+        KeyUsage::Seal => b't',
+        KeyUsage::SealEncrypting => b'e',
+        KeyUsage::Account => b'a',
+        KeyUsage::Mac => b'm',
+        KeyUsage::Zone(_) => b'z',
+        KeyUsage::Exchange(_) => b'x',
         // A vault's own.
-        KeyName::Record | KeyName::Retry => b'-',
+        KeyUsage::Record | KeyUsage::Retry => b'-',
     }
 }
 
 /// Its CKA_ID: what it is for, the version, and of another party's key whose.
-fn id(name: &KeyName, version: u16) -> Vec<u8> {
+fn id(name: &KeyUsage, version: u16) -> Vec<u8> {
     let [high, low] = version.to_be_bytes();
     let mut id = vec![code(name), high, low];
-    if let KeyName::Zone(zone) | KeyName::Exchange(zone) = name {
+    if let KeyUsage::Zone(zone) | KeyUsage::Exchange(zone) = name {
         id.extend_from_slice(zone.as_str().as_bytes());
     }
     id
@@ -242,20 +245,19 @@ fn version_of(id: &[u8]) -> Option<u16> {
 }
 
 /// All it may do.
-fn rights(name: &KeyName, level: Level) -> &'static [AttributeType] {
+fn rights(name: &KeyUsage, level: BoundaryLevel) -> &'static [AttributeType] {
     match (name, level) {
-        (KeyName::Storage | KeyName::StorageTdes | KeyName::SealEncrypting, _) | (KeyName::Zone(_), Level::Host) => {
-            &[AttributeType::Encrypt, AttributeType::Decrypt]
-        }
-        (KeyName::StorageIso3 | KeyName::Seal, _) | (KeyName::Zone(_), Level::Token) => {
+        (KeyUsage::Storage | KeyUsage::StorageTdes | KeyUsage::SealEncrypting, _)
+        | (KeyUsage::Zone(_), BoundaryLevel::Host) => &[AttributeType::Encrypt, AttributeType::Decrypt],
+        (KeyUsage::StorageIso3 | KeyUsage::Seal, _) | (KeyUsage::Zone(_), BoundaryLevel::Token) => {
             &[AttributeType::Wrap, AttributeType::Unwrap]
         }
-        (KeyName::StorageWrapped, _) => &[AttributeType::Derive],
-        (KeyName::StorageIso4, _) => &[AttributeType::Wrap, AttributeType::Encrypt],
+        (KeyUsage::StorageWrapped, _) => &[AttributeType::Derive],
+        (KeyUsage::StorageIso4, _) => &[AttributeType::Wrap, AttributeType::Encrypt],
         // CMAC by encryption alone: that is how the keys of a key block are derived.
-        (KeyName::Account | KeyName::Exchange(_), _) => &[AttributeType::Encrypt],
-        (KeyName::Mac, _) => &[AttributeType::Sign],
-        (KeyName::Record | KeyName::Retry, _) => &[],
+        (KeyUsage::Account | KeyUsage::Exchange(_), _) => &[AttributeType::Encrypt],
+        (KeyUsage::Mac, _) => &[AttributeType::Sign],
+        (KeyUsage::Record | KeyUsage::Retry, _) => &[],
     }
 }
 
@@ -269,7 +271,7 @@ fn key_type(algorithm: KeyAlgorithm) -> KeyType {
 }
 
 /// Any version of a name. Private alone: whoever has no PIN can put a public one of that name into a token.
-fn of_name(name: &KeyName) -> Vec<Attribute> {
+fn of_name(name: &KeyUsage) -> Vec<Attribute> {
     vec![
         Attribute::Class(ObjectClass::SECRET_KEY),
         Attribute::Token(true),
@@ -278,7 +280,7 @@ fn of_name(name: &KeyName) -> Vec<Attribute> {
     ]
 }
 
-fn named(name: &KeyName, version: u16) -> Vec<Attribute> {
+fn named(name: &KeyUsage, version: u16) -> Vec<Attribute> {
     let mut named = of_name(name);
     named.push(Attribute::Id(id(name, version)));
     named
@@ -286,7 +288,7 @@ fn named(name: &KeyName, version: u16) -> Vec<Attribute> {
 
 /// A key as a token showed it.
 struct FoundKey {
-    name: KeyName,
+    name: KeyUsage,
     version: u16,
     handle: ObjectHandle,
 }
@@ -294,12 +296,12 @@ struct FoundKey {
 /// The keys an engine uses at a level, as a token showed them.
 pub(super) struct FoundKeys {
     keys: Vec<FoundKey>,
-    level: Level,
+    level: BoundaryLevel,
 }
 
 impl FoundKeys {
     /// Finds exactly one of each.
-    pub(super) fn find(session: &Session, in_use: &InUse, level: Level) -> Result<Self, Pkcs11Error> {
+    pub(super) fn find(session: &Session, in_use: &InUse, level: BoundaryLevel) -> Result<Self, Pkcs11Error> {
         let keys = in_use.0.iter().map(|(name, version)| match objects(session, name, *version)?[..] {
             [handle] => Ok(FoundKey { name: name.clone(), version: *version, handle }),
             ref found => Err(Pkcs11Error::Key { label: label(name), version: *version, found: found.len() }),
@@ -308,11 +310,16 @@ impl FoundKeys {
     }
 
     /// Makes a key of every use that has none of the newest version yet. The keys that both levels use may be there.
-    pub(super) fn make(session: Calls<'_>, config: &Pkcs11, level: Level, seal: SealWay) -> Result<Self, Pkcs11Error> {
+    pub(super) fn make(
+        session: Calls<'_>,
+        config: &Pkcs11,
+        level: BoundaryLevel,
+        seal: SealWay,
+    ) -> Result<Self, Pkcs11Error> {
         let in_use = InUse::of_config(config, level, seal);
         let (mut missing, mut present) = (Vec::new(), None);
         for name in engine_keys(level, seal) {
-            let KeyReference(version) = in_use.newest(&name);
+            let KeyVersion(version) = in_use.newest(&name);
             match objects(&session, &name, version)?.is_empty() {
                 true => missing.push((name, version)),
                 false if name.keeps_records() => present = Some((name, version)),
@@ -324,7 +331,7 @@ impl FoundKeys {
         }
         for (name, version) in missing {
             let algorithm = algorithms(&name, level, seal).first().copied().unwrap_or(KeyAlgorithm::Aes256);
-            let new = NewKey { name, version, algorithm, travels: Travels::Never };
+            let new = NewKey { name, version, algorithm, travels: Exportability::Never };
             generate(session, &new, level).map_err(call_failed("C_GenerateKey"))?;
         }
         Self::find(&session, &in_use, level)
@@ -357,18 +364,23 @@ impl FoundKeys {
     /// As a level uses them.
     pub(super) fn handles<L: LevelKeys>(&self) -> Result<KeyHandles<L>, Pkcs11Error> {
         let newest = |name| Ok::<_, Pkcs11Error>(*self.versions(name, |handle| handle)?.newest());
-        Ok(KeyHandles { level: L::of(self)?, account: newest(&KeyName::Account)?, mac: newest(&KeyName::Mac)? })
+        Ok(KeyHandles { level: L::of(self)?, account: newest(&KeyUsage::Account)?, mac: newest(&KeyUsage::Mac)? })
     }
 
-    fn versions<T>(&self, name: &KeyName, each: impl Fn(ObjectHandle) -> T) -> Result<Versioned<T>, Pkcs11Error> {
+    fn versions<T>(&self, name: &KeyUsage, each: impl Fn(ObjectHandle) -> T) -> Result<Versioned<T>, Pkcs11Error> {
         let all = self.keys.iter().filter(|key| key.name == *name);
-        let all = all.map(|key| (KeyReference(key.version), each(key.handle))).collect();
+        let all = all.map(|key| (KeyVersion(key.version), each(key.handle))).collect();
         Versioned::of(all).ok_or_else(|| Pkcs11Error::Lacks { key: name.to_string() })
     }
 }
 
 /// Refuses an engine's key that can leave the token, be read, do more than it is for, or be made to.
-pub(super) fn audit(session: &Session, name: &KeyName, level: Level, handle: ObjectHandle) -> Result<(), Pkcs11Error> {
+pub(super) fn audit(
+    session: &Session,
+    name: &KeyUsage,
+    level: BoundaryLevel,
+    handle: ObjectHandle,
+) -> Result<(), Pkcs11Error> {
     let must = |holds: bool, attribute, found: &'static str| match holds {
         true => Ok(()),
         false => Err(Pkcs11Error::Unsafe { label: label(name), attribute, found }),
@@ -400,17 +412,17 @@ pub(super) fn audit(session: &Session, name: &KeyName, level: Level, handle: Obj
 }
 
 /// Which of the two ways a seal key is for; of other keys either.
-fn seal_way_of(name: &KeyName) -> SealWay {
-    if *name == KeyName::SealEncrypting { SealWay::Encrypt } else { SealWay::Wrap }
+fn seal_way_of(name: &KeyUsage) -> SealWay {
+    if *name == KeyUsage::SealEncrypting { SealWay::Encrypt } else { SealWay::Wrap }
 }
 
 /// The objects of a name and version.
-pub(super) fn objects(session: &Session, name: &KeyName, version: u16) -> Result<Vec<ObjectHandle>, Pkcs11Error> {
+pub(super) fn objects(session: &Session, name: &KeyUsage, version: u16) -> Result<Vec<ObjectHandle>, Pkcs11Error> {
     session.find_objects(&named(name, version)).map_err(call_failed("C_FindObjects"))
 }
 
 /// The versions of a name that a token has.
-pub(super) fn versions_of(session: &Session, name: &KeyName) -> Result<Vec<(u16, ObjectHandle)>, Pkcs11Error> {
+pub(super) fn versions_of(session: &Session, name: &KeyUsage) -> Result<Vec<(u16, ObjectHandle)>, Pkcs11Error> {
     let found = session.find_objects(&of_name(name)).map_err(call_failed("C_FindObjects"))?;
     let mut versions = Vec::with_capacity(found.len());
     for handle in found {
@@ -435,12 +447,12 @@ fn is_true(attribute: &Attribute) -> bool {
     )
 }
 
-fn template(NewKey { name, version, travels, .. }: &NewKey, level: Level) -> Vec<Attribute> {
+fn template(NewKey { name, version, travels, .. }: &NewKey, level: BoundaryLevel) -> Vec<Attribute> {
     let may = |right| rights(name, level).contains(&right);
     let mut template = named(name, *version);
     template.extend([
         Attribute::Sensitive(true),
-        Attribute::Extractable(*travels == Travels::On),
+        Attribute::Extractable(*travels == Exportability::On),
         Attribute::Modifiable(false),
         Attribute::Encrypt(may(AttributeType::Encrypt)),
         Attribute::Decrypt(may(AttributeType::Decrypt)),
@@ -454,7 +466,7 @@ fn template(NewKey { name, version, travels, .. }: &NewKey, level: Level) -> Vec
 }
 
 /// Makes a key inside.
-pub(super) fn generate(session: Calls<'_>, new: &NewKey, level: Level) -> Result<ObjectHandle, CallError> {
+pub(super) fn generate(session: Calls<'_>, new: &NewKey, level: BoundaryLevel) -> Result<ObjectHandle, CallError> {
     let mut template = template(new, level);
     let mechanism = match new.algorithm {
         KeyAlgorithm::TdesDouble => Mechanism::Des2KeyGen,
@@ -472,7 +484,7 @@ pub(super) fn generate(session: Calls<'_>, new: &NewKey, level: Level) -> Result
 pub(super) fn bring_in(
     session: &Session,
     new: &NewKey,
-    level: Level,
+    level: BoundaryLevel,
     key: &ClearBytes,
 ) -> Result<ObjectHandle, CallError> {
     let mut template = template(new, level);
@@ -484,28 +496,28 @@ pub(super) fn bring_in(
 /// 16 zero bytes; none where the key may do none of it.
 pub(super) fn check_value(
     session: Calls<'_>,
-    name: &KeyName,
-    level: Level,
+    name: &KeyUsage,
+    level: BoundaryLevel,
     algorithm: KeyAlgorithm,
     key: ObjectHandle,
-) -> Result<Option<CheckValue>, CallError> {
+) -> Result<Option<Kcv>, CallError> {
     let may = |right| rights(name, level).contains(&right);
     Ok(match algorithm {
         KeyAlgorithm::HmacSha256 if may(AttributeType::Sign) => {
             let mut tag = [0; 32];
             session.sign(&Mechanism::Sha256Hmac, key, &[0; 16], &mut tag)?;
-            Some(CheckValue::first_of(&tag))
+            Some(Kcv::first_of(&tag))
         }
         _ if !may(AttributeType::Encrypt) => None,
         KeyAlgorithm::TdesDouble | KeyAlgorithm::TdesTriple => {
             let mut zero = [0; 8];
             session.encrypt(&Mechanism::Des3Ecb, key, &[0; 8], &mut zero)?;
-            Some(CheckValue::first_of(&zero))
+            Some(Kcv::first_of(&zero))
         }
         _ => {
             let mut tag = Clear::zeroed();
             cmac(session, key, &[0; 16], &mut tag)?;
-            Some(CheckValue::first_of(tag.bytes()))
+            Some(Kcv::first_of(tag.bytes()))
         }
     })
 }
@@ -541,8 +553,8 @@ mod tests {
         },
     };
 
-    fn best_level(make: Make) -> Level {
-        if make == Make::Nss { Level::Token } else { Level::Host }
+    fn best_level(make: Make) -> BoundaryLevel {
+        if make == Make::Nss { BoundaryLevel::Token } else { BoundaryLevel::Host }
     }
 
     /// As an engine finds them when it opens.
@@ -564,8 +576,8 @@ mod tests {
         template.into_iter().map(change).collect()
     }
 
-    fn aes_256(name: KeyName, version: u16) -> NewKey {
-        NewKey { name, version, algorithm: KeyAlgorithm::Aes256, travels: Travels::Never }
+    fn aes_256(name: KeyUsage, version: u16) -> NewKey {
+        NewKey { name, version, algorithm: KeyAlgorithm::Aes256, travels: Exportability::Never }
     }
 
     #[test]
@@ -580,7 +592,7 @@ mod tests {
         let made = make_keys(&config, level).unwrap();
 
         let stranger = OwnToken::find(&config.place).unwrap().of_a_stranger();
-        let storage = if level == Level::Token { KeyName::StorageWrapped } else { KeyName::Storage };
+        let storage = if level == BoundaryLevel::Token { KeyUsage::StorageWrapped } else { KeyUsage::Storage };
         let plant_key = |version, private| {
             let new = aes_256(storage.clone(), version);
             let mut planted = with(template(&new, level), &Attribute::Private(private));
@@ -614,10 +626,10 @@ mod tests {
         found(make).unwrap();
 
         let (session, _) = link::look_to_write(&config).unwrap();
-        for left in objects(&session, &KeyName::Account, 1).unwrap() {
+        for left in objects(&session, &KeyUsage::Account, 1).unwrap() {
             session.destroy_object(left).unwrap();
         }
-        let mut template = with(template(&aes_256(KeyName::Account, 1), level), &Attribute::Modifiable(true));
+        let mut template = with(template(&aes_256(KeyUsage::Account, 1), level), &Attribute::Modifiable(true));
         template.push(Attribute::ValueLen(32.into()));
         session.generate_key(&Mechanism::AesKeyGen, &template).unwrap();
         drop(session);

@@ -24,10 +24,10 @@ use super::{
     register::Register,
 };
 use crate::{
-    binding::Level,
+    binding::BoundaryLevel,
     config::{KeyHandling, Pkcs11, SlotName, TokenPlace},
     error::{Error, UnavailableReason},
-    keyring::{KeyInfo, KeyName},
+    keyring::{KeyInfo, KeyUsage},
     open_error::Pkcs11Error,
 };
 
@@ -230,7 +230,7 @@ pub(super) struct UsableKeys {
 pub(super) fn find_keys(
     session: Calls<'_>,
     config: &Pkcs11,
-    level: Level,
+    level: BoundaryLevel,
     in_use: Option<&InUse>,
 ) -> Result<UsableKeys, Pkcs11Error> {
     let register = Register::read(&session)?;
@@ -261,17 +261,17 @@ pub(super) fn find_keys(
 
 /// A tzpk is sealed by wrapping, unless there is only the other key.
 fn seal_way_where(
-    level: Level,
-    is_there: impl Fn(&KeyName) -> Result<bool, Pkcs11Error>,
+    level: BoundaryLevel,
+    is_there: impl Fn(&KeyUsage) -> Result<bool, Pkcs11Error>,
 ) -> Result<SealWay, Pkcs11Error> {
     Ok(match level {
-        Level::Host if !is_there(&KeyName::Seal)? && is_there(&KeyName::SealEncrypting)? => SealWay::Encrypt,
+        BoundaryLevel::Host if !is_there(&KeyUsage::Seal)? && is_there(&KeyUsage::SealEncrypting)? => SealWay::Encrypt,
         _ => SealWay::Wrap,
     })
 }
 
-fn in_use_by_register(register: &Register, level: Level) -> Result<InUse, Pkcs11Error> {
-    let active = |name: &KeyName| register.keyring.active_versions(name);
+fn in_use_by_register(register: &Register, level: BoundaryLevel) -> Result<InUse, Pkcs11Error> {
+    let active = |name: &KeyUsage| register.keyring.active_versions(name);
     let way = seal_way_where(level, |name| Ok(!active(name).is_empty()))?;
     let mut in_use = Vec::new();
     for name in engine_keys(level, way) {
@@ -453,7 +453,7 @@ mod tests {
             return Make::SoftHsm.runs("a_lost_connection_counts_until_its_last_session_is_closed");
         }
         let config = Make::SoftHsm.config();
-        make_keys(&config, Level::Host).unwrap();
+        make_keys(&config, BoundaryLevel::Host).unwrap();
         for _ in 0..20 {
             let (connection, ..) = Connection::<HostKeys>::open(&config, None).unwrap();
             let (module, slot) = (connection.module.clone(), connection.slot);

@@ -18,11 +18,11 @@ use super::{
 };
 use crate::{
     block::{AccountDigits, FILL_A_AS_PADDING, account_field, iso_1_to_iso_3, iso_1_to_iso_4},
-    check_value::CheckValue,
+    check_value::Kcv,
     config::TokenForm,
     device_key::DeviceKey,
     error::{AcceptError, Error, Refusal},
-    sealed::{Bound, EncryptedBlock, KeyReference, SealedTzpk},
+    sealed::{Bound, EncryptedBlock, KeyVersion, SealedTzpk},
     token::{IssuedTzpk, StoredBlock, Token, TokenLevel, WrappedTzpk},
 };
 
@@ -45,7 +45,7 @@ impl TokenLevel for Pkcs11Token<TokenKeys> {
 
     fn take_in(
         &self,
-        (seal, sealed): (KeyReference, &SealedTzpk),
+        (seal, sealed): (KeyVersion, &SealedTzpk),
         bound: &Bound,
         block: &EncryptedBlock,
         form: TokenForm,
@@ -104,7 +104,7 @@ impl TokenLevel for Pkcs11Token<TokenKeys> {
 
 /// A block as its device sent it, and the tzpk it is under.
 struct SentBlock<'a> {
-    seal: KeyReference,
+    seal: KeyVersion,
     key_wrap: &'a [u8],
     block: &'a [u8; 8],
 }
@@ -133,8 +133,8 @@ impl SentBlock<'_> {
 
 /// A kept block, and what it takes to take it in again.
 enum KeptBlock<'a> {
-    Wrapped { key: KeyReference, data: [u8; 32], wrapped: &'a [u8] },
-    Iso3 { key: KeyReference, mask: [u8; 8], block: &'a [u8] },
+    Wrapped { key: KeyVersion, data: [u8; 32], wrapped: &'a [u8] },
+    Iso3 { key: KeyVersion, mask: [u8; 8], block: &'a [u8] },
 }
 
 impl<'a> KeptBlock<'a> {
@@ -264,7 +264,7 @@ fn wrapped_for(session: Calls<'_>, device: &DeviceKey, tzpk: &SessionObject<'_>)
     let wrapped = tzpk.wrapped_for(&device, modulus.len())?;
     let mut zero = [0; 8];
     session.encrypt(&Mechanism::Des3Ecb, tzpk.handle, &[0; 8], &mut zero)?;
-    Ok(WrappedTzpk { wrapped, check_value: CheckValue::first_of(&zero) })
+    Ok(WrappedTzpk { wrapped, check_value: Kcv::first_of(&zero) })
 }
 
 /// What the key of a block is derived from: SHA-256 of what it is for, a salt and the account number.
