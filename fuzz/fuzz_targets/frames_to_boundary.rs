@@ -8,10 +8,8 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use hsm::{
-    Hsm,
-    frame::{self, Request},
-};
+use hsm::Hsm;
+use hsm_protocol::frame::{self, Request};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

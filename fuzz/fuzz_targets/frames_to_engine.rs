@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use hsm::{
+use hsm_protocol::{
     Accepted, Issued, Revealed, SealedAccount,
     frame::{self, Welcome},
 };

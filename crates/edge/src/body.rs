@@ -6,7 +6,6 @@ use utoipa::ToSchema;
 
 use super::fault::Fault;
 use domain::limits::{CONTROL_ID_CHARACTERS, PIN_BLOCK_BYTES, PIN_BLOCK_CHARACTERS, PUBLIC_KEY_CHARACTERS_MAX};
-use proto;
 
 /// Opens a control. Members not named here are ignored, in this and every other request.
 #[derive(Deserialize, ToSchema)]

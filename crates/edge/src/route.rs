@@ -33,7 +33,6 @@ use super::{
 };
 use domain::caller::AuditUser;
 use domain::card::PlasticId;
-use proto;
 
 /// How long a body may take to arrive, where half of the request's own time is not less: it holds one of the places.
 const BODY_TIME_MAX: Duration = Duration::from_secs(3);

@@ -392,4 +392,13 @@ mod tests {
         let error = checked("[control]\nlifetime_seconds = 0").err().unwrap();
         assert_eq!(error, "control.lifetime_seconds: 0 is not within 1 to 3600");
     }
+
+    #[test]
+    fn an_unknown_word_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("engine.toml");
+        std::fs::write(&path, "listen = \"127.0.0.1:0\"\nlissen = 1\n").unwrap();
+        let refused = EngineConfig::load(Some(&path)).err().unwrap().to_string();
+        assert!(refused.contains("line 2: unknown field `lissen`"), "{refused}");
+    }
 }

@@ -11,7 +11,6 @@ use crate::rotation::{Census, Progress, State, Users};
 use domain::caller::AuditUser;
 use domain::card::{Card, PinStatus, PlasticId, RegisteredAccount, Tenant};
 use domain::control::{ControlId, Denied, Scope, Thumbprint};
-use proto;
 use proto::reason::{ERROR_DOMAIN, Reason};
 use store::{OpenError, RegisterError, StoreError};
 

@@ -380,4 +380,17 @@ mod tests {
         let closed = token("label = \"a\"\nuser_pin = { descriptor = 999 }");
         assert!(closed.err().unwrap().contains("/dev/fd/999"));
     }
+
+    #[test]
+    fn a_secret_that_stands_in_the_file_itself_is_refused_by_its_line_and_not_repeated() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("engine.toml");
+        for wrong in ["user_pin = \"2468\"", "user_pin = 2468", "user_pin = { file = 2468 }", "user_pin = \"24\\\"68\""]
+        {
+            std::fs::write(&path, format!("[token]\nmodule = \"m.so\"\nlabel = \"a\"\n{wrong}\n")).unwrap();
+            let refused = HsmProcess::load(Some(&path)).err().unwrap().to_string();
+            assert!(refused.contains("line 4"), "{refused}");
+            assert!(!refused.contains("2468") && !refused.contains("68"), "{refused}");
+        }
+    }
 }

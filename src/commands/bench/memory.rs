@@ -8,7 +8,6 @@ use tokio::runtime::Builder;
 use super::{BenchError, MemoryArguments};
 use crate::commands::demo::TemporaryDirectory;
 use audit::entry::{Action, Event, Outcome};
-use clock;
 use domain::card::{CardKey, PlasticId, RegisteredAccount, Tenant};
 use domain::control::{Control, ControlId, ControlState, Scope, SealedTzpk, Transition};
 use store::{Admission, Store, UnknownCards};
