@@ -239,7 +239,7 @@ fn unwiped_build() -> PathBuf {
     let target = root.join("target/unwiped");
     let built = Command::new(env!("CARGO"))
         .current_dir(root)
-        .args(["build", "--quiet", "--bin", "pinseal", "--no-default-features", "--features", "keys,unwiped-for-test"])
+        .args(["build", "--quiet", "--bin", "pinseal", "--features", "unwiped-for-test"])
         .arg("--target-dir")
         .arg(&target)
         .status()
