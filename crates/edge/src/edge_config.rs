@@ -263,4 +263,14 @@ mod tests {
         let refused = checked(&[("a:b@basic", "0123456789abcdef")]).unwrap_err();
         assert!(refused.contains("has a colon"), "{refused}");
     }
+
+    #[test]
+    fn the_example_configuration_has_the_defaults() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/edge.toml");
+        let (example, default) = (EdgeConfig::load(Some(&path)).unwrap(), EdgeConfig::load(None).unwrap());
+        assert_eq!(example.listen, default.listen);
+        assert_eq!(example.engine_address, default.engine_address);
+        assert_eq!(example.settings.request_timeout, default.settings.request_timeout);
+        assert_eq!(example.settings.requests_max, default.settings.requests_max);
+    }
 }

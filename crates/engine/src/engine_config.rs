@@ -401,4 +401,16 @@ mod tests {
         let refused = EngineConfig::load(Some(&path)).err().unwrap().to_string();
         assert!(refused.contains("line 2: unknown field `lissen`"), "{refused}");
     }
+
+    #[test]
+    fn the_example_configuration_has_the_defaults() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/engine.toml");
+        let (example, default) = (EngineConfig::load(Some(&path)).unwrap(), EngineConfig::load(None).unwrap());
+        assert_eq!(example.listen, default.listen);
+        assert_eq!(example.call_timeout, default.call_timeout);
+        assert_eq!(example.calls_per_connection_max, default.calls_per_connection_max);
+        assert_eq!(example.remade_per_second, default.remade_per_second);
+        assert_eq!(example.rules.control_lifetime, default.rules.control_lifetime);
+        assert_eq!(example.store.memory_bytes_max, default.store.memory_bytes_max);
+    }
 }

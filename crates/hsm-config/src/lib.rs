@@ -393,4 +393,12 @@ mod tests {
             assert!(!refused.contains("2468") && !refused.contains("68"), "{refused}");
         }
     }
+
+    #[test]
+    fn the_example_configurations_are_read() {
+        for name in ["engine.toml", "hsm.toml"] {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").join(name);
+            assert!(HsmProcess::load(Some(&path)).is_ok(), "{name}");
+        }
+    }
 }
