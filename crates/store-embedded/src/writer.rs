@@ -4,7 +4,6 @@ use std::{
     collections::{BTreeMap, VecDeque},
     mem,
     sync::PoisonError,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -40,10 +39,6 @@ use store::{
 
 /// The most changes in one commit: bounds how long the first of them waits for the last.
 const BATCH_CHANGES_MAX: usize = 1_024;
-/// So many are not worth two commits.
-const HALVED_CHANGES_MIN: usize = 128;
-/// A commit that takes less is quicker than the making ready of as many changes.
-const QUICK_COMMIT: Duration = Duration::from_millis(2);
 /// How often a shard of the live controls is swept.
 const SWEEP_EVERY: Duration = Duration::from_millis(20);
 /// The most pages of controls one sweep removes: bounds how long a change waits behind it, and is more than can have
@@ -159,8 +154,8 @@ pub(super) fn run(shared: &Shared, mut on_disk: OnDisk, mut ahead: Option<Ahead>
     let mut swept = Instant::now();
     // Kept from batch to batch: memory as large as a batch, asked for anew each time, comes as pages to be cleared.
     let (mut commands, mut answers, mut row) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut share, mut admitted) = (Share::All, None);
-    while wait(shared, share, &mut commands) {
+    let mut admitted = None;
+    while wait(shared, &mut commands) {
         let mut batch = Batch::new(shared, mem::take(&mut row));
         answers.extend(commands.drain(..).filter_map(|command| batch.apply(command, &mut admitted)));
         if swept.elapsed() >= SWEEP_EVERY {
@@ -168,13 +163,7 @@ pub(super) fn run(shared: &Shared, mut on_disk: OnDisk, mut ahead: Option<Ahead>
             shard = (shard + 1) % SHARDS;
             batch.sweep(shard, &mut on_disk);
         }
-        let began = Instant::now();
-        let committed = batch.commit(&mut on_disk);
-        // A sweep alone says nothing of the disk.
-        if !answers.is_empty() {
-            share = Share::after(began.elapsed());
-        }
-        match committed {
+        match batch.commit(&mut on_disk) {
             Ok(used) => {
                 let mut wakes = Wakes::default();
                 answers.drain(..).for_each(|answer| answer.keep(&mut wakes));
@@ -193,54 +182,20 @@ pub(super) fn run(shared: &Shared, mut on_disk: OnDisk, mut ahead: Option<Ahead>
     }
 }
 
-/// How much of what waits goes into one commit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Share {
-    /// All of it: behind a slow disk whoever is left out waits long.
-    All,
-    /// Half of it where there is much: those who ask would have nothing to do beside a commit they all wait for.
-    Half,
-}
-
-impl Share {
-    /// After a commit that took so long.
-    fn after(commit: Duration) -> Self {
-        if commit < QUICK_COMMIT { Self::Half } else { Self::All }
-    }
-
-    /// Changes to take where so many wait, at most.
-    fn of(self, waiting: usize) -> usize {
-        match self {
-            Self::All => BATCH_CHANGES_MAX,
-            Self::Half => (waiting / 2).clamp(HALVED_CHANGES_MIN, BATCH_CHANGES_MAX),
-        }
-    }
-}
-
-/// Takes its share of what waits, once something does or a sweep is due; false once the store is closed and empty.
-fn wait(shared: &Shared, share: Share, commands: &mut Vec<Command>) -> bool {
+/// Takes the changes that wait, at most [`BATCH_CHANGES_MAX`], as soon as one does or a sweep is due; false when the store
+/// is closed and no change waits.
+fn wait(shared: &Shared, commands: &mut Vec<Command>) -> bool {
     let is_open = || *shared.state.borrow() == StoreState::Open;
     let idle = |queue: &mut Queue| queue.waiting.is_empty() && is_open();
     let waited = shared.wake.wait_timeout_while(locked(&shared.queue), SWEEP_EVERY, idle);
     let (mut queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
-    // Where processors are short, those who ask have not come to all that they could ask for: they run first, for as long as
-    // that brings more, since a commit costs the same for one change and for a hundred. Where one is free, it takes a
-    // microsecond to see that.
-    let mut before = 0;
-    while (before + 1..share.of(queue.waiting.len())).contains(&queue.waiting.len()) {
-        before = queue.waiting.len();
-        drop(queue);
-        thread::yield_now();
-        queue = locked(&shared.queue);
-    }
     if queue.waiting.is_empty() {
         return is_open();
     }
-    let most = share.of(queue.waiting.len());
-    if queue.waiting.len() <= most {
+    if queue.waiting.len() <= BATCH_CHANGES_MAX {
         mem::swap(&mut queue.waiting, commands);
     } else {
-        commands.extend(queue.waiting.drain(..most));
+        commands.extend(queue.waiting.drain(..BATCH_CHANGES_MAX));
     }
     true
 }
@@ -564,17 +519,5 @@ impl Reply {
             Self::Remake(reply, _) => reply.keep(Err(error.clone()), wakes),
             Self::Note(reply, _) => reply.keep(Err(error.clone()), wakes),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_quick_disk_is_given_half_of_many_changes_and_a_slow_one_all() {
-        let (quick, slow) = (Share::after(Duration::from_micros(300)), Share::after(Duration::from_millis(5)));
-        assert_eq!([1, 128, 129, 256, 600, 4_096].map(|waiting| quick.of(waiting)), [128, 128, 128, 128, 300, 1_024]);
-        assert_eq!([1, 600, 4_096].map(|waiting| slow.of(waiting)), [1_024; 3]);
     }
 }
