@@ -362,13 +362,13 @@ impl Embedded {
         let (reply, answer) = promise();
         let queued = self.enqueue(Command { change: change(reply), line, deadline: Deadline::of_this_call() });
         Box::pin(async move {
-            queued?.hand_over().await;
+            queued?;
             // The writer ended without an answer: whether it had begun to write this change is not known here.
             answer.await.unwrap_or_else(|| Err(StoreError::InDoubt(self.shared.failure()).into()))
         })
     }
 
-    fn enqueue(&self, command: Command) -> Result<Queued<'_>, StoreError> {
+    fn enqueue(&self, command: Command) -> Result<(), StoreError> {
         let mut queue = locked(&self.shared.queue);
         match &*self.shared.state.borrow() {
             StoreState::Open => {}
@@ -380,27 +380,13 @@ impl Embedded {
             return Err(StoreError::Busy { limit });
         }
         queue.waiting.push(command);
-        Ok(Queued { wake: (queue.waiting.len() == 1).then_some(&self.shared.wake) })
-    }
-}
-
-/// A change that waits for the writer. The first in the queue wakes it, whatever becomes of the task that waits.
-struct Queued<'a> {
-    wake: Option<&'a Condvar>,
-}
-
-impl Queued<'_> {
-    /// Lets the other tasks of this thread come first, so that one commit takes in what they have to change too.
-    async fn hand_over(self) {
-        if self.wake.is_some() {
-            tokio::task::yield_now().await;
+        let is_first = queue.waiting.len() == 1;
+        drop(queue);
+        // The writer does not wait while the queue holds a change, so only the first change wakes it.
+        if is_first {
+            self.shared.wake.notify_one();
         }
-    }
-}
-
-impl Drop for Queued<'_> {
-    fn drop(&mut self) {
-        self.wake.iter().for_each(|wake| wake.notify_one());
+        Ok(())
     }
 }
 
