@@ -31,11 +31,9 @@ const UNPACKED_BYTES_MAX: usize = 255;
 pub(super) struct EntryPage(Vec<u8>);
 
 impl EntryPage {
-    /// An empty one, in bytes that an earlier one was in.
-    pub(super) fn within(mut bytes: Vec<u8>) -> Self {
-        bytes.clear();
-        bytes.push(VERSION);
-        Self(bytes)
+    /// A page without entries.
+    pub(super) fn new() -> Self {
+        Self(vec![VERSION])
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -60,10 +58,6 @@ impl EntryPage {
         let packed = compress_into(pieces, row.get_mut(PACKED_HEAD_BYTES..)?).ok()?;
         row.truncate(PACKED_HEAD_BYTES + packed);
         Some(row)
-    }
-
-    pub(super) fn into_bytes(self) -> Vec<u8> {
-        self.0
     }
 
     /// The page of a row; none where it is not one.
@@ -165,7 +159,7 @@ mod tests {
 
     #[test]
     fn what_a_page_took_in_it_gives_back_in_order() {
-        let mut entries = EntryPage::within(b"what was there".to_vec());
+        let mut entries = EntryPage::new();
         assert!(entries.is_empty());
         assert_eq!(entries.push(|bytes| bytes.extend_from_slice(b"one")), ());
         entries.push(|bytes| bytes.extend_from_slice(b""));
@@ -202,11 +196,11 @@ mod tests {
 
     #[test]
     fn entries_that_say_the_same_take_less_room_and_come_back_as_they_were() {
-        let mut page = EntryPage::within(Vec::new());
+        let mut page = EntryPage::new();
         let entry = |number: u8| [&[number; 32][..], b"edge-1 default storage/1:A1B2C3 host/software/process"].concat();
         (0..40).for_each(|number| page.push(|bytes| bytes.extend_from_slice(&entry(number))));
         let row = page.row();
-        assert!(row.len() * 2 < page.into_bytes().len(), "{}", row.len());
+        assert!(row.len() * 2 < page.0.len(), "{}", row.len());
         assert_eq!(entries_of(&row), Some((0..40).map(entry).collect()));
     }
 
@@ -218,7 +212,7 @@ mod tests {
 
     #[test]
     fn a_packed_page_that_is_cut_or_changed_makes_nobody_panic_and_takes_no_memory_that_it_can_not_fill() {
-        let mut page = EntryPage::within(Vec::new());
+        let mut page = EntryPage::new();
         (0..9).for_each(|_| page.push(|bytes| bytes.extend_from_slice(&[7; 100])));
         let row = page.row();
         for at in 0..row.len() {

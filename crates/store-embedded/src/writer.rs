@@ -152,52 +152,43 @@ impl Pages {
 pub(super) fn run(shared: &Shared, mut on_disk: OnDisk, mut ahead: Option<Ahead>) {
     let mut shard = 0;
     let mut swept = Instant::now();
-    // Kept from batch to batch: memory as large as a batch, asked for anew each time, comes as pages to be cleared.
-    let (mut commands, mut answers, mut row) = (Vec::new(), Vec::new(), Vec::new());
     let mut admitted = None;
-    while wait(shared, &mut commands) {
-        let mut batch = Batch::new(shared, mem::take(&mut row));
-        answers.extend(commands.drain(..).filter_map(|command| batch.apply(command, &mut admitted)));
+    while let Some(commands) = wait(shared) {
+        let mut batch = Batch::new(shared);
+        let answers: Vec<_> = commands.into_iter().filter_map(|command| batch.apply(command, &mut admitted)).collect();
         if swept.elapsed() >= SWEEP_EVERY {
             swept = Instant::now();
             shard = (shard + 1) % SHARDS;
             batch.sweep(shard, &mut on_disk);
         }
+        let mut wakes = Wakes::default();
         match batch.commit(&mut on_disk) {
-            Ok(used) => {
-                let mut wakes = Wakes::default();
-                answers.drain(..).for_each(|answer| answer.keep(&mut wakes));
-                wakes.wake();
-                ahead.iter_mut().for_each(Ahead::follow);
-                row = used;
-            }
+            Ok(()) => answers.into_iter().for_each(|answer| answer.keep(&mut wakes)),
             Err(error) => {
                 shared.fail(cause_of(&error));
+                ahead = None;
                 let error = StoreError::InDoubt(shared.failure());
-                let mut wakes = Wakes::default();
-                answers.drain(..).for_each(|answer| answer.fail(&error, &mut wakes));
-                wakes.wake();
+                answers.into_iter().for_each(|answer| answer.fail(&error, &mut wakes));
             }
         }
+        wakes.wake();
+        ahead.iter_mut().for_each(Ahead::follow);
     }
 }
 
-/// Takes the changes that wait, at most [`BATCH_CHANGES_MAX`], as soon as one does or a sweep is due; false when the store
+/// Takes the changes that wait, at most [`BATCH_CHANGES_MAX`], as soon as one does or a sweep is due; none when the store
 /// is closed and no change waits.
-fn wait(shared: &Shared, commands: &mut Vec<Command>) -> bool {
+fn wait(shared: &Shared) -> Option<Vec<Command>> {
     let is_open = || *shared.state.borrow() == StoreState::Open;
     let idle = |queue: &mut Queue| queue.waiting.is_empty() && is_open();
     let waited = shared.wake.wait_timeout_while(locked(&shared.queue), SWEEP_EVERY, idle);
     let (mut queue, _) = waited.unwrap_or_else(PoisonError::into_inner);
     if queue.waiting.is_empty() {
-        return is_open();
+        return is_open().then(Vec::new);
     }
-    if queue.waiting.len() <= BATCH_CHANGES_MAX {
-        mem::swap(&mut queue.waiting, commands);
-    } else {
-        commands.extend(queue.waiting.drain(..BATCH_CHANGES_MAX));
-    }
-    true
+    let taken = queue.waiting.len().min(BATCH_CHANGES_MAX);
+    let later = queue.waiting.split_off(taken);
+    Some(mem::replace(&mut queue.waiting, later))
 }
 
 /// What a commit that failed says of the store.
@@ -231,12 +222,11 @@ struct Batch<'a> {
 }
 
 impl<'a> Batch<'a> {
-    /// With what an earlier one wrote its audit entries into.
-    fn new(shared: &'a Shared, row: Vec<u8>) -> Self {
+    fn new(shared: &'a Shared) -> Self {
         Self {
             shared,
             write: shared.database.batch().durability(Some(PersistMode::SyncData)),
-            entries: EntryPage::within(row),
+            entries: EntryPage::new(),
             controls: HashMap::new(),
             cards: HashMap::new(),
             pins: BTreeMap::new(),
@@ -453,8 +443,8 @@ impl<'a> Batch<'a> {
         self.cards.insert(card, row);
     }
 
-    /// To disk first, then to where readers see it. Gives back what the next one may write its audit entries into.
-    fn commit(mut self, on_disk: &mut OnDisk) -> Result<Vec<u8>, fjall::Error> {
+    /// Writes the batch to disk, then publishes it to the readers in memory.
+    fn commit(mut self, on_disk: &mut OnDisk) -> Result<(), fjall::Error> {
         if !self.entries.is_empty() {
             // Nobody else moves the head.
             let first = locked(&self.shared.head).sequence.saturating_add(1);
@@ -477,7 +467,7 @@ impl<'a> Batch<'a> {
             self.write.insert(&self.shared.pins, key, row);
         }
         if self.write.is_empty() && !self.keeps_time {
-            return Ok(self.entries.into_bytes());
+            return Ok(());
         }
         // Whatever is judged by the time of this commit is judged so after a restart too.
         self.write.insert(&self.shared.meta, HEAD_KEY, encode_head(&self.head, self.now));
@@ -485,7 +475,7 @@ impl<'a> Batch<'a> {
         on_disk.floor = self.now;
         *locked(&self.shared.head) = self.head;
         self.controls.into_iter().for_each(|(id, row)| self.shared.live.put(id, row));
-        Ok(self.entries.into_bytes())
+        Ok(())
     }
 }
 
