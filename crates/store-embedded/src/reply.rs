@@ -3,6 +3,11 @@
 //! Waking a task on another thread may cost a system call and a switch of threads, and a task woken alone answers its
 //! client alone. So a batch is answered in two steps: every answer is put in its place first; then, of the tasks that
 //! wait on one thread, only one is woken from outside, and it wakes the others, on their own thread, at no such cost.
+//!
+//! Measured gain over `tokio::sync::oneshot`, on 2 cores and ext4: SetPin reaches 0.27 of the echo at 64 requests in
+//! flight and 0.34 at 256; with `oneshot` 0.24 and 0.29, and each SetPin takes a quarter more processor time at 64
+//! (79 µs, not 63) and a third more at 256 (71 µs, not 53). These are medians of 10 to 15 runs of
+//! `pinseal bench set-pin --prepared 8000 --rounds 1 --duration-seconds 1`, both binaries in turn.
 
 use std::{
     future::Future,
