@@ -120,7 +120,7 @@ fn replace(path: &Path, journal: &File, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// The numbers of the journals in a directory; the highest is of the one that is written.
-pub(super) fn numbers(directory: &Path) -> io::Result<Vec<u64>> {
+fn numbers(directory: &Path) -> io::Result<Vec<u64>> {
     let mut numbers = Vec::new();
     for entry in directory.read_dir()? {
         let name = entry?.file_name();
@@ -129,7 +129,7 @@ pub(super) fn numbers(directory: &Path) -> io::Result<Vec<u64>> {
     Ok(numbers)
 }
 
-pub(super) fn path(directory: &Path, number: u64) -> PathBuf {
+fn path(directory: &Path, number: u64) -> PathBuf {
     directory.join(format!("{number}{SUFFIX}"))
 }
 

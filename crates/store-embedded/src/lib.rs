@@ -8,7 +8,6 @@
 //!
 //! A second thread watches the first and the threads of fjall: where one of them ends, the store fails too.
 
-mod ahead;
 mod codec;
 pub mod copy;
 mod journal;
@@ -35,7 +34,6 @@ use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, config::
 use thiserror::Error;
 
 use self::{
-    ahead::Ahead,
     codec::{card_key, card_of_key, decode_card, decode_control, decode_pin},
     journal::JournalError,
     live::LiveControls,
@@ -214,8 +212,6 @@ impl Embedded {
         }
         let clock = start_clock(source, floor, on_disk.controls.latest());
 
-        let ahead =
-            Ahead::of(&config.directory.join(DATABASE)).map_err(|error| StoreOpenError::Io { path: path(), error })?;
         let shared = Arc::new(Shared {
             database,
             cards,
@@ -242,7 +238,7 @@ impl Embedded {
         let watch = spawn("store-watch", Box::new(move || watch::run(&watching, &ended)))?;
         let writing = Arc::clone(&shared);
         let write = move || {
-            writer::run(&writing, on_disk, ahead);
+            writer::run(&writing, on_disk);
             // Who waits for the end may open the directory again.
             drop(writing);
             let _ = running.send(());

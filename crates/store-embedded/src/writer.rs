@@ -11,9 +11,7 @@ use fjall::{OwnedWriteBatch as WriteBatch, PersistMode};
 use hashbrown::HashMap;
 
 use super::{
-    HEAD_KEY, KEYS_KEY, Queue, Shared, UNKNOWN,
-    ahead::Ahead,
-    card_of,
+    HEAD_KEY, KEYS_KEY, Queue, Shared, UNKNOWN, card_of,
     codec::{
         CardRow, card_key, decode_card, decode_control, decode_pin, encode_card, encode_control, encode_pin, has_set,
     },
@@ -149,7 +147,7 @@ impl Pages {
 }
 
 /// Writes until the store is closed and nothing waits, or until a write fails.
-pub(super) fn run(shared: &Shared, mut on_disk: OnDisk, mut ahead: Option<Ahead>) {
+pub(super) fn run(shared: &Shared, mut on_disk: OnDisk) {
     let mut shard = 0;
     let mut swept = Instant::now();
     let mut admitted = None;
@@ -166,13 +164,11 @@ pub(super) fn run(shared: &Shared, mut on_disk: OnDisk, mut ahead: Option<Ahead>
             Ok(()) => answers.into_iter().for_each(|answer| answer.keep(&mut wakes)),
             Err(error) => {
                 shared.fail(cause_of(&error));
-                ahead = None;
                 let error = StoreError::InDoubt(shared.failure());
                 answers.into_iter().for_each(|answer| answer.fail(&error, &mut wakes));
             }
         }
         wakes.wake();
-        ahead.iter_mut().for_each(Ahead::follow);
     }
 }
 
