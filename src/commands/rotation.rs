@@ -111,23 +111,25 @@ fn bar() -> ProgressBar {
 }
 
 fn rate(progress: &RotationProgress) -> String {
-    let RotationProgress { pass, remade, failed, records_a_second, records_a_second_max, .. } = progress;
+    let RotationProgress { pass, reencrypted, failed, records_a_second, records_a_second_max, .. } = progress;
     let failures = if *failed == 0 { String::new() } else { format!(", {failed} do not open") };
-    format!("{remade} made anew{failures}; {records_a_second} a second of at most {records_a_second_max}; pass {pass}")
+    format!(
+        "{reencrypted} made anew{failures}; {records_a_second} a second of at most {records_a_second_max}; pass {pass}"
+    )
 }
 
 fn line(progress: &RotationProgress) -> String {
-    let RotationProgress { total, checked, remade, failed, .. } = progress;
+    let RotationProgress { total, checked, reencrypted, failed, .. } = progress;
     match progress.state() {
         RotationState::Idle => "idle: one storage key is in use, and every PIN record is under it".into(),
         RotationState::Running => format!("running: {checked} of {total} records looked at, {}", rate(progress)),
         RotationState::Done => format!(
-            "done: every one of {checked} records is under the newest storage key; {remade} made anew since the engine began"
+            "done: every one of {checked} records is under the newest storage key; {reencrypted} made anew since the engine began"
         ),
         RotationState::DoneWithFailures => {
-            format!("done: of {checked} records {failed} do not open; {remade} made anew since the engine began")
+            format!("done: of {checked} records {failed} do not open; {reencrypted} made anew since the engine began")
         }
-        RotationState::Stopped => format!("stopped: {checked} of {total} records looked at, {remade} made anew"),
+        RotationState::Stopped => format!("stopped: {checked} of {total} records looked at, {reencrypted} made anew"),
         RotationState::Unspecified => "unknown: the engine is of another release".into(),
     }
 }
@@ -143,7 +145,7 @@ fn object(progress: &RotationProgress) -> serde_json::Value {
     };
     json!({
         "state": state, "pass": progress.pass, "total": progress.total, "checked": progress.checked,
-        "remade": progress.remade, "failed": progress.failed, "records_a_second": progress.records_a_second,
+        "reencrypted": progress.reencrypted, "failed": progress.failed, "records_a_second": progress.records_a_second,
         "records_a_second_max": progress.records_a_second_max,
     })
 }

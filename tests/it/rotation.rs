@@ -244,7 +244,7 @@ async fn a_rotation_is_watched_while_it_goes_on_and_the_old_key_retired_while_th
     // So slow that it does the first page and waits for minutes.
     let engine = EngineProcess::start(directory, &(settings(1) + "\n" + METRICS));
     let (mut watching, progress) = watching(&engine);
-    for (what, number) in [("pass", 1), ("total", before), ("remade", FIRST_PAGE), ("failed", 0)] {
+    for (what, number) in [("pass", 1), ("total", before), ("reencrypted", FIRST_PAGE), ("failed", 0)] {
         assert_eq!(progress[what], number, "{progress}");
     }
     assert_eq!((&progress["state"], &progress["records_a_second_max"]), (&"running".into(), &1.into()));
@@ -271,7 +271,7 @@ async fn a_rotation_is_watched_while_it_goes_on_and_the_old_key_retired_while_th
     let engine = EngineProcess::start(directory, &settings(50));
     let last = watched(&engine).pop().unwrap();
     assert_eq!((&last["state"], &last["checked"]), (&"done".into(), &before.into()), "{last}");
-    assert_eq!(last["remade"], before - FIRST_PAGE);
+    assert_eq!(last["reencrypted"], before - FIRST_PAGE);
     let plain = String::from_utf8(watch(&engine, &[]).output().unwrap().stdout).unwrap();
     assert!(plain.contains("records is under the newest storage key") && plain.lines().count() == 1, "{plain}");
     ceremony.well("retire", ENOUGH, &["storage/1", "--engine", engine.address()]);
@@ -331,7 +331,7 @@ async fn a_watch_ends_badly_where_a_record_does_not_open_and_the_key_it_is_under
     assert!(!output.status.success() && said(&output).contains("1 PIN records do not open"), "{}", said(&output));
     let told = String::from_utf8(output.stdout).unwrap();
     let last: serde_json::Value = serde_json::from_str(told.lines().last().unwrap()).unwrap();
-    for (what, number) in [("checked", before), ("remade", before - 1), ("failed", 1)] {
+    for (what, number) in [("checked", before), ("reencrypted", before - 1), ("failed", 1)] {
         assert_eq!(last[what], number, "{last}");
     }
     assert_eq!(last["state"], "done_with_failures");

@@ -53,7 +53,7 @@ async fn a_pin_that_was_judged_before_keys_are_taken_up_is_kept_under_the_new_on
     assert_eq!(engine.client().await.view(&device, "970001").await.unwrap(), "271828");
     let rotated = watched(&engine).pop().unwrap();
     assert_eq!(
-        (&rotated["state"], &rotated["remade"]),
+        (&rotated["state"], &rotated["reencrypted"]),
         (&"done".into(), &1.into()),
         "the first PIN alone was under it"
     );

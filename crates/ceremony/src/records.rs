@@ -271,16 +271,16 @@ fn uses_newest(wanted: &Wanted<'_>, address: &str, in_use: &[proto::Key]) -> Res
 
 /// What an engine counted; a kind that this release does not know is not left out.
 fn kept_of(records: &proto::CountRecordsResponse) -> Result<RecordsKept, CeremonyError> {
-    use proto::{BoundaryLevel, StoredForm};
+    use proto::{BoundaryLevel, StorageFormat};
 
     let mut kept = RecordsKept::default();
     for count in &records.counts {
         let form = match count.form() {
-            StoredForm::Wrapped => hsm::StorageFormat::Wrapped,
-            StoredForm::Iso4 => hsm::StorageFormat::Iso4,
-            StoredForm::Iso3 => hsm::StorageFormat::Iso3,
-            StoredForm::Iso0 => hsm::StorageFormat::Iso0,
-            StoredForm::Unspecified => return Err(CeremonyError::Record),
+            StorageFormat::Wrapped => hsm::StorageFormat::Wrapped,
+            StorageFormat::Iso4 => hsm::StorageFormat::Iso4,
+            StorageFormat::Iso3 => hsm::StorageFormat::Iso3,
+            StorageFormat::Iso0 => hsm::StorageFormat::Iso0,
+            StorageFormat::Unspecified => return Err(CeremonyError::Record),
         };
         let level = match count.level() {
             BoundaryLevel::Token => hsm::BoundaryLevel::Token,
@@ -357,21 +357,21 @@ mod configured_tests {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto::{BoundaryLevel, CountRecordsResponse, RecordCount, SealCount, StoredForm};
+    use proto::{BoundaryLevel, CountRecordsResponse, RecordCount, SealCount, StorageFormat};
 
-    fn count(form: StoredForm, level: BoundaryLevel, storage_key_version: u32) -> CountRecordsResponse {
+    fn count(form: StorageFormat, level: BoundaryLevel, storage_key_version: u32) -> CountRecordsResponse {
         let count = RecordCount { form: form.into(), level: level.into(), storage_key_version, records: 1 };
         CountRecordsResponse { counts: vec![count], ..CountRecordsResponse::default() }
     }
 
     #[test]
     fn a_count_of_a_kind_that_is_not_known_here_retires_nothing() {
-        assert!(kept_of(&count(StoredForm::Iso4, BoundaryLevel::Host, 1)).is_ok());
+        assert!(kept_of(&count(StorageFormat::Iso4, BoundaryLevel::Host, 1)).is_ok());
         let seals = vec![SealCount { version: 65_536, controls: 1 }];
         for unknown in [
-            count(StoredForm::Unspecified, BoundaryLevel::Host, 1),
-            count(StoredForm::Iso4, BoundaryLevel::Unspecified, 1),
-            count(StoredForm::Iso4, BoundaryLevel::Host, 65_536),
+            count(StorageFormat::Unspecified, BoundaryLevel::Host, 1),
+            count(StorageFormat::Iso4, BoundaryLevel::Unspecified, 1),
+            count(StorageFormat::Iso4, BoundaryLevel::Host, 65_536),
             CountRecordsResponse { seals, ..CountRecordsResponse::default() },
         ] {
             assert!(matches!(kept_of(&unknown), Err(CeremonyError::Record)));

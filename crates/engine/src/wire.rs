@@ -108,12 +108,12 @@ fn boundary_level(level: hsm_protocol::BoundaryLevel) -> proto::BoundaryLevel {
     }
 }
 
-fn stored_form(form: hsm_protocol::StorageFormat) -> proto::StoredForm {
+fn stored_form(form: hsm_protocol::StorageFormat) -> proto::StorageFormat {
     match form {
-        hsm_protocol::StorageFormat::Wrapped => proto::StoredForm::Wrapped,
-        hsm_protocol::StorageFormat::Iso4 => proto::StoredForm::Iso4,
-        hsm_protocol::StorageFormat::Iso3 => proto::StoredForm::Iso3,
-        hsm_protocol::StorageFormat::Iso0 => proto::StoredForm::Iso0,
+        hsm_protocol::StorageFormat::Wrapped => proto::StorageFormat::Wrapped,
+        hsm_protocol::StorageFormat::Iso4 => proto::StorageFormat::Iso4,
+        hsm_protocol::StorageFormat::Iso3 => proto::StorageFormat::Iso3,
+        hsm_protocol::StorageFormat::Iso0 => proto::StorageFormat::Iso0,
     }
 }
 
@@ -131,7 +131,7 @@ pub(super) fn rotation_progress(progress: &Progress) -> proto::RotationProgress 
         pass: progress.pass,
         total: progress.total,
         checked: progress.checked,
-        remade: progress.remade,
+        reencrypted: progress.remade,
         failed: progress.failed,
         records_a_second: progress.records_a_second,
         records_a_second_max: progress.records_a_second_max,
