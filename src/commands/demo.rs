@@ -96,7 +96,7 @@ async fn play(arguments: &DemoArguments, directory: &Path) -> Result<(), DemoErr
         served.invite()?;
         loop {
             tokio::select! {
-                () = stop.told() => break,
+                () = stop.requested() => break,
                 _ = engine.store_failure() => break,
                 _ = hangup.recv() => tracing::warn!("SIGHUP changes nothing here: the demo's keys and tokens are of this run"),
             }

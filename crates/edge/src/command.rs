@@ -38,7 +38,7 @@ pub fn run(arguments: EdgeArguments) -> Result<(), EdgeCommandError> {
         }
         loop {
             tokio::select! {
-                () = stop.told() => break,
+                () = stop.requested() => break,
                 _ = hangup.recv() => {
                     edge.reload_certificates();
                     say(format_args!("pinseal edge reads its certificates again; for the rest of its configuration, restart it"));

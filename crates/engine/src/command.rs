@@ -55,13 +55,13 @@ pub fn run(arguments: EngineArguments, open_inline: OpenInline) -> Result<(), En
         }
         loop {
             tokio::select! {
-                () = stop.told() => break,
+                () = stop.requested() => break,
                 _ = engine.store_failure() => break,
                 _ = hangup.recv() => {}
             }
             // A slow token, or a boundary that does not start, keeps nobody from stopping the engine.
             tokio::select! {
-                () = stop.told() => break,
+                () = stop.requested() => break,
                 _ = engine.store_failure() => break,
                 taken_up = engine.take_up_keys() => match taken_up {
                     Ok(()) => say(format_args!("pinseal engine has taken up {}", hsm_protocol::KeyId::list_to_text(engine.boundary().keys()))),

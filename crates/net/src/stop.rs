@@ -30,7 +30,7 @@ impl Stop {
     }
 
     /// Until one of them has come, or had.
-    pub async fn told(&mut self) {
+    pub async fn requested(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
