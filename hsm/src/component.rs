@@ -2,13 +2,13 @@
 //!
 //! Clear components are typed and shown here and nowhere else; `desk` is where.
 
-mod desk;
+mod terminal;
 
 use aws_lc_rs::rand;
 use subtle::ConstantTimeEq;
 use thiserror::Error;
 
-pub use self::desk::Desk;
+pub use self::terminal::Desk;
 use crate::{
     check_value::Kcv,
     clear::ClearBytes,

@@ -4,14 +4,14 @@
 //!
 //! Who may do it is not decided here. What must never enter: a clear key that leaves.
 
-mod home;
+mod location;
 
 use std::path::PathBuf;
 
 use aws_lc_rs::rand;
 use thiserror::Error;
 
-use self::home::{Home, KeptKey};
+use self::location::{KeptKey, KeyLocation};
 use crate::{
     binding::BoundaryLevel,
     check_value::Kcv,
@@ -108,7 +108,7 @@ impl RecordsKept {
 /// step is refused where another has changed it meanwhile.
 pub struct KeyStore {
     keyring: Keyring,
-    home: Home,
+    location: KeyLocation,
     tdes_count: Option<PathBuf>,
 }
 
@@ -119,13 +119,13 @@ impl KeyStore {
         // Where memory can't be locked a ceremony goes on: it is short, and whoever leads it has chosen the machine.
         harden(LockMemory::Try).map_err(|error| KeyStoreError::Harden(error.to_string()))?;
         let tdes_count = keys.tdes_count();
-        let (home, keyring) = Home::open(keys, wanted, now)?;
-        Ok(Self { keyring, home, tdes_count })
+        let (location, keyring) = KeyLocation::open(keys, wanted, now)?;
+        Ok(Self { keyring, location, tdes_count })
     }
 
     /// What a key may be used with here, the first where nothing is said; none where there is no such key.
     pub fn algorithms(&self, name: &KeyUsage) -> &'static [KeyAlgorithm] {
-        self.home.algorithms(name)
+        self.location.algorithms(name)
     }
 
     /// What is told of every key, in the order they came.
@@ -161,7 +161,7 @@ impl KeyStore {
     /// Makes a fresh key, pending.
     pub fn make(&mut self, name: KeyUsage, algorithm: KeyAlgorithm, now: u64) -> Result<KeyInfo, KeyStoreError> {
         let new = self.next(name, algorithm)?;
-        let kept = self.home.make(&new)?;
+        let kept = self.location.make(&new)?;
         Ok(self.put(new, KeyMode::Both, kept, now))
     }
 
@@ -170,7 +170,7 @@ impl KeyStore {
         let new = self.next(name, components.algorithm())?;
         let key = components.combined()?;
         self.is_new(check_value(new.algorithm, &key), &new.name)?;
-        let kept = self.home.keep(&new, key)?;
+        let kept = self.location.keep(&new, key)?;
         Ok(self.put(new, KeyMode::Both, kept, now))
     }
 
@@ -305,7 +305,7 @@ impl KeyStore {
             return Err(wrong_state());
         }
         strong_enough(info.algorithm, exchange.algorithm)?;
-        let key = self.home.taken_out(found)?.ok_or_else(wrong_state)?;
+        let key = self.location.taken_out(found)?.ok_or_else(wrong_state)?;
         let letter = if info.algorithm.is_tdes() { 'T' } else { 'A' };
         // What came with S may leave in more forms than with E: E is the narrower.
         let header = Header::new(block_version, ['P', '0'], letter, info.mode.letter(), 'E');
@@ -334,7 +334,7 @@ impl KeyStore {
         let travels = if header.exportability() == 'N' { Exportability::Never } else { Exportability::On };
         let new = NewKey { travels, ..self.next(name, algorithm)? };
         self.is_new(check_value(algorithm, &key), &new.name)?;
-        let kept = self.home.keep(&new, key)?;
+        let kept = self.location.keep(&new, key)?;
         let info = self.put(new, mode, kept, now);
         self.count_use(under, exchange);
         Ok(info)
@@ -360,7 +360,7 @@ impl KeyStore {
     pub fn commit(&mut self, entry: [u8; 32]) -> Result<(), KeyStoreError> {
         self.keyring.last_entry = entry;
         self.keyring.unfinished = true;
-        self.home.commit(&self.keyring)
+        self.location.commit(&self.keyring)
     }
 
     /// Whether the entry of [`KeyStore::last_entry`] may not be in its transcript yet.
@@ -374,12 +374,12 @@ impl KeyStore {
     /// The mark may still be there; the keys are what they were.
     pub fn finish(&mut self) -> Result<(), KeyStoreError> {
         self.keyring.unfinished = false;
-        self.home.commit(&self.keyring)
+        self.location.commit(&self.keyring)
     }
 
     /// The next version of a name, where there may be such a key here. An engine's keys never travel.
     fn next(&self, name: KeyUsage, algorithm: KeyAlgorithm) -> Result<NewKey, KeyStoreError> {
-        match self.home.algorithms(&name) {
+        match self.location.algorithms(&name) {
             [] => Err(KeyStoreError::NotHere { key: name.to_string() }),
             known if !known.contains(&algorithm) => Err(KeyStoreError::Algorithm { key: name.to_string(), algorithm }),
             _ => {
@@ -431,7 +431,7 @@ impl KeyStore {
         if !mode.allows(wanted) {
             return Err(KeyStoreError::Mode { key: found.info.reference(), mode });
         }
-        let key = self.home.protection_key(found)?.ok_or_else(missing)?;
+        let key = self.location.protection_key(found)?.ok_or_else(missing)?;
         Ok(Exchange { key, algorithm: found.info.algorithm, version: found.info.version })
     }
 
@@ -631,4 +631,4 @@ impl KeyStoreError {
 }
 
 #[cfg(test)]
-mod tests;
+mod store_tests;

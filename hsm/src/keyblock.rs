@@ -232,4 +232,4 @@ pub enum KeyBlockError {
 }
 
 #[cfg(test)]
-mod tests;
+mod block_tests;

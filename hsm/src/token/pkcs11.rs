@@ -3,36 +3,36 @@
 //! What both levels do alike is here: tags, account numbers, the tag over a sealed tzpk and what it is bound to.
 //! What must never enter: a mechanism no token here was measured with.
 
-mod calls;
-mod custody;
-mod examine;
 mod failure;
+mod ffi;
 mod host_level;
+mod inventory;
+mod key_manager;
 mod keys;
-mod link;
 mod objects;
-mod person;
-mod register;
+mod participant;
+mod probe;
+mod session_pool;
 mod token_level;
 
 use cryptoki::{error::Error as CallError, mechanism::Mechanism};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-pub use self::examine::{Probe, Route, TokenReport};
+pub use self::probe::{Probe, Route, TokenReport};
 use self::{
-    calls::Calls,
-    examine::seal_way,
     failure::call_failed,
+    ffi::Calls,
+    inventory::Inventory,
     keys::{FoundKeys, HostKeys, InUse, KeyHandles, KeyReferences, LevelKeys, TokenKeys},
-    link::Link,
-    register::Register,
+    probe::seal_way,
+    session_pool::SessionPool,
 };
 pub(crate) use self::{
-    custody::Custody,
-    examine::{ability, examine},
-    link::OwnToken,
-    person::SigningKey,
+    key_manager::TokenKeyManager,
+    participant::SigningKey,
+    probe::{ability, examine},
+    session_pool::OwnToken,
 };
 use super::{HostLevel, TdesBudget, Token, TokenLevel, software::joined};
 use crate::{
@@ -51,7 +51,7 @@ const RETRY_HEAD: [u8; 4] = [1, b'R', 0, 0];
 
 /// A token, logged in to, with the keys of one level.
 struct Pkcs11Token<L> {
-    link: Link<L>,
+    link: SessionPool<L>,
     in_use: InUse,
     newest: Versions,
     references: KeyReferences,
@@ -70,8 +70,8 @@ pub(crate) fn open_at_token_level(config: &Pkcs11, budget: TdesBudget) -> Result
 
 /// Makes every key that a level needs, in the token, for one use each; where people hold its keys together they do it.
 pub(crate) fn make_keys(config: &Pkcs11, level: BoundaryLevel) -> Result<KeyReferences, Pkcs11Error> {
-    let (session, functions) = link::look_to_write(config)?;
-    if Register::read(&session)?.is_some() {
+    let (session, functions) = session_pool::look_to_write(config)?;
+    if Inventory::read(&session)?.is_some() {
         return Err(Pkcs11Error::InCustody);
     }
     let calls = Calls::new(&session, functions.as_deref());
@@ -82,7 +82,7 @@ pub(crate) fn make_keys(config: &Pkcs11, level: BoundaryLevel) -> Result<KeyRefe
 
 impl<L: LevelKeys> Pkcs11Token<L> {
     fn open(config: &Pkcs11, tdes_budget: TdesBudget) -> Result<Self, Pkcs11Error> {
-        let (link, references) = Link::open(config)?;
+        let (link, references) = SessionPool::open(config)?;
         let in_use = link.in_use().clone();
         let newest = in_use.newest_of_all(L::LEVEL);
         Ok(Self { link, in_use, newest, references, tdes_budget })

@@ -9,7 +9,7 @@ use cryptoki::{
     session::Session,
 };
 
-use super::{calls::Calls, failure::call_failed, objects::create_of};
+use super::{failure::call_failed, ffi::Calls, objects::create_of};
 use crate::{
     binding::BoundaryLevel,
     check_value::Kcv,
@@ -547,9 +547,9 @@ mod tests {
         fresh_token::Make,
         keyring::Keyring,
         token::pkcs11::{
-            link::{self, OwnToken, UsableKeys},
+            inventory::{self, Inventory, Seen},
             make_keys,
-            register::{self, Register, Seen},
+            session_pool::{self, OwnToken, UsableKeys},
         },
     };
 
@@ -560,10 +560,10 @@ mod tests {
     /// As an engine finds them when it opens.
     fn found(make: Make) -> Result<KeyReferences, Pkcs11Error> {
         let config = make.config();
-        let (session, functions, _) = link::look(&config)?;
+        let (session, functions, _) = session_pool::look(&config)?;
         let session = Calls::new(&session, functions.as_deref());
-        let UsableKeys { references, .. } = link::find_keys(session, &config, best_level(make), None)?;
-        assert!(Register::read(&session)?.is_none());
+        let UsableKeys { references, .. } = session_pool::find_keys(session, &config, best_level(make), None)?;
+        assert!(Inventory::read(&session)?.is_none());
         Ok(references)
     }
 
@@ -600,7 +600,7 @@ mod tests {
             create_of(&stranger, planted, &[0x42; 32]).is_ok()
         };
         let plant_register = |number, private| {
-            let planted = register::as_data(&Seen::with(number, &Keyring::empty()));
+            let planted = inventory::as_data(&Seen::with(number, &Keyring::empty()));
             stranger.create_object(&with(planted, &Attribute::Private(private))).is_ok()
         };
         let planted = |private| [plant_key(1, private), plant_key(2, private), plant_register(7, private)];
@@ -611,7 +611,7 @@ mod tests {
         drop(stranger);
 
         assert_eq!(found(make).unwrap(), made);
-        let (session, _) = link::look_to_write(&config).unwrap();
+        let (session, _) = session_pool::look_to_write(&config).unwrap();
         let versions = versions_of(&session, &storage).unwrap();
         assert_eq!(versions.iter().map(|(version, _)| *version).collect::<Vec<_>>(), [1]);
     }
@@ -625,7 +625,7 @@ mod tests {
         make_keys(&config, level).unwrap();
         found(make).unwrap();
 
-        let (session, _) = link::look_to_write(&config).unwrap();
+        let (session, _) = session_pool::look_to_write(&config).unwrap();
         for left in objects(&session, &KeyUsage::Account, 1).unwrap() {
             session.destroy_object(left).unwrap();
         }

@@ -13,7 +13,7 @@ use cryptoki::{
 };
 use zeroize::Zeroizing;
 
-use super::calls::Calls;
+use super::ffi::Calls;
 use crate::clear::{Clear, Tzpk};
 
 /// Bytes of a double-length key under `CKM_AES_KEY_WRAP` (RFC 3394): the key and 8 more.

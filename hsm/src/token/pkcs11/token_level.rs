@@ -12,7 +12,7 @@ use cryptoki::{
 
 use super::{
     Pkcs11Token,
-    calls::Calls,
+    ffi::Calls,
     keys::{KeyHandles, TokenKeys},
     objects::{SessionObject, WRAPPED_BLOCK_BYTES, WRAPPED_TZPK_BYTES},
 };

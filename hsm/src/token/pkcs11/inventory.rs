@@ -20,7 +20,7 @@ const LABEL: &[u8] = b"pinseal register";
 const APPLICATION: &[u8] = b"pinseal";
 
 /// The register as a token has it.
-pub(super) struct Register {
+pub(super) struct Inventory {
     pub(super) seen: Seen,
     pub(super) keyring: Keyring,
 }
@@ -40,7 +40,7 @@ impl Seen {
     }
 }
 
-impl Register {
+impl Inventory {
     /// Reads it; none where no ceremony was held.
     pub(super) fn read(session: &Session) -> Result<Option<Self>, Pkcs11Error> {
         let Some(seen) = newest(all(session)?)? else { return Ok(None) };

@@ -12,15 +12,15 @@ use aws_lc_rs::key_wrap::{AES_256, AesKek, KeyWrap};
 use cryptoki::{mechanism::Mechanism, object::ObjectHandle, session::Session};
 
 use super::{
-    calls::{Calls, Functions},
-    examine::seal_way,
     failure::call_failed,
+    ffi::{Calls, Functions},
+    inventory::{Inventory, Seen},
     keys::{
         self, InUse, SealWay, algorithms, audit, bring_in, cmac, generate, keys_of_any_engine, objects, versions_of,
     },
-    link,
     objects::SessionObject,
-    register::{Register, Seen},
+    probe::seal_way,
+    session_pool,
 };
 use crate::{
     binding::BoundaryLevel,
@@ -36,7 +36,7 @@ use crate::{
 const KEY_WRAP_BYTES: usize = 8;
 
 /// A token, logged in to be changed.
-pub(crate) struct Custody {
+pub(crate) struct TokenKeyManager {
     session: Session,
     functions: Option<Arc<Functions>>,
     level: BoundaryLevel,
@@ -47,20 +47,20 @@ pub(crate) struct Custody {
     made: Vec<ObjectHandle>,
 }
 
-impl Drop for Custody {
+impl Drop for TokenKeyManager {
     fn drop(&mut self) {
         self.take_back();
     }
 }
 
-impl Custody {
+impl TokenKeyManager {
     /// Logs in and reads the register. Where there is none yet, it tells of the keys that an engine uses already.
     pub(crate) fn open(config: &Pkcs11, level: BoundaryLevel, now: u64) -> Result<(Self, Keyring), Pkcs11Error> {
-        let (session, functions) = link::look_to_write(config)?;
+        let (session, functions) = session_pool::look_to_write(config)?;
         let seal = seal_way(Calls::new(&session, functions.as_deref()));
         let mut custody = Self { session, functions, level, seal, seen: Seen::default(), made: Vec::new() };
-        let keyring = match Register::read(&custody.session)? {
-            Some(Register { seen, keyring }) => {
+        let keyring = match Inventory::read(&custody.session)? {
+            Some(Inventory { seen, keyring }) => {
                 custody.seen = seen;
                 keyring
             }
@@ -118,7 +118,7 @@ impl Custody {
     pub(crate) fn commit(&mut self, keyring: &Keyring) -> Result<(), Pkcs11Error> {
         // Whatever the token answers, the register may tell of them from here on.
         let made = mem::take(&mut self.made);
-        self.seen = Register::write(&self.session, &self.seen, keyring).inspect_err(|error| {
+        self.seen = Inventory::write(&self.session, &self.seen, keyring).inspect_err(|error| {
             if error.left_register_unwritten() {
                 // But for these: then nothing was written.
                 self.made = made;
@@ -151,7 +151,7 @@ impl Custody {
     /// Whether a key can have this place: nobody has changed the register since it was read, and nothing is there. What is
     /// there may be a key that another step makes now, so it is not touched.
     fn is_free(&self, new: &NewKey) -> Result<(), Pkcs11Error> {
-        Register::has_not_moved(&self.session, &self.seen)?;
+        Inventory::has_not_moved(&self.session, &self.seen)?;
         match objects(&self.session, &new.name, new.version)?.is_empty() {
             true => Ok(()),
             false => Err(unregistered(new)),
@@ -236,15 +236,15 @@ mod tests {
     use super::*;
     use crate::{
         fresh_token::Make,
-        token::pkcs11::{make_keys, register},
+        token::pkcs11::{inventory, make_keys},
     };
 
     const NOW: u64 = 1_700_000_000_000;
     /// NSS keeps no register.
     const WITH_REGISTER: [Make; 2] = [Make::SoftHsm, Make::OpenCryptoki];
 
-    fn opened(make: Make) -> (Custody, Keyring) {
-        Custody::open(&make.config(), BoundaryLevel::Host, NOW).unwrap()
+    fn opened(make: Make) -> (TokenKeyManager, Keyring) {
+        TokenKeyManager::open(&make.config(), BoundaryLevel::Host, NOW).unwrap()
     }
 
     fn storage(keyring: &Keyring) -> NewKey {
@@ -262,7 +262,7 @@ mod tests {
     }
 
     /// The check value of the one storage key of a version, as the token answers for it.
-    fn storage_in_token(custody: &Custody, version: u16) -> Kcv {
+    fn storage_in_token(custody: &TokenKeyManager, version: u16) -> Kcv {
         let key = custody.object(&KeyUsage::Storage, version).unwrap();
         custody.check_value(&KeyUsage::Storage, KeyAlgorithm::Aes256, key).unwrap().unwrap()
     }
@@ -361,7 +361,7 @@ mod tests {
             make_keys(&make.config(), level).unwrap();
         }
         for level in [BoundaryLevel::Host, BoundaryLevel::Token] {
-            let (_custody, keyring) = Custody::open(&make.config(), level, NOW).unwrap();
+            let (_custody, keyring) = TokenKeyManager::open(&make.config(), level, NOW).unwrap();
             for name in [KeyUsage::Storage, KeyUsage::StorageWrapped, KeyUsage::StorageIso4, KeyUsage::Mac] {
                 assert_eq!(keyring.active_versions(&name), [1], "{name}");
             }
@@ -375,11 +375,11 @@ mod tests {
             return WITH_REGISTER.into_iter().for_each(|make| make.runs(test));
         };
         let (writer, mut keyring) = opened(make);
-        let taken_back = writer.session.create_object(&register::as_data(&Seen::with(1, &keyring))).unwrap();
+        let taken_back = writer.session.create_object(&inventory::as_data(&Seen::with(1, &keyring))).unwrap();
         let (mut reader, read) = opened(make);
         writer.session.destroy_object(taken_back).unwrap();
         keyring.last_entry = [7; 32];
-        writer.session.create_object(&register::as_data(&Seen::with(1, &keyring))).unwrap();
+        writer.session.create_object(&inventory::as_data(&Seen::with(1, &keyring))).unwrap();
         assert!(matches!(reader.make(&storage(&read)), Err(Pkcs11Error::Meanwhile)));
         assert!(matches!(reader.commit(&read), Err(Pkcs11Error::Meanwhile)));
     }
@@ -391,8 +391,8 @@ mod tests {
         };
         makes_storage(make);
         let (custody, keyring) = opened(make);
-        custody.session.create_object(&register::as_data(&Seen::with(1, &keyring))).unwrap();
-        let read = Register::read(&custody.session);
+        custody.session.create_object(&inventory::as_data(&Seen::with(1, &keyring))).unwrap();
+        let read = Inventory::read(&custody.session);
         assert!(matches!(read, Err(Pkcs11Error::Registers { number: 1 })));
     }
 }

@@ -11,11 +11,11 @@ use cryptoki::{
 use thiserror::Error;
 
 use super::{
-    calls::Calls,
     failure::call_failed,
+    ffi::Calls,
     keys::{FoundKeys, HostKeys, SealKey, SealWay, TokenKeys},
-    link::{self, UsableKeys},
     objects::{SessionObject, WRAPPED_BLOCK_BYTES, WRAPPED_TZPK_BYTES},
+    session_pool::{self, UsableKeys},
     token_level::ends_with_a,
 };
 use crate::{
@@ -103,7 +103,7 @@ impl Ability {
 
 /// Finds out what a token can do at level `token`.
 pub(crate) fn ability(config: &Pkcs11) -> Result<Ability, Pkcs11Error> {
-    let (session, functions, token) = link::look(config)?;
+    let (session, functions, token) = session_pool::look(config)?;
     let session = Calls::new(&session, functions.as_deref());
     let probes = TRIALS.iter().filter(|trial| trial.level == BoundaryLevel::Token);
     Ok(Ability { probes: probes.map(|trial| trial.run(session, &token.mechanisms)).collect() })
@@ -119,10 +119,10 @@ pub(super) fn seal_way(session: Calls<'_>) -> SealWay {
 
 /// Looks at a token that is used at a level: logs in, makes throw-away keys in a session, measures.
 pub(crate) fn examine(config: &Pkcs11, level: BoundaryLevel) -> Result<TokenReport, Pkcs11Error> {
-    let (session, functions, token) = link::look(config)?;
+    let (session, functions, token) = session_pool::look(config)?;
     let session = Calls::new(&session, functions.as_deref());
     let probes = TRIALS.iter().map(|trial| trial.run(session, &token.mechanisms)).collect();
-    let (keys, speeds) = match link::find_keys(session, config, level, None) {
+    let (keys, speeds) = match session_pool::find_keys(session, config, level, None) {
         Err(error) => (Err(error.to_string()), Vec::new()),
         Ok(UsableKeys { found, references, .. }) => {
             let speeds = match level {

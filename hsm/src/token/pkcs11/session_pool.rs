@@ -18,10 +18,10 @@ use cryptoki::{
 };
 
 use super::{
-    calls::{Calls, Functions, initialize},
     failure::{call_failed, reason},
+    ffi::{Calls, Functions, initialize},
+    inventory::Inventory,
     keys::{FoundKeys, InUse, KeyHandles, KeyReferences, LevelKeys, SealWay, engine_keys, versions_of},
-    register::Register,
 };
 use crate::{
     binding::BoundaryLevel,
@@ -37,7 +37,7 @@ const RETRY_AFTER_MIN: Duration = Duration::from_millis(100);
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(2);
 
 /// A token as configured, connected or lost; with the storage keys of one level.
-pub(super) struct Link<L> {
+pub(super) struct SessionPool<L> {
     config: Pkcs11,
     /// As they were when it was opened: one that was lost comes back with the same.
     in_use: InUse,
@@ -72,7 +72,7 @@ struct Connection<L> {
 /// There while a connection has sessions.
 struct Open;
 
-impl<L: LevelKeys> Link<L> {
+impl<L: LevelKeys> SessionPool<L> {
     /// Logs in and finds the keys.
     pub(super) fn open(config: &Pkcs11) -> Result<(Self, KeyReferences), Pkcs11Error> {
         let (connection, in_use, references) = Connection::open(config, None)?;
@@ -233,7 +233,7 @@ pub(super) fn find_keys(
     level: BoundaryLevel,
     in_use: Option<&InUse>,
 ) -> Result<UsableKeys, Pkcs11Error> {
-    let register = Register::read(&session)?;
+    let register = Inventory::read(&session)?;
     let in_use = match (in_use, &register) {
         (Some(in_use), _) => in_use.clone(),
         (None, Some(register)) => in_use_by_register(register, level)?,
@@ -270,7 +270,7 @@ fn seal_way_where(
     })
 }
 
-fn in_use_by_register(register: &Register, level: BoundaryLevel) -> Result<InUse, Pkcs11Error> {
+fn in_use_by_register(register: &Inventory, level: BoundaryLevel) -> Result<InUse, Pkcs11Error> {
     let active = |name: &KeyUsage| register.keyring.active_versions(name);
     let way = seal_way_where(level, |name| Ok(!active(name).is_empty()))?;
     let mut in_use = Vec::new();
@@ -289,7 +289,7 @@ fn in_use_by_register(register: &Register, level: BoundaryLevel) -> Result<InUse
 }
 
 /// The first key whose check value is another than the register says.
-fn exchanged(register: &Register, references: &KeyReferences) -> Option<String> {
+fn exchanged(register: &Inventory, references: &KeyReferences) -> Option<String> {
     let other = |info: &KeyInfo| {
         let found = references.iter().find(|found| found.reference() == info.reference())?;
         (found.kcv? != info.check_value?).then(|| info.reference())

@@ -15,18 +15,18 @@ use crate::{
     keyblock::ProtectionKey,
     keyring::{KeyAlgorithm, KeyUsage, Keyring, NewKey, RingKey, check_value, random_key},
     level,
-    token::Custody,
+    token::TokenKeyManager,
     vault::{self, VaultError, VaultWrite},
 };
 
 /// A vault, nobody else's meanwhile; or a token, which has no lock: a step that another was before is refused.
-pub(super) enum Home {
-    Vault(VaultHome),
-    Token(Box<Custody>),
+pub(super) enum KeyLocation {
+    Vault(VaultLocation),
+    Token(Box<TokenKeyManager>),
 }
 
 /// A vault's file.
-pub(super) struct VaultHome {
+pub(super) struct VaultLocation {
     path: PathBuf,
     unlock: Unlock,
     write: VaultWrite,
@@ -39,17 +39,17 @@ pub(super) struct KeptKey {
     pub(super) bytes: Option<ClearBytes>,
 }
 
-impl Home {
+impl KeyLocation {
     /// Opens it, and reads what it tells of its keys. A vault that is not there yet is empty, and made with the first commit.
     pub(super) fn open(keys: Keys, wanted: &Wanted, now: u64) -> Result<(Self, Keyring), KeyStoreError> {
         match keys {
             Keys::Vault(vault) => {
-                let (home, keyring) = VaultHome::open(vault, now)?;
-                Ok((Self::Vault(home), keyring))
+                let (location, keyring) = VaultLocation::open(vault, now)?;
+                Ok((Self::Vault(location), keyring))
             }
             Keys::Pkcs11(token) => {
                 let level = level::of_token(&token, wanted)?.level();
-                let (custody, keyring) = Custody::open(&token, level, now)?;
+                let (custody, keyring) = TokenKeyManager::open(&token, level, now)?;
                 Ok((Self::Token(Box::new(custody)), keyring))
             }
         }
@@ -109,7 +109,7 @@ impl Home {
     /// Puts every change on disk, or into the token.
     pub(super) fn commit(&mut self, keyring: &Keyring) -> Result<(), KeyStoreError> {
         match self {
-            Self::Vault(VaultHome { path, unlock, write, .. }) => {
+            Self::Vault(VaultLocation { path, unlock, write, .. }) => {
                 // An engine's first start makes a key file too, under this lock.
                 let _directory = match write {
                     VaultWrite::New => Some(vault::lock_directory(path)?),
@@ -124,7 +124,7 @@ impl Home {
     }
 }
 
-impl VaultHome {
+impl VaultLocation {
     fn open(vault: Vault, now: u64) -> Result<(Self, Keyring), KeyStoreError> {
         let Vault::File { path, unlock } = vault else { return Err(KeyStoreError::Memory) };
         if let Some(directory) = path.parent() {

@@ -16,9 +16,9 @@ use cryptoki::{
 };
 
 use super::{
-    calls::{Calls, Functions},
     failure::call_failed,
-    link::OwnToken,
+    ffi::{Calls, Functions},
+    session_pool::OwnToken,
 };
 use crate::{
     open_error::Pkcs11Error,
