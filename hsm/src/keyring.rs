@@ -27,7 +27,7 @@ use crate::{
     keyblock::{Family, check_bytes},
     sealed::KeyVersion,
     status::StorageVersions,
-    vault::{self, Contents, VaultError},
+    vault::{self, VaultError},
     versioned::Versioned,
 };
 
@@ -435,16 +435,16 @@ impl Keyring {
         let Vault::File { path, unlock } = vault else { return Self::fresh(now) };
         match absent {
             AbsentVault::Refuse if vault::is_there(path, unlock)? => {
-                Self::contents(vault::read(path, unlock)?, path, now)
+                Self::from_vault(&vault::read(path, unlock)?, path)
             }
             AbsentVault::Refuse => Err(VaultError::Absent { path: path.clone() }),
             AbsentVault::Create => {
                 let _lock = vault::lock_directory(path)?;
-                let contents = match vault::is_there(path, unlock)? {
+                let bytes = match vault::is_there(path, unlock)? {
                     true => vault::read(path, unlock)?,
                     false => vault::make(path, unlock, Self::fresh(now)?.bytes())?,
                 };
-                Self::contents(contents, path, now)
+                Self::from_vault(&bytes, path)
             }
         }
     }
@@ -456,19 +456,14 @@ impl Keyring {
         match (vault::is_there(path, unlock), key_file) {
             (Ok(true), _) => Err(VaultError::Present { path: path.clone() }),
             (Ok(false), _) | (Err(VaultError::Missing { .. }), KeyFileUse::Existing) => {
-                Self::contents(vault::make(path, unlock, Self::fresh(now)?.bytes())?, path, now)
+                Self::from_vault(&vault::make(path, unlock, Self::fresh(now)?.bytes())?, path)
             }
             (Err(error), _) => Err(error),
         }
     }
 
-    fn contents(contents: Contents, path: &Path, now: u64) -> Result<Self, VaultError> {
-        match contents {
-            Contents::Keyring(bytes) => {
-                Self::read(bytes.bytes()).ok_or_else(|| VaultError::WontOpen { path: path.to_owned() })
-            }
-            Contents::SixKeys(bytes) => Ok(Self::of_six(&bytes, now)),
-        }
+    fn from_vault(bytes: &ClearBytes, path: &Path) -> Result<Self, VaultError> {
+        Self::read(bytes.bytes()).ok_or_else(|| VaultError::WontOpen { path: path.to_owned() })
     }
 
     fn fresh(now: u64) -> Result<Self, VaultError> {
@@ -477,16 +472,6 @@ impl Keyring {
             keyring.put_active(name, algorithm, random_key(algorithm)?, now);
         }
         Ok(keyring)
-    }
-
-    fn of_six(bytes: &ClearBytes, now: u64) -> Self {
-        let (mut keyring, mut rest) = (Self::empty(), bytes.bytes());
-        for (name, algorithm) in VAULT_KEYS {
-            let (key, others) = rest.split_at(algorithm.bytes().min(rest.len()));
-            keyring.put_active(name, algorithm, ClearBytes::copied(key), now);
-            rest = others;
-        }
-        keyring
     }
 
     fn put_active(&mut self, name: KeyUsage, algorithm: KeyAlgorithm, key: ClearBytes, now: u64) {

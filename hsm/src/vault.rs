@@ -3,9 +3,9 @@
 //! ```text
 //! "PINSEAL-VAULT" version(1) unlock(1) memory_kib(4) passes(4) salt(16) nonce(12) ciphertext tag(16)
 //! ```
-//! Version 2 holds a keyring, as `keyring` lays it out; version 1 held six keys, 176 bytes, and is read still.
-//! Sealed by AES-256-GCM-SIV under the unlock key, with all that stands before the ciphertext as authenticated data. The
-//! unlock key is a key file's 32 bytes, or Argon2id (RFC 9106) of a passphrase.
+//! The plaintext is a keyring, in the layout of `keyring::layout`. The cipher is AES-256-GCM-SIV (RFC 8452) under the unlock
+//! key; the bytes before the ciphertext are its associated data. The unlock key is the 32 bytes of a key file, or Argon2id
+//! (RFC 9106) of a passphrase.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -33,13 +33,10 @@ use crate::{
 
 const MAGIC: &[u8; 13] = b"PINSEAL-VAULT";
 const VERSION: u8 = 2;
-/// Of a file that holds six keys and nothing of them.
-const VERSION_OF_SIX_KEYS: u8 = 1;
 const BY_KEY: u8 = 0;
 const BY_PASSPHRASE: u8 = 1;
 const NONCE_AT: usize = 13 + 2 + 8 + 16;
 const HEAD_BYTES: usize = NONCE_AT + 12;
-const SIX_KEYS_BYTES: usize = 5 * 32 + 16;
 /// The longest file: thousands of keys.
 const FILE_BYTES_MAX: usize = 1 << 20;
 
@@ -52,14 +49,6 @@ const MEMORY_KIB_MAX: u32 = 1024 * 1024;
 /// See [`MEMORY_KIB_MAX`].
 const PASSES_MAX: u32 = 64;
 
-/// What stood in a vault.
-pub(crate) enum Contents {
-    /// Storage, storage-3des, seal, account, record and retry key, of 32, 16, 32, 32, 32 and 32 bytes.
-    SixKeys(ClearBytes),
-    /// A keyring.
-    Keyring(ClearBytes),
-}
-
 /// Whether a file may be there.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum VaultWrite {
@@ -69,18 +58,18 @@ pub(crate) enum VaultWrite {
     Over,
 }
 
-/// Opens a vault.
-pub(crate) fn read(path: &Path, unlock: &Unlock) -> Result<Contents, VaultError> {
+/// Decrypts a vault file and returns its keyring as bytes.
+pub(crate) fn read(path: &Path, unlock: &Unlock) -> Result<ClearBytes, VaultError> {
     let bytes = read_private(path, FILE_BYTES_MAX)?;
     let foreign = || VaultError::Foreign { path: path.to_owned() };
     let wont_open = || VaultError::WontOpen { path: path.to_owned() };
     let (head, sealed) =
         bytes.split_at_checked(HEAD_BYTES).filter(|(head, _)| head.starts_with(MAGIC)).ok_or_else(foreign)?;
-    let version = match head.get(MAGIC.len()) {
-        Some(&version @ (VERSION | VERSION_OF_SIX_KEYS)) => version,
+    match head.get(MAGIC.len()) {
+        Some(&VERSION) => {}
         Some(&version) => return Err(VaultError::Version { path: path.to_owned(), version }),
         None => return Err(foreign()),
-    };
+    }
     let mut key = Clear::zeroed();
     unlock_key(path, unlock, head, &mut key)?;
     let aead = UnboundKey::new(&AES_256_GCM_SIV, key.bytes()).map(LessSafeKey::new).map_err(|_| wont_open())?;
@@ -88,25 +77,11 @@ pub(crate) fn read(path: &Path, unlock: &Unlock) -> Result<Contents, VaultError>
     let mut room = ClearBytes::copied(sealed);
     let opened =
         aead.open_in_place(nonce.ok_or_else(wont_open)?, Aad::from(head), room.bytes_mut()).map_err(|_| wont_open())?;
-    match (version, opened.len()) {
-        (VERSION, _) => Ok(Contents::Keyring(ClearBytes::copied(opened))),
-        (_, SIX_KEYS_BYTES) => Ok(Contents::SixKeys(ClearBytes::copied(opened))),
-        _ => Err(wont_open()),
-    }
+    Ok(ClearBytes::copied(opened))
 }
 
 /// Seals a keyring into a file: whole or not at all.
 pub(crate) fn write(path: &Path, unlock: &Unlock, keyring: ClearBytes, how: VaultWrite) -> Result<(), VaultError> {
-    write_version(VERSION, path, unlock, keyring, how)
-}
-
-fn write_version(
-    version: u8,
-    path: &Path,
-    unlock: &Unlock,
-    contents: ClearBytes,
-    how: VaultWrite,
-) -> Result<(), VaultError> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory).map_err(|error| VaultError::io(path, error))?;
     }
@@ -114,7 +89,7 @@ fn write_version(
         (Unlock::KeyFile(key_file), VaultWrite::New) if make_key_file(key_file)? => Some(key_file),
         _ => None,
     };
-    let written = seal_into(version, path, unlock, contents, how);
+    let written = seal_into(path, unlock, keyring, how);
     // A key file alone says that its vault is missing. Without either, the next start is the first again.
     if let (Err(_), Some(key_file), Ok(false)) = (&written, made, path.try_exists()) {
         let _ = fs::remove_file(key_file).and_then(|()| sync_directory(key_file));
@@ -122,19 +97,13 @@ fn write_version(
     written
 }
 
-fn seal_into(
-    version: u8,
-    path: &Path,
-    unlock: &Unlock,
-    mut contents: ClearBytes,
-    how: VaultWrite,
-) -> Result<(), VaultError> {
+fn seal_into(path: &Path, unlock: &Unlock, mut keyring: ClearBytes, how: VaultWrite) -> Result<(), VaultError> {
     let mut head = [0; HEAD_BYTES];
     let kind = match unlock {
         Unlock::Passphrase(_) => BY_PASSPHRASE,
         Unlock::KeyFile(_) | Unlock::Key(_) => BY_KEY,
     };
-    let fixed = [&MAGIC[..], &[version, kind], &MEMORY_KIB.to_be_bytes(), &PASSES.to_be_bytes()].concat();
+    let fixed = [&MAGIC[..], &[VERSION, kind], &MEMORY_KIB.to_be_bytes(), &PASSES.to_be_bytes()].concat();
     head.iter_mut().zip(&fixed).for_each(|(place, byte)| *place = *byte);
     if let Some(salt_and_nonce) = head.get_mut(fixed.len()..) {
         rand::fill(salt_and_nonce).map_err(|_| VaultError::Random)?;
@@ -146,9 +115,9 @@ fn seal_into(
     let nonce = head.get(NONCE_AT..).and_then(|nonce| Nonce::try_assume_unique_for_key(nonce).ok());
     let (Ok(aead), Some(nonce)) = (aead, nonce) else { return Err(VaultError::Random) };
     let tag = aead
-        .seal_in_place_separate_tag(nonce, Aad::from(&head[..]), contents.bytes_mut())
+        .seal_in_place_separate_tag(nonce, Aad::from(&head[..]), keyring.bytes_mut())
         .map_err(|_| VaultError::Random)?;
-    let file = [&head[..], contents.bytes(), tag.as_ref()].concat();
+    let file = [&head[..], keyring.bytes(), tag.as_ref()].concat();
     if file.len() > FILE_BYTES_MAX {
         return Err(VaultError::Full { path: path.to_owned() });
     }
@@ -184,7 +153,7 @@ pub(crate) fn lock_directory(path: &Path) -> Result<File, VaultError> {
 }
 
 /// Makes a vault. Of several processes that do so at once one does, and all of them open what it made.
-pub(crate) fn make(path: &Path, unlock: &Unlock, keyring: ClearBytes) -> Result<Contents, VaultError> {
+pub(crate) fn make(path: &Path, unlock: &Unlock, keyring: ClearBytes) -> Result<ClearBytes, VaultError> {
     match write(path, unlock, keyring, VaultWrite::New) {
         Err(VaultError::Io { path: of, error }) if of == path => made_here_or_elsewhere(path, Err(error))?,
         other => other?,
@@ -425,7 +394,7 @@ pub enum VaultError {
         path: PathBuf,
     },
     /// The file is of another release.
-    #[error("{} is a vault of version {version}: this release reads versions {VERSION_OF_SIX_KEYS} and {VERSION}", path.display())]
+    #[error("{} is a vault of version {version}: this release reads version {VERSION} only; run the release that wrote the file", path.display())]
     Version {
         /// Which file.
         path: PathBuf,
@@ -531,29 +500,6 @@ mod tests {
 
     fn open(vault: &Vault) -> Result<Keys, VaultError> {
         Keyring::open(vault, AbsentVault::Create, 1).and_then(|keyring| keyring.serving(vault))
-    }
-
-    #[test]
-    fn a_vault_of_six_keys_opens_to_them_and_is_kept_as_a_keyring_when_it_changes() {
-        let directory = tempfile::tempdir().unwrap();
-        let (path, unlock) = (directory.path().join("vault"), Unlock::Key(Zeroizing::new([9; 32])));
-        let six: Vec<u8> =
-            [1, 2, 3, 4, 5, 6].iter().flat_map(|key| vec![*key; if *key == 2 { 16 } else { 32 }]).collect();
-        write_version(VERSION_OF_SIX_KEYS, &path, &unlock, ClearBytes::copied(&six), VaultWrite::New).unwrap();
-        let vault = Vault::File { path: path.clone(), unlock };
-        let keys = open(&vault).unwrap();
-        assert!(
-            keys.storage.newest().bytes() == &[1; 32]
-                && keys.storage_tdes.newest().bytes() == &[2; 16]
-                && keys.retry.newest().bytes() == &[6; 32]
-        );
-        assert_eq!((keys.storage.version().0, keys.seal.version().0, keys.account.version().0), (1, 1, 1));
-
-        let Vault::File { unlock, .. } = &vault else { panic!("not a file") };
-        let keyring = Keyring::open(&vault, AbsentVault::Refuse, 1).unwrap();
-        write(&path, unlock, keyring.bytes(), VaultWrite::Over).unwrap();
-        assert_eq!(fs::read(&path).unwrap()[MAGIC.len()], VERSION);
-        assert!(open(&vault).unwrap().record.newest().bytes() == &[5; 32]);
     }
 
     #[test]
