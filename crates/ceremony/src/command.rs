@@ -15,8 +15,8 @@ use serde_json::json;
 use thiserror::Error;
 
 use super::{
-    deed::{Component, Deed, Key},
-    person::{self, BringError},
+    action::{CeremonyAction, Component, Key},
+    participant_key::{self, ParticipantKeyError},
     records::RecordsSource,
     roster::{Roster, RosterError, Step},
     session::{Session, SessionError},
@@ -224,11 +224,11 @@ struct PersonArguments {
 }
 
 impl PersonArguments {
-    fn key(&self) -> Result<Option<PersonKey>, BringError> {
+    fn key(&self) -> Result<Option<PersonKey>, ParticipantKeyError> {
         match self {
             Self { out: Some(path), .. } => Ok(Some(PersonKey::make(path)?)),
-            Self { token: Some(path), .. } => person::make_in_token(path).map(Some),
-            Self { show: Some(path), .. } => person::bring(path).map(Some),
+            Self { token: Some(path), .. } => participant_key::make_in_token(path).map(Some),
+            Self { show: Some(path), .. } => participant_key::read(path).map(Some),
             Self { .. } => Ok(None),
         }
     }
@@ -263,9 +263,9 @@ impl At {
     }
 
     /// Tells what is done now, in the transcript and to whoever asked.
-    fn done(&self, session: &mut Session, deed: Deed) -> Result<(), CeremonyError> {
-        session.record(deed.clone())?;
-        let told = if self.json { json!(deed).to_string() } else { deed.to_string() };
+    fn done(&self, session: &mut Session, action: CeremonyAction) -> Result<(), CeremonyError> {
+        session.record(action.clone())?;
+        let told = if self.json { json!(action).to_string() } else { action.to_string() };
         print_done(session, &told)
     }
 }
@@ -285,7 +285,7 @@ pub fn run(arguments: CeremonyArguments) -> Result<(), CeremonyError> {
             let Some(key) = key else { return Ok(()) };
             let printed = writeln!(io::stdout(), "{}", key.public());
             printed.map_err(|error| match arguments.out.or(arguments.token) {
-                Some(path) => CeremonyError::PersonNotPrinted { path, error },
+                Some(path) => CeremonyError::ParticipantKeyNotPrinted { path, error },
                 None => CeremonyError::Io(error),
             })
         }
@@ -294,7 +294,7 @@ pub fn run(arguments: CeremonyArguments) -> Result<(), CeremonyError> {
             let mut session = at.session()?;
             let algorithm = algorithm_of(&session.store, &key, algorithm)?;
             let made = session.store.make(key, algorithm, now)?;
-            at.done(&mut session, Deed::MakeKey { key: Key::of(&made) })
+            at.done(&mut session, CeremonyAction::MakeKey { key: Key::of(&made) })
         }
         Command::MakeComponents { algorithm, at } => make_in_components(&at, algorithm),
         Command::Load { key, algorithm, at } => load(&at, key, algorithm, now),
@@ -303,27 +303,27 @@ pub fn run(arguments: CeremonyArguments) -> Result<(), CeremonyError> {
             let header = KeyBlock::parse(&text).map_err(KeyStoreError::from)?.header_text();
             let mut session = at.session()?;
             let came = session.store.import(key, &text, &under, now)?;
-            at.done(&mut session, Deed::ImportKey { key: Key::of(&came), under: under.to_string(), header })
+            at.done(&mut session, CeremonyAction::ImportKey { key: Key::of(&came), under: under.to_string(), header })
         }
         Command::Export { key: (name, version), under, block_version, at } => {
             let mut session = at.session()?;
             let block = session.store.export((&name, version), &under, block_version)?;
             let key = told_of(&session.store, &name, version)?;
             let header = KeyBlock::parse(&block).map_err(KeyStoreError::from)?.header_text();
-            session.record(Deed::ExportKey { key, under: under.to_string(), header })?;
+            session.record(CeremonyAction::ExportKey { key, under: under.to_string(), header })?;
             let told = if at.json { json!({ "key_block": block }).to_string() } else { block };
             print_done(&session, &told)
         }
         Command::Activate { key: (name, version), at } => {
             let mut session = at.session()?;
             let key = Key::of(&session.store.activate(&name, version, now)?);
-            at.done(&mut session, Deed::Activate { key })
+            at.done(&mut session, CeremonyAction::Activate { key })
         }
         Command::Retire { key: (name, version), records, at } => {
             let mut session = at.session()?;
             let (key_use, count) = records.count(&session.store, &name, version, &at.config)?;
             let key = Key::of(&session.store.retire(&name, version, &key_use, now)?);
-            at.done(&mut session, Deed::Retire { key, count })
+            at.done(&mut session, CeremonyAction::Retire { key, count })
         }
         Command::Destroy { key: (name, version), confirm, confirm_check_value, records, at } => {
             let mut session = at.session()?;
@@ -336,11 +336,11 @@ pub fn run(arguments: CeremonyArguments) -> Result<(), CeremonyError> {
                 confirm_check_value.map_or_else(|| ask("And its check value, read off by another: "), Ok)?;
             let (key_use, count) = records.count(&session.store, &name, version, &at.config)?;
             let key = Key::of(&session.store.destroy(&name, version, &check_value, &key_use, now)?);
-            at.done(&mut session, Deed::Destroy { key, count })
+            at.done(&mut session, CeremonyAction::Destroy { key, count })
         }
         Command::End { at } => {
             let mut session = at.session_for(Step::Frame)?;
-            at.done(&mut session, Deed::End)
+            at.done(&mut session, CeremonyAction::End)
         }
         Command::List { config, json } => list(&config, json),
         Command::Verify { transcript, roster, open, json } => {
@@ -353,8 +353,8 @@ pub fn run(arguments: CeremonyArguments) -> Result<(), CeremonyError> {
 fn begin(at: &At, roster: &Path) -> Result<(), CeremonyError> {
     let roster = read_roster(roster)?;
     let transcript = TranscriptFile::create(&at.transcript)?;
-    let (mut session, deed) = Session::begin(open_store(&at.config)?, transcript, roster, &at.present)?;
-    at.done(&mut session, deed)
+    let (mut session, action) = Session::begin(open_store(&at.config)?, transcript, roster, &at.present)?;
+    at.done(&mut session, action)
 }
 
 fn make_in_components(at: &At, algorithm: KeyAlgorithm) -> Result<(), CeremonyError> {
@@ -364,7 +364,7 @@ fn make_in_components(at: &At, algorithm: KeyAlgorithm) -> Result<(), CeremonyEr
     let made = make_components(&mut desk()?, algorithm, &custodians)?;
     let components = Component::of_each(&custodians, &made.components);
     let (algorithm, check_value) = (algorithm.to_string(), made.key.to_string());
-    at.done(&mut session, Deed::MakeComponents { algorithm, check_value, components })
+    at.done(&mut session, CeremonyAction::MakeComponents { algorithm, check_value, components })
 }
 
 fn load(at: &At, name: KeyUsage, algorithm: Option<KeyAlgorithm>, now: u64) -> Result<(), CeremonyError> {
@@ -379,7 +379,7 @@ fn load(at: &At, name: KeyUsage, algorithm: Option<KeyAlgorithm>, now: u64) -> R
     }
     let entered = Component::of_each(&custodians, components.check_values());
     let key = Key::of(&session.store.load(name, &components, now)?);
-    at.done(&mut session, Deed::LoadKey { key, components: entered })
+    at.done(&mut session, CeremonyAction::LoadKey { key, components: entered })
 }
 
 /// The terminal where there is one; else the pipes of a script.
@@ -459,7 +459,7 @@ fn verify(path: &Path, roster: Option<&Roster>, closed: Closed, json: bool) -> R
             entry.number,
             entry.at,
             entry.present.join(", "),
-            entry.deed
+            entry.action
         )?;
     }
     writeln!(out, "\nevery line holds, signed by all who were there; the last one's hash is\n{head}")?;
@@ -536,7 +536,7 @@ impl CeremonyError {
     /// The exit code: 3 where the step was done, or may have been, and what follows it failed; else 1, nothing was done.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::StepNotPrinted { .. } | Self::PersonNotPrinted { .. } => DONE_IN_PART,
+            Self::StepNotPrinted { .. } | Self::ParticipantKeyNotPrinted { .. } => DONE_IN_PART,
             Self::Session(error) if error.is_done_in_part() => DONE_IN_PART,
             _ => 1,
         }
@@ -652,7 +652,7 @@ pub enum CeremonyError {
     NotConfirmed,
     /// Somebody's key.
     #[error(transparent)]
-    Person(#[from] BringError),
+    Participant(#[from] ParticipantKeyError),
     /// A file.
     #[error("{}: {error}", path.display())]
     File {
@@ -681,7 +681,7 @@ pub enum CeremonyError {
         "the key was made, but its output failed: {error}; `pinseal ceremony person --show {}` prints its public half",
         path.display()
     )]
-    PersonNotPrinted {
+    ParticipantKeyNotPrinted {
         /// The file that holds the key, or names its token.
         path: PathBuf,
         /// The operating system's reason.

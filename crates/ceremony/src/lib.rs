@@ -5,10 +5,10 @@
 //! ```
 //! What must never enter: a clear component or key. They are typed and shown inside `hsm`.
 
+pub mod action;
 pub mod command;
-pub mod deed;
 mod hexadecimal;
-pub mod person;
+pub mod participant_key;
 mod records;
 pub mod roster;
 pub mod session;

@@ -13,8 +13,8 @@ use hsm::{KeyStore, KeyUsage, KeyUse, PinRecord, RecordsKept, SealedKey};
 
 use super::{
     CeremonyError,
+    action::{CountSource, EngineCount, UseCount},
     command::ask,
-    deed::{Asked, CountSource, UseCount},
 };
 use audit::chain::Checkpoint;
 use store::Store;
@@ -67,7 +67,7 @@ struct Wanted<'a> {
 #[derive(Default)]
 struct Counted {
     kept: RecordsKept,
-    asked: Vec<Asked>,
+    asked: Vec<EngineCount>,
     /// The names of engines that the audit chains and the configuration name.
     known: BTreeSet<String>,
 }
@@ -148,7 +148,7 @@ impl Counted {
     /// paths.
     fn has_read(&self, directory: &Path) -> bool {
         let resolved = |path: &Path| fs::canonicalize(path).ok();
-        let read = |asked: &Asked| match &asked.source {
+        let read = |asked: &EngineCount| match &asked.source {
             CountSource::Store(read) => resolved(Path::new(read)) == resolved(directory),
             CountSource::Engine(_) => false,
         };
@@ -158,7 +158,7 @@ impl Counted {
     fn take(&mut self, source: CountSource, answer: Answer, wanted: &Wanted<'_>) {
         let records = answer.kept.records_under(wanted.name, wanted.version);
         let controls = answer.kept.controls_under(wanted.name, wanted.version);
-        self.asked.push(Asked { source, engine: answer.engine, records, controls });
+        self.asked.push(EngineCount { source, engine: answer.engine, records, controls });
         self.known.extend(answer.known);
         self.kept.add(&answer.kept);
     }
@@ -305,7 +305,7 @@ mod configured_tests {
         let config = data.join("config.toml");
         fs::write(&config, format!("data_directory = {data:?}\n{lines}\n")).unwrap();
         let source = CountSource::Store("/elsewhere".to_owned());
-        let asked = vec![Asked { source, engine: "host:elsewhere".to_owned(), records: 0, controls: 0 }];
+        let asked = vec![EngineCount { source, engine: "host:elsewhere".to_owned(), records: 0, controls: 0 }];
         let mut counted = Counted { asked, ..Counted::default() };
         let keys = {
             let vault = hsm::Vault::File { path: data.join("vault"), unlock: hsm::Unlock::Key([7; 32].into()) };
@@ -345,7 +345,7 @@ mod configured_tests {
         fs::create_dir(&store).unwrap();
         std::os::unix::fs::symlink(&store, &link).unwrap();
         let by = |source| {
-            let asked = vec![Asked { source, engine: engine_name(&store), records: 0, controls: 0 }];
+            let asked = vec![EngineCount { source, engine: engine_name(&store), records: 0, controls: 0 }];
             Counted { asked, ..Counted::default() }.has_read(&store)
         };
         assert!(!by(CountSource::Engine("127.0.0.1:50051".to_owned())));

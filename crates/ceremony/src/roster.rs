@@ -37,7 +37,7 @@ impl std::fmt::Display for Role {
 /// Somebody.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Person {
+pub struct Participant {
     /// As the transcript names them: 1 to 31 of `a-z`, `0-9` and `-`.
     pub name: String,
     /// What they are there for.
@@ -53,7 +53,7 @@ pub struct Roster {
     /// How many custodians a step needs, beside the leader.
     pub quorum: usize,
     /// Everybody.
-    pub person: Vec<Person>,
+    pub person: Vec<Participant>,
 }
 
 /// What is done, as far as it decides who must be there.
@@ -123,7 +123,7 @@ impl Roster {
     }
 
     /// Whether those who are there are enough. They are all of the roster.
-    pub fn allows(&self, step: Step, present: &[Person]) -> Result<(), RosterError> {
+    pub fn allows(&self, step: Step, present: &[Participant]) -> Result<(), RosterError> {
         let distinct: HashSet<_> = present.iter().map(|person| &person.name).collect();
         if distinct.len() != present.len() {
             return Err(RosterError::Twice {
@@ -144,12 +144,12 @@ impl Roster {
         Ok(())
     }
 
-    fn count(&self, people: &[Person], role: Role) -> usize {
+    fn count(&self, people: &[Participant], role: Role) -> usize {
         people.iter().filter(|person| person.role == role).count()
     }
 }
 
-impl Person {
+impl Participant {
     /// Who they are; none where it is no key.
     pub fn public(&self) -> Option<PersonPublicKey> {
         unhex::<32>(&self.key).map(PersonPublicKey::from_bytes)
@@ -159,7 +159,7 @@ impl Person {
 /// Somebody who is there, with the key they sign with.
 pub struct Present {
     /// Who.
-    pub person: Person,
+    pub person: Participant,
     key: PersonKey,
 }
 
@@ -248,8 +248,8 @@ pub enum RosterError {
 mod tests {
     use super::*;
 
-    fn person(name: &str, role: Role) -> Person {
-        Person { name: name.to_owned(), role, key: hex(&Sha256::digest(name)) }
+    fn person(name: &str, role: Role) -> Participant {
+        Participant { name: name.to_owned(), role, key: hex(&Sha256::digest(name)) }
     }
 
     fn roster() -> Roster {
@@ -263,7 +263,7 @@ mod tests {
         Roster { quorum: 2, person }
     }
 
-    fn of(names: &[&str]) -> Vec<Person> {
+    fn of(names: &[&str]) -> Vec<Participant> {
         let all = roster();
         names.iter().map(|name| all.person.iter().find(|person| person.name == *name).unwrap().clone()).collect()
     }

@@ -13,9 +13,9 @@ use hsm::{KeyStore, KeyStoreError};
 use thiserror::Error;
 
 use super::{
-    deed::{Deed, Key},
-    person::{self, BringError},
-    roster::{Person, Present, Role, Roster, RosterError, Step},
+    action::{CeremonyAction, Key},
+    participant_key::{self, ParticipantKeyError},
+    roster::{Participant, Present, Role, Roster, RosterError, Step},
     transcript::{self, Transcript, TranscriptError},
     transcript_file::{TranscriptFile, TranscriptFileError},
 };
@@ -32,13 +32,13 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Begins a ceremony: a new transcript, and the keys in the custody of a roster. The deed is to be recorded first.
+    /// Begins a ceremony: a new transcript, and the keys in the custody of a roster. The action is to be recorded first.
     pub(super) fn begin(
         mut store: KeyStore,
         transcript: TranscriptFile,
         roster: Roster,
         keys: &[PathBuf],
-    ) -> Result<(Self, Deed), SessionError> {
+    ) -> Result<(Self, CeremonyAction), SessionError> {
         if !transcript.text().is_empty() {
             return Err(SessionError::Exists { path: transcript.path().to_owned() });
         }
@@ -55,8 +55,8 @@ impl Session {
             None => store.take_into_custody(roster.hash()),
         }
         let head = store.last_entry();
-        let deed = Deed::Begin { roster: roster.clone(), keys: store.keys().map(Key::of).collect() };
-        Ok((Self { roster, present, store, transcript, number: 0, head }, deed))
+        let action = CeremonyAction::Begin { roster: roster.clone(), keys: store.keys().map(Key::of).collect() };
+        Ok((Self { roster, present, store, transcript, number: 0, head }, action))
     }
 
     /// Goes on with one. Nothing is written before enough people are there; then a step that stopped before its line was in
@@ -107,11 +107,11 @@ impl Session {
     }
 
     /// Tells what was done; it is done once this returns. Where somebody can't sign, nothing is written.
-    pub(super) fn record(&mut self, deed: Deed) -> Result<(), SessionError> {
-        let people: Vec<Person> = self.present.iter().map(|present| present.person.clone()).collect();
-        self.roster.allows(deed.step(), &people)?;
+    pub(super) fn record(&mut self, action: CeremonyAction) -> Result<(), SessionError> {
+        let people: Vec<Participant> = self.present.iter().map(|present| present.person.clone()).collect();
+        self.roster.allows(action.step(), &people)?;
         let (number, at) = (self.number + 1, jiff::Timestamp::now().to_string());
-        let (line, hash) = transcript::line(self.head, number, at, &self.present, deed)?;
+        let (line, hash) = transcript::line(self.head, number, at, &self.present, action)?;
         self.transcript.keep_pending(&line)?;
         let path = || self.transcript.path().to_owned();
         if let Err(error) = self.store.commit(hash) {
@@ -134,9 +134,9 @@ impl Session {
 }
 
 fn present(roster: &Roster, keys: &[PathBuf], step: Step) -> Result<Vec<Present>, SessionError> {
-    let keys = keys.iter().map(|path| person::bring(path)).collect::<Result<Vec<_>, _>>()?;
+    let keys = keys.iter().map(|path| participant_key::read(path)).collect::<Result<Vec<_>, _>>()?;
     let present = roster.present(keys)?;
-    let people: Vec<Person> = present.iter().map(|present| present.person.clone()).collect();
+    let people: Vec<Participant> = present.iter().map(|present| present.person.clone()).collect();
     roster.allows(step, &people)?;
     Ok(present)
 }
@@ -204,7 +204,7 @@ pub enum SessionError {
     Roster(#[from] RosterError),
     /// Somebody's key.
     #[error(transparent)]
-    Person(#[from] BringError),
+    Participant(#[from] ParticipantKeyError),
     /// The keys.
     #[error(transparent)]
     Store(#[from] KeyStoreError),

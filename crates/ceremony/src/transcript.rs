@@ -13,9 +13,9 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::{
-    deed::{Deed, Key},
+    action::{CeremonyAction, Key},
     hexadecimal::{hex, unhex},
-    roster::{Person, Present, Roster, RosterError},
+    roster::{Participant, Present, Roster, RosterError},
 };
 
 /// Before what is signed: a signature of a transcript is nothing else's.
@@ -34,7 +34,7 @@ pub struct Entry {
     pub present: Vec<String>,
     /// What was done.
     #[serde(flatten)]
-    pub deed: Deed,
+    pub action: CeremonyAction,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -60,7 +60,7 @@ pub struct Transcript {
 impl Transcript {
     /// Whether its last entry says that nothing follows.
     pub fn has_ended(&self) -> bool {
-        self.entries.last().is_some_and(|entry| entry.deed == Deed::End)
+        self.entries.last().is_some_and(|entry| entry.action == CeremonyAction::End)
     }
 
     /// Checks every line: form, chain, signatures, who was there, and what may become of a key.
@@ -79,12 +79,14 @@ impl Transcript {
             if hash != hex(&found) {
                 return Err(at(Problem::Changed));
             }
-            let roster = match (&read, &entry.deed) {
-                (None, Deed::Begin { roster, .. }) => {
+            let roster = match (&read, &entry.action) {
+                (None, CeremonyAction::Begin { roster, .. }) => {
                     roster.check().map_err(|error| at(Problem::Roster(error.to_string())))?;
                     roster.clone()
                 }
-                (Some(read), deed) if !matches!(deed, Deed::Begin { .. }) && !read.has_ended() => read.roster.clone(),
+                (Some(read), action) if !matches!(action, CeremonyAction::Begin { .. }) && !read.has_ended() => {
+                    read.roster.clone()
+                }
                 _ => return Err(at(Problem::OutOfPlace)),
             };
             let previous = read.as_ref().map_or(entry.previous.clone(), |read| hex(&read.head));
@@ -92,11 +94,11 @@ impl Transcript {
                 return Err(at(Problem::OutOfPlace));
             }
             let present = people(&roster, &entry.present).ok_or_else(|| at(Problem::Stranger))?;
-            roster.allows(entry.deed.step(), &present).map_err(|error| at(Problem::Roster(error.to_string())))?;
+            roster.allows(entry.action.step(), &present).map_err(|error| at(Problem::Roster(error.to_string())))?;
             if !all_signed(&present, &found, &signatures) {
                 return Err(at(Problem::Signature));
             }
-            keys.play(&entry.deed).map_err(at)?;
+            keys.play(&entry.action).map_err(at)?;
             let read = read.get_or_insert_with(|| Self { roster, entries: Vec::new(), head: found });
             read.entries.push(entry);
             read.head = found;
@@ -111,10 +113,10 @@ pub fn line(
     number: u64,
     at: String,
     present: &[Present],
-    deed: Deed,
+    action: CeremonyAction,
 ) -> Result<(String, [u8; 32]), RosterError> {
     let names = present.iter().map(|present| present.person.name.clone()).collect();
-    let entry = Entry { number, previous: hex(&previous), at, present: names, deed };
+    let entry = Entry { number, previous: hex(&previous), at, present: names, action };
     let hash = hash_of(&entry);
     let signatures = present.iter().map(|present| present.sign(&message(&hash))).collect::<Result<_, _>>()?;
     let line = Line { entry, hash: hex(&hash), signatures };
@@ -129,12 +131,12 @@ fn message(hash: &[u8; 32]) -> Vec<u8> {
     [SIGNED_AS, hash].concat()
 }
 
-fn people(roster: &Roster, names: &[String]) -> Option<Vec<Person>> {
+fn people(roster: &Roster, names: &[String]) -> Option<Vec<Participant>> {
     names.iter().map(|name| roster.person.iter().find(|person| person.name == *name).cloned()).collect()
 }
 
-fn all_signed(present: &[Person], hash: &[u8; 32], signatures: &[String]) -> bool {
-    let signed = |(person, signature): (&Person, &String)| matches!((person.public(), unhex(signature)), (Some(public), Some(signature)) if public.signed(&message(hash), &signature));
+fn all_signed(present: &[Participant], hash: &[u8; 32], signatures: &[String]) -> bool {
+    let signed = |(person, signature): (&Participant, &String)| matches!((person.public(), unhex(signature)), (Some(public), Some(signature)) if public.signed(&message(hash), &signature));
     present.len() == signatures.len() && present.iter().zip(signatures).all(signed)
 }
 
@@ -143,20 +145,20 @@ fn all_signed(present: &[Person], hash: &[u8; 32], signatures: &[String]) -> boo
 struct Replay(HashMap<String, Key>);
 
 impl Replay {
-    fn play(&mut self, deed: &Deed) -> Result<(), Problem> {
-        let (key, from, to): (_, &[&str], _) = match deed {
-            Deed::Begin { keys, .. } => {
+    fn play(&mut self, action: &CeremonyAction) -> Result<(), Problem> {
+        let (key, from, to): (_, &[&str], _) = match action {
+            CeremonyAction::Begin { keys, .. } => {
                 self.0.extend(keys.iter().map(|key| (key.key.clone(), key.clone())));
                 return Ok(());
             }
-            Deed::MakeComponents { .. } | Deed::End => return Ok(()),
-            Deed::MakeKey { key } | Deed::LoadKey { key, .. } | Deed::ImportKey { key, .. } => {
-                (key, &["none"], "pending")
-            }
-            Deed::ExportKey { key, .. } => (key, &["pending", "active"], &*key.state),
-            Deed::Activate { key } => (key, &["pending"], "active"),
-            Deed::Retire { key, .. } => (key, &["pending", "active"], "retired"),
-            Deed::Destroy { key, .. } => (key, &["retired"], "destroyed"),
+            CeremonyAction::MakeComponents { .. } | CeremonyAction::End => return Ok(()),
+            CeremonyAction::MakeKey { key }
+            | CeremonyAction::LoadKey { key, .. }
+            | CeremonyAction::ImportKey { key, .. } => (key, &["none"], "pending"),
+            CeremonyAction::ExportKey { key, .. } => (key, &["pending", "active"], &*key.state),
+            CeremonyAction::Activate { key } => (key, &["pending"], "active"),
+            CeremonyAction::Retire { key, .. } => (key, &["pending", "active"], "retired"),
+            CeremonyAction::Destroy { key, .. } => (key, &["retired"], "destroyed"),
         };
         let before = self.0.get(&key.key);
         let same =

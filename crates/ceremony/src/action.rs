@@ -10,7 +10,7 @@ use super::roster::{Roster, Step};
 /// One thing that was done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "did", rename_all = "kebab-case")]
-pub enum Deed {
+pub enum CeremonyAction {
     /// The keys came into, or are in, the custody of a roster.
     Begin {
         /// Whose.
@@ -89,7 +89,7 @@ pub enum UseCount {
     /// By a count in every store and running engine that was named, or in the store of the configuration.
     Count {
         /// Each that was asked, at least one.
-        asked: Vec<Asked>,
+        asked: Vec<EngineCount>,
         /// Engines that started on a store that was counted, or whose store is the configuration's, and that were not
         /// asked: `HOST:STORE DIRECTORY`.
         not_asked: Vec<String>,
@@ -101,7 +101,7 @@ pub enum UseCount {
 
 /// A store or an engine that was asked, and what it has under the key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Asked {
+pub struct EngineCount {
     /// How it was asked.
     pub source: CountSource,
     /// The engine's name: `HOST:STORE DIRECTORY`.
@@ -131,7 +131,7 @@ pub struct Key {
     pub algorithm: String,
     /// Six hexadecimal digits; `none` of a key that a token made and that may not encrypt there.
     pub check_value: String,
-    /// What has become of it, after the deed.
+    /// What has become of it, after the action.
     pub state: String,
 }
 
@@ -165,7 +165,7 @@ impl Component {
     }
 }
 
-impl Deed {
+impl CeremonyAction {
     /// What decides who must be there.
     pub fn step(&self) -> Step {
         match self {
@@ -175,7 +175,7 @@ impl Deed {
     }
 }
 
-impl fmt::Display for Deed {
+impl fmt::Display for CeremonyAction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let entered = |components: &[Component]| {
             let each = components.iter().map(|one| format!("{} {}", one.custodian, one.check_value));
@@ -217,7 +217,7 @@ impl fmt::Display for UseCount {
     }
 }
 
-impl fmt::Display for Asked {
+impl fmt::Display for EngineCount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.source {
             CountSource::Store(directory) => write!(f, "the store {directory}")?,

@@ -10,7 +10,7 @@ use thiserror::Error;
 use config::ConfigError;
 
 /// The key that a file holds, or that the token holds which it names.
-pub(super) fn bring(path: &Path) -> Result<PersonKey, BringError> {
+pub(super) fn read(path: &Path) -> Result<PersonKey, ParticipantKeyError> {
     match Shown::read(path)? {
         Shown::Key(key) => Ok(key),
         Shown::Text(text) => Ok(PersonKey::find_in(&hsm_config::person_token(path, &text)?)?),
@@ -18,16 +18,16 @@ pub(super) fn bring(path: &Path) -> Result<PersonKey, BringError> {
 }
 
 /// Makes a key in the token that a file names.
-pub(super) fn make_in_token(path: &Path) -> Result<PersonKey, BringError> {
+pub(super) fn make_in_token(path: &Path) -> Result<PersonKey, ParticipantKeyError> {
     match Shown::read(path)? {
-        Shown::Key(_) => Err(BringError::NoToken { path: path.to_owned() }),
+        Shown::Key(_) => Err(ParticipantKeyError::NoToken { path: path.to_owned() }),
         Shown::Text(text) => Ok(PersonKey::make_in(&hsm_config::person_token(path, &text)?)?),
     }
 }
 
 /// Why somebody's key can't be had.
 #[derive(Debug, Error)]
-pub enum BringError {
+pub enum ParticipantKeyError {
     /// A key where a token was to be named.
     #[error("{} is a key, and names no token: nothing was made", path.display())]
     NoToken {
