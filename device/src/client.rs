@@ -40,8 +40,8 @@ pub struct Exchange {
     pub response: Value,
 }
 
-/// What a view answers.
-pub struct Shown {
+/// The response of `POST /pin/v3/view`.
+pub struct ViewResponse {
     /// RSA-OAEP of the fresh tzpk.
     pub encrypted_tzpk: Vec<u8>,
     /// The PIN's block under it.
@@ -89,11 +89,11 @@ impl Backend {
     }
 
     /// Asks for the PIN, for a device's public key.
-    pub fn view(&self, control_id: &str, public_key: &[u8]) -> Result<(Shown, Exchange), ClientError> {
+    pub fn view(&self, control_id: &str, public_key: &[u8]) -> Result<(ViewResponse, Exchange), ClientError> {
         let request = json!({ "controlId": control_id, "publicKey": STANDARD.encode(public_key) });
         let exchange = self.post("/pin/v3/view", request)?;
         let block = bytes(&exchange, "pinBlock")?.try_into().map_err(|_| ClientError::Answer { member: "pinBlock" })?;
-        Ok((Shown { encrypted_tzpk: bytes(&exchange, "tzpk")?, block }, exchange))
+        Ok((ViewResponse { encrypted_tzpk: bytes(&exchange, "tzpk")?, block }, exchange))
     }
 
     fn post(&self, path: &str, request: Value) -> Result<Exchange, ClientError> {
@@ -111,8 +111,9 @@ impl Backend {
         let body = answer.body_mut().read_to_string().map_err(no_answer)?;
         let response: Value = serde_json::from_str(&body).map_err(|_| ClientError::Answer { member: "body" })?;
         if status >= 400 {
-            let fault: Fault = serde_json::from_value(response).map_err(|_| ClientError::Answer { member: "body" })?;
-            return Err(ClientError::Refused { status, code: fault.error_code, message: fault.message, id: fault.id });
+            let error: ErrorBody =
+                serde_json::from_value(response).map_err(|_| ClientError::Answer { member: "body" })?;
+            return Err(ClientError::Refused { status, code: error.error_code, message: error.message, id: error.id });
         }
         Ok(Exchange { request_line: format!("POST {path}"), request, status, response })
     }
@@ -120,7 +121,7 @@ impl Backend {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Fault {
+struct ErrorBody {
     error_code: String,
     message: String,
     id: String,
@@ -138,18 +139,18 @@ fn bytes(exchange: &Exchange, member: &'static str) -> Result<Vec<u8>, ClientErr
 /// Why the edge did not do it.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ClientError {
-    /// No answer.
+    /// The edge sent no HTTP response within 15 seconds, or the connection failed.
     #[error("no answer from {edge}: {reason}")]
     NoAnswer {
-        /// Whom was asked.
+        /// The base URL of the edge.
         edge: String,
-        /// Why.
+        /// The reason the HTTP client reports.
         reason: String,
     },
-    /// An answer that is none.
+    /// The response body lacks a member of the contract, or the member is malformed.
     #[error("the edge's answer has no readable {member}")]
     Answer {
-        /// What was looked for.
+        /// The name of the JSON member.
         member: &'static str,
     },
     /// An error of the contract.
@@ -157,9 +158,9 @@ pub enum ClientError {
     Refused {
         /// HTTP status.
         status: u16,
-        /// Its errorCode.
+        /// The `errorCode` of the contract.
         code: String,
-        /// Its message.
+        /// The text for people, from `message`.
         message: String,
         /// Its id, also in the edge's log.
         id: String,

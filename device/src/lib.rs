@@ -72,20 +72,20 @@ impl Device {
     }
 
     /// Opens an encrypted tzpk: RSA-OAEP, SHA-256, MGF1 with SHA-256, empty label.
-    pub fn open_tzpk(&self, encrypted: &[u8]) -> Result<Tzpk, DeviceError> {
-        let mut room = vec![0; self.key.key_size_bytes()];
-        let opened = self.key.decrypt(&OAEP_SHA256_MGF1SHA256, encrypted, &mut room, None);
-        Tzpk::from_bytes(opened.map_err(|_| DeviceError::Tzpk)?).ok_or(DeviceError::Tzpk)
+    pub fn decrypt_tzpk(&self, encrypted: &[u8]) -> Result<Tzpk, DeviceError> {
+        let mut buffer = vec![0; self.key.key_size_bytes()];
+        let decrypted = self.key.decrypt(&OAEP_SHA256_MGF1SHA256, encrypted, &mut buffer, None);
+        Tzpk::from_bytes(decrypted.map_err(|_| DeviceError::Tzpk)?).ok_or(DeviceError::Tzpk)
     }
 
     /// Opens the tzpk and encrypts a PIN under it, as an ISO 9564 format 1 block.
     pub fn encrypt_pin(&self, encrypted_tzpk: &[u8], pin: &Pin, fill: Fill) -> Result<[u8; 8], DeviceError> {
-        Ok(self.open_tzpk(encrypted_tzpk)?.encrypt_block(&pin.to_block(fill)))
+        Ok(self.decrypt_tzpk(encrypted_tzpk)?.encrypt_block(&pin.to_block(fill)))
     }
 
     /// Opens the tzpk and decrypts a PIN under it.
     pub fn decrypt_pin(&self, encrypted_tzpk: &[u8], block: &[u8; 8]) -> Result<Pin, DeviceError> {
-        Pin::from_block(&self.open_tzpk(encrypted_tzpk)?.decrypt_block(block)).ok_or(DeviceError::Block)
+        Pin::from_block(&self.decrypt_tzpk(encrypted_tzpk)?.decrypt_block(block)).ok_or(DeviceError::Block)
     }
 }
 

@@ -7,7 +7,7 @@ mod flow;
 mod load;
 mod memory;
 mod report;
-mod stage;
+mod services;
 
 use std::{
     io::{self, Write},
@@ -47,16 +47,16 @@ enum What {
 /// How to load the services.
 #[derive(Args)]
 pub(crate) struct FlowArguments {
-    /// Through which door
+    /// The API to send requests to
     #[arg(long, value_enum, default_value_t)]
-    via: Door,
+    via: Api,
     /// Requests in flight, one run for each
     #[arg(long, value_delimiter = ',', default_value = "64,256", value_name = "N,N…")]
     concurrency: Vec<usize>,
     /// Seconds of each round; a round of SetPin ends sooner when its prepared blocks are used up
     #[arg(long, default_value_t = 2.0, value_name = "SECONDS")]
     duration_seconds: f64,
-    /// Rounds of each; the median is told
+    /// Rounds of each; the median is printed
     #[arg(long, default_value_t = 3, value_name = "N")]
     rounds: usize,
     /// Blocks to prepare for each round of SetPin: each needs a tzpk of its own and one RSA decryption by the device
@@ -82,9 +82,9 @@ pub(crate) struct FlowArguments {
     json: Option<PathBuf>,
 }
 
-/// Through which door the load comes.
+/// The API that the load uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Door {
+pub(crate) enum Api {
     /// The engine's gRPC.
     #[default]
     Grpc,

@@ -1,4 +1,4 @@
-//! `pinseal demo`: the whole path on this machine, told step by step, then left running to be played with.
+//! `pinseal demo`: sets and views a PIN on this machine, prints each step, then keeps serving for experiments.
 
 use std::{
     fs::OpenOptions,
@@ -23,7 +23,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use crate::commands::device::{Player, SimulateError, Teller};
+use crate::commands::device::{SimulateError, Simulator, StepReporter};
 use crate::isolation::{Isolation, embedded_engine};
 use config::ConfigError;
 use edge::{Edge, EdgeError};
@@ -40,13 +40,13 @@ use store::StoreError;
 const PLASTIC_ID: &str = "1000200030";
 /// Its account number, from a published range for tests.
 const ACCOUNT_NUMBER: &str = "5413330089020011";
-/// In whose name the demo asks.
+/// The auditUser of the demo.
 const AUDIT_USER: &str = "demo";
 
 /// `pinseal demo`.
 #[derive(Args)]
 pub(crate) struct DemoArguments {
-    /// End after the story; the exit code says whether every step came out
+    /// Exit after the steps; exit code 0 only when every step succeeded
     #[arg(long)]
     once: bool,
     /// Where to keep store and vault; a temporary directory, removed at the end, by default
@@ -66,13 +66,13 @@ pub(crate) struct DemoArguments {
     isolation: Isolation,
 }
 
-/// Plays the story, then serves until Ctrl-C unless told otherwise.
+/// Runs the steps, then serves until Ctrl-C; with `--once` returns after the steps.
 pub(crate) fn run(arguments: DemoArguments) -> Result<(), DemoError> {
     let made = TemporaryDirectory::unless(arguments.directory.as_deref())?;
-    Builder::new_multi_thread().enable_all().build()?.block_on(play(&arguments, made.path()))
+    Builder::new_multi_thread().enable_all().build()?.block_on(serve_and_run(&arguments, made.path()))
 }
 
-async fn play(arguments: &DemoArguments, directory: &Path) -> Result<(), DemoError> {
+async fn serve_and_run(arguments: &DemoArguments, directory: &Path) -> Result<(), DemoError> {
     // SIGHUP does not end the demo: a terminal that closes leaves it serving.
     let mut hangup = signal(SignalKind::hangup())?;
     let (mut engine_config, boundary) = embedded_engine(directory, arguments.isolation)?;
@@ -84,8 +84,8 @@ async fn play(arguments: &DemoArguments, directory: &Path) -> Result<(), DemoErr
     let edge_url = format!("http://{}", edge.address());
 
     let served = Served { engine: &engine, edge_url: &edge_url, token: &token, directory };
-    let story = served.tell().await;
-    if story.is_ok() && !arguments.once {
+    let steps = served.run_steps().await;
+    if steps.is_ok() && !arguments.once {
         let mut stop = Stop::listen()?;
         if let Some(file) = &arguments.ready_file {
             let ready = json!({
@@ -103,13 +103,13 @@ async fn play(arguments: &DemoArguments, directory: &Path) -> Result<(), DemoErr
         }
     }
     let (edge_stopped, engine_stopped) = (edge.stop().await, engine.stop().await);
-    // A store that fails ends the story too, and says why.
+    // A store failure also fails the steps; its error names the cause, so it is returned first.
     engine_stopped?;
-    story?;
+    steps?;
     Ok(edge_stopped?)
 }
 
-/// The running services, as the story tells of them.
+/// The addresses of the running services, for the printed steps.
 struct Served<'a> {
     engine: &'a Engine,
     edge_url: &'a str,
@@ -118,7 +118,7 @@ struct Served<'a> {
 }
 
 impl Served<'_> {
-    async fn tell(&self) -> Result<(), DemoError> {
+    async fn run_steps(&self) -> Result<(), DemoError> {
         say("Pinseal: a cardholder sets a PIN from a phone. Who holds what, what crosses, what is kept.\n")?;
         say("1. The issuer's side is up")?;
         say(&format!("  engine (gRPC): {}   edge (HTTP): {}", self.engine.address(), self.edge_url))?;
@@ -134,9 +134,7 @@ impl Served<'_> {
         ))?;
 
         let (edge_url, token) = (self.edge_url.to_owned(), self.token.to_owned());
-        tokio::task::spawn_blocking(move || tell_of_the_device(&edge_url, &token))
-            .await
-            .map_err(io::Error::other)??;
+        tokio::task::spawn_blocking(move || run_device_steps(&edge_url, &token)).await.map_err(io::Error::other)??;
 
         say("\n7. The audit chain: who, what, which card, which keys, how it ended; never a PIN or a block")?;
         let mut audit = AuditServiceClient::new(channel(&format!("http://{}", self.engine.address()), None)?);
@@ -180,37 +178,37 @@ impl Served<'_> {
     }
 }
 
-/// The cardholder's part, and what an attacker would meet.
-fn tell_of_the_device(edge_url: &str, token: &str) -> Result<(), DemoError> {
+/// The cardholder sets and views a PIN; a replay and a weak PIN are rejected.
+fn run_device_steps(edge_url: &str, token: &str) -> Result<(), DemoError> {
     let device = Arc::new(Device::generate(KeyBits::Rsa2048)?);
-    let player = Player::with(Arc::clone(&device), Backend::with_bearer(edge_url, token, AUDIT_USER));
-    let mut teller = Teller::Story;
+    let simulator = Simulator::with(Arc::clone(&device), Backend::with_bearer(edge_url, token, AUDIT_USER));
+    let mut reporter = StepReporter::Text;
     let chosen = Pin::parse("2580").map_err(SimulateError::from)?;
 
     say("\n3. The cardholder chooses a PIN on the phone; the phone has an RSA key pair")?;
-    let control = player.set_pin(PLASTIC_ID, &chosen, &mut teller)?;
+    let control = simulator.set_pin(PLASTIC_ID, &chosen, &mut reporter)?;
     say(
-        "  key boundary: opened the block, judged it, made it anew as ISO 9564 format 4, bound to the account number,",
+        "  key boundary: decrypted the block, checked the PIN, re-encrypted it as ISO 9564 format 4 with the account number",
     )?;
     say(
         "    under the AES-256 storage key. On disk, in one transaction: record, spent control, audit line (W became S)",
     )?;
 
     say("\n4. The cardholder looks at the PIN; the boundary encrypts it for this phone under a fresh tzpk")?;
-    let shown = player.view_pin(PLASTIC_ID, &mut teller)?;
+    let shown = simulator.view_pin(PLASTIC_ID, &mut reporter)?;
     if shown.reveal() != chosen.reveal() {
         return Err(DemoError::Step("the PIN shown is not the PIN set"));
     }
 
     say("\n5. A control is good for one PIN: another block under the spent one")?;
-    let replay = player.backend().set(&control, &[7; 8]).err();
+    let replay = simulator.backend().set(&control, &[7; 8]).err();
     refused(replay, 404, "CONTROL_NOT_USABLE")?;
 
     say("\n6. A PIN that is easy to guess is refused inside the boundary; the cardholder may choose another")?;
-    let (control, _) = player.backend().open_control(PLASTIC_ID, Scope::SetPin).map_err(SimulateError::from)?;
-    let (tzpk, _) = player.backend().set_tzpk(&control, device.public_key_der()).map_err(SimulateError::from)?;
+    let (control, _) = simulator.backend().open_control(PLASTIC_ID, Scope::SetPin).map_err(SimulateError::from)?;
+    let (tzpk, _) = simulator.backend().set_tzpk(&control, device.public_key_der()).map_err(SimulateError::from)?;
     let weak = device.encrypt_pin(&tzpk, &Pin::parse("1234").map_err(SimulateError::from)?, Fill::Random)?;
-    refused(player.backend().set(&control, &weak).err(), 422, "PIN_REFUSED")
+    refused(simulator.backend().set(&control, &weak).err(), 422, "PIN_REFUSED")
 }
 
 fn refused(answer: Option<ClientError>, expected_status: u16, expected_code: &str) -> Result<(), DemoError> {
@@ -228,7 +226,7 @@ fn say(text: &str) -> io::Result<()> {
     writeln!(io::stdout(), "{text}")
 }
 
-/// Whoever waits for the file finds all of it or none, and nobody else reads the token in it.
+/// Writes a new file of mode 0600 and renames it: a reader sees the whole content or no file.
 fn write_whole(file: &Path, text: &str) -> io::Result<()> {
     let mut name = file.as_os_str().to_owned();
     name.push(format!(".{}", Uuid::new_v4().simple()));
@@ -273,7 +271,7 @@ impl Drop for TemporaryDirectory {
     }
 }
 
-/// Why the demo did not come to its end.
+/// Why the demo failed.
 #[derive(Debug, Error)]
 pub(crate) enum DemoError {
     /// A step came out otherwise than it should.

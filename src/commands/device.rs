@@ -1,4 +1,4 @@
-//! `pinseal device`: a cardholder's device and the back-end it talks to, step by step, told as they happen.
+//! `pinseal device`: a cardholder's device and the back-end it talks to, one printed step at a time.
 
 use std::{
     io::{self, BufRead, Write},
@@ -40,8 +40,8 @@ enum DeviceCommand {
     },
 }
 
-/// The card, and where to go with it. In real life the back-end authenticates the cardholder and opens the control; here
-/// one process plays both.
+/// The card, and where to go with it. In production the back-end authenticates the cardholder and opens the control; here
+/// one process is both.
 #[derive(Args)]
 struct Target {
     /// The edge, such as http://127.0.0.1:8080
@@ -56,10 +56,10 @@ struct Target {
     /// The size of the device's RSA key
     #[arg(long, value_enum, default_value = "2048")]
     key_bits: KeySize,
-    /// In whose name the back-end asks
+    /// The auditUser the back-end sends
     #[arg(long, value_name = "NAME", default_value = "pinseal-device")]
     audit_user: String,
-    /// One JSON object instead of the story
+    /// Print one JSON object at the end
     #[arg(long)]
     json: bool,
 }
@@ -75,29 +75,29 @@ enum KeySize {
     Rsa4096,
 }
 
-/// Plays one of the two, and tells it.
+/// Sets or views a PIN and reports each step on standard output.
 pub(crate) fn run(arguments: DeviceArguments) -> Result<(), SimulateError> {
     match arguments.command {
         DeviceCommand::SetPin { target, pin } => {
-            let mut teller = target.teller();
-            Player::new(&target)?.set_pin(&target.plastic_id, &typed(&pin)?, &mut teller)?;
-            teller.end(json!({ "pinSet": true }))
+            let mut reporter = target.reporter();
+            Simulator::new(&target)?.set_pin(&target.plastic_id, &typed(&pin)?, &mut reporter)?;
+            reporter.end(json!({ "pinSet": true }))
         }
         DeviceCommand::ViewPin { target } => {
-            let mut teller = target.teller();
-            let pin = Player::new(&target)?.view_pin(&target.plastic_id, &mut teller)?;
-            teller.end(json!({ "pin": pin.reveal() }))
+            let mut reporter = target.reporter();
+            let pin = Simulator::new(&target)?.view_pin(&target.plastic_id, &mut reporter)?;
+            reporter.end(json!({ "pin": pin.reveal() }))
         }
     }
 }
 
 /// A device and its back-end.
-pub(crate) struct Player {
+pub(crate) struct Simulator {
     device: Arc<Device>,
     backend: Backend,
 }
 
-impl Player {
+impl Simulator {
     /// A back-end and a device with a fresh key pair.
     fn new(target: &Target) -> Result<Self, SimulateError> {
         let bits = match target.key_bits {
@@ -115,27 +115,35 @@ impl Player {
     }
 
     /// Sets a PIN; answers the controlId it used up.
-    pub(crate) fn set_pin(&self, plastic_id: &str, pin: &Pin, teller: &mut Teller) -> Result<String, SimulateError> {
+    pub(crate) fn set_pin(
+        &self,
+        plastic_id: &str,
+        pin: &Pin,
+        reporter: &mut StepReporter,
+    ) -> Result<String, SimulateError> {
         let (control, opened) = self.backend.open_control(plastic_id, Scope::SetPin)?;
-        teller.exchange("back-end → edge", "opens a control: this card, this purpose, seconds", &opened)?;
+        reporter.exchange("back-end → edge", "opens a control: this card, this purpose, seconds", &opened)?;
         let (encrypted_tzpk, issued) = self.backend.set_tzpk(&control, self.device.public_key_der())?;
-        teller.exchange("device → back-end → edge", "asks for a tzpk for the device's public key", &issued)?;
-        teller
-            .note("device", "opens the tzpk with its private key, and encrypts the PIN under it as an ISO-1 block")?;
+        reporter.exchange("device → back-end → edge", "asks for a tzpk for the device's public key", &issued)?;
+        reporter.note(
+            "device",
+            "decrypts the tzpk with its private key, and encrypts the PIN under it as an ISO-1 block",
+        )?;
         let block = self.device.encrypt_pin(&encrypted_tzpk, pin, Fill::Random)?;
         let set = self.backend.set(&control, &block)?;
-        teller.exchange("device → back-end → edge", "sends the block", &set)?;
+        reporter.exchange("device → back-end → edge", "sends the block", &set)?;
         Ok(control)
     }
 
     /// Shows a PIN on the device.
-    pub(crate) fn view_pin(&self, plastic_id: &str, teller: &mut Teller) -> Result<Pin, SimulateError> {
+    pub(crate) fn view_pin(&self, plastic_id: &str, reporter: &mut StepReporter) -> Result<Pin, SimulateError> {
         let (control, opened) = self.backend.open_control(plastic_id, Scope::ViewPin)?;
-        teller.exchange("back-end → edge", "opens a control to view", &opened)?;
+        reporter.exchange("back-end → edge", "opens a control to view", &opened)?;
         let (shown, exchange) = self.backend.view(&control, self.device.public_key_der())?;
-        teller.exchange("device → back-end → edge", "asks for the PIN, for the device's public key", &exchange)?;
+        reporter.exchange("device → back-end → edge", "asks for the PIN, for the device's public key", &exchange)?;
         let pin = self.device.decrypt_pin(&shown.encrypted_tzpk, &shown.block)?;
-        teller.note("device", &format!("opens tzpk and block; on the phone's screen: {}", pin.reveal()))?;
+        reporter
+            .note("device", &format!("decrypts the tzpk and the PIN block; on the phone's screen: {}", pin.reveal()))?;
         Ok(pin)
     }
 
@@ -145,23 +153,23 @@ impl Player {
     }
 }
 
-/// Tells what happens, as a story or as one JSON object at the end.
-pub(crate) enum Teller {
-    /// A story, as it happens.
-    Story,
-    /// All at the end.
+/// Reports the steps: one paragraph per step, or one JSON object at the end.
+pub(crate) enum StepReporter {
+    /// Prints each step when it happens.
+    Text,
+    /// Collects the steps and prints one JSON object at the end.
     Json(Vec<Value>),
 }
 
-impl Teller {
-    /// An exchange between two.
+impl StepReporter {
+    /// A request and its response.
     pub(crate) fn exchange(&mut self, who: &str, what: &str, exchange: &Exchange) -> io::Result<()> {
         match self {
-            Self::Json(told) => told.push(json!({
+            Self::Json(steps) => steps.push(json!({
                 "who": who, "request": exchange.request_line, "status": exchange.status,
                 "sent": shortened(&exchange.request), "answered": shortened(&exchange.response),
             })),
-            Self::Story => {
+            Self::Text => {
                 let mut out = io::stdout().lock();
                 writeln!(out, "  {who}: {what}")?;
                 writeln!(out, "      {} {}", exchange.request_line, shortened(&exchange.request))?;
@@ -171,26 +179,26 @@ impl Teller {
         Ok(())
     }
 
-    /// What one does by itself.
+    /// A step without a request.
     pub(crate) fn note(&mut self, who: &str, what: &str) -> io::Result<()> {
         match self {
             Self::Json(_) => Ok(()),
-            Self::Story => writeln!(io::stdout(), "  {who}: {what}"),
+            Self::Text => writeln!(io::stdout(), "  {who}: {what}"),
         }
     }
 
     fn end(self, outcome: Value) -> Result<(), SimulateError> {
         match self {
-            Self::Json(told) => writeln!(io::stdout(), "{}", json!({ "steps": told, "outcome": outcome }))?,
-            Self::Story => writeln!(io::stdout(), "done")?,
+            Self::Json(steps) => writeln!(io::stdout(), "{}", json!({ "steps": steps, "outcome": outcome }))?,
+            Self::Text => writeln!(io::stdout(), "done")?,
         }
         Ok(())
     }
 }
 
 impl Target {
-    fn teller(&self) -> Teller {
-        if self.json { Teller::Json(Vec::new()) } else { Teller::Story }
+    fn reporter(&self) -> StepReporter {
+        if self.json { StepReporter::Json(Vec::new()) } else { StepReporter::Text }
     }
 }
 
@@ -216,7 +224,7 @@ fn shortened(value: &Value) -> Value {
     }
 }
 
-/// Why the device or its back-end did not get through.
+/// Why setting or viewing the PIN failed.
 #[derive(Debug, Error)]
 pub(crate) enum SimulateError {
     /// The edge.
@@ -225,7 +233,7 @@ pub(crate) enum SimulateError {
     /// The device.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// What was typed.
+    /// The PIN is not 4 to 12 digits.
     #[error(transparent)]
     Pin(#[from] PinError),
     /// Input or output failed.

@@ -30,7 +30,7 @@ enum KeyBlockCommand {
 /// More than the longest block, so that a line end and spaces do not count.
 const INPUT_BYTES_MAX: u64 = 64 * 1024;
 
-/// Runs it.
+/// Prints the fields of the key block.
 pub(crate) fn run(arguments: KeyBlockArguments) -> Result<(), KeyBlockCommandError> {
     let KeyBlockCommand::Inspect { block, json } = arguments.command;
     let text = match &*block {
@@ -58,7 +58,7 @@ pub(crate) fn run(arguments: KeyBlockArguments) -> Result<(), KeyBlockCommandErr
 /// Why a block was not explained.
 #[derive(Debug, Error)]
 pub(crate) enum KeyBlockCommandError {
-    /// It is none.
+    /// The text is not a key block.
     #[error(transparent)]
     Block(#[from] KeyBlockError),
     /// Input or output.

@@ -26,7 +26,7 @@ async fn every_class_of_malformed_block_has_the_same_answer_and_spends_the_contr
     for (class, clear) in malformed {
         let control = client.open("2001", Scope::SetPin).await.unwrap().control_id;
         let encrypted_tzpk = client.tzpk(&control, &device).await.unwrap();
-        let tzpk = device.open_tzpk(&encrypted_tzpk).unwrap();
+        let tzpk = device.decrypt_tzpk(&encrypted_tzpk).unwrap();
         let status = client.set_block(&control, &tzpk.encrypt_block(&clear)).await.unwrap_err();
         assert_eq!(reason(&status), "PIN_BLOCK_MALFORMED", "{class}");
         answers.push((status.code(), status.message().to_owned(), status.details().to_vec()));
@@ -87,7 +87,7 @@ async fn the_newest_tzpk_wins_and_a_block_under_the_older_one_is_malformed() {
     let older = client.tzpk(&control, &device).await.unwrap();
     let newer = client.tzpk(&control, &device).await.unwrap();
     // A block that is malformed under the newer key, found here: one in 638 would be well-formed by chance.
-    let newer_key = device.open_tzpk(&newer).unwrap();
+    let newer_key = device.decrypt_tzpk(&newer).unwrap();
     let stale = loop {
         let block = device.encrypt_pin(&older, &Pin::parse("2580").unwrap(), Fill::Random).unwrap();
         if newer_key.decrypt_block(&block)[0] >> 4 != 1 {

@@ -182,7 +182,7 @@ fn every_malformed_block_answers_the_same_bytes_but_id_and_timestamp() {
     let mut answers = Vec::new();
     for class in classes {
         let control = house.open("SET_PIN");
-        let tzpk = device.open_tzpk(&house.tzpk(&control, &device)).unwrap();
+        let tzpk = device.decrypt_tzpk(&house.tzpk(&control, &device)).unwrap();
         let answer = house.set(&control, &tzpk.encrypt_block(&class.to_be_bytes()));
         assert_eq!(answer.fault(), (422, "PIN_BLOCK_MALFORMED"));
         answers.push(answer.without_id_and_time());

@@ -148,7 +148,7 @@ impl Story {
     async fn play(&self, client: &mut Client, device: &Device, number: u32, turn: u32) {
         let (card, pin) = (format!("{}", 60_000 + number), self.pin(turn));
         let control = client.open(&card, Scope::SetPin).await.unwrap().control_id;
-        let tzpk = device.open_tzpk(&client.tzpk(&control, device).await.unwrap()).unwrap();
+        let tzpk = device.decrypt_tzpk(&client.tzpk(&control, device).await.unwrap()).unwrap();
         let clear = pin.to_block(Fill::Random);
         self.plant("a tzpk", tzpk.as_bytes());
         self.plant("a clear block", &clear);
@@ -156,7 +156,7 @@ impl Story {
         client.set_block(&control, &tzpk.encrypt_block(&clear)).await.unwrap();
 
         let (block, encrypted) = client.view_encrypted(device, &card).await.unwrap();
-        let tzpk = device.open_tzpk(&encrypted).unwrap();
+        let tzpk = device.decrypt_tzpk(&encrypted).unwrap();
         let shown = tzpk.decrypt_block(&block);
         self.plant("a tzpk", tzpk.as_bytes());
         self.plant("a clear block", &shown);
@@ -167,7 +167,7 @@ impl Story {
         let (card, pin) = (format!("{}", 60_000 + number), self.pin(turn));
         let (control, _) = backend.open_control(&card, EdgeScope::SetPin).unwrap();
         let (encrypted, _) = backend.set_tzpk(&control, device.public_key_der()).unwrap();
-        let tzpk = device.open_tzpk(&encrypted).unwrap();
+        let tzpk = device.decrypt_tzpk(&encrypted).unwrap();
         let clear = pin.to_block(Fill::Random);
         self.plant("a tzpk", tzpk.as_bytes());
         self.plant("a clear block", &clear);
@@ -175,7 +175,7 @@ impl Story {
 
         let (control, _) = backend.open_control(&card, EdgeScope::ViewPin).unwrap();
         let (shown, _) = backend.view(&control, device.public_key_der()).unwrap();
-        let tzpk = device.open_tzpk(&shown.encrypted_tzpk).unwrap();
+        let tzpk = device.decrypt_tzpk(&shown.encrypted_tzpk).unwrap();
         let clear = tzpk.decrypt_block(&shown.block);
         self.plant("a tzpk", tzpk.as_bytes());
         self.plant("a clear block", &clear);
@@ -216,7 +216,7 @@ async fn found_after_calls(binary: &Path, isolation: &str) -> Found {
     }
     // The last call of all is a set: what it left must not be hidden by what a view leaves.
     let control = client.open("60100", Scope::SetPin).await.unwrap().control_id;
-    let tzpk = device.open_tzpk(&client.tzpk(&control, &device).await.unwrap()).unwrap();
+    let tzpk = device.decrypt_tzpk(&client.tzpk(&control, &device).await.unwrap()).unwrap();
     let clear = story.pin(FEW).to_block(Fill::Random);
     client.set_block(&control, &tzpk.encrypt_block(&clear)).await.unwrap();
     story.plant("a tzpk", tzpk.as_bytes());

@@ -69,7 +69,7 @@ async fn the_whole_story_leaves_no_trace_of_what_it_was_about() {
         let control = open("SET_PIN");
         let issued =
             edge.post("/v3/set/tzpk?auditUser=it", &json!({ "controlId": control, "publicKey": key }).to_string());
-        let tzpk = device.open_tzpk(&STANDARD.decode(issued.member("tzpk")).unwrap()).unwrap();
+        let tzpk = device.decrypt_tzpk(&STANDARD.decode(issued.member("tzpk")).unwrap()).unwrap();
         for weak in ["123456789", "999999999"] {
             let clear = Pin::parse(weak).unwrap().to_block(Fill::Random);
             let block = tzpk.encrypt_block(&clear);
@@ -89,7 +89,7 @@ async fn the_whole_story_leaves_no_trace_of_what_it_was_about() {
         let view = json!({ "controlId": open("VIEW_PIN"), "publicKey": key }).to_string();
         let shown = edge.post("/v3/view?auditUser=it", &view);
         let block: [u8; 8] = STANDARD.decode(shown.member("pinBlock")).unwrap().try_into().unwrap();
-        let tzpk = device.open_tzpk(&STANDARD.decode(shown.member("tzpk")).unwrap()).unwrap();
+        let tzpk = device.decrypt_tzpk(&STANDARD.decode(shown.member("tzpk")).unwrap()).unwrap();
         planted.block("a shown block", &block);
         planted.block("a shown clear block", &tzpk.decrypt_block(&block));
         errors.push_str(&edge.post("/v3/view?auditUser=it", &view).text);

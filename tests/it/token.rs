@@ -251,9 +251,9 @@ async fn traced_flow(make: Make) -> (Vec<(String, String)>, Vec<String>) {
     let sent = client.tzpk(&control, &device).await.unwrap();
     let block = device.encrypt_pin(&sent, &Pin::parse(PIN).unwrap(), Fill::Random).unwrap();
     client.set_block(&control, &block).await.unwrap();
-    let set_tzpk = device.open_tzpk(&sent).unwrap();
+    let set_tzpk = device.decrypt_tzpk(&sent).unwrap();
     let (shown, sent) = client.view_encrypted(&device, "8130").await.unwrap();
-    let view_tzpk = device.open_tzpk(&sent).unwrap();
+    let view_tzpk = device.decrypt_tzpk(&sent).unwrap();
     assert_eq!(device.decrypt_pin(&sent, &shown).unwrap().reveal(), PIN);
 
     let mut clear = vec![PIN.to_owned()];

@@ -22,11 +22,11 @@ use tokio::runtime::{Builder, Runtime};
 use tonic::transport::Channel;
 
 use super::{
-    BenchError, Door, FlowArguments,
-    load::{self, Done, Load, Measured},
+    Api, BenchError, FlowArguments,
+    load::{self, LoadShape, Measurement, Progress},
     memory::progress,
-    report::{self, Level},
-    stage::Stage,
+    report::{self, ConcurrencyResult},
+    services::Services,
 };
 use crate::commands::demo::TemporaryDirectory;
 use proto::{
@@ -58,13 +58,13 @@ pub(super) fn set_pin(arguments: &FlowArguments) -> Result<(), BenchError> {
             let ready = bench.prepare(arguments.prepared)?;
             echoes.push(bench.echo(concurrency)?);
             ours.push(match arguments.via {
-                Door::Grpc => bench.set_by_grpc(concurrency, &ready)?,
-                Door::Http => bench.set_by_http(concurrency, &ready)?,
+                Api::Grpc => bench.set_by_grpc(concurrency, &ready)?,
+                Api::Http => bench.set_by_http(concurrency, &ready)?,
             });
         }
-        levels.extend(Level::of(concurrency, echoes, ours));
+        levels.extend(ConcurrencyResult::from_runs(concurrency, echoes, ours));
     }
-    report::tell("SetPin", &levels, arguments.json.as_deref())?;
+    report::print("SetPin", &levels, arguments.json.as_deref())?;
     bench.end()
 }
 
@@ -77,20 +77,20 @@ pub(super) fn whole(arguments: &FlowArguments) -> Result<(), BenchError> {
         for _ in 0..arguments.rounds.max(1) {
             echoes.push(bench.echo(concurrency)?);
             ours.push(match arguments.via {
-                Door::Grpc => bench.whole_by_grpc(concurrency)?,
-                Door::Http => bench.whole_by_http(concurrency)?,
+                Api::Grpc => bench.whole_by_grpc(concurrency)?,
+                Api::Http => bench.whole_by_http(concurrency)?,
             });
         }
-        levels.extend(Level::of(concurrency, echoes, ours));
+        levels.extend(ConcurrencyResult::from_runs(concurrency, echoes, ours));
     }
-    report::tell("flow", &levels, arguments.json.as_deref())?;
+    report::print("flow", &levels, arguments.json.as_deref())?;
     bench.end()
 }
 
-/// One run: the stage, the device, what was asked for.
+/// One run: the services, the device, what was asked for.
 struct Bench<'a> {
     arguments: &'a FlowArguments,
-    stage: Stage,
+    services: Services,
     device: Arc<Device>,
     runtime: Runtime,
     _directory: TemporaryDirectory,
@@ -100,17 +100,17 @@ impl<'a> Bench<'a> {
     fn new(arguments: &'a FlowArguments) -> Result<Self, BenchError> {
         let directory = TemporaryDirectory::unless(arguments.directory.as_deref())?;
         let runtime = Builder::new_multi_thread().enable_all().build()?;
-        let stage = runtime.block_on(Stage::set(arguments, directory.path()))?;
+        let services = runtime.block_on(Services::start(arguments, directory.path()))?;
         let device = Device::generate(KeyBits::Rsa2048).map_err(|error| BenchError::Load(error.to_string()))?;
-        Ok(Self { arguments, stage, device: Arc::new(device), runtime, _directory: directory })
+        Ok(Self { arguments, services, device: Arc::new(device), runtime, _directory: directory })
     }
 
     fn end(self) -> Result<(), BenchError> {
-        self.runtime.block_on(self.stage.clear())
+        self.runtime.block_on(self.services.clear())
     }
 
-    fn load(&self, concurrency: usize) -> Load {
-        Load {
+    fn load(&self, concurrency: usize) -> LoadShape {
+        LoadShape {
             concurrency,
             connections: self.connection_count(),
             duration: self.arguments.round(),
@@ -126,7 +126,7 @@ impl<'a> Bench<'a> {
         let _inside = self.runtime.enter();
         let workers: Vec<_> = (0..PREPARED_AT_ONCE)
             .map(|_| {
-                let channel = self.stage.engine_channel()?;
+                let channel = self.services.engine_channel()?;
                 let (device, left, bar) = (Arc::clone(&self.device), Arc::clone(&left), bar.clone());
                 Ok(self.runtime.spawn(async move { prepare_while_any_is_left(channel, &device, &left, &bar).await }))
             })
@@ -140,59 +140,59 @@ impl<'a> Bench<'a> {
         Ok(ready)
     }
 
-    fn echo(&self, concurrency: usize) -> Result<Measured, BenchError> {
+    fn echo(&self, concurrency: usize) -> Result<Measurement, BenchError> {
         load::run(self.load(concurrency), async || {
-            let clients = self.connections(|| Ok(EchoServiceClient::new(self.stage.echo_channel()?)))?;
+            let clients = self.connections(|| Ok(EchoServiceClient::new(self.services.echo_channel()?)))?;
             Ok(async move |number: usize| {
                 // The size of a real SetPin.
                 let request = set_request("00000000-0000-4000-8000-000000000000", [7; 8]);
                 pick(&clients, number)?.echo(request).await?;
-                Ok(Done::One)
+                Ok(Progress::Completed)
             })
         })
     }
 
-    fn set_by_grpc(&self, concurrency: usize, ready: &[Ready]) -> Result<Measured, BenchError> {
+    fn set_by_grpc(&self, concurrency: usize, ready: &[Ready]) -> Result<Measurement, BenchError> {
         let ready: &'static [Ready] = Box::leak(clone_of(ready).into_boxed_slice());
         load::run(self.load(concurrency), async || {
-            let clients = self.connections(|| Ok(PinServiceClient::new(self.stage.engine_channel()?)))?;
+            let clients = self.connections(|| Ok(PinServiceClient::new(self.services.engine_channel()?)))?;
             Ok(async move |number: usize| {
-                let Some(ready) = ready.get(number) else { return Ok(Done::UsedUp) };
+                let Some(ready) = ready.get(number) else { return Ok(Progress::OutOfBlocks) };
                 pick(&clients, number)?.set_pin(set_request(&ready.control_id, ready.block)).await?;
-                Ok(Done::One)
+                Ok(Progress::Completed)
             })
         })
     }
 
-    fn set_by_http(&self, concurrency: usize, ready: &[Ready]) -> Result<Measured, BenchError> {
+    fn set_by_http(&self, concurrency: usize, ready: &[Ready]) -> Result<Measurement, BenchError> {
         let ready: &'static [Ready] = Box::leak(clone_of(ready).into_boxed_slice());
         load::run(self.load(concurrency), async || {
-            let http = Http::new(self.stage.edge_address(), &self.stage.token);
+            let http = Http::new(self.services.edge_address(), &self.services.token);
             Ok(async move |number: usize| {
-                let Some(Ready { control_id, block }) = ready.get(number) else { return Ok(Done::UsedUp) };
+                let Some(Ready { control_id, block }) = ready.get(number) else { return Ok(Progress::OutOfBlocks) };
                 let body = json!({ "controlId": control_id, "pinBlock": STANDARD.encode(block) });
                 http.post("/pin/v3/set", body).await?;
-                Ok(Done::One)
+                Ok(Progress::Completed)
             })
         })
     }
 
-    fn whole_by_grpc(&self, concurrency: usize) -> Result<Measured, BenchError> {
+    fn whole_by_grpc(&self, concurrency: usize) -> Result<Measurement, BenchError> {
         load::run(self.load(concurrency), async || {
-            let channels = self.connections(|| self.stage.engine_channel())?;
+            let channels = self.connections(|| self.services.engine_channel())?;
             let device = Arc::clone(&self.device);
             Ok(async move |number: usize| {
                 let channel = pick(&channels, number)?;
                 let ready = make_ready(&channel, &device, number).await?;
                 PinServiceClient::new(channel).set_pin(set_request(&ready.control_id, ready.block)).await?;
-                Ok(Done::One)
+                Ok(Progress::Completed)
             })
         })
     }
 
-    fn whole_by_http(&self, concurrency: usize) -> Result<Measured, BenchError> {
+    fn whole_by_http(&self, concurrency: usize) -> Result<Measurement, BenchError> {
         load::run(self.load(concurrency), async || {
-            let http = Http::new(self.stage.edge_address(), &self.stage.token);
+            let http = Http::new(self.services.edge_address(), &self.services.token);
             let device = Arc::clone(&self.device);
             Ok(async move |number: usize| {
                 let path = format!("/pincontrol/v2/plastic/{}", plastic_id(number));
@@ -204,7 +204,7 @@ impl<'a> Bench<'a> {
                 let block = block_of(&device, &tzpk, number)?;
                 let body = json!({ "controlId": control_id, "pinBlock": STANDARD.encode(block) });
                 http.post("/pin/v3/set", body).await?;
-                Ok(Done::One)
+                Ok(Progress::Completed)
             })
         })
     }

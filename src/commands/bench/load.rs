@@ -1,4 +1,4 @@
-//! Load: two client threads with a runtime each, closed or open loop.
+//! LoadShape: two client threads with a runtime each, closed or open loop.
 
 use std::{
     cell::RefCell,
@@ -25,12 +25,12 @@ use net::cores;
 
 /// Client threads: one a core of the smallest machine we measure on.
 pub(super) const CLIENT_THREADS: usize = 2;
-/// The longest latency told apart, in microseconds.
+/// The highest latency that the histogram resolves, in microseconds.
 const LATENCY_MICROSECONDS_MAX: u64 = 60_000_000;
 
 /// How to load.
 #[derive(Clone, Copy)]
-pub(super) struct Load {
+pub(super) struct LoadShape {
     pub(super) concurrency: usize,
     /// Of each client thread.
     pub(super) connections: usize,
@@ -40,7 +40,7 @@ pub(super) struct Load {
 }
 
 /// What came of it.
-pub(super) struct Measured {
+pub(super) struct Measurement {
     pub(super) requests: u64,
     pub(super) seconds: f64,
     /// Of this process, servers and clients alike, and of the boundary's.
@@ -48,7 +48,7 @@ pub(super) struct Measured {
     pub(super) latency: Histogram<u64>,
 }
 
-impl Measured {
+impl Measurement {
     /// Requests a second.
     pub(super) fn rate(&self) -> f64 {
         self.requests as f64 / self.seconds.max(f64::MIN_POSITIVE)
@@ -67,20 +67,20 @@ impl Measured {
 
 /// Whether an operation found something to do.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Done {
+pub(super) enum Progress {
     /// It did one request.
-    One,
+    Completed,
     /// What was prepared is used up.
-    UsedUp,
+    OutOfBlocks,
 }
 
 /// Runs `connect` once on each client thread, and the operation it gives until the time or the work is up. The
-/// operation is told the number of its request within the whole run. The clock runs from when every thread has its
+/// operation receives the number of its request within the whole run. The clock runs from when every thread has its
 /// connections: each has answered once by then.
-pub(super) fn run<C, O>(load: Load, connect: C) -> Result<Measured, BenchError>
+pub(super) fn run<C, O>(load: LoadShape, connect: C) -> Result<Measurement, BenchError>
 where
     C: AsyncFn() -> Result<O, BenchError> + Sync,
-    O: AsyncFn(usize) -> Result<Done, BenchError> + 'static,
+    O: AsyncFn(usize) -> Result<Progress, BenchError> + 'static,
 {
     let next = AtomicUsize::new(0);
     // The client threads and this one.
@@ -105,7 +105,7 @@ where
         }
         let seconds = began.elapsed().as_secs_f64();
         let processor_seconds = processor_seconds()? - processor_began;
-        Ok(Measured { requests: latency.len(), seconds, processor_seconds, latency })
+        Ok(Measurement { requests: latency.len(), seconds, processor_seconds, latency })
     })
 }
 
@@ -118,7 +118,7 @@ struct Client<O> {
 
 impl<O> Client<O>
 where
-    O: AsyncFn(usize) -> Result<Done, BenchError> + 'static,
+    O: AsyncFn(usize) -> Result<Progress, BenchError> + 'static,
 {
     fn connect(
         number: usize,
@@ -131,7 +131,7 @@ where
         let tasks = LocalSet::new();
         let operation = tasks.block_on(&runtime, async {
             let operation = connect().await?;
-            // Whatever the other threads take meanwhile, so many in a row reach each connection.
+            // A client takes numbers in runs, so that each connection receives consecutive requests.
             let first = next.fetch_add(connections, Ordering::Relaxed);
             for number in first..first + connections {
                 operation(number).await?;
@@ -141,7 +141,7 @@ where
         Ok(Self { runtime, tasks, operation })
     }
 
-    fn run(self, load: Load, next: &AtomicUsize) -> Result<Histogram<u64>, BenchError> {
+    fn run(self, load: LoadShape, next: &AtomicUsize) -> Result<Histogram<u64>, BenchError> {
         let Self { runtime, tasks, operation } = self;
         tasks.block_on(&runtime, async {
             match load.rate {
@@ -158,16 +158,16 @@ fn stay_on_core(number: usize) -> io::Result<()> {
     cores::allowed()?.into_iter().cycle().nth(number).map_or(Ok(()), cores::stay_on)
 }
 
-async fn closed<O>(load: Load, next: &AtomicUsize, operation: &Rc<O>) -> Result<Histogram<u64>, BenchError>
+async fn closed<O>(load: LoadShape, next: &AtomicUsize, operation: &Rc<O>) -> Result<Histogram<u64>, BenchError>
 where
-    O: AsyncFn(usize) -> Result<Done, BenchError> + 'static,
+    O: AsyncFn(usize) -> Result<Progress, BenchError> + 'static,
 {
     let ends = Instant::now() + load.duration;
     let latency = RefCell::new(histogram()?);
     let one = async || {
         while Instant::now() < ends {
             let began = Instant::now();
-            if operation(next.fetch_add(1, Ordering::Relaxed)).await? == Done::UsedUp {
+            if operation(next.fetch_add(1, Ordering::Relaxed)).await? == Progress::OutOfBlocks {
                 break;
             }
             latency.borrow_mut().saturating_record(micros(began));
@@ -179,9 +179,14 @@ where
     Ok(latency.into_inner())
 }
 
-async fn open<O>(load: Load, rate: f64, next: &AtomicUsize, operation: &Rc<O>) -> Result<Histogram<u64>, BenchError>
+async fn open<O>(
+    load: LoadShape,
+    rate: f64,
+    next: &AtomicUsize,
+    operation: &Rc<O>,
+) -> Result<Histogram<u64>, BenchError>
 where
-    O: AsyncFn(usize) -> Result<Done, BenchError> + 'static,
+    O: AsyncFn(usize) -> Result<Progress, BenchError> + 'static,
 {
     let began = Instant::now();
     let places = Semaphore::new(load.concurrency.div_ceil(CLIENT_THREADS));
@@ -190,7 +195,7 @@ where
         // Waiting for a place counts: the request was due.
         let _place = places.acquire().await.map_err(|error| BenchError::Load(error.to_string()))?;
         let done = operation(next.fetch_add(1, Ordering::Relaxed)).await?;
-        Ok::<_, BenchError>((done == Done::One).then(|| micros(due)))
+        Ok::<_, BenchError>((done == Progress::Completed).then(|| micros(due)))
     };
     let mut latency = histogram()?;
     let mut under_way = futures::stream::FuturesUnordered::new();
@@ -229,7 +234,7 @@ fn processor_seconds() -> io::Result<f64> {
     let mut all = seconds(ClockId::CLOCK_PROCESS_CPUTIME_ID.now()?);
     for thread in std::fs::read_dir("/proc/self/task")? {
         let children = match std::fs::read_to_string(thread?.path().join("children")) {
-            // It has ended meanwhile; its children are another's now.
+            // The process ended; its children have another parent.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             children => children?,
         };

@@ -7,10 +7,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::load::Measured;
+use super::load::Measurement;
 
 /// The figures of one level of concurrency.
-pub(super) struct Level {
+pub(super) struct ConcurrencyResult {
     concurrency: usize,
     echo: Figures,
     ours: Figures,
@@ -25,9 +25,9 @@ struct Figures {
     p999: u64,
 }
 
-impl Level {
+impl ConcurrencyResult {
     /// From the rounds of one level.
-    pub(super) fn of(concurrency: usize, echo: Vec<Measured>, ours: Vec<Measured>) -> Option<Self> {
+    pub(super) fn from_runs(concurrency: usize, echo: Vec<Measurement>, ours: Vec<Measurement>) -> Option<Self> {
         Some(Self { concurrency, echo: Figures::median(echo)?, ours: Figures::median(ours)? })
     }
 
@@ -37,7 +37,7 @@ impl Level {
 }
 
 impl Figures {
-    fn median(mut rounds: Vec<Measured>) -> Option<Self> {
+    fn median(mut rounds: Vec<Measurement>) -> Option<Self> {
         rounds.sort_by(|one, other| one.rate().total_cmp(&other.rate()));
         let middle = rounds.get(rounds.len() / 2)?;
         Some(Self {
@@ -55,7 +55,7 @@ impl Figures {
 }
 
 /// Prints the table, and writes the JSON where one is wanted.
-pub(super) fn tell(name: &str, levels: &[Level], file: Option<&Path>) -> io::Result<()> {
+pub(super) fn print(name: &str, levels: &[ConcurrencyResult], file: Option<&Path>) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "in flight  what       per second   ratio    cpu µs    p50 µs    p99 µs  p99.9 µs")?;
     for level in levels {

@@ -31,7 +31,7 @@ const CONTROL_LIFETIME: std::time::Duration = std::time::Duration::from_secs(3_6
 const WAITING_CHANGES_MAX: usize = 16_384;
 
 /// Everything that serves.
-pub(super) struct Stage {
+pub(super) struct Services {
     engine: Engine,
     edge: Edge,
     echo: Serving,
@@ -39,9 +39,9 @@ pub(super) struct Stage {
     pub(super) token: Zeroizing<String>,
 }
 
-impl Stage {
+impl Services {
     /// Starts all of it on free ports.
-    pub(super) async fn set(arguments: &FlowArguments, directory: &Path) -> Result<Self, BenchError> {
+    pub(super) async fn start(arguments: &FlowArguments, directory: &Path) -> Result<Self, BenchError> {
         let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let (server_tls, client_tls) = match arguments.transport {
             Transport::Plain => (None, None),
