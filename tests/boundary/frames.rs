@@ -15,10 +15,10 @@ use hsm_protocol::frame::{self, Ask};
 use proto::Scope;
 use tonic::Code;
 
-use crate::{
+use support::{
     engine_process::{EngineProcess, device},
     hsm_process::HsmProcess,
-    isolation::soon,
+    wait::soon,
 };
 
 /// Longer than any of these tests: CLOCK_MONOTONIC counts from the machine's start.

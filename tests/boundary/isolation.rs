@@ -17,28 +17,13 @@ use futures::future::join_all;
 use proto::Scope;
 use tonic::Code;
 
-use crate::{
+use support::{
     engine_process::{Client, EngineProcess, device, status_of},
     hsm_process::{HsmProcess, create_vault},
     known::Known,
     real_token::{Make, RealToken},
+    wait::{signal, soon},
 };
-
-pub(crate) fn signal(process: u32, name: &str) {
-    assert!(Command::new("kill").args([&format!("-{name}"), &process.to_string()]).status().unwrap().success());
-}
-
-/// Within a second, as a rule; a busy machine is given longer.
-pub(crate) async fn soon<T>(what: &str, mut find: impl AsyncFnMut() -> Option<T>) -> T {
-    let began = Instant::now();
-    loop {
-        if let Some(found) = find().await {
-            return found;
-        }
-        assert!(began.elapsed() < Duration::from_secs(20), "{what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
 
 const KILLS: u32 = 50;
 const CLIENTS: u32 = 8;

@@ -21,7 +21,7 @@ use futures::future::join_all;
 use memory_search::{Planted, storage_key_of};
 use proto::Scope;
 
-use crate::{
+use support::{
     edge_process::{EdgeProcess, TOKEN},
     engine_process::{Client, EngineProcess, device},
 };

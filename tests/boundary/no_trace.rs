@@ -8,7 +8,7 @@ use device::{Fill, Pin};
 use proto::RegisterCardRequest;
 use serde_json::json;
 
-use crate::{
+use support::{
     edge_process::{EdgeProcess, TOKEN},
     engine_process::{AUDIT_USER, EngineProcess, METRICS, TENANT, device},
 };

@@ -6,11 +6,11 @@ use std::{
     process::{Command, Output},
 };
 
-use crate::{
+use support::{
     ceremony::{ALL, Ceremony, ENOUGH},
     engine_process::{EngineProcess, device},
     hsm_process::HsmProcess,
-    isolation::{signal, soon},
+    wait::{signal, soon},
 };
 
 fn pinseal(arguments: &[&str]) -> Output {

@@ -1,176 +1,14 @@
 //! Key ceremonies by the built binary: a whole one, and everything that must not pass.
 
-use std::{
-    fs,
-    io::Write,
-    path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
-};
+use std::{fs, path::Path, process::Command};
 
 use ceremony::transcript::{Transcript, TranscriptError};
 use tempfile::TempDir;
 
-use crate::{
+use support::{
+    ceremony::{ALL, Ceremony, ENOUGH, Terminal, pinseal, said},
     engine_process::{EngineProcess, device},
-    real_token::RealToken,
 };
-
-/// Who must be there at the beginning and the end.
-pub(crate) const ALL: &[&str] = &["lea", "alice", "bob", "otto"];
-/// And for any other step.
-pub(crate) const ENOUGH: &[&str] = &["lea", "alice", "bob"];
-
-/// A directory with an engine's configuration, a roster and its people's keys.
-pub(crate) struct Ceremony {
-    directory: TempDir,
-    environment: Vec<(&'static str, PathBuf)>,
-}
-
-impl Ceremony {
-    /// With nothing done yet.
-    pub(crate) fn prepared() -> Self {
-        Self::prepared_with(Vec::new(), "")
-    }
-
-    /// The same, with the keys in a token.
-    pub(crate) fn prepared_on(token: &RealToken) -> Self {
-        Self::prepared_with(token.environment(), &token.lines())
-    }
-
-    /// The same, with the leader's own key in a token of theirs beside that one, and these lines in `engine.toml`.
-    pub(crate) fn prepared_with_leader_beside(token: &RealToken, lines: &str) -> Self {
-        let ceremony = Self::without_people(token.environment(), lines);
-        fs::copy(token.of_a_person("lea"), ceremony.at("lea.toml")).unwrap();
-        ceremony.with_people()
-    }
-
-    fn prepared_with(environment: Vec<(&'static str, PathBuf)>, lines: &str) -> Self {
-        Self::without_people(environment, lines).with_people()
-    }
-
-    fn without_people(environment: Vec<(&'static str, PathBuf)>, lines: &str) -> Self {
-        let ceremony = Self { directory: tempfile::tempdir().unwrap(), environment };
-        let data = ceremony.at("data");
-        fs::write(ceremony.at("engine.toml"), format!("data_directory = {data:?}\n{lines}\n")).unwrap();
-        ceremony
-    }
-
-    fn with_people(self) -> Self {
-        let people = [
-            ("alice", "custodian"),
-            ("bob", "custodian"),
-            ("carol", "custodian"),
-            ("lea", "leader"),
-            ("otto", "auditor"),
-        ];
-        let mut roster = "quorum = 2\n".to_owned();
-        for (name, role) in people {
-            let key = self.person(name);
-            roster += &format!("[[person]]\nname = {name:?}\nrole = {role:?}\nkey = {key:?}\n");
-        }
-        fs::write(self.at("roster.toml"), roster).unwrap();
-        self
-    }
-
-    /// That has begun.
-    fn begun() -> Self {
-        let ceremony = Self::prepared();
-        ceremony.begin();
-        ceremony
-    }
-
-    pub(crate) fn begin(&self) {
-        self.well("begin", ALL, &["--roster", self.at("roster.toml").to_str().unwrap()]);
-    }
-
-    pub(crate) fn directory(&self) -> &Path {
-        self.directory.path()
-    }
-
-    pub(crate) fn at(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn person(&self, name: &str) -> String {
-        let key = self.key_of(name);
-        let home = if key.exists() { "--token" } else { "--out" };
-        let made = self.person_command(home, &key).output().unwrap();
-        assert!(made.status.success(), "{}", said(&made));
-        String::from_utf8(made.stdout).unwrap().trim().to_owned()
-    }
-
-    /// The file that holds somebody's key; or names their token, where they have one.
-    pub(crate) fn key_of(&self, name: &str) -> PathBuf {
-        let token = self.at(&format!("{name}.toml"));
-        if token.exists() { token } else { self.at(&format!("{name}.key")) }
-    }
-
-    pub(crate) fn person_command(&self, argument: &str, file: &Path) -> Command {
-        let mut command = pinseal();
-        command.envs(self.environment.clone()).args(["ceremony", "person", argument]).arg(file);
-        command
-    }
-
-    pub(crate) fn command(&self, step: &str, present: &[&str], arguments: &[&str]) -> Command {
-        let mut command = pinseal();
-        command.envs(self.environment.clone());
-        command.args(["ceremony", step, "--config"]).arg(self.at("engine.toml"));
-        command.arg("--transcript").arg(self.at("transcript.jsonl"));
-        for name in present {
-            command.arg("--present").arg(self.key_of(name));
-        }
-        command.args(arguments);
-        command
-    }
-
-    fn step(&self, step: &str, present: &[&str], arguments: &[&str]) -> Output {
-        self.command(step, present, arguments).output().unwrap()
-    }
-
-    pub(crate) fn well(&self, step: &str, present: &[&str], arguments: &[&str]) -> String {
-        let output = self.step(step, present, arguments);
-        assert!(output.status.success(), "{step}: {}", said(&output));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// The one line of why not.
-    pub(crate) fn refused(&self, step: &str, present: &[&str], arguments: &[&str]) -> String {
-        let output = self.step(step, present, arguments);
-        assert!(!output.status.success(), "{step} {arguments:?} passed with {present:?}");
-        said(&output)
-    }
-
-    fn with_input(&self, step: &str, present: &[&str], arguments: &[&str], input: &str) -> Output {
-        let mut command = self.command(step, present, arguments);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        // One that refuses before it has read all of it closes the pipe.
-        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-        child.wait_with_output().unwrap()
-    }
-
-    pub(crate) fn transcript(&self) -> String {
-        fs::read_to_string(self.at("transcript.jsonl")).unwrap()
-    }
-
-    pub(crate) fn verify(&self, arguments: &[&str]) -> Output {
-        pinseal().args(["ceremony", "verify"]).arg(self.at("transcript.jsonl")).args(arguments).output().unwrap()
-    }
-
-    pub(crate) fn keys(&self) -> String {
-        let mut list = pinseal();
-        list.envs(self.environment.clone()).args(["ceremony", "list", "--config"]).arg(self.at("engine.toml"));
-        let listed = list.output().unwrap();
-        String::from_utf8(listed.stdout).unwrap()
-    }
-}
-
-fn pinseal() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_pinseal"))
-}
-
-pub(crate) fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
 
 /// What a rehearsal left.
 struct Rehearsed {
@@ -211,7 +49,7 @@ impl Rehearsed {
         assert_eq!(client.view(&device, "9100").await.unwrap(), "271828");
         assert_eq!(engine.terminate(), 0);
         let store = directory.join("data/store");
-        let exported = self::pinseal().args(["audit", "export", "--store"]).arg(store).output().unwrap();
+        let exported = support::ceremony::pinseal().args(["audit", "export", "--store"]).arg(store).output().unwrap();
         let lines = String::from_utf8(exported.stdout).unwrap();
         assert!(lines.contains(&format!("storage/1:{}", self.check_value("storage/1"))), "{lines}");
     }
@@ -475,7 +313,7 @@ async fn a_key_with_pins_in_a_store_elsewhere_is_not_retired() {
     assert!(refused.contains("note: not asked: ") && refused.contains(store), "{refused}");
 
     let engine = engine_beside(&ceremony, home.path());
-    assert_eq!(crate::rotation::watched(&engine).pop().unwrap()["state"], "done");
+    assert_eq!(support::rotation::watched(&engine).pop().unwrap()["state"], "done");
     let refused = ceremony.refused("retire", ENOUGH, &["storage/1", "--store", store]);
     assert!(refused.contains("in use by a running engine: name that engine by --engine ADDRESS"), "{refused}");
     ceremony.well("retire", ENOUGH, &["storage/1", "--engine", engine.address(), "--store", empty]);
@@ -537,60 +375,14 @@ async fn a_seal_key_is_not_retired_before_engines_stop_using_it() {
     let refused = ceremony.refused("retire", ENOUGH, &retire);
     assert!(refused.contains("does not have seal/2 in use"), "{refused}");
     engine.client().await.ready_to_set(&device(), "9100", "271828").await.unwrap();
-    crate::isolation::signal(engine.id(), "HUP");
+    support::wait::signal(engine.id(), "HUP");
     let why = "1 live controls have a tzpk under seal/1";
     let counted = async || ceremony.refused("retire", ENOUGH, &retire).contains(why).then_some(());
-    crate::isolation::soon("the control is not counted", counted).await;
+    support::wait::soon("the control is not counted", counted).await;
     assert_eq!(engine.terminate(), 0);
     let store = home.path().join("data/store");
     let refused = ceremony.refused("retire", ENOUGH, &["seal/1", "--store", store.to_str().unwrap()]);
     assert!(refused.contains(why), "{refused}");
-}
-
-/// A terminal with a scrollback, with a shell in it.
-pub(crate) struct Terminal {
-    socket: PathBuf,
-}
-
-impl Terminal {
-    pub(crate) fn open(directory: &Path) -> Self {
-        let terminal = Self { socket: directory.join("tmux.socket") };
-        let opened = terminal.tmux(&["-f", "/dev/null", "new-session", "-d", "-x", "160", "-y", "30", "sh"]);
-        assert!(opened.status.success(), "{}", said(&opened));
-        terminal
-    }
-
-    fn tmux(&self, arguments: &[&str]) -> Output {
-        let tmux = Command::new("tmux").arg("-S").arg(&self.socket).args(arguments).output();
-        tmux.expect("tmux is missing: install it (Debian: tmux)")
-    }
-
-    pub(crate) fn types(&self, text: &str) {
-        assert!(self.tmux(&["send-keys", "-l", text]).status.success());
-        assert!(self.tmux(&["send-keys", "Enter"]).status.success());
-    }
-
-    /// What can be seen, and what can be scrolled back to.
-    pub(crate) fn shows(&self) -> String {
-        String::from_utf8(self.tmux(&["capture-pane", "-p", "-J", "-S", "-"]).stdout).unwrap()
-    }
-
-    pub(crate) fn until(&self, text: &str) -> String {
-        for _ in 0..2_000 {
-            let shown = self.shows();
-            if shown.contains(text) {
-                return shown;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
-        panic!("no {text:?}: {}", self.shows());
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        self.tmux(&["kill-server"]);
-    }
 }
 
 /// What everybody may read of a process: how it was called, and with what around it.
@@ -618,7 +410,7 @@ fn files_hold(directory: &Path, component: &str) -> bool {
 #[test]
 fn a_component_shown_or_typed_on_a_terminal_is_afterwards_in_no_scrollback_argument_environment_or_file() {
     let ceremony = Ceremony::begun();
-    let terminal = Terminal::open(ceremony.directory.path());
+    let terminal = Terminal::open(ceremony.directory());
     let line = |step: &str, arguments: &[&str]| {
         let command = ceremony.command(step, ENOUGH, arguments);
         let all = std::iter::once(command.get_program()).chain(command.get_args());
@@ -670,6 +462,6 @@ fn a_component_shown_or_typed_on_a_terminal_is_afterwards_in_no_scrollback_argum
         let anywhere = groups.split(' ').any(|group| left.split_whitespace().any(|word| word == group));
         assert!(!anywhere && !left.contains(&digits), "{left}");
         assert!(!around.contains(&digits) && !around.contains(groups));
-        assert!(!files_hold(ceremony.directory.path(), &digits));
+        assert!(!files_hold(ceremony.directory(), &digits));
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use ceremony::transcript::Transcript;
 
-use crate::{
+use support::{
     ceremony::{ALL, Ceremony, ENOUGH, Terminal, said},
     real_token::{Make, RealToken},
 };

@@ -6,7 +6,7 @@ use device::{Fill, Pin};
 use proto::{OpenControlRequest, RegisterCardRequest, Scope};
 use tonic::Code;
 
-use crate::engine_process::{AUDIT_USER, EngineProcess, TENANT, device, reason};
+use support::engine_process::{AUDIT_USER, EngineProcess, TENANT, device, reason};
 
 #[tokio::test]
 async fn every_class_of_malformed_block_has_the_same_answer_and_spends_the_control() {
@@ -122,7 +122,7 @@ async fn unknown_expired_and_spent_controls_have_the_same_answer() {
 async fn a_control_serves_its_own_purpose_its_own_tenant_and_its_own_device_key_alone() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "");
-    let (device, other_device, mut client) = (device(), crate::engine_process::device(), engine.client().await);
+    let (device, other_device, mut client) = (device(), support::engine_process::device(), engine.client().await);
 
     let view = client.open("2006", Scope::ViewPin).await.unwrap().control_id;
     assert_eq!(reason(&client.tzpk(&view, &device).await.unwrap_err()), "SCOPE_MISMATCH");

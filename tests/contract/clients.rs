@@ -3,10 +3,11 @@
 use std::{
     io::{BufRead, BufReader, Lines},
     path::Path,
-    process::{Child, ChildStdout, Command, Output, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
 };
 
 use serde_json::Value;
+use support::java::{java_sets_and_views, ran_well};
 
 /// `pinseal demo`, serving.
 struct Demo {
@@ -55,22 +56,6 @@ fn python() -> String {
     std::env::var("PINSEAL_TEST_PYTHON").unwrap_or_else(|_| {
         panic!("PINSEAL_TEST_PYTHON is not set: run scripts/test, or point it to a Python with tests/clients/python/requirements.txt")
     })
-}
-
-fn ran_well(output: &Output) -> String {
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{text}");
-    text
-}
-
-/// The vendor's Java example against an edge.
-pub(crate) fn java_sets_and_views(edge: &str, token: &str, plastic_id: &str, bits: &str) {
-    let output = Command::new("java")
-        .arg(root("tests/clients/java/CardPin.java"))
-        .args([edge, token, plastic_id, "2580", bits])
-        .output()
-        .expect("java is missing: install a JDK of version 17 or later (Debian: default-jdk-headless)");
-    assert!(ran_well(&output).contains(&format!("set and viewed with RSA-{bits}")));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use device::{Device, Fill, Pin};
 use serde_json::json;
 
-use crate::{
+use support::{
     edge_process::{Answer, EdgeProcess, OTHER_TOKEN, PASSWORD, TOKEN},
     engine_process::{EngineProcess, device},
 };

@@ -5,9 +5,9 @@ use std::{fs, time::Duration};
 use tonic::{Code, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
-use crate::{
+use support::{
     engine_process::EngineProcess,
-    isolation::{signal, soon},
+    wait::{signal, soon},
 };
 
 /// Those that can do nothing without the boundary; the first is the engine as a whole.

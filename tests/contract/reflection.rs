@@ -6,7 +6,7 @@ use tonic::{Code, client::Grpc, transport::Channel};
 use tonic_prost::ProstCodec;
 use tonic_reflection::pb::{v1, v1alpha};
 
-use crate::engine_process::EngineProcess;
+use support::engine_process::EngineProcess;
 
 /// Every service of an engine, each with a method.
 const SERVED: [(&str, &str); 8] = [

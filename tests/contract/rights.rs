@@ -10,9 +10,8 @@ use proto::{
 use tonic::{Code, Request, Status, client::Grpc, transport::Channel};
 use tonic_prost::ProstCodec;
 
-use crate::{
-    apart::{certificates, peer},
-    connections::channel_as,
+use support::{
+    certificates::{certificates, channel_as, peer},
     engine_process::{AUDIT_USER, EngineProcess, reason},
 };
 

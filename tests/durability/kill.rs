@@ -11,7 +11,7 @@ use futures::future::join_all;
 use proto::Scope;
 use tokio::task::JoinHandle;
 
-use crate::{
+use support::{
     engine_process::{Client, EngineProcess, device},
     known::Known,
 };

@@ -11,10 +11,10 @@ use std::{
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
 
-use crate::{
+use support::{
     edge_process::EdgeProcess,
     engine_process::{Client, EngineProcess, device, reason},
-    isolation::soon,
+    wait::soon,
 };
 
 const LONG_LIVED: &str = "[control]\nlifetime_seconds = 3600";

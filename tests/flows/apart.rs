@@ -1,48 +1,14 @@
 //! Engine and edge as processes of their own, with mutual TLS between them; what they refuse at start; how they stop.
 
-use std::{path::Path, process::Command};
+use std::process::Command;
 
 use serde_json::json;
 
-use crate::{
+use support::{
+    certificates::{certificates, peer, pinseal, port_of},
     edge_process::EdgeProcess,
     engine_process::{EngineProcess, device},
 };
-
-pub(crate) fn pinseal(arguments: &[&str]) -> (bool, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_pinseal")).args(arguments).output().unwrap();
-    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
-}
-
-/// A development CA and its certificates; engine and edge configuration for them.
-pub(crate) fn certificates(directory: &Path) -> (String, String) {
-    let out = directory.join("pki");
-    let (made, told) = pinseal(&["pki", "dev", "--out", out.to_str().unwrap()]);
-    assert!(made, "{told}");
-    let at = |file: &str| format!("{:?}", out.join(file));
-    let engine = format!(
-        "[tls]\ncertificates = {}\nprivate_key = {}\nclient_roots = {}",
-        at("engine.pem"),
-        at("engine.key"),
-        at("ca.pem")
-    );
-    let edge = format!(
-        "tls = {{ roots = {}, certificates = {}, private_key = {} }}",
-        at("ca.pem"),
-        at("edge.pem"),
-        at("edge.key")
-    );
-    (engine, edge)
-}
-
-/// Gives a certificate of `certificates` these rights.
-pub(crate) fn peer(holder: &str, rights: &str) -> String {
-    format!("[[peers]]\ncertificate_name = \"{holder}.pinseal.test\"\nrights = [{rights}]\n")
-}
-
-pub(crate) fn port_of(engine: &EngineProcess) -> &str {
-    engine.address().rsplit(':').next().unwrap()
-}
 
 #[test]
 fn engine_and_edge_speak_by_mutual_tls_and_a_peer_has_its_rights_alone() {

@@ -11,7 +11,7 @@ use std::{
 
 use device::Device;
 
-use crate::engine_process::{EngineProcess, device};
+use support::engine_process::{EngineProcess, device};
 
 /// `pinseal audit` with these arguments; its files for a while go to `scratch`.
 fn audit(scratch: &Path, arguments: &[&str]) -> Output {

@@ -1,17 +1,12 @@
 //! Connections that say nothing: they keep no client out.
 
-use std::{net::TcpStream, path::Path, time::Duration};
+use std::{net::TcpStream, time::Duration};
 
-use net::{
-    connect::channel,
-    tls::{ClientTls, ClientTlsConfig},
-};
 use proto::Scope;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tonic::transport::Channel;
 
-use crate::{
-    apart::{certificates, peer, port_of},
+use support::{
+    certificates::{certificates, channel_as, peer},
     edge_process::EdgeProcess,
     engine_process::{Client, EngineProcess},
 };
@@ -31,17 +26,6 @@ fn silent(address: &str, words: &[u8]) -> Vec<TcpStream> {
         stream
     };
     (0..SILENT).map(open).collect()
-}
-
-/// A channel by mutual TLS, as the holder of a certificate of `certificates`.
-pub(crate) fn channel_as(holder: &str, directory: &Path, engine: &EngineProcess) -> Channel {
-    let at = |file: String| directory.join("pki").join(file);
-    let tls = ClientTls::load(&ClientTlsConfig {
-        roots: at("ca.pem".into()),
-        certificates: at(format!("{holder}.pem")),
-        private_key: at(format!("{holder}.key")),
-    });
-    channel(&format!("https://localhost:{}", port_of(engine)), Some(tls.unwrap())).unwrap()
 }
 
 async fn is_served(mut client: Client, plastic: &str) {

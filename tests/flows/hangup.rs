@@ -6,11 +6,11 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::{
-    apart::certificates,
+use support::{
+    certificates::certificates,
     edge_process::EdgeProcess,
     hsm_process::HsmProcess,
-    isolation::{signal, soon},
+    wait::{signal, soon},
 };
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 use futures::future::join_all;
 use proto::Scope;
 
-use crate::engine_process::{EngineProcess, device, reason};
+use support::engine_process::{EngineProcess, device, reason};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_64_racing_blocks_on_one_control_exactly_one_sets_its_pin() {
@@ -60,8 +60,8 @@ async fn a_control_to_view_shows_once() {
     client.set(&device, "1003", "31415").await.unwrap();
     let control_id = client.open("1003", Scope::ViewPin).await.unwrap().control_id;
     let request = || proto::ViewPinRequest {
-        tenant: crate::engine_process::TENANT.into(),
-        audit_user: crate::engine_process::AUDIT_USER.into(),
+        tenant: support::engine_process::TENANT.into(),
+        audit_user: support::engine_process::AUDIT_USER.into(),
         control_id: control_id.clone(),
         device_public_key: device.public_key_der().to_vec(),
     };

@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read},
     path::Path,
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -17,9 +17,10 @@ use futures::future::join_all;
 use store::{RemadePin, Store};
 use store_embedded::{Embedded, EmbeddedConfig};
 
-use crate::{
-    ceremony::{ALL, Ceremony, ENOUGH},
+use support::{
+    ceremony::{ALL, Ceremony, ENOUGH, said},
     engine_process::{Client, EngineProcess, METRICS, device},
+    rotation::{records_under, settings, watch, watched},
 };
 
 /// How many PINs there are; `PINSEAL_ROTATION_RECORDS` says another number, for a measurement.
@@ -29,14 +30,6 @@ const KILLS: u32 = 5;
 
 fn records() -> u64 {
     std::env::var("PINSEAL_ROTATION_RECORDS").map_or(RECORDS, |number| number.parse().unwrap())
-}
-
-/// The engine's lines for a rate at which the kills fall into the middle.
-pub(crate) fn settings(records_per_second: u64) -> String {
-    format!(
-        "[control]\nlifetime_seconds = 3600\nper_card_per_hour_max = 1000000\n\
-         [rotation]\nrecords_per_second = {records_per_second}"
-    )
 }
 
 fn card(number: u64) -> String {
@@ -63,12 +56,12 @@ async fn each_card(engine: &EngineProcess, device: &Arc<Device>, cards: u64, dee
                 if deed == Deed::Set {
                     if let Err(status) = client.set(&device, &card(number), &pin(number)).await {
                         // One that the policy refuses is left out, and is left out again below.
-                        assert_eq!(crate::engine_process::reason(&status), "PIN_REFUSED", "{status:?}");
+                        assert_eq!(support::engine_process::reason(&status), "PIN_REFUSED", "{status:?}");
                     }
                 } else {
                     match client.view(&device, &card(number)).await {
                         Ok(shown) => assert_eq!(shown, pin(number), "card {number}"),
-                        Err(status) => assert_eq!(crate::engine_process::reason(&status), "PIN_NOT_SET", "{number}"),
+                        Err(status) => assert_eq!(support::engine_process::reason(&status), "PIN_NOT_SET", "{number}"),
                     }
                 }
             }
@@ -98,21 +91,6 @@ async fn load(mut client: Client, device: Arc<Device>, seen: Arc<AtomicU64>, num
             Err(_) => return,
         }
     }
-}
-
-/// How many records there are under each storage key, read off the store of a stopped engine.
-pub(crate) fn records_under(directory: &Path) -> (u64, u64) {
-    let store = Embedded::open(&EmbeddedConfig::existing(directory.join("data/store"))).unwrap();
-    let all = store.pins_page(None, usize::MAX).unwrap();
-    let key = |record: &[u8]| hsm::PinRecord::from_bytes(record).unwrap().storage_key().0;
-    let under = |version| all.iter().filter(|(_, pin)| key(&pin.record) == version).count() as u64;
-    let (old, new) = (under(1), under(2));
-    assert_eq!(old + new, all.len() as u64);
-    (old, new)
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -145,8 +123,7 @@ async fn a_storage_key_rotates_under_load_and_five_kills_and_every_pin_still_vie
         for number in 0..CLIENTS {
             clients.push(tokio::spawn(load(engine.client().await, device.clone(), seen.clone(), number)));
         }
-        crate::isolation::soon("there is no load", async || (seen.load(Ordering::Relaxed) >= CLIENTS).then_some(()))
-            .await;
+        support::wait::soon("there is no load", async || (seen.load(Ordering::Relaxed) >= CLIENTS).then_some(())).await;
         engine.kill();
         join_all(clients).await.into_iter().for_each(|client| client.unwrap());
         let (old, _) = records_under(directory);
@@ -194,19 +171,6 @@ async fn a_storage_key_rotates_under_load_and_five_kills_and_every_pin_still_vie
 const WATCHED: u64 = 300;
 /// Of these the first page.
 const FIRST_PAGE: u64 = 256;
-
-fn watch(engine: &EngineProcess, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pinseal"));
-    command.args(["rotation", "watch", "--engine", engine.address()]).args(arguments);
-    command
-}
-
-/// Every line of a watch that ends well.
-pub(crate) fn watched(engine: &EngineProcess) -> Vec<serde_json::Value> {
-    let output = watch(engine, &["--json"]).output().unwrap();
-    assert!(output.status.success(), "{}", said(&output));
-    String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
 
 /// A watch that goes on, once it has told of the first page.
 fn watching(engine: &EngineProcess) -> (Child, serde_json::Value) {
@@ -277,11 +241,11 @@ async fn a_rotation_is_watched_while_it_goes_on_and_the_old_key_retired_while_th
     ceremony.well("retire", ENOUGH, &["storage/1", "--engine", engine.address()]);
     // A boundary that is started again has the retired key no more, and serves all the same.
     let killed = engine.hsm_id().unwrap();
-    crate::isolation::signal(killed, "KILL");
+    support::wait::signal(killed, "KILL");
     let back = async || engine.serves().await.then(|| engine.hsm_id()).flatten().filter(|id| *id != killed);
-    crate::isolation::soon("no boundary took over", back).await;
+    support::wait::soon("no boundary took over", back).await;
     let mut client = engine.client().await;
-    crate::isolation::soon("it does not serve", async || client.view(&device, &card(0)).await.ok()).await;
+    support::wait::soon("it does not serve", async || client.view(&device, &card(0)).await.ok()).await;
     each_card(&engine, &device, WATCHED, Deed::View).await;
     assert_eq!(engine.terminate(), 0);
 
@@ -349,7 +313,7 @@ async fn steady_load(mut client: Client, device: Arc<Device>, stop: Arc<AtomicBo
         let pin = format!("3{:04}7", (round * 613 + number * 31 + 5) % 10_000);
         match client.set(&device, &card, &pin).await {
             Ok(()) => assert_eq!(client.view(&device, &card).await.unwrap(), pin),
-            Err(status) => assert_eq!(crate::engine_process::reason(&status), "PIN_REFUSED", "{status:?}"),
+            Err(status) => assert_eq!(support::engine_process::reason(&status), "PIN_REFUSED", "{status:?}"),
         }
     }
     0
@@ -370,7 +334,7 @@ async fn keys_are_taken_up_and_a_storage_key_rotates_while_every_call_is_answere
         clients.push(tokio::spawn(steady_load(engine.client().await, device.clone(), stop.clone(), number)));
     }
     let keys = async |wanted: &[&str], gone: &[&str]| {
-        let told = crate::isolation::soon("the keys were not taken up", async || {
+        let told = support::wait::soon("the keys were not taken up", async || {
             let log = engine.log();
             let told = log.lines().rfind(|line| line.contains("has taken up its keys"))?;
             (wanted.iter().all(|key| told.contains(key)) && !gone.iter().any(|key| told.contains(key))).then_some(())
@@ -383,9 +347,9 @@ async fn keys_are_taken_up_and_a_storage_key_rotates_while_every_call_is_answere
         ceremony.well("make", ENOUGH, &[key]);
         ceremony.well("activate", ENOUGH, &[&format!("{key}/2")]);
     }
-    crate::isolation::signal(engine.id(), "HUP");
+    support::wait::signal(engine.id(), "HUP");
     keys(&["storage/1:", "storage/2:", "seal/1:", "seal/2:"], &[]).await;
-    let second = crate::isolation::soon("the first boundary did not end", async || {
+    let second = support::wait::soon("the first boundary did not end", async || {
         engine.hsm_id().filter(|id| *id != first && !Path::new(&format!("/proc/{first}")).exists())
     });
     second.await;
@@ -394,7 +358,7 @@ async fn keys_are_taken_up_and_a_storage_key_rotates_while_every_call_is_answere
 
     assert_eq!(watched(&engine).pop().unwrap()["state"], "done");
     ceremony.well("retire", ENOUGH, &["storage/1", "--engine", engine.address()]);
-    crate::isolation::signal(engine.id(), "HUP");
+    support::wait::signal(engine.id(), "HUP");
     keys(&["storage/2:", "seal/1:", "seal/2:"], &["storage/1:"]).await;
 
     stop.store(true, Ordering::Relaxed);
@@ -405,9 +369,9 @@ async fn keys_are_taken_up_and_a_storage_key_rotates_while_every_call_is_answere
 
     // A boundary that can't open its keys takes nobody's place.
     fs::write(directory.join("data/vault"), "no vault").unwrap();
-    crate::isolation::signal(engine.id(), "HUP");
+    support::wait::signal(engine.id(), "HUP");
     let refused = async || engine.log().contains("goes on with the keys it has").then_some(());
-    crate::isolation::soon("nothing was said", refused).await;
+    support::wait::soon("nothing was said", refused).await;
     each_card(&engine, &device, WATCHED, Deed::View).await;
     assert_eq!(engine.terminate(), 0);
     let (old, new) = records_under(directory);

@@ -8,11 +8,11 @@ use std::{
     time::Duration,
 };
 
-use crate::{
+use support::{
     ceremony::{ALL, Ceremony, ENOUGH},
     engine_process::{EngineProcess, device},
-    isolation::{signal, soon},
     rotation::{records_under, settings, watched},
+    wait::{signal, soon},
 };
 
 /// Long enough for a call to reach the boundary.

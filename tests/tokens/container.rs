@@ -14,7 +14,7 @@ use testcontainers::{
     runners::AsyncRunner,
 };
 
-use crate::engine_process::{Client, EngineProcess, device};
+use support::engine_process::{Client, EngineProcess, device};
 
 const IMAGE: &str = "pinseal-softhsm-test";
 

@@ -14,11 +14,11 @@ use device::{Fill, Pin};
 use proto::Scope;
 use serde_json::Value;
 
-use crate::{
+use support::{
     ceremony::{ALL, Ceremony, ENOUGH},
-    clients,
     edge_process::{EdgeProcess, TOKEN},
     engine_process::{EngineProcess, device, reason},
+    java,
     real_token::{Make, RealToken},
 };
 
@@ -146,9 +146,9 @@ async fn rotates(token: &RealToken, directory: &Path, newer: impl FnOnce(&str), 
         client.set(&device, card, pin).await.unwrap();
     }
     newer(engine.address());
-    crate::isolation::signal(engine.id(), "HUP");
+    support::wait::signal(engine.id(), "HUP");
     let done = "rotation: every PIN record is under the newest storage key";
-    crate::isolation::soon("the rotation did not end", async || engine.log().contains(done).then_some(())).await;
+    support::wait::soon("the rotation did not end", async || engine.log().contains(done).then_some(())).await;
     let mut client = engine.client().await;
     for (card, pin) in &cards {
         assert_eq!(client.view(&device, card).await.unwrap(), *pin);
@@ -398,7 +398,7 @@ fn the_jdk_sets_and_views_with(make: Make) {
     let engine = EngineProcess::start_on(directory.path(), &token);
     let edge = EdgeProcess::start(directory.path(), &format!("address = \"http://{}\"", engine.address()), "");
     for bits in ["2048", "4096"] {
-        clients::java_sets_and_views(&edge.url, TOKEN, &format!("81{bits}"), bits);
+        java::java_sets_and_views(&edge.url, TOKEN, &format!("81{bits}"), bits);
     }
 }
 
@@ -538,28 +538,28 @@ async fn a_refused_user_pin_is_not_tried_again_before_a_reload() {
     };
     token.write_pin("8642");
     token.forget_trace();
-    crate::isolation::signal(engine.hsm_id().unwrap(), "KILL");
+    support::wait::signal(engine.hsm_id().unwrap(), "KILL");
     logged("is not started again before a reload", 1).await;
     tokio::time::sleep(LONG_ENOUGH).await;
     assert_eq!(token.logins(), 1);
     assert!(!engine.serves().await);
 
-    crate::isolation::signal(engine.id(), "HUP");
+    support::wait::signal(engine.id(), "HUP");
     logged("is not started again before a reload", 2).await;
     tokio::time::sleep(LONG_ENOUGH).await;
     assert_eq!(token.logins(), 2);
 
     token.write_pin("2468");
-    crate::isolation::signal(engine.id(), "HUP");
+    support::wait::signal(engine.id(), "HUP");
     comes_to_hold(async || engine.serves().await).await;
 
     // A process that serves is left to serve; once it is lost, the PIN that was refused is not tried.
     token.write_pin("8642");
     token.forget_trace();
-    crate::isolation::signal(engine.id(), "HUP");
+    support::wait::signal(engine.id(), "HUP");
     logged("goes on with the keys it has", 2).await;
     assert!(engine.serves().await);
-    crate::isolation::signal(engine.hsm_id().unwrap(), "KILL");
+    support::wait::signal(engine.hsm_id().unwrap(), "KILL");
     comes_to_hold(async || !engine.serves().await).await;
     tokio::time::sleep(LONG_ENOUGH).await;
     assert_eq!(token.logins(), 1);
@@ -582,7 +582,7 @@ async fn a_lost_token_that_refuses_the_user_pin_is_asked_once() {
     assert!(!engine.serves().await);
 
     token.answer_logins(None);
-    crate::isolation::signal(engine.id(), "HUP");
+    support::wait::signal(engine.id(), "HUP");
     comes_to_hold(async || engine.serves().await).await;
 }
 

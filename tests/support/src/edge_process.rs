@@ -12,33 +12,33 @@ use std::{
 use serde_json::Value;
 
 /// The client the stories use.
-pub(crate) const TOKEN: &str = "story-token-0123456789abcdef";
+pub const TOKEN: &str = "story-token-0123456789abcdef";
 /// A client of another tenant.
-pub(crate) const OTHER_TOKEN: &str = "other-token-0123456789abcdef";
+pub const OTHER_TOKEN: &str = "other-token-0123456789abcdef";
 
 /// The password of the client that uses HTTP Basic, a colon in it.
-pub(crate) const PASSWORD: &str = "pass:word-0123456789";
+pub const PASSWORD: &str = "pass:word-0123456789";
 
 /// A running edge; killed when dropped.
-pub(crate) struct EdgeProcess {
+pub struct EdgeProcess {
     child: Child,
-    pub(crate) url: String,
+    pub url: String,
     log: PathBuf,
 }
 
 impl EdgeProcess {
     /// Starts one in front of an engine, with these extra lines of configuration.
-    pub(crate) fn start(directory: &Path, engine: &str, extra: &str) -> Self {
+    pub fn start(directory: &Path, engine: &str, extra: &str) -> Self {
         Self::start_logging(directory, engine, extra, Some("trace"))
     }
 
     /// Starts one that writes the events an edge writes unless told otherwise.
-    pub(crate) fn start_untold(directory: &Path, engine: &str) -> Self {
+    pub fn start_untold(directory: &Path, engine: &str) -> Self {
         Self::start_logging(directory, engine, "", None)
     }
 
     /// Starts one that writes no events: they would be what takes most of its time.
-    pub(crate) fn start_quiet(directory: &Path, engine: &str) -> Self {
+    pub fn start_quiet(directory: &Path, engine: &str) -> Self {
         Self::start_logging(directory, engine, "", Some("warn"))
     }
 
@@ -56,7 +56,7 @@ impl EdgeProcess {
         );
         std::fs::write(&config, text).unwrap();
         let log = directory.join("edge.log");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pinseal"));
+        let mut command = Command::new(crate::pinseal_path());
         match events {
             Some(events) => command.env("RUST_LOG", events),
             None => command.env_remove("RUST_LOG"),
@@ -77,37 +77,37 @@ impl EdgeProcess {
         Self { child, url, log }
     }
 
-    pub(crate) fn id(&self) -> u32 {
+    pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    pub(crate) fn is_alive(&mut self) -> bool {
+    pub fn is_alive(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 
     /// What it wrote to standard error.
-    pub(crate) fn log(&self) -> String {
+    pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()
     }
 
     /// The status of a GET without credentials.
-    pub(crate) fn status_of(&self, path: &str) -> u16 {
+    pub fn status_of(&self, path: &str) -> u16 {
         agent().get(format!("{}{path}", self.url)).call().unwrap().status().as_u16()
     }
 
     /// The Cache-Control of a GET without credentials.
-    pub(crate) fn cache_control_of(&self, path: &str) -> Option<String> {
+    pub fn cache_control_of(&self, path: &str) -> Option<String> {
         let answer = agent().get(format!("{}{path}", self.url)).call().unwrap();
         answer.headers().get("cache-control").map(|value| value.to_str().unwrap().to_owned())
     }
 
     /// A POST with the story's token.
-    pub(crate) fn post(&self, path: &str, body: &str) -> Answer {
+    pub fn post(&self, path: &str, body: &str) -> Answer {
         self.post_as(&format!("Bearer {TOKEN}"), path, body)
     }
 
     /// A POST with an Authorization of choice; an empty one is none.
-    pub(crate) fn post_as(&self, authorization: &str, path: &str, body: &str) -> Answer {
+    pub fn post_as(&self, authorization: &str, path: &str, body: &str) -> Answer {
         let mut request = agent().post(format!("{}{path}", self.url)).content_type("application/json");
         if !authorization.is_empty() {
             request = request.header("authorization", authorization);
@@ -124,7 +124,7 @@ impl EdgeProcess {
 
 /// An edge spoken to byte by byte.
 impl EdgeProcess {
-    pub(crate) fn connect(&self) -> TcpStream {
+    pub fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.url.trim_start_matches("http://")).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         stream
@@ -132,7 +132,7 @@ impl EdgeProcess {
 
     /// The answer to a POST by HTTP/1.1 with the story's token, these headers and this body, of which nothing follows:
     /// the client hangs up where it says so, and waits otherwise.
-    pub(crate) fn post_raw(&self, path: &str, headers: &str, body: &str, hangs_up: bool) -> Answer {
+    pub fn post_raw(&self, path: &str, headers: &str, body: &str, hangs_up: bool) -> Answer {
         let mut stream = self.connect();
         let head = format!("POST {path} HTTP/1.1\r\nhost: edge\r\nauthorization: Bearer {TOKEN}\r\nconnection: close");
         stream.write_all(format!("{head}\r\n{headers}\r\n\r\n{body}").as_bytes()).unwrap();
@@ -156,21 +156,21 @@ impl Drop for EdgeProcess {
 }
 
 /// An answer of the edge.
-pub(crate) struct Answer {
-    pub(crate) status: u16,
-    pub(crate) body: Value,
-    pub(crate) text: String,
-    pub(crate) retry_after: bool,
+pub struct Answer {
+    pub status: u16,
+    pub body: Value,
+    pub text: String,
+    pub retry_after: bool,
 }
 
 impl Answer {
     /// A member of the body.
-    pub(crate) fn member(&self, name: &str) -> &str {
+    pub fn member(&self, name: &str) -> &str {
         self.body[name].as_str().unwrap_or_else(|| panic!("no {name} in {}", self.text))
     }
 
     /// Checks the seven members of an error, and gives status and errorCode.
-    pub(crate) fn fault(&self) -> (u16, &str) {
+    pub fn fault(&self) -> (u16, &str) {
         let mut members: Vec<_> = self.body.as_object().unwrap().keys().map(String::as_str).collect();
         members.sort_unstable();
         assert_eq!(members, ["code", "errorCode", "errorReason", "errorType", "id", "message", "timestamp"]);
@@ -182,7 +182,7 @@ impl Answer {
     }
 
     /// Its bytes, but for what differs from answer to answer.
-    pub(crate) fn without_id_and_time(&self) -> String {
+    pub fn without_id_and_time(&self) -> String {
         self.text.replace(self.member("id"), "ID").replace(self.member("timestamp"), "TIME")
     }
 }

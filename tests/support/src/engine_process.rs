@@ -19,7 +19,7 @@ use tonic_types::StatusExt;
 use crate::real_token::RealToken;
 
 /// A running engine; killed when dropped.
-pub(crate) struct EngineProcess {
+pub struct EngineProcess {
     child: Child,
     address: String,
     /// What it wrote to standard error.
@@ -28,40 +28,40 @@ pub(crate) struct EngineProcess {
 
 impl EngineProcess {
     /// Starts one that keeps everything in `directory`, with these extra lines of configuration.
-    pub(crate) fn start(directory: &Path, extra: &str) -> Self {
-        Self::start_binary(Path::new(env!("CARGO_BIN_EXE_pinseal")), directory, extra)
+    pub fn start(directory: &Path, extra: &str) -> Self {
+        Self::start_binary(Path::new(crate::pinseal_path()), directory, extra)
     }
 
     /// Starts one that writes no events: they would be what takes most of its time.
-    pub(crate) fn start_quiet(directory: &Path, extra: &str) -> Self {
+    pub fn start_quiet(directory: &Path, extra: &str) -> Self {
         let mut quiet = Command::new("env");
-        quiet.args(["RUST_LOG=warn", env!("CARGO_BIN_EXE_pinseal")]);
+        quiet.args(["RUST_LOG=warn", crate::pinseal_path()]);
         Self::start_with(quiet, "127.0.0.1:0", directory, extra)
     }
 
     /// Starts another build of it.
-    pub(crate) fn start_binary(binary: &Path, directory: &Path, extra: &str) -> Self {
+    pub fn start_binary(binary: &Path, directory: &Path, extra: &str) -> Self {
         Self::start_with(Command::new(binary), "127.0.0.1:0", directory, extra)
     }
 
     /// Starts one with its keys in this token.
-    pub(crate) fn start_on(directory: &Path, token: &RealToken) -> Self {
+    pub fn start_on(directory: &Path, token: &RealToken) -> Self {
         Self::start_on_with(directory, token, "")
     }
 
     /// The same, with more lines in `[boundary]`.
-    pub(crate) fn start_on_with(directory: &Path, token: &RealToken, more: &str) -> Self {
-        let (pinseal, lines) = (token.beside(env!("CARGO_BIN_EXE_pinseal")), token.lines_with(more));
+    pub fn start_on_with(directory: &Path, token: &RealToken, more: &str) -> Self {
+        let (pinseal, lines) = (token.beside(crate::pinseal_path()), token.lines_with(more));
         Self::start_with(pinseal, "127.0.0.1:0", directory, &lines)
     }
 
     /// Starts one at a given address.
-    pub(crate) fn start_at(directory: &Path, listen: &str, extra: &str) -> Self {
-        Self::start_with(Command::new(env!("CARGO_BIN_EXE_pinseal")), listen, directory, extra)
+    pub fn start_at(directory: &Path, listen: &str, extra: &str) -> Self {
+        Self::start_with(Command::new(crate::pinseal_path()), listen, directory, extra)
     }
 
     /// Starts one by a prepared command.
-    pub(crate) fn start_with(mut pinseal: Command, listen: &str, directory: &Path, extra: &str) -> Self {
+    pub fn start_with(mut pinseal: Command, listen: &str, directory: &Path, extra: &str) -> Self {
         let config = directory.join("engine.toml");
         let data = directory.join("data");
         std::fs::write(&config, format!("listen = \"{listen}\"\ndata_directory = {data:?}\n{extra}\n")).unwrap();
@@ -85,37 +85,37 @@ impl EngineProcess {
     }
 
     /// Leaves nobody who reads what it prints.
-    pub(crate) fn stop_reading(&mut self) {
+    pub fn stop_reading(&mut self) {
         drop(self.child.stdout.take());
     }
 
-    pub(crate) fn id(&self) -> u32 {
+    pub fn id(&self) -> u32 {
         self.child.id()
     }
 
     /// The process of its key boundary, where there is one now.
-    pub(crate) fn hsm_id(&self) -> Option<u32> {
+    pub fn hsm_id(&self) -> Option<u32> {
         self.hsm_ids().first().copied()
     }
 
     /// The same, and any that is to take its place.
-    pub(crate) fn hsm_ids(&self) -> Vec<u32> {
+    pub fn hsm_ids(&self) -> Vec<u32> {
         let threads = std::fs::read_dir(format!("/proc/{}/task", self.id())).unwrap();
         let children =
             threads.filter_map(|thread| std::fs::read_to_string(thread.unwrap().path().join("children")).ok());
         children.collect::<String>().split_whitespace().map(|id| id.parse().unwrap()).collect()
     }
 
-    pub(crate) fn address(&self) -> &str {
+    pub fn address(&self) -> &str {
         &self.address
     }
 
-    pub(crate) fn log(&self) -> String {
+    pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()
     }
 
     /// Its metrics, where it was started with [`METRICS`]: its log says where.
-    pub(crate) fn metrics(&self) -> String {
+    pub fn metrics(&self) -> String {
         let log = self.log();
         let line = log.lines().find(|line| line.contains("metrics are served")).unwrap();
         // The line is written for people, and may have colours.
@@ -125,45 +125,45 @@ impl EngineProcess {
     }
 
     /// How much of its memory is resident now.
-    pub(crate) fn resident_kibibytes(&self) -> u64 {
+    pub fn resident_kibibytes(&self) -> u64 {
         status_of(self.id(), "VmRSS:").parse().unwrap()
     }
 
     /// SIGKILL, and wait until it is gone.
-    pub(crate) fn kill(mut self) {
+    pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
     /// SIGTERM; the exit code once it is gone.
-    pub(crate) fn terminate(self) -> i32 {
+    pub fn terminate(self) -> i32 {
         Command::new("kill").arg(self.id().to_string()).status().unwrap();
         self.wait()
     }
 
     /// The exit code once it is gone.
-    pub(crate) fn wait(mut self) -> i32 {
+    pub fn wait(mut self) -> i32 {
         self.child.wait().unwrap().code().unwrap()
     }
 
     /// Whether health says that PINs are served.
-    pub(crate) async fn serves(&self) -> bool {
+    pub async fn serves(&self) -> bool {
         let request = HealthCheckRequest { service: "pinseal.v1.PinService".into() };
         let told = self.health().await.check(request).await.unwrap().into_inner();
         told.status() == ServingStatus::Serving
     }
 
     /// Its health, asked on a connection of its own.
-    pub(crate) async fn health(&self) -> HealthClient<Channel> {
+    pub async fn health(&self) -> HealthClient<Channel> {
         HealthClient::new(self.channel().await)
     }
 
-    pub(crate) async fn channel(&self) -> Channel {
+    pub async fn channel(&self) -> Channel {
         Channel::from_shared(format!("http://{}", self.address)).unwrap().connect().await.unwrap()
     }
 
     /// A client on a connection of its own.
-    pub(crate) async fn client(&self) -> Client {
+    pub async fn client(&self) -> Client {
         Client::over(self.channel().await)
     }
 }
@@ -176,22 +176,22 @@ impl Drop for EngineProcess {
 }
 
 /// Lines of configuration with which an engine serves metrics.
-pub(crate) const METRICS: &str = "[metrics]\nlisten = \"127.0.0.1:0\"";
+pub const METRICS: &str = "[metrics]\nlisten = \"127.0.0.1:0\"";
 /// Whose cards the stories use.
-pub(crate) const TENANT: &str = "bank";
+pub const TENANT: &str = "bank";
 /// In whose name.
-pub(crate) const AUDIT_USER: &str = "it";
+pub const AUDIT_USER: &str = "it";
 
 /// The gRPC clients of one connection.
 #[derive(Clone)]
-pub(crate) struct Client {
-    pub(crate) controls: ControlServiceClient<Channel>,
-    pub(crate) pins: PinServiceClient<Channel>,
-    pub(crate) cards: CardServiceClient<Channel>,
+pub struct Client {
+    pub controls: ControlServiceClient<Channel>,
+    pub pins: PinServiceClient<Channel>,
+    pub cards: CardServiceClient<Channel>,
 }
 
 impl Client {
-    pub(crate) fn over(channel: Channel) -> Self {
+    pub fn over(channel: Channel) -> Self {
         Self {
             controls: ControlServiceClient::new(channel.clone()),
             pins: PinServiceClient::new(channel.clone()),
@@ -199,7 +199,7 @@ impl Client {
         }
     }
 
-    pub(crate) async fn open(&mut self, plastic_id: &str, scope: Scope) -> Result<OpenControlResponse, Status> {
+    pub async fn open(&mut self, plastic_id: &str, scope: Scope) -> Result<OpenControlResponse, Status> {
         let request = OpenControlRequest {
             tenant: TENANT.into(),
             audit_user: AUDIT_USER.into(),
@@ -210,7 +210,7 @@ impl Client {
         Ok(self.controls.open_control(request).await?.into_inner())
     }
 
-    pub(crate) async fn tzpk(&mut self, control_id: &str, device: &Device) -> Result<Vec<u8>, Status> {
+    pub async fn tzpk(&mut self, control_id: &str, device: &Device) -> Result<Vec<u8>, Status> {
         let request = IssueTzpkRequest {
             tenant: TENANT.into(),
             audit_user: AUDIT_USER.into(),
@@ -220,7 +220,7 @@ impl Client {
         Ok(self.pins.issue_tzpk(request).await?.into_inner().encrypted_tzpk)
     }
 
-    pub(crate) async fn set_block(&mut self, control_id: &str, block: &[u8]) -> Result<(), Status> {
+    pub async fn set_block(&mut self, control_id: &str, block: &[u8]) -> Result<(), Status> {
         let request = SetPinRequest {
             tenant: TENANT.into(),
             audit_user: AUDIT_USER.into(),
@@ -231,13 +231,13 @@ impl Client {
     }
 
     /// The whole way of one PIN.
-    pub(crate) async fn set(&mut self, device: &Device, plastic_id: &str, pin: &str) -> Result<(), Status> {
+    pub async fn set(&mut self, device: &Device, plastic_id: &str, pin: &str) -> Result<(), Status> {
         let (control, block) = self.ready_to_set(device, plastic_id, pin).await?;
         self.set_block(&control, &block).await
     }
 
     /// A control with a tzpk, and the block that would set this PIN.
-    pub(crate) async fn ready_to_set(
+    pub async fn ready_to_set(
         &mut self,
         device: &Device,
         plastic_id: &str,
@@ -250,17 +250,13 @@ impl Client {
     }
 
     /// The PIN of a card, as its device shows it.
-    pub(crate) async fn view(&mut self, device: &Device, plastic_id: &str) -> Result<String, Status> {
+    pub async fn view(&mut self, device: &Device, plastic_id: &str) -> Result<String, Status> {
         let (block, tzpk) = self.view_encrypted(device, plastic_id).await?;
         Ok(device.decrypt_pin(&tzpk, &block).unwrap().reveal().to_owned())
     }
 
     /// The PIN of a card as it comes over the wire: the block, and the tzpk it is under.
-    pub(crate) async fn view_encrypted(
-        &mut self,
-        device: &Device,
-        plastic_id: &str,
-    ) -> Result<([u8; 8], Vec<u8>), Status> {
+    pub async fn view_encrypted(&mut self, device: &Device, plastic_id: &str) -> Result<([u8; 8], Vec<u8>), Status> {
         let control_id = self.open(plastic_id, Scope::ViewPin).await?.control_id;
         let request = ViewPinRequest {
             tenant: TENANT.into(),
@@ -274,19 +270,19 @@ impl Client {
 }
 
 /// A device with a key of the smallest size served.
-pub(crate) fn device() -> Device {
+pub fn device() -> Device {
     Device::generate(KeyBits::Rsa2048).unwrap()
 }
 
 /// The reason in a status's `google.rpc.ErrorInfo`.
-pub(crate) fn reason(status: &Status) -> String {
+pub fn reason(status: &Status) -> String {
     let info = status.get_details_error_info().unwrap_or_else(|| panic!("no ErrorInfo in {status:?}"));
     assert_eq!(info.domain, "pinseal");
     info.reason
 }
 
 /// The first word that the kernel says of a process under this name.
-pub(crate) fn status_of(process: u32, name: &str) -> String {
+pub fn status_of(process: u32, name: &str) -> String {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
     line.split_whitespace().next().unwrap().to_owned()

@@ -9,7 +9,7 @@ use std::{
 };
 
 /// A boundary that listens on a socket; killed when dropped.
-pub(crate) struct HsmProcess {
+pub struct HsmProcess {
     child: Child,
     socket: PathBuf,
     log: PathBuf,
@@ -17,12 +17,12 @@ pub(crate) struct HsmProcess {
 
 impl HsmProcess {
     /// Starts one that keeps its vault in `directory`, as this test's own user with these lines in `[boundary]`.
-    pub(crate) fn start(directory: &Path, boundary: &str) -> Self {
-        Self::start_with(Command::new(env!("CARGO_BIN_EXE_pinseal")), directory, boundary)
+    pub fn start(directory: &Path, boundary: &str) -> Self {
+        Self::start_with(Command::new(crate::pinseal_path()), directory, boundary)
     }
 
     /// Starts one by a prepared command, which ends with the program; with a vault that is made where none is there.
-    pub(crate) fn start_with(mut pinseal: Command, directory: &Path, boundary: &str) -> Self {
+    pub fn start_with(mut pinseal: Command, directory: &Path, boundary: &str) -> Self {
         let config = directory.join("hsm.toml");
         let text = format!("data_directory = {:?}\n[boundary]\n{boundary}\n", directory.join("data"));
         fs::write(&config, text).unwrap();
@@ -52,25 +52,25 @@ impl HsmProcess {
         panic!("it does not listen: {}", process.log());
     }
 
-    pub(crate) fn socket(&self) -> &Path {
+    pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    pub(crate) fn log(&self) -> String {
+    pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
     }
 
-    pub(crate) fn id(&self) -> u32 {
+    pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    pub(crate) fn is_alive(&mut self) -> bool {
+    pub fn is_alive(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 }
 
 /// Makes the vault of a configuration, by a prepared command that ends with the program.
-pub(crate) fn create_vault(pinseal: &Command, config: &Path) {
+pub fn create_vault(pinseal: &Command, config: &Path) {
     let mut create = Command::new(pinseal.get_program());
     let created = create.args(pinseal.get_args()).args(["vault", "create", "--config"]).arg(config).output().unwrap();
     assert!(created.status.success(), "{created:?}");

@@ -9,7 +9,7 @@ use crate::engine_process::{Client, reason};
 
 /// What the clients know for certain.
 #[derive(Default)]
-pub(crate) struct Known {
+pub struct Known {
     /// Card → the PIN that was acknowledged last.
     acknowledged: HashMap<String, String>,
     /// Card → PINs sent since, whose reply was lost: each may or may not have been set.
@@ -20,12 +20,12 @@ pub(crate) struct Known {
 
 impl Known {
     /// How many PINs were acknowledged.
-    pub(crate) fn acknowledged(&self) -> usize {
+    pub fn acknowledged(&self) -> usize {
         self.spent.len()
     }
 
     /// Takes in how a set ended; gives back what is neither done nor refused by the policy: the reply was lost.
-    pub(crate) fn note(
+    pub fn note(
         &mut self,
         (card, pin): (String, String),
         spent: (String, [u8; 8]),
@@ -49,7 +49,7 @@ impl Known {
     }
 
     /// Every acknowledged PIN is there, and no control is good for another.
-    pub(crate) async fn assert_kept(&self, client: &mut Client, device: &Device) {
+    pub async fn assert_kept(&self, client: &mut Client, device: &Device) {
         for (card, pin) in &self.acknowledged {
             let kept = once_there(async || client.view(device, card).await).await.unwrap();
             let perhaps = self.unanswered.get(card).is_some_and(|pins| pins.contains(&kept));

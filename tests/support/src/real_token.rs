@@ -12,7 +12,7 @@ use std::{
 
 /// Which token.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Make {
+pub enum Make {
     /// BoundaryLevel `host` is its best.
     SoftHsm,
     /// BoundaryLevel `token` is its best.
@@ -40,7 +40,7 @@ impl Make {
 }
 
 /// A process that holds a token, and those it has forked; killed when dropped.
-pub(crate) struct TokenProcess(Child);
+pub struct TokenProcess(Child);
 
 impl Drop for TokenProcess {
     fn drop(&mut self) {
@@ -51,7 +51,7 @@ impl Drop for TokenProcess {
 }
 
 /// A token with the label `pinseal`, gone when dropped.
-pub(crate) struct RealToken {
+pub struct RealToken {
     make: Make,
     directory: tempfile::TempDir,
     module: PathBuf,
@@ -59,7 +59,7 @@ pub(crate) struct RealToken {
 
 impl RealToken {
     /// An initialised token without keys.
-    pub(crate) fn without_keys(make: Make) -> Self {
+    pub fn without_keys(make: Make) -> Self {
         assert!(Path::new(make.module()).exists(), "a token is missing: apt-get install {}", make.package());
         let token = Self { make, directory: tempfile::tempdir().unwrap(), module: make.module().into() };
         let tokens = token.path("tokens");
@@ -88,11 +88,11 @@ impl RealToken {
     }
 
     /// A program that can reach the token: openCryptoki is found by what runs beside its daemon alone.
-    pub(crate) fn beside(&self, program: impl AsRef<OsStr>) -> Command {
+    pub fn beside(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = match self.make {
             Make::SoftHsm | Make::Nss => Command::new(program),
             Make::OpenCryptoki => {
-                let mut beside = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tokens/opencryptoki"));
+                let mut beside = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tokens/opencryptoki"));
                 beside.arg(self.path("tokens")).arg(program);
                 beside
             }
@@ -102,7 +102,7 @@ impl RealToken {
     }
 
     /// A token whose keys `pinseal token make-keys` made.
-    pub(crate) fn with_keys(make: Make) -> Self {
+    pub fn with_keys(make: Make) -> Self {
         let token = Self::without_keys(make);
         let (made, told) = token.token(&["make-keys"], &token.lines());
         assert!(made, "{told}");
@@ -110,23 +110,23 @@ impl RealToken {
     }
 
     /// The same, reached through the shim that fails on command and tells what comes out.
-    pub(crate) fn behind_the_shim(make: Make) -> Self {
+    pub fn behind_the_shim(make: Make) -> Self {
         let built =
             Command::new(env!("CARGO")).args(["build", "--quiet", "-p", "pinseal-pkcs11-shim"]).status().unwrap();
         assert!(built.success());
-        let module = Path::new(env!("CARGO_BIN_EXE_pinseal")).with_file_name("libpkcs11_shim.so");
+        let module = Path::new(crate::pinseal_path()).with_file_name("libpkcs11_shim.so");
         Self { module, ..Self::with_keys(make) }
     }
 
     /// SoftHSM in a process of its own, reached over p11-kit's socket. It serves once it is started.
-    pub(crate) fn over_a_socket() -> Self {
+    pub fn over_a_socket() -> Self {
         let client = "/usr/lib/x86_64-linux-gnu/pkcs11/p11-kit-client.so";
         assert!(Path::new(client).exists(), "p11-kit is missing: apt-get install p11-kit p11-kit-modules");
         Self { module: client.into(), ..Self::without_keys(Make::SoftHsm) }
     }
 
     /// Starts the process that holds the token.
-    pub(crate) fn serve(&self) -> TokenProcess {
+    pub fn serve(&self) -> TokenProcess {
         let socket = self.path("socket");
         let _ = std::fs::remove_file(&socket);
         let mut server = Command::new("p11-kit");
@@ -143,7 +143,7 @@ impl RealToken {
     }
 
     /// Lets every call that holds a session fail with this CK_RV from now on; none to let them go on.
-    pub(crate) fn command(&self, failure: Option<&str>) {
+    pub fn command(&self, failure: Option<&str>) {
         match failure {
             // Written aside first: a call must not read half of it.
             Some(code) => {
@@ -155,7 +155,7 @@ impl RealToken {
     }
 
     /// Lets every login be answered with this CK_RV from now on; none to let them go on.
-    pub(crate) fn answer_logins(&self, answer: Option<&str>) {
+    pub fn answer_logins(&self, answer: Option<&str>) {
         match answer {
             Some(code) => std::fs::write(self.path("login"), code).unwrap(),
             None => std::fs::remove_file(self.path("login")).unwrap(),
@@ -163,17 +163,17 @@ impl RealToken {
     }
 
     /// How many logins the shim saw since its trace was forgotten.
-    pub(crate) fn logins(&self) -> usize {
+    pub fn logins(&self) -> usize {
         self.trace().iter().filter(|(call, _)| call == "C_Login").count()
     }
 
     /// Lets the token say from now on that these flags (CKF_…, hexadecimal) are set.
-    pub(crate) fn add_token_flags(&self, flags: &str) {
+    pub fn add_token_flags(&self, flags: &str) {
         std::fs::write(self.path("token-flags"), flags).unwrap();
     }
 
     /// A key made outside, as an operator's other tool would.
-    pub(crate) fn import_aes_key(&self, label: &str, id: &str) {
+    pub fn import_aes_key(&self, label: &str, id: &str) {
         std::fs::write(self.path("key"), [7; 32]).unwrap();
         let imported = Command::new("softhsm2-util")
             .args(["--import", self.path("key").to_str().unwrap(), "--aes", "--token", "pinseal", "--pin", "2468"])
@@ -185,7 +185,7 @@ impl RealToken {
     }
 
     /// Destroys a key of SoftHSM, as an operator's other tool would.
-    pub(crate) fn destroy(&self, label: &str, id: &str) {
+    pub fn destroy(&self, label: &str, id: &str) {
         let id: String = id.as_bytes().chunks(2).map(|pair| format!("%{}", str::from_utf8(pair).unwrap())).collect();
         let destroyed = Command::new("p11tool")
             .args(["--provider", "/usr/lib/softhsm/libsofthsm2.so", "--batch", "--login", "--set-pin=2468", "--delete"])
@@ -197,23 +197,23 @@ impl RealToken {
     }
 
     /// Forgets what came out so far, as while the engine tried the token at its start.
-    pub(crate) fn forget_trace(&self) {
+    pub fn forget_trace(&self) {
         std::fs::write(self.path("trace"), "").unwrap();
     }
 
     /// A directory: while it is there, the shim tries to get out and writes there what it tried.
-    pub(crate) fn escape_place(&self) -> PathBuf {
+    pub fn escape_place(&self) -> PathBuf {
         self.path("escape")
     }
 
     /// What came out of the module so far: a call a line, with its bytes in hexadecimal.
-    pub(crate) fn trace(&self) -> Vec<(String, String)> {
+    pub fn trace(&self) -> Vec<(String, String)> {
         let text = std::fs::read_to_string(self.path("trace")).unwrap_or_default();
         text.lines().map(|line| line.split_once(' ').unwrap()).map(|(call, out)| (call.into(), out.into())).collect()
     }
 
     /// What a process needs around it to find the token.
-    pub(crate) fn environment(&self) -> Vec<(&'static str, PathBuf)> {
+    pub fn environment(&self) -> Vec<(&'static str, PathBuf)> {
         vec![
             ("SOFTHSM2_CONF", self.path("softhsm2.conf")),
             ("PINSEAL_SHIM_MODULE", self.make.module().into()),
@@ -227,12 +227,12 @@ impl RealToken {
     }
 
     /// The engine's lines of configuration for it.
-    pub(crate) fn lines(&self) -> String {
+    pub fn lines(&self) -> String {
         self.lines_with("")
     }
 
     /// The same, with these lines in `[boundary]`.
-    pub(crate) fn lines_with(&self, boundary: &str) -> String {
+    pub fn lines_with(&self, boundary: &str) -> String {
         let (module, pin) = (&self.module, self.path("pin"));
         let of_nss = match self.make {
             Make::SoftHsm | Make::OpenCryptoki => String::new(),
@@ -265,33 +265,32 @@ impl RealToken {
     }
 
     /// Another user PIN in the file.
-    pub(crate) fn write_pin(&self, pin: &str) {
+    pub fn write_pin(&self, pin: &str) {
         write_private(&self.path("pin"), pin);
     }
 
     /// `pinseal token …` with these lines of configuration: whether it went well, and all it said.
-    pub(crate) fn token(&self, arguments: &[&str], lines: &str) -> (bool, String) {
+    pub fn token(&self, arguments: &[&str], lines: &str) -> (bool, String) {
         self.pinseal(&[&["token"], arguments].concat(), lines)
     }
 
     /// `pinseal … --config FILE` with these lines in the file.
-    pub(crate) fn pinseal(&self, arguments: &[&str], lines: &str) -> (bool, String) {
+    pub fn pinseal(&self, arguments: &[&str], lines: &str) -> (bool, String) {
         let config = self.write_config(lines);
-        let output =
-            self.beside(env!("CARGO_BIN_EXE_pinseal")).args(arguments).arg("--config").arg(config).output().unwrap();
+        let output = self.beside(crate::pinseal_path()).args(arguments).arg("--config").arg(config).output().unwrap();
         let told = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8(told).unwrap())
     }
 
     /// An engine's configuration with these lines.
-    pub(crate) fn write_config(&self, lines: &str) -> PathBuf {
+    pub fn write_config(&self, lines: &str) -> PathBuf {
         let (config, data) = (self.path("config.toml"), self.path("data"));
         std::fs::write(&config, format!("listen = \"127.0.0.1:0\"\ndata_directory = {data:?}\n{lines}\n")).unwrap();
         config
     }
 
     /// A person's token beside it, of the same module, with a user PIN of its own; and the file that names it.
-    pub(crate) fn of_a_person(&self, name: &str) -> PathBuf {
+    pub fn of_a_person(&self, name: &str) -> PathBuf {
         let mut initialise = Command::new("softhsm2-util");
         initialise.args(["--init-token", "--free", "--label", name, "--pin", "1357", "--so-pin", "97531"]);
         let initialised = initialise.envs(self.environment()).output().unwrap();
@@ -305,7 +304,7 @@ impl RealToken {
     }
 
     /// Another user PIN in the file of a person's token.
-    pub(crate) fn write_pin_of(&self, name: &str, pin: &str) {
+    pub fn write_pin_of(&self, name: &str, pin: &str) {
         write_private(&self.path(&format!("{name}.pin")), pin);
     }
 

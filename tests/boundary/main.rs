@@ -1,0 +1,15 @@
+//! The process that holds the keys: isolation, frames, memory, vault.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that is surprised must fail"
+)]
+
+mod frames;
+mod isolation;
+mod memory;
+mod no_trace;
+mod vault;

@@ -1,0 +1,13 @@
+//! Key ceremonies by the built program.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that is surprised must fail"
+)]
+
+mod ceremony;
+mod ceremony_step;
+mod person_token;

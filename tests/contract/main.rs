@@ -1,0 +1,16 @@
+//! The public interfaces: HTTP, gRPC, clients by other authors.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that is surprised must fail"
+)]
+
+mod bad_input;
+mod clients;
+mod contract;
+mod health;
+mod reflection;
+mod rights;

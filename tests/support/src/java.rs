@@ -1,0 +1,20 @@
+//! The vendor's Java client.
+
+use std::process::{Command, Output};
+
+/// The output of a program that must succeed.
+pub fn ran_well(output: &Output) -> String {
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{text}");
+    text
+}
+
+/// The vendor's Java example against an edge.
+pub fn java_sets_and_views(edge: &str, token: &str, plastic_id: &str, bits: &str) {
+    let output = Command::new("java")
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../clients/java/CardPin.java"))
+        .args([edge, token, plastic_id, "2580", bits])
+        .output()
+        .expect("java is missing: install a JDK of version 17 or later (Debian: default-jdk-headless)");
+    assert!(ran_well(&output).contains(&format!("set and viewed with RSA-{bits}")));
+}

@@ -1,0 +1,23 @@
+//! Signals to a process, and waiting for a condition.
+
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
+
+/// Sends a signal by its name without SIG.
+pub fn signal(process: u32, name: &str) {
+    assert!(Command::new("kill").args([&format!("-{name}"), &process.to_string()]).status().unwrap().success());
+}
+
+/// Within a second, as a rule; a busy machine is given longer.
+pub async fn soon<T>(what: &str, mut find: impl AsyncFnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = find().await {
+            return found;
+        }
+        assert!(began.elapsed() < Duration::from_secs(20), "{what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
