@@ -411,7 +411,8 @@ async fn sixteen_clients_play_ten_thousand_flows_on_softhsm_without_one_failure_
     let mut pinseal = softhsm.beside(env!("CARGO_BIN_EXE_pinseal"));
     // What allocators hold back for later is not what the engine uses.
     pinseal.env("MIMALLOC_PURGE_DELAY", "0").env("MALLOC_ARENA_MAX", "1");
-    let lines = format!("{}\n{STORE}", softhsm.lines());
+    // Ten thousand flows on a machine that stalls: no single call may end them.
+    let lines = format!("call_timeout_milliseconds = 60000\n{}\n{STORE}", softhsm.lines());
     let engine = EngineProcess::start_with(pinseal, "127.0.0.1:0", directory.path(), &lines);
     let (played, mut clients) = (Arc::new(AtomicUsize::new(0)), tokio::task::JoinSet::new());
     for number in 0..16 {
