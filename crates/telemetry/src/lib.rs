@@ -1,37 +1,78 @@
-//! What the process says of itself: events on standard error. No block, no secret and no full account number is ever a
-//! field of one.
+//! What a process reports to its operator: log events on standard error, and exit codes.
+//!
+//! A PIN block, a key, a credential or a full account number must never be a field of an event.
+//!
+//! ```
+//! telemetry::start(telemetry::LogFormat::Json, tracing::Level::INFO);
+//! tracing::info!(port = 50_051, "listening");
+//! ```
 
 use tracing::Level;
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
-/// How events are written.
+/// The exit code of the engine and of the boundary process when a PKCS#11 token refused the user PIN: `EX_NOPERM` of
+/// sysexits.h. Each start is a login attempt, and a few wrong attempts lock the user PIN, so a supervisor must not restart
+/// the process.
+pub const USER_PIN_REFUSED: u8 = 77;
+
+/// The crates of this workspace that log. A log target is the name of a crate, and its prefix selects it: `pinseal` selects
+/// the programs.
+const CRATES: [&str; 7] = ["pinseal", "edge", "engine", "hsm_client", "hsm_server", "net", "store_embedded"];
+
+/// The format of log events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// One line of text for each event.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object on each line.
     Json,
 }
 
-/// The crates of this workspace that write events: the targets of their events begin with these names.
-const OUR_CRATES: [&str; 9] =
-    ["ceremony", "edge", "engine", "hsm", "hsm_client", "hsm_server", "net", "pinseal", "store_embedded"];
-
-/// Begins to write events. `RUST_LOG` chooses them; without it, warnings of all and ours from a level on. The PKCS#11
-/// binding is silent then: it calls every mechanism it has no name for an error.
-pub fn start(format: LogFormat, ours: Level) {
-    let usual = || {
-        EnvFilter::new(
-            OUR_CRATES.iter().fold("warn,cryptoki=off".to_owned(), |filter, name| format!("{filter},{name}={ours}")),
-        )
-    };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| usual());
+/// Starts to write log events to standard error. `RUST_LOG` selects them. Without `RUST_LOG`: warnings of all crates, and
+/// the events of this workspace from `level` on. A second call in the same process changes nothing.
+pub fn start(format: LogFormat, level: Level) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_filter(level)));
     let registry = tracing_subscriber::registry().with(filter);
     let events = fmt::layer().with_writer(std::io::stderr);
-    // A second start, as in tests, changes nothing.
     let _ = match format {
         LogFormat::Text => registry.with(events).try_init(),
         LogFormat::Json => registry.with(events.json()).try_init(),
     };
+}
+
+fn default_filter(level: Level) -> String {
+    let ours: String = CRATES.iter().map(|name| format!("{name}={level},")).collect();
+    // cryptoki logs an error for each mechanism of a token that it has no name for.
+    format!("warn,{ours}cryptoki=off")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, fs, path::Path};
+
+    use super::*;
+
+    /// The name of the library in a directory, or of the package if it has no library, if a dependency on tracing exists.
+    fn logging_crate(directory: &Path) -> Option<String> {
+        let manifest: toml::Table = fs::read_to_string(directory.join("Cargo.toml")).ok()?.parse().unwrap();
+        manifest.get("dependencies")?.get("tracing")?;
+        let name = manifest.get("lib").and_then(|lib| lib.get("name")).or_else(|| manifest["package"].get("name"));
+        Some(name.unwrap().as_str().unwrap().to_owned())
+    }
+
+    #[test]
+    fn the_default_filter_names_every_crate_that_logs() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let mut directories = vec![root.clone(), root.join("proto"), root.join("hsm"), root.join("device")];
+        directories.extend(fs::read_dir(root.join("crates")).unwrap().map(|entry| entry.unwrap().path()));
+        let mut logging: BTreeSet<String> = directories.iter().filter_map(|path| logging_crate(path)).collect();
+        assert!(logging.remove("telemetry"));
+        assert_eq!(logging, CRATES.map(str::to_owned).into());
+    }
+
+    #[test]
+    fn the_default_filter_is_well_formed() {
+        assert!(EnvFilter::try_new(default_filter(Level::INFO)).is_ok());
+    }
 }
