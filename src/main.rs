@@ -1,4 +1,4 @@
-//! The one binary: parse the arguments, call one function, map its error to an exit code.
+//! The all-in-one program `pinseal`: parses the arguments, runs one command, maps its error to an exit code.
 
 #![forbid(unsafe_code)]
 
@@ -7,23 +7,24 @@ mod inline_boundary;
 mod isolation;
 
 use std::{
-    error::Error,
+    error::Error as StdError,
     io::{self, Write},
     iter,
     process::ExitCode,
 };
 
 use clap::{Parser, Subcommand};
+use thiserror::Error;
 use tracing::Level;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Issuer-side PIN translation: a cardholder sets, sees and uses a PIN, and the clear PIN never leaves the key boundary.
+/// Issuer-side PIN translation: a cardholder sets and views a PIN; the clear PIN never leaves the key boundary
 #[derive(Parser)]
 #[command(version = env!("PINSEAL_VERSION"), max_term_width = 100, propagate_version = true)]
 struct Arguments {
-    /// How events are written to standard error; RUST_LOG chooses which
+    /// Format of the log on standard error; RUST_LOG selects the events
     #[arg(long, global = true, value_enum, default_value_t)]
     log_format: telemetry::LogFormat,
     #[command(subcommand)]
@@ -32,7 +33,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Play a PIN being set and viewed through the real services, tell what happens, and go on serving
+    /// Set and view a PIN through the real services, print each step, and keep serving
     Demo(commands::demo::DemoArguments),
     /// Serve the engine: gRPC, the store and the key boundary
     Engine(engine::command::EngineArguments),
@@ -42,97 +43,105 @@ enum Command {
     Device(commands::device::DeviceArguments),
     /// Export and verify the audit chain
     Audit(commands::audit::AuditArguments),
-    /// Be the key boundary, in a process of its own that an engine asks
+    /// Serve the key boundary as a separate process for an engine
     Hsm(hsm_server::HsmArguments),
-    /// Look at a PKCS#11 token, and make the keys in it
+    /// Inspect a PKCS#11 token and generate its keys
     Token(commands::token::TokenArguments),
-    /// Make a software vault and the keys in it
+    /// Create a software vault and generate its keys
     Vault(commands::vault::VaultArguments),
-    /// Make, load, exchange, retire and destroy keys under dual control, with a transcript
+    /// Generate, load, exchange, retire and destroy keys under dual control, with a transcript
     Ceremony(Box<ceremony::CeremonyArguments>),
-    /// Watch a running engine make PIN records anew under a new storage key
+    /// Watch a running engine re-encrypt its PIN records under a new storage key
     Rotation(commands::rotation::RotationArguments),
     /// Explain a key block
     Keyblock(commands::keyblock::KeyBlockArguments),
-    /// Make certificates for mutual TLS
+    /// Generate development certificates for mutual TLS
     Pki(commands::pki::PkiArguments),
-    /// Measure this build beside a bare gRPC echo
+    /// Measure this build against a bare gRPC echo
     Bench(commands::bench::BenchArguments),
 }
 
 impl Command {
-    /// From which level on it tells of itself.
-    fn events(&self) -> Level {
+    /// The lowest level of the events that are logged without `RUST_LOG`.
+    fn log_level(&self) -> Level {
         match self {
-            // What it provokes it tells as a story.
+            // The demo prints its steps itself.
             Self::Demo(_) => Level::WARN,
             _ => Level::INFO,
         }
     }
+
+    fn run(self) -> Result<(), CommandError> {
+        match self {
+            Self::Demo(arguments) => Ok(commands::demo::run(arguments)?),
+            Self::Engine(arguments) => Ok(engine::command::run(arguments, inline_boundary::open_inline)?),
+            Self::Edge(arguments) => Ok(edge::command::run(arguments)?),
+            Self::Device(arguments) => Ok(commands::device::run(arguments)?),
+            Self::Audit(arguments) => Ok(commands::audit::run(arguments)?),
+            Self::Hsm(arguments) => Ok(hsm_server::run(arguments)?),
+            Self::Token(arguments) => Ok(commands::token::run(arguments)?),
+            Self::Vault(arguments) => Ok(commands::vault::run(arguments)?),
+            Self::Ceremony(arguments) => Ok(ceremony::run(*arguments)?),
+            Self::Rotation(arguments) => Ok(commands::rotation::run(arguments)?),
+            Self::Keyblock(arguments) => Ok(commands::keyblock::run(arguments)?),
+            Self::Pki(arguments) => Ok(commands::pki::run(arguments)?),
+            Self::Bench(arguments) => Ok(commands::bench::run(arguments)?),
+        }
+    }
 }
 
-/// What a shell says of a program that SIGPIPE ended: 128 and the signal's number.
+/// The exit code that a shell reports for a program that SIGPIPE ended: 128 and the number of the signal.
 const ENDED_BY_PIPE: u8 = 141;
-
-/// The exit code of `pinseal engine` and `pinseal hsm` when a PKCS#11 token refused the user PIN: EX_NOPERM of sysexits.h.
-/// Each start is a login, and a few wrong ones lock the PIN: nothing may start them again by itself.
-const USER_PIN_REFUSED: u8 = 77;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    telemetry::start(arguments.log_format, arguments.command.events());
+    telemetry::start(arguments.log_format, arguments.command.log_level());
     engine::command::take_memory_by_small_pages();
-    match run(arguments.command) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if let Some(code) = done_in_part(&*error) => {
-            let _ = writeln!(io::stderr().lock(), "pinseal: {error}");
-            ExitCode::from(code)
+    let Err(error) = arguments.command.run() else { return ExitCode::SUCCESS };
+    let code = error.exit_code();
+    // A reader such as `head` that closes the pipe needs no message.
+    if code != ENDED_BY_PIPE {
+        let _ = writeln!(io::stderr().lock(), "pinseal: {error}");
+    }
+    ExitCode::from(code)
+}
+
+/// The error of one command.
+#[derive(Debug, Error)]
+#[error(transparent)]
+enum CommandError {
+    Demo(#[from] commands::demo::DemoError),
+    Engine(#[from] engine::command::EngineCommandError),
+    Edge(#[from] edge::command::EdgeCommandError),
+    Device(#[from] commands::device::SimulateError),
+    Audit(#[from] commands::audit::AuditError),
+    Hsm(#[from] hsm_server::HsmProcessError),
+    Token(#[from] commands::token::TokenError),
+    Vault(#[from] commands::vault::VaultCommandError),
+    Ceremony(#[from] ceremony::CeremonyError),
+    Rotation(#[from] engine_client::OperatorError),
+    Keyblock(#[from] commands::keyblock::KeyBlockCommandError),
+    Pki(#[from] commands::pki::PkiError),
+    Bench(#[from] commands::bench::BenchError),
+}
+
+impl CommandError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            // A code of its own after a step that was done and not printed, even if the pipe was closed.
+            Self::Ceremony(error) if error.exit_code() != 1 => error.exit_code(),
+            Self::Engine(error) if error.refuses_user_pin() => telemetry::USER_PIN_REFUSED,
+            Self::Hsm(error) if error.refuses_user_pin() => telemetry::USER_PIN_REFUSED,
+            _ if self.is_broken_pipe() => ENDED_BY_PIPE,
+            _ => 1,
         }
-        // Who reads our output has read enough, as `head` does; but nobody is told that all of it was done.
-        Err(error) if is_broken_pipe(&*error) => ExitCode::from(ENDED_BY_PIPE),
-        Err(error) => {
-            let _ = writeln!(io::stderr().lock(), "pinseal: {error}");
-            if refuses_user_pin(&*error) { ExitCode::from(USER_PIN_REFUSED) } else { ExitCode::FAILURE }
-        }
     }
-}
 
-fn run(command: Command) -> Result<(), Box<dyn Error>> {
-    match command {
-        Command::Demo(arguments) => Ok(commands::demo::run(arguments)?),
-        Command::Engine(arguments) => Ok(engine::command::run(arguments, inline_boundary::open_inline)?),
-        Command::Edge(arguments) => Ok(edge::command::run(arguments)?),
-        Command::Device(arguments) => Ok(commands::device::run(arguments)?),
-        Command::Audit(arguments) => Ok(commands::audit::run(arguments)?),
-        Command::Hsm(arguments) => Ok(hsm_server::run(arguments)?),
-        Command::Token(arguments) => Ok(commands::token::run(arguments)?),
-        Command::Vault(arguments) => Ok(commands::vault::run(arguments)?),
-        Command::Ceremony(arguments) => Ok(ceremony::run(*arguments)?),
-        Command::Rotation(arguments) => Ok(commands::rotation::run(arguments)?),
-        Command::Keyblock(arguments) => Ok(commands::keyblock::run(arguments)?),
-        Command::Pki(arguments) => Ok(commands::pki::run(arguments)?),
-        Command::Bench(arguments) => Ok(commands::bench::run(arguments)?),
+    /// Whether the reader of the output closed the pipe, at any depth of the error.
+    fn is_broken_pipe(&self) -> bool {
+        let causes = iter::successors(Some(self as &(dyn StdError + 'static)), |&error| error.source());
+        causes
+            .filter_map(|error| error.downcast_ref::<io::Error>())
+            .any(|error| error.kind() == io::ErrorKind::BrokenPipe)
     }
-}
-
-fn refuses_user_pin(error: &(dyn Error + 'static)) -> bool {
-    if let Some(error) = error.downcast_ref::<engine::command::EngineCommandError>() {
-        return error.refuses_user_pin();
-    }
-    if let Some(error) = error.downcast_ref::<hsm_server::HsmProcessError>() {
-        return error.refuses_user_pin();
-    }
-    false
-}
-
-/// The exit code of a command that did something lasting before it failed, a pipe that nobody reads included.
-fn done_in_part(error: &(dyn Error + 'static)) -> Option<u8> {
-    let code = error.downcast_ref::<ceremony::CeremonyError>()?.exit_code();
-    (code != 1).then_some(code)
-}
-
-fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
-    iter::successors(Some(error), |&error| error.source())
-        .filter_map(|error| error.downcast_ref::<io::Error>())
-        .any(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }

@@ -13,10 +13,6 @@ use tracing::Level;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// The exit code where a PKCS#11 token refused the user PIN: EX_NOPERM of sysexits.h. Each start is a login, and a few wrong
-/// ones lock the PIN, so nothing may start the boundary again by itself.
-const USER_PIN_REFUSED: u8 = 77;
-
 /// Be the key boundary, in a process of its own that an engine asks
 #[derive(Parser)]
 #[command(name = "pinseal-hsm", version, max_term_width = 100)]
@@ -35,7 +31,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(io::stderr().lock(), "pinseal-hsm: {error}");
-            if error.refuses_user_pin() { ExitCode::from(USER_PIN_REFUSED) } else { ExitCode::FAILURE }
+            if error.refuses_user_pin() { ExitCode::from(telemetry::USER_PIN_REFUSED) } else { ExitCode::FAILURE }
         }
     }
 }
