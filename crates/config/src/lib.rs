@@ -3,6 +3,7 @@
 //! The files are TOML; an unknown key is an error; every key has a default; secrets are named by file or environment
 //! variable and never stand in the file itself.
 
+mod reader;
 mod secret;
 
 use std::path::{Path, PathBuf};
@@ -10,7 +11,10 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-pub use self::secret::{SecretError, SecretSource};
+pub use self::{
+    reader::{TomlError, parse_toml},
+    secret::{SecretError, SecretSource},
+};
 
 /// The data directory where the configuration names none.
 pub const DATA_DIRECTORY: &str = "pinseal-data";
@@ -62,24 +66,7 @@ pub fn read_file<T: DeserializeOwned + Default>(path: Option<&Path>) -> Result<T
     let Some(path) = path else { return Ok(T::default()) };
     let text =
         std::fs::read_to_string(path).map_err(|error| ConfigError::Unreadable { path: path.to_owned(), error })?;
-    toml::from_str(&text)
-        .map_err(|error| ConfigError::Malformed { path: path.to_owned(), message: told(&text, &error) })
-}
-
-/// Where a file is wrong and what would be right, but no value of it: that may be a PIN or a token where none belongs.
-fn told(text: &str, error: &toml::de::Error) -> String {
-    let line = line_of(text, error);
-    let message = error.message();
-    match message.split_once(", expected ") {
-        Some((found, expected)) if !found.starts_with("unknown field") => format!("line {line}: expected {expected}"),
-        _ => format!("line {line}: {message}"),
-    }
-}
-
-/// The number of the line that an error is about, from 1.
-pub fn line_of(text: &str, error: &toml::de::Error) -> usize {
-    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
-    before.matches('\n').count() + 1
+    parse_toml(&text).map_err(|error| ConfigError::Malformed { path: path.to_owned(), message: error.to_string() })
 }
 
 /// A number within its range.

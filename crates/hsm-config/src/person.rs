@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use config::{ConfigError, SecretSource, line_of};
+use config::{ConfigError, SecretSource, TomlError, parse_toml};
 
 use super::{place, slot};
 
@@ -31,7 +31,7 @@ struct LowPersonToken {
 
 /// The token that the text of a file names.
 pub fn person_token(path: &Path, text: &str) -> Result<hsm::PersonToken, ConfigError> {
-    let LowPerson { token } = toml::from_str(text).map_err(|error: toml::de::Error| malformed(path, text, &error))?;
+    let LowPerson { token } = parse_toml(text).map_err(|error| malformed(path, &error))?;
     Ok(hsm::PersonToken {
         place: place(token.module, token.module_parameters, slot(token.label, token.serial, token.slot)?)?,
         user_pin: token.user_pin.as_ref().map(SecretSource::read).transpose()?,
@@ -39,8 +39,8 @@ pub fn person_token(path: &Path, text: &str) -> Result<hsm::PersonToken, ConfigE
 }
 
 /// Where it is wrong, and what would be right; not what is there.
-fn malformed(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
-    let line = line_of(text, error);
+fn malformed(path: &Path, error: &TomlError) -> ConfigError {
+    let line = error.line;
     let message = format!(
         "neither a person's key, of 32 bytes, nor a file that names a token (line {line}): that is [token] with module, one \
          of label, serial and slot, and, unless it is to be typed, user_pin = {{ file = \"…\" }}"
