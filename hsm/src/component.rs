@@ -166,11 +166,9 @@ impl Components {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use base16ct::mixed;
 
-    fn unhex(digits: &str) -> Vec<u8> {
-        (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect()
-    }
+    use super::*;
 
     fn entered(algorithm: KeyAlgorithm, components: &[&[u8]]) -> Result<Components, ComponentError> {
         let mut all = Components::of(algorithm);
@@ -187,7 +185,7 @@ mod tests {
         let entries: serde_json::Value =
             serde_json::from_str(include_str!("../../tests/vectors/components.json")).unwrap();
         for entry in entries.as_array().unwrap() {
-            let text = |value: &serde_json::Value| unhex(value.as_str().unwrap());
+            let text = |value: &serde_json::Value| mixed::decode_vec(value.as_str().unwrap()).unwrap();
             let list = |name: &str| entry[name].as_array().unwrap().iter().map(text).collect::<Vec<_>>();
             let key = text(&entry["key"]);
             let algorithm = match (entry["algorithm"].as_str().unwrap(), key.len()) {
@@ -228,7 +226,7 @@ mod tests {
     #[test]
     fn weak_and_equal_halves_are_refused_whatever_the_components_look_like() {
         let half = [0x13, 0x34, 0x57, 0x79, 0x9B, 0xBC, 0xDF, 0xF1];
-        let other = unhex("DFE93110165B34230D6D5B318A2C15AE");
+        let other = mixed::decode_vec("DFE93110165B34230D6D5B318A2C15AE").unwrap();
         let key = [half, half].concat();
         let last: Vec<_> = other.iter().zip(&key).map(|(a, b)| a ^ b).collect();
         let combined = entered(KeyAlgorithm::TdesDouble, &[&other, &last]).unwrap().combined().err();

@@ -13,6 +13,7 @@ mod header;
 mod protection;
 mod registry;
 
+use base16ct::upper;
 use subtle::ConstantTimeEq;
 use thiserror::Error;
 
@@ -54,8 +55,8 @@ impl KeyBlock {
             .checked_sub(mac_digits)
             .and_then(|at| rest.split_at_checked(at))
             .ok_or(KeyBlockError::Length { written: text.len(), found: text.len() })?;
-        let encrypted = unhex(encrypted).ok_or(KeyBlockError::Encrypted)?;
-        let mac = unhex(mac).ok_or(KeyBlockError::Encrypted)?;
+        let encrypted = upper::decode_vec(encrypted).map_err(|_| KeyBlockError::Encrypted)?;
+        let mac = upper::decode_vec(mac).map_err(|_| KeyBlockError::Encrypted)?;
         if encrypted.len() <= KEY_LENGTH_BYTES || !encrypted.len().is_multiple_of(version.encrypted_multiple()) {
             return Err(KeyBlockError::Encrypted);
         }
@@ -145,20 +146,7 @@ fn protect(header: &Header, under: &ProtectionKey<'_>, mut payload: ClearBytes) 
     let version = header.version();
     let text = header.write(2 * (payload.bytes().len() + version.mac_bytes()))?;
     let mac = under.protect(version, &text, &mut payload)?;
-    let digits = payload.bytes().iter().chain(&mac).map(|byte| format!("{byte:02X}"));
-    Ok(std::iter::once(text).chain(digits).collect())
-}
-
-/// Upper-case hexadecimal digits, two a byte.
-fn unhex(digits: &str) -> Option<Vec<u8>> {
-    let nibble = |digit: u8| match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'A'..=b'F' => Some(digit - b'A' + 10),
-        _ => None,
-    };
-    let (pairs, rest) = digits.as_bytes().as_chunks::<2>();
-    let bytes = pairs.iter().map(|[high, low]| Some((nibble(*high)? << 4) | nibble(*low)?));
-    if rest.is_empty() { bytes.collect() } else { None }
+    Ok(text + &upper::encode_string(payload.bytes()) + &upper::encode_string(&mac))
 }
 
 /// Why a key block is not taken.

@@ -100,7 +100,7 @@ fn bytes(entry: &Value, member: &str) -> Vec<u8> {
 }
 
 fn unhex(digits: &str) -> Vec<u8> {
-    (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect()
+    base16ct::mixed::decode_vec(digits).unwrap()
 }
 
 fn clear<const N: usize>(bytes: &[u8]) -> Clear<N> {

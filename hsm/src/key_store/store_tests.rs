@@ -311,10 +311,8 @@ fn names_are_read_back_and_nothing_else_is_a_name() {
 #[test]
 fn a_zone_key_comes_in_under_a_3des_exchange_key_in_the_older_versions_and_does_not_leave_under_one() {
     let published: serde_json::Value = serde_json::from_str(include_str!("../../../tests/vectors/tr31.json")).unwrap();
-    let unhex = |value: &serde_json::Value| -> Vec<u8> {
-        let digits = value.as_str().unwrap();
-        (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect()
-    };
+    let unhex =
+        |value: &serde_json::Value| -> Vec<u8> { base16ct::mixed::decode_vec(value.as_str().unwrap()).unwrap() };
     let mut taken = Vec::new();
     for entry in published.as_array().unwrap() {
         let (block, under) = (entry["key_block"].as_str().unwrap(), unhex(&entry["kbpk"]));

@@ -178,21 +178,20 @@ fn psec(command: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02X}")).collect()
-}
-
 #[test]
 fn what_is_written_here_opens_in_psec() {
     for key in [&[0x5D; 16][..], &[0x6E; 24], &[0x7F; 32]] {
-        assert_eq!(psec("open", &[&hex(&AES_KEY), &written(Version::D, key)]), format!("P0 A B E {}", hex(key)));
+        assert_eq!(
+            psec("open", &[&upper::encode_string(&AES_KEY), &written(Version::D, key)]),
+            format!("P0 A B E {}", upper::encode_string(key))
+        );
     }
 }
 
 #[test]
 fn what_psec_writes_opens_here() {
     for (key, head) in [(&[0x5D; 16][..], "D0000P0TB00E0000"), (&[0x7F; 32], "D0000K1AB00N0000")] {
-        let text = psec("write", &[&hex(&AES_KEY), head, &hex(key)]);
+        let text = psec("write", &[&upper::encode_string(&AES_KEY), head, &upper::encode_string(key)]);
         let block = KeyBlock::parse(&text).unwrap();
         assert!(block.open(&under()).unwrap().bytes() == key, "{text}");
         assert_eq!(format!("{}{}", block.header().usage(), block.header().algorithm()), head[5..8]);
