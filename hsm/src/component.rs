@@ -1,6 +1,6 @@
 //! Components: a key in 2 to 9 parts, each known to one custodian, that are the key together and nothing apart (XOR).
 //!
-//! Clear components are typed and shown here and nowhere else; `desk` is where.
+//! Clear components are typed and shown here and nowhere else; `terminal` is where.
 
 mod terminal;
 
@@ -8,7 +8,7 @@ use aws_lc_rs::rand;
 use subtle::ConstantTimeEq;
 use thiserror::Error;
 
-pub use self::terminal::Desk;
+pub use self::terminal::ComponentTerminal;
 use crate::{
     check_value::Kcv,
     clear::ClearBytes,
@@ -32,11 +32,11 @@ impl Components {
     }
 
     /// A custodian enters one, and the check value that stands with it.
-    pub fn enter(&mut self, desk: &mut Desk, custodian: &str) -> Result<Kcv, ComponentError> {
+    pub fn enter(&mut self, terminal: &mut ComponentTerminal, custodian: &str) -> Result<Kcv, ComponentError> {
         let number = self.entered.len() + 1;
         let mut component = ClearBytes::zeroed(self.algorithm.bytes());
-        desk.ask_component(custodian, number, &mut component)?;
-        let expected = desk.ask_check_value(custodian, number)?;
+        terminal.ask_component(custodian, number, &mut component)?;
+        let expected = terminal.ask_check_value(custodian, number)?;
         self.take(component, &expected)
     }
 
@@ -91,7 +91,7 @@ pub struct MadeComponents {
 
 /// Makes a fresh key in as many components as there are custodians, and shows each its own. Nothing of it is kept.
 pub fn make_components(
-    desk: &mut Desk,
+    terminal: &mut ComponentTerminal,
     algorithm: KeyAlgorithm,
     custodians: &[&str],
 ) -> Result<MadeComponents, ComponentError> {
@@ -111,7 +111,7 @@ pub fn make_components(
         }
     };
     for (number, (custodian, component)) in (1..).zip(custodians.iter().zip(&components.entered)) {
-        desk.show_component(custodian, number, component, check_value(algorithm, component))?;
+        terminal.show_component(custodian, number, component, check_value(algorithm, component))?;
     }
     Ok(MadeComponents { key: check_value(algorithm, &key), components: components.check_values })
 }

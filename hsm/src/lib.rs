@@ -83,7 +83,7 @@ pub use hsm_protocol::{
 };
 
 pub use self::{
-    component::{COMPONENTS, ComponentError, Components, Desk, MadeComponents, make_components},
+    component::{COMPONENTS, ComponentError, ComponentTerminal, Components, MadeComponents, make_components},
     config::{
         AbsentVault, Callers, Config, KeyFileUse, KeyHandling, Keys, LockMemory, PersonToken, Pkcs11, SlotName,
         TokenPlace, Unlock, Vault, Wanted, WantedLevel,

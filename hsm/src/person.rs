@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     clear::Clear,
-    component::Desk,
+    component::ComponentTerminal,
     config::{LockMemory, PersonToken, SlotName},
     harden::harden,
     open_error::Pkcs11Error,
@@ -91,11 +91,11 @@ impl Shown {
 
 /// Somebody who is there.
 pub struct PersonKey {
-    home: Home,
+    location: KeyLocation,
     public: PersonPublicKey,
 }
 
-enum Home {
+enum KeyLocation {
     File(Ed25519KeyPair),
     Token(SlotName, Box<SigningKey>),
 }
@@ -135,13 +135,13 @@ impl PersonKey {
         };
         let key = key.map_err(refused)?;
         let public = key.public();
-        Ok(Self { home: Home::Token(slot.clone(), Box::new(key)), public })
+        Ok(Self { location: KeyLocation::Token(slot.clone(), Box::new(key)), public })
     }
 
     fn of(seed: &Clear<KEY_BYTES>) -> Result<Self, PersonError> {
         let pair = Ed25519KeyPair::from_seed_unchecked(seed.bytes()).map_err(|_| PersonError::Ed25519)?;
         let public = pair.public_key().as_ref().try_into().map_err(|_| PersonError::Ed25519)?;
-        Ok(Self { home: Home::File(pair), public: PersonPublicKey(public) })
+        Ok(Self { location: KeyLocation::File(pair), public: PersonPublicKey(public) })
     }
 
     /// Who it is.
@@ -151,9 +151,9 @@ impl PersonKey {
 
     /// Signs.
     pub fn sign(&self, message: &[u8]) -> Result<[u8; SIGNATURE_BYTES], PersonError> {
-        match &self.home {
-            Home::File(pair) => pair.sign(message).as_ref().try_into().map_err(|_| PersonError::Ed25519),
-            Home::Token(slot, key) => {
+        match &self.location {
+            KeyLocation::File(pair) => pair.sign(message).as_ref().try_into().map_err(|_| PersonError::Ed25519),
+            KeyLocation::Token(slot, key) => {
                 key.sign(message).map_err(|error| PersonError::Token { slot: slot.clone(), error })
             }
         }
@@ -161,8 +161,8 @@ impl PersonKey {
 }
 
 fn typed_user_pin(slot: &SlotName) -> Result<Zeroizing<String>, PersonError> {
-    let mut desk = Desk::terminal().map_err(|_| PersonError::NoTerminal { slot: slot.clone() })?;
-    desk.ask_user_pin(slot).ok().flatten().ok_or_else(|| PersonError::NotTyped { slot: slot.clone() })
+    let mut terminal = ComponentTerminal::terminal().map_err(|_| PersonError::NoTerminal { slot: slot.clone() })?;
+    terminal.ask_user_pin(slot).ok().flatten().ok_or_else(|| PersonError::NotTyped { slot: slot.clone() })
 }
 
 /// Why somebody's key can't be used.

@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Args, Subcommand};
 use hsm::{
-    ComponentError, Components, Desk, KeyAlgorithm, KeyBlock, KeyBlockVersion, KeyInfo, KeyStore, KeyStoreError,
+    ComponentError, Components, ComponentTerminal, KeyAlgorithm, KeyBlock, KeyBlockVersion, KeyInfo, KeyStore, KeyStoreError,
     KeyUsage, PersonKey, make_components,
 };
 use serde_json::json;
@@ -383,9 +383,9 @@ fn load(at: &At, name: KeyUsage, algorithm: Option<KeyAlgorithm>, now: u64) -> R
 }
 
 /// The terminal where there is one; else the pipes of a script.
-fn desk() -> Result<Desk, CeremonyError> {
+fn desk() -> Result<ComponentTerminal, CeremonyError> {
     writeln!(io::stderr(), "{NOT_COMPLIANT}")?;
-    Ok(if io::stdin().is_terminal() { Desk::terminal()? } else { Desk::pipes()? })
+    Ok(if io::stdin().is_terminal() { ComponentTerminal::terminal()? } else { ComponentTerminal::pipes()? })
 }
 
 fn list(config: &Path, json: bool) -> Result<(), CeremonyError> {

@@ -23,7 +23,7 @@ const OWN_SCREEN: &str = "\x1b[?1049h\x1b[2J\x1b[H";
 const BACK: &str = "\x1b[2J\x1b[H\x1b[?1049l";
 
 /// Where components are typed and shown.
-pub struct Desk {
+pub struct ComponentTerminal {
     input: File,
     output: File,
     kind: Kind,
@@ -34,7 +34,7 @@ enum Kind {
     Pipes,
 }
 
-impl Desk {
+impl ComponentTerminal {
     /// This process's terminal.
     pub fn terminal() -> Result<Self, ComponentError> {
         let terminal = OpenOptions::new().read(true).write(true).open("/dev/tty")?;
@@ -152,7 +152,7 @@ impl Desk {
     }
 }
 
-impl Drop for Desk {
+impl Drop for ComponentTerminal {
     /// Discards what was typed ahead and never asked for: a component, which a shell would read next, print and keep.
     fn drop(&mut self) {
         if let Kind::Terminal(_) = self.kind {
@@ -233,10 +233,11 @@ mod tests {
         rustix::fs::fcntl_setfl(&screen, rustix::fs::OFlags::empty()).unwrap();
         rustix::fs::fcntl_setfl(&seen, rustix::fs::OFlags::empty()).unwrap();
         let kind = Kind::Terminal(Box::new(as_it_was));
-        let mut desk = Desk { input: terminal.try_clone().unwrap(), output: screen.into(), kind };
+        let mut component_terminal =
+            ComponentTerminal { input: terminal.try_clone().unwrap(), output: screen.into(), kind };
         let asking = thread::spawn(move || {
             let mut line = ClearBytes::zeroed(LINE_CHARACTERS_MAX);
-            let typed = desk.ask("user PIN?", &mut line).unwrap();
+            let typed = component_terminal.ask("user PIN?", &mut line).unwrap();
             line.bytes()[..typed] == *b"1357"
         });
         let since = Instant::now();
