@@ -14,8 +14,8 @@ use config::{ConfigError, DATA_DIRECTORY, SecretSource, read_file, within};
 use serde::{Deserialize, de::IgnoredAny};
 
 use self::sections::{
-    LowBoundary, LowCallers, LowForm, LowIpc, LowIsolation, LowKeyHandling, LowLevel, LowLockMemory, LowPinPolicy,
-    LowStep, LowToken, LowVault, LowWeakness,
+    BoundarySection, CallersFile, IpcFile, IsolationFile, KeyHandlingFile, LevelFile, LockMemoryFile, PinPolicyFile,
+    StepFile, StoredFormFile, TokenFile, VaultFile, WeaknessFile,
 };
 pub use self::{
     confinement::{Confinement, Ipc, Step, TokenNeeds},
@@ -42,14 +42,14 @@ impl HsmProcess {
     /// Reads and checks a file; without one, the embedded defaults.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
         match path {
-            Some(path) => Self::of(read_file::<LowFile>(Some(path))?),
-            None => Self::of_defaults(LowFile::default()),
+            Some(path) => Self::of(read_file::<BoundaryFile>(Some(path))?),
+            None => Self::of_defaults(BoundaryFile::default()),
         }
     }
 
     /// The embedded defaults, with the vault in `directory`.
     pub fn embedded(directory: &Path) -> Result<Self, ConfigError> {
-        Self::of_defaults(LowFile { data_directory: directory.to_owned(), ..LowFile::default() })
+        Self::of_defaults(BoundaryFile { data_directory: directory.to_owned(), ..BoundaryFile::default() })
     }
 
     /// Reads and checks a file for a boundary in the engine's own process.
@@ -57,7 +57,7 @@ impl HsmProcess {
     /// # Errors
     /// The file is not a configuration, or a secret that it names cannot be read.
     pub fn load_inline(path: Option<&Path>) -> Result<hsm::Config, ConfigError> {
-        read_file::<LowFile>(path)?.hsm()
+        read_file::<BoundaryFile>(path)?.hsm()
     }
 
     /// The embedded defaults for a boundary in the engine's own process, with the vault in `directory`.
@@ -65,54 +65,54 @@ impl HsmProcess {
     /// # Errors
     /// The embedded defaults do not fit this machine.
     pub fn embedded_inline(directory: &Path) -> Result<hsm::Config, ConfigError> {
-        LowFile { data_directory: directory.to_owned(), ..LowFile::default() }.hsm()
+        BoundaryFile { data_directory: directory.to_owned(), ..BoundaryFile::default() }.hsm()
     }
 
     /// Where nobody wrote a file nobody prepared the machine: an ordinary user may lock little memory, and is told so.
-    fn of_defaults(mut low: LowFile) -> Result<Self, ConfigError> {
-        low.boundary.lock_memory = Some(LowLockMemory::Try);
-        Self::of(low)
+    fn of_defaults(mut file: BoundaryFile) -> Result<Self, ConfigError> {
+        file.boundary.lock_memory = Some(LockMemoryFile::Try);
+        Self::of(file)
     }
 
-    fn of(mut low: LowFile) -> Result<Self, ConfigError> {
-        let threads = match low.token {
+    fn of(mut file: BoundaryFile) -> Result<Self, ConfigError> {
+        let threads = match file.token {
             // A vault answers faster than an engine's thread asks: half as many threads do more at each wake-up.
-            None => low.threads()?.div_ceil(2),
-            Some(_) => low.threads()?,
+            None => file.threads()?.div_ceil(2),
+            Some(_) => file.threads()?,
         };
-        low.boundary.lock_memory.get_or_insert(LowLockMemory::Require);
-        let boundary = &low.boundary;
+        file.boundary.lock_memory.get_or_insert(LockMemoryFile::Require);
+        let boundary = &file.boundary;
         if let Some(user) = boundary.hsm_user {
             within("boundary.hsm_user", user, 1..=u32::MAX - 1)?;
         }
         let own_user = nix::unistd::getuid().as_raw();
         let confinement = Confinement {
-            user: boundary.hsm_user.or(low.token.is_none().then_some(USER_BY_DEFAULT)),
-            token: low.token.as_ref().map(LowToken::needs),
+            user: boundary.hsm_user.or(file.token.is_none().then_some(USER_BY_DEFAULT)),
+            token: file.token.as_ref().map(TokenFile::needs),
             waived: boundary.waive.iter().map(|step| step.checked()).collect(),
         };
         let engine_user = boundary.engine_user.unwrap_or(own_user);
-        let hsm = hsm::Config { isolation: hsm::Isolation::Process, ..low.hsm()? };
+        let hsm = hsm::Config { isolation: hsm::Isolation::Process, ..file.hsm()? };
         Ok(Self { hsm, confinement, threads, engine_user })
     }
 }
 
 /// The PKCS#11 token that a file names, and how PINs are to be kept with it.
 pub fn load_token(path: &Path) -> Result<Token, ConfigError> {
-    let low = read_file::<LowFile>(Some(path))?;
-    let token = low.token.ok_or_else(|| ConfigError::value("token", "the file names no PKCS#11 token"))?;
-    let isolation = match low.boundary.isolation {
-        LowIsolation::Process => hsm::Isolation::Process,
-        LowIsolation::Inline => hsm::Isolation::Inline,
+    let file = read_file::<BoundaryFile>(Some(path))?;
+    let token = file.token.ok_or_else(|| ConfigError::value("token", "the file names no PKCS#11 token"))?;
+    let isolation = match file.boundary.isolation {
+        IsolationFile::Process => hsm::Isolation::Process,
+        IsolationFile::Inline => hsm::Isolation::Inline,
     };
-    Ok(Token { token: token.check(&low.data_directory)?, wanted: wanted(&low.boundary)?, isolation })
+    Ok(Token { token: token.check(&file.data_directory)?, wanted: wanted(&file.boundary)?, isolation })
 }
 
 /// The keys that a file names, a vault's or a token's, and how PINs are to be kept with them.
 pub fn load_keys(path: &Path) -> Result<(hsm::Keys, hsm::Wanted), ConfigError> {
-    let low = read_file::<LowFile>(Some(path))?;
-    let wanted = wanted(&low.boundary)?;
-    Ok((keys(low.token, low.vault, &low.data_directory)?, wanted))
+    let file = read_file::<BoundaryFile>(Some(path))?;
+    let wanted = wanted(&file.boundary)?;
+    Ok((keys(file.token, file.vault, &file.data_directory)?, wanted))
 }
 
 /// A PKCS#11 token, and how an engine uses it.
@@ -128,16 +128,16 @@ pub struct Token {
 /// The file, as written. An engine reads the keys that are ignored here.
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct LowFile {
+struct BoundaryFile {
     /// Where the vault is, unless it says otherwise.
     data_directory: PathBuf,
     /// Threads that serve; 0 for one a core.
     workers: usize,
-    vault: LowVault,
+    vault: VaultFile,
     /// A PKCS#11 token that holds the keys, instead of the vault.
-    token: Option<LowToken>,
-    boundary: LowBoundary,
-    pin_policy: LowPinPolicy,
+    token: Option<TokenFile>,
+    boundary: BoundarySection,
+    pin_policy: PinPolicyFile,
     listen: Option<IgnoredAny>,
     call_timeout_milliseconds: Option<IgnoredAny>,
     calls_per_connection_max: Option<IgnoredAny>,
@@ -151,15 +151,15 @@ struct LowFile {
     metrics: Option<IgnoredAny>,
 }
 
-impl Default for LowFile {
+impl Default for BoundaryFile {
     fn default() -> Self {
         Self {
             data_directory: DATA_DIRECTORY.into(),
             workers: 0,
-            vault: LowVault::default(),
+            vault: VaultFile::default(),
             token: None,
-            boundary: LowBoundary::default(),
-            pin_policy: LowPinPolicy::default(),
+            boundary: BoundarySection::default(),
+            pin_policy: PinPolicyFile::default(),
             listen: None,
             call_timeout_milliseconds: None,
             calls_per_connection_max: None,
@@ -175,7 +175,7 @@ impl Default for LowFile {
     }
 }
 
-impl LowFile {
+impl BoundaryFile {
     /// Threads that serve.
     fn threads(&self) -> Result<usize, ConfigError> {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -189,14 +189,14 @@ impl LowFile {
     }
 }
 
-fn keys(token: Option<LowToken>, vault: LowVault, data: &Path) -> Result<hsm::Keys, ConfigError> {
+fn keys(token: Option<TokenFile>, vault: VaultFile, data: &Path) -> Result<hsm::Keys, ConfigError> {
     match token {
         Some(token) => Ok(hsm::Keys::Pkcs11(token.check(data)?)),
         None => Ok(hsm::Keys::Vault(vault.check(data)?)),
     }
 }
 
-impl LowStep {
+impl StepFile {
     fn checked(self) -> Step {
         match self {
             Self::User => Step::User,
@@ -206,7 +206,7 @@ impl LowStep {
     }
 }
 
-impl LowVault {
+impl VaultFile {
     fn check(self, data: &Path) -> Result<hsm::Vault, ConfigError> {
         let unlock = match (self.passphrase, self.key_file) {
             (Some(_), Some(_)) => return Err(ConfigError::value("vault", "give a passphrase or a key_file, not both")),
@@ -217,11 +217,11 @@ impl LowVault {
     }
 }
 
-impl LowToken {
+impl TokenFile {
     fn needs(&self) -> TokenNeeds {
         let ipc = self.ipc.iter().map(|ipc| match ipc {
-            LowIpc::UnixSocket => Ipc::UnixSocket,
-            LowIpc::SharedMemory => Ipc::SharedMemory,
+            IpcFile::UnixSocket => Ipc::UnixSocket,
+            IpcFile::SharedMemory => Ipc::SharedMemory,
         });
         TokenNeeds {
             module: self.module.clone(),
@@ -244,12 +244,12 @@ impl LowToken {
                 .map(|version| within("token.storage_key_versions", version, 1..=u16::MAX))
                 .collect::<Result<_, _>>()?,
             key_handling: match self.key_handling {
-                LowKeyHandling::InToken => hsm::KeyHandling::InToken,
-                LowKeyHandling::CopiedToSession => hsm::KeyHandling::CopiedToSession,
+                KeyHandlingFile::InToken => hsm::KeyHandling::InToken,
+                KeyHandlingFile::CopiedToSession => hsm::KeyHandling::CopiedToSession,
             },
             callers: match self.callers {
-                LowCallers::Workers => hsm::Callers::Workers,
-                LowCallers::Inline => hsm::Callers::Inline,
+                CallersFile::Workers => hsm::Callers::Workers,
+                CallersFile::Inline => hsm::Callers::Inline,
             },
             sessions: if sessions == 0 { cores * 2 } else { within("token.sessions", sessions, 1..=256)? },
             waiting_operations_max: within("token.waiting_operations_max", waiting, 1..=1_000_000)?,
@@ -279,7 +279,7 @@ fn place(
     Ok(hsm::TokenPlace { module, module_parameters, slot })
 }
 
-fn hsm_config(keys: hsm::Keys, boundary: &LowBoundary, policy: &LowPinPolicy) -> Result<hsm::Config, ConfigError> {
+fn hsm_config(keys: hsm::Keys, boundary: &BoundarySection, policy: &PinPolicyFile) -> Result<hsm::Config, ConfigError> {
     Ok(hsm::Config {
         keys,
         absent_vault: hsm::AbsentVault::Refuse,
@@ -287,23 +287,23 @@ fn hsm_config(keys: hsm::Keys, boundary: &LowBoundary, policy: &LowPinPolicy) ->
         policy: pin_policy(policy)?,
         isolation: hsm::Isolation::Inline,
         lock_memory: match boundary.lock_memory {
-            None | Some(LowLockMemory::Try) => hsm::LockMemory::Try,
-            Some(LowLockMemory::Require) => hsm::LockMemory::Require,
+            None | Some(LockMemoryFile::Try) => hsm::LockMemory::Try,
+            Some(LockMemoryFile::Require) => hsm::LockMemory::Require,
         },
     })
 }
 
-fn wanted(boundary: &LowBoundary) -> Result<hsm::Wanted, ConfigError> {
+fn wanted(boundary: &BoundarySection) -> Result<hsm::Wanted, ConfigError> {
     let level = match boundary.level {
-        LowLevel::Token => hsm::WantedLevel::Token,
-        LowLevel::Host => hsm::WantedLevel::Host,
-        LowLevel::Best => hsm::WantedLevel::Best,
+        LevelFile::Token => hsm::WantedLevel::Token,
+        LevelFile::Host => hsm::WantedLevel::Host,
+        LevelFile::Best => hsm::WantedLevel::Best,
     };
     Ok(hsm::Wanted { level, form: boundary.form.map(|form| stored_form(form, boundary)).transpose()? })
 }
 
 /// A 3DES form needs the date it ends, and does not outlive it.
-fn stored_form(form: LowForm, boundary: &LowBoundary) -> Result<hsm::StoredForm, ConfigError> {
+fn stored_form(form: StoredFormFile, boundary: &BoundarySection) -> Result<hsm::StoredForm, ConfigError> {
     let until = |form: fn(String) -> hsm::StoredForm| {
         let today = jiff::tz::TimeZone::UTC.to_datetime(jiff::Timestamp::now()).date();
         match boundary.form_until {
@@ -315,18 +315,18 @@ fn stored_form(form: LowForm, boundary: &LowBoundary) -> Result<hsm::StoredForm,
         }
     };
     match form {
-        LowForm::Wrapped => Ok(hsm::StoredForm::Wrapped),
-        LowForm::Iso4 => Ok(hsm::StoredForm::Iso4),
-        LowForm::Iso3 => until(|until| hsm::StoredForm::Iso3 { until }),
-        LowForm::Iso0 => until(|until| hsm::StoredForm::Iso0 { until }),
+        StoredFormFile::Wrapped => Ok(hsm::StoredForm::Wrapped),
+        StoredFormFile::Iso4 => Ok(hsm::StoredForm::Iso4),
+        StoredFormFile::Iso3 => until(|until| hsm::StoredForm::Iso3 { until }),
+        StoredFormFile::Iso0 => until(|until| hsm::StoredForm::Iso0 { until }),
     }
 }
 
-fn pin_policy(policy: &LowPinPolicy) -> Result<hsm::PinPolicy, ConfigError> {
+fn pin_policy(policy: &PinPolicyFile) -> Result<hsm::PinPolicy, ConfigError> {
     let weaknesses = policy.refuse.iter().map(|weakness| match weakness {
-        LowWeakness::Ascending => hsm::Weakness::Ascending,
-        LowWeakness::Descending => hsm::Weakness::Descending,
-        LowWeakness::Repeated => hsm::Weakness::Repeated,
+        WeaknessFile::Ascending => hsm::Weakness::Ascending,
+        WeaknessFile::Descending => hsm::Weakness::Descending,
+        WeaknessFile::Repeated => hsm::Weakness::Repeated,
     });
     let refused = policy.refused_pins.as_ref().map(SecretSource::read).transpose()?;
     let listed = refused.iter().flat_map(|text| text.lines()).map(str::trim).filter(|line| !line.is_empty());
@@ -339,8 +339,8 @@ mod tests {
     use super::*;
 
     fn checked(text: &str) -> Result<HsmProcess, String> {
-        let low: LowFile = toml::from_str(text).map_err(|error| error.to_string())?;
-        HsmProcess::of(low).map_err(|error| error.to_string())
+        let file: BoundaryFile = toml::from_str(text).map_err(|error| error.to_string())?;
+        HsmProcess::of(file).map_err(|error| error.to_string())
     }
 
     #[test]

@@ -12,14 +12,14 @@ use super::{place, slot};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct LowPerson {
-    token: LowPersonToken,
+struct ParticipantFile {
+    token: ParticipantTokenFile,
 }
 
-/// What `LowToken` says of an engine's token, as far as it is so of any.
+/// What `TokenFile` says of an engine's token, as far as it is so of any.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct LowPersonToken {
+struct ParticipantTokenFile {
     module: PathBuf,
     module_parameters: Option<String>,
     label: Option<String>,
@@ -31,7 +31,7 @@ struct LowPersonToken {
 
 /// The token that the text of a file names.
 pub fn person_token(path: &Path, text: &str) -> Result<hsm::PersonToken, ConfigError> {
-    let LowPerson { token } = parse_toml(text).map_err(|error| malformed(path, &error))?;
+    let ParticipantFile { token } = parse_toml(text).map_err(|error| malformed(path, &error))?;
     Ok(hsm::PersonToken {
         place: place(token.module, token.module_parameters, slot(token.label, token.serial, token.slot)?)?,
         user_pin: token.user_pin.as_ref().map(SecretSource::read).transpose()?,

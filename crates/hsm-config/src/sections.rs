@@ -9,7 +9,7 @@ use config::SecretSource;
 /// The software token's keys at rest.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(crate) struct LowVault {
+pub(crate) struct VaultFile {
     /// The vault file; `{data_directory}/vault` by default.
     pub(crate) file: Option<PathBuf>,
     /// A file of 32 random bytes that opens the vault; `{data_directory}/vault.key` by default.
@@ -21,7 +21,7 @@ pub(crate) struct LowVault {
 /// A PKCS#11 token.
 #[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct LowToken {
+pub(crate) struct TokenFile {
     /// The module: a shared library.
     pub(crate) module: PathBuf,
     /// What the module is initialised with, where it takes words of its own, as NSS softokn does.
@@ -42,10 +42,10 @@ pub(crate) struct LowToken {
     pub(crate) storage_key_versions: Vec<u16>,
     /// Where the keys are used: `in-token`, or `copied-to-session` for a token that reads a database at every use.
     #[serde(default)]
-    pub(crate) key_handling: LowKeyHandling,
+    pub(crate) key_handling: KeyHandlingFile,
     /// Whose threads call the token: `workers`, or `inline` for a library in this process that answers in microseconds.
     #[serde(default)]
-    pub(crate) callers: LowCallers,
+    pub(crate) callers: CallersFile,
     /// Sessions with the token, each with a thread; 0 for two a core.
     #[serde(default)]
     pub(crate) sessions: usize,
@@ -61,19 +61,19 @@ pub(crate) struct LowToken {
     /// What the module talks to a daemon of this machine by: `unix-socket`, `shared-memory` (System V). A confined process
     /// has neither unless it is listed.
     #[serde(default)]
-    pub(crate) ipc: Vec<LowIpc>,
+    pub(crate) ipc: Vec<IpcFile>,
 }
 
 #[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum LowIpc {
+pub(crate) enum IpcFile {
     UnixSocket,
     SharedMemory,
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum LowKeyHandling {
+pub(crate) enum KeyHandlingFile {
     #[default]
     InToken,
     CopiedToSession,
@@ -81,7 +81,7 @@ pub(crate) enum LowKeyHandling {
 
 #[derive(Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum LowCallers {
+pub(crate) enum CallersFile {
     #[default]
     Workers,
     Inline,
@@ -97,19 +97,19 @@ fn waiting_operations() -> usize {
 
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(crate) struct LowBoundary {
+pub(crate) struct BoundarySection {
     /// How near a clear block may come to the host: `token`, `host`, or `best` for the highest the token can do.
-    pub(crate) level: LowLevel,
+    pub(crate) level: LevelFile,
     /// The stored block: `wrapped` at level `token`, `iso-4` under AES-256 at level `host`, unless another is named;
     /// `iso-3` and `iso-0` under 3DES are dated exceptions.
-    pub(crate) form: Option<LowForm>,
+    pub(crate) form: Option<StoredFormFile>,
     /// The date until which a 3DES form is allowed, as `2027-06-30`.
     pub(crate) form_until: Option<jiff::civil::Date>,
     /// `require` refuses to start where memory can't be locked; `try` says so and goes on. A process of its own is held to
     /// `require` unless the file says `try`.
-    pub(crate) lock_memory: Option<LowLockMemory>,
+    pub(crate) lock_memory: Option<LockMemoryFile>,
     /// Where the boundary is: `process` for one of its own, or `inline` for the engine's.
-    pub(crate) isolation: LowIsolation,
+    pub(crate) isolation: IsolationFile,
     /// The Unix socket of a `pinseal hsm --listen` that somebody else runs; without it the engine starts one.
     pub(crate) socket: Option<PathBuf>,
     /// The program the engine starts as `PROGRAM hsm`; itself by default.
@@ -119,17 +119,17 @@ pub(crate) struct LowBoundary {
     /// The user of the engine, who alone may connect to the socket; the boundary's own user by default.
     pub(crate) engine_user: Option<u32>,
     /// Steps of confinement that are not taken: any of `user`, `landlock`, `seccomp`.
-    pub(crate) waive: Vec<LowStep>,
+    pub(crate) waive: Vec<StepFile>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum LowIsolation {
+pub(crate) enum IsolationFile {
     Process,
     Inline,
 }
 
-impl Default for LowIsolation {
+impl Default for IsolationFile {
     fn default() -> Self {
         if cfg!(target_os = "linux") { Self::Process } else { Self::Inline }
     }
@@ -137,7 +137,7 @@ impl Default for LowIsolation {
 
 #[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum LowStep {
+pub(crate) enum StepFile {
     User,
     Landlock,
     Seccomp,
@@ -145,7 +145,7 @@ pub(crate) enum LowStep {
 
 #[derive(Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum LowLevel {
+pub(crate) enum LevelFile {
     Token,
     Host,
     #[default]
@@ -154,7 +154,7 @@ pub(crate) enum LowLevel {
 
 #[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum LowForm {
+pub(crate) enum StoredFormFile {
     Wrapped,
     #[serde(rename = "iso-4")]
     Iso4,
@@ -166,35 +166,35 @@ pub(crate) enum LowForm {
 
 #[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum LowLockMemory {
+pub(crate) enum LockMemoryFile {
     Try,
     Require,
 }
 
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(crate) struct LowPinPolicy {
+pub(crate) struct PinPolicyFile {
     /// The shortest PIN, in digits.
     pub(crate) length_min: u8,
     /// The longest PIN, in digits.
     pub(crate) length_max: u8,
     /// Any of `ascending` (1234), `descending` (4321), `repeated` (1111).
-    pub(crate) refuse: Vec<LowWeakness>,
+    pub(crate) refuse: Vec<WeaknessFile>,
     /// A file of refused PINs, one a line.
     pub(crate) refused_pins: Option<SecretSource>,
 }
 
 #[derive(Clone, Copy, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum LowWeakness {
+pub(crate) enum WeaknessFile {
     Ascending,
     Descending,
     Repeated,
 }
 
-impl Default for LowPinPolicy {
+impl Default for PinPolicyFile {
     fn default() -> Self {
-        let refuse = vec![LowWeakness::Ascending, LowWeakness::Descending, LowWeakness::Repeated];
+        let refuse = vec![WeaknessFile::Ascending, WeaknessFile::Descending, WeaknessFile::Repeated];
         Self { length_min: 4, length_max: 12, refuse, refused_pins: None }
     }
 }
