@@ -101,7 +101,7 @@ impl ClearBytes {
         Self(bytes.into())
     }
 
-    /// Takes bytes over; a vector with room to spare would be moved, and leave a copy behind.
+    /// Takes bytes over; a vector with spare capacity would be moved, and leave a copy behind.
     pub(crate) fn of(mut bytes: Vec<u8>) -> Self {
         let kept = Self::copied(&bytes);
         wipe(&mut bytes);
@@ -141,7 +141,7 @@ impl Pin {
         Self { digits: 0, length: 4 }
     }
 
-    /// Takes the first `length` of these nibbles as digits; tells whether that is what a PIN is made of. Does the same
+    /// Takes the first `length` of these nibbles as digits; returns whether they form a PIN. Does the same
     /// work whatever it finds, and leaves a PIN that can be encoded.
     pub(crate) fn fill(&mut self, length: u8, nibbles: u64) -> Choice {
         let (least, most) = (PIN_DIGITS_MIN as u8, PIN_DIGITS_MAX as u8);
@@ -237,7 +237,7 @@ pub(crate) fn in_workspace<T>(work: impl FnOnce(&mut Workspace) -> T) -> T {
                 workspace.wipe();
                 done
             }
-            // An operation within an operation: there is none, and it would have a workspace of its own.
+            // Operations do not nest. A nested one would get a fresh workspace.
             Err(_) => in_a_frame_below(&mut Workspace::new(), work),
         };
         scrub_stack();

@@ -81,7 +81,7 @@ impl Components {
     }
 }
 
-/// What is told of components that were made.
+/// The KCVs of a key made by [`make_components`] and of its components.
 pub struct MadeComponents {
     /// Of the key they are together.
     pub key: Kcv,
@@ -129,7 +129,7 @@ pub enum ComponentError {
     #[error("the check value is another: the component was mistyped, or is not the one that was written down")]
     Kcv,
     /// It would hide nothing.
-    #[error("a component of zeros is none")]
+    #[error("a component of zeros hides nothing: enter the one that was written down")]
     Zeros,
     /// Entered twice, it would cancel itself.
     #[error("the same component was entered already")]

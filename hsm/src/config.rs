@@ -150,7 +150,7 @@ pub enum Callers {
     /// Workers behind a bounded queue: a token that is slow, or hangs, holds up nothing else.
     #[default]
     Workers,
-    /// Whoever asks, in the middle of it: for a token that is a library in this process and answers in microseconds, as
+    /// The calling thread: for a token that is a library in this process and answers in microseconds, as
     /// NSS does; to wake a worker would take as long as its whole answer.
     Inline,
 }

@@ -1,5 +1,5 @@
 //! A fresh token for a test: SoftHSM, NSS softokn or openCryptoki of Debian's packages, each in a directory of its own and
-//! reached by a process that is started for it, since a module is loaded once a process and is told its place by then.
+//! reached by a process that is started for it, since a process loads a module once and the module reads its configuration then.
 
 use std::{env, ffi::CString, fs, path::Path, process::Command};
 
@@ -59,11 +59,11 @@ impl Make {
         }
         again.arg(test).env("SOFTHSM2_CONF", &configuration);
         again.env(TOKEN_VARIABLE, format!("{self:?}")).env(DIRECTORY_VARIABLE, &tokens);
-        let told = succeeds(&mut again);
-        assert!(!told.contains(" 0 passed"), "{told}");
+        let printed = succeeds(&mut again);
+        assert!(!printed.contains(" 0 passed"), "{printed}");
     }
 
-    /// As an engine and a ceremony are told of it.
+    /// The configuration by which an engine and a ceremony use it.
     pub(crate) fn config(self) -> Pkcs11 {
         let (module, slot) = match self {
             Self::SoftHsm => ("/usr/lib/softhsm/libsofthsm2.so", SlotName::Label(LABEL.into())),
@@ -91,7 +91,7 @@ impl Make {
 fn succeeds(command: &mut Command) -> String {
     let missing = "apt-get install softhsm2 libnss3-tools opencryptoki";
     let output = command.output().unwrap_or_else(|error| panic!("{:?}: {error}: {missing}", command.get_program()));
-    let told = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-    assert!(output.status.success(), "{told}");
-    told
+    let printed = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    assert!(output.status.success(), "{printed}");
+    printed
 }

@@ -62,9 +62,9 @@ mod tests {
             again.args(["--memlock=65536", "setpriv"]).args(who).arg(env::current_exe().unwrap());
             again.arg("memory_is_locked_under_a_limit").env(EXPECTED_VARIABLE, expected);
             let output = again.output().expect("apt-get install util-linux");
-            let told =
+            let printed =
                 [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-            assert!(output.status.success() && told.contains("1 passed"), "{who:?}: {told}");
+            assert!(output.status.success() && printed.contains("1 passed"), "{who:?}: {printed}");
         }
     }
 }

@@ -1,6 +1,6 @@
-//! The keys of a vault or of a token as a ceremony changes them: they are made, loaded, taken from key blocks and given out
-//! in them, made active, retired, destroyed. A vault has nothing on disk before [`KeyStore::commit`]; a key that a token
-//! holds before it is told of by nothing, and goes again where the step does not get there.
+//! The keys of a vault or of a token as a ceremony changes them: they are made, loaded, imported from and exported in
+//! key blocks, activated, retired, destroyed. A vault has nothing on disk before [`KeyStore::commit`]. A token holds a
+//! new key before its register lists it; a step that fails removes the key again.
 //!
 //! Who may do it is not decided here. What must never enter: a clear key that leaves.
 
@@ -38,7 +38,7 @@ const CONTROL_MILLISECONDS_MAX: u64 = 3_600_000;
 #[derive(Default)]
 pub struct RecordsKept {
     under: Vec<((KeyUsage, u16), u64)>,
-    /// By the version of the seal key; a home has seal or seal-encrypting keys, never both in use.
+    /// By the version of the seal key; a vault or token has seal or seal-encrypting keys, never both in use.
     sealed: Vec<(u16, u64)>,
 }
 
@@ -104,8 +104,8 @@ impl RecordsKept {
     }
 }
 
-/// The keys of a vault or a token, opened to be changed. A vault is nobody else's meanwhile; a token has no lock, so that a
-/// step is refused where another has changed it meanwhile.
+/// The keys of a vault or a token, opened to be changed. A vault is locked while it is open. A token has no lock: a
+/// step is rejected where another ceremony changed the token first.
 pub struct KeyStore {
     keyring: Keyring,
     location: KeyLocation,
@@ -116,7 +116,7 @@ impl KeyStore {
     /// Hardens the process and opens a vault or logs in to a token, whose keys are those of the wanted level. A vault that is
     /// not there yet is empty, and made with the first commit.
     pub fn open(keys: Keys, wanted: &Wanted, now: u64) -> Result<Self, KeyStoreError> {
-        // Where memory can't be locked a ceremony goes on: it is short, and whoever leads it has chosen the machine.
+        // Where memory can't be locked a ceremony goes on: it is short, and its leader chose the machine.
         harden(LockMemory::Try).map_err(|error| KeyStoreError::Harden(error.to_string()))?;
         let tdes_count = keys.tdes_count();
         let (location, keyring) = KeyLocation::open(keys, wanted, now)?;
@@ -128,7 +128,7 @@ impl KeyStore {
         self.location.algorithms(name)
     }
 
-    /// What is told of every key, in the order they came.
+    /// Every key without its value, in the order of creation.
     pub fn keys(&self) -> impl Iterator<Item = &KeyInfo> {
         self.keyring.keys.iter().map(|key| &key.info)
     }
@@ -148,7 +148,7 @@ impl KeyStore {
         self.keyring.custody
     }
 
-    /// The hash of the transcript's entry that told of the last change; zeros before the first.
+    /// The hash of the transcript's entry of the last change; zeros before the first.
     pub fn last_entry(&self) -> [u8; 32] {
         self.keyring.last_entry
     }
@@ -242,7 +242,7 @@ impl KeyStore {
         Ok(())
     }
 
-    /// Wipes a retired key; what is told of it stays. `confirmed` is its check value, read off by a second person, or `none`
+    /// Wipes a retired key; its description stays. `confirmed` is its check value, read off by a second person, or `none`
     /// where it has none. A key that [`Self::needs_count`] is counted again: a store may have come back from a backup.
     pub fn destroy(
         &mut self,
@@ -352,7 +352,7 @@ impl KeyStore {
         Ok((key, algorithm, exchange.version))
     }
 
-    /// Puts every change on disk, or into the token, with the hash of the transcript's entry that tells of it, and the mark
+    /// Puts every change on disk, or into the token, with the hash of the transcript's entry, and the mark
     /// that the step is unfinished until [`KeyStore::finish`].
     ///
     /// # Errors
@@ -492,7 +492,7 @@ pub enum KeyStoreError {
     /// A key block.
     #[error(transparent)]
     KeyBlock(#[from] KeyBlockError),
-    /// There is none.
+    /// No key with this usage and version exists in the vault or token.
     #[error("there is no {key}")]
     Unknown {
         /// Which.
@@ -508,7 +508,7 @@ pub enum KeyStoreError {
         /// What it would have to be.
         wanted: &'static str,
     },
-    /// Records would have to be made anew under the new key.
+    /// Records would have to be re-encrypted under the new key.
     #[error("{active} is in use, and this release can't rotate it: what it made would not open any more")]
     NoRotation {
         /// Which.
@@ -522,7 +522,7 @@ pub enum KeyStoreError {
     },
     /// Records are under it.
     #[error(
-        "{records} PIN records are under {key}: start the engine, which makes them anew, and wait until it says so"
+        "{records} PIN records are under {key}: start the engine, which re-encrypts them, and wait until it logs that all are done"
     )]
     InUse {
         /// Which.
@@ -558,7 +558,7 @@ pub enum KeyStoreError {
         /// Which.
         key: String,
     },
-    /// Another kind of home, or level, has it.
+    /// The key belongs to a token or vault, or to a token at another level.
     #[error("there is no {key} here: a vault, and a token at each level, have keys of their own (docs/ceremony.md)")]
     NotHere {
         /// Which.
@@ -605,7 +605,7 @@ pub enum KeyStoreError {
     Known {
         /// What it was to be.
         key: String,
-        /// What has it.
+        /// The key that has this check value.
         same: String,
     },
     /// From a key block.

@@ -120,8 +120,8 @@ impl KeyBlock {
         }
         let bits = u16::try_from(key.bytes().len().saturating_mul(8)).map_err(|_| KeyBlockError::KeyLength)?;
         let key_at = KEY_LENGTH_BYTES..KEY_LENGTH_BYTES + key.bytes().len();
-        let room = KEY_LENGTH_BYTES + key.bytes().len().max(registry::longest_key_bytes(header.algorithm()));
-        let mut payload = ClearBytes::zeroed(room.next_multiple_of(version.encrypted_multiple()));
+        let bytes = KEY_LENGTH_BYTES + key.bytes().len().max(registry::longest_key_bytes(header.algorithm()));
+        let mut payload = ClearBytes::zeroed(bytes.next_multiple_of(version.encrypted_multiple()));
         random(payload.bytes_mut())?;
         payload.bytes_mut().iter_mut().zip(bits.to_be_bytes()).for_each(|(place, byte)| *place = byte);
         if let Some(place) = payload.bytes_mut().get_mut(key_at) {
@@ -133,7 +133,7 @@ impl KeyBlock {
 
 #[cfg(test)]
 impl KeyBlock {
-    /// The same block, made anew of its header and of what it holds, padding and all.
+    /// Protects the same header and payload again, padding included.
     pub(crate) fn written_again(&self, under: &ProtectionKey<'_>) -> Result<String, KeyBlockError> {
         let mut payload = ClearBytes::copied(&self.encrypted);
         under.open(self.header.version(), &self.clear_text, &mut payload, &self.mac)?;

@@ -1,4 +1,4 @@
-//! Why the boundary did not open, and what to do. No error tells what a secret was.
+//! Why the boundary did not open, and what to do. No error holds a secret.
 
 use std::{io, path::PathBuf};
 
@@ -138,7 +138,7 @@ pub enum Pkcs11Error {
     NoPersonKey,
     /// A person has one key.
     #[error(
-        "it holds {found} keys with the label \"pinseal person\": a person has one, and whoever made the others knows"
+        "it holds {found} keys with the label \"pinseal person\": a person has one; destroy the others with the token's own tool"
     )]
     PersonKeys {
         /// How many there are.
@@ -176,7 +176,7 @@ pub enum Pkcs11Error {
         found: usize,
     },
     /// A key may be used for more than it is for.
-    #[error("the key {label:?} is unsafe: {attribute} is {found}; make it anew with `pinseal token make-keys`")]
+    #[error("the key {label:?} is unsafe: {attribute} is {found}; make it again with `pinseal token make-keys`")]
     Unsafe {
         /// Its CKA_LABEL.
         label: String,
@@ -219,7 +219,7 @@ pub enum Pkcs11Error {
     /// Two wrote at once, and one of them died before it saw the other.
     #[error(
         "two registers of keys in the token have the number {number}: two ceremonies wrote at once; try again, and where both \
-         stay, find out by the transcripts which one was told of, and destroy the other with the token's own tool"
+         stay, find out by the transcripts which one a step recorded, and destroy the other with the token's own tool"
     )]
     Registers {
         /// Their number.
@@ -237,9 +237,9 @@ pub enum Pkcs11Error {
         /// Its CKA_ID.
         version: u16,
     },
-    /// Somebody else has changed it.
-    #[error("another ceremony has changed the token meanwhile: begin this step again")]
-    Meanwhile,
+    /// Another ceremony changed the token after this one read its register.
+    #[error("another ceremony changed the token during this step: begin the step again")]
+    ChangedByOther,
     /// The key does not come out.
     #[error("the token did not give out what it was asked to wrap")]
     TakeOut,
@@ -256,6 +256,6 @@ pub enum Pkcs11Error {
 impl Pkcs11Error {
     /// Of an error in writing the register: whether it is certain that nothing was written.
     pub(crate) fn left_register_unwritten(&self) -> bool {
-        matches!(self, Self::Meanwhile | Self::Registers { .. } | Self::NoDataObjects)
+        matches!(self, Self::ChangedByOther | Self::Registers { .. } | Self::NoDataObjects)
     }
 }

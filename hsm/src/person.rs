@@ -70,7 +70,7 @@ pub enum Shown {
 }
 
 impl Shown {
-    /// Reads one. A text is not told in any error: it may be a key that somebody has written down otherwise.
+    /// Reads a participant's file. No error repeats its text: the text may be a key in another notation.
     pub fn read(path: &Path) -> Result<Self, PersonError> {
         let io = |error| VaultError::Io { path: path.to_owned(), error };
         let file = File::open(path).map_err(io)?;

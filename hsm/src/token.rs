@@ -59,7 +59,7 @@ pub(crate) trait Token: Send + Sync {
     /// AES-256-CMAC over a record and what it is bound to.
     fn record_tag(&self, record: &[u8], bound: &Bound) -> Result<[u8; TAG_BYTES], Error>;
 
-    /// AES-256-CMAC over a control and a block, told apart from every other tag.
+    /// AES-256-CMAC over a control and a block, distinct from every other tag.
     fn retry_tag(&self, control: &[u8; 16], block: &[u8; 8]) -> Result<[u8; TAG_BYTES], Error>;
 }
 
@@ -68,7 +68,7 @@ pub(crate) trait HostLevel: Token {
     /// Makes a tzpk: wrapped for the device, and sealed with what it is bound to.
     fn issue_tzpk(&self, device: &DeviceKey, bound: &Bound, tzpk: &mut Tzpk) -> Result<IssuedTzpk, Error>;
 
-    /// Decrypts a block in place under a sealed tzpk; `tzpk` is the room a token may need.
+    /// Decrypts a block in place under a sealed tzpk; `tzpk` is a buffer that a token may need.
     fn open_block(
         &self,
         sealed: (KeyVersion, &SealedTzpk),

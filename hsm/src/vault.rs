@@ -74,9 +74,10 @@ pub(crate) fn read(path: &Path, unlock: &Unlock) -> Result<ClearBytes, VaultErro
     unlock_key(path, unlock, head, &mut key)?;
     let aead = UnboundKey::new(&AES_256_GCM_SIV, key.bytes()).map(LessSafeKey::new).map_err(|_| wont_open())?;
     let nonce = head.get(NONCE_AT..).and_then(|nonce| Nonce::try_assume_unique_for_key(nonce).ok());
-    let mut room = ClearBytes::copied(sealed);
-    let opened =
-        aead.open_in_place(nonce.ok_or_else(wont_open)?, Aad::from(head), room.bytes_mut()).map_err(|_| wont_open())?;
+    let mut buffer = ClearBytes::copied(sealed);
+    let opened = aead
+        .open_in_place(nonce.ok_or_else(wont_open)?, Aad::from(head), buffer.bytes_mut())
+        .map_err(|_| wont_open())?;
     Ok(ClearBytes::copied(opened))
 }
 
@@ -161,7 +162,7 @@ pub(crate) fn make(path: &Path, unlock: &Unlock, keyring: ClearBytes) -> Result<
     read(path, unlock)
 }
 
-/// That another process has made a file meanwhile is no failure: its name is put on disk, and it is used.
+/// Accepts a file that another process created first: syncs its directory, so that the name survives a power cut.
 fn made_here_or_elsewhere(path: &Path, made: io::Result<()>) -> Result<(), VaultError> {
     match made {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => sync_directory(path),
@@ -181,7 +182,7 @@ pub(crate) fn make_tdes_key<E>(key: &mut Tzpk, mut random: impl FnMut(&mut [u8])
     }
 }
 
-/// Makes a key file where there is none. Returns whether this call made it.
+/// Creates a key file unless one exists. Returns whether this call created it.
 fn make_key_file(path: &Path) -> Result<bool, VaultError> {
     if path.exists() {
         return Ok(false);
@@ -275,7 +276,7 @@ fn place_private(path: &Path, bytes: &[u8], how: VaultWrite) -> io::Result<()> {
     let filled = file.write_all(bytes).and_then(|()| before.map_or(Ok(()), |before| belong_as(&file, &before)));
     let written = filled.and_then(|()| file.sync_all()).and_then(|()| match how {
         VaultWrite::Over => fs::rename(&fresh, path),
-        // A hard link, unlike a rename, fails where another process has made the file meanwhile.
+        // A hard link, unlike a rename, fails where another process created the file first.
         VaultWrite::New => fs::hard_link(&fresh, path),
     });
     if written.is_err() || how == VaultWrite::New {
@@ -331,7 +332,7 @@ fn name_beside(path: &Path) -> io::Result<PathBuf> {
     Ok(path.with_file_name(name))
 }
 
-/// Puts a file's name on disk, whoever has given it.
+/// Syncs the directory of a file, so that its name survives a power cut.
 fn sync_directory(path: &Path) -> io::Result<()> {
     match path.parent() {
         Some(directory) if !directory.as_os_str().is_empty() => File::open(directory)?.sync_all(),
@@ -414,7 +415,7 @@ pub enum VaultError {
         path: PathBuf,
     },
     /// It holds as much as it may.
-    #[error("{} would be larger than {FILE_BYTES_MAX} bytes: destroyed keys take room too", path.display())]
+    #[error("{} would be larger than {FILE_BYTES_MAX} bytes: destroyed keys count too", path.display())]
     Full {
         /// Which file.
         path: PathBuf,
@@ -537,12 +538,12 @@ mod tests {
         open(&vault).unwrap();
         let (file, key_file) = (directory.path().join("vault"), directory.path().join("vault.key"));
         let refused = |absent| Keyring::open(&vault, absent, 1).err().unwrap().to_string();
-        for (missing, told) in [(&file, "the vault "), (&key_file, "the key file ")] {
+        for (missing, prefix) in [(&file, "the vault "), (&key_file, "the key file ")] {
             let kept = fs::read(missing).unwrap();
             fs::remove_file(missing).unwrap();
             for absent in [AbsentVault::Create, AbsentVault::Refuse] {
                 let refused = refused(absent);
-                let expected = format!("{told}{}", missing.display());
+                let expected = format!("{prefix}{}", missing.display());
                 assert!(refused.starts_with(&expected) && refused.contains("is missing"), "{refused}");
                 assert!(!missing.exists());
             }

@@ -347,9 +347,9 @@ fn oaep(entry: &Value) {
         aws_lc_rs::encoding::AsDer::as_der(&key.public_key()).unwrap();
     let opener = OaepPrivateDecryptingKey::new(key).unwrap();
     let open = |ciphertext: &[u8], label: &[u8]| {
-        let mut room = vec![0; opener.key_size_bytes()];
+        let mut buffer = vec![0; opener.key_size_bytes()];
         let label = Some(label).filter(|label| !label.is_empty());
-        opener.decrypt(&OAEP_SHA256_MGF1SHA256, ciphertext, &mut room, label).map(|opened| opened.to_vec()).ok()
+        opener.decrypt(&OAEP_SHA256_MGF1SHA256, ciphertext, &mut buffer, label).map(|opened| opened.to_vec()).ok()
     };
     let opened = open(&bytes(entry, "ct"), &bytes(entry, "label"));
     match text(entry, "result") {

@@ -68,7 +68,7 @@ impl HsmProcess {
         BoundaryFile { data_directory: directory.to_owned(), ..BoundaryFile::default() }.hsm()
     }
 
-    /// Where nobody wrote a file nobody prepared the machine: an ordinary user may lock little memory, and is told so.
+    /// Without a file the machine is not prepared: an ordinary user may lock little memory, so a failed lock is only logged.
     fn of_defaults(mut file: BoundaryFile) -> Result<Self, ConfigError> {
         file.boundary.lock_memory = Some(LockMemoryFile::Try);
         Self::of(file)

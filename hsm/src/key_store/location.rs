@@ -19,7 +19,7 @@ use crate::{
     vault::{self, VaultError, VaultWrite},
 };
 
-/// A vault, nobody else's meanwhile; or a token, which has no lock: a step that another was before is refused.
+/// A vault, locked while it is open; or a token, which has no lock: a step after another ceremony's change is rejected.
 pub(super) enum KeyLocation {
     Vault(VaultLocation),
     Token(Box<TokenKeyManager>),
@@ -33,14 +33,14 @@ pub(super) struct VaultLocation {
     _lock: File,
 }
 
-/// A key as its home keeps it: its check value, and its bytes where a vault holds them.
+/// A key as the vault or token keeps it: its check value, and its bytes where a vault holds them.
 pub(super) struct KeptKey {
     pub(super) check_value: Option<Kcv>,
     pub(super) bytes: Option<ClearBytes>,
 }
 
 impl KeyLocation {
-    /// Opens it, and reads what it tells of its keys. A vault that is not there yet is empty, and made with the first commit.
+    /// Opens the vault or token and reads its keyring. A missing vault is empty; the first commit creates it.
     pub(super) fn open(keys: Keys, wanted: &Wanted, now: u64) -> Result<(Self, Keyring), KeyStoreError> {
         match keys {
             Keys::Vault(vault) => {

@@ -41,10 +41,10 @@ fn nothing_is_kept_before_it_is_committed_and_everything_is_after() {
     let mut first = with_zone(directory.path());
     first.take_into_custody([7; 32]);
     first.commit([8; 32]).unwrap();
-    let told: Vec<_> = first.keys().cloned().collect();
+    let listed: Vec<_> = first.keys().cloned().collect();
     drop(first);
     let again = store(directory.path());
-    assert_eq!(again.keys().cloned().collect::<Vec<_>>(), told);
+    assert_eq!(again.keys().cloned().collect::<Vec<_>>(), listed);
     assert_eq!((again.custody(), again.last_entry()), (Some([7; 32]), [8; 32]));
 }
 

@@ -142,10 +142,10 @@ fn a_component_and_a_key_of_a_restricted_context_are_not_taken_for_a_key() {
 #[test]
 fn each_field_is_explained() {
     let block = KeyBlock::parse(&written(Version::D, &[7; 16])).unwrap();
-    let told: Vec<_> =
+    let lines: Vec<_> =
         block.fields().iter().map(|field| format!("{}={}: {}", field.name, field.value, field.meaning)).collect();
     for expected in ["version=D: AES in CBC, derived keys", "usage=P0: PIN encryption", "algorithm=A: AES"] {
-        assert!(told.iter().any(|line| line == expected), "{told:?}");
+        assert!(lines.iter().any(|line| line == expected), "{lines:?}");
     }
 }
 

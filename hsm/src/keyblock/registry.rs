@@ -96,7 +96,7 @@ pub(super) fn check_optional(id: &str, data: &str) -> Result<(), &'static str> {
     }
 }
 
-/// Every field of a header, and of what is encrypted what can be told.
+/// Every field of a header, and what is known of the encrypted part.
 pub(super) fn fields(header: &Header, encrypted_bytes: usize) -> Vec<Field> {
     let version = header.version();
     let field = |name, value: String, meaning: &str| Field { name, value, meaning: meaning.to_owned() };
@@ -112,7 +112,7 @@ pub(super) fn fields(header: &Header, encrypted_bytes: usize) -> Vec<Field> {
     ];
     fields.extend(header.optional().iter().map(optional_field));
     let hidden = match longest_key_bytes(header.algorithm()) {
-        0 => "the key and its padding; how long the key is cannot be told".to_owned(),
+        0 => "the key and its padding; the length of the key is hidden".to_owned(),
         _ => format!(
             "the key, at most {} bytes, and its padding",
             encrypted_bytes.saturating_sub(super::KEY_LENGTH_BYTES)

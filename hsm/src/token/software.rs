@@ -49,7 +49,7 @@ pub(crate) struct Software {
 
 impl Software {
     /// Prepares the keys of an opened vault. In a box, so that no frame but those below the caller's ever has a schedule:
-    /// whoever calls it scrubs them.
+    /// the caller scrubs them.
     pub(crate) fn new(keys: &Keys, tdes_budget: TdesBudget) -> Result<Box<Self>, Error> {
         let versions = Versions {
             storage: StorageVersions {
@@ -123,9 +123,9 @@ impl Token for Software {
     }
 
     fn open_account(&self, sealed: &[u8], bound: &Bound, digits: &mut [u8; ACCOUNT_BYTES]) -> Result<(), Error> {
-        let mut room = Clear::<{ ACCOUNT_BYTES + TAG_BYTES }>::zeroed();
+        let mut buffer = Clear::<{ ACCOUNT_BYTES + TAG_BYTES }>::zeroed();
         let nonce = Nonce::assume_unique_for_key(account_nonce(bound));
-        open(&self.account, nonce, bound, sealed, room.bytes_mut(), digits).ok_or(broken("account"))
+        open(&self.account, nonce, bound, sealed, buffer.bytes_mut(), digits).ok_or(broken("account"))
     }
 
     fn record_tag(&self, record: &[u8], bound: &Bound) -> Result<[u8; TAG_BYTES], Error> {
@@ -157,10 +157,10 @@ impl HostLevel for Software {
         block: &mut Block,
     ) -> Result<(), Error> {
         let seal = self.seal.get(key).ok_or(Error::UnknownKey)?;
-        let mut room = Clear::<{ 16 + TAG_BYTES }>::zeroed();
+        let mut buffer = Clear::<{ 16 + TAG_BYTES }>::zeroed();
         let (nonce, sealed) = sealed.split_at_checked(NONCE_BYTES).ok_or(broken("tzpk"))?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| broken("tzpk"))?;
-        open(seal, nonce, bound, sealed, room.bytes_mut(), tzpk.bytes_mut()).ok_or(broken("tzpk"))?;
+        open(seal, nonce, bound, sealed, buffer.bytes_mut(), tzpk.bytes_mut()).ok_or(broken("tzpk"))?;
         tdes_decrypt(tzpk, block);
         Ok(())
     }
@@ -274,20 +274,20 @@ fn open(
     nonce: Nonce,
     bound: &Bound,
     sealed: &[u8],
-    room: &mut [u8],
+    buffer: &mut [u8],
     clear: &mut [u8],
 ) -> Option<()> {
-    if sealed.len() != room.len() {
+    if sealed.len() != buffer.len() {
         return None;
     }
-    room.copy_from_slice(sealed);
-    let opened = key.open_in_place(nonce, Aad::from(bound), room).ok()?;
+    buffer.copy_from_slice(sealed);
+    let opened = key.open_in_place(nonce, Aad::from(bound), buffer).ok()?;
     clear.copy_from_slice(opened.get(..clear.len())?);
     Some(())
 }
 
 /// A nonce for each card, so that the same number of the same card seals alike. GCM-SIV allows a nonce to come again:
-/// all it then tells is whether two plaintexts of that card are equal (RFC 8452, 9).
+/// an observer then learns only whether two plaintexts of that card are equal (RFC 8452, clause 9).
 fn account_nonce(bound: &Bound) -> [u8; NONCE_BYTES] {
     let mut nonce = [0; NONCE_BYTES];
     let hash = digest::digest(&digest::SHA256, bound.as_ref());
@@ -295,16 +295,16 @@ fn account_nonce(bound: &Bound) -> [u8; NONCE_BYTES] {
     nonce
 }
 
-/// Parts one after the other, within the room.
-pub(super) fn joined<'a>(room: &'a mut [u8], parts: &[&[u8]]) -> &'a [u8] {
+/// Parts one after the other, within the buffer.
+pub(super) fn joined<'a>(buffer: &'a mut [u8], parts: &[&[u8]]) -> &'a [u8] {
     let mut length = 0;
     for part in parts {
-        if let Some(place) = room.get_mut(length..length + part.len()) {
+        if let Some(place) = buffer.get_mut(length..length + part.len()) {
             place.copy_from_slice(part);
             length += part.len();
         }
     }
-    room.get(..length).unwrap_or_default()
+    buffer.get(..length).unwrap_or_default()
 }
 
 fn broken(what: &'static str) -> Error {

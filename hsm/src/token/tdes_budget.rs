@@ -122,12 +122,12 @@ impl Counts {
 
     /// Reads the lines that came. One without its end was never relied on, and is read once it has one.
     fn read_on(&mut self, file: &File) -> io::Result<()> {
-        let (mut text, mut room) = (Vec::new(), [0; READ_BYTES]);
+        let (mut text, mut buffer) = (Vec::new(), [0; READ_BYTES]);
         loop {
             let at = self.read_to + u64::try_from(text.len()).unwrap_or_default();
-            match file.read_at(&mut room, at)? {
+            match file.read_at(&mut buffer, at)? {
                 0 => break,
-                read => text.extend_from_slice(room.get(..read).unwrap_or_default()),
+                read => text.extend_from_slice(buffer.get(..read).unwrap_or_default()),
             }
         }
         let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
@@ -146,7 +146,7 @@ impl Counts {
             return Ok(());
         }
         let foreign = || io::Error::new(io::ErrorKind::InvalidData, "not a count of 3DES blocks");
-        // A step that was cut short is none, or a smaller one that nobody has made.
+        // A line that a crash cut short does not parse, or parses as a smaller step: both are ignored.
         let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
         match line.split_once(" +") {
             Some((version, step)) if digits(version) && digits(step) => {

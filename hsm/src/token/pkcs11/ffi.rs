@@ -3,7 +3,7 @@
 //! cryptoki asks for the length of every answer first, which is a second call (on some tokens the whole work, on a
 //! network HSM a round trip), and gives a clear block out in memory of its own. Here an answer has the length that is
 //! known beforehand, and is written where it belongs: into locked memory that is wiped. `cargo bench --bench tokens` is
-//! what earns this room. What must never enter: a call that cryptoki makes as well.
+//! the reason for this module. What must never enter: a call that cryptoki makes as well.
 //!
 //! A module may hand out another list of functions, with a state of its own, each time it is asked, as p11-kit's client
 //! does. Of such a one cryptoki's calls are used.
@@ -185,7 +185,7 @@ impl<'a> Calls<'a> {
     ) -> Result<(), CallError> {
         let Some(functions) = self.functions else {
             let wrapped = self.session.wrap_key(mechanism, key, object)?;
-            // Not cut off where the token wrote less than it asked room for.
+            // Not cut off where the token wrote less than the buffer holds.
             return copied(out, wrapped.get(..out.len()).unwrap_or_default());
         };
         let wrap = functions.list.C_WrapKey.ok_or(CallError::NullFunctionPointer)?;

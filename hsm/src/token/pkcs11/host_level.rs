@@ -39,7 +39,7 @@ impl HostLevel for Pkcs11Token<HostKeys> {
                 self.sealed(&key_wrap, bound)?
             }
             SealKey::Encrypting(seal) => {
-                // One block, of a key that never comes again: nothing tells that two are alike.
+                // ECB is safe here: one block, under a key that is used once, so no two ciphertexts can be compared.
                 let mut cipher = [0; TZPK_BYTES];
                 self.call(|session, _| session.encrypt(&Mechanism::AesEcb, seal, tzpk.bytes(), &mut cipher))?;
                 self.sealed(&cipher, bound)?

@@ -4,7 +4,7 @@
 //! number(8) keyring, as `keyring` lays it out
 //! ```
 //! A new one is written before the older is removed, and the highest number counts: a process that dies in between leaves
-//! both, and loses neither. It is looked for among private objects alone: whoever has no PIN can put public ones into a token.
+//! both, and loses neither. Only private objects are searched: a public object can be created without a PIN.
 //! What must never enter: a key.
 
 use cryptoki::{
@@ -19,7 +19,7 @@ use crate::{keyring::Keyring, open_error::Pkcs11Error};
 const LABEL: &[u8] = b"pinseal register";
 const APPLICATION: &[u8] = b"pinseal";
 
-/// The register as a token has it.
+/// The register as read from a token.
 pub(super) struct Inventory {
     pub(super) seen: Seen,
     pub(super) keyring: Keyring,
@@ -51,7 +51,7 @@ impl Inventory {
     /// Refuses to go on where it is not the one that was seen.
     pub(super) fn has_not_moved(session: &Session, seen: &Seen) -> Result<(), Pkcs11Error> {
         let now = newest(all(session)?)?.unwrap_or_default();
-        if now == *seen { Ok(()) } else { Err(Pkcs11Error::Meanwhile) }
+        if now == *seen { Ok(()) } else { Err(Pkcs11Error::ChangedByOther) }
     }
 
     /// Writes what follows on the one that was seen, unless somebody else has. A token has no lock, and two may come this far at
@@ -69,7 +69,7 @@ impl Inventory {
         let (newer, older): (Vec<_>, Vec<_>) = others.partition(|(_, found)| found.number > seen.number);
         if !newer.is_empty() {
             session.destroy_object(written).map_err(call_failed("C_DestroyObject"))?;
-            return Err(Pkcs11Error::Meanwhile);
+            return Err(Pkcs11Error::ChangedByOther);
         }
         for (older, _) in older {
             session.destroy_object(older).map_err(call_failed("C_DestroyObject"))?;
@@ -110,8 +110,8 @@ fn all(session: &Session) -> Result<Vec<(ObjectHandle, Seen)>, Pkcs11Error> {
     ];
     let found = session.find_objects(&named).map_err(call_failed("C_FindObjects"))?;
     let read = |handle: ObjectHandle| {
-        let told = session.get_attributes(handle, &[AttributeType::Value]);
-        let Some(Attribute::Value(value)) = told.map_err(call_failed("C_GetAttributeValue"))?.pop() else {
+        let attributes = session.get_attributes(handle, &[AttributeType::Value]);
+        let Some(Attribute::Value(value)) = attributes.map_err(call_failed("C_GetAttributeValue"))?.pop() else {
             return Err(Pkcs11Error::Register);
         };
         let (number, said) = value.split_first_chunk().ok_or(Pkcs11Error::Register)?;

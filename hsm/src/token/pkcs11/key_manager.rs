@@ -1,5 +1,5 @@
 //! A token as a ceremony changes it: keys are made inside, brought in, taken out where they may leave, destroyed; and the
-//! register tells what has become of each.
+//! register holds the state of each.
 //!
 //! A token has no lock. A step destroys what the register says is destroyed, and what it has made itself and the register
 //! does not tell of: never a key that another step has made. Of two steps at once one is refused, or both. What is left: a
@@ -54,7 +54,7 @@ impl Drop for TokenKeyManager {
 }
 
 impl TokenKeyManager {
-    /// Logs in and reads the register. Where there is none yet, it tells of the keys that an engine uses already.
+    /// Logs in and reads the register. A token without a register gets one with the keys that an engine uses already.
     pub(crate) fn open(config: &Pkcs11, level: BoundaryLevel, now: u64) -> Result<(Self, Keyring), Pkcs11Error> {
         let (session, functions) = session_pool::look_to_write(config)?;
         let seal = seal_way(Calls::new(&session, functions.as_deref()));
@@ -75,7 +75,7 @@ impl TokenKeyManager {
         algorithms(name, self.level, self.seal)
     }
 
-    /// Makes a key inside; tells its check value where its use allows to make one.
+    /// Generates a key inside the token. Returns its check value where its usage allows one.
     pub(crate) fn make(&mut self, new: &NewKey) -> Result<Option<Kcv>, Pkcs11Error> {
         self.is_free(new)?;
         let key = generate(self.calls(), new, self.level).map_err(call_failed("C_GenerateKey"))?;
@@ -102,9 +102,9 @@ impl TokenKeyManager {
         if wrapped.len() != info.algorithm.bytes() + KEY_WRAP_BYTES {
             return Err(Pkcs11Error::TakeOut);
         }
-        let mut room = ClearBytes::zeroed(wrapped.len());
+        let mut buffer = ClearBytes::zeroed(wrapped.len());
         let kek = AesKek::new(&AES_256, wrapping.bytes()).map_err(|_| Pkcs11Error::TakeOut)?;
-        let opened = kek.unwrap(&wrapped, room.bytes_mut()).map_err(|_| Pkcs11Error::TakeOut)?;
+        let opened = kek.unwrap(&wrapped, buffer.bytes_mut()).map_err(|_| Pkcs11Error::TakeOut)?;
         Ok(ClearBytes::copied(opened))
     }
 
@@ -251,7 +251,7 @@ mod tests {
         keyring.next(KeyUsage::Storage, KeyAlgorithm::Aes256, Exportability::Never)
     }
 
-    /// A whole step: a storage key is made and told of.
+    /// A whole step: a storage key is generated and registered.
     fn makes_storage(make: Make) -> Kcv {
         let (mut custody, mut keyring) = opened(make);
         let new = storage(&keyring);
@@ -286,14 +286,14 @@ mod tests {
         assert!(other.arg(test).env(OTHER_VARIABLE, "1").status().unwrap().success());
         let component = ClearBytes::copied(&[0x42; 32]);
         for refused in [slow.bring_in(&storage(&keyring), &component), slow.make(&storage(&keyring)).map(drop)] {
-            assert!(matches!(refused, Err(Pkcs11Error::Meanwhile)));
+            assert!(matches!(refused, Err(Pkcs11Error::ChangedByOther)));
         }
-        assert!(matches!(slow.commit(&keyring), Err(Pkcs11Error::Meanwhile)));
+        assert!(matches!(slow.commit(&keyring), Err(Pkcs11Error::ChangedByOther)));
         drop(slow);
         let (after, keyring) = opened(make);
         assert_eq!(keyring.active_versions(&KeyUsage::Storage), [1, 2]);
-        let told = keyring.active(&KeyUsage::Storage).unwrap().info.check_value.unwrap();
-        assert_eq!(storage_in_token(&after, 2), told);
+        let registered = keyring.active(&KeyUsage::Storage).unwrap().info.check_value.unwrap();
+        assert_eq!(storage_in_token(&after, 2), registered);
     }
 
     #[test]
@@ -318,7 +318,7 @@ mod tests {
         second.make(&new(KeyUsage::Account)).unwrap();
         firsts.put(new(KeyUsage::Seal), seal, None, NOW);
         first.commit(&firsts).unwrap();
-        assert!(matches!(second.commit(&seconds), Err(Pkcs11Error::Meanwhile)));
+        assert!(matches!(second.commit(&seconds), Err(Pkcs11Error::ChangedByOther)));
         drop((first, second, later));
         let (after, _) = opened(make);
         let objects = |name| objects(&after.session, &name, 1).unwrap().len();
@@ -339,7 +339,7 @@ mod tests {
         killed.made.clear();
         drop(killed);
         let (mut next, keyring) = opened(make);
-        // Without a register a key that is there is told of, so this is as if one had been written before.
+        // Without a register an existing key is registered, so this is as if one had been written before.
         assert_eq!(storage(&keyring).version, 2);
         let empty = Keyring::empty();
         next.commit(&empty).unwrap();
@@ -380,8 +380,8 @@ mod tests {
         writer.session.destroy_object(taken_back).unwrap();
         keyring.last_entry = [7; 32];
         writer.session.create_object(&inventory::as_data(&Seen::with(1, &keyring))).unwrap();
-        assert!(matches!(reader.make(&storage(&read)), Err(Pkcs11Error::Meanwhile)));
-        assert!(matches!(reader.commit(&read), Err(Pkcs11Error::Meanwhile)));
+        assert!(matches!(reader.make(&storage(&read)), Err(Pkcs11Error::ChangedByOther)));
+        assert!(matches!(reader.commit(&read), Err(Pkcs11Error::ChangedByOther)));
     }
 
     #[test]

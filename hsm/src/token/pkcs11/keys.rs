@@ -270,7 +270,7 @@ fn key_type(algorithm: KeyAlgorithm) -> KeyType {
     }
 }
 
-/// Any version of a name. Private alone: whoever has no PIN can put a public one of that name into a token.
+/// Any version of a name. Private objects only: a public object of that name can be created without a PIN.
 fn of_name(name: &KeyUsage) -> Vec<Attribute> {
     vec![
         Attribute::Class(ObjectClass::SECRET_KEY),
@@ -393,16 +393,16 @@ pub(super) fn audit(
         AttributeType::KeyType,
     ];
     asked.extend(RIGHTS.map(|(right, _)| right));
-    let told = session.get_attributes(handle, &asked).map_err(call_failed("C_GetAttributeValue"))?;
-    must(told.contains(&Attribute::Private(true)), "CKA_PRIVATE", "not true")?;
-    must(told.contains(&Attribute::Modifiable(false)), "CKA_MODIFIABLE", "not false")?;
-    must(told.contains(&Attribute::Sensitive(true)), "CKA_SENSITIVE", "not true")?;
-    must(told.contains(&Attribute::Extractable(false)), "CKA_EXTRACTABLE", "not false")?;
+    let attributes = session.get_attributes(handle, &asked).map_err(call_failed("C_GetAttributeValue"))?;
+    must(attributes.contains(&Attribute::Private(true)), "CKA_PRIVATE", "not true")?;
+    must(attributes.contains(&Attribute::Modifiable(false)), "CKA_MODIFIABLE", "not false")?;
+    must(attributes.contains(&Attribute::Sensitive(true)), "CKA_SENSITIVE", "not true")?;
+    must(attributes.contains(&Attribute::Extractable(false)), "CKA_EXTRACTABLE", "not false")?;
     let kinds = algorithms(name, level, seal_way_of(name));
-    let of_its_kind = kinds.iter().any(|kind| told.contains(&Attribute::KeyType(key_type(*kind))));
+    let of_its_kind = kinds.iter().any(|kind| attributes.contains(&Attribute::KeyType(key_type(*kind))));
     must(of_its_kind, "CKA_KEY_TYPE", "of another kind")?;
     for (right, attribute) in RIGHTS {
-        let granted = told.iter().any(|attribute| attribute.attribute_type() == right && is_true(attribute));
+        let granted = attributes.iter().any(|attribute| attribute.attribute_type() == right && is_true(attribute));
         match rights(name, level).contains(&right) {
             true => must(granted, attribute, "not true")?,
             false => must(!granted, attribute, "not false")?,
@@ -426,8 +426,9 @@ pub(super) fn versions_of(session: &Session, name: &KeyUsage) -> Result<Vec<(u16
     let found = session.find_objects(&of_name(name)).map_err(call_failed("C_FindObjects"))?;
     let mut versions = Vec::with_capacity(found.len());
     for handle in found {
-        let told = session.get_attributes(handle, &[AttributeType::Id]).map_err(call_failed("C_GetAttributeValue"))?;
-        if let [Attribute::Id(id)] = &told[..] {
+        let attributes =
+            session.get_attributes(handle, &[AttributeType::Id]).map_err(call_failed("C_GetAttributeValue"))?;
+        if let [Attribute::Id(id)] = &attributes[..] {
             versions.extend(version_of(id).map(|version| (version, handle)));
         }
     }

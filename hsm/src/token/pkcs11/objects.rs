@@ -1,4 +1,4 @@
-//! Objects that live in a session for one operation: a tzpk, a device's public key, a block that was taken in. Each can
+//! Objects that live in a session for one operation: a tzpk, a device's public key, an unwrapped PIN block. Each can
 //! do what its one operation needs, and nothing else.
 
 use cryptoki::{
@@ -140,7 +140,7 @@ impl<'a> SessionObject<'a> {
         Ok(Self { session, handle })
     }
 
-    /// A block taken in, unread, as a secret that can do nothing but be wrapped. A generic secret: of one that is said to
+    /// A block unwrapped, unread, as a secret that can do nothing but be wrapped. A generic secret: of one that is said to
     /// be a DES key NSS sets the parity, and so changes digits.
     pub(super) fn take_in(
         session: Calls<'a>,

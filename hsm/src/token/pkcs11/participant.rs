@@ -108,7 +108,7 @@ fn ed25519_failed(call: &'static str) -> impl Fn(CallError) -> Pkcs11Error {
     }
 }
 
-/// A private key that is a public object is none of the person's: it takes no PIN to put one there.
+/// Searches private objects only: a public object can be created without a PIN.
 fn objects(session: &Session, class: ObjectClass) -> Result<Vec<ObjectHandle>, Pkcs11Error> {
     let private = Attribute::Private(class == ObjectClass::PRIVATE_KEY);
     let named = [Attribute::Class(class), Attribute::Token(true), private, Attribute::Label(LABEL.into())];
@@ -143,16 +143,16 @@ fn audit(session: &Session, key: ObjectHandle) -> Result<(), Pkcs11Error> {
     let mut asked =
         vec![AttributeType::Private, AttributeType::Modifiable, AttributeType::Sensitive, AttributeType::Extractable];
     asked.extend(NO_RIGHTS.iter().map(|(right, _)| right.attribute_type()));
-    let told = session.get_attributes(key, &asked).map_err(call_failed("C_GetAttributeValue"))?;
+    let attributes = session.get_attributes(key, &asked).map_err(call_failed("C_GetAttributeValue"))?;
     let must = |holds: bool, attribute, found| match holds {
         true => Ok(()),
         false => Err(Pkcs11Error::PersonKeyUnsafe { attribute, found }),
     };
-    must(told.contains(&Attribute::Private(true)), "CKA_PRIVATE", "not true")?;
-    must(told.contains(&Attribute::Modifiable(false)), "CKA_MODIFIABLE", "not false")?;
-    must(told.contains(&Attribute::Sensitive(true)), "CKA_SENSITIVE", "not true")?;
-    must(told.contains(&Attribute::Extractable(false)), "CKA_EXTRACTABLE", "not false")?;
-    NO_RIGHTS.iter().try_for_each(|(right, attribute)| must(!told.contains(right), attribute, "not false"))
+    must(attributes.contains(&Attribute::Private(true)), "CKA_PRIVATE", "not true")?;
+    must(attributes.contains(&Attribute::Modifiable(false)), "CKA_MODIFIABLE", "not false")?;
+    must(attributes.contains(&Attribute::Sensitive(true)), "CKA_SENSITIVE", "not true")?;
+    must(attributes.contains(&Attribute::Extractable(false)), "CKA_EXTRACTABLE", "not false")?;
+    NO_RIGHTS.iter().try_for_each(|(right, attribute)| must(!attributes.contains(right), attribute, "not false"))
 }
 
 /// Which public key is the private one's, and which way of signing is Ed25519: found out by a signature.
@@ -193,16 +193,16 @@ fn signature(
 }
 
 fn public_key(session: Calls<'_>, key: ObjectHandle) -> Result<Option<PersonPublicKey>, CallError> {
-    let told = session.get_attributes(key, &[AttributeType::EcPoint])?;
-    Ok(match &told[..] {
-        [Attribute::EcPoint(told)] => point(told).map(PersonPublicKey::from_bytes),
+    let attributes = session.get_attributes(key, &[AttributeType::EcPoint])?;
+    Ok(match &attributes[..] {
+        [Attribute::EcPoint(encoded)] => point(encoded).map(PersonPublicKey::from_bytes),
         _ => None,
     })
 }
 
 /// The 32 bytes of a public key: in a DER OCTET STRING, as PKCS#11 2.40 has points, or bare, as some tokens tell them.
-fn point(told: &[u8]) -> Option<[u8; 32]> {
-    match told {
+fn point(encoded: &[u8]) -> Option<[u8; 32]> {
+    match encoded {
         [0x04, 32, point @ ..] if point.len() == 32 => point.try_into().ok(),
         bare => bare.try_into().ok(),
     }
@@ -221,8 +221,8 @@ mod tests {
 
     /// A public key with the person's label, whose private half is elsewhere.
     fn plant_another_public_key(session: &Session) {
-        let mut told = [0x04; 34];
-        (told[1], told[2]) = (32, 7);
+        let mut attributes = [0x04; 34];
+        (attributes[1], attributes[2]) = (32, 7);
         let template = [
             Attribute::Class(ObjectClass::PUBLIC_KEY),
             Attribute::KeyType(KeyType::EC_EDWARDS),
@@ -230,7 +230,7 @@ mod tests {
             Attribute::Private(false),
             Attribute::Label(LABEL.into()),
             Attribute::EcParams(CURVE_BY_NAME.into()),
-            Attribute::EcPoint(told.to_vec()),
+            Attribute::EcPoint(attributes.to_vec()),
         ];
         session.create_object(&template).unwrap();
     }

@@ -179,7 +179,7 @@ impl Trial {
 
 const MAKE_TZPK: &str = "make a tzpk inside";
 const WRAP_FOR_DEVICE: &str = "wrap a tzpk for a device";
-const KEEP_UNREADABLE: &str = "keep a block that is taken in unreadable";
+const KEEP_UNREADABLE: &str = "keep an unwrapped block unreadable";
 const REFUSE_TO_DECRYPT: &str = "refuse to decrypt under a tzpk";
 const WRAP_FOR_ACCOUNT: &str = "wrap a block for its account and back";
 const MAKE_ISO_3: &str = "make a format 3 block and back";
@@ -421,13 +421,13 @@ fn sent_sample(session: Calls<'_>, sample: [u8; 8]) -> Result<(SessionObject<'_>
 fn keep_unreadable(session: Calls<'_>) -> Result<(), TrialError> {
     let (tzpk, sent) = sent_sample(session, SAMPLE)?;
     let block = SessionObject::take_in(session, &Mechanism::Des3Ecb, tzpk.handle, &sent)?;
-    let told = session.get_attributes(block.handle, &[AttributeType::Sensitive])?;
-    if told != [Attribute::Sensitive(true)] {
+    let attributes = session.get_attributes(block.handle, &[AttributeType::Sensitive])?;
+    if attributes != [Attribute::Sensitive(true)] {
         return Err(TrialError::Wrong("CKA_SENSITIVE is not kept"));
     }
     // A token answers with no value, or with an error.
     match session.get_attributes(block.handle, &[AttributeType::Value, AttributeType::CheckValue]) {
-        Ok(told) if told.iter().any(tells_something) => {
+        Ok(attributes) if attributes.iter().any(tells_something) => {
             Err(TrialError::Wrong("its value, or a part of it, can be read"))
         }
         _ => Ok(()),
@@ -465,7 +465,7 @@ fn wrap_for_account(session: Calls<'_>) -> Result<(), TrialError> {
     let [first, ..] = &mut changed;
     *first ^= 1;
     match SessionObject::take_in(session, &Mechanism::AesKeyWrapPad, key.handle, &changed) {
-        Ok(_) => Err(TrialError::Wrong("a changed block is taken in")),
+        Ok(_) => Err(TrialError::Wrong("a changed block unwraps")),
         Err(_) => Ok(()),
     }
 }
@@ -496,10 +496,10 @@ fn wrapped_iso_4(session: Calls<'_>) -> Result<(), TrialError> {
     encrypted(session, &Mechanism::AesEcb, &storage, &second.to_be_bytes())?;
 
     let otherwise = encrypted(session, &Mechanism::Des3Ecb, &tzpk, &SAMPLE_FILLED_OTHERWISE)?;
-    let told = |sent: &[u8]| ends_with_a(session, &tzpk, sent);
-    match (told(&sent)?, told(&otherwise)?) {
+    let is_a = |sent: &[u8]| ends_with_a(session, &tzpk, sent);
+    match (is_a(&sent)?, is_a(&otherwise)?) {
         (true, false) => Ok(()),
-        _ => Err(TrialError::Wrong("a fill of A is not told from another")),
+        _ => Err(TrialError::Wrong("a fill of A is not distinguished from another")),
     }
 }
 

@@ -65,7 +65,7 @@ struct Connection<L> {
     idle: Mutex<Vec<Session>>,
     /// Keeps the login, which ends with the last session, and copies of keys where there are any.
     _management: Mutex<Session>,
-    /// The last field, so that it goes when the sessions are closed. The connection's own count is none before that.
+    /// The last field, so that it goes when the sessions are closed. The pool's own handle is not counted before that.
     open: Arc<Open>,
 }
 
@@ -108,7 +108,7 @@ impl<L: LevelKeys> SessionPool<L> {
             State::Down { next, .. } if Instant::now() < *next => {
                 return Err(Error::Unavailable { reason: "it was lost and is looked for again shortly".into() });
             }
-            // Its sessions must be closed, and no call under way, before the module may be initialised anew.
+            // Its sessions must be closed, and no call under way, before the module may be initialised again.
             State::Down { lost, .. } if lost.strong_count() > 0 => {
                 return Err(Error::Unavailable { reason: "it was lost and its last calls are ending".into() });
             }
@@ -333,7 +333,7 @@ struct Loaded {
 /// The modules, each loaded once a process: a second copy of the same library is undefined in some.
 static MODULES: OnceLock<Mutex<HashMap<PathBuf, Loaded>>> = OnceLock::new();
 
-/// Ends a module, to be initialised anew. The caller has no session with it, and no call under way.
+/// Ends a module, to be initialised again. The caller has no session with it, and no call under way.
 fn finalize(place: &TokenPlace) {
     let modules = locked(MODULES.get_or_init(Mutex::default));
     if let Some(loaded) = modules.get(&place.module) {

@@ -1,5 +1,5 @@
 //! A PKCS#11 token at level `token`: a block is unwrapped under the tzpk as a secret object and wrapped out in its stored
-//! form, and so back. No call of this room decrypts, and none reads a value.
+//! form, and so back. No call of this module decrypts, and none reads a value.
 //!
 //! An initialisation vector of CBC is an XOR inside the token: it changes the control nibble and binds the account.
 
