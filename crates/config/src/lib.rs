@@ -1,7 +1,24 @@
-//! Reads configuration files and the secrets that they name. It knows no section: each crate reads its own.
+//! Reads TOML configuration files and the secrets that they name. Each crate defines its own sections.
 //!
-//! The files are TOML; an unknown key is an error; every key has a default; secrets are named by file or environment
-//! variable and never stand in the file itself.
+//! A secret never stands in the file: the file names a file, an environment variable or a descriptor ([`SecretSource`]).
+//! Errors name the line and the key, and never the value, which may be a secret in the wrong place.
+//!
+//! ```
+//! use serde::Deserialize;
+//!
+//! #[derive(Default, Deserialize)]
+//! #[serde(default, deny_unknown_fields)]
+//! struct Section {
+//!     workers: usize,
+//! }
+//!
+//! let section: Section = config::parse_toml("workers = 4")?;
+//! assert_eq!(config::within("workers", section.workers, 1..=240).unwrap(), 4);
+//!
+//! let error = config::parse_toml::<Section>("workers = 4\nworker = 5").err().unwrap();
+//! assert_eq!(error.to_string(), "line 2: unknown field `worker`, expected one of: workers");
+//! # Ok::<(), config::TomlError>(())
+//! ```
 
 mod reader;
 mod secret;
@@ -16,52 +33,52 @@ pub use self::{
     secret::{SecretError, SecretSource},
 };
 
-/// The data directory where the configuration names none.
+/// The data directory of a configuration without `data_directory`, relative to the working directory.
 pub const DATA_DIRECTORY: &str = "pinseal-data";
 
-/// A configuration that can't be served, and what to change.
+/// A configuration file that cannot be used.
 #[derive(Debug, Error)]
 pub enum ConfigError {
     /// The file can't be read.
     #[error("can't read the configuration {}: {error}", path.display())]
     Unreadable {
-        /// Which file.
+        /// The configuration file.
         path: PathBuf,
-        /// Why.
+        /// The error of the operating system.
         error: std::io::Error,
     },
-    /// The file is not what it should be.
+    /// The file is not TOML, or has an unknown, missing or malformed key.
     #[error("{}: {message}", path.display())]
     Malformed {
-        /// Which file.
+        /// The configuration file.
         path: PathBuf,
-        /// Where and why.
+        /// The line, the key and what is expected; never the value.
         message: String,
     },
     /// A value is out of its range.
     #[error("{key}: {problem}")]
     Value {
-        /// The key, as in the file.
+        /// The key with its section, for example `token.sessions`.
         key: &'static str,
-        /// What is wrong, and what is right.
+        /// What is wrong and what is allowed.
         problem: String,
     },
-    /// A secret can't be had.
+    /// A secret that the file names cannot be read.
     #[error(transparent)]
     Secret(#[from] SecretError),
 }
 
 impl ConfigError {
-    /// A value of `key` that is out of its range.
+    /// An error in the value of `key`.
     pub fn value(key: &'static str, problem: impl ToString) -> Self {
         Self::Value { key, problem: problem.to_string() }
     }
 }
 
-/// Reads a file; without one, the defaults.
+/// Reads a configuration file. Without a path, returns the defaults.
 ///
 /// # Errors
-/// The file cannot be read, or is not what `T` expects.
+/// The file cannot be read, is not TOML, or does not fit `T`.
 pub fn read_file<T: DeserializeOwned + Default>(path: Option<&Path>) -> Result<T, ConfigError> {
     let Some(path) = path else { return Ok(T::default()) };
     let text =
@@ -69,10 +86,10 @@ pub fn read_file<T: DeserializeOwned + Default>(path: Option<&Path>) -> Result<T
     parse_toml(&text).map_err(|error| ConfigError::Malformed { path: path.to_owned(), message: error.to_string() })
 }
 
-/// A number within its range.
+/// Checks that the value of `key` is within `range`, and returns it.
 ///
 /// # Errors
-/// The number is out of its range.
+/// The value is out of its range.
 pub fn within<T: PartialOrd + std::fmt::Display>(
     key: &'static str,
     value: T,

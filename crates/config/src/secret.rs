@@ -1,4 +1,4 @@
-//! Secrets an operator hands in: named by file or environment variable, read once, wiped.
+//! Secrets that an operator supplies in a file, an environment variable or a descriptor. Buffers are wiped on drop.
 
 use std::{
     fs::File,
@@ -10,18 +10,18 @@ use serde::Deserialize;
 use thiserror::Error;
 use zeroize::{Zeroize, Zeroizing};
 
-/// The longest secret taken, in bytes.
+/// The longest secret, in bytes.
 const SECRET_BYTES_MAX: usize = 4096;
 
 /// Where a secret comes from: `{ file = "…" }`, `{ env = "…" }` or `{ descriptor = 3 }`.
 #[derive(Clone, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum SecretSource {
-    /// A file that only its owner reads; a newline at its end is cut.
+    /// A file that only its owner may read (mode 0600). Line ends at its end are removed.
     File(PathBuf),
     /// An environment variable.
     Env(String),
-    /// A descriptor this process was started with, read to its end.
+    /// The number of an open descriptor that the process inherited; it is read to its end.
     Descriptor(u32),
 }
 
@@ -29,7 +29,7 @@ impl SecretSource {
     /// Reads the secret.
     ///
     /// # Errors
-    /// The secret is not there, is empty or too long, or others can read its file.
+    /// The secret is missing, empty or longer than 4096 bytes, or users other than the owner may read its file.
     pub fn read(&self) -> Result<Zeroizing<String>, SecretError> {
         let text = match self {
             Self::File(path) => from_file(path)?,
@@ -67,8 +67,8 @@ fn from_file(path: &Path) -> Result<Zeroizing<String>, SecretError> {
     read_whole(file).map_err(unreadable)
 }
 
-/// Reads a text without the ends of line at its end, into one buffer that never grows: a vector that grows leaves what it
-/// held in freed memory. A text that is too long is read in part, and is still too long.
+/// Reads a text without the line ends at its end. The buffer never grows: a growing vector leaves copies in freed memory. A
+/// text that is too long is read in part; the part is too long as well, so the caller rejects it.
 fn read_whole(mut file: File) -> io::Result<Zeroizing<String>> {
     let mut buffer = Zeroizing::new(vec![0; SECRET_BYTES_MAX + 3]);
     let mut length = 0;
@@ -87,7 +87,7 @@ fn read_whole(mut file: File) -> io::Result<Zeroizing<String>> {
     Ok(text)
 }
 
-/// These bytes as text, where they are; otherwise wiped.
+/// Converts bytes to text. Bytes that are not UTF-8 are wiped.
 fn text(bytes: Vec<u8>) -> Option<Zeroizing<String>> {
     match String::from_utf8(bytes) {
         Ok(text) => Some(Zeroizing::new(text)),
@@ -98,30 +98,30 @@ fn text(bytes: Vec<u8>) -> Option<Zeroizing<String>> {
     }
 }
 
-/// Why a secret can't be had.
+/// A secret that cannot be read.
 #[derive(Debug, Error)]
 pub enum SecretError {
     /// The file can't be read.
     #[error("can't read the secret file {}: {error}", path.display())]
     Unreadable {
-        /// Which file.
+        /// The secret file, or `/dev/fd/N` of a descriptor.
         path: PathBuf,
-        /// Why.
+        /// The error of the operating system.
         error: std::io::Error,
     },
-    /// Others may read the file.
+    /// Users other than the owner may read the file.
     #[error("the secret file {} can be read by others than its owner: chmod 600 it", path.display())]
     OpenToOthers {
-        /// Which file.
+        /// The secret file.
         path: PathBuf,
     },
-    /// The variable is not set.
-    #[error("the environment variable {name} is not set, or is not text")]
+    /// The variable is not set, or is not UTF-8.
+    #[error("the environment variable {name} is not set, or is not UTF-8: set it, or name a file")]
     NoVariable {
-        /// Which variable.
+        /// The name of the variable.
         name: String,
     },
-    /// Empty or too long.
-    #[error("a secret is 1 to {SECRET_BYTES_MAX} bytes")]
+    /// The secret is empty or longer than 4096 bytes.
+    #[error("the secret is empty or too long: a secret has 1 to {SECRET_BYTES_MAX} bytes")]
     Length,
 }
