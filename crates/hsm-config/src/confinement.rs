@@ -1,11 +1,11 @@
-//! What the process of the boundary gives up.
+//! The privileges that the boundary's process drops.
 
 use std::path::PathBuf;
 
-/// A step that can be waived.
+/// A step of confinement; `boundary.waive` skips it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// A user of its own, where it was started as root.
+    /// Become a separate user, when root started the process.
     User,
     /// Landlock: no file, no TCP, no signal to others.
     Landlock,
@@ -13,35 +13,35 @@ pub enum Step {
     Seccomp,
 }
 
-/// What is to be given up.
+/// The steps of confinement of one process.
 #[derive(Clone, Debug)]
 pub struct Confinement {
-    /// The user to become, where it was started as root.
+    /// The uid to become, when root started the process.
     pub user: Option<u32>,
-    /// What a token's module needs; none with a vault.
+    /// The resources of a token's module; `None` with a vault.
     pub token: Option<TokenNeeds>,
-    /// Steps that are not taken.
+    /// Steps that are skipped.
     pub waived: Vec<Step>,
 }
 
-/// Files of a PKCS#11 module.
+/// The resources of a PKCS#11 module.
 #[derive(Clone, Debug)]
 pub struct TokenNeeds {
-    /// The module.
+    /// The shared library.
     pub module: PathBuf,
     /// Files and directories that it opens or writes while it serves.
     pub paths: Vec<PathBuf>,
     /// TCP ports that it connects to.
     pub ports: Vec<u16>,
-    /// What it talks to other processes of the machine by.
+    /// How the module communicates with other processes of this machine.
     pub ipc: Vec<Ipc>,
 }
 
-/// What a module may talk to other processes of the machine by.
+/// A way to communicate with other processes of this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ipc {
-    /// Stream sockets with a name in the file system. The kernel holds none of them to a path: any that the user may connect to.
+    /// Stream sockets with a name in the file system. The kernel cannot restrict them by path: the process may connect to any socket that its user may.
     UnixSocket,
-    /// System V shared memory and semaphores: any that the user may attach.
+    /// System V shared memory and semaphores: the process may attach any that its user may.
     SharedMemory,
 }

@@ -1,5 +1,14 @@
 //! The sections of the configuration that the key boundary reads: `[boundary]`, `[vault]`, `[token]`, `[pin_policy]`.
 //! An engine that holds no key does not read them.
+//!
+//! ```
+//! use hsm_config::HsmProcess;
+//!
+//! let process = HsmProcess::embedded("pinseal-data".as_ref())?;
+//! assert!(matches!(process.hsm.keys, hsm::Keys::Vault(_)));
+//! assert!(process.confinement.waived.is_empty());
+//! # Ok::<(), config::ConfigError>(())
+//! ```
 
 mod confinement;
 mod person;
@@ -22,24 +31,27 @@ pub use self::{
     person::person_token,
 };
 
-/// Whom a vault's process becomes where it was started as root and nobody else was named: a number out of the range
-/// that systemd keeps for users without an account.
+/// The uid of a vault's process that root starts without `boundary.hsm_user`. systemd reserves this range for users without
+/// an account.
 const USER_BY_DEFAULT: u32 = 65_500;
 
-/// The checked configuration of a boundary in a process of its own.
+/// The checked configuration of a boundary in a separate process.
 pub struct HsmProcess {
-    /// The boundary.
+    /// Keys, level, policy and memory locking.
     pub hsm: hsm::Config,
-    /// What the process gives up.
+    /// The privileges that the process drops.
     pub confinement: Confinement,
-    /// How many threads serve.
+    /// The number of serving threads.
     pub threads: usize,
-    /// Who may connect to its socket.
+    /// The uid that may connect to the socket.
     pub engine_user: u32,
 }
 
 impl HsmProcess {
-    /// Reads and checks a file; without one, the embedded defaults.
+    /// Reads and checks a file. Without a path, returns the embedded defaults.
+    ///
+    /// # Errors
+    /// The file cannot be read, is malformed, has a value out of range, or names a secret that cannot be read.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
         match path {
             Some(path) => Self::of(read_file::<BoundaryFile>(Some(path))?),
@@ -48,6 +60,9 @@ impl HsmProcess {
     }
 
     /// The embedded defaults, with the vault in `directory`.
+    ///
+    /// # Errors
+    /// The embedded defaults do not fit this machine.
     pub fn embedded(directory: &Path) -> Result<Self, ConfigError> {
         Self::of_defaults(BoundaryFile { data_directory: directory.to_owned(), ..BoundaryFile::default() })
     }
@@ -97,7 +112,10 @@ impl HsmProcess {
     }
 }
 
-/// The PKCS#11 token that a file names, and how PINs are to be kept with it.
+/// Reads the `[token]` section of a file, and the level and stored format of PINs.
+///
+/// # Errors
+/// The file is malformed, has no `[token]`, or names a secret that cannot be read.
 pub fn load_token(path: &Path) -> Result<Token, ConfigError> {
     let file = read_file::<BoundaryFile>(Some(path))?;
     let token = file.token.ok_or_else(|| ConfigError::value("token", "the file names no PKCS#11 token"))?;
@@ -108,7 +126,10 @@ pub fn load_token(path: &Path) -> Result<Token, ConfigError> {
     Ok(Token { token: token.check(&file.data_directory)?, wanted: wanted(&file.boundary)?, isolation })
 }
 
-/// The keys that a file names, a vault's or a token's, and how PINs are to be kept with them.
+/// Reads the vault or token of a file, and the level and stored format of PINs.
+///
+/// # Errors
+/// The file is malformed, or names a secret that cannot be read.
 pub fn load_keys(path: &Path) -> Result<(hsm::Keys, hsm::Wanted), ConfigError> {
     let file = read_file::<BoundaryFile>(Some(path))?;
     let wanted = wanted(&file.boundary)?;
@@ -119,9 +140,9 @@ pub fn load_keys(path: &Path) -> Result<(hsm::Keys, hsm::Wanted), ConfigError> {
 pub struct Token {
     /// The token.
     pub token: hsm::Pkcs11,
-    /// How PINs are to be kept with it.
+    /// The level and the stored format of PINs.
     pub wanted: hsm::Wanted,
-    /// Whose process calls it.
+    /// The process that calls the token: the engine's, or a separate one.
     pub isolation: hsm::Isolation,
 }
 
@@ -302,7 +323,7 @@ fn wanted(boundary: &BoundarySection) -> Result<hsm::Wanted, ConfigError> {
     Ok(hsm::Wanted { level, form: boundary.form.map(|form| stored_form(form, boundary)).transpose()? })
 }
 
-/// A 3DES form needs the date it ends, and does not outlive it.
+/// A 3DES form needs its last date, and that date must not have passed.
 fn stored_form(form: StoredFormFile, boundary: &BoundarySection) -> Result<hsm::StoredForm, ConfigError> {
     let until = |form: fn(String) -> hsm::StoredForm| {
         let today = jiff::tz::TimeZone::UTC.to_datetime(jiff::Timestamp::now()).date();
@@ -344,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_file_is_a_vault_in_the_default_form_and_nothing_is_waived() {
+    fn an_empty_file_means_a_fully_confined_vault() {
         let process = checked("").unwrap();
         assert_eq!(process.hsm.wanted.form, None);
         assert_eq!(process.hsm.isolation, hsm::Isolation::Process);
@@ -366,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_has_one_name_and_its_pin_comes_from_a_file_a_variable_or_a_descriptor() {
+    fn a_token_has_one_name_and_an_external_pin() {
         let token = |lines: &str| checked(&format!("[token]\nmodule = \"m.so\"\n{lines}"));
         let pin = "user_pin = { env = \"PATH\" }";
         let engine = token(&format!("label = \"issuer\"\n{pin}")).unwrap();
@@ -382,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_that_stands_in_the_file_itself_is_refused_by_its_line_and_not_repeated() {
+    fn a_secret_in_the_file_is_rejected_without_repeating_it() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("engine.toml");
         for wrong in ["user_pin = \"2468\"", "user_pin = 2468", "user_pin = { file = 2468 }", "user_pin = \"24\\\"68\""]

@@ -1,6 +1,6 @@
 //! The token that holds the key of a person of a ceremony, in the words of an engine's `[token]`.
 //!
-//! What must never enter: what a file says, in an error. It may be a key, or a PIN, where neither belongs.
+//! No error repeats the text of a file: the text may be a key or a PIN in the wrong place.
 
 use std::path::{Path, PathBuf};
 
@@ -29,7 +29,10 @@ struct ParticipantTokenFile {
     user_pin: Option<SecretSource>,
 }
 
-/// The token that the text of a file names.
+/// Reads the token of a participant from the text of the file `path`.
+///
+/// # Errors
+/// The text has no valid `[token]` section, or names a secret that cannot be read.
 pub fn person_token(path: &Path, text: &str) -> Result<hsm::PersonToken, ConfigError> {
     let ParticipantFile { token } = parse_toml(text).map_err(|error| malformed(path, &error))?;
     Ok(hsm::PersonToken {
@@ -38,7 +41,7 @@ pub fn person_token(path: &Path, text: &str) -> Result<hsm::PersonToken, ConfigE
     })
 }
 
-/// Where it is wrong, and what would be right; not what is there.
+/// Names the line and the expected content, not the content found.
 fn malformed(path: &Path, error: &TomlError) -> ConfigError {
     let line = error.line;
     let message = format!(
@@ -57,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_named_as_an_engines_is_and_its_pin_may_be_left_to_be_typed() {
+    fn a_token_file_may_omit_the_user_pin() {
         let token = read("[token]\nmodule = \"m.so\"\nserial = \"0042\"").unwrap();
         assert_eq!(token.place.slot, hsm::SlotName::Serial("0042".into()));
         assert!(token.user_pin.is_none());
@@ -67,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_token_is_refused_by_its_line_and_never_told() {
+    fn a_malformed_token_file_is_named_by_line_without_content() {
         let secret = "9d61b19deffd5a60ba844af492ec2cc4";
         for (text, line) in [
             (secret.to_owned(), "line 1"),
