@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_check_value_the_same_component_twice_and_zeros_are_refused() {
+    fn wrong_kcv_repeated_and_zero_components_are_rejected() {
         let aes = KeyAlgorithm::Aes256;
         let mut components = Components::of(aes);
         assert!(matches!(components.take(ClearBytes::copied(&[1; 32]), &[0, 0, 0]), Err(ComponentError::Kcv)));
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn weak_and_equal_halves_are_refused_whatever_the_components_look_like() {
+    fn a_weak_combined_key_is_rejected() {
         let half = [0x13, 0x34, 0x57, 0x79, 0x9B, 0xBC, 0xDF, 0xF1];
         let other = mixed::decode_vec("DFE93110165B34230D6D5B318A2C15AE").unwrap();
         let key = [half, half].concat();
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn components_that_are_made_are_a_key_with_odd_parity_together_whatever_their_number() {
+    fn components_combine_to_a_key_with_odd_parity() {
         for number in COMPONENTS {
             let mut components = Components::of(KeyAlgorithm::TdesDouble);
             for _ in 0..number {

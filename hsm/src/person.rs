@@ -215,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_of_32_bytes_is_a_key_and_private_and_a_text_of_any_other_length_says_where_one_is() {
+    fn a_file_is_a_private_key_or_a_token_text() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("lea.key");
         let made = PersonKey::make(&path).unwrap();

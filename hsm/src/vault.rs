@@ -519,7 +519,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_vault_is_made_only_where_that_is_said() {
+    fn a_missing_vault_is_created_only_on_request() {
         let directory = tempfile::tempdir().unwrap();
         let vault = by_key_file(&directory.path().join("keys"));
         let refused = Keyring::open(&vault, AbsentVault::Refuse, 1).err().unwrap();
@@ -532,7 +532,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vault_and_a_key_file_without_the_other_are_named() {
+    fn a_missing_vault_or_key_file_is_named() {
         let directory = tempfile::tempdir().unwrap();
         let vault = by_key_file(directory.path());
         open(&vault).unwrap();
@@ -559,7 +559,7 @@ mod tests {
     }
 
     #[test]
-    fn many_first_openings_of_one_directory_see_the_same_keys_and_it_opens_to_them_afterwards() {
+    fn concurrent_first_openings_get_the_same_keys() {
         const OPENINGS: usize = 8;
         for round in 0..50 {
             let directory = tempfile::tempdir().unwrap();
@@ -589,7 +589,7 @@ mod tests {
     }
 
     #[test]
-    fn a_private_file_is_written_beside_others_and_touches_none_of_them() {
+    fn a_private_file_leaves_its_neighbours_unchanged() {
         let directory = tempfile::tempdir().unwrap();
         let (path, neighbour) = (directory.path().join("lea.2"), directory.path().join("lea.new"));
         fs::write(&neighbour, "another's").unwrap();
@@ -605,7 +605,7 @@ mod tests {
     }
 
     #[test]
-    fn a_private_file_that_cannot_take_its_place_leaves_nothing_behind() {
+    fn a_failed_private_write_leaves_nothing_behind() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vault");
         fs::create_dir_all(path.join("full")).unwrap();
@@ -665,7 +665,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_vault_does_not_open_whichever_byte_was_changed() {
+    fn a_vault_with_any_changed_byte_does_not_open() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vault");
         open(&by_key_file(directory.path())).unwrap();
@@ -681,7 +681,7 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_or_newer_file_and_an_open_one_are_told_apart() {
+    fn foreign_newer_and_readable_files_give_distinct_errors() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vault");
         open(&by_key_file(directory.path())).unwrap();

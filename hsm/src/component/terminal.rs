@@ -218,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_terminal_shows_nothing_typed_from_before_the_question_is_read() {
+    fn echo_is_off_before_the_question_appears() {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
         let keyboard = openpt(flags).unwrap();
         grantpt(&keyboard).unwrap();

@@ -234,7 +234,7 @@ fn a_component_in_a_key_block_does_not_become_a_key() {
 }
 
 #[test]
-fn a_key_leaves_with_the_rights_it_came_with_though_the_vault_was_closed_meanwhile() {
+fn an_exported_key_keeps_its_rights_after_reopening() {
     let directory = tempfile::tempdir().unwrap();
     let (mut store, under) = with_known_exchange(directory.path());
     let exchange = name("exchange:acquirer");
@@ -309,7 +309,7 @@ fn names_are_read_back_and_nothing_else_is_a_name() {
 
 /// Those published blocks of a zone key under a 3DES key.
 #[test]
-fn a_zone_key_comes_in_under_a_3des_exchange_key_in_the_older_versions_and_does_not_leave_under_one() {
+fn a_3des_exchange_key_imports_old_blocks_but_exports_none() {
     let published: serde_json::Value = serde_json::from_str(include_str!("../../../tests/vectors/tr31.json")).unwrap();
     let unhex =
         |value: &serde_json::Value| -> Vec<u8> { base16ct::mixed::decode_vec(value.as_str().unwrap()).unwrap() };
