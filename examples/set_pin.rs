@@ -44,8 +44,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     // The device encrypts the PIN as an ISO 9564 format 1 block under the tzpk. The back-end never sees the PIN.
     let block = device.encrypt_pin(&tzpk.encrypted_tzpk, &Pin::parse("2580")?, Fill::Random)?;
-    let request =
-        SetPinRequest { tenant, audit_user, control_id: control.control_id, pin_block: block.to_vec() };
+    let request = SetPinRequest { tenant, audit_user, control_id: control.control_id, pin_block: block.to_vec() };
     pins.set_pin(request).await?;
     Ok(())
 }

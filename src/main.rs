@@ -50,7 +50,7 @@ enum Command {
     /// Create a software vault and generate its keys
     Vault(commands::vault::VaultArguments),
     /// Generate, load, exchange, retire and destroy keys under dual control, with a transcript
-    Ceremony(Box<ceremony::CeremonyArguments>),
+    Ceremony(Box<commands::ceremony::CeremonyArguments>),
     /// Watch a running engine re-encrypt its PIN records under a new storage key
     Rotation(commands::rotation::RotationArguments),
     /// Explain a key block
@@ -81,7 +81,7 @@ impl Command {
             Self::Hsm(arguments) => Ok(hsm_server::run(arguments)?),
             Self::Token(arguments) => Ok(commands::token::run(arguments)?),
             Self::Vault(arguments) => Ok(commands::vault::run(arguments)?),
-            Self::Ceremony(arguments) => Ok(ceremony::run(*arguments)?),
+            Self::Ceremony(arguments) => Ok(commands::ceremony::run(*arguments)?),
             Self::Rotation(arguments) => Ok(commands::rotation::run(arguments)?),
             Self::Keyblock(arguments) => Ok(commands::keyblock::run(arguments)?),
             Self::Pki(arguments) => Ok(commands::pki::run(arguments)?),
@@ -118,7 +118,7 @@ enum CommandError {
     Hsm(#[from] hsm_server::HsmProcessError),
     Token(#[from] commands::token::TokenError),
     Vault(#[from] commands::vault::VaultCommandError),
-    Ceremony(#[from] ceremony::CeremonyError),
+    Ceremony(#[from] commands::ceremony::CeremonyError),
     Rotation(#[from] engine_client::OperatorError),
     Keyblock(#[from] commands::keyblock::KeyBlockCommandError),
     Pki(#[from] commands::pki::PkiError),

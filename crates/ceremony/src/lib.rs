@@ -6,13 +6,10 @@
 //! What must never enter: a clear component or key. They are typed and shown inside `hsm`.
 
 pub mod action;
-pub mod command;
 mod hexadecimal;
 pub mod participant_key;
-mod records;
+pub mod records;
 pub mod roster;
 pub mod session;
 pub mod transcript;
 pub mod transcript_file;
-
-pub use self::command::{CeremonyArguments, CeremonyError, run};

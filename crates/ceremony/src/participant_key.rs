@@ -10,7 +10,7 @@ use thiserror::Error;
 use config::ConfigError;
 
 /// The key that a file holds, or that the token holds which it names.
-pub(super) fn read(path: &Path) -> Result<PersonKey, ParticipantKeyError> {
+pub fn read(path: &Path) -> Result<PersonKey, ParticipantKeyError> {
     match Shown::read(path)? {
         Shown::Key(key) => Ok(key),
         Shown::Text(text) => Ok(PersonKey::find_in(&hsm_config::person_token(path, &text)?)?),
@@ -18,7 +18,7 @@ pub(super) fn read(path: &Path) -> Result<PersonKey, ParticipantKeyError> {
 }
 
 /// Makes a key in the token that a file names.
-pub(super) fn make_in_token(path: &Path) -> Result<PersonKey, ParticipantKeyError> {
+pub fn make_in_token(path: &Path) -> Result<PersonKey, ParticipantKeyError> {
     match Shown::read(path)? {
         Shown::Key(_) => Err(ParticipantKeyError::NoToken { path: path.to_owned() }),
         Shown::Text(text) => Ok(PersonKey::make_in(&hsm_config::person_token(path, &text)?)?),

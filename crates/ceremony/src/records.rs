@@ -3,21 +3,18 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
-    io::{self, Write},
+    fs, io,
     path::{Path, PathBuf},
 };
 
-use clap::Args;
-use hsm::{KeyStore, KeyUsage, KeyUse, PinRecord, RecordsKept, SealedKey};
+use hsm::{KeyStore, KeyUsage, PinRecord, RecordsKept, SealedKey};
+use thiserror::Error;
 
-use super::{
-    CeremonyError,
-    action::{CountSource, EngineCount, UseCount},
-    command::ask,
-};
+use super::action::{CountSource, EngineCount, UseCount};
 use audit::chain::Checkpoint;
-use store::Store;
+use config::ConfigError;
+use engine_client::{EngineTls, OperatorError};
+use store::{Store, StoreError};
 use store_embedded::{
     StoreOpenError,
     copy::{StoreCopy, StoreCopyError},
@@ -31,28 +28,16 @@ const PAGE_ENTRIES: usize = 4_096;
 /// The top-level keys of a configuration that a boundary reads. A file with any other is an engine's.
 const BOUNDARY_KEYS: [&str; 6] = ["boundary", "data_directory", "pin_policy", "token", "vault", "workers"];
 
-/// Which engines are asked whether they need a storage or seal key. Where none is named, the store of the configuration.
-#[derive(Args)]
-pub(super) struct RecordsSource {
-    /// The directory of a stopped engine's store, in which what is under the key is counted; once for each
-    #[arg(long, value_name = "DIRECTORY")]
-    store: Vec<PathBuf>,
-    /// A running engine, which counts what is under the key, such as 127.0.0.1:50051 or https://engine.internal:50051;
-    /// once for each
-    #[arg(long, value_name = "ADDRESS", conflicts_with = "no_store")]
-    engine: Vec<String>,
-    #[command(flatten)]
-    tls: engine_client::EngineTls,
-    /// Count nothing: no engine has ever used the key, or none is left. Every PIN under it is lost if that is wrong. Asks
-    /// twice, and stands in the transcript
-    #[arg(long, conflicts_with = "store")]
-    no_store: bool,
-    /// With --no-store: the key's name, to confirm that no store has a record under it; asked for where it is not given
-    #[arg(long, value_name = "KEY", requires = "no_store")]
-    confirm_no_record: Option<String>,
-    /// With --no-store: the key's name, to confirm that no engine uses it; asked for where it is not given
-    #[arg(long, value_name = "KEY", requires = "no_store")]
-    confirm_no_engine: Option<String>,
+/// The stores and engines in which the use of a storage or seal key is counted.
+pub struct RecordSources<'a> {
+    /// The store directories of stopped engines.
+    pub stores: &'a [PathBuf],
+    /// The addresses of running engines, such as `127.0.0.1:50051` or `https://engine.internal:50051`.
+    pub engines: &'a [String],
+    /// The client certificate for the engines; without one they are reached in plain text on this machine.
+    pub tls: &'a EngineTls,
+    /// The configuration of the engine or boundary. The store that it names is counted too.
+    pub config: &'a Path,
 }
 
 /// A key, as it is counted.
@@ -79,61 +64,34 @@ struct Answer {
     known: BTreeSet<String>,
 }
 
-impl RecordsSource {
-    /// What is known of the use of a key, and what the transcript says about that; nothing of a key that needs no count.
+impl RecordSources<'_> {
+    /// Counts the PIN records and live controls under a key in each store and each running engine.
+    ///
+    /// Returns the total, and per source the entry for the transcript.
     ///
     /// # Errors
-    /// A store is not there, in use or not readable; an engine does not answer, or does not use the newest key yet.
-    pub(super) fn count(
+    /// A store is missing, in use or not readable; an engine does not answer, or does not use the newest key yet.
+    pub fn count(
         &self,
         keys: &KeyStore,
         name: &KeyUsage,
         version: u16,
-        config: &Path,
-    ) -> Result<(KeyUse, Option<UseCount>), CeremonyError> {
-        if !keys.needs_count(name, version) {
-            return Ok((KeyUse::NotCounted, None));
-        }
+    ) -> Result<(RecordsKept, UseCount), RecordsError> {
         let wanted = Wanted { keys, name, version };
-        if self.no_store {
-            self.confirm_no_store(&wanted.reference())?;
-            return Ok((KeyUse::ConfirmedUnused, Some(UseCount::NoStore)));
-        }
         let mut counted = Counted::default();
-        for directory in &self.store {
+        for directory in self.stores {
             let answer = in_store(directory, &wanted)?;
             counted.take(CountSource::Store(directory.display().to_string()), answer, &wanted);
         }
-        for address in &self.engine {
-            let answer = by_engine(address, &self.tls, &wanted)?;
+        for address in self.engines {
+            let answer = by_engine(address, self.tls, &wanted)?;
             counted.take(CountSource::Engine(address.clone()), answer, &wanted);
         }
-        count_configured(&mut counted, config, &wanted)?;
+        count_configured(&mut counted, self.config, &wanted)?;
         let Counted { kept, asked, known } = counted;
         let is_asked = |engine: &String| asked.iter().any(|asked| asked.engine == *engine);
-        let not_asked: Vec<_> = known.into_iter().filter(|engine| !is_asked(engine)).collect();
-        if !not_asked.is_empty() {
-            let listed = not_asked.join(", ");
-            writeln!(
-                io::stderr(),
-                "note: not asked: {listed}; count there too if such an engine or store still exists"
-            )?;
-        }
-        Ok((KeyUse::Counted(kept), Some(UseCount::Count { asked, not_asked })))
-    }
-
-    fn confirm_no_store(&self, key: &str) -> Result<(), CeremonyError> {
-        let questions = [
-            (&self.confirm_no_record, format!("No store has a PIN or a control under {key}? Type its name: ")),
-            (&self.confirm_no_engine, format!("And no engine uses {key}? Type its name once more: ")),
-        ];
-        for (given, question) in questions {
-            let typed = given.clone().map_or_else(|| ask(&question), Ok)?;
-            if typed != key {
-                return Err(CeremonyError::NoStoreNotConfirmed { key: key.to_owned() });
-            }
-        }
-        Ok(())
+        let not_asked = known.into_iter().filter(|engine| !is_asked(engine)).collect();
+        Ok((kept, UseCount::Count { asked, not_asked }))
     }
 }
 
@@ -166,19 +124,19 @@ impl Counted {
 
 /// Counts in the store of the configuration too. Where others are named, a running engine on it stands among the known.
 /// So does a store that is not there, where the file may be a boundary's own; an engine's store must be there.
-fn count_configured(counted: &mut Counted, config: &Path, wanted: &Wanted<'_>) -> Result<(), CeremonyError> {
+fn count_configured(counted: &mut Counted, config: &Path, wanted: &Wanted<'_>) -> Result<(), RecordsError> {
     let directory = std::path::absolute(store_embedded::section::configured_directory(config)?)?;
     if counted.has_read(&directory) {
         return Ok(());
     }
     match in_store(&directory, wanted) {
-        Err(CeremonyError::NoStore { path, key }) if !counted.asked.is_empty() => {
+        Err(RecordsError::NoStore { path, key }) if !counted.asked.is_empty() => {
             if is_an_engines(config)? {
-                return Err(CeremonyError::NoConfiguredStore { path, key });
+                return Err(RecordsError::NoConfiguredStore { path, key });
             }
             counted.known.insert(engine_name(&directory));
         }
-        Err(CeremonyError::StoreInUse { .. }) if !counted.asked.is_empty() => {
+        Err(RecordsError::StoreInUse { .. }) if !counted.asked.is_empty() => {
             counted.known.insert(engine_name(&directory));
         }
         answer => counted.take(CountSource::Store(directory.display().to_string()), answer?, wanted),
@@ -187,28 +145,28 @@ fn count_configured(counted: &mut Counted, config: &Path, wanted: &Wanted<'_>) -
 }
 
 /// Whether a configuration has a setting that no boundary reads.
-fn is_an_engines(config: &Path) -> Result<bool, CeremonyError> {
-    let text = fs::read_to_string(config).map_err(|error| CeremonyError::File { path: config.to_owned(), error })?;
+fn is_an_engines(config: &Path) -> Result<bool, RecordsError> {
+    let text = fs::read_to_string(config).map_err(|error| RecordsError::File { path: config.to_owned(), error })?;
     let settings = toml::from_str::<toml::Table>(&text).ok();
     Ok(settings.is_none_or(|settings| settings.keys().any(|key| !BOUNDARY_KEYS.contains(&key.as_str()))))
 }
 
 /// In the store of a stopped engine, read from a copy, so that no byte of it changes. An engine that starts on it later uses
 /// the newest key.
-fn in_store(directory: &Path, wanted: &Wanted<'_>) -> Result<Answer, CeremonyError> {
-    let no_store = || CeremonyError::NoStore { path: directory.to_owned(), key: wanted.reference() };
+fn in_store(directory: &Path, wanted: &Wanted<'_>) -> Result<Answer, RecordsError> {
+    let no_store = || RecordsError::NoStore { path: directory.to_owned(), key: wanted.reference() };
     // A directory that can't be looked into, or holds something else, is an error of its own; an empty one is no store.
     let store = match fs::metadata(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(no_store()),
-        Err(error) => return Err(CeremonyError::File { path: directory.to_owned(), error }),
+        Err(error) => return Err(RecordsError::File { path: directory.to_owned(), error }),
         Ok(_) => StoreCopy::open(directory),
     };
     let copy = store.map_err(|error| match error {
         StoreCopyError::Store(StoreOpenError::Absent { .. }) => no_store(),
         StoreCopyError::Store(StoreOpenError::Foreign { path }) => {
-            CeremonyError::ForeignStore { path, key: wanted.reference() }
+            RecordsError::ForeignStore { path, key: wanted.reference() }
         }
-        StoreCopyError::Store(StoreOpenError::Locked { path }) => CeremonyError::StoreInUse { path },
+        StoreCopyError::Store(StoreOpenError::Locked { path }) => RecordsError::StoreInUse { path },
         error => error.into(),
     })?;
     let store = copy.store();
@@ -223,11 +181,11 @@ fn in_store(directory: &Path, wanted: &Wanted<'_>) -> Result<Answer, CeremonyErr
         let Some((last, _)) = page.last() else { break };
         after = Some(*last);
         for (_, pin) in &page {
-            answer.kept.count(&PinRecord::from_bytes(&pin.record).map_err(|_| CeremonyError::Record)?);
+            answer.kept.count(&PinRecord::from_bytes(&pin.record).map_err(|_| RecordsError::Record)?);
         }
     }
     for tzpk in store.tzpks_at(store.now()) {
-        answer.kept.count_sealed(&SealedKey::from_bytes(&tzpk.0).map_err(|_| CeremonyError::Record)?);
+        answer.kept.count_sealed(&SealedKey::from_bytes(&tzpk.0).map_err(|_| RecordsError::Record)?);
     }
     let mut from = 1;
     loop {
@@ -240,22 +198,22 @@ fn in_store(directory: &Path, wanted: &Wanted<'_>) -> Result<Answer, CeremonyErr
 
 /// By a running engine, which must use the newest key of the name: it would go on encrypting or sealing under an older one.
 /// Its keys are asked for first, so that whatever is under an older key is there when it counts.
-fn by_engine(address: &str, tls: &engine_client::EngineTls, wanted: &Wanted<'_>) -> Result<Answer, CeremonyError> {
+fn by_engine(address: &str, tls: &EngineTls, wanted: &Wanted<'_>) -> Result<Answer, RecordsError> {
     let asked = tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let mut engine = engine_client::RunningEngine::at(address, tls)?;
         let in_use = engine.keys().await?;
         uses_newest(wanted, address, &in_use)?;
-        Ok::<_, CeremonyError>(engine.records().await?)
+        Ok::<_, RecordsError>(engine.records().await?)
     });
     let records = asked?;
     if records.unreadable > 0 {
-        return Err(CeremonyError::Record);
+        return Err(RecordsError::Record);
     }
     let kept = kept_of(&records)?;
     Ok(Answer { kept, engine: records.engine, known: records.audit_engines.into_iter().collect() })
 }
 
-fn uses_newest(wanted: &Wanted<'_>, address: &str, in_use: &[proto::Key]) -> Result<(), CeremonyError> {
+fn uses_newest(wanted: &Wanted<'_>, address: &str, in_use: &[proto::Key]) -> Result<(), RecordsError> {
     let Wanted { keys, name, .. } = wanted;
     let active = keys.keys().filter(|key| key.name == **name && key.state() == hsm::KeyState::Active);
     let Some(newest) = active.max_by_key(|key| key.version) else { return Ok(()) };
@@ -266,11 +224,11 @@ fn uses_newest(wanted: &Wanted<'_>, address: &str, in_use: &[proto::Key]) -> Res
     if in_use.iter().any(|key| key.reference == reference && same(&key.check_value)) {
         return Ok(());
     }
-    Err(CeremonyError::OtherEngine { engine: address.to_owned(), key: reference })
+    Err(RecordsError::OtherEngine { engine: address.to_owned(), key: reference })
 }
 
 /// What an engine counted; a kind that this release does not know is not left out.
-fn kept_of(records: &proto::CountRecordsResponse) -> Result<RecordsKept, CeremonyError> {
+fn kept_of(records: &proto::CountRecordsResponse) -> Result<RecordsKept, RecordsError> {
     use proto::{BoundaryLevel, StorageFormat};
 
     let mut kept = RecordsKept::default();
@@ -280,20 +238,105 @@ fn kept_of(records: &proto::CountRecordsResponse) -> Result<RecordsKept, Ceremon
             StorageFormat::Iso4 => hsm::StorageFormat::Iso4,
             StorageFormat::Iso3 => hsm::StorageFormat::Iso3,
             StorageFormat::Iso0 => hsm::StorageFormat::Iso0,
-            StorageFormat::Unspecified => return Err(CeremonyError::Record),
+            StorageFormat::Unspecified => return Err(RecordsError::Record),
         };
         let level = match count.level() {
             BoundaryLevel::Token => hsm::BoundaryLevel::Token,
             BoundaryLevel::Host => hsm::BoundaryLevel::Host,
-            BoundaryLevel::Unspecified => return Err(CeremonyError::Record),
+            BoundaryLevel::Unspecified => return Err(RecordsError::Record),
         };
-        let version = u16::try_from(count.storage_key_version).map_err(|_| CeremonyError::Record)?;
+        let version = u16::try_from(count.storage_key_version).map_err(|_| RecordsError::Record)?;
         kept.count_many(form, level, version, count.records);
     }
     for count in &records.seals {
-        kept.count_many_sealed(u16::try_from(count.version).map_err(|_| CeremonyError::Record)?, count.controls);
+        kept.count_many_sealed(u16::try_from(count.version).map_err(|_| RecordsError::Record)?, count.controls);
     }
     Ok(kept)
+}
+
+/// The count failed: the key stays as it was.
+#[derive(Debug, Error)]
+pub enum RecordsError {
+    /// The configuration can't be read, or is malformed.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The engine's store, in which records are counted.
+    #[error(transparent)]
+    StoreCopy(#[from] StoreCopyError),
+    /// It does not read.
+    #[error(transparent)]
+    Kept(#[from] StoreError),
+    /// A record of another release.
+    #[error("a PIN record or control in an engine's store can't be read by this release: nothing was done")]
+    Record,
+    /// No store is where the configuration, or --store, says.
+    #[error(
+        "{} is no store, so nothing was counted for {key}: name the store of each stopped engine by --store DIRECTORY and \
+         each running engine by --engine ADDRESS; if no engine has ever used the key, say --no-store",
+        path.display()
+    )]
+    NoStore {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// For example `storage/1`.
+        key: String,
+    },
+    /// Other engines were asked, and the store of the configuration is not there.
+    #[error(
+        "{} is no store, and --config names it: nothing was counted for {key}; mount that store, or give the \
+         configuration that names it where it is now; where an engine elsewhere uses the key, give the boundary's \
+         own configuration, which has no setting of an engine",
+        path.display()
+    )]
+    NoConfiguredStore {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// For example `storage/1`.
+        key: String,
+    },
+    /// Something else is where the configuration, or --store, says.
+    #[error(
+        "{} is not empty and not a Pinseal store, so nothing was counted for {key}: mount or restore the store, or name \
+         its directory",
+        path.display()
+    )]
+    ForeignStore {
+        /// The directory.
+        path: PathBuf,
+        /// For example `storage/1`.
+        key: String,
+    },
+    /// An engine runs on the store.
+    #[error(
+        "the store {} is in use by a running engine: name that engine by --engine ADDRESS, or stop it",
+        path.display()
+    )]
+    StoreInUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The running engine that was to count them.
+    #[error(transparent)]
+    Engine(#[from] OperatorError),
+    /// It goes on making with an older key, or with somebody else's.
+    #[error("the engine {engine} does not have {key} in use: send it SIGHUP, or restart it, to reload its keys")]
+    OtherEngine {
+        /// Its address.
+        engine: String,
+        /// The newest there is.
+        key: String,
+    },
+    /// A file or directory can't be read.
+    #[error("{}: {error}", path.display())]
+    File {
+        /// The file or directory.
+        path: PathBuf,
+        /// The operating system's reason.
+        error: io::Error,
+    },
+    /// The operating system refused a runtime or the working directory.
+    #[error("{0}")]
+    Io(#[from] io::Error),
 }
 
 #[cfg(test)]
@@ -301,7 +344,7 @@ mod configured_tests {
     use super::*;
 
     /// Counts in the store of a configuration with these lines, where the store of the engine `host:elsewhere` was read.
-    fn counted_beside(data: &Path, lines: &str) -> Result<Vec<String>, CeremonyError> {
+    fn counted_beside(data: &Path, lines: &str) -> Result<Vec<String>, RecordsError> {
         let config = data.join("config.toml");
         fs::write(&config, format!("data_directory = {data:?}\n{lines}\n")).unwrap();
         let source = CountSource::Store("/elsewhere".to_owned());
@@ -324,17 +367,17 @@ mod configured_tests {
         let elsewhere = format!("[store]\ndirectory = {store:?}");
         for engines in [&*elsewhere, "listen = \"127.0.0.1:0\"", "[control]\nlifetime_seconds = 9"] {
             let refused = counted_beside(data.path(), engines).unwrap_err();
-            assert!(matches!(refused, CeremonyError::NoConfiguredStore { .. }), "{refused}");
+            assert!(matches!(refused, RecordsError::NoConfiguredStore { .. }), "{refused}");
         }
         assert_eq!(counted_beside(data.path(), "workers = 1").unwrap(), [engine_name(&store)]);
         // The mount point of a volume that is not mounted.
         fs::create_dir(&store).unwrap();
         let refused = counted_beside(data.path(), &elsewhere).unwrap_err();
-        assert!(matches!(refused, CeremonyError::NoConfiguredStore { .. }), "{refused}");
+        assert!(matches!(refused, RecordsError::NoConfiguredStore { .. }), "{refused}");
         fs::write(store.join("a file"), "").unwrap();
         for lines in ["workers = 1", &*elsewhere] {
             let refused = counted_beside(data.path(), lines).unwrap_err();
-            assert!(matches!(refused, CeremonyError::ForeignStore { .. }), "{refused}");
+            assert!(matches!(refused, RecordsError::ForeignStore { .. }), "{refused}");
         }
     }
 
@@ -374,7 +417,7 @@ mod tests {
             count(StorageFormat::Iso4, BoundaryLevel::Host, 65_536),
             CountRecordsResponse { seals, ..CountRecordsResponse::default() },
         ] {
-            assert!(matches!(kept_of(&unknown), Err(CeremonyError::Record)));
+            assert!(matches!(kept_of(&unknown), Err(RecordsError::Record)));
         }
     }
 }

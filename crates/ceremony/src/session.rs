@@ -21,10 +21,11 @@ use super::{
 };
 
 /// Those who are there, what they change, and where it is told.
-pub(super) struct Session {
+pub struct Session {
     roster: Roster,
     present: Vec<Present>,
-    pub(super) store: KeyStore,
+    /// The keys. A change stays in memory until [`Session::record`] commits it.
+    pub store: KeyStore,
     // Dropped last: the lock on the transcript outlasts all else.
     transcript: TranscriptFile,
     number: u64,
@@ -33,7 +34,7 @@ pub(super) struct Session {
 
 impl Session {
     /// Begins a ceremony: a new transcript, and the keys in the custody of a roster. The action is to be recorded first.
-    pub(super) fn begin(
+    pub fn begin(
         mut store: KeyStore,
         transcript: TranscriptFile,
         roster: Roster,
@@ -61,7 +62,7 @@ impl Session {
 
     /// Goes on with one. Nothing is written before enough people are there; then a step that stopped before its line was in
     /// the transcript is finished.
-    pub(super) fn go_on(
+    pub fn go_on(
         mut store: KeyStore,
         mut transcript: TranscriptFile,
         keys: &[PathBuf],
@@ -96,18 +97,18 @@ impl Session {
     }
 
     /// The custodians who are there, in the order they were named.
-    pub(super) fn custodians(&self) -> Vec<String> {
+    pub fn custodians(&self) -> Vec<String> {
         let custodians = self.present.iter().filter(|present| present.person.role == Role::Custodian);
         custodians.map(|present| present.person.name.clone()).collect()
     }
 
     /// The transcript.
-    pub(super) fn transcript(&self) -> &Path {
+    pub fn transcript(&self) -> &Path {
         self.transcript.path()
     }
 
     /// Tells what was done; it is done once this returns. Where somebody can't sign, nothing is written.
-    pub(super) fn record(&mut self, action: CeremonyAction) -> Result<(), SessionError> {
+    pub fn record(&mut self, action: CeremonyAction) -> Result<(), SessionError> {
         let people: Vec<Participant> = self.present.iter().map(|present| present.person.clone()).collect();
         self.roster.allows(action.step(), &people)?;
         let (number, at) = (self.number + 1, jiff::Timestamp::now().to_string());

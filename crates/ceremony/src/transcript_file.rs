@@ -13,7 +13,7 @@ use std::{
 use thiserror::Error;
 
 /// A transcript that no other step reads or writes until this is dropped (`flock(2)` on the file).
-pub(super) struct TranscriptFile {
+pub struct TranscriptFile {
     /// With every symbolic link resolved, so that `FILE.next` has one place.
     path: PathBuf,
     file: File,
@@ -26,13 +26,13 @@ pub(super) struct TranscriptFile {
 
 impl TranscriptFile {
     /// Locks and reads the transcript of a ceremony that has begun.
-    pub(super) fn open(path: &Path) -> Result<Self, TranscriptFileError> {
+    pub fn open(path: &Path) -> Result<Self, TranscriptFileError> {
         Self::lock(path, beside(path, ".next").exists())
     }
 
     /// Locks the transcript of a ceremony that is about to begin. An empty file is created; it is removed again when
     /// nothing was written.
-    pub(super) fn create(path: &Path) -> Result<Self, TranscriptFileError> {
+    pub fn create(path: &Path) -> Result<Self, TranscriptFileError> {
         Self::lock(path, true)
     }
 
@@ -60,22 +60,22 @@ impl TranscriptFile {
     }
 
     /// The resolved path.
-    pub(super) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// What the transcript holds.
-    pub(super) fn text(&self) -> &str {
+    pub fn text(&self) -> &str {
         &self.text
     }
 
     /// What the transcript would hold with this line; none where its last line is torn and is not a part of this one.
-    pub(super) fn text_with(&self, line: &str) -> Option<String> {
+    pub fn text_with(&self, line: &str) -> Option<String> {
         line.as_bytes().starts_with(&self.torn).then(|| self.whole_lines().to_owned() + line)
     }
 
     /// The line of a step that is under way, or was when its process ended.
-    pub(super) fn pending(&self) -> Result<Option<String>, TranscriptFileError> {
+    pub fn pending(&self) -> Result<Option<String>, TranscriptFileError> {
         let path = self.next();
         match fs::read_to_string(&path) {
             Ok(line) => Ok(Some(line)),
@@ -85,7 +85,7 @@ impl TranscriptFile {
     }
 
     /// Writes the line of the step that begins, and syncs it.
-    pub(super) fn keep_pending(&self, line: &str) -> Result<(), TranscriptFileError> {
+    pub fn keep_pending(&self, line: &str) -> Result<(), TranscriptFileError> {
         let (fresh, next) = (beside(&self.path, ".next.new"), self.next());
         let written = write_new(&fresh, line).and_then(|()| fs::rename(&fresh, &next)).and_then(|()| self.sync_names());
         written.map_err(|error| {
@@ -97,7 +97,7 @@ impl TranscriptFile {
     }
 
     /// Appends what the transcript lacks of this line, and syncs it.
-    pub(super) fn append(&mut self, line: &str) -> io::Result<()> {
+    pub fn append(&mut self, line: &str) -> io::Result<()> {
         let rest = line.as_bytes().strip_prefix(&self.torn[..]).ok_or(io::ErrorKind::InvalidData)?;
         self.file.write_all(rest)?;
         self.file.sync_all()?;
@@ -108,7 +108,7 @@ impl TranscriptFile {
     }
 
     /// Removes the pending line: it is in the transcript, or its step was not done.
-    pub(super) fn remove_pending(&self) -> Result<(), TranscriptFileError> {
+    pub fn remove_pending(&self) -> Result<(), TranscriptFileError> {
         let path = self.next();
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(TranscriptFileError::Io { path, error }),
@@ -117,7 +117,7 @@ impl TranscriptFile {
     }
 
     /// Where the pending line is.
-    pub(super) fn next(&self) -> PathBuf {
+    pub fn next(&self) -> PathBuf {
         beside(&self.path, ".next")
     }
 

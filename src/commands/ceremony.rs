@@ -8,25 +8,23 @@ use std::{
 
 use clap::{Args, Subcommand};
 use hsm::{
-    ComponentError, Components, ComponentTerminal, KeyAlgorithm, KeyBlock, KeyBlockVersion, KeyInfo, KeyStore, KeyStoreError,
-    KeyUsage, PersonKey, make_components,
+    ComponentError, ComponentTerminal, Components, KeyAlgorithm, KeyBlock, KeyBlockVersion, KeyInfo, KeyStore,
+    KeyStoreError, KeyUsage, KeyUse, PersonKey, make_components,
 };
 use serde_json::json;
 use thiserror::Error;
 
-use super::{
-    action::{CeremonyAction, Component, Key},
+use ceremony::{
+    action::{CeremonyAction, Component, Key, UseCount},
     participant_key::{self, ParticipantKeyError},
-    records::RecordsSource,
+    records::{RecordSources, RecordsError},
     roster::{Roster, RosterError, Step},
     session::{Session, SessionError},
     transcript::{Transcript, TranscriptError},
     transcript_file::{TranscriptFile, TranscriptFileError},
 };
-use clock;
 use config::ConfigError;
-use store::StoreError;
-use store_embedded::copy::StoreCopyError;
+use engine_client::EngineTls;
 
 /// The longest key block, and a line end.
 const BLOCK_BYTES_MAX: u64 = 64 * 1024;
@@ -66,7 +64,7 @@ const RETIRE_EXAMPLES: &str = "Name every engine that uses the keys: by --engine
     2  the arguments are wrong, and nothing was done\n  \
     3  the keys changed, or may have, and the transcript's line or the output failed: run any step again on the\n     \
        same transcript, which recovers the line; `list` shows the keys")]
-pub struct CeremonyArguments {
+pub(crate) struct CeremonyArguments {
     #[command(subcommand)]
     command: Command,
 }
@@ -157,7 +155,7 @@ enum Command {
         #[arg(value_parser = key_reference)]
         key: (KeyUsage, u16),
         #[command(flatten)]
-        records: RecordsSource,
+        records: RecordsArguments,
         #[command(flatten)]
         at: At,
     },
@@ -173,7 +171,7 @@ enum Command {
         #[arg(long, value_name = "CHECK VALUE")]
         confirm_check_value: Option<String>,
         #[command(flatten)]
-        records: RecordsSource,
+        records: RecordsArguments,
         #[command(flatten)]
         at: At,
     },
@@ -234,6 +232,75 @@ impl PersonArguments {
     }
 }
 
+/// Which engines are asked whether they need a storage or seal key. Where none is named, the store of the configuration.
+#[derive(Args)]
+struct RecordsArguments {
+    /// The directory of a stopped engine's store, in which what is under the key is counted; once for each
+    #[arg(long, value_name = "DIRECTORY")]
+    store: Vec<PathBuf>,
+    /// A running engine, which counts what is under the key, such as 127.0.0.1:50051 or https://engine.internal:50051;
+    /// once for each
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "no_store")]
+    engine: Vec<String>,
+    #[command(flatten)]
+    tls: EngineTls,
+    /// Count nothing: no engine has ever used the key, or none is left. Every PIN under it is lost if that is wrong. Asks
+    /// twice, and stands in the transcript
+    #[arg(long, conflicts_with = "store")]
+    no_store: bool,
+    /// With --no-store: the key's name, to confirm that no store has a record under it; asked for where it is not given
+    #[arg(long, value_name = "KEY", requires = "no_store")]
+    confirm_no_record: Option<String>,
+    /// With --no-store: the key's name, to confirm that no engine uses it; asked for where it is not given
+    #[arg(long, value_name = "KEY", requires = "no_store")]
+    confirm_no_engine: Option<String>,
+}
+
+impl RecordsArguments {
+    /// The use of a key, and its entry for the transcript; no entry for a key that needs no count.
+    fn count(
+        &self,
+        keys: &KeyStore,
+        name: &KeyUsage,
+        version: u16,
+        config: &Path,
+    ) -> Result<(KeyUse, Option<UseCount>), CeremonyError> {
+        if !keys.needs_count(name, version) {
+            return Ok((KeyUse::NotCounted, None));
+        }
+        if self.no_store {
+            self.confirm_no_store(&format!("{name}/{version}"))?;
+            return Ok((KeyUse::ConfirmedUnused, Some(UseCount::NoStore)));
+        }
+        let sources = RecordSources { stores: &self.store, engines: &self.engine, tls: &self.tls, config };
+        let (kept, count) = sources.count(keys, name, version)?;
+        if let UseCount::Count { not_asked, .. } = &count
+            && !not_asked.is_empty()
+        {
+            let listed = not_asked.join(", ");
+            writeln!(
+                io::stderr(),
+                "note: not asked: {listed}; count there too if such an engine or store still exists"
+            )?;
+        }
+        Ok((KeyUse::Counted(kept), Some(count)))
+    }
+
+    fn confirm_no_store(&self, key: &str) -> Result<(), CeremonyError> {
+        let questions = [
+            (&self.confirm_no_record, format!("No store has a PIN or a control under {key}? Type its name: ")),
+            (&self.confirm_no_engine, format!("And no engine uses {key}? Type its name once more: ")),
+        ];
+        for (given, question) in questions {
+            let typed = given.clone().map_or_else(|| ask(&question), Ok)?;
+            if typed != key {
+                return Err(CeremonyError::NoStoreNotConfirmed { key: key.to_owned() });
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Where a step is done, and with whom.
 #[derive(Args)]
 struct At {
@@ -277,7 +344,7 @@ fn print_done(session: &Session, told: &str) -> Result<(), CeremonyError> {
 }
 
 /// Runs one of them.
-pub fn run(arguments: CeremonyArguments) -> Result<(), CeremonyError> {
+pub(crate) fn run(arguments: CeremonyArguments) -> Result<(), CeremonyError> {
     let now = clock::now().0;
     match arguments.command {
         Command::Person(arguments) => {
@@ -471,7 +538,7 @@ fn told_of(store: &KeyStore, name: &KeyUsage, version: u16) -> Result<Key, Cerem
     Ok(found.ok_or_else(|| KeyStoreError::Unknown { key: format!("{name}/{version}") })?)
 }
 
-pub(super) fn ask(prompt: &str) -> Result<String, CeremonyError> {
+fn ask(prompt: &str) -> Result<String, CeremonyError> {
     write!(io::stderr(), "{prompt}")?;
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line)?;
@@ -534,7 +601,7 @@ const DONE_IN_PART: u8 = 3;
 
 impl CeremonyError {
     /// The exit code: 3 where the step was done, or may have been, and what follows it failed; else 1, nothing was done.
-    pub fn exit_code(&self) -> u8 {
+    pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::StepNotPrinted { .. } | Self::ParticipantKeyNotPrinted { .. } => DONE_IN_PART,
             Self::Session(error) if error.is_done_in_part() => DONE_IN_PART,
@@ -545,7 +612,7 @@ impl CeremonyError {
 
 /// Why a step of a ceremony failed. Nothing was done, but where [`CeremonyError::exit_code`] is 3.
 #[derive(Debug, Error)]
-pub enum CeremonyError {
+pub(crate) enum CeremonyError {
     /// The configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -575,76 +642,13 @@ pub enum CeremonyError {
         /// The last line.
         last: usize,
     },
-    /// The engine's store, in which records are counted.
+    /// The count of the records under a key failed.
     #[error(transparent)]
-    StoreCopy(#[from] StoreCopyError),
-    /// It does not read.
-    #[error(transparent)]
-    Kept(#[from] StoreError),
-    /// A record of another release.
-    #[error("a PIN record or control in an engine's store can't be read by this release: nothing was done")]
-    Record,
-    /// No store is where the configuration, or --store, says.
-    #[error(
-        "{} is no store, so nothing was counted for {key}: name the store of each stopped engine by --store DIRECTORY and \
-         each running engine by --engine ADDRESS; if no engine has ever used the key, say --no-store",
-        path.display()
-    )]
-    NoStore {
-        /// Where it was looked for.
-        path: PathBuf,
-        /// For example `storage/1`.
-        key: String,
-    },
-    /// Other engines were asked, and the store of the configuration is not there.
-    #[error(
-        "{} is no store, and --config names it: nothing was counted for {key}; mount that store, or give the \
-         configuration that names it where it is now; where an engine elsewhere uses the key, give the boundary's \
-         own configuration, which has no setting of an engine",
-        path.display()
-    )]
-    NoConfiguredStore {
-        /// Where it was looked for.
-        path: PathBuf,
-        /// For example `storage/1`.
-        key: String,
-    },
-    /// Something else is where the configuration, or --store, says.
-    #[error(
-        "{} is not empty and not a Pinseal store, so nothing was counted for {key}: mount or restore the store, or name \
-         its directory",
-        path.display()
-    )]
-    ForeignStore {
-        /// The directory.
-        path: PathBuf,
-        /// For example `storage/1`.
-        key: String,
-    },
-    /// An engine runs on the store.
-    #[error(
-        "the store {} is in use by a running engine: name that engine by --engine ADDRESS, or stop it",
-        path.display()
-    )]
-    StoreInUse {
-        /// The directory.
-        path: PathBuf,
-    },
+    Records(#[from] RecordsError),
     /// What was typed for --no-store is not the key's name.
     #[error("that is not {key}: nothing was done")]
     NoStoreNotConfirmed {
         /// For example `storage/1`.
-        key: String,
-    },
-    /// The running engine that was to count them.
-    #[error(transparent)]
-    Engine(#[from] engine_client::OperatorError),
-    /// It goes on making with an older key, or with somebody else's.
-    #[error("the engine {engine} does not have {key} in use: send it SIGHUP, or restart it, to reload its keys")]
-    OtherEngine {
-        /// Its address.
-        engine: String,
-        /// The newest there is.
         key: String,
     },
     /// Something else was typed.
