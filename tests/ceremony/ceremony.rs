@@ -94,7 +94,7 @@ fn no_step_passes_with_one_person_nor_without_a_leader_nor_with_a_stranger() {
         (&["lea"], "0 custodians are present, and it takes 2"),
         (&["lea", "alice"], "1 custodians are present, and it takes 2"),
         (&["alice", "bob", "carol"], "no leader is present"),
-        (&["lea", "alice", "alice"], "alice is there twice"),
+        (&["lea", "alice", "alice"], "alice appears twice"),
         (&["lea", "alice", "mallory"], "nobody on the roster has the key"),
     ] {
         for (step, arguments) in
@@ -188,7 +188,7 @@ fn a_transcript_that_was_cut_while_the_ceremony_goes_on_is_not_gone_on_with() {
     ceremony.well("make", ENOUGH, &["seal"]);
     fs::write(ceremony.at("transcript.jsonl"), before).unwrap();
     let refused = ceremony.refused("make", ENOUGH, &["account"]);
-    assert!(refused.contains("does not tell of the keys' last change"), "{refused}");
+    assert!(refused.contains("does not record the keys' last change"), "{refused}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What is done in a ceremony, as the transcript tells it: key references, check values, names; never a component.
+//! The actions of a ceremony, as the transcript records them: key references, check values, names; never a component.
 
 use std::fmt;
 
@@ -7,102 +7,102 @@ use serde::{Deserialize, Serialize};
 
 use super::roster::{Roster, Step};
 
-/// One thing that was done.
+/// One completed step of a ceremony.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "did", rename_all = "kebab-case")]
 pub enum CeremonyAction {
-    /// The keys came into, or are in, the custody of a roster.
+    /// The ceremony began: the keys are in the custody of a roster.
     Begin {
-        /// Whose.
+        /// The roster.
         roster: Roster,
-        /// What was there.
+        /// Every key of the vault or token when the ceremony began.
         keys: Vec<Key>,
     },
-    /// A fresh key in components, each shown to its custodian; nothing of it was kept.
+    /// A fresh key was made in components. Each was shown to its custodian; Pinseal kept neither the key nor a component.
     MakeComponents {
-        /// Of what it is a key.
+        /// The key's algorithm, such as `aes-256`.
         algorithm: String,
-        /// Of the key.
+        /// The KCV of the key: six hexadecimal digits.
         check_value: String,
-        /// Of each component.
+        /// The custodian and KCV of each component.
         components: Vec<Component>,
     },
-    /// A fresh key of random bytes.
+    /// A fresh key was made of random bytes.
     MakeKey {
-        /// Which.
+        /// The key in its state after this action.
         key: Key,
     },
-    /// A key from its components.
+    /// A key was loaded from its components.
     LoadKey {
-        /// Which.
+        /// The key in its state after this action.
         key: Key,
-        /// Who entered what.
+        /// The custodian and KCV of each component, in the order of entry.
         components: Vec<Component>,
     },
-    /// A key from a key block.
+    /// A key was imported from a key block.
     ImportKey {
-        /// Which.
+        /// The key in its state after this action.
         key: Key,
-        /// The key it was under.
+        /// The KEK that encrypted the key block, such as `exchange:acquirer`.
         under: String,
-        /// What the block said of it.
+        /// The header of the key block.
         header: String,
     },
-    /// A key in a key block.
+    /// A key was exported in a key block.
     ExportKey {
-        /// Which.
+        /// The key in its state after this action.
         key: Key,
-        /// The key it is under.
+        /// The KEK that encrypts the key block, such as `exchange:acquirer`.
         under: String,
-        /// What the block says of it.
+        /// The header of the key block.
         header: String,
     },
-    /// A key was put into use.
+    /// A pending key was activated.
     Activate {
-        /// Which.
+        /// The key in its state after this action.
         key: Key,
     },
-    /// A key was taken out of use.
+    /// A key was retired.
     Retire {
-        /// Which.
+        /// The key in its state after this action.
         key: Key,
-        /// How its use was counted; none of a key that needs no count.
+        /// How the use of the key was counted; absent for a key that needs no count.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         count: Option<UseCount>,
     },
-    /// A key was wiped.
+    /// A retired key was wiped.
     Destroy {
-        /// Which.
+        /// The key in its state after this action.
         key: Key,
-        /// How its use was counted; none of a key that needs no count.
+        /// How the use of the key was counted; absent for a key that needs no count.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         count: Option<UseCount>,
     },
-    /// No more is told.
+    /// The ceremony ended: no line follows.
     End,
 }
 
-/// How it was found out that nothing needs a storage or seal key any more.
+/// How a storage or seal key was found to be unused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "by", rename_all = "kebab-case")]
 pub enum UseCount {
     /// By a count in every store and running engine that was named, or in the store of the configuration.
     Count {
-        /// Each that was asked, at least one.
+        /// The counted stores and engines, at least one.
         asked: Vec<EngineCount>,
         /// Engines that started on a store that was counted, or whose store is the configuration's, and that were not
         /// asked: `HOST:STORE DIRECTORY`.
         not_asked: Vec<String>,
     },
-    /// By nobody (`--no-store`): those present confirmed twice that no store has anything under the key and no engine uses
+    /// No count (`--no-store`): the participants confirmed twice that no store has anything under the key and no engine uses
     /// the key.
     NoStore,
 }
 
-/// A store or an engine that was asked, and what it has under the key.
+/// A store or engine that was asked, and its counts of records under the key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EngineCount {
-    /// How it was asked.
+    /// The store or engine that was asked.
     pub source: CountSource,
     /// The engine's name: `HOST:STORE DIRECTORY`.
     pub engine: String,
@@ -112,7 +112,7 @@ pub struct EngineCount {
     pub controls: u64,
 }
 
-/// Where a count is from.
+/// The origin of a count.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CountSource {
@@ -122,21 +122,21 @@ pub enum CountSource {
     Engine(String),
 }
 
-/// A key, as a transcript names it.
+/// A key in a transcript: reference, algorithm, KCV and state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Key {
-    /// Such as `storage/1`.
+    /// Usage and version, such as `storage/1`.
     pub key: String,
-    /// Such as `aes-256`.
+    /// The algorithm, such as `aes-256`.
     pub algorithm: String,
-    /// Six hexadecimal digits; `none` of a key that a token made and that may not encrypt there.
+    /// The KCV: six hexadecimal digits, or `none` for a key that a token made and that may not encrypt there.
     pub check_value: String,
-    /// What has become of it, after the action.
+    /// `pending`, `active`, `retired` or `destroyed`, after the action.
     pub state: String,
 }
 
 impl Key {
-    /// What is told of it.
+    /// The transcript's view of a key of the vault or token.
     pub fn of(info: &KeyInfo) -> Self {
         Self {
             key: info.reference(),
@@ -147,17 +147,17 @@ impl Key {
     }
 }
 
-/// A component: whose it is, and its check value.
+/// A key component: its custodian and its KCV.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Component {
-    /// Whose.
+    /// The custodian's name on the roster.
     pub custodian: String,
-    /// Six hexadecimal digits.
+    /// The KCV of the component: six hexadecimal digits.
     pub check_value: String,
 }
 
 impl Component {
-    /// Each custodian's.
+    /// One component a custodian; both slices are in the same order.
     pub fn of_each(custodians: &[&str], check_values: &[Kcv]) -> Vec<Self> {
         let each = custodians.iter().zip(check_values);
         each.map(|(custodian, value)| Self { custodian: (*custodian).to_owned(), check_value: value.to_string() })
@@ -166,7 +166,7 @@ impl Component {
 }
 
 impl CeremonyAction {
-    /// What decides who must be there.
+    /// The kind of step, which decides who must be present.
     pub fn step(&self) -> Step {
         match self {
             Self::Begin { .. } | Self::End => Step::Frame,
@@ -194,11 +194,11 @@ impl fmt::Display for CeremonyAction {
             }
             Self::MakeKey { key } => write!(f, "made {key}"),
             Self::LoadKey { key, components } => write!(f, "loaded {key}, from components: {}", entered(components)),
-            Self::ImportKey { key, under, header } => write!(f, "took in {key}, under {under}, as {header}"),
-            Self::ExportKey { key, under, header } => write!(f, "gave out {key}, under {under}, as {header}"),
-            Self::Activate { key } => write!(f, "put into use {key}"),
-            Self::Retire { key, count: None } => write!(f, "took out of use {key}"),
-            Self::Retire { key, count: Some(count) } => write!(f, "took out of use {key}; {count}"),
+            Self::ImportKey { key, under, header } => write!(f, "imported {key}, under {under}, as {header}"),
+            Self::ExportKey { key, under, header } => write!(f, "exported {key}, under {under}, as {header}"),
+            Self::Activate { key } => write!(f, "activated {key}"),
+            Self::Retire { key, count: None } => write!(f, "retired {key}"),
+            Self::Retire { key, count: Some(count) } => write!(f, "retired {key}; {count}"),
             Self::Destroy { key, count: None } => write!(f, "destroyed {key}"),
             Self::Destroy { key, count: Some(count) } => write!(f, "destroyed {key}; {count}"),
             Self::End => write!(f, "ended"),

@@ -1,4 +1,4 @@
-//! A person's own key as they bring it: in a file, or in a token that a file names.
+//! The private key of a participant: in a file, or in a token that a file names.
 //!
 //! What must never enter: a key, or a user PIN that was typed. Both stay inside `hsm`.
 
@@ -9,7 +9,10 @@ use thiserror::Error;
 
 use config::ConfigError;
 
-/// The key that a file holds, or that the token holds which it names.
+/// Opens the key in a file, or in the token that the file names.
+///
+/// # Errors
+/// The file can't be read or is malformed, or the token refuses the login or has no key.
 pub fn read(path: &Path) -> Result<PersonKey, ParticipantKeyError> {
     match Shown::read(path)? {
         Shown::Key(key) => Ok(key),
@@ -18,6 +21,9 @@ pub fn read(path: &Path) -> Result<PersonKey, ParticipantKeyError> {
 }
 
 /// Makes a key in the token that a file names.
+///
+/// # Errors
+/// The file holds a key, can't be read or is malformed; or the token refuses the login or has a key already.
 pub fn make_in_token(path: &Path) -> Result<PersonKey, ParticipantKeyError> {
     match Shown::read(path)? {
         Shown::Key(_) => Err(ParticipantKeyError::NoToken { path: path.to_owned() }),
@@ -25,19 +31,19 @@ pub fn make_in_token(path: &Path) -> Result<PersonKey, ParticipantKeyError> {
     }
 }
 
-/// Why somebody's key can't be had.
+/// A participant's key can't be opened or made.
 #[derive(Debug, Error)]
 pub enum ParticipantKeyError {
-    /// A key where a token was to be named.
-    #[error("{} is a key, and names no token: nothing was made", path.display())]
+    /// The file holds a key; it must name a token.
+    #[error("{} is a key and names no token: nothing was made; name a file with a [token] section", path.display())]
     NoToken {
-        /// Which file.
+        /// The path of the file.
         path: std::path::PathBuf,
     },
-    /// The file that names a token.
+    /// The file that names a token is malformed.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The key, or the token.
+    /// The key file or the token fails.
     #[error(transparent)]
     Key(#[from] PersonError),
 }

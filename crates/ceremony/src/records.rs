@@ -1,5 +1,5 @@
-//! Whether anything needs a key: PIN records and live controls are counted in the stores of stopped engines, and by
-//! running ones. A store or an engine that is not found is an error, never a count of zero.
+//! Counts the PIN records and live controls under a key: in the stores of stopped engines, and by running engines. A
+//! missing store or engine is an error, never a count of zero.
 
 use std::{
     collections::BTreeSet,
@@ -21,9 +21,9 @@ use store_embedded::{
     engine_name,
 };
 
-/// How many cards' records are read at a time.
+/// The cards whose records are read at a time.
 const PAGE_CARDS: usize = 4_096;
-/// How many audit entries are read at a time.
+/// The audit entries that are read at a time.
 const PAGE_ENTRIES: usize = 4_096;
 /// The top-level keys of a configuration that a boundary reads. A file with any other is an engine's.
 const BOUNDARY_KEYS: [&str; 6] = ["boundary", "data_directory", "pin_policy", "token", "vault", "workers"];
@@ -40,15 +40,15 @@ pub struct RecordSources<'a> {
     pub config: &'a Path,
 }
 
-/// A key, as it is counted.
+/// The key whose records are counted.
 struct Wanted<'a> {
-    /// An engine that is asked must use the newest of these.
+    /// Every key of the vault or token. A running engine must use the newest of this usage.
     keys: &'a KeyStore,
     name: &'a KeyUsage,
     version: u16,
 }
 
-/// What was counted so far.
+/// The counts so far.
 #[derive(Default)]
 struct Counted {
     kept: RecordsKept,
@@ -57,7 +57,7 @@ struct Counted {
     known: BTreeSet<String>,
 }
 
-/// What one store, or one running engine, said.
+/// The count of one store or running engine.
 struct Answer {
     kept: RecordsKept,
     engine: String,
@@ -102,8 +102,8 @@ impl Wanted<'_> {
 }
 
 impl Counted {
-    /// Whether this very directory was read. An engine's name does not tell: clones and containers share host names and
-    /// paths.
+    /// Whether this directory was read. An engine's name does not identify a store: clones and containers share host
+    /// names and paths.
     fn has_read(&self, directory: &Path) -> bool {
         let resolved = |path: &Path| fs::canonicalize(path).ok();
         let read = |asked: &EngineCount| match &asked.source {
@@ -227,7 +227,7 @@ fn uses_newest(wanted: &Wanted<'_>, address: &str, in_use: &[proto::Key]) -> Res
     Err(RecordsError::OtherEngine { engine: address.to_owned(), key: reference })
 }
 
-/// What an engine counted; a kind that this release does not know is not left out.
+/// The count of a running engine. A kind that this release does not know is an error.
 fn kept_of(records: &proto::CountRecordsResponse) -> Result<RecordsKept, RecordsError> {
     use proto::{BoundaryLevel, StorageFormat};
 
@@ -260,28 +260,28 @@ pub enum RecordsError {
     /// The configuration can't be read, or is malformed.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The engine's store, in which records are counted.
+    /// The store of a stopped engine can't be copied or opened.
     #[error(transparent)]
     StoreCopy(#[from] StoreCopyError),
-    /// It does not read.
+    /// The store can't be read.
     #[error(transparent)]
     Kept(#[from] StoreError),
-    /// A record of another release.
+    /// A record has a format that this release can't read.
     #[error("a PIN record or control in an engine's store can't be read by this release: nothing was done")]
     Record,
-    /// No store is where the configuration, or --store, says.
+    /// The directory that the configuration or --store names has no store.
     #[error(
         "{} is no store, so nothing was counted for {key}: name the store of each stopped engine by --store DIRECTORY and \
          each running engine by --engine ADDRESS; if no engine has ever used the key, say --no-store",
         path.display()
     )]
     NoStore {
-        /// Where it was looked for.
+        /// The path of the directory.
         path: PathBuf,
         /// For example `storage/1`.
         key: String,
     },
-    /// Other engines were asked, and the store of the configuration is not there.
+    /// Other stores or engines were counted, and the directory of the configuration has no store.
     #[error(
         "{} is no store, and --config names it: nothing was counted for {key}; mount that store, or give the \
          configuration that names it where it is now; where an engine elsewhere uses the key, give the boundary's \
@@ -289,41 +289,41 @@ pub enum RecordsError {
         path.display()
     )]
     NoConfiguredStore {
-        /// Where it was looked for.
+        /// The path of the directory.
         path: PathBuf,
         /// For example `storage/1`.
         key: String,
     },
-    /// Something else is where the configuration, or --store, says.
+    /// The directory that the configuration or --store names holds other files.
     #[error(
         "{} is not empty and not a Pinseal store, so nothing was counted for {key}: mount or restore the store, or name \
          its directory",
         path.display()
     )]
     ForeignStore {
-        /// The directory.
+        /// The path of the directory.
         path: PathBuf,
         /// For example `storage/1`.
         key: String,
     },
-    /// An engine runs on the store.
+    /// A running engine has the store locked.
     #[error(
         "the store {} is in use by a running engine: name that engine by --engine ADDRESS, or stop it",
         path.display()
     )]
     StoreInUse {
-        /// The directory.
+        /// The path of the directory.
         path: PathBuf,
     },
-    /// The running engine that was to count them.
+    /// A running engine does not answer, or can't count.
     #[error(transparent)]
     Engine(#[from] OperatorError),
-    /// It goes on making with an older key, or with somebody else's.
+    /// The engine encrypts under an older key, or under a key of another vault.
     #[error("the engine {engine} does not have {key} in use: send it SIGHUP, or restart it, to reload its keys")]
     OtherEngine {
-        /// Its address.
+        /// The address of the engine.
         engine: String,
-        /// The newest there is.
+        /// The newest active key of this usage.
         key: String,
     },
     /// A file or directory can't be read.
@@ -361,7 +361,7 @@ mod configured_tests {
     }
 
     #[test]
-    fn a_missing_configured_store_is_never_passed_silently() {
+    fn a_missing_configured_store_is_an_error() {
         let data = tempfile::tempdir().unwrap();
         let store = data.path().join("store");
         let elsewhere = format!("[store]\ndirectory = {store:?}");
@@ -382,7 +382,7 @@ mod configured_tests {
     }
 
     #[test]
-    fn an_engine_of_the_same_name_is_not_the_store_itself() {
+    fn an_engine_of_the_same_name_is_another_store() {
         let data = tempfile::tempdir().unwrap();
         let (store, link) = (data.path().join("store"), data.path().join("link"));
         fs::create_dir(&store).unwrap();
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn a_count_of_a_kind_that_is_not_known_here_retires_nothing() {
+    fn counts_of_unknown_kinds_are_rejected() {
         assert!(kept_of(&count(StorageFormat::Iso4, BoundaryLevel::Host, 1)).is_ok());
         let seals = vec![SealCount { version: 65_536, controls: 1 }];
         for unknown in [

@@ -1,4 +1,4 @@
-//! Who may take part: people, their roles and public keys, and how many custodians a step needs.
+//! The roster: the participants of a ceremony, their roles and public keys, and the quorum of custodians.
 
 use std::collections::HashSet;
 
@@ -9,10 +9,10 @@ use thiserror::Error;
 
 use super::hexadecimal::{hex, unhex};
 
-/// How many custodians there may be: as many as a key may have components.
+/// The number of custodians on a roster: as many as a key may have components.
 const CUSTODIANS: std::ops::RangeInclusive<usize> = 2..=9;
 
-/// What somebody is there for; nobody is there for two things.
+/// The role of a participant. Each participant has exactly one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
@@ -34,46 +34,53 @@ impl std::fmt::Display for Role {
     }
 }
 
-/// Somebody.
+/// A person on the roster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Participant {
-    /// As the transcript names them: 1 to 31 of `a-z`, `0-9` and `-`.
+    /// The name in the transcript: 1 to 31 of `a-z`, `0-9` and `-`.
     pub name: String,
-    /// What they are there for.
+    /// The role in every step.
     pub role: Role,
-    /// Their Ed25519 public key: 64 hexadecimal digits, as `pinseal ceremony person` prints it.
+    /// The Ed25519 public key (RFC 8032): 64 lower-case hexadecimal digits, as `pinseal ceremony person` prints it.
     pub key: String,
 }
 
-/// All who may take part.
+/// All participants of a ceremony, and the quorum.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Roster {
-    /// How many custodians a step needs, beside the leader.
+    /// The number of custodians that each step needs, beside the leader: at least 2.
     pub quorum: usize,
-    /// Everybody.
+    /// The participants: 2 to 9 custodians, at least one leader, any number of auditors.
     pub person: Vec<Participant>,
 }
 
-/// What is done, as far as it decides who must be there.
+/// The kind of a step, which decides who must be present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// The first and the last: an auditor too, where there is one.
+    /// The first and the last step. An auditor must be present too, if the roster has one.
     Frame,
-    /// Every other.
+    /// Every step between them: the leader and a quorum of custodians.
     Keys,
 }
 
 impl Roster {
     /// Reads and checks a roster in TOML.
+    ///
+    /// # Errors
+    /// The text is not a roster in TOML, or [`Roster::check`] rejects it.
     pub fn parse(text: &str) -> Result<Self, RosterError> {
         let roster: Self = toml::from_str(text).map_err(|error| RosterError::Malformed(error.to_string()))?;
         roster.check()?;
         Ok(roster)
     }
 
-    /// Whether it can hold anything in custody.
+    /// Checks names, keys, roles and quorum.
+    ///
+    /// # Errors
+    /// A name or key is malformed or appears twice, there are too few or too many custodians, the quorum is out of range,
+    /// or there is no leader.
     pub fn check(&self) -> Result<(), RosterError> {
         let (mut names, mut keys) = (HashSet::new(), HashSet::new());
         for person in &self.person {
@@ -101,13 +108,16 @@ impl Roster {
         Ok(())
     }
 
-    /// SHA-256 of it: what a vault or token in its custody remembers.
+    /// SHA-256 of the roster in JSON. A vault or token in the custody of the roster stores it.
     pub fn hash(&self) -> [u8; 32] {
         let text = serde_json::to_string(self).unwrap_or_default();
         Sha256::digest(text).into()
     }
 
-    /// Who of them is there.
+    /// The participants with these keys.
+    ///
+    /// # Errors
+    /// A key belongs to nobody on the roster, or is given twice.
     pub fn present(&self, keys: Vec<PersonKey>) -> Result<Vec<Present>, RosterError> {
         let mut present: Vec<Present> = Vec::new();
         for key in keys {
@@ -122,7 +132,10 @@ impl Roster {
         Ok(present)
     }
 
-    /// Whether those who are there are enough. They are all of the roster.
+    /// Checks that the participants present are enough for a step. Every one of them must be on the roster.
+    ///
+    /// # Errors
+    /// The quorum of custodians, the leader or the auditor is absent, or a participant appears twice.
     pub fn allows(&self, step: Step, present: &[Participant]) -> Result<(), RosterError> {
         let distinct: HashSet<_> = present.iter().map(|person| &person.name).collect();
         if distinct.len() != present.len() {
@@ -150,21 +163,24 @@ impl Roster {
 }
 
 impl Participant {
-    /// Who they are; none where it is no key.
+    /// The public key; `None` where the text is not 64 hexadecimal digits.
     pub fn public(&self) -> Option<PersonPublicKey> {
         unhex::<32>(&self.key).map(PersonPublicKey::from_bytes)
     }
 }
 
-/// Somebody who is there, with the key they sign with.
+/// A participant who is present, with the private key that signs the transcript.
 pub struct Present {
-    /// Who.
+    /// The entry on the roster.
     pub person: Participant,
     key: PersonKey,
 }
 
 impl Present {
-    /// Their signature, as hexadecimal digits.
+    /// The Ed25519 signature of a message: 128 lower-case hexadecimal digits.
+    ///
+    /// # Errors
+    /// The participant's token does not sign.
     pub fn sign(&self, message: &[u8]) -> Result<String, RosterError> {
         let signed = self.key.sign(message);
         signed
@@ -173,73 +189,73 @@ impl Present {
     }
 }
 
-/// Why a roster, or who is there, won't do.
+/// A roster is rejected, or the participants present are not enough.
 #[derive(Debug, Error)]
 pub enum RosterError {
-    /// Not TOML, or not a roster.
+    /// The text is not TOML, or not a roster.
     #[error("the roster can't be read: {0}")]
     Malformed(String),
-    /// A name that does not print well.
-    #[error("{name:?} is no name for a roster: 1 to 31 of a-z, 0-9 and -")]
+    /// The name is not 1 to 31 of `a-z`, `0-9` and `-`.
+    #[error("the roster rejects the name {name:?}: use 1 to 31 of a-z, 0-9 and -")]
     Name {
-        /// Which.
+        /// The rejected name.
         name: String,
     },
-    /// Not a public key.
+    /// The key is not 64 lower-case hexadecimal digits.
     #[error("the key of {name} is not 64 lower-case hexadecimal digits, as pinseal ceremony person prints it")]
     Key {
-        /// Whose.
+        /// The name of the participant.
         name: String,
     },
-    /// One person in two places.
-    #[error("{name} is there twice: nobody has two roles, and no two share a key")]
+    /// A participant or a key appears twice.
+    #[error("{name} appears twice: each participant has one role and one key")]
     Twice {
-        /// Who.
+        /// The name of the participant.
         name: String,
     },
-    /// Too few or too many.
+    /// The number of custodians is not 2 to 9.
     #[error("there are {found} custodians: a roster has {} to {}", CUSTODIANS.start(), CUSTODIANS.end())]
     Custodians {
-        /// How many.
+        /// The number of custodians on the roster.
         found: usize,
     },
-    /// Out of range.
-    #[error("a quorum of {quorum} of {custodians} custodians: it is at least 2, and no more than there are")]
+    /// The quorum is less than 2 or more than the custodians.
+    #[error("the quorum is {quorum} of {custodians} custodians: set it to 2 or more, and at most {custodians}")]
     Quorum {
-        /// How many there are.
+        /// The number of custodians on the roster.
         custodians: usize,
-        /// How many were to be needed.
+        /// The rejected quorum.
         quorum: usize,
     },
-    /// Nobody leads.
-    #[error("the roster names no leader")]
+    /// No participant has the role leader.
+    #[error("the roster names no leader: give one person the role leader")]
     NoLeader,
-    /// A key that nobody of the roster has.
+    /// A key belongs to nobody on the roster.
     #[error("nobody on the roster has the key {public}")]
     Stranger {
-        /// The public key.
+        /// The public key, 64 hexadecimal digits.
         public: String,
     },
-    /// Not enough.
-    #[error("{found} custodians are present, and it takes {wanted}")]
+    /// Fewer custodians than the quorum are present.
+    #[error("{found} custodians are present, and it takes {wanted}: name the key of each by --present")]
     TooFew {
-        /// How many it takes.
+        /// The quorum of the roster.
         wanted: usize,
-        /// How many there are.
+        /// The number of custodians present.
         found: usize,
     },
-    /// Somebody is there and can't sign.
+    /// A participant is present, and their key or token does not sign.
     #[error("{name} did not sign, so nothing was done: {error}")]
     NotSigned {
-        /// Who.
+        /// The name of the participant.
         name: String,
-        /// Why.
+        /// The reason that the key or token gives.
         error: PersonError,
     },
-    /// Somebody is not there.
-    #[error("no {role} is present")]
+    /// A required role is absent.
+    #[error("no {role} is present: name the key of one by --present")]
     Missing {
-        /// Who.
+        /// The absent role.
         role: Role,
     },
 }
@@ -269,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_takes_a_leader_and_the_quorum_and_none_of_them_alone() {
+    fn a_step_needs_the_leader_and_the_quorum() {
         let allows = |names: &[&str]| roster().allows(Step::Keys, &of(names)).is_ok();
         assert!(allows(&["lea", "alice", "bob"]) && allows(&["lea", "bob", "carol", "alice"]));
         for too_few in
@@ -280,18 +296,18 @@ mod tests {
     }
 
     #[test]
-    fn nobody_counts_twice() {
+    fn a_participant_named_twice_is_rejected() {
         assert!(roster().allows(Step::Keys, &of(&["lea", "alice", "alice"])).is_err());
     }
 
     #[test]
-    fn the_auditor_is_there_at_the_beginning_and_the_end() {
+    fn the_first_and_last_step_need_the_auditor() {
         assert!(roster().allows(Step::Frame, &of(&["lea", "alice", "bob"])).is_err());
         assert!(roster().allows(Step::Frame, &of(&["lea", "alice", "bob", "otto"])).is_ok());
     }
 
     #[test]
-    fn a_roster_with_one_person_in_two_roles_or_a_quorum_of_one_holds_nothing_in_custody() {
+    fn check_rejects_shared_keys_bad_quorums_and_missing_leader() {
         assert!(roster().check().is_ok());
         let mut twice = roster();
         twice.person[3].key = twice.person[0].key.clone();
@@ -305,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn another_roster_has_another_hash() {
+    fn the_hash_covers_the_quorum() {
         assert_ne!(roster().hash(), Roster { quorum: 3, ..roster() }.hash());
     }
 }

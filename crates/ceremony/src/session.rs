@@ -1,8 +1,8 @@
-//! A ceremony under way: who is there, the vault or token, and the transcript, all of which agree.
+//! An open ceremony: the participants present, the vault or token, and the transcript, all of which agree.
 //!
-//! A step is kept in this order: its line in a file beside the transcript; the vault or the token's register, with the line's
-//! hash and the mark that a step is unfinished; the line in the transcript; the mark removed. The next step on the transcript
-//! finishes a step that stopped in between, and no other transcript can be begun before.
+//! A step is written in this order: its line in a file beside the transcript; the vault or the token's inventory, with the
+//! line's hash and the mark of an unfinished step; the line in the transcript; the mark removed. The next step on the
+//! transcript finishes a step that stopped in between. Until then no other transcript can begin.
 
 use std::{
     io,
@@ -20,7 +20,7 @@ use super::{
     transcript_file::{TranscriptFile, TranscriptFileError},
 };
 
-/// Those who are there, what they change, and where it is told.
+/// One step of a ceremony: the participants, the keys that they change, and the transcript.
 pub struct Session {
     roster: Roster,
     present: Vec<Present>,
@@ -33,7 +33,12 @@ pub struct Session {
 }
 
 impl Session {
-    /// Begins a ceremony: a new transcript, and the keys in the custody of a roster. The action is to be recorded first.
+    /// Begins a ceremony: a new transcript, and the keys in the custody of a roster. Pass the returned action to
+    /// [`Session::record`]: until then nothing is written.
+    ///
+    /// # Errors
+    /// The transcript has lines, an earlier step is unfinished, the keys are in the custody of another roster, or the
+    /// participants present are not enough.
     pub fn begin(
         mut store: KeyStore,
         transcript: TranscriptFile,
@@ -60,8 +65,12 @@ impl Session {
         Ok((Self { roster, present, store, transcript, number: 0, head }, action))
     }
 
-    /// Goes on with one. Nothing is written before enough people are there; then a step that stopped before its line was in
-    /// the transcript is finished.
+    /// Continues a ceremony. Nothing is written before enough participants are present; then a step that stopped before its
+    /// line was in the transcript is finished.
+    ///
+    /// # Errors
+    /// The transcript is malformed, has ended or does not belong to these keys, the participants present are not enough, or
+    /// the unfinished step can't be finished.
     pub fn go_on(
         mut store: KeyStore,
         mut transcript: TranscriptFile,
@@ -84,7 +93,7 @@ impl Session {
         if store.is_unfinished() {
             store.finish().map_err(|error| still_missing(&transcript, Box::new(error)))?;
         }
-        // The keys remember the transcript's last line, so a pending line that is not this one was of a step not done.
+        // The keys store the hash of the transcript's last line: a pending line with another hash belongs to a step not done.
         if pending.is_some() {
             transcript.remove_pending()?;
         }
@@ -96,18 +105,21 @@ impl Session {
         Ok(Self { roster, present, store, transcript, number, head })
     }
 
-    /// The custodians who are there, in the order they were named.
+    /// The names of the custodians present, in the order of their keys.
     pub fn custodians(&self) -> Vec<String> {
         let custodians = self.present.iter().filter(|present| present.person.role == Role::Custodian);
         custodians.map(|present| present.person.name.clone()).collect()
     }
 
-    /// The transcript.
+    /// The path of the transcript.
     pub fn transcript(&self) -> &Path {
         self.transcript.path()
     }
 
-    /// Tells what was done; it is done once this returns. Where somebody can't sign, nothing is written.
+    /// Commits the changed keys and appends the signed action to the transcript. Both are on disk when this returns.
+    ///
+    /// # Errors
+    /// Nothing changed, except where [`SessionError::is_done_in_part`] says so.
     pub fn record(&mut self, action: CeremonyAction) -> Result<(), SessionError> {
         let people: Vec<Participant> = self.present.iter().map(|present| present.person.clone()).collect();
         self.roster.allows(action.step(), &people)?;
@@ -142,7 +154,7 @@ fn present(roster: &Roster, keys: &[PathBuf], step: Step) -> Result<Vec<Present>
     Ok(present)
 }
 
-/// The transcript whose last line is the one that the keys remember; and the pending line, where the file still lacks it.
+/// The transcript whose last line has the hash that the keys store; and the pending line, where the file lacks it.
 fn up_to_date<'line>(
     file: &TranscriptFile,
     pending: Option<&'line str>,
@@ -173,52 +185,52 @@ fn up_to_date<'line>(
 const GO_ON: &str =
     "run any step again on this transcript: it recovers the line; `pinseal ceremony list` shows the keys";
 
-/// Why a ceremony does not go on. Nothing was done, but where [`SessionError::is_done_in_part`] says otherwise.
+/// A step failed. Nothing was done, except where [`SessionError::is_done_in_part`] says so.
 #[derive(Debug, Error)]
 pub enum SessionError {
-    /// There is one already.
-    #[error("{} is there already: a ceremony has a transcript of its own", path.display())]
+    /// A new ceremony was to begin on a transcript with lines.
+    #[error("{} has lines already: name a new file for a new ceremony", path.display())]
     Exists {
-        /// The transcript.
+        /// The path of the transcript.
         path: PathBuf,
     },
-    /// It has ended.
+    /// The transcript has its last line.
     #[error("the ceremony of {} has ended: begin another", path.display())]
     Ended {
-        /// The transcript.
+        /// The path of the transcript.
         path: PathBuf,
     },
-    /// Somebody else's.
-    #[error("the keys are in the custody of another roster")]
+    /// The vault or token stores the hash of another roster.
+    #[error("the keys are in the custody of another roster: use the roster and transcript of their last ceremony")]
     OtherRoster,
-    /// It does not tell of the last change.
-    #[error("{} does not tell of the keys' last change: it is another ceremony's, or was cut", path.display())]
+    /// The last line is not the one whose hash the keys store.
+    #[error("{} does not record the keys' last change: it belongs to another ceremony, or was cut; use the last transcript", path.display())]
     OtherTranscript {
-        /// The transcript.
+        /// The path of the transcript.
         path: PathBuf,
     },
-    /// The transcript.
+    /// The transcript fails a check.
     #[error("the transcript is refused: {0}")]
     Transcript(#[from] TranscriptError),
-    /// Who is there.
+    /// The roster does not allow the step with these participants.
     #[error(transparent)]
     Roster(#[from] RosterError),
-    /// Somebody's key.
+    /// A participant's key can't be read.
     #[error(transparent)]
     Participant(#[from] ParticipantKeyError),
-    /// The keys.
+    /// The vault or token can't be read or written.
     #[error(transparent)]
     Store(#[from] KeyStoreError),
-    /// The transcript's file.
+    /// The transcript's file can't be read, written or locked.
     #[error(transparent)]
     File(#[from] TranscriptFileError),
-    /// The keys remember a line that its transcript may lack, and which one that is only its people know.
+    /// The keys store the hash of a line that its transcript may lack. The keys do not know that transcript's path.
     #[error(
         "a step of the ceremony before is unfinished: its line may be in no transcript; run any step on that transcript \
          first, it recovers the line"
     )]
     Unfinished,
-    /// A line beside an empty transcript: of a ceremony that did not come to begin, or of other keys.
+    /// A pending line beside an empty transcript: of a ceremony that did not begin, or of other keys.
     #[error(
         "{} holds the line of a step that is in no transcript: any step on that transcript, with the configuration of \
          its keys, recovers it; where that is refused too, the step was not done: move the file away and begin again, or \
@@ -226,44 +238,44 @@ pub enum SessionError {
         path.display()
     )]
     Pending {
-        /// The file with the line.
+        /// The path of the file with the line.
         path: PathBuf,
     },
-    /// The line of the step before can't be put in its place. This step did nothing.
+    /// The line of the step before can't be appended. This step did nothing.
     #[error(
         "nothing was done: the step before changed the keys, and its line is not yet settled in {}: {error}; run this step \
-         again when that is mended",
+         again when that is repaired",
         path.display()
     )]
     StillMissing {
-        /// The transcript.
+        /// The path of the transcript.
         path: PathBuf,
-        /// The reason.
+        /// The reason of the vault, token or file.
         error: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The keys may have changed; nothing tells whether they did.
+    /// The keys may have changed: the write failed, and its outcome is not known.
     #[error("the keys may have changed, and {} has no line of it yet: {error}; {GO_ON}", path.display())]
     Unsure {
-        /// The transcript.
+        /// The path of the transcript.
         path: PathBuf,
         /// The vault's or the token's reason.
         error: KeyStoreError,
     },
-    /// The keys changed; the line of it is not in the transcript.
+    /// The keys changed; the line is not in the transcript.
     #[error("the step was done, but its line is not in {}: {error}; {GO_ON}", path.display())]
     LineMissing {
-        /// The transcript.
+        /// The path of the transcript.
         path: PathBuf,
         /// The operating system's reason.
         error: io::Error,
     },
-    /// The keys changed and the transcript says so; the keys still have the mark of an unfinished step.
+    /// The keys changed and the line is in the transcript; the keys still have the mark of an unfinished step.
     #[error(
         "the step was done, and its line is in {}, but the keys are still marked as unfinished: {error}; {GO_ON}",
         path.display()
     )]
     Unmarked {
-        /// The transcript.
+        /// The path of the transcript.
         path: PathBuf,
         /// The vault's or the token's reason.
         error: KeyStoreError,
@@ -271,7 +283,7 @@ pub enum SessionError {
 }
 
 impl SessionError {
-    /// Whether the keys changed, or may have, although the step failed.
+    /// Whether the failed step changed the keys, or may have.
     pub fn is_done_in_part(&self) -> bool {
         matches!(self, Self::Unsure { .. } | Self::LineMissing { .. } | Self::Unmarked { .. })
     }

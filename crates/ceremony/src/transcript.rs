@@ -1,10 +1,10 @@
-//! The transcript: a JSON object a line, each with the hash of the one before and signed by all who were there. Pure.
+//! The transcript: one JSON object a line, each with the hash of the line before and signed by all who were present.
 //!
 //! ```text
 //! {"entry":{"number":1,"previous":"…","at":"…","present":["alice",…],"did":"make-key",…},"hash":"…","signatures":["…",…]}
 //! ```
-//! `hash` is SHA-256 of the entry's own bytes, `previous` the hash of the line before it (of a ceremony's first line, the
-//! hash the vault or token remembered). A line is taken only as it would be written: any other byte in it is found.
+//! `hash` is SHA-256 of the entry's bytes, `previous` the hash of the line before (in the first line of a ceremony, the hash
+//! that the vault or token stores). The reader accepts a line only byte for byte as the writer writes it.
 
 use std::collections::HashMap;
 
@@ -18,21 +18,21 @@ use super::{
     roster::{Participant, Present, Roster, RosterError},
 };
 
-/// Before what is signed: a signature of a transcript is nothing else's.
+/// The prefix of every signed message. It keeps a transcript's signature from being valid for any other purpose.
 const SIGNED_AS: &[u8] = b"pinseal ceremony transcript 2\0";
 
-/// One line's content.
+/// The signed content of one line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// 1, 2, 3 …
+    /// The number of the line, from 1.
     pub number: u64,
-    /// The hash before it.
+    /// The hash of the line before: 64 lower-case hexadecimal digits.
     pub previous: String,
-    /// When, in UTC.
+    /// The time in UTC (RFC 3339).
     pub at: String,
-    /// Who was there.
+    /// The names of the participants who were present.
     pub present: Vec<String>,
-    /// What was done.
+    /// The completed action.
     #[serde(flatten)]
     pub action: CeremonyAction,
 }
@@ -42,28 +42,31 @@ pub struct Entry {
 struct Line {
     entry: Entry,
     hash: String,
-    /// Of each who was there, in the same order.
+    /// One signature for each name in `present`, in the same order.
     signatures: Vec<String>,
 }
 
 /// A transcript that was checked from its first line to its last.
 #[derive(Debug)]
 pub struct Transcript {
-    /// Who may take part.
+    /// The roster of the first line.
     pub roster: Roster,
-    /// What was done.
+    /// The entries, in order; at least one.
     pub entries: Vec<Entry>,
-    /// The hash of the last line.
+    /// The hash of the last line: SHA-256 of its entry.
     pub head: [u8; 32],
 }
 
 impl Transcript {
-    /// Whether its last entry says that nothing follows.
+    /// Whether the last entry ends the ceremony.
     pub fn has_ended(&self) -> bool {
         self.entries.last().is_some_and(|entry| entry.action == CeremonyAction::End)
     }
 
-    /// Checks every line: form, chain, signatures, who was there, and what may become of a key.
+    /// Reads a transcript and checks every line: format, chain, signatures, participants and key states.
+    ///
+    /// # Errors
+    /// The text is empty, or a line fails one of the checks.
     pub fn read(text: &str) -> Result<Self, TranscriptError> {
         let mut read: Option<Self> = None;
         let mut keys = Replay::default();
@@ -107,7 +110,10 @@ impl Transcript {
     }
 }
 
-/// A line to be written after `previous`, and its hash; none unless all who are there have signed it.
+/// The signed line that follows the line with the hash `previous`, and its own hash.
+///
+/// # Errors
+/// One of the participants present does not sign.
 pub fn line(
     previous: [u8; 32],
     number: u64,
@@ -140,7 +146,7 @@ fn all_signed(present: &[Participant], hash: &[u8; 32], signatures: &[String]) -
     present.len() == signatures.len() && present.iter().zip(signatures).all(signed)
 }
 
-/// What has become of each key so far.
+/// The state of each key after the lines read so far.
 #[derive(Default)]
 struct Replay(HashMap<String, Key>);
 
@@ -171,47 +177,47 @@ impl Replay {
     }
 }
 
-/// Why a transcript is refused.
+/// A transcript is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum TranscriptError {
-    /// There is nothing.
+    /// The text has no line.
     #[error("the transcript is empty")]
     Empty,
-    /// Some line breaks it.
+    /// A line fails a check; the lines before it passed.
     #[error("line {line} {problem}")]
     Line {
-        /// Which, from 1.
+        /// The number of the line, from 1.
         line: u64,
-        /// Why.
+        /// The failed check.
         problem: Problem,
     },
 }
 
-/// What breaks a line.
+/// The check that a line fails.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Problem {
-    /// No end of line.
+    /// The line has no line end.
     #[error("is cut short")]
     CutShort,
-    /// Not as it would be written.
-    #[error("is not as a transcript's line is written: it was changed")]
+    /// The line is not byte for byte as the writer writes it.
+    #[error("is not in the transcript's format: it was changed")]
     Unreadable,
-    /// Its hash is another.
-    #[error("was changed: its hash is another")]
+    /// The hash in the line is not the hash of its entry.
+    #[error("was changed: its hash does not match")]
     Changed,
-    /// It does not follow.
-    #[error("does not follow the one before it: a line is missing, moved or added")]
+    /// The number or the previous hash does not continue the line before.
+    #[error("does not follow the line before it: a line is missing, moved or added")]
     OutOfPlace,
-    /// Somebody who is not on the roster.
-    #[error("names somebody who is not on the roster")]
+    /// A name is not on the roster.
+    #[error("names a participant who is not on the roster")]
     Stranger,
-    /// Not enough people, or a roster that can't be.
+    /// The roster is invalid, or does not allow the step with these participants.
     #[error("was not allowed: {0}")]
     Roster(String),
-    /// Somebody did not sign this.
-    #[error("is not signed by all who were there")]
+    /// A signature is absent or wrong.
+    #[error("is not signed by all participants present")]
     Signature,
-    /// What it tells of the key can't be.
-    #[error("tells of a key what can't have become of it")]
+    /// The key can't be in the stated state after the lines before.
+    #[error("states a change of a key that its earlier state does not allow")]
     Impossible,
 }

@@ -1,4 +1,4 @@
-//! The file of a transcript, locked for a whole step; and beside it `FILE.next`, the line of the step that is under way.
+//! The file of a transcript, locked for a whole step, and `FILE.next` beside it: the line of the unfinished step.
 //!
 //! No byte of the transcript is ever overwritten or cut: a line is appended, and of a line that is there in part, the rest.
 //! `FILE.next` is written beside and renamed, and removed only when its line is on disk in the transcript.
@@ -14,7 +14,7 @@ use thiserror::Error;
 
 /// A transcript that no other step reads or writes until this is dropped (`flock(2)` on the file).
 pub struct TranscriptFile {
-    /// With every symbolic link resolved, so that `FILE.next` has one place.
+    /// Every symbolic link is resolved, so that `FILE.next` has one place.
     path: PathBuf,
     file: File,
     /// Of a torn last line that is cut inside a character, U+FFFD stands for that character.
@@ -26,12 +26,18 @@ pub struct TranscriptFile {
 
 impl TranscriptFile {
     /// Locks and reads the transcript of a ceremony that has begun.
+    ///
+    /// # Errors
+    /// Another step holds the lock, or the file can't be opened or read.
     pub fn open(path: &Path) -> Result<Self, TranscriptFileError> {
         Self::lock(path, beside(path, ".next").exists())
     }
 
     /// Locks the transcript of a ceremony that is about to begin. An empty file is created; it is removed again when
     /// nothing was written.
+    ///
+    /// # Errors
+    /// Another step holds the lock, or the file can't be created, opened or read.
     pub fn create(path: &Path) -> Result<Self, TranscriptFileError> {
         Self::lock(path, true)
     }
@@ -59,22 +65,25 @@ impl TranscriptFile {
         Ok(Self { path, file, text, torn, created })
     }
 
-    /// The resolved path.
+    /// The path of the file, without symbolic links.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What the transcript holds.
+    /// The content of the file.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// What the transcript would hold with this line; none where its last line is torn and is not a part of this one.
+    /// The content with this line appended; `None` where the last line is torn and is not the beginning of this one.
     pub fn text_with(&self, line: &str) -> Option<String> {
         line.as_bytes().starts_with(&self.torn).then(|| self.whole_lines().to_owned() + line)
     }
 
-    /// The line of a step that is under way, or was when its process ended.
+    /// The line of an unfinished step; `None` where there is no such step.
+    ///
+    /// # Errors
+    /// `FILE.next` exists and can't be read.
     pub fn pending(&self) -> Result<Option<String>, TranscriptFileError> {
         let path = self.next();
         match fs::read_to_string(&path) {
@@ -84,7 +93,10 @@ impl TranscriptFile {
         }
     }
 
-    /// Writes the line of the step that begins, and syncs it.
+    /// Writes the line of a step to `FILE.next` and syncs it.
+    ///
+    /// # Errors
+    /// The line can't be written. No pending line is left.
     pub fn keep_pending(&self, line: &str) -> Result<(), TranscriptFileError> {
         let (fresh, next) = (beside(&self.path, ".next.new"), self.next());
         let written = write_new(&fresh, line).and_then(|()| fs::rename(&fresh, &next)).and_then(|()| self.sync_names());
@@ -96,7 +108,10 @@ impl TranscriptFile {
         })
     }
 
-    /// Appends what the transcript lacks of this line, and syncs it.
+    /// Appends the part of this line that the file lacks, and syncs it.
+    ///
+    /// # Errors
+    /// The line can't be written, or the file ends in a torn line that is not the beginning of this one.
     pub fn append(&mut self, line: &str) -> io::Result<()> {
         let rest = line.as_bytes().strip_prefix(&self.torn[..]).ok_or(io::ErrorKind::InvalidData)?;
         self.file.write_all(rest)?;
@@ -107,7 +122,10 @@ impl TranscriptFile {
         Ok(())
     }
 
-    /// Removes the pending line: it is in the transcript, or its step was not done.
+    /// Removes `FILE.next`. Its line is in the transcript, or its step was not done.
+    ///
+    /// # Errors
+    /// The file can't be removed.
     pub fn remove_pending(&self) -> Result<(), TranscriptFileError> {
         let path = self.next();
         match fs::remove_file(&path) {
@@ -116,7 +134,7 @@ impl TranscriptFile {
         }
     }
 
-    /// Where the pending line is.
+    /// The path of `FILE.next`.
     pub fn next(&self) -> PathBuf {
         beside(&self.path, ".next")
     }
@@ -154,19 +172,19 @@ fn write_new(path: &Path, text: &str) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Why a transcript's file can't be used. The transcript is as it was.
+/// A transcript's file can't be used. The transcript is unchanged.
 #[derive(Debug, Error)]
 pub enum TranscriptFileError {
     /// Another process holds the lock.
     #[error("another step is under way on {}: wait until it has ended, then run this one again", path.display())]
     Busy {
-        /// The transcript.
+        /// The path of the transcript.
         path: PathBuf,
     },
     /// A file or directory can't be read or written.
     #[error("{}: {error}", path.display())]
     Io {
-        /// The file.
+        /// The path of the file or directory.
         path: PathBuf,
         /// The operating system's reason.
         error: io::Error,
@@ -194,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_lines_that_are_no_text_are_refused() {
+    fn lines_that_are_not_utf_8_are_rejected() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("transcript.jsonl");
         fs::write(&path, b"\xff\n{}\n").unwrap();
