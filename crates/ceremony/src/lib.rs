@@ -6,7 +6,6 @@
 //! What must never enter: a clear component or key. They are typed and shown inside `hsm`.
 
 pub mod action;
-mod hexadecimal;
 pub mod participant_key;
 pub mod records;
 pub mod roster;

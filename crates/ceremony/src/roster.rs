@@ -2,12 +2,11 @@
 
 use std::collections::HashSet;
 
+use base16ct::lower;
 use hsm::{PersonError, PersonKey, PersonPublicKey};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
-
-use super::hexadecimal::{hex, unhex};
 
 /// The number of custodians on a roster: as many as a key may have components.
 const CUSTODIANS: std::ops::RangeInclusive<usize> = 2..=9;
@@ -165,7 +164,7 @@ impl Roster {
 impl Participant {
     /// The public key; `None` where the text is not 64 hexadecimal digits.
     pub fn public(&self) -> Option<PersonPublicKey> {
-        unhex::<32>(&self.key).map(PersonPublicKey::from_bytes)
+        decode_exact(&self.key).map(PersonPublicKey::from_bytes)
     }
 }
 
@@ -184,9 +183,16 @@ impl Present {
     pub fn sign(&self, message: &[u8]) -> Result<String, RosterError> {
         let signed = self.key.sign(message);
         signed
-            .map(|signature| hex(&signature))
+            .map(|signature| lower::encode_string(&signature))
             .map_err(|error| RosterError::NotSigned { name: self.person.name.clone(), error })
     }
+}
+
+/// Exactly `N` bytes in lower-case hexadecimal digits; `None` for any other text.
+pub(super) fn decode_exact<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    let length = lower::decode(text, &mut bytes).ok()?.len();
+    (length == N).then_some(bytes)
 }
 
 /// A roster is rejected, or the participants present are not enough.
@@ -265,7 +271,7 @@ mod tests {
     use super::*;
 
     fn person(name: &str, role: Role) -> Participant {
-        Participant { name: name.to_owned(), role, key: hex(&Sha256::digest(name)) }
+        Participant { name: name.to_owned(), role, key: lower::encode_string(&Sha256::digest(name)) }
     }
 
     fn roster() -> Roster {
@@ -292,6 +298,14 @@ mod tests {
             [&[][..], &["lea"], &["alice"], &["lea", "alice"], &["alice", "bob", "carol"], &["lea", "otto", "bob"]]
         {
             assert!(!allows(too_few), "{too_few:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_exactly_its_lower_case_digits() {
+        assert_eq!(decode_exact("00ff"), Some([0, 255]));
+        for rejected in ["", "00", "00ff0", "00ff00", "00FF", "00fg", " 0ff"] {
+            assert_eq!(decode_exact::<2>(rejected), None, "{rejected:?}");
         }
     }
 

@@ -8,14 +8,14 @@
 
 use std::collections::HashMap;
 
+use base16ct::lower;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::{
     action::{CeremonyAction, Key},
-    hexadecimal::{hex, unhex},
-    roster::{Participant, Present, Roster, RosterError},
+    roster::{Participant, Present, Roster, RosterError, decode_exact},
 };
 
 /// The prefix of every signed message. It keeps a transcript's signature from being valid for any other purpose.
@@ -79,7 +79,7 @@ impl Transcript {
             }
             let Line { entry, hash, signatures } = line;
             let found = hash_of(&entry);
-            if hash != hex(&found) {
+            if hash != lower::encode_string(&found) {
                 return Err(at(Problem::Changed));
             }
             let roster = match (&read, &entry.action) {
@@ -92,7 +92,7 @@ impl Transcript {
                 }
                 _ => return Err(at(Problem::OutOfPlace)),
             };
-            let previous = read.as_ref().map_or(entry.previous.clone(), |read| hex(&read.head));
+            let previous = read.as_ref().map_or(entry.previous.clone(), |read| lower::encode_string(&read.head));
             if (entry.number, &entry.previous) != (number, &previous) {
                 return Err(at(Problem::OutOfPlace));
             }
@@ -122,10 +122,10 @@ pub fn line(
     action: CeremonyAction,
 ) -> Result<(String, [u8; 32]), RosterError> {
     let names = present.iter().map(|present| present.person.name.clone()).collect();
-    let entry = Entry { number, previous: hex(&previous), at, present: names, action };
+    let entry = Entry { number, previous: lower::encode_string(&previous), at, present: names, action };
     let hash = hash_of(&entry);
     let signatures = present.iter().map(|present| present.sign(&message(&hash))).collect::<Result<_, _>>()?;
-    let line = Line { entry, hash: hex(&hash), signatures };
+    let line = Line { entry, hash: lower::encode_string(&hash), signatures };
     Ok((serde_json::to_string(&line).unwrap_or_default() + "\n", hash))
 }
 
@@ -142,7 +142,7 @@ fn people(roster: &Roster, names: &[String]) -> Option<Vec<Participant>> {
 }
 
 fn all_signed(present: &[Participant], hash: &[u8; 32], signatures: &[String]) -> bool {
-    let signed = |(person, signature): (&Participant, &String)| matches!((person.public(), unhex(signature)), (Some(public), Some(signature)) if public.signed(&message(hash), &signature));
+    let signed = |(person, signature): (&Participant, &String)| matches!((person.public(), decode_exact(signature)), (Some(public), Some(signature)) if public.signed(&message(hash), &signature));
     present.len() == signatures.len() && present.iter().zip(signatures).all(signed)
 }
 
