@@ -1,9 +1,32 @@
-//! The key ceremony: the custodians of the keys of a vault or a token, what each may do with whom, and the transcript of what was done.
+//! Key ceremonies: the participants who manage the keys of a vault or token under dual control, and the signed transcript.
 //!
 //! ```text
-//! command ──▶ roster (who is there, is that enough) ──▶ hsm::KeyStore (the keys) ──▶ transcript (signed, chained)
+//! session ──▶ roster (are the participants present enough?) ──▶ hsm::KeyStore (the keys) ──▶ transcript (signed, chained)
 //! ```
-//! What must never enter: a clear component or key. They are typed and shown inside `hsm`.
+//! A clear component or key never enters this crate: custodians type and read components inside `hsm`. The crate prints
+//! nothing and asks nothing; `pinseal ceremony` is its command line.
+//!
+//! A verifier needs the transcript alone:
+//!
+//! ```
+//! use ceremony::{roster::Roster, transcript::{Transcript, TranscriptError}};
+//!
+//! let roster = Roster::parse(r#"
+//!     quorum = 2
+//!     person = [
+//!         { name = "lea", role = "leader", key = "0000000000000000000000000000000000000000000000000000000000000001" },
+//!         { name = "alice", role = "custodian", key = "0000000000000000000000000000000000000000000000000000000000000002" },
+//!         { name = "bob", role = "custodian", key = "0000000000000000000000000000000000000000000000000000000000000003" },
+//!     ]
+//! "#)?;
+//! assert_eq!(roster.person.len(), 3);
+//!
+//! // A transcript that was cut, changed or not signed by enough participants is rejected, with the number of its line.
+//! assert!(matches!(Transcript::read("{"), Err(TranscriptError::Line { line: 1, .. })));
+//! # Ok::<(), ceremony::roster::RosterError>(())
+//! ```
+
+#![forbid(unsafe_code)]
 
 pub mod action;
 pub mod participant_key;
