@@ -1,4 +1,4 @@
-//! The Card PIN API, as a client's back-end calls it.
+//! A client of the Card PIN API: the back-end between the cardholder's device and the edge.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use thiserror::Error;
 use ureq::Agent;
 
-/// How long one request may take.
+/// The time limit of one request.
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(15);
 
-/// A back-end that talks to an edge.
+/// A back-end that sends requests to an edge.
 pub struct Backend {
     agent: Agent,
     edge: String,
@@ -19,42 +19,42 @@ pub struct Backend {
     audit_user: String,
 }
 
-/// What a control is to be good for.
+/// The purpose of a control.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// `SET_PIN`.
+    /// The control sets a PIN: `SET_PIN`.
     SetPin,
-    /// `VIEW_PIN`.
+    /// The control shows a PIN: `VIEW_PIN`.
     ViewPin,
 }
 
-/// One request and its answer, for people to read.
+/// One request and its response, for people to read.
 pub struct Exchange {
-    /// Method and path.
+    /// The method and the path, such as `POST /pin/v3/set`.
     pub request_line: String,
-    /// The request's JSON.
+    /// The JSON body of the request.
     pub request: Value,
-    /// The answer's status.
+    /// The HTTP status of the response.
     pub status: u16,
-    /// The answer's JSON.
+    /// The JSON body of the response.
     pub response: Value,
 }
 
 /// The response of `POST /pin/v3/view`.
 pub struct ViewResponse {
-    /// RSA-OAEP of the fresh tzpk.
+    /// The fresh tzpk, encrypted to the device with RSA-OAEP.
     pub encrypted_tzpk: Vec<u8>,
-    /// The PIN's block under it.
+    /// The ISO 9564 format 1 block, encrypted under the tzpk.
     pub block: [u8; 8],
 }
 
 impl Backend {
-    /// To the edge at this URL, such as `http://127.0.0.1:8080`, with a bearer token.
+    /// A back-end for the edge at this base URL, such as `http://127.0.0.1:8080`, with a bearer token.
     pub fn with_bearer(edge: &str, token: &str, audit_user: &str) -> Self {
         Self::with_authorization(edge, format!("Bearer {token}"), audit_user)
     }
 
-    /// With HTTP Basic credentials.
+    /// A back-end with HTTP Basic credentials (RFC 7617).
     pub fn with_basic(edge: &str, user: &str, password: &str, audit_user: &str) -> Self {
         Self::with_authorization(edge, format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))), audit_user)
     }
@@ -65,7 +65,10 @@ impl Backend {
         Self { agent: config.into(), edge, authorization, audit_user: audit_user.to_owned() }
     }
 
-    /// Opens a control; its controlId is answered.
+    /// Opens a control for a card. Returns its controlId.
+    ///
+    /// # Errors
+    /// The edge does not answer, refuses, or its response lacks the id.
     pub fn open_control(&self, plastic_id: &str, scope: Scope) -> Result<(String, Exchange), ClientError> {
         let scope = match scope {
             Scope::SetPin => "SET_PIN",
@@ -76,19 +79,28 @@ impl Backend {
         Ok((text(&exchange, "id")?, exchange))
     }
 
-    /// Asks for a tzpk for a device's public key; it comes encrypted to that key.
+    /// Requests a tzpk for a device's public key, a DER SubjectPublicKeyInfo. Returns the tzpk, encrypted to that key.
+    ///
+    /// # Errors
+    /// The edge does not answer, refuses, or its response lacks the tzpk.
     pub fn set_tzpk(&self, control_id: &str, public_key: &[u8]) -> Result<(Vec<u8>, Exchange), ClientError> {
         let request = json!({ "controlId": control_id, "publicKey": STANDARD.encode(public_key) });
         let exchange = self.post("/pin/v3/set/tzpk", request)?;
         Ok((bytes(&exchange, "tzpk")?, exchange))
     }
 
-    /// Sends the block.
+    /// Sends the encrypted PIN block, which sets the PIN and spends the control.
+    ///
+    /// # Errors
+    /// The edge does not answer, or refuses.
     pub fn set(&self, control_id: &str, block: &[u8; 8]) -> Result<Exchange, ClientError> {
         self.post("/pin/v3/set", json!({ "controlId": control_id, "pinBlock": STANDARD.encode(block) }))
     }
 
-    /// Asks for the PIN, for a device's public key.
+    /// Requests the PIN for a device's public key, a DER SubjectPublicKeyInfo.
+    ///
+    /// # Errors
+    /// The edge does not answer, refuses, or its response lacks the tzpk or the block.
     pub fn view(&self, control_id: &str, public_key: &[u8]) -> Result<(ViewResponse, Exchange), ClientError> {
         let request = json!({ "controlId": control_id, "publicKey": STANDARD.encode(public_key) });
         let exchange = self.post("/pin/v3/view", request)?;
@@ -136,7 +148,7 @@ fn bytes(exchange: &Exchange, member: &'static str) -> Result<Vec<u8>, ClientErr
     STANDARD.decode(text(exchange, member)?).map_err(|_| ClientError::Answer { member })
 }
 
-/// Why the edge did not do it.
+/// A request to the edge failed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ClientError {
     /// The edge sent no HTTP response within 15 seconds, or the connection failed.
@@ -153,16 +165,16 @@ pub enum ClientError {
         /// The name of the JSON member.
         member: &'static str,
     },
-    /// An error of the contract.
+    /// The edge returned an error of the Card PIN API.
     #[error("the edge refused: {status} {code}: {message} (id {id})")]
     Refused {
-        /// HTTP status.
+        /// The HTTP status.
         status: u16,
         /// The `errorCode` of the contract.
         code: String,
         /// The text for people, from `message`.
         message: String,
-        /// Its id, also in the edge's log.
+        /// The id of the error, which is also in the edge's log.
         id: String,
     },
 }

@@ -1,6 +1,18 @@
-//! A simulator of the cardholder's device, and of the back-end it talks to.
+//! A simulator of the cardholder's device, and of the back-end that calls the Card PIN API.
 //!
-//! The clear PIN here is the device's own, outside the key boundary by definition. No engine or edge links this crate.
+//! The clear PIN in this crate belongs to the device, which is outside the key boundary. The engine and the edge services do
+//! not link this crate.
+//!
+//! ```
+//! use device::{Fill, Pin, Tzpk};
+//!
+//! let tzpk = Tzpk::from_bytes(&[0x2B; 16]).ok_or("a tzpk is 16 bytes")?;
+//! let encrypted = tzpk.encrypt_block(&Pin::parse("2580")?.to_block(Fill::Random));
+//!
+//! let decrypted = Pin::from_block(&tzpk.decrypt_block(&encrypted)).ok_or("the block holds no PIN")?;
+//! assert_eq!(decrypted.reveal(), "2580");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 #![forbid(unsafe_code)]
 
@@ -20,7 +32,7 @@ pub use self::{
     tzpk::Tzpk,
 };
 
-/// How large a device's RSA key is.
+/// The size of the device's RSA modulus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyBits {
     /// 2048 bits.
@@ -38,7 +50,10 @@ pub struct Device {
 }
 
 impl Device {
-    /// Makes a fresh key pair.
+    /// Makes a device with a fresh key pair.
+    ///
+    /// # Errors
+    /// The key pair can't be made.
     pub fn generate(bits: KeyBits) -> Result<Self, DeviceError> {
         let size = match bits {
             KeyBits::Rsa2048 => KeySize::Rsa2048,
@@ -48,7 +63,10 @@ impl Device {
         Self::with(PrivateDecryptingKey::generate(size).map_err(|_| DeviceError::Key)?)
     }
 
-    /// With a key pair in PKCS#8 form.
+    /// Makes a device with a given key pair, in PKCS#8 DER.
+    ///
+    /// # Errors
+    /// The bytes are not an RSA key pair in PKCS#8.
     pub fn from_pkcs8(der: &[u8]) -> Result<Self, DeviceError> {
         Self::with(PrivateDecryptingKey::from_pkcs8(der).map_err(|_| DeviceError::Key)?)
     }
@@ -59,46 +77,55 @@ impl Device {
         Ok(Self { key: OaepPrivateDecryptingKey::new(key).map_err(|_| DeviceError::Key)?, public_key })
     }
 
-    /// The DER SubjectPublicKeyInfo.
+    /// The public key: a DER SubjectPublicKeyInfo (RFC 5280).
     pub fn public_key_der(&self) -> &[u8] {
         &self.public_key
     }
 
-    /// SHA-256 of it.
+    /// SHA-256 of the DER SubjectPublicKeyInfo, 32 bytes.
     pub fn thumbprint(&self) -> [u8; 32] {
         let mut thumbprint = [0; 32];
         thumbprint.copy_from_slice(digest::digest(&digest::SHA256, &self.public_key).as_ref());
         thumbprint
     }
 
-    /// Opens an encrypted tzpk: RSA-OAEP, SHA-256, MGF1 with SHA-256, empty label.
+    /// Decrypts a tzpk: RSA-OAEP (RFC 8017), SHA-256, MGF1 with SHA-256, empty label.
+    ///
+    /// # Errors
+    /// The tzpk is not encrypted to this device, or is not 16 bytes.
     pub fn decrypt_tzpk(&self, encrypted: &[u8]) -> Result<Tzpk, DeviceError> {
         let mut buffer = vec![0; self.key.key_size_bytes()];
         let decrypted = self.key.decrypt(&OAEP_SHA256_MGF1SHA256, encrypted, &mut buffer, None);
         Tzpk::from_bytes(decrypted.map_err(|_| DeviceError::Tzpk)?).ok_or(DeviceError::Tzpk)
     }
 
-    /// Opens the tzpk and encrypts a PIN under it, as an ISO 9564 format 1 block.
+    /// Decrypts the tzpk and encrypts a PIN under it, as an ISO 9564 format 1 block.
+    ///
+    /// # Errors
+    /// The tzpk is not encrypted to this device, or is not 16 bytes.
     pub fn encrypt_pin(&self, encrypted_tzpk: &[u8], pin: &Pin, fill: Fill) -> Result<[u8; 8], DeviceError> {
         Ok(self.decrypt_tzpk(encrypted_tzpk)?.encrypt_block(&pin.to_block(fill)))
     }
 
-    /// Opens the tzpk and decrypts a PIN under it.
+    /// Decrypts the tzpk and the ISO 9564 format 1 block under it.
+    ///
+    /// # Errors
+    /// The tzpk is not encrypted to this device, or the block holds no PIN.
     pub fn decrypt_pin(&self, encrypted_tzpk: &[u8], block: &[u8; 8]) -> Result<Pin, DeviceError> {
         Pin::from_block(&self.decrypt_tzpk(encrypted_tzpk)?.decrypt_block(block)).ok_or(DeviceError::Block)
     }
 }
 
-/// Why a device could not do its part.
+/// The device can't use a key, a tzpk or a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum DeviceError {
-    /// No key pair.
+    /// The RSA key pair can't be made or read.
     #[error("the device could not make or read its RSA key pair")]
     Key,
-    /// Not encrypted to this device.
-    #[error("the tzpk does not open with this device's key: RSA-OAEP needs SHA-256 for both the hash and MGF1")]
+    /// The tzpk can't be decrypted with the private key of this device.
+    #[error("this device's key does not decrypt the tzpk: RSA-OAEP needs SHA-256 for both the hash and MGF1")]
     Tzpk,
-    /// No PIN in it.
+    /// The decrypted block is not an ISO 9564 format 1 block with 4 to 12 digits.
     #[error("the block holds no PIN in ISO 9564 format 1")]
     Block,
 }

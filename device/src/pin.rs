@@ -1,13 +1,13 @@
-//! A PIN as the cardholder knows it, and its ISO 9564 format 1 block.
+//! The PIN that the cardholder types, and its ISO 9564 format 1 block.
 
 use aws_lc_rs::rand;
 use thiserror::Error;
 use zeroize::Zeroize;
 
-/// A clear PIN, the device's own: 4 to 12 digits. No `Debug`, no `Clone`; wiped on drop.
+/// A clear PIN of the device: 4 to 12 digits. It has no `Debug` and no `Clone`, and is wiped on drop.
 pub struct Pin(String);
 
-/// What a block is filled with behind the PIN.
+/// The fill of a block behind the PIN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fill {
     /// Random nibbles.
@@ -17,7 +17,10 @@ pub enum Fill {
 }
 
 impl Pin {
-    /// Reads 4 to 12 digits.
+    /// Reads 4 to 12 ASCII digits.
+    ///
+    /// # Errors
+    /// The text has another length or another character.
     pub fn parse(text: &str) -> Result<Self, PinError> {
         let good = (4..=12).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
         good.then(|| Self(text.to_owned())).ok_or(PinError)
@@ -28,11 +31,11 @@ impl Pin {
         &self.0
     }
 
-    /// `1 L P…P T…T`.
+    /// The ISO 9564 format 1 block: the nibbles `1`, length, PIN digits, fill; 8 bytes.
     pub fn to_block(&self, fill: Fill) -> [u8; 8] {
         let mut block = [0; 8];
         match fill {
-            // A device without randomness fills with what it has: the block is no less well-formed.
+            // Without randomness the fill is zeros: the block is still well-formed.
             Fill::Random => drop(rand::fill(&mut block)),
             Fill::Constant(nibble) => block.fill((nibble << 4) | (nibble & 0x0F)),
         }
@@ -46,7 +49,7 @@ impl Pin {
         block
     }
 
-    /// The way back.
+    /// The PIN in an ISO 9564 format 1 block; `None` where the block is malformed.
     pub fn from_block(block: &[u8; 8]) -> Option<Self> {
         let nibbles: Vec<u8> = block.iter().flat_map(|byte| [byte >> 4, byte & 0x0F]).collect();
         let [1, length, digits @ ..] = nibbles.as_slice() else { return None };
@@ -62,7 +65,7 @@ impl Drop for Pin {
     }
 }
 
-/// The text is no PIN.
+/// The text is not 4 to 12 digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("a PIN is 4 to 12 digits")]
 pub struct PinError;
@@ -72,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pin_survives_its_block_whatever_the_fill() {
+    fn a_block_returns_its_pin_for_every_fill() {
         for text in ["1234", "25801", "123456789012"] {
             for fill in [Fill::Random, Fill::Constant(0xA), Fill::Constant(0)] {
                 let block = Pin::parse(text).unwrap().to_block(fill);
@@ -88,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_pin_is_not_taken() {
+    fn malformed_pins_and_blocks_are_rejected() {
         for refused in ["", "123", "1234567890123", "12a4"] {
             assert!(Pin::parse(refused).is_err());
         }

@@ -6,28 +6,28 @@ use des::{
 };
 use zeroize::Zeroize;
 
-/// K1 ‖ K2, in the clear: the device's own. Wiped on drop.
+/// The clear tzpk of the device, K1 ‖ K2, 16 bytes; wiped on drop.
 pub struct Tzpk([u8; 16]);
 
 impl Tzpk {
-    /// From exactly 16 bytes.
+    /// The tzpk in these bytes; `None` unless they are 16.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
 
-    /// The 16 bytes.
+    /// K1 ‖ K2, 16 bytes.
     pub fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
 
-    /// 3DES-ECB of one block.
+    /// Encrypts one block: two-key 3DES, ECB.
     pub fn encrypt_block(&self, block: &[u8; 8]) -> [u8; 8] {
         let mut block = *block;
         TdesEde2::new((&self.0).into()).encrypt_block((&mut block).into());
         block
     }
 
-    /// The way back.
+    /// Decrypts one block: two-key 3DES, ECB.
     pub fn decrypt_block(&self, block: &[u8; 8]) -> [u8; 8] {
         let mut block = *block;
         TdesEde2::new((&self.0).into()).decrypt_block((&mut block).into());
@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_card_pin_apis_example_block_comes_out() {
+    fn the_card_pin_api_example_block_matches() {
         let tzpk = Tzpk(0x0011_2233_4455_6677_8899_AABB_CCDD_EEFFu128.to_be_bytes());
         let clear = 0x1412_34AA_AAAA_AAAAu64.to_be_bytes();
         let encrypted = tzpk.encrypt_block(&clear);
