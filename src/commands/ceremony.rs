@@ -1,4 +1,4 @@
-//! `pinseal ceremony`: one command a step, for people and for scripts.
+//! `pinseal ceremony`: one command for each step of a key ceremony, for people and for scripts.
 
 use std::{
     fs,
@@ -26,38 +26,38 @@ use ceremony::{
 use config::ConfigError;
 use engine_client::EngineTls;
 
-/// The longest key block, and a line end.
+/// The most bytes read of a key block: more than the longest block and its line end.
 const BLOCK_BYTES_MAX: u64 = 64 * 1024;
 
-/// Said wherever clear components are met: what this machine is, as far as the standards go.
+/// The notice before clear components are typed or shown. PCI PIN 6-2 and 13-9 require a dedicated machine.
 const NOT_COMPLIANT: &str = "note: clear components on a general-purpose computer do not meet PCI PIN 6-2 and 13-9; \
-                             use a machine made for it, or take this for a rehearsal";
+                             use a dedicated machine, or treat this as a rehearsal";
 
-/// How a person's token is named.
-const PERSON_TOKEN: &str = "A file that names a token, in the words of an engine's configuration:\n  \
+/// The help on the file that names a participant's token.
+const PERSON_TOKEN: &str = "A file that names a token, with the settings of an engine's configuration:\n  \
     [token]\n  \
     module = \"/usr/lib/opensc-pkcs11.so\"\n  \
     label = \"alice\"            # or serial, or slot\n  \
-    user_pin = { file = \"…\" }  # or env, or descriptor; left out, it is typed on the terminal";
+    user_pin = { file = \"…\" }  # or env, or descriptor; without it, the PIN is typed on the terminal";
 
-/// How the options of `retire` name the engines to count in.
+/// The help on the engines whose records `retire` counts.
 const RETIRE_EXAMPLES: &str = "Name every engine that uses the keys: by --engine while it runs, by --store while it is stopped.\n  \
     pinseal ceremony retire storage/1 --engine 127.0.0.1:50051 --config engine.toml \\\n      \
         --transcript transcript.jsonl --present lea.key --present alice.key --present bob.key\n  \
     pinseal ceremony retire storage/1 --store /var/lib/pinseal/store --store /mnt/second/store \\\n      \
         --config hsm.toml --transcript …";
 
-/// `pinseal ceremony`.
+/// The arguments of `pinseal ceremony`.
 #[derive(Args)]
 #[command(after_help = "A ceremony, in short:\n  \
-    pinseal ceremony person --out alice.key           each, on their own medium; prints what the roster needs\n  \
-    pinseal ceremony person --token alice.toml        or each in a token of their own\n  \
-    pinseal ceremony begin --roster roster.toml ...   everybody\n  \
+    pinseal ceremony person --out alice.key           each participant; prints the public key for the roster\n  \
+    pinseal ceremony person --token alice.toml        or each in their own token\n  \
+    pinseal ceremony begin --roster roster.toml ...   all participants\n  \
     pinseal ceremony load storage ...                 each custodian types a component\n  \
     pinseal ceremony activate storage/1 ...\n  \
     pinseal ceremony end ...\n  \
-    pinseal ceremony verify transcript.jsonl          anybody, anywhere, later\n\
-    Every step takes --config, --transcript and a --present for each person who is there; docs/ceremony.md walks through.\n\n\
+    pinseal ceremony verify transcript.jsonl          anyone, on any machine, later\n\
+    Every step takes --config, --transcript and a --present for each participant; docs/ceremony.md walks through.\n\n\
     Exit codes of a step:\n  \
     0  the step was done\n  \
     1  nothing was done\n  \
@@ -71,14 +71,14 @@ pub(crate) struct CeremonyArguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Make somebody's own key, which signs what was done while they were there; print its public half
+    /// Make a participant's key, which signs the steps they attend; print its public key
     #[command(after_help = PERSON_TOKEN)]
     Person(PersonArguments),
-    /// Begin: give the vault or token into the custody of a roster, and open a transcript
+    /// Begin: put the vault or token in the custody of a roster, and open a transcript
     Begin {
         #[command(flatten)]
         at: At,
-        /// Who may take part, in TOML
+        /// The roster, in TOML
         #[arg(long, value_name = "FILE")]
         roster: PathBuf,
     },
@@ -87,13 +87,13 @@ enum Command {
         /// storage, storage-3des, seal, account; of a vault record, retry; of a token mac; zone:NAME or exchange:NAME
         #[arg(value_parser = key_name)]
         key: KeyUsage,
-        /// aes-256, aes-192, aes-128, 3des-double or 3des-triple, where the key leaves a choice
+        /// aes-256, aes-192, aes-128, 3des-double or 3des-triple, for a key with more than one
         #[arg(long, value_parser = algorithm)]
         algorithm: Option<KeyAlgorithm>,
         #[command(flatten)]
         at: At,
     },
-    /// Make a fresh key in components, and show each custodian who is there their own; nothing is kept
+    /// Make a fresh key in components, and show each custodian present their component; the key is not stored
     MakeComponents {
         /// aes-256, aes-192, aes-128, 3des-double or 3des-triple
         #[arg(long, value_parser = algorithm, default_value = "aes-256")]
@@ -101,23 +101,23 @@ enum Command {
         #[command(flatten)]
         at: At,
     },
-    /// Load a key from its components, pending: each custodian who is there types one, and its check value
+    /// Load a key from its components, pending: each custodian present types one, and its check value
     Load {
         /// storage, seal, zone:NAME and so on
         #[arg(value_parser = key_name)]
         key: KeyUsage,
-        /// aes-256, aes-192, aes-128, 3des-double or 3des-triple, where the key leaves a choice
+        /// aes-256, aes-192, aes-128, 3des-double or 3des-triple, for a key with more than one
         #[arg(long, value_parser = algorithm)]
         algorithm: Option<KeyAlgorithm>,
         #[command(flatten)]
         at: At,
     },
-    /// Take a key in from a key block under a key-exchange key, pending
+    /// Import a key from a key block under a key-exchange key, pending
     Import {
         /// zone:NAME or exchange:NAME
         #[arg(value_parser = key_name)]
         key: KeyUsage,
-        /// The key it is under, exchange:NAME
+        /// The key-exchange key of the block, exchange:NAME
         #[arg(long, value_parser = key_name, value_name = "KEY")]
         under: KeyUsage,
         /// The key block; `-` or nothing for standard input
@@ -126,12 +126,12 @@ enum Command {
         #[command(flatten)]
         at: At,
     },
-    /// Give a zone key out in a key block under a key-exchange key, which prints it
+    /// Export a zone key in a key block under a key-exchange key; prints the block
     Export {
-        /// Such as zone:NAME/1
+        /// The key and its version, such as zone:NAME/1
         #[arg(value_parser = key_reference)]
         key: (KeyUsage, u16),
-        /// The key it is to be under, exchange:NAME
+        /// The key-exchange key of the block, exchange:NAME
         #[arg(long, value_parser = key_name, value_name = "KEY")]
         under: KeyUsage,
         /// The version of the key block, D or E
@@ -140,18 +140,18 @@ enum Command {
         #[command(flatten)]
         at: At,
     },
-    /// Put a pending key into use
+    /// Activate a pending key
     Activate {
-        /// Such as storage/1
+        /// The key and its version, such as storage/1
         #[arg(value_parser = key_reference)]
         key: (KeyUsage, u16),
         #[command(flatten)]
         at: At,
     },
-    /// Take a key out of use: a storage or seal key once nothing in any engine's store is under it
+    /// Retire a key; a storage or seal key only when no record in any engine's store is under it
     #[command(after_help = RETIRE_EXAMPLES)]
     Retire {
-        /// Such as storage/1 or zone:NAME/1
+        /// The key and its version, such as storage/1 or zone:NAME/1
         #[arg(value_parser = key_reference)]
         key: (KeyUsage, u16),
         #[command(flatten)]
@@ -161,13 +161,13 @@ enum Command {
     },
     /// Wipe a retired key, confirmed twice: by its reference, and by its check value
     Destroy {
-        /// Such as zone:NAME/1
+        /// The key and its version, such as zone:NAME/1
         #[arg(value_parser = key_reference)]
         key: (KeyUsage, u16),
-        /// The reference once more; asked for where it is not given
+        /// The reference once more; without this option the command asks for it
         #[arg(long, value_name = "KEY")]
         confirm: Option<String>,
-        /// Its check value; asked for where it is not given
+        /// Its check value; without this option the command asks for it
         #[arg(long, value_name = "CHECK VALUE")]
         confirm_check_value: Option<String>,
         #[command(flatten)]
@@ -175,12 +175,12 @@ enum Command {
         #[command(flatten)]
         at: At,
     },
-    /// End: the transcript is closed
+    /// End the ceremony: no line follows in the transcript
     End {
         #[command(flatten)]
         at: At,
     },
-    /// List the keys: what they are for, algorithm, check value, what has become of them and when
+    /// List the keys: usage, algorithm, check value, state and its date
     List {
         /// The engine's configuration: its [vault] or [token] says where the keys are
         #[arg(long, value_name = "FILE")]
@@ -189,15 +189,15 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Check a transcript, on a machine with nothing else, and print it
+    /// Check a transcript, which needs no other file, and print it
     Verify {
-        /// The transcript
+        /// The transcript to check
         #[arg(value_name = "FILE")]
         transcript: PathBuf,
-        /// A roster kept elsewhere, which the transcript must begin with
+        /// A separate copy of the roster, which the transcript must begin with
         #[arg(long, value_name = "FILE")]
         roster: Option<PathBuf>,
-        /// Take one that has not ended too
+        /// Accept a transcript that has not ended
         #[arg(long)]
         open: bool,
         /// As JSON
@@ -206,17 +206,17 @@ enum Command {
     },
 }
 
-/// Where somebody's key is to be, or is.
+/// The place of a participant's key.
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct PersonArguments {
-    /// Make it in this file; nothing is overwritten
+    /// Make the key in this file; an existing file is not overwritten
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Make it inside the token that this file names, never a second one
+    /// Make the key inside the token that this file names; a token holds one such key
     #[arg(long, value_name = "FILE")]
     token: Option<PathBuf>,
-    /// Make none: print the public half of the one that this file holds, or the token that it names
+    /// Make no key: print the public key of the key in this file, or in the token that it names
     #[arg(long, value_name = "FILE")]
     show: Option<PathBuf>,
 }
@@ -232,26 +232,26 @@ impl PersonArguments {
     }
 }
 
-/// Which engines are asked whether they need a storage or seal key. Where none is named, the store of the configuration.
+/// The stores and engines whose records under a storage or seal key are counted, beside the store of the configuration.
 #[derive(Args)]
 struct RecordsArguments {
-    /// The directory of a stopped engine's store, in which what is under the key is counted; once for each
+    /// The store directory of a stopped engine, in which records under the key are counted; once for each
     #[arg(long, value_name = "DIRECTORY")]
     store: Vec<PathBuf>,
-    /// A running engine, which counts what is under the key, such as 127.0.0.1:50051 or https://engine.internal:50051;
+    /// A running engine, which counts its records under the key, such as 127.0.0.1:50051 or https://engine.internal:50051;
     /// once for each
     #[arg(long, value_name = "ADDRESS", conflicts_with = "no_store")]
     engine: Vec<String>,
     #[command(flatten)]
     tls: EngineTls,
-    /// Count nothing: no engine has ever used the key, or none is left. Every PIN under it is lost if that is wrong. Asks
-    /// twice, and stands in the transcript
+    /// Count nothing: no engine has ever used the key, or no such engine exists. If an engine uses it, every PIN under the
+    /// key is lost. The command asks twice; the transcript records it
     #[arg(long, conflicts_with = "store")]
     no_store: bool,
-    /// With --no-store: the key's name, to confirm that no store has a record under it; asked for where it is not given
+    /// With --no-store: the key's name, to confirm that no store has a record under it; without this option the command asks
     #[arg(long, value_name = "KEY", requires = "no_store")]
     confirm_no_record: Option<String>,
-    /// With --no-store: the key's name, to confirm that no engine uses it; asked for where it is not given
+    /// With --no-store: the key's name, to confirm that no engine uses it; without this option the command asks
     #[arg(long, value_name = "KEY", requires = "no_store")]
     confirm_no_engine: Option<String>,
 }
@@ -301,16 +301,16 @@ impl RecordsArguments {
     }
 }
 
-/// Where a step is done, and with whom.
+/// The keys, the transcript and the participants of a step.
 #[derive(Args)]
 struct At {
     /// The engine's configuration: its [vault] or [token] says where the keys are
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// The transcript
+    /// The transcript of this ceremony
     #[arg(long, value_name = "FILE")]
     transcript: PathBuf,
-    /// The key of somebody who is there, or a file that names the token it is in; once for each
+    /// The key of a participant who is present, or a file that names their token; once for each
     #[arg(long, value_name = "FILE", required = true)]
     present: Vec<PathBuf>,
     /// As JSON
@@ -324,26 +324,26 @@ impl At {
     }
 
     fn session_for(&self, step: Step) -> Result<Session, CeremonyError> {
-        // Locked before the keys are read: what is read is the last step's.
+        // Locked before the keys are read, so that no other step changes them in between.
         let transcript = TranscriptFile::open(&self.transcript)?;
         Ok(Session::go_on(open_store(&self.config)?, transcript, &self.present, step)?)
     }
 
-    /// Tells what is done now, in the transcript and to whoever asked.
+    /// Records the action in the transcript and prints it.
     fn done(&self, session: &mut Session, action: CeremonyAction) -> Result<(), CeremonyError> {
         session.record(action.clone())?;
-        let told = if self.json { json!(action).to_string() } else { action.to_string() };
-        print_done(session, &told)
+        let text = if self.json { json!(action).to_string() } else { action.to_string() };
+        print_done(session, &text)
     }
 }
 
-/// Prints what a step did. The step stays done where this fails.
-fn print_done(session: &Session, told: &str) -> Result<(), CeremonyError> {
+/// Prints the result of a step. The step stays done where this fails.
+fn print_done(session: &Session, text: &str) -> Result<(), CeremonyError> {
     let unprinted = |error| CeremonyError::StepNotPrinted { transcript: session.transcript().to_owned(), error };
-    writeln!(io::stdout(), "{told}").map_err(unprinted)
+    writeln!(io::stdout(), "{text}").map_err(unprinted)
 }
 
-/// Runs one of them.
+/// Runs one step, or lists keys, or checks a transcript.
 pub(crate) fn run(arguments: CeremonyArguments) -> Result<(), CeremonyError> {
     let now = clock::now().0;
     match arguments.command {
@@ -369,17 +369,20 @@ pub(crate) fn run(arguments: CeremonyArguments) -> Result<(), CeremonyError> {
             let text = block_text(block)?;
             let header = KeyBlock::parse(&text).map_err(KeyStoreError::from)?.header_text();
             let mut session = at.session()?;
-            let came = session.store.import(key, &text, &under, now)?;
-            at.done(&mut session, CeremonyAction::ImportKey { key: Key::of(&came), under: under.to_string(), header })
+            let imported = session.store.import(key, &text, &under, now)?;
+            at.done(
+                &mut session,
+                CeremonyAction::ImportKey { key: Key::of(&imported), under: under.to_string(), header },
+            )
         }
         Command::Export { key: (name, version), under, block_version, at } => {
             let mut session = at.session()?;
             let block = session.store.export((&name, version), &under, block_version)?;
-            let key = told_of(&session.store, &name, version)?;
+            let key = key_entry(&session.store, &name, version)?;
             let header = KeyBlock::parse(&block).map_err(KeyStoreError::from)?.header_text();
             session.record(CeremonyAction::ExportKey { key, under: under.to_string(), header })?;
-            let told = if at.json { json!({ "key_block": block }).to_string() } else { block };
-            print_done(&session, &told)
+            let text = if at.json { json!({ "key_block": block }).to_string() } else { block };
+            print_done(&session, &text)
         }
         Command::Activate { key: (name, version), at } => {
             let mut session = at.session()?;
@@ -400,7 +403,7 @@ pub(crate) fn run(arguments: CeremonyArguments) -> Result<(), CeremonyError> {
                 return Err(CeremonyError::NotConfirmed);
             }
             let check_value =
-                confirm_check_value.map_or_else(|| ask("And its check value, read off by another: "), Ok)?;
+                confirm_check_value.map_or_else(|| ask("And its check value, read by another participant: "), Ok)?;
             let (key_use, count) = records.count(&session.store, &name, version, &at.config)?;
             let key = Key::of(&session.store.destroy(&name, version, &check_value, &key_use, now)?);
             at.done(&mut session, CeremonyAction::Destroy { key, count })
@@ -428,7 +431,7 @@ fn make_in_components(at: &At, algorithm: KeyAlgorithm) -> Result<(), CeremonyEr
     let mut session = at.session()?;
     let custodians = session.custodians();
     let custodians: Vec<&str> = custodians.iter().map(String::as_str).collect();
-    let made = make_components(&mut desk()?, algorithm, &custodians)?;
+    let made = make_components(&mut component_terminal()?, algorithm, &custodians)?;
     let components = Component::of_each(&custodians, &made.components);
     let (algorithm, check_value) = (algorithm.to_string(), made.key.to_string());
     at.done(&mut session, CeremonyAction::MakeComponents { algorithm, check_value, components })
@@ -439,18 +442,18 @@ fn load(at: &At, name: KeyUsage, algorithm: Option<KeyAlgorithm>, now: u64) -> R
     let mut components = Components::of(algorithm_of(&session.store, &name, algorithm)?);
     let custodians = session.custodians();
     let custodians: Vec<&str> = custodians.iter().map(String::as_str).collect();
-    let mut desk = desk()?;
+    let mut terminal = component_terminal()?;
     for custodian in &custodians {
-        let check_value = components.enter(&mut desk, custodian)?;
-        writeln!(io::stderr(), "{custodian}: taken, check value {check_value}")?;
+        let check_value = components.enter(&mut terminal, custodian)?;
+        writeln!(io::stderr(), "{custodian}: accepted, check value {check_value}")?;
     }
     let entered = Component::of_each(&custodians, components.check_values());
     let key = Key::of(&session.store.load(name, &components, now)?);
     at.done(&mut session, CeremonyAction::LoadKey { key, components: entered })
 }
 
-/// The terminal where there is one; else the pipes of a script.
-fn desk() -> Result<ComponentTerminal, CeremonyError> {
+/// The terminal, or the pipes of a script where standard input is not a terminal.
+fn component_terminal() -> Result<ComponentTerminal, CeremonyError> {
     writeln!(io::stderr(), "{NOT_COMPLIANT}")?;
     Ok(if io::stdin().is_terminal() { ComponentTerminal::terminal()? } else { ComponentTerminal::pipes()? })
 }
@@ -495,7 +498,7 @@ fn list(config: &Path, json: bool) -> Result<(), CeremonyError> {
     Ok(())
 }
 
-/// Which transcripts are taken.
+/// Which transcripts `verify` accepts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Closed {
     Only,
@@ -529,11 +532,14 @@ fn verify(path: &Path, roster: Option<&Roster>, closed: Closed, json: bool) -> R
             entry.action
         )?;
     }
-    writeln!(out, "\nevery line holds, signed by all who were there; the last one's hash is\n{head}")?;
+    writeln!(
+        out,
+        "\nevery line is valid and signed by all participants present; the hash of the last line is\n{head}"
+    )?;
     Ok(())
 }
 
-fn told_of(store: &KeyStore, name: &KeyUsage, version: u16) -> Result<Key, CeremonyError> {
+fn key_entry(store: &KeyStore, name: &KeyUsage, version: u16) -> Result<Key, CeremonyError> {
     let found = store.keys().find(|info| info.name == *name && info.version == version).map(Key::of);
     Ok(found.ok_or_else(|| KeyStoreError::Unknown { key: format!("{name}/{version}") })?)
 }
@@ -567,7 +573,7 @@ fn open_store(config: &Path) -> Result<KeyStore, CeremonyError> {
     Ok(KeyStore::open(keys, &wanted, clock::now().0)?)
 }
 
-/// What was asked for, else what such a key is used with first.
+/// The requested algorithm, or else the first one of this key usage.
 fn algorithm_of(store: &KeyStore, name: &KeyUsage, asked: Option<KeyAlgorithm>) -> Result<KeyAlgorithm, KeyStoreError> {
     let usual = store.algorithms(name).first().copied();
     asked.or(usual).ok_or_else(|| KeyStoreError::NotHere { key: name.to_string() })
@@ -596,11 +602,11 @@ fn block_version(text: &str) -> Result<KeyBlockVersion, String> {
     }
 }
 
-/// The exit code of a step that changed the keys, or may have, and failed afterwards.
+/// The exit code of a step that changed the keys, or may have, and then failed.
 const DONE_IN_PART: u8 = 3;
 
 impl CeremonyError {
-    /// The exit code: 3 where the step was done, or may have been, and what follows it failed; else 1, nothing was done.
+    /// 3 where the step was done, or may have been, and then failed; otherwise 1: nothing was done.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::StepNotPrinted { .. } | Self::ParticipantKeyNotPrinted { .. } => DONE_IN_PART,
@@ -610,79 +616,79 @@ impl CeremonyError {
     }
 }
 
-/// Why a step of a ceremony failed. Nothing was done, but where [`CeremonyError::exit_code`] is 3.
+/// A step of a ceremony failed. Nothing was done, except where [`CeremonyError::exit_code`] is 3.
 #[derive(Debug, Error)]
 pub(crate) enum CeremonyError {
-    /// The configuration.
+    /// The configuration can't be read, or is malformed.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The keys, the transcript, who is there.
+    /// The keys, the transcript or the participants do not allow the step.
     #[error(transparent)]
     Session(#[from] SessionError),
-    /// The keys.
+    /// The vault or token can't be opened, or refuses the change.
     #[error(transparent)]
     Store(#[from] KeyStoreError),
-    /// A component.
+    /// A component can't be typed or shown, or is rejected.
     #[error(transparent)]
     Component(#[from] ComponentError),
-    /// The roster.
+    /// The roster is malformed.
     #[error(transparent)]
     Roster(#[from] RosterError),
-    /// A transcript.
+    /// The transcript fails a check.
     #[error("refused: {0}")]
     Transcript(#[from] TranscriptError),
-    /// A transcript of other people.
-    #[error("refused: the transcript begins with another roster")]
+    /// The transcript does not begin with the given roster.
+    #[error("refused: the transcript begins with another roster than the one of --roster")]
     OtherRoster,
-    /// A transcript that goes on, or was cut.
+    /// The transcript has no last line: the ceremony is open, or lines were cut.
     #[error(
-        "refused: line {last} is the last and does not end the ceremony: lines are missing, or it goes on (--open)"
+        "refused: line {last} is the last and does not end the ceremony: lines are missing, or the ceremony is open (--open accepts it)"
     )]
     NotEnded {
-        /// The last line.
+        /// The number of the last line.
         last: usize,
     },
     /// The count of the records under a key failed.
     #[error(transparent)]
     Records(#[from] RecordsError),
-    /// What was typed for --no-store is not the key's name.
-    #[error("that is not {key}: nothing was done")]
+    /// The text typed for --no-store is not the key's name.
+    #[error("the typed text is not {key}: nothing was done")]
     NoStoreNotConfirmed {
         /// For example `storage/1`.
         key: String,
     },
-    /// Something else was typed.
+    /// The typed reference is not the key's.
     #[error("that is another key: nothing was destroyed")]
     NotConfirmed,
-    /// Somebody's key.
+    /// A participant's key can't be opened or made.
     #[error(transparent)]
     Participant(#[from] ParticipantKeyError),
-    /// A file.
+    /// A file can't be read.
     #[error("{}: {error}", path.display())]
     File {
-        /// Which.
+        /// The path of the file.
         path: PathBuf,
-        /// Why.
+        /// The operating system's reason.
         error: io::Error,
     },
-    /// The transcript's file, before the keys were read.
+    /// The transcript's file can't be locked or read.
     #[error(transparent)]
     TranscriptFile(#[from] TranscriptFileError),
-    /// The step was done, and what it did could not be printed.
+    /// The step was done, and its result could not be printed.
     #[error(
         "the step was done, and its line is in {}, but its output failed: {error}; do not run it again before you have \
          looked: `pinseal ceremony list` shows the keys, `pinseal ceremony verify --open` the steps",
         transcript.display()
     )]
     StepNotPrinted {
-        /// The transcript.
+        /// The path of the transcript.
         transcript: PathBuf,
         /// The operating system's reason.
         error: io::Error,
     },
-    /// Somebody's key was made, and its public half could not be printed.
+    /// A participant's key was made, and its public key could not be printed.
     #[error(
-        "the key was made, but its output failed: {error}; `pinseal ceremony person --show {}` prints its public half",
+        "the key was made, but its output failed: {error}; `pinseal ceremony person --show {}` prints its public key",
         path.display()
     )]
     ParticipantKeyNotPrinted {
@@ -691,7 +697,7 @@ pub(crate) enum CeremonyError {
         /// The operating system's reason.
         error: io::Error,
     },
-    /// Input or output.
+    /// The terminal, standard input or standard output failed.
     #[error("{0}")]
     Io(#[from] io::Error),
 }
