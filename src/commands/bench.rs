@@ -1,7 +1,7 @@
-//! `pinseal bench`: this build beside a bare gRPC echo of the same message size, served with the same settings in the
-//! same process and the same run, so that the cost of our work stands as a ratio.
+//! `pinseal bench`: measures this build and a bare gRPC echo of the same message size, with the same settings in the same
+//! process, and prints the ratio.
 //!
-//! Rounds of the echo and of the measured flow take turns, so that a machine that slows down slows both.
+//! Rounds of the echo and of the measured flow alternate, so that a slower machine slows both.
 
 mod flow;
 mod load;
@@ -27,7 +27,7 @@ use net::tls::TlsError;
 use store::StoreError;
 use store_embedded::StoreOpenError;
 
-/// `pinseal bench`.
+/// The arguments of `pinseal bench`.
 #[derive(Args)]
 pub(crate) struct BenchArguments {
     #[command(subcommand)]
@@ -44,7 +44,7 @@ enum What {
     Controls(MemoryArguments),
 }
 
-/// How to load the services.
+/// The shape of the load and the services under load.
 #[derive(Args)]
 pub(crate) struct FlowArguments {
     /// The API to send requests to
@@ -59,7 +59,7 @@ pub(crate) struct FlowArguments {
     /// Rounds of each; the median is printed
     #[arg(long, default_value_t = 3, value_name = "N")]
     rounds: usize,
-    /// Blocks to prepare for each round of SetPin: each needs a tzpk of its own and one RSA decryption by the device
+    /// Blocks to prepare for each round of SetPin: each needs its own tzpk and one RSA decryption by the device
     #[arg(long, default_value_t = 60_000, value_name = "N")]
     prepared: usize,
     /// Open loop: requests a second to offer, whatever the answers; latency counts from when each was due
@@ -85,27 +85,27 @@ pub(crate) struct FlowArguments {
 /// The API that the load uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Api {
-    /// The engine's gRPC.
+    /// gRPC, to the engine.
     #[default]
     Grpc,
-    /// The edge's HTTP, with the engine behind it.
+    /// HTTP, to an edge in front of the engine.
     Http,
 }
 
-/// What the connections to the engine are.
+/// The transport of the connections to the engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Transport {
-    /// Mutual TLS 1.3.
+    /// TLS 1.3 with client certificates.
     #[default]
     Mtls,
-    /// Plain TCP.
+    /// TCP without TLS.
     Plain,
 }
 
-/// How many controls to hold.
+/// The arguments of `pinseal bench controls`.
 #[derive(Args)]
 pub(crate) struct MemoryArguments {
-    /// Live controls
+    /// Live controls to open
     #[arg(long, default_value_t = 1_000_000, value_name = "N")]
     count: usize,
     /// Where to keep the store during the run; a temporary directory by default
@@ -119,7 +119,7 @@ impl FlowArguments {
     }
 }
 
-/// Measures, and prints a table.
+/// Measures one flow and prints the figures.
 pub(crate) fn run(arguments: BenchArguments) -> Result<(), BenchError> {
     match arguments.what {
         What::SetPin(arguments) => flow::set_pin(&arguments),
@@ -128,16 +128,16 @@ pub(crate) fn run(arguments: BenchArguments) -> Result<(), BenchError> {
     }
 }
 
-/// Why nothing was measured.
+/// The measurement failed.
 #[derive(Debug, Error)]
 pub(crate) enum BenchError {
-    /// The configuration of the run.
+    /// The configuration of the measured services is malformed.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The engine did not start.
     #[error(transparent)]
     Start(#[from] StartError),
-    /// The engine did not stop in order.
+    /// The store failed when the engine stopped.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The store did not open.
@@ -149,16 +149,16 @@ pub(crate) enum BenchError {
     /// The edge did not start.
     #[error(transparent)]
     Edge(#[from] EdgeError),
-    /// No certificates.
+    /// The test certificates can't be made.
     #[error(transparent)]
     Pki(#[from] PkiError),
-    /// TLS.
+    /// The test certificates can't be loaded.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// A request failed that should not.
+    /// A request failed.
     #[error("the load failed: {0}")]
     Load(String),
-    /// The machine refused something.
+    /// The operating system returned an error.
     #[error("{0}")]
     Io(#[from] io::Error),
 }

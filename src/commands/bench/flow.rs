@@ -1,4 +1,4 @@
-//! The measured flows: SetPin alone, and the whole way of one PIN, by gRPC and by HTTP.
+//! The measured flows: SetPin alone, and the whole flow of one PIN, by gRPC and by HTTP.
 
 use std::{
     net::SocketAddr,
@@ -34,21 +34,20 @@ use proto::{
     echo_service_client::EchoServiceClient, pin_service_client::PinServiceClient,
 };
 
-/// How many cards the load is spread over: more than are prepared in a round, since a set closes the other controls of its
-/// card.
+/// The cards of the load: more than the blocks of a round, because a set closes the other controls of its card.
 const CARDS: usize = 1_000_000;
-/// How many are prepared at a time.
+/// The controls that are prepared at a time.
 const PREPARED_AT_ONCE: usize = 64;
 const TENANT: &str = "default";
 const AUDIT_USER: &str = "bench";
 
-/// A block that waits to be sent.
+/// An open control with a tzpk, and the encrypted block that sets its PIN.
 struct Ready {
     control_id: String,
     block: [u8; 8],
 }
 
-/// SetPin alone, beside the echo.
+/// Measures SetPin alone, and the echo.
 pub(super) fn set_pin(arguments: &FlowArguments) -> Result<(), BenchError> {
     let bench = Bench::new(arguments)?;
     let mut levels = Vec::new();
@@ -68,7 +67,7 @@ pub(super) fn set_pin(arguments: &FlowArguments) -> Result<(), BenchError> {
     bench.end()
 }
 
-/// The whole flow, beside the echo.
+/// Measures the whole flow, and the echo.
 pub(super) fn whole(arguments: &FlowArguments) -> Result<(), BenchError> {
     let bench = Bench::new(arguments)?;
     let mut levels = Vec::new();
@@ -87,7 +86,7 @@ pub(super) fn whole(arguments: &FlowArguments) -> Result<(), BenchError> {
     bench.end()
 }
 
-/// One run: the services, the device, what was asked for.
+/// One run: the arguments, the services and the device.
 struct Bench<'a> {
     arguments: &'a FlowArguments,
     services: Services,
@@ -118,11 +117,11 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Controls with a tzpk each, and the blocks that would set a PIN.
+    /// Opens controls with a tzpk each, and encrypts a block for each.
     fn prepare(&self, count: usize) -> Result<Vec<Ready>, BenchError> {
         let bar = progress(count as u64).with_message("preparing controls and blocks");
         let left = Arc::new(AtomicUsize::new(count));
-        // A channel is made within the runtime that will drive it.
+        // A channel must be made within the runtime that drives it.
         let _inside = self.runtime.enter();
         let workers: Vec<_> = (0..PREPARED_AT_ONCE)
             .map(|_| {
@@ -209,7 +208,7 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// One client a connection.
+    /// One client for each connection.
     fn connections<T>(&self, connect: impl Fn() -> Result<T, BenchError>) -> Result<Vec<T>, BenchError> {
         (0..self.connection_count()).map(|_| connect()).collect()
     }
@@ -255,7 +254,7 @@ async fn make_ready(channel: &Channel, device: &Device, number: usize) -> Result
 
 fn block_of(device: &Device, encrypted_tzpk: &[u8], number: usize) -> Result<[u8; 8], BenchError> {
     let failed = |error: &dyn std::fmt::Display| BenchError::Load(error.to_string());
-    // Never a run, never one digit throughout.
+    // Never a sequence, never one repeated digit: the PIN policy accepts every one.
     let pin = Pin::parse(&format!("19{:04}", number % 10_000)).map_err(|error| failed(&error))?;
     device.encrypt_pin(encrypted_tzpk, &pin, Fill::Random).map_err(|error| failed(&error))
 }

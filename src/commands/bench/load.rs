@@ -1,4 +1,4 @@
-//! LoadShape: two client threads with a runtime each, closed or open loop.
+//! Load: two client threads with a runtime each, closed or open loop.
 
 use std::{
     cell::RefCell,
@@ -23,33 +23,33 @@ use tokio::{
 use super::BenchError;
 use net::cores;
 
-/// Client threads: one a core of the smallest machine we measure on.
+/// Client threads: one for each core of the smallest machine we measure on.
 pub(super) const CLIENT_THREADS: usize = 2;
 /// The highest latency that the histogram resolves, in microseconds.
 const LATENCY_MICROSECONDS_MAX: u64 = 60_000_000;
 
-/// How to load.
+/// The number of requests in flight, their connections, duration and rate.
 #[derive(Clone, Copy)]
 pub(super) struct LoadShape {
     pub(super) concurrency: usize,
-    /// Of each client thread.
+    /// Connections of each client thread.
     pub(super) connections: usize,
     pub(super) duration: Duration,
-    /// Requests a second, in an open loop.
+    /// Requests a second of an open loop; `None` for a closed loop.
     pub(super) rate: Option<f64>,
 }
 
-/// What came of it.
+/// The result of one run.
 pub(super) struct Measurement {
     pub(super) requests: u64,
     pub(super) seconds: f64,
-    /// Of this process, servers and clients alike, and of the boundary's.
+    /// Processor time of this process (clients and servers) and of the boundary process.
     pub(super) processor_seconds: f64,
     pub(super) latency: Histogram<u64>,
 }
 
 impl Measurement {
-    /// Requests a second.
+    /// Completed requests a second.
     pub(super) fn rate(&self) -> f64 {
         self.requests as f64 / self.seconds.max(f64::MIN_POSITIVE)
     }
@@ -65,18 +65,18 @@ impl Measurement {
     }
 }
 
-/// Whether an operation found something to do.
+/// Whether an operation sent a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// It did one request.
+    /// The operation completed one request.
     Completed,
-    /// What was prepared is used up.
+    /// Every prepared block is used.
     OutOfBlocks,
 }
 
-/// Runs `connect` once on each client thread, and the operation it gives until the time or the work is up. The
-/// operation receives the number of its request within the whole run. The clock runs from when every thread has its
-/// connections: each has answered once by then.
+/// Runs `connect` once on each client thread, then its operation until the duration ends or the prepared blocks are used.
+/// The operation receives the number of its request within the whole run. The clock starts when every connection has
+/// answered once.
 pub(super) fn run<C, O>(load: LoadShape, connect: C) -> Result<Measurement, BenchError>
 where
     C: AsyncFn() -> Result<O, BenchError> + Sync,
@@ -109,7 +109,7 @@ where
     })
 }
 
-/// A client thread's own.
+/// The runtime and operation of one client thread.
 struct Client<O> {
     runtime: Runtime,
     tasks: LocalSet,
@@ -152,8 +152,8 @@ where
     }
 }
 
-/// Keeps this thread on one of the cores it may use. Clients that happen to share a core, as the kernel likes to place
-/// threads that wake one another, would be what is measured.
+/// Binds this thread to one of its allowed cores. The kernel likes to place threads that wake one another on one core;
+/// clients on one core would limit the measured rate.
 fn stay_on_core(number: usize) -> io::Result<()> {
     cores::allowed()?.into_iter().cycle().nth(number).map_or(Ok(()), cores::stay_on)
 }
@@ -228,7 +228,7 @@ fn histogram() -> Result<Histogram<u64>, BenchError> {
     Histogram::new_with_max(LATENCY_MICROSECONDS_MAX, 3).map_err(|error| BenchError::Load(error.to_string()))
 }
 
-/// Processor time this process and those it has started have used so far: a boundary's is among them.
+/// The processor time of this process and its children, which include the boundary process, in seconds.
 fn processor_seconds() -> io::Result<f64> {
     let seconds = |time: TimeSpec| time.tv_sec() as f64 + time.tv_nsec() as f64 / 1e9;
     let mut all = seconds(ClockId::CLOCK_PROCESS_CPUTIME_ID.now()?);
@@ -239,7 +239,7 @@ fn processor_seconds() -> io::Result<f64> {
             children => children?,
         };
         for child in children.split_ascii_whitespace().filter_map(|child| child.parse().ok()) {
-            // One that has ended has none any more.
+            // An ended process has no clock.
             let used = ClockId::pid_cpu_clock_id(Pid::from_raw(child)).and_then(ClockId::now);
             all += used.map(seconds).unwrap_or_default();
         }

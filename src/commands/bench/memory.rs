@@ -1,4 +1,4 @@
-//! What one live control costs in memory: opened in a store of their own, half of them with a tzpk.
+//! Measures the memory of one live control: controls in a fresh store, half of them with a tzpk.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -13,10 +13,10 @@ use domain::control::{Control, ControlId, ControlState, Scope, SealedTzpk, Trans
 use store::{Admission, Store, UnknownCards};
 use store_embedded::{Embedded, EmbeddedConfig};
 
-/// How many changes are on their way to the store at a time.
+/// The store changes in flight at a time.
 const IN_FLIGHT: usize = 512;
 
-/// What was found.
+/// The resident memory before and after the controls were opened, in bytes.
 pub(super) struct Cost {
     controls: usize,
     before: u64,
@@ -37,7 +37,7 @@ impl fmt::Display for Cost {
     }
 }
 
-/// Opens them, and looks at the process's resident memory.
+/// Opens the controls and reads the resident memory of the process.
 pub(super) fn live_controls(arguments: &MemoryArguments) -> Result<Cost, BenchError> {
     let directory = TemporaryDirectory::unless(arguments.directory.as_deref())?;
     Builder::new_current_thread().enable_all().build()?.block_on(async {
@@ -98,7 +98,7 @@ async fn open(store: &Embedded, number: usize, bar: &ProgressBar) -> Result<(), 
     Ok(())
 }
 
-/// A bar that counts to `length`.
+/// A progress bar of this length.
 pub(super) fn progress(length: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{msg:<28} {wide_bar} {pos}/{len}");
     ProgressBar::new(length).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))

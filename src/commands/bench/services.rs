@@ -1,4 +1,4 @@
-//! What a run is played on: an engine, an edge and a bare echo, served with the same settings.
+//! The services under load: an engine, an edge and a bare echo, with the same settings.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -25,12 +25,12 @@ use proto::{
     echo_service_server::{EchoService, EchoServiceServer},
 };
 
-/// How long a prepared control waits for its turn.
+/// The lifetime of a control: a prepared control waits this long at most.
 const CONTROL_LIFETIME: std::time::Duration = std::time::Duration::from_secs(3_600);
-/// How many changes may wait for the disk: all that the largest run has in flight.
+/// The changes that may wait for the disk: all requests in flight of the largest run.
 const WAITING_CHANGES_MAX: usize = 16_384;
 
-/// Everything that serves.
+/// The running services, and the client's credentials for them.
 pub(super) struct Services {
     engine: Engine,
     edge: Edge,
@@ -40,7 +40,7 @@ pub(super) struct Services {
 }
 
 impl Services {
-    /// Starts all of it on free ports.
+    /// Starts the services on free ports.
     pub(super) async fn start(arguments: &FlowArguments, directory: &Path) -> Result<Self, BenchError> {
         let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let (server_tls, client_tls) = match arguments.transport {
@@ -91,12 +91,12 @@ impl Services {
         Ok(channel(&url(self.echo.address()), self.client_tls.clone())?)
     }
 
-    /// Where the edge listens.
+    /// The address on which the edge listens.
     pub(super) fn edge_address(&self) -> SocketAddr {
         self.edge.address()
     }
 
-    /// Stops all of it.
+    /// Stops the services, the edge first.
     pub(super) async fn clear(self) -> Result<(), BenchError> {
         self.edge.stop().await?;
         self.echo.stop().await;
@@ -104,7 +104,7 @@ impl Services {
     }
 }
 
-/// The bare peer.
+/// The bare gRPC service that the engine is compared with.
 #[derive(Clone, Copy)]
 struct Echo;
 
