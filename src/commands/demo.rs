@@ -36,20 +36,20 @@ use proto::{
 };
 use store::StoreError;
 
-/// The demo's card.
+/// The plasticId of the demo's card.
 const PLASTIC_ID: &str = "1000200030";
-/// Its account number, from a published range for tests.
+/// The account number of the card, from a published test range.
 const ACCOUNT_NUMBER: &str = "5413330089020011";
-/// The auditUser of the demo.
+/// The auditUser of every request of the demo.
 const AUDIT_USER: &str = "demo";
 
-/// `pinseal demo`.
+/// The arguments of `pinseal demo`.
 #[derive(Args)]
 pub(crate) struct DemoArguments {
     /// Exit after the steps; exit code 0 only when every step succeeded
     #[arg(long)]
     once: bool,
-    /// Where to keep store and vault; a temporary directory, removed at the end, by default
+    /// The directory of store and vault; by default a temporary one, removed at the end
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
     /// Write {"edge_url", "bearer_token", "engine_addr"} to this file once it serves
@@ -119,7 +119,9 @@ struct Served<'a> {
 
 impl Served<'_> {
     async fn run_steps(&self) -> Result<(), DemoError> {
-        say("Pinseal: a cardholder sets a PIN from a phone. Who holds what, what crosses, what is kept.\n")?;
+        say(
+            "Pinseal: a cardholder sets a PIN from a phone. Each step shows who holds a key, what is sent and what is stored.\n",
+        )?;
         say("1. The issuer's side is up")?;
         say(&format!("  engine (gRPC): {}   edge (HTTP): {}", self.engine.address(), self.edge_url))?;
         for line in self.engine.boundary().lines() {
@@ -130,13 +132,13 @@ impl Served<'_> {
         say("\n2. The card system registers a card (gRPC)")?;
         let masked = self.register().await?;
         say(&format!(
-            "  card {PLASTIC_ID}, account number {masked}: kept sealed, shown masked; it waits for its PIN (W)"
+            "  card {PLASTIC_ID}, account number {masked}: stored sealed, shown masked; the card has no PIN yet (state W)"
         ))?;
 
         let (edge_url, token) = (self.edge_url.to_owned(), self.token.to_owned());
         tokio::task::spawn_blocking(move || run_device_steps(&edge_url, &token)).await.map_err(io::Error::other)??;
 
-        say("\n7. The audit chain: who, what, which card, which keys, how it ended; never a PIN or a block")?;
+        say("\n7. The audit chain: action, card, outcome and formats of each request; never a PIN or a block")?;
         let mut audit = AuditServiceClient::new(channel(&format!("http://{}", self.engine.address()), None)?);
         let mut entries = audit.export_audit(ExportAuditRequest { from_sequence: 1 }).await.map_err(rpc)?.into_inner();
         while let Some(entry) = entries.message().await.map_err(rpc)? {
@@ -191,7 +193,7 @@ fn run_device_steps(edge_url: &str, token: &str) -> Result<(), DemoError> {
         "  key boundary: decrypted the block, checked the PIN, re-encrypted it as ISO 9564 format 4 with the account number",
     )?;
     say(
-        "    under the AES-256 storage key. On disk, in one transaction: record, spent control, audit line (W became S)",
+        "    under the AES-256 storage key. On disk, in one transaction: PIN record, spent control, audit entry (state W to S)",
     )?;
 
     say("\n4. The cardholder looks at the PIN; the boundary encrypts it for this phone under a fresh tzpk")?;
@@ -218,7 +220,7 @@ fn refused(answer: Option<ClientError>, expected_status: u16, expected_code: &st
         {
             Ok(say(&format!("  edge: {status} {code}: {message}"))?)
         }
-        _ => Err(DemoError::Step("what should have been refused was not, or not as it should")),
+        _ => Err(DemoError::Step("a request that must be refused was accepted, or refused with another error")),
     }
 }
 
@@ -240,14 +242,14 @@ fn rpc(status: tonic::Status) -> DemoError {
     DemoError::Rpc(status.message().to_owned())
 }
 
-/// A directory that is removed at the end, unless one was given.
+/// A directory that is removed on drop, unless the user named it.
 pub(crate) struct TemporaryDirectory {
     path: PathBuf,
     ours: bool,
 }
 
 impl TemporaryDirectory {
-    /// The given one, or a fresh one.
+    /// The named directory, or a fresh one in the system's temporary directory.
     pub(crate) fn unless(given: Option<&Path>) -> io::Result<Self> {
         let Some(given) = given else {
             let name = format!("pinseal-{}-{}", process::id(), uuid::Uuid::new_v4().simple());
@@ -271,37 +273,37 @@ impl Drop for TemporaryDirectory {
     }
 }
 
-/// Why the demo failed.
+/// The demo failed.
 #[derive(Debug, Error)]
 pub(crate) enum DemoError {
-    /// A step came out otherwise than it should.
+    /// A step had another result than expected.
     #[error("the demo failed: {0}")]
     Step(&'static str),
-    /// The configuration.
+    /// The configuration of the demo's services is malformed.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The engine did not start.
     #[error(transparent)]
     Engine(#[from] StartError),
-    /// The engine did not stop in order.
+    /// The store failed when the engine stopped.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The edge.
+    /// The edge did not start or stop.
     #[error(transparent)]
     Edge(#[from] EdgeError),
-    /// The engine's address.
+    /// The engine's address is malformed.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The engine refused.
+    /// The engine rejected a request.
     #[error("the engine refused: {0}")]
     Rpc(String),
-    /// The device or its back-end.
+    /// The simulated device or its back-end failed.
     #[error(transparent)]
     Simulate(#[from] SimulateError),
-    /// The device.
+    /// The simulated device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// The machine refused something.
+    /// The operating system returned an error.
     #[error("{0}")]
     Io(#[from] io::Error),
 }

@@ -1,4 +1,4 @@
-//! `pinseal device`: a cardholder's device and the back-end it talks to, one printed step at a time.
+//! `pinseal device`: simulates a cardholder's device and its back-end, and prints each step.
 
 use std::{
     io::{self, BufRead, Write},
@@ -13,10 +13,10 @@ use device::{
 use serde_json::{Value, json};
 use thiserror::Error;
 
-/// How much of a long text is shown.
+/// The characters shown of a long text.
 const SHOWN_CHARACTERS: usize = 24;
 
-/// `pinseal device`.
+/// The arguments of `pinseal device`.
 #[derive(Args)]
 pub(crate) struct DeviceArguments {
     #[command(subcommand)]
@@ -25,7 +25,7 @@ pub(crate) struct DeviceArguments {
 
 #[derive(Subcommand)]
 enum DeviceCommand {
-    /// Set a PIN: the device encrypts it, the edge and the engine never see it
+    /// Set a PIN: the device encrypts it; the edge never sees the clear PIN
     SetPin {
         #[command(flatten)]
         target: Target,
@@ -33,14 +33,14 @@ enum DeviceCommand {
         #[arg(long, value_name = "DIGITS")]
         pin: String,
     },
-    /// View a PIN: it is shown on the device alone
+    /// View a PIN: the device decrypts it
     ViewPin {
         #[command(flatten)]
         target: Target,
     },
 }
 
-/// The card, and where to go with it. In production the back-end authenticates the cardholder and opens the control; here
+/// The card and the edge. In production the back-end authenticates the cardholder and opens the control; here
 /// one process is both.
 #[derive(Args)]
 struct Target {
@@ -50,7 +50,7 @@ struct Target {
     /// The back-end's bearer token
     #[arg(long, value_name = "TOKEN", env = "PINSEAL_TOKEN", hide_env_values = true)]
     token: String,
-    /// The card
+    /// The plasticId of the card
     #[arg(long, value_name = "N")]
     plastic_id: String,
     /// The size of the device's RSA key
@@ -109,12 +109,12 @@ impl Simulator {
         Ok(Self { device: Arc::new(Device::generate(bits)?), backend })
     }
 
-    /// A back-end, and a device that is there already.
+    /// A simulator with an existing device and back-end.
     pub(crate) fn with(device: Arc<Device>, backend: Backend) -> Self {
         Self { device, backend }
     }
 
-    /// Sets a PIN; answers the controlId it used up.
+    /// Sets a PIN. Returns the controlId of the spent control.
     pub(crate) fn set_pin(
         &self,
         plastic_id: &str,
@@ -135,7 +135,7 @@ impl Simulator {
         Ok(control)
     }
 
-    /// Shows a PIN on the device.
+    /// Views a PIN. Returns the PIN that the device decrypted.
     pub(crate) fn view_pin(&self, plastic_id: &str, reporter: &mut StepReporter) -> Result<Pin, SimulateError> {
         let (control, opened) = self.backend.open_control(plastic_id, Scope::ViewPin)?;
         reporter.exchange("back-end → edge", "opens a control to view", &opened)?;
@@ -147,7 +147,7 @@ impl Simulator {
         Ok(pin)
     }
 
-    /// The back-end alone.
+    /// The back-end, for requests outside the usual steps.
     pub(crate) fn backend(&self) -> &Backend {
         &self.backend
     }
@@ -227,10 +227,10 @@ fn shortened(value: &Value) -> Value {
 /// Why setting or viewing the PIN failed.
 #[derive(Debug, Error)]
 pub(crate) enum SimulateError {
-    /// The edge.
+    /// The edge does not answer, or refuses.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// The device.
+    /// The device can't use the tzpk or the block.
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// The PIN is not 4 to 12 digits.

@@ -1,4 +1,4 @@
-//! `pinseal keyblock inspect`: what a key block says of its key, field by field. No key is needed, and none is seen.
+//! `pinseal keyblock inspect`: explains the clear header of a key block, field by field, without any key.
 
 use std::io::{self, Read, Write};
 
@@ -7,7 +7,7 @@ use hsm::{Field, KeyBlock, KeyBlockError};
 use serde_json::json;
 use thiserror::Error;
 
-/// `pinseal keyblock`.
+/// The arguments of `pinseal keyblock`.
 #[derive(Args)]
 pub(crate) struct KeyBlockArguments {
     #[command(subcommand)]
@@ -21,13 +21,13 @@ enum KeyBlockCommand {
         /// The block; `-` or nothing for standard input
         #[arg(default_value = "-", value_name = "BLOCK")]
         block: String,
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
 }
 
-/// More than the longest block, so that a line end and spaces do not count.
+/// The most bytes read from standard input: more than the longest block and its line end.
 const INPUT_BYTES_MAX: u64 = 64 * 1024;
 
 /// Prints the fields of the key block.
@@ -55,13 +55,13 @@ pub(crate) fn run(arguments: KeyBlockArguments) -> Result<(), KeyBlockCommandErr
     Ok(())
 }
 
-/// Why a block was not explained.
+/// The block can't be explained.
 #[derive(Debug, Error)]
 pub(crate) enum KeyBlockCommandError {
     /// The text is not a key block.
     #[error(transparent)]
     Block(#[from] KeyBlockError),
-    /// Input or output.
+    /// Standard input can't be read, or standard output can't be written.
     #[error("{0}")]
     Io(#[from] io::Error),
 }

@@ -1,4 +1,4 @@
-//! `pinseal token`: look at a PKCS#11 token, and make the keys in it.
+//! `pinseal token`: reports on a PKCS#11 token, and makes the engine's keys in it.
 
 use std::{
     io::{self, Write},
@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use config::ConfigError;
 
-/// `pinseal token`.
+/// The arguments of `pinseal token`.
 #[derive(Args)]
 pub(crate) struct TokenArguments {
     #[command(subcommand)]
@@ -21,9 +21,9 @@ pub(crate) struct TokenArguments {
 
 #[derive(Subcommand)]
 enum TokenCommand {
-    /// Tell what the token is, what it can do, which way each operation goes and how fast; audit its keys
+    /// Report the token's type, its mechanisms, the route and the speed of each operation; audit its keys
     Doctor(DoctorArguments),
-    /// Make every key the engine needs in the token, each for one use, none able to leave
+    /// Make every key the engine needs in the token, each for one use, none exportable
     MakeKeys(MakeKeysArguments),
 }
 
@@ -32,7 +32,7 @@ struct DoctorArguments {
     /// The engine's configuration: its [token] names module, slot and user PIN
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
@@ -44,7 +44,7 @@ struct MakeKeysArguments {
     config: PathBuf,
 }
 
-/// Runs one of them.
+/// Runs one subcommand and prints its result.
 pub(crate) fn run(arguments: TokenArguments) -> Result<(), TokenError> {
     let mut out = io::stdout().lock();
     match arguments.command {
@@ -112,19 +112,19 @@ fn as_json(report: &TokenReport, isolation: Isolation) -> Value {
     })
 }
 
-/// Why a token command failed.
+/// A token command failed.
 #[derive(Debug, Error)]
 pub(crate) enum TokenError {
-    /// The configuration.
+    /// The configuration can't be read, or is malformed.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The token.
+    /// The token can't be opened, or refuses an operation.
     #[error(transparent)]
     Hsm(#[from] hsm::OpenError),
-    /// Its keys: an engine would not serve with them.
+    /// The keys in the token are missing or unsafe: an engine rejects them.
     #[error("{0}")]
     Keys(String),
-    /// The output.
+    /// Standard output can't be written.
     #[error("{0}")]
     Io(#[from] io::Error),
 }

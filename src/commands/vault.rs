@@ -1,4 +1,4 @@
-//! `pinseal vault`: make the software vault that an engine's keys are in.
+//! `pinseal vault`: makes the software vault that holds the engine's keys.
 
 use std::{
     io::{self, Write},
@@ -10,7 +10,7 @@ use thiserror::Error;
 
 use config::ConfigError;
 
-/// `pinseal vault`.
+/// The arguments of `pinseal vault`.
 #[derive(Args)]
 pub(crate) struct VaultArguments {
     #[command(subcommand)]
@@ -19,7 +19,7 @@ pub(crate) struct VaultArguments {
 
 #[derive(Subcommand)]
 enum VaultCommand {
-    /// Make a vault with fresh keys, and its key file; nothing is made over what is there
+    /// Make a vault with fresh keys, and its key file; an existing file is not overwritten
     Create(CreateArguments),
 }
 
@@ -31,12 +31,12 @@ struct CreateArguments {
     /// Without a configuration: the directory of the vault and its key file
     #[arg(long, value_name = "DIR", conflicts_with = "config")]
     data_directory: Option<PathBuf>,
-    /// Seal the vault with the key file that is there; without this a key file must not be there
+    /// Seal the vault with the existing key file; without this option the key file must not exist
     #[arg(long)]
     use_key_file: bool,
 }
 
-/// Runs one of them.
+/// Makes the vault and prints the KCV of each key.
 pub(crate) fn run(arguments: VaultArguments) -> Result<(), VaultCommandError> {
     let VaultCommand::Create(arguments) = arguments.command;
     let config = match &arguments.data_directory {
@@ -52,19 +52,19 @@ pub(crate) fn run(arguments: VaultArguments) -> Result<(), VaultCommandError> {
     Ok(())
 }
 
-/// Why a vault was not made.
+/// The vault was not made, or its keys were not listed.
 #[derive(Debug, Error)]
 pub(crate) enum VaultCommandError {
-    /// The configuration.
+    /// The configuration can't be read, or is malformed.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The keys are not a vault's.
+    /// The configuration names a PKCS#11 token.
     #[error("the configuration names a PKCS#11 token: make its keys with `pinseal token make-keys`, or in a ceremony")]
     Token,
-    /// The vault.
+    /// The vault or its key file can't be made.
     #[error(transparent)]
     Hsm(#[from] hsm::OpenError),
-    /// The output. The vault was made.
+    /// Standard output can't be written. The vault was made.
     #[error("the vault was made, and its keys can't be listed: {0}")]
     Io(#[from] io::Error),
 }
