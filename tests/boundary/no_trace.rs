@@ -35,7 +35,7 @@ impl Planted {
 
     fn assert_absent(&self, place: &str, bytes: &[u8]) {
         for (what, pattern) in &self.0 {
-            let found = bytes.windows(pattern.len()).any(|window| window == pattern);
+            let found = memory_search::contains(bytes, pattern);
             assert!(!found, "{what} left a trace in {place}");
         }
     }

@@ -94,6 +94,20 @@ impl Planted {
     }
 }
 
+/// Whether `bytes` holds `pattern`. Not inlined: this crate is built optimised, its callers are not.
+#[inline(never)]
+pub fn contains(bytes: &[u8], pattern: &[u8]) -> bool {
+    let Some((first, rest)) = pattern.split_first() else { return true };
+    let mut left = bytes;
+    while let Some(at) = left.iter().position(|byte| byte == first) {
+        left = left.get(at + 1..).unwrap_or_default();
+        if left.starts_with(rest) {
+            return true;
+        }
+    }
+    false
+}
+
 /// What a search found.
 pub struct Found {
     /// The names of what was found.
