@@ -14,4 +14,5 @@ mod connections;
 mod hangup;
 mod race;
 mod rotation;
+mod small_binaries;
 mod take_up;

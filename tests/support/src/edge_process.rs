@@ -42,7 +42,23 @@ impl EdgeProcess {
         Self::start_logging(directory, engine, "", Some("warn"))
     }
 
+    /// Starts the program `pinseal-edge`.
+    pub fn start_alone(binary: &Path, directory: &Path, engine: &str) -> Self {
+        Self::start_with(Command::new(binary), &[], directory, engine, "", Some("trace"))
+    }
+
     fn start_logging(directory: &Path, engine: &str, extra: &str, events: Option<&str>) -> Self {
+        Self::start_with(Command::new(crate::pinseal_path()), &["edge"], directory, engine, extra, events)
+    }
+
+    fn start_with(
+        mut command: Command,
+        subcommand: &[&str],
+        directory: &Path,
+        engine: &str,
+        extra: &str,
+        events: Option<&str>,
+    ) -> Self {
         write_secret(&directory.join("token"), TOKEN);
         write_secret(&directory.join("other-token"), OTHER_TOKEN);
         let config = directory.join("edge.toml");
@@ -56,13 +72,14 @@ impl EdgeProcess {
         );
         std::fs::write(&config, text).unwrap();
         let log = directory.join("edge.log");
-        let mut command = Command::new(crate::pinseal_path());
         match events {
             Some(events) => command.env("RUST_LOG", events),
             None => command.env_remove("RUST_LOG"),
         };
         let mut child = command
-            .args(["--log-format", "json", "edge", "--config"])
+            .args(["--log-format", "json"])
+            .args(subcommand)
+            .arg("--config")
             .arg(&config)
             .env("DESK", PASSWORD)
             .stdout(Stdio::piped())

@@ -20,7 +20,7 @@ pub mod real_token;
 pub mod rotation;
 pub mod wait;
 
-use std::sync::LazyLock;
+use std::{path::PathBuf, process::Command, sync::LazyLock};
 
 /// The built program: `target/<profile>/pinseal`, beside the directory of the test binary.
 pub fn pinseal_path() -> &'static str {
@@ -29,4 +29,18 @@ pub fn pinseal_path() -> &'static str {
         test.parent().unwrap().with_file_name("pinseal").to_str().unwrap().to_owned()
     });
     &PATH
+}
+
+/// One of the small programs beside `pinseal`. Cargo builds them for no test: `cargo build --workspace --bins` does.
+pub fn small_binary(name: &str) -> PathBuf {
+    let path = PathBuf::from(pinseal_path()).with_file_name(name);
+    assert!(path.exists(), "{} is missing: run cargo build --workspace --bins", path.display());
+    path
+}
+
+/// A command for a small program that takes, and drops, the name of the subcommand of `pinseal` as its first argument.
+pub fn without_subcommand(name: &str) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", "shift; exec \"$0\" \"$@\""]).arg(small_binary(name));
+    command
 }
