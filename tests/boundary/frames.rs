@@ -25,21 +25,21 @@ use support::{
 const NO_DEADLINE: u64 = u64::MAX;
 
 /// A connection to a boundary, as an engine has one.
-struct Lane {
+struct Connection {
     stream: UnixStream,
     arrived: Vec<u8>,
 }
 
-impl Lane {
+impl Connection {
     fn greeted(socket: &Path) -> Self {
         let stream = UnixStream::connect(socket).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        let mut lane = Self { stream, arrived: Vec::new() };
+        let mut connection = Self { stream, arrived: Vec::new() };
         let mut hello = Vec::new();
         frame::push_hello(&mut hello);
-        lane.stream.write_all(&hello).unwrap();
-        assert_eq!(lane.answer(), Some(0));
-        lane
+        connection.stream.write_all(&hello).unwrap();
+        assert_eq!(connection.answer(), Some(0));
+        connection
     }
 
     fn check(&mut self, number: u64) {
@@ -70,10 +70,10 @@ impl Lane {
 }
 
 #[test]
-fn a_boundary_ends_a_connection_that_talks_nonsense_and_no_other() {
+fn a_malformed_frame_ends_only_its_own_connection() {
     let directory = tempfile::tempdir().unwrap();
     let mut hsm = HsmProcess::start(directory.path(), "");
-    let mut other = Lane::greeted(hsm.socket());
+    let mut other = Connection::greeted(hsm.socket());
     other.check(1);
 
     let mut check = Vec::new();
@@ -86,7 +86,7 @@ fn a_boundary_ends_a_connection_that_talks_nonsense_and_no_other() {
     let nonsense: [(&str, Vec<u8>); 6] = [
         ("a length over the limit", vec![0xFF; 64]),
         ("a length too short for a number", vec![0, 0, 0, 3, 1, 2, 3]),
-        ("an operation that is none", with(20, 0x7F)),
+        ("an unknown operation", with(20, 0x7F)),
         ("bytes behind the arguments", {
             let mut longer = with(3, check[3] + 1);
             longer.push(0);
@@ -104,15 +104,15 @@ fn a_boundary_ends_a_connection_that_talks_nonsense_and_no_other() {
         }),
     ];
     for (what, bytes) in nonsense {
-        let mut lane = Lane::greeted(hsm.socket());
-        lane.check(1);
-        lane.stream.write_all(&bytes).unwrap();
-        assert_eq!(lane.answer(), None, "{what}");
+        let mut connection = Connection::greeted(hsm.socket());
+        connection.check(1);
+        connection.stream.write_all(&bytes).unwrap();
+        assert_eq!(connection.answer(), None, "{what}");
         other.check(2);
     }
     let mut without_hello = UnixStream::connect(hsm.socket()).unwrap();
     without_hello.write_all(&check).unwrap();
-    assert_eq!(Lane { stream: without_hello, arrived: Vec::new() }.answer(), None);
+    assert_eq!(Connection { stream: without_hello, arrived: Vec::new() }.answer(), None);
     other.check(3);
     assert!(hsm.is_alive(), "{}", hsm.log());
 }
@@ -156,7 +156,7 @@ fn pass_on(mut from: UnixStream, mut to: UnixStream, corrupts: &AtomicBool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_whose_boundary_talks_nonsense_is_unavailable_loses_nothing_and_is_back() {
+async fn malformed_boundary_frames_cost_a_restart_and_no_pin() {
     let directory = tempfile::tempdir().unwrap();
     let hsm = HsmProcess::start(directory.path(), "");
     let between = Between::listen(directory.path(), hsm.socket());

@@ -29,7 +29,7 @@ const KILLS: u32 = 50;
 const CLIENTS: u32 = 8;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_boundary_that_is_killed_fifty_times_under_load_is_back_and_no_acknowledged_pin_is_lost() {
+async fn fifty_boundary_kills_under_load_lose_no_acknowledged_pin() {
     let directory = tempfile::tempdir().unwrap();
     let lines = "[control]\nlifetime_seconds = 3600\nper_card_per_hour_max = 1000000";
     let engine = EngineProcess::start_quiet(directory.path(), lines);
@@ -64,13 +64,13 @@ async fn a_boundary_that_is_killed_fifty_times_under_load_is_back_and_no_acknowl
     let mut client = engine.client().await;
     known.assert_kept(&mut client, &device).await;
     away.sort();
-    let told = format!(
+    let printed = format!(
         "{KILLS} kills, {} PINs acknowledged; away for {:?} in the middle, {:?} at most\n",
         known.acknowledged(),
         away[away.len() / 2],
         away.last().unwrap(),
     );
-    std::io::stdout().write_all(told.as_bytes()).unwrap();
+    std::io::stdout().write_all(printed.as_bytes()).unwrap();
 }
 
 /// Sets one PIN after another; a boundary that is away is asked again.
@@ -118,7 +118,7 @@ async fn a_boundary_that_hangs_is_unavailable_is_killed_and_is_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_signal_to_the_whole_group_leaves_the_boundary_to_the_calls_that_are_finishing() {
+async fn a_signal_to_the_process_group_lets_open_calls_finish() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "");
     let (device, mut client, hsm) = (device(), engine.client().await, engine.hsm_id().unwrap());
@@ -151,7 +151,7 @@ fn the_confined_process_is_another_user_filtered_and_may_gain_nothing() {
 }
 
 #[test]
-fn no_call_waits_while_a_huge_page_is_cleared_for_the_engine_or_its_boundary() {
+fn engine_and_boundary_use_no_transparent_huge_pages() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "");
     for process in [engine.id(), engine.hsm_id().unwrap()] {
@@ -179,11 +179,15 @@ fn escape(mut pinseal: Command, config: &Path) -> (bool, Vec<String>, Vec<String
     let file = elsewhere.path().join("a-users-file");
     std::fs::write(&file, "mine").unwrap();
     let tried = pinseal.args(["hsm", "--config"]).arg(config).arg("--try-escape").arg(file).output().unwrap();
-    let told = String::from_utf8([tried.stdout, tried.stderr].concat()).unwrap();
+    let printed = String::from_utf8([tried.stdout, tried.stderr].concat()).unwrap();
     let lines = |with: &str| {
-        told.lines().filter_map(|line| line.strip_prefix(with)).map(|line| line.trim().to_owned()).collect::<Vec<_>>()
+        printed
+            .lines()
+            .filter_map(|line| line.strip_prefix(with))
+            .map(|line| line.trim().to_owned())
+            .collect::<Vec<_>>()
     };
-    (tried.status.success(), lines("refused"), lines("LET THROUGH"), told)
+    (tried.status.success(), lines("refused"), lines("LET THROUGH"), printed)
 }
 
 const ATTEMPTS: [&str; 16] = [
@@ -206,7 +210,7 @@ const ATTEMPTS: [&str; 16] = [
 ];
 
 #[test]
-fn from_inside_a_vaults_process_there_is_no_socket_no_file_no_program_no_thread_and_no_look_at_another() {
+fn a_vault_process_reaches_no_socket_file_program_or_other_process() {
     let directory = tempfile::tempdir().unwrap();
     let config = directory.path().join("hsm.toml");
     let data = directory.path().join("data");
@@ -216,36 +220,36 @@ fn from_inside_a_vaults_process_there_is_no_socket_no_file_no_program_no_thread_
     let pinseal = || Command::new(env!("CARGO_BIN_EXE_pinseal"));
     write("");
     create_vault(&pinseal(), &config);
-    let (well, refused, let_through, told) = escape(pinseal(), &config);
-    assert!(well && let_through.is_empty(), "{told}");
+    let (well, refused, let_through, printed) = escape(pinseal(), &config);
+    assert!(well && let_through.is_empty(), "{printed}");
     for attempt in ATTEMPTS.iter().chain(&["connect to a Unix socket", "start a thread"]) {
-        assert!(refused.iter().any(|line| line.starts_with(attempt)), "{attempt}: {told}");
+        assert!(refused.iter().any(|line| line.starts_with(attempt)), "{attempt}: {printed}");
     }
     // Either of the two holds the files by itself.
     for waived in ["waive = [\"landlock\"]", "waive = [\"seccomp\"]"] {
         write(waived);
-        let (_, refused, _, told) = escape(pinseal(), &config);
-        assert!(refused.iter().any(|line| line.starts_with("read a user's file")), "{waived}: {told}");
+        let (_, refused, _, printed) = escape(pinseal(), &config);
+        assert!(refused.iter().any(|line| line.starts_with("read a user's file")), "{waived}: {printed}");
     }
     // And the attempts are real: where all is waived, each comes through.
     write("waive = [\"user\", \"landlock\", \"seccomp\"]");
-    let (well, refused, let_through, told) = escape(pinseal(), &config);
-    assert!(!well && refused.is_empty() && let_through.len() == ATTEMPTS.len() + 1, "{told}");
+    let (well, refused, let_through, printed) = escape(pinseal(), &config);
+    assert!(!well && refused.is_empty() && let_through.len() == ATTEMPTS.len() + 1, "{printed}");
 }
 
 #[test]
-fn from_inside_the_process_of_each_pkcs_11_token_there_is_no_network_no_foreign_file_and_no_program() {
+fn each_token_process_reaches_no_network_foreign_file_or_program() {
     for make in [Make::SoftHsm, Make::Nss, Make::OpenCryptoki] {
         let token = RealToken::with_keys(make);
         let config = token.write_config(&token.lines());
         // Under a shell: openCryptoki's namespaces make the program itself the first process, which has no parent.
         let mut under_a_shell = token.beside("sh");
         under_a_shell.args(["-c", "\"$0\" \"$@\"; exit $?", env!("CARGO_BIN_EXE_pinseal")]);
-        let (well, refused, let_through, told) = escape(under_a_shell, &config);
-        assert!(well && let_through.is_empty(), "{told}");
+        let (well, refused, let_through, printed) = escape(under_a_shell, &config);
+        assert!(well && let_through.is_empty(), "{printed}");
         let no_daemon = (make != Make::OpenCryptoki).then_some("connect to a Unix socket");
         for attempt in ATTEMPTS.into_iter().chain(no_daemon) {
-            assert!(refused.iter().any(|line| line.starts_with(attempt)), "{attempt}: {told}");
+            assert!(refused.iter().any(|line| line.starts_with(attempt)), "{attempt}: {printed}");
         }
     }
 }
@@ -256,23 +260,23 @@ fn a_token_across_a_network_is_reached_by_its_own_port_alone() {
     let with = |ports: &str| token.lines().replace("\npaths", &format!("\nports = {ports}\npaths"));
     // 9 is the port that the attempt tries; nobody listens there.
     let config = token.write_config(&with("[9]"));
-    let (_, _, let_through, told) = escape(token.beside(env!("CARGO_BIN_EXE_pinseal")), &config);
-    assert!(let_through.iter().any(|line| line.starts_with("connect by TCP (Connection refused")), "{told}");
-    assert_eq!(let_through.len(), 1, "{told}");
+    let (_, _, let_through, printed) = escape(token.beside(env!("CARGO_BIN_EXE_pinseal")), &config);
+    assert!(let_through.iter().any(|line| line.starts_with("connect by TCP (Connection refused")), "{printed}");
+    assert_eq!(let_through.len(), 1, "{printed}");
     let config = token.write_config(&with("[1792]"));
-    let (_, refused, _, told) = escape(token.beside(env!("CARGO_BIN_EXE_pinseal")), &config);
-    assert!(refused.iter().any(|line| line.starts_with("connect by TCP")), "{told}");
+    let (_, refused, _, printed) = escape(token.beside(env!("CARGO_BIN_EXE_pinseal")), &config);
+    assert!(refused.iter().any(|line| line.starts_with("connect by TCP")), "{printed}");
 }
 
 /// What the hostile module wrote down: all of it must be refused, but for these.
 fn assert_held(token: &RealToken, stage: &str, but: &[&str]) {
-    let told = std::fs::read_to_string(token.escape_place().join(format!("tried-{stage}"))).unwrap();
-    let let_through: Vec<_> = told
+    let printed = std::fs::read_to_string(token.escape_place().join(format!("tried-{stage}"))).unwrap();
+    let let_through: Vec<_> = printed
         .lines()
         .filter_map(|line| line.strip_prefix("LET THROUGH "))
         .filter(|line| !but.iter().any(|but| line.starts_with(but)))
         .collect();
-    assert!(let_through.is_empty() && told.lines().count() > 35, "{stage}: {told}");
+    assert!(let_through.is_empty() && printed.lines().count() > 35, "{stage}: {printed}");
 }
 
 /// Starts an engine whose module is hostile and which inherits a descriptor; sets a PIN, and waits for what was tried.
@@ -360,18 +364,18 @@ fn its_own_user_can_neither_trace_it_nor_read_its_memory() {
             .arg(format!("/proc/{process}/maps"));
         cat.output().unwrap()
     };
-    let told = as_its_user(engine.hsm_id().unwrap());
-    let error = String::from_utf8_lossy(&told.stderr);
-    assert!(!told.status.success() && error.contains("Permission denied"), "{error}");
+    let printed = as_its_user(engine.hsm_id().unwrap());
+    let error = String::from_utf8_lossy(&printed.stderr);
+    assert!(!printed.status.success() && error.contains("Permission denied"), "{error}");
     // Of another process of the same user it can.
     let mut other = Command::new("setpriv");
     let mut other =
         other.args(["--reuid", "65500", "--regid", "65500", "--clear-groups", "sleep", "60"]).spawn().unwrap();
     std::thread::sleep(Duration::from_millis(200));
-    let told = as_its_user(other.id());
+    let printed = as_its_user(other.id());
     other.kill().unwrap();
     other.wait().unwrap();
-    assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+    assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
 }
 
 /// A program run as this user.
@@ -387,7 +391,7 @@ fn as_user(user: u32, groups: &str, program: &str) -> Command {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn apart_each_of_engine_and_boundary_has_a_user_of_its_own_and_is_held_to_it_by_the_other() {
+async fn engine_and_boundary_each_verify_the_user_of_the_other() {
     let pinseal = env!("CARGO_BIN_EXE_pinseal");
     let (of_hsm, of_engine) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let owned = |directory: &tempfile::TempDir, user: u32, group: u32| {
@@ -426,10 +430,10 @@ async fn apart_each_of_engine_and_boundary_has_a_user_of_its_own_and_is_held_to_
         assert!(!output.status.success());
         String::from_utf8(output.stderr).unwrap()
     };
-    let told = refused(65_502, 65_599);
-    assert!(told.contains("it is served by user 65501: boundary.hsm_user says 65599"), "{told}");
-    let told = refused(65_503, 65_501);
-    assert!(told.contains("ended the connection before it served"), "{told}");
+    let printed = refused(65_502, 65_599);
+    assert!(printed.contains("it is served by user 65501: boundary.hsm_user says 65599"), "{printed}");
+    let printed = refused(65_503, 65_501);
+    assert!(printed.contains("ended the connection before it served"), "{printed}");
     assert!(hsm.log().contains("a connection of another user was refused"), "{}", hsm.log());
 }
 
@@ -448,10 +452,10 @@ fn memory_that_can_not_be_locked_is_fatal_unless_it_is_waived() {
         pinseal.arg(env!("CARGO_BIN_EXE_pinseal"));
         escape(pinseal, &config)
     };
-    let (well, _, _, told) = tried("");
-    assert!(!well && told.contains("memory can't be locked (RLIMIT_MEMLOCK is 65536 bytes)"), "{told}");
-    let (well, _, _, told) = tried("lock_memory = \"try\"");
-    assert!(well, "{told}");
+    let (well, _, _, printed) = tried("");
+    assert!(!well && printed.contains("memory can't be locked (RLIMIT_MEMLOCK is 65536 bytes)"), "{printed}");
+    let (well, _, _, printed) = tried("lock_memory = \"try\"");
+    assert!(well, "{printed}");
 }
 
 #[test]

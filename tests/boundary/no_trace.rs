@@ -42,7 +42,7 @@ impl Planted {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_whole_story_leaves_no_trace_of_what_it_was_about() {
+async fn no_pin_or_account_number_leaves_a_trace() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), METRICS);
     let edge = EdgeProcess::start(directory.path(), &format!("address = \"http://{}\"", engine.address()), "");

@@ -28,8 +28,8 @@ fn refused(arguments: &[&str]) -> String {
 fn refused_engine(directory: &Path, extra: &str) -> String {
     let (config, data) = (directory.join("engine.toml"), directory.join("data"));
     fs::write(&config, format!("listen = \"127.0.0.1:0\"\ndata_directory = {data:?}\n{extra}\n")).unwrap();
-    let told = refused(&["engine", "--config", config.to_str().unwrap()]);
-    told.lines().find(|line| line.starts_with("pinseal:")).unwrap_or_else(|| panic!("{told}")).to_owned()
+    let printed = refused(&["engine", "--config", config.to_str().unwrap()]);
+    printed.lines().find(|line| line.starts_with("pinseal:")).unwrap_or_else(|| panic!("{printed}")).to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -45,14 +45,14 @@ async fn a_missing_vault_is_refused_over_a_used_store() {
         let away = |file: &Path| fs::rename(file, file.with_extension("away")).unwrap();
         let back = |file: &Path| fs::rename(file.with_extension("away"), file).unwrap();
         away(&vault);
-        let told = refused_engine(directory.path(), isolation);
-        assert!(told.contains(&format!("the vault {} is missing", vault.display())), "{told}");
+        let printed = refused_engine(directory.path(), isolation);
+        assert!(printed.contains(&format!("the vault {} is missing", vault.display())), "{printed}");
         fs::rename(&key_file, data.join("key.away")).unwrap();
-        let told = refused_engine(directory.path(), isolation);
-        assert!(told.contains(&format!("there is no vault at {}", vault.display())), "{told}");
+        let printed = refused_engine(directory.path(), isolation);
+        assert!(printed.contains(&format!("there is no vault at {}", vault.display())), "{printed}");
         back(&vault);
-        let told = refused_engine(directory.path(), isolation);
-        assert!(told.contains(&format!("the key file {}", key_file.display())), "{told}");
+        let printed = refused_engine(directory.path(), isolation);
+        assert!(printed.contains(&format!("the key file {}", key_file.display())), "{printed}");
         assert!(!key_file.exists());
 
         fs::rename(data.join("key.away"), &key_file).unwrap();
@@ -73,9 +73,9 @@ async fn keys_of_another_vault_are_refused_by_name() {
     let in_other = format!("[vault]\nfile = {:?}\nkey_file = {:?}", at("vault"), at("vault.key"));
     let apart = format!("[boundary]\nsocket = {:?}\nhsm_user = 65500", hsm.socket());
     for lines in [format!("{in_other}\n[boundary]\nisolation = \"inline\""), in_other, apart] {
-        let told = refused_engine(directory.path(), &lines);
-        assert!(told.contains("the key storage/1 was used last with KCV"), "{told}");
-        assert!(told.contains("start the engine with the vault or token of this store"), "{told}");
+        let printed = refused_engine(directory.path(), &lines);
+        assert!(printed.contains("the key storage/1 was used last with KCV"), "{printed}");
+        assert!(printed.contains("start the engine with the vault or token of this store"), "{printed}");
     }
     let engine = EngineProcess::start(directory.path(), "");
     assert_eq!(engine.client().await.view(&device, "7510").await.unwrap(), "271828");
@@ -87,15 +87,15 @@ fn a_boundary_apart_makes_no_keys() {
     let (config, data) = (directory.path().join("hsm.toml"), directory.path().join("data"));
     fs::write(&config, format!("data_directory = {data:?}\n")).unwrap();
     let (config, socket) = (config.to_str().unwrap(), directory.path().join("socket"));
-    let told = refused(&["hsm", "--config", config, "--listen", socket.to_str().unwrap()]);
-    assert!(told.contains("there is no vault at") && told.contains("pinseal vault create"), "{told}");
+    let printed = refused(&["hsm", "--config", config, "--listen", socket.to_str().unwrap()]);
+    assert!(printed.contains("there is no vault at") && printed.contains("pinseal vault create"), "{printed}");
     assert!(!data.join("vault").exists() && !data.join("vault.key").exists());
 
     let created = pinseal(&["vault", "create", "--config", config]);
     let listed = String::from_utf8(created.stdout).unwrap();
     assert!(created.status.success() && listed.contains("  storage/1 "), "{listed}");
-    let told = refused(&["vault", "create", "--config", config]);
-    assert!(told.contains("is there already: nothing was made"), "{told}");
+    let printed = refused(&["vault", "create", "--config", config]);
+    assert!(printed.contains("is there already: nothing was made"), "{printed}");
     HsmProcess::start(directory.path(), "");
 }
 
@@ -137,8 +137,8 @@ async fn a_vault_from_before_a_reload_is_refused() {
 
     fs::rename(&vault, directory.join("after")).unwrap();
     fs::copy(directory.join("before"), &vault).unwrap();
-    let told = refused_engine(directory, "");
-    assert!(told.contains("the key storage/2:") && told.contains("was used last and is not there"), "{told}");
+    let printed = refused_engine(directory, "");
+    assert!(printed.contains("the key storage/2:") && printed.contains("was used last and is not there"), "{printed}");
     fs::rename(directory.join("after"), &vault).unwrap();
     EngineProcess::start(directory, "");
 }

@@ -34,9 +34,9 @@ impl Rehearsed {
     fn check_value(&self, key: &str) -> String {
         let named = format!("\"key\":\"{key}\"");
         let transcript = self.transcript();
-        let told = transcript.lines().find(|line| line.contains(&named) && !line.contains("\"begin\"")).unwrap();
-        let told: serde_json::Value = serde_json::from_str(told).unwrap();
-        told["entry"]["key"]["check_value"].as_str().unwrap().to_owned()
+        let printed = transcript.lines().find(|line| line.contains(&named) && !line.contains("\"begin\"")).unwrap();
+        let printed: serde_json::Value = serde_json::from_str(printed).unwrap();
+        printed["entry"]["key"]["check_value"].as_str().unwrap().to_owned()
     }
 
     /// A PIN is set and viewed by an engine on its keys, and the audit chain names the storage key of the ceremony.
@@ -56,14 +56,14 @@ impl Rehearsed {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rehearsed_ceremony_leaves_a_vault_that_an_engine_serves_and_a_transcript_that_verifies() {
+async fn an_engine_serves_the_vault_of_a_rehearsed_ceremony() {
     let rehearsed = Rehearsed::with(&[]);
     assert!(Transcript::read(&rehearsed.transcript()).unwrap().has_ended());
     rehearsed.serves(pinseal(), "").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rehearsed_ceremony_on_softhsm_leaves_a_token_that_an_engine_serves_and_a_transcript_that_verifies() {
+async fn an_engine_serves_the_token_of_a_rehearsed_softhsm_ceremony() {
     let rehearsed = Rehearsed::with(&["softhsm"]);
     let transcript = rehearsed.transcript();
     let read = Transcript::read(&transcript).unwrap();
@@ -85,7 +85,7 @@ async fn a_rehearsed_ceremony_on_softhsm_leaves_a_token_that_an_engine_serves_an
 }
 
 #[test]
-fn no_step_passes_with_one_person_nor_without_a_leader_nor_with_a_stranger() {
+fn a_step_needs_its_quorum_and_leader_and_no_stranger() {
     let ceremony = Ceremony::begun();
     let before = ceremony.transcript();
     ceremony.person("mallory");
@@ -136,7 +136,7 @@ fn a_second_ceremony_follows_on_the_first() {
 }
 
 #[test]
-fn any_byte_of_a_transcript_that_is_changed_is_found_and_its_line_told() {
+fn a_changed_transcript_byte_is_reported_with_its_line() {
     let ceremony = Ceremony::begun();
     ceremony.well("make", ENOUGH, &["seal"]);
     ceremony.well("end", ALL, &[]);
@@ -148,8 +148,8 @@ fn any_byte_of_a_transcript_that_is_changed_is_found_and_its_line_told() {
         let was = changed[at];
         changed[at] ^= 1;
         // A line's end that is gone makes the next one part of it.
-        let told = Transcript::read(std::str::from_utf8(&changed).unwrap()).expect_err("byte {at}");
-        assert!(matches!(told, TranscriptError::Line { line: found, .. } if found == line), "byte {at}: {told}");
+        let printed = Transcript::read(std::str::from_utf8(&changed).unwrap()).expect_err("byte {at}");
+        assert!(matches!(printed, TranscriptError::Line { line: found, .. } if found == line), "byte {at}: {printed}");
         line += u64::from(was == b'\n');
     }
 }
@@ -182,7 +182,7 @@ fn a_transcript_that_is_cut_moved_or_spliced_is_refused() {
 }
 
 #[test]
-fn a_transcript_that_was_cut_while_the_ceremony_goes_on_is_not_gone_on_with() {
+fn a_ceremony_rejects_a_transcript_cut_while_it_runs() {
     let ceremony = Ceremony::begun();
     let before = ceremony.transcript();
     ceremony.well("make", ENOUGH, &["seal"]);
@@ -192,7 +192,7 @@ fn a_transcript_that_was_cut_while_the_ceremony_goes_on_is_not_gone_on_with() {
 }
 
 #[test]
-fn a_step_that_died_before_its_line_was_in_the_transcript_is_told_by_the_next_and_one_that_did_not_happen_is_not() {
+fn the_next_step_records_a_step_that_ended_unrecorded() {
     let ceremony = Ceremony::begun();
     let before = ceremony.transcript();
     let vault_before = fs::read(ceremony.at("data/vault")).unwrap();
@@ -216,7 +216,7 @@ fn a_step_that_died_before_its_line_was_in_the_transcript_is_told_by_the_next_an
 }
 
 #[test]
-fn a_zone_key_goes_through_its_whole_life_and_is_destroyed_by_two_confirmations_alone() {
+fn a_zone_key_is_imported_used_and_destroyed_with_two_confirmations() {
     let ceremony = Ceremony::begun();
     let made = ceremony.well("make", ENOUGH, &["zone:acquirer", "--algorithm", "3des-double", "--json"]);
     let made: serde_json::Value = serde_json::from_str(&made).unwrap();
@@ -408,7 +408,7 @@ fn files_hold(directory: &Path, component: &str) -> bool {
 }
 
 #[test]
-fn a_component_shown_or_typed_on_a_terminal_is_afterwards_in_no_scrollback_argument_environment_or_file() {
+fn a_component_leaves_no_trace_on_terminal_process_or_disk() {
     let ceremony = Ceremony::begun();
     let terminal = Terminal::open(ceremony.directory());
     let line = |step: &str, arguments: &[&str]| {

@@ -175,7 +175,7 @@ fn two_steps_at_once_on_a_token_write_each_line_once() {
 }
 
 #[test]
-fn a_step_whose_line_or_output_fails_exits_with_a_code_of_its_own() {
+fn a_step_that_cannot_record_or_print_has_its_exit_code() {
     let ceremony = begun();
     let roster = ceremony.at("roster.toml");
     let again = ceremony.command("begin", ALL, &["--roster", roster.to_str().unwrap()]).output().unwrap();

@@ -32,7 +32,7 @@ fn refused_with(ceremony: &Ceremony, present: &[&str], why: &str) {
 }
 
 #[test]
-fn a_leader_with_a_token_and_the_others_with_files_hold_a_ceremony_whose_transcript_verifies() {
+fn a_ceremony_mixes_a_leaders_token_with_key_files() {
     for lines in HOMES {
         let token = RealToken::without_keys(Make::SoftHsm);
         let ceremony = Ceremony::prepared_with_leader_beside(&token, &lines(&token));
@@ -48,7 +48,7 @@ fn a_leader_with_a_token_and_the_others_with_files_hold_a_ceremony_whose_transcr
 }
 
 #[test]
-fn two_people_with_a_token_each_of_one_module_sign_in_one_process() {
+fn two_token_holders_sign_in_one_process() {
     let token = RealToken::without_keys(Make::SoftHsm);
     let ceremony = Ceremony::prepared_with_leader_beside(&token, &token.lines());
     fs::copy(token.of_a_person("alice"), ceremony.at("alice.toml")).unwrap();
@@ -70,7 +70,7 @@ fn two_people_with_a_token_each_of_one_module_sign_in_one_process() {
 }
 
 #[test]
-fn a_wrong_user_pin_a_token_without_a_key_and_one_that_is_not_a_persons_own_record_nothing() {
+fn an_unusable_person_token_records_nothing() {
     for lines in HOMES {
         let token = RealToken::without_keys(Make::SoftHsm);
         let ceremony = Ceremony::prepared_with_leader_beside(&token, &lines(&token));
@@ -88,7 +88,7 @@ fn a_wrong_user_pin_a_token_without_a_key_and_one_that_is_not_a_persons_own_reco
 }
 
 #[test]
-fn a_person_in_the_engines_own_token_is_refused_because_no_pin_of_theirs_would_be_tried() {
+fn a_person_key_in_the_engines_token_is_rejected() {
     let token = RealToken::without_keys(Make::SoftHsm);
     let ceremony = Ceremony::prepared_with_leader_beside(&token, &token.lines());
     ceremony.begin();
@@ -169,7 +169,7 @@ fn a_token_without_ed25519_says_so() {
 }
 
 #[test]
-fn a_user_pin_that_no_file_names_is_typed_unseen_and_without_a_terminal_not_asked_for() {
+fn a_user_pin_is_typed_unseen_and_only_on_a_terminal() {
     let token = RealToken::without_keys(Make::SoftHsm);
     let ceremony = Ceremony::prepared_with_leader_beside(&token, "");
     let named = fs::read_to_string(ceremony.at("lea.toml")).unwrap();

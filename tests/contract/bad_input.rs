@@ -9,7 +9,7 @@ use tonic::Code;
 use support::engine_process::{AUDIT_USER, EngineProcess, TENANT, device, reason};
 
 #[tokio::test]
-async fn every_class_of_malformed_block_has_the_same_answer_and_spends_the_control() {
+async fn every_malformed_block_has_one_answer_and_spends_the_control() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "");
     let (device, mut client) = (device(), engine.client().await);
@@ -35,11 +35,11 @@ async fn every_class_of_malformed_block_has_the_same_answer_and_spends_the_contr
         let spent = client.set_block(&control, &good).await.unwrap_err();
         assert_eq!(reason(&spent), "CONTROL_NOT_USABLE", "{class}");
     }
-    assert!(answers.windows(2).all(|pair| pair[0] == pair[1]), "malformed blocks are told apart: {answers:?}");
+    assert!(answers.windows(2).all(|pair| pair[0] == pair[1]), "malformed blocks differ: {answers:?}");
 }
 
 #[tokio::test]
-async fn a_pin_that_breaks_the_policy_is_told_apart_and_may_be_tried_again_three_times() {
+async fn a_pin_against_the_policy_may_be_retried_three_times() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "");
     let (device, mut client) = (device(), engine.client().await);
@@ -65,7 +65,7 @@ async fn a_pin_that_breaks_the_policy_is_told_apart_and_may_be_tried_again_three
 }
 
 #[tokio::test]
-async fn a_block_before_any_tzpk_is_told_so_and_the_control_goes_on() {
+async fn a_block_before_any_tzpk_leaves_the_control_usable() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "");
     let (device, mut client) = (device(), engine.client().await);
@@ -119,7 +119,7 @@ async fn unknown_expired_and_spent_controls_have_the_same_answer() {
 }
 
 #[tokio::test]
-async fn a_control_serves_its_own_purpose_its_own_tenant_and_its_own_device_key_alone() {
+async fn a_control_is_bound_to_scope_tenant_and_device_key() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "");
     let (device, other_device, mut client) = (device(), support::engine_process::device(), engine.client().await);
@@ -183,7 +183,7 @@ async fn what_is_malformed_is_told_by_name() {
 }
 
 #[tokio::test]
-async fn an_account_number_is_not_changed_under_a_pin_that_is_bound_to_it() {
+async fn an_account_number_bound_to_a_pin_cannot_change() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "");
     let (device, mut client) = (device(), engine.client().await);

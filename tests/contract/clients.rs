@@ -14,7 +14,7 @@ struct Demo {
     child: Child,
     ready: Value,
     /// Held open: a demo that can't tell its story ends.
-    _told: Lines<BufReader<ChildStdout>>,
+    _printed: Lines<BufReader<ChildStdout>>,
     _directory: tempfile::TempDir,
 }
 
@@ -28,11 +28,11 @@ impl Demo {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut told = BufReader::new(child.stdout.take().unwrap()).lines();
-        let serves = told.by_ref().map_while(Result::ok).any(|line| line.contains("Serving until Ctrl-C"));
+        let mut printed = BufReader::new(child.stdout.take().unwrap()).lines();
+        let serves = printed.by_ref().map_while(Result::ok).any(|line| line.contains("Serving until Ctrl-C"));
         assert!(serves, "the demo ended before it served");
         let ready = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
-        Self { child, ready, _told: told, _directory: directory }
+        Self { child, ready, _printed: printed, _directory: directory }
     }
 
     fn member(&self, name: &str) -> &str {
@@ -92,19 +92,19 @@ fn schemathesis_finds_no_server_error_and_no_answer_outside_the_contract() {
         .args(["--exclude-checks", "positive_data_acceptance", "--max-examples", "60", "--no-color"])
         .output()
         .unwrap();
-    let told = ran_well(&output);
-    assert!(told.contains("Tested: 4"), "{told}");
+    let printed = ran_well(&output);
+    assert!(printed.contains("Tested: 4"), "{printed}");
 }
 
 #[test]
-fn the_demo_told_once_ends_well_and_shows_no_clear_block() {
+fn the_demo_runs_once_and_prints_no_clear_block() {
     let output = Command::new(env!("CARGO_BIN_EXE_pinseal"))
         .args(["demo", "--once", "--edge-listen", "127.0.0.1:0", "--engine-listen", "127.0.0.1:0"])
         .output()
         .unwrap();
-    let told = ran_well(&output);
-    assert!(told.contains("on the phone's screen: 2580") && told.contains("541333******0011"), "{told}");
-    assert!(!told.contains("5413330089020011"), "an account number is told in full");
+    let printed = ran_well(&output);
+    assert!(printed.contains("on the phone's screen: 2580") && printed.contains("541333******0011"), "{printed}");
+    assert!(!printed.contains("5413330089020011"), "an account number is printed in full");
 }
 
 #[test]

@@ -16,13 +16,13 @@ use support::{
 };
 
 /// An engine and an edge in front of it.
-struct House {
+struct Services {
     engine: EngineProcess,
     edge: EdgeProcess,
     _directory: tempfile::TempDir,
 }
 
-impl House {
+impl Services {
     fn new(edge_extra: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let engine = EngineProcess::start(directory.path(), "");
@@ -72,58 +72,58 @@ fn block(device: &Device, tzpk: &[u8], pin: &str) -> [u8; 8] {
 
 #[test]
 fn a_pin_is_set_and_a_lost_reply_may_be_asked_for_again() {
-    let (house, device) = (House::new(""), device());
-    let control = house.open("SET_PIN");
-    let tzpk = house.tzpk(&control, &device);
+    let (services, device) = (Services::new(""), device());
+    let control = services.open("SET_PIN");
+    let tzpk = services.tzpk(&control, &device);
     assert_eq!(tzpk.len(), 256);
     let good = block(&device, &tzpk, "2580");
     for _ in 0..2 {
-        let answer = house.set(&control, &good);
+        let answer = services.set(&control, &good);
         assert_eq!((answer.status, answer.text.as_str()), (200, "{}"));
     }
-    assert_eq!(house.set(&control, &block(&device, &tzpk, "9517")).fault(), (404, "CONTROL_NOT_USABLE"));
+    assert_eq!(services.set(&control, &block(&device, &tzpk, "9517")).fault(), (404, "CONTROL_NOT_USABLE"));
 }
 
 #[test]
 fn a_retry_of_a_replaced_pin_is_404() {
-    let (house, device) = (House::new(""), device());
-    let first = house.open("SET_PIN");
-    let first_block = block(&device, &house.tzpk(&first, &device), "2580");
-    assert_eq!(house.set(&first, &first_block).status, 200);
-    let second = house.open("SET_PIN");
-    let second_block = block(&device, &house.tzpk(&second, &device), "9517");
-    assert_eq!(house.set(&second, &second_block).status, 200);
+    let (services, device) = (Services::new(""), device());
+    let first = services.open("SET_PIN");
+    let first_block = block(&device, &services.tzpk(&first, &device), "2580");
+    assert_eq!(services.set(&first, &first_block).status, 200);
+    let second = services.open("SET_PIN");
+    let second_block = block(&device, &services.tzpk(&second, &device), "9517");
+    assert_eq!(services.set(&second, &second_block).status, 200);
 
-    assert_eq!(house.set(&first, &first_block).fault(), (404, "CONTROL_NOT_USABLE"));
-    assert_eq!(house.set(&second, &second_block).status, 200, "the PIN that stands is confirmed");
-    let unknown = house.set("0b2f6dc5-53c5-4f2b-8a6b-3a1c1e0a9f11", &first_block);
-    assert_eq!(house.set(&first, &first_block).without_id_and_time(), unknown.without_id_and_time());
+    assert_eq!(services.set(&first, &first_block).fault(), (404, "CONTROL_NOT_USABLE"));
+    assert_eq!(services.set(&second, &second_block).status, 200, "the PIN that stands is confirmed");
+    let unknown = services.set("0b2f6dc5-53c5-4f2b-8a6b-3a1c1e0a9f11", &first_block);
+    assert_eq!(services.set(&first, &first_block).without_id_and_time(), unknown.without_id_and_time());
 }
 
 #[test]
 fn the_first_set_closes_a_cards_other_open_control() {
-    let (house, device) = (House::new(""), device());
-    let (first, other) = (house.open("SET_PIN"), house.open("SET_PIN"));
-    let first_block = block(&device, &house.tzpk(&first, &device), "2580");
-    let other_block = block(&device, &house.tzpk(&other, &device), "9517");
-    assert_eq!(house.set(&other, &other_block).status, 200);
-    assert_eq!(house.set(&first, &first_block).fault(), (404, "CONTROL_NOT_USABLE"));
-    let again = house.ask_tzpk(&first, &STANDARD.encode(device.public_key_der()));
+    let (services, device) = (Services::new(""), device());
+    let (first, other) = (services.open("SET_PIN"), services.open("SET_PIN"));
+    let first_block = block(&device, &services.tzpk(&first, &device), "2580");
+    let other_block = block(&device, &services.tzpk(&other, &device), "9517");
+    assert_eq!(services.set(&other, &other_block).status, 200);
+    assert_eq!(services.set(&first, &first_block).fault(), (404, "CONTROL_NOT_USABLE"));
+    let again = services.ask_tzpk(&first, &STANDARD.encode(device.public_key_der()));
     assert_eq!(again.fault(), (404, "CONTROL_NOT_USABLE"));
-    assert_eq!(house.set(&other, &other_block).status, 200);
+    assert_eq!(services.set(&other, &other_block).status, 200);
 }
 
 /// The boundary stands still while the client gives up, so the call is under way and can't be done.
 #[test]
 fn a_set_that_its_client_gave_up_does_not_replace_a_later_pin() {
-    let (house, device) = (House::new(""), device());
-    let (given_up, later) = (house.open("SET_PIN"), house.open("SET_PIN"));
-    let first_block = block(&device, &house.tzpk(&given_up, &device), "2580");
-    let later_block = block(&device, &house.tzpk(&later, &device), "9517");
-    let boundary = rustix::process::Pid::from_raw(house.engine.hsm_id().unwrap() as i32).unwrap();
+    let (services, device) = (Services::new(""), device());
+    let (given_up, later) = (services.open("SET_PIN"), services.open("SET_PIN"));
+    let first_block = block(&device, &services.tzpk(&given_up, &device), "2580");
+    let later_block = block(&device, &services.tzpk(&later, &device), "9517");
+    let boundary = rustix::process::Pid::from_raw(services.engine.hsm_id().unwrap() as i32).unwrap();
     rustix::process::kill_process(boundary, rustix::process::Signal::STOP).unwrap();
     let body = json!({ "controlId": given_up, "pinBlock": STANDARD.encode(first_block) }).to_string();
-    let mut client = house.edge.connect();
+    let mut client = services.edge.connect();
     let head = format!("POST /v3/set?auditUser=it HTTP/1.1\r\nhost: edge\r\nauthorization: Bearer {TOKEN}");
     let length = format!("content-type: application/json\r\ncontent-length: {}", body.len());
     client.write_all(format!("{head}\r\n{length}\r\n\r\n{body}").as_bytes()).unwrap();
@@ -133,11 +133,11 @@ fn a_set_that_its_client_gave_up_does_not_replace_a_later_pin() {
     rustix::process::kill_process(boundary, rustix::process::Signal::CONT).unwrap();
 
     let set = |control: &str, block: &[u8]| {
-        let mut answer = house.set(control, block);
+        let mut answer = services.set(control, block);
         // A boundary that stood still may be started again.
         while answer.status == 503 {
             std::thread::sleep(Duration::from_millis(100));
-            answer = house.set(control, block);
+            answer = services.set(control, block);
         }
         answer.status
     };
@@ -146,8 +146,8 @@ fn a_set_that_its_client_gave_up_does_not_replace_a_later_pin() {
         200 => (later, later_block),
         status => {
             assert_eq!(status, 404);
-            let fresh = house.open("SET_PIN");
-            let fresh_block = block(&device, &house.tzpk(&fresh, &device), "9517");
+            let fresh = services.open("SET_PIN");
+            let fresh_block = block(&device, &services.tzpk(&fresh, &device), "9517");
             assert_eq!(set(&fresh, &fresh_block), 200);
             (fresh, fresh_block)
         }
@@ -158,19 +158,19 @@ fn a_set_that_its_client_gave_up_does_not_replace_a_later_pin() {
 
 #[test]
 fn unknown_and_spent_controls_answer_the_same_bytes_but_id_and_timestamp() {
-    let (house, device) = (House::new(""), device());
-    let control = house.open("SET_PIN");
-    let tzpk = house.tzpk(&control, &device);
-    house.set(&control, &block(&device, &tzpk, "2580"));
-    let spent = house.set(&control, &[7; 8]);
-    let unknown = house.set("0b2f6dc5-53c5-4f2b-8a6b-3a1c1e0a9f11", &[7; 8]);
+    let (services, device) = (Services::new(""), device());
+    let control = services.open("SET_PIN");
+    let tzpk = services.tzpk(&control, &device);
+    services.set(&control, &block(&device, &tzpk, "2580"));
+    let spent = services.set(&control, &[7; 8]);
+    let unknown = services.set("0b2f6dc5-53c5-4f2b-8a6b-3a1c1e0a9f11", &[7; 8]);
     assert_eq!(spent.fault(), (404, "CONTROL_NOT_USABLE"));
     assert_eq!(spent.without_id_and_time(), unknown.without_id_and_time());
 }
 
 #[test]
 fn every_malformed_block_answers_the_same_bytes_but_id_and_timestamp() {
-    let (house, device) = (House::new(""), device());
+    let (services, device) = (Services::new(""), device());
     let classes: [u64; 6] = [
         0x0412_34FF_FFFF_FFFF,
         0x2412_34FF_FFFF_FFFF,
@@ -181,9 +181,9 @@ fn every_malformed_block_answers_the_same_bytes_but_id_and_timestamp() {
     ];
     let mut answers = Vec::new();
     for class in classes {
-        let control = house.open("SET_PIN");
-        let tzpk = device.decrypt_tzpk(&house.tzpk(&control, &device)).unwrap();
-        let answer = house.set(&control, &tzpk.encrypt_block(&class.to_be_bytes()));
+        let control = services.open("SET_PIN");
+        let tzpk = device.decrypt_tzpk(&services.tzpk(&control, &device)).unwrap();
+        let answer = services.set(&control, &tzpk.encrypt_block(&class.to_be_bytes()));
         assert_eq!(answer.fault(), (422, "PIN_BLOCK_MALFORMED"));
         answers.push(answer.without_id_and_time());
     }
@@ -191,34 +191,37 @@ fn every_malformed_block_answers_the_same_bytes_but_id_and_timestamp() {
 }
 
 #[test]
-fn a_weak_pin_is_told_apart_and_a_missing_tzpk_too() {
-    let (house, device) = (House::new(""), device());
-    let control = house.open("SET_PIN");
-    assert_eq!(house.set(&control, &[7; 8]).fault(), (422, "TZPK_MISSING"));
-    let tzpk = house.tzpk(&control, &device);
-    assert_eq!(house.set(&control, &block(&device, &tzpk, "1234")).fault(), (422, "PIN_REFUSED"));
-    assert_eq!(house.set(&control, &block(&device, &tzpk, "2580")).status, 200);
+fn a_weak_pin_and_a_missing_tzpk_have_own_codes() {
+    let (services, device) = (Services::new(""), device());
+    let control = services.open("SET_PIN");
+    assert_eq!(services.set(&control, &[7; 8]).fault(), (422, "TZPK_MISSING"));
+    let tzpk = services.tzpk(&control, &device);
+    assert_eq!(services.set(&control, &block(&device, &tzpk, "1234")).fault(), (422, "PIN_REFUSED"));
+    assert_eq!(services.set(&control, &block(&device, &tzpk, "2580")).status, 200);
 }
 
 #[test]
 fn what_is_malformed_answers_400_by_name_and_the_control_goes_on() {
-    let (house, device) = (House::new(""), device());
-    let control = house.open("SET_PIN");
-    let tzpk = house.tzpk(&control, &device);
+    let (services, device) = (Services::new(""), device());
+    let control = services.open("SET_PIN");
+    let tzpk = services.tzpk(&control, &device);
     let faults = [
-        (house.set(&control, &[1; 7]), "PIN_BLOCK_LENGTH"),
-        (house.set(&control, &[1; 9]), "PIN_BLOCK_LENGTH"),
-        (house.set_text(&control, "no base64!!!"), "PIN_BLOCK_LENGTH"),
-        (house.set("not-a-uuid", &[7; 8]), "CONTROL_ID_INVALID"),
-        (house.edge.post("/v3/set?auditUser=it", "{\"controlId\":"), "BODY_MALFORMED"),
-        (house.edge.post("/v3/set?auditUser=it", "[]"), "BODY_MALFORMED"),
-        (house.edge.post("/v3/set", "{}"), "AUDIT_USER_INVALID"),
-        (house.edge.post("/v3/set?auditUser=", "{}"), "AUDIT_USER_INVALID"),
-        (house.ask_tzpk(&control, "MIIB"), "DEVICE_KEY_INVALID"),
-        (house.ask_tzpk(&control, "not base64"), "DEVICE_KEY_INVALID"),
-        (house.ask_tzpk(&control, RSA_1024), "DEVICE_KEY_INVALID"),
-        (house.edge.post("/pincontrol/v2/plastic/12a?auditUser=it", "{\"scope\":\"SET_PIN\"}"), "PLASTIC_ID_INVALID"),
-        (house.edge.post("/pincontrol/v2/plastic/1?auditUser=it", "{\"scope\":\"BOTH\"}"), "SCOPE_INVALID"),
+        (services.set(&control, &[1; 7]), "PIN_BLOCK_LENGTH"),
+        (services.set(&control, &[1; 9]), "PIN_BLOCK_LENGTH"),
+        (services.set_text(&control, "no base64!!!"), "PIN_BLOCK_LENGTH"),
+        (services.set("not-a-uuid", &[7; 8]), "CONTROL_ID_INVALID"),
+        (services.edge.post("/v3/set?auditUser=it", "{\"controlId\":"), "BODY_MALFORMED"),
+        (services.edge.post("/v3/set?auditUser=it", "[]"), "BODY_MALFORMED"),
+        (services.edge.post("/v3/set", "{}"), "AUDIT_USER_INVALID"),
+        (services.edge.post("/v3/set?auditUser=", "{}"), "AUDIT_USER_INVALID"),
+        (services.ask_tzpk(&control, "MIIB"), "DEVICE_KEY_INVALID"),
+        (services.ask_tzpk(&control, "not base64"), "DEVICE_KEY_INVALID"),
+        (services.ask_tzpk(&control, RSA_1024), "DEVICE_KEY_INVALID"),
+        (
+            services.edge.post("/pincontrol/v2/plastic/12a?auditUser=it", "{\"scope\":\"SET_PIN\"}"),
+            "PLASTIC_ID_INVALID",
+        ),
+        (services.edge.post("/pincontrol/v2/plastic/1?auditUser=it", "{\"scope\":\"BOTH\"}"), "SCOPE_INVALID"),
     ];
     for (answer, code) in &faults {
         assert_eq!(answer.fault(), (400, *code));
@@ -226,14 +229,15 @@ fn what_is_malformed_answers_400_by_name_and_the_control_goes_on() {
     }
     let mut trailing = device.public_key_der().to_vec();
     trailing.push(0);
-    assert_eq!(house.ask_tzpk(&control, &STANDARD.encode(trailing)).fault(), (400, "DEVICE_KEY_INVALID"));
-    assert_eq!(house.set(&control, &block(&device, &tzpk, "2580")).status, 200, "bad input cost the control");
+    assert_eq!(services.ask_tzpk(&control, &STANDARD.encode(trailing)).fault(), (400, "DEVICE_KEY_INVALID"));
+    assert_eq!(services.set(&control, &block(&device, &tzpk, "2580")).status, 200, "bad input cost the control");
 }
 
 #[test]
 fn a_body_that_only_resembles_the_contracts_opens_no_control() {
-    let house = House::new("");
-    let open = |user: &str, body: &str| house.edge.post(&format!("/pincontrol/v2/plastic/3005?auditUser={user}"), body);
+    let services = Services::new("");
+    let open =
+        |user: &str, body: &str| services.edge.post(&format!("/pincontrol/v2/plastic/3005?auditUser={user}"), body);
     for body in
         ["[\"SET_PIN\"]", " [\"SET_PIN\"]", "{\"scope\":{\"SET_PIN\":null}}", "{\"scope\":1}", "\"SET_PIN\"", ""]
     {
@@ -247,20 +251,20 @@ fn a_body_that_only_resembles_the_contracts_opens_no_control() {
     }
     assert_eq!(open("%C3%A5sa", "\r\n {\"scope\":\"SET_PIN\"}").status, 201);
     let key = STANDARD.encode(device().public_key_der());
-    let array = json!([house.open("SET_PIN"), key]).to_string();
-    assert_eq!(house.edge.post("/v3/set/tzpk?auditUser=it", &array).fault(), (400, "BODY_MALFORMED"));
+    let array = json!([services.open("SET_PIN"), key]).to_string();
+    assert_eq!(services.edge.post("/v3/set/tzpk?auditUser=it", &array).fault(), (400, "BODY_MALFORMED"));
 }
 
 #[test]
 fn a_field_of_any_length_is_a_400_by_name() {
-    let (house, device) = (House::new("body_bytes_max = 1048576"), device());
-    let (control, key) = (house.open("SET_PIN"), STANDARD.encode(device.public_key_der()));
+    let (services, device) = (Services::new("body_bytes_max = 1048576"), device());
+    let (control, key) = (services.open("SET_PIN"), STANDARD.encode(device.public_key_der()));
     // The longest auditUser takes the rest of a message whose other fields nearly fill it.
     let user = "%F0%9F%94%91".repeat(128);
     for length in [37, 5_000, 15_000, 16_300, 16_384, 100_000, 1_000_000] {
         let long = "a".repeat(length);
         let post = |route: &str, body: serde_json::Value| {
-            house.edge.post(&format!("/v3/{route}?auditUser={user}"), &body.to_string())
+            services.edge.post(&format!("/v3/{route}?auditUser={user}"), &body.to_string())
         };
         for answer in [
             post("set", json!({ "controlId": long, "pinBlock": "tACuB41yyfU=" })),
@@ -275,12 +279,12 @@ fn a_field_of_any_length_is_a_400_by_name() {
         }
         let answer = post("set", json!({ "controlId": control, "pinBlock": long }));
         assert_eq!(answer.fault(), (400, "PIN_BLOCK_LENGTH"), "{length}");
-        let answer = house.edge.post(
+        let answer = services.edge.post(
             &format!("/pincontrol/v2/plastic/3006?auditUser={user}"),
             &json!({ "scope": "SET_PIN", "more": long }).to_string(),
         );
         assert_eq!(answer.status, 201, "{length}: {}", answer.text);
-        let answer = house.edge.post(
+        let answer = services.edge.post(
             &format!("/pincontrol/v2/plastic/{}?auditUser=it", "7".repeat(length.min(15_000))),
             "{\"scope\":\"SET_PIN\"}",
         );
@@ -290,10 +294,10 @@ fn a_field_of_any_length_is_a_400_by_name() {
 
 #[test]
 fn an_audit_user_with_hidden_characters_opens_no_control() {
-    let house = House::new("");
+    let services = Services::new("");
     for hidden in ["%E2%80%A8", "%E2%80%AE", "%E2%80%8B", "%EF%BB%BF", "%D8%9C", "%EE%80%80", "%F3%A0%80%81", "%00"] {
         let path = format!("/pincontrol/v2/plastic/3007?auditUser=a{hidden}b");
-        let answer = house.edge.post(&path, "{\"scope\":\"SET_PIN\"}");
+        let answer = services.edge.post(&path, "{\"scope\":\"SET_PIN\"}");
         assert_eq!(answer.fault(), (400, "AUDIT_USER_INVALID"), "{hidden}");
     }
 }
@@ -301,58 +305,58 @@ fn an_audit_user_with_hidden_characters_opens_no_control() {
 /// That each answer to a POST has it, `EdgeProcess::post_as` asserts.
 #[test]
 fn no_cache_may_keep_an_answer_of_the_edge() {
-    let (house, device) = (House::new(""), device());
-    let control = house.open("SET_PIN");
-    let tzpk = house.tzpk(&control, &device);
-    assert_eq!(house.set(&control, &block(&device, &tzpk, "2580")).status, 200);
-    let view = json!({ "controlId": house.open("VIEW_PIN"), "publicKey": STANDARD.encode(device.public_key_der()) });
-    assert_eq!(house.edge.post("/v3/view?auditUser=it", &view.to_string()).status, 200);
+    let (services, device) = (Services::new(""), device());
+    let control = services.open("SET_PIN");
+    let tzpk = services.tzpk(&control, &device);
+    assert_eq!(services.set(&control, &block(&device, &tzpk, "2580")).status, 200);
+    let view = json!({ "controlId": services.open("VIEW_PIN"), "publicKey": STANDARD.encode(device.public_key_der()) });
+    assert_eq!(services.edge.post("/v3/view?auditUser=it", &view.to_string()).status, 200);
     for path in ["/openapi.json", "/docs", "/healthz", "/readyz", "/pin/v3/set", "/nowhere"] {
-        assert_eq!(house.edge.cache_control_of(path).as_deref(), Some("no-store"), "{path}");
+        assert_eq!(services.edge.cache_control_of(path).as_deref(), Some("no-store"), "{path}");
     }
 }
 
 #[test]
 fn who_shows_no_credentials_or_wrong_ones_is_nobody() {
-    let house = House::new("");
+    let services = Services::new("");
     let path = "/pincontrol/v2/plastic/3002?auditUser=it";
     let body = "{\"scope\":\"SET_PIN\"}";
     for authorization in ["", "Bearer wrong", "Basic d3Jvbmc6d3Jvbmc=", "Bearer"] {
-        let answer = house.edge.post_as(authorization, path, body);
+        let answer = services.edge.post_as(authorization, path, body);
         assert_eq!(answer.fault(), (401, "UNAUTHENTICATED"), "{authorization:?}");
         assert_eq!(answer.member("errorType"), "SECURITY_ERROR");
     }
-    let basic = format!("Basic {}", STANDARD.encode(format!("desk:{PASSWORD}")));
-    assert_eq!(house.edge.post_as(&basic, path, body).status, 201);
+    let basic = format!("Basic {}", STANDARD.encode(format!("backoffice:{PASSWORD}")));
+    assert_eq!(services.edge.post_as(&basic, path, body).status, 201);
 }
 
 #[test]
 fn another_tenants_control_and_another_purpose_are_forbidden() {
-    let (house, device) = (House::new(""), device());
-    let control = house.open("SET_PIN");
+    let (services, device) = (Services::new(""), device());
+    let control = services.open("SET_PIN");
     let body = json!({ "controlId": control, "publicKey": STANDARD.encode(device.public_key_der()) }).to_string();
     let other = format!("Bearer {OTHER_TOKEN}");
-    assert_eq!(house.edge.post_as(&other, "/v3/set/tzpk?auditUser=it", &body).fault(), (403, "TENANT_MISMATCH"));
-    assert_eq!(house.edge.post("/v3/view?auditUser=it", &body).fault(), (403, "SCOPE_MISMATCH"));
+    assert_eq!(services.edge.post_as(&other, "/v3/set/tzpk?auditUser=it", &body).fault(), (403, "TENANT_MISMATCH"));
+    assert_eq!(services.edge.post("/v3/view?auditUser=it", &body).fault(), (403, "SCOPE_MISMATCH"));
 
-    let view = house.open("VIEW_PIN");
+    let view = services.open("VIEW_PIN");
     let body = json!({ "controlId": view, "publicKey": STANDARD.encode(device.public_key_der()) }).to_string();
-    assert_eq!(house.edge.post("/v3/view?auditUser=it", &body).fault(), (404, "PIN_NOT_SET"));
+    assert_eq!(services.edge.post("/v3/view?auditUser=it", &body).fault(), (404, "PIN_NOT_SET"));
 }
 
 #[test]
-fn an_oversize_body_an_unknown_route_and_another_method_have_the_same_kind_of_body() {
-    let house = House::new("");
+fn every_rejected_http_request_has_an_error_body() {
+    let services = Services::new("");
     let large = format!("{{\"scope\":\"SET_PIN\",\"x\":\"{}\"}}", "y".repeat(20_000));
-    let answer = house.edge.post("/pincontrol/v2/plastic/3003?auditUser=it", &large);
+    let answer = services.edge.post("/pincontrol/v2/plastic/3003?auditUser=it", &large);
     assert_eq!(answer.fault(), (413, "BODY_TOO_LARGE"));
-    assert_eq!(house.edge.post("/v4/set?auditUser=it", "{}").fault(), (404, "ROUTE_UNKNOWN"));
-    assert_eq!(house.edge.post("/openapi.json", "{}").fault(), (405, "METHOD_NOT_ALLOWED"));
+    assert_eq!(services.edge.post("/v4/set?auditUser=it", "{}").fault(), (404, "ROUTE_UNKNOWN"));
+    assert_eq!(services.edge.post("/openapi.json", "{}").fault(), (405, "METHOD_NOT_ALLOWED"));
 }
 
 #[test]
-fn a_body_that_breaks_off_is_malformed_and_one_that_stalls_is_out_of_time() {
-    let house = House::new("request_timeout_milliseconds = 2000");
+fn a_cut_body_is_malformed_and_a_stalled_one_times_out() {
+    let services = Services::new("request_timeout_milliseconds = 2000");
     let path = "/v3/set?auditUser=it";
     let chunked = "transfer-encoding: chunked";
     for (headers, body) in [
@@ -361,23 +365,23 @@ fn a_body_that_breaks_off_is_malformed_and_one_that_stalls_is_out_of_time() {
         (chunked, "20\r\n{}"),
         ("content-length: 40", "{\"controlId\":"),
     ] {
-        let answer = house.edge.post_raw(path, headers, body, true);
+        let answer = services.edge.post_raw(path, headers, body, true);
         assert_eq!(answer.fault(), (400, "BODY_MALFORMED"), "{headers}: {body}");
     }
     let began = std::time::Instant::now();
     for (headers, body) in [("content-length: 40", "{\"controlId\":"), (chunked, "2\r\n{}\r\n"), (chunked, "")] {
-        let answer = house.edge.post_raw(path, headers, body, false);
+        let answer = services.edge.post_raw(path, headers, body, false);
         assert_eq!(answer.fault(), (408, "BODY_TIMEOUT"), "{headers}: {body}");
     }
     assert!(began.elapsed().as_secs() < 6, "a stalled body takes as long as a request may");
 }
 
 #[test]
-fn an_early_answer_by_http2_waits_for_the_rest_of_the_body_and_resets_nothing() {
-    let house = House::new("");
+fn an_early_http2_answer_reads_the_whole_body_first() {
+    let services = Services::new("");
     for (path, code) in [("/v3/set", "UNAUTHENTICATED"), ("/v4/set", "ROUTE_UNKNOWN"), ("/docs", "METHOD_NOT_ALLOWED")]
     {
-        let mut stream = house.edge.connect();
+        let mut stream = services.edge.connect();
         stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
         let frame = |kind: u8, flags: u8, stream: u8, bytes: &[u8]| {
             [&[0, 0, u8::try_from(bytes.len()).unwrap(), kind, flags, 0, 0, 0, stream], bytes].concat()
@@ -416,8 +420,8 @@ fn frames_of_stream_1(stream: &mut TcpStream) -> Vec<(u8, Vec<u8>)> {
 
 #[test]
 fn a_refused_request_leaves_its_connection_fit_for_the_next() {
-    let house = House::new("");
-    let mut stream = house.edge.connect();
+    let services = Services::new("");
+    let mut stream = services.edge.connect();
     let body = "x".repeat(60_000);
     for _ in 0..2 {
         let head = format!("POST /v4/set HTTP/1.1\r\nhost: edge\r\ncontent-length: {}\r\n\r\n", body.len());
@@ -444,17 +448,17 @@ fn an_engine_that_is_away_answers_503_and_comes_back_by_itself() {
 }
 
 #[test]
-fn the_id_of_an_error_stands_in_the_log_and_beside_a_503s_why() {
+fn the_log_has_the_error_id_and_the_cause_of_503() {
     let directory = tempfile::tempdir().unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let edge = EdgeProcess::start_untold(directory.path(), &format!("address = \"http://127.0.0.1:{port}\""));
     let open = "/pincontrol/v2/plastic/4716258093174820?auditUser=it";
-    let line_of = |answer: &Answer, told: (u16, &str)| {
-        assert_eq!(answer.fault(), told);
+    let line_of = |answer: &Answer, printed: (u16, &str)| {
+        assert_eq!(answer.fault(), printed);
         let log = edge.log();
         let line = log.lines().find(|line| line.contains(answer.member("id")));
         let line: serde_json::Value = serde_json::from_str(line.unwrap_or_else(|| panic!("no id in {log}"))).unwrap();
-        assert_eq!(line["fields"]["code"], told.1);
+        assert_eq!(line["fields"]["code"], printed.1);
         line
     };
     line_of(&edge.post("/v4/set/4716258093174820", "{}"), (404, "ROUTE_UNKNOWN"));
@@ -484,13 +488,13 @@ fn an_edge_is_alive_without_its_engine_and_ready_only_with_it() {
 
 #[test]
 fn the_strict_profile_answers_only_what_the_vendor_declares() {
-    let (house, device) = (House::new("error_profile = \"strict\""), device());
-    let control = house.open("SET_PIN");
-    assert_eq!(house.set(&control, &[1; 7]).fault(), (404, "PIN_BLOCK_LENGTH"));
-    let tzpk = house.tzpk(&control, &device);
-    assert_eq!(house.set(&control, &block(&device, &tzpk, "1234")).fault(), (404, "PIN_REFUSED"));
-    house.engine.kill();
-    assert_eq!(house.edge.post("/pincontrol/v2/plastic/1?auditUser=it", "{\"scope\":\"SET_PIN\"}").status, 500);
+    let (services, device) = (Services::new("error_profile = \"strict\""), device());
+    let control = services.open("SET_PIN");
+    assert_eq!(services.set(&control, &[1; 7]).fault(), (404, "PIN_BLOCK_LENGTH"));
+    let tzpk = services.tzpk(&control, &device);
+    assert_eq!(services.set(&control, &block(&device, &tzpk, "1234")).fault(), (404, "PIN_REFUSED"));
+    services.engine.kill();
+    assert_eq!(services.edge.post("/pincontrol/v2/plastic/1?auditUser=it", "{\"scope\":\"SET_PIN\"}").status, 500);
 }
 
 /// An RSA-1024 SubjectPublicKeyInfo.

@@ -25,7 +25,7 @@ async fn says(health: &mut HealthClient<Channel>, services: &[&str], status: Ser
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_its_boundary_an_engine_does_not_serve_nor_does_any_service_that_needs_it() {
+async fn no_service_that_needs_the_boundary_serves_without_it() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "");
     let mut health = engine.health().await;
@@ -46,21 +46,21 @@ async fn without_its_boundary_an_engine_does_not_serve_nor_does_any_service_that
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_that_stops_tells_those_who_watch_its_health_and_does_not_wait_for_them() {
+async fn a_stopping_engine_notifies_health_watchers_without_waiting() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "");
     let mut watched = engine.health().await.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
     let next = watched.message().await.unwrap().unwrap();
     assert_eq!(next.status(), ServingStatus::Serving);
     signal(engine.id(), "TERM");
-    let mut told = Vec::new();
+    let mut printed = Vec::new();
     let end = loop {
         match tokio::time::timeout(Duration::from_secs(5), watched.message()).await.expect("the stop waits for it") {
-            Ok(Some(message)) => told.push(message.status()),
+            Ok(Some(message)) => printed.push(message.status()),
             Ok(None) => break Code::Ok,
             Err(status) => break status.code(),
         }
     };
-    assert_eq!((&told[..], end), (&[ServingStatus::NotServing][..], Code::Ok));
+    assert_eq!((&printed[..], end), (&[ServingStatus::NotServing][..], Code::Ok));
     assert_eq!(engine.wait(), 0);
 }

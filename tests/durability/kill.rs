@@ -20,7 +20,7 @@ const KILLS: u64 = 20;
 const CLIENTS: u64 = 8;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn twenty_kills_under_load_lose_no_acknowledged_pin_and_free_no_spent_control() {
+async fn twenty_kills_under_load_lose_no_pin_and_no_control() {
     let directory = tempfile::tempdir().unwrap();
     let known = Arc::new(Mutex::new(Known::default()));
     let device = Arc::new(device());

@@ -11,7 +11,7 @@ use support::{
 };
 
 #[test]
-fn engine_and_edge_speak_by_mutual_tls_and_a_peer_has_its_rights_alone() {
+fn a_peer_over_mutual_tls_has_only_its_rights() {
     let directory = tempfile::tempdir().unwrap();
     let (engine_tls, edge_tls) = certificates(directory.path());
     let peers = peer("edge", "\"controls\"") + "tenants = [\"bank\"]";
@@ -27,7 +27,7 @@ fn engine_and_edge_speak_by_mutual_tls_and_a_peer_has_its_rights_alone() {
 }
 
 #[test]
-fn an_operator_asks_by_mutual_tls_and_only_with_the_right_to_keys() {
+fn an_operator_needs_mutual_tls_and_the_keys_right() {
     let directory = tempfile::tempdir().unwrap();
     let (engine_tls, _) = certificates(directory.path());
     let peers = peer("client", "\"keys\"") + &peer("edge", "\"pins\"");
@@ -42,14 +42,14 @@ fn an_operator_asks_by_mutual_tls_and_only_with_the_right_to_keys() {
         pinseal(&[&watch[..], &tls].concat())
     };
     assert_eq!(by("client"), (true, String::new()));
-    let (watched, told) = by("edge");
-    assert!(!watched && told.contains("give a certificate the right `keys`"), "{told}");
-    let (watched, told) = pinseal(&watch);
-    assert!(!watched && told.contains("without TLS") && told.contains("--engine-roots"), "{told}");
+    let (watched, printed) = by("edge");
+    assert!(!watched && printed.contains("give a certificate the right `keys`"), "{printed}");
+    let (watched, printed) = pinseal(&watch);
+    assert!(!watched && printed.contains("without TLS") && printed.contains("--engine-roots"), "{printed}");
 }
 
 #[test]
-fn who_has_no_certificate_of_the_engines_roots_is_not_served() {
+fn a_peer_without_a_trusted_certificate_is_rejected() {
     let directory = tempfile::tempdir().unwrap();
     let (engine_tls, _) = certificates(directory.path());
     let engine = EngineProcess::start(directory.path(), &format!("{engine_tls}\n{}", peer("edge", "\"controls\"")));
@@ -88,9 +88,9 @@ fn an_engine_with_tls_and_no_peers_refuses_to_start() {
     let (engine_tls, _) = certificates(directory.path());
     let config = directory.path().join("engine.toml");
     std::fs::write(&config, format!("listen = \"127.0.0.1:0\"\n{engine_tls}\n")).unwrap();
-    let (served, told) = pinseal(&["engine", "--config", config.to_str().unwrap()]);
-    assert!(!served && told.contains("no [[peers]]") && told.contains("Add [[peers]]"), "{told}");
-    assert_eq!(told.lines().count(), 1, "{told}");
+    let (served, printed) = pinseal(&["engine", "--config", config.to_str().unwrap()]);
+    assert!(!served && printed.contains("no [[peers]]") && printed.contains("Add [[peers]]"), "{printed}");
+    assert_eq!(printed.lines().count(), 1, "{printed}");
 }
 
 #[test]
@@ -115,14 +115,14 @@ fn beyond_loopback_both_refuse_to_listen_without_tls_and_say_why() {
     for (service, why) in [("engine", "without mutual TLS"), ("edge", "without TLS")] {
         let config = directory.path().join(format!("{service}.toml"));
         std::fs::write(&config, "listen = \"0.0.0.0:0\"\n").unwrap();
-        let (served, told) = pinseal(&[service, "--config", config.to_str().unwrap()]);
-        assert!(!served && told.contains(why), "{told}");
-        assert_eq!(told.lines().count(), 1, "{told}");
+        let (served, printed) = pinseal(&[service, "--config", config.to_str().unwrap()]);
+        assert!(!served && printed.contains(why), "{printed}");
+        assert_eq!(printed.lines().count(), 1, "{printed}");
     }
 }
 
 #[test]
-fn an_edge_asks_no_engine_in_the_clear_but_one_on_its_machine() {
+fn an_edge_uses_plaintext_only_to_a_local_engine() {
     let directory = tempfile::tempdir().unwrap();
     let config = directory.path().join("edge.toml");
     for (address, why) in [
@@ -131,8 +131,8 @@ fn an_edge_asks_no_engine_in_the_clear_but_one_on_its_machine() {
         ("127.0.0.1:50051", "is not the address of an engine"),
     ] {
         std::fs::write(&config, format!("listen = \"127.0.0.1:0\"\n[engine]\naddress = \"{address}\"\n")).unwrap();
-        let (served, told) = pinseal(&["edge", "--config", config.to_str().unwrap()]);
-        assert!(!served && told.contains(why) && told.contains(address), "{told}");
+        let (served, printed) = pinseal(&["edge", "--config", config.to_str().unwrap()]);
+        assert!(!served && printed.contains(why) && printed.contains(address), "{printed}");
     }
 }
 
@@ -146,24 +146,24 @@ fn a_wrong_configuration_is_one_clear_line() {
         ("[vault]\npassphrase = { env = \"PINSEAL_NOT_SET\" }", "PINSEAL_NOT_SET"),
     ] {
         std::fs::write(&config, text).unwrap();
-        let (served, told) = pinseal(&["engine", "--config", config.to_str().unwrap()]);
-        assert!(!served && told.contains(why), "{told}");
+        let (served, printed) = pinseal(&["engine", "--config", config.to_str().unwrap()]);
+        assert!(!served && printed.contains(why), "{printed}");
     }
-    let (served, told) = pinseal(&["engine", "--config", "/nowhere.toml"]);
-    assert!(!served && told.contains("/nowhere.toml"), "{told}");
+    let (served, printed) = pinseal(&["engine", "--config", "/nowhere.toml"]);
+    assert!(!served && printed.contains("/nowhere.toml"), "{printed}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_engine_on_the_same_store_is_refused_and_the_first_stops_in_order() {
+async fn a_second_engine_on_the_same_store_is_rejected() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "");
-    let (served, told) = pinseal(&["engine", "--config", directory.path().join("engine.toml").to_str().unwrap()]);
-    assert!(!served && told.contains("in use by another process"), "{told}");
+    let (served, printed) = pinseal(&["engine", "--config", directory.path().join("engine.toml").to_str().unwrap()]);
+    assert!(!served && printed.contains("in use by another process"), "{printed}");
 
     let mut client = engine.client().await;
     client.set(&device(), "6004", "2580").await.unwrap();
     assert_eq!(engine.terminate(), 0);
     let store = directory.path().join("data/store");
-    let (holds, told) = pinseal(&["audit", "verify", "--store", store.to_str().unwrap()]);
-    assert!(holds, "{told}");
+    let (holds, printed) = pinseal(&["audit", "verify", "--store", store.to_str().unwrap()]);
+    assert!(holds, "{printed}");
 }

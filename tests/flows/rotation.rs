@@ -42,18 +42,18 @@ fn pin(number: u64) -> String {
 
 /// What is done with each card.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Deed {
+enum Operation {
     Set,
     View,
 }
 
 /// Sets or views the PINs of so many cards, each client its share.
-async fn each_card(engine: &EngineProcess, device: &Arc<Device>, cards: u64, deed: Deed) {
+async fn each_card(engine: &EngineProcess, device: &Arc<Device>, cards: u64, operation: Operation) {
     let share = |first: u64, mut client: Client| {
         let device = Arc::clone(device);
         tokio::spawn(async move {
             for number in (first..cards).step_by(CLIENTS as usize) {
-                if deed == Deed::Set {
+                if operation == Operation::Set {
                     if let Err(status) = client.set(&device, &card(number), &pin(number)).await {
                         // One that the policy refuses is left out, and is left out again below.
                         assert_eq!(support::engine_process::reason(&status), "PIN_REFUSED", "{status:?}");
@@ -94,12 +94,12 @@ async fn load(mut client: Client, device: Arc<Device>, seen: Arc<AtomicU64>, num
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_storage_key_rotates_under_load_and_five_kills_and_every_pin_still_views_under_the_new_one() {
+async fn a_storage_key_rotates_under_load_and_kills_without_loss() {
     let ceremony = Ceremony::prepared();
     let directory = ceremony.directory();
     let device = Arc::new(device());
     let engine = EngineProcess::start_quiet(directory, &settings(2_000));
-    each_card(&engine, &device, records(), Deed::Set).await;
+    each_card(&engine, &device, records(), Operation::Set).await;
     assert_eq!(engine.terminate(), 0);
     let (before, none) = records_under(directory);
     assert!(before > records() * 9 / 10 && none == 0);
@@ -136,7 +136,7 @@ async fn a_storage_key_rotates_under_load_and_five_kills_and_every_pin_still_vie
     let engine = EngineProcess::start_quiet(directory, &settings(1_000_000));
     let began = std::time::Instant::now();
     let last = watched(&engine).pop().unwrap();
-    println!("{last_old} records made anew in {:?} after the last kill: {last}", began.elapsed());
+    println!("{last_old} records re-encrypted in {:?} after the last kill: {last}", began.elapsed());
     assert_eq!(engine.terminate(), 0);
     let (old, new) = records_under(directory);
     assert!(old == 0 && new >= before, "{old} left, {new} of {before}");
@@ -147,7 +147,7 @@ async fn a_storage_key_rotates_under_load_and_five_kills_and_every_pin_still_vie
     let why = ["may be needed for an hour", "live controls have a tzpk under seal/1"];
     assert!(why.iter().any(|why| seal.contains(why)), "{seal}");
     let engine = EngineProcess::start_quiet(directory, &settings(2_000));
-    each_card(&engine, &device, records(), Deed::View).await;
+    each_card(&engine, &device, records(), Operation::View).await;
     assert_eq!(engine.terminate(), 0);
 
     let store = directory.join("data/store");
@@ -162,8 +162,8 @@ async fn a_storage_key_rotates_under_load_and_five_kills_and_every_pin_still_vie
         (entry["action"] == "remake_records").then_some(counted)
     };
     // Each record was made anew once, and the chain tells of each; those set anew under load were not.
-    let told: u64 = lines.lines().filter_map(remade).sum();
-    assert!(told <= before + CLIENTS && told + CLIENTS >= before, "the chain tells of {told} of {before}");
+    let printed: u64 = lines.lines().filter_map(remade).sum();
+    assert!(printed <= before + CLIENTS && printed + CLIENTS >= before, "the chain tells of {printed} of {before}");
     assert!(lines.contains("\"action\":\"end_rotation\""));
 }
 
@@ -181,16 +181,16 @@ fn watching(engine: &EngineProcess) -> (Child, serde_json::Value) {
             return (child, progress);
         }
     }
-    panic!("the watch ended before the first page was made anew: {:?}", child.wait_with_output());
+    panic!("the watch ended before the first page was re-encrypted: {:?}", child.wait_with_output());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rotation_is_watched_while_it_goes_on_and_the_old_key_retired_while_the_engine_serves() {
+async fn a_watched_rotation_ends_and_its_old_key_is_retired() {
     let ceremony = Ceremony::prepared();
     let directory = ceremony.directory();
     let device = Arc::new(device());
     let engine = EngineProcess::start(directory, &settings(2_000));
-    each_card(&engine, &device, WATCHED, Deed::Set).await;
+    each_card(&engine, &device, WATCHED, Operation::Set).await;
     let idle = watched(&engine);
     assert!(idle.len() == 1 && idle[0]["state"] == "idle", "{idle:?}");
 
@@ -226,9 +226,9 @@ async fn a_rotation_is_watched_while_it_goes_on_and_the_old_key_retired_while_th
     let refused = ceremony.refused("retire", ENOUGH, &retire);
     assert!(refused.contains(&format!("{} PIN records are under storage/1", before - FIRST_PAGE)), "{refused}");
     assert_eq!(engine.terminate(), 0);
-    let mut told = String::new();
-    watching.stderr.as_mut().unwrap().read_to_string(&mut told).unwrap();
-    assert!(!watching.wait().unwrap().success() && told.contains("goes on when it starts again"), "{told}");
+    let mut printed = String::new();
+    watching.stderr.as_mut().unwrap().read_to_string(&mut printed).unwrap();
+    assert!(!watching.wait().unwrap().success() && printed.contains("goes on when it starts again"), "{printed}");
     let log = std::fs::read_to_string(directory.join("engine.log")).unwrap();
     assert!(!log.contains("calls still in flight were cut off"), "a watch holds up the end of the engine");
 
@@ -246,11 +246,11 @@ async fn a_rotation_is_watched_while_it_goes_on_and_the_old_key_retired_while_th
     support::wait::soon("no boundary took over", back).await;
     let mut client = engine.client().await;
     support::wait::soon("it does not serve", async || client.view(&device, &card(0)).await.ok()).await;
-    each_card(&engine, &device, WATCHED, Deed::View).await;
+    each_card(&engine, &device, WATCHED, Operation::View).await;
     assert_eq!(engine.terminate(), 0);
 
     let engine = EngineProcess::start(directory, &settings(2_000));
-    each_card(&engine, &device, WATCHED, Deed::View).await;
+    each_card(&engine, &device, WATCHED, Operation::View).await;
     assert_eq!(watched(&engine)[0]["state"], "idle");
 }
 
@@ -278,11 +278,11 @@ async fn spoil_one_record(directory: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watch_ends_badly_where_a_record_does_not_open_and_the_key_it_is_under_is_not_retired() {
+async fn a_watch_fails_on_an_unreadable_record_and_its_key_stays() {
     let ceremony = Ceremony::prepared();
     let directory = ceremony.directory();
     let engine = EngineProcess::start(directory, &settings(2_000));
-    each_card(&engine, &Arc::new(device()), 9, Deed::Set).await;
+    each_card(&engine, &Arc::new(device()), 9, Operation::Set).await;
     assert_eq!(engine.terminate(), 0);
     spoil_one_record(directory).await;
     let (before, _) = records_under(directory);
@@ -293,8 +293,8 @@ async fn a_watch_ends_badly_where_a_record_does_not_open_and_the_key_it_is_under
     let engine = EngineProcess::start(directory, &settings(2_000));
     let output = watch(&engine, &["--json"]).output().unwrap();
     assert!(!output.status.success() && said(&output).contains("1 PIN records do not open"), "{}", said(&output));
-    let told = String::from_utf8(output.stdout).unwrap();
-    let last: serde_json::Value = serde_json::from_str(told.lines().last().unwrap()).unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let last: serde_json::Value = serde_json::from_str(printed.lines().last().unwrap()).unwrap();
     for (what, number) in [("checked", before), ("reencrypted", before - 1), ("failed", 1)] {
         assert_eq!(last[what], number, "{last}");
     }
@@ -320,12 +320,12 @@ async fn steady_load(mut client: Client, device: Arc<Device>, stop: Arc<AtomicBo
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_are_taken_up_and_a_storage_key_rotates_while_every_call_is_answered() {
+async fn keys_reload_and_rotate_while_every_call_is_answered() {
     let ceremony = Ceremony::prepared();
     let directory = ceremony.directory();
     let device = Arc::new(device());
     let engine = EngineProcess::start(directory, &settings(2_000));
-    each_card(&engine, &device, WATCHED, Deed::Set).await;
+    each_card(&engine, &device, WATCHED, Operation::Set).await;
     let (half_done, block) = engine.client().await.ready_to_set(&device, "960000", "271828").await.unwrap();
 
     let stop = Arc::new(AtomicBool::new(false));
@@ -334,12 +334,13 @@ async fn keys_are_taken_up_and_a_storage_key_rotates_while_every_call_is_answere
         clients.push(tokio::spawn(steady_load(engine.client().await, device.clone(), stop.clone(), number)));
     }
     let keys = async |wanted: &[&str], gone: &[&str]| {
-        let told = support::wait::soon("the keys were not taken up", async || {
+        let printed = support::wait::soon("the keys were not taken up", async || {
             let log = engine.log();
-            let told = log.lines().rfind(|line| line.contains("has taken up its keys"))?;
-            (wanted.iter().all(|key| told.contains(key)) && !gone.iter().any(|key| told.contains(key))).then_some(())
+            let printed = log.lines().rfind(|line| line.contains("has taken up its keys"))?;
+            (wanted.iter().all(|key| printed.contains(key)) && !gone.iter().any(|key| printed.contains(key)))
+                .then_some(())
         });
-        told.await
+        printed.await
     };
     let first = engine.hsm_id().unwrap();
     ceremony.well("begin", ALL, &["--roster", ceremony.at("roster.toml").to_str().unwrap()]);
@@ -364,7 +365,7 @@ async fn keys_are_taken_up_and_a_storage_key_rotates_while_every_call_is_answere
     stop.store(true, Ordering::Relaxed);
     let rounds: u64 = join_all(clients).await.into_iter().map(|client| client.unwrap()).sum();
     assert!(rounds > CLIENTS, "there was no load");
-    each_card(&engine, &device, WATCHED, Deed::View).await;
+    each_card(&engine, &device, WATCHED, Operation::View).await;
     assert_eq!(engine.client().await.view(&device, "960000").await.unwrap(), "271828");
 
     // A boundary that can't open its keys takes nobody's place.
@@ -372,7 +373,7 @@ async fn keys_are_taken_up_and_a_storage_key_rotates_while_every_call_is_answere
     support::wait::signal(engine.id(), "HUP");
     let refused = async || engine.log().contains("goes on with the keys it has").then_some(());
     support::wait::soon("nothing was said", refused).await;
-    each_card(&engine, &device, WATCHED, Deed::View).await;
+    each_card(&engine, &device, WATCHED, Operation::View).await;
     assert_eq!(engine.terminate(), 0);
     let (old, new) = records_under(directory);
     assert!(old == 0 && new > FIRST_PAGE, "{old} left, {new}");

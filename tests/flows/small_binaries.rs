@@ -44,7 +44,7 @@ async fn the_small_binaries_set_and_view_a_pin_together() {
         let (backend, device) = (Backend::with_bearer(&edge.url, TOKEN, "it"), device());
         let (control, _) = backend.open_control("6201", Scope::SetPin).unwrap();
         let (encrypted, _) = backend.set_tzpk(&control, device.public_key_der()).unwrap();
-        let tzpk = device.open_tzpk(&encrypted).unwrap();
+        let tzpk = device.decrypt_tzpk(&encrypted).unwrap();
         let block = tzpk.encrypt_block(&Pin::parse("271828").unwrap().to_block(Fill::Random));
         backend.set(&control, &block).unwrap();
 

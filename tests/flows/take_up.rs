@@ -30,7 +30,7 @@ async fn logged(engine: &EngineProcess, times: usize, what: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pin_that_was_judged_before_keys_are_taken_up_is_kept_under_the_new_one_whenever_it_comes() {
+async fn a_pin_translated_before_a_reload_is_stored_under_the_new_key() {
     let ceremony = Ceremony::prepared();
     let directory = ceremony.directory();
     let device = Arc::new(device());
@@ -63,7 +63,7 @@ async fn a_pin_that_was_judged_before_keys_are_taken_up_is_kept_under_the_new_on
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_boundary_that_is_lost_while_another_opens_the_keys_is_started_again_at_once() {
+async fn a_boundary_lost_during_a_reload_is_restarted_at_once() {
     let ceremony = Ceremony::prepared();
     let directory = ceremony.directory();
     let engine = EngineProcess::start(directory, &settings(2_000));
@@ -87,7 +87,7 @@ async fn a_boundary_that_is_lost_while_another_opens_the_keys_is_started_again_a
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_whose_boundary_does_not_start_says_so_to_who_asks_for_its_keys_and_stops_when_told() {
+async fn an_engine_without_a_boundary_reports_that_and_stops() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "");
     fs::write(directory.path().join("data/vault"), "no vault").unwrap();
@@ -102,7 +102,7 @@ async fn an_engine_whose_boundary_does_not_start_says_so_to_who_asks_for_its_key
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_whose_output_nobody_reads_serves_on_and_stops_in_order() {
+async fn an_engine_serves_and_stops_with_its_output_unread() {
     let directory = tempfile::tempdir().unwrap();
     let mut engine = EngineProcess::start(directory.path(), "");
     engine.stop_reading();

@@ -67,7 +67,7 @@ async fn client_of(engine: &ContainerAsync<GenericImage>, directory: &Path) -> C
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_records_and_a_half_finished_control_survive_a_new_container_on_the_same_volume() {
+async fn keys_pins_and_controls_survive_a_new_container() {
     let (directory, device) = (tempfile::tempdir().unwrap(), device());
     let volume = Volume(format!("pinseal-test-{}", std::process::id()));
 
@@ -92,7 +92,7 @@ async fn keys_records_and_a_half_finished_control_survive_a_new_container_on_the
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_outside_uses_a_token_that_a_container_lends_over_a_socket() {
+async fn an_engine_uses_a_containers_token_over_a_socket() {
     let (shared, directory, device) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), device());
     let socket = shared.path().join("socket");
     let container = image()
@@ -132,6 +132,6 @@ async fn an_engine_outside_uses_a_token_that_a_container_lends_over_a_socket() {
 
 /// The user or group this test runs as.
 fn own(what: &str) -> String {
-    let told = Command::new("id").arg(what).output().unwrap();
-    String::from_utf8(told.stdout).unwrap().trim().to_owned()
+    let printed = Command::new("id").arg(what).output().unwrap();
+    String::from_utf8(printed.stdout).unwrap().trim().to_owned()
 }

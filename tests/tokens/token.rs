@@ -23,7 +23,7 @@ use support::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pins_and_a_half_finished_control_survive_a_restart_on_the_same_token() {
+async fn pins_and_controls_survive_a_restart_on_a_token() {
     let (softhsm, directory) = (RealToken::with_keys(Make::SoftHsm), tempfile::tempdir().unwrap());
     let start = || EngineProcess::start_on(directory.path(), &softhsm);
     let device = device();
@@ -44,7 +44,7 @@ async fn pins_and_a_half_finished_control_survive_a_restart_on_the_same_token() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_malformed_block_and_a_weak_pin_are_told_apart_as_on_any_token() {
+async fn a_token_distinguishes_a_malformed_block_from_a_weak_pin() {
     let (softhsm, directory) = (RealToken::with_keys(Make::SoftHsm), tempfile::tempdir().unwrap());
     let engine = EngineProcess::start_on(directory.path(), &softhsm);
     let (device, mut client) = (device(), engine.client().await);
@@ -62,7 +62,7 @@ async fn a_malformed_block_and_a_weak_pin_are_told_apart_as_on_any_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_fails_is_told_is_found_again_and_loses_nothing() {
+async fn a_failed_token_reports_unavailable_then_reconnects_without_loss() {
     let (softhsm, directory) = (RealToken::behind_the_shim(Make::SoftHsm), tempfile::tempdir().unwrap());
     let engine = EngineProcess::start_on(directory.path(), &softhsm);
     let (device, mut client) = (device(), engine.client().await);
@@ -86,11 +86,11 @@ async fn a_token_that_fails_is_told_is_found_again_and_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_process_killed_under_load_is_found_again_and_no_acknowledged_pin_is_lost() {
+async fn a_token_process_killed_under_load_reconnects_without_loss() {
     let (token, directory) = (RealToken::over_a_socket(), tempfile::tempdir().unwrap());
     let process = token.serve();
-    let (made, told) = token.token(&["make-keys"], &token.lines());
-    assert!(made && told.contains("seal-encrypting"), "{told}");
+    let (made, printed) = token.token(&["make-keys"], &token.lines());
+    assert!(made && printed.contains("seal-encrypting"), "{printed}");
     let engine = EngineProcess::start_on(directory.path(), &token);
     let stop = Arc::new(AtomicBool::new(false));
     let mut clients = tokio::task::JoinSet::new();
@@ -183,15 +183,15 @@ async fn a_storage_key_rotates_in_softhsm_by_a_ceremony() {
         ceremony.well("activate", ENOUGH, &["storage/2"]);
         let refused = ceremony.refused("retire", ENOUGH, &["storage/1", "--engine", engine]);
         assert!(refused.contains("does not have storage/2 in use"), "{refused}");
-        let (made, told) = token.token(&["make-keys"], &token.lines());
-        assert!(!made && told.contains("in the custody of a roster"), "{told}");
+        let (made, printed) = token.token(&["make-keys"], &token.lines());
+        assert!(!made && printed.contains("in the custody of a roster"), "{printed}");
     };
     rotates(&token, ceremony.directory(), newer, ["storage/1:", "storage/2:"]).await;
     ceremony.well("retire", ENOUGH, &["storage/1"]);
     let listed = ceremony.keys();
-    let told = listed.lines().find(|line| line.starts_with("storage/1")).unwrap();
+    let printed = listed.lines().find(|line| line.starts_with("storage/1")).unwrap();
     ceremony.refused("destroy", ENOUGH, &["storage/1", "--confirm", "storage/1", "--confirm-check-value", "none"]);
-    let check_value = told.split_whitespace().nth(2).unwrap();
+    let check_value = printed.split_whitespace().nth(2).unwrap();
     ceremony.well("destroy", ENOUGH, &["storage/1", "--confirm", "storage/1", "--confirm-check-value", check_value]);
     let engine = EngineProcess::start_on(ceremony.directory(), &token);
     assert_eq!(engine.terminate(), 0);
@@ -202,8 +202,8 @@ async fn a_storage_key_rotates_in_nss_where_no_clear_block_is_seen() {
     let (token, directory) = (RealToken::with_keys(Make::Nss), tempfile::tempdir().unwrap());
     let both = |lines: &str| lines.replace("[token]\n", "[token]\nstorage_key_versions = [1, 2]\n");
     let newer = |_: &str| {
-        let (made, told) = token.token(&["make-keys"], &both(&token.lines()));
-        assert!(made && told.contains("storage-wrapped/2"), "{told}");
+        let (made, printed) = token.token(&["make-keys"], &both(&token.lines()));
+        assert!(made && printed.contains("storage-wrapped/2"), "{printed}");
         let config = directory.path().join("engine.toml");
         std::fs::write(&config, both(&std::fs::read_to_string(&config).unwrap())).unwrap();
     };
@@ -221,7 +221,7 @@ fn a_key_that_others_made_less_safe_is_not_taken_into_custody() {
 }
 
 #[test]
-fn a_token_that_keeps_no_data_objects_says_that_it_holds_no_ceremony() {
+fn a_token_without_data_objects_cannot_hold_a_ceremony() {
     let token = RealToken::without_keys(Make::Nss);
     let ceremony = Ceremony::prepared_on(&token);
     let roster = ceremony.at("roster.toml");
@@ -272,7 +272,7 @@ fn hexadecimal(bytes: &[u8]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn at_level_host_a_clear_block_comes_out_of_c_decrypt_so_that_the_search_is_known_to_find() {
+async fn at_level_host_the_search_finds_clear_blocks_from_c_decrypt() {
     let (trace, found) = traced_flow(Make::SoftHsm).await;
     // Set: the device's block. View: the stored one's PIN field.
     assert_eq!(found, ["C_Decrypt", "C_Decrypt"]);
@@ -281,7 +281,7 @@ async fn at_level_host_a_clear_block_comes_out_of_c_decrypt_so_that_the_search_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn at_level_token_nothing_clear_comes_out_and_nothing_is_decrypted_or_read() {
+async fn at_level_token_no_clear_value_leaves_the_token() {
     let (trace, found) = traced_flow(Make::Nss).await;
     assert!(found.is_empty(), "{found:?}");
     let never = ["C_Decrypt", "C_DecryptInit", "C_GetAttributeValue", "C_GetAttributeValue(CKA_VALUE)"];
@@ -300,13 +300,13 @@ async fn the_matrix_in_the_documentation_is_what_the_tokens_show() {
     let mut rows: Vec<Vec<String>> = Vec::new();
     for (column, (name, make)) in makes.into_iter().enumerate() {
         let token = RealToken::with_keys(make);
-        let (well, told) = token.token(&["doctor", "--json"], &token.lines());
-        assert!(well, "{told}");
-        let report: Value = serde_json::Deserializer::from_str(&told).into_iter().next().unwrap().unwrap();
+        let (well, printed) = token.token(&["doctor", "--json"], &token.lines());
+        assert!(well, "{printed}");
+        let report: Value = serde_json::Deserializer::from_str(&printed).into_iter().next().unwrap().unwrap();
         let mut cells = vec![("".to_owned(), name.to_owned())];
         for probe in report["probes"].as_array().unwrap() {
-            let told = |member: &str| probe[member].as_str().unwrap().to_owned();
-            let what = format!("{}: {} ({})", told("level"), told("what"), told("mechanism"));
+            let printed = |member: &str| probe[member].as_str().unwrap().to_owned();
+            let what = format!("{}: {} ({})", printed("level"), printed("what"), printed("mechanism"));
             let answer = probe["error"].as_str().map_or("yes".to_owned(), |error| format!("no: {error}"));
             cells.push((what, answer));
         }
@@ -351,15 +351,15 @@ async fn records_and_audit_lines_name_the_level_and_another_is_refused() {
     assert_eq!(engine.terminate(), 0);
 
     let host = token.lines_with("level = \"host\"");
-    let (made, told) = token.token(&["make-keys"], &host);
-    assert!(made, "{told}");
+    let (made, printed) = token.token(&["make-keys"], &host);
+    assert!(made, "{printed}");
     let (config, data) = (directory.path().join("host.toml"), directory.path().join("data"));
     std::fs::write(&config, format!("listen = \"127.0.0.1:0\"\ndata_directory = {data:?}\n{host}\n")).unwrap();
     let mut pinseal = token.beside(env!("CARGO_BIN_EXE_pinseal"));
     let refused = pinseal.args(["engine", "--config"]).arg(&config).output().unwrap();
-    let told = String::from_utf8(refused.stderr).unwrap();
-    assert_eq!(refused.status.code(), Some(1), "{told}");
-    assert!(told.contains("the key storage-wrapped/1 was used last and is not there"), "{told}");
+    let printed = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(1), "{printed}");
+    assert!(printed.contains("the key storage-wrapped/1 was used last and is not there"), "{printed}");
 
     let other = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start_on_with(other.path(), &token, "level = \"host\"");
@@ -403,7 +403,7 @@ fn the_jdk_sets_and_views_with(make: Make) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sixteen_clients_play_ten_thousand_flows_on_softhsm_without_one_failure_in_flat_memory() {
+async fn sixteen_clients_run_ten_thousand_softhsm_flows_in_flat_memory() {
     const FLOWS_EACH: usize = 625;
     // The store's own memory reaches its bound within the first half; so do the cards, which come again.
     const STORE: &str = "[store]\nmemory_mebibytes_max = 4";
@@ -448,9 +448,9 @@ fn a_wrong_token_configuration_is_one_clear_line_and_burns_no_try() {
     let softhsm = RealToken::without_keys(Make::SoftHsm);
     let lines = softhsm.lines();
     let refuses = |lines: &str, why: &str| {
-        let (served, told) = softhsm.pinseal(&["engine"], lines);
-        assert!(!served && told.contains(why), "{told}");
-        assert_eq!(told.lines().filter(|line| line.starts_with("pinseal:")).count(), 1, "{told}");
+        let (served, printed) = softhsm.pinseal(&["engine"], lines);
+        assert!(!served && printed.contains(why), "{printed}");
+        assert_eq!(printed.lines().filter(|line| line.starts_with("pinseal:")).count(), 1, "{printed}");
     };
     refuses(&lines, "0 keys have the label \"pinseal storage\"");
     refuses(&lines.replace("libsofthsm2", "nothing-here"), "can't load the PKCS#11 module");
@@ -461,33 +461,33 @@ fn a_wrong_token_configuration_is_one_clear_line_and_burns_no_try() {
     softhsm.write_pin("8642");
     refuses(&lines, "refused the user PIN");
     softhsm.write_pin("2468");
-    let (made, told) = softhsm.token(&["make-keys"], &lines);
-    assert!(made, "one wrong try must not lock the token: {told}");
-    let (again, told) = softhsm.token(&["make-keys"], &lines);
-    assert!(!again && told.contains("nothing was made"), "{told}");
+    let (made, printed) = softhsm.token(&["make-keys"], &lines);
+    assert!(made, "one wrong try must not lock the token: {printed}");
+    let (again, printed) = softhsm.token(&["make-keys"], &lines);
+    assert!(!again && printed.contains("nothing was made"), "{printed}");
 }
 
 #[test]
-fn a_key_that_may_do_more_than_it_is_for_is_refused_by_name_and_attribute() {
+fn a_key_with_excess_rights_is_rejected_by_name_and_attribute() {
     let softhsm = RealToken::without_keys(Make::SoftHsm);
     // Softhsm2-util gives a key every right it can have.
     softhsm.import_aes_key("pinseal mac", "6d0001");
-    let (made, told) = softhsm.token(&["make-keys"], &softhsm.lines());
-    assert!(!made && told.contains("the key \"pinseal mac\" is unsafe: CKA_"), "{told}");
+    let (made, printed) = softhsm.token(&["make-keys"], &softhsm.lines());
+    assert!(!made && printed.contains("the key \"pinseal mac\" is unsafe: CKA_"), "{printed}");
     for arguments in [&["engine"][..], &["token", "doctor"]] {
-        let (served, told) = softhsm.pinseal(arguments, &softhsm.lines());
-        assert!(!served && told.contains("the key \"pinseal mac\" is unsafe: CKA_"), "{told}");
+        let (served, printed) = softhsm.pinseal(arguments, &softhsm.lines());
+        assert!(!served && printed.contains("the key \"pinseal mac\" is unsafe: CKA_"), "{printed}");
     }
 }
 
 #[test]
-fn a_locked_user_pin_and_one_with_a_single_try_left_are_told_and_not_tried() {
+fn a_user_pin_with_one_or_no_try_left_is_reported_untried() {
     // CKF_USER_PIN_LOCKED, CKF_USER_PIN_FINAL_TRY.
     for (flags, why) in [("40000", "the user PIN is locked"), ("20000", "the user PIN has one try left")] {
         let token = RealToken::behind_the_shim(Make::SoftHsm);
         token.add_token_flags(flags);
-        let (served, told) = token.pinseal(&["engine"], &token.lines());
-        assert!(!served && told.contains(why), "{told}");
+        let (served, printed) = token.pinseal(&["engine"], &token.lines());
+        assert!(!served && printed.contains(why), "{printed}");
         assert!(token.trace().iter().all(|(call, _)| call != "C_Login"));
     }
 }
@@ -514,15 +514,15 @@ fn a_refused_user_pin_is_tried_once_with_its_exit_code() {
             token.forget_trace();
             let mut pinseal = token.beside(env!("CARGO_BIN_EXE_pinseal"));
             let ended = pinseal.args(service).arg("--config").arg(&config).output().unwrap();
-            let told = String::from_utf8_lossy(&ended.stderr);
-            assert!(told.contains(why), "{told}");
-            assert_eq!((ended.status.code(), token.logins()), (Some(USER_PIN_REFUSED), 1), "{service:?}: {told}");
+            let printed = String::from_utf8_lossy(&ended.stderr);
+            assert!(printed.contains(why), "{printed}");
+            assert_eq!((ended.status.code(), token.logins()), (Some(USER_PIN_REFUSED), 1), "{service:?}: {printed}");
         }
         for command in ["make-keys", "doctor"] {
             token.forget_trace();
-            let (done, told) = token.token(&[command], &token.lines());
-            assert!(!done && told.contains(why), "{told}");
-            assert_eq!(token.logins(), 1, "{command}: {told}");
+            let (done, printed) = token.token(&[command], &token.lines());
+            assert!(!done && printed.contains(why), "{printed}");
+            assert_eq!(token.logins(), 1, "{command}: {printed}");
         }
     }
 }
@@ -603,18 +603,18 @@ fn the_script_makes_a_token_whose_keys_are_safe_and_overwrites_nothing() {
         .env("SOFTHSM2_CONF", made.join("softhsm2.conf"))
         .output()
         .unwrap();
-    let told = String::from_utf8_lossy(&doctor.stdout);
-    assert!(doctor.status.success() && told.matches(" safe\n").count() == 5, "{told}");
+    let printed = String::from_utf8_lossy(&doctor.stdout);
+    assert!(doctor.status.success() && printed.matches(" safe\n").count() == 5, "{printed}");
     assert!(!script().status.success());
 }
 
 #[test]
-fn the_doctor_tells_what_a_token_can_do_and_what_it_can_not() {
+fn the_doctor_reports_what_a_token_can_do() {
     let softhsm = RealToken::with_keys(Make::SoftHsm);
-    let (well, told) = softhsm.token(&["doctor", "--json"], &softhsm.lines());
-    assert!(well, "{told}");
+    let (well, printed) = softhsm.token(&["doctor", "--json"], &softhsm.lines());
+    assert!(well, "{printed}");
     // SoftHSM may write to standard error what it does not know.
-    let report: Value = serde_json::Deserializer::from_str(&told).into_iter().next().unwrap().unwrap();
+    let report: Value = serde_json::Deserializer::from_str(&printed).into_iter().next().unwrap().unwrap();
     let works = |mechanism: &str| {
         let probes = report["probes"].as_array().unwrap();
         probes.iter().find(|probe| probe["mechanism"] == mechanism).unwrap()["works"].as_bool().unwrap()
@@ -626,9 +626,9 @@ fn the_doctor_tells_what_a_token_can_do_and_what_it_can_not() {
     assert_eq!(report["keys"].as_array().unwrap().len(), 5);
     assert_eq!(report["token"]["label"], "pinseal");
     let nss = RealToken::with_keys(Make::Nss);
-    let (well, told) = nss.token(&["doctor", "--json"], &nss.lines());
-    assert!(well && told.contains("\"level\": \"token\"") && !told.contains("\"works\": false"), "{told}");
+    let (well, printed) = nss.token(&["doctor", "--json"], &nss.lines());
+    assert!(well && printed.contains("\"level\": \"token\"") && !printed.contains("\"works\": false"), "{printed}");
     let empty = RealToken::without_keys(Make::SoftHsm);
-    let (well, told) = empty.token(&["doctor"], &empty.lines());
-    assert!(!well && told.contains("pinseal token make-keys"), "{told}");
+    let (well, printed) = empty.token(&["doctor"], &empty.lines());
+    assert!(!well && printed.contains("pinseal token make-keys"), "{printed}");
 }

@@ -42,13 +42,13 @@ fn write(file: &Path, text: &str) {
 }
 
 fn try_all(place: &Path, serving: bool) -> String {
-    let mut told = String::new();
+    let mut printed = String::new();
     let mut tell = |what: &str, answer: i64| {
         let error = io::Error::last_os_error();
         let refused = answer < 0 && matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::ENOSYS));
         let said = if refused { "refused" } else { "LET THROUGH" };
         let error = if answer < 0 { error.to_string() } else { String::new() };
-        told.push_str(&format!("{said} {what} ({answer} {error})\n"));
+        printed.push_str(&format!("{said} {what} ({answer} {error})\n"));
     };
     let written = place.join("code");
     let _ = fs::write(&written, [0xC3; PAGE_BYTES]);
@@ -147,16 +147,16 @@ fn try_all(place: &Path, serving: bool) -> String {
         tell("become root", libc::setuid(0).into());
         let mut inherited: libc::stat = mem::zeroed();
         let kept = libc::fstat(INHERITED, &raw mut inherited);
-        told_of_inherited(&mut told, kept);
+        told_of_inherited(&mut printed, kept);
         libc::munmap(page, PAGE_BYTES);
         libc::close(tcp);
     }
-    told.push_str(&format!("process {}\n", process::id()));
-    told
+    printed.push_str(&format!("process {}\n", process::id()));
+    printed
 }
 
 /// A closed descriptor answers EBADF, which no filter does.
-fn told_of_inherited(told: &mut String, kept: i32) {
+fn told_of_inherited(printed: &mut String, kept: i32) {
     let closed = kept < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EBADF);
-    told.push_str(if closed { "refused use what was inherited\n" } else { "LET THROUGH use what was inherited\n" });
+    printed.push_str(if closed { "refused use what was inherited\n" } else { "LET THROUGH use what was inherited\n" });
 }

@@ -19,8 +19,8 @@ pub fn pinseal(arguments: &[&str]) -> (bool, String) {
 /// A development CA and its certificates; engine and edge configuration for them.
 pub fn certificates(directory: &Path) -> (String, String) {
     let out = directory.join("pki");
-    let (made, told) = pinseal(&["pki", "dev", "--out", out.to_str().unwrap()]);
-    assert!(made, "{told}");
+    let (made, printed) = pinseal(&["pki", "dev", "--out", out.to_str().unwrap()]);
+    assert!(made, "{printed}");
     let at = |file: &str| format!("{:?}", out.join(file));
     let engine = format!(
         "[tls]\ncertificates = {}\nprivate_key = {}\nclient_roots = {}",

@@ -66,7 +66,7 @@ impl EdgeProcess {
             "listen = \"127.0.0.1:0\"\n{extra}\n[engine]\n{engine}\n\
              [[clients]]\nname = \"story\"\ntenant = \"bank\"\nbearer = {{ file = {:?} }}\n\
              [[clients]]\nname = \"other\"\ntenant = \"other\"\nbearer = {{ file = {:?} }}\n\
-             [[clients]]\nname = \"desk\"\ntenant = \"bank\"\nbasic = {{ user = \"desk\", password = {{ env = \"DESK\" }} }}\n",
+             [[clients]]\nname = \"backoffice\"\ntenant = \"bank\"\nbasic = {{ user = \"backoffice\", password = {{ env = \"BACKOFFICE\" }} }}\n",
             directory.join("token"),
             directory.join("other-token"),
         );
@@ -81,7 +81,7 @@ impl EdgeProcess {
             .args(subcommand)
             .arg("--config")
             .arg(&config)
-            .env("DESK", PASSWORD)
+            .env("BACKOFFICE", PASSWORD)
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(&log).unwrap())
             .spawn()

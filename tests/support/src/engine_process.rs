@@ -149,8 +149,8 @@ impl EngineProcess {
     /// Whether health says that PINs are served.
     pub async fn serves(&self) -> bool {
         let request = HealthCheckRequest { service: "pinseal.v1.PinService".into() };
-        let told = self.health().await.check(request).await.unwrap().into_inner();
-        told.status() == ServingStatus::Serving
+        let printed = self.health().await.check(request).await.unwrap().into_inner();
+        printed.status() == ServingStatus::Serving
     }
 
     /// Its health, asked on a connection of its own.

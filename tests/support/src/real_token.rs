@@ -104,8 +104,8 @@ impl RealToken {
     /// A token whose keys `pinseal token make-keys` made.
     pub fn with_keys(make: Make) -> Self {
         let token = Self::without_keys(make);
-        let (made, told) = token.token(&["make-keys"], &token.lines());
-        assert!(made, "{told}");
+        let (made, printed) = token.token(&["make-keys"], &token.lines());
+        assert!(made, "{printed}");
         token
     }
 
@@ -278,8 +278,8 @@ impl RealToken {
     pub fn pinseal(&self, arguments: &[&str], lines: &str) -> (bool, String) {
         let config = self.write_config(lines);
         let output = self.beside(crate::pinseal_path()).args(arguments).arg("--config").arg(config).output().unwrap();
-        let told = [output.stdout, output.stderr].concat();
-        (output.status.success(), String::from_utf8(told).unwrap())
+        let printed = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(printed).unwrap())
     }
 
     /// An engine's configuration with these lines.
