@@ -173,7 +173,7 @@ fn the_audit_chain_names_the_isolation_beside_the_level() {
     }
 }
 
-/// What `--try-escape` tells: what was refused, and what was not.
+/// The report of `--try-escape`: which attempts failed, and which succeeded.
 fn escape(mut pinseal: Command, config: &Path) -> (bool, Vec<String>, Vec<String>, String) {
     let elsewhere = tempfile::tempdir().unwrap();
     let file = elsewhere.path().join("a-users-file");
@@ -308,7 +308,7 @@ async fn a_hostile_module_with_ports_sends_by_tcp_to_those_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hostile_module_with_ipc_gets_no_more_than_listed() {
-    // A connection to a network fails for want of a socket: what stands in for one here is none.
+    // A connection to a network fails because the process cannot make a socket.
     let listed = ["open a Unix stream socket", "make shared memory", "connect to a port that is not listed"];
     play_with_a_hostile_module("ipc = [\"unix-socket\", \"shared-memory\"]", &listed).await;
 }

@@ -30,7 +30,7 @@ impl Rehearsed {
         fs::read_to_string(self.directory.path().join("transcript.jsonl")).unwrap()
     }
 
-    /// The check value of a key, as the transcript tells it.
+    /// The KCV of a key in the transcript.
     fn check_value(&self, key: &str) -> String {
         let named = format!("\"key\":\"{key}\"");
         let transcript = self.transcript();
@@ -279,9 +279,9 @@ fn last_count(ceremony: &Ceremony) -> serde_json::Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_with_pins_in_a_store_elsewhere_is_not_retired() {
-    let (ceremony, home, other) = (Ceremony::prepared(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (ceremony, serving, other) = (Ceremony::prepared(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let device = device();
-    let engine = engine_beside(&ceremony, home.path());
+    let engine = engine_beside(&ceremony, serving.path());
     engine.client().await.set(&device, "9100", "271828").await.unwrap();
     assert_eq!(engine.terminate(), 0);
     assert_eq!(engine_beside(&ceremony, other.path()).terminate(), 0);
@@ -291,7 +291,7 @@ async fn a_key_with_pins_in_a_store_elsewhere_is_not_retired() {
 
     let refused = ceremony.refused("retire", ENOUGH, &["storage/1"]);
     assert!(refused.contains("is no store, so nothing was counted for storage/1"), "{refused}");
-    let (store, empty) = (home.path().join("data/store"), other.path().join("data/store"));
+    let (store, empty) = (serving.path().join("data/store"), other.path().join("data/store"));
     let (store, empty) = (store.to_str().unwrap(), empty.to_str().unwrap());
     let mistyped = format!("{store}-of-nobody");
     let refused = ceremony.refused("retire", ENOUGH, &["storage/1", "--store", empty, "--store", &mistyped]);
@@ -312,7 +312,7 @@ async fn a_key_with_pins_in_a_store_elsewhere_is_not_retired() {
     let refused = ceremony.refused("retire", ENOUGH, &["storage/1", "--store", copy.to_str().unwrap()]);
     assert!(refused.contains("note: not asked: ") && refused.contains(store), "{refused}");
 
-    let engine = engine_beside(&ceremony, home.path());
+    let engine = engine_beside(&ceremony, serving.path());
     assert_eq!(support::rotation::watched(&engine).pop().unwrap()["state"], "done");
     let refused = ceremony.refused("retire", ENOUGH, &["storage/1", "--store", store]);
     assert!(refused.contains("in use by a running engine: name that engine by --engine ADDRESS"), "{refused}");
@@ -332,7 +332,7 @@ async fn a_key_with_pins_in_a_store_elsewhere_is_not_retired() {
     ceremony.well("destroy", ENOUGH, &[&destroy[..], &["--engine", engine.address()]].concat());
     assert_eq!(engine.client().await.view(&device, "9100").await.unwrap(), "271828");
     assert_eq!(engine.terminate(), 0);
-    let engine = engine_beside(&ceremony, home.path());
+    let engine = engine_beside(&ceremony, serving.path());
     assert_eq!(engine.client().await.view(&device, "9100").await.unwrap(), "271828");
     ceremony.well("end", ALL, &[]);
     assert!(ceremony.verify(&[]).status.success());
@@ -364,8 +364,8 @@ fn no_store_is_confirmed_twice_and_stands_in_the_transcript() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_seal_key_is_not_retired_before_engines_stop_using_it() {
-    let (ceremony, home) = (Ceremony::prepared(), tempfile::tempdir().unwrap());
-    let engine = engine_beside(&ceremony, home.path());
+    let (ceremony, serving) = (Ceremony::prepared(), tempfile::tempdir().unwrap());
+    let engine = engine_beside(&ceremony, serving.path());
     ceremony.begin();
     ceremony.well("make", ENOUGH, &["seal"]);
     ceremony.well("activate", ENOUGH, &["seal/2"]);
@@ -380,7 +380,7 @@ async fn a_seal_key_is_not_retired_before_engines_stop_using_it() {
     let counted = async || ceremony.refused("retire", ENOUGH, &retire).contains(why).then_some(());
     support::wait::soon("the control is not counted", counted).await;
     assert_eq!(engine.terminate(), 0);
-    let store = home.path().join("data/store");
+    let store = serving.path().join("data/store");
     let refused = ceremony.refused("retire", ENOUGH, &["seal/1", "--store", store.to_str().unwrap()]);
     assert!(refused.contains(why), "{refused}");
 }

@@ -302,7 +302,7 @@ fn an_audit_user_with_hidden_characters_opens_no_control() {
     }
 }
 
-/// That each answer to a POST has it, `EdgeProcess::post_as` asserts.
+/// `EdgeProcess::post_as` asserts it for each answer to a POST.
 #[test]
 fn no_cache_may_keep_an_answer_of_the_edge() {
     let (services, device) = (Services::new(""), device());
@@ -451,7 +451,7 @@ fn an_engine_that_is_away_answers_503_and_comes_back_by_itself() {
 fn the_log_has_the_error_id_and_the_cause_of_503() {
     let directory = tempfile::tempdir().unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let edge = EdgeProcess::start_untold(directory.path(), &format!("address = \"http://127.0.0.1:{port}\""));
+    let edge = EdgeProcess::start_with_default_log(directory.path(), &format!("address = \"http://127.0.0.1:{port}\""));
     let open = "/pincontrol/v2/plastic/4716258093174820?auditUser=it";
     let line_of = |answer: &Answer, printed: (u16, &str)| {
         assert_eq!(answer.fault(), printed);

@@ -13,6 +13,6 @@ mod audit;
 mod connections;
 mod hangup;
 mod race;
+mod reload;
 mod rotation;
 mod small_binaries;
-mod take_up;

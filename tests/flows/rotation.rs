@@ -161,18 +161,18 @@ async fn a_storage_key_rotates_under_load_and_kills_without_loss() {
         let counted = entry["card"].as_str()?.strip_suffix(" records")?.parse().ok()?;
         (entry["action"] == "remake_records").then_some(counted)
     };
-    // Each record was made anew once, and the chain tells of each; those set anew under load were not.
+    // The chain has each re-encrypted record once. PINs set again under load are not re-encrypted.
     let printed: u64 = lines.lines().filter_map(remade).sum();
-    assert!(printed <= before + CLIENTS && printed + CLIENTS >= before, "the chain tells of {printed} of {before}");
+    assert!(printed <= before + CLIENTS && printed + CLIENTS >= before, "the chain has {printed} of {before}");
     assert!(lines.contains("\"action\":\"end_rotation\""));
 }
 
-/// How many PINs the watched rotation makes anew: more than a page of them.
+/// How many PINs the watched rotation re-encrypts: more than a page of them.
 const WATCHED: u64 = 300;
 /// Of these the first page.
 const FIRST_PAGE: u64 = 256;
 
-/// A watch that goes on, once it has told of the first page.
+/// A running watch that has reported the first page.
 fn watching(engine: &EngineProcess) -> (Child, serde_json::Value) {
     let mut child = watch(engine, &["--json"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     for line in BufReader::new(child.stdout.as_mut().unwrap()).lines() {
@@ -303,7 +303,7 @@ async fn a_watch_fails_on_an_unreadable_record_and_its_key_stays() {
     assert!(refused.contains("1 PIN records are under storage/1"), "{refused}");
 }
 
-/// Sets and views PINs of a card of its own until told to stop; every call must be answered well.
+/// Sets and views PINs of one card until it is stopped; every call must succeed.
 async fn steady_load(mut client: Client, device: Arc<Device>, stop: Arc<AtomicBool>, number: u64) -> u64 {
     let card = (950_000 + number).to_string();
     for round in 0.. {
@@ -334,7 +334,7 @@ async fn keys_reload_and_rotate_while_every_call_is_answered() {
         clients.push(tokio::spawn(steady_load(engine.client().await, device.clone(), stop.clone(), number)));
     }
     let keys = async |wanted: &[&str], gone: &[&str]| {
-        let printed = support::wait::soon("the keys were not taken up", async || {
+        let printed = support::wait::soon("the keys were not reloaded", async || {
             let log = engine.log();
             let printed = log.lines().rfind(|line| line.contains("has taken up its keys"))?;
             (wanted.iter().all(|key| printed.contains(key)) && !gone.iter().any(|key| printed.contains(key)))

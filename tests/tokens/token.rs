@@ -135,7 +135,7 @@ async fn a_token_process_killed_under_load_reconnects_without_loss() {
 }
 
 /// Sets some PINs, gives the storage key a newer version while the engine serves, lets it take that up, and waits until
-/// every PIN was made anew under it and views.
+/// every PIN was re-encrypted under it and views.
 async fn rotates(token: &RealToken, directory: &Path, newer: impl FnOnce(&str), keys: [&str; 2]) {
     let device = device();
     let cards: Vec<_> =
@@ -171,7 +171,7 @@ async fn a_storage_key_rotates_in_softhsm_by_a_ceremony() {
     let ceremony = Ceremony::prepared_on(&token);
     let newer = |engine: &str| {
         ceremony.well("begin", ALL, &["--roster", ceremony.at("roster.toml").to_str().unwrap()]);
-        // As a step leaves one that dies before the register tells of it: nobody but a person knows that it is nobody's.
+        // A step that dies before the inventory lists the key leaves such a key: only a person can know that nobody owns it.
         token.import_aes_key("pinseal storage", "730002");
         let refused = ceremony.refused("make", ENOUGH, &["storage"]);
         assert!(
@@ -239,7 +239,7 @@ async fn comes_to_hold(holds: impl AsyncFn() -> bool) {
     tokio::time::timeout(Duration::from_secs(60), asked).await.expect("it did not come to hold");
 }
 
-/// A PIN set and viewed; what the module gave out meanwhile, and in which calls something clear was found.
+/// Sets and views a PIN; returns what the module returned during that, and the calls with a clear value in it.
 async fn traced_flow(make: Make) -> (Vec<(String, String)>, Vec<String>) {
     const PIN: &str = "927182813";
     let (token, directory) = (RealToken::behind_the_shim(make), tempfile::tempdir().unwrap());
@@ -292,8 +292,8 @@ async fn at_level_token_no_clear_value_leaves_the_token() {
     assert!(count("C_WrapKey") >= 5, "for the device twice, for ourselves, for the store, for the view");
 }
 
-/// The documentation's matrix, from what the tokens of this machine answer and give out. To write it anew:
-/// `PINSEAL_WRITE_MATRIX=1 cargo test --test it matrix`.
+/// The documentation's matrix, from what the tokens of this machine answer and return. To write it again:
+/// `PINSEAL_WRITE_MATRIX=1 cargo test --test tokens matrix`.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_matrix_in_the_documentation_is_what_the_tokens_show() {
     let makes = [("SoftHSM", Make::SoftHsm), ("NSS softokn", Make::Nss), ("openCryptoki", Make::OpenCryptoki)];
@@ -337,7 +337,7 @@ async fn the_matrix_in_the_documentation_is_what_the_tokens_show() {
         let written = format!("{before}<!-- matrix -->\n{matrix}<!-- end of matrix -->{after}");
         std::fs::write(&file, written).unwrap();
     } else {
-        assert_eq!(documented, matrix, "write it anew: PINSEAL_WRITE_MATRIX=1 cargo test --test it matrix");
+        assert_eq!(documented, matrix, "write it again: PINSEAL_WRITE_MATRIX=1 cargo test --test tokens matrix");
     }
 }
 

@@ -28,7 +28,7 @@ const FILTER_BITS: u32 = 24;
 #[derive(Clone)]
 pub struct Planted {
     names: HashMap<u64, &'static str>,
-    /// One bit for the hash of each pattern: most memory is told apart by it.
+    /// One bit for the hash of each pattern: most memory is excluded by it.
     filter: Vec<u64>,
 }
 
@@ -123,7 +123,7 @@ fn is_there(pages: &File, at: u64, length: usize) -> bool {
     let count = length.div_ceil(PAGE_BYTES) * ENTRY_BYTES;
     let Some(entries) = entries.get_mut(..count) else { return true };
     let first = at / PAGE_BYTES as u64 * ENTRY_BYTES as u64;
-    // Who can't tell must look.
+    // Without a readable entry the page is searched.
     pages.read_exact_at(entries, first).is_err()
         || entries.iter().skip(ENTRY_BYTES - 1).step_by(ENTRY_BYTES).any(|highest| highest & 0xC0 != 0)
 }

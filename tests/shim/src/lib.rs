@@ -1,4 +1,4 @@
-//! A PKCS#11 module for tests, before a real one: it forwards every call, fails those it is told to, and writes down
+//! A PKCS#11 module for tests, before a real one: it forwards every call, fails those it is ordered to, and writes down
 //! every buffer that comes out. It is C calling C, so `unsafe` is all it is made of; no product code links it.
 //!
 //! - `PINSEAL_SHIM_MODULE`: the real module.

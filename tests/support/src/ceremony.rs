@@ -89,8 +89,8 @@ impl Ceremony {
 
     pub fn person(&self, name: &str) -> String {
         let key = self.key_of(name);
-        let home = if key.exists() { "--token" } else { "--out" };
-        let made = self.person_command(home, &key).output().unwrap();
+        let option = if key.exists() { "--token" } else { "--out" };
+        let made = self.person_command(option, &key).output().unwrap();
         assert!(made.status.success(), "{}", said(&made));
         String::from_utf8(made.stdout).unwrap().trim().to_owned()
     }

@@ -32,8 +32,8 @@ impl EdgeProcess {
         Self::start_logging(directory, engine, extra, Some("trace"))
     }
 
-    /// Starts one that writes the events an edge writes unless told otherwise.
-    pub fn start_untold(directory: &Path, engine: &str) -> Self {
+    /// Starts one with the default log filter.
+    pub fn start_with_default_log(directory: &Path, engine: &str) -> Self {
         Self::start_logging(directory, engine, "", None)
     }
 
@@ -123,7 +123,7 @@ impl EdgeProcess {
         self.post_as(&format!("Bearer {TOKEN}"), path, body)
     }
 
-    /// A POST with an Authorization of choice; an empty one is none.
+    /// A POST with this Authorization; without the header where it is empty.
     pub fn post_as(&self, authorization: &str, path: &str, body: &str) -> Answer {
         let mut request = agent().post(format!("{}{path}", self.url)).content_type("application/json");
         if !authorization.is_empty() {

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-/// Which token.
+/// The PKCS#11 modules that the tests use, each from its Debian package.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Make {
     /// BoundaryLevel `host` is its best.
@@ -109,7 +109,7 @@ impl RealToken {
         token
     }
 
-    /// The same, reached through the shim that fails on command and tells what comes out.
+    /// The same, behind the shim, which fails on command and records what the token returns.
     pub fn behind_the_shim(make: Make) -> Self {
         let built =
             Command::new(env!("CARGO")).args(["build", "--quiet", "-p", "pinseal-pkcs11-shim"]).status().unwrap();

@@ -1,5 +1,5 @@
-//! Keys are taken up while the engine serves: what was asked of the boundary before, what becomes of one that opens them
-//! slowly or not at all, and who may still stop the engine meanwhile.
+//! Keys are reloaded while the engine serves: earlier requests, a boundary that opens its keys slowly or never, and a
+//! stop of the engine during the reload.
 
 use std::{
     fs,
@@ -69,7 +69,7 @@ async fn a_boundary_lost_during_a_reload_is_restarted_at_once() {
     let engine = EngineProcess::start(directory, &settings(2_000));
     let serving = engine.hsm_id().unwrap();
 
-    // Whoever opens a pipe that nobody writes into waits.
+    // A process that opens a pipe without a writer waits.
     let (vault, kept) = (directory.join("data/vault"), directory.join("kept"));
     fs::rename(&vault, &kept).unwrap();
     assert!(Command::new("mkfifo").arg(&vault).status().unwrap().success());
@@ -96,7 +96,7 @@ async fn an_engine_without_a_boundary_reports_that_and_stops() {
     signal(engine.id(), "HUP");
     logged(&engine, 1, "goes on with the keys it has").await;
     soon("health says that it serves", async || (!engine.serves().await).then_some(())).await;
-    // One is asked for, and the engine told to stop, before anybody can have answered.
+    // The engine is asked for a boundary and then stopped, before a boundary can answer.
     signal(engine.id(), "HUP");
     assert_eq!(engine.terminate(), 0);
 }
@@ -115,7 +115,7 @@ async fn an_engine_serves_and_stops_with_its_output_unread() {
     let exported = String::from_utf8(export.output().unwrap().stdout).unwrap();
     assert!(exported.lines().last().unwrap().contains("\"stop_engine\""), "{exported}");
 
-    // Nor is anybody told that all of an export was written.
+    // An export does not report success for bytes that were not written.
     let mut cut_short = export.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(cut_short.stdout.take());
     let ended = cut_short.wait_with_output().unwrap();
