@@ -87,7 +87,7 @@ enum Command {
         /// storage, storage-3des, seal, account; of a vault record, retry; of a token mac; zone:NAME or exchange:NAME
         #[arg(value_parser = key_name)]
         key: KeyUsage,
-        /// aes-256, aes-192, aes-128, 3des-double or 3des-triple, for a key with more than one
+        /// aes-256, aes-192, aes-128, 3des-double or 3des-triple; by default the first that the key allows
         #[arg(long, value_parser = algorithm)]
         algorithm: Option<KeyAlgorithm>,
         #[command(flatten)]
@@ -106,7 +106,7 @@ enum Command {
         /// storage, seal, zone:NAME and so on
         #[arg(value_parser = key_name)]
         key: KeyUsage,
-        /// aes-256, aes-192, aes-128, 3des-double or 3des-triple, for a key with more than one
+        /// aes-256, aes-192, aes-128, 3des-double or 3des-triple; by default the first that the key allows
         #[arg(long, value_parser = algorithm)]
         algorithm: Option<KeyAlgorithm>,
         #[command(flatten)]

@@ -352,7 +352,11 @@ fn no_store_is_confirmed_twice_and_stands_in_the_transcript() {
     assert!(both.contains("cannot be used with"), "{both}");
     for typed in ["storage/1\n", "storage/1\nyes\n", "storage/2\nstorage/1\n"] {
         let output = ceremony.with_input("retire", ENOUGH, &no_store, typed);
-        assert!(!output.status.success() && said(&output).contains("the typed text is not storage/1"), "{}", said(&output));
+        assert!(
+            !output.status.success() && said(&output).contains("the typed text is not storage/1"),
+            "{}",
+            said(&output)
+        );
     }
     let flags = ["--confirm-no-record", "storage/1", "--confirm-no-engine", "storage/1"];
     ceremony.well("retire", ENOUGH, &[&no_store[..], &flags].concat());
