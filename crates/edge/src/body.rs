@@ -1,36 +1,36 @@
-//! Bodies of the Card PIN API. No `Debug`: a body holds a block or a key.
+//! Request and response bodies of the Card PIN API. No type has `Debug`: a body holds a PIN block or a key.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::fault::Fault;
+use super::api_error::ApiError;
 use domain::limits::{CONTROL_ID_CHARACTERS, PIN_BLOCK_BYTES, PIN_BLOCK_CHARACTERS, PUBLIC_KEY_CHARACTERS_MAX};
 
 /// Opens a control. Members not named here are ignored, in this and every other request.
 #[derive(Deserialize, ToSchema)]
 pub(super) struct PinControlRequest {
-    /// What the control is to be good for.
-    #[schema(value_type = Scope)]
+    /// The operation that the control authorises.
+    #[schema(value_type = ControlScope)]
     pub(super) scope: String,
 }
 
-/// What a control is good for.
+/// The operation that a control authorises.
 #[derive(Clone, Copy, Serialize, ToSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub(super) enum Scope {
+pub(super) enum ControlScope {
     /// One PIN change.
     SetPin,
-    /// One look at the PIN.
+    /// One view of the PIN.
     ViewPin,
 }
 
-impl Scope {
-    pub(super) fn parse(text: &str) -> Result<Self, Fault> {
+impl ControlScope {
+    pub(super) fn parse(text: &str) -> Result<Self, ApiError> {
         match text {
             "SET_PIN" => Ok(Self::SetPin),
             "VIEW_PIN" => Ok(Self::ViewPin),
-            _ => Err(Fault::SCOPE_INVALID),
+            _ => Err(ApiError::SCOPE_INVALID),
         }
     }
 
@@ -45,16 +45,16 @@ impl Scope {
 /// An opened control.
 #[derive(Serialize, ToSchema)]
 pub(super) struct PinControl {
-    /// The controlId, good for 30 seconds unless configured otherwise.
+    /// The controlId, valid for 30 seconds unless configured otherwise.
     #[schema(format = Uuid)]
     pub(super) id: String,
 }
 
-/// Asks for a tzpk, or for the PIN under one.
+/// Requests a tzpk (temporary zone PIN key), or the PIN encrypted under a tzpk.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct DeviceKeyRequest {
-    /// The control.
+    /// The controlId of an open control.
     #[schema(format = Uuid)]
     pub(super) control_id: String,
     /// Standard base64, without PEM markers, of the DER SubjectPublicKeyInfo of the device's RSA key: 2048 to 4096 bits.
@@ -76,7 +76,7 @@ pub(super) struct Tzpk {
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct SetPinRequest {
-    /// The control.
+    /// The controlId of an open control.
     #[schema(format = Uuid)]
     pub(super) control_id: String,
     /// Standard base64 of 8 bytes: the PIN as an ISO 9564 format 1 block under the tzpk, 3DES-ECB, no padding.
@@ -88,11 +88,11 @@ pub(super) struct SetPinRequest {
 #[derive(Serialize, ToSchema)]
 pub(super) struct PinSet {}
 
-/// The PIN, for the device.
+/// The PIN, encrypted for the device.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct ShownPin {
-    /// As in the answer that issues a tzpk; fresh, for this block alone.
+pub(super) struct ViewedPin {
+    /// As in the answer that issues a tzpk; generated for this block.
     #[schema(min_length = 344, max_length = 684)]
     pub(super) tzpk: String,
     /// Standard base64 of 8 bytes: the PIN as an ISO 9564 format 1 block, with random fill, under that tzpk.
@@ -100,34 +100,34 @@ pub(super) struct ShownPin {
     pub(super) pin_block: String,
 }
 
-/// Reads a body.
-pub(super) fn parse<T: for<'a> Deserialize<'a>>(body: &[u8]) -> Result<T, Fault> {
-    // A struct may also be read from an array of its members; the contract has objects alone.
+/// Parses a JSON object.
+pub(super) fn parse<T: for<'a> Deserialize<'a>>(body: &[u8]) -> Result<T, ApiError> {
+    // serde also reads a struct from a JSON array; the contract allows objects only.
     if !body.trim_ascii_start().starts_with(b"{") {
-        return Err(Fault::BODY_MALFORMED);
+        return Err(ApiError::BODY_MALFORMED);
     }
-    serde_json::from_slice(body).map_err(|_| Fault::BODY_MALFORMED)
+    serde_json::from_slice(body).map_err(|_| ApiError::BODY_MALFORMED)
 }
 
-/// A controlId of the right length; the engine judges the rest.
-pub(super) fn control_id(text: String) -> Result<String, Fault> {
-    if text.len() == CONTROL_ID_CHARACTERS { Ok(text) } else { Err(Fault::CONTROL_ID_INVALID) }
+/// Checks the length of a controlId; the engine checks the rest.
+pub(super) fn control_id(text: String) -> Result<String, ApiError> {
+    if text.len() == CONTROL_ID_CHARACTERS { Ok(text) } else { Err(ApiError::CONTROL_ID_INVALID) }
 }
 
-/// The DER of a publicKey.
-pub(super) fn public_key(text: &str) -> Result<Vec<u8>, Fault> {
+/// Decodes a publicKey from base64 to DER.
+pub(super) fn public_key(text: &str) -> Result<Vec<u8>, ApiError> {
     let short = Some(text).filter(|text| text.len() <= PUBLIC_KEY_CHARACTERS_MAX);
-    short.and_then(|text| STANDARD.decode(text).ok()).ok_or(Fault::DEVICE_KEY_INVALID)
+    short.and_then(|text| STANDARD.decode(text).ok()).ok_or(ApiError::DEVICE_KEY_INVALID)
 }
 
-/// The 8 bytes of a pinBlock.
-pub(super) fn pin_block(text: &str) -> Result<Vec<u8>, Fault> {
+/// Decodes a pinBlock from base64 to 8 bytes.
+pub(super) fn pin_block(text: &str) -> Result<Vec<u8>, ApiError> {
     let right = Some(text).filter(|text| text.len() == PIN_BLOCK_CHARACTERS);
     let block = right.and_then(|text| STANDARD.decode(text).ok()).filter(|block| block.len() == PIN_BLOCK_BYTES);
-    block.ok_or(Fault::PIN_BLOCK_LENGTH)
+    block.ok_or(ApiError::PIN_BLOCK_LENGTH)
 }
 
-/// Standard base64.
+/// Encodes bytes in standard base64.
 pub(super) fn base64(bytes: &[u8]) -> String {
     STANDARD.encode(bytes)
 }

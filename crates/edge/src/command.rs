@@ -1,4 +1,4 @@
-//! `pinseal edge` and `pinseal-edge`: load the configuration, serve until SIGTERM.
+//! `pinseal edge` and `pinseal-edge`: loads the configuration and serves until SIGTERM.
 
 use std::{io, path::PathBuf};
 
@@ -16,15 +16,15 @@ use crate::{Edge, EdgeConfig, EdgeError};
 /// The arguments of an edge.
 #[derive(Args)]
 pub struct EdgeArguments {
-    /// The configuration, in TOML; without it, 127.0.0.1:8080, the engine at 127.0.0.1:50051, and a fresh bearer token
+    /// Configuration file, in TOML; without it: listen on 127.0.0.1:8080, engine at 127.0.0.1:50051, a new bearer token
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
-/// Serves the edge until SIGTERM or Ctrl-C; reads its certificates again on SIGHUP.
+/// Serves the edge until SIGTERM or Ctrl-C; reloads its certificates on SIGHUP.
 ///
 /// # Errors
-/// The configuration cannot be served, or the edge did not stop in order.
+/// The configuration is not valid, or the edge did not start or stop cleanly.
 pub fn run(arguments: EdgeArguments) -> Result<(), EdgeCommandError> {
     let config = EdgeConfig::load(arguments.config.as_deref())?;
     Builder::new_multi_thread().enable_all().build()?.block_on(async {
@@ -41,22 +41,22 @@ pub fn run(arguments: EdgeArguments) -> Result<(), EdgeCommandError> {
                 () = stop.requested() => break,
                 _ = hangup.recv() => {
                     edge.reload_certificates();
-                    say(format_args!("pinseal edge reads its certificates again; for the rest of its configuration, restart it"));
+                    say(format_args!("pinseal edge reloads its certificates; restart it to reload the rest of its configuration"));
                 }
             }
         }
-        say(format_args!("pinseal edge stops: requests in flight finish first"));
+        say(format_args!("pinseal edge stops after the requests in flight"));
         Ok(edge.stop().await?)
     })
 }
 
-/// Why an edge ended in disorder.
+/// The error of the edge command.
 #[derive(Debug, Error)]
 pub enum EdgeCommandError {
-    /// The configuration cannot be served.
+    /// The configuration is not valid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The edge did not start, or did not stop in order.
+    /// The edge did not start or did not stop cleanly.
     #[error(transparent)]
     Edge(#[from] EdgeError),
     /// The operating system refused a runtime or a signal handler.

@@ -1,61 +1,77 @@
-//! The contract, as the routes have it. What is served is the reviewed file, `docs/openapi.json`.
+//! The OpenAPI document, generated from the routes. The edge serves the reviewed file `docs/openapi.json`; a test compares
+//! both.
 
 use utoipa::{
     OpenApi,
     openapi::{
-        Components, RefOr, Schema, Server,
-        path::{Operation, PathItem},
+        Components, ObjectBuilder, RefOr, Required, Schema, Server, Type,
+        path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem},
         security::{Http, HttpAuthScheme, SecurityScheme},
     },
 };
 
-use super::{fault::Fault, route::Operations};
+use super::{api_error::ApiError, route::Operations};
+use domain::{caller::AuditUserError, limits::AUDIT_USER_CHARACTERS_MAX};
 
-/// What every operation may answer.
-const OF_EACH: &[Fault] = &[
-    Fault::BODY_MALFORMED,
-    Fault::AUDIT_USER_INVALID,
-    Fault::REQUEST_INVALID,
-    Fault::UNAUTHENTICATED,
-    Fault::CALLER_FORBIDDEN,
-    Fault::NOT_FOUND,
-    Fault::BODY_TIMEOUT,
-    Fault::BODY_TOO_LARGE,
-    Fault::STATE_CONFLICT,
-    Fault::UNEXPECTED,
-    Fault::BUSY,
-    Fault::STORE_UNAVAILABLE,
-    Fault::TOKEN_UNAVAILABLE,
-    Fault::ENGINE_UNAVAILABLE,
+/// The errors of every operation.
+const COMMON: &[ApiError] = &[
+    ApiError::BODY_MALFORMED,
+    ApiError::AUDIT_USER_INVALID,
+    ApiError::REQUEST_INVALID,
+    ApiError::UNAUTHENTICATED,
+    ApiError::CALLER_FORBIDDEN,
+    ApiError::NOT_FOUND,
+    ApiError::BODY_TIMEOUT,
+    ApiError::BODY_TOO_LARGE,
+    ApiError::STATE_CONFLICT,
+    ApiError::UNEXPECTED,
+    ApiError::BUSY,
+    ApiError::STORE_UNAVAILABLE,
+    ApiError::TOKEN_UNAVAILABLE,
+    ApiError::ENGINE_UNAVAILABLE,
 ];
-/// What is answered where there is no operation.
-const OF_NONE: &[Fault] = &[Fault::ROUTE_UNKNOWN, Fault::METHOD_NOT_ALLOWED];
+/// The errors of a request that matches no operation.
+const NO_OPERATION: &[ApiError] = &[ApiError::ROUTE_UNKNOWN, ApiError::METHOD_NOT_ALLOWED];
 
-/// What an operation under a control may answer.
-const OF_CONTROL: &[Fault] =
-    &[Fault::CONTROL_ID_INVALID, Fault::TENANT_MISMATCH, Fault::SCOPE_MISMATCH, Fault::CONTROL_NOT_USABLE];
-/// And one for a device key.
-const OF_DEVICE_KEY: &[Fault] = &[Fault::DEVICE_KEY_INVALID, Fault::DEVICE_KEY_MISMATCH];
+/// The errors of an operation under a control.
+const CONTROL: &[ApiError] =
+    &[ApiError::CONTROL_ID_INVALID, ApiError::TENANT_MISMATCH, ApiError::SCOPE_MISMATCH, ApiError::CONTROL_NOT_USABLE];
+/// The errors of an operation with a device key.
+const DEVICE_KEY: &[ApiError] = &[ApiError::DEVICE_KEY_INVALID, ApiError::DEVICE_KEY_MISMATCH];
 
-/// What an operation may answer, by its name.
-fn of_one(operation: &str) -> impl Iterator<Item = &'static Fault> {
-    let groups: &[&[Fault]] = match operation {
-        "openControl" => {
-            &[&[Fault::PLASTIC_ID_INVALID, Fault::SCOPE_INVALID, Fault::CARD_UNKNOWN, Fault::CONTROL_CAP], OF_EACH]
+/// The operationIds of the contract.
+pub(super) mod operation {
+    pub(crate) const OPEN_CONTROL: &str = "openControl";
+    pub(crate) const ISSUE_TZPK: &str = "issueTzpk";
+    pub(crate) const SET_PIN: &str = "setPin";
+    pub(crate) const VIEW_PIN: &str = "viewPin";
+}
+
+/// The errors of an operation, by its operationId.
+fn errors_of(operation_id: &str) -> impl Iterator<Item = &'static ApiError> {
+    let groups: &[&[ApiError]] = match operation_id {
+        operation::OPEN_CONTROL => &[
+            &[ApiError::PLASTIC_ID_INVALID, ApiError::SCOPE_INVALID, ApiError::CARD_UNKNOWN, ApiError::CONTROL_CAP],
+            COMMON,
+        ],
+        operation::ISSUE_TZPK => &[CONTROL, DEVICE_KEY, COMMON],
+        operation::SET_PIN => {
+            const BLOCK: &[ApiError] = &[
+                ApiError::PIN_BLOCK_LENGTH,
+                ApiError::TZPK_MISSING,
+                ApiError::PIN_BLOCK_MALFORMED,
+                ApiError::PIN_REFUSED,
+            ];
+            &[CONTROL, BLOCK, COMMON]
         }
-        "issueTzpk" => &[OF_CONTROL, OF_DEVICE_KEY, OF_EACH],
-        "setPin" => {
-            const OF_BLOCK: &[Fault] =
-                &[Fault::PIN_BLOCK_LENGTH, Fault::TZPK_MISSING, Fault::PIN_BLOCK_MALFORMED, Fault::PIN_REFUSED];
-            &[OF_CONTROL, OF_BLOCK, OF_EACH]
-        }
-        "viewPin" => &[OF_CONTROL, OF_DEVICE_KEY, &[Fault::PIN_NOT_SET, Fault::PIN_NOT_SHOWN], OF_EACH],
-        _ => &[OF_EACH],
+        operation::VIEW_PIN => &[CONTROL, DEVICE_KEY, &[ApiError::PIN_NOT_SET, ApiError::PIN_NOT_SHOWN], COMMON],
+        _ => &[COMMON],
     };
     groups.iter().copied().flatten()
 }
 
-/// The contract as the routes have it, for review: `cargo run --example openapi > docs/openapi.json`.
+/// The OpenAPI 3.1 document of the routes, pretty-printed, with a newline at the end. `cargo run --example openapi >
+/// docs/openapi.json` updates the reviewed file.
 pub fn openapi_json() -> String {
     let mut api = Operations::openapi();
     api.info.title = "Pinseal edge: the Card PIN API".into();
@@ -66,41 +82,57 @@ pub fn openapi_json() -> String {
          With the strict error profile 429 is 403, any other 4xx but 401 and 403 is 404, 503 is 500, and the errorCode \
          stays.",
     );
-    for fault in OF_NONE {
-        about.push_str(&format!(" {}, {}: {}.", fault.status().as_str(), fault.code(), fault.message()));
+    for error in NO_OPERATION {
+        about.push_str(&format!(" {}, {}: {}.", error.status().as_str(), error.code(), error.message()));
     }
     api.info.description = Some(about);
     api.info.contact = None;
     api.servers = Some(vec![Server::new("/")]);
     let components = api.components.get_or_insert_default();
-    name_codes(components);
+    list_codes(components);
     components.add_security_scheme("bearer", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
     components.add_security_scheme("basic", SecurityScheme::Http(Http::new(HttpAuthScheme::Basic)));
-    api.paths.paths.values_mut().flat_map(operations).for_each(tell_faults);
+    api.paths.paths.values_mut().flat_map(operations).for_each(|operation| {
+        operation.parameters.get_or_insert_default().push(RefOr::T(audit_user()));
+        describe_errors(operation);
+    });
     let mut json = api.to_pretty_json().unwrap_or_default();
     json.push('\n');
     json
+}
+
+/// The query parameter that every operation requires, by the rule of [`AuditUser`](domain::caller::AuditUser).
+fn audit_user() -> Parameter {
+    let schema =
+        ObjectBuilder::new().schema_type(Type::String).min_length(Some(1)).max_length(Some(AUDIT_USER_CHARACTERS_MAX));
+    ParameterBuilder::new()
+        .name("auditUser")
+        .parameter_in(ParameterIn::Query)
+        .required(Required::True)
+        .description(Some(format!("The user that the client names; logged, never trusted. {AuditUserError}.")))
+        .schema(Some(schema))
+        .build()
 }
 
 fn operations(path: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     [&mut path.get, &mut path.post].into_iter().flatten()
 }
 
-/// Names every errorCode in the body of an error.
-fn name_codes(components: &mut Components) {
-    if let Some(RefOr::T(Schema::Object(body))) = components.schemas.get_mut("FaultBody")
+/// Lists every errorCode in the schema of the error body.
+fn list_codes(components: &mut Components) {
+    if let Some(RefOr::T(Schema::Object(body))) = components.schemas.get_mut("ErrorBody")
         && let Some(RefOr::T(Schema::Object(code))) = body.properties.get_mut("errorCode")
     {
-        code.enum_values = Some(Fault::TABLE.iter().map(|fault| fault.code().into()).collect());
+        code.enum_values = Some(ApiError::TABLE.iter().map(|error| error.code().into()).collect());
     }
 }
 
-/// Tells at each error answer of an operation which errorCodes it has, and what to do about each.
-fn tell_faults(operation: &mut Operation) {
+/// Adds to each error answer of an operation its errorCodes and what to do about each.
+fn describe_errors(operation: &mut Operation) {
     let name = operation.operation_id.as_deref().unwrap_or_default();
-    for fault in of_one(name) {
-        if let Some(RefOr::T(answer)) = operation.responses.responses.get_mut(fault.status().as_str()) {
-            answer.description.push_str(&format!(" {}: {}.", fault.code(), fault.message()));
+    for error in errors_of(name) {
+        if let Some(RefOr::T(answer)) = operation.responses.responses.get_mut(error.status().as_str()) {
+            answer.description.push_str(&format!(" {}: {}.", error.code(), error.message()));
         }
     }
 }
@@ -112,21 +144,21 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use domain::limits::{AUDIT_USER_CHARACTERS_MAX, PIN_BLOCK_CHARACTERS, PUBLIC_KEY_CHARACTERS_MAX};
+    use domain::limits::{PIN_BLOCK_CHARACTERS, PUBLIC_KEY_CHARACTERS_MAX};
 
     const REVIEWED: &str = include_str!("../../../docs/openapi.json");
 
     #[test]
-    fn the_reviewed_file_is_what_the_routes_say() {
+    fn the_reviewed_file_matches_the_routes() {
         assert!(
             openapi_json() == REVIEWED,
-            "docs/openapi.json is not what the routes say: run `cargo run --example openapi > docs/openapi.json` and \
+            "docs/openapi.json differs from the routes: run `cargo run --example openapi > docs/openapi.json` and \
              review the difference"
         );
     }
 
     #[test]
-    fn the_reviewed_file_has_the_lengths_that_the_edge_checks() {
+    fn the_reviewed_file_states_the_lengths_that_the_edge_checks() {
         let api: Value = serde_json::from_str(REVIEWED).unwrap();
         let member = |schema: &str, member: &str| api["components"]["schemas"][schema]["properties"][member].clone();
         assert_eq!(member("DeviceKeyRequest", "publicKey")["maxLength"], PUBLIC_KEY_CHARACTERS_MAX);
@@ -140,38 +172,38 @@ mod tests {
         }
     }
 
-    /// The errorCodes a description tells of, each with the row's own words.
-    fn told(description: &Value) -> BTreeSet<&'static str> {
+    /// The errorCodes that a description lists with their messages.
+    fn documented_in(description: &Value) -> BTreeSet<&'static str> {
         let text = description.as_str().unwrap();
-        let rows = Fault::TABLE.iter().filter(|row| text.contains(&format!(" {}: {}.", row.code(), row.message())));
+        let rows = ApiError::TABLE.iter().filter(|row| text.contains(&format!(" {}: {}.", row.code(), row.message())));
         rows.map(|row| row.code()).collect()
     }
 
     #[test]
-    fn the_reviewed_file_names_each_error_code_at_the_answers_that_have_it() {
+    fn the_reviewed_file_lists_each_error_code_at_its_answers() {
         let api: Value = serde_json::from_str(REVIEWED).unwrap();
-        let every: Vec<&str> = Fault::TABLE.iter().map(|row| row.code()).collect();
+        let every: Vec<&str> = ApiError::TABLE.iter().map(|row| row.code()).collect();
         assert_eq!(
-            api["components"]["schemas"]["FaultBody"]["properties"]["errorCode"]["enum"],
+            api["components"]["schemas"]["ErrorBody"]["properties"]["errorCode"]["enum"],
             serde_json::json!(every)
         );
 
-        let mut documented = told(&api["info"]["description"]);
+        let mut documented = documented_in(&api["info"]["description"]);
         for operation in api["paths"].as_object().unwrap().values().map(|path| &path["post"]) {
             let name = operation["operationId"].as_str().unwrap();
-            let rows: Vec<&Fault> = of_one(name).collect();
+            let rows: Vec<&ApiError> = errors_of(name).collect();
             for (status, answer) in operation["responses"].as_object().unwrap() {
                 let of_status =
                     rows.iter().filter(|row| row.status().as_str() == status).map(|row| row.code()).collect();
-                let told = told(&answer["description"]);
-                assert_eq!(told, of_status, "{name} {status}");
-                assert!(status.starts_with('2') || !told.is_empty(), "{name} {status} has no errorCode");
+                let listed = documented_in(&answer["description"]);
+                assert_eq!(listed, of_status, "{name} {status}");
+                assert!(status.starts_with('2') || !listed.is_empty(), "{name} {status} has no errorCode");
             }
             for row in rows {
                 assert!(operation["responses"][row.status().as_str()].is_object(), "{name} has no {}", row.code());
                 documented.insert(row.code());
             }
         }
-        assert_eq!(documented, every.into_iter().collect(), "an errorCode is told of nowhere");
+        assert_eq!(documented, every.into_iter().collect(), "an errorCode is not documented");
     }
 }

@@ -1,4 +1,4 @@
-//! The edge's configuration.
+//! The configuration of the edge: the TOML file, its checks and its defaults.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -21,63 +21,69 @@ use net::{
 
 /// The edge's checked configuration.
 pub struct EdgeConfig {
-    /// Where it listens.
+    /// The address of the HTTP listener.
     pub listen: SocketAddr,
-    /// TLS; none on loopback alone.
+    /// TLS of the listener; `None` is allowed on loopback only.
     pub tls: Option<ServerTlsConfig>,
-    /// Where the engine is.
+    /// The URL of the engine, such as `https://engine.internal:50051`.
     pub engine_address: String,
     /// Mutual TLS to the engine.
     pub engine_tls: Option<ClientTlsConfig>,
-    /// How many connections it may have.
+    /// The limits on open connections.
     pub connections: ConnectionLimits,
-    /// Whom it serves, and how.
+    /// The clients and the limits of requests.
     pub settings: Settings,
-    /// The bearer token made for this run, where no client was configured.
+    /// The bearer token that was generated for this run because no client is configured.
     pub made_token: Option<Zeroizing<String>>,
 }
 
 impl EdgeConfig {
-    /// Reads and checks a file; without one, the embedded defaults.
+    /// Reads and checks a file; without a file, the embedded defaults.
+    ///
+    /// # Errors
+    /// The file cannot be read or parsed, or a value is not allowed.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
-        read_file::<LowEdge>(path)?.check()
+        read_file::<EdgeFile>(path)?.check()
     }
 
-    /// The embedded defaults, at these addresses.
+    /// The embedded defaults with these addresses of the edge and of the engine.
+    ///
+    /// # Errors
+    /// A default is not allowed.
     pub fn embedded(listen: SocketAddr, engine: SocketAddr) -> Result<Self, ConfigError> {
-        let engine = LowEngineAddress { address: format!("http://{engine}"), tls: None };
-        LowEdge { listen, engine, ..LowEdge::default() }.check()
+        let engine = EngineFile { address: format!("http://{engine}"), tls: None };
+        EdgeFile { listen, engine, ..EdgeFile::default() }.check()
     }
 }
 
-/// The file, as written.
+/// The configuration file.
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct LowEdge {
+struct EdgeFile {
     /// Address and port.
     listen: SocketAddr,
     /// TLS.
     tls: Option<ServerTlsConfig>,
-    engine: LowEngineAddress,
-    /// Clients; where none is, one with a fresh bearer token is made for the run.
-    clients: Vec<LowClient>,
+    engine: EngineFile,
+    /// Clients; without one, a client with a new bearer token is added for this run.
+    clients: Vec<ClientFile>,
     /// `full` answers as documented; `strict` only with what the vendor's own document declares.
-    error_profile: LowErrorProfile,
-    /// Milliseconds one request may take.
+    error_profile: ErrorProfile,
+    /// The timeout of one request, in milliseconds.
     request_timeout_milliseconds: u64,
-    /// The longest body taken, in bytes.
+    /// The longest body, in bytes.
     body_bytes_max: usize,
-    /// Requests under way at a time.
+    /// Requests in flight at a time.
     requests_max: usize,
-    /// Connections open at a time; half of them may be without an authenticated request.
+    /// Open connections; half of them may have no authenticated request yet.
     connections_max: usize,
-    /// Connections of one address without an authenticated request.
+    /// Open connections of one address that have no authenticated request yet.
     silent_connections_per_address_max: usize,
 }
 
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct LowEngineAddress {
+struct EngineFile {
     /// Such as `https://engine.internal:50051`.
     address: String,
     /// Mutual TLS to it.
@@ -86,40 +92,32 @@ struct LowEngineAddress {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct LowClient {
-    /// Its name in the log.
+struct ClientFile {
+    /// The name of the client in the log.
     name: String,
-    /// Whose cards it may ask for.
+    /// The tenant whose cards the client may use.
     tenant: String,
     /// A bearer token: `{ file = "…" }` or `{ env = "…" }`.
     bearer: Option<SecretSource>,
     /// HTTP Basic.
-    basic: Option<LowBasic>,
+    basic: Option<BasicFile>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct LowBasic {
+struct BasicFile {
     user: String,
     password: SecretSource,
 }
 
-#[derive(Clone, Copy, Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum LowErrorProfile {
-    #[default]
-    Full,
-    Strict,
-}
-
-impl Default for LowEdge {
+impl Default for EdgeFile {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8_080)),
             tls: None,
-            engine: LowEngineAddress::default(),
+            engine: EngineFile::default(),
             clients: Vec::new(),
-            error_profile: LowErrorProfile::Full,
+            error_profile: ErrorProfile::Full,
             request_timeout_milliseconds: 10_000,
             body_bytes_max: BODY_BYTES_MAX,
             requests_max: 4_096,
@@ -129,16 +127,16 @@ impl Default for LowEdge {
     }
 }
 
-impl Default for LowEngineAddress {
+impl Default for EngineFile {
     fn default() -> Self {
         Self { address: "http://127.0.0.1:50051".into(), tls: None }
     }
 }
 
-impl LowEdge {
+impl EdgeFile {
     fn check(self) -> Result<EdgeConfig, ConfigError> {
         let mut clients = check_clients(self.clients)?;
-        let made_token = clients.is_empty().then(|| Zeroizing::new(fresh_token()));
+        let made_token = clients.is_empty().then(|| Zeroizing::new(generate_token()));
         if let Some(token) = &made_token {
             let tenant = Tenant::parse("default").map_err(|error| ConfigError::value("tenant", error))?;
             clients.push(Client::new("made-for-this-run", tenant, Credential::bearer(token)));
@@ -152,10 +150,7 @@ impl LowEdge {
             connections: ConnectionLimits::new(self.connections_max, self.silent_connections_per_address_max)?,
             settings: Settings {
                 clients,
-                error_profile: match self.error_profile {
-                    LowErrorProfile::Full => ErrorProfile::Full,
-                    LowErrorProfile::Strict => ErrorProfile::Strict,
-                },
+                error_profile: self.error_profile,
                 request_timeout: Duration::from_millis(timeout),
                 body_bytes_max: within("body_bytes_max", self.body_bytes_max, 2_048..=1_048_576)?,
                 requests_max: within("requests_max", self.requests_max, 1..=1_000_000)?,
@@ -165,15 +160,15 @@ impl LowEdge {
     }
 }
 
-/// No secret stands twice, be it a token or a password: who knows one client's would be the other as well.
-fn check_clients(clients: Vec<LowClient>) -> Result<Vec<Client>, ConfigError> {
+/// Rejects a secret that two clients share, as a token or as a password: each client could act as the other.
+fn check_clients(clients: Vec<ClientFile>) -> Result<Vec<Client>, ConfigError> {
     let mut checked = Vec::with_capacity(clients.len());
     let mut secrets: Vec<(String, Credential)> = Vec::with_capacity(clients.len());
     for client in clients {
         let name = client.name.clone();
         let (client, secret) = client.check()?;
         if let Some((before, _)) = secrets.iter().find(|(_, other)| other.is_same(&secret)) {
-            let problem = format!("{before:?} and {name:?} have the same secret: give each client a secret of its own");
+            let problem = format!("{before:?} and {name:?} have the same secret: give each client a different secret");
             return Err(ConfigError::value("clients", problem));
         }
         secrets.push((name, secret));
@@ -182,8 +177,8 @@ fn check_clients(clients: Vec<LowClient>) -> Result<Vec<Client>, ConfigError> {
     Ok(checked)
 }
 
-impl LowClient {
-    /// The client, and its secret alone as if it were a token.
+impl ClientFile {
+    /// The client, and its secret as a bearer credential, for the comparison of secrets.
     fn check(self) -> Result<(Client, Credential), ConfigError> {
         let tenant = Tenant::parse(&self.tenant).map_err(|error| ConfigError::value("clients.tenant", error))?;
         let (secret, user) = match (self.bearer, self.basic) {
@@ -212,7 +207,7 @@ impl LowClient {
 }
 
 /// 244 random bits.
-fn fresh_token() -> String {
+fn generate_token() -> String {
     format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple())
 }
 
@@ -222,7 +217,7 @@ mod tests {
 
     use super::*;
 
-    /// What the check says of clients with these secrets; a name with `@` is of HTTP Basic.
+    /// Checks clients with these secrets: the number of clients, or the error. A name with `@` uses HTTP Basic.
     fn checked(clients: &[(&str, &str)]) -> Result<usize, String> {
         let directory = tempfile::tempdir().unwrap();
         let mut text = String::new();
@@ -237,12 +232,12 @@ mod tests {
             };
             text += &format!("[[clients]]\nname = {name:?}\ntenant = \"bank\"\n{credential}\n");
         }
-        let low: LowEdge = toml::from_str(&text).unwrap();
-        low.check().map(|edge| edge.settings.clients.len()).map_err(|error| error.to_string())
+        let file: EdgeFile = toml::from_str(&text).unwrap();
+        file.check().map(|edge| edge.settings.clients.len()).map_err(|error| error.to_string())
     }
 
     #[test]
-    fn two_clients_with_one_secret_are_refused() {
+    fn two_clients_with_the_same_secret_are_rejected() {
         const SECRET: &str = "0123456789abcdef";
         for (first, second) in [("a", "b"), ("a@basic", "a@again"), ("a@basic", "b@basic"), ("a", "b@basic")] {
             let refused = checked(&[(first, SECRET), ("other", "another-0123456789"), (second, SECRET)]).unwrap_err();
@@ -253,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_of_fewer_than_16_characters_is_refused() {
+    fn a_secret_of_fewer_than_16_characters_is_rejected() {
         for name in ["a", "a@basic"] {
             for secret in ["x", "0123456789abcde"] {
                 let refused = checked(&[(name, secret)]).unwrap_err();

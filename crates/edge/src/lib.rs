@@ -1,12 +1,19 @@
-//! The edge: a thin HTTP service that speaks the Card PIN API and asks the engine by gRPC. It knows the generated client
-//! and nothing else of the engine; it holds no key, keeps nothing, and logs neither a body nor a block.
+//! The edge: an HTTP service that translates the Card PIN API into gRPC calls to an engine.
+//!
+//! The edge authenticates clients and checks the shape of requests; the engine makes all other decisions. This crate must
+//! never depend on a cipher, a key store or a record store, and must never log a body or a PIN block.
+//!
+//! ```
+//! let document = edge::openapi_json();
+//! assert!(document.contains("/pin/v3/set/tzpk"));
+//! ```
 
+mod api_error;
 mod auth;
 mod body;
 pub mod command;
 mod contract;
 mod edge_config;
-mod fault;
 mod page;
 mod route;
 mod serve;
@@ -19,10 +26,10 @@ use tonic::transport::Channel;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 pub use self::{
+    api_error::ErrorProfile,
     auth::{Client, Credential, SECRET_CHARACTERS_MIN},
     contract::openapi_json,
     edge_config::EdgeConfig,
-    fault::ErrorProfile,
 };
 use domain::limits::REQUEST_BYTES_MAX;
 use net::{
@@ -31,21 +38,21 @@ use net::{
 };
 use proto::{control_service_client::ControlServiceClient, pin_service_client::PinServiceClient};
 
-/// Whom an edge serves, and how.
+/// The clients of an edge and the limits of their requests.
 pub struct Settings {
-    /// Who may call.
+    /// The clients that may call.
     pub clients: Vec<Client>,
-    /// Which statuses errors may have.
+    /// The HTTP statuses that errors may have.
     pub error_profile: ErrorProfile,
-    /// How long one request may take.
+    /// The timeout of one request.
     pub request_timeout: Duration,
-    /// The longest body taken, in bytes.
+    /// The longest body, in bytes.
     pub body_bytes_max: usize,
-    /// How many requests may be under way.
+    /// The most requests in flight; more are answered 503.
     pub requests_max: usize,
 }
 
-/// The engine, as the edge calls it.
+/// The gRPC clients of the engine.
 #[derive(Clone)]
 pub(crate) struct EngineClient {
     controls: ControlServiceClient<Channel>,
@@ -53,7 +60,7 @@ pub(crate) struct EngineClient {
     health: HealthClient<Channel>,
 }
 
-// What an engine must serve for an edge to be of use: the names of `proto/`, which generated clients do not carry.
+// The services that the edge needs, by their names in `proto/`; the generated clients do not export them.
 const CONTROL_SERVICE: &str = "pinseal.v1.ControlService";
 const PIN_SERVICE: &str = "pinseal.v1.PinService";
 
@@ -66,17 +73,17 @@ impl EngineClient {
         }
     }
 
-    /// Whether the engine, its store and its key boundary serve now.
+    /// Whether the engine reports that its store and its key boundary serve (gRPC health checking protocol).
     pub(crate) async fn serves(&self) -> bool {
         let serves = async |service: &str| {
-            let told = self.health.clone().check(HealthCheckRequest { service: service.to_owned() }).await;
-            told.is_ok_and(|told| told.into_inner().status() == ServingStatus::Serving)
+            let reply = self.health.clone().check(HealthCheckRequest { service: service.to_owned() }).await;
+            reply.is_ok_and(|reply| reply.into_inner().status() == ServingStatus::Serving)
         };
         serves(CONTROL_SERVICE).await && serves(PIN_SERVICE).await
     }
 }
 
-/// A serving edge.
+/// A running edge.
 pub struct Edge {
     address: SocketAddr,
     stop: watch::Sender<bool>,
@@ -86,7 +93,10 @@ pub struct Edge {
 }
 
 impl Edge {
-    /// Listens and begins to serve. The engine need not be there yet.
+    /// Binds the listener and starts to serve. The engine may start later.
+    ///
+    /// # Errors
+    /// The address may not be used without TLS, a certificate or key cannot be loaded, or the address cannot be bound.
     pub async fn start(config: EdgeConfig) -> Result<Self, EdgeError> {
         tls::may_listen_edge(config.listen, config.tls.as_ref())?;
         let server_tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
@@ -101,47 +111,49 @@ impl Edge {
         let table = ConnectionTable::new(config.connections);
         let router = route::router(config.settings, engine);
         let serving =
-            tokio::spawn(serve::serve(listener, table, server_tls.clone(), router, serve::Times::USUAL, stopped));
+            tokio::spawn(serve::serve(listener, table, server_tls.clone(), router, serve::Timeouts::DEFAULT, stopped));
         Ok(Self { address, stop, serving, server_tls, engine_tls })
     }
 
-    /// Where it listens.
+    /// The bound address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Reads certificates, keys and roots again where their files changed; the log says what came of it. New connections
-    /// use them.
+    /// Reloads certificates, keys and roots whose files changed, for new connections. The log reports the result.
     pub fn reload_certificates(&self) {
         self.server_tls.iter().for_each(ServerTls::reload);
         self.engine_tls.iter().for_each(ClientTls::reload);
     }
 
-    /// Takes no more connections and lets requests under way finish.
+    /// Stops accepting connections and waits for the requests in flight.
+    ///
+    /// # Errors
+    /// The serving task panicked.
     pub async fn stop(self) -> Result<(), EdgeError> {
         self.stop.send_replace(true);
         self.serving.await.map_err(|_| EdgeError::Stopped)
     }
 }
 
-/// Why an edge does not serve.
+/// The error of an edge that does not start or stop.
 #[derive(Debug, Error)]
 pub enum EdgeError {
-    /// It may not listen there.
+    /// The listen address is not allowed without TLS.
     #[error(transparent)]
     MayNotListen(#[from] ListenError),
-    /// Certificates, keys or the engine's address are not what they should be.
+    /// A certificate, a key or the engine's address is not valid.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// It can't listen there.
-    #[error("can't listen on {address}: {error}")]
+    /// The address cannot be bound.
+    #[error("can't listen on {address}: {error}; choose a free local address in `listen`")]
     Listen {
-        /// Where.
+        /// The configured address.
         address: SocketAddr,
-        /// Why.
+        /// The error of the operating system.
         error: io::Error,
     },
-    /// It ended in disorder.
-    #[error("the edge ended in disorder: see its log")]
+    /// The serving task panicked.
+    #[error("the edge failed while serving: see its log")]
     Stopped,
 }

@@ -1,4 +1,4 @@
-//! `pinseal-edge`: the edge alone, for a production image.
+//! `pinseal-edge`: only the edge, for a production image.
 
 #![forbid(unsafe_code)]
 
@@ -17,7 +17,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(Parser)]
 #[command(name = "pinseal-edge", version, max_term_width = 100)]
 struct Arguments {
-    /// How events are written to standard error; RUST_LOG chooses which
+    /// Format of the log on standard error; RUST_LOG selects the events
     #[arg(long, value_enum, default_value_t)]
     log_format: telemetry::LogFormat,
     #[command(flatten)]

@@ -1,10 +1,10 @@
-//! The reviewed contract, and a page to browse it: one file, no script or style from anywhere else.
+//! The reviewed OpenAPI document and an HTML page that shows it, without any external script or style.
 
 use axum::{http::header, response::IntoResponse};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use sha2::{Digest, Sha256};
 
-/// The reviewed contract.
+/// The reviewed OpenAPI document; a test compares it with the routes.
 const CONTRACT: &str = include_str!("../../../docs/openapi.json");
 const PAGE: &str = include_str!("page/docs.html");
 
@@ -24,7 +24,7 @@ pub(super) async fn serve() -> impl IntoResponse {
     (headers, PAGE)
 }
 
-/// Only this page's own script and style, and only this server's contract.
+/// The Content-Security-Policy: only the script and style of this page, by hash, and requests to this server.
 fn policy() -> String {
     format!(
         "default-src 'none'; connect-src 'self'; script-src {}; style-src {}; base-uri 'none'; form-action 'none'; \

@@ -1,4 +1,4 @@
-//! The routes: read the request, ask the engine, write the answer. Who calls is judged before anything else.
+//! The HTTP routes: authenticate the client, read the request, call the engine, write the answer.
 
 use std::{
     borrow::Cow,
@@ -26,25 +26,29 @@ use uuid::Uuid;
 
 use super::{
     EngineClient, Settings,
+    api_error::{ApiError, ErrorBody, Rejection},
     auth::{Authenticated, Client, authenticate},
-    body::{self, DeviceKeyRequest, PinControl, PinControlRequest, PinSet, Scope, SetPinRequest, ShownPin, Tzpk},
-    fault::{Fault, FaultBody, Refused},
+    body::{
+        self, ControlScope, DeviceKeyRequest, PinControl, PinControlRequest, PinSet, SetPinRequest, Tzpk, ViewedPin,
+    },
+    contract::operation,
     page,
 };
 use domain::caller::AuditUser;
 use domain::card::PlasticId;
 
-/// How long a body may take to arrive, where half of the request's own time is not less: it holds one of the places.
+/// The longest time for a body to arrive; half of the request timeout if that is less. The request occupies one of
+/// `requests_max` places during this time.
 const BODY_TIME_MAX: Duration = Duration::from_secs(3);
-/// How long an answer given early waits for the rest of the body, and for how many times the largest body taken.
+/// After an early answer, the rest of the body is read for at most this time and this many times `body_bytes_max`.
 const REST_TIME_MAX: Duration = Duration::from_secs(1);
 const REST_BODIES_MAX: usize = 4;
-/// How long the engine may take to say whether it serves: less than a prober waits.
+/// The timeout of the health check of the engine, below the usual timeout of a readiness probe (1 s).
 const READINESS_TIME_MAX: Duration = Duration::from_millis(800);
-/// How much of a controlId may be logged: all of it opens a card for seconds.
+/// The number of characters of a controlId in the log: a whole controlId is a credential for some seconds.
 const LOGGED_CONTROL_CHARACTERS: usize = 8;
 
-/// All routes, below `/pin` and at the root.
+/// The API routes below `/pin` and at the root, and the operational routes.
 pub(super) fn router(settings: Settings, engine: EngineClient) -> Router {
     let profile = settings.error_profile;
     let places = Semaphore::new(settings.requests_max);
@@ -62,23 +66,23 @@ pub(super) fn router(settings: Settings, engine: EngineClient) -> Router {
         .route("/healthz", get(async || StatusCode::NO_CONTENT))
         .route("/readyz", get(ready))
         .fallback(async |edge: State<Arc<EdgeState>>, request: Request| {
-            edge.refuse(Fault::ROUTE_UNKNOWN, request).await
+            edge.refuse(ApiError::ROUTE_UNKNOWN, request).await
         })
         .method_not_allowed_fallback(async |edge: State<Arc<EdgeState>>, request: Request| {
-            edge.refuse(Fault::METHOD_NOT_ALLOWED, request).await
+            edge.refuse(ApiError::METHOD_NOT_ALLOWED, request).await
         })
         .layer(CatchPanicLayer::custom(move |_| {
             let id = Uuid::new_v4();
-            // What panicked has told standard error where; what it was about may be in its words, so they are not here.
-            tracing::warn!(%id, code = Fault::UNEXPECTED.code(), "a request panicked");
-            Fault::UNEXPECTED.answer(profile, id)
+            // The panic hook has written the place to standard error. The message may hold request data: do not log it.
+            tracing::warn!(%id, code = ApiError::UNEXPECTED.code(), "a request panicked");
+            ApiError::UNEXPECTED.answer(profile, id)
         }))
         // Outermost: no cache keeps an answer, be it a control, a key, a block or an error (RFC 9111, section 5.2.2.5).
         .layer(SetResponseHeaderLayer::overriding(CACHE_CONTROL, HeaderValue::from_static("no-store")))
         .with_state(edge)
 }
 
-/// Whether requests would be served now: 204, or 503 while the engine or its token is away.
+/// `GET /readyz`: 204, or 503 while the engine or its token is unavailable.
 async fn ready(State(edge): State<Arc<EdgeState>>) -> StatusCode {
     match timeout(READINESS_TIME_MAX, edge.engine.serves()).await {
         Ok(true) => StatusCode::NO_CONTENT,
@@ -92,35 +96,34 @@ struct EdgeState {
     places: Semaphore,
 }
 
-/// A request from a known client, read whole.
-struct Asked {
+/// An authenticated request with its whole body.
+struct ApiRequest {
     tenant: String,
     audit_user: String,
     body: Bytes,
 }
 
-/// Opens a control for a card and a purpose
+/// Opens a control for a card and an operation
 ///
-/// The controlId in the answer is all a client needs to go on.
+/// The next calls of the client need only the controlId of the answer.
 #[utoipa::path(
-    post, path = "/pincontrol/v2/plastic/{plasticId}", operation_id = "openControl", tag = "PIN control",
+    post, path = "/pincontrol/v2/plastic/{plasticId}", operation_id = operation::OPEN_CONTROL, tag = "PIN control",
     params(
         ("plasticId" = String, Path, description = "The card: 1 to 19 decimal digits.", pattern = "^[0-9]{1,19}$"),
-        ("auditUser" = String, Query, description = "Who asks; logged, never trusted. Visible characters and spaces: no control, format, invisible, private-use or unassigned ones.", min_length = 1, max_length = 128),
     ),
     request_body = PinControlRequest,
     responses(
         (status = 201, description = "The control is open.", body = PinControl),
-        (status = 400, description = "The request is malformed.", body = FaultBody),
-        (status = 401, description = "The credentials are missing or wrong.", body = FaultBody),
-        (status = 403, description = "The engine does not let this edge ask.", body = FaultBody),
-        (status = 404, description = "The card is not registered, where only registered cards are served.", body = FaultBody),
-        (status = 408, description = "The body did not arrive in time.", body = FaultBody),
-        (status = 413, description = "The body is too large.", body = FaultBody),
-        (status = 422, description = "The engine can't do this in the present state.", body = FaultBody),
-        (status = 429, description = "Too many controls for this card within the hour.", body = FaultBody),
-        (status = 500, description = "Something went wrong that should not.", body = FaultBody),
-        (status = 503, description = "The engine, its store or its key boundary is away.", body = FaultBody),
+        (status = 400, description = "The request is malformed.", body = ErrorBody),
+        (status = 401, description = "The credentials are missing or wrong.", body = ErrorBody),
+        (status = 403, description = "The engine does not give this edge the right.", body = ErrorBody),
+        (status = 404, description = "The card is not registered, where only registered cards are served.", body = ErrorBody),
+        (status = 408, description = "The body did not arrive in time.", body = ErrorBody),
+        (status = 413, description = "The body is too large.", body = ErrorBody),
+        (status = 422, description = "The engine can't do this in the present state.", body = ErrorBody),
+        (status = 429, description = "Too many controls for this card within the hour.", body = ErrorBody),
+        (status = 500, description = "Something went wrong that should not.", body = ErrorBody),
+        (status = 503, description = "The engine, its store or its key boundary is unavailable.", body = ErrorBody),
     ),
     security(("bearer" = []), ("basic" = [])),
 )]
@@ -129,15 +132,15 @@ async fn open_control(
     plastic_id: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Response<Body> {
-    let work = async |asked: Asked| -> Result<_, Refused> {
+    let work = async |request: ApiRequest| -> Result<_, Rejection> {
         let plastic_id = plastic_id.ok().and_then(|Path(text)| PlasticId::parse(&text).ok());
-        let plastic_id = plastic_id.ok_or(Fault::PLASTIC_ID_INVALID)?;
-        let body: PinControlRequest = body::parse(&asked.body)?;
-        let request = edge.timed(proto::OpenControlRequest {
-            tenant: asked.tenant,
-            audit_user: asked.audit_user,
+        let plastic_id = plastic_id.ok_or(ApiError::PLASTIC_ID_INVALID)?;
+        let body: PinControlRequest = body::parse(&request.body)?;
+        let request = edge.with_deadline(proto::OpenControlRequest {
+            tenant: request.tenant,
+            audit_user: request.audit_user,
             plastic_id: plastic_id.as_str().to_owned(),
-            scope: Scope::parse(&body.scope)?.to_wire(),
+            scope: ControlScope::parse(&body.scope)?.to_wire(),
             device_key_sha256: Vec::new(),
         });
         let opened = edge.engine.controls.clone().open_control(request).await?;
@@ -148,31 +151,30 @@ async fn open_control(
 
 /// Issues a tzpk under a control
 ///
-/// Fresh each time; the newest one wins.
+/// Each call generates a new tzpk (temporary zone PIN key), which replaces the previous one.
 #[utoipa::path(
-    post, path = "/pin/v3/set/tzpk", operation_id = "issueTzpk", tag = "Set PIN",
-    params(("auditUser" = String, Query, description = "Who asks; logged, never trusted. Visible characters and spaces: no control, format, invisible, private-use or unassigned ones.", min_length = 1, max_length = 128)),
+    post, path = "/pin/v3/set/tzpk", operation_id = operation::ISSUE_TZPK, tag = "Set PIN",
     request_body = DeviceKeyRequest,
     responses(
         (status = 200, description = "A fresh tzpk, encrypted to the device's key.", body = Tzpk),
-        (status = 400, description = "The request is malformed, or the device key is not one.", body = FaultBody),
-        (status = 401, description = "The credentials are missing or wrong.", body = FaultBody),
-        (status = 403, description = "The control is another tenant's, or for another purpose or device key.", body = FaultBody),
-        (status = 404, description = "The control is unknown, expired or spent: one answer.", body = FaultBody),
-        (status = 408, description = "The body did not arrive in time.", body = FaultBody),
-        (status = 413, description = "The body is too large.", body = FaultBody),
-        (status = 422, description = "The engine can't do this in the present state.", body = FaultBody),
-        (status = 500, description = "Something went wrong that should not.", body = FaultBody),
-        (status = 503, description = "The engine, its store or its key boundary is away.", body = FaultBody),
+        (status = 400, description = "The request is malformed, or the device key is not one.", body = ErrorBody),
+        (status = 401, description = "The credentials are missing or wrong.", body = ErrorBody),
+        (status = 403, description = "The control is another tenant's, or for another purpose or device key.", body = ErrorBody),
+        (status = 404, description = "The control is unknown, expired or spent: one answer.", body = ErrorBody),
+        (status = 408, description = "The body did not arrive in time.", body = ErrorBody),
+        (status = 413, description = "The body is too large.", body = ErrorBody),
+        (status = 422, description = "The engine can't do this in the present state.", body = ErrorBody),
+        (status = 500, description = "Something went wrong that should not.", body = ErrorBody),
+        (status = 503, description = "The engine, its store or its key boundary is unavailable.", body = ErrorBody),
     ),
     security(("bearer" = []), ("basic" = [])),
 )]
 async fn issue_tzpk(State(edge): State<Arc<EdgeState>>, request: Request) -> Response<Body> {
-    let work = async |asked: Asked| -> Result<_, Refused> {
-        let body: DeviceKeyRequest = body::parse(&asked.body)?;
-        let request = edge.timed(proto::IssueTzpkRequest {
-            tenant: asked.tenant,
-            audit_user: asked.audit_user,
+    let work = async |request: ApiRequest| -> Result<_, Rejection> {
+        let body: DeviceKeyRequest = body::parse(&request.body)?;
+        let request = edge.with_deadline(proto::IssueTzpkRequest {
+            tenant: request.tenant,
+            audit_user: request.audit_user,
             control_id: body::control_id(body.control_id)?,
             device_public_key: body::public_key(&body.public_key)?,
         });
@@ -188,30 +190,29 @@ async fn issue_tzpk(State(edge): State<Arc<EdgeState>>, request: Request) -> Res
 /// card's PIN, until five minutes after the control's expiry; any other block under a spent control is answered 404. A
 /// new PIN closes the card's other open controls.
 #[utoipa::path(
-    post, path = "/pin/v3/set", operation_id = "setPin", tag = "Set PIN",
-    params(("auditUser" = String, Query, description = "Who asks; logged, never trusted. Visible characters and spaces: no control, format, invisible, private-use or unassigned ones.", min_length = 1, max_length = 128)),
+    post, path = "/pin/v3/set", operation_id = operation::SET_PIN, tag = "Set PIN",
     request_body = SetPinRequest,
     responses(
         (status = 200, description = "The PIN is set, and on disk.", body = PinSet),
-        (status = 400, description = "The request is malformed.", body = FaultBody),
-        (status = 401, description = "The credentials are missing or wrong.", body = FaultBody),
-        (status = 403, description = "The control is another tenant's, or for another purpose.", body = FaultBody),
-        (status = 404, description = "The control is unknown, expired or spent: one answer.", body = FaultBody),
-        (status = 408, description = "The body did not arrive in time.", body = FaultBody),
-        (status = 413, description = "The body is too large.", body = FaultBody),
+        (status = 400, description = "The request is malformed.", body = ErrorBody),
+        (status = 401, description = "The credentials are missing or wrong.", body = ErrorBody),
+        (status = 403, description = "The control is another tenant's, or for another purpose.", body = ErrorBody),
+        (status = 404, description = "The control is unknown, expired or spent: one answer.", body = ErrorBody),
+        (status = 408, description = "The body did not arrive in time.", body = ErrorBody),
+        (status = 413, description = "The body is too large.", body = ErrorBody),
         (status = 422, description = "The block is not an ISO 9564 format 1 block under the tzpk (one answer, the control is spent), \
-            or the PIN breaks the policy (the control is left usable three times), or no tzpk was issued.", body = FaultBody),
-        (status = 500, description = "Something went wrong that should not.", body = FaultBody),
-        (status = 503, description = "The engine, its store or its key boundary is away.", body = FaultBody),
+            or the PIN breaks the policy (the control is left usable three times), or no tzpk was issued.", body = ErrorBody),
+        (status = 500, description = "Something went wrong that should not.", body = ErrorBody),
+        (status = 503, description = "The engine, its store or its key boundary is unavailable.", body = ErrorBody),
     ),
     security(("bearer" = []), ("basic" = [])),
 )]
 async fn set_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Response<Body> {
-    let work = async |asked: Asked| -> Result<_, Refused> {
-        let body: SetPinRequest = body::parse(&asked.body)?;
-        let request = edge.timed(proto::SetPinRequest {
-            tenant: asked.tenant,
-            audit_user: asked.audit_user,
+    let work = async |request: ApiRequest| -> Result<_, Rejection> {
+        let body: SetPinRequest = body::parse(&request.body)?;
+        let request = edge.with_deadline(proto::SetPinRequest {
+            tenant: request.tenant,
+            audit_user: request.audit_user,
             control_id: body::control_id(body.control_id)?,
             pin_block: body::pin_block(&body.pin_block)?,
         });
@@ -221,50 +222,49 @@ async fn set_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Respon
     edge.answer("v3/set", request, work).await
 }
 
-/// Shows a PIN to its cardholder's device
+/// Returns a PIN, encrypted for the cardholder's device
 ///
 /// Spends the control.
 #[utoipa::path(
-    post, path = "/pin/v3/view", operation_id = "viewPin", tag = "View PIN",
-    params(("auditUser" = String, Query, description = "Who asks; logged, never trusted. Visible characters and spaces: no control, format, invisible, private-use or unassigned ones.", min_length = 1, max_length = 128)),
+    post, path = "/pin/v3/view", operation_id = operation::VIEW_PIN, tag = "View PIN",
     request_body = DeviceKeyRequest,
     responses(
-        (status = 200, description = "The PIN, under a fresh tzpk for the device.", body = ShownPin),
-        (status = 400, description = "The request is malformed, or the device key is not one.", body = FaultBody),
-        (status = 401, description = "The credentials are missing or wrong.", body = FaultBody),
-        (status = 403, description = "The control is another tenant's, or for another purpose or device key.", body = FaultBody),
-        (status = 404, description = "The control is unknown, expired or spent (one answer), or no PIN is set.", body = FaultBody),
-        (status = 408, description = "The body did not arrive in time.", body = FaultBody),
-        (status = 413, description = "The body is too large.", body = FaultBody),
-        (status = 422, description = "The PIN is kept in a form that is not shown.", body = FaultBody),
-        (status = 500, description = "Something went wrong that should not.", body = FaultBody),
-        (status = 503, description = "The engine, its store or its key boundary is away.", body = FaultBody),
+        (status = 200, description = "The PIN, under a fresh tzpk for the device.", body = ViewedPin),
+        (status = 400, description = "The request is malformed, or the device key is not one.", body = ErrorBody),
+        (status = 401, description = "The credentials are missing or wrong.", body = ErrorBody),
+        (status = 403, description = "The control is another tenant's, or for another purpose or device key.", body = ErrorBody),
+        (status = 404, description = "The control is unknown, expired or spent (one answer), or no PIN is set.", body = ErrorBody),
+        (status = 408, description = "The body did not arrive in time.", body = ErrorBody),
+        (status = 413, description = "The body is too large.", body = ErrorBody),
+        (status = 422, description = "The PIN is stored in a format that cannot be viewed.", body = ErrorBody),
+        (status = 500, description = "Something went wrong that should not.", body = ErrorBody),
+        (status = 503, description = "The engine, its store or its key boundary is unavailable.", body = ErrorBody),
     ),
     security(("bearer" = []), ("basic" = [])),
 )]
 async fn view_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Response<Body> {
-    let work = async |asked: Asked| -> Result<_, Refused> {
-        let body: DeviceKeyRequest = body::parse(&asked.body)?;
-        let request = edge.timed(proto::ViewPinRequest {
-            tenant: asked.tenant,
-            audit_user: asked.audit_user,
+    let work = async |request: ApiRequest| -> Result<_, Rejection> {
+        let body: DeviceKeyRequest = body::parse(&request.body)?;
+        let request = edge.with_deadline(proto::ViewPinRequest {
+            tenant: request.tenant,
+            audit_user: request.audit_user,
             control_id: body::control_id(body.control_id)?,
             device_public_key: body::public_key(&body.public_key)?,
         });
         let shown = edge.engine.pins.clone().view_pin(request).await?.into_inner();
-        let shown = ShownPin { tzpk: body::base64(&shown.encrypted_tzpk), pin_block: body::base64(&shown.pin_block) };
+        let shown = ViewedPin { tzpk: body::base64(&shown.encrypted_tzpk), pin_block: body::base64(&shown.pin_block) };
         Ok((StatusCode::OK, shown))
     };
     edge.answer("v3/view", request, work).await
 }
 
 impl EdgeState {
-    /// Judges who calls, reads the request, does the work within its time, and answers.
+    /// Authenticates the client, reads the request, runs `work` within the request timeout, and answers.
     async fn answer<T: Serialize>(
         &self,
         route: &'static str,
         request: Request,
-        work: impl AsyncFnOnce(Asked) -> Result<(StatusCode, T), Refused>,
+        work: impl AsyncFnOnce(ApiRequest) -> Result<(StatusCode, T), Rejection>,
     ) -> Response<Body> {
         let (parts, mut body) = request.into_parts();
         let mut log = RequestLog::begin(route, &parts.method);
@@ -273,24 +273,24 @@ impl EdgeState {
             let client = self.authenticate(&parts.headers)?;
             authenticated = true;
             log.client = Some(client.name());
-            let _place = self.places.try_acquire().map_err(|_| Fault::BUSY)?;
-            let asked = self.read(client, parts.uri.query(), &mut body).await?;
-            log.audit_user = Some(asked.audit_user.clone());
-            log.control = logged_control(&asked.body);
-            work(asked).await
+            let _place = self.places.try_acquire().map_err(|_| ApiError::BUSY)?;
+            let request = self.read(client, parts.uri.query(), &mut body).await?;
+            log.audit_user = Some(request.audit_user.clone());
+            log.control = logged_control(&request.body);
+            work(request).await
         })
         .await
-        .unwrap_or_else(|_| Err(self.took_too_long()));
+        .unwrap_or_else(|_| Err(self.engine_timeout()));
         let mut answer = match outcome {
             Ok((status, body)) => {
                 log.served(status);
                 (status, Json(body)).into_response()
             }
             Err(refused) => {
-                let fault = refused.fault;
+                let error = refused.error;
                 let answer = self.refusal(log, refused);
-                if fault != Fault::BODY_TIMEOUT {
-                    self.read_off(&parts.headers, body).await;
+                if error != ApiError::BODY_TIMEOUT {
+                    self.drain_body(&parts.headers, body).await;
                 }
                 answer
             }
@@ -301,19 +301,19 @@ impl EdgeState {
         answer
     }
 
-    /// Answers what no route takes.
-    async fn refuse(&self, fault: Fault, request: Request) -> Response<Body> {
+    /// Answers a request that matches no route or method.
+    async fn refuse(&self, error: ApiError, request: Request) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let route = parts.extensions.get::<MatchedPath>().map_or("-", MatchedPath::as_str);
-        let answer = self.refusal(RequestLog::begin(route, &parts.method), fault.into());
-        self.read_off(&parts.headers, body).await;
+        let answer = self.refusal(RequestLog::begin(route, &parts.method), error.into());
+        self.drain_body(&parts.headers, body).await;
         answer
     }
 
-    /// Reads on to the end of a body that nobody wants, so far and so long: over HTTP/2 libcurl loses an answer that
-    /// comes before it has said everything, and over HTTP/1.1 the connection would not serve again.
-    async fn read_off(&self, headers: &HeaderMap, body: Body) {
-        // Who asks before it sends has sent nothing, and would be told to.
+    /// Reads and drops the rest of a body, within limits. Over HTTP/2, libcurl loses an answer that arrives before it has
+    /// sent the whole body; over HTTP/1.1, the connection could not be reused.
+    async fn drain_body(&self, headers: &HeaderMap, body: Body) {
+        // The client waits for 100 Continue and has sent no body; reading would ask it to send the body.
         if headers.contains_key(EXPECT) {
             return;
         }
@@ -324,45 +324,45 @@ impl EdgeState {
         }
     }
 
-    fn refusal(&self, log: RequestLog<'_>, refused: Refused) -> Response<Body> {
-        let answer = refused.fault.answer(self.settings.error_profile, log.id);
+    fn refusal(&self, log: RequestLog<'_>, refused: Rejection) -> Response<Body> {
+        let answer = refused.error.answer(self.settings.error_profile, log.id);
         log.refused(answer.status(), &refused);
         answer
     }
 
-    fn took_too_long(&self) -> Refused {
+    fn engine_timeout(&self) -> Rejection {
         let cause = format!("no answer within {} ms", self.settings.request_timeout.as_millis());
-        Refused { fault: Fault::ENGINE_UNAVAILABLE, cause: Some(cause) }
+        Rejection { error: ApiError::ENGINE_UNAVAILABLE, cause: Some(cause) }
     }
 
-    fn authenticate(&self, headers: &HeaderMap) -> Result<&Client, Fault> {
-        authenticate(&self.settings.clients, headers).ok_or(Fault::UNAUTHENTICATED)
+    fn authenticate(&self, headers: &HeaderMap) -> Result<&Client, ApiError> {
+        authenticate(&self.settings.clients, headers).ok_or(ApiError::UNAUTHENTICATED)
     }
 
-    async fn read(&self, client: &Client, query: Option<&str>, body: &mut Body) -> Result<Asked, Fault> {
-        let audit_user = audit_user(query).ok_or(Fault::AUDIT_USER_INVALID)?;
+    async fn read(&self, client: &Client, query: Option<&str>, body: &mut Body) -> Result<ApiRequest, ApiError> {
+        let audit_user = audit_user(query).ok_or(ApiError::AUDIT_USER_INVALID)?;
         let time = BODY_TIME_MAX.min(self.settings.request_timeout / 2);
         let read = Limited::new(body, self.settings.body_bytes_max).collect();
         let body = match timeout(time, read).await {
             Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(Fault::BODY_TOO_LARGE),
-            Ok(Err(_)) => return Err(Fault::BODY_MALFORMED),
-            Err(_) => return Err(Fault::BODY_TIMEOUT),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(ApiError::BODY_TOO_LARGE),
+            Ok(Err(_)) => return Err(ApiError::BODY_MALFORMED),
+            Err(_) => return Err(ApiError::BODY_TIMEOUT),
         };
-        Ok(Asked { tenant: client.tenant().as_str().to_owned(), audit_user, body })
+        Ok(ApiRequest { tenant: client.tenant().as_str().to_owned(), audit_user, body })
     }
 
-    /// A gRPC request that the engine need not go on with once the client has had its answer.
-    fn timed<T>(&self, message: T) -> tonic::Request<T> {
+    /// A gRPC request with a deadline: the engine drops it after the client has its answer.
+    fn with_deadline<T>(&self, message: T) -> tonic::Request<T> {
         let mut request = tonic::Request::new(message);
         request.set_timeout(self.settings.request_timeout);
         request
     }
 }
 
-/// What the log says of a request: never its path, a body, or a whole controlId.
+/// The fields of a request in the log: never its path, its body or a whole controlId.
 struct RequestLog<'a> {
-    /// Also in the body of an error.
+    /// The id that the body of an error has too.
     id: Uuid,
     began: Instant,
     route: &'a str,
@@ -372,8 +372,8 @@ struct RequestLog<'a> {
     control: Option<String>,
 }
 
-/// One event of these fields, at a level.
-macro_rules! tell {
+/// Logs one event with the fields of a request.
+macro_rules! log_event {
     ($level:ident, $log:expr, $status:expr, $code:expr, $cause:expr, $message:literal) => {
         tracing::$level!(
             id = %$log.id,
@@ -398,21 +398,21 @@ impl<'a> RequestLog<'a> {
     }
 
     fn served(self, status: StatusCode) {
-        tell!(debug, self, status, "OK", None::<&str>, "request");
+        log_event!(debug, self, status, "OK", None::<&str>, "request");
     }
 
-    /// At a level that is written unless told otherwise: the contract promises the id to whoever asks about an error.
-    fn refused(self, status: StatusCode, refused: &Refused) {
-        let (code, cause) = (refused.fault.code(), refused.cause.as_deref());
-        if refused.fault.is_ours() {
-            tell!(warn, self, status, code, cause, "a request failed");
+    /// Logged at a default level: an operator finds the id of an error in the log.
+    fn refused(self, status: StatusCode, refused: &Rejection) {
+        let (code, cause) = (refused.error.code(), refused.cause.as_deref());
+        if refused.error.is_server_error() {
+            log_event!(warn, self, status, code, cause, "a request failed");
         } else {
-            tell!(info, self, status, code, cause, "a request was refused");
+            log_event!(info, self, status, code, cause, "a request was refused");
         }
     }
 }
 
-/// A method that has a name of its own; a client may make up any other.
+/// The name of a standard method; `-` for any other, because a client can send any text.
 fn logged_method(method: &Method) -> &str {
     match *method {
         Method::GET | Method::POST | Method::PUT | Method::DELETE | Method::HEAD | Method::OPTIONS | Method::PATCH => {
@@ -422,7 +422,7 @@ fn logged_method(method: &Method) -> &str {
     }
 }
 
-/// The value of `auditUser`, where it is there once and [`AuditUser`] allows it.
+/// The value of the query parameter `auditUser`, if it occurs once and [`AuditUser`] accepts it.
 fn audit_user(query: Option<&str>) -> Option<String> {
     let pairs = query.unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
     let mut values = pairs.filter(|(name, _)| decoded(name).as_deref() == Some("auditUser")).map(|(_, value)| value);
@@ -430,14 +430,14 @@ fn audit_user(query: Option<&str>) -> Option<String> {
     AuditUser::parse(&value).is_ok().then_some(value)
 }
 
-/// A form's text; none where it is no UTF-8: what stands in the audit chain is what was sent. A `%` that escapes nothing
-/// stands for itself, as in any form.
+/// Decodes `application/x-www-form-urlencoded` text; `None` if it is not UTF-8, because the audit chain records exactly what
+/// was sent. A `%` without two hexadecimal digits is a literal `%` (URL Standard, 1.3).
 fn decoded(text: &str) -> Option<String> {
     let text = text.replace('+', " ");
     percent_decode_str(&text).decode_utf8().ok().map(Cow::into_owned)
 }
 
-/// The first characters of the body's controlId, where it has one.
+/// The first characters of the controlId in the body, if debug events are logged.
 fn logged_control(body: &[u8]) -> Option<String> {
     #[derive(serde::Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -451,7 +451,7 @@ fn logged_control(body: &[u8]) -> Option<String> {
     Some(named.control_id.chars().filter(char::is_ascii_graphic).take(LOGGED_CONTROL_CHARACTERS).collect())
 }
 
-/// The operations, for the contract.
+/// The operations of the OpenAPI document.
 #[derive(utoipa::OpenApi)]
 #[openapi(paths(open_control, issue_tzpk, set_pin, view_pin))]
 pub(super) struct Operations;
@@ -461,7 +461,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_audit_user_is_what_was_sent() {
+    fn an_audit_user_is_decoded_exactly_as_sent() {
         for (query, value) in [
             ("auditUser=it", "it"),
             ("zpkIndex=0&auditUser=%C3%A5sa+b%c3%a4ck", "\u{e5}sa b\u{e4}ck"),
@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn an_audit_user_that_is_missing_double_long_or_no_text_is_none() {
+    fn a_missing_repeated_long_or_malformed_audit_user_is_rejected() {
         let long = format!("auditUser={}", "x".repeat(129));
         let wrong =
             ["", "auditUser", "auditUser=", "auditUser=a&auditUser=b", "auditUser=%ff", "auditUser=a%00", &long];

@@ -1,5 +1,7 @@
-//! Connections: HTTP/1.1 and HTTP/2, plain or by TLS. Each has so long for its first request, so long between requests,
-//! and so long to close: whoever opens many and says nothing keeps nobody out for long.
+//! The connections of the edge: HTTP/1.1 and HTTP/2, with or without TLS.
+//!
+//! Three timeouts bound an idle client: headers (10 s), idle after a request (30 s), close (2 s). They keep an attacker who
+//! opens many silent connections from holding all connections.
 
 use std::{
     convert::Infallible,
@@ -28,40 +30,41 @@ use net::{
     tls::{ServerStream, ServerTls, TlsError},
 };
 
-/// The most bytes of headers a request may have.
+/// The most bytes of headers of one request.
 const HEADER_BYTES_MAX: u32 = 16 * 1024;
-/// How many requests one HTTP/2 connection may have under way.
+/// The most concurrent streams of one HTTP/2 connection.
 const STREAMS_MAX: u32 = 256;
-/// How long requests under way may take to finish once told to stop.
+/// The longest time for the requests in flight to finish when the edge stops.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
-/// How often an HTTP/2 peer is asked whether it is still there, and how long it may take to say so.
+/// The interval and the timeout of HTTP/2 PING frames.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// How long a connection may take over what nobody waits for. The handshake of TLS has a bound of its own.
+/// The timeouts of a connection; the TLS handshake has another one.
 #[derive(Clone, Copy)]
-pub(super) struct Times {
-    /// From its opening to the end of its first request's headers, and for any request's headers over HTTP/1.1.
+pub(super) struct Timeouts {
+    /// From the start of the connection to the end of the first request's headers; over HTTP/1.1, for the headers of each
+    /// request.
     headers: Duration,
-    /// Without a request under way, once it has had one.
+    /// Without a request in flight, after the first request.
     idle: Duration,
-    /// To end, once told to.
+    /// From the graceful shutdown to the end of the connection.
     close: Duration,
 }
 
-impl Times {
-    /// Those of a serving edge.
-    pub(super) const USUAL: Self =
+impl Timeouts {
+    /// The timeouts of a production edge.
+    pub(super) const DEFAULT: Self =
         Self { headers: Duration::from_secs(10), idle: Duration::from_secs(30), close: Duration::from_secs(2) };
 }
 
-/// Serves until told to stop.
+/// Accepts and serves connections until `stopped` is true, then waits for the requests in flight.
 pub(super) async fn serve(
     listener: TcpListener,
     table: ConnectionTable,
     tls: Option<ServerTls>,
     router: Router,
-    times: Times,
+    timeouts: Timeouts,
     mut stopped: watch::Receiver<bool>,
 ) {
     loop {
@@ -73,7 +76,7 @@ pub(super) async fn serve(
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
-                // Out of file descriptors, most likely: spinning would not bring any back.
+                // Most likely the process has no free file descriptor: do not spin.
                 sleep(Duration::from_millis(50)).await;
                 continue;
             }
@@ -81,22 +84,22 @@ pub(super) async fn serve(
         let Some(place) = table.admit(from.ip()).await else { continue };
         let (tls, router, stopped) = (tls.clone(), router.clone(), stopped.clone());
         tokio::spawn(async move {
-            let shaken = tokio::select! {
-                shaken = handshaken(stream, tls) => shaken,
+            let stream = tokio::select! {
+                stream = handshake(stream, tls) => stream,
                 () = place.closed() => return,
             };
-            match shaken {
-                Ok(stream) => converse(stream, Arc::new(place), router, times, stopped).await,
-                Err(error) => tracing::info!(%error, "a connection was turned away"),
+            match stream {
+                Ok(stream) => serve_connection(stream, Arc::new(place), router, timeouts, stopped).await,
+                Err(error) => tracing::info!(%error, "a connection was rejected"),
             }
         });
     }
     if timeout(DRAIN_TIME_MAX, table.emptied()).await.is_err() {
-        tracing::warn!(limit = ?DRAIN_TIME_MAX, "requests still under way were cut off");
+        tracing::warn!(limit = ?DRAIN_TIME_MAX, "requests in flight were aborted: they did not finish in time");
     }
 }
 
-async fn handshaken(stream: TcpStream, tls: Option<ServerTls>) -> Result<ServerStream, TlsError> {
+async fn handshake(stream: TcpStream, tls: Option<ServerTls>) -> Result<ServerStream, TlsError> {
     stream.set_nodelay(true).map_err(|error: io::Error| TlsError::Handshake(error))?;
     match tls {
         Some(tls) => tls.accept(stream).await,
@@ -104,13 +107,13 @@ async fn handshaken(stream: TcpStream, tls: Option<ServerTls>) -> Result<ServerS
     }
 }
 
-/// Serves one connection to its end: its own, or the one that its times, the connection table or the edge's stop put to it.
-/// The first authenticated request settles its place in the table.
-async fn converse(
+/// Serves one connection until the client, a timeout, the connection table or the stop of the edge ends it. The first
+/// authenticated request settles its place in the table.
+async fn serve_connection(
     stream: ServerStream,
     place: Arc<ConnectionPlace>,
     router: Router,
-    times: Times,
+    timeouts: Timeouts,
     mut stopped: watch::Receiver<bool>,
 ) {
     let usage = Arc::new(Usage::default());
@@ -127,7 +130,11 @@ async fn converse(
         }
     });
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(times.headers).max_buf_size(HEADER_BYTES_MAX as usize);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(timeouts.headers)
+        .max_buf_size(HEADER_BYTES_MAX as usize);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -137,39 +144,39 @@ async fn converse(
         .keep_alive_timeout(KEEP_ALIVE_TIME_MAX);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)));
 
-    let (mut first, mut later, mut closing) = (times.headers, times.idle, false);
+    let (mut first, mut later, mut closing) = (timeouts.headers, timeouts.idle, false);
     loop {
         tokio::select! {
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
-                    tracing::debug!(%error, "a connection ended in disorder");
+                    tracing::debug!(%error, "a connection failed");
                 }
                 return;
             }
             () = usage.quiet(first, later) => if closing {
-                return tracing::debug!("a connection was cut off: it did not close when told to");
+                return tracing::debug!("a connection was aborted: it did not close in time");
             },
             _ = stopped.wait_for(|stopped| *stopped), if !closing => {}
             () = place.closed(), if !closing => if usage.is_quiet() {
                 return tracing::debug!("the oldest connection without credentials was closed for a new one");
             },
         }
-        // A request that crosses this on its way is still answered: only a quiet connection is cut off.
-        (first, later, closing) = (times.close, times.close, true);
+        // A request that arrives during the shutdown is still answered: only an idle connection is aborted.
+        (first, later, closing) = (timeouts.close, timeouts.close, true);
         usage.renew();
         connection.as_mut().graceful_shutdown();
     }
 }
 
-/// How a connection is used.
+/// The activity of a connection.
 #[derive(Default)]
 struct Usage(Mutex<Used>);
 
 struct Used {
     under_way: usize,
-    /// Whether it has had a request at all.
+    /// Whether the connection had a request.
     any: bool,
-    /// When the last request ended, or the connection began.
+    /// The end of the last request, or the start of the connection.
     since: Instant,
 }
 
@@ -179,7 +186,7 @@ impl Default for Used {
     }
 }
 
-/// A request under way, until dropped.
+/// A request in flight, until dropped.
 struct UnderWay(Arc<Usage>);
 
 impl Drop for UnderWay {
@@ -206,19 +213,19 @@ impl Usage {
         self.lock().since = Instant::now();
     }
 
-    /// Whether no request is under way.
+    /// Whether no request is in flight.
     fn is_quiet(&self) -> bool {
         self.lock().under_way == 0
     }
 
-    /// Returns once no request has been under way for so long: one time before the first request, another after it.
+    /// Returns after no request was in flight for `first` (before the first request) or `later` (after it).
     async fn quiet(&self, first: Duration, later: Duration) {
         while let Some(left) = self.left(first, later) {
             sleep(left).await;
         }
     }
 
-    /// How long it may stay quiet yet; none where it has been for too long.
+    /// The remaining idle time; `None` if it has passed.
     fn left(&self, first: Duration, later: Duration) -> Option<Duration> {
         let used = self.lock();
         let limit = if used.any { later } else { first };
@@ -239,12 +246,12 @@ mod tests {
     use super::*;
     use net::ConnectionLimits;
 
-    const SHORT: Times = Times {
+    const SHORT: Timeouts = Timeouts {
         headers: Duration::from_millis(300),
         idle: Duration::from_millis(1_000),
         close: Duration::from_millis(200),
     };
-    /// An HTTP/2 client's first words: the preface, and empty SETTINGS.
+    /// The first bytes of an HTTP/2 client: the preface and an empty SETTINGS frame.
     const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     /// `GET /` in HPACK's static table.
     const GET_ROOT: [u8; 3] = [0x82, 0x86, 0x84];
@@ -286,7 +293,7 @@ mod tests {
         [&[0, 0, 3, 1, flags, 0, 0, 0, stream], GET_ROOT.as_slice()].concat()
     }
 
-    /// Whether the other side closes it, told or cut, well before any usual time is over.
+    /// Whether the server closes the connection, gracefully or not, within a generous limit.
     async fn is_closed(stream: &mut TcpStream) -> bool {
         let mut heard = [0; 1024];
         let closed = async { while !matches!(stream.read(&mut heard).await, Ok(0) | Err(_)) {} };
@@ -294,7 +301,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_that_says_nothing_or_not_enough_is_closed() {
+    async fn a_silent_or_incomplete_connection_is_closed() {
         let serving = Serving::start().await;
         let unfinished = [HELLO, &headers(1, 0x1)].concat();
         let words: [(&str, &[u8]); 6] = [
@@ -312,7 +319,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_that_has_been_used_is_closed_once_idle() {
+    async fn a_used_connection_is_closed_when_idle() {
         let serving = Serving::start().await;
         for words in [b"GET / HTTP/1.1\r\nhost: x\r\n\r\n".to_vec(), [HELLO, &headers(1, 0x5)].concat()] {
             let mut stream = serving.open(&words).await;
@@ -321,7 +328,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_unauthenticated_connection_gives_way_even_after_a_request() {
+    async fn an_unauthenticated_connection_is_displaced_after_a_request() {
         let serving = Serving::start_within(ConnectionLimits { connections_max: 16, silent_per_address_max: 1 }).await;
         let mut first = serving.open(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
         assert!(first.read(&mut [0; 1024]).await.unwrap() > 0);
@@ -331,7 +338,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_under_way_is_answered_before_its_connection_gives_way() {
+    async fn a_request_in_flight_is_answered_before_displacement() {
         let serving = Serving::start_within(ConnectionLimits { connections_max: 16, silent_per_address_max: 1 }).await;
         let mut busy = serving.open(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await;
         sleep(Duration::from_millis(100)).await;
@@ -354,13 +361,13 @@ mod tests {
         let length = stream.read(&mut heard).await.unwrap();
         heard.truncate(length);
         assert_eq!(heard.windows(5).filter(|bytes| *bytes == b"quick").count(), 10);
-        assert!(!heard.windows(6).any(|bytes| bytes == [7, 0, 0, 0, 0, 0]), "told to go while in use");
+        assert!(!heard.windows(6).any(|bytes| bytes == [7, 0, 0, 0, 0, 0]), "GOAWAY on a connection in use");
         stream.write_all(&headers(21, 0x5)).await.unwrap();
         assert!(stream.read(&mut [0; 64]).await.unwrap() > 0);
     }
 
     #[tokio::test]
-    async fn a_request_that_takes_longer_than_a_connection_may_be_idle_is_answered() {
+    async fn a_request_longer_than_the_idle_timeout_is_answered() {
         let serving = Serving::start().await;
         let mut stream = serving.open(b"GET /slow HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
         let mut answer = String::new();
@@ -369,7 +376,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stop_waits_for_a_request_under_way_and_for_no_idle_connection() {
+    async fn a_stop_waits_for_requests_but_not_for_idle_connections() {
         let serving = Serving::start().await;
         let mut busy = serving.open(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await;
         let _idle = serving.open(HELLO).await;

@@ -1,10 +1,10 @@
-//! Every error the edge answers: one table, one body.
+//! The errors that the edge answers: one table, one body.
 
 use axum::{
     body::Body,
     http::{HeaderValue, Response, StatusCode, header},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use utoipa::ToSchema;
@@ -12,42 +12,43 @@ use uuid::Uuid;
 
 use proto::reason::{ERROR_DOMAIN, Reason};
 
-/// Which statuses errors may have.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The HTTP statuses that errors may have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum ErrorProfile {
-    /// As documented.
+    /// All statuses of the documentation.
     #[default]
     Full,
     /// Only those the vendor's own document declares: 401, 403, 404 and 500.
     Strict,
 }
 
-/// Where an error comes from.
+/// The origin of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub(super) enum ErrorType {
     /// The request itself.
     #[serde(rename = "STATIC_VALIDATION_ERROR")]
     StaticValidation,
-    /// What the request asks for, as things stand.
+    /// The request is well-formed but not allowed in the present state.
     #[serde(rename = "DYNAMIC_VALIDATION_ERROR")]
     DynamicValidation,
     /// A service behind the edge.
     #[serde(rename = "INTEGRATION_ERROR")]
     Integration,
-    /// Who asks.
+    /// The credentials or the rights of the client.
     #[serde(rename = "SECURITY_ERROR")]
     Security,
-    /// We don't know.
+    /// A defect, see the log.
     #[serde(rename = "UNEXPECTED_ERROR")]
     Unexpected,
 }
 
-/// An error, as one row of the table.
+/// One row of the table of errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Fault {
+pub(super) struct ApiError {
     status: StatusCode,
     error_type: ErrorType,
-    /// Stable, ours.
+    /// The `errorCode`: stable, defined by Pinseal.
     code: &'static str,
     message: &'static str,
     retry_after_seconds: Option<u32>,
@@ -55,7 +56,7 @@ pub(super) struct Fault {
 
 macro_rules! table {
     ($($name:ident = $status:ident $error_type:ident $code:literal $message:literal $(retry $retry:literal)?;)+) => {
-        impl Fault {
+        impl ApiError {
             $(pub(super) const $name: Self = Self {
                 status: StatusCode::$status,
                 error_type: ErrorType::$error_type,
@@ -98,7 +99,7 @@ table! {
 
     TZPK_MISSING = UNPROCESSABLE_ENTITY DynamicValidation "TZPK_MISSING" "no tzpk was issued under this control: ask for one first";
     PIN_BLOCK_MALFORMED = UNPROCESSABLE_ENTITY DynamicValidation "PIN_BLOCK_MALFORMED" "the block is not an ISO 9564 format 1 block under this control's tzpk: open another control";
-    PIN_NOT_SHOWN = UNPROCESSABLE_ENTITY DynamicValidation "PIN_NOT_SHOWN" "this card's PIN is kept in a form that is not shown: it can only be set anew";
+    PIN_NOT_SHOWN = UNPROCESSABLE_ENTITY DynamicValidation "PIN_NOT_SHOWN" "this card's PIN is kept in a form that is not shown: it can only be set again";
     PIN_REFUSED = UNPROCESSABLE_ENTITY DynamicValidation "PIN_REFUSED" "the PIN breaks the PIN policy: choose another";
 
     STATE_CONFLICT = UNPROCESSABLE_ENTITY DynamicValidation "STATE_CONFLICT" "the engine can't do this in the present state: open another control";
@@ -113,20 +114,20 @@ table! {
     UNEXPECTED = INTERNAL_SERVER_ERROR Unexpected "UNEXPECTED" "something went wrong that should not: the operator finds this id in the edge's log";
 }
 
-impl Fault {
-    /// What the engine's status is to a client: by its reason, else by its code. The engine's own text stays inside.
-    pub(super) fn of(status: &Status) -> Self {
+impl ApiError {
+    /// Maps a status of the engine by its reason, else by its gRPC code. The engine's text does not reach the client.
+    pub(super) fn from_status(status: &Status) -> Self {
         let info = status.get_details_error_info().filter(|info| info.domain == ERROR_DOMAIN);
         match info.and_then(|info| Reason::parse(&info.reason)) {
-            Some(reason) => Self::of_reason(reason),
-            // A status with a source never came from the engine: the connection broke, or was never made.
+            Some(reason) => Self::from_reason(reason),
+            // A status with a source is an error of the connection, not a reply of the engine.
             None if std::error::Error::source(status).is_some() => Self::ENGINE_UNAVAILABLE,
-            None => Self::of_code(status.code()),
+            None => Self::from_code(status.code()),
         }
     }
 
-    /// The row of a reason of the engine.
-    fn of_reason(reason: Reason) -> Self {
+    /// Maps a reason of the engine.
+    fn from_reason(reason: Reason) -> Self {
         match reason {
             Reason::AuditUserInvalid => Self::AUDIT_USER_INVALID,
             Reason::PlasticIdInvalid => Self::PLASTIC_ID_INVALID,
@@ -156,15 +157,14 @@ impl Fault {
         }
     }
 
-    /// The row of a gRPC code that comes without a reason that the edge knows: from the transport, a proxy, or an engine of
-    /// another release.
-    fn of_code(code: Code) -> Self {
+    /// Maps a gRPC code without a known reason: from the transport, a proxy, or an engine of another release.
+    fn from_code(code: Code) -> Self {
         match code {
             // OutOfRange is tonic's answer to a message longer than its reader decodes.
             Code::InvalidArgument | Code::OutOfRange => Self::REQUEST_INVALID,
             Code::NotFound => Self::NOT_FOUND,
             Code::FailedPrecondition | Code::AlreadyExists => Self::STATE_CONFLICT,
-            // The edge's own credentials at the engine, not those of the edge's client: no 401.
+            // The engine rejected the credentials of the edge, not those of the client: no 401.
             Code::PermissionDenied | Code::Unauthenticated => Self::CALLER_FORBIDDEN,
             Code::ResourceExhausted | Code::Aborted => Self::BUSY,
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Self::ENGINE_UNAVAILABLE,
@@ -172,33 +172,33 @@ impl Fault {
         }
     }
 
-    /// Its stable code.
+    /// The stable `errorCode`.
     pub(super) fn code(self) -> &'static str {
         self.code
     }
 
-    /// Its status, unless the profile is strict.
+    /// The HTTP status under the full profile.
     pub(super) fn status(self) -> StatusCode {
         self.status
     }
 
-    /// What went wrong and what to do next.
+    /// The text for people: what failed and what to do next.
     pub(super) fn message(self) -> &'static str {
         self.message
     }
 
-    /// Whether it is ours, not the client's.
-    pub(super) fn is_ours(self) -> bool {
+    /// Whether the cause is on the server side (5xx).
+    pub(super) fn is_server_error(self) -> bool {
         self.status.is_server_error()
     }
 
-    /// The answer. `id` is also in the log.
+    /// The HTTP response. `id` is also in the log.
     pub(super) fn answer(self, profile: ErrorProfile, id: Uuid) -> Response<Body> {
         let status = match profile {
             ErrorProfile::Full => self.status,
             ErrorProfile::Strict => strict(self.status),
         };
-        let body = FaultBody {
+        let body = ErrorBody {
             code: status.as_str().to_owned(),
             message: self.message.to_owned(),
             id: id.to_string(),
@@ -222,39 +222,39 @@ impl Fault {
     }
 }
 
-/// Why a request is not served: what its client is told, and what only the log is.
-pub(super) struct Refused {
-    pub(super) fault: Fault,
-    /// Of a fault of ours, what was behind it.
+/// A rejected request: the error for the client, and the cause for the log.
+pub(super) struct Rejection {
+    pub(super) error: ApiError,
+    /// The cause of a server error; written to the log only.
     pub(super) cause: Option<String>,
 }
 
-impl From<Fault> for Refused {
-    fn from(fault: Fault) -> Self {
-        Self { fault, cause: None }
+impl From<ApiError> for Rejection {
+    fn from(error: ApiError) -> Self {
+        Self { error, cause: None }
     }
 }
 
-impl From<Status> for Refused {
+impl From<Status> for Rejection {
     fn from(status: Status) -> Self {
-        let fault = Fault::of(&status);
-        Self { fault, cause: fault.is_ours().then(|| cause_of(&status)) }
+        let error = ApiError::from_status(&status);
+        Self { error, cause: error.is_server_error().then(|| cause_of(&status)) }
     }
 }
 
-/// The engine's status and every cause below it: a connection that could not be made says why only at the end.
+/// The engine's status and all its sources: the reason of a failed connection is the last one.
 fn cause_of(status: &Status) -> String {
-    let mut told = format!("{:?}: {}", status.code(), status.message());
+    let mut text = format!("{:?}: {}", status.code(), status.message());
     let mut cause = std::error::Error::source(status);
     while let Some(error) = cause {
-        told.push_str(": ");
-        told.push_str(&error.to_string());
+        text.push_str(": ");
+        text.push_str(&error.to_string());
         cause = error.source();
     }
-    told
+    text
 }
 
-/// The one there is, if there is one.
+/// The first element: an optional macro argument as an `Option`.
 const fn first(seconds: &[u32]) -> Option<u32> {
     match seconds {
         [seconds, ..] => Some(*seconds),
@@ -262,7 +262,7 @@ const fn first(seconds: &[u32]) -> Option<u32> {
     }
 }
 
-/// The nearest status the vendor's document declares.
+/// The nearest status that the vendor's document declares.
 fn strict(status: StatusCode) -> StatusCode {
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => status,
@@ -272,26 +272,26 @@ fn strict(status: StatusCode) -> StatusCode {
     }
 }
 
-/// The body of every error: seven members, all of them strings.
+/// The body of every error: seven string members.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct FaultBody {
+pub(super) struct ErrorBody {
     /// The HTTP status, as text.
     #[schema(example = "404", pattern = "^[0-9]{3}$")]
     code: String,
     /// What went wrong and what to do next, for people.
     message: String,
-    /// This answer's own name, also in the edge's log.
+    /// The id of this answer, also in the edge's log.
     #[schema(format = Uuid)]
     id: String,
-    /// What went wrong, for programs: stable. Each stands with what to do at the answers that have it.
+    /// What went wrong, for programs: stable. Each answer lists its codes and what to do.
     #[schema(example = "CONTROL_NOT_USABLE")]
     error_code: String,
-    /// Where it comes from.
+    /// The origin of the error.
     error_type: ErrorType,
     /// The HTTP status in words.
     error_reason: String,
-    /// When, RFC 3339.
+    /// The time of the error, RFC 3339.
     #[schema(format = DateTime)]
     timestamp: String,
 }
@@ -304,26 +304,25 @@ mod tests {
 
     use super::*;
 
-    fn engine_says(code: Code, reason: &str) -> Status {
+    fn engine_status(code: Code, reason: &str) -> Status {
         let details = ErrorDetails::with_error_info(reason, "pinseal", HashMap::<String, String>::new());
-        Status::with_error_details(code, "words of the engine's own", details)
+        Status::with_error_details(code, "text of the engine", details)
     }
 
-    /// The status by the full and by the strict profile, and the errorType.
+    /// The status under the full and the strict profile, and the errorType.
     type Answered = (u16, u16, ErrorType);
 
-    /// As the Card PIN API has them.
     fn answered(status: &Status) -> Answered {
-        let fault = Fault::of(status);
+        let error = ApiError::from_status(status);
         let [full, strict] =
-            [ErrorProfile::Full, ErrorProfile::Strict].map(|profile| fault.answer(profile, Uuid::nil()));
+            [ErrorProfile::Full, ErrorProfile::Strict].map(|profile| error.answer(profile, Uuid::nil()));
         let retried = full.headers().contains_key(header::RETRY_AFTER);
-        assert_eq!(retried, matches!(full.status().as_u16(), 429 | 503), "{}: Retry-After", fault.code);
-        (full.status().as_u16(), strict.status().as_u16(), fault.error_type)
+        assert_eq!(retried, matches!(full.status().as_u16(), 429 | 503), "{}: Retry-After", error.code);
+        (full.status().as_u16(), strict.status().as_u16(), error.error_type)
     }
 
     #[test]
-    fn each_reason_of_the_engine_has_its_answer() {
+    fn every_engine_reason_maps_to_its_documented_error() {
         use ErrorType::{DynamicValidation, Integration, Security, StaticValidation, Unexpected};
         let answers: &[(&[&str], Answered)] = &[
             (
@@ -363,15 +362,15 @@ mod tests {
         for reason in Reason::ALL {
             let row = answers.iter().find(|(reasons, _)| reasons.contains(&reason.as_str()));
             let (_, answer) = row.unwrap_or_else(|| panic!("{} has no answer here", reason.as_str()));
-            // The reason decides, whatever the code.
+            // The reason takes precedence over the gRPC code.
             for code in [Code::Unknown, Code::Unavailable, Code::NotFound] {
-                assert_eq!(answered(&engine_says(code, reason.as_str())), *answer, "{}", reason.as_str());
+                assert_eq!(answered(&engine_status(code, reason.as_str())), *answer, "{}", reason.as_str());
             }
         }
     }
 
     #[test]
-    fn each_grpc_code_has_its_answer_without_a_known_reason() {
+    fn every_grpc_code_maps_to_an_error_without_a_known_reason() {
         use ErrorType::{DynamicValidation, Integration, Security, StaticValidation, Unexpected};
         let codes = (0..17).map(Code::from_i32).collect::<Vec<_>>();
         for code in codes {
@@ -390,40 +389,47 @@ mod tests {
                 }
             };
             assert_eq!(answered(&Status::new(code, "words")), answer, "{code:?}");
-            assert_eq!(answered(&engine_says(code, "OF_A_LATER_RELEASE")), answer, "{code:?}");
+            assert_eq!(answered(&engine_status(code, "OF_A_LATER_RELEASE")), answer, "{code:?}");
         }
     }
 
     #[test]
-    fn an_engine_that_is_away_or_slow_is_503_with_retry_after() {
+    fn an_unavailable_engine_is_503_with_retry_after() {
         for code in [Code::Unavailable, Code::DeadlineExceeded, Code::Cancelled] {
-            let answer = Fault::of(&Status::new(code, "connection refused")).answer(ErrorProfile::Full, Uuid::nil());
+            let answer =
+                ApiError::from_status(&Status::new(code, "connection refused")).answer(ErrorProfile::Full, Uuid::nil());
             assert_eq!(answer.status(), 503);
             assert!(answer.headers().contains_key(header::RETRY_AFTER));
         }
     }
 
     #[test]
-    fn the_log_is_told_what_is_behind_a_fault_of_ours_alone() {
+    fn only_a_server_error_has_a_cause_for_the_log() {
         let broken = std::io::Error::other(std::io::Error::other("the certificate's issuer is unknown"));
-        let told = Refused::from(Status::from_error(Box::new(broken))).cause.unwrap();
-        assert!(told.starts_with("Unknown: ") && told.ends_with(": the certificate's issuer is unknown"), "{told}");
-        assert!(Refused::from(engine_says(Code::NotFound, "CONTROL_NOT_USABLE")).cause.is_none());
+        let cause = Rejection::from(Status::from_error(Box::new(broken))).cause.unwrap();
+        assert!(cause.starts_with("Unknown: ") && cause.ends_with(": the certificate's issuer is unknown"), "{cause}");
+        assert!(Rejection::from(engine_status(Code::NotFound, "CONTROL_NOT_USABLE")).cause.is_none());
     }
 
     #[test]
-    fn the_strict_profile_knows_four_statuses_alone() {
-        for fault in Fault::TABLE {
-            let status = fault.answer(ErrorProfile::Strict, Uuid::nil()).status().as_u16();
-            assert!([401, 403, 404, 500].contains(&status), "{}: {status}", fault.code);
+    fn the_strict_profile_uses_four_statuses() {
+        for error in ApiError::TABLE {
+            let status = error.answer(ErrorProfile::Strict, Uuid::nil()).status().as_u16();
+            assert!([401, 403, 404, 500].contains(&status), "{}: {status}", error.code);
         }
     }
 
     #[test]
-    fn codes_are_unique_and_stable_in_form() {
-        let mut codes: Vec<_> = Fault::TABLE.iter().map(|fault| fault.code).collect();
+    fn error_codes_are_unique() {
+        let mut codes: Vec<_> = ApiError::TABLE.iter().map(|error| error.code).collect();
         codes.sort_unstable();
         codes.dedup();
-        assert_eq!(codes.len(), Fault::TABLE.len());
+        assert_eq!(codes.len(), ApiError::TABLE.len());
+    }
+
+    #[test]
+    fn the_audit_user_message_states_the_length_of_the_domain() {
+        let length = format!("1 to {} visible characters", domain::limits::AUDIT_USER_CHARACTERS_MAX);
+        assert!(ApiError::AUDIT_USER_INVALID.message.contains(&length));
     }
 }
