@@ -1,4 +1,9 @@
-//! The wire: what `proto/` says, generated at build time. No message has a `Debug`.
+//! The gRPC messages, clients and servers, generated from `proto/` at build time. No message has `Debug`, because a message
+//! can hold a PIN block. Logic must never enter this crate, except the codec and the error reasons.
+//!
+//! ```
+//! assert_eq!(proto::reason::Reason::parse("BUSY"), Some(proto::reason::Reason::Busy));
+//! ```
 
 #![allow(missing_docs, reason = "the documentation stands in the .proto files")]
 #![allow(clippy::all, clippy::indexing_slicing, reason = "generated")]

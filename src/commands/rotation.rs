@@ -1,4 +1,4 @@
-//! `pinseal rotation`: how far a running engine's rotation is, for people on a terminal, in a log, and for programs.
+//! `pinseal rotation`: shows the progress of a rotation on a terminal, as lines of text or as JSON.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -26,7 +26,7 @@ ends before. Examples:\n  \
 
 #[derive(Subcommand)]
 enum RotationCommand {
-    /// Watch PIN records being made anew under the newest storage key, until every one is
+    /// Watch the engine re-encrypt PIN records under the newest storage key, until all are done
     #[command(after_help = WATCH_EXAMPLES)]
     Watch(WatchArguments),
 }
@@ -38,12 +38,12 @@ struct WatchArguments {
     engine: String,
     #[command(flatten)]
     tls: EngineTls,
-    /// A JSON object a line
+    /// Print one JSON object on each line
     #[arg(long)]
     json: bool,
 }
 
-/// Watches to the end.
+/// Watches a rotation until it ends.
 pub(crate) fn run(arguments: RotationArguments) -> Result<(), OperatorError> {
     let RotationCommand::Watch(arguments) = arguments.command;
     Builder::new_current_thread().enable_all().build()?.block_on(watch(&arguments))
@@ -51,20 +51,20 @@ pub(crate) fn run(arguments: RotationArguments) -> Result<(), OperatorError> {
 
 async fn watch(arguments: &WatchArguments) -> Result<(), OperatorError> {
     let mut messages = RunningEngine::at(&arguments.engine, &arguments.tls)?.rotation().await?;
-    let teller = match arguments.json {
-        true => Teller::Json,
-        false if io::stdout().is_terminal() => Teller::Bar(bar()),
-        false => Teller::Lines,
+    let output = match arguments.json {
+        true => Output::Json,
+        false if io::stdout().is_terminal() => Output::Bar(bar()),
+        false => Output::Lines,
     };
     let mut last = None;
     while let Some(progress) = messages.message().await? {
-        teller.tell(&progress)?;
+        output.write(&progress)?;
         last = Some(progress);
     }
     outcome(last.as_ref())
 }
 
-/// What the last that was heard of it means.
+/// Maps the last message of the engine to the result of the command.
 fn outcome(last: Option<&RotationProgress>) -> Result<(), OperatorError> {
     let Some(last) = last else { return Err(OperatorError::CutOff) };
     match last.state() {
@@ -75,18 +75,18 @@ fn outcome(last: Option<&RotationProgress>) -> Result<(), OperatorError> {
     }
 }
 
-/// To whom it is told.
-enum Teller {
-    /// People who look on.
+/// The form of the output.
+enum Output {
+    /// A progress bar on a terminal.
     Bar(ProgressBar),
-    /// People who read later.
+    /// Lines of text.
     Lines,
-    /// Programs.
+    /// One JSON object on each line.
     Json,
 }
 
-impl Teller {
-    fn tell(&self, progress: &RotationProgress) -> io::Result<()> {
+impl Output {
+    fn write(&self, progress: &RotationProgress) -> io::Result<()> {
         match self {
             Self::Bar(bar) if progress.state() == RotationState::Running => {
                 bar.set_message(rate(progress));
@@ -114,7 +114,7 @@ fn rate(progress: &RotationProgress) -> String {
     let RotationProgress { pass, reencrypted, failed, records_a_second, records_a_second_max, .. } = progress;
     let failures = if *failed == 0 { String::new() } else { format!(", {failed} do not open") };
     format!(
-        "{reencrypted} made anew{failures}; {records_a_second} a second of at most {records_a_second_max}; pass {pass}"
+        "{reencrypted} re-encrypted{failures}; {records_a_second} a second of at most {records_a_second_max}; pass {pass}"
     )
 }
 
@@ -124,12 +124,16 @@ fn line(progress: &RotationProgress) -> String {
         RotationState::Idle => "idle: one storage key is in use, and every PIN record is under it".into(),
         RotationState::Running => format!("running: {checked} of {total} records looked at, {}", rate(progress)),
         RotationState::Done => format!(
-            "done: every one of {checked} records is under the newest storage key; {reencrypted} made anew since the engine began"
+            "done: every one of {checked} records is under the newest storage key; {reencrypted} re-encrypted since the engine began"
         ),
         RotationState::DoneWithFailures => {
-            format!("done: of {checked} records {failed} do not open; {reencrypted} made anew since the engine began")
+            format!(
+                "done: of {checked} records {failed} do not open; {reencrypted} re-encrypted since the engine began"
+            )
         }
-        RotationState::Stopped => format!("stopped: {checked} of {total} records looked at, {reencrypted} made anew"),
+        RotationState::Stopped => {
+            format!("stopped: {checked} of {total} records looked at, {reencrypted} re-encrypted")
+        }
         RotationState::Unspecified => "unknown: the engine is of another release".into(),
     }
 }
@@ -159,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn all_is_well_only_where_every_record_is_under_the_newest_key() {
+    fn the_result_is_ok_only_if_all_records_use_the_newest_key() {
         assert!(outcome(Some(&last(RotationState::Idle, 0))).is_ok());
         assert!(outcome(Some(&last(RotationState::Done, 0))).is_ok());
         let closed = outcome(Some(&last(RotationState::DoneWithFailures, 3)));
@@ -171,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_are_told_in_every_way_of_telling() {
+    fn every_output_reports_failures() {
         for state in [RotationState::Running, RotationState::DoneWithFailures] {
             assert!(line(&last(state, 3)).contains("3 do not open"));
             assert_eq!(object(&last(state, 3))["failed"], 3);

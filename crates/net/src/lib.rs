@@ -1,4 +1,13 @@
-//! TLS, listeners and connections of both services.
+//! TLS, listeners and connections of the engine and the edge.
+//!
+//! This crate moves bytes and identifies peers. It must never depend on a message of the protocol, a key of the boundary or
+//! a record.
+//!
+//! ```
+//! let limits = net::ConnectionLimits::new(10_000, 256)?;
+//! assert_eq!(limits, net::ConnectionLimits::default());
+//! # Ok::<(), config::ConfigError>(())
+//! ```
 
 pub mod connect;
 mod connection_table;

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// To whoever reads what a service prints; it serves on where nobody does any more.
+/// Prints a line to standard output. A closed pipe is ignored: the service keeps serving.
 pub fn say(line: fmt::Arguments<'_>) {
     let _ = writeln!(io::stdout(), "{line}");
 }
@@ -17,19 +17,23 @@ pub fn warn(line: fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// SIGTERM and SIGINT, listened for before it is told that anything serves: who knows of it may stop it in order.
+/// Listens for SIGTERM and SIGINT. Create this before the service reports that it serves, so that an early signal stops the
+/// service cleanly.
 pub struct Stop {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Stop {
-    /// From here on neither of them ends the process.
+    /// Installs the handlers: from now on neither signal ends the process.
+    ///
+    /// # Errors
+    /// The operating system rejects a handler.
     pub fn listen() -> io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    /// Until one of them has come, or had.
+    /// Returns when one of the signals arrives, or at once if one has arrived before.
     pub async fn requested(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}

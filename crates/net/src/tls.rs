@@ -63,7 +63,7 @@ pub fn may_listen_edge(address: SocketAddr, tls: Option<&ServerTlsConfig>) -> Re
 pub enum ListenError {
     /// An engine beyond loopback without TLS.
     #[error(
-        "the engine may not listen on {address} without mutual TLS: whoever reaches it could ask for any PIN. \
+        "the engine may not listen on {address} without mutual TLS: any client that reaches it could request any PIN. \
          Set [tls], or listen on 127.0.0.1"
     )]
     EngineWithoutTls {
