@@ -143,15 +143,17 @@ impl Served<'_> {
         let mut entries = audit.export_audit(ExportAuditRequest { from_sequence: 1 }).await.map_err(rpc)?.into_inner();
         while let Some(entry) = entries.message().await.map_err(rpc)? {
             let entry: serde_json::Value = serde_json::from_str(&entry.json).map_err(io::Error::other)?;
-            let text = |member: &str| entry.get(member).and_then(|text| text.as_str()).unwrap_or_default().to_owned();
+            let text = |pointer: &str| entry.pointer(pointer).and_then(|text| text.as_str()).unwrap_or_default();
+            let action = if text("/event/action").is_empty() { text("/event/type") } else { text("/event/action") };
+            let formats = [text("/event/formats/from"), text("/event/formats/to")].join(" > ");
             let sequence = entry.get("sequence").and_then(serde_json::Value::as_u64).unwrap_or_default();
-            let hash = text("hash").chars().take(12).collect::<String>();
+            let hash = text("/hash").chars().take(12).collect::<String>();
             say(&format!(
                 "  {sequence:>3} {:<13} {:<17} {:<12} {:<14} chained by {hash}…",
-                text("action"),
-                text("card"),
-                text("outcome"),
-                text("formats"),
+                action,
+                text("/event/card"),
+                text("/outcome"),
+                formats.trim_matches([' ', '>']),
             ))?;
         }
         Ok(())

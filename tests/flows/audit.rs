@@ -127,7 +127,7 @@ async fn an_exported_chain_holds_only_in_its_own_bytes() {
         ("capitals", chain.replacen(hash, &hash.to_uppercase(), 1)),
         ("other line ends", chain.replace('\n', "\r\n")),
         ("an empty line", chain.replacen('\n', "\n\n", 1)),
-        ("an escape", chain.replacen("start_engine", "\\u0073tart_engine", 1)),
+        ("an escape", chain.replacen("engine_started", "\\u0065ngine_started", 1)),
     ] {
         assert_ne!(changed, chain, "{what}: nothing was changed");
         let output = verify(&changed, &[]);

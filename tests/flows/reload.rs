@@ -113,7 +113,7 @@ async fn an_engine_serves_and_stops_with_its_output_unread() {
     let mut export = Command::new(env!("CARGO_BIN_EXE_pinseal"));
     export.args(["audit", "export", "--store"]).arg(directory.path().join("data/store"));
     let exported = String::from_utf8(export.output().unwrap().stdout).unwrap();
-    assert!(exported.lines().last().unwrap().contains("\"stop_engine\""), "{exported}");
+    assert!(exported.lines().last().unwrap().contains("\"engine_stopped\""), "{exported}");
 
     // An export does not report success for bytes that were not written.
     let mut cut_short = export.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

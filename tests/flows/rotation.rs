@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use audit::entry::{Action, Event, Outcome};
+use audit::entry::{Body, Event, Isolation, Level, Outcome, Stamp};
 use device::Device;
 use futures::future::join_all;
 use store::{RemadePin, Store};
@@ -158,13 +158,13 @@ async fn a_storage_key_rotates_under_load_and_kills_without_loss() {
     let lines = String::from_utf8(lines).unwrap();
     let remade = |line: &str| -> Option<u64> {
         let entry: serde_json::Value = serde_json::from_str(line).unwrap();
-        let counted = entry["card"].as_str()?.strip_suffix(" records")?.parse().ok()?;
-        (entry["action"] == "remake_records").then_some(counted)
+        let event = &entry["event"];
+        (event["type"] == "records_reencrypted").then(|| event["count"].as_u64().unwrap())
     };
     // The chain has each re-encrypted record once. PINs set again under load are not re-encrypted.
     let printed: u64 = lines.lines().filter_map(remade).sum();
     assert!(printed <= before + CLIENTS && printed + CLIENTS >= before, "the chain has {printed} of {before}");
-    assert!(lines.contains("\"action\":\"end_rotation\""));
+    assert!(lines.contains("\"type\":\"rotation_ended\""));
 }
 
 /// How many PINs the watched rotation re-encrypts: more than a page of them.
@@ -260,18 +260,15 @@ async fn spoil_one_record(directory: &Path) {
     let (card, pin) = store.pins_page(None, 1).unwrap().remove(0);
     let mut after = pin.record.clone();
     *after.last_mut().unwrap() ^= 1;
+    let stamp = Stamp { level: Level::Host, token: "it".into(), isolation: Isolation::Process, keys: [].into() };
     let line = Event {
         at: clock::now(),
         caller: "it".into(),
         tenant: None,
         audit_user: "it".into(),
-        action: Action::RemakeRecords,
-        card: "".into(),
-        control: None,
-        keys: "".into(),
-        formats: "".into(),
-        boundary: "".into(),
         outcome: Outcome::Done,
+        stamp: Arc::new(stamp),
+        body: Body::RecordsReencrypted { count: 0 },
     };
     assert_eq!(store.remake(vec![RemadePin { card, before: pin.record, after }], line).await.unwrap(), 1);
     store.close().await;
@@ -380,6 +377,6 @@ async fn keys_reload_and_rotate_while_every_call_is_answered() {
     let mut pinseal = Command::new(env!("CARGO_BIN_EXE_pinseal"));
     let exported = pinseal.args(["audit", "export", "--store"]).arg(directory.join("data/store")).output().unwrap();
     let taken_up = String::from_utf8(exported.stdout).unwrap();
-    let taken_up: Vec<_> = taken_up.lines().filter(|line| line.contains("\"take_up_keys\"")).collect();
+    let taken_up: Vec<_> = taken_up.lines().filter(|line| line.contains("\"keys_reloaded\"")).collect();
     assert!(taken_up.len() == 2 && !taken_up[1].contains("storage/1:"), "{taken_up:?}");
 }

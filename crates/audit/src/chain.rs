@@ -173,25 +173,36 @@ pub enum Problem {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::entry::{Action, Event, Outcome};
+    use crate::entry::{
+        Action, BlockFormat, Body, CardEvent, Event, Formats, Isolation, KeyStamp, Level, Outcome, Stamp,
+    };
     use domain::card::Tenant;
     use domain::control::ControlId;
     use domain::time::UnixMillis;
 
-    fn line(number: u64) -> Event {
+    fn event(number: u64) -> Event {
+        let key = |usage: &str, kcv| KeyStamp { usage: usage.into(), version: 1, kcv };
         Event {
             at: UnixMillis(1_790_000_000_000 + number),
             caller: "edge-1".into(),
             tenant: number.is_multiple_of(2).then(|| Tenant::parse("bank").unwrap()),
             audit_user: format!("user \"{number}\" ü").into(),
-            action: Action::SetPin,
-            card: "411111******1111".into(),
-            control: number.is_multiple_of(3).then(ControlId::random),
-            keys: "storage/1:A1B2C3".into(),
-            formats: "iso-1>iso-4".into(),
-            boundary: "host/software".into(),
             outcome: Outcome::Done,
+            stamp: Arc::new(Stamp {
+                level: Level::Host,
+                token: "software".into(),
+                isolation: Isolation::Process,
+                keys: [key("storage", Some([0xA1, 0xB2, 0xC3])), key("seal", None)].into(),
+            }),
+            body: Body::Card(CardEvent {
+                action: Action::SetPin,
+                card: "411111******1111".into(),
+                control: number.is_multiple_of(3).then(ControlId::random),
+                formats: number.is_multiple_of(2).then_some(Formats { from: BlockFormat::Iso1, to: BlockFormat::Iso4 }),
+            }),
         }
     }
 
@@ -199,7 +210,7 @@ mod tests {
         let mut entries: Vec<Entry> = Vec::new();
         for sequence in 1..=length {
             let previous = entries.last().map_or([0; 32], |entry| entry.hash);
-            entries.push(Entry::chain(sequence, previous, line(sequence)));
+            entries.push(Entry::chain(sequence, previous, event(sequence)));
         }
         entries
     }
@@ -220,7 +231,15 @@ mod tests {
 
     #[test]
     fn an_entry_survives_both_of_its_forms() {
-        for entry in chain(7) {
+        let bodies = [
+            Body::EngineStarted { engine: "host:/var/lib/pinseal".into() },
+            Body::EngineStopped,
+            Body::KeysReloaded,
+            Body::RecordsReencrypted { count: 256 },
+            Body::RotationEnded { checked: 300, failed: 1 },
+        ];
+        let own = bodies.map(|body| Entry::chain(1, [0; 32], Event { body, ..event(1) }));
+        for entry in chain(7).into_iter().chain(own) {
             assert_eq!(Entry::decode(&entry.encode()), Ok(entry.clone()));
             assert_eq!(Entry::from_json(&entry.to_json()), Ok(entry));
         }
@@ -257,7 +276,7 @@ mod tests {
     #[test]
     fn a_replaced_entry_with_a_hash_of_its_own_breaks_the_link_behind_it() {
         let mut entries = chain(5);
-        entries[2] = Entry::chain(3, entries[1].hash, line(77));
+        entries[2] = Entry::chain(3, entries[1].hash, event(77));
         assert_eq!(verify(&entries, Vec::new()), Err(ChainError { sequence: 4, problem: Problem::Unlinked }));
     }
 
@@ -315,12 +334,13 @@ mod tests {
 
     #[test]
     fn another_text_with_the_same_meaning_is_found() {
-        let entry = Entry::chain(1, [0; 32], line(6));
+        let entry = Entry::chain(1, [0; 32], event(6));
         let text = entry.to_json();
         assert_eq!(Entry::from_json(&text), Ok(entry.clone()));
         let members: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).unwrap();
         let reversed = members.iter().rev().map(|(name, value)| format!("{name:?}:{value}")).collect::<Vec<_>>();
-        let control = entry.line.control.unwrap().to_string();
+        let Body::Card(CardEvent { control: Some(control), .. }) = &entry.event.body else { panic!("no control") };
+        let control = control.to_string();
         let rewritten = [
             ("digits of the time", text.replace("06Z\"", "060Z\"")),
             ("microseconds", text.replace("06Z\"", "06999Z\"")),
@@ -332,7 +352,14 @@ mod tests {
             ("a line end of another kind", format!("{text}\r")),
             ("order", format!("{{{}}}", reversed.join(","))),
             ("an escape", text.replace("edge-1", "\\u0065dge-1")),
-            ("an escaped slash", text.replace("host/software", "host\\/software")),
+            ("an escaped slash", text.replace("storage/1", "storage\\/1")),
+            ("the KCV in small letters", text.replace("A1B2C3", "a1b2c3")),
+            ("a version with a zero", text.replace("storage/1", "storage/01")),
+            ("a member more in the event", text.replace("{\"type\"", "{\"more\":1,\"type\"")),
+            (
+                "order in the event",
+                text.replace("\"from\":\"iso-1\",\"to\":\"iso-4\"", "\"to\":\"iso-4\",\"from\":\"iso-1\""),
+            ),
             ("ü as an escape", text.replace('ü', "\\u00fc")),
             ("the control in capitals", text.replace(&control, &control.to_uppercase())),
             ("the control without hyphens", text.replace(&control, &control.replace('-', ""))),
@@ -349,13 +376,13 @@ mod tests {
             let error = Walk::expecting(Vec::new()).step_json(changed.as_bytes()).unwrap_err();
             assert_eq!(error.sequence, 1, "{what}");
         }
-        let replaced = Entry::chain(1, [0; 32], Event { audit_user: "\u{FFFD}".into(), ..line(6) }).to_json();
+        let replaced = Entry::chain(1, [0; 32], Event { audit_user: "\u{FFFD}".into(), ..event(6) }).to_json();
         Walk::expecting(Vec::new()).step_json(replaced.as_bytes()).unwrap();
         let (before, after) = replaced.split_once('\u{FFFD}').unwrap();
         let no_text = [before.as_bytes(), &[0xFF], after.as_bytes()].concat();
         let error = ChainError { sequence: 1, problem: Problem::Unreadable };
         assert_eq!(Walk::expecting(Vec::new()).step_json(&no_text), Err(error));
-        let no_tenant = Entry::chain(1, [0; 32], line(7)).to_json();
+        let no_tenant = Entry::chain(1, [0; 32], event(7)).to_json();
         assert_eq!(Entry::from_json(&no_tenant.replace("\"tenant\":null,", "")), Err(EntryError::Rewritten));
     }
 

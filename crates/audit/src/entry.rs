@@ -1,9 +1,9 @@
-//! What one audit entry says.
+//! The typed audit event, and the chained entry that records it: its stored form and its JSON form.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, fmt, str::FromStr, sync::Arc};
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
@@ -11,120 +11,299 @@ use domain::card::Tenant;
 use domain::control::ControlId;
 use domain::time::UnixMillis;
 
-/// What happened, before it has its place in the chain. The store gives it one, in the transaction of the change.
+/// One audited event. The store gives the event its place in the chain, in the transaction of the change it records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// When.
+    /// Wall-clock time of the event, Unix milliseconds.
     pub at: UnixMillis,
-    /// Who called: the name on the peer's certificate, or `loopback`.
+    /// The name on the peer's certificate; `loopback` for an engine without TLS, `engine` for an event of the engine itself.
     pub caller: Arc<str>,
-    /// Whose card; none for the engine's own doings.
+    /// The tenant of the card; `None` for an event of the engine itself.
     pub tenant: Option<Tenant>,
-    /// Who asked, as the client says: up to 128 characters, never trusted.
+    /// The user that the client names, up to 128 characters; not authenticated.
     pub audit_user: Arc<str>,
-    /// What was asked for.
-    pub action: Action,
-    /// The card, masked: [`domain::card::PlasticId::masked`], or the masked account number where it has one. In an engine's
-    /// own lines what it is about: how many records, or which engine started.
-    pub card: Box<str>,
-    /// Under which control.
-    pub control: Option<ControlId>,
-    /// The keys used, by reference and check value, such as `storage/1:A1B2C3`; empty where none was.
-    pub keys: Arc<str>,
-    /// From and to which formats, such as `iso-1>iso-4`; empty where none.
-    pub formats: Cow<'static, str>,
-    /// The boundary level and token, such as `host/software`.
-    pub boundary: Arc<str>,
-    /// How it ended.
+    /// The result of the request.
     pub outcome: Outcome,
+    /// The key boundary at the time of the event; shared by all events of one boundary status.
+    pub stamp: Arc<Stamp>,
+    /// The kind of event, with its data.
+    pub body: Body,
 }
 
-impl Event {
-    /// The name of the engine that started, `HOST:STORE DIRECTORY`; none in any other line.
-    pub fn started_engine(&self) -> Option<&str> {
-        (self.action == Action::StartEngine).then_some(&*self.card).filter(|name| !name.is_empty())
+/// The key boundary that an event is recorded under.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stamp {
+    /// The level at which the boundary opens PIN blocks.
+    pub level: Level,
+    /// The kind of token, for example `software`.
+    pub token: Box<str>,
+    /// The isolation of the boundary from the engine.
+    pub isolation: Isolation,
+    /// Every key in use; empty for an event recorded without a boundary.
+    pub keys: Box<[KeyStamp]>,
+}
+
+/// A key by usage, version and KCV. JSON and [`fmt::Display`] write `USAGE/VERSION[:KCV]`, for example `storage/1:A1B2C3`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyStamp {
+    /// For example `storage`; contains no `/`.
+    pub usage: Box<str>,
+    /// 1 to 65535.
+    pub version: u16,
+    /// The key check value (ANSI X9.24-1, annex A), 3 bytes; `None` for a token key that may not encrypt.
+    pub kcv: Option<[u8; 3]>,
+}
+
+/// The kind of event. The names are members of the exported JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Body {
+    /// The engine started to serve.
+    EngineStarted {
+        /// The name of the engine, `HOST:STORE DIRECTORY`.
+        engine: Box<str>,
+    },
+    /// The engine stopped after its last call ended.
+    EngineStopped,
+    /// The boundary reloaded its keys, and they differ from the keys before.
+    KeysReloaded,
+    /// PIN records were re-encrypted under the newest storage key.
+    RecordsReencrypted {
+        /// The number of records that the transaction changed.
+        count: u64,
+    },
+    /// A rotation of the storage key ended: its last pass found no record left to re-encrypt.
+    RotationEnded {
+        /// The number of records in the last pass.
+        checked: u64,
+        /// The number of these that do not decrypt.
+        failed: u64,
+    },
+    /// A request about one card.
+    Card(CardEvent),
+}
+
+/// A request about one card.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CardEvent {
+    /// The kind of request.
+    pub action: Action,
+    /// The masked account number; of a card without one the masked plastic id ([`domain::card::PlasticId::masked`]).
+    pub card: Box<str>,
+    /// The control that authorizes the request; `None` where a card is registered.
+    #[serde(serialize_with = "control_to_json", deserialize_with = "control_from_json")]
+    pub control: Option<ControlId>,
+    /// The translation of the PIN block; `None` where no PIN was set or shown.
+    pub formats: Option<Formats>,
+}
+
+/// The translation of a PIN block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Formats {
+    /// The format of the block that the boundary decrypted.
+    pub from: BlockFormat,
+    /// The format of the block that the boundary returned.
+    pub to: BlockFormat,
+}
+
+/// An enum with a fixed byte for each variant in the stored form.
+macro_rules! coded {
+    ($(#[$meta:meta])* $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $code:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum $name {
+            $($(#[$variant_meta])* $variant,)+
+        }
+
+        impl $name {
+            fn code(self) -> u8 {
+                match self {
+                    $(Self::$variant => $code,)+
+                }
+            }
+
+            fn from_code(code: u8) -> Result<Self, EntryError> {
+                match code {
+                    $($code => Ok(Self::$variant),)+
+                    _ => Err(EntryError::Unreadable),
+                }
+            }
+        }
+    };
+}
+
+coded! {
+    /// A request about a card.
+    Action {
+        /// Register a card, or change its account number.
+        RegisterCard = 1,
+        /// Open a control.
+        OpenControl = 2,
+        /// Issue a tzpk to the control's device.
+        IssueTzpk = 3,
+        /// Set the PIN.
+        SetPin = 4,
+        /// Show the PIN to the control's device.
+        ViewPin = 5,
+        /// Confirm a retry: the block that set the PIN was received again, and the PIN is unchanged.
+        ConfirmSetPin = 6,
     }
 }
 
-/// What was asked for. The names are part of the stored format: add, never change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Action {
-    /// The engine began to serve.
-    StartEngine,
-    /// The engine stopped in order.
-    StopEngine,
-    /// A card was registered or changed.
-    RegisterCard,
-    /// A control was opened.
-    OpenControl,
-    /// A tzpk was issued.
-    IssueTzpk,
-    /// A PIN was to be set.
-    SetPin,
-    /// A PIN was to be shown.
-    ViewPin,
-    /// PIN records were made anew under the newest storage key.
-    RemakeRecords,
-    /// Every PIN record was looked at and found under the newest storage key, but those that would not open.
-    EndRotation,
-    /// The boundary took up its keys as a ceremony had left them.
-    TakeUpKeys,
-    /// The block that set the PIN came again, and the PIN stands.
-    ConfirmSetPin,
+coded! {
+    /// The result of a request.
+    Outcome {
+        /// The request was carried out.
+        Done = 1,
+        /// The block is not an ISO 9564-1 format 1 block under the tzpk.
+        Malformed = 2,
+        /// The PIN breaks the PIN policy.
+        RefusedPin = 3,
+        /// The control belongs to another tenant, another purpose or another device key.
+        Denied = 4,
+    }
 }
 
-/// How it ended. The names are part of the stored format: add, never change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    /// Done.
-    Done,
-    /// The block was not ISO-1 under the tzpk.
-    Malformed,
-    /// The PIN breaks the policy.
-    RefusedPin,
-    /// The control is another tenant's, for another purpose or another device key.
-    Denied,
+coded! {
+    /// The level at which the boundary opens PIN blocks.
+    Level {
+        /// In host memory, for one operation.
+        Host = 1,
+        /// In the token: no clear block crosses the token's interface.
+        Token = 2,
+    }
 }
 
-/// A line with its place in the chain.
+coded! {
+    /// The isolation of the boundary from the engine.
+    Isolation {
+        /// The boundary is a process of its own.
+        Process = 1,
+        /// The boundary runs in the engine's process.
+        Inline = 2,
+    }
+}
+
+coded! {
+    /// The format of a PIN block.
+    BlockFormat {
+        /// ISO 9564-1 format 0.
+        #[serde(rename = "iso-0")]
+        Iso0 = 1,
+        /// ISO 9564-1 format 1.
+        #[serde(rename = "iso-1")]
+        Iso1 = 2,
+        /// ISO 9564-1 format 3.
+        #[serde(rename = "iso-3")]
+        Iso3 = 3,
+        /// ISO 9564-1 format 4.
+        #[serde(rename = "iso-4")]
+        Iso4 = 4,
+        /// The device's format 1 block, wrapped by AES key wrap with padding (RFC 5649, `CKM_AES_KEY_WRAP_PAD`).
+        Wrapped = 5,
+    }
+}
+
+impl Body {
+    /// The name of the engine that started, `HOST:STORE DIRECTORY`; `None` for any other event.
+    pub fn started_engine(&self) -> Option<&str> {
+        match self {
+            Self::EngineStarted { engine } => Some(engine),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for KeyStamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.usage, self.version)?;
+        self.kcv.map_or(Ok(()), |[a, b, c]| write!(f, ":{a:02X}{b:02X}{c:02X}"))
+    }
+}
+
+impl FromStr for KeyStamp {
+    type Err = EntryError;
+
+    fn from_str(text: &str) -> Result<Self, EntryError> {
+        let (usage, rest) = text.split_once('/').ok_or(EntryError::Unreadable)?;
+        let (version, kcv) = rest.split_once(':').map_or((rest, None), |(version, kcv)| (version, Some(kcv)));
+        let version = version.parse().map_err(|_| EntryError::Unreadable)?;
+        let kcv = kcv.map(|kcv| u32::from_str_radix(kcv, 16)).transpose().map_err(|_| EntryError::Unreadable)?;
+        let kcv = kcv.map(|kcv| {
+            let [_, a, b, c] = kcv.to_be_bytes();
+            [a, b, c]
+        });
+        let key = Self { usage: usage.into(), version, kcv };
+        // A key has one text: no sign, no leading zero, no lower-case digit.
+        if key.to_string() == text { Ok(key) } else { Err(EntryError::Unreadable) }
+    }
+}
+
+impl Serialize for KeyStamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for KeyStamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Cow::<str>::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+fn control_to_json<S: Serializer>(control: &Option<ControlId>, serializer: S) -> Result<S::Ok, S::Error> {
+    control.map(|control| control.to_string()).serialize(serializer)
+}
+
+fn control_from_json<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ControlId>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    text.map(|text| ControlId::parse(&text)).transpose().map_err(D::Error::custom)
+}
+
+/// An event with its place in the chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// 1, 2, 3 …
+    /// The position in the chain, from 1 without gaps.
     pub sequence: u64,
-    /// The hash of the entry before; zeros for the first.
+    /// The hash of the entry before; 32 zero bytes for the first.
     pub previous: [u8; 32],
-    /// What happened.
-    pub line: Event,
-    /// SHA-256 over the encoding of all of the above.
+    /// The recorded event.
+    pub event: Event,
+    /// SHA-256 over the stored form of sequence, previous hash and event.
     pub hash: [u8; 32],
 }
 
-/// The layout this release writes.
-const VERSION: u8 = 1;
+/// The first byte of the stored form.
+const VERSION: u8 = 2;
 
 impl Entry {
-    /// Gives a line its place behind the entry whose hash is `previous`.
-    pub fn chain(sequence: u64, previous: [u8; 32], line: Event) -> Self {
-        let hash = hash_of(sequence, &previous, &line);
-        Self { sequence, previous, line, hash }
+    /// Puts an event behind the entry whose hash is `previous`.
+    pub fn chain(sequence: u64, previous: [u8; 32], event: Event) -> Self {
+        let hash = hash_of(sequence, &previous, &event);
+        Self { sequence, previous, event, hash }
     }
 
-    /// Whether its hash is the hash of what it says.
+    /// Whether the hash is the hash of the entry's content.
     pub fn is_whole(&self) -> bool {
-        self.hash == hash_of(self.sequence, &self.previous, &self.line)
+        self.hash == hash_of(self.sequence, &self.previous, &self.event)
     }
 
-    /// The stored form: what is hashed, then the hash.
+    /// The stored form: the hashed bytes, then the hash.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(ENCODED_BYTES_USUAL);
-        append_hashed(&mut bytes, self.sequence, &self.previous, &self.line);
+        append_hashed(&mut bytes, self.sequence, &self.previous, &self.event);
         bytes.extend_from_slice(&self.hash);
         bytes
     }
 
-    /// Reads the stored form.
+    /// Reads the stored form. The hash is not checked: see [`Entry::is_whole`].
+    ///
+    /// # Errors
+    /// [`EntryError::Unreadable`] for bytes that [`Entry::encode`] does not write.
     pub fn decode(bytes: &[u8]) -> Result<Self, EntryError> {
         let mut read = Reader(bytes);
         if read.byte()? != VERSION {
@@ -132,61 +311,43 @@ impl Entry {
         }
         let sequence = u64::from_be_bytes(read.array()?);
         let previous = read.array()?;
-        let at = UnixMillis(u64::from_be_bytes(read.array()?));
-        let action = action_of(read.byte()?)?;
-        let outcome = outcome_of(read.byte()?)?;
-        let control = match read.byte()? {
-            0 => None,
-            1 => Some(ControlId::from_bytes(read.array()?)),
-            _ => return Err(EntryError::Unreadable),
-        };
-        let caller = read.text()?.into();
-        let tenant = match read.text()? {
-            "" => None,
-            text => Some(Tenant::parse(text).map_err(|_| EntryError::Unreadable)?),
-        };
-        let line = Event {
-            at,
-            caller,
-            tenant,
+        let event = Event {
+            at: UnixMillis(u64::from_be_bytes(read.array()?)),
+            outcome: Outcome::from_code(read.byte()?)?,
+            caller: read.text()?.into(),
+            tenant: match read.text()? {
+                "" => None,
+                text => Some(Tenant::parse(text).map_err(|_| EntryError::Unreadable)?),
+            },
             audit_user: read.text()?.into(),
-            action,
-            card: read.text()?.into(),
-            control,
-            keys: read.text()?.into(),
-            formats: Cow::Owned(read.text()?.to_owned()),
-            boundary: read.text()?.into(),
-            outcome,
+            stamp: Arc::new(read.stamp()?),
+            body: read.body()?,
         };
         let hash = read.array()?;
-        if read.0.is_empty() { Ok(Self { sequence, previous, line, hash }) } else { Err(EntryError::Unreadable) }
+        if read.0.is_empty() { Ok(Self { sequence, previous, event, hash }) } else { Err(EntryError::Unreadable) }
     }
 
-    /// As one line of JSON, for people and for [`Entry::from_json`].
+    /// One line of JSON, as exported; [`Entry::from_json`] reads it back.
     pub fn to_json(&self) -> String {
-        let line = &self.line;
-        let at = i64::try_from(line.at.0).ok().and_then(|at| Timestamp::from_millisecond(at).ok());
+        let event = &self.event;
+        let at = i64::try_from(event.at.0).ok().and_then(|at| Timestamp::from_millisecond(at).ok());
         let json = JsonEntry {
             sequence: self.sequence,
             at: at.unwrap_or(Timestamp::MAX),
-            caller: (&*line.caller).into(),
-            tenant: line.tenant.map(|tenant| tenant.as_str().to_owned()),
-            audit_user: (&*line.audit_user).into(),
-            action: line.action,
-            card: (&*line.card).into(),
-            control: line.control.map(|control| control.to_string()),
-            keys: (&*line.keys).into(),
-            formats: line.formats.clone(),
-            boundary: (&*line.boundary).into(),
-            outcome: line.outcome,
+            caller: (&*event.caller).into(),
+            tenant: event.tenant.map(|tenant| tenant.as_str().to_owned()),
+            audit_user: (&*event.audit_user).into(),
+            outcome: event.outcome,
+            event: Cow::Borrowed(&event.body),
+            boundary: Cow::Borrowed(&event.stamp),
             previous: hex(&self.previous),
             hash: hex(&self.hash),
         };
         serde_json::to_string(&json).unwrap_or_default()
     }
 
-    /// Reads one line of JSON back: the very bytes of [`Entry::to_json`], so that the hash covers what a reader sees. Another
-    /// text with the same meaning (spaces, order, escapes, digits of a time) is refused.
+    /// Reads one line of JSON back. Only the very bytes of [`Entry::to_json`] are read, so that the hash covers what a reader
+    /// sees; another text with the same meaning (spaces, order, escapes, digits of a time) is rejected.
     ///
     /// # Errors
     /// [`EntryError::Unreadable`], or [`EntryError::Rewritten`] for another text with the same meaning.
@@ -199,33 +360,28 @@ impl Entry {
         let json: JsonEntry = serde_json::from_str(text).map_err(|_| EntryError::Unreadable)?;
         let at = u64::try_from(json.at.as_millisecond()).map_err(|_| EntryError::Unreadable)?;
         let tenant = json.tenant.map(|tenant| Tenant::parse(&tenant)).transpose();
-        let control = json.control.map(|control| ControlId::parse(&control)).transpose();
-        let line = Event {
+        let event = Event {
             at: UnixMillis(at),
             caller: (&*json.caller).into(),
             tenant: tenant.map_err(|_| EntryError::Unreadable)?,
             audit_user: (&*json.audit_user).into(),
-            action: json.action,
-            card: (&*json.card).into(),
-            control: control.map_err(|_| EntryError::Unreadable)?,
-            keys: (&*json.keys).into(),
-            formats: Cow::Owned(json.formats.into_owned()),
-            boundary: (&*json.boundary).into(),
             outcome: json.outcome,
+            stamp: Arc::new(json.boundary.into_owned()),
+            body: json.event.into_owned(),
         };
         let (previous, hash) = (unhex(&json.previous)?, unhex(&json.hash)?);
-        Ok(Self { sequence: json.sequence, previous, line, hash })
+        Ok(Self { sequence: json.sequence, previous, event, hash })
     }
 }
 
 /// Why bytes or a text are not read as an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum EntryError {
-    /// Not an entry of this release.
-    #[error("not an audit entry this release can read")]
+    /// The bytes or the text are not an entry of this release.
+    #[error("not an audit entry that this release can read")]
     Unreadable,
-    /// An entry in another text than [`Entry::to_json`] writes.
-    #[error("an audit entry whose text is not as the engine exports it")]
+    /// The text means an entry, and differs from what [`Entry::to_json`] writes for it.
+    #[error("the text of the audit entry differs from the engine's export")]
     Rewritten,
 }
 
@@ -237,53 +393,92 @@ struct JsonEntry<'a> {
     caller: Cow<'a, str>,
     tenant: Option<String>,
     audit_user: Cow<'a, str>,
-    action: Action,
-    card: Cow<'a, str>,
-    control: Option<String>,
-    keys: Cow<'a, str>,
-    formats: Cow<'a, str>,
-    boundary: Cow<'a, str>,
     outcome: Outcome,
+    event: Cow<'a, Body>,
+    boundary: Cow<'a, Stamp>,
     previous: String,
     hash: String,
 }
 
-/// About what an entry takes in its stored form.
+/// The usual size of the stored form.
 const ENCODED_BYTES_USUAL: usize = 384;
 
-fn hash_of(sequence: u64, previous: &[u8; 32], line: &Event) -> [u8; 32] {
-    append(&mut Vec::with_capacity(ENCODED_BYTES_USUAL), sequence, previous, line)
+fn hash_of(sequence: u64, previous: &[u8; 32], event: &Event) -> [u8; 32] {
+    append(&mut Vec::with_capacity(ENCODED_BYTES_USUAL), sequence, previous, event)
 }
 
-/// Appends the stored form of the entry that `line` becomes behind the one whose hash is `previous`; gives its hash.
-pub fn append(bytes: &mut Vec<u8>, sequence: u64, previous: &[u8; 32], line: &Event) -> [u8; 32] {
+/// Appends the stored form of the entry that `event` becomes behind the entry whose hash is `previous`; returns its hash.
+pub fn append(bytes: &mut Vec<u8>, sequence: u64, previous: &[u8; 32], event: &Event) -> [u8; 32] {
     let at = bytes.len();
-    append_hashed(bytes, sequence, previous, line);
+    append_hashed(bytes, sequence, previous, event);
     let hash: [u8; 32] = Sha256::digest(bytes.get(at..).unwrap_or_default()).into();
     bytes.extend_from_slice(&hash);
     hash
 }
 
-/// Everything but the hash; texts have their length before them, so no two lines look alike.
-fn append_hashed(bytes: &mut Vec<u8>, sequence: u64, previous: &[u8; 32], line: &Event) {
+/// Everything but the hash. Texts and lists are preceded by their length, so two events never have the same bytes.
+fn append_hashed(bytes: &mut Vec<u8>, sequence: u64, previous: &[u8; 32], event: &Event) {
     bytes.push(VERSION);
     bytes.extend_from_slice(&sequence.to_be_bytes());
     bytes.extend_from_slice(previous);
-    bytes.extend_from_slice(&line.at.0.to_be_bytes());
-    bytes.extend_from_slice(&[action_code(line.action), outcome_code(line.outcome)]);
-    match line.control {
-        Some(control) => {
+    bytes.extend_from_slice(&event.at.0.to_be_bytes());
+    bytes.push(event.outcome.code());
+    append_text(bytes, &event.caller);
+    append_text(bytes, event.tenant.as_ref().map_or("", Tenant::as_str));
+    append_text(bytes, &event.audit_user);
+    append_stamp(bytes, &event.stamp);
+    append_body(bytes, &event.body);
+}
+
+fn append_text(bytes: &mut Vec<u8>, text: &str) {
+    let kept = text.as_bytes().get(..usize::from(u16::MAX)).unwrap_or(text.as_bytes());
+    bytes.extend_from_slice(&u16::try_from(kept.len()).unwrap_or(u16::MAX).to_be_bytes());
+    bytes.extend_from_slice(kept);
+}
+
+fn append_stamp(bytes: &mut Vec<u8>, stamp: &Stamp) {
+    bytes.extend_from_slice(&[stamp.level.code(), stamp.isolation.code()]);
+    append_text(bytes, &stamp.token);
+    let count = u16::try_from(stamp.keys.len()).unwrap_or(u16::MAX);
+    bytes.extend_from_slice(&count.to_be_bytes());
+    for key in stamp.keys.iter().take(count.into()) {
+        append_text(bytes, &key.usage);
+        bytes.extend_from_slice(&key.version.to_be_bytes());
+        append_option(bytes, key.kcv.as_ref().map(<[u8; 3]>::as_slice));
+    }
+}
+
+fn append_body(bytes: &mut Vec<u8>, body: &Body) {
+    match body {
+        Body::EngineStarted { engine } => {
             bytes.push(1);
-            bytes.extend_from_slice(control.as_bytes());
+            append_text(bytes, engine);
         }
-        None => bytes.push(0),
+        Body::EngineStopped => bytes.push(2),
+        Body::KeysReloaded => bytes.push(3),
+        Body::RecordsReencrypted { count } => {
+            bytes.push(4);
+            bytes.extend_from_slice(&count.to_be_bytes());
+        }
+        Body::RotationEnded { checked, failed } => {
+            bytes.push(5);
+            bytes.extend_from_slice(&checked.to_be_bytes());
+            bytes.extend_from_slice(&failed.to_be_bytes());
+        }
+        Body::Card(event) => {
+            bytes.extend_from_slice(&[6, event.action.code()]);
+            append_text(bytes, &event.card);
+            append_option(bytes, event.control.as_ref().map(|control| control.as_bytes().as_slice()));
+            let formats = event.formats.map(|formats| [formats.from.code(), formats.to.code()]);
+            append_option(bytes, formats.as_ref().map(<[u8; 2]>::as_slice));
+        }
     }
-    let tenant = line.tenant.as_ref().map_or("", Tenant::as_str);
-    for text in [&*line.caller, tenant, &line.audit_user, &line.card, &line.keys, &line.formats, &line.boundary] {
-        let kept = text.as_bytes().get(..usize::from(u16::MAX)).unwrap_or(text.as_bytes());
-        bytes.extend_from_slice(&u16::try_from(kept.len()).unwrap_or(u16::MAX).to_be_bytes());
-        bytes.extend_from_slice(kept);
-    }
+}
+
+/// 1 and the bytes, or 0.
+fn append_option(bytes: &mut Vec<u8>, some: Option<&[u8]>) {
+    bytes.push(u8::from(some.is_some()));
+    bytes.extend_from_slice(some.unwrap_or_default());
 }
 
 struct Reader<'a>(&'a [u8]);
@@ -307,57 +502,52 @@ impl<'a> Reader<'a> {
         let length = u16::from_be_bytes(self.array()?);
         std::str::from_utf8(self.take(length.into())?).map_err(|_| EntryError::Unreadable)
     }
-}
-
-fn action_code(action: Action) -> u8 {
-    match action {
-        Action::StartEngine => 1,
-        Action::StopEngine => 2,
-        Action::RegisterCard => 3,
-        Action::OpenControl => 4,
-        Action::IssueTzpk => 5,
-        Action::SetPin => 6,
-        Action::ViewPin => 7,
-        Action::RemakeRecords => 8,
-        Action::EndRotation => 9,
-        Action::TakeUpKeys => 10,
-        Action::ConfirmSetPin => 11,
+    fn option<const N: usize>(&mut self) -> Result<Option<[u8; N]>, EntryError> {
+        match self.byte()? {
+            0 => Ok(None),
+            1 => self.array().map(Some),
+            _ => Err(EntryError::Unreadable),
+        }
     }
-}
 
-fn action_of(code: u8) -> Result<Action, EntryError> {
-    use Action::{
-        ConfirmSetPin, EndRotation, IssueTzpk, OpenControl, RegisterCard, RemakeRecords, SetPin, StartEngine,
-        StopEngine, TakeUpKeys, ViewPin,
-    };
-    let all = [
-        StartEngine,
-        StopEngine,
-        RegisterCard,
-        OpenControl,
-        IssueTzpk,
-        SetPin,
-        ViewPin,
-        RemakeRecords,
-        EndRotation,
-        TakeUpKeys,
-        ConfirmSetPin,
-    ];
-    all.into_iter().find(|action| action_code(*action) == code).ok_or(EntryError::Unreadable)
-}
-
-fn outcome_code(outcome: Outcome) -> u8 {
-    match outcome {
-        Outcome::Done => 1,
-        Outcome::Malformed => 2,
-        Outcome::RefusedPin => 3,
-        Outcome::Denied => 4,
+    fn number(&mut self) -> Result<u64, EntryError> {
+        self.array().map(u64::from_be_bytes)
     }
-}
 
-fn outcome_of(code: u8) -> Result<Outcome, EntryError> {
-    let all = [Outcome::Done, Outcome::Malformed, Outcome::RefusedPin, Outcome::Denied];
-    all.into_iter().find(|outcome| outcome_code(*outcome) == code).ok_or(EntryError::Unreadable)
+    fn stamp(&mut self) -> Result<Stamp, EntryError> {
+        let (level, isolation) = (Level::from_code(self.byte()?)?, Isolation::from_code(self.byte()?)?);
+        let token = self.text()?.into();
+        let count = u16::from_be_bytes(self.array()?);
+        let keys = (0..count).map(|_| self.key()).collect::<Result<_, _>>()?;
+        Ok(Stamp { level, token, isolation, keys })
+    }
+
+    fn key(&mut self) -> Result<KeyStamp, EntryError> {
+        let usage = self.text()?.into();
+        Ok(KeyStamp { usage, version: u16::from_be_bytes(self.array()?), kcv: self.option()? })
+    }
+
+    fn body(&mut self) -> Result<Body, EntryError> {
+        Ok(match self.byte()? {
+            1 => Body::EngineStarted { engine: self.text()?.into() },
+            2 => Body::EngineStopped,
+            3 => Body::KeysReloaded,
+            4 => Body::RecordsReencrypted { count: self.number()? },
+            5 => Body::RotationEnded { checked: self.number()?, failed: self.number()? },
+            6 => Body::Card(CardEvent {
+                action: Action::from_code(self.byte()?)?,
+                card: self.text()?.into(),
+                control: self.option()?.map(ControlId::from_bytes),
+                formats: match self.option()? {
+                    Some([from, to]) => {
+                        Some(Formats { from: BlockFormat::from_code(from)?, to: BlockFormat::from_code(to)? })
+                    }
+                    None => None,
+                },
+            }),
+            _ => return Err(EntryError::Unreadable),
+        })
+    }
 }
 
 /// Lower-case hexadecimal.

@@ -192,7 +192,7 @@ fn in_store(directory: &Path, wanted: &Wanted<'_>) -> Result<Answer, RecordsErro
         let page = store.audit_page(from, PAGE_ENTRIES)?;
         let Some(last) = page.last() else { return Ok(answer) };
         from = last.sequence.saturating_add(1);
-        answer.known.extend(page.iter().filter_map(|entry| entry.line.started_engine().map(str::to_owned)));
+        answer.known.extend(page.iter().filter_map(|entry| entry.event.body.started_engine().map(str::to_owned)));
     }
 }
 

@@ -32,7 +32,7 @@ use self::{
 use crate::metrics::{Metrics, MetricsError};
 use crate::pin::Pins;
 use crate::rotation::Progress;
-use audit::entry::Action;
+use audit::entry::Body;
 use domain::limits::REQUEST_BYTES_MAX;
 use hsm_client::{AbsentKeys, Boundary, BoundaryError, KeyMismatch, OpenBoundary};
 use net::tls::{self, ListenError, ServerTls, TlsError};
@@ -168,7 +168,7 @@ impl Engine {
         self.serving.stop().await;
         // A store that fails may never answer.
         let noted = tokio::select! {
-            noted = self.pins.note_engine(Action::StopEngine) => noted,
+            noted = self.pins.note_engine(Body::EngineStopped) => noted,
             failure = failure(&self.store) => Err(StoreError::Failed(failure)),
         };
         self.store.close().await;

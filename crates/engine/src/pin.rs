@@ -13,7 +13,7 @@ use hsm_protocol::{Account, AccountNumber, DeviceKey, EncryptedBlock, PinRecord,
 use thiserror::Error;
 use tokio::sync::watch;
 
-use audit::entry::{Action, Event, Outcome};
+use audit::entry::{Action, BlockFormat, Body, CardEvent, Event, Formats, Isolation, KeyStamp, Level, Outcome, Stamp};
 use clock;
 use domain::caller::Caller;
 use domain::card::{Card, CardKey, PlasticId, RegisteredAccount};
@@ -54,7 +54,7 @@ impl Pins {
     /// Over an opened boundary and an opened store.
     pub fn new(boundary: Arc<dyn Boundary>, store: Arc<dyn Store>, rules: Rules) -> Self {
         let mut status = boundary.watched();
-        let stamp = Arc::new(Stamp::of(&status.borrow_and_update()));
+        let stamp = Arc::new(stamp_of(&status.borrow_and_update()));
         Self { boundary, store, rules, stamped: RwLock::new(Stamped { status, stamp }) }
     }
 
@@ -69,7 +69,7 @@ impl Pins {
         drop(stamped);
         let mut stamped = self.stamped.write().unwrap_or_else(PoisonError::into_inner);
         let Stamped { status, stamp } = &mut *stamped;
-        *stamp = Arc::new(Stamp::of(&status.borrow_and_update()));
+        *stamp = Arc::new(stamp_of(&status.borrow_and_update()));
         Arc::clone(stamp)
     }
 
@@ -88,7 +88,7 @@ impl Pins {
             }),
             None => None,
         };
-        let line = self.line(caller, Action::RegisterCard, &plastic, account.as_ref());
+        let line = self.line(caller, about_card(Action::RegisterCard, &plastic, account.as_ref()));
         Ok(self.store.register(card, account, line).await?)
     }
 
@@ -116,8 +116,8 @@ impl Pins {
             device_key,
             state: ControlState::Open,
         };
-        let mut line = self.line(caller, Action::OpenControl, &plastic, None);
-        line.control = Some(control.id);
+        let event = about_card(Action::OpenControl, &plastic, None);
+        let line = self.line(caller, CardEvent { control: Some(control.id), ..event });
         self.store.open(control, self.rules.admission, line).await
     }
 
@@ -184,8 +184,8 @@ impl Pins {
         let sealed = sealed_account(pin.account.as_ref())?;
         let revealed = self.boundary.reveal(&record, &binding(&control), account(&sealed), device).await?;
 
-        let mut line = self.control_line(caller, Action::ViewPin, &control);
-        line.formats = self.stamp().shown.into();
+        let formats = Some(Formats { from: block_format(record.form()), to: BlockFormat::Iso1 });
+        let line = self.line(caller, CardEvent { formats, ..about_control(Action::ViewPin, &control) });
         self.store.advance(id, Transition::View, line).await?;
         Ok(ShownPin {
             encrypted_tzpk: revealed.wrapped,
@@ -227,7 +227,7 @@ impl Pins {
             }
         }
         if !remade.is_empty() {
-            page.remade = self.store.remake(remade, self.own_line(Action::RemakeRecords, "")).await?;
+            page.remade = self.store.remake(remade, self.own_line(Body::RecordsReencrypted { count: 0 })).await?;
         }
         Ok(page)
     }
@@ -244,8 +244,7 @@ impl Pins {
 
     /// Writes that every PIN record was looked at, and how many would not open.
     pub async fn note_rotated(&self, checked: u64, failed: u64) -> Result<(), StoreError> {
-        let found = format!("{checked} records, {failed} closed");
-        self.store.note(self.own_line(Action::EndRotation, &found)).await
+        self.store.note(self.own_line(Body::RotationEnded { checked, failed })).await
     }
 
     /// Takes no PIN any more that was made under a key older than those of `status`: it is judged again. Once this is answered,
@@ -255,18 +254,18 @@ impl Pins {
         let status = Arc::clone(status);
         let is_current =
             move |pin: &StoredPin| PinRecord::from_bytes(&pin.record).is_ok_and(|record| status.is_current(&record));
-        self.store.admit_pins(Arc::new(is_current), keys.into(), self.own_line(Action::TakeUpKeys, "")).await
+        self.store.admit_pins(Arc::new(is_current), keys.into(), self.own_line(Body::KeysReloaded)).await
     }
 
     /// Writes that the engine of this name begins to serve, and with which keys.
     pub async fn note_start(&self, engine: &str, status: &hsm_protocol::Status) -> Result<(), StoreError> {
         let keys = hsm_protocol::KeyId::list_to_bytes(status.keys());
-        self.store.note_keys(keys.into(), self.own_line(Action::StartEngine, engine)).await
+        self.store.note_keys(keys.into(), self.own_line(Body::EngineStarted { engine: engine.into() })).await
     }
 
-    /// Writes what the engine did with itself.
-    pub async fn note_engine(&self, action: Action) -> Result<(), StoreError> {
-        self.store.note(self.own_line(action, "")).await
+    /// Records an event of the engine itself.
+    pub async fn note_engine(&self, body: Body) -> Result<(), StoreError> {
+        self.store.note(self.own_line(body)).await
     }
 
     /// The version of the seal key of each usable control's tzpk; none of one that this release can't read.
@@ -279,25 +278,20 @@ impl Pins {
     /// at the chain's end.
     pub async fn started_engines(&self, from: u64, limit: usize) -> Result<(Vec<String>, Option<u64>), StoreError> {
         let entries = self.store.audit(from, limit).await?;
-        let names = entries.iter().filter_map(|entry| entry.line.started_engine().map(str::to_owned)).collect();
+        let names = entries.iter().filter_map(|entry| entry.event.body.started_engine().map(str::to_owned)).collect();
         Ok((names, entries.last().map(|last| last.sequence.saturating_add(1))))
     }
 
-    /// A line about the engine's own doings.
-    fn own_line(&self, action: Action, what: &str) -> Event {
-        let stamp = self.stamp();
+    /// An event of the engine itself.
+    fn own_line(&self, body: Body) -> Event {
         Event {
             at: clock::now(),
             caller: "engine".into(),
             tenant: None,
             audit_user: "engine".into(),
-            action,
-            card: what.into(),
-            control: None,
-            keys: stamp.keys.clone(),
-            formats: "".into(),
-            boundary: stamp.boundary.clone(),
             outcome: Outcome::Done,
+            stamp: self.stamp(),
+            body,
         }
     }
 
@@ -319,21 +313,22 @@ impl Pins {
         let tzpk = SealedKey::from_bytes(&under.0).map_err(hsm_protocol::Error::from)?;
         let sealed = sealed_account(control.account.as_ref())?;
         let judged = self.boundary.accept(&tzpk, &binding(control), block, account(&sealed)).await;
-        let mut line = self.control_line(caller, Action::SetPin, control);
+        let card = about_control(Action::SetPin, control);
         match judged {
             Ok(accepted) => {
-                line.formats = self.stamp().kept.into();
+                let formats = Some(Formats { from: BlockFormat::Iso1, to: block_format(accepted.record.form()) });
+                let line = self.line(caller, CardEvent { formats, ..card });
                 let event = Transition::Set { under, retry: RetryTag(accepted.retry_tag) };
                 let pin = StoredPin { record: accepted.record.as_bytes().into(), account: control.account.clone() };
                 Ok(self.store.set_pin(control.id, event, pin, line).await?)
             }
             Err(hsm_protocol::AcceptError::Refused(Refusal::MalformedBlock)) => {
-                line.outcome = Outcome::Malformed;
+                let line = Event { outcome: Outcome::Malformed, ..self.line(caller, card) };
                 self.store.advance(control.id, Transition::Malformed { under }, line).await?;
                 Err(SetPinError::Malformed)
             }
             Err(hsm_protocol::AcceptError::Refused(Refusal::PinPolicy)) => {
-                line.outcome = Outcome::RefusedPin;
+                let line = Event { outcome: Outcome::RefusedPin, ..self.line(caller, card) };
                 self.store.advance(control.id, Transition::RefusedPin { under }, line).await?;
                 Err(SetPinError::RefusedPin)
             }
@@ -397,24 +392,18 @@ impl Pins {
     }
 
     fn control_line(&self, caller: &Caller, action: Action, control: &Control) -> Event {
-        let line = self.line(caller, action, &control.card.plastic, control.account.as_ref());
-        Event { control: Some(control.id), ..line }
+        self.line(caller, about_control(action, control))
     }
 
-    fn line(&self, caller: &Caller, action: Action, plastic: &PlasticId, account: Option<&RegisteredAccount>) -> Event {
-        let stamp = self.stamp();
+    fn line(&self, caller: &Caller, card: CardEvent) -> Event {
         Event {
             at: clock::now(),
             caller: caller.peer.clone(),
             tenant: Some(caller.tenant),
             audit_user: caller.audit_user.shared(),
-            action,
-            card: account.map_or_else(|| plastic.masked().into(), |account| account.masked.clone()),
-            control: None,
-            keys: stamp.keys.clone(),
-            formats: "".into(),
-            boundary: stamp.boundary.clone(),
             outcome: Outcome::Done,
+            stamp: self.stamp(),
+            body: Body::Card(card),
         }
     }
 }
@@ -469,28 +458,44 @@ pub enum RemakeError {
     Store(#[from] StoreError),
 }
 
-/// What the boundary is, as every audit line says it.
-struct Stamp {
-    keys: Arc<str>,
-    boundary: Arc<str>,
-    kept: &'static str,
-    shown: &'static str,
+/// The boundary status as every audit event carries it.
+fn stamp_of(status: &hsm_protocol::Status) -> Stamp {
+    let key = |key: &hsm_protocol::KeyId| KeyStamp {
+        usage: key.usage.as_str().into(),
+        version: key.version,
+        kcv: key.kcv.map(|kcv| *kcv.as_bytes()),
+    };
+    Stamp {
+        level: match status.level() {
+            hsm_protocol::BoundaryLevel::Token => Level::Token,
+            hsm_protocol::BoundaryLevel::Host => Level::Host,
+        },
+        token: status.token().into(),
+        isolation: match status.isolation() {
+            hsm_protocol::Isolation::Process => Isolation::Process,
+            hsm_protocol::Isolation::Inline => Isolation::Inline,
+        },
+        keys: status.keys().iter().map(key).collect(),
+    }
 }
 
-impl Stamp {
-    fn of(status: &hsm_protocol::Status) -> Self {
-        Self {
-            keys: hsm_protocol::KeyId::list_to_text(status.keys()).into(),
-            boundary: format!("{}/{}/{}", status.level(), status.token(), status.isolation()).into(),
-            kept: match status.form() {
-                hsm_protocol::StorageFormat::Wrapped => "iso-1>wrapped",
-                hsm_protocol::StorageFormat::Iso4 => "iso-1>iso-4",
-                hsm_protocol::StorageFormat::Iso3 => "iso-1>iso-3",
-                hsm_protocol::StorageFormat::Iso0 => "iso-1>iso-0",
-            },
-            shown: "stored>iso-1",
-        }
+fn block_format(form: hsm_protocol::StorageFormat) -> BlockFormat {
+    match form {
+        hsm_protocol::StorageFormat::Wrapped => BlockFormat::Wrapped,
+        hsm_protocol::StorageFormat::Iso4 => BlockFormat::Iso4,
+        hsm_protocol::StorageFormat::Iso3 => BlockFormat::Iso3,
+        hsm_protocol::StorageFormat::Iso0 => BlockFormat::Iso0,
     }
+}
+
+fn about_card(action: Action, plastic: &PlasticId, account: Option<&RegisteredAccount>) -> CardEvent {
+    let card = account.map_or_else(|| plastic.masked().into(), |account| account.masked.clone());
+    CardEvent { action, card, control: None, formats: None }
+}
+
+fn about_control(action: Action, control: &Control) -> CardEvent {
+    let event = about_card(action, &control.card.plastic, control.account.as_ref());
+    CardEvent { control: Some(control.id), ..event }
 }
 
 /// A tzpk for a device.

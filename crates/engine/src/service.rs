@@ -198,7 +198,7 @@ impl audit_service_server::AuditService for Services {
                 from = last.sequence.saturating_add(1);
                 // The store is read without a wait: the calls of this thread come between two pages.
                 tokio::task::yield_now().await;
-                for entry in page.iter().filter(|entry| auditor.sees(entry.line.tenant.as_ref())) {
+                for entry in page.iter().filter(|entry| auditor.sees(entry.event.tenant.as_ref())) {
                     let json = entry.to_json();
                     // The reader has gone: nothing is left to do for it.
                     if entries.send(Ok(proto::AuditEntry { json })).await.is_err() {

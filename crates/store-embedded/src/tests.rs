@@ -1,9 +1,12 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
-use audit::{chain::Walk, entry::Action};
+use audit::{
+    chain::Walk,
+    entry::{Action, Body},
+};
 use clock::set_time::SetTime;
-use store::conformance::{self, GENEROUS, card, confirm, control, keyed, line, set};
+use store::conformance::{self, GENEROUS, card, confirm, control, keyed, line, own_line, set};
 
 /// Opens a store whose clocks the test moves.
 fn open_at(directory: &Path, time: &Arc<SetTime>) -> Embedded {
@@ -73,7 +76,7 @@ async fn a_change_whose_caller_has_gone_is_dropped() {
         queue.waiting.push(Command { change: note, line: line(Action::SetPin), deadline: None });
         drop((set_answer, note_answer));
     }
-    store.note(line(Action::StopEngine)).await.unwrap();
+    store.note(own_line(Body::EngineStopped)).await.unwrap();
     assert_eq!(store.checkpoint().sequence, before + 2, "both notes, and no set");
     assert!(Store::pin(&store, &card(1)).await.unwrap().is_none());
     set(&store, opened.id, 2).await.unwrap();
@@ -277,7 +280,7 @@ async fn a_damaged_store_is_refused_or_reads_as_it_was_but_for_the_very_last_com
     let opened = keyed(&store, card(1)).await;
     set(&store, opened.id, 5).await.unwrap();
     let before_last = store.checkpoint().sequence;
-    store.note(line(Action::StopEngine)).await.unwrap();
+    store.note(own_line(Body::EngineStopped)).await.unwrap();
     store.close().await;
     drop(store);
 
@@ -388,9 +391,9 @@ async fn the_noted_keys_survive_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(directory.path()).unwrap();
     assert_eq!((store.noted_keys().unwrap(), store.needs_keys().unwrap()), (None, false));
-    store.note_keys([1].into(), line(Action::StartEngine)).await.unwrap();
+    store.note_keys([1].into(), own_line(Body::EngineStarted { engine: "host:/store".into() })).await.unwrap();
     let every = Arc::new(|_: &StoredPin| true);
-    store.admit_pins(every, [2, 3].into(), line(Action::TakeUpKeys)).await.unwrap();
+    store.admit_pins(every, [2, 3].into(), own_line(Body::KeysReloaded)).await.unwrap();
     let control = keyed(&store, card(1)).await;
     assert!(store.needs_keys().unwrap(), "a card may have an account number");
     set(&store, control.id, 1).await.unwrap();

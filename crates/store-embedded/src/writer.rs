@@ -24,7 +24,7 @@ use super::{
 };
 use audit::{
     chain::Checkpoint,
-    entry::{self, Event},
+    entry::{self, Body, Event},
 };
 use clock::deadline::Deadline;
 use domain::card::{Card, CardKey, RegisteredAccount};
@@ -402,7 +402,7 @@ impl<'a> Batch<'a> {
         if count == 0 {
             return Ok(0);
         }
-        line.card = format!("{count} records").into();
+        line.body = Body::RecordsReencrypted { count };
         self.audited(line, |batch| {
             for (key, set_at, row) in standing {
                 batch.pins.insert(key, (set_at, row));

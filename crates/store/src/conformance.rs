@@ -14,7 +14,7 @@ use std::{sync::Arc, time::Duration};
 use crate::{Admission, AdvanceError, OpenError, RegisterError, RemadePin, Store, StoreError, StoredPin, UnknownCards};
 use audit::{
     chain::Walk,
-    entry::{Action, Event, Outcome},
+    entry::{Action, Body, CardEvent, Entry, Event, Isolation, Level, Outcome, Stamp},
 };
 use clock::deadline::Deadline;
 use domain::card::{CardKey, PinStatus, PlasticId, RegisteredAccount, Tenant};
@@ -63,18 +63,30 @@ pub fn control(card: CardKey) -> Control {
 }
 
 pub fn line(action: Action) -> Event {
+    own_line(Body::Card(CardEvent { action, card: "***1".into(), control: None, formats: None }))
+}
+
+pub fn own_line(body: Body) -> Event {
+    let stamp = Stamp { level: Level::Host, token: "software".into(), isolation: Isolation::Process, keys: [].into() };
     Event {
         at: clock::now(),
         caller: "suite".into(),
         tenant: Tenant::parse("bank").ok(),
         audit_user: "suite".into(),
-        action,
-        card: "***1".into(),
-        control: None,
-        keys: "storage/1:A1B2C3".into(),
-        formats: "iso-1>iso-4".into(),
-        boundary: "host/software".into(),
         outcome: Outcome::Done,
+        stamp: Arc::new(stamp),
+        body,
+    }
+}
+
+fn reencrypted(count: u64) -> Event {
+    own_line(Body::RecordsReencrypted { count })
+}
+
+fn action(entry: &Entry) -> Option<Action> {
+    match &entry.event.body {
+        Body::Card(card) => Some(card.action),
+        _ => None,
     }
 }
 
@@ -212,7 +224,7 @@ async fn a_control_follows_the_account_number_of_its_card(store: &impl Store) {
 async fn a_pin_that_is_not_admitted_any_more_is_not_kept_and_its_control_stays(store: &impl Store) {
     let opened = keyed(store, card(1)).await;
     let newer = Arc::new(|pin: &StoredPin| pin.record[0] > 1);
-    store.admit_pins(newer, [].into(), line(Action::TakeUpKeys)).await.unwrap();
+    store.admit_pins(newer, [].into(), own_line(Body::KeysReloaded)).await.unwrap();
     let older = set(store, opened.id, 1).await;
     assert!(matches!(older, Err(AdvanceError::Denied(Denied::Superseded))));
     assert!(store.pin(&card(1)).await.unwrap().is_none());
@@ -225,11 +237,12 @@ async fn every_change_has_its_line_and_no_refusal_has(store: &impl Store) {
     set(store, opened.id, 1).await.unwrap();
     set(store, opened.id, 2).await.unwrap_err();
     store.advance(opened.id, Transition::View, line(Action::ViewPin)).await.unwrap_err();
-    store.note(line(Action::StopEngine)).await.unwrap();
+    store.note(own_line(Body::EngineStopped)).await.unwrap();
 
     let entries = store.audit(1, 100).await.unwrap();
-    let actions: Vec<_> = entries.iter().map(|entry| entry.line.action).collect();
-    assert_eq!(actions, [Action::OpenControl, Action::IssueTzpk, Action::SetPin, Action::StopEngine]);
+    let actions: Vec<_> = entries.iter().map(action).collect();
+    assert_eq!(actions, [Some(Action::OpenControl), Some(Action::IssueTzpk), Some(Action::SetPin), None]);
+    assert_eq!(entries[3].event.body, Body::EngineStopped);
     let mut walk = Walk::expecting(Vec::new());
     entries.iter().try_for_each(|entry| walk.step(entry)).unwrap();
     assert_eq!(store.audit(3, 1).await.unwrap(), entries[2..3]);
@@ -262,15 +275,14 @@ async fn a_record_is_made_anew_where_it_still_stands_and_a_newer_pin_stays(store
     set(store, newer.id, 2).await.unwrap();
     let remade = |number| RemadePin { card: card(number), before: [1; 38].into(), after: [9; 38].into() };
 
-    assert_eq!(store.remake(vec![remade(1), remade(2), remade(3)], line(Action::RemakeRecords)).await.unwrap(), 1);
+    assert_eq!(store.remake(vec![remade(1), remade(2), remade(3)], reencrypted(0)).await.unwrap(), 1);
     assert_eq!(*store.pin(&card(1)).await.unwrap().unwrap().record, [9; 38]);
     assert_eq!(*store.pin(&card(2)).await.unwrap().unwrap().record, [2; 38]);
     assert_eq!(store.card(&card(1)).await.unwrap().unwrap().pin_set_at, set_at, "the PIN is as old as it was");
-    let last = |entries: Vec<audit::entry::Entry>| entries.last().map(|entry| entry.line.card.clone());
-    assert_eq!(last(store.audit(1, 1_000).await.unwrap()).as_deref(), Some("1 records"));
-
-    let entries = store.audit(1, 1_000).await.unwrap().len();
-    assert_eq!(store.remake(vec![remade(1)], line(Action::RemakeRecords)).await.unwrap(), 0);
+    let entries = store.audit(1, 1_000).await.unwrap();
+    assert_eq!(entries.last().unwrap().event.body, Body::RecordsReencrypted { count: 1 });
+    let entries = entries.len();
+    assert_eq!(store.remake(vec![remade(1)], reencrypted(0)).await.unwrap(), 0);
     assert_eq!(store.audit(1, 1_000).await.unwrap().len(), entries, "nothing happened, and a line says so");
 }
 
@@ -316,7 +328,7 @@ async fn a_retry_is_confirmed_while_its_pin_stands(store: &impl Store) {
     confirm(store, first.id, 1).await.unwrap();
     confirm(store, first.id, 1).await.unwrap();
     let entries = store.audit(1, 1_000).await.unwrap();
-    assert!(entries[before..].iter().all(|entry| entry.line.action == Action::ConfirmSetPin));
+    assert!(entries[before..].iter().all(|entry| action(entry) == Some(Action::ConfirmSetPin)));
     assert_eq!(entries.len(), before + 2, "a confirmed retry has its line");
     assert!(is_not_usable(&confirm(store, first.id, 2).await), "another block");
     assert!(is_not_usable(&confirm(store, ControlId::random(), 1).await));
@@ -342,12 +354,12 @@ async fn reencryption_and_a_new_account_number_close_no_control(store: &impl Sto
     set(store, first.id, 1).await.unwrap();
     let second = keyed(store, card(1)).await;
     let remade = RemadePin { card: card(1), before: [1; 38].into(), after: [9; 38].into() };
-    assert_eq!(store.remake(vec![remade], line(Action::RemakeRecords)).await.unwrap(), 1);
+    assert_eq!(store.remake(vec![remade], reencrypted(0)).await.unwrap(), 1);
     confirm(store, first.id, 1).await.unwrap();
     assert!(is_not_usable(&set(store, second.id, 2).await), "the retry has closed it");
     let third = keyed(store, card(1)).await;
     let remade = RemadePin { card: card(1), before: [9; 38].into(), after: [8; 38].into() };
-    assert_eq!(store.remake(vec![remade], line(Action::RemakeRecords)).await.unwrap(), 1);
+    assert_eq!(store.remake(vec![remade], reencrypted(0)).await.unwrap(), 1);
     set(store, third.id, 3).await.unwrap();
 
     store.register(card(2), account(2), line(Action::RegisterCard)).await.unwrap();

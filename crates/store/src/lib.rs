@@ -81,8 +81,8 @@ pub trait Store: Send + Sync + 'static {
     /// The newest tzpk of each control that is usable at `now`.
     fn live_tzpks(&self, now: UnixMillis) -> Answer<'_, Result<Vec<SealedTzpk>, StoreError>>;
 
-    /// Puts each record in the place of the one it was made of, where that still stands; answers how many did. The line's
-    /// `card` is filled in here, with their number; where none did nothing happens, and there is no line.
+    /// Puts each record in the place of the one it was made of, where that still stands; answers how many did. The store
+    /// writes their number as the body of the event; where none did nothing happens, and no event is recorded.
     fn remake(&self, remade: Vec<RemadePin>, line: Event) -> Answer<'_, Result<u64, StoreError>>;
 
     /// Writes the list of the keys that the engine uses, opaque here, in the place of the last one.

@@ -7,7 +7,7 @@ use tokio::runtime::Builder;
 
 use super::{BenchError, MemoryArguments};
 use crate::commands::demo::TemporaryDirectory;
-use audit::entry::{Action, Event, Outcome};
+use audit::entry::{Action, Body, CardEvent, Event, Isolation, Level, Outcome, Stamp};
 use domain::card::{CardKey, PlasticId, RegisteredAccount, Tenant};
 use domain::control::{Control, ControlId, ControlState, Scope, SealedTzpk, Transition};
 use store::{Admission, Store, UnknownCards};
@@ -59,18 +59,16 @@ async fn open(store: &Embedded, number: usize, bar: &ProgressBar) -> Result<(), 
     let named = |text: &str| PlasticId::parse(text).map_err(|error| refused(&error));
     let tenant = Tenant::parse("bank").map_err(|error| refused(&error))?;
     let card = CardKey { tenant, plastic: named(&format!("{:010}", number / 8))? };
+    let stamp = Stamp { level: Level::Host, token: "software".into(), isolation: Isolation::Process, keys: [].into() };
+    let stamp = Arc::new(stamp);
     let line = |action| Event {
         at: clock::now(),
         caller: "bench".into(),
         tenant: Some(tenant),
         audit_user: "bench".into(),
-        action,
-        card: "411111******1111".into(),
-        control: None,
-        keys: "".into(),
-        formats: "".into(),
-        boundary: "host/software".into(),
         outcome: Outcome::Done,
+        stamp: Arc::clone(&stamp),
+        body: Body::Card(CardEvent { action, card: "411111******1111".into(), control: None, formats: None }),
     };
     if number.is_multiple_of(8) {
         let account = RegisteredAccount { sealed: [7; 30].into(), masked: "411111******1111".into() };
