@@ -18,7 +18,9 @@ pub enum Right {
     Pins,
     /// Register and find cards.
     Cards,
-    /// Read the audit chain.
+    /// Read audit entries. A peer without `tenants` reads the whole chain and can verify it. A peer limited to tenants reads
+    /// the entries of these tenants alone, and none of the engine's own (start, stop, key reload, rotation): each entry
+    /// has its sequence and hash, the chain has gaps, and the peer cannot verify it.
     Audit,
     /// See the keys in use, watch their rotation, count what is under them. This is of all tenants.
     Keys,

@@ -171,6 +171,9 @@ impl card_service_server::CardService for Services {
 impl audit_service_server::AuditService for Services {
     type ExportAuditStream = ReceiverStream<Result<proto::AuditEntry, Status>>;
 
+    /// Streams the entries from `from_sequence` on that the caller may read: all for a peer of all tenants; for a peer
+    /// limited to tenants the entries of these tenants alone, none of the engine's own. The second stream has gaps, so
+    /// its reader cannot verify the chain.
     async fn export_audit(
         &self,
         request: Request<proto::ExportAuditRequest>,
