@@ -16,7 +16,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use crate::{BoundaryPlace, Engine, EngineConfig, StartError, TakeUpError};
+use crate::{BoundaryPlace, Engine, EngineConfig, ReloadError, StartError};
 
 /// The arguments of an engine.
 #[derive(Args)]
@@ -63,12 +63,12 @@ pub fn run(arguments: EngineArguments, open_inline: OpenInline) -> Result<(), En
             tokio::select! {
                 () = stop.requested() => break,
                 _ = engine.store_failure() => break,
-                taken_up = engine.take_up_keys() => match taken_up {
+                taken_up = engine.reload_keys() => match taken_up {
                     Ok(()) => say(format_args!("pinseal engine has taken up {}", hsm_protocol::KeyId::list_to_text(engine.boundary().keys()))),
-                    Err(TakeUpError::Boundary(error)) => {
+                    Err(ReloadError::Boundary(error)) => {
                         warn(format_args!("pinseal engine goes on with the keys it has: {error}"));
                     }
-                    Err(error @ TakeUpError::NotUsed) => warn(format_args!("pinseal engine: {error}")),
+                    Err(error @ ReloadError::NotUsed) => warn(format_args!("pinseal engine: {error}")),
                 },
             }
         }

@@ -145,12 +145,12 @@ impl Engine {
         self.boundary.status()
     }
 
-    /// Takes up the keys as a ceremony has left them, while calls go on.
-    pub async fn take_up_keys(&self) -> Result<(), TakeUpError> {
+    /// Reloads the keys as a ceremony left them, while calls continue.
+    pub async fn reload_keys(&self) -> Result<(), ReloadError> {
         self.boundary.reload_keys().await?;
         let mut in_use = self.in_use.clone();
         let used = in_use.wait_for(|in_use| in_use.keys() == self.boundary.status().keys()).await.map(drop);
-        used.map_err(|_| TakeUpError::NotUsed)
+        used.map_err(|_| ReloadError::NotUsed)
     }
 
     /// Returns once the store has failed: from then on every call is refused, and [`Engine::stop`] returns the failure.
@@ -243,14 +243,14 @@ pub enum StartError {
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
-/// Why keys were not taken up.
+/// Why the keys were not reloaded.
 #[derive(Debug, Error)]
-pub enum TakeUpError {
+pub enum ReloadError {
     /// The boundary goes on with those it has.
     #[error(transparent)]
     Boundary(#[from] BoundaryError),
     /// The boundary has them, and the store takes no more changes.
-    #[error("the keys are taken up, but the store takes no more changes: restart the engine")]
+    #[error("the keys are reloaded, but the store accepts no more changes: restart the engine")]
     NotUsed,
 }
 
