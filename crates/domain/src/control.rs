@@ -180,7 +180,10 @@ pub enum Transition {
         under: SealedTzpk,
     },
     /// The PIN is to be shown.
-    View,
+    View {
+        /// The PIN record that was translated for the device. The store compares this record with the card's newest one.
+        shown: Box<[u8]>,
+    },
 }
 
 /// Why an event did not happen. The control is as it was.
@@ -201,8 +204,9 @@ pub enum Denied {
     /// No tzpk was issued.
     #[error("no tzpk was issued under this control: ask for one first")]
     NoTzpk,
-    /// A newer tzpk was issued meanwhile: judge the block again, under that one.
-    #[error("a newer tzpk was issued meanwhile")]
+    /// A newer tzpk, PIN record, account number or storage key replaced the one that this change used: read the control
+    /// again, then retry.
+    #[error("a newer tzpk, PIN record, account number or storage key replaced the one used: retry")]
     Superseded,
 }
 
@@ -320,9 +324,9 @@ pub fn advance(control: &Control, event: Transition, generation: u64, now: UnixM
             Scope::SetPin,
             Transition::Set { .. } | Transition::Malformed { .. } | Transition::RefusedPin { .. },
         ) => Err(Denied::NoTzpk),
-        (ControlState::Open, Scope::ViewPin, Transition::View) => Ok(ControlState::Spent(Spent::Viewed)),
+        (ControlState::Open, Scope::ViewPin, Transition::View { .. }) => Ok(ControlState::Spent(Spent::Viewed)),
         (ControlState::Spent(_), ..) => Err(Denied::NotUsable),
-        (_, Scope::SetPin, Transition::View) | (_, Scope::ViewPin, _) => Err(Denied::OtherScope),
+        (_, Scope::SetPin, Transition::View { .. }) | (_, Scope::ViewPin, _) => Err(Denied::OtherScope),
     }
 }
 
@@ -362,6 +366,10 @@ mod tests {
         Transition::Set { under: tzpk(n), retry: RetryTag([n; 16]) }
     }
 
+    fn view() -> Transition {
+        Transition::View { shown: [1; 38].into() }
+    }
+
     /// A fresh tzpk in the place of another.
     fn key(n: u8, replaces: u8) -> Transition {
         Transition::Key { tzpk: tzpk(n), replaces: Some(tzpk(replaces)) }
@@ -375,7 +383,7 @@ mod tests {
     #[test]
     fn a_control_sets_one_pin_and_then_no_other() {
         let spent = after(keyed(), set(1));
-        for event in [set(1), key(2, 1), Transition::Malformed { under: tzpk(1) }, Transition::View] {
+        for event in [set(1), key(2, 1), Transition::Malformed { under: tzpk(1) }, view()] {
             assert_eq!(advance(&spent, event, 4, NOW).err(), Some(Denied::NotUsable));
         }
     }
@@ -440,12 +448,12 @@ mod tests {
 
     #[test]
     fn a_control_to_view_shows_once_and_sets_nothing() {
-        let view = control(Scope::ViewPin, ControlState::Open);
+        let opened = control(Scope::ViewPin, ControlState::Open);
         for event in [Transition::Key { tzpk: tzpk(1), replaces: None }, set(1)] {
-            assert_eq!(advance(&view, event, 4, NOW).err(), Some(Denied::OtherScope));
+            assert_eq!(advance(&opened, event, 4, NOW).err(), Some(Denied::OtherScope));
         }
-        let spent = after(view, Transition::View);
-        assert_eq!(advance(&spent, Transition::View, 4, NOW).err(), Some(Denied::NotUsable));
+        let spent = after(opened, view());
+        assert_eq!(advance(&spent, view(), 4, NOW).err(), Some(Denied::NotUsable));
     }
 
     #[test]
@@ -478,7 +486,7 @@ mod tests {
         for event in [set(1), key(2, 1), Transition::Malformed { under: tzpk(1) }] {
             assert_eq!(advance(&keyed(), event, 5, NOW).err(), Some(Denied::NotUsable));
         }
-        assert!(advance(&control(Scope::ViewPin, ControlState::Open), Transition::View, 5, NOW).is_ok());
+        assert!(advance(&control(Scope::ViewPin, ControlState::Open), view(), 5, NOW).is_ok());
     }
 
     #[test]

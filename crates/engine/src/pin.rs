@@ -22,7 +22,7 @@ use domain::time::UnixMillis;
 use hsm_client::Boundary;
 use store::{Admission, AdvanceError, OpenError, RegisterError, RemadePin, Store, StoreError, StoredPin};
 
-/// How often a block is judged again because a newer tzpk, or a twin of the request, came between.
+/// How often a request starts over because a newer tzpk or PIN record, or a twin of the request, came between.
 const JUDGEMENTS_MAX: u32 = 4;
 /// How many records are made anew at a time: a share of what may wait for a token.
 const REMADE_AT_ONCE: usize = 32;
@@ -175,23 +175,31 @@ impl Pins {
 
     /// Shows the PIN, once, to the control's device.
     pub async fn view_pin(&self, caller: &Caller, id: ControlId, device: &DeviceKey) -> Result<ShownPin, ViewPinError> {
-        let now = self.store.now();
-        let control = self.usable(caller, id, Scope::ViewPin, Action::ViewPin, now).await?;
-        self.admit_device(caller, &control, device, Action::ViewPin).await?;
+        for _ in 0..JUDGEMENTS_MAX {
+            let now = self.store.now();
+            let control = self.usable(caller, id, Scope::ViewPin, Action::ViewPin, now).await?;
+            self.admit_device(caller, &control, device, Action::ViewPin).await?;
 
-        let pin = self.store.pin(&control.card).await?.ok_or(ViewPinError::PinNotSet)?;
-        let record = PinRecord::from_bytes(&pin.record).map_err(hsm_protocol::Error::from)?;
-        let sealed = sealed_account(pin.account.as_ref())?;
-        let revealed = self.boundary.reveal(&record, &binding(&control), account(&sealed), device).await?;
+            let pin = self.store.pin(&control.card).await?.ok_or(ViewPinError::PinNotSet)?;
+            let record = PinRecord::from_bytes(&pin.record).map_err(hsm_protocol::Error::from)?;
+            let sealed = sealed_account(pin.account.as_ref())?;
+            let revealed = self.boundary.reveal(&record, &binding(&control), account(&sealed), device).await?;
 
-        let formats = Some(Formats { from: block_format(record.form()), to: BlockFormat::Iso1 });
-        let line = self.line(caller, CardEvent { formats, ..about_control(Action::ViewPin, &control) });
-        self.store.advance(id, Transition::View, line).await?;
-        Ok(ShownPin {
-            encrypted_tzpk: revealed.wrapped,
-            pin_block: revealed.block,
-            check_value: revealed.check_value.as_bytes().to_vec(),
-        })
+            let formats = Some(Formats { from: block_format(record.form()), to: BlockFormat::Iso1 });
+            let line = self.line(caller, CardEvent { formats, ..about_control(Action::ViewPin, &control) });
+            match self.store.advance(id, Transition::View { shown: pin.record }, line).await {
+                Ok(()) => {}
+                // Another PIN record replaced this one: the device gets the newest.
+                Err(AdvanceError::Denied(Denied::Superseded)) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            return Ok(ShownPin {
+                encrypted_tzpk: revealed.wrapped,
+                pin_block: revealed.block,
+                check_value: revealed.check_value.as_bytes().to_vec(),
+            });
+        }
+        Err(Denied::NotUsable.into())
     }
 
     /// What the PIN records of the next cards are.

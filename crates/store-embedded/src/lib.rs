@@ -34,7 +34,7 @@ use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, config::
 use thiserror::Error;
 
 use self::{
-    codec::{card_key, card_of_key, decode_card, decode_control, decode_pin},
+    codec::{PinRow, card_key, card_of_key, decode_card, decode_control, decode_pin},
     journal::JournalError,
     live::LiveControls,
     page::{ControlPage, EntryPage},
@@ -405,9 +405,7 @@ impl Store for Embedded {
     fn pin<'a>(&'a self, card: &'a CardKey) -> Answer<'a, Result<Option<StoredPin>, StoreError>> {
         Box::pin(async move {
             self.shared.may_read()?;
-            let Some(bytes) = self.shared.pins.get(card_key(card)).map_err(unavailable)? else { return Ok(None) };
-            let row = decode_pin(&bytes).ok_or_else(|| damaged("pins", "a PIN record can't be read"))?;
-            Ok(Some(row.pin))
+            Ok(self.shared.pin(&card_key(card))?.map(|row| row.pin))
         })
     }
 
@@ -553,15 +551,18 @@ impl Shared {
         let key = card_key(card);
         let Some(bytes) = self.cards.get(&key).map_err(unavailable)? else { return Ok(None) };
         let row = decode_card(&bytes).ok_or_else(|| damaged("cards", "a card can't be read"))?;
-        Ok(Some(card_of(row.account, self.pin_set_at(&key)?)))
+        // A card has the status `S` because there is a PIN, and for no other reason.
+        Ok(Some(card_of(row.account, self.pin(&key)?.map(|row| row.set_at))))
     }
 
-    /// When a card's PIN was set: a card has the status `S` because there is a PIN, and for no other reason.
-    fn pin_set_at(&self, card_key: &[u8]) -> Result<Option<UnixMillis>, StoreError> {
-        let Some(bytes) = self.pins.get(card_key).map_err(unavailable)? else { return Ok(None) };
-        let row = decode_pin(&bytes).ok_or_else(|| damaged("pins", "a PIN record can't be read"))?;
-        Ok(Some(row.set_at))
+    /// The PIN of a card on disk, by the card's key.
+    fn pin(&self, card_key: &[u8]) -> Result<Option<PinRow>, StoreError> {
+        self.pins.get(card_key).map_err(unavailable)?.map(|bytes| readable_pin(&bytes)).transpose()
     }
+}
+
+fn readable_pin(row: &[u8]) -> Result<PinRow, StoreError> {
+    decode_pin(row).ok_or_else(|| damaged("pins", "a PIN record can't be read"))
 }
 
 fn card_of(account: Option<RegisteredAccount>, pin_set_at: Option<UnixMillis>) -> Card {

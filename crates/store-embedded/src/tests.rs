@@ -93,6 +93,30 @@ async fn of_two_sets_for_a_card_in_one_commit_the_first_stands() {
     assert_eq!(*Store::pin(&store, &card(1)).await.unwrap().unwrap().record, [5; 38]);
 }
 
+#[tokio::test]
+async fn a_view_in_one_commit_with_a_newer_pin_is_superseded() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    let first = keyed(&store, card(1)).await;
+    set(&store, first.id, 1).await.unwrap();
+    let (setter, viewer) = (keyed(&store, card(1)).await, conformance::viewing(&store, card(1)).await);
+    let event = Transition::Set { under: conformance::tzpk(1), retry: RetryTag([2; 16]) };
+    let ((set_reply, set_answer), (view_reply, view_answer)) = (promise(), promise());
+    let set = Change::Advance { id: setter.id, event, pin: Some(conformance::record(2)), reply: set_reply };
+    let view = Change::Advance { id: viewer.id, event: conformance::view(1), pin: None, reply: view_reply };
+    {
+        // The writer takes both at once.
+        let mut queue = locked(&store.shared.queue);
+        for change in [set, view] {
+            queue.waiting.push(Command { change, line: line(Action::SetPin), deadline: None });
+        }
+    }
+    set_answer.await.unwrap().unwrap();
+    let viewed = view_answer.await.unwrap();
+    assert!(matches!(viewed, Err(AdvanceError::Denied(Denied::Superseded))), "{viewed:?}");
+    store.advance(viewer.id, conformance::view(2), line(Action::ViewPin)).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_control_does_not_outlive_its_time_when_the_clock_steps_back() {
     let directory = tempfile::tempdir().unwrap();

@@ -12,13 +12,12 @@ use hashbrown::HashMap;
 
 use super::{
     HEAD_KEY, KEYS_KEY, Queue, Shared, UNKNOWN, card_of,
-    codec::{
-        CardRow, card_key, decode_card, decode_control, decode_pin, encode_card, encode_control, encode_pin, has_set,
-    },
+    codec::{CardRow, PinRow, card_key, decode_card, decode_control, encode_card, encode_control, encode_pin, has_set},
     damaged, encode_head, is_full,
     live::{Row, SHARDS},
     locked, os_error,
     page::{ControlPage, EntryPage, NEVER},
+    readable_pin,
     reply::{Promise, Wakes},
     unavailable,
 };
@@ -208,8 +207,8 @@ struct Batch<'a> {
     entries: EntryPage,
     controls: HashMap<ControlId, Row>,
     cards: HashMap<CardKey, CardRow>,
-    /// When each was set and its row, by its key: in their order they are found a place sooner.
-    pins: BTreeMap<Vec<u8>, (UnixMillis, Vec<u8>)>,
+    /// Rows by their key. The order of the keys makes the insertion into the memtable faster.
+    pins: BTreeMap<Vec<u8>, Vec<u8>>,
     head: Checkpoint,
     /// Read after the changes were taken: each of them was asked for before.
     now: UnixMillis,
@@ -288,10 +287,7 @@ impl<'a> Batch<'a> {
     fn register(&mut self, card: CardKey, account: Option<RegisteredAccount>) -> Result<Card, RegisterError> {
         let mut row = self.card(&card)?.unwrap_or_default();
         let key = card_key(&card);
-        let pin_set_at = match self.pins.get(&key) {
-            Some((set_at, _)) => Some(*set_at),
-            None => self.shared.pin_set_at(&key)?,
-        };
+        let pin_set_at = self.pin(&key)?.map(|row| row.set_at);
         if account.is_some() && account != row.account {
             if pin_set_at.is_some() {
                 return Err(RegisterError::AccountBound);
@@ -360,7 +356,17 @@ impl<'a> Batch<'a> {
         let mut control = self.control(id).ok_or(UNKNOWN)?;
         // The card was written when the control was opened, seconds ago: it is in memory still.
         let mut card = self.card(&control.card)?.unwrap_or_default();
+        let shows_newest = match &event {
+            Transition::View { shown } => {
+                self.pin(&card_key(&control.card))?.is_some_and(|row| row.pin.record == *shown)
+            }
+            _ => true,
+        };
         control.state = advance(&control, event, card.generation, self.now)?;
+        // The PIN that was shown is not the card's PIN: the boundary must translate the newest record.
+        if !shows_newest {
+            return Err(Denied::Superseded.into());
+        }
         // Made with a key or for a number that was the newest when the boundary was asked: it is to be asked again.
         if pin.as_ref().is_some_and(|pin| pin.account != control.account || !admits(pin)) {
             return Err(Denied::Superseded.into());
@@ -371,7 +377,7 @@ impl<'a> Batch<'a> {
             card.set_by = Some(id);
             self.put_card(control.card, card);
             let set_at = self.shared.clock.wall_time(self.now);
-            self.pins.insert(card_key(&control.card), (set_at, encode_pin(set_at, &pin)));
+            self.pins.insert(card_key(&control.card), encode_pin(set_at, &pin));
         }
         Ok(())
     }
@@ -391,11 +397,10 @@ impl<'a> Batch<'a> {
         let mut standing = Vec::with_capacity(remade.len());
         for RemadePin { card, before, after } in remade {
             let key = card_key(&card);
-            let Some(bytes) = self.shared.pins.get(&key).map_err(unavailable)? else { continue };
-            let row = decode_pin(&bytes).ok_or_else(|| damaged("pins", "a PIN record can't be read"))?;
-            if row.pin.record == before && !self.pins.contains_key(&key) {
+            let Some(row) = self.pin(&key)? else { continue };
+            if row.pin.record == before {
                 let pin = StoredPin { record: after, account: row.pin.account };
-                standing.push((key, row.set_at, encode_pin(row.set_at, &pin)));
+                standing.push((key, encode_pin(row.set_at, &pin)));
             }
         }
         let count = u64::try_from(standing.len()).unwrap_or(u64::MAX);
@@ -404,9 +409,7 @@ impl<'a> Batch<'a> {
         }
         line.body = Body::RecordsReencrypted { count };
         self.audited(line, |batch| {
-            for (key, set_at, row) in standing {
-                batch.pins.insert(key, (set_at, row));
-            }
+            batch.pins.extend(standing);
             Ok(count)
         })
     }
@@ -434,6 +437,14 @@ impl<'a> Batch<'a> {
         decode_card(&bytes).map(Some).ok_or_else(|| damaged("cards", "a card can't be read"))
     }
 
+    /// The newest PIN of a card, by the card's key.
+    fn pin(&self, key: &[u8]) -> Result<Option<PinRow>, StoreError> {
+        match self.pins.get(key) {
+            Some(row) => readable_pin(row).map(Some),
+            None => self.shared.pin(key),
+        }
+    }
+
     fn put_card(&mut self, card: CardKey, row: CardRow) {
         self.write.insert(&self.shared.cards, card_key(&card), encode_card(&row));
         self.cards.insert(card, row);
@@ -459,7 +470,7 @@ impl<'a> Batch<'a> {
                 self.write.insert(keyspace, number.to_be_bytes(), page.into_row());
             }
         }
-        for (key, (_, row)) in self.pins {
+        for (key, row) in self.pins {
             self.write.insert(&self.shared.pins, key, row);
         }
         if self.write.is_empty() && !self.keeps_time {

@@ -36,6 +36,7 @@ pub async fn run<S: Store>(make: impl Fn() -> Arc<S>) {
     a_record_is_made_anew_where_it_still_stands_and_a_newer_pin_stays(&*make()).await;
     the_first_set_closes_the_other_open_controls_of_its_card(&*make()).await;
     a_new_pin_leaves_controls_to_view_and_other_cards_alone(&*make()).await;
+    a_view_of_a_replaced_record_is_superseded_and_keeps_its_control(&*make()).await;
     a_retry_is_confirmed_while_its_pin_stands(&*make()).await;
     a_confirmed_retry_closes_controls_opened_before_it(&*make()).await;
     reencryption_and_a_new_account_number_close_no_control(&*make()).await;
@@ -96,6 +97,17 @@ pub fn tzpk(number: u8) -> SealedTzpk {
 
 pub fn record(number: u8) -> StoredPin {
     StoredPin { record: [number; 38].into(), account: None }
+}
+
+/// The view of the record [`record`] makes of `number`.
+pub fn view(number: u8) -> Transition {
+    Transition::View { shown: record(number).record }
+}
+
+/// Opens a control to view the PIN.
+pub async fn viewing(store: &impl Store, card: CardKey) -> Control {
+    let control = Control { scope: Scope::ViewPin, ..control(card) };
+    store.open(control, GENEROUS, line(Action::OpenControl)).await.unwrap()
 }
 
 /// Opens a control and issues its tzpk.
@@ -236,7 +248,7 @@ async fn every_change_has_its_line_and_no_refusal_has(store: &impl Store) {
     let opened = keyed(store, card(1)).await;
     set(store, opened.id, 1).await.unwrap();
     set(store, opened.id, 2).await.unwrap_err();
-    store.advance(opened.id, Transition::View, line(Action::ViewPin)).await.unwrap_err();
+    store.advance(opened.id, view(1), line(Action::ViewPin)).await.unwrap_err();
     store.note(own_line(Body::EngineStopped)).await.unwrap();
 
     let entries = store.audit(1, 100).await.unwrap();
@@ -294,6 +306,10 @@ fn is_not_usable(answer: &Result<(), AdvanceError>) -> bool {
     matches!(answer, Err(AdvanceError::Denied(Denied::NotUsable)))
 }
 
+fn is_superseded(answer: &Result<(), AdvanceError>) -> bool {
+    matches!(answer, Err(AdvanceError::Denied(Denied::Superseded)))
+}
+
 async fn the_first_set_closes_the_other_open_controls_of_its_card(store: &impl Store) {
     let (first, other) = (keyed(store, card(1)).await, keyed(store, card(1)).await);
     set(store, other.id, 2).await.unwrap();
@@ -312,12 +328,28 @@ async fn the_first_set_closes_the_other_open_controls_of_its_card(store: &impl S
 }
 
 async fn a_new_pin_leaves_controls_to_view_and_other_cards_alone(store: &impl Store) {
-    let view = Control { scope: Scope::ViewPin, ..control(card(1)) };
-    let view = store.open(view, GENEROUS, line(Action::OpenControl)).await.unwrap();
+    let viewer = viewing(store, card(1)).await;
     let (setter, other) = (keyed(store, card(1)).await, keyed(store, card(2)).await);
     set(store, setter.id, 1).await.unwrap();
-    store.advance(view.id, Transition::View, line(Action::ViewPin)).await.unwrap();
+    store.advance(viewer.id, view(1), line(Action::ViewPin)).await.unwrap();
     set(store, other.id, 2).await.unwrap();
+}
+
+async fn a_view_of_a_replaced_record_is_superseded_and_keeps_its_control(store: &impl Store) {
+    let (viewer, setter) = (viewing(store, card(1)).await, keyed(store, card(1)).await);
+    let shown = async |number| store.advance(viewer.id, view(number), line(Action::ViewPin)).await;
+    assert!(is_superseded(&shown(1).await), "the card has no PIN");
+    set(store, setter.id, 1).await.unwrap();
+    let later = keyed(store, card(1)).await;
+    set(store, later.id, 2).await.unwrap();
+    let entries = store.audit(1, 1_000).await.unwrap().len();
+    assert!(is_superseded(&shown(1).await), "a newer PIN");
+    let remade = RemadePin { card: card(1), before: [2; 38].into(), after: [3; 38].into() };
+    assert_eq!(store.remake(vec![remade], line(Action::RemakeRecords)).await.unwrap(), 1);
+    assert!(is_superseded(&shown(2).await), "the record was re-encrypted");
+    assert_eq!(store.audit(1, 1_000).await.unwrap().len(), entries + 1, "a superseded view has no line");
+    shown(3).await.unwrap();
+    assert!(is_not_usable(&shown(3).await), "one control shows a PIN once");
 }
 
 async fn a_retry_is_confirmed_while_its_pin_stands(store: &impl Store) {

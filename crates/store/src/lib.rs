@@ -53,7 +53,8 @@ pub trait Store: Send + Sync + 'static {
     /// the opened control is answered.
     fn open(&self, control: Control, admission: Admission, line: Event) -> Answer<'_, Result<Control, OpenError>>;
 
-    /// Moves a control on by [`domain::control::advance`], on its newest state.
+    /// Moves a control on by [`domain::control::advance`], on its newest state. [`Transition::View`] is denied as
+    /// [`Denied::Superseded`] where the card's PIN record is another one than was shown.
     fn advance(&self, id: ControlId, event: Transition, line: Event) -> Answer<'_, Result<(), AdvanceError>>;
 
     /// Spends a control and keeps the PIN record it paid for: the control moves by [`Transition::Set`], the card's status
