@@ -270,7 +270,7 @@ async fn spoil_one_record(directory: &Path) {
         stamp: Arc::new(stamp),
         body: Body::RecordsReencrypted { count: 0 },
     };
-    assert_eq!(store.remake(vec![RemadePin { card, before: pin.record, after }], line).await.unwrap(), 1);
+    assert_eq!(store.remake(vec![RemadePin { card, before: pin.record, after, key: pin.key }], line).await.unwrap(), 1);
     store.close().await;
 }
 

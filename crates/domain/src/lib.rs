@@ -6,4 +6,5 @@ pub mod caller;
 pub mod card;
 pub mod control;
 pub mod limits;
+pub mod storage_key;
 pub mod time;

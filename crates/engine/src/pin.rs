@@ -18,6 +18,7 @@ use clock;
 use domain::caller::Caller;
 use domain::card::{Card, CardKey, PlasticId, RegisteredAccount};
 use domain::control::{Control, ControlId, ControlState, Denied, RetryTag, Scope, SealedTzpk, Thumbprint, Transition};
+use domain::storage_key::{MinKeyVersions, RecordKey, StorageKeyKind};
 use domain::time::UnixMillis;
 use hsm_client::Boundary;
 use store::{Admission, AdvanceError, OpenError, RegisterError, RemadePin, Store, StoreError, StoredPin};
@@ -224,7 +225,12 @@ impl Pins {
         while let Some((outcome, card, pin)) = all.next().await {
             match outcome {
                 Ok(None) => {}
-                Ok(Some(after)) => remade.push(RemadePin { card, before: pin.record, after }),
+                Ok(Some(after)) => remade.push(RemadePin {
+                    card,
+                    before: pin.record,
+                    key: record_key(&after),
+                    after: after.as_bytes().into(),
+                }),
                 Err(error @ (hsm_protocol::Error::Unavailable { .. } | hsm_protocol::Error::Busy { .. })) => {
                     return Err(error.into());
                 }
@@ -240,14 +246,13 @@ impl Pins {
         Ok(page)
     }
 
-    async fn remade(&self, card: &CardKey, pin: &StoredPin) -> Result<Option<Box<[u8]>>, hsm_protocol::Error> {
+    async fn remade(&self, card: &CardKey, pin: &StoredPin) -> Result<Option<PinRecord>, hsm_protocol::Error> {
         let record = PinRecord::from_bytes(&pin.record)?;
         if self.boundary.status().is_current(&record) {
             return Ok(None);
         }
         let sealed = sealed_account(pin.account.as_ref())?;
-        let remade = self.boundary.remake(&record, card_binding(card), account(&sealed)).await?;
-        Ok(Some(remade.as_bytes().into()))
+        self.boundary.remake(&record, card_binding(card), account(&sealed)).await.map(Some)
     }
 
     /// Writes that every PIN record was looked at, and how many would not open.
@@ -255,20 +260,17 @@ impl Pins {
         self.store.note(self.own_line(Body::RotationEnded { checked, failed })).await
     }
 
-    /// Takes no PIN any more that was made under a key older than those of `status`: it is judged again. Once this is answered,
-    /// every one that was is in the store, for a rotation to find.
-    pub async fn take_up(&self, status: &Arc<hsm_protocol::Status>) -> Result<(), StoreError> {
+    /// Rejects PIN records under a storage key older than those of `status`; the caller retries under the newest key. When
+    /// this returns, the store holds every earlier record, for a rotation to find.
+    pub async fn take_up(&self, status: &hsm_protocol::Status) -> Result<(), StoreError> {
         let keys = hsm_protocol::KeyId::list_to_bytes(status.keys());
-        let status = Arc::clone(status);
-        let is_current =
-            move |pin: &StoredPin| PinRecord::from_bytes(&pin.record).is_ok_and(|record| status.is_current(&record));
-        self.store.admit_pins(Arc::new(is_current), keys.into(), self.own_line(Body::KeysReloaded)).await
+        self.store.note_keys(keys.into(), min_key_versions(status), self.own_line(Body::KeysReloaded)).await
     }
 
     /// Writes that the engine of this name begins to serve, and with which keys.
     pub async fn note_start(&self, engine: &str, status: &hsm_protocol::Status) -> Result<(), StoreError> {
         let keys = hsm_protocol::KeyId::list_to_bytes(status.keys());
-        self.store.note_keys(keys.into(), self.own_line(Body::EngineStarted { engine: engine.into() })).await
+        self.store.note_keys(keys.into(), min_key_versions(status), self.own_line(Body::EngineStarted { engine: engine.into() })).await
     }
 
     /// Records an event of the engine itself.
@@ -327,7 +329,11 @@ impl Pins {
                 let formats = Some(Formats { from: BlockFormat::Iso1, to: block_format(accepted.record.form()) });
                 let line = self.line(caller, CardEvent { formats, ..card });
                 let event = Transition::Set { under, retry: RetryTag(accepted.retry_tag) };
-                let pin = StoredPin { record: accepted.record.as_bytes().into(), account: control.account.clone() };
+                let pin = StoredPin {
+                    key: record_key(&accepted.record),
+                    record: accepted.record.as_bytes().into(),
+                    account: control.account.clone(),
+                };
                 Ok(self.store.set_pin(control.id, event, pin, line).await?)
             }
             Err(hsm_protocol::AcceptError::Refused(Refusal::MalformedBlock)) => {
@@ -633,6 +639,21 @@ fn binding(control: &Control) -> hsm_protocol::Binding<'_> {
         },
         expires_at_unix_milliseconds: control.expires_at.0,
     }
+}
+
+fn record_key(record: &PinRecord) -> RecordKey {
+    let kind = match record.form() {
+        hsm_protocol::StorageFormat::Wrapped => StorageKeyKind::Wrapped,
+        hsm_protocol::StorageFormat::Iso4 => StorageKeyKind::Iso4,
+        hsm_protocol::StorageFormat::Iso3 | hsm_protocol::StorageFormat::Iso0 => StorageKeyKind::Tdes,
+    };
+    RecordKey { kind, version: record.storage_key().0 }
+}
+
+/// The newest versions of the boundary: a rotation then finds every record under an older one.
+fn min_key_versions(status: &hsm_protocol::Status) -> MinKeyVersions {
+    let newest = &status.storage;
+    MinKeyVersions { wrapped: newest.wrapped.0, iso_4: newest.iso_4.0, tdes: newest.tdes.0 }
 }
 
 fn sealed_account(account: Option<&RegisteredAccount>) -> Result<Option<SealedAccount>, hsm_protocol::Error> {

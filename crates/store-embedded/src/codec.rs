@@ -2,11 +2,12 @@
 
 use domain::card::{CardKey, PlasticId, RegisteredAccount, Tenant};
 use domain::control::{Control, ControlId, ControlState, RETRY_GRACE, RetryTag, Scope, SealedTzpk, Spent, Thumbprint};
+use domain::storage_key::{MinKeyVersions, RecordKey, StorageKeyKind};
 use domain::time::UnixMillis;
 use store::StoredPin;
 
 /// The layout this release writes.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 /// Of a controlId, with which a control's row begins.
 pub(super) const ID_BYTES: usize = 16;
 /// Where the kind of a control's state stands.
@@ -83,6 +84,8 @@ pub(super) fn encode_pin(set_at: UnixMillis, pin: &StoredPin) -> Vec<u8> {
     let mut bytes = Writer::new();
     bytes.array(&set_at.0.to_be_bytes());
     bytes.blob(&pin.record);
+    bytes.array(&[kind_code(pin.key.kind)]);
+    bytes.array(&pin.key.version.to_be_bytes());
     bytes.account(pin.account.as_ref());
     bytes.0
 }
@@ -91,8 +94,37 @@ pub(super) fn decode_pin(bytes: &[u8]) -> Option<PinRow> {
     let mut read = Reader::new(bytes)?;
     let set_at = UnixMillis(u64::from_be_bytes(read.array()?));
     let record = read.blob()?.into();
+    let [kind] = read.array()?;
+    let key = RecordKey { kind: kind_of(kind)?, version: u16::from_be_bytes(read.array()?) };
     let account = read.account()?;
-    read.end(PinRow { set_at, pin: StoredPin { record, account } })
+    read.end(PinRow { set_at, pin: StoredPin { record, key, account } })
+}
+
+fn kind_code(kind: StorageKeyKind) -> u8 {
+    match kind {
+        StorageKeyKind::Wrapped => 1,
+        StorageKeyKind::Iso4 => 2,
+        StorageKeyKind::Tdes => 3,
+    }
+}
+
+fn kind_of(code: u8) -> Option<StorageKeyKind> {
+    [StorageKeyKind::Wrapped, StorageKeyKind::Iso4, StorageKeyKind::Tdes]
+        .into_iter()
+        .find(|kind| kind_code(*kind) == code)
+}
+
+pub(super) fn encode_min(min: &MinKeyVersions) -> Vec<u8> {
+    let mut bytes = Writer::new();
+    [min.wrapped, min.iso_4, min.tdes].iter().for_each(|version| bytes.array(&version.to_be_bytes()));
+    bytes.0
+}
+
+pub(super) fn decode_min(bytes: &[u8]) -> Option<MinKeyVersions> {
+    let mut read = Reader::new(bytes)?;
+    let mut version = || read.array().map(u16::from_be_bytes);
+    let min = MinKeyVersions { wrapped: version()?, iso_4: version()?, tdes: version()? };
+    read.end(min)
 }
 
 /// Its name, then all else. A spent control keeps what tells a retry, and no more.
@@ -298,6 +330,17 @@ mod tests {
             assert_eq!(read.device_key, control.device_key.filter(|_| !spent));
             assert_eq!(encode_control(&read), bytes);
         }
+    }
+
+    #[test]
+    fn storage_keys_survive_their_encoding() {
+        for kind in [StorageKeyKind::Wrapped, StorageKeyKind::Iso4, StorageKeyKind::Tdes] {
+            let key = RecordKey { kind, version: 0x0102 };
+            let pin = StoredPin { record: [7; 38].into(), key, account: None };
+            assert_eq!(decode_pin(&encode_pin(UnixMillis(5), &pin)).unwrap().pin.key, key);
+        }
+        let min = MinKeyVersions { wrapped: 1, iso_4: 0x0203, tdes: u16::MAX };
+        assert_eq!(decode_min(&encode_min(&min)), Some(min));
     }
 
     #[test]

@@ -34,7 +34,7 @@ use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, config::
 use thiserror::Error;
 
 use self::{
-    codec::{PinRow, card_key, card_of_key, decode_card, decode_control, decode_pin},
+    codec::{PinRow, card_key, card_of_key, decode_card, decode_control, decode_min, decode_pin},
     journal::JournalError,
     live::LiveControls,
     page::{ControlPage, EntryPage},
@@ -51,14 +51,15 @@ use clock::TimeSource;
 use clock::deadline::Deadline;
 use domain::card::{Card, CardKey, PinStatus, RegisteredAccount};
 use domain::control::{Control, ControlId, ControlState, Denied, RetryTag, SealedTzpk, Transition};
+use domain::storage_key::MinKeyVersions;
 use domain::time::UnixMillis;
 use store::{
-    Admission, Admitted, AdvanceError, Answer, FailureCause, OpenError, RegisterError, RemadePin, Store, StoreError,
+    Admission, AdvanceError, Answer, FailureCause, OpenError, RegisterError, RemadePin, Store, StoreError,
     StoreFailure, StoreState, StoredPin,
 };
 
 /// The format of a directory this release reads and writes.
-const FORMAT: u32 = 5;
+const FORMAT: u32 = 6;
 /// The file that says whose directory it is.
 const FORMAT_FILE: &str = "FORMAT";
 /// What stands in it, before the number.
@@ -69,6 +70,9 @@ const DATABASE: &str = "db";
 const HEAD_KEY: &str = "audit head";
 /// A key of the meta keyspace: the list of the keys that the engine last used, as `hsm::KeyId` writes it.
 const KEYS_KEY: &str = "keys in use";
+
+/// A key of the meta keyspace: [`MinKeyVersions`].
+const MIN_KEY_VERSIONS_KEY: &str = "min key versions";
 
 /// How to open a store.
 #[derive(Clone, Debug)]
@@ -140,6 +144,9 @@ struct Shared {
     /// Of the last entry on disk.
     head: Mutex<Checkpoint>,
     waiting_changes_max: usize,
+    /// Makes the writer panic at the next change of a control.
+    #[cfg(test)]
+    writer_panics: std::sync::atomic::AtomicBool,
 }
 
 struct Queue {
@@ -194,6 +201,10 @@ impl Embedded {
             Some(bytes) => decode_head(&bytes).ok_or_else(|| damaged("the audit head can't be read"))?,
             None => (Checkpoint::EMPTY, UnixMillis::default()),
         };
+        let min = match meta.get(MIN_KEY_VERSIONS_KEY).map_err(opened)? {
+            Some(bytes) => decode_min(&bytes).ok_or_else(|| damaged("the minimum key versions can't be read"))?,
+            None => MinKeyVersions::default(),
+        };
         let live = LiveControls::new();
         let mut on_disk = OnDisk { floor, ..OnDisk::default() };
         // Those that have set a PIN come last: nothing happens to them any more.
@@ -228,6 +239,8 @@ impl Embedded {
             directory: config.directory.clone(),
             head: Mutex::new(head),
             waiting_changes_max: config.waiting_changes_max,
+            #[cfg(test)]
+            writer_panics: false.into(),
         });
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             let spawned = thread::Builder::new().name(name.into()).spawn(run);
@@ -238,7 +251,7 @@ impl Embedded {
         let watch = spawn("store-watch", Box::new(move || watch::run(&watching, &ended)))?;
         let writing = Arc::clone(&shared);
         let write = move || {
-            writer::run(&writing, on_disk);
+            writer::run(&writing, on_disk, min);
             // Who waits for the end may open the directory again.
             drop(writing);
             let _ = running.send(());
@@ -281,7 +294,7 @@ impl Embedded {
         Counts { controls: self.shared.live.count(), audit_entries: self.checkpoint().sequence }
     }
 
-    /// What [`Store::note_keys`] or [`Store::admit_pins`] last wrote; none in a store that no engine has started on.
+    /// What [`Store::note_keys`] last wrote; none in a store that no engine has started on.
     pub fn noted_keys(&self) -> Result<Option<Vec<u8>>, StoreError> {
         Ok(self.shared.meta.get(KEYS_KEY).map_err(unavailable)?.map(|bytes| bytes.to_vec()))
     }
@@ -469,12 +482,8 @@ impl Store for Embedded {
         self.change(|reply| Change::Remake { remade, reply }, line)
     }
 
-    fn note_keys(&self, keys: Box<[u8]>, line: Event) -> Answer<'_, Result<(), StoreError>> {
-        self.change(|reply| Change::Keys { keys, reply }, line)
-    }
-
-    fn admit_pins(&self, admitted: Admitted, keys: Box<[u8]>, line: Event) -> Answer<'_, Result<(), StoreError>> {
-        self.change(|reply| Change::Admit { admitted, keys, reply }, line)
+    fn note_keys(&self, keys: Box<[u8]>, min: MinKeyVersions, line: Event) -> Answer<'_, Result<(), StoreError>> {
+        self.change(|reply| Change::Keys { keys, min, reply }, line)
     }
 
     fn note(&self, line: Event) -> Answer<'_, Result<(), StoreError>> {

@@ -281,8 +281,8 @@ fn a_foreign_directory_is_refused_and_nothing_is_written_into_it() {
 #[test]
 fn a_newer_format_and_an_absent_store_are_told_apart() {
     let directory = tempfile::tempdir().unwrap();
-    fs::write(directory.path().join(FORMAT_FILE), "pinseal store, format 6\n").unwrap();
-    assert!(matches!(open(directory.path()), Err(StoreOpenError::Version { version: 6, .. })));
+    fs::write(directory.path().join(FORMAT_FILE), "pinseal store, format 7\n").unwrap();
+    assert!(matches!(open(directory.path()), Err(StoreOpenError::Version { version: 7, .. })));
     let nowhere = EmbeddedConfig::existing(directory.path().join("nowhere"));
     assert!(matches!(Embedded::open(&nowhere), Err(StoreOpenError::Absent { .. })));
 }
@@ -395,7 +395,7 @@ async fn a_panic_of_the_writer_fails_the_store() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(directory.path()).unwrap();
     let opened = keyed(&store, card(1)).await;
-    store.admit_pins(Arc::new(|_| panic!("as a fault would")), [].into(), line(Action::OpenControl)).await.unwrap();
+    store.shared.writer_panics.store(true, Ordering::Relaxed);
     let refused = set(&store, opened.id, 5).await;
     assert!(matches!(refused, Err(AdvanceError::Store(StoreError::InDoubt(_)))), "{refused:?}");
     assert_eq!(failure(&store).await.cause, FailureCause::Writer);
@@ -411,18 +411,20 @@ fn collect(directory: &Path, files: &mut Vec<PathBuf>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_noted_keys_survive_a_restart() {
+async fn noted_keys_and_minimum_versions_survive_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(directory.path()).unwrap();
     assert_eq!((store.noted_keys().unwrap(), store.needs_keys().unwrap()), (None, false));
-    store.note_keys([1].into(), own_line(Body::EngineStarted { engine: "host:/store".into() })).await.unwrap();
-    let every = Arc::new(|_: &StoredPin| true);
-    store.admit_pins(every, [2, 3].into(), own_line(Body::KeysReloaded)).await.unwrap();
+    store.note_keys([1].into(), MinKeyVersions::default(), own_line(Body::EngineStarted { engine: "host:/store".into() })).await.unwrap();
+    let min = MinKeyVersions { iso_4: 2, ..MinKeyVersions::default() };
+    store.note_keys([2, 3].into(), min, own_line(Body::KeysReloaded)).await.unwrap();
     let control = keyed(&store, card(1)).await;
     assert!(store.needs_keys().unwrap(), "a card may have an account number");
-    set(&store, control.id, 1).await.unwrap();
     drop(store);
 
     let store = open(directory.path()).unwrap();
     assert_eq!((store.noted_keys().unwrap(), store.needs_keys().unwrap()), (Some(vec![2, 3]), true));
+    let older = set(&store, control.id, 1).await;
+    assert!(matches!(older, Err(AdvanceError::Denied(Denied::Superseded))), "{older:?}");
+    set(&store, control.id, 2).await.unwrap();
 }

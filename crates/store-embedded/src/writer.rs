@@ -11,8 +11,11 @@ use fjall::{OwnedWriteBatch as WriteBatch, PersistMode};
 use hashbrown::HashMap;
 
 use super::{
-    HEAD_KEY, KEYS_KEY, Queue, Shared, UNKNOWN, card_of,
-    codec::{CardRow, PinRow, card_key, decode_card, decode_control, encode_card, encode_control, encode_pin, has_set},
+    HEAD_KEY, KEYS_KEY, MIN_KEY_VERSIONS_KEY, Queue, Shared, UNKNOWN, card_of,
+    codec::{
+        CardRow, PinRow, card_key, decode_card, decode_control, encode_card, encode_control, encode_min, encode_pin,
+        has_set,
+    },
     damaged, encode_head, is_full,
     live::{Row, SHARDS},
     locked, os_error,
@@ -28,10 +31,11 @@ use audit::{
 use clock::deadline::Deadline;
 use domain::card::{Card, CardKey, RegisteredAccount};
 use domain::control::{Control, ControlId, ControlState, Denied, RetryTag, Transition, advance};
+use domain::storage_key::MinKeyVersions;
 use domain::time::UnixMillis;
 use store::{
-    Admission, Admitted, AdvanceError, FailureCause, OpenError, RegisterError, RemadePin, StoreError, StoreState,
-    StoredPin, UnknownCards,
+    Admission, AdvanceError, FailureCause, OpenError, RegisterError, RemadePin, StoreError, StoreState, StoredPin,
+    UnknownCards,
 };
 
 /// The most changes in one commit: bounds how long the first of them waits for the last.
@@ -64,8 +68,7 @@ pub(super) enum Change {
     Advance { id: ControlId, event: Transition, pin: Option<StoredPin>, reply: Promise<Result<(), AdvanceError>> },
     ConfirmRetry { id: ControlId, retry: RetryTag, reply: Promise<Result<(), AdvanceError>> },
     Remake { remade: Vec<RemadePin>, reply: Promise<Result<u64, StoreError>> },
-    Keys { keys: Box<[u8]>, reply: Promise<Result<(), StoreError>> },
-    Admit { admitted: Admitted, keys: Box<[u8]>, reply: Promise<Result<(), StoreError>> },
+    Keys { keys: Box<[u8]>, min: MinKeyVersions, reply: Promise<Result<(), StoreError>> },
     Note { reply: Promise<Result<(), StoreError>> },
 }
 
@@ -78,7 +81,7 @@ impl Change {
             Self::Open { reply, .. } => reply.is_awaited(),
             Self::Advance { reply, .. } | Self::ConfirmRetry { reply, .. } => reply.is_awaited(),
             Self::Remake { reply, .. } => reply.is_awaited(),
-            Self::Keys { .. } | Self::Admit { .. } | Self::Note { .. } => true,
+            Self::Keys { .. } | Self::Note { .. } => true,
         }
     }
 
@@ -89,9 +92,7 @@ impl Change {
             Self::Open { reply, .. } => Reply::Open(reply, Err(error.into())),
             Self::Advance { reply, .. } | Self::ConfirmRetry { reply, .. } => Reply::Advance(reply, Err(error.into())),
             Self::Remake { reply, .. } => Reply::Remake(reply, Err(error)),
-            Self::Keys { reply, .. } | Self::Admit { reply, .. } | Self::Note { reply } => {
-                Reply::Note(reply, Err(error))
-            }
+            Self::Keys { reply, .. } | Self::Note { reply } => Reply::Note(reply, Err(error)),
         }
     }
 }
@@ -146,13 +147,12 @@ impl Pages {
 }
 
 /// Writes until the store is closed and nothing waits, or until a write fails.
-pub(super) fn run(shared: &Shared, mut on_disk: OnDisk) {
+pub(super) fn run(shared: &Shared, mut on_disk: OnDisk, mut min: MinKeyVersions) {
     let mut shard = 0;
     let mut swept = Instant::now();
-    let mut admitted = None;
     while let Some(commands) = wait(shared) {
-        let mut batch = Batch::new(shared);
-        let answers: Vec<_> = commands.into_iter().filter_map(|command| batch.apply(command, &mut admitted)).collect();
+        let mut batch = Batch::new(shared, &mut min);
+        let answers: Vec<_> = commands.into_iter().filter_map(|command| batch.apply(command)).collect();
         if swept.elapsed() >= SWEEP_EVERY {
             swept = Instant::now();
             shard = (shard + 1) % SHARDS;
@@ -203,6 +203,8 @@ fn cause_of(error: &fjall::Error) -> FailureCause {
 /// The changes of one commit, seen by those that come after them in it and by nobody else yet.
 struct Batch<'a> {
     shared: &'a Shared,
+    /// Of the newest change of the keys.
+    min: &'a mut MinKeyVersions,
     write: WriteBatch,
     entries: EntryPage,
     controls: HashMap<ControlId, Row>,
@@ -217,9 +219,10 @@ struct Batch<'a> {
 }
 
 impl<'a> Batch<'a> {
-    fn new(shared: &'a Shared) -> Self {
+    fn new(shared: &'a Shared, min: &'a mut MinKeyVersions) -> Self {
         Self {
             shared,
+            min,
             write: shared.database.batch().durability(Some(PersistMode::SyncData)),
             entries: EntryPage::new(),
             controls: HashMap::new(),
@@ -232,14 +235,12 @@ impl<'a> Batch<'a> {
     }
 
     /// None where nobody waits for an answer, and nothing was done.
-    fn apply(&mut self, command: Command, admitted: &mut Option<Admitted>) -> Option<Reply> {
+    fn apply(&mut self, command: Command) -> Option<Reply> {
         let Command { change, line, deadline } = command;
         if !change.is_awaited() {
             return None;
         }
-        if deadline.is_some_and(Deadline::has_passed)
-            && !matches!(change, Change::Note { .. } | Change::Keys { .. } | Change::Admit { .. })
-        {
+        if deadline.is_some_and(Deadline::has_passed) && !matches!(change, Change::Note { .. } | Change::Keys { .. }) {
             return Some(change.refuse(StoreError::DeadlinePassed));
         }
         Some(match change {
@@ -251,17 +252,12 @@ impl<'a> Batch<'a> {
                 Reply::Open(reply, opened.map(Box::new))
             }
             Change::Advance { id, event, pin, reply } => {
-                let admits = |pin: &StoredPin| admitted.as_ref().is_none_or(|admitted| admitted(pin));
-                Reply::Advance(reply, self.audited(line, |batch| batch.advance(id, event, pin, admits)))
+                Reply::Advance(reply, self.audited(line, |batch| batch.advance(id, event, pin)))
             }
             Change::ConfirmRetry { id, retry, reply } => {
                 Reply::Advance(reply, self.audited(line, |batch| batch.confirm_retry(id, &retry)))
             }
-            Change::Keys { keys, reply } => Reply::Note(reply, self.note_keys(&keys, line)),
-            Change::Admit { admitted: new, keys, reply } => {
-                *admitted = Some(new);
-                Reply::Note(reply, self.note_keys(&keys, line))
-            }
+            Change::Keys { keys, min, reply } => Reply::Note(reply, self.note_keys(&keys, min, line)),
             Change::Remake { remade, reply } => Reply::Remake(reply, self.remake(remade, line)),
             Change::Note { reply } => Reply::Note(reply, self.audited(line, |_| Ok(()))),
         })
@@ -277,9 +273,11 @@ impl<'a> Batch<'a> {
         Ok(changed)
     }
 
-    fn note_keys(&mut self, keys: &[u8], line: Event) -> Result<(), StoreError> {
+    fn note_keys(&mut self, keys: &[u8], min: MinKeyVersions, line: Event) -> Result<(), StoreError> {
         self.audited(line, |batch| {
+            *batch.min = min;
             batch.write.insert(&batch.shared.meta, KEYS_KEY, keys);
+            batch.write.insert(&batch.shared.meta, MIN_KEY_VERSIONS_KEY, encode_min(&min));
             Ok(())
         })
     }
@@ -346,13 +344,9 @@ impl<'a> Batch<'a> {
         Ok(control)
     }
 
-    fn advance(
-        &mut self,
-        id: ControlId,
-        event: Transition,
-        pin: Option<StoredPin>,
-        admits: impl Fn(&StoredPin) -> bool,
-    ) -> Result<(), AdvanceError> {
+    fn advance(&mut self, id: ControlId, event: Transition, pin: Option<StoredPin>) -> Result<(), AdvanceError> {
+        #[cfg(test)]
+        assert!(!self.shared.writer_panics.load(std::sync::atomic::Ordering::Relaxed), "as a fault would");
         let mut control = self.control(id).ok_or(UNKNOWN)?;
         // The card was written when the control was opened, seconds ago: it is in memory still.
         let mut card = self.card(&control.card)?.unwrap_or_default();
@@ -368,7 +362,7 @@ impl<'a> Batch<'a> {
             return Err(Denied::Superseded.into());
         }
         // Made with a key or for a number that was the newest when the boundary was asked: it is to be asked again.
-        if pin.as_ref().is_some_and(|pin| pin.account != control.account || !admits(pin)) {
+        if pin.as_ref().is_some_and(|pin| pin.account != control.account || !self.min.admit(pin.key)) {
             return Err(Denied::Superseded.into());
         }
         self.controls.insert(id, encode_control(&control));
@@ -395,11 +389,11 @@ impl<'a> Batch<'a> {
     /// Of records that are no longer what they were, a newer PIN stands.
     fn remake(&mut self, remade: Vec<RemadePin>, mut line: Event) -> Result<u64, StoreError> {
         let mut standing = Vec::with_capacity(remade.len());
-        for RemadePin { card, before, after } in remade {
+        for RemadePin { card, before, after, key: record_key } in remade {
             let key = card_key(&card);
             let Some(row) = self.pin(&key)? else { continue };
-            if row.pin.record == before {
-                let pin = StoredPin { record: after, account: row.pin.account };
+            if row.pin.record == before && self.min.admit(record_key) {
+                let pin = StoredPin { record: after, key: record_key, account: row.pin.account };
                 standing.push((key, encode_pin(row.set_at, &pin)));
             }
         }

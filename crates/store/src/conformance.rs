@@ -19,6 +19,7 @@ use audit::{
 use clock::deadline::Deadline;
 use domain::card::{CardKey, PinStatus, PlasticId, RegisteredAccount, Tenant};
 use domain::control::{Control, ControlId, ControlState, Denied, RetryTag, Scope, SealedTzpk, Transition};
+use domain::storage_key::{MinKeyVersions, RecordKey, StorageKeyKind};
 
 /// Runs the whole suite; `make` gives a fresh store each time.
 pub async fn run<S: Store>(make: impl Fn() -> Arc<S>) {
@@ -30,7 +31,7 @@ pub async fn run<S: Store>(make: impl Fn() -> Arc<S>) {
     an_unknown_card_is_taken_up_or_refused_as_told(&*make()).await;
     an_account_number_is_not_changed_under_a_pin(&*make()).await;
     a_control_follows_the_account_number_of_its_card(&*make()).await;
-    a_pin_that_is_not_admitted_any_more_is_not_kept_and_its_control_stays(&*make()).await;
+    a_record_under_an_older_storage_key_is_superseded(&*make()).await;
     every_change_has_its_line_and_no_refusal_has(&*make()).await;
     records_come_page_by_page_and_each_once(&*make()).await;
     a_record_is_made_anew_where_it_still_stands_and_a_newer_pin_stays(&*make()).await;
@@ -80,7 +81,7 @@ pub fn own_line(body: Body) -> Event {
     }
 }
 
-fn reencrypted(count: u64) -> Event {
+fn reencrypted_event(count: u64) -> Event {
     own_line(Body::RecordsReencrypted { count })
 }
 
@@ -95,8 +96,18 @@ pub fn tzpk(number: u8) -> SealedTzpk {
     SealedTzpk([number; 48].into())
 }
 
+/// The storage key of [`record`].
+pub fn key(number: u8) -> RecordKey {
+    RecordKey { kind: StorageKeyKind::Iso4, version: number.into() }
+}
+
+/// Re-encrypts the record of one number as the record of another.
+pub fn reencrypted(card: CardKey, before: u8, after: u8) -> RemadePin {
+    RemadePin { card, before: record(before).record, after: record(after).record, key: key(after) }
+}
+
 pub fn record(number: u8) -> StoredPin {
-    StoredPin { record: [number; 38].into(), account: None }
+    StoredPin { record: [number; 38].into(), key: key(number), account: None }
 }
 
 /// The view of the record [`record`] makes of `number`.
@@ -233,15 +244,20 @@ async fn a_control_follows_the_account_number_of_its_card(store: &impl Store) {
     assert_eq!(store.pin(&card(1)).await.unwrap().unwrap().account, account(2));
 }
 
-async fn a_pin_that_is_not_admitted_any_more_is_not_kept_and_its_control_stays(store: &impl Store) {
+async fn a_record_under_an_older_storage_key_is_superseded(store: &impl Store) {
     let opened = keyed(store, card(1)).await;
-    let newer = Arc::new(|pin: &StoredPin| pin.record[0] > 1);
-    store.admit_pins(newer, [].into(), own_line(Body::KeysReloaded)).await.unwrap();
-    let older = set(store, opened.id, 1).await;
-    assert!(matches!(older, Err(AdvanceError::Denied(Denied::Superseded))));
+    let min = MinKeyVersions { iso_4: 2, ..MinKeyVersions::default() };
+    store.note_keys([].into(), min, own_line(Body::KeysReloaded)).await.unwrap();
+    assert!(is_superseded(&set(store, opened.id, 1).await));
     assert!(store.pin(&card(1)).await.unwrap().is_none());
     set(store, opened.id, 2).await.unwrap();
-    assert_eq!(*store.pin(&card(1)).await.unwrap().unwrap().record, [2; 38]);
+    let kept = store.pin(&card(1)).await.unwrap().unwrap();
+    assert_eq!((kept.record, kept.key), (record(2).record, key(2)));
+
+    let reencrypt = async |after| store.remake(vec![reencrypted(card(1), 2, after)], reencrypted_event(0)).await;
+    assert_eq!(reencrypt(1).await.unwrap(), 0, "under an older key");
+    assert_eq!(reencrypt(3).await.unwrap(), 1);
+    assert_eq!(store.pin(&card(1)).await.unwrap().unwrap().key, key(3));
 }
 
 async fn every_change_has_its_line_and_no_refusal_has(store: &impl Store) {
@@ -285,16 +301,16 @@ async fn a_record_is_made_anew_where_it_still_stands_and_a_newer_pin_stays(store
     let set_at = store.card(&card(1)).await.unwrap().unwrap().pin_set_at;
     let newer = keyed(store, card(2)).await;
     set(store, newer.id, 2).await.unwrap();
-    let remade = |number| RemadePin { card: card(number), before: [1; 38].into(), after: [9; 38].into() };
+    let remade = |number| reencrypted(card(number), 1, 9);
 
-    assert_eq!(store.remake(vec![remade(1), remade(2), remade(3)], reencrypted(0)).await.unwrap(), 1);
+    assert_eq!(store.remake(vec![remade(1), remade(2), remade(3)], reencrypted_event(0)).await.unwrap(), 1);
     assert_eq!(*store.pin(&card(1)).await.unwrap().unwrap().record, [9; 38]);
     assert_eq!(*store.pin(&card(2)).await.unwrap().unwrap().record, [2; 38]);
     assert_eq!(store.card(&card(1)).await.unwrap().unwrap().pin_set_at, set_at, "the PIN is as old as it was");
     let entries = store.audit(1, 1_000).await.unwrap();
     assert_eq!(entries.last().unwrap().event.body, Body::RecordsReencrypted { count: 1 });
     let entries = entries.len();
-    assert_eq!(store.remake(vec![remade(1)], reencrypted(0)).await.unwrap(), 0);
+    assert_eq!(store.remake(vec![remade(1)], reencrypted_event(0)).await.unwrap(), 0);
     assert_eq!(store.audit(1, 1_000).await.unwrap().len(), entries, "nothing happened, and a line says so");
 }
 
@@ -344,8 +360,8 @@ async fn a_view_of_a_replaced_record_is_superseded_and_keeps_its_control(store: 
     set(store, later.id, 2).await.unwrap();
     let entries = store.audit(1, 1_000).await.unwrap().len();
     assert!(is_superseded(&shown(1).await), "a newer PIN");
-    let remade = RemadePin { card: card(1), before: [2; 38].into(), after: [3; 38].into() };
-    assert_eq!(store.remake(vec![remade], line(Action::RemakeRecords)).await.unwrap(), 1);
+    let remade = reencrypted(card(1), 2, 3);
+    assert_eq!(store.remake(vec![remade], reencrypted_event(0)).await.unwrap(), 1);
     assert!(is_superseded(&shown(2).await), "the record was re-encrypted");
     assert_eq!(store.audit(1, 1_000).await.unwrap().len(), entries + 1, "a superseded view has no line");
     shown(3).await.unwrap();
@@ -385,13 +401,13 @@ async fn reencryption_and_a_new_account_number_close_no_control(store: &impl Sto
     let (first, waiting) = (keyed(store, card(1)).await, keyed(store, card(2)).await);
     set(store, first.id, 1).await.unwrap();
     let second = keyed(store, card(1)).await;
-    let remade = RemadePin { card: card(1), before: [1; 38].into(), after: [9; 38].into() };
-    assert_eq!(store.remake(vec![remade], reencrypted(0)).await.unwrap(), 1);
+    let remade = reencrypted(card(1), 1, 9);
+    assert_eq!(store.remake(vec![remade], reencrypted_event(0)).await.unwrap(), 1);
     confirm(store, first.id, 1).await.unwrap();
     assert!(is_not_usable(&set(store, second.id, 2).await), "the retry has closed it");
     let third = keyed(store, card(1)).await;
-    let remade = RemadePin { card: card(1), before: [9; 38].into(), after: [8; 38].into() };
-    assert_eq!(store.remake(vec![remade], reencrypted(0)).await.unwrap(), 1);
+    let remade = reencrypted(card(1), 9, 8);
+    assert_eq!(store.remake(vec![remade], reencrypted_event(0)).await.unwrap(), 1);
     set(store, third.id, 3).await.unwrap();
 
     store.register(card(2), account(2), line(Action::RegisterCard)).await.unwrap();

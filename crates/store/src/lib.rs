@@ -5,7 +5,7 @@
 
 pub mod conformance;
 
-use std::{future::Future, io, path::PathBuf, pin::Pin, sync::Arc};
+use std::{future::Future, io, path::PathBuf, pin::Pin};
 
 use thiserror::Error;
 use tokio::sync::watch;
@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use audit::entry::{Entry, Event};
 use domain::card::{Card, CardKey, RegisteredAccount};
 use domain::control::{Control, ControlId, Denied, RetryTag, SealedTzpk, Transition};
+use domain::storage_key::{MinKeyVersions, RecordKey};
 use domain::time::UnixMillis;
 
 /// What a store's method answers, in time.
@@ -59,7 +60,7 @@ pub trait Store: Send + Sync + 'static {
 
     /// Spends a control and keeps the PIN record it paid for: the control moves by [`Transition::Set`], the card's status
     /// becomes `S`, any earlier record of the card is replaced, the card's generation rises. Denied as [`Denied::Superseded`] where the control has another
-    /// account number by now.
+    /// account number by now, or the record is under a storage key older than the minimum of [`Store::note_keys`].
     fn set_pin(
         &self,
         id: ControlId,
@@ -82,16 +83,15 @@ pub trait Store: Send + Sync + 'static {
     /// The newest tzpk of each control that is usable at `now`.
     fn live_tzpks(&self, now: UnixMillis) -> Answer<'_, Result<Vec<SealedTzpk>, StoreError>>;
 
-    /// Puts each record in the place of the one it was made of, where that still stands; answers how many did. The store
-    /// writes their number as the body of the event; where none did nothing happens, and no event is recorded.
+    /// Replaces each record by its re-encryption, where the record still stands and `key` is not below the minimum of
+    /// [`Store::note_keys`]; answers how many were replaced. The store writes their number as the body of the event; where
+    /// none was replaced, nothing happens, and no event is recorded.
     fn remake(&self, remade: Vec<RemadePin>, line: Event) -> Answer<'_, Result<u64, StoreError>>;
 
-    /// Writes the list of the keys that the engine uses, opaque here, in the place of the last one.
-    fn note_keys(&self, keys: Box<[u8]>, line: Event) -> Answer<'_, Result<(), StoreError>>;
-
-    /// Writes `keys` as [`Store::note_keys`] does. Keeps from here on only such new PINs as `admitted` holds for; any other, however long ago it was made, is answered
-    /// [`Denied::Superseded`]. Once this is answered, every PIN that came before it is where [`Store::pins_after`] finds it.
-    fn admit_pins(&self, admitted: Admitted, keys: Box<[u8]>, line: Event) -> Answer<'_, Result<(), StoreError>>;
+    /// Replaces the list of the keys that the engine uses, opaque here, and the minimum versions of the storage keys. From
+    /// this change on a new PIN whose record is under an older key is denied as [`Denied::Superseded`], and no record is
+    /// re-encrypted under an older key. When this is answered, [`Store::pins_after`] finds every earlier PIN.
+    fn note_keys(&self, keys: Box<[u8]>, min: MinKeyVersions, line: Event) -> Answer<'_, Result<(), StoreError>>;
 
     /// Writes an audit line about something that changed nothing: a denial, a start, a stop.
     fn note(&self, line: Event) -> Answer<'_, Result<(), StoreError>>;
@@ -146,14 +146,13 @@ pub enum FailureCause {
     Writer,
 }
 
-/// Which new PINs are kept.
-pub type Admitted = Arc<dyn Fn(&StoredPin) -> bool + Send + Sync>;
-
 /// A PIN at rest.
 #[derive(Clone)]
 pub struct StoredPin {
     /// The boundary's record: form, key reference, block and tag, opaque here.
     pub record: Box<[u8]>,
+    /// The storage key that the record names.
+    pub key: RecordKey,
     /// The account number the block is bound to; none where the plasticId's digits bind it.
     pub account: Option<RegisteredAccount>,
 }
@@ -166,6 +165,8 @@ pub struct RemadePin {
     pub before: Box<[u8]>,
     /// What takes its place.
     pub after: Box<[u8]>,
+    /// The storage key that `after` names.
+    pub key: RecordKey,
 }
 
 /// Which controls may be opened.

@@ -1,0 +1,68 @@
+//! Storage keys, by name only: which of them new PIN records may be encrypted under.
+
+/// A kind of storage key. Each kind has versions of its own, and the highest one encrypts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StorageKeyKind {
+    /// AES-256, wraps the device's own block.
+    Wrapped,
+    /// AES-256, for ISO 9564 format 4.
+    Iso4,
+    /// 3DES, for ISO 9564 formats 3 and 0.
+    Tdes,
+}
+
+/// The storage key of a PIN record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordKey {
+    /// The kind of the key.
+    pub kind: StorageKeyKind,
+    /// The version of the key, 1 to 65535.
+    pub version: u16,
+}
+
+/// The lowest version of each kind of storage key that a record to be written may be under; 0 admits every version.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MinKeyVersions {
+    /// For [`StorageKeyKind::Wrapped`].
+    pub wrapped: u16,
+    /// For [`StorageKeyKind::Iso4`].
+    pub iso_4: u16,
+    /// For [`StorageKeyKind::Tdes`].
+    pub tdes: u16,
+}
+
+impl MinKeyVersions {
+    /// Whether a record under this key may be written.
+    pub fn admit(&self, key: RecordKey) -> bool {
+        let min = match key.kind {
+            StorageKeyKind::Wrapped => self.wrapped,
+            StorageKeyKind::Iso4 => self.iso_4,
+            StorageKeyKind::Tdes => self.tdes,
+        };
+        min <= key.version
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KINDS: [StorageKeyKind; 3] = [StorageKeyKind::Wrapped, StorageKeyKind::Iso4, StorageKeyKind::Tdes];
+
+    #[test]
+    fn the_least_version_of_a_kind_and_newer_ones_are_admitted() {
+        let min = MinKeyVersions { wrapped: 2, iso_4: 300, tdes: u16::MAX };
+        for (kind, least) in KINDS.into_iter().zip([2, 300, u16::MAX]) {
+            assert!(!min.admit(RecordKey { kind, version: least - 1 }), "{kind:?}");
+            assert!(min.admit(RecordKey { kind, version: least }), "{kind:?}");
+            assert!(min.admit(RecordKey { kind, version: u16::MAX }), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn no_minimum_admits_every_version() {
+        for kind in KINDS {
+            assert!(MinKeyVersions::default().admit(RecordKey { kind, version: 1 }));
+        }
+    }
+}
