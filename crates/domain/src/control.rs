@@ -102,6 +102,38 @@ impl RetryTag {
     }
 }
 
+/// A control to be opened. The store reads the time and the card, in its transaction.
+#[derive(Clone)]
+pub struct NewControl {
+    /// The name of the control.
+    pub id: ControlId,
+    /// The one card.
+    pub card: CardKey,
+    /// The one purpose.
+    pub scope: Scope,
+    /// How long the control is usable, from the moment of the store's transaction.
+    pub lifetime: Duration,
+    /// Where given, the only device key to serve.
+    pub device_key: Option<Thumbprint>,
+}
+
+impl NewControl {
+    /// The control as opened at `now`, where the card has this account number and generation.
+    pub fn open(self, account: Option<RegisteredAccount>, generation: u64, now: UnixMillis) -> Control {
+        let Self { id, card, scope, lifetime, device_key } = self;
+        Control {
+            id,
+            card,
+            account,
+            scope,
+            expires_at: now.after(lifetime),
+            opened_generation: generation,
+            device_key,
+            state: ControlState::Open,
+        }
+    }
+}
+
 /// One control.
 #[derive(Clone)]
 pub struct Control {
@@ -378,6 +410,15 @@ mod tests {
     fn after(mut control: Control, event: Transition) -> Control {
         control.state = advance(&control, event, 4, NOW).unwrap();
         control
+    }
+
+    #[test]
+    fn a_new_control_lives_from_the_time_of_the_store() {
+        let Control { id, card, scope, device_key, .. } = keyed();
+        let lifetime = Duration::from_secs(30);
+        let opened = NewControl { id, card, scope, lifetime, device_key }.open(None, 4, NOW);
+        assert_eq!((opened.expires_at, opened.opened_generation), (UnixMillis(31_000), 4));
+        assert!(matches!(opened.state, ControlState::Open));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use audit::entry::{Action, BlockFormat, Body, CardEvent, Event, Formats, Isolati
 use clock;
 use domain::caller::Caller;
 use domain::card::{Card, CardKey, PlasticId, RegisteredAccount};
-use domain::control::{Control, ControlId, ControlState, Denied, RetryTag, Scope, SealedTzpk, Thumbprint, Transition};
+use domain::control::{Control, ControlId, Denied, NewControl, RetryTag, Scope, SealedTzpk, Thumbprint, Transition};
 use domain::storage_key::{MinKeyVersions, RecordKey, StorageKeyKind};
 use domain::time::UnixMillis;
 use hsm_client::Boundary;
@@ -107,18 +107,10 @@ impl Pins {
         device_key: Option<Thumbprint>,
     ) -> Result<Control, OpenError> {
         let card = CardKey { tenant: caller.tenant, plastic };
-        let control = Control {
-            id: ControlId::random(),
-            card,
-            account: None,
-            scope,
-            expires_at: self.store.now().after(self.rules.control_lifetime),
-            opened_generation: 0,
-            device_key,
-            state: ControlState::Open,
-        };
+        let id = ControlId::random();
+        let control = NewControl { id, card, scope, lifetime: self.rules.control_lifetime, device_key };
         let event = about_card(Action::OpenControl, &plastic, None);
-        let line = self.line(caller, CardEvent { control: Some(control.id), ..event });
+        let line = self.line(caller, CardEvent { control: Some(id), ..event });
         self.store.open(control, self.rules.admission, line).await
     }
 

@@ -50,7 +50,7 @@ use clock::SteadyClock;
 use clock::TimeSource;
 use clock::deadline::Deadline;
 use domain::card::{Card, CardKey, PinStatus, RegisteredAccount};
-use domain::control::{Control, ControlId, ControlState, Denied, RetryTag, SealedTzpk, Transition};
+use domain::control::{Control, ControlId, ControlState, Denied, NewControl, RetryTag, SealedTzpk, Transition};
 use domain::storage_key::MinKeyVersions;
 use domain::time::UnixMillis;
 use store::{
@@ -438,7 +438,7 @@ impl Store for Embedded {
         self.change(|reply| Change::Register { card, account, reply }, line)
     }
 
-    fn open(&self, control: Control, admission: Admission, line: Event) -> Answer<'_, Result<Control, OpenError>> {
+    fn open(&self, control: NewControl, admission: Admission, line: Event) -> Answer<'_, Result<Control, OpenError>> {
         self.change(|reply| Change::Open { control, admission, reply }, line)
     }
 

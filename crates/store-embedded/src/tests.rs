@@ -13,16 +13,6 @@ fn open_at(directory: &Path, time: &Arc<SetTime>) -> Embedded {
     Embedded::open_at(&EmbeddedConfig::new(directory.to_owned()), Box::new(Arc::clone(time))).unwrap()
 }
 
-/// Opens a control of 30 s, with its tzpk.
-async fn keyed_now(store: &Embedded, number: u64) -> Control {
-    let mut opened = control(card(number));
-    opened.expires_at = Store::now(store).after(std::time::Duration::from_secs(30));
-    Store::open(store, opened.clone(), GENEROUS, line(Action::OpenControl)).await.unwrap();
-    let event = Transition::Key { tzpk: conformance::tzpk(1), replaces: None };
-    store.advance(opened.id, event, line(Action::IssueTzpk)).await.unwrap();
-    opened
-}
-
 fn open(directory: &Path) -> Result<Embedded, StoreOpenError> {
     Embedded::open(&EmbeddedConfig::new(directory.to_owned()))
 }
@@ -122,7 +112,7 @@ async fn a_control_does_not_outlive_its_time_when_the_clock_steps_back() {
     let directory = tempfile::tempdir().unwrap();
     let time = SetTime::at(1_000_000);
     let store = open_at(directory.path(), &time);
-    let (in_time, late) = (keyed_now(&store, 1).await, keyed_now(&store, 2).await);
+    let (in_time, late) = (keyed(&store, card(1)).await, keyed(&store, card(2)).await);
     time.step(-3_600);
     time.pass(29);
     set(&store, in_time.id, 1).await.unwrap();
@@ -135,7 +125,7 @@ async fn a_restart_behind_the_last_commit_ends_open_controls_alone() {
     let directory = tempfile::tempdir().unwrap();
     let time = SetTime::at(1_000_000);
     let store = open_at(directory.path(), &time);
-    let (spent, waiting) = (keyed_now(&store, 1).await, keyed_now(&store, 2).await);
+    let (spent, waiting) = (keyed(&store, card(1)).await, keyed(&store, card(2)).await);
     set(&store, spent.id, 1).await.unwrap();
     let before = Store::now(&store);
     drop(store);
@@ -145,7 +135,7 @@ async fn a_restart_behind_the_last_commit_ends_open_controls_alone() {
     assert!(Store::now(&store) >= before, "the clock ran backwards");
     assert!(matches!(set(&store, waiting.id, 2).await, Err(AdvanceError::Denied(Denied::NotUsable))));
     confirm(&store, spent.id, 1).await.unwrap();
-    let fresh = keyed_now(&store, 2).await;
+    let fresh = keyed(&store, card(2)).await;
     set(&store, fresh.id, 2).await.unwrap();
 }
 
@@ -154,7 +144,7 @@ async fn a_restart_keeps_open_controls_where_the_clock_runs_on() {
     let directory = tempfile::tempdir().unwrap();
     let time = SetTime::at(1_000_000);
     let store = open_at(directory.path(), &time);
-    let (in_time, late) = (keyed_now(&store, 1).await, keyed_now(&store, 2).await);
+    let (in_time, late) = (keyed(&store, card(1)).await, keyed(&store, card(2)).await);
     drop(store);
     time.pass(20);
     let store = open_at(directory.path(), &time);
@@ -170,18 +160,18 @@ async fn a_clock_that_was_years_ahead_stops_nothing() {
     let years = 10 * 365 * 86_400;
     time.step(years);
     let store = open_at(directory.path(), &time);
-    let opened = keyed_now(&store, 1).await;
+    let opened = keyed(&store, card(1)).await;
     set(&store, opened.id, 1).await.unwrap();
     time.step(-years);
     for restart in 1..=2 {
-        let opened = keyed_now(&store, 10 + restart).await;
+        let opened = keyed(&store, card(10 + restart)).await;
         assert!(Store::wall_time(&store, opened.expires_at) <= UnixMillis(1_000_031_000), "reported as wall time");
         set(&store, opened.id, 1).await.unwrap();
     }
     drop(store);
     for restart in 1..=2 {
         let store = open_at(directory.path(), &time);
-        let (opened, late) = (keyed_now(&store, 20 + restart).await, keyed_now(&store, 30 + restart).await);
+        let (opened, late) = (keyed(&store, card(20 + restart)).await, keyed(&store, card(30 + restart)).await);
         time.pass(29);
         set(&store, opened.id, 1).await.unwrap();
         time.pass(1);
@@ -197,7 +187,7 @@ async fn an_idle_store_keeps_its_time_while_a_control_is_usable() {
     let directory = tempfile::tempdir().unwrap();
     let time = SetTime::at(1_000_000);
     let store = open_at(directory.path(), &time);
-    let opened = keyed_now(&store, 1).await;
+    let opened = keyed(&store, card(1)).await;
     time.pass(31);
     let is_kept = || decode_head(&store.shared.meta.get(HEAD_KEY).unwrap().unwrap()).unwrap().1 >= opened.expires_at;
     while !is_kept() {
@@ -214,7 +204,7 @@ async fn a_retry_is_confirmed_until_five_minutes_after_expiry() {
     let directory = tempfile::tempdir().unwrap();
     let time = SetTime::at(1_000_000);
     let store = open_at(directory.path(), &time);
-    let opened = keyed_now(&store, 1).await;
+    let opened = keyed(&store, card(1)).await;
     set(&store, opened.id, 1).await.unwrap();
     time.pass(200);
     drop(store);
@@ -248,10 +238,11 @@ async fn the_cap_of_a_card_survives_a_restart() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_expired_control_is_swept_from_memory_and_disk() {
     let directory = tempfile::tempdir().unwrap();
-    let store = open(directory.path()).unwrap();
-    let mut old = control(card(1));
-    old.expires_at = UnixMillis(1);
-    Store::open(&store, old, GENEROUS, line(Action::OpenControl)).await.unwrap();
+    let time = SetTime::at(1_000_000);
+    let store = open_at(directory.path(), &time);
+    Store::open(&store, control(card(1)), GENEROUS, line(Action::OpenControl)).await.unwrap();
+    // The lifetime, and the grace of the sweep.
+    time.pass(36);
     Store::open(&store, control(card(1)), GENEROUS, line(Action::OpenControl)).await.unwrap();
     // Every shard has its turn within two seconds; the loop waits for the fact, not for the time.
     while store.counts().controls > 1 {
@@ -259,7 +250,7 @@ async fn an_expired_control_is_swept_from_memory_and_disk() {
     }
     store.close().await;
     drop(store);
-    assert_eq!(open(directory.path()).unwrap().counts().controls, 1);
+    assert_eq!(open_at(directory.path(), &time).counts().controls, 1);
 }
 
 #[test]

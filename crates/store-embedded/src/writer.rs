@@ -30,7 +30,7 @@ use audit::{
 };
 use clock::deadline::Deadline;
 use domain::card::{Card, CardKey, RegisteredAccount};
-use domain::control::{Control, ControlId, ControlState, Denied, RetryTag, Transition, advance};
+use domain::control::{Control, ControlId, ControlState, Denied, NewControl, RetryTag, Transition, advance};
 use domain::storage_key::MinKeyVersions;
 use domain::time::UnixMillis;
 use store::{
@@ -64,7 +64,7 @@ pub(super) struct Command {
 /// A change, and whom to answer.
 pub(super) enum Change {
     Register { card: CardKey, account: Option<RegisteredAccount>, reply: Promise<Result<Card, RegisterError>> },
-    Open { control: Control, admission: Admission, reply: Promise<Result<Control, OpenError>> },
+    Open { control: NewControl, admission: Admission, reply: Promise<Result<Control, OpenError>> },
     Advance { id: ControlId, event: Transition, pin: Option<StoredPin>, reply: Promise<Result<(), AdvanceError>> },
     ConfirmRetry { id: ControlId, retry: RetryTag, reply: Promise<Result<(), AdvanceError>> },
     Remake { remade: Vec<RemadePin>, reply: Promise<Result<u64, StoreError>> },
@@ -322,8 +322,8 @@ impl<'a> Batch<'a> {
         }
     }
 
-    fn open(&mut self, mut control: Control, admission: Admission) -> Result<Control, OpenError> {
-        let mut row = match (self.card(&control.card)?, admission.unknown_cards) {
+    fn open(&mut self, new: NewControl, admission: Admission) -> Result<Control, OpenError> {
+        let mut row = match (self.card(&new.card)?, admission.unknown_cards) {
             (Some(row), _) => row,
             (None, UnknownCards::Accept) => CardRow::default(),
             (None, UnknownCards::Refuse) => return Err(OpenError::CardUnknown),
@@ -337,8 +337,7 @@ impl<'a> Batch<'a> {
             return Err(OpenError::Cap { cap });
         }
         row.opened = row.opened.saturating_add(1);
-        control.account = row.account.clone();
-        control.opened_generation = row.generation;
+        let control = new.open(row.account.clone(), row.generation, self.now);
         self.put_card(control.card, row);
         self.controls.insert(control.id, encode_control(&control));
         Ok(control)

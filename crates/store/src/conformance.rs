@@ -18,7 +18,7 @@ use audit::{
 };
 use clock::deadline::Deadline;
 use domain::card::{CardKey, PinStatus, PlasticId, RegisteredAccount, Tenant};
-use domain::control::{Control, ControlId, ControlState, Denied, RetryTag, Scope, SealedTzpk, Transition};
+use domain::control::{Control, ControlId, Denied, NewControl, RetryTag, Scope, SealedTzpk, Transition};
 use domain::storage_key::{MinKeyVersions, RecordKey, StorageKeyKind};
 
 /// Runs the whole suite; `make` gives a fresh store each time.
@@ -51,16 +51,14 @@ pub fn card(number: u64) -> CardKey {
     CardKey { tenant: Tenant::parse("bank").unwrap(), plastic: PlasticId::parse(&number.to_string()).unwrap() }
 }
 
-pub fn control(card: CardKey) -> Control {
-    Control {
+/// A control to set a PIN, for 30 s.
+pub fn control(card: CardKey) -> NewControl {
+    NewControl {
         id: ControlId::random(),
         card,
-        account: None,
         scope: Scope::SetPin,
-        expires_at: clock::now().after(Duration::from_secs(30)),
-        opened_generation: 0,
+        lifetime: Duration::from_secs(30),
         device_key: None,
-        state: ControlState::Open,
     }
 }
 
@@ -117,7 +115,7 @@ pub fn view(number: u8) -> Transition {
 
 /// Opens a control to view the PIN.
 pub async fn viewing(store: &impl Store, card: CardKey) -> Control {
-    let control = Control { scope: Scope::ViewPin, ..control(card) };
+    let control = NewControl { scope: Scope::ViewPin, ..control(card) };
     store.open(control, GENEROUS, line(Action::OpenControl)).await.unwrap()
 }
 
@@ -151,7 +149,10 @@ fn account(number: u8) -> Option<RegisteredAccount> {
 
 async fn a_control_is_found_as_it_was_opened(store: &impl Store) {
     store.register(card(1), account(7), line(Action::RegisterCard)).await.unwrap();
+    let (before, lifetime) = (store.now(), control(card(1)).lifetime);
     let opened = store.open(control(card(1)), GENEROUS, line(Action::OpenControl)).await.unwrap();
+    let lives_from_the_change = before.after(lifetime)..=store.now().after(lifetime);
+    assert!(lives_from_the_change.contains(&opened.expires_at), "{:?}", opened.expires_at);
     assert_eq!(opened.account, account(7), "the PAN comes from the card");
     let found = store.control(opened.id).await.unwrap().unwrap();
     assert_eq!((found.card, found.account, found.expires_at), (opened.card, opened.account, opened.expires_at));

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use audit::entry::{Entry, Event};
 use domain::card::{Card, CardKey, RegisteredAccount};
-use domain::control::{Control, ControlId, Denied, RetryTag, SealedTzpk, Transition};
+use domain::control::{Control, ControlId, Denied, NewControl, RetryTag, SealedTzpk, Transition};
 use domain::storage_key::{MinKeyVersions, RecordKey};
 use domain::time::UnixMillis;
 
@@ -50,9 +50,8 @@ pub trait Store: Send + Sync + 'static {
         line: Event,
     ) -> Answer<'_, Result<Card, RegisterError>>;
 
-    /// Opens a control. Its `account` and `opened_generation` are filled in here, from the card, in the same transaction;
-    /// the opened control is answered.
-    fn open(&self, control: Control, admission: Admission, line: Event) -> Answer<'_, Result<Control, OpenError>>;
+    /// Opens a control by [`NewControl::open`], with the store's time and the newest state of the card, and answers it.
+    fn open(&self, control: NewControl, admission: Admission, line: Event) -> Answer<'_, Result<Control, OpenError>>;
 
     /// Moves a control on by [`domain::control::advance`], on its newest state. [`Transition::View`] is denied as
     /// [`Denied::Superseded`] where the card's PIN record is another one than was shown.

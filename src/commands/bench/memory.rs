@@ -9,7 +9,7 @@ use super::{BenchError, MemoryArguments};
 use crate::commands::demo::TemporaryDirectory;
 use audit::entry::{Action, Body, CardEvent, Event, Isolation, Level, Outcome, Stamp};
 use domain::card::{CardKey, PlasticId, RegisteredAccount, Tenant};
-use domain::control::{Control, ControlId, ControlState, Scope, SealedTzpk, Transition};
+use domain::control::{ControlId, NewControl, Scope, SealedTzpk, Transition};
 use store::{Admission, Store, UnknownCards};
 use store_embedded::{Embedded, EmbeddedConfig};
 
@@ -74,15 +74,12 @@ async fn open(store: &Embedded, number: usize, bar: &ProgressBar) -> Result<(), 
         let account = RegisteredAccount { sealed: [7; 30].into(), masked: "411111******1111".into() };
         store.register(card, Some(account), line(Action::RegisterCard)).await.map_err(|error| refused(&error))?;
     }
-    let control = Control {
+    let control = NewControl {
         id: ControlId::random(),
         card,
-        account: None,
         scope: Scope::SetPin,
-        expires_at: store.now().after(Duration::from_secs(3_600)),
-        opened_generation: 0,
+        lifetime: Duration::from_secs(3_600),
         device_key: None,
-        state: ControlState::Open,
     };
     let admission = Admission { controls_per_card_per_hour: 1_000, unknown_cards: UnknownCards::Accept };
     let opened =
