@@ -71,6 +71,7 @@ impl Command {
         }
     }
 
+    #[expect(clippy::result_large_err, reason = "returned once in a process")]
     fn run(self) -> Result<(), CommandError> {
         match self {
             Self::Demo(arguments) => Ok(commands::demo::run(arguments)?),

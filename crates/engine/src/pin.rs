@@ -262,7 +262,13 @@ impl Pins {
     /// Writes that the engine of this name begins to serve, and with which keys.
     pub async fn note_start(&self, engine: &str, status: &hsm_protocol::Status) -> Result<(), StoreError> {
         let keys = hsm_protocol::KeyId::list_to_bytes(status.keys());
-        self.store.note_keys(keys.into(), min_key_versions(status), self.own_line(Body::EngineStarted { engine: engine.into() })).await
+        self.store
+            .note_keys(
+                keys.into(),
+                min_key_versions(status),
+                self.own_line(Body::EngineStarted { engine: engine.into() }),
+            )
+            .await
     }
 
     /// Records an event of the engine itself.

@@ -406,7 +406,14 @@ async fn noted_keys_and_minimum_versions_survive_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(directory.path()).unwrap();
     assert_eq!((store.noted_keys().unwrap(), store.needs_keys().unwrap()), (None, false));
-    store.note_keys([1].into(), MinKeyVersions::default(), own_line(Body::EngineStarted { engine: "host:/store".into() })).await.unwrap();
+    store
+        .note_keys(
+            [1].into(),
+            MinKeyVersions::default(),
+            own_line(Body::EngineStarted { engine: "host:/store".into() }),
+        )
+        .await
+        .unwrap();
     let min = MinKeyVersions { iso_4: 2, ..MinKeyVersions::default() };
     store.note_keys([2, 3].into(), min, own_line(Body::KeysReloaded)).await.unwrap();
     let control = keyed(&store, card(1)).await;
