@@ -124,7 +124,7 @@ fn a_token_that_fails_in_the_middle_of_a_step_leaves_it_undone() {
     let mut destroy = destroy.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut said = String::new();
     let mut stderr = destroy.stderr.take().unwrap();
-    while !said.contains("read off by another: ") {
+    while !said.contains("read by another participant: ") {
         let mut byte = [0];
         stderr.read_exact(&mut byte).unwrap();
         said.push(char::from(byte[0]));

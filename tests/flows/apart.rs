@@ -145,7 +145,7 @@ fn a_wrong_configuration_is_one_clear_line() {
         ("[control]\nlifetime_seconds = 0", "control.lifetime_seconds"),
         ("[vault]\npassphrase = { env = \"PINSEAL_NOT_SET\" }", "PINSEAL_NOT_SET"),
     ] {
-        std::fs::write(&config, text).unwrap();
+        std::fs::write(&config, format!("data_directory = {:?}\n{text}", directory.path())).unwrap();
         let (served, printed) = pinseal(&["engine", "--config", config.to_str().unwrap()]);
         assert!(!served && printed.contains(why), "{printed}");
     }
