@@ -242,6 +242,7 @@ async fn comes_to_hold(holds: impl AsyncFn() -> bool) {
 /// Sets and views a PIN; returns what the module returned during that, and the calls with a clear value in it.
 async fn traced_flow(make: Make) -> (Vec<(String, String)>, Vec<String>) {
     const PIN: &str = "927182813";
+    let at_level_host = !matches!(make, Make::Nss);
     let (token, directory) = (RealToken::behind_the_shim(make), tempfile::tempdir().unwrap());
     let engine = EngineProcess::start_on(directory.path(), &token);
     let (device, mut client) = (device(), engine.client().await);
@@ -262,7 +263,11 @@ async fn traced_flow(make: Make) -> (Vec<(String, String)>, Vec<String>) {
         clear.extend(tzpk.as_bytes().chunks(8).map(hexadecimal));
     }
     let trace = token.trace();
-    let found = trace.iter().filter(|(_, out)| clear.iter().any(|clear| out.contains(clear.as_str())));
+    // At level host the boundary makes a tzpk of the token's random bytes and sets their parity: of 256 halves one has the
+    // right parity before, and is a half of the key as it leaves the token.
+    let makes_tzpk = |call: &str| at_level_host && call == "C_GenerateRandom";
+    let found =
+        trace.iter().filter(|(call, out)| !makes_tzpk(call) && clear.iter().any(|clear| out.contains(clear.as_str())));
     let found = found.map(|(call, _)| call.clone()).collect();
     (trace, found)
 }
