@@ -66,6 +66,10 @@ impl Boundary for InlineBoundary {
         self.status.clone()
     }
 
+    fn status(&self) -> Arc<Status> {
+        Arc::clone(&self.status.borrow())
+    }
+
     fn reload_keys(&self) -> Answer<'_, Result<(), BoundaryError>> {
         Box::pin(async { Err(BoundaryError::TakeUpInline) })
     }

@@ -107,7 +107,7 @@ async fn an_engine_serves_and_stops_with_its_output_unread() {
     let mut engine = EngineProcess::start(directory.path(), "");
     engine.stop_reading();
     signal(engine.id(), "HUP");
-    logged(&engine, 1, "has taken up its keys").await;
+    logged(&engine, 1, "has reloaded its keys").await;
     engine.client().await.set(&device(), "970000", "2580147").await.unwrap();
     assert_eq!(engine.terminate(), 0);
     let mut export = Command::new(env!("CARGO_BIN_EXE_pinseal"));

@@ -333,7 +333,7 @@ async fn keys_reload_and_rotate_while_every_call_is_answered() {
     let keys = async |wanted: &[&str], gone: &[&str]| {
         let printed = support::wait::soon("the keys were not reloaded", async || {
             let log = engine.log();
-            let printed = log.lines().rfind(|line| line.contains("has taken up its keys"))?;
+            let printed = log.lines().rfind(|line| line.contains("has reloaded its keys"))?;
             (wanted.iter().all(|key| printed.contains(key)) && !gone.iter().any(|key| printed.contains(key)))
                 .then_some(())
         });

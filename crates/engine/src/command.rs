@@ -64,7 +64,7 @@ pub fn run(arguments: EngineArguments, open_inline: OpenInline) -> Result<(), En
                 () = stop.requested() => break,
                 _ = engine.store_failure() => break,
                 taken_up = engine.reload_keys() => match taken_up {
-                    Ok(()) => say(format_args!("pinseal engine has taken up {}", hsm_protocol::KeyId::list_to_text(engine.boundary().keys()))),
+                    Ok(()) => say(format_args!("pinseal engine has reloaded {}", hsm_protocol::KeyId::list_to_text(engine.boundary().keys()))),
                     Err(ReloadError::Boundary(error)) => {
                         warn(format_args!("pinseal engine goes on with the keys it has: {error}"));
                     }

@@ -89,7 +89,7 @@ pub(super) async fn follow(
                     in_use.send_replace(Arc::clone(&status));
                 }
                 Err(StoreError::Busy { .. }) => sleep(PAUSE).await,
-                Err(error) => return tracing::error!(%error, "the keys taken up can't be put into use"),
+                Err(error) => return tracing::error!(%error, "the reloaded keys cannot be put into use"),
             }
         }
     }

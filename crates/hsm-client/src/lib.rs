@@ -93,10 +93,8 @@ pub trait Boundary: Send + Sync + 'static {
     /// Lets a boundary that this engine started end.
     fn close(&self) -> Answer<'_, ()>;
 
-    /// What it is and promises, now.
-    fn status(&self) -> Arc<Status> {
-        Arc::clone(&self.watched().borrow())
-    }
+    /// What the boundary is and promises, now.
+    fn status(&self) -> Arc<Status>;
 }
 
 /// How a boundary is opened, once the store says whether it may create keys.
@@ -156,6 +154,10 @@ impl Boundary for ProcessBoundary {
 
     fn watched(&self) -> watch::Receiver<Arc<Status>> {
         self.status.clone()
+    }
+
+    fn status(&self) -> Arc<Status> {
+        Arc::clone(&self.status.borrow())
     }
 
     fn reload_keys(&self) -> Answer<'_, Result<(), BoundaryError>> {
@@ -257,10 +259,10 @@ pub enum BoundaryError {
     #[error("no way into the boundary's process was asked for")]
     NoLane,
     /// There is no other process that could open them.
-    #[error("with boundary.isolation = \"inline\" keys are taken up when the engine starts: restart it")]
+    #[error("with boundary.isolation = \"inline\" keys are loaded when the engine starts: restart it")]
     TakeUpInline,
     /// Somebody else starts it.
-    #[error("the boundary at {} takes up its keys when it starts: restart it, and the engine follows", path.display())]
+    #[error("the boundary at {} loads its keys when it starts: restart it, and the engine follows", path.display())]
     TakeUpApart {
         /// The socket.
         path: PathBuf,
@@ -269,7 +271,7 @@ pub enum BoundaryError {
     #[error("{0}: the keys are not reloaded")]
     OtherKeys(KeyMismatch),
     /// The engine stops.
-    #[error("the engine stops: its boundary takes up no more keys")]
+    #[error("the engine stops: its boundary reloads no keys")]
     Stopping,
     /// It ended before it said anything.
     #[error("{} ended the connection before it served: its own log says why", path.display())]

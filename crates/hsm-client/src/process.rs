@@ -305,7 +305,7 @@ async fn leave(lanes: Vec<Arc<Lane>>, before: Life, keys: String, reply: Reply) 
     };
     // What takes longer has no caller any more.
     let _ = timeout(HAND_OVER_TIME_MAX, all).await;
-    tracing::info!(keys, "the boundary has taken up its keys");
+    tracing::info!(keys, "the boundary has reloaded its keys");
     tell(Some(reply), Ok(()));
     end(before).await;
 }
