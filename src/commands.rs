@@ -7,6 +7,7 @@ pub(crate) mod demo;
 pub(crate) mod device;
 pub(crate) mod keyblock;
 pub(crate) mod pki;
+pub(crate) mod policy;
 pub(crate) mod rotation;
 pub(crate) mod token;
 pub(crate) mod vault;

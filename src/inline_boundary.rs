@@ -3,10 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use config::ConfigError;
-use hsm::{
-    AcceptError, Accepted, Account, AccountNumber, Binding, CardBinding, DeviceKey, EncryptedBlock, Error, Hsm, Issued,
-    PinRecord, Revealed, SealedAccount, SealedKey, Status,
-};
+use hsm::{Error, Hsm, Reply, Request, Status};
 use hsm_client::{AbsentKeys, Answer, Boundary, BoundaryError, OpenBoundary};
 use hsm_config::HsmProcess;
 use tokio::sync::watch;
@@ -71,60 +68,11 @@ impl Boundary for InlineBoundary {
     }
 
     fn reload_keys(&self) -> Answer<'_, Result<(), BoundaryError>> {
-        Box::pin(async { Err(BoundaryError::TakeUpInline) })
+        Box::pin(async { Err(BoundaryError::ReloadInline) })
     }
 
-    fn check(&self) -> Answer<'_, Result<(), Error>> {
-        Box::pin(self.hsm.check())
-    }
-
-    fn issue<'a>(&'a self, device: &'a DeviceKey, binding: &'a Binding<'a>) -> Answer<'a, Result<Issued, Error>> {
-        Box::pin(self.hsm.issue(device, binding))
-    }
-
-    fn accept<'a>(
-        &'a self,
-        tzpk: &'a SealedKey,
-        binding: &'a Binding<'a>,
-        block: &'a EncryptedBlock,
-        account: Account<'a>,
-    ) -> Answer<'a, Result<Accepted, AcceptError>> {
-        Box::pin(self.hsm.accept(tzpk, binding, block, account))
-    }
-
-    fn retry_tag<'a>(
-        &'a self,
-        binding: &'a Binding<'a>,
-        block: &'a EncryptedBlock,
-    ) -> Answer<'a, Result<[u8; 16], Error>> {
-        Box::pin(self.hsm.retry_tag(binding, block))
-    }
-
-    fn reveal<'a>(
-        &'a self,
-        record: &'a PinRecord,
-        binding: &'a Binding<'a>,
-        account: Account<'a>,
-        device: &'a DeviceKey,
-    ) -> Answer<'a, Result<Revealed, Error>> {
-        Box::pin(self.hsm.reveal(record, binding, account, device))
-    }
-
-    fn seal_account<'a>(
-        &'a self,
-        number: &'a AccountNumber,
-        card: CardBinding<'a>,
-    ) -> Answer<'a, Result<SealedAccount, Error>> {
-        Box::pin(self.hsm.seal_account(number, card))
-    }
-
-    fn remake<'a>(
-        &'a self,
-        record: &'a PinRecord,
-        card: CardBinding<'a>,
-        account: Account<'a>,
-    ) -> Answer<'a, Result<PinRecord, Error>> {
-        Box::pin(self.hsm.remake(record, card, account))
+    fn execute(&self, request: Request) -> Answer<'_, Result<Reply, Error>> {
+        Box::pin(self.hsm.execute(request))
     }
 
     fn close(&self) -> Answer<'_, ()> {

@@ -55,6 +55,8 @@ enum Command {
     Rotation(commands::rotation::RotationArguments),
     /// Explain a key block
     Keyblock(commands::keyblock::KeyBlockArguments),
+    /// Explain which translations of a PIN block are allowed
+    Policy(commands::policy::PolicyArguments),
     /// Generate development certificates for mutual TLS
     Pki(commands::pki::PkiArguments),
     /// Measure this build against a bare gRPC echo
@@ -85,6 +87,7 @@ impl Command {
             Self::Ceremony(arguments) => Ok(commands::ceremony::run(*arguments)?),
             Self::Rotation(arguments) => Ok(commands::rotation::run(arguments)?),
             Self::Keyblock(arguments) => Ok(commands::keyblock::run(arguments)?),
+            Self::Policy(arguments) => Ok(commands::policy::run(&arguments)?),
             Self::Pki(arguments) => Ok(commands::pki::run(arguments)?),
             Self::Bench(arguments) => Ok(commands::bench::run(arguments)?),
         }
@@ -122,6 +125,7 @@ enum CommandError {
     Ceremony(#[from] commands::ceremony::CeremonyError),
     Rotation(#[from] engine_client::OperatorError),
     Keyblock(#[from] commands::keyblock::KeyBlockCommandError),
+    Policy(#[from] commands::policy::PolicyError),
     Pki(#[from] commands::pki::PkiError),
     Bench(#[from] commands::bench::BenchError),
 }

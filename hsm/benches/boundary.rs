@@ -20,12 +20,45 @@ use aws_lc_rs::{
 };
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use des::TdesEde2;
-use hsm::{Account, AccountNumber, Binding, CardBinding, Config, DeviceKey, EncryptedBlock, Hsm, Purpose};
+use hsm::{
+    Account, AccountNumber, Binding, CardBinding, Config, ControlBinding, DeviceKey, EncryptedBlock, FreshTzpk, Hsm,
+    PinRecord, Purpose, Reply, Request, SealedAccount, SealedKey, Source, Target,
+};
 
-const CARD: CardBinding<'static> = CardBinding { tenant: "bank", plastic_id: "1000200030" };
+const CONTROL: ControlBinding =
+    ControlBinding { id: [7; 16], purpose: Purpose::SetPin, expires_at_unix_milliseconds: 1_790_000_000_000 };
 
-fn binding(purpose: Purpose) -> Binding<'static> {
-    Binding { card: CARD, control: &[7; 16], purpose, expires_at_unix_milliseconds: 1_790_000_000_000 }
+fn card() -> CardBinding {
+    CardBinding::new("bank", "1000200030").unwrap()
+}
+
+fn issue(hsm: &Hsm, device: &DeviceKey) -> FreshTzpk {
+    let binding = Binding { card: card(), control: CONTROL };
+    match now(hsm.execute(Request::IssueTzpk { public_key: device.clone(), binding })) {
+        Ok(Reply::Tzpk(tzpk)) => tzpk,
+        _ => unreachable!("no tzpk"),
+    }
+}
+
+fn translate(hsm: &Hsm, source: Source, target: Target, account: Account) -> Reply {
+    now(hsm.execute(Request::Translate { source, target, card: card(), account })).unwrap()
+}
+
+fn device_to_record(hsm: &Hsm, tzpk: &SealedKey, block: &EncryptedBlock, account: Account) -> PinRecord {
+    let sealed_tzpk = SealedKey::from_bytes(tzpk.as_bytes()).unwrap();
+    let source = Source::Device { sealed_tzpk, control: CONTROL, block: *block };
+    match translate(hsm, source, Target::Record, account) {
+        Reply::Record { record, .. } => record,
+        _ => unreachable!("no record"),
+    }
+}
+
+fn seal_pan(hsm: &Hsm) -> SealedAccount {
+    let number = AccountNumber::parse("5413330089020011").unwrap();
+    match now(hsm.execute(Request::SealPan { number, card: card() })) {
+        Ok(Reply::SealedPan(sealed)) => sealed,
+        _ => unreachable!("no sealed account"),
+    }
 }
 
 /// The operations answer inline: one poll is all they take.
@@ -46,26 +79,23 @@ fn device(size: KeySize) -> (DeviceKey, OaepPrivateDecryptingKey) {
 fn boundary(c: &mut Criterion) {
     let hsm = Hsm::open(Config::default()).unwrap();
     let (device_key, private) = device(KeySize::Rsa2048);
-    let issued = now(hsm.issue(&device_key, &binding(Purpose::SetPin))).unwrap();
+    let issued = issue(&hsm, &device_key);
     let mut room = [0; 256];
     let tzpk = private.decrypt(&OAEP_SHA256_MGF1SHA256, &issued.wrapped, &mut room, None).unwrap();
     let mut block = 0x1425_80A7_3C90_5EF1u64.to_be_bytes();
     let tdes = TdesEde2::new((&*tzpk).try_into().unwrap());
     tdes.encrypt_block((&mut block).into());
     let block = EncryptedBlock::from_bytes(&block).unwrap();
-    let number = AccountNumber::parse("5413330089020011").unwrap();
-    let account = now(hsm.seal_account(&number, CARD)).unwrap();
+    let account = seal_pan(&hsm);
 
     let mut group = c.benchmark_group("boundary");
     group.throughput(Throughput::Elements(1));
-    group.bench_function("accept ISO-1 to ISO-4, plasticId", |b| {
-        b.iter(|| {
-            now(hsm.accept(&issued.sealed, &binding(Purpose::SetPin), &block, Account::PlasticId)).unwrap().retry_tag
-        });
+    group.bench_function("translate ISO-1 to ISO-4, plasticId", |b| {
+        b.iter(|| device_to_record(&hsm, &issued.sealed, &block, Account::PlasticId));
     });
-    group.bench_function("accept ISO-1 to ISO-4, account number", |b| {
-        let account = Account::Registered(&account);
-        b.iter(|| now(hsm.accept(&issued.sealed, &binding(Purpose::SetPin), &block, account)).unwrap().retry_tag);
+    group.bench_function("translate ISO-1 to ISO-4, account number", |b| {
+        let registered = || Account::Registered(SealedAccount::from_bytes(account.as_bytes()).unwrap());
+        b.iter(|| device_to_record(&hsm, &issued.sealed, &block, registered()));
     });
     group.bench_function("ceiling: bare 3DES with its key schedule, two AES-256 blocks", |b| {
         let aes = Aes256::new(&Array([7; 32]));
@@ -80,21 +110,18 @@ fn boundary(c: &mut Criterion) {
             wide
         });
     });
-    group.bench_function("seal an account number", |b| {
-        b.iter(|| now(hsm.seal_account(&number, CARD)).unwrap().as_bytes()[4])
-    });
-    let accepted = now(hsm.accept(&issued.sealed, &binding(Purpose::SetPin), &block, Account::PlasticId)).unwrap();
-    group.bench_function("reveal, RSA-2048", |b| {
+    group.bench_function("seal an account number", |b| b.iter(|| seal_pan(&hsm).as_bytes()[4]));
+    let record = device_to_record(&hsm, &issued.sealed, &block, Account::PlasticId);
+    group.bench_function("translate a record to a device, RSA-2048", |b| {
         b.iter(|| {
-            now(hsm.reveal(&accepted.record, &binding(Purpose::ViewPin), Account::PlasticId, &device_key))
-                .unwrap()
-                .wrapped
+            let target = Target::Device { public_key: device_key.clone() };
+            translate(&hsm, Source::Record(record.clone()), target, Account::PlasticId)
         });
     });
-    group.bench_function("remake a format 4 record, plasticId", |b| {
-        b.iter(|| now(hsm.remake(&accepted.record, CARD, Account::PlasticId)).unwrap().as_bytes()[8]);
+    group.bench_function("re-encrypt a format 4 record, plasticId", |b| {
+        b.iter(|| translate(&hsm, Source::Record(record.clone()), Target::Record, Account::PlasticId));
     });
-    group.bench_function("ceiling of remake: two AES-256 blocks decrypted and two encrypted", |b| {
+    group.bench_function("ceiling of re-encrypt: two AES-256 blocks decrypted and two encrypted", |b| {
         let aes = Aes256::new(&Array([7; 32]));
         b.iter(|| {
             let mut block = black_box([3; 16]);
@@ -107,8 +134,8 @@ fn boundary(c: &mut Criterion) {
     });
     for (name, size) in [("2048", KeySize::Rsa2048), ("3072", KeySize::Rsa3072), ("4096", KeySize::Rsa4096)] {
         let (key, _) = device(size);
-        group.bench_function(format!("issue, RSA-{name}"), |b| {
-            b.iter(|| now(hsm.issue(&key, &binding(Purpose::SetPin))).unwrap().wrapped);
+        group.bench_function(format!("issue a tzpk, RSA-{name}"), |b| {
+            b.iter(|| issue(&hsm, &key).wrapped);
         });
     }
     group.finish();

@@ -1,5 +1,5 @@
-//! What the boundary makes of a PKCS#11 token: blocks accepted at its door, beside a bare loop of the same C calls on as
-//! many threads, in the same run. The calls of an accept are those of the level, no more: what the door adds (queue,
+//! What the boundary makes of a PKCS#11 token: blocks translated by its api, beside a bare loop of the same C calls on as
+//! many threads, in the same run. The calls of a translation are those of the level, no more: what the api adds (queue,
 //! threads, layouts, tags' messages) stands in the ratio.
 //!
 //! `cargo bench -p pinseal-hsm --bench tokens`
@@ -32,24 +32,21 @@ use aws_lc_rs::{
 use cryptoki_sys::*;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use hsm::{
-    Account, Binding, BoundaryLevel, Callers, CardBinding, Config, DeviceKey, EncryptedBlock, Hsm, KeyHandling, Keys,
-    Pkcs11, Purpose, SlotName, TokenPlace, Wanted,
+    Account, Binding, BoundaryLevel, Callers, CardBinding, Config, ControlBinding, DeviceKey, EncryptedBlock, Hsm,
+    KeyHandling, Keys, Pkcs11, Purpose, Reply, Request, SealedKey, SlotName, Source, Target, TokenPlace, Wanted,
 };
 use libloading::Library;
 
 const SOFTHSM: &str = "/usr/lib/softhsm/libsofthsm2.so";
 const NSS: &str = "/usr/lib/x86_64-linux-gnu/libsoftokn3.so";
-const CARD: CardBinding<'static> = CardBinding { tenant: "bank", plastic_id: "1000200030" };
+const CONTROL: ControlBinding =
+    ControlBinding { id: [7; 16], purpose: Purpose::SetPin, expires_at_unix_milliseconds: 1_790_000_000_000 };
 /// How long each side is measured, each round.
 const MEASURED_FOR: Duration = Duration::from_secs(2);
 const ROUNDS: usize = 5;
 const THREADS: usize = 2;
 /// Operations that wait for a worker at any time, for each thread that asks.
 const IN_FLIGHT: usize = 128;
-
-fn binding() -> Binding<'static> {
-    Binding { card: CARD, control: &[7; 16], purpose: Purpose::SetPin, expires_at_unix_milliseconds: 1_790_000_000_000 }
-}
 
 fn main() {
     let directory = tempfile::tempdir().unwrap();
@@ -110,20 +107,20 @@ fn measure(token: Pkcs11) {
     let device = DeviceKey::parse(der.as_ref()).unwrap();
     let bare = Bare::open(&module, copied, level);
 
-    let (mut door, mut calls) = (Vec::new(), Vec::new());
+    let (mut api, mut calls) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         calls.push(on_threads(|stop, done| bare.work(stop, done)));
-        door.push(on_threads(|stop, done| futures_executor::block_on(accept(&hsm, &device, stop, done))));
+        api.push(on_threads(|stop, done| futures_executor::block_on(translate(&hsm, &device, stop, done))));
     }
     let median = |rates: &mut Vec<f64>| {
         rates.sort_by(f64::total_cmp);
         rates[rates.len() / 2]
     };
-    let (door, calls) = (median(&mut door), median(&mut calls));
+    let (api, calls) = (median(&mut api), median(&mut calls));
     println!(
-        "{}, level {level}: door {door:.0} accepts/s, bare C calls {calls:.0}/s, {THREADS} threads: ratio {:.2}",
+        "{}, level {level}: api {api:.0} translations/s, bare C calls {calls:.0}/s, {THREADS} threads: ratio {:.2}",
         module.display(),
-        door / calls
+        api / calls
     );
 }
 
@@ -140,12 +137,20 @@ fn on_threads(work: impl Fn(&AtomicBool, &AtomicU64) + Sync) -> f64 {
     done.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64()
 }
 
-async fn accept(hsm: &Hsm, device: &DeviceKey, stop: &AtomicBool, done: &AtomicU64) {
-    let issued = hsm.issue(device, &binding()).await.unwrap();
+async fn translate(hsm: &Hsm, device: &DeviceKey, stop: &AtomicBool, done: &AtomicU64) {
+    let card = CardBinding::new("bank", "1000200030").unwrap();
+    let binding = Binding { card, control: CONTROL };
+    let Ok(Reply::Tzpk(issued)) = hsm.execute(Request::IssueTzpk { public_key: device.clone(), binding }).await else {
+        panic!("no tzpk");
+    };
     // Any block: at level host it is malformed, which costs the same to the last step.
     let block = EncryptedBlock::from_bytes(&[7; 8]).unwrap();
-    let bound = binding();
-    let one = || async { drop(hsm.accept(&issued.sealed, &bound, &block, Account::PlasticId).await) };
+    let one = || async {
+        let sealed_tzpk = SealedKey::from_bytes(issued.sealed.as_bytes()).unwrap();
+        let source = Source::Device { sealed_tzpk, control: CONTROL, block };
+        let request = Request::Translate { source, target: Target::Record, card, account: Account::PlasticId };
+        drop(hsm.execute(request).await);
+    };
     let mut in_flight: FuturesUnordered<_> = (0..IN_FLIGHT).map(|_| one()).collect();
     while in_flight.next().await.is_some() {
         done.fetch_add(1, Ordering::Relaxed);

@@ -1,24 +1,23 @@
-//! What the boundary does, operation by operation, on whatever token it has. Blocking; nothing clear is returned.
+//! The operations of the boundary on its token. They block; nothing clear is returned.
 //!
-//! The two levels differ in who sees a block: at `host` this process does, and judges it; at `token` nobody does.
+//! At level `host` this process decrypts a block and checks it; at level `token` the block stays inside the token.
 
 mod at_host;
 mod at_token;
 
+pub(crate) use self::{at_host::AtHost, at_token::AtToken};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-pub(crate) use self::{at_host::AtHost, at_token::AtToken};
+use hsm_protocol::{
+    ACCOUNT_BYTES, Account, AccountNumber, Binding, BoundaryLevel, CardBinding, Error, PinRecord, Reply, Request,
+    SealedAccount, Source, StorageFormat, Target, account_bound_to, record_bound_to,
+};
+
 use crate::{
-    account::{Account, AccountNumber},
-    binding::{Binding, BoundaryLevel, CardBinding},
     block::AccountDigits,
-    device_key::DeviceKey,
-    error::{AcceptError, Error},
-    form::StorageFormat,
-    outcome::{Accepted, Issued, Revealed},
-    sealed::{ACCOUNT_BYTES, EncryptedBlock, PinRecord, SealedAccount, SealedKey, account_bound_to, record_bound_to},
     token::Token,
+    translation::{Place, check_translation},
 };
 
 /// A token at one level, and what is done with it.
@@ -50,64 +49,71 @@ impl Boundary {
         }
     }
 
-    /// Makes a fresh tzpk: sealed for ourselves with its binding, wrapped for the device.
-    pub(crate) fn issue(&self, device: &DeviceKey, binding: &Binding<'_>) -> Result<Issued, Error> {
-        match self {
-            Self::Host(at_host) => at_host.issue(device, binding),
-            Self::Token(at_token) => at_token.issue(device, binding),
+    /// Does one operation. Every operation has one arm.
+    pub(crate) fn execute(&self, request: &Request) -> Result<Reply, Error> {
+        match request {
+            Request::Check => self.token().check().map(|()| Reply::Available),
+            Request::IssueTzpk { public_key, binding } => match self {
+                Self::Host(at_host) => at_host.issue_tzpk(public_key, binding),
+                Self::Token(at_token) => at_token.issue_tzpk(public_key, binding),
+            }
+            .map(Reply::Tzpk),
+            Request::Translate { source, target, card, account } => self.translate(source, target, card, account),
+            Request::RetryTag { control, block } => {
+                self.token().retry_tag(control, block.as_bytes()).map(Reply::RetryTag)
+            }
+            Request::SealPan { number, card } => self.seal_pan(number, card).map(Reply::SealedPan),
         }
     }
 
-    /// Makes a record of a block under its tzpk, bound to the account.
-    pub(crate) fn accept(
+    fn translate(
         &self,
-        tzpk: &SealedKey,
-        binding: &Binding<'_>,
-        block: &EncryptedBlock,
-        account: Account<'_>,
-    ) -> Result<Accepted, AcceptError> {
-        match self {
-            Self::Host(at_host) => at_host.accept(tzpk, binding, block, account),
-            Self::Token(at_token) => at_token.accept(tzpk, binding, block, account),
+        source: &Source,
+        target: &Target,
+        card: &CardBinding,
+        account: &Account,
+    ) -> Result<Reply, Error> {
+        if let Source::Record(record) = source {
+            self.check_record(record, card)?;
+        }
+        let from = match source {
+            Source::Device { .. } => Place::Device,
+            Source::Record(record) => Place::Record(record.form()),
+        };
+        let to = match (self, target) {
+            (_, Target::Device { .. }) => Place::Device,
+            (Self::Token(_), Target::Record) if let Place::Record(form) = from => Place::Record(form),
+            (_, Target::Record) => Place::Record(self.form()),
+        };
+        check_translation(self.level(), from, to)?;
+        match (source, target) {
+            (Source::Device { sealed_tzpk, control, block }, Target::Record) => {
+                let binding = Binding { card: *card, control: *control };
+                // Before the verdict, so that an accepted and a refused block cost the same work.
+                let retry_tag = self.token().retry_tag(&control.id, block.as_bytes())?;
+                let record = match self {
+                    Self::Host(at_host) => at_host.device_to_record(sealed_tzpk, &binding, block, account)?,
+                    Self::Token(at_token) => at_token.device_to_record(sealed_tzpk, &binding, block, account)?,
+                };
+                Ok(Reply::Record { record, retry_tag: Some(retry_tag) })
+            }
+            (Source::Record(record), Target::Device { public_key }) => match self {
+                Self::Host(at_host) => at_host.record_to_device(record, card, account, public_key),
+                Self::Token(at_token) => at_token.record_to_device(record, card, account, public_key),
+            }
+            .map(Reply::Block),
+            (Source::Record(record), Target::Record) => {
+                let record = match self {
+                    Self::Host(at_host) => at_host.reencrypt(record, card, account)?,
+                    Self::Token(at_token) => at_token.reencrypt(record, card, account)?,
+                };
+                Ok(Reply::Record { record, retry_tag: None })
+            }
+            (Source::Device { .. }, Target::Device { .. }) => Err(Error::TranslationNotAllowed),
         }
     }
 
-    /// The tag that [`Boundary::accept`] gives this block under this control: a retry has the same.
-    pub(crate) fn retry_tag(&self, binding: &Binding<'_>, block: &EncryptedBlock) -> Result<[u8; 16], Error> {
-        self.token().retry_tag(binding.control, block.as_bytes())
-    }
-
-    /// Opens a record, and gives its PIN out as an ISO-1 block under a fresh tzpk for the device.
-    pub(crate) fn reveal(
-        &self,
-        record: &PinRecord,
-        binding: &Binding<'_>,
-        account: Account<'_>,
-        device: &DeviceKey,
-    ) -> Result<Revealed, Error> {
-        self.check_record(record, &binding.card)?;
-        match self {
-            Self::Host(at_host) => at_host.reveal(record, binding, account, device),
-            Self::Token(at_token) => at_token.reveal(record, binding, account, device),
-        }
-    }
-
-    /// Makes a record anew under the newest storage key.
-    pub(crate) fn remake(
-        &self,
-        record: &PinRecord,
-        card: &CardBinding<'_>,
-        account: Account<'_>,
-    ) -> Result<PinRecord, Error> {
-        self.check_record(record, card)?;
-        match self {
-            Self::Host(at_host) => at_host.remake(record, card, account),
-            Self::Token(at_token) => at_token.remake(record, card, account),
-        }
-    }
-
-    /// Seals an account number for a card.
-    pub(crate) fn seal_account(&self, number: &AccountNumber, card: CardBinding<'_>) -> Result<SealedAccount, Error> {
+    fn seal_pan(&self, number: &AccountNumber, card: &CardBinding) -> Result<SealedAccount, Error> {
         let key = self.token().current().account;
         let mut packed = Zeroizing::new([0xFF; ACCOUNT_BYTES]);
         for (place, digit) in number.digits().as_slice().iter().enumerate() {
@@ -115,12 +121,12 @@ impl Boundary {
                 *byte = if place.is_multiple_of(2) { (*byte & 0x0F) | (digit << 4) } else { (*byte & 0xF0) | digit };
             }
         }
-        let tag = self.token().seal_account(&mut packed, &account_bound_to(key, &card))?;
+        let tag = self.token().seal_account(&mut packed, &account_bound_to(key, card))?;
         Ok(SealedAccount::new(key, &packed, &tag))
     }
 
     /// A record is whole, of this card, and of this level: the other one's storage keys are not here.
-    fn check_record(&self, record: &PinRecord, card: &CardBinding<'_>) -> Result<(), Error> {
+    fn check_record(&self, record: &PinRecord, card: &CardBinding) -> Result<(), Error> {
         if !self.token().has_storage_key(record.form(), record.storage_key()) {
             return Err(Error::UnknownKey);
         }
@@ -136,9 +142,9 @@ impl Boundary {
 }
 
 /// The digits a block is bound to.
-fn account_digits(token: &dyn Token, account: Account<'_>, card: &CardBinding<'_>) -> Result<AccountDigits, Error> {
+fn account_digits(token: &dyn Token, account: &Account, card: &CardBinding) -> Result<AccountDigits, Error> {
     let Account::Registered(sealed) = account else {
-        return AccountDigits::parse(card.plastic_id).ok_or(Error::PlasticId);
+        return AccountDigits::parse(card.plastic_id()).ok_or(Error::PlasticId);
     };
     let mut packed = Zeroizing::new([0; ACCOUNT_BYTES]);
     let bound = account_bound_to(sealed.key(), card);
@@ -147,7 +153,7 @@ fn account_digits(token: &dyn Token, account: Account<'_>, card: &CardBinding<'_
 }
 
 /// A record with its tag.
-fn tagged(token: &dyn Token, mut record: PinRecord, card: &CardBinding<'_>) -> Result<PinRecord, Error> {
+fn tagged(token: &dyn Token, mut record: PinRecord, card: &CardBinding) -> Result<PinRecord, Error> {
     let tag = token.record_tag(record.tagged_bytes(), &record_bound_to(record.storage_key(), card))?;
     record.set_tag(&tag);
     Ok(record)

@@ -17,85 +17,19 @@ mod layout;
 use std::{fmt, path::Path};
 
 use aws_lc_rs::{hmac, rand};
+use hsm_protocol::ENGINE_KEYS;
+pub(crate) use hsm_protocol::{KeyUsage, ZoneName};
 
 use crate::{
-    binding::BoundaryLevel,
     check_value::Kcv,
     clear::{Clear, ClearBytes, Tzpk},
     config::{AbsentVault, KeyFileUse, Vault},
-    form::StorageFormat,
     keyblock::{Family, check_bytes},
     sealed::KeyVersion,
     status::StorageVersions,
     vault::{self, VaultError},
     versioned::Versioned,
 };
-
-/// The most characters of a zone's name.
-const ZONE_CHARACTERS_MAX: usize = 31;
-
-/// What a key is for, and nothing else.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum KeyUsage {
-    /// BoundaryLevel `host`: stored blocks, AES-256.
-    Storage,
-    /// BoundaryLevel `host`: stored blocks of the 3DES forms.
-    StorageTdes,
-    /// BoundaryLevel `token`: gives each account its own key, which wraps a block.
-    StorageWrapped,
-    /// BoundaryLevel `token`: wraps format 3 blocks, 3DES.
-    StorageIso3,
-    /// BoundaryLevel `token`: wraps format 4 blocks, AES-256, and never opens one.
-    StorageIso4,
-    /// Every tzpk; in a token it wraps them.
-    Seal,
-    /// Encrypts every tzpk, in a token that has no authenticated key wrap.
-    SealEncrypting,
-    /// Account numbers at rest.
-    Account,
-    /// Tags of records, of a vault.
-    Record,
-    /// Tags of retries, of a vault.
-    Retry,
-    /// HMAC over what is sealed and kept, of a token.
-    Mac,
-    /// PINs that go to, or come from, another party.
-    Zone(ZoneName),
-    /// Keys that travel to, or come from, another party.
-    Exchange(ZoneName),
-}
-
-/// The name of another party: 1 to 31 of `a` to `z`, `0` to `9` and `-`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ZoneName(String);
-
-impl ZoneName {
-    /// Checks it.
-    pub fn parse(text: &str) -> Option<Self> {
-        let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        ((1..=ZONE_CHARACTERS_MAX).contains(&text.len()) && text.bytes().all(good)).then(|| Self(text.to_owned()))
-    }
-
-    /// Its characters.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-/// Those an engine needs, in a vault or in a token, each with its name. Their places are in the layout: new ones come last.
-const ENGINE_KEYS: [(KeyUsage, &str); 11] = [
-    (KeyUsage::Storage, "storage"),
-    (KeyUsage::StorageTdes, "storage-3des"),
-    (KeyUsage::Seal, "seal"),
-    (KeyUsage::Account, "account"),
-    (KeyUsage::Record, "record"),
-    (KeyUsage::Retry, "retry"),
-    (KeyUsage::StorageWrapped, "storage-wrapped"),
-    (KeyUsage::StorageIso3, "storage-iso-3"),
-    (KeyUsage::StorageIso4, "storage-iso-4"),
-    (KeyUsage::SealEncrypting, "seal-encrypting"),
-    (KeyUsage::Mac, "mac"),
-];
 
 /// Those of a vault, in the order a vault of six keys has them.
 const VAULT_KEYS: [(KeyUsage, KeyAlgorithm); 6] = [
@@ -127,68 +61,14 @@ const EXCHANGE_ALGORITHMS_IN_VAULT: &[KeyAlgorithm] = &[
     KeyAlgorithm::TdesDouble,
 ];
 
-impl KeyUsage {
-    /// Reads `storage`, `seal`, `zone:acquirer` and the like.
-    pub fn parse(text: &str) -> Option<Self> {
-        let zone = |name| ZoneName::parse(name);
-        match text.split_once(':') {
-            Some(("zone", name)) => zone(name).map(Self::Zone),
-            Some(("exchange", name)) => zone(name).map(Self::Exchange),
-            Some(_) => None,
-            None => ENGINE_KEYS.iter().find(|(_, name)| *name == text).map(|(key, _)| key.clone()),
-        }
-    }
-
-    /// Whether an engine holds it all the time.
-    pub(crate) fn is_an_engines(&self) -> bool {
-        !matches!(self, Self::Zone(_) | Self::Exchange(_))
-    }
-
-    /// Whether the tzpks of controls are under such a key.
-    pub fn seals(&self) -> bool {
-        matches!(self, Self::Seal | Self::SealEncrypting)
-    }
-
-    /// The storage key of a form, at a level.
-    pub(crate) fn storage_of(level: BoundaryLevel, form: StorageFormat) -> Self {
-        match (level, form) {
-            (BoundaryLevel::Host, StorageFormat::Wrapped | StorageFormat::Iso4) => Self::Storage,
-            (BoundaryLevel::Host, StorageFormat::Iso3 | StorageFormat::Iso0) => Self::StorageTdes,
-            (BoundaryLevel::Token, StorageFormat::Wrapped) => Self::StorageWrapped,
-            (BoundaryLevel::Token, StorageFormat::Iso4) => Self::StorageIso4,
-            (BoundaryLevel::Token, StorageFormat::Iso3 | StorageFormat::Iso0) => Self::StorageIso3,
-        }
-    }
-
-    /// Whether PIN records are under it.
-    pub fn keeps_records(&self) -> bool {
-        matches!(self, Self::Storage | Self::StorageTdes | Self::StorageWrapped | Self::StorageIso3 | Self::StorageIso4)
-    }
-
-    /// Whether a newer version can take its place while what the older one made is still there.
-    pub(crate) fn rotates(&self) -> bool {
-        !matches!(self, Self::Account | Self::Record | Self::Retry | Self::Mac)
-    }
-
-    /// What such a key may be used with in a vault, the first where nothing is said; none where a vault has no such key.
-    pub(crate) fn algorithms_in_vault(&self) -> &'static [KeyAlgorithm] {
-        match self {
-            Self::Zone(_) => ZONE_ALGORITHMS,
-            Self::Exchange(_) => EXCHANGE_ALGORITHMS_IN_VAULT,
-            Self::StorageTdes => &[KeyAlgorithm::TdesDouble],
-            engine if VAULT_KEYS.iter().any(|(name, _)| name == engine) => &[KeyAlgorithm::Aes256],
-            _ => &[],
-        }
-    }
-}
-
-impl fmt::Display for KeyUsage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Zone(ZoneName(name)) => write!(f, "zone:{name}"),
-            Self::Exchange(ZoneName(name)) => write!(f, "exchange:{name}"),
-            engine => f.write_str(ENGINE_KEYS.iter().find(|(key, _)| key == engine).map_or("", |(_, name)| name)),
-        }
+/// What such a key may be used with in a vault, the first where nothing is said; none where a vault has no such key.
+pub(crate) fn algorithms_in_vault(usage: &KeyUsage) -> &'static [KeyAlgorithm] {
+    match usage {
+        KeyUsage::Zone(_) => ZONE_ALGORITHMS,
+        KeyUsage::Exchange(_) => EXCHANGE_ALGORITHMS_IN_VAULT,
+        KeyUsage::StorageTdes => &[KeyAlgorithm::TdesDouble],
+        engine if VAULT_KEYS.iter().any(|(name, _)| name == engine) => &[KeyAlgorithm::Aes256],
+        _ => &[],
     }
 }
 
@@ -677,20 +557,5 @@ mod tests {
             assert!(is_weak(algorithm, &ClearBytes::zeroed(algorithm.bytes())), "{algorithm}");
         }
         assert!(judged(&[[1; 8], [0; 8]]) && judged(&[[0; 8], [1; 8], [0; 8]]));
-    }
-
-    #[test]
-    fn a_storage_usage_is_the_name_of_its_key() {
-        for level in [crate::binding::BoundaryLevel::Host, crate::binding::BoundaryLevel::Token] {
-            for form in [
-                crate::form::StorageFormat::Wrapped,
-                crate::form::StorageFormat::Iso4,
-                crate::form::StorageFormat::Iso3,
-                crate::form::StorageFormat::Iso0,
-            ] {
-                let name = KeyUsage::storage_of(level, form);
-                assert_eq!(hsm_protocol::key_id::storage_usage(level, form), name.to_string());
-            }
-        }
     }
 }

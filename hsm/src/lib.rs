@@ -1,10 +1,23 @@
 //! The key boundary: the only place where a clear PIN, a clear PIN block or a clear key exists.
 //!
-//! What crosses its door is ciphertext, sealed blobs, key references, check values and outcomes. Types that hold
-//! anything clear live in `clear`, are private, wiped on drop, and have no `Debug`, `Display`, `Clone`, `Eq` or serde.
+//! Its requests and replies hold ciphertext, sealed blobs, key ids and KCVs. Types that hold anything clear live in
+//! `clear`, are private, wiped on drop, and have no `Debug`, `Display`, `Clone`, `Eq` or serde.
+//!
+//! ```
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use hsm::{AccountNumber, CardBinding, Config, Hsm, Reply, Request};
+//!
+//! let hsm = Hsm::open(Config::default())?;
+//! let number = AccountNumber::parse("5413330089020011")?;
+//! let request = Request::SealPan { number, card: CardBinding::new("bank", "1000200030")? };
+//! let reply = futures_executor::block_on(hsm.execute(request))?;
+//! assert!(matches!(reply, Reply::SealedPan(_)));
+//! # Ok(())
+//! # }
+//! ```
 //!
 //! ```text
-//! door ──▶ policy, block (pure, on clear values) ──▶ token (keys and ciphers) ──▶ sealed (byte layouts)
+//! api ──▶ policy, block (pure, on clear values) ──▶ token (keys and ciphers) ──▶ sealed (byte layouts)
 //! ```
 //!
 //! # What cannot be written
@@ -48,14 +61,18 @@
 //! let _ = hsm::Refusal::WrongControlNibble;
 //! ```
 
-use hsm_protocol::{account, binding, check_value, device_key, error, form, frame, key_id, outcome, sealed, status};
+// The files of this crate name the protocol's types by these paths.
+use hsm_protocol::{
+    self as account, self as check_value, self as device_key, self as error, self as form, self as key_id,
+    self as sealed, self as status, self as binding,
+};
 
+mod api;
 mod block;
 mod boundary;
 mod clear;
 mod component;
 mod config;
-mod door;
 mod harden;
 mod key_store;
 mod keyblock;
@@ -67,6 +84,7 @@ mod person;
 mod policy;
 mod selftest;
 mod token;
+mod translation;
 mod vault;
 mod versioned;
 mod workers;
@@ -77,26 +95,28 @@ mod fresh_token;
 mod vectors;
 
 pub use hsm_protocol::{
-    AcceptError, Accepted, Account, AccountNumber, AccountNumberError, Binding, BoundaryLevel, CardBinding, DeviceKey,
-    DeviceKeyError, EncryptedBlock, Error, Isolation, Issued, Kcv, KeyId, KeyVersion, LayoutError, MadeAt, PinRecord,
-    Purpose, Refusal, Revealed, SealedAccount, SealedKey, Status, StorageFormat, StoredForm,
+    Account, AccountNumber, AccountNumberError, Binding, BoundaryLevel, CardBinding, ControlBinding, DeviceBlock,
+    DeviceKey, DeviceKeyError, EncryptedBlock, Error, FreshTzpk, Isolation, Kcv, KeyId, KeyUsage, KeyVersion,
+    LayoutError, MadeAt, PinRecord, Purpose, Refusal, Reply, Request, SealedAccount, SealedKey, Source, Status,
+    StorageFormat, StoredForm, Target, ZoneName,
 };
 
 pub use self::{
+    api::{Hsm, Prepared},
     component::{COMPONENTS, ComponentError, ComponentTerminal, Components, MadeComponents, make_components},
     config::{
         AbsentVault, Callers, Config, KeyFileUse, KeyHandling, Keys, LockMemory, PersonToken, Pkcs11, SlotName,
         TokenPlace, Unlock, Vault, Wanted, WantedLevel,
     },
-    door::{Hsm, Prepared},
     key_store::{KeyStore, KeyStoreError, KeyUse, RecordsKept},
     keyblock::{
         Field, Header, KeyBlock, KeyBlockError, OptionalBlock, Purpose as KeyBlockPurpose, Version as KeyBlockVersion,
     },
-    keyring::{KeyAlgorithm, KeyInfo, KeyMode, KeyState, KeyUsage, ZoneName},
+    keyring::{KeyAlgorithm, KeyInfo, KeyMode, KeyState},
     open_error::{OpenError, Pkcs11Error},
     person::{PersonError, PersonKey, PersonPublicKey, SIGNATURE_BYTES, Shown},
     policy::{PinPolicy, PolicyError, Weakness},
     token::{Probe, Route, TokenReport},
+    translation::{Place, TRANSLATIONS, Translation},
     vault::VaultError,
 };

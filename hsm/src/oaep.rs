@@ -1,7 +1,7 @@
 //! RSA-OAEP of a tzpk for a device.
 
 use aws_lc_rs::rsa::{OAEP_SHA256_MGF1SHA256, OaepPublicEncryptingKey, PublicEncryptingKey};
-use hsm_protocol::{DeviceKey, DeviceKeyError, device_key::MODULUS_BITS_MAX};
+use hsm_protocol::{DeviceKey, DeviceKeyError, MODULUS_BITS_MAX};
 
 use crate::clear::Tzpk;
 

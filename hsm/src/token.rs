@@ -21,7 +21,7 @@ use crate::{
     clear::{Block, Tzpk, WideBlock},
     config::TokenForm,
     device_key::DeviceKey,
-    error::{AcceptError, Error},
+    error::Error,
     form::StorageFormat,
     key_id::KeyId,
     keyring::Versions,
@@ -107,7 +107,7 @@ pub(crate) trait TokenLevel: Token {
         block: &EncryptedBlock,
         form: TokenForm,
         account: &AccountDigits,
-    ) -> Result<Vec<u8>, AcceptError>;
+    ) -> Result<Vec<u8>, Error>;
 
     /// Takes a stored block in and gives it out under a fresh tzpk: the block its device sent.
     fn send_out(

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use hsm_protocol::frame::{self, Ask};
+use hsm_protocol::{Request, frame};
 use proto::Scope;
 use tonic::Code;
 
@@ -44,7 +44,7 @@ impl Connection {
 
     fn check(&mut self, number: u64) {
         let mut asked = Vec::new();
-        frame::push_frame(&mut asked, number, |body| Ask::Check.push(NO_DEADLINE, body));
+        frame::push_frame(&mut asked, number, |body| frame::write_request(&Request::Check, NO_DEADLINE, body));
         self.stream.write_all(&asked).unwrap();
         assert_eq!(self.answer(), Some(number));
     }
@@ -77,7 +77,7 @@ fn a_malformed_frame_ends_only_its_own_connection() {
     other.check(1);
 
     let mut check = Vec::new();
-    frame::push_frame(&mut check, 1, |body| Ask::Check.push(NO_DEADLINE, body));
+    frame::push_frame(&mut check, 1, |body| frame::write_request(&Request::Check, NO_DEADLINE, body));
     let with = |at: usize, byte: u8| {
         let mut changed = check.clone();
         changed[at] = byte;

@@ -46,13 +46,14 @@ pub(super) fn check(store: &Embedded, directory: &Path, status: &hsm_protocol::S
 
 /// The newest version of a key that rotates, where that is newer.
 fn newest<'a>(keys: &'a [hsm_protocol::KeyId], than: &hsm_protocol::KeyId) -> Option<&'a hsm_protocol::KeyId> {
-    let newer = |key: &&hsm_protocol::KeyId| key.rotates && key.usage == than.usage && key.version > than.version;
+    let newer =
+        |key: &&hsm_protocol::KeyId| key.usage.rotates() && key.usage == than.usage && key.version > than.version;
     keys.iter().filter(newer).max_by_key(|key| key.version)
 }
 
 /// Whether a PIN record or the tzpk of a usable control is under the key. Reads every PIN record.
 fn is_needed(store: &Embedded, key: &hsm_protocol::KeyId) -> Result<bool, StoreError> {
-    let seals = |tzpk: &SealedTzpk| SealedKey::from_bytes(&tzpk.0).map_or(true, |tzpk| tzpk.key().0 == key.version);
+    let seals = |tzpk: &SealedTzpk| SealedKey::from_bytes(&tzpk.0).map_or(true, |tzpk| tzpk.key() == key.version);
     if store.tzpks_at(store.now()).iter().any(seals) {
         return Ok(true);
     }

@@ -7,6 +7,7 @@ mod serve;
 
 use std::{fmt, io, net::SocketAddr, sync::Arc};
 
+use hsm_protocol::KeyUsage;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelValue, EncodeMetric, LabelValueEncoder, text},
@@ -149,24 +150,24 @@ enum StorageKey {
 impl StorageKey {
     const ALL: [Self; 5] = [Self::Aes, Self::Tdes, Self::Wrapped, Self::Iso3, Self::Iso4];
 
-    fn name(self) -> &'static str {
+    fn usage(self) -> KeyUsage {
         match self {
-            Self::Aes => "storage",
-            Self::Tdes => "storage-3des",
-            Self::Wrapped => "storage-wrapped",
-            Self::Iso3 => "storage-iso-3",
-            Self::Iso4 => "storage-iso-4",
+            Self::Aes => KeyUsage::Storage,
+            Self::Tdes => KeyUsage::StorageTdes,
+            Self::Wrapped => KeyUsage::StorageWrapped,
+            Self::Iso3 => KeyUsage::StorageIso3,
+            Self::Iso4 => KeyUsage::StorageIso4,
         }
     }
 
     fn versions_in_use(self, boundary: &hsm_protocol::Status) -> u64 {
-        boundary.keys().iter().filter(|key| key.usage == self.name()).map(|_| 1).sum()
+        boundary.keys().iter().filter(|key| key.usage == self.usage()).map(|_| 1).sum()
     }
 }
 
 impl EncodeLabelValue for StorageKey {
     fn encode(&self, encoder: &mut LabelValueEncoder) -> fmt::Result {
-        EncodeLabelValue::encode(&self.name(), encoder)
+        EncodeLabelValue::encode(&self.usage().to_string(), encoder)
     }
 }
 

@@ -9,7 +9,10 @@ use std::{
 };
 
 use futures::{StreamExt, stream};
-use hsm_protocol::{Account, AccountNumber, DeviceKey, EncryptedBlock, PinRecord, Refusal, SealedAccount, SealedKey};
+use hsm_protocol::{
+    Account, AccountNumber, DeviceKey, EncryptedBlock, PinRecord, Refusal, Reply, Request, SealedAccount, SealedKey,
+    Source, Target,
+};
 use thiserror::Error;
 use tokio::sync::watch;
 
@@ -83,10 +86,14 @@ impl Pins {
     ) -> Result<Card, RegisterCardError> {
         let card = CardKey { tenant: caller.tenant, plastic };
         let account = match number {
-            Some(number) => Some(RegisteredAccount {
-                sealed: self.boundary.seal_account(&number, card_binding(&card)).await?.as_bytes().into(),
-                masked: number.masked().into(),
-            }),
+            Some(number) => {
+                let masked = number.masked().into();
+                let seal = Request::SealPan { number, card: card_binding(&card)? };
+                let Reply::SealedPan(sealed) = self.boundary.execute(seal).await? else {
+                    return Err(hsm_protocol::Error::UnexpectedReply.into());
+                };
+                Some(RegisteredAccount { sealed: sealed.as_bytes().into(), masked })
+            }
             None => None,
         };
         let line = self.line(caller, about_card(Action::RegisterCard, &plastic, account.as_ref()));
@@ -126,7 +133,12 @@ impl Pins {
             let control = self.usable(caller, id, Scope::SetPin, Action::IssueTzpk, now).await?;
             self.admit_device(caller, &control, device, Action::IssueTzpk).await?;
 
-            let issued = self.boundary.issue(device, &binding(&control)).await?;
+            let binding =
+                hsm_protocol::Binding { card: card_binding(&control.card)?, control: control_binding(&control) };
+            let issue = Request::IssueTzpk { public_key: device.clone(), binding };
+            let Reply::Tzpk(issued) = self.boundary.execute(issue).await? else {
+                return Err(hsm_protocol::Error::UnexpectedReply.into());
+            };
             let tzpk = SealedTzpk(issued.sealed.as_bytes().into());
             let event = Transition::Key { tzpk, replaces: control.tzpk().ok().cloned() };
             match self.store.advance(id, event, self.control_line(caller, Action::IssueTzpk, &control)).await {
@@ -137,7 +149,7 @@ impl Pins {
             }
             return Ok(IssuedTzpk {
                 encrypted_tzpk: issued.wrapped,
-                check_value: issued.check_value.as_bytes().to_vec(),
+                check_value: issued.kcv.as_bytes().to_vec(),
                 expires_at: self.store.wall_time(control.expires_at),
             });
         }
@@ -175,10 +187,17 @@ impl Pins {
 
             let pin = self.store.pin(&control.card).await?.ok_or(ViewPinError::PinNotSet)?;
             let record = PinRecord::from_bytes(&pin.record).map_err(hsm_protocol::Error::from)?;
-            let sealed = sealed_account(pin.account.as_ref())?;
-            let revealed = self.boundary.reveal(&record, &binding(&control), account(&sealed), device).await?;
-
             let formats = Some(Formats { from: block_format(record.form()), to: BlockFormat::Iso1 });
+            let translate = Request::Translate {
+                source: Source::Record(record),
+                target: Target::Device { public_key: device.clone() },
+                card: card_binding(&control.card)?,
+                account: account(pin.account.as_ref())?,
+            };
+            let Reply::Block(shown) = self.boundary.execute(translate).await? else {
+                return Err(hsm_protocol::Error::UnexpectedReply.into());
+            };
+
             let line = self.line(caller, CardEvent { formats, ..about_control(Action::ViewPin, &control) });
             match self.store.advance(id, Transition::View { shown: pin.record }, line).await {
                 Ok(()) => {}
@@ -187,9 +206,9 @@ impl Pins {
                 Err(error) => return Err(error.into()),
             }
             return Ok(ShownPin {
-                encrypted_tzpk: revealed.wrapped,
-                pin_block: revealed.block,
-                check_value: revealed.check_value.as_bytes().to_vec(),
+                encrypted_tzpk: shown.wrapped,
+                pin_block: shown.block,
+                check_value: shown.kcv.as_bytes().to_vec(),
             });
         }
         Err(Denied::NotUsable.into())
@@ -243,8 +262,16 @@ impl Pins {
         if self.boundary.status().is_current(&record) {
             return Ok(None);
         }
-        let sealed = sealed_account(pin.account.as_ref())?;
-        self.boundary.remake(&record, card_binding(card), account(&sealed)).await.map(Some)
+        let translate = Request::Translate {
+            source: Source::Record(record),
+            target: Target::Record,
+            card: card_binding(card)?,
+            account: account(pin.account.as_ref())?,
+        };
+        match self.boundary.execute(translate).await? {
+            Reply::Record { record, .. } => Ok(Some(record)),
+            _ => Err(hsm_protocol::Error::UnexpectedReply),
+        }
     }
 
     /// Writes that every PIN record was looked at, and how many would not open.
@@ -312,39 +339,49 @@ impl Pins {
         now: UnixMillis,
     ) -> Result<Option<RetryTag>, SetPinError> {
         let Some(set_by) = control.set_by(&caller.tenant, now) else { return Ok(None) };
-        let tag = RetryTag(self.boundary.retry_tag(&binding(control), block).await?);
+        let request = Request::RetryTag { control: *control.id.as_bytes(), block: *block };
+        let Reply::RetryTag(tag) = self.boundary.execute(request).await? else {
+            return Err(hsm_protocol::Error::UnexpectedReply.into());
+        };
+        let tag = RetryTag(tag);
         Ok(set_by.matches(&tag).then_some(tag))
     }
 
     async fn judge(&self, caller: &Caller, control: &Control, block: &EncryptedBlock) -> Result<(), SetPinError> {
         let under = control.tzpk()?.clone();
         let tzpk = SealedKey::from_bytes(&under.0).map_err(hsm_protocol::Error::from)?;
-        let sealed = sealed_account(control.account.as_ref())?;
-        let judged = self.boundary.accept(&tzpk, &binding(control), block, account(&sealed)).await;
+        let translate = Request::Translate {
+            source: Source::Device { sealed_tzpk: tzpk, control: control_binding(control), block: *block },
+            target: Target::Record,
+            card: card_binding(&control.card)?,
+            account: account(control.account.as_ref())?,
+        };
+        let judged = self.boundary.execute(translate).await;
         let card = about_control(Action::SetPin, control);
         match judged {
-            Ok(accepted) => {
-                let formats = Some(Formats { from: BlockFormat::Iso1, to: block_format(accepted.record.form()) });
+            Ok(Reply::Record { record, retry_tag: Some(retry_tag) }) => {
+                let formats = Some(Formats { from: BlockFormat::Iso1, to: block_format(record.form()) });
                 let line = self.line(caller, CardEvent { formats, ..card });
-                let event = Transition::Set { under, retry: RetryTag(accepted.retry_tag) };
+                let event = Transition::Set { under, retry: RetryTag(retry_tag) };
                 let pin = StoredPin {
-                    key: record_key(&accepted.record),
-                    record: accepted.record.as_bytes().into(),
+                    key: record_key(&record),
+                    record: record.as_bytes().into(),
                     account: control.account.clone(),
                 };
                 Ok(self.store.set_pin(control.id, event, pin, line).await?)
             }
-            Err(hsm_protocol::AcceptError::Refused(Refusal::MalformedBlock)) => {
+            Ok(_) => Err(hsm_protocol::Error::UnexpectedReply.into()),
+            Err(hsm_protocol::Error::Refused(Refusal::MalformedBlock)) => {
                 let line = Event { outcome: Outcome::Malformed, ..self.line(caller, card) };
                 self.store.advance(control.id, Transition::Malformed { under }, line).await?;
                 Err(SetPinError::Malformed)
             }
-            Err(hsm_protocol::AcceptError::Refused(Refusal::PinPolicy)) => {
+            Err(hsm_protocol::Error::Refused(Refusal::PinPolicy)) => {
                 let line = Event { outcome: Outcome::RefusedPin, ..self.line(caller, card) };
                 self.store.advance(control.id, Transition::RefusedPin { under }, line).await?;
                 Err(SetPinError::RefusedPin)
             }
-            Err(hsm_protocol::AcceptError::Failed(error)) => Err(error.into()),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -473,8 +510,8 @@ pub enum RemakeError {
 /// The boundary status as every audit event carries it.
 fn stamp_of(status: &hsm_protocol::Status) -> Stamp {
     let key = |key: &hsm_protocol::KeyId| KeyStamp {
-        usage: key.usage.as_str().into(),
-        version: key.version,
+        usage: key.usage.to_string().into(),
+        version: key.version.0,
         kcv: key.kcv.map(|kcv| *kcv.as_bytes()),
     };
     Stamp {
@@ -623,14 +660,13 @@ takes_in! {
     ViewPinError from UsableError, ViewPinError from AdvanceError,
 }
 
-fn card_binding(card: &CardKey) -> hsm_protocol::CardBinding<'_> {
-    hsm_protocol::CardBinding { tenant: card.tenant.as_str(), plastic_id: card.plastic.as_str() }
+fn card_binding(card: &CardKey) -> Result<hsm_protocol::CardBinding, hsm_protocol::Error> {
+    Ok(hsm_protocol::CardBinding::new(card.tenant.as_str(), card.plastic.as_str())?)
 }
 
-fn binding(control: &Control) -> hsm_protocol::Binding<'_> {
-    hsm_protocol::Binding {
-        card: card_binding(&control.card),
-        control: control.id.as_bytes(),
+fn control_binding(control: &Control) -> hsm_protocol::ControlBinding {
+    hsm_protocol::ControlBinding {
+        id: *control.id.as_bytes(),
         purpose: match control.scope {
             Scope::SetPin => hsm_protocol::Purpose::SetPin,
             Scope::ViewPin => hsm_protocol::Purpose::ViewPin,
@@ -654,10 +690,9 @@ fn min_key_versions(status: &hsm_protocol::Status) -> MinKeyVersions {
     MinKeyVersions { wrapped: newest.wrapped.0, iso_4: newest.iso_4.0, tdes: newest.tdes.0 }
 }
 
-fn sealed_account(account: Option<&RegisteredAccount>) -> Result<Option<SealedAccount>, hsm_protocol::Error> {
-    Ok(account.map(|account| SealedAccount::from_bytes(&account.sealed)).transpose()?)
-}
-
-fn account(sealed: &Option<SealedAccount>) -> Account<'_> {
-    sealed.as_ref().map_or(Account::PlasticId, Account::Registered)
+fn account(account: Option<&RegisteredAccount>) -> Result<Account, hsm_protocol::Error> {
+    match account {
+        Some(account) => Ok(Account::Registered(SealedAccount::from_bytes(&account.sealed)?)),
+        None => Ok(Account::PlasticId),
+    }
 }

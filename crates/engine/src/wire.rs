@@ -260,6 +260,7 @@ fn hsm_status(error: &hsm_protocol::Error) -> Status {
         hsm_protocol::Error::WriteOnly | hsm_protocol::Error::OtherLevel { .. } => {
             status(Code::FailedPrecondition, Reason::PinNotShown, &"this PIN is kept in a form that is not shown here")
         }
+        hsm_protocol::Error::DeadlinePassed => status(Code::DeadlineExceeded, Reason::DeadlinePassed, error),
         hsm_protocol::Error::Busy { .. } => status(Code::ResourceExhausted, Reason::TokenBusy, error),
         hsm_protocol::Error::DeviceKey(error) => invalid(Reason::DeviceKeyInvalid, error),
         _ => {

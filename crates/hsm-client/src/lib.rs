@@ -1,27 +1,38 @@
-//! The key boundary as the engine sees it: in this process, or, as is the rule, in one of its own.
+//! The engine's side of the key boundary: the trait [`Boundary`], and its client for a boundary in a separate process.
 //!
-//! Every operation is the door's own (`hsm`). What must never enter: anything clear but an account number on its way to
-//! be sealed.
+//! What must never enter: a clear PIN, block or key, or a cipher. An account number may pass on its way to be sealed.
+//!
+//! ```no_run
+//! use hsm_client::{AbsentKeys, OpenBoundary, ProcessConfig};
+//! use hsm_protocol::{AccountNumber, CardBinding, Reply, Request};
+//!
+//! # async fn seal() -> Result<(), Box<dyn std::error::Error>> {
+//! let process = ProcessConfig::Apart { socket: "/run/pinseal/hsm.sock".into(), user: 998 };
+//! let boundary = Box::new(process).open(1, AbsentKeys::Refuse).await?;
+//! let number = AccountNumber::parse("5413330089020011")?;
+//! let card = CardBinding::new("bank", "1000200030")?;
+//! let reply = boundary.execute(Request::SealPan { number, card }).await?;
+//! assert!(matches!(reply, Reply::SealedPan(_)));
+//! # Ok(())
+//! # }
+//! ```
 
+mod connection;
 mod inherit;
-mod lane;
 mod process;
 mod succession;
 
 use std::{path::PathBuf, pin::Pin, sync::Arc};
 
-use hsm_protocol::{
-    AcceptError, Accepted, Account, AccountNumber, Binding, CardBinding, DeviceKey, EncryptedBlock, Error, Issued,
-    PinRecord, Revealed, SealedAccount, SealedKey, Status, frame::Ask,
-};
+use hsm_protocol::{Error, Reply, Request, Status};
 use thiserror::Error as ThisError;
 use tokio::sync::watch;
 
 pub use self::succession::{KeyMismatch, succeeds};
-use self::{lane::Lane, process::Process};
+use self::{connection::Connection, process::Process};
 
-/// What a boundary does at its first start where the vault is not there. Later starts, and a boundary that somebody else
-/// runs, never create keys.
+/// What a boundary does at its first start when the vault is missing. Later starts, and a boundary that runs apart, never
+/// create keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AbsentKeys {
     /// Create the vault: the store holds nothing yet.
@@ -30,67 +41,34 @@ pub enum AbsentKeys {
     Refuse,
 }
 
-/// The answer of a boundary, in time.
+/// The future of a boundary's answer.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// The key boundary, opened: in a process of its own ([`ProcessBoundary`]), or in the caller's.
+/// The opened key boundary, in a separate process or in the caller's.
 pub trait Boundary: Send + Sync + 'static {
-    /// The same boundary by the connection of thread `number`.
+    /// The same boundary over the connection of thread `number`.
     fn for_thread(&self, number: usize) -> Arc<dyn Boundary>;
 
-    /// What it is and promises, as that changes: when keys were reloaded.
+    /// The status of the boundary; it changes when keys are reloaded.
     fn watched(&self) -> watch::Receiver<Arc<Status>>;
 
-    /// Reloads the keys as a ceremony has left them, while calls go on. Nothing changes where it fails.
+    /// Reloads the keys after a ceremony, while calls go on. Nothing changes when it fails.
     fn reload_keys(&self) -> Answer<'_, Result<(), BoundaryError>>;
 
-    /// Whether the keys can be used now.
-    fn check(&self) -> Answer<'_, Result<(), Error>>;
+    /// Does one operation.
+    fn execute(&self, request: Request) -> Answer<'_, Result<Reply, Error>>;
 
-    /// Makes a fresh tzpk, for the device and sealed for ourselves.
-    fn issue<'a>(&'a self, device: &'a DeviceKey, binding: &'a Binding<'a>) -> Answer<'a, Result<Issued, Error>>;
+    /// Checks that the token answers.
+    fn check(&self) -> Answer<'_, Result<(), Error>> {
+        Box::pin(async {
+            match self.execute(Request::Check).await? {
+                Reply::Available => Ok(()),
+                _ => Err(Error::UnexpectedReply),
+            }
+        })
+    }
 
-    /// Translates a block under a tzpk to a record.
-    fn accept<'a>(
-        &'a self,
-        tzpk: &'a SealedKey,
-        binding: &'a Binding<'a>,
-        block: &'a EncryptedBlock,
-        account: Account<'a>,
-    ) -> Answer<'a, Result<Accepted, AcceptError>>;
-
-    /// The tag by which a retry of a block is known.
-    fn retry_tag<'a>(
-        &'a self,
-        binding: &'a Binding<'a>,
-        block: &'a EncryptedBlock,
-    ) -> Answer<'a, Result<[u8; 16], Error>>;
-
-    /// Translates a record to a block under a fresh tzpk.
-    fn reveal<'a>(
-        &'a self,
-        record: &'a PinRecord,
-        binding: &'a Binding<'a>,
-        account: Account<'a>,
-        device: &'a DeviceKey,
-    ) -> Answer<'a, Result<Revealed, Error>>;
-
-    /// Seals an account number.
-    fn seal_account<'a>(
-        &'a self,
-        number: &'a AccountNumber,
-        card: CardBinding<'a>,
-    ) -> Answer<'a, Result<SealedAccount, Error>>;
-
-    /// Re-encrypts a record under the newest storage key.
-    fn remake<'a>(
-        &'a self,
-        record: &'a PinRecord,
-        card: CardBinding<'a>,
-        account: Account<'a>,
-    ) -> Answer<'a, Result<PinRecord, Error>>;
-
-    /// Lets a boundary that this engine started end.
+    /// Ends a boundary that this engine started.
     fn close(&self) -> Answer<'_, ()>;
 
     /// What the boundary is and promises, now.
@@ -107,16 +85,16 @@ pub trait OpenBoundary: Send {
     ) -> Answer<'static, Result<Arc<dyn Boundary>, BoundaryError>>;
 }
 
-/// Where the process of a boundary is.
+/// The process of a boundary.
 pub enum ProcessConfig {
-    /// In a process that the engine starts and, should it fail, starts again.
+    /// A process that the engine starts, and starts again when it ends.
     Started {
-        /// What to run.
+        /// The program to run.
         program: PathBuf,
-        /// With which arguments.
+        /// Its arguments.
         arguments: Vec<std::ffi::OsString>,
     },
-    /// In a process that somebody else runs.
+    /// A process that a service manager runs.
     Apart {
         /// The Unix socket it listens on.
         socket: PathBuf,
@@ -133,23 +111,23 @@ impl OpenBoundary for ProcessConfig {
     ) -> Answer<'static, Result<Arc<dyn Boundary>, BoundaryError>> {
         Box::pin(async move {
             let (process, status) = Process::start(*self, connections, absent).await?;
-            let lane = process.lane(0).ok_or(BoundaryError::NoLane)?;
-            Ok(Arc::new(ProcessBoundary { process, lane, status }) as Arc<dyn Boundary>)
+            let connection = process.connection(0).ok_or(BoundaryError::NoConnection)?;
+            Ok(Arc::new(ProcessBoundary { process, connection, status }) as Arc<dyn Boundary>)
         })
     }
 }
 
-/// The key boundary in a process of its own.
+/// The key boundary in a separate process.
 struct ProcessBoundary {
     process: Arc<Process>,
-    lane: Arc<Lane>,
+    connection: Arc<Connection>,
     status: watch::Receiver<Arc<Status>>,
 }
 
 impl Boundary for ProcessBoundary {
     fn for_thread(&self, number: usize) -> Arc<dyn Boundary> {
-        let lane = self.process.lane(number).unwrap_or_else(|| Arc::clone(&self.lane));
-        Arc::new(Self { process: Arc::clone(&self.process), lane, status: self.status.clone() })
+        let connection = self.process.connection(number).unwrap_or_else(|| Arc::clone(&self.connection));
+        Arc::new(Self { process: Arc::clone(&self.process), connection, status: self.status.clone() })
     }
 
     fn watched(&self) -> watch::Receiver<Arc<Status>> {
@@ -164,57 +142,8 @@ impl Boundary for ProcessBoundary {
         Box::pin(self.process.renew())
     }
 
-    fn check(&self) -> Answer<'_, Result<(), Error>> {
-        Box::pin(self.lane.ask(&Ask::Check))
-    }
-
-    fn issue<'a>(&'a self, device: &'a DeviceKey, binding: &'a Binding<'a>) -> Answer<'a, Result<Issued, Error>> {
-        Box::pin(async move { self.lane.ask(&Ask::Issue { device, binding }).await })
-    }
-
-    fn accept<'a>(
-        &'a self,
-        tzpk: &'a SealedKey,
-        binding: &'a Binding<'a>,
-        block: &'a EncryptedBlock,
-        account: Account<'a>,
-    ) -> Answer<'a, Result<Accepted, AcceptError>> {
-        Box::pin(async move { self.lane.ask_accept(&Ask::Accept { tzpk, binding, block, account }).await })
-    }
-
-    fn retry_tag<'a>(
-        &'a self,
-        binding: &'a Binding<'a>,
-        block: &'a EncryptedBlock,
-    ) -> Answer<'a, Result<[u8; 16], Error>> {
-        Box::pin(async move { self.lane.ask(&Ask::RetryTag { binding, block }).await })
-    }
-
-    fn reveal<'a>(
-        &'a self,
-        record: &'a PinRecord,
-        binding: &'a Binding<'a>,
-        account: Account<'a>,
-        device: &'a DeviceKey,
-    ) -> Answer<'a, Result<Revealed, Error>> {
-        Box::pin(async move { self.lane.ask(&Ask::Reveal { record, binding, account, device }).await })
-    }
-
-    fn seal_account<'a>(
-        &'a self,
-        number: &'a AccountNumber,
-        card: CardBinding<'a>,
-    ) -> Answer<'a, Result<SealedAccount, Error>> {
-        Box::pin(async move { self.lane.ask(&Ask::SealAccount { number, card }).await })
-    }
-
-    fn remake<'a>(
-        &'a self,
-        record: &'a PinRecord,
-        card: CardBinding<'a>,
-        account: Account<'a>,
-    ) -> Answer<'a, Result<PinRecord, Error>> {
-        Box::pin(async move { self.lane.ask(&Ask::Remake { record, card, account }).await })
+    fn execute(&self, request: Request) -> Answer<'_, Result<Reply, Error>> {
+        Box::pin(async move { self.connection.execute(&request).await })
     }
 
     fn close(&self) -> Answer<'_, ()> {
@@ -256,14 +185,14 @@ pub enum BoundaryError {
         error: hsm_protocol::frame::FrameError,
     },
     /// No thread would have a way in.
-    #[error("no way into the boundary's process was asked for")]
-    NoLane,
+    #[error("no connection to the boundary's process was asked for")]
+    NoConnection,
     /// There is no other process that could open them.
     #[error("with boundary.isolation = \"inline\" keys are loaded when the engine starts: restart it")]
-    TakeUpInline,
+    ReloadInline,
     /// Somebody else starts it.
-    #[error("the boundary at {} loads its keys when it starts: restart it, and the engine follows", path.display())]
-    TakeUpApart {
+    #[error("the boundary at {} loads its keys when it starts: restart it, and the engine connects again", path.display())]
+    ReloadApart {
         /// The socket.
         path: PathBuf,
     },
@@ -271,7 +200,7 @@ pub enum BoundaryError {
     #[error("{0}: the keys are not reloaded")]
     OtherKeys(KeyMismatch),
     /// The engine stops.
-    #[error("the engine stops: its boundary reloads no keys")]
+    #[error("the engine stops: its boundary loads no more keys")]
     Stopping,
     /// It ended before it said anything.
     #[error("{} ended the connection before it served: its own log says why", path.display())]

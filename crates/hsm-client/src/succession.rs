@@ -24,7 +24,7 @@ pub fn succeeds(before: &[KeyId], now: &[KeyId]) -> Result<(), KeyMismatch> {
         }
     }
     let known = |key: &KeyId| {
-        let rotated = key.rotates && before.iter().any(|used| used.usage == key.usage);
+        let rotated = key.usage.rotates() && before.iter().any(|used| used.usage == key.usage);
         rotated || same(before, key).is_some()
     };
     let unknown = now.iter().find(|key| !known(key));
@@ -68,6 +68,8 @@ fn kcv_text(kcv: &Option<Kcv>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use hsm_protocol::{KeyUsage, KeyVersion};
+
     use super::*;
 
     /// A key such as `storage/1:AABBCC`. One without a KCV is in a token, where it may not encrypt.
@@ -79,9 +81,8 @@ mod tests {
             Kcv::from_bytes(bytes)
         };
         KeyId {
-            usage: usage.to_owned(),
-            version: version.parse().unwrap(),
-            rotates: usage != "account",
+            usage: KeyUsage::parse(usage).unwrap(),
+            version: KeyVersion(version.parse().unwrap()),
             kcv: (!kcv.is_empty()).then(|| kcv_of(kcv)),
         }
     }
@@ -110,7 +111,7 @@ mod tests {
 
     #[test]
     fn another_key_or_a_missing_newest_is_named() {
-        for (out, r#in, told) in [
+        for (out, r#in, message) in [
             (&["storage/2:BBBBBB"][..], &[][..], "the key storage/2:BBBBBB was used last and is not there"),
             (
                 &["storage/2:BBBBBB"],
@@ -129,7 +130,7 @@ mod tests {
             (&[], &["storage-wrapped/1"], "the key storage-wrapped/1 was not used before"),
             (BEFORE, &[], "the key storage/2:BBBBBB was used last and is not there"),
         ] {
-            assert_eq!(after(out, r#in).unwrap_err().to_string(), told);
+            assert_eq!(after(out, r#in).unwrap_err().to_string(), message);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Account numbers: read, masked, and how they bind a block to its card. They are cardholder data, not PINs.
+//! Account numbers (PAN), read and masked. They are cardholder data, not PINs.
 
 mod digits;
 
@@ -8,22 +8,12 @@ pub use self::digits::AccountDigits;
 
 use crate::sealed::SealedAccount;
 
-/// What binds a stored block to its card.
-#[derive(Clone, Copy)]
-pub enum Account<'a> {
-    /// The account number registered for it.
-    Registered(&'a SealedAccount),
-    /// The digits of its plasticId.
+/// The digits that a stored block is bound to.
+pub enum Account {
+    /// The account number registered for the card, sealed.
+    Registered(SealedAccount),
+    /// The digits of the card's plasticId.
     PlasticId,
-}
-
-impl Account<'_> {
-    pub fn copied(self) -> Option<SealedAccount> {
-        match self {
-            Self::Registered(sealed) => Some(sealed.copied()),
-            Self::PlasticId => None,
-        }
-    }
 }
 
 /// An account number: 12 to 19 digits. No `Debug`: print [`AccountNumber::masked`].
@@ -35,28 +25,27 @@ pub struct AccountNumber {
 const ACCOUNT_NUMBER_DIGITS_MIN: usize = 12;
 
 impl AccountNumber {
-    /// Reads decimal digits. The check digit is not checked: test cards have any.
+    /// Reads decimal digits. The check digit may be any: test cards have wrong ones.
+    ///
+    /// # Errors
+    /// The text is not 12 to 19 decimal digits.
     pub fn parse(text: &str) -> Result<Self, AccountNumberError> {
         let long_enough = text.len() >= ACCOUNT_NUMBER_DIGITS_MIN;
         AccountDigits::parse(text).filter(|_| long_enough).map(|digits| Self { digits }).ok_or(AccountNumberError)
     }
 
-    /// From its digits, each 0 to 9.
+    /// The account number of 12 to 19 digits, each 0 to 9; `None` for anything else.
     pub fn from_digits(digits: &[u8]) -> Option<Self> {
         let long_enough = digits.len() >= ACCOUNT_NUMBER_DIGITS_MIN;
         AccountDigits::of(digits).filter(|_| long_enough).map(|digits| Self { digits })
     }
 
-    /// Not `Clone`: only the door copies one, for a worker.
-    pub fn copied(&self) -> Self {
-        Self { digits: self.digits.copied() }
-    }
-
+    /// The digits, each 0 to 9.
     pub fn digits(&self) -> &AccountDigits {
         &self.digits
     }
 
-    /// The first six and the last four digits, stars between (PCI DSS 3.4.1).
+    /// The first six and the last four digits with stars between (PCI DSS 3.4.1).
     pub fn masked(&self) -> String {
         let digits = self.digits.as_slice();
         let shown = |place: usize| place < 6 || place + 4 >= digits.len();

@@ -1,94 +1,117 @@
-//! What everything at the boundary is bound to: a card, a control, a purpose, a time; and the level it was made at.
+//! The card, control, purpose and expiry that a sealed key is bound to, and the boundary level that made a record.
 
 use std::fmt;
 
-/// A card, as every seal names it.
-#[derive(Clone, Copy)]
-pub struct CardBinding<'a> {
-    /// Whose card: up to 64 bytes.
-    pub tenant: &'a str,
-    /// Which card: 1 to 19 decimal digits.
-    pub plastic_id: &'a str,
+use crate::sealed::{LayoutError, TEXT_BYTES_MAX};
+
+/// Digits of the longest plasticId.
+const PLASTIC_ID_BYTES_MAX: usize = 19;
+
+/// The card that a seal is bound to. Held without an allocation, so that a request can move to another thread.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct CardBinding {
+    tenant: InlineText<TEXT_BYTES_MAX>,
+    plastic_id: InlineText<PLASTIC_ID_BYTES_MAX>,
 }
 
-/// What one tzpk is good for.
-#[derive(Clone, Copy)]
-pub struct Binding<'a> {
-    /// The one card.
-    pub card: CardBinding<'a>,
-    /// The one control.
-    pub control: &'a [u8; 16],
-    /// The one purpose.
-    pub purpose: Purpose,
-    /// When it ends.
-    pub expires_at_unix_milliseconds: u64,
-}
-
-/// A binding that a worker can take along.
-pub struct OwnedBinding {
-    pub tenant: String,
-    pub plastic_id: String,
-    pub control: [u8; 16],
-    pub purpose: Purpose,
-    pub expires_at_unix_milliseconds: u64,
-}
-
-impl OwnedBinding {
-    pub fn of(binding: &Binding<'_>) -> Self {
-        Self {
-            tenant: binding.card.tenant.to_owned(),
-            plastic_id: binding.card.plastic_id.to_owned(),
-            control: *binding.control,
-            purpose: binding.purpose,
-            expires_at_unix_milliseconds: binding.expires_at_unix_milliseconds,
-        }
+impl CardBinding {
+    /// A tenant of at most 64 bytes and a plasticId of at most 19 bytes.
+    ///
+    /// # Errors
+    /// One of the texts is longer.
+    pub fn new(tenant: &str, plastic_id: &str) -> Result<Self, LayoutError> {
+        Ok(Self {
+            tenant: InlineText::new(tenant).ok_or(LayoutError::Length { what: "tenant" })?,
+            plastic_id: InlineText::new(plastic_id).ok_or(LayoutError::Length { what: "plasticId" })?,
+        })
     }
 
-    pub fn borrow(&self) -> Binding<'_> {
-        Binding {
-            card: CardBinding { tenant: &self.tenant, plastic_id: &self.plastic_id },
-            control: &self.control,
-            purpose: self.purpose,
-            expires_at_unix_milliseconds: self.expires_at_unix_milliseconds,
-        }
+    /// The card issuer.
+    pub fn tenant(&self) -> &str {
+        self.tenant.as_str()
+    }
+
+    /// The issuer's number of the card.
+    pub fn plastic_id(&self) -> &str {
+        self.plastic_id.as_str()
     }
 }
 
-/// What a tzpk is for.
+/// UTF-8 text of at most `N` bytes; `N` is below 256.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct InlineText<const N: usize> {
+    bytes: [u8; N],
+    length: u8,
+}
+
+impl<const N: usize> InlineText<N> {
+    fn new(text: &str) -> Option<Self> {
+        let mut bytes = [0; N];
+        bytes.get_mut(..text.len())?.copy_from_slice(text.as_bytes());
+        Some(Self { bytes, length: u8::try_from(text.len()).ok()? })
+    }
+
+    fn as_str(&self) -> &str {
+        let text = self.bytes.get(..self.length.into()).unwrap_or_default();
+        std::str::from_utf8(text).unwrap_or_default()
+    }
+}
+
+/// The one use of a tzpk: its card, control, purpose and expiry.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Binding {
+    /// The card.
+    pub card: CardBinding,
+    /// The control.
+    pub control: ControlBinding,
+}
+
+/// The control that a tzpk is issued under.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct ControlBinding {
+    /// The 16 bytes of its controlId.
+    pub id: [u8; 16],
+    /// The direction of the PIN.
+    pub purpose: Purpose,
+    /// The end of the control, in milliseconds since 1970-01-01 UTC.
+    pub expires_at_unix_milliseconds: u64,
+}
+
+/// The direction of a PIN under a tzpk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// A PIN comes in.
+    /// From the device to storage.
     SetPin,
-    /// A PIN goes out.
+    /// From storage to the device.
     ViewPin,
 }
 
-/// How near a clear block comes to the host.
+/// Where a PIN block is decrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BoundaryLevel {
-    /// It never crosses the token's interface in the clear: the token takes and returns it encrypted. A module that computes
-    /// in this process may hold it in the process's memory.
+    /// Inside the token: no clear block crosses its PKCS#11 interface. A token that is a library in this process may hold a
+    /// clear block in the process's memory.
     Token,
-    /// It is in host memory for the length of one operation.
+    /// In locked memory of the boundary, for one operation.
     Host,
 }
 
-/// Whether the boundary has a process of its own.
+/// The process that the boundary runs in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Isolation {
-    /// It has.
+    /// A confined process that holds nothing else.
     Process,
-    /// It shares the engine's.
+    /// The engine's process.
     #[default]
     Inline,
 }
 
-/// Where a record was made: how near its clear block came to the host, and to whose process there.
+/// The boundary level and the process that made a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MadeAt {
     /// The boundary level.
     pub level: BoundaryLevel,
-    /// Whose process it was.
+    /// The process of the boundary.
     pub isolation: Isolation,
 }
 

@@ -1,4 +1,4 @@
-//! What can go wrong at the door. No error tells what a clear value was.
+//! Errors of the boundary. None holds a clear value.
 
 use std::borrow::Cow;
 
@@ -8,7 +8,7 @@ use crate::binding::BoundaryLevel;
 use crate::device_key::DeviceKeyError;
 use crate::sealed::LayoutError;
 
-/// Why a block was not taken. A malformed block has one variant, so that what was wrong with it cannot be told.
+/// Why a block was refused. Every malformed block has one variant, so that a caller learns nothing about its digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
     /// Not an ISO 9564 format 1 block under this tzpk.
@@ -19,20 +19,21 @@ pub enum Refusal {
     PinPolicy,
 }
 
-/// Why `accept` made no record.
-#[derive(Debug, Error)]
-pub enum AcceptError {
-    /// The block was judged and refused.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// The boundary could not judge it.
-    #[error(transparent)]
-    Failed(#[from] Error),
-}
-
 /// Why an operation failed.
 #[derive(Debug, Error)]
 pub enum Error {
+    /// The block was decrypted, checked and refused.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The pair of source and target is not in the table of translations (`pinseal policy explain`).
+    #[error("this translation is not allowed at this boundary level: pinseal policy explain lists the allowed ones")]
+    TranslationNotAllowed,
+    /// The deadline of the call passed before the boundary answered.
+    #[error("the deadline of the call passed before the key boundary answered: call again")]
+    DeadlinePassed,
+    /// The boundary replied with the result of another operation.
+    #[error("the key boundary replied to another request: run engine and boundary of one release")]
+    UnexpectedReply,
     /// A blob or record does not open under this binding: another card's, another control's, or changed.
     #[error("a sealed {what} does not open here: it was made for something else, or was changed")]
     SealBroken {
@@ -86,9 +87,31 @@ pub enum UnavailableReason {
     /// The token refused the user PIN when it was opened again. The boundary logs in no more: another login could lock the PIN.
     #[error("it refused the user PIN")]
     UserPinRefused,
+    /// The process of the boundary did not answer in time.
+    #[error("its process does not answer")]
+    ProcessSilent,
+    /// The process of the boundary ended.
+    #[error("its process ended")]
+    ProcessEnded,
+    /// The process of the boundary is being started again.
+    #[error("its process is being started again")]
+    ProcessStarting,
+    /// The process of the boundary sent a malformed frame.
+    #[error("its process sent a malformed frame")]
+    MalformedFrame,
     /// Any other reason, as text for people.
     #[error("{0}")]
     Other(Cow<'static, str>),
+}
+
+impl UnavailableReason {
+    /// Whether the process of the boundary, not its token, is what failed.
+    pub fn is_of_the_process(&self) -> bool {
+        match self {
+            Self::ProcessSilent | Self::ProcessEnded | Self::ProcessStarting | Self::MalformedFrame => true,
+            Self::UserPinRefused | Self::Other(_) => false,
+        }
+    }
 }
 
 impl From<&'static str> for UnavailableReason {

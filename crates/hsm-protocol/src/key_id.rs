@@ -2,38 +2,36 @@
 
 use std::fmt;
 
-use crate::binding::BoundaryLevel;
-use crate::check_value::Kcv;
-use crate::form::StorageFormat;
 use crate::frame::{Crosses, Reader};
-use crate::sealed::PinRecord;
+use crate::kcv::Kcv;
+use crate::key_usage::KeyUsage;
+use crate::sealed::{KeyVersion, PinRecord};
 
 /// A key of an engine. Nothing in it is secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyId {
-    /// For example "storage", "storage-3des", "seal" or "account".
-    pub usage: String,
-    /// 1 to 65535; the highest of a usage encrypts.
-    pub version: u16,
-    /// Whether a newer version can replace this one while the engine keeps what this one encrypted.
-    pub rotates: bool,
-    /// The KCV, 3 bytes; none of a key in a token that may not encrypt.
+    /// The one use of the key.
+    pub usage: KeyUsage,
+    /// The highest version of a usage encrypts.
+    pub version: KeyVersion,
+    /// The KCV; `None` for a key in a token that may not encrypt.
     pub kcv: Option<Kcv>,
 }
 
 impl KeyId {
     /// Usage and version, for example `storage/1`.
     pub fn reference(&self) -> String {
-        format!("{}/{}", self.usage, self.version)
+        format!("{}/{}", self.usage, self.version.0)
     }
 
     /// Whether a record is under this key.
     pub fn encrypts(&self, record: &PinRecord) -> bool {
-        self.version == record.storage_key().0 && self.usage == storage_usage(record.made_at().level, record.form())
+        self.version == record.storage_key()
+            && self.usage == KeyUsage::storage_of(record.made_at().level, record.form())
     }
 
-    /// The bytes of a list: of each key a u16 length and the usage in UTF-8, the version (2 bytes, big-endian), 1 byte
-    /// whether it rotates, and the KCV after a byte that says whether there is one.
+    /// The bytes of a list: of each key a u16 length and the usage in UTF-8, the version (2 bytes, big-endian),
+    /// and the KCV after a byte that says whether there is one.
     pub fn list_to_bytes(keys: &[Self]) -> Vec<u8> {
         let mut bytes = Vec::new();
         keys.iter().for_each(|key| key.write(&mut bytes));
@@ -55,20 +53,9 @@ impl KeyId {
     }
 }
 
-/// The usage of the storage key of a form, at a level.
-pub fn storage_usage(level: BoundaryLevel, form: StorageFormat) -> &'static str {
-    match (level, form) {
-        (BoundaryLevel::Host, StorageFormat::Wrapped | StorageFormat::Iso4) => "storage",
-        (BoundaryLevel::Host, StorageFormat::Iso3 | StorageFormat::Iso0) => "storage-3des",
-        (BoundaryLevel::Token, StorageFormat::Wrapped) => "storage-wrapped",
-        (BoundaryLevel::Token, StorageFormat::Iso4) => "storage-iso-4",
-        (BoundaryLevel::Token, StorageFormat::Iso3 | StorageFormat::Iso0) => "storage-iso-3",
-    }
-}
-
 impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.usage, self.version)?;
+        write!(f, "{}/{}", self.usage, self.version.0)?;
         self.kcv.map_or(Ok(()), |kcv| write!(f, ":{kcv}"))
     }
 }
@@ -79,8 +66,8 @@ mod tests {
 
     #[test]
     fn a_list_reads_back_and_a_cut_one_is_refused() {
-        let key = |usage: &str, rotates, kcv| KeyId { usage: usage.into(), version: 258, rotates, kcv };
-        let keys = [key("storage", true, Some(Kcv::first_of(&[1, 2, 3]))), key("account", false, None)];
+        let key = |usage, kcv| KeyId { usage, version: KeyVersion(258), kcv };
+        let keys = [key(KeyUsage::Storage, Some(Kcv::first_of(&[1, 2, 3]))), key(KeyUsage::Account, None)];
         let bytes = KeyId::list_to_bytes(&keys);
         assert_eq!(KeyId::list_from_bytes(&bytes).unwrap(), keys);
         assert_eq!(KeyId::list_from_bytes(&[]).unwrap(), []);

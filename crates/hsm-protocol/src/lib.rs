@@ -30,29 +30,33 @@
 //! let _ = hsm_protocol::Refusal::WrongControlNibble;
 //! ```
 
-#![allow(missing_docs, reason = "written with the request type")]
-
-pub mod account;
-pub mod binding;
-pub mod check_value;
-pub mod device_key;
-pub mod error;
-pub mod form;
+mod account;
+mod binding;
+mod device_key;
+mod error;
+mod form;
 pub mod frame;
-pub mod key_id;
-pub mod outcome;
-pub mod sealed;
-pub mod status;
+mod kcv;
+mod key_id;
+mod key_usage;
+mod request;
+mod sealed;
+mod status;
 
 pub use self::{
-    account::{Account, AccountNumber, AccountNumberError},
-    binding::{Binding, BoundaryLevel, CardBinding, Isolation, MadeAt, Purpose},
-    check_value::Kcv,
-    device_key::{DeviceKey, DeviceKeyError},
-    error::{AcceptError, Error, Refusal},
+    account::{Account, AccountDigits, AccountNumber, AccountNumberError},
+    binding::{Binding, BoundaryLevel, CardBinding, ControlBinding, Isolation, MadeAt, Purpose},
+    device_key::{DeviceKey, DeviceKeyError, MODULUS_BITS_MAX},
+    error::{Error, Refusal, UnavailableReason},
     form::{StorageFormat, StoredForm},
+    kcv::Kcv,
     key_id::KeyId,
-    outcome::{Accepted, Issued, Revealed},
-    sealed::{EncryptedBlock, KeyVersion, LayoutError, PinRecord, SealedAccount, SealedKey},
-    status::Status,
+    key_usage::{ENGINE_KEYS, KeyUsage, ZoneName},
+    request::{DeviceBlock, FreshTzpk, Reply, Request, Source, Target},
+    sealed::{
+        ACCOUNT_BYTES, Bound, EncryptedBlock, KeyVersion, LayoutError, NONCE_BYTES, PinRecord,
+        RECORD_MESSAGE_BYTES_MAX, SealedAccount, SealedKey, SealedTzpk, TAG_BYTES, account_bound_to, bound_to_control,
+        record_bound_to,
+    },
+    status::{MemoryLock, Persistence, Status, StorageVersions},
 };

@@ -1,4 +1,4 @@
-//! Byte layouts of what crosses the door, and what each seal binds. No cipher here.
+//! Byte layouts of sealed blobs and PIN records, and the bytes that each seal authenticates. No cipher is here.
 //!
 //! ```text
 //! sealed tzpk     01 'T' key(2)          body(44)                           48 bytes
@@ -23,19 +23,19 @@ pub const TAG_BYTES: usize = 16;
 pub const NONCE_BYTES: usize = 12;
 /// Bytes of a sealed account number: up to 19 digits, two a byte, filled with F.
 pub const ACCOUNT_BYTES: usize = 10;
-/// Bytes of what a token makes of a tzpk.
+/// Bytes of a tzpk as a token seals it.
 const SEALED_TZPK_BYTES: usize = NONCE_BYTES + 16 + TAG_BYTES;
 /// Bytes of a sealed tzpk.
 const SEALED_KEY_BYTES: usize = HEAD_BYTES + SEALED_TZPK_BYTES;
 
-/// What a token makes of a tzpk, to have it back: bytes of its own layout.
+/// A tzpk as a token seals it, in the token's own layout.
 pub type SealedTzpk = [u8; SEALED_TZPK_BYTES];
 /// Bytes of a sealed account.
 const SEALED_ACCOUNT_BYTES: usize = HEAD_BYTES + ACCOUNT_BYTES + TAG_BYTES;
 /// The most bytes of a PIN record.
 const PIN_RECORD_BYTES_MAX: usize = HEAD_BYTES + 2 + 40 + TAG_BYTES;
 
-/// What a blob is for.
+/// The use of a blob.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 enum Use {
@@ -53,7 +53,10 @@ pub struct KeyVersion(pub u16);
 pub struct EncryptedBlock([u8; 8]);
 
 impl EncryptedBlock {
-    /// From exactly 8 bytes.
+    /// Reads exactly 8 bytes.
+    ///
+    /// # Errors
+    /// Another number of bytes.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, LayoutError> {
         bytes.try_into().map(Self).map_err(|_| LayoutError::Length { what: "encrypted PIN block" })
     }
@@ -68,19 +71,23 @@ impl EncryptedBlock {
 pub struct SealedKey([u8; SEALED_KEY_BYTES]);
 
 impl SealedKey {
+    /// A blob with the body that a token made.
     pub fn new(key: KeyVersion, body: &SealedTzpk) -> Self {
         let mut bytes = [0; SEALED_KEY_BYTES];
         fill(&mut bytes, &[&head(Use::Tzpk, key), body]);
         Self(bytes)
     }
 
-    /// Reads the layout; whether it opens is known only at the door.
+    /// Reads the layout. The boundary alone can tell whether it opens.
+    ///
+    /// # Errors
+    /// The bytes are of another length, use or release.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, LayoutError> {
         check_head(bytes, Use::Tzpk, "sealed tzpk")?;
         bytes.try_into().map(Self).map_err(|_| LayoutError::Length { what: "sealed tzpk" })
     }
 
-    /// Its bytes.
+    /// The bytes of the layout.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
@@ -90,46 +97,42 @@ impl SealedKey {
         key_of(&self.0)
     }
 
-    /// Not `Clone`: only the door copies one, for a worker.
-    pub fn copied(&self) -> Self {
-        Self(self.0)
-    }
-
+    /// The bytes that the token made.
     pub fn body(&self) -> &SealedTzpk {
         let [_, _, _, _, body @ ..] = &self.0;
         body
     }
 }
 
-/// An account number sealed for ourselves. The same number of the same card seals to the same bytes, so that a change
-/// of number can be told; nothing else can.
+/// An account number sealed for ourselves. The same number of the same card seals to the same bytes, so that a
+/// changed number is seen.
 pub struct SealedAccount([u8; SEALED_ACCOUNT_BYTES]);
 
 impl SealedAccount {
+    /// A blob of a ciphertext and its AEAD tag of 16 bytes.
     pub fn new(key: KeyVersion, ciphertext: &[u8; ACCOUNT_BYTES], tag: &[u8]) -> Self {
         let mut bytes = [0; SEALED_ACCOUNT_BYTES];
         fill(&mut bytes, &[&head(Use::Account, key), ciphertext, tag]);
         Self(bytes)
     }
 
-    /// Reads the layout; whether it opens is known only at the door.
+    /// Reads the layout. The boundary alone can tell whether it opens.
+    ///
+    /// # Errors
+    /// The bytes are of another length, use or release.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, LayoutError> {
         check_head(bytes, Use::Account, "sealed account")?;
         bytes.try_into().map(Self).map_err(|_| LayoutError::Length { what: "sealed account" })
     }
 
-    /// Its bytes.
+    /// The bytes of the layout.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
+    /// The version of the account key.
     pub fn key(&self) -> KeyVersion {
         key_of(&self.0)
-    }
-
-    /// Not `Clone`: only the door copies one, for a worker.
-    pub fn copied(&self) -> Self {
-        Self(self.0)
     }
 
     /// The ciphertext with its tag.
@@ -138,7 +141,7 @@ impl SealedAccount {
     }
 }
 
-/// A PIN at rest: a PAN-bound block under the storage key, with what it is, and a tag over all of it and its card.
+/// A PIN at rest: a PAN-bound block under the storage key, with its format and origin, and a tag over all of it and its card.
 #[derive(Clone)]
 pub struct PinRecord {
     bytes: [u8; PIN_RECORD_BYTES_MAX],
@@ -147,19 +150,23 @@ pub struct PinRecord {
 }
 
 impl PinRecord {
-    /// With a tag still to be filled in.
+    /// A record whose tag is zero until [`PinRecord::set_tag`].
     pub fn untagged(key: KeyVersion, form: StorageFormat, made_at: MadeAt, block: &[u8]) -> Self {
         let mut bytes = [0; PIN_RECORD_BYTES_MAX];
         fill(&mut bytes, &[&head(Use::Record, key), &[form_code(form), made_at_code(made_at)], block]);
         Self { bytes, form, made_at }
     }
 
+    /// Writes the tag over [`PinRecord::tagged_bytes`].
     pub fn set_tag(&mut self, tag: &[u8; TAG_BYTES]) {
         let at = self.tagged_bytes().len();
         self.bytes.iter_mut().skip(at).zip(tag).for_each(|(place, byte)| *place = *byte);
     }
 
-    /// Reads the layout; whether it is whole is known only at the door.
+    /// Reads the layout. The boundary alone can check the tag.
+    ///
+    /// # Errors
+    /// The bytes are of another length, use or release.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, LayoutError> {
         let what = "PIN record";
         check_head(bytes, Use::Record, what)?;
@@ -175,7 +182,7 @@ impl PinRecord {
         Ok(record)
     }
 
-    /// Its bytes.
+    /// The bytes of the layout.
     pub fn as_bytes(&self) -> &[u8] {
         self.bytes.get(..self.length()).unwrap_or_default()
     }
@@ -195,6 +202,7 @@ impl PinRecord {
         self.made_at
     }
 
+    /// The encrypted block: 8, 16 or 40 bytes by the format.
     pub fn block(&self) -> &[u8] {
         self.tagged_bytes().get(HEAD_BYTES + 2..).unwrap_or_default()
     }
@@ -204,6 +212,7 @@ impl PinRecord {
         self.bytes.get(..self.length() - TAG_BYTES).unwrap_or_default()
     }
 
+    /// The tag, 16 bytes.
     pub fn tag(&self) -> &[u8] {
         self.bytes.get(self.length() - TAG_BYTES..self.length()).unwrap_or_default()
     }
@@ -218,42 +227,42 @@ impl PinRecord {
     }
 }
 
-/// What a sealed tzpk is bound to, as authenticated data: head, tenant, card, control, purpose, expiry.
-pub fn bound_to_control(key: KeyVersion, binding: &Binding<'_>) -> Bound {
+/// The authenticated data of a sealed tzpk: head, tenant, card, control, purpose, expiry.
+pub fn bound_to_control(key: KeyVersion, binding: &Binding) -> Bound {
     let mut bound = bound_to_card_as(Use::Tzpk, key, &binding.card);
-    bound.push(binding.control);
-    bound.push(&[match binding.purpose {
+    bound.push(&binding.control.id);
+    bound.push(&[match binding.control.purpose {
         Purpose::SetPin => 1,
         Purpose::ViewPin => 2,
     }]);
-    bound.push(&binding.expires_at_unix_milliseconds.to_be_bytes());
+    bound.push(&binding.control.expires_at_unix_milliseconds.to_be_bytes());
     bound
 }
 
-/// What a sealed account is bound to: head, tenant, card.
-pub fn account_bound_to(key: KeyVersion, card: &CardBinding<'_>) -> Bound {
+/// The authenticated data of a sealed account: head, tenant, card.
+pub fn account_bound_to(key: KeyVersion, card: &CardBinding) -> Bound {
     bound_to_card_as(Use::Account, key, card)
 }
 
-/// What a record is bound to beside its own bytes: tenant, card.
-pub fn record_bound_to(key: KeyVersion, card: &CardBinding<'_>) -> Bound {
+/// The authenticated data of a record beside its own bytes: tenant, card.
+pub fn record_bound_to(key: KeyVersion, card: &CardBinding) -> Bound {
     bound_to_card_as(Use::Record, key, card)
 }
 
-fn bound_to_card_as(r#use: Use, key: KeyVersion, card: &CardBinding<'_>) -> Bound {
+fn bound_to_card_as(r#use: Use, key: KeyVersion, card: &CardBinding) -> Bound {
     let mut bound = Bound { bytes: [0; BOUND_BYTES_MAX], length: 0 };
     bound.push(&head(r#use, key));
-    bound.push_text(card.tenant);
-    bound.push_text(card.plastic_id);
+    bound.push_text(card.tenant());
+    bound.push_text(card.plastic_id());
     bound
 }
 
 /// Head, two texts with their lengths, control, purpose, expiry.
 const BOUND_BYTES_MAX: usize = HEAD_BYTES + 2 * (1 + TEXT_BYTES_MAX) + 16 + 1 + 8;
 /// The most bytes of a tenant or plasticId.
-const TEXT_BYTES_MAX: usize = 64;
+pub(crate) const TEXT_BYTES_MAX: usize = 64;
 
-/// The most bytes under a record's tag: what it is bound to, and all of it before the tag.
+/// The most bytes under a record's tag: the binding, and the record before the tag.
 pub const RECORD_MESSAGE_BYTES_MAX: usize = BOUND_BYTES_MAX + PIN_RECORD_BYTES_MAX;
 
 /// Bytes to authenticate, without an allocation. Texts have their length before them, so no two bindings look alike.
@@ -289,13 +298,13 @@ pub enum LayoutError {
     /// The wrong number of bytes.
     #[error("a {what} does not have this length")]
     Length {
-        /// What it should be.
+        /// The expected kind of blob.
         what: &'static str,
     },
     /// Something else, or of a newer release.
     #[error("not a {what} this release can read")]
     Kind {
-        /// What it should be.
+        /// The expected kind of blob.
         what: &'static str,
     },
 }
@@ -319,7 +328,7 @@ fn key_of(bytes: &[u8]) -> KeyVersion {
     }
 }
 
-pub fn form_code(form: StorageFormat) -> u8 {
+pub(crate) fn form_code(form: StorageFormat) -> u8 {
     match form {
         StorageFormat::Wrapped => b'w',
         StorageFormat::Iso4 => 4,
@@ -328,7 +337,7 @@ pub fn form_code(form: StorageFormat) -> u8 {
     }
 }
 
-pub fn form_of(code: u8) -> Result<StorageFormat, LayoutError> {
+pub(crate) fn form_of(code: u8) -> Result<StorageFormat, LayoutError> {
     match code {
         b'w' => Ok(StorageFormat::Wrapped),
         4 => Ok(StorageFormat::Iso4),
@@ -338,14 +347,14 @@ pub fn form_of(code: u8) -> Result<StorageFormat, LayoutError> {
     }
 }
 
-pub fn level_code(level: BoundaryLevel) -> u8 {
+pub(crate) fn level_code(level: BoundaryLevel) -> u8 {
     match level {
         BoundaryLevel::Token => b't',
         BoundaryLevel::Host => b'h',
     }
 }
 
-pub fn level_of(code: u8) -> Result<BoundaryLevel, LayoutError> {
+pub(crate) fn level_of(code: u8) -> Result<BoundaryLevel, LayoutError> {
     match code {
         b't' => Ok(BoundaryLevel::Token),
         b'h' => Ok(BoundaryLevel::Host),

@@ -1,4 +1,4 @@
-//! What a boundary is, for people and for audit lines; and what it can't promise.
+//! What a boundary is and what it cannot promise.
 
 use crate::binding::{BoundaryLevel, Isolation};
 use crate::form::StorageFormat;
@@ -8,32 +8,43 @@ use crate::sealed::{KeyVersion, PinRecord};
 /// What a boundary is and promises; nothing in it is secret.
 #[derive(Clone, Debug)]
 pub struct Status {
+    /// The token: `software` or `PKCS#11`.
     pub token: String,
+    /// The boundary level of new records.
     pub level: BoundaryLevel,
+    /// The process of the boundary.
     pub isolation: Isolation,
+    /// The format of new records.
     pub form: StorageFormat,
-    /// Of a 3DES form: the date it ends.
+    /// For a 3DES format: the date it ends.
     pub until: Option<String>,
+    /// Each key in use, in each version.
     pub keys: Vec<KeyId>,
+    /// The versions that encrypt new records.
     pub storage: StorageVersions,
+    /// Whether memory can be swapped.
     pub memory: MemoryLock,
+    /// The place of the keys.
     pub persistence: Persistence,
 }
 
-/// Where the keys are.
+/// The place of the keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Persistence {
+    /// In memory alone: they end with the process.
     Memory,
+    /// In a vault file.
     Vault,
+    /// In a PKCS#11 token.
     Token,
 }
 
 /// Whether the process's memory is locked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemoryLock {
-    /// It is.
+    /// Locked: it cannot be swapped.
     Locked,
-    /// It is not, and why.
+    /// The text says why not.
     NotLocked(String),
 }
 
@@ -65,12 +76,8 @@ impl Status {
 
     /// Whether a storage key is in use beside the newest: records may be under it.
     pub fn rotates(&self) -> bool {
-        let names = self.keys.iter().map(|key| key.usage.as_str());
-        let mut storage: Vec<_> = names.filter(|name| name.starts_with("storage")).collect();
-        storage.sort_unstable();
-        let all = storage.len();
-        storage.dedup();
-        storage.len() < all
+        let storage = || self.keys.iter().filter(|key| key.usage.keeps_records());
+        storage().any(|key| storage().any(|other| other.usage == key.usage && other.version != key.version))
     }
 
     /// Whether a record is under the newest storage key of its form.
@@ -78,7 +85,7 @@ impl Status {
         record.storage_key() == self.storage.of(record.form())
     }
 
-    /// For people: what it is, then what it cannot promise.
+    /// Lines for people: the boundary, its keys, and what it cannot promise.
     pub fn lines(&self) -> Vec<String> {
         let mut lines =
             vec![format!("key boundary: {} token, level {}, isolation {}", self.token, self.level, self.isolation)];
@@ -123,13 +130,16 @@ impl Status {
 /// The versions of the storage keys that new records are made under. Of a form that its level does not make, any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StorageVersions {
+    /// Of wrapped blocks.
     pub wrapped: KeyVersion,
+    /// Of ISO-4 blocks.
     pub iso_4: KeyVersion,
     /// Of ISO-3 and ISO-0 blocks.
     pub tdes: KeyVersion,
 }
 
 impl StorageVersions {
+    /// The version that encrypts records of this format.
     pub fn of(&self, form: StorageFormat) -> KeyVersion {
         match form {
             StorageFormat::Wrapped => self.wrapped,

@@ -12,11 +12,11 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use hsm_protocol::frame::DESCRIPTORS_PER_MESSAGE;
 
-/// The lanes.
-pub(super) fn lanes_from_parent(count: usize) -> io::Result<Vec<UnixStream>> {
+/// The connections that the engine passes over standard input.
+pub(super) fn connections_from_parent(count: usize) -> io::Result<Vec<UnixStream>> {
     let parent = io::stdin();
-    let mut lanes = Vec::new();
-    while lanes.len() < count {
+    let mut connections = Vec::new();
+    while connections.len() < count {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_PER_MESSAGE))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut byte = [0];
@@ -27,11 +27,11 @@ pub(super) fn lanes_from_parent(count: usize) -> io::Result<Vec<UnixStream>> {
         }
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-                lanes.extend(descriptors.map(UnixStream::from));
+                connections.extend(descriptors.map(UnixStream::from));
             }
         }
     }
-    Ok(lanes)
+    Ok(connections)
 }
 
 /// Lets SIGTERM, SIGINT and SIGHUP pass: a terminal, or systemd, sends them to the engine's whole group, and calls that the

@@ -31,7 +31,7 @@ use tokio::{
 
 pub use self::confine::ConfineError;
 use self::confine::Confiner;
-use self::inherit::{lanes_from_parent, outlive_hangup, outlive_signals, parent_is_gone};
+use self::inherit::{connections_from_parent, outlive_hangup, outlive_signals, parent_is_gone};
 use config::ConfigError;
 use hsm_config::{HsmProcess, Ipc};
 
@@ -51,24 +51,24 @@ pub struct HsmArguments {
     data_directory: Option<PathBuf>,
     /// How many connections an engine hands over by standard input; engines say this themselves
     #[arg(long, value_name = "COUNT", hide = true)]
-    lanes: Option<usize>,
+    connections: Option<usize>,
     /// Create the vault where it is not there; an engine says this itself, at its first start
-    #[arg(long, hide = true, requires = "lanes")]
+    #[arg(long, hide = true, requires = "connections")]
     create_vault: bool,
     /// Listen on this Unix socket, for an engine that runs apart
-    #[arg(long, value_name = "PATH", conflicts_with = "lanes")]
-    #[arg(required_unless_present_any = ["lanes", "try_escape"])]
+    #[arg(long, value_name = "PATH", conflicts_with = "connections")]
+    #[arg(required_unless_present_any = ["connections", "try_escape"])]
     listen: Option<PathBuf>,
     /// Do not serve: open the keys, confine, try from inside what was given up, reading this file among it, and fail if
     /// anything is let through
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["lanes", "listen"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["connections", "listen"])]
     try_escape: Option<PathBuf>,
 }
 
 /// Serves until the engine is gone, or for ever on a socket of its own.
 pub fn run(arguments: HsmArguments) -> Result<(), HsmProcessError> {
     // Before anything that takes time: the signals of a process group may come at once.
-    if arguments.lanes.is_some() {
+    if arguments.connections.is_some() {
         outlive_signals().map_err(HsmProcessError::Inherit)?;
     }
     if arguments.listen.is_some() {
@@ -97,7 +97,7 @@ pub fn run(arguments: HsmArguments) -> Result<(), HsmProcessError> {
             count => Err(HsmProcessError::LetThrough { count }),
         };
     }
-    match (arguments.listen, arguments.lanes) {
+    match (arguments.listen, arguments.connections) {
         (Some(path), _) => {
             let config = loaded?;
             // Made before the filter of system calls, and after the inherited descriptors were closed: it has some.
@@ -108,8 +108,9 @@ pub fn run(arguments: HsmArguments) -> Result<(), HsmProcessError> {
             let hands = open_confined(config)?;
             accepting.run(listener, user, &hands).map_err(|error| HsmProcessError::Listen { path, error })
         }
-        (None, lanes) => {
-            let lanes = lanes_from_parent(lanes.unwrap_or_default()).map_err(HsmProcessError::Inherit)?;
+        (None, connections) => {
+            let connections =
+                connections_from_parent(connections.unwrap_or_default()).map_err(HsmProcessError::Inherit)?;
             let opened = loaded.map_err(HsmProcessError::from).and_then(|mut config| {
                 if arguments.create_vault {
                     config.hsm.absent_vault = hsm::AbsentVault::Create;
@@ -118,11 +119,11 @@ pub fn run(arguments: HsmArguments) -> Result<(), HsmProcessError> {
             });
             match opened {
                 Ok(hands) => {
-                    deal(lanes, &hands);
+                    deal(connections, &hands);
                     parent_is_gone();
                 }
                 // The engine says so, once.
-                Err(error) => refuse(lanes, &error),
+                Err(error) => refuse(connections, &error),
             }
             Ok(())
         }
@@ -158,21 +159,21 @@ fn open_confined(config: HsmProcess) -> Result<Vec<mpsc::Sender<UnixStream>>, Hs
     Ok(hands)
 }
 
-fn deal(lanes: Vec<UnixStream>, hands: &[mpsc::Sender<UnixStream>]) {
-    for (lane, hand) in lanes.into_iter().zip(hands.iter().cycle()) {
-        if hand.try_send(lane).is_err() {
+fn deal(connections: Vec<UnixStream>, hands: &[mpsc::Sender<UnixStream>]) {
+    for (connection, hand) in connections.into_iter().zip(hands.iter().cycle()) {
+        if hand.try_send(connection).is_err() {
             tracing::warn!("a connection was dropped: too many wait already");
         }
     }
 }
 
-/// Tells every lane why it is not served.
-fn refuse(lanes: Vec<UnixStream>, error: &HsmProcessError) {
+/// Sends the reason to every connection and serves none.
+fn refuse(connections: Vec<UnixStream>, error: &HsmProcessError) {
     let mut welcome = Vec::new();
     let closed = if error.refuses_user_pin() { Welcome::PinRefused } else { Welcome::Closed };
     frame::push_welcome(&mut welcome, &closed(error.to_string()));
-    for mut lane in lanes {
-        let _ = io::Write::write_all(&mut lane, &welcome);
+    for mut connection in connections {
+        let _ = io::Write::write_all(&mut connection, &welcome);
     }
 }
 

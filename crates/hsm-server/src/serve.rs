@@ -1,4 +1,4 @@
-//! One thread's connections: what has arrived is done in one go and answered in one write.
+//! The connections of one thread: all requests of one read are executed, and their replies leave in one write.
 
 use std::{
     io,
@@ -11,18 +11,21 @@ use std::{
 
 use futures::{StreamExt, poll, stream::FuturesUnordered};
 use hsm::Hsm;
-use hsm_protocol::frame::{self, Request, Welcome};
+use hsm_protocol::{
+    Error,
+    frame::{self, Welcome},
+};
 use tokio::{net::UnixStream, sync::mpsc, task::LocalSet, time::sleep};
 
 use clock::monotonic_milliseconds;
 
-/// How many requests of one connection may wait for the token.
+/// The most requests of one connection that wait for the token.
 const WAITING_MAX: usize = 4_096;
-/// How many connections one thread serves at a time: an engine has one for each of its own threads.
+/// The most connections of one thread. An engine opens one for each of its own threads.
 const CONNECTIONS_MAX: usize = 256;
 /// From the start of a connection to the end of its hello. An engine sends the hello at once.
 const HELLO_TIME_MAX: Duration = Duration::from_secs(10);
-/// How much is read at a time.
+/// Bytes of one read.
 const READ_BYTES: usize = 64 * 1024;
 
 /// Serves each connection that is dealt, all on this thread.
@@ -39,7 +42,7 @@ pub(super) async fn serve(hsm: Arc<Hsm>, mut dealt: mpsc::Receiver<std::os::unix
             let (hsm, counted) = (Rc::clone(&hsm), Rc::clone(&counted));
             tokio::task::spawn_local(async move {
                 let _counted = counted;
-                // A frame that is none ends the connection, never the data.
+                // A malformed frame closes the connection; no other request is affected.
                 if let Err(error) = serve_one(&hsm, stream).await {
                     tracing::warn!(%error, "a connection ended");
                 }
@@ -84,18 +87,20 @@ async fn serve_one(hsm: &Hsm, stream: std::os::unix::net::UnixStream) -> io::Res
                 greeted = true;
                 continue;
             }
-            let (number, request) = (frame.number, Request::read(frame.body).map_err(io::Error::other)?);
-            // Nobody waits for it any more.
-            if request.deadline < now {
+            let number = frame.number;
+            let (deadline, request) = frame::read_request(frame.body).map_err(io::Error::other)?;
+            // No caller waits for a late reply.
+            if deadline < now {
                 continue;
             }
             if waiting.len() >= WAITING_MAX {
-                frame::push_frame(&mut out, number, |body| frame::refuse(WAITING_MAX, body));
+                let busy = Err(Error::Busy { limit: WAITING_MAX });
+                frame::push_frame(&mut out, number, |body| frame::write_reply(&busy, body));
                 continue;
             }
             let mut answering: Answering<'_> = Box::pin(async move {
                 let mut reply = Vec::with_capacity(128);
-                hsm.answer(request, &mut reply).await;
+                frame::write_reply(&hsm.execute(request).await, &mut reply);
                 (number, reply)
             });
             match poll!(&mut answering) {

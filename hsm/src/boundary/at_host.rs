@@ -1,29 +1,28 @@
-//! BoundaryLevel `host`: a block is opened, judged and made anew here.
+//! Level `host`: a block is decrypted, checked and encrypted again here.
 //!
 //! Each operation works on clear values in its own workspace, filled in place and wiped, and scrubs the stack it used
 //! before it answers.
 
 use subtle::{Choice, ConditionallySelectable};
 
+use hsm_protocol::{
+    Account, Binding, BoundaryLevel, CardBinding, DeviceBlock, DeviceKey, EncryptedBlock, Error, FreshTzpk, Isolation,
+    MadeAt, PinRecord, Refusal, SealedKey, bound_to_control,
+};
+
 use super::{account_digits, tagged};
 use crate::{
-    account::Account,
-    binding::{Binding, BoundaryLevel, CardBinding, Isolation, MadeAt},
     block::{
         AccountDigits, account_field, decode_iso_0, decode_iso_1, decode_iso_3, decode_iso_4, encode_iso_0,
         encode_iso_1, encode_iso_3, encode_iso_4,
     },
     clear::{Block, Pin, WideBlock, Workspace, in_workspace},
     config::HostForm,
-    device_key::DeviceKey,
-    error::{AcceptError, Error, Refusal},
-    outcome::{Accepted, Issued, Revealed},
     policy::PinPolicy,
-    sealed::{EncryptedBlock, PinRecord, SealedKey, bound_to_control},
     token::{HostLevel, IssuedTzpk, WrappedTzpk},
 };
 
-/// A token that gives out clear blocks, how they are judged, and the form of new records.
+/// A token that decrypts blocks into this process, the policy of PINs, and the format of new records.
 pub(crate) struct AtHost {
     pub(crate) token: Box<dyn HostLevel>,
     pub(crate) policy: PinPolicy,
@@ -32,24 +31,24 @@ pub(crate) struct AtHost {
 }
 
 impl AtHost {
-    pub(super) fn issue(&self, device: &DeviceKey, binding: &Binding<'_>) -> Result<Issued, Error> {
+    pub(super) fn issue_tzpk(&self, device: &DeviceKey, binding: &Binding) -> Result<FreshTzpk, Error> {
         in_workspace(|Workspace { tzpk, .. }| {
             let key = self.token.current().seal;
             let IssuedTzpk { wrapped, sealed } =
                 self.token.issue_tzpk(device, &bound_to_control(key, binding), tzpk)?;
             let WrappedTzpk { wrapped, check_value } = wrapped;
-            Ok(Issued { sealed: SealedKey::new(key, &sealed), wrapped, check_value })
+            Ok(FreshTzpk { sealed: SealedKey::new(key, &sealed), wrapped, kcv: check_value })
         })
     }
 
-    /// The same work is done whatever is wrong with a block: it is judged as a whole, at the end.
-    pub(super) fn accept(
+    /// The same work is done whatever is wrong with a block: the verdict comes at the end.
+    pub(super) fn device_to_record(
         &self,
         tzpk: &SealedKey,
-        binding: &Binding<'_>,
+        binding: &Binding,
         block: &EncryptedBlock,
-        account: Account<'_>,
-    ) -> Result<Accepted, AcceptError> {
+        account: &Account,
+    ) -> Result<PinRecord, Error> {
         in_workspace(|Workspace { tzpk: key, block: clear, wide, pin }| {
             let account = account_digits(&*self.token, account, &binding.card)?;
             clear.bytes_mut().copy_from_slice(block.as_bytes());
@@ -58,9 +57,8 @@ impl AtHost {
             let taken = self.policy.judge(pin);
 
             let record = self.keep(pin, (clear, wide), &account, &binding.card)?;
-            let retry_tag = self.token.retry_tag(binding.control, block.as_bytes())?;
             match verdict(well_formed, taken) {
-                Verdict::Taken => Ok(Accepted { record, retry_tag }),
+                Verdict::Taken => Ok(record),
                 Verdict::Malformed => Err(Refusal::MalformedBlock.into()),
                 Verdict::AgainstPolicy => Err(Refusal::PinPolicy.into()),
             }
@@ -68,15 +66,15 @@ impl AtHost {
     }
 
     /// With random fill.
-    pub(super) fn reveal(
+    pub(super) fn record_to_device(
         &self,
         record: &PinRecord,
-        binding: &Binding<'_>,
-        account: Account<'_>,
+        card: &CardBinding,
+        account: &Account,
         device: &DeviceKey,
-    ) -> Result<Revealed, Error> {
+    ) -> Result<DeviceBlock, Error> {
         in_workspace(|Workspace { tzpk, block, wide, pin }| {
-            let account = account_digits(&*self.token, account, &binding.card)?;
+            let account = account_digits(&*self.token, account, card)?;
             self.open_record(record, &account, (block, wide), pin)?;
 
             let mut fill = Block::zeroed();
@@ -84,16 +82,16 @@ impl AtHost {
             encode_iso_1(block, pin, fill.nibbles());
             let WrappedTzpk { wrapped, check_value } = self.token.send_block(device, tzpk, block)?;
             let block = EncryptedBlock::from_bytes(block.bytes())?;
-            Ok(Revealed { wrapped, block, check_value })
+            Ok(DeviceBlock { wrapped, block, kcv: check_value })
         })
     }
 
-    /// Under the newest storage key, in the form of new records. Its PIN is not judged again: it was taken once.
-    pub(super) fn remake(
+    /// Under the newest storage key, in the form of new records. Its PIN is not checked again.
+    pub(super) fn reencrypt(
         &self,
         record: &PinRecord,
-        card: &CardBinding<'_>,
-        account: Account<'_>,
+        card: &CardBinding,
+        account: &Account,
     ) -> Result<PinRecord, Error> {
         in_workspace(|Workspace { block, wide, pin, .. }| {
             let account = account_digits(&*self.token, account, card)?;
@@ -107,7 +105,7 @@ impl AtHost {
         pin: &Pin,
         (block, wide): (&mut Block, &mut WideBlock),
         account: &AccountDigits,
-        card: &CardBinding<'_>,
+        card: &CardBinding,
     ) -> Result<PinRecord, Error> {
         let key = self.token.current().storage.of(self.form.into());
         let kept = match self.form {

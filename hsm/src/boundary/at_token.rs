@@ -1,19 +1,18 @@
-//! BoundaryLevel `token`: a block goes from the device's key to the storage key and back inside the token. Nothing clear can be
-//! named here, so nothing can be judged: neither a block's digits nor a weak PIN.
+//! Level `token`: a block is translated between keys inside the token. This process cannot read it, so neither its digits
+//! nor a weak PIN can be checked.
+
+use hsm_protocol::{
+    Account, Binding, BoundaryLevel, CardBinding, DeviceBlock, DeviceKey, EncryptedBlock, Error, FreshTzpk, Isolation,
+    MadeAt, PinRecord, SealedKey, bound_to_control,
+};
 
 use super::{account_digits, tagged};
 use crate::{
-    account::Account,
-    binding::{Binding, BoundaryLevel, CardBinding, Isolation, MadeAt},
     config::TokenForm,
-    device_key::DeviceKey,
-    error::{AcceptError, Error},
-    outcome::{Accepted, Issued, Revealed},
-    sealed::{EncryptedBlock, PinRecord, SealedKey, bound_to_control},
     token::{IssuedTzpk, StoredBlock, TokenLevel, WrappedTzpk},
 };
 
-/// A token that gives out nothing clear, and the form of new records.
+/// A token that returns nothing clear, and the format of new records.
 pub(crate) struct AtToken {
     pub(crate) token: Box<dyn TokenLevel>,
     pub(crate) form: TokenForm,
@@ -21,20 +20,20 @@ pub(crate) struct AtToken {
 }
 
 impl AtToken {
-    pub(super) fn issue(&self, device: &DeviceKey, binding: &Binding<'_>) -> Result<Issued, Error> {
+    pub(super) fn issue_tzpk(&self, device: &DeviceKey, binding: &Binding) -> Result<FreshTzpk, Error> {
         let key = self.token.current().seal;
         let IssuedTzpk { wrapped, sealed } = self.token.issue_tzpk(device, &bound_to_control(key, binding))?;
         let WrappedTzpk { wrapped, check_value } = wrapped;
-        Ok(Issued { sealed: SealedKey::new(key, &sealed), wrapped, check_value })
+        Ok(FreshTzpk { sealed: SealedKey::new(key, &sealed), wrapped, kcv: check_value })
     }
 
-    pub(super) fn accept(
+    pub(super) fn device_to_record(
         &self,
         tzpk: &SealedKey,
-        binding: &Binding<'_>,
+        binding: &Binding,
         block: &EncryptedBlock,
-        account: Account<'_>,
-    ) -> Result<Accepted, AcceptError> {
+        account: &Account,
+    ) -> Result<PinRecord, Error> {
         let account = account_digits(&*self.token, account, &binding.card)?;
         let bound = bound_to_control(tzpk.key(), binding);
         let kept = self.token.take_in((tzpk.key(), tzpk.body()), &bound, block, self.form, &account)?;
@@ -44,30 +43,28 @@ impl AtToken {
             MadeAt { level: BoundaryLevel::Token, isolation: self.isolation },
             &kept,
         );
-        let record = tagged(&*self.token, record, &binding.card)?;
-        let retry_tag = self.token.retry_tag(binding.control, block.as_bytes())?;
-        Ok(Accepted { record, retry_tag })
+        tagged(&*self.token, record, &binding.card)
     }
 
-    pub(super) fn reveal(
+    pub(super) fn record_to_device(
         &self,
         record: &PinRecord,
-        binding: &Binding<'_>,
-        account: Account<'_>,
+        card: &CardBinding,
+        account: &Account,
         device: &DeviceKey,
-    ) -> Result<Revealed, Error> {
-        let account = account_digits(&*self.token, account, &binding.card)?;
+    ) -> Result<DeviceBlock, Error> {
+        let account = account_digits(&*self.token, account, card)?;
         let (wrapped, block) = self.token.send_out(stored(record)?, &account, device)?;
         let WrappedTzpk { wrapped, check_value } = wrapped;
-        Ok(Revealed { wrapped, block, check_value })
+        Ok(DeviceBlock { wrapped, block, kcv: check_value })
     }
 
-    /// Under the newest storage key, in the form it has: at this level nobody can make another of it.
-    pub(super) fn remake(
+    /// Under the newest storage key, in its own format: at this level a block cannot change its format.
+    pub(super) fn reencrypt(
         &self,
         record: &PinRecord,
-        card: &CardBinding<'_>,
-        account: Account<'_>,
+        card: &CardBinding,
+        account: &Account,
     ) -> Result<PinRecord, Error> {
         let account = account_digits(&*self.token, account, card)?;
         let kept = self.token.store_again(stored(record)?, &account)?;

@@ -13,7 +13,7 @@ use crate::{
     clear::ClearBytes,
     config::{AbsentVault, Keys, Unlock, Vault, Wanted},
     keyblock::ProtectionKey,
-    keyring::{KeyAlgorithm, KeyUsage, Keyring, NewKey, RingKey, check_value, random_key},
+    keyring::{KeyAlgorithm, KeyUsage, Keyring, NewKey, RingKey, algorithms_in_vault, check_value, random_key},
     level,
     token::TokenKeyManager,
     vault::{self, VaultError, VaultWrite},
@@ -58,7 +58,7 @@ impl KeyLocation {
     /// What a key may be used with here, the first where nothing is said; none where there is no such key.
     pub(super) fn algorithms(&self, name: &KeyUsage) -> &'static [KeyAlgorithm] {
         match self {
-            Self::Vault(_) => name.algorithms_in_vault(),
+            Self::Vault(_) => algorithms_in_vault(name),
             Self::Token(custody) => custody.algorithms(name),
         }
     }

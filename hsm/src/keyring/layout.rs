@@ -40,8 +40,8 @@ impl Keyring {
         out.put(&u16::try_from(self.keys.len()).unwrap_or(u16::MAX).to_be_bytes());
         for RingKey { info, key } in self.keys.iter().take(usize::from(u16::MAX)) {
             let (code, zone) = match &info.name {
-                KeyUsage::Zone(ZoneName(name)) => (ZONE, &**name),
-                KeyUsage::Exchange(ZoneName(name)) => (EXCHANGE, &**name),
+                KeyUsage::Zone(name) => (ZONE, name.as_str()),
+                KeyUsage::Exchange(name) => (EXCHANGE, name.as_str()),
                 engine => (place_in(ENGINE_KEYS.iter().map(|(name, _)| name), engine), ""),
             };
             out.put(&[code, u8::try_from(zone.len()).unwrap_or_default()]);

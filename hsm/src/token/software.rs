@@ -86,8 +86,8 @@ fn aes_references(name: &KeyUsage, keys: &Versioned<Box<Clear<32>>>) -> Vec<KeyI
     keys.iter().map(|(version, key)| key_id(name, version, aes_check_value(key))).collect()
 }
 
-fn key_id(name: &KeyUsage, KeyVersion(version): KeyVersion, kcv: Kcv) -> KeyId {
-    KeyId { usage: name.to_string(), version, rotates: name.rotates(), kcv: Some(kcv) }
+fn key_id(name: &KeyUsage, version: KeyVersion, kcv: Kcv) -> KeyId {
+    KeyId { usage: name.clone(), version, kcv: Some(kcv) }
 }
 
 impl Token for Software {

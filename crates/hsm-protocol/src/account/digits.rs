@@ -10,11 +10,6 @@ pub struct AccountDigits {
 const ACCOUNT_DIGITS_MAX: usize = 19;
 
 impl AccountDigits {
-    /// Not `Clone`: only the door copies them, for a worker.
-    pub fn copied(&self) -> Self {
-        Self { digits: self.digits, length: self.length }
-    }
-
     /// From decimal text; none where it is anything else, or empty, or longer than 19.
     pub fn parse(text: &str) -> Option<Self> {
         let mut digits = [0; ACCOUNT_DIGITS_MAX];
@@ -52,6 +47,7 @@ impl AccountDigits {
         twelve.fold(0, |packed, digit| (packed << 4) | u64::from(*digit))
     }
 
+    /// The digits, each 0 to 9.
     pub fn as_slice(&self) -> &[u8] {
         self.digits.get(..self.length).unwrap_or_default()
     }

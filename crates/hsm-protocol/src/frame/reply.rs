@@ -1,10 +1,11 @@
-//! Replies: a result, or an error by its code.
+//! The bytes of replies: a result, or an error by its code.
 
 use super::{
     FrameError,
-    value::{Crosses, Reader},
+    value::{Crosses, Reader, push_blob},
 };
-use crate::error::{AcceptError, Error, Refusal, UnavailableReason};
+use crate::error::{Error, Refusal, UnavailableReason};
+use crate::request::{DeviceBlock, FreshTzpk, Reply};
 
 const DONE: u8 = 0;
 const MALFORMED_BLOCK: u8 = 1;
@@ -21,37 +22,102 @@ const DEVICE_KEY: u8 = 11;
 const LAYOUT: u8 = 12;
 const USER_PIN_REFUSED: u8 = 13;
 
+const NOT_ALLOWED: u8 = 14;
+const DEADLINE_PASSED: u8 = 15;
+const UNEXPECTED_REPLY: u8 = 16;
+
+const AVAILABLE: u8 = 0;
+const TZPK: u8 = 1;
+const RECORD: u8 = 2;
+const BLOCK: u8 = 3;
+const TAG: u8 = 4;
+const SEALED_PAN: u8 = 5;
+
 /// Appends the body of a reply.
-pub fn write_reply<T: Crosses>(result: &Result<T, Error>, out: &mut Vec<u8>) {
+pub fn write_reply(result: &Result<Reply, Error>, out: &mut Vec<u8>) {
     match result {
-        Ok(value) => {
+        Ok(reply) => {
             out.push(DONE);
-            value.write(out);
+            reply.write(out);
         }
         Err(error) => write_error(error, out),
     }
 }
 
-/// Appends the body of a reply to an accept, which may be a refusal.
-pub fn write_accept_reply<T: Crosses>(result: &Result<T, AcceptError>, out: &mut Vec<u8>) {
-    match result {
-        Ok(value) => {
-            out.push(DONE);
-            value.write(out);
-        }
-        Err(AcceptError::Refused(Refusal::MalformedBlock)) => out.push(MALFORMED_BLOCK),
-        Err(AcceptError::Refused(Refusal::PinPolicy)) => out.push(PIN_POLICY),
-        Err(AcceptError::Failed(error)) => write_error(error, out),
-    }
+/// Reads the body of a reply.
+///
+/// # Errors
+/// The body is cut, has bytes behind the reply, or is of another release.
+pub fn read_reply(body: &[u8]) -> Result<Result<Reply, Error>, FrameError> {
+    let mut read = Reader(body);
+    let result = match read.byte()? {
+        DONE => Ok(Reply::read(&mut read)?),
+        code => Err(read_error(code, &mut read)?),
+    };
+    read.end(result)
 }
 
-/// Appends the body of a reply to what can't be begun, because so many wait.
-pub fn refuse(limit: usize, out: &mut Vec<u8>) {
-    write_error(&Error::Busy { limit }, out);
+// Fields are read in the order in which they are written.
+impl Crosses for Reply {
+    fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Available => out.push(AVAILABLE),
+            Self::Tzpk(FreshTzpk { sealed, wrapped, kcv }) => {
+                out.push(TZPK);
+                sealed.write(out);
+                push_blob(out, wrapped);
+                kcv.write(out);
+            }
+            Self::Record { record, retry_tag } => {
+                out.push(RECORD);
+                record.write(out);
+                retry_tag.write(out);
+            }
+            Self::Block(DeviceBlock { wrapped, block, kcv }) => {
+                out.push(BLOCK);
+                push_blob(out, wrapped);
+                block.write(out);
+                kcv.write(out);
+            }
+            Self::RetryTag(tag) => {
+                out.push(TAG);
+                tag.write(out);
+            }
+            Self::SealedPan(sealed) => {
+                out.push(SEALED_PAN);
+                sealed.write(out);
+            }
+        }
+    }
+
+    fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
+        Ok(match read.byte()? {
+            AVAILABLE => Self::Available,
+            TZPK => Self::Tzpk(FreshTzpk {
+                sealed: Crosses::read(read)?,
+                wrapped: read.blob()?.to_vec(),
+                kcv: Crosses::read(read)?,
+            }),
+            RECORD => Self::Record { record: Crosses::read(read)?, retry_tag: Crosses::read(read)? },
+            BLOCK => Self::Block(DeviceBlock {
+                wrapped: read.blob()?.to_vec(),
+                block: Crosses::read(read)?,
+                kcv: Crosses::read(read)?,
+            }),
+            TAG => Self::RetryTag(Crosses::read(read)?),
+            SEALED_PAN => Self::SealedPan(Crosses::read(read)?),
+            _ => return Err(FrameError),
+        })
+    }
 }
 
 fn write_error(error: &Error, out: &mut Vec<u8>) {
     match error {
+        Error::Refused(Refusal::MalformedBlock) => out.push(MALFORMED_BLOCK),
+        Error::Refused(Refusal::PinPolicy) => out.push(PIN_POLICY),
+        Error::TranslationNotAllowed => out.push(NOT_ALLOWED),
+        Error::DeadlinePassed => out.push(DEADLINE_PASSED),
+        Error::UnexpectedReply => out.push(UNEXPECTED_REPLY),
         Error::SealBroken { what } => {
             out.push(SEAL_BROKEN);
             what.clone().into_owned().write(out);
@@ -74,34 +140,20 @@ fn write_error(error: &Error, out: &mut Vec<u8>) {
             out.extend_from_slice(&u64::try_from(*limit).unwrap_or(u64::MAX).to_be_bytes());
         }
         Error::Unavailable { reason: UnavailableReason::UserPinRefused } => out.push(USER_PIN_REFUSED),
-        Error::Unavailable { reason: UnavailableReason::Other(reason) } => {
+        Error::Unavailable { reason } => {
             out.push(UNAVAILABLE);
-            reason.clone().into_owned().write(out);
+            reason.to_string().write(out);
         }
-    }
-}
-
-/// Reads the body of a reply.
-pub fn read_reply<T: Crosses>(body: &[u8]) -> Result<Result<T, Error>, FrameError> {
-    let mut read = Reader(body);
-    let result = match read.byte()? {
-        DONE => Ok(T::read(&mut read)?),
-        code => Err(read_error(code, &mut read)?),
-    };
-    read.end(result)
-}
-
-/// Reads the body of a reply to an accept.
-pub fn read_accept_reply<T: Crosses>(body: &[u8]) -> Result<Result<T, AcceptError>, FrameError> {
-    match body {
-        [MALFORMED_BLOCK] => Ok(Err(Refusal::MalformedBlock.into())),
-        [PIN_POLICY] => Ok(Err(Refusal::PinPolicy.into())),
-        body => Ok(read_reply(body)?.map_err(AcceptError::Failed)),
     }
 }
 
 fn read_error(code: u8, read: &mut Reader<'_>) -> Result<Error, FrameError> {
     Ok(match code {
+        MALFORMED_BLOCK => Refusal::MalformedBlock.into(),
+        PIN_POLICY => Refusal::PinPolicy.into(),
+        NOT_ALLOWED => Error::TranslationNotAllowed,
+        DEADLINE_PASSED => Error::DeadlinePassed,
+        UNEXPECTED_REPLY => Error::UnexpectedReply,
         SEAL_BROKEN => Error::SealBroken { what: String::read(read)?.into() },
         LAYOUT => Error::Layout(crate::sealed::LayoutError::Kind { what: "blob" }),
         UNKNOWN_KEY => Error::UnknownKey,

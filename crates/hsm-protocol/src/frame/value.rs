@@ -1,30 +1,28 @@
-//! Values as bytes: each either reads back or is refused.
+//! The bytes of values: each reads back or is refused.
 
 use super::FrameError;
 use crate::account::{Account, AccountNumber};
-use crate::binding::{Binding, BoundaryLevel, CardBinding, Isolation, OwnedBinding, Purpose};
-use crate::check_value::Kcv;
+use crate::binding::{Binding, BoundaryLevel, CardBinding, ControlBinding, Isolation, Purpose};
 use crate::device_key::DeviceKey;
 use crate::form::StorageFormat;
+use crate::kcv::Kcv;
 use crate::key_id::KeyId;
-use crate::outcome::{Accepted, Issued, Revealed};
+use crate::key_usage::KeyUsage;
 use crate::sealed::{
     EncryptedBlock, KeyVersion, PinRecord, SealedAccount, SealedKey, form_code, form_of, level_code, level_of,
 };
 use crate::status::{MemoryLock, Persistence, Status, StorageVersions};
 
-/// A value that crosses between the processes.
-pub trait Crosses: Sized {
-    /// Appends it.
-    #[doc(hidden)]
+/// A value with bytes in a frame.
+pub(crate) trait Crosses: Sized {
+    /// Appends the bytes of the value.
     fn write(&self, out: &mut Vec<u8>);
-    /// Reads it.
-    #[doc(hidden)]
+    /// Reads the bytes that `write` appends.
     fn read(read: &mut Reader<'_>) -> Result<Self, FrameError>;
 }
 
 /// What is left to read of a body.
-pub struct Reader<'a>(pub &'a [u8]);
+pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Reader<'a> {
     fn take(&mut self, length: usize) -> Result<&'a [u8], FrameError> {
@@ -33,15 +31,15 @@ impl<'a> Reader<'a> {
         Ok(taken)
     }
 
-    pub fn byte(&mut self) -> Result<u8, FrameError> {
+    pub(crate) fn byte(&mut self) -> Result<u8, FrameError> {
         self.array().map(|[byte]| byte)
     }
 
-    pub fn array<const N: usize>(&mut self) -> Result<[u8; N], FrameError> {
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], FrameError> {
         self.take(N)?.try_into().map_err(|_| FrameError)
     }
 
-    pub fn blob(&mut self) -> Result<&'a [u8], FrameError> {
+    pub(crate) fn blob(&mut self) -> Result<&'a [u8], FrameError> {
         let length = u16::from_be_bytes(self.array()?);
         self.take(length.into())
     }
@@ -51,7 +49,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Nothing may stand behind what was read.
-    pub fn end<T>(&mut self, value: T) -> Result<T, FrameError> {
+    pub(crate) fn end<T>(&mut self, value: T) -> Result<T, FrameError> {
         if self.0.is_empty() { Ok(value) } else { Err(FrameError) }
     }
 }
@@ -83,14 +81,6 @@ crosses_as_its_bytes! {
     PinRecord: as_bytes, from_bytes;
     EncryptedBlock: as_bytes, from_bytes;
     DeviceKey: der, parse;
-}
-
-impl Crosses for () {
-    fn write(&self, _: &mut Vec<u8>) {}
-
-    fn read(_: &mut Reader<'_>) -> Result<Self, FrameError> {
-        Ok(())
-    }
 }
 
 impl Crosses for [u8; 16] {
@@ -170,59 +160,16 @@ impl Crosses for AccountNumber {
     }
 }
 
-impl Crosses for Issued {
-    fn write(&self, out: &mut Vec<u8>) {
-        self.sealed.write(out);
-        push_blob(out, &self.wrapped);
-        self.check_value.write(out);
-    }
-
-    fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
-        let (sealed, wrapped) = (Crosses::read(read)?, read.blob()?.to_vec());
-        Ok(Self { sealed, wrapped, check_value: Crosses::read(read)? })
-    }
-}
-
-impl Crosses for Accepted {
-    fn write(&self, out: &mut Vec<u8>) {
-        self.record.write(out);
-        self.retry_tag.write(out);
-    }
-
-    fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
-        Ok(Self { record: Crosses::read(read)?, retry_tag: Crosses::read(read)? })
-    }
-}
-
-impl Crosses for Revealed {
-    fn write(&self, out: &mut Vec<u8>) {
-        push_blob(out, &self.wrapped);
-        self.block.write(out);
-        self.check_value.write(out);
-    }
-
-    fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
-        let wrapped = read.blob()?.to_vec();
-        Ok(Self { wrapped, block: Crosses::read(read)?, check_value: Crosses::read(read)? })
-    }
-}
-
 impl Crosses for KeyId {
     fn write(&self, out: &mut Vec<u8>) {
-        self.usage.write(out);
-        out.extend_from_slice(&self.version.to_be_bytes());
-        out.push(u8::from(self.rotates));
+        self.usage.to_string().write(out);
+        out.extend_from_slice(&self.version.0.to_be_bytes());
         self.kcv.write(out);
     }
 
     fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
-        let (usage, version) = (Crosses::read(read)?, u16::from_be_bytes(read.array()?));
-        let rotates = match read.byte()? {
-            0 => false,
-            1 => true,
-            _ => return Err(FrameError),
-        };
-        Ok(Self { usage, version, rotates, kcv: Crosses::read(read)? })
+        let usage = KeyUsage::parse(read.text()?).ok_or(FrameError)?;
+        Ok(Self { usage, version: KeyVersion(u16::from_be_bytes(read.array()?)), kcv: Crosses::read(read)? })
     }
 }
 
@@ -274,44 +221,65 @@ impl Crosses for Status {
     }
 }
 
-pub(super) fn push_card(out: &mut Vec<u8>, card: &CardBinding<'_>) {
-    push_blob(out, card.tenant.as_bytes());
-    push_blob(out, card.plastic_id.as_bytes());
+impl Crosses for CardBinding {
+    fn write(&self, out: &mut Vec<u8>) {
+        push_blob(out, self.tenant().as_bytes());
+        push_blob(out, self.plastic_id().as_bytes());
+    }
+
+    fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
+        Self::new(read.text()?, read.text()?).map_err(|_| FrameError)
+    }
 }
 
-/// Tenant and plasticId.
-pub(super) fn read_card(read: &mut Reader<'_>) -> Result<(String, String), FrameError> {
-    Ok((Crosses::read(read)?, Crosses::read(read)?))
+impl Crosses for ControlBinding {
+    fn write(&self, out: &mut Vec<u8>) {
+        self.id.write(out);
+        out.push(match self.purpose {
+            Purpose::SetPin => 1,
+            Purpose::ViewPin => 2,
+        });
+        out.extend_from_slice(&self.expires_at_unix_milliseconds.to_be_bytes());
+    }
+
+    fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
+        let id = read.array()?;
+        let purpose = match read.byte()? {
+            1 => Purpose::SetPin,
+            2 => Purpose::ViewPin,
+            _ => return Err(FrameError),
+        };
+        Ok(Self { id, purpose, expires_at_unix_milliseconds: u64::from_be_bytes(read.array()?) })
+    }
 }
 
-pub(super) fn push_binding(out: &mut Vec<u8>, binding: &Binding<'_>) {
-    push_card(out, &binding.card);
-    binding.control.write(out);
-    out.push(match binding.purpose {
-        Purpose::SetPin => 1,
-        Purpose::ViewPin => 2,
-    });
-    out.extend_from_slice(&binding.expires_at_unix_milliseconds.to_be_bytes());
+impl Crosses for Binding {
+    fn write(&self, out: &mut Vec<u8>) {
+        self.card.write(out);
+        self.control.write(out);
+    }
+
+    fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
+        Ok(Self { card: Crosses::read(read)?, control: Crosses::read(read)? })
+    }
 }
 
-pub(super) fn read_binding(read: &mut Reader<'_>) -> Result<OwnedBinding, FrameError> {
-    let (tenant, plastic_id) = read_card(read)?;
-    let control = read.array()?;
-    let purpose = match read.byte()? {
-        1 => Purpose::SetPin,
-        2 => Purpose::ViewPin,
-        _ => return Err(FrameError),
-    };
-    let expires_at_unix_milliseconds = u64::from_be_bytes(read.array()?);
-    Ok(OwnedBinding { tenant, plastic_id, control, purpose, expires_at_unix_milliseconds })
-}
+impl Crosses for Account {
+    fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::PlasticId => out.push(0),
+            Self::Registered(sealed) => {
+                out.push(1);
+                sealed.write(out);
+            }
+        }
+    }
 
-pub(super) fn push_account(out: &mut Vec<u8>, account: Account<'_>) {
-    match account {
-        Account::PlasticId => out.push(0),
-        Account::Registered(sealed) => {
-            out.push(1);
-            sealed.write(out);
+    fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
+        match read.byte()? {
+            0 => Ok(Self::PlasticId),
+            1 => Crosses::read(read).map(Self::Registered),
+            _ => Err(FrameError),
         }
     }
 }

@@ -347,7 +347,7 @@ impl FoundKeys {
         let tell = |FoundKey { name, version, handle }: &FoundKey| {
             let algorithm = algorithms(name, self.level, seal_way_of(name)).first().copied();
             let kcv = check_value(session, name, self.level, algorithm.unwrap_or(KeyAlgorithm::Aes256), *handle)?;
-            Ok(KeyId { usage: name.to_string(), version: *version, rotates: name.rotates(), kcv })
+            Ok(KeyId { usage: name.clone(), version: KeyVersion(*version), kcv })
         };
         self.keys.iter().map(tell).collect()
     }

@@ -21,7 +21,7 @@ use crate::{
     check_value::Kcv,
     config::TokenForm,
     device_key::DeviceKey,
-    error::{AcceptError, Error, Refusal},
+    error::{Error, Refusal},
     sealed::{Bound, EncryptedBlock, KeyVersion, SealedTzpk},
     token::{IssuedTzpk, StoredBlock, Token, TokenLevel, WrappedTzpk},
 };
@@ -50,7 +50,7 @@ impl TokenLevel for Pkcs11Token<TokenKeys> {
         block: &EncryptedBlock,
         form: TokenForm,
         account: &AccountDigits,
-    ) -> Result<Vec<u8>, AcceptError> {
+    ) -> Result<Vec<u8>, Error> {
         let sent =
             SentBlock { seal, key_wrap: self.opened(sealed, bound, WRAPPED_TZPK_BYTES)?, block: block.as_bytes() };
         match form {

@@ -1,29 +1,20 @@
-//! The door: coarse operations, and nothing clear crosses.
+//! The API of the boundary: requests and replies in which nothing is clear.
 //!
-//! The software token answers inline; a PKCS#11 token answers from worker threads behind a bounded queue. A process of
-//! its own would change no caller either: the operations are `async`.
+//! The software token answers on the caller's thread; a PKCS#11 token answers from worker threads behind a bounded queue.
 
 use std::sync::Arc;
 
+use hsm_protocol::{Error, KeyId, MemoryLock, Persistence, Reply, Request, Status, StoredForm};
+
 use crate::{
-    account::{Account, AccountNumber},
-    binding::{Binding, CardBinding, OwnedBinding},
     boundary::{AtHost, AtToken, Boundary},
     clear::scrub_stack,
     config::{Callers, Config, KeyFileUse, Keys as KeysConfig, LockMemory, Pkcs11, Vault, Wanted},
-    device_key::DeviceKey,
-    error::{AcceptError, Error},
-    form::StoredForm,
-    frame::{Operation, Request, write_accept_reply, write_reply},
     harden::harden,
-    key_id::KeyId,
     keyring::{KeyInfo, Keyring},
     level::{self, LevelAndForm},
     open_error::OpenError,
-    outcome::{Accepted, Issued, Revealed},
-    sealed::{EncryptedBlock, PinRecord, SealedAccount, SealedKey},
     selftest,
-    status::{MemoryLock, Persistence, Status},
     token::{self, Software, TdesBudget, TokenReport},
     workers::Workers,
 };
@@ -77,86 +68,16 @@ impl Hsm {
         &self.status
     }
 
-    /// Whether the token answers now; one that was lost is looked for.
-    pub async fn check(&self) -> Result<(), Error> {
-        match &self.workers {
-            None => self.boundary.token().check(),
-            Some(workers) => workers.run(|boundary| boundary.token().check()).await?,
-        }
-    }
-
-    /// Makes a fresh tzpk: sealed for ourselves with its binding, wrapped for the device.
-    pub async fn issue(&self, device: &DeviceKey, binding: &Binding<'_>) -> Result<Issued, Error> {
-        let Some(workers) = &self.workers else { return self.boundary.issue(device, binding) };
-        let (device, binding) = (device.clone(), OwnedBinding::of(binding));
-        workers.run(move |boundary| boundary.issue(&device, &binding.borrow())).await?
-    }
-
-    /// Takes a block in under its tzpk, and makes it anew under the storage key, bound to the account.
+    /// Does one operation. A translation to a record checks the block at level `host`, with the same work for every block;
+    /// at level `token` no block is decrypted outside the token, and none is checked.
     ///
-    /// At level `host` it is judged, as a whole and at the end: the same work is done whatever is wrong with it. At level
-    /// `token` it is not: nobody sees it.
-    pub async fn accept(
-        &self,
-        tzpk: &SealedKey,
-        binding: &Binding<'_>,
-        block: &EncryptedBlock,
-        account: Account<'_>,
-    ) -> Result<Accepted, AcceptError> {
-        let Some(workers) = &self.workers else { return self.boundary.accept(tzpk, binding, block, account) };
-        let (tzpk, binding, block) = (tzpk.copied(), OwnedBinding::of(binding), *block);
-        let account = account.copied();
-        workers.run(move |boundary| boundary.accept(&tzpk, &binding.borrow(), &block, borrowed(&account))).await?
-    }
-
-    /// The tag that [`Hsm::accept`] gives this block under this control: a retry has the same.
-    pub async fn retry_tag(&self, binding: &Binding<'_>, block: &EncryptedBlock) -> Result<[u8; 16], Error> {
-        let Some(workers) = &self.workers else { return self.boundary.retry_tag(binding, block) };
-        let (binding, block) = (OwnedBinding::of(binding), *block);
-        workers.run(move |boundary| boundary.retry_tag(&binding.borrow(), &block)).await?
-    }
-
-    /// Opens a record and gives its PIN out, as an ISO-1 block under a fresh tzpk for the device: with random fill at level
-    /// `host`, with the fill it came with at level `token`.
-    pub async fn reveal(
-        &self,
-        record: &PinRecord,
-        binding: &Binding<'_>,
-        account: Account<'_>,
-        device: &DeviceKey,
-    ) -> Result<Revealed, Error> {
-        let Some(workers) = &self.workers else { return self.boundary.reveal(record, binding, account, device) };
-        let (record, binding, device) = (record.clone(), OwnedBinding::of(binding), device.clone());
-        let account = account.copied();
-        workers.run(move |boundary| boundary.reveal(&record, &binding.borrow(), borrowed(&account), &device)).await?
-    }
-
-    /// Makes a record anew under the newest storage key, in the form of new records, for a key that is to be retired.
-    pub async fn remake(
-        &self,
-        record: &PinRecord,
-        card: CardBinding<'_>,
-        account: Account<'_>,
-    ) -> Result<PinRecord, Error> {
-        let Some(workers) = &self.workers else { return self.boundary.remake(record, &card, account) };
-        let (record, account) = (record.clone(), account.copied());
-        let (tenant, plastic_id) = (card.tenant.to_owned(), card.plastic_id.to_owned());
-        let remade = move |boundary: &Boundary| {
-            let card = CardBinding { tenant: &tenant, plastic_id: &plastic_id };
-            boundary.remake(&record, &card, borrowed(&account))
-        };
-        workers.run(remade).await?
-    }
-
-    /// Seals an account number for a card.
-    pub async fn seal_account(&self, number: &AccountNumber, card: CardBinding<'_>) -> Result<SealedAccount, Error> {
-        let Some(workers) = &self.workers else { return self.boundary.seal_account(number, card) };
-        let number = number.copied();
-        let (tenant, plastic_id) = (card.tenant.to_owned(), card.plastic_id.to_owned());
-        let card = move |boundary: &Boundary| {
-            boundary.seal_account(&number, CardBinding { tenant: &tenant, plastic_id: &plastic_id })
-        };
-        workers.run(card).await?
+    /// # Errors
+    /// [`Error::Refused`] for a malformed block or a PIN against the policy; the other variants say what failed.
+    pub async fn execute(&self, request: Request) -> Result<Reply, Error> {
+        match &self.workers {
+            None => self.boundary.execute(&request),
+            Some(workers) => workers.run(move |boundary| boundary.execute(&request)).await?,
+        }
     }
 }
 
@@ -228,42 +149,10 @@ impl Prepared {
     }
 }
 
-impl Hsm {
-    /// Does what another process asks, and appends the body of the reply.
-    pub async fn answer(&self, request: Request, out: &mut Vec<u8>) {
-        match request.operation {
-            Operation::Check => write_reply(&self.check().await, out),
-            Operation::Issue(device, binding) => write_reply(&self.issue(&device, &binding.borrow()).await, out),
-            Operation::Accept(tzpk, binding, block, account) => {
-                let accepted = self.accept(&tzpk, &binding.borrow(), &block, borrowed(&account)).await;
-                write_accept_reply(&accepted, out);
-            }
-            Operation::RetryTag(binding, block) => write_reply(&self.retry_tag(&binding.borrow(), &block).await, out),
-            Operation::Reveal(record, binding, account, device) => {
-                let revealed = self.reveal(&record, &binding.borrow(), borrowed(&account), &device).await;
-                write_reply(&revealed, out);
-            }
-            Operation::Remake { record, tenant, plastic_id, account } => {
-                let card = CardBinding { tenant: &tenant, plastic_id: &plastic_id };
-                write_reply(&self.remake(&record, card, borrowed(&account)).await, out);
-            }
-            Operation::SealAccount { number, tenant, plastic_id } => {
-                let card = CardBinding { tenant: &tenant, plastic_id: &plastic_id };
-                write_reply(&self.seal_account(&number, card).await, out);
-            }
-        }
-    }
-}
-
 /// When a vault that is made here is made.
 fn unix_milliseconds() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// An account as it was, for a worker's closure.
-fn borrowed(account: &Option<SealedAccount>) -> Account<'_> {
-    account.as_ref().map_or(Account::PlasticId, Account::Registered)
 }
 
 #[cfg(test)]
@@ -285,20 +174,120 @@ mod tests {
 
     use super::*;
     use crate::{
-        binding::{BoundaryLevel, Isolation, MadeAt, Purpose},
         clear::{Block, Tzpk},
         config::{AbsentVault, KeyHandling, SlotName, TokenPlace, WantedLevel},
-        error::Refusal,
-        form::StorageFormat,
         open_error::Pkcs11Error,
         token::{tzpk_check_value, tzpk_decrypt, tzpk_encrypt},
+        translation::{Place, TRANSLATIONS, Translation},
+    };
+    use hsm_protocol::{
+        Account, AccountNumber, Binding, BoundaryLevel, CardBinding, ControlBinding, DeviceBlock, DeviceKey,
+        EncryptedBlock, FreshTzpk, Isolation, MadeAt, PinRecord, Purpose, Refusal, SealedAccount, SealedKey, Source,
+        StorageFormat, Target,
     };
 
-    const CARD: CardBinding<'static> = CardBinding { tenant: "bank", plastic_id: "1000200030" };
-    const CONTROL: [u8; 16] = [7; 16];
+    const CONTROL: ControlBinding =
+        ControlBinding { id: [7; 16], purpose: Purpose::SetPin, expires_at_unix_milliseconds: 1_000 };
 
-    fn binding() -> Binding<'static> {
-        Binding { card: CARD, control: &CONTROL, purpose: Purpose::SetPin, expires_at_unix_milliseconds: 1_000 }
+    fn card() -> CardBinding {
+        card_of("bank", "1000200030")
+    }
+
+    fn card_of(tenant: &str, plastic_id: &str) -> CardBinding {
+        CardBinding::new(tenant, plastic_id).unwrap()
+    }
+
+    fn binding() -> Binding {
+        Binding { card: card(), control: CONTROL }
+    }
+
+    /// A record and the tag of the block it was made of.
+    struct NewRecord {
+        record: PinRecord,
+        retry_tag: [u8; 16],
+    }
+
+    fn copy(account: &Account) -> Account {
+        match account {
+            Account::PlasticId => Account::PlasticId,
+            Account::Registered(sealed) => Account::Registered(SealedAccount::from_bytes(sealed.as_bytes()).unwrap()),
+        }
+    }
+
+    /// The requests as functions, with the reply that belongs to each.
+    impl Hsm {
+        async fn issue(&self, device: &DeviceKey, binding: &Binding) -> Result<FreshTzpk, Error> {
+            match self.execute(Request::IssueTzpk { public_key: device.clone(), binding: *binding }).await? {
+                Reply::Tzpk(tzpk) => Ok(tzpk),
+                _ => panic!("another reply"),
+            }
+        }
+
+        async fn accept(
+            &self,
+            tzpk: &SealedKey,
+            binding: &Binding,
+            block: &EncryptedBlock,
+            account: &Account,
+        ) -> Result<NewRecord, Error> {
+            let sealed_tzpk = SealedKey::from_bytes(tzpk.as_bytes()).unwrap();
+            let source = Source::Device { sealed_tzpk, control: binding.control, block: *block };
+            match self.translate(source, Target::Record, binding.card, account).await? {
+                Reply::Record { record, retry_tag: Some(retry_tag) } => Ok(NewRecord { record, retry_tag }),
+                _ => panic!("another reply"),
+            }
+        }
+
+        async fn reveal(
+            &self,
+            record: &PinRecord,
+            card: CardBinding,
+            account: &Account,
+            device: &DeviceKey,
+        ) -> Result<DeviceBlock, Error> {
+            let target = Target::Device { public_key: device.clone() };
+            match self.translate(Source::Record(record.clone()), target, card, account).await? {
+                Reply::Block(block) => Ok(block),
+                _ => panic!("another reply"),
+            }
+        }
+
+        async fn reencrypt(
+            &self,
+            record: &PinRecord,
+            card: CardBinding,
+            account: &Account,
+        ) -> Result<PinRecord, Error> {
+            match self.translate(Source::Record(record.clone()), Target::Record, card, account).await? {
+                Reply::Record { record, retry_tag: None } => Ok(record),
+                _ => panic!("another reply"),
+            }
+        }
+
+        async fn translate(
+            &self,
+            source: Source,
+            target: Target,
+            card: CardBinding,
+            account: &Account,
+        ) -> Result<Reply, Error> {
+            self.execute(Request::Translate { source, target, card, account: copy(account) }).await
+        }
+
+        async fn retry_tag(&self, block: &EncryptedBlock) -> Result<[u8; 16], Error> {
+            match self.execute(Request::RetryTag { control: CONTROL.id, block: *block }).await? {
+                Reply::RetryTag(tag) => Ok(tag),
+                _ => panic!("another reply"),
+            }
+        }
+
+        async fn seal_pan(&self, number: &str, card: CardBinding) -> Result<SealedAccount, Error> {
+            let number = AccountNumber::parse(number).unwrap();
+            match self.execute(Request::SealPan { number, card }).await? {
+                Reply::SealedPan(sealed) => Ok(sealed),
+                _ => panic!("another reply"),
+            }
+        }
     }
 
     struct Unpark(Thread);
@@ -343,7 +332,7 @@ mod tests {
         }
 
         /// An ISO-1 block under an issued tzpk.
-        fn block(&self, issued: &Issued, clear: u64) -> EncryptedBlock {
+        fn block(&self, issued: &FreshTzpk, clear: u64) -> EncryptedBlock {
             let mut block = Block::zeroed();
             block.set_nibbles(clear);
             tzpk_encrypt(&self.tzpk(&issued.wrapped), &mut block);
@@ -438,13 +427,13 @@ mod tests {
         let (hsm, phone) = (Hsm::open(Config::default()).unwrap(), Phone::new());
         let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
         let block = phone.block(&issued, 0x1425_80A7_3C90_5EF1);
-        let record = now(hsm.accept(&issued.sealed, &binding(), &block, Account::PlasticId)).unwrap().record;
-        let (account, sealed) = (Account::PlasticId, &issued.sealed);
+        let record = now(hsm.accept(&issued.sealed, &binding(), &block, &Account::PlasticId)).unwrap().record;
+        let (account, sealed) = (&Account::PlasticId, &issued.sealed);
         let operations: [(&str, &dyn Fn() -> bool); 4] = [
             ("issue", &|| now(hsm.issue(&phone.public, &binding())).is_ok()),
             ("accept", &|| now(hsm.accept(sealed, &binding(), &block, account)).is_ok()),
-            ("reveal", &|| now(hsm.reveal(&record, &binding(), account, &phone.public)).is_ok()),
-            ("remake", &|| now(hsm.remake(&record, CARD, account)).is_ok()),
+            ("reveal", &|| now(hsm.reveal(&record, card(), account, &phone.public)).is_ok()),
+            ("remake", &|| now(hsm.reencrypt(&record, card(), account)).is_ok()),
         ];
         for (name, operation) in operations {
             let lowest = lowest_touched(|| assert!(operation(), "{name}"));
@@ -498,10 +487,10 @@ mod tests {
         run(&mut beside);
     }
 
-    /// This binary's own tests of the door, but for those that start it.
+    /// This binary's own tests of the API, but for those that start it.
     fn suite_on(token: &str, directory: &Path) -> Command {
         let mut suite = Command::new(env::current_exe().unwrap());
-        suite.args(["door::tests", "--skip", "the_same_suite_passes", "--test-threads", "2"]);
+        suite.args(["api::tests", "--skip", "the_same_suite_passes", "--test-threads", "2"]);
         suite.env(TOKEN_VARIABLE, token).env(DIRECTORY_VARIABLE, directory);
         suite
     }
@@ -527,12 +516,12 @@ mod tests {
         };
         for form in forms {
             let hsm = opened_as(Wanted { form: Some(form), ..Wanted::default() }).unwrap();
-            let account = now(hsm.seal_account(&AccountNumber::parse("5413330089020011").unwrap(), CARD)).unwrap();
-            for account in [Account::PlasticId, Account::Registered(&account)] {
+            let account = now(hsm.seal_pan("5413330089020011", card())).unwrap();
+            for account in [&Account::PlasticId, &Account::Registered(account)] {
                 let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
                 let block = phone.block(&issued, 0x1625_8091_ACDE_FFEB);
                 let accepted = now(hsm.accept(&issued.sealed, &binding(), &block, account)).unwrap();
-                let revealed = now(hsm.reveal(&accepted.record, &binding(), account, &phone.public)).unwrap();
+                let revealed = now(hsm.reveal(&accepted.record, card(), account, &phone.public)).unwrap();
                 let mut shown = Block::zeroed();
                 shown.bytes_mut().copy_from_slice(revealed.block.as_bytes());
                 tzpk_decrypt(&phone.tzpk(&revealed.wrapped), &mut shown);
@@ -548,7 +537,7 @@ mod tests {
         let tzpk = phone.tzpk(&issued.wrapped);
         assert!(tzpk.bytes().iter().all(|byte| byte.count_ones() % 2 == 1));
         assert!(tzpk.bytes()[..8] != tzpk.bytes()[8..]);
-        assert_eq!(tzpk_check_value(&tzpk), issued.check_value);
+        assert_eq!(tzpk_check_value(&tzpk), issued.kcv);
     }
 
     #[test]
@@ -557,17 +546,17 @@ mod tests {
         let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
         let block = phone.block(&issued, 0x1425_80AA_AAAA_AAAA);
         let others = [
-            Binding { control: &[8; 16], ..binding() },
-            Binding { purpose: Purpose::ViewPin, ..binding() },
-            Binding { expires_at_unix_milliseconds: 1_001, ..binding() },
-            Binding { card: CardBinding { tenant: "other", ..CARD }, ..binding() },
-            Binding { card: CardBinding { plastic_id: "1000200031", ..CARD }, ..binding() },
+            Binding { control: ControlBinding { id: [8; 16], ..CONTROL }, ..binding() },
+            Binding { control: ControlBinding { purpose: Purpose::ViewPin, ..CONTROL }, ..binding() },
+            Binding { control: ControlBinding { expires_at_unix_milliseconds: 1_001, ..CONTROL }, ..binding() },
+            Binding { card: card_of("other", "1000200030"), ..binding() },
+            Binding { card: card_of("bank", "1000200031"), ..binding() },
         ];
         for other in others {
-            let answer = now(hsm.accept(&issued.sealed, &other, &block, Account::PlasticId));
-            assert!(matches!(answer, Err(AcceptError::Failed(Error::SealBroken { .. }))));
+            let answer = now(hsm.accept(&issued.sealed, &other, &block, &Account::PlasticId));
+            assert!(matches!(answer, Err(Error::SealBroken { .. })));
         }
-        assert!(now(hsm.accept(&issued.sealed, &binding(), &block, Account::PlasticId)).is_ok());
+        assert!(now(hsm.accept(&issued.sealed, &binding(), &block, &Account::PlasticId)).is_ok());
     }
 
     #[test]
@@ -575,14 +564,14 @@ mod tests {
         let (hsm, phone) = (opened(), Phone::new());
         let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
         let block = phone.block(&issued, 0x1425_80AA_AAAA_AAAA);
-        let record = now(hsm.accept(&issued.sealed, &binding(), &block, Account::PlasticId)).unwrap().record;
-        let other = Binding { card: CardBinding { plastic_id: "1000200031", ..CARD }, ..binding() };
-        assert!(now(hsm.reveal(&record, &other, Account::PlasticId, &phone.public)).is_err());
+        let record = now(hsm.accept(&issued.sealed, &binding(), &block, &Account::PlasticId)).unwrap().record;
+        let other = card_of("bank", "1000200031");
+        assert!(now(hsm.reveal(&record, other, &Account::PlasticId, &phone.public)).is_err());
         for at in 0..record.as_bytes().len() {
             let mut changed = record.as_bytes().to_vec();
             changed[at] ^= 1;
             let Ok(changed) = PinRecord::from_bytes(&changed) else { continue };
-            assert!(now(hsm.reveal(&changed, &binding(), Account::PlasticId, &phone.public)).is_err(), "byte {at}");
+            assert!(now(hsm.reveal(&changed, card(), &Account::PlasticId, &phone.public)).is_err(), "byte {at}");
         }
     }
 
@@ -606,7 +595,7 @@ mod tests {
             .unwrap()
         };
         let phone = Phone::new();
-        let (hsm, account) = (open(), Account::PlasticId);
+        let (hsm, account) = (open(), &Account::PlasticId);
         let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
         let block = phone.block(&issued, 0x1627_1809_AAAA_AAAA);
         let old = now(hsm.accept(&issued.sealed, &binding(), &block, account)).unwrap().record;
@@ -623,17 +612,17 @@ mod tests {
         // A control that began under the older seal key goes on.
         let again = now(hsm.accept(&issued.sealed, &binding(), &block, account)).unwrap().record;
         assert_eq!(again.storage_key().0, 2);
-        let remade = now(hsm.remake(&old, CARD, account)).unwrap();
+        let remade = now(hsm.reencrypt(&old, card(), account)).unwrap();
         assert!(hsm.status().is_current(&remade));
         for record in [&old, &remade] {
-            let shown = now(hsm.reveal(record, &binding(), account, &phone.public)).unwrap();
+            let shown = now(hsm.reveal(record, card(), account, &phone.public)).unwrap();
             let mut clear = Block::zeroed();
             clear.bytes_mut().copy_from_slice(shown.block.as_bytes());
             tzpk_decrypt(&phone.tzpk(&shown.wrapped), &mut clear);
             assert_eq!(clear.nibbles() >> 32, 0x1627_1809);
         }
-        let other = CardBinding { plastic_id: "1000200031", ..CARD };
-        assert!(matches!(now(hsm.remake(&old, other, account)), Err(Error::SealBroken { .. })));
+        let other = card_of("bank", "1000200031");
+        assert!(matches!(now(hsm.reencrypt(&old, other, account)), Err(Error::SealBroken { .. })));
     }
 
     #[test]
@@ -645,10 +634,10 @@ mod tests {
             let hsm = Hsm::open(config).unwrap();
             let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
             let block = phone.block(&issued, GOOD);
-            let record = now(hsm.accept(&issued.sealed, &binding(), &block, Account::PlasticId)).unwrap().record;
+            let record = now(hsm.accept(&issued.sealed, &binding(), &block, &Account::PlasticId)).unwrap().record;
             let read = PinRecord::from_bytes(record.as_bytes()).unwrap();
             assert_eq!(read.made_at(), MadeAt { level: hsm.status().level(), isolation });
-            assert!(now(hsm.reveal(&read, &binding(), Account::PlasticId, &phone.public)).is_ok());
+            assert!(now(hsm.reveal(&read, card(), &Account::PlasticId, &phone.public)).is_ok());
         }
     }
 
@@ -665,12 +654,11 @@ mod tests {
         let (hsm, phone) = (opened(), Phone::new());
         let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
         let block = phone.block(&issued, 0x1425_80AA_AAAA_AAAA);
-        let record = || now(hsm.accept(&issued.sealed, &binding(), &block, Account::PlasticId)).unwrap().record;
+        let record = || now(hsm.accept(&issued.sealed, &binding(), &block, &Account::PlasticId)).unwrap().record;
         assert_ne!(record().as_bytes(), record().as_bytes());
-        let number = AccountNumber::parse("5413330089020011").unwrap();
-        let sealed = |card| now(hsm.seal_account(&number, card)).unwrap().as_bytes().to_vec();
-        assert_eq!(sealed(CARD), sealed(CARD));
-        assert_ne!(sealed(CARD), sealed(CardBinding { plastic_id: "2", ..CARD }));
+        let sealed = |card| now(hsm.seal_pan("5413330089020011", card)).unwrap().as_bytes().to_vec();
+        assert_eq!(sealed(card()), sealed(card()));
+        assert_ne!(sealed(card()), sealed(card_of("bank", "2")));
     }
 
     const GOOD: u64 = 0x1425_80AA_AAAA_AAAA;
@@ -683,14 +671,14 @@ mod tests {
         let (hsm, phone) = (opened(), Phone::new());
         let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
         let answer =
-            |clear| now(hsm.accept(&issued.sealed, &binding(), &phone.block(&issued, clear), Account::PlasticId));
+            |clear| now(hsm.accept(&issued.sealed, &binding(), &phone.block(&issued, clear), &Account::PlasticId));
         assert!(answer(GOOD).is_ok());
         match hsm.status().level() {
             BoundaryLevel::Host => {
-                assert!(matches!(answer(WEAK), Err(AcceptError::Refused(Refusal::PinPolicy))));
+                assert!(matches!(answer(WEAK), Err(Error::Refused(Refusal::PinPolicy))));
                 for malformed in MALFORMED {
                     let answer = answer(malformed);
-                    assert!(matches!(answer, Err(AcceptError::Refused(Refusal::MalformedBlock))), "{malformed:x}");
+                    assert!(matches!(answer, Err(Error::Refused(Refusal::MalformedBlock))), "{malformed:x}");
                 }
             }
             BoundaryLevel::Token => {
@@ -705,9 +693,9 @@ mod tests {
         let (hsm, phone) = (opened(), Phone::new());
         let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
         let block = phone.block(&issued, GOOD);
-        let accepted = now(hsm.accept(&issued.sealed, &binding(), &block, Account::PlasticId)).unwrap();
-        assert_eq!(accepted.retry_tag, now(hsm.retry_tag(&binding(), &block)).unwrap());
-        assert_ne!(accepted.retry_tag, now(hsm.retry_tag(&binding(), &phone.block(&issued, WEAK))).unwrap());
+        let accepted = now(hsm.accept(&issued.sealed, &binding(), &block, &Account::PlasticId)).unwrap();
+        assert_eq!(accepted.retry_tag, now(hsm.retry_tag(&block)).unwrap());
+        assert_ne!(accepted.retry_tag, now(hsm.retry_tag(&phone.block(&issued, WEAK))).unwrap());
     }
 
     /// At level `token` the device's fill must be A, and the PIN is not shown; at level `host` neither holds.
@@ -719,12 +707,12 @@ mod tests {
         let hsm = opened_as(Wanted { level, form: Some(StoredForm::Iso4) }).unwrap();
         let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
         let accept =
-            |clear| now(hsm.accept(&issued.sealed, &binding(), &phone.block(&issued, clear), Account::PlasticId));
+            |clear| now(hsm.accept(&issued.sealed, &binding(), &phone.block(&issued, clear), &Account::PlasticId));
         let otherwise = accept(0x1425_80A7_3C90_5EF1);
-        assert_eq!(matches!(otherwise, Err(AcceptError::Refused(Refusal::MalformedBlock))), unread);
+        assert_eq!(matches!(otherwise, Err(Error::Refused(Refusal::MalformedBlock))), unread);
         let record = accept(GOOD).unwrap().record;
         assert_eq!(record.form(), StorageFormat::Iso4);
-        let shown = now(hsm.reveal(&record, &binding(), Account::PlasticId, &phone.public));
+        let shown = now(hsm.reveal(&record, card(), &Account::PlasticId, &phone.public));
         assert_eq!(matches!(shown, Err(Error::WriteOnly)), unread);
     }
 
@@ -740,5 +728,71 @@ mod tests {
         };
         let error = opened_as(Wanted { level: wanted, form: Some(form) }).err().unwrap().to_string();
         assert!(error.contains(&format!("is not made at level {level}")), "{error}");
+    }
+
+    /// One boundary for each format that this level makes, on the same keys.
+    fn boundaries() -> Vec<(StorageFormat, Hsm)> {
+        let until = || "2999-12-31".to_owned();
+        let (level, other) = match opened().status().level() {
+            BoundaryLevel::Host => (WantedLevel::Host, StoredForm::Iso0 { until: until() }),
+            BoundaryLevel::Token => (WantedLevel::Token, StoredForm::Wrapped),
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let open = |form: StoredForm| {
+            let mut config = config_as(Wanted { level, form: Some(form.clone()) });
+            if let KeysConfig::Vault(vault) = &mut config.keys {
+                *vault = Vault::File {
+                    path: directory.path().join("vault"),
+                    unlock: crate::config::Unlock::KeyFile(directory.path().join("vault.key")),
+                };
+                config.absent_vault = AbsentVault::Create;
+            }
+            (form.form(), Hsm::open(config).unwrap())
+        };
+        [StoredForm::Iso4, StoredForm::Iso3 { until: until() }, other].into_iter().map(open).collect()
+    }
+
+    #[test]
+    fn every_translation_of_the_table_works_and_no_other() {
+        let (phone, boundaries) = (Phone::new(), boundaries());
+        let level = boundaries[0].1.status().level();
+        let allowed = |source, target| TRANSLATIONS.contains(&Translation { source, target, level });
+        let mut seen = 0;
+        let mut check = |source, target, result: Result<Reply, Error>| {
+            assert_eq!(result.is_ok(), allowed(source, target), "{source:?} to {target:?}: {:?}", result.err());
+            if let Err(error) = result {
+                assert!(matches!(error, Error::TranslationNotAllowed | Error::WriteOnly), "{error}");
+            } else {
+                seen += 1;
+            }
+        };
+        for (form, hsm) in &boundaries {
+            let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
+            let block = phone.block(&issued, GOOD);
+            let device = || Source::Device {
+                sealed_tzpk: SealedKey::from_bytes(issued.sealed.as_bytes()).unwrap(),
+                control: CONTROL,
+                block,
+            };
+            let to_device = || Target::Device { public_key: phone.public.clone() };
+            let translate = |source, target| now(hsm.translate(source, target, card(), &Account::PlasticId));
+            let from_device = translate(device(), Target::Record);
+            let Ok(Reply::Record { record, .. }) = &from_device else { panic!("no record of {form:?}") };
+            let record = record.clone();
+            check(Place::Device, Place::Record(*form), from_device);
+            assert!(matches!(translate(device(), to_device()), Err(Error::TranslationNotAllowed)));
+            check(Place::Record(*form), Place::Device, translate(Source::Record(record.clone()), to_device()));
+            for (target, other) in &boundaries {
+                // At level token a record keeps its format.
+                let target = if level == BoundaryLevel::Token { form } else { target };
+                if level == BoundaryLevel::Token && !std::ptr::eq(hsm, other) {
+                    continue;
+                }
+                let again =
+                    now(other.translate(Source::Record(record.clone()), Target::Record, card(), &Account::PlasticId));
+                check(Place::Record(*form), Place::Record(*target), again);
+            }
+        }
+        assert_eq!(seen, TRANSLATIONS.iter().filter(|translation| translation.level == level).count());
     }
 }

@@ -1,25 +1,25 @@
-//! Key check values: enough to tell that two hold the same key, too little to find it.
+//! Key check values (KCV): two parties compare them to see that they hold the same key.
 
 use std::fmt;
 
-/// A key check value of 3 bytes: for 3DES the first of the encrypted zero block, for AES the first of CMAC over 16 zero
-/// bytes (X9.24-1, annex A).
+/// The key check value (ANSI X9.24-1, annex A), 3 bytes. AES: CMAC of a zero block. 3DES: the encrypted zero block.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Kcv([u8; 3]);
 
 impl Kcv {
+    /// The first 3 bytes of `bytes`.
     pub fn first_of(bytes: &[u8]) -> Self {
         let mut first = [0; 3];
         first.iter_mut().zip(bytes).for_each(|(kept, byte)| *kept = *byte);
         Self(first)
     }
 
-    /// A KCV that was written before, of 3 bytes.
+    /// A KCV of its 3 bytes.
     pub fn from_bytes(bytes: [u8; 3]) -> Self {
         Self(bytes)
     }
 
-    /// Its 3 bytes.
+    /// The 3 bytes.
     pub fn as_bytes(&self) -> &[u8; 3] {
         &self.0
     }

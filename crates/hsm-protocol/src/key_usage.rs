@@ -1,0 +1,127 @@
+//! The usages of keys and their names.
+
+use std::fmt;
+
+use crate::binding::BoundaryLevel;
+use crate::form::StorageFormat;
+
+/// The most characters of a zone's name.
+const ZONE_CHARACTERS_MAX: usize = 31;
+
+/// The one use of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyUsage {
+    /// Level `host`: stored blocks, AES-256.
+    Storage,
+    /// Level `host`: stored blocks of the 3DES forms.
+    StorageTdes,
+    /// Level `token`: gives each account its own key, which wraps a block.
+    StorageWrapped,
+    /// Level `token`: wraps format 3 blocks, 3DES.
+    StorageIso3,
+    /// Level `token`: wraps format 4 blocks, AES-256, and never opens one.
+    StorageIso4,
+    /// Every tzpk; in a token it wraps them.
+    Seal,
+    /// Encrypts every tzpk, in a token that has no authenticated key wrap.
+    SealEncrypting,
+    /// Account numbers at rest.
+    Account,
+    /// Tags of records, of a vault.
+    Record,
+    /// Tags of retries, of a vault.
+    Retry,
+    /// HMAC over what is sealed and kept, of a token.
+    Mac,
+    /// PINs to and from another party.
+    Zone(ZoneName),
+    /// Keys to and from another party (KEK).
+    Exchange(ZoneName),
+}
+
+/// The name of another party: 1 to 31 of `a` to `z`, `0` to `9` and `-`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ZoneName(String);
+
+impl ZoneName {
+    /// Reads a name; `None` where a character or the length is not allowed.
+    pub fn parse(text: &str) -> Option<Self> {
+        let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        ((1..=ZONE_CHARACTERS_MAX).contains(&text.len()) && text.bytes().all(good)).then(|| Self(text.to_owned()))
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The keys of an engine, in a vault or a token, each with its name. The index of a key is in the layout of a vault: new keys
+/// come last.
+pub const ENGINE_KEYS: [(KeyUsage, &str); 11] = [
+    (KeyUsage::Storage, "storage"),
+    (KeyUsage::StorageTdes, "storage-3des"),
+    (KeyUsage::Seal, "seal"),
+    (KeyUsage::Account, "account"),
+    (KeyUsage::Record, "record"),
+    (KeyUsage::Retry, "retry"),
+    (KeyUsage::StorageWrapped, "storage-wrapped"),
+    (KeyUsage::StorageIso3, "storage-iso-3"),
+    (KeyUsage::StorageIso4, "storage-iso-4"),
+    (KeyUsage::SealEncrypting, "seal-encrypting"),
+    (KeyUsage::Mac, "mac"),
+];
+
+impl KeyUsage {
+    /// Reads a name such as `storage`, `seal` or `zone:acquirer`; `None` for any other text.
+    pub fn parse(text: &str) -> Option<Self> {
+        let zone = |name| ZoneName::parse(name);
+        match text.split_once(':') {
+            Some(("zone", name)) => zone(name).map(Self::Zone),
+            Some(("exchange", name)) => zone(name).map(Self::Exchange),
+            Some(_) => None,
+            None => ENGINE_KEYS.iter().find(|(_, name)| *name == text).map(|(key, _)| key.clone()),
+        }
+    }
+
+    /// Whether an engine needs a key of this usage to start.
+    pub fn is_an_engines(&self) -> bool {
+        !matches!(self, Self::Zone(_) | Self::Exchange(_))
+    }
+
+    /// Whether tzpks are sealed under a key of this usage.
+    pub fn seals(&self) -> bool {
+        matches!(self, Self::Seal | Self::SealEncrypting)
+    }
+
+    /// The usage of the storage key of a format at a level.
+    pub fn storage_of(level: BoundaryLevel, form: StorageFormat) -> Self {
+        match (level, form) {
+            (BoundaryLevel::Host, StorageFormat::Wrapped | StorageFormat::Iso4) => Self::Storage,
+            (BoundaryLevel::Host, StorageFormat::Iso3 | StorageFormat::Iso0) => Self::StorageTdes,
+            (BoundaryLevel::Token, StorageFormat::Wrapped) => Self::StorageWrapped,
+            (BoundaryLevel::Token, StorageFormat::Iso4) => Self::StorageIso4,
+            (BoundaryLevel::Token, StorageFormat::Iso3 | StorageFormat::Iso0) => Self::StorageIso3,
+        }
+    }
+
+    /// Whether PIN records are encrypted under a key of this usage.
+    pub fn keeps_records(&self) -> bool {
+        matches!(self, Self::Storage | Self::StorageTdes | Self::StorageWrapped | Self::StorageIso3 | Self::StorageIso4)
+    }
+
+    /// Whether a newer version may be used while data under the older one is kept.
+    pub fn rotates(&self) -> bool {
+        !matches!(self, Self::Account | Self::Record | Self::Retry | Self::Mac)
+    }
+}
+
+impl fmt::Display for KeyUsage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Zone(ZoneName(name)) => write!(f, "zone:{name}"),
+            Self::Exchange(ZoneName(name)) => write!(f, "exchange:{name}"),
+            engine => f.write_str(ENGINE_KEYS.iter().find(|(key, _)| key == engine).map_or("", |(_, name)| name)),
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Requests to the boundary and its replies: ciphertext, sealed blobs and KCVs. Nothing clear fits in, but an account number
+//! on its way to be sealed.
+
+use crate::account::{Account, AccountNumber};
+use crate::binding::{Binding, CardBinding, ControlBinding};
+use crate::device_key::DeviceKey;
+use crate::kcv::Kcv;
+use crate::sealed::{EncryptedBlock, PinRecord, SealedAccount, SealedKey};
+
+/// One operation of the boundary. `docs/adding-an-operation.md` lists the places that a new one touches.
+pub enum Request {
+    /// Checks that the token answers; a lost token is reconnected.
+    Check,
+    /// Makes a fresh tzpk, sealed with its binding and encrypted for the device.
+    IssueTzpk {
+        /// The device that encrypts the PIN under the tzpk.
+        public_key: DeviceKey,
+        /// The one use of the tzpk.
+        binding: Binding,
+    },
+    /// Decrypts a PIN block from its source and encrypts it for its target, inside the boundary.
+    Translate {
+        /// The block as it comes.
+        source: Source,
+        /// The key and format to encrypt it to.
+        target: Target,
+        /// The card of both.
+        card: CardBinding,
+        /// The digits that a record is bound to. They come from the control, never with the block.
+        account: Account,
+    },
+    /// Computes the tag that [`Request::Translate`] gives this block under this control; a retry has the same tag.
+    RetryTag {
+        /// The controlId.
+        control: [u8; 16],
+        /// The block under the tzpk.
+        block: EncryptedBlock,
+    },
+    /// Seals an account number for a card. The same number of the same card seals to the same bytes.
+    SealPan {
+        /// The account number.
+        number: AccountNumber,
+        /// Its card.
+        card: CardBinding,
+    },
+}
+
+/// A PIN block to translate.
+pub enum Source {
+    /// An ISO 9564 format 1 block from a device.
+    Device {
+        /// The tzpk it is encrypted under.
+        sealed_tzpk: SealedKey,
+        /// The control that the tzpk is bound to.
+        control: ControlBinding,
+        /// The encrypted block.
+        block: EncryptedBlock,
+    },
+    /// A stored PIN.
+    Record(PinRecord),
+}
+
+/// The key and format that a PIN block is translated to.
+pub enum Target {
+    /// A record under the newest storage key, in the configured format. At level `token` a record keeps its format.
+    Record,
+    /// An ISO 9564 format 1 block under a fresh tzpk.
+    Device {
+        /// The device that decrypts the tzpk.
+        public_key: DeviceKey,
+    },
+}
+
+/// The result of a [`Request`].
+pub enum Reply {
+    /// Of [`Request::Check`]: the token answered.
+    Available,
+    /// Of [`Request::IssueTzpk`].
+    Tzpk(FreshTzpk),
+    /// Of a translation to [`Target::Record`].
+    Record {
+        /// The record to store.
+        record: PinRecord,
+        /// Of a block from a device: equal for a retry of the same block under the same control.
+        retry_tag: Option<[u8; 16]>,
+    },
+    /// Of a translation to [`Target::Device`].
+    Block(DeviceBlock),
+    /// Of [`Request::RetryTag`].
+    RetryTag([u8; 16]),
+    /// Of [`Request::SealPan`].
+    SealedPan(SealedAccount),
+}
+
+/// A fresh tzpk (temporary zone PIN key).
+pub struct FreshTzpk {
+    /// For the boundary alone, with its binding.
+    pub sealed: SealedKey,
+    /// For the device: RSA-OAEP with SHA-256 of the 16 bytes.
+    pub wrapped: Vec<u8>,
+    /// Its KCV, which the device compares.
+    pub kcv: Kcv,
+}
+
+/// A PIN for the device that may show it.
+pub struct DeviceBlock {
+    /// The fresh tzpk: RSA-OAEP with SHA-256 of the 16 bytes.
+    pub wrapped: Vec<u8>,
+    /// The PIN as an ISO 9564 format 1 block under that tzpk.
+    pub block: EncryptedBlock,
+    /// The KCV of that tzpk.
+    pub kcv: Kcv,
+}

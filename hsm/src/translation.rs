@@ -1,0 +1,73 @@
+//! The allowed translations of PIN blocks: one table (PCI PIN 3-3).
+
+use hsm_protocol::{BoundaryLevel, Error, StorageFormat};
+
+/// One end of a translation: a key's holder and the format of the block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The cardholder's device: an ISO 9564 format 1 block under a tzpk.
+    Device,
+    /// Storage: a record of this format under a storage key.
+    Record(StorageFormat),
+}
+
+/// A row of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translation {
+    /// The block as it comes.
+    pub source: Place,
+    /// The block as it leaves.
+    pub target: Place,
+    /// The boundary level where it works.
+    pub level: BoundaryLevel,
+}
+
+use BoundaryLevel::{Host, Token};
+use Place::{Device, Record};
+use StorageFormat::{Iso0, Iso3, Iso4, Wrapped};
+
+/// Every allowed translation. The account of source and target is the same in each; a block from a device takes its account
+/// from the control.
+pub const TRANSLATIONS: &[Translation] = &[
+    row(Device, Record(Iso4), Host),
+    row(Device, Record(Iso3), Host),
+    row(Device, Record(Iso0), Host),
+    row(Record(Iso4), Device, Host),
+    row(Record(Iso3), Device, Host),
+    row(Record(Iso0), Device, Host),
+    row(Record(Iso4), Record(Iso4), Host),
+    row(Record(Iso4), Record(Iso3), Host),
+    row(Record(Iso4), Record(Iso0), Host),
+    row(Record(Iso3), Record(Iso4), Host),
+    row(Record(Iso3), Record(Iso3), Host),
+    row(Record(Iso3), Record(Iso0), Host),
+    row(Record(Iso0), Record(Iso4), Host),
+    row(Record(Iso0), Record(Iso3), Host),
+    row(Record(Iso0), Record(Iso0), Host),
+    row(Device, Record(Wrapped), Token),
+    row(Device, Record(Iso4), Token),
+    row(Device, Record(Iso3), Token),
+    row(Record(Wrapped), Device, Token),
+    row(Record(Iso3), Device, Token),
+    row(Record(Wrapped), Record(Wrapped), Token),
+    row(Record(Iso3), Record(Iso3), Token),
+];
+
+const fn row(source: Place, target: Place, level: BoundaryLevel) -> Translation {
+    Translation { source, target, level }
+}
+
+/// Looks a translation up.
+///
+/// # Errors
+/// [`Error::WriteOnly`] for a format 4 record of level `token`, which no storage key there decrypts;
+/// [`Error::TranslationNotAllowed`] for every other pair that is not in the table.
+pub(crate) fn check_translation(level: BoundaryLevel, source: Place, target: Place) -> Result<(), Error> {
+    if TRANSLATIONS.contains(&row(source, target, level)) {
+        return Ok(());
+    }
+    match (level, source) {
+        (Token, Record(Iso4)) => Err(Error::WriteOnly),
+        _ => Err(Error::TranslationNotAllowed),
+    }
+}
