@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use hsm_protocol::{Error, KeyId, MemoryLock, Persistence, Reply, Request, Status, StoredForm};
+use hsm_protocol::{Error, KeyId, MemoryLock, NewRecordFormat, Persistence, Reply, Request, Status};
 
 use crate::{
     boundary::{AtHost, AtToken, Boundary},
@@ -131,7 +131,7 @@ impl Prepared {
             level: boundary.level(),
             isolation,
             form: boundary.form(),
-            until: config.wanted.form.as_ref().and_then(StoredForm::until).map(str::to_owned),
+            until: config.wanted.form.as_ref().and_then(NewRecordFormat::until).map(str::to_owned),
             keys: boundary.token().keys(),
             storage: boundary.token().current().storage,
             memory,
@@ -509,10 +509,14 @@ mod tests {
         let phone = Phone::new();
         let until = || "2999-12-31".to_owned();
         let forms = match opened().status().level() {
-            BoundaryLevel::Host => {
-                [StoredForm::Iso4, StoredForm::Iso3 { until: until() }, StoredForm::Iso0 { until: until() }]
+            BoundaryLevel::Host => [
+                NewRecordFormat::Iso4,
+                NewRecordFormat::Iso3 { until: until() },
+                NewRecordFormat::Iso0 { until: until() },
+            ],
+            BoundaryLevel::Token => {
+                [NewRecordFormat::Wrapped, NewRecordFormat::Iso3 { until: until() }, NewRecordFormat::Wrapped]
             }
-            BoundaryLevel::Token => [StoredForm::Wrapped, StoredForm::Iso3 { until: until() }, StoredForm::Wrapped],
         };
         for form in forms {
             let hsm = opened_as(Wanted { form: Some(form), ..Wanted::default() }).unwrap();
@@ -704,7 +708,7 @@ mod tests {
         let phone = Phone::new();
         let unread = opened().status().level() == BoundaryLevel::Token;
         let level = if unread { WantedLevel::Token } else { WantedLevel::Host };
-        let hsm = opened_as(Wanted { level, form: Some(StoredForm::Iso4) }).unwrap();
+        let hsm = opened_as(Wanted { level, form: Some(NewRecordFormat::Iso4) }).unwrap();
         let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
         let accept =
             |clear| now(hsm.accept(&issued.sealed, &binding(), &phone.block(&issued, clear), &Account::PlasticId));
@@ -719,8 +723,8 @@ mod tests {
     #[test]
     fn a_form_that_a_level_does_not_make_is_refused_by_name() {
         let (form, level) = match opened().status().level() {
-            BoundaryLevel::Host => (StoredForm::Wrapped, BoundaryLevel::Host),
-            BoundaryLevel::Token => (StoredForm::Iso0 { until: "2999-12-31".to_owned() }, BoundaryLevel::Token),
+            BoundaryLevel::Host => (NewRecordFormat::Wrapped, BoundaryLevel::Host),
+            BoundaryLevel::Token => (NewRecordFormat::Iso0 { until: "2999-12-31".to_owned() }, BoundaryLevel::Token),
         };
         let wanted = match level {
             BoundaryLevel::Host => WantedLevel::Host,
@@ -734,11 +738,11 @@ mod tests {
     fn boundaries() -> Vec<(StorageFormat, Hsm)> {
         let until = || "2999-12-31".to_owned();
         let (level, other) = match opened().status().level() {
-            BoundaryLevel::Host => (WantedLevel::Host, StoredForm::Iso0 { until: until() }),
-            BoundaryLevel::Token => (WantedLevel::Token, StoredForm::Wrapped),
+            BoundaryLevel::Host => (WantedLevel::Host, NewRecordFormat::Iso0 { until: until() }),
+            BoundaryLevel::Token => (WantedLevel::Token, NewRecordFormat::Wrapped),
         };
         let directory = tempfile::tempdir().unwrap();
-        let open = |form: StoredForm| {
+        let open = |form: NewRecordFormat| {
             let mut config = config_as(Wanted { level, form: Some(form.clone()) });
             if let KeysConfig::Vault(vault) = &mut config.keys {
                 *vault = Vault::File {
@@ -749,7 +753,7 @@ mod tests {
             }
             (form.form(), Hsm::open(config).unwrap())
         };
-        [StoredForm::Iso4, StoredForm::Iso3 { until: until() }, other].into_iter().map(open).collect()
+        [NewRecordFormat::Iso4, NewRecordFormat::Iso3 { until: until() }, other].into_iter().map(open).collect()
     }
 
     #[test]

@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     binding::Isolation,
-    form::{StorageFormat, StoredForm},
+    form::{NewRecordFormat, StorageFormat},
     policy::PinPolicy,
 };
 
@@ -77,7 +77,7 @@ pub struct Wanted {
     /// How near a clear block may come to the host.
     pub level: WantedLevel,
     /// In which form PINs are kept; none for the level's own: a wrapped block at level `token`, else ISO-4.
-    pub form: Option<StoredForm>,
+    pub form: Option<NewRecordFormat>,
 }
 
 /// How near a clear block may come to the host.

@@ -3,7 +3,7 @@
 use crate::{
     binding::BoundaryLevel,
     config::{HostForm, Pkcs11, TokenForm, Wanted, WantedLevel},
-    form::{StorageFormat, StoredForm},
+    form::{NewRecordFormat, StorageFormat},
     open_error::OpenError,
     token::ability,
 };
@@ -69,5 +69,5 @@ fn host_form(wanted: &Wanted) -> Result<HostForm, OpenError> {
 }
 
 fn form_of(wanted: &Wanted, levels_own: StorageFormat) -> StorageFormat {
-    wanted.form.as_ref().map_or(levels_own, StoredForm::form)
+    wanted.form.as_ref().map_or(levels_own, NewRecordFormat::form)
 }

@@ -97,8 +97,8 @@ mod vectors;
 pub use hsm_protocol::{
     Account, AccountNumber, AccountNumberError, Binding, BoundaryLevel, CardBinding, ControlBinding, DeviceBlock,
     DeviceKey, DeviceKeyError, EncryptedBlock, Error, FreshTzpk, Isolation, Kcv, KeyId, KeyUsage, KeyVersion,
-    LayoutError, MadeAt, PinRecord, Purpose, Refusal, Reply, Request, SealedAccount, SealedKey, Source, Status,
-    StorageFormat, StoredForm, Target, ZoneName,
+    LayoutError, MadeAt, NewRecordFormat, PinRecord, Purpose, Refusal, Reply, Request, SealedAccount, SealedKey,
+    Source, Status, StorageFormat, Target, ZoneName,
 };
 
 pub use self::{

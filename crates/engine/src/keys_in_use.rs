@@ -27,7 +27,7 @@ pub(super) fn check(store: &Embedded, directory: &Path, status: &hsm_protocol::S
     }
     let damaged = || StartError::NoKeyList { store: directory.to_owned() };
     let noted = store.noted_keys()?.ok_or_else(damaged)?;
-    let mut noted = hsm_protocol::KeyId::list_from_bytes(&noted).ok_or_else(damaged)?;
+    let mut noted = hsm_protocol::frame::read_key_list(&noted).map_err(|_| damaged())?;
     loop {
         match succeeds(&noted, status.keys()) {
             Ok(()) => return Ok(()),

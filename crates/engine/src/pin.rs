@@ -282,13 +282,13 @@ impl Pins {
     /// Rejects PIN records under a storage key older than those of `status`; the caller retries under the newest key. When
     /// this returns, the store holds every earlier record, for a rotation to find.
     pub async fn take_up(&self, status: &hsm_protocol::Status) -> Result<(), StoreError> {
-        let keys = hsm_protocol::KeyId::list_to_bytes(status.keys());
+        let keys = hsm_protocol::frame::write_key_list(status.keys());
         self.store.note_keys(keys.into(), min_key_versions(status), self.own_line(Body::KeysReloaded)).await
     }
 
     /// Writes that the engine of this name begins to serve, and with which keys.
     pub async fn note_start(&self, engine: &str, status: &hsm_protocol::Status) -> Result<(), StoreError> {
-        let keys = hsm_protocol::KeyId::list_to_bytes(status.keys());
+        let keys = hsm_protocol::frame::write_key_list(status.keys());
         self.store
             .note_keys(
                 keys.into(),

@@ -142,7 +142,11 @@ impl Connection {
     /// Sends a request and waits for its reply.
     pub(super) async fn execute(self: &Arc<Self>, request: &Request) -> Result<Reply, Error> {
         let body = self.send(request).await?;
-        frame::read_reply(&body).unwrap_or_else(|_| Err(self.malformed_frame()))
+        match frame::read_reply(&body) {
+            Ok(Ok(reply)) if !request.is_answered_by(&reply) => Err(self.malformed_frame()),
+            Ok(result) => result,
+            Err(frame::FrameError) => Err(self.malformed_frame()),
+        }
     }
 
     async fn send(self: &Arc<Self>, request: &Request) -> Result<Vec<u8>, Error> {

@@ -324,8 +324,8 @@ fn wanted(boundary: &BoundarySection) -> Result<hsm::Wanted, ConfigError> {
 }
 
 /// A 3DES form needs its last date, and that date must not have passed.
-fn stored_form(form: StoredFormFile, boundary: &BoundarySection) -> Result<hsm::StoredForm, ConfigError> {
-    let until = |form: fn(String) -> hsm::StoredForm| {
+fn stored_form(form: StoredFormFile, boundary: &BoundarySection) -> Result<hsm::NewRecordFormat, ConfigError> {
+    let until = |form: fn(String) -> hsm::NewRecordFormat| {
         let today = jiff::tz::TimeZone::UTC.to_datetime(jiff::Timestamp::now()).date();
         match boundary.form_until {
             None => Err(ConfigError::value("boundary.form_until", "a 3DES form needs the date it ends, as 2027-06-30")),
@@ -336,10 +336,10 @@ fn stored_form(form: StoredFormFile, boundary: &BoundarySection) -> Result<hsm::
         }
     };
     match form {
-        StoredFormFile::Wrapped => Ok(hsm::StoredForm::Wrapped),
-        StoredFormFile::Iso4 => Ok(hsm::StoredForm::Iso4),
-        StoredFormFile::Iso3 => until(|until| hsm::StoredForm::Iso3 { until }),
-        StoredFormFile::Iso0 => until(|until| hsm::StoredForm::Iso0 { until }),
+        StoredFormFile::Wrapped => Ok(hsm::NewRecordFormat::Wrapped),
+        StoredFormFile::Iso4 => Ok(hsm::NewRecordFormat::Iso4),
+        StoredFormFile::Iso3 => until(|until| hsm::NewRecordFormat::Iso3 { until }),
+        StoredFormFile::Iso0 => until(|until| hsm::NewRecordFormat::Iso0 { until }),
     }
 }
 
@@ -383,7 +383,7 @@ mod tests {
         let passed = checked("[boundary]\nform = \"iso-0\"\nform_until = \"2020-01-01\"");
         assert!(passed.err().unwrap().contains("has passed"));
         let dated = checked("[boundary]\nform = \"iso-3\"\nform_until = \"2999-12-31\"").unwrap();
-        assert_eq!(dated.hsm.wanted.form, Some(hsm::StoredForm::Iso3 { until: "2999-12-31".into() }));
+        assert_eq!(dated.hsm.wanted.form, Some(hsm::NewRecordFormat::Iso3 { until: "2999-12-31".into() }));
     }
 
     #[test]

@@ -2,15 +2,17 @@
 
 use std::fmt;
 
-use crate::sealed::{LayoutError, TEXT_BYTES_MAX};
+use crate::layout_error::LayoutError;
 
+/// The most bytes of a tenant.
+pub(crate) const TENANT_BYTES_MAX: usize = 64;
 /// Digits of the longest plasticId.
 const PLASTIC_ID_BYTES_MAX: usize = 19;
 
 /// The card that a seal is bound to. Held without an allocation, so that a request can move to another thread.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct CardBinding {
-    tenant: InlineText<TEXT_BYTES_MAX>,
+    tenant: InlineText<TENANT_BYTES_MAX>,
     plastic_id: InlineText<PLASTIC_ID_BYTES_MAX>,
 }
 
@@ -60,9 +62,9 @@ impl<const N: usize> InlineText<N> {
 /// The one use of a tzpk: its card, control, purpose and expiry.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Binding {
-    /// The card.
+    /// The card that the PIN is of.
     pub card: CardBinding,
-    /// The control.
+    /// The control that pays for the use.
     pub control: ControlBinding,
 }
 

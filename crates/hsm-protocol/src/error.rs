@@ -6,9 +6,9 @@ use thiserror::Error;
 
 use crate::binding::BoundaryLevel;
 use crate::device_key::DeviceKeyError;
-use crate::sealed::LayoutError;
+use crate::layout_error::LayoutError;
 
-/// Why a block was refused. Every malformed block has one variant, so that a caller learns nothing about its digits.
+/// The cause of a refused block. Every malformed block has one variant, so that a caller learns nothing about its digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
     /// Not an ISO 9564 format 1 block under this tzpk.
@@ -19,7 +19,7 @@ pub enum Refusal {
     PinPolicy,
 }
 
-/// Why an operation failed.
+/// The error of an operation.
 #[derive(Debug, Error)]
 pub enum Error {
     /// The block was decrypted, checked and refused.
@@ -34,54 +34,54 @@ pub enum Error {
     /// The boundary replied with the result of another operation.
     #[error("the key boundary replied to another request: run engine and boundary of one release")]
     UnexpectedReply,
-    /// A blob or record does not open under this binding: another card's, another control's, or changed.
-    #[error("a sealed {what} does not open here: it was made for something else, or was changed")]
+    /// A blob or record is of another card or control, or was changed: its tag is wrong.
+    #[error("the tag of a sealed {what} is wrong: it belongs to another card or control, or was changed")]
     SealBroken {
-        /// What kind of blob.
+        /// The kind of blob.
         what: Cow<'static, str>,
     },
-    /// A blob or record has a layout this release does not know.
+    /// A blob or record has a layout that this release does not know.
     #[error(transparent)]
     Layout(#[from] LayoutError),
-    /// A blob was made under a key that is not here.
-    #[error("made under a key this boundary does not have: open the vault it was made with")]
+    /// The boundary does not have the key of a blob or record.
+    #[error("encrypted under a key that this boundary does not have: open the vault that holds the key")]
     UnknownKey,
-    /// A record that was made at the other boundary level: its storage key is not here.
+    /// The record was made at the other boundary level, whose storage keys are not loaded.
     #[error("made at boundary level {made_at}: set boundary.level = \"{made_at}\" to open it")]
     OtherLevel {
-        /// Where it was made.
+        /// The level that made the record.
         made_at: BoundaryLevel,
     },
-    /// A record that this boundary makes and can't open.
-    #[error("a format 4 block made at level token is not shown: a partition of its own, which may decrypt, opens it")]
+    /// A format 4 record of level `token`: the storage key may only encrypt.
+    #[error("a format 4 record of level token cannot be shown: its storage key may only encrypt")]
     WriteOnly,
-    /// A device key that reads as one, and is none.
+    /// The public key of the device parses, but cannot encrypt.
     #[error(transparent)]
     DeviceKey(#[from] DeviceKeyError),
     /// The binding holds no plasticId.
     #[error("a plasticId is 1 to 19 decimal digits")]
     PlasticId,
-    /// The stored 3DES form has reached its end.
-    #[error("the 3DES storage key has made {limit} blocks and makes no more: change the form to iso-4")]
+    /// The 3DES storage key has encrypted its last block.
+    #[error("the 3DES storage key has encrypted {limit} blocks, its limit: change boundary.stored_format to iso-4")]
     TdesExhausted {
-        /// The most blocks it makes.
+        /// The most blocks of one key.
         limit: u64,
     },
-    /// The bound on waiting operations is reached.
+    /// Too many operations wait.
     #[error("{limit} operations wait for the token already: try again")]
     Busy {
-        /// The bound.
+        /// The most operations that wait.
         limit: usize,
     },
-    /// The token is away.
+    /// The token, or the process of the boundary, does not answer.
     #[error("the token is not available: {reason}")]
     Unavailable {
-        /// Why, in words of ours.
+        /// The cause.
         reason: UnavailableReason,
     },
 }
 
-/// Why a token is not available. A decision reads the variant, never the text.
+/// The cause of an unavailable token. A decision reads the variant, never the text.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum UnavailableReason {
     /// The token refused the user PIN when it was opened again. The boundary logs in no more: another login could lock the PIN.

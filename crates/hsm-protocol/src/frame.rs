@@ -1,34 +1,35 @@
-//! What passes between an engine and a boundary in a process of its own: framed, versioned, read with suspicion.
+//! The frames between an engine and the process of a boundary.
 //!
 //! ```text
-//! frame     length(4) of what follows   number(8)   body
-//! hello     number 0                    "PINSEAL" version(4)                        to the boundary, first of all
-//! welcome   number 0                    "PINSEAL" version(4)  00 status | 01 text | 02 text   back, first of all
+//! frame     length(4) of number and body   number(8)   body
+//! hello     number 0                    "PINSEAL" version(4)                        from the engine, once
+//! welcome   number 0                    "PINSEAL" version(4)  00 status | 01 text | 02 text   from the boundary, once
 //! request   number of the caller's      deadline(8) operation(1) arguments
-//! reply     the same number             00 result | error code(1) and its words
+//! reply     the same number             00 result | error code(1) and its fields
 //! ```
-//! All numbers are big-endian. A deadline is in milliseconds of CLOCK_MONOTONIC, which both ends share. Nothing clear is
-//! in any frame but an account number on its way to be sealed. A peer that
-//! receives a malformed frame closes the connection; no other request is affected.
+//! All numbers are big-endian. A deadline is in milliseconds of CLOCK_MONOTONIC, which both ends share. Frames hold nothing
+//! clear but an account number that is to be sealed. A peer that receives a malformed frame closes the connection.
 
-mod reply;
-mod request;
-mod value;
+mod key_list;
+mod reply_codec;
+mod request_codec;
+mod value_codec;
 
 use thiserror::Error;
 
-pub(crate) use self::value::{Crosses, Reader};
+pub(crate) use self::value_codec::{Crosses, Reader};
 pub use self::{
-    reply::{read_reply, write_reply},
-    request::{read_request, write_request},
+    key_list::{read_key_list, write_key_list},
+    reply_codec::{read_reply, write_reply},
+    request_codec::{read_request, write_request},
 };
 use crate::status::Status;
 
 /// The longest frame, in bytes, its length not counted: a view's request, with a device key of 4096 bits, is under 1 KiB.
 pub const FRAME_BYTES_MAX: usize = 4 * 1024;
-/// How many descriptors one message carries (SCM_RIGHTS); the kernel takes 253.
+/// The most descriptors of one message (SCM_RIGHTS). The kernel's limit is 253.
 pub const DESCRIPTORS_PER_MESSAGE: usize = 64;
-/// The version this release speaks.
+/// The version of this protocol.
 const VERSION: u16 = 6;
 const MAGIC: &[u8; 7] = b"PINSEAL";
 const LENGTH_BYTES: usize = 4;
@@ -46,15 +47,18 @@ pub fn push_frame(out: &mut Vec<u8>, number: u64, write: impl FnOnce(&mut Vec<u8
     out.iter_mut().skip(at).zip(length.to_be_bytes()).for_each(|(place, byte)| *place = byte);
 }
 
-/// A whole frame.
+/// A received frame.
 pub struct Frame<'a> {
-    /// Whose it is.
+    /// The number of the request; the reply has the same.
     pub number: u64,
-    /// What it says.
+    /// The bytes after the number.
     pub body: &'a [u8],
 }
 
-/// Takes the first frame off `bytes`; none where it has not all arrived.
+/// Removes the first frame from `bytes`; `None` while the frame is incomplete.
+///
+/// # Errors
+/// The length is out of range.
 pub fn take_frame<'a>(bytes: &mut &'a [u8]) -> Result<Option<Frame<'a>>, FrameError> {
     let Some((length, rest)) = bytes.split_first_chunk() else { return Ok(None) };
     let length = usize::try_from(u32::from_be_bytes(*length)).map_err(|_| FrameError)?;
@@ -67,7 +71,7 @@ pub fn take_frame<'a>(bytes: &mut &'a [u8]) -> Result<Option<Frame<'a>>, FrameEr
     Ok(Some(Frame { number: u64::from_be_bytes(*number), body }))
 }
 
-/// Appends what an engine says first.
+/// Appends the hello of an engine.
 pub fn push_hello(out: &mut Vec<u8>) {
     push_frame(out, FIRST, |body| {
         body.extend_from_slice(MAGIC);
@@ -75,23 +79,26 @@ pub fn push_hello(out: &mut Vec<u8>) {
     });
 }
 
-/// Reads what an engine says first.
+/// Reads the hello of an engine.
+///
+/// # Errors
+/// The frame is no hello of this release.
 pub fn read_hello(frame: &Frame<'_>) -> Result<(), FrameError> {
     let mut read = greeting(frame)?;
     read.end(())
 }
 
-/// What a boundary says first: what it is, or why there is none, for people.
+/// The first frame of a boundary.
 pub enum Welcome {
-    /// It serves.
+    /// The boundary serves, with this status.
     Serving(Box<Status>),
-    /// It does not, and why.
+    /// The boundary does not serve. The text says why.
     Closed(String),
-    /// It does not serve, because the token refused the user PIN: another login could lock the PIN. The text is for people.
+    /// The token refused the user PIN: another login could lock the PIN. The text is for people.
     PinRefused(String),
 }
 
-/// Appends what a boundary says first.
+/// Appends the welcome of a boundary.
 pub fn push_welcome(out: &mut Vec<u8>, welcome: &Welcome) {
     push_frame(out, FIRST, |body| {
         body.extend_from_slice(MAGIC);
@@ -113,7 +120,10 @@ pub fn push_welcome(out: &mut Vec<u8>, welcome: &Welcome) {
     });
 }
 
-/// Reads what a boundary says first.
+/// Reads the welcome of a boundary.
+///
+/// # Errors
+/// The frame is no welcome of this release.
 pub fn read_welcome(frame: &Frame<'_>) -> Result<Welcome, FrameError> {
     let mut read = greeting(frame)?;
     let welcome = match read.byte()? {
@@ -131,7 +141,7 @@ fn greeting<'a>(frame: &Frame<'a>) -> Result<Reader<'a>, FrameError> {
     if (frame.number, magic, version) == (FIRST, *MAGIC, VERSION) { Ok(read) } else { Err(FrameError) }
 }
 
-/// Not a frame this release can read: another release, or not Pinseal at all.
+/// The bytes are no frame of this release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("not a frame this release can read: run engine and boundary of one release")]
 pub struct FrameError;
@@ -212,10 +222,10 @@ mod tests {
     use crate::binding::{Binding, BoundaryLevel, CardBinding, ControlBinding, Isolation, MadeAt, Purpose};
     use crate::device_key::DeviceKey;
     use crate::error::Refusal;
-    use crate::form::StorageFormat;
     use crate::kcv::Kcv;
     use crate::request::{DeviceBlock, FreshTzpk, Reply, Request, Source, Target};
     use crate::sealed::{EncryptedBlock, KeyVersion, PinRecord, SealedAccount, SealedKey};
+    use crate::storage_format::StorageFormat;
 
     fn head(r#use: u8, length: usize) -> Vec<u8> {
         [vec![1, r#use, 0, 1], vec![7; length - 4]].concat()

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::binding::BoundaryLevel;
-use crate::form::StorageFormat;
+use crate::storage_format::StorageFormat;
 
 /// The most characters of a zone's name.
 const ZONE_CHARACTERS_MAX: usize = 31;
@@ -50,7 +50,7 @@ impl ZoneName {
         ((1..=ZONE_CHARACTERS_MAX).contains(&text.len()) && text.bytes().all(good)).then(|| Self(text.to_owned()))
     }
 
-    /// The name.
+    /// The text of the name.
     pub fn as_str(&self) -> &str {
         &self.0
     }

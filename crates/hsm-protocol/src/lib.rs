@@ -34,29 +34,31 @@ mod account;
 mod binding;
 mod device_key;
 mod error;
-mod form;
+
 pub mod frame;
 mod kcv;
 mod key_id;
 mod key_usage;
+mod layout_error;
 mod request;
 mod sealed;
 mod status;
+mod storage_format;
 
 pub use self::{
     account::{Account, AccountDigits, AccountNumber, AccountNumberError},
     binding::{Binding, BoundaryLevel, CardBinding, ControlBinding, Isolation, MadeAt, Purpose},
     device_key::{DeviceKey, DeviceKeyError, MODULUS_BITS_MAX},
     error::{Error, Refusal, UnavailableReason},
-    form::{StorageFormat, StoredForm},
     kcv::Kcv,
     key_id::KeyId,
     key_usage::{ENGINE_KEYS, KeyUsage, ZoneName},
+    layout_error::LayoutError,
     request::{DeviceBlock, FreshTzpk, Reply, Request, Source, Target},
     sealed::{
-        ACCOUNT_BYTES, Bound, EncryptedBlock, KeyVersion, LayoutError, NONCE_BYTES, PinRecord,
-        RECORD_MESSAGE_BYTES_MAX, SealedAccount, SealedKey, SealedTzpk, TAG_BYTES, account_bound_to, bound_to_control,
-        record_bound_to,
+        ACCOUNT_BYTES, Bound, EncryptedBlock, KeyVersion, NONCE_BYTES, PinRecord, RECORD_MESSAGE_BYTES_MAX,
+        SealedAccount, SealedKey, SealedTzpk, TAG_BYTES, account_bound_to, bound_to_control, record_bound_to,
     },
     status::{MemoryLock, Persistence, Status, StorageVersions},
+    storage_format::{NewRecordFormat, StorageFormat},
 };

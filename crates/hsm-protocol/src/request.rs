@@ -45,6 +45,21 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Whether a reply is one to this operation. A boundary that answers with another one is broken.
+    pub fn is_answered_by(&self, reply: &Reply) -> bool {
+        matches!(
+            (self, reply),
+            (Self::Check, Reply::Available)
+                | (Self::IssueTzpk { .. }, Reply::Tzpk(_))
+                | (Self::Translate { target: Target::Record, .. }, Reply::Record { .. })
+                | (Self::Translate { target: Target::Device { .. }, .. }, Reply::Block(_))
+                | (Self::RetryTag { .. }, Reply::RetryTag(_))
+                | (Self::SealPan { .. }, Reply::SealedPan(_))
+        )
+    }
+}
+
 /// A PIN block to translate.
 pub enum Source {
     /// An ISO 9564 format 1 block from a device.
@@ -75,7 +90,7 @@ pub enum Target {
 pub enum Reply {
     /// Of [`Request::Check`]: the token answered.
     Available,
-    /// Of [`Request::IssueTzpk`].
+    /// Of [`Request::IssueTzpk`]: a fresh tzpk.
     Tzpk(FreshTzpk),
     /// Of a translation to [`Target::Record`].
     Record {
@@ -86,9 +101,9 @@ pub enum Reply {
     },
     /// Of a translation to [`Target::Device`].
     Block(DeviceBlock),
-    /// Of [`Request::RetryTag`].
+    /// Of [`Request::RetryTag`]: the tag of the block.
     RetryTag([u8; 16]),
-    /// Of [`Request::SealPan`].
+    /// Of [`Request::SealPan`]: the sealed account number.
     SealedPan(SealedAccount),
 }
 

@@ -6,12 +6,12 @@
 //! PIN record      01 'P' key(2) form made_at  block(8, 16 or 40) tag(16)   30, 38 or 62 bytes
 //! ```
 //! The body of a sealed tzpk is its token's own: nonce(12) ciphertext(16) tag(16) of the software token; of a PKCS#11
-//! token key wrap(24) tag(16) zero(4). The first four bytes, and what is bound, go into every tag: a blob of one use is not taken for another.
+//! token key wrap(24) tag(16) zero(4). Every tag authenticates the first four bytes and the binding, so that no blob passes
+//! as one of another use.
 
-use thiserror::Error;
-
-use crate::binding::{Binding, BoundaryLevel, CardBinding, Isolation, MadeAt, Purpose};
-use crate::form::StorageFormat;
+use crate::binding::{Binding, BoundaryLevel, CardBinding, Isolation, MadeAt, Purpose, TENANT_BYTES_MAX};
+use crate::layout_error::LayoutError;
+use crate::storage_format::StorageFormat;
 
 /// The layout this release writes.
 const VERSION: u8 = 1;
@@ -258,10 +258,7 @@ fn bound_to_card_as(r#use: Use, key: KeyVersion, card: &CardBinding) -> Bound {
 }
 
 /// Head, two texts with their lengths, control, purpose, expiry.
-const BOUND_BYTES_MAX: usize = HEAD_BYTES + 2 * (1 + TEXT_BYTES_MAX) + 16 + 1 + 8;
-/// The most bytes of a tenant or plasticId.
-pub(crate) const TEXT_BYTES_MAX: usize = 64;
-
+const BOUND_BYTES_MAX: usize = HEAD_BYTES + 2 * (1 + TENANT_BYTES_MAX) + 16 + 1 + 8;
 /// The most bytes under a record's tag: the binding, and the record before the tag.
 pub const RECORD_MESSAGE_BYTES_MAX: usize = BOUND_BYTES_MAX + PIN_RECORD_BYTES_MAX;
 
@@ -280,7 +277,7 @@ impl Bound {
     }
 
     fn push_text(&mut self, text: &str) {
-        let kept = text.as_bytes().get(..TEXT_BYTES_MAX).unwrap_or(text.as_bytes());
+        let kept = text.as_bytes().get(..TENANT_BYTES_MAX).unwrap_or(text.as_bytes());
         self.push(&[u8::try_from(kept.len()).unwrap_or_default()]);
         self.push(kept);
     }
@@ -290,23 +287,6 @@ impl AsRef<[u8]> for Bound {
     fn as_ref(&self) -> &[u8] {
         self.bytes.get(..self.length).unwrap_or_default()
     }
-}
-
-/// A blob or record whose layout can't be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum LayoutError {
-    /// The wrong number of bytes.
-    #[error("a {what} does not have this length")]
-    Length {
-        /// The expected kind of blob.
-        what: &'static str,
-    },
-    /// Something else, or of a newer release.
-    #[error("not a {what} this release can read")]
-    Kind {
-        /// The expected kind of blob.
-        what: &'static str,
-    },
 }
 
 fn head(r#use: Use, KeyVersion(key): KeyVersion) -> [u8; HEAD_BYTES] {

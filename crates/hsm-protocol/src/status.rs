@@ -1,11 +1,11 @@
-//! What a boundary is and what it cannot promise.
+//! The state of a boundary: its token, level, formats and keys, and what the boundary cannot promise.
 
 use crate::binding::{BoundaryLevel, Isolation};
-use crate::form::StorageFormat;
 use crate::key_id::KeyId;
 use crate::sealed::{KeyVersion, PinRecord};
+use crate::storage_format::StorageFormat;
 
-/// What a boundary is and promises; nothing in it is secret.
+/// The state of a boundary. Nothing in it is secret.
 #[derive(Clone, Debug)]
 pub struct Status {
     /// The token: `software` or `PKCS#11`.
@@ -31,7 +31,7 @@ pub struct Status {
 /// The place of the keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Persistence {
-    /// In memory alone: they end with the process.
+    /// In memory only: they end with the process.
     Memory,
     /// In a vault file.
     Vault,
@@ -49,12 +49,12 @@ pub enum MemoryLock {
 }
 
 impl Status {
-    /// The token's name.
+    /// The token: `software` or `PKCS#11`.
     pub fn token(&self) -> &str {
         &self.token
     }
 
-    /// Whose process it is in.
+    /// The process of the boundary.
     pub fn isolation(&self) -> Isolation {
         self.isolation
     }
@@ -64,23 +64,23 @@ impl Status {
         self.level
     }
 
-    /// The form of new records.
+    /// The format of new records.
     pub fn form(&self) -> StorageFormat {
         self.form
     }
 
-    /// Every key that it uses, in each version.
+    /// Each key in use, in each version.
     pub fn keys(&self) -> &[KeyId] {
         &self.keys
     }
 
-    /// Whether a storage key is in use beside the newest: records may be under it.
+    /// Whether an older storage key is in use beside the newest.
     pub fn rotates(&self) -> bool {
         let storage = || self.keys.iter().filter(|key| key.usage.keeps_records());
         storage().any(|key| storage().any(|other| other.usage == key.usage && other.version != key.version))
     }
 
-    /// Whether a record is under the newest storage key of its form.
+    /// Whether a record is encrypted under the newest storage key of its format.
     pub fn is_current(&self, record: &PinRecord) -> bool {
         record.storage_key() == self.storage.of(record.form())
     }
@@ -91,12 +91,12 @@ impl Status {
             vec![format!("key boundary: {} token, level {}, isolation {}", self.token, self.level, self.isolation)];
         lines.push(format!("keys: {}", KeyId::list_to_text(&self.keys)));
         let cipher = match self.form {
-            StorageFormat::Wrapped => "a key of its own, AES-256",
+            StorageFormat::Wrapped => "a key of the record, AES-256",
             StorageFormat::Iso4 => "AES-256",
             StorageFormat::Iso3 | StorageFormat::Iso0 => "3DES",
         };
         let exception = self.until.as_ref().map(|until| format!("EXCEPTION until {until}: ")).unwrap_or_default();
-        lines.push(format!("{exception}PINs are kept as {} under {cipher}", self.form.told()));
+        lines.push(format!("{exception}PINs are kept as {} under {cipher}", self.form.description()));
         lines.push(match (self.persistence, self.level) {
             (Persistence::Memory | Persistence::Vault, _) => {
                 "not promised: the software token's keys are in its process's memory, not in certified hardware".into()
@@ -105,7 +105,7 @@ impl Status {
                 "not promised: at level host a clear PIN block is in its process's memory for one operation".into()
             }
             (Persistence::Token, BoundaryLevel::Token) => {
-                "not promised: at level token nobody sees a PIN, so none is refused as weak or malformed".into()
+                "not promised: at level token no PIN is visible, so no PIN is refused as weak or malformed".into()
             }
         });
         if self.level == BoundaryLevel::Token {
@@ -121,13 +121,13 @@ impl Status {
             lines.push(format!("not promised: memory is not locked and may be swapped ({reason})"));
         }
         if self.persistence == Persistence::Memory {
-            lines.push("not promised: keys are in memory alone, and are gone when its process ends".into());
+            lines.push("not promised: keys are in memory only, and end with the process".into());
         }
         lines
     }
 }
 
-/// The versions of the storage keys that new records are made under. Of a form that its level does not make, any.
+/// The versions of the storage keys that encrypt new records. The version of a format that the level does not make has no meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StorageVersions {
     /// Of wrapped blocks.

@@ -4,7 +4,6 @@ use super::FrameError;
 use crate::account::{Account, AccountNumber};
 use crate::binding::{Binding, BoundaryLevel, CardBinding, ControlBinding, Isolation, Purpose};
 use crate::device_key::DeviceKey;
-use crate::form::StorageFormat;
 use crate::kcv::Kcv;
 use crate::key_id::KeyId;
 use crate::key_usage::KeyUsage;
@@ -12,6 +11,7 @@ use crate::sealed::{
     EncryptedBlock, KeyVersion, PinRecord, SealedAccount, SealedKey, form_code, form_of, level_code, level_of,
 };
 use crate::status::{MemoryLock, Persistence, Status, StorageVersions};
+use crate::storage_format::StorageFormat;
 
 /// A value with bytes in a frame.
 pub(crate) trait Crosses: Sized {

@@ -1,27 +1,27 @@
-//! In which form a PIN is kept.
+//! The formats of stored PIN blocks.
 
-/// In which form PINs are kept from now on. Records of every form of the same level go on being read.
+/// The format of new records. The boundary reads records of every format of its level.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StoredForm {
-    /// The device's own block, unread, wrapped under a key of its account and its own: level `token` alone.
+pub enum NewRecordFormat {
+    /// The device's block, wrapped under a key of the account and the record: level `token` only.
     Wrapped,
-    /// ISO 9564 format 4 under an AES-256 storage key. At level `token` for devices that fill with A, and never shown.
+    /// ISO 9564 format 4 under an AES-256 storage key. At level `token` for devices that fill with A, and write-only.
     Iso4,
-    /// Format 3 under a 3DES storage key: an exception, with the date it ends as the operator wrote it. At level `token`
-    /// for devices that fill within A to F.
+    /// ISO 9564 format 3 under a 3DES storage key: an exception with an end date. At level `token` for devices that fill
+    /// with A to F.
     Iso3 {
-        /// The date.
+        /// The end date as the operator wrote it.
         until: String,
     },
-    /// Format 0 under the 3DES storage key, level `host` alone: an exception, with the date it ends.
+    /// ISO 9564 format 0 under a 3DES storage key, level `host` only: an exception with an end date.
     Iso0 {
-        /// The date.
+        /// The end date as the operator wrote it.
         until: String,
     },
 }
 
-impl StoredForm {
-    /// The form without its date.
+impl NewRecordFormat {
+    /// The format without its end date.
     pub fn form(&self) -> StorageFormat {
         match self {
             Self::Wrapped => StorageFormat::Wrapped,
@@ -31,7 +31,7 @@ impl StoredForm {
         }
     }
 
-    /// The date a 3DES form ends.
+    /// The end date of a 3DES format.
     pub fn until(&self) -> Option<&str> {
         match self {
             Self::Wrapped | Self::Iso4 => None,
@@ -40,10 +40,10 @@ impl StoredForm {
     }
 }
 
-/// The form of a stored block.
+/// The format of a stored block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StorageFormat {
-    /// The device's own block under `CKM_AES_KEY_WRAP_PAD` and a key of its own, AES-256, derived from the account and a
+    /// The device's block under `CKM_AES_KEY_WRAP_PAD` and a key of its own, AES-256, derived from the account and a
     /// salt: salt(16) and wrapped block(24).
     Wrapped,
     /// ISO 9564 format 4, AES-256.
@@ -55,7 +55,7 @@ pub enum StorageFormat {
 }
 
 impl StorageFormat {
-    /// As configurations and audit lines name it.
+    /// The name in configurations and audit events.
     pub fn name(self) -> &'static str {
         match self {
             Self::Wrapped => "wrapped",
@@ -64,13 +64,11 @@ impl StorageFormat {
             Self::Iso0 => "iso-0",
         }
     }
-}
 
-impl StorageFormat {
-    /// For people.
-    pub fn told(self) -> &'static str {
+    /// The name for people.
+    pub fn description(self) -> &'static str {
         match self {
-            Self::Wrapped => "the device's own block",
+            Self::Wrapped => "the device's block",
             Self::Iso4 => "ISO 9564 format 4",
             Self::Iso3 => "ISO 9564 format 3",
             Self::Iso0 => "ISO 9564 format 0",

@@ -2,7 +2,7 @@
 
 use super::{
     FrameError,
-    value::{Crosses, Reader, push_blob},
+    value_codec::{Crosses, Reader, push_blob},
 };
 use crate::error::{Error, Refusal, UnavailableReason};
 use crate::request::{DeviceBlock, FreshTzpk, Reply};
@@ -155,7 +155,7 @@ fn read_error(code: u8, read: &mut Reader<'_>) -> Result<Error, FrameError> {
         DEADLINE_PASSED => Error::DeadlinePassed,
         UNEXPECTED_REPLY => Error::UnexpectedReply,
         SEAL_BROKEN => Error::SealBroken { what: String::read(read)?.into() },
-        LAYOUT => Error::Layout(crate::sealed::LayoutError::Kind { what: "blob" }),
+        LAYOUT => Error::Layout(crate::layout_error::LayoutError::Kind { what: "blob" }),
         UNKNOWN_KEY => Error::UnknownKey,
         OTHER_LEVEL => Error::OtherLevel { made_at: Crosses::read(read)? },
         WRITE_ONLY => Error::WriteOnly,

@@ -2,7 +2,7 @@
 
 use super::{
     FrameError,
-    value::{Crosses, Reader},
+    value_codec::{Crosses, Reader},
 };
 use crate::request::{Request, Source, Target};
 
