@@ -77,7 +77,9 @@ impl Command {
     fn run(self) -> Result<(), CommandError> {
         match self {
             Self::Demo(arguments) => Ok(commands::demo::run(arguments)?),
-            Self::Engine(arguments) => Ok(engine::command::run(arguments, inline_boundary::open_inline)?),
+            Self::Engine(arguments) => {
+                Ok(engine::command::run(arguments, inline_boundary::open_inline, engine_server::open_store)?)
+            }
             Self::Edge(arguments) => Ok(edge::command::run(arguments)?),
             Self::Device(arguments) => Ok(commands::device::run(arguments)?),
             Self::Audit(arguments) => Ok(commands::audit::run(arguments)?),

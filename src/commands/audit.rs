@@ -8,16 +8,14 @@ use std::{
 
 use clap::{Args, Subcommand};
 use thiserror::Error;
+use tokio::runtime::Builder;
 
 use audit::{
     chain::{ChainError, Checkpoint, Walk},
     entry::Entry,
 };
-use store::StoreError;
-use store_embedded::{
-    Embedded,
-    copy::{StoreCopy, StoreCopyError},
-};
+use engine_server::open_store_copy;
+use store::{Store, StoreError, StoreOpenError};
 
 /// How many entries are read from a store at a time.
 const PAGE_ENTRIES: usize = 4_096;
@@ -64,10 +62,14 @@ struct Source {
 
 /// Exports or verifies.
 pub(crate) fn run(arguments: AuditArguments) -> Result<(), AuditError> {
+    Builder::new_current_thread().build()?.block_on(export_or_verify(arguments))
+}
+
+async fn export_or_verify(arguments: AuditArguments) -> Result<(), AuditError> {
     match arguments.command {
         AuditCommand::Verify { source, expect } => {
             let end = match (source.store, source.file) {
-                (Some(store), _) => verify_store(&store, expect)?,
+                (Some(store), _) => verify_store(&store, expect).await?,
                 (None, Some(file)) if file.as_os_str() == "-" => verify_lines(io::stdin().lock(), expect)?,
                 (None, Some(file)) => {
                     let opened = File::open(&file).map_err(|error| AuditError::File { path: file, error })?;
@@ -79,19 +81,18 @@ pub(crate) fn run(arguments: AuditArguments) -> Result<(), AuditError> {
         }
         AuditCommand::Export { store, from } => {
             let mut out = io::stdout().lock();
-            let copy = StoreCopy::open(&store)?;
-            each_entry(copy.store(), from, |entry| Ok(writeln!(out, "{}", entry.to_json())?))?;
+            let copy = open_store_copy(&store)?;
+            each_entry(&*copy, from, |entry| Ok(writeln!(out, "{}", entry.to_json())?)).await?;
         }
     }
     Ok(())
 }
 
-fn verify_store(directory: &Path, expected: Vec<Checkpoint>) -> Result<Checkpoint, AuditError> {
-    let copy = StoreCopy::open(directory)?;
-    let store = copy.store();
+async fn verify_store(directory: &Path, expected: Vec<Checkpoint>) -> Result<Checkpoint, AuditError> {
+    let store = open_store_copy(directory)?;
     // What the store says of itself catches a cut tail; what is kept elsewhere catches a store rewritten as a whole.
-    let mut walk = Walk::expecting(expected).ending_in(store.checkpoint());
-    each_entry(store, 1, |entry| Ok(walk.step(entry)?))?;
+    let mut walk = Walk::expecting(expected).ending_in(store.checkpoint().await?);
+    each_entry(&*store, 1, |entry| Ok(walk.step(entry)?)).await?;
     Ok(walk.end()?)
 }
 
@@ -104,13 +105,13 @@ fn verify_lines(text: impl BufRead, expected: Vec<Checkpoint>) -> Result<Checkpo
     Ok(walk.end()?)
 }
 
-fn each_entry(
-    store: &Embedded,
+async fn each_entry(
+    store: &dyn Store,
     mut from: u64,
     mut each: impl FnMut(&Entry) -> Result<(), AuditError>,
 ) -> Result<(), AuditError> {
     loop {
-        let page = store.audit_page(from, PAGE_ENTRIES)?;
+        let page = store.audit(from, PAGE_ENTRIES).await?;
         let Some(last) = page.last() else { return Ok(()) };
         from = last.sequence.saturating_add(1);
         page.iter().try_for_each(&mut each)?;
@@ -123,9 +124,9 @@ pub(crate) enum AuditError {
     /// The chain does not hold.
     #[error(transparent)]
     Chain(#[from] ChainError),
-    /// The store is not read.
+    /// The store can't be opened from a copy.
     #[error(transparent)]
-    Copy(#[from] StoreCopyError),
+    StoreOpen(#[from] StoreOpenError),
     /// The store can't be read.
     #[error(transparent)]
     Store(#[from] StoreError),

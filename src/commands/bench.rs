@@ -24,8 +24,7 @@ use config::ConfigError;
 use edge::EdgeError;
 use engine::{StartError, serving::ServingError};
 use net::tls::TlsError;
-use store::StoreError;
-use store_embedded::StoreOpenError;
+use store::{StoreError, StoreOpenError};
 
 /// The arguments of `pinseal bench`.
 #[derive(Args)]

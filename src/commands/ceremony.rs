@@ -25,6 +25,7 @@ use ceremony::{
 };
 use config::ConfigError;
 use engine_client::EngineTls;
+use engine_server::{StoreConfig, open_store_copy};
 
 /// The most bytes read of a key block: more than the longest block and its line end.
 const BLOCK_BYTES_MAX: u64 = 64 * 1024;
@@ -272,7 +273,14 @@ impl RecordsArguments {
             self.confirm_no_store(&format!("{name}/{version}"))?;
             return Ok((KeyUse::ConfirmedUnused, Some(UseCount::NoStore)));
         }
-        let sources = RecordSources { stores: &self.store, engines: &self.engine, tls: &self.tls, config };
+        let sources = RecordSources {
+            stores: &self.store,
+            engines: &self.engine,
+            tls: &self.tls,
+            config,
+            configured_store: &StoreConfig::load(Some(config))?.directory,
+            open_store_copy,
+        };
         let (kept, count) = sources.count(keys, name, version)?;
         if let UseCount::Count { not_asked, .. } = &count
             && !not_asked.is_empty()

@@ -28,13 +28,14 @@ use crate::isolation::{Isolation, embedded_engine};
 use config::ConfigError;
 use edge::{Edge, EdgeError};
 use engine::{Engine, StartError};
+use engine_server::StoreConfig;
 use net::stop::Stop;
 use net::{connect::channel, tls::TlsError};
 use proto::{
     ExportAuditRequest, RegisterCardRequest, audit_service_client::AuditServiceClient,
     card_service_client::CardServiceClient,
 };
-use store::StoreError;
+use store::{StoreError, StoreOpenError};
 
 /// The plasticId of the demo's card.
 const PLASTIC_ID: &str = "1000200030";
@@ -77,7 +78,8 @@ async fn serve_and_run(arguments: &DemoArguments, directory: &Path) -> Result<()
     let mut hangup = signal(SignalKind::hangup())?;
     let (mut engine_config, boundary) = embedded_engine(directory, arguments.isolation)?;
     engine_config.listen = arguments.engine_listen;
-    let engine = Engine::start(engine_config, boundary).await?;
+    let store = StoreConfig::embedded(directory).open().await?;
+    let engine = Engine::start(engine_config, store, boundary).await?;
     let edge_config = edge::EdgeConfig::embedded(arguments.edge_listen, engine.address())?;
     let token = edge_config.made_token.clone().unwrap_or_default();
     let edge = Edge::start(edge_config).await?;
@@ -290,6 +292,9 @@ pub(crate) enum DemoError {
     /// The store failed when the engine stopped.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The store did not open.
+    #[error(transparent)]
+    StoreOpen(#[from] StoreOpenError),
     /// The edge did not start or stop.
     #[error(transparent)]
     Edge(#[from] EdgeError),

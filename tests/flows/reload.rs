@@ -59,7 +59,7 @@ async fn a_pin_translated_before_a_reload_is_stored_under_the_new_key() {
     );
     ceremony.well("retire", ENOUGH, &["storage/1", "--engine", engine.address()]);
     assert_eq!(engine.terminate(), 0);
-    assert_eq!(records_under(directory), (0, 2));
+    assert_eq!(records_under(directory).await, (0, 2));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,9 +13,8 @@ use std::{
 
 use audit::entry::{Body, Event, Isolation, Level, Outcome, Stamp};
 use device::Device;
+use domain::card::ReencryptedPin;
 use futures::future::join_all;
-use store::{RemadePin, Store};
-use store_embedded::{Embedded, EmbeddedConfig};
 
 use support::{
     ceremony::{ALL, Ceremony, ENOUGH, said},
@@ -101,7 +100,7 @@ async fn a_storage_key_rotates_under_load_and_kills_without_loss() {
     let engine = EngineProcess::start_quiet(directory, &settings(2_000));
     each_card(&engine, &device, records(), Operation::Set).await;
     assert_eq!(engine.terminate(), 0);
-    let (before, none) = records_under(directory);
+    let (before, none) = records_under(directory).await;
     assert!(before > records() * 9 / 10 && none == 0);
 
     // Two of them hold a ceremony while no engine runs: an engine takes its keys up when it starts.
@@ -126,7 +125,7 @@ async fn a_storage_key_rotates_under_load_and_kills_without_loss() {
         support::wait::soon("there is no load", async || (seen.load(Ordering::Relaxed) >= CLIENTS).then_some(())).await;
         engine.kill();
         join_all(clients).await.into_iter().for_each(|client| client.unwrap());
-        let (old, _) = records_under(directory);
+        let (old, _) = records_under(directory).await;
         assert!(old <= last_old, "a record went back under the old key");
         in_the_middle += u32::from(old > 0 && old < before);
         last_old = old;
@@ -138,7 +137,7 @@ async fn a_storage_key_rotates_under_load_and_kills_without_loss() {
     let last = watched(&engine).pop().unwrap();
     println!("{last_old} records re-encrypted in {:?} after the last kill: {last}", began.elapsed());
     assert_eq!(engine.terminate(), 0);
-    let (old, new) = records_under(directory);
+    let (old, new) = records_under(directory).await;
     assert!(old == 0 && new >= before, "{old} left, {new} of {before}");
 
     ceremony.well("retire", ENOUGH, &["storage/1"]);
@@ -202,7 +201,7 @@ async fn a_watched_rotation_ends_and_its_old_key_is_retired() {
     let refused = ceremony.refused("retire", ENOUGH, &retire);
     assert!(refused.contains("does not have storage/2 in use: send it SIGHUP"), "{refused}");
     assert_eq!(engine.terminate(), 0);
-    let (before, _) = records_under(directory);
+    let (before, _) = records_under(directory).await;
     assert!(before > FIRST_PAGE);
 
     // So slow that it does the first page and waits for minutes.
@@ -256,12 +255,12 @@ async fn a_watched_rotation_ends_and_its_old_key_is_retired() {
 
 /// Changes one bit of the tag of one record, in the store of a stopped engine.
 async fn spoil_one_record(directory: &Path) {
-    let store = Embedded::open(&EmbeddedConfig::existing(directory.join("data/store"))).unwrap();
-    let (card, pin) = store.pins_page(None, 1).unwrap().remove(0);
+    let store = engine_server::StoreConfig::embedded(&directory.join("data")).open().await.unwrap();
+    let (card, pin) = store.scan_pins(None, 1).await.unwrap().remove(0);
     let mut after = pin.record.clone();
     *after.last_mut().unwrap() ^= 1;
     let stamp = Stamp { level: Level::Host, token: "it".into(), isolation: Isolation::Process, keys: [].into() };
-    let line = Event {
+    let event = Event {
         at: clock::now(),
         caller: "it".into(),
         tenant: None,
@@ -270,7 +269,8 @@ async fn spoil_one_record(directory: &Path) {
         stamp: Arc::new(stamp),
         body: Body::RecordsReencrypted { count: 0 },
     };
-    assert_eq!(store.remake(vec![RemadePin { card, before: pin.record, after, key: pin.key }], line).await.unwrap(), 1);
+    let reencrypted = ReencryptedPin { card, before: pin.record, after, key: pin.key };
+    assert_eq!(store.reencrypt(vec![reencrypted], event).await.unwrap(), 1);
     store.close().await;
 }
 
@@ -282,7 +282,7 @@ async fn a_watch_fails_on_an_unreadable_record_and_its_key_stays() {
     each_card(&engine, &Arc::new(device()), 9, Operation::Set).await;
     assert_eq!(engine.terminate(), 0);
     spoil_one_record(directory).await;
-    let (before, _) = records_under(directory);
+    let (before, _) = records_under(directory).await;
     ceremony.well("begin", ALL, &["--roster", ceremony.at("roster.toml").to_str().unwrap()]);
     ceremony.well("make", ENOUGH, &["storage"]);
     ceremony.well("activate", ENOUGH, &["storage/2"]);
@@ -372,7 +372,7 @@ async fn keys_reload_and_rotate_while_every_call_is_answered() {
     support::wait::soon("nothing was said", refused).await;
     each_card(&engine, &device, WATCHED, Operation::View).await;
     assert_eq!(engine.terminate(), 0);
-    let (old, new) = records_under(directory);
+    let (old, new) = records_under(directory).await;
     assert!(old == 0 && new > FIRST_PAGE, "{old} left, {new}");
     let mut pinseal = Command::new(env!("CARGO_BIN_EXE_pinseal"));
     let exported = pinseal.args(["audit", "export", "--store"]).arg(directory.join("data/store")).output().unwrap();

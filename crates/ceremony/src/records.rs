@@ -5,6 +5,7 @@ use std::{
     collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use hsm::{KeyStore, KeyUsage, PinRecord, RecordsKept, SealedKey};
@@ -12,14 +13,8 @@ use thiserror::Error;
 
 use super::action::{CountSource, EngineCount, UseCount};
 use audit::chain::Checkpoint;
-use config::ConfigError;
 use engine_client::{EngineTls, OperatorError};
-use store::{Store, StoreError};
-use store_embedded::{
-    StoreOpenError,
-    copy::{StoreCopy, StoreCopyError},
-    engine_name,
-};
+use store::{Store, StoreError, StoreOpenError, engine_name};
 
 /// The cards whose records are read at a time.
 const PAGE_CARDS: usize = 4_096;
@@ -36,8 +31,12 @@ pub struct RecordSources<'a> {
     pub engines: &'a [String],
     /// The client certificate for the engines; without one they are reached in plain text on this machine.
     pub tls: &'a EngineTls,
-    /// The configuration of the engine or boundary. The store that it names is counted too.
+    /// The configuration of the engine or boundary.
     pub config: &'a Path,
+    /// The store directory that the configuration names. This store is counted too.
+    pub configured_store: &'a Path,
+    /// Opens a copy of the store in a directory.
+    pub open_store_copy: fn(&Path) -> Result<Arc<dyn Store>, StoreOpenError>,
 }
 
 /// The key whose records are counted.
@@ -80,18 +79,60 @@ impl RecordSources<'_> {
         let wanted = Wanted { keys, name, version };
         let mut counted = Counted::default();
         for directory in self.stores {
-            let answer = in_store(directory, &wanted)?;
+            let answer = self.in_store(directory, &wanted)?;
             counted.take(CountSource::Store(directory.display().to_string()), answer, &wanted);
         }
         for address in self.engines {
             let answer = by_engine(address, self.tls, &wanted)?;
             counted.take(CountSource::Engine(address.clone()), answer, &wanted);
         }
-        count_configured(&mut counted, self.config, &wanted)?;
+        self.count_configured(&mut counted, &wanted)?;
         let Counted { kept, asked, known } = counted;
         let is_asked = |engine: &String| asked.iter().any(|asked| asked.engine == *engine);
         let not_asked = known.into_iter().filter(|engine| !is_asked(engine)).collect();
         Ok((kept, UseCount::Count { asked, not_asked }))
+    }
+
+    /// Counts in the store of the configuration too. Where others are named, a running engine on it stands among the known.
+    /// So does a store that is not there, where the file may be a boundary's own; an engine's store must be there.
+    fn count_configured(&self, counted: &mut Counted, wanted: &Wanted<'_>) -> Result<(), RecordsError> {
+        let directory = std::path::absolute(self.configured_store)?;
+        if counted.has_read(&directory) {
+            return Ok(());
+        }
+        match self.in_store(&directory, wanted) {
+            Err(RecordsError::NoStore { path, key }) if !counted.asked.is_empty() => {
+                if is_an_engines(self.config)? {
+                    return Err(RecordsError::NoConfiguredStore { path, key });
+                }
+                counted.known.insert(engine_name(&directory));
+            }
+            Err(RecordsError::StoreInUse { .. }) if !counted.asked.is_empty() => {
+                counted.known.insert(engine_name(&directory));
+            }
+            answer => counted.take(CountSource::Store(directory.display().to_string()), answer?, wanted),
+        }
+        Ok(())
+    }
+
+    /// In the store of a stopped engine, read from a copy, so that no byte of it changes. An engine that starts on it later uses
+    /// the newest key.
+    fn in_store(&self, directory: &Path, wanted: &Wanted<'_>) -> Result<Answer, RecordsError> {
+        let no_store = || RecordsError::NoStore { path: directory.to_owned(), key: wanted.reference() };
+        // A directory that can't be looked into, or holds something else, is an error of its own; an empty one is no store.
+        let store = match fs::metadata(directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(no_store()),
+            Err(error) => return Err(RecordsError::File { path: directory.to_owned(), error }),
+            Ok(_) => (self.open_store_copy)(directory),
+        };
+        let store = store.map_err(|error| match error {
+            StoreOpenError::Absent { .. } => no_store(),
+            StoreOpenError::Foreign { path } => RecordsError::ForeignStore { path, key: wanted.reference() },
+            StoreOpenError::Locked { path } => RecordsError::StoreInUse { path },
+            error => error.into(),
+        })?;
+        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+        runtime.block_on(count_in(&*store))?.ok_or_else(no_store)
     }
 }
 
@@ -122,28 +163,6 @@ impl Counted {
     }
 }
 
-/// Counts in the store of the configuration too. Where others are named, a running engine on it stands among the known.
-/// So does a store that is not there, where the file may be a boundary's own; an engine's store must be there.
-fn count_configured(counted: &mut Counted, config: &Path, wanted: &Wanted<'_>) -> Result<(), RecordsError> {
-    let directory = std::path::absolute(store_embedded::section::configured_directory(config)?)?;
-    if counted.has_read(&directory) {
-        return Ok(());
-    }
-    match in_store(&directory, wanted) {
-        Err(RecordsError::NoStore { path, key }) if !counted.asked.is_empty() => {
-            if is_an_engines(config)? {
-                return Err(RecordsError::NoConfiguredStore { path, key });
-            }
-            counted.known.insert(engine_name(&directory));
-        }
-        Err(RecordsError::StoreInUse { .. }) if !counted.asked.is_empty() => {
-            counted.known.insert(engine_name(&directory));
-        }
-        answer => counted.take(CountSource::Store(directory.display().to_string()), answer?, wanted),
-    }
-    Ok(())
-}
-
 /// Whether a configuration has a setting that no boundary reads.
 fn is_an_engines(config: &Path) -> Result<bool, RecordsError> {
     let text = fs::read_to_string(config).map_err(|error| RecordsError::File { path: config.to_owned(), error })?;
@@ -151,46 +170,29 @@ fn is_an_engines(config: &Path) -> Result<bool, RecordsError> {
     Ok(settings.is_none_or(|settings| settings.keys().any(|key| !BOUNDARY_KEYS.contains(&key.as_str()))))
 }
 
-/// In the store of a stopped engine, read from a copy, so that no byte of it changes. An engine that starts on it later uses
-/// the newest key.
-fn in_store(directory: &Path, wanted: &Wanted<'_>) -> Result<Answer, RecordsError> {
-    let no_store = || RecordsError::NoStore { path: directory.to_owned(), key: wanted.reference() };
-    // A directory that can't be looked into, or holds something else, is an error of its own; an empty one is no store.
-    let store = match fs::metadata(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(no_store()),
-        Err(error) => return Err(RecordsError::File { path: directory.to_owned(), error }),
-        Ok(_) => StoreCopy::open(directory),
-    };
-    let copy = store.map_err(|error| match error {
-        StoreCopyError::Store(StoreOpenError::Absent { .. }) => no_store(),
-        StoreCopyError::Store(StoreOpenError::Foreign { path }) => {
-            RecordsError::ForeignStore { path, key: wanted.reference() }
-        }
-        StoreCopyError::Store(StoreOpenError::Locked { path }) => RecordsError::StoreInUse { path },
-        error => error.into(),
-    })?;
-    let store = copy.store();
-    // An engine's first act is a line in the audit chain: no engine ran on a store without one.
-    if store.checkpoint() == Checkpoint::EMPTY {
-        return Err(no_store());
+/// The use of keys in an open store; `None` where no engine ever ran on it: an engine's first act is an audit event.
+async fn count_in(store: &dyn Store) -> Result<Option<Answer>, RecordsError> {
+    if store.checkpoint().await? == Checkpoint::EMPTY {
+        return Ok(None);
     }
-    let mut answer = Answer { kept: RecordsKept::default(), engine: engine_name(directory), known: BTreeSet::new() };
+    let (kept, engine) = (RecordsKept::default(), store.engine_name().to_string());
+    let mut answer = Answer { kept, engine, known: BTreeSet::new() };
     let mut after = None;
     loop {
-        let page = store.pins_page(after.as_ref(), PAGE_CARDS)?;
+        let page = store.scan_pins(after.as_ref(), PAGE_CARDS).await?;
         let Some((last, _)) = page.last() else { break };
         after = Some(*last);
         for (_, pin) in &page {
             answer.kept.count(&PinRecord::from_bytes(&pin.record).map_err(|_| RecordsError::Record)?);
         }
     }
-    for tzpk in store.tzpks_at(store.now()) {
+    for tzpk in store.live_tzpks().await? {
         answer.kept.count_sealed(&SealedKey::from_bytes(&tzpk.0).map_err(|_| RecordsError::Record)?);
     }
     let mut from = 1;
     loop {
-        let page = store.audit_page(from, PAGE_ENTRIES)?;
-        let Some(last) = page.last() else { return Ok(answer) };
+        let page = store.audit(from, PAGE_ENTRIES).await?;
+        let Some(last) = page.last() else { return Ok(Some(answer)) };
         from = last.sequence.saturating_add(1);
         answer.known.extend(page.iter().filter_map(|entry| entry.event.body.started_engine().map(str::to_owned)));
     }
@@ -257,12 +259,9 @@ fn kept_of(records: &proto::CountRecordsResponse) -> Result<RecordsKept, Records
 /// The count failed: the key stays as it was.
 #[derive(Debug, Error)]
 pub enum RecordsError {
-    /// The configuration can't be read, or is malformed.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
     /// The store of a stopped engine can't be copied or opened.
     #[error(transparent)]
-    StoreCopy(#[from] StoreCopyError),
+    StoreOpen(#[from] StoreOpenError),
     /// The store can't be read.
     #[error(transparent)]
     Kept(#[from] StoreError),
@@ -356,7 +355,15 @@ mod configured_tests {
             KeyStore::open(hsm::Keys::Vault(vault), &wanted, 1).unwrap()
         };
         let wanted = Wanted { keys: &keys, name: &KeyUsage::Storage, version: 1 };
-        count_configured(&mut counted, &config, &wanted)?;
+        let sources = RecordSources {
+            stores: &[],
+            engines: &[],
+            tls: &EngineTls::default(),
+            config: &config,
+            configured_store: &data.join("store"),
+            open_store_copy: engine_server::open_store_copy,
+        };
+        sources.count_configured(&mut counted, &wanted)?;
         Ok(counted.known.into_iter().collect())
     }
 

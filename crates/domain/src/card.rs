@@ -4,7 +4,7 @@ use std::fmt;
 
 use thiserror::Error;
 
-use crate::time::UnixMillis;
+use crate::{storage_key::RecordKey, time::UnixMillis};
 
 /// The longest tenant name, in bytes.
 pub const TENANT_BYTES_MAX: usize = 31;
@@ -84,6 +84,30 @@ pub struct RegisteredAccount {
     pub sealed: Box<[u8]>,
     /// First six and last four digits, stars between.
     pub masked: Box<str>,
+}
+
+/// A PIN at rest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredPin {
+    /// The boundary's PIN record: format, key version, encrypted block and tag, opaque here.
+    pub record: Box<[u8]>,
+    /// The storage key that the record names.
+    pub key: RecordKey,
+    /// The account number that the block is bound to; `None` where the digits of the plasticId bind it.
+    pub account: Option<RegisteredAccount>,
+}
+
+/// A PIN record under another storage key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReencryptedPin {
+    /// The card of the PIN.
+    pub card: CardKey,
+    /// The record that the boundary decrypted.
+    pub before: Box<[u8]>,
+    /// The record that replaces it.
+    pub after: Box<[u8]>,
+    /// The storage key that `after` names.
+    pub key: RecordKey,
 }
 
 /// Where a card stands with its PIN.

@@ -18,7 +18,7 @@ use subtle::ConstantTimeEq;
 use thiserror::Error;
 use uuid::Uuid;
 
-use crate::card::{CardKey, RegisteredAccount, Tenant};
+use crate::card::{CardKey, RegisteredAccount, StoredPin, Tenant};
 use crate::limits::CONTROL_ID_CHARACTERS;
 use crate::time::UnixMillis;
 
@@ -117,23 +117,6 @@ pub struct NewControl {
     pub device_key: Option<Thumbprint>,
 }
 
-impl NewControl {
-    /// The control as opened at `now`, where the card has this account number and generation.
-    pub fn open(self, account: Option<RegisteredAccount>, generation: u64, now: UnixMillis) -> Control {
-        let Self { id, card, scope, lifetime, device_key } = self;
-        Control {
-            id,
-            card,
-            account,
-            scope,
-            expires_at: now.after(lifetime),
-            opened_generation: generation,
-            device_key,
-            state: ControlState::Open,
-        }
-    }
-}
-
 /// One control.
 #[derive(Clone)]
 pub struct Control {
@@ -200,6 +183,8 @@ pub enum Transition {
         under: SealedTzpk,
         /// The tag of the block.
         retry: RetryTag,
+        /// The record of the PIN, encrypted by the boundary.
+        pin: StoredPin,
     },
     /// A block was not ISO-1 under this tzpk.
     Malformed {
@@ -218,9 +203,21 @@ pub enum Transition {
     },
 }
 
-/// Why an event did not happen. The control is as it was.
+/// Why a change was not made. Nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Denied {
+    /// A PIN is bound to the account number that the card has.
+    #[error("a PIN is kept for this card, bound to the account number it has: it can't be changed")]
+    AccountBound,
+    /// The card was never registered, and [`UnknownCards::Refuse`](crate::rules::UnknownCards::Refuse) is configured.
+    #[error("the card is not registered")]
+    CardUnknown,
+    /// The card had as many controls within this clock hour as configured.
+    #[error("this card has had {cap} controls within the hour: try again later")]
+    Cap {
+        /// The configured number.
+        cap: u32,
+    },
     /// Unknown, expired, spent, or closed by a newer PIN of its card: one answer for all of them.
     #[error("the control is not usable: open another")]
     NotUsable,
@@ -313,17 +310,21 @@ impl Control {
     }
 }
 
-/// The state after `event` at `now`, where the card has this generation. The store calls this inside its transaction, on
-/// the newest state it has, so of two racing events exactly one finds the control usable.
-pub fn advance(control: &Control, event: Transition, generation: u64, now: UnixMillis) -> Result<ControlState, Denied> {
+/// The state of a control after `transition` at `now`, where the card has this generation.
+pub(crate) fn next_state(
+    control: &Control,
+    transition: &Transition,
+    generation: u64,
+    now: UnixMillis,
+) -> Result<ControlState, Denied> {
     control.usable(now)?;
     // A new PIN closes no control to view: whichever control set it, the card's PIN is shown.
     if control.scope == Scope::SetPin && control.opened_generation != generation {
         return Err(Denied::NotUsable);
     }
-    match (&control.state, control.scope, event) {
+    match (&control.state, control.scope, transition) {
         (ControlState::Open, Scope::SetPin, Transition::Key { tzpk, replaces: None }) => {
-            Ok(ControlState::Keyed { tzpk, refused_pins: 0 })
+            Ok(ControlState::Keyed { tzpk: tzpk.clone(), refused_pins: 0 })
         }
         // A fresh tzpk does not forgive refused PINs.
         (
@@ -331,22 +332,22 @@ pub fn advance(control: &Control, event: Transition, generation: u64, now: UnixM
             Scope::SetPin,
             Transition::Key { tzpk, replaces: Some(replaces) },
         ) => {
-            newest(before, &replaces)?;
-            Ok(ControlState::Keyed { tzpk, refused_pins: *refused_pins })
+            newest(before, replaces)?;
+            Ok(ControlState::Keyed { tzpk: tzpk.clone(), refused_pins: *refused_pins })
         }
         (_, Scope::SetPin, Transition::Key { .. }) => Err(Denied::Superseded),
-        (ControlState::Keyed { tzpk, .. }, Scope::SetPin, Transition::Set { under, retry }) => {
-            newest(tzpk, &under)?;
-            Ok(ControlState::Spent(Spent::Set(retry)))
+        (ControlState::Keyed { tzpk, .. }, Scope::SetPin, Transition::Set { under, retry, .. }) => {
+            newest(tzpk, under)?;
+            Ok(ControlState::Spent(Spent::Set(*retry)))
         }
         (ControlState::Keyed { tzpk, .. }, Scope::SetPin, Transition::Malformed { under }) => {
-            newest(tzpk, &under)?;
+            newest(tzpk, under)?;
             Ok(ControlState::Spent(Spent::Malformed))
         }
         (ControlState::Keyed { tzpk, refused_pins }, Scope::SetPin, Transition::RefusedPin { under }) => {
-            newest(tzpk, &under)?;
+            newest(tzpk, under)?;
             Ok(if *refused_pins < REFUSED_PINS_MAX {
-                ControlState::Keyed { tzpk: under, refused_pins: refused_pins.saturating_add(1) }
+                ControlState::Keyed { tzpk: tzpk.clone(), refused_pins: refused_pins.saturating_add(1) }
             } else {
                 ControlState::Spent(Spent::Refused)
             })
@@ -369,7 +370,10 @@ fn newest(newest: &SealedTzpk, under: &SealedTzpk) -> Result<(), Denied> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::card::PlasticId;
+    use crate::{
+        card::PlasticId,
+        storage_key::{RecordKey, StorageKeyKind},
+    };
 
     const NOW: UnixMillis = UnixMillis(1_000);
 
@@ -395,7 +399,9 @@ mod tests {
     }
 
     fn set(n: u8) -> Transition {
-        Transition::Set { under: tzpk(n), retry: RetryTag([n; 16]) }
+        let key = RecordKey { kind: StorageKeyKind::Iso4, version: 1 };
+        let pin = StoredPin { record: [n; 38].into(), key, account: None };
+        Transition::Set { under: tzpk(n), retry: RetryTag([n; 16]), pin }
     }
 
     fn view() -> Transition {
@@ -407,18 +413,18 @@ mod tests {
         Transition::Key { tzpk: tzpk(n), replaces: Some(tzpk(replaces)) }
     }
 
-    fn after(mut control: Control, event: Transition) -> Control {
-        control.state = advance(&control, event, 4, NOW).unwrap();
-        control
+    fn advance(
+        control: &Control,
+        transition: Transition,
+        generation: u64,
+        now: UnixMillis,
+    ) -> Result<ControlState, Denied> {
+        next_state(control, &transition, generation, now)
     }
 
-    #[test]
-    fn a_new_control_lives_from_the_time_of_the_store() {
-        let Control { id, card, scope, device_key, .. } = keyed();
-        let lifetime = Duration::from_secs(30);
-        let opened = NewControl { id, card, scope, lifetime, device_key }.open(None, 4, NOW);
-        assert_eq!((opened.expires_at, opened.opened_generation), (UnixMillis(31_000), 4));
-        assert!(matches!(opened.state, ControlState::Open));
+    fn after(mut control: Control, transition: Transition) -> Control {
+        control.state = advance(&control, transition, 4, NOW).unwrap();
+        control
     }
 
     #[test]

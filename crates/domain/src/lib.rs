@@ -6,5 +6,6 @@ pub mod caller;
 pub mod card;
 pub mod control;
 pub mod limits;
+pub mod rules;
 pub mod storage_key;
 pub mod time;

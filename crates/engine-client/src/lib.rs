@@ -21,7 +21,7 @@ use proto::{
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Mutual TLS to an engine: all three, or none on this machine.
-#[derive(Args)]
+#[derive(Args, Default)]
 pub struct EngineTls {
     /// The roots of the engine's certificate, in PEM; not needed for an engine on this machine that has no TLS
     #[arg(long, value_name = "FILE", requires_all = ["engine", "engine_certificates", "engine_private_key"])]

@@ -3,13 +3,14 @@
 use std::{
     io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use clap::Args;
 use config::ConfigError;
 use hsm_client::{BoundaryError, OpenBoundary};
 use net::stop::{Stop, say, warn};
-use store::StoreError;
+use store::{Store, StoreError, StoreOpenError};
 use thiserror::Error;
 use tokio::{
     runtime::Builder,
@@ -29,11 +30,16 @@ pub struct EngineArguments {
 /// Opens a boundary in this process, from the configuration file.
 pub type OpenInline = fn(Option<&Path>) -> Result<Box<dyn OpenBoundary>, ConfigError>;
 
-/// Serves the engine until SIGTERM or Ctrl-C; reloads its keys on SIGHUP.
+/// Serves the engine until SIGTERM or Ctrl-C; reloads its keys on SIGHUP. `open_store` opens the store that the
+/// configuration file names.
 ///
 /// # Errors
 /// The configuration cannot be served, or the engine did not start or not stop in order.
-pub fn run(arguments: EngineArguments, open_inline: OpenInline) -> Result<(), EngineCommandError> {
+pub fn run(
+    arguments: EngineArguments,
+    open_inline: OpenInline,
+    open_store: impl AsyncFnOnce(Option<&Path>) -> Result<Arc<dyn Store>, StoreOpenError>,
+) -> Result<(), EngineCommandError> {
     take_memory_by_small_pages();
     let path = arguments.config.as_deref();
     let mut config = EngineConfig::load(path)?;
@@ -44,7 +50,7 @@ pub fn run(arguments: EngineArguments, open_inline: OpenInline) -> Result<(), En
     Builder::new_current_thread().enable_all().build()?.block_on(async {
         // SIGHUP ends no service, from here on: not one that starts either.
         let mut hangup = signal(SignalKind::hangup())?;
-        let engine = Engine::start(config, opener).await?;
+        let engine = Engine::start(config, open_store(path).await?, opener).await?;
         let mut stop = Stop::listen()?;
         say(format_args!("pinseal engine listens on {}", engine.address()));
         for line in engine.boundary().lines() {
@@ -96,6 +102,9 @@ pub enum EngineCommandError {
     /// The engine did not start.
     #[error(transparent)]
     Engine(#[from] StartError),
+    /// The store did not open.
+    #[error(transparent)]
+    StoreOpen(#[from] StoreOpenError),
     /// The engine did not stop in order.
     #[error(transparent)]
     Store(#[from] StoreError),

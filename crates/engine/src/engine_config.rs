@@ -15,10 +15,9 @@ use crate::pin::Rules;
 use config::{ConfigError, DATA_DIRECTORY, read_file, within};
 use domain::card::Tenant;
 use domain::control::LIFETIME_SECONDS_MAX;
+use domain::rules::{Admission, UnknownCards};
 use hsm_client::ProcessConfig;
 use net::{ConnectionLimits, tls::ServerTlsConfig};
-use store::{Admission, UnknownCards};
-use store_embedded::{EmbeddedConfig, section::StoreSection};
 
 /// The engine's checked configuration.
 pub struct EngineConfig {
@@ -30,8 +29,6 @@ pub struct EngineConfig {
     pub peers: Vec<Peer>,
     /// Where the key boundary is.
     pub boundary: BoundaryPlace,
-    /// The store.
-    pub store: EmbeddedConfig,
     /// The operator's rules.
     pub rules: Rules,
     /// How many threads serve, each with its own runtime.
@@ -114,7 +111,8 @@ struct LowEngine {
     /// Read by the boundary.
     pin_policy: Option<IgnoredAny>,
     control: LowControl,
-    store: StoreSection,
+    /// Read by the program that opens the store.
+    store: Option<IgnoredAny>,
     rotation: LowRotation,
     metrics: LowMetrics,
 }
@@ -215,7 +213,7 @@ impl Default for LowEngine {
             boundary: LowBoundary::default(),
             pin_policy: None,
             control: LowControl::default(),
-            store: StoreSection::default(),
+            store: None,
             rotation: LowRotation::default(),
             metrics: LowMetrics::default(),
         }
@@ -263,7 +261,6 @@ impl LowEngine {
             listen: self.listen,
             tls: self.tls.take(),
             peers: check_peers(std::mem::take(&mut self.peers))?,
-            store: std::mem::take(&mut self.store).check(&self.data_directory)?,
             rules: Rules {
                 control_lifetime: Duration::from_secs(lifetime.into()),
                 admission: Admission {
@@ -361,7 +358,6 @@ mod tests {
         assert_eq!(engine.listen, SocketAddr::from((Ipv4Addr::LOCALHOST, 50_051)));
         assert_eq!(engine.rules.control_lifetime, Duration::from_secs(30));
         assert!(matches!(engine.boundary, BoundaryPlace::Process(ProcessConfig::Started { .. })));
-        assert_eq!(engine.store.directory, Path::new("pinseal-data/store"));
         assert_eq!(engine.metrics_listen, None);
     }
 
@@ -411,6 +407,5 @@ mod tests {
         assert_eq!(example.calls_per_connection_max, default.calls_per_connection_max);
         assert_eq!(example.remade_per_second, default.remade_per_second);
         assert_eq!(example.rules.control_lifetime, default.rules.control_lifetime);
-        assert_eq!(example.store.memory_bytes_max, default.store.memory_bytes_max);
     }
 }

@@ -1,17 +1,16 @@
 //! The keys in use: those of the boundary, once no PIN under older ones can come any more. Rotation and those who retire
 //! keys go by these: while a boundary hands over to the next, answers of the one before are still on their way.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use hsm_protocol::{PinRecord, SealedKey};
 use tokio::{sync::watch, time::sleep};
 
 use super::StartError;
 use crate::pin::Pins;
-use domain::control::SealedTzpk;
+use domain::{card::StoredPin, control::SealedTzpk};
 use hsm_client::{KeyMismatch, succeeds};
-use store::{Store, StoreError, StoredPin};
-use store_embedded::Embedded;
+use store::{Store, StoreError};
 
 /// How many cards' records are read at a time.
 const PAGE_CARDS: usize = 4_096;
@@ -21,12 +20,12 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Checks that the keys of the boundary are those that the store was last used with, by the rule of a reload: fresh keys, or
 /// those of another vault or token, open nothing that is in the store. A store without PINs and cards needs no keys.
-pub(super) fn check(store: &Embedded, directory: &Path, status: &hsm_protocol::Status) -> Result<(), StartError> {
-    if !store.needs_keys()? {
+pub(super) async fn check(store: &dyn Store, status: &hsm_protocol::Status) -> Result<(), StartError> {
+    if !store.needs_keys().await? {
         return Ok(());
     }
-    let damaged = || StartError::NoKeyList { store: directory.to_owned() };
-    let noted = store.noted_keys()?.ok_or_else(damaged)?;
+    let damaged = || StartError::NoKeyList { store: store.place().to_owned() };
+    let noted = store.keys_in_use().await?.ok_or_else(damaged)?;
     let mut noted = hsm_protocol::frame::read_key_list(&noted).map_err(|_| damaged())?;
     loop {
         match succeeds(&noted, status.keys()) {
@@ -34,12 +33,12 @@ pub(super) fn check(store: &Embedded, directory: &Path, status: &hsm_protocol::S
             // A ceremony may retire it while the engine is stopped, with a newer version active and nothing under it.
             Err(KeyMismatch::Missing { key })
                 if let Some(newer) = newest(status.keys(), &key)
-                    && !is_needed(store, &key)? =>
+                    && !is_needed(store, &key).await? =>
             {
                 noted.retain(|used| used.usage != key.usage || used.version != key.version);
                 noted.push(newer.clone());
             }
-            Err(mismatch) => return Err(StartError::OtherKeys { store: directory.to_owned(), mismatch }),
+            Err(mismatch) => return Err(StartError::OtherKeys { store: store.place().to_owned(), mismatch }),
         }
     }
 }
@@ -52,14 +51,14 @@ fn newest<'a>(keys: &'a [hsm_protocol::KeyId], than: &hsm_protocol::KeyId) -> Op
 }
 
 /// Whether a PIN record or the tzpk of a usable control is under the key. Reads every PIN record.
-fn is_needed(store: &Embedded, key: &hsm_protocol::KeyId) -> Result<bool, StoreError> {
+async fn is_needed(store: &dyn Store, key: &hsm_protocol::KeyId) -> Result<bool, StoreError> {
     let seals = |tzpk: &SealedTzpk| SealedKey::from_bytes(&tzpk.0).map_or(true, |tzpk| tzpk.key() == key.version);
-    if store.tzpks_at(store.now()).iter().any(seals) {
+    if store.live_tzpks().await?.iter().any(seals) {
         return Ok(true);
     }
     let mut after = None;
     loop {
-        let page = store.pins_page(after.as_ref(), PAGE_CARDS)?;
+        let page = store.scan_pins(after.as_ref(), PAGE_CARDS).await?;
         let Some((last, _)) = page.last() else { return Ok(false) };
         after = Some(*last);
         // A record that can't be read needs its key, whichever that is.

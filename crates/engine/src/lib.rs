@@ -12,7 +12,7 @@ mod service;
 pub mod serving;
 mod wire;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use thiserror::Error;
 use tokio::{sync::watch, task::JoinHandle};
@@ -32,7 +32,7 @@ use self::{
 use crate::metrics::{Metrics, MetricsError};
 use crate::pin::Pins;
 use crate::rotation::Progress;
-use audit::entry::Body;
+use audit::{chain::Checkpoint, entry::Body};
 use domain::limits::REQUEST_BYTES_MAX;
 use hsm_client::{AbsentKeys, Boundary, BoundaryError, KeyMismatch, OpenBoundary};
 use net::tls::{self, ListenError, ServerTls, TlsError};
@@ -42,7 +42,6 @@ use proto::{
     pin_service_server::PinServiceServer,
 };
 use store::{Store, StoreError, StoreFailure, StoreState};
-use store_embedded::{Embedded, StoreOpenError};
 
 /// How often the token is asked whether it is there.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
@@ -51,7 +50,7 @@ const WATCH_EVERY: Duration = Duration::from_millis(500);
 pub struct Engine {
     boundary: Arc<dyn Boundary>,
     pins: Arc<Pins>,
-    store: Arc<Embedded>,
+    store: Arc<dyn Store>,
     health: HealthReporter,
     watch: JoinHandle<()>,
     in_use: watch::Receiver<Arc<hsm_protocol::Status>>,
@@ -62,29 +61,35 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Opens the store and the boundary and begins to serve.
-    pub async fn start(config: EngineConfig, opener: Box<dyn OpenBoundary>) -> Result<Self, StartError> {
+    /// Opens the boundary and begins to serve. The engine closes the store when it stops.
+    ///
+    /// # Errors
+    /// The configuration cannot be served, the keys of the boundary are not those of the store, or the boundary, the store
+    /// or the operating system fails.
+    pub async fn start(
+        config: EngineConfig,
+        store: Arc<dyn Store>,
+        opener: Box<dyn OpenBoundary>,
+    ) -> Result<Self, StartError> {
         tls::may_listen_engine(config.listen, config.tls.as_ref())?;
         if config.tls.is_some() && config.peers.is_empty() {
             return Err(StartError::NoPeers);
         }
         let tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
-        let store = Arc::new(Embedded::open(&config.store)?);
         // Each start is an audit entry: a store without entries is one that nobody has used.
-        let absent_keys = if store.counts().audit_entries == 0 { AbsentKeys::Create } else { AbsentKeys::Refuse };
+        let is_new = store.checkpoint().await? == Checkpoint::EMPTY;
+        let absent_keys = if is_new { AbsentKeys::Create } else { AbsentKeys::Refuse };
         // One way in for each thread that serves, and one for the engine itself.
         let boundary = opener.open(config.workers.saturating_add(1), absent_keys).await?;
         let status = boundary.status();
-        if let Err(error) = keys_in_use::check(&store, &config.store.directory, &status) {
+        if let Err(error) = keys_in_use::check(&*store, &status).await {
             boundary.close().await;
             return Err(error);
         }
-        if absent_keys == AbsentKeys::Create {
-            let store = config.store.directory.display();
-            tracing::info!(%store, "the store is new: nothing that an engine kept before is in it");
+        if is_new {
+            tracing::info!(store = store.place(), "the store is new: nothing that an engine kept before is in it");
         }
-        let kept: Arc<dyn Store> = store.clone();
-        let pins = |boundary| Arc::new(Pins::new(boundary, Arc::clone(&kept), config.rules));
+        let pins = |boundary| Arc::new(Pins::new(boundary, Arc::clone(&store), config.rules));
         let pins_of_thread = |number| pins(boundary.for_thread(number));
         let pins = pins(boundary.for_thread(0));
         pins.note_start(store.engine_name(), &status).await?;
@@ -120,7 +125,7 @@ impl Engine {
         let mut threads = 0;
         let serving = Serving::start(&settings, |mut server| {
             threads += 1;
-            let services = Services::new(pins_of_thread(threads), Arc::clone(&kept), peers.clone());
+            let services = Services::new(pins_of_thread(threads), Arc::clone(&store), peers.clone());
             let router = server.add_service(health_service.clone());
             with_services(router, &services, &keys)
                 .add_service(reflection.clone())
@@ -155,7 +160,7 @@ impl Engine {
 
     /// Returns once the store has failed: from then on every call is refused, and [`Engine::stop`] returns the failure.
     pub async fn store_failure(&self) -> StoreFailure {
-        failure(&self.store).await
+        failure(&*self.store).await
     }
 
     /// Takes no more connections, lets calls in flight finish, closes the store.
@@ -169,7 +174,7 @@ impl Engine {
         // A store that fails may never answer.
         let noted = tokio::select! {
             noted = self.pins.note_engine(Body::EngineStopped) => noted,
-            failure = failure(&self.store) => Err(StoreError::Failed(failure)),
+            failure = failure(&*self.store) => Err(StoreError::Failed(failure)),
         };
         self.store.close().await;
         self.boundary.close().await;
@@ -181,7 +186,7 @@ impl Engine {
 }
 
 /// Returns once the store has failed.
-async fn failure(store: &Embedded) -> StoreFailure {
+async fn failure(store: &dyn Store) -> StoreFailure {
     let mut state = store.state();
     loop {
         if let StoreState::Failed(failure) = &*state.borrow_and_update() {
@@ -200,22 +205,23 @@ pub enum StartError {
     /// The key boundary did not open.
     #[error(transparent)]
     Boundary(#[from] BoundaryError),
-    /// The store did not open.
-    #[error(transparent)]
-    StoreOpen(#[from] StoreOpenError),
     /// The keys are not those that the store was last used with.
-    #[error("the store {} does not fit these keys: {mismatch}; start the engine with the vault or token of this store", store.display())]
+    #[error(
+        "the store {store} does not fit these keys: {mismatch}; start the engine with the vault or token of this store"
+    )]
     OtherKeys {
-        /// The store's directory.
-        store: PathBuf,
+        /// [`Store::place`].
+        store: String,
         /// Which key.
         mismatch: KeyMismatch,
     },
     /// Nobody knows under which keys its PINs and cards are.
-    #[error("the store {} holds PINs or cards, and no list of their keys that can be read: restore it from a backup", store.display())]
+    #[error(
+        "the store {store} holds PINs or cards, and no list of their keys that can be read: restore it from a backup"
+    )]
     NoKeyList {
-        /// The store's directory.
-        store: PathBuf,
+        /// [`Store::place`].
+        store: String,
     },
     /// The store failed at its first line.
     #[error(transparent)]

@@ -19,12 +19,13 @@ use tokio::sync::watch;
 use audit::entry::{Action, BlockFormat, Body, CardEvent, Event, Formats, Isolation, KeyStamp, Level, Outcome, Stamp};
 use clock;
 use domain::caller::Caller;
-use domain::card::{Card, CardKey, PlasticId, RegisteredAccount};
+use domain::card::{Card, CardKey, PlasticId, ReencryptedPin, RegisteredAccount, StoredPin};
 use domain::control::{Control, ControlId, Denied, NewControl, RetryTag, Scope, SealedTzpk, Thumbprint, Transition};
+use domain::rules::Admission;
 use domain::storage_key::{MinKeyVersions, RecordKey, StorageKeyKind};
 use domain::time::UnixMillis;
 use hsm_client::Boundary;
-use store::{Admission, AdvanceError, OpenError, RegisterError, RemadePin, Store, StoreError, StoredPin};
+use store::{ChangeError, Store, StoreError};
 
 /// How often a request starts over because a newer tzpk or PIN record, or a twin of the request, came between.
 const JUDGEMENTS_MAX: u32 = 4;
@@ -97,7 +98,7 @@ impl Pins {
             None => None,
         };
         let line = self.line(caller, about_card(Action::RegisterCard, &plastic, account.as_ref()));
-        Ok(self.store.register(card, account, line).await?)
+        Ok(self.store.register_card(card, account, line).await?)
     }
 
     /// What is known of a card.
@@ -112,13 +113,13 @@ impl Pins {
         plastic: PlasticId,
         scope: Scope,
         device_key: Option<Thumbprint>,
-    ) -> Result<Control, OpenError> {
+    ) -> Result<Control, ChangeError> {
         let card = CardKey { tenant: caller.tenant, plastic };
         let id = ControlId::random();
         let control = NewControl { id, card, scope, lifetime: self.rules.control_lifetime, device_key };
         let event = about_card(Action::OpenControl, &plastic, None);
         let line = self.line(caller, CardEvent { control: Some(id), ..event });
-        self.store.open(control, self.rules.admission, line).await
+        self.store.open_control(control, self.rules.admission, line).await
     }
 
     /// Makes a fresh tzpk for the control's device; the newest wins.
@@ -144,7 +145,7 @@ impl Pins {
             match self.store.advance(id, event, self.control_line(caller, Action::IssueTzpk, &control)).await {
                 Ok(()) => {}
                 // Another request was quicker: this one makes its tzpk for the control as it is now.
-                Err(AdvanceError::Denied(Denied::Superseded)) => continue,
+                Err(ChangeError::Denied(Denied::Superseded)) => continue,
                 Err(error) => return Err(error.into()),
             }
             return Ok(IssuedTzpk {
@@ -202,7 +203,7 @@ impl Pins {
             match self.store.advance(id, Transition::View { shown: pin.record }, line).await {
                 Ok(()) => {}
                 // Another PIN record replaced this one: the device gets the newest.
-                Err(AdvanceError::Denied(Denied::Superseded)) => continue,
+                Err(ChangeError::Denied(Denied::Superseded)) => continue,
                 Err(error) => return Err(error.into()),
             }
             return Ok(ShownPin {
@@ -216,7 +217,7 @@ impl Pins {
 
     /// What the PIN records of the next cards are.
     pub async fn kinds_page(&self, after: Option<&CardKey>, cards: usize) -> Result<KindsPage, StoreError> {
-        let pins = self.store.pins_after(after, cards).await?;
+        let pins = self.store.scan_pins(after, cards).await?;
         let kind = |pin: &StoredPin| PinRecord::from_bytes(&pin.record).ok().map(|record| RecordKind::of(&record));
         Ok(KindsPage {
             last: pins.last().map(|(card, _)| *card),
@@ -226,7 +227,7 @@ impl Pins {
 
     /// Makes the PIN records of the next cards anew where they are under an older storage key. A PIN set meanwhile stands.
     pub async fn remake_page(&self, after: Option<&CardKey>, cards: usize) -> Result<RemadePage, RemakeError> {
-        let pins = self.store.pins_after(after, cards).await?;
+        let pins = self.store.scan_pins(after, cards).await?;
         let checked = u64::try_from(pins.len()).unwrap_or(u64::MAX);
         let mut page = RemadePage { last: pins.last().map(|(card, _)| *card), checked, remade: 0, failed: 0 };
         let mut remade = Vec::new();
@@ -236,7 +237,7 @@ impl Pins {
         while let Some((outcome, card, pin)) = all.next().await {
             match outcome {
                 Ok(None) => {}
-                Ok(Some(after)) => remade.push(RemadePin {
+                Ok(Some(after)) => remade.push(ReencryptedPin {
                     card,
                     before: pin.record,
                     key: record_key(&after),
@@ -252,7 +253,7 @@ impl Pins {
             }
         }
         if !remade.is_empty() {
-            page.remade = self.store.remake(remade, self.own_line(Body::RecordsReencrypted { count: 0 })).await?;
+            page.remade = self.store.reencrypt(remade, self.own_line(Body::RecordsReencrypted { count: 0 })).await?;
         }
         Ok(page)
     }
@@ -276,21 +277,21 @@ impl Pins {
 
     /// Writes that every PIN record was looked at, and how many would not open.
     pub async fn note_rotated(&self, checked: u64, failed: u64) -> Result<(), StoreError> {
-        self.store.note(self.own_line(Body::RotationEnded { checked, failed })).await
+        self.store.record_event(self.own_line(Body::RotationEnded { checked, failed })).await
     }
 
     /// Rejects PIN records under a storage key older than those of `status`; the caller retries under the newest key. When
     /// this returns, the store holds every earlier record, for a rotation to find.
     pub async fn take_up(&self, status: &hsm_protocol::Status) -> Result<(), StoreError> {
         let keys = hsm_protocol::frame::write_key_list(status.keys());
-        self.store.note_keys(keys.into(), min_key_versions(status), self.own_line(Body::KeysReloaded)).await
+        self.store.set_keys_in_use(keys.into(), min_key_versions(status), self.own_line(Body::KeysReloaded)).await
     }
 
     /// Writes that the engine of this name begins to serve, and with which keys.
     pub async fn note_start(&self, engine: &str, status: &hsm_protocol::Status) -> Result<(), StoreError> {
         let keys = hsm_protocol::frame::write_key_list(status.keys());
         self.store
-            .note_keys(
+            .set_keys_in_use(
                 keys.into(),
                 min_key_versions(status),
                 self.own_line(Body::EngineStarted { engine: engine.into() }),
@@ -300,12 +301,12 @@ impl Pins {
 
     /// Records an event of the engine itself.
     pub async fn note_engine(&self, body: Body) -> Result<(), StoreError> {
-        self.store.note(self.own_line(body)).await
+        self.store.record_event(self.own_line(body)).await
     }
 
     /// The version of the seal key of each usable control's tzpk; none of one that this release can't read.
     pub async fn live_seal_versions(&self) -> Result<Vec<Option<u16>>, StoreError> {
-        let tzpks = self.store.live_tzpks(self.store.now()).await?;
+        let tzpks = self.store.live_tzpks().await?;
         Ok(tzpks.iter().map(|tzpk| SealedKey::from_bytes(&tzpk.0).ok().map(|tzpk| tzpk.key().0)).collect())
     }
 
@@ -362,13 +363,13 @@ impl Pins {
             Ok(Reply::Record { record, retry_tag: Some(retry_tag) }) => {
                 let formats = Some(Formats { from: BlockFormat::Iso1, to: block_format(record.form()) });
                 let line = self.line(caller, CardEvent { formats, ..card });
-                let event = Transition::Set { under, retry: RetryTag(retry_tag) };
                 let pin = StoredPin {
                     key: record_key(&record),
                     record: record.as_bytes().into(),
                     account: control.account.clone(),
                 };
-                Ok(self.store.set_pin(control.id, event, pin, line).await?)
+                let set = Transition::Set { under, retry: RetryTag(retry_tag), pin };
+                Ok(self.store.advance(control.id, set, line).await?)
             }
             Ok(_) => Err(hsm_protocol::Error::UnexpectedReply.into()),
             Err(hsm_protocol::Error::Refused(Refusal::MalformedBlock)) => {
@@ -393,7 +394,7 @@ impl Pins {
         scope: Scope,
         action: Action,
         now: UnixMillis,
-    ) -> Result<Control, UsableError> {
+    ) -> Result<Control, ChangeError> {
         let control = self.store.control(id).await?.ok_or(Denied::NotUsable)?;
         self.admit(caller, &control, scope, action, now).await?;
         Ok(control)
@@ -407,7 +408,7 @@ impl Pins {
         scope: Scope,
         action: Action,
         now: UnixMillis,
-    ) -> Result<(), UsableError> {
+    ) -> Result<(), ChangeError> {
         match control.admit(&caller.tenant, scope, now) {
             Ok(()) => Ok(()),
             Err(Denied::NotUsable) => Err(Denied::NotUsable.into()),
@@ -421,7 +422,7 @@ impl Pins {
         control: &Control,
         device: &DeviceKey,
         action: Action,
-    ) -> Result<(), UsableError> {
+    ) -> Result<(), ChangeError> {
         match control.admit_device_key(&Thumbprint(device.thumbprint())) {
             Ok(()) => Ok(()),
             Err(denied) => self.deny(caller, control, action, denied).await,
@@ -434,9 +435,9 @@ impl Pins {
         control: &Control,
         action: Action,
         denied: Denied,
-    ) -> Result<T, UsableError> {
+    ) -> Result<T, ChangeError> {
         let line = Event { outcome: Outcome::Denied, ..self.control_line(caller, action, control) };
-        self.store.note(line).await?;
+        self.store.record_event(line).await?;
         Err(denied.into())
     }
 
@@ -567,23 +568,12 @@ pub struct ShownPin {
     pub check_value: Vec<u8>,
 }
 
-/// Why a control may not be used.
-#[derive(Debug, Error)]
-pub enum UsableError {
-    /// What the control says.
-    #[error(transparent)]
-    Denied(#[from] Denied),
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
 /// Why a card was not registered.
 #[derive(Debug, Error)]
 pub enum RegisterCardError {
-    /// What the store says.
+    /// The card's PIN is bound to its account number, or the store failed.
     #[error(transparent)]
-    Register(#[from] RegisterError),
+    Change(#[from] ChangeError),
     /// The boundary failed.
     #[error(transparent)]
     Hsm(#[from] hsm_protocol::Error),
@@ -640,25 +630,20 @@ pub enum ViewPinError {
     Hsm(#[from] hsm_protocol::Error),
 }
 
-/// Each of these errors takes in those of its steps.
-macro_rules! takes_in {
-    ($($outer:ident from $inner:ident),+ $(,)?) => {$(
-        impl From<$inner> for $outer {
-            fn from(error: $inner) -> Self {
+macro_rules! from_change_error {
+    ($($outer:ident),+) => {$(
+        impl From<ChangeError> for $outer {
+            fn from(error: ChangeError) -> Self {
                 match error {
-                    $inner::Denied(denied) => Self::Denied(denied),
-                    $inner::Store(store) => Self::Store(store),
+                    ChangeError::Denied(denied) => Self::Denied(denied),
+                    ChangeError::Store(store) => Self::Store(store),
                 }
             }
         }
     )+};
 }
 
-takes_in! {
-    IssueTzpkError from UsableError, IssueTzpkError from AdvanceError,
-    SetPinError from UsableError, SetPinError from AdvanceError,
-    ViewPinError from UsableError, ViewPinError from AdvanceError,
-}
+from_change_error!(IssueTzpkError, SetPinError, ViewPinError);
 
 fn card_binding(card: &CardKey) -> Result<hsm_protocol::CardBinding, hsm_protocol::Error> {
     Ok(hsm_protocol::CardBinding::new(card.tenant.as_str(), card.plastic.as_str())?)

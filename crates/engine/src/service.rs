@@ -68,7 +68,7 @@ impl control_service_server::ControlService for Services {
 
         let control = in_time(&metadata, self.pins.open_control(&caller, plastic, scope, device_key))
             .await
-            .map_err(wire::open_status)?;
+            .map_err(wire::change_status)?;
         let remaining = control.remaining(self.store.now()).as_millis();
         Ok(Response::new(proto::OpenControlResponse {
             control_id: control.id.to_string(),

@@ -12,7 +12,7 @@ use domain::caller::AuditUser;
 use domain::card::{Card, PinStatus, PlasticId, RegisteredAccount, Tenant};
 use domain::control::{ControlId, Denied, Scope, Thumbprint};
 use proto::reason::{ERROR_DOMAIN, Reason};
-use store::{OpenError, RegisterError, StoreError};
+use store::{ChangeError, StoreError};
 
 /// Reads a tenant.
 pub(super) fn tenant(text: &str) -> Result<Tenant, Status> {
@@ -182,26 +182,22 @@ pub(super) fn counting() -> Status {
 /// Why a card was not registered.
 pub(super) fn register_status(error: RegisterCardError) -> Status {
     match error {
-        RegisterCardError::Register(bound @ RegisterError::AccountBound) => {
-            status(Code::FailedPrecondition, Reason::AccountBound, &bound)
-        }
-        RegisterCardError::Register(RegisterError::Store(store)) => store_status(&store),
+        RegisterCardError::Change(error) => change_status(error),
         RegisterCardError::Hsm(hsm) => hsm_status(&hsm),
     }
 }
 
-/// Why a control was not opened.
-pub(super) fn open_status(error: OpenError) -> Status {
-    match &error {
-        OpenError::CardUnknown => status(Code::NotFound, Reason::CardUnknown, &error),
-        OpenError::Cap { .. } => status(Code::ResourceExhausted, Reason::ControlCap, &error),
-        OpenError::Store(store) => store_status(store),
+/// Why a change was not made.
+pub(super) fn change_status(error: ChangeError) -> Status {
+    match error {
+        ChangeError::Denied(denied) => denied_status(denied),
+        ChangeError::Store(store) => store_status(&store),
     }
 }
 
 /// A card nobody knows.
 pub(super) fn card_unknown() -> Status {
-    status(Code::NotFound, Reason::CardUnknown, &OpenError::CardUnknown)
+    status(Code::NotFound, Reason::CardUnknown, &Denied::CardUnknown)
 }
 
 /// Why no tzpk was issued.
@@ -244,7 +240,11 @@ pub(super) fn store_status(error: &StoreError) -> Status {
     match error {
         StoreError::Busy { .. } => status(Code::ResourceExhausted, Reason::Busy, error),
         StoreError::DeadlinePassed => status(Code::DeadlineExceeded, Reason::DeadlinePassed, error),
-        StoreError::Unavailable(_) | StoreError::Failed(_) | StoreError::InDoubt(_) | StoreError::Damaged { .. } => {
+        StoreError::Unavailable(_)
+        | StoreError::Failed(_)
+        | StoreError::InDoubt(_)
+        | StoreError::OtherOutcome
+        | StoreError::Damaged { .. } => {
             tracing::error!(%error, "the store failed");
             status(Code::Unavailable, Reason::StoreUnavailable, &"the store is not available: try again later")
         }
@@ -271,6 +271,9 @@ fn hsm_status(error: &hsm_protocol::Error) -> Status {
 
 fn denied_status(denied: Denied) -> Status {
     match denied {
+        Denied::AccountBound => status(Code::FailedPrecondition, Reason::AccountBound, &denied),
+        Denied::CardUnknown => card_unknown(),
+        Denied::Cap { .. } => status(Code::ResourceExhausted, Reason::ControlCap, &denied),
         Denied::NotUsable | Denied::Superseded => status(Code::NotFound, Reason::ControlNotUsable, &Denied::NotUsable),
         Denied::OtherTenant => status(Code::PermissionDenied, Reason::TenantMismatch, &denied),
         Denied::OtherScope => status(Code::PermissionDenied, Reason::ScopeMismatch, &denied),

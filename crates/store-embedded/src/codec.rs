@@ -1,10 +1,10 @@
 //! Rows as bytes: versioned, texts and blobs with their length before them.
 
-use domain::card::{CardKey, PlasticId, RegisteredAccount, Tenant};
+use domain::card::{CardKey, PlasticId, RegisteredAccount, StoredPin, Tenant};
 use domain::control::{Control, ControlId, ControlState, RETRY_GRACE, RetryTag, Scope, SealedTzpk, Spent, Thumbprint};
+use domain::rules::CardState;
 use domain::storage_key::{MinKeyVersions, RecordKey, StorageKeyKind};
 use domain::time::UnixMillis;
-use store::StoredPin;
 
 /// The layout this release writes.
 const VERSION: u8 = 3;
@@ -25,21 +25,7 @@ const VIEWED: u8 = 3;
 const MALFORMED: u8 = 4;
 const REFUSED: u8 = 5;
 
-/// What the store keeps of a card, beside its PIN.
-#[derive(Clone, Default)]
-pub(super) struct CardRow {
-    pub(super) account: Option<RegisteredAccount>,
-    /// The clock hour of the count: hours since 1970.
-    pub(super) hour: u64,
-    /// Controls opened within that hour.
-    pub(super) opened: u32,
-    /// How many new PINs and confirmed retries the card has had.
-    pub(super) generation: u64,
-    /// The control under which the PIN was set.
-    pub(super) set_by: Option<ControlId>,
-}
-
-/// What the store keeps of a PIN.
+/// A PIN record and the time at which its PIN was set.
 pub(super) struct PinRow {
     pub(super) set_at: UnixMillis,
     pub(super) pin: StoredPin,
@@ -58,7 +44,7 @@ pub(super) fn card_of_key(key: &[u8]) -> Option<CardKey> {
     Some(CardKey { tenant: Tenant::parse(text(tenant)?).ok()?, plastic: PlasticId::parse(text(plastic)?).ok()? })
 }
 
-pub(super) fn encode_card(row: &CardRow) -> Vec<u8> {
+pub(super) fn encode_card(row: &CardState) -> Vec<u8> {
     let mut bytes = Writer::new();
     bytes.array(&row.hour.to_be_bytes());
     bytes.array(&row.opened.to_be_bytes());
@@ -68,7 +54,7 @@ pub(super) fn encode_card(row: &CardRow) -> Vec<u8> {
     bytes.0
 }
 
-pub(super) fn decode_card(bytes: &[u8]) -> Option<CardRow> {
+pub(super) fn decode_card(bytes: &[u8]) -> Option<CardState> {
     let mut read = Reader::new(bytes)?;
     let (hour, opened) = (u64::from_be_bytes(read.array()?), u32::from_be_bytes(read.array()?));
     let generation = u64::from_be_bytes(read.array()?);
@@ -77,7 +63,7 @@ pub(super) fn decode_card(bytes: &[u8]) -> Option<CardRow> {
         bytes => Some(ControlId::from_bytes(bytes.try_into().ok()?)),
     };
     let account = read.account()?;
-    read.end(CardRow { account, hour, opened, generation, set_by })
+    read.end(CardState { account, hour, opened, generation, set_by })
 }
 
 pub(super) fn encode_pin(set_at: UnixMillis, pin: &StoredPin) -> Vec<u8> {
@@ -346,7 +332,7 @@ mod tests {
     #[test]
     fn no_bytes_make_the_reader_panic_and_a_cut_row_is_no_row() {
         let set_by = Some(ControlId::random());
-        let row = CardRow { account: None, hour: 7, opened: 3, generation: 5, set_by };
+        let row = CardState { account: None, hour: 7, opened: 3, generation: 5, set_by };
         let bytes = encode_card(&row);
         let read = decode_card(&bytes).unwrap();
         assert_eq!((read.hour, read.opened, read.generation, read.set_by), (7, 3, 5, set_by));

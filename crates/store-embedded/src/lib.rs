@@ -9,53 +9,51 @@
 //! A second thread watches the first and the threads of fjall: where one of them ends, the store fails too.
 
 mod codec;
-pub mod copy;
+mod copy;
 mod journal;
 mod live;
 mod page;
 mod reply;
-pub mod section;
 mod watch;
 mod writer;
 
 use std::{
     error::Error,
     fs,
+    future::{Future, ready},
     io::{self, Write},
     iter,
     ops::Bound,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
+    pin::Pin,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc},
     thread::{self, JoinHandle},
 };
 
+use tempfile::TempDir;
+
 use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, config::CompressionPolicy};
-use thiserror::Error;
 
 use self::{
     codec::{PinRow, card_key, card_of_key, decode_card, decode_control, decode_min, decode_pin},
     journal::JournalError,
     live::LiveControls,
     page::{ControlPage, EntryPage},
-    reply::{Promise, promise},
-    writer::{Change, Command, OnDisk},
+    reply::promise,
+    writer::{Command, OnDisk},
 };
 use audit::{
     chain::Checkpoint,
     entry::{Entry, Event},
 };
-use clock::MachineTime;
-use clock::SteadyClock;
-use clock::TimeSource;
-use clock::deadline::Deadline;
-use domain::card::{Card, CardKey, PinStatus, RegisteredAccount};
-use domain::control::{Control, ControlId, ControlState, Denied, NewControl, RetryTag, SealedTzpk, Transition};
+use clock::{MachineTime, SteadyClock, TimeSource, deadline::Deadline};
+use domain::card::{Card, CardKey, StoredPin};
+use domain::control::{Control, ControlId, ControlState, SealedTzpk};
 use domain::storage_key::MinKeyVersions;
 use domain::time::UnixMillis;
 use store::{
-    Admission, AdvanceError, Answer, FailureCause, OpenError, RegisterError, RemadePin, Store, StoreError,
-    StoreFailure, StoreState, StoredPin,
+    Answer, Change, FailureCause, Outcome, Store, StoreError, StoreFailure, StoreOpenError, StoreState, engine_name,
 };
 
 /// The format of a directory this release reads and writes.
@@ -97,7 +95,7 @@ pub enum Absent {
 }
 
 impl EmbeddedConfig {
-    /// With the defaults, in this directory.
+    /// The defaults, in this directory.
     pub fn new(directory: PathBuf) -> Self {
         Self { directory, waiting_changes_max: 4_096, memory_bytes_max: 64 << 20, absent: Absent::Create }
     }
@@ -114,15 +112,8 @@ pub struct Embedded {
     /// The thread that watches the writer, and ends after it.
     watch: Mutex<Option<JoinHandle<()>>>,
     engine_name: Arc<str>,
-}
-
-/// How much a store holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Counts {
-    /// Controls not swept yet.
-    pub controls: usize,
-    /// Audit entries.
-    pub audit_entries: u64,
+    /// Of a copy its directory, which is removed when the store is dropped.
+    copy: Option<TempDir>,
 }
 
 struct Shared {
@@ -140,7 +131,7 @@ struct Shared {
     wake: Condvar,
     /// Written only while the queue is locked.
     state: tokio::sync::watch::Sender<StoreState>,
-    directory: PathBuf,
+    place: String,
     /// Of the last entry on disk.
     head: Mutex<Checkpoint>,
     waiting_changes_max: usize,
@@ -165,12 +156,12 @@ impl Embedded {
         let path = || config.directory.clone();
         let opened = |error: fjall::Error| match (&error, refused_by_machine(&error)) {
             (fjall::Error::Locked, _) => StoreOpenError::Locked { path: path() },
-            (_, Some(error)) => StoreOpenError::of_machine(path(), error),
+            (_, Some(error)) => refused_to_open(path(), error),
             _ => StoreOpenError::Damaged { path: path(), problem: error.to_string() },
         };
         journal::secure(&config.directory.join(DATABASE)).map_err(|error| match error {
             JournalError::Locked => StoreOpenError::Locked { path: path() },
-            JournalError::Io(error) => StoreOpenError::of_machine(path(), error),
+            JournalError::Io(error) => refused_to_open(path(), error),
             error @ JournalError::Damaged { .. } => {
                 StoreOpenError::Damaged { path: path(), problem: error.to_string() }
             }
@@ -236,7 +227,7 @@ impl Embedded {
             queue: Mutex::new(Queue { waiting: Vec::new() }),
             wake: Condvar::new(),
             state: tokio::sync::watch::Sender::new(StoreState::Open),
-            directory: config.directory.clone(),
+            place: config.directory.display().to_string(),
             head: Mutex::new(head),
             waiting_changes_max: config.waiting_changes_max,
             #[cfg(test)]
@@ -258,90 +249,8 @@ impl Embedded {
         };
         // Where this thread can't be started, its end of the channel is dropped, and the other thread ends.
         spawn("store", Box::new(write))?;
-        Ok(Self { shared, watch: Mutex::new(Some(watch)), engine_name: engine_name(&config.directory).into() })
-    }
-
-    /// Writes the changes that wait, and refuses others. Returns when they are on disk, or when the store has failed.
-    pub async fn close(&self) {
-        if let Some(watch) = self.begin_to_close() {
-            // The thread ends by itself; a thread of the runtime waits for it.
-            let _ = tokio::task::spawn_blocking(|| watch.join()).await;
-        }
-    }
-
-    /// Number and hash of the last audit entry on disk: keep it elsewhere, to hold the chain to it later.
-    pub fn checkpoint(&self) -> Checkpoint {
-        *locked(&self.shared.head)
-    }
-
-    /// The name of the engine that runs on it: [`engine_name`].
-    pub fn engine_name(&self) -> &Arc<str> {
-        &self.engine_name
-    }
-
-    /// The newest tzpk of each control that is usable at `now`.
-    pub fn tzpks_at(&self, now: UnixMillis) -> Vec<SealedTzpk> {
-        let mut tzpks = Vec::new();
-        self.shared.live.each(|control| match control.state {
-            ControlState::Keyed { tzpk, .. } if now < control.expires_at => tzpks.push(tzpk),
-            _ => {}
-        });
-        tzpks
-    }
-
-    /// How much it holds.
-    pub fn counts(&self) -> Counts {
-        Counts { controls: self.shared.live.count(), audit_entries: self.checkpoint().sequence }
-    }
-
-    /// What [`Store::note_keys`] last wrote; none in a store that no engine has started on.
-    pub fn noted_keys(&self) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(self.shared.meta.get(KEYS_KEY).map_err(unavailable)?.map(|bytes| bytes.to_vec()))
-    }
-
-    /// Whether it holds a PIN or a card: what was encrypted under keys and lives long.
-    pub fn needs_keys(&self) -> Result<bool, StoreError> {
-        let Shared { pins, cards, .. } = &*self.shared;
-        Ok(!pins.is_empty().map_err(unavailable)? || !cards.is_empty().map_err(unavailable)?)
-    }
-
-    /// Audit entries from `from` on, at most `limit`.
-    pub fn audit_page(&self, from: u64, limit: usize) -> Result<Vec<Entry>, StoreError> {
-        let unreadable = || damaged("audit", "an entry can't be read");
-        let mut entries = Vec::new();
-        for row in self.shared.audit.range(self.audit_row_with(from)?.to_be_bytes()..) {
-            let (first, page) = row.into_inner().map_err(unavailable)?;
-            let first = number_of(&first).ok_or_else(unreadable)?;
-            let page = EntryPage::read(&page).ok_or_else(unreadable)?;
-            for (sequence, entry) in (first..).zip(page.entries().ok_or_else(unreadable)?) {
-                if entries.len() == limit {
-                    return Ok(entries);
-                }
-                if sequence >= from {
-                    entries.push(Entry::decode(entry).map_err(|_| unreadable())?);
-                }
-            }
-        }
-        Ok(entries)
-    }
-
-    /// PIN records after a card, in the order of their keys.
-    pub fn pins_page(&self, after: Option<&CardKey>, limit: usize) -> Result<Vec<(CardKey, StoredPin)>, StoreError> {
-        let unreadable = || damaged("pins", "a PIN record can't be read");
-        let from = after.map_or(Bound::Unbounded, |card| Bound::Excluded(card_key(card)));
-        let rows = self.shared.pins.range((from, Bound::Unbounded)).take(limit).map(|row| {
-            let (key, bytes) = row.into_inner().map_err(unavailable)?;
-            let card = card_of_key(&key).ok_or_else(unreadable)?;
-            Ok((card, decode_pin(&bytes).ok_or_else(unreadable)?.pin))
-        });
-        rows.collect()
-    }
-
-    /// The number of the page in which entry `sequence` stands, or would.
-    fn audit_row_with(&self, sequence: u64) -> Result<u64, StoreError> {
-        let Some(row) = self.shared.audit.range(..=sequence.to_be_bytes()).next_back() else { return Ok(sequence) };
-        let first = row.key().map_err(unavailable)?;
-        number_of(&first).ok_or_else(|| damaged("audit", "a page has no number"))
+        let (watch, engine_name) = (Mutex::new(Some(watch)), engine_name(&config.directory).into());
+        Ok(Self { shared, watch, engine_name, copy: None })
     }
 
     fn begin_to_close(&self) -> Option<JoinHandle<()>> {
@@ -358,23 +267,8 @@ impl Embedded {
         locked(&self.watch).take()
     }
 
-    /// Hands a change to the writer and waits for its answer.
-    fn change<T, E>(
-        &self,
-        change: impl FnOnce(Promise<Result<T, E>>) -> Change,
-        line: Event,
-    ) -> Answer<'_, Result<T, E>>
-    where
-        T: Send + 'static,
-        E: From<StoreError> + Send + 'static,
-    {
-        let (reply, answer) = promise();
-        let queued = self.enqueue(Command { change: change(reply), line, deadline: Deadline::of_this_call() });
-        Box::pin(async move {
-            queued?;
-            // The writer ended without an answer: whether it had begun to write this change is not known here.
-            answer.await.unwrap_or_else(|| Err(StoreError::InDoubt(self.shared.failure()).into()))
-        })
+    fn read<T: Send + 'static>(&self, read: impl FnOnce(&Shared) -> Result<T, StoreError>) -> Answer<'_, T> {
+        Box::pin(ready(self.shared.may_read().and_then(|()| read(&self.shared))))
     }
 
     fn enqueue(&self, command: Command) -> Result<(), StoreError> {
@@ -400,6 +294,16 @@ impl Embedded {
 }
 
 impl Store for Embedded {
+    fn apply(&self, change: Change, event: Event, deadline: Option<Deadline>) -> Answer<'_, Outcome> {
+        let (promise, promised) = promise();
+        let queued = self.enqueue(Command { change, event, deadline, promise });
+        Box::pin(async move {
+            queued?;
+            // The writer ended without an answer: whether it had begun to write this change is not known here.
+            promised.await.unwrap_or_else(|| Err(StoreError::InDoubt(self.shared.failure())))
+        })
+    }
+
     fn now(&self) -> UnixMillis {
         self.shared.clock.now()
     }
@@ -408,106 +312,79 @@ impl Store for Embedded {
         self.shared.clock.wall_time(moment)
     }
 
-    fn card<'a>(&'a self, card: &'a CardKey) -> Answer<'a, Result<Option<Card>, StoreError>> {
-        Box::pin(async move {
-            self.shared.may_read()?;
-            self.shared.card(card)
+    fn card<'a>(&'a self, card: &'a CardKey) -> Answer<'a, Option<Card>> {
+        self.read(|shared| shared.card(card))
+    }
+
+    fn pin<'a>(&'a self, card: &'a CardKey) -> Answer<'a, Option<StoredPin>> {
+        self.read(|shared| Ok(shared.pin(&card_key(card))?.map(|row| row.pin)))
+    }
+
+    fn control(&self, id: ControlId) -> Answer<'_, Option<Control>> {
+        self.read(|shared| Ok(shared.live.find(id)))
+    }
+
+    fn scan_pins<'a>(&'a self, after: Option<&'a CardKey>, limit: usize) -> Answer<'a, Vec<(CardKey, StoredPin)>> {
+        self.read(|shared| {
+            let from = after.map_or(Bound::Unbounded, |card| Bound::Excluded(card_key(card)));
+            let rows = shared.pins.range((from, Bound::Unbounded)).take(limit).map(|row| {
+                let (key, bytes) = row.into_inner().map_err(unavailable)?;
+                let card = card_of_key(&key).ok_or_else(|| damaged("pins", "the key of a PIN record can't be read"))?;
+                Ok((card, readable_pin(&bytes)?.pin))
+            });
+            rows.collect()
         })
     }
 
-    fn pin<'a>(&'a self, card: &'a CardKey) -> Answer<'a, Result<Option<StoredPin>, StoreError>> {
-        Box::pin(async move {
-            self.shared.may_read()?;
-            Ok(self.shared.pin(&card_key(card))?.map(|row| row.pin))
+    fn live_tzpks(&self) -> Answer<'_, Vec<SealedTzpk>> {
+        self.read(|shared| {
+            let (now, mut tzpks) = (shared.clock.now(), Vec::new());
+            shared.live.each(|control| match control.state {
+                ControlState::Keyed { tzpk, .. } if now < control.expires_at => tzpks.push(tzpk),
+                _ => {}
+            });
+            Ok(tzpks)
         })
     }
 
-    fn control(&self, id: ControlId) -> Answer<'_, Result<Option<Control>, StoreError>> {
-        Box::pin(async move {
-            self.shared.may_read()?;
-            Ok(self.shared.live.find(id))
+    fn needs_keys(&self) -> Answer<'_, bool> {
+        self.read(|Shared { pins, cards, .. }| {
+            Ok(!pins.is_empty().map_err(unavailable)? || !cards.is_empty().map_err(unavailable)?)
         })
     }
 
-    fn register(
-        &self,
-        card: CardKey,
-        account: Option<RegisteredAccount>,
-        line: Event,
-    ) -> Answer<'_, Result<Card, RegisterError>> {
-        self.change(|reply| Change::Register { card, account, reply }, line)
+    fn keys_in_use(&self) -> Answer<'_, Option<Vec<u8>>> {
+        self.read(|shared| Ok(shared.meta.get(KEYS_KEY).map_err(unavailable)?.map(|bytes| bytes.to_vec())))
     }
 
-    fn open(&self, control: NewControl, admission: Admission, line: Event) -> Answer<'_, Result<Control, OpenError>> {
-        self.change(|reply| Change::Open { control, admission, reply }, line)
+    fn audit(&self, from: u64, limit: usize) -> Answer<'_, Vec<Entry>> {
+        self.read(|shared| shared.audit_entries(from, limit))
     }
 
-    fn advance(&self, id: ControlId, event: Transition, line: Event) -> Answer<'_, Result<(), AdvanceError>> {
-        self.change(|reply| Change::Advance { id, event, pin: None, reply }, line)
+    fn checkpoint(&self) -> Answer<'_, Checkpoint> {
+        self.read(|shared| Ok(*locked(&shared.head)))
     }
 
-    fn set_pin(
-        &self,
-        id: ControlId,
-        event: Transition,
-        pin: StoredPin,
-        line: Event,
-    ) -> Answer<'_, Result<(), AdvanceError>> {
-        self.change(|reply| Change::Advance { id, event, pin: Some(pin), reply }, line)
+    fn engine_name(&self) -> &Arc<str> {
+        &self.engine_name
     }
 
-    fn confirm_retry(&self, id: ControlId, retry: RetryTag, line: Event) -> Answer<'_, Result<(), AdvanceError>> {
-        self.change(|reply| Change::ConfirmRetry { id, retry, reply }, line)
-    }
-
-    fn pins_after<'a>(
-        &'a self,
-        after: Option<&'a CardKey>,
-        limit: usize,
-    ) -> Answer<'a, Result<Vec<(CardKey, StoredPin)>, StoreError>> {
-        Box::pin(async move {
-            self.shared.may_read()?;
-            self.pins_page(after, limit)
-        })
-    }
-
-    fn live_tzpks(&self, now: UnixMillis) -> Answer<'_, Result<Vec<SealedTzpk>, StoreError>> {
-        Box::pin(async move {
-            self.shared.may_read()?;
-            Ok(self.tzpks_at(now))
-        })
-    }
-
-    fn remake(&self, remade: Vec<RemadePin>, line: Event) -> Answer<'_, Result<u64, StoreError>> {
-        self.change(|reply| Change::Remake { remade, reply }, line)
-    }
-
-    fn note_keys(&self, keys: Box<[u8]>, min: MinKeyVersions, line: Event) -> Answer<'_, Result<(), StoreError>> {
-        self.change(|reply| Change::Keys { keys, min, reply }, line)
-    }
-
-    fn note(&self, line: Event) -> Answer<'_, Result<(), StoreError>> {
-        self.change(|reply| Change::Note { reply }, line)
-    }
-
-    fn audit(&self, from: u64, limit: usize) -> Answer<'_, Result<Vec<Entry>, StoreError>> {
-        Box::pin(async move {
-            self.shared.may_read()?;
-            self.audit_page(from, limit)
-        })
+    fn place(&self) -> &str {
+        &self.shared.place
     }
 
     fn state(&self) -> tokio::sync::watch::Receiver<StoreState> {
         self.shared.state.subscribe()
     }
-}
 
-/// The name of the engine that runs on the store in a directory: `HOST:DIRECTORY`, the directory with no link in it. One
-/// engine runs on a store, so the name is the engine's; a copy of the store, or the store on another host, has another.
-pub fn engine_name(directory: &Path) -> String {
-    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let directory = fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned());
-    format!("{}:{}", host.trim(), directory.display())
+    fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async {
+            if let Some(watch) = self.begin_to_close() {
+                // The thread ends by itself; a thread of the runtime waits for it.
+                let _ = tokio::task::spawn_blocking(|| watch.join()).await;
+            }
+        })
+    }
 }
 
 impl Drop for Embedded {
@@ -525,7 +402,7 @@ impl Shared {
         let failed = self.state.send_if_modified(|state| {
             let first = !matches!(state, StoreState::Failed(_));
             if first {
-                let failure = StoreFailure { directory: self.directory.clone(), cause };
+                let failure = StoreFailure { place: self.place.clone(), cause };
                 tracing::error!(%failure, "no change is accepted any more");
                 *state = StoreState::Failed(failure);
             }
@@ -544,7 +421,7 @@ impl Shared {
     fn failure(&self) -> StoreFailure {
         match &*self.state.borrow() {
             StoreState::Failed(failure) => failure.clone(),
-            _ => StoreFailure { directory: self.directory.clone(), cause: FailureCause::Writer },
+            _ => StoreFailure { place: self.place.clone(), cause: FailureCause::Writer },
         }
     }
 
@@ -561,7 +438,31 @@ impl Shared {
         let Some(bytes) = self.cards.get(&key).map_err(unavailable)? else { return Ok(None) };
         let row = decode_card(&bytes).ok_or_else(|| damaged("cards", "a card can't be read"))?;
         // A card has the status `S` because there is a PIN, and for no other reason.
-        Ok(Some(card_of(row.account, self.pin(&key)?.map(|row| row.set_at))))
+        Ok(Some(row.card(self.pin(&key)?.map(|row| row.set_at))))
+    }
+
+    fn audit_entries(&self, from: u64, limit: usize) -> Result<Vec<Entry>, StoreError> {
+        let unreadable = || damaged("audit", "an entry can't be read");
+        // The page in which the entry stands begins with this entry or an earlier one.
+        let first = match self.audit.range(..=from.to_be_bytes()).next_back() {
+            Some(row) => number_of(&row.key().map_err(unavailable)?).ok_or_else(unreadable)?,
+            None => from,
+        };
+        let mut entries = Vec::new();
+        for row in self.audit.range(first.to_be_bytes()..) {
+            let (first, page) = row.into_inner().map_err(unavailable)?;
+            let first = number_of(&first).ok_or_else(unreadable)?;
+            let page = EntryPage::read(&page).ok_or_else(unreadable)?;
+            for (sequence, entry) in (first..).zip(page.entries().ok_or_else(unreadable)?) {
+                if entries.len() == limit {
+                    return Ok(entries);
+                }
+                if sequence >= from {
+                    entries.push(Entry::decode(entry).map_err(|_| unreadable())?);
+                }
+            }
+        }
+        Ok(entries)
     }
 
     /// The PIN of a card on disk, by the card's key.
@@ -572,11 +473,6 @@ impl Shared {
 
 fn readable_pin(row: &[u8]) -> Result<PinRow, StoreError> {
     decode_pin(row).ok_or_else(|| damaged("pins", "a PIN record can't be read"))
-}
-
-fn card_of(account: Option<RegisteredAccount>, pin_set_at: Option<UnixMillis>) -> Card {
-    let pin_status = if pin_set_at.is_some() { PinStatus::Set } else { PinStatus::Waiting };
-    Card { account, pin_status, pin_set_at }
 }
 
 /// Makes the directory a store's, or finds that it is one.
@@ -594,7 +490,7 @@ fn prepare(config: &EmbeddedConfig) -> Result<(), StoreOpenError> {
             let version = text.trim().strip_prefix(FORMAT_TEXT.trim_end()).ok_or_else(foreign)?;
             match version.trim().parse::<u32>().map_err(|_| foreign())? {
                 FORMAT => Ok(()),
-                version => Err(StoreOpenError::Version { path: directory.clone(), version }),
+                version => Err(StoreOpenError::Version { path: directory.clone(), version, supported: FORMAT }),
             }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -681,66 +577,9 @@ fn damaged(keyspace: &str, problem: &str) -> StoreError {
     StoreError::Damaged { place: format!("{keyspace}: {problem}") }
 }
 
-/// What a control that is not here answers.
-const UNKNOWN: AdvanceError = AdvanceError::Denied(Denied::NotUsable);
-
-/// Why a store did not open. Nothing was written where it was not ours.
-#[derive(Debug, Error)]
-pub enum StoreOpenError {
-    /// Another process has it.
-    #[error("the store {} is in use by another process: stop that engine first", path.display())]
-    Locked {
-        /// Which directory.
-        path: PathBuf,
-    },
-    /// There is none.
-    #[error("there is no store in {}", path.display())]
-    Absent {
-        /// Which directory.
-        path: PathBuf,
-    },
-    /// Something else is in the directory.
-    #[error("{} is not empty and not a Pinseal store: choose another directory", path.display())]
-    Foreign {
-        /// Which directory.
-        path: PathBuf,
-    },
-    /// Of another release.
-    #[error("the store {} has format {version}: this release reads format {FORMAT}", path.display())]
-    Version {
-        /// Which directory.
-        path: PathBuf,
-        /// Its format.
-        version: u32,
-    },
-    /// What is there can't be read.
-    #[error("the store {} is damaged ({problem}): restore it from a backup", path.display())]
-    Damaged {
-        /// Which directory.
-        path: PathBuf,
-        /// What was found.
-        problem: String,
-    },
-    /// The disk has no space for what a start writes.
-    #[error("the disk of the store {} is full: free space, then start again", path.display())]
-    DiskFull {
-        /// The directory of the store.
-        path: PathBuf,
-    },
-    /// The machine refused something.
-    #[error("{}: {error}", path.display())]
-    Io {
-        /// Which directory.
-        path: PathBuf,
-        /// Why.
-        error: io::Error,
-    },
-}
-
-impl StoreOpenError {
-    fn of_machine(path: PathBuf, error: io::Error) -> Self {
-        if is_full(error.kind()) { Self::DiskFull { path } } else { Self::Io { path, error } }
-    }
+/// The error of the operating system while a store is opened.
+fn refused_to_open(path: PathBuf, error: io::Error) -> StoreOpenError {
+    if is_full(error.kind()) { StoreOpenError::DiskFull { path } } else { StoreOpenError::Io { path, error } }
 }
 
 #[cfg(test)]

@@ -43,6 +43,7 @@ impl Shard {
         self.open.find(hash, same).or_else(|| self.set.values().find_map(|span| span.find(hash, same)))
     }
 
+    #[cfg(test)]
     fn count(&self) -> usize {
         self.open.len() + self.set.values().map(HashTable::len).sum::<usize>()
     }
@@ -124,6 +125,7 @@ impl LiveControls {
         }
     }
 
+    #[cfg(test)]
     pub(super) fn count(&self) -> usize {
         self.shards.iter().map(|shard| shard.read().unwrap_or_else(PoisonError::into_inner).count()).sum()
     }

@@ -18,46 +18,50 @@ use std::{
 };
 
 use super::locked;
+use store::{Outcome, StoreError};
+
+/// The answer to a change.
+pub(super) type Reply = Result<Outcome, StoreError>;
 
 /// A promise of an answer, and the future that waits for it.
-pub(super) fn promise<T: Send + 'static>() -> (Promise<T>, Promised<T>) {
+pub(super) fn promise() -> (Promise, Promised) {
     let place = Arc::new(Mutex::new(Place { state: State::Waiting(None), followers: Vec::new() }));
     (Promise { place: Some(Arc::clone(&place)), asked_on: thread::current().id() }, Promised { place })
 }
 
-/// The writer's end. Dropped unkept, it tells the other end.
-pub(super) struct Promise<T: Send + 'static> {
-    place: Option<Arc<Mutex<Place<T>>>>,
+/// The writer's end. Dropped without an answer, it wakes the other end.
+pub(super) struct Promise {
+    place: Option<Arc<Mutex<Place>>>,
     asked_on: ThreadId,
 }
 
-/// The waiting end: the answer, or none where the promise was dropped.
-pub(super) struct Promised<T> {
-    place: Arc<Mutex<Place<T>>>,
+/// The waiting end: the answer, or `None` where the promise was dropped.
+pub(super) struct Promised {
+    place: Arc<Mutex<Place>>,
 }
 
-struct Place<T> {
-    state: State<T>,
-    /// Whom to wake when this one is.
+struct Place {
+    state: State,
+    /// The tasks that this task wakes.
     followers: Vec<Waker>,
 }
 
-enum State<T> {
+enum State {
     Waiting(Option<Waker>),
-    Kept(T),
+    Kept(Reply),
     Broken,
     /// The answer was taken, or nobody waits any more.
     Over,
 }
 
-impl<T: Send + 'static> Promise<T> {
+impl Promise {
     /// Whether anybody still waits for the answer.
     pub(super) fn is_awaited(&self) -> bool {
         self.place.as_ref().is_some_and(|place| matches!(locked(place).state, State::Waiting(_)))
     }
 
     /// Puts the answer in its place; whom to wake goes to `wakes`.
-    pub(super) fn keep(mut self, answer: T, wakes: &mut Wakes) {
+    pub(super) fn keep(mut self, answer: Reply, wakes: &mut Wakes) {
         let Some(place) = self.place.take() else { return };
         let mut held = locked(&place);
         if let State::Waiting(waker) = &mut held.state {
@@ -72,7 +76,7 @@ impl<T: Send + 'static> Promise<T> {
     }
 }
 
-impl<T: Send + 'static> Drop for Promise<T> {
+impl Drop for Promise {
     fn drop(&mut self) {
         let Some(place) = self.place.take() else { return };
         let mut held = locked(&place);
@@ -85,10 +89,10 @@ impl<T: Send + 'static> Drop for Promise<T> {
     }
 }
 
-impl<T> Future for Promised<T> {
-    type Output = Option<T>;
+impl Future for Promised {
+    type Output = Option<Reply>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Reply>> {
         let mut held = locked(&self.place);
         if let State::Waiting(waker) = &mut held.state {
             match waker {
@@ -108,7 +112,7 @@ impl<T> Future for Promised<T> {
     }
 }
 
-impl<T> Drop for Promised<T> {
+impl Drop for Promised {
     /// One that is dropped before it could wake its followers wakes them now.
     fn drop(&mut self) {
         let mut held = locked(&self.place);
@@ -127,11 +131,11 @@ pub(super) struct Wakes {
 
 struct Leader {
     waker: Waker,
-    place: Arc<dyn Lead>,
+    place: Arc<Mutex<Place>>,
 }
 
 impl Wakes {
-    fn add(&mut self, thread: ThreadId, waker: Waker, place: Arc<dyn Lead>) {
+    fn add(&mut self, thread: ThreadId, waker: Waker, place: Arc<Mutex<Place>>) {
         match self.threads.iter_mut().find(|(known, ..)| *known == thread) {
             Some((_, _, followers)) => followers.push(waker),
             None => self.threads.push((thread, Leader { waker, place }, Vec::new())),
@@ -141,28 +145,17 @@ impl Wakes {
     /// Wakes one task a thread, which wakes the others.
     pub(super) fn wake(self) {
         for (_, leader, followers) in self.threads {
-            match leader.place.lead(followers) {
-                Ok(()) => leader.waker.wake(),
-                Err(followers) => followers.into_iter().for_each(Waker::wake),
+            let mut held = locked(&leader.place);
+            if matches!(held.state, State::Over) {
+                // The leader has read its answer already, and wakes nobody any more.
+                drop(held);
+                followers.into_iter().for_each(Waker::wake);
+            } else {
+                held.followers = followers;
+                drop(held);
+                leader.waker.wake();
             }
         }
-    }
-}
-
-/// A place whose task can wake others.
-trait Lead: Send + Sync {
-    /// Leaves it the others to wake; gives them back where it has been there already.
-    fn lead(&self, followers: Vec<Waker>) -> Result<(), Vec<Waker>>;
-}
-
-impl<T: Send> Lead for Mutex<Place<T>> {
-    fn lead(&self, followers: Vec<Waker>) -> Result<(), Vec<Waker>> {
-        let mut held = locked(self);
-        if matches!(held.state, State::Over) {
-            return Err(followers);
-        }
-        held.followers = followers;
-        Ok(())
     }
 }
 
@@ -182,13 +175,22 @@ mod tests {
         }
     }
 
-    fn poll<T>(promised: &mut Promised<T>, counter: &Arc<Counter>) -> Poll<Option<T>> {
+    fn answer(number: u64) -> Reply {
+        Ok(Outcome::Reencrypted(number))
+    }
+
+    /// The number of the [`answer`]; `None` where the promise was broken.
+    fn poll(promised: &mut Promised, counter: &Arc<Counter>) -> Poll<Option<u64>> {
         let waker = Waker::from(Arc::clone(counter));
-        Pin::new(promised).poll(&mut Context::from_waker(&waker))
+        let polled = Pin::new(promised).poll(&mut Context::from_waker(&waker));
+        polled.map(|answer| match answer? {
+            Ok(Outcome::Reencrypted(number)) => Some(number),
+            _ => panic!("another answer"),
+        })
     }
 
     /// Three that wait on this thread, answered in one batch.
-    fn three_answered() -> Vec<(Promised<u32>, Arc<Counter>)> {
+    fn three_answered() -> Vec<(Promised, Arc<Counter>)> {
         let mut wakes = Wakes::default();
         let mut waiting = Vec::new();
         let mut promises = Vec::new();
@@ -199,14 +201,14 @@ mod tests {
             promises.push(promise);
             waiting.push((promised, counter));
         }
-        for (promise, answer) in promises.into_iter().zip(10..) {
-            promise.keep(answer, &mut wakes);
+        for (promise, number) in promises.into_iter().zip(10..) {
+            promise.keep(answer(number), &mut wakes);
         }
         wakes.wake();
         waiting
     }
 
-    fn woken(waiting: &[(Promised<u32>, Arc<Counter>)]) -> Vec<usize> {
+    fn woken(waiting: &[(Promised, Arc<Counter>)]) -> Vec<usize> {
         waiting.iter().map(|(_, counter)| counter.0.load(Ordering::SeqCst)).collect()
     }
 
@@ -235,8 +237,8 @@ mod tests {
         let (second, mut other) = promise();
         let (counter, other_counter) = (Arc::new(Counter::default()), Arc::new(Counter::default()));
         assert!(poll(&mut early, &counter).is_pending() && poll(&mut other, &other_counter).is_pending());
-        first.keep(1, &mut wakes);
-        second.keep(2, &mut wakes);
+        first.keep(answer(1), &mut wakes);
+        second.keep(answer(2), &mut wakes);
         assert_eq!(poll(&mut early, &counter), Poll::Ready(Some(1)));
         wakes.wake();
         assert_eq!(other_counter.0.load(Ordering::SeqCst), 1);
@@ -244,15 +246,15 @@ mod tests {
 
     #[test]
     fn a_promise_is_awaited_until_its_caller_goes() {
-        let (promise, promised) = promise::<u32>();
+        let (promise, promised) = promise();
         assert!(promise.is_awaited());
         drop(promised);
         assert!(!promise.is_awaited());
     }
 
     #[test]
-    fn a_broken_promise_is_told() {
-        let (promise, mut promised) = promise::<u32>();
+    fn a_broken_promise_wakes_its_caller() {
+        let (promise, mut promised) = promise();
         let counter = Arc::new(Counter::default());
         assert!(poll(&mut promised, &counter).is_pending());
         drop(promise);

@@ -11,32 +11,29 @@ use fjall::{OwnedWriteBatch as WriteBatch, PersistMode};
 use hashbrown::HashMap;
 
 use super::{
-    HEAD_KEY, KEYS_KEY, MIN_KEY_VERSIONS_KEY, Queue, Shared, UNKNOWN, card_of,
+    HEAD_KEY, KEYS_KEY, MIN_KEY_VERSIONS_KEY, Queue, Shared,
     codec::{
-        CardRow, PinRow, card_key, decode_card, decode_control, encode_card, encode_control, encode_min, encode_pin,
-        has_set,
+        PinRow, card_key, decode_card, decode_control, encode_card, encode_control, encode_min, encode_pin, has_set,
     },
     damaged, encode_head, is_full,
     live::{Row, SHARDS},
     locked, os_error,
     page::{ControlPage, EntryPage, NEVER},
     readable_pin,
-    reply::{Promise, Wakes},
+    reply::{Promise, Reply, Wakes},
     unavailable,
 };
 use audit::{
     chain::Checkpoint,
-    entry::{self, Body, Event},
+    entry::{self, Event},
 };
 use clock::deadline::Deadline;
-use domain::card::{Card, CardKey, RegisteredAccount};
-use domain::control::{Control, ControlId, ControlState, Denied, NewControl, RetryTag, Transition, advance};
+use domain::card::{CardKey, ReencryptedPin, RegisteredAccount};
+use domain::control::{Control, ControlId, Denied, NewControl, RetryTag, Transition};
+use domain::rules::{self, Admission, Advanced, CardState, Registered};
 use domain::storage_key::MinKeyVersions;
 use domain::time::UnixMillis;
-use store::{
-    Admission, AdvanceError, FailureCause, OpenError, RegisterError, RemadePin, StoreError, StoreState, StoredPin,
-    UnknownCards,
-};
+use store::{Change, ChangeError, FailureCause, Outcome, StoreError, StoreState};
 
 /// The most changes in one commit: bounds how long the first of them waits for the last.
 const BATCH_CHANGES_MAX: usize = 1_024;
@@ -50,51 +47,13 @@ const SWEEP_GRACE: Duration = Duration::from_secs(5);
 /// How old the time on disk may be while a control is usable: by so much a step of the wall clock back and a restart may
 /// lengthen a control's lifetime.
 const FLOOR_EVERY: Duration = Duration::from_secs(1);
-/// An hour, in milliseconds: the span of a card's cap.
-const HOUR_MILLISECONDS: u64 = 3_600_000;
-
-/// A change and its audit line.
+/// A change, its audit event and the promise of its answer.
 pub(super) struct Command {
     pub(super) change: Change,
-    pub(super) line: Event,
-    /// From then on the change is dropped.
+    pub(super) event: Event,
+    /// The moment after which a change that may be dropped is not applied.
     pub(super) deadline: Option<Deadline>,
-}
-
-/// A change, and whom to answer.
-pub(super) enum Change {
-    Register { card: CardKey, account: Option<RegisteredAccount>, reply: Promise<Result<Card, RegisterError>> },
-    Open { control: NewControl, admission: Admission, reply: Promise<Result<Control, OpenError>> },
-    Advance { id: ControlId, event: Transition, pin: Option<StoredPin>, reply: Promise<Result<(), AdvanceError>> },
-    ConfirmRetry { id: ControlId, retry: RetryTag, reply: Promise<Result<(), AdvanceError>> },
-    Remake { remade: Vec<RemadePin>, reply: Promise<Result<u64, StoreError>> },
-    Keys { keys: Box<[u8]>, min: MinKeyVersions, reply: Promise<Result<(), StoreError>> },
-    Note { reply: Promise<Result<(), StoreError>> },
-}
-
-impl Change {
-    /// Whether it is to be made still: nobody waits for the answer of a call that was cancelled. What is noted has happened,
-    /// and which keys are admitted is not a caller's business: those are made all the same.
-    fn is_awaited(&self) -> bool {
-        match self {
-            Self::Register { reply, .. } => reply.is_awaited(),
-            Self::Open { reply, .. } => reply.is_awaited(),
-            Self::Advance { reply, .. } | Self::ConfirmRetry { reply, .. } => reply.is_awaited(),
-            Self::Remake { reply, .. } => reply.is_awaited(),
-            Self::Keys { .. } | Self::Note { .. } => true,
-        }
-    }
-
-    /// The answer to a change that is not made.
-    fn refuse(self, error: StoreError) -> Reply {
-        match self {
-            Self::Register { reply, .. } => Reply::Register(reply, Err(error.into())),
-            Self::Open { reply, .. } => Reply::Open(reply, Err(error.into())),
-            Self::Advance { reply, .. } | Self::ConfirmRetry { reply, .. } => Reply::Advance(reply, Err(error.into())),
-            Self::Remake { reply, .. } => Reply::Remake(reply, Err(error)),
-            Self::Keys { reply, .. } | Self::Note { reply } => Reply::Note(reply, Err(error)),
-        }
-    }
+    pub(super) promise: Promise,
 }
 
 /// What is on disk of the controls, and how late it is there.
@@ -160,11 +119,11 @@ pub(super) fn run(shared: &Shared, mut on_disk: OnDisk, mut min: MinKeyVersions)
         }
         let mut wakes = Wakes::default();
         match batch.commit(&mut on_disk) {
-            Ok(()) => answers.into_iter().for_each(|answer| answer.keep(&mut wakes)),
+            Ok(()) => answers.into_iter().for_each(|(promise, answer)| promise.keep(answer, &mut wakes)),
             Err(error) => {
                 shared.fail(cause_of(&error));
-                let error = StoreError::InDoubt(shared.failure());
-                answers.into_iter().for_each(|answer| answer.fail(&error, &mut wakes));
+                let in_doubt = || Err(StoreError::InDoubt(shared.failure()));
+                answers.into_iter().for_each(|(promise, _)| promise.keep(in_doubt(), &mut wakes));
             }
         }
         wakes.wake();
@@ -208,7 +167,7 @@ struct Batch<'a> {
     write: WriteBatch,
     entries: EntryPage,
     controls: HashMap<ControlId, Row>,
-    cards: HashMap<CardKey, CardRow>,
+    cards: HashMap<CardKey, CardState>,
     /// Rows by their key. The order of the keys makes the insertion into the memtable faster.
     pins: BTreeMap<Vec<u8>, Vec<u8>>,
     head: Checkpoint,
@@ -234,177 +193,125 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// None where nobody waits for an answer, and nothing was done.
-    fn apply(&mut self, command: Command) -> Option<Reply> {
-        let Command { change, line, deadline } = command;
-        if !change.is_awaited() {
-            return None;
-        }
-        if deadline.is_some_and(Deadline::has_passed) && !matches!(change, Change::Note { .. } | Change::Keys { .. }) {
-            return Some(change.refuse(StoreError::DeadlinePassed));
-        }
-        Some(match change {
-            Change::Register { card, account, reply } => {
-                Reply::Register(reply, self.audited(line, |batch| batch.register(card, account)))
+    /// Applies a change to the newest state. Returns the promise and its answer; `None` where the caller has gone.
+    fn apply(&mut self, command: Command) -> Option<(Promise, Reply)> {
+        let Command { change, event, deadline, promise } = command;
+        if change.may_be_dropped() {
+            if !promise.is_awaited() {
+                return None;
             }
-            Change::Open { control, admission, reply } => {
-                let opened = self.audited(line, |batch| batch.open(control, admission));
-                Reply::Open(reply, opened.map(Box::new))
-            }
-            Change::Advance { id, event, pin, reply } => {
-                Reply::Advance(reply, self.audited(line, |batch| batch.advance(id, event, pin)))
-            }
-            Change::ConfirmRetry { id, retry, reply } => {
-                Reply::Advance(reply, self.audited(line, |batch| batch.confirm_retry(id, &retry)))
-            }
-            Change::Keys { keys, min, reply } => Reply::Note(reply, self.note_keys(&keys, min, line)),
-            Change::Remake { remade, reply } => Reply::Remake(reply, self.remake(remade, line)),
-            Change::Note { reply } => Reply::Note(reply, self.audited(line, |_| Ok(()))),
-        })
-    }
-
-    /// A change that happens has its line in the same commit; one that does not has none.
-    fn audited<T, E>(&mut self, line: Event, change: impl FnOnce(&mut Self) -> Result<T, E>) -> Result<T, E> {
-        let changed = change(self)?;
-        let sequence = self.head.sequence.saturating_add(1);
-        let previous = self.head.hash;
-        let hash = self.entries.push(|bytes| entry::append(bytes, sequence, &previous, &line));
-        self.head = Checkpoint { sequence, hash };
-        Ok(changed)
-    }
-
-    fn note_keys(&mut self, keys: &[u8], min: MinKeyVersions, line: Event) -> Result<(), StoreError> {
-        self.audited(line, |batch| {
-            *batch.min = min;
-            batch.write.insert(&batch.shared.meta, KEYS_KEY, keys);
-            batch.write.insert(&batch.shared.meta, MIN_KEY_VERSIONS_KEY, encode_min(&min));
-            Ok(())
-        })
-    }
-
-    fn register(&mut self, card: CardKey, account: Option<RegisteredAccount>) -> Result<Card, RegisterError> {
-        let mut row = self.card(&card)?.unwrap_or_default();
-        let key = card_key(&card);
-        let pin_set_at = self.pin(&key)?.map(|row| row.set_at);
-        if account.is_some() && account != row.account {
-            if pin_set_at.is_some() {
-                return Err(RegisterError::AccountBound);
-            }
-            // A card that never had a control has none to follow.
-            if row.opened > 0 {
-                self.renumber_controls(&card, &account);
-            }
-            row.account = account;
-        }
-        let registered = card_of(row.account.clone(), pin_set_at);
-        self.put_card(card, row);
-        Ok(registered)
-    }
-
-    /// Gives a card's controls that are not spent its new account number: what they set is bound to it.
-    fn renumber_controls(&mut self, card: &CardKey, account: &Option<RegisteredAccount>) {
-        let mut ids = self.shared.live.of_card(card);
-        ids.extend(self.controls.keys());
-        for id in ids {
-            let Some(mut control) = self.control(id) else { continue };
-            if control.card == *card && !matches!(control.state, ControlState::Spent(_)) {
-                control.account.clone_from(account);
-                self.controls.insert(id, encode_control(&control));
+            if deadline.is_some_and(Deadline::has_passed) {
+                return Some((promise, Err(StoreError::DeadlinePassed)));
             }
         }
-    }
-
-    /// As the last change before left it.
-    fn control(&self, id: ControlId) -> Option<Control> {
-        match self.controls.get(&id) {
-            Some(row) => decode_control(row),
-            None => self.shared.live.find(id),
-        }
-    }
-
-    fn open(&mut self, new: NewControl, admission: Admission) -> Result<Control, OpenError> {
-        let mut row = match (self.card(&new.card)?, admission.unknown_cards) {
-            (Some(row), _) => row,
-            (None, UnknownCards::Accept) => CardRow::default(),
-            (None, UnknownCards::Refuse) => return Err(OpenError::CardUnknown),
+        let answer = match self.change(change) {
+            Ok(outcome) => Ok(outcome),
+            Err(ChangeError::Denied(denied)) => Ok(Outcome::Denied(denied)),
+            Err(ChangeError::Store(error)) => Err(error),
         };
-        let hour = self.now.0 / HOUR_MILLISECONDS;
-        if row.hour != hour {
-            (row.hour, row.opened) = (hour, 0);
+        if let Some(event) = answer.as_ref().ok().and_then(|outcome| outcome.event(event)) {
+            let sequence = self.head.sequence.saturating_add(1);
+            let previous = self.head.hash;
+            let hash = self.entries.push(|bytes| entry::append(bytes, sequence, &previous, &event));
+            self.head = Checkpoint { sequence, hash };
         }
-        let cap = admission.controls_per_card_per_hour;
-        if row.opened >= cap {
-            return Err(OpenError::Cap { cap });
-        }
-        row.opened = row.opened.saturating_add(1);
-        let control = new.open(row.account.clone(), row.generation, self.now);
-        self.put_card(control.card, row);
-        self.controls.insert(control.id, encode_control(&control));
-        Ok(control)
+        Some((promise, answer))
     }
 
-    fn advance(&mut self, id: ControlId, event: Transition, pin: Option<StoredPin>) -> Result<(), AdvanceError> {
+    fn change(&mut self, change: Change) -> Result<Outcome, ChangeError> {
+        match change {
+            Change::RegisterCard { card, account } => self.register(card, account),
+            Change::OpenControl { control, admission } => self.open(control, admission),
+            Change::Advance { control, transition } => self.advance(control, transition),
+            Change::ConfirmRetry { control, retry } => self.confirm_retry(control, &retry),
+            Change::Reencrypt(pins) => self.reencrypt(pins),
+            Change::SetKeysInUse { keys, min } => {
+                *self.min = min;
+                self.write.insert(&self.shared.meta, KEYS_KEY, &*keys);
+                self.write.insert(&self.shared.meta, MIN_KEY_VERSIONS_KEY, encode_min(&min));
+                Ok(Outcome::Done)
+            }
+            Change::RecordEvent => Ok(Outcome::Done),
+        }
+    }
+
+    fn register(&mut self, card: CardKey, account: Option<RegisteredAccount>) -> Result<Outcome, ChangeError> {
+        let pin_set_at = self.pin(&card_key(&card))?.map(|row| row.set_at);
+        let Registered { card: state, controls_follow } =
+            rules::register(self.card(&card)?, pin_set_at.is_some(), account)?;
+        if controls_follow {
+            let mut ids = self.shared.live.of_card(&card);
+            ids.extend(self.controls.keys());
+            for id in ids {
+                let control = self.control(id).ok().filter(|control| control.card == card);
+                if let Some(control) =
+                    control.and_then(|control| rules::follow_account(control, state.account.as_ref()))
+                {
+                    self.controls.insert(id, encode_control(&control));
+                }
+            }
+        }
+        let registered = state.card(pin_set_at);
+        self.put_card(card, state);
+        Ok(Outcome::Registered(registered))
+    }
+
+    fn open(&mut self, new: NewControl, admission: Admission) -> Result<Outcome, ChangeError> {
+        let (card, control) = rules::open(self.card(&new.card)?, new, admission, self.now)?;
+        self.put_card(control.card, card);
+        self.controls.insert(control.id, encode_control(&control));
+        Ok(Outcome::Opened(Box::new(control)))
+    }
+
+    fn advance(&mut self, id: ControlId, transition: Transition) -> Result<Outcome, ChangeError> {
         #[cfg(test)]
         assert!(!self.shared.writer_panics.load(std::sync::atomic::Ordering::Relaxed), "as a fault would");
-        let mut control = self.control(id).ok_or(UNKNOWN)?;
+        let control = self.control(id)?;
         // The card was written when the control was opened, seconds ago: it is in memory still.
-        let mut card = self.card(&control.card)?.unwrap_or_default();
-        let shows_newest = match &event {
-            Transition::View { shown } => {
-                self.pin(&card_key(&control.card))?.is_some_and(|row| row.pin.record == *shown)
-            }
-            _ => true,
+        let card = self.card(&control.card)?.unwrap_or_default();
+        let newest = match transition {
+            Transition::View { .. } => self.pin(&card_key(&control.card))?.map(|row| row.pin),
+            _ => None,
         };
-        control.state = advance(&control, event, card.generation, self.now)?;
-        // The PIN that was shown is not the card's PIN: the boundary must translate the newest record.
-        if !shows_newest {
-            return Err(Denied::Superseded.into());
-        }
-        // Made with a key or for a number that was the newest when the boundary was asked: it is to be asked again.
-        if pin.as_ref().is_some_and(|pin| pin.account != control.account || !self.min.admit(pin.key)) {
-            return Err(Denied::Superseded.into());
-        }
+        let Advanced { control, set } = rules::advance(control, card, newest.as_ref(), transition, self.min, self.now)?;
         self.controls.insert(id, encode_control(&control));
-        if let Some(pin) = pin {
-            card.generation = card.generation.saturating_add(1);
-            card.set_by = Some(id);
+        if let Some((card, pin)) = set {
             self.put_card(control.card, card);
             let set_at = self.shared.clock.wall_time(self.now);
             self.pins.insert(card_key(&control.card), encode_pin(set_at, &pin));
         }
-        Ok(())
+        Ok(Outcome::Done)
     }
 
-    fn confirm_retry(&mut self, id: ControlId, retry: &RetryTag) -> Result<(), AdvanceError> {
-        let control = self.control(id).ok_or(UNKNOWN)?;
-        let mut card = self.card(&control.card)?.unwrap_or_default();
-        control.confirm_retry(retry, card.set_by, self.now)?;
-        // A set that was judged before, for a control opened before, comes too late from here on.
-        card.generation = card.generation.saturating_add(1);
+    fn confirm_retry(&mut self, id: ControlId, retry: &RetryTag) -> Result<Outcome, ChangeError> {
+        let control = self.control(id)?;
+        let card = self.card(&control.card)?.unwrap_or_default();
+        let card = rules::confirm_retry(&control, card, retry, self.now)?;
         self.put_card(control.card, card);
-        Ok(())
+        Ok(Outcome::Done)
     }
 
-    /// Of records that are no longer what they were, a newer PIN stands.
-    fn remake(&mut self, remade: Vec<RemadePin>, mut line: Event) -> Result<u64, StoreError> {
-        let mut standing = Vec::with_capacity(remade.len());
-        for RemadePin { card, before, after, key: record_key } in remade {
-            let key = card_key(&card);
-            let Some(row) = self.pin(&key)? else { continue };
-            if row.pin.record == before && self.min.admit(record_key) {
-                let pin = StoredPin { record: after, key: record_key, account: row.pin.account };
-                standing.push((key, encode_pin(row.set_at, &pin)));
+    fn reencrypt(&mut self, pins: Vec<ReencryptedPin>) -> Result<Outcome, ChangeError> {
+        let mut replaced = Vec::with_capacity(pins.len());
+        for reencrypted in pins {
+            let key = card_key(&reencrypted.card);
+            let Some(PinRow { set_at, pin }) = self.pin(&key)? else { continue };
+            if let Some(pin) = rules::reencrypt(pin, reencrypted, self.min) {
+                replaced.push((key, encode_pin(set_at, &pin)));
             }
         }
-        let count = u64::try_from(standing.len()).unwrap_or(u64::MAX);
-        if count == 0 {
-            return Ok(0);
-        }
-        line.body = Body::RecordsReencrypted { count };
-        self.audited(line, |batch| {
-            batch.pins.extend(standing);
-            Ok(count)
-        })
+        let count = u64::try_from(replaced.len()).unwrap_or(u64::MAX);
+        self.pins.extend(replaced);
+        Ok(Outcome::Reencrypted(count))
+    }
+
+    /// A control as the last change before left it.
+    fn control(&self, id: ControlId) -> Result<Control, Denied> {
+        let control = match self.controls.get(&id) {
+            Some(row) => decode_control(row),
+            None => self.shared.live.find(id),
+        };
+        control.ok_or(Denied::NotUsable)
     }
 
     /// Removes controls that nobody can use any more: one shard of those in memory, the oldest pages of those on disk.
@@ -422,7 +329,7 @@ impl<'a> Batch<'a> {
         self.keeps_time = is_usable_still && self.now >= on_disk.floor.after(FLOOR_EVERY);
     }
 
-    fn card(&self, card: &CardKey) -> Result<Option<CardRow>, StoreError> {
+    fn card(&self, card: &CardKey) -> Result<Option<CardState>, StoreError> {
         if let Some(row) = self.cards.get(card) {
             return Ok(Some(row.clone()));
         }
@@ -438,7 +345,7 @@ impl<'a> Batch<'a> {
         }
     }
 
-    fn put_card(&mut self, card: CardKey, row: CardRow) {
+    fn put_card(&mut self, card: CardKey, row: CardState) {
         self.write.insert(&self.shared.cards, card_key(&card), encode_card(&row));
         self.cards.insert(card, row);
     }
@@ -476,38 +383,5 @@ impl<'a> Batch<'a> {
         *locked(&self.shared.head) = self.head;
         self.controls.into_iter().for_each(|(id, row)| self.shared.live.put(id, row));
         Ok(())
-    }
-}
-
-/// An answer that waits for the commit.
-enum Reply {
-    Register(Promise<Result<Card, RegisterError>>, Result<Card, RegisterError>),
-    Open(Promise<Result<Control, OpenError>>, Result<Box<Control>, OpenError>),
-    Advance(Promise<Result<(), AdvanceError>>, Result<(), AdvanceError>),
-    Remake(Promise<Result<u64, StoreError>>, Result<u64, StoreError>),
-    Note(Promise<Result<(), StoreError>>, Result<(), StoreError>),
-}
-
-impl Reply {
-    // Whoever waited may have gone; the change stands all the same.
-
-    fn keep(self, wakes: &mut Wakes) {
-        match self {
-            Self::Register(reply, answer) => reply.keep(answer, wakes),
-            Self::Open(reply, answer) => reply.keep(answer.map(|control| *control), wakes),
-            Self::Advance(reply, answer) => reply.keep(answer, wakes),
-            Self::Remake(reply, answer) => reply.keep(answer, wakes),
-            Self::Note(reply, answer) => reply.keep(answer, wakes),
-        }
-    }
-
-    fn fail(self, error: &StoreError, wakes: &mut Wakes) {
-        match self {
-            Self::Register(reply, _) => reply.keep(Err(error.clone().into()), wakes),
-            Self::Open(reply, _) => reply.keep(Err(error.clone().into()), wakes),
-            Self::Advance(reply, _) => reply.keep(Err(error.clone().into()), wakes),
-            Self::Remake(reply, _) => reply.keep(Err(error.clone()), wakes),
-            Self::Note(reply, _) => reply.keep(Err(error.clone()), wakes),
-        }
     }
 }

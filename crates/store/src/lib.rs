@@ -1,105 +1,282 @@
-//! What is kept: cards, controls, PIN records, the audit chain. No change without its audit line, in one transaction;
-//! no reply before that transaction is on disk.
+//! The seam between the engine and what it keeps: cards, controls, PIN records, the audit chain.
+//!
+//! A [`Change`] is data. A store applies a change and its audit event in one transaction, by the rules of [`domain::rules`],
+//! and answers only after both are durable. [`conformance`] is the suite of tests that every store passes.
 //!
 //! What must never enter: a clear PIN, block or key, an account number that is not sealed.
+//!
+//! ```
+//! use audit::entry::Event;
+//! use domain::{card::CardKey, rules::Admission};
+//! use store::{ChangeError, Store};
+//!
+//! /// Opens a control to set a PIN, then reports how many seconds it has left.
+//! async fn open(
+//!     store: &dyn Store,
+//!     control: domain::control::NewControl,
+//!     admission: Admission,
+//!     event: Event,
+//! ) -> Result<u64, ChangeError> {
+//!     let control = store.open_control(control, admission, event).await?;
+//!     Ok(control.remaining(store.now()).as_secs())
+//! }
+//! ```
 
 pub mod conformance;
+mod open_error;
 
-use std::{future::Future, io, path::PathBuf, pin::Pin};
+use std::{fs, future::Future, io, path::Path, pin::Pin, sync::Arc};
 
 use thiserror::Error;
 use tokio::sync::watch;
 
-use audit::entry::{Entry, Event};
-use domain::card::{Card, CardKey, RegisteredAccount};
+use audit::{
+    chain::Checkpoint,
+    entry::{Body, Entry, Event},
+};
+use clock::deadline::Deadline;
+use domain::card::{Card, CardKey, ReencryptedPin, RegisteredAccount, StoredPin};
 use domain::control::{Control, ControlId, Denied, NewControl, RetryTag, SealedTzpk, Transition};
-use domain::storage_key::{MinKeyVersions, RecordKey};
+use domain::rules::Admission;
+use domain::storage_key::MinKeyVersions;
 use domain::time::UnixMillis;
 
-/// What a store's method answers, in time.
-pub type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+pub use self::open_error::StoreOpenError;
 
-/// A store of everything that outlives a call. Every method that changes something takes the audit line of the change
-/// and answers only once both are durable; where it answers an error, neither happened.
+/// The answer of a store, in time.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// A store of everything that outlives a call.
 ///
-/// The store reads the time, inside its transaction, on a clock that never runs backwards, after a restart neither. A
-/// change whose caller has gone, or whose deadline has passed ([`clock::deadline::Deadline`]), is dropped before it is
-/// applied; a note is written all the same.
+/// The store reads the time, inside its transaction, on a clock that never runs backwards, after a restart neither.
 pub trait Store: Send + Sync + 'static {
-    /// The time of the store's clock: expiries are on it.
+    /// Applies a change, on the newest state, by the rule that the variant of [`Change`] names, and records the event that
+    /// [`Outcome::event`] returns in the same transaction. Answers after both are durable; a [`StoreError`] other than
+    /// [`StoreError::InDoubt`] means that neither happened.
+    ///
+    /// A change that [`may be dropped`](Change::may_be_dropped) is not applied once its deadline has passed, or the
+    /// returned future was dropped.
+    fn apply(&self, change: Change, event: Event, deadline: Option<Deadline>) -> Answer<'_, Outcome>;
+
+    /// The time of the store's clock; expiries are on it.
     fn now(&self) -> UnixMillis;
 
     /// A moment of the store's clock as wall time, for people and other machines.
     fn wall_time(&self, moment: UnixMillis) -> UnixMillis;
 
-    /// A card, where it is known.
-    fn card<'a>(&'a self, card: &'a CardKey) -> Answer<'a, Result<Option<Card>, StoreError>>;
+    /// A card; `None` where it is unknown.
+    fn card<'a>(&'a self, card: &'a CardKey) -> Answer<'a, Option<Card>>;
 
-    /// The PIN record of a card, where a PIN is set.
-    fn pin<'a>(&'a self, card: &'a CardKey) -> Answer<'a, Result<Option<StoredPin>, StoreError>>;
+    /// The PIN record of a card; `None` where no PIN is set.
+    fn pin<'a>(&'a self, card: &'a CardKey) -> Answer<'a, Option<StoredPin>>;
 
-    /// A control, until some time after it expired; one that set a PIN until [`domain::control::RETRY_GRACE`] after.
-    fn control(&self, id: ControlId) -> Answer<'_, Result<Option<Control>, StoreError>>;
+    /// A control, at least until [`Control::keep_until`].
+    fn control(&self, id: ControlId) -> Answer<'_, Option<Control>>;
 
-    /// Registers a card, or changes its account number, in its controls that are not spent too. Refused with [`RegisterError::AccountBound`] where a PIN is kept
-    /// and the number would change; an absent `account` leaves the registered one.
-    fn register(
+    /// PIN records in the store's own order of cards, those after `after`, at most `limit` of them. Each record that stands
+    /// during the whole scan is found once.
+    fn scan_pins<'a>(&'a self, after: Option<&'a CardKey>, limit: usize) -> Answer<'a, Vec<(CardKey, StoredPin)>>;
+
+    /// The newest tzpk of each control that is usable.
+    fn live_tzpks(&self) -> Answer<'_, Vec<SealedTzpk>>;
+
+    /// Whether the store holds a card or a PIN record, which open only under the keys that encrypted them.
+    fn needs_keys(&self) -> Answer<'_, bool>;
+
+    /// The list of keys of the last [`Change::SetKeysInUse`]; `None` where no engine has started on the store.
+    fn keys_in_use(&self) -> Answer<'_, Option<Vec<u8>>>;
+
+    /// Entries of the audit chain from sequence number `from` on, oldest first, at most `limit` of them.
+    fn audit(&self, from: u64, limit: usize) -> Answer<'_, Vec<Entry>>;
+
+    /// Sequence number and hash of the last durable audit entry.
+    fn checkpoint(&self) -> Answer<'_, Checkpoint>;
+
+    /// The name of the engine that writes this store's audit chain, such as [`engine_name`] of its directory.
+    fn engine_name(&self) -> &Arc<str>;
+
+    /// Where the store is, for messages to people: the path of a directory, or the address of a database.
+    fn place(&self) -> &str;
+
+    /// The state of the store, to be watched. [`StoreState::Failed`] is the last state of a store.
+    fn state(&self) -> watch::Receiver<StoreState>;
+
+    /// Refuses further changes, makes those that wait durable, and returns after that, or after the store has failed.
+    fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+}
+
+/// A change, as data.
+#[derive(Clone)]
+pub enum Change {
+    /// By [`domain::rules::register`]; the card's controls follow by [`domain::rules::follow_account`].
+    /// [`Outcome::Registered`].
+    RegisterCard {
+        /// The card to add or change.
+        card: CardKey,
+        /// The sealed account number; `None` leaves the registered one.
+        account: Option<RegisteredAccount>,
+    },
+    /// By [`domain::rules::open`]. [`Outcome::Opened`].
+    OpenControl {
+        /// The control to open.
+        control: NewControl,
+        /// The operator's rules.
+        admission: Admission,
+    },
+    /// By [`domain::rules::advance`]; [`Denied::NotUsable`] for an unknown control. [`Outcome::Done`].
+    Advance {
+        /// The control to advance.
+        control: ControlId,
+        /// What happens to the control.
+        transition: Transition,
+    },
+    /// By [`domain::rules::confirm_retry`]; [`Denied::NotUsable`] for an unknown control. [`Outcome::Done`].
+    ConfirmRetry {
+        /// The control under which the PIN was set.
+        control: ControlId,
+        /// The tag of the block that was received again.
+        retry: RetryTag,
+    },
+    /// Each by [`domain::rules::reencrypt`]; a PIN set in between stays. [`Outcome::Reencrypted`].
+    Reencrypt(Vec<ReencryptedPin>),
+    /// Replaces the list of keys that the engine uses, and the minimum key versions. [`Outcome::Done`]. When this is
+    /// answered, no record under an older key is written any more, and [`Store::scan_pins`] finds every earlier one.
+    SetKeysInUse {
+        /// The list, opaque here.
+        keys: Box<[u8]>,
+        /// The minimum key versions of records that later changes write.
+        min: MinKeyVersions,
+    },
+    /// Records the event alone: a denial, a start, a stop. [`Outcome::Done`].
+    RecordEvent,
+}
+
+impl Change {
+    /// Whether the change is dropped where its caller has gone or its deadline has passed. Keys in use and events that have
+    /// happened do not depend on a caller.
+    pub fn may_be_dropped(&self) -> bool {
+        !matches!(self, Self::SetKeysInUse { .. } | Self::RecordEvent)
+    }
+}
+
+/// The durable outcome of a change.
+#[derive(Clone)]
+pub enum Outcome {
+    /// Nothing was changed.
+    Denied(Denied),
+    /// The card after its registration.
+    Registered(Card),
+    /// The control that was opened.
+    Opened(Box<Control>),
+    /// The number of records that were replaced; 0 where nothing was changed.
+    Reencrypted(u64),
+    /// The change was made.
+    Done,
+}
+
+impl Outcome {
+    /// The event that a store records with this outcome: `None` where nothing was changed; of a re-encryption with the
+    /// number of records.
+    pub fn event(&self, event: Event) -> Option<Event> {
+        match *self {
+            Self::Denied(_) | Self::Reencrypted(0) => None,
+            Self::Reencrypted(count) => Some(Event { body: Body::RecordsReencrypted { count }, ..event }),
+            Self::Registered(_) | Self::Opened(_) | Self::Done => Some(event),
+        }
+    }
+}
+
+/// The changes, each with the type of its outcome. Those of a call carry the call's deadline.
+impl dyn Store + '_ {
+    /// [`Change::RegisterCard`].
+    ///
+    /// # Errors
+    /// [`Denied::AccountBound`], or an error of the store.
+    pub async fn register_card(
         &self,
         card: CardKey,
         account: Option<RegisteredAccount>,
-        line: Event,
-    ) -> Answer<'_, Result<Card, RegisterError>>;
+        event: Event,
+    ) -> Result<Card, ChangeError> {
+        match self.apply_for_call(Change::RegisterCard { card, account }, event).await? {
+            Outcome::Registered(card) => Ok(card),
+            _ => Err(StoreError::OtherOutcome.into()),
+        }
+    }
 
-    /// Opens a control by [`NewControl::open`], with the store's time and the newest state of the card, and answers it.
-    fn open(&self, control: NewControl, admission: Admission, line: Event) -> Answer<'_, Result<Control, OpenError>>;
-
-    /// Moves a control on by [`domain::control::advance`], on its newest state. [`Transition::View`] is denied as
-    /// [`Denied::Superseded`] where the card's PIN record is another one than was shown.
-    fn advance(&self, id: ControlId, event: Transition, line: Event) -> Answer<'_, Result<(), AdvanceError>>;
-
-    /// Spends a control and keeps the PIN record it paid for: the control moves by [`Transition::Set`], the card's status
-    /// becomes `S`, any earlier record of the card is replaced, the card's generation rises. Denied as [`Denied::Superseded`] where the control has another
-    /// account number by now, or the record is under a storage key older than the minimum of [`Store::note_keys`].
-    fn set_pin(
+    /// [`Change::OpenControl`].
+    ///
+    /// # Errors
+    /// [`Denied::CardUnknown`], [`Denied::Cap`], or an error of the store.
+    pub async fn open_control(
         &self,
-        id: ControlId,
-        event: Transition,
-        pin: StoredPin,
-        line: Event,
-    ) -> Answer<'_, Result<(), AdvanceError>>;
+        control: NewControl,
+        admission: Admission,
+        event: Event,
+    ) -> Result<Control, ChangeError> {
+        match self.apply_for_call(Change::OpenControl { control, admission }, event).await? {
+            Outcome::Opened(control) => Ok(*control),
+            _ => Err(StoreError::OtherOutcome.into()),
+        }
+    }
 
-    /// Confirms a retry of the block that set the PIN under this control, by [`Control::confirm_retry`]: only while that PIN
-    /// stands. The card's generation rises.
-    fn confirm_retry(&self, id: ControlId, retry: RetryTag, line: Event) -> Answer<'_, Result<(), AdvanceError>>;
+    /// [`Change::Advance`].
+    ///
+    /// # Errors
+    /// The denials of [`domain::rules::advance`], or an error of the store.
+    pub async fn advance(&self, control: ControlId, transition: Transition, event: Event) -> Result<(), ChangeError> {
+        self.apply_for_call(Change::Advance { control, transition }, event).await.map(drop)
+    }
 
-    /// PIN records in the store's own order of cards, those after `after`, at most `limit` of them.
-    fn pins_after<'a>(
-        &'a self,
-        after: Option<&'a CardKey>,
-        limit: usize,
-    ) -> Answer<'a, Result<Vec<(CardKey, StoredPin)>, StoreError>>;
+    /// [`Change::ConfirmRetry`].
+    ///
+    /// # Errors
+    /// [`Denied::NotUsable`], or an error of the store.
+    pub async fn confirm_retry(&self, control: ControlId, retry: RetryTag, event: Event) -> Result<(), ChangeError> {
+        self.apply_for_call(Change::ConfirmRetry { control, retry }, event).await.map(drop)
+    }
 
-    /// The newest tzpk of each control that is usable at `now`.
-    fn live_tzpks(&self, now: UnixMillis) -> Answer<'_, Result<Vec<SealedTzpk>, StoreError>>;
+    /// [`Change::Reencrypt`]: returns the number of records that were replaced, which the event states too.
+    ///
+    /// # Errors
+    /// An error of the store.
+    pub async fn reencrypt(&self, pins: Vec<ReencryptedPin>, event: Event) -> Result<u64, StoreError> {
+        match self.apply(Change::Reencrypt(pins), event, Deadline::of_this_call()).await? {
+            Outcome::Reencrypted(count) => Ok(count),
+            _ => Err(StoreError::OtherOutcome),
+        }
+    }
 
-    /// Replaces each record by its re-encryption, where the record still stands and `key` is not below the minimum of
-    /// [`Store::note_keys`]; answers how many were replaced. The store writes their number as the body of the event; where
-    /// none was replaced, nothing happens, and no event is recorded.
-    fn remake(&self, remade: Vec<RemadePin>, line: Event) -> Answer<'_, Result<u64, StoreError>>;
+    /// [`Change::SetKeysInUse`].
+    ///
+    /// # Errors
+    /// An error of the store.
+    pub async fn set_keys_in_use(&self, keys: Box<[u8]>, min: MinKeyVersions, event: Event) -> Result<(), StoreError> {
+        self.apply(Change::SetKeysInUse { keys, min }, event, None).await.map(drop)
+    }
 
-    /// Replaces the list of the keys that the engine uses, opaque here, and the minimum versions of the storage keys. From
-    /// this change on a new PIN whose record is under an older key is denied as [`Denied::Superseded`], and no record is
-    /// re-encrypted under an older key. When this is answered, [`Store::pins_after`] finds every earlier PIN.
-    fn note_keys(&self, keys: Box<[u8]>, min: MinKeyVersions, line: Event) -> Answer<'_, Result<(), StoreError>>;
+    /// [`Change::RecordEvent`].
+    ///
+    /// # Errors
+    /// An error of the store.
+    pub async fn record_event(&self, event: Event) -> Result<(), StoreError> {
+        self.apply(Change::RecordEvent, event, None).await.map(drop)
+    }
 
-    /// Writes an audit line about something that changed nothing: a denial, a start, a stop.
-    fn note(&self, line: Event) -> Answer<'_, Result<(), StoreError>>;
+    async fn apply_for_call(&self, change: Change, event: Event) -> Result<Outcome, ChangeError> {
+        match self.apply(change, event, Deadline::of_this_call()).await? {
+            Outcome::Denied(denied) => Err(denied.into()),
+            outcome => Ok(outcome),
+        }
+    }
+}
 
-    /// Entries of the chain from sequence number `from` on, oldest first, at most `limit` of them.
-    fn audit(&self, from: u64, limit: usize) -> Answer<'_, Result<Vec<Entry>, StoreError>>;
-
-    /// The state of the store, to be watched. [`StoreState::Failed`] is the last state a store has.
-    fn state(&self) -> watch::Receiver<StoreState>;
+/// The name of the engine that runs on the store in a directory: `HOST:DIRECTORY`, the directory with no link in it. One
+/// engine runs on a store, so the name is the engine's; a copy of the store, or the store on another host, has another.
+pub fn engine_name(directory: &Path) -> String {
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let directory = fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned());
+    format!("{}:{}", host.trim(), directory.display())
 }
 
 /// Whether a store serves.
@@ -115,10 +292,10 @@ pub enum StoreState {
 
 /// Why a store failed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("the store {} failed: {cause}, then start the engine again", directory.display())]
+#[error("the store {place} failed: {cause}, then start the engine again")]
 pub struct StoreFailure {
-    /// The directory of the store.
-    pub directory: PathBuf,
+    /// [`Store::place`].
+    pub place: String,
     /// What failed.
     pub cause: FailureCause,
 }
@@ -145,48 +322,7 @@ pub enum FailureCause {
     Writer,
 }
 
-/// A PIN at rest.
-#[derive(Clone)]
-pub struct StoredPin {
-    /// The boundary's record: form, key reference, block and tag, opaque here.
-    pub record: Box<[u8]>,
-    /// The storage key that the record names.
-    pub key: RecordKey,
-    /// The account number the block is bound to; none where the plasticId's digits bind it.
-    pub account: Option<RegisteredAccount>,
-}
-
-/// A PIN record made anew: the same PIN, under another storage key.
-pub struct RemadePin {
-    /// Whose.
-    pub card: CardKey,
-    /// What it was made of.
-    pub before: Box<[u8]>,
-    /// What takes its place.
-    pub after: Box<[u8]>,
-    /// The storage key that `after` names.
-    pub key: RecordKey,
-}
-
-/// Which controls may be opened.
-#[derive(Clone, Copy, Debug)]
-pub struct Admission {
-    /// How many controls a card may have within any clock hour.
-    pub controls_per_card_per_hour: u32,
-    /// Whether a card must be registered first; else an unknown one is taken up, waiting for its PIN.
-    pub unknown_cards: UnknownCards,
-}
-
-/// What to do with a card that was never registered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UnknownCards {
-    /// Take it up, bound by the digits of its plasticId.
-    Accept,
-    /// Refuse it.
-    Refuse,
-}
-
-/// The store did not do what was asked. Nothing was changed, but for [`StoreError::InDoubt`].
+/// An error of the store itself. Nothing was changed, but for [`StoreError::InDoubt`].
 #[derive(Clone, Debug, Error)]
 pub enum StoreError {
     /// The store is closing, or this read failed.
@@ -207,6 +343,9 @@ pub enum StoreError {
     /// The caller's deadline passed before the change's turn came.
     #[error("the call's deadline passed before the store came to it")]
     DeadlinePassed,
+    /// The store answered with the outcome of another change.
+    #[error("the store answered another change than the one it was given: report it")]
+    OtherOutcome,
     /// What was read is not what was written.
     #[error("the store is damaged at {place}: restore it from a backup")]
     Damaged {
@@ -215,38 +354,10 @@ pub enum StoreError {
     },
 }
 
-/// Why a card was not registered.
+/// Why a change was not made.
 #[derive(Clone, Debug, Error)]
-pub enum RegisterError {
-    /// A PIN is bound to the number the card has.
-    #[error("a PIN is kept for this card, bound to the account number it has: it can't be changed")]
-    AccountBound,
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-/// Why a control was not opened.
-#[derive(Clone, Debug, Error)]
-pub enum OpenError {
-    /// The card was never registered.
-    #[error("the card is not registered")]
-    CardUnknown,
-    /// The card's cap is reached.
-    #[error("this card has had {cap} controls within the hour: try again later")]
-    Cap {
-        /// The cap.
-        cap: u32,
-    },
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-/// Why a control did not move on.
-#[derive(Clone, Debug, Error)]
-pub enum AdvanceError {
-    /// Its state does not allow it; an unknown one is [`Denied::NotUsable`].
+pub enum ChangeError {
+    /// A rule denies the change.
     #[error(transparent)]
     Denied(#[from] Denied),
     /// The store failed.

@@ -10,8 +10,9 @@ use crate::commands::demo::TemporaryDirectory;
 use audit::entry::{Action, Body, CardEvent, Event, Isolation, Level, Outcome, Stamp};
 use domain::card::{CardKey, PlasticId, RegisteredAccount, Tenant};
 use domain::control::{ControlId, NewControl, Scope, SealedTzpk, Transition};
-use store::{Admission, Store, UnknownCards};
-use store_embedded::{Embedded, EmbeddedConfig};
+use domain::rules::{Admission, UnknownCards};
+use engine_server::StoreConfig;
+use store::Store;
 
 /// The store changes in flight at a time.
 const IN_FLIGHT: usize = 512;
@@ -41,27 +42,27 @@ impl fmt::Display for Cost {
 pub(super) fn live_controls(arguments: &MemoryArguments) -> Result<Cost, BenchError> {
     let directory = TemporaryDirectory::unless(arguments.directory.as_deref())?;
     Builder::new_current_thread().enable_all().build()?.block_on(async {
-        let store = Arc::new(Embedded::open(&EmbeddedConfig::new(directory.path().join("store")))?);
+        let store = StoreConfig::embedded(directory.path()).open().await?;
         let before = resident()?;
         let bar = progress(arguments.count as u64);
-        let opened = futures::stream::iter(0..arguments.count).map(|number| open(&store, number, &bar));
+        let opened = futures::stream::iter(0..arguments.count).map(|number| open(&*store, number, &bar));
         use futures::{StreamExt, TryStreamExt};
         opened.buffer_unordered(IN_FLIGHT).try_collect::<Vec<()>>().await?;
         bar.finish_and_clear();
-        let cost = Cost { controls: store.counts().controls, before, after: resident()? };
+        let cost = Cost { controls: arguments.count, before, after: resident()? };
         store.close().await;
         Ok(cost)
     })
 }
 
-async fn open(store: &Embedded, number: usize, bar: &ProgressBar) -> Result<(), BenchError> {
+async fn open(store: &dyn Store, number: usize, bar: &ProgressBar) -> Result<(), BenchError> {
     let refused = |error: &dyn fmt::Display| BenchError::Load(error.to_string());
     let named = |text: &str| PlasticId::parse(text).map_err(|error| refused(&error));
     let tenant = Tenant::parse("bank").map_err(|error| refused(&error))?;
     let card = CardKey { tenant, plastic: named(&format!("{:010}", number / 8))? };
     let stamp = Stamp { level: Level::Host, token: "software".into(), isolation: Isolation::Process, keys: [].into() };
     let stamp = Arc::new(stamp);
-    let line = |action| Event {
+    let event = |action| Event {
         at: clock::now(),
         caller: "bench".into(),
         tenant: Some(tenant),
@@ -72,7 +73,7 @@ async fn open(store: &Embedded, number: usize, bar: &ProgressBar) -> Result<(), 
     };
     if number.is_multiple_of(8) {
         let account = RegisteredAccount { sealed: [7; 30].into(), masked: "411111******1111".into() };
-        store.register(card, Some(account), line(Action::RegisterCard)).await.map_err(|error| refused(&error))?;
+        store.register_card(card, Some(account), event(Action::RegisterCard)).await.map_err(|error| refused(&error))?;
     }
     let control = NewControl {
         id: ControlId::random(),
@@ -83,10 +84,10 @@ async fn open(store: &Embedded, number: usize, bar: &ProgressBar) -> Result<(), 
     };
     let admission = Admission { controls_per_card_per_hour: 1_000, unknown_cards: UnknownCards::Accept };
     let opened =
-        Store::open(store, control, admission, line(Action::OpenControl)).await.map_err(|error| refused(&error))?;
+        store.open_control(control, admission, event(Action::OpenControl)).await.map_err(|error| refused(&error))?;
     if number.is_multiple_of(2) {
-        let event = Transition::Key { tzpk: SealedTzpk([7; 48].into()), replaces: None };
-        let keyed = store.advance(opened.id, event, line(Action::IssueTzpk)).await;
+        let key = Transition::Key { tzpk: SealedTzpk([7; 48].into()), replaces: None };
+        let keyed = store.advance(opened.id, key, event(Action::IssueTzpk)).await;
         keyed.map_err(|error| refused(&error))?;
     }
     bar.inc(1);

@@ -16,6 +16,7 @@ use engine::{
     Engine, Right,
     serving::{Serving, ServingSettings},
 };
+use engine_server::StoreConfig;
 use net::{
     connect::channel,
     tls::{ClientTls, ClientTlsConfig, ServerTls, ServerTlsConfig},
@@ -50,7 +51,8 @@ impl Services {
                 (Some(server), Some(client))
             }
         };
-        let (mut engine, boundary) = embedded_engine(&directory.join("data"), arguments.isolation)?;
+        let data = directory.join("data");
+        let (mut engine, boundary) = embedded_engine(&data, arguments.isolation)?;
         engine.listen = anywhere;
         engine.tls.clone_from(&server_tls);
         engine.peers = vec![engine::Peer {
@@ -60,7 +62,7 @@ impl Services {
         }];
         engine.rules.control_lifetime = CONTROL_LIFETIME;
         engine.rules.admission.controls_per_card_per_hour = 1_000_000;
-        engine.store.waiting_changes_max = WAITING_CHANGES_MAX;
+        let store = StoreConfig { waiting_changes_max: WAITING_CHANGES_MAX, ..StoreConfig::embedded(&data) };
         let settings = ServingSettings {
             listen: anywhere,
             tls: server_tls.as_ref().map(ServerTls::load).transpose()?,
@@ -70,7 +72,7 @@ impl Services {
             connections: engine.connections,
         };
         let echo = Serving::start(&settings, |mut server| server.add_service(EchoServiceServer::new(Echo)))?;
-        let engine = Engine::start(engine, boundary).await?;
+        let engine = Engine::start(engine, store.open().await?, boundary).await?;
 
         let mut edge = edge::EdgeConfig::embedded(anywhere, engine.address())?;
         edge.engine_address = url(engine.address());

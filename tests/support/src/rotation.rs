@@ -2,8 +2,6 @@
 
 use std::{path::Path, process::Command};
 
-use store_embedded::{Embedded, EmbeddedConfig};
-
 use crate::{ceremony::said, engine_process::EngineProcess};
 
 /// The engine's lines for a rate at which the kills fall into the middle.
@@ -15,9 +13,9 @@ pub fn settings(records_per_second: u64) -> String {
 }
 
 /// How many records there are under each storage key, read off the store of a stopped engine.
-pub fn records_under(directory: &Path) -> (u64, u64) {
-    let store = Embedded::open(&EmbeddedConfig::existing(directory.join("data/store"))).unwrap();
-    let all = store.pins_page(None, usize::MAX).unwrap();
+pub async fn records_under(directory: &Path) -> (u64, u64) {
+    let store = engine_server::open_store_copy(&directory.join("data/store")).unwrap();
+    let all = store.scan_pins(None, usize::MAX).await.unwrap();
     let key = |record: &[u8]| hsm::PinRecord::from_bytes(record).unwrap().storage_key().0;
     let under = |version| all.iter().filter(|(_, pin)| key(&pin.record) == version).count() as u64;
     let (old, new) = (under(1), under(2));

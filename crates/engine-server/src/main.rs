@@ -30,7 +30,7 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     telemetry::start(arguments.log_format, Level::INFO);
-    match engine::command::run(arguments.engine, refuse_inline) {
+    match engine::command::run(arguments.engine, refuse_inline, engine_server::open_store) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(io::stderr().lock(), "pinseal-engine: {error}");

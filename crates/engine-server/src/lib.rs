@@ -1,0 +1,11 @@
+//! The choice of the engine's store: the one place that names the stores of this release. Only programs link it.
+//!
+//! ```
+//! let config = engine_server::StoreConfig::load(None)?;
+//! assert_eq!(config.directory, std::path::Path::new("pinseal-data/store"));
+//! # Ok::<(), config::ConfigError>(())
+//! ```
+
+mod store_config;
+
+pub use self::store_config::{StoreConfig, open_store, open_store_copy};
