@@ -19,7 +19,7 @@ const PLASTIC_ID: &str = "1000200030";
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
     let (tenant, audit_user) = (String::from("default"), String::from("example"));
-    let channel = net::connect::channel(ENGINE, None)?;
+    let channel = net::connect::channel(&ENGINE.parse()?, None)?;
 
     // The back-end opens a control: one card, one purpose, 30 seconds.
     let request = OpenControlRequest {

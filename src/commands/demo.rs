@@ -141,7 +141,7 @@ impl Served<'_> {
         tokio::task::spawn_blocking(move || run_device_steps(&edge_url, &token)).await.map_err(io::Error::other)??;
 
         say("\n7. The audit chain: action, card, outcome and formats of each request; never a PIN or a block")?;
-        let mut audit = AuditServiceClient::new(channel(&format!("http://{}", self.engine.address()), None)?);
+        let mut audit = AuditServiceClient::new(channel(&self.engine.address().into(), None)?);
         let mut entries = audit.export_audit(ExportAuditRequest { from_sequence: 1 }).await.map_err(rpc)?.into_inner();
         while let Some(entry) = entries.message().await.map_err(rpc)? {
             let entry: serde_json::Value = serde_json::from_str(&entry.json).map_err(io::Error::other)?;
@@ -162,7 +162,7 @@ impl Served<'_> {
     }
 
     async fn register(&self) -> Result<String, DemoError> {
-        let mut cards = CardServiceClient::new(channel(&format!("http://{}", self.engine.address()), None)?);
+        let mut cards = CardServiceClient::new(channel(&self.engine.address().into(), None)?);
         let request = RegisterCardRequest {
             tenant: "default".into(),
             audit_user: AUDIT_USER.into(),

@@ -63,7 +63,7 @@ async fn client_of(engine: &ContainerAsync<GenericImage>, directory: &Path) -> C
         private_key: directory.join("client.key"),
     });
     let port = engine.get_host_port_ipv4(50_051.tcp()).await.unwrap();
-    Client::over(channel(&format!("https://localhost:{port}"), Some(tls.unwrap())).unwrap())
+    Client::over(channel(&format!("https://localhost:{port}").parse().unwrap(), Some(tls.unwrap())).unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]

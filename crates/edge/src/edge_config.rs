@@ -15,7 +15,7 @@ use config::{ConfigError, SecretSource, read_file, within};
 use domain::card::Tenant;
 use domain::limits::BODY_BYTES_MAX;
 use net::{
-    ConnectionLimits,
+    ConnectionLimits, EngineAddress,
     tls::{ClientTlsConfig, ServerTlsConfig},
 };
 
@@ -25,8 +25,8 @@ pub struct EdgeConfig {
     pub listen: SocketAddr,
     /// TLS of the listener; `None` is allowed on loopback only.
     pub tls: Option<ServerTlsConfig>,
-    /// The URL of the engine, such as `https://engine.internal:50051`.
-    pub engine_address: String,
+    /// The address of the engine.
+    pub engine_address: EngineAddress,
     /// Mutual TLS to the engine.
     pub engine_tls: Option<ClientTlsConfig>,
     /// The limits on open connections.
@@ -145,7 +145,7 @@ impl EdgeFile {
         Ok(EdgeConfig {
             listen: self.listen,
             tls: self.tls,
-            engine_address: self.engine.address,
+            engine_address: self.engine.address.parse().map_err(|error| ConfigError::value("engine.address", error))?,
             engine_tls: self.engine.tls,
             connections: ConnectionLimits::new(self.connections_max, self.silent_connections_per_address_max)?,
             settings: Settings {

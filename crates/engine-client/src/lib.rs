@@ -9,6 +9,7 @@ use thiserror::Error;
 use tonic::{Code, Request, Status, Streaming, transport::Channel};
 
 use net::{
+    AddressError, EngineAddress,
     connect::channel,
     tls::{ClientTls, ClientTlsConfig, TlsError},
 };
@@ -50,7 +51,7 @@ pub struct RunningEngine(KeyServiceClient<Channel>);
 impl RunningEngine {
     /// The one at `address`; within a runtime. It is reached with the first question.
     pub fn at(address: &str, tls: &EngineTls) -> Result<Self, OperatorError> {
-        let address = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
+        let address = EngineAddress::from_argument(address)?;
         let tls = tls.config().as_ref().map(ClientTls::load).transpose()?;
         let channel = channel(&address, tls).map_err(|error| match error {
             // In words of the command line.
@@ -90,14 +91,17 @@ pub enum OperatorError {
     /// Certificates, keys or the address are not what they should be.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The address of the engine is not valid.
+    #[error(transparent)]
+    Address(#[from] AddressError),
     /// It would be asked in the clear.
     #[error(
         "{address} would be asked without TLS, which is for http:// on this machine alone: give --engine-roots, \
          --engine-certificates and --engine-private-key"
     )]
     Plain {
-        /// Where.
-        address: String,
+        /// The address of the engine.
+        address: EngineAddress,
     },
     /// It is not there, or does not serve now.
     #[error("the engine can't be asked ({0}): see that it runs and that the address is right")]

@@ -12,7 +12,11 @@
 pub mod connect;
 mod connection_table;
 pub mod cores;
+mod engine_address;
 pub mod stop;
 pub mod tls;
 
-pub use self::connection_table::{ConnectionLimits, ConnectionPlace, ConnectionTable};
+pub use self::{
+    connection_table::{ConnectionLimits, ConnectionPlace, ConnectionTable},
+    engine_address::{AddressError, EngineAddress},
+};

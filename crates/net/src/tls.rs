@@ -9,6 +9,8 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use serde::Deserialize;
 use thiserror::Error;
 
+use crate::engine_address::{AddressError, EngineAddress};
+
 pub use self::files::ClientTls;
 pub use self::serve::{Http2Stream, greeted};
 pub use self::{
@@ -104,16 +106,17 @@ pub enum TlsError {
     /// The pieces do not fit.
     #[error("certificate, key and roots do not fit together: {0}")]
     Unfit(String),
-    /// The engine's address is no URL.
-    #[error("{0} is not the address of an engine, such as https://engine.internal:50051")]
-    Address(String),
-    /// The engine would be asked in the clear.
+    /// The text is not the address of an engine.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// The engine would be called without TLS.
     #[error(
-        "the engine at {address} would be asked without TLS, which is for http:// on this machine alone: give the          certificates, key and roots for it ([engine.tls] of an edge)"
+        "the engine at {address} would be called without TLS, which is allowed only with http:// on this machine: set its \
+         roots, certificates and private key ([engine.tls] of an edge)"
     )]
     Plain {
-        /// Where.
-        address: String,
+        /// The address of the engine.
+        address: EngineAddress,
     },
     /// The other side did not shake hands.
     #[error("the TLS handshake failed: {0}")]

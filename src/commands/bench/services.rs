@@ -18,8 +18,9 @@ use engine::{
 };
 use engine_server::StoreConfig;
 use net::{
+    EngineAddress,
     connect::channel,
-    tls::{ClientTls, ClientTlsConfig, ServerTls, ServerTlsConfig},
+    tls::{ClientTls, ClientTlsConfig, ServerTls, ServerTlsConfig, TlsError},
 };
 use proto::{
     SetPinRequest, SetPinResponse,
@@ -75,7 +76,7 @@ impl Services {
         let engine = Engine::start(engine, store.open().await?, boundary).await?;
 
         let mut edge = edge::EdgeConfig::embedded(anywhere, engine.address())?;
-        edge.engine_address = url(engine.address());
+        edge.engine_address = address_by_name(engine.address())?;
         edge.engine_tls.clone_from(&client_tls);
         let token = edge.made_token.clone().unwrap_or_default();
         let edge = Edge::start(edge).await?;
@@ -85,12 +86,12 @@ impl Services {
 
     /// A fresh connection to the engine.
     pub(super) fn engine_channel(&self) -> Result<tonic::transport::Channel, BenchError> {
-        Ok(channel(&url(self.engine.address()), self.client_tls.clone())?)
+        Ok(channel(&address_by_name(self.engine.address())?, self.client_tls.clone())?)
     }
 
     /// A fresh connection to the echo.
     pub(super) fn echo_channel(&self) -> Result<tonic::transport::Channel, BenchError> {
-        Ok(channel(&url(self.echo.address()), self.client_tls.clone())?)
+        Ok(channel(&address_by_name(self.echo.address())?, self.client_tls.clone())?)
     }
 
     /// The address on which the edge listens.
@@ -117,9 +118,9 @@ impl EchoService for Echo {
     }
 }
 
-fn url(address: SocketAddr) -> String {
+fn address_by_name(address: SocketAddr) -> Result<EngineAddress, TlsError> {
     // By name, for the certificate; the port is the engine's.
-    format!("https://localhost:{}", address.port())
+    Ok(format!("https://localhost:{}", address.port()).parse()?)
 }
 
 fn certificates(directory: &Path) -> Result<(ServerTlsConfig, ClientTlsConfig), BenchError> {

@@ -54,5 +54,5 @@ pub fn channel_as(holder: &str, directory: &Path, engine: &EngineProcess) -> Cha
         certificates: at(format!("{holder}.pem")),
         private_key: at(format!("{holder}.key")),
     });
-    channel(&format!("https://localhost:{}", port_of(engine)), Some(tls.unwrap())).unwrap()
+    channel(&format!("https://localhost:{}", port_of(engine)).parse().unwrap(), Some(tls.unwrap())).unwrap()
 }
