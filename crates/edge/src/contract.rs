@@ -10,65 +10,11 @@ use utoipa::{
     },
 };
 
-use super::{api_error::ApiError, route::Operations};
+use super::{api_error::ApiError, operation, route::Operations};
 use domain::{caller::AuditUserError, limits::AUDIT_USER_CHARACTERS_MAX};
 
-/// The errors of every operation.
-const COMMON: &[ApiError] = &[
-    ApiError::BODY_MALFORMED,
-    ApiError::AUDIT_USER_INVALID,
-    ApiError::REQUEST_INVALID,
-    ApiError::UNAUTHENTICATED,
-    ApiError::CALLER_FORBIDDEN,
-    ApiError::NOT_FOUND,
-    ApiError::BODY_TIMEOUT,
-    ApiError::BODY_TOO_LARGE,
-    ApiError::STATE_CONFLICT,
-    ApiError::UNEXPECTED,
-    ApiError::BUSY,
-    ApiError::STORE_UNAVAILABLE,
-    ApiError::TOKEN_UNAVAILABLE,
-    ApiError::ENGINE_UNAVAILABLE,
-];
 /// The errors of a request that matches no operation.
 const NO_OPERATION: &[ApiError] = &[ApiError::ROUTE_UNKNOWN, ApiError::METHOD_NOT_ALLOWED];
-
-/// The errors of an operation under a control.
-const CONTROL: &[ApiError] =
-    &[ApiError::CONTROL_ID_INVALID, ApiError::TENANT_MISMATCH, ApiError::SCOPE_MISMATCH, ApiError::CONTROL_NOT_USABLE];
-/// The errors of an operation with a device key.
-const DEVICE_KEY: &[ApiError] = &[ApiError::DEVICE_KEY_INVALID, ApiError::DEVICE_KEY_MISMATCH];
-
-/// The operationIds of the contract.
-pub(super) mod operation {
-    pub(crate) const OPEN_CONTROL: &str = "openControl";
-    pub(crate) const ISSUE_TZPK: &str = "issueTzpk";
-    pub(crate) const SET_PIN: &str = "setPin";
-    pub(crate) const VIEW_PIN: &str = "viewPin";
-}
-
-/// The errors of an operation, by its operationId.
-fn errors_of(operation_id: &str) -> impl Iterator<Item = &'static ApiError> {
-    let groups: &[&[ApiError]] = match operation_id {
-        operation::OPEN_CONTROL => &[
-            &[ApiError::PLASTIC_ID_INVALID, ApiError::SCOPE_INVALID, ApiError::CARD_UNKNOWN, ApiError::CONTROL_CAP],
-            COMMON,
-        ],
-        operation::ISSUE_TZPK => &[CONTROL, DEVICE_KEY, COMMON],
-        operation::SET_PIN => {
-            const BLOCK: &[ApiError] = &[
-                ApiError::PIN_BLOCK_LENGTH,
-                ApiError::TZPK_MISSING,
-                ApiError::PIN_BLOCK_MALFORMED,
-                ApiError::PIN_REFUSED,
-            ];
-            &[CONTROL, BLOCK, COMMON]
-        }
-        operation::VIEW_PIN => &[CONTROL, DEVICE_KEY, &[ApiError::PIN_NOT_SET, ApiError::PIN_NOT_SHOWN], COMMON],
-        _ => &[COMMON],
-    };
-    groups.iter().copied().flatten()
-}
 
 /// The OpenAPI 3.1 document of the routes, pretty-printed, with a newline at the end. `cargo run --example openapi >
 /// docs/openapi.json` updates the reviewed file.
@@ -129,8 +75,8 @@ fn list_codes(components: &mut Components) {
 
 /// Adds to each error answer of an operation its errorCodes and what to do about each.
 fn describe_errors(operation: &mut Operation) {
-    let name = operation.operation_id.as_deref().unwrap_or_default();
-    for error in errors_of(name) {
+    let Some(known) = operation.operation_id.as_deref().and_then(operation::Operation::find) else { return };
+    for error in known.errors() {
         if let Some(RefOr::T(answer)) = operation.responses.responses.get_mut(error.status().as_str()) {
             answer.description.push_str(&format!(" {}: {}.", error.code(), error.message()));
         }
@@ -191,7 +137,7 @@ mod tests {
         let mut documented = documented_in(&api["info"]["description"]);
         for operation in api["paths"].as_object().unwrap().values().map(|path| &path["post"]) {
             let name = operation["operationId"].as_str().unwrap();
-            let rows: Vec<&ApiError> = errors_of(name).collect();
+            let rows: Vec<&ApiError> = operation::Operation::find(name).unwrap().errors().collect();
             for (status, answer) in operation["responses"].as_object().unwrap() {
                 let of_status =
                     rows.iter().filter(|row| row.status().as_str() == status).map(|row| row.code()).collect();

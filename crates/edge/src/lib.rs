@@ -14,6 +14,7 @@ mod body;
 pub mod command;
 mod contract;
 mod edge_config;
+mod operation;
 mod page;
 mod route;
 mod serve;

@@ -31,7 +31,7 @@ use super::{
     body::{
         self, ControlScope, DeviceKeyRequest, PinControl, PinControlRequest, PinSet, SetPinRequest, Tzpk, ViewedPin,
     },
-    contract::operation,
+    operation::Operation,
     page,
 };
 use domain::caller::AuditUser;
@@ -107,7 +107,7 @@ struct ApiRequest {
 ///
 /// The next calls of the client need only the controlId of the answer.
 #[utoipa::path(
-    post, path = "/pincontrol/v2/plastic/{plasticId}", operation_id = operation::OPEN_CONTROL, tag = "PIN control",
+    post, path = "/pincontrol/v2/plastic/{plasticId}", operation_id = Operation::OPEN_CONTROL.id, tag = "PIN control",
     params(
         ("plasticId" = String, Path, description = "The card: 1 to 19 decimal digits.", pattern = "^[0-9]{1,19}$"),
     ),
@@ -153,7 +153,7 @@ async fn open_control(
 ///
 /// Each call generates a new tzpk (temporary zone PIN key), which replaces the previous one.
 #[utoipa::path(
-    post, path = "/pin/v3/set/tzpk", operation_id = operation::ISSUE_TZPK, tag = "Set PIN",
+    post, path = "/pin/v3/set/tzpk", operation_id = Operation::ISSUE_TZPK.id, tag = "Set PIN",
     request_body = DeviceKeyRequest,
     responses(
         (status = 200, description = "A fresh tzpk, encrypted to the device's key.", body = Tzpk),
@@ -190,7 +190,7 @@ async fn issue_tzpk(State(edge): State<Arc<EdgeState>>, request: Request) -> Res
 /// card's PIN, until five minutes after the control's expiry; any other block under a spent control is answered 404. A
 /// new PIN closes the card's other open controls.
 #[utoipa::path(
-    post, path = "/pin/v3/set", operation_id = operation::SET_PIN, tag = "Set PIN",
+    post, path = "/pin/v3/set", operation_id = Operation::SET_PIN.id, tag = "Set PIN",
     request_body = SetPinRequest,
     responses(
         (status = 200, description = "The PIN is set, and on disk.", body = PinSet),
@@ -226,7 +226,7 @@ async fn set_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Respon
 ///
 /// Spends the control.
 #[utoipa::path(
-    post, path = "/pin/v3/view", operation_id = operation::VIEW_PIN, tag = "View PIN",
+    post, path = "/pin/v3/view", operation_id = Operation::VIEW_PIN.id, tag = "View PIN",
     request_body = DeviceKeyRequest,
     responses(
         (status = 200, description = "The PIN, under a fresh tzpk for the device.", body = ViewedPin),
