@@ -19,7 +19,7 @@ pub enum ErrorProfile {
     /// All statuses of the documentation.
     #[default]
     Full,
-    /// Only those the vendor's own document declares: 401, 403, 404 and 500.
+    /// Only the statuses that the vendor's document declares: 401, 403, 404 and 500.
     Strict,
 }
 
@@ -29,7 +29,7 @@ pub(super) enum ErrorType {
     /// The request itself.
     #[serde(rename = "STATIC_VALIDATION_ERROR")]
     StaticValidation,
-    /// The request is well-formed but not allowed in the present state.
+    /// The state of the card or the control does not allow the request.
     #[serde(rename = "DYNAMIC_VALIDATION_ERROR")]
     DynamicValidation,
     /// A service behind the edge.
@@ -38,7 +38,7 @@ pub(super) enum ErrorType {
     /// The credentials or the rights of the client.
     #[serde(rename = "SECURITY_ERROR")]
     Security,
-    /// A defect, see the log.
+    /// A defect of the server; the log has the cause.
     #[serde(rename = "UNEXPECTED_ERROR")]
     Unexpected,
 }
@@ -65,53 +65,53 @@ macro_rules! table {
                 retry_after_seconds: first(&[$($retry)?]),
             };)+
 
-            /// Every row, for the documentation.
+            /// Every row of the table.
             pub(super) const TABLE: &'static [Self] = &[$(Self::$name),+];
         }
     };
 }
 
 table! {
-    UNAUTHENTICATED = UNAUTHORIZED Security "UNAUTHENTICATED" "the credentials are missing or wrong: send this client's own, Bearer or Basic";
+    UNAUTHENTICATED = UNAUTHORIZED Security "UNAUTHENTICATED" "the credentials are missing or wrong: send the bearer token or the password of this client";
 
-    BODY_MALFORMED = BAD_REQUEST StaticValidation "BODY_MALFORMED" "the body is not the JSON object this route takes: see the contract";
+    BODY_MALFORMED = BAD_REQUEST StaticValidation "BODY_MALFORMED" "the body is not the JSON object that the contract requires: see /openapi.json";
     AUDIT_USER_INVALID = BAD_REQUEST StaticValidation "AUDIT_USER_INVALID" "the query parameter auditUser is required once: 1 to 128 visible characters or spaces, no control or format characters";
     PLASTIC_ID_INVALID = BAD_REQUEST StaticValidation "PLASTIC_ID_INVALID" "plasticId is 1 to 19 decimal digits";
     SCOPE_INVALID = BAD_REQUEST StaticValidation "SCOPE_INVALID" "scope is SET_PIN or VIEW_PIN";
     CONTROL_ID_INVALID = BAD_REQUEST StaticValidation "CONTROL_ID_INVALID" "controlId is a UUID of 36 characters";
     DEVICE_KEY_INVALID = BAD_REQUEST StaticValidation "DEVICE_KEY_INVALID" "publicKey is the standard base64 of a DER SubjectPublicKeyInfo: RSA, 2048 to 4096 bits, an odd exponent of at least 3, no trailing bytes";
     PIN_BLOCK_LENGTH = BAD_REQUEST StaticValidation "PIN_BLOCK_LENGTH" "pinBlock is the standard base64 of 8 bytes, 12 characters";
-    REQUEST_INVALID = BAD_REQUEST StaticValidation "REQUEST_INVALID" "the request is not one this service can read: see the contract";
-    BODY_TIMEOUT = REQUEST_TIMEOUT StaticValidation "BODY_TIMEOUT" "the body did not arrive in time: send the request again, whole";
-    BODY_TOO_LARGE = PAYLOAD_TOO_LARGE StaticValidation "BODY_TOO_LARGE" "the body is larger than this service takes: send only the members of the contract";
+    REQUEST_INVALID = BAD_REQUEST StaticValidation "REQUEST_INVALID" "the engine rejects the request as malformed: see /openapi.json";
+    BODY_TIMEOUT = REQUEST_TIMEOUT StaticValidation "BODY_TIMEOUT" "the body did not arrive in time: send the whole request again";
+    BODY_TOO_LARGE = PAYLOAD_TOO_LARGE StaticValidation "BODY_TOO_LARGE" "the body is too large: send only the members of the contract";
 
-    CALLER_FORBIDDEN = FORBIDDEN Security "CALLER_FORBIDDEN" "the engine does not give this edge the right to ask for this: ask the engine's operator";
-    TENANT_MISMATCH = FORBIDDEN Security "TENANT_MISMATCH" "the control belongs to another tenant: open one of your own";
-    SCOPE_MISMATCH = FORBIDDEN Security "SCOPE_MISMATCH" "the control was opened for another purpose: open one for this";
-    DEVICE_KEY_MISMATCH = FORBIDDEN Security "DEVICE_KEY_MISMATCH" "the control was opened for another device key: use that one, or open another control";
+    CALLER_FORBIDDEN = FORBIDDEN Security "CALLER_FORBIDDEN" "the engine does not allow this edge to make this call: ask the operator of the engine";
+    TENANT_MISMATCH = FORBIDDEN Security "TENANT_MISMATCH" "the control belongs to another tenant: open a control as this client";
+    SCOPE_MISMATCH = FORBIDDEN Security "SCOPE_MISMATCH" "the control was opened for another operation: open a control for this operation";
+    DEVICE_KEY_MISMATCH = FORBIDDEN Security "DEVICE_KEY_MISMATCH" "the control was opened for another device key: use that device key, or open another control";
 
-    CONTROL_NOT_USABLE = NOT_FOUND DynamicValidation "CONTROL_NOT_USABLE" "the control is not usable: open another";
-    PIN_NOT_SET = NOT_FOUND DynamicValidation "PIN_NOT_SET" "no PIN is set for this card: set one first";
+    CONTROL_NOT_USABLE = NOT_FOUND DynamicValidation "CONTROL_NOT_USABLE" "the control is not usable: open another control";
+    PIN_NOT_SET = NOT_FOUND DynamicValidation "PIN_NOT_SET" "no PIN is set for this card: set a PIN first";
     CARD_UNKNOWN = NOT_FOUND DynamicValidation "CARD_UNKNOWN" "the card is not registered: register it with the engine first";
-    NOT_FOUND = NOT_FOUND DynamicValidation "NOT_FOUND" "the engine does not know what the request names: open another control";
-    ROUTE_UNKNOWN = NOT_FOUND StaticValidation "ROUTE_UNKNOWN" "there is no such route: see /openapi.json";
-    METHOD_NOT_ALLOWED = METHOD_NOT_ALLOWED StaticValidation "METHOD_NOT_ALLOWED" "this route takes another method: see /openapi.json";
+    NOT_FOUND = NOT_FOUND DynamicValidation "NOT_FOUND" "the engine does not know the card or the control: open another control";
+    ROUTE_UNKNOWN = NOT_FOUND StaticValidation "ROUTE_UNKNOWN" "the route does not exist: see /openapi.json";
+    METHOD_NOT_ALLOWED = METHOD_NOT_ALLOWED StaticValidation "METHOD_NOT_ALLOWED" "this route does not support the method: see /openapi.json";
 
-    TZPK_MISSING = UNPROCESSABLE_ENTITY DynamicValidation "TZPK_MISSING" "no tzpk was issued under this control: ask for one first";
+    TZPK_MISSING = UNPROCESSABLE_ENTITY DynamicValidation "TZPK_MISSING" "no tzpk was issued under this control: request a tzpk first";
     PIN_BLOCK_MALFORMED = UNPROCESSABLE_ENTITY DynamicValidation "PIN_BLOCK_MALFORMED" "the block is not an ISO 9564 format 1 block under this control's tzpk: open another control";
-    PIN_NOT_SHOWN = UNPROCESSABLE_ENTITY DynamicValidation "PIN_NOT_SHOWN" "this card's PIN is kept in a form that is not shown: it can only be set again";
-    PIN_REFUSED = UNPROCESSABLE_ENTITY DynamicValidation "PIN_REFUSED" "the PIN breaks the PIN policy: choose another";
+    PIN_NOT_SHOWN = UNPROCESSABLE_ENTITY DynamicValidation "PIN_NOT_SHOWN" "this PIN is stored in a format that cannot be viewed: set a new PIN";
+    PIN_REFUSED = UNPROCESSABLE_ENTITY DynamicValidation "PIN_REFUSED" "the PIN breaks the PIN policy: choose another PIN";
 
-    STATE_CONFLICT = UNPROCESSABLE_ENTITY DynamicValidation "STATE_CONFLICT" "the engine can't do this in the present state: open another control";
+    STATE_CONFLICT = UNPROCESSABLE_ENTITY DynamicValidation "STATE_CONFLICT" "the state of the card or the control does not allow this: open another control";
 
-    CONTROL_CAP = TOO_MANY_REQUESTS DynamicValidation "CONTROL_CAP" "this card has had too many controls within the hour: try again later" retry 600;
+    CONTROL_CAP = TOO_MANY_REQUESTS DynamicValidation "CONTROL_CAP" "too many controls were opened for this card within the hour: try again later" retry 600;
 
-    BUSY = SERVICE_UNAVAILABLE Integration "BUSY" "too many requests are under way: try again" retry 1;
+    BUSY = SERVICE_UNAVAILABLE Integration "BUSY" "too many requests are in flight: try again" retry 1;
     STORE_UNAVAILABLE = SERVICE_UNAVAILABLE Integration "STORE_UNAVAILABLE" "the store is not available: try again later" retry 5;
     TOKEN_UNAVAILABLE = SERVICE_UNAVAILABLE Integration "TOKEN_UNAVAILABLE" "the key boundary is not available: try again later" retry 5;
     ENGINE_UNAVAILABLE = SERVICE_UNAVAILABLE Integration "ENGINE_UNAVAILABLE" "the engine is not available: try again later" retry 5;
 
-    UNEXPECTED = INTERNAL_SERVER_ERROR Unexpected "UNEXPECTED" "something went wrong that should not: the operator finds this id in the edge's log";
+    UNEXPECTED = INTERNAL_SERVER_ERROR Unexpected "UNEXPECTED" "the server failed: its operator finds this id in the log of the edge";
 }
 
 impl ApiError {
@@ -284,7 +284,7 @@ pub(super) struct ErrorBody {
     /// The id of this answer, also in the edge's log.
     #[schema(format = Uuid)]
     id: String,
-    /// What went wrong, for programs: stable. Each answer lists its codes and what to do.
+    /// What went wrong, for programs; stable. The description of each answer lists its codes with their remedies.
     #[schema(example = "CONTROL_NOT_USABLE")]
     error_code: String,
     /// The origin of the error.

@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 use domain::card::Tenant;
 
-/// An extension of a response: the request had the credentials of a client.
+/// A marker in the extensions of a response: the request had the credentials of a client.
 #[derive(Clone, Copy)]
 pub(super) struct Authenticated;
 
@@ -63,7 +63,7 @@ impl Credential {
         Self(Sha256::new().chain_update(scheme).chain_update([0]).chain_update(secret).finalize().into())
     }
 
-    /// The credential of a request; one that no client can have if the header is missing or malformed.
+    /// The credential of a request. If the header is missing or malformed, a credential that no client has.
     fn from_headers(headers: &HeaderMap) -> Self {
         let value = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let (scheme, rest) = value.split_once(' ').unwrap_or_default();

@@ -24,7 +24,7 @@ pub fn openapi_json() -> String {
     api.info.version = env!("CARGO_PKG_VERSION").into();
     let mut about = String::from(
         "Set and view a card's PIN from an app. The PIN is encrypted on the cardholder's device and decrypted inside the \
-         issuer's key boundary alone. Every route is also served at the root, without /pin, and every error has one body. \
+         issuer's key boundary only. Every route is also served at the root, without /pin, and every error has one body. \
          With the strict error profile 429 is 403, any other 4xx but 401 and 403 is 404, 503 is 500, and the errorCode \
          stays.",
     );

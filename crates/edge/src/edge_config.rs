@@ -60,14 +60,13 @@ impl EdgeConfig {
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct EdgeFile {
-    /// Address and port.
+    /// The address and port of the HTTP listener.
     listen: SocketAddr,
-    /// TLS.
     tls: Option<ServerTlsConfig>,
     engine: EngineFile,
-    /// Clients; without one, a client with a new bearer token is added for this run.
+    /// Without a client, the edge adds one with a new bearer token for this run.
     clients: Vec<ClientFile>,
-    /// `full` answers as documented; `strict` only with what the vendor's own document declares.
+    /// `full` uses every documented status; `strict` only those of the vendor's document.
     error_profile: ErrorProfile,
     /// The timeout of one request, in milliseconds.
     request_timeout_milliseconds: u64,
@@ -84,9 +83,9 @@ struct EdgeFile {
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct EngineFile {
-    /// Such as `https://engine.internal:50051`.
+    /// For example `https://engine.internal:50051`.
     address: String,
-    /// Mutual TLS to it.
+    /// Mutual TLS to the engine.
     tls: Option<ClientTlsConfig>,
 }
 
@@ -99,7 +98,7 @@ struct ClientFile {
     tenant: String,
     /// A bearer token: `{ file = "…" }` or `{ env = "…" }`.
     bearer: Option<SecretSource>,
-    /// HTTP Basic.
+    /// A user and a password of HTTP Basic.
     basic: Option<BasicFile>,
 }
 
@@ -184,11 +183,11 @@ impl ClientFile {
         let (secret, user) = match (self.bearer, self.basic) {
             (Some(bearer), None) => (bearer.read()?, None),
             (None, Some(basic)) => (basic.password.read()?, Some(basic.user)),
-            _ => return Err(ConfigError::value("clients", "each has either bearer or basic")),
+            _ => return Err(ConfigError::value("clients", "each client has either bearer or basic")),
         };
         if secret.chars().count() < SECRET_CHARACTERS_MIN {
             let problem = format!(
-                "the secret of {:?} has fewer than {SECRET_CHARACTERS_MIN} characters: make a random one, such as by \
+                "the secret of {:?} has fewer than {SECRET_CHARACTERS_MIN} characters: generate one with \
                  `openssl rand -base64 32`",
                 self.name
             );
@@ -197,7 +196,10 @@ impl ClientFile {
         let credential = match user {
             // RFC 7617, 2: the first colon ends the user.
             Some(user) if user.contains(':') => {
-                return Err(ConfigError::value("clients.basic.user", "has a colon, which ends a user in HTTP Basic"));
+                return Err(ConfigError::value(
+                    "clients.basic.user",
+                    "has a colon, which HTTP Basic does not allow in a user",
+                ));
             }
             Some(user) => Credential::basic(&user, &secret),
             None => Credential::bearer(&secret),

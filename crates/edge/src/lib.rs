@@ -41,7 +41,7 @@ use proto::{control_service_client::ControlServiceClient, pin_service_client::Pi
 
 /// The clients of an edge and the limits of their requests.
 pub struct Settings {
-    /// The clients that may call.
+    /// The clients that may call the API.
     pub clients: Vec<Client>,
     /// The HTTP statuses that errors may have.
     pub error_profile: ErrorProfile,
@@ -49,7 +49,7 @@ pub struct Settings {
     pub request_timeout: Duration,
     /// The longest body, in bytes.
     pub body_bytes_max: usize,
-    /// The most requests in flight; more are answered 503.
+    /// The most requests in flight; the edge answers further requests with 503.
     pub requests_max: usize,
 }
 
@@ -66,7 +66,7 @@ const CONTROL_SERVICE: &str = "pinseal.v1.ControlService";
 const PIN_SERVICE: &str = "pinseal.v1.PinService";
 
 impl EngineClient {
-    fn over(channel: &Channel) -> Self {
+    fn new(channel: &Channel) -> Self {
         Self {
             controls: ControlServiceClient::new(channel.clone()).max_encoding_message_size(REQUEST_BYTES_MAX),
             pins: PinServiceClient::new(channel.clone()).max_encoding_message_size(REQUEST_BYTES_MAX),
@@ -103,7 +103,7 @@ impl Edge {
         let server_tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
         let engine_tls = config.engine_tls.as_ref().map(ClientTls::load).transpose()?;
         let channel = connect::channel(&config.engine_address, engine_tls.clone())?;
-        let engine = EngineClient::over(&channel);
+        let engine = EngineClient::new(&channel);
 
         let listen_error = |error| EdgeError::Listen { address: config.listen, error };
         let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
@@ -121,7 +121,7 @@ impl Edge {
         self.address
     }
 
-    /// Reloads certificates, keys and roots whose files changed, for new connections. The log reports the result.
+    /// Reloads certificates, keys and roots whose files changed, for new connections. The result goes to the log.
     pub fn reload_certificates(&self) {
         self.server_tls.iter().for_each(ServerTls::reload);
         self.engine_tls.iter().for_each(ClientTls::reload);

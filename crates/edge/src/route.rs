@@ -77,7 +77,7 @@ pub(super) fn router(settings: Settings, engine: EngineClient) -> Router {
             tracing::warn!(%id, code = ApiError::UNEXPECTED.code(), "a request panicked");
             ApiError::UNEXPECTED.answer(profile, id)
         }))
-        // Outermost: no cache keeps an answer, be it a control, a key, a block or an error (RFC 9111, section 5.2.2.5).
+        // The outermost layer: no cache may store any answer, errors included (RFC 9111, section 5.2.2.5).
         .layer(SetResponseHeaderLayer::overriding(CACHE_CONTROL, HeaderValue::from_static("no-store")))
         .with_state(edge)
 }
@@ -116,13 +116,13 @@ struct ApiRequest {
         (status = 201, description = "The control is open.", body = PinControl),
         (status = 400, description = "The request is malformed.", body = ErrorBody),
         (status = 401, description = "The credentials are missing or wrong.", body = ErrorBody),
-        (status = 403, description = "The engine does not give this edge the right.", body = ErrorBody),
-        (status = 404, description = "The card is not registered, where only registered cards are served.", body = ErrorBody),
+        (status = 403, description = "The engine does not allow this edge to make this call.", body = ErrorBody),
+        (status = 404, description = "The card is not registered, and the engine accepts registered cards only.", body = ErrorBody),
         (status = 408, description = "The body did not arrive in time.", body = ErrorBody),
         (status = 413, description = "The body is too large.", body = ErrorBody),
-        (status = 422, description = "The engine can't do this in the present state.", body = ErrorBody),
+        (status = 422, description = "The state of the card or the control does not allow this.", body = ErrorBody),
         (status = 429, description = "Too many controls for this card within the hour.", body = ErrorBody),
-        (status = 500, description = "Something went wrong that should not.", body = ErrorBody),
+        (status = 500, description = "The edge or the engine failed.", body = ErrorBody),
         (status = 503, description = "The engine, its store or its key boundary is unavailable.", body = ErrorBody),
     ),
     security(("bearer" = []), ("basic" = [])),
@@ -156,15 +156,15 @@ async fn open_control(
     post, path = "/pin/v3/set/tzpk", operation_id = Operation::ISSUE_TZPK.id, tag = "Set PIN",
     request_body = DeviceKeyRequest,
     responses(
-        (status = 200, description = "A fresh tzpk, encrypted to the device's key.", body = Tzpk),
-        (status = 400, description = "The request is malformed, or the device key is not one.", body = ErrorBody),
+        (status = 200, description = "A new tzpk, encrypted under the device's public key.", body = Tzpk),
+        (status = 400, description = "The request or the device key is malformed.", body = ErrorBody),
         (status = 401, description = "The credentials are missing or wrong.", body = ErrorBody),
-        (status = 403, description = "The control is another tenant's, or for another purpose or device key.", body = ErrorBody),
-        (status = 404, description = "The control is unknown, expired or spent: one answer.", body = ErrorBody),
+        (status = 403, description = "The control belongs to another tenant, or was opened for another operation or device key.", body = ErrorBody),
+        (status = 404, description = "The control is unknown, expired or spent; the answer does not say which.", body = ErrorBody),
         (status = 408, description = "The body did not arrive in time.", body = ErrorBody),
         (status = 413, description = "The body is too large.", body = ErrorBody),
-        (status = 422, description = "The engine can't do this in the present state.", body = ErrorBody),
-        (status = 500, description = "Something went wrong that should not.", body = ErrorBody),
+        (status = 422, description = "The state of the card or the control does not allow this.", body = ErrorBody),
+        (status = 500, description = "The edge or the engine failed.", body = ErrorBody),
         (status = 503, description = "The engine, its store or its key boundary is unavailable.", body = ErrorBody),
     ),
     security(("bearer" = []), ("basic" = [])),
@@ -193,16 +193,16 @@ async fn issue_tzpk(State(edge): State<Arc<EdgeState>>, request: Request) -> Res
     post, path = "/pin/v3/set", operation_id = Operation::SET_PIN.id, tag = "Set PIN",
     request_body = SetPinRequest,
     responses(
-        (status = 200, description = "The PIN is set, and on disk.", body = PinSet),
+        (status = 200, description = "The PIN is set, and the record is on disk.", body = PinSet),
         (status = 400, description = "The request is malformed.", body = ErrorBody),
         (status = 401, description = "The credentials are missing or wrong.", body = ErrorBody),
-        (status = 403, description = "The control is another tenant's, or for another purpose.", body = ErrorBody),
-        (status = 404, description = "The control is unknown, expired or spent: one answer.", body = ErrorBody),
+        (status = 403, description = "The control belongs to another tenant, or was opened for another operation.", body = ErrorBody),
+        (status = 404, description = "The control is unknown, expired or spent; the answer does not say which.", body = ErrorBody),
         (status = 408, description = "The body did not arrive in time.", body = ErrorBody),
         (status = 413, description = "The body is too large.", body = ErrorBody),
-        (status = 422, description = "The block is not an ISO 9564 format 1 block under the tzpk (one answer, the control is spent), \
-            or the PIN breaks the policy (the control is left usable three times), or no tzpk was issued.", body = ErrorBody),
-        (status = 500, description = "Something went wrong that should not.", body = ErrorBody),
+        (status = 422, description = "The block is not an ISO 9564 format 1 block under the tzpk (the control is spent), or the PIN \
+            breaks the policy (the control stays usable for up to three such answers), or no tzpk was issued.", body = ErrorBody),
+        (status = 500, description = "The edge or the engine failed.", body = ErrorBody),
         (status = 503, description = "The engine, its store or its key boundary is unavailable.", body = ErrorBody),
     ),
     security(("bearer" = []), ("basic" = [])),
@@ -229,15 +229,15 @@ async fn set_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Respon
     post, path = "/pin/v3/view", operation_id = Operation::VIEW_PIN.id, tag = "View PIN",
     request_body = DeviceKeyRequest,
     responses(
-        (status = 200, description = "The PIN, under a fresh tzpk for the device.", body = ViewedPin),
-        (status = 400, description = "The request is malformed, or the device key is not one.", body = ErrorBody),
+        (status = 200, description = "The PIN, encrypted under a new tzpk for the device.", body = ViewedPin),
+        (status = 400, description = "The request or the device key is malformed.", body = ErrorBody),
         (status = 401, description = "The credentials are missing or wrong.", body = ErrorBody),
-        (status = 403, description = "The control is another tenant's, or for another purpose or device key.", body = ErrorBody),
-        (status = 404, description = "The control is unknown, expired or spent (one answer), or no PIN is set.", body = ErrorBody),
+        (status = 403, description = "The control belongs to another tenant, or was opened for another operation or device key.", body = ErrorBody),
+        (status = 404, description = "The control is unknown, expired or spent (the answer does not say which), or no PIN is set.", body = ErrorBody),
         (status = 408, description = "The body did not arrive in time.", body = ErrorBody),
         (status = 413, description = "The body is too large.", body = ErrorBody),
         (status = 422, description = "The PIN is stored in a format that cannot be viewed.", body = ErrorBody),
-        (status = 500, description = "Something went wrong that should not.", body = ErrorBody),
+        (status = 500, description = "The edge or the engine failed.", body = ErrorBody),
         (status = 503, description = "The engine, its store or its key boundary is unavailable.", body = ErrorBody),
     ),
     security(("bearer" = []), ("basic" = [])),
@@ -331,7 +331,7 @@ impl EdgeState {
     }
 
     fn engine_timeout(&self) -> Rejection {
-        let cause = format!("no answer within {} ms", self.settings.request_timeout.as_millis());
+        let cause = format!("the engine sent no reply within {} ms", self.settings.request_timeout.as_millis());
         Rejection { error: ApiError::ENGINE_UNAVAILABLE, cause: Some(cause) }
     }
 
@@ -362,7 +362,7 @@ impl EdgeState {
 
 /// The fields of a request in the log: never its path, its body or a whole controlId.
 struct RequestLog<'a> {
-    /// The id that the body of an error has too.
+    /// Also in the body of an error.
     id: Uuid,
     began: Instant,
     route: &'a str,
@@ -407,7 +407,7 @@ impl<'a> RequestLog<'a> {
         if refused.error.is_server_error() {
             log_event!(warn, self, status, code, cause, "a request failed");
         } else {
-            log_event!(info, self, status, code, cause, "a request was refused");
+            log_event!(info, self, status, code, cause, "a request was rejected");
         }
     }
 }

@@ -40,7 +40,7 @@ const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// The timeouts of a connection; the TLS handshake has another one.
+/// The timeouts of a connection after the TLS handshake.
 #[derive(Clone, Copy)]
 pub(super) struct Timeouts {
     /// From the start of the connection to the end of the first request's headers; over HTTP/1.1, for the headers of each
@@ -76,7 +76,7 @@ pub(super) async fn serve(
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
-                // Most likely the process has no free file descriptor: do not spin.
+                // Most likely the process has no free file descriptor: wait instead of spinning.
                 sleep(Duration::from_millis(50)).await;
                 continue;
             }
@@ -119,13 +119,13 @@ async fn serve_connection(
     let usage = Arc::new(Usage::default());
     let (counted, settled) = (Arc::clone(&usage), Arc::clone(&place));
     let service = MapFuture::new(router, move |answer: RouteFuture<Infallible>| {
-        let (under_way, settled) = (counted.begin(), Arc::clone(&settled));
+        let (in_flight, settled) = (counted.begin(), Arc::clone(&settled));
         async move {
             let answer = answer.await;
             if matches!(&answer, Ok(answer) if answer.extensions().get::<Authenticated>().is_some()) {
                 settled.settle();
             }
-            drop(under_way);
+            drop(in_flight);
             answer
         }
     });
@@ -158,7 +158,7 @@ async fn serve_connection(
             },
             _ = stopped.wait_for(|stopped| *stopped), if !closing => {}
             () = place.closed(), if !closing => if usage.is_quiet() {
-                return tracing::debug!("the oldest connection without credentials was closed for a new one");
+                return tracing::debug!("the oldest unauthenticated connection was closed for a new one");
             },
         }
         // A request that arrives during the shutdown is still answered: only an idle connection is aborted.
@@ -170,43 +170,43 @@ async fn serve_connection(
 
 /// The activity of a connection.
 #[derive(Default)]
-struct Usage(Mutex<Used>);
+struct Usage(Mutex<UsageState>);
 
-struct Used {
-    under_way: usize,
+struct UsageState {
+    in_flight: usize,
     /// Whether the connection had a request.
-    any: bool,
+    had_request: bool,
     /// The end of the last request, or the start of the connection.
     since: Instant,
 }
 
-impl Default for Used {
+impl Default for UsageState {
     fn default() -> Self {
-        Self { under_way: 0, any: false, since: Instant::now() }
+        Self { in_flight: 0, had_request: false, since: Instant::now() }
     }
 }
 
 /// A request in flight, until dropped.
-struct UnderWay(Arc<Usage>);
+struct InFlight(Arc<Usage>);
 
-impl Drop for UnderWay {
+impl Drop for InFlight {
     fn drop(&mut self) {
         let mut used = self.0.lock();
-        used.under_way = used.under_way.saturating_sub(1);
+        used.in_flight = used.in_flight.saturating_sub(1);
         used.since = Instant::now();
     }
 }
 
 impl Usage {
-    fn lock(&self) -> MutexGuard<'_, Used> {
+    fn lock(&self) -> MutexGuard<'_, UsageState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn begin(self: &Arc<Self>) -> UnderWay {
+    fn begin(self: &Arc<Self>) -> InFlight {
         let mut used = self.lock();
-        used.under_way = used.under_way.saturating_add(1);
-        used.any = true;
-        UnderWay(Arc::clone(self))
+        used.in_flight = used.in_flight.saturating_add(1);
+        used.had_request = true;
+        InFlight(Arc::clone(self))
     }
 
     fn renew(&self) {
@@ -215,7 +215,7 @@ impl Usage {
 
     /// Whether no request is in flight.
     fn is_quiet(&self) -> bool {
-        self.lock().under_way == 0
+        self.lock().in_flight == 0
     }
 
     /// Returns after no request was in flight for `first` (before the first request) or `later` (after it).
@@ -228,8 +228,8 @@ impl Usage {
     /// The remaining idle time; `None` if it has passed.
     fn left(&self, first: Duration, later: Duration) -> Option<Duration> {
         let used = self.lock();
-        let limit = if used.any { later } else { first };
-        if used.under_way > 0 {
+        let limit = if used.had_request { later } else { first };
+        if used.in_flight > 0 {
             return Some(limit);
         }
         limit.checked_sub(used.since.elapsed()).filter(|left| !left.is_zero())
