@@ -18,8 +18,8 @@ pub(crate) struct RotationArguments {
 }
 
 const WATCH_EXAMPLES: &str = "\
-The exit code is 0 once every PIN record is under the newest storage key; it is 1 where some do not open, or the engine \
-ends before. Examples:\n  \
+The exit code is 0 when every PIN record is under the newest storage key; it is 1 when some records do not decrypt, or the \
+engine stops before the end. Examples:\n  \
     pinseal rotation watch --engine 127.0.0.1:50051\n  \
     pinseal rotation watch --engine https://engine.internal:50051 --engine-roots ca.pem \\\n      \
         --engine-certificates operator.pem --engine-private-key operator.key --json";
@@ -44,6 +44,9 @@ struct WatchArguments {
 }
 
 /// Watches a rotation until it ends.
+///
+/// # Errors
+/// The engine cannot be called, the rotation does not end, or records do not decrypt.
 pub(crate) fn run(arguments: RotationArguments) -> Result<(), OperatorError> {
     let RotationCommand::Watch(arguments) = arguments.command;
     Builder::new_current_thread().enable_all().build()?.block_on(watch(&arguments))
@@ -69,13 +72,13 @@ fn outcome(last: Option<&RotationProgress>) -> Result<(), OperatorError> {
     let Some(last) = last else { return Err(OperatorError::CutOff) };
     match last.state() {
         RotationState::Idle | RotationState::Done => Ok(()),
-        RotationState::DoneWithFailures => Err(OperatorError::Closed { failed: last.failed }),
+        RotationState::DoneWithFailures => Err(OperatorError::RecordsFailed { failed: last.failed }),
         RotationState::Stopped => Err(OperatorError::Stopped),
         RotationState::Running | RotationState::Unspecified => Err(OperatorError::CutOff),
     }
 }
 
-/// The form of the output.
+/// The format of the output.
 enum Output {
     /// A progress bar on a terminal.
     Bar(ProgressBar),
@@ -112,7 +115,7 @@ fn bar() -> ProgressBar {
 
 fn rate(progress: &RotationProgress) -> String {
     let RotationProgress { pass, reencrypted, failed, records_a_second, records_a_second_max, .. } = progress;
-    let failures = if *failed == 0 { String::new() } else { format!(", {failed} do not open") };
+    let failures = if *failed == 0 { String::new() } else { format!(", {failed} do not decrypt") };
     format!(
         "{reencrypted} re-encrypted{failures}; {records_a_second} a second of at most {records_a_second_max}; pass {pass}"
     )
@@ -122,17 +125,17 @@ fn line(progress: &RotationProgress) -> String {
     let RotationProgress { total, checked, reencrypted, failed, .. } = progress;
     match progress.state() {
         RotationState::Idle => "idle: one storage key is in use, and every PIN record is under it".into(),
-        RotationState::Running => format!("running: {checked} of {total} records looked at, {}", rate(progress)),
+        RotationState::Running => format!("running: {checked} of {total} records checked, {}", rate(progress)),
         RotationState::Done => format!(
-            "done: every one of {checked} records is under the newest storage key; {reencrypted} re-encrypted since the engine began"
+            "done: all {checked} records are under the newest storage key; {reencrypted} re-encrypted since the engine started"
         ),
         RotationState::DoneWithFailures => {
             format!(
-                "done: of {checked} records {failed} do not open; {reencrypted} re-encrypted since the engine began"
+                "done: of {checked} records {failed} do not decrypt; {reencrypted} re-encrypted since the engine started"
             )
         }
         RotationState::Stopped => {
-            format!("stopped: {checked} of {total} records looked at, {reencrypted} re-encrypted")
+            format!("stopped: {checked} of {total} records checked, {reencrypted} re-encrypted")
         }
         RotationState::Unspecified => "unknown: the engine is of another release".into(),
     }
@@ -166,8 +169,8 @@ mod tests {
     fn the_result_is_ok_only_if_all_records_use_the_newest_key() {
         assert!(outcome(Some(&last(RotationState::Idle, 0))).is_ok());
         assert!(outcome(Some(&last(RotationState::Done, 0))).is_ok());
-        let closed = outcome(Some(&last(RotationState::DoneWithFailures, 3)));
-        assert!(matches!(closed, Err(OperatorError::Closed { failed: 3 })));
+        let failed = outcome(Some(&last(RotationState::DoneWithFailures, 3)));
+        assert!(matches!(failed, Err(OperatorError::RecordsFailed { failed: 3 })));
         assert!(matches!(outcome(Some(&last(RotationState::Stopped, 0))), Err(OperatorError::Stopped)));
         for ended in [None, Some(last(RotationState::Running, 0))] {
             assert!(matches!(outcome(ended.as_ref()), Err(OperatorError::CutOff)));
@@ -177,9 +180,9 @@ mod tests {
     #[test]
     fn every_output_reports_failures() {
         for state in [RotationState::Running, RotationState::DoneWithFailures] {
-            assert!(line(&last(state, 3)).contains("3 do not open"));
+            assert!(line(&last(state, 3)).contains("3 do not decrypt"));
             assert_eq!(object(&last(state, 3))["failed"], 3);
         }
-        assert!(!line(&last(RotationState::Running, 0)).contains("do not open"));
+        assert!(!line(&last(RotationState::Running, 0)).contains("do not decrypt"));
     }
 }

@@ -23,8 +23,8 @@ async fn an_edge_reads_its_certificates_again_on_sighup() {
     fs::remove_file(&certificate).unwrap();
     fs::write(&certificate, text).unwrap();
     signal(edge.id(), "HUP");
-    let logged = async || edge.log().contains("certificates were read again").then_some(());
-    soon("certificates were not read again", logged).await;
+    let logged = async || edge.log().contains("certificates were reloaded").then_some(());
+    soon("certificates were not reloaded", logged).await;
     assert_eq!(edge.status_of("/healthz"), 204);
     assert!(edge.is_alive());
 }

@@ -236,7 +236,7 @@ async fn a_watched_rotation_ends_and_its_old_key_is_retired() {
     assert_eq!((&last["state"], &last["checked"]), (&"done".into(), &before.into()), "{last}");
     assert_eq!(last["reencrypted"], before - FIRST_PAGE);
     let plain = String::from_utf8(watch(&engine, &[]).output().unwrap().stdout).unwrap();
-    assert!(plain.contains("records is under the newest storage key") && plain.lines().count() == 1, "{plain}");
+    assert!(plain.contains("records are under the newest storage key") && plain.lines().count() == 1, "{plain}");
     ceremony.well("retire", ENOUGH, &["storage/1", "--engine", engine.address()]);
     // A boundary that is started again has the retired key no more, and serves all the same.
     let killed = engine.hsm_id().unwrap();

@@ -94,7 +94,7 @@ pub(super) async fn serve(
             }
         });
     }
-    if timeout(DRAIN_TIME_MAX, table.emptied()).await.is_err() {
+    if timeout(DRAIN_TIME_MAX, table.wait_until_empty()).await.is_err() {
         tracing::warn!(limit = ?DRAIN_TIME_MAX, "requests in flight were aborted: they did not finish in time");
     }
 }

@@ -1,6 +1,27 @@
-//! What operators ask of a running engine from the command line: how far its rotation is, what its records are under.
+//! The client of an engine's KeyService for operators: the keys in use, the progress of a rotation, the count of records.
 //!
-//! It knows the generated client and TLS, and nothing else of the engine. What must never enter: a key, a record, a card.
+//! This crate uses the generated gRPC client and TLS. It must never depend on the engine, a store or the key boundary, and
+//! never handle a key, a record or a card.
+//!
+//! ```no_run
+//! use clap::Args;
+//! use engine_client::{EngineTls, RunningEngine};
+//!
+//! #[derive(clap::Parser)]
+//! struct Arguments {
+//!     #[arg(long)]
+//!     engine: String,
+//!     #[command(flatten)]
+//!     tls: EngineTls,
+//! }
+//!
+//! # async fn example() -> Result<(), engine_client::OperatorError> {
+//! let Arguments { engine, tls } = clap::Parser::parse();
+//! let mut engine = RunningEngine::at(&engine, &tls)?;
+//! println!("{} keys in use", engine.keys().await?.len());
+//! # Ok(())
+//! # }
+//! ```
 
 use std::{error::Error as _, io, path::PathBuf, time::Duration};
 
@@ -18,19 +39,19 @@ use proto::{
     key_service_client::KeyServiceClient,
 };
 
-/// How long an engine may take to name its keys.
-const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
+/// The timeout of a call with one reply.
+const REPLY_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// Mutual TLS to an engine: all three, or none on this machine.
+/// The arguments of mutual TLS to an engine: all three, or none for an engine on this machine without TLS.
 #[derive(Args, Default)]
 pub struct EngineTls {
-    /// The roots of the engine's certificate, in PEM; not needed for an engine on this machine that has no TLS
+    /// Roots of the engine's certificate, in PEM; not needed for an engine on this machine without TLS
     #[arg(long, value_name = "FILE", requires_all = ["engine", "engine_certificates", "engine_private_key"])]
     engine_roots: Option<PathBuf>,
-    /// Our own certificate chain, in PEM; the engine's [[peers]] give it the right `keys`
+    /// Certificate chain of this client, in PEM; an entry in the engine's [[peers]] gives it the right `keys`
     #[arg(long, value_name = "FILE", requires_all = ["engine_roots", "engine_private_key"])]
     engine_certificates: Option<PathBuf>,
-    /// Our own private key, in PEM; only its owner may read the file
+    /// Private key of this client, in PEM; only the owner may read the file
     #[arg(long, value_name = "FILE", requires_all = ["engine_roots", "engine_certificates"])]
     engine_private_key: Option<PathBuf>,
 }
@@ -45,30 +66,39 @@ impl EngineTls {
     }
 }
 
-/// A running engine, as those who operate it ask it.
+/// A client of a running engine.
 pub struct RunningEngine(KeyServiceClient<Channel>);
 
 impl RunningEngine {
-    /// The one at `address`; within a runtime. It is reached with the first question.
+    /// A client of the engine at `address`: a URL or `HOST:PORT`. Call this inside a Tokio runtime. The first call connects.
+    ///
+    /// # Errors
+    /// The address is not valid, it requires TLS that `tls` does not have, or a file of `tls` cannot be loaded.
     pub fn at(address: &str, tls: &EngineTls) -> Result<Self, OperatorError> {
         let address = EngineAddress::from_argument(address)?;
         let tls = tls.config().as_ref().map(ClientTls::load).transpose()?;
         let channel = channel(&address, tls).map_err(|error| match error {
-            // In words of the command line.
+            // This error names the arguments of the command line, not the sections of a configuration file.
             TlsError::Plain { address } => OperatorError::Plain { address },
             error => error.into(),
         })?;
         Ok(Self(KeyServiceClient::new(channel)))
     }
 
-    /// The keys it has in use.
+    /// The keys that the engine has in use.
+    ///
+    /// # Errors
+    /// The call fails, or its reply does not arrive within 10 seconds.
     pub async fn keys(&mut self) -> Result<Vec<Key>, OperatorError> {
         let mut request = Request::new(ListKeysRequest {});
-        request.set_timeout(ANSWER_TIME_MAX);
+        request.set_timeout(REPLY_TIME_MAX);
         Ok(self.0.list_keys(request).await?.into_inner().keys)
     }
 
-    /// What its records are: every one of them.
+    /// The count of all records. The engine scans its whole store, which can take minutes.
+    ///
+    /// # Errors
+    /// The call fails, or the stream ends before the count is complete.
     pub async fn records(&mut self) -> Result<CountRecordsResponse, OperatorError> {
         let mut counts = self.0.count_records(CountRecordsRequest {}).await?.into_inner();
         while let Some(counted) = counts.message().await? {
@@ -79,58 +109,63 @@ impl RunningEngine {
         Err(OperatorError::CutOff)
     }
 
-    /// How far its rotation is, again and again until it has ended.
+    /// The progress of the rotation: one message at once, then about one a second until the rotation ends.
+    ///
+    /// # Errors
+    /// The call fails.
     pub async fn rotation(&mut self) -> Result<Streaming<RotationProgress>, OperatorError> {
         Ok(self.0.watch_rotation(WatchRotationRequest {}).await?.into_inner())
     }
 }
 
-/// Why an engine was not asked, or what it says that is not well.
+/// The error of a call to a running engine, or a result that needs the operator.
 #[derive(Debug, Error)]
 pub enum OperatorError {
-    /// Certificates, keys or the address are not what they should be.
+    /// A certificate, key or root cannot be loaded.
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// The address of the engine is not valid.
     #[error(transparent)]
     Address(#[from] AddressError),
-    /// It would be asked in the clear.
+    /// The engine would be called without TLS.
     #[error(
-        "{address} would be asked without TLS, which is for http:// on this machine alone: give --engine-roots, \
+        "{address} would be called without TLS, which is allowed only with http:// on this machine: give --engine-roots, \
          --engine-certificates and --engine-private-key"
     )]
     Plain {
         /// The address of the engine.
         address: EngineAddress,
     },
-    /// It is not there, or does not serve now.
-    #[error("the engine can't be asked ({0}): see that it runs and that the address is right")]
+    /// The engine cannot be reached, or does not serve.
+    #[error("the engine is not available ({0}): check that it runs and that the address is right")]
     Unavailable(String),
-    /// It has too much to do.
-    #[error("the engine is busy: {0}")]
+    /// The engine is busy, for example with another count.
+    #[error("the engine is busy: {0}; try again later")]
     Busy(String),
-    /// This certificate may not.
-    #[error("the engine refused: {0}; in its configuration, [[peers]] give a certificate the right `keys`")]
+    /// The certificate of this client does not have the right `keys`.
+    #[error(
+        "the engine rejected the call: {0}; the entries of [[peers]] in its configuration give a certificate the right `keys`"
+    )]
     Forbidden(String),
-    /// It knows no such question.
-    #[error("the engine is of a release that can't be asked this: stop it, and count in its store")]
+    /// The engine does not implement the call.
+    #[error("the engine is of an older release without this call: stop the engine, and count in its store")]
     Older,
-    /// It answered something else.
+    /// The engine failed.
     #[error("the engine failed ({0}): see its log")]
     Failed(String),
-    /// Its answer has no end.
-    #[error("the engine ended its answer in the middle: ask again")]
+    /// The stream ended before its last message.
+    #[error("the engine ended its reply early: repeat the command")]
     CutOff,
-    /// The rotation came to its end, and this is left.
-    #[error("{failed} PIN records do not open: keep the older storage keys, and see the engine's log")]
-    Closed {
-        /// How many.
+    /// The rotation ended, and some records do not decrypt.
+    #[error("{failed} PIN records do not decrypt: keep the older storage keys, and see the engine's log")]
+    RecordsFailed {
+        /// The number of these records.
         failed: u64,
     },
-    /// The rotation does not go on.
-    #[error("the engine's store takes no more changes: see its log; the rotation goes on after a restart")]
+    /// The rotation stopped before its end.
+    #[error("the engine's store rejects changes: see the engine's log; the rotation continues after a restart")]
     Stopped,
-    /// Input or output.
+    /// The runtime could not start, or the output failed.
     #[error("{0}")]
     Io(#[from] io::Error),
 }
@@ -143,9 +178,9 @@ impl From<Status> for OperatorError {
             Code::Unimplemented => Self::Older,
             Code::ResourceExhausted => Self::Busy(message),
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Self::Unavailable(message),
-            // No answer of an engine's, but what became of the connection.
+            // A status with a source is an error of the connection, not a reply of the engine.
             Code::Internal | Code::Unknown if status.source().is_some() => Self::Unavailable(format!(
-                "{message}; an engine with TLS takes --engine-roots, --engine-certificates and --engine-private-key"
+                "{message}; an engine with TLS requires --engine-roots, --engine-certificates and --engine-private-key"
             )),
             code => Self::Failed(format!("{code:?}: {message}")),
         }

@@ -139,7 +139,7 @@ fn spawn(
 ) -> Result<JoinHandle<()>, ServingError> {
     let runtime = Builder::new_current_thread().enable_all().build().map_err(ServingError::Thread)?;
     let run = move || {
-        if let Some(Err(error)) = core.map(cores::stay_on) {
+        if let Some(Err(error)) = core.map(cores::pin_thread_to) {
             tracing::warn!(%error, "a worker can't stay on a core of its own: the kernel places it");
         }
         runtime.block_on(work);
@@ -192,7 +192,7 @@ async fn serve(
     let streams =
         ReceiverStream::new(dealt).filter_map(|(stream, place)| Some((TcpStream::from_std(stream).ok()?, place)));
     let mut ending = stopped.clone();
-    let served = router.serve_with_incoming_shutdown(tls::greeted(streams, tls), async move {
+    let served = router.serve_with_incoming_shutdown(tls::accept_http2(streams, tls), async move {
         let _ = ending.wait_for(|stopped| *stopped).await;
     });
     let drained = async {

@@ -1,8 +1,8 @@
-//! The bounds on a listener's connections.
+//! The limits on the connections of a listener.
 //!
-//! A connection is silent until its peer has shown who it is. Silent connections cost a peer nothing, so a full table
-//! closes the oldest of them in favour of a new one: a client that speaks at once is served while others hold connections
-//! open.
+//! A connection is silent until its peer has authenticated (edge) or started HTTP/2 (engine). Silent connections cost an
+//! attacker nothing, so a full table closes the oldest silent connection for a new one. A client that sends its request at
+//! once is served while an attacker holds connections open.
 
 use config::{ConfigError, within};
 use std::{
@@ -18,23 +18,23 @@ use tokio::{
     time::timeout,
 };
 
-/// The descriptors that a process needs for other things than its connections: files, and sockets of its own.
+/// The file descriptors that a process needs for anything but the connections of this listener.
 const OTHER_DESCRIPTORS: usize = 256;
-/// The fewest connections that a table allows, however few descriptors the process may have.
+/// The fewest connections of a table, even if the process may open fewer descriptors.
 const CONNECTIONS_MIN: usize = 16;
-/// Connections above the limit for the moment in which closed ones still hold their descriptors.
+/// Connections above the limit, because a closed connection holds its descriptor until its task ends.
 const CLOSING_MAX: usize = 64;
-/// How long a new connection waits for closed ones to give up their descriptors.
+/// The longest time that a new connection waits for the descriptor of a closed one.
 const CLOSE_TIME_MAX: Duration = Duration::from_secs(1);
-/// Between two warnings that connections were closed or refused.
+/// The shortest time between two warnings that a limit is reached.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
-/// How many connections a listener may have.
+/// The limits on the connections of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionLimits {
-    /// Open at a time. Half of them may be silent.
+    /// The most open connections. Half of them may be silent.
     pub connections_max: usize,
-    /// Open and silent at a time, from one IPv4 address or one IPv6 network of 64 bits.
+    /// The most silent connections from one IPv4 address, or from one IPv6 network with a 64-bit prefix.
     pub silent_per_address_max: usize,
 }
 
@@ -45,8 +45,18 @@ impl Default for ConnectionLimits {
 }
 
 impl ConnectionLimits {
-    /// The same, lowered to what the process's limit of descriptors allows. The soft limit is raised first, as far as the
-    /// hard limit allows.
+    /// Checks the limits of a configuration.
+    ///
+    /// # Errors
+    /// A number is out of its range.
+    pub fn new(connections: usize, silent_per_address: usize) -> Result<Self, ConfigError> {
+        Ok(Self {
+            connections_max: within("connections_max", connections, 16..=1_000_000)?,
+            silent_per_address_max: within("silent_connections_per_address_max", silent_per_address, 1..=1_000_000)?,
+        })
+    }
+
+    /// Raises the soft limit of file descriptors up to the hard limit, and lowers `connections_max` to the result.
     fn within_descriptors(self) -> Self {
         let wanted = self.connections_max.saturating_add(CLOSING_MAX).saturating_add(OTHER_DESCRIPTORS);
         let mut limit = getrlimit(Resource::Nofile);
@@ -54,7 +64,7 @@ impl ConnectionLimits {
         if limit.current.is_some_and(|current| current < raised) {
             match setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum: limit.maximum }) {
                 Ok(()) => limit.current = Some(raised),
-                Err(error) => tracing::warn!(%error, "the limit of open files can't be raised"),
+                Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
             }
         }
         let allowed = usize::try_from(limit.current.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
@@ -65,7 +75,7 @@ impl ConnectionLimits {
         tracing::warn!(
             wanted = self.connections_max,
             allowed = connections_max,
-            "fewer connections than configured are served: raise the limit of open files (LimitNOFILE=, ulimit -n)"
+            "the limit of open files allows fewer connections than configured: raise it (LimitNOFILE=, ulimit -n)"
         );
         Self { connections_max, ..self }
     }
@@ -83,27 +93,27 @@ struct Shared {
 
 #[derive(Default)]
 struct Silent {
-    last: u64,
-    /// Oldest first.
+    last_number: u64,
+    /// By number, so that the oldest connection comes first.
     by_age: BTreeMap<u64, (IpAddr, Arc<Notify>)>,
     by_address: HashMap<IpAddr, BTreeSet<u64>>,
     warned: Option<Instant>,
 }
 
 impl ConnectionTable {
-    /// An empty table.
+    /// An empty table. Raises the soft limit of file descriptors if the limits need more.
     pub fn new(limits: ConnectionLimits) -> Self {
         let limits = limits.within_descriptors();
         let places = Arc::new(Semaphore::new(limits.connections_max.saturating_add(CLOSING_MAX)));
         Self(Arc::new(Shared { limits, places, silent: Mutex::default() }))
     }
 
-    /// A place for a new connection, silent at first. `None` where every open connection is in use: the new one is to be
-    /// dropped.
+    /// A place for a new connection, which is silent at first. `None` if no silent connection can be closed for it; the
+    /// caller then drops the new connection.
     pub async fn admit(&self, address: IpAddr) -> Option<ConnectionPlace> {
         let Shared { limits, places, .. } = &*self.0;
         let address = counted(address);
-        // Above the limit there are only connections that are being closed: the wait is for them.
+        // Connections above the limit are being closed: wait for one of them to end.
         let permit = timeout(CLOSE_TIME_MAX, Arc::clone(places).acquire_owned()).await;
         let mut silent = self.0.silent();
         let Ok(Ok(permit)) = permit else {
@@ -122,15 +132,15 @@ impl ConnectionTable {
                 return None;
             }
         }
-        silent.last = silent.last.saturating_add(1);
-        let (number, close) = (silent.last, Arc::new(Notify::new()));
+        silent.last_number = silent.last_number.saturating_add(1);
+        let (number, close) = (silent.last_number, Arc::new(Notify::new()));
         silent.by_age.insert(number, (address, Arc::clone(&close)));
         silent.by_address.entry(address).or_default().insert(number);
         Some(ConnectionPlace { number, close, table: self.clone(), _permit: permit })
     }
 
-    /// Returns once no connection is open.
-    pub async fn emptied(&self) {
+    /// Returns when no connection is open.
+    pub async fn wait_until_empty(&self) {
         let all = self.0.limits.connections_max.saturating_add(CLOSING_MAX);
         let _ = self.0.places.acquire_many(u32::try_from(all).unwrap_or(u32::MAX)).await;
     }
@@ -154,7 +164,7 @@ impl Silent {
         Some(close)
     }
 
-    /// Closes a silent connection; false where there is no such connection.
+    /// Closes a silent connection. False if no silent connection has this number.
     fn close(&mut self, number: Option<u64>, limits: &ConnectionLimits) -> bool {
         let Some(close) = number.and_then(|number| self.remove(number)) else { return false };
         close.notify_one();
@@ -168,13 +178,13 @@ impl Silent {
             tracing::warn!(
                 ?limits,
                 silent = self.by_age.len(),
-                "connections are closed or refused: a limit is reached"
+                "a limit of connections is reached: silent connections are closed, or new ones are dropped"
             );
         }
     }
 }
 
-/// A connection's place in the table, until dropped.
+/// The place of a connection in the table. The place is free again when this value is dropped.
 pub struct ConnectionPlace {
     number: u64,
     close: Arc<Notify>,
@@ -183,12 +193,12 @@ pub struct ConnectionPlace {
 }
 
 impl ConnectionPlace {
-    /// Returns when the table wants this connection closed, which it never wants of one that is not silent.
+    /// Returns when the table closes this connection. The table never closes a settled connection.
     pub async fn closed(&self) {
         self.close.notified().await;
     }
 
-    /// The peer has shown who it is: the connection is silent no more.
+    /// Marks the connection as not silent.
     pub fn settle(&self) {
         self.table.0.silent().remove(self.number);
     }
@@ -200,24 +210,12 @@ impl Drop for ConnectionPlace {
     }
 }
 
-/// What counts as one address: an IPv4 address, or the 64 bits of an IPv6 network, which is what one host gets.
+/// The address that a limit counts: an IPv4 address, or the 64-bit prefix of an IPv6 address, because a host gets a whole
+/// network of that size.
 fn counted(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
         address @ IpAddr::V4(_) => address,
-    }
-}
-
-impl ConnectionLimits {
-    /// The bounds on a listener's connections, from the configuration.
-    ///
-    /// # Errors
-    /// A number is out of its range.
-    pub fn new(connections: usize, silent_per_address: usize) -> Result<Self, ConfigError> {
-        Ok(Self {
-            connections_max: within("connections_max", connections, 16..=1_000_000)?,
-            silent_per_address_max: within("silent_connections_per_address_max", silent_per_address, 1..=1_000_000)?,
-        })
     }
 }
 
@@ -242,7 +240,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_oldest_silent_connection_of_an_address_gives_way() {
+    async fn the_oldest_silent_connection_of_an_address_is_displaced() {
         let table = ConnectionTable::new(LIMITS);
         let other = admitted(&table, 2).await;
         let [first, second, third] = [admitted(&table, 1).await, admitted(&table, 1).await, admitted(&table, 1).await];
@@ -260,7 +258,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_settled_connection_is_never_closed_and_a_full_table_refuses() {
+    async fn a_full_table_drops_new_connections_and_keeps_settled_ones() {
         let table = ConnectionTable::new(LIMITS);
         let mut settled = Vec::new();
         for _ in 1..=6 {
@@ -275,7 +273,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_new_connection_waits_for_those_that_are_being_closed() {
+    async fn a_new_connection_waits_for_closing_ones() {
         let table = ConnectionTable::new(LIMITS);
         let mut closing = Vec::new();
         while table.0.places.available_permits() > 0 {

@@ -1,20 +1,26 @@
-//! The processor's cores that this process may use, and threads that stay on one of them.
+//! The cores that this process may use, and the affinity of a thread to one core.
 
 use std::io;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-/// The cores this process may use, by number.
+/// The numbers of the cores that this process may use.
+///
+/// # Errors
+/// `sched_getaffinity` fails.
 pub fn allowed() -> io::Result<Vec<usize>> {
     let allowed = sched_getaffinity(None)?;
     Ok((0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).collect())
 }
 
-/// Keeps the thread that calls this on one core, and the threads it starts from then on.
-pub fn stay_on(core: usize) -> io::Result<()> {
-    let mut own = CpuSet::new();
-    own.set(core);
-    Ok(sched_setaffinity(None, &own)?)
+/// Pins the calling thread, and every thread that it starts later, to one core.
+///
+/// # Errors
+/// `sched_setaffinity` fails, for example because the process may not use the core.
+pub fn pin_thread_to(core: usize) -> io::Result<()> {
+    let mut cores = CpuSet::new();
+    cores.set(core);
+    Ok(sched_setaffinity(None, &cores)?)
 }
 
 #[cfg(test)]
@@ -24,14 +30,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_that_stays_on_a_core_may_use_no_other_and_the_rest_of_the_process_may() {
+    fn only_the_pinned_thread_is_limited_to_the_core() {
         let before = allowed().unwrap();
         let last = *before.last().unwrap();
-        let stayed = thread::spawn(move || {
-            stay_on(last).unwrap();
+        let pinned = thread::spawn(move || {
+            pin_thread_to(last).unwrap();
             allowed().unwrap()
         });
-        assert_eq!(stayed.join().unwrap(), [last]);
+        assert_eq!(pinned.join().unwrap(), [last]);
         assert_eq!(allowed().unwrap(), before);
     }
 }

@@ -1,5 +1,5 @@
-//! TLS, for both services: 1.3 alone, by rustls and AWS-LC. Certificates, keys and roots are read again when their files
-//! change, without a restart; a broken new file keeps the old one serving.
+//! TLS 1.3 of both services, with rustls and AWS-LC. Certificates, keys and roots are reloaded when their files change,
+//! without a restart. If a new file is not valid, the service keeps the old certificates.
 
 mod files;
 mod serve;
@@ -11,38 +11,40 @@ use thiserror::Error;
 
 use crate::engine_address::{AddressError, EngineAddress};
 
-pub use self::files::ClientTls;
-pub use self::serve::{Http2Stream, greeted};
 pub use self::{
-    files::ServerTls,
-    serve::{Peer, ServerStream},
+    files::{ClientTls, ServerTls},
+    serve::{Http2Stream, Peer, ServerStream, accept_http2},
 };
 
-/// What a TLS server needs.
+/// The files of a TLS server.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServerTlsConfig {
-    /// Its certificate chain, in PEM.
+    /// The certificate chain of the server, in PEM.
     pub certificates: PathBuf,
-    /// Its private key, in PEM; only its owner may read the file.
+    /// The private key, in PEM; only the owner may read the file.
     pub private_key: PathBuf,
-    /// The roots of client certificates, in PEM. An engine must have them; an edge asks for no certificate without.
+    /// The roots of client certificates, in PEM. Required for an engine. An edge without roots requests no client
+    /// certificate.
     pub client_roots: Option<PathBuf>,
 }
 
-/// What a client of the engine needs for mutual TLS.
+/// The files of a client of the engine, for mutual TLS.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClientTlsConfig {
     /// The roots of the engine's certificate, in PEM.
     pub roots: PathBuf,
-    /// Its own certificate chain, in PEM.
+    /// The certificate chain of the client, in PEM.
     pub certificates: PathBuf,
-    /// Its own private key, in PEM; only its owner may read the file.
+    /// The private key, in PEM; only the owner may read the file.
     pub private_key: PathBuf,
 }
 
-/// Whether an engine may listen there: without mutual TLS, on loopback alone.
+/// Checks that an engine without mutual TLS listens on loopback only.
+///
+/// # Errors
+/// The address is not loopback and mutual TLS is not configured, or TLS has no client roots.
 pub fn may_listen_engine(address: SocketAddr, tls: Option<&ServerTlsConfig>) -> Result<(), ListenError> {
     match tls {
         Some(tls) if tls.client_roots.is_some() => Ok(()),
@@ -52,7 +54,10 @@ pub fn may_listen_engine(address: SocketAddr, tls: Option<&ServerTlsConfig>) -> 
     }
 }
 
-/// Whether an edge may listen there: without TLS, on loopback alone.
+/// Checks that an edge without TLS listens on loopback only.
+///
+/// # Errors
+/// The address is not loopback and TLS is not configured.
 pub fn may_listen_edge(address: SocketAddr, tls: Option<&ServerTlsConfig>) -> Result<(), ListenError> {
     match tls {
         None if !address.ip().is_loopback() => Err(ListenError::EdgeWithoutTls { address }),
@@ -60,52 +65,54 @@ pub fn may_listen_edge(address: SocketAddr, tls: Option<&ServerTlsConfig>) -> Re
     }
 }
 
-/// Why a service may not listen somewhere.
+/// The listen address and the TLS configuration do not go together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum ListenError {
-    /// An engine beyond loopback without TLS.
+    /// The engine has no TLS and the address is not loopback.
     #[error(
         "the engine may not listen on {address} without mutual TLS: any client that reaches it could request any PIN. \
          Set [tls], or listen on 127.0.0.1"
     )]
     EngineWithoutTls {
-        /// Where.
+        /// The configured listen address.
         address: SocketAddr,
     },
-    /// An edge beyond loopback without TLS.
+    /// The edge has no TLS and the address is not loopback.
     #[error(
         "the edge may not listen on {address} without TLS: credentials would cross the network in the clear. \
          Set [tls], or listen on 127.0.0.1"
     )]
     EdgeWithoutTls {
-        /// Where.
+        /// The configured listen address.
         address: SocketAddr,
     },
-    /// An engine's TLS that asks for no certificate.
-    #[error("the engine's [tls] has no client_roots: without them anyone could call it")]
+    /// The TLS of the engine would request no client certificate.
+    #[error(
+        "[tls] of the engine has no client_roots: any client could call the engine. Set client_roots to the roots of the callers"
+    )]
     NoClientRoots,
 }
 
-/// Why TLS can't be set up.
+/// The error of a TLS configuration, or of one connection.
 #[derive(Debug, Error)]
 pub enum TlsError {
-    /// A file can't be read, or is not what it should be.
+    /// A file cannot be read, or has the wrong content.
     #[error("{}: {problem}", path.display())]
     File {
-        /// Which file.
+        /// The configured file.
         path: PathBuf,
-        /// What is wrong.
+        /// The error of the operating system, of the PEM parser or of rustls.
         problem: String,
     },
-    /// Others may read a private key.
-    #[error("{} can be read by others than its owner: chmod 600 it", path.display())]
+    /// Other users may read a private key.
+    #[error("users other than the owner can read {}: run chmod 600 on it", path.display())]
     OpenToOthers {
-        /// Which file.
+        /// The file of the private key.
         path: PathBuf,
     },
-    /// The pieces do not fit.
+    /// rustls rejects the certificate, key and roots together.
     #[error("certificate, key and roots do not fit together: {0}")]
-    Unfit(String),
+    Rejected(String),
     /// The text is not the address of an engine.
     #[error(transparent)]
     Address(#[from] AddressError),
@@ -118,33 +125,33 @@ pub enum TlsError {
         /// The address of the engine.
         address: EngineAddress,
     },
-    /// The other side did not shake hands.
+    /// The TLS handshake failed, or the connection broke before HTTP/2 started.
     #[error("the TLS handshake failed: {0}")]
     Handshake(io::Error),
-    /// The client's handshake was not complete in time.
+    /// The handshake was not complete in time.
     #[error("the TLS handshake took longer than {} s", limit.as_secs())]
     HandshakeTime {
-        /// How long it may take.
+        /// The longest time for it.
         limit: Duration,
     },
     /// The client sent no byte of its ClientHello in time.
     #[error("the client sent nothing for {} s", limit.as_secs())]
     Silent {
-        /// How long it may take.
+        /// The longest time for it.
         limit: Duration,
     },
-    /// The client did not begin HTTP/2 (RFC 9113, 3.4) in time, or spoke something else.
+    /// The client did not start HTTP/2 (RFC 9113, 3.4) in time, or sent other bytes.
     #[error("the client sent no HTTP/2 preface within {} s", limit.as_secs())]
     Preface {
-        /// How long it may take.
+        /// The longest time for it.
         limit: Duration,
     },
-    /// The connection was the oldest silent one when a limit was reached.
+    /// The connection was the oldest silent one when the connection table was full.
     #[error("the oldest silent connection was closed for a new one")]
     Displaced,
 }
 
-/// The one place where the cryptography of TLS is chosen.
+/// The only place that selects the cryptography of TLS.
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }

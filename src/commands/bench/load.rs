@@ -155,7 +155,7 @@ where
 /// Binds this thread to one of its allowed cores. The kernel likes to place threads that wake one another on one core;
 /// clients on one core would limit the measured rate.
 fn stay_on_core(number: usize) -> io::Result<()> {
-    cores::allowed()?.into_iter().cycle().nth(number).map_or(Ok(()), cores::stay_on)
+    cores::allowed()?.into_iter().cycle().nth(number).map_or(Ok(()), cores::pin_thread_to)
 }
 
 async fn closed<O>(load: LoadShape, next: &AtomicUsize, operation: &Rc<O>) -> Result<Histogram<u64>, BenchError>

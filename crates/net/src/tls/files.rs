@@ -1,4 +1,4 @@
-//! Certificates, keys and roots from files, and again when the files change.
+//! Loads certificates, keys and roots from files, and reloads them when the files change.
 
 use std::{
     fs,
@@ -8,97 +8,103 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustls::ClientConfig;
-use rustls::{RootCertStore, ServerConfig, server::WebPkiClientVerifier};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, server::WebPkiClientVerifier};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
-use super::ClientTlsConfig;
-use super::{ServerTlsConfig, TlsError, provider};
+use super::{ClientTlsConfig, ServerTlsConfig, TlsError, provider};
 
-/// How often the files are looked at, at most: when a connection comes, and this long after the last look.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// A new connection checks the files if the last check is at least this long ago.
+const CHECK_EVERY: Duration = Duration::from_secs(2);
 
-/// A server's TLS, always of the newest files that fit together.
+/// The TLS configuration of a server, from the newest valid files.
 #[derive(Clone)]
 pub struct ServerTls(Arc<Watched<ServerTlsConfig, ServerConfig>>);
 
 impl ServerTls {
     /// Reads the files.
+    ///
+    /// # Errors
+    /// A file cannot be read or parsed, other users may read the private key, or rustls rejects the files together.
     pub fn load(config: &ServerTlsConfig) -> Result<Self, TlsError> {
         Watched::new(config.clone(), server_paths, server_config).map(Arc::new).map(Self)
     }
 
-    /// Reads the files again where they changed.
+    /// Reloads the files if one of them changed. The result goes to the log.
     pub fn reload(&self) {
-        self.0.look(Duration::ZERO);
+        self.0.latest(Duration::ZERO);
     }
 
     pub(super) fn current(&self) -> Arc<ServerConfig> {
-        self.0.look(LOOK_EVERY)
+        self.0.latest(CHECK_EVERY)
     }
 }
 
-/// A client's TLS, always of the newest files that fit together.
+/// The TLS configuration of a client, from the newest valid files.
 #[derive(Clone)]
 pub struct ClientTls(Arc<Watched<ClientTlsConfig, ClientConfig>>);
 
 impl ClientTls {
     /// Reads the files.
+    ///
+    /// # Errors
+    /// A file cannot be read or parsed, other users may read the private key, or rustls rejects the files together.
     pub fn load(config: &ClientTlsConfig) -> Result<Self, TlsError> {
         Watched::new(config.clone(), client_paths, client_config).map(Arc::new).map(Self)
     }
 
-    /// Reads the files again where they changed.
+    /// Reloads the files if one of them changed. The result goes to the log.
     pub fn reload(&self) {
-        self.0.look(Duration::ZERO);
+        self.0.latest(Duration::ZERO);
     }
 
     pub(crate) fn current(&self) -> Arc<ClientConfig> {
-        self.0.look(LOOK_EVERY)
+        self.0.latest(CHECK_EVERY)
     }
 }
 
-/// Something made from files, made again when they change.
+/// A value that is built from files, and built again when a file changes.
 struct Watched<C, T> {
     config: C,
     paths: fn(&C) -> Vec<&Path>,
-    make: fn(&C) -> Result<T, TlsError>,
-    made: Mutex<Made<T>>,
+    build: fn(&C) -> Result<T, TlsError>,
+    built: Mutex<Built<T>>,
 }
 
-struct Made<T> {
+struct Built<T> {
     value: Arc<T>,
-    /// Of each file: modification time, size, inode.
+    /// The modification time, size and inode of each file.
     stamps: Vec<Option<(i64, i64, u64, u64)>>,
-    looked: Instant,
+    checked: Instant,
 }
 
 impl<C, T> Watched<C, T> {
-    fn new(config: C, paths: fn(&C) -> Vec<&Path>, make: fn(&C) -> Result<T, TlsError>) -> Result<Self, TlsError> {
-        // Stamped before they are read: a change in between is seen at the next look.
+    fn new(config: C, paths: fn(&C) -> Vec<&Path>, build: fn(&C) -> Result<T, TlsError>) -> Result<Self, TlsError> {
+        // The stamps come first: the next check then finds a change during the build.
         let stamps = stamps(&paths(&config));
-        let value = Arc::new(make(&config)?);
-        Ok(Self { config, paths, make, made: Mutex::new(Made { value, stamps, looked: Instant::now() }) })
+        let value = Arc::new(build(&config)?);
+        Ok(Self { config, paths, build, built: Mutex::new(Built { value, stamps, checked: Instant::now() }) })
     }
 
-    /// The newest value that could be made. The files are looked at where the last look is at least this long ago.
-    fn look(&self, every: Duration) -> Arc<T> {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        if made.looked.elapsed() >= every {
-            made.looked = Instant::now();
+    /// The newest value. Checks the files first if the last check is at least `interval` ago.
+    fn latest(&self, interval: Duration) -> Arc<T> {
+        let mut built = self.built.lock().unwrap_or_else(PoisonError::into_inner);
+        if built.checked.elapsed() >= interval {
+            built.checked = Instant::now();
             let stamps = stamps(&(self.paths)(&self.config));
-            if stamps != made.stamps {
-                made.stamps = stamps;
-                match (self.make)(&self.config) {
+            if stamps != built.stamps {
+                built.stamps = stamps;
+                match (self.build)(&self.config) {
                     Ok(value) => {
-                        made.value = Arc::new(value);
-                        tracing::info!("certificates were read again");
+                        built.value = Arc::new(value);
+                        tracing::info!("certificates were reloaded");
                     }
-                    Err(error) => tracing::error!(%error, "new certificates are not used, the old ones go on serving"),
+                    Err(error) => {
+                        tracing::error!(%error, "the changed certificates are not valid; the old ones stay in use")
+                    }
                 }
             }
         }
-        Arc::clone(&made.value)
+        Arc::clone(&built.value)
     }
 }
 
@@ -119,16 +125,16 @@ fn client_paths(config: &ClientTlsConfig) -> Vec<&Path> {
 fn server_config(config: &ServerTlsConfig) -> Result<ServerConfig, TlsError> {
     let builder = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(unfit)?;
+        .map_err(rejected)?;
     let builder = match &config.client_roots {
         Some(path) => {
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(path)?), provider());
-            builder.with_client_cert_verifier(verifier.build().map_err(unfit)?)
+            builder.with_client_cert_verifier(verifier.build().map_err(rejected)?)
         }
         None => builder.with_no_client_auth(),
     };
     let (chain, key) = (certificates(&config.certificates)?, private_key(&config.private_key)?);
-    let mut server = builder.with_single_cert(chain, key).map_err(unfit)?;
+    let mut server = builder.with_single_cert(chain, key).map_err(rejected)?;
     server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(server)
 }
@@ -136,10 +142,10 @@ fn server_config(config: &ServerTlsConfig) -> Result<ServerConfig, TlsError> {
 fn client_config(config: &ClientTlsConfig) -> Result<ClientConfig, TlsError> {
     let mut client = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(unfit)?
+        .map_err(rejected)?
         .with_root_certificates(roots(&config.roots)?)
         .with_client_auth_cert(certificates(&config.certificates)?, private_key(&config.private_key)?)
-        .map_err(unfit)?;
+        .map_err(rejected)?;
     client.alpn_protocols = vec![b"h2".to_vec()];
     Ok(client)
 }
@@ -148,7 +154,7 @@ fn certificates(path: &PathBuf) -> Result<Vec<CertificateDer<'static>>, TlsError
     let problem = |problem: String| TlsError::File { path: path.clone(), problem };
     let read = CertificateDer::pem_file_iter(path).map_err(|error| problem(error.to_string()))?;
     let chain: Vec<_> = read.collect::<Result<_, _>>().map_err(|error| problem(error.to_string()))?;
-    if chain.is_empty() { Err(problem("holds no certificate".into())) } else { Ok(chain) }
+    if chain.is_empty() { Err(problem("contains no certificate".into())) } else { Ok(chain) }
 }
 
 fn roots(path: &PathBuf) -> Result<RootCertStore, TlsError> {
@@ -169,6 +175,6 @@ fn private_key(path: &PathBuf) -> Result<PrivateKeyDer<'static>, TlsError> {
     PrivateKeyDer::from_pem_file(path).map_err(|error| problem(error.to_string()))
 }
 
-fn unfit(error: impl std::fmt::Display) -> TlsError {
-    TlsError::Unfit(error.to_string())
+fn rejected(error: impl std::fmt::Display) -> TlsError {
+    TlsError::Rejected(error.to_string())
 }

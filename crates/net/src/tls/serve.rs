@@ -1,4 +1,4 @@
-//! The accepting side: TCP connections → connections that may be spoken on, with who is at the other end.
+//! The accepting side: handshakes, and the identity of the peer.
 
 mod http2;
 
@@ -20,40 +20,40 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use x509_parser::{extensions::GeneralName, prelude::FromDer, prelude::X509Certificate};
 
-pub use self::http2::{Http2Stream, greeted};
+pub use self::http2::{Http2Stream, accept_http2};
 use super::{ServerTls, TlsError};
 
-/// From the opening of a connection to the first byte of the ClientHello.
+/// The longest time from the start of a connection to the first byte of the ClientHello.
 const FIRST_BYTE_TIME_MAX: Duration = Duration::from_secs(3);
-/// A whole handshake, from its first byte on.
+/// The longest time for a handshake, from its first byte.
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(5);
 
-/// Who is at the other end.
+/// The identity of a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Peer {
-    /// A process on this machine, by plain TCP.
+    /// A process on this machine, over plain TCP.
     Loopback,
-    /// Someone by TLS without a certificate.
+    /// A TLS client without a certificate.
     Anonymous,
-    /// The holder of a certificate that the client roots vouch for.
+    /// The holder of a certificate that the client roots verify.
     Certificate {
-        /// Its first DNS or URI name, or its common name.
+        /// The first DNS or URI name of the certificate, else its common name; empty if it has neither.
         name: Arc<str>,
-        /// SHA-256 of its DER.
+        /// SHA-256 of the DER certificate.
         sha256: [u8; 32],
     },
 }
 
-/// A connection, ready to be spoken on.
+/// A connection after its handshake.
 pub enum ServerStream {
-    /// Plain TCP.
+    /// A TCP connection on loopback, without TLS.
     Plain(TcpStream),
-    /// TLS.
+    /// A TLS connection and the identity from its client certificate.
     Tls(Box<TlsStream<TcpStream>>, Peer),
 }
 
 impl ServerStream {
-    /// Who is at the other end.
+    /// The identity of the peer.
     pub fn peer(&self) -> Peer {
         match self {
             Self::Plain(_) => Peer::Loopback,
@@ -63,10 +63,10 @@ impl ServerStream {
 }
 
 impl ServerTls {
-    /// Shakes hands on one connection.
+    /// Performs the TLS handshake on a connection.
     ///
     /// # Errors
-    /// When the client is silent, too slow, or has no certificate that the configuration asks for.
+    /// The client sends nothing, is too slow, or lacks a valid certificate where client roots are configured.
     pub async fn accept(&self, stream: TcpStream) -> Result<ServerStream, TlsError> {
         let silent = |_| TlsError::Silent { limit: FIRST_BYTE_TIME_MAX };
         timeout(FIRST_BYTE_TIME_MAX, stream.peek(&mut [0])).await.map_err(silent)?.map_err(TlsError::Handshake)?;

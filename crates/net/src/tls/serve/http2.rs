@@ -1,4 +1,4 @@
-//! Connections on which HTTP/2 has begun: the engine serves nothing else.
+//! Connections that have started HTTP/2, the only protocol of the engine.
 
 use std::{
     io,
@@ -18,46 +18,46 @@ use tonic::transport::server::Connected;
 use super::{Peer, ServerStream, ServerTls, TlsError};
 use crate::ConnectionPlace;
 
-/// The first bytes of every HTTP/2 client (RFC 9113, 3.4).
+/// The first bytes that an HTTP/2 client sends (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// From the end of the handshake to the end of the preface.
+/// The longest time from the end of the handshake to the end of the preface.
 const PREFACE_TIME_MAX: Duration = Duration::from_secs(5);
 
-/// A connection whose client has sent the preface. It holds its place in the table until it is dropped.
+/// A connection whose client has sent the preface. Holds its place in the connection table until dropped.
 pub struct Http2Stream {
     stream: ServerStream,
-    /// What is left of the preface for the reader: it was read to see that the client speaks.
+    /// The part of the preface that the reader of this stream has not received yet.
     preface: &'static [u8],
     _place: ConnectionPlace,
 }
 
-/// The connections of `streams` on which HTTP/2 has begun, each as soon as it has. Each handshake is a task of its own; the
-/// connection table bounds their number.
-pub fn greeted<S>(streams: S, tls: Option<ServerTls>) -> impl Stream<Item = Result<Http2Stream, io::Error>>
+/// The connections of `streams` that start HTTP/2, each as soon as its preface is complete. Each handshake is a separate
+/// task; the connection table limits their number. The log reports a connection that fails before.
+pub fn accept_http2<S>(streams: S, tls: Option<ServerTls>) -> impl Stream<Item = Result<Http2Stream, io::Error>>
 where
     S: Stream<Item = (TcpStream, ConnectionPlace)>,
 {
-    let greeting = move |(stream, place)| tokio::spawn(greet(stream, place, tls.clone()));
-    streams.map(greeting).buffer_unordered(usize::MAX).filter_map(async |greeted| match greeted {
+    let accept = move |(stream, place)| tokio::spawn(accept(stream, place, tls.clone()));
+    streams.map(accept).buffer_unordered(usize::MAX).filter_map(async |accepted| match accepted {
         Ok(Ok(stream)) => Some(Ok(stream)),
         Ok(Err(error @ TlsError::Displaced)) => {
-            tracing::debug!(%error, "a connection was turned away");
+            tracing::debug!(%error, "a connection was rejected");
             None
         }
         Ok(Err(error)) => {
-            tracing::info!(%error, "a connection was turned away");
+            tracing::info!(%error, "a connection was rejected");
             None
         }
         Err(error) => {
-            tracing::error!(%error, "a handshake ended in disorder");
+            tracing::error!(%error, "the task of a handshake panicked");
             None
         }
     })
 }
 
-async fn greet(stream: TcpStream, place: ConnectionPlace, tls: Option<ServerTls>) -> Result<Http2Stream, TlsError> {
+async fn accept(stream: TcpStream, place: ConnectionPlace, tls: Option<ServerTls>) -> Result<Http2Stream, TlsError> {
     stream.set_nodelay(true).map_err(TlsError::Handshake)?;
-    let speaking = async {
+    let handshake = async {
         let mut stream = match tls {
             Some(tls) => tls.accept(stream).await?,
             None => ServerStream::Plain(stream),
@@ -70,7 +70,7 @@ async fn greet(stream: TcpStream, place: ConnectionPlace, tls: Option<ServerTls>
         }
     };
     let stream = tokio::select! {
-        stream = speaking => stream?,
+        stream = handshake => stream?,
         () = place.closed() => return Err(TlsError::Displaced),
     };
     place.settle();
