@@ -11,7 +11,7 @@ use thiserror::Error;
 use tokio::runtime::Builder;
 
 use audit::{
-    chain::{ChainError, Checkpoint, Walk},
+    chain::{ChainError, ChainVerifier, Checkpoint},
     entry::Entry,
 };
 use engine_server::open_store_copy;
@@ -91,18 +91,18 @@ async fn export_or_verify(arguments: AuditArguments) -> Result<(), AuditError> {
 async fn verify_store(directory: &Path, expected: Vec<Checkpoint>) -> Result<Checkpoint, AuditError> {
     let store = open_store_copy(directory)?;
     // What the store says of itself catches a cut tail; what is kept elsewhere catches a store rewritten as a whole.
-    let mut walk = Walk::expecting(expected).ending_in(store.checkpoint().await?);
-    each_entry(&*store, 1, |entry| Ok(walk.step(entry)?)).await?;
-    Ok(walk.end()?)
+    let mut walk = ChainVerifier::new(expected).with_head(store.checkpoint().await?);
+    each_entry(&*store, 1, |entry| Ok(walk.check(entry)?)).await?;
+    Ok(walk.finish()?)
 }
 
 fn verify_lines(text: impl BufRead, expected: Vec<Checkpoint>) -> Result<Checkpoint, AuditError> {
-    let mut walk = Walk::expecting(expected);
+    let mut walk = ChainVerifier::new(expected);
     // Not `lines`, which also takes a carriage return off.
     for line in text.split(b'\n') {
-        walk.step_json(&line?)?;
+        walk.check_json(&line?)?;
     }
-    Ok(walk.end()?)
+    Ok(walk.finish()?)
 }
 
 async fn each_entry(

@@ -1,30 +1,33 @@
-//! Checking a chain: a changed, cut or reordered entry is found, and which one it is.
+//! The verification of a chain: finds the first entry that was changed, removed, repeated or moved.
 //!
-//! The chain is not keyed. One who can rewrite all of it can make another that holds: a checkpoint kept elsewhere tells.
+//! The chain has no key: an attacker who can rewrite the whole chain can build another valid one. A checkpoint that is kept
+//! elsewhere shows such a rewrite.
 
 use std::{fmt, str::FromStr};
 
+use base16ct::lower;
 use thiserror::Error;
 
-use super::entry::{Entry, EntryError, hex, unhex};
+use super::entry::{Entry, EntryError, decode_hash};
 
-/// How far a chain goes, and what it ends in: enough to hold all of it to, when kept elsewhere.
+/// A position in a chain. A checkpoint that is kept elsewhere proves all entries up to it. Its text is `SEQUENCE:HASH`, with
+/// the hash in 64 lower-case hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// The number of the last entry; 0 for an empty chain.
+    /// The sequence number of the last entry; 0 for an empty chain.
     pub sequence: u64,
-    /// Its hash; zeros for an empty chain.
+    /// The hash of the last entry; 32 zero bytes for an empty chain.
     pub hash: [u8; 32],
 }
 
 impl Checkpoint {
-    /// Of a chain without entries.
+    /// The checkpoint of a chain without entries.
     pub const EMPTY: Self = Self { sequence: 0, hash: [0; 32] };
 }
 
 impl fmt::Display for Checkpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.sequence, hex(&self.hash))
+        write!(f, "{}:{}", self.sequence, lower::encode_string(&self.hash))
     }
 }
 
@@ -34,139 +37,145 @@ impl FromStr for Checkpoint {
     fn from_str(text: &str) -> Result<Self, CheckpointError> {
         let (sequence, hash) = text.split_once(':').ok_or(CheckpointError)?;
         let sequence = sequence.parse().map_err(|_| CheckpointError)?;
-        let checkpoint = Self { sequence, hash: unhex(hash).map_err(|_| CheckpointError)? };
-        // An empty chain has one checkpoint, and a number one text: no sign, no leading zero.
+        let checkpoint = Self { sequence, hash: decode_hash(hash).map_err(|_| CheckpointError)? };
+        // An empty chain has one checkpoint. A number has one text: no sign, no leading zero.
         let sound = (sequence > 0 || checkpoint == Self::EMPTY) && checkpoint.to_string() == text;
         sound.then_some(checkpoint).ok_or(CheckpointError)
     }
 }
 
-/// The text is no checkpoint.
+/// The text is not a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("a checkpoint is SEQUENCE:HASH, a number and 64 lower-case hexadecimal digits; of an empty chain zeros alone")]
+#[error(
+    "a checkpoint is SEQUENCE:HASH, a number and 64 lower-case hexadecimal digits; for an empty chain all are zeros"
+)]
 pub struct CheckpointError;
 
-/// A walk along a chain, from its first entry on.
-pub struct Walk {
+/// Verifies a chain from its first entry.
+pub struct ChainVerifier {
     reached: Checkpoint,
     expected: Vec<Checkpoint>,
     head: Option<Checkpoint>,
 }
 
-impl Walk {
-    /// Will hold the chain to these checkpoints, each kept elsewhere.
-    pub fn expecting(expected: Vec<Checkpoint>) -> Self {
+impl ChainVerifier {
+    /// A verifier that compares the chain with these checkpoints, each kept elsewhere.
+    pub fn new(expected: Vec<Checkpoint>) -> Self {
         Self { reached: Checkpoint::EMPTY, expected, head: None }
     }
 
-    /// Will hold the chain to end in what its store names as its last entry.
-    pub fn ending_in(self, head: Checkpoint) -> Self {
+    /// Requires that the chain ends at the last entry that its store names.
+    pub fn with_head(self, head: Checkpoint) -> Self {
         Self { head: Some(head), ..self }
     }
 
-    /// Takes the next entry.
-    pub fn step(&mut self, entry: &Entry) -> Result<(), ChainError> {
+    /// Checks the next entry.
+    ///
+    /// # Errors
+    /// The sequence number or the previous hash does not follow the entry before, the hash is not the hash of the content, or
+    /// a checkpoint differs.
+    pub fn check(&mut self, entry: &Entry) -> Result<(), ChainError> {
         let due = self.reached.sequence.saturating_add(1);
         let at = |problem| Err(ChainError { sequence: due, problem });
         if entry.sequence != due {
-            return at(Problem::Order { found: entry.sequence });
+            return at(ChainProblem::Order { found: entry.sequence });
         }
-        if !entry.is_whole() {
-            return at(Problem::Changed);
+        if !entry.has_valid_hash() {
+            return at(ChainProblem::Changed);
         }
         if entry.previous != self.reached.hash {
-            return at(Problem::Unlinked);
+            return at(ChainProblem::Unlinked);
         }
         self.reached = Checkpoint { sequence: entry.sequence, hash: entry.hash };
         let of_this = |expected: &&Checkpoint| expected.sequence == entry.sequence;
         if self.expected.iter().filter(of_this).any(|expected| expected.hash != entry.hash) {
-            return at(Problem::OtherThanExpected);
+            return at(ChainProblem::OtherThanExpected);
         }
         Ok(())
     }
 
-    /// Takes the next entry as a line of an export.
+    /// Checks the next entry, given as a line of an export.
     ///
     /// # Errors
-    /// As [`Walk::step`]; and of a line that is not the very text of an entry.
-    pub fn step_json(&mut self, line: &[u8]) -> Result<(), ChainError> {
+    /// As [`ChainVerifier::check`], and for a line that differs from what [`Entry::to_json`] writes.
+    pub fn check_json(&mut self, line: &[u8]) -> Result<(), ChainError> {
         let entry = std::str::from_utf8(line).map_err(|_| EntryError::Unreadable).and_then(Entry::from_json);
         let problem = match entry {
-            Ok(entry) => return self.step(&entry),
-            Err(EntryError::Unreadable) => Problem::Unreadable,
-            Err(EntryError::Rewritten) => Problem::Rewritten,
+            Ok(entry) => return self.check(&entry),
+            Err(EntryError::Unreadable) => ChainProblem::Unreadable,
+            Err(EntryError::Rewritten) => ChainProblem::Rewritten,
         };
         Err(ChainError { sequence: self.reached.sequence.saturating_add(1), problem })
     }
 
-    /// No entry is left: whether the chain goes as far as it was expected to.
+    /// Checks, after the last entry, that the chain is complete. Returns the checkpoint of its end.
     ///
     /// # Errors
-    /// The chain is shorter than expected, or ends in another entry than the store's last; or it is empty, and
-    /// [`Checkpoint::EMPTY`] is not among those expected.
-    pub fn end(self) -> Result<Checkpoint, ChainError> {
+    /// The chain is shorter than a checkpoint, does not end at the store's last entry, or is empty while
+    /// [`Checkpoint::EMPTY`] is not expected.
+    pub fn finish(self) -> Result<Checkpoint, ChainError> {
         let at = |problem| Err(ChainError { sequence: self.reached.sequence.saturating_add(1), problem });
         let ends = self.expected.iter().chain(&self.head).map(|expected| expected.sequence);
         match ends.max() {
-            Some(expected) if expected > self.reached.sequence => return at(Problem::Cut { expected }),
+            Some(expected) if expected > self.reached.sequence => return at(ChainProblem::Cut { expected }),
             _ => {}
         }
         if self.head.is_some_and(|head| head != self.reached) {
-            return at(Problem::OtherThanHead);
+            return at(ChainProblem::OtherThanHead);
         }
         if self.reached == Checkpoint::EMPTY && self.expected.is_empty() {
-            return at(Problem::Empty);
+            return at(ChainProblem::Empty);
         }
         Ok(self.reached)
     }
 }
 
-/// Where a chain breaks, and how.
+/// The first broken entry of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("audit entry {sequence}: {problem}")]
 pub struct ChainError {
-    /// The number of the entry that should stand here.
+    /// The expected sequence number of the entry.
     pub sequence: u64,
-    /// What is wrong with it.
-    pub problem: Problem,
+    /// What is wrong with the entry.
+    pub problem: ChainProblem,
 }
 
-/// How a chain breaks.
+/// What is wrong with an entry or with the end of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum Problem {
-    /// Another number.
-    #[error("number {found} stands in its place: an entry was cut out, doubled or moved")]
+pub enum ChainProblem {
+    /// The entry has another sequence number.
+    #[error("entry {found} is in its place: an entry was removed, repeated or moved")]
     Order {
-        /// The number found.
+        /// The sequence number of the entry.
         found: u64,
     },
-    /// Its hash is not of what it says.
-    #[error("it was changed: its hash is not the hash of what it says")]
+    /// The hash is not the hash of the content.
+    #[error("the entry was changed: its hash is not the hash of its content")]
     Changed,
-    /// It does not follow the entry before.
-    #[error("it does not follow the entry before it: one of the two was replaced")]
+    /// The previous hash is not the hash of the entry before.
+    #[error("the entry does not follow the entry before it: one of the two was replaced")]
     Unlinked,
-    /// It is not what the checkpoint says.
-    #[error("its hash is not the expected one: the chain was rewritten up to here")]
+    /// The hash differs from a checkpoint.
+    #[error("the hash is not the expected one: the chain was rewritten up to here")]
     OtherThanExpected,
-    /// The store names another entry as the last.
-    #[error("the store names another entry as the last than the one before: the store was changed")]
+    /// The chain does not end at the last entry that its store names.
+    #[error("the store names another entry than the one before as its last: the store was changed")]
     OtherThanHead,
-    /// The chain ends too soon.
-    #[error("it is missing: the chain was expected to go on to {expected}")]
+    /// The chain is shorter than expected.
+    #[error("the entry is missing: the chain was expected to continue to {expected}")]
     Cut {
-        /// How far.
+        /// The expected sequence number of the last entry.
         expected: u64,
     },
-    /// It can't be read.
-    #[error("it can't be read")]
+    /// The bytes are not an entry of this release.
+    #[error("this release cannot read the entry")]
     Unreadable,
-    /// Its text is not the one that the engine writes for it.
-    #[error("its text was changed: it says the same in other characters than the engine exports")]
+    /// The text differs from what the engine writes for this entry.
+    #[error("the text was changed: it means the same, in other characters than the engine exports")]
     Rewritten,
-    /// There is no entry.
+    /// The chain has no entries, and no empty chain is expected.
     #[error(
-        "it is missing: there are no entries, and nothing was verified; --expect 0:0000… (64 zeros) expects an empty chain"
+        "the entry is missing: the chain is empty, and nothing was verified; --expect 0:0000… (64 zeros) expects an empty chain"
     )]
     Empty,
 }
@@ -216,13 +225,13 @@ mod tests {
     }
 
     fn verify(entries: &[Entry], expected: Vec<Checkpoint>) -> Result<Checkpoint, ChainError> {
-        let mut walk = Walk::expecting(expected);
-        entries.iter().try_for_each(|entry| walk.step(entry))?;
-        walk.end()
+        let mut verifier = ChainVerifier::new(expected);
+        entries.iter().try_for_each(|entry| verifier.check(entry))?;
+        verifier.finish()
     }
 
     #[test]
-    fn a_whole_chain_verifies_and_ends_in_its_checkpoint() {
+    fn a_complete_chain_verifies_and_returns_its_checkpoint() {
         let entries = chain(20);
         let end = verify(&entries, Vec::new()).unwrap();
         assert_eq!(end, Checkpoint { sequence: 20, hash: entries[19].hash });
@@ -230,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_survives_both_of_its_forms() {
+    fn an_entry_survives_its_stored_form_and_its_json() {
         let bodies = [
             Body::EngineStarted { engine: "host:/var/lib/pinseal".into() },
             Body::EngineStopped,
@@ -246,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_entry_is_named_whichever_of_its_bytes_was_changed() {
+    fn a_change_of_any_byte_is_reported_at_its_entry() {
         let entries = chain(5);
         let stored = entries[2].encode();
         for at in 0..stored.len() {
@@ -261,10 +270,13 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_doubled_or_moved_entry_is_named() {
+    fn a_removed_repeated_or_moved_entry_is_reported() {
         let mut cut = chain(5);
         cut.remove(2);
-        assert_eq!(verify(&cut, Vec::new()), Err(ChainError { sequence: 3, problem: Problem::Order { found: 4 } }));
+        assert_eq!(
+            verify(&cut, Vec::new()),
+            Err(ChainError { sequence: 3, problem: ChainProblem::Order { found: 4 } })
+        );
         let mut doubled = chain(5);
         doubled.insert(3, doubled[2].clone());
         assert_eq!(verify(&doubled, Vec::new()).unwrap_err().sequence, 4);
@@ -274,52 +286,52 @@ mod tests {
     }
 
     #[test]
-    fn a_replaced_entry_with_a_hash_of_its_own_breaks_the_link_behind_it() {
+    fn a_replaced_entry_breaks_the_link_of_the_next() {
         let mut entries = chain(5);
         entries[2] = Entry::chain(3, entries[1].hash, event(77));
-        assert_eq!(verify(&entries, Vec::new()), Err(ChainError { sequence: 4, problem: Problem::Unlinked }));
+        assert_eq!(verify(&entries, Vec::new()), Err(ChainError { sequence: 4, problem: ChainProblem::Unlinked }));
     }
 
     #[test]
-    fn each_of_two_checkpoints_with_one_number_is_compared() {
+    fn two_checkpoints_of_one_entry_are_both_compared() {
         let entries = chain(5);
         let [right, other] = [entries[2].hash, [7; 32]].map(|hash| Checkpoint { sequence: 3, hash });
         for expected in [vec![right, other], vec![other, right], vec![right, right, other]] {
-            let error = ChainError { sequence: 3, problem: Problem::OtherThanExpected };
+            let error = ChainError { sequence: 3, problem: ChainProblem::OtherThanExpected };
             assert_eq!(verify(&entries, expected), Err(error));
         }
         verify(&entries, vec![right, right]).unwrap();
     }
 
     #[test]
-    fn an_empty_chain_holds_only_where_it_is_expected() {
-        assert_eq!(verify(&[], Vec::new()), Err(ChainError { sequence: 1, problem: Problem::Empty }));
+    fn an_empty_chain_verifies_only_if_expected() {
+        assert_eq!(verify(&[], Vec::new()), Err(ChainError { sequence: 1, problem: ChainProblem::Empty }));
         assert_eq!(verify(&[], vec![Checkpoint::EMPTY]), Ok(Checkpoint::EMPTY));
-        let end = Walk::expecting(Vec::new()).ending_in(Checkpoint::EMPTY).end();
-        assert_eq!(end, Err(ChainError { sequence: 1, problem: Problem::Empty }));
+        let end = ChainVerifier::new(Vec::new()).with_head(Checkpoint::EMPTY).finish();
+        assert_eq!(end, Err(ChainError { sequence: 1, problem: ChainProblem::Empty }));
     }
 
     #[test]
-    fn a_chain_ends_in_the_entry_that_its_store_names() {
+    fn a_chain_must_end_at_the_entry_of_its_store() {
         let entries = chain(5);
         let end_at = |sequence: usize| {
             let head = match sequence {
                 0 => Checkpoint::EMPTY,
                 _ => Checkpoint { sequence: sequence as u64, hash: entries[sequence - 1].hash },
             };
-            let mut walk = Walk::expecting(Vec::new()).ending_in(head);
-            entries[..4].iter().try_for_each(|entry| walk.step(entry))?;
-            walk.end()
+            let mut verifier = ChainVerifier::new(Vec::new()).with_head(head);
+            entries[..4].iter().try_for_each(|entry| verifier.check(entry))?;
+            verifier.finish()
         };
         assert_eq!(end_at(4).unwrap().sequence, 4);
-        assert_eq!(end_at(5), Err(ChainError { sequence: 5, problem: Problem::Cut { expected: 5 } }));
+        assert_eq!(end_at(5), Err(ChainError { sequence: 5, problem: ChainProblem::Cut { expected: 5 } }));
         for head in [0, 3] {
-            assert_eq!(end_at(head), Err(ChainError { sequence: 5, problem: Problem::OtherThanHead }));
+            assert_eq!(end_at(head), Err(ChainError { sequence: 5, problem: ChainProblem::OtherThanHead }));
         }
     }
 
     #[test]
-    fn a_checkpoint_has_one_text() {
+    fn a_checkpoint_has_one_text_form() {
         let zeros = "0".repeat(64);
         let text = format!("7:{}", "ab".repeat(32));
         assert_eq!(text.parse::<Checkpoint>().unwrap().to_string(), text);
@@ -333,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn another_text_with_the_same_meaning_is_found() {
+    fn another_text_with_the_same_meaning_is_rejected() {
         let entry = Entry::chain(1, [0; 32], event(6));
         let text = entry.to_json();
         assert_eq!(Entry::from_json(&text), Ok(entry.clone()));
@@ -363,7 +375,10 @@ mod tests {
             ("ü as an escape", text.replace('ü', "\\u00fc")),
             ("the control in capitals", text.replace(&control, &control.to_uppercase())),
             ("the control without hyphens", text.replace(&control, &control.replace('-', ""))),
-            ("the hash in capitals", text.replace(&hex(&entry.hash), &hex(&entry.hash).to_uppercase())),
+            (
+                "the hash in capitals",
+                text.replace(&lower::encode_string(&entry.hash), &lower::encode_string(&entry.hash).to_uppercase()),
+            ),
             ("another member", text.replace("{\"sequence\"", "{\"more\":1,\"sequence\"")),
             ("a member twice", text.replace("{\"sequence\"", "{\"sequence\":1,\"sequence\"")),
             ("a sign", text.replace("\"sequence\":1", "\"sequence\":+1")),
@@ -373,26 +388,26 @@ mod tests {
         for (what, changed) in rewritten {
             assert_ne!(changed, text, "{what}: nothing was changed");
             assert!(Entry::from_json(&changed).is_err(), "{what}: {changed}");
-            let error = Walk::expecting(Vec::new()).step_json(changed.as_bytes()).unwrap_err();
+            let error = ChainVerifier::new(Vec::new()).check_json(changed.as_bytes()).unwrap_err();
             assert_eq!(error.sequence, 1, "{what}");
         }
         let replaced = Entry::chain(1, [0; 32], Event { audit_user: "\u{FFFD}".into(), ..event(6) }).to_json();
-        Walk::expecting(Vec::new()).step_json(replaced.as_bytes()).unwrap();
+        ChainVerifier::new(Vec::new()).check_json(replaced.as_bytes()).unwrap();
         let (before, after) = replaced.split_once('\u{FFFD}').unwrap();
         let no_text = [before.as_bytes(), &[0xFF], after.as_bytes()].concat();
-        let error = ChainError { sequence: 1, problem: Problem::Unreadable };
-        assert_eq!(Walk::expecting(Vec::new()).step_json(&no_text), Err(error));
+        let error = ChainError { sequence: 1, problem: ChainProblem::Unreadable };
+        assert_eq!(ChainVerifier::new(Vec::new()).check_json(&no_text), Err(error));
         let no_tenant = Entry::chain(1, [0; 32], event(7)).to_json();
         assert_eq!(Entry::from_json(&no_tenant.replace("\"tenant\":null,", "")), Err(EntryError::Rewritten));
     }
 
     #[test]
-    fn a_cut_tail_and_a_rewritten_chain_are_told_by_a_checkpoint_kept_elsewhere() {
+    fn a_checkpoint_shows_a_cut_or_rewritten_chain() {
         let entries = chain(5);
         let end = verify(&entries, Vec::new()).unwrap();
         let cut = verify(&entries[..3], vec![end]).unwrap_err();
-        assert_eq!(cut, ChainError { sequence: 4, problem: Problem::Cut { expected: 5 } });
+        assert_eq!(cut, ChainError { sequence: 4, problem: ChainProblem::Cut { expected: 5 } });
         let rewritten = verify(&chain(6), vec![end]).unwrap_err();
-        assert_eq!(rewritten, ChainError { sequence: 5, problem: Problem::OtherThanExpected });
+        assert_eq!(rewritten, ChainError { sequence: 5, problem: ChainProblem::OtherThanExpected });
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{borrow::Cow, fmt, str::FromStr, sync::Arc};
 
+use base16ct::lower;
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use sha2::{Digest, Sha256};
@@ -181,7 +182,7 @@ coded! {
 coded! {
     /// The isolation of the boundary from the engine.
     Isolation {
-        /// The boundary is a process of its own.
+        /// The boundary is a separate process.
         Process = 1,
         /// The boundary runs in the engine's process.
         Inline = 2,
@@ -281,14 +282,14 @@ pub struct Entry {
 const VERSION: u8 = 2;
 
 impl Entry {
-    /// Puts an event behind the entry whose hash is `previous`.
+    /// The entry of an event that follows the entry with the hash `previous`.
     pub fn chain(sequence: u64, previous: [u8; 32], event: Event) -> Self {
         let hash = hash_of(sequence, &previous, &event);
         Self { sequence, previous, event, hash }
     }
 
     /// Whether the hash is the hash of the entry's content.
-    pub fn is_whole(&self) -> bool {
+    pub fn has_valid_hash(&self) -> bool {
         self.hash == hash_of(self.sequence, &self.previous, &self.event)
     }
 
@@ -300,7 +301,7 @@ impl Entry {
         bytes
     }
 
-    /// Reads the stored form. The hash is not checked: see [`Entry::is_whole`].
+    /// Reads the stored form. The hash is not checked: see [`Entry::has_valid_hash`].
     ///
     /// # Errors
     /// [`EntryError::Unreadable`] for bytes that [`Entry::encode`] does not write.
@@ -340,14 +341,14 @@ impl Entry {
             outcome: event.outcome,
             event: Cow::Borrowed(&event.body),
             boundary: Cow::Borrowed(&event.stamp),
-            previous: hex(&self.previous),
-            hash: hex(&self.hash),
+            previous: lower::encode_string(&self.previous),
+            hash: lower::encode_string(&self.hash),
         };
         serde_json::to_string(&json).unwrap_or_default()
     }
 
-    /// Reads one line of JSON back. Only the very bytes of [`Entry::to_json`] are read, so that the hash covers what a reader
-    /// sees; another text with the same meaning (spaces, order, escapes, digits of a time) is rejected.
+    /// Reads one line of JSON back. Accepts only the exact bytes of [`Entry::to_json`], so that the hash covers what a
+    /// reader sees. Another text with the same meaning (spaces, order, escapes, digits of a time) is rejected.
     ///
     /// # Errors
     /// [`EntryError::Unreadable`], or [`EntryError::Rewritten`] for another text with the same meaning.
@@ -369,18 +370,18 @@ impl Entry {
             stamp: Arc::new(json.boundary.into_owned()),
             body: json.event.into_owned(),
         };
-        let (previous, hash) = (unhex(&json.previous)?, unhex(&json.hash)?);
+        let (previous, hash) = (decode_hash(&json.previous)?, decode_hash(&json.hash)?);
         Ok(Self { sequence: json.sequence, previous, event, hash })
     }
 }
 
-/// Why bytes or a text are not read as an entry.
+/// The error of bytes or a text that is not an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum EntryError {
     /// The bytes or the text are not an entry of this release.
     #[error("not an audit entry that this release can read")]
     Unreadable,
-    /// The text means an entry, and differs from what [`Entry::to_json`] writes for it.
+    /// The text means an entry, but [`Entry::to_json`] writes it differently.
     #[error("the text of the audit entry differs from the engine's export")]
     Rewritten,
 }
@@ -407,7 +408,8 @@ fn hash_of(sequence: u64, previous: &[u8; 32], event: &Event) -> [u8; 32] {
     append(&mut Vec::with_capacity(ENCODED_BYTES_USUAL), sequence, previous, event)
 }
 
-/// Appends the stored form of the entry that `event` becomes behind the entry whose hash is `previous`; returns its hash.
+/// Appends the stored form of the entry of `event`, which follows the entry with the hash `previous`. Returns the hash of the
+/// new entry.
 pub fn append(bytes: &mut Vec<u8>, sequence: u64, previous: &[u8; 32], event: &Event) -> [u8; 32] {
     let at = bytes.len();
     append_hashed(bytes, sequence, previous, event);
@@ -416,7 +418,7 @@ pub fn append(bytes: &mut Vec<u8>, sequence: u64, previous: &[u8; 32], event: &E
     hash
 }
 
-/// Everything but the hash. Texts and lists are preceded by their length, so two events never have the same bytes.
+/// Appends everything but the hash. A length precedes each text and list, so two events never have the same bytes.
 fn append_hashed(bytes: &mut Vec<u8>, sequence: u64, previous: &[u8; 32], event: &Event) {
     bytes.push(VERSION);
     bytes.extend_from_slice(&sequence.to_be_bytes());
@@ -475,7 +477,7 @@ fn append_body(bytes: &mut Vec<u8>, body: &Body) {
     }
 }
 
-/// 1 and the bytes, or 0.
+/// Appends the byte 1 and the bytes, or the byte 0.
 fn append_option(bytes: &mut Vec<u8>, some: Option<&[u8]>) {
     bytes.push(u8::from(some.is_some()));
     bytes.extend_from_slice(some.unwrap_or_default());
@@ -502,6 +504,7 @@ impl<'a> Reader<'a> {
         let length = u16::from_be_bytes(self.array()?);
         std::str::from_utf8(self.take(length.into())?).map_err(|_| EntryError::Unreadable)
     }
+
     fn option<const N: usize>(&mut self) -> Result<Option<[u8; N]>, EntryError> {
         match self.byte()? {
             0 => Ok(None),
@@ -550,21 +553,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Lower-case hexadecimal.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// 64 lower-case hexadecimal digits.
-pub(super) fn unhex(text: &str) -> Result<[u8; 32], EntryError> {
-    let mut bytes = [0; 32];
-    // The one form that `hex` writes: no capital, and no sign, which from_str_radix would take.
-    if text.len() != 64 || !text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
-        return Err(EntryError::Unreadable);
-    }
-    for (byte, at) in bytes.iter_mut().zip((0..64).step_by(2)) {
-        let digits = text.get(at..at + 2).ok_or(EntryError::Unreadable)?;
-        *byte = u8::from_str_radix(digits, 16).map_err(|_| EntryError::Unreadable)?;
-    }
-    Ok(bytes)
+/// Decodes 64 lower-case hexadecimal digits.
+pub(super) fn decode_hash(text: &str) -> Result<[u8; 32], EntryError> {
+    let bytes = lower::decode_vec(text).map_err(|_| EntryError::Unreadable)?;
+    bytes.try_into().map_err(|_| EntryError::Unreadable)
 }

@@ -1,6 +1,31 @@
-//! The audit chain: what an entry says, how entries are chained, how a chain is checked. Pure: no I/O, no clock.
+//! The audit chain: typed events, the entries that chain them by SHA-256, and the verification of a chain. No I/O, no clock.
 //!
-//! What must never enter: a PIN block, even encrypted, a hash of one, a full account number.
+//! An event must never contain a PIN block (not even encrypted), a hash of a PIN block, or a full account number.
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use audit::chain::ChainVerifier;
+//! use audit::entry::{Body, Entry, Event, Isolation, Level, Outcome, Stamp};
+//!
+//! let stamp =
+//!     Stamp { level: Level::Host, token: "software".into(), isolation: Isolation::Process, keys: Box::default() };
+//! let event = Event {
+//!     at: domain::time::UnixMillis(1_790_000_000_000),
+//!     caller: "engine".into(),
+//!     tenant: None,
+//!     audit_user: "engine".into(),
+//!     outcome: Outcome::Done,
+//!     stamp: Arc::new(stamp),
+//!     body: Body::EngineStopped,
+//! };
+//! let first = Entry::chain(1, [0; 32], event);
+//!
+//! let mut verifier = ChainVerifier::new(Vec::new());
+//! verifier.check(&first)?;
+//! assert_eq!(verifier.finish()?.hash, first.hash);
+//! # Ok::<(), audit::chain::ChainError>(())
+//! ```
 
 pub mod chain;
 pub mod entry;

@@ -30,7 +30,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{ChangeError, Store, StoreError};
 use audit::{
-    chain::Walk,
+    chain::ChainVerifier,
     entry::{Action, Body, CardEvent, Entry, Event, Isolation, Level, Outcome, Stamp},
 };
 use clock::deadline::Deadline;
@@ -314,8 +314,8 @@ async fn every_change_has_its_event_and_no_denial_has(store: &dyn Store) {
     let actions: Vec<_> = entries.iter().map(action).collect();
     assert_eq!(actions, [Some(Action::OpenControl), Some(Action::IssueTzpk), Some(Action::SetPin), None]);
     assert_eq!(entries[3].event.body, Body::EngineStopped);
-    let mut walk = Walk::expecting(Vec::new());
-    entries.iter().try_for_each(|entry| walk.step(entry)).unwrap();
+    let mut walk = ChainVerifier::new(Vec::new());
+    entries.iter().try_for_each(|entry| walk.check(entry)).unwrap();
     assert_eq!(store.audit(3, 1).await.unwrap(), entries[2..3]);
 }
 
@@ -496,9 +496,9 @@ async fn a_restart_keeps_cards_controls_pins_and_the_chain(open: impl AsyncFn() 
     assert_eq!(*store.pin(&card(1)).await.unwrap().unwrap().record, [5; 38]);
     set(&*store, spent.id, 6).await.unwrap_err();
     set(&*store, half_way.id, 7).await.unwrap();
-    let mut walk = Walk::expecting(vec![checkpoint]);
-    store.audit(1, 100).await.unwrap().iter().try_for_each(|entry| walk.step(entry)).unwrap();
-    walk.end().unwrap();
+    let mut walk = ChainVerifier::new(vec![checkpoint]);
+    store.audit(1, 100).await.unwrap().iter().try_for_each(|entry| walk.check(entry)).unwrap();
+    walk.finish().unwrap();
     close(store).await;
 }
 
