@@ -1,10 +1,10 @@
-//! `.proto` files → descriptor set → tonic code, without a protoc on the machine.
+//! Compiles the `.proto` files to a descriptor set and to Rust, with protox instead of an installed protoc.
 
 use std::{env, error::Error, path::PathBuf};
 
 use prost::Message;
 
-/// The services of an engine: all that reflection lists of `pinseal.v1`.
+/// The services of an engine, which gRPC reflection lists.
 const SERVED: [&str; 5] = [
     "pinseal/v1/audit.proto",
     "pinseal/v1/card.proto",
@@ -12,7 +12,7 @@ const SERVED: [&str; 5] = [
     "pinseal/v1/key.proto",
     "pinseal/v1/pin.proto",
 ];
-/// The peer of `pinseal bench`, which no engine serves.
+/// The echo service of `pinseal bench`; no engine serves it.
 const BENCH: &str = "pinseal/v1/echo.proto";
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .build_transport(false)
         .codec_path("super::codec::ShortMessageCodec")
-        // A message may hold a block: what has no Debug cannot be printed by mistake.
+        // A message can hold a PIN block. Without Debug, no log can print it by mistake.
         .skip_debug(["."])
         .compile_fds(descriptors)?;
     Ok(())

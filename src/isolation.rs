@@ -1,4 +1,4 @@
-//! Where the key boundary of the demo and of the bench is.
+//! The isolation of the key boundary in the demo and the bench.
 
 use std::path::Path;
 
@@ -8,21 +8,21 @@ use hsm_client::OpenBoundary;
 
 use crate::inline_boundary::open_inline_in;
 
-/// Where the key boundary of an engine on embedded defaults is.
+/// The process that runs the key boundary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Isolation {
-    /// In a process of its own, confined.
+    /// A separate, confined process.
     #[cfg_attr(target_os = "linux", default)]
     Process,
-    /// In the engine's.
+    /// The process of the engine.
     #[cfg_attr(not(target_os = "linux"), default)]
     Inline,
 }
 
-/// The embedded defaults of an engine, with everything kept in `directory`, and its boundary.
+/// The embedded defaults of an engine with all files in `directory`, and the opener of its boundary.
 ///
 /// # Errors
-/// The embedded defaults do not fit this machine.
+/// The path of this program is not known, or the configuration of the boundary is not valid.
 pub(crate) fn embedded_engine(
     directory: &Path,
     isolation: Isolation,

@@ -96,7 +96,7 @@ impl Command {
     }
 }
 
-/// The exit code that a shell reports for a program that SIGPIPE ended: 128 and the number of the signal.
+/// The exit code that a shell reports for a program that SIGPIPE ended: 128 plus the number of the signal.
 const ENDED_BY_PIPE: u8 = 141;
 
 fn main() -> ExitCode {
@@ -135,7 +135,7 @@ enum CommandError {
 impl CommandError {
     fn exit_code(&self) -> u8 {
         match self {
-            // A code of its own after a step that was done and not printed, even if the pipe was closed.
+            // The step was done but not printed: this has its own code, even if the pipe was closed.
             Self::Ceremony(error) if error.exit_code() != 1 => error.exit_code(),
             Self::Engine(error) if error.refuses_user_pin() => telemetry::USER_PIN_REFUSED,
             Self::Hsm(error) if error.refuses_user_pin() => telemetry::USER_PIN_REFUSED,

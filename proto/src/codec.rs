@@ -1,4 +1,4 @@
-//! How much memory a call asks for before its message is there.
+//! The codec of the gRPC messages: prost, with small buffers.
 
 use std::marker::PhantomData;
 
@@ -6,17 +6,17 @@ use prost::Message;
 use tonic::codec::{BufferSettings, Codec};
 use tonic_prost::{ProstDecoder, ProstEncoder};
 
-/// Holds the messages of all but few calls; a longer one grows its buffer. tonic's own 8 KiB, twice a call, are memory
-/// that a thousand calls in flight touch for nothing.
+/// The first size of a buffer. Most messages are shorter; a longer message grows its buffer. tonic's default is 8 KiB, twice
+/// a call, which costs memory for each call in flight.
 const BUFFER_BYTES: usize = 512;
-/// From here on a stream's messages are sent before more of them are taken: tonic's own bound.
+/// A stream sends its encoded messages before it encodes more than this; the default of tonic.
 const YIELD_BYTES: usize = 32 * 1024;
 
 fn buffers() -> BufferSettings {
     BufferSettings::new(BUFFER_BYTES, YIELD_BYTES)
 }
 
-/// prost's codec, with buffers of the size of our messages.
+/// The codec of prost, with buffers of [`BUFFER_BYTES`].
 pub(super) struct ShortMessageCodec<T, U>(PhantomData<(T, U)>);
 
 impl<T, U> Default for ShortMessageCodec<T, U> {

@@ -5,7 +5,7 @@
 //! assert_eq!(proto::reason::Reason::parse("BUSY"), Some(proto::reason::Reason::Busy));
 //! ```
 
-#![allow(missing_docs, reason = "the documentation stands in the .proto files")]
+#![allow(missing_docs, reason = "the .proto files have the documentation")]
 #![allow(clippy::all, clippy::indexing_slicing, reason = "generated")]
 
 mod codec;

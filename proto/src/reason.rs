@@ -1,19 +1,19 @@
-//! Why the engine refuses a call: the reasons of `google.rpc.ErrorInfo`. The engine sends them, and the edge has an HTTP
-//! answer for each.
+//! The reasons of `google.rpc.ErrorInfo`. The engine sends a reason with each error, and the edge maps each reason to an
+//! HTTP error.
 
 /// The `domain` of every `google.rpc.ErrorInfo`.
 pub const ERROR_DOMAIN: &str = "pinseal";
 
 macro_rules! reasons {
     ($($(#[$doc:meta])+ $name:ident = $text:literal,)+) => {
-        /// Why the engine refuses a call.
+        /// The reason of an error of the engine.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Reason {
             $($(#[$doc])+ $name,)+
         }
 
         impl Reason {
-            /// Every reason.
+            /// All reasons, in the order of their declaration.
             pub const ALL: &'static [Self] = &[$(Self::$name),+];
 
             /// The text in `google.rpc.ErrorInfo.reason`.
@@ -27,13 +27,13 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// The tenant is not a tenant's name.
+    /// The tenant is not 1 to 31 of `[a-z0-9-]`.
     TenantInvalid = "TENANT_INVALID",
     /// The auditUser is too long, or has characters that are not visible.
     AuditUserInvalid = "AUDIT_USER_INVALID",
     /// The plasticId is not 1 to 19 digits.
     PlasticIdInvalid = "PLASTIC_ID_INVALID",
-    /// The account number is not an account number.
+    /// The account number is not 12 to 19 digits with a valid check digit.
     AccountNumberInvalid = "ACCOUNT_NUMBER_INVALID",
     /// The controlId is not a UUID of 36 characters.
     ControlIdInvalid = "CONTROL_ID_INVALID",
@@ -43,7 +43,7 @@ reasons! {
     DeviceKeyInvalid = "DEVICE_KEY_INVALID",
     /// The PIN block is not 8 bytes.
     PinBlockLength = "PIN_BLOCK_LENGTH",
-    /// The peer's certificate does not give it this right.
+    /// The certificate of the peer does not have the right for this call.
     CallerForbidden = "CALLER_FORBIDDEN",
     /// The control belongs to another tenant.
     TenantMismatch = "TENANT_MISMATCH",
@@ -57,38 +57,38 @@ reasons! {
     PinNotSet = "PIN_NOT_SET",
     /// The card is not registered.
     CardUnknown = "CARD_UNKNOWN",
-    /// A PIN is bound to the account number that the card has.
+    /// A stored PIN is bound to the account number of the card, so the account number cannot change.
     AccountBound = "ACCOUNT_BOUND",
     /// No tzpk was issued under the control.
     TzpkMissing = "TZPK_MISSING",
     /// The block is not ISO 9564 format 1 under the control's tzpk.
     PinBlockMalformed = "PIN_BLOCK_MALFORMED",
-    /// The PIN is kept in a form that is not shown.
+    /// The storage format or the boundary level of the PIN record does not allow ViewPin.
     PinNotShown = "PIN_NOT_SHOWN",
     /// The PIN breaks the PIN policy.
     PinRefused = "PIN_REFUSED",
-    /// The card's cap of controls within the hour is reached.
+    /// The card has reached the limit of controls within the hour.
     ControlCap = "CONTROL_CAP",
-    /// The store's bound on waiting changes is reached.
+    /// The store has reached the limit of waiting changes.
     Busy = "BUSY",
-    /// The token's bound on waiting operations is reached.
+    /// The token has reached the limit of waiting operations.
     TokenBusy = "TOKEN_BUSY",
-    /// The records are being counted already.
+    /// Another count of the records is running.
     Counting = "COUNTING",
     /// The store is not available.
     StoreUnavailable = "STORE_UNAVAILABLE",
-    /// The caller's deadline passed before the change was made.
+    /// The deadline of the caller passed before the change was committed.
     DeadlinePassed = "DEADLINE_PASSED",
     /// The key boundary is not available.
     TokenUnavailable = "TOKEN_UNAVAILABLE",
-    /// The engine stops before a rotation is at its end.
+    /// The engine stops before the rotation ends.
     RotationCutOff = "ROTATION_CUT_OFF",
-    /// The key boundary failed: the engine's log says why.
+    /// The key boundary failed; the engine's log has the cause.
     BoundaryFailed = "BOUNDARY_FAILED",
 }
 
 impl Reason {
-    /// The reason with this text; none for a text that this release does not know.
+    /// The reason with this text; `None` for the reason of another release.
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|reason| reason.as_str() == text)
     }

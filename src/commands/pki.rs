@@ -1,4 +1,4 @@
-//! `pinseal pki dev`: certificates to try mutual TLS with. For development: a production CA is not made on a whim.
+//! `pinseal pki dev`: generates a CA and certificates to try mutual TLS. For development only.
 
 use std::{
     fs::{self, OpenOptions},
@@ -23,25 +23,25 @@ pub(crate) struct PkiArguments {
 
 #[derive(Subcommand)]
 enum PkiCommand {
-    /// Make a development CA, and certificates for an engine, an edge, a gRPC client and an operator
+    /// Generate a development CA, and certificates for an engine, an edge, a gRPC client and an operator
     Dev(DevArguments),
 }
 
 /// `pinseal pki dev`.
 #[derive(Args)]
 pub(crate) struct DevArguments {
-    /// Where to write them; made if absent, nothing in it is overwritten
+    /// Output directory, created if absent; existing files are not overwritten
     #[arg(long, value_name = "DIR", default_value = "pinseal-pki")]
     pub(crate) out: PathBuf,
-    /// A further host name or address for every certificate, beside localhost, 127.0.0.1 and ::1
+    /// Another host name or address in every certificate, besides localhost, 127.0.0.1 and ::1
     #[arg(long, value_name = "HOST")]
     pub(crate) name: Vec<String>,
 }
 
-/// A certificate to make: its holder is known as `{name}.pinseal.test`.
+/// The holder of a certificate. The name in the certificate is `{name}.pinseal.test`.
 struct Holder {
     name: &'static str,
-    /// What the engine's `[[peers]]` let it do, as written there; empty for the engine itself, which calls nobody.
+    /// The rights in the engine's `[[peers]]`, as TOML array items; empty for the engine, which makes no calls.
     rights: &'static str,
 }
 
@@ -52,14 +52,17 @@ const HOLDERS: [Holder; 4] = [
     Holder { name: "operator", rights: r#""keys", "audit""# },
 ];
 
-/// Makes them, and prints what to put where.
+/// Generates the files, and prints the configuration lines that use them.
+///
+/// # Errors
+/// A certificate cannot be generated, a file exists or cannot be written, or the output fails.
 pub(crate) fn run(arguments: PkiArguments) -> Result<(), PkiError> {
     let PkiCommand::Dev(dev) = arguments.command;
     make(&dev)?;
     let at = |file: &str| dev.out.join(file).display().to_string();
     writeln!(
         io::stdout(),
-        "made a DEVELOPMENT CA and certificates in {out}\n\n\
+        "generated a DEVELOPMENT CA and certificates in {out}\n\n\
          # engine.toml\n[tls]\ncertificates = \"{engine}\"\nprivate_key = \"{engine_key}\"\nclient_roots = \"{ca}\"\n\n\
          {peers}\
          # edge.toml\n[engine]\naddress = \"https://localhost:50051\"\n\
@@ -75,7 +78,7 @@ pub(crate) fn run(arguments: PkiArguments) -> Result<(), PkiError> {
     Ok(())
 }
 
-/// The entries of engine.toml that give each certificate its rights: a certificate without one has no right.
+/// The entries of engine.toml that give each certificate its rights.
 fn peers() -> String {
     let with_rights = HOLDERS.iter().filter(|holder| !holder.rights.is_empty());
     let entry = |Holder { name, rights }: &Holder| {
@@ -84,26 +87,29 @@ fn peers() -> String {
     with_rights.map(entry).collect()
 }
 
-/// Makes `ca.pem`, and `NAME.pem` and `NAME.key` for engine, edge, client and operator. The CA's own key is not kept.
+/// Generates `ca.pem`, and `NAME.pem` and `NAME.key` for engine, edge, client and operator. Does not store the key of the CA.
+///
+/// # Errors
+/// A certificate cannot be generated, or a file exists or cannot be written.
 pub(crate) fn make(arguments: &DevArguments) -> Result<(), PkiError> {
     fs::create_dir_all(&arguments.out).map_err(|error| PkiError::io(&arguments.out, error))?;
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.distinguished_name.push(DnType::CommonName, "Pinseal DEVELOPMENT CA, not for production");
-    within_years(&mut params);
+    set_validity(&mut params);
     let ca = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
     write(&arguments.out.join("ca.pem"), &ca.pem(), 0o644)?;
 
     for Holder { name: holder, .. } in HOLDERS {
-        // Its own name comes first: that is the one it is known by.
+        // The engine identifies a peer by the first name of its certificate.
         let mut names = vec![format!("{holder}.pinseal.test"), "localhost".into(), "127.0.0.1".into(), "::1".into()];
         names.extend(arguments.name.iter().cloned());
         let mut params = CertificateParams::new(names)?;
         params.distinguished_name.push(DnType::CommonName, format!("{holder}.pinseal.test"));
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        within_years(&mut params);
+        set_validity(&mut params);
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &ca)?;
         write(&arguments.out.join(format!("{holder}.pem")), &certificate.pem(), 0o644)?;
@@ -112,7 +118,7 @@ pub(crate) fn make(arguments: &DevArguments) -> Result<(), PkiError> {
     Ok(())
 }
 
-fn within_years(params: &mut CertificateParams) {
+fn set_validity(params: &mut CertificateParams) {
     let year = i32::from(jiff::tz::TimeZone::UTC.to_datetime(jiff::Timestamp::now()).year());
     params.not_before = date_time_ymd(year.saturating_sub(1), 1, 1);
     params.not_after = date_time_ymd(year.saturating_add(2), 1, 1);
@@ -128,21 +134,21 @@ fn write(path: &Path, text: &str, mode: u32) -> Result<(), PkiError> {
     file.write_all(text.as_bytes()).map_err(|error| PkiError::io(path, error))
 }
 
-/// Why no certificates were made.
+/// The error of `pinseal pki`.
 #[derive(Debug, Error)]
 pub(crate) enum PkiError {
-    /// A file can't be written.
-    #[error("{}: {error}; nothing is overwritten, choose another --out or remove it", path.display())]
+    /// A file exists or cannot be written.
+    #[error("{}: {error}; existing files are not overwritten: choose another --out, or remove the file", path.display())]
     File {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error of the operating system.
         error: io::Error,
     },
-    /// A certificate can't be made.
-    #[error("can't make a certificate: {0}")]
+    /// rcgen rejects the parameters of a certificate.
+    #[error("cannot generate a certificate: {0}; check the names of --name")]
     Certificate(#[from] rcgen::Error),
-    /// Output failed.
+    /// Standard output cannot be written.
     #[error("{0}")]
     Io(#[from] io::Error),
 }
