@@ -102,7 +102,7 @@ const ENDED_BY_PIPE: u8 = 141;
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     telemetry::start(arguments.log_format, arguments.command.log_level());
-    engine::command::take_memory_by_small_pages();
+    engine::command::disable_huge_pages();
     let Err(error) = arguments.command.run() else { return ExitCode::SUCCESS };
     let code = error.exit_code();
     // A reader such as `head` that closes the pipe needs no message.

@@ -94,7 +94,7 @@ async fn an_engine_without_a_boundary_reports_that_and_stops() {
     signal(engine.hsm_id().unwrap(), "KILL");
     logged(&engine, 1, "did not start").await;
     signal(engine.id(), "HUP");
-    logged(&engine, 1, "goes on with the keys it has").await;
+    logged(&engine, 1, "keeps the keys in use").await;
     soon("health says that it serves", async || (!engine.serves().await).then_some(())).await;
     // The engine is asked for a boundary and then stopped, before a boundary can answer.
     signal(engine.id(), "HUP");

@@ -216,7 +216,7 @@ async fn a_watched_rotation_ends_and_its_old_key_is_retired() {
         "pinseal_storage_key_versions{key=\"storage\"} 2",
         "pinseal_rotation_state{state=\"running\"} 1",
         &format!("pinseal_rotation_records {before}"),
-        &format!("pinseal_rotation_records_remade_total {FIRST_PAGE}"),
+        &format!("pinseal_rotation_records_reencrypted_total {FIRST_PAGE}"),
         "pinseal_rotation_records_failed 0",
     ] {
         assert!(metrics.lines().any(|found| found == line), "no {line} in {metrics}");
@@ -227,9 +227,12 @@ async fn a_watched_rotation_ends_and_its_old_key_is_retired() {
     assert_eq!(engine.terminate(), 0);
     let mut printed = String::new();
     watching.stderr.as_mut().unwrap().read_to_string(&mut printed).unwrap();
-    assert!(!watching.wait().unwrap().success() && printed.contains("goes on when it starts again"), "{printed}");
+    assert!(
+        !watching.wait().unwrap().success() && printed.contains("continues when the engine starts again"),
+        "{printed}"
+    );
     let log = std::fs::read_to_string(directory.join("engine.log")).unwrap();
-    assert!(!log.contains("calls still in flight were cut off"), "a watch holds up the end of the engine");
+    assert!(!log.contains("calls in flight were aborted"), "a watch holds up the end of the engine");
 
     let engine = EngineProcess::start(directory, &settings(50));
     let last = watched(&engine).pop().unwrap();
@@ -368,7 +371,7 @@ async fn keys_reload_and_rotate_while_every_call_is_answered() {
     // A boundary that can't open its keys takes nobody's place.
     fs::write(directory.join("data/vault"), "no vault").unwrap();
     support::wait::signal(engine.id(), "HUP");
-    let refused = async || engine.log().contains("goes on with the keys it has").then_some(());
+    let refused = async || engine.log().contains("keeps the keys in use").then_some(());
     support::wait::soon("nothing was said", refused).await;
     each_card(&engine, &device, WATCHED, Operation::View).await;
     assert_eq!(engine.terminate(), 0);

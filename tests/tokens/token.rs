@@ -563,7 +563,7 @@ async fn a_refused_user_pin_is_not_tried_again_before_a_reload() {
     token.write_pin("8642");
     token.forget_trace();
     support::wait::signal(engine.id(), "HUP");
-    logged("goes on with the keys it has", 2).await;
+    logged("keeps the keys in use", 2).await;
     assert!(engine.serves().await);
     support::wait::signal(engine.hsm_id().unwrap(), "KILL");
     comes_to_hold(async || !engine.serves().await).await;

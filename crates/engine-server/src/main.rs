@@ -1,4 +1,4 @@
-//! `pinseal-engine`: the engine alone, for a production image. It holds no key: its boundary is a process of its own.
+//! `pinseal-engine`: only the engine, for a production image. It holds no key: its boundary is a separate process.
 
 #![forbid(unsafe_code)]
 
@@ -16,11 +16,11 @@ use tracing::Level;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Serve the engine: gRPC and the store, beside a key boundary in a process of its own
+/// Serve the engine: gRPC and the store, with the key boundary in a separate process
 #[derive(Parser)]
 #[command(name = "pinseal-engine", version, max_term_width = 100)]
 struct Arguments {
-    /// How events are written to standard error; RUST_LOG chooses which
+    /// Format of the log on standard error; RUST_LOG selects the events
     #[arg(long, value_enum, default_value_t)]
     log_format: telemetry::LogFormat,
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! `pinseal engine` and `pinseal-engine`: load the configuration, serve until SIGTERM.
+//! `pinseal engine` and `pinseal-engine`: loads the configuration and serves until SIGTERM.
 
 use std::{
     io,
@@ -22,25 +22,25 @@ use crate::{BoundaryPlace, Engine, EngineConfig, ReloadError, StartError};
 /// The arguments of an engine.
 #[derive(Args)]
 pub struct EngineArguments {
-    /// The configuration, in TOML; without it, embedded defaults under ./pinseal-data and 127.0.0.1:50051
+    /// Configuration file, in TOML; without it: data in ./pinseal-data, listen on 127.0.0.1:50051
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
-/// Opens a boundary in this process, from the configuration file.
+/// Opens a key boundary inside this process, from the configuration file.
 pub type OpenInline = fn(Option<&Path>) -> Result<Box<dyn OpenBoundary>, ConfigError>;
 
 /// Serves the engine until SIGTERM or Ctrl-C; reloads its keys on SIGHUP. `open_store` opens the store that the
 /// configuration file names.
 ///
 /// # Errors
-/// The configuration cannot be served, or the engine did not start or not stop in order.
+/// The configuration is not valid, or the engine did not start or stop cleanly.
 pub fn run(
     arguments: EngineArguments,
     open_inline: OpenInline,
     open_store: impl AsyncFnOnce(Option<&Path>) -> Result<Arc<dyn Store>, StoreOpenError>,
 ) -> Result<(), EngineCommandError> {
-    take_memory_by_small_pages();
+    disable_huge_pages();
     let path = arguments.config.as_deref();
     let mut config = EngineConfig::load(path)?;
     let opener = match std::mem::replace(&mut config.boundary, BoundaryPlace::Inline) {
@@ -48,7 +48,7 @@ pub fn run(
         BoundaryPlace::Inline => open_inline(path)?,
     };
     Builder::new_current_thread().enable_all().build()?.block_on(async {
-        // SIGHUP ends no service, from here on: not one that starts either.
+        // Installed before the start: from here on SIGHUP does not end the process.
         let mut hangup = signal(SignalKind::hangup())?;
         let engine = Engine::start(config, open_store(path).await?, opener).await?;
         let mut stop = Stop::listen()?;
@@ -65,38 +65,38 @@ pub fn run(
                 _ = engine.store_failure() => break,
                 _ = hangup.recv() => {}
             }
-            // A slow token, or a boundary that does not start, keeps nobody from stopping the engine.
+            // A stop does not wait for a slow token, or for a boundary that does not start.
             tokio::select! {
                 () = stop.requested() => break,
                 _ = engine.store_failure() => break,
-                taken_up = engine.reload_keys() => match taken_up {
+                reloaded = engine.reload_keys() => match reloaded {
                     Ok(()) => say(format_args!("pinseal engine has reloaded {}", hsm_protocol::KeyId::list_to_text(engine.boundary().keys()))),
                     Err(ReloadError::Boundary(error)) => {
-                        warn(format_args!("pinseal engine goes on with the keys it has: {error}"));
+                        warn(format_args!("pinseal engine keeps the keys in use: {error}"));
                     }
                     Err(error @ ReloadError::NotUsed) => warn(format_args!("pinseal engine: {error}")),
                 },
             }
         }
-        say(format_args!("pinseal engine stops: calls in flight finish first"));
-        // Of a store that has failed this is the failure, and the exit code says so: a supervisor starts the engine again.
+        say(format_args!("pinseal engine stops after the calls in flight"));
+        // If the store has failed, this returns its failure. The exit code then lets a supervisor restart the engine.
         Ok(engine.stop().await?)
     })
 }
 
-/// A huge page comes cleared, all 2 MiB of it, and the thread that touches it first waits: 5 ms on a virtual machine whose
-/// host has to find the memory. Where that is the store's thread, every call waits with it. Kernels without huge pages
-/// refuse.
-pub fn take_memory_by_small_pages() {
+/// Disables transparent huge pages for this process. The kernel clears a huge page (2 MiB) at the first access, which takes
+/// up to 5 ms on a virtual machine. If that is the store's thread, every call waits. Kernels without huge pages return an
+/// error, which is logged at debug level.
+pub fn disable_huge_pages() {
     if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
-        tracing::debug!(%error, "transparent huge pages are left as the system has them");
+        tracing::debug!(%error, "transparent huge pages keep the setting of the system");
     }
 }
 
-/// Why an engine ended in disorder.
+/// The error of the engine command.
 #[derive(Debug, Error)]
 pub enum EngineCommandError {
-    /// The configuration cannot be served.
+    /// The configuration is not valid.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The engine did not start.
@@ -105,7 +105,7 @@ pub enum EngineCommandError {
     /// The store did not open.
     #[error(transparent)]
     StoreOpen(#[from] StoreOpenError),
-    /// The engine did not stop in order.
+    /// The store failed, or the engine could not record its stop.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The operating system refused a runtime or a signal handler.

@@ -1,4 +1,4 @@
-//! The engine's configuration.
+//! The configuration of the engine: the TOML file, its checks and its defaults.
 
 use std::{
     collections::HashSet,
@@ -10,8 +10,7 @@ use std::{
 
 use serde::{Deserialize, de::IgnoredAny};
 
-use crate::Right;
-use crate::pin::Rules;
+use crate::{Right, pin::Rules};
 use config::{ConfigError, DATA_DIRECTORY, read_file, within};
 use domain::card::Tenant;
 use domain::control::LIFETIME_SECONDS_MAX;
@@ -21,107 +20,107 @@ use net::{ConnectionLimits, tls::ServerTlsConfig};
 
 /// The engine's checked configuration.
 pub struct EngineConfig {
-    /// Where it listens.
+    /// The address of the gRPC listener.
     pub listen: SocketAddr,
-    /// Mutual TLS; none on loopback alone.
+    /// Mutual TLS; `None` is allowed on loopback only.
     pub tls: Option<ServerTlsConfig>,
-    /// Which certificates may call, and for what. An engine with TLS must have one; without TLS they say nothing.
+    /// The certificates that may call, and their rights. An engine with TLS needs at least one; without TLS they are unused.
     pub peers: Vec<Peer>,
-    /// Where the key boundary is.
+    /// The place of the key boundary.
     pub boundary: BoundaryPlace,
-    /// The operator's rules.
+    /// The lifetime of controls, and which controls may be opened.
     pub rules: Rules,
-    /// How many threads serve, each with its own runtime.
+    /// The number of threads that serve, each with its own runtime.
     pub workers: usize,
-    /// How long one call may take.
+    /// The timeout of one call.
     pub call_timeout: Duration,
-    /// How many calls one connection may have in flight.
+    /// The most calls in flight on one connection.
     pub calls_per_connection_max: u32,
-    /// How many connections it may have.
+    /// The limits on open connections.
     pub connections: ConnectionLimits,
-    /// How many PIN records may be made anew a second, while a storage key rotates.
-    pub remade_per_second: u32,
-    /// Where metrics are served, on this machine alone; none for nowhere.
+    /// The most PIN records that a rotation re-encrypts a second.
+    pub reencrypted_per_second_max: u32,
+    /// The loopback address of the metrics listener; `None` disables metrics.
     pub metrics_listen: Option<SocketAddr>,
 }
 
 /// A certificate that may call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// The name on the certificate: its first DNS or URI name, or its common name.
+    /// The first DNS or URI name of the certificate, else its common name.
     pub certificate_name: String,
-    /// What it may ask for.
+    /// The services that the peer may call.
     pub rights: Vec<Right>,
-    /// For which tenants; empty for all.
+    /// The tenants that the peer may name; empty for all.
     pub tenants: Vec<Tenant>,
 }
 
 impl EngineConfig {
-    /// Reads and checks a file; without one, the embedded defaults.
-    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
-        let arguments = path.map_or_else(Vec::new, |path| vec!["--config".into(), path.as_os_str().to_owned()]);
-        read_file::<LowEngine>(path)?.check(arguments)
-    }
-
-    /// The embedded defaults, with everything kept in `directory` and the boundary as a program of this path.
+    /// Reads and checks a file; without a file, the embedded defaults.
     ///
     /// # Errors
-    /// The program of this process has no path.
+    /// The file cannot be read or parsed, a value is not allowed, or the path of this program is not known.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let arguments = path.map_or_else(Vec::new, |path| vec!["--config".into(), path.as_os_str().to_owned()]);
+        read_file::<EngineFile>(path)?.check(arguments)
+    }
+
+    /// The embedded defaults with all files in `directory`.
+    ///
+    /// # Errors
+    /// The path of this program, which is also the program of the boundary, is not known.
     pub fn embedded(directory: &Path) -> Result<Self, ConfigError> {
-        let file = LowEngine { data_directory: directory.to_owned(), ..LowEngine::default() };
+        let file = EngineFile { data_directory: directory.to_owned(), ..EngineFile::default() };
         file.check(vec!["--data-directory".into(), directory.as_os_str().to_owned()])
     }
 }
 
-/// Where the key boundary is.
+/// The place of the key boundary.
 pub enum BoundaryPlace {
-    /// In a process of its own.
+    /// A separate process.
     Process(ProcessConfig),
-    /// In the engine's own process, which must be built to hold keys.
+    /// The process of the engine; only `pinseal` supports this.
     Inline,
 }
 
-/// The file, as written.
+/// The configuration file.
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct LowEngine {
-    /// Address and port.
+struct EngineFile {
+    /// The address and port of the gRPC listener.
     listen: SocketAddr,
-    /// Where the store and the vault are, unless they say otherwise.
+    /// The directory of the store and the vault, unless their sections name another.
     data_directory: PathBuf,
-    /// Threads that serve; 0 for one a core. As many as there are cores stay on a core each.
+    /// Threads that serve; 0 for one for each core. If the number equals the cores, each thread is pinned to a core.
     workers: usize,
-    /// Milliseconds one call may take.
+    /// The timeout of one call, in milliseconds.
     call_timeout_milliseconds: u64,
-    /// Calls in flight on one connection.
+    /// The most calls in flight on one connection.
     calls_per_connection_max: u32,
-    /// Connections open at a time; half of them may be silent.
+    /// The most open connections; half of them may be silent.
     connections_max: usize,
-    /// Connections of one address that have not begun to speak.
+    /// The most connections of one address that have not started HTTP/2.
     silent_connections_per_address_max: usize,
-    /// Mutual TLS.
     tls: Option<ServerTlsConfig>,
-    /// Certificates that may call: with `tls` at least one. Any other certificate has no right.
-    peers: Vec<LowPeer>,
-    /// Read by the boundary.
+    /// The certificates that may call: at least one with `tls`. Any other certificate has no right.
+    peers: Vec<PeerFile>,
+    // The boundary reads these three sections.
     vault: Option<IgnoredAny>,
-    /// Read by the boundary.
     token: Option<IgnoredAny>,
-    boundary: LowBoundary,
-    /// Read by the boundary.
     pin_policy: Option<IgnoredAny>,
-    control: LowControl,
-    /// Read by the program that opens the store.
+    boundary: BoundaryFile,
+    control: ControlFile,
+    // The program that opens the store reads it.
     store: Option<IgnoredAny>,
-    rotation: LowRotation,
-    metrics: LowMetrics,
+    rotation: RotationFile,
+    metrics: MetricsFile,
 }
 
-/// What the engine reads of `[boundary]`. The boundary reads the rest.
+/// The keys of `[boundary]` that the engine reads. The boundary reads the ignored ones.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct LowBoundary {
-    isolation: LowIsolation,
+struct BoundaryFile {
+    isolation: IsolationFile,
     socket: Option<PathBuf>,
     program: Option<PathBuf>,
     hsm_user: Option<u32>,
@@ -135,12 +134,12 @@ struct LowBoundary {
 
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum LowIsolation {
+enum IsolationFile {
     Process,
     Inline,
 }
 
-impl Default for LowIsolation {
+impl Default for IsolationFile {
     fn default() -> Self {
         if cfg!(target_os = "linux") { Self::Process } else { Self::Inline }
     }
@@ -148,55 +147,55 @@ impl Default for LowIsolation {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct LowPeer {
+struct PeerFile {
     /// The name on the certificate.
     certificate_name: String,
-    /// Any of `controls`, `pins`, `cards`, `audit`, `keys`.
+    /// Some of `controls`, `pins`, `cards`, `audit` and `keys`.
     rights: Vec<Right>,
-    /// Tenants; empty for all.
+    /// Empty for all tenants.
     #[serde(default)]
     tenants: Vec<String>,
 }
 
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct LowControl {
-    /// Seconds a control lives.
+struct ControlFile {
+    /// The lifetime of a control, in seconds.
     lifetime_seconds: u32,
-    /// Controls one card may have within a clock hour.
+    /// The most controls of one card within a clock hour.
     per_card_per_hour_max: u32,
-    /// `accept` takes up a card that was never registered; `refuse` does not.
-    unknown_cards: LowUnknownCards,
+    /// Whether a control for a card that is not registered is opened.
+    unknown_cards: UnknownCardsFile,
 }
 
 #[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum LowUnknownCards {
+enum UnknownCardsFile {
     Accept,
     Refuse,
 }
 
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct LowRotation {
-    /// PIN records made anew under the newest storage key a second, at most.
+struct RotationFile {
+    /// The most PIN records that a rotation re-encrypts a second.
     records_per_second: u32,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct LowMetrics {
-    /// Address and port of `GET /metrics`, on loopback, such as `127.0.0.1:9464`; not served by default.
+struct MetricsFile {
+    /// The loopback address of `GET /metrics`, for example `127.0.0.1:9464`; without it, metrics are disabled.
     listen: Option<SocketAddr>,
 }
 
-impl Default for LowRotation {
+impl Default for RotationFile {
     fn default() -> Self {
         Self { records_per_second: 2_000 }
     }
 }
 
-impl Default for LowEngine {
+impl Default for EngineFile {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 50_051)),
@@ -210,46 +209,45 @@ impl Default for LowEngine {
             peers: Vec::new(),
             vault: None,
             token: None,
-            boundary: LowBoundary::default(),
+            boundary: BoundaryFile::default(),
             pin_policy: None,
-            control: LowControl::default(),
+            control: ControlFile::default(),
             store: None,
-            rotation: LowRotation::default(),
-            metrics: LowMetrics::default(),
+            rotation: RotationFile::default(),
+            metrics: MetricsFile::default(),
         }
     }
 }
 
-impl Default for LowControl {
+impl Default for ControlFile {
     fn default() -> Self {
-        Self { lifetime_seconds: 30, per_card_per_hour_max: 120, unknown_cards: LowUnknownCards::Accept }
+        Self { lifetime_seconds: 30, per_card_per_hour_max: 120, unknown_cards: UnknownCardsFile::Accept }
     }
 }
 
-impl LowEngine {
-    /// Threads that serve.
+impl EngineFile {
     fn threads(&self) -> Result<usize, ConfigError> {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         if self.workers == 0 { Ok(cores) } else { within("workers", self.workers, 1..=240) }
     }
 
-    /// Where the boundary is. A process that the engine starts reads its part of the file itself: `arguments` name the file.
+    /// The place of the boundary. A boundary process reads its sections of the file itself: `arguments` name the file.
     fn boundary_place(&mut self, mut arguments: Vec<OsString>) -> Result<BoundaryPlace, ConfigError> {
         let boundary = &mut self.boundary;
         match (boundary.isolation, boundary.socket.take()) {
-            (LowIsolation::Process, Some(socket)) => {
+            (IsolationFile::Process, Some(socket)) => {
                 let user = boundary.hsm_user.unwrap_or_else(|| rustix::process::getuid().as_raw());
                 Ok(BoundaryPlace::Process(ProcessConfig::Apart { socket, user }))
             }
-            (LowIsolation::Process, None) => {
+            (IsolationFile::Process, None) => {
                 let program = boundary.program.take().map_or_else(boundary_program, Ok)?;
-                // The all-in-one `pinseal` is the boundary with its command `hsm`.
+                // `pinseal-hsm` has no commands; any other program is `pinseal`, with the command `hsm`.
                 if program.file_name().is_none_or(|name| name != BOUNDARY_PROGRAM) {
                     arguments.insert(0, "hsm".into());
                 }
                 Ok(BoundaryPlace::Process(ProcessConfig::Started { program, arguments }))
             }
-            (LowIsolation::Inline, _) => Ok(BoundaryPlace::Inline),
+            (IsolationFile::Inline, _) => Ok(BoundaryPlace::Inline),
         }
     }
 
@@ -270,8 +268,8 @@ impl LowEngine {
                         1..=1_000_000,
                     )?,
                     unknown_cards: match control.unknown_cards {
-                        LowUnknownCards::Accept => UnknownCards::Accept,
-                        LowUnknownCards::Refuse => UnknownCards::Refuse,
+                        UnknownCardsFile::Accept => UnknownCards::Accept,
+                        UnknownCardsFile::Refuse => UnknownCards::Refuse,
                     },
                 },
             },
@@ -279,45 +277,49 @@ impl LowEngine {
             call_timeout: Duration::from_millis(timeout),
             calls_per_connection_max: within("calls_per_connection_max", self.calls_per_connection_max, 1..=65_536)?,
             connections: ConnectionLimits::new(self.connections_max, self.silent_connections_per_address_max)?,
-            remade_per_second: within("rotation.records_per_second", self.rotation.records_per_second, 1..=1_000_000)?,
+            reencrypted_per_second_max: within(
+                "rotation.records_per_second",
+                self.rotation.records_per_second,
+                1..=1_000_000,
+            )?,
             metrics_listen: std::mem::take(&mut self.metrics).check()?,
             boundary: self.boundary_place(arguments)?,
         })
     }
 }
 
-/// The program of the boundary alone.
+/// The program that serves only the boundary.
 const BOUNDARY_PROGRAM: &str = "pinseal-hsm";
-/// The program of the engine alone, which holds no key.
+/// The program that serves only the engine.
 const ENGINE_PROGRAM: &str = "pinseal-engine";
 
-/// `pinseal-hsm` beside a `pinseal-engine`; else the program of this process, which is `pinseal`.
+/// The default program of the boundary: `pinseal-hsm` beside `pinseal-engine`, else this program, which is `pinseal`.
 fn boundary_program() -> Result<PathBuf, ConfigError> {
     let own = std::env::current_exe().map_err(|error| ConfigError::value("boundary.program", error))?;
     let is_engine = own.file_name().is_some_and(|name| name == ENGINE_PROGRAM);
     Ok(if is_engine { own.with_file_name(BOUNDARY_PROGRAM) } else { own })
 }
 
-fn check_peers(peers: Vec<LowPeer>) -> Result<Vec<Peer>, ConfigError> {
+fn check_peers(peers: Vec<PeerFile>) -> Result<Vec<Peer>, ConfigError> {
     let mut names = HashSet::new();
     if let Some(twice) = peers.iter().find(|peer| !names.insert(&peer.certificate_name)) {
-        let problem = format!("{:?} stands in two entries: give one entry all its rights", twice.certificate_name);
+        let problem = format!("{:?} has two entries: give one entry all its rights", twice.certificate_name);
         return Err(ConfigError::value("peers.certificate_name", problem));
     }
-    peers.into_iter().map(LowPeer::check).collect()
+    peers.into_iter().map(PeerFile::check).collect()
 }
 
-impl LowPeer {
+impl PeerFile {
     fn check(self) -> Result<Peer, ConfigError> {
         if self.certificate_name.is_empty() {
             return Err(ConfigError::value(
                 "peers.certificate_name",
-                "is empty: a certificate without a name has no right",
+                "is empty: a certificate without a name cannot have rights",
             ));
         }
         if self.rights.contains(&Right::Keys) && !self.tenants.is_empty() {
             let problem = format!(
-                "{:?} is limited to tenants, and `keys` is of all tenants: give that right to a peer without tenants",
+                "{:?} is limited to tenants, and `keys` covers all tenants: give that right to a peer without tenants",
                 self.certificate_name
             );
             return Err(ConfigError::value("peers.rights", problem));
@@ -331,11 +333,11 @@ impl LowPeer {
     }
 }
 
-impl LowMetrics {
+impl MetricsFile {
     fn check(self) -> Result<Option<SocketAddr>, ConfigError> {
         match self.listen {
             Some(address) if !address.ip().is_loopback() => {
-                let problem = format!("{address} is not on this machine alone: listen on 127.0.0.1");
+                let problem = format!("{address} is not a loopback address: listen on 127.0.0.1");
                 Err(ConfigError::value("metrics.listen", problem))
             }
             listen => Ok(listen),
@@ -348,8 +350,8 @@ mod tests {
     use super::*;
 
     fn checked(text: &str) -> Result<EngineConfig, String> {
-        let low: LowEngine = toml::from_str(text).map_err(|error| error.to_string())?;
-        low.check(Vec::new()).map_err(|error| error.to_string())
+        let file: EngineFile = toml::from_str(text).map_err(|error| error.to_string())?;
+        file.check(Vec::new()).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -362,35 +364,35 @@ mod tests {
     }
 
     #[test]
-    fn metrics_are_served_on_this_machine_alone() {
+    fn metrics_are_served_on_loopback_only() {
         let listen = |address: &str| checked(&format!("[metrics]\nlisten = \"{address}\""));
         let served = listen("127.0.0.1:9464").unwrap().metrics_listen;
         assert_eq!(served, Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9_464))));
         let error = listen("0.0.0.0:9464").err().unwrap();
-        assert_eq!(error, "metrics.listen: 0.0.0.0:9464 is not on this machine alone: listen on 127.0.0.1");
+        assert_eq!(error, "metrics.listen: 0.0.0.0:9464 is not a loopback address: listen on 127.0.0.1");
     }
 
     #[test]
-    fn a_peer_that_says_too_little_or_too_much_is_refused() {
+    fn an_invalid_peer_is_rejected() {
         let peer = |name: &str, more: &str| format!("[[peers]]\ncertificate_name = \"{name}\"\n{more}\n");
         let pins = "rights = [\"pins\"]";
         let refused = |text: String| checked(&text).err().unwrap();
         assert!(refused(peer("", pins)).contains("a certificate without a name"));
-        assert!(refused(peer("edge", pins) + &peer("edge", pins)).contains("\"edge\" stands in two entries"));
+        assert!(refused(peer("edge", pins) + &peer("edge", pins)).contains("\"edge\" has two entries"));
         let keys = "rights = [\"keys\"]\ntenants = [\"bank\"]";
-        assert!(refused(peer("operator", keys)).contains("`keys` is of all tenants"));
+        assert!(refused(peer("operator", keys)).contains("`keys` covers all tenants"));
         assert_eq!(checked(&peer("edge", pins)).unwrap().peers.len(), 1);
     }
 
     #[test]
-    fn an_unknown_key_and_a_value_out_of_range_are_named() {
+    fn an_unknown_key_or_value_out_of_range_is_named() {
         assert!(checked("lisen = 1").err().unwrap().contains("lisen"));
         let error = checked("[control]\nlifetime_seconds = 0").err().unwrap();
         assert_eq!(error, "control.lifetime_seconds: 0 is not within 1 to 3600");
     }
 
     #[test]
-    fn an_unknown_word_is_named() {
+    fn an_unknown_key_is_reported_with_its_line() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("engine.toml");
         std::fs::write(&path, "listen = \"127.0.0.1:0\"\nlissen = 1\n").unwrap();
@@ -405,7 +407,7 @@ mod tests {
         assert_eq!(example.listen, default.listen);
         assert_eq!(example.call_timeout, default.call_timeout);
         assert_eq!(example.calls_per_connection_max, default.calls_per_connection_max);
-        assert_eq!(example.remade_per_second, default.remade_per_second);
+        assert_eq!(example.reencrypted_per_second_max, default.reencrypted_per_second_max);
         assert_eq!(example.rules.control_lifetime, default.rules.control_lifetime);
     }
 }

@@ -1,6 +1,6 @@
-//! The gRPC service of those who operate the engine: its keys, its rotation, what its records are under. No logic.
+//! The gRPC service for operators: the keys in use, the progress of the rotation, the count of records. No logic.
 //!
-//! What takes long runs where the engine's own work does, away from the threads that serve calls.
+//! Streams run on the main runtime of the engine, not on the threads that serve calls.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,32 +17,32 @@ use super::{
     wire,
 };
 use crate::pin::Pins;
-use crate::rotation::{Census, Page, Progress, Users};
+use crate::rotation::{Census, KeyUsers, Progress};
 use proto::{self, key_service_server};
 
-/// How often a watcher is told how far it is.
-const TELL_EVERY: Duration = Duration::from_secs(1);
-/// How many messages may wait for a watcher that does not read.
+/// The interval of the messages of a stream.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// The most messages that wait for a client that does not read.
 const WAITING_MESSAGES_MAX: usize = 4;
-/// How many walks through the store may be under way.
+/// The most scans of the store at a time.
 const COUNTS_MAX: usize = 1;
 
 type Messages<T> = ReceiverStream<Result<T, Status>>;
 
-/// The service over what it tells of.
+/// The gRPC service of keys.
 #[derive(Clone)]
 pub(super) struct KeyServices {
     in_use: watch::Receiver<Arc<hsm_protocol::Status>>,
     pins: Arc<Pins>,
     rotation: watch::Receiver<Progress>,
     peers: Peers,
-    own_work: Handle,
+    runtime: Handle,
     counts: Arc<Semaphore>,
     engine_name: Arc<str>,
 }
 
 impl KeyServices {
-    /// To be made on the runtime of the engine's own work.
+    /// Call this on the main runtime of the engine.
     pub(super) fn new(
         in_use: watch::Receiver<Arc<hsm_protocol::Status>>,
         pins: Arc<Pins>,
@@ -51,7 +51,7 @@ impl KeyServices {
         engine_name: Arc<str>,
     ) -> Self {
         let counts = Arc::new(Semaphore::new(COUNTS_MAX));
-        Self { in_use, pins, rotation, peers, own_work: Handle::current(), counts, engine_name }
+        Self { in_use, pins, rotation, peers, runtime: Handle::current(), counts, engine_name }
     }
 
     fn admit(&self, extensions: &Extensions) -> Result<(), Status> {
@@ -79,7 +79,7 @@ impl key_service_server::KeyService for KeyServices {
     ) -> Result<Response<Self::WatchRotationStream>, Status> {
         self.admit(request.extensions())?;
         let (messages, stream) = mpsc::channel(WAITING_MESSAGES_MAX);
-        self.own_work.spawn(tell_rotation(self.rotation.clone(), messages));
+        self.runtime.spawn(report_rotation(self.rotation.clone(), messages));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 
@@ -88,55 +88,55 @@ impl key_service_server::KeyService for KeyServices {
         request: Request<proto::CountRecordsRequest>,
     ) -> Result<Response<Self::CountRecordsStream>, Status> {
         self.admit(request.extensions())?;
-        let place = Arc::clone(&self.counts).try_acquire_owned().map_err(|_| wire::counting())?;
+        let permit = Arc::clone(&self.counts).try_acquire_owned().map_err(|_| wire::counting())?;
         let (messages, stream) = mpsc::channel(WAITING_MESSAGES_MAX);
-        self.own_work.spawn(tell_counts(Arc::clone(&self.pins), Arc::clone(&self.engine_name), messages, place));
+        self.runtime.spawn(report_counts(Arc::clone(&self.pins), Arc::clone(&self.engine_name), messages, permit));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }
 
-async fn tell_rotation(
+async fn report_rotation(
     mut rotation: watch::Receiver<Progress>,
     messages: mpsc::Sender<Result<proto::RotationProgress, Status>>,
 ) {
     loop {
         let progress = *rotation.borrow_and_update();
-        // The watcher has gone: nothing is left to do for it.
+        // A failed send: the client has left.
         if messages.send(Ok(wire::rotation_progress(&progress))).await.is_err() || progress.state.has_ended() {
             return;
         }
         let ended = rotation.wait_for(|progress| progress.state.has_ended());
-        let cut_off = matches!(timeout(TELL_EVERY, ended).await, Ok(Err(_)));
-        if cut_off {
+        let engine_stops = matches!(timeout(REPORT_EVERY, ended).await, Ok(Err(_)));
+        if engine_stops {
             let _ = messages.send(Err(wire::rotation_cut_off())).await;
             return;
         }
     }
 }
 
-async fn tell_counts(
+async fn report_counts(
     pins: Arc<Pins>,
     engine_name: Arc<str>,
     messages: mpsc::Sender<Result<proto::CountRecordsResponse, Status>>,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 ) {
-    let (mut census, mut told) = (Census::default(), Instant::now());
+    let (mut census, mut reported) = (Census::default(), Instant::now());
     loop {
-        let message = match census.take_page(&pins).await {
-            Ok(Page::Last) => match Users::find(&pins).await {
+        let message = match census.count_page(&pins).await {
+            Ok(false) => match KeyUsers::find(&pins).await {
                 Ok(users) => Ok(wire::complete_counts(&census, users, &engine_name)),
                 Err(error) => Err(wire::store_status(&error)),
             },
-            Ok(Page::More) if told.elapsed() < TELL_EVERY => {
+            Ok(true) if reported.elapsed() < REPORT_EVERY => {
                 tokio::task::yield_now().await;
                 continue;
             }
-            Ok(Page::More) => Ok(wire::record_counts(&census)),
+            Ok(true) => Ok(wire::record_counts(&census)),
             Err(error) => Err(wire::store_status(&error)),
         };
-        told = Instant::now();
+        reported = Instant::now();
         let is_last = !matches!(&message, Ok(counts) if !counts.complete);
-        // Who asked has gone: nothing is left to do for them.
+        // A failed send: the client has left.
         if messages.send(message).await.is_err() || is_last {
             return;
         }
@@ -146,41 +146,41 @@ async fn tell_counts(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rotation::State;
+    use crate::rotation::RotationState;
 
-    async fn told(rotation: watch::Receiver<Progress>) -> Vec<Result<proto::RotationProgress, Status>> {
+    async fn messages_of(rotation: watch::Receiver<Progress>) -> Vec<Result<proto::RotationProgress, Status>> {
         let (messages, mut stream) = mpsc::channel(WAITING_MESSAGES_MAX);
-        let telling = tokio::spawn(tell_rotation(rotation, messages));
-        let mut told = Vec::new();
+        let reporting = tokio::spawn(report_rotation(rotation, messages));
+        let mut received = Vec::new();
         while let Some(message) = stream.recv().await {
-            told.push(message);
+            received.push(message);
         }
-        telling.await.unwrap();
-        told
+        reporting.await.unwrap();
+        received
     }
 
     #[tokio::test]
-    async fn where_nothing_rotates_one_message_says_so() {
+    async fn without_a_rotation_the_stream_has_one_message() {
         let (_, rotation) = watch::channel(Progress::idle(100));
-        let told = told(rotation).await;
-        assert!(matches!(&told[..], [Ok(only)] if only.state() == proto::RotationState::Idle));
+        let received = messages_of(rotation).await;
+        assert!(matches!(&received[..], [Ok(only)] if only.state() == proto::RotationState::Idle));
     }
 
     #[tokio::test]
-    async fn the_end_of_a_rotation_is_told_at_once_and_is_the_last_message() {
-        let (rotation, watched) = watch::channel(Progress::begun(100));
-        let telling = tokio::spawn(told(watched));
+    async fn the_end_of_a_rotation_is_the_last_message() {
+        let (rotation, watched) = watch::channel(Progress::running(100));
+        let receiving = tokio::spawn(messages_of(watched));
         tokio::task::yield_now().await;
-        rotation.send_modify(|progress| progress.state = State::Done);
-        let told = telling.await.unwrap();
-        assert!(matches!(told.last(), Some(Ok(last)) if last.state() == proto::RotationState::Done));
+        rotation.send_modify(|progress| progress.state = RotationState::Done);
+        let received = receiving.await.unwrap();
+        assert!(matches!(received.last(), Some(Ok(last)) if last.state() == proto::RotationState::Done));
     }
 
     #[tokio::test]
-    async fn a_watcher_of_an_engine_that_stops_is_told_that_the_rotation_is_cut_off() {
-        let (rotation, watched) = watch::channel(Progress::begun(100));
+    async fn an_engine_that_stops_ends_the_stream_with_unavailable() {
+        let (rotation, watched) = watch::channel(Progress::running(100));
         drop(rotation);
-        let told = told(watched).await;
-        assert!(matches!(&told[..], [Ok(_), Err(cut_off)] if cut_off.code() == tonic::Code::Unavailable));
+        let received = messages_of(watched).await;
+        assert!(matches!(&received[..], [Ok(_), Err(cut_off)] if cut_off.code() == tonic::Code::Unavailable));
     }
 }

@@ -1,4 +1,21 @@
-//! The engine: the use cases assembled over one boundary and one store, and served by gRPC.
+//! The engine: opens the key boundary and the store, and serves the use cases over gRPC.
+//!
+//! This crate must never depend on a cipher, hold a clear PIN or key, or accept a PAN together with a PIN block.
+//!
+//! ```no_run
+//! use engine::{BoundaryPlace, Engine, EngineConfig};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut config = EngineConfig::load(Some("engine.toml".as_ref()))?;
+//! let BoundaryPlace::Process(process) = std::mem::replace(&mut config.boundary, BoundaryPlace::Inline) else {
+//!     return Err("the key boundary is not a separate process".into());
+//! };
+//! let engine = Engine::start(config, Box::new(process)).await?;
+//! println!("the engine listens on {}", engine.address());
+//! engine.stop().await?;
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod command;
 mod engine_config;
@@ -111,9 +128,10 @@ impl Engine {
             calls_per_connection_max: config.calls_per_connection_max,
             connections: config.connections,
         };
-        let limit = config.remade_per_second;
+        let limit = config.reencrypted_per_second_max;
         let rotates = boundary.status().rotates();
-        let (tell, rotation) = watch::channel(if rotates { Progress::begun(limit) } else { Progress::idle(limit) });
+        let (progress, rotation) =
+            watch::channel(if rotates { Progress::running(limit) } else { Progress::idle(limit) });
         let metrics = match config.metrics_listen {
             Some(listen) => Some(Metrics::start(listen, boundary.watched(), rotation.clone()).await?),
             None => None,
@@ -131,7 +149,7 @@ impl Engine {
                 .add_service(reflection.clone())
                 .add_service(reflection_before.clone())
         })?;
-        let rotation = tokio::spawn(rotation::run(Arc::clone(&pins), in_use.clone(), tell));
+        let rotation = tokio::spawn(rotation::run(Arc::clone(&pins), in_use.clone(), progress));
         Ok(Self { boundary, pins, store, health, watch, in_use, follow, rotation, metrics, serving })
     }
 

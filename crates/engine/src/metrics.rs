@@ -1,7 +1,7 @@
-//! What an engine tells of itself in numbers, for Prometheus: how far its rotation is, how many storage keys it has in
-//! use, which build it is. Read when they are asked for, and off unless configured.
+//! Metrics for Prometheus: the progress of the rotation, the number of storage keys in use, the release. They are collected
+//! at each request, and disabled unless configured.
 //!
-//! What must never enter: a label whose values are not listed in an enum here; anything of a card, a record or a key.
+//! A label must have an enum of this file as its type. No metric may contain data of a card, a record or a key.
 
 mod serve;
 
@@ -17,16 +17,19 @@ use prometheus_client::{
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
-use crate::rotation::{Progress, State};
+use crate::rotation::{Progress, RotationState};
 
-/// Numbers being served; on a runtime of somebody else's.
+/// A running metrics server.
 pub struct Metrics {
     address: SocketAddr,
     serving: JoinHandle<()>,
 }
 
 impl Metrics {
-    /// Listens, and serves them from then on.
+    /// Binds the listener and serves, on the current Tokio runtime.
+    ///
+    /// # Errors
+    /// The address cannot be bound.
     pub async fn start(
         listen: SocketAddr,
         boundary: watch::Receiver<Arc<hsm_protocol::Status>>,
@@ -40,20 +43,20 @@ impl Metrics {
         Ok(Self { address, serving })
     }
 
-    /// Where it listens.
+    /// The bound address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Serves them no more.
+    /// Stops the server at once.
     pub fn stop(&self) {
         self.serving.abort();
     }
 }
 
-/// Why they are not served.
+/// The metrics listener cannot be bound.
 #[derive(Debug, Error)]
-#[error("can't listen for metrics on {address}: {error}; choose another metrics.listen, or none")]
+#[error("cannot listen for metrics on {address}: {error}; choose another metrics.listen, or remove it")]
 pub struct MetricsError {
     address: SocketAddr,
     error: io::Error,
@@ -63,56 +66,56 @@ fn registry(boundary: watch::Receiver<Arc<hsm_protocol::Status>>, rotation: watc
     let mut registry = Registry::with_prefix("pinseal");
     registry.register("build", "This build of the engine", Info::new([("version", Version::This)]));
     let storage_keys = move || StorageKey::ALL.map(|key| (key, key.versions_in_use(&boundary.borrow())));
-    registry.register_collector(Box::new(Told { storage_keys: Box::new(storage_keys), rotation }));
+    registry.register_collector(Box::new(EngineCollector { storage_keys: Box::new(storage_keys), rotation }));
     registry
 }
 
-/// The exposition in text; none where it can't be written.
-fn exposition(registry: &Registry) -> Option<String> {
+/// The metrics in OpenMetrics text.
+fn exposition(registry: &Registry) -> Result<String, fmt::Error> {
     let mut text = String::new();
-    text::encode(&mut text, registry).ok()?;
-    Some(text)
+    text::encode(&mut text, registry)?;
+    Ok(text)
 }
 
-/// What is looked at when it is asked for.
-struct Told {
+/// Collects the values of a request.
+struct EngineCollector {
     storage_keys: Box<dyn Fn() -> StorageKeys + Send + Sync>,
     rotation: watch::Receiver<Progress>,
 }
 
 type StorageKeys = [(StorageKey, u64); StorageKey::ALL.len()];
 
-impl fmt::Debug for Told {
+impl fmt::Debug for EngineCollector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Told").field("rotation", &self.rotation).finish_non_exhaustive()
+        f.debug_struct("EngineCollector").field("rotation", &self.rotation).finish_non_exhaustive()
     }
 }
 
-impl Collector for Told {
+impl Collector for EngineCollector {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let progress = *self.rotation.borrow();
-        let help = "Versions of a storage key in use: the newest makes, older ones open";
+        let help = "Versions of a storage key in use: the newest encrypts, older ones only decrypt";
         let mut family = encoder.encode_descriptor("storage_key_versions", help, None, MetricType::Gauge)?;
         for (key, versions) in (self.storage_keys)() {
             ConstGauge::new(versions).encode(family.encode_family(&[("key", key)])?)?;
         }
-        let help = "Where the rotation of the storage key stands: 1 at its state, 0 at all others";
+        let help = "State of the rotation of the storage key: 1 for the present state, 0 for the others";
         let mut family = encoder.encode_descriptor("rotation_state", help, None, MetricType::Gauge)?;
-        for state in State::ALL {
-            let here = u64::from(state == progress.state);
-            ConstGauge::new(here).encode(family.encode_family(&[("state", state)])?)?;
+        for state in RotationState::ALL {
+            let is_current = u64::from(state == progress.state);
+            ConstGauge::new(is_current).encode(family.encode_family(&[("state", state)])?)?;
         }
-        let help = "PIN records made anew under the newest storage key, in the rotation that began last";
-        let remade = encoder.encode_descriptor("rotation_records_remade", help, None, MetricType::Counter)?;
-        ConstCounter::new(progress.remade).encode(remade)?;
+        let help = "PIN records re-encrypted under the newest storage key, in the latest rotation";
+        let reencrypted = encoder.encode_descriptor("rotation_records_reencrypted", help, None, MetricType::Counter)?;
+        ConstCounter::new(progress.reencrypted).encode(reencrypted)?;
         let gauges = [
-            ("rotation_pass", "The pass through all records that is under way", u64::from(progress.pass)),
-            ("rotation_records", "PIN records in the store when the pass began", progress.total),
-            ("rotation_records_checked", "PIN records looked at in the pass", progress.checked),
-            ("rotation_records_failed", "PIN records that did not open in the pass", progress.failed),
+            ("rotation_pass", "The number of the running pass over all records", u64::from(progress.pass)),
+            ("rotation_records", "PIN records in the store at the start of the pass", progress.total),
+            ("rotation_records_checked", "PIN records checked in the pass", progress.checked),
+            ("rotation_records_failed", "PIN records that did not decrypt in the pass", progress.failed),
             (
                 "rotation_records_a_second_max",
-                "PIN records made anew a second, at most, as configured",
+                "The configured limit of PIN records re-encrypted a second",
                 u64::from(progress.records_a_second_max),
             ),
         ];
@@ -137,7 +140,7 @@ impl EncodeLabelValue for Version {
     }
 }
 
-/// The storage keys: two of level `host`, three of level `token`.
+/// The usages of storage keys: two of level `host`, three of level `token`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StorageKey {
     Aes,
@@ -171,7 +174,7 @@ impl EncodeLabelValue for StorageKey {
     }
 }
 
-impl EncodeLabelValue for State {
+impl EncodeLabelValue for RotationState {
     fn encode(&self, encoder: &mut LabelValueEncoder) -> fmt::Result {
         let name = match self {
             Self::Idle => "idle",
@@ -189,12 +192,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_text_is_of_the_moment_it_is_asked_for_and_one_state_is_where_it_stands() {
-        let (rotation, watched) = watch::channel(Progress::begun(2_000));
+    fn a_request_returns_the_present_values_and_one_state() {
+        let (rotation, watched) = watch::channel(Progress::running(2_000));
         let mut registry = Registry::with_prefix("pinseal");
         let storage_keys = || StorageKey::ALL.map(|key| (key, if key == StorageKey::Aes { 2 } else { 1 }));
-        registry.register_collector(Box::new(Told { storage_keys: Box::new(storage_keys), rotation: watched }));
-        rotation.send_modify(|progress| (progress.total, progress.remade, progress.failed) = (9, 7, 1));
+        registry
+            .register_collector(Box::new(EngineCollector { storage_keys: Box::new(storage_keys), rotation: watched }));
+        rotation.send_modify(|progress| (progress.total, progress.reencrypted, progress.failed) = (9, 7, 1));
         let text = exposition(&registry).unwrap();
         for line in [
             "pinseal_storage_key_versions{key=\"storage\"} 2",
@@ -203,20 +207,20 @@ mod tests {
             "pinseal_rotation_state{state=\"done\"} 0",
             "pinseal_rotation_records 9",
             "pinseal_rotation_records_failed 1",
-            "pinseal_rotation_records_remade_total 7",
+            "pinseal_rotation_records_reencrypted_total 7",
             "# EOF",
         ] {
             assert!(text.lines().any(|found| found == line), "no {line} in {text}");
         }
-        rotation.send_modify(|progress| progress.state = State::Done);
+        rotation.send_modify(|progress| progress.state = RotationState::Done);
         let text = exposition(&registry).unwrap();
-        let stands: Vec<_> =
+        let current: Vec<_> =
             text.lines().filter(|line| line.starts_with("pinseal_rotation_state{") && line.ends_with(" 1")).collect();
-        assert_eq!(stands, ["pinseal_rotation_state{state=\"done\"} 1"]);
+        assert_eq!(current, ["pinseal_rotation_state{state=\"done\"} 1"]);
     }
 
     #[test]
-    fn the_build_is_told() {
+    fn the_release_is_reported() {
         let mut registry = Registry::with_prefix("pinseal");
         registry.register("build", "This build of the engine", Info::new([("version", Version::This)]));
         let line = concat!("pinseal_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1");

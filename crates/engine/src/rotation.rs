@@ -1,7 +1,7 @@
-//! Rotation of the storage key: PIN records under an older one are made anew under the newest, in the background, while
-//! the engine serves. What is left to do is read off the records themselves, so that it goes on after any restart.
+//! Rotation of the storage key: re-encrypts PIN records under older keys under the newest key, in the background, while the
+//! engine serves. Each record names its key, so a rotation continues after any restart.
 //!
-//! What must never enter: a record's content; the use case (`pin`) hands it from the store to the boundary and back.
+//! This module never handles the content of a record; `pin` passes it from the store to the boundary and back.
 
 mod census;
 
@@ -12,111 +12,112 @@ use std::{
 
 use tokio::sync::watch;
 
-pub use self::census::{Census, Page, Users};
+pub use self::census::{Census, KeyUsers};
 use crate::pin::{Pins, RemakeError};
 use domain::card::CardKey;
 use store::StoreError;
 
-/// How many cards are looked at, and at most how many records kept, in one transaction.
+/// The number of cards that one transaction checks.
 const PAGE_CARDS: usize = 256;
-/// How long a boundary or store that is busy or away is given.
-const PAUSE: Duration = Duration::from_millis(500);
-/// How often it is told how far it is.
-const TELL_EVERY: Duration = Duration::from_secs(5);
+/// The pause before a retry while the boundary or the store is busy or unavailable.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+/// The interval of log events about the progress.
+const LOG_EVERY: Duration = Duration::from_secs(5);
 
-/// How far a rotation is.
+/// The progress of a rotation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Where it stands.
-    pub state: State,
-    /// The pass that is under way: 1, 2, 3 …
+    /// The state of the rotation.
+    pub state: RotationState,
+    /// The number of the running pass, from 1; 0 before the first pass.
     pub pass: u32,
-    /// Records in the store when the pass began.
+    /// Records in the store at the start of the pass.
     pub total: u64,
-    /// Records looked at, in the pass.
+    /// Records checked in the pass.
     pub checked: u64,
-    /// Records made anew, in all passes.
-    pub remade: u64,
-    /// Records that would not open, in the pass.
+    /// Records re-encrypted in all passes.
+    pub reencrypted: u64,
+    /// Records that failed to decrypt in the pass.
     pub failed: u64,
-    /// Records made anew a second, so far.
+    /// Records re-encrypted a second, the average so far.
     pub records_a_second: u64,
-    /// The same at most.
+    /// The configured limit of records re-encrypted a second.
     pub records_a_second_max: u32,
 }
 
-/// Where a rotation stands.
+/// The state of a rotation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// There is nothing to make anew.
+pub enum RotationState {
+    /// One storage key is in use: no record needs to be re-encrypted.
     Idle,
-    /// It is under way.
+    /// Passes over the records run.
     Running,
     /// Every record is under the newest key.
     Done,
-    /// Every record was looked at, and some do not open.
+    /// All records were checked, and some failed to decrypt.
     DoneWithFailures,
-    /// The store takes no more changes; it goes on after a restart.
+    /// The store rejects changes; the rotation continues after a restart of the engine.
     Stopped,
 }
 
-impl State {
-    /// All of them.
+impl RotationState {
+    /// All states, in the order of their declaration.
     pub const ALL: [Self; 5] = [Self::Idle, Self::Running, Self::Done, Self::DoneWithFailures, Self::Stopped];
 
-    /// Whether nothing more will come.
+    /// Whether the rotation is not running.
     pub fn has_ended(self) -> bool {
         self != Self::Running
     }
 }
 
 impl Progress {
-    /// Of an engine with one storage key.
+    /// The progress of an engine with one storage key.
     pub fn idle(records_a_second_max: u32) -> Self {
         Self {
-            state: State::Idle,
+            state: RotationState::Idle,
             pass: 0,
             total: 0,
             checked: 0,
-            remade: 0,
+            reencrypted: 0,
             failed: 0,
             records_a_second: 0,
             records_a_second_max,
         }
     }
 
-    /// Of one that begins.
-    pub fn begun(records_a_second_max: u32) -> Self {
-        Self { state: State::Running, ..Self::idle(records_a_second_max) }
+    /// The progress of a rotation that starts.
+    pub fn running(records_a_second_max: u32) -> Self {
+        Self { state: RotationState::Running, ..Self::idle(records_a_second_max) }
     }
 
-    /// At the beginning of the next pass, over so many records.
+    /// The progress at the start of the next pass over `total` records.
     fn next_pass(self, total: u64) -> Self {
         Self { pass: self.pass.saturating_add(1), total, checked: 0, failed: 0, ..self }
     }
 }
 
-/// Whenever an older storage key is in use beside the newest: goes through all records, again and again until a pass
-/// finds every one under the newest; at most so many are made anew a second. `told` always says how far it is.
+/// Runs a rotation each time that the keys in use change and have an older storage key. A rotation makes passes over all
+/// records until a pass finds no record to re-encrypt, within the configured rate. `progress` always has the progress.
+/// Returns when the store fails or the keys can no longer change.
 pub async fn run(
     pins: Arc<Pins>,
     mut in_use: watch::Receiver<Arc<hsm_protocol::Status>>,
-    told: watch::Sender<Progress>,
+    progress: watch::Sender<Progress>,
 ) {
     let mut rotated = None;
     loop {
         let status = Arc::clone(&in_use.borrow_and_update());
-        // One that was started again with the keys it had changes nothing.
+        // A restarted boundary with the same keys needs no second rotation.
         if status.rotates() && rotated.as_deref() != Some(status.keys()) {
             rotated = Some(status.keys().to_vec());
-            told.send_modify(|progress| *progress = Progress::begun(progress.records_a_second_max));
-            let mut rotation = Rotation { pins: Arc::clone(&pins), told: told.clone(), pace: Pace::begun() };
-            if let Err(error) = rotation.finish().await {
-                told.send_modify(|progress| progress.state = State::Stopped);
-                return tracing::error!(%error, "rotation: the store failed; the rotation goes on after a restart");
+            progress.send_modify(|progress| *progress = Progress::running(progress.records_a_second_max));
+            let mut rotation = Rotation { pins: Arc::clone(&pins), progress: progress.clone(), pace: Pace::start() };
+            if let Err(error) = rotation.run().await {
+                progress.send_modify(|progress| progress.state = RotationState::Stopped);
+                return tracing::error!(%error, "rotation: the store failed; the rotation continues after a restart");
             }
         }
-        // A boundary that never takes keys up has nobody who would tell.
+        // An error: nothing is left that could change the keys.
         if in_use.changed().await.is_err() {
             return;
         }
@@ -125,121 +126,128 @@ pub async fn run(
 
 struct Rotation {
     pins: Arc<Pins>,
-    told: watch::Sender<Progress>,
+    progress: watch::Sender<Progress>,
     pace: Pace,
 }
 
 impl Rotation {
-    async fn finish(&mut self) -> Result<(), StoreError> {
+    async fn run(&mut self) -> Result<(), StoreError> {
         loop {
-            let remade_before = self.progress().remade;
-            self.begin_pass().await?;
-            self.pass().await?;
-            if self.progress().remade == remade_before {
+            let before = self.progress().reencrypted;
+            self.start_pass().await?;
+            self.run_pass().await?;
+            if self.progress().reencrypted == before {
                 break;
             }
         }
-        let Progress { checked, remade, failed, records_a_second, .. } = self.progress();
+        let Progress { checked, reencrypted, failed, records_a_second, .. } = self.progress();
         if let Err(error) = self.pins.note_rotated(checked, failed).await {
-            tracing::error!(%error, "rotation: its end is not in the audit chain; the next start tells it");
+            tracing::error!(%error, "rotation: its end is not in the audit chain; the next start of the engine records it");
         }
-        let (state, took) =
-            (if failed == 0 { State::Done } else { State::DoneWithFailures }, self.pace.began.elapsed());
-        self.told.send_modify(|progress| progress.state = state);
+        let (state, took) = (
+            if failed == 0 { RotationState::Done } else { RotationState::DoneWithFailures },
+            self.pace.start.elapsed(),
+        );
+        self.progress.send_modify(|progress| progress.state = state);
         match failed {
             0 => tracing::info!(
                 checked,
-                remade,
+                reencrypted,
                 records_a_second,
                 ?took,
                 "rotation: every PIN record is under the newest storage key"
             ),
             _ => {
-                tracing::error!(checked, failed, "rotation: some PIN records do not open; keep the older storage keys")
+                tracing::error!(
+                    checked,
+                    failed,
+                    "rotation: some PIN records do not decrypt; keep the older storage keys"
+                )
             }
         }
         Ok(())
     }
 
     fn progress(&self) -> Progress {
-        *self.told.borrow()
+        *self.progress.borrow()
     }
 
-    /// Finds out how many records there are to look at.
-    async fn begin_pass(&mut self) -> Result<(), StoreError> {
+    /// Counts the records of the next pass.
+    async fn start_pass(&mut self) -> Result<(), StoreError> {
         let mut census = Census::default();
-        while census.take_page(&self.pins).await? == Page::More {
+        while census.count_page(&self.pins).await? {
             tokio::task::yield_now().await;
         }
         if self.progress().pass == 0 {
-            // What only counted is not made up for at a higher rate.
-            self.pace = Pace::begun();
+            // The rate does not compensate for the time of the count.
+            self.pace = Pace::start();
         }
-        self.told.send_modify(|progress| *progress = progress.next_pass(census.total()));
+        self.progress.send_modify(|progress| *progress = progress.next_pass(census.total()));
         Ok(())
     }
 
-    /// Looks at every record once.
-    async fn pass(&mut self) -> Result<(), StoreError> {
+    /// Checks every record once.
+    async fn run_pass(&mut self) -> Result<(), StoreError> {
         let (mut after, mut logged): (Option<CardKey>, _) = (None, Instant::now());
         loop {
             let page = match self.pins.remake_page(after.as_ref(), PAGE_CARDS).await {
                 Ok(page) => page,
                 Err(RemakeError::Store(error)) if !matches!(error, StoreError::Busy { .. }) => return Err(error),
                 Err(error) => {
-                    tracing::warn!(%error, "rotation: waits");
-                    tokio::time::sleep(PAUSE).await;
+                    tracing::warn!(%error, "rotation: waits to retry");
+                    tokio::time::sleep(RETRY_AFTER).await;
                     continue;
                 }
             };
-            self.told.send_modify(|progress| {
+            self.progress.send_modify(|progress| {
                 progress.checked += page.checked;
                 progress.failed += page.failed;
-                progress.remade += page.remade;
+                progress.reencrypted += page.remade;
                 progress.records_a_second = self.pace.rate(progress);
             });
             let Some(last) = page.last else { return Ok(()) };
             after = Some(last);
             let progress = self.progress();
-            if logged.elapsed() >= TELL_EVERY {
+            if logged.elapsed() >= LOG_EVERY {
                 logged = Instant::now();
-                let Progress { total, checked, remade, failed, records_a_second, .. } = progress;
-                tracing::info!(total, checked, remade, failed, records_a_second, "rotation: goes on");
+                let Progress { total, checked, reencrypted, failed, records_a_second, .. } = progress;
+                tracing::info!(total, checked, reencrypted, failed, records_a_second, "rotation: running");
             }
-            self.pace.keep(&progress).await;
+            self.pace.wait(&progress).await;
         }
     }
 }
 
-/// Holds the rate.
+/// Limits the rate of re-encryption.
 struct Pace {
-    began: Instant,
+    start: Instant,
 }
 
 impl Pace {
-    fn begun() -> Self {
-        Self { began: Instant::now() }
+    fn start() -> Self {
+        Self { start: Instant::now() }
     }
 
-    async fn keep(&self, progress: &Progress) {
-        match Self::due(progress).checked_sub(self.began.elapsed()) {
+    async fn wait(&self, progress: &Progress) {
+        match Self::due(progress).checked_sub(self.start.elapsed()) {
             Some(early) if !early.is_zero() => tokio::time::sleep(early).await,
-            // However far behind, calls come first.
+            // Even if the rotation is behind its rate, calls run first.
             _ => tokio::task::yield_now().await,
         }
     }
 
-    /// Over the time that what was made anew takes at the least: a page is made at once, and then waited for.
+    /// Records re-encrypted a second. A page is re-encrypted at once and then waited for, so the time is at least the time
+    /// that the limit allows for these records.
     fn rate(&self, progress: &Progress) -> u64 {
-        let took = self.began.elapsed().max(Self::due(progress));
+        let took = self.start.elapsed().max(Self::due(progress));
         let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX).max(1);
-        progress.remade.saturating_mul(1_000) / milliseconds
+        progress.reencrypted.saturating_mul(1_000) / milliseconds
     }
 
-    /// How long after the beginning so many may have been made anew.
+    /// The shortest time for this many records under the limit.
     fn due(progress: &Progress) -> Duration {
         let per_second = u64::from(progress.records_a_second_max.max(1));
-        Duration::from_micros(progress.remade.saturating_mul(1_000_000) / per_second)
+        Duration::from_micros(progress.reencrypted.saturating_mul(1_000_000) / per_second)
     }
 }
 
@@ -248,21 +256,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_next_pass_begins_at_nothing_and_keeps_what_was_made_anew() {
-        let first = Progress { checked: 7, failed: 1, remade: 6, ..Progress::begun(100).next_pass(7) };
+    fn a_next_pass_keeps_only_the_reencrypted_count() {
+        let first = Progress { checked: 7, failed: 1, reencrypted: 6, ..Progress::running(100).next_pass(7) };
         let second = first.next_pass(9);
-        assert_eq!(second, Progress { pass: 2, total: 9, remade: 6, ..Progress::begun(100) });
+        assert_eq!(second, Progress { pass: 2, total: 9, reencrypted: 6, ..Progress::running(100) });
     }
 
     #[test]
-    fn the_rate_of_a_page_that_was_made_at_once_is_the_one_that_is_kept() {
-        let progress = Progress { remade: 256, ..Progress::begun(10) };
-        assert_eq!(Pace::begun().rate(&progress), 10);
+    fn the_reported_rate_does_not_exceed_the_limit() {
+        let progress = Progress { reencrypted: 256, ..Progress::running(10) };
+        assert_eq!(Pace::start().rate(&progress), 10);
     }
 
     #[test]
-    fn a_rotation_has_ended_in_every_state_but_one() {
-        let on: Vec<_> = State::ALL.into_iter().filter(|state| !state.has_ended()).collect();
-        assert_eq!(on, [State::Running]);
+    fn only_a_running_rotation_has_not_ended() {
+        let running: Vec<_> = RotationState::ALL.into_iter().filter(|state| !state.has_ended()).collect();
+        assert_eq!(running, [RotationState::Running]);
     }
 }

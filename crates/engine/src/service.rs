@@ -1,4 +1,4 @@
-//! The gRPC services. No logic: read the message, ask the use case, write the answer.
+//! The gRPC services of controls, PINs, cards and audit: decode the message, run the use case, encode the reply. No logic.
 
 use std::sync::Arc;
 
@@ -16,13 +16,13 @@ use domain::caller::Caller;
 use proto::{self, audit_service_server, card_service_server, control_service_server, pin_service_server};
 use store::Store;
 
-/// How many audit entries are read from the store at a time.
+/// The number of audit entries that one read of the store returns.
 const AUDIT_PAGE_ENTRIES: usize = 256;
 
-/// The header in which a gRPC client says for how long it waits.
+/// The header with the timeout of a gRPC client.
 const TIMEOUT_HEADER: &str = "grpc-timeout";
 
-/// All services over the same use cases.
+/// The services over one set of use cases.
 #[derive(Clone)]
 pub(super) struct Services {
     pins: Arc<Pins>,
@@ -31,13 +31,12 @@ pub(super) struct Services {
 }
 
 impl Services {
-    /// Over assembled use cases.
     pub(super) fn new(pins: Arc<Pins>, store: Arc<dyn Store>, peers: Peers) -> Self {
         Self { pins, store, peers }
     }
 
     fn caller(&self, extensions: &Extensions, right: Right, tenant: &str, audit_user: &str) -> Result<Caller, Status> {
-        // The right comes first: a peer without it learns nothing of what a request must look like.
+        // The right comes first: a peer without the right learns nothing about the format of a request.
         let admitted = self.peers.admit(extensions, right).map_err(|error| wire::forbidden(&error))?;
         let tenant = wire::tenant(tenant)?;
         admitted.for_tenant(&tenant).map_err(|error| wire::forbidden(&error))?;
@@ -45,8 +44,8 @@ impl Services {
     }
 }
 
-/// Serves a call under the deadline its client has set; one without a deadline ends with the server's time for a call.
-async fn in_time<T>(metadata: &MetadataMap, call: impl Future<Output = T>) -> T {
+/// Runs a call under the deadline of its client; without a deadline, the timeout of the server applies.
+async fn with_deadline<T>(metadata: &MetadataMap, call: impl Future<Output = T>) -> T {
     let header = metadata.get(TIMEOUT_HEADER).and_then(|value| value.to_str().ok());
     match header.and_then(parse_grpc_timeout) {
         Some(time) => Deadline::within(time).serve(call).await,
@@ -66,7 +65,7 @@ impl control_service_server::ControlService for Services {
         let scope = wire::scope(message.scope)?;
         let device_key = wire::thumbprint(&message.device_key_sha256)?;
 
-        let control = in_time(&metadata, self.pins.open_control(&caller, plastic, scope, device_key))
+        let control = with_deadline(&metadata, self.pins.open_control(&caller, plastic, scope, device_key))
             .await
             .map_err(wire::change_status)?;
         let remaining = control.remaining(self.store.now()).as_millis();
@@ -89,8 +88,9 @@ impl pin_service_server::PinService for Services {
         let control = wire::control_id(&message.control_id)?;
         let device = wire::device_key(&message.device_public_key)?;
 
-        let issued =
-            in_time(&metadata, self.pins.issue_tzpk(&caller, control, &device)).await.map_err(wire::issue_status)?;
+        let issued = with_deadline(&metadata, self.pins.issue_tzpk(&caller, control, &device))
+            .await
+            .map_err(wire::issue_status)?;
         Ok(Response::new(proto::IssueTzpkResponse {
             encrypted_tzpk: issued.encrypted_tzpk,
             check_value: issued.check_value,
@@ -104,7 +104,7 @@ impl pin_service_server::PinService for Services {
         let control = wire::control_id(&message.control_id)?;
         let block = wire::pin_block(&message.pin_block)?;
 
-        in_time(&metadata, self.pins.set_pin(&caller, control, &block)).await.map_err(wire::set_status)?;
+        with_deadline(&metadata, self.pins.set_pin(&caller, control, &block)).await.map_err(wire::set_status)?;
         Ok(Response::new(proto::SetPinResponse {}))
     }
 
@@ -117,12 +117,12 @@ impl pin_service_server::PinService for Services {
         let control = wire::control_id(&message.control_id)?;
         let device = wire::device_key(&message.device_public_key)?;
 
-        let shown =
-            in_time(&metadata, self.pins.view_pin(&caller, control, &device)).await.map_err(wire::view_status)?;
+        let viewed =
+            with_deadline(&metadata, self.pins.view_pin(&caller, control, &device)).await.map_err(wire::view_status)?;
         Ok(Response::new(proto::ViewPinResponse {
-            encrypted_tzpk: shown.encrypted_tzpk,
-            pin_block: shown.pin_block.as_bytes().to_vec(),
-            check_value: shown.check_value,
+            encrypted_tzpk: viewed.encrypted_tzpk,
+            pin_block: viewed.pin_block.as_bytes().to_vec(),
+            check_value: viewed.check_value,
         }))
     }
 }
@@ -134,13 +134,13 @@ impl card_service_server::CardService for Services {
         request: Request<proto::RegisterCardRequest>,
     ) -> Result<Response<proto::RegisterCardResponse>, Status> {
         let (metadata, extensions, mut message) = request.into_parts();
-        // Wiped on every way out.
+        // Zeroizing wipes the number on every return.
         let number = Zeroizing::new(std::mem::take(&mut message.account_number));
         let caller = self.caller(&extensions, Right::Cards, &message.tenant, &message.audit_user)?;
         let plastic = wire::plastic_id(&message.plastic_id)?;
         let number = wire::account_number(&number)?;
 
-        let card = in_time(&metadata, self.pins.register_card(&caller, plastic, number))
+        let card = with_deadline(&metadata, self.pins.register_card(&caller, plastic, number))
             .await
             .map_err(wire::register_status)?;
         Ok(Response::new(proto::RegisterCardResponse {
@@ -171,9 +171,7 @@ impl card_service_server::CardService for Services {
 impl audit_service_server::AuditService for Services {
     type ExportAuditStream = ReceiverStream<Result<proto::AuditEntry, Status>>;
 
-    /// Streams the entries from `from_sequence` on that the caller may read: all for a peer of all tenants; for a peer
-    /// limited to tenants the entries of these tenants alone, none of the engine's own. The second stream has gaps, so
-    /// its reader cannot verify the chain.
+    /// Streams the entries from `from_sequence` on that the caller may read: see [`Right::Audit`].
     async fn export_audit(
         &self,
         request: Request<proto::ExportAuditRequest>,
@@ -194,16 +192,15 @@ impl audit_service_server::AuditService for Services {
                     }
                 };
                 let Some(last) = page.last() else { return };
-                // Between entries of other tenants nothing is sent, which is where a reader that left is noticed.
+                // A page may have no entry for this reader; then no send would fail after the reader left.
                 if entries.is_closed() {
                     return;
                 }
                 from = last.sequence.saturating_add(1);
-                // The store is read without a wait: the calls of this thread come between two pages.
+                // Reading the store does not yield: let the calls of this thread run between two pages.
                 tokio::task::yield_now().await;
-                for entry in page.iter().filter(|entry| auditor.sees(entry.event.tenant.as_ref())) {
+                for entry in page.iter().filter(|entry| auditor.may_read(entry.event.tenant.as_ref())) {
                     let json = entry.to_json();
-                    // The reader has gone: nothing is left to do for it.
                     if entries.send(Ok(proto::AuditEntry { json })).await.is_err() {
                         return;
                     }

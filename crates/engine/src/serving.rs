@@ -1,8 +1,8 @@
-//! Connections and threads: one thread accepts and deals the connections out in turn to workers, each a thread with a
-//! runtime of its own, so that a connection stays on one core and no port is shared with another process.
+//! The threads of the gRPC server. One thread accepts connections and passes them in turn to the workers. Each worker is a
+//! thread with its own runtime, so a connection stays on one core.
 //!
-//! Where there are as many workers as cores, each has a core of its own and stays on it: left to itself the kernel often
-//! puts threads that wake one another on one core, to wait for each other, while the next core is idle.
+//! If the workers equal the cores, each worker is pinned to a core: the kernel often puts threads that wake each other on
+//! one core, while another core is idle.
 
 use std::{
     io,
@@ -20,42 +20,40 @@ use tokio::{
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::transport::{Server, server::Router};
 
-use net::cores;
 use net::{
-    ConnectionLimits, ConnectionPlace, ConnectionTable,
+    ConnectionLimits, ConnectionPlace, ConnectionTable, cores,
     tls::{self, ServerTls},
 };
 
-/// The most bytes of headers a request may have.
+/// The most bytes of headers of one request.
 const HEADER_BYTES_MAX: u32 = 16 * 1024;
-/// How long a quiet connection is trusted before its peer is asked for a sign of life, and how long that may take: one that
-/// went without a word would hold its place for ever.
+/// The interval and the timeout of HTTP/2 PING frames. Without them, a connection whose peer is gone would stay open.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_TIME_MAX: Duration = Duration::from_secs(10);
-/// How long calls in flight may take to finish once told to stop.
+/// The longest time for the calls in flight to finish when the server stops.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// How a server serves.
+/// The settings of a gRPC server.
 #[derive(Clone)]
 pub struct ServingSettings {
-    /// Where it listens.
+    /// The address of the listener.
     pub listen: SocketAddr,
-    /// Mutual TLS; none on loopback alone.
+    /// Mutual TLS; `None` is allowed on loopback only.
     pub tls: Option<ServerTls>,
-    /// How many threads serve.
+    /// The number of worker threads.
     pub workers: usize,
-    /// How long one call may take.
+    /// The timeout of one call.
     pub call_timeout: Duration,
-    /// How many calls one connection may have in flight.
+    /// The most calls in flight on one connection.
     pub calls_per_connection_max: u32,
-    /// How many connections all threads together may have.
+    /// The limits on the connections of all workers together.
     pub connections: ConnectionLimits,
 }
 
-/// An accepted connection on its way to a worker. The connection table bounds how many there are.
-type Dealt = (std::net::TcpStream, ConnectionPlace);
+/// An accepted connection that waits for its worker. The connection table limits their number.
+type Accepted = (std::net::TcpStream, ConnectionPlace);
 
-/// A gRPC server at work.
+/// A running gRPC server.
 pub struct Serving {
     address: SocketAddr,
     stop: watch::Sender<bool>,
@@ -63,7 +61,10 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// Listens and serves what `route` adds to each worker's server.
+    /// Binds the listener and starts the threads. `route` adds the services to the server of each worker.
+    ///
+    /// # Errors
+    /// The address cannot be bound, or a thread cannot be started.
     pub fn start(settings: &ServingSettings, mut route: impl FnMut(Server) -> Router) -> Result<Self, ServingError> {
         let listen_error = |error| ServingError::Listen { address: settings.listen, error };
         let listener = std::net::TcpListener::bind(settings.listen).map_err(listen_error)?;
@@ -73,9 +74,9 @@ impl Serving {
         let table = ConnectionTable::new(settings.connections);
         let (stop, stopped) = watch::channel(false);
         let mut threads = Vec::with_capacity(settings.workers.saturating_add(1));
-        let mut hands = Vec::with_capacity(settings.workers);
-        for (number, core) in places(settings.workers).into_iter().enumerate() {
-            let (hand, dealt) = mpsc::channel(settings.connections.connections_max);
+        let mut workers = Vec::with_capacity(settings.workers);
+        for (number, core) in cores_of(settings.workers).into_iter().enumerate() {
+            let (to_worker, accepted) = mpsc::channel(settings.connections.connections_max);
             let server = Server::builder()
                 .tcp_nodelay(true)
                 .timeout(settings.call_timeout)
@@ -83,55 +84,55 @@ impl Serving {
                 .http2_keepalive_interval(Some(KEEP_ALIVE_EVERY))
                 .http2_keepalive_timeout(Some(KEEP_ALIVE_TIME_MAX))
                 .http2_max_header_list_size(HEADER_BYTES_MAX);
-            let worker = serve(route(server), dealt, settings.tls.clone(), stopped.clone());
-            threads.push(spawn(format!("serve-{number}"), core, worker)?);
-            hands.push(hand);
+            let serving = serve(route(server), accepted, settings.tls.clone(), stopped.clone());
+            threads.push(spawn(format!("serve-{number}"), core, serving)?);
+            workers.push(to_worker);
         }
-        threads.push(spawn("accept".into(), None, accept(listener, table, hands, stopped))?);
+        threads.push(spawn("accept".into(), None, accept(listener, table, workers, stopped))?);
         Ok(Self { address, stop, threads })
     }
 
-    /// Where it listens.
+    /// The bound address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Takes no more connections and lets calls in flight finish.
+    /// Stops accepting connections and waits for the calls in flight.
     pub async fn stop(self) {
         self.stop.send_replace(true);
         let mut threads = self.threads.into_iter();
         let joined = tokio::task::spawn_blocking(move || threads.try_for_each(JoinHandle::join));
         if !matches!(joined.await, Ok(Ok(()))) {
-            tracing::error!("a thread of the server had panicked");
+            tracing::error!("a thread of the server panicked");
         }
     }
 }
 
-/// Why a server did not start.
+/// The error of a server that does not start.
 #[derive(Debug, Error)]
 pub enum ServingError {
-    /// It can't listen there.
-    #[error("can't listen on {address}: {error}")]
+    /// The address cannot be bound.
+    #[error("cannot listen on {address}: {error}; choose a free local address in `listen`")]
     Listen {
-        /// Where.
+        /// The configured address.
         address: SocketAddr,
-        /// Why.
+        /// The error of the operating system.
         error: io::Error,
     },
-    /// A thread or its runtime could not be made.
-    #[error("can't start a thread: {0}")]
+    /// A thread or its runtime could not be started.
+    #[error("cannot start a thread: {0}; check the limits on processes and memory")]
     Thread(io::Error),
 }
 
-/// The core each worker stays on; none where there is not just one for each.
-fn places(workers: usize) -> Vec<Option<usize>> {
+/// The core of each worker; `None` unless the workers equal the cores.
+fn cores_of(workers: usize) -> Vec<Option<usize>> {
     match cores::allowed() {
         Ok(cores) if cores.len() == workers => cores.into_iter().map(Some).collect(),
         _ => vec![None; workers],
     }
 }
 
-/// A thread with a runtime of its own, for as long as `work` takes.
+/// Starts a thread with its own runtime, which ends with `work`.
 fn spawn(
     name: String,
     core: Option<usize>,
@@ -140,25 +141,25 @@ fn spawn(
     let runtime = Builder::new_current_thread().enable_all().build().map_err(ServingError::Thread)?;
     let run = move || {
         if let Some(Err(error)) = core.map(cores::pin_thread_to) {
-            tracing::warn!(%error, "a worker can't stay on a core of its own: the kernel places it");
+            tracing::warn!(%error, "a worker cannot be pinned to a core: the kernel places it");
         }
         runtime.block_on(work);
     };
     thread::Builder::new().name(name).spawn(run).map_err(ServingError::Thread)
 }
 
-/// Accepts until told to stop, and deals the connections out in turn.
+/// Accepts connections until the server stops, and passes them to the workers in turn.
 async fn accept(
     listener: std::net::TcpListener,
     table: ConnectionTable,
-    hands: Vec<mpsc::Sender<Dealt>>,
+    workers: Vec<mpsc::Sender<Accepted>>,
     mut stopped: watch::Receiver<bool>,
 ) {
     let listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,
-        Err(error) => return tracing::error!(%error, "can't listen"),
+        Err(error) => return tracing::error!(%error, "the listener cannot be registered with the runtime"),
     };
-    for hand in hands.iter().cycle() {
+    for worker in workers.iter().cycle() {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = stopped.wait_for(|stopped| *stopped) => return,
@@ -166,34 +167,32 @@ async fn accept(
         match accepted.and_then(|(stream, from)| Ok((stream.into_std()?, from.ip()))) {
             Ok((stream, address)) => {
                 if let Some(place) = table.admit(address).await
-                    && hand.try_send((stream, place)).is_err()
+                    && worker.try_send((stream, place)).is_err()
                 {
-                    tracing::warn!(
-                        "a connection was dropped: its worker has ended, or as many wait for it as may be open"
-                    );
+                    tracing::warn!("a connection was dropped: its worker ended, or its queue is full");
                 }
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
-                // Out of file descriptors, most likely: spinning would not bring any back.
+                // Most likely the process has no free file descriptor: wait instead of spinning.
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
     }
 }
 
-/// Serves the connections dealt to one worker until told to stop and the calls in flight are done.
+/// Serves the connections of one worker until the server stops and the calls in flight have finished.
 async fn serve(
     router: Router,
-    dealt: mpsc::Receiver<Dealt>,
+    accepted: mpsc::Receiver<Accepted>,
     tls: Option<ServerTls>,
     mut stopped: watch::Receiver<bool>,
 ) {
     let streams =
-        ReceiverStream::new(dealt).filter_map(|(stream, place)| Some((TcpStream::from_std(stream).ok()?, place)));
-    let mut ending = stopped.clone();
+        ReceiverStream::new(accepted).filter_map(|(stream, place)| Some((TcpStream::from_std(stream).ok()?, place)));
+    let mut shutdown = stopped.clone();
     let served = router.serve_with_incoming_shutdown(tls::accept_http2(streams, tls), async move {
-        let _ = ending.wait_for(|stopped| *stopped).await;
+        let _ = shutdown.wait_for(|stopped| *stopped).await;
     });
     let drained = async {
         let _ = stopped.wait_for(|stopped| *stopped).await;
@@ -203,6 +202,6 @@ async fn serve(
         result = served => if let Err(error) = result {
             tracing::error!(%error, "a worker of the server failed");
         },
-        () = drained => tracing::warn!(limit = ?DRAIN_TIME_MAX, "calls still in flight were cut off"),
+        () = drained => tracing::warn!(limit = ?DRAIN_TIME_MAX, "calls in flight were aborted: they did not finish in time"),
     }
 }

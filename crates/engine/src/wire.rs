@@ -1,4 +1,4 @@
-//! The wire's messages and the house's own types, one into the other; each error into its status, here and nowhere else.
+//! Converts gRPC messages to and from the domain types, and errors to statuses. No other file makes a status.
 
 use std::collections::HashMap;
 
@@ -7,40 +7,40 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::pin::{IssueTzpkError, RegisterCardError, SetPinError, ViewPinError};
-use crate::rotation::{Census, Progress, State, Users};
+use crate::rotation::{Census, KeyUsers, Progress, RotationState};
 use domain::caller::AuditUser;
 use domain::card::{Card, PinStatus, PlasticId, RegisteredAccount, Tenant};
 use domain::control::{ControlId, Denied, Scope, Thumbprint};
 use proto::reason::{ERROR_DOMAIN, Reason};
 use store::{ChangeError, StoreError};
 
-/// Reads a tenant.
+/// Parses a tenant.
 pub(super) fn tenant(text: &str) -> Result<Tenant, Status> {
     Tenant::parse(text).map_err(|error| invalid(Reason::TenantInvalid, &error))
 }
 
-/// Reads an auditUser.
+/// Parses an auditUser.
 pub(super) fn audit_user(text: &str) -> Result<AuditUser, Status> {
     AuditUser::parse(text).map_err(|error| invalid(Reason::AuditUserInvalid, &error))
 }
 
-/// Reads a plasticId.
+/// Parses a plasticId.
 pub(super) fn plastic_id(text: &str) -> Result<PlasticId, Status> {
     PlasticId::parse(text).map_err(|error| invalid(Reason::PlasticIdInvalid, &error))
 }
 
-/// Reads an account number; an empty text is none.
+/// Parses an account number; an empty text is `None`.
 pub(super) fn account_number(text: &str) -> Result<Option<AccountNumber>, Status> {
     let number = (!text.is_empty()).then(|| AccountNumber::parse(text)).transpose();
     number.map_err(|error| invalid(Reason::AccountNumberInvalid, &error))
 }
 
-/// Reads a controlId.
+/// Parses a controlId.
 pub(super) fn control_id(text: &str) -> Result<ControlId, Status> {
     ControlId::parse(text).map_err(|error| invalid(Reason::ControlIdInvalid, &error))
 }
 
-/// Reads a scope.
+/// Converts a scope.
 pub(super) fn scope(scope: i32) -> Result<Scope, Status> {
     match proto::Scope::try_from(scope) {
         Ok(proto::Scope::SetPin) => Ok(Scope::SetPin),
@@ -49,7 +49,7 @@ pub(super) fn scope(scope: i32) -> Result<Scope, Status> {
     }
 }
 
-/// Reads the thumbprint of a device key; no bytes are none.
+/// Converts the thumbprint of a device key; no bytes are `None`.
 pub(super) fn thumbprint(bytes: &[u8]) -> Result<Option<Thumbprint>, Status> {
     match bytes {
         [] => Ok(None),
@@ -59,17 +59,17 @@ pub(super) fn thumbprint(bytes: &[u8]) -> Result<Option<Thumbprint>, Status> {
     }
 }
 
-/// Reads a device key.
+/// Parses a device key.
 pub(super) fn device_key(der: &[u8]) -> Result<DeviceKey, Status> {
     DeviceKey::parse(der).map_err(|error| invalid(Reason::DeviceKeyInvalid, &error))
 }
 
-/// Reads an encrypted block.
+/// Converts an encrypted PIN block of 8 bytes.
 pub(super) fn pin_block(bytes: &[u8]) -> Result<EncryptedBlock, Status> {
     EncryptedBlock::from_bytes(bytes).map_err(|_| invalid(Reason::PinBlockLength, &"pin_block is 8 bytes"))
 }
 
-/// A card's status.
+/// The PIN status of a card.
 pub(super) fn pin_status(card: &Card) -> i32 {
     match card.pin_status {
         PinStatus::Waiting => proto::PinStatus::Waiting.into(),
@@ -77,12 +77,12 @@ pub(super) fn pin_status(card: &Card) -> i32 {
     }
 }
 
-/// A card's masked account number; empty where it has none.
+/// The masked account number of a card; empty without an account number.
 pub(super) fn masked(account: Option<&RegisteredAccount>) -> String {
     account.map(|account| account.masked.to_string()).unwrap_or_default()
 }
 
-/// What a key boundary is, and its keys.
+/// The description of the key boundary and its keys.
 pub(super) fn keys(status: &hsm_protocol::Status) -> proto::ListKeysResponse {
     let key = |key: &hsm_protocol::KeyId| proto::Key {
         reference: key.reference(),
@@ -96,7 +96,7 @@ pub(super) fn keys(status: &hsm_protocol::Status) -> proto::ListKeysResponse {
         token: status.token().to_owned(),
         level: boundary_level(status.level()).into(),
         isolation: isolation.into(),
-        form: stored_form(status.form()).into(),
+        form: storage_format(status.form()).into(),
         keys: status.keys().iter().map(key).collect(),
     }
 }
@@ -108,7 +108,7 @@ fn boundary_level(level: hsm_protocol::BoundaryLevel) -> proto::BoundaryLevel {
     }
 }
 
-fn stored_form(form: hsm_protocol::StorageFormat) -> proto::StorageFormat {
+fn storage_format(form: hsm_protocol::StorageFormat) -> proto::StorageFormat {
     match form {
         hsm_protocol::StorageFormat::Wrapped => proto::StorageFormat::Wrapped,
         hsm_protocol::StorageFormat::Iso4 => proto::StorageFormat::Iso4,
@@ -117,29 +117,29 @@ fn stored_form(form: hsm_protocol::StorageFormat) -> proto::StorageFormat {
     }
 }
 
-/// How far a rotation is.
+/// The progress of a rotation.
 pub(super) fn rotation_progress(progress: &Progress) -> proto::RotationProgress {
     let state = match progress.state {
-        State::Idle => proto::RotationState::Idle,
-        State::Running => proto::RotationState::Running,
-        State::Done => proto::RotationState::Done,
-        State::DoneWithFailures => proto::RotationState::DoneWithFailures,
-        State::Stopped => proto::RotationState::Stopped,
+        RotationState::Idle => proto::RotationState::Idle,
+        RotationState::Running => proto::RotationState::Running,
+        RotationState::Done => proto::RotationState::Done,
+        RotationState::DoneWithFailures => proto::RotationState::DoneWithFailures,
+        RotationState::Stopped => proto::RotationState::Stopped,
     };
     proto::RotationProgress {
         state: state.into(),
         pass: progress.pass,
         total: progress.total,
         checked: progress.checked,
-        reencrypted: progress.remade,
+        reencrypted: progress.reencrypted,
         failed: progress.failed,
         records_a_second: progress.records_a_second,
         records_a_second_max: progress.records_a_second_max,
     }
 }
 
-/// What the records of a store are, and what else needs an older key.
-pub(super) fn complete_counts(census: &Census, users: Users, engine_name: &str) -> proto::CountRecordsResponse {
+/// The complete counts of the records, and what else needs an older key.
+pub(super) fn complete_counts(census: &Census, users: KeyUsers, engine_name: &str) -> proto::CountRecordsResponse {
     let seals = users.sealed.iter();
     let seals = seals.map(|(version, controls)| proto::SealCount { version: (*version).into(), controls: *controls });
     proto::CountRecordsResponse {
@@ -152,10 +152,10 @@ pub(super) fn complete_counts(census: &Census, users: Users, engine_name: &str) 
     }
 }
 
-/// What the records of a store are, as far as the walk has come.
+/// The counts of the records so far.
 pub(super) fn record_counts(census: &Census) -> proto::CountRecordsResponse {
     let counts = census.counts().iter().map(|(kind, records)| proto::RecordCount {
-        form: stored_form(kind.form).into(),
+        form: storage_format(kind.form).into(),
         level: boundary_level(kind.level).into(),
         storage_key_version: kind.storage_key_version.into(),
         records: *records,
@@ -167,19 +167,19 @@ pub(super) fn record_counts(census: &Census) -> proto::CountRecordsResponse {
     }
 }
 
-/// The engine stops before the rotation is at its end.
+/// The engine stops before the rotation ends.
 pub(super) fn rotation_cut_off() -> Status {
-    let message = "the engine stops: the rotation goes on when it starts again";
+    let message = "the engine stops: the rotation continues when the engine starts again";
     status(Code::Unavailable, Reason::RotationCutOff, &message)
 }
 
-/// One count at a time.
+/// Another count is running.
 pub(super) fn counting() -> Status {
-    let message = "the records are being counted already: try again when that is done";
+    let message = "another count of the records is running: try again when it has ended";
     status(Code::ResourceExhausted, Reason::Counting, &message)
 }
 
-/// Why a card was not registered.
+/// The status of a card that was not registered.
 pub(super) fn register_status(error: RegisterCardError) -> Status {
     match error {
         RegisterCardError::Change(error) => change_status(error),
@@ -187,7 +187,7 @@ pub(super) fn register_status(error: RegisterCardError) -> Status {
     }
 }
 
-/// Why a change was not made.
+/// The status of a change that was not made.
 pub(super) fn change_status(error: ChangeError) -> Status {
     match error {
         ChangeError::Denied(denied) => denied_status(denied),
@@ -195,12 +195,12 @@ pub(super) fn change_status(error: ChangeError) -> Status {
     }
 }
 
-/// A card nobody knows.
+/// The status of an unknown card.
 pub(super) fn card_unknown() -> Status {
     status(Code::NotFound, Reason::CardUnknown, &Denied::CardUnknown)
 }
 
-/// Why no tzpk was issued.
+/// The status of a tzpk that was not issued.
 pub(super) fn issue_status(error: IssueTzpkError) -> Status {
     match error {
         IssueTzpkError::Denied(denied) => denied_status(denied),
@@ -209,7 +209,7 @@ pub(super) fn issue_status(error: IssueTzpkError) -> Status {
     }
 }
 
-/// Why no PIN was set.
+/// The status of a PIN that was not set.
 pub(super) fn set_status(error: SetPinError) -> Status {
     match &error {
         SetPinError::Denied(denied) => denied_status(*denied),
@@ -220,7 +220,7 @@ pub(super) fn set_status(error: SetPinError) -> Status {
     }
 }
 
-/// Why no PIN was shown.
+/// The status of a PIN that was not viewed.
 pub(super) fn view_status(error: ViewPinError) -> Status {
     match &error {
         ViewPinError::Denied(denied) => denied_status(*denied),
@@ -230,12 +230,12 @@ pub(super) fn view_status(error: ViewPinError) -> Status {
     }
 }
 
-/// The caller's certificate does not give it this right.
+/// The status of a caller without the right for its call.
 pub(super) fn forbidden(error: &impl std::fmt::Display) -> Status {
     status(Code::PermissionDenied, Reason::CallerForbidden, error)
 }
 
-/// The store failed. What it says of its files is for the log, not for the caller.
+/// The status of a store error. The log has the paths of its files; the caller does not get them.
 pub(super) fn store_status(error: &StoreError) -> Status {
     match error {
         StoreError::Busy { .. } => status(Code::ResourceExhausted, Reason::Busy, error),
@@ -257,15 +257,15 @@ fn hsm_status(error: &hsm_protocol::Error) -> Status {
         hsm_protocol::Error::Unavailable { .. } => {
             status(Code::Unavailable, Reason::TokenUnavailable, &"the key boundary is not available: try again later")
         }
-        hsm_protocol::Error::WriteOnly | hsm_protocol::Error::OtherLevel { .. } => {
-            status(Code::FailedPrecondition, Reason::PinNotShown, &"this PIN is kept in a form that is not shown here")
-        }
+        hsm_protocol::Error::WriteOnly | hsm_protocol::Error::OtherLevel { .. } => status(
+            Code::FailedPrecondition,
+            Reason::PinNotShown,
+            &"this PIN is stored in a format that cannot be viewed: set a new PIN",
+        ),
         hsm_protocol::Error::DeadlinePassed => status(Code::DeadlineExceeded, Reason::DeadlinePassed, error),
         hsm_protocol::Error::Busy { .. } => status(Code::ResourceExhausted, Reason::TokenBusy, error),
         hsm_protocol::Error::DeviceKey(error) => invalid(Reason::DeviceKeyInvalid, error),
-        _ => {
-            status(Code::Internal, Reason::BoundaryFailed, &"the key boundary could not do this: see the engine's log")
-        }
+        _ => status(Code::Internal, Reason::BoundaryFailed, &"the key boundary failed: see the engine's log"),
     }
 }
 

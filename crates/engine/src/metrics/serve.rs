@@ -1,6 +1,6 @@
-//! The metrics over HTTP/1.1: `GET /metrics`, to few, with a bound on headers and on time.
+//! `GET /metrics` over HTTP/1.1, with limits on connections, headers and time.
 
-use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
+use std::{collections::VecDeque, convert::Infallible, fmt, sync::Arc, time::Duration};
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper_util::{
@@ -16,20 +16,20 @@ use tokio::{
 };
 use tower::service_fn;
 
-/// How many connections may be open: a collector or two, and a person. The oldest gives way to a new one: a scrape takes
-/// milliseconds, and a silent connection keeps no collector out.
+/// The most open connections: a few collectors. A new connection closes the oldest one, so silent connections do not keep a
+/// collector out; a scrape takes milliseconds.
 const CONNECTIONS_MAX: usize = 16;
-/// The most bytes of headers a request may have.
+/// The most bytes of headers of one request.
 const HEADER_BYTES_MAX: usize = 16 * 1024;
-/// How long the headers of a request may take.
+/// The longest time for the headers of a request.
 const HEADER_TIME_MAX: Duration = Duration::from_secs(10);
-/// How long a connection may be open: a collector makes another.
+/// The longest lifetime of a connection; a collector then opens another.
 const CONNECTION_TIME_MAX: Duration = Duration::from_secs(600);
-/// What OpenMetrics text is.
+/// The content type of OpenMetrics text.
 const CONTENT_TYPE: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 
-/// Serves until it is dropped.
+/// Serves until the future is dropped.
 pub(super) async fn serve(listener: TcpListener, registry: Arc<Registry>) {
     let mut connections = JoinSet::new();
     let mut by_age: VecDeque<AbortHandle> = VecDeque::new();
@@ -37,8 +37,8 @@ pub(super) async fn serve(listener: TcpListener, registry: Arc<Registry>) {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                tracing::warn!(%error, "a connection for metrics could not be accepted");
-                // Out of file descriptors, most likely: spinning would not bring any back.
+                tracing::warn!(%error, "a metrics connection could not be accepted");
+                // Most likely the process has no free file descriptor: wait instead of spinning.
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
@@ -48,7 +48,7 @@ pub(super) async fn serve(listener: TcpListener, registry: Arc<Registry>) {
         if by_age.len() >= CONNECTIONS_MAX
             && let Some(oldest) = by_age.pop_front()
         {
-            tracing::debug!(limit = CONNECTIONS_MAX, "the oldest connection for metrics is closed for a new one");
+            tracing::debug!(limit = CONNECTIONS_MAX, "the oldest metrics connection is closed for a new one");
             oldest.abort();
         }
         let registry = Arc::clone(&registry);
@@ -65,7 +65,7 @@ pub(super) async fn serve(listener: TcpListener, registry: Arc<Registry>) {
                 .max_buf_size(HEADER_BYTES_MAX);
             let connection = builder.serve_connection(TokioIo::new(stream), service);
             if let Ok(Err(error)) = timeout(CONNECTION_TIME_MAX, connection).await {
-                tracing::debug!(%error, "a connection for metrics ended in disorder");
+                tracing::debug!(%error, "a metrics connection failed");
             }
         }));
     }
@@ -74,19 +74,19 @@ pub(super) async fn serve(listener: TcpListener, registry: Arc<Registry>) {
 fn answer<B>(request: &Request<B>, registry: &Registry) -> Response<String> {
     match (request.method(), request.uri().path()) {
         (&Method::GET, "/metrics") => match super::exposition(registry) {
-            Some(text) => {
+            Ok(text) => {
                 let mut response = Response::new(text);
                 response.headers_mut().insert(header::CONTENT_TYPE, CONTENT_TYPE);
                 response
             }
-            None => refusal(StatusCode::INTERNAL_SERVER_ERROR),
+            Err(fmt::Error) => empty(StatusCode::INTERNAL_SERVER_ERROR),
         },
-        (_, "/metrics") => refusal(StatusCode::METHOD_NOT_ALLOWED),
-        _ => refusal(StatusCode::NOT_FOUND),
+        (_, "/metrics") => empty(StatusCode::METHOD_NOT_ALLOWED),
+        _ => empty(StatusCode::NOT_FOUND),
     }
 }
 
-fn refusal(status: StatusCode) -> Response<String> {
+fn empty(status: StatusCode) -> Response<String> {
     let mut response = Response::new(String::new());
     *response.status_mut() = status;
     response
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn silent_connections_keep_no_collector_out() {
+    async fn silent_connections_do_not_block_a_collector() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(serve(listener, Arc::default()));
@@ -118,15 +118,15 @@ mod tests {
     }
 
     #[test]
-    fn only_a_get_of_metrics_is_answered() {
-        let asked = |method: Method, path: &str| {
+    fn only_get_metrics_returns_metrics() {
+        let send = |method: Method, path: &str| {
             let request = Request::builder().method(method).uri(path).body(()).unwrap();
             answer(&request, &Registry::default())
         };
-        let told = asked(Method::GET, "/metrics");
-        assert_eq!((told.status(), told.body().as_str()), (StatusCode::OK, "# EOF\n"));
-        assert_eq!(told.headers()[header::CONTENT_TYPE], CONTENT_TYPE);
-        assert_eq!(asked(Method::POST, "/metrics").status(), StatusCode::METHOD_NOT_ALLOWED);
-        assert_eq!(asked(Method::GET, "/").status(), StatusCode::NOT_FOUND);
+        let served = send(Method::GET, "/metrics");
+        assert_eq!((served.status(), served.body().as_str()), (StatusCode::OK, "# EOF\n"));
+        assert_eq!(served.headers()[header::CONTENT_TYPE], CONTENT_TYPE);
+        assert_eq!(send(Method::POST, "/metrics").status(), StatusCode::METHOD_NOT_ALLOWED);
+        assert_eq!(send(Method::GET, "/").status(), StatusCode::NOT_FOUND);
     }
 }

@@ -1,4 +1,4 @@
-//! The PIN records of a store, counted by what they are. A walk of pages: whoever walks lets others run in between.
+//! Counts the PIN records of a store by kind, page by page.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,33 +6,36 @@ use crate::pin::{Pins, RecordKind};
 use domain::card::CardKey;
 use store::StoreError;
 
-/// How many cards are read at a time.
+/// The number of cards that one read of the store returns.
 const PAGE_CARDS: usize = 256;
-/// How many audit entries are read at a time.
+/// The number of audit entries that one read of the store returns.
 const PAGE_ENTRIES: usize = 1_024;
 
-/// Counts, as far as the walk has come.
+/// The counts so far. The caller yields to other tasks between two pages.
 #[derive(Clone, Default)]
 pub struct Census {
     after: Option<CardKey>,
-    /// There are few kinds: forms, levels, and the versions of a key in use.
+    /// There are few kinds: format, level and key version.
     counts: Vec<(RecordKind, u64)>,
     unreadable: u64,
 }
 
-/// What else needs an older key: live controls by the version of the seal key, and the engines in the audit chain.
+/// What needs an older key besides records: live controls, and other engines that started on this store.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Users {
-    /// How many live controls have a tzpk under each version of the seal key.
+pub struct KeyUsers {
+    /// The number of live controls with a tzpk, by the version of the seal key.
     pub sealed: BTreeMap<u16, u64>,
-    /// Live controls with a tzpk that this release can't read.
+    /// Live controls with a tzpk of an unknown format.
     pub unreadable: u64,
-    /// Each engine that started on this store, by its name.
+    /// The names of the engines that started on this store, from the audit chain.
     pub engines: BTreeSet<String>,
 }
 
-impl Users {
-    /// Walks the live controls and the whole audit chain; other tasks run between two pages.
+impl KeyUsers {
+    /// Scans the live controls and the whole audit chain. Other tasks run between two pages.
+    ///
+    /// # Errors
+    /// The store cannot be read.
     pub async fn find(pins: &Pins) -> Result<Self, StoreError> {
         let mut users = Self::default();
         for version in pins.live_seal_versions().await? {
@@ -52,40 +55,29 @@ impl Users {
     }
 }
 
-/// Whether a walk is at its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Page {
-    /// There may be more.
-    More,
-    /// There is none.
-    Last,
-}
-
 impl Census {
-    /// Counts the records of the next cards.
-    pub async fn take_page(&mut self, pins: &Pins) -> Result<Page, StoreError> {
+    /// Counts the records of the next cards. Returns false after the last card.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn count_page(&mut self, pins: &Pins) -> Result<bool, StoreError> {
         let page = pins.kinds_page(self.after.as_ref(), PAGE_CARDS).await?;
         page.kinds.into_iter().for_each(|kind| self.count(kind));
-        match page.last {
-            Some(last) => {
-                self.after = Some(last);
-                Ok(Page::More)
-            }
-            None => Ok(Page::Last),
-        }
+        self.after = page.last.or(self.after);
+        Ok(page.last.is_some())
     }
 
-    /// All records.
+    /// The number of all records.
     pub fn total(&self) -> u64 {
         self.counts.iter().map(|(_, records)| records).sum::<u64>().saturating_add(self.unreadable)
     }
 
-    /// How many there are of each kind.
+    /// The number of records of each kind.
     pub fn counts(&self) -> &[(RecordKind, u64)] {
         &self.counts
     }
 
-    /// Those that this release can't read.
+    /// The number of records of an unknown format.
     pub fn unreadable(&self) -> u64 {
         self.unreadable
     }
@@ -104,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn records_are_counted_apart_by_form_level_and_key_and_one_that_cannot_be_read_counts_in_the_total() {
+    fn records_are_counted_by_format_level_and_key() {
         let kind = |form, level, storage_key_version| RecordKind { form, level, storage_key_version };
         let first = kind(hsm_protocol::StorageFormat::Iso4, hsm_protocol::BoundaryLevel::Host, 1);
         let others = [
