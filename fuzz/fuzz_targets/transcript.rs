@@ -2,12 +2,12 @@
 
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
 use ceremony::transcript::Transcript;
+use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
     if let Ok(read) = Transcript::read(text) {
         assert!(text.ends_with('\n') && text.lines().count() == read.entries.len());
-        assert!(read.entries.iter().all(|entry| !entry.deed.to_string().is_empty()));
+        assert!(read.entries.iter().all(|entry| !entry.action.to_string().is_empty()));
     }
 });
