@@ -20,6 +20,7 @@
 //! # Ok::<(), config::TomlError>(())
 //! ```
 
+mod known_keys;
 mod reader;
 mod secret;
 
@@ -29,6 +30,7 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 pub use self::{
+    known_keys::{KnownKey, known_keys},
     reader::{TomlError, parse_toml},
     secret::{SecretError, SecretSource},
 };
