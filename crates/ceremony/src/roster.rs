@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use base16ct::lower;
+use config::TomlError;
 use hsm::{PersonError, PersonKey, PersonPublicKey};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -70,7 +71,7 @@ impl Roster {
     /// # Errors
     /// The text is not a roster in TOML, or [`Roster::check`] rejects it.
     pub fn parse(text: &str) -> Result<Self, RosterError> {
-        let roster: Self = toml::from_str(text).map_err(|error| RosterError::Malformed(error.to_string()))?;
+        let roster: Self = config::parse_toml(text)?;
         roster.check()?;
         Ok(roster)
     }
@@ -198,9 +199,9 @@ pub(super) fn decode_exact<const N: usize>(text: &str) -> Option<[u8; N]> {
 /// A roster is rejected, or the participants present are not enough.
 #[derive(Debug, Error)]
 pub enum RosterError {
-    /// The text is not TOML, or not a roster.
-    #[error("the roster can't be read: {0}")]
-    Malformed(String),
+    /// The text is not TOML, or not a roster. The error repeats no value: a private key may stand in the wrong place.
+    #[error("the roster is malformed: {0}")]
+    Malformed(#[from] TomlError),
     /// The name is not 1 to 31 of `a-z`, `0-9` and `-`.
     #[error("the roster rejects the name {name:?}: use 1 to 31 of a-z, 0-9 and -")]
     Name {
@@ -298,6 +299,19 @@ mod tests {
             [&[][..], &["lea"], &["alice"], &["lea", "alice"], &["alice", "bob", "carol"], &["lea", "otto", "bob"]]
         {
             assert!(!allows(too_few), "{too_few:?}");
+        }
+    }
+
+    #[test]
+    fn a_malformed_roster_is_rejected_without_its_values() {
+        let secret = "9d61b19deffd5a60ba844af492ec2cc4";
+        for text in [
+            format!("quorum = \"{secret}\"\nperson = []"),
+            format!("quorum = 2\n[[person]]\nname = \"alice\"\nrole = \"{secret}\"\nkey = \"\""),
+            format!("quorum = 2\nperson = \"{secret}"),
+        ] {
+            let error = Roster::parse(&text).unwrap_err();
+            assert!(matches!(error, RosterError::Malformed(_)) && !error.to_string().contains(secret), "{error}");
         }
     }
 
