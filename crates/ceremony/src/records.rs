@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use super::action::{CountSource, EngineCount, UseCount};
 use audit::chain::Checkpoint;
+use config::ConfigError;
 use engine_client::{EngineTls, OperatorError};
 use store::{Store, StoreError, StoreOpenError, engine_name};
 
@@ -20,8 +21,6 @@ use store::{Store, StoreError, StoreOpenError, engine_name};
 const PAGE_CARDS: usize = 4_096;
 /// The audit entries that are read at a time.
 const PAGE_ENTRIES: usize = 4_096;
-/// The top-level keys of a configuration that a boundary reads. A file with any other is an engine's.
-const BOUNDARY_KEYS: [&str; 6] = ["boundary", "data_directory", "pin_policy", "token", "vault", "workers"];
 
 /// The stores and engines in which the use of a storage or seal key is counted.
 pub struct RecordSources<'a> {
@@ -102,7 +101,7 @@ impl RecordSources<'_> {
         }
         match self.in_store(&directory, wanted) {
             Err(RecordsError::NoStore { path, key }) if !counted.asked.is_empty() => {
-                if is_an_engines(self.config)? {
+                if hsm_config::has_engine_keys(self.config)? {
                     return Err(RecordsError::NoConfiguredStore { path, key });
                 }
                 counted.known.insert(engine_name(&directory));
@@ -161,13 +160,6 @@ impl Counted {
         self.known.extend(answer.known);
         self.kept.add(&answer.kept);
     }
-}
-
-/// Whether a configuration has a setting that no boundary reads.
-fn is_an_engines(config: &Path) -> Result<bool, RecordsError> {
-    let text = fs::read_to_string(config).map_err(|error| RecordsError::File { path: config.to_owned(), error })?;
-    let settings = toml::from_str::<toml::Table>(&text).ok();
-    Ok(settings.is_none_or(|settings| settings.keys().any(|key| !BOUNDARY_KEYS.contains(&key.as_str()))))
 }
 
 /// The use of keys in an open store; `None` where no engine ever ran on it: an engine's first act is an audit event.
@@ -259,6 +251,9 @@ fn kept_of(records: &proto::CountRecordsResponse) -> Result<RecordsKept, Records
 /// The count failed: the key stays as it was.
 #[derive(Debug, Error)]
 pub enum RecordsError {
+    /// The configuration can't be read, or is malformed.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The store of a stopped engine can't be copied or opened.
     #[error(transparent)]
     StoreOpen(#[from] StoreOpenError),

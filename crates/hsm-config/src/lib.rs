@@ -15,11 +15,12 @@ mod person;
 mod sections;
 
 use std::{
+    collections::HashMap,
     ffi::CString,
     path::{Path, PathBuf},
 };
 
-use config::{ConfigError, DATA_DIRECTORY, SecretSource, read_file, within};
+use config::{ConfigError, DATA_DIRECTORY, KnownKey, SecretSource, read_file, within};
 use serde::{Deserialize, de::IgnoredAny};
 
 use self::sections::{
@@ -136,9 +137,23 @@ pub fn load_keys(path: &Path) -> Result<(hsm::Keys, hsm::Wanted), ConfigError> {
     Ok((keys(file.token, file.vault, &file.data_directory)?, wanted))
 }
 
+/// The keys of a configuration file. The boundary ignores those that only an engine reads.
+pub fn known_keys() -> Vec<KnownKey> {
+    config::known_keys::<BoundaryFile>()
+}
+
+/// Whether a file has a top-level key that only an engine reads.
+///
+/// # Errors
+/// The file cannot be read, or is not TOML.
+pub fn has_engine_keys(path: &Path) -> Result<bool, ConfigError> {
+    let found = read_file::<HashMap<String, IgnoredAny>>(Some(path))?;
+    Ok(known_keys().iter().any(|key| key.is_ignored && found.contains_key(&key.path)))
+}
+
 /// A PKCS#11 token, and how an engine uses it.
 pub struct Token {
-    /// The token.
+    /// The module, its slot and user PIN, and the use of its keys.
     pub token: hsm::Pkcs11,
     /// The level and the stored format of PINs.
     pub wanted: hsm::Wanted,

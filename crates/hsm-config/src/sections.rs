@@ -1,12 +1,12 @@
-//! What a file says of the boundary: its place, its keys, its level, its policy. Secrets are named here, not read.
+//! The sections of the boundary as the file has them. They name secrets; reading a secret is the caller's work.
 
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 
 use config::SecretSource;
 
-/// The software token's keys at rest.
+/// `[vault]`: the file with the keys of the software token.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct VaultFile {
@@ -18,15 +18,15 @@ pub(crate) struct VaultFile {
     pub(crate) passphrase: Option<SecretSource>,
 }
 
-/// A PKCS#11 token.
+/// `[token]`: a PKCS#11 token.
 #[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TokenFile {
     /// The module: a shared library.
     pub(crate) module: PathBuf,
-    /// What the module is initialised with, where it takes words of its own, as NSS softokn does.
+    /// The module's own initialisation string (`pReserved` of `C_Initialize`), which NSS softokn needs.
     pub(crate) module_parameters: Option<String>,
-    /// The token's label; or give its serial, or the slot.
+    /// The token's label. A file has exactly one of `label`, `serial` and `slot`.
     pub(crate) label: Option<String>,
     /// The token's serial number.
     pub(crate) serial: Option<String>,
@@ -34,16 +34,17 @@ pub(crate) struct TokenFile {
     pub(crate) slot: Option<u64>,
     /// The user PIN: `{ file = "…" }`, `{ env = "…" }` or `{ descriptor = 3 }`.
     pub(crate) user_pin: SecretSource,
-    /// The version of the keys, in a token that no ceremony was held of.
+    /// The version of the keys, in a token without a ceremony's inventory.
     #[serde(default = "first_version")]
     pub(crate) key_version: u16,
-    /// The versions of the storage keys, likewise: the newest makes, the others open what they made.
+    /// The versions of the storage keys, in a token without an inventory. The newest encrypts, the others decrypt.
     #[serde(default)]
     pub(crate) storage_key_versions: Vec<u16>,
     /// Where the keys are used: `in-token`, or `copied-to-session` for a token that reads a database at every use.
     #[serde(default)]
     pub(crate) key_handling: KeyHandlingFile,
-    /// Whose threads call the token: `workers`, or `inline` for a library in this process that answers in microseconds.
+    /// `workers`: separate threads call the token. `inline`: the serving threads call it; for a module that answers in
+    /// microseconds.
     #[serde(default)]
     pub(crate) callers: CallersFile,
     /// Sessions with the token, each with a thread; 0 for two a core.
@@ -52,14 +53,13 @@ pub(crate) struct TokenFile {
     /// Operations that may wait for a session.
     #[serde(default = "waiting_operations")]
     pub(crate) waiting_operations_max: usize,
-    /// Files and directories that the module opens or writes while it serves: a confined process may open no others.
+    /// Files and directories that the module opens or writes while it serves. A confined process can open no others.
     #[serde(default)]
     pub(crate) paths: Vec<PathBuf>,
-    /// TCP ports that the module connects to, for a token across a network: a confined process connects to no other.
+    /// TCP ports that the module connects to. A confined process can connect to no others.
     #[serde(default)]
     pub(crate) ports: Vec<u16>,
-    /// What the module talks to a daemon of this machine by: `unix-socket`, `shared-memory` (System V). A confined process
-    /// has neither unless it is listed.
+    /// The IPC that the module needs: `unix-socket`, `shared-memory` (System V). A confined process has no other.
     #[serde(default)]
     pub(crate) ipc: Vec<IpcFile>,
 }
@@ -98,27 +98,27 @@ fn waiting_operations() -> usize {
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct BoundarySection {
-    /// How near a clear block may come to the host: `token`, `host`, or `best` for the highest the token can do.
+    /// `token`, `host`, or `best` for the highest level that the token reaches.
     pub(crate) level: LevelFile,
-    /// The stored block: `wrapped` at level `token`, `iso-4` under AES-256 at level `host`, unless another is named;
-    /// `iso-3` and `iso-0` under 3DES are dated exceptions.
+    /// The format of stored PINs. Default: `wrapped` at level `token`, `iso-4` under AES-256 at level `host`. `iso-3` and
+    /// `iso-0` use 3DES and need `form_until`.
     pub(crate) form: Option<StoredFormFile>,
-    /// The date until which a 3DES form is allowed, as `2027-06-30`.
+    /// The last date on which a 3DES format is allowed, for example `2027-06-30`.
     pub(crate) form_until: Option<jiff::civil::Date>,
-    /// `require` refuses to start where memory can't be locked; `try` says so and goes on. A process of its own is held to
-    /// `require` unless the file says `try`.
+    /// `require`: the process does not start when memory can't be locked. `try`: it logs a warning and starts. Default: `require`
+    /// in a separate process, `try` in the engine's process.
     pub(crate) lock_memory: Option<LockMemoryFile>,
-    /// Where the boundary is: `process` for one of its own, or `inline` for the engine's.
+    /// `process`: the boundary runs in a separate process. `inline`: it runs in the engine's process.
     pub(crate) isolation: IsolationFile,
-    /// The Unix socket of a `pinseal hsm --listen` that somebody else runs; without it the engine starts one.
-    pub(crate) socket: Option<PathBuf>,
-    /// The program the engine starts as `PROGRAM hsm`; itself by default.
-    pub(crate) program: Option<PathBuf>,
-    /// The user the boundary's process runs as: becomes it where started as root, or is held to it on a socket.
+    /// Read by the engine.
+    pub(crate) socket: Option<IgnoredAny>,
+    /// Read by the engine.
+    pub(crate) program: Option<IgnoredAny>,
+    /// The uid that the boundary's process takes when root starts it.
     pub(crate) hsm_user: Option<u32>,
-    /// The user of the engine, who alone may connect to the socket; the boundary's own user by default.
+    /// The uid of the engine; no other user may connect to the socket. The boundary's own uid by default.
     pub(crate) engine_user: Option<u32>,
-    /// Steps of confinement that are not taken: any of `user`, `landlock`, `seccomp`.
+    /// Steps of confinement that are skipped: any of `user`, `landlock`, `seccomp`.
     pub(crate) waive: Vec<StepFile>,
 }
 
