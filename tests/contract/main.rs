@@ -10,6 +10,7 @@
 
 mod bad_input;
 mod clients;
+mod configuration;
 mod contract;
 mod health;
 mod reflection;

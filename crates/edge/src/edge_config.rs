@@ -11,7 +11,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::{Client, Credential, ErrorProfile, SECRET_CHARACTERS_MIN, Settings};
-use config::{ConfigError, SecretSource, read_file, within};
+use config::{ConfigError, KnownKey, SecretSource, read_file, within};
 use domain::card::Tenant;
 use domain::limits::BODY_BYTES_MAX;
 use net::{
@@ -44,6 +44,11 @@ impl EdgeConfig {
     /// The file cannot be read or parsed, or a value is not allowed.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
         read_file::<EdgeFile>(path)?.check()
+    }
+
+    /// The keys of a configuration file.
+    pub fn known_keys() -> Vec<KnownKey> {
+        config::known_keys::<EdgeFile>()
     }
 
     /// The embedded defaults with these addresses of the edge and of the engine.

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use config::{ConfigError, DATA_DIRECTORY, read_file, within};
+use config::{ConfigError, DATA_DIRECTORY, KnownKey, read_file, within};
 use serde::Deserialize;
 use store::{Store, StoreOpenError};
 use store_embedded::{Embedded, EmbeddedConfig};
@@ -35,6 +35,11 @@ impl StoreConfig {
             waiting_changes_max: within("store.waiting_changes_max", waiting_changes_max, 16..=1_000_000)?,
             memory_bytes_max: mebibytes.saturating_mul(1 << 20),
         })
+    }
+
+    /// The keys of a configuration file that the store reads.
+    pub fn known_keys() -> Vec<KnownKey> {
+        config::known_keys::<EngineFile>()
     }
 
     /// The defaults, with the store in `data_directory`.

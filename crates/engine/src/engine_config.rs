@@ -11,7 +11,7 @@ use std::{
 use serde::{Deserialize, de::IgnoredAny};
 
 use crate::{Right, pin::Rules};
-use config::{ConfigError, DATA_DIRECTORY, read_file, within};
+use config::{ConfigError, DATA_DIRECTORY, KnownKey, read_file, within};
 use domain::card::Tenant;
 use domain::control::LIFETIME_SECONDS_MAX;
 use domain::rules::{Admission, UnknownCards};
@@ -56,6 +56,11 @@ pub struct Peer {
 }
 
 impl EngineConfig {
+    /// The keys of a configuration file. Of those that the engine ignores, the boundary reads some and the store the others.
+    pub fn known_keys() -> Vec<KnownKey> {
+        config::known_keys::<EngineFile>()
+    }
+
     /// Reads and checks a file; without a file, the embedded defaults.
     ///
     /// # Errors
