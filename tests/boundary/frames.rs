@@ -1,4 +1,4 @@
-//! What passes between an engine and its boundary, when one of them talks nonsense: the connection ends, never the data.
+//! Malformed frames between engine and boundary: they end the connection and lose no data.
 
 use std::{
     io::{Read, Write},
@@ -24,7 +24,7 @@ use support::{
 /// Longer than any of these tests: CLOCK_MONOTONIC counts from the machine's start.
 const NO_DEADLINE: u64 = u64::MAX;
 
-/// A connection to a boundary, as an engine has one.
+/// A connection to a boundary, as an engine opens it.
 struct Connection {
     stream: UnixStream,
     arrived: Vec<u8>,
@@ -49,7 +49,7 @@ impl Connection {
         assert_eq!(self.answer(), Some(number));
     }
 
-    /// The number of the next frame; none where the other end has ended it.
+    /// The number of the next frame; `None` if the other end closed the connection.
     fn answer(&mut self) -> Option<u64> {
         loop {
             let mut rest = self.arrived.as_slice();
@@ -117,7 +117,7 @@ fn a_malformed_frame_ends_only_its_own_connection() {
     assert!(hsm.is_alive(), "{}", hsm.log());
 }
 
-/// Stands between an engine and its boundary, and on command turns a bit of whatever the boundary says.
+/// A proxy between an engine and its boundary. On command it flips a bit of each reply.
 struct Between {
     socket: PathBuf,
     corrupting: Arc<AtomicBool>,

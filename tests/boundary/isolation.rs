@@ -1,4 +1,4 @@
-//! The boundary's process: lost and found again, confined, and the engine without anything clear.
+//! The boundary's process: failures and restarts, confinement, and an engine without clear values.
 
 use std::{
     io::Write,
@@ -43,11 +43,11 @@ async fn fifty_boundary_kills_under_load_lose_no_acknowledged_pin() {
     let acknowledged = || known.lock().unwrap().acknowledged();
     let mut away = Vec::new();
     for kill in 0..KILLS {
-        // Some are acknowledged between two kills, so that each kill meets calls under way.
+        // Some PINs are acknowledged between two kills, so that each kill meets calls in flight.
         let enough = acknowledged() + 8;
         soon("no PIN is set again", async || (acknowledged() >= enough).then_some(())).await;
-        // Some are killed as soon as they serve. Not all: those that end within 100 ms of their start are taken for ones that
-        // can't serve, and the next is started after ever longer.
+        // Some processes are killed as soon as they serve. Not all: a process that ends within 100 ms of its start
+        // counts as one that cannot serve, and the pause before the next one doubles.
         let served = if kill % 5 == 0 { 0 } else { 100_000 };
         tokio::time::sleep(Duration::from_micros(served + u64::from(kill) * 7_919 % 5_000)).await;
         let killed = engine.hsm_id().unwrap();
@@ -73,7 +73,7 @@ async fn fifty_boundary_kills_under_load_lose_no_acknowledged_pin() {
     std::io::stdout().write_all(printed.as_bytes()).unwrap();
 }
 
-/// Sets one PIN after another; a boundary that is away is asked again.
+/// Sets one PIN after another; repeats a call while the boundary does not answer.
 async fn set_pins(
     mut client: Client,
     device: Arc<Device>,
@@ -105,7 +105,7 @@ async fn set_pins(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_boundary_that_hangs_is_unavailable_is_killed_and_is_back() {
+async fn a_hanging_boundary_is_killed_and_replaced() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "");
     let (device, mut client) = (device(), engine.client().await);
@@ -141,7 +141,7 @@ async fn a_boundary_ends_with_its_engine_however_that_ends() {
 }
 
 #[test]
-fn the_confined_process_is_another_user_filtered_and_may_gain_nothing() {
+fn the_confined_process_has_another_user_and_a_filter() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "");
     let hsm = engine.hsm_id().unwrap();
@@ -211,7 +211,7 @@ const ATTEMPTS: [&str; 16] = [
 ];
 
 #[test]
-fn a_vault_process_reaches_no_socket_file_program_or_other_process() {
+fn a_vault_process_reaches_nothing_outside() {
     let directory = tempfile::tempdir().unwrap();
     let config = directory.path().join("hsm.toml");
     let data = directory.path().join("data");
@@ -232,7 +232,7 @@ fn a_vault_process_reaches_no_socket_file_program_or_other_process() {
         let (_, refused, _, printed) = escape(pinseal(), &config);
         assert!(refused.iter().any(|line| line.starts_with("read a user's file")), "{waived}: {printed}");
     }
-    // And the attempts are real: where all is waived, each comes through.
+    // The attempts are real: where every step is waived, each attempt succeeds.
     write("waive = [\"user\", \"landlock\", \"seccomp\"]");
     let (well, refused, let_through, printed) = escape(pinseal(), &config);
     assert!(!well && refused.is_empty() && let_through.len() == ATTEMPTS.len() + 1, "{printed}");
@@ -243,7 +243,7 @@ fn each_token_process_reaches_no_network_foreign_file_or_program() {
     for make in [Make::SoftHsm, Make::Nss, Make::OpenCryptoki] {
         let token = RealToken::with_keys(make);
         let config = token.write_config(&token.lines());
-        // Under a shell: openCryptoki's namespaces make the program itself the first process, which has no parent.
+        // Under a shell: in openCryptoki's namespaces the program would be the first process, which has no parent.
         let mut under_a_shell = token.beside("sh");
         under_a_shell.args(["-c", "\"$0\" \"$@\"; exit $?", env!("CARGO_BIN_EXE_pinseal")]);
         let (well, refused, let_through, printed) = escape(under_a_shell, &config);
@@ -256,7 +256,7 @@ fn each_token_process_reaches_no_network_foreign_file_or_program() {
 }
 
 #[test]
-fn a_token_across_a_network_is_reached_by_its_own_port_alone() {
+fn a_network_token_is_reached_by_its_port_alone() {
     let token = RealToken::with_keys(Make::SoftHsm);
     let with = |ports: &str| token.lines().replace("\npaths", &format!("\nports = {ports}\npaths"));
     // 9 is the port that the attempt tries; nobody listens there.
@@ -269,7 +269,7 @@ fn a_token_across_a_network_is_reached_by_its_own_port_alone() {
     assert!(refused.iter().any(|line| line.starts_with("connect by TCP")), "{printed}");
 }
 
-/// What the hostile module wrote down: all of it must be refused, but for these.
+/// The attempts that the hostile module recorded. All must be refused, except these.
 fn assert_held(token: &RealToken, stage: &str, but: &[&str]) {
     let printed = std::fs::read_to_string(token.escape_place().join(format!("tried-{stage}"))).unwrap();
     let let_through: Vec<_> = printed
@@ -280,7 +280,7 @@ fn assert_held(token: &RealToken, stage: &str, but: &[&str]) {
     assert!(let_through.is_empty() && printed.lines().count() > 35, "{stage}: {printed}");
 }
 
-/// Starts an engine whose module is hostile and which inherits a descriptor; sets a PIN, and waits for what was tried.
+/// Starts an engine with a hostile module and an inherited descriptor, sets a PIN, and waits for the module's report.
 async fn play_with_a_hostile_module(lines: &str, but: &[&str]) {
     let (token, directory) = (RealToken::behind_the_shim(Make::SoftHsm), tempfile::tempdir().unwrap());
     std::fs::create_dir(token.escape_place()).unwrap();
@@ -292,7 +292,7 @@ async fn play_with_a_hostile_module(lines: &str, but: &[&str]) {
     let (device, mut client) = (device(), engine.client().await);
     std::fs::write(token.escape_place().join("serving"), "").unwrap();
     client.set(&device, "7500", "271828").await.unwrap();
-    // SECURITY.md says that this is not kept.
+    // SECURITY.md states that this is not protected.
     assert_held(&token, "serving", &[but, &["map code that it wrote"]].concat());
     assert_eq!(client.view(&device, "7500").await.unwrap(), "271828");
 }
@@ -303,7 +303,7 @@ async fn a_hostile_module_is_held_from_its_loading_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hostile_module_with_ports_sends_by_tcp_to_those_alone() {
+async fn a_hostile_module_reaches_only_its_listed_ports() {
     play_with_a_hostile_module("ports = [1792]", &[]).await;
 }
 
@@ -332,7 +332,7 @@ async fn a_confined_module_that_was_lost_is_initialised_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_confined_module_with_a_refused_pin_is_not_started_again() {
+async fn a_confined_module_with_a_refused_pin_is_not_restarted() {
     let (token, directory) = (RealToken::behind_the_shim(Make::SoftHsm), tempfile::tempdir().unwrap());
     let engine = EngineProcess::start_on(directory.path(), &token);
     token.answer_logins(Some("a3"));
@@ -345,7 +345,7 @@ async fn a_confined_module_with_a_refused_pin_is_not_started_again() {
         .await;
     signal(engine.hsm_id().unwrap(), "KILL");
     soon("its end is not seen", async || engine.log().contains("process is lost").then_some(())).await;
-    // Long enough for a supervisor to have tried six times.
+    // Enough time for six attempts of the supervisor.
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(token.logins(), 1);
     assert!(!engine.serves().await);
@@ -356,7 +356,7 @@ async fn a_confined_module_with_a_refused_pin_is_not_started_again() {
 }
 
 #[test]
-fn its_own_user_can_neither_trace_it_nor_read_its_memory() {
+fn its_own_user_cannot_trace_or_read_it() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "");
     let as_its_user = |process: u32| {
@@ -368,7 +368,7 @@ fn its_own_user_can_neither_trace_it_nor_read_its_memory() {
     let printed = as_its_user(engine.hsm_id().unwrap());
     let error = String::from_utf8_lossy(&printed.stderr);
     assert!(!printed.status.success() && error.contains("Permission denied"), "{error}");
-    // Of another process of the same user it can.
+    // The same user can read another process.
     let mut other = Command::new("setpriv");
     let mut other =
         other.args(["--reuid", "65500", "--regid", "65500", "--clear-groups", "sleep", "60"]).spawn().unwrap();
@@ -413,7 +413,7 @@ async fn engine_and_boundary_each_verify_the_user_of_the_other() {
     let (device, mut client) = (device(), engine.client().await);
     client.set(&device, "7400", "271828").await.unwrap();
     assert_eq!(client.view(&device, "7400").await.unwrap(), "271828");
-    // What opens the vault is nothing the engine's user can read.
+    // The engine's user cannot read the vault's key file.
     let key = of_hsm.path().join("data/vault.key");
     let read = as_user(65_502, "65501", "cat").arg(key).output().unwrap();
     assert!(!read.status.success());
@@ -439,7 +439,7 @@ async fn engine_and_boundary_each_verify_the_user_of_the_other() {
 }
 
 #[test]
-fn memory_that_can_not_be_locked_is_fatal_unless_it_is_waived() {
+fn unlocked_memory_is_fatal_unless_waived() {
     let directory = tempfile::tempdir().unwrap();
     std::os::unix::fs::chown(directory.path(), Some(65_501), None).unwrap();
     let config = directory.path().join("hsm.toml");
@@ -460,14 +460,14 @@ fn memory_that_can_not_be_locked_is_fatal_unless_it_is_waived() {
 }
 
 #[test]
-fn a_step_that_can_not_be_taken_is_fatal_unless_it_is_waived() {
+fn a_refused_confinement_step_is_fatal_unless_waived() {
     let directory = tempfile::tempdir().unwrap();
     let config = directory.path().join("engine.toml");
     let data = directory.path().join("data");
     let start = |lines: &str| {
         std::fs::write(&config, format!("listen = \"127.0.0.1:0\"\ndata_directory = {data:?}\n{lines}\n")).unwrap();
         let pinseal = env!("CARGO_BIN_EXE_pinseal");
-        // Root without the right to become anybody.
+        // Root without the capability to change its user.
         let mut timeout = Command::new("timeout");
         timeout.args(["5", "setpriv", "--bounding-set=-setuid", pinseal, "engine", "--config"]).arg(&config);
         let output = timeout.output().unwrap();

@@ -1,4 +1,4 @@
-//! The process that holds the keys: isolation, frames, memory, vault.
+//! The boundary's process: isolation, frames, memory, vault.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,5 +1,5 @@
-//! No clear block, no tzpk and no storage key is in the engine or the edge, ever; none but the storage key in the
-//! boundary's process once the calls are done; and the search that says so finds them where nothing is wiped.
+//! The memory of engine and edge never holds a clear block, a tzpk or a storage key. After the calls the boundary's process
+//! holds only the storage key. In a build that does not wipe, the same search finds the clear values.
 
 use std::{
     collections::BTreeSet,
@@ -26,25 +26,25 @@ use support::{
     engine_process::{Client, EngineProcess, device},
 };
 
-/// What is surely in an engine's memory while its control lives: a search that misses it is blind.
+/// A controlId, which is in the engine's memory while the control is live: a search that misses it does not work.
 const CONTROL: &str = "a controlId";
-/// What is surely in the memory of the process that holds the vault's keys.
+/// A key that is in the memory of the vault's process: a search that misses it does not work.
 const STORAGE_KEY: &str = "the storage key";
-/// PINs set, and as many viewed, where it is searched once, afterwards.
+/// PINs set, and as many viewed, before the one search.
 const FEW: u32 = 60;
 /// PINs set, and as many viewed, while the memory is searched. `PINSEAL_MEMORY_PINS` sets another number:
 /// `scripts/test-memory` runs 50,000.
 const MANY: u32 = 10_000;
-/// The load goes on until the memory was searched this often.
+/// The load runs until the memory was searched this often.
 const SEARCHES_MIN: u32 = 10;
-/// A pause that leaves the processors to the load.
+/// A pause between two searches, in which the load has the processors.
 const BETWEEN_SEARCHES: Duration = Duration::from_secs(2);
-/// How many play at a time: by gRPC, and through the edge.
+/// Concurrent clients: by gRPC, and through the edge.
 const ENGINE_CLIENTS: u32 = 12;
 const EDGE_CLIENTS: u32 = 2;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_clear_block_or_tzpk_stays_in_memory_after_the_calls() {
+async fn no_clear_value_stays_in_memory_after_the_calls() {
     let binary = Path::new(env!("CARGO_BIN_EXE_pinseal"));
     for isolation in ["process", "inline"] {
         let found = found_after_calls(binary, isolation).await;
@@ -122,10 +122,10 @@ fn pins() -> u32 {
     std::env::var("PINSEAL_MEMORY_PINS").map_or(MANY, |number| number.parse().unwrap())
 }
 
-/// What is planted while the story is played, and how far it is.
+/// The values of the calls so far, and the progress.
 struct Story {
     planted: RwLock<Planted>,
-    /// The newest controlId: the last to be swept.
+    /// The newest controlId, which the store removes last.
     control: Mutex<Option<uuid::Uuid>>,
     played: AtomicU32,
     pins: u32,
@@ -155,11 +155,11 @@ impl Story {
         self.planted.write().unwrap().plant(what, bytes);
     }
 
-    /// A PIN of eight digits, none twice, and what its blocks look like.
+    /// A unique PIN of eight digits, and its blocks.
     fn pin(&self, turn: u32) -> Pin {
         let pin = Pin::parse(&format!("97{:06}", (turn * 7_919 + 13) % 1_000_000)).unwrap();
         let [_, second, third, fourth, fifth, ..] = pin.to_block(Fill::Random);
-        // The first half of a format 4 block is the PIN and nothing else.
+        // The first half of a format 4 block holds only the PIN.
         self.plant("a PIN in block form", &[0x48, second, third, fourth, fifth, 0xAA, 0xAA, 0xAA]);
         pin
     }
@@ -209,7 +209,7 @@ impl Story {
         if let Some(control) = *self.control.lock().unwrap() {
             self.plant(CONTROL, control.as_bytes());
         }
-        // A copy: who plants must not wait for who searches.
+        // A copy: the clients must not wait for the search.
         let planted = self.planted.read().unwrap().clone();
         let found = planted.find_in(process).expect("run the tests as root");
         assert!(found.bytes > 1 << 20, "too little memory was read to tell");
@@ -217,13 +217,13 @@ impl Story {
     }
 }
 
-/// What was found, and where.
+/// The values that were found, and the place of each.
 struct Found {
     engine: BTreeSet<&'static str>,
     hsm: BTreeSet<&'static str>,
 }
 
-/// Sets and views distinctive PINs, then searches for what was clear on the way.
+/// Sets and views distinctive PINs, then searches for their clear values.
 async fn found_after_calls(binary: &Path, isolation: &str) -> Found {
     let directory = tempfile::tempdir().unwrap();
     let engine =
@@ -233,7 +233,7 @@ async fn found_after_calls(binary: &Path, isolation: &str) -> Found {
     for turn in 0..FEW {
         story.play(&mut client, &device, turn, turn).await;
     }
-    // The last call of all is a set: what it left must not be hidden by what a view leaves.
+    // The last call is a set: a view must not overwrite what a set leaves.
     let control = client.open("60100", Scope::SetPin).await.unwrap().control_id;
     let tzpk = device.decrypt_tzpk(&client.tzpk(&control, &device).await.unwrap()).unwrap();
     let clear = story.pin(FEW).to_block(Fill::Random);
@@ -252,8 +252,8 @@ async fn found_after_calls(binary: &Path, isolation: &str) -> Found {
     Found { engine: in_engine, hsm: in_hsm }
 }
 
-/// The program built without wiping: the one that `PINSEAL_UNWIPED` names, which `scripts/test` builds in the common
-/// target directory, or one built here in a second directory.
+/// The program built without wiping: `PINSEAL_UNWIPED`, which `scripts/test` builds in the common
+/// target directory, or one that this test builds in a second directory.
 fn unwiped_build() -> PathBuf {
     if let Some(built) = std::env::var_os("PINSEAL_UNWIPED") {
         return built.into();

@@ -13,7 +13,7 @@ use support::{
     engine_process::{AUDIT_USER, EngineProcess, METRICS, TENANT, device},
 };
 
-/// What was planted, and every form it could leave a trace in.
+/// The PINs and numbers of the test, in every form that a trace could have.
 #[derive(Default)]
 struct Planted(Vec<(String, Vec<u8>)>);
 

@@ -1,4 +1,4 @@
-//! Who makes keys, and what an engine does whose vault is missing or is another one.
+//! Which commands make keys, and how an engine handles a missing or foreign vault.
 
 use std::{
     fs,
@@ -17,14 +17,14 @@ fn pinseal(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_pinseal")).args(arguments).output().unwrap()
 }
 
-/// What a command said that must fail.
+/// The standard error of a command that must fail.
 fn refused(arguments: &[&str]) -> String {
     let output = pinseal(arguments);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     String::from_utf8(output.stderr).unwrap()
 }
 
-/// What an engine says that must not start, with these lines of configuration.
+/// The standard error of an engine that must not start, with these lines of configuration.
 fn refused_engine(directory: &Path, extra: &str) -> String {
     let (config, data) = (directory.join("engine.toml"), directory.join("data"));
     fs::write(&config, format!("listen = \"127.0.0.1:0\"\ndata_directory = {data:?}\n{extra}\n")).unwrap();
@@ -144,7 +144,7 @@ async fn a_vault_from_before_a_reload_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_without_records_may_be_retired_while_the_engine_is_stopped() {
+async fn an_unused_key_may_retire_while_the_engine_is_stopped() {
     let ceremony = Ceremony::prepared();
     let directory = ceremony.directory();
     let engine = EngineProcess::start(directory, "");

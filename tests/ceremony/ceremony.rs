@@ -1,4 +1,4 @@
-//! Key ceremonies by the built binary: a whole one, and everything that must not pass.
+//! Key ceremonies by the built program: a whole ceremony, and every refusal.
 
 use std::{fs, path::Path, process::Command};
 
@@ -10,7 +10,7 @@ use support::{
     engine_process::{EngineProcess, device},
 };
 
-/// What a rehearsal left.
+/// The files of a rehearsal.
 struct Rehearsed {
     directory: TempDir,
 }
@@ -39,7 +39,7 @@ impl Rehearsed {
         printed["entry"]["key"]["check_value"].as_str().unwrap().to_owned()
     }
 
-    /// A PIN is set and viewed by an engine on its keys, and the audit chain names the storage key of the ceremony.
+    /// Sets and views a PIN with the ceremony's keys; the audit chain names its storage key.
     async fn serves(&self, mut pinseal: Command, lines: &str) {
         let directory = self.directory.path();
         pinseal.env("SOFTHSM2_CONF", directory.join("token/softhsm2.conf"));
@@ -63,7 +63,7 @@ async fn an_engine_serves_the_vault_of_a_rehearsed_ceremony() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_serves_the_token_of_a_rehearsed_softhsm_ceremony() {
+async fn an_engine_serves_a_softhsm_ceremonys_token() {
     let rehearsed = Rehearsed::with(&["softhsm"]);
     let transcript = rehearsed.transcript();
     let read = Transcript::read(&transcript).unwrap();
@@ -73,7 +73,8 @@ async fn an_engine_serves_the_token_of_a_rehearsed_softhsm_ceremony() {
     let came = transcript.lines().find(|line| line.contains("import-key")).unwrap();
     assert!(came.contains("\"key\":\"zone:acquirer/1\"") && came.contains("\"header\":\"D0144P0AB00E0000\""), "{came}");
 
-    // A byte a line at least; `any_byte_of_a_transcript…` changes each of a shorter one.
+    // At least one byte of each line; `a_changed_transcript_byte_is_reported_with_its_line` changes every byte of a
+    // shorter one.
     for at in (0..transcript.len()).step_by(97) {
         let mut changed = transcript.clone().into_bytes();
         changed[at] ^= 1;
@@ -110,7 +111,7 @@ fn a_step_needs_its_quorum_and_leader_and_no_stranger() {
 }
 
 #[test]
-fn a_vault_in_the_custody_of_a_roster_takes_no_other() {
+fn a_vault_in_custody_accepts_no_other_roster() {
     let (ceremony, other) = (Ceremony::begun(), Ceremony::prepared());
     ceremony.well("end", ALL, &[]);
     fs::rename(ceremony.at("transcript.jsonl"), ceremony.at("first.jsonl")).unwrap();
@@ -147,7 +148,7 @@ fn a_changed_transcript_byte_is_reported_with_its_line() {
         let mut changed = whole.clone().into_bytes();
         let was = changed[at];
         changed[at] ^= 1;
-        // A line's end that is gone makes the next one part of it.
+        // Without its line end, a line continues with the next line.
         let printed = Transcript::read(std::str::from_utf8(&changed).unwrap()).expect_err("byte {at}");
         assert!(matches!(printed, TranscriptError::Line { line: found, .. } if found == line), "byte {at}: {printed}");
         line += u64::from(was == b'\n');
@@ -200,13 +201,13 @@ fn the_next_step_records_a_step_that_ended_unrecorded() {
     let after = ceremony.transcript();
     let line = &after[before.len()..];
 
-    // Died between vault and transcript, in the middle of the line.
+    // The step ended after the vault was written, in the middle of the transcript's line.
     fs::write(ceremony.at("transcript.jsonl"), before.clone() + &line[..20]).unwrap();
     fs::write(ceremony.at("transcript.jsonl.next"), line).unwrap();
     ceremony.well("make", ENOUGH, &["account"]);
     assert!(ceremony.transcript().starts_with(&after));
 
-    // Died before the vault.
+    // The step ended before the vault was written.
     fs::write(ceremony.at("transcript.jsonl"), &before).unwrap();
     fs::write(ceremony.at("data/vault"), vault_before).unwrap();
     fs::write(ceremony.at("transcript.jsonl.next"), line).unwrap();
@@ -216,7 +217,7 @@ fn the_next_step_records_a_step_that_ended_unrecorded() {
 }
 
 #[test]
-fn a_zone_key_is_imported_used_and_destroyed_with_two_confirmations() {
+fn a_zone_key_is_destroyed_only_after_two_confirmations() {
     let ceremony = Ceremony::begun();
     let made = ceremony.well("make", ENOUGH, &["zone:acquirer", "--algorithm", "3des-double", "--json"]);
     let made: serde_json::Value = serde_json::from_str(&made).unwrap();
@@ -263,7 +264,7 @@ fn a_component_that_is_mistyped_or_entered_twice_loads_nothing() {
     assert!(!ceremony.transcript().contains(first[0]) && !ceremony.transcript().contains(second[0]));
 }
 
-/// An engine in a directory of its own, with its keys in the vault of a ceremony elsewhere.
+/// An engine in another directory, with its keys in the vault of a ceremony.
 fn engine_beside(ceremony: &Ceremony, directory: &Path) -> EngineProcess {
     fs::create_dir_all(ceremony.at("data")).unwrap();
     let (vault, key) = (ceremony.at("data/vault"), ceremony.at("data/vault.key"));
@@ -271,14 +272,14 @@ fn engine_beside(ceremony: &Ceremony, directory: &Path) -> EngineProcess {
     EngineProcess::start(directory, &lines)
 }
 
-/// What stands in the transcript's last line about the count.
+/// The count in the transcript's last line.
 fn last_count(ceremony: &Ceremony) -> serde_json::Value {
     let line: serde_json::Value = serde_json::from_str(ceremony.transcript().lines().last().unwrap()).unwrap();
     line["entry"]["count"].clone()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_with_pins_in_a_store_elsewhere_is_not_retired() {
+async fn a_key_with_pins_in_any_store_is_not_retired() {
     let (ceremony, serving, other) = (Ceremony::prepared(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let device = device();
     let engine = engine_beside(&ceremony, serving.path());
@@ -298,7 +299,8 @@ async fn a_key_with_pins_in_a_store_elsewhere_is_not_retired() {
     assert!(refused.contains("-of-nobody is no store"), "{refused}");
     let refused = ceremony.refused("retire", ENOUGH, &["storage/1", "--store", empty, "--store", store]);
     assert!(refused.contains("1 PIN records are under storage/1"), "{refused}");
-    // Beside a named store, one of an engine's configuration must be there; of a boundary's it is listed.
+    // Beside a named store, the store of an engine's configuration must exist. That of a boundary's configuration is
+    // listed.
     let noted = ceremony.at("data/store");
     assert!(refused.contains(&format!("{}; count there too", noted.display())), "{refused}");
     let config = fs::read_to_string(ceremony.at("engine.toml")).unwrap();
@@ -326,7 +328,7 @@ async fn a_key_with_pins_in_a_store_elsewhere_is_not_retired() {
     let destroy = ["storage/1", "--confirm", "storage/1", "--confirm-check-value", check_value.unwrap()];
     let refused = ceremony.refused("destroy", ENOUGH, &destroy);
     assert!(refused.contains("is no store, so nothing was counted for storage/1"), "{refused}");
-    // The copy is of before: its PIN needs the key.
+    // The copy is older: its PIN needs the key.
     let refused = ceremony.refused("destroy", ENOUGH, &[&destroy[..], &["--store", copy.to_str().unwrap()]].concat());
     assert!(refused.contains("1 PIN records are under storage/1: they would be lost"), "{refused}");
     ceremony.well("destroy", ENOUGH, &[&destroy[..], &["--engine", engine.address()]].concat());
@@ -367,7 +369,7 @@ fn no_store_is_confirmed_twice_and_stands_in_the_transcript() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_seal_key_is_not_retired_before_engines_stop_using_it() {
+async fn a_seal_key_in_use_is_not_retired() {
     let (ceremony, serving) = (Ceremony::prepared(), tempfile::tempdir().unwrap());
     let engine = engine_beside(&ceremony, serving.path());
     ceremony.begin();
@@ -389,7 +391,7 @@ async fn a_seal_key_is_not_retired_before_engines_stop_using_it() {
     assert!(refused.contains(why), "{refused}");
 }
 
-/// What everybody may read of a process: how it was called, and with what around it.
+/// The arguments and environment of a process.
 fn open_to_all(name_in_arguments: &str) -> String {
     let of = |process: &Path, file: &str| fs::read(process.join(file)).unwrap_or_default();
     let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| Some(entry.ok()?.path()));
@@ -426,7 +428,7 @@ fn a_component_leaves_no_trace_on_terminal_process_or_disk() {
     for name in ["alice", "bob"] {
         terminal.until(&format!("{name}, press Enter:"));
         terminal.types("");
-        // What is searched for later can be seen now: the search is known to find it.
+        // The component is visible now, so the search is known to find it.
         let shown = terminal.until("Press Enter when it is written down:");
         let groups = shown.lines().map(str::trim).find(|line| line.split(' ').count() == 16).unwrap().to_owned();
         let check_value =
@@ -448,7 +450,7 @@ fn a_component_leaves_no_trace_on_terminal_process_or_disk() {
     terminal.until("loaded storage/1");
     assert!(around.contains("transcript.jsonl"), "the search of arguments is blind");
 
-    // Given up in the middle: the screen and the echo are as they were.
+    // The command was interrupted: screen and echo are restored.
     terminal.types(&line("make-components", &[]));
     terminal.until("alice, press Enter:");
     terminal.types("");

@@ -1,4 +1,4 @@
-//! One step of a ceremony that is killed, that meets a full disk or another step, or whose vault is linked.
+//! One step of a ceremony: kills, full disks, concurrent steps, linked vaults.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -21,7 +21,7 @@ use support::{
 /// The exit code of a step that changed the keys and failed afterwards.
 const DONE_IN_PART: i32 = 3;
 
-/// The same command in a shell that does this first.
+/// The same command in a shell, after this preparation.
 fn in_shell(first: &str, command: &Command) -> Command {
     let mut shell = Command::new("sh");
     shell.arg("-c").arg(format!("{first}; exec \"$@\"")).arg("sh");
@@ -30,7 +30,7 @@ fn in_shell(first: &str, command: &Command) -> Command {
     shell
 }
 
-/// The same command, with no file longer than this: a write that crosses the limit is cut there, the next fails.
+/// The same command with a limit on file length: a write across the limit is cut, the next write fails.
 fn with_files_of(bytes: usize, before: &str, command: &Command) -> Output {
     let mut limited = Command::new("prlimit");
     limited.arg(format!("--fsize={bytes}")).arg(command.get_program()).args(command.get_args());
@@ -38,13 +38,13 @@ fn with_files_of(bytes: usize, before: &str, command: &Command) -> Output {
     in_shell(before, &limited).output().expect("prlimit is missing: install it (Debian: util-linux)")
 }
 
-/// Killed by the kernel (SIGXFSZ) as soon as the transcript is to be longer than this.
+/// The kernel kills the command (SIGXFSZ) when the transcript would exceed this length.
 fn killed_at(bytes: usize, command: &Command) {
     let killed = with_files_of(bytes, "ulimit -c 0", command);
     assert!(killed.status.signal().is_some(), "{:?} {}", killed.status, said(&killed));
 }
 
-/// As on a full disk: the write fails.
+/// The write fails, as on a full disk.
 fn with_full_disk(bytes: usize, command: &Command) -> Output {
     with_files_of(bytes, "trap '' XFSZ", command)
 }
@@ -55,7 +55,7 @@ fn begun() -> Ceremony {
     ceremony
 }
 
-/// `begin` in a transcript of this name.
+/// `begin` with a transcript of this name.
 fn begin_in(ceremony: &Ceremony, transcript: &str) -> Output {
     let begin = ceremony.command("begin", ALL, &["--roster", ceremony.at("roster.toml").to_str().unwrap()]);
     let [before, after] = ["transcript.jsonl", transcript].map(|name| ceremony.at(name).into_os_string());
@@ -64,7 +64,7 @@ fn begin_in(ceremony: &Ceremony, transcript: &str) -> Output {
 }
 
 #[test]
-fn a_step_killed_before_its_line_is_recovered_by_the_next() {
+fn a_killed_step_is_recovered_by_the_next_step() {
     let ceremony = begun();
     let before = ceremony.transcript();
     let torn_at = before.len() + 20;
@@ -100,10 +100,10 @@ fn a_step_killed_before_its_line_is_recovered_by_the_next() {
 }
 
 #[test]
-fn a_begin_killed_before_its_line_is_recovered_by_the_next_step() {
+fn a_killed_begin_is_recovered_by_the_next_step() {
     let ceremony = begun();
     let line = ceremony.transcript();
-    // As it is when the process is killed before it writes to the transcript: the vault says unfinished.
+    // The state of a process that is killed before it writes the transcript: the vault has the mark of an unfinished step.
     killed_at(line.len(), &ceremony.command("make", ENOUGH, &["seal"]));
     let (transcript, next) = (ceremony.at("transcript.jsonl"), ceremony.at("transcript.jsonl.next"));
     let whole = line + &fs::read_to_string(&next).unwrap();
@@ -123,7 +123,7 @@ fn a_begin_whose_vault_is_not_written_can_be_repeated() {
         let vault = ceremony.at("data").join(name);
         fs::write(&config, format!("{lines}[vault]\nfile = {vault:?}\nkey_file = {key_file:?}\n")).unwrap();
     };
-    // A vault is written under a longer name first, and a file system takes 255 bytes.
+    // A vault is first written under a longer name, and a file name has at most 255 bytes.
     with_vault(&"v".repeat(240));
     for _ in 0..2 {
         let refused = begin_in(&ceremony, "transcript.jsonl");
@@ -157,7 +157,7 @@ fn a_second_step_on_a_transcript_in_use_is_refused() {
 }
 
 #[test]
-fn two_steps_at_once_on_a_token_write_each_line_once() {
+fn two_concurrent_token_steps_write_each_line_once() {
     let token = RealToken::without_keys(Make::SoftHsm);
     let ceremony = Ceremony::prepared_on(&token);
     ceremony.begin();
@@ -175,7 +175,7 @@ fn two_steps_at_once_on_a_token_write_each_line_once() {
 }
 
 #[test]
-fn a_step_that_cannot_record_or_print_has_its_exit_code() {
+fn a_failure_after_the_change_has_its_exit_code() {
     let ceremony = begun();
     let roster = ceremony.at("roster.toml");
     let again = ceremony.command("begin", ALL, &["--roster", roster.to_str().unwrap()]).output().unwrap();
@@ -232,7 +232,7 @@ fn a_linked_vault_stays_one_file() {
     assert!(refused.contains("has 2 names (hard links)") && refused.contains("remove all but one"), "{refused}");
     assert_eq!(fs::read(&vault).unwrap(), before);
     fs::remove_file(ceremony.at("second")).unwrap();
-    // As a vault is left where its maker is killed between the link and the removal.
+    // The state of a vault whose creation is killed between the link and the removal.
     let leftover = elsewhere.join("vault.0123456789abcdef.new");
     fs::hard_link(elsewhere.join("vault"), &leftover).unwrap();
     ceremony.well("make", ENOUGH, &["account"]);
@@ -271,7 +271,7 @@ fn a_passphrase_by_descriptor_is_in_memory_once() {
     let begun = begun.wait_with_output().unwrap();
     assert!(begun.status.success(), "{}", said(&begun));
 
-    // It has opened the vault when it reads who is there, and waits.
+    // The command has opened the vault when it reads the participants' keys, and then waits.
     let pipe = ceremony.at("mallory.key");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let mut waiting = start(&ceremony.command("make", &["mallory"], &["seal"]));

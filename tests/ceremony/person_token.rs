@@ -1,4 +1,4 @@
-//! People whose own key is in a PKCS#11 token: they sign as the others do, and where they can't, nothing is done.
+//! Participants with a key in a PKCS#11 token: they sign like the others, and if they cannot, the step does nothing.
 
 use std::{
     fs,
@@ -14,16 +14,16 @@ use support::{
     real_token::{Make, RealToken},
 };
 
-/// With the keys in a vault, and in a token of the same module that the leader's is of.
+/// The managed keys in a vault, or in a token of the same module as the leader's.
 const HOMES: [fn(&RealToken) -> String; 2] = [|_| String::new(), RealToken::lines];
 
-/// What must not have changed where a step was refused.
+/// The files that a refused step must not change.
 fn state(ceremony: &Ceremony) -> (String, String, bool) {
     let left = ceremony.at("transcript.jsonl.next").exists();
     (ceremony.transcript(), ceremony.keys(), left)
 }
 
-/// Refused with one line, which says this; and nothing was recorded.
+/// Asserts that the step was refused with one line that contains this text, and recorded nothing.
 fn refused_with(ceremony: &Ceremony, present: &[&str], why: &str) {
     let before = state(ceremony);
     let refused = ceremony.refused("make", present, &["seal"]);
@@ -109,7 +109,7 @@ fn a_user_pin_with_one_try_left_is_not_tried() {
 }
 
 #[test]
-fn a_token_that_fails_in_the_middle_of_a_step_leaves_it_undone() {
+fn a_step_whose_token_fails_changes_nothing() {
     let token = RealToken::behind_the_shim(Make::SoftHsm);
     let ceremony = Ceremony::prepared_with_leader_beside(&token, "");
     ceremony.begin();
@@ -119,7 +119,7 @@ fn a_token_that_fails_in_the_middle_of_a_step_leaves_it_undone() {
     let check_value = listed.lines().find(|line| line.contains("zone:acquirer/1")).unwrap().split_whitespace().nth(2);
     let before = state(&ceremony);
 
-    // What is asked for is asked after the leader's token was tried, and before it signs.
+    // The input is read after the trial of the leader's token, and before its signature.
     let mut destroy = ceremony.command("destroy", ENOUGH, &["zone:acquirer/1", "--confirm", "zone:acquirer/1"]);
     let mut destroy = destroy.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut said = String::new();
@@ -138,7 +138,7 @@ fn a_token_that_fails_in_the_middle_of_a_step_leaves_it_undone() {
 }
 
 #[test]
-fn a_token_takes_one_key_alone_and_shows_its_public_half_again() {
+fn a_token_holds_one_person_key_and_shows_it() {
     let token = RealToken::without_keys(Make::SoftHsm);
     let named = token.of_a_person("lea");
     let person = |argument: &str| {
@@ -169,7 +169,7 @@ fn a_token_without_ed25519_says_so() {
 }
 
 #[test]
-fn a_user_pin_is_typed_unseen_and_only_on_a_terminal() {
+fn a_user_pin_is_typed_without_echo_on_a_terminal() {
     let token = RealToken::without_keys(Make::SoftHsm);
     let ceremony = Ceremony::prepared_with_leader_beside(&token, "");
     let named = fs::read_to_string(ceremony.at("lea.toml")).unwrap();

@@ -1,4 +1,4 @@
-//! Bad input by gRPC: each kind has its clear answer, and loses nothing.
+//! Invalid input over gRPC: each kind has its answer, and no data is lost.
 
 use std::time::Duration;
 
@@ -79,14 +79,14 @@ async fn a_block_before_any_tzpk_leaves_the_control_usable() {
 }
 
 #[tokio::test]
-async fn the_newest_tzpk_wins_and_a_block_under_the_older_one_is_malformed() {
+async fn a_block_under_an_older_tzpk_is_malformed() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "");
     let (device, mut client) = (device(), engine.client().await);
     let control = client.open("2004", Scope::SetPin).await.unwrap().control_id;
     let older = client.tzpk(&control, &device).await.unwrap();
     let newer = client.tzpk(&control, &device).await.unwrap();
-    // A block that is malformed under the newer key, found here: one in 638 would be well-formed by chance.
+    // A block that is malformed under the newer key; one block in 638 is well-formed by chance.
     let newer_key = device.decrypt_tzpk(&newer).unwrap();
     let stale = loop {
         let block = device.encrypt_pin(&older, &Pin::parse("2580").unwrap(), Fill::Random).unwrap();
@@ -145,7 +145,7 @@ async fn a_control_is_bound_to_scope_tenant_and_device_key() {
 }
 
 #[tokio::test]
-async fn what_is_malformed_is_told_by_name() {
+async fn a_malformed_field_is_rejected_by_name() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "");
     let (device, mut client) = (device(), engine.client().await);
@@ -206,11 +206,11 @@ async fn an_account_number_bound_to_a_pin_cannot_change() {
 }
 
 #[tokio::test]
-async fn a_card_has_no_more_controls_within_the_hour_than_its_cap() {
+async fn a_card_has_a_limited_number_of_controls_per_hour() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "[control]\nper_card_per_hour_max = 3");
     let mut client = engine.client().await;
-    // The hour may turn between two of these, so that the cap is met a little later.
+    // The hour may end between two of these calls, so the limit is reached a little later.
     let mut refused = None;
     for _ in 0..8 {
         if let Err(status) = client.open("2010", Scope::SetPin).await {

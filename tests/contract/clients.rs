@@ -1,4 +1,4 @@
-//! Clients that no one here wrote: the JDK, Python's grpcio, schemathesis; and the demo itself.
+//! Clients by other authors: the JDK, Python's grpcio, schemathesis; and the demo.
 
 use std::{
     io::{BufRead, BufReader, Lines},
@@ -13,7 +13,7 @@ use support::java::{java_sets_and_views, ran_well};
 struct Demo {
     child: Child,
     ready: Value,
-    /// Held open: a demo that can't tell its story ends.
+    /// Held open: a demo that cannot print ends.
     _printed: Lines<BufReader<ChildStdout>>,
     _directory: tempfile::TempDir,
 }
@@ -59,7 +59,7 @@ fn python() -> String {
 }
 
 #[test]
-fn the_jdk_sets_and_views_a_pin_with_keys_of_every_size() {
+fn the_jdk_sets_and_views_a_pin_with_every_key_size() {
     let demo = Demo::start();
     for bits in ["2048", "3072", "4096"] {
         java_sets_and_views(demo.member("edge_url"), demo.member("bearer_token"), &format!("70{bits}"), bits);
@@ -78,7 +78,7 @@ fn pythons_grpcio_drives_the_engine_by_reflection() {
 }
 
 #[test]
-fn schemathesis_finds_no_server_error_and_no_answer_outside_the_contract() {
+fn schemathesis_finds_no_answer_outside_the_contract() {
     let demo = Demo::start();
     let python = python();
     let schemathesis = std::path::absolute(Path::new(&python).with_file_name("schemathesis")).unwrap();
@@ -88,7 +88,7 @@ fn schemathesis_finds_no_server_error_and_no_answer_outside_the_contract() {
         .arg("run")
         .arg(format!("{}/openapi.json", demo.member("edge_url")))
         .args(["--header", &format!("Authorization: Bearer {}", demo.member("bearer_token"))])
-        // A key or a controlId that only looks like one is refused: a schema can't say which is one.
+        // Keys and controlIds of the right form are refused too: a schema cannot express which are valid.
         .args(["--exclude-checks", "positive_data_acceptance", "--max-examples", "60", "--no-color"])
         .output()
         .unwrap();

@@ -1,4 +1,4 @@
-//! The Card PIN API by HTTP: each kind of bad input has the answer of the contract.
+//! The Card PIN API over HTTP: each kind of invalid input has the answer of the contract.
 
 use std::{
     io::{Read, Write},
@@ -58,7 +58,7 @@ impl Services {
     }
 }
 
-/// Whether it comes true within five seconds.
+/// Whether the condition holds within five seconds.
 fn soon(mut is_so: impl FnMut() -> bool) -> bool {
     (0..50).any(|_| {
         std::thread::sleep(Duration::from_millis(100));
@@ -71,7 +71,7 @@ fn block(device: &Device, tzpk: &[u8], pin: &str) -> [u8; 8] {
 }
 
 #[test]
-fn a_pin_is_set_and_a_lost_reply_may_be_asked_for_again() {
+fn a_set_may_be_repeated_after_a_lost_reply() {
     let (services, device) = (Services::new(""), device());
     let control = services.open("SET_PIN");
     let tzpk = services.tzpk(&control, &device);
@@ -113,9 +113,9 @@ fn the_first_set_closes_a_cards_other_open_control() {
     assert_eq!(services.set(&other, &other_block).status, 200);
 }
 
-/// The boundary stands still while the client gives up, so the call is under way and can't be done.
+/// The boundary is stopped while the client gives up, so the call is in flight and cannot finish.
 #[test]
-fn a_set_that_its_client_gave_up_does_not_replace_a_later_pin() {
+fn an_abandoned_set_does_not_replace_a_later_pin() {
     let (services, device) = (Services::new(""), device());
     let (given_up, later) = (services.open("SET_PIN"), services.open("SET_PIN"));
     let first_block = block(&device, &services.tzpk(&given_up, &device), "2580");
@@ -127,21 +127,22 @@ fn a_set_that_its_client_gave_up_does_not_replace_a_later_pin() {
     let head = format!("POST /v3/set?auditUser=it HTTP/1.1\r\nhost: edge\r\nauthorization: Bearer {TOKEN}");
     let length = format!("content-type: application/json\r\ncontent-length: {}", body.len());
     client.write_all(format!("{head}\r\n{length}\r\n\r\n{body}").as_bytes()).unwrap();
-    // Time for the call to come as far as the boundary; where it is too short, the call is given up sooner.
+    // Time for the call to reach the boundary; if it is too short, the call is given up before that.
     std::thread::sleep(Duration::from_millis(200));
     drop(client);
     rustix::process::kill_process(boundary, rustix::process::Signal::CONT).unwrap();
 
     let set = |control: &str, block: &[u8]| {
         let mut answer = services.set(control, block);
-        // A boundary that stood still may be started again.
+        // The supervisor may have restarted the stopped boundary.
         while answer.status == 503 {
             std::thread::sleep(Duration::from_millis(100));
             answer = services.set(control, block);
         }
         answer.status
     };
-    // Where the edge is slow to see that its client went, the given-up call may come first, and closes the later control.
+    // If the edge is slow to notice that its client has gone, the abandoned call may come first and close the later
+    // control.
     let (acknowledged, its_block) = match set(&later, &later_block) {
         200 => (later, later_block),
         status => {
@@ -157,7 +158,7 @@ fn a_set_that_its_client_gave_up_does_not_replace_a_later_pin() {
 }
 
 #[test]
-fn unknown_and_spent_controls_answer_the_same_bytes_but_id_and_timestamp() {
+fn unknown_and_spent_controls_have_the_same_answer() {
     let (services, device) = (Services::new(""), device());
     let control = services.open("SET_PIN");
     let tzpk = services.tzpk(&control, &device);
@@ -169,7 +170,7 @@ fn unknown_and_spent_controls_answer_the_same_bytes_but_id_and_timestamp() {
 }
 
 #[test]
-fn every_malformed_block_answers_the_same_bytes_but_id_and_timestamp() {
+fn every_malformed_block_has_the_same_answer() {
     let (services, device) = (Services::new(""), device());
     let classes: [u64; 6] = [
         0x0412_34FF_FFFF_FFFF,
@@ -201,7 +202,7 @@ fn a_weak_pin_and_a_missing_tzpk_have_own_codes() {
 }
 
 #[test]
-fn what_is_malformed_answers_400_by_name_and_the_control_goes_on() {
+fn a_malformed_field_answers_400_and_keeps_the_control() {
     let (services, device) = (Services::new(""), device());
     let control = services.open("SET_PIN");
     let tzpk = services.tzpk(&control, &device);
@@ -259,7 +260,7 @@ fn a_body_that_only_resembles_the_contracts_opens_no_control() {
 fn a_field_of_any_length_is_a_400_by_name() {
     let (services, device) = (Services::new("body_bytes_max = 1048576"), device());
     let (control, key) = (services.open("SET_PIN"), STANDARD.encode(device.public_key_der()));
-    // The longest auditUser takes the rest of a message whose other fields nearly fill it.
+    // The longest auditUser, in a message whose other fields nearly reach the limit.
     let user = "%F0%9F%94%91".repeat(128);
     for length in [37, 5_000, 15_000, 16_300, 16_384, 100_000, 1_000_000] {
         let long = "a".repeat(length);
@@ -317,7 +318,7 @@ fn no_cache_may_keep_an_answer_of_the_edge() {
 }
 
 #[test]
-fn who_shows_no_credentials_or_wrong_ones_is_nobody() {
+fn missing_or_wrong_credentials_are_unauthorized() {
     let services = Services::new("");
     let path = "/pincontrol/v2/plastic/3002?auditUser=it";
     let body = "{\"scope\":\"SET_PIN\"}";
@@ -355,7 +356,7 @@ fn every_rejected_http_request_has_an_error_body() {
 }
 
 #[test]
-fn a_cut_body_is_malformed_and_a_stalled_one_times_out() {
+fn a_cut_body_is_malformed_and_a_stalled_times_out() {
     let services = Services::new("request_timeout_milliseconds = 2000");
     let path = "/v3/set?auditUser=it";
     let chunked = "transfer-encoding: chunked";
@@ -401,10 +402,10 @@ fn an_early_http2_answer_reads_the_whole_body_first() {
     }
 }
 
-/// The HTTP/2 frames on stream 1, kind and payload, until nothing comes for a while.
+/// The HTTP/2 frames on stream 1, kind and payload, until none arrives for a while.
 fn frames_of_stream_1(stream: &mut TcpStream) -> Vec<(u8, Vec<u8>)> {
     let mut heard = Vec::new();
-    // It ends with the time for a read.
+    // The loop ends when a read times out.
     let _ = stream.read_to_end(&mut heard);
     let (mut frames, mut rest) = (Vec::new(), heard.as_slice());
     while let Some((head, after)) = rest.split_first_chunk::<9>() {
@@ -433,7 +434,7 @@ fn a_refused_request_leaves_its_connection_fit_for_the_next() {
 }
 
 #[test]
-fn an_engine_that_is_away_answers_503_and_comes_back_by_itself() {
+fn an_edge_answers_503_until_its_engine_returns() {
     let directory = tempfile::tempdir().unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let engine = format!("address = \"http://127.0.0.1:{port}\"");
@@ -448,7 +449,7 @@ fn an_engine_that_is_away_answers_503_and_comes_back_by_itself() {
 }
 
 #[test]
-fn the_log_has_the_error_id_and_the_cause_of_503() {
+fn the_log_has_the_id_and_cause_of_503() {
     let directory = tempfile::tempdir().unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let edge = EdgeProcess::start_with_default_log(directory.path(), &format!("address = \"http://127.0.0.1:{port}\""));
@@ -473,7 +474,7 @@ fn the_log_has_the_error_id_and_the_cause_of_503() {
 }
 
 #[test]
-fn an_edge_is_alive_without_its_engine_and_ready_only_with_it() {
+fn an_edge_is_ready_only_with_its_engine() {
     let directory = tempfile::tempdir().unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let edge = EdgeProcess::start(directory.path(), &format!("address = \"http://127.0.0.1:{port}\""), "");

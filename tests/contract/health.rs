@@ -1,4 +1,4 @@
-//! Health: what it says while the boundary is away and when the engine stops.
+//! Health while the boundary is missing, and when the engine stops.
 
 use std::{fs, time::Duration};
 
@@ -10,7 +10,7 @@ use support::{
     wait::{signal, soon},
 };
 
-/// Those that can do nothing without the boundary; the first is the engine as a whole.
+/// The services that need the boundary; the first is the engine as a whole.
 const BY_BOUNDARY: [&str; 4] = ["", "pinseal.v1.ControlService", "pinseal.v1.PinService", "pinseal.v1.CardService"];
 const BY_ENGINE: [&str; 2] = ["pinseal.v1.AuditService", "pinseal.v1.KeyService"];
 

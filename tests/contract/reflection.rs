@@ -1,4 +1,4 @@
-//! Reflection: it lists the services that the engine serves, and no other.
+//! Reflection lists exactly the services that the engine serves.
 
 use http::uri::PathAndQuery;
 use tokio_stream::{StreamExt, once};

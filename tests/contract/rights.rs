@@ -1,4 +1,4 @@
-//! Who may call what: every method of every service, and whose audit entries an auditor gets.
+//! Rights: every method of every service, and the audit entries that an auditor may read.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,7 @@ use support::{
     engine_process::{AUDIT_USER, EngineProcess, reason},
 };
 
-/// Of google.protobuf.FileDescriptorSet, what is needed to walk the services.
+/// The part of google.protobuf.FileDescriptorSet that lists the services.
 #[derive(Clone, PartialEq, Message)]
 struct Files {
     #[prost(message, repeated, tag = "1")]
@@ -51,7 +51,7 @@ struct ForTenant {
     tenant: String,
 }
 
-/// The services that an engine serves, each with the right that it asks for.
+/// The services of an engine, each with the right that it requires.
 const RIGHTS: [(&str, &str); 5] = [
     ("pinseal.v1.AuditService", "audit"),
     ("pinseal.v1.CardService", "cards"),
@@ -73,7 +73,7 @@ fn methods() -> Vec<(String, String)> {
     methods
 }
 
-/// How a method answers a request of this tenant.
+/// The answer of a method to a request of this tenant.
 async fn call(channel: &Channel, path: &str, tenant: &str) -> Result<(), Status> {
     let mut grpc = Grpc::new(channel.clone());
     grpc.ready().await.unwrap();
@@ -127,7 +127,7 @@ async fn no_method_serves_a_peer_for_another_tenant() {
         if ["Control", "Pin", "Card"].iter().any(|of| service == format!("pinseal.v1.{of}Service")) {
             let refused = call(&edge, &path, "other").await.unwrap_err();
             assert_eq!(refused.code(), Code::PermissionDenied, "{path}: {refused}");
-            // For its own tenant it is the empty request that is refused.
+            // For the peer's own tenant the empty request is refused.
             let refused = call(&edge, &path, "bank").await.unwrap_err();
             assert_eq!(refused.code(), Code::InvalidArgument, "{path}: {refused}");
         }

@@ -1,4 +1,4 @@
-//! Nothing acknowledged is lost, whenever the process dies.
+//! No acknowledged PIN is lost when the process is killed.
 
 use std::{
     process::Command,
@@ -33,7 +33,7 @@ async fn twenty_kills_under_load_lose_no_pin_and_no_control() {
             let client = engine.client().await;
             load.push(tokio::spawn(set_pins(client, device.clone(), known.clone(), kill, number)));
         }
-        // A moment of its own for every kill: so many acknowledgements, then some part of a group commit's life.
+        // Each kill comes at another moment: after so many acknowledgements, and some part of a group commit.
         let enough = known.lock().unwrap().acknowledged() + 4 + usize::try_from(kill % 7).unwrap() * 5;
         while known.lock().unwrap().acknowledged() < enough {
             tokio::time::sleep(Duration::from_millis(1)).await;

@@ -1,4 +1,4 @@
-//! A disk that is full or refuses a sync: the engine says so, ends, and starts again without loss.
+//! A full disk and a failed sync: the engine reports the reason, ends, and restarts without loss.
 
 use std::{
     fs,
@@ -19,14 +19,14 @@ use support::{
 
 const LONG_LIVED: &str = "[control]\nlifetime_seconds = 3600";
 
-/// A small file system in memory, mounted in a mount namespace of its own: it goes with the process that holds it.
+/// A small file system in memory, in a separate mount namespace. It ends with the process that holds the namespace.
 struct SmallDisk {
     holder: Child,
     mount: PathBuf,
 }
 
 impl SmallDisk {
-    /// Mounts it on a directory, which it makes.
+    /// Creates a directory and mounts the file system on it.
     fn mount(directory: &Path) -> Self {
         fs::create_dir(directory).unwrap();
         let script = "mount -t tmpfs -o size=6m tmpfs \"$1\" && echo mounted && exec cat";
@@ -42,7 +42,7 @@ impl SmallDisk {
         Self { holder, mount: directory.to_owned() }
     }
 
-    /// A command that sees it.
+    /// A command inside the namespace.
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--mount=/proc/{}/ns/mnt", self.holder.id())).arg(program);
@@ -71,7 +71,7 @@ impl Drop for SmallDisk {
     }
 }
 
-/// Waits for an engine that ends by itself: its exit code, and the last line it wrote.
+/// Waits until the engine ends: its exit code, and its last line.
 async fn end_of(engine: EngineProcess) -> (i32, String) {
     let last = || engine.log().lines().rfind(|line| line.starts_with("pinseal: ")).map(str::to_owned);
     let said = soon("the engine does not end", async || last()).await;
@@ -79,7 +79,7 @@ async fn end_of(engine: EngineProcess) -> (i32, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_on_a_full_disk_ends_and_serves_once_space_is_free() {
+async fn an_engine_with_a_full_disk_ends_and_restarts_with_space() {
     let directory = tempfile::tempdir().unwrap();
     let disk = SmallDisk::mount(&directory.path().join("data"));
     let pinseal = || disk.command(env!("CARGO_BIN_EXE_pinseal"));
@@ -101,7 +101,7 @@ async fn an_engine_on_a_full_disk_ends_and_serves_once_space_is_free() {
     assert_eq!(code, 1);
     assert!(said.contains("the disk is full; free space, then start the engine again"), "{said}");
 
-    // What the end left free goes too.
+    // The space that the end freed is filled too.
     disk.fill();
     let started = pinseal().args(["engine", "--config"]).arg(directory.path().join("engine.toml")).output().unwrap();
     let said = String::from_utf8_lossy(&started.stderr).into_owned();
@@ -116,7 +116,7 @@ async fn an_engine_on_a_full_disk_ends_and_serves_once_space_is_free() {
     }
 }
 
-/// Sets PINs until one is refused: how many were not, and the refusal.
+/// Sets PINs until one fails: the number that succeeded, and the failure.
 async fn set_until_refused(client: &mut Client, device: &device::Device) -> (u32, tonic::Status) {
     let mut set = 0;
     loop {
@@ -127,7 +127,7 @@ async fn set_until_refused(client: &mut Client, device: &device::Device) -> (u32
     }
 }
 
-/// The library that fails syncs; `fails` is the file that makes it.
+/// The library that fails syncs while the file `fails` exists.
 fn with_failing_syncs(fails: &Path, trace: &Path) -> Command {
     let built = Command::new(env!("CARGO")).args(["build", "--quiet", "-p", "pinseal-disk-shim"]).status().unwrap();
     assert!(built.success());
@@ -139,7 +139,7 @@ fn with_failing_syncs(fails: &Path, trace: &Path) -> Command {
     pinseal
 }
 
-/// Without the zeros that wait to be written over.
+/// The bytes without preallocated zeros at the end.
 fn written(journal: &Path) -> Vec<u8> {
     let mut bytes = fs::read(journal).unwrap();
     bytes.truncate(bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1);
@@ -147,7 +147,7 @@ fn written(journal: &Path) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_commit_whose_sync_failed_is_synced_before_a_retry_is_confirmed() {
+async fn an_unsynced_commit_is_synced_before_its_retry_succeeds() {
     let directory = tempfile::tempdir().unwrap();
     let (fails, trace) = (directory.path().join("fails"), directory.path().join("trace"));
     let start = || {
@@ -169,7 +169,7 @@ async fn a_commit_whose_sync_failed_is_synced_before_a_retry_is_confirmed() {
     let journal = directory.path().join("data/store/db/0.jnl");
     let read_back = written(&journal);
     let engine = start();
-    // The first sync of this start is of a fresh file with all that was read back.
+    // The first sync of this start is of a new file with the bytes that were read back.
     let first = fs::read_to_string(&trace).unwrap().lines().find(|line| line.contains("/store/")).unwrap().to_owned();
     let inode = fs::metadata(&journal).unwrap().ino();
     assert_eq!(first, format!("{inode} {} {}.fresh", read_back.len(), journal.display()));

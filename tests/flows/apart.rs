@@ -1,4 +1,4 @@
-//! Engine and edge as processes of their own, with mutual TLS between them; what they refuse at start; how they stop.
+//! Engine and edge as two processes with mutual TLS: their start, their refusals, their stop.
 
 use std::process::Command;
 
@@ -74,7 +74,7 @@ fn new_certificates_are_used_without_a_restart() {
     let engine = EngineProcess::start(directory.path(), &format!("{engine_tls}\n{}", peer("edge", "\"controls\"")));
     std::fs::rename(directory.path().join("pki"), directory.path().join("pki-before")).unwrap();
     certificates(directory.path());
-    // Files are looked at when a connection comes, two seconds after the last look at the earliest.
+    // A new connection checks the files, at most once in two seconds.
     std::thread::sleep(std::time::Duration::from_millis(2_100));
     let address = format!("address = \"https://localhost:{}\"\n{edge_tls}", port_of(&engine));
     let edge = EdgeProcess::start(directory.path(), &address, "");
@@ -110,7 +110,7 @@ fn the_lines_that_pki_dev_prints_serve() {
 }
 
 #[test]
-fn beyond_loopback_both_refuse_to_listen_without_tls_and_say_why() {
+fn beyond_loopback_no_service_listens_without_tls() {
     let directory = tempfile::tempdir().unwrap();
     for (service, why) in [("engine", "without mutual TLS"), ("edge", "without TLS")] {
         let config = directory.path().join(format!("{service}.toml"));

@@ -1,4 +1,4 @@
-//! `pinseal audit`: what it finds, and that it changes nothing.
+//! `pinseal audit`: it finds changes and makes none.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,7 @@ use device::Device;
 
 use support::engine_process::{EngineProcess, device};
 
-/// `pinseal audit` with these arguments; its files for a while go to `scratch`.
+/// `pinseal audit` with these arguments; its temporary files are in `scratch`.
 fn audit(scratch: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_pinseal")).arg("audit").args(arguments).env("TMPDIR", scratch).output().unwrap()
 }
@@ -22,7 +22,7 @@ fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// Bytes, mode, size and time of change of everything in a directory, by path.
+/// Bytes, mode, size and change time of every file in a directory, by path.
 fn snapshot(directory: &Path) -> BTreeMap<PathBuf, (Vec<u8>, u32, u64, i64, i64)> {
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(directory).unwrap() {
@@ -44,7 +44,7 @@ async fn set_pins(engine: &EngineProcess, device: &Device) {
     }
 }
 
-/// The whole chain that an engine wrote and stopped after.
+/// The whole chain of an engine that stopped.
 async fn exported(directory: &Path, scratch: &Path) -> String {
     let engine = EngineProcess::start(directory, "");
     set_pins(&engine, &device()).await;
@@ -60,7 +60,7 @@ async fn reading_a_store_changes_no_byte_of_it() {
     let (directory, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (data, store) = (directory.path().join("data"), directory.path().join("data/store"));
     let named = store.to_str().unwrap();
-    // A store that was closed, and one whose engine was killed: opened for writing, either is changed.
+    // A closed store, and the store of a killed engine: opening for writing would change both.
     for killed in [false, true] {
         let engine = EngineProcess::start(directory.path(), "");
         set_pins(&engine, &device()).await;

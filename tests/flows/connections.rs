@@ -1,4 +1,4 @@
-//! Connections that say nothing: they keep no client out.
+//! Silent connections keep no client out.
 
 use std::{net::TcpStream, time::Duration};
 
@@ -12,16 +12,16 @@ use support::{
 };
 
 const SILENT: usize = 2_000;
-/// For an answer on a machine that stalls.
+/// The limit for one answer: this machine may stall.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(60);
 
-/// Connections that stay open after these first bytes.
+/// Connections that send these bytes and stay open.
 fn silent(address: &str, words: &[u8]) -> Vec<TcpStream> {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
     let open = |_| {
         let mut stream = TcpStream::connect(address).unwrap();
-        // One that was closed already takes no words.
+        // A connection that was closed already accepts no bytes.
         let _ = std::io::Write::write_all(&mut stream, words);
         stream
     };
@@ -38,7 +38,7 @@ async fn silent_connections_keep_no_client_off_an_mtls_engine() {
     let directory = tempfile::tempdir().unwrap();
     let (tls, _) = certificates(directory.path());
     let engine = EngineProcess::start_quiet(directory.path(), &format!("{tls}\n{}", peer("edge", "\"controls\"")));
-    // The beginning of a ClientHello, and nothing at all.
+    // The beginning of a ClientHello; no byte.
     for (plastic, words) in [("6101", &b"\x16\x03\x01\x02\x00"[..]), ("6102", b"")] {
         let _silent = silent(engine.address(), words);
         is_served(Client::over(channel_as("edge", directory.path(), &engine)), plastic).await;

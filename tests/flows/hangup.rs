@@ -1,4 +1,4 @@
-//! SIGHUP, which a closed terminal sends to all: it ends no process that serves.
+//! SIGHUP, which a closed terminal sends to every process: it ends no service.
 
 use std::{
     fs,

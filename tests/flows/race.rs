@@ -1,4 +1,4 @@
-//! Nothing is used twice.
+//! A control is used once.
 
 use futures::future::join_all;
 use proto::Scope;
@@ -6,7 +6,7 @@ use proto::Scope;
 use support::engine_process::{EngineProcess, device, reason};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_64_racing_blocks_on_one_control_exactly_one_sets_its_pin() {
+async fn one_of_64_racing_blocks_sets_its_pin() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "");
     let device = device();
@@ -33,7 +33,7 @@ async fn of_64_racing_blocks_on_one_control_exactly_one_sets_its_pin() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_same_block_sent_by_many_at_once_answers_all_of_them_well() {
+async fn one_block_sent_by_many_at_once_succeeds_for_all() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "");
     let device = device();

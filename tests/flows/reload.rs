@@ -18,7 +18,7 @@ use support::{
 /// Long enough for a call to reach the boundary.
 const ON_ITS_WAY: Duration = Duration::from_millis(200);
 
-/// Makes another storage key and puts it into use.
+/// Makes and activates another storage key.
 fn make_storage_key(ceremony: &Ceremony) {
     ceremony.well("begin", ALL, &["--roster", ceremony.at("roster.toml").to_str().unwrap()]);
     ceremony.well("make", ENOUGH, &["storage"]);
@@ -30,7 +30,7 @@ async fn logged(engine: &EngineProcess, times: usize, what: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pin_translated_before_a_reload_is_stored_under_the_new_key() {
+async fn a_pin_translated_before_a_reload_uses_the_new_key() {
     let ceremony = Ceremony::prepared();
     let directory = ceremony.directory();
     let device = Arc::new(device());
@@ -40,7 +40,7 @@ async fn a_pin_translated_before_a_reload_is_stored_under_the_new_key() {
     let (control, block) = client.ready_to_set(&device, "970001", "271828").await.unwrap();
     make_storage_key(&ceremony);
 
-    // A boundary that answers late, as a slow token makes it.
+    // A boundary that answers late, as with a slow token.
     let before = engine.hsm_id().unwrap();
     signal(before, "STOP");
     let late = tokio::spawn(async move { client.set_block(&control, &block).await });

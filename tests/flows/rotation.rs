@@ -1,4 +1,4 @@
-//! The storage key rotates under load and under kills: nothing lost, nothing left under the old key.
+//! Rotation of the storage key under load and kills: no PIN is lost, no record stays under the old key.
 
 use std::{
     fs,
@@ -22,7 +22,7 @@ use support::{
     rotation::{records_under, settings, watch, watched},
 };
 
-/// How many PINs there are; `PINSEAL_ROTATION_RECORDS` says another number, for a measurement.
+/// The number of PINs; `PINSEAL_ROTATION_RECORDS` sets another number for a measurement.
 const RECORDS: u64 = 800;
 const CLIENTS: u64 = 8;
 const KILLS: u32 = 5;
@@ -39,14 +39,14 @@ fn pin(number: u64) -> String {
     format!("{:05}9", (number * 7_919 + 13) % 100_000)
 }
 
-/// What is done with each card.
+/// The operation on each card.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Operation {
     Set,
     View,
 }
 
-/// Sets or views the PINs of so many cards, each client its share.
+/// Sets or views the PINs of many cards, divided among the clients.
 async fn each_card(engine: &EngineProcess, device: &Arc<Device>, cards: u64, operation: Operation) {
     let share = |first: u64, mut client: Client| {
         let device = Arc::clone(device);
@@ -54,7 +54,7 @@ async fn each_card(engine: &EngineProcess, device: &Arc<Device>, cards: u64, ope
             for number in (first..cards).step_by(CLIENTS as usize) {
                 if operation == Operation::Set {
                     if let Err(status) = client.set(&device, &card(number), &pin(number)).await {
-                        // One that the policy refuses is left out, and is left out again below.
+                        // The policy refuses this PIN; the check below skips it too.
                         assert_eq!(support::engine_process::reason(&status), "PIN_REFUSED", "{status:?}");
                     }
                 } else {
@@ -73,7 +73,7 @@ async fn each_card(engine: &EngineProcess, device: &Arc<Device>, cards: u64, ope
     join_all(shares).await.into_iter().for_each(|share| share.unwrap());
 }
 
-/// Sets and views PINs of cards of its own until the engine dies; counts those that it saw.
+/// Sets and views PINs of its cards until the engine dies; counts the calls.
 async fn load(mut client: Client, device: Arc<Device>, seen: Arc<AtomicU64>, number: u64) {
     for round in 0.. {
         let (card, pin) =
@@ -103,7 +103,7 @@ async fn a_storage_key_rotates_under_load_and_kills_without_loss() {
     let (before, none) = records_under(directory).await;
     assert!(before > records() * 9 / 10 && none == 0);
 
-    // Two of them hold a ceremony while no engine runs: an engine takes its keys up when it starts.
+    // The second key is made while no engine runs: an engine reads its keys at its start.
     ceremony.well("begin", ALL, &["--roster", ceremony.at("roster.toml").to_str().unwrap()]);
     for key in ["storage", "seal"] {
         ceremony.well("make", ENOUGH, &[key]);
@@ -112,7 +112,7 @@ async fn a_storage_key_rotates_under_load_and_kills_without_loss() {
     let refused = ceremony.refused("retire", ENOUGH, &["storage/1"]);
     assert!(refused.contains(&format!("{before} PIN records are under storage/1")), "{refused}");
 
-    // So slow that each life of the engine does a page at once and waits long before the next.
+    // So slow that each engine re-encrypts one page and waits long before the next.
     let slow = settings(before / 40);
     let (mut last_old, mut in_the_middle) = (before, 0);
     for _ in 0..KILLS {
@@ -142,7 +142,7 @@ async fn a_storage_key_rotates_under_load_and_kills_without_loss() {
 
     ceremony.well("retire", ENOUGH, &["storage/1"]);
     let seal = ceremony.refused("retire", ENOUGH, &["seal/1"]);
-    // A control whose PIN the policy refused lives on.
+    // A control whose PIN the policy refused stays usable.
     let why = ["may be needed for an hour", "live controls have a tzpk under seal/1"];
     assert!(why.iter().any(|why| seal.contains(why)), "{seal}");
     let engine = EngineProcess::start_quiet(directory, &settings(2_000));
@@ -166,9 +166,9 @@ async fn a_storage_key_rotates_under_load_and_kills_without_loss() {
     assert!(lines.contains("\"type\":\"rotation_ended\""));
 }
 
-/// How many PINs the watched rotation re-encrypts: more than a page of them.
+/// The number of PINs that the watched rotation re-encrypts: more than one page.
 const WATCHED: u64 = 300;
-/// Of these the first page.
+/// The records of the first page.
 const FIRST_PAGE: u64 = 256;
 
 /// A running watch that has reported the first page.
@@ -193,7 +193,7 @@ async fn a_watched_rotation_ends_and_its_old_key_is_retired() {
     let idle = watched(&engine);
     assert!(idle.len() == 1 && idle[0]["state"] == "idle", "{idle:?}");
 
-    // The engine goes on making records with the key it has: it must take the newer one up first.
+    // The engine still encrypts under its old key: it must reload its keys first.
     ceremony.well("begin", ALL, &["--roster", ceremony.at("roster.toml").to_str().unwrap()]);
     ceremony.well("make", ENOUGH, &["storage"]);
     ceremony.well("activate", ENOUGH, &["storage/2"]);
@@ -204,7 +204,7 @@ async fn a_watched_rotation_ends_and_its_old_key_is_retired() {
     let (before, _) = records_under(directory).await;
     assert!(before > FIRST_PAGE);
 
-    // So slow that it does the first page and waits for minutes.
+    // So slow that the rotation does the first page and waits for minutes.
     let engine = EngineProcess::start(directory, &(settings(1) + "\n" + METRICS));
     let (mut watching, progress) = watching(&engine);
     for (what, number) in [("pass", 1), ("total", before), ("reencrypted", FIRST_PAGE), ("failed", 0)] {
@@ -241,7 +241,7 @@ async fn a_watched_rotation_ends_and_its_old_key_is_retired() {
     let plain = String::from_utf8(watch(&engine, &[]).output().unwrap().stdout).unwrap();
     assert!(plain.contains("records are under the newest storage key") && plain.lines().count() == 1, "{plain}");
     ceremony.well("retire", ENOUGH, &["storage/1", "--engine", engine.address()]);
-    // A boundary that is started again has the retired key no more, and serves all the same.
+    // A restarted boundary serves without the retired key.
     let killed = engine.hsm_id().unwrap();
     support::wait::signal(killed, "KILL");
     let back = async || engine.serves().await.then(|| engine.hsm_id()).flatten().filter(|id| *id != killed);
@@ -278,7 +278,7 @@ async fn spoil_one_record(directory: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watch_fails_on_an_unreadable_record_and_its_key_stays() {
+async fn a_watch_fails_on_a_record_that_cannot_be_decrypted() {
     let ceremony = Ceremony::prepared();
     let directory = ceremony.directory();
     let engine = EngineProcess::start(directory, &settings(2_000));
@@ -354,7 +354,7 @@ async fn keys_reload_and_rotate_while_every_call_is_answered() {
         engine.hsm_id().filter(|id| *id != first && !Path::new(&format!("/proc/{first}")).exists())
     });
     second.await;
-    // What began under the older seal key ends well.
+    // A control that was opened under the older seal key succeeds.
     engine.client().await.set_block(&half_done, &block).await.unwrap();
 
     assert_eq!(watched(&engine).pop().unwrap()["state"], "done");
@@ -368,7 +368,7 @@ async fn keys_reload_and_rotate_while_every_call_is_answered() {
     each_card(&engine, &device, WATCHED, Operation::View).await;
     assert_eq!(engine.client().await.view(&device, "960000").await.unwrap(), "271828");
 
-    // A boundary that can't open its keys takes nobody's place.
+    // A boundary that cannot open its keys replaces no other.
     fs::write(directory.join("data/vault"), "no vault").unwrap();
     support::wait::signal(engine.id(), "HUP");
     let refused = async || engine.log().contains("keeps the keys in use").then_some(());

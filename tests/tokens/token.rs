@@ -134,8 +134,8 @@ async fn a_token_process_killed_under_load_reconnects_without_loss() {
     }
 }
 
-/// Sets some PINs, gives the storage key a newer version while the engine serves, lets it take that up, and waits until
-/// every PIN was re-encrypted under it and views.
+/// Sets some PINs, adds a newer version of the storage key, reloads the engine's keys, and waits until
+/// every PIN is re-encrypted under it and can be viewed.
 async fn rotates(token: &RealToken, directory: &Path, newer: impl FnOnce(&str), keys: [&str; 2]) {
     let device = device();
     let cards: Vec<_> =
@@ -171,7 +171,8 @@ async fn a_storage_key_rotates_in_softhsm_by_a_ceremony() {
     let ceremony = Ceremony::prepared_on(&token);
     let newer = |engine: &str| {
         ceremony.well("begin", ALL, &["--roster", ceremony.at("roster.toml").to_str().unwrap()]);
-        // A step that dies before the inventory lists the key leaves such a key: only a person can know that nobody owns it.
+        // A step that is killed before the inventory lists the key leaves such a key: only a person can know that it is
+        // unused.
         token.import_aes_key("pinseal storage", "730002");
         let refused = ceremony.refused("make", ENOUGH, &["storage"]);
         assert!(
@@ -198,7 +199,7 @@ async fn a_storage_key_rotates_in_softhsm_by_a_ceremony() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_storage_key_rotates_in_nss_where_no_clear_block_is_seen() {
+async fn a_storage_key_rotates_in_nss_without_a_clear_block() {
     let (token, directory) = (RealToken::with_keys(Make::Nss), tempfile::tempdir().unwrap());
     let both = |lines: &str| lines.replace("[token]\n", "[token]\nstorage_key_versions = [1, 2]\n");
     let newer = |_: &str| {
@@ -211,7 +212,7 @@ async fn a_storage_key_rotates_in_nss_where_no_clear_block_is_seen() {
 }
 
 #[test]
-fn a_key_that_others_made_less_safe_is_not_taken_into_custody() {
+fn a_key_with_unsafe_attributes_does_not_enter_custody() {
     let token = RealToken::with_keys(Make::SoftHsm);
     token.import_aes_key("pinseal storage", "730002");
     let ceremony = Ceremony::prepared_on(&token);
@@ -229,7 +230,7 @@ fn a_token_without_data_objects_cannot_hold_a_ceremony() {
     assert!(refused.contains("can't hold the register of a ceremony"), "{refused}");
 }
 
-/// Asks again and again until it holds: within five seconds, as a rule; a busy machine is given longer.
+/// Repeats the check until it holds: usually within five seconds; the limit is longer for a busy machine.
 async fn comes_to_hold(holds: impl AsyncFn() -> bool) {
     let asked = async {
         while !holds().await {
@@ -239,7 +240,7 @@ async fn comes_to_hold(holds: impl AsyncFn() -> bool) {
     tokio::time::timeout(Duration::from_secs(60), asked).await.expect("it did not come to hold");
 }
 
-/// Sets and views a PIN; returns what the module returned during that, and the calls with a clear value in it.
+/// Sets and views a PIN; returns the module's outputs during that, and the calls that returned a clear value.
 async fn traced_flow(make: Make) -> (Vec<(String, String)>, Vec<String>) {
     const PIN: &str = "927182813";
     let at_level_host = !matches!(make, Make::Nss);
@@ -263,8 +264,8 @@ async fn traced_flow(make: Make) -> (Vec<(String, String)>, Vec<String>) {
         clear.extend(tzpk.as_bytes().chunks(8).map(hexadecimal));
     }
     let trace = token.trace();
-    // At level host the boundary makes a tzpk of the token's random bytes and sets their parity: of 256 halves one has the
-    // right parity before, and is a half of the key as it leaves the token.
+    // At level host the boundary makes a tzpk from the token's random bytes and sets the parity. One half in 256 has the
+    // right parity already, and leaves the token as a half of the key.
     let makes_tzpk = |call: &str| at_level_host && call == "C_GenerateRandom";
     let found =
         trace.iter().filter(|(call, out)| !makes_tzpk(call) && clear.iter().any(|clear| out.contains(clear.as_str())));
@@ -277,7 +278,7 @@ fn hexadecimal(bytes: &[u8]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn at_level_host_the_search_finds_clear_blocks_from_c_decrypt() {
+async fn at_level_host_the_search_finds_clear_blocks() {
     let (trace, found) = traced_flow(Make::SoftHsm).await;
     // Set: the device's block. View: the stored one's PIN field.
     assert_eq!(found, ["C_Decrypt", "C_Decrypt"]);
@@ -297,7 +298,7 @@ async fn at_level_token_no_clear_value_leaves_the_token() {
     assert!(count("C_WrapKey") >= 5, "for the device twice, for ourselves, for the store, for the view");
 }
 
-/// The documentation's matrix, from what the tokens of this machine answer and return. To write it again:
+/// The matrix in docs/tokens.md, from the answers of this machine's tokens. To write it:
 /// `PINSEAL_WRITE_MATRIX=1 cargo test --test tokens matrix`.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_matrix_in_the_documentation_is_what_the_tokens_show() {
@@ -347,7 +348,7 @@ async fn the_matrix_in_the_documentation_is_what_the_tokens_show() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn records_and_audit_lines_name_the_level_and_another_is_refused() {
+async fn a_store_of_another_boundary_level_is_refused() {
     let (token, directory) = (RealToken::with_keys(Make::Nss), tempfile::tempdir().unwrap());
     let engine = EngineProcess::start_on(directory.path(), &token);
     let (device, mut client) = (device(), engine.client().await);
@@ -384,17 +385,17 @@ async fn records_and_audit_lines_name_the_level_and_another_is_refused() {
 }
 
 #[test]
-fn the_jdk_sets_and_views_a_pin_with_the_keys_in_softhsm() {
+fn the_jdk_sets_and_views_a_pin_on_softhsm() {
     the_jdk_sets_and_views_with(Make::SoftHsm);
 }
 
 #[test]
-fn the_jdk_sets_and_views_a_pin_that_never_leaves_nss() {
+fn the_jdk_sets_and_views_a_pin_on_nss() {
     the_jdk_sets_and_views_with(Make::Nss);
 }
 
 #[test]
-fn the_jdk_sets_and_views_a_pin_with_the_keys_in_opencryptoki() {
+fn the_jdk_sets_and_views_a_pin_on_opencryptoki() {
     the_jdk_sets_and_views_with(Make::OpenCryptoki);
 }
 
@@ -410,13 +411,13 @@ fn the_jdk_sets_and_views_with(make: Make) {
 #[tokio::test(flavor = "multi_thread")]
 async fn sixteen_clients_run_ten_thousand_softhsm_flows_in_flat_memory() {
     const FLOWS_EACH: usize = 625;
-    // The store's own memory reaches its bound within the first half; so do the cards, which come again.
+    // The store's memory reaches its limit within the first half; so do the cards, which repeat.
     const STORE: &str = "[store]\nmemory_mebibytes_max = 4";
     let (softhsm, directory) = (RealToken::with_keys(Make::SoftHsm), tempfile::tempdir().unwrap());
     let mut pinseal = softhsm.beside(env!("CARGO_BIN_EXE_pinseal"));
-    // What allocators hold back for later is not what the engine uses.
+    // Memory that an allocator keeps for later is not in use.
     pinseal.env("MIMALLOC_PURGE_DELAY", "0").env("MALLOC_ARENA_MAX", "1");
-    // Ten thousand flows on a machine that stalls: no single call may end them.
+    // Ten thousand flows on a machine that may stall: one slow call must not end them.
     let lines = format!("call_timeout_milliseconds = 60000\n{}\n{STORE}", softhsm.lines());
     let engine = EngineProcess::start_with(pinseal, "127.0.0.1:0", directory.path(), &lines);
     let (played, mut clients) = (Arc::new(AtomicUsize::new(0)), tokio::task::JoinSet::new());
@@ -444,12 +445,12 @@ async fn sixteen_clients_run_ten_thousand_softhsm_flows_in_flat_memory() {
         }
     }
     let (least, most) = (second_half.iter().min().unwrap(), second_half.iter().max().unwrap());
-    // Within 5 % of its middle. SoftHSM leaks: as seen some 450 bytes a flow, 2 MiB in this half.
+    // Within 5 % of the middle. SoftHSM leaks about 450 bytes a flow, 2 MiB in this half.
     assert!(most - least <= (most + least) / 20, "memory is not flat: {least} to {most} KiB");
 }
 
 #[test]
-fn a_wrong_token_configuration_is_one_clear_line_and_burns_no_try() {
+fn a_wrong_token_configuration_is_one_line_and_no_login() {
     let softhsm = RealToken::without_keys(Make::SoftHsm);
     let lines = softhsm.lines();
     let refuses = |lines: &str, why: &str| {
@@ -473,9 +474,9 @@ fn a_wrong_token_configuration_is_one_clear_line_and_burns_no_try() {
 }
 
 #[test]
-fn a_key_with_excess_rights_is_rejected_by_name_and_attribute() {
+fn a_key_with_excess_rights_is_rejected_by_name() {
     let softhsm = RealToken::without_keys(Make::SoftHsm);
-    // Softhsm2-util gives a key every right it can have.
+    // softhsm2-util gives a key every right.
     softhsm.import_aes_key("pinseal mac", "6d0001");
     let (made, printed) = softhsm.token(&["make-keys"], &softhsm.lines());
     assert!(!made && printed.contains("the key \"pinseal mac\" is unsafe: CKA_"), "{printed}");
@@ -486,7 +487,7 @@ fn a_key_with_excess_rights_is_rejected_by_name_and_attribute() {
 }
 
 #[test]
-fn a_user_pin_with_one_or_no_try_left_is_reported_untried() {
+fn a_user_pin_with_at_most_one_try_is_untried() {
     // CKF_USER_PIN_LOCKED, CKF_USER_PIN_FINAL_TRY.
     for (flags, why) in [("40000", "the user PIN is locked"), ("20000", "the user PIN has one try left")] {
         let token = RealToken::behind_the_shim(Make::SoftHsm);
@@ -501,7 +502,7 @@ fn a_user_pin_with_one_or_no_try_left_is_reported_untried() {
 const USER_PIN_REFUSED: i32 = 77;
 
 #[test]
-fn a_refused_user_pin_is_tried_once_with_its_exit_code() {
+fn a_refused_user_pin_ends_with_its_exit_code() {
     let token = RealToken::behind_the_shim(Make::SoftHsm);
     let config = token.write_config(&token.lines());
     let socket = config.with_file_name("hsm.socket");
@@ -532,11 +533,11 @@ fn a_refused_user_pin_is_tried_once_with_its_exit_code() {
     }
 }
 
-/// Long enough for a supervisor to have tried six times, and a lost token to have been looked for five times.
+/// Enough time for six attempts of the supervisor, and five attempts to reach a lost token.
 const LONG_ENOUGH: Duration = Duration::from_secs(3);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_user_pin_is_not_tried_again_before_a_reload() {
+async fn a_refused_user_pin_is_untried_until_a_reload() {
     let (token, directory) = (RealToken::behind_the_shim(Make::SoftHsm), tempfile::tempdir().unwrap());
     let engine = EngineProcess::start_on(directory.path(), &token);
     let logged = async |what: &str, times: usize| {
@@ -559,7 +560,7 @@ async fn a_refused_user_pin_is_not_tried_again_before_a_reload() {
     support::wait::signal(engine.id(), "HUP");
     comes_to_hold(async || engine.serves().await).await;
 
-    // A process that serves is left to serve; once it is lost, the PIN that was refused is not tried.
+    // A serving process continues; after it is lost, the refused PIN is not tried.
     token.write_pin("8642");
     token.forget_trace();
     support::wait::signal(engine.id(), "HUP");
@@ -573,7 +574,7 @@ async fn a_refused_user_pin_is_not_tried_again_before_a_reload() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_token_that_refuses_the_user_pin_is_asked_once() {
+async fn a_lost_token_that_refuses_the_pin_is_tried_once() {
     let (token, directory) = (RealToken::behind_the_shim(Make::SoftHsm), tempfile::tempdir().unwrap());
     let engine = EngineProcess::start_on(directory.path(), &token);
     token.answer_logins(Some("a3"));
@@ -593,7 +594,7 @@ async fn a_lost_token_that_refuses_the_user_pin_is_asked_once() {
 }
 
 #[test]
-fn the_script_makes_a_token_whose_keys_are_safe_and_overwrites_nothing() {
+fn the_script_makes_a_token_with_safe_keys_and_overwrites_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let made = directory.path().join("token");
     let script = || {
@@ -618,7 +619,7 @@ fn the_doctor_reports_what_a_token_can_do() {
     let softhsm = RealToken::with_keys(Make::SoftHsm);
     let (well, printed) = softhsm.token(&["doctor", "--json"], &softhsm.lines());
     assert!(well, "{printed}");
-    // SoftHSM may write to standard error what it does not know.
+    // SoftHSM may write warnings to standard error.
     let report: Value = serde_json::Deserializer::from_str(&printed).into_iter().next().unwrap().unwrap();
     let works = |mechanism: &str| {
         let probes = report["probes"].as_array().unwrap();

@@ -1,5 +1,5 @@
-//! A library for tests, preloaded before the C library's: syncs fail on command, and each that succeeds is written down.
-//! It stands in for a disk that refuses a write, which a test can't have without a device of its own.
+//! A library for tests, preloaded before the C library: syncs fail on command, and each successful sync is recorded.
+//! It simulates a disk that refuses a write, for which a test would need a device.
 //!
 //! - `PINSEAL_DISK_FAIL`: a file. While it is there, `fdatasync` fails with EIO and syncs nothing, as on Linux where a write
 //!   to the disk failed: the bytes stay in the page cache, and a later read finds them.
@@ -44,7 +44,7 @@ fn sync(number: libc::c_long, descriptor: RawFd) -> c_int {
     if result == 0 { 0 } else { -1 }
 }
 
-/// A line that can't be written is missing, and the test that looks for it fails.
+/// If a line cannot be written, the test that looks for it fails.
 fn trace(descriptor: RawFd) {
     let Some(trace) = env::var_os("PINSEAL_DISK_TRACE") else { return };
     // SAFETY: the caller has the descriptor open for the length of this call, and nothing here closes it.

@@ -1,4 +1,4 @@
-//! How often a text is in the memory of another process.
+//! Counts the copies of a text in the memory of another process.
 
 use std::{
     fs::{self, File},
@@ -14,7 +14,7 @@ pub fn copies_in(process: u32, patterns: &[Vec<u8>]) -> io::Result<Vec<usize>> {
     let memory = File::open(format!("/proc/{process}/mem"))?;
     let pages = File::open(format!("/proc/{process}/pagemap"))?;
     let mut copies = vec![0; patterns.len()];
-    // Most bytes begin no pattern: a table says so at once.
+    // Most bytes begin no pattern: a table excludes them.
     let mut begins = [false; 256];
     patterns.iter().filter_map(|pattern| pattern.first()).for_each(|first| {
         if let Some(begins) = begins.get_mut(usize::from(*first)) {
@@ -25,7 +25,8 @@ pub fn copies_in(process: u32, patterns: &[Vec<u8>]) -> io::Result<Vec<usize>> {
     for (from, to) in maps.lines().filter_map(writable) {
         let mut at = from;
         while at < to {
-            // Pieces overlap, so that nothing hides in a seam; what begins in the overlap is counted in the next.
+            // Pieces overlap, so no pattern is lost at a border. A pattern that begins in the overlap is counted in the
+            // next piece.
             let length = usize::try_from(to - at).unwrap_or(usize::MAX).min(piece.len());
             let Some(bytes) = piece.get_mut(..length) else { break };
             if is_there(&pages, at, length) && memory.read_exact_at(bytes, at).is_ok() {

@@ -1,5 +1,5 @@
-//! Looks for planted bytes in the memory of another process. Built optimised even for tests: a search of hundreds of
-//! mebibytes for hundreds of thousands of patterns is to take a second or two, so that it can be made again and again.
+//! Searches the memory of another process for byte patterns. Built optimised even for tests: a search of hundreds of
+//! mebibytes for hundreds of thousands of patterns takes a second or two, so a test can repeat it.
 
 #![forbid(unsafe_code)]
 
@@ -17,14 +17,14 @@ use std::{
 
 /// The length of every pattern, in bytes.
 pub const PATTERN_BYTES: usize = 8;
-/// How much is read at a time.
+/// The bytes read at a time.
 const PIECE_BYTES: usize = 64 << 10;
-/// The least a page can be.
+/// The smallest page size, in bytes.
 const PAGE_BYTES: usize = 4 << 10;
 /// Bits of the filter in front of the table: 2 MiB.
 const FILTER_BITS: u32 = 24;
 
-/// What is looked for.
+/// The patterns.
 #[derive(Clone)]
 pub struct Planted {
     names: HashMap<u64, &'static str>,
@@ -39,7 +39,7 @@ impl Default for Planted {
 }
 
 impl Planted {
-    /// Plants the first and the last eight of these bytes, as they stand and backwards: a number may be kept either way.
+    /// Adds the first and the last eight of these bytes, in both byte orders: a number may be stored in either.
     pub fn plant(&mut self, what: &'static str, bytes: &[u8]) {
         for window in [bytes.first_chunk::<PATTERN_BYTES>(), bytes.last_chunk()].into_iter().flatten() {
             let value = u64::from_ne_bytes(*window);
@@ -53,7 +53,7 @@ impl Planted {
         }
     }
 
-    /// Which of them a process has in its memory, and how many bytes of memory were read.
+    /// The patterns in the memory of a process, and the number of bytes read.
     pub fn find_in(&self, process: u32) -> io::Result<Found> {
         let maps = fs::read_to_string(format!("/proc/{process}/maps"))?;
         let memory = File::open(format!("/proc/{process}/mem"))?;
@@ -63,10 +63,10 @@ impl Planted {
         for (from, to) in maps.lines().filter_map(writable) {
             let mut at = from;
             while at < to {
-                // Pieces overlap, so that nothing hides in a seam.
+                // Pieces overlap, so no pattern is lost at a border.
                 let length = usize::try_from(to - at).unwrap_or(usize::MAX).min(piece.len());
                 let Some(bytes) = piece.get_mut(..length) else { break };
-                // What was reserved and never touched would only read as zeros.
+                // Memory that was reserved and never touched reads as zeros.
                 if is_there(&pages, at, length) && memory.read_exact_at(bytes, at).is_ok() {
                     found.bytes += length;
                     self.find_among(bytes, &mut found.names);
@@ -108,11 +108,11 @@ pub fn contains(bytes: &[u8], pattern: &[u8]) -> bool {
     false
 }
 
-/// What a search found.
+/// The result of a search.
 pub struct Found {
-    /// The names of what was found.
+    /// The names of the patterns that were found.
     pub names: BTreeSet<&'static str>,
-    /// How much memory was read.
+    /// The bytes of memory that were read.
     pub bytes: usize,
 }
 
@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_in_memory_is_found_either_way_round_and_what_is_not_is_not() {
+    fn present_bytes_are_found_in_either_order_and_absent_are_not() {
         let here: Vec<u8> = (0..8).map(|at| at * 31 + 7).collect();
         let mut planted = Planted::default();
         planted.plant("here", &here);

@@ -1,10 +1,10 @@
-//! The storage key out of a software token's vault, so that it can be looked for where it must not be.
+//! Reads the storage key from a vault, so that a test can search for it.
 
 use std::{fs, io, path::Path};
 
 use aws_lc_rs::aead::{AES_256_GCM_SIV, Aad, LessSafeKey, Nonce, UnboundKey};
 
-/// Where the nonce stands, and where what stands before the ciphertext ends (`hsm/src/vault.rs`).
+/// The offsets of the nonce and of the ciphertext (`hsm/src/vault.rs`).
 const NONCE_AT: usize = 39;
 const HEAD_BYTES: usize = NONCE_AT + 12;
 

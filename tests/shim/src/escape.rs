@@ -1,5 +1,5 @@
-//! A hostile module: it tries by bare system calls what the boundary's process gave up, and writes down what the kernel
-//! answered, a line each: `refused` or `LET THROUGH`, then what was tried.
+//! A hostile module: it tries, by raw system calls, what the boundary's process may not do, and records the kernel's
+//! answer, a line each: `refused` or `LET THROUGH`, then the attempt.
 
 use std::{
     env, ffi, fs, io, mem,
@@ -35,7 +35,7 @@ pub(crate) fn try_while_serving() {
     }
 }
 
-/// Whole at once: a reader finds all of it, or no file.
+/// Atomic: a reader finds the whole file, or no file.
 fn write(file: &Path, text: &str) {
     let aside = file.with_extension("new");
     let _ = fs::write(&aside, text).and_then(|()| fs::rename(aside, file));
@@ -122,14 +122,14 @@ fn try_all(place: &Path, serving: bool) -> String {
             [(c"/bin/true", "map a program's code writable"), (c"/dev/zero", "map writable code of the zero device")]
         {
             let file = libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
-            // Without a file the mapping fails for want of one, which does not count as refused.
+            // Without a file the mapping fails for that reason, which does not count as refused.
             tell(what, libc::mmap(ptr::null_mut(), PAGE_BYTES, writable, libc::MAP_PRIVATE, file, 0) as i64);
             let code = libc::mmap(ptr::null_mut(), PAGE_BYTES, exec, libc::MAP_PRIVATE, file, 0);
             tell("make mapped code writable", libc::mprotect(code, PAGE_BYTES, writable).into());
             libc::close(file);
         }
         if serving {
-            // Not refused: a module loads its libraries again after its token was lost.
+            // Not refused: a module loads its libraries again after its token failed.
             let file = libc::open(code.as_ptr(), libc::O_RDONLY);
             let mapped = libc::mmap(ptr::null_mut(), PAGE_BYTES, exec, libc::MAP_PRIVATE, file, 0);
             tell("map code that it wrote", mapped as i64);

@@ -1,5 +1,5 @@
-//! A PKCS#11 module for tests, before a real one: it forwards every call, fails those it is ordered to, and writes down
-//! every buffer that comes out. It is C calling C, so `unsafe` is all it is made of; no product code links it.
+//! A PKCS#11 module for tests, in front of a real one: it forwards every call, fails calls on command, and records
+//! every output buffer. It consists of C calls, so it is `unsafe` throughout; no product code links it.
 //!
 //! - `PINSEAL_SHIM_MODULE`: the real module.
 //! - `PINSEAL_SHIM_COMMAND`: a file. While it is there, calls that hold a session fail with the hexadecimal CK_RV in it.
@@ -9,7 +9,7 @@
 //! - `PINSEAL_SHIM_ESCAPE`: a directory. While it is there, the module tries to get out (`escape.rs`): once when it is
 //!   loaded, and once at a decryption after there is a file `serving` in it; each writes what it tried beside that.
 //!
-//! Calls that put bytes out and are not written down are not there at all: what the trace does not show was not called.
+//! The function list has no other calls that return bytes: a call that the trace does not show was not made.
 
 #![allow(non_snake_case, reason = "the names are those of PKCS#11")]
 
@@ -27,7 +27,7 @@ use libloading::Library;
 
 struct Real {
     functions: CK_FUNCTION_LIST,
-    /// Stays loaded for as long as the process lives.
+    /// Stays loaded until the process ends.
     _library: Library,
 }
 
@@ -39,7 +39,7 @@ static REAL: OnceLock<Option<Real>> = OnceLock::new();
 static SHIM: OnceLock<Shim> = OnceLock::new();
 static TRACE: Mutex<()> = Mutex::new(());
 
-/// The list that is handed out.
+/// The list that the caller gets.
 struct Shim(CK_FUNCTION_LIST);
 
 unsafe impl Sync for Shim {}
@@ -66,7 +66,7 @@ fn real() -> Option<&'static Real> {
     .as_ref()
 }
 
-/// The failure that is commanded now.
+/// The current commanded failure.
 fn commanded() -> Option<CK_RV> {
     number_in("PINSEAL_SHIM_COMMAND")
 }
@@ -97,7 +97,7 @@ macro_rules! forward {
     };
 }
 
-/// What a call that succeeded put into a buffer of the caller's.
+/// Records the bytes that a successful call wrote into a buffer of the caller.
 ///
 /// # Safety
 /// `out` is null, or has `length` bytes, as PKCS#11 asks of every caller.

@@ -11,19 +11,19 @@ use tempfile::TempDir;
 
 use crate::real_token::RealToken;
 
-/// Who must be there at the beginning and the end.
+/// The participants that `begin` and `end` need.
 pub const ALL: &[&str] = &["lea", "alice", "bob", "otto"];
-/// And for any other step.
+/// The participants that every other step needs.
 pub const ENOUGH: &[&str] = &["lea", "alice", "bob"];
 
-/// A directory with an engine's configuration, a roster and its people's keys.
+/// A directory with an engine's configuration, a roster and the participants' keys.
 pub struct Ceremony {
     directory: TempDir,
     environment: Vec<(&'static str, PathBuf)>,
 }
 
 impl Ceremony {
-    /// With nothing done yet.
+    /// A ceremony that has not begun.
     pub fn prepared() -> Self {
         Self::prepared_with(Vec::new(), "")
     }
@@ -33,7 +33,7 @@ impl Ceremony {
         Self::prepared_with(token.environment(), &token.lines())
     }
 
-    /// The same, with the leader's own key in a token of theirs beside that one, and these lines in `engine.toml`.
+    /// The same, with the leader's key in a second token, and these lines in `engine.toml`.
     pub fn prepared_with_leader_beside(token: &RealToken, lines: &str) -> Self {
         let ceremony = Self::without_people(token.environment(), lines);
         fs::copy(token.of_a_person("lea"), ceremony.at("lea.toml")).unwrap();
@@ -68,7 +68,7 @@ impl Ceremony {
         self
     }
 
-    /// That has begun.
+    /// A ceremony that has begun.
     pub fn begun() -> Self {
         let ceremony = Self::prepared();
         ceremony.begin();
@@ -95,7 +95,7 @@ impl Ceremony {
         String::from_utf8(made.stdout).unwrap().trim().to_owned()
     }
 
-    /// The file that holds somebody's key; or names their token, where they have one.
+    /// The file with a participant's key, or the file that names their token.
     pub fn key_of(&self, name: &str) -> PathBuf {
         let token = self.at(&format!("{name}.toml"));
         if token.exists() { token } else { self.at(&format!("{name}.key")) }
@@ -129,7 +129,7 @@ impl Ceremony {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// The one line of why not.
+    /// The one line of the refusal.
     pub fn refused(&self, step: &str, present: &[&str], arguments: &[&str]) -> String {
         let output = self.step(step, present, arguments);
         assert!(!output.status.success(), "{step} {arguments:?} passed with {present:?}");
@@ -139,7 +139,7 @@ impl Ceremony {
     pub fn with_input(&self, step: &str, present: &[&str], arguments: &[&str], input: &str) -> Output {
         let mut command = self.command(step, present, arguments);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        // One that refuses before it has read all of it closes the pipe.
+        // A command that refuses before it has read all input closes the pipe.
         let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
         child.wait_with_output().unwrap()
     }
@@ -192,7 +192,7 @@ impl Terminal {
         assert!(self.tmux(&["send-keys", "Enter"]).status.success());
     }
 
-    /// What can be seen, and what can be scrolled back to.
+    /// The text on the screen and in the scrollback.
     pub fn shows(&self) -> String {
         String::from_utf8(self.tmux(&["capture-pane", "-p", "-J", "-S", "-"]).stdout).unwrap()
     }

@@ -37,7 +37,7 @@ pub fn certificates(directory: &Path) -> (String, String) {
     (engine, edge)
 }
 
-/// Gives a certificate of `certificates` these rights.
+/// The `[[peers]]` entry that gives a certificate of `certificates` these rights.
 pub fn peer(holder: &str, rights: &str) -> String {
     format!("[[peers]]\ncertificate_name = \"{holder}.pinseal.test\"\nrights = [{rights}]\n")
 }

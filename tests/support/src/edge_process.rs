@@ -1,4 +1,4 @@
-//! `pinseal edge` as a process of its own, and plain HTTP to talk to it.
+//! `pinseal edge` as a process, and its HTTP client.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -11,12 +11,12 @@ use std::{
 
 use serde_json::Value;
 
-/// The client the stories use.
+/// The client that the tests use.
 pub const TOKEN: &str = "story-token-0123456789abcdef";
 /// A client of another tenant.
 pub const OTHER_TOKEN: &str = "other-token-0123456789abcdef";
 
-/// The password of the client that uses HTTP Basic, a colon in it.
+/// The password of the client that uses HTTP Basic; it contains a colon.
 pub const PASSWORD: &str = "pass:word-0123456789";
 
 /// A running edge; killed when dropped.
@@ -27,17 +27,17 @@ pub struct EdgeProcess {
 }
 
 impl EdgeProcess {
-    /// Starts one in front of an engine, with these extra lines of configuration.
+    /// Starts an edge in front of an engine, with these extra lines of configuration.
     pub fn start(directory: &Path, engine: &str, extra: &str) -> Self {
         Self::start_logging(directory, engine, extra, Some("trace"))
     }
 
-    /// Starts one with the default log filter.
+    /// Starts an edge with the default log filter.
     pub fn start_with_default_log(directory: &Path, engine: &str) -> Self {
         Self::start_logging(directory, engine, "", None)
     }
 
-    /// Starts one that writes no events: they would be what takes most of its time.
+    /// Starts a service without a log: writing events would take most of its time.
     pub fn start_quiet(directory: &Path, engine: &str) -> Self {
         Self::start_logging(directory, engine, "", Some("warn"))
     }
@@ -102,7 +102,7 @@ impl EdgeProcess {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// What it wrote to standard error.
+    /// Its standard error.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()
     }
@@ -118,7 +118,7 @@ impl EdgeProcess {
         answer.headers().get("cache-control").map(|value| value.to_str().unwrap().to_owned())
     }
 
-    /// A POST with the story's token.
+    /// A POST with the tests' token.
     pub fn post(&self, path: &str, body: &str) -> Answer {
         self.post_as(&format!("Bearer {TOKEN}"), path, body)
     }
@@ -139,7 +139,7 @@ impl EdgeProcess {
     }
 }
 
-/// An edge spoken to byte by byte.
+/// A connection to an edge on which the test writes every byte.
 impl EdgeProcess {
     pub fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.url.trim_start_matches("http://")).unwrap();
@@ -147,8 +147,8 @@ impl EdgeProcess {
         stream
     }
 
-    /// The answer to a POST by HTTP/1.1 with the story's token, these headers and this body, of which nothing follows:
-    /// the client hangs up where it says so, and waits otherwise.
+    /// The answer to a POST by HTTP/1.1 with the tests' token, these headers and this part of a body. Nothing follows:
+    /// the client closes the connection if `hangs_up` is set, and waits otherwise.
     pub fn post_raw(&self, path: &str, headers: &str, body: &str, hangs_up: bool) -> Answer {
         let mut stream = self.connect();
         let head = format!("POST {path} HTTP/1.1\r\nhost: edge\r\nauthorization: Bearer {TOKEN}\r\nconnection: close");
@@ -186,7 +186,7 @@ impl Answer {
         self.body[name].as_str().unwrap_or_else(|| panic!("no {name} in {}", self.text))
     }
 
-    /// Checks the seven members of an error, and gives status and errorCode.
+    /// Checks the seven members of an error, and returns status and errorCode.
     pub fn fault(&self) -> (u16, &str) {
         let mut members: Vec<_> = self.body.as_object().unwrap().keys().map(String::as_str).collect();
         members.sort_unstable();
@@ -198,13 +198,13 @@ impl Answer {
         (self.status, self.member("errorCode"))
     }
 
-    /// Its bytes, but for what differs from answer to answer.
+    /// The bytes of the answer, without the members that differ in each answer.
     pub fn without_id_and_time(&self) -> String {
         self.text.replace(self.member("id"), "ID").replace(self.member("timestamp"), "TIME")
     }
 }
 
-/// One that hands every status back.
+/// An HTTP agent that returns every status.
 fn agent() -> ureq::Agent {
     ureq::Agent::config_builder().http_status_as_error(false).build().into()
 }

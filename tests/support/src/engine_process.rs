@@ -1,4 +1,4 @@
-//! `pinseal engine` as a process of its own, and what a client needs to talk to it.
+//! `pinseal engine` as a process, and its gRPC clients.
 
 use std::{
     io::{BufRead, BufReader},
@@ -22,29 +22,29 @@ use crate::real_token::RealToken;
 pub struct EngineProcess {
     child: Child,
     address: String,
-    /// What it wrote to standard error.
+    /// Its standard error.
     log: PathBuf,
 }
 
 impl EngineProcess {
-    /// Starts one that keeps everything in `directory`, with these extra lines of configuration.
+    /// Starts an engine with its data in `directory` and these extra lines of configuration.
     pub fn start(directory: &Path, extra: &str) -> Self {
         Self::start_binary(Path::new(crate::pinseal_path()), directory, extra)
     }
 
-    /// Starts one that writes no events: they would be what takes most of its time.
+    /// Starts a service without a log: writing events would take most of its time.
     pub fn start_quiet(directory: &Path, extra: &str) -> Self {
         let mut quiet = Command::new("env");
         quiet.args(["RUST_LOG=warn", crate::pinseal_path()]);
         Self::start_with(quiet, "127.0.0.1:0", directory, extra)
     }
 
-    /// Starts another build of it.
+    /// Starts another build of the program.
     pub fn start_binary(binary: &Path, directory: &Path, extra: &str) -> Self {
         Self::start_with(Command::new(binary), "127.0.0.1:0", directory, extra)
     }
 
-    /// Starts one with its keys in this token.
+    /// Starts an engine with its keys in this token.
     pub fn start_on(directory: &Path, token: &RealToken) -> Self {
         Self::start_on_with(directory, token, "")
     }
@@ -55,12 +55,12 @@ impl EngineProcess {
         Self::start_with(pinseal, "127.0.0.1:0", directory, &lines)
     }
 
-    /// Starts one at a given address.
+    /// Starts an engine at a given address.
     pub fn start_at(directory: &Path, listen: &str, extra: &str) -> Self {
         Self::start_with(Command::new(crate::pinseal_path()), listen, directory, extra)
     }
 
-    /// Starts one by a prepared command.
+    /// Starts an engine by a prepared command.
     pub fn start_with(mut pinseal: Command, listen: &str, directory: &Path, extra: &str) -> Self {
         let config = directory.join("engine.toml");
         let data = directory.join("data");
@@ -84,7 +84,7 @@ impl EngineProcess {
         Self { child, address, log }
     }
 
-    /// Leaves nobody who reads what it prints.
+    /// Closes the reader of its standard output.
     pub fn stop_reading(&mut self) {
         drop(self.child.stdout.take());
     }
@@ -93,12 +93,12 @@ impl EngineProcess {
         self.child.id()
     }
 
-    /// The process of its key boundary, where there is one now.
+    /// The current process of its key boundary, if any.
     pub fn hsm_id(&self) -> Option<u32> {
         self.hsm_ids().first().copied()
     }
 
-    /// The same, and any that is to take its place.
+    /// The processes of its key boundary: the current one and its successor.
     pub fn hsm_ids(&self) -> Vec<u32> {
         let threads = std::fs::read_dir(format!("/proc/{}/task", self.id())).unwrap();
         let children =
@@ -114,7 +114,7 @@ impl EngineProcess {
         std::fs::read_to_string(&self.log).unwrap()
     }
 
-    /// Its metrics, where it was started with [`METRICS`]: its log says where.
+    /// Its metrics, if it was started with [`METRICS`]; the log has their address.
     pub fn metrics(&self) -> String {
         let log = self.log();
         let line = log.lines().find(|line| line.contains("metrics are served")).unwrap();
@@ -124,36 +124,36 @@ impl EngineProcess {
         ureq::get(format!("http://{address}/metrics")).call().unwrap().body_mut().read_to_string().unwrap()
     }
 
-    /// How much of its memory is resident now.
+    /// Its resident memory.
     pub fn resident_kibibytes(&self) -> u64 {
         status_of(self.id(), "VmRSS:").parse().unwrap()
     }
 
-    /// SIGKILL, and wait until it is gone.
+    /// Sends SIGKILL and waits for the end of the process.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// SIGTERM; the exit code once it is gone.
+    /// Sends SIGTERM and returns the exit code.
     pub fn terminate(self) -> i32 {
         Command::new("kill").arg(self.id().to_string()).status().unwrap();
         self.wait()
     }
 
-    /// The exit code once it is gone.
+    /// Waits for the end of the process and returns the exit code.
     pub fn wait(mut self) -> i32 {
         self.child.wait().unwrap().code().unwrap()
     }
 
-    /// Whether health says that PINs are served.
+    /// Whether health reports that PINs are served.
     pub async fn serves(&self) -> bool {
         let request = HealthCheckRequest { service: "pinseal.v1.PinService".into() };
         let printed = self.health().await.check(request).await.unwrap().into_inner();
         printed.status() == ServingStatus::Serving
     }
 
-    /// Its health, asked on a connection of its own.
+    /// Its health, on a new connection.
     pub async fn health(&self) -> HealthClient<Channel> {
         HealthClient::new(self.channel().await)
     }
@@ -162,7 +162,7 @@ impl EngineProcess {
         Channel::from_shared(format!("http://{}", self.address)).unwrap().connect().await.unwrap()
     }
 
-    /// A client on a connection of its own.
+    /// A client on a new connection.
     pub async fn client(&self) -> Client {
         Client::over(self.channel().await)
     }
@@ -177,9 +177,9 @@ impl Drop for EngineProcess {
 
 /// Lines of configuration with which an engine serves metrics.
 pub const METRICS: &str = "[metrics]\nlisten = \"127.0.0.1:0\"";
-/// Whose cards the stories use.
+/// The tenant of the tests' cards.
 pub const TENANT: &str = "bank";
-/// In whose name.
+/// The auditUser of the tests.
 pub const AUDIT_USER: &str = "it";
 
 /// The gRPC clients of one connection.
@@ -230,13 +230,13 @@ impl Client {
         self.pins.set_pin(request).await.map(drop)
     }
 
-    /// The whole way of one PIN.
+    /// Opens a control, gets a tzpk and sets the PIN.
     pub async fn set(&mut self, device: &Device, plastic_id: &str, pin: &str) -> Result<(), Status> {
         let (control, block) = self.ready_to_set(device, plastic_id, pin).await?;
         self.set_block(&control, &block).await
     }
 
-    /// A control with a tzpk, and the block that would set this PIN.
+    /// A control with a tzpk, and the encrypted block of this PIN.
     pub async fn ready_to_set(
         &mut self,
         device: &Device,
@@ -249,13 +249,13 @@ impl Client {
         Ok((control, block))
     }
 
-    /// The PIN of a card, as its device shows it.
+    /// The PIN of a card, decrypted by the device.
     pub async fn view(&mut self, device: &Device, plastic_id: &str) -> Result<String, Status> {
         let (block, tzpk) = self.view_encrypted(device, plastic_id).await?;
         Ok(device.decrypt_pin(&tzpk, &block).unwrap().reveal().to_owned())
     }
 
-    /// The PIN of a card as it comes over the wire: the block, and the tzpk it is under.
+    /// The PIN of a card on the wire: the block, and its encrypted tzpk.
     pub async fn view_encrypted(&mut self, device: &Device, plastic_id: &str) -> Result<([u8; 8], Vec<u8>), Status> {
         let control_id = self.open(plastic_id, Scope::ViewPin).await?.control_id;
         let request = ViewPinRequest {
@@ -269,7 +269,7 @@ impl Client {
     }
 }
 
-/// A device with a key of the smallest size served.
+/// A device with a key of the smallest allowed size.
 pub fn device() -> Device {
     Device::generate(KeyBits::Rsa2048).unwrap()
 }
@@ -281,7 +281,7 @@ pub fn reason(status: &Status) -> String {
     info.reason
 }
 
-/// The first word that the kernel says of a process under this name.
+/// The first word of this field in `/proc/PID/status`.
 pub fn status_of(process: u32, name: &str) -> String {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();

@@ -1,4 +1,4 @@
-//! `pinseal hsm --listen` as a process that the test runs, apart from any engine.
+//! `pinseal hsm --listen` as a process that the test starts.
 
 use std::{
     fs,
@@ -16,12 +16,12 @@ pub struct HsmProcess {
 }
 
 impl HsmProcess {
-    /// Starts one that keeps its vault in `directory`, as this test's own user with these lines in `[boundary]`.
+    /// Starts a boundary with its vault in `directory`, as the test's user, with these lines in `[boundary]`.
     pub fn start(directory: &Path, boundary: &str) -> Self {
         Self::start_with(Command::new(crate::pinseal_path()), directory, boundary)
     }
 
-    /// Starts one by a prepared command, which ends with the program; with a vault that is made where none is there.
+    /// Starts a boundary by a prepared command that ends with the program; makes a vault if there is no vault.
     pub fn start_with(mut pinseal: Command, directory: &Path, boundary: &str) -> Self {
         let config = directory.join("hsm.toml");
         let text = format!("data_directory = {:?}\n[boundary]\n{boundary}\n", directory.join("data"));

@@ -1,4 +1,4 @@
-//! What clients that set PINs under kills know for certain, and that the engine still knows it afterwards.
+//! The PINs that clients know to be set while processes are killed, and the check that the engine still has them.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -7,7 +7,7 @@ use tonic::{Code, Status};
 
 use crate::engine_process::{Client, reason};
 
-/// What the clients know for certain.
+/// The results of the clients' calls.
 #[derive(Default)]
 pub struct Known {
     /// Card → the PIN that was acknowledged last.
@@ -24,7 +24,7 @@ impl Known {
         self.spent.len()
     }
 
-    /// Takes in how a set ended; gives back what is neither done nor refused by the policy: the reply was lost.
+    /// Records the result of a set. Returns the status if the reply was lost: neither success nor a refusal by the policy.
     pub fn note(
         &mut self,
         (card, pin): (String, String),
@@ -48,7 +48,7 @@ impl Known {
         Ok(())
     }
 
-    /// Every acknowledged PIN is there, and no control is good for another.
+    /// Asserts that every acknowledged PIN can be viewed, and that no spent control sets another PIN.
     pub async fn assert_kept(&self, client: &mut Client, device: &Device) {
         for (card, pin) in &self.acknowledged {
             let kept = once_there(async || client.view(device, card).await).await.unwrap();
@@ -63,7 +63,7 @@ impl Known {
     }
 }
 
-/// A boundary that is away, on a machine with no time to spare, is asked again.
+/// Repeats the call while the boundary does not answer: a busy machine may be slow to restart it.
 async fn once_there<T>(mut ask: impl AsyncFnMut() -> Result<T, Status>) -> Result<T, Status> {
     for _ in 0..400 {
         match ask().await {

@@ -1,4 +1,4 @@
-//! What the integration tests share: processes of the built program, tokens, ceremonies and certificates.
+//! Shared by the integration tests: processes of the built programs, tokens, ceremonies, certificates.
 
 #![allow(
     clippy::unwrap_used,
@@ -38,7 +38,7 @@ pub fn small_binary(name: &str) -> PathBuf {
     path
 }
 
-/// A command for a small program that takes, and drops, the name of the subcommand of `pinseal` as its first argument.
+/// A command for a small program that drops its first argument, the subcommand of `pinseal`.
 pub fn without_subcommand(name: &str) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", "shift; exec \"$0\" \"$@\""]).arg(small_binary(name));

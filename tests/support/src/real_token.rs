@@ -1,4 +1,4 @@
-//! A real token in a directory of its own, as an operator would make one: SoftHSM, NSS softokn or openCryptoki, of
+//! A real token in a temporary directory, made as an operator makes one: SoftHSM, NSS softokn or openCryptoki, from
 //! Debian's packages.
 
 use std::{
@@ -13,11 +13,11 @@ use std::{
 /// The PKCS#11 modules that the tests use, each from its Debian package.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Make {
-    /// BoundaryLevel `host` is its best.
+    /// It reaches level `host`.
     SoftHsm,
-    /// BoundaryLevel `token` is its best.
+    /// It reaches level `token`.
     Nss,
-    /// BoundaryLevel `host` is its best: it makes no key of double length.
+    /// It reaches level `host`: it makes no double-length key.
     OpenCryptoki,
 }
 
@@ -39,7 +39,7 @@ impl Make {
     }
 }
 
-/// A process that holds a token, and those it has forked; killed when dropped.
+/// A process that serves a token, and its children; killed when dropped.
 pub struct TokenProcess(Child);
 
 impl Drop for TokenProcess {
@@ -50,7 +50,7 @@ impl Drop for TokenProcess {
     }
 }
 
-/// A token with the label `pinseal`, gone when dropped.
+/// A token with the label `pinseal`; removed when dropped.
 pub struct RealToken {
     make: Make,
     directory: tempfile::TempDir,
@@ -87,7 +87,7 @@ impl RealToken {
         token
     }
 
-    /// A program that can reach the token: openCryptoki is found by what runs beside its daemon alone.
+    /// A program that can reach the token: openCryptoki is visible only in its daemon's namespaces.
     pub fn beside(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = match self.make {
             Make::SoftHsm | Make::Nss => Command::new(program),
@@ -118,7 +118,7 @@ impl RealToken {
         Self { module, ..Self::with_keys(make) }
     }
 
-    /// SoftHSM in a process of its own, reached over p11-kit's socket. It serves once it is started.
+    /// SoftHSM in a separate process, over p11-kit's socket. `serve` starts the process.
     pub fn over_a_socket() -> Self {
         let client = "/usr/lib/x86_64-linux-gnu/pkcs11/p11-kit-client.so";
         assert!(Path::new(client).exists(), "p11-kit is missing: apt-get install p11-kit p11-kit-modules");
@@ -142,10 +142,10 @@ impl RealToken {
         panic!("p11-kit does not serve");
     }
 
-    /// Lets every call that holds a session fail with this CK_RV from now on; none to let them go on.
+    /// From now on every call with a session fails with this CK_RV; `None` ends this.
     pub fn command(&self, failure: Option<&str>) {
         match failure {
-            // Written aside first: a call must not read half of it.
+            // Written to another file and renamed: a call must not read half of it.
             Some(code) => {
                 std::fs::write(self.path("command.new"), code).unwrap();
                 std::fs::rename(self.path("command.new"), self.path("command")).unwrap();
@@ -154,7 +154,7 @@ impl RealToken {
         }
     }
 
-    /// Lets every login be answered with this CK_RV from now on; none to let them go on.
+    /// From now on every login answers this CK_RV; `None` ends this.
     pub fn answer_logins(&self, answer: Option<&str>) {
         match answer {
             Some(code) => std::fs::write(self.path("login"), code).unwrap(),
@@ -162,17 +162,17 @@ impl RealToken {
         }
     }
 
-    /// How many logins the shim saw since its trace was forgotten.
+    /// The number of logins since the trace was cleared.
     pub fn logins(&self) -> usize {
         self.trace().iter().filter(|(call, _)| call == "C_Login").count()
     }
 
-    /// Lets the token say from now on that these flags (CKF_…, hexadecimal) are set.
+    /// From now on the token reports these flags (CKF_…, hexadecimal) as set.
     pub fn add_token_flags(&self, flags: &str) {
         std::fs::write(self.path("token-flags"), flags).unwrap();
     }
 
-    /// A key made outside, as an operator's other tool would.
+    /// Makes a key as an operator's other tool would.
     pub fn import_aes_key(&self, label: &str, id: &str) {
         std::fs::write(self.path("key"), [7; 32]).unwrap();
         let imported = Command::new("softhsm2-util")
@@ -196,23 +196,23 @@ impl RealToken {
         assert!(destroyed.status.success(), "{destroyed:?}");
     }
 
-    /// Forgets what came out so far, as while the engine tried the token at its start.
+    /// Clears the trace, for example of the engine's probes at its start.
     pub fn forget_trace(&self) {
         std::fs::write(self.path("trace"), "").unwrap();
     }
 
-    /// A directory: while it is there, the shim tries to get out and writes there what it tried.
+    /// A directory: while it exists, the shim tries to escape and writes its attempts there.
     pub fn escape_place(&self) -> PathBuf {
         self.path("escape")
     }
 
-    /// What came out of the module so far: a call a line, with its bytes in hexadecimal.
+    /// The module's outputs since the last clear: a call a line, with its bytes in hexadecimal.
     pub fn trace(&self) -> Vec<(String, String)> {
         let text = std::fs::read_to_string(self.path("trace")).unwrap_or_default();
         text.lines().map(|line| line.split_once(' ').unwrap()).map(|(call, out)| (call.into(), out.into())).collect()
     }
 
-    /// What a process needs around it to find the token.
+    /// The environment variables that a process needs to find the token.
     pub fn environment(&self) -> Vec<(&'static str, PathBuf)> {
         vec![
             ("SOFTHSM2_CONF", self.path("softhsm2.conf")),
@@ -226,7 +226,7 @@ impl RealToken {
         ]
     }
 
-    /// The engine's lines of configuration for it.
+    /// The lines of an engine's configuration for the token.
     pub fn lines(&self) -> String {
         self.lines_with("")
     }
@@ -245,7 +245,7 @@ impl RealToken {
             }
         };
         let slot = if self.make == Make::OpenCryptoki { "slot = 0" } else { "label = \"pinseal\"" };
-        // What the daemon of openCryptoki shares with its clients, beside what every token here has in its directory.
+        // The paths that openCryptoki's daemon shares with its clients, beside the token's directory.
         let shared: &[&str] = match self.make {
             Make::OpenCryptoki => &["/var/lib/opencryptoki", "/dev/shm", "/run", "/var/lock", "/var/log"],
             Make::SoftHsm | Make::Nss => &[],
@@ -255,7 +255,7 @@ impl RealToken {
             Make::SoftHsm if self.module.ends_with("p11-kit-client.so") => "ipc = [\"unix-socket\"]\n",
             Make::SoftHsm | Make::Nss => "",
         };
-        // It runs as root of a user namespace of its own, which may lock little memory.
+        // It runs as root of a separate user namespace, which may lock little memory.
         let waived = if self.make == Make::OpenCryptoki { "lock_memory = \"try\"\n" } else { "" };
         let paths: Vec<_> = shared.iter().map(PathBuf::from).chain([self.directory.path().to_owned()]).collect();
         format!(
@@ -264,12 +264,12 @@ impl RealToken {
         )
     }
 
-    /// Another user PIN in the file.
+    /// Writes another user PIN to the file.
     pub fn write_pin(&self, pin: &str) {
         write_private(&self.path("pin"), pin);
     }
 
-    /// `pinseal token …` with these lines of configuration: whether it went well, and all it said.
+    /// `pinseal token …` with these lines of configuration: whether it succeeded, and its output.
     pub fn token(&self, arguments: &[&str], lines: &str) -> (bool, String) {
         self.pinseal(&[&["token"], arguments].concat(), lines)
     }
@@ -289,7 +289,7 @@ impl RealToken {
         config
     }
 
-    /// A person's token beside it, of the same module, with a user PIN of its own; and the file that names it.
+    /// A participant's token of the same module, with another user PIN; and the file that names it.
     pub fn of_a_person(&self, name: &str) -> PathBuf {
         let mut initialise = Command::new("softhsm2-util");
         initialise.args(["--init-token", "--free", "--label", name, "--pin", "1357", "--so-pin", "97531"]);
@@ -303,12 +303,12 @@ impl RealToken {
         file
     }
 
-    /// Another user PIN in the file of a person's token.
+    /// Writes another user PIN to the file of a participant's token.
     pub fn write_pin_of(&self, name: &str, pin: &str) {
         write_private(&self.path(&format!("{name}.pin")), pin);
     }
 
-    /// A file beside it.
+    /// A file in the token's directory.
     fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }

@@ -4,7 +4,7 @@ use std::{path::Path, process::Command};
 
 use crate::{ceremony::said, engine_process::EngineProcess};
 
-/// The engine's lines for a rate at which the kills fall into the middle.
+/// The engine's configuration lines for a rate at which the kills hit the rotation.
 pub fn settings(records_per_second: u64) -> String {
     format!(
         "[control]\nlifetime_seconds = 3600\nper_card_per_hour_max = 1000000\n\
@@ -12,7 +12,7 @@ pub fn settings(records_per_second: u64) -> String {
     )
 }
 
-/// How many records there are under each storage key, read off the store of a stopped engine.
+/// The number of records under each storage key, from the store of a stopped engine.
 pub async fn records_under(directory: &Path) -> (u64, u64) {
     let store = engine_server::open_store_copy(&directory.join("data/store")).unwrap();
     let all = store.scan_pins(None, usize::MAX).await.unwrap();
@@ -29,7 +29,7 @@ pub fn watch(engine: &EngineProcess, arguments: &[&str]) -> Command {
     command
 }
 
-/// Every line of a watch that ends well.
+/// The lines of a watch that succeeds.
 pub fn watched(engine: &EngineProcess) -> Vec<serde_json::Value> {
     let output = watch(engine, &["--json"]).output().unwrap();
     assert!(output.status.success(), "{}", said(&output));

@@ -10,7 +10,7 @@ pub fn signal(process: u32, name: &str) {
     assert!(Command::new("kill").args([&format!("-{name}"), &process.to_string()]).status().unwrap().success());
 }
 
-/// Within a second, as a rule; a busy machine is given longer.
+/// Usually within a second; the limit is longer for a busy machine.
 pub async fn soon<T>(what: &str, mut find: impl AsyncFnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {
