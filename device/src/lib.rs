@@ -35,11 +35,11 @@ pub use self::{
 /// The size of the device's RSA modulus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyBits {
-    /// 2048 bits.
+    /// A modulus of 2048 bits.
     Rsa2048,
-    /// 3072 bits.
+    /// A modulus of 3072 bits.
     Rsa3072,
-    /// 4096 bits.
+    /// A modulus of 4096 bits.
     Rsa4096,
 }
 

@@ -10,7 +10,7 @@ pub struct Pin(String);
 /// The fill of a block behind the PIN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fill {
-    /// Random nibbles.
+    /// A random nibble at each place.
     Random,
     /// One nibble throughout: the vendor's documented device uses `0xA`.
     Constant(u8),

@@ -124,7 +124,7 @@ impl Served<'_> {
         say(
             "Pinseal: a cardholder sets a PIN from a phone. Each step shows who holds a key, what is sent and what is stored.\n",
         )?;
-        say("1. The issuer's side is up")?;
+        say("1. The issuer's services run")?;
         say(&format!("  engine (gRPC): {}   edge (HTTP): {}", self.engine.address(), self.edge_url))?;
         for line in self.engine.boundary().lines() {
             say(&format!("  {line}"))?;

@@ -122,7 +122,7 @@ impl Simulator {
         reporter: &mut StepReporter,
     ) -> Result<String, SimulateError> {
         let (control, opened) = self.backend.open_control(plastic_id, Scope::SetPin)?;
-        reporter.exchange("back-end → edge", "opens a control: this card, this purpose, seconds", &opened)?;
+        reporter.exchange("back-end → edge", "opens a control: for this card, to set its PIN, for seconds", &opened)?;
         let (encrypted_tzpk, issued) = self.backend.set_tzpk(&control, self.device.public_key_der())?;
         reporter.exchange("device → back-end → edge", "asks for a tzpk for the device's public key", &issued)?;
         reporter.note(
