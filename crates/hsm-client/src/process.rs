@@ -447,7 +447,8 @@ fn spawn(program: &Path, arguments: &[OsString], connections: usize, absent: Abs
 fn reach(socket: &Path, user: u32, connections: usize) -> io::Result<Vec<UnixStream>> {
     let connect = || {
         let stream = UnixStream::connect(socket)?;
-        let found = rustix::net::sockopt::socket_peercred(&stream)?.uid.as_raw();
+        // rustix 1.1 misreads the credentials of a peer in another PID namespace, whose process id is 0 here.
+        let found = nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials)?.uid();
         if found == user || found == ROOT_UID {
             return Ok(stream);
         }

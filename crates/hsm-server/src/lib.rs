@@ -242,7 +242,8 @@ async fn accept(
 }
 
 fn user_of(stream: &UnixStream) -> io::Result<u32> {
-    Ok(rustix::net::sockopt::socket_peercred(stream)?.uid.as_raw())
+    // Not by rustix 1.1: it misreads the credentials of a peer in another PID namespace, whose process id is 0 here.
+    Ok(nix::sys::socket::getsockopt(stream, nix::sys::socket::sockopt::PeerCredentials)?.uid())
 }
 
 impl HsmProcessError {
