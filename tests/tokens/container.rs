@@ -1,5 +1,4 @@
-//! SoftHSM in containers: the engine with its token in one, driven from outside; and a token in one, lent over a socket
-//! to an engine outside.
+//! The container images: the engine with SoftHSM; a token that an engine uses over a socket; the production images.
 
 use std::{io::Write, os::unix::fs::OpenOptionsExt, path::Path, process::Command, sync::OnceLock, time::Duration};
 
@@ -14,11 +13,15 @@ use testcontainers::{
     runners::AsyncRunner,
 };
 
-use support::engine_process::{Client, EngineProcess, device};
+use support::{
+    engine_process::{Client, EngineProcess, device},
+    small_binary,
+    wait::soon,
+};
 
 const IMAGE: &str = "pinseal-softhsm-test";
 
-/// The image, built once, of the binary under test. Without a Docker engine this says what is missing.
+/// The image with the program under test, built once. Without a Docker engine the failure names what is missing.
 fn image() -> GenericImage {
     static BUILT: OnceLock<()> = OnceLock::new();
     BUILT.get_or_init(|| {
@@ -29,8 +32,18 @@ fn image() -> GenericImage {
     GenericImage::new(IMAGE, "latest")
 }
 
-/// A volume of its own, removed when dropped.
+/// A volume, removed when dropped.
 struct Volume(String);
+
+impl Volume {
+    fn new(name: &str) -> Self {
+        Self(format!("pinseal-test-{}-{name}", std::process::id()))
+    }
+
+    fn at(&self, path: &str) -> Mount {
+        Mount::volume_mount(&self.0, path)
+    }
+}
 
 impl Drop for Volume {
     fn drop(&mut self) {
@@ -42,14 +55,14 @@ async fn engine_on(volume: &Volume) -> ContainerAsync<GenericImage> {
     image()
         .with_exposed_port(50_051.tcp())
         .with_wait_for(WaitFor::message_on_stdout("pinseal engine listens on"))
-        .with_mount(Mount::volume_mount(&volume.0, "/var/lib/pinseal"))
+        .with_mount(volume.at("/var/lib/pinseal"))
         .with_startup_timeout(Duration::from_secs(120))
         .start()
         .await
         .unwrap()
 }
 
-/// A client with the certificate that the container's own development CA made for one.
+/// A client with a certificate of the container's development CA.
 async fn client_of(engine: &ContainerAsync<GenericImage>, directory: &Path) -> Client {
     for file in ["ca.pem", "client.pem", "client.key"] {
         let mut shown = engine.exec(ExecCommand::new(["cat", &format!("/var/lib/pinseal/pki/{file}")])).await.unwrap();
@@ -69,7 +82,7 @@ async fn client_of(engine: &ContainerAsync<GenericImage>, directory: &Path) -> C
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_pins_and_controls_survive_a_new_container() {
     let (directory, device) = (tempfile::tempdir().unwrap(), device());
-    let volume = Volume(format!("pinseal-test-{}", std::process::id()));
+    let volume = Volume::new("softhsm");
 
     let engine = engine_on(&volume).await;
     let mut client = client_of(&engine, directory.path()).await;
@@ -128,6 +141,78 @@ async fn an_engine_uses_a_containers_token_over_a_socket() {
     assert_eq!(client.view(&device, "8410").await.unwrap(), "271828");
     drop(engine);
     container.rm().await.unwrap();
+}
+
+const PRODUCTION: &str = "-test";
+
+/// Runs the all-in-one program in its production image, as a user, with a volume.
+fn operator(user: &str, volume: &str, arguments: &[&str]) {
+    let mut docker = Command::new("docker");
+    docker.args(["run", "--rm", "--user", user, "--volume", volume, &format!("pinseal{PRODUCTION}")]);
+    let done = docker.args(arguments).output().unwrap();
+    assert!(done.status.success(), "{done:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_production_images_set_and_view_a_pin() {
+    let programs = small_binary("pinseal-hsm");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/production-images");
+    let built = Command::new(script).arg(programs.parent().unwrap()).arg(PRODUCTION).output().unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let image = |name: &str| GenericImage::new(name.to_owned() + PRODUCTION, "latest".to_owned());
+
+    let (directory, device) = (tempfile::tempdir().unwrap(), device());
+    let (vault, socket, store) = (Volume::new("vault"), Volume::new("socket"), Volume::new("store"));
+    let home = "/var/lib/pinseal-hsm";
+    operator("10002", &format!("{}:{home}", vault.0), &["vault", "create", "--data-directory", home]);
+    operator("10001", &format!("{}:/var/lib/pinseal", store.0), &["pki", "dev", "--out", "/var/lib/pinseal/pki"]);
+
+    let hsm = format!("data_directory = {home:?}\n[boundary]\nengine_user = 10001\nlock_memory = \"try\"\n");
+    let hsm = image("pinseal-hsm")
+        .with_copy_to("/etc/pinseal/hsm.toml", hsm.into_bytes())
+        .with_mount(vault.at(home))
+        .with_mount(socket.at("/run/pinseal-hsm"))
+        .with_network("none")
+        .start()
+        .await
+        .unwrap();
+    // An engine ends if the socket does not exist; a service manager would restart it.
+    soon("the boundary does not listen", async || {
+        let mut test = hsm.exec(ExecCommand::new(["test", "-S", "/run/pinseal-hsm/socket"])).await.unwrap();
+        test.stdout_to_vec().await.unwrap();
+        (test.exit_code().await.unwrap() == Some(0)).then_some(())
+    })
+    .await;
+
+    let engine = "listen = \"0.0.0.0:50051\"\ndata_directory = \"/var/lib/pinseal\"\n\
+                  [boundary]\nsocket = \"/run/pinseal-hsm/socket\"\nhsm_user = 10002\n\
+                  [tls]\ncertificates = \"/var/lib/pinseal/pki/engine.pem\"\n\
+                  private_key = \"/var/lib/pinseal/pki/engine.key\"\nclient_roots = \"/var/lib/pinseal/pki/ca.pem\"\n\
+                  [[peers]]\ncertificate_name = \"client.pinseal.test\"\nrights = [\"controls\", \"pins\"]\n";
+    let engine = image("pinseal-engine")
+        .with_exposed_port(50_051.tcp())
+        .with_wait_for(WaitFor::message_on_stdout("pinseal engine listens on"))
+        .with_copy_to("/etc/pinseal/engine.toml", engine.as_bytes().to_vec())
+        .with_mount(store.at("/var/lib/pinseal"))
+        .with_mount(socket.at("/run/pinseal-hsm"))
+        .with_host_config_modifier(|host| host.group_add = Some(vec!["10002".into()]))
+        .with_startup_timeout(Duration::from_secs(120))
+        .start()
+        .await
+        .unwrap();
+    let mut client = client_of(&engine, directory.path()).await;
+    client.set(&device, "8420", "271828").await.unwrap();
+    assert_eq!(client.view(&device, "8420").await.unwrap(), "271828");
+
+    let edge = image("pinseal-edge")
+        .with_wait_for(WaitFor::message_on_stdout("pinseal edge listens on"))
+        .with_copy_to("/etc/pinseal/edge.toml", Vec::new())
+        .start()
+        .await
+        .unwrap();
+    for container in [edge, engine, hsm] {
+        container.rm().await.unwrap();
+    }
 }
 
 /// The user or group this test runs as.
