@@ -212,7 +212,7 @@ fn typed(argument: &str) -> Result<Pin, SimulateError> {
     Ok(Pin::parse(line.trim())?)
 }
 
-/// A value whose long texts are cut: a controlId opens a card for seconds, and nobody reads 344 characters of base64.
+/// Cuts long texts in a value: a controlId is valid for seconds, and 344 characters of base64 hide the rest.
 fn shortened(value: &Value) -> Value {
     match value {
         Value::String(text) if text.chars().count() > SHOWN_CHARACTERS => {

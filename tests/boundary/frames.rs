@@ -169,7 +169,7 @@ async fn malformed_boundary_frames_cost_a_restart_and_no_pin() {
     between.corrupting.store(true, Ordering::Relaxed);
     let lost = client.set_block(&control, &block).await.unwrap_err();
     assert_eq!(lost.code(), Code::Unavailable, "{lost:?}");
-    soon("health does not tell", async || (!engine.serves().await).then_some(())).await;
+    soon("health still reports serving", async || (!engine.serves().await).then_some(())).await;
 
     between.corrupting.store(false, Ordering::Relaxed);
     soon("it is not back", async || engine.serves().await.then_some(())).await;

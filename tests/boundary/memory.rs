@@ -212,7 +212,7 @@ impl Story {
         // A copy: the clients must not wait for the search.
         let planted = self.planted.read().unwrap().clone();
         let found = planted.find_in(process).expect("run the tests as root");
-        assert!(found.bytes > 1 << 20, "too little memory was read to tell");
+        assert!(found.bytes > 1 << 20, "too little memory was read");
         found
     }
 }

@@ -104,7 +104,7 @@ async fn no_pin_or_account_number_leaves_a_trace() {
     planted.text("the bearer token", TOKEN);
 
     let logs = [engine.log(), edge.log()];
-    assert!(logs.iter().all(|log| log.len() > 1_000), "the logs are too short to tell");
+    assert!(logs.iter().all(|log| log.len() > 1_000), "the logs are too short for a search");
     planted.assert_absent("the engine's log", logs[0].as_bytes());
     planted.assert_absent("the edge's log", logs[1].as_bytes());
     planted.assert_absent("error bodies", errors.as_bytes());
@@ -116,7 +116,7 @@ async fn no_pin_or_account_number_leaves_a_trace() {
         Command::new(env!("CARGO_BIN_EXE_pinseal")).args(["audit", "export", "--store"]).arg(&store).output().unwrap();
     assert!(exported.status.success() && exported.stdout.len() > 1_000);
     planted.assert_absent("the audit export", &exported.stdout);
-    assert!(each_file(&directory.path().join("data"), &planted) > 3, "there are too few files to tell");
+    assert!(each_file(&directory.path().join("data"), &planted) > 3, "there are too few files for a search");
 }
 
 #[test]

@@ -46,7 +46,7 @@ async fn twenty_kills_under_load_lose_no_pin_and_no_control() {
     let engine = EngineProcess::start(directory.path(), generous);
     let mut client = engine.client().await;
     let known = std::mem::take(&mut *known.lock().unwrap());
-    assert!(known.acknowledged() > 200, "the load was too light to tell: {}", known.acknowledged());
+    assert!(known.acknowledged() > 200, "the load was too light: {}", known.acknowledged());
     known.assert_kept(&mut client, &device).await;
     assert_eq!(engine.terminate(), 0);
 

@@ -84,7 +84,7 @@ async fn reading_a_store_changes_no_byte_of_it() {
         let changed: Vec<_> =
             before.keys().chain(after.keys()).filter(|path| before.get(*path) != after.get(*path)).collect();
         assert!(changed.is_empty(), "killed: {killed}; changed: {changed:?}");
-        assert!(before.len() > 10, "there are too few files to tell");
+        assert!(before.len() > 10, "there are too few files for a comparison");
         assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0, "a copy is left");
     }
 }

@@ -75,7 +75,7 @@ async fn a_boundary_lost_during_a_reload_is_restarted_at_once() {
     assert!(Command::new("mkfifo").arg(&vault).status().unwrap().success());
     signal(engine.id(), "HUP");
     let opening = async || engine.hsm_ids().into_iter().find(|id| *id != serving);
-    let opening = soon("nobody opens the keys", opening).await;
+    let opening = soon("no process opens the keys", opening).await;
     tokio::time::sleep(ON_ITS_WAY).await;
     fs::rename(&kept, &vault).unwrap();
     signal(serving, "KILL");

@@ -372,14 +372,14 @@ async fn keys_reload_and_rotate_while_every_call_is_answered() {
     fs::write(directory.join("data/vault"), "no vault").unwrap();
     support::wait::signal(engine.id(), "HUP");
     let refused = async || engine.log().contains("keeps the keys in use").then_some(());
-    support::wait::soon("nothing was said", refused).await;
+    support::wait::soon("no refusal was logged", refused).await;
     each_card(&engine, &device, WATCHED, Operation::View).await;
     assert_eq!(engine.terminate(), 0);
     let (old, new) = records_under(directory).await;
     assert!(old == 0 && new > FIRST_PAGE, "{old} left, {new}");
     let mut pinseal = Command::new(env!("CARGO_BIN_EXE_pinseal"));
     let exported = pinseal.args(["audit", "export", "--store"]).arg(directory.join("data/store")).output().unwrap();
-    let taken_up = String::from_utf8(exported.stdout).unwrap();
-    let taken_up: Vec<_> = taken_up.lines().filter(|line| line.contains("\"keys_reloaded\"")).collect();
-    assert!(taken_up.len() == 2 && !taken_up[1].contains("storage/1:"), "{taken_up:?}");
+    let reloads = String::from_utf8(exported.stdout).unwrap();
+    let reloads: Vec<_> = reloads.lines().filter(|line| line.contains("\"keys_reloaded\"")).collect();
+    assert!(reloads.len() == 2 && !reloads[1].contains("storage/1:"), "{reloads:?}");
 }

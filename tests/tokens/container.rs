@@ -163,14 +163,14 @@ async fn the_production_images_set_and_view_a_pin() {
 
     let (directory, device) = (tempfile::tempdir().unwrap(), device());
     let (vault, socket, store) = (Volume::new("vault"), Volume::new("socket"), Volume::new("store"));
-    let home = "/var/lib/pinseal-hsm";
-    operator("10002", &format!("{}:{home}", vault.0), &["vault", "create", "--data-directory", home]);
+    let data = "/var/lib/pinseal-hsm";
+    operator("10002", &format!("{}:{data}", vault.0), &["vault", "create", "--data-directory", data]);
     operator("10001", &format!("{}:/var/lib/pinseal", store.0), &["pki", "dev", "--out", "/var/lib/pinseal/pki"]);
 
-    let hsm = format!("data_directory = {home:?}\n[boundary]\nengine_user = 10001\nlock_memory = \"try\"\n");
+    let hsm = format!("data_directory = {data:?}\n[boundary]\nengine_user = 10001\nlock_memory = \"try\"\n");
     let hsm = image("pinseal-hsm")
         .with_copy_to("/etc/pinseal/hsm.toml", hsm.into_bytes())
-        .with_mount(vault.at(home))
+        .with_mount(vault.at(data))
         .with_mount(socket.at("/run/pinseal-hsm"))
         .with_network("none")
         .start()

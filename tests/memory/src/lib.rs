@@ -24,7 +24,7 @@ const PAGE_BYTES: usize = 4 << 10;
 /// Bits of the filter in front of the table: 2 MiB.
 const FILTER_BITS: u32 = 24;
 
-/// The patterns.
+/// The byte patterns of a search.
 #[derive(Clone)]
 pub struct Planted {
     names: HashMap<u64, &'static str>,

@@ -8,7 +8,7 @@ use aws_lc_rs::aead::{AES_256_GCM_SIV, Aad, LessSafeKey, Nonce, UnboundKey};
 const NONCE_AT: usize = 39;
 const HEAD_BYTES: usize = NONCE_AT + 12;
 
-/// Where the first key's length stands in a keyring that is in nobody's custody, the key behind it
+/// The offset of the first key's length in a keyring without custody; the key follows it
 /// (`hsm/src/keyring/layout.rs`); its name's code, that of the storage key, is the first byte of its entry.
 const KEY_LENGTH_AT: usize = CODE_AT + 49;
 const CODE_AT: usize = 1 + 32 + 2;

@@ -51,7 +51,7 @@ fn real() -> Option<&'static Real> {
         // SAFETY: the test names a PKCS#11 module; loading one runs its initialisers, as it does without the shim.
         let library = unsafe { Library::new(path) }.ok()?;
         let mut list: *mut CK_FUNCTION_LIST = ptr::null_mut();
-        // SAFETY: every PKCS#11 module exports this symbol with this type, and fills in a list of its own.
+        // SAFETY: every PKCS#11 module exports this symbol with this type, and returns a static list.
         let functions = unsafe {
             let get = library
                 .get::<unsafe extern "C" fn(*mut *mut CK_FUNCTION_LIST) -> CK_RV>(b"C_GetFunctionList\0")
