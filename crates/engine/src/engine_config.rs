@@ -11,7 +11,7 @@ use std::{
 use serde::{Deserialize, de::IgnoredAny};
 
 use crate::{Right, pin::Rules};
-use config::{ConfigError, DATA_DIRECTORY, KnownKey, read_file, within};
+use config::{ConfigError, KnownKey, read_file, within};
 use domain::card::Tenant;
 use domain::control::LIFETIME_SECONDS_MAX;
 use domain::rules::{Admission, UnknownCards};
@@ -75,8 +75,7 @@ impl EngineConfig {
     /// # Errors
     /// The path of this program, which is also the program of the boundary, is not known.
     pub fn embedded(directory: &Path) -> Result<Self, ConfigError> {
-        let file = EngineFile { data_directory: directory.to_owned(), ..EngineFile::default() };
-        file.check(vec!["--data-directory".into(), directory.as_os_str().to_owned()])
+        EngineFile::default().check(vec!["--data-directory".into(), directory.as_os_str().to_owned()])
     }
 }
 
@@ -94,8 +93,8 @@ pub enum BoundaryPlace {
 struct EngineFile {
     /// The address and port of the gRPC listener.
     listen: SocketAddr,
-    /// The directory of the store and the vault, unless their sections name another.
-    data_directory: PathBuf,
+    // The boundary and the program that opens the store read it.
+    data_directory: Option<IgnoredAny>,
     /// Threads that serve; 0 for one for each core. If the number equals the cores, each thread is pinned to a core.
     workers: usize,
     /// The timeout of one call, in milliseconds.
@@ -204,7 +203,7 @@ impl Default for EngineFile {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 50_051)),
-            data_directory: DATA_DIRECTORY.into(),
+            data_directory: None,
             workers: 0,
             call_timeout_milliseconds: 5_000,
             calls_per_connection_max: 1_024,

@@ -1,16 +1,16 @@
-//! The engine: opens the key boundary and the store, and serves the use cases over gRPC.
+//! The engine: opens the key boundary and serves the use cases over gRPC, on a store that the program opens.
 //!
-//! This crate must never depend on a cipher, hold a clear PIN or key, or accept a PAN together with a PIN block.
+//! This crate must never depend on a cipher or name a store, hold a clear PIN or key, or accept a PAN together with a PIN block.
 //!
 //! ```no_run
 //! use engine::{BoundaryPlace, Engine, EngineConfig};
 //!
-//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! # async fn example(store: std::sync::Arc<dyn store::Store>) -> Result<(), Box<dyn std::error::Error>> {
 //! let mut config = EngineConfig::load(Some("engine.toml".as_ref()))?;
 //! let BoundaryPlace::Process(process) = std::mem::replace(&mut config.boundary, BoundaryPlace::Inline) else {
 //!     return Err("the key boundary is not a separate process".into());
 //! };
-//! let engine = Engine::start(config, Box::new(process)).await?;
+//! let engine = Engine::start(config, store, Box::new(process)).await?;
 //! println!("the engine listens on {}", engine.address());
 //! engine.stop().await?;
 //! # Ok(())
@@ -60,10 +60,10 @@ use proto::{
 };
 use store::{Store, StoreError, StoreFailure, StoreState};
 
-/// How often the token is asked whether it is there.
+/// How often the token is checked.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 
-/// A serving engine. [`Engine::stop`] lets calls in flight finish; a mere drop does not.
+/// A serving engine. [`Engine::stop`] lets calls in flight finish; a drop does not.
 pub struct Engine {
     boundary: Arc<dyn Boundary>,
     pins: Arc<Pins>,
@@ -93,10 +93,10 @@ impl Engine {
             return Err(StartError::NoPeers);
         }
         let tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
-        // Each start is an audit entry: a store without entries is one that nobody has used.
+        // Each start is an audit entry: no engine has used a store without entries.
         let is_new = store.checkpoint().await? == Checkpoint::EMPTY;
         let absent_keys = if is_new { AbsentKeys::Create } else { AbsentKeys::Refuse };
-        // One way in for each thread that serves, and one for the engine itself.
+        // One connection for each thread that serves, and one for the engine itself.
         let boundary = opener.open(config.workers.saturating_add(1), absent_keys).await?;
         let status = boundary.status();
         if let Err(error) = keys_in_use::check(&*store, &status).await {
@@ -153,22 +153,25 @@ impl Engine {
         Ok(Self { boundary, pins, store, health, watch, in_use, follow, rotation, metrics, serving })
     }
 
-    /// Where it listens.
+    /// The address that the engine listens on.
     pub fn address(&self) -> SocketAddr {
         self.serving.address()
     }
 
-    /// Where its metrics are served, if they are.
+    /// The address that metrics are served on; `None` where they are not served.
     pub fn metrics_address(&self) -> Option<SocketAddr> {
         self.metrics.as_ref().map(Metrics::address)
     }
 
-    /// What its key boundary is and promises, now.
+    /// The current status of the key boundary.
     pub fn boundary(&self) -> Arc<hsm_protocol::Status> {
         self.boundary.status()
     }
 
-    /// Reloads the keys as a ceremony left them, while calls continue.
+    /// Reloads the keys of the boundary while calls continue.
+    ///
+    /// # Errors
+    /// The boundary does not open the keys, and continues with those it has; or the store accepts no more changes.
     pub async fn reload_keys(&self) -> Result<(), ReloadError> {
         self.boundary.reload_keys().await?;
         let mut in_use = self.in_use.clone();
@@ -176,12 +179,15 @@ impl Engine {
         used.map_err(|_| ReloadError::NotUsed)
     }
 
-    /// Returns once the store has failed: from then on every call is refused, and [`Engine::stop`] returns the failure.
+    /// Returns once the store has failed: then every call is refused, and [`Engine::stop`] returns the failure.
     pub async fn store_failure(&self) -> StoreFailure {
         failure(&*self.store).await
     }
 
-    /// Takes no more connections, lets calls in flight finish, closes the store.
+    /// Refuses connections, lets calls in flight finish, closes the store.
+    ///
+    /// # Errors
+    /// The store failed, before or during the stop.
     pub async fn stop(mut self) -> Result<(), StoreError> {
         self.watch.abort();
         self.follow.abort();
@@ -189,7 +195,7 @@ impl Engine {
         self.metrics.iter().for_each(Metrics::stop);
         report_stop(&mut self.health).await;
         self.serving.stop().await;
-        // A store that fails may never answer.
+        // A store that has failed may never answer.
         let noted = tokio::select! {
             noted = self.pins.note_engine(Body::EngineStopped) => noted,
             failure = failure(&*self.store) => Err(StoreError::Failed(failure)),
@@ -223,17 +229,17 @@ pub enum StartError {
     /// The key boundary did not open.
     #[error(transparent)]
     Boundary(#[from] BoundaryError),
-    /// The keys are not those that the store was last used with.
+    /// The boundary has other keys than the store was last used with.
     #[error(
         "the store {store} does not fit these keys: {mismatch}; start the engine with the vault or token of this store"
     )]
     OtherKeys {
         /// [`Store::place`].
         store: String,
-        /// Which key.
+        /// The first key that differs.
         mismatch: KeyMismatch,
     },
-    /// Nobody knows under which keys its PINs and cards are.
+    /// The store holds PINs or cards, and its list of keys can't be read.
     #[error(
         "the store {store} holds PINs or cards, and no list of their keys that can be read: restore it from a backup"
     )]
@@ -241,28 +247,28 @@ pub enum StartError {
         /// [`Store::place`].
         store: String,
     },
-    /// The store failed at its first line.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// It may not listen there.
+    /// The engine may not listen on the configured address.
     #[error(transparent)]
     MayNotListen(#[from] ListenError),
-    /// Mutual TLS without a certificate that may call.
+    /// Mutual TLS is configured, and no certificate may call.
     #[error(
         "the engine has [tls] and no [[peers]]: no certificate would have a right. Add [[peers]] with certificate_name and \
          rights for each certificate that calls, such as the edge's: rights = [\"controls\", \"pins\"]"
     )]
     NoPeers,
-    /// Certificates or keys are not what they should be.
+    /// A certificate or private key can't be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// Its metrics can't be served.
+    /// The metrics can't be served.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
-    /// It can't serve.
+    /// The engine can't listen or start its threads.
     #[error(transparent)]
     Serving(#[from] ServingError),
-    /// The descriptor set built into the binary is broken.
+    /// The descriptor set in the binary is malformed.
     #[error("can't serve reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
 }
@@ -270,15 +276,15 @@ pub enum StartError {
 /// Why the keys were not reloaded.
 #[derive(Debug, Error)]
 pub enum ReloadError {
-    /// The boundary goes on with those it has.
+    /// The boundary continues with the keys it has.
     #[error(transparent)]
     Boundary(#[from] BoundaryError),
-    /// The boundary has them, and the store takes no more changes.
+    /// The boundary has reloaded the keys, and the store accepts no more changes.
     #[error("the keys are reloaded, but the store accepts no more changes: restart the engine")]
     NotUsed,
 }
 
-/// What needs the boundary, and the engine as a whole, which a probe that names no service asks for.
+/// The services that need the boundary. The empty name is the engine as a whole (gRPC health checking protocol).
 const BY_BOUNDARY: [&str; 4] = [
     "",
     ControlServiceServer::<Services>::NAME,
@@ -293,7 +299,7 @@ async fn report(health: &HealthReporter, services: &[&str], status: ServingStatu
     }
 }
 
-/// Says that nothing is served any more, and ends what watches that: a stop would wait for it.
+/// Reports that no service is served, and ends the health watches: a stop would wait for them.
 async fn report_stop(health: &mut HealthReporter) {
     for service in BY_BOUNDARY.iter().chain(&BY_ENGINE) {
         health.set_service_status(service, ServingStatus::NotServing).await;
@@ -301,12 +307,12 @@ async fn report_stop(health: &mut HealthReporter) {
     }
 }
 
-/// Lets health follow the store and the token: a failed store ends all services for good, a lost token some until it is
-/// back.
+/// Reports the health of the store and the token: a failed store ends all services for good, a lost token the services
+/// that need it until it is back.
 async fn watch(boundary: Arc<dyn Boundary>, mut store: watch::Receiver<StoreState>, health: HealthReporter) {
     let failed = store.wait_for(|state| matches!(state, StoreState::Failed(_)));
     tokio::select! {
-        // The token's watch ends here: it reports nothing after the lines below.
+        // The watch of the token ends here, so it reports nothing after the code below.
         _ = failed => {}
         () = watch_token(&*boundary, &health) => {}
     }
@@ -345,7 +351,7 @@ fn with_services(router: Router, services: &Services, keys: &KeyServices) -> Rou
         .add_service(KeyServiceServer::new(keys.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
 }
 
-/// Of every service that an engine serves, and of no other. Both versions of reflection are served, so each lists both.
+/// Describes every service of an engine and no other. Both versions of reflection are served, so each lists both.
 fn reflection() -> tonic_reflection::server::Builder<'static> {
     tonic_reflection::server::Builder::configure()
         .include_reflection_service(false)
