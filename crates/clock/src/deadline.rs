@@ -1,4 +1,4 @@
-//! The moment from which on nobody waits for a call. Every step of the call asks before it begins.
+//! The deadline of a call: from this moment on the caller does not wait. Every step of the call checks it first.
 
 use std::time::Duration;
 
@@ -8,39 +8,39 @@ tokio::task_local! {
     static DEADLINE: Deadline;
 }
 
-/// A moment, in milliseconds of CLOCK_MONOTONIC.
+/// The deadline of a call, in milliseconds of CLOCK_MONOTONIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(u64);
 
 impl Deadline {
-    /// The moment `time` from here.
+    /// The deadline `time` from now.
     pub fn within(time: Duration) -> Self {
         let time = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Self(monotonic_milliseconds().saturating_add(time))
     }
 
-    /// In milliseconds of CLOCK_MONOTONIC.
+    /// The deadline in milliseconds of CLOCK_MONOTONIC.
     pub fn monotonic_milliseconds(self) -> u64 {
         self.0
     }
 
-    /// Whether the moment has come.
+    /// Whether the deadline has passed.
     pub fn has_passed(self) -> bool {
         monotonic_milliseconds() >= self.0
     }
 
-    /// The deadline of the call that this task serves; a task of the engine's own has none.
+    /// The deadline of the call that this task serves; `None` for a call without a deadline and a task of the engine itself.
     pub fn of_this_call() -> Option<Self> {
         DEADLINE.try_with(|deadline| *deadline).ok()
     }
 
-    /// Serves a call under this deadline.
+    /// Runs a call under this deadline, which [`Deadline::of_this_call`] returns inside it.
     pub async fn serve<F: Future>(self, call: F) -> F::Output {
         DEADLINE.scope(self, call).await
     }
 }
 
-/// The time of a `grpc-timeout` header: up to 8 digits and a unit of H, M, S, m, u or n (gRPC over HTTP/2, "Requests").
+/// Reads the time of a `grpc-timeout` header; `None` for malformed text. The header is up to 8 digits and a unit of H, M, S, m, u or n (gRPC over HTTP/2, "Requests").
 pub fn parse_grpc_timeout(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let well_formed = (1..=8).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());

@@ -1,5 +1,20 @@
-//! The clocks. A control's lifetime is measured on the store's [`SteadyClock`]; audit lines and answers to callers carry
+//! The clocks. A control's lifetime is measured on the store's [`SteadyClock`]; audit events and answers to callers carry
 //! the wall clock's time.
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use clock::{SteadyClock, set_time::SetTime};
+//! use domain::time::UnixMillis;
+//!
+//! let time = SetTime::at(10_000);
+//! let clock = SteadyClock::starting_at(UnixMillis(0), Box::new(Arc::clone(&time)));
+//! assert_eq!(clock.now(), UnixMillis(10_000_000));
+//! time.step(-3_600);
+//! time.pass(1);
+//! assert_eq!(clock.now(), UnixMillis(10_001_000), "a step back of the wall clock does not turn it");
+//! assert_eq!(clock.wall_time(clock.now()), UnixMillis(6_401_000));
+//! ```
 
 pub mod deadline;
 pub mod set_time;
@@ -18,13 +33,13 @@ pub fn monotonic_milliseconds() -> u64 {
     seconds.saturating_mul(1_000).saturating_add(u64::try_from(now.tv_nsec / 1_000_000).unwrap_or_default())
 }
 
-/// What the machine's clock says; zero on a machine whose clock stands before 1970.
+/// The wall clock (CLOCK_REALTIME); zero where it is before 1970.
 pub fn now() -> UnixMillis {
     let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     UnixMillis(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// Two readings of the machine's clocks. A test gives its own.
+/// The two clocks of the machine. A test gives its own: [`set_time::SetTime`].
 pub trait TimeSource: Send + Sync + 'static {
     /// The wall clock, in nanoseconds since 1970-01-01T00:00:00Z. A step moves it either way.
     fn wall_nanoseconds(&self) -> i64;

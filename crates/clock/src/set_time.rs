@@ -14,19 +14,19 @@ pub struct SetTime {
 }
 
 impl SetTime {
-    /// Both clocks at this second.
+    /// Sets both clocks to this second.
     pub fn at(seconds: i64) -> Arc<Self> {
         let nanoseconds = || AtomicI64::new(seconds * 1_000_000_000);
         Arc::new(Self { wall: nanoseconds(), uptime: nanoseconds() })
     }
 
-    /// Time passes.
+    /// Lets time pass on both clocks.
     pub fn pass(&self, seconds: i64) {
         self.step(seconds);
         self.uptime.fetch_add(seconds * 1_000_000_000, Ordering::SeqCst);
     }
 
-    /// The wall clock alone steps.
+    /// Steps the wall clock alone, either way.
     pub fn step(&self, seconds: i64) {
         self.wall.fetch_add(seconds * 1_000_000_000, Ordering::SeqCst);
     }

@@ -1,4 +1,4 @@
-//! Who calls, for whom, and in whose name: what every use case is told before anything else.
+//! The caller of a use case: the authenticated peer, its tenant, and the user that the client names.
 
 use std::{ops::RangeInclusive, sync::Arc};
 
@@ -13,34 +13,37 @@ use crate::limits::AUDIT_USER_CHARACTERS_MAX;
 pub struct Caller {
     /// The authenticated peer: the name on its certificate, or `loopback`.
     pub peer: Arc<str>,
-    /// For which tenant it asks; whether it may has been judged.
+    /// The tenant of the cards. The peer's right to ask for this tenant was checked.
     pub tenant: Tenant,
-    /// Whom the client names. Audited, never trusted.
+    /// The user that the client names; audited, not authenticated.
     pub audit_user: AuditUser,
 }
 
-/// Who asked, as the client says: 1 to 128 characters that a reader sees, and spaces.
+/// The user that the client names: 1 to 128 visible characters or spaces.
 ///
-/// The audit chain, its exports and the logs show the text. So no character may hide, break the line, or turn the order of
-/// what stands around it (Unicode Technical Report 36, section 2.5).
+/// The audit chain, its exports and the logs show the text. So no character may hide, break the line, or reorder the text
+/// around it (Unicode Technical Report 36, section 2.5).
 #[derive(Clone, Debug)]
 pub struct AuditUser(Arc<str>);
 
 impl AuditUser {
-    /// Reads one.
+    /// Reads an auditUser.
+    ///
+    /// # Errors
+    /// The text is empty, longer than 128 characters, or has a character that is not visible.
     pub fn parse(text: &str) -> Result<Self, AuditUserError> {
         let length = text.chars().take(AUDIT_USER_CHARACTERS_MAX + 1).count();
-        let taken = (1..=AUDIT_USER_CHARACTERS_MAX).contains(&length) && text.chars().all(is_visible);
-        taken.then(|| Self(text.into())).ok_or(AuditUserError)
+        let is_valid = (1..=AUDIT_USER_CHARACTERS_MAX).contains(&length) && text.chars().all(is_visible);
+        is_valid.then(|| Self(text.into())).ok_or(AuditUserError)
     }
 
-    /// As text, shared.
+    /// The text; the clone shares it.
     pub fn shared(&self) -> Arc<str> {
         Arc::clone(&self.0)
     }
 }
 
-/// The text is no auditUser.
+/// The text is not an auditUser.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error(
     "auditUser is 1 to {AUDIT_USER_CHARACTERS_MAX} visible characters or spaces: no control, format, invisible, private-use \
@@ -48,8 +51,8 @@ impl AuditUser {
 )]
 pub struct AuditUserError;
 
-/// Whether a reader sees the character, or a space. Refused are the general categories Cc, Cf (bidi controls, zero-width
-/// characters), Zl, Zp, Co, Cs and Cn (unassigned, noncharacters), and what else has Default_Ignorable_Code_Point.
+/// Whether the character is visible or a space: not of the general categories Cc, Cf (bidi controls, zero-width
+/// characters), Zl, Zp, Co, Cs and Cn (unassigned, noncharacters), and without Default_Ignorable_Code_Point.
 fn is_visible(character: char) -> bool {
     use GeneralCategory::{Control, Format, LineSeparator, ParagraphSeparator, PrivateUse, Surrogate, Unassigned};
     match character.general_category() {
@@ -77,10 +80,10 @@ mod tests {
 
     #[test]
     fn an_audit_user_is_short_and_printable() {
-        for taken in
+        for accepted in
             ["jane@bank", "Åsa Bäck", "O\u{2019}Brien", "नेहा", "李 小龙", "\u{1F511}", &"\u{1F511}".repeat(128)]
         {
-            assert_eq!(&*AuditUser::parse(taken).unwrap().shared(), taken);
+            assert_eq!(&*AuditUser::parse(accepted).unwrap().shared(), accepted);
         }
         for refused in ["", "a\nb", "\u{7}", &"x".repeat(129)] {
             assert!(AuditUser::parse(refused).is_err(), "{refused:?}");

@@ -11,12 +11,15 @@ pub const TENANT_BYTES_MAX: usize = 31;
 /// The longest plasticId, in digits: as long as the longest account number (ISO/IEC 7812-1).
 pub const PLASTIC_ID_DIGITS_MAX: usize = 19;
 
-/// Whose card and whose control: 1 to 31 of `a-z`, `0-9` and `-`.
+/// An issuer or programme, whose cards and controls are apart from those of others: 1 to 31 of `a-z`, `0-9` and `-`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tenant(Text<TENANT_BYTES_MAX>);
 
 impl Tenant {
-    /// Reads a tenant's name.
+    /// Reads the name of a tenant.
+    ///
+    /// # Errors
+    /// [`CardError::Tenant`]: the text has another length or another character.
     pub fn parse(text: &str) -> Result<Self, CardError> {
         let plain = text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
         Text::new(text).filter(|_| plain).map(Self).ok_or(CardError::Tenant)
@@ -40,6 +43,9 @@ pub struct PlasticId(Text<PLASTIC_ID_DIGITS_MAX>);
 
 impl PlasticId {
     /// Reads a plasticId.
+    ///
+    /// # Errors
+    /// [`CardError::PlasticId`]: the text has another length or another character.
     pub fn parse(text: &str) -> Result<Self, CardError> {
         let digits = text.bytes().all(|b| b.is_ascii_digit());
         Text::new(text).filter(|_| digits).map(Self).ok_or(CardError::PlasticId)
@@ -71,9 +77,9 @@ impl fmt::Debug for PlasticId {
 /// A card's full name: the same plasticId of another tenant is another card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CardKey {
-    /// Whose card.
+    /// The tenant of the card.
     pub tenant: Tenant,
-    /// Which card.
+    /// The tenant's own name for the card.
     pub plastic: PlasticId,
 }
 
@@ -110,7 +116,7 @@ pub struct ReencryptedPin {
     pub key: RecordKey,
 }
 
-/// Where a card stands with its PIN.
+/// The PIN status of a card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PinStatus {
     /// `W`: the card waits for its PIN.
@@ -119,24 +125,24 @@ pub enum PinStatus {
     Set,
 }
 
-/// What the store knows of a card.
+/// A card as callers see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Card {
     /// The registered account number, where the card has one.
     pub account: Option<RegisteredAccount>,
-    /// Where it stands with its PIN.
+    /// Whether a PIN is set.
     pub pin_status: PinStatus,
-    /// When its PIN was last set.
+    /// The wall-clock time at which the PIN was last set.
     pub pin_set_at: Option<UnixMillis>,
 }
 
-/// Why a name was not taken.
+/// The text is not the name of a card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum CardError {
-    /// Not a tenant's name.
+    /// The text is not the name of a tenant.
     #[error("a tenant is 1 to {TENANT_BYTES_MAX} characters of a-z, 0-9 and -")]
     Tenant,
-    /// Not a plasticId.
+    /// The text is not a plasticId.
     #[error("a plasticId is 1 to {PLASTIC_ID_DIGITS_MAX} decimal digits")]
     PlasticId,
 }

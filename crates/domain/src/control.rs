@@ -9,8 +9,8 @@
 //! ```
 //! Past its expiry every control is unusable, whatever its state. Each new PIN of a card raises the card's generation. A
 //! control to set a PIN that was opened under another generation is unusable too, so of two such controls of a card the
-//! first set closes the other. A control to view stays. The block that set the PIN is confirmed again while this control's PIN stands, until five minutes
-//! after the expiry; that raises the generation too. What must never enter: a clear PIN, block or key.
+//! first set closes the other. A control to view stays. The block that set the PIN is confirmed again while this control's
+//! PIN stands, until five minutes after the expiry; that raises the generation too.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -22,12 +22,12 @@ use crate::card::{CardKey, RegisteredAccount, StoredPin, Tenant};
 use crate::limits::CONTROL_ID_CHARACTERS;
 use crate::time::UnixMillis;
 
-/// How often a PIN that breaks the policy leaves its control usable.
+/// The number of PINs that break the policy and leave their control usable.
 pub const REFUSED_PINS_MAX: u8 = 3;
 
-/// The longest life of a control, in seconds.
+/// The longest lifetime of a control, in seconds.
 pub const LIFETIME_SECONDS_MAX: u32 = 3_600;
-/// How long after its control's expiry a retry is confirmed.
+/// The time after the expiry of a control in which a retry is confirmed.
 pub const RETRY_GRACE: Duration = Duration::from_secs(300);
 
 /// A controlId: a random UUID.
@@ -35,23 +35,26 @@ pub const RETRY_GRACE: Duration = Duration::from_secs(300);
 pub struct ControlId([u8; 16]);
 
 impl ControlId {
-    /// A fresh one: 122 random bits (RFC 9562, version 4).
+    /// A fresh controlId: 122 random bits (RFC 9562, version 4).
     pub fn random() -> Self {
         Self(*Uuid::new_v4().as_bytes())
     }
 
-    /// Reads the 36-character text form.
+    /// Reads the text form, 36 characters.
+    ///
+    /// # Errors
+    /// The text is not a UUID in its hyphenated form (RFC 9562, section 4).
     pub fn parse(text: &str) -> Result<Self, ControlIdError> {
         let uuid = Uuid::try_parse(text).map_err(|_| ControlIdError)?;
         (text.len() == CONTROL_ID_CHARACTERS).then_some(Self(*uuid.as_bytes())).ok_or(ControlIdError)
     }
 
-    /// From its 16 bytes.
+    /// The controlId of these 16 bytes.
     pub fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
     }
 
-    /// Its 16 bytes.
+    /// The 16 bytes of the controlId.
     pub fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
@@ -74,12 +77,12 @@ impl fmt::Debug for ControlId {
 #[error("a controlId is a UUID of 36 characters")]
 pub struct ControlIdError;
 
-/// What a control is good for.
+/// The purpose of a control.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// One PIN change.
     SetPin,
-    /// One look at the PIN.
+    /// One view of the PIN.
     ViewPin,
 }
 
@@ -91,7 +94,7 @@ pub struct Thumbprint(pub [u8; 32]);
 #[derive(Clone, PartialEq, Eq)]
 pub struct SealedTzpk(pub Arc<[u8]>);
 
-/// A keyed tag over the block that set the PIN, made inside the boundary: it tells a retry from another block.
+/// A keyed tag over the block that set the PIN, made inside the boundary. It distinguishes a retry from another block.
 #[derive(Clone, Copy)]
 pub struct RetryTag(pub [u8; 16]);
 
@@ -107,79 +110,80 @@ impl RetryTag {
 pub struct NewControl {
     /// The name of the control.
     pub id: ControlId,
-    /// The one card.
+    /// The card that the control is for.
     pub card: CardKey,
-    /// The one purpose.
+    /// The purpose of the control.
     pub scope: Scope,
     /// How long the control is usable, from the moment of the store's transaction.
     pub lifetime: Duration,
-    /// Where given, the only device key to serve.
+    /// The only device key to serve; `None` for any.
     pub device_key: Option<Thumbprint>,
 }
 
-/// One control.
+/// A control and its state.
 #[derive(Clone)]
 pub struct Control {
-    /// Its name.
+    /// The name of the control.
     pub id: ControlId,
-    /// The one card.
+    /// The card that the control is for.
     pub card: CardKey,
-    /// The account number of the card, which the store keeps up with it: the PAN comes from here, never from a request.
+    /// The account number of the card, by [`follow_account`](crate::rules::follow_account). The PAN comes from here, never
+    /// from a request.
     pub account: Option<RegisteredAccount>,
-    /// The one purpose.
+    /// The purpose of the control.
     pub scope: Scope,
-    /// From this moment of the store's clock on it is unusable.
+    /// From this moment of the store's clock on the control is unusable.
     pub expires_at: UnixMillis,
-    /// The card's generation when the control was opened; the store fills it in.
+    /// The card's generation when the control was opened.
     pub opened_generation: u64,
-    /// Where given, the only device key to serve.
+    /// The only device key to serve; `None` for any.
     pub device_key: Option<Thumbprint>,
-    /// Where it stands.
+    /// The state of the control.
     pub state: ControlState,
 }
 
-/// Where a control stands.
+/// The state of a control.
 #[derive(Clone)]
 pub enum ControlState {
     /// Opened; no tzpk yet.
     Open,
     /// A tzpk was issued.
     Keyed {
-        /// The newest.
+        /// The newest tzpk.
         tzpk: SealedTzpk,
-        /// How many PINs the policy has refused.
+        /// The number of PINs that broke the policy.
         refused_pins: u8,
     },
-    /// Used up.
+    /// The control was used.
     Spent(Spent),
 }
 
-/// What used a control up.
+/// The use that spent a control.
 #[derive(Clone)]
 pub enum Spent {
     /// A PIN was set, by the block of this tag.
     Set(RetryTag),
     /// The PIN was shown.
     Viewed,
-    /// A block was no ISO-1 block under the tzpk.
+    /// A block was not an ISO 9564 format 1 block under the tzpk.
     Malformed,
-    /// One PIN too many broke the policy.
+    /// More than [`REFUSED_PINS_MAX`] PINs broke the policy.
     Refused,
 }
 
-/// What happens to a control.
+/// The use of a control that changes its state.
 #[derive(Clone)]
 pub enum Transition {
-    /// A fresh tzpk was made for the control in the state that was read.
+    /// A fresh tzpk was issued for the control in the state that was read.
     Key {
         /// The fresh tzpk.
         tzpk: SealedTzpk,
-        /// The control's tzpk when it was read; none of a control without one. The newest request wins, not the slowest.
+        /// The tzpk of the control when it was read; `None` for an open control. The newest request wins, not the slowest.
         replaces: Option<SealedTzpk>,
     },
     /// A block under this tzpk was translated.
     Set {
-        /// The tzpk it was under.
+        /// The tzpk that encrypts the block.
         under: SealedTzpk,
         /// The tag of the block.
         retry: RetryTag,
@@ -188,12 +192,12 @@ pub enum Transition {
     },
     /// A block was not ISO-1 under this tzpk.
     Malformed {
-        /// The tzpk it was tried under.
+        /// The tzpk that the block was decrypted under.
         under: SealedTzpk,
     },
     /// A well-formed block under this tzpk holds a PIN that breaks the policy.
     RefusedPin {
-        /// The tzpk it was under.
+        /// The tzpk that encrypts the block.
         under: SealedTzpk,
     },
     /// The PIN is to be shown.
@@ -221,16 +225,16 @@ pub enum Denied {
     /// Unknown, expired, spent, or closed by a newer PIN of its card: one answer for all of them.
     #[error("the control is not usable: open another")]
     NotUsable,
-    /// Another tenant's.
+    /// The control belongs to another tenant.
     #[error("the control belongs to another tenant")]
     OtherTenant,
-    /// Opened for something else.
+    /// The control was opened for another purpose.
     #[error("the control was opened for another purpose")]
     OtherScope,
-    /// Opened for another device key.
+    /// The control was opened for another device key.
     #[error("the control was opened for another device key")]
     OtherDeviceKey,
-    /// No tzpk was issued.
+    /// No tzpk was issued under the control.
     #[error("no tzpk was issued under this control: ask for one first")]
     NoTzpk,
     /// A newer tzpk, PIN record, account number or storage key replaced the one that this change used: read the control
@@ -240,7 +244,10 @@ pub enum Denied {
 }
 
 impl Control {
-    /// Whether `tenant` may use it for `scope` at `now`.
+    /// Admits `tenant` to use the control for `scope` at `now`.
+    ///
+    /// # Errors
+    /// [`Denied::NotUsable`] first, then [`Denied::OtherTenant`], then [`Denied::OtherScope`].
     pub fn admit(&self, tenant: &Tenant, scope: Scope, now: UnixMillis) -> Result<(), Denied> {
         self.usable(now)?;
         if self.card.tenant != *tenant {
@@ -252,7 +259,10 @@ impl Control {
         Ok(())
     }
 
-    /// Whether it may serve this device key.
+    /// Admits a device key.
+    ///
+    /// # Errors
+    /// [`Denied::OtherDeviceKey`]: the control was opened for another device key.
     pub fn admit_device_key(&self, thumbprint: &Thumbprint) -> Result<(), Denied> {
         match &self.device_key {
             Some(pinned) if pinned != thumbprint => Err(Denied::OtherDeviceKey),
@@ -261,6 +271,9 @@ impl Control {
     }
 
     /// The newest tzpk.
+    ///
+    /// # Errors
+    /// [`Denied::NoTzpk`] for an open control, [`Denied::NotUsable`] for a spent one.
     pub fn tzpk(&self) -> Result<&SealedTzpk, Denied> {
         match &self.state {
             ControlState::Keyed { tzpk, .. } => Ok(tzpk),
@@ -269,14 +282,19 @@ impl Control {
         }
     }
 
-    /// The tag of the block that set the PIN, while a retry of it may be confirmed to this tenant. Whether the PIN still
-    /// stands is for the store to say.
+    /// The tag of the block that set the PIN, while a retry may be confirmed to this tenant. Whether the PIN still stands is
+    /// checked by [`confirm_retry`](crate::rules::confirm_retry).
     pub fn set_by(&self, tenant: &Tenant, now: UnixMillis) -> Option<&RetryTag> {
         self.retry_tag(now).filter(|_| self.card.tenant == *tenant)
     }
 
     /// Whether a retry with this tag is confirmed at `now`, where the card's PIN was last set under control `set_by`.
-    pub fn confirm_retry(&self, tag: &RetryTag, set_by: Option<ControlId>, now: UnixMillis) -> Result<(), Denied> {
+    pub(crate) fn confirm_retry(
+        &self,
+        tag: &RetryTag,
+        set_by: Option<ControlId>,
+        now: UnixMillis,
+    ) -> Result<(), Denied> {
         let is_retry = self.retry_tag(now).is_some_and(|set| set.matches(tag));
         if is_retry && set_by == Some(self.id) { Ok(()) } else { Err(Denied::NotUsable) }
     }
@@ -296,7 +314,7 @@ impl Control {
         }
     }
 
-    /// How long it lives from `now`.
+    /// The time from `now` to the expiry.
     pub fn remaining(&self, now: UnixMillis) -> Duration {
         self.expires_at.since(now)
     }
@@ -443,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tzpk_that_was_overtaken_replaces_no_newer_one() {
+    fn a_late_tzpk_does_not_replace_a_newer_one() {
         let first = Transition::Key { tzpk: tzpk(9), replaces: None };
         let rekeyed = after(keyed(), key(2, 1));
         for late in [first, key(9, 1)] {
@@ -459,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_pin_leaves_the_control_usable_three_times_and_the_fourth_spends_it() {
+    fn three_refused_pins_leave_a_control_usable_and_the_fourth_spends_it() {
         let mut control = keyed();
         for _ in 0..3 {
             control = after(control, Transition::RefusedPin { under: tzpk(1) });
@@ -487,7 +505,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_before_any_tzpk_is_told_so_and_costs_nothing() {
+    fn a_block_before_any_tzpk_leaves_the_control_open() {
         let open = control(Scope::SetPin, ControlState::Open);
         assert_eq!(advance(&open, set(1), 4, NOW).err(), Some(Denied::NoTzpk));
         assert_eq!(open.tzpk().err(), Some(Denied::NoTzpk));

@@ -23,11 +23,11 @@ pub struct RecordKey {
 /// The lowest version of each kind of storage key that a record to be written may be under; 0 admits every version.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MinKeyVersions {
-    /// For [`StorageKeyKind::Wrapped`].
+    /// The lowest version of [`StorageKeyKind::Wrapped`].
     pub wrapped: u16,
-    /// For [`StorageKeyKind::Iso4`].
+    /// The lowest version of [`StorageKeyKind::Iso4`].
     pub iso_4: u16,
-    /// For [`StorageKeyKind::Tdes`].
+    /// The lowest version of [`StorageKeyKind::Tdes`].
     pub tdes: u16,
 }
 

@@ -8,13 +8,13 @@ use domain::time::UnixMillis;
 
 /// The layout this release writes.
 const VERSION: u8 = 3;
-/// Of a controlId, with which a control's row begins.
+/// The bytes of a controlId, which begins a control's row.
 pub(super) const ID_BYTES: usize = 16;
-/// Where the kind of a control's state stands.
+/// The offset of the kind of a control's state.
 const KIND_AT: usize = ID_BYTES + 1;
-/// Where a control's expiry stands, so that the sweep need not read the rest.
+/// The offset of a control's expiry, so that the sweep need not decode the rest.
 const EXPIRY_AT: usize = KIND_AT + 1;
-/// Where its card stands, behind the expiry and the scope.
+/// The offset of a control's card, behind the expiry and the scope.
 const CARD_AT: usize = EXPIRY_AT + 8 + 1;
 
 /// The kinds of a control's state.
@@ -31,12 +31,12 @@ pub(super) struct PinRow {
     pub(super) pin: StoredPin,
 }
 
-/// tenant NUL plasticId: a tenant holds no NUL.
+/// The key of a card: tenant NUL plasticId. A tenant holds no NUL.
 pub(super) fn card_key(card: &CardKey) -> Vec<u8> {
     [card.tenant.as_str().as_bytes(), &[0], card.plastic.as_str().as_bytes()].concat()
 }
 
-/// The card of such a key.
+/// The card of a key by [`card_key`].
 pub(super) fn card_of_key(key: &[u8]) -> Option<CardKey> {
     let at = key.iter().position(|byte| *byte == 0)?;
     let (tenant, plastic) = (key.get(..at)?, key.get(at + 1..)?);
@@ -113,7 +113,7 @@ pub(super) fn decode_min(bytes: &[u8]) -> Option<MinKeyVersions> {
     read.end(min)
 }
 
-/// Its name, then all else. A spent control keeps what tells a retry, and no more.
+/// The controlId, then the other fields. A spent control keeps its retry tag, and no device key or account number.
 pub(super) fn encode_control(control: &Control) -> Box<[u8]> {
     let (device_key, account) = match control.state {
         ControlState::Spent(_) => (None, None),
@@ -218,7 +218,7 @@ impl Writer {
         bytes
     }
 
-    /// For any row, and nothing in it yet.
+    /// Empty, with room for any row.
     fn with_room() -> Self {
         Self(Vec::with_capacity(256))
     }

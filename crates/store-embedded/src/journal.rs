@@ -1,9 +1,10 @@
 //! The journals, checked and written to the disk again before fjall opens them.
 //!
-//! fjall takes a batch that it can't read for the end of a journal and cuts the rest off: where a byte of it has changed on
-//! disk, what was acknowledged behind it would be gone, and nobody told. A last batch of which a power cut left only some
-//! blocks, and which nobody was answered for, it does not open at all. So a journal in which a whole batch stands behind one
-//! that can't be read is damaged, and nothing is opened; what can't be read and stands last is cut off, and that is told.
+//! fjall treats a batch that it can't read as the end of a journal and cuts the rest off: where one byte of the batch has
+//! changed on disk, fjall would drop every acknowledged batch behind it without an error. A last batch of which a power cut
+//! left only some blocks keeps fjall from opening the journal, although no caller was answered for it. So a journal in which
+//! a whole batch stands behind one that can't be read is damaged, and nothing is opened. A last batch that can't be read is
+//! cut off, with a warning.
 //!
 //! ```text
 //! batch    start, items, end                               fjall 3, little endian
@@ -26,30 +27,30 @@ use rustix::{fs::SeekFrom, io::Errno};
 use thiserror::Error;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// The file that fjall has locked while it has the directory.
+/// The file that fjall locks while it has the directory open.
 const LOCK_FILE: &str = "lock";
-/// How often, and how long, the lock is waited for: an engine that stops may still have it.
+/// How often, and how long, the lock is waited for: an engine that stops may still hold it.
 const LOCK_TRIES: u32 = 3;
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
-/// How the name of a journal ends; before it stands its number.
+/// The suffix of a journal's name, behind its number.
 const SUFFIX: &str = ".jnl";
-/// How the name of a journal's copy ends while it is written: fjall passes over such a file.
+/// The extension of a journal's copy while it is written. fjall ignores such a file.
 const FRESH_EXTENSION: &str = "jnl.fresh";
 
 const START: u8 = 1;
 const ITEM: u8 = 2;
 const END: u8 = 3;
 const CLEAR: u8 = 4;
-/// The last of every batch.
+/// The last bytes of every batch.
 const MAGIC: [u8; 4] = *b"FJL\x03";
-/// Of an item before its key, without the tag and the three lengths.
+/// The bytes of an item before its key, without the tag and the three lengths.
 const ITEM_HEAD_BYTES: usize = 10;
 const ZEROS: [u8; 4_096] = [0; 4_096];
 
 /// Why a store's journals are not opened.
 #[derive(Debug, Error)]
 pub(super) enum JournalError {
-    #[error("another process has it")]
+    #[error("another process has locked it")]
     Locked,
     #[error("journal {number} can't be read at byte {at}, and what was written later can")]
     Damaged { number: u64, at: usize },
@@ -63,14 +64,14 @@ pub(super) enum JournalError {
 ///
 /// # Errors
 ///
-/// Another process has the directory, a journal is damaged, or the disk refuses. Every journal reads as before, then.
+/// Another process has locked the directory, a journal is damaged, or the disk refuses. Then every journal reads as before.
 pub(super) fn secure(directory: &Path) -> Result<(), JournalError> {
-    // Of a directory that fjall has yet to make there is nothing to check.
+    // A directory without a lock was never opened by fjall: it has no journal to check.
     let lock = match OpenOptions::new().read(true).write(true).open(directory.join(LOCK_FILE)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         lock => lock?,
     };
-    // What another process writes now looks as if it were cut short.
+    // A journal that another process writes reads as if it were cut short.
     hold(&lock)?;
     let numbers = numbers(directory)?;
     let newest = numbers.iter().max().copied();
@@ -93,7 +94,7 @@ pub(super) fn secure(directory: &Path) -> Result<(), JournalError> {
     Ok(())
 }
 
-/// Locks a directory against fjall without a write to it; none where fjall has yet to make it.
+/// Locks a directory against fjall without a write to it; `None` where fjall never opened it.
 pub(super) fn lock_to_read(directory: &Path) -> Result<Option<File>, JournalError> {
     let lock = match File::open(directory.join(LOCK_FILE)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -103,7 +104,7 @@ pub(super) fn lock_to_read(directory: &Path) -> Result<Option<File>, JournalErro
     Ok(Some(lock))
 }
 
-/// Puts a fresh file with these bytes, synced, in the place of a journal, for the same owner.
+/// Replaces a journal by a fresh file with these bytes, synced, of the same owner and mode.
 fn replace(path: &Path, journal: &File, bytes: &[u8]) -> io::Result<()> {
     let fresh = path.with_extension(FRESH_EXTENSION);
     let write = || {
@@ -115,11 +116,11 @@ fn replace(path: &Path, journal: &File, bytes: &[u8]) -> io::Result<()> {
         file.sync_all()?;
         fs::rename(&fresh, path)
     };
-    // On a full disk a copy of which only some is there would take what space is left.
+    // On a full disk an unfinished copy would take the space that is left.
     write().inspect_err(|_| drop(fs::remove_file(&fresh)))
 }
 
-/// The numbers of the journals in a directory; the highest is of the one that is written.
+/// The numbers of the journals in a directory. The journal of the highest number is the one that fjall writes.
 fn numbers(directory: &Path) -> io::Result<Vec<u64>> {
     let mut numbers = Vec::new();
     for entry in directory.read_dir()? {
@@ -150,7 +151,7 @@ fn locked(error: TryLockError) -> JournalError {
     }
 }
 
-/// All of a journal but the hole it ends with, which would come as memory to be cleared.
+/// A journal without the hole at its end, which would be read as zeros.
 fn written(journal: &File) -> io::Result<Vec<u8>> {
     let mut end = 0;
     loop {
@@ -169,11 +170,11 @@ fn written(journal: &File) -> io::Result<Vec<u8>> {
 /// How a journal ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
-    /// With a whole batch, and zeros that wait to be written over.
+    /// With a whole batch, and zeros that later batches overwrite.
     Whole { end: usize },
-    /// With something that can't be read.
+    /// With bytes that can't be read.
     CutShort { at: usize },
-    /// Something can't be read, and a whole batch comes behind it.
+    /// Bytes that can't be read stand before a whole batch.
     Damaged { at: usize },
 }
 
@@ -181,7 +182,7 @@ impl Ending {
     fn of(journal: &[u8]) -> Self {
         let (mut at, mut rest, mut last) = (0, journal, None);
         while let Some((sequence, behind)) = behind_batch(rest) {
-            // No checksum covers it.
+            // No checksum covers the sequence number.
             if last.is_some_and(|last| sequence <= last) {
                 return Self::Damaged { at };
             }
@@ -197,7 +198,7 @@ impl Ending {
     }
 }
 
-/// The sequence number of the batch at the beginning and what comes behind it; none where there is no whole one.
+/// The sequence number of the batch at the beginning, and the bytes behind it; `None` where the batch is not whole.
 fn behind_batch(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let (items, rest) = tagged(START, bytes)?.split_first_chunk()?;
     let (sequence, all) = rest.split_first_chunk()?;
@@ -250,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_of_whole_batches_is_whole_with_zeros_behind_or_without() {
+    fn whole_batches_are_whole_with_or_without_zeros_behind() {
         let (journal, [.., last]) = journal();
         assert_eq!(Ending::of(&journal), Ending::Whole { end: journal.len() - 9_000 });
         assert_eq!(Ending::of(&journal[..last]), Ending::Whole { end: last });
@@ -258,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_anywhere_before_the_last_batch_is_damage_and_one_in_the_last_cuts_it_off() {
+    fn a_changed_byte_is_damage_but_in_the_last_batch() {
         let (journal, [_, second, last]) = journal();
         for at in 0..journal.len() - 9_000 {
             let mut changed = journal.clone();
@@ -278,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_of_which_only_some_is_there_is_cut_off_wherever_it_ends() {
+    fn an_unfinished_batch_is_cut_off_wherever_it_ends() {
         let (journal, [.., last]) = journal();
         for end in last + 1..journal.len() - 9_000 {
             assert_eq!(Ending::of(&journal[..end]), Ending::CutShort { at: last }, "byte {end}");

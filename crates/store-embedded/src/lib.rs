@@ -1,12 +1,29 @@
 //! The embedded store, on fjall: one process, one writer thread, group commit.
 //!
-//! The writer takes all changes that wait, applies each to the newest state, puts them into one atomic batch with their
-//! audit lines, and syncs it to disk; only then does any of them show in memory or get its answer. So of racing changes
-//! to one control exactly one finds it usable, a reader never sees what a crash could undo, and a change that fails to
-//! reach the disk fails the store ([`StoreState::Failed`]): the changes of that commit are in doubt until a restart reads
-//! the disk.
+//! The writer takes all changes that wait, applies each to the newest state, writes one atomic batch with their audit
+//! events, and syncs it to disk. Only then does it publish the changes to readers and answer them. So of racing changes to
+//! one control exactly one finds it usable, and a reader never sees what a crash could undo. A commit that fails fails the
+//! store ([`StoreState::Failed`]): its changes are in doubt until a restart reads the disk.
 //!
-//! A second thread watches the first and the threads of fjall: where one of them ends, the store fails too.
+//! A second thread watches the writer and the threads of fjall: where one of them ends, the store fails too.
+//!
+//! What must never enter: a clear PIN, block or key, an account number that is not sealed.
+//!
+//! ```
+//! use audit::chain::Checkpoint;
+//! use store::Store;
+//! use store_embedded::{Embedded, EmbeddedConfig};
+//!
+//! # let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+//! # runtime.block_on(async {
+//! let directory = tempfile::tempdir()?;
+//! let store = Embedded::open(&EmbeddedConfig::new(directory.path().join("store")))?;
+//! assert_eq!(store.checkpoint().await?, Checkpoint::EMPTY);
+//! store.close().await;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod codec;
 mod copy;
@@ -31,9 +48,8 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use tempfile::TempDir;
-
 use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, config::CompressionPolicy};
+use tempfile::TempDir;
 
 use self::{
     codec::{PinRow, card_key, card_of_key, decode_card, decode_control, decode_min, decode_pin},
@@ -58,28 +74,27 @@ use store::{
 
 /// The format of a directory this release reads and writes.
 const FORMAT: u32 = 6;
-/// The file that says whose directory it is.
+/// The file that makes a directory a store's.
 const FORMAT_FILE: &str = "FORMAT";
-/// What stands in it, before the number.
+/// The text of this file before the number of the format.
 const FORMAT_TEXT: &str = "pinseal store, format ";
-/// Where fjall keeps its files.
+/// The subdirectory of fjall's files.
 const DATABASE: &str = "db";
 /// A key of the meta keyspace: the last audit entry's number and hash, and the largest time that was committed.
 const HEAD_KEY: &str = "audit head";
 /// A key of the meta keyspace: the list of the keys that the engine last used, as `hsm::KeyId` writes it.
 const KEYS_KEY: &str = "keys in use";
-
 /// A key of the meta keyspace: [`MinKeyVersions`].
 const MIN_KEY_VERSIONS_KEY: &str = "min key versions";
 
 /// How to open a store.
 #[derive(Clone, Debug)]
 pub struct EmbeddedConfig {
-    /// Its directory; made, with mode 0700, where it is absent.
+    /// The directory of the store; made, with mode 0700, where it is absent.
     pub directory: PathBuf,
-    /// How many changes may wait for the disk; one more is refused as [`StoreError::Busy`].
+    /// The most changes that may wait for the disk; one more is refused as [`StoreError::Busy`].
     pub waiting_changes_max: usize,
-    /// How much memory its buffers and caches may take, in bytes; live controls come on top.
+    /// The memory of its buffers and caches, in bytes; live controls not counted.
     pub memory_bytes_max: u64,
     /// What to do where there is no store yet.
     pub absent: Absent,
@@ -88,9 +103,9 @@ pub struct EmbeddedConfig {
 /// What to do where there is no store yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Absent {
-    /// Make one.
+    /// An empty store is made.
     Create,
-    /// Refuse.
+    /// [`StoreOpenError::Absent`] is returned.
     Refuse,
 }
 
@@ -100,7 +115,7 @@ impl EmbeddedConfig {
         Self { directory, waiting_changes_max: 4_096, memory_bytes_max: 64 << 20, absent: Absent::Create }
     }
 
-    /// A store that must be there already.
+    /// The defaults, for a store that must exist.
     pub fn existing(directory: PathBuf) -> Self {
         Self { absent: Absent::Refuse, ..Self::new(directory) }
     }
@@ -109,10 +124,10 @@ impl EmbeddedConfig {
 /// An open store. The directory is locked until it is dropped or closed.
 pub struct Embedded {
     shared: Arc<Shared>,
-    /// The thread that watches the writer, and ends after it.
+    /// The thread that watches the writer. It ends after the writer.
     watch: Mutex<Option<JoinHandle<()>>>,
     engine_name: Arc<str>,
-    /// Of a copy its directory, which is removed when the store is dropped.
+    /// The directory of a copy, removed when the store is dropped.
     copy: Option<TempDir>,
 }
 
@@ -132,7 +147,7 @@ struct Shared {
     /// Written only while the queue is locked.
     state: tokio::sync::watch::Sender<StoreState>,
     place: String,
-    /// Of the last entry on disk.
+    /// The last audit entry on disk.
     head: Mutex<Checkpoint>,
     waiting_changes_max: usize,
     /// Makes the writer panic at the next change of a control.
@@ -146,11 +161,15 @@ struct Queue {
 
 impl Embedded {
     /// Opens a store, or makes one; reads the live controls into memory.
+    ///
+    /// # Errors
+    /// Another process has the store open, other files are in its directory, it is absent and [`Absent::Refuse`] is set, it
+    /// has another format, it is damaged, the disk is full, or the operating system refuses.
     pub fn open(config: &EmbeddedConfig) -> Result<Self, StoreOpenError> {
         Self::open_at(config, Box::new(MachineTime))
     }
 
-    /// The same, by these clocks.
+    /// Opens a store that reads these clocks.
     pub(crate) fn open_at(config: &EmbeddedConfig, source: Box<dyn TimeSource>) -> Result<Self, StoreOpenError> {
         prepare(config)?;
         let path = || config.directory.clone();
@@ -198,7 +217,7 @@ impl Embedded {
         };
         let live = LiveControls::new();
         let mut on_disk = OnDisk { floor, ..OnDisk::default() };
-        // Those that have set a PIN come last: nothing happens to them any more.
+        // Controls that have set a PIN come last: their state does not change any more.
         for (keyspace, pages) in [(&controls, &mut on_disk.controls), (&set, &mut on_disk.set)] {
             for row in keyspace.iter() {
                 let (number, page) = row.into_inner().map_err(opened)?;
@@ -243,11 +262,11 @@ impl Embedded {
         let writing = Arc::clone(&shared);
         let write = move || {
             writer::run(&writing, on_disk, min);
-            // Who waits for the end may open the directory again.
+            // A caller that waits for the end may open the directory again.
             drop(writing);
             let _ = running.send(());
         };
-        // Where this thread can't be started, its end of the channel is dropped, and the other thread ends.
+        // Where this thread can't be started, its end of the channel is dropped, and the watching thread ends.
         spawn("store", Box::new(write))?;
         let (watch, engine_name) = (Mutex::new(Some(watch)), engine_name(&config.directory).into());
         Ok(Self { shared, watch, engine_name, copy: None })
@@ -554,7 +573,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The operating system's error in one of fjall's. A missing file is none: the files name one another.
+/// The operating system's error in an error of fjall. A missing file is damage, not a refusal: the files name one another.
 fn refused_by_machine(error: &fjall::Error) -> Option<io::Error> {
     let number = os_error(error)?.raw_os_error()?;
     let refused = io::Error::from_raw_os_error(number);

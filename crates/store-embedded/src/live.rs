@@ -1,5 +1,4 @@
-//! Live controls in memory: each as the very bytes on disk, in shards, so that a reader waits for no disk and no other
-//! reader's shard.
+//! Live controls in memory, each as its bytes on disk, in shards: a reader waits neither for the disk nor for another shard.
 
 use std::{
     collections::BTreeMap,
@@ -14,12 +13,12 @@ use domain::card::CardKey;
 use domain::control::{Control, ControlId};
 use domain::time::UnixMillis;
 
-/// How many shards; a control's own first byte chooses.
+/// The number of shards. The first byte of a controlId selects the shard.
 pub(super) const SHARDS: usize = 64;
-/// A control as it stands on disk, its name first: two words of the table and one allocation each.
+/// A control as on disk, its controlId first: two words of the table and one allocation each.
 pub(super) type Row = Box<[u8]>;
 
-/// How long a span of [`Shard::set`] is, in milliseconds.
+/// The length of a span of [`Shard::set`], in milliseconds.
 const SPAN_MILLISECONDS: u64 = 30_000;
 
 /// All controls that have not been swept.
@@ -30,10 +29,10 @@ pub(super) struct LiveControls {
 
 #[derive(Default)]
 struct Shard {
-    /// Those that have not set a PIN.
+    /// Controls that have not set a PIN.
     open: HashTable<Row>,
-    /// Those that have, by the span of time in which they are of use last. These are many, kept for retries alone: a span
-    /// is dropped whole, and a sweep need not look at each.
+    /// Controls that have set a PIN, by the span of time in which their retry may be confirmed last. These are many: a span
+    /// is dropped whole, and a sweep need not look at each control.
     set: BTreeMap<u64, HashTable<Row>>,
 }
 
@@ -55,7 +54,7 @@ impl LiveControls {
         Self { shards, hasher: DefaultHashBuilder::default() }
     }
 
-    /// A control, if it is here and can be read.
+    /// A control; `None` where it is not in memory or can't be decoded.
     pub(super) fn find(&self, id: ControlId) -> Option<Control> {
         let shard = self.read(id)?;
         let row = shard.find(self.hash(id.as_bytes()), id)?;
@@ -84,13 +83,13 @@ impl LiveControls {
         }
     }
 
-    /// Forgets the controls of one shard that were of no use any more at `moment`; of those that have set a PIN, once all of
-    /// their span are.
+    /// Removes the controls of one shard that had expired at `moment`; controls that have set a PIN once their whole span
+    /// has expired.
     pub(super) fn sweep(&self, shard: usize, moment: UnixMillis) {
         let Some(shard) = self.shards.get(shard % SHARDS) else { return };
         let is_kept = |row: &Row| keep_until(row).is_some_and(|until| moment < until);
         let is_over = |span: u64| span.saturating_add(1).saturating_mul(SPAN_MILLISECONDS) <= moment.0;
-        // Readers wait only where there is something to forget.
+        // Readers wait only where there is a control to remove.
         let held = shard.read().unwrap_or_else(PoisonError::into_inner);
         if held.open.iter().all(is_kept) && held.set.first_key_value().is_none_or(|(span, _)| !is_over(*span)) {
             return;
@@ -101,12 +100,12 @@ impl LiveControls {
         let kept = held.set.iter().find_map(|(span, _)| (!is_over(*span)).then_some(*span));
         let kept = kept.map(|span| held.set.split_off(&span)).unwrap_or_default();
         let over = std::mem::replace(&mut held.set, kept);
-        // Nobody waits while the memory of many rows is freed.
+        // No reader waits while the memory of many rows is freed.
         drop(held);
         drop(over);
     }
 
-    /// Those of a card that have not set a PIN: a walk through all of them.
+    /// The controls of a card that have not set a PIN. Walks through all controls.
     pub(super) fn of_card(&self, card: &CardKey) -> Vec<ControlId> {
         let is_its = is_of(card);
         let mut found = Vec::new();
@@ -117,7 +116,7 @@ impl LiveControls {
         found
     }
 
-    /// Each that can be read and has not set a PIN. A writer of a shard waits until the walk has left it.
+    /// Visits each control that can be decoded and has not set a PIN. The writer waits while its shard is visited.
     pub(super) fn each(&self, mut visit: impl FnMut(Control)) {
         for shard in &self.shards {
             let shard = shard.read().unwrap_or_else(PoisonError::into_inner);

@@ -16,15 +16,15 @@ use domain::time::UnixMillis;
 
 use super::codec::keep_until;
 
-/// The pieces as they are.
+/// The pieces, not packed.
 const VERSION: u8 = 1;
-/// The pieces packed.
+/// The pieces, packed by LZ4.
 const PACKED: u8 = 2;
-/// Before what is packed: its version, and the length of the pieces.
+/// The version and the length of the pieces, before the packed bytes.
 const PACKED_HEAD_BYTES: usize = 5;
-/// When a page with a control that can't be read is old enough to be dropped.
+/// The expiry of a page with a control that can't be read: the page is never dropped.
 pub(super) const NEVER: UnixMillis = UnixMillis(u64::MAX);
-/// LZ4 makes no more of one byte.
+/// The most bytes that LZ4 unpacks from one byte.
 const UNPACKED_BYTES_MAX: usize = 255;
 
 /// Audit entries that follow one another.
@@ -40,12 +40,12 @@ impl EntryPage {
         self.0.len() == 1
     }
 
-    /// Takes in the entry that `write` appends, and gives back what `write` does.
+    /// Adds the entry that `write` appends, and returns the result of `write`.
     pub(super) fn push<T>(&mut self, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
         push(&mut self.0, write)
     }
 
-    /// The row: packed, where that makes it shorter.
+    /// The row, packed where that is shorter.
     pub(super) fn row(&self) -> Vec<u8> {
         self.packed().filter(|packed| packed.len() < self.0.len()).unwrap_or_else(|| self.0.clone())
     }
@@ -60,14 +60,14 @@ impl EntryPage {
         Some(row)
     }
 
-    /// The page of a row; none where it is not one.
+    /// The page of a row; `None` where the row is malformed.
     pub(super) fn read(row: &[u8]) -> Option<Self> {
         match row.split_first()? {
             (&VERSION, _) => Some(Self(row.to_vec())),
             (&PACKED, rest) => {
                 let (length, packed) = rest.split_first_chunk()?;
                 let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
-                // A damaged length asks for no more memory than a row of this size can fill.
+                // A damaged length allocates no more memory than a row of this size can fill.
                 let length =
                     Some(length).filter(|length| *length <= packed.len().saturating_mul(UNPACKED_BYTES_MAX))?;
                 let pieces = decompress(packed, length).ok().filter(|pieces| pieces.len() == length)?;
@@ -77,7 +77,7 @@ impl EntryPage {
         }
     }
 
-    /// Its entries; none where they can't be told apart.
+    /// The entries; `None` where a length is malformed.
     pub(super) fn entries(&self) -> Option<Vec<&[u8]>> {
         pieces(&self.0)
     }
@@ -103,7 +103,7 @@ impl ControlPage {
         self.row.len() == 1
     }
 
-    /// From this moment on no control of it is of use.
+    /// The moment from which on every control of the page has expired.
     pub(super) fn keep_until(&self) -> UnixMillis {
         self.keep_until
     }
@@ -112,7 +112,7 @@ impl ControlPage {
         self.row
     }
 
-    /// Until when it is kept, and the controls of a row; none where it is not one.
+    /// The expiry and the controls of a row; `None` where the row is malformed.
     pub(super) fn read(row: &[u8]) -> Option<(UnixMillis, Vec<&[u8]>)> {
         let controls = pieces(row)?;
         let keep_until = controls.iter().map(|control| keep_until_or_never(control)).max();
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_page_took_in_it_gives_back_in_order() {
+    fn a_page_returns_its_entries_and_controls_in_order() {
         let mut entries = EntryPage::new();
         assert!(entries.is_empty());
         assert_eq!(entries.push(|bytes| bytes.extend_from_slice(b"one")), ());
@@ -174,14 +174,14 @@ mod tests {
     }
 
     #[test]
-    fn a_page_with_a_control_that_has_no_expiry_is_never_old_enough() {
+    fn a_page_with_a_control_without_expiry_is_never_dropped() {
         let mut controls = ControlPage::new();
         controls.push(b"short");
         assert_eq!(controls.keep_until(), UnixMillis(u64::MAX));
     }
 
     #[test]
-    fn a_cut_page_is_no_page_unless_it_is_cut_between_two_pieces() {
+    fn a_cut_page_is_malformed_unless_cut_between_two_pieces() {
         let mut controls = ControlPage::new();
         controls.push(&control(1));
         controls.push(&control(2));
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_that_say_the_same_take_less_room_and_come_back_as_they_were() {
+    fn similar_entries_are_packed_and_unpacked() {
         let mut page = EntryPage::new();
         let entry = |number: u8| [&[number; 32][..], b"edge-1 default storage/1:A1B2C3 host/software/process"].concat();
         (0..40).for_each(|number| page.push(|bytes| bytes.extend_from_slice(&entry(number))));
@@ -205,13 +205,13 @@ mod tests {
     }
 
     #[test]
-    fn a_page_of_an_earlier_release_is_read() {
+    fn a_page_that_is_not_packed_is_read() {
         let row = [&[1][..], &[0, 0, 0, 3], b"one", &[0, 0, 0, 0]].concat();
         assert_eq!(entries_of(&row), Some(vec![b"one".to_vec(), Vec::new()]));
     }
 
     #[test]
-    fn a_packed_page_that_is_cut_or_changed_makes_nobody_panic_and_takes_no_memory_that_it_can_not_fill() {
+    fn a_damaged_packed_page_neither_panics_nor_exhausts_memory() {
         let mut page = EntryPage::new();
         (0..9).for_each(|_| page.push(|bytes| bytes.extend_from_slice(&[7; 100])));
         let row = page.row();

@@ -238,7 +238,7 @@ fn a_foreign_directory_is_refused_and_nothing_is_written_into_it() {
 }
 
 #[test]
-fn a_newer_format_and_an_absent_store_are_told_apart() {
+fn a_newer_format_and_an_absent_store_have_their_own_errors() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join(FORMAT_FILE), "pinseal store, format 7\n").unwrap();
     assert!(matches!(open(directory.path()), Err(StoreOpenError::Version { version: 7, .. })));
@@ -257,7 +257,7 @@ fn a_store_without_its_database_is_absent_not_empty() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_store_is_refused_or_reads_as_it_was_but_for_the_very_last_commit() {
+async fn a_damaged_store_loses_at_most_its_last_commit() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(directory.path()).unwrap();
     let opened = keyed(&store, card(1)).await;
@@ -286,7 +286,7 @@ async fn a_damaged_store_is_refused_or_reads_as_it_was_but_for_the_very_last_com
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_whose_last_commit_a_power_cut_left_in_pieces_opens_without_it() {
+async fn a_torn_last_commit_is_cut_off() {
     let directory = tempfile::tempdir().unwrap();
     // Its time stands: no commit of the time alone comes behind the last.
     let seconds = clock::now().0 / 1_000;

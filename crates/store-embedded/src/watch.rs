@@ -12,15 +12,15 @@ use fjall::PersistMode;
 use super::Shared;
 use store::FailureCause;
 
-/// How often the threads of fjall are looked at.
+/// How often the threads of fjall are checked.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// How long a failed commit may take to name its cause, which says more than that fjall has stopped.
+/// How long a failed commit may take to report its cause, which is more exact than [`FailureCause::Background`].
 const CAUSE_TIME_MAX: Duration = Duration::from_millis(100);
 /// How long the writer of a failed store may take to end. A writer that waits for a thread that has ended never does.
 const END_TIME_MAX: Duration = Duration::from_secs(2);
 
-/// Watches until the writer has ended; of a failed store, for a while. The writer sends a word at its end: one that ends
-/// without it panicked.
+/// Watches until the writer has ended, or the store has failed. The writer sends a message at its end; a writer that ends
+/// without a message panicked.
 pub(super) fn run(shared: &Shared, writer: &Receiver<()>) {
     let mut stopped = false;
     loop {

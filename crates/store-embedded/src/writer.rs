@@ -1,4 +1,4 @@
-//! The one writer: takes what waits, applies it in order, commits it as one batch, answers.
+//! The one writer: takes the changes that wait, applies them in order, commits one batch, answers.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -42,7 +42,7 @@ const SWEEP_EVERY: Duration = Duration::from_millis(20);
 /// The most pages of controls one sweep removes: bounds how long a change waits behind it, and is more than can have
 /// been written since the last.
 const SWEEP_PAGES_MAX: usize = 1_024;
-/// How long a control that is of no use any more is kept: a call that began before that may still be on its way.
+/// How long an expired control is kept: a call that began before the expiry may still use it.
 const SWEEP_GRACE: Duration = Duration::from_secs(5);
 /// How old the time on disk may be while a control is usable: by so much a step of the wall clock back and a restart may
 /// lengthen a control's lifetime.
@@ -56,12 +56,12 @@ pub(super) struct Command {
     pub(super) promise: Promise,
 }
 
-/// What is on disk of the controls, and how late it is there.
+/// The pages of controls on disk, and the time on disk.
 #[derive(Default)]
 pub(super) struct OnDisk {
     /// Pages of controls that have not set a PIN.
     pub(super) controls: Pages,
-    /// Pages of those that have.
+    /// Pages of controls that have set a PIN.
     pub(super) set: Pages,
     /// The largest time that is on disk.
     pub(super) floor: UnixMillis,
@@ -79,7 +79,7 @@ pub(super) struct Pages {
 }
 
 impl Pages {
-    /// Takes in a page that is on disk.
+    /// Adds a page that is on disk.
     pub(super) fn add(&mut self, number: u64, keep_until: UnixMillis) {
         self.kept.push_back((number, keep_until));
         self.written = number;
@@ -88,7 +88,7 @@ impl Pages {
         }
     }
 
-    /// From this moment on no control of any page is of use.
+    /// The moment from which on every control of every page has expired.
     pub(super) fn latest(&self) -> UnixMillis {
         self.latest
     }
@@ -98,7 +98,7 @@ impl Pages {
         self.written.saturating_add(1)
     }
 
-    /// Takes out a page of which no control was of use at `moment`.
+    /// Removes the oldest page, where all its controls had expired at `moment`.
     fn expired(&mut self, moment: UnixMillis) -> Option<u64> {
         let over = |(_, keep_until): &mut (u64, UnixMillis)| *keep_until != NEVER && moment >= *keep_until;
         self.kept.pop_front_if(over).map(|(number, _)| number)
@@ -130,7 +130,7 @@ pub(super) fn run(shared: &Shared, mut on_disk: OnDisk, mut min: MinKeyVersions)
     }
 }
 
-/// Takes the changes that wait, at most [`BATCH_CHANGES_MAX`], as soon as one does or a sweep is due; none when the store
+/// Takes the changes that wait, at most [`BATCH_CHANGES_MAX`], as soon as one does or a sweep is due; `None` when the store
 /// is closed and no change waits.
 fn wait(shared: &Shared) -> Option<Vec<Command>> {
     let is_open = || *shared.state.borrow() == StoreState::Open;
@@ -145,7 +145,7 @@ fn wait(shared: &Shared) -> Option<Vec<Command>> {
     Some(mem::replace(&mut queue.waiting, later))
 }
 
-/// What a commit that failed says of the store.
+/// The cause of a failed commit.
 fn cause_of(error: &fjall::Error) -> FailureCause {
     let kind = os_error(error).map(std::io::Error::kind);
     match (error, kind) {
@@ -159,10 +159,10 @@ fn cause_of(error: &fjall::Error) -> FailureCause {
     }
 }
 
-/// The changes of one commit, seen by those that come after them in it and by nobody else yet.
+/// The changes of one commit. Later changes of the commit see them; readers do not, before the commit is on disk.
 struct Batch<'a> {
     shared: &'a Shared,
-    /// Of the newest change of the keys.
+    /// By the last [`Change::SetKeysInUse`].
     min: &'a mut MinKeyVersions,
     write: WriteBatch,
     entries: EntryPage,
@@ -171,9 +171,9 @@ struct Batch<'a> {
     /// Rows by their key. The order of the keys makes the insertion into the memtable faster.
     pins: BTreeMap<Vec<u8>, Vec<u8>>,
     head: Checkpoint,
-    /// Read after the changes were taken: each of them was asked for before.
+    /// Read after the changes were taken from the queue.
     now: UnixMillis,
-    /// Whether the time goes to disk though nothing else does.
+    /// Whether the time is written although no change is.
     keeps_time: bool,
 }
 
@@ -314,7 +314,7 @@ impl<'a> Batch<'a> {
         control.ok_or(Denied::NotUsable)
     }
 
-    /// Removes controls that nobody can use any more: one shard of those in memory, the oldest pages of those on disk.
+    /// Removes expired controls: of one shard in memory, and of the oldest pages on disk.
     fn sweep(&mut self, shard: usize, on_disk: &mut OnDisk) {
         let grace = u64::try_from(SWEEP_GRACE.as_millis()).unwrap_or_default();
         let moment = UnixMillis(self.now.0.saturating_sub(grace));
@@ -353,7 +353,7 @@ impl<'a> Batch<'a> {
     /// Writes the batch to disk, then publishes it to the readers in memory.
     fn commit(mut self, on_disk: &mut OnDisk) -> Result<(), fjall::Error> {
         if !self.entries.is_empty() {
-            // Nobody else moves the head.
+            // The writer alone moves the head.
             let first = locked(&self.shared.head).sequence.saturating_add(1);
             self.write.insert(&self.shared.audit, first.to_be_bytes(), self.entries.row());
         }
@@ -376,7 +376,7 @@ impl<'a> Batch<'a> {
         if self.write.is_empty() && !self.keeps_time {
             return Ok(());
         }
-        // Whatever is judged by the time of this commit is judged so after a restart too.
+        // What expired by the time of this commit has expired after a restart too.
         self.write.insert(&self.shared.meta, HEAD_KEY, encode_head(&self.head, self.now));
         self.write.commit()?;
         on_disk.floor = self.now;

@@ -20,6 +20,10 @@
 //!     let control = store.open_control(control, admission, event).await?;
 //!     Ok(control.remaining(store.now()).as_secs())
 //! }
+//!
+//! // A change of a caller is dropped with the call; an event that has happened is recorded in any case.
+//! assert!(store::Change::Reencrypt(Vec::new()).may_be_dropped());
+//! assert!(!store::Change::RecordEvent.may_be_dropped());
 //! ```
 
 pub mod conformance;
@@ -294,9 +298,9 @@ pub enum StoreState {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("the store {place} failed: {cause}, then start the engine again")]
 pub struct StoreFailure {
-    /// [`Store::place`].
+    /// The store, as by [`Store::place`].
     pub place: String,
-    /// What failed.
+    /// The failure, with what to do next.
     pub cause: FailureCause,
 }
 
@@ -334,10 +338,10 @@ pub enum StoreError {
     /// The store failed while it wrote this change: the change may be on disk. The next start finds out.
     #[error("{0} (whether the last changes were kept is known after the start)")]
     InDoubt(StoreFailure),
-    /// The bound on waiting changes is reached.
+    /// As many changes wait as configured.
     #[error("the store has {limit} changes waiting already: try again")]
     Busy {
-        /// The bound.
+        /// The configured number.
         limit: usize,
     },
     /// The caller's deadline passed before the change's turn came.
@@ -346,10 +350,10 @@ pub enum StoreError {
     /// The store answered with the outcome of another change.
     #[error("the store answered another change than the one it was given: report it")]
     OtherOutcome,
-    /// What was read is not what was written.
+    /// A row can't be decoded.
     #[error("the store is damaged at {place}: restore it from a backup")]
     Damaged {
-        /// Which entry of which keyspace.
+        /// The keyspace, and what can't be read there.
         place: String,
     },
 }
