@@ -187,7 +187,7 @@ pub fn confirm_retry(
 /// The re-encrypted record, where the record that was decrypted still stands and the new key is not below the minimum.
 pub fn reencrypt(newest: StoredPin, reencrypted: ReencryptedPin, min: &MinKeyVersions) -> Option<StoredPin> {
     let stands = newest.record == reencrypted.before && min.admit(reencrypted.key);
-    stands.then(|| StoredPin { record: reencrypted.after, key: reencrypted.key, ..newest })
+    stands.then_some(StoredPin { record: reencrypted.after, key: reencrypted.key, ..newest })
 }
 
 #[cfg(test)]
