@@ -211,14 +211,13 @@ fn uses_newest(wanted: &Wanted<'_>, address: &str, in_use: &[proto::Key]) -> Res
     let Wanted { keys, name, .. } = wanted;
     let active = keys.keys().filter(|key| key.name == **name && key.state() == hsm::KeyState::Active);
     let Some(newest) = active.max_by_key(|key| key.version) else { return Ok(()) };
-    let reference = newest.reference();
-    let check_value = newest.check_value.map(|value| value.to_string()).unwrap_or_default();
-    // A key that may not encrypt in its token has no check value there.
-    let same = |found: &str| found.is_empty() || found == check_value;
-    if in_use.iter().any(|key| key.reference == reference && same(&key.check_value)) {
+    let (usage, version) = (newest.name.to_string(), u32::from(newest.version));
+    // A key that may not encrypt in its token has no KCV there.
+    let has_kcv = |kcv: &[u8]| kcv.is_empty() || newest.check_value.is_some_and(|value| value.as_bytes() == kcv);
+    if in_use.iter().any(|key| key.usage == usage && key.version == version && has_kcv(&key.kcv)) {
         return Ok(());
     }
-    Err(RecordsError::OtherEngine { engine: address.to_owned(), key: reference })
+    Err(RecordsError::OtherEngine { engine: address.to_owned(), key: newest.reference() })
 }
 
 /// The count of a running engine. A kind that this release does not know is an error.
@@ -227,7 +226,7 @@ fn kept_of(records: &proto::CountRecordsResponse) -> Result<RecordsKept, Records
 
     let mut kept = RecordsKept::default();
     for count in &records.counts {
-        let form = match count.form() {
+        let form = match count.format() {
             StorageFormat::Wrapped => hsm::StorageFormat::Wrapped,
             StorageFormat::Iso4 => hsm::StorageFormat::Iso4,
             StorageFormat::Iso3 => hsm::StorageFormat::Iso3,
@@ -405,7 +404,7 @@ mod tests {
     use proto::{BoundaryLevel, CountRecordsResponse, RecordCount, SealCount, StorageFormat};
 
     fn count(form: StorageFormat, level: BoundaryLevel, storage_key_version: u32) -> CountRecordsResponse {
-        let count = RecordCount { form: form.into(), level: level.into(), storage_key_version, records: 1 };
+        let count = RecordCount { format: form.into(), level: level.into(), storage_key_version, records: 1 };
         CountRecordsResponse { counts: vec![count], ..CountRecordsResponse::default() }
     }
 

@@ -2,19 +2,10 @@
 //!
 //! This crate must never depend on a cipher or name a store, hold a clear PIN or key, or accept a PAN together with a PIN block.
 //!
-//! ```no_run
-//! use engine::{BoundaryPlace, Engine, EngineConfig};
-//!
-//! # async fn example(store: std::sync::Arc<dyn store::Store>) -> Result<(), Box<dyn std::error::Error>> {
-//! let mut config = EngineConfig::load(Some("engine.toml".as_ref()))?;
-//! let BoundaryPlace::Process(process) = std::mem::replace(&mut config.boundary, BoundaryPlace::Inline) else {
-//!     return Err("the key boundary is not a separate process".into());
-//! };
-//! let engine = Engine::start(config, store, Box::new(process)).await?;
-//! println!("the engine listens on {}", engine.address());
-//! engine.stop().await?;
-//! # Ok(())
-//! # }
+//! ```
+//! let config = engine::EngineConfig::load(None)?;
+//! assert_eq!(config.listen, std::net::SocketAddr::from(([127, 0, 0, 1], 50_051)));
+//! # Ok::<(), config::ConfigError>(())
 //! ```
 
 pub mod command;

@@ -85,8 +85,9 @@ pub(super) fn masked(account: Option<&RegisteredAccount>) -> String {
 /// The description of the key boundary and its keys.
 pub(super) fn keys(status: &hsm_protocol::Status) -> proto::ListKeysResponse {
     let key = |key: &hsm_protocol::KeyId| proto::Key {
-        reference: key.reference(),
-        check_value: key.kcv.map(|kcv| kcv.to_string()).unwrap_or_default(),
+        usage: key.usage.to_string(),
+        version: key.version.0.into(),
+        kcv: key.kcv.map(|kcv| kcv.as_bytes().to_vec()).unwrap_or_default(),
     };
     let isolation = match status.isolation() {
         hsm_protocol::Isolation::Process => proto::BoundaryIsolation::Process,
@@ -96,7 +97,7 @@ pub(super) fn keys(status: &hsm_protocol::Status) -> proto::ListKeysResponse {
         token: status.token().to_owned(),
         level: boundary_level(status.level()).into(),
         isolation: isolation.into(),
-        form: storage_format(status.form()).into(),
+        format: storage_format(status.form()).into(),
         keys: status.keys().iter().map(key).collect(),
     }
 }
@@ -155,7 +156,7 @@ pub(super) fn complete_counts(census: &Census, users: KeyUsers, engine_name: &st
 /// The counts of the records so far.
 pub(super) fn record_counts(census: &Census) -> proto::CountRecordsResponse {
     let counts = census.counts().iter().map(|(kind, records)| proto::RecordCount {
-        form: storage_format(kind.form).into(),
+        format: storage_format(kind.form).into(),
         level: boundary_level(kind.level).into(),
         storage_key_version: kind.storage_key_version.into(),
         records: *records,
