@@ -114,7 +114,7 @@ pub enum EngineCommandError {
 }
 
 impl EngineCommandError {
-    /// Whether a PKCS#11 token refused the user PIN.
+    /// Whether a PKCS#11 token rejected the user PIN.
     pub fn refuses_user_pin(&self) -> bool {
         matches!(self, Self::Engine(StartError::Boundary(BoundaryError::PinRefused(_))))
     }

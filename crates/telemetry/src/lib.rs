@@ -1,4 +1,5 @@
-//! What a process reports to its operator: log events on standard error, and exit codes.
+//! What a process reports to its operator: log events on standard error, and exit codes. Also the frame of the programs
+//! that serve one service.
 //!
 //! A PIN block, a key, a credential or a full account number must never be a field of an event.
 //!
@@ -7,6 +8,13 @@
 //! tracing::info!(port = 50_051, "listening");
 //! ```
 
+use std::{
+    fmt::Display,
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use clap::{Args, Command, FromArgMatches};
 use tracing::Level;
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
@@ -39,6 +47,37 @@ pub fn start(format: LogFormat, level: Level) {
         LogFormat::Text => registry.with(events).try_init(),
         LogFormat::Json => registry.with(events.json()).try_init(),
     };
+}
+
+// Without a doc comment: clap would print it instead of the description of the program.
+#[derive(Args)]
+struct ProgramArguments<A: Args> {
+    /// Format of the log on standard error; RUST_LOG selects the events
+    #[arg(long, value_enum, default_value_t)]
+    log_format: LogFormat,
+    #[command(flatten)]
+    service: A,
+}
+
+/// Runs a program that serves one service: parses the arguments, starts the log, runs `serve`, and prints an error to
+/// standard error. `exit_code` gives the exit code of an error; wrong arguments exit with 2.
+pub fn run_program<A: Args, E: Display>(
+    name: &'static str,
+    about: &'static str,
+    serve: impl FnOnce(A) -> Result<(), E>,
+    exit_code: impl FnOnce(&E) -> u8,
+) -> ExitCode {
+    let command = Command::new(name).version(env!("CARGO_PKG_VERSION")).max_term_width(100);
+    let matches = ProgramArguments::<A>::augment_args(command).about(about).get_matches();
+    let arguments = ProgramArguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    start(arguments.log_format, Level::INFO);
+    match serve(arguments.service) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr().lock(), "{name}: {error}");
+            exit_code(&error).into()
+        }
+    }
 }
 
 fn default_filter(level: Level) -> String {
