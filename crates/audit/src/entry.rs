@@ -96,7 +96,7 @@ pub struct CardEvent {
     /// The control that authorizes the request; `None` where a card is registered.
     #[serde(serialize_with = "control_to_json", deserialize_with = "control_from_json")]
     pub control: Option<ControlId>,
-    /// The translation of the PIN block; `None` where no PIN was set or shown.
+    /// The translation of the PIN block; `None` where no PIN was set or viewed.
     pub formats: Option<Formats>,
 }
 
@@ -148,7 +148,7 @@ coded! {
         IssueTzpk = 3,
         /// Set the PIN.
         SetPin = 4,
-        /// Show the PIN to the control's device.
+        /// View the PIN on the control's device.
         ViewPin = 5,
         /// Confirm a retry: the block that set the PIN was received again, and the PIN is unchanged.
         ConfirmSetPin = 6,
@@ -433,9 +433,9 @@ fn append_hashed(bytes: &mut Vec<u8>, sequence: u64, previous: &[u8; 32], event:
 }
 
 fn append_text(bytes: &mut Vec<u8>, text: &str) {
-    let kept = text.as_bytes().get(..usize::from(u16::MAX)).unwrap_or(text.as_bytes());
-    bytes.extend_from_slice(&u16::try_from(kept.len()).unwrap_or(u16::MAX).to_be_bytes());
-    bytes.extend_from_slice(kept);
+    let written = text.as_bytes().get(..usize::from(u16::MAX)).unwrap_or(text.as_bytes());
+    bytes.extend_from_slice(&u16::try_from(written.len()).unwrap_or(u16::MAX).to_be_bytes());
+    bytes.extend_from_slice(written);
 }
 
 fn append_stamp(bytes: &mut Vec<u8>, stamp: &Stamp) {

@@ -12,17 +12,17 @@ use net::tls::Peer;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Right {
-    /// OpenControl.
+    /// The right to call OpenControl.
     Controls,
-    /// IssueTzpk, SetPin and ViewPin.
+    /// The right to call IssueTzpk, SetPin and ViewPin.
     Pins,
-    /// RegisterCard and FindCard.
+    /// The right to call RegisterCard and FindCard.
     Cards,
-    /// ExportAudit. A peer without `tenants` reads the whole chain and can verify it. A peer limited to tenants reads only the
+    /// The right to call ExportAudit. A peer without `tenants` reads the whole chain and can verify it. A peer limited to tenants reads only the
     /// entries of these tenants, not those of the engine (start, stop, key reload, rotation). Each entry has its sequence
     /// and hash, but the chain has gaps, so this peer cannot verify it.
     Audit,
-    /// ListKeys, WatchRotation and CountRecords, which cover all tenants.
+    /// The right to call ListKeys, WatchRotation and CountRecords, which cover all tenants.
     Keys,
 }
 
@@ -188,7 +188,6 @@ mod tests {
 
     #[test]
     fn a_request_without_a_peer_is_rejected() {
-        let nobody = Extensions::default();
-        assert_eq!(peers().admit(&nobody, Right::Audit).err(), Some(Forbidden::Anonymous));
+        assert_eq!(peers().admit(&Extensions::default(), Right::Audit).err(), Some(Forbidden::Anonymous));
     }
 }
