@@ -27,6 +27,7 @@ use crate::{
     keyblock::{Family, check_bytes},
     sealed::KeyVersion,
     status::StorageVersions,
+    tdes_key::force_odd_parity,
     vault::{self, VaultError},
     versioned::Versioned,
 };
@@ -462,14 +463,7 @@ pub(crate) fn random_key(algorithm: KeyAlgorithm) -> Result<ClearBytes, VaultErr
 /// Odd parity in every byte of a 3DES key; others stay as they are.
 pub(crate) fn set_odd_parity(algorithm: KeyAlgorithm, key: &mut ClearBytes) {
     if algorithm.is_tdes() {
-        make_odd(key.bytes_mut());
-    }
-}
-
-/// Odd parity in every byte.
-pub(crate) fn make_odd(bytes: &mut [u8]) {
-    for byte in bytes {
-        *byte = (*byte & 0xFE) | u8::from((*byte & 0xFE).count_ones().is_multiple_of(2));
+        force_odd_parity(key.bytes_mut());
     }
 }
 
@@ -484,7 +478,7 @@ pub(crate) fn is_weak(algorithm: KeyAlgorithm, key: &ClearBytes) -> bool {
 fn has_weak_part(key: &ClearBytes) -> bool {
     // The test compares every bit, and those of parity are none of a part's 56.
     let mut odd = ClearBytes::copied(key.bytes());
-    make_odd(odd.bytes_mut());
+    force_odd_parity(odd.bytes_mut());
     // It panics at another length than these.
     matches!(odd.bytes().len(), 16 | 24) && des::weak_key_test(odd.bytes()).is_err()
 }

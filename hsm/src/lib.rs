@@ -83,6 +83,7 @@ mod open_error;
 mod person;
 mod policy;
 mod selftest;
+mod tdes_key;
 mod token;
 mod translation;
 mod vault;

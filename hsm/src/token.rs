@@ -27,7 +27,7 @@ use crate::{
     keyring::Versions,
     oaep,
     sealed::{ACCOUNT_BYTES, Bound, EncryptedBlock, KeyVersion, SealedTzpk, TAG_BYTES},
-    vault::make_tdes_key,
+    tdes_key::fill_tdes_key,
 };
 
 /// What every token does, at either level. Blocking.
@@ -148,7 +148,7 @@ fn host_tzpk(
     tzpk: &mut Tzpk,
     random: impl FnMut(&mut [u8]) -> Result<(), Error>,
 ) -> Result<WrappedTzpk, Error> {
-    make_tdes_key(tzpk, random)?;
+    fill_tdes_key(tzpk, random)?;
     let check_value = tzpk_check_value(tzpk);
     let wrapped = oaep::wrap(device, tzpk)?;
     Ok(WrappedTzpk { wrapped, check_value })

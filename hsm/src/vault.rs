@@ -26,9 +26,8 @@ use thiserror::Error;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::{
-    clear::{Clear, ClearBytes, Tzpk},
+    clear::{Clear, ClearBytes},
     config::Unlock,
-    keyring::make_odd,
 };
 
 const MAGIC: &[u8; 13] = b"PINSEAL-VAULT";
@@ -169,17 +168,6 @@ fn made_here_or_elsewhere(path: &Path, made: io::Result<()>) -> Result<(), Vault
         other => other,
     }
     .map_err(|error| VaultError::io(path, error))
-}
-
-/// Fills in a fresh double-length 3DES key: odd parity, no weak or semi-weak half, the halves different.
-pub(crate) fn make_tdes_key<E>(key: &mut Tzpk, mut random: impl FnMut(&mut [u8]) -> Result<(), E>) -> Result<(), E> {
-    loop {
-        random(key.bytes_mut())?;
-        make_odd(key.bytes_mut());
-        if des::weak_key_test(key.bytes()).is_ok() {
-            return Ok(());
-        }
-    }
 }
 
 /// Creates a key file unless one exists. Returns whether this call created it.
@@ -697,15 +685,5 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         let error = open(&by_key_file(directory.path())).err().unwrap();
         assert!(matches!(error, VaultError::OpenToOthers { mode: 0o640, .. }), "{error}");
-    }
-
-    #[test]
-    fn a_made_3des_key_has_odd_parity_and_different_halves() {
-        for _ in 0..1_000 {
-            let mut key = Clear::zeroed();
-            make_tdes_key(&mut key, rand::fill).unwrap();
-            assert!(key.bytes().iter().all(|byte| byte.count_ones() % 2 == 1));
-            assert!(key.bytes()[..8] != key.bytes()[8..]);
-        }
     }
 }

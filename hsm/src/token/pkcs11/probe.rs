@@ -25,7 +25,7 @@ use crate::{
     config::{Pkcs11, TokenForm},
     key_id::KeyId,
     open_error::Pkcs11Error,
-    vault::make_tdes_key,
+    tdes_key::fill_tdes_key,
 };
 
 /// How long each operation is measured.
@@ -343,7 +343,7 @@ fn token_speeds(session: Calls<'_>, found: &FoundKeys) -> Result<Vec<(&'static s
 
 fn throw_away_tzpk(session: Calls<'_>) -> Result<SessionObject<'_>, CallError> {
     let mut tzpk = Tzpk::zeroed();
-    make_tdes_key(&mut tzpk, |bytes| session.generate_random_slice(bytes))?;
+    fill_tdes_key(&mut tzpk, |bytes| session.generate_random_slice(bytes))?;
     SessionObject::import_tzpk(session, &tzpk)
 }
 
