@@ -27,7 +27,7 @@ pub struct Components {
 
 impl Components {
     /// None yet.
-    pub fn of(algorithm: KeyAlgorithm) -> Self {
+    pub fn new(algorithm: KeyAlgorithm) -> Self {
         Self { algorithm, entered: Vec::new(), check_values: Vec::new() }
     }
 
@@ -58,7 +58,7 @@ impl Components {
     }
 
     /// Of each component, in the order they were entered.
-    pub fn check_values(&self) -> &[Kcv] {
+    pub fn kcvs(&self) -> &[Kcv] {
         &self.check_values
     }
 
@@ -82,7 +82,7 @@ impl Components {
 }
 
 /// The KCVs of a key made by [`make_components`] and of its components.
-pub struct MadeComponents {
+pub struct ComponentKcvs {
     /// Of the key they are together.
     pub key: Kcv,
     /// Of each.
@@ -94,9 +94,9 @@ pub fn make_components(
     terminal: &mut ComponentTerminal,
     algorithm: KeyAlgorithm,
     custodians: &[&str],
-) -> Result<MadeComponents, ComponentError> {
+) -> Result<ComponentKcvs, ComponentError> {
     let (components, key) = loop {
-        let mut components = Components::of(algorithm);
+        let mut components = Components::new(algorithm);
         for _ in custodians {
             let mut component = ClearBytes::zeroed(algorithm.bytes());
             rand::fill(component.bytes_mut()).map_err(|_| ComponentError::Random)?;
@@ -113,7 +113,7 @@ pub fn make_components(
     for (number, (custodian, component)) in (1..).zip(custodians.iter().zip(&components.entered)) {
         terminal.show_component(custodian, number, component, check_value(algorithm, component))?;
     }
-    Ok(MadeComponents { key: check_value(algorithm, &key), components: components.check_values })
+    Ok(ComponentKcvs { key: check_value(algorithm, &key), components: components.check_values })
 }
 
 /// Why a component, or the key of them all, is not taken.
@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     fn entered(algorithm: KeyAlgorithm, components: &[&[u8]]) -> Result<Components, ComponentError> {
-        let mut all = Components::of(algorithm);
+        let mut all = Components::new(algorithm);
         for component in components {
             let component = ClearBytes::copied(component);
             let expected = check_value(algorithm, &component);
@@ -194,7 +194,7 @@ mod tests {
                 ("AES", 16) => KeyAlgorithm::Aes128,
                 _ => KeyAlgorithm::Aes256,
             };
-            let mut components = Components::of(algorithm);
+            let mut components = Components::new(algorithm);
             for (component, expected) in list("components").iter().zip(list("component_kcvs")) {
                 components.take(ClearBytes::copied(component), &expected).unwrap();
             }
@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn wrong_kcv_repeated_and_zero_components_are_rejected() {
         let aes = KeyAlgorithm::Aes256;
-        let mut components = Components::of(aes);
+        let mut components = Components::new(aes);
         assert!(matches!(components.take(ClearBytes::copied(&[1; 32]), &[0, 0, 0]), Err(ComponentError::Kcv)));
         assert!(matches!(entered(aes, &[&[1; 32], &[1; 32]]), Err(ComponentError::Twice)));
         assert!(matches!(entered(aes, &[&[0; 32]]), Err(ComponentError::Zeros)));
@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn components_combine_to_a_key_with_odd_parity() {
         for number in COMPONENTS {
-            let mut components = Components::of(KeyAlgorithm::TdesDouble);
+            let mut components = Components::new(KeyAlgorithm::TdesDouble);
             for _ in 0..number {
                 let component = crate::keyring::random_key(KeyAlgorithm::TdesDouble).unwrap();
                 let expected = check_value(KeyAlgorithm::TdesDouble, &component);

@@ -127,7 +127,7 @@ pub struct Pkcs11 {
 }
 
 /// A PKCS#11 token that holds the key a person signs with.
-pub struct PersonToken {
+pub struct ParticipantToken {
     /// Where it is.
     pub place: TokenPlace,
     /// The user PIN; none to ask for it on the terminal.

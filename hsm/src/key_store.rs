@@ -144,7 +144,7 @@ impl KeyStore {
     }
 
     /// SHA-256 of the roster of those who may change it; none before the first ceremony.
-    pub fn custody(&self) -> Option<[u8; 32]> {
+    pub fn roster_hash(&self) -> Option<[u8; 32]> {
         self.keyring.custody
     }
 
@@ -154,7 +154,7 @@ impl KeyStore {
     }
 
     /// Gives it into the custody of a roster.
-    pub fn take_into_custody(&mut self, roster: [u8; 32]) {
+    pub fn set_roster(&mut self, roster: [u8; 32]) {
         self.keyring.custody = Some(roster);
     }
 
@@ -624,7 +624,7 @@ impl KeyStoreError {
     pub fn may_have_changed(&self) -> bool {
         match self {
             Self::Vault(error) => matches!(error, VaultError::NotSynced { .. }),
-            Self::Token(error) => !error.left_register_unwritten(),
+            Self::Token(error) => !error.left_inventory_unwritten(),
             _ => false,
         }
     }

@@ -80,7 +80,8 @@ mod keyring;
 mod level;
 mod oaep;
 mod open_error;
-mod person;
+mod participant_key;
+mod participant_public_key;
 mod policy;
 mod selftest;
 mod tdes_key;
@@ -104,9 +105,9 @@ pub use hsm_protocol::{
 
 pub use self::{
     api::{Hsm, Prepared},
-    component::{COMPONENTS, ComponentError, ComponentTerminal, Components, MadeComponents, make_components},
+    component::{COMPONENTS, ComponentError, ComponentKcvs, ComponentTerminal, Components, make_components},
     config::{
-        AbsentVault, Callers, Config, KeyFileUse, KeyHandling, Keys, LockMemory, PersonToken, Pkcs11, SlotName,
+        AbsentVault, Callers, Config, KeyFileUse, KeyHandling, Keys, LockMemory, ParticipantToken, Pkcs11, SlotName,
         TokenPlace, Unlock, Vault, Wanted, WantedLevel,
     },
     key_store::{KeyStore, KeyStoreError, KeyUse, RecordsKept},
@@ -115,7 +116,8 @@ pub use self::{
     },
     keyring::{KeyAlgorithm, KeyInfo, KeyMode, KeyState},
     open_error::{OpenError, Pkcs11Error},
-    person::{PersonError, PersonKey, PersonPublicKey, SIGNATURE_BYTES, Shown},
+    participant_key::{ParticipantError, ParticipantFile, ParticipantKey},
+    participant_public_key::{ParticipantPublicKey, SIGNATURE_BYTES},
     policy::{PinPolicy, PolicyError, Weakness},
     token::{Probe, Route, TokenReport},
     translation::{Place, TRANSLATIONS, Translation},

@@ -1,4 +1,4 @@
-//! Why the boundary did not open, and what to do. No error holds a secret.
+//! Why the boundary does not open, and what an operator can do. No error holds a secret.
 
 use std::{io, path::PathBuf};
 
@@ -6,60 +6,62 @@ use thiserror::Error;
 
 use crate::{binding::BoundaryLevel, form::StorageFormat, policy::PolicyError, vault::VaultError};
 
-/// Why the boundary did not open.
+/// The boundary does not open.
 #[derive(Debug, Error)]
 pub enum OpenError {
-    /// The vault.
+    /// The vault can't be read or created.
     #[error(transparent)]
     Vault(#[from] VaultError),
-    /// The policy.
+    /// The PIN policy is malformed.
     #[error(transparent)]
     Policy(#[from] PolicyError),
-    /// The PKCS#11 token.
+    /// The PKCS#11 token can't be used.
     #[error(transparent)]
     Pkcs11(#[from] Pkcs11Error),
-    /// A level that can't be had.
-    #[error("boundary.level = \"token\" can't be had of a {token} token here: {why}; set level = \"host\" or \"best\"")]
+    /// The token does not support the configured boundary level.
+    #[error(
+        "boundary.level = \"token\" is not possible with this {token} token: {why}; set level = \"host\" or \"best\""
+    )]
     BoundaryLevel {
-        /// Its name.
+        /// `software` or `PKCS#11`.
         token: &'static str,
-        /// What it can't do.
+        /// The operation that the token does not support.
         why: String,
     },
-    /// A form that a level can't make.
-    #[error("boundary.form = \"{}\" is not made at level {level}: {}", .form.name(), forms_of(*.level))]
+    /// The boundary level does not support the configured storage format.
+    #[error("boundary.form = \"{}\" is not made at level {level}: {}", .form.name(), forms_at(*.level))]
     StorageFormat {
-        /// The form.
+        /// The configured format.
         form: StorageFormat,
-        /// The level.
+        /// The level in use.
         level: BoundaryLevel,
     },
-    /// A known answer came out wrong: this build, or this machine, must not be used.
-    #[error("the self-test failed at {step}: this build or this machine computes wrongly, don't use it")]
+    /// A known-answer test failed: the build or the machine computes wrongly.
+    #[error("the self-test failed at {step}: this build or this machine computes wrongly, do not use it")]
     SelfTest {
-        /// Which known answer.
+        /// The algorithm under test.
         step: &'static str,
     },
-    /// Memory can't be locked, and the configuration requires it.
+    /// The process can't lock its memory, and the configuration requires the lock.
     #[error(
         "memory can't be locked ({reason}): raise RLIMIT_MEMLOCK or grant CAP_IPC_LOCK, or set lock_memory = \"try\""
     )]
     MemoryNotLocked {
-        /// Why.
+        /// The kernel's error, or the limit.
         reason: String,
     },
-    /// Core dumps and tracers can't be kept out.
-    #[error("the process can't be kept from core dumps and tracers: {reason}")]
+    /// The kernel refuses to disable core dumps and ptrace.
+    #[error("core dumps and ptrace of this process can't be disabled: {reason}")]
     Dumpable {
-        /// Why.
+        /// The kernel's error.
         reason: String,
     },
-    /// The machine refused something.
+    /// The operating system refuses to read or write a file.
     #[error("{}: {error}", path.display())]
     Io {
-        /// Where.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The operating system's error.
         error: io::Error,
     },
 }
@@ -72,190 +74,188 @@ impl OpenError {
 }
 
 impl Pkcs11Error {
-    /// Whether the token refused the user PIN, or would: another login could lock the PIN, so that none is tried before an
-    /// operator asks for it.
+    /// Whether the token refused the user PIN, or would refuse it. Another login could lock the PIN, so the boundary tries
+    /// none until an operator asks for it.
     pub fn refuses_user_pin(&self) -> bool {
         matches!(self, Self::WrongPin | Self::Expired | Self::NoUserPin | Self::LastTry | Self::Locked)
     }
+
+    /// Whether the token certainly has no new inventory after this error of writing one.
+    pub(crate) fn left_inventory_unwritten(&self) -> bool {
+        matches!(self, Self::ChangedByOther | Self::TwoInventories { .. } | Self::NoDataObjects)
+    }
 }
 
-fn forms_of(level: BoundaryLevel) -> &'static str {
+fn forms_at(level: BoundaryLevel) -> &'static str {
     match level {
         BoundaryLevel::Token => "set it to wrapped, iso-3 or iso-4",
         BoundaryLevel::Host => "set it to iso-4, iso-3 or iso-0",
     }
 }
 
-/// Why a PKCS#11 token did not open.
+/// A PKCS#11 token can't be opened, or an operation on its keys failed.
 #[derive(Debug, Error)]
 pub enum Pkcs11Error {
-    /// The module can't be loaded.
+    /// The PKCS#11 module can't be loaded or initialised.
     #[error("can't load the PKCS#11 module {}: {reason}", path.display())]
     Module {
-        /// Which.
+        /// The module as configured.
         path: PathBuf,
-        /// Why.
+        /// The error of the loader or of `C_Initialize`.
         reason: String,
     },
-    /// No such slot, or more than one.
+    /// No slot matches the configuration, or several do.
     #[error("{found} tokens have the {slot}: name one of {present}")]
     Slot {
-        /// As configured.
+        /// The slot as configured.
         slot: String,
-        /// How many match.
+        /// The number of matching slots.
         found: usize,
-        /// What there is.
+        /// The labels and serial numbers of the tokens present.
         present: String,
     },
-    /// The user PIN is wrong. It is tried once, never again by itself.
+    /// The user PIN is wrong (CKR_PIN_INCORRECT). The boundary logs in once and does not repeat the attempt by itself.
     #[error(
         "the token refused the user PIN: it was tried once, and is not tried again before a restart or a reload (SIGHUP); \
          correct the PIN first"
     )]
     WrongPin,
-    /// The user PIN has expired (PKCS#11: CKR_PIN_EXPIRED). Another login does not help.
+    /// The user PIN has expired (CKR_PIN_EXPIRED). Another login does not help.
     #[error("the user PIN has expired: set another one with the token's own tool")]
     Expired,
-    /// The token has no user PIN (PKCS#11: CKR_USER_PIN_NOT_INITIALIZED). Its security officer sets one.
+    /// The token has no user PIN (CKR_USER_PIN_NOT_INITIALIZED). Its security officer sets one.
     #[error("the token has no user PIN: its security officer must set one")]
     NoUserPin,
-    /// One more wrong PIN would lock it.
+    /// One more wrong PIN would lock the user PIN (CKF_USER_PIN_FINAL_TRY). No login was tried.
     #[error(
         "the user PIN has one try left: log in by hand with the right PIN first, so that a wrong one can't lock it"
     )]
     LastTry,
-    /// The user PIN is locked.
+    /// The user PIN is locked (CKF_USER_PIN_LOCKED or CKR_PIN_LOCKED).
     #[error("the user PIN is locked: the token's security officer must unlock it")]
     Locked,
-    /// Somebody logged in already, so a PIN would not be tried.
+    /// This process has a login already (CKR_USER_ALREADY_LOGGED_IN), so the token would not check the PIN.
     #[error(
-        "this process is logged in to it already: it is an engine's token, or was given twice; a person's token is theirs \
-         alone"
+        "this process is logged in to it already: the token is an engine's or was named twice; each participant needs a token \
+         of their own"
     )]
     LoggedIn,
-    /// A person's token without a key.
-    #[error("it holds no key of a person: make one with `pinseal ceremony person --token FILE`")]
-    NoPersonKey,
-    /// A person has one key.
+    /// A participant's token has no signing key.
+    #[error("the token has no participant's key: make one with `pinseal ceremony person --token FILE`")]
+    NoParticipantKey,
+    /// A participant's token has several signing keys.
     #[error(
-        "it holds {found} keys with the label \"pinseal person\": a person has one; destroy the others with the token's own tool"
+        "the token has {found} keys with the label \"pinseal person\" and must have one: destroy the others with the token's own \
+         tool"
     )]
-    PersonKeys {
-        /// How many there are.
+    ParticipantKeys {
+        /// The number of keys found.
         found: usize,
     },
-    /// The person's key is there already.
+    /// A participant's token has a signing key already.
     #[error(
-        "it holds a person's key already, and nothing was made: `pinseal ceremony person --show FILE` prints its public half"
+        "the token has a participant's key already, and nothing was made: `pinseal ceremony person --show FILE` prints its \
+         public key"
     )]
-    PersonKeyPresent,
-    /// The person's key may be used for more than it is for.
-    #[error("its key of a person is unsafe: {attribute} is {found}; make another in a fresh token")]
-    PersonKeyUnsafe {
-        /// Which attribute.
+    ParticipantKeyPresent,
+    /// The participant's key has a right beside signing, or can leave the token.
+    #[error("the participant's key is unsafe: {attribute} is {found}; make another in a fresh token")]
+    ParticipantKeyUnsafe {
+        /// The PKCS#11 attribute.
         attribute: &'static str,
-        /// What it is.
+        /// The attribute's value.
         found: &'static str,
     },
-    /// It does not have the mechanisms.
-    #[error("it has no Ed25519 (CKM_EC_EDWARDS_KEY_PAIR_GEN, CKM_EDDSA): take another token, or a key file")]
+    /// The token has no Ed25519 mechanisms.
+    #[error("the token has no Ed25519 (CKM_EC_EDWARDS_KEY_PAIR_GEN, CKM_EDDSA): use another token, or a key file")]
     NoEd25519,
-    /// It signs otherwise than Ed25519, or with another key than it shows.
-    #[error(
-        "its signature does not verify as Ed25519 under the public key it shows: take another token, or a key file"
-    )]
-    PersonSignature,
-    /// A key is not there, or there more than once.
+    /// The token's signature does not verify under the public key it returns.
+    #[error("the token's signature does not verify as Ed25519 under its public key: use another token, or a key file")]
+    ParticipantSignature,
+    /// A key is missing, or several have its label and id.
     #[error("{found} keys have the label {label:?} and the id {version:04x}: make it with `pinseal token make-keys`")]
     Key {
-        /// Its CKA_LABEL.
+        /// The CKA_LABEL searched for.
         label: String,
-        /// Its CKA_ID.
+        /// The version in the CKA_ID searched for.
         version: u16,
-        /// How many.
+        /// The number of keys found.
         found: usize,
     },
-    /// A key may be used for more than it is for.
+    /// A key has a right that its usage forbids, lacks one it needs, or can leave the token.
     #[error("the key {label:?} is unsafe: {attribute} is {found}; make it again with `pinseal token make-keys`")]
     Unsafe {
-        /// Its CKA_LABEL.
+        /// The key's CKA_LABEL.
         label: String,
-        /// Which attribute.
+        /// The PKCS#11 attribute.
         attribute: &'static str,
-        /// What it is.
+        /// The attribute's value.
         found: &'static str,
     },
-    /// The keys are there already.
-    #[error("a key with the label {label:?} and the id {version:04x} is there already: nothing was made")]
+    /// A key to be made exists already.
+    #[error("a key with the label {label:?} and the id {version:04x} exists already: nothing was made")]
     Present {
-        /// Its CKA_LABEL.
+        /// The key's CKA_LABEL.
         label: String,
-        /// Its CKA_ID.
+        /// The version in the key's CKA_ID.
         version: u16,
     },
-    /// No version of a key is in use.
-    #[error("no {key} key is in use in the token: make or load one in a ceremony, and put it into use")]
+    /// No version of a key is active.
+    #[error("no {key} key is active in the token: make or load one in a ceremony, and activate it")]
     Lacks {
-        /// Which.
+        /// The key's usage.
         key: String,
     },
-    /// A key is another than the one a ceremony put there.
-    #[error("{key} has another check value than the register says: it is not the key that a ceremony put there")]
+    /// The KCV of a key in the token differs from the KCV in the inventory.
+    #[error("{key} has another check value than the inventory says: it is not the key that a ceremony put there")]
     Exchanged {
-        /// Which.
+        /// For example `storage/1`.
         key: String,
     },
-    /// People hold its keys together.
+    /// Only a ceremony may change the keys.
     #[error("the token's keys are in the custody of a roster: change them with `pinseal ceremony`")]
     InCustody,
-    /// It can hold no register.
+    /// The token does not store private data objects.
     #[error(
-        "the token keeps no data objects, so it can't hold the register of a ceremony: use `pinseal token make-keys`"
+        "the token keeps no data objects, so it can't hold the inventory of a ceremony: use `pinseal token make-keys`"
     )]
     NoDataObjects,
-    /// The register can't be read.
-    #[error("the register of keys in the token can't be read by this release: use the one that wrote it")]
-    Register,
-    /// Two wrote at once, and one of them died before it saw the other.
+    /// The inventory is malformed, or another release wrote it.
+    #[error("this release can't read the key inventory in the token: use the release that wrote it")]
+    Inventory,
+    /// Two ceremonies wrote an inventory at the same time, and one of them was killed before it removed its own.
     #[error(
-        "two registers of keys in the token have the number {number}: two ceremonies wrote at once; try again, and where both \
+        "two key inventories in the token have the number {number}: two ceremonies wrote at once; try again, and where both \
          stay, find out by the transcripts which one a step recorded, and destroy the other with the token's own tool"
     )]
-    Registers {
-        /// Their number.
+    TwoInventories {
+        /// The number of both inventories.
         number: u64,
     },
-    /// There is a key at a place that the register says is free.
+    /// The token holds a key that the inventory does not list, under the label and id of the key to be made.
     #[error(
-        "the token holds a key with the label {label:?} and the id {version:04x} that its register does not tell of, and \
-         nothing was done: another ceremony may be making it, so try again; where it stays, a step that died left it: destroy \
-         it with the token's own tool, once it is known that nothing uses it"
+        "the token holds a key with the label {label:?} and the id {version:04x} that its inventory does not list, and \
+         nothing was done: another ceremony may be making it, so try again; where it stays, a killed step left it: destroy it \
+         with the token's own tool, once nothing uses it for certain"
     )]
-    Unregistered {
-        /// Its CKA_LABEL.
+    NotInInventory {
+        /// The key's CKA_LABEL.
         label: String,
-        /// Its CKA_ID.
+        /// The version in the key's CKA_ID.
         version: u16,
     },
-    /// Another ceremony changed the token after this one read its register.
+    /// Another ceremony changed the token after this one read the inventory.
     #[error("another ceremony changed the token during this step: begin the step again")]
     ChangedByOther,
-    /// The key does not come out.
-    #[error("the token did not give out what it was asked to wrap")]
-    TakeOut,
-    /// A call failed.
+    /// The token returned a wrapped key of the wrong length, or one that does not unwrap.
+    #[error("the token returned no usable key from C_WrapKey")]
+    Export,
+    /// A PKCS#11 call failed.
     #[error("the token failed at {call}: {reason}")]
     Call {
-        /// Which call.
+        /// The PKCS#11 function, or the step.
         call: &'static str,
-        /// What the token said.
+        /// The token's return value.
         reason: String,
     },
-}
-
-impl Pkcs11Error {
-    /// Of an error in writing the register: whether it is certain that nothing was written.
-    pub(crate) fn left_register_unwritten(&self) -> bool {
-        matches!(self, Self::ChangedByOther | Self::Registers { .. } | Self::NoDataObjects)
-    }
 }

@@ -10,7 +10,7 @@ pub(crate) use self::aes_chain::{CmacKey, encrypt_chain};
 pub use self::pkcs11::{Probe, Route, TokenReport};
 pub(crate) use self::{
     pkcs11::{
-        OwnToken, SigningKey, TokenKeyManager, ability, examine, make_keys, open_at_host_level, open_at_token_level,
+        SigningKey, TokenKeyManager, TokenSlot, ability, examine, make_keys, open_at_host_level, open_at_token_level,
     },
     software::{Software, aes_check_value},
     tdes_budget::{TdesBudget, reserved_in},

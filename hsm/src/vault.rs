@@ -231,14 +231,14 @@ fn derive(vault: &Path, passphrase: &str, head: &[u8], key: &mut Clear<32>) -> R
 pub(crate) fn read_private(path: &Path, bytes: usize) -> Result<Zeroizing<Vec<u8>>, VaultError> {
     let io = |error| VaultError::io(path, error);
     let file = File::open(path).map_err(io)?;
-    is_private(&file, path)?;
+    check_private(&file, path)?;
     let mut read = Zeroizing::new(Vec::with_capacity(bytes + 1));
     file.take(bytes as u64 + 1).read_to_end(&mut read).map_err(io)?;
     Ok(read)
 }
 
 /// Whether nobody but its owner may read a file.
-pub(crate) fn is_private(file: &File, path: &Path) -> Result<(), VaultError> {
+pub(crate) fn check_private(file: &File, path: &Path) -> Result<(), VaultError> {
     let mode = file.metadata().map_err(|error| VaultError::io(path, error))?.permissions().mode();
     match mode & 0o077 {
         0 => Ok(()),

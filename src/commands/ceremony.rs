@@ -9,7 +9,7 @@ use std::{
 use clap::{Args, Subcommand};
 use hsm::{
     ComponentError, ComponentTerminal, Components, KeyAlgorithm, KeyBlock, KeyBlockVersion, KeyInfo, KeyStore,
-    KeyStoreError, KeyUsage, KeyUse, PersonKey, make_components,
+    KeyStoreError, KeyUsage, KeyUse, ParticipantKey, make_components,
 };
 use serde_json::json;
 use thiserror::Error;
@@ -223,9 +223,9 @@ struct PersonArguments {
 }
 
 impl PersonArguments {
-    fn key(&self) -> Result<Option<PersonKey>, ParticipantKeyError> {
+    fn key(&self) -> Result<Option<ParticipantKey>, ParticipantKeyError> {
         match self {
-            Self { out: Some(path), .. } => Ok(Some(PersonKey::make(path)?)),
+            Self { out: Some(path), .. } => Ok(Some(ParticipantKey::make(path)?)),
             Self { token: Some(path), .. } => participant_key::make_in_token(path).map(Some),
             Self { show: Some(path), .. } => participant_key::read(path).map(Some),
             Self { .. } => Ok(None),
@@ -447,7 +447,7 @@ fn make_in_components(at: &At, algorithm: KeyAlgorithm) -> Result<(), CeremonyEr
 
 fn load(at: &At, name: KeyUsage, algorithm: Option<KeyAlgorithm>, now: u64) -> Result<(), CeremonyError> {
     let mut session = at.session()?;
-    let mut components = Components::of(algorithm_of(&session.store, &name, algorithm)?);
+    let mut components = Components::new(algorithm_of(&session.store, &name, algorithm)?);
     let custodians = session.custodians();
     let custodians: Vec<&str> = custodians.iter().map(String::as_str).collect();
     let mut terminal = component_terminal()?;
@@ -455,7 +455,7 @@ fn load(at: &At, name: KeyUsage, algorithm: Option<KeyAlgorithm>, now: u64) -> R
         let check_value = components.enter(&mut terminal, custodian)?;
         writeln!(io::stderr(), "{custodian}: accepted, check value {check_value}")?;
     }
-    let entered = Component::of_each(&custodians, components.check_values());
+    let entered = Component::of_each(&custodians, components.kcvs());
     let key = Key::of(&session.store.load(name, &components, now)?);
     at.done(&mut session, CeremonyAction::LoadKey { key, components: entered })
 }

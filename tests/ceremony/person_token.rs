@@ -79,7 +79,7 @@ fn an_unusable_person_token_records_nothing() {
         refused_with(&ceremony, ENOUGH, "with the label \"lea\": the token refused the user PIN");
         token.write_pin_of("lea", "1357");
         fs::copy(token.of_a_person("mallory"), ceremony.at("mallory.toml")).unwrap();
-        refused_with(&ceremony, &["mallory", "alice", "bob"], "it holds no key of a person: make one with");
+        refused_with(&ceremony, &["mallory", "alice", "bob"], "the token has no participant's key: make one with");
         refused_with(&ceremony, &["lea", "lea", "alice", "bob"], "logged in to it already");
         fs::write(ceremony.at("eve.toml"), "[token]\nmodule = \"m.so\"\nlabel = \"eve\"\nuser_pin = \"2468\"").unwrap();
         refused_with(&ceremony, &["eve", "alice", "bob"], "names a token (line 4)");
@@ -145,12 +145,16 @@ fn a_token_holds_one_person_key_and_shows_it() {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pinseal"));
         command.envs(token.environment()).args(["ceremony", "person", argument]).arg(&named).output().unwrap()
     };
-    assert!(said(&person("--show")).contains("it holds no key of a person"));
+    assert!(said(&person("--show")).contains("the token has no participant's key"));
     let made = person("--token");
     assert!(made.status.success() && made.stdout.len() == 65, "{}", said(&made));
     let again = person("--token");
     assert!(!again.status.success() && again.stdout.is_empty());
-    assert!(said(&again).contains("it holds a person's key already, and nothing was made"), "{}", said(&again));
+    assert!(
+        said(&again).contains("the token has a participant's key already, and nothing was made"),
+        "{}",
+        said(&again)
+    );
     assert_eq!(person("--show").stdout, made.stdout);
 }
 

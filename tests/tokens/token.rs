@@ -175,10 +175,7 @@ async fn a_storage_key_rotates_in_softhsm_by_a_ceremony() {
         // unused.
         token.import_aes_key("pinseal storage", "730002");
         let refused = ceremony.refused("make", ENOUGH, &["storage"]);
-        assert!(
-            refused.contains("\"pinseal storage\" and the id 0002 that its register does not tell of"),
-            "{refused}"
-        );
+        assert!(refused.contains("\"pinseal storage\" and the id 0002 that its inventory does not list"), "{refused}");
         token.destroy("pinseal storage", "730002");
         ceremony.well("make", ENOUGH, &["storage"]);
         ceremony.well("activate", ENOUGH, &["storage/2"]);
@@ -227,7 +224,7 @@ fn a_token_without_data_objects_cannot_hold_a_ceremony() {
     let ceremony = Ceremony::prepared_on(&token);
     let roster = ceremony.at("roster.toml");
     let refused = ceremony.refused("begin", ALL, &["--roster", roster.to_str().unwrap()]);
-    assert!(refused.contains("can't hold the register of a ceremony"), "{refused}");
+    assert!(refused.contains("can't hold the inventory of a ceremony"), "{refused}");
 }
 
 /// Repeats the check until it holds: usually within five seconds; the limit is longer for a busy machine.

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use hsm::{PersonError, PersonKey, Shown};
+use hsm::{ParticipantError, ParticipantFile, ParticipantKey};
 use thiserror::Error;
 
 use config::ConfigError;
@@ -13,10 +13,10 @@ use config::ConfigError;
 ///
 /// # Errors
 /// The file can't be read or is malformed, or the token refuses the login or has no key.
-pub fn read(path: &Path) -> Result<PersonKey, ParticipantKeyError> {
-    match Shown::read(path)? {
-        Shown::Key(key) => Ok(key),
-        Shown::Text(text) => Ok(PersonKey::find_in(&hsm_config::person_token(path, &text)?)?),
+pub fn read(path: &Path) -> Result<ParticipantKey, ParticipantKeyError> {
+    match ParticipantFile::read(path)? {
+        ParticipantFile::Key(key) => Ok(key),
+        ParticipantFile::Text(text) => Ok(ParticipantKey::find_in(&hsm_config::person_token(path, &text)?)?),
     }
 }
 
@@ -24,10 +24,10 @@ pub fn read(path: &Path) -> Result<PersonKey, ParticipantKeyError> {
 ///
 /// # Errors
 /// The file holds a key, can't be read or is malformed; or the token refuses the login or has a key already.
-pub fn make_in_token(path: &Path) -> Result<PersonKey, ParticipantKeyError> {
-    match Shown::read(path)? {
-        Shown::Key(_) => Err(ParticipantKeyError::NoToken { path: path.to_owned() }),
-        Shown::Text(text) => Ok(PersonKey::make_in(&hsm_config::person_token(path, &text)?)?),
+pub fn make_in_token(path: &Path) -> Result<ParticipantKey, ParticipantKeyError> {
+    match ParticipantFile::read(path)? {
+        ParticipantFile::Key(_) => Err(ParticipantKeyError::NoToken { path: path.to_owned() }),
+        ParticipantFile::Text(text) => Ok(ParticipantKey::make_in(&hsm_config::person_token(path, &text)?)?),
     }
 }
 
@@ -45,5 +45,5 @@ pub enum ParticipantKeyError {
     Config(#[from] ConfigError),
     /// The key file or the token fails.
     #[error(transparent)]
-    Key(#[from] PersonError),
+    Key(#[from] ParticipantError),
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use base16ct::lower;
 use config::TomlError;
-use hsm::{PersonError, PersonKey, PersonPublicKey};
+use hsm::{ParticipantError, ParticipantKey, ParticipantPublicKey};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -118,7 +118,7 @@ impl Roster {
     ///
     /// # Errors
     /// A key belongs to nobody on the roster, or is given twice.
-    pub fn present(&self, keys: Vec<PersonKey>) -> Result<Vec<Present>, RosterError> {
+    pub fn present(&self, keys: Vec<ParticipantKey>) -> Result<Vec<Present>, RosterError> {
         let mut present: Vec<Present> = Vec::new();
         for key in keys {
             let public = key.public().to_string();
@@ -164,8 +164,8 @@ impl Roster {
 
 impl Participant {
     /// The public key; `None` where the text is not 64 hexadecimal digits.
-    pub fn public(&self) -> Option<PersonPublicKey> {
-        decode_exact(&self.key).map(PersonPublicKey::from_bytes)
+    pub fn public(&self) -> Option<ParticipantPublicKey> {
+        decode_exact(&self.key).map(ParticipantPublicKey::from_bytes)
     }
 }
 
@@ -173,7 +173,7 @@ impl Participant {
 pub struct Present {
     /// The entry on the roster.
     pub person: Participant,
-    key: PersonKey,
+    key: ParticipantKey,
 }
 
 impl Present {
@@ -257,7 +257,7 @@ pub enum RosterError {
         /// The name of the participant.
         name: String,
         /// The reason that the key or token gives.
-        error: PersonError,
+        error: ParticipantError,
     },
     /// A required role is absent.
     #[error("no {role} is present: name the key of one by --present")]

@@ -55,10 +55,10 @@ impl Session {
             return Err(SessionError::Pending { path: transcript.next() });
         }
         let present = present(&roster, keys, Step::Frame)?;
-        match store.custody() {
+        match store.roster_hash() {
             Some(custody) if custody != roster.hash() => return Err(SessionError::OtherRoster),
             Some(_) => {}
-            None => store.take_into_custody(roster.hash()),
+            None => store.set_roster(roster.hash()),
         }
         let head = store.last_entry();
         let action = CeremonyAction::Begin { roster: roster.clone(), keys: store.keys().map(Key::of).collect() };
@@ -160,7 +160,8 @@ fn up_to_date<'line>(
     pending: Option<&'line str>,
     store: &KeyStore,
 ) -> Result<(Transcript, Option<&'line str>), SessionError> {
-    let remembered = |read: &Transcript| store.custody() == Some(read.roster.hash()) && read.head == store.last_entry();
+    let remembered =
+        |read: &Transcript| store.roster_hash() == Some(read.roster.hash()) && read.head == store.last_entry();
     let read = Transcript::read(file.text());
     if let Ok(read) = read
         && remembered(&read)
@@ -174,7 +175,7 @@ fn up_to_date<'line>(
         return Ok((read, Some(line)));
     }
     match Transcript::read(file.text())?.roster.hash() {
-        roster if store.custody() == Some(roster) => {
+        roster if store.roster_hash() == Some(roster) => {
             Err(SessionError::OtherTranscript { path: file.path().to_owned() })
         }
         _ => Err(SessionError::OtherRoster),

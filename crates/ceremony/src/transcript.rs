@@ -142,7 +142,7 @@ fn people(roster: &Roster, names: &[String]) -> Option<Vec<Participant>> {
 }
 
 fn all_signed(present: &[Participant], hash: &[u8; 32], signatures: &[String]) -> bool {
-    let signed = |(person, signature): (&Participant, &String)| matches!((person.public(), decode_exact(signature)), (Some(public), Some(signature)) if public.signed(&message(hash), &signature));
+    let signed = |(person, signature): (&Participant, &String)| matches!((person.public(), decode_exact(signature)), (Some(public), Some(signature)) if public.verifies(&message(hash), &signature));
     present.len() == signatures.len() && present.iter().zip(signatures).all(signed)
 }
 

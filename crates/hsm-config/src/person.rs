@@ -33,9 +33,9 @@ struct ParticipantTokenFile {
 ///
 /// # Errors
 /// The text has no valid `[token]` section, or names a secret that cannot be read.
-pub fn person_token(path: &Path, text: &str) -> Result<hsm::PersonToken, ConfigError> {
+pub fn person_token(path: &Path, text: &str) -> Result<hsm::ParticipantToken, ConfigError> {
     let ParticipantFile { token } = parse_toml(text).map_err(|error| malformed(path, &error))?;
-    Ok(hsm::PersonToken {
+    Ok(hsm::ParticipantToken {
         place: place(token.module, token.module_parameters, slot(token.label, token.serial, token.slot)?)?,
         user_pin: token.user_pin.as_ref().map(SecretSource::read).transpose()?,
     })
@@ -55,7 +55,7 @@ fn malformed(path: &Path, error: &TomlError) -> ConfigError {
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Result<hsm::PersonToken, String> {
+    fn read(text: &str) -> Result<hsm::ParticipantToken, String> {
         person_token(Path::new("lea.toml"), text).map_err(|error| error.to_string())
     }
 

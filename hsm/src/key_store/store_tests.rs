@@ -39,13 +39,13 @@ fn nothing_is_kept_before_it_is_committed_and_everything_is_after() {
     assert_eq!(store(directory.path()).keys().count(), 0);
 
     let mut first = with_zone(directory.path());
-    first.take_into_custody([7; 32]);
+    first.set_roster([7; 32]);
     first.commit([8; 32]).unwrap();
     let listed: Vec<_> = first.keys().cloned().collect();
     drop(first);
     let again = store(directory.path());
     assert_eq!(again.keys().cloned().collect::<Vec<_>>(), listed);
-    assert_eq!((again.custody(), again.last_entry()), (Some([7; 32]), [8; 32]));
+    assert_eq!((again.roster_hash(), again.last_entry()), (Some([7; 32]), [8; 32]));
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn a_zone_key_goes_to_another_vault_in_a_key_block_and_is_the_same_there() {
     let exchange = [[1u8; 32], [2; 32]];
     let load = |directory: &Path| {
         let mut store = store(directory);
-        let mut components = Components::of(KeyAlgorithm::Aes256);
+        let mut components = Components::new(KeyAlgorithm::Aes256);
         exchange.iter().for_each(|component| components.take_known(component));
         store.load(name("exchange:acquirer"), &components, NOW).unwrap();
         store.activate(&name("exchange:acquirer"), 1, NOW).unwrap();
@@ -197,7 +197,7 @@ fn a_zone_key_goes_to_another_vault_in_a_key_block_and_is_the_same_there() {
 /// A store with an active exchange key, and that key.
 fn with_known_exchange(directory: &Path) -> (KeyStore, ProtectionKey<'static>) {
     let mut store = store(directory);
-    let mut components = Components::of(KeyAlgorithm::Aes256);
+    let mut components = Components::new(KeyAlgorithm::Aes256);
     [[1; 32], [2; 32]].iter().for_each(|component| components.take_known(component));
     store.load(name("exchange:acquirer"), &components, NOW).unwrap();
     store.activate(&name("exchange:acquirer"), 1, NOW).unwrap();
@@ -324,7 +324,7 @@ fn a_3des_exchange_key_imports_old_blocks_but_exports_none() {
         let mut store = store(directory.path());
         let exchange = name("exchange:acquirer");
         let algorithm = if under.len() == 16 { KeyAlgorithm::TdesDouble } else { KeyAlgorithm::TdesTriple };
-        let mut components = Components::of(algorithm);
+        let mut components = Components::new(algorithm);
         let mask = vec![0x10; under.len()];
         let last: Vec<u8> = under.iter().zip(&mask).map(|(a, b)| a ^ b).collect();
         [mask, last].iter().for_each(|component| components.take_known(component));

@@ -10,9 +10,9 @@ mod inventory;
 mod key_manager;
 mod keys;
 mod objects;
-mod participant;
 mod probe;
 mod session_pool;
+mod signing_key;
 mod token_level;
 
 use cryptoki::{error::Error as CallError, mechanism::Mechanism};
@@ -30,9 +30,9 @@ use self::{
 };
 pub(crate) use self::{
     key_manager::TokenKeyManager,
-    participant::SigningKey,
     probe::{ability, examine},
-    session_pool::OwnToken,
+    session_pool::TokenSlot,
+    signing_key::SigningKey,
 };
 use super::{HostLevel, TdesBudget, Token, TokenLevel, software::joined};
 use crate::{

@@ -44,7 +44,7 @@ impl Inventory {
     /// Reads it; none where no ceremony was held.
     pub(super) fn read(session: &Session) -> Result<Option<Self>, Pkcs11Error> {
         let Some(seen) = newest(all(session)?)? else { return Ok(None) };
-        let keyring = Keyring::read(&seen.said).ok_or(Pkcs11Error::Register)?;
+        let keyring = Keyring::read(&seen.said).ok_or(Pkcs11Error::Inventory)?;
         Ok(Some(Self { seen, keyring }))
     }
 
@@ -83,7 +83,7 @@ fn newest(found: Vec<(ObjectHandle, Seen)>) -> Result<Option<Seen>, Pkcs11Error>
     let number = found.iter().map(|(_, seen)| seen.number).max().unwrap_or_default();
     let mut newest = found.into_iter().map(|(_, seen)| seen).filter(|seen| seen.number == number);
     match (newest.next(), newest.next()) {
-        (Some(_), Some(_)) => Err(Pkcs11Error::Registers { number }),
+        (Some(_), Some(_)) => Err(Pkcs11Error::TwoInventories { number }),
         (newest, _) => Ok(newest),
     }
 }
@@ -112,9 +112,9 @@ fn all(session: &Session) -> Result<Vec<(ObjectHandle, Seen)>, Pkcs11Error> {
     let read = |handle: ObjectHandle| {
         let attributes = session.get_attributes(handle, &[AttributeType::Value]);
         let Some(Attribute::Value(value)) = attributes.map_err(call_failed("C_GetAttributeValue"))?.pop() else {
-            return Err(Pkcs11Error::Register);
+            return Err(Pkcs11Error::Inventory);
         };
-        let (number, said) = value.split_first_chunk().ok_or(Pkcs11Error::Register)?;
+        let (number, said) = value.split_first_chunk().ok_or(Pkcs11Error::Inventory)?;
         Ok((handle, Seen { number: u64::from_be_bytes(*number), said: said.to_vec() }))
     };
     found.into_iter().map(read).collect()

@@ -100,11 +100,11 @@ impl TokenKeyManager {
         let wrapped = self.session.wrap_key(&Mechanism::AesKeyWrap, object.handle, key);
         let wrapped = wrapped.map_err(call_failed("C_WrapKey"))?;
         if wrapped.len() != info.algorithm.bytes() + KEY_WRAP_BYTES {
-            return Err(Pkcs11Error::TakeOut);
+            return Err(Pkcs11Error::Export);
         }
         let mut buffer = ClearBytes::zeroed(wrapped.len());
-        let kek = AesKek::new(&AES_256, wrapping.bytes()).map_err(|_| Pkcs11Error::TakeOut)?;
-        let opened = kek.unwrap(&wrapped, buffer.bytes_mut()).map_err(|_| Pkcs11Error::TakeOut)?;
+        let kek = AesKek::new(&AES_256, wrapping.bytes()).map_err(|_| Pkcs11Error::Export)?;
+        let opened = kek.unwrap(&wrapped, buffer.bytes_mut()).map_err(|_| Pkcs11Error::Export)?;
         Ok(ClearBytes::copied(opened))
     }
 
@@ -119,7 +119,7 @@ impl TokenKeyManager {
         // Whatever the token answers, the register may tell of them from here on.
         let made = mem::take(&mut self.made);
         self.seen = Inventory::write(&self.session, &self.seen, keyring).inspect_err(|error| {
-            if error.left_register_unwritten() {
+            if error.left_inventory_unwritten() {
                 // But for these: then nothing was written.
                 self.made = made;
                 self.take_back();
@@ -209,7 +209,7 @@ impl TokenKeyManager {
 }
 
 fn unregistered(NewKey { name, version, .. }: &NewKey) -> Pkcs11Error {
-    Pkcs11Error::Unregistered { label: keys::label(name), version: *version }
+    Pkcs11Error::NotInInventory { label: keys::label(name), version: *version }
 }
 
 /// It derives the keys of a key block by CMAC inside, and never comes out.
@@ -307,7 +307,7 @@ mod tests {
         later.is_free(&new).unwrap();
         let made = makes_storage(make);
         let key = generate(later.calls(), &new, BoundaryLevel::Host).unwrap();
-        assert!(matches!(later.is_alone(&new, key), Err(Pkcs11Error::Unregistered { version: 1, .. })));
+        assert!(matches!(later.is_alone(&new, key), Err(Pkcs11Error::NotInInventory { version: 1, .. })));
         assert_eq!(storage_in_token(&later, 1), made);
 
         // The same where both had made keys at places of their own.
@@ -344,10 +344,7 @@ mod tests {
         let empty = Keyring::empty();
         next.commit(&empty).unwrap();
         let refused = next.make(&storage(&empty)).unwrap_err().to_string();
-        assert!(
-            refused.contains("\"pinseal storage\" and the id 0001 that its register does not tell of"),
-            "{refused}"
-        );
+        assert!(refused.contains("\"pinseal storage\" and the id 0001 that its inventory does not list"), "{refused}");
         assert_eq!(storage_in_token(&next, 1), made);
     }
 
@@ -393,6 +390,6 @@ mod tests {
         let (custody, keyring) = opened(make);
         custody.session.create_object(&inventory::as_data(&Seen::with(1, &keyring))).unwrap();
         let read = Inventory::read(&custody.session);
-        assert!(matches!(read, Err(Pkcs11Error::Registers { number: 1 })));
+        assert!(matches!(read, Err(Pkcs11Error::TwoInventories { number: 1 })));
     }
 }

@@ -550,7 +550,7 @@ mod tests {
         token::pkcs11::{
             inventory::{self, Inventory, Seen},
             make_keys,
-            session_pool::{self, OwnToken, UsableKeys},
+            session_pool::{self, TokenSlot, UsableKeys},
         },
     };
 
@@ -592,7 +592,7 @@ mod tests {
         let (config, level) = (make.config(), best_level(make));
         let made = make_keys(&config, level).unwrap();
 
-        let stranger = OwnToken::find(&config.place).unwrap().of_a_stranger();
+        let stranger = TokenSlot::find(&config.place).unwrap().of_a_stranger();
         let storage = if level == BoundaryLevel::Token { KeyUsage::StorageWrapped } else { KeyUsage::Storage };
         let plant_key = |version, private| {
             let new = aes_256(storage.clone(), version);

@@ -179,12 +179,12 @@ pub(super) fn look_to_write(config: &Pkcs11) -> Result<(Session, Option<Arc<Func
 }
 
 /// A token that is one person's, found.
-pub(crate) struct OwnToken {
+pub(crate) struct TokenSlot {
     loaded: Loaded,
     slot: Slot,
 }
 
-impl OwnToken {
+impl TokenSlot {
     /// Finds it; nobody is logged in to it yet.
     pub(crate) fn find(place: &TokenPlace) -> Result<Self, Pkcs11Error> {
         let (loaded, slot) = find_slot(place)?;

@@ -18,11 +18,11 @@ use cryptoki::{
 use super::{
     failure::call_failed,
     ffi::{Calls, Functions},
-    session_pool::OwnToken,
+    session_pool::TokenSlot,
 };
 use crate::{
     open_error::Pkcs11Error,
-    person::{PersonPublicKey, SIGNATURE_BYTES},
+    participant_public_key::{ParticipantPublicKey, SIGNATURE_BYTES},
 };
 
 const LABEL: &[u8] = b"pinseal person";
@@ -53,15 +53,15 @@ pub(crate) struct SigningKey {
     functions: Option<Arc<Functions>>,
     key: ObjectHandle,
     scheme: EddsaSignatureScheme<'static>,
-    public: PersonPublicKey,
+    public: ParticipantPublicKey,
 }
 
 impl SigningKey {
     /// Makes the one key of a token.
-    pub(crate) fn make(token: &OwnToken, user_pin: &str) -> Result<Self, Pkcs11Error> {
+    pub(crate) fn make(token: &TokenSlot, user_pin: &str) -> Result<Self, Pkcs11Error> {
         let (session, functions) = token.log_in_to_write(user_pin)?;
         if !objects(&session, ObjectClass::PRIVATE_KEY)?.is_empty() {
-            return Err(Pkcs11Error::PersonKeyPresent);
+            return Err(Pkcs11Error::ParticipantKeyPresent);
         }
         let (public_key, key) = generate(&session).map_err(ed25519_failed("C_GenerateKeyPair"))?;
         let calls = Calls::new(&session, functions.as_deref());
@@ -74,12 +74,12 @@ impl SigningKey {
     }
 
     /// Finds the one key of a token.
-    pub(crate) fn find(token: &OwnToken, user_pin: &str) -> Result<Self, Pkcs11Error> {
+    pub(crate) fn find(token: &TokenSlot, user_pin: &str) -> Result<Self, Pkcs11Error> {
         let (session, functions) = token.log_in(user_pin)?;
         let key = match objects(&session, ObjectClass::PRIVATE_KEY)?[..] {
             [key] => key,
-            [] => return Err(Pkcs11Error::NoPersonKey),
-            ref found => return Err(Pkcs11Error::PersonKeys { found: found.len() }),
+            [] => return Err(Pkcs11Error::NoParticipantKey),
+            ref found => return Err(Pkcs11Error::ParticipantKeys { found: found.len() }),
         };
         audit(&session, key)?;
         let public_keys = objects(&session, ObjectClass::PUBLIC_KEY)?;
@@ -88,7 +88,7 @@ impl SigningKey {
     }
 
     /// Whose it is.
-    pub(crate) fn public(&self) -> PersonPublicKey {
+    pub(crate) fn public(&self) -> ParticipantPublicKey {
         self.public
     }
 
@@ -96,7 +96,7 @@ impl SigningKey {
     pub(crate) fn sign(&self, message: &[u8]) -> Result<[u8; SIGNATURE_BYTES], Pkcs11Error> {
         let calls = Calls::new(&self.session, self.functions.as_deref());
         let signature = signature(calls, self.key, self.scheme, message).map_err(ed25519_failed("C_Sign"))?;
-        if self.public.signed(message, &signature) { Ok(signature) } else { Err(Pkcs11Error::PersonSignature) }
+        if self.public.verifies(message, &signature) { Ok(signature) } else { Err(Pkcs11Error::ParticipantSignature) }
     }
 }
 
@@ -146,7 +146,7 @@ fn audit(session: &Session, key: ObjectHandle) -> Result<(), Pkcs11Error> {
     let attributes = session.get_attributes(key, &asked).map_err(call_failed("C_GetAttributeValue"))?;
     let must = |holds: bool, attribute, found| match holds {
         true => Ok(()),
-        false => Err(Pkcs11Error::PersonKeyUnsafe { attribute, found }),
+        false => Err(Pkcs11Error::ParticipantKeyUnsafe { attribute, found }),
     };
     must(attributes.contains(&Attribute::Private(true)), "CKA_PRIVATE", "not true")?;
     must(attributes.contains(&Attribute::Modifiable(false)), "CKA_MODIFIABLE", "not false")?;
@@ -160,7 +160,7 @@ fn tried(
     calls: Calls<'_>,
     key: ObjectHandle,
     public_keys: &[ObjectHandle],
-) -> Result<(EddsaSignatureScheme<'static>, PersonPublicKey), Pkcs11Error> {
+) -> Result<(EddsaSignatureScheme<'static>, ParticipantPublicKey), Pkcs11Error> {
     let public_keys = public_keys.iter().map(|public| public_key(calls, *public)).collect::<Result<Vec<_>, _>>();
     let public_keys = public_keys.map_err(call_failed("C_GetAttributeValue"))?;
     let mut refused = None;
@@ -168,17 +168,17 @@ fn tried(
         match signature(calls, key, scheme, TRIAL) {
             Ok(signature) => {
                 let mut candidates = public_keys.iter().flatten();
-                if let Some(public) = candidates.find(|public| public.signed(TRIAL, &signature)) {
+                if let Some(public) = candidates.find(|public| public.verifies(TRIAL, &signature)) {
                     return Ok((scheme, *public));
                 }
-                refused.get_or_insert(Pkcs11Error::PersonSignature);
+                refused.get_or_insert(Pkcs11Error::ParticipantSignature);
             }
             Err(error) => {
                 refused.get_or_insert(ed25519_failed("C_Sign")(error));
             }
         }
     }
-    Err(refused.unwrap_or(Pkcs11Error::PersonSignature))
+    Err(refused.unwrap_or(Pkcs11Error::ParticipantSignature))
 }
 
 fn signature(
@@ -192,10 +192,10 @@ fn signature(
     Ok(signature)
 }
 
-fn public_key(session: Calls<'_>, key: ObjectHandle) -> Result<Option<PersonPublicKey>, CallError> {
+fn public_key(session: Calls<'_>, key: ObjectHandle) -> Result<Option<ParticipantPublicKey>, CallError> {
     let attributes = session.get_attributes(key, &[AttributeType::EcPoint])?;
     Ok(match &attributes[..] {
-        [Attribute::EcPoint(encoded)] => point(encoded).map(PersonPublicKey::from_bytes),
+        [Attribute::EcPoint(encoded)] => point(encoded).map(ParticipantPublicKey::from_bytes),
         _ => None,
     })
 }
@@ -215,8 +215,8 @@ mod tests {
     use super::*;
     use crate::fresh_token::{Make, USER_PIN};
 
-    fn token() -> OwnToken {
-        OwnToken::find(&Make::SoftHsm.config().place).unwrap()
+    fn token() -> TokenSlot {
+        TokenSlot::find(&Make::SoftHsm.config().place).unwrap()
     }
 
     /// A public key with the person's label, whose private half is elsewhere.
@@ -249,7 +249,7 @@ mod tests {
             return Make::SoftHsm.runs("a_token_is_taken_at_its_signature_and_not_at_the_public_key_it_shows");
         }
         let made = SigningKey::make(&token(), USER_PIN).unwrap();
-        assert!(made.public().signed(b"done", &made.sign(b"done").unwrap()));
+        assert!(made.public().verifies(b"done", &made.sign(b"done").unwrap()));
         let public = made.public();
         drop(made);
         let beside_another = changed(plant_another_public_key).unwrap();
@@ -260,7 +260,7 @@ mod tests {
             public_keys.into_iter().for_each(|key| session.destroy_object(key).unwrap());
             plant_another_public_key(session);
         });
-        assert!(matches!(replaced, Err(Pkcs11Error::PersonSignature)));
+        assert!(matches!(replaced, Err(Pkcs11Error::ParticipantSignature)));
     }
 
     #[test]
@@ -303,7 +303,7 @@ mod tests {
             assert!(refused.contains(&format!("is unsafe: {attribute}")), "{refused}");
         }
         // Somebody without the PIN could have put it there.
-        assert_eq!(otherwise(0, false), Pkcs11Error::NoPersonKey.to_string());
+        assert_eq!(otherwise(0, false), Pkcs11Error::NoParticipantKey.to_string());
     }
 
     #[test]
