@@ -60,7 +60,7 @@ impl Hsm {
 
     /// What a PKCS#11 token is and can do, tried on throw-away keys.
     pub fn examine_token(config: &Pkcs11, wanted: &Wanted) -> Result<TokenReport, OpenError> {
-        Ok(token::examine(config, level::of_token(config, wanted)?.level())?)
+        Ok(token::probe_token(config, level::of_token(config, wanted)?.level())?)
     }
 
     /// What this boundary is and promises.
@@ -177,7 +177,7 @@ mod tests {
         clear::{Block, Tzpk},
         config::{AbsentVault, KeyHandling, SlotName, TokenPlace, WantedLevel},
         open_error::Pkcs11Error,
-        token::{tzpk_check_value, tzpk_decrypt, tzpk_encrypt},
+        token::{tzpk_decrypt, tzpk_encrypt, tzpk_kcv},
         translation::{Place, TRANSLATIONS, Translation},
     };
     use hsm_protocol::{
@@ -541,7 +541,7 @@ mod tests {
         let tzpk = phone.tzpk(&issued.wrapped);
         assert!(tzpk.bytes().iter().all(|byte| byte.count_ones() % 2 == 1));
         assert!(tzpk.bytes()[..8] != tzpk.bytes()[8..]);
-        assert_eq!(tzpk_check_value(&tzpk), issued.kcv);
+        assert_eq!(tzpk_kcv(&tzpk), issued.kcv);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What the boundary is opened with.
+//! The configuration of the boundary, as the caller passes it to [`crate::Hsm`].
 
 use std::{ffi::CString, path::PathBuf};
 
@@ -10,33 +10,33 @@ use crate::{
     policy::PinPolicy,
 };
 
-/// How to open the boundary. The default is the embedded one: fresh keys in memory.
+/// The configuration of the boundary. The default is a software token with fresh keys in memory.
 #[derive(Default)]
 pub struct Config {
-    /// Where the keys are.
+    /// The vault or PKCS#11 token that holds the keys.
     pub keys: Keys,
-    /// What to do where the vault file is not there.
+    /// Whether a missing vault file is created.
     pub absent_vault: AbsentVault,
-    /// At which level, in which form.
+    /// The boundary level and the storage format.
     pub wanted: Wanted,
-    /// Which PINs are taken.
+    /// The PINs that a cardholder may set.
     pub policy: PinPolicy,
-    /// What to do where memory can't be locked.
+    /// Whether the boundary opens without locked memory.
     pub lock_memory: LockMemory,
-    /// Whose process this is.
+    /// Whether the boundary runs in a process of its own; written in every record.
     pub isolation: Isolation,
 }
 
-/// Where the keys are.
+/// The location of the keys.
 pub enum Keys {
-    /// With the software token.
+    /// The keys of the software token are in a vault.
     Vault(Vault),
-    /// In a PKCS#11 token.
+    /// The keys are in a PKCS#11 token.
     Pkcs11(Pkcs11),
 }
 
 impl Keys {
-    /// Where blocks under the 3DES storage key are counted; nowhere where it is gone with the process.
+    /// The file that counts blocks under the 3DES storage key; `None` where the key lives only in this process.
     pub(crate) fn tdes_count(&self) -> Option<PathBuf> {
         match self {
             Self::Vault(Vault::Memory) => None,
@@ -52,117 +52,118 @@ impl Default for Keys {
     }
 }
 
-/// What to do where a vault file and its key file are not there. Where one of the two is, opening fails either way.
+/// Whether a missing vault is created. Where only the vault file or only its key file exists, opening fails in either case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AbsentVault {
-    /// Make both, with fresh keys: at the first start of an engine, whose store holds nothing.
+    /// Create vault and key file with fresh keys: for the first start of an engine over an empty store.
     Create,
-    /// Fail: a volume that is not mounted must not lead to fresh keys.
+    /// Fail, so that an unmounted volume does not lead to fresh keys.
     #[default]
     Refuse,
 }
 
-/// What to do with a key file that is there before its vault is made.
+/// Whether a new vault may use an existing key file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyFileUse {
-    /// Fail: its vault may be elsewhere.
+    /// Fail: the key file may belong to a vault that is not mounted.
     Refuse,
-    /// Seal the new vault with it.
+    /// Seal the new vault with the existing key file.
     Existing,
 }
 
-/// How PINs are to be kept.
+/// The boundary level and storage format that the operator asks for.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
-    /// How near a clear block may come to the host.
+    /// The boundary level.
     pub level: WantedLevel,
-    /// In which form PINs are kept; none for the level's own: a wrapped block at level `token`, else ISO-4.
+    /// The storage format. `None` selects the level's default: a wrapped block at level `token`, ISO-4 at level `host`.
     pub form: Option<NewRecordFormat>,
 }
 
-/// How near a clear block may come to the host.
+/// The boundary level that the operator asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WantedLevel {
-    /// Never across the token's interface in the clear: refused where the token can't do it.
+    /// No clear block crosses the token's interface. Opening fails where the token does not support this.
     Token,
-    /// Into host memory for the length of one operation.
+    /// A clear block is in host memory for one operation.
     Host,
-    /// As far away as the token can keep it.
+    /// `Token` where the token supports it, else `Host`.
     #[default]
     Best,
 }
 
-/// Where a PKCS#11 token is.
+/// The module and slot of a PKCS#11 token.
 #[derive(Clone)]
 pub struct TokenPlace {
-    /// The module: a shared library.
+    /// The PKCS#11 module, a shared library.
     pub module: PathBuf,
-    /// What the module is initialised with, where it takes words of its own, as NSS does.
+    /// The parameters for C_Initialize, for a module such as NSS that takes some.
     pub module_parameters: Option<CString>,
-    /// Which of its slots.
+    /// The slot of the token.
     pub slot: SlotName,
 }
 
-/// A PKCS#11 token, and how to use it.
+/// A PKCS#11 token with an engine's keys, and its use.
 #[derive(Clone)]
 pub struct Pkcs11 {
-    /// Where it is.
+    /// The module and slot.
     pub place: TokenPlace,
-    /// The user PIN. Wiped when dropped; it is needed again whenever the token comes back.
+    /// The user PIN. Wiped on drop; every reconnection needs the PIN.
     pub user_pin: Zeroizing<String>,
-    /// The version of the keys, as the two bytes of their CKA_ID say it, where no register in the token says more.
+    /// The version of the keys, bytes 1 and 2 of their CKA_ID. Ignored where the token has an inventory.
     pub key_version: u16,
-    /// The versions of the storage keys, likewise: the newest makes, the others open what they made. Empty for the one above.
+    /// The versions of the storage keys: the newest encrypts, all decrypt. Empty means `key_version`. Ignored where the token
+    /// has an inventory.
     pub storage_key_versions: Vec<u16>,
-    /// Where the keys are used.
+    /// Whether the keys are used in place or copied into a session.
     pub key_handling: KeyHandling,
-    /// Whose threads call the token.
+    /// The threads that call the token.
     pub callers: Callers,
-    /// How many worker threads, each with a session.
+    /// The number of worker threads, each with a session.
     pub sessions: usize,
-    /// How many operations may wait for a worker; one more is refused as [`crate::Error::Busy`].
+    /// The most operations that wait for a worker. The next operation fails with [`crate::Error::Busy`].
     pub waiting_operations_max: usize,
-    /// Where blocks under the 3DES storage key are counted.
+    /// The file that counts blocks under the 3DES storage key.
     pub tdes_count: Option<PathBuf>,
 }
 
-/// A PKCS#11 token that holds the key a person signs with.
+/// A PKCS#11 token that holds a participant's signing key.
 pub struct ParticipantToken {
-    /// Where it is.
+    /// The module and slot.
     pub place: TokenPlace,
-    /// The user PIN; none to ask for it on the terminal.
+    /// The user PIN; `None` asks for the PIN on the terminal.
     pub user_pin: Option<Zeroizing<String>>,
 }
 
-/// Where a token's keys are used.
+/// Whether a token's keys are used in place or copied into a session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KeyHandling {
-    /// Where they are kept.
+    /// The token objects are used.
     #[default]
     InToken,
-    /// As copies that live in a session: for a token that reads a kept key from a database at every use, as NSS does.
+    /// Session copies (C_CopyObject) are used: for a token such as NSS that reads a token object from a database at every use.
     CopiedToSession,
 }
 
-/// Whose threads call a token.
+/// The threads that call a token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Callers {
-    /// Workers behind a bounded queue: a token that is slow, or hangs, holds up nothing else.
+    /// Worker threads behind a bounded queue: a slow or hanging token blocks no other work.
     #[default]
     Workers,
-    /// The calling thread: for a token that is a library in this process and answers in microseconds, as
-    /// NSS does; to wake a worker would take as long as its whole answer.
+    /// The calling thread: for a token such as NSS that runs in this process and answers in microseconds. Waking a worker would
+    /// take as long as the operation.
     Inline,
 }
 
-/// A slot: by what is printed on its token, or by number.
+/// A slot, named by its token's label or serial number, or by its slot number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SlotName {
-    /// By the token's label.
+    /// The token's label.
     Label(String),
-    /// By the token's serial number.
+    /// The token's serial number.
     Serial(String),
-    /// By the slot's own number: for a token whose words can't be read.
+    /// The CK_SLOT_ID, for a token whose label can't be read.
     Number(u64),
 }
 
@@ -176,32 +177,32 @@ impl std::fmt::Display for SlotName {
     }
 }
 
-/// Where the software token keeps its keys.
+/// The keys of the software token.
 #[derive(Default)]
 pub enum Vault {
-    /// Nowhere: fresh at every start, gone at its end.
+    /// Fresh keys at every start, lost at its end.
     #[default]
     Memory,
-    /// In a sealed file.
+    /// Keys in a sealed file.
     File {
-        /// The file.
+        /// The path of the vault file.
         path: PathBuf,
-        /// What opens it.
+        /// The secret that opens the vault.
         unlock: Unlock,
     },
 }
 
-/// What opens a vault file.
+/// The secret that opens a vault file.
 pub enum Unlock {
-    /// A passphrase, by Argon2id.
+    /// A passphrase; Argon2id derives the key.
     Passphrase(Zeroizing<String>),
-    /// A file of 32 random bytes, which only its owner may read; made when neither it nor the vault is there yet.
+    /// A file of 32 random bytes with mode 0600. Created together with a new vault.
     KeyFile(PathBuf),
-    /// 32 bytes handed in.
+    /// The key itself, 32 bytes.
     Key(Zeroizing<[u8; 32]>),
 }
 
-/// What level `host` can make.
+/// The storage formats of level `host`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HostForm {
     Iso4,
@@ -210,7 +211,7 @@ pub(crate) enum HostForm {
 }
 
 impl HostForm {
-    pub(crate) fn of(form: StorageFormat) -> Option<Self> {
+    pub(crate) fn from_format(form: StorageFormat) -> Option<Self> {
         match form {
             StorageFormat::Wrapped => None,
             StorageFormat::Iso4 => Some(Self::Iso4),
@@ -230,7 +231,7 @@ impl From<HostForm> for StorageFormat {
     }
 }
 
-/// What level `token` can make.
+/// The storage formats of level `token`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TokenForm {
     Wrapped,
@@ -239,7 +240,7 @@ pub(crate) enum TokenForm {
 }
 
 impl TokenForm {
-    pub(crate) fn of(form: StorageFormat) -> Option<Self> {
+    pub(crate) fn from_format(form: StorageFormat) -> Option<Self> {
         match form {
             StorageFormat::Wrapped => Some(Self::Wrapped),
             StorageFormat::Iso4 => Some(Self::Iso4),
@@ -259,12 +260,12 @@ impl From<TokenForm> for StorageFormat {
     }
 }
 
-/// What to do where memory can't be locked.
+/// Whether the boundary opens without locked memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LockMemory {
-    /// Say so and go on.
+    /// Open, and report the reason in the status.
     #[default]
     Try,
-    /// Refuse to open.
+    /// Fail to open.
     Require,
 }

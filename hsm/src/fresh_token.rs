@@ -1,22 +1,22 @@
-//! A fresh token for a test: SoftHSM, NSS softokn or openCryptoki of Debian's packages, each in a directory of its own and
-//! reached by a process that is started for it, since a process loads a module once and the module reads its configuration then.
+//! A fresh token for a test: SoftHSM, NSS softokn or openCryptoki of Debian's packages, each in a new directory. The test
+//! runs again in a child process, because a module reads its configuration once a process.
 
 use std::{env, ffi::CString, fs, path::Path, process::Command};
 
 use crate::config::{Callers, KeyHandling, Pkcs11, SlotName, TokenPlace};
 
-/// Which token.
+/// The product that the token is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Make {
-    /// BoundaryLevel `host` is its best.
+    /// Supports boundary level `host`.
     SoftHsm,
-    /// BoundaryLevel `token` is its best, and it keeps no register.
+    /// Supports boundary level `token`, and stores no inventory.
     Nss,
-    /// BoundaryLevel `host` is its best.
+    /// Supports boundary level `host`.
     OpenCryptoki,
 }
 
-/// Which token this process was started for, and its directory.
+/// Set in the child process: the product, and the token's directory.
 const TOKEN_VARIABLE: &str = "PINSEAL_TEST_FRESH_TOKEN";
 const DIRECTORY_VARIABLE: &str = "PINSEAL_TEST_FRESH_DIRECTORY";
 
@@ -26,14 +26,14 @@ pub(crate) const USER_PIN: &str = "2468";
 impl Make {
     pub(crate) const ALL: [Self; 3] = [Self::SoftHsm, Self::Nss, Self::OpenCryptoki];
 
-    /// The one this process was started for.
+    /// The product that this process was started for; none in the parent process.
     pub(crate) fn here() -> Option<Self> {
         let name = env::var(TOKEN_VARIABLE).ok()?;
         Self::ALL.into_iter().find(|make| format!("{make:?}") == name)
     }
 
-    /// Runs one test of this binary once more, in a process that finds a fresh token without keys.
-    pub(crate) fn runs(self, test: &str) {
+    /// Runs one test of this binary in a child process that finds a fresh token without keys.
+    pub(crate) fn run(self, test: &str) {
         let directory = tempfile::tempdir().unwrap();
         let (configuration, tokens) = (directory.path().join("softhsm2.conf"), directory.path().join("tokens"));
         fs::create_dir(&tokens).unwrap();
@@ -63,7 +63,7 @@ impl Make {
         assert!(!printed.contains(" 0 passed"), "{printed}");
     }
 
-    /// The configuration by which an engine and a ceremony use it.
+    /// The configuration with which an engine and a ceremony use the token.
     pub(crate) fn config(self) -> Pkcs11 {
         let (module, slot) = match self {
             Self::SoftHsm => ("/usr/lib/softhsm/libsofthsm2.so", SlotName::Label(LABEL.into())),
@@ -87,6 +87,23 @@ impl Make {
         }
     }
 }
+
+/// Evaluates to the product in the child process. In the parent process, runs the enclosing test in a child for each
+/// product and returns from the test.
+macro_rules! fresh_token {
+    ($makes:expr) => {{
+        fn marker() {}
+        match $crate::fresh_token::Make::here() {
+            Some(make) => make,
+            None => {
+                let path = std::any::type_name_of_val(&marker);
+                let test = path.strip_prefix("hsm::").and_then(|path| path.strip_suffix("::marker")).unwrap();
+                return $makes.into_iter().for_each(|make: $crate::fresh_token::Make| make.run(test));
+            }
+        }
+    }};
+}
+pub(crate) use fresh_token;
 
 fn succeeds(command: &mut Command) -> String {
     let missing = "apt-get install softhsm2 libnss3-tools opencryptoki";

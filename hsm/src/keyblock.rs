@@ -1,13 +1,14 @@
-//! Key blocks (ANSI X9.143, before it TR-31; version E also ISO 20038): how a key travels between two parties.
+//! Key blocks (ANSI X9.143, formerly TR-31; version E also ISO 20038): the format in which two parties exchange a key.
 //!
 //! ```text
 //! header(16) optional blocks … | encrypted: length in bits(2) key padding | MAC(4, 8 or 16)
 //! ```
-//! Everything is text: the header as it is, what is encrypted and the MAC as hexadecimal digits. The header is under the
-//! MAC, so a key keeps what it is for. Versions A to E are read, D and E are written: the others protect with 3DES.
+//! A key block is text: the header in clear, the encrypted part and the MAC as upper-case hexadecimal digits. The MAC covers
+//! the header, so nobody can change the usage of a key. This crate reads versions A to E and writes D and E; the others
+//! protect with 3DES.
 //!
-//! `header` reads the text, `registry` says what its codes mean and allow, `protection` holds the ciphers. What must never
-//! enter: a key that is taken before its MAC was right.
+//! `header` reads the text, `registry` holds the codes and the rules, `protection` the ciphers. What must never enter: a key
+//! that is used before its MAC was verified.
 
 mod header;
 mod protection;
@@ -19,29 +20,32 @@ use thiserror::Error;
 
 #[cfg(test)]
 pub(crate) use self::protection::known_answers;
-pub(crate) use self::protection::{AesElsewhere, Family, ProtectionKey, check_bytes};
+pub(crate) use self::protection::{CmacInToken, Family, ProtectionKey, check_bytes};
 pub use self::{
     header::{Header, OptionalBlock, Version},
     registry::{Field, Purpose},
 };
 use crate::clear::ClearBytes;
 
-/// The most characters a block has: its length field has four digits.
+/// The most characters of a key block: the length field has four decimal digits.
 const CHARACTERS_MAX: usize = 9_999;
-/// Bytes before a key in what is encrypted: its length in bits.
+/// Bytes of the key length, in bits, at the start of the encrypted part.
 const KEY_LENGTH_BYTES: usize = 2;
 
-/// A key block, read but not opened.
+/// A parsed key block. The key is still encrypted, and the MAC is not verified.
 pub struct KeyBlock {
     header: Header,
-    /// All that stands before what is encrypted, as it stands there: the MAC is over it.
+    /// Header and optional blocks as received. The MAC covers them.
     clear_text: String,
     encrypted: Vec<u8>,
     mac: Vec<u8>,
 }
 
 impl KeyBlock {
-    /// Reads a block; whether its MAC is right is known only to who opens it.
+    /// Parses a key block, without its protection key.
+    ///
+    /// # Errors
+    /// [`KeyBlockError`] by the first field that is malformed.
     pub fn parse(text: &str) -> Result<Self, KeyBlockError> {
         if text.len() > CHARACTERS_MAX || !text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') {
             return Err(KeyBlockError::Characters);
@@ -63,32 +67,39 @@ impl KeyBlock {
         Ok(Self { header, clear_text, encrypted, mac })
     }
 
-    /// What it says of its key.
+    /// The parsed header.
     pub fn header(&self) -> &Header {
         &self.header
     }
 
-    /// Its header as it stands: 16 characters and the optional blocks.
+    /// The header as received: 16 characters and the optional blocks.
     pub fn header_text(&self) -> String {
         self.clear_text.clone()
     }
 
-    /// How many bytes are encrypted: the key, its length, and what hides the length.
+    /// Bytes of the encrypted part: length, key and padding.
     pub fn encrypted_bytes(&self) -> usize {
         self.encrypted.len()
     }
 
-    /// What its codes mean, field by field, in the order they stand.
+    /// The fields in the order of the block, each with the meaning of its code.
     pub fn fields(&self) -> Vec<Field> {
         registry::fields(&self.header, self.encrypted.len())
     }
 
-    /// Whether its key may be taken for this.
+    /// Checks that the header allows a purpose.
+    ///
+    /// # Errors
+    /// [`KeyBlockError::Purpose`] with the first field that does not.
     pub fn check_purpose(&self, purpose: Purpose) -> Result<(), KeyBlockError> {
         registry::check(&self.header, purpose)
     }
 
-    /// Its key, where the MAC is right.
+    /// Verifies the MAC and decrypts the key.
+    ///
+    /// # Errors
+    /// [`KeyBlockError::Mac`] where the MAC is wrong; [`KeyBlockError::ProtectionKey`] where the version needs another cipher;
+    /// [`KeyBlockError::KeyLength`] where the key's length is impossible.
     pub(crate) fn open(&self, under: &ProtectionKey<'_>) -> Result<ClearBytes, KeyBlockError> {
         let version = self.header.version();
         let mut payload = ClearBytes::copied(&self.encrypted);
@@ -106,8 +117,11 @@ impl KeyBlock {
         }
     }
 
-    /// A key under another, as text. What hides its length is random, and as long as the longest key of its algorithm
-    /// would need: 24 bytes of 3DES, 32 of AES.
+    /// Writes a key block of version D or E. Random padding hides the key's length: it fills up to the longest key of the
+    /// algorithm, 24 bytes for 3DES and 32 for AES.
+    ///
+    /// # Errors
+    /// [`KeyBlockError::Version`] for another version; [`KeyBlockError::ProtectionKey`] for a 3DES protection key.
     pub(crate) fn write(
         header: &Header,
         under: &ProtectionKey<'_>,
@@ -141,7 +155,7 @@ impl KeyBlock {
     }
 }
 
-/// The block of a payload that is whole: length, key and padding.
+/// Encrypts a complete payload (length, key, padding) and writes the block.
 fn protect(header: &Header, under: &ProtectionKey<'_>, mut payload: ClearBytes) -> Result<String, KeyBlockError> {
     let version = header.version();
     let text = header.write(2 * (payload.bytes().len() + version.mac_bytes()))?;
@@ -149,72 +163,72 @@ fn protect(header: &Header, under: &ProtectionKey<'_>, mut payload: ClearBytes) 
     Ok(text + &upper::encode_string(payload.bytes()) + &upper::encode_string(&mac))
 }
 
-/// Why a key block is not taken.
+/// A key block is malformed, or does not open, or can't be written.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum KeyBlockError {
-    /// Not text of a key block.
+    /// The text is too long, or has other characters than printable ASCII.
     #[error("a key block is at most {CHARACTERS_MAX} printable ASCII characters, on one line")]
     Characters,
-    /// Its first character.
-    #[error("a key block's version is A, B, C, D or E (D and E are written)")]
+    /// The version, the first character, is unknown, or is not one that this crate writes.
+    #[error("a key block has version A, B, C, D or E, and is written in version D or E")]
     Version,
-    /// Its length field says otherwise.
-    #[error("the length field says {written} characters, and there are {found}: some are missing, or too many")]
+    /// The length field differs from the length of the text.
+    #[error("the length field says {written} characters and the block has {found}: copy the whole block again")]
     Length {
-        /// What the header says.
+        /// The length field.
         written: usize,
-        /// How many there are.
+        /// The characters of the text.
         found: usize,
     },
-    /// A header field that is not what it should be.
+    /// A header field is malformed.
     #[error("the header's {field} can't be read")]
     Header {
-        /// Which.
+        /// For example `usage`.
         field: &'static str,
     },
-    /// An optional block that is not what it should be.
+    /// An optional block is malformed.
     #[error("optional block {number} ({id}) {problem}")]
     Optional {
-        /// 1, 2, 3 …
+        /// The position of the optional block, from 1.
         number: usize,
-        /// Its two letters, as far as they can be read.
+        /// The two letters of its id, as far as they can be read.
         id: String,
-        /// What is wrong.
+        /// The rest of the sentence that begins with the block.
         problem: &'static str,
     },
-    /// What is encrypted, or the MAC.
+    /// The encrypted part or the MAC has other characters or another length than the version allows.
     #[error("the encrypted part is not upper-case hexadecimal digits in whole cipher blocks")]
     Encrypted,
-    /// The MAC is wrong.
-    #[error("the MAC is wrong: the key it is under is another, or the block was changed")]
+    /// The MAC does not verify.
+    #[error("the MAC is wrong: the block is under another key, or was changed")]
     Mac,
-    /// The MAC is right, and the length of the key inside is not.
-    #[error("the key inside has a length that can't be")]
+    /// The MAC verifies, but the length of the key is impossible.
+    #[error("the key in the block has an impossible length: ask the sender for another block")]
     KeyLength,
-    /// The key that protects.
+    /// The version of the block needs a protection key of another cipher.
     #[error("a key block of version {version} is under {wanted}")]
     ProtectionKey {
-        /// Of the block.
+        /// The version of the block.
         version: Version,
-        /// What protects it.
+        /// The cipher and lengths of its protection keys.
         wanted: &'static str,
     },
-    /// It is for something else.
+    /// The header does not allow the purpose.
     #[error("{field} {found} does not suit {purpose}: {wanted}")]
     Purpose {
-        /// Which field.
+        /// The header field.
         field: &'static str,
-        /// What stands there.
+        /// The value of the field.
         found: String,
-        /// What the key was to be taken for.
+        /// The purpose that was asked for.
         purpose: Purpose,
-        /// What may stand there.
+        /// The values that the purpose allows.
         wanted: &'static str,
     },
-    /// The token that holds it.
+    /// The token failed to derive the keys of the block.
     #[error("the token failed to derive the keys of the block from the key-exchange key")]
-    Elsewhere,
-    /// No randomness.
+    Token,
+    /// The random generator failed, so the block has no padding.
     #[error("the random generator failed")]
     Random,
 }

@@ -5,7 +5,7 @@ use crate::{
     config::{HostForm, Pkcs11, TokenForm, Wanted, WantedLevel},
     form::{NewRecordFormat, StorageFormat},
     open_error::OpenError,
-    token::ability,
+    token::token_level_support,
 };
 
 /// A level, and a form that it makes.
@@ -40,8 +40,9 @@ pub(crate) fn of_token(token: &Pkcs11, wanted: &Wanted) -> Result<LevelAndForm, 
         WantedLevel::Host => host_form(wanted).map(LevelAndForm::Host),
         WantedLevel::Token => {
             let form = form_of(wanted, StorageFormat::Wrapped);
-            let form = TokenForm::of(form).ok_or(OpenError::StorageFormat { form, level: BoundaryLevel::Token })?;
-            match ability(token)?.to_make(form) {
+            let form =
+                TokenForm::from_format(form).ok_or(OpenError::StorageFormat { form, level: BoundaryLevel::Token })?;
+            match token_level_support(token)?.check(form) {
                 Ok(()) => Ok(LevelAndForm::Token(form)),
                 Err(why) => Err(OpenError::BoundaryLevel { token: "PKCS#11", why }),
             }
@@ -57,7 +58,7 @@ fn best(token: &Pkcs11, wanted: &Wanted) -> Result<LevelAndForm, OpenError> {
         StorageFormat::Iso3 => TokenForm::Iso3,
         StorageFormat::Iso4 | StorageFormat::Iso0 => return host_form(wanted).map(LevelAndForm::Host),
     };
-    match ability(token)?.to_make(form) {
+    match token_level_support(token)?.check(form) {
         Ok(()) => Ok(LevelAndForm::Token(form)),
         Err(_) => host_form(wanted).map(LevelAndForm::Host),
     }
@@ -65,7 +66,7 @@ fn best(token: &Pkcs11, wanted: &Wanted) -> Result<LevelAndForm, OpenError> {
 
 fn host_form(wanted: &Wanted) -> Result<HostForm, OpenError> {
     let form = form_of(wanted, StorageFormat::Iso4);
-    HostForm::of(form).ok_or(OpenError::StorageFormat { form, level: BoundaryLevel::Host })
+    HostForm::from_format(form).ok_or(OpenError::StorageFormat { form, level: BoundaryLevel::Host })
 }
 
 fn form_of(wanted: &Wanted, levels_own: StorageFormat) -> StorageFormat {

@@ -10,7 +10,7 @@ use crate::{
     block::{AccountDigits, account_field, decode_iso_1, decode_iso_4, encode_iso_0},
     clear::{Block, Clear, Pin, WideBlock},
     open_error::OpenError,
-    token::{aes_check_value, tzpk_check_value, tzpk_decrypt, tzpk_encrypt},
+    token::{aes_kcv, tzpk_decrypt, tzpk_encrypt, tzpk_kcv},
 };
 
 /// Computes every known answer.
@@ -38,7 +38,7 @@ fn tdes() -> bool {
     tzpk_decrypt(&key, &mut block);
     encrypted
         && *block.bytes() == 0x1412_34AA_AAAA_AAAAu64.to_be_bytes()
-        && tzpk_check_value(&key).as_bytes() == &[0xFB, 0x09, 0x75]
+        && tzpk_kcv(&key).as_bytes() == &[0xFB, 0x09, 0x75]
 }
 
 /// PIN 7580 of account 5141576351968605 is `04759589CAE6979F` in format 0 (Mastercard sandbox).
@@ -67,7 +67,7 @@ fn cmac() -> bool {
         0x88E1_AB2A_2E3D_D38C_1FA0_39A5_3650_0CC8u128.to_be_bytes(),
         0xA87A_B9D6_2DC9_2C01_058F_A79F_4465_7DE6u128.to_be_bytes(),
     ]);
-    aes_check_value(&key).as_bytes() == &[0x23, 0x31, 0x55]
+    aes_kcv(&key).as_bytes() == &[0x23, 0x31, 0x55]
 }
 
 /// FIPS 180-4: the hash of `abc`.

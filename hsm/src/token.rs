@@ -1,4 +1,4 @@
-//! A token: keys, and the ciphers that use them. PIN logic stands once, above this trait.
+//! A token holds the keys and runs the ciphers: in software, or by PKCS#11. The PIN rules are above these traits.
 
 mod aes_chain;
 mod pkcs11;
@@ -10,9 +10,10 @@ pub(crate) use self::aes_chain::{CmacKey, encrypt_chain};
 pub use self::pkcs11::{Probe, Route, TokenReport};
 pub(crate) use self::{
     pkcs11::{
-        SigningKey, TokenKeyManager, TokenSlot, ability, examine, make_keys, open_at_host_level, open_at_token_level,
+        SigningKey, TokenKeyManager, TokenSlot, make_keys, open_at_host_level, open_at_token_level, probe_token,
+        token_level_support,
     },
-    software::{Software, aes_check_value},
+    software::{Software, aes_kcv, tzpk_decrypt, tzpk_encrypt, tzpk_kcv},
     tdes_budget::{TdesBudget, reserved_in},
 };
 use crate::{
@@ -30,45 +31,46 @@ use crate::{
     tdes_key::fill_tdes_key,
 };
 
-/// What every token does, at either level. Blocking.
+/// The operations of both boundary levels. Calls block. Every operation fails with [`Error::Unavailable`] where the token
+/// fails, and with [`Error::UnknownKey`] where a version of a key is missing.
 pub(crate) trait Token: Send + Sync {
-    /// Its name in audit lines, such as `software`.
+    /// The name in audit events: `software` or `pkcs11`.
     fn name(&self) -> &'static str;
 
-    /// Its keys by usage and version, with KCVs.
+    /// The ids of the keys in use.
     fn keys(&self) -> Vec<KeyId>;
 
-    /// The versions of the keys that new blobs are made under.
+    /// The key versions that seal and store new values.
     fn current(&self) -> Versions;
 
-    /// Whether it can open a block of this form under the storage key of this version.
+    /// Whether the token has this version of the storage key of a format.
     fn has_storage_key(&self, form: StorageFormat, key: KeyVersion) -> bool;
 
-    /// Whether it answers now; one that was lost is looked for.
+    /// Checks that the token answers. A lost token is reconnected.
     fn check(&self) -> Result<(), Error>;
 
-    /// Random bytes from a CSPRNG.
+    /// Fills `bytes` from the token's random generator.
     fn random(&self, bytes: &mut [u8]) -> Result<(), Error>;
 
-    /// Encrypts packed account digits in place, deterministically for a card.
+    /// Encrypts packed account digits in place, deterministically for one card, and returns the tag.
     fn seal_account(&self, digits: &mut [u8; ACCOUNT_BYTES], bound: &Bound) -> Result<[u8; TAG_BYTES], Error>;
 
-    /// Opens packed account digits.
+    /// Decrypts packed account digits and verifies their tag; [`Error::SealBroken`] where the tag is wrong.
     fn open_account(&self, sealed: &[u8], bound: &Bound, digits: &mut [u8; ACCOUNT_BYTES]) -> Result<(), Error>;
 
-    /// AES-256-CMAC over a record and what it is bound to.
+    /// The MAC over a record and its binding, 16 bytes: AES-256-CMAC in software, HMAC-SHA-256 in a PKCS#11 token.
     fn record_tag(&self, record: &[u8], bound: &Bound) -> Result<[u8; TAG_BYTES], Error>;
 
-    /// AES-256-CMAC over a control and a block, distinct from every other tag.
+    /// The MAC over a control and a block, 16 bytes, distinct from every other tag.
     fn retry_tag(&self, control: &[u8; 16], block: &[u8; 8]) -> Result<[u8; TAG_BYTES], Error>;
 }
 
-/// What a token does at level `host`: clear values are filled in place, for the boundary to judge.
+/// The operations of level `host`. Clear values are written into the caller's wiped memory.
 pub(crate) trait HostLevel: Token {
-    /// Makes a tzpk: wrapped for the device, and sealed with what it is bound to.
+    /// Makes a tzpk, wraps it for the device, and seals it with its binding. `tzpk` is working memory.
     fn issue_tzpk(&self, device: &DeviceKey, bound: &Bound, tzpk: &mut Tzpk) -> Result<IssuedTzpk, Error>;
 
-    /// Decrypts a block in place under a sealed tzpk; `tzpk` is a buffer that a token may need.
+    /// Decrypts a block in place under a sealed tzpk. `tzpk` is working memory.
     fn open_block(
         &self,
         sealed: (KeyVersion, &SealedTzpk),
@@ -77,30 +79,31 @@ pub(crate) trait HostLevel: Token {
         block: &mut Block,
     ) -> Result<(), Error>;
 
-    /// Encrypts a block in place under a fresh tzpk, which is then known to the device alone.
+    /// Encrypts a block in place under a fresh tzpk, wrapped for the device. `tzpk` is working memory.
     fn send_block(&self, device: &DeviceKey, tzpk: &mut Tzpk, block: &mut Block) -> Result<WrappedTzpk, Error>;
 
-    /// Enciphers a format 4 PIN field in place under the AES-256 storage key: `E(E(PIN field) ⊕ account field)`.
+    /// Encrypts a format 4 PIN field in place under the newest AES-256 storage key: `E(E(PIN field) ⊕ account field)` (ISO
+    /// 9564-1, format 4).
     fn storage_encrypt_iso_4(&self, pin_field: &mut WideBlock, account_field: u128) -> Result<(), Error>;
 
-    /// The way back: `D(D(block) ⊕ account field)`.
+    /// Decrypts a format 4 block in place: `D(D(block) ⊕ account field)`.
     fn storage_decrypt_iso_4(&self, key: KeyVersion, block: &mut WideBlock, account_field: u128) -> Result<(), Error>;
 
-    /// 3DES of one block in place, under the 3DES storage key; counted, and at an end after 2^20 blocks.
+    /// Encrypts one block in place under the newest 3DES storage key. [`Error::TdesExhausted`] after 2^20 blocks.
     fn storage_tdes_encrypt(&self, block: &mut Block) -> Result<(), Error>;
 
-    /// The way back.
+    /// Decrypts one block in place under a 3DES storage key.
     fn storage_tdes_decrypt(&self, key: KeyVersion, block: &mut Block) -> Result<(), Error>;
 }
 
-/// What a token does at level `token`: no parameter and no answer holds anything clear.
+/// The operations of level `token`. No parameter and no result is clear.
 pub(crate) trait TokenLevel: Token {
-    /// Makes a tzpk inside: wrapped for the device, and sealed with what it is bound to.
+    /// Generates a tzpk in the token, wraps it for the device, and seals it with its binding.
     fn issue_tzpk(&self, device: &DeviceKey, bound: &Bound) -> Result<IssuedTzpk, Error>;
 
-    /// Takes a block in under its sealed tzpk and gives it out in a stored form, of the length of that form. A fill that
-    /// does not suit the form is refused where it can be found out.
-    fn take_in(
+    /// Re-encrypts a device's block under the newest storage key of a format. [`AcceptError`] with a refusal where the token
+    /// detects a fill that the format does not allow.
+    fn reencrypt_for_storage(
         &self,
         sealed: (KeyVersion, &SealedTzpk),
         bound: &Bound,
@@ -109,19 +112,19 @@ pub(crate) trait TokenLevel: Token {
         account: &AccountDigits,
     ) -> Result<Vec<u8>, Error>;
 
-    /// Takes a stored block in and gives it out under a fresh tzpk: the block its device sent.
-    fn send_out(
+    /// Re-encrypts a stored block under a fresh tzpk. The clear block is the one that its device sent.
+    fn reencrypt_for_device(
         &self,
         stored: StoredBlock<'_>,
         account: &AccountDigits,
         device: &DeviceKey,
     ) -> Result<(WrappedTzpk, EncryptedBlock), Error>;
 
-    /// Takes a stored block in and gives it out under the newest storage key, in the same form.
-    fn store_again(&self, stored: StoredBlock<'_>, account: &AccountDigits) -> Result<Vec<u8>, Error>;
+    /// Re-encrypts a stored block under the newest storage key, in the same format.
+    fn reencrypt_stored(&self, stored: StoredBlock<'_>, account: &AccountDigits) -> Result<Vec<u8>, Error>;
 }
 
-/// A block as a token made it to be kept: in which form, and under which version of the storage key.
+/// A stored block, its format and the version of its storage key.
 #[derive(Clone, Copy)]
 pub(crate) struct StoredBlock<'a> {
     pub(crate) form: TokenForm,
@@ -129,44 +132,27 @@ pub(crate) struct StoredBlock<'a> {
     pub(crate) bytes: &'a [u8],
 }
 
-/// A tzpk as its device gets it.
+/// A tzpk for its device.
 pub(crate) struct WrappedTzpk {
-    /// RSA-OAEP.
+    /// RSA-OAEP ciphertext, as long as the device key's modulus.
     pub(crate) wrapped: Vec<u8>,
     pub(crate) check_value: Kcv,
 }
 
-/// A tzpk as its device gets it, and as we get it back.
+/// A tzpk for its device, and sealed for the boundary.
 pub(crate) struct IssuedTzpk {
     pub(crate) wrapped: WrappedTzpk,
     pub(crate) sealed: SealedTzpk,
 }
 
-/// A tzpk made on the host, for a token that can't wrap one for a device: from the token's random source.
+/// Makes a tzpk on the host and wraps it for a device.
 fn host_tzpk(
     device: &DeviceKey,
     tzpk: &mut Tzpk,
     random: impl FnMut(&mut [u8]) -> Result<(), Error>,
 ) -> Result<WrappedTzpk, Error> {
     fill_tdes_key(tzpk, random)?;
-    let check_value = tzpk_check_value(tzpk);
+    let check_value = tzpk_kcv(tzpk);
     let wrapped = oaep::wrap(device, tzpk)?;
     Ok(WrappedTzpk { wrapped, check_value })
-}
-
-/// 3DES under a tzpk, which lives for one operation alone.
-pub(crate) fn tzpk_decrypt(tzpk: &Tzpk, block: &mut Block) {
-    software::tdes_decrypt(tzpk, block);
-}
-
-/// The other way.
-pub(crate) fn tzpk_encrypt(tzpk: &Tzpk, block: &mut Block) {
-    software::tdes_encrypt(tzpk, block);
-}
-
-/// The first 3 bytes of the encrypted zero block.
-pub(crate) fn tzpk_check_value(tzpk: &Tzpk) -> Kcv {
-    let mut zero = Block::zeroed();
-    software::tdes_encrypt(tzpk, &mut zero);
-    Kcv::first_of(zero.bytes())
 }

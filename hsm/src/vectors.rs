@@ -17,8 +17,8 @@ use crate::{
     },
     clear::{Block, Clear, ClearBytes, Pin, Tzpk, WideBlock},
     device_key::DeviceKey,
-    keyblock::{KeyBlock, ProtectionKey, Version as KeyBlockVersion, known_answers::derived},
-    token::{CmacKey, aes_check_value, encrypt_chain, tzpk_check_value, tzpk_decrypt, tzpk_encrypt},
+    keyblock::{KeyBlock, ProtectionKey, Version as KeyBlockVersion, known_answers::derive_both},
+    token::{CmacKey, aes_kcv, encrypt_chain, tzpk_decrypt, tzpk_encrypt, tzpk_kcv},
 };
 
 /// A module a section, a test a source, and one more that no source of the section was left out.
@@ -224,7 +224,7 @@ fn format_4_block(entry: &Value) {
 
 fn encrypted_block(entry: &Value) {
     let key: Tzpk = clear(&bytes(entry, "key"));
-    assert_eq!(tzpk_check_value(&key).to_string(), text(entry, "kcv"), "{entry}");
+    assert_eq!(tzpk_kcv(&key).to_string(), text(entry, "kcv"), "{entry}");
     let mut block: Block = clear(&bytes(entry, "encrypted_block"));
     tzpk_decrypt(&key, &mut block);
     assert_eq!(block.bytes()[..], bytes(entry, "clear_block"), "{entry}");
@@ -253,7 +253,7 @@ fn rejected_block(entry: &Value) {
 
 fn translation(entry: &Value) {
     let (tzpk, account): (Tzpk, _) = (clear(&bytes(entry, "tzpk")), account_of(entry));
-    assert_eq!(tzpk_check_value(&tzpk).to_string(), text(entry, "tzpk_kcv"), "{entry}");
+    assert_eq!(tzpk_kcv(&tzpk).to_string(), text(entry, "tzpk_kcv"), "{entry}");
     let mut clear_block: Block = clear(&bytes(entry, "encrypted_iso1"));
     tzpk_decrypt(&tzpk, &mut clear_block);
     assert_eq!(clear_block.bytes()[..], bytes(entry, "clear_iso1"), "{entry}");
@@ -291,7 +291,7 @@ fn key_check_value(entry: &Value) {
         let found = match key.len() {
             16 => Cmac::<Aes128>::new(&Array(key.try_into().unwrap())).chain_update([0; 16]).finalize().into_bytes(),
             _ => {
-                assert_eq!(aes_check_value(&clear(&key)).to_string(), expected[..6], "{entry}");
+                assert_eq!(aes_kcv(&clear(&key)).to_string(), expected[..6], "{entry}");
                 CmacKey::new(&clear(&key)).tag(&[0; 16]).into()
             }
         };
@@ -299,7 +299,7 @@ fn key_check_value(entry: &Value) {
     }
     // A single-length key is a double-length one of equal halves.
     let double = if key.len() == 8 { [&key[..], &key[..]].concat() } else { key };
-    assert_eq!(tzpk_check_value(&clear(&double)).to_string(), expected, "{entry}");
+    assert_eq!(tzpk_kcv(&clear(&double)).to_string(), expected, "{entry}");
 }
 
 fn aes_cmac(entry: &Value) {
@@ -394,7 +394,7 @@ fn key_block(entry: &Value) {
 }
 
 fn key_block_derivation(entry: &Value) {
-    let found = derived(&bytes(entry, "kbpk"), text(entry, "method"));
+    let found = derive_both(&bytes(entry, "kbpk"), text(entry, "method"));
     assert_eq!(found, (bytes(entry, "kbek"), bytes(entry, "kbak")), "{entry}");
 }
 

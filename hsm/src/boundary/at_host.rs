@@ -146,7 +146,7 @@ impl AtHost {
         pin: &mut Pin,
     ) -> Result<(), Error> {
         let broken = Error::SealBroken { what: "PIN record".into() };
-        let Some(form) = HostForm::of(record.form()) else { return Err(broken) };
+        let Some(form) = HostForm::from_format(record.form()) else { return Err(broken) };
         let good = match form {
             HostForm::Iso4 => {
                 wide.bytes_mut().iter_mut().zip(record.block()).for_each(|(place, byte)| *place = *byte);

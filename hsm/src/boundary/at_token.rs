@@ -36,7 +36,7 @@ impl AtToken {
     ) -> Result<PinRecord, Error> {
         let account = account_digits(&*self.token, account, &binding.card)?;
         let bound = bound_to_control(tzpk.key(), binding);
-        let kept = self.token.take_in((tzpk.key(), tzpk.body()), &bound, block, self.form, &account)?;
+        let kept = self.token.reencrypt_for_storage((tzpk.key(), tzpk.body()), &bound, block, self.form, &account)?;
         let record = PinRecord::untagged(
             self.token.current().storage.of(self.form.into()),
             self.form.into(),
@@ -54,7 +54,7 @@ impl AtToken {
         device: &DeviceKey,
     ) -> Result<DeviceBlock, Error> {
         let account = account_digits(&*self.token, account, card)?;
-        let (wrapped, block) = self.token.send_out(stored(record)?, &account, device)?;
+        let (wrapped, block) = self.token.reencrypt_for_device(stored(record)?, &account, device)?;
         let WrappedTzpk { wrapped, check_value } = wrapped;
         Ok(DeviceBlock { wrapped, block, kcv: check_value })
     }
@@ -67,7 +67,7 @@ impl AtToken {
         account: &Account,
     ) -> Result<PinRecord, Error> {
         let account = account_digits(&*self.token, account, card)?;
-        let kept = self.token.store_again(stored(record)?, &account)?;
+        let kept = self.token.reencrypt_stored(stored(record)?, &account)?;
         let record = PinRecord::untagged(
             self.token.current().storage.of(record.form()),
             record.form(),
@@ -79,6 +79,6 @@ impl AtToken {
 }
 
 fn stored(record: &PinRecord) -> Result<StoredBlock<'_>, Error> {
-    let form = TokenForm::of(record.form()).ok_or(Error::SealBroken { what: "PIN record".into() })?;
+    let form = TokenForm::from_format(record.form()).ok_or(Error::SealBroken { what: "PIN record".into() })?;
     Ok(StoredBlock { form, key: record.storage_key(), bytes: record.block() })
 }

@@ -49,8 +49,8 @@ impl KeyLocation {
             }
             Keys::Pkcs11(token) => {
                 let level = level::of_token(&token, wanted)?.level();
-                let (custody, keyring) = TokenKeyManager::open(&token, level, now)?;
-                Ok((Self::Token(Box::new(custody)), keyring))
+                let (manager, keyring) = TokenKeyManager::open(&token, level, now)?;
+                Ok((Self::Token(Box::new(manager)), keyring))
             }
         }
     }
@@ -59,7 +59,7 @@ impl KeyLocation {
     pub(super) fn algorithms(&self, name: &KeyUsage) -> &'static [KeyAlgorithm] {
         match self {
             Self::Vault(_) => algorithms_in_vault(name),
-            Self::Token(custody) => custody.algorithms(name),
+            Self::Token(manager) => manager.algorithms(name),
         }
     }
 
@@ -70,7 +70,7 @@ impl KeyLocation {
                 let key = random_key(new.algorithm)?;
                 Ok(KeptKey { check_value: Some(check_value(new.algorithm, &key)), bytes: Some(key) })
             }
-            Self::Token(custody) => Ok(KeptKey { check_value: custody.make(new)?, bytes: None }),
+            Self::Token(manager) => Ok(KeptKey { check_value: manager.make(new)?, bytes: None }),
         }
     }
 
@@ -79,8 +79,8 @@ impl KeyLocation {
         let check_value = Some(check_value(new.algorithm, &key));
         match self {
             Self::Vault(_) => Ok(KeptKey { check_value, bytes: Some(key) }),
-            Self::Token(custody) => {
-                custody.bring_in(new, &key)?;
+            Self::Token(manager) => {
+                manager.import(new, &key)?;
                 Ok(KeptKey { check_value, bytes: None })
             }
         }
@@ -90,7 +90,7 @@ impl KeyLocation {
     pub(super) fn taken_out(&self, key: &RingKey) -> Result<Option<ClearBytes>, KeyStoreError> {
         match self {
             Self::Vault(_) => Ok(key.key.as_ref().map(|key| ClearBytes::copied(key.bytes()))),
-            Self::Token(custody) => Ok(Some(custody.take_out(&key.info)?)),
+            Self::Token(manager) => Ok(Some(manager.export(&key.info)?)),
         }
     }
 
@@ -102,7 +102,7 @@ impl KeyLocation {
                 let of_family = if key.info.algorithm.is_tdes() { ProtectionKey::tdes } else { ProtectionKey::aes };
                 Ok(bytes.and_then(of_family))
             }
-            Self::Token(custody) => Ok(ProtectionKey::aes_elsewhere(custody.exchange_key(&key.info)?)),
+            Self::Token(manager) => Ok(ProtectionKey::aes_in_token(manager.kek(&key.info)?)),
         }
     }
 
@@ -118,7 +118,7 @@ impl KeyLocation {
                 vault::write(path, unlock, keyring.bytes(), *write)?;
                 *write = VaultWrite::Over;
             }
-            Self::Token(custody) => custody.commit(keyring)?,
+            Self::Token(manager) => manager.commit(keyring)?,
         }
         Ok(())
     }

@@ -1,9 +1,12 @@
-//! What protects a key block: two keys from one, one that encrypts and one that authenticates.
+//! The protection of a key block (TR-31:2018, 5.3.2): an encryption key and a MAC key, derived from the key block protection
+//! key (KBPK).
 //!
 //! ```text
-//! A, C  the key XOR 'E' or 'M'; 3DES CBC from the header's first 8 bytes; CBC-MAC over header and ciphertext, half of it
-//! B     3DES-CMAC of a counter, use, algorithm and length; CMAC over header and payload, which CBC then starts from
-//! D, E  the same with AES; CBC, or CTR
+//! version  derivation                                         encryption                             MAC
+//! A, C     KBPK XOR 'E' or 'M'                                3DES CBC, IV: first 8 header bytes     CBC-MAC of header and ciphertext, 4 bytes
+//! B        3DES-CMAC of counter, use, algorithm and length    3DES CBC, IV: the MAC                  CMAC of header and payload, 8 bytes
+//! D        AES-CMAC of the same                               AES CBC, IV: the MAC                   CMAC of header and payload, 16 bytes
+//! E        AES-CMAC of the same                               AES CTR, from the MAC (ISO 20038)      CMAC of header and payload, 16 bytes
 //! ```
 
 use aes::{Aes128, Aes192, Aes256};
@@ -19,53 +22,53 @@ use des::{
 use super::{KeyBlockError, Version};
 use crate::clear::{Clear, ClearBytes};
 
-/// The variants of versions A and C (TR-31:2018, 5.3.2.3).
+/// The key variants of versions A and C (TR-31:2018, 5.3.2.3).
 const ENCRYPTS: u8 = b'E';
 const AUTHENTICATES: u8 = b'M';
 
-/// A key that protects key blocks: 3DES of 16 or 24 bytes, AES of 16, 24 or 32, here or elsewhere.
+/// A key block protection key: 3DES of 16 or 24 bytes, AES of 16, 24 or 32 bytes, in memory or in a token.
 pub(crate) struct ProtectionKey<'a> {
-    key: Kept<'a>,
+    key: KeySource<'a>,
     family: Family,
 }
 
-enum Kept<'a> {
-    Here(ClearBytes),
-    Elsewhere(Box<dyn AesElsewhere + 'a>),
+enum KeySource<'a> {
+    Bytes(ClearBytes),
+    Token(Box<dyn CmacInToken + 'a>),
 }
 
-/// An AES key that is used where it is, and does not come out.
-pub(crate) trait AesElsewhere {
-    /// Bytes of the key.
+/// An AES key in a token that never leaves the token.
+pub(crate) trait CmacInToken {
+    /// The length of the key in bytes.
     fn bytes(&self) -> usize;
 
-    /// CMAC (NIST SP 800-38B).
+    /// CMAC of 8 bytes (NIST SP 800-38B).
     fn cmac(&self, message: &[u8; 8], tag: &mut Clear<16>) -> Result<(), KeyBlockError>;
 }
 
-/// A block cipher, whatever its key's length.
+/// A block cipher of any key length.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Family {
     Tdes,
     Aes,
 }
 
-/// What a derived key is for: the use in its derivation (TR-31:2018, tables 2 and 4).
+/// The key usage indicator of a derivation (TR-31:2018, tables 2 and 4).
 #[derive(Clone, Copy)]
-enum Derived {
+enum DerivedUse {
     Cbc = 0,
     Mac = 1,
     Ctr = 2,
 }
 
-/// What a check value is made of: of AES the CMAC of 16 zero bytes, of 3DES the encrypted zero block. Empty where a key
-/// has another length than it may.
+/// The bytes that a KCV begins (ANSI X9.24-1, annex A): the CMAC of 16 zero bytes for AES, the encrypted zero block for 3DES.
+/// Empty for a key of another length than the cipher allows.
 pub(crate) fn check_bytes(key: &ClearBytes, family: Family) -> Vec<u8> {
     match (family, key.bytes().len()) {
-        (Family::Aes, 16 | 24 | 32) => cipher_of(family, key).cmac(&[&[0; 16]]),
+        (Family::Aes, 16 | 24 | 32) => cipher(family, key).cmac(&[&[0; 16]]),
         (Family::Tdes, 16 | 24) => {
             let mut zero = vec![0; 8];
-            cipher_of(family, key).encrypt(&mut zero);
+            cipher(family, key).encrypt(&mut zero);
             zero
         }
         _ => Vec::new(),
@@ -73,22 +76,22 @@ pub(crate) fn check_bytes(key: &ClearBytes, family: Family) -> Vec<u8> {
 }
 
 impl<'a> ProtectionKey<'a> {
-    /// Of versions A, B and C.
+    /// A key for versions A, B and C; `None` where the length is not 16 or 24 bytes.
     pub(crate) fn tdes(key: ClearBytes) -> Option<Self> {
-        matches!(key.bytes().len(), 16 | 24).then_some(Self { key: Kept::Here(key), family: Family::Tdes })
+        matches!(key.bytes().len(), 16 | 24).then_some(Self { key: KeySource::Bytes(key), family: Family::Tdes })
     }
 
-    /// Of versions D and E.
+    /// A key for versions D and E; `None` where the length is not 16, 24 or 32 bytes.
     pub(crate) fn aes(key: ClearBytes) -> Option<Self> {
-        matches!(key.bytes().len(), 16 | 24 | 32).then_some(Self { key: Kept::Here(key), family: Family::Aes })
+        matches!(key.bytes().len(), 16 | 24 | 32).then_some(Self { key: KeySource::Bytes(key), family: Family::Aes })
     }
 
-    /// Of versions D and E, of a key that stays where it is.
-    pub(crate) fn aes_elsewhere(key: Box<dyn AesElsewhere + 'a>) -> Option<Self> {
-        matches!(key.bytes(), 16 | 24 | 32).then_some(Self { key: Kept::Elsewhere(key), family: Family::Aes })
+    /// A key in a token, for versions D and E.
+    pub(crate) fn aes_in_token(key: Box<dyn CmacInToken + 'a>) -> Option<Self> {
+        matches!(key.bytes(), 16 | 24 | 32).then_some(Self { key: KeySource::Token(key), family: Family::Aes })
     }
 
-    /// Decrypts what a block holds, and makes the MAC it should have.
+    /// Decrypts the payload of a block in place, and returns the MAC that the block should have.
     pub(super) fn open(
         &self,
         version: Version,
@@ -96,49 +99,49 @@ impl<'a> ProtectionKey<'a> {
         payload: &mut ClearBytes,
         mac: &[u8],
     ) -> Result<Vec<u8>, KeyBlockError> {
-        let authentication = self.derive(version, Derived::Mac)?;
+        let authentication = self.derive(version, DerivedUse::Mac)?;
         Ok(match version {
             Version::A | Version::C => {
                 let expected = cbc_mac(&authentication, &[header.as_bytes(), payload.bytes()]);
                 let expected = expected.get(..version.mac_bytes()).unwrap_or_default().to_vec();
                 let from = header.as_bytes().get(..8).unwrap_or_default();
-                cbc_decrypt(&self.derive(version, Derived::Cbc)?, from, payload.bytes_mut());
+                cbc_decrypt(&self.derive(version, DerivedUse::Cbc)?, from, payload.bytes_mut());
                 expected
             }
             Version::B | Version::D => {
-                cbc_decrypt(&self.derive(version, Derived::Cbc)?, mac, payload.bytes_mut());
+                cbc_decrypt(&self.derive(version, DerivedUse::Cbc)?, mac, payload.bytes_mut());
                 authentication.cmac(&[header.as_bytes(), payload.bytes()])
             }
             Version::E => {
-                ctr(&self.derive(version, Derived::Ctr)?, mac, payload.bytes_mut());
+                ctr(&self.derive(version, DerivedUse::Ctr)?, mac, payload.bytes_mut());
                 authentication.cmac(&[header.as_bytes(), payload.bytes()])
             }
         })
     }
 
-    /// Encrypts a payload in place, and makes its MAC. Of versions D and E.
+    /// Encrypts the payload of a version D or E block in place, and returns its MAC.
     pub(super) fn protect(
         &self,
         version: Version,
         header: &str,
         payload: &mut ClearBytes,
     ) -> Result<Vec<u8>, KeyBlockError> {
-        let mac = self.derive(version, Derived::Mac)?.cmac(&[header.as_bytes(), payload.bytes()]);
+        let mac = self.derive(version, DerivedUse::Mac)?.cmac(&[header.as_bytes(), payload.bytes()]);
         match version {
-            Version::D => cbc_encrypt(&self.derive(version, Derived::Cbc)?, &mac, payload.bytes_mut()),
-            Version::E => ctr(&self.derive(version, Derived::Ctr)?, &mac, payload.bytes_mut()),
+            Version::D => cbc_encrypt(&self.derive(version, DerivedUse::Cbc)?, &mac, payload.bytes_mut()),
+            Version::E => ctr(&self.derive(version, DerivedUse::Ctr)?, &mac, payload.bytes_mut()),
             Version::A | Version::B | Version::C => return Err(KeyBlockError::Version),
         }
         Ok(mac)
     }
 
-    fn derive(&self, version: Version, derived: Derived) -> Result<Cipher, KeyBlockError> {
+    fn derive(&self, version: Version, derived: DerivedUse) -> Result<Cipher, KeyBlockError> {
         let mut key = ClearBytes::zeroed(self.bytes());
         match (version, self.family, &self.key) {
-            (Version::A | Version::C, Family::Tdes, Kept::Here(from)) => {
+            (Version::A | Version::C, Family::Tdes, KeySource::Bytes(from)) => {
                 let variant = match derived {
-                    Derived::Mac => AUTHENTICATES,
-                    Derived::Cbc | Derived::Ctr => ENCRYPTS,
+                    DerivedUse::Mac => AUTHENTICATES,
+                    DerivedUse::Cbc | DerivedUse::Ctr => ENCRYPTS,
                 };
                 key.bytes_mut().iter_mut().zip(from.bytes()).for_each(|(place, byte)| *place = byte ^ variant);
             }
@@ -152,18 +155,18 @@ impl<'a> ProtectionKey<'a> {
                 return Err(KeyBlockError::ProtectionKey { version, wanted: "an AES key of 16, 24 or 32 bytes" });
             }
         }
-        Ok(cipher_of(self.family, &key))
+        Ok(cipher(self.family, &key))
     }
 
     fn bytes(&self) -> usize {
         match &self.key {
-            Kept::Here(key) => key.bytes().len(),
-            Kept::Elsewhere(key) => key.bytes(),
+            KeySource::Bytes(key) => key.bytes().len(),
+            KeySource::Token(key) => key.bytes(),
         }
     }
 
-    /// Counter, use, separator, algorithm and length in bits, under CMAC (TR-31:2018, 5.3.2.1 and 5.3.2.2).
-    fn derive_by_cmac(&self, derived: Derived, key: &mut ClearBytes) -> Result<(), KeyBlockError> {
+    /// Derives by CMAC of counter(1) use(2) separator(1) algorithm(2) length in bits(2) (TR-31:2018, 5.3.2.1 and 5.3.2.2).
+    fn derive_by_cmac(&self, derived: DerivedUse, key: &mut ClearBytes) -> Result<(), KeyBlockError> {
         let length = self.bytes();
         let algorithm = match (self.family, length) {
             (Family::Tdes, 16) => 0,
@@ -176,8 +179,8 @@ impl<'a> ProtectionKey<'a> {
         for (counter, piece) in (1u8..).zip(key.bytes_mut().chunks_mut(self.family.block_bytes())) {
             let message = [counter, 0, derived as u8, 0, 0, algorithm, high, low];
             let made = match &self.key {
-                Kept::Here(from) => ClearBytes::of(cipher_of(self.family, from).cmac(&[&message])),
-                Kept::Elsewhere(from) => {
+                KeySource::Bytes(from) => ClearBytes::of(cipher(self.family, from).cmac(&[&message])),
+                KeySource::Token(from) => {
                     let mut tag = Clear::zeroed();
                     from.cmac(&message, &mut tag)?;
                     ClearBytes::copied(tag.bytes())
@@ -189,12 +192,12 @@ impl<'a> ProtectionKey<'a> {
     }
 }
 
-fn cipher_of(family: Family, key: &ClearBytes) -> Cipher {
+fn cipher(family: Family, key: &ClearBytes) -> Cipher {
     let bytes = key.bytes();
     match (family, bytes.len()) {
         (Family::Tdes, length) => {
             let mut triple = Clear::<24>::zeroed();
-            // K1 K2 K1, where there are two.
+            // A double-length key becomes K1 K2 K1.
             let again = bytes.iter().take(if length == 16 { 8 } else { 0 });
             triple.bytes_mut().iter_mut().zip(bytes.iter().chain(again)).for_each(|(place, byte)| *place = *byte);
             Cipher::Tdes(triple)
@@ -220,7 +223,7 @@ fn filled<const N: usize>(bytes: &[u8]) -> Clear<N> {
     key
 }
 
-/// A key of a block cipher. A key block is opened once in a key's life: nothing is prepared.
+/// A block cipher key. A key block is opened once for a key, so no key schedule is kept.
 enum Cipher {
     Tdes(Clear<24>),
     Aes128(Clear<16>),
@@ -251,7 +254,7 @@ impl Cipher {
         }
     }
 
-    /// One block in place; a piece of another length stays as it is.
+    /// Encrypts one block in place; bytes of another length stay unchanged.
     fn encrypt(&self, block: &mut [u8]) {
         fn one<C: BlockCipherEncrypt>(cipher: C, block: &mut [u8]) {
             if let Ok(block) = <&mut Array<u8, C::BlockSize>>::try_from(block) {
@@ -266,7 +269,7 @@ impl Cipher {
         }
     }
 
-    /// The way back.
+    /// Decrypts one block in place; bytes of another length stay unchanged.
     fn decrypt(&self, block: &mut [u8]) {
         fn one<C: BlockCipherDecrypt>(cipher: C, block: &mut [u8]) {
             if let Ok(block) = <&mut Array<u8, C::BlockSize>>::try_from(block) {
@@ -305,7 +308,7 @@ fn cbc_decrypt(cipher: &Cipher, from: &[u8], bytes: &mut [u8]) {
     }
 }
 
-/// Both ways.
+/// Encrypts or decrypts with a 16-byte big-endian counter.
 fn ctr(cipher: &Cipher, from: &[u8], bytes: &mut [u8]) {
     let mut counter = u128::from_be_bytes(from.try_into().unwrap_or_default());
     for piece in bytes.chunks_mut(cipher.block_bytes()) {
@@ -316,7 +319,7 @@ fn ctr(cipher: &Cipher, from: &[u8], bytes: &mut [u8]) {
     }
 }
 
-/// From zero; the parts together are whole blocks.
+/// CBC-MAC with a zero IV (ISO 9797-1, algorithm 1). The parts together are whole blocks.
 fn cbc_mac(cipher: &Cipher, parts: &[&[u8]]) -> Vec<u8> {
     let mut mac = vec![0; cipher.block_bytes()];
     for block in parts.concat().chunks(cipher.block_bytes()) {
@@ -330,8 +333,8 @@ fn cbc_mac(cipher: &Cipher, parts: &[&[u8]]) -> Vec<u8> {
 pub(crate) mod known_answers {
     use super::*;
 
-    /// The two keys made of one, by the name `vectors.json` gives the method.
-    pub(crate) fn derived(key: &[u8], method: &str) -> (Vec<u8>, Vec<u8>) {
+    /// The encryption and MAC keys derived from a key, by the method's name in `vectors.json`.
+    pub(crate) fn derive_both(key: &[u8], method: &str) -> (Vec<u8>, Vec<u8>) {
         let key = ClearBytes::copied(key);
         let (version, protection) = match method.as_bytes() {
             [b'A', ..] => (Version::A, ProtectionKey::tdes(key)),
@@ -349,6 +352,6 @@ pub(crate) mod known_answers {
             };
             bytes.to_vec()
         };
-        (made(Derived::Cbc), made(Derived::Mac))
+        (made(DerivedUse::Cbc), made(DerivedUse::Mac))
     }
 }

@@ -1,6 +1,6 @@
-//! AES-256 over a chain of blocks, each XORed with the ciphertext before it: what ISO 9564 format 4 and CMAC are made of.
+//! AES over a chain of blocks, each XORed with the ciphertext before it: ISO 9564-1 format 4 and CMAC consist of such chains.
 //!
-//! A chain runs within one call of the cipher: preparing its wide registers for a call costs more than a block.
+//! A chain runs within one call of the cipher: preparing the SIMD registers for a call costs more than one block.
 
 use aes::{
     Aes256, Block,
@@ -12,10 +12,10 @@ use crate::{
     sealed::TAG_BYTES,
 };
 
-/// The polynomial of NIST SP 800-38B for blocks of 128 bits.
+/// R_128 of NIST SP 800-38B, 5.3.
 const R_128: u128 = 0x87;
 
-/// A prepared AES-256-CMAC key (NIST SP 800-38B): the schedule and its two subkeys.
+/// An AES-256-CMAC key (NIST SP 800-38B): the key schedule and the two subkeys.
 pub(crate) struct CmacKey {
     cipher: Aes256,
     subkeys: Clear<32>,
@@ -27,12 +27,12 @@ impl CmacKey {
         let mut subkeys = Clear::zeroed();
         let mut zero = WideBlock::zeroed();
         encrypt_chain(&cipher, &mut zero, []);
-        let first = double(zero.nibbles());
-        subkeys.set_halves(first, double(first));
+        let (whole_subkey, padded_subkey) = cmac_subkeys(zero.nibbles());
+        subkeys.set_halves(whole_subkey, padded_subkey);
         Self { cipher, subkeys }
     }
 
-    /// The tag over `message`.
+    /// The CMAC of `message`, 16 bytes.
     pub(crate) fn tag(&self, message: &[u8]) -> [u8; TAG_BYTES] {
         let (whole_subkey, padded_subkey) = self.subkeys.halves();
         let (blocks, rest) = message.as_chunks::<16>();
@@ -49,7 +49,7 @@ impl CmacKey {
     }
 }
 
-/// Encrypts `block` in place; then, for each of `next`, XORs it in and encrypts again.
+/// Encrypts `block` in place, then XORs in each block of `next` and encrypts again.
 pub(crate) fn encrypt_chain<C>(cipher: &C, block: &mut WideBlock, next: impl IntoIterator<Item = u128>)
 where
     C: BlockCipherEncrypt<BlockSize = U16>,
@@ -76,7 +76,14 @@ impl<I: Iterator<Item = u128>> BlockCipherEncClosure for Chain<'_, I> {
     }
 }
 
-/// Multiplied by x in GF(2^128), without a branch on the value.
+/// The subkeys K1, for a message of whole blocks, and K2, for a padded one, from the encrypted zero block (NIST SP 800-38B,
+/// 6.1).
+pub(super) fn cmac_subkeys(encrypted_zero: u128) -> (u128, u128) {
+    let first = double(encrypted_zero);
+    (first, double(first))
+}
+
+/// Multiplies by x in GF(2^128), without a branch on the value.
 fn double(value: u128) -> u128 {
     (value << 1) ^ (R_128 & 0u128.wrapping_sub(value >> 127))
 }
@@ -90,7 +97,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn tags_are_those_of_the_cmac_crate(key in any::<[u8; 32]>(), message in prop::collection::vec(any::<u8>(), 0..100)) {
+        fn tags_equal_those_of_the_cmac_crate(key in any::<[u8; 32]>(), message in prop::collection::vec(any::<u8>(), 0..100)) {
             let mut clear = Clear::zeroed();
             clear.bytes_mut().copy_from_slice(&key);
             let theirs = Cmac::<Aes256>::new(&key.into()).chain_update(&message).finalize().into_bytes();

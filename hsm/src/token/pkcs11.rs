@@ -1,7 +1,7 @@
-//! A PKCS#11 token: every key stays inside it and has one use.
+//! A PKCS#11 token: every key stays in the token and has one usage.
 //!
-//! What both levels do alike is here: tags, account numbers, the tag over a sealed tzpk and what it is bound to.
-//! What must never enter: a mechanism no token here was measured with.
+//! This file holds the operations that both levels share: tags, account numbers, and the seal of a tzpk.
+//! What must never enter: a mechanism that was tried with no token (`docs/tokens.md`).
 
 mod failure;
 mod ffi;
@@ -30,7 +30,7 @@ use self::{
 };
 pub(crate) use self::{
     key_manager::TokenKeyManager,
-    probe::{ability, examine},
+    probe::{probe_token, token_level_support},
     session_pool::TokenSlot,
     signing_key::SigningKey,
 };
@@ -46,10 +46,10 @@ use crate::{
     sealed::{ACCOUNT_BYTES, Bound, KeyVersion, RECORD_MESSAGE_BYTES_MAX, SealedTzpk, TAG_BYTES},
 };
 
-/// Before what a retry tag is over: no other message under the MAC key begins so.
+/// The prefix of a retry tag's message. No other message under the MAC key begins with it.
 const RETRY_HEAD: [u8; 4] = [1, b'R', 0, 0];
 
-/// A token, logged in to, with the keys of one level.
+/// A connected token with the keys of one level.
 struct Pkcs11Token<L> {
     link: SessionPool<L>,
     in_use: InUse,
@@ -58,26 +58,33 @@ struct Pkcs11Token<L> {
     tdes_budget: TdesBudget,
 }
 
-/// Opens a token at level `host`: finds the keys, and refuses those that may be used for more than they are for.
+/// Opens a token at level `host`: logs in, finds the keys and audits their attributes.
+///
+/// # Errors
+/// [`Pkcs11Error`] where the module, the slot or the login fails, or a key is missing or unsafe.
 pub(crate) fn open_at_host_level(config: &Pkcs11, budget: TdesBudget) -> Result<Box<dyn HostLevel>, Pkcs11Error> {
     Ok(Box::new(Pkcs11Token::<HostKeys>::open(config, budget)?))
 }
 
-/// Opens a token at level `token`, likewise.
+/// Opens a token at level `token`; see [`open_at_host_level`].
 pub(crate) fn open_at_token_level(config: &Pkcs11, budget: TdesBudget) -> Result<Box<dyn TokenLevel>, Pkcs11Error> {
     Ok(Box::new(Pkcs11Token::<TokenKeys>::open(config, budget)?))
 }
 
-/// Makes every key that a level needs, in the token, for one use each; where people hold its keys together they do it.
+/// Generates the keys of a level in the token.
+///
+/// # Errors
+/// [`Pkcs11Error::InCustody`] where a ceremony manages the keys; [`Pkcs11Error::Present`] where a storage key exists;
+/// [`Pkcs11Error`] where a call fails.
 pub(crate) fn make_keys(config: &Pkcs11, level: BoundaryLevel) -> Result<KeyReferences, Pkcs11Error> {
-    let (session, functions) = session_pool::look_to_write(config)?;
+    let (session, functions) = session_pool::log_in_to_write(config)?;
     if Inventory::read(&session)?.is_some() {
         return Err(Pkcs11Error::InCustody);
     }
     let calls = Calls::new(&session, functions.as_deref());
     let keys = FoundKeys::make(calls, config, level, seal_way(calls))?;
     keys.audit(&session)?;
-    keys.references(calls).map_err(call_failed("check values"))
+    keys.references(calls).map_err(call_failed("KCV"))
 }
 
 impl<L: LevelKeys> Pkcs11Token<L> {
@@ -92,7 +99,7 @@ impl<L: LevelKeys> Pkcs11Token<L> {
         self.link.call(work)
     }
 
-    /// The same with a key of a certain version, which may not be here.
+    /// Runs `work` with a key of a certain version; [`Error::UnknownKey`] where `work` returns `None`.
     fn call_with<T>(
         &self,
         mut work: impl FnMut(Calls<'_>, &KeyHandles<L>) -> Option<Result<T, CallError>>,
@@ -100,7 +107,7 @@ impl<L: LevelKeys> Pkcs11Token<L> {
         self.link.call(|session, keys| work(session, keys).transpose())?.ok_or(Error::UnknownKey)
     }
 
-    /// A ciphertext of a tzpk with a tag over it and over what it is bound to.
+    /// Appends a tag over the binding and the ciphertext of a tzpk.
     fn sealed(&self, ciphertext: &[u8], bound: &Bound) -> Result<SealedTzpk, Error> {
         let tag = self.tag_over(bound, ciphertext)?;
         let mut sealed = [0; size_of::<SealedTzpk>()];
@@ -108,7 +115,7 @@ impl<L: LevelKeys> Pkcs11Token<L> {
         Ok(sealed)
     }
 
-    /// The ciphertext of so many bytes, where the tag is right.
+    /// Verifies the tag of a sealed tzpk and returns its ciphertext of `length` bytes.
     fn opened<'a>(&self, sealed: &'a SealedTzpk, bound: &Bound, length: usize) -> Result<&'a [u8], Error> {
         let broken = Error::SealBroken { what: "tzpk".into() };
         let Some((ciphertext, rest)) = sealed.split_at_checked(length) else { return Err(broken) };
@@ -117,7 +124,7 @@ impl<L: LevelKeys> Pkcs11Token<L> {
         if bool::from(right) && rest.iter().all(|byte| *byte == 0) { Ok(ciphertext) } else { Err(broken) }
     }
 
-    /// HMAC-SHA-256, the first half: of all the MACs the one that every token here has.
+    /// HMAC-SHA-256, truncated to 16 bytes: the MAC that every measured token has.
     fn tag(&self, message: &[u8]) -> Result<[u8; TAG_BYTES], Error> {
         let mut hmac = [0; 32];
         self.call(|session, keys| session.sign(&Mechanism::Sha256Hmac, keys.mac, message, &mut hmac))?;
@@ -129,7 +136,7 @@ impl<L: LevelKeys> Pkcs11Token<L> {
         self.tag(joined(&mut [0; RECORD_MESSAGE_BYTES_MAX], &[bound.as_ref(), bytes]))
     }
 
-    /// The bytes that account digits are XORed with: AES of their tag, which no other digits of that card have.
+    /// The pad for account digits: the AES encryption of their tag. Other digits of the same card have another tag.
     fn account_pad(&self, tag: &[u8; TAG_BYTES]) -> Result<Zeroizing<[u8; TAG_BYTES]>, Error> {
         let mut pad = Zeroizing::new([0; TAG_BYTES]);
         self.call(|session, keys| session.encrypt(&Mechanism::AesEcb, keys.account, tag, &mut *pad))?;

@@ -1,6 +1,6 @@
-//! The software token: keys in this process's memory, ciphers from RustCrypto and AWS-LC.
+//! The software token: keys in this process's memory, ciphers of RustCrypto and AWS-LC.
 //!
-//! Only prepared key schedules stay in memory, each in one place; the key bytes they were made from are wiped.
+//! Only key schedules stay in memory, each in one place. The key bytes are wiped.
 
 use std::cell::RefCell;
 
@@ -33,12 +33,12 @@ use crate::{
     versioned::Versioned,
 };
 
-/// Prepared keys.
+/// The key schedules of a vault.
 pub(crate) struct Software {
     storage: Versioned<Aes256>,
     storage_tdes: Versioned<TdesEde2>,
     tdes_budget: TdesBudget,
-    // GCM-SIV, not GCM: random 96-bit nonces pass GCM's bound of 2^32 messages within days at our rates.
+    // GCM-SIV (RFC 8452), not GCM: GCM allows 2^32 messages with random nonces (NIST SP 800-38D, 8.3), days at full load.
     seal: Versioned<LessSafeKey>,
     account: LessSafeKey,
     record: CmacKey,
@@ -48,8 +48,8 @@ pub(crate) struct Software {
 }
 
 impl Software {
-    /// Prepares the keys of an opened vault. In a box, so that no frame but those below the caller's ever has a schedule:
-    /// the caller scrubs them.
+    /// Prepares the key schedules of an open vault. The result is boxed, so that schedules are only in the box and in stack
+    /// frames below the caller's, which the caller scrubs.
     pub(crate) fn new(keys: &Keys, tdes_budget: TdesBudget) -> Result<Box<Self>, Error> {
         let versions = Versions {
             storage: StorageVersions {
@@ -60,14 +60,11 @@ impl Software {
             seal: keys.seal.version(),
             account: keys.account.version(),
         };
-        let mut references = aes_references(&KeyUsage::Storage, &keys.storage);
-        references.extend(keys.storage_tdes.iter().map(|(version, key)| {
-            let mut zero = Block::zeroed();
-            tdes_encrypt(key, &mut zero);
-            key_id(&KeyUsage::StorageTdes, version, Kcv::first_of(zero.bytes()))
-        }));
-        references.extend(aes_references(&KeyUsage::Seal, &keys.seal));
-        references.extend(aes_references(&KeyUsage::Account, &keys.account));
+        let mut key_ids = aes_key_ids(&KeyUsage::Storage, &keys.storage);
+        let tdes = keys.storage_tdes.iter();
+        key_ids.extend(tdes.map(|(version, key)| key_id(&KeyUsage::StorageTdes, version, tzpk_kcv(key))));
+        key_ids.extend(aes_key_ids(&KeyUsage::Seal, &keys.seal));
+        key_ids.extend(aes_key_ids(&KeyUsage::Account, &keys.account));
         Ok(Box::new(Self {
             storage: keys.storage.prepared(|key| Ok::<_, Error>(Aes256::new(key.bytes().into())))?,
             storage_tdes: keys.storage_tdes.prepared(|key| Ok::<_, Error>(TdesEde2::new(key.bytes().into())))?,
@@ -76,14 +73,14 @@ impl Software {
             account: aead(keys.account.newest())?,
             record: CmacKey::new(keys.record.newest()),
             retry: CmacKey::new(keys.retry.newest()),
-            keys: references,
+            keys: key_ids,
             versions,
         }))
     }
 }
 
-fn aes_references(name: &KeyUsage, keys: &Versioned<Box<Clear<32>>>) -> Vec<KeyId> {
-    keys.iter().map(|(version, key)| key_id(name, version, aes_check_value(key))).collect()
+fn aes_key_ids(name: &KeyUsage, keys: &Versioned<Box<Clear<32>>>) -> Vec<KeyId> {
+    keys.iter().map(|(version, key)| key_id(name, version, aes_kcv(key))).collect()
 }
 
 fn key_id(name: &KeyUsage, version: KeyVersion, kcv: Kcv) -> KeyId {
@@ -142,7 +139,7 @@ impl HostLevel for Software {
         let wrapped = host_tzpk(device, tzpk, fresh)?;
         let mut nonce = [0; NONCE_BYTES];
         self.random(&mut nonce)?;
-        // Sealed in place: from here on it is ciphertext.
+        // Sealed in place: from here on `tzpk` holds ciphertext.
         let tag = seal(self.seal.newest(), &nonce, bound, tzpk.bytes_mut())?;
         let mut sealed = [0; size_of::<SealedTzpk>()];
         joined(&mut sealed, &[&nonce, tzpk.bytes(), &tag]);
@@ -161,13 +158,13 @@ impl HostLevel for Software {
         let (nonce, sealed) = sealed.split_at_checked(NONCE_BYTES).ok_or(broken("tzpk"))?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| broken("tzpk"))?;
         open(seal, nonce, bound, sealed, buffer.bytes_mut(), tzpk.bytes_mut()).ok_or(broken("tzpk"))?;
-        tdes_decrypt(tzpk, block);
+        tzpk_decrypt(tzpk, block);
         Ok(())
     }
 
     fn send_block(&self, device: &DeviceKey, tzpk: &mut Tzpk, block: &mut Block) -> Result<WrappedTzpk, Error> {
         let wrapped = host_tzpk(device, tzpk, fresh)?;
-        tdes_encrypt(tzpk, block);
+        tzpk_encrypt(tzpk, block);
         Ok(wrapped)
     }
 
@@ -200,18 +197,18 @@ thread_local! {
     static RANDOM: RefCell<RandomPool> = const { RefCell::new(RandomPool { bytes: Clear::ZEROED, left: 0 }) };
 }
 
-/// Random bytes drawn ahead, a thread's own: each call of the generator asks the processor for fresh entropy, which takes
-/// longer than all the ciphers of a translation. For nonces and fill; keys are drawn from the generator itself.
+/// Random bytes drawn ahead, one pool for each thread: every call of the generator asks the processor for entropy, which takes
+/// longer than all ciphers of a translation. The pool serves nonces and fill; keys come from the generator itself.
 struct RandomPool {
     bytes: Clear<RANDOM_POOL_BYTES>,
     left: usize,
 }
 
-/// How many bytes are drawn ahead.
+/// Bytes drawn at a time.
 const RANDOM_POOL_BYTES: usize = 1_024;
 
 impl RandomPool {
-    /// Moves bytes out: none is given twice, and none stays behind.
+    /// Moves bytes out of the pool. No byte is returned twice, and no copy stays in the pool.
     fn take(&mut self, bytes: &mut [u8]) -> Result<(), Error> {
         let failed = Error::Unavailable { reason: "the random generator failed".into() };
         if bytes.len() > RANDOM_POOL_BYTES {
@@ -230,29 +227,36 @@ impl RandomPool {
     }
 }
 
-/// For keys: from the generator itself.
+/// Random bytes for keys, from the generator itself.
 fn fresh(bytes: &mut [u8]) -> Result<(), Error> {
     rand::fill(bytes).map_err(|_| Error::Unavailable { reason: "the random generator failed".into() })
 }
 
-/// 3DES-EDE of one block in place under a double-length key.
-pub(super) fn tdes_encrypt(key: &Tzpk, block: &mut Block) {
+/// Encrypts one block in place under a double-length key (3DES-EDE2).
+pub(crate) fn tzpk_encrypt(key: &Tzpk, block: &mut Block) {
     TdesEde2::new(key.bytes().into()).encrypt_block(block.bytes_mut().into());
 }
 
-/// The way back.
-pub(super) fn tdes_decrypt(key: &Tzpk, block: &mut Block) {
+/// Decrypts one block in place under a double-length key.
+pub(crate) fn tzpk_decrypt(key: &Tzpk, block: &mut Block) {
     TdesEde2::new(key.bytes().into()).decrypt_block(block.bytes_mut().into());
 }
 
-/// The first 3 bytes of CMAC over 16 zero bytes.
-pub(crate) fn aes_check_value(key: &Clear<32>) -> Kcv {
+/// The KCV of a double-length key (ANSI X9.24-1, annex A): the first 3 bytes of the encrypted zero block.
+pub(crate) fn tzpk_kcv(key: &Tzpk) -> Kcv {
+    let mut zero = Block::zeroed();
+    tzpk_encrypt(key, &mut zero);
+    Kcv::first_of(zero.bytes())
+}
+
+/// The KCV of an AES-256 key (ANSI X9.24-1, annex A): the first 3 bytes of CMAC over 16 zero bytes.
+pub(crate) fn aes_kcv(key: &Clear<32>) -> Kcv {
     Kcv::first_of(&CmacKey::new(key).tag(&[0; 16]))
 }
 
 fn aead(key: &Clear<32>) -> Result<LessSafeKey, Error> {
     let key = UnboundKey::new(&AES_256_GCM_SIV, key.bytes());
-    key.map(LessSafeKey::new).map_err(|_| Error::Unavailable { reason: "AES-256-GCM-SIV is not to be had".into() })
+    key.map(LessSafeKey::new).map_err(|_| Error::Unavailable { reason: "AES-256-GCM-SIV is not available".into() })
 }
 
 fn seal(
@@ -261,11 +265,11 @@ fn seal(
     bound: &Bound,
     clear: &mut [u8],
 ) -> Result<[u8; TAG_BYTES], Error> {
-    let unsealed = Error::Unavailable { reason: "AES-256-GCM-SIV failed".into() };
+    let failed = Error::Unavailable { reason: "AES-256-GCM-SIV failed".into() };
     let nonce = Nonce::assume_unique_for_key(*nonce);
     match key.seal_in_place_separate_tag(nonce, Aad::from(bound), clear) {
-        Ok(tag) => tag.as_ref().try_into().map_err(|_| unsealed),
-        Err(_) => Err(unsealed),
+        Ok(tag) => tag.as_ref().try_into().map_err(|_| failed),
+        Err(_) => Err(failed),
     }
 }
 
@@ -286,8 +290,8 @@ fn open(
     Some(())
 }
 
-/// A nonce for each card, so that the same number of the same card seals alike. GCM-SIV allows a nonce to come again:
-/// an observer then learns only whether two plaintexts of that card are equal (RFC 8452, clause 9).
+/// The nonce of a card's account number: the same number of the same card always has the same ciphertext. With a repeated
+/// nonce GCM-SIV only reveals whether two plaintexts of the card are equal (RFC 8452, section 9).
 fn account_nonce(bound: &Bound) -> [u8; NONCE_BYTES] {
     let mut nonce = [0; NONCE_BYTES];
     let hash = digest::digest(&digest::SHA256, bound.as_ref());
@@ -295,7 +299,7 @@ fn account_nonce(bound: &Bound) -> [u8; NONCE_BYTES] {
     nonce
 }
 
-/// Parts one after the other, within the buffer.
+/// Concatenates the parts in the buffer.
 pub(super) fn joined<'a>(buffer: &'a mut [u8], parts: &[&[u8]]) -> &'a [u8] {
     let mut length = 0;
     for part in parts {
@@ -318,7 +322,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_random_byte_is_given_twice_and_none_stays_in_the_pool() {
+    fn the_pool_returns_each_random_byte_once_and_keeps_none() {
         let mut pool = RandomPool { bytes: Clear::ZEROED, left: 0 };
         let mut seen = HashSet::new();
         for _ in 0..1_000 {

@@ -1,15 +1,15 @@
-//! A token's answers, in words of ours.
+//! Errors of PKCS#11 calls as the errors of this crate.
 
 use cryptoki::error::{Error as CallError, RvError};
 
 use crate::open_error::Pkcs11Error;
 
-/// A call that failed while a token is opened or looked at: its name, and the token's own words.
+/// The error of the named call while a token is opened or probed, with the token's own text.
 pub(super) fn call_failed(call: &'static str) -> impl Fn(CallError) -> Pkcs11Error {
     move |error| Pkcs11Error::Call { call, reason: error.to_string() }
 }
 
-/// Why a token that was open is not available.
+/// The reason of [`crate::Error::Unavailable`] for a token that was open.
 pub(super) fn reason(error: &CallError) -> &'static str {
     match error {
         CallError::Pkcs11(RvError::DeviceRemoved | RvError::TokenNotPresent, _) => "it was removed",

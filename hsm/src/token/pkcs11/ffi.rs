@@ -1,14 +1,14 @@
-//! The calls of PKCS#11 that are made as C: initialising a module with words of its own, and those that give out bytes.
+//! The PKCS#11 functions that are called as C functions: C_Initialize with parameters, and the functions that return bytes.
 //!
-//! cryptoki asks for the length of every answer first, which is a second call (on some tokens the whole work, on a
-//! network HSM a round trip), and gives a clear block out in memory of its own. Here an answer has the length that is
-//! known beforehand, and is written where it belongs: into locked memory that is wiped. `cargo bench --bench tokens` is
-//! the reason for this module. What must never enter: a call that cryptoki makes as well.
+//! cryptoki first asks for the length of every output: a second call, which on some tokens repeats the work and on a network
+//! HSM costs a round trip. It also returns clear blocks in unlocked memory. Here the caller knows the length, and the module
+//! writes into the caller's locked memory, which is wiped. `cargo bench --bench tokens` measures the difference.
+//! What must never enter: a call that cryptoki makes equally well.
 //!
-//! A module may hand out another list of functions, with a state of its own, each time it is asked, as p11-kit's client
-//! does. Of such a one cryptoki's calls are used.
+//! Some modules, such as p11-kit's client, return a new function list with its own state at each C_GetFunctionList. For such a
+//! module cryptoki's calls are used.
 
-#![expect(unsafe_code, reason = "C calls into buffers of ours")]
+#![expect(unsafe_code, reason = "C functions write into buffers of this crate")]
 
 use std::{
     ffi::CStr,
@@ -24,39 +24,45 @@ use cryptoki::{
     object::ObjectHandle,
     session::Session,
 };
-use cryptoki_sys::{CK_FUNCTION_LIST, CK_INFO, CK_MECHANISM, CK_RV, CK_ULONG, CKR_OK};
+use cryptoki_sys::{
+    CK_BYTE, CK_FUNCTION_LIST, CK_INFO, CK_MECHANISM, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_ULONG, CKR_OK,
+};
 use libloading::Library;
 use zeroize::Zeroizing;
 
-/// Initialises a module, with parameters where it takes some.
-///
-/// PKCS#11 3.1, 5.4 keeps `pReserved` null; NSS reads its parameters there (where its database is, what its token is
-/// called).
+/// Calls C_Initialize, with parameters for a module that takes some. PKCS#11 3.1, 5.4 requires `pReserved` to be null; NSS
+/// reads its parameters there (the directory of its database, the label of its token).
 pub(super) fn initialize(module: &Module, parameters: Option<&CStr>) -> Result<(), CallError> {
     let flags = CInitializeFlags::OS_LOCKING_OK;
     let arguments = match parameters {
         None => CInitializeArgs::new(flags),
-        // SAFETY: it points at a string that ends with a zero and outlives the call. A module that takes parameters
-        // reads it and keeps no pointer to it; one that takes none must refuse it.
+        // SAFETY: the pointer is to a string that ends with a zero and outlives the call. A module that takes parameters
+        // reads the string and keeps no pointer to it; a module that takes none must reject the call.
         Some(text) => unsafe { CInitializeArgs::new_with_reserved(flags, NonNull::from(text).cast()) },
     };
     module.initialize(arguments)
 }
 
-/// The functions of a module that is loaded already; it stays loaded while this lives.
+/// `C_EncryptInit`, `C_DecryptInit`, `C_SignInit`.
+type InitFunction = unsafe extern "C" fn(CK_SESSION_HANDLE, *mut CK_MECHANISM, CK_OBJECT_HANDLE) -> CK_RV;
+/// `C_Encrypt`, `C_Decrypt`, `C_Sign`.
+type WorkFunction =
+    unsafe extern "C" fn(CK_SESSION_HANDLE, *mut CK_BYTE, CK_ULONG, *mut CK_BYTE, *mut CK_ULONG) -> CK_RV;
+
+/// The C functions of a module. The module stays loaded until this is dropped.
 pub(super) struct Functions {
     list: CK_FUNCTION_LIST,
     _library: Library,
 }
 
 impl Functions {
-    /// Of the module at a path; none where its list is not always the same.
-    pub(super) fn of(path: &Path) -> Result<Option<Self>, CallError> {
-        // SAFETY: cryptoki has loaded the same file just before, so no initialiser runs but those that ran already.
+    /// The functions of a module that cryptoki has loaded; `None` where the module returns another list at each call.
+    pub(super) fn load(path: &Path) -> Result<Option<Self>, CallError> {
+        // SAFETY: cryptoki has loaded the same file before, so no initialiser of the library runs.
         let library = unsafe { Library::new(path) }?;
         let (mut list, mut again) = (ptr::null_mut(), ptr::null_mut());
-        // SAFETY: every module exports this symbol with this type (PKCS#11 3.1, 5.4), and fills in a pointer to a list
-        // of its own that is constant while it is loaded.
+        // SAFETY: every module exports this symbol with this type (PKCS#11 3.1, 5.4), and returns a pointer to a list that
+        // is constant while the module is loaded.
         let found = unsafe {
             let get =
                 library.get::<unsafe extern "C" fn(*mut *mut CK_FUNCTION_LIST) -> CK_RV>(b"C_GetFunctionList\0")?;
@@ -67,22 +73,21 @@ impl Functions {
         Ok((list == again).then_some(Self { list: found, _library: library }))
     }
 
-    /// Whether they are of the state that cryptoki has initialised.
+    /// Whether these functions share the state that cryptoki has initialised.
     pub(super) fn are_initialised(&self) -> bool {
         let mut info = CK_INFO::default();
-        // SAFETY: the structure is the caller's own, to be filled in.
+        // SAFETY: the module writes into a structure of this frame.
         self.list.C_GetInfo.is_some_and(|get_info| unsafe { get_info(&mut info) } == CKR_OK)
     }
 }
 
-/// A session, and the functions of its module.
+/// A session with the C functions of its module. Dereferences to cryptoki's session for all other calls.
 #[derive(Clone, Copy)]
 pub(super) struct Calls<'a> {
     session: &'a Session,
     functions: Option<&'a Functions>,
 }
 
-/// What cryptoki does well.
 impl Deref for Calls<'_> {
     type Target = Session;
 
@@ -92,7 +97,7 @@ impl Deref for Calls<'_> {
 }
 
 impl<'a> Calls<'a> {
-    /// Both are of one module.
+    /// `session` and `functions` must belong to the same module.
     pub(super) fn new(session: &'a Session, functions: Option<&'a Functions>) -> Self {
         Self { session, functions }
     }
@@ -105,25 +110,14 @@ impl<'a> Calls<'a> {
         clear: &[u8],
         out: &mut [u8],
     ) -> Result<(), CallError> {
-        let Some(functions) = self.functions else {
-            return copied(out, &Zeroizing::new(self.session.encrypt(mechanism, key, clear)?));
+        let Some(Functions { list, .. }) = self.functions else {
+            return copy(out, &Zeroizing::new(self.session.encrypt(mechanism, key, clear)?));
         };
-        let (list, handle) = (&functions.list, self.session.handle());
-        let init = list.C_EncryptInit.ok_or(CallError::NullFunctionPointer)?;
-        let encrypt = list.C_Encrypt.ok_or(CallError::NullFunctionPointer)?;
-        let mut mechanism: CK_MECHANISM = mechanism.into();
-        let mut length = length_of(out)?;
-        // SAFETY: the mechanism and its parameters outlive the call; the module reads and keeps them (PKCS#11 3.1, 5.8).
-        let began = unsafe { init(handle, &mut mechanism, key.handle()) };
-        Rv::from(began).into_result(Function::EncryptInit)?;
-        // SAFETY: both buffers have the lengths said, and the input is only read, whatever the C type says.
-        let done =
-            unsafe { encrypt(handle, clear.as_ptr().cast_mut(), length_of(clear)?, out.as_mut_ptr(), &mut length) };
-        Rv::from(done).into_result(Function::Encrypt)?;
-        filled(out, length)
+        let init = (list.C_EncryptInit, Function::EncryptInit);
+        self.run(init, (list.C_Encrypt, Function::Encrypt), mechanism, key, clear, out)
     }
 
-    /// `C_DecryptInit` and `C_Decrypt`: the clear bytes fill `out`, and are nowhere else.
+    /// `C_DecryptInit` and `C_Decrypt`: the clear bytes fill `out`, and stay in no other memory of this process.
     pub(super) fn decrypt(
         self,
         mechanism: &Mechanism<'_>,
@@ -131,25 +125,14 @@ impl<'a> Calls<'a> {
         cipher: &[u8],
         out: &mut [u8],
     ) -> Result<(), CallError> {
-        let Some(functions) = self.functions else {
-            return copied(out, &Zeroizing::new(self.session.decrypt(mechanism, key, cipher)?));
+        let Some(Functions { list, .. }) = self.functions else {
+            return copy(out, &Zeroizing::new(self.session.decrypt(mechanism, key, cipher)?));
         };
-        let (list, handle) = (&functions.list, self.session.handle());
-        let init = list.C_DecryptInit.ok_or(CallError::NullFunctionPointer)?;
-        let decrypt = list.C_Decrypt.ok_or(CallError::NullFunctionPointer)?;
-        let mut mechanism: CK_MECHANISM = mechanism.into();
-        let mut length = length_of(out)?;
-        // SAFETY: as in `encrypt`.
-        let began = unsafe { init(handle, &mut mechanism, key.handle()) };
-        Rv::from(began).into_result(Function::DecryptInit)?;
-        // SAFETY: as in `encrypt`.
-        let done =
-            unsafe { decrypt(handle, cipher.as_ptr().cast_mut(), length_of(cipher)?, out.as_mut_ptr(), &mut length) };
-        Rv::from(done).into_result(Function::Decrypt)?;
-        filled(out, length)
+        let init = (list.C_DecryptInit, Function::DecryptInit);
+        self.run(init, (list.C_Decrypt, Function::Decrypt), mechanism, key, cipher, out)
     }
 
-    /// `C_SignInit` and `C_Sign`: the tag fills `out`.
+    /// `C_SignInit` and `C_Sign`: the tag or signature fills `out`.
     pub(super) fn sign(
         self,
         mechanism: &Mechanism<'_>,
@@ -157,25 +140,37 @@ impl<'a> Calls<'a> {
         message: &[u8],
         out: &mut [u8],
     ) -> Result<(), CallError> {
-        let Some(functions) = self.functions else {
-            return copied(out, &Zeroizing::new(self.session.sign(mechanism, key, message)?));
+        let Some(Functions { list, .. }) = self.functions else {
+            return copy(out, &Zeroizing::new(self.session.sign(mechanism, key, message)?));
         };
-        let (list, handle) = (&functions.list, self.session.handle());
-        let init = list.C_SignInit.ok_or(CallError::NullFunctionPointer)?;
-        let sign = list.C_Sign.ok_or(CallError::NullFunctionPointer)?;
-        let mut mechanism: CK_MECHANISM = mechanism.into();
-        let mut length = length_of(out)?;
-        // SAFETY: as in `encrypt`.
-        let began = unsafe { init(handle, &mut mechanism, key.handle()) };
-        Rv::from(began).into_result(Function::SignInit)?;
-        // SAFETY: as in `encrypt`.
-        let done =
-            unsafe { sign(handle, message.as_ptr().cast_mut(), length_of(message)?, out.as_mut_ptr(), &mut length) };
-        Rv::from(done).into_result(Function::Sign)?;
-        filled(out, length)
+        let init = (list.C_SignInit, Function::SignInit);
+        self.run(init, (list.C_Sign, Function::Sign), mechanism, key, message, out)
     }
 
-    /// `C_WrapKey`: an object under a key fills `out`.
+    /// Calls `init`, then `work` on `input`. The output must fill `out`.
+    fn run(
+        self,
+        (init, init_name): (Option<InitFunction>, Function),
+        (work, work_name): (Option<WorkFunction>, Function),
+        mechanism: &Mechanism<'_>,
+        key: ObjectHandle,
+        input: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), CallError> {
+        let (init, work) = init.zip(work).ok_or(CallError::NullFunctionPointer)?;
+        let (handle, mut mechanism) = (self.session.handle(), CK_MECHANISM::from(mechanism));
+        let (input_length, mut length) = (length_of(input)?, length_of(out)?);
+        // SAFETY: `init` is a function of the session's module. The mechanism and its parameters outlive both calls; the
+        // module only reads them (PKCS#11 3.1, 5.8).
+        let began = unsafe { init(handle, &mut mechanism, key.handle()) };
+        Rv::from(began).into_result(init_name)?;
+        // SAFETY: both buffers have the lengths passed. The module only reads the input, although its C type is mutable.
+        let done = unsafe { work(handle, input.as_ptr().cast_mut(), input_length, out.as_mut_ptr(), &mut length) };
+        Rv::from(done).into_result(work_name)?;
+        check_filled(out, length)
+    }
+
+    /// `C_WrapKey`: the wrapped object fills `out`.
     pub(super) fn wrap(
         self,
         mechanism: &Mechanism<'_>,
@@ -185,17 +180,17 @@ impl<'a> Calls<'a> {
     ) -> Result<(), CallError> {
         let Some(functions) = self.functions else {
             let wrapped = self.session.wrap_key(mechanism, key, object)?;
-            // Not cut off where the token wrote less than the buffer holds.
-            return copied(out, wrapped.get(..out.len()).unwrap_or_default());
+            // cryptoki does not shorten its buffer to the length that the token wrote.
+            return copy(out, wrapped.get(..out.len()).unwrap_or_default());
         };
         let wrap = functions.list.C_WrapKey.ok_or(CallError::NullFunctionPointer)?;
         let mut mechanism: CK_MECHANISM = mechanism.into();
         let mut length = length_of(out)?;
         let (handle, key, object) = (self.session.handle(), key.handle(), object.handle());
-        // SAFETY: as in `encrypt`.
+        // SAFETY: the mechanism and its parameters outlive the call, and the buffer has the length passed.
         let done = unsafe { wrap(handle, &mut mechanism, key, object, out.as_mut_ptr(), &mut length) };
         Rv::from(done).into_result(Function::WrapKey)?;
-        filled(out, length)
+        check_filled(out, length)
     }
 }
 
@@ -203,13 +198,13 @@ fn length_of(buffer: &[u8]) -> Result<CK_ULONG, CallError> {
     Ok(CK_ULONG::try_from(buffer.len())?)
 }
 
-fn copied(out: &mut [u8], answer: &[u8]) -> Result<(), CallError> {
-    filled(out, length_of(answer)?)?;
+fn copy(out: &mut [u8], answer: &[u8]) -> Result<(), CallError> {
+    check_filled(out, length_of(answer)?)?;
     out.copy_from_slice(answer);
     Ok(())
 }
 
-/// A token that answers with another length than the mechanism has is not to be trusted.
-fn filled(out: &[u8], length: CK_ULONG) -> Result<(), CallError> {
+/// Rejects an output of another length than the mechanism has.
+fn check_filled(out: &[u8], length: CK_ULONG) -> Result<(), CallError> {
     if length_of(out)? == length { Ok(()) } else { Err(CallError::InvalidValue) }
 }

@@ -1,8 +1,8 @@
-//! A PKCS#11 token at level `host`: a clear block is in this process's memory for one operation, to be judged.
+//! A PKCS#11 token at level `host`: a clear block is in this process's memory for one operation, for the PIN policy.
 //!
-//! A tzpk is made here, of the token's random bytes: not every token has RSA-OAEP with SHA-256. Where the token has
-//! `CKM_AES_KEY_WRAP` it comes back as an object, so it is in host memory while it is made and never after; a token
-//! without it, or behind a socket that does not let it through, decrypts it for each operation.
+//! A tzpk is made in this process from random bytes of the token, because not every token has RSA-OAEP with SHA-256. A token
+//! with `CKM_AES_KEY_WRAP` unwraps the tzpk later as an object, so the clear tzpk is in host memory only while it is made. A
+//! token without the mechanism, or behind a socket that does not forward it, decrypts the tzpk for each operation.
 
 use cryptoki::mechanism::Mechanism;
 
@@ -19,7 +19,7 @@ use crate::{
     token::{HostLevel, IssuedTzpk, Token, WrappedTzpk, host_tzpk, software},
 };
 
-/// Bytes of a tzpk: one block of AES.
+/// Bytes of a tzpk: a double-length 3DES key, one AES block.
 const TZPK_BYTES: usize = 16;
 
 impl Pkcs11Token<HostKeys> {
@@ -39,7 +39,7 @@ impl HostLevel for Pkcs11Token<HostKeys> {
                 self.sealed(&key_wrap, bound)?
             }
             SealKey::Encrypting(seal) => {
-                // ECB is safe here: one block, under a key that is used once, so no two ciphertexts can be compared.
+                // ECB is safe for one block of fresh random bytes: no two plaintexts are equal.
                 let mut cipher = [0; TZPK_BYTES];
                 self.call(|session, _| session.encrypt(&Mechanism::AesEcb, seal, tzpk.bytes(), &mut cipher))?;
                 self.sealed(&cipher, bound)?
@@ -67,7 +67,7 @@ impl HostLevel for Pkcs11Token<HostKeys> {
             SealKey::Encrypting(seal) => {
                 let cipher = self.opened(sealed, bound, TZPK_BYTES)?;
                 self.call(|session, _| session.decrypt(&Mechanism::AesEcb, seal, cipher, tzpk.bytes_mut()))?;
-                software::tdes_decrypt(tzpk, block);
+                software::tzpk_decrypt(tzpk, block);
                 Ok(())
             }
         }
@@ -75,7 +75,7 @@ impl HostLevel for Pkcs11Token<HostKeys> {
 
     fn send_block(&self, device: &DeviceKey, tzpk: &mut Tzpk, block: &mut Block) -> Result<WrappedTzpk, Error> {
         let wrapped = host_tzpk(device, tzpk, |bytes| self.random(bytes))?;
-        software::tdes_encrypt(tzpk, block);
+        software::tzpk_encrypt(tzpk, block);
         Ok(wrapped)
     }
 
@@ -95,7 +95,7 @@ impl HostLevel for Pkcs11Token<HostKeys> {
 
     fn storage_decrypt_iso_4(&self, key: KeyVersion, block: &mut WideBlock, account_field: u128) -> Result<(), Error> {
         let decrypt = |block: &mut WideBlock| {
-            // The stored block; then one that only together with the account field is the PIN field's cipher.
+            // First the stored block, then the intermediate block of format 4.
             let cipher = *block.bytes();
             self.call_with(|session, keys| {
                 let key = keys.level.iso_4.get(key)?;

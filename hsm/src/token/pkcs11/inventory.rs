@@ -1,11 +1,11 @@
-//! The register of a token's keys: a private data object inside the token, with the number of its writing before it.
+//! The key inventory of a token: a private data object (CKO_DATA) in the token that lists its keys without their values.
 //!
 //! ```text
-//! number(8) keyring, as `keyring` lays it out
+//! CKA_VALUE: number(8, big-endian) keyring, in the layout of `keyring::layout`
 //! ```
-//! A new one is written before the older is removed, and the highest number counts: a process that dies in between leaves
-//! both, and loses neither. Only private objects are searched: a public object can be created without a PIN.
-//! What must never enter: a key.
+//! A step writes the new inventory, then destroys the older one; the highest number is valid. A process that dies in between
+//! leaves both. Only private objects are searched: anybody can create a public object without the PIN.
+//! What must never enter: the value of a key.
 
 use cryptoki::{
     error::{Error as CallError, RvError},
@@ -16,57 +16,56 @@ use cryptoki::{
 use super::failure::call_failed;
 use crate::{keyring::Keyring, open_error::Pkcs11Error};
 
-const LABEL: &[u8] = b"pinseal register";
+const LABEL: &[u8] = b"pinseal inventory";
 const APPLICATION: &[u8] = b"pinseal";
 
-/// The register as read from a token.
+/// The inventory as read from a token.
 pub(super) struct Inventory {
-    pub(super) seen: Seen,
+    pub(super) revision: Revision,
     pub(super) keyring: Keyring,
 }
 
-/// Which register it was, and what it said: one that was taken back has a number that another has afterwards. The default is
-/// that there was none.
+/// One state of the inventory. The bytes are compared too: after a step withdrew its inventory, another step may write one
+/// with the same number. The default stands for a token without an inventory.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub(super) struct Seen {
+pub(super) struct Revision {
     number: u64,
-    said: Vec<u8>,
+    keyring: Vec<u8>,
 }
 
-#[cfg(test)]
-impl Seen {
-    pub(super) fn with(number: u64, keyring: &Keyring) -> Self {
-        Self { number, said: keyring.bytes().bytes().to_vec() }
+impl Revision {
+    pub(super) fn new(number: u64, keyring: &Keyring) -> Self {
+        Self { number, keyring: keyring.bytes().bytes().to_vec() }
     }
 }
 
 impl Inventory {
-    /// Reads it; none where no ceremony was held.
+    /// Reads the valid inventory; `None` before the first ceremony.
     pub(super) fn read(session: &Session) -> Result<Option<Self>, Pkcs11Error> {
-        let Some(seen) = newest(all(session)?)? else { return Ok(None) };
-        let keyring = Keyring::read(&seen.said).ok_or(Pkcs11Error::Inventory)?;
-        Ok(Some(Self { seen, keyring }))
+        let Some(revision) = newest(all(session)?)? else { return Ok(None) };
+        let keyring = Keyring::read(&revision.keyring).ok_or(Pkcs11Error::Inventory)?;
+        Ok(Some(Self { revision, keyring }))
     }
 
-    /// Refuses to go on where it is not the one that was seen.
-    pub(super) fn has_not_moved(session: &Session, seen: &Seen) -> Result<(), Pkcs11Error> {
+    /// Fails where the token's inventory is not the one that this step read.
+    pub(super) fn check_unchanged(session: &Session, read: &Revision) -> Result<(), Pkcs11Error> {
         let now = newest(all(session)?)?.unwrap_or_default();
-        if now == *seen { Ok(()) } else { Err(Pkcs11Error::ChangedByOther) }
+        if now == *read { Ok(()) } else { Err(Pkcs11Error::ChangedByOther) }
     }
 
-    /// Writes what follows on the one that was seen, unless somebody else has. A token has no lock, and two may come this far at
-    /// once: each looks again once its own is there, and takes it back where it is not the only one. So at most one stays, and
-    /// the older goes only then.
-    pub(super) fn write(session: &Session, seen: &Seen, keyring: &Keyring) -> Result<Seen, Pkcs11Error> {
-        Self::has_not_moved(session, seen)?;
-        let next = Seen { number: seen.number.saturating_add(1), said: keyring.bytes().bytes().to_vec() };
-        let written = session.create_object(&as_data(&next)).map_err(|error| match error {
-            // NSS keeps none, nor any other object whose value can be read again.
+    /// Writes the revision after `read`, unless another step wrote one. A token has no lock, so two steps may write at once:
+    /// each searches again after its own write and destroys its inventory where another new one exists. So at most one new
+    /// inventory stays, and the older ones are destroyed only then.
+    pub(super) fn write(session: &Session, read: &Revision, keyring: &Keyring) -> Result<Revision, Pkcs11Error> {
+        Self::check_unchanged(session, read)?;
+        let next = Revision::new(read.number.saturating_add(1), keyring);
+        let written = session.create_object(&data_object(&next)).map_err(|error| match error {
+            // NSS stores no data objects, nor any other object with a readable value.
             CallError::Pkcs11(RvError::AttributeValueInvalid, _) => Pkcs11Error::NoDataObjects,
             error => call_failed("C_CreateObject")(error),
         })?;
         let others = all(session)?.into_iter().filter(|(handle, _)| *handle != written);
-        let (newer, older): (Vec<_>, Vec<_>) = others.partition(|(_, found)| found.number > seen.number);
+        let (newer, older): (Vec<_>, Vec<_>) = others.partition(|(_, found)| found.number > read.number);
         if !newer.is_empty() {
             session.destroy_object(written).map_err(call_failed("C_DestroyObject"))?;
             return Err(Pkcs11Error::ChangedByOther);
@@ -78,44 +77,41 @@ impl Inventory {
     }
 }
 
-/// The one with the highest number.
-fn newest(found: Vec<(ObjectHandle, Seen)>) -> Result<Option<Seen>, Pkcs11Error> {
-    let number = found.iter().map(|(_, seen)| seen.number).max().unwrap_or_default();
-    let mut newest = found.into_iter().map(|(_, seen)| seen).filter(|seen| seen.number == number);
+/// The revision with the highest number.
+fn newest(found: Vec<(ObjectHandle, Revision)>) -> Result<Option<Revision>, Pkcs11Error> {
+    let number = found.iter().map(|(_, revision)| revision.number).max().unwrap_or_default();
+    let mut newest = found.into_iter().map(|(_, revision)| revision).filter(|revision| revision.number == number);
     match (newest.next(), newest.next()) {
         (Some(_), Some(_)) => Err(Pkcs11Error::TwoInventories { number }),
         (newest, _) => Ok(newest),
     }
 }
 
-pub(super) fn as_data(Seen { number, said }: &Seen) -> Vec<Attribute> {
+fn search() -> Vec<Attribute> {
     vec![
         Attribute::Class(ObjectClass::DATA),
         Attribute::Token(true),
         Attribute::Private(true),
-        Attribute::Modifiable(false),
         Attribute::Label(LABEL.into()),
         Attribute::Application(APPLICATION.into()),
-        Attribute::Value([&number.to_be_bytes()[..], said].concat()),
     ]
 }
 
-fn all(session: &Session) -> Result<Vec<(ObjectHandle, Seen)>, Pkcs11Error> {
-    let named = [
-        Attribute::Class(ObjectClass::DATA),
-        Attribute::Token(true),
-        Attribute::Private(true),
-        Attribute::Label(LABEL.into()),
-        Attribute::Application(APPLICATION.into()),
-    ];
-    let found = session.find_objects(&named).map_err(call_failed("C_FindObjects"))?;
+/// The template of the data object of a revision.
+pub(super) fn data_object(Revision { number, keyring }: &Revision) -> Vec<Attribute> {
+    let value = Attribute::Value([&number.to_be_bytes()[..], keyring].concat());
+    [search(), vec![Attribute::Modifiable(false), value]].concat()
+}
+
+fn all(session: &Session) -> Result<Vec<(ObjectHandle, Revision)>, Pkcs11Error> {
+    let found = session.find_objects(&search()).map_err(call_failed("C_FindObjects"))?;
     let read = |handle: ObjectHandle| {
         let attributes = session.get_attributes(handle, &[AttributeType::Value]);
         let Some(Attribute::Value(value)) = attributes.map_err(call_failed("C_GetAttributeValue"))?.pop() else {
             return Err(Pkcs11Error::Inventory);
         };
-        let (number, said) = value.split_first_chunk().ok_or(Pkcs11Error::Inventory)?;
-        Ok((handle, Seen { number: u64::from_be_bytes(*number), said: said.to_vec() }))
+        let (number, keyring) = value.split_first_chunk().ok_or(Pkcs11Error::Inventory)?;
+        Ok((handle, Revision { number: u64::from_be_bytes(*number), keyring: keyring.to_vec() }))
     };
     found.into_iter().map(read).collect()
 }

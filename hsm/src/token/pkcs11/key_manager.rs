@@ -1,10 +1,10 @@
-//! A token as a ceremony changes it: keys are made inside, brought in, taken out where they may leave, destroyed; and the
-//! register holds the state of each.
+//! The keys of a token as a ceremony changes them: generate, import, export where exportable, destroy. The inventory holds
+//! the state of each key.
 //!
-//! A token has no lock. A step destroys what the register says is destroyed, and what it has made itself and the register
-//! does not tell of: never a key that another step has made. Of two steps at once one is refused, or both. What is left: a
-//! step that is killed between its key and the register leaves the key, which the next one finds in its way and names.
-//! What must never enter: who may do it.
+//! A token has no lock. A step destroys only keys that the inventory lists as destroyed, and keys that it created itself and
+//! the inventory does not list. So it never destroys a key of another step. Of two steps at once one is rejected, or both.
+//! A step that is killed between the key and the inventory leaves the key; the next step finds the key and names it.
+//! What must never enter: who may change a key. That is the ceremony's rule.
 
 use std::{mem, sync::Arc};
 
@@ -14,9 +14,10 @@ use cryptoki::{mechanism::Mechanism, object::ObjectHandle, session::Session};
 use super::{
     failure::call_failed,
     ffi::{Calls, Functions},
-    inventory::{Inventory, Seen},
+    inventory::{Inventory, Revision},
     keys::{
-        self, InUse, SealWay, algorithms, audit, bring_in, cmac, generate, keys_of_any_engine, objects, versions_of,
+        self, InUse, SealWay, algorithms, audit, cmac, default_algorithm, engine_keys_of_all_levels, generate, import,
+        objects, versions_of,
     },
     objects::SessionObject,
     probe::seal_way,
@@ -27,71 +28,71 @@ use crate::{
     check_value::Kcv,
     clear::{Clear, ClearBytes},
     config::Pkcs11,
-    keyblock::{AesElsewhere, KeyBlockError},
+    keyblock::{CmacInToken, KeyBlockError},
     keyring::{Exportability, KeyAlgorithm, KeyInfo, KeyState, KeyUsage, Keyring, NewKey},
     open_error::Pkcs11Error,
 };
 
-/// Bytes that AES key wrap adds (RFC 3394).
+/// The bytes that AES key wrap adds to a key (RFC 3394).
 const KEY_WRAP_BYTES: usize = 8;
 
-/// A token, logged in to be changed.
+/// A token with a read-write login.
 pub(crate) struct TokenKeyManager {
     session: Session,
     functions: Option<Arc<Functions>>,
     level: BoundaryLevel,
     seal: SealWay,
-    /// The register as it was read or written last.
-    seen: Seen,
-    /// What this step has made, while the register does not tell of it.
-    made: Vec<ObjectHandle>,
+    /// The inventory as this step read or wrote it last.
+    read: Revision,
+    /// The keys that this step created and the inventory does not list yet.
+    created: Vec<ObjectHandle>,
 }
 
 impl Drop for TokenKeyManager {
     fn drop(&mut self) {
-        self.take_back();
+        self.destroy_created();
     }
 }
 
 impl TokenKeyManager {
-    /// Logs in and reads the register. A token without a register gets one with the keys that an engine uses already.
+    /// Logs in and reads the inventory. For a token without one, returns the keys that an engine uses there already.
     pub(crate) fn open(config: &Pkcs11, level: BoundaryLevel, now: u64) -> Result<(Self, Keyring), Pkcs11Error> {
-        let (session, functions) = session_pool::look_to_write(config)?;
+        let (session, functions) = session_pool::log_in_to_write(config)?;
         let seal = seal_way(Calls::new(&session, functions.as_deref()));
-        let mut custody = Self { session, functions, level, seal, seen: Seen::default(), made: Vec::new() };
-        let keyring = match Inventory::read(&custody.session)? {
-            Some(Inventory { seen, keyring }) => {
-                custody.seen = seen;
+        let mut manager = Self { session, functions, level, seal, read: Revision::default(), created: Vec::new() };
+        let keyring = match Inventory::read(&manager.session)? {
+            Some(Inventory { revision, keyring }) => {
+                manager.read = revision;
                 keyring
             }
-            None => custody.keys_without_register(config, now)?,
+            None => manager.keys_without_inventory(config, now)?,
         };
-        custody.sweep(&keyring)?;
-        Ok((custody, keyring))
+        manager.destroy_leftovers(&keyring)?;
+        Ok((manager, keyring))
     }
 
-    /// What a key may be used with here; none where there is no such key.
+    /// The algorithms that a key of this usage may have in the token; empty where the token has no such key.
     pub(crate) fn algorithms(&self, name: &KeyUsage) -> &'static [KeyAlgorithm] {
         algorithms(name, self.level, self.seal)
     }
 
-    /// Generates a key inside the token. Returns its check value where its usage allows one.
+    /// Generates a key in the token. Returns its KCV where its usage allows one.
     pub(crate) fn make(&mut self, new: &NewKey) -> Result<Option<Kcv>, Pkcs11Error> {
         self.is_free(new)?;
         let key = generate(self.calls(), new, self.level).map_err(call_failed("C_GenerateKey"))?;
         self.is_alone(new, key)?;
-        self.check_value(&new.name, new.algorithm, key)
+        self.kcv(&new.name, new.algorithm, key)
     }
 
-    /// Brings a key in, which is in this process's memory for that long.
-    pub(crate) fn bring_in(&mut self, new: &NewKey, key: &ClearBytes) -> Result<(), Pkcs11Error> {
+    /// Imports a key. The clear key is in this process's memory until the call returns.
+    pub(crate) fn import(&mut self, new: &NewKey, key: &ClearBytes) -> Result<(), Pkcs11Error> {
         self.is_free(new)?;
-        let key = bring_in(&self.session, new, self.level, key).map_err(call_failed("C_CreateObject"))?;
+        let key = import(&self.session, new, self.level, key).map_err(call_failed("C_CreateObject"))?;
         self.is_alone(new, key)
     }
 
-    /// Takes out a key that may leave: wrapped under a key that lives for this alone, then in this process's memory.
-    pub(crate) fn take_out(&self, info: &KeyInfo) -> Result<ClearBytes, Pkcs11Error> {
+    /// Exports an exportable key: wraps the key under a fresh session key, then unwraps it in this process's memory.
+    pub(crate) fn export(&self, info: &KeyInfo) -> Result<ClearBytes, Pkcs11Error> {
         let key = self.object(&info.name, info.version)?;
         let mut wrapping = Clear::<32>::zeroed();
         self.session.generate_random_slice(wrapping.bytes_mut()).map_err(call_failed("C_GenerateRandom"))?;
@@ -108,37 +109,31 @@ impl TokenKeyManager {
         Ok(ClearBytes::copied(opened))
     }
 
-    /// A key-exchange key, which stays inside.
-    pub(crate) fn exchange_key(&self, info: &KeyInfo) -> Result<Box<dyn AesElsewhere + '_>, Pkcs11Error> {
+    /// A key-encrypting key (usage `exchange:NAME`), which stays in the token.
+    pub(crate) fn kek(&self, info: &KeyInfo) -> Result<Box<dyn CmacInToken + '_>, Pkcs11Error> {
         let handle = self.object(&info.name, info.version)?;
-        Ok(Box::new(ExchangeKey { calls: self.calls(), handle, bytes: info.algorithm.bytes() }))
+        Ok(Box::new(Kek { calls: self.calls(), handle, bytes: info.algorithm.bytes() }))
     }
 
-    /// Writes the register; then what it says is destroyed goes.
+    /// Writes the inventory, then destroys the keys that it lists as destroyed.
     pub(crate) fn commit(&mut self, keyring: &Keyring) -> Result<(), Pkcs11Error> {
-        // Whatever the token answers, the register may tell of them from here on.
-        let made = mem::take(&mut self.made);
-        self.seen = Inventory::write(&self.session, &self.seen, keyring).inspect_err(|error| {
+        // Whatever the token answers, the inventory may list these keys from here on.
+        let created = mem::take(&mut self.created);
+        self.read = Inventory::write(&self.session, &self.read, keyring).inspect_err(|error| {
             if error.left_inventory_unwritten() {
-                // But for these: then nothing was written.
-                self.made = made;
-                self.take_back();
+                self.created = created;
+                self.destroy_created();
             }
         })?;
-        self.sweep(keyring)
+        self.destroy_leftovers(keyring)
     }
 
     fn calls(&self) -> Calls<'_> {
         Calls::new(&self.session, self.functions.as_deref())
     }
 
-    fn check_value(
-        &self,
-        name: &KeyUsage,
-        algorithm: KeyAlgorithm,
-        key: ObjectHandle,
-    ) -> Result<Option<Kcv>, Pkcs11Error> {
-        keys::check_value(self.calls(), name, self.level, algorithm, key).map_err(call_failed("check values"))
+    fn kcv(&self, name: &KeyUsage, algorithm: KeyAlgorithm, key: ObjectHandle) -> Result<Option<Kcv>, Pkcs11Error> {
+        keys::kcv(self.calls(), name, self.level, algorithm, key).map_err(call_failed("KCV"))
     }
 
     fn object(&self, name: &KeyUsage, version: u16) -> Result<ObjectHandle, Pkcs11Error> {
@@ -148,38 +143,38 @@ impl TokenKeyManager {
         }
     }
 
-    /// Whether a key can have this place: nobody has changed the register since it was read, and nothing is there. What is
-    /// there may be a key that another step makes now, so it is not touched.
+    /// Fails where another step changed the inventory, or a key has this usage and version already. Such a key is not
+    /// destroyed: another step may be creating it at this moment.
     fn is_free(&self, new: &NewKey) -> Result<(), Pkcs11Error> {
-        Inventory::has_not_moved(&self.session, &self.seen)?;
+        Inventory::check_unchanged(&self.session, &self.read)?;
         match objects(&self.session, &new.name, new.version)?.is_empty() {
             true => Ok(()),
-            false => Err(unregistered(new)),
+            false => Err(not_in_inventory(new)),
         }
     }
 
-    /// Two steps may both have found the place free: each looks again once its key is there, so at most one key stays.
+    /// Two steps may both have found no key: each searches again after it created its own, so at most one key stays.
     fn is_alone(&mut self, new: &NewKey, key: ObjectHandle) -> Result<(), Pkcs11Error> {
-        self.made.push(key);
+        self.created.push(key);
         match objects(&self.session, &new.name, new.version)?.len() {
             1 => Ok(()),
             _ => {
-                self.take_back();
-                Err(unregistered(new))
+                self.destroy_created();
+                Err(not_in_inventory(new))
             }
         }
     }
 
-    /// Destroys what this step has made and the register does not tell of.
-    fn take_back(&mut self) {
-        for key in mem::take(&mut self.made) {
-            // One that stays is in the way of the next step, which says so.
+    /// Destroys the keys that this step created and the inventory does not list.
+    fn destroy_created(&mut self) {
+        for key in mem::take(&mut self.created) {
+            // Where this fails, the next step reports `NotInInventory`.
             let _ = self.session.destroy_object(key);
         }
     }
 
-    /// Destroys what the register says is destroyed: a step that died may have left it.
-    fn sweep(&self, keyring: &Keyring) -> Result<(), Pkcs11Error> {
+    /// Destroys the keys that the inventory lists as destroyed: a killed step may have left them.
+    fn destroy_leftovers(&self, keyring: &Keyring) -> Result<(), Pkcs11Error> {
         for info in keyring.keys.iter().map(|key| &key.info).filter(|info| info.state() == KeyState::Destroyed) {
             for left in objects(&self.session, &info.name, info.version)? {
                 self.session.destroy_object(left).map_err(call_failed("C_DestroyObject"))?;
@@ -188,19 +183,18 @@ impl TokenKeyManager {
         Ok(())
     }
 
-    /// The keys of either level: of a place that the register knows nothing of, a step would say that it is free. Those that
-    /// an engine uses, up to the version it is configured with, are in use; newer ones are not yet.
-    fn keys_without_register(&self, config: &Pkcs11, now: u64) -> Result<Keyring, Pkcs11Error> {
+    /// The engine keys of both levels in a token without an inventory: a step needs to know which versions exist. Keys up to
+    /// the configured version are active, newer ones pending.
+    fn keys_without_inventory(&self, config: &Pkcs11, now: u64) -> Result<Keyring, Pkcs11Error> {
         let mut keyring = Keyring::empty();
-        for (name, level, seal) in keys_of_any_engine() {
-            let algorithm = algorithms(&name, level, seal).first().copied().unwrap_or(KeyAlgorithm::Aes256);
-            let in_use = InUse::of_config(config, level, seal).newest(&name);
+        for (name, level, seal) in engine_keys_of_all_levels() {
+            let algorithm = default_algorithm(&name, level, seal);
+            let in_use = InUse::configured(config, level, seal).newest(&name);
             for (version, key) in versions_of(&self.session, &name)? {
                 audit(&self.session, &name, level, key)?;
-                let check_value = keys::check_value(self.calls(), &name, level, algorithm, key);
-                let check_value = check_value.map_err(call_failed("check values"))?;
+                let kcv = keys::kcv(self.calls(), &name, level, algorithm, key).map_err(call_failed("KCV"))?;
                 let new = NewKey { name: name.clone(), version, algorithm, travels: Exportability::Never };
-                let info = keyring.put(new, check_value, None, now);
+                let info = keyring.put(new, kcv, None, now);
                 info.activated_at = (version <= in_use.0).then_some(now);
             }
         }
@@ -208,24 +202,24 @@ impl TokenKeyManager {
     }
 }
 
-fn unregistered(NewKey { name, version, .. }: &NewKey) -> Pkcs11Error {
+fn not_in_inventory(NewKey { name, version, .. }: &NewKey) -> Pkcs11Error {
     Pkcs11Error::NotInInventory { label: keys::label(name), version: *version }
 }
 
-/// It derives the keys of a key block by CMAC inside, and never comes out.
-struct ExchangeKey<'a> {
+/// A key-encrypting key in the token. It derives the keys of a key block by CMAC there.
+struct Kek<'a> {
     calls: Calls<'a>,
     handle: ObjectHandle,
     bytes: usize,
 }
 
-impl AesElsewhere for ExchangeKey<'_> {
+impl CmacInToken for Kek<'_> {
     fn bytes(&self) -> usize {
         self.bytes
     }
 
     fn cmac(&self, message: &[u8; 8], tag: &mut Clear<16>) -> Result<(), KeyBlockError> {
-        cmac(self.calls, self.handle, message, tag).map_err(|_| KeyBlockError::Elsewhere)
+        cmac(self.calls, self.handle, message, tag).map_err(|_| KeyBlockError::Token)
     }
 }
 
@@ -235,130 +229,121 @@ mod tests {
 
     use super::*;
     use crate::{
-        fresh_token::Make,
+        fresh_token::{Make, fresh_token},
         token::pkcs11::{inventory, make_keys},
     };
 
     const NOW: u64 = 1_700_000_000_000;
-    /// NSS keeps no register.
-    const WITH_REGISTER: [Make; 2] = [Make::SoftHsm, Make::OpenCryptoki];
+    /// NSS stores no inventory.
+    const WITH_INVENTORY: [Make; 2] = [Make::SoftHsm, Make::OpenCryptoki];
 
-    fn opened(make: Make) -> (TokenKeyManager, Keyring) {
+    fn open(make: Make) -> (TokenKeyManager, Keyring) {
         TokenKeyManager::open(&make.config(), BoundaryLevel::Host, NOW).unwrap()
     }
 
-    fn storage(keyring: &Keyring) -> NewKey {
+    fn next_storage(keyring: &Keyring) -> NewKey {
         keyring.next(KeyUsage::Storage, KeyAlgorithm::Aes256, Exportability::Never)
     }
 
-    /// A whole step: a storage key is generated and registered.
-    fn makes_storage(make: Make) -> Kcv {
-        let (mut custody, mut keyring) = opened(make);
-        let new = storage(&keyring);
-        let made = custody.make(&new).unwrap();
+    /// A whole step: generates a storage key and writes it to the inventory.
+    fn make_storage(make: Make) -> Kcv {
+        let (mut manager, mut keyring) = open(make);
+        let new = next_storage(&keyring);
+        let made = manager.make(&new).unwrap();
         keyring.put(new, made, None, NOW).activated_at = Some(NOW);
-        custody.commit(&keyring).unwrap();
+        manager.commit(&keyring).unwrap();
         made.unwrap()
     }
 
-    /// The check value of the one storage key of a version, as the token answers for it.
-    fn storage_in_token(custody: &TokenKeyManager, version: u16) -> Kcv {
-        let key = custody.object(&KeyUsage::Storage, version).unwrap();
-        custody.check_value(&KeyUsage::Storage, KeyAlgorithm::Aes256, key).unwrap().unwrap()
+    /// The KCV of the one storage key of a version, computed by the token.
+    fn storage_in_token(manager: &TokenKeyManager, version: u16) -> Kcv {
+        let key = manager.object(&KeyUsage::Storage, version).unwrap();
+        manager.kcv(&KeyUsage::Storage, KeyAlgorithm::Aes256, key).unwrap().unwrap()
     }
 
-    /// Set in the process of the other ceremony.
+    /// Set in the process that runs the other ceremony.
     const OTHER_VARIABLE: &str = "PINSEAL_TEST_OTHER_CEREMONY";
 
     #[test]
-    fn a_step_that_another_was_before_is_refused_and_leaves_the_others_key() {
-        let test = "a_step_that_another_was_before_is_refused_and_leaves_the_others_key";
-        let Some(make) = Make::here() else {
-            return WITH_REGISTER.into_iter().for_each(|make| make.runs(test));
-        };
-        makes_storage(make);
+    fn a_step_after_another_ceremonys_change_is_rejected_and_destroys_nothing() {
+        let make = fresh_token!(WITH_INVENTORY);
+        make_storage(make);
         if env::var_os(OTHER_VARIABLE).is_some() {
             return;
         }
-        // Opened, and then somebody types a component for minutes.
-        let (mut slow, keyring) = opened(make);
+        // The other ceremony runs while a custodian types a component here.
+        let (mut slow, keyring) = open(make);
         let mut other = Command::new(env::current_exe().unwrap());
-        assert!(other.arg(test).env(OTHER_VARIABLE, "1").status().unwrap().success());
+        assert!(
+            other.arg("a_step_after_another_ceremonys_change").env(OTHER_VARIABLE, "1").status().unwrap().success()
+        );
         let component = ClearBytes::copied(&[0x42; 32]);
-        for refused in [slow.bring_in(&storage(&keyring), &component), slow.make(&storage(&keyring)).map(drop)] {
-            assert!(matches!(refused, Err(Pkcs11Error::ChangedByOther)));
+        let new = next_storage(&keyring);
+        for result in [slow.import(&new, &component), slow.make(&new).map(drop)] {
+            assert!(matches!(result, Err(Pkcs11Error::ChangedByOther)));
         }
         assert!(matches!(slow.commit(&keyring), Err(Pkcs11Error::ChangedByOther)));
         drop(slow);
-        let (after, keyring) = opened(make);
+        let (after, keyring) = open(make);
         assert_eq!(keyring.active_versions(&KeyUsage::Storage), [1, 2]);
-        let registered = keyring.active(&KeyUsage::Storage).unwrap().info.check_value.unwrap();
-        assert_eq!(storage_in_token(&after, 2), registered);
+        let listed = keyring.active(&KeyUsage::Storage).unwrap().info.check_value.unwrap();
+        assert_eq!(storage_in_token(&after, 2), listed);
     }
 
     #[test]
-    fn of_two_steps_that_both_found_a_place_free_the_later_takes_its_own_key_back() {
-        let Some(make) = Make::here() else {
-            let test = "of_two_steps_that_both_found_a_place_free_the_later_takes_its_own_key_back";
-            return WITH_REGISTER.into_iter().for_each(|make| make.runs(test));
-        };
-        let (mut later, keyring) = opened(make);
-        let new = storage(&keyring);
+    fn of_two_concurrent_steps_the_later_destroys_its_own_key() {
+        let make = fresh_token!(WITH_INVENTORY);
+        let (mut later, keyring) = open(make);
+        let new = next_storage(&keyring);
         later.is_free(&new).unwrap();
-        let made = makes_storage(make);
+        let made = make_storage(make);
         let key = generate(later.calls(), &new, BoundaryLevel::Host).unwrap();
         assert!(matches!(later.is_alone(&new, key), Err(Pkcs11Error::NotInInventory { version: 1, .. })));
         assert_eq!(storage_in_token(&later, 1), made);
 
-        // The same where both had made keys at places of their own.
-        let (mut first, mut firsts) = opened(make);
-        let (mut second, seconds) = opened(make);
-        let new = |name| NewKey { name, ..storage(&keyring) };
+        // The same where the two steps create keys of different usages.
+        let (mut first, mut firsts) = open(make);
+        let (mut second, seconds) = open(make);
+        let new = |name| NewKey { name, ..next_storage(&keyring) };
         let seal = first.make(&new(KeyUsage::Seal)).unwrap();
         second.make(&new(KeyUsage::Account)).unwrap();
         firsts.put(new(KeyUsage::Seal), seal, None, NOW);
         first.commit(&firsts).unwrap();
         assert!(matches!(second.commit(&seconds), Err(Pkcs11Error::ChangedByOther)));
         drop((first, second, later));
-        let (after, _) = opened(make);
+        let (after, _) = open(make);
         let objects = |name| objects(&after.session, &name, 1).unwrap().len();
         assert_eq!([objects(KeyUsage::Seal), objects(KeyUsage::Account)], [1, 0]);
     }
 
     #[test]
-    fn a_step_that_does_not_come_to_the_register_leaves_nothing_and_what_was_left_is_named_and_stays() {
-        let Some(make) = Make::here() else {
-            let test = "a_step_that_does_not_come_to_the_register_leaves_nothing_and_what_was_left_is_named_and_stays";
-            return WITH_REGISTER.into_iter().for_each(|make| make.runs(test));
-        };
-        let (mut given_up, keyring) = opened(make);
-        given_up.make(&storage(&keyring)).unwrap();
-        drop(given_up);
-        let (mut killed, keyring) = opened(make);
-        let made = killed.make(&storage(&keyring)).unwrap().unwrap();
-        killed.made.clear();
+    fn an_abandoned_step_leaves_no_key_and_a_killed_steps_key_is_named() {
+        let make = fresh_token!(WITH_INVENTORY);
+        let (mut abandoned, keyring) = open(make);
+        abandoned.make(&next_storage(&keyring)).unwrap();
+        drop(abandoned);
+        let (mut killed, keyring) = open(make);
+        let made = killed.make(&next_storage(&keyring)).unwrap().unwrap();
+        killed.created.clear();
         drop(killed);
-        let (mut next, keyring) = opened(make);
-        // Without a register an existing key is registered, so this is as if one had been written before.
-        assert_eq!(storage(&keyring).version, 2);
+        let (mut next, keyring) = open(make);
+        // Without an inventory `open` lists every key it finds, so this writes an inventory that does not list the key.
+        assert_eq!(next_storage(&keyring).version, 2);
         let empty = Keyring::empty();
         next.commit(&empty).unwrap();
-        let refused = next.make(&storage(&empty)).unwrap_err().to_string();
+        let refused = next.make(&next_storage(&empty)).unwrap_err().to_string();
         assert!(refused.contains("\"pinseal storage\" and the id 0001 that its inventory does not list"), "{refused}");
         assert_eq!(storage_in_token(&next, 1), made);
     }
 
     #[test]
-    fn the_first_register_tells_of_the_keys_of_both_levels() {
-        let Some(make) = Make::here() else {
-            let test = "the_first_register_tells_of_the_keys_of_both_levels";
-            return WITH_REGISTER.into_iter().for_each(|make| make.runs(test));
-        };
+    fn the_first_inventory_lists_the_keys_of_both_levels() {
+        let make = fresh_token!(WITH_INVENTORY);
         for level in [BoundaryLevel::Host, BoundaryLevel::Token] {
             make_keys(&make.config(), level).unwrap();
         }
         for level in [BoundaryLevel::Host, BoundaryLevel::Token] {
-            let (_custody, keyring) = TokenKeyManager::open(&make.config(), level, NOW).unwrap();
+            let (_manager, keyring) = TokenKeyManager::open(&make.config(), level, NOW).unwrap();
             for name in [KeyUsage::Storage, KeyUsage::StorageWrapped, KeyUsage::StorageIso4, KeyUsage::Mac] {
                 assert_eq!(keyring.active_versions(&name), [1], "{name}");
             }
@@ -366,30 +351,25 @@ mod tests {
     }
 
     #[test]
-    fn a_register_that_was_taken_back_is_not_taken_for_the_one_that_has_its_number() {
-        let Some(make) = Make::here() else {
-            let test = "a_register_that_was_taken_back_is_not_taken_for_the_one_that_has_its_number";
-            return WITH_REGISTER.into_iter().for_each(|make| make.runs(test));
-        };
-        let (writer, mut keyring) = opened(make);
-        let taken_back = writer.session.create_object(&inventory::as_data(&Seen::with(1, &keyring))).unwrap();
-        let (mut reader, read) = opened(make);
-        writer.session.destroy_object(taken_back).unwrap();
+    fn a_withdrawn_inventory_differs_from_a_later_one_of_its_number() {
+        let make = fresh_token!(WITH_INVENTORY);
+        let (writer, mut keyring) = open(make);
+        let withdrawn = writer.session.create_object(&inventory::data_object(&Revision::new(1, &keyring))).unwrap();
+        let (mut reader, read) = open(make);
+        writer.session.destroy_object(withdrawn).unwrap();
         keyring.last_entry = [7; 32];
-        writer.session.create_object(&inventory::as_data(&Seen::with(1, &keyring))).unwrap();
-        assert!(matches!(reader.make(&storage(&read)), Err(Pkcs11Error::ChangedByOther)));
+        writer.session.create_object(&inventory::data_object(&Revision::new(1, &keyring))).unwrap();
+        assert!(matches!(reader.make(&next_storage(&read)), Err(Pkcs11Error::ChangedByOther)));
         assert!(matches!(reader.commit(&read), Err(Pkcs11Error::ChangedByOther)));
     }
 
     #[test]
-    fn two_registers_of_one_number_are_refused() {
-        let Some(make) = Make::here() else {
-            return WITH_REGISTER.into_iter().for_each(|make| make.runs("two_registers_of_one_number_are_refused"));
-        };
-        makes_storage(make);
-        let (custody, keyring) = opened(make);
-        custody.session.create_object(&inventory::as_data(&Seen::with(1, &keyring))).unwrap();
-        let read = Inventory::read(&custody.session);
+    fn two_inventories_of_one_number_are_rejected() {
+        let make = fresh_token!(WITH_INVENTORY);
+        make_storage(make);
+        let (manager, keyring) = open(make);
+        manager.session.create_object(&inventory::data_object(&Revision::new(1, &keyring))).unwrap();
+        let read = Inventory::read(&manager.session);
         assert!(matches!(read, Err(Pkcs11Error::TwoInventories { number: 1 })));
     }
 }

@@ -1,6 +1,6 @@
-//! The keys a boundary needs in a token: what each is for, how it is made, and what it must not be able to do.
+//! The keys of a boundary in a token: label, id, algorithm and the PKCS#11 rights of each usage.
 //!
-//! Each boundary level has storage keys of its own: one that may decrypt has no place where nothing is ever decrypted.
+//! The two boundary levels use different storage keys: at level `token` no storage key may decrypt.
 
 use cryptoki::{
     error::Error as CallError,
@@ -9,7 +9,11 @@ use cryptoki::{
     session::Session,
 };
 
-use super::{failure::call_failed, ffi::Calls, objects::create_of};
+use super::{
+    failure::call_failed,
+    ffi::Calls,
+    objects::{PROTECTION, create_with_value},
+};
 use crate::{
     binding::BoundaryLevel,
     check_value::Kcv,
@@ -21,10 +25,11 @@ use crate::{
     open_error::Pkcs11Error,
     sealed::KeyVersion,
     status::StorageVersions,
+    token::aes_chain::cmac_subkeys,
     versioned::Versioned,
 };
 
-/// How a token can seal a tzpk.
+/// How a token seals a tzpk: with CKM_AES_KEY_WRAP as an object, or with CKM_AES_ECB as bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum SealWay {
     Wrap,
@@ -40,7 +45,7 @@ impl SealWay {
     }
 }
 
-/// Every key that an engine needs at a level.
+/// The usages of the keys that an engine needs at a level.
 pub(super) fn engine_keys(level: BoundaryLevel, seal: SealWay) -> Vec<KeyUsage> {
     let storage: &[KeyUsage] = match level {
         BoundaryLevel::Host => &[KeyUsage::Storage, KeyUsage::StorageTdes],
@@ -49,8 +54,8 @@ pub(super) fn engine_keys(level: BoundaryLevel, seal: SealWay) -> Vec<KeyUsage> 
     [storage, &[seal.key(), KeyUsage::Account, KeyUsage::Mac]].concat()
 }
 
-/// Every key that an engine may have in a token at any level, with the level and the way to seal that it is found at.
-pub(super) fn keys_of_any_engine() -> Vec<(KeyUsage, BoundaryLevel, SealWay)> {
+/// The usages of the keys that an engine may have at any level, each with the first level and seal way that needs it.
+pub(super) fn engine_keys_of_all_levels() -> Vec<(KeyUsage, BoundaryLevel, SealWay)> {
     let mut all: Vec<(KeyUsage, BoundaryLevel, SealWay)> = Vec::new();
     for (level, seal) in [
         (BoundaryLevel::Host, SealWay::Wrap),
@@ -66,12 +71,13 @@ pub(super) fn keys_of_any_engine() -> Vec<(KeyUsage, BoundaryLevel, SealWay)> {
     all
 }
 
-/// What a key may be used with in a token at a level, the first where nothing is said; none where it has no such key.
+/// The algorithms that a key of this usage may have in a token at a level, the default first; empty where a token has no
+/// such key.
 pub(super) fn algorithms(name: &KeyUsage, level: BoundaryLevel, seal: SealWay) -> &'static [KeyAlgorithm] {
     match name {
         KeyUsage::Zone(_) => ZONE_ALGORITHMS,
         KeyUsage::Exchange(_) => EXCHANGE_ALGORITHMS,
-        // Of triple length: not every token makes keys of double length.
+        // Triple length, because not every token has CKM_DES2_KEY_GEN.
         KeyUsage::StorageTdes | KeyUsage::StorageIso3 if engine_keys(level, seal).contains(name) => {
             &[KeyAlgorithm::TdesTriple]
         }
@@ -81,13 +87,18 @@ pub(super) fn algorithms(name: &KeyUsage, level: BoundaryLevel, seal: SealWay) -
     }
 }
 
-/// Which versions of which keys an engine uses.
+/// The algorithm of an engine's key at a level.
+pub(super) fn default_algorithm(name: &KeyUsage, level: BoundaryLevel, seal: SealWay) -> KeyAlgorithm {
+    algorithms(name, level, seal).first().copied().unwrap_or(KeyAlgorithm::Aes256)
+}
+
+/// The usages and versions of the keys that an engine uses.
 #[derive(Clone)]
 pub(super) struct InUse(pub(super) Vec<(KeyUsage, u16)>);
 
 impl InUse {
-    /// Where no register says it: as configured.
-    pub(super) fn of_config(config: &Pkcs11, level: BoundaryLevel, seal: SealWay) -> Self {
+    /// The configured versions, for a token without an inventory.
+    pub(super) fn configured(config: &Pkcs11, level: BoundaryLevel, seal: SealWay) -> Self {
         let versions = |name: &KeyUsage| match &config.storage_key_versions[..] {
             versions @ [_, ..] if name.keeps_records() => versions.to_vec(),
             _ => vec![config.key_version],
@@ -96,19 +107,19 @@ impl InUse {
         Self(engine_keys(level, seal).into_iter().flat_map(each).collect())
     }
 
-    /// The newest of a name.
+    /// The newest version of a usage; 0 where there is none.
     pub(super) fn newest(&self, name: &KeyUsage) -> KeyVersion {
         let all = self.0.iter().filter(|(found, _)| found == name);
         KeyVersion(all.map(|(_, version)| *version).max().unwrap_or_default())
     }
 
-    /// Whether a version of the storage key of a form is among them.
+    /// Whether this version of the storage key of a format is in use.
     pub(super) fn has_storage_key(&self, level: BoundaryLevel, form: StorageFormat, key: KeyVersion) -> bool {
         let name = KeyUsage::storage_of(level, form);
         self.0.iter().any(|(found, version)| *found == name && *version == key.0)
     }
 
-    /// What new blobs are made under.
+    /// The versions that seal and store new values.
     pub(super) fn newest_of_all(&self, level: BoundaryLevel) -> Versions {
         let storage = |form| self.newest(&KeyUsage::storage_of(level, form));
         let seal = self.newest(&KeyUsage::Seal).max(self.newest(&KeyUsage::SealEncrypting));
@@ -124,43 +135,43 @@ impl InUse {
     }
 }
 
-/// Handles of the keys of one level; good in every session of a login.
+/// Handles of the keys of one level, valid in every session of a login.
 pub(super) struct KeyHandles<L> {
-    /// Those that the level has of its own.
+    /// The keys that only this level uses.
     pub(super) level: L,
     pub(super) account: ObjectHandle,
     pub(super) mac: ObjectHandle,
 }
 
-/// The keys that one level has of its own.
+/// The keys that only one level uses.
 pub(super) trait LevelKeys: Sized + Send + Sync + 'static {
-    /// Which level.
+    /// The boundary level.
     const LEVEL: BoundaryLevel;
 
-    /// From those a token showed.
-    fn of(found: &FoundKeys) -> Result<Self, Pkcs11Error>;
+    /// Picks the keys of the level from those found in a token.
+    fn from_found(found: &FoundKeys) -> Result<Self, Pkcs11Error>;
 }
 
-/// BoundaryLevel `host`: storage keys that encrypt and decrypt.
+/// Level `host`: storage keys that encrypt and decrypt.
 pub(super) struct HostKeys {
     pub(super) iso_4: Versioned<ObjectHandle>,
     pub(super) tdes: Versioned<ObjectHandle>,
     pub(super) seal: Versioned<SealKey>,
 }
 
-/// What a tzpk is sealed with.
+/// The key that seals a tzpk.
 #[derive(Clone, Copy)]
 pub(super) enum SealKey {
-    /// It comes back as an object of the token.
+    /// Unwraps the tzpk as an object of the token.
     Wrapping(ObjectHandle),
-    /// It comes back into host memory for one operation.
+    /// Decrypts the tzpk into host memory for one operation.
     Encrypting(ObjectHandle),
 }
 
 impl LevelKeys for HostKeys {
     const LEVEL: BoundaryLevel = BoundaryLevel::Host;
 
-    fn of(found: &FoundKeys) -> Result<Self, Pkcs11Error> {
+    fn from_found(found: &FoundKeys) -> Result<Self, Pkcs11Error> {
         let seal = match found.versions(&KeyUsage::Seal, SealKey::Wrapping) {
             Ok(keys) => keys,
             Err(_) => found.versions(&KeyUsage::SealEncrypting, SealKey::Encrypting)?,
@@ -170,7 +181,7 @@ impl LevelKeys for HostKeys {
     }
 }
 
-/// BoundaryLevel `token`: storage keys that wrap, unwrap and derive, and none that decrypts.
+/// Level `token`: storage keys that wrap, unwrap and derive. None decrypts.
 pub(super) struct TokenKeys {
     pub(super) wrapped: Versioned<ObjectHandle>,
     pub(super) iso_3: Versioned<ObjectHandle>,
@@ -181,7 +192,7 @@ pub(super) struct TokenKeys {
 impl LevelKeys for TokenKeys {
     const LEVEL: BoundaryLevel = BoundaryLevel::Token;
 
-    fn of(found: &FoundKeys) -> Result<Self, Pkcs11Error> {
+    fn from_found(found: &FoundKeys) -> Result<Self, Pkcs11Error> {
         let handles = |name| found.versions(name, |handle| handle);
         Ok(Self {
             wrapped: handles(&KeyUsage::StorageWrapped)?,
@@ -192,10 +203,10 @@ impl LevelKeys for TokenKeys {
     }
 }
 
-/// Each key by use and version, with its check value where its use allows to make one.
+/// The id of each key, with its KCV where the usage allows one.
 pub(crate) type KeyReferences = Vec<KeyId>;
 
-/// What a key may be allowed, each with its PKCS#11 name.
+/// The rights that are audited, each with its PKCS#11 name.
 const RIGHTS: [(AttributeType, &str); 6] = [
     (AttributeType::Encrypt, "CKA_ENCRYPT"),
     (AttributeType::Decrypt, "CKA_DECRYPT"),
@@ -205,12 +216,13 @@ const RIGHTS: [(AttributeType, &str); 6] = [
     (AttributeType::Derive, "CKA_DERIVE"),
 ];
 
-/// Its CKA_LABEL.
+/// The CKA_LABEL of a usage.
 pub(super) fn label(name: &KeyUsage) -> String {
     format!("pinseal {name}")
 }
 
-/// The first byte of its CKA_ID. NSS keeps one secret key an id, whatever their labels: a second replaces the first.
+/// The first byte of the CKA_ID of a usage. NSS stores one secret key for each id, whatever the labels: a second key with
+/// the same id replaces the first.
 fn code(name: &KeyUsage) -> u8 {
     match name {
         KeyUsage::Storage => b's',
@@ -224,12 +236,12 @@ fn code(name: &KeyUsage) -> u8 {
         KeyUsage::Mac => b'm',
         KeyUsage::Zone(_) => b'z',
         KeyUsage::Exchange(_) => b'x',
-        // A vault's own.
+        // Only a vault has these keys.
         KeyUsage::Record | KeyUsage::Retry => b'-',
     }
 }
 
-/// Its CKA_ID: what it is for, the version, and of another party's key whose.
+/// The CKA_ID: code(1) version(2, big-endian), and the zone's name for a zone or exchange key.
 fn id(name: &KeyUsage, version: u16) -> Vec<u8> {
     let [high, low] = version.to_be_bytes();
     let mut id = vec![code(name), high, low];
@@ -239,12 +251,12 @@ fn id(name: &KeyUsage, version: u16) -> Vec<u8> {
     id
 }
 
-/// The version that a CKA_ID says.
+/// The version in a CKA_ID.
 fn version_of(id: &[u8]) -> Option<u16> {
     id.get(1..3).and_then(|version| <[u8; 2]>::try_from(version).ok()).map(u16::from_be_bytes)
 }
 
-/// All it may do.
+/// The rights of a usage at a level: all others are false.
 fn rights(name: &KeyUsage, level: BoundaryLevel) -> &'static [AttributeType] {
     match (name, level) {
         (KeyUsage::Storage | KeyUsage::StorageTdes | KeyUsage::SealEncrypting, _)
@@ -254,7 +266,7 @@ fn rights(name: &KeyUsage, level: BoundaryLevel) -> &'static [AttributeType] {
         }
         (KeyUsage::StorageWrapped, _) => &[AttributeType::Derive],
         (KeyUsage::StorageIso4, _) => &[AttributeType::Wrap, AttributeType::Encrypt],
-        // CMAC by encryption alone: that is how the keys of a key block are derived.
+        // CMAC by encryption derives the keys of a key block.
         (KeyUsage::Account | KeyUsage::Exchange(_), _) => &[AttributeType::Encrypt],
         (KeyUsage::Mac, _) => &[AttributeType::Sign],
         (KeyUsage::Record | KeyUsage::Retry, _) => &[],
@@ -270,8 +282,9 @@ fn key_type(algorithm: KeyAlgorithm) -> KeyType {
     }
 }
 
-/// Any version of a name. Private objects only: a public object of that name can be created without a PIN.
-fn of_name(name: &KeyUsage) -> Vec<Attribute> {
+/// The search template for every version of a usage. Private objects only: anybody can create a public object with the same
+/// label without the PIN.
+fn search_template(name: &KeyUsage) -> Vec<Attribute> {
     vec![
         Attribute::Class(ObjectClass::SECRET_KEY),
         Attribute::Token(true),
@@ -281,26 +294,29 @@ fn of_name(name: &KeyUsage) -> Vec<Attribute> {
 }
 
 fn named(name: &KeyUsage, version: u16) -> Vec<Attribute> {
-    let mut named = of_name(name);
+    let mut named = search_template(name);
     named.push(Attribute::Id(id(name, version)));
     named
 }
 
-/// A key as a token showed it.
+/// A key object of a token.
 struct FoundKey {
     name: KeyUsage,
     version: u16,
     handle: ObjectHandle,
 }
 
-/// The keys an engine uses at a level, as a token showed them.
+/// The key objects that an engine uses at a level.
 pub(super) struct FoundKeys {
     keys: Vec<FoundKey>,
     level: BoundaryLevel,
 }
 
 impl FoundKeys {
-    /// Finds exactly one of each.
+    /// Finds one object for each usage and version.
+    ///
+    /// # Errors
+    /// [`Pkcs11Error::Key`] where a key is missing, or where several have the same label and id.
     pub(super) fn find(session: &Session, in_use: &InUse, level: BoundaryLevel) -> Result<Self, Pkcs11Error> {
         let keys = in_use.0.iter().map(|(name, version)| match objects(session, name, *version)?[..] {
             [handle] => Ok(FoundKey { name: name.clone(), version: *version, handle }),
@@ -309,14 +325,18 @@ impl FoundKeys {
         Ok(Self { keys: keys.collect::<Result<_, _>>()?, level })
     }
 
-    /// Makes a key of every use that has none of the newest version yet. The keys that both levels use may be there.
+    /// Generates the missing keys of a level in their configured version. The account, MAC and seal keys may exist already:
+    /// both levels use them.
+    ///
+    /// # Errors
+    /// [`Pkcs11Error::Present`] where a storage key exists.
     pub(super) fn make(
         session: Calls<'_>,
         config: &Pkcs11,
         level: BoundaryLevel,
         seal: SealWay,
     ) -> Result<Self, Pkcs11Error> {
-        let in_use = InUse::of_config(config, level, seal);
+        let in_use = InUse::configured(config, level, seal);
         let (mut missing, mut present) = (Vec::new(), None);
         for name in engine_keys(level, seal) {
             let KeyVersion(version) = in_use.newest(&name);
@@ -330,29 +350,30 @@ impl FoundKeys {
             return Err(Pkcs11Error::Present { label: label(&name), version });
         }
         for (name, version) in missing {
-            let algorithm = algorithms(&name, level, seal).first().copied().unwrap_or(KeyAlgorithm::Aes256);
+            let algorithm = default_algorithm(&name, level, seal);
             let new = NewKey { name, version, algorithm, travels: Exportability::Never };
             generate(session, &new, level).map_err(call_failed("C_GenerateKey"))?;
         }
         Self::find(&session, &in_use, level)
     }
 
-    /// Refuses a key that can leave the token, be read, do more than it is for, or be made to.
+    /// Rejects unsafe keys; see [`audit`].
     pub(super) fn audit(&self, session: &Session) -> Result<(), Pkcs11Error> {
         self.keys.iter().try_for_each(|FoundKey { name, handle, .. }| audit(session, name, self.level, *handle))
     }
 
-    /// By use and version, with check values. A key that may neither encrypt nor sign has none.
+    /// The ids of the keys. A key that may neither encrypt nor sign has no KCV.
     pub(super) fn references(&self, session: Calls<'_>) -> Result<KeyReferences, CallError> {
-        let tell = |FoundKey { name, version, handle }: &FoundKey| {
-            let algorithm = algorithms(name, self.level, seal_way_of(name)).first().copied();
-            let kcv = check_value(session, name, self.level, algorithm.unwrap_or(KeyAlgorithm::Aes256), *handle)?;
+        let key_id = |FoundKey { name, version, handle }: &FoundKey| {
+            let algorithm = default_algorithm(name, self.level, seal_way_of(name));
+            let kcv = kcv(session, name, self.level, algorithm, *handle)?;
             Ok(KeyId { usage: name.clone(), version: KeyVersion(*version), kcv })
         };
-        self.keys.iter().map(tell).collect()
+        self.keys.iter().map(key_id).collect()
     }
 
-    /// Copies that live in this session. A token that keeps its keys in a database reads them from there at every use.
+    /// Copies the keys into this session (C_CopyObject): a token with a key database, such as NSS, reads a stored key from
+    /// the database at every use.
     pub(super) fn copied_to_session(&self, session: &Session) -> Result<Self, CallError> {
         let copy = |FoundKey { name, version, handle }: &FoundKey| {
             let handle = session.copy_object(*handle, &[Attribute::Token(false)])?;
@@ -361,10 +382,14 @@ impl FoundKeys {
         Ok(Self { keys: self.keys.iter().map(copy).collect::<Result<_, CallError>>()?, level: self.level })
     }
 
-    /// As a level uses them.
+    /// The handles as a level uses them.
     pub(super) fn handles<L: LevelKeys>(&self) -> Result<KeyHandles<L>, Pkcs11Error> {
         let newest = |name| Ok::<_, Pkcs11Error>(*self.versions(name, |handle| handle)?.newest());
-        Ok(KeyHandles { level: L::of(self)?, account: newest(&KeyUsage::Account)?, mac: newest(&KeyUsage::Mac)? })
+        Ok(KeyHandles {
+            level: L::from_found(self)?,
+            account: newest(&KeyUsage::Account)?,
+            mac: newest(&KeyUsage::Mac)?,
+        })
     }
 
     fn versions<T>(&self, name: &KeyUsage, each: impl Fn(ObjectHandle) -> T) -> Result<Versioned<T>, Pkcs11Error> {
@@ -374,7 +399,10 @@ impl FoundKeys {
     }
 }
 
-/// Refuses an engine's key that can leave the token, be read, do more than it is for, or be made to.
+/// Rejects an engine's key that can be extracted, read or modified, or whose rights are not exactly those of its usage.
+///
+/// # Errors
+/// [`Pkcs11Error::Unsafe`] with the first wrong attribute.
 pub(super) fn audit(
     session: &Session,
     name: &KeyUsage,
@@ -385,22 +413,16 @@ pub(super) fn audit(
         true => Ok(()),
         false => Err(Pkcs11Error::Unsafe { label: label(name), attribute, found }),
     };
-    let mut asked = vec![
-        AttributeType::Private,
-        AttributeType::Modifiable,
-        AttributeType::Sensitive,
-        AttributeType::Extractable,
-        AttributeType::KeyType,
-    ];
+    let mut asked = vec![AttributeType::KeyType];
+    asked.extend(PROTECTION.iter().map(|(wanted, ..)| wanted.attribute_type()));
     asked.extend(RIGHTS.map(|(right, _)| right));
     let attributes = session.get_attributes(handle, &asked).map_err(call_failed("C_GetAttributeValue"))?;
-    must(attributes.contains(&Attribute::Private(true)), "CKA_PRIVATE", "not true")?;
-    must(attributes.contains(&Attribute::Modifiable(false)), "CKA_MODIFIABLE", "not false")?;
-    must(attributes.contains(&Attribute::Sensitive(true)), "CKA_SENSITIVE", "not true")?;
-    must(attributes.contains(&Attribute::Extractable(false)), "CKA_EXTRACTABLE", "not false")?;
+    for (wanted, attribute, found) in PROTECTION {
+        must(attributes.contains(&wanted), attribute, found)?;
+    }
     let kinds = algorithms(name, level, seal_way_of(name));
-    let of_its_kind = kinds.iter().any(|kind| attributes.contains(&Attribute::KeyType(key_type(*kind))));
-    must(of_its_kind, "CKA_KEY_TYPE", "of another kind")?;
+    let right_type = kinds.iter().any(|kind| attributes.contains(&Attribute::KeyType(key_type(*kind))));
+    must(right_type, "CKA_KEY_TYPE", "of another kind")?;
     for (right, attribute) in RIGHTS {
         let granted = attributes.iter().any(|attribute| attribute.attribute_type() == right && is_true(attribute));
         match rights(name, level).contains(&right) {
@@ -411,19 +433,19 @@ pub(super) fn audit(
     Ok(())
 }
 
-/// Which of the two ways a seal key is for; of other keys either.
+/// The seal way that a seal key serves. For other usages the seal way makes no difference.
 fn seal_way_of(name: &KeyUsage) -> SealWay {
     if *name == KeyUsage::SealEncrypting { SealWay::Encrypt } else { SealWay::Wrap }
 }
 
-/// The objects of a name and version.
+/// The private key objects of a usage and version.
 pub(super) fn objects(session: &Session, name: &KeyUsage, version: u16) -> Result<Vec<ObjectHandle>, Pkcs11Error> {
     session.find_objects(&named(name, version)).map_err(call_failed("C_FindObjects"))
 }
 
-/// The versions of a name that a token has.
+/// The versions of a usage in a token, in ascending order.
 pub(super) fn versions_of(session: &Session, name: &KeyUsage) -> Result<Vec<(u16, ObjectHandle)>, Pkcs11Error> {
-    let found = session.find_objects(&of_name(name)).map_err(call_failed("C_FindObjects"))?;
+    let found = session.find_objects(&search_template(name)).map_err(call_failed("C_FindObjects"))?;
     let mut versions = Vec::with_capacity(found.len());
     for handle in found {
         let attributes =
@@ -466,7 +488,7 @@ fn template(NewKey { name, version, travels, .. }: &NewKey, level: BoundaryLevel
     template
 }
 
-/// Makes a key inside.
+/// Generates a key in the token.
 pub(super) fn generate(session: Calls<'_>, new: &NewKey, level: BoundaryLevel) -> Result<ObjectHandle, CallError> {
     let mut template = template(new, level);
     let mechanism = match new.algorithm {
@@ -481,8 +503,8 @@ pub(super) fn generate(session: Calls<'_>, new: &NewKey, level: BoundaryLevel) -
     session.generate_key(&mechanism, &template)
 }
 
-/// Brings a key in that was made outside.
-pub(super) fn bring_in(
+/// Imports a clear key into the token.
+pub(super) fn import(
     session: &Session,
     new: &NewKey,
     level: BoundaryLevel,
@@ -490,12 +512,12 @@ pub(super) fn bring_in(
 ) -> Result<ObjectHandle, CallError> {
     let mut template = template(new, level);
     template.push(Attribute::KeyType(key_type(new.algorithm)));
-    create_of(session, template, key.bytes())
+    create_with_value(session, template, key.bytes())
 }
 
-/// Of AES the first 3 bytes of CMAC over 16 zero bytes, of 3DES those of the encrypted zero block, of HMAC those of it over
-/// 16 zero bytes; none where the key may do none of it.
-pub(super) fn check_value(
+/// The KCV (ANSI X9.24-1, annex A), computed by the token: the first 3 bytes of CMAC over 16 zero bytes for AES, of the
+/// encrypted zero block for 3DES, of HMAC over 16 zero bytes for HMAC. `None` where the rights of the key allow neither.
+pub(super) fn kcv(
     session: Calls<'_>,
     name: &KeyUsage,
     level: BoundaryLevel,
@@ -523,20 +545,19 @@ pub(super) fn check_value(
     })
 }
 
-/// CMAC of at most one block by encryption alone (NIST SP 800-38B, 6): not every token has CMAC.
+/// CMAC of at most 16 bytes by CKM_AES_ECB (NIST SP 800-38B, 6.2): not every token has CKM_AES_CMAC.
 pub(super) fn cmac(
     session: Calls<'_>,
     key: ObjectHandle,
     message: &[u8],
     tag: &mut Clear<16>,
 ) -> Result<(), CallError> {
-    let doubled = |block: u128| (block << 1) ^ (0x87 & 0u128.wrapping_sub(block >> 127));
     let mut zero = Clear::<16>::zeroed();
     session.encrypt(&Mechanism::AesEcb, key, &[0; 16], zero.bytes_mut())?;
-    let first = doubled(zero.nibbles());
+    let (whole_subkey, padded_subkey) = cmac_subkeys(zero.nibbles());
     let mut last = Clear::<16>::zeroed();
     last.bytes_mut().iter_mut().zip(message.iter().chain(&[0x80])).for_each(|(place, byte)| *place = *byte);
-    let subkey = if message.len() == 16 { first } else { doubled(first) };
+    let subkey = if message.len() == 16 { whole_subkey } else { padded_subkey };
     last.set_nibbles(last.nibbles() ^ subkey);
     session.encrypt(&Mechanism::AesEcb, key, last.bytes(), tag.bytes_mut())
 }
@@ -545,10 +566,10 @@ pub(super) fn cmac(
 mod tests {
     use super::*;
     use crate::{
-        fresh_token::Make,
+        fresh_token::{Make, fresh_token},
         keyring::Keyring,
         token::pkcs11::{
-            inventory::{self, Inventory, Seen},
+            inventory::{self, Inventory, Revision},
             make_keys,
             session_pool::{self, TokenSlot, UsableKeys},
         },
@@ -558,17 +579,17 @@ mod tests {
         if make == Make::Nss { BoundaryLevel::Token } else { BoundaryLevel::Host }
     }
 
-    /// As an engine finds them when it opens.
+    /// The keys that an engine finds when it opens.
     fn found(make: Make) -> Result<KeyReferences, Pkcs11Error> {
         let config = make.config();
-        let (session, functions, _) = session_pool::look(&config)?;
+        let (session, functions, _) = session_pool::log_in_to_probe(&config)?;
         let session = Calls::new(&session, functions.as_deref());
         let UsableKeys { references, .. } = session_pool::find_keys(session, &config, best_level(make), None)?;
         assert!(Inventory::read(&session)?.is_none());
         Ok(references)
     }
 
-    /// With one attribute otherwise.
+    /// The template with one attribute changed.
     fn with(template: Vec<Attribute>, changed: &Attribute) -> Vec<Attribute> {
         let change = |attribute: Attribute| match attribute.attribute_type() == changed.attribute_type() {
             true => changed.clone(),
@@ -582,51 +603,44 @@ mod tests {
     }
 
     #[test]
-    fn keys_and_a_register_that_somebody_without_the_pin_put_there_are_not_found() {
-        let Some(make) = Make::here() else {
-            let runs = |make: Make| {
-                make.runs("keys_and_a_register_that_somebody_without_the_pin_put_there_are_not_found");
-            };
-            return Make::ALL.into_iter().for_each(runs);
-        };
+    fn objects_created_without_the_pin_are_not_found() {
+        let make = fresh_token!(Make::ALL);
         let (config, level) = (make.config(), best_level(make));
         let made = make_keys(&config, level).unwrap();
 
-        let stranger = TokenSlot::find(&config.place).unwrap().of_a_stranger();
+        let stranger = TokenSlot::find(&config.place).unwrap().session_without_login();
         let storage = if level == BoundaryLevel::Token { KeyUsage::StorageWrapped } else { KeyUsage::Storage };
         let plant_key = |version, private| {
             let new = aes_256(storage.clone(), version);
             let mut planted = with(template(&new, level), &Attribute::Private(private));
             planted.push(Attribute::KeyType(KeyType::AES));
-            create_of(&stranger, planted, &[0x42; 32]).is_ok()
+            create_with_value(&stranger, planted, &[0x42; 32]).is_ok()
         };
-        let plant_register = |number, private| {
-            let planted = inventory::as_data(&Seen::with(number, &Keyring::empty()));
+        let plant_inventory = |number, private| {
+            let planted = inventory::data_object(&Revision::new(number, &Keyring::empty()));
             stranger.create_object(&with(planted, &Attribute::Private(private))).is_ok()
         };
-        let planted = |private| [plant_key(1, private), plant_key(2, private), plant_register(7, private)];
-        // NSS creates nothing before a login.
+        let planted = |private| [plant_key(1, private), plant_key(2, private), plant_inventory(7, private)];
+        // NSS creates no object before a login.
         assert_eq!(planted(false), [make != Make::Nss; 3]);
-        // What the search relies on.
+        // The search relies on this: no token creates a private object without a login.
         assert_eq!(planted(true), [false; 3]);
         drop(stranger);
 
         assert_eq!(found(make).unwrap(), made);
-        let (session, _) = session_pool::look_to_write(&config).unwrap();
+        let (session, _) = session_pool::log_in_to_write(&config).unwrap();
         let versions = versions_of(&session, &storage).unwrap();
         assert_eq!(versions.iter().map(|(version, _)| *version).collect::<Vec<_>>(), [1]);
     }
 
     #[test]
-    fn a_key_that_can_still_be_changed_is_refused() {
-        let Some(make) = Make::here() else {
-            return Make::ALL.into_iter().for_each(|make| make.runs("a_key_that_can_still_be_changed_is_refused"));
-        };
+    fn a_modifiable_key_is_rejected() {
+        let make = fresh_token!(Make::ALL);
         let (config, level) = (make.config(), best_level(make));
         make_keys(&config, level).unwrap();
         found(make).unwrap();
 
-        let (session, _) = session_pool::look_to_write(&config).unwrap();
+        let (session, _) = session_pool::log_in_to_write(&config).unwrap();
         for left in objects(&session, &KeyUsage::Account, 1).unwrap() {
             session.destroy_object(left).unwrap();
         }

@@ -1,5 +1,5 @@
-//! Objects that live in a session for one operation: a tzpk, a device's public key, an unwrapped PIN block. Each can
-//! do what its one operation needs, and nothing else.
+//! Session objects (CKA_TOKEN false) for one operation: a tzpk, a device's public key, an unwrapped PIN block. Each has only
+//! the rights that its operation needs.
 
 use cryptoki::{
     error::Error as CallError,
@@ -16,52 +16,56 @@ use zeroize::Zeroizing;
 use super::ffi::Calls;
 use crate::clear::{Clear, Tzpk};
 
-/// Bytes of a double-length key under `CKM_AES_KEY_WRAP` (RFC 3394): the key and 8 more.
+/// Bytes of a double-length key under `CKM_AES_KEY_WRAP` (RFC 3394): 16 and 8.
 pub(super) const WRAPPED_TZPK_BYTES: usize = 24;
-/// Bytes of a block under `CKM_AES_KEY_WRAP_PAD`: padded to 16 (PKCS #7), then as RFC 3394.
+/// Bytes of a PIN block under `CKM_AES_KEY_WRAP_PAD`: padded to 16 (PKCS #7), then wrapped as in RFC 3394.
 pub(super) const WRAPPED_BLOCK_BYTES: usize = 24;
 
-/// An object of a session, gone when this is.
+/// The attributes that keep a key from being read, extracted or modified, each with its PKCS#11 name and the words for
+/// another value.
+pub(super) const PROTECTION: [(Attribute, &str, &str); 4] = [
+    (Attribute::Private(true), "CKA_PRIVATE", "not true"),
+    (Attribute::Modifiable(false), "CKA_MODIFIABLE", "not false"),
+    (Attribute::Sensitive(true), "CKA_SENSITIVE", "not true"),
+    (Attribute::Extractable(false), "CKA_EXTRACTABLE", "not false"),
+];
+
+/// The attributes of every secret key object of one operation, and `others`.
+fn secret_key(key_type: KeyType, others: &[Attribute]) -> Vec<Attribute> {
+    let mut template = vec![
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(key_type),
+        Attribute::Token(false),
+        Attribute::Private(true),
+        Attribute::Sensitive(true),
+        Attribute::Encrypt(false),
+    ];
+    template.extend_from_slice(others);
+    template
+}
+
+/// A session object, destroyed on drop.
 pub(super) struct SessionObject<'a> {
     pub(super) session: Calls<'a>,
     pub(super) handle: ObjectHandle,
 }
 
 impl<'a> SessionObject<'a> {
-    /// A tzpk made on the host, that can do nothing but be wrapped.
+    /// Imports a tzpk made on the host. The object can only be wrapped.
     pub(super) fn import_tzpk(session: Calls<'a>, tzpk: &Tzpk) -> Result<Self, CallError> {
-        let template = vec![
-            Attribute::Class(ObjectClass::SECRET_KEY),
-            Attribute::KeyType(KeyType::DES2),
-            Attribute::Token(false),
-            Attribute::Private(true),
-            Attribute::Sensitive(true),
-            Attribute::Extractable(true),
-            Attribute::Encrypt(false),
-            Attribute::Decrypt(false),
-        ];
-        let handle = create_of(&session, template, tzpk.bytes())?;
+        let template = secret_key(KeyType::DES2, &[Attribute::Extractable(true), Attribute::Decrypt(false)]);
+        let handle = create_with_value(&session, template, tzpk.bytes())?;
         Ok(Self { session, handle })
     }
 
-    /// An AES-256 key made on the host, that can do nothing but wrap, and not leave again.
+    /// Imports an AES-256 key made on the host. The object can only wrap.
     pub(super) fn import_wrapping_key(session: Calls<'a>, key: &Clear<32>) -> Result<Self, CallError> {
-        let template = vec![
-            Attribute::Class(ObjectClass::SECRET_KEY),
-            Attribute::KeyType(KeyType::AES),
-            Attribute::Token(false),
-            Attribute::Private(true),
-            Attribute::Sensitive(true),
-            Attribute::Extractable(false),
-            Attribute::Encrypt(false),
-            Attribute::Decrypt(false),
-            Attribute::Wrap(true),
-        ];
-        let handle = create_of(&session, template, key.bytes())?;
+        let rights = [Attribute::Extractable(false), Attribute::Decrypt(false), Attribute::Wrap(true)];
+        let handle = create_with_value(&session, secret_key(KeyType::AES, &rights), key.bytes())?;
         Ok(Self { session, handle })
     }
 
-    /// A tzpk that can only decrypt, and not leave again.
+    /// Unwraps a tzpk that can only decrypt. It is not extractable.
     pub(super) fn unwrap_tzpk_to_decrypt(
         session: Calls<'a>,
         seal: ObjectHandle,
@@ -70,7 +74,7 @@ impl<'a> SessionObject<'a> {
         Self::unwrap_tzpk(session, seal, key_wrap, [Attribute::Decrypt(true), Attribute::Unwrap(false)])
     }
 
-    /// A tzpk that can only take a block in, and not leave again.
+    /// Unwraps a tzpk that can only unwrap a PIN block. It is not extractable.
     pub(super) fn unwrap_tzpk_to_unwrap(
         session: Calls<'a>,
         seal: ObjectHandle,
@@ -85,28 +89,18 @@ impl<'a> SessionObject<'a> {
         key_wrap: &[u8],
         [decrypt, unwrap]: [Attribute; 2],
     ) -> Result<Self, CallError> {
-        let template = [
-            Attribute::Class(ObjectClass::SECRET_KEY),
-            Attribute::KeyType(KeyType::DES2),
-            Attribute::Token(false),
-            Attribute::Private(true),
-            Attribute::Sensitive(true),
-            Attribute::Extractable(false),
-            Attribute::Encrypt(false),
-            decrypt,
-            Attribute::Wrap(false),
-            unwrap,
-        ];
+        let rights = [Attribute::Extractable(false), decrypt, Attribute::Wrap(false), unwrap];
+        let template = secret_key(KeyType::DES2, &rights);
         let handle = session.unwrap_key(&Mechanism::AesKeyWrap, seal, key_wrap, &template)?;
         Ok(Self { session, handle })
     }
 
-    /// A fresh tzpk, made in the token, to be wrapped for its device and for ourselves. It encrypts its check value.
+    /// Generates a tzpk that can be wrapped, for its device and under the seal key, and can encrypt, for its KCV.
     pub(super) fn generate_tzpk(session: Calls<'a>) -> Result<Self, CallError> {
         Self::generate_double_length(session, Attribute::Wrap(false))
     }
 
-    /// The same, under which a block goes out.
+    /// Generates a tzpk that can also wrap a PIN block.
     pub(super) fn generate_tzpk_to_wrap(session: Calls<'a>) -> Result<Self, CallError> {
         Self::generate_double_length(session, Attribute::Wrap(true))
     }
@@ -126,7 +120,7 @@ impl<'a> SessionObject<'a> {
         Ok(Self { session, handle })
     }
 
-    /// A device's public key, to wrap with. Big-endian bytes.
+    /// Creates the RSA public key of a device, which can only wrap. Modulus and exponent are big-endian.
     pub(super) fn device_key(session: Calls<'a>, modulus: &[u8], exponent: &[u8]) -> Result<Self, CallError> {
         let handle = session.create_object(&[
             Attribute::Class(ObjectClass::PUBLIC_KEY),
@@ -140,31 +134,22 @@ impl<'a> SessionObject<'a> {
         Ok(Self { session, handle })
     }
 
-    /// A block unwrapped, unread, as a secret that can do nothing but be wrapped. A generic secret: of one that is said to
-    /// be a DES key NSS sets the parity, and so changes digits.
-    pub(super) fn take_in(
+    /// Unwraps a PIN block as a sensitive object that can only be wrapped. The type is CKK_GENERIC_SECRET: NSS sets the parity
+    /// bits of a CKK_DES key, which would change digits.
+    pub(super) fn unwrap_block(
         session: Calls<'a>,
         mechanism: &Mechanism<'_>,
         key: ObjectHandle,
         block: &[u8],
     ) -> Result<Self, CallError> {
-        let template = [
-            Attribute::Class(ObjectClass::SECRET_KEY),
-            Attribute::KeyType(KeyType::GENERIC_SECRET),
-            Attribute::Token(false),
-            Attribute::Private(true),
-            Attribute::Sensitive(true),
-            Attribute::Extractable(true),
-            Attribute::Derive(false),
-            Attribute::Sign(false),
-            Attribute::Encrypt(false),
-            Attribute::Decrypt(false),
-        ];
+        let rights =
+            [Attribute::Extractable(true), Attribute::Derive(false), Attribute::Sign(false), Attribute::Decrypt(false)];
+        let template = secret_key(KeyType::GENERIC_SECRET, &rights);
         let handle = session.unwrap_key(mechanism, key, block, &template)?;
         Ok(Self { session, handle })
     }
 
-    /// The AES-256 key of one stored block, to wrap it.
+    /// Derives the AES-256 key of one stored block (CKM_AES_CBC_ENCRYPT_DATA), which can only wrap.
     pub(super) fn block_key_to_wrap(
         session: Calls<'a>,
         storage: ObjectHandle,
@@ -173,7 +158,7 @@ impl<'a> SessionObject<'a> {
         Self::block_key(session, storage, data, [Attribute::Wrap(true), Attribute::Unwrap(false)])
     }
 
-    /// The same, to take it in again.
+    /// Derives the same key, which can only unwrap.
     pub(super) fn block_key_to_unwrap(
         session: Calls<'a>,
         storage: ObjectHandle,
@@ -188,25 +173,17 @@ impl<'a> SessionObject<'a> {
         data: &[u8; 32],
         [wrap, unwrap]: [Attribute; 2],
     ) -> Result<Self, CallError> {
-        let template = [
-            Attribute::Class(ObjectClass::SECRET_KEY),
-            Attribute::KeyType(KeyType::AES),
-            Attribute::ValueLen(32.into()),
-            Attribute::Token(false),
-            Attribute::Private(true),
-            Attribute::Sensitive(true),
-            Attribute::Extractable(false),
-            Attribute::Encrypt(false),
-            Attribute::Decrypt(false),
-            wrap,
-            unwrap,
-        ];
+        let value_len = Attribute::ValueLen(32.into());
+        let template = secret_key(
+            KeyType::AES,
+            &[value_len, Attribute::Extractable(false), Attribute::Decrypt(false), wrap, unwrap],
+        );
         let mechanism = Mechanism::AesCbcEncryptData(AesCbcDeriveParams::new([0; 16], data));
         let handle = session.derive_key(&mechanism, storage, &template)?;
         Ok(Self { session, handle })
     }
 
-    /// This object under another key.
+    /// Wraps this object under another key (C_WrapKey).
     pub(super) fn wrapped_under<const LENGTH: usize>(
         &self,
         mechanism: &Mechanism<'_>,
@@ -217,7 +194,7 @@ impl<'a> SessionObject<'a> {
         Ok(wrapped)
     }
 
-    /// This key for a device: RSA-OAEP with SHA-256, MGF1 with SHA-256, empty label (RFC 8017, 7.1.1), inside the token.
+    /// Wraps this key for a device in the token: RSA-OAEP with SHA-256, MGF1 with SHA-256, empty label (RFC 8017, 7.1.1).
     pub(super) fn wrapped_for(&self, device: &SessionObject<'_>, length: usize) -> Result<Vec<u8>, CallError> {
         let sha_256 = PkcsOaepParams::new(MechanismType::SHA256, PkcsMgfType::MGF1_SHA256, PkcsOaepSource::empty());
         let mut wrapped = vec![0; length];
@@ -226,8 +203,8 @@ impl<'a> SessionObject<'a> {
     }
 }
 
-/// Creates an object of a clear value, whose copy on its way is wiped.
-pub(super) fn create_of(
+/// Creates an object with a clear value, and wipes the copy of the value in the template.
+pub(super) fn create_with_value(
     session: &Session,
     mut template: Vec<Attribute>,
     value: &[u8],
@@ -242,7 +219,7 @@ pub(super) fn create_of(
 
 impl Drop for SessionObject<'_> {
     fn drop(&mut self) {
-        // Where it fails the session is lost, and the object with it.
+        // Where this fails the session is lost, and its objects with it.
         let _ = self.session.destroy_object(self.handle);
     }
 }

@@ -1,5 +1,4 @@
-//! What a token is and what it can do, found out by calls on throw-away keys: mechanism lists and flags of real tokens
-//! say things that are not so.
+//! Probes a token with calls on throw-away session keys. The mechanism lists and flags of real tokens are not reliable.
 
 use std::time::{Duration, Instant};
 
@@ -28,88 +27,91 @@ use crate::{
     tdes_key::fill_tdes_key,
 };
 
-/// How long each operation is measured.
+/// The duration of one measurement.
 const MEASURED_FOR: Duration = Duration::from_millis(200);
-/// The modulus of the throw-away device key, in bytes.
+/// Bytes of the modulus of the throw-away device key.
 const MODULUS_BYTES: usize = 256;
-/// A block of nobody, filled with A. Bytes of even parity are among its own: what sets a parity is found out.
+/// A format 1 block of PIN 1234 with a fill of A. Some bytes have even parity, so the probes detect a token that sets the
+/// parity bits.
 const SAMPLE: [u8; 8] = [0x14, 0x12, 0x34, 0xAA, 0xAA, 0xAA, 0xAA, 0xAA];
-/// The same, filled otherwise.
-const SAMPLE_FILLED_OTHERWISE: [u8; 8] = [0x14, 0x12, 0x34, 0xA7, 0x3C, 0x90, 0x5E, 0xF1];
+/// A format 1 block of PIN 1234 with another fill.
+const SAMPLE_OTHER_FILL: [u8; 8] = [0x14, 0x12, 0x34, 0xA7, 0x3C, 0x90, 0x5E, 0xF1];
 
-/// A token as it was found.
+/// The result of probing a token.
 #[derive(Clone, Debug)]
 pub struct TokenReport {
-    /// The token's own words: label, manufacturer, model, serial number, firmware, library.
+    /// Name and value of the token's description: label, manufacturer, model, serial number, firmware, library.
     pub token: Vec<(&'static str, String)>,
-    /// What was tried on throw-away keys, and what the token answered.
+    /// The results on throw-away keys.
     pub probes: Vec<Probe>,
-    /// The level it would be used at.
+    /// The boundary level that the configuration selects for this token.
     pub level: BoundaryLevel,
-    /// How each operation goes there, and why so.
+    /// Where each operation runs at this level, and why.
     pub routes: Vec<Route>,
-    /// Each key of that level, or the first that is missing or unsafe.
+    /// The ids of the keys of this level, or the first error: a key is missing or unsafe.
     pub keys: Result<Vec<KeyId>, String>,
-    /// Calls a second in one session.
+    /// Name and calls per second in one session.
     pub speeds: Vec<(&'static str, f64)>,
 }
 
-/// One thing a token can do or can't.
+/// The result of one probe.
 #[derive(Clone, Debug)]
 pub struct Probe {
-    /// The level that needs it.
+    /// The level that needs the operation.
     pub level: BoundaryLevel,
-    /// What was tried.
+    /// The operation.
     pub what: &'static str,
-    /// The mechanism.
+    /// The PKCS#11 mechanism, such as `CKM_AES_KEY_WRAP`.
     pub mechanism: &'static str,
-    /// Whether the token lists it.
+    /// Whether C_GetMechanismList lists the mechanism.
     pub listed: bool,
-    /// What the token answered where it failed.
+    /// The token's error; `None` where the operation works.
     pub failed: Option<String>,
 }
 
-/// How an operation goes.
+/// Where an operation runs: in the token or on the host.
 #[derive(Clone, Debug)]
 pub struct Route {
-    /// Which operation.
+    /// For example `issue a tzpk`.
     pub operation: &'static str,
-    /// How.
+    /// `token` or `host`, and the steps.
     pub route: &'static str,
-    /// Why so.
+    /// The reason for this route.
     pub why: &'static str,
 }
 
-/// What a token can do at level `token`.
-pub(crate) struct Ability {
-    probes: Vec<Probe>,
+/// The operations that a token supports at level `token`.
+pub(crate) struct TokenLevelSupport {
+    probes: Vec<(Need, Probe)>,
 }
 
-impl Ability {
-    /// Whether a form can be made there; else the first thing that can't be done.
-    pub(crate) fn to_make(&self, form: TokenForm) -> Result<(), String> {
-        let of_form = match form {
-            TokenForm::Wrapped => WRAP_FOR_ACCOUNT,
-            TokenForm::Iso3 => MAKE_ISO_3,
-            TokenForm::Iso4 => MAKE_ISO_4,
-        };
-        let needed = |probe: &&Probe| NEEDED_AT_TOKEN_LEVEL.contains(&probe.what) || probe.what == of_form;
-        match self.probes.iter().filter(needed).find_map(|probe| Some((probe, probe.failed.as_ref()?))) {
+impl TokenLevelSupport {
+    /// Whether the token can store and return blocks of a format.
+    ///
+    /// # Errors
+    /// The first operation that fails, in words.
+    pub(crate) fn check(&self, form: TokenForm) -> Result<(), String> {
+        let mut needed = self.probes.iter().filter(|(need, _)| match need {
+            Need::HostLevel => false,
+            Need::TokenLevel => true,
+            Need::Form(needed) => *needed == form,
+        });
+        match needed.find_map(|(_, probe)| Some((probe, probe.failed.as_ref()?))) {
             None => Ok(()),
             Some((probe, failed)) => Err(format!("it can't {} ({}): {failed}", probe.what, probe.mechanism)),
         }
     }
 }
 
-/// Finds out what a token can do at level `token`.
-pub(crate) fn ability(config: &Pkcs11) -> Result<Ability, Pkcs11Error> {
-    let (session, functions, token) = session_pool::look(config)?;
+/// Probes the operations of level `token`.
+pub(crate) fn token_level_support(config: &Pkcs11) -> Result<TokenLevelSupport, Pkcs11Error> {
+    let (session, functions, token) = session_pool::log_in_to_probe(config)?;
     let session = Calls::new(&session, functions.as_deref());
-    let probes = TRIALS.iter().filter(|trial| trial.level == BoundaryLevel::Token);
-    Ok(Ability { probes: probes.map(|trial| trial.run(session, &token.mechanisms)).collect() })
+    let trials = TRIALS.iter().filter(|trial| trial.need != Need::HostLevel);
+    Ok(TokenLevelSupport { probes: trials.map(|trial| (trial.need, trial.run(session, &token.mechanisms))).collect() })
 }
 
-/// How a token can seal a tzpk at level `host`: best as an object.
+/// The way to seal a tzpk at level `host`: wrap the tzpk where CKM_AES_KEY_WRAP works, else encrypt it.
 pub(super) fn seal_way(session: Calls<'_>) -> SealWay {
     match key_wrap(session) {
         Ok(()) => SealWay::Wrap,
@@ -117,9 +119,9 @@ pub(super) fn seal_way(session: Calls<'_>) -> SealWay {
     }
 }
 
-/// Looks at a token that is used at a level: logs in, makes throw-away keys in a session, measures.
-pub(crate) fn examine(config: &Pkcs11, level: BoundaryLevel) -> Result<TokenReport, Pkcs11Error> {
-    let (session, functions, token) = session_pool::look(config)?;
+/// Logs in, probes every operation on throw-away session keys, audits the keys of a level and measures the token's speed.
+pub(crate) fn probe_token(config: &Pkcs11, level: BoundaryLevel) -> Result<TokenReport, Pkcs11Error> {
+    let (session, functions, token) = session_pool::log_in_to_probe(config)?;
     let session = Calls::new(&session, functions.as_deref());
     let probes = TRIALS.iter().map(|trial| trial.run(session, &token.mechanisms)).collect();
     let (keys, speeds) = match session_pool::find_keys(session, config, level, None) {
@@ -136,10 +138,10 @@ pub(crate) fn examine(config: &Pkcs11, level: BoundaryLevel) -> Result<TokenRepo
         BoundaryLevel::Host => HOST_ROUTES.to_vec(),
         BoundaryLevel::Token => TOKEN_ROUTES.to_vec(),
     };
-    Ok(TokenReport { token: token.words, probes, level, routes, keys, speeds })
+    Ok(TokenReport { token: token.fields, probes, level, routes, keys, speeds })
 }
 
-/// Why a trial failed.
+/// A trial failed.
 #[derive(Debug, Error)]
 enum TrialError {
     #[error("{}", answer(.0))]
@@ -148,7 +150,7 @@ enum TrialError {
     Wrong(&'static str),
 }
 
-/// The token's answer by its name, such as `MechanismInvalid`.
+/// The function and the return value by name, such as `WrapKey answers MechanismInvalid`.
 fn answer(error: &CallError) -> String {
     match error {
         CallError::Pkcs11(answer, call) => format!("{call:?} answers {answer:?}"),
@@ -156,9 +158,19 @@ fn answer(error: &CallError) -> String {
     }
 }
 
-/// What is tried, with which mechanism.
+/// What needs an operation.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Need {
+    HostLevel,
+    /// Level `token`, with any storage format.
+    TokenLevel,
+    /// One storage format of level `token`.
+    Form(TokenForm),
+}
+
+/// An operation to probe.
 struct Trial {
-    level: BoundaryLevel,
+    need: Need,
     what: &'static str,
     mechanism: &'static str,
     kind: MechanismType,
@@ -168,7 +180,7 @@ struct Trial {
 impl Trial {
     fn run(&self, session: Calls<'_>, listed: &[MechanismType]) -> Probe {
         Probe {
-            level: self.level,
+            level: if self.need == Need::HostLevel { BoundaryLevel::Host } else { BoundaryLevel::Token },
             what: self.what,
             mechanism: self.mechanism,
             listed: listed.contains(&self.kind),
@@ -177,75 +189,79 @@ impl Trial {
     }
 }
 
-const MAKE_TZPK: &str = "make a tzpk inside";
-const WRAP_FOR_DEVICE: &str = "wrap a tzpk for a device";
-const KEEP_UNREADABLE: &str = "keep an unwrapped block unreadable";
-const REFUSE_TO_DECRYPT: &str = "refuse to decrypt under a tzpk";
-const WRAP_FOR_ACCOUNT: &str = "wrap a block for its account and back";
-const MAKE_ISO_3: &str = "make a format 3 block and back";
-const MAKE_ISO_4: &str = "make a format 4 block unread";
-
-/// Whatever the form.
-const NEEDED_AT_TOKEN_LEVEL: [&str; 4] = [MAKE_TZPK, WRAP_FOR_DEVICE, KEEP_UNREADABLE, REFUSE_TO_DECRYPT];
-
 const fn trial(
-    level: BoundaryLevel,
+    need: Need,
     what: &'static str,
     (mechanism, kind): (&'static str, MechanismType),
     attempt: fn(Calls<'_>) -> Result<(), TrialError>,
 ) -> Trial {
-    Trial { level, what, mechanism, kind, attempt }
+    Trial { need, what, mechanism, kind, attempt }
 }
 
 const TRIALS: [Trial; 11] = [
+    trial(Need::HostLevel, "unwrap a tzpk as an object", ("CKM_AES_KEY_WRAP", MechanismType::AES_KEY_WRAP), key_wrap),
+    trial(Need::HostLevel, "decrypt a block under that object", ("CKM_DES3_ECB", MechanismType::DES3_ECB), decrypt),
+    trial(Need::HostLevel, "encrypt and decrypt a format 4 block", ("CKM_AES_ECB", MechanismType::AES_ECB), iso_4),
+    trial(Need::HostLevel, "tag a record", ("CKM_SHA256_HMAC", MechanismType::SHA256_HMAC), hmac),
+    trial(Need::TokenLevel, "generate a tzpk", ("CKM_DES2_KEY_GEN", MechanismType::DES2_KEY_GEN), make_tzpk),
     trial(
-        BoundaryLevel::Host,
-        "bring a tzpk back as an object",
-        ("CKM_AES_KEY_WRAP", MechanismType::AES_KEY_WRAP),
-        key_wrap,
-    ),
-    trial(BoundaryLevel::Host, "decrypt a block under that object", ("CKM_DES3_ECB", MechanismType::DES3_ECB), decrypt),
-    trial(BoundaryLevel::Host, "make a format 4 block and back", ("CKM_AES_ECB", MechanismType::AES_ECB), iso_4),
-    trial(BoundaryLevel::Host, "tag a record", ("CKM_SHA256_HMAC", MechanismType::SHA256_HMAC), hmac),
-    trial(BoundaryLevel::Token, MAKE_TZPK, ("CKM_DES2_KEY_GEN", MechanismType::DES2_KEY_GEN), make_tzpk),
-    trial(
-        BoundaryLevel::Token,
-        WRAP_FOR_DEVICE,
+        Need::TokenLevel,
+        "wrap a tzpk for a device",
         ("CKM_RSA_PKCS_OAEP, SHA-256", MechanismType::RSA_PKCS_OAEP),
         wrap_for_device,
     ),
-    trial(BoundaryLevel::Token, KEEP_UNREADABLE, ("CKM_DES3_ECB unwrap", MechanismType::DES3_ECB), keep_unreadable),
-    trial(BoundaryLevel::Token, REFUSE_TO_DECRYPT, ("CKM_DES3_ECB", MechanismType::DES3_ECB), refuse_to_decrypt),
     trial(
-        BoundaryLevel::Token,
-        WRAP_FOR_ACCOUNT,
+        Need::TokenLevel,
+        "keep an unwrapped block unreadable",
+        ("CKM_DES3_ECB unwrap", MechanismType::DES3_ECB),
+        keep_unreadable,
+    ),
+    trial(
+        Need::TokenLevel,
+        "refuse to decrypt under a tzpk",
+        ("CKM_DES3_ECB", MechanismType::DES3_ECB),
+        refuse_to_decrypt,
+    ),
+    trial(
+        Need::Form(TokenForm::Wrapped),
+        "wrap a block for its account and back",
         ("CKM_AES_KEY_WRAP_PAD", MechanismType::AES_KEY_WRAP_PAD),
         wrap_for_account,
     ),
-    trial(BoundaryLevel::Token, MAKE_ISO_3, ("CKM_DES3_CBC wrap", MechanismType::DES3_CBC), wrapped_iso_3),
-    trial(BoundaryLevel::Token, MAKE_ISO_4, ("CKM_AES_CBC wrap", MechanismType::AES_CBC), wrapped_iso_4),
+    trial(
+        Need::Form(TokenForm::Iso3),
+        "make a format 3 block and back",
+        ("CKM_DES3_CBC wrap", MechanismType::DES3_CBC),
+        wrapped_iso_3,
+    ),
+    trial(
+        Need::Form(TokenForm::Iso4),
+        "make a format 4 block unread",
+        ("CKM_AES_CBC wrap", MechanismType::AES_CBC),
+        wrapped_iso_4,
+    ),
 ];
 
 const HOST_ROUTES: [Route; 5] = [
     Route {
         operation: "issue a tzpk",
-        route: "host: random bytes of the token, RSA-OAEP here, then into the token under the seal key",
-        why: "not every token has OAEP with SHA-256; this way is the same on all of them",
+        route: "host: random bytes of the token, RSA-OAEP on the host, then sealed by the token",
+        why: "not every token has RSA-OAEP with SHA-256",
     },
     Route {
-        operation: "open a block",
-        route: "token: the tzpk is unwrapped as an object that can only decrypt; without CKM_AES_KEY_WRAP it is decrypted",
-        why: "the policy needs the digits",
+        operation: "decrypt a block",
+        route: "token: unwraps the tzpk as an object that can only decrypt; without CKM_AES_KEY_WRAP decrypts the tzpk",
+        why: "the PIN policy needs the digits",
     },
     Route {
-        operation: "keep a PIN",
-        route: "token: C_Encrypt with CKM_AES_ECB of the PIN field, and again with the account field on it",
-        why: "that is format 4, and every token and socket has this mechanism",
+        operation: "store a PIN",
+        route: "token: C_Encrypt with CKM_AES_ECB of the PIN field, then of the result XOR the account field",
+        why: "this is ISO 9564-1 format 4, and every token and socket has the mechanism",
     },
     Route {
-        operation: "show a PIN",
-        route: "host: C_Decrypt twice, a fresh tzpk of the token's random bytes, 3DES here",
-        why: "the fresh tzpk is used once and is known to the device alone afterwards",
+        operation: "view a PIN",
+        route: "host: C_Decrypt twice, a fresh tzpk from the token's random bytes, 3DES on the host",
+        why: "the fresh tzpk is used once, and afterwards only the device has it",
     },
     TAGS_ROUTE,
 ];
@@ -253,23 +269,23 @@ const HOST_ROUTES: [Route; 5] = [
 const TOKEN_ROUTES: [Route; 5] = [
     Route {
         operation: "issue a tzpk",
-        route: "token: made, wrapped for the device by RSA-OAEP and for ourselves by CKM_AES_KEY_WRAP inside",
-        why: "its clear bytes are in no memory of this process",
+        route: "token: generated, wrapped for the device by RSA-OAEP and under the seal key by CKM_AES_KEY_WRAP",
+        why: "the clear tzpk is never in this process's memory",
     },
     Route {
-        operation: "take a block in",
-        route: "token: unwrapped under the tzpk as a secret that can only be wrapped",
-        why: "what can't be decrypted can't be read, nor judged",
+        operation: "unwrap a block",
+        route: "token: under the tzpk, as an object that can only be wrapped",
+        why: "a block that can't be decrypted can't be read, so no PIN policy applies",
     },
     Route {
-        operation: "keep a PIN",
-        route: "token: wrapped under a key of its account, or by CBC with the account in the vector as format 3 or 4",
-        why: "a vector of CBC is an XOR inside the token",
+        operation: "store a PIN",
+        route: "token: wrapped under a key derived for the account, or as format 3 or 4 by CBC with the account in the vector",
+        why: "a CBC vector is an XOR inside the token",
     },
     Route {
-        operation: "show a PIN",
-        route: "token: unwrapped under its storage key, wrapped under a fresh tzpk; never from format 4",
-        why: "to open format 4 takes a decryption, and the same right applied twice reads the PIN",
+        operation: "view a PIN",
+        route: "token: unwrapped under the storage key, wrapped under a fresh tzpk; not possible from format 4",
+        why: "format 4 needs a decryption, and a key that decrypts could read the PIN",
     },
     TAGS_ROUTE,
 ];
@@ -277,10 +293,10 @@ const TOKEN_ROUTES: [Route; 5] = [
 const TAGS_ROUTE: Route = Route {
     operation: "tags and account numbers",
     route: "token: C_Sign with CKM_SHA256_HMAC, C_Encrypt with CKM_AES_ECB",
-    why: "no key of theirs leaves the token",
+    why: "the MAC and account keys never leave the token",
 };
 
-/// Work as often as it goes in a while.
+/// Calls `work` repeatedly for [`MEASURED_FOR`], and returns the calls per second.
 fn measure(
     name: &'static str,
     mut work: impl FnMut() -> Result<(), CallError>,
@@ -300,13 +316,13 @@ fn host_speeds(session: Calls<'_>, found: &FoundKeys) -> Result<Vec<(&'static st
             let object = throw_away_tzpk(session).map_err(call_failed("C_CreateObject"))?;
             let wrapped: [u8; WRAPPED_TZPK_BYTES] =
                 object.wrapped_under(&Mechanism::AesKeyWrap, seal).map_err(call_failed("C_WrapKey"))?;
-            measure("open a block", || {
+            measure("decrypt a block", || {
                 let object = SessionObject::unwrap_tzpk_to_decrypt(session, seal, &wrapped)?;
                 session.decrypt(&Mechanism::Des3Ecb, object.handle, &[0; 8], &mut [0; 8])
             })?
         }
         SealKey::Encrypting(seal) => {
-            measure("open a tzpk", || session.decrypt(&Mechanism::AesEcb, seal, &[0; 16], &mut [0; 16]))?
+            measure("decrypt a tzpk", || session.decrypt(&Mechanism::AesEcb, seal, &[0; 16], &mut [0; 16]))?
         }
     };
     Ok(vec![
@@ -327,13 +343,13 @@ fn token_speeds(session: Calls<'_>, found: &FoundKeys) -> Result<Vec<(&'static s
         object.wrapped_under(&Mechanism::AesKeyWrap, seal).map_err(call_failed("C_WrapKey"))?;
     Ok(vec![
         measure("random bytes", || session.generate_random_slice(&mut [0; 8]))?,
-        measure("make a tzpk", || {
+        measure("generate a tzpk", || {
             let object = SessionObject::generate_tzpk(session)?;
             object.wrapped_under::<WRAPPED_TZPK_BYTES>(&Mechanism::AesKeyWrap, seal).map(drop)
         })?,
-        measure("take in and keep wrapped", || {
+        measure("unwrap and store wrapped", || {
             let tzpk = SessionObject::unwrap_tzpk_to_unwrap(session, seal, &wrapped)?;
-            let block = SessionObject::take_in(session, &Mechanism::Des3Ecb, tzpk.handle, &[0; 8])?;
+            let block = SessionObject::unwrap_block(session, &Mechanism::Des3Ecb, tzpk.handle, &[0; 8])?;
             let key = SessionObject::block_key_to_wrap(session, storage, &[0; 32])?;
             block.wrapped_under::<WRAPPED_BLOCK_BYTES>(&Mechanism::AesKeyWrapPad, key.handle).map(drop)
         })?,
@@ -362,16 +378,16 @@ fn throw_away_key<'a>(
 }
 
 fn key_wrap(session: Calls<'_>) -> Result<(), TrialError> {
-    bring_back(session).map(drop)
+    wrap_and_unwrap(session).map(drop)
 }
 
 fn decrypt(session: Calls<'_>) -> Result<(), TrialError> {
-    let tzpk = bring_back(session)?;
+    let tzpk = wrap_and_unwrap(session)?;
     Ok(session.decrypt(&Mechanism::Des3Ecb, tzpk.handle, &[0; 8], &mut [0; 8])?)
 }
 
-/// Wraps a throw-away tzpk and unwraps it as a translation would.
-fn bring_back(session: Calls<'_>) -> Result<SessionObject<'_>, TrialError> {
+/// Wraps a throw-away tzpk and unwraps it with the rights of a translation.
+fn wrap_and_unwrap(session: Calls<'_>) -> Result<SessionObject<'_>, TrialError> {
     let seal = throw_away_key(session, &Mechanism::AesKeyGen, &[Attribute::Wrap(true), Attribute::Unwrap(true)])?;
     let wrapped: [u8; WRAPPED_TZPK_BYTES] =
         throw_away_tzpk(session)?.wrapped_under(&Mechanism::AesKeyWrap, seal.handle)?;
@@ -401,7 +417,7 @@ fn make_tzpk(session: Calls<'_>) -> Result<(), TrialError> {
 
 fn wrap_for_device(session: Calls<'_>) -> Result<(), TrialError> {
     let mut modulus = session.generate_random_vec(u32::try_from(MODULUS_BYTES).unwrap_or_default())?;
-    // Any odd number of the right length will do: nobody decrypts.
+    // Any odd number of this length is good enough: nothing is decrypted.
     if let [first, .., last] = &mut modulus[..] {
         (*first, *last) = (*first | 0x80, *last | 1);
     }
@@ -410,31 +426,31 @@ fn wrap_for_device(session: Calls<'_>) -> Result<(), TrialError> {
     if wrapped.len() == MODULUS_BYTES { Ok(()) } else { Err(TrialError::Wrong("the wrapped key is too short")) }
 }
 
-/// A tzpk as a device would use it, and under it the sample.
+/// A throw-away tzpk, and the sample encrypted under it as a device would send it.
 fn sent_sample(session: Calls<'_>, sample: [u8; 8]) -> Result<(SessionObject<'_>, [u8; 8]), TrialError> {
     let rights = [Attribute::Encrypt(true), Attribute::Decrypt(false), Attribute::Wrap(true), Attribute::Unwrap(true)];
     let tzpk = throw_away_key(session, &Mechanism::Des2KeyGen, &rights)?;
-    let sent = encrypted(session, &Mechanism::Des3Ecb, &tzpk, &sample)?;
+    let sent = encrypt(session, &Mechanism::Des3Ecb, &tzpk, &sample)?;
     Ok((tzpk, sent))
 }
 
 fn keep_unreadable(session: Calls<'_>) -> Result<(), TrialError> {
     let (tzpk, sent) = sent_sample(session, SAMPLE)?;
-    let block = SessionObject::take_in(session, &Mechanism::Des3Ecb, tzpk.handle, &sent)?;
+    let block = SessionObject::unwrap_block(session, &Mechanism::Des3Ecb, tzpk.handle, &sent)?;
     let attributes = session.get_attributes(block.handle, &[AttributeType::Sensitive])?;
     if attributes != [Attribute::Sensitive(true)] {
         return Err(TrialError::Wrong("CKA_SENSITIVE is not kept"));
     }
-    // A token answers with no value, or with an error.
+    // A correct token returns no value, or an error.
     match session.get_attributes(block.handle, &[AttributeType::Value, AttributeType::CheckValue]) {
-        Ok(attributes) if attributes.iter().any(tells_something) => {
-            Err(TrialError::Wrong("its value, or a part of it, can be read"))
+        Ok(attributes) if attributes.iter().any(has_bytes) => {
+            Err(TrialError::Wrong("CKA_VALUE or CKA_CHECK_VALUE can be read"))
         }
         _ => Ok(()),
     }
 }
 
-fn tells_something(attribute: &Attribute) -> bool {
+fn has_bytes(attribute: &Attribute) -> bool {
     match attribute {
         Attribute::Value(bytes) | Attribute::CheckValue(bytes) => !bytes.is_empty(),
         _ => false,
@@ -445,26 +461,26 @@ fn refuse_to_decrypt(session: Calls<'_>) -> Result<(), TrialError> {
     let (tzpk, sent) = sent_sample(session, SAMPLE)?;
     match session.decrypt(&Mechanism::Des3Ecb, tzpk.handle, &sent, &mut [0; 8]) {
         Err(CallError::Pkcs11(RvError::KeyFunctionNotPermitted | RvError::KeyTypeInconsistent, _)) => Ok(()),
-        Ok(()) => Err(TrialError::Wrong("it decrypts with a key that may not")),
+        Ok(()) => Err(TrialError::Wrong("it decrypts under a key with CKA_DECRYPT false")),
         Err(error) => Err(error.into()),
     }
 }
 
-/// There and back: under the tzpk it comes out as it went in, so not a bit of it has changed inside.
+/// Stores a block and wraps it under its tzpk again: the ciphertext is the same, so the token changed no bit of the block.
 fn wrap_for_account(session: Calls<'_>) -> Result<(), TrialError> {
-    let (tzpk, sent) = sent_sample(session, SAMPLE_FILLED_OTHERWISE)?;
+    let (tzpk, sent) = sent_sample(session, SAMPLE_OTHER_FILL)?;
     let storage = throw_away_key(session, &Mechanism::AesKeyGen, &[Attribute::Derive(true)])?;
-    let block = SessionObject::take_in(session, &Mechanism::Des3Ecb, tzpk.handle, &sent)?;
+    let block = SessionObject::unwrap_block(session, &Mechanism::Des3Ecb, tzpk.handle, &sent)?;
     let key = SessionObject::block_key_to_wrap(session, storage.handle, &[7; 32])?;
-    let kept: [u8; WRAPPED_BLOCK_BYTES] = block.wrapped_under(&Mechanism::AesKeyWrapPad, key.handle)?;
+    let stored: [u8; WRAPPED_BLOCK_BYTES] = block.wrapped_under(&Mechanism::AesKeyWrapPad, key.handle)?;
     let key = SessionObject::block_key_to_unwrap(session, storage.handle, &[7; 32])?;
-    let block = SessionObject::take_in(session, &Mechanism::AesKeyWrapPad, key.handle, &kept)?;
+    let block = SessionObject::unwrap_block(session, &Mechanism::AesKeyWrapPad, key.handle, &stored)?;
     same(&block.wrapped_under::<8>(&Mechanism::Des3Ecb, tzpk.handle)?, &sent)?;
 
-    let mut changed = kept;
+    let mut changed = stored;
     let [first, ..] = &mut changed;
     *first ^= 1;
-    match SessionObject::take_in(session, &Mechanism::AesKeyWrapPad, key.handle, &changed) {
+    match SessionObject::unwrap_block(session, &Mechanism::AesKeyWrapPad, key.handle, &changed) {
         Ok(_) => Err(TrialError::Wrong("a changed block unwraps")),
         Err(_) => Ok(()),
     }
@@ -476,11 +492,11 @@ fn wrapped_iso_3(session: Calls<'_>) -> Result<(), TrialError> {
     let storage = throw_away_key(session, &Mechanism::Des2KeyGen, &rights)?;
     let mask = iso_1_to_iso_3(&sample_account()?);
     let masked = Mechanism::Des3Cbc(mask.to_be_bytes());
-    let block = SessionObject::take_in(session, &Mechanism::Des3Ecb, tzpk.handle, &sent)?;
-    let kept: [u8; 8] = block.wrapped_under(&masked, storage.handle)?;
+    let block = SessionObject::unwrap_block(session, &Mechanism::Des3Ecb, tzpk.handle, &sent)?;
+    let stored: [u8; 8] = block.wrapped_under(&masked, storage.handle)?;
     let iso_3 = (u64::from_be_bytes(SAMPLE) ^ mask).to_be_bytes();
-    same(&kept, &encrypted(session, &Mechanism::Des3Ecb, &storage, &iso_3)?)?;
-    let block = SessionObject::take_in(session, &masked, storage.handle, &kept)?;
+    same(&stored, &encrypt(session, &Mechanism::Des3Ecb, &storage, &iso_3)?)?;
+    let block = SessionObject::unwrap_block(session, &masked, storage.handle, &stored)?;
     same(&block.wrapped_under::<8>(&Mechanism::Des3Ecb, tzpk.handle)?, &sent)
 }
 
@@ -488,23 +504,23 @@ fn wrapped_iso_4(session: Calls<'_>) -> Result<(), TrialError> {
     let (tzpk, sent) = sent_sample(session, SAMPLE)?;
     let storage = throw_away_key(session, &Mechanism::AesKeyGen, &[Attribute::Wrap(true), Attribute::Encrypt(true)])?;
     let mask = iso_1_to_iso_4(0x0123_4567_89AB_CDEF);
-    let block = SessionObject::take_in(session, &Mechanism::Des3Ecb, tzpk.handle, &sent)?;
+    let block = SessionObject::unwrap_block(session, &Mechanism::Des3Ecb, tzpk.handle, &sent)?;
     let first: [u8; 16] = block.wrapped_under(&Mechanism::AesCbc(mask.to_be_bytes()), storage.handle)?;
     let field = (u128::from(u64::from_be_bytes(SAMPLE)) << 64) ^ mask;
-    same(&first, &encrypted(session, &Mechanism::AesEcb, &storage, &field.to_be_bytes())?)?;
+    same(&first, &encrypt(session, &Mechanism::AesEcb, &storage, &field.to_be_bytes())?)?;
     let second = u128::from_be_bytes(first) ^ account_field(&sample_account()?);
-    encrypted(session, &Mechanism::AesEcb, &storage, &second.to_be_bytes())?;
+    encrypt(session, &Mechanism::AesEcb, &storage, &second.to_be_bytes())?;
 
-    let otherwise = encrypted(session, &Mechanism::Des3Ecb, &tzpk, &SAMPLE_FILLED_OTHERWISE)?;
+    let other_fill = encrypt(session, &Mechanism::Des3Ecb, &tzpk, &SAMPLE_OTHER_FILL)?;
     let is_a = |sent: &[u8]| ends_with_a(session, &tzpk, sent);
-    match (is_a(&sent)?, is_a(&otherwise)?) {
+    match (is_a(&sent)?, is_a(&other_fill)?) {
         (true, false) => Ok(()),
-        _ => Err(TrialError::Wrong("a fill of A is not distinguished from another")),
+        _ => Err(TrialError::Wrong("it does not distinguish a fill of A from another")),
     }
 }
 
-/// Blocks that are nobody's, under a throw-away key.
-fn encrypted<const LENGTH: usize>(
+/// Encrypts a sample under a throw-away key.
+fn encrypt<const LENGTH: usize>(
     session: Calls<'_>,
     mechanism: &Mechanism<'_>,
     key: &SessionObject<'_>,

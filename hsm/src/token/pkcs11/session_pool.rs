@@ -1,5 +1,5 @@
-//! The link to a token: the module once a process, a login that one session keeps, a pool of sessions for the workers,
-//! and the way back when any of it is lost.
+//! The connection to a token: one module for each process, one session that keeps the login, a pool of sessions for the
+//! workers, and the reconnection after a failed call.
 
 use std::{
     collections::HashMap,
@@ -31,28 +31,28 @@ use crate::{
     open_error::Pkcs11Error,
 };
 
-/// How soon a lost token is looked for again, at first.
+/// The delay between the first two reconnections. It doubles after each failure.
 const RETRY_AFTER_MIN: Duration = Duration::from_millis(100);
-/// How late, at most.
+/// The longest delay between two reconnections.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(2);
 
-/// A token as configured, connected or lost; with the storage keys of one level.
+/// The configured token, connected or lost, with the keys of one level.
 pub(super) struct SessionPool<L> {
     config: Pkcs11,
-    /// As they were when it was opened: one that was lost comes back with the same.
+    /// The keys in use since the first connection. A reconnection uses the same keys.
     in_use: InUse,
-    state: Mutex<State<L>>,
+    state: Mutex<ConnectionState<L>>,
 }
 
-enum State<L> {
+enum ConnectionState<L> {
     Up(Arc<Connection<L>>),
     Down {
         next: Instant,
         wait: Duration,
-        /// Of the connection that was lost, while calls of it have yet to end and sessions to be closed.
-        lost: Weak<Open>,
+        /// Alive while the lost connection has calls in progress or open sessions.
+        lost: Weak<OpenSessions>,
     },
-    /// The token refused the PIN: asking again could lock it.
+    /// The token refused the user PIN: another login could lock the PIN.
     Refused,
 }
 
@@ -63,29 +63,33 @@ struct Connection<L> {
     slot: Slot,
     keys: KeyHandles<L>,
     idle: Mutex<Vec<Session>>,
-    /// Keeps the login, which ends with the last session, and copies of keys where there are any.
+    /// Keeps the login, which ends with the last session, and the session copies of keys.
     _management: Mutex<Session>,
-    /// The last field, so that it goes when the sessions are closed. The pool's own handle is not counted before that.
-    open: Arc<Open>,
+    /// The last field: Rust drops fields in order, so the count falls to zero only after every session is closed.
+    open: Arc<OpenSessions>,
 }
 
-/// There while a connection has sessions.
-struct Open;
+/// Counted by [`Arc`]: alive while a connection has sessions.
+struct OpenSessions;
 
 impl<L: LevelKeys> SessionPool<L> {
     /// Logs in and finds the keys.
     pub(super) fn open(config: &Pkcs11) -> Result<(Self, KeyReferences), Pkcs11Error> {
         let (connection, in_use, references) = Connection::open(config, None)?;
-        let state = Mutex::new(State::Up(Arc::new(connection)));
+        let state = Mutex::new(ConnectionState::Up(Arc::new(connection)));
         Ok((Self { config: config.clone(), in_use, state }, references))
     }
 
-    /// Which versions of which keys are used.
+    /// The usages and versions of the keys in use.
     pub(super) fn in_use(&self) -> &InUse {
         &self.in_use
     }
 
-    /// Lets `work` use a session of its own. A call that fails loses the connection: the next one looks for the token.
+    /// Runs `work` with a session that no other thread uses. After a failed call the connection is lost and the next call
+    /// reconnects.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] while the token is lost, or when a PKCS#11 call fails.
     pub(super) fn call<T>(
         &self,
         mut work: impl FnMut(Calls<'_>, &KeyHandles<L>) -> Result<T, CallError>,
@@ -100,35 +104,35 @@ impl<L: LevelKeys> SessionPool<L> {
     }
 
     fn connected(&self) -> Result<Arc<Connection<L>>, Error> {
-        let refused = Error::Unavailable { reason: UnavailableReason::UserPinRefused };
+        let pin_refused = Error::Unavailable { reason: UnavailableReason::UserPinRefused };
         let mut state = locked(&self.state);
         let wait = match &*state {
-            State::Up(connection) => return Ok(Arc::clone(connection)),
-            State::Refused => return Err(refused),
-            State::Down { next, .. } if Instant::now() < *next => {
+            ConnectionState::Up(connection) => return Ok(Arc::clone(connection)),
+            ConnectionState::Refused => return Err(pin_refused),
+            ConnectionState::Down { next, .. } if Instant::now() < *next => {
                 return Err(Error::Unavailable { reason: "it was lost and is looked for again shortly".into() });
             }
-            // Its sessions must be closed, and no call under way, before the module may be initialised again.
-            State::Down { lost, .. } if lost.strong_count() > 0 => {
+            // The module may be initialised again only after its sessions are closed and its calls have ended.
+            ConnectionState::Down { lost, .. } if lost.strong_count() > 0 => {
                 return Err(Error::Unavailable { reason: "it was lost and its last calls are ending".into() });
             }
-            State::Down { wait, .. } => *wait,
+            ConnectionState::Down { wait, .. } => *wait,
         };
-        // A module that speaks to its token over a socket, or a network, finds it again by this alone.
+        // A module that reaches its token over a socket or network reconnects only in C_Initialize.
         finalize(&self.config.place);
         match Connection::open(&self.config, Some(&self.in_use)) {
             Ok((connection, ..)) => {
                 let connection = Arc::new(connection);
-                *state = State::Up(Arc::clone(&connection));
+                *state = ConnectionState::Up(Arc::clone(&connection));
                 Ok(connection)
             }
             Err(error) if error.refuses_user_pin() => {
-                *state = State::Refused;
-                Err(refused)
+                *state = ConnectionState::Refused;
+                Err(pin_refused)
             }
             Err(_) => {
                 let (next, wait) = (Instant::now() + wait, (wait * 2).min(RETRY_AFTER_MAX));
-                *state = State::Down { next, wait, lost: Weak::new() };
+                *state = ConnectionState::Down { next, wait, lost: Weak::new() };
                 Err(Error::Unavailable { reason: "it was lost and can't be opened again yet".into() })
             }
         }
@@ -136,24 +140,25 @@ impl<L: LevelKeys> SessionPool<L> {
 
     fn lost(&self, connection: &Arc<Connection<L>>) {
         let mut state = locked(&self.state);
-        if matches!(&*state, State::Up(current) if Arc::ptr_eq(current, connection)) {
+        if matches!(&*state, ConnectionState::Up(current) if Arc::ptr_eq(current, connection)) {
             let lost = Arc::downgrade(&connection.open);
-            *state = State::Down { next: Instant::now(), wait: RETRY_AFTER_MIN, lost };
+            *state = ConnectionState::Down { next: Instant::now(), wait: RETRY_AFTER_MIN, lost };
         }
     }
 }
 
-/// A token's own words.
-pub(super) struct Words {
-    pub(super) words: Vec<(&'static str, String)>,
+/// The description that a token gives of itself.
+pub(super) struct TokenInfo {
+    /// Label, manufacturer, model, serial number, firmware and library, as pairs of name and value.
+    pub(super) fields: Vec<(&'static str, String)>,
     pub(super) mechanisms: Vec<MechanismType>,
 }
 
-/// Logs in to look at a token.
-pub(super) fn look(config: &Pkcs11) -> Result<(Session, Option<Arc<Functions>>, Words), Pkcs11Error> {
-    let (Loaded { module, functions }, slot) = find_slot(&config.place)?;
+/// Logs in with a read-only session, and reads the token's description.
+pub(super) fn log_in_to_probe(config: &Pkcs11) -> Result<(Session, Option<Arc<Functions>>, TokenInfo), Pkcs11Error> {
+    let (LoadedModule { module, functions }, slot) = find_slot(&config.place)?;
     let library = module.get_library_info().map_err(call_failed("C_GetInfo"))?;
-    let mut words = match module.get_token_info(slot) {
+    let mut fields = match module.get_token_info(slot) {
         Ok(info) => vec![
             ("label", info.label().to_owned()),
             ("manufacturer", info.manufacturer_id().to_owned()),
@@ -163,51 +168,54 @@ pub(super) fn look(config: &Pkcs11) -> Result<(Session, Option<Arc<Functions>>, 
         ],
         Err(error) => vec![("slot", slot.id().to_string()), ("label", format!("can't be read: {error}"))],
     };
-    words.push(("library", format!("{} {}", library.library_description(), library.library_version())));
+    fields.push(("library", format!("{} {}", library.library_description(), library.library_version())));
     let mechanisms = module.get_mechanism_list(slot).map_err(call_failed("C_GetMechanismList"))?;
     let session = module.open_ro_session(slot).map_err(call_failed("C_OpenSession"))?;
     log_in(&module, slot, &session, config)?;
-    Ok((session, functions, Words { words, mechanisms }))
+    Ok((session, functions, TokenInfo { fields, mechanisms }))
 }
 
-/// Logs in to make keys.
-pub(super) fn look_to_write(config: &Pkcs11) -> Result<(Session, Option<Arc<Functions>>), Pkcs11Error> {
-    let (Loaded { module, functions }, slot) = find_slot(&config.place)?;
+/// Logs in with a read-write session.
+pub(super) fn log_in_to_write(config: &Pkcs11) -> Result<(Session, Option<Arc<Functions>>), Pkcs11Error> {
+    let (LoadedModule { module, functions }, slot) = find_slot(&config.place)?;
     let session = module.open_rw_session(slot).map_err(call_failed("C_OpenSession"))?;
     log_in(&module, slot, &session, config)?;
     Ok((session, functions))
 }
 
-/// A token that is one person's, found.
+/// The slot of a participant's token.
 pub(crate) struct TokenSlot {
-    loaded: Loaded,
+    loaded: LoadedModule,
     slot: Slot,
 }
 
 impl TokenSlot {
-    /// Finds it; nobody is logged in to it yet.
+    /// Finds the slot, without a login.
     pub(crate) fn find(place: &TokenPlace) -> Result<Self, Pkcs11Error> {
         let (loaded, slot) = find_slot(place)?;
         Ok(Self { loaded, slot })
     }
 
-    /// Logs in to sign. Refused where this process is logged in: of a PIN that was not tried nobody knows whose it is.
+    /// Logs in to sign.
+    ///
+    /// # Errors
+    /// [`Pkcs11Error::LoggedIn`] where this process has a login already: then the token does not check the PIN, so the PIN
+    /// does not show who the participant is.
     pub(super) fn log_in(&self, user_pin: &str) -> Result<(Session, Option<Arc<Functions>>), Pkcs11Error> {
-        self.logged_in(self.loaded.module.open_ro_session(self.slot), user_pin)
+        self.first_login(self.loaded.module.open_ro_session(self.slot), user_pin)
     }
 
-    /// The same, to make a key.
+    /// Logs in to generate a key; see [`Self::log_in`].
     pub(super) fn log_in_to_write(&self, user_pin: &str) -> Result<(Session, Option<Arc<Functions>>), Pkcs11Error> {
-        self.logged_in(self.loaded.module.open_rw_session(self.slot), user_pin)
+        self.first_login(self.loaded.module.open_rw_session(self.slot), user_pin)
     }
 
-    /// A session of somebody without a PIN.
     #[cfg(test)]
-    pub(super) fn of_a_stranger(&self) -> Session {
+    pub(super) fn session_without_login(&self) -> Session {
         self.loaded.module.open_rw_session(self.slot).unwrap()
     }
 
-    fn logged_in(
+    fn first_login(
         &self,
         session: Result<Session, CallError>,
         user_pin: &str,
@@ -218,34 +226,38 @@ impl TokenSlot {
     }
 }
 
-/// The keys of a level as they are to be used, none of them unsafe.
+/// The audited keys of a level.
 pub(super) struct UsableKeys {
     pub(super) found: FoundKeys,
     pub(super) in_use: InUse,
     pub(super) references: KeyReferences,
 }
 
-/// Finds them: of the versions that are given, else of those that the register says are in use, else of the configured
-/// one.
+/// Finds and audits the keys of a level: of the versions in `in_use`, else of the active versions of the inventory, else of
+/// the configured versions.
+///
+/// # Errors
+/// [`Pkcs11Error::Key`], [`Pkcs11Error::Unsafe`], [`Pkcs11Error::Lacks`] or [`Pkcs11Error::Exchanged`] for the first key that
+/// can't be used.
 pub(super) fn find_keys(
     session: Calls<'_>,
     config: &Pkcs11,
     level: BoundaryLevel,
     in_use: Option<&InUse>,
 ) -> Result<UsableKeys, Pkcs11Error> {
-    let register = Inventory::read(&session)?;
-    let in_use = match (in_use, &register) {
+    let inventory = Inventory::read(&session)?;
+    let in_use = match (in_use, &inventory) {
         (Some(in_use), _) => in_use.clone(),
-        (None, Some(register)) => in_use_by_register(register, level)?,
+        (None, Some(inventory)) => active_keys(inventory, level)?,
         (None, None) => {
-            let way = seal_way_where(level, |name| Ok(!versions_of(&session, name)?.is_empty()))?;
-            InUse::of_config(config, level, way)
+            let way = seal_way_by(level, |name| Ok(!versions_of(&session, name)?.is_empty()))?;
+            InUse::configured(config, level, way)
         }
     };
     let found = FoundKeys::find(&session, &in_use, level)?;
     found.audit(&session)?;
-    let references = found.references(session).map_err(call_failed("check values"))?;
-    if let Some(exchanged) = register.and_then(|register| exchanged(&register, &references)) {
+    let references = found.references(session).map_err(call_failed("KCV"))?;
+    if let Some(exchanged) = inventory.and_then(|inventory| exchanged(&inventory, &references)) {
         return Err(Pkcs11Error::Exchanged { key: exchanged });
     }
     let found = match config.key_handling {
@@ -259,8 +271,8 @@ pub(super) fn find_keys(
     Ok(UsableKeys { found, in_use, references })
 }
 
-/// A tzpk is sealed by wrapping, unless there is only the other key.
-fn seal_way_where(
+/// The seal way of the keys that exist: wrapping, unless level `host` has only the encrypting key.
+fn seal_way_by(
     level: BoundaryLevel,
     is_there: impl Fn(&KeyUsage) -> Result<bool, Pkcs11Error>,
 ) -> Result<SealWay, Pkcs11Error> {
@@ -270,14 +282,14 @@ fn seal_way_where(
     })
 }
 
-fn in_use_by_register(register: &Inventory, level: BoundaryLevel) -> Result<InUse, Pkcs11Error> {
-    let active = |name: &KeyUsage| register.keyring.active_versions(name);
-    let way = seal_way_where(level, |name| Ok(!active(name).is_empty()))?;
+fn active_keys(inventory: &Inventory, level: BoundaryLevel) -> Result<InUse, Pkcs11Error> {
+    let active = |name: &KeyUsage| inventory.keyring.active_versions(name);
+    let way = seal_way_by(level, |name| Ok(!active(name).is_empty()))?;
     let mut in_use = Vec::new();
     for name in engine_keys(level, way) {
         let mut versions = active(&name);
         if !name.rotates() {
-            // A newer one is not used for what the older made: there is one.
+            // Values under an older version would not open, so such a usage has one active version.
             versions = versions.split_off(versions.len().saturating_sub(1));
         }
         if versions.is_empty() {
@@ -288,29 +300,29 @@ fn in_use_by_register(register: &Inventory, level: BoundaryLevel) -> Result<InUs
     Ok(InUse(in_use))
 }
 
-/// The first key whose check value is another than the register says.
-fn exchanged(register: &Inventory, references: &KeyReferences) -> Option<String> {
+/// The first key whose KCV differs from the inventory.
+fn exchanged(inventory: &Inventory, references: &KeyReferences) -> Option<String> {
     let other = |info: &KeyInfo| {
         let found = references.iter().find(|found| found.reference() == info.reference())?;
         (found.kcv? != info.check_value?).then(|| info.reference())
     };
-    register.keyring.keys.iter().find_map(|key| other(&key.info))
+    inventory.keyring.keys.iter().find_map(|key| other(&key.info))
 }
 
 impl<L: LevelKeys> Connection<L> {
     fn open(config: &Pkcs11, in_use: Option<&InUse>) -> Result<(Self, InUse, KeyReferences), Pkcs11Error> {
-        let (Loaded { module, functions }, slot) = find_slot(&config.place)?;
+        let (LoadedModule { module, functions }, slot) = find_slot(&config.place)?;
         let management = module.open_ro_session(slot).map_err(call_failed("C_OpenSession"))?;
         log_in(&module, slot, &management, config)?;
         let calls = Calls::new(&management, functions.as_deref());
         let UsableKeys { found, in_use, references } = find_keys(calls, config, L::LEVEL, in_use)?;
         let keys = found.handles()?;
-        let (idle, _management, open) = (Mutex::default(), Mutex::new(management), Arc::new(Open));
+        let (idle, _management, open) = (Mutex::default(), Mutex::new(management), Arc::new(OpenSessions));
         let connection = Self { module, functions, slot, keys, idle, _management, open };
         Ok((connection, in_use, references))
     }
 
-    /// A session is kept for the next one only where the work succeeded.
+    /// Runs `work` with an idle or a new session. The session returns to the pool only where `work` succeeds.
     fn with_session<T>(&self, work: impl FnOnce(&Session) -> Result<T, CallError>) -> Result<T, CallError> {
         let idle = locked(&self.idle).pop();
         let session = match idle {
@@ -323,27 +335,27 @@ impl<L: LevelKeys> Connection<L> {
     }
 }
 
-/// A module, as cryptoki calls it and as C.
+/// A PKCS#11 module: as cryptoki's type, and its C functions.
 #[derive(Clone)]
-struct Loaded {
+struct LoadedModule {
     module: Module,
     functions: Option<Arc<Functions>>,
 }
 
-/// The modules, each loaded once a process: a second copy of the same library is undefined in some.
-static MODULES: OnceLock<Mutex<HashMap<PathBuf, Loaded>>> = OnceLock::new();
+/// The modules of this process, by path. Some libraries fail when they are loaded twice.
+static MODULES: OnceLock<Mutex<HashMap<PathBuf, LoadedModule>>> = OnceLock::new();
 
-/// Ends a module, to be initialised again. The caller has no session with it, and no call under way.
+/// Calls C_Finalize, so that the module can be initialised again. The caller has no session and no call in progress.
 fn finalize(place: &TokenPlace) {
     let modules = locked(MODULES.get_or_init(Mutex::default));
     if let Some(loaded) = modules.get(&place.module) {
-        // One that refuses is initialised still, and will say so.
+        // Where this fails, C_Initialize answers CKR_CRYPTOKI_ALREADY_INITIALIZED, which `load` accepts.
         let _ = loaded.module.clone().finalize();
     }
 }
 
-/// The module of a token, loaded and initialised.
-fn load(place: &TokenPlace) -> Result<Loaded, Pkcs11Error> {
+/// Loads and initialises the module of a token.
+fn load(place: &TokenPlace) -> Result<LoadedModule, Pkcs11Error> {
     let path = &place.module;
     let failed = |error: CallError| Pkcs11Error::Module { path: path.to_owned(), reason: error.to_string() };
     let mut modules = locked(MODULES.get_or_init(Mutex::default));
@@ -351,10 +363,10 @@ fn load(place: &TokenPlace) -> Result<Loaded, Pkcs11Error> {
         Some(loaded) => loaded.clone(),
         None => {
             let module = Module::new(path.as_path()).map_err(failed)?;
-            Loaded { module, functions: Functions::of(path).map_err(failed)?.map(Arc::new) }
+            LoadedModule { module, functions: Functions::load(path).map_err(failed)?.map(Arc::new) }
         }
     };
-    // Again for one that was finalised behind our back; the others say that they are initialised already.
+    // Also for a module that other code in the process has finalised.
     match initialize(&loaded.module, place.module_parameters.as_deref()) {
         Ok(()) | Err(CallError::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
         Err(error) => return Err(failed(error)),
@@ -364,13 +376,13 @@ fn load(place: &TokenPlace) -> Result<Loaded, Pkcs11Error> {
     Ok(loaded)
 }
 
-fn find_slot(place: &TokenPlace) -> Result<(Loaded, Slot), Pkcs11Error> {
+fn find_slot(place: &TokenPlace) -> Result<(LoadedModule, Slot), Pkcs11Error> {
     let loaded = load(place)?;
     let module = &loaded.module;
     let slots = module.get_slots_with_token().map_err(call_failed("C_GetSlotList"))?;
     let (mut matching, mut present) = (Vec::new(), Vec::new());
     for slot in slots {
-        // Of openCryptoki 3.8 the words can't be read: its clock does not keep to PKCS#11.
+        // cryptoki rejects the token information of openCryptoki 3.8: its time field does not follow PKCS#11.
         let info = module.get_token_info(slot).ok();
         let found = match &place.slot {
             SlotName::Label(label) => info.as_ref().is_some_and(|info| info.label() == label),
@@ -398,7 +410,7 @@ fn find_slot(place: &TokenPlace) -> Result<(Loaded, Slot), Pkcs11Error> {
     }
 }
 
-/// Logs in, where this process may be logged in already.
+/// Logs in. Accepts an earlier login of this process.
 fn log_in(module: &Module, slot: Slot, session: &Session, config: &Pkcs11) -> Result<(), Pkcs11Error> {
     match log_in_first(module, slot, session, &config.user_pin) {
         Err(Pkcs11Error::LoggedIn) => Ok(()),
@@ -406,7 +418,7 @@ fn log_in(module: &Module, slot: Slot, session: &Session, config: &Pkcs11) -> Re
     }
 }
 
-/// One try, and none where it could be the last: a wrong PIN must not lock a token by being tried again and again.
+/// Tries the user PIN once, and not where the try could be the last: repeated logins with a wrong PIN would lock the token.
 fn log_in_first(module: &Module, slot: Slot, session: &Session, user_pin: &str) -> Result<(), Pkcs11Error> {
     if let Ok(info) = module.get_token_info(slot) {
         if info.user_pin_locked() {
@@ -443,15 +455,13 @@ mod tests {
 
     use super::*;
     use crate::{
-        fresh_token::Make,
+        fresh_token::{Make, fresh_token},
         token::pkcs11::{keys::HostKeys, make_keys},
     };
 
     #[test]
     fn a_lost_connection_counts_until_its_last_session_is_closed() {
-        if Make::here().is_none() {
-            return Make::SoftHsm.runs("a_lost_connection_counts_until_its_last_session_is_closed");
-        }
+        fresh_token!([Make::SoftHsm]);
         let config = Make::SoftHsm.config();
         make_keys(&config, BoundaryLevel::Host).unwrap();
         for _ in 0..20 {

@@ -1,6 +1,7 @@
-//! The token of one person, which holds the key they sign with: made inside, not able to leave or to do anything else.
+//! A participant's signing key in a PKCS#11 token: Ed25519 (CKM_EDDSA, PKCS#11 3.0), generated in the token, sensitive, not
+//! extractable, allowed to sign and nothing else.
 //!
-//! A token is taken at its signature, not at its word: one that does not verify under its public key is refused.
+//! A token is accepted only after its signature of a fixed message verifies under its public key.
 //! What must never enter: a key that an engine uses.
 
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use cryptoki::{
 use super::{
     failure::call_failed,
     ffi::{Calls, Functions},
+    objects::PROTECTION,
     session_pool::TokenSlot,
 };
 use crate::{
@@ -27,27 +29,28 @@ use crate::{
 
 const LABEL: &[u8] = b"pinseal person";
 
-/// Ed25519 as a CKA_EC_PARAMS: the object identifier 1.3.101.112 (RFC 8410), in DER.
+/// CKA_EC_PARAMS of Ed25519: the object identifier 1.3.101.112 (RFC 8410), in DER.
 const CURVE_BY_IDENTIFIER: &[u8] = b"\x06\x03\x2b\x65\x70";
-/// The same for tokens that know it by its curve's name (PKCS#11 3.0): a PrintableString, in DER.
+/// CKA_EC_PARAMS for tokens that expect the curve's name (PKCS#11 3.0): a PrintableString, in DER.
 const CURVE_BY_NAME: &[u8] = b"\x13\x0cedwards25519";
 
-/// PKCS#11 3.0 has Ed25519 without parameters. Some tokens want them, and sign the same where they say nothing.
+/// PKCS#11 3.0 defines Ed25519 without mechanism parameters. Some tokens require them; an empty context gives the same
+/// signature.
 const SCHEMES: [EddsaSignatureScheme<'static>; 2] =
     [EddsaSignatureScheme::Ed25519, EddsaSignatureScheme::Ed25519ctx(b"")];
 
-/// What a token signs before it is taken: no line of a transcript begins so.
-const TRIAL: &[u8] = b"pinseal person trial 1\0";
+/// The message that a token signs before it is accepted. No line of a transcript begins with it.
+const PROBE_MESSAGE: &[u8] = b"pinseal person trial 1\0";
 
-/// What the key may not be allowed, each with its PKCS#11 name.
-const NO_RIGHTS: [(Attribute, &str); 4] = [
+/// The rights that the key must not have, each with its PKCS#11 name.
+const FORBIDDEN_RIGHTS: [(Attribute, &str); 4] = [
     (Attribute::SignRecover(true), "CKA_SIGN_RECOVER"),
     (Attribute::Decrypt(true), "CKA_DECRYPT"),
     (Attribute::Unwrap(true), "CKA_UNWRAP"),
     (Attribute::Derive(true), "CKA_DERIVE"),
 ];
 
-/// A key inside a token that its owner has logged in to.
+/// A signing key in a token, and the login of its owner.
 pub(crate) struct SigningKey {
     session: Session,
     functions: Option<Arc<Functions>>,
@@ -57,7 +60,11 @@ pub(crate) struct SigningKey {
 }
 
 impl SigningKey {
-    /// Makes the one key of a token.
+    /// Generates the one key of a token.
+    ///
+    /// # Errors
+    /// [`Pkcs11Error::ParticipantKeyPresent`] where the token has a key; [`Pkcs11Error::NoEd25519`] or
+    /// [`Pkcs11Error::ParticipantSignature`] where it can't sign; the errors of a login.
     pub(crate) fn make(token: &TokenSlot, user_pin: &str) -> Result<Self, Pkcs11Error> {
         let (session, functions) = token.log_in_to_write(user_pin)?;
         if !objects(&session, ObjectClass::PRIVATE_KEY)?.is_empty() {
@@ -65,15 +72,19 @@ impl SigningKey {
         }
         let (public_key, key) = generate(&session).map_err(ed25519_failed("C_GenerateKeyPair"))?;
         let calls = Calls::new(&session, functions.as_deref());
-        let tried = audit(&session, key).and_then(|()| tried(calls, key, &[public_key]));
-        let (scheme, public) = tried.inspect_err(|_| {
-            // It would be in the way of the next; where it stays, the next is refused and says so.
+        let probed = audit(&session, key).and_then(|()| probe_signature(calls, key, &[public_key]));
+        let (scheme, public) = probed.inspect_err(|_| {
+            // A key that stays makes the next attempt fail with `ParticipantKeyPresent`.
             let _ = (session.destroy_object(key), session.destroy_object(public_key));
         })?;
         Ok(Self { session, functions, key, scheme, public })
     }
 
     /// Finds the one key of a token.
+    ///
+    /// # Errors
+    /// [`Pkcs11Error::NoParticipantKey`], [`Pkcs11Error::ParticipantKeys`] or [`Pkcs11Error::ParticipantKeyUnsafe`] by what
+    /// the token holds; [`Pkcs11Error::ParticipantSignature`] where its signature does not verify; the errors of a login.
     pub(crate) fn find(token: &TokenSlot, user_pin: &str) -> Result<Self, Pkcs11Error> {
         let (session, functions) = token.log_in(user_pin)?;
         let key = match objects(&session, ObjectClass::PRIVATE_KEY)?[..] {
@@ -83,16 +94,16 @@ impl SigningKey {
         };
         audit(&session, key)?;
         let public_keys = objects(&session, ObjectClass::PUBLIC_KEY)?;
-        let (scheme, public) = tried(Calls::new(&session, functions.as_deref()), key, &public_keys)?;
+        let (scheme, public) = probe_signature(Calls::new(&session, functions.as_deref()), key, &public_keys)?;
         Ok(Self { session, functions, key, scheme, public })
     }
 
-    /// Whose it is.
+    /// The public key, which identifies the participant.
     pub(crate) fn public(&self) -> ParticipantPublicKey {
         self.public
     }
 
-    /// Signs; what does not verify does not come out.
+    /// Signs a message and verifies the signature before it is returned.
     pub(crate) fn sign(&self, message: &[u8]) -> Result<[u8; SIGNATURE_BYTES], Pkcs11Error> {
         let calls = Calls::new(&self.session, self.functions.as_deref());
         let signature = signature(calls, self.key, self.scheme, message).map_err(ed25519_failed("C_Sign"))?;
@@ -100,7 +111,7 @@ impl SigningKey {
     }
 }
 
-/// What a call failed with, where it is not that the token has no Ed25519.
+/// The error of a call, or [`Pkcs11Error::NoEd25519`] where the token lacks the mechanism.
 fn ed25519_failed(call: &'static str) -> impl Fn(CallError) -> Pkcs11Error {
     move |error| match error {
         CallError::Pkcs11(RvError::MechanismInvalid, _) => Pkcs11Error::NoEd25519,
@@ -108,14 +119,15 @@ fn ed25519_failed(call: &'static str) -> impl Fn(CallError) -> Pkcs11Error {
     }
 }
 
-/// Searches private objects only: a public object can be created without a PIN.
+/// Objects with the participant's label. Private keys must be private objects: anybody can create a public object without
+/// the PIN.
 fn objects(session: &Session, class: ObjectClass) -> Result<Vec<ObjectHandle>, Pkcs11Error> {
     let private = Attribute::Private(class == ObjectClass::PRIVATE_KEY);
     let named = [Attribute::Class(class), Attribute::Token(true), private, Attribute::Label(LABEL.into())];
     session.find_objects(&named).map_err(call_failed("C_FindObjects"))
 }
 
-/// Makes the pair, with the curve said as the token takes it.
+/// Generates the key pair, with the encoding of the curve that the token accepts.
 fn generate(session: &Session) -> Result<(ObjectHandle, ObjectHandle), CallError> {
     let named = [Attribute::Token(true), Attribute::Label(LABEL.into()), Attribute::Id(LABEL.into())];
     let private = [
@@ -134,51 +146,49 @@ fn generate(session: &Session) -> Result<(ObjectHandle, ObjectHandle), CallError
         let public = [Attribute::Private(false), Attribute::Verify(true), Attribute::EcParams(curve.into())];
         session.generate_key_pair(&Mechanism::EccEdwardsKeyPairGen, &[&named[..], &public].concat(), &private)
     };
-    // Where neither is taken, the first answer is the one about the token.
+    // Where the token accepts neither encoding, the first error describes the token.
     on(CURVE_BY_IDENTIFIER).or_else(|error| on(CURVE_BY_NAME).map_err(|_| error))
 }
 
-/// Refuses a key that can leave the token, be read, do more than sign, or be made to.
+/// Rejects a key that can be extracted, read or modified, or that has a right beside signing.
 fn audit(session: &Session, key: ObjectHandle) -> Result<(), Pkcs11Error> {
-    let mut asked =
-        vec![AttributeType::Private, AttributeType::Modifiable, AttributeType::Sensitive, AttributeType::Extractable];
-    asked.extend(NO_RIGHTS.iter().map(|(right, _)| right.attribute_type()));
+    let protection = PROTECTION.iter().map(|(wanted, ..)| wanted.attribute_type());
+    let asked: Vec<_> = protection.chain(FORBIDDEN_RIGHTS.iter().map(|(right, _)| right.attribute_type())).collect();
     let attributes = session.get_attributes(key, &asked).map_err(call_failed("C_GetAttributeValue"))?;
     let must = |holds: bool, attribute, found| match holds {
         true => Ok(()),
         false => Err(Pkcs11Error::ParticipantKeyUnsafe { attribute, found }),
     };
-    must(attributes.contains(&Attribute::Private(true)), "CKA_PRIVATE", "not true")?;
-    must(attributes.contains(&Attribute::Modifiable(false)), "CKA_MODIFIABLE", "not false")?;
-    must(attributes.contains(&Attribute::Sensitive(true)), "CKA_SENSITIVE", "not true")?;
-    must(attributes.contains(&Attribute::Extractable(false)), "CKA_EXTRACTABLE", "not false")?;
-    NO_RIGHTS.iter().try_for_each(|(right, attribute)| must(!attributes.contains(right), attribute, "not false"))
+    for (wanted, attribute, found) in PROTECTION {
+        must(attributes.contains(&wanted), attribute, found)?;
+    }
+    FORBIDDEN_RIGHTS.iter().try_for_each(|(right, attribute)| must(!attributes.contains(right), attribute, "not false"))
 }
 
-/// Which public key is the private one's, and which way of signing is Ed25519: found out by a signature.
-fn tried(
+/// Finds the public key of the private key, and the mechanism parameters that give Ed25519, by a signature.
+fn probe_signature(
     calls: Calls<'_>,
     key: ObjectHandle,
     public_keys: &[ObjectHandle],
 ) -> Result<(EddsaSignatureScheme<'static>, ParticipantPublicKey), Pkcs11Error> {
     let public_keys = public_keys.iter().map(|public| public_key(calls, *public)).collect::<Result<Vec<_>, _>>();
     let public_keys = public_keys.map_err(call_failed("C_GetAttributeValue"))?;
-    let mut refused = None;
+    let mut first_error = None;
     for scheme in SCHEMES {
-        match signature(calls, key, scheme, TRIAL) {
+        match signature(calls, key, scheme, PROBE_MESSAGE) {
             Ok(signature) => {
                 let mut candidates = public_keys.iter().flatten();
-                if let Some(public) = candidates.find(|public| public.verifies(TRIAL, &signature)) {
+                if let Some(public) = candidates.find(|public| public.verifies(PROBE_MESSAGE, &signature)) {
                     return Ok((scheme, *public));
                 }
-                refused.get_or_insert(Pkcs11Error::ParticipantSignature);
+                first_error.get_or_insert(Pkcs11Error::ParticipantSignature);
             }
             Err(error) => {
-                refused.get_or_insert(ed25519_failed("C_Sign")(error));
+                first_error.get_or_insert(ed25519_failed("C_Sign")(error));
             }
         }
     }
-    Err(refused.unwrap_or(Pkcs11Error::ParticipantSignature))
+    Err(first_error.unwrap_or(Pkcs11Error::ParticipantSignature))
 }
 
 fn signature(
@@ -200,7 +210,7 @@ fn public_key(session: Calls<'_>, key: ObjectHandle) -> Result<Option<Participan
     })
 }
 
-/// The 32 bytes of a public key: in a DER OCTET STRING, as PKCS#11 2.40 has points, or bare, as some tokens tell them.
+/// The 32 bytes of a CKA_EC_POINT: in a DER OCTET STRING (PKCS#11 2.40), or bare, as some tokens return them.
 fn point(encoded: &[u8]) -> Option<[u8; 32]> {
     match encoded {
         [0x04, 32, point @ ..] if point.len() == 32 => point.try_into().ok(),
@@ -213,13 +223,13 @@ mod tests {
     use cryptoki::object::KeyType;
 
     use super::*;
-    use crate::fresh_token::{Make, USER_PIN};
+    use crate::fresh_token::{Make, USER_PIN, fresh_token};
 
     fn token() -> TokenSlot {
         TokenSlot::find(&Make::SoftHsm.config().place).unwrap()
     }
 
-    /// A public key with the person's label, whose private half is elsewhere.
+    /// Creates a public key with the participant's label and no private key.
     fn plant_another_public_key(session: &Session) {
         let mut attributes = [0x04; 34];
         (attributes[1], attributes[2]) = (32, 7);
@@ -235,8 +245,8 @@ mod tests {
         session.create_object(&template).unwrap();
     }
 
-    /// Changes what the token holds, once its key was made and let go.
-    fn changed(change: impl FnOnce(&Session)) -> Result<SigningKey, Pkcs11Error> {
+    /// Changes the token's objects, then finds the key again.
+    fn find_after(change: impl FnOnce(&Session)) -> Result<SigningKey, Pkcs11Error> {
         let (session, _) = token().log_in_to_write(USER_PIN).unwrap();
         change(&session);
         drop(session);
@@ -244,18 +254,16 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_taken_at_its_signature_and_not_at_the_public_key_it_shows() {
-        if Make::here().is_none() {
-            return Make::SoftHsm.runs("a_token_is_taken_at_its_signature_and_not_at_the_public_key_it_shows");
-        }
+    fn a_token_is_accepted_by_its_signature_not_its_public_key() {
+        fresh_token!([Make::SoftHsm]);
         let made = SigningKey::make(&token(), USER_PIN).unwrap();
         assert!(made.public().verifies(b"done", &made.sign(b"done").unwrap()));
         let public = made.public();
         drop(made);
-        let beside_another = changed(plant_another_public_key).unwrap();
+        let beside_another = find_after(plant_another_public_key).unwrap();
         assert_eq!(beside_another.public(), public);
         drop(beside_another);
-        let replaced = changed(|session| {
+        let replaced = find_after(|session| {
             let public_keys = objects(session, ObjectClass::PUBLIC_KEY).unwrap();
             public_keys.into_iter().for_each(|key| session.destroy_object(key).unwrap());
             plant_another_public_key(session);
@@ -264,12 +272,10 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_can_leave_its_token_or_do_more_than_sign_is_refused() {
-        if Make::here().is_none() {
-            return Make::SoftHsm.runs("a_key_that_can_leave_its_token_or_do_more_than_sign_is_refused");
-        }
-        let made_otherwise = |rights: [Attribute; 5]| {
-            let found = changed(|session| {
+    fn an_extractable_key_or_one_with_other_rights_is_rejected() {
+        fresh_token!([Make::SoftHsm]);
+        let error_with = |rights: [Attribute; 5]| {
+            let found = find_after(|session| {
                 let left = objects(session, ObjectClass::PRIVATE_KEY).unwrap();
                 left.into_iter().for_each(|key| session.destroy_object(key).unwrap());
                 let named = [Attribute::Token(true), Attribute::Label(LABEL.into())];
@@ -279,12 +285,12 @@ mod tests {
             });
             found.err().unwrap().to_string()
         };
-        let otherwise = |place: usize, value| {
+        let error_with_one_changed = |place: usize, value| {
             // Private, sensitive, extractable, modifiable, derive.
             let mut as_made = [true, true, false, false, false];
             as_made[place] = value;
             let [private, sensitive, extractable, modifiable, derive] = as_made;
-            made_otherwise([
+            error_with([
                 Attribute::Private(private),
                 Attribute::Sensitive(sensitive),
                 Attribute::Extractable(extractable),
@@ -296,19 +302,19 @@ mod tests {
             (1, false, "CKA_SENSITIVE"),
             (2, true, "CKA_EXTRACTABLE"),
             (3, true, "CKA_MODIFIABLE"),
-            // SoftHSM gives the other rights too where none is said.
+            // SoftHSM also grants the rights that a template does not mention.
             (4, true, "CKA_SIGN_RECOVER"),
         ] {
-            let refused = otherwise(place, value);
+            let refused = error_with_one_changed(place, value);
             assert!(refused.contains(&format!("is unsafe: {attribute}")), "{refused}");
         }
-        // Somebody without the PIN could have put it there.
-        assert_eq!(otherwise(0, false), Pkcs11Error::NoParticipantKey.to_string());
+        // Anybody could have created this object without the PIN.
+        assert_eq!(error_with_one_changed(0, false), Pkcs11Error::NoParticipantKey.to_string());
     }
 
     #[test]
-    fn a_point_is_taken_in_an_octet_string_and_bare_and_in_no_other_length() {
-        // A bare point may begin as an octet string of 30 bytes would.
+    fn a_point_is_an_octet_string_or_32_bare_bytes() {
+        // A bare point may begin with the bytes of an octet string of 32 bytes.
         let mut bare = [7; 32];
         (bare[0], bare[1]) = (0x04, 32);
         assert_eq!(point(&bare), Some(bare));

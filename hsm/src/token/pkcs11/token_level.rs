@@ -1,7 +1,7 @@
-//! A PKCS#11 token at level `token`: a block is unwrapped under the tzpk as a secret object and wrapped out in its stored
-//! form, and so back. No call of this module decrypts, and none reads a value.
+//! A PKCS#11 token at level `token`: the token unwraps a block under the tzpk as a sensitive object and wraps the object under
+//! the storage key, and the reverse. No call of this module decrypts a block or reads a value.
 //!
-//! An initialisation vector of CBC is an XOR inside the token: it changes the control nibble and binds the account.
+//! A CBC initialisation vector is an XOR inside the token: it changes the control nibble and binds the PAN.
 
 use aws_lc_rs::digest::{Context, SHA256};
 use cryptoki::{
@@ -26,16 +26,16 @@ use crate::{
     token::{IssuedTzpk, StoredBlock, Token, TokenLevel, WrappedTzpk},
 };
 
-/// Random bytes that give each stored block a key of its own.
+/// Random bytes that diversify the key of each stored block.
 const SALT_BYTES: usize = 16;
-/// Before what such a key is derived from: no other use of SHA-256 here begins so.
+/// The prefix of the hashed data that derives such a key. No other hashed data begins with it.
 const BLOCK_KEY_HEAD: &[u8] = b"pinseal wrapped block 1 ";
 
 impl TokenLevel for Pkcs11Token<TokenKeys> {
     fn issue_tzpk(&self, device: &DeviceKey, bound: &Bound) -> Result<IssuedTzpk, Error> {
         let (wrapped, key_wrap) = self.call(|session, keys| {
             let tzpk = SessionObject::generate_tzpk(session)?;
-            let wrapped = wrapped_for(session, device, &tzpk)?;
+            let wrapped = wrap_tzpk_for(session, device, &tzpk)?;
             let seal = *keys.level.seal.newest();
             let key_wrap: [u8; WRAPPED_TZPK_BYTES] = tzpk.wrapped_under(&Mechanism::AesKeyWrap, seal)?;
             Ok((wrapped, key_wrap))
@@ -43,7 +43,7 @@ impl TokenLevel for Pkcs11Token<TokenKeys> {
         Ok(IssuedTzpk { wrapped, sealed: self.sealed(&key_wrap, bound)? })
     }
 
-    fn take_in(
+    fn reencrypt_for_storage(
         &self,
         (seal, sealed): (KeyVersion, &SealedTzpk),
         bound: &Bound,
@@ -54,55 +54,55 @@ impl TokenLevel for Pkcs11Token<TokenKeys> {
         let sent =
             SentBlock { seal, key_wrap: self.opened(sealed, bound, WRAPPED_TZPK_BYTES)?, block: block.as_bytes() };
         match form {
-            TokenForm::Wrapped => Ok(self.keep_wrapped(&sent, account)?),
-            TokenForm::Iso3 => Ok(self.keep_iso_3(&sent, account)?.to_vec()),
-            TokenForm::Iso4 => match self.keep_iso_4(&sent, account)? {
-                Some(kept) => Ok(kept.to_vec()),
+            TokenForm::Wrapped => Ok(self.store_wrapped(&sent, account)?),
+            TokenForm::Iso3 => Ok(self.store_iso_3(&sent, account)?.to_vec()),
+            TokenForm::Iso4 => match self.store_iso_4(&sent, account)? {
+                Some(stored) => Ok(stored.to_vec()),
                 None => Err(Refusal::MalformedBlock.into()),
             },
         }
     }
 
-    fn send_out(
+    fn reencrypt_for_device(
         &self,
         stored: StoredBlock<'_>,
         account: &AccountDigits,
         device: &DeviceKey,
     ) -> Result<(WrappedTzpk, EncryptedBlock), Error> {
-        let stored = KeptBlock::of(stored, account)?;
+        let stored = Unwrapping::new(stored, account)?;
         let (wrapped, block) = self.call_with(|session, keys| {
-            Some(stored.take_in(session, keys)?.and_then(|block| give_out(session, device, &block)))
+            Some(stored.unwrap(session, keys)?.and_then(|block| wrap_block_for(session, device, &block)))
         })?;
         Ok((wrapped, EncryptedBlock::from_bytes(&block)?))
     }
 
-    fn store_again(&self, stored: StoredBlock<'_>, account: &AccountDigits) -> Result<Vec<u8>, Error> {
-        let before = KeptBlock::of(stored, account)?;
-        match before {
-            KeptBlock::Wrapped { .. } => {
+    fn reencrypt_stored(&self, stored: StoredBlock<'_>, account: &AccountDigits) -> Result<Vec<u8>, Error> {
+        let stored = Unwrapping::new(stored, account)?;
+        match stored {
+            Unwrapping::Wrapped { .. } => {
                 let (salt, data) = self.fresh_block_key(account)?;
                 let wrapped = self.call_with(|session, keys| {
-                    let block = before.take_in(session, keys)?;
-                    Some(block.and_then(|block| wrapped_block(session, keys, &block, &data)))
+                    let block = stored.unwrap(session, keys)?;
+                    Some(block.and_then(|block| wrap_block(session, keys, &block, &data)))
                 })?;
                 Ok([&salt[..], &wrapped].concat())
             }
-            KeptBlock::Iso3 { mask, .. } => {
+            Unwrapping::Iso3 { mask, .. } => {
                 self.tdes_budget.take(self.newest.storage.tdes)?;
-                let kept: [u8; 8] =
+                let rewrapped: [u8; 8] =
                     self.call_with(|session, keys| {
-                        let block = before.take_in(session, keys)?;
+                        let block = stored.unwrap(session, keys)?;
                         Some(block.and_then(|block| {
                             block.wrapped_under(&Mechanism::Des3Cbc(mask), *keys.level.iso_3.newest())
                         }))
                     })?;
-                Ok(kept.to_vec())
+                Ok(rewrapped.to_vec())
             }
         }
     }
 }
 
-/// A block as its device sent it, and the tzpk it is under.
+/// A block as its device sent it, with its wrapped tzpk.
 struct SentBlock<'a> {
     seal: KeyVersion,
     key_wrap: &'a [u8],
@@ -110,7 +110,7 @@ struct SentBlock<'a> {
 }
 
 impl SentBlock<'_> {
-    /// The tzpk as an object that can only take a block in; none where its seal key is not here.
+    /// The tzpk as an object that can only unwrap; `None` where the token lacks its seal key.
     fn tzpk<'a>(
         &self,
         session: Calls<'a>,
@@ -120,26 +120,26 @@ impl SentBlock<'_> {
         Some(SessionObject::unwrap_tzpk_to_unwrap(session, *seal, self.key_wrap))
     }
 
-    /// The block as an object that can only be wrapped.
-    fn taken_in<'a>(
+    /// The block as an object that can only be wrapped; `None` where the token lacks the seal key.
+    fn unwrap<'a>(
         &self,
         session: Calls<'a>,
         keys: &KeyHandles<TokenKeys>,
     ) -> Option<Result<SessionObject<'a>, CallError>> {
         let tzpk = self.tzpk(session, keys)?;
-        Some(tzpk.and_then(|tzpk| SessionObject::take_in(session, &Mechanism::Des3Ecb, tzpk.handle, self.block)))
+        Some(tzpk.and_then(|tzpk| SessionObject::unwrap_block(session, &Mechanism::Des3Ecb, tzpk.handle, self.block)))
     }
 }
 
-/// A kept block, and what it takes to take it in again.
-enum KeptBlock<'a> {
+/// The input for unwrapping a stored block.
+enum Unwrapping<'a> {
     Wrapped { key: KeyVersion, data: [u8; 32], wrapped: &'a [u8] },
     Iso3 { key: KeyVersion, mask: [u8; 8], block: &'a [u8] },
 }
 
-impl<'a> KeptBlock<'a> {
-    /// Format 4 takes a decryption to open, and so stays closed.
-    fn of(StoredBlock { form, key, bytes }: StoredBlock<'a>, account: &AccountDigits) -> Result<Self, Error> {
+impl<'a> Unwrapping<'a> {
+    /// Format 4 needs a decryption, which no key at this level allows.
+    fn new(StoredBlock { form, key, bytes }: StoredBlock<'a>, account: &AccountDigits) -> Result<Self, Error> {
         match form {
             TokenForm::Wrapped => {
                 let (salt, wrapped) = bytes.split_at_checked(SALT_BYTES).unwrap_or_default();
@@ -150,8 +150,8 @@ impl<'a> KeptBlock<'a> {
         }
     }
 
-    /// As an object that can only be wrapped; none where its storage key is not here.
-    fn take_in<'s>(
+    /// The block as an object that can only be wrapped; `None` where the token lacks the storage key.
+    fn unwrap<'s>(
         &self,
         session: Calls<'s>,
         keys: &KeyHandles<TokenKeys>,
@@ -159,22 +159,20 @@ impl<'a> KeptBlock<'a> {
         match self {
             Self::Wrapped { key, data, wrapped } => {
                 let storage = *keys.level.wrapped.get(*key)?;
-                Some(
-                    SessionObject::block_key_to_unwrap(session, storage, data).and_then(|key| {
-                        SessionObject::take_in(session, &Mechanism::AesKeyWrapPad, key.handle, wrapped)
-                    }),
-                )
+                Some(SessionObject::block_key_to_unwrap(session, storage, data).and_then(|key| {
+                    SessionObject::unwrap_block(session, &Mechanism::AesKeyWrapPad, key.handle, wrapped)
+                }))
             }
             Self::Iso3 { key, mask, block } => {
                 let storage = *keys.level.iso_3.get(*key)?;
-                Some(SessionObject::take_in(session, &Mechanism::Des3Cbc(*mask), storage, block))
+                Some(SessionObject::unwrap_block(session, &Mechanism::Des3Cbc(*mask), storage, block))
             }
         }
     }
 }
 
-/// A block under a key of its account and of a salt, derived from the newest storage key.
-fn wrapped_block(
+/// Wraps a block under a key derived from the newest storage key, the salt and the PAN.
+fn wrap_block(
     session: Calls<'_>,
     keys: &KeyHandles<TokenKeys>,
     block: &SessionObject<'_>,
@@ -185,80 +183,81 @@ fn wrapped_block(
 }
 
 impl Pkcs11Token<TokenKeys> {
-    /// A salt, and what a block's key is derived from: the same block is never stored alike.
+    /// A random salt and the derivation data of the block's key. The salt makes equal blocks differ in storage.
     fn fresh_block_key(&self, account: &AccountDigits) -> Result<([u8; SALT_BYTES], [u8; 32]), Error> {
         let mut salt = [0; SALT_BYTES];
         self.random(&mut salt)?;
         Ok((salt, block_key_data(&salt, account)))
     }
 
-    /// Of any fill, as it came.
-    fn keep_wrapped(&self, sent: &SentBlock<'_>, account: &AccountDigits) -> Result<Vec<u8>, Error> {
+    /// Stores a block with any fill, unchanged.
+    fn store_wrapped(&self, sent: &SentBlock<'_>, account: &AccountDigits) -> Result<Vec<u8>, Error> {
         let (salt, data) = self.fresh_block_key(account)?;
         let wrapped = self.call_with(|session, keys| {
-            let taken = sent.taken_in(session, keys)?;
-            Some(taken.and_then(|taken| wrapped_block(session, keys, &taken, &data)))
+            let block = sent.unwrap(session, keys)?;
+            Some(block.and_then(|block| wrap_block(session, keys, &block, &data)))
         })?;
         Ok([&salt[..], &wrapped].concat())
     }
 
-    /// Of a fill within A to F. Another one is not found out here: the token can't read digits.
-    fn keep_iso_3(&self, sent: &SentBlock<'_>, account: &AccountDigits) -> Result<[u8; 8], Error> {
+    /// Stores a block with a fill of A to F. The token can't check the fill.
+    fn store_iso_3(&self, sent: &SentBlock<'_>, account: &AccountDigits) -> Result<[u8; 8], Error> {
         self.tdes_budget.take(self.newest.storage.tdes)?;
         let mask = iso_1_to_iso_3(account).to_be_bytes();
         self.call_with(|session, keys| {
-            let taken = sent.taken_in(session, keys)?;
-            Some(taken.and_then(|taken| taken.wrapped_under(&Mechanism::Des3Cbc(mask), *keys.level.iso_3.newest())))
+            let block = sent.unwrap(session, keys)?;
+            Some(block.and_then(|block| block.wrapped_under(&Mechanism::Des3Cbc(mask), *keys.level.iso_3.newest())))
         })
     }
 
-    /// Of a fill of A; none where the last byte says that it is another.
-    fn keep_iso_4(&self, sent: &SentBlock<'_>, account: &AccountDigits) -> Result<Option<[u8; 16]>, Error> {
+    /// Stores a block with a fill of A; `None` where the last byte shows another fill.
+    fn store_iso_4(&self, sent: &SentBlock<'_>, account: &AccountDigits) -> Result<Option<[u8; 16]>, Error> {
         let mut random = [0; 8];
         self.random(&mut random)?;
         let mask = iso_1_to_iso_4(u64::from_be_bytes(random)).to_be_bytes();
-        let keep = |session: Calls<'_>, storage: ObjectHandle, tzpk: &SessionObject<'_>| {
+        let store = |session: Calls<'_>, storage: ObjectHandle, tzpk: &SessionObject<'_>| {
             if !ends_with_a(session, tzpk, sent.block)? {
                 return Ok(None);
             }
-            let taken = SessionObject::take_in(session, &Mechanism::Des3Ecb, tzpk.handle, sent.block)?;
-            // The 8 bytes are filled up with zeros, so that the vector's last 8 are the random half: `E(PIN field)`.
-            let first: [u8; 16] = taken.wrapped_under(&Mechanism::AesCbc(mask), storage)?;
+            let block = SessionObject::unwrap_block(session, &Mechanism::Des3Ecb, tzpk.handle, sent.block)?;
+            // C_WrapKey pads the 8 bytes with zeros, so the last 8 bytes of the vector become the random half of the PIN field.
+            let first: [u8; 16] = block.wrapped_under(&Mechanism::AesCbc(mask), storage)?;
             let second = (u128::from_be_bytes(first) ^ account_field(account)).to_be_bytes();
-            let mut kept = [0; 16];
-            session.encrypt(&Mechanism::AesEcb, storage, &second, &mut kept)?;
-            Ok(Some(kept))
+            let mut stored = [0; 16];
+            session.encrypt(&Mechanism::AesEcb, storage, &second, &mut stored)?;
+            Ok(Some(stored))
         };
         self.call_with(|session, keys| {
             let tzpk = sent.tzpk(session, keys)?;
-            Some(tzpk.and_then(|tzpk| keep(session, *keys.level.iso_4.newest(), &tzpk)))
+            Some(tzpk.and_then(|tzpk| store(session, *keys.level.iso_4.newest(), &tzpk)))
         })
     }
 }
 
-/// The last byte of a block is fill for every length of PIN. Made to look like padding of one byte, it lets the block
-/// pass where it is AA; of 256 other bytes at most seven could.
+/// Whether the last byte of a block, which is fill for every PIN length, is AA. The CBC vector turns AA into 01, a valid PKCS
+/// #7 padding. Of the 255 other values at most seven give a valid padding.
 pub(super) fn ends_with_a(session: Calls<'_>, tzpk: &SessionObject<'_>, block: &[u8]) -> Result<bool, CallError> {
     let padded = Mechanism::Des3CbcPad(FILL_A_AS_PADDING.to_be_bytes());
-    match SessionObject::take_in(session, &padded, tzpk.handle, block) {
+    match SessionObject::unwrap_block(session, &padded, tzpk.handle, block) {
         Ok(_) => Ok(true),
         Err(CallError::Pkcs11(RvError::EncryptedDataInvalid | RvError::WrappedKeyInvalid, _)) => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-/// Under a fresh tzpk, which is then known to the device alone.
-fn give_out(
+/// Wraps a block under a fresh tzpk. Only the device learns the tzpk.
+fn wrap_block_for(
     session: Calls<'_>,
     device: &DeviceKey,
     block: &SessionObject<'_>,
 ) -> Result<(WrappedTzpk, [u8; 8]), CallError> {
     let tzpk = SessionObject::generate_tzpk_to_wrap(session)?;
-    let wrapped = wrapped_for(session, device, &tzpk)?;
+    let wrapped = wrap_tzpk_for(session, device, &tzpk)?;
     Ok((wrapped, block.wrapped_under(&Mechanism::Des3Ecb, tzpk.handle)?))
 }
 
-fn wrapped_for(session: Calls<'_>, device: &DeviceKey, tzpk: &SessionObject<'_>) -> Result<WrappedTzpk, CallError> {
+/// Wraps a tzpk for its device, and computes its KCV.
+fn wrap_tzpk_for(session: Calls<'_>, device: &DeviceKey, tzpk: &SessionObject<'_>) -> Result<WrappedTzpk, CallError> {
     let (modulus, exponent) = device.numbers();
     let device = SessionObject::device_key(session, modulus, exponent)?;
     let wrapped = tzpk.wrapped_for(&device, modulus.len())?;
@@ -267,7 +266,7 @@ fn wrapped_for(session: Calls<'_>, device: &DeviceKey, tzpk: &SessionObject<'_>)
     Ok(WrappedTzpk { wrapped, check_value: Kcv::first_of(&zero) })
 }
 
-/// What the key of a block is derived from: SHA-256 of what it is for, a salt and the account number.
+/// The derivation data of a block's key: SHA-256 of prefix, salt and PAN digits.
 fn block_key_data(salt: &[u8], account: &AccountDigits) -> [u8; 32] {
     let mut hash = Context::new(&SHA256);
     hash.update(BLOCK_KEY_HEAD);
