@@ -1,8 +1,8 @@
-//! The keys of a vault or of a token as a ceremony changes them: they are made, loaded, imported from and exported in
-//! key blocks, activated, retired, destroyed. A vault has nothing on disk before [`KeyStore::commit`]. A token holds a
-//! new key before its register lists it; a step that fails removes the key again.
+//! The keys of a vault or token as a ceremony changes them: generate, load from components, import and export in key blocks,
+//! activate, retire, destroy. A vault writes nothing before [`KeyStore::commit`]. A token holds a new key before its inventory
+//! lists the key; a step that fails destroys the key again.
 //!
-//! Who may do it is not decided here. What must never enter: a clear key that leaves.
+//! The caller decides who may change a key. What must never enter: a clear key that leaves this crate.
 
 mod location;
 
@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use aws_lc_rs::rand;
 use thiserror::Error;
 
-use self::location::{KeptKey, KeyLocation};
+use self::location::{KeyLocation, StoredKey};
 use crate::{
     binding::BoundaryLevel,
     check_value::Kcv,
@@ -31,40 +31,36 @@ use crate::{
     vault::VaultError,
 };
 
-/// How long a control may live, at most.
+/// The longest lifetime of a control, one hour.
 const CONTROL_MILLISECONDS_MAX: u64 = 3_600_000;
 
-/// How many PIN records are under each storage key, and how many live controls have a tzpk under each seal key.
+/// Counts of stored values by key: PIN records by storage key, and tzpks of live controls by seal key.
 #[derive(Default)]
 pub struct RecordsKept {
-    under: Vec<((KeyUsage, u16), u64)>,
-    /// By the version of the seal key; a vault or token has seal or seal-encrypting keys, never both in use.
-    sealed: Vec<(u16, u64)>,
+    records: Vec<((KeyUsage, u16), u64)>,
+    /// By version of the seal key. A vault or token never has active seal and seal-encrypting keys at once.
+    controls: Vec<(u16, u64)>,
 }
 
 /// What is known of the use of a key that is to be retired or destroyed.
 pub enum KeyUse {
-    /// Nothing was counted. Enough for a key that [`KeyStore::needs_count`] says no count is needed of.
+    /// Nothing was counted. Sufficient for a key that [`KeyStore::needs_count`] answers false for.
     NotCounted,
-    /// The sum over every store and running engine that was asked. Each running engine uses the newest key of the name.
+    /// The sum over every store and every running engine. Each running engine uses the newest key of the usage.
     Counted(RecordsKept),
-    /// People confirmed that no store holds anything under the key and that no engine uses it.
+    /// The participants confirm that no store holds a value under the key and that no engine uses the key.
     ConfirmedUnused,
 }
 
 impl RecordsKept {
-    /// Counts one more.
+    /// Counts one PIN record.
     pub fn count(&mut self, record: &PinRecord) {
         self.count_many(record.form(), record.made_at().level, record.storage_key().0, 1);
     }
 
-    /// Counts so many more of a form, made at a level, under a version of its storage key.
+    /// Counts PIN records of a format and level under a version of the storage key.
     pub fn count_many(&mut self, form: StorageFormat, level: BoundaryLevel, version: u16, records: u64) {
-        let under = (KeyUsage::storage_of(level, form), version);
-        match self.under.iter_mut().find(|(found, _)| *found == under) {
-            Some((_, counted)) => *counted = counted.saturating_add(records),
-            None => self.under.push((under, records)),
-        }
+        increase(&mut self.records, (KeyUsage::storage_of(level, form), version), records);
     }
 
     /// Counts the tzpk of one live control.
@@ -72,40 +68,39 @@ impl RecordsKept {
         self.count_many_sealed(tzpk.key().0, 1);
     }
 
-    /// Counts so many tzpks of live controls under a version of the seal key.
+    /// Counts the tzpks of live controls under a version of the seal key.
     pub fn count_many_sealed(&mut self, version: u16, controls: u64) {
-        match self.sealed.iter_mut().find(|(found, _)| *found == version) {
-            Some((_, counted)) => *counted = counted.saturating_add(controls),
-            None => self.sealed.push((version, controls)),
-        }
+        increase(&mut self.controls, version, controls);
     }
 
-    /// Adds what was counted elsewhere.
+    /// Adds the counts of another store or engine.
     pub fn add(&mut self, other: &Self) {
-        for ((name, version), records) in &other.under {
-            match self.under.iter_mut().find(|((found, its), _)| found == name && its == version) {
-                Some((_, counted)) => *counted = counted.saturating_add(*records),
-                None => self.under.push(((name.clone(), *version), *records)),
-            }
-        }
-        other.sealed.iter().for_each(|(version, controls)| self.count_many_sealed(*version, *controls));
+        other.records.iter().for_each(|(key, records)| increase(&mut self.records, key.clone(), *records));
+        other.controls.iter().for_each(|(version, controls)| increase(&mut self.controls, *version, *controls));
     }
 
-    /// PIN records under a storage key; 0 of any other key.
+    /// The PIN records under a storage key; 0 for any other usage.
     pub fn records_under(&self, name: &KeyUsage, version: u16) -> u64 {
-        let of_key = self.under.iter().find(|((found, its), _)| found == name && *its == version);
-        of_key.map_or(0, |(_, records)| *records)
+        let counted = self.records.iter().find(|((usage, counted), _)| usage == name && *counted == version);
+        counted.map_or(0, |(_, records)| *records)
     }
 
-    /// Live controls with a tzpk under a seal key; 0 of any other key.
+    /// The live controls with a tzpk under a seal key; 0 for any other usage.
     pub fn controls_under(&self, name: &KeyUsage, version: u16) -> u64 {
-        let of_key = self.sealed.iter().find(|(its, _)| name.seals() && *its == version);
-        of_key.map_or(0, |(_, controls)| *controls)
+        let counted = self.controls.iter().find(|(counted, _)| name.seals() && *counted == version);
+        counted.map_or(0, |(_, controls)| *controls)
     }
 }
 
-/// The keys of a vault or a token, opened to be changed. A vault is locked while it is open. A token has no lock: a
-/// step is rejected where another ceremony changed the token first.
+fn increase<K: PartialEq>(counts: &mut Vec<(K, u64)>, key: K, by: u64) {
+    match counts.iter_mut().find(|(counted, _)| *counted == key) {
+        Some((_, count)) => *count = count.saturating_add(by),
+        None => counts.push((key, by)),
+    }
+}
+
+/// The open keys of a vault or token. An open vault is locked. A token has no lock: a step is rejected where another
+/// ceremony changed the token first.
 pub struct KeyStore {
     keyring: Keyring,
     location: KeyLocation,
@@ -113,27 +108,35 @@ pub struct KeyStore {
 }
 
 impl KeyStore {
-    /// Hardens the process and opens a vault or logs in to a token, whose keys are those of the wanted level. A vault that is
-    /// not there yet is empty, and made with the first commit.
+    /// Hardens the process, then opens a vault or logs in to a token at the wanted level. A missing vault is empty; the first
+    /// commit creates the file.
+    ///
+    /// # Errors
+    /// [`KeyStoreError::Memory`] for a vault in memory; [`KeyStoreError::Locked`] while another process has the vault open;
+    /// [`KeyStoreError::Vault`], [`KeyStoreError::Token`] or [`KeyStoreError::Open`] where the vault or token does not open.
     pub fn open(keys: Keys, wanted: &Wanted, now: u64) -> Result<Self, KeyStoreError> {
-        // Where memory can't be locked a ceremony goes on: it is short, and its leader chose the machine.
-        harden(LockMemory::Try).map_err(|error| KeyStoreError::Harden(error.to_string()))?;
+        // A ceremony does not need locked memory: the ceremony is short, and its leader chose the machine.
+        harden(LockMemory::Try)?;
         let tdes_count = keys.tdes_count();
         let (location, keyring) = KeyLocation::open(keys, wanted, now)?;
         Ok(Self { keyring, location, tdes_count })
     }
 
-    /// What a key may be used with here, the first where nothing is said; none where there is no such key.
+    /// The algorithms that a key of this usage may have here, the default first; empty where this vault or token has no such
+    /// key.
     pub fn algorithms(&self, name: &KeyUsage) -> &'static [KeyAlgorithm] {
         self.location.algorithms(name)
     }
 
-    /// Every key without its value, in the order of creation.
+    /// The description of every key, in the order of creation.
     pub fn keys(&self) -> impl Iterator<Item = &KeyInfo> {
         self.keyring.keys.iter().map(|key| &key.info)
     }
 
-    /// How many blocks a 3DES storage key may have made, of 2^20; none of another key.
+    /// The blocks that a 3DES storage key has encrypted at most, of the 2^20 allowed; `None` for another key.
+    ///
+    /// # Errors
+    /// [`KeyStoreError::Vault`] where the count file can't be read.
     pub fn tdes_blocks(&self, info: &KeyInfo) -> Result<Option<u64>, KeyStoreError> {
         let Some(path) = self.tdes_count.as_ref().filter(|_| info.name.keeps_records() && info.algorithm.is_tdes())
         else {
@@ -143,50 +146,65 @@ impl KeyStore {
         Ok(Some(reserved.get(&info.version).copied().unwrap_or_default()))
     }
 
-    /// SHA-256 of the roster of those who may change it; none before the first ceremony.
+    /// SHA-256 of the roster whose participants may change the keys; `None` before the first ceremony.
     pub fn roster_hash(&self) -> Option<[u8; 32]> {
         self.keyring.custody
     }
 
-    /// The hash of the transcript's entry of the last change; zeros before the first.
+    /// The hash of the transcript's entry of the last change; zeros before the first change.
     pub fn last_entry(&self) -> [u8; 32] {
         self.keyring.last_entry
     }
 
-    /// Gives it into the custody of a roster.
+    /// Puts the keys in the custody of a roster, given by its SHA-256.
     pub fn set_roster(&mut self, roster: [u8; 32]) {
         self.keyring.custody = Some(roster);
     }
 
-    /// Makes a fresh key, pending.
+    /// Generates a pending key.
+    ///
+    /// # Errors
+    /// [`KeyStoreError::NotHere`] or [`KeyStoreError::Algorithm`] where this vault or token has no such key;
+    /// [`KeyStoreError::Token`] where the token fails.
     pub fn make(&mut self, name: KeyUsage, algorithm: KeyAlgorithm, now: u64) -> Result<KeyInfo, KeyStoreError> {
         let new = self.next(name, algorithm)?;
         let kept = self.location.make(&new)?;
         Ok(self.put(new, KeyMode::Both, kept, now))
     }
 
-    /// Loads a key from its components, pending.
+    /// Loads a pending key from its components.
+    ///
+    /// # Errors
+    /// As [`Self::make`]; [`KeyStoreError::Component`] where the components make no good key; [`KeyStoreError::Known`] where a
+    /// key with this KCV exists.
     pub fn load(&mut self, name: KeyUsage, components: &Components, now: u64) -> Result<KeyInfo, KeyStoreError> {
         let new = self.next(name, components.algorithm())?;
         let key = components.combined()?;
-        self.is_new(check_value(new.algorithm, &key), &new.name)?;
-        let kept = self.location.keep(&new, key)?;
+        self.check_new(check_value(new.algorithm, &key), &new.name)?;
+        let kept = self.location.store(&new, key)?;
         Ok(self.put(new, KeyMode::Both, kept, now))
     }
 
-    /// Puts a pending key into use. The newest of its name makes from then on; older ones open what they made, until they
-    /// are retired.
+    /// Activates a pending key. The newest active version encrypts; older active versions only decrypt.
+    ///
+    /// # Errors
+    /// [`KeyStoreError::NoRotation`] where a usage that does not rotate has an active key; [`KeyStoreError::Unknown`] and
+    /// [`KeyStoreError::State`].
     pub fn activate(&mut self, name: &KeyUsage, version: u16, now: u64) -> Result<KeyInfo, KeyStoreError> {
         if !name.rotates()
             && let Some(active) = self.keyring.active(name)
         {
             return Err(KeyStoreError::NoRotation { active: active.info.reference() });
         }
-        self.moved(name, version, &[KeyState::Pending], KeyState::Active, |info| info.activated_at = Some(now))
+        self.change_state(name, version, &[KeyState::Pending], KeyState::Active, |info| info.activated_at = Some(now))
     }
 
-    /// Takes a key out of use: of an engine's keys only an older one, a storage key once no record is under it, a seal key
-    /// once no control can have begun before the newer one.
+    /// Retires a key. Of an engine's keys only an older version can be retired: a storage key when no record is under the key,
+    /// a seal key one hour after the newer key was activated.
+    ///
+    /// # Errors
+    /// [`KeyStoreError::Newest`], [`KeyStoreError::NotCounted`], [`KeyStoreError::InUse`], [`KeyStoreError::Sealed`] or
+    /// [`KeyStoreError::TooSoon`] where the key may be needed; [`KeyStoreError::Unknown`] and [`KeyStoreError::State`].
     pub fn retire(
         &mut self,
         name: &KeyUsage,
@@ -196,18 +214,18 @@ impl KeyStore {
     ) -> Result<KeyInfo, KeyStoreError> {
         self.may_retire(name, version, key_use, now)?;
         let from = [KeyState::Pending, KeyState::Active];
-        self.moved(name, version, &from, KeyState::Retired, |info| info.retired_at = Some(now))
+        self.change_state(name, version, &from, KeyState::Retired, |info| info.retired_at = Some(now))
     }
 
-    /// Whether a key may be needed by PIN records or live controls, so that it is retired and destroyed only after a count:
-    /// a storage or seal key that was in use.
+    /// Whether PIN records or live controls may be under a key: a storage or seal key that was active. Such a key is retired
+    /// and destroyed only after a count.
     pub fn needs_count(&self, name: &KeyUsage, version: u16) -> bool {
         let was_active = |key: &RingKey| key.info.version == version && key.info.activated_at.is_some();
         (name.keeps_records() || name.seals()) && self.keyring.of(name).any(was_active)
     }
 
-    /// Refuses a key that something needs, and one of which nobody knows whether something does.
-    fn is_unused(&self, name: &KeyUsage, version: u16, key_use: &KeyUse) -> Result<(), KeyStoreError> {
+    /// Fails for a key that a record or control needs, and for a key without a count.
+    fn check_unused(&self, name: &KeyUsage, version: u16, key_use: &KeyUse) -> Result<(), KeyStoreError> {
         if !self.needs_count(name, version) {
             return Ok(());
         }
@@ -227,14 +245,14 @@ impl KeyStore {
     fn may_retire(&self, name: &KeyUsage, version: u16, key_use: &KeyUse, now: u64) -> Result<(), KeyStoreError> {
         let Some(newest) = self.keyring.active(name).filter(|_| name.is_an_engines()) else { return Ok(()) };
         let reference = format!("{name}/{version}");
-        // A pending one is newer than any in use, and nothing was made with it.
+        // A pending key is newer than every active one, and no value is under a pending key.
         if newest.info.version < version {
             return Ok(());
         }
         if newest.info.version == version {
             return Err(KeyStoreError::Newest { key: reference });
         }
-        self.is_unused(name, version, key_use)?;
+        self.check_unused(name, version, key_use)?;
         let since = now.saturating_sub(newest.info.activated_at.unwrap_or(now));
         if name.seals() && since < CONTROL_MILLISECONDS_MAX {
             return Err(KeyStoreError::TooSoon { key: reference });
@@ -242,8 +260,13 @@ impl KeyStore {
         Ok(())
     }
 
-    /// Wipes a retired key; its description stays. `confirmed` is its check value, read off by a second person, or `none`
-    /// where it has none. A key that [`Self::needs_count`] is counted again: a store may have come back from a backup.
+    /// Destroys the value of a retired key; the description stays. `confirmed` is the KCV as a second participant read it,
+    /// `none` for a key without a KCV. A key that [`Self::needs_count`] is counted again: an operator may have restored a store
+    /// from a backup.
+    ///
+    /// # Errors
+    /// [`KeyStoreError::NotConfirmed`] where `confirmed` differs; [`KeyStoreError::NotCounted`], [`KeyStoreError::StillNeeded`]
+    /// or [`KeyStoreError::Sealed`] where the key may be needed; [`KeyStoreError::Unknown`] and [`KeyStoreError::State`].
     pub fn destroy(
         &mut self,
         name: &KeyUsage,
@@ -253,47 +276,53 @@ impl KeyStore {
         now: u64,
     ) -> Result<KeyInfo, KeyStoreError> {
         let found = self.keyring.find_mut(name, version).ok_or_else(|| unknown(name, version))?;
-        if !found.info.told_check_value().eq_ignore_ascii_case(confirmed) {
+        if parse_confirmation(confirmed) != Some(found.info.check_value) {
             return Err(KeyStoreError::NotConfirmed { key: found.info.reference() });
         }
         let (key, state) = (found.info.reference(), found.info.state());
         if state != KeyState::Retired {
             return Err(KeyStoreError::State { key, state, wanted: "retired" });
         }
-        match self.is_unused(name, version, key_use) {
+        match self.check_unused(name, version, key_use) {
             Err(KeyStoreError::InUse { key, records }) => return Err(KeyStoreError::StillNeeded { key, records }),
             unused => unused?,
         }
-        let destroyed =
-            self.moved(name, version, &[KeyState::Retired], KeyState::Destroyed, |info| info.destroyed_at = Some(now))?;
+        let destroyed = self.change_state(name, version, &[KeyState::Retired], KeyState::Destroyed, |info| {
+            info.destroyed_at = Some(now)
+        })?;
         if let Some(found) = self.keyring.find_mut(name, version) {
             found.key = None;
         }
         Ok(destroyed)
     }
 
-    /// Gives a zone key out, under a key-exchange key of at least its strength: a key block, in which it may do what it may
-    /// do here.
+    /// Exports a zone key in a key block, under a key-exchange key of at least its strength. The block has the key's mode of
+    /// use.
+    ///
+    /// # Errors
+    /// [`KeyStoreError::StaysHere`] for a key that is not exportable; [`KeyStoreError::NoExchange`],
+    /// [`KeyStoreError::Mode`] or [`KeyStoreError::Strength`] where `under` does not suit; [`KeyStoreError::KeyBlock`] for a
+    /// version that is not written; [`KeyStoreError::Unknown`] and [`KeyStoreError::State`].
     pub fn export(
         &mut self,
         (name, version): (&KeyUsage, u16),
         under: &KeyUsage,
         block_version: Version,
     ) -> Result<String, KeyStoreError> {
-        let (block, exchange) = self.written((name, version), under, block_version)?;
+        let (block, kek_version) = self.key_block((name, version), under, block_version)?;
         self.count_use(name, version);
-        self.count_use(under, exchange);
+        self.count_use(under, kek_version);
         Ok(block)
     }
 
-    /// The block, and the version of the key it is under.
-    fn written(
+    /// The key block, and the version of its key-exchange key.
+    fn key_block(
         &self,
         (name, version): (&KeyUsage, u16),
         under: &KeyUsage,
         block_version: Version,
     ) -> Result<(String, u16), KeyStoreError> {
-        let exchange = self.exchange(under, KeyMode::Encrypts)?;
+        let kek = self.kek(under, KeyMode::Encrypts)?;
         let found = self.keyring.of(name).find(|key| key.info.version == version);
         let found = found.ok_or_else(|| unknown(name, version))?;
         let (info, state) = (&found.info, found.info.state());
@@ -304,16 +333,22 @@ impl KeyStore {
         if !matches!(state, KeyState::Pending | KeyState::Active) {
             return Err(wrong_state());
         }
-        strong_enough(info.algorithm, exchange.algorithm)?;
-        let key = self.location.taken_out(found)?.ok_or_else(wrong_state)?;
+        check_strength(info.algorithm, kek.algorithm)?;
+        let key = self.location.export(found)?.ok_or_else(wrong_state)?;
         let letter = if info.algorithm.is_tdes() { 'T' } else { 'A' };
-        // What came with S may leave in more forms than with E: E is the narrower.
+        // Exportability E is narrower than S (ANSI X9.143), so a key that came with S leaves with E.
         let header = Header::new(block_version, ['P', '0'], letter, info.mode.letter(), 'E');
         let fill = |bytes: &mut [u8]| rand::fill(bytes).map_err(|_| KeyBlockError::Random);
-        Ok((KeyBlock::write(&header, &exchange.key, &key, fill)?, exchange.version))
+        Ok((KeyBlock::write(&header, &kek.key, &key, fill)?, kek.version))
     }
 
-    /// Takes a key in from a key block under a key-exchange key, pending. It may do here what its block says.
+    /// Imports a pending key from a key block under a key-exchange key. The block sets the key's mode of use and
+    /// exportability.
+    ///
+    /// # Errors
+    /// [`KeyStoreError::KeyBlock`] where the block is malformed, does not open or has another purpose;
+    /// [`KeyStoreError::NoExchange`], [`KeyStoreError::Mode`] or [`KeyStoreError::Strength`] where `under` does not suit;
+    /// [`KeyStoreError::Weak`] and [`KeyStoreError::Known`] by the key; [`KeyStoreError::StaysHere`] for an engine's key.
     pub fn import(
         &mut self,
         name: KeyUsage,
@@ -330,54 +365,55 @@ impl KeyStore {
         block.check_purpose(purpose)?;
         let header = block.header();
         let mode = KeyMode::of_letter(header.mode()).ok_or(KeyBlockError::Header { field: "mode of use" })?;
-        let (key, algorithm, exchange) = self.opened(&block, under)?;
+        let (key, algorithm, kek_version) = self.open_block(&block, under)?;
         let travels = if header.exportability() == 'N' { Exportability::Never } else { Exportability::On };
         let new = NewKey { travels, ..self.next(name, algorithm)? };
-        self.is_new(check_value(algorithm, &key), &new.name)?;
-        let kept = self.location.keep(&new, key)?;
+        self.check_new(check_value(algorithm, &key), &new.name)?;
+        let kept = self.location.store(&new, key)?;
         let info = self.put(new, mode, kept, now);
-        self.count_use(under, exchange);
+        self.count_use(under, kek_version);
         Ok(info)
     }
 
-    /// The key of a block, what it is used with, and the version of the key it was under.
-    fn opened(&self, block: &KeyBlock, under: &KeyUsage) -> Result<(ClearBytes, KeyAlgorithm, u16), KeyStoreError> {
-        let exchange = self.exchange(under, KeyMode::Decrypts)?;
-        let key = block.open(&exchange.key)?;
+    /// The key of a block, its algorithm, and the version of its key-exchange key.
+    fn open_block(&self, block: &KeyBlock, under: &KeyUsage) -> Result<(ClearBytes, KeyAlgorithm, u16), KeyStoreError> {
+        let kek = self.kek(under, KeyMode::Decrypts)?;
+        let key = block.open(&kek.key)?;
         let algorithm = algorithm_of(block, &key).ok_or(KeyBlockError::KeyLength)?;
-        strong_enough(algorithm, exchange.algorithm)?;
+        check_strength(algorithm, kek.algorithm)?;
         if is_weak(algorithm, &key) {
             return Err(KeyStoreError::Weak);
         }
-        Ok((key, algorithm, exchange.version))
+        Ok((key, algorithm, kek.version))
     }
 
-    /// Puts every change on disk, or into the token, with the hash of the transcript's entry, and the mark
-    /// that the step is unfinished until [`KeyStore::finish`].
+    /// Writes every change to the vault or token, with the hash of the transcript's entry and the mark of an unfinished step.
+    /// [`KeyStore::finish`] removes the mark.
     ///
     /// # Errors
-    /// Nothing changed, but where [`KeyStoreError::may_have_changed`] says otherwise.
+    /// [`KeyStoreError::Vault`] or [`KeyStoreError::Token`]. The keys are unchanged unless
+    /// [`KeyStoreError::may_have_changed`].
     pub fn commit(&mut self, entry: [u8; 32]) -> Result<(), KeyStoreError> {
         self.keyring.last_entry = entry;
         self.keyring.unfinished = true;
         self.location.commit(&self.keyring)
     }
 
-    /// Whether the entry of [`KeyStore::last_entry`] may not be in its transcript yet.
+    /// Whether the transcript may lack the entry of [`KeyStore::last_entry`].
     pub fn is_unfinished(&self) -> bool {
         self.keyring.unfinished
     }
 
-    /// Removes the mark of an unfinished step: its entry is on disk in its transcript.
+    /// Removes the mark of an unfinished step, after its entry is on disk in the transcript.
     ///
     /// # Errors
-    /// The mark may still be there; the keys are what they were.
+    /// [`KeyStoreError::Vault`] or [`KeyStoreError::Token`]. The mark may stay; the keys are unchanged.
     pub fn finish(&mut self) -> Result<(), KeyStoreError> {
         self.keyring.unfinished = false;
         self.location.commit(&self.keyring)
     }
 
-    /// The next version of a name, where there may be such a key here. An engine's keys never travel.
+    /// The next version of a usage. An engine's keys are never exportable.
     fn next(&self, name: KeyUsage, algorithm: KeyAlgorithm) -> Result<NewKey, KeyStoreError> {
         match self.location.algorithms(&name) {
             [] => Err(KeyStoreError::NotHere { key: name.to_string() }),
@@ -389,13 +425,13 @@ impl KeyStore {
         }
     }
 
-    fn put(&mut self, new: NewKey, mode: KeyMode, KeptKey { check_value, bytes }: KeptKey, now: u64) -> KeyInfo {
-        let info = self.keyring.put(new, check_value, bytes, now);
+    fn put(&mut self, new: NewKey, mode: KeyMode, StoredKey { kcv, bytes }: StoredKey, now: u64) -> KeyInfo {
+        let info = self.keyring.put(new, kcv, bytes, now);
         info.mode = mode;
         info.clone()
     }
 
-    fn moved(
+    fn change_state(
         &mut self,
         name: &KeyUsage,
         version: u16,
@@ -416,14 +452,14 @@ impl KeyStore {
         Ok(found.info.clone())
     }
 
-    /// Two uses never share a key, nor do two parties.
-    fn is_new(&self, found: Kcv, name: &KeyUsage) -> Result<(), KeyStoreError> {
+    /// Fails where another key has this KCV: two usages or two parties never share a key.
+    fn check_new(&self, found: Kcv, name: &KeyUsage) -> Result<(), KeyStoreError> {
         let same = self.keyring.keys.iter().find(|key| key.info.check_value == Some(found));
         same.map_or(Ok(()), |same| Err(KeyStoreError::Known { key: name.to_string(), same: same.info.reference() }))
     }
 
-    /// The key-exchange key of a name, to do one thing with.
-    fn exchange(&self, name: &KeyUsage, wanted: KeyMode) -> Result<Exchange<'_>, KeyStoreError> {
+    /// The active key-exchange key of a party, for encryption or decryption.
+    fn kek(&self, name: &KeyUsage, wanted: KeyMode) -> Result<Kek<'_>, KeyStoreError> {
         let missing = || KeyStoreError::NoExchange { key: name.to_string() };
         let KeyUsage::Exchange(_) = name else { return Err(missing()) };
         let found = self.keyring.active(name).ok_or_else(missing)?;
@@ -432,7 +468,7 @@ impl KeyStore {
             return Err(KeyStoreError::Mode { key: found.info.reference(), mode });
         }
         let key = self.location.protection_key(found)?.ok_or_else(missing)?;
-        Ok(Exchange { key, algorithm: found.info.algorithm, version: found.info.version })
+        Ok(Kek { key, algorithm: found.info.algorithm, version: found.info.version })
     }
 
     fn count_use(&mut self, name: &KeyUsage, version: u16) {
@@ -442,185 +478,197 @@ impl KeyStore {
     }
 }
 
-struct Exchange<'a> {
+/// A key-exchange key: the key-encrypting key (usage K0) shared with another party.
+struct Kek<'a> {
     key: ProtectionKey<'a>,
     algorithm: KeyAlgorithm,
     version: u16,
+}
+
+/// A KCV of 6 hexadecimal digits, or `none` for a key without a KCV.
+fn parse_confirmation(text: &str) -> Option<Option<Kcv>> {
+    if text.eq_ignore_ascii_case("none") {
+        return Some(None);
+    }
+    let mut kcv = [0; 3];
+    let digits = base16ct::mixed::decode(text, &mut kcv).ok()?;
+    (digits.len() == 3).then_some(Some(Kcv::from_bytes(kcv)))
 }
 
 fn unknown(name: &KeyUsage, version: u16) -> KeyStoreError {
     KeyStoreError::Unknown { key: format!("{name}/{version}") }
 }
 
-/// What the key of a block is used with.
+/// The algorithm of a key block's key, by header and length.
 fn algorithm_of(block: &KeyBlock, key: &ClearBytes) -> Option<KeyAlgorithm> {
     let tdes = block.header().algorithm() == 'T';
     KeyAlgorithm::ALL.into_iter().find(|one| one.is_tdes() == tdes && one.bytes() == key.bytes().len())
 }
 
-fn strong_enough(key: KeyAlgorithm, under: KeyAlgorithm) -> Result<(), KeyStoreError> {
+fn check_strength(key: KeyAlgorithm, under: KeyAlgorithm) -> Result<(), KeyStoreError> {
     if key.strength() <= under.strength() { Ok(()) } else { Err(KeyStoreError::Strength { key, under }) }
 }
 
-/// Why a key was not changed. Nothing was, but where a token failed as it wrote: then the next step finds out.
+/// A key was not changed. Only where [`KeyStoreError::may_have_changed`], the change may have happened; the next step checks.
 #[derive(Debug, Error)]
 pub enum KeyStoreError {
-    /// There is nothing to keep.
+    /// A vault in memory has no file to change.
     #[error("a vault in memory has no ceremony: name a file")]
     Memory,
-    /// The kernel refused what keeps a key from others.
-    #[error("{0}")]
-    Harden(String),
-    /// Another ceremony is under way.
-    #[error("{} is being changed by another process", path.display())]
+    /// Another process has the vault open.
+    #[error("another process is changing {}: wait until its ceremony step ends", path.display())]
     Locked {
         /// The vault.
         path: PathBuf,
     },
-    /// The vault.
+    /// The vault can't be read or written.
     #[error(transparent)]
     Vault(#[from] VaultError),
-    /// The token.
+    /// The token fails or rejects the change.
     #[error(transparent)]
     Token(#[from] Pkcs11Error),
-    /// The level a token would be used at.
+    /// The process can't be hardened, or the token does not support the wanted level.
     #[error(transparent)]
-    BoundaryLevel(#[from] OpenError),
-    /// A component.
+    Open(#[from] OpenError),
+    /// The components make no good key.
     #[error(transparent)]
     Component(#[from] ComponentError),
-    /// A key block.
+    /// The key block is malformed, does not open or can't be written.
     #[error(transparent)]
     KeyBlock(#[from] KeyBlockError),
     /// No key with this usage and version exists in the vault or token.
     #[error("there is no {key}")]
     Unknown {
-        /// Which.
+        /// For example `storage/2`.
         key: String,
     },
-    /// What has become of it does not allow it.
+    /// The state of the key does not allow the change.
     #[error("{key} is {state}: it would have to be {wanted}")]
     State {
-        /// Which.
+        /// For example `storage/1`.
         key: String,
-        /// What has become of it.
+        /// The state of the key.
         state: KeyState,
-        /// What it would have to be.
+        /// The states that allow the change.
         wanted: &'static str,
     },
-    /// Records would have to be re-encrypted under the new key.
-    #[error("{active} is in use, and this release can't rotate it: what it made would not open any more")]
+    /// The usage has an active key and does not rotate: this release can't re-encrypt or re-tag the values under the key.
+    #[error("{active} is active, and this release can't rotate it: values under it would not open under another key")]
     NoRotation {
-        /// Which.
+        /// The active key, for example `account/1`.
         active: String,
     },
-    /// It makes what an engine keeps.
-    #[error("{key} is the newest in use: put a newer one into use first")]
+    /// An engine encrypts under this key.
+    #[error("{key} is the newest active version: activate a newer one first")]
     Newest {
-        /// Which.
+        /// For example `storage/1`.
         key: String,
     },
-    /// Records are under it.
+    /// PIN records are under the key.
     #[error(
         "{records} PIN records are under {key}: start the engine, which re-encrypts them, and wait until it logs that all are done"
     )]
     InUse {
-        /// Which.
+        /// For example `storage/1`.
         key: String,
-        /// How many.
+        /// The sum over all stores and engines.
         records: u64,
     },
-    /// Records are under a key that is retired: no engine opens them, and none re-encrypts them.
+    /// PIN records are under a retired key. No engine decrypts or re-encrypts them.
     #[error("{records} PIN records are under {key}: they would be lost, so nothing was destroyed; keep the key")]
     StillNeeded {
         /// For example `storage/1`.
         key: String,
-        /// The sum over all that were asked.
+        /// The sum over all stores and engines.
         records: u64,
     },
-    /// Live controls have a tzpk under it.
+    /// Live controls have a tzpk under the key.
     #[error("{controls} live controls have a tzpk under {key}: wait until they expire, an hour at most")]
     Sealed {
         /// For example `seal/1`.
         key: String,
-        /// The sum over all that were asked.
+        /// The sum over all stores and engines.
         controls: u64,
     },
-    /// Nothing was counted.
-    #[error("nobody counted what is under {key}: name every store and every running engine that uses it")]
+    /// The use of the key was not counted.
+    #[error(
+        "the records and controls under {key} are not counted: name every store and every running engine that uses it"
+    )]
     NotCounted {
         /// For example `storage/1`.
         key: String,
     },
-    /// Controls may have begun under it.
-    #[error("{key} may be needed for an hour after the newer one was put into use, by controls that began before")]
+    /// Controls that are still alive may have a tzpk under the key.
+    #[error(
+        "{key} may be needed until one hour after the newer version was activated, by controls opened before: wait"
+    )]
     TooSoon {
-        /// Which.
+        /// For example `seal/1`.
         key: String,
     },
-    /// The key belongs to a token or vault, or to a token at another level.
-    #[error("there is no {key} here: a vault, and a token at each level, have keys of their own (docs/ceremony.md)")]
+    /// This vault, or this token at this level, has no such usage.
+    #[error("there is no {key} here: a vault, and a token at each level, have different keys (docs/ceremony.md)")]
     NotHere {
-        /// Which.
+        /// The usage, for example `mac`.
         key: String,
     },
-    /// It is used with something else.
+    /// The usage does not allow the algorithm.
     #[error("{key} can't be an {algorithm} key")]
     Algorithm {
-        /// Which.
+        /// The usage, for example `storage`.
         key: String,
-        /// What it is not.
+        /// The rejected algorithm.
         algorithm: KeyAlgorithm,
     },
-    /// It would travel under a weaker one.
+    /// The key-exchange key is weaker than the key (PCI PIN, annex C).
     #[error("an {key} key does not travel under an {under} key, which is weaker")]
     Strength {
-        /// What would travel.
+        /// The algorithm of the key.
         key: KeyAlgorithm,
-        /// Under what.
+        /// The algorithm of the key-exchange key.
         under: KeyAlgorithm,
     },
-    /// It does not travel.
-    #[error("{key} neither leaves nor comes in a key block")]
+    /// The key is not exportable, or its usage is never exported or imported.
+    #[error("{key} is neither exported nor imported in a key block")]
     StaysHere {
-        /// Which.
+        /// For example `storage/1`.
         key: String,
     },
-    /// No key to travel under.
-    #[error("there is no active key-exchange key {key}: make or load exchange:NAME, and make it active")]
+    /// The party has no active key-exchange key.
+    #[error("there is no active key-exchange key {key}: make or load exchange:NAME, and activate it")]
     NoExchange {
-        /// Which.
+        /// For example `exchange:acquirer`.
         key: String,
     },
-    /// It does one thing alone, and was to do the other.
-    #[error("{key} {mode}: keys go out under an exchange key that encrypts, and come in under one that decrypts")]
+    /// The mode of use of the key-exchange key does not allow the operation.
+    #[error("{key} {mode}: an export needs a key-exchange key that encrypts, an import one that decrypts")]
     Mode {
-        /// Which.
+        /// For example `exchange:acquirer/1`.
         key: String,
-        /// What it may do.
+        /// The mode of use of the key-exchange key.
         mode: KeyMode,
     },
-    /// It is here already, for something else or the same.
-    #[error("{key} would have the check value of {same}: one key is for one thing")]
+    /// A key with the same KCV exists.
+    #[error("{key} would have the check value of {same}: a key has one usage")]
     Known {
-        /// What it was to be.
+        /// The usage of the new key.
         key: String,
-        /// The key that has this check value.
+        /// The existing key.
         same: String,
     },
-    /// From a key block.
+    /// The imported key is a weak 3DES key, has two equal parts, or is zero.
     #[error("the key is weak, or has two equal parts: ask for another")]
     Weak,
-    /// The second confirmation is another key's.
+    /// The confirmed KCV is not that of the key.
     #[error("that is not the check value of {key}: nothing was destroyed")]
     NotConfirmed {
-        /// Which.
+        /// For example `zone:acquirer/1`.
         key: String,
     },
 }
 
 impl KeyStoreError {
-    /// Of an error of [`KeyStore::commit`]: whether the keys may have changed all the same.
+    /// Whether the keys may have changed despite this error of [`KeyStore::commit`].
     pub fn may_have_changed(&self) -> bool {
         match self {
             Self::Vault(error) => matches!(error, VaultError::NotSynced { .. }),

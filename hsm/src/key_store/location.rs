@@ -1,4 +1,4 @@
-//! Where the keys of a ceremony are kept: in a vault's file, or in a PKCS#11 token that holds them and a register of them.
+//! The location of a ceremony's keys: a vault file, or a PKCS#11 token that holds the keys and their inventory.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -19,13 +19,13 @@ use crate::{
     vault::{self, VaultError, VaultWrite},
 };
 
-/// A vault, locked while it is open; or a token, which has no lock: a step after another ceremony's change is rejected.
+/// A locked vault, or a token. A token has no lock: a step is rejected where another ceremony changed the token first.
 pub(super) enum KeyLocation {
     Vault(VaultLocation),
     Token(Box<TokenKeyManager>),
 }
 
-/// A vault's file.
+/// A locked vault file.
 pub(super) struct VaultLocation {
     path: PathBuf,
     unlock: Unlock,
@@ -33,9 +33,9 @@ pub(super) struct VaultLocation {
     _lock: File,
 }
 
-/// A key as the vault or token keeps it: its check value, and its bytes where a vault holds them.
-pub(super) struct KeptKey {
-    pub(super) check_value: Option<Kcv>,
+/// The KCV of a new key, and its bytes for the keyring of a vault.
+pub(super) struct StoredKey {
+    pub(super) kcv: Option<Kcv>,
     pub(super) bytes: Option<ClearBytes>,
 }
 
@@ -55,7 +55,7 @@ impl KeyLocation {
         }
     }
 
-    /// What a key may be used with here, the first where nothing is said; none where there is no such key.
+    /// The algorithms that a key of this usage may have here, the default first; empty where there is no such key.
     pub(super) fn algorithms(&self, name: &KeyUsage) -> &'static [KeyAlgorithm] {
         match self {
             Self::Vault(_) => algorithms_in_vault(name),
@@ -63,38 +63,38 @@ impl KeyLocation {
         }
     }
 
-    /// Makes a key of random bytes: inside the token, where there is one.
-    pub(super) fn make(&mut self, new: &NewKey) -> Result<KeptKey, KeyStoreError> {
+    /// Generates a key, in the token where the location is one.
+    pub(super) fn make(&mut self, new: &NewKey) -> Result<StoredKey, KeyStoreError> {
         match self {
             Self::Vault(_) => {
                 let key = random_key(new.algorithm)?;
-                Ok(KeptKey { check_value: Some(check_value(new.algorithm, &key)), bytes: Some(key) })
+                Ok(StoredKey { kcv: Some(check_value(new.algorithm, &key)), bytes: Some(key) })
             }
-            Self::Token(manager) => Ok(KeptKey { check_value: manager.make(new)?, bytes: None }),
+            Self::Token(manager) => Ok(StoredKey { kcv: manager.make(new)?, bytes: None }),
         }
     }
 
-    /// Keeps a key that came from elsewhere.
-    pub(super) fn keep(&mut self, new: &NewKey, key: ClearBytes) -> Result<KeptKey, KeyStoreError> {
-        let check_value = Some(check_value(new.algorithm, &key));
+    /// Stores a loaded or imported key.
+    pub(super) fn store(&mut self, new: &NewKey, key: ClearBytes) -> Result<StoredKey, KeyStoreError> {
+        let kcv = Some(check_value(new.algorithm, &key));
         match self {
-            Self::Vault(_) => Ok(KeptKey { check_value, bytes: Some(key) }),
+            Self::Vault(_) => Ok(StoredKey { kcv, bytes: Some(key) }),
             Self::Token(manager) => {
                 manager.import(new, &key)?;
-                Ok(KeptKey { check_value, bytes: None })
+                Ok(StoredKey { kcv, bytes: None })
             }
         }
     }
 
-    /// A key that travels; none where it is gone.
-    pub(super) fn taken_out(&self, key: &RingKey) -> Result<Option<ClearBytes>, KeyStoreError> {
+    /// Exports a key in clear, for a key block; `None` where the key is destroyed.
+    pub(super) fn export(&self, key: &RingKey) -> Result<Option<ClearBytes>, KeyStoreError> {
         match self {
             Self::Vault(_) => Ok(key.key.as_ref().map(|key| ClearBytes::copied(key.bytes()))),
             Self::Token(manager) => Ok(Some(manager.export(&key.info)?)),
         }
     }
 
-    /// A key-exchange key, to protect a key block with; none where it is gone.
+    /// A key-exchange key as the protection key of a key block; `None` where the key is destroyed.
     pub(super) fn protection_key(&self, key: &RingKey) -> Result<Option<ProtectionKey<'_>>, KeyStoreError> {
         match self {
             Self::Vault(_) => {
@@ -106,11 +106,11 @@ impl KeyLocation {
         }
     }
 
-    /// Puts every change on disk, or into the token.
+    /// Writes the keyring to the vault file or the token.
     pub(super) fn commit(&mut self, keyring: &Keyring) -> Result<(), KeyStoreError> {
         match self {
             Self::Vault(VaultLocation { path, unlock, write, .. }) => {
-                // An engine's first start makes a key file too, under this lock.
+                // The first start of an engine creates vault and key file under the same lock.
                 let _directory = match write {
                     VaultWrite::New => Some(vault::lock_directory(path)?),
                     VaultWrite::Over => None,
@@ -130,7 +130,7 @@ impl VaultLocation {
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).map_err(|error| VaultError::Io { path: path.clone(), error })?;
         }
-        // A symbolic link stays one: the file that it names is locked, read and replaced.
+        // Resolved first, so that the file and not the symbolic link is locked, read and replaced.
         let path = match fs::canonicalize(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => path,
             resolved => resolved.map_err(|error| VaultError::Io { path, error })?,
@@ -155,7 +155,8 @@ impl VaultLocation {
     }
 }
 
-/// Locks a vault by a file beside it, which belongs to the vault's owner, so that the owner can lock it after root did.
+/// Locks a vault by a lock file beside the vault. The lock file has the vault's owner, so that the owner can also lock the
+/// vault after root has.
 fn lock(vault: &Path) -> Result<File, KeyStoreError> {
     let path = vault.with_extension("lock");
     let io = |error| VaultError::Io { path: path.clone(), error };

@@ -1,4 +1,4 @@
-//! What may become of a key, and what may not.
+//! The states of a key, and the rules of export and import.
 
 use std::path::Path;
 
@@ -33,7 +33,7 @@ fn with_zone(directory: &Path) -> KeyStore {
 }
 
 #[test]
-fn nothing_is_kept_before_it_is_committed_and_everything_is_after() {
+fn changes_are_on_disk_only_after_the_commit() {
     let directory = tempfile::tempdir().unwrap();
     drop(with_zone(directory.path()));
     assert_eq!(store(directory.path()).keys().count(), 0);
@@ -49,7 +49,7 @@ fn nothing_is_kept_before_it_is_committed_and_everything_is_after() {
 }
 
 #[test]
-fn one_vault_is_changed_by_one_process_at_a_time() {
+fn one_process_at_a_time_changes_a_vault() {
     let directory = tempfile::tempdir().unwrap();
     let _first = store(directory.path());
     assert!(matches!(
@@ -59,7 +59,7 @@ fn one_vault_is_changed_by_one_process_at_a_time() {
 }
 
 #[test]
-fn a_key_is_pending_then_active_then_retired_then_destroyed_and_skips_nothing() {
+fn a_key_passes_every_state_in_order() {
     let directory = tempfile::tempdir().unwrap();
     let mut store = with_zone(directory.path());
     let zone = name("zone:acquirer");
@@ -81,7 +81,7 @@ fn a_key_is_pending_then_active_then_retired_then_destroyed_and_skips_nothing() 
 }
 
 #[test]
-fn a_storage_key_is_retired_once_a_newer_one_is_in_use_and_no_record_is_under_it() {
+fn a_storage_key_retires_when_older_and_without_records() {
     let directory = tempfile::tempdir().unwrap();
     let mut store = store(directory.path());
     let storage = name("storage");
@@ -103,7 +103,7 @@ fn a_storage_key_is_retired_once_a_newer_one_is_in_use_and_no_record_is_under_it
     assert!(matches!(store.retire(&storage, 2, &none, NOW), Err(KeyStoreError::Newest { .. })));
     assert_eq!(store.retire(&storage, 1, &none, NOW).unwrap().state(), KeyState::Retired);
 
-    // A store may have come back from a backup since.
+    // An operator may have restored a store from a backup since.
     let check_value = store.keys().next().unwrap().told_check_value();
     let mut destroy = |key_use: &KeyUse| store.destroy(&storage, 1, &check_value, key_use, NOW);
     assert!(matches!(destroy(&kept), Err(KeyStoreError::StillNeeded { records: 2, .. })));
@@ -138,7 +138,7 @@ fn counts_of_several_stores_are_added() {
 }
 
 #[test]
-fn a_seal_key_is_retired_when_no_control_can_have_begun_under_it() {
+fn a_seal_key_retires_an_hour_after_the_newer_one() {
     let directory = tempfile::tempdir().unwrap();
     let mut store = store(directory.path());
     let seal = name("seal");
@@ -158,7 +158,7 @@ fn a_seal_key_is_retired_when_no_control_can_have_begun_under_it() {
 }
 
 #[test]
-fn an_account_record_or_retry_key_in_use_is_not_replaced() {
+fn an_active_account_record_or_retry_key_is_not_replaced() {
     let directory = tempfile::tempdir().unwrap();
     let mut store = store(directory.path());
     for key in ["account", "record", "retry"] {
@@ -170,7 +170,7 @@ fn an_account_record_or_retry_key_in_use_is_not_replaced() {
 }
 
 #[test]
-fn a_zone_key_goes_to_another_vault_in_a_key_block_and_is_the_same_there() {
+fn an_exported_zone_key_is_the_same_in_another_vault() {
     let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let exchange = [[1u8; 32], [2; 32]];
     let load = |directory: &Path| {
@@ -209,7 +209,7 @@ fn block(header: &Header, under: &ProtectionKey<'_>, key: &[u8]) -> String {
 }
 
 #[test]
-fn a_3des_key_that_is_single_des_to_the_cipher_does_not_come_in() {
+fn a_3des_key_with_equal_parts_is_not_imported() {
     let directory = tempfile::tempdir().unwrap();
     let (mut store, under) = with_known_exchange(directory.path());
     let header = Header::new(Version::D, ['P', '0'], 'T', 'B', 'E');
@@ -223,7 +223,7 @@ fn a_3des_key_that_is_single_des_to_the_cipher_does_not_come_in() {
 }
 
 #[test]
-fn a_component_in_a_key_block_does_not_become_a_key() {
+fn a_component_in_a_key_block_is_not_imported() {
     let directory = tempfile::tempdir().unwrap();
     let (mut store, under) = with_known_exchange(directory.path());
     let whole = block(&Header::new(Version::D, ['P', '0'], 'A', 'B', 'E'), &under, &[7; 32]);
@@ -258,7 +258,7 @@ fn an_exported_key_keeps_its_rights_after_reopening() {
 }
 
 #[test]
-fn an_exchange_key_that_does_one_thing_does_not_do_the_other() {
+fn an_exchange_key_obeys_its_mode_of_use() {
     let directory = tempfile::tempdir().unwrap();
     let (mut store, under) = with_known_exchange(directory.path());
     store.make(name("zone:acquirer"), KeyAlgorithm::Aes128, NOW).unwrap();
@@ -268,20 +268,20 @@ fn an_exchange_key_that_does_one_thing_does_not_do_the_other() {
         store.import(name(party), &block, &name("exchange:acquirer"), NOW).unwrap();
         store.activate(&name(party), 1, NOW).unwrap();
     }
-    let mut give = |party| store.export((&name("zone:acquirer"), 1), &name(party), Version::D).map(drop);
-    assert!(give("exchange:out").is_ok());
-    assert!(matches!(give("exchange:in"), Err(KeyStoreError::Mode { mode: KeyMode::Decrypts, .. })));
-    let mut take = |party, key: [u8; 32]| {
+    let mut export = |party| store.export((&name("zone:acquirer"), 1), &name(party), Version::D).map(drop);
+    assert!(export("exchange:out").is_ok());
+    assert!(matches!(export("exchange:in"), Err(KeyStoreError::Mode { mode: KeyMode::Decrypts, .. })));
+    let mut import = |party, key: [u8; 32]| {
         let under = ProtectionKey::aes(ClearBytes::copied(&key)).unwrap();
         let block = block(&header(['P', '0'], 'B'), &under, &[5; 32]);
         store.import(name("zone:issuer"), &block, &name(party), NOW).map(drop)
     };
-    assert!(matches!(take("exchange:out", [8; 32]), Err(KeyStoreError::Mode { mode: KeyMode::Encrypts, .. })));
-    assert!(take("exchange:in", [9; 32]).is_ok());
+    assert!(matches!(import("exchange:out", [8; 32]), Err(KeyStoreError::Mode { mode: KeyMode::Encrypts, .. })));
+    assert!(import("exchange:in", [9; 32]).is_ok());
 }
 
 #[test]
-fn an_engines_key_does_not_travel_nor_does_a_key_under_a_weaker_one() {
+fn engine_keys_and_weak_exchange_keys_export_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let mut store = with_zone(directory.path());
     store.make(name("storage"), KeyAlgorithm::Aes256, NOW).unwrap();
@@ -297,7 +297,7 @@ fn an_engines_key_does_not_travel_nor_does_a_key_under_a_weaker_one() {
 }
 
 #[test]
-fn names_are_read_back_and_nothing_else_is_a_name() {
+fn usages_parse_from_their_display_form() {
     for text in ["storage", "storage-3des", "seal", "account", "record", "retry", "zone:a-1", "exchange:b"] {
         assert_eq!(name(text).to_string(), text);
     }
@@ -307,13 +307,13 @@ fn names_are_read_back_and_nothing_else_is_a_name() {
     assert!(ZoneName::parse(&"a".repeat(32)).is_none());
 }
 
-/// Those published blocks of a zone key under a 3DES key.
+/// The published key blocks of a zone key under a 3DES key.
 #[test]
 fn a_3des_exchange_key_imports_old_blocks_but_exports_none() {
     let published: serde_json::Value = serde_json::from_str(include_str!("../../../tests/vectors/tr31.json")).unwrap();
     let unhex =
         |value: &serde_json::Value| -> Vec<u8> { base16ct::mixed::decode_vec(value.as_str().unwrap()).unwrap() };
-    let mut taken = Vec::new();
+    let mut imported = Vec::new();
     for entry in published.as_array().unwrap() {
         let (block, under) = (entry["key_block"].as_str().unwrap(), unhex(&entry["kbpk"]));
         let is_zone_key = block.get(5..7) == Some("P0");
@@ -333,12 +333,12 @@ fn a_3des_exchange_key_imports_old_blocks_but_exports_none() {
         let came = store.import(name("zone:acquirer"), block, &exchange, NOW).unwrap();
         let expected = check_value(KeyAlgorithm::TdesDouble, &ClearBytes::of(unhex(&entry["key"])));
         assert_eq!(came.check_value, Some(expected), "{block}");
-        taken.push(block.chars().next().unwrap());
+        imported.push(block.chars().next().unwrap());
         let refused = store.export((&name("zone:acquirer"), 1), &exchange, Version::D).unwrap_err();
         assert!(matches!(
             refused,
             KeyStoreError::KeyBlock(KeyBlockError::ProtectionKey { .. }) | KeyStoreError::StaysHere { .. }
         ));
     }
-    assert_eq!(taken, ['B', 'A', 'A', 'A']);
+    assert_eq!(imported, ['B', 'A', 'A', 'A']);
 }
