@@ -1,4 +1,4 @@
-//! What the process asks of the kernel before it holds a key: no core dump, no ptrace by others, no swap.
+//! Hardens the process before it holds a key: no core dumps, no ptrace by other processes, locked memory.
 
 use rustix::{
     mm::{MlockAllFlags, mlockall},
@@ -8,7 +8,10 @@ use rustix::{
 
 use crate::{config::LockMemory, open_error::OpenError, status::MemoryLock};
 
-/// Hardens the process as far as the kernel lets it.
+/// Disables core dumps and ptrace, and locks memory.
+///
+/// # Errors
+/// [`OpenError::Dumpable`] where the kernel refuses; [`OpenError::MemoryNotLocked`] where the lock is required and fails.
 pub(crate) fn harden(lock: LockMemory) -> Result<MemoryLock, OpenError> {
     let refused = |error: rustix::io::Errno| OpenError::Dumpable { reason: error.to_string() };
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(refused)?;
@@ -21,13 +24,13 @@ pub(crate) fn harden(lock: LockMemory) -> Result<MemoryLock, OpenError> {
 }
 
 fn lock_memory() -> Result<(), String> {
-    // Under a limit every later allocation could fail: then it is better not to lock at all. The limit is not for who has
-    // CAP_IPC_LOCK, root or not; a change of user keeps that.
+    // Under RLIMIT_MEMLOCK a later allocation could fail, so nothing is locked then. The limit does not apply to a process
+    // with CAP_IPC_LOCK, root or not.
     let effective = capabilities(None).map_err(|error| error.to_string())?.effective;
     if let (false, Some(bytes)) = (effective.contains(CapabilitySet::IPC_LOCK), getrlimit(Resource::Memlock).current) {
         return Err(format!("RLIMIT_MEMLOCK is {bytes} bytes"));
     }
-    // Pages are locked as they are touched, so that reserved but unused memory costs nothing.
+    // MCL_ONFAULT locks a page at its first use, so reserved but unused memory costs nothing.
     mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT).map_err(|error| error.to_string())
 }
 
@@ -37,15 +40,15 @@ mod tests {
 
     use super::*;
 
-    /// What is expected of a process that was started for it.
+    /// Set in the child process: the expected result.
     const EXPECTED_VARIABLE: &str = "PINSEAL_TEST_MEMORY_LOCK";
     const UNDER_THE_LIMIT: &str = "RLIMIT_MEMLOCK is 65536 bytes";
 
     #[test]
-    fn memory_is_locked_under_a_limit_by_who_has_the_right_and_by_no_other_not_even_root() {
+    fn memory_is_locked_under_a_limit_only_with_cap_ipc_lock() {
         if let Ok(expected) = env::var(EXPECTED_VARIABLE) {
             match harden(LockMemory::Try).unwrap() {
-                // More than the limit, and after the lock.
+                // An allocation larger than the limit works after the lock.
                 MemoryLock::Locked => assert_eq!((vec![1u8; 1 << 20].len(), &*expected), (1 << 20, "locked")),
                 MemoryLock::NotLocked(reason) => assert_eq!(reason, expected),
             }

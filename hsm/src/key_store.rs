@@ -599,9 +599,7 @@ pub enum KeyStoreError {
         key: String,
     },
     /// Controls that are still alive may have a tzpk under the key.
-    #[error(
-        "{key} may be needed until one hour after the newer version was activated, by controls opened before: wait"
-    )]
+    #[error("{key} may be needed for an hour after the newer version was activated, by controls opened before: wait")]
     TooSoon {
         /// For example `seal/1`.
         key: String,

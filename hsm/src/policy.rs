@@ -1,4 +1,4 @@
-//! Which PINs are taken: data, judged on the clear PIN inside the boundary, without an early return.
+//! The PIN policy: the PINs that a cardholder may set. The check runs on the clear PIN in constant time.
 
 use std::ops::RangeInclusive;
 
@@ -7,10 +7,10 @@ use thiserror::Error;
 
 use crate::clear::{PIN_DIGITS_MAX, PIN_DIGITS_MIN, Pin};
 
-/// The most PINs a list of refused ones may have: each is compared with every PIN that is set.
+/// The most PINs in the list of refused PINs: each is compared with every PIN that is set.
 pub(crate) const REFUSED_PINS_MAX: usize = 1_000;
 
-/// Which PINs are taken.
+/// The PINs that a cardholder may set: a range of lengths without weaknesses and without the refused PINs.
 pub struct PinPolicy {
     length: RangeInclusive<u8>,
     weaknesses: Vec<Weakness>,
@@ -20,16 +20,19 @@ pub struct PinPolicy {
 /// A pattern that makes a PIN easy to guess.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Weakness {
-    /// Each digit one more than the one before, as in 1234.
+    /// Each digit is one more than the digit before, as in 1234.
     Ascending,
-    /// Each digit one less than the one before, as in 4321.
+    /// Each digit is one less than the digit before, as in 4321.
     Descending,
-    /// One digit throughout, as in 1111.
+    /// All digits are equal, as in 1111.
     Repeated,
 }
 
 impl PinPolicy {
-    /// PINs of `length` digits, within 4 to 12, that have none of these weaknesses and are not among `refused`.
+    /// Allows PINs of `length` digits, within 4 to 12, without these weaknesses and not in `refused`.
+    ///
+    /// # Errors
+    /// [`PolicyError`] where the range or an entry of `refused` is malformed, or `refused` has more than 1,000 entries.
     pub fn new<'a>(
         length: RangeInclusive<u8>,
         weaknesses: Vec<Weakness>,
@@ -54,17 +57,17 @@ impl PinPolicy {
         Ok(policy)
     }
 
-    /// Whether a PIN is taken.
+    /// Whether the policy allows a PIN, without a branch on its digits.
     pub(crate) fn judge(&self, pin: &Pin) -> Choice {
         let length = pin.length();
-        let mut taken = !length.ct_lt(self.length.start()) & !self.length.end().ct_lt(&length);
+        let mut allowed = !length.ct_lt(self.length.start()) & !self.length.end().ct_lt(&length);
         for weakness in &self.weaknesses {
-            taken &= !weakness.is_in(pin);
+            allowed &= !weakness.is_in(pin);
         }
         for refused in &self.refused {
-            taken &= !pin.same_as(refused);
+            allowed &= !pin.same_as(refused);
         }
-        taken
+        allowed
     }
 }
 
@@ -85,7 +88,7 @@ impl Weakness {
     }
 }
 
-/// Up to 12 decimal digits, a nibble each, from the highest down.
+/// Packs up to 12 decimal digits, one in each nibble, from the highest nibble down; `None` for other text.
 fn packed(text: &str) -> Option<u64> {
     let digits = text.bytes().map(|byte| byte.checked_sub(b'0').filter(|digit| *digit < 10));
     let packed = digits.take(PIN_DIGITS_MAX + 1).try_fold((0, 64), |(packed, shift): (u64, u32), digit| {
@@ -95,19 +98,19 @@ fn packed(text: &str) -> Option<u64> {
     packed.map(|(packed, _)| packed)
 }
 
-/// Why a policy can't be used.
+/// A PIN policy is malformed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum PolicyError {
-    /// The range of lengths.
+    /// The range of lengths is empty, or exceeds 4 to 12.
     #[error("the length of a PIN is a range within {PIN_DIGITS_MIN} to {PIN_DIGITS_MAX} digits")]
     Length,
-    /// An entry of the list; which, not what.
+    /// An entry of the list is not a PIN. The error does not repeat the entry.
     #[error("entry {number} of the refused PINs is not {PIN_DIGITS_MIN} to {PIN_DIGITS_MAX} digits")]
     Refused {
-        /// Its place, from 1.
+        /// The position in the list, from 1.
         number: usize,
     },
-    /// The list is too long.
+    /// The list has more than 1,000 entries.
     #[error("at most {REFUSED_PINS_MAX} PINs can be refused by a list")]
     TooManyRefused,
 }
@@ -116,40 +119,40 @@ pub enum PolicyError {
 mod tests {
     use super::*;
 
-    fn judged(policy: &PinPolicy, text: &str) -> bool {
+    fn allows(policy: &PinPolicy, text: &str) -> bool {
         let mut pin = Pin::zeroed();
         assert!(bool::from(pin.fill(u8::try_from(text.len()).unwrap(), packed(text).unwrap())));
         policy.judge(&pin).into()
     }
 
     #[test]
-    fn the_default_policy_refuses_runs_and_repetitions_and_takes_the_rest() {
+    fn the_default_policy_refuses_runs_and_repetitions_only() {
         let policy = PinPolicy::default();
         for weak in ["1234", "0123", "23456789", "4321", "9876543210", "1111", "000000000000"] {
-            assert!(!judged(&policy, weak), "{weak}");
+            assert!(!allows(&policy, weak), "{weak}");
         }
-        for taken in ["2580", "1235", "1243", "1112", "2111", "7890", "121212121212"] {
-            assert!(judged(&policy, taken), "{taken}");
+        for allowed in ["2580", "1235", "1243", "1112", "2111", "7890", "121212121212"] {
+            assert!(allows(&policy, allowed), "{allowed}");
         }
     }
 
     #[test]
     fn a_pin_outside_the_lengths_is_refused() {
         let policy = PinPolicy::new(5..=6, Vec::new(), []).unwrap();
-        assert_eq!(["2580", "25809", "258091", "2580913"].map(|pin| judged(&policy, pin)), [false, true, true, false]);
+        assert_eq!(["2580", "25809", "258091", "2580913"].map(|pin| allows(&policy, pin)), [false, true, true, false]);
         assert_eq!(PinPolicy::new(3..=6, Vec::new(), []).err(), Some(PolicyError::Length));
         assert_eq!(PinPolicy::new(4..=13, Vec::new(), []).err(), Some(PolicyError::Length));
     }
 
     #[test]
-    fn a_listed_pin_is_refused_and_its_neighbours_are_not() {
+    fn only_the_listed_pins_are_refused() {
         let policy = PinPolicy::new(4..=12, Vec::new(), ["2580", "196801"]).unwrap();
-        assert!(!judged(&policy, "2580") && !judged(&policy, "196801"));
-        assert!(judged(&policy, "2581") && judged(&policy, "25800") && judged(&policy, "1234"));
+        assert!(!allows(&policy, "2580") && !allows(&policy, "196801"));
+        assert!(allows(&policy, "2581") && allows(&policy, "25800") && allows(&policy, "1234"));
     }
 
     #[test]
-    fn a_list_with_something_else_than_pins_is_refused_by_place_and_not_by_value() {
+    fn a_malformed_list_entry_is_named_by_position_not_value() {
         let error = PinPolicy::new(4..=12, Vec::new(), ["2580", "12a4"]).err().unwrap();
         assert_eq!(error, PolicyError::Refused { number: 2 });
         assert!(!error.to_string().contains("12a4"));

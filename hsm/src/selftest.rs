@@ -1,5 +1,5 @@
-//! Known answers, computed at every start before a key is touched: a build or a machine that computes wrongly must not
-//! serve. The answers are published ones.
+//! Known-answer tests with published values, run at every start before a key is used: a build or machine that computes wrongly
+//! must not serve.
 
 use aws_lc_rs::{
     aead::{AES_256_GCM_SIV, Aad, LessSafeKey, Nonce, UnboundKey},
@@ -13,13 +13,16 @@ use crate::{
     token::{aes_kcv, tzpk_decrypt, tzpk_encrypt, tzpk_kcv},
 };
 
-/// Computes every known answer.
+/// Runs every known-answer test.
+///
+/// # Errors
+/// [`OpenError::SelfTest`] with the first test that fails.
 pub(crate) fn run() -> Result<(), OpenError> {
     let answers = [
         ("3DES (Card PIN API example)", tdes()),
         ("ISO 9564 formats 1 and 0", formats_1_and_0()),
         ("ISO 9564 format 4", format_4()),
-        ("AES-256-CMAC check value", cmac()),
+        ("AES-256-CMAC KCV", cmac()),
         ("SHA-256", sha_256()),
         ("AES-256-GCM-SIV", gcm_siv()),
     ];
@@ -29,7 +32,7 @@ pub(crate) fn run() -> Result<(), OpenError> {
     }
 }
 
-/// `141234AAAAAAAAAA` under `0011…EEFF` is `81739710556E1518`; check value `FB0975`.
+/// `141234AAAAAAAAAA` under `0011…EEFF` is `81739710556E1518`; the KCV of the key is `FB0975` (Card PIN API example).
 fn tdes() -> bool {
     let key = clear(&[0x0011_2233_4455_6677_8899_AABB_CCDD_EEFFu128.to_be_bytes()]);
     let mut block: Block = clear(&[0x1412_34AA_AAAA_AAAAu64.to_be_bytes()]);
@@ -61,7 +64,7 @@ fn format_4() -> bool {
         && account_field(&account) == 0x6432_1987_6543_2109_8700_0000_0000_0000
 }
 
-/// X9.143:2021, 8.6: the check value of its key block protection key begins `233155`.
+/// X9.143:2021, 8.6: the KCV of the example's key block protection key begins with `233155`.
 fn cmac() -> bool {
     let key: Clear<32> = clear(&[
         0x88E1_AB2A_2E3D_D38C_1FA0_39A5_3650_0CC8u128.to_be_bytes(),
@@ -96,7 +99,7 @@ fn clear<const N: usize, const M: usize>(parts: &[[u8; M]]) -> Clear<N> {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn every_known_answer_comes_out() {
+    fn every_known_answer_test_passes() {
         super::run().unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! The software token's keys at rest: one sealed file, mode 0600.
+//! The vault: the software token's keys in one sealed file with mode 0600.
 //!
 //! ```text
 //! "PINSEAL-VAULT" version(1) unlock(1) memory_kib(4) passes(4) salt(16) nonce(12) ciphertext tag(16)
@@ -36,28 +36,31 @@ const BY_KEY: u8 = 0;
 const BY_PASSPHRASE: u8 = 1;
 const NONCE_AT: usize = 13 + 2 + 8 + 16;
 const HEAD_BYTES: usize = NONCE_AT + 12;
-/// The longest file: thousands of keys.
+/// The most bytes of a vault file, enough for thousands of keys.
 const FILE_BYTES_MAX: usize = 1 << 20;
 
-/// Argon2id of a new vault: RFC 9106's second choice, 64 MiB and 3 passes.
+/// Argon2id memory of a new vault: the second recommended option of RFC 9106, section 4 (64 MiB, 3 passes).
 const MEMORY_KIB: u32 = 64 * 1024;
-/// See [`MEMORY_KIB`].
+/// Argon2id passes of a new vault.
 const PASSES: u32 = 3;
-/// The most an existing vault may ask for, so that a foreign file cannot exhaust the machine.
+/// The most memory that an existing vault may ask for: a foreign file must not exhaust the machine.
 const MEMORY_KIB_MAX: u32 = 1024 * 1024;
-/// See [`MEMORY_KIB_MAX`].
+/// The most passes that an existing vault may ask for.
 const PASSES_MAX: u32 = 64;
 
-/// Whether a file may be there.
+/// Whether a write creates a file or replaces one.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum VaultWrite {
-    /// It is made, and never over another.
+    /// Creates the file; fails where the file exists.
     New,
-    /// It stands, and this takes its place.
+    /// Replaces the existing file.
     Over,
 }
 
 /// Decrypts a vault file and returns its keyring as bytes.
+///
+/// # Errors
+/// [`VaultError`] where the file or key file can't be read, is malformed or is not private, or where the secret is wrong.
 pub(crate) fn read(path: &Path, unlock: &Unlock) -> Result<ClearBytes, VaultError> {
     let bytes = read_private(path, FILE_BYTES_MAX)?;
     let foreign = || VaultError::Foreign { path: path.to_owned() };
@@ -80,18 +83,21 @@ pub(crate) fn read(path: &Path, unlock: &Unlock) -> Result<ClearBytes, VaultErro
     Ok(ClearBytes::copied(opened))
 }
 
-/// Seals a keyring into a file: whole or not at all.
+/// Seals a keyring into a file, atomically.
+///
+/// # Errors
+/// [`VaultError`] where the file can't be written. The old file is unchanged, except for [`VaultError::NotSynced`].
 pub(crate) fn write(path: &Path, unlock: &Unlock, keyring: ClearBytes, how: VaultWrite) -> Result<(), VaultError> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory).map_err(|error| VaultError::io(path, error))?;
     }
-    let made = match (unlock, how) {
+    let created = match (unlock, how) {
         (Unlock::KeyFile(key_file), VaultWrite::New) if make_key_file(key_file)? => Some(key_file),
         _ => None,
     };
     let written = seal_into(path, unlock, keyring, how);
-    // A key file alone says that its vault is missing. Without either, the next start is the first again.
-    if let (Err(_), Some(key_file), Ok(false)) = (&written, made, path.try_exists()) {
+    // A key file without a vault means a missing vault. Without both files, the next start creates the vault.
+    if let (Err(_), Some(key_file), Ok(false)) = (&written, created, path.try_exists()) {
         let _ = fs::remove_file(key_file).and_then(|()| sync_directory(key_file));
     }
     written
@@ -125,21 +131,22 @@ fn seal_into(path: &Path, unlock: &Unlock, mut keyring: ClearBytes, how: VaultWr
     sync_directory(path).map_err(|error| VaultError::NotSynced { path: path.to_owned(), error })
 }
 
-/// Whether a vault is there.
+/// Whether the vault file exists.
 ///
 /// # Errors
-/// [`VaultError::Missing`] where its key file alone is there. The other way round [`read`] fails, which knows whether a key
-/// file opens the vault.
+/// [`VaultError::Missing`] where only the key file exists. Where only the vault file exists, [`read`] fails: the file says
+/// whether a key file opens it.
 pub(crate) fn is_there(path: &Path, unlock: &Unlock) -> Result<bool, VaultError> {
-    let there = |path: &Path| path.try_exists().map_err(|error| VaultError::io(path, error));
-    let Unlock::KeyFile(key_file) = unlock else { return there(path) };
-    match there(path)? {
-        false if there(key_file)? => Err(VaultError::Missing { path: path.to_owned(), key_file: key_file.clone() }),
+    let exists = |path: &Path| path.try_exists().map_err(|error| VaultError::io(path, error));
+    let Unlock::KeyFile(key_file) = unlock else { return exists(path) };
+    match exists(path)? {
+        false if exists(key_file)? => Err(VaultError::Missing { path: path.to_owned(), key_file: key_file.clone() }),
         found => Ok(found),
     }
 }
 
-/// Keeps other processes from creating a vault in the same directory until the file is dropped; makes the directory.
+/// Locks the directory of a vault until the returned file is dropped, so that no other process creates a vault there. Creates
+/// a missing directory.
 pub(crate) fn lock_directory(path: &Path) -> Result<File, VaultError> {
     let io = |error| VaultError::io(path, error);
     let directory = match path.parent() {
@@ -152,18 +159,18 @@ pub(crate) fn lock_directory(path: &Path) -> Result<File, VaultError> {
     Ok(lock)
 }
 
-/// Makes a vault. Of several processes that do so at once one does, and all of them open what it made.
+/// Creates a vault. Where several processes do so at once, one creates the vault and all open the same one.
 pub(crate) fn make(path: &Path, unlock: &Unlock, keyring: ClearBytes) -> Result<ClearBytes, VaultError> {
     match write(path, unlock, keyring, VaultWrite::New) {
-        Err(VaultError::Io { path: of, error }) if of == path => made_here_or_elsewhere(path, Err(error))?,
+        Err(VaultError::Io { path: failed, error }) if failed == path => accept_existing(path, Err(error))?,
         other => other?,
     }
     read(path, unlock)
 }
 
 /// Accepts a file that another process created first: syncs its directory, so that the name survives a power cut.
-fn made_here_or_elsewhere(path: &Path, made: io::Result<()>) -> Result<(), VaultError> {
-    match made {
+fn accept_existing(path: &Path, created: io::Result<()>) -> Result<(), VaultError> {
+    match created {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => sync_directory(path),
         other => other,
     }
@@ -182,7 +189,7 @@ fn make_key_file(path: &Path) -> Result<bool, VaultError> {
             let _ = fs::remove_file(path);
             VaultError::io(path, error)
         }),
-        failed => made_here_or_elsewhere(path, failed).map(|()| false),
+        failed => accept_existing(path, failed).map(|()| false),
     }
 }
 
@@ -227,7 +234,7 @@ fn derive(vault: &Path, passphrase: &str, head: &[u8], key: &mut Clear<32>) -> R
     argon.hash_password_into(passphrase.as_bytes(), salt, key.bytes_mut()).map_err(|_| foreign())
 }
 
-/// Reads a file that nobody but its owner may read, up to one byte more than it should have.
+/// Reads a private file, at most `bytes` and one more, so that the caller detects a longer file.
 pub(crate) fn read_private(path: &Path, bytes: usize) -> Result<Zeroizing<Vec<u8>>, VaultError> {
     let io = |error| VaultError::io(path, error);
     let file = File::open(path).map_err(io)?;
@@ -237,7 +244,7 @@ pub(crate) fn read_private(path: &Path, bytes: usize) -> Result<Zeroizing<Vec<u8
     Ok(read)
 }
 
-/// Whether nobody but its owner may read a file.
+/// Fails where users other than the owner have any right to a file.
 pub(crate) fn check_private(file: &File, path: &Path) -> Result<(), VaultError> {
     let mode = file.metadata().map_err(|error| VaultError::io(path, error))?.permissions().mode();
     match mode & 0o077 {
@@ -246,20 +253,20 @@ pub(crate) fn check_private(file: &File, path: &Path) -> Result<(), VaultError> 
     }
 }
 
-/// Writes a file that only its owner may read, whole or not at all.
+/// Writes a file with mode 0600, atomically, and syncs its directory.
 pub(crate) fn write_private(path: &Path, bytes: &[u8], how: VaultWrite) -> io::Result<()> {
     place_private(path, bytes, how)?;
     sync_directory(path)
 }
 
-/// The same, with its name not yet synced. A file that takes another's place has its owner, group and mode.
+/// Writes a private file without syncing its directory. A replaced file keeps its owner, group and mode.
 fn place_private(path: &Path, bytes: &[u8], how: VaultWrite) -> io::Result<()> {
     let before = match how {
         VaultWrite::New => None,
         VaultWrite::Over => Some(fs::metadata(path)?),
     };
     let fresh = name_beside(path)?;
-    // Made, never opened: two processes that share one could each link what the other then writes over.
+    // `create_new`: two processes that shared this file could link a name to bytes that the other overwrites.
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
     let filled = file.write_all(bytes).and_then(|()| before.map_or(Ok(()), |before| belong_as(&file, &before)));
     let written = filled.and_then(|()| file.sync_all()).and_then(|()| match how {
@@ -268,14 +275,14 @@ fn place_private(path: &Path, bytes: &[u8], how: VaultWrite) -> io::Result<()> {
         VaultWrite::New => fs::hard_link(&fresh, path),
     });
     if written.is_err() || how == VaultWrite::New {
-        // A second name that stays does not undo the file: `remove_leftover` finds it.
+        // Where this fails a second name stays, which `remove_leftover` removes.
         let _ = fs::remove_file(&fresh);
     }
     written
 }
 
-/// Removes the second names that a kill between the link and the removal leaves beside a file: `NAME.<hex>.new` that is
-/// the same inode. The caller has the file's lock.
+/// Removes the second names of a file, `NAME.<16 hex digits>.new` with the same inode, which a kill between link and removal
+/// leaves. The caller holds the file's lock.
 pub(crate) fn remove_leftover(path: &Path) -> io::Result<()> {
     let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
     let file = fs::metadata(path)?;
@@ -287,16 +294,16 @@ pub(crate) fn remove_leftover(path: &Path) -> io::Result<()> {
         if !middle.is_some_and(|random| random.len() == 16 && random.iter().all(u8::is_ascii_hexdigit)) {
             continue;
         }
-        // Of a symbolic link, its own inode.
-        let same = entry.metadata()?;
-        if (same.dev(), same.ino()) == (file.dev(), file.ino()) {
+        // The metadata of the entry itself, also of a symbolic link.
+        let other = entry.metadata()?;
+        if (other.dev(), other.ino()) == (file.dev(), file.ino()) {
             fs::remove_file(entry.path())?;
         }
     }
     Ok(())
 }
 
-/// Gives a file the owner, group and mode of another: root may replace what an engine's user reads.
+/// Gives a file the owner, group and mode of another: root may replace a file that an engine's user reads.
 fn belong_as(file: &File, other: &fs::Metadata) -> io::Result<()> {
     own_as(file, other)?;
     file.set_permissions(fs::Permissions::from_mode(other.mode() & 0o777))
@@ -311,7 +318,7 @@ pub(crate) fn own_as(file: &File, other: &fs::Metadata) -> io::Result<()> {
     fchown(file, Some(other.uid()), Some(other.gid()))
 }
 
-/// A name that nobody else has, in the same directory: the whole name of the file, and something random.
+/// A unique path in the same directory: the file's name and a random suffix.
 fn name_beside(path: &Path) -> io::Result<PathBuf> {
     let mut random = [0; 8];
     rand::fill(&mut random).map_err(|_| io::Error::other("the random generator failed"))?;
@@ -336,101 +343,101 @@ impl Drop for Unlock {
     }
 }
 
-/// Why a vault did not open.
+/// A vault or another private file can't be read or written.
 #[derive(Debug, Error)]
 pub enum VaultError {
-    /// Neither the vault nor its key file is there.
+    /// Neither the vault nor its key file exists.
     #[error(
-        "there is no vault at {}: mount or restore it; keys are made by `pinseal vault create`, by a ceremony, or by an engine \
-         whose store holds nothing yet",
+        "there is no vault at {}: mount or restore it; `pinseal vault create`, a ceremony, or an engine with an empty store \
+         creates one",
         path.display()
     )]
     Absent {
         /// The vault.
         path: PathBuf,
     },
-    /// The key file is there, and its vault is not.
+    /// Only the key file exists.
     #[error(
-        "the vault {} is missing, and its key file {} is there: mount or restore the vault; where none was ever sealed with \
-         that key file, run `pinseal vault create --use-key-file`",
+        "the vault {} is missing, and its key file {} exists: mount or restore the vault; where no vault was ever sealed with \
+         this key file, run `pinseal vault create --use-key-file`",
         path.display(),
         key_file.display()
     )]
     Missing {
         /// The vault.
         path: PathBuf,
-        /// Its key file.
+        /// The key file of the vault.
         key_file: PathBuf,
     },
-    /// The vault is there, and its key file is not.
+    /// Only the vault exists, and a key file opens it.
     #[error("the key file {} of the vault {} is missing: mount or restore it", key_file.display(), path.display())]
     KeyFileMissing {
         /// The vault.
         path: PathBuf,
-        /// Its key file.
+        /// The key file of the vault.
         key_file: PathBuf,
     },
-    /// It was to be created.
+    /// The vault to be created exists.
     #[error("the vault {} is there already: nothing was made", path.display())]
     Present {
         /// The vault.
         path: PathBuf,
     },
-    /// The file is something else.
+    /// The file does not begin as a vault does.
     #[error("{} is not a Pinseal vault", path.display())]
     Foreign {
-        /// Which file.
+        /// The file.
         path: PathBuf,
     },
-    /// The file is of another release.
+    /// Another release wrote the file.
     #[error("{} is a vault of version {version}: this release reads version {VERSION} only; run the release that wrote the file", path.display())]
     Version {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Its version.
+        /// The version byte of the file.
         version: u8,
     },
-    /// The seal does not open.
-    #[error("{} does not open: the passphrase or key is another, or the file is damaged", path.display())]
+    /// The secret is wrong, or the file was changed.
+    #[error("{} does not open: the passphrase or key is wrong, or the file is damaged", path.display())]
     WontOpen {
-        /// Which file.
+        /// The file.
         path: PathBuf,
     },
-    /// A key where a passphrase belongs, or the other way round.
-    #[error("{} opens by the other way: a key file and a passphrase are not exchangeable", path.display())]
+    /// A key file is configured for a vault with a passphrase, or the reverse.
+    #[error("{} needs the other kind of secret: configure a key file instead of a passphrase, or the reverse", path.display())]
     OtherUnlock {
-        /// Which file.
+        /// The file.
         path: PathBuf,
     },
-    /// It holds as much as it may.
-    #[error("{} would be larger than {FILE_BYTES_MAX} bytes: destroyed keys count too", path.display())]
+    /// The vault has reached its largest size.
+    #[error("{} would be larger than {FILE_BYTES_MAX} bytes; destroyed keys count too: begin a new vault", path.display())]
     Full {
-        /// Which file.
+        /// The file.
         path: PathBuf,
     },
-    /// What is inside can't be read, or lacks a key.
+    /// The vault has no active key of a usage that an engine needs.
     #[error("{} has no {missing}: make it in a key ceremony, and make it active", path.display())]
     Lacks {
-        /// Which file.
+        /// The vault.
         path: PathBuf,
-        /// What an engine needs.
+        /// The missing usage, for example `storage`.
         missing: String,
     },
-    /// Not 32 bytes.
+    /// The key file has another length than 32 bytes.
     #[error("the key file {} does not have 32 bytes", path.display())]
     KeyFile {
-        /// Which file.
+        /// The file.
         path: PathBuf,
     },
-    /// Others may read it.
+    /// Users other than the owner have rights to the file.
     #[error("{} has mode {mode:o}: others may read it, chmod 600 it", path.display())]
     OpenToOthers {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Its permission bits.
+        /// The permission bits.
         mode: u32,
     },
-    /// The vault was replaced, and whether its name survives a power cut is not known.
+    /// The vault was replaced, but a power cut may bring back the old one.
     #[error("{} was replaced, but its directory does not sync: {error}", path.display())]
     NotSynced {
         /// The vault.
@@ -438,9 +445,9 @@ pub enum VaultError {
         /// The operating system's reason.
         error: io::Error,
     },
-    /// A change would replace one of the names and leave the others with the keys of before.
+    /// The vault has several hard links. A change would replace one of them; the others would keep the old keys.
     #[error(
-        "{} has {names} names (hard links), and a change would reach this one alone: find them with `find DIRECTORY -samefile \
+        "{} has {names} names (hard links), and a change would reach only this one: find them with `find DIRECTORY -samefile \
          {}`, remove all but one, and link symbolically where another is needed",
         path.display(),
         path.display()
@@ -451,15 +458,15 @@ pub enum VaultError {
         /// The number of its hard links.
         names: u64,
     },
-    /// The machine refused something.
+    /// The operating system refuses to read or write a file.
     #[error("{}: {error}", path.display())]
     Io {
-        /// Which file.
+        /// The file or directory.
         path: PathBuf,
-        /// Why.
+        /// The operating system's error.
         error: io::Error,
     },
-    /// No randomness, or no cipher.
+    /// The random generator or the cipher failed in this process.
     #[error("the random generator or the cipher failed")]
     Random,
 }
@@ -606,7 +613,7 @@ mod tests {
     #[test]
     fn a_failed_first_write_leaves_no_key_file() {
         let directory = tempfile::tempdir().unwrap();
-        // The name beside it is longer than the 255 bytes that a file system takes.
+        // With its suffix the name is longer than the 255 bytes that a file system allows.
         let path = directory.path().join("v".repeat(240));
         let key_file = directory.path().join("vault.key");
         let unlock = Unlock::KeyFile(key_file.clone());
@@ -614,14 +621,14 @@ mod tests {
         assert!(matches!(write(), Err(VaultError::Io { .. })));
         assert!(names_in(directory.path()).is_empty());
         assert!(!is_there(&path, &unlock).unwrap());
-        // One that was there before stays.
+        // A key file that existed before stays.
         write_private(&key_file, &[7; 32], VaultWrite::New).unwrap();
         assert!(write().is_err());
         assert_eq!(fs::read(&key_file).unwrap(), [7; 32]);
     }
 
     #[test]
-    fn a_leftover_name_of_the_same_file_alone_is_removed() {
+    fn only_leftover_names_of_the_same_file_are_removed() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         fs::write(at("vault"), "sealed").unwrap();
@@ -635,7 +642,7 @@ mod tests {
     }
 
     #[test]
-    fn no_key_stands_in_the_vault_file() {
+    fn the_vault_file_holds_no_clear_key() {
         let directory = tempfile::tempdir().unwrap();
         let keys = open(&by_key_file(directory.path())).unwrap();
         let file = fs::read(directory.path().join("vault")).unwrap();
