@@ -1,4 +1,4 @@
-//! ISO 9564-1 PIN blocks, pure: no key, no randomness of its own, no early return on a clear value.
+//! ISO 9564-1 PIN blocks of formats 0, 1, 3 and 4: pure functions without keys or randomness, in constant time.
 
 mod iso_0_3;
 mod iso_1;
@@ -17,18 +17,17 @@ use subtle::Choice;
 
 use crate::clear::Pin;
 
-/// The highest nibbles of a block: `control L P…P`, and `fill` at the places the PIN does not reach.
+/// The PIN field of 16 nibbles: control, length, PIN, and `fill` in the remaining nibbles.
 fn pin_field(control: u8, pin: &Pin, fill: u64) -> u64 {
     let head = (u64::from(control) << 60) | (u64::from(pin.length()) << 56);
     head | ((pin.digits() | (fill & !pin.places())) >> 8)
 }
 
-/// Reads `control L P…P`, and asks `fill_is_good` of the nibbles behind the PIN: each bit of its answer that stands at a
-/// place the PIN does not reach must be zero.
+/// Reads a PIN field. `wrong_fill` returns a bit for each wrong nibble; the bits in the nibbles after the PIN must be zero.
 fn read_pin_field(field: u64, control: u8, pin: &mut Pin, wrong_fill: impl FnOnce(u64) -> u64) -> Choice {
     let body = field << 8;
     let good = pin.fill(((field >> 56) & 0xF) as u8, body);
-    // The two lowest nibbles of the shifted field are none of the block's.
+    // The shift filled the two lowest nibbles with zeros, which are no part of the field.
     let behind = !pin.places() & !0xFF;
     let right_control = u8::from((field >> 60) as u8 == control);
     good & Choice::from(right_control & u8::from(wrong_fill(body) & behind == 0))
@@ -52,7 +51,7 @@ mod tests {
         bool::from(read & pin.same_as(expected))
     }
 
-    /// What each nibble of a block must be, said the slow way: a second opinion on the arithmetic.
+    /// Checks each nibble of a block one by one: an independent check of the arithmetic.
     fn is_format(control: u8, nibbles: u64, fill: impl Fn(u8) -> bool) -> bool {
         let all: Vec<u8> = (0..16).map(|place| ((nibbles >> (60 - 4 * place)) & 0xF) as u8).collect();
         let length = usize::from(all[1]);
@@ -61,12 +60,12 @@ mod tests {
         all[0] == control && (4..=12).contains(&length) && digits_and_fill(())
     }
 
-    /// Nibbles within A to F, each as random as the one it is made of.
+    /// Maps each random nibble into A to F.
     fn within_a_to_f(random: u64) -> u64 {
         (0..16).fold(0, |all, place| (all << 4) | (0xA + ((random >> (4 * place)) & 0xF) % 6))
     }
 
-    /// With another nibble at a place, counted from the highest.
+    /// Replaces the nibble at a position, counted from the highest.
     fn with_nibble(nibbles: u64, place: u32, nibble: u64) -> u64 {
         let shift = 60 - 4 * place;
         (nibbles & !(0xF << shift)) | (nibble << shift)
@@ -96,8 +95,8 @@ mod tests {
         decode_iso_4(&wide, &mut Pin::zeroed()).into()
     }
 
-    /// Every decoder, of a field before the account number is combined with it.
-    fn judged_as_the_standard_says(field: u64, random: u64, account: &AccountDigits) -> Result<(), TestCaseError> {
+    /// Checks every decoder on a field, before the XOR with the account number.
+    fn check_decoders(field: u64, random: u64, account: &AccountDigits) -> Result<(), TestCaseError> {
         prop_assert_eq!(reads_iso_0(field, account), is_format(0, field, |n| n == 0xF));
         prop_assert_eq!(reads_iso_1(field), is_format(1, field, |_| true));
         prop_assert_eq!(reads_iso_3(field, account), is_format(3, field, |n| n >= 0xA));
@@ -107,7 +106,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_reads_back_in_every_format(
+        fn every_format_decodes_its_own_encoding(
             digits in "[0-9]{4,12}", account in "[0-9]{1,19}", fill in any::<u64>(), random in any::<u64>(),
         ) {
             let (expected, account) = (pin(&digits), AccountDigits::parse(&account).unwrap());
@@ -123,15 +122,15 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_judged_as_the_standard_says_and_none_makes_it_panic(
+        fn decoders_follow_the_standard_on_any_bytes(
             nibbles in any::<u64>(), random in any::<u64>(), account in "[0-9]{1,19}",
         ) {
-            judged_as_the_standard_says(nibbles, random, &AccountDigits::parse(&account).unwrap())?;
+            check_decoders(nibbles, random, &AccountDigits::parse(&account).unwrap())?;
         }
 
-        // Wholly random nibbles are almost never a block: these are one, or one but for a nibble.
+        // Random nibbles are almost never a block, so these are a block with at most one changed nibble.
         #[test]
-        fn a_block_of_each_format_is_judged_as_the_standard_says_whichever_nibble_of_it_is_changed(
+        fn decoders_follow_the_standard_on_a_block_with_a_changed_nibble(
             format in prop::sample::select(&[0u8, 1, 3, 4][..]), digits in "[0-9]{4,12}", fill in any::<u64>(),
             changed in prop::option::of((0..16u32, 0..16u64)), random in any::<u64>(), account in "[0-9]{1,19}",
         ) {
@@ -144,12 +143,12 @@ mod tests {
             let whole = pin_field(format, &pin(&digits), fill);
             prop_assert!(is_format(format, whole, |_| true));
             let nibbles = changed.map_or(whole, |(place, nibble)| with_nibble(whole, place, nibble));
-            judged_as_the_standard_says(nibbles, random, &AccountDigits::parse(&account).unwrap())?;
+            check_decoders(nibbles, random, &AccountDigits::parse(&account).unwrap())?;
         }
     }
 
     #[test]
-    fn a_wrong_nibble_anywhere_in_the_fill_is_refused_in_formats_0_3_and_4_and_taken_in_format_1() {
+    fn a_wrong_fill_nibble_is_rejected_except_in_format_1() {
         let account = AccountDigits::parse("5413339000001513").unwrap();
         for length in 4..=12u32 {
             let expected = pin(&"918273645509"[..length as usize]);

@@ -1,6 +1,6 @@
-//! Everything clear: filled in place, never returned filled, wiped on drop.
+//! The types of clear values: filled in place, wiped on drop.
 //!
-//! Nothing here has `Debug`, `Display`, `Clone`, `PartialEq` or serde, and no other crate can name any of it.
+//! No type here has `Debug`, `Display`, `Clone`, `PartialEq` or serde, and no other crate can name one.
 
 use std::{cell::RefCell, hint::black_box};
 
@@ -12,8 +12,8 @@ pub(crate) const PIN_DIGITS_MAX: usize = 12;
 /// The fewest digits a PIN has (ISO 9564-1, 8.1).
 pub(crate) const PIN_DIGITS_MIN: usize = 4;
 
-/// How much of the stack an operation may have used, in bytes, with some to spare: 3.2 KiB as measured, and 16 KiB where
-/// nothing is optimised. `the_stack_of_every_operation_is_scrubbed_to_its_end` holds it.
+/// Bytes of stack that are wiped after an operation. Measured use: 3.2 KiB, and 16 KiB without optimisation. The test
+/// `the_stack_of_every_operation_is_scrubbed_to_its_end` checks that this is enough.
 const STACK_BYTES_SCRUBBED: usize = if cfg!(debug_assertions) { 32 * 1024 } else { 4 * 1024 };
 
 /// `N` clear bytes.
@@ -27,12 +27,11 @@ pub(crate) type Block = Clear<8>;
 pub(crate) type WideBlock = Clear<16>;
 
 impl<const N: usize> Clear<N> {
-    /// All zeros.
     pub(crate) const ZEROED: Self = Self([0; N]);
 
-    /// All zeros, to be filled in place.
+    /// Zeros, to be filled in place.
     pub(crate) fn zeroed() -> Self {
-        Self([0; N])
+        Self::ZEROED
     }
 
     pub(crate) fn bytes(&self) -> &[u8; N] {
@@ -45,7 +44,7 @@ impl<const N: usize> Clear<N> {
 }
 
 impl Clear<8> {
-    /// The block as 16 nibbles, the first of them the highest.
+    /// The block as 16 nibbles, the first nibble in the highest bits.
     pub(crate) fn nibbles(&self) -> u64 {
         u64::from_be_bytes(self.0)
     }
@@ -56,7 +55,7 @@ impl Clear<8> {
 }
 
 impl Clear<16> {
-    /// The field as 32 nibbles, the first of them the highest.
+    /// The field as 32 nibbles, the first nibble in the highest bits.
     pub(crate) fn nibbles(&self) -> u128 {
         u128::from_be_bytes(self.0)
     }
@@ -67,7 +66,7 @@ impl Clear<16> {
 }
 
 impl Clear<32> {
-    /// The two halves, the first of their nibbles the highest.
+    /// The two halves, each big-endian.
     pub(crate) fn halves(&self) -> (u128, u128) {
         let (halves, _) = self.0.as_chunks();
         match halves {
@@ -88,11 +87,11 @@ impl<const N: usize> Drop for Clear<N> {
     }
 }
 
-/// Clear bytes whose number is known when they are met: a key that came in a key block.
+/// Clear bytes of a length known at run time, such as a key from a key block.
 pub(crate) struct ClearBytes(Box<[u8]>);
 
 impl ClearBytes {
-    /// All zeros, to be filled in place.
+    /// Zeros, to be filled in place.
     pub(crate) fn zeroed(length: usize) -> Self {
         Self(vec![0; length].into())
     }
@@ -101,8 +100,8 @@ impl ClearBytes {
         Self(bytes.into())
     }
 
-    /// Takes bytes over; a vector with spare capacity would be moved, and leave a copy behind.
-    pub(crate) fn of(mut bytes: Vec<u8>) -> Self {
+    /// Copies the bytes and wipes the vector: converting a vector with spare capacity into a box would leave a copy behind.
+    pub(crate) fn taken(mut bytes: Vec<u8>) -> Self {
         let kept = Self::copied(&bytes);
         wipe(&mut bytes);
         kept
@@ -123,10 +122,9 @@ impl Drop for ClearBytes {
     }
 }
 
-/// A clear PIN: 4 to 12 digits, a nibble each, from the highest down. What stands behind its length is zero.
+/// A clear PIN: 4 to 12 digits, one in each nibble, from the highest nibble down. The nibbles after the PIN are zero.
 ///
-/// Every question about a PIN is answered by arithmetic on all of it at once: no branch and no memory access depends on
-/// a digit.
+/// Every test of a PIN is arithmetic on all digits at once: no branch and no memory access depends on a digit.
 pub(crate) struct Pin {
     digits: u64,
     length: u8,
@@ -141,14 +139,14 @@ impl Pin {
         Self { digits: 0, length: 4 }
     }
 
-    /// Takes the first `length` of these nibbles as digits; returns whether they form a PIN. Does the same
-    /// work whatever it finds, and leaves a PIN that can be encoded.
+    /// Takes the first `length` nibbles as digits, and returns whether they form a PIN. The work is the same for every input,
+    /// and the result can always be encoded.
     pub(crate) fn fill(&mut self, length: u8, nibbles: u64) -> Choice {
         let (least, most) = (PIN_DIGITS_MIN as u8, PIN_DIGITS_MAX as u8);
         let good_length = u8::from(length >= least) & u8::from(length <= most);
         self.length = u8::conditional_select(&least, &length, Choice::from(good_length));
         self.digits = nibbles & self.places();
-        // A nibble is above 9 where its 8 stands with its 4 or its 2.
+        // A nibble is above 9 where bit 8 is set together with bit 4 or bit 2.
         let above_nine = (self.digits >> 3) & ((self.digits >> 2) | (self.digits >> 1)) & ONES;
         Choice::from(good_length & u8::from(above_nine == 0))
     }
@@ -162,19 +160,19 @@ impl Pin {
         self.digits
     }
 
-    /// The places the PIN reaches: ones from the highest nibble down.
+    /// A mask of the nibbles that hold the PIN.
     pub(crate) fn places(&self) -> u64 {
         !(u64::MAX >> (4 * u32::from(self.length)))
     }
 
-    /// Whether each digit is the one before it plus `step`, to the end.
+    /// Whether each digit is the digit before plus `step`.
     pub(crate) fn climbs_by(&self, step: u8) -> Choice {
         let pairs = self.places() << 4;
         let climbed = self.digits.wrapping_add(ONES.wrapping_mul(step.into()));
         Choice::from(u8::from((climbed ^ (self.digits << 4)) & pairs == 0))
     }
 
-    /// Whether each digit is the one before it less one, to the end.
+    /// Whether each digit is the digit before minus one.
     pub(crate) fn falls_by_one(&self) -> Choice {
         let pairs = self.places() << 4;
         let climbed = (self.digits << 4).wrapping_add(ONES);
@@ -186,7 +184,7 @@ impl Pin {
         wipe(std::slice::from_mut(&mut self.length));
     }
 
-    /// Whether two PINs are the same.
+    /// Compares two PINs in constant time.
     pub(crate) fn same_as(&self, other: &Self) -> Choice {
         self.digits.ct_eq(&other.digits) & self.length.ct_eq(&other.length)
     }
@@ -198,7 +196,7 @@ impl Drop for Pin {
     }
 }
 
-/// The clear values of one operation: one set a thread, at one place, wiped after each operation.
+/// The clear values of one operation: one workspace for each thread, at a fixed address, wiped after each operation.
 pub(crate) struct Workspace {
     pub(crate) tzpk: Tzpk,
     pub(crate) block: Block,
@@ -223,9 +221,9 @@ thread_local! {
     static WORKSPACE: RefCell<Box<Workspace>> = RefCell::new(Box::new(Workspace::new()));
 }
 
-/// Works in this thread's workspace; wipes it, and the stack that the work has used.
+/// Runs `work` in this thread's workspace, then wipes the workspace and the stack that `work` used.
 pub(crate) fn in_workspace<T>(work: impl FnOnce(&mut Workspace) -> T) -> T {
-    /// Its own frame, so that the scrub of the caller reaches all of it.
+    /// A separate stack frame, so that the caller's scrub reaches all of it.
     #[inline(never)]
     fn in_a_frame_below<T>(workspace: &mut Workspace, work: impl FnOnce(&mut Workspace) -> T) -> T {
         work(workspace)
@@ -237,7 +235,7 @@ pub(crate) fn in_workspace<T>(work: impl FnOnce(&mut Workspace) -> T) -> T {
                 workspace.wipe();
                 done
             }
-            // Operations do not nest. A nested one would get a fresh workspace.
+            // Operations do not nest. A nested operation would get a fresh workspace.
             Err(_) => in_a_frame_below(&mut Workspace::new(), work),
         };
         scrub_stack();
@@ -245,11 +243,11 @@ pub(crate) fn in_workspace<T>(work: impl FnOnce(&mut Workspace) -> T) -> T {
     })
 }
 
-/// Overwrites the stack below the caller, where the frames of an operation lay: moves and spilled registers leave
-/// copies there that no `Drop` can reach.
+/// Overwrites the stack below the caller, where the frames of an operation were: moves and spilled registers leave copies there
+/// that no `Drop` reaches.
 #[inline(never)]
 pub(crate) fn scrub_stack() {
-    // Eight bytes at a time: the compiler may not join volatile writes.
+    // Words of eight bytes, because the compiler may not merge volatile writes.
     let mut below = [0u64; STACK_BYTES_SCRUBBED / 8];
     wipe(&mut below);
     #[cfg(test)]
@@ -263,13 +261,13 @@ thread_local! {
     pub(crate) static SCRUBBED_TO: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
-/// Writes zeros that the compiler may not leave out.
+/// Writes zeros that the compiler may not omit.
 #[cfg(not(feature = "unwiped-for-test"))]
 fn wipe<T: DefaultIsZeroes>(values: &mut [T]) {
     values.zeroize();
 }
 
-/// In a build for one test alone nothing is wiped, so that the search of the process's memory is known to find.
+/// Wipes nothing, in a build for one test: the test proves that its search of the process's memory finds clear values.
 #[cfg(feature = "unwiped-for-test")]
 fn wipe<T: DefaultIsZeroes>(values: &mut [T]) {
     black_box(values);
@@ -281,7 +279,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_of_an_operation_is_in_the_workspace_after_it_not_even_how_long_the_pin_was() {
+    fn the_workspace_is_wiped_after_an_operation() {
         in_workspace(|workspace| {
             workspace.tzpk.bytes_mut().fill(1);
             workspace.block.bytes_mut().fill(2);

@@ -1,25 +1,25 @@
-//! What a token XORs a format 1 block with, unread, to make another format of it.
+//! The masks that turn a format 1 block into another format by XOR, inside a token that can't read the block.
 
 use super::AccountDigits;
 
-/// Format 1 to format 3, and back: the control nibble, and the account. The fill must be within A to F.
+/// The mask from format 1 to format 3, and back: control nibble and account field. The fill must be A to F.
 pub(crate) fn iso_1_to_iso_3(account: &AccountDigits) -> u64 {
     (0x2 << 60) ^ account.rightmost_twelve()
 }
 
-/// Format 1 to a format 4 PIN field: the control nibble, and the random half behind it. The fill must be A.
+/// The mask from format 1 to a format 4 PIN field: control nibble and random half. The fill must be A.
 pub(crate) fn iso_1_to_iso_4(random: u64) -> u128 {
     (0x5 << 124) | u128::from(random)
 }
 
-/// Makes the last byte 01, which is padding of one byte (PKCS #7), where it was AA.
+/// The mask that turns a last byte of AA into 01, a PKCS #7 padding of one byte.
 pub(crate) const FILL_A_AS_PADDING: u64 = 0xAB;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    // Seen on NSS and openCryptoki, checked with OpenSSL.
+    // Measured on NSS and openCryptoki, checked with OpenSSL.
     #[test]
     fn a_format_1_block_becomes_a_format_3_block_of_its_account() {
         let account = AccountDigits::parse("5413339000001513").unwrap();

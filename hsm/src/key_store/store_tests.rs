@@ -331,7 +331,7 @@ fn a_3des_exchange_key_imports_old_blocks_but_exports_none() {
         store.load(exchange.clone(), &components, NOW).unwrap();
         store.activate(&exchange, 1, NOW).unwrap();
         let came = store.import(name("zone:acquirer"), block, &exchange, NOW).unwrap();
-        let expected = check_value(KeyAlgorithm::TdesDouble, &ClearBytes::of(unhex(&entry["key"])));
+        let expected = check_value(KeyAlgorithm::TdesDouble, &ClearBytes::taken(unhex(&entry["key"])));
         assert_eq!(came.check_value, Some(expected), "{block}");
         imported.push(block.chars().next().unwrap());
         let refused = store.export((&name("zone:acquirer"), 1), &exchange, Version::D).unwrap_err();

@@ -179,7 +179,7 @@ impl<'a> ProtectionKey<'a> {
         for (counter, piece) in (1u8..).zip(key.bytes_mut().chunks_mut(self.family.block_bytes())) {
             let message = [counter, 0, derived as u8, 0, 0, algorithm, high, low];
             let made = match &self.key {
-                KeySource::Bytes(from) => ClearBytes::of(cipher(self.family, from).cmac(&[&message])),
+                KeySource::Bytes(from) => ClearBytes::taken(cipher(self.family, from).cmac(&[&message])),
                 KeySource::Token(from) => {
                     let mut tag = Clear::zeroed();
                     from.cmac(&message, &mut tag)?;

@@ -1,10 +1,10 @@
-//! How many blocks each version of the 3DES storage key has made, and no more than 2^20 (NIST SP 800-67 rev. 2, 3.3).
+//! Counts the blocks under each version of the 3DES storage key: at most 2^20 (NIST SP 800-67 rev. 2, 3.3).
 //!
 //! ```text
-//! a line for each step: version " +" blocks
+//! one line for each reservation: version " +" blocks
 //! ```
-//! A step is reserved on disk before it is used, so that a crash can only waste one, never lose one. Lines are appended and
-//! summed up, so that two processes of which one takes the other's place lose none either. What must never enter: a key.
+//! Blocks are reserved on disk before they are encrypted, so a crash can waste a reservation but lose no count. Lines are
+//! appended and summed, so two processes that overlap at a restart lose no count either. What must never enter: a key.
 
 use std::{
     collections::HashMap,
@@ -17,34 +17,35 @@ use std::{
 
 use crate::{error::Error, sealed::KeyVersion};
 
-/// The most blocks one key makes.
+/// The most blocks under one key.
 pub(crate) const BLOCKS_MAX: u64 = 1 << 20;
-/// How many are reserved at a time.
+/// The blocks of one reservation.
 const STEP: u64 = 4_096;
-/// How much is read at a time.
+/// The bytes of one read.
 const READ_BYTES: usize = 4_096;
-/// Whose a number is that stands alone: before keys had more than one version, a line was its count so far.
-const FIRST_VERSION: u16 = 1;
 
-/// The counts of a key's versions.
+/// The block counts of the versions of the 3DES storage key.
 pub(crate) struct TdesBudget {
-    /// Beside the vault, and open for good: a confined process opens no file. None where the keys die with the process.
+    /// The count file, which stays open: a confined process can't open files. `None` for keys in memory.
     file: Option<File>,
     counts: Mutex<Counts>,
 }
 
 #[derive(Default)]
 struct Counts {
-    /// Of each version, by whomever.
+    /// Blocks reserved by all processes, by version.
     reserved: HashMap<u16, u64>,
-    /// Of what this process reserved, what it has not made yet.
+    /// Blocks that this process has reserved and not encrypted yet, by version.
     left: HashMap<u16, u64>,
-    /// How much of the file was read, up to the end of a line.
+    /// The offset after the last complete line that was read.
     read_to: u64,
 }
 
 impl TdesBudget {
-    /// Sums up the file, which is made where it is missing.
+    /// Opens or creates the count file and sums its lines.
+    ///
+    /// # Errors
+    /// The operating system's error, or [`io::ErrorKind::InvalidData`] for a foreign file.
     pub(crate) fn open(path: Option<&Path>) -> io::Result<Self> {
         let mut counts = Counts::default();
         let file = match path {
@@ -61,7 +62,10 @@ impl TdesBudget {
         Ok(Self { file, counts: Mutex::new(counts) })
     }
 
-    /// Takes one of a version.
+    /// Takes one block of a version from the budget.
+    ///
+    /// # Errors
+    /// [`Error::TdesExhausted`] after 2^20 blocks; [`Error::Unavailable`] where the count can't be written.
     pub(crate) fn take(&self, KeyVersion(version): KeyVersion) -> Result<(), Error> {
         let mut counts = self.counts();
         if counts.left.get(&version).is_none_or(|left| *left == 0) {
@@ -81,7 +85,10 @@ impl TdesBudget {
     }
 }
 
-/// How many blocks each version may have made, as a file says that others may be using.
+/// The blocks reserved for each version, read from a count file that another process may have open. A missing file has none.
+///
+/// # Errors
+/// As [`TdesBudget::open`].
 pub(crate) fn reserved_in(path: &Path) -> io::Result<HashMap<u16, u64>> {
     let mut counts = Counts::default();
     match File::open(path) {
@@ -93,7 +100,7 @@ pub(crate) fn reserved_in(path: &Path) -> io::Result<HashMap<u16, u64>> {
 }
 
 impl Counts {
-    /// Reserves a step of a version; false where none is left.
+    /// Reserves blocks of a version; false where none are left.
     fn reserve(&mut self, version: u16, file: Option<&File>) -> io::Result<bool> {
         let step = STEP.min(BLOCKS_MAX.saturating_sub(self.reserved_of(version)));
         if step == 0 {
@@ -102,10 +109,10 @@ impl Counts {
         match file {
             None => *self.reserved.entry(version).or_default() += step,
             Some(mut file) => {
-                // A line of its own, even behind one that was cut short.
+                // Begins with a line break, because a crash may have cut the last line short.
                 file.write_all(format!("\n{version} +{step}\n").as_bytes())?;
                 file.sync_data()?;
-                // This line is read too, and whatever another process has written before it.
+                // Reads this line too, and the lines that another process has written before it.
                 self.read_on(file)?;
             }
         }
@@ -120,7 +127,7 @@ impl Counts {
         self.reserved.get(&version).copied().unwrap_or_default()
     }
 
-    /// Reads the lines that came. One without its end was never relied on, and is read once it has one.
+    /// Reads the new complete lines. A line without a line break was never synced, so nothing depends on it yet.
     fn read_on(&mut self, file: &File) -> io::Result<()> {
         let (mut text, mut buffer) = (Vec::new(), [0; READ_BYTES]);
         loop {
@@ -133,20 +140,15 @@ impl Counts {
         let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         let text = text.get(..whole).unwrap_or_default();
         for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-            self.sum_up(std::str::from_utf8(line).unwrap_or_default())?;
+            self.add_line(std::str::from_utf8(line).unwrap_or_default())?;
         }
         self.read_to += u64::try_from(whole).unwrap_or_default();
         Ok(())
     }
 
-    fn sum_up(&mut self, line: &str) -> io::Result<()> {
-        if let Ok(count) = line.parse::<u64>() {
-            let first = self.reserved.entry(FIRST_VERSION).or_default();
-            *first = count.max(*first);
-            return Ok(());
-        }
+    fn add_line(&mut self, line: &str) -> io::Result<()> {
         let foreign = || io::Error::new(io::ErrorKind::InvalidData, "not a count of 3DES blocks");
-        // A line that a crash cut short does not parse, or parses as a smaller step: both are ignored.
+        // A line that a crash cut short has no complete number, or a smaller one. Nothing was encrypted under either.
         let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
         match line.split_once(" +") {
             Some((version, step)) if digits(version) && digits(step) => {
@@ -155,7 +157,7 @@ impl Counts {
                 *reserved = reserved.saturating_add(step.parse().unwrap_or_default());
                 Ok(())
             }
-            None if line.strip_suffix(' ').is_some_and(digits) => Ok(()),
+            None if digits(line.strip_suffix(' ').unwrap_or(line)) => Ok(()),
             _ => Err(foreign()),
         }
     }
@@ -170,10 +172,10 @@ mod tests {
     const FIRST: KeyVersion = KeyVersion(1);
 
     #[test]
-    fn a_version_makes_two_to_the_twenty_blocks_and_not_one_more_even_across_restarts() {
+    fn a_version_encrypts_at_most_two_to_the_twenty_blocks_across_restarts() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vault.count");
-        fs::write(&path, format!("{}\n1 +4096\n", BLOCKS_MAX - 4099)).unwrap();
+        fs::write(&path, format!("1 +{}\n1 +4096\n", BLOCKS_MAX - 4099)).unwrap();
         let budget = TdesBudget::open(Some(&path)).unwrap();
         for _ in 0..3 {
             budget.take(FIRST).unwrap();
@@ -186,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crash_wastes_a_step_and_loses_none() {
+    fn a_crash_wastes_a_reservation_and_loses_no_count() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vault.count");
         let budget = TdesBudget::open(Some(&path)).unwrap();
@@ -196,11 +198,11 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_was_cut_short_is_not_counted_for_more_and_spoils_no_later_one() {
+    fn a_line_cut_short_leaves_later_lines_readable() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vault.count");
         for (cut_short, expected) in
-            [("8192\n12", 12_288), ("1 +8192\n1 +40", 12_328), ("1 +8192\n1 +", 12_288), ("1 +8192\n1 ", 12_288)]
+            [("1 +8192\n12", 12_288), ("1 +8192\n1 +40", 12_328), ("1 +8192\n1 +", 12_288), ("1 +8192\n1 ", 12_288)]
         {
             fs::write(&path, cut_short).unwrap();
             let budget = TdesBudget::open(Some(&path)).unwrap();
@@ -208,17 +210,17 @@ mod tests {
             drop(budget);
             assert_eq!(reserved_in(&path).unwrap(), HashMap::from([(1, expected)]), "{cut_short:?}");
         }
-        for foreign in ["8192\nmany\n", "1 + 2\n", "1 +2+3\n", "70000 +1\n"] {
+        for foreign in ["1 +8192\nmany\n", "1 + 2\n", "1 +2+3\n", "70000 +1\n"] {
             fs::write(&path, foreign).unwrap();
             assert!(reserved_in(&path).is_err(), "{foreign:?}");
         }
     }
 
     #[test]
-    fn two_processes_of_which_one_follows_on_the_other_make_no_more_than_one_would() {
+    fn two_overlapping_processes_share_one_budget() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vault.count");
-        fs::write(&path, format!("{}\n", BLOCKS_MAX - 2 * STEP)).unwrap();
+        fs::write(&path, format!("1 +{}\n", BLOCKS_MAX - 2 * STEP)).unwrap();
         let (before, next) = (TdesBudget::open(Some(&path)).unwrap(), TdesBudget::open(Some(&path)).unwrap());
         let all_of = |budget: &TdesBudget| (0..3 * STEP).filter(|_| budget.take(FIRST).is_ok()).count() as u64;
         before.take(FIRST).unwrap();
