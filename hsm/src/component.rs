@@ -1,6 +1,7 @@
-//! Components: a key in 2 to 9 parts, each known to one custodian, that are the key together and nothing apart (XOR).
+//! Key components (split knowledge): 2 to 9 parts, each known to one custodian, whose XOR is the key. Fewer parts reveal
+//! nothing of the key.
 //!
-//! Clear components are typed and shown here and nowhere else; `terminal` is where.
+//! Clear components are typed and shown only in `terminal`.
 
 mod terminal;
 
@@ -15,34 +16,38 @@ use crate::{
     keyring::{KeyAlgorithm, check_value, is_weak, set_odd_parity},
 };
 
-/// How many components a key may have.
+/// The allowed number of components of a key.
 pub const COMPONENTS: std::ops::RangeInclusive<usize> = 2..=9;
 
 /// The components of one key, as custodians enter them.
 pub struct Components {
     algorithm: KeyAlgorithm,
     entered: Vec<ClearBytes>,
-    check_values: Vec<Kcv>,
+    kcvs: Vec<Kcv>,
 }
 
 impl Components {
-    /// None yet.
+    /// No components yet, for a key of this algorithm.
     pub fn new(algorithm: KeyAlgorithm) -> Self {
-        Self { algorithm, entered: Vec::new(), check_values: Vec::new() }
+        Self { algorithm, entered: Vec::new(), kcvs: Vec::new() }
     }
 
-    /// A custodian enters one, and the check value that stands with it.
+    /// A custodian types a component and its KCV. Returns the KCV, 3 bytes.
+    ///
+    /// # Errors
+    /// [`ComponentError::Digits`], [`ComponentError::Kcv`], [`ComponentError::Zeros`] or [`ComponentError::Twice`] for a wrong
+    /// component; [`ComponentError::Ended`] and [`ComponentError::Io`] by the terminal.
     pub fn enter(&mut self, terminal: &mut ComponentTerminal, custodian: &str) -> Result<Kcv, ComponentError> {
         let number = self.entered.len() + 1;
         let mut component = ClearBytes::zeroed(self.algorithm.bytes());
         terminal.ask_component(custodian, number, &mut component)?;
-        let expected = terminal.ask_check_value(custodian, number)?;
-        self.take(component, &expected)
+        let expected = terminal.ask_kcv(custodian, number)?;
+        self.add(component, &expected)
     }
 
-    fn take(&mut self, component: ClearBytes, expected: &[u8]) -> Result<Kcv, ComponentError> {
+    fn add(&mut self, component: ClearBytes, expected: &[u8]) -> Result<Kcv, ComponentError> {
         let found = check_value(self.algorithm, &component);
-        // Three bytes, or the five that X9.143 has for AES, of which three are compared.
+        // 3 bytes, or 5 for AES (X9.143). The first 3 are compared.
         if expected.get(..3) != Some(&found.as_bytes()[..]) {
             return Err(ComponentError::Kcv);
         }
@@ -53,21 +58,25 @@ impl Components {
             return Err(ComponentError::Twice);
         }
         self.entered.push(component);
-        self.check_values.push(found);
+        self.kcvs.push(found);
         Ok(found)
     }
 
-    /// Of each component, in the order they were entered.
+    /// The KCV of each component, in the order of entry.
     pub fn kcvs(&self) -> &[Kcv] {
-        &self.check_values
+        &self.kcvs
     }
 
-    /// What it is a key of.
+    /// The algorithm of the key.
     pub fn algorithm(&self) -> KeyAlgorithm {
         self.algorithm
     }
 
-    /// The key: 3DES with odd parity, which an even number of odd components does not give by itself.
+    /// The XOR of the components. A 3DES key gets odd parity, because an even number of components with odd parity gives even
+    /// parity.
+    ///
+    /// # Errors
+    /// [`ComponentError::Number`] for fewer than 2 or more than 9 components; [`ComponentError::Weak`] for a weak key.
     pub(crate) fn combined(&self) -> Result<ClearBytes, ComponentError> {
         if !COMPONENTS.contains(&self.entered.len()) {
             return Err(ComponentError::Number { found: self.entered.len() });
@@ -83,13 +92,17 @@ impl Components {
 
 /// The KCVs of a key made by [`make_components`] and of its components.
 pub struct ComponentKcvs {
-    /// Of the key they are together.
+    /// The KCV of the key.
     pub key: Kcv,
-    /// Of each.
+    /// The KCV of each component, in the order of the custodians.
     pub components: Vec<Kcv>,
 }
 
-/// Makes a fresh key in as many components as there are custodians, and shows each its own. Nothing of it is kept.
+/// Generates a key as one component for each custodian, and shows each custodian theirs. No component is stored.
+///
+/// # Errors
+/// [`ComponentError::Number`] for fewer than 2 or more than 9 custodians; [`ComponentError::Ended`] and [`ComponentError::Io`]
+/// by the terminal.
 pub fn make_components(
     terminal: &mut ComponentTerminal,
     algorithm: KeyAlgorithm,
@@ -102,7 +115,7 @@ pub fn make_components(
             rand::fill(component.bytes_mut()).map_err(|_| ComponentError::Random)?;
             set_odd_parity(algorithm, &mut component);
             let expected = check_value(algorithm, &component);
-            components.take(component, expected.as_bytes())?;
+            components.add(component, expected.as_bytes())?;
         }
         match components.combined() {
             Ok(key) => break (components, key),
@@ -113,54 +126,54 @@ pub fn make_components(
     for (number, (custodian, component)) in (1..).zip(custodians.iter().zip(&components.entered)) {
         terminal.show_component(custodian, number, component, check_value(algorithm, component))?;
     }
-    Ok(ComponentKcvs { key: check_value(algorithm, &key), components: components.check_values })
+    Ok(ComponentKcvs { key: check_value(algorithm, &key), components: components.kcvs })
 }
 
-/// Why a component, or the key of them all, is not taken.
+/// A component, or the key of all components, is rejected.
 #[derive(Debug, Error)]
 pub enum ComponentError {
-    /// Not as many digits as the key has, or not digits.
-    #[error("a component is as many hexadecimal digits as the key has: {wanted}")]
+    /// The component has another number of digits than the key, or other characters.
+    #[error("a component has {wanted} hexadecimal digits, as many as the key: type it again")]
     Digits {
-        /// How many.
+        /// The number of digits of the key.
         wanted: usize,
     },
-    /// Its check value says otherwise.
+    /// The typed KCV is not that of the component.
     #[error("the check value is another: the component was mistyped, or is not the one that was written down")]
     Kcv,
-    /// It would hide nothing.
+    /// All bytes of the component are zero.
     #[error("a component of zeros hides nothing: enter the one that was written down")]
     Zeros,
-    /// Entered twice, it would cancel itself.
-    #[error("the same component was entered already")]
+    /// The component equals an earlier one, so the two would cancel each other.
+    #[error("the same component was entered already: each custodian enters their own")]
     Twice,
-    /// Together they are no key.
+    /// The XOR of the components is a weak key.
     #[error("the components make a weak key, or one with two equal parts: make new ones")]
     Weak,
-    /// Too few or too many.
+    /// The number of components is not 2 to 9.
     #[error("a key has {} to {} components: there are {found}", COMPONENTS.start(), COMPONENTS.end())]
     Number {
-        /// How many.
+        /// The number of components.
         found: usize,
     },
-    /// No randomness.
+    /// The random generator failed in this process.
     #[error("the random generator failed")]
     Random,
-    /// The custodian went away.
-    #[error("the input ended before the component did")]
+    /// The custodian pressed Ctrl-C or Ctrl-D, or the pipe ended.
+    #[error("the input ended before the component was complete")]
     Ended,
-    /// The terminal or the pipe.
+    /// The terminal or pipe can't be read or written.
     #[error("the terminal: {0}")]
     Io(#[from] std::io::Error),
 }
 
 #[cfg(test)]
 impl Components {
-    /// One whose check value is right.
-    pub(crate) fn take_known(&mut self, component: &[u8]) {
+    /// Adds a component with its KCV.
+    pub(crate) fn add_known(&mut self, component: &[u8]) {
         let component = ClearBytes::copied(component);
         let expected = check_value(self.algorithm, &component);
-        self.take(component, expected.as_bytes()).unwrap();
+        self.add(component, expected.as_bytes()).unwrap();
     }
 }
 
@@ -175,13 +188,13 @@ mod tests {
         for component in components {
             let component = ClearBytes::copied(component);
             let expected = check_value(algorithm, &component);
-            all.take(component, expected.as_bytes())?;
+            all.add(component, expected.as_bytes())?;
         }
         Ok(all)
     }
 
     #[test]
-    fn the_published_components_make_their_keys() {
+    fn published_components_combine_to_their_keys() {
         let entries: serde_json::Value =
             serde_json::from_str(include_str!("../../tests/vectors/components.json")).unwrap();
         for entry in entries.as_array().unwrap() {
@@ -196,7 +209,7 @@ mod tests {
             };
             let mut components = Components::new(algorithm);
             for (component, expected) in list("components").iter().zip(list("component_kcvs")) {
-                components.take(ClearBytes::copied(component), &expected).unwrap();
+                components.add(ClearBytes::copied(component), &expected).unwrap();
             }
             let combined = components.combined().unwrap();
             assert!(combined.bytes() == key, "{entry}");
@@ -208,13 +221,13 @@ mod tests {
     fn wrong_kcv_repeated_and_zero_components_are_rejected() {
         let aes = KeyAlgorithm::Aes256;
         let mut components = Components::new(aes);
-        assert!(matches!(components.take(ClearBytes::copied(&[1; 32]), &[0, 0, 0]), Err(ComponentError::Kcv)));
+        assert!(matches!(components.add(ClearBytes::copied(&[1; 32]), &[0, 0, 0]), Err(ComponentError::Kcv)));
         assert!(matches!(entered(aes, &[&[1; 32], &[1; 32]]), Err(ComponentError::Twice)));
         assert!(matches!(entered(aes, &[&[0; 32]]), Err(ComponentError::Zeros)));
     }
 
     #[test]
-    fn one_component_is_no_key_and_ten_are_too_many() {
+    fn one_component_or_ten_are_rejected() {
         for number in [1, 10u8] {
             let all: Vec<_> = (1..=number).map(|byte| [byte; 32]).collect();
             let all: Vec<_> = all.iter().map(|component| &component[..]).collect();
@@ -240,7 +253,7 @@ mod tests {
             for _ in 0..number {
                 let component = crate::keyring::random_key(KeyAlgorithm::TdesDouble).unwrap();
                 let expected = check_value(KeyAlgorithm::TdesDouble, &component);
-                components.take(component, expected.as_bytes()).unwrap();
+                components.add(component, expected.as_bytes()).unwrap();
             }
             let key = components.combined().unwrap();
             assert!(key.bytes().iter().all(|byte| byte.count_ones() % 2 == 1));

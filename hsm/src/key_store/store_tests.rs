@@ -176,7 +176,7 @@ fn an_exported_zone_key_is_the_same_in_another_vault() {
     let load = |directory: &Path| {
         let mut store = store(directory);
         let mut components = Components::new(KeyAlgorithm::Aes256);
-        exchange.iter().for_each(|component| components.take_known(component));
+        exchange.iter().for_each(|component| components.add_known(component));
         store.load(name("exchange:acquirer"), &components, NOW).unwrap();
         store.activate(&name("exchange:acquirer"), 1, NOW).unwrap();
         store
@@ -198,7 +198,7 @@ fn an_exported_zone_key_is_the_same_in_another_vault() {
 fn with_known_exchange(directory: &Path) -> (KeyStore, ProtectionKey<'static>) {
     let mut store = store(directory);
     let mut components = Components::new(KeyAlgorithm::Aes256);
-    [[1; 32], [2; 32]].iter().for_each(|component| components.take_known(component));
+    [[1; 32], [2; 32]].iter().for_each(|component| components.add_known(component));
     store.load(name("exchange:acquirer"), &components, NOW).unwrap();
     store.activate(&name("exchange:acquirer"), 1, NOW).unwrap();
     (store, ProtectionKey::aes(ClearBytes::copied(&[3; 32])).unwrap())
@@ -327,7 +327,7 @@ fn a_3des_exchange_key_imports_old_blocks_but_exports_none() {
         let mut components = Components::new(algorithm);
         let mask = vec![0x10; under.len()];
         let last: Vec<u8> = under.iter().zip(&mask).map(|(a, b)| a ^ b).collect();
-        [mask, last].iter().for_each(|component| components.take_known(component));
+        [mask, last].iter().for_each(|component| components.add_known(component));
         store.load(exchange.clone(), &components, NOW).unwrap();
         store.activate(&exchange, 1, NOW).unwrap();
         let came = store.import(name("zone:acquirer"), block, &exchange, NOW).unwrap();

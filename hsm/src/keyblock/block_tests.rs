@@ -1,4 +1,4 @@
-//! What a block can't be bent to; the published blocks are in `crate::vectors`.
+//! Key blocks that must not open. The published blocks are in `crate::vectors`.
 
 use proptest::prelude::*;
 
@@ -20,7 +20,7 @@ fn written(version: Version, key: &[u8]) -> String {
 }
 
 #[test]
-fn what_is_written_in_d_and_e_opens_to_the_same_key_and_header() {
+fn versions_d_and_e_open_to_the_same_key_and_header() {
     for version in [Version::D, Version::E] {
         for key in [&[7; 16][..], &[7; 24], &[7; 32]] {
             let block = KeyBlock::parse(&written(version, key)).unwrap();
@@ -31,7 +31,7 @@ fn what_is_written_in_d_and_e_opens_to_the_same_key_and_header() {
 }
 
 #[test]
-fn how_long_a_key_is_does_not_show_in_how_long_its_block_is() {
+fn the_length_of_a_block_hides_the_length_of_its_key() {
     for version in [Version::D, Version::E] {
         assert_eq!(written(version, &[7; 16]).len(), written(version, &[7; 32]).len());
     }
@@ -61,7 +61,7 @@ fn a_block_changed_in_any_character_does_not_open() {
 }
 
 #[test]
-fn a_block_opens_under_no_other_key_and_no_other_kind_of_key() {
+fn a_block_opens_under_its_own_key_only() {
     let block = KeyBlock::parse(&written(Version::D, &[7; 16])).unwrap();
     let other = ProtectionKey::aes(ClearBytes::copied(&[0x42; 32])).unwrap();
     assert_eq!(block.open(&other).err(), Some(KeyBlockError::Mac));
@@ -70,7 +70,7 @@ fn a_block_opens_under_no_other_key_and_no_other_kind_of_key() {
 }
 
 #[test]
-fn an_optional_block_too_long_for_two_digits_has_an_extended_length_and_is_read_back() {
+fn a_long_optional_block_has_an_extended_length() {
     let label = "x".repeat(0x130 - 10);
     let text = format!("D0448P0AE00E0100LB00040130{label}{}", "0".repeat(128));
     let read = KeyBlock::parse(&text).unwrap();
@@ -79,7 +79,7 @@ fn an_optional_block_too_long_for_two_digits_has_an_extended_length_and_is_read_
 }
 
 #[test]
-fn a_misshapen_optional_block_is_named() {
+fn a_malformed_optional_block_is_named() {
     let block = |optional: &str| {
         let text = format!("P0AE00E0100{optional}{}", "0".repeat(96));
         KeyBlock::parse(&format!("D{:04}{text}", text.len() + 5)).map(drop).map_err(|error| error.to_string())
@@ -89,7 +89,7 @@ fn a_misshapen_optional_block_is_named() {
         ("LB03abcdefghijkl", "optional block 1 (LB) has a length shorter than itself"),
         ("LBFFabcdefghijkl", "optional block 1 (LB) is cut short"),
         ("LBxxabcdefghijkl", "optional block 1 (LB) has a length that is no hexadecimal number"),
-        ("LB000500001abcde", "optional block 1 (LB) has an extended length that can't be"),
+        ("LB000500001abcde", "optional block 1 (LB) has an impossible extended length"),
         ("??10abcdefghijkl", "optional block 1 (??) has no name of two letters"),
         ("KS10abcdefghijkl", "optional block 1 (KS) holds something other than pairs of hexadecimal digits"),
         ("LB0Fabcdefghijkl", "the header's optional blocks, which do not fill whole cipher blocks, can't be read"),
@@ -99,7 +99,7 @@ fn a_misshapen_optional_block_is_named() {
 }
 
 #[test]
-fn a_key_is_taken_for_what_its_block_says_and_nothing_else() {
+fn a_header_allows_its_own_purpose_only() {
     let block = |head: &str| KeyBlock::parse(&format!("D0144{head}00E0000{}", "0".repeat(128))).unwrap();
     for (head, purpose) in [("P0AB", Purpose::ZoneKey), ("P0TE", Purpose::ZoneKey), ("K1AB", Purpose::ExchangeKey)] {
         assert_eq!(block(head).check_purpose(purpose), Ok(()), "{head}");
@@ -118,7 +118,7 @@ fn a_key_is_taken_for_what_its_block_says_and_nothing_else() {
 }
 
 #[test]
-fn a_component_and_a_key_of_a_restricted_context_are_not_taken_for_a_key() {
+fn a_component_or_a_restricted_context_is_rejected() {
     let block = |version: &str, context: &str| {
         KeyBlock::parse(&format!("D0144P0AB{version}E00{context}{}", "0".repeat(128))).unwrap()
     };
@@ -151,14 +151,14 @@ fn each_field_is_explained() {
 
 proptest! {
     #[test]
-    fn whatever_text_comes_is_read_or_refused(text in "[A-E][0-9]{4}[ -~]{0,200}") {
+    fn any_text_parses_or_fails_without_panic(text in "[A-E][0-9]{4}[ -~]{0,200}") {
         if let Ok(block) = KeyBlock::parse(&text) {
             let _ = (block.open(&under()).is_ok(), block.fields());
         }
     }
 
     #[test]
-    fn a_block_changed_anywhere_is_refused_before_its_key_is_seen(at in 0..144usize, byte in 32..127u8) {
+    fn a_block_with_any_changed_byte_does_not_open(at in 0..144usize, byte in 32..127u8) {
         let mut text = written(Version::D, &[7; 16]).into_bytes();
         let same = text[at] == byte;
         text[at] = byte;
@@ -167,7 +167,7 @@ proptest! {
     }
 }
 
-/// The other implementation that can be had: psec, of PyPI. It reads and writes version D; E it does not know.
+/// Calls psec of PyPI, an independent implementation of version D. It does not support version E.
 fn psec(command: &str, arguments: &[&str]) -> String {
     let python = std::env::var("PINSEAL_TEST_PYTHON").unwrap_or_else(|_| {
         panic!("PINSEAL_TEST_PYTHON is not set: run scripts/test, or point it to a Python with tests/clients/python/requirements.txt")
@@ -179,7 +179,7 @@ fn psec(command: &str, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn what_is_written_here_opens_in_psec() {
+fn psec_opens_our_key_blocks() {
     for key in [&[0x5D; 16][..], &[0x6E; 24], &[0x7F; 32]] {
         assert_eq!(
             psec("open", &[&upper::encode_string(&AES_KEY), &written(Version::D, key)]),
@@ -189,7 +189,7 @@ fn what_is_written_here_opens_in_psec() {
 }
 
 #[test]
-fn what_psec_writes_opens_here() {
+fn we_open_key_blocks_of_psec() {
     for (key, head) in [(&[0x5D; 16][..], "D0000P0TB00E0000"), (&[0x7F; 32], "D0000K1AB00N0000")] {
         let text = psec("write", &[&upper::encode_string(&AES_KEY), head, &upper::encode_string(key)]);
         let block = KeyBlock::parse(&text).unwrap();

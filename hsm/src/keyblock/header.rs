@@ -1,41 +1,41 @@
-//! The header of a key block and its optional blocks, as text. No cipher here.
+//! The header of a key block and its optional blocks, as text, without ciphers.
 //!
 //! ```text
 //! version(1) length(4) usage(2) algorithm(1) mode(1) key version(2) exportability(1) number of optional blocks(2) context(2)
-//! optional block: id(2) length(2) data                  length: hexadecimal, of all three
-//!                 id(2) "00" digits(2) length(digits) data   where two digits are too few
+//! optional block: id(2) length(2) data                       length: hexadecimal, of the whole optional block
+//!                 id(2) "00" digits(2) length(digits) data   an extended length, for more than 255 characters
 //! ```
 
 use std::fmt;
 
 use super::{CHARACTERS_MAX, KeyBlockError, registry};
 
-/// Characters of the header without optional blocks.
+/// The characters of the header without optional blocks.
 const HEADER_CHARACTERS: usize = 16;
-/// The optional block that pads the others to whole cipher blocks.
+/// The optional block that pads the optional blocks to whole cipher blocks.
 const PADDING_ID: &str = "PB";
-/// The most characters an optional block with a two-digit length has.
+/// The most characters of an optional block with a two-digit length.
 const SHORT_CHARACTERS_MAX: usize = 0xFF;
-/// Digits of an extended length, as written here.
+/// The digits of an extended length that this crate writes, and the most that it reads.
 const EXTENDED_DIGITS: usize = 4;
 
-/// How a block is protected.
+/// The version of a key block: the cipher and the key derivation that protect it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
-    /// 3DES, keys by XOR with a constant; as C but older.
+    /// 3DES, derivation by XOR with a constant. Superseded by C.
     A,
-    /// 3DES, keys by CMAC.
+    /// 3DES, derivation by CMAC.
     B,
-    /// 3DES, keys by XOR with a constant.
+    /// 3DES, derivation by XOR with a constant.
     C,
-    /// AES in CBC, keys by CMAC.
+    /// AES-CBC, derivation by CMAC.
     D,
-    /// AES in CTR, keys by CMAC (ISO 20038).
+    /// AES-CTR, derivation by CMAC (ISO 20038).
     E,
 }
 
 impl Version {
-    /// Of its first character.
+    /// Parses the first character of a block.
     fn read(letter: u8) -> Result<Self, KeyBlockError> {
         match letter {
             b'A' => Ok(Self::A),
@@ -47,12 +47,12 @@ impl Version {
         }
     }
 
-    /// Whether this release writes it.
+    /// Whether this crate writes the version.
     pub fn is_written(self) -> bool {
         matches!(self, Self::D | Self::E)
     }
 
-    /// Bytes of its MAC.
+    /// The length of the MAC in bytes.
     pub fn mac_bytes(self) -> usize {
         match self {
             Self::A | Self::C => 4,
@@ -61,7 +61,7 @@ impl Version {
         }
     }
 
-    /// What the number of encrypted bytes is a multiple of.
+    /// The encrypted part is a multiple of this many bytes.
     pub(super) fn encrypted_multiple(self) -> usize {
         match self {
             Self::A | Self::B | Self::C => 8,
@@ -70,7 +70,7 @@ impl Version {
         }
     }
 
-    /// What the length of all optional blocks is a multiple of, in characters.
+    /// The optional blocks together are a multiple of this many characters.
     fn optional_multiple(self) -> usize {
         match self {
             Self::A | Self::B | Self::C => 8,
@@ -92,7 +92,7 @@ impl fmt::Display for Version {
     }
 }
 
-/// What a key block says of its key.
+/// The header of a key block: the attributes of its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     version: Version,
@@ -105,7 +105,7 @@ pub struct Header {
     optional: Vec<OptionalBlock>,
 }
 
-/// More that a key block says of its key.
+/// An optional block of a header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OptionalBlock {
     id: [char; 2],
@@ -113,12 +113,12 @@ pub struct OptionalBlock {
 }
 
 impl OptionalBlock {
-    /// Its two letters.
+    /// The two letters of the id.
     pub fn id(&self) -> String {
         self.id.iter().collect()
     }
 
-    /// What it says.
+    /// The data after the length.
     pub fn data(&self) -> &str {
         &self.data
     }
@@ -134,53 +134,57 @@ impl OptionalBlock {
 }
 
 impl Header {
-    /// Of a PIN key or a key that protects others, to be written: without optional blocks.
+    /// A header to be written, without optional blocks.
     pub(crate) fn new(version: Version, usage: [char; 2], algorithm: char, mode: char, exportability: char) -> Self {
         let (key_version, context, optional) = (['0', '0'], ['0', '0'], Vec::new());
         Self { version, usage, algorithm, mode, key_version, exportability, context, optional }
     }
 
-    /// How the block is protected.
+    /// The version of the block.
     pub fn version(&self) -> Version {
         self.version
     }
 
-    /// What the key is for: two characters, such as `P0`.
+    /// The key usage: two characters, such as `P0`.
     pub fn usage(&self) -> String {
         self.usage.iter().collect()
     }
 
-    /// What it is used with: `A` AES, `T` 3DES and so on.
+    pub(super) fn usage_code(&self) -> [char; 2] {
+        self.usage
+    }
+
+    /// The algorithm of the key: `A` for AES, `T` for 3DES.
     pub fn algorithm(&self) -> char {
         self.algorithm
     }
 
-    /// What it may do.
+    /// The mode of use: `E` encrypts, `D` decrypts, `B` does both.
     pub fn mode(&self) -> char {
         self.mode
     }
 
-    /// Its version within its use, `00` for none.
+    /// The key version number; `00` for none.
     pub fn key_version(&self) -> String {
         self.key_version.iter().collect()
     }
 
-    /// Whether it may travel on.
+    /// The exportability: `E`, `N` or `S`.
     pub fn exportability(&self) -> char {
         self.exportability
     }
 
-    /// Where it may be used: `00` for anywhere.
+    /// The key context; `00` for no restriction.
     pub fn context(&self) -> String {
         self.context.iter().collect()
     }
 
-    /// What else is said.
+    /// The optional blocks in their order.
     pub fn optional(&self) -> &[OptionalBlock] {
         &self.optional
     }
 
-    /// Reads a header; the rest of the text is encrypted.
+    /// Parses a header. Returns the rest of the text too, the encrypted part and the MAC.
     pub(super) fn read(text: &str) -> Result<(Self, &str), KeyBlockError> {
         let found = text.len();
         let short = |_| KeyBlockError::Length { written: HEADER_CHARACTERS, found };
@@ -228,7 +232,7 @@ impl Header {
         Ok((header, rest))
     }
 
-    /// The header of a block with so many characters after it.
+    /// Writes the header of a block with `rest` characters after the header.
     pub(super) fn write(&self, rest: usize) -> Result<String, KeyBlockError> {
         let optional: String = self.optional.iter().map(OptionalBlock::write).collect();
         let length = HEADER_CHARACTERS + optional.len() + rest;
@@ -261,9 +265,9 @@ fn take_optional(text: &mut &str, number_of_block: usize) -> Result<OptionalBloc
     let (length, data_at) = match hexadecimal(2, 2)? {
         0 => {
             let digits = hexadecimal(4, 2)?;
-            // Four digits say more than a whole block has.
+            // Four digits exceed the longest block.
             if digits == 0 || digits > EXTENDED_DIGITS {
-                return Err(problem("has an extended length that can't be"));
+                return Err(problem("has an impossible extended length"));
             }
             (hexadecimal(6, digits)?, 6 + digits)
         }
@@ -278,7 +282,7 @@ fn take_optional(text: &mut &str, number_of_block: usize) -> Result<OptionalBloc
     Ok(OptionalBlock { id: [first, second], data })
 }
 
-/// A number in upper-case digits, of which there are few.
+/// Parses a number of a few upper-case digits.
 fn number(digits: &[u8], radix: usize) -> Option<usize> {
     let value = |digit: &u8| match digit {
         b'0'..=b'9' => Some(usize::from(digit - b'0')),

@@ -1,26 +1,26 @@
-//! What the codes of a header mean (ANSI X9.143:2021, tables 3 to 8), and which of them suit what we take a key for.
+//! The codes of a header (ANSI X9.143:2021, tables 3 to 8), and the codes that an imported key may have.
 
 use std::fmt;
 
 use super::{Header, KeyBlockError, OptionalBlock};
 
-/// A field of a key block, for people.
+/// A field of a key block and its meaning, for display.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Field {
-    /// What it is called.
+    /// The name of the field.
     pub name: &'static str,
-    /// What stands there.
+    /// The value of the field.
     pub value: String,
-    /// What that means.
+    /// The meaning of the value.
     pub meaning: String,
 }
 
-/// What a key of a key block is taken for.
+/// The purpose of an imported key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// PINs under it go to, or come from, another party.
+    /// Encrypts PINs between two parties: usage P0.
     ZoneKey,
-    /// Other keys travel under it, in key blocks.
+    /// Protects keys between two parties: usage K0, K1 or K4.
     ExchangeKey,
 }
 
@@ -33,21 +33,21 @@ impl fmt::Display for Purpose {
     }
 }
 
-/// Whether a key with such a header may be taken for a purpose: a key is for one thing.
+/// Checks that a header allows a purpose: a key has one usage.
 pub(super) fn check(header: &Header, purpose: Purpose) -> Result<(), KeyBlockError> {
     let refuse = |field, found, wanted| Err(KeyBlockError::Purpose { field, found, purpose, wanted });
     let usage = header.usage();
-    match purpose {
-        Purpose::ZoneKey if usage != "P0" => return refuse("usage", usage, "P0, a PIN encryption key"),
-        Purpose::ExchangeKey if !matches!(&*usage, "K0" | "K1" | "K4") => {
-            return refuse("usage", usage, "K0, K1 or K4, a key that protects keys");
-        }
-        _ => {}
+    match (purpose, header.usage_code()) {
+        (Purpose::ZoneKey, ['P', '0']) | (Purpose::ExchangeKey, ['K', '0' | '1' | '4']) => {}
+        (Purpose::ZoneKey, _) => return refuse("usage", usage, "P0, a PIN encryption key"),
+        (Purpose::ExchangeKey, _) => return refuse("usage", usage, "K0, K1 or K4, a key that protects keys"),
     }
     match (purpose, header.algorithm()) {
         (Purpose::ZoneKey, 'A' | 'T') | (Purpose::ExchangeKey, 'A') => {}
         (Purpose::ZoneKey, other) => return refuse("algorithm", other.into(), "A or T"),
-        (Purpose::ExchangeKey, other) => return refuse("algorithm", other.into(), "A: we write versions D and E"),
+        (Purpose::ExchangeKey, other) => {
+            return refuse("algorithm", other.into(), "A: only AES protects key blocks of versions D and E");
+        }
     }
     if !matches!(header.mode(), 'B' | 'D' | 'E') {
         return refuse("mode of use", header.mode().into(), "B, D or E: to encrypt, to decrypt, or both");
@@ -57,25 +57,25 @@ pub(super) fn check(header: &Header, purpose: Purpose) -> Result<(), KeyBlockErr
         return refuse(
             "key version",
             key_version,
-            "a whole key; each custodian types a component in, at a ceremony's load",
+            "a whole key; each custodian types a component at a ceremony's load",
         );
     }
     if !matches!(header.exportability(), 'E' | 'N' | 'S') {
         return refuse("exportability", header.exportability().into(), "E, N or S");
     }
-    // A key that may only be stored does not travel, and one that may only travel is not stored.
+    // Another context restricts the key to storage or to exchange; an imported key needs both.
     if context != "00" {
-        return refuse("context", context, "00, a key that may both travel and be kept: ask for such a block");
+        return refuse("context", context, "00, a key that may be both exchanged and stored: ask for such a block");
     }
     Ok(())
 }
 
-/// Whether a key is one part of several (X9.143:2021, table 5).
+/// Whether a key version number marks a component (X9.143:2021, table 5).
 fn is_component(key_version: &str) -> bool {
     key_version.starts_with('c')
 }
 
-/// Bytes of the longest key of an algorithm, which hide how long a shorter one is.
+/// The bytes of the longest key of an algorithm. Padding to this length hides the length of a shorter key.
 pub(super) fn longest_key_bytes(algorithm: char) -> usize {
     match algorithm {
         'T' | 'D' => 24,
@@ -84,7 +84,7 @@ pub(super) fn longest_key_bytes(algorithm: char) -> usize {
     }
 }
 
-/// Whether an optional block says what one of its name can.
+/// Checks the data of an optional block by its id.
 pub(super) fn check_optional(id: &str, data: &str) -> Result<(), &'static str> {
     let pairs_of_digits =
         data.len().is_multiple_of(2) && data.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'A'..=b'F'));
@@ -96,7 +96,7 @@ pub(super) fn check_optional(id: &str, data: &str) -> Result<(), &'static str> {
     }
 }
 
-/// Every field of a header, and what is known of the encrypted part.
+/// The fields of a header, and the lengths of the encrypted part and the MAC.
 pub(super) fn fields(header: &Header, encrypted_bytes: usize) -> Vec<Field> {
     let version = header.version();
     let field = |name, value: String, meaning: &str| Field { name, value, meaning: meaning.to_owned() };
@@ -122,32 +122,32 @@ pub(super) fn fields(header: &Header, encrypted_bytes: usize) -> Vec<Field> {
     fields.push(field(
         "MAC",
         format!("{} bytes", version.mac_bytes()),
-        "over all that stands before; checked with the key it is under",
+        "over the whole block before it; verified with the protection key",
     ));
     fields
 }
 
 fn optional_field(block: &OptionalBlock) -> Field {
     let meaning = match &*block.id() {
-        "AL" => "how long an asymmetric key lives",
+        "AL" => "lifetime of an asymmetric key",
         "BI" => "identifier of a base derivation key",
         "CT" => "certificate of a public key",
-        "DA" => "what may be derived",
+        "DA" => "keys that may be derived",
         "FL" => "flags",
         "HM" => "hash algorithm of an HMAC key",
         "IK" => "identifier of an initial DUKPT key",
-        "KC" => "check value of this key",
-        "KP" => "check value of the key it is under",
+        "KC" => "KCV of this key",
+        "KP" => "KCV of the protection key",
         "KS" => "key set identifier, or key serial number",
         "KV" => "version of the values in this block",
         "LB" => "label",
         "PA" => "algorithm of an asymmetric key",
         "PB" => "padding",
         "PK" => "protection key's own block",
-        "TC" => "when the key was made",
-        "TS" => "when the block was made",
-        "WP" => "what the key was under before",
-        _ => "not in X9.143: its owner's own",
+        "TC" => "time of the key's creation",
+        "TS" => "time of the block's creation",
+        "WP" => "earlier protection of the key",
+        _ => "not in X9.143: proprietary",
     };
     Field { name: "optional block", value: format!("{} {}", block.id(), block.data()), meaning: meaning.to_owned() }
 }
@@ -207,7 +207,7 @@ fn usage_meaning(usage: &str) -> &'static str {
         "V3" => "PIN verification, X9.132 algorithm 1",
         "V4" => "PIN verification, X9.132 algorithm 2",
         "V5" => "PIN verification, X9.132 algorithm 3",
-        _ => "not in X9.143: its owner's own",
+        _ => "not in X9.143: proprietary",
     }
 }
 
@@ -220,7 +220,7 @@ fn algorithm_meaning(algorithm: char) -> &'static str {
         'R' => "RSA",
         'S' => "DSA",
         'T' => "3DES",
-        _ => "not in X9.143: its owner's own",
+        _ => "not in X9.143: proprietary",
     }
 }
 
@@ -237,33 +237,33 @@ fn mode_meaning(mode: char) -> &'static str {
         'V' => "verifies only",
         'X' => "derives keys",
         'Y' => "makes variants of itself",
-        _ => "not in X9.143: its owner's own",
+        _ => "not in X9.143: proprietary",
     }
 }
 
 fn key_version_meaning(version: &str) -> &'static str {
     match version {
-        "00" => "none said",
+        "00" => "none",
         component if is_component(component) => "a component, not a whole key",
-        _ => "the key's own",
+        _ => "the version of the key",
     }
 }
 
 /// X9.143:2021, table 1: the first character; the second is reserved.
 fn context_meaning(context: &str) -> &'static str {
     match context {
-        "00" => "wherever the key it is under may be",
-        "10" => "may be stored, not travel",
-        "20" => "may travel, not be stored",
+        "00" => "as the protection key",
+        "10" => "may be stored, not exchanged",
+        "20" => "may be exchanged, not stored",
         _ => "reserved",
     }
 }
 
 fn exportability_meaning(exportability: char) -> &'static str {
     match exportability {
-        'E' => "may travel on, under a key that is trusted",
-        'N' => "may not travel on",
-        'S' => "may travel on in another form, under a key that is trusted",
+        'E' => "exportable under a trusted key",
+        'N' => "not exportable",
+        'S' => "exportable under a trusted key, also in other formats",
         _ => "not in X9.143",
     }
 }
