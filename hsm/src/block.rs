@@ -130,7 +130,7 @@ mod tests {
 
         // Random nibbles are almost never a block, so these are a block with at most one changed nibble.
         #[test]
-        fn decoders_follow_the_standard_on_a_block_with_a_changed_nibble(
+        fn decoders_follow_the_standard_on_one_changed_nibble(
             format in prop::sample::select(&[0u8, 1, 3, 4][..]), digits in "[0-9]{4,12}", fill in any::<u64>(),
             changed in prop::option::of((0..16u32, 0..16u64)), random in any::<u64>(), account in "[0-9]{1,19}",
         ) {

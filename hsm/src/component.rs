@@ -133,7 +133,7 @@ pub fn make_components(
 #[derive(Debug, Error)]
 pub enum ComponentError {
     /// The component has another number of digits than the key, or other characters.
-    #[error("a component has {wanted} hexadecimal digits, as many as the key: type it again")]
+    #[error("type as many hexadecimal digits as the key has: {wanted}")]
     Digits {
         /// The number of digits of the key.
         wanted: usize,
@@ -160,7 +160,7 @@ pub enum ComponentError {
     #[error("the random generator failed")]
     Random,
     /// The custodian pressed Ctrl-C or Ctrl-D, or the pipe ended.
-    #[error("the input ended before the component was complete")]
+    #[error("the input ended before the component did")]
     Ended,
     /// The terminal or pipe can't be read or written.
     #[error("the terminal: {0}")]

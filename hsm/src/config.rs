@@ -23,7 +23,7 @@ pub struct Config {
     pub policy: PinPolicy,
     /// Whether the boundary opens without locked memory.
     pub lock_memory: LockMemory,
-    /// Whether the boundary runs in a process of its own; written in every record.
+    /// The isolation of the boundary's process; written in every record.
     pub isolation: Isolation,
 }
 

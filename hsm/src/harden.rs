@@ -54,11 +54,11 @@ mod tests {
             }
             return;
         }
-        let somebody = ["--reuid=65501", "--clear-groups"];
+        let user = ["--reuid=65501", "--clear-groups"];
         let right = ["--inh-caps=+ipc_lock", "--ambient-caps=+ipc_lock"];
         for (who, expected) in [
-            (&[&somebody[..], &right].concat()[..], "locked"),
-            (&somebody, UNDER_THE_LIMIT),
+            (&[&user[..], &right].concat()[..], "locked"),
+            (&user, UNDER_THE_LIMIT),
             (&["--bounding-set=-ipc_lock"], UNDER_THE_LIMIT),
         ] {
             let mut again = Command::new("prlimit");

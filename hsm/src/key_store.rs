@@ -42,7 +42,7 @@ pub struct RecordsKept {
     controls: Vec<(u16, u64)>,
 }
 
-/// What is known of the use of a key that is to be retired or destroyed.
+/// The known use of a key that is to be retired or destroyed.
 pub enum KeyUse {
     /// Nothing was counted. Sufficient for a key that [`KeyStore::needs_count`] answers false for.
     NotCounted,

@@ -1,5 +1,5 @@
 //! The private keys of the participants of a ceremony: Ed25519 (RFC 8032), each in a file with mode 0600 or in a PKCS#11
-//! token of its own. A participant signs the transcript with it. The key decrypts nothing.
+//! token. A participant signs the transcript with this key. The key decrypts nothing.
 
 use std::{
     fs::File,

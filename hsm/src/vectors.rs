@@ -1,5 +1,4 @@
-//! The published vectors, each section and source a test of its own. Where each source stands is said in
-//! `tests/vectors/README.md`.
+//! Tests with published vectors: one test for each section and source. `tests/vectors/README.md` lists the sources.
 
 use ::cmac::{Cmac, Mac};
 use aes::{
@@ -21,7 +20,7 @@ use crate::{
     token::{CmacKey, aes_kcv, encrypt_chain, tzpk_decrypt, tzpk_encrypt, tzpk_kcv},
 };
 
-/// A module a section, a test a source, and one more that no source of the section was left out.
+/// A module for each section, with a test for each source and a test that every source has a test.
 macro_rules! section {
     ($section:ident, $check:ident, { $($name:ident = $source:literal),+ $(,)? }) => {
         mod $section {
@@ -120,12 +119,12 @@ fn digits_of(pin: &Pin) -> String {
     format!("{:016X}", pin.digits())[..usize::from(pin.length())].to_owned()
 }
 
-/// The account of an entry; of an entry that shows the PIN field alone, one of zeros, which changes nothing.
+/// The account of an entry. An entry without one shows only the PIN field: zeros leave the field unchanged.
 fn account_of(entry: &Value) -> AccountDigits {
     AccountDigits::parse(entry["pan"].as_str().unwrap_or("0000000000000")).unwrap()
 }
 
-/// Reads a block of 8 bytes in one of the formats; none where it is no such block.
+/// Decodes a block of 8 bytes in a format; `None` where the block is malformed.
 fn read(format: &str, block: &[u8], account: &AccountDigits) -> Option<String> {
     let block: Block = clear(block);
     let mut pin = Pin::zeroed();
@@ -138,12 +137,12 @@ fn read(format: &str, block: &[u8], account: &AccountDigits) -> Option<String> {
     bool::from(good).then(|| digits_of(&pin))
 }
 
-/// Format 2 goes to a chip and nowhere else (ISO 9564-1, 9.3): no format of ours may take its blocks.
-fn no_format_takes(entry: &Value, block: &[u8]) {
+/// A format 2 block goes only to a chip (ISO 9564-1, 9.3): no other decoder may accept it.
+fn no_format_accepts(entry: &Value, block: &[u8]) {
     if let Ok(block) = <[u8; 8]>::try_from(block) {
         for format in ["0", "1", "3"] {
-            let taken = read(format, &block, &account_of(entry));
-            assert!(taken.is_none() || block[0] >> 4 != 2, "{entry}");
+            let pin = read(format, &block, &account_of(entry));
+            assert!(pin.is_none() || block[0] >> 4 != 2, "{entry}");
         }
     }
 }
@@ -151,11 +150,11 @@ fn no_format_takes(entry: &Value, block: &[u8]) {
 fn clear_block(entry: &Value) {
     let (format, expected) = (text(entry, "format"), bytes(entry, "block"));
     if format == "2" {
-        return no_format_takes(entry, &expected);
+        return no_format_accepts(entry, &expected);
     }
     let (pin, account) = (pin_of(text(entry, "pin")), account_of(entry));
     let mut block = Block::zeroed();
-    // What the vector has at the places of the fill, once the account number is taken out of it.
+    // The fill of the vector, after removing the account field.
     let fill = u64::from_be_bytes(expected[..].try_into().unwrap());
     match format {
         "0" => encode_iso_0(&mut block, &pin, &account),
@@ -196,7 +195,7 @@ fn encipher_iso_4(block: &mut WideBlock, account: &AccountDigits, key: &[u8]) {
     }
 }
 
-/// From `E(E(PIN field) ⊕ account field)` back to the PIN field.
+/// Decrypts a format 4 block to its PIN field.
 fn decipher_iso_4(block: &mut WideBlock, account: &AccountDigits, decrypt: impl Fn(&mut WideBlock)) {
     decrypt(block);
     block.set_nibbles(block.nibbles() ^ account_field(account));
@@ -237,7 +236,7 @@ fn encrypted_block(entry: &Value) {
 fn rejected_block(entry: &Value) {
     let (format, block) = (text(entry, "format"), bytes(entry, "block"));
     match format {
-        "2" => no_format_takes(entry, &block),
+        "2" => no_format_accepts(entry, &block),
         "4" => {
             let Ok(block) = <[u8; 16]>::try_from(&block[..]) else { return };
             let mut block: WideBlock = clear(&block);
@@ -245,7 +244,7 @@ fn rejected_block(entry: &Value) {
             decipher_iso_4(&mut block, &account_of(entry), |block| aes_decrypt(&key, block));
             assert!(!bool::from(decode_iso_4(&block, &mut Pin::zeroed())), "{entry}");
         }
-        // A block of another length is refused before it is one: `EncryptedBlock` has 8 bytes.
+        // `EncryptedBlock` rejects another length than 8 bytes.
         _ if block.len() != 8 => assert!(crate::EncryptedBlock::from_bytes(&block).is_err(), "{entry}"),
         _ => assert_eq!(read(format, &block, &account_of(entry)), None, "{entry}"),
     }
@@ -266,7 +265,7 @@ fn translation(entry: &Value) {
     under_3des(&entry["to_iso0"], to_0);
     let mut to_3 = Block::zeroed();
     let fill = u64::from_str_radix(text(&entry["to_iso3"], "fill"), 16).unwrap();
-    // The fill ends where the block does: at the fourteenth place.
+    // The fill is right-aligned in the 14 nibbles after control and length.
     encode_iso_3(&mut to_3, &pin, &account, fill << 8);
     under_3des(&entry["to_iso3"], to_3);
     for form in ["to_iso4_aes128", "to_iso4_aes256"] {
@@ -297,7 +296,7 @@ fn key_check_value(entry: &Value) {
         };
         return assert_eq!(found[..5], unhex(expected), "{entry}");
     }
-    // A single-length key is a double-length one of equal halves.
+    // A single-length key equals a double-length key with equal halves.
     let double = if key.len() == 8 { [&key[..], &key[..]].concat() } else { key };
     assert_eq!(tzpk_kcv(&clear(&double)).to_string(), expected, "{entry}");
 }
@@ -337,9 +336,9 @@ fn tdes_ecb(entry: &Value) {
     }
 }
 
-/// Wycheproof's ciphertexts open as they say; and what we encrypt to the same keys opens to what it was.
+/// Wycheproof's ciphertexts decrypt as the vector says, and our ciphertexts for the same keys decrypt to the plaintext.
 fn oaep(entry: &Value) {
-    // The key stands with the first entry of its file.
+    // The first entry of each file has the key.
     let all = entries(include_str!("../../tests/vectors/rsa_oaep.json"));
     let first = all.iter().find(|other| other["file"] == entry["file"]).unwrap();
     let key = PrivateDecryptingKey::from_pkcs8(&bytes(first, "private_key_pkcs8")).unwrap();
@@ -363,7 +362,7 @@ fn oaep(entry: &Value) {
     assert_eq!(open(&crate::oaep::wrap(&device, &tzpk).unwrap(), &[]), Some(vec![0x5A; 16]));
 }
 
-/// Opens to the key it says; of the versions that are written, it is written again to the character.
+/// The block opens to the vector's key. Versions D and E are also written again with the same characters.
 fn key_block(entry: &Value) {
     let text = text(entry, "key_block");
     let block = KeyBlock::parse(text).unwrap_or_else(|error| panic!("{entry}: {error}"));

@@ -172,7 +172,7 @@ mod tests {
     const FIRST: KeyVersion = KeyVersion(1);
 
     #[test]
-    fn a_version_encrypts_at_most_two_to_the_twenty_blocks_across_restarts() {
+    fn the_limit_of_a_version_holds_across_restarts() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vault.count");
         fs::write(&path, format!("1 +{}\n1 +4096\n", BLOCKS_MAX - 4099)).unwrap();

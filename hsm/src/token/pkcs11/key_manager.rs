@@ -117,7 +117,7 @@ impl TokenKeyManager {
 
     /// Writes the inventory, then destroys the keys that it lists as destroyed.
     pub(crate) fn commit(&mut self, keyring: &Keyring) -> Result<(), Pkcs11Error> {
-        // Whatever the token answers, the inventory may list these keys from here on.
+        // Even if the write fails, the inventory may list these keys from here on.
         let created = mem::take(&mut self.created);
         self.read = Inventory::write(&self.session, &self.read, keyring).inspect_err(|error| {
             if error.left_inventory_unwritten() {
@@ -265,7 +265,7 @@ mod tests {
     const OTHER_VARIABLE: &str = "PINSEAL_TEST_OTHER_CEREMONY";
 
     #[test]
-    fn a_step_after_another_ceremonys_change_is_rejected_and_destroys_nothing() {
+    fn a_step_after_another_ceremonys_change_is_rejected() {
         let make = fresh_token!(WITH_INVENTORY);
         make_storage(make);
         if env::var_os(OTHER_VARIABLE).is_some() {
@@ -275,7 +275,12 @@ mod tests {
         let (mut slow, keyring) = open(make);
         let mut other = Command::new(env::current_exe().unwrap());
         assert!(
-            other.arg("a_step_after_another_ceremonys_change").env(OTHER_VARIABLE, "1").status().unwrap().success()
+            other
+                .arg("a_step_after_another_ceremonys_change_is_rejected")
+                .env(OTHER_VARIABLE, "1")
+                .status()
+                .unwrap()
+                .success()
         );
         let component = ClearBytes::copied(&[0x42; 32]);
         let new = next_storage(&keyring);
@@ -317,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn an_abandoned_step_leaves_no_key_and_a_killed_steps_key_is_named() {
+    fn the_key_of_a_killed_step_is_named_not_destroyed() {
         let make = fresh_token!(WITH_INVENTORY);
         let (mut abandoned, keyring) = open(make);
         abandoned.make(&next_storage(&keyring)).unwrap();

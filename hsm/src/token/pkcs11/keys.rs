@@ -29,7 +29,7 @@ use crate::{
     versioned::Versioned,
 };
 
-/// How a token seals a tzpk: with CKM_AES_KEY_WRAP as an object, or with CKM_AES_ECB as bytes.
+/// The way a token seals a tzpk: with CKM_AES_KEY_WRAP as an object, or with CKM_AES_ECB as bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum SealWay {
     Wrap,
@@ -107,7 +107,7 @@ impl InUse {
         Self(engine_keys(level, seal).into_iter().flat_map(each).collect())
     }
 
-    /// The newest version of a usage; 0 where there is none.
+    /// The newest version of a usage; 0 where no version is in use.
     pub(super) fn newest(&self, name: &KeyUsage) -> KeyVersion {
         let all = self.0.iter().filter(|(found, _)| found == name);
         KeyVersion(all.map(|(_, version)| *version).max().unwrap_or_default())
@@ -221,7 +221,7 @@ pub(super) fn label(name: &KeyUsage) -> String {
     format!("pinseal {name}")
 }
 
-/// The first byte of the CKA_ID of a usage. NSS stores one secret key for each id, whatever the labels: a second key with
+/// The first byte of the CKA_ID of a usage. NSS stores one secret key for each id and ignores the label: a second key with
 /// the same id replaces the first.
 fn code(name: &KeyUsage) -> u8 {
     match name {

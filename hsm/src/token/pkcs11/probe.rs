@@ -46,7 +46,7 @@ pub struct TokenReport {
     pub probes: Vec<Probe>,
     /// The boundary level that the configuration selects for this token.
     pub level: BoundaryLevel,
-    /// Where each operation runs at this level, and why.
+    /// The place of each operation at this level, token or host.
     pub routes: Vec<Route>,
     /// The ids of the keys of this level, or the first error: a key is missing or unsafe.
     pub keys: Result<Vec<KeyId>, String>,
@@ -59,7 +59,7 @@ pub struct TokenReport {
 pub struct Probe {
     /// The level that needs the operation.
     pub level: BoundaryLevel,
-    /// The operation.
+    /// The operation in words, for example `tag a record`.
     pub what: &'static str,
     /// The PKCS#11 mechanism, such as `CKM_AES_KEY_WRAP`.
     pub mechanism: &'static str,
@@ -69,7 +69,7 @@ pub struct Probe {
     pub failed: Option<String>,
 }
 
-/// Where an operation runs: in the token or on the host.
+/// The place of an operation: the token or the host.
 #[derive(Clone, Debug)]
 pub struct Route {
     /// For example `issue a tzpk`.
@@ -158,7 +158,7 @@ fn answer(error: &CallError) -> String {
     }
 }
 
-/// What needs an operation.
+/// The level or storage format that needs an operation.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Need {
     HostLevel,
@@ -261,7 +261,7 @@ const HOST_ROUTES: [Route; 5] = [
     Route {
         operation: "view a PIN",
         route: "host: C_Decrypt twice, a fresh tzpk from the token's random bytes, 3DES on the host",
-        why: "the fresh tzpk is used once, and afterwards only the device has it",
+        why: "the fresh tzpk is used once, and afterwards only the device knows its value",
     },
     TAGS_ROUTE,
 ];

@@ -110,11 +110,15 @@ impl<L: LevelKeys> SessionPool<L> {
             ConnectionState::Up(connection) => return Ok(Arc::clone(connection)),
             ConnectionState::Refused => return Err(pin_refused),
             ConnectionState::Down { next, .. } if Instant::now() < *next => {
-                return Err(Error::Unavailable { reason: "it was lost and is looked for again shortly".into() });
+                return Err(Error::Unavailable {
+                    reason: "the connection was lost; the next attempt is due shortly".into(),
+                });
             }
             // The module may be initialised again only after its sessions are closed and its calls have ended.
             ConnectionState::Down { lost, .. } if lost.strong_count() > 0 => {
-                return Err(Error::Unavailable { reason: "it was lost and its last calls are ending".into() });
+                return Err(Error::Unavailable {
+                    reason: "the connection was lost and its last calls are ending".into(),
+                });
             }
             ConnectionState::Down { wait, .. } => *wait,
         };
@@ -133,7 +137,7 @@ impl<L: LevelKeys> SessionPool<L> {
             Err(_) => {
                 let (next, wait) = (Instant::now() + wait, (wait * 2).min(RETRY_AFTER_MAX));
                 *state = ConnectionState::Down { next, wait, lost: Weak::new() };
-                Err(Error::Unavailable { reason: "it was lost and can't be opened again yet".into() })
+                Err(Error::Unavailable { reason: "the connection was lost and a new one failed".into() })
             }
         }
     }
