@@ -21,14 +21,14 @@ mod tests {
 
     // Measured on NSS and openCryptoki, checked with OpenSSL.
     #[test]
-    fn a_format_1_block_becomes_a_format_3_block_of_its_account() {
+    fn the_mask_turns_format_1_into_format_3() {
         let account = AccountDigits::parse("5413339000001513").unwrap();
         let masked = 0x1512_345A_BCDE_FACBu64 ^ iso_1_to_iso_3(&account);
         assert_eq!(masked ^ account.rightmost_twelve(), 0x3512_345A_BCDE_FACB);
     }
 
     #[test]
-    fn a_format_1_block_filled_with_a_becomes_a_format_4_pin_field() {
+    fn the_mask_turns_format_1_with_fill_a_into_format_4() {
         let block = 0x1512_345A_AAAA_AAAAu64;
         let field = (u128::from(block) << 64) ^ iso_1_to_iso_4(7);
         assert_eq!(field, 0x4512_345A_AAAA_AAAA_0000_0000_0000_0007);

@@ -172,16 +172,7 @@ fn an_active_account_record_or_retry_key_is_not_replaced() {
 #[test]
 fn an_exported_zone_key_is_the_same_in_another_vault() {
     let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let exchange = [[1u8; 32], [2; 32]];
-    let load = |directory: &Path| {
-        let mut store = store(directory);
-        let mut components = Components::new(KeyAlgorithm::Aes256);
-        exchange.iter().for_each(|component| components.add_known(component));
-        store.load(name("exchange:acquirer"), &components, NOW).unwrap();
-        store.activate(&name("exchange:acquirer"), 1, NOW).unwrap();
-        store
-    };
-    let (mut ours, mut theirs) = (load(ours.path()), load(theirs.path()));
+    let ((mut ours, _), (mut theirs, _)) = (with_known_exchange(ours.path()), with_known_exchange(theirs.path()));
     for (algorithm, block_version) in [(KeyAlgorithm::Aes256, Version::D), (KeyAlgorithm::TdesDouble, Version::E)] {
         let made = ours.make(name("zone:acquirer"), algorithm, NOW).unwrap();
         let block = ours.export((&made.name, made.version), &name("exchange:acquirer"), block_version).unwrap();
