@@ -169,7 +169,7 @@ fn a_token_without_ed25519_says_so() {
     fs::write(&file, named.collect::<Vec<_>>().join("\n")).unwrap();
     let made = Command::new(env!("CARGO_BIN_EXE_pinseal")).args(["ceremony", "person", "--token"]).arg(&file).output();
     let made = made.unwrap();
-    assert!(!made.status.success() && said(&made).contains("it has no Ed25519"), "{}", said(&made));
+    assert!(!made.status.success() && said(&made).contains("the token has no Ed25519"), "{}", said(&made));
 }
 
 #[test]
