@@ -1,13 +1,14 @@
-//! What the boundary's process gives up, and when. Each step that the kernel refuses is fatal, unless it is waived.
+//! The privileges that the boundary's process drops, and when. When the kernel refuses a step, the process ends, unless
+//! `boundary.waive` lists the step.
 //!
 //! | step | vault | PKCS#11 token |
 //! |---|---|---|
-//! | `user` | after the vault is open, to a user of its own | before the module is loaded |
-//! | `landlock` | no file at all can be opened | before the module is loaded: system files are read; what the configuration lists is written, and what ports it lists are connected to |
-//! | `seccomp` | before serving: only what serving takes: no socket, no file, no process, no thread | before the module is loaded: no socket but of the kinds that the configuration lists, no shared memory unless it lists that, no process, no look at another, no change of limits, no code but from files; before serving: what starting to serve took |
+//! | `user` | after the vault is open: becomes `boundary.hsm_user` | the same, before the module is loaded |
+//! | `landlock` | after the vault is open: no file can be opened | before the module is loaded: system files can be read, `token.paths` read and written, and `token.ports` connected to |
+//! | `seccomp` | before serving: only the system calls that serving needs; no socket, file, process or thread | before the module is loaded: no socket kinds and no shared memory but those in `token.ipc`; no process, no access to another process, no change of limits, no code except from files. Before serving: also not the calls that only the start needs |
 //!
-//! Before either, every descriptor is closed that was inherited and is neither a standard stream nor handed over; then come
-//! those steps that `hsm` itself takes: memory locked, no core dump, no tracer.
+//! Before these steps, `close_inherited` closes every descriptor but the standard streams, and `hsm` hardens the process:
+//! memory locked, no core dump, no tracer.
 
 mod filter;
 
@@ -24,31 +25,31 @@ use rustix::{
 };
 use thiserror::Error;
 
-/// The steps that a configuration asks for.
+/// Applies the steps that a configuration does not waive.
 pub(super) struct Confiner(pub(super) Confinement);
 
-/// Confined as far as the keys may still be opened, or threads made.
-pub(super) struct Halfway(Confiner);
+/// A process that is confined, but may still open its keys or start threads.
+pub(super) struct PartlyConfined(Confiner);
 
-/// What a kernel must have: rights on files, since Linux 5.13.
-const LANDLOCK_LEAST: ABI = ABI::V1;
-/// What is asked for where a kernel has it: to Linux 6.12, TCP ports and signals among it.
+/// The least Landlock that a kernel must have: rights on files, since Linux 5.13.
+const LANDLOCK_MIN: ABI = ABI::V1;
+/// The Landlock that is used where the kernel has it: all of Linux 6.12, with TCP ports and signals.
 const LANDLOCK: ABI = ABI::V6;
-/// What a PKCS#11 module may read: libraries, their configuration, random and time-zone files.
+/// Directories that a PKCS#11 module may read: libraries, their configuration, random and time-zone files.
 const SYSTEM_PATHS: [&str; 5] = ["/usr", "/lib", "/lib64", "/etc", "/dev"];
 
 impl Confiner {
-    /// What comes before a PKCS#11 module is loaded: whatever it starts is confined with it.
-    pub(super) fn before_opening(self) -> Result<Halfway, ConfineError> {
+    /// Confines a process that will load a PKCS#11 module, so that the module's threads are confined too.
+    pub(super) fn before_opening(self) -> Result<PartlyConfined, ConfineError> {
         if let Some(token) = &self.0.token {
             self.become_user()?;
             self.no_new_privileges()?;
             let beside_module = token.module.parent().map(PathBuf::from);
             let read = SYSTEM_PATHS.iter().map(PathBuf::from).chain(beside_module);
             self.landlock(read, token.paths.iter().cloned(), &token.ports)?;
-            self.filter(filter::of_loading_a_module(&token.ipc, &token.ports))?;
+            self.filter(filter::loading_module(&token.ipc, &token.ports))?;
         }
-        Ok(Halfway(self))
+        Ok(PartlyConfined(self))
     }
 
     fn waives(&self, step: Step) -> bool {
@@ -63,8 +64,8 @@ impl Confiner {
         let (uid, gid) = (nix::unistd::Uid::from_raw(user), nix::unistd::Gid::from_raw(user));
         let refused = |error: nix::Error| ConfineError::User { user, reason: error.to_string() };
         let unknown = |error: rustix::io::Errno| ConfineError::User { user, reason: error.to_string() };
-        // What is locked stays so, and what is allocated later is locked too: without this right the limit of an
-        // ordinary user would make allocations fail.
+        // All present and later memory of the process is locked. Without this right, the limit of an ordinary user
+        // (RLIMIT_MEMLOCK) would make later allocations fail.
         let held = thread::capabilities(None).map_err(unknown)?.permitted & CapabilitySet::IPC_LOCK;
         thread::set_keep_capabilities(true).map_err(unknown)?;
         nix::unistd::setgroups(&[]).map_err(refused)?;
@@ -89,7 +90,7 @@ impl Confiner {
             .map_err(|reason| ConfineError::Seccomp { reason })
     }
 
-    /// Opens nothing but what is listed, connects to no TCP port but what is listed, signals nobody outside.
+    /// Allows only the listed files and TCP ports, and no signal to a process outside.
     fn landlock(
         &self,
         read: impl Iterator<Item = PathBuf>,
@@ -99,12 +100,12 @@ impl Confiner {
         if self.waives(Step::Landlock) {
             return Ok(());
         }
-        // Where ports are listed, seccomp lets TCP through: then it is the kernel's Landlock that must hold it.
+        // Where ports are listed, seccomp allows TCP, so that the kernel's Landlock must restrict the ports.
         let network = if ports.is_empty() { CompatLevel::BestEffort } else { CompatLevel::HardRequirement };
         let restrict = || -> Result<RulesetStatus, RulesetError> {
             let mut rules = Ruleset::default()
                 .set_compatibility(CompatLevel::HardRequirement)
-                .handle_access(AccessFs::from_all(LANDLOCK_LEAST))?
+                .handle_access(AccessFs::from_all(LANDLOCK_MIN))?
                 .set_compatibility(CompatLevel::BestEffort)
                 .handle_access(AccessFs::from_all(LANDLOCK))?
                 .set_compatibility(network)
@@ -116,7 +117,7 @@ impl Confiner {
                 .map(|path| (path, AccessFs::from_read(LANDLOCK)))
                 .chain(written.map(|path| (path, AccessFs::from_all(LANDLOCK) & !AccessFs::Execute)))
             {
-                // What is not there can't be opened either.
+                // A missing path cannot be opened, so that it needs no rule.
                 let Ok(opened) = PathFd::new(&path) else { continue };
                 rules = rules.add_rule(PathBeneath::new(opened, access))?;
             }
@@ -127,14 +128,17 @@ impl Confiner {
         };
         match restrict() {
             Ok(RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced) => Ok(()),
-            Ok(RulesetStatus::NotEnforced) => Err(ConfineError::Landlock { reason: "the kernel has none".into() }),
+            Ok(RulesetStatus::NotEnforced) => {
+                Err(ConfineError::Landlock { reason: "the kernel has no Landlock".into() })
+            }
             Err(error) => Err(ConfineError::Landlock { reason: error.to_string() }),
         }
     }
 }
 
-impl Halfway {
-    /// What comes once the keys are open, while there is one thread.
+impl PartlyConfined {
+    /// Confines a process with a vault. Called when the keys are open and no other thread runs: `user` and `landlock` apply
+    /// to the calling thread alone.
     pub(super) fn before_threads(self) -> Result<Self, ConfineError> {
         if self.0.0.token.is_none() {
             self.0.become_user()?;
@@ -144,17 +148,17 @@ impl Halfway {
         Ok(self)
     }
 
-    /// What comes last, for all threads at once.
+    /// Applies the last filter of system calls to all threads.
     pub(super) fn before_serving(self) -> Result<(), ConfineError> {
         self.0.filter(match &self.0.0.token {
-            None => filter::of_serving(),
-            Some(token) => filter::of_serving_with_a_module(&token.ipc, &token.ports),
+            None => filter::serving_with_vault(),
+            Some(token) => filter::serving_with_module(&token.ipc, &token.ports),
         })
     }
 }
 
-/// Closes every descriptor but the standard streams, as far as this process has any: each was inherited while this is called
-/// before it opens one.
+/// Closes every descriptor but the standard streams. Called before the process opens a descriptor that it keeps, so that
+/// each of them was inherited.
 pub(super) fn close_inherited() -> Result<(), ConfineError> {
     let listed = || -> io::Result<Vec<i32>> {
         let entries = fs::read_dir("/proc/self/fd")?;
@@ -163,48 +167,50 @@ pub(super) fn close_inherited() -> Result<(), ConfineError> {
     };
     let descriptors = listed().map_err(|error| ConfineError::Descriptors { reason: error.to_string() })?;
     for descriptor in descriptors.into_iter().filter(|descriptor| *descriptor > libc::STDERR_FILENO) {
-        // The one that listed them is closed already.
+        // The descriptor of the listing itself is closed already.
         let _ = nix::unistd::close(descriptor);
     }
     Ok(())
 }
 
-/// Why something could not be given up.
+/// A privilege that could not be dropped.
 #[derive(Debug, Error)]
 pub enum ConfineError {
-    /// The descriptors can't be listed.
-    #[error("can't list the descriptors that were inherited, to close them: {reason}; mount /proc")]
+    /// `/proc/self/fd` can't be listed.
+    #[error("can't list the inherited descriptors to close them: {reason}; mount /proc")]
     Descriptors {
-        /// Why.
+        /// The kernel's error.
         reason: String,
     },
-    /// Root, and nobody to become.
+    /// The process is root, and `boundary.hsm_user` names no other user.
     #[error(
-        "started as root with a PKCS#11 token: set boundary.hsm_user to a user id that may use it, or boundary.waive = [\"user\"]"
+        "started as root with a PKCS#11 token: set boundary.hsm_user to a user id that may use the token, or boundary.waive = [\"user\"]"
     )]
     NoUser,
-    /// The user can't be changed.
-    #[error("can't become user {user}: {reason}; run it as another user, or set boundary.waive = [\"user\"]")]
+    /// The kernel refused the change to another user.
+    #[error(
+        "can't become user {user}: {reason}; start the process as another user, or set boundary.waive = [\"user\"]"
+    )]
     User {
-        /// To whom.
+        /// The user id of `boundary.hsm_user`.
         user: u32,
-        /// Why.
+        /// The kernel's error.
         reason: String,
     },
-    /// No Landlock.
+    /// The kernel has no Landlock, too old a one, or refused the rules.
     #[error(
         "can't be confined by Landlock: {reason}; use Linux 5.13 or later (6.7 where token.ports are listed), or set boundary.waive = [\"landlock\"] or isolation = \"inline\""
     )]
     Landlock {
-        /// Why.
+        /// The kernel's error.
         reason: String,
     },
-    /// No seccomp.
+    /// The kernel has no seccomp, or refused the filter.
     #[error(
         "can't be confined by seccomp: {reason}; use Linux with seccomp, or set boundary.waive = [\"seccomp\"] or isolation = \"inline\""
     )]
     Seccomp {
-        /// Why.
+        /// The kernel's error.
         reason: String,
     },
 }

@@ -1,6 +1,5 @@
-//! `pinseal hsm --try-escape FILE`: from inside, once confined, try what was given up, and tell what the kernel said.
-//!
-//! Nothing here is reachable while the process serves.
+//! `pinseal hsm --try-escape FILE`: tries each forbidden action inside the confined process, and reports the kernel's
+//! answer to each. A process that serves cannot reach this code.
 
 use std::{
     fs::{self, File, Permissions},
@@ -25,24 +24,24 @@ use rustix::{
     process::{Pid, Resource, Rlimit, Signal, kill_process},
 };
 
-/// What the configuration lets the process do: that is not tried.
+/// Actions that the configuration allows, so that they are not tried.
 #[derive(Clone, Copy, Default)]
-pub(super) struct May {
+pub(super) struct Allowed {
     /// A PKCS#11 module needs threads.
-    pub(super) start_threads: bool,
+    pub(super) threads: bool,
     /// `token.ipc` lists `unix-socket`.
-    pub(super) connect_to_unix_sockets: bool,
+    pub(super) unix_sockets: bool,
 }
 
-/// A port that nobody listens on, as a rule.
+/// Port 9 (discard) of the loopback address: usually without a listener, so that an allowed connection is rejected by TCP.
 const DISCARD: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9);
 
-/// Tries everything; gives how much was let through.
-pub(super) fn try_all(may: May, parent: Pid, file: &Path, out: &mut impl Write) -> io::Result<usize> {
+/// Tries every action that is not allowed, writes a line for each, and returns how many the kernel let through.
+pub(super) fn try_all(allowed: Allowed, parent: Pid, file: &Path, out: &mut impl Write) -> io::Result<usize> {
     let program = std::env::current_exe().unwrap_or_else(|_| "/bin/true".into());
     let mut let_through = 0;
-    let mut tell = |what: &str, result: io::Result<()>| {
-        let said = match &result {
+    let mut report = |action: &str, result: io::Result<()>| {
+        let outcome = match &result {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => "refused",
             _ => {
                 let_through += 1;
@@ -50,31 +49,31 @@ pub(super) fn try_all(may: May, parent: Pid, file: &Path, out: &mut impl Write) 
             }
         };
         let error = result.err().map(|error| format!(" ({error})")).unwrap_or_default();
-        writeln!(out, "{said:<12} {what}{error}")
+        writeln!(out, "{outcome:<12} {action}{error}")
     };
-    tell("send by UDP", send_by_udp())?;
-    tell("connect by TCP", TcpStream::connect(DISCARD).map(drop))?;
-    tell("connect by MPTCP", connect_by_mptcp())?;
-    tell("send by TCP Fast Open", send_by_fast_open())?;
-    tell("open a Unix datagram socket", UnixDatagram::unbound().map(drop))?;
-    if !may.connect_to_unix_sockets {
-        tell("connect to a Unix socket", UnixStream::connect("/run/pinseal-no-such-socket").map(drop))?;
+    report("send by UDP", send_by_udp())?;
+    report("connect by TCP", TcpStream::connect(DISCARD).map(drop))?;
+    report("connect by MPTCP", connect_by_mptcp())?;
+    report("send by TCP Fast Open", send_by_fast_open())?;
+    report("open a Unix datagram socket", UnixDatagram::unbound().map(drop))?;
+    if !allowed.unix_sockets {
+        report("connect to a Unix socket", UnixStream::connect("/run/pinseal-no-such-socket").map(drop))?;
     }
-    if !may.start_threads {
-        tell("start a thread", thread::Builder::new().spawn(|| {}).map(drop))?;
+    if !allowed.threads {
+        report("start a thread", thread::Builder::new().spawn(|| {}).map(drop))?;
     }
-    tell("read a user's file", File::open(file).map(drop))?;
-    tell("write a user's file", File::options().append(true).open(file).map(drop))?;
-    tell("change a user's file's mode", fs::set_permissions(file, Permissions::from_mode(0o600)))?;
-    tell("make a file", make_and_remove(&std::env::temp_dir().join("pinseal-hsm-escaped")))?;
-    tell("start a program", Command::new(&program).arg("--version").output().map(drop))?;
-    tell("trace its parent", trace(parent))?;
-    tell("signal its parent", kill_process(parent, Signal::CONT).map_err(io::Error::from))?;
-    tell("limit its parent", limit(Some(parent)))?;
-    tell("change its own limits", limit(None))?;
-    tell("become root", nix::unistd::setuid(Uid::from_raw(0)).map_err(io::Error::from))?;
-    // Last, for it would not come back; without arguments the other program fails.
-    tell("become another program", Err(Command::new(program).arg("hsm").exec()))?;
+    report("read a user's file", File::open(file).map(drop))?;
+    report("write a user's file", File::options().append(true).open(file).map(drop))?;
+    report("change a user's file's mode", fs::set_permissions(file, Permissions::from_mode(0o600)))?;
+    report("make a file", make_and_remove(&std::env::temp_dir().join("pinseal-hsm-escaped")))?;
+    report("start a program", Command::new(&program).arg("--version").output().map(drop))?;
+    report("trace its parent", trace(parent))?;
+    report("signal its parent", kill_process(parent, Signal::CONT).map_err(io::Error::from))?;
+    report("limit its parent", limit(Some(parent)))?;
+    report("change its own limits", limit(None))?;
+    report("become root", nix::unistd::setuid(Uid::from_raw(0)).map_err(io::Error::from))?;
+    // Last, because exec does not return when it succeeds. The new program has too few arguments and fails.
+    report("become another program", Err(Command::new(program).arg("hsm").exec()))?;
     Ok(let_through)
 }
 
@@ -101,7 +100,7 @@ fn send_by_fast_open() -> io::Result<()> {
     Ok(())
 }
 
-/// To no core file, which this process has given up already.
+/// Sets the limit of core files to zero, which changes nothing for this process: it is zero already.
 fn limit(process: Option<Pid>) -> io::Result<()> {
     rustix::process::prlimit(process, Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     Ok(())

@@ -1,4 +1,5 @@
-//! The other end of what an engine hands over, by our standard input.
+//! What a process that an engine started inherits: connections over standard input, and the signals of the engine's
+//! process group.
 
 use std::{
     io::{self, IoSliceMut},
@@ -12,7 +13,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use hsm_protocol::frame::DESCRIPTORS_PER_MESSAGE;
 
-/// The connections that the engine passes over standard input.
+/// Receives `count` connections as descriptors over standard input (`SCM_RIGHTS`, unix(7)).
 pub(super) fn connections_from_parent(count: usize) -> io::Result<Vec<UnixStream>> {
     let parent = io::stdin();
     let mut connections = Vec::new();
@@ -34,23 +35,23 @@ pub(super) fn connections_from_parent(count: usize) -> io::Result<Vec<UnixStream
     Ok(connections)
 }
 
-/// Lets SIGTERM, SIGINT and SIGHUP pass: a terminal, or systemd, sends them to the engine's whole group, and calls that the
-/// engine lets finish still need the boundary. It ends with the engine; SIGKILL ends it at once.
-pub(super) fn outlive_signals() -> io::Result<()> {
-    [SIGTERM, SIGINT, SIGHUP].into_iter().try_for_each(outlive)
+/// Ignores SIGTERM, SIGINT and SIGHUP. A terminal, or systemd, sends them to the engine's whole process group, while calls
+/// that the engine finishes still need the boundary. The process ends when the engine has ended, or by SIGKILL.
+pub(super) fn survive_signals() -> io::Result<()> {
+    [SIGTERM, SIGINT, SIGHUP].into_iter().try_for_each(survive)
 }
 
-/// From here on SIGHUP does not end the process.
-pub(super) fn outlive_hangup() -> io::Result<()> {
-    outlive(SIGHUP)
+/// Keeps SIGHUP from ending the process.
+pub(super) fn survive_hangup() -> io::Result<()> {
+    survive(SIGHUP)
 }
 
-fn outlive(signal: i32) -> io::Result<()> {
+fn survive(signal: i32) -> io::Result<()> {
     signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false))).map(drop)
 }
 
-/// Returns once the parent has closed its end: its engine is gone.
-pub(super) fn parent_is_gone() {
+/// Returns when the engine has ended, which closes its end of standard input.
+pub(super) fn wait_for_parent_exit() {
     let mut byte = [0];
     loop {
         match rustix::io::read(io::stdin().as_fd(), &mut byte) {

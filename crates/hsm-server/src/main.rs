@@ -1,4 +1,4 @@
-//! `pinseal-hsm`: the key boundary alone, for a production image.
+//! `pinseal-hsm`: only the key boundary, for a production image.
 
 #![forbid(unsafe_code)]
 
@@ -13,11 +13,11 @@ use tracing::Level;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Be the key boundary, in a process of its own that an engine asks
+/// Serve the key boundary as a separate process for an engine
 #[derive(Parser)]
 #[command(name = "pinseal-hsm", version, max_term_width = 100)]
 struct Arguments {
-    /// How events are written to standard error; RUST_LOG chooses which
+    /// Format of the log on standard error; RUST_LOG selects the events
     #[arg(long, value_enum, default_value_t)]
     log_format: telemetry::LogFormat,
     #[command(flatten)]

@@ -1,11 +1,12 @@
-//! The connections of one thread: all requests of one read are executed, and their replies leave in one write.
+//! The threads that serve connections. A thread executes all requests of one read, and sends their replies in one write.
 
 use std::{
     io,
     pin::{Pin, pin},
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, Barrier},
     task::Poll,
+    thread,
     time::Duration,
 };
 
@@ -15,7 +16,7 @@ use hsm_protocol::{
     Error,
     frame::{self, Welcome},
 };
-use tokio::{net::UnixStream, sync::mpsc, task::LocalSet, time::sleep};
+use tokio::{net::UnixStream, runtime::Builder, sync::mpsc, task::LocalSet, time::sleep};
 
 use clock::monotonic_milliseconds;
 
@@ -23,44 +24,106 @@ use clock::monotonic_milliseconds;
 const WAITING_MAX: usize = 4_096;
 /// The most connections of one thread. An engine opens one for each of its own threads.
 const CONNECTIONS_MAX: usize = 256;
+/// The most new connections that wait for one thread.
+const NEW_CONNECTIONS_MAX: usize = 256;
 /// From the start of a connection to the end of its hello. An engine sends the hello at once.
 const HELLO_TIME_MAX: Duration = Duration::from_secs(10);
 /// Bytes of one read.
 const READ_BYTES: usize = 64 * 1024;
 
-/// Serves each connection that is dealt, all on this thread.
-pub(super) async fn serve(hsm: Arc<Hsm>, mut dealt: mpsc::Receiver<std::os::unix::net::UnixStream>) {
+/// The queue of new connections of one thread.
+pub(super) struct ServingThread(mpsc::Sender<std::os::unix::net::UnixStream>);
+
+/// The threads of the process that serve connections.
+pub(super) struct ServingThreads(Vec<ServingThread>);
+
+/// Threads that run, but do not serve yet.
+pub(super) struct PausedThreads {
+    threads: ServingThreads,
+    resume: Arc<Barrier>,
+}
+
+impl ServingThreads {
+    /// Starts `count` threads, and returns when each of them runs.
+    pub(super) fn start(hsm: &Arc<Hsm>, count: usize) -> io::Result<PausedThreads> {
+        let resume = Arc::new(Barrier::new(count.saturating_add(1)));
+        let mut threads = Vec::with_capacity(count);
+        for number in 0..count {
+            let (sender, connections) = mpsc::channel(NEW_CONNECTIONS_MAX);
+            let runtime = Builder::new_current_thread().enable_all().build()?;
+            let (hsm, resume) = (Arc::clone(hsm), Arc::clone(&resume));
+            thread::Builder::new().name(format!("hsm-{number}")).spawn(move || {
+                // The thread runs; then it may serve.
+                resume.wait();
+                resume.wait();
+                runtime.block_on(serve(hsm, connections));
+            })?;
+            threads.push(ServingThread(sender));
+        }
+        resume.wait();
+        Ok(PausedThreads { threads: Self(threads), resume })
+    }
+
+    /// The threads in turn, without end.
+    pub(super) fn in_turn(&self) -> impl Iterator<Item = &ServingThread> {
+        self.0.iter().cycle()
+    }
+}
+
+impl PausedThreads {
+    /// Lets the threads serve.
+    pub(super) fn resume(self) -> ServingThreads {
+        self.resume.wait();
+        self.threads
+    }
+}
+
+impl ServingThread {
+    /// Serves a connection on this thread; drops the connection when the thread's queue is full.
+    pub(super) fn serve(&self, connection: std::os::unix::net::UnixStream) {
+        if self.0.try_send(connection).is_err() {
+            tracing::warn!(limit = NEW_CONNECTIONS_MAX, "a connection was dropped: too many wait already");
+        }
+    }
+}
+
+/// Serves all connections of one thread.
+async fn serve(hsm: Arc<Hsm>, mut new_connections: mpsc::Receiver<std::os::unix::net::UnixStream>) {
     let hsm = Rc::new(hsm);
     let connections = LocalSet::new();
-    let all = connections.run_until(async {
-        let counted = Rc::new(());
-        while let Some(stream) = dealt.recv().await {
-            if Rc::strong_count(&counted) > CONNECTIONS_MAX {
-                tracing::warn!(limit = CONNECTIONS_MAX, "a connection was dropped: so many are served already");
+    let accepting = connections.run_until(async {
+        let open = Rc::new(());
+        while let Some(stream) = new_connections.recv().await {
+            if Rc::strong_count(&open) > CONNECTIONS_MAX {
+                tracing::warn!(
+                    limit = CONNECTIONS_MAX,
+                    "a connection was dropped: its thread serves the most connections already"
+                );
                 continue;
             }
-            let (hsm, counted) = (Rc::clone(&hsm), Rc::clone(&counted));
+            let (hsm, open) = (Rc::clone(&hsm), Rc::clone(&open));
             tokio::task::spawn_local(async move {
-                let _counted = counted;
+                let _open = open;
                 // A malformed frame closes the connection; no other request is affected.
-                if let Err(error) = serve_one(&hsm, stream).await {
+                if let Err(error) = serve_connection(&hsm, stream).await {
                     tracing::warn!(%error, "a connection ended");
                 }
             });
         }
     });
-    all.await;
+    accepting.await;
     connections.await;
 }
 
-type Answering<'a> = Pin<Box<dyn Future<Output = (u64, Vec<u8>)> + 'a>>;
+/// A request in work: its number and its encoded reply.
+type PendingReply<'a> = Pin<Box<dyn Future<Output = (u64, Vec<u8>)> + 'a>>;
 
-async fn serve_one(hsm: &Hsm, stream: std::os::unix::net::UnixStream) -> io::Result<()> {
+async fn serve_connection(hsm: &Hsm, stream: std::os::unix::net::UnixStream) -> io::Result<()> {
     stream.set_nonblocking(true)?;
     let stream = UnixStream::from_std(stream)?;
     let mut arrived = Vec::with_capacity(READ_BYTES);
     let mut out = Vec::new();
-    let mut waiting: FuturesUnordered<Answering<'_>> = FuturesUnordered::new();
+    let mut waiting: FuturesUnordered<PendingReply<'_>> = FuturesUnordered::new();
     let mut greeted = false;
     let mut hello_time = pin!(sleep(HELLO_TIME_MAX));
     loop {
@@ -78,7 +141,7 @@ async fn serve_one(hsm: &Hsm, stream: std::os::unix::net::UnixStream) -> io::Res
             Some((number, reply)) = waiting.next() => frame::push_frame(&mut out, number, |body| body.extend(reply)),
         }
         let mut rest = arrived.as_slice();
-        // Once for all that has arrived: behind a filter of system calls each look at the clock is one.
+        // Read once for all frames that arrived: under a seccomp filter each read of the clock is a system call.
         let now = monotonic_milliseconds();
         while let Some(frame) = frame::take_frame(&mut rest).map_err(io::Error::other)? {
             if !greeted {
@@ -98,18 +161,18 @@ async fn serve_one(hsm: &Hsm, stream: std::os::unix::net::UnixStream) -> io::Res
                 frame::push_frame(&mut out, number, |body| frame::write_reply(&busy, body));
                 continue;
             }
-            let mut answering: Answering<'_> = Box::pin(async move {
+            let mut pending: PendingReply<'_> = Box::pin(async move {
                 let mut reply = Vec::with_capacity(128);
                 frame::write_reply(&hsm.execute(request).await, &mut reply);
                 (number, reply)
             });
-            match poll!(&mut answering) {
+            match poll!(&mut pending) {
                 Poll::Ready((number, reply)) => frame::push_frame(&mut out, number, |body| body.extend(reply)),
-                Poll::Pending => waiting.push(answering),
+                Poll::Pending => waiting.push(pending),
             }
         }
-        let taken = arrived.len() - rest.len();
-        arrived.drain(..taken);
+        let consumed = arrived.len() - rest.len();
+        arrived.drain(..consumed);
         arrived.reserve(READ_BYTES.saturating_sub(arrived.len()));
         while let Poll::Ready(Some((number, reply))) = poll!(waiting.next()) {
             frame::push_frame(&mut out, number, |body| body.extend(reply));

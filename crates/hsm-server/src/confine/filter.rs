@@ -1,5 +1,5 @@
-//! Which system calls the boundary's process may make: with a token before its module is loaded, and once it serves. Any
-//! other fails with EPERM.
+//! The system calls that the boundary's process may make: with a token from the load of its module, with a vault from the
+//! start of serving. Every other call fails with EPERM.
 
 use std::collections::BTreeMap;
 
@@ -11,31 +11,33 @@ use seccompiler::{
 
 use hsm_config::Ipc;
 
-/// Filters, in the order they are applied: a call passes if each lets it.
+/// Filters, in the order they are applied. A call passes when every filter allows it.
 type Filters = Vec<BpfProgram>;
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// Of every thread there is.
+/// Applies a filter to every thread of the process.
 pub(super) fn apply(filter: &BpfProgram) -> Result<(), String> {
     seccompiler::apply_filter_all_threads(filter).map_err(|error| error.to_string())
 }
 
-/// With a vault: reads and writes of what is open, memory, waiting, time, randomness.
-pub(super) fn of_serving() -> Result<Filters, String> {
-    serving().and_then(|rules| Ok(vec![only(rules)?])).map_err(|error| error.to_string())
+/// The filter of a process that serves with a vault: reads and writes of open descriptors, memory, waiting, time,
+/// randomness.
+pub(super) fn serving_with_vault() -> Result<Filters, String> {
+    rules_with_vault().and_then(|rules| Ok(vec![only(rules)?])).map_err(|error| error.to_string())
 }
 
-/// Before a PKCS#11 module is loaded: what it may do while it serves, and what loading it and starting to serve take.
-pub(super) fn of_loading_a_module(ipc: &[Ipc], ports: &[u16]) -> Result<Filters, String> {
+/// The filters of a process that loads a PKCS#11 module: the calls of [`serving_with_module`], and those that only the load
+/// and the start need.
+pub(super) fn loading_module(ipc: &[Ipc], ports: &[u16]) -> Result<Filters, String> {
     let filters = || -> Result<Filters, BackendError> {
-        let mut rules = serving_with_a_module(ipc, ports)?;
-        // The threads that serve, with their event loops; then the stricter filter.
+        let mut rules = rules_with_module(ipc, ports)?;
+        // The event loops of the threads that serve, and the stricter filter.
         rules.insert(libc::SYS_epoll_create1, Vec::new());
-        // Streams alone: a datagram socket of a pair may send to any named Unix socket.
+        // Only streams: a datagram socket of a pair may send to any named Unix socket.
         rules.insert(libc::SYS_socketpair, vec![stream_socket(libc::AF_UNIX, 0)?]);
         rules.insert(libc::SYS_seccomp, Vec::new());
         rules.entry(libc::SYS_prctl).or_default().push(is(0, libc::PR_SET_NO_NEW_PRIVS as u64)?);
-        // Its flags are out of a filter's sight: the C library then falls back on clone.
+        // A filter cannot read the flags of clone3, which are in memory. After ENOSYS the C library calls clone.
         let no_clone3 = SeccompFilter::new(
             [(libc::SYS_clone3, Vec::new())].into(),
             SeccompAction::Allow,
@@ -47,26 +49,27 @@ pub(super) fn of_loading_a_module(ipc: &[Ipc], ports: &[u16]) -> Result<Filters,
     filters().map_err(|error| error.to_string())
 }
 
-/// With a PKCS#11 module, which opens its files, makes threads and talks to its daemon: that too, where Landlock lets it.
-pub(super) fn of_serving_with_a_module(ipc: &[Ipc], ports: &[u16]) -> Result<Filters, String> {
-    serving_with_a_module(ipc, ports).and_then(|rules| Ok(vec![only(rules)?])).map_err(|error| error.to_string())
+/// The filter of a process that serves with a PKCS#11 module. A module also opens its files, starts threads and connects to
+/// its daemon or HSM; Landlock restricts which files and ports.
+pub(super) fn serving_with_module(ipc: &[Ipc], ports: &[u16]) -> Result<Filters, String> {
+    rules_with_module(ipc, ports).and_then(|rules| Ok(vec![only(rules)?])).map_err(|error| error.to_string())
 }
 
-fn serving_with_a_module(ipc: &[Ipc], ports: &[u16]) -> Result<Rules, BackendError> {
-    let mut rules = serving()?;
-    rules.extend(OF_A_MODULE.iter().map(|call| (*call, Vec::new())));
-    // Code is mapped from files alone, and never writable: a private mapping of any file could be written with other code.
-    // NSS softokn unloads libraries at its end and loads them when it is initialised again.
+fn rules_with_module(ipc: &[Ipc], ports: &[u16]) -> Result<Rules, BackendError> {
+    let mut rules = rules_with_vault()?;
+    rules.extend(MODULE_CALLS.iter().map(|call| (*call, Vec::new())));
+    // Code is mapped only from files and never writable, because a writable private mapping could receive other code.
+    // NSS softokn unloads libraries when it ends and loads them when it is initialised again.
     let code = both(clear(2, libc::PROT_WRITE)?, clear(3, libc::MAP_ANONYMOUS)?)?;
     rules.insert(libc::SYS_mmap, vec![without(2, libc::PROT_EXEC)?, code]);
-    // A thread, not a process.
+    // Threads, no processes.
     rules.insert(libc::SYS_clone, vec![has(0, libc::CLONE_THREAD)?]);
-    // Answered ENOSYS by the filter before this one.
+    // The first filter of `loading_module` answers ENOSYS.
     rules.insert(libc::SYS_clone3, Vec::new());
     // The name of a thread.
     rules.insert(libc::SYS_prctl, vec![is(0, libc::PR_SET_NAME as u64)?]);
-    rules.insert(libc::SYS_fcntl, of_commands(OF_DESCRIPTORS.iter().chain(OF_LOCKS))?);
-    // The limits of this very process are read, and changed by nobody.
+    rules.insert(libc::SYS_fcntl, commands(DESCRIPTOR_COMMANDS.iter().chain(LOCK_COMMANDS))?);
+    // The process may read its own limits, and change none.
     rules.insert(libc::SYS_prlimit64, vec![both(dword(0, 0)?, null(2)?)?]);
     let mut sockets = Vec::new();
     if ipc.contains(&Ipc::UnixSocket) {
@@ -74,7 +77,7 @@ fn serving_with_a_module(ipc: &[Ipc], ports: &[u16]) -> Result<Rules, BackendErr
     }
     if !ports.is_empty() {
         for family in [libc::AF_INET, libc::AF_INET6] {
-            // Landlock holds the port of a TCP socket, but not of MPTCP.
+            // No MPTCP: Landlock restricts the ports of TCP only.
             for protocol in [0, libc::IPPROTO_TCP] {
                 sockets.push(stream_socket(family, protocol)?);
             }
@@ -82,14 +85,14 @@ fn serving_with_a_module(ipc: &[Ipc], ports: &[u16]) -> Result<Rules, BackendErr
     }
     if !sockets.is_empty() {
         rules.insert(libc::SYS_socket, sockets);
-        rules.extend(OF_A_SOCKET.iter().map(|call| (*call, Vec::new())));
-        // A message's own address is out of a filter's sight; a connected stream takes none, without MSG_FASTOPEN.
+        rules.extend(SOCKET_CALLS.iter().map(|call| (*call, Vec::new())));
+        // A filter cannot read the address in a message, which is in memory. Without MSG_FASTOPEN a stream ignores it.
         rules.insert(libc::SYS_sendmsg, vec![without(2, libc::MSG_FASTOPEN)?]);
         let options = SOCKET_OPTIONS.iter().map(|(level, option)| both(dword(1, *level)?, dword(2, *option)?));
         rules.insert(libc::SYS_setsockopt, options.collect::<Result<_, _>>()?);
     }
     if ipc.contains(&Ipc::SharedMemory) {
-        rules.extend(OF_SHARED_MEMORY.iter().map(|call| (*call, Vec::new())));
+        rules.extend(SHARED_MEMORY_CALLS.iter().map(|call| (*call, Vec::new())));
         rules.insert(libc::SYS_shmat, vec![without(2, libc::SHM_EXEC)?]);
     }
     Ok(rules)
@@ -103,41 +106,41 @@ fn arch() -> Result<TargetArch, BackendError> {
     std::env::consts::ARCH.try_into()
 }
 
-fn serving() -> Result<Rules, BackendError> {
-    let mut rules: Rules = OF_SERVING.iter().map(|call| (*call, Vec::new())).collect();
-    // Non-blocking mode, as the standard library sets it.
+fn rules_with_vault() -> Result<Rules, BackendError> {
+    let mut rules: Rules = SERVING_CALLS.iter().map(|call| (*call, Vec::new())).collect();
+    // The standard library sets non-blocking mode this way.
     rules.insert(libc::SYS_ioctl, vec![is(1, libc::FIONBIO)?]);
-    rules.insert(libc::SYS_fcntl, of_commands(OF_DESCRIPTORS.iter())?);
-    // To the peer that a socket is connected to, and nowhere else.
+    rules.insert(libc::SYS_fcntl, commands(DESCRIPTOR_COMMANDS.iter())?);
+    // Only to the peer that a socket is connected to.
     rules.insert(libc::SYS_sendto, vec![both(null(4)?, clear(3, libc::MSG_FASTOPEN)?)?]);
     // Memory is never made executable.
     rules.insert(libc::SYS_mprotect, vec![without(2, libc::PROT_EXEC)?]);
     rules.insert(libc::SYS_mmap, vec![without(2, libc::PROT_EXEC)?]);
-    // An abort, which is a signal to this very process.
+    // An abort is a signal to the process itself.
     rules.insert(libc::SYS_tgkill, vec![is(0, std::process::id().into())?]);
     Ok(rules)
 }
 
-fn of_commands<'a>(commands: impl Iterator<Item = &'a i32>) -> Result<Vec<SeccompRule>, BackendError> {
+fn commands<'a>(commands: impl Iterator<Item = &'a i32>) -> Result<Vec<SeccompRule>, BackendError> {
     commands.map(|command| SeccompRule::new(vec![dword(1, *command)?])).collect()
 }
 
-/// `socket` or `socketpair` of this family: a stream, whether it closes on exec or blocks, of this protocol.
+/// Allows `socket` or `socketpair` for a stream of this family and protocol, with or without SOCK_CLOEXEC and SOCK_NONBLOCK.
 fn stream_socket(family: i32, protocol: i32) -> Result<SeccompRule, BackendError> {
     let kind = !u64::from((libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK).cast_unsigned()) & u64::from(u32::MAX);
     let stream = SeccompCondition::new(1, Dword, SeccompCmpOp::MaskedEq(kind), libc::SOCK_STREAM as u64)?;
     SeccompRule::new(vec![dword(0, family)?, stream, dword(2, protocol)?])
 }
 
-/// What `fcntl` may do: flags and copies of a descriptor. No owner, no signal, no lease, no notification.
-const OF_DESCRIPTORS: &[i32] =
+/// Allowed commands of `fcntl`: flags and copies of a descriptor. No owner, signal, lease or notification.
+const DESCRIPTOR_COMMANDS: &[i32] =
     &[libc::F_DUPFD, libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL];
 
-/// What `fcntl` may do besides for a module: locks of a file.
-const OF_LOCKS: &[i32] =
+/// More commands of `fcntl` for a module: file locks.
+const LOCK_COMMANDS: &[i32] =
     &[libc::F_GETLK, libc::F_SETLK, libc::F_SETLKW, libc::F_OFD_GETLK, libc::F_OFD_SETLK, libc::F_OFD_SETLKW];
 
-/// Level and name of the socket options that may be set: timeouts, sizes, keep-alive. No Fast Open, no source route.
+/// Allowed socket options, as level and name: timeouts, sizes, keep-alive. No Fast Open, no source route.
 const SOCKET_OPTIONS: &[(i32, i32)] = &[
     (libc::SOL_SOCKET, libc::SO_REUSEADDR),
     (libc::SOL_SOCKET, libc::SO_SNDBUF),
@@ -157,12 +160,12 @@ const SOCKET_OPTIONS: &[(i32, i32)] = &[
     (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
 ];
 
-/// What a module does with a socket that it may open.
-const OF_A_SOCKET: &[i64] =
+/// Calls on the sockets that a module may open.
+const SOCKET_CALLS: &[i64] =
     &[libc::SYS_connect, libc::SYS_getsockname, libc::SYS_getpeername, libc::SYS_shutdown, libc::SYS_recvmsg];
 
-/// System V shared memory and semaphores; `shmat` besides.
-const OF_SHARED_MEMORY: &[i64] = &[
+/// System V shared memory and semaphores; `shmat` has its own rule.
+const SHARED_MEMORY_CALLS: &[i64] = &[
     libc::SYS_shmget,
     libc::SYS_shmdt,
     libc::SYS_shmctl,
@@ -172,8 +175,8 @@ const OF_SHARED_MEMORY: &[i64] = &[
     libc::SYS_semctl,
 ];
 
-/// What every boundary's process does.
-const OF_SERVING: &[i64] = &[
+/// Calls of every process that serves.
+const SERVING_CALLS: &[i64] = &[
     libc::SYS_read,
     libc::SYS_pread64,
     libc::SYS_write,
@@ -209,10 +212,10 @@ const OF_SERVING: &[i64] = &[
     libc::SYS_restart_syscall,
 ];
 
-/// What a PKCS#11 module does besides: measured on SoftHSM, NSS softokn (with its SQLite), openCryptoki (with its shared
-/// memory and daemon) and p11-kit's client. Landlock holds no change of a file's mode by its path: there is no `chmod`.
-const OF_A_MODULE: &[i64] = &[
-    // Its files, within what Landlock lets it open.
+/// More calls of a PKCS#11 module, measured on SoftHSM, NSS softokn (with its SQLite), openCryptoki (with its shared memory
+/// and daemon) and p11-kit's client. No `chmod`: Landlock does not restrict a change of a file's mode.
+const MODULE_CALLS: &[i64] = &[
+    // Files; Landlock restricts which.
     libc::SYS_openat,
     libc::SYS_newfstatat,
     libc::SYS_fstat,
@@ -238,7 +241,7 @@ const OF_A_MODULE: &[i64] = &[
     libc::SYS_renameat,
     libc::SYS_renameat2,
     libc::SYS_mkdirat,
-    // Who and where it is.
+    // Its user, process and machine.
     libc::SYS_getuid,
     libc::SYS_geteuid,
     libc::SYS_getgid,
@@ -294,7 +297,7 @@ fn dword(argument: u8, value: i32) -> Result<SeccompCondition, BackendError> {
     SeccompCondition::new(argument, Dword, SeccompCmpOp::Eq, value.cast_unsigned().into())
 }
 
-/// An address that is not given.
+/// The argument is a null pointer.
 fn null(argument: u8) -> Result<SeccompCondition, BackendError> {
     SeccompCondition::new(argument, Qword, SeccompCmpOp::Eq, 0)
 }
