@@ -1,5 +1,5 @@
-//! One connection to the boundary's process, used by one thread. The requests of one turn of the thread leave in one write,
-//! and all replies of one read are delivered together.
+//! One connection to the boundary's process, used by one thread. One write carries all requests that the thread queued since
+//! the write before, and all replies of one read are delivered together.
 
 use std::{
     io,
@@ -24,7 +24,7 @@ use clock::monotonic_milliseconds;
 /// The longest time for a reply.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(3);
 /// The period of the search for late requests: a timer for each request would cost more than its reply.
-const LATE_ANSWERS_EVERY: Duration = Duration::from_millis(250);
+const LATE_CHECK_EVERY: Duration = Duration::from_millis(250);
 /// The most requests of one connection that wait for replies.
 const WAITING_MAX: usize = 4_096;
 /// Bytes of one read.
@@ -33,8 +33,9 @@ const READ_BYTES: usize = 64 * 1024;
 /// One thread's connection to the boundary's process. Its socket is replaced when the process is.
 pub(super) struct Connection {
     state: Mutex<State>,
-    /// There is something to send, or a new socket.
+    /// Wakes the driver for new requests or a new socket.
     wake: Notify,
+    /// Whether a task drives the sockets.
     driven: AtomicBool,
     /// The newest generation of the process whose socket was lost; the supervisor watches it.
     lost: Arc<watch::Sender<u64>>,
@@ -43,11 +44,12 @@ pub(super) struct Connection {
 #[derive(Default)]
 struct State {
     /// A socket that replaces the driven one.
-    arrived: Option<std::os::unix::net::UnixStream>,
+    new_socket: Option<std::os::unix::net::UnixStream>,
     /// The generation of the process that the socket leads to; `None` while there is no socket.
     generation: Option<u64>,
     outbox: Vec<u8>,
     waiting: HashMap<u64, Waiting>,
+    /// The last number of a request.
     last: u64,
     /// The last number sent on the driven socket.
     sent: u64,
@@ -58,12 +60,12 @@ struct Waiting {
     reply: oneshot::Sender<Answer>,
     /// In milliseconds of CLOCK_MONOTONIC.
     deadline: u64,
-    late: Late,
+    late: LateCause,
 }
 
-/// The cause of a deadline: the call's own, or the longest time that an answer may take.
+/// The origin of a deadline: the call, or [`ANSWER_TIME_MAX`].
 #[derive(Clone, Copy)]
-enum Late {
+enum LateCause {
     Call,
     Process,
 }
@@ -76,11 +78,11 @@ enum Answer {
 
 impl State {
     /// Fails the requests whose deadlines have passed.
-    fn give_up(&mut self, now: u64) {
+    fn fail_late(&mut self, now: u64) {
         for (_, late) in self.waiting.extract_if(|_, waiting| waiting.deadline < now) {
             let _ = late.reply.send(match late.late {
-                Late::Call => Answer::DeadlinePassed,
-                Late::Process => Answer::Silence,
+                LateCause::Call => Answer::DeadlinePassed,
+                LateCause::Process => Answer::Silence,
             });
         }
     }
@@ -91,16 +93,16 @@ impl State {
     }
 
     /// Whether the driven socket has answered every request.
-    fn owes_nothing(&self) -> bool {
+    fn has_answered_all(&self) -> bool {
         self.waiting.keys().all(|number| *number > self.sent)
     }
 
     /// Returns the new socket and fails the requests that the former one did not answer.
-    fn take_arrived(&mut self) -> Option<std::os::unix::net::UnixStream> {
-        let arrived = self.arrived.take()?;
+    fn take_new_socket(&mut self) -> Option<std::os::unix::net::UnixStream> {
+        let new = self.new_socket.take()?;
         let sent = self.sent;
         self.waiting.retain(|number, _| *number > sent);
-        Some(arrived)
+        Some(new)
     }
 }
 
@@ -113,7 +115,7 @@ impl Connection {
     pub(super) fn connect(&self, generation: u64, stream: std::os::unix::net::UnixStream) {
         let mut state = self.state();
         state.end();
-        (state.arrived, state.generation) = (Some(stream), Some(generation));
+        (state.new_socket, state.generation) = (Some(stream), Some(generation));
         drop(state);
         self.wake.notify_one();
     }
@@ -121,14 +123,14 @@ impl Connection {
     /// Replaces the socket once the driven one has answered every request it was sent; later requests wait for the new one.
     pub(super) fn replace(&self, generation: u64, stream: std::os::unix::net::UnixStream) {
         let mut state = self.state();
-        (state.arrived, state.generation) = (Some(stream), Some(generation));
+        (state.new_socket, state.generation) = (Some(stream), Some(generation));
         drop(state);
         self.wake.notify_one();
     }
 
     /// Whether the driven socket still has requests to answer before it is replaced.
     pub(super) fn is_being_handed_over(&self) -> bool {
-        self.driven.load(Ordering::Relaxed) && self.state().arrived.is_some()
+        self.driven.load(Ordering::Relaxed) && self.state().new_socket.is_some()
     }
 
     /// Fails the requests that wait, and every request until there is another socket.
@@ -154,7 +156,7 @@ impl Connection {
             tokio::spawn(drive(Arc::clone(self)));
         }
         let (reply, answer) = oneshot::channel();
-        let pending = self.post(request, reply)?;
+        let pending = self.queue(request, reply)?;
         match answer.await {
             Ok(Answer::Body(body)) => {
                 pending.answered();
@@ -166,7 +168,7 @@ impl Connection {
         }
     }
 
-    fn post(&self, request: &Request, reply: oneshot::Sender<Answer>) -> Result<Pending<'_>, Error> {
+    fn queue(&self, request: &Request, reply: oneshot::Sender<Answer>) -> Result<Pending<'_>, Error> {
         // A call waits no longer than its own deadline.
         let limit = Deadline::within(ANSWER_TIME_MAX);
         let of_call = Deadline::of_this_call().filter(|of_call| *of_call < limit);
@@ -174,7 +176,7 @@ impl Connection {
         if deadline.has_passed() {
             return Err(Error::DeadlinePassed);
         }
-        let late = if of_call.is_some() { Late::Call } else { Late::Process };
+        let late = if of_call.is_some() { LateCause::Call } else { LateCause::Process };
         let deadline = deadline.monotonic_milliseconds();
         let mut state = self.state();
         if state.generation.is_none() {
@@ -195,7 +197,7 @@ impl Connection {
         Ok(Pending { connection: self, number: Some(number) })
     }
 
-    /// Closes the connection that sent a malformed frame. Its other requests fail, and none is changed.
+    /// Closes the socket after a malformed frame. Its other requests fail.
     fn malformed_frame(&self) -> Error {
         tracing::error!("the boundary's process sent a malformed frame: its connection is closed");
         let generation = self.state().generation;
@@ -220,7 +222,7 @@ impl Connection {
     }
 }
 
-/// Forgets a request when its caller stops waiting.
+/// Removes a request when its caller stops waiting.
 struct Pending<'a> {
     connection: &'a Connection,
     /// `None` once it is answered.
@@ -228,7 +230,7 @@ struct Pending<'a> {
 }
 
 impl Pending<'_> {
-    /// Leaves nothing to forget, so that the drop takes no lock.
+    /// Marks the request as answered, so that the drop takes no lock.
     fn answered(mut self) {
         self.number = None;
     }
@@ -248,14 +250,14 @@ fn unavailable(reason: UnavailableReason) -> Error {
 
 /// Drives the sockets of a connection, one after another, until the thread's runtime ends.
 async fn drive(connection: Arc<Connection>) {
-    let mut late = interval(LATE_ANSWERS_EVERY);
+    let mut late = interval(LATE_CHECK_EVERY);
     late.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let (arrived, generation) = {
+        let (socket, generation) = {
             let mut state = connection.state();
-            (state.take_arrived(), state.generation.unwrap_or_default())
+            (state.take_new_socket(), state.generation.unwrap_or_default())
         };
-        match arrived.map(UnixStream::from_std) {
+        match socket.map(UnixStream::from_std) {
             Some(Ok(stream)) => {
                 let ended = pump(&connection, &stream, &mut late).await;
                 tracing::debug!(?ended, "a socket of the boundary's process closed");
@@ -277,12 +279,12 @@ async fn pump(connection: &Connection, stream: &UnixStream, late: &mut Interval)
     loop {
         {
             let mut state = connection.state();
-            let succeeded = state.arrived.is_some();
-            if state.generation.is_none() || (succeeded && state.owes_nothing()) {
+            let is_replaced = state.new_socket.is_some();
+            if state.generation.is_none() || (is_replaced && state.has_answered_all()) {
                 return Ok(());
             }
             sending.clear();
-            if !succeeded {
+            if !is_replaced {
                 std::mem::swap(&mut sending, &mut state.outbox);
                 state.sent = state.last;
             }
@@ -297,7 +299,7 @@ async fn pump(connection: &Connection, stream: &UnixStream, late: &mut Interval)
                 receive(connection, stream, &mut arrived)?;
             }
             () = connection.wake.notified() => {}
-            _ = late.tick() => give_up(connection, stream, &mut arrived)?,
+            _ = late.tick() => fail_late(connection, stream, &mut arrived)?,
         }
     }
 }
@@ -320,7 +322,7 @@ async fn write_all(
                         readable?;
                         receive(connection, stream, arrived)?;
                     }
-                    _ = late.tick() => give_up(connection, stream, arrived)?,
+                    _ = late.tick() => fail_late(connection, stream, arrived)?,
                 }
             }
             Err(error) => return Err(error),
@@ -329,17 +331,18 @@ async fn write_all(
     Ok(())
 }
 
-/// Fails the late requests after it has read every reply that arrived: after a stall of this thread both are due.
-fn give_up(connection: &Connection, stream: &UnixStream, arrived: &mut Vec<u8>) -> io::Result<()> {
-    while receive(connection, stream, arrived)? == Received::Some {}
-    connection.state().give_up(monotonic_milliseconds());
+/// Fails the late requests after it has read every reply that arrived: after a stall of this thread, a reply may have
+/// arrived in time.
+fn fail_late(connection: &Connection, stream: &UnixStream, arrived: &mut Vec<u8>) -> io::Result<()> {
+    while receive(connection, stream, arrived)? == Received::Bytes {}
+    connection.state().fail_late(monotonic_milliseconds());
     Ok(())
 }
 
-/// The result of a read.
+/// Whether a read returned bytes.
 #[derive(PartialEq, Eq)]
 enum Received {
-    Some,
+    Bytes,
     Nothing,
 }
 
@@ -363,8 +366,8 @@ fn receive(connection: &Connection, stream: &UnixStream, arrived: &mut Vec<u8>) 
         }
     }
     drop(state);
-    let taken = arrived.len() - rest.len();
-    arrived.drain(..taken);
+    let consumed = arrived.len() - rest.len();
+    arrived.drain(..consumed);
     arrived.reserve(READ_BYTES.saturating_sub(arrived.len()));
-    Ok(Received::Some)
+    Ok(Received::Bytes)
 }

@@ -1,5 +1,5 @@
-//! How connections reach a process that the engine starts: as descriptors, over the socket it has for standard input.
-//! Nothing has a name that another process could take.
+//! Passes connections to a process that the engine starts: as descriptors, over the socket that is its standard input.
+//! No socket has a name, so no other process can connect or listen in its place.
 
 use std::{
     io::{self, IoSlice},
@@ -10,10 +10,10 @@ use std::{
 use hsm_protocol::frame::DESCRIPTORS_PER_MESSAGE;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-/// Hands connections to a process over its standard input.
-pub(super) fn hand_over(parent_end: &UnixStream, connections: &[UnixStream]) -> io::Result<()> {
-    for some in connections.chunks(DESCRIPTORS_PER_MESSAGE) {
-        let descriptors: Vec<_> = some.iter().map(AsFd::as_fd).collect();
+/// Sends connections to a process over its standard input (`SCM_RIGHTS`, unix(7)).
+pub(super) fn send_connections(parent_end: &UnixStream, connections: &[UnixStream]) -> io::Result<()> {
+    for chunk in connections.chunks(DESCRIPTORS_PER_MESSAGE) {
+        let descriptors: Vec<_> = chunk.iter().map(AsFd::as_fd).collect();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_PER_MESSAGE))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         if !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {

@@ -1,6 +1,6 @@
 //! The engine's side of the key boundary: the trait [`Boundary`], and its client for a boundary in a separate process.
 //!
-//! What must never enter: a clear PIN, block or key, or a cipher. An account number may pass on its way to be sealed.
+//! No clear PIN, PIN block or key, and no cipher, is in this crate. An account number passes through it to be sealed.
 //!
 //! ```no_run
 //! use hsm_client::{AbsentKeys, OpenBoundary, ProcessConfig};
@@ -18,9 +18,11 @@
 //! ```
 
 mod connection;
+mod generation;
 mod inherit;
 mod process;
 mod succession;
+mod supervisor;
 
 use std::{path::PathBuf, pin::Pin, sync::Arc};
 
@@ -37,7 +39,7 @@ use self::{connection::Connection, process::Process};
 pub enum AbsentKeys {
     /// Create the vault: the store holds nothing yet.
     Create,
-    /// Fail: what the store holds is under keys that are elsewhere.
+    /// Fail: the store holds data under keys that are elsewhere.
     Refuse,
 }
 
@@ -46,19 +48,31 @@ pub type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// The opened key boundary, in a separate process or in the caller's.
 pub trait Boundary: Send + Sync + 'static {
-    /// The same boundary over the connection of thread `number`.
+    /// The same boundary, over the connection of thread `number`, from 0.
     fn for_thread(&self, number: usize) -> Arc<dyn Boundary>;
 
-    /// The status of the boundary; it changes when keys are reloaded.
+    /// A watch on the status of the boundary, which changes when keys are reloaded.
     fn watched(&self) -> watch::Receiver<Arc<Status>>;
 
-    /// Reloads the keys after a ceremony, while calls go on. Nothing changes when it fails.
+    /// Reloads the keys after a ceremony, without an interruption of calls. After a failure the boundary serves with the keys
+    /// that it had.
+    ///
+    /// # Errors
+    /// [`BoundaryError::ReloadInline`] and [`BoundaryError::ReloadApart`] for a boundary that only reads keys at its start;
+    /// [`BoundaryError::OtherKeys`] for keys that do not open earlier data; otherwise the error of the new process.
     fn reload_keys(&self) -> Answer<'_, Result<(), BoundaryError>>;
 
-    /// Does one operation.
+    /// Executes one request.
+    ///
+    /// # Errors
+    /// [`Error`] of the boundary; [`Error::Unavailable`], [`Error::Busy`] or [`Error::DeadlinePassed`] where no reply
+    /// came.
     fn execute(&self, request: Request) -> Answer<'_, Result<Reply, Error>>;
 
     /// Checks that the token answers.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when the token or the process does not answer.
     fn check(&self) -> Answer<'_, Result<(), Error>> {
         Box::pin(async {
             match self.execute(Request::Check).await? {
@@ -68,16 +82,19 @@ pub trait Boundary: Send + Sync + 'static {
         })
     }
 
-    /// Ends a boundary that this engine started.
+    /// Ends a boundary that this engine started. One that runs apart keeps running.
     fn close(&self) -> Answer<'_, ()>;
 
-    /// What the boundary is and promises, now.
+    /// The present status of the boundary.
     fn status(&self) -> Arc<Status>;
 }
 
-/// How a boundary is opened, once the store says whether it may create keys.
+/// Opens a boundary. Separate from [`Boundary`], because the store decides first whether keys may be created.
 pub trait OpenBoundary: Send {
-    /// Opens the boundary with `connections`: one for each thread that asks.
+    /// Opens the boundary with `connections`, one for each calling thread.
+    ///
+    /// # Errors
+    /// [`BoundaryError`]: the process did not start or connect, or could not open its keys.
     fn open(
         self: Box<Self>,
         connections: usize,
@@ -139,7 +156,7 @@ impl Boundary for ProcessBoundary {
     }
 
     fn reload_keys(&self) -> Answer<'_, Result<(), BoundaryError>> {
-        Box::pin(self.process.renew())
+        Box::pin(self.process.reload())
     }
 
     fn execute(&self, request: Request) -> Answer<'_, Result<Reply, Error>> {
@@ -151,61 +168,61 @@ impl Boundary for ProcessBoundary {
     }
 }
 
-impl BoundaryError {
-    /// Whether the token refused the user PIN.
-    pub fn refuses_user_pin(&self) -> bool {
-        matches!(self, Self::PinRefused(_))
-    }
-}
-
-/// Why the boundary did not open.
+/// An error of opening or reloading the boundary.
 #[derive(Debug, ThisError)]
 pub enum BoundaryError {
-    /// In its own process: what that said.
+    /// The boundary could not open its keys; the text is its error.
     #[error("{0}")]
     Closed(String),
-    /// The token refused the user PIN: what its process said. Another login could lock the PIN, so that none is tried before
-    /// a reload or a restart.
+    /// The token refused the user PIN; the text is the boundary's error. Another login could lock the PIN, so the engine
+    /// tries none before a reload or a restart.
     #[error("{0}")]
     PinRefused(String),
-    /// Its process can't be started or reached.
+    /// The process could not be started or connected to.
     #[error("{}: {error}", path.display())]
     Io {
         /// The program or the socket.
         path: PathBuf,
-        /// Why.
+        /// The error of the kernel.
         error: std::io::Error,
     },
-    /// Something else answers there.
+    /// The process speaks another protocol.
     #[error("{}: {error}", path.display())]
     Frame {
         /// The program or the socket.
         path: PathBuf,
-        /// Why.
+        /// The error of the frame.
         error: hsm_protocol::frame::FrameError,
     },
-    /// No thread would have a way in.
-    #[error("no connection to the boundary's process was asked for")]
+    /// The process has no connection, so that no thread could use it.
+    #[error("the boundary's process has no connection: open it for at least one thread")]
     NoConnection,
-    /// There is no other process that could open them.
+    /// An inline boundary reads its keys only at the start of the engine.
     #[error("with boundary.isolation = \"inline\" keys are loaded when the engine starts: restart it")]
     ReloadInline,
-    /// Somebody else starts it.
+    /// A boundary that runs apart reads its keys only at its own start.
     #[error("the boundary at {} loads its keys when it starts: restart it, and the engine connects again", path.display())]
     ReloadApart {
         /// The socket.
         path: PathBuf,
     },
-    /// It would not open what is there.
+    /// The new keys do not open data under the former keys.
     #[error("{0}: the keys are not reloaded")]
     OtherKeys(KeyMismatch),
     /// The engine stops.
     #[error("the engine stops: its boundary loads no more keys")]
     Stopping,
-    /// It ended before it said anything.
+    /// The process closed the connection before its welcome.
     #[error("{} ended the connection before it served: its own log says why", path.display())]
     Ended {
         /// The program or the socket.
         path: PathBuf,
     },
+}
+
+impl BoundaryError {
+    /// Whether the token refused the user PIN.
+    pub fn refuses_user_pin(&self) -> bool {
+        matches!(self, Self::PinRefused(_))
+    }
 }

@@ -1,20 +1,20 @@
-//! Which keys may follow those used before: those that open whatever the others encrypted and may still be there. One rule
-//! for a reload of a running engine and for a start on a store that was used.
+//! The rule for a change of keys: the new keys must open all data that the former keys encrypted. A reload and a start on a
+//! used store follow the same rule.
 
 use hsm_protocol::{Kcv, KeyId};
 use thiserror::Error;
 
-/// Checks that an engine may go on with the keys `now` after it used those of `before`.
+/// Checks that an engine may use the keys `now` after it used the keys `before`.
 ///
-/// Every key that is in both is the same. The newest of each usage is there still: an older one may be gone, retired with
-/// nothing under it. Of a usage that rotates other versions may have come.
+/// A key in both lists has the same KCV. The newest version of each usage is still present; an older version may be missing,
+/// because a retired key has no data under it. A usage that rotates may have additional versions.
 ///
 /// # Errors
-/// The first key that does not fit.
+/// [`KeyMismatch`] with the first key that breaks the rule.
 pub fn succeeds(before: &[KeyId], now: &[KeyId]) -> Result<(), KeyMismatch> {
-    let same = |keys: &[KeyId], wanted: &KeyId| keys.iter().find(|key| is_version(key, wanted)).cloned();
+    let version_of = |keys: &[KeyId], wanted: &KeyId| keys.iter().find(|key| is_version(key, wanted)).cloned();
     for used in before {
-        match same(now, used) {
+        match version_of(now, used) {
             Some(found) if found == *used => {}
             Some(found) => {
                 return Err(KeyMismatch::Other { key: used.reference(), used: used.kcv, found: found.kcv });
@@ -25,7 +25,7 @@ pub fn succeeds(before: &[KeyId], now: &[KeyId]) -> Result<(), KeyMismatch> {
     }
     let known = |key: &KeyId| {
         let rotated = key.usage.rotates() && before.iter().any(|used| used.usage == key.usage);
-        rotated || same(before, key).is_some()
+        rotated || version_of(before, key).is_some()
     };
     let unknown = now.iter().find(|key| !known(key));
     unknown.map_or(Ok(()), |key| Err(KeyMismatch::Unknown { key: key.clone() }))
@@ -35,29 +35,29 @@ fn is_version(key: &KeyId, wanted: &KeyId) -> bool {
     key.usage == wanted.usage && key.version == wanted.version
 }
 
-/// Why keys may not follow those used before.
+/// A key that breaks the rule of [`succeeds`].
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum KeyMismatch {
-    /// It is needed, and not there.
+    /// A key that is still needed is missing.
     #[error("the key {key} was used last and is not there")]
     Missing {
-        /// The key that was used.
+        /// The missing key.
         key: KeyId,
     },
-    /// It is another key of the same name.
+    /// Another key has the usage and version of a used key.
     #[error("the key {key} was used last with KCV {}, and has KCV {}", kcv_text(.used), kcv_text(.found))]
     Other {
         /// For example "storage/1".
         key: String,
-        /// The KCV of the key that was used; none where its token tells none.
+        /// The KCV of the used key; none for a token key that may not encrypt.
         used: Option<Kcv>,
-        /// The KCV of the key that is there.
+        /// The KCV of the present key.
         found: Option<Kcv>,
     },
-    /// It was not used, and is no other version of one that was and rotates.
+    /// A key was not used before, and is not another version of a usage that rotates.
     #[error("the key {key} was not used before")]
     Unknown {
-        /// The key that is there.
+        /// The unexpected key.
         key: KeyId,
     },
 }
@@ -72,7 +72,7 @@ mod tests {
 
     use super::*;
 
-    /// A key such as `storage/1:AABBCC`. One without a KCV is in a token, where it may not encrypt.
+    /// Parses a key such as `storage/1:AABBCC`. A token key that may not encrypt has no KCV.
     fn key(text: &str) -> KeyId {
         let (reference, kcv) = text.split_once(':').unwrap_or((text, ""));
         let (usage, version) = reference.split_once('/').unwrap();
@@ -90,28 +90,28 @@ mod tests {
     const BEFORE: &[&str] =
         &["storage/2:BBBBBB", "storage/1:AAAAAA", "storage-3des/1:DDDDDD", "seal/1", "account/1:CCCCCC"];
 
-    fn after(out: &[&str], r#in: &[&str]) -> Result<(), KeyMismatch> {
+    fn succession(removed: &[&str], added: &[&str]) -> Result<(), KeyMismatch> {
         let keys = |all: &[&str]| all.iter().map(|text| key(text)).collect::<Vec<_>>();
-        let mut now: Vec<_> = BEFORE.iter().copied().filter(|text| !out.contains(text)).collect();
-        now.extend(r#in);
+        let mut now: Vec<_> = BEFORE.iter().copied().filter(|text| !removed.contains(text)).collect();
+        now.extend(added);
         succeeds(&keys(BEFORE), &keys(&now))
     }
 
     #[test]
-    fn the_same_keys_fewer_old_ones_and_other_versions_follow() {
-        for (out, r#in) in [
+    fn same_keys_fewer_old_and_additional_versions_succeed() {
+        for (removed, added) in [
             (&[][..], &[][..]),
             (&["storage/1:AAAAAA"], &[]),
             (&[], &["storage/3:EEEEEE", "seal/2"]),
             (&["storage/1:AAAAAA"], &["storage/3:EEEEEE", "storage/4:FFFFFF"]),
         ] {
-            assert_eq!(after(out, r#in), Ok(()), "-{out:?} +{in:?}");
+            assert_eq!(succession(removed, added), Ok(()), "-{removed:?} +{added:?}");
         }
     }
 
     #[test]
-    fn another_key_or_a_missing_newest_is_named() {
-        for (out, r#in, message) in [
+    fn a_different_key_or_a_missing_newest_key_is_named() {
+        for (removed, added, message) in [
             (&["storage/2:BBBBBB"][..], &[][..], "the key storage/2:BBBBBB was used last and is not there"),
             (
                 &["storage/2:BBBBBB"],
@@ -130,7 +130,7 @@ mod tests {
             (&[], &["storage-wrapped/1"], "the key storage-wrapped/1 was not used before"),
             (BEFORE, &[], "the key storage/2:BBBBBB was used last and is not there"),
         ] {
-            assert_eq!(after(out, r#in).unwrap_err().to_string(), message);
+            assert_eq!(succession(removed, added).unwrap_err().to_string(), message);
         }
     }
 }
