@@ -1,4 +1,4 @@
-//! The key boundary in the engine's own process, for machines without Linux's confinement, and for comparison.
+//! The key boundary in the engine's process, for machines without Landlock or seccomp, and for comparisons of speed.
 
 use std::{path::Path, sync::Arc};
 
@@ -8,18 +8,18 @@ use hsm_client::{AbsentKeys, Answer, Boundary, BoundaryError, OpenBoundary};
 use hsm_config::HsmProcess;
 use tokio::sync::watch;
 
-/// Opens the boundary that a configuration file describes in this process.
+/// Opens the boundary of a configuration file in this process.
 ///
 /// # Errors
-/// The file is not a configuration.
+/// [`ConfigError`]: the file is missing or wrong.
 pub(crate) fn open_inline(path: Option<&Path>) -> Result<Box<dyn OpenBoundary>, ConfigError> {
     Ok(Box::new(InlineOpener(HsmProcess::load_inline(path)?)))
 }
 
-/// Opens a vault in `directory` in this process.
+/// Opens the vault in `directory` in this process, with the default settings.
 ///
 /// # Errors
-/// The embedded defaults do not fit this machine.
+/// [`ConfigError`]: this machine does not support the defaults.
 pub(crate) fn open_inline_in(directory: &Path) -> Result<Box<dyn OpenBoundary>, ConfigError> {
     Ok(Box::new(InlineOpener(HsmProcess::embedded_inline(directory)?)))
 }
@@ -42,7 +42,7 @@ impl OpenBoundary for InlineOpener {
                 true => BoundaryError::PinRefused(error.to_string()),
                 false => BoundaryError::Closed(error.to_string()),
             })?;
-            // The sender goes: nothing changes the status of this boundary.
+            // Without a sender, because the status of this boundary never changes.
             let (_, status) = watch::channel(Arc::new(hsm.status().clone()));
             Ok(Arc::new(InlineBoundary { hsm: Arc::new(hsm), status }) as Arc<dyn Boundary>)
         })

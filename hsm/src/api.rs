@@ -12,7 +12,7 @@ use crate::{
     config::{Callers, Config, KeyFileUse, Keys as KeysConfig, LockMemory, Pkcs11, Vault, Wanted},
     harden::harden,
     keyring::{KeyInfo, Keyring},
-    level::{self, LevelAndForm},
+    level::{self, LevelAndFormat},
     open_error::OpenError,
     selftest,
     token::{self, Software, TdesBudget, TokenReport},
@@ -46,7 +46,7 @@ impl Hsm {
     /// Makes every key that the wanted level needs in a PKCS#11 token, each for one use, none able to leave; tells their
     /// check values. Makes nothing where a storage key of that version and level is there.
     pub fn make_token_keys(config: &Pkcs11, wanted: &Wanted) -> Result<Vec<KeyId>, OpenError> {
-        Ok(token::make_keys(config, level::of_token(config, wanted)?.level())?)
+        Ok(token::make_keys(config, level::choose_for_token(config, wanted)?.level())?)
     }
 
     /// Makes a vault file with every key that an engine needs, each in its first version.
@@ -60,7 +60,7 @@ impl Hsm {
 
     /// What a PKCS#11 token is and can do, tried on throw-away keys.
     pub fn examine_token(config: &Pkcs11, wanted: &Wanted) -> Result<TokenReport, OpenError> {
-        Ok(token::probe_token(config, level::of_token(config, wanted)?.level())?)
+        Ok(token::probe_token(config, level::choose_for_token(config, wanted)?.level())?)
     }
 
     /// What this boundary is and promises.
@@ -95,7 +95,7 @@ impl Prepared {
         let isolation = config.isolation;
         let (boundary, persistence, workers) = match config.keys {
             KeysConfig::Vault(vault) => {
-                let form = level::of_software(&config.wanted)?;
+                let form = level::choose_for_software(&config.wanted)?;
                 let keys = Keyring::open(&vault, config.absent_vault, unix_milliseconds())?.serving(&vault)?;
                 let persistence = match &vault {
                     Vault::Memory => Persistence::Memory,
@@ -113,12 +113,12 @@ impl Prepared {
                     Callers::Workers => Some((pkcs11.sessions, pkcs11.waiting_operations_max)),
                     Callers::Inline => None,
                 };
-                let boundary = match level::of_token(&pkcs11, &config.wanted)? {
-                    LevelAndForm::Host(form) => {
+                let boundary = match level::choose_for_token(&pkcs11, &config.wanted)? {
+                    LevelAndFormat::Host(form) => {
                         let token = token::open_at_host_level(&pkcs11, budget)?;
                         Boundary::Host(AtHost { token, policy: config.policy, form, isolation })
                     }
-                    LevelAndForm::Token(form) => {
+                    LevelAndFormat::Token(form) => {
                         let token = token::open_at_token_level(&pkcs11, budget)?;
                         Boundary::Token(AtToken { token, form, isolation })
                     }

@@ -431,7 +431,7 @@ impl Keyring {
             clear.bytes_mut().iter_mut().zip(key.as_ref()?.bytes()).for_each(|(place, byte)| *place = *byte);
             Some((KeyVersion(info.version), clear))
         });
-        Versioned::of(all.collect()).ok_or_else(|| VaultError::Lacks {
+        Versioned::new(all.collect()).ok_or_else(|| VaultError::Lacks {
             path: match vault {
                 Vault::Memory => "the vault in memory".into(),
                 Vault::File { path, .. } => path.clone(),

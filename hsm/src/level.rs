@@ -1,4 +1,4 @@
-//! Which boundary level a token is used at: what was wanted, and what the token can do.
+//! The choice of the boundary level: from the configuration, and from the abilities of the token.
 
 use crate::{
     binding::BoundaryLevel,
@@ -8,13 +8,13 @@ use crate::{
     token::token_level_support,
 };
 
-/// A level, and a form that it makes.
-pub(crate) enum LevelAndForm {
+/// A level, and the format of new records at this level.
+pub(crate) enum LevelAndFormat {
     Host(HostForm),
     Token(TokenForm),
 }
 
-impl LevelAndForm {
+impl LevelAndFormat {
     pub(crate) fn level(&self) -> BoundaryLevel {
         match self {
             Self::Host(_) => BoundaryLevel::Host,
@@ -23,8 +23,11 @@ impl LevelAndForm {
     }
 }
 
-/// The software token has one level: its ciphers are this process's own.
-pub(crate) fn of_software(wanted: &Wanted) -> Result<HostForm, OpenError> {
+/// The format of new records of the software token, which works at level `host` only.
+///
+/// # Errors
+/// [`OpenError::BoundaryLevel`] for level `token`; [`OpenError::StorageFormat`] for a format that level `host` does not make.
+pub(crate) fn choose_for_software(wanted: &Wanted) -> Result<HostForm, OpenError> {
     match wanted.level {
         WantedLevel::Host | WantedLevel::Best => host_form(wanted),
         WantedLevel::Token => Err(OpenError::BoundaryLevel {
@@ -34,16 +37,20 @@ pub(crate) fn of_software(wanted: &Wanted) -> Result<HostForm, OpenError> {
     }
 }
 
-/// Of a PKCS#11 token: what it can do is tried.
-pub(crate) fn of_token(token: &Pkcs11, wanted: &Wanted) -> Result<LevelAndForm, OpenError> {
+/// The level and format of a PKCS#11 token, whose abilities are probed.
+///
+/// # Errors
+/// [`OpenError::StorageFormat`] for a format that the level does not make; [`OpenError::BoundaryLevel`] for level `token`
+/// where the token cannot make the format; and the errors of the probe.
+pub(crate) fn choose_for_token(token: &Pkcs11, wanted: &Wanted) -> Result<LevelAndFormat, OpenError> {
     match wanted.level {
-        WantedLevel::Host => host_form(wanted).map(LevelAndForm::Host),
+        WantedLevel::Host => host_form(wanted).map(LevelAndFormat::Host),
         WantedLevel::Token => {
-            let form = form_of(wanted, StorageFormat::Wrapped);
-            let form =
-                TokenForm::from_format(form).ok_or(OpenError::StorageFormat { form, level: BoundaryLevel::Token })?;
+            let format = format_or(wanted, StorageFormat::Wrapped);
+            let form = TokenForm::from_format(format)
+                .ok_or(OpenError::StorageFormat { form: format, level: BoundaryLevel::Token })?;
             match token_level_support(token)?.check(form) {
-                Ok(()) => Ok(LevelAndForm::Token(form)),
+                Ok(()) => Ok(LevelAndFormat::Token(form)),
                 Err(why) => Err(OpenError::BoundaryLevel { token: "PKCS#11", why }),
             }
         }
@@ -51,24 +58,25 @@ pub(crate) fn of_token(token: &Pkcs11, wanted: &Wanted) -> Result<LevelAndForm, 
     }
 }
 
-/// The level at which a PIN is both set and shown: format 4 is not shown at level `token`, format 0 is not made there.
-fn best(token: &Pkcs11, wanted: &Wanted) -> Result<LevelAndForm, OpenError> {
-    let form = match form_of(wanted, StorageFormat::Wrapped) {
+/// The level at which a PIN can be set and shown. Level `token` cannot show format 4 and cannot make format 0.
+fn best(token: &Pkcs11, wanted: &Wanted) -> Result<LevelAndFormat, OpenError> {
+    let form = match format_or(wanted, StorageFormat::Wrapped) {
         StorageFormat::Wrapped => TokenForm::Wrapped,
         StorageFormat::Iso3 => TokenForm::Iso3,
-        StorageFormat::Iso4 | StorageFormat::Iso0 => return host_form(wanted).map(LevelAndForm::Host),
+        StorageFormat::Iso4 | StorageFormat::Iso0 => return host_form(wanted).map(LevelAndFormat::Host),
     };
     match token_level_support(token)?.check(form) {
-        Ok(()) => Ok(LevelAndForm::Token(form)),
-        Err(_) => host_form(wanted).map(LevelAndForm::Host),
+        Ok(()) => Ok(LevelAndFormat::Token(form)),
+        Err(_) => host_form(wanted).map(LevelAndFormat::Host),
     }
 }
 
 fn host_form(wanted: &Wanted) -> Result<HostForm, OpenError> {
-    let form = form_of(wanted, StorageFormat::Iso4);
-    HostForm::from_format(form).ok_or(OpenError::StorageFormat { form, level: BoundaryLevel::Host })
+    let format = format_or(wanted, StorageFormat::Iso4);
+    HostForm::from_format(format).ok_or(OpenError::StorageFormat { form: format, level: BoundaryLevel::Host })
 }
 
-fn form_of(wanted: &Wanted, levels_own: StorageFormat) -> StorageFormat {
-    wanted.form.as_ref().map_or(levels_own, NewRecordFormat::form)
+/// The configured format, or the default of the level.
+fn format_or(wanted: &Wanted, default: StorageFormat) -> StorageFormat {
+    wanted.form.as_ref().map_or(default, NewRecordFormat::form)
 }

@@ -2,7 +2,7 @@
 
 use hsm_protocol::{BoundaryLevel, Error, StorageFormat};
 
-/// One end of a translation: a key's holder and the format of the block.
+/// One end of a translation: the holder of the key, and the format of the block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// The cardholder's device: an ISO 9564 format 1 block under a tzpk.
@@ -14,11 +14,11 @@ pub enum Place {
 /// A row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Translation {
-    /// The block as it comes.
+    /// The place that the block comes from.
     pub source: Place,
-    /// The block as it leaves.
+    /// The place that the block goes to.
     pub target: Place,
-    /// The boundary level where it works.
+    /// The boundary level that does this translation.
     pub level: BoundaryLevel,
 }
 
@@ -26,8 +26,7 @@ use BoundaryLevel::{Host, Token};
 use Place::{Device, Record};
 use StorageFormat::{Iso0, Iso3, Iso4, Wrapped};
 
-/// Every allowed translation. The account of source and target is the same in each; a block from a device takes its account
-/// from the control.
+/// Every allowed translation. Each keeps the account of the source; a block from a device gets the account of its control.
 pub const TRANSLATIONS: &[Translation] = &[
     row(Device, Record(Iso4), Host),
     row(Device, Record(Iso3), Host),
@@ -57,7 +56,7 @@ const fn row(source: Place, target: Place, level: BoundaryLevel) -> Translation 
     Translation { source, target, level }
 }
 
-/// Looks a translation up.
+/// Checks that the table contains a translation.
 ///
 /// # Errors
 /// [`Error::WriteOnly`] for a format 4 record of level `token`, which no storage key there decrypts;

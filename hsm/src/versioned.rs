@@ -1,34 +1,35 @@
-//! Keys of one use in every version that is in use: the newest makes, each opens what it made.
+//! The versions of one key that are in use. The newest encrypts; each version decrypts its own data.
 //!
-//! What is clear comes here in a box: a move leaves a copy behind, where no drop wipes it, and of a box only a pointer.
+//! Clear keys are stored in a `Box`: a move of the bytes would leave a copy that no drop wipes, while a move of the box
+//! copies only a pointer.
 
 use crate::sealed::KeyVersion;
 
-/// One key at least.
+/// At least one version of a key.
 pub(crate) struct Versioned<T> {
     newest: (KeyVersion, T),
     older: Vec<(KeyVersion, T)>,
 }
 
 impl<T> Versioned<T> {
-    /// Of all versions, in any order; none where there is no key.
-    pub(crate) fn of(mut all: Vec<(KeyVersion, T)>) -> Option<Self> {
+    /// Takes all versions, in any order. `None` without a version.
+    pub(crate) fn new(mut all: Vec<(KeyVersion, T)>) -> Option<Self> {
         all.sort_by_key(|(KeyVersion(version), _)| *version);
         let newest = all.pop()?;
         Some(Self { newest, older: all })
     }
 
-    /// The version that makes.
+    /// The newest version, which encrypts.
     pub(crate) fn version(&self) -> KeyVersion {
         self.newest.0
     }
 
-    /// The key that makes.
+    /// The newest key, which encrypts.
     pub(crate) fn newest(&self) -> &T {
         &self.newest.1
     }
 
-    /// The key of a version.
+    /// The key of a version, if this version is in use.
     pub(crate) fn get(&self, version: KeyVersion) -> Option<&T> {
         if self.newest.0 == version {
             return Some(&self.newest.1);
@@ -36,15 +37,18 @@ impl<T> Versioned<T> {
         self.older.iter().find(|(older, _)| *older == version).map(|(_, key)| key)
     }
 
-    /// All of them, the newest first.
+    /// All versions, the newest first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (KeyVersion, &T)> {
         let older = self.older.iter().rev().map(|(version, key)| (*version, key));
         std::iter::once((self.newest.0, &self.newest.1)).chain(older)
     }
 
-    /// Each prepared for its use.
+    /// Converts each key, for example into its key schedule.
+    ///
+    /// # Errors
+    /// The first error of `prepare`.
     pub(crate) fn prepared<U, E>(&self, prepare: impl Fn(&T) -> Result<U, E>) -> Result<Versioned<U>, E> {
-        // As long as it will be: a vector that grows leaves key schedules behind.
+        // Allocated once: a vector that grows would leave key schedules in freed memory.
         let mut older = Vec::with_capacity(self.older.len());
         for (version, key) in &self.older {
             older.push((*version, prepare(key)?));
@@ -59,13 +63,13 @@ mod tests {
     use crate::clear::Clear;
 
     #[test]
-    fn a_clear_key_stays_where_it_was_filled_and_the_newest_makes() {
-        let place = |key: &Clear<32>| std::ptr::from_ref(key.bytes()).addr();
+    fn a_clear_key_is_never_moved_and_the_newest_comes_first() {
+        let address = |key: &Clear<32>| std::ptr::from_ref(key.bytes()).addr();
         let keys: Vec<_> = [2, 3, 1].map(|version| (KeyVersion(version), Box::new(Clear::<32>::zeroed()))).into();
-        let filled: Vec<_> = keys.iter().map(|(version, key)| (*version, place(key))).collect();
-        let versioned = Versioned::of(keys).unwrap();
-        for (version, at) in filled {
-            assert_eq!(versioned.get(version).map(|key| place(key)), Some(at));
+        let filled: Vec<_> = keys.iter().map(|(version, key)| (*version, address(key))).collect();
+        let versioned = Versioned::new(keys).unwrap();
+        for (version, address_before) in filled {
+            assert_eq!(versioned.get(version).map(|key| address(key)), Some(address_before));
         }
         assert_eq!(versioned.version(), KeyVersion(3));
         let all: Vec<_> = versioned.iter().map(|(KeyVersion(version), _)| version).collect();

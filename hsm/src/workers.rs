@@ -1,7 +1,7 @@
-//! Threads for a token that blocks: a bounded queue, and an answer for whoever waits.
+//! Worker threads for a token whose calls block, behind a bounded queue.
 //!
-//! A thread that finds more work waiting does that too before it wakes those who wait for its answers, for a while: to
-//! wake another thread takes as long as a fast token's whole operation.
+//! A worker executes queued jobs for up to 200 µs before it wakes the callers, because waking a thread takes as long as an
+//! operation of a fast token.
 
 use std::{
     io,
@@ -15,11 +15,12 @@ use futures_channel::oneshot;
 
 use crate::{boundary::Boundary, error::Error};
 
-/// How long an answer may wait for others.
-const ANSWERS_WAIT_MAX: Duration = Duration::from_micros(200);
+/// The longest time that an answer waits for other answers.
+const ANSWER_DELAY_MAX: Duration = Duration::from_micros(200);
 
-/// Does its work, and keeps the answer until it is asked to hand it over.
+/// Executes an operation, and returns its answer for a later delivery.
 type Job = Box<dyn FnOnce(&Boundary) -> Answer + Send>;
+/// Delivers an answer to its caller.
 type Answer = Box<dyn FnOnce()>;
 
 /// The threads end when this is dropped and the queue is empty.
@@ -29,7 +30,10 @@ pub(crate) struct Workers {
 }
 
 impl Workers {
-    /// Starts `threads` of them over one boundary.
+    /// Starts `threads` workers over one boundary. At most `waiting_max` jobs wait.
+    ///
+    /// # Errors
+    /// A thread could not be created.
     pub(crate) fn start(boundary: &Arc<Boundary>, threads: usize, waiting_max: usize) -> io::Result<Self> {
         let (queue, jobs) = bounded::<Job>(waiting_max);
         for number in 0..threads {
@@ -39,19 +43,22 @@ impl Workers {
         Ok(Self { queue, waiting_max })
     }
 
-    /// Lets a worker do it. Whoever stops waiting loses the answer alone.
+    /// Executes `work` on a worker. A caller that stops waiting loses only the answer.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when the queue is full; [`Error::Unavailable`] when the workers have ended or one panicked.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Boundary) -> T + Send + 'static,
     ) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
         let job: Job = Box::new(move |boundary| {
-            // Nobody waits any more: a call past its deadline need not be answered, nor begun.
+            // The caller stopped waiting, for example at its deadline: the work is not started.
             if reply.is_canceled() {
                 return Box::new(|| {});
             }
-            let done = work(boundary);
-            Box::new(move || drop(reply.send(done)))
+            let result = work(boundary);
+            Box::new(move || drop(reply.send(result)))
         });
         self.queue.try_send(job).map_err(|error| match error {
             TrySendError::Full(_) => Error::Busy { limit: self.waiting_max },
@@ -64,9 +71,9 @@ impl Workers {
 fn work(boundary: &Boundary, jobs: &Receiver<Job>) {
     let mut answers: Vec<Answer> = Vec::new();
     while let Ok(first) = jobs.recv() {
-        let began = Instant::now();
+        let start = Instant::now();
         answers.push(first(boundary));
-        while began.elapsed() < ANSWERS_WAIT_MAX {
+        while start.elapsed() < ANSWER_DELAY_MAX {
             let Ok(next) = jobs.try_recv() else { break };
             answers.push(next(boundary));
         }

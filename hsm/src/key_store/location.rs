@@ -48,7 +48,7 @@ impl KeyLocation {
                 Ok((Self::Vault(location), keyring))
             }
             Keys::Pkcs11(token) => {
-                let level = level::of_token(&token, wanted)?.level();
+                let level = level::choose_for_token(&token, wanted)?.level();
                 let (manager, keyring) = TokenKeyManager::open(&token, level, now)?;
                 Ok((Self::Token(Box::new(manager)), keyring))
             }

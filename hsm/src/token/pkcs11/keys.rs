@@ -395,7 +395,7 @@ impl FoundKeys {
     fn versions<T>(&self, name: &KeyUsage, each: impl Fn(ObjectHandle) -> T) -> Result<Versioned<T>, Pkcs11Error> {
         let all = self.keys.iter().filter(|key| key.name == *name);
         let all = all.map(|key| (KeyVersion(key.version), each(key.handle))).collect();
-        Versioned::of(all).ok_or_else(|| Pkcs11Error::Lacks { key: name.to_string() })
+        Versioned::new(all).ok_or_else(|| Pkcs11Error::Lacks { key: name.to_string() })
     }
 }
 
