@@ -1,6 +1,6 @@
-//! The operations of the boundary on its token. They block; nothing clear is returned.
+//! The operations of the boundary on its token. They block the thread, and return no clear value.
 //!
-//! At level `host` this process decrypts a block and checks it; at level `token` the block stays inside the token.
+//! At level `host` this process decrypts a block and checks it. At level `token` the clear block stays inside the token.
 
 mod at_host;
 mod at_token;
@@ -20,7 +20,7 @@ use crate::{
     translation::{Place, check_translation},
 };
 
-/// A token at one level, and what is done with it.
+/// The boundary at one level.
 pub(crate) enum Boundary {
     Host(AtHost),
     Token(AtToken),
@@ -41,7 +41,7 @@ impl Boundary {
         }
     }
 
-    /// The form of new records.
+    /// The format of new records.
     pub(crate) fn form(&self) -> StorageFormat {
         match self {
             Self::Host(at_host) => at_host.form.into(),
@@ -49,7 +49,10 @@ impl Boundary {
         }
     }
 
-    /// Does one operation. Every operation has one arm.
+    /// Executes one request.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] for a malformed block or a PIN against the policy; the other variants say what failed.
     pub(crate) fn execute(&self, request: &Request) -> Result<Reply, Error> {
         match request {
             Request::Check => self.token().check().map(|()| Reply::Available),
@@ -76,20 +79,20 @@ impl Boundary {
         if let Source::Record(record) = source {
             self.check_record(record, card)?;
         }
-        let from = match source {
+        let source_place = match source {
             Source::Device { .. } => Place::Device,
             Source::Record(record) => Place::Record(record.form()),
         };
-        let to = match (self, target) {
+        let target_place = match (self, target) {
             (_, Target::Device { .. }) => Place::Device,
-            (Self::Token(_), Target::Record) if let Place::Record(form) = from => Place::Record(form),
+            (Self::Token(_), Target::Record) if let Place::Record(form) = source_place => Place::Record(form),
             (_, Target::Record) => Place::Record(self.form()),
         };
-        check_translation(self.level(), from, to)?;
+        check_translation(self.level(), source_place, target_place)?;
         match (source, target) {
             (Source::Device { sealed_tzpk, control, block }, Target::Record) => {
                 let binding = Binding { card: *card, control: *control };
-                // Before the verdict, so that an accepted and a refused block cost the same work.
+                // Computed before the check of the block, so that accepted and refused blocks cost the same work.
                 let retry_tag = self.token().retry_tag(&control.id, block.as_bytes())?;
                 let record = match self {
                     Self::Host(at_host) => at_host.device_to_record(sealed_tzpk, &binding, block, account)?,
@@ -125,7 +128,11 @@ impl Boundary {
         Ok(SealedAccount::new(key, &packed, &tag))
     }
 
-    /// A record is whole, of this card, and of this level: the other one's storage keys are not here.
+    /// Checks that a record is unchanged, belongs to this card, and was made at this level: the storage keys of the other level
+    /// are not loaded.
+    ///
+    /// # Errors
+    /// [`Error::UnknownKey`], [`Error::SealBroken`] or [`Error::OtherLevel`].
     fn check_record(&self, record: &PinRecord, card: &CardBinding) -> Result<(), Error> {
         if !self.token().has_storage_key(record.form(), record.storage_key()) {
             return Err(Error::UnknownKey);
@@ -141,7 +148,10 @@ impl Boundary {
     }
 }
 
-/// The digits a block is bound to.
+/// The digits that a block is bound to: of the account number where one is registered, else of the plasticId.
+///
+/// # Errors
+/// [`Error::PlasticId`] for a plasticId that is no account number; [`Error::SealBroken`] for a changed sealed account.
 fn account_digits(token: &dyn Token, account: &Account, card: &CardBinding) -> Result<AccountDigits, Error> {
     let Account::Registered(sealed) = account else {
         return AccountDigits::parse(card.plastic_id()).ok_or(Error::PlasticId);
@@ -152,7 +162,7 @@ fn account_digits(token: &dyn Token, account: &Account, card: &CardBinding) -> R
     AccountDigits::unpack(&packed[..]).ok_or(Error::SealBroken { what: "account".into() })
 }
 
-/// A record with its tag.
+/// Computes and writes the tag of a record.
 fn tagged(token: &dyn Token, mut record: PinRecord, card: &CardBinding) -> Result<PinRecord, Error> {
     let tag = token.record_tag(record.tagged_bytes(), &record_bound_to(record.storage_key(), card))?;
     record.set_tag(&tag);

@@ -1,7 +1,7 @@
-//! Level `host`: a block is decrypted, checked and encrypted again here.
+//! Level `host`: this process decrypts a block, checks it and encrypts it under another key.
 //!
-//! Each operation works on clear values in its own workspace, filled in place and wiped, and scrubs the stack it used
-//! before it answers.
+//! Each operation keeps clear values in a workspace, which is filled in place and wiped. It scrubs the used stack before it
+//! returns.
 
 use subtle::{Choice, ConditionallySelectable};
 
@@ -22,7 +22,7 @@ use crate::{
     token::{HostLevel, IssuedTzpk, WrappedTzpk},
 };
 
-/// A token that decrypts blocks into this process, the policy of PINs, and the format of new records.
+/// A token that decrypts blocks into this process, the PIN policy, and the format of new records.
 pub(crate) struct AtHost {
     pub(crate) token: Box<dyn HostLevel>,
     pub(crate) policy: PinPolicy,
@@ -41,7 +41,8 @@ impl AtHost {
         })
     }
 
-    /// The same work is done whatever is wrong with a block: the verdict comes at the end.
+    /// Re-encrypts a device's block as a record. Every block costs the same work, so that the time does not reveal the fault:
+    /// the result is chosen at the end.
     pub(super) fn device_to_record(
         &self,
         tzpk: &SealedKey,
@@ -54,18 +55,18 @@ impl AtHost {
             clear.bytes_mut().copy_from_slice(block.as_bytes());
             self.token.open_block((tzpk.key(), tzpk.body()), &bound_to_control(tzpk.key(), binding), key, clear)?;
             let well_formed = decode_iso_1(clear, pin);
-            let taken = self.policy.judge(pin);
+            let is_allowed = self.policy.judge(pin);
 
-            let record = self.keep(pin, (clear, wide), &account, &binding.card)?;
-            match verdict(well_formed, taken) {
-                Verdict::Taken => Ok(record),
-                Verdict::Malformed => Err(Refusal::MalformedBlock.into()),
-                Verdict::AgainstPolicy => Err(Refusal::PinPolicy.into()),
+            let record = self.encrypt_record(pin, (clear, wide), &account, &binding.card)?;
+            match check_result(well_formed, is_allowed) {
+                CheckResult::Accepted => Ok(record),
+                CheckResult::Malformed => Err(Refusal::MalformedBlock.into()),
+                CheckResult::AgainstPolicy => Err(Refusal::PinPolicy.into()),
             }
         })
     }
 
-    /// With random fill.
+    /// Re-encrypts a record's PIN for a device, as a format 1 block with random fill.
     pub(super) fn record_to_device(
         &self,
         record: &PinRecord,
@@ -86,7 +87,7 @@ impl AtHost {
         })
     }
 
-    /// Under the newest storage key, in the form of new records. Its PIN is not checked again.
+    /// Re-encrypts a record under the newest storage key, in the format of new records. The PIN policy is not applied again.
     pub(super) fn reencrypt(
         &self,
         record: &PinRecord,
@@ -96,11 +97,12 @@ impl AtHost {
         in_workspace(|Workspace { block, wide, pin, .. }| {
             let account = account_digits(&*self.token, account, card)?;
             self.open_record(record, &account, (block, wide), pin)?;
-            self.keep(pin, (block, wide), &account, card)
+            self.encrypt_record(pin, (block, wide), &account, card)
         })
     }
 
-    fn keep(
+    /// Encrypts a PIN as a record, in the format of new records.
+    fn encrypt_record(
         &self,
         pin: &Pin,
         (block, wide): (&mut Block, &mut WideBlock),
@@ -108,7 +110,7 @@ impl AtHost {
         card: &CardBinding,
     ) -> Result<PinRecord, Error> {
         let key = self.token.current().storage.of(self.form.into());
-        let kept = match self.form {
+        let encrypted = match self.form {
             HostForm::Iso4 => {
                 let mut random = [0; 8];
                 self.token.random(&mut random)?;
@@ -132,12 +134,16 @@ impl AtHost {
                 key,
                 self.form.into(),
                 MadeAt { level: BoundaryLevel::Host, isolation: self.isolation },
-                kept,
+                encrypted,
             ),
             card,
         )
     }
 
+    /// Decrypts a record into `pin`.
+    ///
+    /// # Errors
+    /// [`Error::SealBroken`] where the decrypted block is malformed.
     fn open_record(
         &self,
         record: &PinRecord,
@@ -147,7 +153,7 @@ impl AtHost {
     ) -> Result<(), Error> {
         let broken = Error::SealBroken { what: "PIN record".into() };
         let Some(form) = HostForm::from_format(record.form()) else { return Err(broken) };
-        let good = match form {
+        let well_formed = match form {
             HostForm::Iso4 => {
                 wide.bytes_mut().iter_mut().zip(record.block()).for_each(|(place, byte)| *place = *byte);
                 self.token.storage_decrypt_iso_4(record.storage_key(), wide, account_field(account))?;
@@ -163,10 +169,10 @@ impl AtHost {
                 }
             }
         };
-        if bool::from(good) { Ok(()) } else { Err(broken) }
+        if bool::from(well_formed) { Ok(()) } else { Err(broken) }
     }
 
-    /// Sixteen random nibbles within A to F, none likelier than another: bytes of 252 and above are thrown away.
+    /// Sixteen random nibbles from A to F, uniformly distributed: bytes from 252, the largest multiple of 6, are discarded.
     fn iso_3_fill(&self) -> Result<u64, Error> {
         let (mut fill, mut missing) = (0u64, 16);
         while missing > 0 {
@@ -181,17 +187,19 @@ impl AtHost {
     }
 }
 
-enum Verdict {
-    Taken,
+/// The result of the checks of a block.
+enum CheckResult {
+    Accepted,
     Malformed,
     AgainstPolicy,
 }
 
-fn verdict(well_formed: Choice, taken: Choice) -> Verdict {
-    let code = u8::conditional_select(&1, &u8::conditional_select(&2, &0, taken), well_formed);
+/// Combines both checks without a branch on the first, which depends on clear digits.
+fn check_result(well_formed: Choice, is_allowed: Choice) -> CheckResult {
+    let code = u8::conditional_select(&1, &u8::conditional_select(&2, &0, is_allowed), well_formed);
     match code {
-        0 => Verdict::Taken,
-        1 => Verdict::Malformed,
-        _ => Verdict::AgainstPolicy,
+        0 => CheckResult::Accepted,
+        1 => CheckResult::Malformed,
+        _ => CheckResult::AgainstPolicy,
     }
 }

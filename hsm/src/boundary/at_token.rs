@@ -1,5 +1,5 @@
-//! Level `token`: a block is translated between keys inside the token. This process cannot read it, so neither its digits
-//! nor a weak PIN can be checked.
+//! Level `token`: the token re-encrypts a block between its keys. This process cannot read the clear block, so it checks
+//! neither the digits nor the PIN policy.
 
 use hsm_protocol::{
     Account, Binding, BoundaryLevel, CardBinding, DeviceBlock, DeviceKey, EncryptedBlock, Error, FreshTzpk, Isolation,
@@ -12,7 +12,7 @@ use crate::{
     token::{IssuedTzpk, StoredBlock, TokenLevel, WrappedTzpk},
 };
 
-/// A token that returns nothing clear, and the format of new records.
+/// A token that returns no clear value, and the format of new records.
 pub(crate) struct AtToken {
     pub(crate) token: Box<dyn TokenLevel>,
     pub(crate) form: TokenForm,
@@ -59,7 +59,7 @@ impl AtToken {
         Ok(DeviceBlock { wrapped, block, kcv: check_value })
     }
 
-    /// Under the newest storage key, in its own format: at this level a block cannot change its format.
+    /// Re-encrypts a record under the newest storage key. The format stays: at this level a block cannot change its format.
     pub(super) fn reencrypt(
         &self,
         record: &PinRecord,
