@@ -1,16 +1,18 @@
-//! Every key of a vault or a token, with what it is for, its version, and what has become of it.
+//! The keyring: every key of a vault or a token, with its usage, version, algorithm and dates.
 //!
 //! ```text
-//! state(1) custody(0 or 32) last entry(32) count(2)
-//! state: 1 in custody, 2 a step is unfinished
-//! key: name(1) zone(1 + text) version(2) algorithm(1) flags(1) made activated retired destroyed(8 each) uses(8)
-//!      check value(3) bytes(1 + key)
-//! algorithm: its place, and 64 encrypts only, 128 decrypts only; releases that know no mode of use read no such key
-//! flags: 1 exportable, 2 without a check value
+//! state(1) custody(0 or 32) last entry(32) count(2), then count keys
+//! state: 1 in custody, 2 a change is unfinished
+//! key: usage(1) zone(1 + text) version(2) algorithm(1) flags(1) made activated retired destroyed(8 each) uses(8)
+//!      KCV(3) bytes(1 + key)
+//! algorithm: index in `KeyAlgorithm::ALL`, plus 64 for encrypts only or 128 for decrypts only
+//! flags: 1 exportable, 2 without a KCV
 //! ```
-//! A vault's keyring holds the keys themselves; a token's is a register of those inside, and holds none.
-//! A key is pending, then active, then retired, then destroyed: its dates say which. What must never enter: a way to use a
-//! key; that is the token's.
+//! Integers are big-endian; dates are Unix time in milliseconds, 0 for none. The keyring of a vault contains the keys; the
+//! keyring of a token lists the keys in the token, without their bytes.
+//!
+//! A key is pending, then active, then retired, then destroyed, by its dates. No code that uses a key is here: ciphers are in
+//! `token`.
 
 mod layout;
 
@@ -32,7 +34,7 @@ use crate::{
     versioned::Versioned,
 };
 
-/// Those of a vault, in the order a vault of six keys has them.
+/// The engine keys of a vault.
 const VAULT_KEYS: [(KeyUsage, KeyAlgorithm); 6] = [
     (KeyUsage::Storage, KeyAlgorithm::Aes256),
     (KeyUsage::StorageTdes, KeyAlgorithm::TdesDouble),
@@ -42,7 +44,7 @@ const VAULT_KEYS: [(KeyUsage, KeyAlgorithm); 6] = [
     (KeyUsage::Retry, KeyAlgorithm::Aes256),
 ];
 
-/// What a zone key may be used with, the first where nothing is said.
+/// The algorithms of a zone key; the first is the default.
 pub(crate) const ZONE_ALGORITHMS: &[KeyAlgorithm] = &[
     KeyAlgorithm::Aes256,
     KeyAlgorithm::Aes192,
@@ -50,10 +52,11 @@ pub(crate) const ZONE_ALGORITHMS: &[KeyAlgorithm] = &[
     KeyAlgorithm::TdesDouble,
     KeyAlgorithm::TdesTriple,
 ];
-/// The same of a key-exchange key in a token.
+/// The algorithms of a key-exchange key in a token; the first is the default.
 pub(crate) const EXCHANGE_ALGORITHMS: &[KeyAlgorithm] =
     &[KeyAlgorithm::Aes256, KeyAlgorithm::Aes192, KeyAlgorithm::Aes128];
-/// And in a vault: a 3DES one takes in key blocks of versions A, B and C, and gives none out.
+/// The algorithms of a key-exchange key in a vault; the first is the default. A 3DES key unwraps key blocks of versions A, B
+/// and C, and wraps none.
 const EXCHANGE_ALGORITHMS_IN_VAULT: &[KeyAlgorithm] = &[
     KeyAlgorithm::Aes256,
     KeyAlgorithm::Aes192,
@@ -62,7 +65,7 @@ const EXCHANGE_ALGORITHMS_IN_VAULT: &[KeyAlgorithm] = &[
     KeyAlgorithm::TdesDouble,
 ];
 
-/// What such a key may be used with in a vault, the first where nothing is said; none where a vault has no such key.
+/// The algorithms of a key of this usage in a vault; the first is the default. Empty where a vault has no such key.
 pub(crate) fn algorithms_in_vault(usage: &KeyUsage) -> &'static [KeyAlgorithm] {
     match usage {
         KeyUsage::Zone(_) => ZONE_ALGORITHMS,
@@ -73,29 +76,29 @@ pub(crate) fn algorithms_in_vault(usage: &KeyUsage) -> &'static [KeyAlgorithm] {
     }
 }
 
-/// What a key is used with.
+/// The algorithm of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyAlgorithm {
-    /// 16 bytes.
+    /// AES-128: a key of 16 bytes.
     Aes128,
-    /// 24 bytes.
+    /// AES-192: a key of 24 bytes.
     Aes192,
-    /// 32 bytes.
+    /// AES-256: a key of 32 bytes.
     Aes256,
-    /// 16 bytes, K1 and K2.
+    /// 3DES with two keys: 16 bytes, K1 and K2.
     TdesDouble,
-    /// 24 bytes.
+    /// 3DES with three keys: 24 bytes, K1, K2 and K3.
     TdesTriple,
-    /// 32 bytes.
+    /// HMAC-SHA-256: a key of 32 bytes.
     HmacSha256,
 }
 
 impl KeyAlgorithm {
-    /// All of them.
+    /// All algorithms. The index of an algorithm is its code in a stored keyring.
     pub const ALL: [Self; 6] =
         [Self::Aes128, Self::Aes192, Self::Aes256, Self::TdesDouble, Self::TdesTriple, Self::HmacSha256];
 
-    /// Bytes of a key.
+    /// The length of a key, in bytes.
     pub fn bytes(self) -> usize {
         match self {
             Self::Aes128 | Self::TdesDouble => 16,
@@ -104,7 +107,7 @@ impl KeyAlgorithm {
         }
     }
 
-    /// Bits of security (NIST SP 800-57, table 2): a key travels only under one that has as many.
+    /// Bits of security (NIST SP 800-57, table 2). A key is only wrapped under a key of at least the same strength.
     pub(crate) fn strength(self) -> u16 {
         match self {
             Self::TdesDouble => 80,
@@ -119,7 +122,7 @@ impl KeyAlgorithm {
         matches!(self, Self::TdesDouble | Self::TdesTriple)
     }
 
-    /// Reads `aes-256`, `3des-double` and the like.
+    /// Parses the text of `Display`, such as `aes-256` or `3des-double`.
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|algorithm| algorithm.to_string() == text)
     }
@@ -138,21 +141,21 @@ impl fmt::Display for KeyAlgorithm {
     }
 }
 
-/// What a key may do (ANSI X9.143, mode of use); of one that was made or loaded here, both.
+/// The mode of use of a key (ANSI X9.143). A key that was made or loaded here has the mode `Both`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyMode {
-    /// Encrypts and decrypts.
+    /// The key encrypts and decrypts.
     Both,
-    /// Encrypts only: a key-exchange key gives keys out.
+    /// The key only encrypts: a key-exchange key wraps keys.
     Encrypts,
-    /// Decrypts only: a key-exchange key takes keys in.
+    /// The key only decrypts: a key-exchange key unwraps keys.
     Decrypts,
 }
 
 impl KeyMode {
     const ALL: [Self; 3] = [Self::Both, Self::Encrypts, Self::Decrypts];
 
-    /// As a key block says it.
+    /// The letter of the mode in the header of a key block.
     pub(crate) fn letter(self) -> char {
         match self {
             Self::Both => 'B',
@@ -161,12 +164,12 @@ impl KeyMode {
         }
     }
 
-    /// Reads what a key block says.
+    /// Reads the letter in the header of a key block.
     pub(crate) fn of_letter(letter: char) -> Option<Self> {
         Self::ALL.into_iter().find(|mode| mode.letter() == letter)
     }
 
-    /// Whether a key of this mode may do that.
+    /// Whether a key of this mode may be used as `wanted`.
     pub(crate) fn allows(self, wanted: Self) -> bool {
         self == Self::Both || self == wanted
     }
@@ -182,16 +185,16 @@ impl fmt::Display for KeyMode {
     }
 }
 
-/// What has become of a key.
+/// The state of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyState {
-    /// Made, and not used yet.
+    /// The key is made, and not used yet.
     Pending,
-    /// In use.
+    /// The key is in use.
     Active,
-    /// No longer used.
+    /// The key is out of use; its bytes still exist.
     Retired,
-    /// Its bytes are gone.
+    /// The bytes of the key are wiped.
     Destroyed,
 }
 
@@ -206,35 +209,35 @@ impl fmt::Display for KeyState {
     }
 }
 
-/// What is told of a key.
+/// The public facts of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyInfo {
-    /// What it is for.
+    /// The usage, for example `storage`.
     pub name: KeyUsage,
-    /// 1, 2, 3 … within its name.
+    /// The version within the usage: 1, 2, 3 …
     pub version: u16,
-    /// What it is used with.
+    /// The algorithm.
     pub algorithm: KeyAlgorithm,
-    /// What it may do.
+    /// The mode of use.
     pub mode: KeyMode,
-    /// Whether it may travel on, in a key block.
+    /// Whether the key may be exported in a key block.
     pub exportable: bool,
-    /// Its check value; none of a key that was made in a token and may not encrypt there.
+    /// The KCV; none for a key that was made in a token and may not encrypt there.
     pub check_value: Option<Kcv>,
-    /// When it came, in milliseconds of Unix time.
+    /// When the key was made or loaded, in milliseconds of Unix time.
     pub made_at: u64,
-    /// When it was first used.
+    /// When the key was put in use, in milliseconds of Unix time.
     pub activated_at: Option<u64>,
-    /// When it was last used.
+    /// When the key was put out of use, in milliseconds of Unix time.
     pub retired_at: Option<u64>,
-    /// When its bytes were wiped.
+    /// When the bytes of the key were wiped, in milliseconds of Unix time.
     pub destroyed_at: Option<u64>,
-    /// How many key blocks went or came: of a key-exchange key under it, of a zone key with it inside.
+    /// The number of exported and imported key blocks: under a key-exchange key, or of a zone key.
     pub uses: u64,
 }
 
 impl KeyInfo {
-    /// What has become of it.
+    /// The state, by the dates.
     pub fn state(&self) -> KeyState {
         match (self.activated_at, self.retired_at, self.destroyed_at) {
             (_, _, Some(_)) => KeyState::Destroyed,
@@ -244,25 +247,25 @@ impl KeyInfo {
         }
     }
 
-    /// `storage/1`.
+    /// The usage and version, for example `storage/1`.
     pub fn reference(&self) -> String {
         format!("{}/{}", self.name, self.version)
     }
 
-    /// The digits of its check value; `none` where it has none.
-    pub fn told_check_value(&self) -> String {
+    /// The hexadecimal digits of the KCV; `none` without a KCV.
+    pub fn kcv_text(&self) -> String {
         self.check_value.map_or_else(|| "none".to_owned(), |value| value.to_string())
     }
 }
 
-/// A key, and what is told of it.
+/// A key and its public facts.
 pub(crate) struct RingKey {
     pub(crate) info: KeyInfo,
-    /// None once destroyed, and of a key that is in a token.
+    /// None for a destroyed key, and for a key in a token.
     pub(crate) key: Option<ClearBytes>,
 }
 
-/// A key that is to be kept.
+/// A key that is not in the keyring yet.
 pub(crate) struct NewKey {
     pub(crate) name: KeyUsage,
     pub(crate) version: u16,
@@ -270,18 +273,18 @@ pub(crate) struct NewKey {
     pub(crate) travels: Exportability,
 }
 
-/// Every key of a vault, or a register of those in a token.
+/// Every key of a vault, or the list of the keys in a token.
 pub(crate) struct Keyring {
-    /// SHA-256 of the roster of those who may change it; none before the first ceremony.
+    /// SHA-256 of the roster of the participants who may change the keys; none before the first ceremony.
     pub(crate) custody: Option<[u8; 32]>,
-    /// The hash of the transcript's entry that told of the last change.
+    /// The hash of the transcript entry of the last change.
     pub(crate) last_entry: [u8; 32],
-    /// Whether the line of that entry may not be in its transcript yet.
+    /// Whether this entry may be missing in the transcript: a change writes the keyring first, then the transcript.
     pub(crate) unfinished: bool,
     pub(crate) keys: Vec<RingKey>,
 }
 
-/// Versions that new blobs are made under.
+/// The key versions that encrypt new data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Versions {
     pub(crate) storage: StorageVersions,
@@ -289,29 +292,33 @@ pub(crate) struct Versions {
     pub(crate) account: KeyVersion,
 }
 
-/// The keys an engine serves with, in the clear. Account, record and retry keys have one version in use.
+/// The clear keys that an engine serves with. Account, record and retry keys have one version in use.
 pub(crate) struct Keys {
-    /// AES-256: ISO-4 blocks.
+    /// AES-256, for ISO-4 blocks.
     pub(crate) storage: Versioned<Box<Clear<32>>>,
-    /// 3DES: ISO-3 and ISO-0 blocks.
+    /// 3DES, for ISO-3 and ISO-0 blocks.
     pub(crate) storage_tdes: Versioned<Box<Tzpk>>,
-    /// AES-256-GCM-SIV: tzpks.
+    /// AES-256-GCM-SIV, for tzpks.
     pub(crate) seal: Versioned<Box<Clear<32>>>,
-    /// AES-256-GCM-SIV: account numbers.
+    /// AES-256-GCM-SIV, for account numbers.
     pub(crate) account: Versioned<Box<Clear<32>>>,
-    /// AES-256-CMAC: records.
+    /// AES-256-CMAC, for PIN records.
     pub(crate) record: Versioned<Box<Clear<32>>>,
-    /// AES-256-CMAC: retries.
+    /// AES-256-CMAC, for retry tags.
     pub(crate) retry: Versioned<Box<Clear<32>>>,
 }
 
 impl Keyring {
-    /// No key, and nobody's.
+    /// A keyring without keys and without a roster.
     pub(crate) fn empty() -> Self {
         Self { custody: None, last_entry: [0; 32], unfinished: false, keys: Vec::new() }
     }
 
-    /// Reads a vault file. One that is not there is created, where `absent` says so, with every key an engine needs, active.
+    /// Opens a vault file. A missing file is created where `absent` allows it, with every engine key, active.
+    ///
+    /// # Errors
+    /// [`VaultError::Absent`] for a missing file that may not be created; otherwise the errors of reading, opening or writing
+    /// the file.
     pub(crate) fn open(vault: &Vault, absent: AbsentVault, now: u64) -> Result<Self, VaultError> {
         let Vault::File { path, unlock } = vault else { return Self::fresh(now) };
         match absent {
@@ -330,7 +337,11 @@ impl Keyring {
         }
     }
 
-    /// Creates a vault file that must not be there.
+    /// Creates a vault file with every engine key, active.
+    ///
+    /// # Errors
+    /// [`VaultError::Present`] where the file exists; [`VaultError::Missing`] where only its key file exists and `key_file` does
+    /// not allow its use; otherwise the errors of writing the file.
     pub(crate) fn create(vault: &Vault, key_file: KeyFileUse, now: u64) -> Result<Self, VaultError> {
         let Vault::File { path, unlock } = vault else { return Self::fresh(now) };
         let _lock = vault::lock_directory(path)?;
@@ -360,13 +371,13 @@ impl Keyring {
         self.put(new, Some(found), Some(key), now).activated_at = Some(now);
     }
 
-    /// The next version of a name.
+    /// A key of the next version of a usage.
     pub(crate) fn next(&self, name: KeyUsage, algorithm: KeyAlgorithm, travels: Exportability) -> NewKey {
         let version = self.of(&name).map(|key| key.info.version).max().unwrap_or(0).saturating_add(1);
         NewKey { name, version, algorithm, travels }
     }
 
-    /// Adds a key, pending; it may do all that a key of its name does.
+    /// Adds a pending key with the mode `Both`.
     pub(crate) fn put(
         &mut self,
         NewKey { name, version, algorithm, travels }: NewKey,
@@ -390,6 +401,7 @@ impl Keyring {
         &mut self.keys.push_mut(RingKey { info, key }).info
     }
 
+    /// The keys of a usage, in every version.
     pub(crate) fn of(&self, name: &KeyUsage) -> impl Iterator<Item = &RingKey> {
         self.keys.iter().filter(move |key| key.info.name == *name)
     }
@@ -398,7 +410,7 @@ impl Keyring {
         self.keys.iter_mut().find(|key| key.info.name == *name && key.info.version == version)
     }
 
-    /// The versions of a name that are in use, the oldest first.
+    /// The active versions of a usage, the oldest first.
     pub(crate) fn active_versions(&self, name: &KeyUsage) -> Vec<u16> {
         let active = self.of(name).filter(|key| key.info.state() == KeyState::Active);
         let mut versions: Vec<_> = active.map(|key| key.info.version).collect();
@@ -406,12 +418,15 @@ impl Keyring {
         versions
     }
 
-    /// The newest that is in use.
+    /// The newest active key of a usage.
     pub(crate) fn active(&self, name: &KeyUsage) -> Option<&RingKey> {
         self.of(name).filter(|key| key.info.state() == KeyState::Active).max_by_key(|key| key.info.version)
     }
 
-    /// What an engine serves with: of every use the versions that are in use.
+    /// The keys that an engine serves with: the active versions of each usage.
+    ///
+    /// # Errors
+    /// [`VaultError::Lacks`] for a usage without an active key.
     pub(crate) fn serving(&self, vault: &Vault) -> Result<Keys, VaultError> {
         Ok(Keys {
             storage: self.versions(vault, &KeyUsage::Storage)?,
@@ -426,7 +441,7 @@ impl Keyring {
     fn versions<const N: usize>(&self, vault: &Vault, name: &KeyUsage) -> Result<Versioned<Box<Clear<N>>>, VaultError> {
         let active = self.of(name).filter(|key| key.info.state() == KeyState::Active);
         let all = active.filter_map(|RingKey { info, key }| {
-            // Filled where it stays.
+            // Filled in its box: a clear key is not moved.
             let mut clear = Box::new(Clear::zeroed());
             clear.bytes_mut().iter_mut().zip(key.as_ref()?.bytes()).for_each(|(place, byte)| *place = *byte);
             Some((KeyVersion(info.version), clear))
@@ -441,14 +456,17 @@ impl Keyring {
     }
 }
 
-/// Whether a key may leave in a key block.
+/// Whether a key may be exported in a key block.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exportability {
     On,
     Never,
 }
 
-/// A fresh key: of 3DES with odd parity, no weak part and no two alike.
+/// A random key. A 3DES key has odd parity, no weak part and no equal parts.
+///
+/// # Errors
+/// [`VaultError::Random`]: the random generator failed.
 pub(crate) fn random_key(algorithm: KeyAlgorithm) -> Result<ClearBytes, VaultError> {
     let mut key = ClearBytes::zeroed(algorithm.bytes());
     loop {
@@ -467,24 +485,24 @@ pub(crate) fn set_odd_parity(algorithm: KeyAlgorithm, key: &mut ClearBytes) {
     }
 }
 
-/// A 3DES key with a weak or semi-weak part or two equal ones, whatever its parity; any key of zeros. Of a triple-length
-/// key no two parts may be equal, the first and the last neither: it would be a double-length one, and travel as if it were
-/// stronger.
+/// Whether a key is weak: a key of zeros, or a 3DES key with a weak or semi-weak part or two equal parts, parity ignored. A
+/// triple-length key with K1 = K3 is weak too: it has the strength of a double-length key, but would be exported as a
+/// stronger one.
 pub(crate) fn is_weak(algorithm: KeyAlgorithm, key: &ClearBytes) -> bool {
     let zeros = key.bytes().iter().fold(0, |all, byte| all | byte) == 0;
     zeros || (algorithm.is_tdes() && has_weak_part(key))
 }
 
 fn has_weak_part(key: &ClearBytes) -> bool {
-    // The test compares every bit, and those of parity are none of a part's 56.
+    // `weak_key_test` compares all 64 bits, so the 8 parity bits are set first.
     let mut odd = ClearBytes::copied(key.bytes());
     force_odd_parity(odd.bytes_mut());
-    // It panics at another length than these.
+    // `weak_key_test` panics at other lengths.
     matches!(odd.bytes().len(), 16 | 24) && des::weak_key_test(odd.bytes()).is_err()
 }
 
-/// Of AES the first 3 bytes of CMAC over 16 zero bytes, of 3DES those of the encrypted zero block, of HMAC those of it over
-/// 16 zero bytes.
+/// The KCV (ANSI X9.24-1, annex A), the first 3 bytes: of the CMAC of a zero block for AES, of the encrypted zero block for
+/// 3DES, of the HMAC of 16 zero bytes for HMAC-SHA-256.
 pub(crate) fn check_value(algorithm: KeyAlgorithm, key: &ClearBytes) -> Kcv {
     if algorithm == KeyAlgorithm::HmacSha256 {
         let key = hmac::Key::new(hmac::HMAC_SHA256, key.bytes());
@@ -497,59 +515,62 @@ pub(crate) fn check_value(algorithm: KeyAlgorithm, key: &ClearBytes) -> Kcv {
 mod tests {
     use super::*;
 
-    /// Three good parts, of odd parity.
+    /// Three strong parts with odd parity.
     const PARTS: [[u8; 8]; 3] = [
         [0x13, 0x34, 0x57, 0x79, 0x9B, 0xBC, 0xDF, 0xF1],
         [0xDF, 0xE9, 0x31, 0x10, 0x16, 0x5B, 0x34, 0x23],
         [0x0D, 0x6D, 0x5B, 0x31, 0x8A, 0x2C, 0x15, 0xAE],
     ];
 
-    fn judged(parts: &[[u8; 8]]) -> bool {
+    fn is_weak_tdes(parts: &[[u8; 8]]) -> bool {
         let algorithm = if parts.len() == 2 { KeyAlgorithm::TdesDouble } else { KeyAlgorithm::TdesTriple };
         is_weak(algorithm, &ClearBytes::copied(parts.as_flattened()))
     }
 
-    /// The same part to the cipher: every parity bit is the other.
-    fn of_other_parity(part: [u8; 8]) -> [u8; 8] {
+    /// Flips every parity bit, which the cipher ignores.
+    fn flip_parity(part: [u8; 8]) -> [u8; 8] {
         part.map(|byte| byte ^ 1)
     }
 
     #[test]
-    fn a_key_of_different_parts_is_good_whatever_its_parity() {
+    fn a_key_of_different_strong_parts_is_strong_in_any_parity() {
         let [a, b, c] = PARTS;
-        assert!(!judged(&[a, b]) && !judged(&[a, b, c]));
-        assert!(!judged(&[a, of_other_parity(b)]) && !judged(&[of_other_parity(a), b, of_other_parity(c)]));
+        assert!(!is_weak_tdes(&[a, b]) && !is_weak_tdes(&[a, b, c]));
+        assert!(!is_weak_tdes(&[a, flip_parity(b)]) && !is_weak_tdes(&[flip_parity(a), b, flip_parity(c)]));
     }
 
     #[test]
-    fn two_parts_that_are_equal_or_differ_in_parity_alone_are_weak_wherever_they_stand() {
+    fn two_parts_equal_but_for_parity_are_weak_in_any_position() {
         let [a, b, _] = PARTS;
-        for again in [a, of_other_parity(a), [0x13, 0x34, 0x57, 0x79, 0x9B, 0xBC, 0xDF, 0xF0]] {
-            assert!(judged(&[a, again]), "K1 = K2");
-            assert!(judged(&[a, again, b]), "K1 = K2 of three");
-            assert!(judged(&[b, a, again]), "K2 = K3");
-            assert!(judged(&[a, b, again]), "K1 = K3");
+        for equal in [a, flip_parity(a), [0x13, 0x34, 0x57, 0x79, 0x9B, 0xBC, 0xDF, 0xF0]] {
+            assert!(is_weak_tdes(&[a, equal]), "K1 = K2");
+            assert!(is_weak_tdes(&[a, equal, b]), "K1 = K2 of three");
+            assert!(is_weak_tdes(&[b, a, equal]), "K2 = K3");
+            assert!(is_weak_tdes(&[a, b, equal]), "K1 = K3");
         }
     }
 
     #[test]
-    fn a_weak_or_semi_weak_part_is_weak_whatever_its_parity() {
+    fn a_weak_or_semi_weak_part_is_weak_in_any_parity() {
         let [a, b, _] = PARTS;
         let weak = [[0x01; 8], [0xFE; 8], [0x1F, 0x1F, 0x1F, 0x1F, 0x0E, 0x0E, 0x0E, 0x0E]];
         let semi_weak =
             [[0x01, 0xFE, 0x01, 0xFE, 0x01, 0xFE, 0x01, 0xFE], [0x1F, 0xE0, 0x1F, 0xE0, 0x0E, 0xF1, 0x0E, 0xF1]];
         for part in weak.into_iter().chain(semi_weak) {
-            for part in [part, of_other_parity(part)] {
-                assert!(judged(&[part, a]) && judged(&[a, part]) && judged(&[a, b, part]), "{part:02X?}");
+            for part in [part, flip_parity(part)] {
+                assert!(
+                    is_weak_tdes(&[part, a]) && is_weak_tdes(&[a, part]) && is_weak_tdes(&[a, b, part]),
+                    "{part:02X?}"
+                );
             }
         }
     }
 
     #[test]
-    fn a_key_of_zeros_is_weak_of_every_algorithm_and_so_is_one_of_parity_bits_alone() {
+    fn zero_keys_and_keys_of_only_parity_bits_are_weak() {
         for algorithm in KeyAlgorithm::ALL {
             assert!(is_weak(algorithm, &ClearBytes::zeroed(algorithm.bytes())), "{algorithm}");
         }
-        assert!(judged(&[[1; 8], [0; 8]]) && judged(&[[0; 8], [1; 8], [0; 8]]));
+        assert!(is_weak_tdes(&[[1; 8], [0; 8]]) && is_weak_tdes(&[[0; 8], [1; 8], [0; 8]]));
     }
 }

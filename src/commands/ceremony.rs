@@ -477,7 +477,7 @@ fn list(config: &Path, json: bool) -> Result<(), CeremonyError> {
         let key = |info: &KeyInfo| {
             Ok::<_, CeremonyError>(json!({
                 "key": info.name.to_string(), "version": info.version, "algorithm": info.algorithm.to_string(),
-                "check_value": info.told_check_value(), "state": info.state().to_string(),
+                "check_value": info.kcv_text(), "state": info.state().to_string(),
                 "mode_of_use": info.mode.to_string(), "exportable": info.exportable, "key_blocks": info.uses, "3des_blocks": store.tdes_blocks(info)?,
                 "made_at": date(info.made_at), "activated_at": info.activated_at.map(date),
                 "retired_at": info.retired_at.map(date), "destroyed_at": info.destroyed_at.map(date),
@@ -497,7 +497,7 @@ fn list(config: &Path, json: bool) -> Result<(), CeremonyError> {
             (None, 0) => String::new(),
             (None, uses) => format!("{uses} key blocks"),
         };
-        let (key, check_value) = (info.reference(), info.told_check_value());
+        let (key, check_value) = (info.reference(), info.kcv_text());
         // To the second.
         let since = date(since).chars().take(19).collect::<String>() + "Z";
         let line = format!("{key:<24} {algorithm:<12} {check_value:<11} {state:<9} {since:<20} {counted}");

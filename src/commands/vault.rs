@@ -48,7 +48,7 @@ pub(crate) fn run(arguments: VaultArguments) -> Result<(), VaultCommandError> {
     let made = hsm::Hsm::create_vault(&vault, key_file)?;
     let mut out = io::stdout().lock();
     writeln!(out, "made, with check values:")?;
-    made.iter().try_for_each(|key| writeln!(out, "  {} {}", key.reference(), key.told_check_value()))?;
+    made.iter().try_for_each(|key| writeln!(out, "  {} {}", key.reference(), key.kcv_text()))?;
     Ok(())
 }
 

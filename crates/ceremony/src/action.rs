@@ -141,7 +141,7 @@ impl Key {
         Self {
             key: info.reference(),
             algorithm: info.algorithm.to_string(),
-            check_value: info.told_check_value(),
+            check_value: info.kcv_text(),
             state: info.state().to_string(),
         }
     }

@@ -63,7 +63,7 @@ fn a_key_passes_every_state_in_order() {
     let directory = tempfile::tempdir().unwrap();
     let mut store = with_zone(directory.path());
     let zone = name("zone:acquirer");
-    let check_value = store.keys().last().unwrap().told_check_value();
+    let check_value = store.keys().last().unwrap().kcv_text();
     assert!(matches!(
         store.destroy(&zone, 1, &check_value, &KeyUse::NotCounted, NOW),
         Err(KeyStoreError::State { .. })
@@ -104,7 +104,7 @@ fn a_storage_key_retires_when_older_and_without_records() {
     assert_eq!(store.retire(&storage, 1, &none, NOW).unwrap().state(), KeyState::Retired);
 
     // An operator may have restored a store from a backup since.
-    let check_value = store.keys().next().unwrap().told_check_value();
+    let check_value = store.keys().next().unwrap().kcv_text();
     let mut destroy = |key_use: &KeyUse| store.destroy(&storage, 1, &check_value, key_use, NOW);
     assert!(matches!(destroy(&kept), Err(KeyStoreError::StillNeeded { records: 2, .. })));
     assert!(matches!(destroy(&KeyUse::NotCounted), Err(KeyStoreError::NotCounted { .. })));

@@ -1,30 +1,32 @@
-//! A keyring as bytes, to be sealed.
+//! The stored form of a keyring, before it is sealed.
 
 use super::{ENGINE_KEYS, KeyAlgorithm, KeyInfo, KeyMode, KeyUsage, Keyring, RingKey, ZoneName};
 use crate::{check_value::Kcv, clear::ClearBytes};
 
 const ZONE: u8 = b'z';
 const EXCHANGE: u8 = b'x';
-/// No date: nothing was made at the first moment of 1970.
+/// The stored value of a missing date.
 const NEVER: u64 = 0;
-/// The keys are in the custody of a roster.
+/// State: the keys are in the custody of a roster.
 const IN_CUSTODY: u8 = 1;
-/// The line of the last entry may not be in its transcript yet.
+/// State: the transcript may lack the entry of the last change.
 const UNFINISHED: u8 = 2;
+/// Flag: the key may be exported in a key block.
 const EXPORTABLE: u8 = 1;
-const WITHOUT_CHECK_VALUE: u8 = 2;
-/// The bits of a mode of use, beside an algorithm's place.
+/// Flag: the key has no KCV.
+const WITHOUT_KCV: u8 = 2;
+/// The bits of the mode of use, in the byte of the algorithm.
 const MODE: u8 = 0xC0;
 
 impl Keyring {
-    /// As bytes.
+    /// Encodes the keyring.
     pub(crate) fn bytes(&self) -> ClearBytes {
-        // Written twice, to know how long it is: a vector that grows leaves keys behind.
-        let mut length = Counted(0);
+        // Counted first: a vector that grows would leave keys in freed memory.
+        let mut length = LengthCounter(0);
         self.write(&mut length);
-        let mut room = ClearBytes::zeroed(length.0);
-        self.write(&mut Placed { room: room.bytes_mut(), at: 0 });
-        room
+        let mut bytes = ClearBytes::zeroed(length.0);
+        self.write(&mut SliceWriter { bytes: bytes.bytes_mut(), at: 0 });
+        bytes
     }
 
     fn write(&self, out: &mut impl Sink) {
@@ -42,14 +44,14 @@ impl Keyring {
             let (code, zone) = match &info.name {
                 KeyUsage::Zone(name) => (ZONE, name.as_str()),
                 KeyUsage::Exchange(name) => (EXCHANGE, name.as_str()),
-                engine => (place_in(ENGINE_KEYS.iter().map(|(name, _)| name), engine), ""),
+                engine => (index_in(ENGINE_KEYS.iter().map(|(name, _)| name), engine), ""),
             };
             out.put(&[code, u8::try_from(zone.len()).unwrap_or_default()]);
             out.put(zone.as_bytes());
             out.put(&info.version.to_be_bytes());
             let flags = (if info.exportable { EXPORTABLE } else { 0 })
-                | (if info.check_value.is_none() { WITHOUT_CHECK_VALUE } else { 0 });
-            out.put(&[place_in(KeyAlgorithm::ALL.iter(), &info.algorithm) | mode_bits(info.mode), flags]);
+                | (if info.check_value.is_none() { WITHOUT_KCV } else { 0 });
+            out.put(&[index_in(KeyAlgorithm::ALL.iter(), &info.algorithm) | mode_bits(info.mode), flags]);
             for date in [Some(info.made_at), info.activated_at, info.retired_at, info.destroyed_at] {
                 out.put(&date.unwrap_or(NEVER).to_be_bytes());
             }
@@ -61,7 +63,7 @@ impl Keyring {
         }
     }
 
-    /// Reads what [`Keyring::bytes`] wrote, whole.
+    /// Decodes the bytes of [`Keyring::bytes`]. `None` for any other bytes.
     pub(crate) fn read(mut bytes: &[u8]) -> Option<Self> {
         let from = &mut bytes;
         let [state] = take(from)?;
@@ -86,15 +88,15 @@ fn read_key(from: &mut &[u8]) -> Option<RingKey> {
     };
     let version = u16::from_be_bytes(take(from)?);
     let [algorithm, flags] = take(from)?;
-    // A flag of a later release may forbid something.
-    if flags & !(EXPORTABLE | WITHOUT_CHECK_VALUE) != 0 {
+    // An unknown flag could restrict the key, so the keyring is rejected.
+    if flags & !(EXPORTABLE | WITHOUT_KCV) != 0 {
         return None;
     }
     let mode = KeyMode::ALL.into_iter().find(|mode| mode_bits(*mode) == algorithm & MODE)?;
     let mut date = || take(from).map(u64::from_be_bytes);
     let (made_at, activated, retired, destroyed, uses) = (date()?, date()?, date()?, date()?, date()?);
     let check_value = Kcv::first_of(&take::<3>(from)?);
-    let check_value = (flags & WITHOUT_CHECK_VALUE == 0).then_some(check_value);
+    let check_value = (flags & WITHOUT_KCV == 0).then_some(check_value);
     let [length] = take(from)?;
     let key = take_some(from, length.into())?;
     let some = |date: u64| (date != NEVER).then_some(date);
@@ -114,7 +116,7 @@ fn read_key(from: &mut &[u8]) -> Option<RingKey> {
     Some(RingKey { info, key: (!key.is_empty()).then(|| ClearBytes::copied(key)) })
 }
 
-/// None of a key that does both, as every key did before modes were kept.
+/// The bits of a mode: zero for both.
 fn mode_bits(mode: KeyMode) -> u8 {
     match mode {
         KeyMode::Both => 0,
@@ -123,7 +125,8 @@ fn mode_bits(mode: KeyMode) -> u8 {
     }
 }
 
-fn place_in<'a, T: PartialEq + 'a>(mut all: impl Iterator<Item = &'a T>, one: &T) -> u8 {
+/// The index of an item in a list, as a byte.
+fn index_in<'a, T: PartialEq + 'a>(mut all: impl Iterator<Item = &'a T>, one: &T) -> u8 {
     all.position(|other| other == one).and_then(|place| u8::try_from(place).ok()).unwrap_or(u8::MAX)
 }
 
@@ -143,22 +146,24 @@ trait Sink {
     fn put(&mut self, bytes: &[u8]);
 }
 
-struct Counted(usize);
+/// Counts the bytes.
+struct LengthCounter(usize);
 
-impl Sink for Counted {
+impl Sink for LengthCounter {
     fn put(&mut self, bytes: &[u8]) {
         self.0 += bytes.len();
     }
 }
 
-struct Placed<'a> {
-    room: &'a mut [u8],
+/// Writes the bytes in a slice of the counted length.
+struct SliceWriter<'a> {
+    bytes: &'a mut [u8],
     at: usize,
 }
 
-impl Sink for Placed<'_> {
+impl Sink for SliceWriter<'_> {
     fn put(&mut self, bytes: &[u8]) {
-        if let Some(place) = self.room.get_mut(self.at..self.at + bytes.len()) {
+        if let Some(place) = self.bytes.get_mut(self.at..self.at + bytes.len()) {
             place.copy_from_slice(bytes);
             self.at += bytes.len();
         }
@@ -170,7 +175,7 @@ mod tests {
     use super::*;
     use crate::keyring::Exportability;
 
-    /// Where the algorithm of the first key stands: behind custody, last entry, count, name, zone's length and name, version.
+    /// The offset of the first key's algorithm: after state, last entry, count, usage, zone's length and name, version.
     const ALGORITHM_AT: usize = 1 + 32 + 2 + 2 + 1 + 2;
 
     fn keyring(mode: KeyMode) -> Keyring {
@@ -181,21 +186,21 @@ mod tests {
     }
 
     #[test]
-    fn what_a_key_may_do_is_read_back() {
+    fn mode_algorithm_and_exportability_are_read_back() {
         for mode in KeyMode::ALL {
             let read = Keyring::read(keyring(mode).bytes().bytes()).unwrap();
-            let told = &read.keys.first().unwrap().info;
-            assert_eq!((told.mode, told.algorithm, told.exportable), (mode, KeyAlgorithm::Aes192, true));
+            let info = &read.keys.first().unwrap().info;
+            assert_eq!((info.mode, info.algorithm, info.exportable), (mode, KeyAlgorithm::Aes192, true));
         }
     }
 
     #[test]
-    fn a_key_that_does_both_stands_as_it_did_before_modes_were_kept() {
+    fn the_mode_both_is_stored_as_zero_bits() {
         assert_eq!(keyring(KeyMode::Both).bytes().bytes()[ALGORITHM_AT], 1);
     }
 
     #[test]
-    fn an_unfinished_step_is_read_back_with_and_without_custody() {
+    fn an_unfinished_change_is_read_back_with_and_without_custody() {
         for custody in [None, Some([9; 32])] {
             for unfinished in [false, true] {
                 let written = Keyring { custody, unfinished, ..keyring(KeyMode::Both) };
@@ -209,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mode_or_a_flag_that_is_not_known_is_not_read() {
+    fn an_unknown_mode_or_flag_is_rejected() {
         for (at, changed) in [(ALGORITHM_AT, 0xC1), (ALGORITHM_AT + 1, EXPORTABLE | 4)] {
             let mut bytes = ClearBytes::copied(keyring(KeyMode::Both).bytes().bytes());
             bytes.bytes_mut()[at] = changed;
