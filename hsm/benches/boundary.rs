@@ -1,11 +1,11 @@
-//! What the boundary's operations cost on one core, beside the bare ciphers they cannot do without.
+//! The cost of the boundary's operations on one core, beside the cost of the ciphers that they need at least.
 
 #![allow(
     clippy::unwrap_used,
     clippy::unreachable,
     clippy::indexing_slicing,
     missing_docs,
-    reason = "a bench that is surprised must stop"
+    reason = "a benchmark stops at an unexpected result"
 )]
 
 use std::hint::black_box;
@@ -34,14 +34,14 @@ fn card() -> CardBinding {
 
 fn issue(hsm: &Hsm, device: &DeviceKey) -> FreshTzpk {
     let binding = Binding { card: card(), control: CONTROL };
-    match now(hsm.execute(Request::IssueTzpk { public_key: device.clone(), binding })) {
+    match ready(hsm.execute(Request::IssueTzpk { public_key: device.clone(), binding })) {
         Ok(Reply::Tzpk(tzpk)) => tzpk,
         _ => unreachable!("no tzpk"),
     }
 }
 
 fn translate(hsm: &Hsm, source: Source, target: Target, account: Account) -> Reply {
-    now(hsm.execute(Request::Translate { source, target, card: card(), account })).unwrap()
+    ready(hsm.execute(Request::Translate { source, target, card: card(), account })).unwrap()
 }
 
 fn device_to_record(hsm: &Hsm, tzpk: &SealedKey, block: &EncryptedBlock, account: Account) -> PinRecord {
@@ -55,17 +55,17 @@ fn device_to_record(hsm: &Hsm, tzpk: &SealedKey, block: &EncryptedBlock, account
 
 fn seal_pan(hsm: &Hsm) -> SealedAccount {
     let number = AccountNumber::parse("5413330089020011").unwrap();
-    match now(hsm.execute(Request::SealPan { number, card: card() })) {
+    match ready(hsm.execute(Request::SealPan { number, card: card() })) {
         Ok(Reply::SealedPan(sealed)) => sealed,
         _ => unreachable!("no sealed account"),
     }
 }
 
-/// The operations answer inline: one poll is all they take.
-fn now<T>(work: impl Future<Output = T>) -> T {
+/// The result of a future that is ready at the first poll: the software token works on the caller's thread.
+fn ready<T>(work: impl Future<Output = T>) -> T {
     let mut work = std::pin::pin!(work);
     match work.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
-        std::task::Poll::Ready(done) => done,
+        std::task::Poll::Ready(result) => result,
         std::task::Poll::Pending => unreachable!("the software token answers inline"),
     }
 }
@@ -80,8 +80,8 @@ fn boundary(c: &mut Criterion) {
     let hsm = Hsm::open(Config::default()).unwrap();
     let (device_key, private) = device(KeySize::Rsa2048);
     let issued = issue(&hsm, &device_key);
-    let mut room = [0; 256];
-    let tzpk = private.decrypt(&OAEP_SHA256_MGF1SHA256, &issued.wrapped, &mut room, None).unwrap();
+    let mut buffer = [0; 256];
+    let tzpk = private.decrypt(&OAEP_SHA256_MGF1SHA256, &issued.wrapped, &mut buffer, None).unwrap();
     let mut block = 0x1425_80A7_3C90_5EF1u64.to_be_bytes();
     let tdes = TdesEde2::new((&*tzpk).try_into().unwrap());
     tdes.encrypt_block((&mut block).into());
@@ -97,7 +97,7 @@ fn boundary(c: &mut Criterion) {
         let registered = || Account::Registered(SealedAccount::from_bytes(account.as_bytes()).unwrap());
         b.iter(|| device_to_record(&hsm, &issued.sealed, &block, registered()));
     });
-    group.bench_function("ceiling: bare 3DES with its key schedule, two AES-256 blocks", |b| {
+    group.bench_function("minimum: 3DES with its key schedule, two AES-256 blocks", |b| {
         let aes = Aes256::new(&Array([7; 32]));
         let key = Array([0x5Bu8; 16]);
         b.iter(|| {
@@ -121,7 +121,7 @@ fn boundary(c: &mut Criterion) {
     group.bench_function("re-encrypt a format 4 record, plasticId", |b| {
         b.iter(|| translate(&hsm, Source::Record(record.clone()), Target::Record, Account::PlasticId));
     });
-    group.bench_function("ceiling of re-encrypt: two AES-256 blocks decrypted and two encrypted", |b| {
+    group.bench_function("minimum of re-encrypt: two AES-256 blocks decrypted and two encrypted", |b| {
         let aes = Aes256::new(&Array([7; 32]));
         b.iter(|| {
             let mut block = black_box([3; 16]);

@@ -1,6 +1,5 @@
-//! What the boundary makes of a PKCS#11 token: blocks translated by its api, beside a bare loop of the same C calls on as
-//! many threads, in the same run. The calls of a translation are those of the level, no more: what the api adds (queue,
-//! threads, layouts, tags' messages) stands in the ratio.
+//! The speed of the boundary on a PKCS#11 token, as a ratio: blocks translated by the API, against a loop of the same C calls
+//! on as many threads in the same run. The ratio shows the cost of the API: queue, threads and layouts.
 //!
 //! `cargo bench -p pinseal-hsm --bench tokens`
 
@@ -12,7 +11,7 @@
     clippy::indexing_slicing,
     clippy::print_stdout,
     missing_docs,
-    reason = "a bench that is surprised must stop; a bare loop of C calls is C calls"
+    reason = "a benchmark stops at an unexpected result, and calls the C functions directly"
 )]
 
 use std::{
@@ -41,11 +40,11 @@ const SOFTHSM: &str = "/usr/lib/softhsm/libsofthsm2.so";
 const NSS: &str = "/usr/lib/x86_64-linux-gnu/libsoftokn3.so";
 const CONTROL: ControlBinding =
     ControlBinding { id: [7; 16], purpose: Purpose::SetPin, expires_at_unix_milliseconds: 1_790_000_000_000 };
-/// How long each side is measured, each round.
+/// The time of one measurement of one side.
 const MEASURED_FOR: Duration = Duration::from_secs(2);
 const ROUNDS: usize = 5;
 const THREADS: usize = 2;
-/// Operations that wait for a worker at any time, for each thread that asks.
+/// Operations in work at any time, for each calling thread.
 const IN_FLIGHT: usize = 128;
 
 fn main() {
@@ -63,7 +62,7 @@ fn softhsm(directory: &Path) -> Pkcs11 {
     let configuration = format!("directories.tokendir = {}\n", tokens.display());
     std::fs::write(directory.join("softhsm2.conf"), configuration).unwrap();
     let initialise = ["--init-token", "--free", "--label", "bench", "--pin", "2468", "--so-pin", "13579"];
-    ran(Command::new("softhsm2-util").args(initialise));
+    run(Command::new("softhsm2-util").args(initialise));
     token(SOFTHSM, None, KeyHandling::InToken, Callers::Workers)
 }
 
@@ -72,12 +71,12 @@ fn nss(directory: &Path) -> Pkcs11 {
     std::fs::create_dir(&database).unwrap();
     std::fs::write(directory.join("pin"), "2468").unwrap();
     let place = format!("sql:{}", database.display());
-    ran(Command::new("certutil").args(["-N", "-d", &place, "-f"]).arg(directory.join("pin")));
+    run(Command::new("certutil").args(["-N", "-d", &place, "-f"]).arg(directory.join("pin")));
     let parameters = format!("configdir='{place}' dbTokenDescription='bench'");
     token(NSS, Some(CString::new(parameters).unwrap()), KeyHandling::CopiedToSession, Callers::Inline)
 }
 
-fn ran(command: &mut Command) {
+fn run(command: &mut Command) {
     let output = command.output().expect("apt-get install softhsm2 libnss3-tools");
     assert!(output.status.success(), "{output:?}");
 }
@@ -143,7 +142,7 @@ async fn translate(hsm: &Hsm, device: &DeviceKey, stop: &AtomicBool, done: &Atom
     let Ok(Reply::Tzpk(issued)) = hsm.execute(Request::IssueTzpk { public_key: device.clone(), binding }).await else {
         panic!("no tzpk");
     };
-    // Any block: at level host it is malformed, which costs the same to the last step.
+    // A malformed block costs the same work at level host as an accepted one.
     let block = EncryptedBlock::from_bytes(&[7; 8]).unwrap();
     let one = || async {
         let sealed_tzpk = SealedKey::from_bytes(issued.sealed.as_bytes()).unwrap();
@@ -160,7 +159,7 @@ async fn translate(hsm: &Hsm, device: &DeviceKey, stop: &AtomicBool, done: &Atom
     }
 }
 
-/// The same module, called as C.
+/// The same module, called through its C functions.
 struct Bare {
     functions: CK_FUNCTION_LIST,
     _library: Library,
@@ -169,12 +168,12 @@ struct Bare {
     seal: CK_OBJECT_HANDLE,
     mac: CK_OBJECT_HANDLE,
     storage: CK_OBJECT_HANDLE,
-    /// Keeps what it made.
+    /// Open as long as the objects are used: a session owns its objects.
     _session: CK_SESSION_HANDLE,
     wrapped_tzpk: [u8; 24],
 }
 
-// SAFETY: handles are numbers; every thread uses a session of its own.
+// SAFETY: handles are numbers; each thread opens another session.
 unsafe impl Sync for Bare {}
 
 macro_rules! call {
@@ -189,7 +188,7 @@ fn mechanism(kind: CK_MECHANISM_TYPE) -> CK_MECHANISM {
     CK_MECHANISM { mechanism: kind, pParameter: ptr::null_mut(), ulParameterLen: 0 }
 }
 
-/// One attribute, of plain memory.
+/// An attribute with the bytes of a value.
 fn attribute<T>(kind: CK_ATTRIBUTE_TYPE, value: &T) -> CK_ATTRIBUTE {
     CK_ATTRIBUTE { type_: kind, pValue: ptr::from_ref(value) as *mut _, ulValueLen: size_of::<T>() as CK_ULONG }
 }
@@ -200,10 +199,10 @@ fn text(kind: CK_ATTRIBUTE_TYPE, value: &str) -> CK_ATTRIBUTE {
 
 impl Bare {
     fn open(module: &Path, copied: bool, level: BoundaryLevel) -> Self {
-        // SAFETY: it is loaded already.
+        // SAFETY: the module is loaded already, and its initialiser has run.
         let library = unsafe { Library::new(module) }.unwrap();
         let mut list = ptr::null_mut();
-        // SAFETY: the one symbol a module must have, with its own type.
+        // SAFETY: every PKCS#11 module exports this symbol with this type (PKCS#11 3.0, C_GetFunctionList).
         let functions = unsafe {
             let get = library
                 .get::<unsafe extern "C" fn(*mut *mut CK_FUNCTION_LIST) -> CK_RV>(b"C_GetFunctionList\0")
@@ -247,8 +246,8 @@ impl Bare {
     }
 
     fn key(&self, session: CK_SESSION_HANDLE, label: &str, copied: bool) -> CK_OBJECT_HANDLE {
-        let kept = if copied { CK_FALSE } else { CK_TRUE };
-        let mut template = [text(CKA_LABEL, label), attribute(CKA_TOKEN, &kept)];
+        let on_token = if copied { CK_FALSE } else { CK_TRUE };
+        let mut template = [text(CKA_LABEL, label), attribute(CKA_TOKEN, &on_token)];
         let (mut key, mut count) = (0, 0);
         call!(self, C_FindObjectsInit(session, template.as_mut_ptr(), 2));
         call!(self, C_FindObjects(session, &mut key, 1, &mut count));
@@ -271,15 +270,15 @@ impl Bare {
         let session = self.session();
         while !stop.load(Ordering::Relaxed) {
             match self.level {
-                BoundaryLevel::Host => self.accept_at_host(session),
-                BoundaryLevel::Token => self.accept_at_token(session),
+                BoundaryLevel::Host => self.translate_at_host(session),
+                BoundaryLevel::Token => self.translate_at_token(session),
             }
             done.fetch_add(1, Ordering::Relaxed);
         }
         call!(self, C_CloseSession(session));
     }
 
-    fn accept_at_host(&self, session: CK_SESSION_HANDLE) {
+    fn translate_at_host(&self, session: CK_SESSION_HANDLE) {
         self.sign(session, 130);
         let tzpk = self.unwrap_tzpk(session, CKA_DECRYPT);
         let (mut block, mut length) = ([7; 8], 8);
@@ -296,7 +295,7 @@ impl Bare {
         self.sign(session, 28);
     }
 
-    fn accept_at_token(&self, session: CK_SESSION_HANDLE) {
+    fn translate_at_token(&self, session: CK_SESSION_HANDLE) {
         self.sign(session, 130);
         self.random(session, 16);
         let tzpk = self.unwrap_tzpk(session, CKA_UNWRAP);

@@ -1,6 +1,6 @@
-//! The API of the boundary: requests and replies in which nothing is clear.
+//! The API of the boundary. Its requests and replies hold no clear value.
 //!
-//! The software token answers on the caller's thread; a PKCS#11 token answers from worker threads behind a bounded queue.
+//! The software token executes a request on the caller's thread; a PKCS#11 token on worker threads behind a bounded queue.
 
 use std::sync::Arc;
 
@@ -19,21 +19,27 @@ use crate::{
     workers::Workers,
 };
 
-/// The key boundary, opened.
+/// The open key boundary.
 pub struct Hsm {
     boundary: Arc<Boundary>,
-    /// None where the token answers faster than a thread is woken.
+    /// None where the token answers faster than another thread could be woken.
     workers: Option<Workers>,
     status: Status,
 }
 
 impl Hsm {
-    /// Hardens the process, computes the known answers, opens the keys.
+    /// Hardens the process, runs the self-tests, and opens the keys.
+    ///
+    /// # Errors
+    /// The errors of [`Hsm::prepare`] and [`Prepared::open`].
     pub fn open(config: Config) -> Result<Self, OpenError> {
         Self::prepare(config)?.open()
     }
 
-    /// All of [`Hsm::open`] that comes before the keys: what a process does before it confines itself.
+    /// The part of [`Hsm::open`] before the keys are opened. A process calls it before it confines itself.
+    ///
+    /// # Errors
+    /// [`OpenError`]: the memory could not be locked, a self-test failed, or the count of 3DES blocks could not be opened.
     pub fn prepare(config: Config) -> Result<Prepared, OpenError> {
         let memory = harden(config.lock_memory)?;
         selftest::run()?;
@@ -43,33 +49,41 @@ impl Hsm {
         Ok(Prepared { config, memory, budget })
     }
 
-    /// Makes every key that the wanted level needs in a PKCS#11 token, each for one use, none able to leave; tells their
-    /// check values. Makes nothing where a storage key of that version and level is there.
+    /// Generates in a PKCS#11 token every key that the wanted level needs, each for one use and not extractable. Returns the
+    /// ids of the keys.
+    ///
+    /// # Errors
+    /// [`Pkcs11Error::Present`](crate::Pkcs11Error::Present), and no key is generated, where the token has a storage key of
+    /// this version and level. Otherwise the error of the token.
     pub fn make_token_keys(config: &Pkcs11, wanted: &Wanted) -> Result<Vec<KeyId>, OpenError> {
         Ok(token::make_keys(config, level::choose_for_token(config, wanted)?.level())?)
     }
 
-    /// Makes a vault file with every key that an engine needs, each in its first version.
+    /// Creates a vault file with every key that an engine needs, each in version 1. Returns the keys.
     ///
     /// # Errors
-    /// Where the vault is there already, or where its key file is and `key_file` does not name that as intended.
+    /// [`OpenError::Vault`] where the vault exists, where its key file exists and `key_file` does not allow its use, or where a
+    /// file could not be written.
     pub fn create_vault(vault: &Vault, key_file: KeyFileUse) -> Result<Vec<KeyInfo>, OpenError> {
         harden(LockMemory::Try)?;
         Ok(Keyring::create(vault, key_file, unix_milliseconds())?.keys.into_iter().map(|key| key.info).collect())
     }
 
-    /// What a PKCS#11 token is and can do, tried on throw-away keys.
+    /// Describes a PKCS#11 token and its abilities, which are tried on temporary keys.
+    ///
+    /// # Errors
+    /// The error of the token, or [`OpenError::BoundaryLevel`] for a level that it does not support.
     pub fn examine_token(config: &Pkcs11, wanted: &Wanted) -> Result<TokenReport, OpenError> {
         Ok(token::probe_token(config, level::choose_for_token(config, wanted)?.level())?)
     }
 
-    /// What this boundary is and promises.
+    /// The status of the boundary: its token, level, formats and keys.
     pub fn status(&self) -> &Status {
         &self.status
     }
 
-    /// Does one operation. A translation to a record checks the block at level `host`, with the same work for every block;
-    /// at level `token` no block is decrypted outside the token, and none is checked.
+    /// Executes one request. At level `host` a translation from a device checks the block, with the same work for every
+    /// block; at level `token` no block is decrypted outside the token, so no block is checked.
     ///
     /// # Errors
     /// [`Error::Refused`] for a malformed block or a PIN against the policy; the other variants say what failed.
@@ -81,7 +95,7 @@ impl Hsm {
     }
 }
 
-/// A boundary whose keys are not open yet.
+/// A hardened and self-tested process whose keys are not open yet.
 pub struct Prepared {
     config: Config,
     memory: MemoryLock,
@@ -90,6 +104,9 @@ pub struct Prepared {
 
 impl Prepared {
     /// Opens the keys.
+    ///
+    /// # Errors
+    /// [`OpenError`]: the vault or token did not open, or does not support the wanted level and format.
     pub fn open(self) -> Result<Hsm, OpenError> {
         let Self { config, memory, budget } = self;
         let isolation = config.isolation;
@@ -149,7 +166,7 @@ impl Prepared {
     }
 }
 
-/// When a vault that is made here is made.
+/// The date of keys that are made here, in milliseconds of Unix time.
 fn unix_milliseconds() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
@@ -201,7 +218,7 @@ mod tests {
         Binding { card: card(), control: CONTROL }
     }
 
-    /// A record and the tag of the block it was made of.
+    /// A record, and the retry tag of its block.
     struct NewRecord {
         record: PinRecord,
         retry_tag: [u8; 16],
@@ -214,16 +231,16 @@ mod tests {
         }
     }
 
-    /// The requests as functions, with the reply that belongs to each.
+    /// Each request as a function that returns its reply.
     impl Hsm {
         async fn issue(&self, device: &DeviceKey, binding: &Binding) -> Result<FreshTzpk, Error> {
             match self.execute(Request::IssueTzpk { public_key: device.clone(), binding: *binding }).await? {
                 Reply::Tzpk(tzpk) => Ok(tzpk),
-                _ => panic!("another reply"),
+                _ => panic!("the reply of another request"),
             }
         }
 
-        async fn accept(
+        async fn device_to_record(
             &self,
             tzpk: &SealedKey,
             binding: &Binding,
@@ -234,11 +251,11 @@ mod tests {
             let source = Source::Device { sealed_tzpk, control: binding.control, block: *block };
             match self.translate(source, Target::Record, binding.card, account).await? {
                 Reply::Record { record, retry_tag: Some(retry_tag) } => Ok(NewRecord { record, retry_tag }),
-                _ => panic!("another reply"),
+                _ => panic!("the reply of another request"),
             }
         }
 
-        async fn reveal(
+        async fn record_to_device(
             &self,
             record: &PinRecord,
             card: CardBinding,
@@ -248,7 +265,7 @@ mod tests {
             let target = Target::Device { public_key: device.clone() };
             match self.translate(Source::Record(record.clone()), target, card, account).await? {
                 Reply::Block(block) => Ok(block),
-                _ => panic!("another reply"),
+                _ => panic!("the reply of another request"),
             }
         }
 
@@ -260,7 +277,7 @@ mod tests {
         ) -> Result<PinRecord, Error> {
             match self.translate(Source::Record(record.clone()), Target::Record, card, account).await? {
                 Reply::Record { record, retry_tag: None } => Ok(record),
-                _ => panic!("another reply"),
+                _ => panic!("the reply of another request"),
             }
         }
 
@@ -277,7 +294,7 @@ mod tests {
         async fn retry_tag(&self, block: &EncryptedBlock) -> Result<[u8; 16], Error> {
             match self.execute(Request::RetryTag { control: CONTROL.id, block: *block }).await? {
                 Reply::RetryTag(tag) => Ok(tag),
-                _ => panic!("another reply"),
+                _ => panic!("the reply of another request"),
             }
         }
 
@@ -285,7 +302,7 @@ mod tests {
             let number = AccountNumber::parse(number).unwrap();
             match self.execute(Request::SealPan { number, card }).await? {
                 Reply::SealedPan(sealed) => Ok(sealed),
-                _ => panic!("another reply"),
+                _ => panic!("the reply of another request"),
             }
         }
     }
@@ -298,13 +315,13 @@ mod tests {
         }
     }
 
-    /// The software token answers at the first poll, a token behind workers when one of them has.
-    fn now<T>(work: impl Future<Output = T>) -> T {
+    /// Waits for a future. The software token answers at the first poll; a worker wakes this thread.
+    fn wait<T>(work: impl Future<Output = T>) -> T {
         let mut work = std::pin::pin!(work);
         let waker = Waker::from(Arc::new(Unpark(thread::current())));
         loop {
             match work.as_mut().poll(&mut Context::from_waker(&waker)) {
-                Poll::Ready(done) => return done,
+                Poll::Ready(result) => return result,
                 Poll::Pending => thread::park(),
             }
         }
@@ -324,9 +341,9 @@ mod tests {
         }
 
         fn tzpk(&self, wrapped: &[u8]) -> Tzpk {
-            let mut room = vec![0; 256];
+            let mut buffer = vec![0; 256];
             let mut tzpk = Tzpk::zeroed();
-            let opened = self.private.decrypt(&OAEP_SHA256_MGF1SHA256, wrapped, &mut room, None).unwrap();
+            let opened = self.private.decrypt(&OAEP_SHA256_MGF1SHA256, wrapped, &mut buffer, None).unwrap();
             tzpk.bytes_mut().copy_from_slice(opened);
             tzpk
         }
@@ -340,16 +357,17 @@ mod tests {
         }
     }
 
-    /// Which token this process runs the suite on, where it was told one, and the directory it is in.
+    /// The token that this process runs the suite on; unset for the software token.
     const TOKEN_VARIABLE: &str = "PINSEAL_TEST_TOKEN";
+    /// The directory of this token.
     const DIRECTORY_VARIABLE: &str = "PINSEAL_TEST_DIRECTORY";
 
-    /// On the software token; on a PKCS#11 token in a process that was told to. In the level's own form.
-    fn opened() -> Hsm {
-        opened_as(Wanted::default()).unwrap()
+    /// Opens the boundary on the token of [`TOKEN_VARIABLE`], with the default level and format.
+    fn open() -> Hsm {
+        open_as(Wanted::default()).unwrap()
     }
 
-    fn opened_as(wanted: Wanted) -> Result<Hsm, OpenError> {
+    fn open_as(wanted: Wanted) -> Result<Hsm, OpenError> {
         Hsm::open(config_as(wanted))
     }
 
@@ -395,12 +413,12 @@ mod tests {
         made.clone()
     }
 
-    /// Debian's.
+    /// The path of Debian's package, as of all tokens here.
     const SOFTHSM: &str = "/usr/lib/softhsm/libsofthsm2.so";
     const NSS: &str = "/usr/lib/x86_64-linux-gnu/libsoftokn3.so";
     const OPENCRYPTOKI: &str = "/usr/lib/x86_64-linux-gnu/opencryptoki/libopencryptoki.so.0";
 
-    /// Of the stack below this frame the lowest address that `work` has changed.
+    /// The lowest address of the stack that `work` has changed.
     #[inline(never)]
     fn lowest_touched(work: impl FnOnce()) -> usize {
         const PAINTED: usize = 128 * 1024;
@@ -411,7 +429,7 @@ mod tests {
         paint();
         work();
         let here = 0u8;
-        // Some of what was painted lies above this address, and the rest below it.
+        // The painted area starts above this address by the frames in between.
         let from = std::ptr::from_ref(&here).addr() - PAINTED + 8 * 1024;
         let mut below = vec![0; PAINTED - 10 * 1024];
         let memory = std::fs::File::open("/proc/self/mem").unwrap();
@@ -419,32 +437,33 @@ mod tests {
         from + below.iter().take_while(|byte| **byte == 0xA5).count()
     }
 
-    /// On the software token, whose work is done on the caller's stack.
+    /// On the software token, which works on the caller's stack.
     #[test]
     fn the_stack_of_every_operation_is_scrubbed_to_its_end() {
-        /// Frames of the scrub itself, which hold nothing.
+        /// The frames of the scrub itself, which hold no clear value.
         const SCRUB_BYTES: usize = 1024;
         let (hsm, phone) = (Hsm::open(Config::default()).unwrap(), Phone::new());
-        let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
+        let issued = wait(hsm.issue(&phone.public, &binding())).unwrap();
         let block = phone.block(&issued, 0x1425_80A7_3C90_5EF1);
-        let record = now(hsm.accept(&issued.sealed, &binding(), &block, &Account::PlasticId)).unwrap().record;
+        let record =
+            wait(hsm.device_to_record(&issued.sealed, &binding(), &block, &Account::PlasticId)).unwrap().record;
         let (account, sealed) = (&Account::PlasticId, &issued.sealed);
         let operations: [(&str, &dyn Fn() -> bool); 4] = [
-            ("issue", &|| now(hsm.issue(&phone.public, &binding())).is_ok()),
-            ("accept", &|| now(hsm.accept(sealed, &binding(), &block, account)).is_ok()),
-            ("reveal", &|| now(hsm.reveal(&record, card(), account, &phone.public)).is_ok()),
-            ("remake", &|| now(hsm.reencrypt(&record, card(), account)).is_ok()),
+            ("issue", &|| wait(hsm.issue(&phone.public, &binding())).is_ok()),
+            ("device to record", &|| wait(hsm.device_to_record(sealed, &binding(), &block, account)).is_ok()),
+            ("record to device", &|| wait(hsm.record_to_device(&record, card(), account, &phone.public)).is_ok()),
+            ("re-encrypt", &|| wait(hsm.reencrypt(&record, card(), account)).is_ok()),
         ];
         for (name, operation) in operations {
             let lowest = lowest_touched(|| assert!(operation(), "{name}"));
             let scrubbed_to = crate::clear::SCRUBBED_TO.get();
             let deeper = scrubbed_to.saturating_sub(lowest);
-            assert!(deeper <= SCRUB_BYTES, "{name} went {deeper} bytes deeper than what is scrubbed");
+            assert!(deeper <= SCRUB_BYTES, "{name} used {deeper} bytes below the scrubbed stack");
         }
     }
 
     #[test]
-    fn on_softhsm_the_same_suite_passes_at_level_host() {
+    fn the_same_suite_passes_on_softhsm_at_level_host() {
         if env::var_os(TOKEN_VARIABLE).is_some() {
             return;
         }
@@ -460,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn on_nss_the_same_suite_passes_at_level_token() {
+    fn the_same_suite_passes_on_nss_at_level_token() {
         if env::var_os(TOKEN_VARIABLE).is_some() {
             return;
         }
@@ -474,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn on_opencryptoki_the_same_suite_passes_at_level_host() {
+    fn the_same_suite_passes_on_opencryptoki_at_level_host() {
         if env::var_os(TOKEN_VARIABLE).is_some() {
             return;
         }
@@ -487,7 +506,7 @@ mod tests {
         run(&mut beside);
     }
 
-    /// This binary's own tests of the API, but for those that start it.
+    /// The tests of this module on another token, in another process. The tests that start such a process are skipped.
     fn suite_on(token: &str, directory: &Path) -> Command {
         let mut suite = Command::new(env::current_exe().unwrap());
         suite.args(["api::tests", "--skip", "the_same_suite_passes", "--test-threads", "2"]);
@@ -499,16 +518,17 @@ mod tests {
         let output = command.output().unwrap_or_else(|error| {
             panic!("{:?}: {error}: apt-get install softhsm2 libnss3-tools", command.get_program())
         });
-        let told = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-        assert!(output.status.success(), "{told}");
-        assert!(!told.contains("test result") || told.contains(" 0 failed") && !told.contains(" 0 passed"), "{told}");
+        let printed = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+        assert!(output.status.success(), "{printed}");
+        let is_suite = printed.contains("test result");
+        assert!(!is_suite || printed.contains(" 0 failed") && !printed.contains(" 0 passed"), "{printed}");
     }
 
     #[test]
-    fn a_pin_goes_in_and_comes_out_in_every_stored_form() {
+    fn a_pin_is_set_and_shown_in_every_storage_format() {
         let phone = Phone::new();
         let until = || "2999-12-31".to_owned();
-        let forms = match opened().status().level() {
+        let formats = match open().status().level() {
             BoundaryLevel::Host => [
                 NewRecordFormat::Iso4,
                 NewRecordFormat::Iso3 { until: until() },
@@ -518,14 +538,14 @@ mod tests {
                 [NewRecordFormat::Wrapped, NewRecordFormat::Iso3 { until: until() }, NewRecordFormat::Wrapped]
             }
         };
-        for form in forms {
-            let hsm = opened_as(Wanted { form: Some(form), ..Wanted::default() }).unwrap();
-            let account = now(hsm.seal_pan("5413330089020011", card())).unwrap();
+        for form in formats {
+            let hsm = open_as(Wanted { form: Some(form), ..Wanted::default() }).unwrap();
+            let account = wait(hsm.seal_pan("5413330089020011", card())).unwrap();
             for account in [&Account::PlasticId, &Account::Registered(account)] {
-                let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
+                let issued = wait(hsm.issue(&phone.public, &binding())).unwrap();
                 let block = phone.block(&issued, 0x1625_8091_ACDE_FFEB);
-                let accepted = now(hsm.accept(&issued.sealed, &binding(), &block, account)).unwrap();
-                let revealed = now(hsm.reveal(&accepted.record, card(), account, &phone.public)).unwrap();
+                let accepted = wait(hsm.device_to_record(&issued.sealed, &binding(), &block, account)).unwrap();
+                let revealed = wait(hsm.record_to_device(&accepted.record, card(), account, &phone.public)).unwrap();
                 let mut shown = Block::zeroed();
                 shown.bytes_mut().copy_from_slice(revealed.block.as_bytes());
                 tzpk_decrypt(&phone.tzpk(&revealed.wrapped), &mut shown);
@@ -535,9 +555,9 @@ mod tests {
     }
 
     #[test]
-    fn a_tzpk_has_odd_parity_different_halves_and_the_check_value_it_is_said_to_have() {
-        let (hsm, phone) = (opened(), Phone::new());
-        let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
+    fn a_tzpk_has_odd_parity_different_halves_and_the_returned_kcv() {
+        let (hsm, phone) = (open(), Phone::new());
+        let issued = wait(hsm.issue(&phone.public, &binding())).unwrap();
         let tzpk = phone.tzpk(&issued.wrapped);
         assert!(tzpk.bytes().iter().all(|byte| byte.count_ones() % 2 == 1));
         assert!(tzpk.bytes()[..8] != tzpk.bytes()[8..]);
@@ -545,9 +565,9 @@ mod tests {
     }
 
     #[test]
-    fn a_sealed_tzpk_opens_under_its_own_binding_alone() {
-        let (hsm, phone) = (opened(), Phone::new());
-        let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
+    fn a_sealed_tzpk_opens_only_under_its_own_binding() {
+        let (hsm, phone) = (open(), Phone::new());
+        let issued = wait(hsm.issue(&phone.public, &binding())).unwrap();
         let block = phone.block(&issued, 0x1425_80AA_AAAA_AAAA);
         let others = [
             Binding { control: ControlBinding { id: [8; 16], ..CONTROL }, ..binding() },
@@ -557,32 +577,36 @@ mod tests {
             Binding { card: card_of("bank", "1000200031"), ..binding() },
         ];
         for other in others {
-            let answer = now(hsm.accept(&issued.sealed, &other, &block, &Account::PlasticId));
+            let answer = wait(hsm.device_to_record(&issued.sealed, &other, &block, &Account::PlasticId));
             assert!(matches!(answer, Err(Error::SealBroken { .. })));
         }
-        assert!(now(hsm.accept(&issued.sealed, &binding(), &block, &Account::PlasticId)).is_ok());
+        assert!(wait(hsm.device_to_record(&issued.sealed, &binding(), &block, &Account::PlasticId)).is_ok());
     }
 
     #[test]
-    fn a_record_moved_to_another_card_or_changed_in_any_byte_does_not_open() {
-        let (hsm, phone) = (opened(), Phone::new());
-        let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
+    fn a_record_of_another_card_or_with_a_changed_byte_is_rejected() {
+        let (hsm, phone) = (open(), Phone::new());
+        let issued = wait(hsm.issue(&phone.public, &binding())).unwrap();
         let block = phone.block(&issued, 0x1425_80AA_AAAA_AAAA);
-        let record = now(hsm.accept(&issued.sealed, &binding(), &block, &Account::PlasticId)).unwrap().record;
+        let record =
+            wait(hsm.device_to_record(&issued.sealed, &binding(), &block, &Account::PlasticId)).unwrap().record;
         let other = card_of("bank", "1000200031");
-        assert!(now(hsm.reveal(&record, other, &Account::PlasticId, &phone.public)).is_err());
+        assert!(wait(hsm.record_to_device(&record, other, &Account::PlasticId, &phone.public)).is_err());
         for at in 0..record.as_bytes().len() {
             let mut changed = record.as_bytes().to_vec();
             changed[at] ^= 1;
             let Ok(changed) = PinRecord::from_bytes(&changed) else { continue };
-            assert!(now(hsm.reveal(&changed, card(), &Account::PlasticId, &phone.public)).is_err(), "byte {at}");
+            assert!(
+                wait(hsm.record_to_device(&changed, card(), &Account::PlasticId, &phone.public)).is_err(),
+                "byte {at}"
+            );
         }
     }
 
     #[test]
-    fn a_record_under_an_older_storage_key_opens_and_is_made_anew_under_the_newest() {
+    fn a_record_under_an_older_storage_key_opens_and_is_reencrypted() {
         if env::var(TOKEN_VARIABLE).is_ok() {
-            // A PKCS#11 token serves with the keys of one version.
+            // The keys of a PKCS#11 token have one version in this suite.
             return;
         }
         let directory = tempfile::tempdir().unwrap();
@@ -600,9 +624,9 @@ mod tests {
         };
         let phone = Phone::new();
         let (hsm, account) = (open(), &Account::PlasticId);
-        let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
+        let issued = wait(hsm.issue(&phone.public, &binding())).unwrap();
         let block = phone.block(&issued, 0x1627_1809_AAAA_AAAA);
-        let old = now(hsm.accept(&issued.sealed, &binding(), &block, account)).unwrap().record;
+        let old = wait(hsm.device_to_record(&issued.sealed, &binding(), &block, account)).unwrap().record;
         assert!(hsm.status().is_current(&old) && !hsm.status().rotates());
 
         let mut store = crate::key_store::KeyStore::open(KeysConfig::Vault(vault()), &Wanted::default(), 2).unwrap();
@@ -613,54 +637,56 @@ mod tests {
         store.commit([0; 32]).unwrap();
         let hsm = open();
         assert!(!hsm.status().is_current(&old) && hsm.status().rotates());
-        // A control that began under the older seal key goes on.
-        let again = now(hsm.accept(&issued.sealed, &binding(), &block, account)).unwrap().record;
+        // A control with a tzpk under the older seal key is still usable.
+        let again = wait(hsm.device_to_record(&issued.sealed, &binding(), &block, account)).unwrap().record;
         assert_eq!(again.storage_key().0, 2);
-        let remade = now(hsm.reencrypt(&old, card(), account)).unwrap();
-        assert!(hsm.status().is_current(&remade));
-        for record in [&old, &remade] {
-            let shown = now(hsm.reveal(record, card(), account, &phone.public)).unwrap();
+        let reencrypted = wait(hsm.reencrypt(&old, card(), account)).unwrap();
+        assert!(hsm.status().is_current(&reencrypted));
+        for record in [&old, &reencrypted] {
+            let shown = wait(hsm.record_to_device(record, card(), account, &phone.public)).unwrap();
             let mut clear = Block::zeroed();
             clear.bytes_mut().copy_from_slice(shown.block.as_bytes());
             tzpk_decrypt(&phone.tzpk(&shown.wrapped), &mut clear);
             assert_eq!(clear.nibbles() >> 32, 0x1627_1809);
         }
         let other = card_of("bank", "1000200031");
-        assert!(matches!(now(hsm.reencrypt(&old, other, account)), Err(Error::SealBroken { .. })));
+        assert!(matches!(wait(hsm.reencrypt(&old, other, account)), Err(Error::SealBroken { .. })));
     }
 
     #[test]
-    fn a_record_says_at_which_level_and_in_whose_process_it_was_made() {
+    fn a_record_names_the_level_and_isolation_that_made_it() {
         let phone = Phone::new();
         for isolation in [Isolation::Process, Isolation::Inline] {
             let mut config = config_as(Wanted::default());
             config.isolation = isolation;
             let hsm = Hsm::open(config).unwrap();
-            let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
+            let issued = wait(hsm.issue(&phone.public, &binding())).unwrap();
             let block = phone.block(&issued, GOOD);
-            let record = now(hsm.accept(&issued.sealed, &binding(), &block, &Account::PlasticId)).unwrap().record;
+            let record =
+                wait(hsm.device_to_record(&issued.sealed, &binding(), &block, &Account::PlasticId)).unwrap().record;
             let read = PinRecord::from_bytes(record.as_bytes()).unwrap();
             assert_eq!(read.made_at(), MadeAt { level: hsm.status().level(), isolation });
-            assert!(now(hsm.reveal(&read, card(), &Account::PlasticId, &phone.public)).is_ok());
+            assert!(wait(hsm.record_to_device(&read, card(), &Account::PlasticId, &phone.public)).is_ok());
         }
     }
 
     #[test]
-    fn a_blob_of_one_use_is_not_taken_for_another() {
-        let (hsm, phone) = (opened(), Phone::new());
-        let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
+    fn a_blob_of_one_use_is_rejected_as_another() {
+        let (hsm, phone) = (open(), Phone::new());
+        let issued = wait(hsm.issue(&phone.public, &binding())).unwrap();
         assert!(SealedAccount::from_bytes(issued.sealed.as_bytes()).is_err());
         assert!(PinRecord::from_bytes(issued.sealed.as_bytes()).is_err());
     }
 
     #[test]
-    fn the_same_pin_is_never_stored_alike_and_the_same_account_always_is() {
-        let (hsm, phone) = (opened(), Phone::new());
-        let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
+    fn equal_pins_differ_in_records_and_equal_accounts_seal_equal() {
+        let (hsm, phone) = (open(), Phone::new());
+        let issued = wait(hsm.issue(&phone.public, &binding())).unwrap();
         let block = phone.block(&issued, 0x1425_80AA_AAAA_AAAA);
-        let record = || now(hsm.accept(&issued.sealed, &binding(), &block, &Account::PlasticId)).unwrap().record;
+        let record =
+            || wait(hsm.device_to_record(&issued.sealed, &binding(), &block, &Account::PlasticId)).unwrap().record;
         assert_ne!(record().as_bytes(), record().as_bytes());
-        let sealed = |card| now(hsm.seal_pan("5413330089020011", card)).unwrap().as_bytes().to_vec();
+        let sealed = |card| wait(hsm.seal_pan("5413330089020011", card)).unwrap().as_bytes().to_vec();
         assert_eq!(sealed(card()), sealed(card()));
         assert_ne!(sealed(card()), sealed(card_of("bank", "2")));
     }
@@ -671,11 +697,12 @@ mod tests {
         [0x0425_80FF_FFFF_FFFF, 0x1325_8AAA_AAAA_AAAA, 0x1D25_8000_0000_0000, 0x14A5_80AA_AAAA_AAAA];
 
     #[test]
-    fn where_a_block_is_seen_malformed_and_refused_are_told_apart_and_where_it_is_not_nobody_judges() {
-        let (hsm, phone) = (opened(), Phone::new());
-        let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
-        let answer =
-            |clear| now(hsm.accept(&issued.sealed, &binding(), &phone.block(&issued, clear), &Account::PlasticId));
+    fn level_host_refuses_malformed_and_weak_blocks_and_level_token_neither() {
+        let (hsm, phone) = (open(), Phone::new());
+        let issued = wait(hsm.issue(&phone.public, &binding())).unwrap();
+        let answer = |clear| {
+            wait(hsm.device_to_record(&issued.sealed, &binding(), &phone.block(&issued, clear), &Account::PlasticId))
+        };
         assert!(answer(GOOD).is_ok());
         match hsm.status().level() {
             BoundaryLevel::Host => {
@@ -693,36 +720,37 @@ mod tests {
     }
 
     #[test]
-    fn a_retry_has_the_tag_of_the_first_and_another_block_has_not() {
-        let (hsm, phone) = (opened(), Phone::new());
-        let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
+    fn only_the_same_block_has_the_same_retry_tag() {
+        let (hsm, phone) = (open(), Phone::new());
+        let issued = wait(hsm.issue(&phone.public, &binding())).unwrap();
         let block = phone.block(&issued, GOOD);
-        let accepted = now(hsm.accept(&issued.sealed, &binding(), &block, &Account::PlasticId)).unwrap();
-        assert_eq!(accepted.retry_tag, now(hsm.retry_tag(&block)).unwrap());
-        assert_ne!(accepted.retry_tag, now(hsm.retry_tag(&phone.block(&issued, WEAK))).unwrap());
+        let accepted = wait(hsm.device_to_record(&issued.sealed, &binding(), &block, &Account::PlasticId)).unwrap();
+        assert_eq!(accepted.retry_tag, wait(hsm.retry_tag(&block)).unwrap());
+        assert_ne!(accepted.retry_tag, wait(hsm.retry_tag(&phone.block(&issued, WEAK))).unwrap());
     }
 
-    /// At level `token` the device's fill must be A, and the PIN is not shown; at level `host` neither holds.
+    /// At level `token` the device's fill must be A, and the PIN cannot be shown. Level `host` has neither limit.
     #[test]
-    fn a_format_4_block_made_unread_needs_a_fill_of_a_and_is_not_shown() {
+    fn a_format_4_record_of_level_token_needs_fill_a_and_is_write_only() {
         let phone = Phone::new();
-        let unread = opened().status().level() == BoundaryLevel::Token;
-        let level = if unread { WantedLevel::Token } else { WantedLevel::Host };
-        let hsm = opened_as(Wanted { level, form: Some(NewRecordFormat::Iso4) }).unwrap();
-        let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
-        let accept =
-            |clear| now(hsm.accept(&issued.sealed, &binding(), &phone.block(&issued, clear), &Account::PlasticId));
-        let otherwise = accept(0x1425_80A7_3C90_5EF1);
-        assert_eq!(matches!(otherwise, Err(Error::Refused(Refusal::MalformedBlock))), unread);
+        let at_token = open().status().level() == BoundaryLevel::Token;
+        let level = if at_token { WantedLevel::Token } else { WantedLevel::Host };
+        let hsm = open_as(Wanted { level, form: Some(NewRecordFormat::Iso4) }).unwrap();
+        let issued = wait(hsm.issue(&phone.public, &binding())).unwrap();
+        let accept = |clear| {
+            wait(hsm.device_to_record(&issued.sealed, &binding(), &phone.block(&issued, clear), &Account::PlasticId))
+        };
+        let other_fill = accept(0x1425_80A7_3C90_5EF1);
+        assert_eq!(matches!(other_fill, Err(Error::Refused(Refusal::MalformedBlock))), at_token);
         let record = accept(GOOD).unwrap().record;
         assert_eq!(record.form(), StorageFormat::Iso4);
-        let shown = now(hsm.reveal(&record, card(), &Account::PlasticId, &phone.public));
-        assert_eq!(matches!(shown, Err(Error::WriteOnly)), unread);
+        let shown = wait(hsm.record_to_device(&record, card(), &Account::PlasticId, &phone.public));
+        assert_eq!(matches!(shown, Err(Error::WriteOnly)), at_token);
     }
 
     #[test]
-    fn a_form_that_a_level_does_not_make_is_refused_by_name() {
-        let (form, level) = match opened().status().level() {
+    fn a_format_that_the_level_does_not_make_is_rejected_by_name() {
+        let (form, level) = match open().status().level() {
             BoundaryLevel::Host => (NewRecordFormat::Wrapped, BoundaryLevel::Host),
             BoundaryLevel::Token => (NewRecordFormat::Iso0 { until: "2999-12-31".to_owned() }, BoundaryLevel::Token),
         };
@@ -730,14 +758,14 @@ mod tests {
             BoundaryLevel::Host => WantedLevel::Host,
             BoundaryLevel::Token => WantedLevel::Token,
         };
-        let error = opened_as(Wanted { level: wanted, form: Some(form) }).err().unwrap().to_string();
+        let error = open_as(Wanted { level: wanted, form: Some(form) }).err().unwrap().to_string();
         assert!(error.contains(&format!("is not made at level {level}")), "{error}");
     }
 
     /// One boundary for each format that this level makes, on the same keys.
     fn boundaries() -> Vec<(StorageFormat, Hsm)> {
         let until = || "2999-12-31".to_owned();
-        let (level, other) = match opened().status().level() {
+        let (level, other) = match open().status().level() {
             BoundaryLevel::Host => (WantedLevel::Host, NewRecordFormat::Iso0 { until: until() }),
             BoundaryLevel::Token => (WantedLevel::Token, NewRecordFormat::Wrapped),
         };
@@ -771,7 +799,7 @@ mod tests {
             }
         };
         for (form, hsm) in &boundaries {
-            let issued = now(hsm.issue(&phone.public, &binding())).unwrap();
+            let issued = wait(hsm.issue(&phone.public, &binding())).unwrap();
             let block = phone.block(&issued, GOOD);
             let device = || Source::Device {
                 sealed_tzpk: SealedKey::from_bytes(issued.sealed.as_bytes()).unwrap(),
@@ -779,7 +807,7 @@ mod tests {
                 block,
             };
             let to_device = || Target::Device { public_key: phone.public.clone() };
-            let translate = |source, target| now(hsm.translate(source, target, card(), &Account::PlasticId));
+            let translate = |source, target| wait(hsm.translate(source, target, card(), &Account::PlasticId));
             let from_device = translate(device(), Target::Record);
             let Ok(Reply::Record { record, .. }) = &from_device else { panic!("no record of {form:?}") };
             let record = record.clone();
@@ -793,7 +821,7 @@ mod tests {
                     continue;
                 }
                 let again =
-                    now(other.translate(Source::Record(record.clone()), Target::Record, card(), &Account::PlasticId));
+                    wait(other.translate(Source::Record(record.clone()), Target::Record, card(), &Account::PlasticId));
                 check(Place::Record(*form), Place::Record(*target), again);
             }
         }

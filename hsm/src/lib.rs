@@ -1,8 +1,9 @@
 //! The key boundary: the only place where a clear PIN, a clear PIN block or a clear key exists.
 //!
-//! Its requests and replies hold ciphertext, sealed blobs, key ids and KCVs. Types that hold anything clear live in
-//! `clear`, are private, wiped on drop, and have no `Debug`, `Display`, `Clone`, `Eq` or serde.
+//! Requests and replies hold ciphertext, sealed blobs, key ids and KCVs. Types with clear values are private, in `clear`. They
+//! are wiped on drop, and have no `Debug`, `Display`, `Clone`, `Eq` or serde.
 //!
+//! Opens a software vault in memory and seals an account number:
 //! ```
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use hsm::{AccountNumber, CardBinding, Config, Hsm, Reply, Request};
@@ -20,23 +21,23 @@
 //! api ──▶ policy, block (pure, on clear values) ──▶ token (keys and ciphers) ──▶ sealed (byte layouts)
 //! ```
 //!
-//! # What cannot be written
+//! # Code that does not compile
 //!
-//! A clear PIN has no name outside:
+//! No other crate can name a clear PIN:
 //! ```compile_fail
 //! fn keep(_: hsm::clear::Pin) {}
 //! ```
-//! nor has a clear block, a clear key or the token that holds them:
+//! or a clear block, a clear key or the token that holds them:
 //! ```compile_fail
 //! use hsm::{clear::Clear, token::Software};
 //! ```
-//! An encrypted block is not printed:
+//! An encrypted block cannot be printed:
 //! ```compile_fail
 //! # fn f(block: hsm::EncryptedBlock) -> String {
 //! format!("{block:?}")
 //! # }
 //! ```
-//! nor an account number, but for its mask:
+//! An account number can be printed only in its masked form:
 //! ```compile_fail
 //! # fn f(number: hsm::AccountNumber) -> String {
 //! format!("{number:?}")
@@ -45,7 +46,7 @@
 //! ```
 //! assert_eq!(hsm::AccountNumber::parse("5413330089020011").unwrap().masked(), "541333******0011");
 //! ```
-//! A sealed key is not copied, and a device key encrypts nothing for its holder:
+//! A sealed key cannot be copied, and a device key offers no encryption:
 //! ```compile_fail
 //! # fn f(key: &hsm::SealedKey) -> hsm::SealedKey {
 //! key.clone()
@@ -56,7 +57,7 @@
 //! key.wrap(&[0; 16]);
 //! # }
 //! ```
-//! A refusal cannot say what was wrong with a block:
+//! A refusal does not say which part of a block is malformed:
 //! ```compile_fail
 //! let _ = hsm::Refusal::WrongControlNibble;
 //! ```
