@@ -1,4 +1,4 @@
-//! Account numbers (PAN), read and masked. They are cardholder data, not PINs.
+//! Account numbers (PAN), parsed and masked. They are cardholder data, not PINs.
 
 mod digits;
 
@@ -25,7 +25,7 @@ pub struct AccountNumber {
 const ACCOUNT_NUMBER_DIGITS_MIN: usize = 12;
 
 impl AccountNumber {
-    /// Reads decimal digits. The check digit may be any: test cards have wrong ones.
+    /// Parses decimal digits. The check digit is not verified, because test cards have wrong ones.
     ///
     /// # Errors
     /// The text is not 12 to 19 decimal digits.

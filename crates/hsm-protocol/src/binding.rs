@@ -62,9 +62,9 @@ impl<const N: usize> InlineText<N> {
 /// The one use of a tzpk: its card, control, purpose and expiry.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Binding {
-    /// The card that the PIN is of.
+    /// The card of the PIN.
     pub card: CardBinding,
-    /// The control that pays for the use.
+    /// The control that allows the use.
     pub control: ControlBinding,
 }
 

@@ -1,5 +1,4 @@
-//! A cardholder device's public key: read strictly, encrypted to, never decrypted with. No RSA private operation exists
-//! on this side.
+//! The public key of a cardholder's device, parsed strictly. The engine and the boundary do no RSA private operation.
 
 use std::sync::Arc;
 
@@ -15,7 +14,7 @@ use thiserror::Error;
 const MODULUS_BITS_MIN: usize = 2048;
 /// The most bits of a modulus.
 pub const MODULUS_BITS_MAX: usize = 4096;
-/// The most bytes of a public exponent: 33 bits is what the RSA library takes.
+/// The most bytes of a public exponent: the RSA library accepts at most 33 bits.
 const EXPONENT_BYTES_MAX: usize = 4;
 /// `rsaEncryption` (RFC 8017, appendix C).
 const RSA_ENCRYPTION: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
@@ -27,7 +26,7 @@ pub struct DeviceKey {
     thumbprint: [u8; 32],
 }
 
-/// As it came, and as a token takes it.
+/// The key as DER, and its numbers for a PKCS#11 token.
 struct PublicKey {
     der: Box<[u8]>,
     modulus: Box<[u8]>,
@@ -35,8 +34,11 @@ struct PublicKey {
 }
 
 impl DeviceKey {
-    /// Reads a DER SubjectPublicKeyInfo (RFC 5280, 4.1): rsaEncryption with NULL parameters, an odd modulus, an odd
-    /// exponent of at least 3, canonical, nothing behind it.
+    /// Parses a canonical DER SubjectPublicKeyInfo (RFC 5280, 4.1) without trailing bytes: rsaEncryption with NULL parameters,
+    /// an odd modulus, an odd exponent of at least 3.
+    ///
+    /// # Errors
+    /// [`DeviceKeyError`]: the bytes are malformed, the algorithm is not RSA, or the size or the exponent is out of range.
     pub fn parse(der: &[u8]) -> Result<Self, DeviceKeyError> {
         let malformed = |_| DeviceKeyError::Malformed;
         let info = SubjectPublicKeyInfoRef::from_der(der).map_err(malformed)?;
@@ -105,22 +107,22 @@ fn check_exponent(exponent: &[u8]) -> Result<(), DeviceKeyError> {
     good.then_some(()).ok_or(DeviceKeyError::Exponent)
 }
 
-/// Why a device key was not taken.
+/// A device key that was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum DeviceKeyError {
-    /// Not what it should be.
+    /// The bytes are not a canonical DER SubjectPublicKeyInfo of an RSA key.
     #[error("the device key is not a DER SubjectPublicKeyInfo of an RSA key, without trailing bytes")]
     Malformed,
-    /// Some other kind of key.
+    /// The algorithm is not `rsaEncryption`.
     #[error("the device key is not an rsaEncryption key")]
     NotRsa,
-    /// Too small or too large.
-    #[error("the device key has {bits} bits: {MODULUS_BITS_MIN} to {MODULUS_BITS_MAX} are taken")]
+    /// The modulus is too short or too long.
+    #[error("the device key has {bits} bits: use a key of {MODULUS_BITS_MIN} to {MODULUS_BITS_MAX} bits")]
     Size {
-        /// How many it has.
+        /// The bits of the modulus.
         bits: usize,
     },
-    /// Even, 1, or too long.
+    /// The public exponent is even, is 1, or has more than 4 bytes.
     #[error("the exponent of the device key is not an odd number from 3 to 4294967295")]
     Exponent,
 }

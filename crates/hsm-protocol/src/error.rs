@@ -84,7 +84,8 @@ pub enum Error {
 /// The cause of an unavailable token. A decision reads the variant, never the text.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum UnavailableReason {
-    /// The token refused the user PIN when it was opened again. The boundary logs in no more: another login could lock the PIN.
+    /// The token refused the user PIN when it was opened again. The boundary does not log in again, because another login
+    /// could lock the PIN.
     #[error("it refused the user PIN")]
     UserPinRefused,
     /// The process of the boundary did not answer in time.
@@ -105,7 +106,7 @@ pub enum UnavailableReason {
 }
 
 impl UnavailableReason {
-    /// Whether the process of the boundary, not its token, is what failed.
+    /// Whether the process of the boundary failed, and not its token.
     pub fn is_of_the_process(&self) -> bool {
         match self {
             Self::ProcessSilent | Self::ProcessEnded | Self::ProcessStarting | Self::MalformedFrame => true,

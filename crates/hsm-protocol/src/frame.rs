@@ -7,8 +7,8 @@
 //! request   number of the caller's      deadline(8) operation(1) arguments
 //! reply     the same number             00 result | error code(1) and its fields
 //! ```
-//! All numbers are big-endian. A deadline is in milliseconds of CLOCK_MONOTONIC, which both ends share. Frames hold nothing
-//! clear but an account number that is to be sealed. A peer that receives a malformed frame closes the connection.
+//! All numbers are big-endian. A deadline is in milliseconds of CLOCK_MONOTONIC, which both ends share. The only
+//! clear value in a frame is an account number that is to be sealed. A peer that receives a malformed frame closes the connection.
 
 mod key_list;
 mod reply_codec;
@@ -152,7 +152,7 @@ mod tests {
     use crate::error::{Error, UnavailableReason};
 
     #[test]
-    fn frames_arrive_whole_in_order_whatever_the_pieces() {
+    fn frames_are_read_whole_and_in_order_from_any_pieces() {
         let mut sent = Vec::new();
         push_frame(&mut sent, 7, |body| body.extend_from_slice(b"seven"));
         push_frame(&mut sent, 8, |_| {});
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_too_long_or_too_short_for_its_number_is_none() {
+    fn a_frame_of_a_length_out_of_range_is_rejected() {
         for length in [0u32, 7, 4_097, u32::MAX] {
             let bytes = [&length.to_be_bytes()[..], &[0; 64]].concat();
             assert!(take_frame(&mut &bytes[..]).is_err(), "{length}");
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_boundary_says_why() {
+    fn a_welcome_of_a_closed_boundary_keeps_its_reason() {
         let mut bytes = Vec::new();
         push_welcome(&mut bytes, &Welcome::Closed("no such token".to_owned()));
         let welcome = read_welcome(&take_frame(&mut &bytes[..]).unwrap().unwrap());
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_user_pin_is_a_welcome_of_its_own() {
+    fn a_refused_user_pin_has_its_own_welcome() {
         let mut bytes = Vec::new();
         push_welcome(&mut bytes, &Welcome::PinRefused("wrong".to_owned()));
         let welcome = read_welcome(&take_frame(&mut &bytes[..]).unwrap().unwrap());
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_pin_refused_at_a_reconnection_crosses_as_such() {
+    fn a_user_pin_refused_at_reconnection_keeps_its_reason() {
         let mut body = Vec::new();
         let refused = Error::Unavailable { reason: UnavailableReason::UserPinRefused };
         write_reply(&Err(refused), &mut body);

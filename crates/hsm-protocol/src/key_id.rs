@@ -1,4 +1,5 @@
-//! The identity of a key: usage, version and KCV. An engine compares them with its own list before it uses the keys of a boundary.
+//! The identity of a key: usage, version and KCV. An engine compares them with its stored list before it uses the keys of a
+//! boundary.
 
 use std::fmt;
 
@@ -9,9 +10,9 @@ use crate::sealed::{KeyVersion, PinRecord};
 /// A key of an engine. Nothing in it is secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyId {
-    /// The one use of the key.
+    /// The usage of the key.
     pub usage: KeyUsage,
-    /// The highest version of a usage encrypts.
+    /// The version. The highest version of a usage encrypts.
     pub version: KeyVersion,
     /// The KCV; `None` for a key in a token that may not encrypt.
     pub kcv: Option<Kcv>,

@@ -8,46 +8,46 @@ use crate::storage_format::StorageFormat;
 /// The most characters of a zone's name.
 const ZONE_CHARACTERS_MAX: usize = 31;
 
-/// The one use of a key.
+/// The usage of a key: a key has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeyUsage {
-    /// Level `host`: stored blocks, AES-256.
+    /// Level `host`: encrypts stored blocks of format 4, AES-256.
     Storage,
-    /// Level `host`: stored blocks of the 3DES forms.
+    /// Level `host`: encrypts stored blocks of formats 3 and 0, 3DES.
     StorageTdes,
-    /// Level `token`: gives each account its own key, which wraps a block.
+    /// Level `token`: derives a key for each account, which wraps a stored block.
     StorageWrapped,
-    /// Level `token`: wraps format 3 blocks, 3DES.
+    /// Level `token`: wraps stored blocks of format 3, 3DES.
     StorageIso3,
-    /// Level `token`: wraps format 4 blocks, AES-256, and never opens one.
+    /// Level `token`: wraps stored blocks of format 4, AES-256. It may not unwrap them.
     StorageIso4,
-    /// Every tzpk; in a token it wraps them.
+    /// Seals tzpks; in a token it wraps them.
     Seal,
-    /// Encrypts every tzpk, in a token that has no authenticated key wrap.
+    /// Encrypts tzpks, in a token without authenticated key wrap.
     SealEncrypting,
-    /// Account numbers at rest.
+    /// Encrypts stored account numbers.
     Account,
-    /// Tags of records, of a vault.
+    /// Computes the tags of records, with a vault.
     Record,
-    /// Tags of retries, of a vault.
+    /// Computes the tags of retries, with a vault.
     Retry,
-    /// HMAC over what is sealed and kept, of a token.
+    /// Computes every tag, with a token: HMAC-SHA-256.
     Mac,
-    /// PINs to and from another party.
+    /// Encrypts PINs for another party, and decrypts its PINs (ZPK).
     Zone(ZoneName),
-    /// Keys to and from another party (KEK).
+    /// Wraps keys for another party, and unwraps its keys (KEK).
     Exchange(ZoneName),
 }
 
-/// The name of another party: 1 to 31 of `a` to `z`, `0` to `9` and `-`.
+/// The name of another party: 1 to 31 characters `a` to `z`, `0` to `9` and `-`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ZoneName(String);
 
 impl ZoneName {
     /// Reads a name; `None` where a character or the length is not allowed.
     pub fn parse(text: &str) -> Option<Self> {
-        let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        ((1..=ZONE_CHARACTERS_MAX).contains(&text.len()) && text.bytes().all(good)).then(|| Self(text.to_owned()))
+        let is_allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        ((1..=ZONE_CHARACTERS_MAX).contains(&text.len()) && text.bytes().all(is_allowed)).then(|| Self(text.to_owned()))
     }
 
     /// The text of the name.

@@ -1,16 +1,15 @@
-//! What crosses the key boundary: encrypted blocks, sealed blobs, key ids, requests and replies, and their bytes.
+//! The protocol of the key boundary: requests and replies, the encrypted blocks, sealed blobs and key ids in them, and their
+//! byte layouts. No clear PIN, PIN block or key, and no cipher, is in this crate.
 //!
-//! What must never enter: a clear PIN, a clear block, a clear key, a cipher.
+//! # Code that does not compile
 //!
-//! # What cannot be written
-//!
-//! An encrypted block is not printed:
+//! An encrypted block cannot be printed:
 //! ```compile_fail
 //! # fn f(block: hsm_protocol::EncryptedBlock) -> String {
 //! format!("{block:?}")
 //! # }
 //! ```
-//! nor an account number, but for its mask:
+//! An account number can be printed only in its masked form:
 //! ```compile_fail
 //! # fn f(number: hsm_protocol::AccountNumber) -> String {
 //! format!("{number:?}")
@@ -19,13 +18,13 @@
 //! ```
 //! assert_eq!(hsm_protocol::AccountNumber::parse("5413330089020011").unwrap().masked(), "541333******0011");
 //! ```
-//! A sealed key is not copied:
+//! A sealed key cannot be copied:
 //! ```compile_fail
 //! # fn f(key: &hsm_protocol::SealedKey) -> hsm_protocol::SealedKey {
 //! key.clone()
 //! # }
 //! ```
-//! A refusal cannot say what was wrong with a block:
+//! A refusal does not say which part of a block is malformed:
 //! ```compile_fail
 //! let _ = hsm_protocol::Refusal::WrongControlNibble;
 //! ```

@@ -1,5 +1,5 @@
-//! Requests to the boundary and its replies: ciphertext, sealed blobs and KCVs. Nothing clear fits in, but an account number
-//! on its way to be sealed.
+//! Requests to the boundary and its replies: ciphertext, sealed blobs and KCVs. The only clear value is the account number that
+//! a request asks to seal.
 
 use crate::account::{Account, AccountNumber};
 use crate::binding::{Binding, CardBinding, ControlBinding};
@@ -20,11 +20,11 @@ pub enum Request {
     },
     /// Decrypts a PIN block from its source and encrypts it for its target, inside the boundary.
     Translate {
-        /// The block as it comes.
+        /// The block, its key and its format.
         source: Source,
         /// The key and format to encrypt it to.
         target: Target,
-        /// The card of both.
+        /// The card of source and target.
         card: CardBinding,
         /// The digits that a record is bound to. They come from the control, never with the block.
         account: Account,
@@ -36,7 +36,7 @@ pub enum Request {
         /// The block under the tzpk.
         block: EncryptedBlock,
     },
-    /// Seals an account number for a card. The same number of the same card seals to the same bytes.
+    /// Seals an account number for a card. Equal numbers of a card seal to equal bytes.
     SealPan {
         /// The account number.
         number: AccountNumber,
@@ -46,7 +46,7 @@ pub enum Request {
 }
 
 impl Request {
-    /// Whether a reply is one to this operation. A boundary that answers with another one is broken.
+    /// Whether a reply is of the kind that this request gets. A boundary that sends another kind is faulty.
     pub fn is_answered_by(&self, reply: &Reply) -> bool {
         matches!(
             (self, reply),
@@ -109,9 +109,9 @@ pub enum Reply {
 
 /// A fresh tzpk (temporary zone PIN key).
 pub struct FreshTzpk {
-    /// For the boundary alone, with its binding.
+    /// The tzpk sealed with its binding, for the boundary.
     pub sealed: SealedKey,
-    /// For the device: RSA-OAEP with SHA-256 of the 16 bytes.
+    /// The tzpk for the device: RSA-OAEP with SHA-256 of the 16 bytes.
     pub wrapped: Vec<u8>,
     /// Its KCV, which the device compares.
     pub kcv: Kcv,

@@ -5,9 +5,8 @@
 //! sealed account  01 'A' key(2)                    ciphertext(10) tag(16)   30 bytes
 //! PIN record      01 'P' key(2) form made_at  block(8, 16 or 40) tag(16)   30, 38 or 62 bytes
 //! ```
-//! The body of a sealed tzpk is its token's own: nonce(12) ciphertext(16) tag(16) of the software token; of a PKCS#11
-//! token key wrap(24) tag(16) zero(4). Every tag authenticates the first four bytes and the binding, so that no blob passes
-//! as one of another use.
+//! The token defines the body of a sealed tzpk. Software token: nonce(12) ciphertext(16) tag(16). PKCS#11 token: key wrap(24)
+//! tag(16) zero(4). Every tag authenticates the first four bytes and the binding, so a blob of one use is rejected as another.
 
 use crate::binding::{Binding, BoundaryLevel, CardBinding, Isolation, MadeAt, Purpose, TENANT_BYTES_MAX};
 use crate::layout_error::LayoutError;
@@ -67,7 +66,7 @@ impl EncryptedBlock {
     }
 }
 
-/// A tzpk sealed for ourselves.
+/// A tzpk sealed for the boundary.
 pub struct SealedKey([u8; SEALED_KEY_BYTES]);
 
 impl SealedKey {
@@ -104,8 +103,8 @@ impl SealedKey {
     }
 }
 
-/// An account number sealed for ourselves. The same number of the same card seals to the same bytes, so that a
-/// changed number is seen.
+/// An account number sealed for the boundary. Equal numbers of a card seal to equal bytes, so that a store detects a changed
+/// number.
 pub struct SealedAccount([u8; SEALED_ACCOUNT_BYTES]);
 
 impl SealedAccount {
@@ -187,7 +186,7 @@ impl PinRecord {
         self.bytes.get(..self.length()).unwrap_or_default()
     }
 
-    /// The form of its block.
+    /// The format of its block.
     pub fn form(&self) -> StorageFormat {
         self.form
     }
@@ -197,7 +196,7 @@ impl PinRecord {
         key_of(&self.bytes)
     }
 
-    /// At which boundary level, and in whose process, it was made.
+    /// The boundary level and the isolation that made the record.
     pub fn made_at(&self) -> MadeAt {
         self.made_at
     }
@@ -207,7 +206,7 @@ impl PinRecord {
         self.tagged_bytes().get(HEAD_BYTES + 2..).unwrap_or_default()
     }
 
-    /// All that stands before the tag.
+    /// The bytes before the tag.
     pub fn tagged_bytes(&self) -> &[u8] {
         self.bytes.get(..self.length() - TAG_BYTES).unwrap_or_default()
     }
@@ -262,7 +261,8 @@ const BOUND_BYTES_MAX: usize = HEAD_BYTES + 2 * (1 + TENANT_BYTES_MAX) + 16 + 1 
 /// The most bytes under a record's tag: the binding, and the record before the tag.
 pub const RECORD_MESSAGE_BYTES_MAX: usize = BOUND_BYTES_MAX + PIN_RECORD_BYTES_MAX;
 
-/// Bytes to authenticate, without an allocation. Texts have their length before them, so no two bindings look alike.
+/// Bytes to authenticate, without an allocation. A length precedes each text, so that different bindings have different
+/// bytes.
 pub struct Bound {
     bytes: [u8; BOUND_BYTES_MAX],
     length: usize,
@@ -270,16 +270,16 @@ pub struct Bound {
 
 impl Bound {
     fn push(&mut self, bytes: &[u8]) {
-        if let Some(room) = self.bytes.get_mut(self.length..self.length + bytes.len()) {
-            room.copy_from_slice(bytes);
+        if let Some(free) = self.bytes.get_mut(self.length..self.length + bytes.len()) {
+            free.copy_from_slice(bytes);
             self.length += bytes.len();
         }
     }
 
     fn push_text(&mut self, text: &str) {
-        let kept = text.as_bytes().get(..TENANT_BYTES_MAX).unwrap_or(text.as_bytes());
-        self.push(&[u8::try_from(kept.len()).unwrap_or_default()]);
-        self.push(kept);
+        let text = text.as_bytes().get(..TENANT_BYTES_MAX).unwrap_or(text.as_bytes());
+        self.push(&[u8::try_from(text.len()).unwrap_or_default()]);
+        self.push(text);
     }
 }
 
@@ -342,7 +342,7 @@ pub(crate) fn level_of(code: u8) -> Result<BoundaryLevel, LayoutError> {
     }
 }
 
-/// One byte for both: a capital where the boundary had a process of its own.
+/// One byte for level and isolation: a capital letter for a separate process.
 fn made_at_code(MadeAt { level, isolation }: MadeAt) -> u8 {
     match isolation {
         Isolation::Inline => level_code(level),

@@ -1,4 +1,4 @@
-//! The digits of an account, and how they stand in a block that is bound to it.
+//! The digits that a PIN block is bound to.
 
 /// The digits that bind a block to an account: 1 to 19 of them, each 0 to 9.
 pub struct AccountDigits {
@@ -10,7 +10,7 @@ pub struct AccountDigits {
 const ACCOUNT_DIGITS_MAX: usize = 19;
 
 impl AccountDigits {
-    /// From decimal text; none where it is anything else, or empty, or longer than 19.
+    /// Parses 1 to 19 decimal digits; `None` for any other text.
     pub fn parse(text: &str) -> Option<Self> {
         let mut digits = [0; ACCOUNT_DIGITS_MAX];
         let length = text.len();
@@ -20,7 +20,7 @@ impl AccountDigits {
         (length > 0).then_some(Self { digits, length })
     }
 
-    /// From digits, each 0 to 9.
+    /// Takes 1 to 19 digits, each 0 to 9; `None` for other values.
     pub fn of(values: &[u8]) -> Option<Self> {
         let mut digits = [0; ACCOUNT_DIGITS_MAX];
         let length = values.len();
@@ -28,7 +28,7 @@ impl AccountDigits {
         (length > 0 && values.iter().all(|digit| *digit < 10)).then_some(Self { digits, length })
     }
 
-    /// From two digits a byte, filled with F on the right.
+    /// Reads two digits a byte, padded with F on the right; `None` without a digit.
     pub fn unpack(packed: &[u8]) -> Option<Self> {
         let nibbles = packed.iter().flat_map(|byte| [byte >> 4, byte & 0x0F]);
         let mut digits = [0; ACCOUNT_DIGITS_MAX];
@@ -40,7 +40,8 @@ impl AccountDigits {
         (length > 0).then_some(Self { digits, length })
     }
 
-    /// `0000` and the 12 rightmost digits without the check digit; a shorter number is padded on the left with zeros.
+    /// The account field of ISO 9564-1 formats 0 and 3: `0000` and the 12 rightmost digits without the check digit. A shorter
+    /// number is padded with zeros on the left.
     pub fn rightmost_twelve(&self) -> u64 {
         let without_check_digit = self.as_slice().split_last().map_or(&[][..], |(_, rest)| rest);
         let twelve = without_check_digit.iter().rev().take(12).rev();
