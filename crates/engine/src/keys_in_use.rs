@@ -1,5 +1,5 @@
-//! The keys in use: those of the boundary, once no PIN under older ones can come any more. Rotation and those who retire
-//! keys go by these: while a boundary hands over to the next, answers of the one before are still on their way.
+//! The keys in use: the keys of the boundary, from the moment when the store rejects PINs under older keys. During a reload,
+//! replies of the former boundary process may still arrive, so rotation and the retirement of keys use this list.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,14 +12,18 @@ use domain::{card::StoredPin, control::SealedTzpk};
 use hsm_client::{KeyMismatch, succeeds};
 use store::{Store, StoreError};
 
-/// How many cards' records are read at a time.
+/// The number of cards whose records are read at a time.
 const PAGE_CARDS: usize = 4_096;
 
-/// How long a store that is busy is given.
+/// The pause before a retry when the store is busy.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Checks that the keys of the boundary are those that the store was last used with, by the rule of a reload: fresh keys, or
-/// those of another vault or token, open nothing that is in the store. A store without PINs and cards needs no keys.
+/// Checks by the rule of a reload that the boundary's keys open the data in the store: new keys, or the keys of another vault
+/// or token, do not. A store without PINs and cards needs no keys.
+///
+/// # Errors
+/// [`StartError::NoKeyList`] where the store has data but no readable key list; [`StartError::OtherKeys`] for keys that do not
+/// open the data; the errors of the store.
 pub(super) async fn check(store: &dyn Store, status: &hsm_protocol::Status) -> Result<(), StartError> {
     if !store.needs_keys().await? {
         return Ok(());
@@ -30,7 +34,8 @@ pub(super) async fn check(store: &dyn Store, status: &hsm_protocol::Status) -> R
     loop {
         match succeeds(&noted, status.keys()) {
             Ok(()) => return Ok(()),
-            // A ceremony may retire it while the engine is stopped, with a newer version active and nothing under it.
+            // A ceremony may have retired the key while the engine was stopped: a newer version is active, and no data is under
+            // the retired key.
             Err(KeyMismatch::Missing { key })
                 if let Some(newer) = newest(status.keys(), &key)
                     && !is_needed(store, &key).await? =>
@@ -43,7 +48,7 @@ pub(super) async fn check(store: &dyn Store, status: &hsm_protocol::Status) -> R
     }
 }
 
-/// The newest version of a key that rotates, where that is newer.
+/// The newest version of a usage that rotates, if it is newer than `than`.
 fn newest<'a>(keys: &'a [hsm_protocol::KeyId], than: &hsm_protocol::KeyId) -> Option<&'a hsm_protocol::KeyId> {
     let newer =
         |key: &&hsm_protocol::KeyId| key.usage.rotates() && key.usage == than.usage && key.version > than.version;
@@ -61,7 +66,7 @@ async fn is_needed(store: &dyn Store, key: &hsm_protocol::KeyId) -> Result<bool,
         let page = store.scan_pins(after.as_ref(), PAGE_CARDS).await?;
         let Some((last, _)) = page.last() else { return Ok(false) };
         after = Some(*last);
-        // A record that can't be read needs its key, whichever that is.
+        // A record in an unknown layout may be under this key.
         let is_under =
             |pin: &StoredPin| PinRecord::from_bytes(&pin.record).map_or(true, |record| key.encrypts(&record));
         if page.iter().any(|(_, pin)| is_under(pin)) {
@@ -70,7 +75,7 @@ async fn is_needed(store: &dyn Store, key: &hsm_protocol::KeyId) -> Result<bool,
     }
 }
 
-/// Follows the boundary for as long as there is one and the store takes changes.
+/// Updates the keys in use after each change of the boundary's keys. Returns when the boundary has ended or the store fails.
 pub(super) async fn follow(
     pins: Arc<Pins>,
     mut boundary: watch::Receiver<Arc<hsm_protocol::Status>>,
@@ -78,9 +83,9 @@ pub(super) async fn follow(
 ) {
     while boundary.changed().await.is_ok() {
         let status = Arc::clone(&boundary.borrow_and_update());
-        // One that was started again with the keys it had changes nothing.
+        // A boundary that was restarted with the same keys changes nothing.
         while status.keys() != in_use.borrow().keys() {
-            match pins.take_up(&status).await {
+            match pins.reject_older_keys(&status).await {
                 Ok(()) => {
                     tracing::info!(
                         keys = hsm_protocol::KeyId::list_to_text(status.keys()),

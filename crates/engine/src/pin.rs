@@ -1,7 +1,7 @@
-//! The use cases: what Pinseal does, readable from top to bottom.
+//! The use cases of Pinseal.
 //!
-//! Each asks the control, lets the boundary work, and answers only what the store has made durable.
-//! What must never enter: a clear PIN, block or key; a PAN that comes with a block.
+//! Each use case checks its control, sends a request to the boundary, and returns only a result that the store has made
+//! durable. No clear PIN, PIN block or key is here; a PAN comes from the control, never with a block.
 
 use std::{
     sync::{Arc, PoisonError, RwLock},
@@ -27,10 +27,11 @@ use domain::time::UnixMillis;
 use hsm_client::Boundary;
 use store::{ChangeError, Store, StoreError};
 
-/// How often a request starts over because a newer tzpk or PIN record, or a twin of the request, came between.
-const JUDGEMENTS_MAX: u32 = 4;
-/// How many records are made anew at a time: a share of what may wait for a token.
-const REMADE_AT_ONCE: usize = 32;
+/// The most attempts of a request. It starts over when another request changed the tzpk, the PIN record or the control.
+const ATTEMPTS_MAX: u32 = 4;
+/// The most records that are re-encrypted at a time. Fewer than the requests that may wait for a token, so that calls still
+/// fit in its queue.
+const REENCRYPTED_AT_ONCE: usize = 32;
 
 /// The use cases over one boundary and one store.
 pub struct Pins {
@@ -40,34 +41,34 @@ pub struct Pins {
     stamped: RwLock<Stamped>,
 }
 
-/// The stamp in use, and the status it is made of as that changes.
+/// The stamp of audit events, and a watch on the status that it is made from.
 struct Stamped {
     status: watch::Receiver<Arc<hsm_protocol::Status>>,
     stamp: Arc<Stamp>,
 }
 
-/// What the operator decides.
+/// The rules that an operator configures.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
-    /// How long a control lives.
+    /// The time from the opening of a control to its expiry.
     pub control_lifetime: Duration,
-    /// Which controls may be opened.
+    /// The controls that may be opened.
     pub admission: Admission,
 }
 
 impl Pins {
-    /// Over an opened boundary and an opened store.
+    /// The use cases over an open boundary and an open store.
     pub fn new(boundary: Arc<dyn Boundary>, store: Arc<dyn Store>, rules: Rules) -> Self {
         let mut status = boundary.watched();
         let stamp = Arc::new(stamp_of(&status.borrow_and_update()));
         Self { boundary, store, rules, stamped: RwLock::new(Stamped { status, stamp }) }
     }
 
-    /// What the boundary is now. An audit line is made after the boundary's answer, so that it names the keys that were used:
-    /// those of a boundary that took another's place meanwhile are among them.
+    /// The present stamp of the boundary. An audit event is made after the boundary's reply, so that its stamp names the keys
+    /// that were used, also when a reload replaced the boundary in between.
     fn stamp(&self) -> Arc<Stamp> {
         let stamped = self.stamped.read().unwrap_or_else(PoisonError::into_inner);
-        // Nobody is left to change it where the boundary is in this process.
+        // An error: the status of a boundary in this process never changes.
         if !stamped.status.has_changed().unwrap_or(false) {
             return Arc::clone(&stamped.stamp);
         }
@@ -78,7 +79,10 @@ impl Pins {
         Arc::clone(stamp)
     }
 
-    /// Registers a card; its account number is sealed before it is kept.
+    /// Registers a card. Its account number is sealed before it is stored.
+    ///
+    /// # Errors
+    /// [`RegisterCardError`]: the store or the boundary failed, or the store refused the change.
     pub async fn register_card(
         &self,
         caller: &Caller,
@@ -101,12 +105,18 @@ impl Pins {
         Ok(self.store.register_card(card, account, line).await?)
     }
 
-    /// What is known of a card.
+    /// Reads a card; `None` for an unknown card.
+    ///
+    /// # Errors
+    /// [`StoreError`]: the store failed.
     pub async fn find_card(&self, caller: &Caller, plastic: PlasticId) -> Result<Option<Card>, StoreError> {
         self.store.card(&CardKey { tenant: caller.tenant, plastic }).await
     }
 
     /// Opens a control for a card and a purpose.
+    ///
+    /// # Errors
+    /// The store failed, or the rules allow no such control.
     pub async fn open_control(
         &self,
         caller: &Caller,
@@ -122,14 +132,17 @@ impl Pins {
         self.store.open_control(control, self.rules.admission, line).await
     }
 
-    /// Makes a fresh tzpk for the control's device; the newest wins.
+    /// Makes a fresh tzpk for the control's device. Only the newest tzpk of a control is valid.
+    ///
+    /// # Errors
+    /// [`IssueTzpkError`]: the control does not allow the request, or the store or the boundary failed.
     pub async fn issue_tzpk(
         &self,
         caller: &Caller,
         id: ControlId,
         device: &DeviceKey,
     ) -> Result<IssuedTzpk, IssueTzpkError> {
-        for _ in 0..JUDGEMENTS_MAX {
+        for _ in 0..ATTEMPTS_MAX {
             let now = self.store.now();
             let control = self.usable(caller, id, Scope::SetPin, Action::IssueTzpk, now).await?;
             self.admit_device(caller, &control, device, Action::IssueTzpk).await?;
@@ -144,7 +157,7 @@ impl Pins {
             let event = Transition::Key { tzpk, replaces: control.tzpk().ok().cloned() };
             match self.store.advance(id, event, self.control_line(caller, Action::IssueTzpk, &control)).await {
                 Ok(()) => {}
-                // Another request was quicker: this one makes its tzpk for the control as it is now.
+                // Another request changed the control first: this request starts over.
                 Err(ChangeError::Denied(Denied::Superseded)) => continue,
                 Err(error) => return Err(error.into()),
             }
@@ -157,10 +170,14 @@ impl Pins {
         Err(Denied::NotUsable.into())
     }
 
-    /// Translates the block and keeps it. Whatever the outcome, it is told only once it is durable.
+    /// Translates the block to a record and stores it. Every outcome is durable before this returns.
+    ///
+    /// # Errors
+    /// [`SetPinError`]: the control does not allow the request, the block or the PIN was refused, or the store or the boundary
+    /// failed.
     pub async fn set_pin(&self, caller: &Caller, id: ControlId, block: &EncryptedBlock) -> Result<(), SetPinError> {
-        let mut may_be_twin = true;
-        for _ in 0..JUDGEMENTS_MAX {
+        let mut is_first_denial = true;
+        for _ in 0..ATTEMPTS_MAX {
             let now = self.store.now();
             let control = self.store.control(id).await?.ok_or(Denied::NotUsable)?;
             if let Some(retry) = self.retry(caller, &control, block, now).await? {
@@ -168,20 +185,23 @@ impl Pins {
                 return Ok(self.store.confirm_retry(id, retry, line).await?);
             }
             self.admit(caller, &control, Scope::SetPin, Action::SetPin, now).await?;
-            match self.judge(caller, &control, block).await {
-                // A newer tzpk came first: judge what stands now.
+            match self.translate_and_store(caller, &control, block).await {
+                // Another request issued a newer tzpk: start over with the present control.
                 Err(SetPinError::Denied(Denied::Superseded)) => {}
-                // The same block on another connection may have come first, and it spent the control.
-                Err(SetPinError::Denied(Denied::NotUsable)) if may_be_twin => may_be_twin = false,
+                // The same block on another connection may have spent the control: start over once, as its retry.
+                Err(SetPinError::Denied(Denied::NotUsable)) if is_first_denial => is_first_denial = false,
                 outcome => return outcome,
             }
         }
         Err(Denied::NotUsable.into())
     }
 
-    /// Shows the PIN, once, to the control's device.
+    /// Encrypts the PIN for the control's device. A control allows this once.
+    ///
+    /// # Errors
+    /// [`ViewPinError`]: the control does not allow the request, the card has no PIN, or the store or the boundary failed.
     pub async fn view_pin(&self, caller: &Caller, id: ControlId, device: &DeviceKey) -> Result<ShownPin, ViewPinError> {
-        for _ in 0..JUDGEMENTS_MAX {
+        for _ in 0..ATTEMPTS_MAX {
             let now = self.store.now();
             let control = self.usable(caller, id, Scope::ViewPin, Action::ViewPin, now).await?;
             self.admit_device(caller, &control, device, Action::ViewPin).await?;
@@ -202,7 +222,7 @@ impl Pins {
             let line = self.line(caller, CardEvent { formats, ..about_control(Action::ViewPin, &control) });
             match self.store.advance(id, Transition::View { shown: pin.record }, line).await {
                 Ok(()) => {}
-                // Another PIN record replaced this one: the device gets the newest.
+                // Another request replaced the PIN record: start over with the newest record.
                 Err(ChangeError::Denied(Denied::Superseded)) => continue,
                 Err(error) => return Err(error.into()),
             }
@@ -215,7 +235,10 @@ impl Pins {
         Err(Denied::NotUsable.into())
     }
 
-    /// What the PIN records of the next cards are.
+    /// Reads the kinds of the PIN records of the next cards after `after`.
+    ///
+    /// # Errors
+    /// [`StoreError`]: the store failed.
     pub async fn kinds_page(&self, after: Option<&CardKey>, cards: usize) -> Result<KindsPage, StoreError> {
         let pins = self.store.scan_pins(after, cards).await?;
         let kind = |pin: &StoredPin| PinRecord::from_bytes(&pin.record).ok().map(|record| RecordKind::of(&record));
@@ -225,15 +248,19 @@ impl Pins {
         })
     }
 
-    /// Makes the PIN records of the next cards anew where they are under an older storage key. A PIN set meanwhile stands.
+    /// Re-encrypts the PIN records of the next cards that are under an older storage key. A PIN that is set at the same time is
+    /// not overwritten.
+    ///
+    /// # Errors
+    /// [`RemakeError`]: the boundary was not available or busy, or the store failed. No record of the page is changed.
     pub async fn remake_page(&self, after: Option<&CardKey>, cards: usize) -> Result<RemadePage, RemakeError> {
         let pins = self.store.scan_pins(after, cards).await?;
         let checked = u64::try_from(pins.len()).unwrap_or(u64::MAX);
         let mut page = RemadePage { last: pins.last().map(|(card, _)| *card), checked, remade: 0, failed: 0 };
         let mut remade = Vec::new();
-        // Many at a time: a boundary in a process of its own does all that has arrived at one wake-up.
-        let each = |(card, pin): (CardKey, StoredPin)| async move { (self.remade(&card, &pin).await, card, pin) };
-        let mut all = stream::iter(pins.into_iter().map(each)).buffered(REMADE_AT_ONCE);
+        // Many at a time: a boundary in a separate process executes all arrived requests at one wake-up.
+        let each = |(card, pin): (CardKey, StoredPin)| async move { (self.reencrypted(&card, &pin).await, card, pin) };
+        let mut all = stream::iter(pins.into_iter().map(each)).buffered(REENCRYPTED_AT_ONCE);
         while let Some((outcome, card, pin)) = all.next().await {
             match outcome {
                 Ok(None) => {}
@@ -248,7 +275,7 @@ impl Pins {
                 }
                 Err(error) => {
                     page.failed += 1;
-                    tracing::warn!(%error, "a PIN record can't be made anew under the newest storage key");
+                    tracing::warn!(%error, "a PIN record can't be re-encrypted under the newest storage key");
                 }
             }
         }
@@ -258,7 +285,8 @@ impl Pins {
         Ok(page)
     }
 
-    async fn remade(&self, card: &CardKey, pin: &StoredPin) -> Result<Option<PinRecord>, hsm_protocol::Error> {
+    /// The record under the newest storage key; `None` for a record that already is.
+    async fn reencrypted(&self, card: &CardKey, pin: &StoredPin) -> Result<Option<PinRecord>, hsm_protocol::Error> {
         let record = PinRecord::from_bytes(&pin.record)?;
         if self.boundary.status().is_current(&record) {
             return Ok(None);
@@ -275,19 +303,28 @@ impl Pins {
         }
     }
 
-    /// Writes that every PIN record was looked at, and how many would not open.
+    /// Records the end of a rotation: the number of checked PIN records, and of those that did not open.
+    ///
+    /// # Errors
+    /// [`StoreError`]: the store failed.
     pub async fn note_rotated(&self, checked: u64, failed: u64) -> Result<(), StoreError> {
         self.store.record_event(self.own_line(Body::RotationEnded { checked, failed })).await
     }
 
     /// Rejects PIN records under a storage key older than those of `status`; the caller retries under the newest key. When
     /// this returns, the store holds every earlier record, for a rotation to find.
-    pub async fn take_up(&self, status: &hsm_protocol::Status) -> Result<(), StoreError> {
+    ///
+    /// # Errors
+    /// [`StoreError`]: the store failed.
+    pub async fn reject_older_keys(&self, status: &hsm_protocol::Status) -> Result<(), StoreError> {
         let keys = hsm_protocol::frame::write_key_list(status.keys());
         self.store.set_keys_in_use(keys.into(), min_key_versions(status), self.own_line(Body::KeysReloaded)).await
     }
 
-    /// Writes that the engine of this name begins to serve, and with which keys.
+    /// Records that the engine of this name starts to serve, with the keys of `status`.
+    ///
+    /// # Errors
+    /// [`StoreError`]: the store failed.
     pub async fn note_start(&self, engine: &str, status: &hsm_protocol::Status) -> Result<(), StoreError> {
         let keys = hsm_protocol::frame::write_key_list(status.keys());
         self.store
@@ -300,18 +337,27 @@ impl Pins {
     }
 
     /// Records an event of the engine itself.
+    ///
+    /// # Errors
+    /// [`StoreError`]: the store failed.
     pub async fn note_engine(&self, body: Body) -> Result<(), StoreError> {
         self.store.record_event(self.own_line(body)).await
     }
 
-    /// The version of the seal key of each usable control's tzpk; none of one that this release can't read.
+    /// The version of the seal key of each usable control's tzpk; `None` for a tzpk in an unknown layout.
+    ///
+    /// # Errors
+    /// [`StoreError`]: the store failed.
     pub async fn live_seal_versions(&self) -> Result<Vec<Option<u16>>, StoreError> {
         let tzpks = self.store.live_tzpks().await?;
         Ok(tzpks.iter().map(|tzpk| SealedKey::from_bytes(&tzpk.0).ok().map(|tzpk| tzpk.key().0)).collect())
     }
 
-    /// The names of engines that started, of at most `limit` audit entries from `from` on, and the next entry's number; none
-    /// at the chain's end.
+    /// Reads at most `limit` audit entries from number `from`. Returns the names of the engines that started, and the number of
+    /// the next entry; `None` at the end of the chain.
+    ///
+    /// # Errors
+    /// [`StoreError`]: the store failed.
     pub async fn started_engines(&self, from: u64, limit: usize) -> Result<(Vec<String>, Option<u64>), StoreError> {
         let entries = self.store.audit(from, limit).await?;
         let names = entries.iter().filter_map(|entry| entry.event.body.started_engine().map(str::to_owned)).collect();
@@ -331,7 +377,7 @@ impl Pins {
         }
     }
 
-    /// The tag of the block, where it is the very block that set the PIN under this control.
+    /// The retry tag of the block, if the same block set the PIN under this control.
     async fn retry(
         &self,
         caller: &Caller,
@@ -348,7 +394,12 @@ impl Pins {
         Ok(set_by.matches(&tag).then_some(tag))
     }
 
-    async fn judge(&self, caller: &Caller, control: &Control, block: &EncryptedBlock) -> Result<(), SetPinError> {
+    async fn translate_and_store(
+        &self,
+        caller: &Caller,
+        control: &Control,
+        block: &EncryptedBlock,
+    ) -> Result<(), SetPinError> {
         let under = control.tzpk()?.clone();
         let tzpk = SealedKey::from_bytes(&under.0).map_err(hsm_protocol::Error::from)?;
         let translate = Request::Translate {
@@ -357,9 +408,9 @@ impl Pins {
             card: card_binding(&control.card)?,
             account: account(control.account.as_ref())?,
         };
-        let judged = self.boundary.execute(translate).await;
+        let translated = self.boundary.execute(translate).await;
         let card = about_control(Action::SetPin, control);
-        match judged {
+        match translated {
             Ok(Reply::Record { record, retry_tag: Some(retry_tag) }) => {
                 let formats = Some(Formats { from: BlockFormat::Iso1, to: block_format(record.form()) });
                 let line = self.line(caller, CardEvent { formats, ..card });
@@ -386,7 +437,7 @@ impl Pins {
         }
     }
 
-    /// The control, where the caller may use it now for this.
+    /// Reads a control that the caller may use at `now` for `scope`.
     async fn usable(
         &self,
         caller: &Caller,
@@ -400,7 +451,7 @@ impl Pins {
         Ok(control)
     }
 
-    /// Whether the caller may use it now for this; a denial that names a live control is audited.
+    /// Checks that the caller may use the control at `now` for `scope`. The denial of a live control is audited.
     async fn admit(
         &self,
         caller: &Caller,
@@ -458,14 +509,14 @@ impl Pins {
     }
 }
 
-/// What a PIN record is, as far as it says so itself.
+/// The facts about a PIN record in its clear header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecordKind {
-    /// The form of its block.
+    /// The storage format of the block.
     pub form: hsm_protocol::StorageFormat,
-    /// The boundary level it was made at.
+    /// The boundary level that made the record.
     pub level: hsm_protocol::BoundaryLevel,
-    /// The version of the storage key it is under.
+    /// The version of the storage key that encrypts the record.
     pub storage_key_version: u16,
 }
 
@@ -476,31 +527,31 @@ impl RecordKind {
     }
 }
 
-/// What the records of a page of cards are.
+/// The kinds of the PIN records of a page of cards.
 pub struct KindsPage {
-    /// The last card looked at; none where there was none.
+    /// The last card of the page; `None` after the last card of the store.
     pub last: Option<CardKey>,
-    /// Of each record; none where this release can't read it.
+    /// The kind of each record; `None` for a record in an unknown layout.
     pub kinds: Vec<Option<RecordKind>>,
 }
 
-/// What came of a page of cards.
+/// The result of the re-encryption of a page of cards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RemadePage {
-    /// The last card looked at; none where there was none.
+    /// The last card of the page; `None` after the last card of the store.
     pub last: Option<CardKey>,
-    /// Records looked at.
+    /// The number of checked records.
     pub checked: u64,
-    /// Records made anew.
+    /// The number of re-encrypted records.
     pub remade: u64,
-    /// Records that would not open.
+    /// The number of records that did not open.
     pub failed: u64,
 }
 
-/// Why a page was not finished; nothing of it is kept.
+/// An error that ended the re-encryption of a page. No record of the page is changed.
 #[derive(Debug, Error)]
 pub enum RemakeError {
-    /// The boundary is away or busy.
+    /// The boundary is not available or busy.
     #[error(transparent)]
     Hsm(#[from] hsm_protocol::Error),
     /// The store failed.
@@ -552,23 +603,23 @@ fn about_control(action: Action, control: &Control) -> CardEvent {
 pub struct IssuedTzpk {
     /// RSA-OAEP of the 16 raw bytes.
     pub encrypted_tzpk: Vec<u8>,
-    /// 3 bytes.
+    /// The KCV of the tzpk, 3 bytes.
     pub check_value: Vec<u8>,
-    /// When it dies, with its control.
+    /// The expiry of the tzpk and its control.
     pub expires_at: UnixMillis,
 }
 
-/// A PIN on its way to the device that may show it.
+/// A PIN, encrypted for the device that shows it.
 pub struct ShownPin {
     /// RSA-OAEP of the 16 raw bytes.
     pub encrypted_tzpk: Vec<u8>,
-    /// ISO-1 under that tzpk.
+    /// The PIN as an ISO 9564 format 1 block under that tzpk.
     pub pin_block: EncryptedBlock,
-    /// 3 bytes.
+    /// The KCV of that tzpk, 3 bytes.
     pub check_value: Vec<u8>,
 }
 
-/// Why a card was not registered.
+/// An error of the registration of a card.
 #[derive(Debug, Error)]
 pub enum RegisterCardError {
     /// The card's PIN is bound to its account number, or the store failed.
@@ -579,10 +630,10 @@ pub enum RegisterCardError {
     Hsm(#[from] hsm_protocol::Error),
 }
 
-/// Why no tzpk was issued.
+/// An error of the issue of a tzpk.
 #[derive(Debug, Error)]
 pub enum IssueTzpkError {
-    /// What the control says.
+    /// The control does not allow the request.
     #[error(transparent)]
     Denied(#[from] Denied),
     /// The store failed.
@@ -593,13 +644,13 @@ pub enum IssueTzpkError {
     Hsm(#[from] hsm_protocol::Error),
 }
 
-/// Why no PIN was set.
+/// An error of setting a PIN.
 #[derive(Debug, Error)]
 pub enum SetPinError {
-    /// What the control says.
+    /// The control does not allow the request.
     #[error(transparent)]
     Denied(#[from] Denied),
-    /// The one answer for every malformed block.
+    /// The block is malformed. All malformed blocks have this one error, so that a caller learns nothing about the digits.
     #[error("the block is not an ISO 9564 format 1 block under this control's tzpk: open another control")]
     Malformed,
     /// The PIN breaks the policy.
@@ -613,13 +664,13 @@ pub enum SetPinError {
     Hsm(#[from] hsm_protocol::Error),
 }
 
-/// Why no PIN was shown.
+/// An error of viewing a PIN.
 #[derive(Debug, Error)]
 pub enum ViewPinError {
-    /// What the control says.
+    /// The control does not allow the request.
     #[error(transparent)]
     Denied(#[from] Denied),
-    /// There is none to show.
+    /// The card has no PIN.
     #[error("no PIN is set for this card")]
     PinNotSet,
     /// The store failed.
@@ -669,7 +720,7 @@ fn record_key(record: &PinRecord) -> RecordKey {
     RecordKey { kind, version: record.storage_key().0 }
 }
 
-/// The newest versions of the boundary: a rotation then finds every record under an older one.
+/// The newest storage key versions of the boundary.
 fn min_key_versions(status: &hsm_protocol::Status) -> MinKeyVersions {
     let newest = &status.storage;
     MinKeyVersions { wrapped: newest.wrapped.0, iso_4: newest.iso_4.0, tdes: newest.tdes.0 }
