@@ -339,8 +339,8 @@ impl Bare {
         };
         let mut key = 0;
         call!(self, C_DeriveKey(session, &mut derive, self.storage, template.as_mut_ptr(), 11, &mut key));
-        let (mut kept, mut length, mut pad) = ([0; 64], 64, mechanism(CKM_AES_KEY_WRAP_PAD));
-        call!(self, C_WrapKey(session, &mut pad, key, block, kept.as_mut_ptr(), &mut length));
+        let (mut stored, mut length, mut pad) = ([0; 64], 64, mechanism(CKM_AES_KEY_WRAP_PAD));
+        call!(self, C_WrapKey(session, &mut pad, key, block, stored.as_mut_ptr(), &mut length));
         for object in [key, block, tzpk] {
             call!(self, C_DestroyObject(session, object));
         }

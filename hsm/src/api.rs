@@ -500,10 +500,10 @@ mod tests {
         assert!(Path::new(OPENCRYPTOKI).exists(), "openCryptoki is missing: apt-get install opencryptoki");
         let directory = tempfile::tempdir().unwrap();
         let inner = suite_on("opencryptoki", directory.path());
-        let mut beside = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/tokens/opencryptoki"));
-        beside.arg(directory.path()).arg(inner.get_program()).args(inner.get_args());
-        beside.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        run(&mut beside);
+        let mut suite = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/tokens/opencryptoki"));
+        suite.arg(directory.path()).arg(inner.get_program()).args(inner.get_args());
+        suite.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        run(&mut suite);
     }
 
     /// The tests of this module on another token, in another process. The tests that start such a process are skipped.
@@ -714,7 +714,9 @@ mod tests {
             }
             BoundaryLevel::Token => {
                 assert!(answer(WEAK).is_ok() && MALFORMED.into_iter().all(|malformed| answer(malformed).is_ok()));
-                assert!(hsm.status().lines().iter().any(|line| line.contains("none is refused as weak or malformed")));
+                assert!(
+                    hsm.status().lines().iter().any(|line| line.contains("no PIN is refused as weak or malformed"))
+                );
             }
         }
     }

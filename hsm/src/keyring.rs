@@ -216,7 +216,7 @@ pub struct KeyInfo {
     pub name: KeyUsage,
     /// The version within the usage: 1, 2, 3 …
     pub version: u16,
-    /// The algorithm.
+    /// The algorithm, which fixes the length of the key.
     pub algorithm: KeyAlgorithm,
     /// The mode of use.
     pub mode: KeyMode,

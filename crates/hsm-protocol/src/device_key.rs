@@ -143,7 +143,7 @@ mod tests {
     }
 
     fn refused(der: &[u8]) -> DeviceKeyError {
-        DeviceKey::parse(der).err().expect("it was taken")
+        DeviceKey::parse(der).err().expect("the key was accepted")
     }
 
     #[test]

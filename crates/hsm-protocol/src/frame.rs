@@ -17,7 +17,7 @@ mod value_codec;
 
 use thiserror::Error;
 
-pub(crate) use self::value_codec::{Crosses, Reader};
+pub(crate) use self::value_codec::{FrameValue, Reader};
 pub use self::{
     key_list::{read_key_list, write_key_list},
     reply_codec::{read_reply, write_reply},
@@ -257,10 +257,10 @@ mod tests {
     /// The bodies of requests: each operation, each source, each target.
     fn bodies() -> Vec<Vec<u8>> {
         static BODIES: std::sync::OnceLock<Vec<Vec<u8>>> = std::sync::OnceLock::new();
-        BODIES.get_or_init(made_bodies).clone()
+        BODIES.get_or_init(encode_bodies).clone()
     }
 
-    fn made_bodies() -> Vec<Vec<u8>> {
+    fn encode_bodies() -> Vec<Vec<u8>> {
         let card = CardBinding::new("bank", "1000200030").unwrap();
         let control = ControlBinding { id: [7; 16], purpose: Purpose::SetPin, expires_at_unix_milliseconds: 1_000 };
         let public_key = public_key();
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn every_request_reads_back_and_a_cut_one_is_refused() {
+    fn every_request_is_read_back_and_a_truncated_one_is_rejected() {
         for body in bodies() {
             let (deadline, request) = read_request(&body).unwrap();
             let mut again = Vec::new();
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn every_reply_reads_back_and_a_cut_one_is_refused() {
+    fn every_reply_is_read_back_and_a_truncated_one_is_rejected() {
         let kcv = Kcv::from_bytes([1, 2, 3]);
         let results = [
             Ok(Reply::Available),
@@ -338,7 +338,7 @@ mod tests {
         }
     }
 
-    /// Whatever arrives is read or refused.
+    /// Reads the bytes as every kind of frame. No read may panic.
     fn read_as_anything(bytes: &[u8]) {
         let mut rest = bytes;
         while let Ok(Some(frame)) = take_frame(&mut rest) {
@@ -350,12 +350,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_bytes_arrive_reading_them_ends_in_a_value_or_a_refusal(bytes in vec(any::<u8>(), 0..512)) {
+        fn no_bytes_make_a_read_panic(bytes in vec(any::<u8>(), 0..512)) {
             read_as_anything(&bytes);
         }
 
         #[test]
-        fn a_request_changed_anywhere_is_read_or_refused(which in 0..8usize, at in any::<usize>(), byte in any::<u8>()) {
+        fn no_changed_byte_of_a_request_makes_a_read_panic(which in 0..8usize, at in any::<usize>(), byte in any::<u8>()) {
             let mut body = bodies().swap_remove(which);
             let at = at % body.len();
             body[at] = byte;

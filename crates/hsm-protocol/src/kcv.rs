@@ -1,4 +1,4 @@
-//! Key check values (KCV): two parties compare them to see that they hold the same key.
+//! Key check values (KCV). Two parties compare them to verify that they have the same key.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ impl Kcv {
     /// The first 3 bytes of `bytes`.
     pub fn first_of(bytes: &[u8]) -> Self {
         let mut first = [0; 3];
-        first.iter_mut().zip(bytes).for_each(|(kept, byte)| *kept = *byte);
+        first.iter_mut().zip(bytes).for_each(|(place, byte)| *place = *byte);
         Self(first)
     }
 

@@ -110,7 +110,7 @@ impl KeyUsage {
         matches!(self, Self::Storage | Self::StorageTdes | Self::StorageWrapped | Self::StorageIso3 | Self::StorageIso4)
     }
 
-    /// Whether a newer version may be used while data under the older one is kept.
+    /// Whether a newer version may be used while data under an older version is stored.
     pub fn rotates(&self) -> bool {
         !matches!(self, Self::Account | Self::Record | Self::Retry | Self::Mac)
     }

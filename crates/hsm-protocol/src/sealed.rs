@@ -77,7 +77,7 @@ impl SealedKey {
         Self(bytes)
     }
 
-    /// Reads the layout. The boundary alone can tell whether it opens.
+    /// Reads the layout. Only the boundary can verify the tag.
     ///
     /// # Errors
     /// The bytes are of another length, use or release.
@@ -115,7 +115,7 @@ impl SealedAccount {
         Self(bytes)
     }
 
-    /// Reads the layout. The boundary alone can tell whether it opens.
+    /// Reads the layout. Only the boundary can verify the tag.
     ///
     /// # Errors
     /// The bytes are of another length, use or release.
@@ -162,7 +162,7 @@ impl PinRecord {
         self.bytes.iter_mut().skip(at).zip(tag).for_each(|(place, byte)| *place = *byte);
     }
 
-    /// Reads the layout. The boundary alone can check the tag.
+    /// Reads the layout. Only the boundary can verify the tag.
     ///
     /// # Errors
     /// The bytes are of another length, use or release.
@@ -243,7 +243,7 @@ pub fn account_bound_to(key: KeyVersion, card: &CardBinding) -> Bound {
     bound_to_card_as(Use::Account, key, card)
 }
 
-/// The authenticated data of a record beside its own bytes: tenant, card.
+/// The authenticated data of a record, in addition to its own bytes: tenant, card.
 pub fn record_bound_to(key: KeyVersion, card: &CardBinding) -> Bound {
     bound_to_card_as(Use::Record, key, card)
 }

@@ -1,4 +1,4 @@
-//! The state of a boundary: its token, level, formats and keys, and what the boundary cannot promise.
+//! The status of a boundary: its token, level, formats and keys, and the properties that it does not promise.
 
 use crate::binding::{BoundaryLevel, Isolation};
 use crate::key_id::KeyId;
@@ -16,7 +16,7 @@ pub struct Status {
     pub isolation: Isolation,
     /// The format of new records.
     pub form: StorageFormat,
-    /// For a 3DES format: the date it ends.
+    /// The end date of a 3DES format.
     pub until: Option<String>,
     /// Each key in use, in each version.
     pub keys: Vec<KeyId>,
@@ -44,7 +44,7 @@ pub enum Persistence {
 pub enum MemoryLock {
     /// Locked: it cannot be swapped.
     Locked,
-    /// The text says why not.
+    /// Memory may be swapped; the text is the reason.
     NotLocked(String),
 }
 
@@ -74,7 +74,7 @@ impl Status {
         &self.keys
     }
 
-    /// Whether an older storage key is in use beside the newest.
+    /// Whether an older storage key is in use in addition to the newest.
     pub fn rotates(&self) -> bool {
         let storage = || self.keys.iter().filter(|key| key.usage.keeps_records());
         storage().any(|key| storage().any(|other| other.usage == key.usage && other.version != key.version))
@@ -85,7 +85,7 @@ impl Status {
         record.storage_key() == self.storage.of(record.form())
     }
 
-    /// Lines for people: the boundary, its keys, and what it cannot promise.
+    /// Lines for people: the boundary, its keys, and the properties that it does not promise.
     pub fn lines(&self) -> Vec<String> {
         let mut lines =
             vec![format!("key boundary: {} token, level {}, isolation {}", self.token, self.level, self.isolation)];
@@ -96,7 +96,7 @@ impl Status {
             StorageFormat::Iso3 | StorageFormat::Iso0 => "3DES",
         };
         let exception = self.until.as_ref().map(|until| format!("EXCEPTION until {until}: ")).unwrap_or_default();
-        lines.push(format!("{exception}PINs are kept as {} under {cipher}", self.form.description()));
+        lines.push(format!("{exception}PINs are stored as {} under {cipher}", self.form.description()));
         lines.push(match (self.persistence, self.level) {
             (Persistence::Memory | Persistence::Vault, _) => {
                 "not promised: the software token's keys are in its process's memory, not in certified hardware".into()
@@ -115,7 +115,7 @@ impl Status {
             );
         }
         if (self.level, self.form) == (BoundaryLevel::Token, StorageFormat::Iso4) {
-            lines.push("not promised: a PIN kept in format 4 at level token is not shown again".into());
+            lines.push("not promised: a PIN stored in format 4 at level token is not shown again".into());
         }
         if let MemoryLock::NotLocked(reason) = &self.memory {
             lines.push(format!("not promised: memory is not locked and may be swapped ({reason})"));
@@ -127,14 +127,15 @@ impl Status {
     }
 }
 
-/// The versions of the storage keys that encrypt new records. The version of a format that the level does not make has no meaning.
+/// The versions of the storage keys that encrypt new records. The version of a format that the level does not make has no
+/// meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StorageVersions {
-    /// Of wrapped blocks.
+    /// The version for wrapped blocks.
     pub wrapped: KeyVersion,
-    /// Of ISO-4 blocks.
+    /// The version for ISO-4 blocks.
     pub iso_4: KeyVersion,
-    /// Of ISO-3 and ISO-0 blocks.
+    /// The version for ISO-3 and ISO-0 blocks.
     pub tdes: KeyVersion,
 }
 

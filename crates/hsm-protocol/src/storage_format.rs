@@ -43,8 +43,8 @@ impl NewRecordFormat {
 /// The format of a stored block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StorageFormat {
-    /// The device's block under `CKM_AES_KEY_WRAP_PAD` and a key of its own, AES-256, derived from the account and a
-    /// salt: salt(16) and wrapped block(24).
+    /// The device's block, wrapped by `CKM_AES_KEY_WRAP_PAD` under an AES-256 key that is derived from the account and a salt:
+    /// salt(16) and wrapped block(24).
     Wrapped,
     /// ISO 9564 format 4, AES-256.
     Iso4,

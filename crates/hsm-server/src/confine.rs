@@ -71,8 +71,8 @@ impl Confiner {
         nix::unistd::setgroups(&[]).map_err(refused)?;
         nix::unistd::setresgid(gid, gid, gid).map_err(refused)?;
         nix::unistd::setresuid(uid, uid, uid).map_err(refused)?;
-        let kept = CapabilitySets { effective: held, permitted: held, inheritable: CapabilitySet::empty() };
-        thread::set_capabilities(None, kept).map_err(unknown)?;
+        let remaining = CapabilitySets { effective: held, permitted: held, inheritable: CapabilitySet::empty() };
+        thread::set_capabilities(None, remaining).map_err(unknown)?;
         // A change of user makes a process dumpable again (prctl(2)).
         process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(unknown)
     }

@@ -131,15 +131,15 @@ fn index_in<'a, T: PartialEq + 'a>(mut all: impl Iterator<Item = &'a T>, one: &T
 }
 
 fn take<const N: usize>(from: &mut &[u8]) -> Option<[u8; N]> {
-    let (taken, rest) = from.split_first_chunk()?;
+    let (chunk, rest) = from.split_first_chunk()?;
     *from = rest;
-    Some(*taken)
+    Some(*chunk)
 }
 
 fn take_some<'a>(from: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
-    let (taken, rest) = from.split_at_checked(length)?;
+    let (chunk, rest) = from.split_at_checked(length)?;
     *from = rest;
-    Some(taken)
+    Some(chunk)
 }
 
 trait Sink {

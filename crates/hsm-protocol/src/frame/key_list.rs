@@ -1,8 +1,8 @@
-//! The bytes of a list of key ids, as the store keeps them.
+//! The stored bytes of a list of key ids.
 
 use super::{
     FrameError,
-    value_codec::{Crosses, Reader},
+    value_codec::{FrameValue, Reader},
 };
 use crate::key_id::KeyId;
 
@@ -32,7 +32,7 @@ mod tests {
     use crate::{kcv::Kcv, key_usage::KeyUsage, sealed::KeyVersion};
 
     #[test]
-    fn a_list_reads_back_and_a_cut_one_is_refused() {
+    fn a_list_is_read_back_and_a_truncated_list_is_rejected() {
         let key = |usage, kcv| KeyId { usage, version: KeyVersion(258), kcv };
         let keys = [key(KeyUsage::Storage, Some(Kcv::first_of(&[1, 2, 3]))), key(KeyUsage::Account, None)];
         let bytes = write_key_list(&keys);

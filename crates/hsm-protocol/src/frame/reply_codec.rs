@@ -2,7 +2,7 @@
 
 use super::{
     FrameError,
-    value_codec::{Crosses, Reader, push_blob},
+    value_codec::{FrameValue, Reader, push_blob},
 };
 use crate::error::{Error, Refusal, UnavailableReason};
 use crate::request::{DeviceBlock, FreshTzpk, Reply};
@@ -58,7 +58,7 @@ pub fn read_reply(body: &[u8]) -> Result<Result<Reply, Error>, FrameError> {
 }
 
 // Fields are read in the order in which they are written.
-impl Crosses for Reply {
+impl FrameValue for Reply {
     fn write(&self, out: &mut Vec<u8>) {
         match self {
             Self::Available => out.push(AVAILABLE),
@@ -94,18 +94,18 @@ impl Crosses for Reply {
         Ok(match read.byte()? {
             AVAILABLE => Self::Available,
             TZPK => Self::Tzpk(FreshTzpk {
-                sealed: Crosses::read(read)?,
+                sealed: FrameValue::read(read)?,
                 wrapped: read.blob()?.to_vec(),
-                kcv: Crosses::read(read)?,
+                kcv: FrameValue::read(read)?,
             }),
-            RECORD => Self::Record { record: Crosses::read(read)?, retry_tag: Crosses::read(read)? },
+            RECORD => Self::Record { record: FrameValue::read(read)?, retry_tag: FrameValue::read(read)? },
             BLOCK => Self::Block(DeviceBlock {
                 wrapped: read.blob()?.to_vec(),
-                block: Crosses::read(read)?,
-                kcv: Crosses::read(read)?,
+                block: FrameValue::read(read)?,
+                kcv: FrameValue::read(read)?,
             }),
-            TAG => Self::RetryTag(Crosses::read(read)?),
-            SEALED_PAN => Self::SealedPan(Crosses::read(read)?),
+            TAG => Self::RetryTag(FrameValue::read(read)?),
+            SEALED_PAN => Self::SealedPan(FrameValue::read(read)?),
             _ => return Err(FrameError),
         })
     }
@@ -157,7 +157,7 @@ fn read_error(code: u8, read: &mut Reader<'_>) -> Result<Error, FrameError> {
         SEAL_BROKEN => Error::SealBroken { what: String::read(read)?.into() },
         LAYOUT => Error::Layout(crate::layout_error::LayoutError::Kind { what: "blob" }),
         UNKNOWN_KEY => Error::UnknownKey,
-        OTHER_LEVEL => Error::OtherLevel { made_at: Crosses::read(read)? },
+        OTHER_LEVEL => Error::OtherLevel { made_at: FrameValue::read(read)? },
         WRITE_ONLY => Error::WriteOnly,
         DEVICE_KEY => Error::DeviceKey(crate::device_key::DeviceKeyError::Malformed),
         PLASTIC_ID => Error::PlasticId,

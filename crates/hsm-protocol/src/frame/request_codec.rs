@@ -2,7 +2,7 @@
 
 use super::{
     FrameError,
-    value_codec::{Crosses, Reader},
+    value_codec::{FrameValue, Reader},
 };
 use crate::request::{Request, Source, Target};
 
@@ -28,12 +28,12 @@ pub fn write_request(request: &Request, deadline: u64, out: &mut Vec<u8>) {
 pub fn read_request(body: &[u8]) -> Result<(u64, Request), FrameError> {
     let mut read = Reader(body);
     let deadline = u64::from_be_bytes(read.array()?);
-    let request = Crosses::read(&mut read)?;
+    let request = FrameValue::read(&mut read)?;
     read.end((deadline, request))
 }
 
 // Fields are read in the order in which they are written.
-impl Crosses for Request {
+impl FrameValue for Request {
     fn write(&self, out: &mut Vec<u8>) {
         match self {
             Self::Check => out.push(CHECK),
@@ -65,21 +65,21 @@ impl Crosses for Request {
     fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
         Ok(match read.byte()? {
             CHECK => Self::Check,
-            ISSUE_TZPK => Self::IssueTzpk { public_key: Crosses::read(read)?, binding: Crosses::read(read)? },
+            ISSUE_TZPK => Self::IssueTzpk { public_key: FrameValue::read(read)?, binding: FrameValue::read(read)? },
             TRANSLATE => Self::Translate {
-                source: Crosses::read(read)?,
-                target: Crosses::read(read)?,
-                card: Crosses::read(read)?,
-                account: Crosses::read(read)?,
+                source: FrameValue::read(read)?,
+                target: FrameValue::read(read)?,
+                card: FrameValue::read(read)?,
+                account: FrameValue::read(read)?,
             },
-            RETRY_TAG => Self::RetryTag { control: Crosses::read(read)?, block: Crosses::read(read)? },
-            SEAL_PAN => Self::SealPan { number: Crosses::read(read)?, card: Crosses::read(read)? },
+            RETRY_TAG => Self::RetryTag { control: FrameValue::read(read)?, block: FrameValue::read(read)? },
+            SEAL_PAN => Self::SealPan { number: FrameValue::read(read)?, card: FrameValue::read(read)? },
             _ => return Err(FrameError),
         })
     }
 }
 
-impl Crosses for Source {
+impl FrameValue for Source {
     fn write(&self, out: &mut Vec<u8>) {
         match self {
             Self::Device { sealed_tzpk, control, block } => {
@@ -98,17 +98,17 @@ impl Crosses for Source {
     fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
         Ok(match read.byte()? {
             DEVICE => Self::Device {
-                sealed_tzpk: Crosses::read(read)?,
-                control: Crosses::read(read)?,
-                block: Crosses::read(read)?,
+                sealed_tzpk: FrameValue::read(read)?,
+                control: FrameValue::read(read)?,
+                block: FrameValue::read(read)?,
             },
-            RECORD => Self::Record(Crosses::read(read)?),
+            RECORD => Self::Record(FrameValue::read(read)?),
             _ => return Err(FrameError),
         })
     }
 }
 
-impl Crosses for Target {
+impl FrameValue for Target {
     fn write(&self, out: &mut Vec<u8>) {
         match self {
             Self::Device { public_key } => {
@@ -121,7 +121,7 @@ impl Crosses for Target {
 
     fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
         Ok(match read.byte()? {
-            DEVICE => Self::Device { public_key: Crosses::read(read)? },
+            DEVICE => Self::Device { public_key: FrameValue::read(read)? },
             RECORD => Self::Record,
             _ => return Err(FrameError),
         })

@@ -1,4 +1,4 @@
-//! The bytes of values: each reads back or is refused.
+//! The bytes of values in a frame. Reading is strict: every other sequence of bytes is rejected.
 
 use super::FrameError;
 use crate::account::{Account, AccountNumber};
@@ -14,21 +14,21 @@ use crate::status::{MemoryLock, Persistence, Status, StorageVersions};
 use crate::storage_format::StorageFormat;
 
 /// A value with bytes in a frame.
-pub(crate) trait Crosses: Sized {
+pub(crate) trait FrameValue: Sized {
     /// Appends the bytes of the value.
     fn write(&self, out: &mut Vec<u8>);
     /// Reads the bytes that `write` appends.
     fn read(read: &mut Reader<'_>) -> Result<Self, FrameError>;
 }
 
-/// What is left to read of a body.
+/// The unread bytes of a body.
 pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Reader<'a> {
     fn take(&mut self, length: usize) -> Result<&'a [u8], FrameError> {
-        let (taken, rest) = self.0.split_at_checked(length).ok_or(FrameError)?;
+        let (bytes, rest) = self.0.split_at_checked(length).ok_or(FrameError)?;
         self.0 = rest;
-        Ok(taken)
+        Ok(bytes)
     }
 
     pub(crate) fn byte(&mut self) -> Result<u8, FrameError> {
@@ -48,22 +48,22 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(self.blob()?).map_err(|_| FrameError)
     }
 
-    /// Nothing may stand behind what was read.
+    /// Returns `value` if every byte was read.
     pub(crate) fn end<T>(&mut self, value: T) -> Result<T, FrameError> {
         if self.0.is_empty() { Ok(value) } else { Err(FrameError) }
     }
 }
 
 pub(super) fn push_blob(out: &mut Vec<u8>, bytes: &[u8]) {
-    let kept = bytes.get(..usize::from(u16::MAX)).unwrap_or(bytes);
-    out.extend_from_slice(&u16::try_from(kept.len()).unwrap_or(u16::MAX).to_be_bytes());
-    out.extend_from_slice(kept);
+    let bytes = bytes.get(..usize::from(u16::MAX)).unwrap_or(bytes);
+    out.extend_from_slice(&u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_be_bytes());
+    out.extend_from_slice(bytes);
 }
 
-/// A type that has its own bytes, and reads them back strictly.
-macro_rules! crosses_as_its_bytes {
+/// Implements [`FrameValue`] for a type that converts to and from bytes, as a blob.
+macro_rules! frame_value_as_blob {
     ($($type:ty: $bytes:ident, $read:ident;)+) => {$(
-        impl Crosses for $type {
+        impl FrameValue for $type {
             fn write(&self, out: &mut Vec<u8>) {
                 push_blob(out, self.$bytes());
             }
@@ -75,7 +75,7 @@ macro_rules! crosses_as_its_bytes {
     )+};
 }
 
-crosses_as_its_bytes! {
+frame_value_as_blob! {
     SealedKey: as_bytes, from_bytes;
     SealedAccount: as_bytes, from_bytes;
     PinRecord: as_bytes, from_bytes;
@@ -83,7 +83,7 @@ crosses_as_its_bytes! {
     DeviceKey: der, parse;
 }
 
-impl Crosses for [u8; 16] {
+impl FrameValue for [u8; 16] {
     fn write(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(self);
     }
@@ -93,7 +93,7 @@ impl Crosses for [u8; 16] {
     }
 }
 
-impl Crosses for String {
+impl FrameValue for String {
     fn write(&self, out: &mut Vec<u8>) {
         push_blob(out, self.as_bytes());
     }
@@ -103,7 +103,7 @@ impl Crosses for String {
     }
 }
 
-impl<T: Crosses> Crosses for Option<T> {
+impl<T: FrameValue> FrameValue for Option<T> {
     fn write(&self, out: &mut Vec<u8>) {
         out.push(u8::from(self.is_some()));
         if let Some(value) = self {
@@ -120,7 +120,7 @@ impl<T: Crosses> Crosses for Option<T> {
     }
 }
 
-impl Crosses for Kcv {
+impl FrameValue for Kcv {
     fn write(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(self.as_bytes());
     }
@@ -130,7 +130,7 @@ impl Crosses for Kcv {
     }
 }
 
-impl Crosses for BoundaryLevel {
+impl FrameValue for BoundaryLevel {
     fn write(&self, out: &mut Vec<u8>) {
         out.push(level_code(*self));
     }
@@ -140,7 +140,7 @@ impl Crosses for BoundaryLevel {
     }
 }
 
-impl Crosses for StorageFormat {
+impl FrameValue for StorageFormat {
     fn write(&self, out: &mut Vec<u8>) {
         out.push(form_code(*self));
     }
@@ -150,7 +150,7 @@ impl Crosses for StorageFormat {
     }
 }
 
-impl Crosses for AccountNumber {
+impl FrameValue for AccountNumber {
     fn write(&self, out: &mut Vec<u8>) {
         push_blob(out, self.digits().as_slice());
     }
@@ -160,7 +160,7 @@ impl Crosses for AccountNumber {
     }
 }
 
-impl Crosses for KeyId {
+impl FrameValue for KeyId {
     fn write(&self, out: &mut Vec<u8>) {
         self.usage.to_string().write(out);
         out.extend_from_slice(&self.version.0.to_be_bytes());
@@ -169,11 +169,11 @@ impl Crosses for KeyId {
 
     fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
         let usage = KeyUsage::parse(read.text()?).ok_or(FrameError)?;
-        Ok(Self { usage, version: KeyVersion(u16::from_be_bytes(read.array()?)), kcv: Crosses::read(read)? })
+        Ok(Self { usage, version: KeyVersion(u16::from_be_bytes(read.array()?)), kcv: FrameValue::read(read)? })
     }
 }
 
-impl Crosses for Status {
+impl FrameValue for Status {
     fn write(&self, out: &mut Vec<u8>) {
         self.token.write(out);
         self.level.write(out);
@@ -200,14 +200,14 @@ impl Crosses for Status {
     }
 
     fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
-        let (token, level) = (Crosses::read(read)?, Crosses::read(read)?);
+        let (token, level) = (FrameValue::read(read)?, FrameValue::read(read)?);
         let isolation = match read.byte()? {
             0 => Isolation::Process,
             1 => Isolation::Inline,
             _ => return Err(FrameError),
         };
-        let (form, until) = (Crosses::read(read)?, Crosses::read(read)?);
-        let keys = (0..read.byte()?).map(|_| Crosses::read(read)).collect::<Result<_, _>>()?;
+        let (form, until) = (FrameValue::read(read)?, FrameValue::read(read)?);
+        let keys = (0..read.byte()?).map(|_| FrameValue::read(read)).collect::<Result<_, _>>()?;
         let mut version = || Ok::<_, FrameError>(KeyVersion(u16::from_be_bytes(read.array()?)));
         let storage = StorageVersions { wrapped: version()?, iso_4: version()?, tdes: version()? };
         let memory = Option::read(read)?.map_or(MemoryLock::Locked, MemoryLock::NotLocked);
@@ -221,7 +221,7 @@ impl Crosses for Status {
     }
 }
 
-impl Crosses for CardBinding {
+impl FrameValue for CardBinding {
     fn write(&self, out: &mut Vec<u8>) {
         push_blob(out, self.tenant().as_bytes());
         push_blob(out, self.plastic_id().as_bytes());
@@ -232,7 +232,7 @@ impl Crosses for CardBinding {
     }
 }
 
-impl Crosses for ControlBinding {
+impl FrameValue for ControlBinding {
     fn write(&self, out: &mut Vec<u8>) {
         self.id.write(out);
         out.push(match self.purpose {
@@ -253,18 +253,18 @@ impl Crosses for ControlBinding {
     }
 }
 
-impl Crosses for Binding {
+impl FrameValue for Binding {
     fn write(&self, out: &mut Vec<u8>) {
         self.card.write(out);
         self.control.write(out);
     }
 
     fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
-        Ok(Self { card: Crosses::read(read)?, control: Crosses::read(read)? })
+        Ok(Self { card: FrameValue::read(read)?, control: FrameValue::read(read)? })
     }
 }
 
-impl Crosses for Account {
+impl FrameValue for Account {
     fn write(&self, out: &mut Vec<u8>) {
         match self {
             Self::PlasticId => out.push(0),
@@ -278,7 +278,7 @@ impl Crosses for Account {
     fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
         match read.byte()? {
             0 => Ok(Self::PlasticId),
-            1 => Crosses::read(read).map(Self::Registered),
+            1 => FrameValue::read(read).map(Self::Registered),
             _ => Err(FrameError),
         }
     }
