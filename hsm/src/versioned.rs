@@ -3,7 +3,7 @@
 //! Clear keys are stored in a `Box`: a move of the bytes would leave a copy that no drop wipes, while a move of the box
 //! copies only a pointer.
 
-use crate::sealed::KeyVersion;
+use hsm_protocol::KeyVersion;
 
 /// At least one version of a key.
 pub(crate) struct Versioned<T> {

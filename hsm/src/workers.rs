@@ -13,7 +13,9 @@ use std::{
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use futures_channel::oneshot;
 
-use crate::{boundary::Boundary, error::Error};
+use hsm_protocol::Error;
+
+use crate::boundary::Boundary;
 
 /// The longest time that an answer waits for other answers.
 const ANSWER_DELAY_MAX: Duration = Duration::from_micros(200);

@@ -1,7 +1,9 @@
 //! The stored form of a keyring, before it is sealed.
 
 use super::{ENGINE_KEYS, KeyAlgorithm, KeyInfo, KeyMode, KeyUsage, Keyring, RingKey, ZoneName};
-use crate::{check_value::Kcv, clear::ClearBytes};
+use hsm_protocol::Kcv;
+
+use crate::clear::ClearBytes;
 
 const ZONE: u8 = b'z';
 const EXCHANGE: u8 = b'x';
