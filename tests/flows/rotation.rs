@@ -292,7 +292,7 @@ async fn a_watch_fails_on_a_record_that_cannot_be_decrypted() {
 
     let engine = EngineProcess::start(directory, &settings(2_000));
     let output = watch(&engine, &["--json"]).output().unwrap();
-    assert!(!output.status.success() && said(&output).contains("1 PIN records do not open"), "{}", said(&output));
+    assert!(!output.status.success() && said(&output).contains("1 PIN records do not decrypt"), "{}", said(&output));
     let printed = String::from_utf8(output.stdout).unwrap();
     let last: serde_json::Value = serde_json::from_str(printed.lines().last().unwrap()).unwrap();
     for (what, number) in [("checked", before), ("reencrypted", before - 1), ("failed", 1)] {
