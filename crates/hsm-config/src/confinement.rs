@@ -5,11 +5,11 @@ use std::path::PathBuf;
 /// A step of confinement; `boundary.waive` skips it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Become a separate user, when root started the process.
+    /// The process takes a separate uid, if root started it.
     User,
-    /// Landlock: no file, no TCP, no signal to others.
+    /// Landlock: the process can open no file, use no TCP and signal no other process, except what `TokenNeeds` lists.
     Landlock,
-    /// Seccomp: no system call but those it needs.
+    /// Seccomp: the process can make only the listed system calls.
     Seccomp,
 }
 

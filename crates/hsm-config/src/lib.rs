@@ -92,7 +92,7 @@ impl HsmProcess {
 
     fn of(mut file: BoundaryFile) -> Result<Self, ConfigError> {
         let threads = match file.token {
-            // A vault answers faster than an engine's thread asks: half as many threads do more at each wake-up.
+            // A vault answers faster than an engine's thread sends requests: half as many threads handle more requests a wake-up.
             None => file.threads()?.div_ceil(2),
             Some(_) => file.threads()?,
         };
@@ -119,7 +119,8 @@ impl HsmProcess {
 /// The file is malformed, has no `[token]`, or names a secret that cannot be read.
 pub fn load_token(path: &Path) -> Result<Token, ConfigError> {
     let file = read_file::<BoundaryFile>(Some(path))?;
-    let token = file.token.ok_or_else(|| ConfigError::value("token", "the file names no PKCS#11 token"))?;
+    let token =
+        file.token.ok_or_else(|| ConfigError::value("token", "the file names no PKCS#11 token: add [token]"))?;
     let isolation = match file.boundary.isolation {
         IsolationFile::Process => hsm::Isolation::Process,
         IsolationFile::Inline => hsm::Isolation::Inline,
@@ -165,7 +166,7 @@ pub struct Token {
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct BoundaryFile {
-    /// Where the vault is, unless it says otherwise.
+    /// The directory of the vault, unless `[vault]` names other paths.
     data_directory: PathBuf,
     /// Threads that serve; 0 for one a core.
     workers: usize,
@@ -218,7 +219,7 @@ impl BoundaryFile {
         if self.workers == 0 { Ok(cores) } else { within("workers", self.workers, 1..=240) }
     }
 
-    /// The keys, the level, the policy; secrets are read here.
+    /// The keys, the level and the policy. Reads the secrets.
     fn hsm(self) -> Result<hsm::Config, ConfigError> {
         let keys = keys(self.token, self.vault, &self.data_directory)?;
         hsm_config(keys, &self.boundary, &self.pin_policy)
@@ -294,17 +295,17 @@ impl TokenFile {
     }
 }
 
-/// A slot by the one name that it is given.
+/// The slot, by its one name.
 fn slot(label: Option<String>, serial: Option<String>, number: Option<u64>) -> Result<hsm::SlotName, ConfigError> {
     match (label, serial, number) {
         (Some(label), None, None) => Ok(hsm::SlotName::Label(label)),
         (None, Some(serial), None) => Ok(hsm::SlotName::Serial(serial)),
         (None, None, Some(number)) => Ok(hsm::SlotName::Number(number)),
-        _ => Err(ConfigError::value("token", "give one of the token's label, its serial and the slot")),
+        _ => Err(ConfigError::value("token", "name the token by exactly one of the token's label, serial and slot")),
     }
 }
 
-/// Where a token is.
+/// The module, its parameters and the slot.
 fn place(
     module: PathBuf,
     module_parameters: Option<String>,
@@ -343,7 +344,10 @@ fn stored_form(form: StoredFormFile, boundary: &BoundarySection) -> Result<hsm::
     let until = |form: fn(String) -> hsm::NewRecordFormat| {
         let today = jiff::tz::TimeZone::UTC.to_datetime(jiff::Timestamp::now()).date();
         match boundary.form_until {
-            None => Err(ConfigError::value("boundary.form_until", "a 3DES form needs the date it ends, as 2027-06-30")),
+            None => Err(ConfigError::value(
+                "boundary.form_until",
+                "a 3DES format needs the date it ends, for example 2027-06-30",
+            )),
             Some(until) if until < today => {
                 Err(ConfigError::value("boundary.form_until", format!("{until} has passed: set form = \"iso-4\"")))
             }

@@ -1,4 +1,4 @@
-//! The token that holds the key of a person of a ceremony, in the words of an engine's `[token]`.
+//! The token with the key of a ceremony's participant. Its file has the keys of an engine's `[token]`.
 //!
 //! No error repeats the text of a file: the text may be a key or a PIN in the wrong place.
 
@@ -16,7 +16,7 @@ struct ParticipantFile {
     token: ParticipantTokenFile,
 }
 
-/// What `TokenFile` says of an engine's token, as far as it is so of any.
+/// The keys of `[token]` that name a token; the others concern an engine.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ParticipantTokenFile {
@@ -25,7 +25,7 @@ struct ParticipantTokenFile {
     label: Option<String>,
     serial: Option<String>,
     slot: Option<u64>,
-    /// Asked for on the terminal where it is not named.
+    /// Without it the user PIN is typed on the terminal.
     user_pin: Option<SecretSource>,
 }
 
@@ -45,8 +45,8 @@ pub fn person_token(path: &Path, text: &str) -> Result<hsm::ParticipantToken, Co
 fn malformed(path: &Path, error: &TomlError) -> ConfigError {
     let line = error.line;
     let message = format!(
-        "neither a person's key, of 32 bytes, nor a file that names a token (line {line}): that is [token] with module, one \
-         of label, serial and slot, and, unless it is to be typed, user_pin = {{ file = \"…\" }}"
+        "the file is neither a participant's key (32 bytes) nor names a token (line {line}): write [token] with module, \
+         one of label, serial and slot, and user_pin = {{ file = \"…\" }} unless the PIN is typed"
     );
     ConfigError::Malformed { path: path.to_owned(), message }
 }
