@@ -1,4 +1,4 @@
-//! What an engine may send: read to its end or refused, and done with keys that live in memory alone; never a panic.
+//! Bytes from an engine: the boundary decodes and executes each frame, or rejects it, and never panics. The keys are in memory.
 
 #![no_main]
 

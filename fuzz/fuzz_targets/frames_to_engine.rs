@@ -1,4 +1,4 @@
-//! What a boundary may send: read to its end or refused; never a panic.
+//! Bytes from a boundary: the engine decodes each frame or rejects it, and never panics.
 
 #![no_main]
 

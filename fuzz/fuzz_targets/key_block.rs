@@ -1,4 +1,4 @@
-//! What a stranger may send as a key block: explained or refused; never a panic. What is read says what it was read from.
+//! A text as a key block: it is parsed or rejected, without a panic. A parsed block agrees with the text.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! What anybody may call a transcript: read to its end or refused; never a panic. What is read is as it would be written.
+//! A text as a transcript: it is read or rejected, without a panic. A transcript that is read agrees with the text.
 
 #![no_main]
 
