@@ -75,7 +75,7 @@ pub async fn open_store(config: Option<&Path>) -> Result<Arc<dyn Store>, StoreOp
 /// byte of the store changes, and what is written to the copy is lost.
 ///
 /// # Errors
-/// There is no store in the directory, another process has it open, or it can't be copied or read.
+/// There is no store in the directory, another process has the store open, or the store can't be copied or read.
 pub fn open_store_copy(directory: &Path) -> Result<Arc<dyn Store>, StoreOpenError> {
     Ok(Arc::new(Embedded::open_copy(directory)?))
 }

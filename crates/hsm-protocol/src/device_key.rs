@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_modulus_outside_2048_to_4096_bits_is_told_by_its_size() {
+    fn a_modulus_outside_2048_to_4096_bits_is_refused_with_its_size() {
         assert_eq!(check_modulus(&[0xFF; 128]), Err(DeviceKeyError::Size { bits: 1024 }));
         assert_eq!(check_modulus(&[0x7F; 256]), Err(DeviceKeyError::Size { bits: 2047 }));
         assert_eq!(check_modulus(&[0xFF; 513]), Err(DeviceKeyError::Size { bits: 4104 }));

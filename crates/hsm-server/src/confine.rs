@@ -33,7 +33,7 @@ pub(super) struct PartlyConfined(Confiner);
 
 /// The least Landlock that a kernel must have: rights on files, since Linux 5.13.
 const LANDLOCK_MIN: ABI = ABI::V1;
-/// The Landlock that is used where the kernel has it: all of Linux 6.12, with TCP ports and signals.
+/// The Landlock that is used where the kernel supports it: all of Linux 6.12, with TCP ports and signals.
 const LANDLOCK: ABI = ABI::V6;
 /// Directories that a PKCS#11 module may read: libraries, their configuration, random and time-zone files.
 const SYSTEM_PATHS: [&str; 5] = ["/usr", "/lib", "/lib64", "/etc", "/dev"];

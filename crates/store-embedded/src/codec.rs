@@ -119,7 +119,7 @@ pub(super) fn encode_control(control: &Control) -> Box<[u8]> {
         ControlState::Spent(_) => (None, None),
         ControlState::Open | ControlState::Keyed { .. } => (control.device_key.as_ref(), control.account.as_ref()),
     };
-    let mut bytes = Writer::with_room();
+    let mut bytes = Writer::with_capacity();
     bytes.array(control.id.as_bytes());
     let kind = match &control.state {
         ControlState::Open => OPEN,
@@ -213,13 +213,13 @@ struct Writer(Vec<u8>);
 
 impl Writer {
     fn new() -> Self {
-        let mut bytes = Self::with_room();
+        let mut bytes = Self::with_capacity();
         bytes.array(&[VERSION]);
         bytes
     }
 
-    /// Empty, with room for any row.
-    fn with_room() -> Self {
+    /// Empty, with capacity for any row.
+    fn with_capacity() -> Self {
         Self(Vec::with_capacity(256))
     }
 

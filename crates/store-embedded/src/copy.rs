@@ -26,7 +26,7 @@ impl Embedded {
     /// the engine name of the store; what is written to it is lost.
     ///
     /// # Errors
-    /// There is no store, an engine has it open, it can't be copied, or the copy does not open.
+    /// There is no store, an engine has the store open, the store can't be copied, or the copy does not open.
     pub fn open_copy(directory: &Path) -> Result<Self, StoreOpenError> {
         // Writes nothing to a directory that must exist already.
         prepare(&EmbeddedConfig::existing(directory.to_owned()))?;

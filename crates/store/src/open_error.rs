@@ -62,7 +62,7 @@ pub enum StoreOpenError {
         error: io::Error,
     },
     /// The files of the store can't be copied.
-    #[error("can't copy the store {} to read it: {error}; TMPDIR names a directory with room for it", path.display())]
+    #[error("can't copy the store {} to read it: {error}; TMPDIR names a directory with space for the copy", path.display())]
     Copy {
         /// The directory of the store.
         path: PathBuf,
