@@ -11,7 +11,7 @@ pub(crate) use self::{
     iso_4::{account_field, decode_iso_4, encode_iso_4},
     mask::{FILL_A_AS_PADDING, iso_1_to_iso_3, iso_1_to_iso_4},
 };
-pub(crate) use crate::account::AccountDigits;
+pub(crate) use hsm_protocol::AccountDigits;
 
 use subtle::Choice;
 

@@ -10,8 +10,9 @@ use subtle::ConstantTimeEq;
 use thiserror::Error;
 
 pub use self::terminal::ComponentTerminal;
+use hsm_protocol::Kcv;
+
 use crate::{
-    check_value::Kcv,
     clear::ClearBytes,
     keyring::{KeyAlgorithm, check_value, is_weak, set_odd_parity},
 };

@@ -4,11 +4,9 @@ use std::{ffi::CString, path::PathBuf};
 
 use zeroize::Zeroizing;
 
-use crate::{
-    binding::Isolation,
-    form::{NewRecordFormat, StorageFormat},
-    policy::PinPolicy,
-};
+use hsm_protocol::{Isolation, NewRecordFormat, StorageFormat};
+
+use crate::policy::PinPolicy;
 
 /// The configuration of the boundary. The default is a software token with fresh keys in memory.
 #[derive(Default)]

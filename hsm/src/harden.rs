@@ -6,7 +6,9 @@ use rustix::{
     thread::{CapabilitySet, capabilities},
 };
 
-use crate::{config::LockMemory, open_error::OpenError, status::MemoryLock};
+use hsm_protocol::MemoryLock;
+
+use crate::{config::LockMemory, open_error::OpenError};
 
 /// Disables core dumps and ptrace, and locks memory.
 ///

@@ -12,13 +12,12 @@ use aws_lc_rs::rand;
 use thiserror::Error;
 
 use self::location::{KeyLocation, StoredKey};
+use hsm_protocol::{BoundaryLevel, Kcv, PinRecord, SealedKey, StorageFormat};
+
 use crate::{
-    binding::BoundaryLevel,
-    check_value::Kcv,
     clear::ClearBytes,
     component::{ComponentError, Components},
     config::{Keys, LockMemory, Wanted},
-    form::StorageFormat,
     harden::harden,
     keyblock::{Header, KeyBlock, KeyBlockError, ProtectionKey, Purpose, Version},
     keyring::{
@@ -26,7 +25,6 @@ use crate::{
         is_weak,
     },
     open_error::{OpenError, Pkcs11Error},
-    sealed::{PinRecord, SealedKey},
     token::reserved_in,
     vault::VaultError,
 };

@@ -19,16 +19,13 @@ mod layout;
 use std::{fmt, path::Path};
 
 use aws_lc_rs::{hmac, rand};
-use hsm_protocol::ENGINE_KEYS;
+use hsm_protocol::{ENGINE_KEYS, Kcv, KeyVersion, StorageVersions};
 pub(crate) use hsm_protocol::{KeyUsage, ZoneName};
 
 use crate::{
-    check_value::Kcv,
     clear::{Clear, ClearBytes, Tzpk},
     config::{AbsentVault, KeyFileUse, Vault},
     keyblock::{Family, check_bytes},
-    sealed::KeyVersion,
-    status::StorageVersions,
     tdes_key::force_odd_parity,
     vault::{self, VaultError},
     versioned::Versioned,

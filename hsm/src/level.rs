@@ -1,9 +1,9 @@
 //! The choice of the boundary level: from the configuration, and from the abilities of the token.
 
+use hsm_protocol::{BoundaryLevel, NewRecordFormat, StorageFormat};
+
 use crate::{
-    binding::BoundaryLevel,
     config::{HostForm, Pkcs11, TokenForm, Wanted, WantedLevel},
-    form::{NewRecordFormat, StorageFormat},
     open_error::OpenError,
     token::token_level_support,
 };

@@ -62,12 +62,6 @@
 //! let _ = hsm::Refusal::WrongControlNibble;
 //! ```
 
-// The files of this crate name the protocol's types by these paths.
-use hsm_protocol::{
-    self as account, self as check_value, self as device_key, self as error, self as form, self as key_id,
-    self as sealed, self as status, self as binding,
-};
-
 mod api;
 mod block;
 mod boundary;

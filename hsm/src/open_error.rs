@@ -4,7 +4,9 @@ use std::{io, path::PathBuf};
 
 use thiserror::Error;
 
-use crate::{binding::BoundaryLevel, form::StorageFormat, policy::PolicyError, vault::VaultError};
+use hsm_protocol::{BoundaryLevel, StorageFormat};
+
+use crate::{policy::PolicyError, vault::VaultError};
 
 /// The boundary does not open.
 #[derive(Debug, Error)]

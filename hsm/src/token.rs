@@ -16,18 +16,17 @@ pub(crate) use self::{
     software::{Software, aes_kcv, tzpk_decrypt, tzpk_encrypt, tzpk_kcv},
     tdes_budget::{TdesBudget, reserved_in},
 };
+use hsm_protocol::{
+    ACCOUNT_BYTES, Bound, DeviceKey, EncryptedBlock, Error, Kcv, KeyId, KeyVersion, SealedTzpk, StorageFormat,
+    TAG_BYTES,
+};
+
 use crate::{
     block::AccountDigits,
-    check_value::Kcv,
     clear::{Block, Tzpk, WideBlock},
     config::TokenForm,
-    device_key::DeviceKey,
-    error::Error,
-    form::StorageFormat,
-    key_id::KeyId,
     keyring::Versions,
     oaep,
-    sealed::{ACCOUNT_BYTES, Bound, EncryptedBlock, KeyVersion, SealedTzpk, TAG_BYTES},
     tdes_key::fill_tdes_key,
 };
 

@@ -9,13 +9,14 @@ use aws_lc_rs::rsa::{OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, PrivateDe
 use des::TdesEde3;
 use serde_json::Value;
 
+use hsm_protocol::DeviceKey;
+
 use crate::{
     block::{
         AccountDigits, account_field, decode_iso_0, decode_iso_1, decode_iso_3, decode_iso_4, encode_iso_0,
         encode_iso_1, encode_iso_3, encode_iso_4,
     },
     clear::{Block, Clear, ClearBytes, Pin, Tzpk, WideBlock},
-    device_key::DeviceKey,
     keyblock::{KeyBlock, ProtectionKey, Version as KeyBlockVersion, known_answers::derive_both},
     token::{CmacKey, aes_kcv, encrypt_chain, tzpk_decrypt, tzpk_encrypt, tzpk_kcv},
 };

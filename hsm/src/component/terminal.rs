@@ -14,7 +14,9 @@ use rustix::termios::{
 use zeroize::Zeroizing;
 
 use super::ComponentError;
-use crate::{check_value::Kcv, clear::ClearBytes, config::SlotName};
+use hsm_protocol::Kcv;
+
+use crate::{clear::ClearBytes, config::SlotName};
 
 /// The most characters of a typed line: 64 digits and spaces between them.
 const LINE_CHARACTERS_MAX: usize = 192;

@@ -8,8 +8,9 @@ use std::{
 };
 
 use super::KeyStoreError;
+use hsm_protocol::Kcv;
+
 use crate::{
-    check_value::Kcv,
     clear::ClearBytes,
     config::{AbsentVault, Keys, Unlock, Vault, Wanted},
     keyblock::ProtectionKey,

@@ -7,10 +7,9 @@ use aes::{
     cipher::{BlockCipherEncBackend, BlockCipherEncClosure, BlockCipherEncrypt, BlockSizeUser, KeyInit, consts::U16},
 };
 
-use crate::{
-    clear::{Clear, WideBlock},
-    sealed::TAG_BYTES,
-};
+use hsm_protocol::TAG_BYTES;
+
+use crate::clear::{Clear, WideBlock};
 
 /// R_128 of NIST SP 800-38B, 5.3.
 const R_128: u128 = 0x87;

@@ -35,16 +35,12 @@ pub(crate) use self::{
     signing_key::SigningKey,
 };
 use super::{HostLevel, TdesBudget, Token, TokenLevel, software::joined};
-use crate::{
-    binding::BoundaryLevel,
-    config::Pkcs11,
-    error::Error,
-    form::StorageFormat,
-    key_id::KeyId,
-    keyring::Versions,
-    open_error::Pkcs11Error,
-    sealed::{ACCOUNT_BYTES, Bound, KeyVersion, RECORD_MESSAGE_BYTES_MAX, SealedTzpk, TAG_BYTES},
+use hsm_protocol::{
+    ACCOUNT_BYTES, Bound, BoundaryLevel, Error, KeyId, KeyVersion, RECORD_MESSAGE_BYTES_MAX, SealedTzpk, StorageFormat,
+    TAG_BYTES,
 };
+
+use crate::{config::Pkcs11, keyring::Versions, open_error::Pkcs11Error};
 
 /// The prefix of a retry tag's message. No other message under the MAC key begins with it.
 const RETRY_HEAD: [u8; 4] = [1, b'R', 0, 0];

@@ -20,16 +20,14 @@ use super::{
     host_tzpk,
     tdes_budget::TdesBudget,
 };
+use hsm_protocol::{
+    ACCOUNT_BYTES, Bound, DeviceKey, Error, Kcv, KeyId, KeyVersion, NONCE_BYTES, RECORD_MESSAGE_BYTES_MAX, SealedTzpk,
+    StorageFormat, StorageVersions, TAG_BYTES,
+};
+
 use crate::{
-    check_value::Kcv,
     clear::{Block, Clear, Tzpk, WideBlock},
-    device_key::DeviceKey,
-    error::Error,
-    form::StorageFormat,
-    key_id::KeyId,
     keyring::{KeyUsage, Keys, Versions},
-    sealed::{ACCOUNT_BYTES, Bound, KeyVersion, NONCE_BYTES, RECORD_MESSAGE_BYTES_MAX, SealedTzpk, TAG_BYTES},
-    status::StorageVersions,
     versioned::Versioned,
 };
 

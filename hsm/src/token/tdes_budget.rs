@@ -15,7 +15,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use crate::{error::Error, sealed::KeyVersion};
+use hsm_protocol::{Error, KeyVersion};
 
 /// The most blocks under one key.
 pub(crate) const BLOCKS_MAX: u64 = 1 << 20;

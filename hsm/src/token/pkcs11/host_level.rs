@@ -11,11 +11,10 @@ use super::{
     keys::{HostKeys, SealKey},
     objects::{SessionObject, WRAPPED_TZPK_BYTES},
 };
+use hsm_protocol::{Bound, DeviceKey, Error, KeyVersion, SealedTzpk};
+
 use crate::{
     clear::{Block, Tzpk, WideBlock},
-    device_key::DeviceKey,
-    error::Error,
-    sealed::{Bound, KeyVersion, SealedTzpk},
     token::{HostLevel, IssuedTzpk, Token, WrappedTzpk, host_tzpk, software},
 };
 

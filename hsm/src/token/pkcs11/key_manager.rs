@@ -23,9 +23,9 @@ use super::{
     probe::seal_way,
     session_pool,
 };
+use hsm_protocol::{BoundaryLevel, Kcv};
+
 use crate::{
-    binding::BoundaryLevel,
-    check_value::Kcv,
     clear::{Clear, ClearBytes},
     config::Pkcs11,
     keyblock::{CmacInToken, KeyBlockError},

@@ -14,17 +14,13 @@ use super::{
     ffi::Calls,
     objects::{PROTECTION, create_with_value},
 };
+use hsm_protocol::{BoundaryLevel, Kcv, KeyId, KeyVersion, StorageFormat, StorageVersions};
+
 use crate::{
-    binding::BoundaryLevel,
-    check_value::Kcv,
     clear::{Clear, ClearBytes},
     config::Pkcs11,
-    form::StorageFormat,
-    key_id::KeyId,
     keyring::{EXCHANGE_ALGORITHMS, Exportability, KeyAlgorithm, KeyUsage, NewKey, Versions, ZONE_ALGORITHMS},
     open_error::Pkcs11Error,
-    sealed::KeyVersion,
-    status::StorageVersions,
     token::aes_chain::cmac_subkeys,
     versioned::Versioned,
 };

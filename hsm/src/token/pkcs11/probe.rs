@@ -17,12 +17,12 @@ use super::{
     session_pool::{self, UsableKeys},
     token_level::ends_with_a,
 };
+use hsm_protocol::{BoundaryLevel, KeyId};
+
 use crate::{
-    binding::BoundaryLevel,
     block::{AccountDigits, account_field, iso_1_to_iso_3, iso_1_to_iso_4},
     clear::Tzpk,
     config::{Pkcs11, TokenForm},
-    key_id::KeyId,
     open_error::Pkcs11Error,
     tdes_key::fill_tdes_key,
 };

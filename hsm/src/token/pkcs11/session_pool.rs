@@ -23,10 +23,10 @@ use super::{
     inventory::Inventory,
     keys::{FoundKeys, InUse, KeyHandles, KeyReferences, LevelKeys, SealWay, engine_keys, versions_of},
 };
+use hsm_protocol::{BoundaryLevel, Error, UnavailableReason};
+
 use crate::{
-    binding::BoundaryLevel,
     config::{KeyHandling, Pkcs11, SlotName, TokenPlace},
-    error::{Error, UnavailableReason},
     keyring::{KeyInfo, KeyUsage},
     open_error::Pkcs11Error,
 };

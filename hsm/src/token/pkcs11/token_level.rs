@@ -16,13 +16,11 @@ use super::{
     keys::{KeyHandles, TokenKeys},
     objects::{SessionObject, WRAPPED_BLOCK_BYTES, WRAPPED_TZPK_BYTES},
 };
+use hsm_protocol::{Bound, DeviceKey, EncryptedBlock, Error, Kcv, KeyVersion, Refusal, SealedTzpk};
+
 use crate::{
     block::{AccountDigits, FILL_A_AS_PADDING, account_field, iso_1_to_iso_3, iso_1_to_iso_4},
-    check_value::Kcv,
     config::TokenForm,
-    device_key::DeviceKey,
-    error::{Error, Refusal},
-    sealed::{Bound, EncryptedBlock, KeyVersion, SealedTzpk},
     token::{IssuedTzpk, StoredBlock, Token, TokenLevel, WrappedTzpk},
 };
 
