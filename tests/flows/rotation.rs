@@ -155,13 +155,13 @@ async fn a_storage_key_rotates_under_load_and_kills_without_loss() {
     assert!(verified.status.success(), "{}", said(&verified));
     let lines = pinseal().args(["audit", "export", "--store"]).arg(&store).output().unwrap().stdout;
     let lines = String::from_utf8(lines).unwrap();
-    let remade = |line: &str| -> Option<u64> {
+    let reencrypted = |line: &str| -> Option<u64> {
         let entry: serde_json::Value = serde_json::from_str(line).unwrap();
         let event = &entry["event"];
         (event["type"] == "records_reencrypted").then(|| event["count"].as_u64().unwrap())
     };
     // The chain has each re-encrypted record once. PINs set again under load are not re-encrypted.
-    let printed: u64 = lines.lines().filter_map(remade).sum();
+    let printed: u64 = lines.lines().filter_map(reencrypted).sum();
     assert!(printed <= before + CLIENTS && printed + CLIENTS >= before, "the chain has {printed} of {before}");
     assert!(lines.contains("\"type\":\"rotation_ended\""));
 }

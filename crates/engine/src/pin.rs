@@ -101,8 +101,8 @@ impl Pins {
             }
             None => None,
         };
-        let line = self.line(caller, about_card(Action::RegisterCard, &plastic, account.as_ref()));
-        Ok(self.store.register_card(card, account, line).await?)
+        let event = self.card_event(caller, about_card(Action::RegisterCard, &plastic, account.as_ref()));
+        Ok(self.store.register_card(card, account, event).await?)
     }
 
     /// Reads a card; `None` for an unknown card.
@@ -127,9 +127,9 @@ impl Pins {
         let card = CardKey { tenant: caller.tenant, plastic };
         let id = ControlId::random();
         let control = NewControl { id, card, scope, lifetime: self.rules.control_lifetime, device_key };
-        let event = about_card(Action::OpenControl, &plastic, None);
-        let line = self.line(caller, CardEvent { control: Some(id), ..event });
-        self.store.open_control(control, self.rules.admission, line).await
+        let opened = CardEvent { control: Some(id), ..about_card(Action::OpenControl, &plastic, None) };
+        let event = self.card_event(caller, opened);
+        self.store.open_control(control, self.rules.admission, event).await
     }
 
     /// Makes a fresh tzpk for the control's device. Only the newest tzpk of a control is valid.
@@ -154,8 +154,8 @@ impl Pins {
                 return Err(hsm_protocol::Error::UnexpectedReply.into());
             };
             let tzpk = SealedTzpk(issued.sealed.as_bytes().into());
-            let event = Transition::Key { tzpk, replaces: control.tzpk().ok().cloned() };
-            match self.store.advance(id, event, self.control_line(caller, Action::IssueTzpk, &control)).await {
+            let key = Transition::Key { tzpk, replaces: control.tzpk().ok().cloned() };
+            match self.store.advance(id, key, self.control_event(caller, Action::IssueTzpk, &control)).await {
                 Ok(()) => {}
                 // Another request changed the control first: this request starts over.
                 Err(ChangeError::Denied(Denied::Superseded)) => continue,
@@ -181,8 +181,8 @@ impl Pins {
             let now = self.store.now();
             let control = self.store.control(id).await?.ok_or(Denied::NotUsable)?;
             if let Some(retry) = self.retry(caller, &control, block, now).await? {
-                let line = self.control_line(caller, Action::ConfirmSetPin, &control);
-                return Ok(self.store.confirm_retry(id, retry, line).await?);
+                let event = self.control_event(caller, Action::ConfirmSetPin, &control);
+                return Ok(self.store.confirm_retry(id, retry, event).await?);
             }
             self.admit(caller, &control, Scope::SetPin, Action::SetPin, now).await?;
             match self.translate_and_store(caller, &control, block).await {
@@ -219,8 +219,8 @@ impl Pins {
                 return Err(hsm_protocol::Error::UnexpectedReply.into());
             };
 
-            let line = self.line(caller, CardEvent { formats, ..about_control(Action::ViewPin, &control) });
-            match self.store.advance(id, Transition::View { shown: pin.record }, line).await {
+            let event = self.card_event(caller, CardEvent { formats, ..about_control(Action::ViewPin, &control) });
+            match self.store.advance(id, Transition::View { shown: pin.record }, event).await {
                 Ok(()) => {}
                 // Another request replaced the PIN record: start over with the newest record.
                 Err(ChangeError::Denied(Denied::Superseded)) => continue,
@@ -252,19 +252,23 @@ impl Pins {
     /// not overwritten.
     ///
     /// # Errors
-    /// [`RemakeError`]: the boundary was not available or busy, or the store failed. No record of the page is changed.
-    pub async fn remake_page(&self, after: Option<&CardKey>, cards: usize) -> Result<RemadePage, RemakeError> {
+    /// [`ReencryptError`]: the boundary was not available or busy, or the store failed. No record of the page is changed.
+    pub async fn reencrypt_page(
+        &self,
+        after: Option<&CardKey>,
+        cards: usize,
+    ) -> Result<ReencryptedPage, ReencryptError> {
         let pins = self.store.scan_pins(after, cards).await?;
         let checked = u64::try_from(pins.len()).unwrap_or(u64::MAX);
-        let mut page = RemadePage { last: pins.last().map(|(card, _)| *card), checked, remade: 0, failed: 0 };
-        let mut remade = Vec::new();
+        let mut page = ReencryptedPage { last: pins.last().map(|(card, _)| *card), checked, reencrypted: 0, failed: 0 };
+        let mut records = Vec::new();
         // Many at a time: a boundary in a separate process executes all arrived requests at one wake-up.
         let each = |(card, pin): (CardKey, StoredPin)| async move { (self.reencrypted(&card, &pin).await, card, pin) };
         let mut all = stream::iter(pins.into_iter().map(each)).buffered(REENCRYPTED_AT_ONCE);
         while let Some((outcome, card, pin)) = all.next().await {
             match outcome {
                 Ok(None) => {}
-                Ok(Some(after)) => remade.push(ReencryptedPin {
+                Ok(Some(after)) => records.push(ReencryptedPin {
                     card,
                     before: pin.record,
                     key: record_key(&after),
@@ -279,8 +283,9 @@ impl Pins {
                 }
             }
         }
-        if !remade.is_empty() {
-            page.remade = self.store.reencrypt(remade, self.own_line(Body::RecordsReencrypted { count: 0 })).await?;
+        if !records.is_empty() {
+            page.reencrypted =
+                self.store.reencrypt(records, self.engine_event(Body::RecordsReencrypted { count: 0 })).await?;
         }
         Ok(page)
     }
@@ -308,7 +313,7 @@ impl Pins {
     /// # Errors
     /// [`StoreError`]: the store failed.
     pub async fn note_rotated(&self, checked: u64, failed: u64) -> Result<(), StoreError> {
-        self.store.record_event(self.own_line(Body::RotationEnded { checked, failed })).await
+        self.store.record_event(self.engine_event(Body::RotationEnded { checked, failed })).await
     }
 
     /// Rejects PIN records under a storage key older than those of `status`; the caller retries under the newest key. When
@@ -318,7 +323,7 @@ impl Pins {
     /// [`StoreError`]: the store failed.
     pub async fn reject_older_keys(&self, status: &hsm_protocol::Status) -> Result<(), StoreError> {
         let keys = hsm_protocol::frame::write_key_list(status.keys());
-        self.store.set_keys_in_use(keys.into(), min_key_versions(status), self.own_line(Body::KeysReloaded)).await
+        self.store.set_keys_in_use(keys.into(), min_key_versions(status), self.engine_event(Body::KeysReloaded)).await
     }
 
     /// Records that the engine of this name starts to serve, with the keys of `status`.
@@ -331,7 +336,7 @@ impl Pins {
             .set_keys_in_use(
                 keys.into(),
                 min_key_versions(status),
-                self.own_line(Body::EngineStarted { engine: engine.into() }),
+                self.engine_event(Body::EngineStarted { engine: engine.into() }),
             )
             .await
     }
@@ -341,7 +346,7 @@ impl Pins {
     /// # Errors
     /// [`StoreError`]: the store failed.
     pub async fn note_engine(&self, body: Body) -> Result<(), StoreError> {
-        self.store.record_event(self.own_line(body)).await
+        self.store.record_event(self.engine_event(body)).await
     }
 
     /// The version of the seal key of each usable control's tzpk; `None` for a tzpk in an unknown layout.
@@ -365,7 +370,7 @@ impl Pins {
     }
 
     /// An event of the engine itself.
-    fn own_line(&self, body: Body) -> Event {
+    fn engine_event(&self, body: Body) -> Event {
         Event {
             at: clock::now(),
             caller: "engine".into(),
@@ -413,24 +418,24 @@ impl Pins {
         match translated {
             Ok(Reply::Record { record, retry_tag: Some(retry_tag) }) => {
                 let formats = Some(Formats { from: BlockFormat::Iso1, to: block_format(record.form()) });
-                let line = self.line(caller, CardEvent { formats, ..card });
+                let event = self.card_event(caller, CardEvent { formats, ..card });
                 let pin = StoredPin {
                     key: record_key(&record),
                     record: record.as_bytes().into(),
                     account: control.account.clone(),
                 };
                 let set = Transition::Set { under, retry: RetryTag(retry_tag), pin };
-                Ok(self.store.advance(control.id, set, line).await?)
+                Ok(self.store.advance(control.id, set, event).await?)
             }
             Ok(_) => Err(hsm_protocol::Error::UnexpectedReply.into()),
             Err(hsm_protocol::Error::Refused(Refusal::MalformedBlock)) => {
-                let line = Event { outcome: Outcome::Malformed, ..self.line(caller, card) };
-                self.store.advance(control.id, Transition::Malformed { under }, line).await?;
+                let event = Event { outcome: Outcome::Malformed, ..self.card_event(caller, card) };
+                self.store.advance(control.id, Transition::Malformed { under }, event).await?;
                 Err(SetPinError::Malformed)
             }
             Err(hsm_protocol::Error::Refused(Refusal::PinPolicy)) => {
-                let line = Event { outcome: Outcome::RefusedPin, ..self.line(caller, card) };
-                self.store.advance(control.id, Transition::RefusedPin { under }, line).await?;
+                let event = Event { outcome: Outcome::RefusedPin, ..self.card_event(caller, card) };
+                self.store.advance(control.id, Transition::RefusedPin { under }, event).await?;
                 Err(SetPinError::RefusedPin)
             }
             Err(error) => Err(error.into()),
@@ -487,16 +492,16 @@ impl Pins {
         action: Action,
         denied: Denied,
     ) -> Result<T, ChangeError> {
-        let line = Event { outcome: Outcome::Denied, ..self.control_line(caller, action, control) };
-        self.store.record_event(line).await?;
+        let event = Event { outcome: Outcome::Denied, ..self.control_event(caller, action, control) };
+        self.store.record_event(event).await?;
         Err(denied.into())
     }
 
-    fn control_line(&self, caller: &Caller, action: Action, control: &Control) -> Event {
-        self.line(caller, about_control(action, control))
+    fn control_event(&self, caller: &Caller, action: Action, control: &Control) -> Event {
+        self.card_event(caller, about_control(action, control))
     }
 
-    fn line(&self, caller: &Caller, card: CardEvent) -> Event {
+    fn card_event(&self, caller: &Caller, card: CardEvent) -> Event {
         Event {
             at: clock::now(),
             caller: caller.peer.clone(),
@@ -537,20 +542,20 @@ pub struct KindsPage {
 
 /// The result of the re-encryption of a page of cards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RemadePage {
+pub struct ReencryptedPage {
     /// The last card of the page; `None` after the last card of the store.
     pub last: Option<CardKey>,
     /// The number of checked records.
     pub checked: u64,
     /// The number of re-encrypted records.
-    pub remade: u64,
+    pub reencrypted: u64,
     /// The number of records that did not open.
     pub failed: u64,
 }
 
 /// An error that ended the re-encryption of a page. No record of the page is changed.
 #[derive(Debug, Error)]
-pub enum RemakeError {
+pub enum ReencryptError {
     /// The boundary is not available or busy.
     #[error(transparent)]
     Hsm(#[from] hsm_protocol::Error),

@@ -13,7 +13,7 @@ use std::{
 use tokio::sync::watch;
 
 pub use self::census::{Census, KeyUsers};
-use crate::pin::{Pins, RemakeError};
+use crate::pin::{Pins, ReencryptError};
 use domain::card::CardKey;
 use store::StoreError;
 
@@ -190,9 +190,9 @@ impl Rotation {
     async fn run_pass(&mut self) -> Result<(), StoreError> {
         let (mut after, mut logged): (Option<CardKey>, _) = (None, Instant::now());
         loop {
-            let page = match self.pins.remake_page(after.as_ref(), PAGE_CARDS).await {
+            let page = match self.pins.reencrypt_page(after.as_ref(), PAGE_CARDS).await {
                 Ok(page) => page,
-                Err(RemakeError::Store(error)) if !matches!(error, StoreError::Busy { .. }) => return Err(error),
+                Err(ReencryptError::Store(error)) if !matches!(error, StoreError::Busy { .. }) => return Err(error),
                 Err(error) => {
                     tracing::warn!(%error, "rotation: waits to retry");
                     tokio::time::sleep(RETRY_AFTER).await;
@@ -202,7 +202,7 @@ impl Rotation {
             self.progress.send_modify(|progress| {
                 progress.checked += page.checked;
                 progress.failed += page.failed;
-                progress.reencrypted += page.remade;
+                progress.reencrypted += page.reencrypted;
                 progress.records_a_second = self.pace.rate(progress);
             });
             let Some(last) = page.last else { return Ok(()) };
