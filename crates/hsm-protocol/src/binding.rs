@@ -28,14 +28,14 @@ impl CardBinding {
         })
     }
 
-    /// The card issuer.
-    pub fn tenant(&self) -> &str {
-        self.tenant.as_str()
+    /// The card issuer, in UTF-8.
+    pub fn tenant(&self) -> &[u8] {
+        self.tenant.as_bytes()
     }
 
-    /// The issuer's number of the card.
-    pub fn plastic_id(&self) -> &str {
-        self.plastic_id.as_str()
+    /// The issuer's number of the card, in UTF-8.
+    pub fn plastic_id(&self) -> &[u8] {
+        self.plastic_id.as_bytes()
     }
 }
 
@@ -53,9 +53,8 @@ impl<const N: usize> InlineText<N> {
         Some(Self { bytes, length: u8::try_from(text.len()).ok()? })
     }
 
-    fn as_str(&self) -> &str {
-        let text = self.bytes.get(..self.length.into()).unwrap_or_default();
-        std::str::from_utf8(text).unwrap_or_default()
+    fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..self.length.into()).unwrap_or_default()
     }
 }
 

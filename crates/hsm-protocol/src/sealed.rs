@@ -276,8 +276,8 @@ impl Bound {
         }
     }
 
-    fn push_text(&mut self, text: &str) {
-        let text = text.as_bytes().get(..TENANT_BYTES_MAX).unwrap_or(text.as_bytes());
+    fn push_text(&mut self, text: &[u8]) {
+        let text = text.get(..TENANT_BYTES_MAX).unwrap_or(text);
         self.push(&[u8::try_from(text.len()).unwrap_or_default()]);
         self.push(text);
     }

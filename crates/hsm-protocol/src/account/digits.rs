@@ -11,10 +11,11 @@ const ACCOUNT_DIGITS_MAX: usize = 19;
 
 impl AccountDigits {
     /// Parses 1 to 19 decimal digits; `None` for any other text.
-    pub fn parse(text: &str) -> Option<Self> {
+    pub fn parse(text: impl AsRef<[u8]>) -> Option<Self> {
+        let text = text.as_ref();
         let mut digits = [0; ACCOUNT_DIGITS_MAX];
         let length = text.len();
-        for (digit, byte) in digits.get_mut(..length)?.iter_mut().zip(text.bytes()) {
+        for (digit, byte) in digits.get_mut(..length)?.iter_mut().zip(text) {
             *digit = byte.checked_sub(b'0').filter(|digit| *digit < 10)?;
         }
         (length > 0).then_some(Self { digits, length })

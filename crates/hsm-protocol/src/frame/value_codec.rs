@@ -223,8 +223,8 @@ impl FrameValue for Status {
 
 impl FrameValue for CardBinding {
     fn write(&self, out: &mut Vec<u8>) {
-        push_blob(out, self.tenant().as_bytes());
-        push_blob(out, self.plastic_id().as_bytes());
+        push_blob(out, self.tenant());
+        push_blob(out, self.plastic_id());
     }
 
     fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
