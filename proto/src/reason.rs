@@ -75,6 +75,8 @@ reasons! {
     TokenBusy = "TOKEN_BUSY",
     /// Another count of the records is running.
     Counting = "COUNTING",
+    /// The store is low on disk space: it opens no control, and finishes those that are open.
+    StoreLowOnSpace = "STORE_LOW_ON_SPACE",
     /// The store is not available.
     StoreUnavailable = "STORE_UNAVAILABLE",
     /// The deadline of the caller passed before the change was committed.

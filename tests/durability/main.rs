@@ -1,4 +1,4 @@
-//! No acknowledged PIN is lost when the engine is killed or the disk fails.
+//! No acknowledged PIN is lost when the engine is killed, or the disk fails or fills.
 
 #![allow(
     clippy::unwrap_used,
@@ -9,4 +9,6 @@
 )]
 
 mod kill;
+mod low_space;
+mod small_disk;
 mod store_failure;

@@ -2,10 +2,9 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
     os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    path::Path,
+    process::{Command, Stdio},
 };
 
 use tonic::Code;
@@ -17,59 +16,11 @@ use support::{
     wait::soon,
 };
 
+use crate::small_disk::SmallDisk;
+
 const LONG_LIVED: &str = "[control]\nlifetime_seconds = 3600";
-
-/// A small file system in memory, in a separate mount namespace. It ends with the process that holds the namespace.
-struct SmallDisk {
-    holder: Child,
-    mount: PathBuf,
-}
-
-impl SmallDisk {
-    /// Creates a directory and mounts the file system on it.
-    fn mount(directory: &Path) -> Self {
-        fs::create_dir(directory).unwrap();
-        let script = "mount -t tmpfs -o size=6m tmpfs \"$1\" && echo mounted && exec cat";
-        let mut holder = Command::new("unshare")
-            .args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"])
-            .arg(directory)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("install util-linux");
-        let said = BufReader::new(holder.stdout.as_mut().unwrap()).lines().next();
-        assert!(matches!(said, Some(Ok(_))), "a file system can't be mounted: run the tests as root");
-        Self { holder, mount: directory.to_owned() }
-    }
-
-    /// A command inside the namespace.
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--mount=/proc/{}/ns/mnt", self.holder.id())).arg(program);
-        command
-    }
-
-    fn filler(&self) -> PathBuf {
-        let inside = self.mount.strip_prefix("/").unwrap();
-        Path::new(&format!("/proc/{}/root", self.holder.id())).join(inside).join("filler")
-    }
-
-    fn fill(&self) {
-        let zeros = fs::write(self.filler(), vec![0; 8 << 20]);
-        assert_eq!(zeros.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
-    }
-
-    fn free(&self) {
-        fs::remove_file(self.filler()).unwrap();
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = self.holder.kill();
-        let _ = self.holder.wait();
-    }
-}
+/// Without a reserve the disk fills.
+const NO_RESERVE: &str = "[control]\nlifetime_seconds = 3600\n[store]\nreserve_mebibytes = 0";
 
 /// Waits until the engine ends: its exit code, and its last line.
 async fn end_of(engine: EngineProcess) -> (i32, String) {
@@ -81,9 +32,9 @@ async fn end_of(engine: EngineProcess) -> (i32, String) {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_with_a_full_disk_ends_and_restarts_with_space() {
     let directory = tempfile::tempdir().unwrap();
-    let disk = SmallDisk::mount(&directory.path().join("data"));
+    let disk = SmallDisk::mount(&directory.path().join("data"), 6);
     let pinseal = || disk.command(env!("CARGO_BIN_EXE_pinseal"));
-    let engine = EngineProcess::start_with(pinseal(), "127.0.0.1:0", directory.path(), LONG_LIVED);
+    let engine = EngineProcess::start_with(pinseal(), "127.0.0.1:0", directory.path(), NO_RESERVE);
     let address = engine.address().to_owned();
     let edge = EdgeProcess::start(directory.path(), &format!("address = \"http://{address}\""), "");
     let (device, mut client) = (device(), engine.client().await);
@@ -108,7 +59,7 @@ async fn an_engine_with_a_full_disk_ends_and_restarts_with_space() {
     assert!(!started.status.success() && said.contains("full: free space, then start again"), "{said}");
 
     disk.free();
-    let engine = EngineProcess::start_with(pinseal(), &address, directory.path(), LONG_LIVED);
+    let engine = EngineProcess::start_with(pinseal(), &address, directory.path(), NO_RESERVE);
     soon("the edge is not ready again", async || (edge.status_of("/readyz") == 204).then_some(())).await;
     let mut client = engine.client().await;
     for number in 0..=kept {

@@ -107,6 +107,7 @@ table! {
     CONTROL_CAP = TOO_MANY_REQUESTS DynamicValidation "CONTROL_CAP" "too many controls were opened for this card within the hour: try again later" retry 600;
 
     BUSY = SERVICE_UNAVAILABLE Integration "BUSY" "too many requests are in flight: try again" retry 1;
+    STORE_LOW_ON_SPACE = SERVICE_UNAVAILABLE Integration "STORE_LOW_ON_SPACE" "the store is low on space, and opens no control: try again later" retry 30;
     STORE_UNAVAILABLE = SERVICE_UNAVAILABLE Integration "STORE_UNAVAILABLE" "the store is not available: try again later" retry 5;
     TOKEN_UNAVAILABLE = SERVICE_UNAVAILABLE Integration "TOKEN_UNAVAILABLE" "the key boundary is not available: try again later" retry 5;
     ENGINE_UNAVAILABLE = SERVICE_UNAVAILABLE Integration "ENGINE_UNAVAILABLE" "the engine is not available: try again later" retry 5;
@@ -150,6 +151,7 @@ impl ApiError {
             Reason::PinRefused => Self::PIN_REFUSED,
             Reason::ControlCap => Self::CONTROL_CAP,
             Reason::Busy | Reason::TokenBusy | Reason::Counting => Self::BUSY,
+            Reason::StoreLowOnSpace => Self::STORE_LOW_ON_SPACE,
             Reason::StoreUnavailable => Self::STORE_UNAVAILABLE,
             Reason::TokenUnavailable => Self::TOKEN_UNAVAILABLE,
             Reason::RotationCutOff | Reason::DeadlinePassed => Self::ENGINE_UNAVAILABLE,
@@ -350,6 +352,7 @@ mod tests {
                     "BUSY",
                     "TOKEN_BUSY",
                     "COUNTING",
+                    "STORE_LOW_ON_SPACE",
                     "STORE_UNAVAILABLE",
                     "TOKEN_UNAVAILABLE",
                     "ROTATION_CUT_OFF",

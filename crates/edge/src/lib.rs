@@ -61,8 +61,7 @@ pub(crate) struct EngineClient {
     health: HealthClient<Channel>,
 }
 
-// The services that the edge needs, by their names in `proto/`; the generated clients do not export them.
-const CONTROL_SERVICE: &str = "pinseal.v1.ControlService";
+// The service whose health the edge reads, by its name in `proto/`; the generated client does not export it.
 const PIN_SERVICE: &str = "pinseal.v1.PinService";
 
 impl EngineClient {
@@ -74,13 +73,11 @@ impl EngineClient {
         }
     }
 
-    /// Whether the engine reports that its store and its key boundary serve (gRPC health checking protocol).
+    /// Whether the engine reports that its store and its key boundary serve (gRPC health checking protocol). An engine whose
+    /// store is low on space opens no control but finishes those that are open, so an edge in front of it stays ready.
     pub(crate) async fn serves(&self) -> bool {
-        let serves = async |service: &str| {
-            let reply = self.health.clone().check(HealthCheckRequest { service: service.to_owned() }).await;
-            reply.is_ok_and(|reply| reply.into_inner().status() == ServingStatus::Serving)
-        };
-        serves(CONTROL_SERVICE).await && serves(PIN_SERVICE).await
+        let reply = self.health.clone().check(HealthCheckRequest { service: PIN_SERVICE.to_owned() }).await;
+        reply.is_ok_and(|reply| reply.into_inner().status() == ServingStatus::Serving)
     }
 }
 

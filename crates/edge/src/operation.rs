@@ -13,7 +13,13 @@ impl Operation {
     pub(super) const OPEN_CONTROL: Self = Self {
         id: "openControl",
         errors: &[
-            &[ApiError::PLASTIC_ID_INVALID, ApiError::SCOPE_INVALID, ApiError::CARD_UNKNOWN, ApiError::CONTROL_CAP],
+            &[
+                ApiError::PLASTIC_ID_INVALID,
+                ApiError::SCOPE_INVALID,
+                ApiError::CARD_UNKNOWN,
+                ApiError::CONTROL_CAP,
+                ApiError::STORE_LOW_ON_SPACE,
+            ],
             COMMON,
         ],
     };

@@ -19,6 +19,8 @@ pub struct StoreConfig {
     pub waiting_changes_max: usize,
     /// The memory of the store's buffers and caches, in bytes; live controls not counted.
     pub memory_bytes_max: u64,
+    /// The free bytes on the store's disk below which no control is opened; 0 for never.
+    pub reserve_bytes: u64,
 }
 
 impl StoreConfig {
@@ -28,12 +30,14 @@ impl StoreConfig {
     /// The file can't be read, is not TOML, or `[store]` has an unknown key or a number out of its range.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
         let file = read_file::<EngineFile>(path)?;
-        let StoreSection { directory, waiting_changes_max, memory_mebibytes_max } = file.store;
+        let StoreSection { directory, waiting_changes_max, memory_mebibytes_max, reserve_mebibytes } = file.store;
         let mebibytes = within("store.memory_mebibytes_max", memory_mebibytes_max, 4..=65_536)?;
+        let reserve = within("store.reserve_mebibytes", reserve_mebibytes, 0..=1_048_576)?;
         Ok(Self {
             directory: directory.unwrap_or_else(|| file.data_directory.join("store")),
             waiting_changes_max: within("store.waiting_changes_max", waiting_changes_max, 16..=1_000_000)?,
             memory_bytes_max: mebibytes.saturating_mul(1 << 20),
+            reserve_bytes: reserve.saturating_mul(1 << 20),
         })
     }
 
@@ -44,11 +48,12 @@ impl StoreConfig {
 
     /// The defaults, with the store in `data_directory`.
     pub fn embedded(data_directory: &Path) -> Self {
-        let StoreSection { waiting_changes_max, memory_mebibytes_max, .. } = StoreSection::default();
+        let StoreSection { waiting_changes_max, memory_mebibytes_max, reserve_mebibytes, .. } = StoreSection::default();
         Self {
             directory: data_directory.join("store"),
             waiting_changes_max,
             memory_bytes_max: memory_mebibytes_max.saturating_mul(1 << 20),
+            reserve_bytes: reserve_mebibytes.saturating_mul(1 << 20),
         }
     }
 
@@ -57,8 +62,9 @@ impl StoreConfig {
     /// # Errors
     /// Another process has the store open, other files are in its directory, it can't be read, or the disk is full.
     pub async fn open(self) -> Result<Arc<dyn Store>, StoreOpenError> {
-        let Self { directory, waiting_changes_max, memory_bytes_max } = self;
-        let config = EmbeddedConfig { waiting_changes_max, memory_bytes_max, ..EmbeddedConfig::new(directory) };
+        let Self { directory, waiting_changes_max, memory_bytes_max, reserve_bytes } = self;
+        let defaults = EmbeddedConfig::new(directory);
+        let config = EmbeddedConfig { waiting_changes_max, memory_bytes_max, reserve_bytes, ..defaults };
         Ok(Arc::new(Embedded::open(&config)?))
     }
 }
@@ -98,11 +104,13 @@ struct StoreSection {
     waiting_changes_max: usize,
     /// Mebibytes of memory for the store's buffers, live controls not counted.
     memory_mebibytes_max: u64,
+    /// Mebibytes of free space below which no control is opened.
+    reserve_mebibytes: u64,
 }
 
 impl Default for StoreSection {
     fn default() -> Self {
-        Self { directory: None, waiting_changes_max: 4_096, memory_mebibytes_max: 64 }
+        Self { directory: None, waiting_changes_max: 4_096, memory_mebibytes_max: 64, reserve_mebibytes: 256 }
     }
 }
 
@@ -137,5 +145,7 @@ mod tests {
         assert!(loaded("[store]\ndirectori = \"x\"").unwrap_err().contains("unknown field `directori`"));
         let refused = loaded("[store]\nwaiting_changes_max = 1").unwrap_err();
         assert_eq!(refused, "store.waiting_changes_max: 1 is not within 16 to 1000000");
+        let refused = loaded("[store]\nreserve_mebibytes = 1048577").unwrap_err();
+        assert_eq!(refused, "store.reserve_mebibytes: 1048577 is not within 0 to 1048576");
     }
 }

@@ -124,7 +124,7 @@ impl Engine {
         let (progress, rotation) =
             watch::channel(if rotates { Progress::running(limit) } else { Progress::idle(limit) });
         let metrics = match config.metrics_listen {
-            Some(listen) => Some(Metrics::start(listen, boundary.watched(), rotation.clone()).await?),
+            Some(listen) => Some(Metrics::start(listen, boundary.watched(), rotation.clone(), store.state()).await?),
             None => None,
         };
         let (use_keys, in_use) = watch::channel(status);
@@ -299,37 +299,42 @@ async fn report_stop(health: &mut HealthReporter) {
 }
 
 /// Reports the health of the store and the token: a failed store ends all services for good, a lost token the services
-/// that need it until it is back.
+/// that need it until it is back, a store that is low on space the service that opens controls until it has space.
 async fn watch(boundary: Arc<dyn Boundary>, mut store: watch::Receiver<StoreState>, health: HealthReporter) {
+    let space = store.clone();
     let failed = store.wait_for(|state| matches!(state, StoreState::Failed(_)));
     tokio::select! {
         // The watch of the token ends here, so it reports nothing after the code below.
         _ = failed => {}
-        () = watch_token(&*boundary, &health) => {}
+        () = watch_token_and_space(&*boundary, &space, &health) => {}
     }
     for services in [&BY_BOUNDARY[..], &BY_ENGINE] {
         report(&health, services, ServingStatus::NotServing).await;
     }
 }
 
-async fn watch_token(boundary: &dyn Boundary, health: &HealthReporter) {
-    let mut was_there = true;
+async fn watch_token_and_space(boundary: &dyn Boundary, store: &watch::Receiver<StoreState>, health: &HealthReporter) {
+    let serves =
+        |service: &str, there: bool, low: bool| there && !(low && service == ControlServiceServer::<Services>::NAME);
+    let (mut was_there, mut was_low) = (true, false);
     loop {
         tokio::time::sleep(WATCH_EVERY).await;
         // A full queue is a busy token, not a lost one.
         let there = !matches!(boundary.check().await, Err(hsm_protocol::Error::Unavailable { .. }));
         match (was_there, there) {
-            (true, false) => {
-                tracing::error!("the token is lost: not serving until it is back");
-                report(health, &BY_BOUNDARY, ServingStatus::NotServing).await;
-            }
-            (false, true) => {
-                tracing::info!("the token is back");
-                report(health, &BY_BOUNDARY, ServingStatus::Serving).await;
-            }
+            (true, false) => tracing::error!("the token is lost: not serving until it is back"),
+            (false, true) => tracing::info!("the token is back"),
             _ => {}
         }
-        was_there = there;
+        let low = *store.borrow() == StoreState::LowOnSpace;
+        for service in BY_BOUNDARY {
+            match (serves(service, was_there, was_low), serves(service, there, low)) {
+                (false, true) => report(health, &[service], ServingStatus::Serving).await,
+                (true, false) => report(health, &[service], ServingStatus::NotServing).await,
+                _ => {}
+            }
+        }
+        (was_there, was_low) = (there, low);
     }
 }
 

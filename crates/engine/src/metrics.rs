@@ -1,5 +1,5 @@
-//! Metrics for Prometheus: the progress of the rotation, the number of storage keys in use, the release. They are collected
-//! at each request, and disabled unless configured.
+//! Metrics for Prometheus: the state of the store, the progress of the rotation, the number of storage keys in use, the
+//! release. They are collected at each request, and disabled unless configured.
 //!
 //! A label must have an enum of this file as its type. No metric may contain data of a card, a record or a key.
 
@@ -18,6 +18,7 @@ use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 use crate::rotation::{Progress, RotationState};
+use store::StoreState;
 
 /// A running metrics server.
 pub struct Metrics {
@@ -34,12 +35,13 @@ impl Metrics {
         listen: SocketAddr,
         boundary: watch::Receiver<Arc<hsm_protocol::Status>>,
         rotation: watch::Receiver<Progress>,
+        store: watch::Receiver<StoreState>,
     ) -> Result<Self, MetricsError> {
         let listen_error = |error| MetricsError { address: listen, error };
         let listener = TcpListener::bind(listen).await.map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
         tracing::info!(%address, "metrics are served");
-        let serving = tokio::spawn(serve::serve(listener, Arc::new(registry(boundary, rotation))));
+        let serving = tokio::spawn(serve::serve(listener, Arc::new(registry(boundary, rotation, store))));
         Ok(Self { address, serving })
     }
 
@@ -62,11 +64,15 @@ pub struct MetricsError {
     error: io::Error,
 }
 
-fn registry(boundary: watch::Receiver<Arc<hsm_protocol::Status>>, rotation: watch::Receiver<Progress>) -> Registry {
+fn registry(
+    boundary: watch::Receiver<Arc<hsm_protocol::Status>>,
+    rotation: watch::Receiver<Progress>,
+    store: watch::Receiver<StoreState>,
+) -> Registry {
     let mut registry = Registry::with_prefix("pinseal");
     registry.register("build", "This build of the engine", Info::new([("version", Version::This)]));
     let storage_keys = move || StorageKey::ALL.map(|key| (key, key.versions_in_use(&boundary.borrow())));
-    registry.register_collector(Box::new(EngineCollector { storage_keys: Box::new(storage_keys), rotation }));
+    registry.register_collector(Box::new(EngineCollector { storage_keys: Box::new(storage_keys), rotation, store }));
     registry
 }
 
@@ -81,6 +87,7 @@ fn exposition(registry: &Registry) -> Result<String, fmt::Error> {
 struct EngineCollector {
     storage_keys: Box<dyn Fn() -> StorageKeys + Send + Sync>,
     rotation: watch::Receiver<Progress>,
+    store: watch::Receiver<StoreState>,
 }
 
 type StorageKeys = [(StorageKey, u64); StorageKey::ALL.len()];
@@ -98,6 +105,12 @@ impl Collector for EngineCollector {
         let mut family = encoder.encode_descriptor("storage_key_versions", help, None, MetricType::Gauge)?;
         for (key, versions) in (self.storage_keys)() {
             ConstGauge::new(versions).encode(family.encode_family(&[("key", key)])?)?;
+        }
+        let help = "State of the store: 1 for the present state, 0 for the others";
+        let mut family = encoder.encode_descriptor("store_state", help, None, MetricType::Gauge)?;
+        let present = StoreLabel::of(&self.store.borrow());
+        for state in StoreLabel::ALL {
+            ConstGauge::new(u64::from(state == present)).encode(family.encode_family(&[("state", state)])?)?;
         }
         let help = "State of the rotation of the storage key: 1 for the present state, 0 for the others";
         let mut family = encoder.encode_descriptor("rotation_state", help, None, MetricType::Gauge)?;
@@ -174,6 +187,40 @@ impl EncodeLabelValue for StorageKey {
     }
 }
 
+/// A [`StoreState`] without its reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StoreLabel {
+    Open,
+    LowOnSpace,
+    Closing,
+    Failed,
+}
+
+impl StoreLabel {
+    const ALL: [Self; 4] = [Self::Open, Self::LowOnSpace, Self::Closing, Self::Failed];
+
+    fn of(state: &StoreState) -> Self {
+        match state {
+            StoreState::Open => Self::Open,
+            StoreState::LowOnSpace => Self::LowOnSpace,
+            StoreState::Closing => Self::Closing,
+            StoreState::Failed(_) => Self::Failed,
+        }
+    }
+}
+
+impl EncodeLabelValue for StoreLabel {
+    fn encode(&self, encoder: &mut LabelValueEncoder) -> fmt::Result {
+        let name = match self {
+            Self::Open => "open",
+            Self::LowOnSpace => "low_on_space",
+            Self::Closing => "closing",
+            Self::Failed => "failed",
+        };
+        EncodeLabelValue::encode(&name, encoder)
+    }
+}
+
 impl EncodeLabelValue for RotationState {
     fn encode(&self, encoder: &mut LabelValueEncoder) -> fmt::Result {
         let name = match self {
@@ -196,13 +243,16 @@ mod tests {
         let (rotation, watched) = watch::channel(Progress::running(2_000));
         let mut registry = Registry::with_prefix("pinseal");
         let storage_keys = || StorageKey::ALL.map(|key| (key, if key == StorageKey::Aes { 2 } else { 1 }));
-        registry
-            .register_collector(Box::new(EngineCollector { storage_keys: Box::new(storage_keys), rotation: watched }));
+        let (_space, store) = watch::channel(StoreState::LowOnSpace);
+        let collector = EngineCollector { storage_keys: Box::new(storage_keys), rotation: watched, store };
+        registry.register_collector(Box::new(collector));
         rotation.send_modify(|progress| (progress.total, progress.reencrypted, progress.failed) = (9, 7, 1));
         let text = exposition(&registry).unwrap();
         for line in [
             "pinseal_storage_key_versions{key=\"storage\"} 2",
             "pinseal_storage_key_versions{key=\"storage-3des\"} 1",
+            "pinseal_store_state{state=\"low_on_space\"} 1",
+            "pinseal_store_state{state=\"open\"} 0",
             "pinseal_rotation_state{state=\"running\"} 1",
             "pinseal_rotation_state{state=\"done\"} 0",
             "pinseal_rotation_records 9",

@@ -192,7 +192,11 @@ impl Rotation {
         loop {
             let page = match self.pins.reencrypt_page(after.as_ref(), PAGE_CARDS).await {
                 Ok(page) => page,
-                Err(ReencryptError::Store(error)) if !matches!(error, StoreError::Busy { .. }) => return Err(error),
+                Err(ReencryptError::Store(error))
+                    if !matches!(error, StoreError::Busy { .. } | StoreError::LowOnSpace) =>
+                {
+                    return Err(error);
+                }
                 Err(error) => {
                     tracing::warn!(%error, "rotation: waits to retry");
                     tokio::time::sleep(RETRY_AFTER).await;

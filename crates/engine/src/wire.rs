@@ -1,6 +1,6 @@
 //! Converts gRPC messages to and from the domain types, and errors to statuses. No other file makes a status.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use hsm_protocol::{AccountNumber, DeviceKey, EncryptedBlock};
 use tonic::{Code, Status};
@@ -13,6 +13,9 @@ use domain::card::{Card, PinStatus, PlasticId, RegisteredAccount, Tenant};
 use domain::control::{ControlId, Denied, Scope, Thumbprint};
 use proto::reason::{ERROR_DOMAIN, Reason};
 use store::{ChangeError, StoreError};
+
+/// The `google.rpc.RetryInfo` of a store that is low on space. The edge sends the same as Retry-After.
+const SPACE_RETRY: Duration = Duration::from_secs(30);
 
 /// Parses a tenant.
 pub(super) fn tenant(text: &str) -> Result<Tenant, Status> {
@@ -240,6 +243,12 @@ pub(super) fn forbidden(error: &impl std::fmt::Display) -> Status {
 pub(super) fn store_status(error: &StoreError) -> Status {
     match error {
         StoreError::Busy { .. } => status(Code::ResourceExhausted, Reason::Busy, error),
+        StoreError::LowOnSpace => {
+            let message = "the store is low on space, and begins no work: try again later";
+            let mut details = details(Reason::StoreLowOnSpace);
+            details.set_retry_info(Some(SPACE_RETRY));
+            Status::with_error_details(Code::ResourceExhausted, message, details)
+        }
         StoreError::DeadlinePassed => status(Code::DeadlineExceeded, Reason::DeadlinePassed, error),
         StoreError::Unavailable(_)
         | StoreError::Failed(_)
@@ -288,6 +297,9 @@ fn invalid(reason: Reason, message: &impl std::fmt::Display) -> Status {
 }
 
 fn status(code: Code, reason: Reason, message: &impl std::fmt::Display) -> Status {
-    let details = ErrorDetails::with_error_info(reason.as_str(), ERROR_DOMAIN, HashMap::<String, String>::new());
-    Status::with_error_details(code, message.to_string(), details)
+    Status::with_error_details(code, message.to_string(), details(reason))
+}
+
+fn details(reason: Reason) -> ErrorDetails {
+    ErrorDetails::with_error_info(reason.as_str(), ERROR_DOMAIN, HashMap::<String, String>::new())
 }

@@ -31,7 +31,9 @@ impl Embedded {
         // Writes nothing to a directory that must exist already.
         prepare(&EmbeddedConfig::existing(directory.to_owned()))?;
         let copy = copy_locked(directory)?;
-        let mut store = Self::open(&EmbeddedConfig::existing(copy.path().to_owned()))
+        // What is written to the copy is lost, so it needs no reserve.
+        let config = EmbeddedConfig { reserve_bytes: 0, ..EmbeddedConfig::existing(copy.path().to_owned()) };
+        let mut store = Self::open(&config)
             .map_err(|error| StoreOpenError::OpenCopy { path: directory.to_owned(), error: error.into() })?;
         store.engine_name = engine_name(directory).into();
         store.copy = Some(copy);

@@ -5,7 +5,8 @@
 //! one control exactly one finds it usable, and a reader never sees what a crash could undo. A commit that fails fails the
 //! store ([`StoreState::Failed`]): its changes are in doubt until a restart reads the disk.
 //!
-//! A second thread watches the writer and the threads of fjall: where one of them ends, the store fails too.
+//! A second thread watches the writer and the threads of fjall: where one of them ends, the store fails too. It also watches
+//! the free space of the disk ([`StoreState::LowOnSpace`]).
 //!
 //! What must never enter: a clear PIN, block or key, an account number that is not sealed.
 //!
@@ -31,6 +32,7 @@ mod journal;
 mod live;
 mod page;
 mod reply;
+mod reserve;
 mod watch;
 mod writer;
 
@@ -57,6 +59,7 @@ use self::{
     live::LiveControls,
     page::{ControlPage, EntryPage},
     reply::promise,
+    reserve::Reserve,
     writer::{Command, OnDisk},
 };
 use audit::{
@@ -96,6 +99,9 @@ pub struct EmbeddedConfig {
     pub waiting_changes_max: usize,
     /// The memory of its buffers and caches, in bytes; live controls not counted.
     pub memory_bytes_max: u64,
+    /// The free bytes on the disk of the directory below which the store is [low on space](StoreState::LowOnSpace); 0 for
+    /// never.
+    pub reserve_bytes: u64,
     /// What to do where there is no store yet.
     pub absent: Absent,
 }
@@ -112,7 +118,13 @@ pub enum Absent {
 impl EmbeddedConfig {
     /// The defaults, in this directory.
     pub fn new(directory: PathBuf) -> Self {
-        Self { directory, waiting_changes_max: 4_096, memory_bytes_max: 64 << 20, absent: Absent::Create }
+        Self {
+            directory,
+            waiting_changes_max: 4_096,
+            memory_bytes_max: 64 << 20,
+            reserve_bytes: 256 << 20,
+            absent: Absent::Create,
+        }
     }
 
     /// The defaults, for a store that must exist.
@@ -147,6 +159,7 @@ struct Shared {
     /// Written only while the queue is locked.
     state: tokio::sync::watch::Sender<StoreState>,
     place: String,
+    reserve: Reserve,
     /// The last audit entry on disk.
     head: Mutex<Checkpoint>,
     waiting_changes_max: usize,
@@ -247,11 +260,13 @@ impl Embedded {
             wake: Condvar::new(),
             state: tokio::sync::watch::Sender::new(StoreState::Open),
             place: config.directory.display().to_string(),
+            reserve: Reserve { directory: path(), bytes: config.reserve_bytes },
             head: Mutex::new(head),
             waiting_changes_max: config.waiting_changes_max,
             #[cfg(test)]
             writer_panics: false.into(),
         });
+        shared.check_space();
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             let spawned = thread::Builder::new().name(name.into()).spawn(run);
             spawned.map_err(|error| StoreOpenError::Io { path: path(), error })
@@ -275,7 +290,7 @@ impl Embedded {
     fn begin_to_close(&self) -> Option<JoinHandle<()>> {
         let queue = locked(&self.shared.queue);
         self.shared.state.send_if_modified(|state| {
-            let open = *state == StoreState::Open;
+            let open = state.makes_changes();
             if open {
                 *state = StoreState::Closing;
             }
@@ -293,7 +308,8 @@ impl Embedded {
     fn enqueue(&self, command: Command) -> Result<(), StoreError> {
         let mut queue = locked(&self.shared.queue);
         match &*self.shared.state.borrow() {
-            StoreState::Open => {}
+            StoreState::LowOnSpace if !command.change.may_use_reserve() => return Err(StoreError::LowOnSpace),
+            StoreState::Open | StoreState::LowOnSpace => {}
             StoreState::Closing => return Err(StoreError::Unavailable("it is closing".into())),
             StoreState::Failed(failure) => return Err(StoreError::Failed(failure.clone())),
         }

@@ -221,6 +221,29 @@ async fn an_expired_control_is_swept_from_memory_and_disk() {
     assert_eq!(open_at(directory.path(), &time).shared.live.count(), 1);
 }
 
+#[tokio::test]
+async fn a_store_low_on_space_finishes_open_controls_and_opens_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    let opened = keyed(&store, card(1)).await;
+    drop(store);
+    let config = EmbeddedConfig { reserve_bytes: u64::MAX, ..EmbeddedConfig::new(directory.path().to_owned()) };
+    let store = Embedded::open(&config).unwrap();
+    assert_eq!(*Store::state(&store).borrow(), StoreState::LowOnSpace);
+    let event = card_event(Action::OpenControl);
+    let refused = as_store(&store).open_control(control(card(2)), GENEROUS, event.clone()).await;
+    assert!(matches!(refused, Err(ChangeError::Store(StoreError::LowOnSpace))));
+    let refused = as_store(&store).register_card(card(2), None, event.clone()).await;
+    assert!(matches!(refused, Err(ChangeError::Store(StoreError::LowOnSpace))));
+    assert!(matches!(as_store(&store).reencrypt(Vec::new(), event).await, Err(StoreError::LowOnSpace)));
+    set(&store, opened.id, 1).await.unwrap();
+    confirm(&store, opened.id, 1).await.unwrap();
+    as_store(&store).record_event(engine_event(Body::EngineStopped)).await.unwrap();
+    assert_eq!(Store::audit(&store, 1, 100).await.unwrap().len(), 5, "a control, a tzpk, a set, a retry and a stop");
+    store.close().await;
+    assert!(matches!(set(&store, opened.id, 1).await, Err(ChangeError::Store(StoreError::Unavailable(_)))));
+}
+
 #[test]
 fn one_process_has_a_store_at_a_time() {
     let directory = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
 //! The watch over the threads that write: the store's own, and those of fjall, which write tables and journals in the
-//! background. Where one of them ends, the store fails, though no commit meets the failure: an idle engine has none, and
+//! background, and over the free space of the disk. Where one of the threads ends, the store fails, though no commit meets the failure: an idle engine has none, and
 //! a commit that waits for a background thread that has ended waits for ever.
 
 use std::{
@@ -12,7 +12,7 @@ use fjall::PersistMode;
 use super::Shared;
 use store::FailureCause;
 
-/// How often the threads of fjall are checked.
+/// How often the threads of fjall and the free space are checked.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long a failed commit may take to report its cause, which is more exact than [`FailureCause::Background`].
 const CAUSE_TIME_MAX: Duration = Duration::from_millis(100);
@@ -32,7 +32,10 @@ pub(super) fn run(shared: &Shared, writer: &Receiver<()>) {
                 let _ = writer.recv_timeout(END_TIME_MAX);
                 return;
             }
-            Err(RecvTimeoutError::Timeout) => stopped = is_stopped(shared),
+            Err(RecvTimeoutError::Timeout) => {
+                shared.check_space();
+                stopped = is_stopped(shared);
+            }
         }
     }
 }

@@ -33,7 +33,7 @@ use domain::control::{Control, ControlId, Denied, NewControl, RetryTag, Transiti
 use domain::rules::{self, Admission, Advanced, CardState, Registered};
 use domain::storage_key::MinKeyVersions;
 use domain::time::UnixMillis;
-use store::{Change, ChangeError, FailureCause, Outcome, StoreError, StoreState};
+use store::{Change, ChangeError, FailureCause, Outcome, StoreError};
 
 /// The most changes in one commit: bounds how long the first of them waits for the last.
 const BATCH_CHANGES_MAX: usize = 1_024;
@@ -133,7 +133,7 @@ pub(super) fn run(shared: &Shared, mut on_disk: OnDisk, mut min: MinKeyVersions)
 /// Takes the changes that wait, at most [`BATCH_CHANGES_MAX`], as soon as one does or a sweep is due; `None` when the store
 /// is closed and no change waits.
 fn wait(shared: &Shared) -> Option<Vec<Command>> {
-    let is_open = || *shared.state.borrow() == StoreState::Open;
+    let is_open = || shared.state.borrow().makes_changes();
     let idle = |queue: &mut Queue| queue.waiting.is_empty() && is_open();
     let waited = shared.wake.wait_timeout_while(locked(&shared.queue), SWEEP_EVERY, idle);
     let (mut queue, _) = waited.unwrap_or_else(PoisonError::into_inner);

@@ -161,6 +161,12 @@ impl Change {
     pub fn may_be_dropped(&self) -> bool {
         !matches!(self, Self::SetKeysInUse { .. } | Self::RecordEvent)
     }
+
+    /// Whether a store that is [low on space](StoreState::LowOnSpace) makes the change. The reserve is for controls that are
+    /// open and for events that have happened; a change that begins work, or rewrites records, is refused.
+    pub fn may_use_reserve(&self) -> bool {
+        !matches!(self, Self::RegisterCard { .. } | Self::OpenControl { .. } | Self::Reencrypt(_))
+    }
 }
 
 /// The durable outcome of a change.
@@ -288,10 +294,21 @@ pub fn engine_name(directory: &Path) -> String {
 pub enum StoreState {
     /// The store reads and writes.
     Open,
+    /// The disk has less free space than the store's reserve. The store makes the changes that
+    /// [may use it](Change::may_use_reserve), refuses the others with [`StoreError::LowOnSpace`], and is open again once the
+    /// disk has space.
+    LowOnSpace,
     /// The store writes the changes that wait, and refuses others.
     Closing,
     /// The store refuses every call. Only a restart of the process, which reads the disk again, ends this state.
     Failed(StoreFailure),
+}
+
+impl StoreState {
+    /// Whether the store makes changes, though not every change.
+    pub fn makes_changes(&self) -> bool {
+        matches!(self, Self::Open | Self::LowOnSpace)
+    }
 }
 
 /// Why a store failed.
@@ -344,6 +361,9 @@ pub enum StoreError {
         /// The configured number.
         limit: usize,
     },
+    /// The store is [low on space](StoreState::LowOnSpace), and the change may not use its reserve.
+    #[error("the store is low on space: free space on its disk, then try again")]
+    LowOnSpace,
     /// The caller's deadline passed before the change's turn came.
     #[error("the call's deadline passed before the store came to it")]
     DeadlinePassed,
