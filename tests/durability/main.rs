@@ -8,7 +8,9 @@
     reason = "a test that is surprised must fail"
 )]
 
+mod disk_shim;
 mod kill;
 mod low_space;
+mod power_cut;
 mod small_disk;
 mod store_failure;

@@ -16,7 +16,7 @@ use support::{
     wait::soon,
 };
 
-use crate::small_disk::SmallDisk;
+use crate::{disk_shim, small_disk::SmallDisk};
 
 const LONG_LIVED: &str = "[control]\nlifetime_seconds = 3600";
 /// Without a reserve the disk fills.
@@ -80,13 +80,8 @@ async fn set_until_refused(client: &mut Client, device: &device::Device) -> (u32
 
 /// The library that fails syncs while the file `fails` exists.
 fn with_failing_syncs(fails: &Path, trace: &Path) -> Command {
-    let built = Command::new(env!("CARGO")).args(["build", "--quiet", "-p", "pinseal-disk-shim"]).status().unwrap();
-    assert!(built.success());
     let mut pinseal = Command::new(env!("CARGO_BIN_EXE_pinseal"));
-    pinseal
-        .env("LD_PRELOAD", Path::new(env!("CARGO_BIN_EXE_pinseal")).with_file_name("libdisk_shim.so"))
-        .env("PINSEAL_DISK_FAIL", fails)
-        .env("PINSEAL_DISK_TRACE", trace);
+    pinseal.env("LD_PRELOAD", disk_shim::built()).env("PINSEAL_DISK_FAIL", fails).env("PINSEAL_DISK_TRACE", trace);
     pinseal
 }
 
