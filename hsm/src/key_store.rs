@@ -344,7 +344,7 @@ impl KeyStore {
     /// exportability.
     ///
     /// # Errors
-    /// [`KeyStoreError::KeyBlock`] where the block is malformed, does not open or has another purpose;
+    /// [`KeyStoreError::KeyBlock`] where the block is malformed, does not open, has another purpose or names another KCV;
     /// [`KeyStoreError::NoExchange`], [`KeyStoreError::Mode`] or [`KeyStoreError::Strength`] where `under` does not suit;
     /// [`KeyStoreError::Weak`] and [`KeyStoreError::Known`] by the key; [`KeyStoreError::StaysHere`] for an engine's key.
     pub fn import(
@@ -366,7 +366,9 @@ impl KeyStore {
         let (key, algorithm, kek_version) = self.open_block(&block, under)?;
         let travels = if header.exportability() == 'N' { Exportability::Never } else { Exportability::On };
         let new = NewKey { travels, ..self.next(name, algorithm)? };
-        self.check_new(check_value(algorithm, &key), &new.name)?;
+        let kcv = check_value(algorithm, &key);
+        block.check_kcv(if algorithm.is_tdes() { "00" } else { "01" }, kcv.as_bytes())?;
+        self.check_new(kcv, &new.name)?;
         let kept = self.location.store(&new, key)?;
         let info = self.put(new, mode, kept, now);
         self.count_use(under, kek_version);

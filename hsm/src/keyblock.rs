@@ -31,6 +31,8 @@ use crate::clear::ClearBytes;
 const CHARACTERS_MAX: usize = 9_999;
 /// Bytes of the key length, in bits, at the start of the encrypted part.
 const KEY_LENGTH_BYTES: usize = 2;
+/// The optional block with the KCV of the key in the block.
+const KCV_ID: &str = "KC";
 
 /// A parsed key block. The key is still encrypted, and the MAC is not verified.
 pub struct KeyBlock {
@@ -47,6 +49,16 @@ impl KeyBlock {
     /// # Errors
     /// [`KeyBlockError`] by the first field that is malformed.
     pub fn parse(text: &str) -> Result<Self, KeyBlockError> {
+        let block = Self::parse_to_explain(text)?;
+        registry::check_identifiers(block.header.optional())?;
+        Ok(block)
+    }
+
+    /// Parses a key block whose identifiers (KS, IK, BI) may be any text: [`KeyBlock::fields`] warns of them.
+    ///
+    /// # Errors
+    /// As [`KeyBlock::parse`].
+    pub fn parse_to_explain(text: &str) -> Result<Self, KeyBlockError> {
         if text.len() > CHARACTERS_MAX || !text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') {
             return Err(KeyBlockError::Characters);
         }
@@ -93,6 +105,24 @@ impl KeyBlock {
     /// [`KeyBlockError::Purpose`] with the first field that does not.
     pub fn check_purpose(&self, purpose: Purpose) -> Result<(), KeyBlockError> {
         registry::check(&self.header, purpose)
+    }
+
+    /// Checks that each optional block KC agrees with the KCV of the opened key, as far as both were made by `method`: `00`
+    /// for the encrypted zero block, `01` for CMAC (X9.143:2021, table 15).
+    ///
+    /// # Errors
+    /// [`KeyBlockError::Optional`] with the first KC that names another KCV.
+    pub(crate) fn check_kcv(&self, method: &str, kcv: &[u8]) -> Result<(), KeyBlockError> {
+        let digits = upper::encode_string(kcv);
+        let differs = |block: &OptionalBlock| {
+            block.id() == KCV_ID
+                && registry::named_kcv(block).is_some_and(|(of, kcv)| of == method && registry::differ(kcv, &digits))
+        };
+        let problem = "names another KCV than the key in the block has: ask the sender for another block";
+        match self.header.optional().iter().position(differs) {
+            Some(at) => Err(KeyBlockError::Optional { number: at + 1, id: KCV_ID.to_owned(), problem }),
+            None => Ok(()),
+        }
     }
 
     /// Verifies the MAC and decrypts the key.

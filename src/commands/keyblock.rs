@@ -41,16 +41,25 @@ pub(crate) fn run(arguments: KeyBlockArguments) -> Result<(), KeyBlockCommandErr
         }
         _ => block,
     };
-    let block = KeyBlock::parse(text.trim_end_matches(['\n', '\r']))?;
+    let block = KeyBlock::parse_to_explain(text.trim_end_matches(['\n', '\r']))?;
     let mut out = io::stdout().lock();
     if json {
-        let field = |field: Field| json!({ "name": field.name, "value": field.value, "meaning": field.meaning });
+        let field = |Field { name, value, meaning, warning }: Field| {
+            let mut field = json!({ "name": name, "value": value, "meaning": meaning });
+            if let (Some(members), Some(warning)) = (field.as_object_mut(), warning) {
+                members.insert("warning".to_owned(), warning.into());
+            }
+            field
+        };
         let fields: Vec<_> = block.fields().into_iter().map(field).collect();
         writeln!(out, "{:#}", json!({ "fields": fields }))?;
         return Ok(());
     }
-    for Field { name, value, meaning } in block.fields() {
+    for Field { name, value, meaning, warning } in block.fields() {
         writeln!(out, "{name:<15} {value:<10} {meaning}")?;
+        if let Some(warning) = warning {
+            writeln!(out, "{:<15} warning: {warning}", "")?;
+        }
     }
     Ok(())
 }

@@ -225,6 +225,31 @@ fn a_component_in_a_key_block_is_not_imported() {
 }
 
 #[test]
+fn a_block_that_names_another_kcv_is_not_imported() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut store, under) = with_known_exchange(directory.path());
+    let right =
+        base16ct::upper::encode_string(check_value(KeyAlgorithm::Aes256, &ClearBytes::copied(&[7; 32])).as_bytes());
+    let right = format!("01{right}");
+    let header = Header::new(Version::D, ['P', '0'], 'A', 'B', 'E');
+    let with = |kcvs: &[&str]| {
+        let header = kcvs.iter().fold(header.clone(), |header, kcv| header.with_optional(['K', 'C'], kcv));
+        let padding = "0".repeat((16 - (kcvs.len() * 12 + 4) % 16) % 16);
+        block(&header.with_optional(['P', 'B'], &padding), &under, &[7; 32])
+    };
+    for (kcvs, number) in [(vec!["01000000"], 1), (vec![&*right, "01000000"], 2), (vec!["01000000", &*right], 1)] {
+        let refused = store.import(name("zone:acquirer"), &with(&kcvs), &name("exchange:acquirer"), NOW);
+        let Err(KeyStoreError::KeyBlock(KeyBlockError::Optional { number: found, id, .. })) = refused else {
+            panic!("{kcvs:?}")
+        };
+        assert_eq!((found, &*id), (number, "KC"));
+    }
+    // The KCV of another method says nothing about this one.
+    let sound = with(&[&*right, "00000000"]);
+    store.import(name("zone:acquirer"), &sound, &name("exchange:acquirer"), NOW).unwrap();
+}
+
+#[test]
 fn an_exported_key_keeps_its_rights_after_reopening() {
     let directory = tempfile::tempdir().unwrap();
     let (mut store, under) = with_known_exchange(directory.path());

@@ -92,6 +92,7 @@ fn a_malformed_optional_block_is_named() {
         ("LB000500001abcde", "optional block 1 (LB) has an impossible extended length"),
         ("??10abcdefghijkl", "optional block 1 (??) has no name of two letters"),
         ("KS10abcdefghijkl", "optional block 1 (KS) holds something other than pairs of hexadecimal digits"),
+        ("KC10abcdefghijkl", "optional block 1 (KC) holds something other than pairs of hexadecimal digits"),
         ("LB0Fabcdefghijkl", "the header's optional blocks, which do not fill whole cipher blocks, can't be read"),
     ] {
         assert_eq!(block(optional), Err(said.to_owned()), "{optional}");
@@ -147,6 +148,46 @@ fn each_field_is_explained() {
     for expected in ["version=D: AES in CBC, derived keys", "usage=P0: PIN encryption", "algorithm=A: AES"] {
         assert!(lines.iter().any(|line| line == expected), "{lines:?}");
     }
+}
+
+/// The warnings of a block with these optional blocks, in their order.
+fn warnings(optional: &str, count: usize) -> Vec<Option<String>> {
+    let text = format!("P0AE00E{count:02}00{optional}{}", "0".repeat(96));
+    let block = KeyBlock::parse_to_explain(&format!("D{:04}{text}", text.len() + 5)).unwrap();
+    let fields = block.fields().into_iter().filter(|field| field.name == "optional block");
+    fields.map(|field| field.warning).collect()
+}
+
+#[test]
+fn contradicting_kcv_blocks_name_each_other() {
+    let contradicts =
+        |others: &str, id: &str| Some(format!("contradicts optional block {others} ({id}): one key has one KCV"));
+    // Another method may give another KCV, and a shorter KCV is the start of a longer one.
+    assert_eq!(warnings("KC0C01A1B2C3KC0A01A1B2KC0A00FFFF", 3), [None, None, None]);
+    let two = warnings("KC1001A1B2C3D4E5KC0C01A1B2C4PB04", 3);
+    assert_eq!(two, [contradicts("2", "KC"), contradicts("1", "KC"), None]);
+    let three = warnings("KC0A01A1B2KC0A01A1B3KC0A01A1B4PB12##############", 4);
+    assert_eq!(three, [contradicts("2, 3", "KC"), contradicts("1, 3", "KC"), contradicts("1, 2", "KC"), None]);
+    assert_eq!(warnings("KP0A01A1B2KP0A01A1B3PB0C########", 3)[1], contradicts("1", "KP"));
+    assert_eq!(warnings("KP0A01A1B2KC0A01A1B3PB0C########", 3), [None, None, None]);
+}
+
+#[test]
+fn an_identifier_that_is_not_hexadecimal_is_text_with_a_warning() {
+    let warning = Some("not pairs of upper-case hexadecimal digits (X9.143): shown as text".to_owned());
+    for (optional, expected) in [
+        ("KS10key set 0001", &warning),
+        ("KS10604b120f9292", &warning),
+        ("KS0F604B120F929PB11#############", &warning),
+        ("IK10initial key!", &warning),
+        ("BI10derivation 1", &warning),
+        ("KS10604B120F9292", &None),
+    ] {
+        assert_eq!(&warnings(optional, optional.len() / 16)[0], expected, "{optional}");
+    }
+    let text = format!("D0128P0AE00E0100KS10key set 0001{}", "0".repeat(96));
+    let fields = KeyBlock::parse_to_explain(&text).unwrap().fields();
+    assert!(fields.iter().any(|field| field.value == "KS key set 0001"), "{fields:?}");
 }
 
 proptest! {

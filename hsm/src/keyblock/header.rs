@@ -140,6 +140,13 @@ impl Header {
         Self { version, usage, algorithm, mode, key_version, exportability, context, optional }
     }
 
+    /// The header with one more optional block.
+    #[cfg(test)]
+    pub(crate) fn with_optional(mut self, id: [char; 2], data: &str) -> Self {
+        self.optional.push(OptionalBlock { id, data: data.to_owned() });
+        self
+    }
+
     /// The version of the block.
     pub fn version(&self) -> Version {
         self.version

@@ -4,6 +4,9 @@ use std::fmt;
 
 use super::{Header, KeyBlockError, OptionalBlock};
 
+/// The problem of an optional block whose data are not hexadecimal.
+const NO_PAIRS_OF_DIGITS: &str = "holds something other than pairs of hexadecimal digits";
+
 /// A field of a key block and its meaning, for display.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Field {
@@ -13,6 +16,8 @@ pub struct Field {
     pub value: String,
     /// The meaning of the value.
     pub meaning: String,
+    /// What in the value breaks X9.143 or contradicts another field; `None` for a sound field.
+    pub warning: Option<String>,
 }
 
 /// The purpose of an imported key.
@@ -84,22 +89,61 @@ pub(super) fn longest_key_bytes(algorithm: char) -> usize {
     }
 }
 
-/// Checks the data of an optional block by its id.
+/// Checks the data of an optional block by its id, but for identifiers.
 pub(super) fn check_optional(id: &str, data: &str) -> Result<(), &'static str> {
-    let pairs_of_digits =
-        data.len().is_multiple_of(2) && data.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'A'..=b'F'));
     match id {
-        "KS" | "IK" | "BI" | "KC" | "KP" | "HM" if !pairs_of_digits => {
-            Err("holds something other than pairs of hexadecimal digits")
-        }
+        "KC" | "KP" | "HM" if !is_pairs_of_digits(data) => Err(NO_PAIRS_OF_DIGITS),
         _ => Ok(()),
     }
+}
+
+/// Checks the identifiers among optional blocks.
+pub(super) fn check_identifiers(optional: &[OptionalBlock]) -> Result<(), KeyBlockError> {
+    match (1..).zip(optional).find(|(_, block)| is_malformed_identifier(block)) {
+        Some((number, block)) => Err(KeyBlockError::Optional { number, id: block.id(), problem: NO_PAIRS_OF_DIGITS }),
+        None => Ok(()),
+    }
+}
+
+fn is_malformed_identifier(block: &OptionalBlock) -> bool {
+    matches!(&*block.id(), "KS" | "IK" | "BI") && !is_pairs_of_digits(block.data())
+}
+
+fn is_pairs_of_digits(data: &str) -> bool {
+    data.len().is_multiple_of(2) && data.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'A'..=b'F'))
+}
+
+/// Method and KCV of an optional block KC or KP, each as hexadecimal digits (X9.143:2021, table 15).
+pub(super) fn named_kcv(block: &OptionalBlock) -> Option<(&str, &str)> {
+    block.data().split_at_checked(2).filter(|_| matches!(&*block.id(), "KC" | "KP"))
+}
+
+/// Whether two KCVs of hexadecimal digits differ within the length of the shorter one.
+pub(super) fn differ(one: &str, other: &str) -> bool {
+    one.bytes().zip(other.bytes()).any(|(one, other)| one != other)
+}
+
+/// The warning of the optional block at `at`.
+fn optional_warning(optional: &[OptionalBlock], at: usize) -> Option<String> {
+    let block = optional.get(at)?;
+    if is_malformed_identifier(block) {
+        return Some("not pairs of upper-case hexadecimal digits (X9.143): shown as text".to_owned());
+    }
+    let (method, kcv) = named_kcv(block)?;
+    let contradicts = |other: &OptionalBlock| {
+        other.id() == block.id() && named_kcv(other).is_some_and(|(of, other)| of == method && differ(kcv, other))
+    };
+    let others: Vec<_> =
+        (1..).zip(optional).filter(|(_, other)| contradicts(other)).map(|(n, _)| n.to_string()).collect();
+    let id = block.id();
+    (!others.is_empty())
+        .then(|| format!("contradicts optional block {} ({id}): one key has one KCV", others.join(", ")))
 }
 
 /// The fields of a header, and the lengths of the encrypted part and the MAC.
 pub(super) fn fields(header: &Header, encrypted_bytes: usize) -> Vec<Field> {
     let version = header.version();
-    let field = |name, value: String, meaning: &str| Field { name, value, meaning: meaning.to_owned() };
+    let field = |name, value: String, meaning: &str| Field { name, value, meaning: meaning.to_owned(), warning: None };
     let letter = |letter: char| letter.to_string();
     let mut fields = vec![
         field("version", version.to_string(), version_meaning(header)),
@@ -110,7 +154,11 @@ pub(super) fn fields(header: &Header, encrypted_bytes: usize) -> Vec<Field> {
         field("exportability", letter(header.exportability()), exportability_meaning(header.exportability())),
         field("context", header.context(), context_meaning(&header.context())),
     ];
-    fields.extend(header.optional().iter().map(optional_field));
+    let optional = header.optional();
+    fields.extend(optional.iter().enumerate().map(|(at, block)| {
+        let (value, meaning) = (format!("{} {}", block.id(), block.data()), optional_meaning(block).to_owned());
+        Field { name: "optional block", value, meaning, warning: optional_warning(optional, at) }
+    }));
     let hidden = match longest_key_bytes(header.algorithm()) {
         0 => "the key and its padding; the length of the key is hidden".to_owned(),
         _ => format!(
@@ -118,7 +166,7 @@ pub(super) fn fields(header: &Header, encrypted_bytes: usize) -> Vec<Field> {
             encrypted_bytes.saturating_sub(super::KEY_LENGTH_BYTES)
         ),
     };
-    fields.push(Field { name: "encrypted", value: format!("{encrypted_bytes} bytes"), meaning: hidden });
+    fields.push(field("encrypted", format!("{encrypted_bytes} bytes"), &hidden));
     fields.push(field(
         "MAC",
         format!("{} bytes", version.mac_bytes()),
@@ -127,8 +175,8 @@ pub(super) fn fields(header: &Header, encrypted_bytes: usize) -> Vec<Field> {
     fields
 }
 
-fn optional_field(block: &OptionalBlock) -> Field {
-    let meaning = match &*block.id() {
+fn optional_meaning(block: &OptionalBlock) -> &'static str {
+    match &*block.id() {
         "AL" => "lifetime of an asymmetric key",
         "BI" => "identifier of a base derivation key",
         "CT" => "certificate of a public key",
@@ -148,8 +196,7 @@ fn optional_field(block: &OptionalBlock) -> Field {
         "TS" => "time of the block's creation",
         "WP" => "earlier protection of the key",
         _ => "not in X9.143: proprietary",
-    };
-    Field { name: "optional block", value: format!("{} {}", block.id(), block.data()), meaning: meaning.to_owned() }
+    }
 }
 
 fn version_meaning(header: &Header) -> &'static str {
