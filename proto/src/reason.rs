@@ -79,8 +79,10 @@ reasons! {
     StoreLowOnSpace = "STORE_LOW_ON_SPACE",
     /// The store is not available.
     StoreUnavailable = "STORE_UNAVAILABLE",
-    /// The deadline of the caller passed before the change was committed.
+    /// The deadline of the call passed. A change that had begun may still be committed.
     DeadlinePassed = "DEADLINE_PASSED",
+    /// The call has no request message, or more than one.
+    MessageCount = "MESSAGE_COUNT",
     /// The key boundary is not available.
     TokenUnavailable = "TOKEN_UNAVAILABLE",
     /// The engine stops before the rotation ends.

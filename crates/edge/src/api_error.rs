@@ -155,7 +155,7 @@ impl ApiError {
             Reason::StoreUnavailable => Self::STORE_UNAVAILABLE,
             Reason::TokenUnavailable => Self::TOKEN_UNAVAILABLE,
             Reason::RotationCutOff | Reason::DeadlinePassed => Self::ENGINE_UNAVAILABLE,
-            Reason::BoundaryFailed => Self::UNEXPECTED,
+            Reason::BoundaryFailed | Reason::MessageCount => Self::UNEXPECTED,
         }
     }
 
@@ -360,7 +360,7 @@ mod tests {
                 ],
                 (503, 500, Integration),
             ),
-            (&["BOUNDARY_FAILED"], (500, 500, Unexpected)),
+            (&["BOUNDARY_FAILED", "MESSAGE_COUNT"], (500, 500, Unexpected)),
         ];
         for reason in Reason::ALL {
             let row = answers.iter().find(|(reasons, _)| reasons.contains(&reason.as_str()));

@@ -8,6 +8,7 @@
 //! # Ok::<(), config::ConfigError>(())
 //! ```
 
+mod call_rules;
 pub mod command;
 mod engine_config;
 mod key_service;
@@ -27,15 +28,16 @@ use tokio::{sync::watch, task::JoinHandle};
 use tonic::{server::NamedService, transport::server::Router};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-pub use self::{
-    engine_config::{BoundaryPlace, EngineConfig, Peer},
-    peer::Right,
-};
 use self::{
+    call_rules::{CallRules, Streams},
     key_service::KeyServices,
     peer::Peers,
     service::Services,
     serving::{Serving, ServingError, ServingSettings},
+};
+pub use self::{
+    engine_config::{BoundaryPlace, EngineConfig, Peer},
+    peer::Right,
 };
 use crate::metrics::{Metrics, MetricsError};
 use crate::pin::Pins;
@@ -131,14 +133,14 @@ impl Engine {
         let follow = tokio::spawn(keys_in_use::follow(Arc::clone(&pins), boundary.watched(), use_keys));
         let keys =
             KeyServices::new(in_use.clone(), Arc::clone(&pins), rotation, peers.clone(), store.engine_name().clone());
-        let mut threads = 0;
+        let (mut threads, call_timeout) = (0, config.call_timeout);
         let serving = Serving::start(&settings, |mut server| {
             threads += 1;
             let services = Services::new(pins_of_thread(threads), Arc::clone(&store), peers.clone());
-            let router = server.add_service(health_service.clone());
-            with_services(router, &services, &keys)
-                .add_service(reflection.clone())
-                .add_service(reflection_before.clone())
+            let router = server.add_service(CallRules::new(health_service.clone(), call_timeout, Streams::Responses));
+            with_services(router, &services, &keys, call_timeout)
+                .add_service(CallRules::new(reflection.clone(), call_timeout, Streams::Both))
+                .add_service(CallRules::new(reflection_before.clone(), call_timeout, Streams::Both))
         })?;
         let rotation = tokio::spawn(rotation::run(Arc::clone(&pins), in_use.clone(), progress));
         Ok(Self { boundary, pins, store, health, watch, in_use, follow, rotation, metrics, serving })
@@ -338,13 +340,19 @@ async fn watch_token_and_space(boundary: &dyn Boundary, store: &watch::Receiver<
     }
 }
 
-fn with_services(router: Router, services: &Services, keys: &KeyServices) -> Router {
+fn with_services(router: Router, services: &Services, keys: &KeyServices, call_timeout: Duration) -> Router {
+    macro_rules! served {
+        ($server:ident, $service:expr, $streams:ident) => {{
+            let server = $server::new($service.clone()).max_decoding_message_size(REQUEST_BYTES_MAX);
+            CallRules::new(server, call_timeout, Streams::$streams)
+        }};
+    }
     router
-        .add_service(ControlServiceServer::new(services.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
-        .add_service(PinServiceServer::new(services.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
-        .add_service(CardServiceServer::new(services.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
-        .add_service(AuditServiceServer::new(services.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
-        .add_service(KeyServiceServer::new(keys.clone()).max_decoding_message_size(REQUEST_BYTES_MAX))
+        .add_service(served!(ControlServiceServer, services, None))
+        .add_service(served!(PinServiceServer, services, None))
+        .add_service(served!(CardServiceServer, services, None))
+        .add_service(served!(AuditServiceServer, services, Responses))
+        .add_service(served!(KeyServiceServer, keys, Responses))
 }
 
 /// Describes every service of an engine and no other. Both versions of reflection are served, so each lists both.

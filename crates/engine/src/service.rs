@@ -7,20 +7,18 @@ use tonic::{Extensions, Request, Response, Status, async_trait, metadata::Metada
 use zeroize::Zeroizing;
 
 use super::{
+    call_rules::asked_timeout,
     peer::{Peers, Right},
     wire,
 };
 use crate::pin::Pins;
-use clock::deadline::{Deadline, parse_grpc_timeout};
+use clock::deadline::Deadline;
 use domain::caller::Caller;
 use proto::{self, audit_service_server, card_service_server, control_service_server, pin_service_server};
 use store::Store;
 
 /// The number of audit entries that one read of the store returns.
 const AUDIT_PAGE_ENTRIES: usize = 256;
-
-/// The header with the timeout of a gRPC client.
-const TIMEOUT_HEADER: &str = "grpc-timeout";
 
 /// The services over one set of use cases.
 #[derive(Clone)]
@@ -46,8 +44,7 @@ impl Services {
 
 /// Runs a call under the deadline of its client; without a deadline, the timeout of the server applies.
 async fn with_deadline<T>(metadata: &MetadataMap, call: impl Future<Output = T>) -> T {
-    let header = metadata.get(TIMEOUT_HEADER).and_then(|value| value.to_str().ok());
-    match header.and_then(parse_grpc_timeout) {
+    match asked_timeout(metadata.as_ref()) {
         Some(time) => Deadline::within(time).serve(call).await,
         None => call.await,
     }

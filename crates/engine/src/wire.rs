@@ -177,6 +177,17 @@ pub(super) fn rotation_cut_off() -> Status {
     status(Code::Unavailable, Reason::RotationCutOff, &message)
 }
 
+/// The deadline of a call passed before the call ended.
+pub(super) fn deadline_passed() -> Status {
+    let message = "the deadline of the call passed; a change that had begun may still be made: repeat the call";
+    status(Code::DeadlineExceeded, Reason::DeadlinePassed, &message)
+}
+
+/// A call has no request message, or a second one. The code is that of gRPC's table of status codes for this error.
+pub(super) fn message_count() -> Status {
+    status(Code::Unimplemented, Reason::MessageCount, &"a call of this method has exactly one request message")
+}
+
 /// Another count is running.
 pub(super) fn counting() -> Status {
     let message = "another count of the records is running: try again when it has ended";
