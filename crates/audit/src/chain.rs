@@ -94,14 +94,14 @@ impl ChainVerifier {
         Ok(())
     }
 
-    /// Checks the next entry, given as a line of an export.
+    /// Checks the next entry, given as a line of an export, and returns the entry.
     ///
     /// # Errors
     /// As [`ChainVerifier::check`], and for a line that differs from what [`Entry::to_json`] writes.
-    pub fn check_json(&mut self, line: &[u8]) -> Result<(), ChainError> {
+    pub fn check_json(&mut self, line: &[u8]) -> Result<Entry, ChainError> {
         let entry = std::str::from_utf8(line).map_err(|_| EntryError::Unreadable).and_then(Entry::from_json);
         let problem = match entry {
-            Ok(entry) => return self.check(&entry),
+            Ok(entry) => return self.check(&entry).map(|()| entry),
             Err(EntryError::Unreadable) => ChainProblem::Unreadable,
             Err(EntryError::Rewritten) => ChainProblem::Rewritten,
         };
@@ -181,7 +181,7 @@ pub enum ChainProblem {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::Arc;
 
     use super::*;
@@ -192,7 +192,7 @@ mod tests {
     use domain::control::ControlId;
     use domain::time::UnixMillis;
 
-    fn event(number: u64) -> Event {
+    pub(crate) fn event(number: u64) -> Event {
         let key = |usage: &str, kcv| KeyStamp { usage: usage.into(), version: 1, kcv };
         Event {
             at: UnixMillis(1_790_000_000_000 + number),
@@ -215,7 +215,7 @@ mod tests {
         }
     }
 
-    fn chain(length: u64) -> Vec<Entry> {
+    pub(crate) fn chain(length: u64) -> Vec<Entry> {
         let mut entries: Vec<Entry> = Vec::new();
         for sequence in 1..=length {
             let previous = entries.last().map_or([0; 32], |entry| entry.hash);

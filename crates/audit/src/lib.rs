@@ -1,4 +1,5 @@
-//! The audit chain: typed events, the entries that chain them by SHA-256, and the verification of a chain. No I/O, no clock.
+//! The audit chain: typed events, the entries that chain them by SHA-256, the Merkle tree over the entries with its signed
+//! checkpoints, and the verification of all three. No I/O, no clock.
 //!
 //! An event must never contain a PIN block (not even encrypted), a hash of a PIN block, or a full account number.
 //!
@@ -28,4 +29,8 @@
 //! ```
 
 pub mod chain;
+pub mod ecs;
 pub mod entry;
+pub mod note;
+pub mod tree;
+pub mod tree_head;
