@@ -87,6 +87,8 @@ reasons! {
     TokenUnavailable = "TOKEN_UNAVAILABLE",
     /// The engine stops before the rotation ends.
     RotationCutOff = "ROTATION_CUT_OFF",
+    /// The engine stops while a call follows the audit chain.
+    EngineStops = "ENGINE_STOPS",
     /// The key boundary failed; the engine's log has the cause.
     BoundaryFailed = "BOUNDARY_FAILED",
 }

@@ -142,7 +142,11 @@ impl Served<'_> {
 
         say("\n7. The audit chain: action, card, outcome and formats of each request; never a PIN or a block")?;
         let mut audit = AuditServiceClient::new(channel(&self.engine.address().into(), None)?);
-        let mut entries = audit.export_audit(ExportAuditRequest { from_sequence: 1 }).await.map_err(rpc)?.into_inner();
+        let mut entries = audit
+            .export_audit(ExportAuditRequest { from_sequence: 1, ..Default::default() })
+            .await
+            .map_err(rpc)?
+            .into_inner();
         while let Some(entry) = entries.message().await.map_err(rpc)? {
             let entry: serde_json::Value = serde_json::from_str(&entry.json).map_err(io::Error::other)?;
             let text = |pointer: &str| entry.pointer(pointer).and_then(|text| text.as_str()).unwrap_or_default();

@@ -156,7 +156,11 @@ async fn an_auditor_of_one_tenant_reads_its_entries_alone() {
     }
     let exported = async |holder| {
         let mut auditor = AuditServiceClient::new(channel_as(holder, directory.path(), &engine));
-        let mut stream = auditor.export_audit(ExportAuditRequest { from_sequence: 1 }).await.unwrap().into_inner();
+        let mut stream = auditor
+            .export_audit(ExportAuditRequest { from_sequence: 1, ..Default::default() })
+            .await
+            .unwrap()
+            .into_inner();
         let mut entries = Vec::new();
         while let Some(AuditEntry { json }) = stream.message().await.unwrap() {
             entries.push(serde_json::from_str::<serde_json::Value>(&json).unwrap());

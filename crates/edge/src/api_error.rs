@@ -154,7 +154,7 @@ impl ApiError {
             Reason::StoreLowOnSpace => Self::STORE_LOW_ON_SPACE,
             Reason::StoreUnavailable => Self::STORE_UNAVAILABLE,
             Reason::TokenUnavailable => Self::TOKEN_UNAVAILABLE,
-            Reason::RotationCutOff | Reason::DeadlinePassed => Self::ENGINE_UNAVAILABLE,
+            Reason::RotationCutOff | Reason::EngineStops | Reason::DeadlinePassed => Self::ENGINE_UNAVAILABLE,
             Reason::BoundaryFailed | Reason::MessageCount => Self::UNEXPECTED,
         }
     }
@@ -356,6 +356,7 @@ mod tests {
                     "STORE_UNAVAILABLE",
                     "TOKEN_UNAVAILABLE",
                     "ROTATION_CUT_OFF",
+                    "ENGINE_STOPS",
                     "DEADLINE_PASSED",
                 ],
                 (503, 500, Integration),

@@ -10,8 +10,12 @@ use std::{
 
 use serde::{Deserialize, de::IgnoredAny};
 
-use crate::{Right, pin::Rules};
-use config::{ConfigError, KnownKey, read_file, within};
+use crate::{
+    Right,
+    checkpoints::{CheckpointConfig, SIGNING_KEY},
+    pin::Rules,
+};
+use config::{ConfigError, DATA_DIRECTORY, KnownKey, read_file, within};
 use domain::card::Tenant;
 use domain::control::LIFETIME_SECONDS_MAX;
 use domain::rules::{Admission, UnknownCards};
@@ -42,6 +46,8 @@ pub struct EngineConfig {
     pub reencrypted_per_second_max: u32,
     /// The loopback address of the metrics listener; `None` disables metrics.
     pub metrics_listen: Option<SocketAddr>,
+    /// The signed checkpoints of the audit chain.
+    pub checkpoints: CheckpointConfig,
 }
 
 /// A certificate that may call.
@@ -75,7 +81,8 @@ impl EngineConfig {
     /// # Errors
     /// The path of this program, which is also the program of the boundary, is not known.
     pub fn embedded(directory: &Path) -> Result<Self, ConfigError> {
-        EngineFile::default().check(vec!["--data-directory".into(), directory.as_os_str().to_owned()])
+        let file = EngineFile { data_directory: directory.to_owned(), ..EngineFile::default() };
+        file.check(vec!["--data-directory".into(), directory.as_os_str().to_owned()])
     }
 }
 
@@ -93,8 +100,8 @@ pub enum BoundaryPlace {
 struct EngineFile {
     /// The address and port of the gRPC listener.
     listen: SocketAddr,
-    // The boundary and the program that opens the store read it.
-    data_directory: Option<IgnoredAny>,
+    /// The directory of vault, store and checkpoints, unless their sections name other places.
+    data_directory: PathBuf,
     /// Threads that serve; 0 for one for each core. If the number equals the cores, each thread is pinned to a core.
     workers: usize,
     /// The timeout of one call, in milliseconds.
@@ -118,6 +125,7 @@ struct EngineFile {
     store: Option<IgnoredAny>,
     rotation: RotationFile,
     metrics: MetricsFile,
+    audit: AuditFile,
 }
 
 /// The keys of `[boundary]` that the engine reads. The boundary reads the ignored ones.
@@ -193,6 +201,35 @@ struct MetricsFile {
     listen: Option<SocketAddr>,
 }
 
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct AuditFile {
+    /// The directory of the signed checkpoints; `{data_directory}/audit` by default.
+    directory: Option<PathBuf>,
+    /// The file of the signing key; `signing-key` in the directory by default.
+    signing_key: Option<PathBuf>,
+    /// Seconds between two checkpoints.
+    checkpoint_seconds: u32,
+}
+
+impl Default for AuditFile {
+    fn default() -> Self {
+        Self { directory: None, signing_key: None, checkpoint_seconds: 60 }
+    }
+}
+
+impl AuditFile {
+    fn check(self, data_directory: &Path) -> Result<CheckpointConfig, ConfigError> {
+        let directory = self.directory.unwrap_or_else(|| data_directory.join("audit"));
+        let seconds = within("audit.checkpoint_seconds", self.checkpoint_seconds, 1..=86_400)?;
+        Ok(CheckpointConfig {
+            signing_key: self.signing_key.unwrap_or_else(|| directory.join(SIGNING_KEY)),
+            directory,
+            every: Duration::from_secs(seconds.into()),
+        })
+    }
+}
+
 impl Default for RotationFile {
     fn default() -> Self {
         Self { records_per_second: 2_000 }
@@ -203,7 +240,7 @@ impl Default for EngineFile {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 50_051)),
-            data_directory: None,
+            data_directory: DATA_DIRECTORY.into(),
             workers: 0,
             call_timeout_milliseconds: 5_000,
             calls_per_connection_max: 1_024,
@@ -219,6 +256,7 @@ impl Default for EngineFile {
             store: None,
             rotation: RotationFile::default(),
             metrics: MetricsFile::default(),
+            audit: AuditFile::default(),
         }
     }
 }
@@ -287,6 +325,7 @@ impl EngineFile {
                 1..=1_000_000,
             )?,
             metrics_listen: std::mem::take(&mut self.metrics).check()?,
+            checkpoints: std::mem::take(&mut self.audit).check(&self.data_directory)?,
             boundary: self.boundary_place(arguments)?,
         })
     }

@@ -9,6 +9,7 @@
 //! ```
 
 mod call_rules;
+mod checkpoints;
 pub mod command;
 mod engine_config;
 mod key_service;
@@ -24,18 +25,23 @@ mod wire;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use thiserror::Error;
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{
+    sync::{Mutex, watch},
+    task::JoinHandle,
+};
 use tonic::{server::NamedService, transport::server::Router};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use self::{
     call_rules::{CallRules, Streams},
+    checkpoints::Checkpoints,
     key_service::KeyServices,
     peer::Peers,
     service::Services,
     serving::{Serving, ServingError, ServingSettings},
 };
 pub use self::{
+    checkpoints::{CheckpointConfig, CheckpointError},
     engine_config::{BoundaryPlace, EngineConfig, Peer},
     peer::Right,
 };
@@ -66,6 +72,10 @@ pub struct Engine {
     in_use: watch::Receiver<Arc<hsm_protocol::Status>>,
     follow: JoinHandle<()>,
     rotation: JoinHandle<()>,
+    checkpoints: Arc<Mutex<Checkpoints>>,
+    sign_checkpoints: JoinHandle<()>,
+    /// Its drop ends the calls that follow the audit chain.
+    followed: watch::Sender<()>,
     metrics: Option<Metrics>,
     serving: Serving,
 }
@@ -86,6 +96,7 @@ impl Engine {
             return Err(StartError::NoPeers);
         }
         let tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
+        let checkpoints = Arc::new(Mutex::new(Checkpoints::open(&config.checkpoints, Arc::clone(&store))?));
         // Each start is an audit entry: no engine has used a store without entries.
         let is_new = store.checkpoint().await? == Checkpoint::EMPTY;
         let absent_keys = if is_new { AbsentKeys::Create } else { AbsentKeys::Refuse };
@@ -133,17 +144,33 @@ impl Engine {
         let follow = tokio::spawn(keys_in_use::follow(Arc::clone(&pins), boundary.watched(), use_keys));
         let keys =
             KeyServices::new(in_use.clone(), Arc::clone(&pins), rotation, peers.clone(), store.engine_name().clone());
+        let (followed, follows) = watch::channel(());
         let (mut threads, call_timeout) = (0, config.call_timeout);
         let serving = Serving::start(&settings, |mut server| {
             threads += 1;
-            let services = Services::new(pins_of_thread(threads), Arc::clone(&store), peers.clone());
+            let services = Services::new(pins_of_thread(threads), Arc::clone(&store), peers.clone(), follows.clone());
             let router = server.add_service(CallRules::new(health_service.clone(), call_timeout, Streams::Responses));
             with_services(router, &services, &keys, call_timeout)
                 .add_service(CallRules::new(reflection.clone(), call_timeout, Streams::Both))
                 .add_service(CallRules::new(reflection_before.clone(), call_timeout, Streams::Both))
         })?;
         let rotation = tokio::spawn(rotation::run(Arc::clone(&pins), in_use.clone(), progress));
-        Ok(Self { boundary, pins, store, health, watch, in_use, follow, rotation, metrics, serving })
+        let sign_checkpoints = tokio::spawn(Checkpoints::run(Arc::clone(&checkpoints), config.checkpoints.every));
+        Ok(Self {
+            boundary,
+            pins,
+            store,
+            health,
+            watch,
+            in_use,
+            follow,
+            rotation,
+            checkpoints,
+            sign_checkpoints,
+            followed,
+            metrics,
+            serving,
+        })
     }
 
     /// The address that the engine listens on.
@@ -185,6 +212,8 @@ impl Engine {
         self.watch.abort();
         self.follow.abort();
         self.rotation.abort();
+        self.sign_checkpoints.abort();
+        drop(self.followed);
         self.metrics.iter().for_each(Metrics::stop);
         report_stop(&mut self.health).await;
         self.serving.stop().await;
@@ -193,6 +222,9 @@ impl Engine {
             noted = self.pins.note_engine(Body::EngineStopped) => noted,
             failure = failure(&*self.store) => Err(StoreError::Failed(failure)),
         };
+        if noted.is_ok() {
+            self.checkpoints.lock().await.sign_and_log().await;
+        }
         self.store.close().await;
         self.boundary.close().await;
         match &*self.store.state().borrow() {
@@ -255,6 +287,9 @@ pub enum StartError {
     /// A certificate or private key can't be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The checkpoints of the audit chain can't be opened.
+    #[error(transparent)]
+    Checkpoints(#[from] CheckpointError),
     /// The metrics can't be served.
     #[error(transparent)]
     Metrics(#[from] MetricsError),

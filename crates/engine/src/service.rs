@@ -1,17 +1,19 @@
 //! The gRPC services of controls, PINs, cards and audit: decode the message, run the use case, encode the reply. No logic.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Extensions, Request, Response, Status, async_trait, metadata::MetadataMap};
 use zeroize::Zeroizing;
 
 use super::{
     call_rules::asked_timeout,
-    peer::{Peers, Right},
+    peer::{AdmittedPeer, Peers, Right},
     wire,
 };
 use crate::pin::Pins;
+use audit::entry::Entry;
 use clock::deadline::Deadline;
 use domain::caller::Caller;
 use proto::{self, audit_service_server, card_service_server, control_service_server, pin_service_server};
@@ -19,6 +21,8 @@ use store::Store;
 
 /// The number of audit entries that one read of the store returns.
 const AUDIT_PAGE_ENTRIES: usize = 256;
+/// The interval at which a call that follows the chain looks for entries.
+const FOLLOW_EVERY: Duration = Duration::from_millis(250);
 
 /// The services over one set of use cases.
 #[derive(Clone)]
@@ -26,11 +30,13 @@ pub(super) struct Services {
     pins: Arc<Pins>,
     store: Arc<dyn Store>,
     peers: Peers,
+    /// Its sender is dropped when the engine stops.
+    follows: watch::Receiver<()>,
 }
 
 impl Services {
-    pub(super) fn new(pins: Arc<Pins>, store: Arc<dyn Store>, peers: Peers) -> Self {
-        Self { pins, store, peers }
+    pub(super) fn new(pins: Arc<Pins>, store: Arc<dyn Store>, peers: Peers, follows: watch::Receiver<()>) -> Self {
+        Self { pins, store, peers, follows }
     }
 
     fn caller(&self, extensions: &Extensions, right: Right, tenant: &str, audit_user: &str) -> Result<Caller, Status> {
@@ -168,42 +174,85 @@ impl card_service_server::CardService for Services {
 impl audit_service_server::AuditService for Services {
     type ExportAuditStream = ReceiverStream<Result<proto::AuditEntry, Status>>;
 
-    /// Streams the entries from `from_sequence` on that the caller may read: see [`Right::Audit`].
+    /// Streams the entries that the caller may read: see [`Right::Audit`].
     async fn export_audit(
         &self,
         request: Request<proto::ExportAuditRequest>,
     ) -> Result<Response<Self::ExportAuditStream>, Status> {
         let (_, extensions, message) = request.into_parts();
         let auditor = self.peers.admit(&extensions, Right::Audit).map_err(|error| wire::forbidden(&error))?;
+        let end = self.store.checkpoint().await.map_err(|error| wire::store_status(&error))?.sequence;
+        let from = match message.newest {
+            0 => message.from_sequence.max(1),
+            newest => end.saturating_sub(newest.into()).saturating_add(1),
+        };
+        let (entries, stream) = mpsc::channel(AUDIT_PAGE_ENTRIES);
+        let export = Export { store: Arc::clone(&self.store), auditor, entries };
+        let follows = message.follow.then(|| self.follows.clone());
+        tokio::spawn(export.run(from, end, follows));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
 
-        let store = Arc::clone(&self.store);
-        let (entries, stream) = tokio::sync::mpsc::channel(AUDIT_PAGE_ENTRIES);
-        tokio::spawn(async move {
-            let mut from = message.from_sequence.max(1);
-            loop {
-                let page = match store.audit(from, AUDIT_PAGE_ENTRIES).await {
-                    Ok(page) => page,
+/// A running call of `ExportAudit`.
+struct Export {
+    store: Arc<dyn Store>,
+    auditor: AdmittedPeer,
+    entries: mpsc::Sender<Result<proto::AuditEntry, Status>>,
+}
+
+impl Export {
+    /// Sends the entries `from` to `end`; with `follows`, also those after `end`, until the engine drops its sender.
+    async fn run(self, mut from: u64, mut end: u64, mut follows: Option<watch::Receiver<()>>) {
+        loop {
+            match self.send(from, end).await {
+                Some(next) => from = next,
+                None => return,
+            }
+            let Some(follows) = &mut follows else { return };
+            while end < from {
+                tokio::select! {
+                    _ = follows.changed() => {
+                        let _ = self.entries.send(Err(wire::engine_stops())).await;
+                        return;
+                    }
+                    () = self.entries.closed() => return,
+                    () = tokio::time::sleep(FOLLOW_EVERY) => {}
+                }
+                end = match self.store.checkpoint().await {
+                    Ok(checkpoint) => checkpoint.sequence,
                     Err(error) => {
-                        let _ = entries.send(Err(wire::store_status(&error))).await;
+                        let _ = self.entries.send(Err(wire::store_status(&error))).await;
                         return;
                     }
                 };
-                let Some(last) = page.last() else { return };
-                // A page may have no entry for this reader; then no send would fail after the reader left.
-                if entries.is_closed() {
-                    return;
-                }
-                from = last.sequence.saturating_add(1);
-                // Reading the store does not yield: let the calls of this thread run between two pages.
-                tokio::task::yield_now().await;
-                for entry in page.iter().filter(|entry| auditor.may_read(entry.event.tenant.as_ref())) {
-                    let json = entry.to_json();
-                    if entries.send(Ok(proto::AuditEntry { json })).await.is_err() {
-                        return;
-                    }
-                }
             }
-        });
-        Ok(Response::new(ReceiverStream::new(stream)))
+        }
+    }
+
+    /// Sends the entries `from` to `end`. Returns the number after the last one; `None` where the call has ended.
+    async fn send(&self, mut from: u64, end: u64) -> Option<u64> {
+        while from <= end {
+            let page = match self.store.audit(from, AUDIT_PAGE_ENTRIES).await {
+                Ok(page) => page,
+                Err(error) => {
+                    let _ = self.entries.send(Err(wire::store_status(&error))).await;
+                    return None;
+                }
+            };
+            // A page may have no entry for this reader; then no send would fail after the reader left.
+            if self.entries.is_closed() {
+                return None;
+            }
+            let last = page.last()?.sequence.min(end);
+            // Reading the store does not yield: let the calls of this thread run between two pages.
+            tokio::task::yield_now().await;
+            let may_read = |entry: &&Entry| entry.sequence <= end && self.auditor.may_read(entry.event.tenant.as_ref());
+            for entry in page.iter().filter(may_read) {
+                self.entries.send(Ok(proto::AuditEntry { json: entry.to_json() })).await.ok()?;
+            }
+            from = last.saturating_add(1);
+        }
+        Some(from)
     }
 }

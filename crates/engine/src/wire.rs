@@ -188,6 +188,15 @@ pub(super) fn message_count() -> Status {
     status(Code::Unimplemented, Reason::MessageCount, &"a call of this method has exactly one request message")
 }
 
+/// The engine stops while a call follows the audit chain.
+pub(super) fn engine_stops() -> Status {
+    status(
+        Code::Unavailable,
+        Reason::EngineStops,
+        &"the engine stops: follow the audit chain again when it has started",
+    )
+}
+
 /// Another count is running.
 pub(super) fn counting() -> Status {
     let message = "another count of the records is running: try again when it has ended";

@@ -186,6 +186,7 @@ struct BoundaryFile {
     store: Option<IgnoredAny>,
     rotation: Option<IgnoredAny>,
     metrics: Option<IgnoredAny>,
+    audit: Option<IgnoredAny>,
 }
 
 impl Default for BoundaryFile {
@@ -208,6 +209,7 @@ impl Default for BoundaryFile {
             store: None,
             rotation: None,
             metrics: None,
+            audit: None,
         }
     }
 }

@@ -1,0 +1,226 @@
+//! The signed checkpoints of the audit chain, as files of the engine.
+//!
+//! ```text
+//! signing-key     the Ed25519 seed, in hexadecimal digits; mode 0600
+//! verifier-key    the public key, as `NAME+ID+KEY`
+//! checkpoint      the newest checkpoint, a signed note
+//! tree            the roots of the complete subtrees of that checkpoint's tree, a line each
+//! ```
+//! The engine decides what it signs, so a key in the token would not protect a checkpoint from the engine. What a checkpoint
+//! proves is that entries did not change after a copy of the checkpoint left this machine.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use thiserror::Error;
+
+use audit::{
+    note::{NoteError, SigningKey},
+    tree_head::{ChainTree, TreeHead, TreeHeadError},
+};
+use config::{SecretError, SecretSource};
+use store::{Store, StoreError};
+
+/// The number of audit entries that one read of the store returns.
+const PAGE_ENTRIES: usize = 1_024;
+/// The file of the newest checkpoint.
+const CHECKPOINT: &str = "checkpoint";
+/// The file of the subtrees of the newest checkpoint.
+const TREE: &str = "tree";
+/// The file of the public key.
+const VERIFIER_KEY: &str = "verifier-key";
+/// The name of the signing key's file, unless the configuration names another.
+pub(super) const SIGNING_KEY: &str = "signing-key";
+
+/// The place and the pace of the checkpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointConfig {
+    /// The directory of the files; made, with mode 0700, where it is absent.
+    pub directory: PathBuf,
+    /// The file of the signing key; made where neither it nor a checkpoint exists.
+    pub signing_key: PathBuf,
+    /// The time between two checkpoints.
+    pub every: Duration,
+}
+
+/// Signs the checkpoints of one chain.
+pub(super) struct Checkpoints {
+    store: Arc<dyn Store>,
+    key: SigningKey,
+    directory: PathBuf,
+    /// `None` before the first entry.
+    tree: Option<ChainTree>,
+    /// The checkpoint on disk.
+    signed: Option<TreeHead>,
+}
+
+impl Checkpoints {
+    /// Opens the key, or makes one at the first start, and the newest checkpoint.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] where a file can't be read or made, or is not what its name says.
+    pub(super) fn open(config: &CheckpointConfig, store: Arc<dyn Store>) -> Result<Self, CheckpointError> {
+        let directory = config.directory.clone();
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |error| CheckpointError::File { path, error }
+        };
+        DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed(&directory))?;
+        let path = directory.join(CHECKPOINT);
+        let note = if path.exists() { Some(fs::read_to_string(&path).map_err(failed(&path))?) } else { None };
+        if note.is_none() && !config.signing_key.exists() {
+            let text = SigningKey::random_text()?;
+            write_new(&config.signing_key, &text).map_err(failed(&config.signing_key))?;
+            tracing::info!(file = %config.signing_key.display(), "a signing key for audit checkpoints was made");
+        }
+        let key = SigningKey::from_text(&SecretSource::File(config.signing_key.clone()).read()?)?;
+        let signed = note
+            .map(|note| open_note(&note, &key))
+            .transpose()
+            .map_err(|error| CheckpointError::Note { path, error })?;
+        let tree = signed.as_ref().and_then(|head| read_tree(&directory.join(TREE), head));
+        Ok(Self { store, key, directory, tree, signed })
+    }
+
+    /// Signs checkpoints until the task is aborted.
+    pub(super) async fn run(checkpoints: Arc<tokio::sync::Mutex<Self>>, every: Duration) {
+        loop {
+            if !checkpoints.lock().await.sign_and_log().await {
+                return;
+            }
+            tokio::time::sleep(every).await;
+        }
+    }
+
+    /// Signs the newest entry; `false` where no later call can succeed. The log has the error.
+    pub(super) async fn sign_and_log(&mut self) -> bool {
+        let Err(error) = self.sign().await else { return true };
+        tracing::error!(%error, "the audit chain has no new checkpoint");
+        !matches!(error, CheckpointError::OtherChain { .. })
+    }
+
+    /// Signs the newest entry, unless the checkpoint on disk covers it.
+    async fn sign(&mut self) -> Result<(), CheckpointError> {
+        let other_chain = CheckpointError::OtherChain { path: self.directory.join(CHECKPOINT) };
+        let end = self.store.checkpoint().await?.sequence;
+        if let Some(signed) = &self.signed {
+            let found = self.store.audit(signed.head.sequence, 1).await?;
+            if found.first().is_none_or(|entry| entry.hash != signed.head.hash) {
+                return Err(other_chain);
+            }
+        }
+        loop {
+            let from = self.tree.as_ref().map_or(0, |tree| tree.head().head.sequence).saturating_add(1);
+            let page = self.store.audit(from, PAGE_ENTRIES).await?;
+            for entry in page.iter().take_while(|entry| entry.sequence <= end) {
+                match &mut self.tree {
+                    Some(tree) => tree.push(entry, &self.key),
+                    None => self.tree = Some(ChainTree::new(entry, &self.key)),
+                }
+            }
+            if page.last().is_none_or(|last| last.sequence >= end) {
+                break;
+            }
+            // Reading the store does not yield: let other tasks run between two pages.
+            tokio::task::yield_now().await;
+        }
+        let Some(tree) = &self.tree else { return Ok(()) };
+        let head = tree.head();
+        match &self.signed {
+            Some(signed) if signed.origin != head.origin => return Err(other_chain),
+            Some(signed) if *signed == head => return Ok(()),
+            _ => {}
+        }
+        let subtrees = tree.subtrees_text();
+        let files = [
+            (VERIFIER_KEY, format!("{}\n", self.key.verifier(&head.origin)?)),
+            (TREE, subtrees),
+            // The last: without the checkpoint, the others are not used.
+            (CHECKPOINT, head.sign(&self.key)?),
+        ];
+        for (name, text) in files {
+            let path = self.directory.join(name);
+            replace(&path, &text).map_err(|error| CheckpointError::File { path, error })?;
+        }
+        self.signed = Some(head);
+        Ok(())
+    }
+}
+
+fn open_note(note: &str, key: &SigningKey) -> Result<TreeHead, TreeHeadError> {
+    let origin = note.lines().next().unwrap_or_default();
+    TreeHead::open(note, &key.verifier(origin)?)
+}
+
+/// The tree of a checkpoint; `None` where the file is not that tree, so that the whole chain is read once.
+fn read_tree(path: &Path, head: &TreeHead) -> Option<ChainTree> {
+    ChainTree::from_subtrees_text(&fs::read_to_string(path).ok()?, head)
+}
+
+/// Writes a file that does not exist, readable by its owner alone.
+fn write_new(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    sync_directory(path)
+}
+
+/// Replaces a file in one step.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let next = path.with_extension("next");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&next)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&next, path)?;
+    sync_directory(path)
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+}
+
+/// The audit chain can't be signed.
+#[derive(Debug, Error)]
+pub enum CheckpointError {
+    /// A file can't be read, written or made.
+    #[error("{}: {error}; [audit] in the configuration names the directory of the checkpoints", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The error of the operating system.
+        error: io::Error,
+    },
+    /// The signing key can't be read.
+    #[error("audit.signing_key: {0}")]
+    Secret(#[from] SecretError),
+    /// The text of the signing key is not a key, or a note can't be made.
+    #[error("audit.signing_key: {0}")]
+    Key(#[from] NoteError),
+    /// The newest checkpoint does not open under the signing key.
+    #[error("{}: {error}; if the signing key was replaced on purpose, keep this file elsewhere and remove it here", path.display())]
+    Note {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The part that does not hold.
+        error: TreeHeadError,
+    },
+    /// The chain does not continue the newest checkpoint.
+    #[error(
+        "the audit chain does not continue the checkpoint {}: entries were cut or rewritten, or the store is older or another \
+         one. Keep that checkpoint as evidence. If the store was restored on purpose, move the checkpoint elsewhere and start \
+         the engine again", path.display()
+    )]
+    OtherChain {
+        /// The checkpoint.
+        path: PathBuf,
+    },
+    /// The store can't be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
