@@ -1,20 +1,26 @@
-//! `pinseal audit`: export and verify a chain, from a stopped engine's store or from an exported file.
+//! `pinseal audit`: export, verify, prove and follow a chain.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, BufRead, BufReader, Write},
     path::{Path, PathBuf},
 };
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use thiserror::Error;
 use tokio::runtime::Builder;
 
 use audit::{
     chain::{ChainError, ChainVerifier, Checkpoint},
-    entry::Entry,
+    ecs::to_ecs,
+    entry::{Entry, EntryError},
+    note::{NoteError, SigningKey, VerifierKey},
+    tree_head::{Proof, Proven, TreeHead, TreeHeadError, leaf_of, origin_of},
 };
+use config::{SecretError, SecretSource};
+use engine_client::{EngineTls, OperatorError, RunningEngine};
 use engine_server::open_store_copy;
+use proto::ExportAuditRequest;
 use store::{Store, StoreError, StoreOpenError};
 
 /// How many entries are read from a store at a time.
@@ -30,14 +36,7 @@ pub(crate) struct AuditArguments {
 #[derive(Subcommand)]
 enum AuditCommand {
     /// Check that no entry was changed, cut or moved; prints the checkpoint to keep elsewhere
-    Verify {
-        #[command(flatten)]
-        source: Source,
-        /// A checkpoint kept elsewhere, which the chain must still hold; may be given more than once. An empty chain
-        /// holds only with 0 and 64 zeros
-        #[arg(long, value_name = "SEQUENCE:HASH")]
-        expect: Vec<Checkpoint>,
-    },
+    Verify(VerifyArguments),
     /// Print the chain, one JSON object a line
     Export {
         /// The directory of a stopped engine's store; it is copied to TMPDIR, and the copy is read
@@ -46,7 +45,39 @@ enum AuditCommand {
         /// The first entry wanted
         #[arg(long, default_value_t = 1, value_name = "SEQUENCE")]
         from: u64,
+        /// The names of the members
+        #[arg(long, default_value = "json")]
+        format: Format,
     },
+    /// Print the newest entries of a serving engine, one JSON object a line
+    Tail(TailArguments),
+    /// Prove to a holder of a checkpoint that an entry, or an older checkpoint, is in its chain; prints the proof as JSON
+    Prove(ProveArguments),
+}
+
+/// The names of the members of an entry.
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    /// Those that `pinseal audit verify` reads
+    Json,
+    /// Those of the Elastic Common Schema
+    Ecs,
+}
+
+#[derive(Args)]
+struct VerifyArguments {
+    #[command(flatten)]
+    source: Source,
+    /// A checkpoint kept elsewhere, which the chain must still hold; may be given more than once. An empty chain
+    /// holds only with 0 and 64 zeros
+    #[arg(long, value_name = "SEQUENCE:HASH")]
+    expect: Vec<Checkpoint>,
+    /// Files of signed checkpoints, which the chain must all hold: the newer one then continues the older one
+    #[arg(long, value_names = ["OLD", "NEW"], num_args = 1..=2, requires = "verifier_key")]
+    checkpoint: Vec<PathBuf>,
+    /// The public key of the engine, as in the file `verifier-key` beside its checkpoint
+    #[arg(long, value_name = "NAME+ID+KEY")]
+    verifier_key: Option<VerifierKey>,
 }
 
 #[derive(Args)]
@@ -58,51 +89,206 @@ struct Source {
     /// An exported chain; `-` for standard input
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
+    /// A proof that `pinseal audit prove` printed; needs no chain
+    #[arg(long, value_name = "FILE", requires = "verifier_key", conflicts_with_all = ["expect", "checkpoint"])]
+    proof: Option<PathBuf>,
 }
 
-/// Exports or verifies.
+#[derive(Args)]
+struct TailArguments {
+    /// The engine, such as 127.0.0.1:50051 or https://engine.internal:50051
+    #[arg(long, value_name = "ADDRESS")]
+    engine: String,
+    #[command(flatten)]
+    tls: EngineTls,
+    /// How many of the chain's newest entries to print first
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    newest: u32,
+    /// The first entry wanted, instead of the newest ones
+    #[arg(long, value_name = "SEQUENCE", conflicts_with = "newest")]
+    from: Option<u64>,
+    /// Continue with each later entry, until the engine stops
+    #[arg(long)]
+    follow: bool,
+    /// The names of the members
+    #[arg(long, default_value = "json")]
+    format: Format,
+}
+
+#[derive(Args)]
+struct ProveArguments {
+    /// The entry to prove
+    #[arg(value_name = "SEQUENCE", required_unless_present = "since", conflicts_with = "since")]
+    sequence: Option<u64>,
+    /// The file of an older signed checkpoint to prove
+    #[arg(long, value_name = "OLD")]
+    since: Option<PathBuf>,
+    /// The file of the signed checkpoint to prove against, such as pinseal-data/audit/checkpoint
+    #[arg(long, value_name = "FILE")]
+    checkpoint: PathBuf,
+    /// The directory of a stopped engine's store; it is copied to TMPDIR, and the copy is read
+    #[arg(long, value_name = "DIR")]
+    store: PathBuf,
+    /// The engine's signing key, which makes the salts, such as pinseal-data/audit/signing-key
+    #[arg(long, value_name = "FILE")]
+    signing_key: PathBuf,
+}
+
+/// Runs a command on a chain.
 pub(crate) fn run(arguments: AuditArguments) -> Result<(), AuditError> {
-    Builder::new_current_thread().build()?.block_on(export_or_verify(arguments))
+    Builder::new_current_thread().enable_all().build()?.block_on(run_command(arguments))
 }
 
-async fn export_or_verify(arguments: AuditArguments) -> Result<(), AuditError> {
+async fn run_command(arguments: AuditArguments) -> Result<(), AuditError> {
     match arguments.command {
-        AuditCommand::Verify { source, expect } => {
-            let end = match (source.store, source.file) {
-                (Some(store), _) => verify_store(&store, expect).await?,
-                (None, Some(file)) if file.as_os_str() == "-" => verify_lines(io::stdin().lock(), expect)?,
-                (None, Some(file)) => {
-                    let opened = File::open(&file).map_err(|error| AuditError::File { path: file, error })?;
-                    verify_lines(BufReader::new(opened), expect)?
-                }
-                (None, None) => return Ok(()),
-            };
-            writeln!(io::stdout(), "the audit chain holds; checkpoint {end}")?;
-        }
-        AuditCommand::Export { store, from } => {
+        AuditCommand::Verify(arguments) => verify(arguments).await,
+        AuditCommand::Export { store, from, format } => {
             let mut out = io::stdout().lock();
             let copy = open_store_copy(&store)?;
-            each_entry(&*copy, from, |entry| Ok(writeln!(out, "{}", entry.to_json())?)).await?;
+            each_entry(&*copy, from, |entry| Ok(writeln!(out, "{}", format.write(entry))?)).await
         }
+        AuditCommand::Tail(arguments) => tail(arguments).await,
+        AuditCommand::Prove(arguments) => prove(arguments).await,
+    }
+}
+
+impl Format {
+    fn write(self, entry: &Entry) -> String {
+        match self {
+            Self::Json => entry.to_json(),
+            Self::Ecs => to_ecs(entry),
+        }
+    }
+}
+
+async fn verify(arguments: VerifyArguments) -> Result<(), AuditError> {
+    let VerifyArguments { source, mut expect, checkpoint, verifier_key } = arguments;
+    let mut out = io::stdout();
+    if let (Some(path), Some(verifier)) = (&source.proof, &verifier_key) {
+        let proof: Proof = serde_json::from_slice(&read(path)?).map_err(|_| TreeHeadError::NotProof)?;
+        match proof.verify(verifier)? {
+            Proven::Inclusion { entry, head } => {
+                writeln!(out, "entry {} is in the chain of checkpoint {head}", entry.sequence)?;
+                writeln!(out, "{}", entry.to_json())?;
+            }
+            Proven::Consistency { old, new } => {
+                writeln!(out, "the chain of checkpoint {new} continues that of checkpoint {old}")?;
+            }
+        }
+        return Ok(());
+    }
+    let mut origin = None;
+    if let Some(verifier) = verifier_key {
+        for path in checkpoint {
+            expect.push(TreeHead::open(&read_text(&path)?, &verifier)?.head);
+        }
+        origin = Some(verifier);
+    }
+    let walk = Walk { verifier: ChainVerifier::new(expect), origin };
+    let end = match (source.store, source.file) {
+        (Some(store), _) => verify_store(&store, walk).await?,
+        (None, Some(file)) if file.as_os_str() == "-" => verify_lines(io::stdin().lock(), walk)?,
+        (None, Some(file)) => {
+            let opened = File::open(&file).map_err(|error| AuditError::File { path: file, error })?;
+            verify_lines(BufReader::new(opened), walk)?
+        }
+        (None, None) => return Ok(()),
+    };
+    Ok(writeln!(out, "the audit chain holds; checkpoint {end}")?)
+}
+
+async fn tail(arguments: TailArguments) -> Result<(), AuditError> {
+    let TailArguments { engine, tls, newest, from, follow, format } = arguments;
+    let request = ExportAuditRequest {
+        from_sequence: from.unwrap_or_default(),
+        newest: if from.is_some() { 0 } else { newest },
+        follow,
+    };
+    let mut entries = RunningEngine::at(&engine, &tls)?.audit(request).await?;
+    let mut out = io::stdout();
+    while let Some(entry) = entries.message().await.map_err(OperatorError::from)? {
+        match format {
+            Format::Json => writeln!(out, "{}", entry.json)?,
+            Format::Ecs => writeln!(out, "{}", to_ecs(&Entry::from_json(&entry.json)?))?,
+        }
+        // A reader at the other end of a pipe sees each entry at once.
+        out.flush()?;
     }
     Ok(())
 }
 
-async fn verify_store(directory: &Path, expected: Vec<Checkpoint>) -> Result<Checkpoint, AuditError> {
-    let store = open_store_copy(directory)?;
-    // What the store says of itself catches a cut tail; what is kept elsewhere catches a store rewritten as a whole.
-    let mut walk = ChainVerifier::new(expected).with_head(store.checkpoint().await?);
-    each_entry(&*store, 1, |entry| Ok(walk.check(entry)?)).await?;
-    Ok(walk.finish()?)
+async fn prove(arguments: ProveArguments) -> Result<(), AuditError> {
+    let key = SigningKey::from_text(&SecretSource::File(arguments.signing_key).read()?)?;
+    let checkpoint = read_text(&arguments.checkpoint)?;
+    let store = open_store_copy(&arguments.store)?;
+    let (mut leaves, mut wanted) = (Vec::new(), None);
+    each_entry(&*store, 1, |entry| {
+        leaves.push(leaf_of(entry, &key));
+        if Some(entry.sequence) == arguments.sequence {
+            wanted = Some(entry.clone());
+        }
+        Ok(())
+    })
+    .await?;
+    let proof = match (arguments.since, wanted) {
+        (Some(old), _) => Proof::of_checkpoints(&read_text(&old)?, &checkpoint, &leaves, &key)?,
+        (None, Some(entry)) => Proof::of_entry(&entry, &checkpoint, &leaves, &key)?,
+        (None, None) => {
+            let end = u64::try_from(leaves.len()).unwrap_or(u64::MAX);
+            return Err(AuditError::NoEntry { sequence: arguments.sequence.unwrap_or_default(), end });
+        }
+    };
+    Ok(writeln!(io::stdout(), "{}", serde_json::to_string(&proof).map_err(io::Error::from)?)?)
 }
 
-fn verify_lines(text: impl BufRead, expected: Vec<Checkpoint>) -> Result<Checkpoint, AuditError> {
-    let mut walk = ChainVerifier::new(expected);
+fn read(path: &Path) -> Result<Vec<u8>, AuditError> {
+    fs::read(path).map_err(|error| AuditError::File { path: path.to_owned(), error })
+}
+
+fn read_text(path: &Path) -> Result<String, AuditError> {
+    Ok(String::from_utf8(read(path)?).map_err(|_| NoteError::Malformed)?)
+}
+
+/// The verification of a chain, entry by entry.
+struct Walk {
+    verifier: ChainVerifier,
+    /// The key whose name must be that of the chain.
+    origin: Option<VerifierKey>,
+}
+
+impl Walk {
+    fn check(&mut self, entry: &Entry) -> Result<(), AuditError> {
+        self.verifier.check(entry)?;
+        self.check_origin(entry)
+    }
+
+    fn check_json(&mut self, line: &[u8]) -> Result<(), AuditError> {
+        let entry = self.verifier.check_json(line)?;
+        self.check_origin(&entry)
+    }
+
+    fn check_origin(&mut self, first: &Entry) -> Result<(), AuditError> {
+        match self.origin.take() {
+            Some(key) if key.name() != origin_of(first) => Err(TreeHeadError::OtherOrigin.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+async fn verify_store(directory: &Path, mut walk: Walk) -> Result<Checkpoint, AuditError> {
+    let store = open_store_copy(directory)?;
+    // What the store says of itself catches a cut tail; what is kept elsewhere catches a store rewritten as a whole.
+    walk.verifier = walk.verifier.with_head(store.checkpoint().await?);
+    each_entry(&*store, 1, |entry| walk.check(entry)).await?;
+    Ok(walk.verifier.finish()?)
+}
+
+fn verify_lines(text: impl BufRead, mut walk: Walk) -> Result<Checkpoint, AuditError> {
     // Not `lines`, which also takes a carriage return off.
     for line in text.split(b'\n') {
         walk.check_json(&line?)?;
     }
-    Ok(walk.finish()?)
+    Ok(walk.verifier.finish()?)
 }
 
 async fn each_entry(
@@ -118,7 +304,7 @@ async fn each_entry(
     }
 }
 
-/// Why a chain was not exported, or does not hold.
+/// Why a chain was not read, or does not hold.
 #[derive(Debug, Error)]
 pub(crate) enum AuditError {
     /// The chain does not hold.
@@ -137,6 +323,29 @@ pub(crate) enum AuditError {
         path: PathBuf,
         /// Why.
         error: io::Error,
+    },
+    /// A checkpoint or a proof does not hold.
+    #[error(transparent)]
+    TreeHead(#[from] TreeHeadError),
+    /// A signed note or a key can't be used.
+    #[error(transparent)]
+    Note(#[from] NoteError),
+    /// The signing key can't be read.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// The engine sent what is not an entry of this release.
+    #[error(transparent)]
+    Entry(#[from] EntryError),
+    /// The engine can't be called, or its stream ended.
+    #[error(transparent)]
+    Engine(#[from] OperatorError),
+    /// The chain has no such entry.
+    #[error("the chain has entries 1 to {end}, not entry {sequence}")]
+    NoEntry {
+        /// The sequence number asked for.
+        sequence: u64,
+        /// The last sequence number.
+        end: u64,
     },
     /// Input or output failed.
     #[error("{0}")]

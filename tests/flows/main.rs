@@ -10,6 +10,7 @@
 
 mod apart;
 mod audit;
+mod audit_evidence;
 mod connections;
 mod hangup;
 mod race;

@@ -1,4 +1,5 @@
-//! The client of an engine's KeyService for operators: the keys in use, the progress of a rotation, the count of records.
+//! The client of an engine for operators and auditors: the keys in use, the progress of a rotation, the count of records, the
+//! audit chain.
 //!
 //! This crate uses the generated gRPC client and TLS. It must never depend on the engine, a store or the key boundary, and
 //! never handle a key, a record or a card.
@@ -35,8 +36,8 @@ use net::{
     tls::{ClientTls, ClientTlsConfig, TlsError},
 };
 use proto::{
-    CountRecordsRequest, CountRecordsResponse, Key, ListKeysRequest, RotationProgress, WatchRotationRequest,
-    key_service_client::KeyServiceClient,
+    AuditEntry, CountRecordsRequest, CountRecordsResponse, ExportAuditRequest, Key, ListKeysRequest, RotationProgress,
+    WatchRotationRequest, audit_service_client::AuditServiceClient, key_service_client::KeyServiceClient,
 };
 
 /// The timeout of a call with one reply.
@@ -48,7 +49,7 @@ pub struct EngineTls {
     /// Roots of the engine's certificate, in PEM; not needed for an engine on this machine without TLS
     #[arg(long, value_name = "FILE", requires_all = ["engine", "engine_certificates", "engine_private_key"])]
     engine_roots: Option<PathBuf>,
-    /// Certificate chain of this client, in PEM; an entry in the engine's [[peers]] gives it the right `keys`
+    /// Certificate chain of this client, in PEM; an entry in the engine's [[peers]] gives it the right `keys` or `audit`
     #[arg(long, value_name = "FILE", requires_all = ["engine_roots", "engine_private_key"])]
     engine_certificates: Option<PathBuf>,
     /// Private key of this client, in PEM; only the owner may read the file
@@ -67,7 +68,10 @@ impl EngineTls {
 }
 
 /// A client of a running engine.
-pub struct RunningEngine(KeyServiceClient<Channel>);
+pub struct RunningEngine {
+    keys: KeyServiceClient<Channel>,
+    audit: AuditServiceClient<Channel>,
+}
 
 impl RunningEngine {
     /// A client of the engine at `address`: a URL or `HOST:PORT`. Call this inside a Tokio runtime. The first call connects.
@@ -82,7 +86,7 @@ impl RunningEngine {
             TlsError::Plain { address } => OperatorError::Plain { address },
             error => error.into(),
         })?;
-        Ok(Self(KeyServiceClient::new(channel)))
+        Ok(Self { keys: KeyServiceClient::new(channel.clone()), audit: AuditServiceClient::new(channel) })
     }
 
     /// The keys that the engine has in use.
@@ -92,7 +96,7 @@ impl RunningEngine {
     pub async fn keys(&mut self) -> Result<Vec<Key>, OperatorError> {
         let mut request = Request::new(ListKeysRequest {});
         request.set_timeout(REPLY_TIME_MAX);
-        Ok(self.0.list_keys(request).await?.into_inner().keys)
+        Ok(self.keys.list_keys(request).await?.into_inner().keys)
     }
 
     /// The count of all records. The engine scans its whole store, which can take minutes.
@@ -100,7 +104,7 @@ impl RunningEngine {
     /// # Errors
     /// The call fails, or the stream ends before the count is complete.
     pub async fn records(&mut self) -> Result<CountRecordsResponse, OperatorError> {
-        let mut counts = self.0.count_records(CountRecordsRequest {}).await?.into_inner();
+        let mut counts = self.keys.count_records(CountRecordsRequest {}).await?.into_inner();
         while let Some(counted) = counts.message().await? {
             if counted.complete {
                 return Ok(counted);
@@ -114,7 +118,15 @@ impl RunningEngine {
     /// # Errors
     /// The call fails.
     pub async fn rotation(&mut self) -> Result<Streaming<RotationProgress>, OperatorError> {
-        Ok(self.0.watch_rotation(WatchRotationRequest {}).await?.into_inner())
+        Ok(self.keys.watch_rotation(WatchRotationRequest {}).await?.into_inner())
+    }
+
+    /// Entries of the audit chain, as the request says.
+    ///
+    /// # Errors
+    /// The call fails.
+    pub async fn audit(&mut self, request: ExportAuditRequest) -> Result<Streaming<AuditEntry>, OperatorError> {
+        Ok(self.audit.export_audit(request).await?.into_inner())
     }
 }
 
@@ -142,9 +154,9 @@ pub enum OperatorError {
     /// The engine is busy, for example with another count.
     #[error("the engine is busy: {0}; try again later")]
     Busy(String),
-    /// The certificate of this client does not have the right `keys`.
+    /// The certificate of this client does not have the right for the call.
     #[error(
-        "the engine rejected the call: {0}; the entries of [[peers]] in its configuration give a certificate the right `keys`"
+        "the engine rejected the call: {0}; the entries of [[peers]] in its configuration give a certificate the right `keys`, or `audit` for the audit chain"
     )]
     Forbidden(String),
     /// The engine does not implement the call.

@@ -1,0 +1,205 @@
+//! The audit chain as evidence: signed checkpoints, proofs, the chain of a serving engine.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Command, Output, Stdio},
+};
+
+use device::Device;
+use proto::{ExportAuditRequest, Scope, audit_service_client::AuditServiceClient};
+use serde_json::Value;
+
+use support::engine_process::{EngineProcess, device};
+
+fn audit(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_pinseal")).arg("audit").args(arguments).output().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// What a command prints that succeeds.
+fn printed(arguments: &[&str]) -> String {
+    let output = audit(arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", said(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The error of a command that fails.
+fn refused(arguments: &[&str]) -> String {
+    let output = audit(arguments);
+    assert!(!output.status.success(), "{arguments:?}: {}", said(&output));
+    said(&output)
+}
+
+/// Runs an engine that sets one PIN, and returns its newest checkpoint.
+async fn run(directory: &Path, device: &Device, plastic: &str) -> String {
+    let engine = EngineProcess::start(directory, "");
+    engine.client().await.set(device, plastic, "2580").await.unwrap();
+    assert_eq!(engine.terminate(), 0);
+    fs::read_to_string(directory.join("data/audit/checkpoint")).unwrap()
+}
+
+fn copy(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-a").args([from, to]).status().unwrap();
+    assert!(status.success());
+}
+
+#[tokio::test]
+async fn checkpoints_prove_entries_and_that_nothing_was_rewritten() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let device = device();
+    let (old, new, proof, chain) = (at("old"), at("new"), at("proof.json"), at("chain"));
+    fs::write(&old, run(directory.path(), &device, "4001").await).unwrap();
+    fs::write(&new, run(directory.path(), &device, "4002").await).unwrap();
+    let (store, key) = (at("data/store"), at("data/audit/signing-key"));
+    assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+    let verifier = fs::read_to_string(at("data/audit/verifier-key")).unwrap();
+    let verifier = verifier.trim();
+    fs::write(&chain, printed(&["export", "--store", &store])).unwrap();
+
+    for (kind, source) in [("--store", &store), ("--file", &chain)] {
+        let both = ["verify", "--verifier-key", verifier, kind, source, "--checkpoint", &old, &new];
+        assert!(printed(&both).contains("the audit chain holds"));
+    }
+    let length = fs::read_to_string(&chain).unwrap().lines().count();
+    for sequence in 1..=length {
+        let sequence = sequence.to_string();
+        let text = printed(&["prove", &sequence, "--store", &store, "--signing-key", &key, "--checkpoint", &new]);
+        fs::write(&proof, &text).unwrap();
+        let shown = printed(&["verify", "--proof", &proof, "--verifier-key", verifier]);
+        assert!(shown.contains(&format!("entry {sequence} is in the chain")), "{shown}");
+        let mut changed: Value = serde_json::from_str(&text).unwrap();
+        changed["salt"] = "0".repeat(64).into();
+        fs::write(&proof, changed.to_string()).unwrap();
+        let changed = refused(&["verify", "--proof", &proof, "--verifier-key", verifier]);
+        assert!(changed.contains("the proof does not show the entry"), "{changed}");
+    }
+    let text = printed(&["prove", "--since", &old, "--store", &store, "--signing-key", &key, "--checkpoint", &new]);
+    fs::write(&proof, text).unwrap();
+    let shown = printed(&["verify", "--proof", &proof, "--verifier-key", verifier]);
+    assert!(shown.contains("continues that of checkpoint"), "{shown}");
+
+    let last = length.to_string();
+    let not_covered = refused(&["prove", &last, "--store", &store, "--signing-key", &key, "--checkpoint", &old]);
+    assert!(not_covered.contains("take a newer checkpoint"), "{not_covered}");
+    // One changed digit of the note, and the checkpoint of another engine.
+    fs::write(&old, fs::read_to_string(&old).unwrap().replacen('\n', "\n1", 1)).unwrap();
+    let changed = refused(&["verify", "--store", &store, "--verifier-key", verifier, "--checkpoint", &old, &new]);
+    assert!(changed.contains("the note was changed"), "{changed}");
+    let other = tempfile::tempdir().unwrap();
+    fs::write(&old, run(other.path(), &device, "4001").await).unwrap();
+    let foreign = refused(&["verify", "--store", &store, "--verifier-key", verifier, "--checkpoint", &old, &new]);
+    assert!(foreign.contains("the note is not signed by"), "{foreign}");
+    let others = fs::read_to_string(other.path().join("data/audit/verifier-key")).unwrap();
+    let foreign = refused(&["verify", "--store", &store, "--verifier-key", others.trim(), "--checkpoint", &old]);
+    assert!(foreign.contains("audit entry") || foreign.contains("another chain"), "{foreign}");
+}
+
+#[tokio::test]
+async fn an_engine_signs_no_checkpoint_over_a_store_that_lost_entries() {
+    let directory = tempfile::tempdir().unwrap();
+    let device = device();
+    let (store, kept) = (directory.path().join("data/store"), directory.path().join("kept"));
+    run(directory.path(), &device, "4001").await;
+    copy(&store, &kept);
+    let newest = run(directory.path(), &device, "4002").await;
+    fs::remove_dir_all(&store).unwrap();
+    copy(&kept, &store);
+
+    assert_eq!(run(directory.path(), &device, "4003").await, newest, "the checkpoint was replaced");
+    let log = fs::read_to_string(directory.path().join("engine.log")).unwrap();
+    assert!(log.contains("the audit chain does not continue the checkpoint"), "{log}");
+    fs::rename(directory.path().join("data/audit/checkpoint"), directory.path().join("evidence")).unwrap();
+    assert_ne!(run(directory.path(), &device, "4004").await, newest);
+}
+
+#[tokio::test]
+async fn a_checkpoint_is_the_same_with_and_without_its_tree_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let (device, tree) = (device(), directory.path().join("data/audit/tree"));
+    run(directory.path(), &device, "4001").await;
+    for damage in [None, Some("no hash\n"), Some("")] {
+        let before = fs::read_to_string(&tree).unwrap();
+        match damage {
+            Some(text) => fs::write(&tree, text).unwrap(),
+            None => fs::remove_file(&tree).unwrap(),
+        }
+        let checkpoint = run(directory.path(), &device, "4001").await;
+        let store = directory.path().join("data/store");
+        let (key, file) =
+            (directory.path().join("data/audit/signing-key"), directory.path().join("data/audit/checkpoint"));
+        assert_ne!(fs::read_to_string(&tree).unwrap(), before);
+        // The command computes the root of the whole chain.
+        let [store, key, file] = [&store, &key, &file].map(|path| path.to_str().unwrap());
+        printed(&["prove", "1", "--store", store, "--signing-key", key, "--checkpoint", file]);
+        assert!(checkpoint.starts_with("pinseal.audit/"));
+    }
+}
+
+#[tokio::test]
+async fn a_signing_key_that_others_may_read_stops_the_start() {
+    let directory = tempfile::tempdir().unwrap();
+    run(directory.path(), &device(), "4001").await;
+    let key = directory.path().join("data/audit/signing-key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let started = Command::new(env!("CARGO_BIN_EXE_pinseal"))
+        .args(["engine", "--config"])
+        .arg(directory.path().join("engine.toml"))
+        .output()
+        .unwrap();
+    assert!(!started.status.success() && said(&started).contains("audit.signing_key"), "{}", said(&started));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_ends_at_the_newest_entry_of_its_call() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = EngineProcess::start_quiet(directory.path(), "");
+    let mut client = engine.client().await;
+    // More than the buffers of a stream hold: the server waits for its reader in the midst of the chain.
+    for plastic in 0..800 {
+        client.open(&(10_000 + plastic).to_string(), Scope::SetPin).await.unwrap();
+    }
+    let mut auditor = AuditServiceClient::new(engine.channel().await);
+    let request = |from_sequence| ExportAuditRequest { from_sequence, ..Default::default() };
+    let mut all = auditor.export_audit(request(1)).await.unwrap().into_inner();
+    for plastic in 0..10 {
+        client.open(&(20_000 + plastic).to_string(), Scope::SetPin).await.unwrap();
+    }
+    let mut count = 0;
+    while all.message().await.unwrap().is_some() {
+        count += 1;
+    }
+    // The start of the engine is the first entry.
+    assert_eq!(count, 801);
+    let newest = ExportAuditRequest { newest: 3, from_sequence: 0, follow: false };
+    let mut newest = auditor.export_audit(newest).await.unwrap().into_inner();
+    let first: Value = serde_json::from_str(&newest.message().await.unwrap().unwrap().json).unwrap();
+    assert_eq!(first["sequence"], 809);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tail_follows_a_serving_engine_until_it_stops() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = EngineProcess::start(directory.path(), "");
+    let mut tail = Command::new(env!("CARGO_BIN_EXE_pinseal"))
+        .args(["audit", "tail", "--engine", engine.address(), "--newest", "1", "--follow", "--format", "ecs"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(tail.stdout.take().unwrap()).lines();
+    let mut next = || -> Value { serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap() };
+    assert_eq!(next()["event"]["action"], "engine_started");
+    engine.client().await.set(&device(), "4001", "2580").await.unwrap();
+    let actions: Vec<_> = (0..3).map(|_| next()["event"]["action"].clone()).collect();
+    assert_eq!(actions, ["open_control", "issue_tzpk", "set_pin"]);
+    assert_eq!(engine.terminate(), 0);
+    let ended = tail.wait_with_output().unwrap();
+    assert!(!ended.status.success() && said(&ended).contains("the engine stops"), "{}", said(&ended));
+}
