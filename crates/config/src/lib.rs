@@ -32,7 +32,7 @@ use thiserror::Error;
 pub use self::{
     known_keys::{KnownKey, known_keys},
     reader::{TomlError, parse_toml},
-    secret::{SecretError, SecretSource},
+    secret::{InvisibleCharacter, SecretError, SecretSource},
 };
 
 /// The data directory of a configuration without `data_directory`, relative to the working directory.

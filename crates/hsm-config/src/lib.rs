@@ -370,7 +370,7 @@ fn pin_policy(policy: &PinPolicyFile) -> Result<hsm::PinPolicy, ConfigError> {
         WeaknessFile::Descending => hsm::Weakness::Descending,
         WeaknessFile::Repeated => hsm::Weakness::Repeated,
     });
-    let refused = policy.refused_pins.as_ref().map(SecretSource::read).transpose()?;
+    let refused = policy.refused_pins.as_ref().map(SecretSource::read_lines).transpose()?;
     let listed = refused.iter().flat_map(|text| text.lines()).map(str::trim).filter(|line| !line.is_empty());
     hsm::PinPolicy::new(policy.length_min..=policy.length_max, weaknesses.collect(), listed)
         .map_err(|error| ConfigError::value("pin_policy", error))
