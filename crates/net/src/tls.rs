@@ -2,6 +2,7 @@
 //! without a restart. If a new file is not valid, the service keeps the old certificates.
 
 mod files;
+mod pem;
 mod serve;
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -104,6 +105,14 @@ pub enum TlsError {
         /// The error of the operating system, of the PEM parser or of rustls.
         problem: String,
     },
+    /// A PEM file has no section of the expected kind.
+    #[error("{}: {problem}", path.display())]
+    Pem {
+        /// The configured file.
+        path: PathBuf,
+        /// What the file has instead.
+        problem: PemProblem,
+    },
     /// Other users may read a private key.
     #[error("users other than the owner can read {}: run chmod 600 on it", path.display())]
     OpenToOthers {
@@ -149,6 +158,37 @@ pub enum TlsError {
     /// The connection was the oldest silent one when the connection table was full.
     #[error("the oldest silent connection was closed for a new one")]
     Displaced,
+}
+
+/// The content of a file in which a PEM section was expected (RFC 7468).
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum PemProblem {
+    /// A private key under a passphrase (PKCS #8, or the older `Proc-Type: 4,ENCRYPTED`).
+    #[error(
+        "the private key is encrypted, and a service has no passphrase for it: decrypt it with `openssl pkey -in FILE -out \
+         NEW`, run chmod 600 on NEW, and name NEW in the configuration"
+    )]
+    EncryptedKey,
+    /// A byte order mark hides the first section.
+    #[error("the file begins with a byte order mark: save it as ASCII or UTF-8 without one")]
+    ByteOrderMark,
+    /// The file is empty.
+    #[error("the file is empty: write the certificate or the key to it, in PEM")]
+    Empty,
+    /// The file is not PEM.
+    #[error("the file has no PEM section: if it is DER, convert it with openssl; it needs a section {expected}")]
+    NoSection {
+        /// The label, for example `CERTIFICATE`.
+        expected: &'static str,
+    },
+    /// The file has sections of other kinds only.
+    #[error("the file has no PEM section {expected}, only {}: name another file", found.join(", "))]
+    OtherSections {
+        /// The label, for example `CERTIFICATE`.
+        expected: &'static str,
+        /// The labels of the file.
+        found: Vec<String>,
+    },
 }
 
 /// The only place that selects the cryptography of TLS.

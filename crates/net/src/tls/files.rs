@@ -11,7 +11,7 @@ use std::{
 use rustls::{ClientConfig, RootCertStore, ServerConfig, server::WebPkiClientVerifier};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
-use super::{ClientTlsConfig, ServerTlsConfig, TlsError, provider};
+use super::{ClientTlsConfig, ServerTlsConfig, TlsError, pem, provider};
 
 /// A new connection checks the files if the last check is at least this long ago.
 const CHECK_EVERY: Duration = Duration::from_secs(2);
@@ -152,9 +152,9 @@ fn client_config(config: &ClientTlsConfig) -> Result<ClientConfig, TlsError> {
 
 fn certificates(path: &PathBuf) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let problem = |problem: String| TlsError::File { path: path.clone(), problem };
-    let read = CertificateDer::pem_file_iter(path).map_err(|error| problem(error.to_string()))?;
-    let chain: Vec<_> = read.collect::<Result<_, _>>().map_err(|error| problem(error.to_string()))?;
-    if chain.is_empty() { Err(problem("contains no certificate".into())) } else { Ok(chain) }
+    let content = pem::read(path, pem::CERTIFICATE)?;
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&content).collect();
+    chain.map_err(|error| problem(error.to_string()))
 }
 
 fn roots(path: &PathBuf) -> Result<RootCertStore, TlsError> {
@@ -172,9 +172,51 @@ fn private_key(path: &PathBuf) -> Result<PrivateKeyDer<'static>, TlsError> {
     if mode & 0o077 != 0 {
         return Err(TlsError::OpenToOthers { path: path.clone() });
     }
-    PrivateKeyDer::from_pem_file(path).map_err(|error| problem(error.to_string()))
+    PrivateKeyDer::from_pem_slice(&pem::read(path, pem::PRIVATE_KEY)?).map_err(|error| problem(error.to_string()))
 }
 
 fn rejected(error: impl std::fmt::Display) -> TlsError {
     TlsError::Rejected(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+
+    use super::*;
+
+    /// A CA, and a certificate for localhost with its key, as files.
+    fn files(directory: &Path) -> (PathBuf, PathBuf, PathBuf) {
+        let mut authority = CertificateParams::new(Vec::new()).unwrap();
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let leaf = CertificateParams::new(vec!["localhost".to_owned()]).unwrap().signed_by(&key, &authority).unwrap();
+        let write = |name: &str, text: String| {
+            let path = directory.join(name);
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+            path
+        };
+        (write("ca.pem", authority.pem()), write("leaf.pem", leaf.pem()), write("leaf.key", key.serialize_pem()))
+    }
+
+    #[test]
+    fn an_encrypted_private_key_is_rejected_in_plain_words() {
+        let directory = tempfile::tempdir().unwrap();
+        let (_, certificates, private_key) = files(directory.path());
+        let encrypted = directory.path().join("encrypted.key");
+        let made = std::process::Command::new("openssl")
+            .args(["pkey", "-aes256", "-passout", "pass:test"])
+            .arg("-in")
+            .arg(&private_key)
+            .arg("-out")
+            .arg(&encrypted)
+            .status()
+            .expect("openssl is missing: install it");
+        assert!(made.success());
+        let config = ServerTlsConfig { certificates, private_key: encrypted, client_roots: None };
+        let error = ServerTls::load(&config).err().unwrap();
+        assert!(error.to_string().contains("the private key is encrypted"), "{error}");
+    }
 }
