@@ -191,7 +191,8 @@ pub enum PemProblem {
     },
 }
 
-/// The only place that selects the cryptography of TLS.
+/// The only place that selects the cryptography of TLS. Its first key exchange is X25519MLKEM768 (the feature
+/// `prefer-post-quantum` of rustls), so a recording of today cannot be decrypted by a quantum computer later.
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }

@@ -182,8 +182,12 @@ fn rejected(error: impl std::fmt::Display) -> TlsError {
 #[cfg(test)]
 mod tests {
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    use rustls::NamedGroup;
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio_rustls::TlsConnector;
 
     use super::*;
+    use crate::tls::ServerStream;
 
     /// A CA, and a certificate for localhost with its key, as files.
     fn files(directory: &Path) -> (PathBuf, PathBuf, PathBuf) {
@@ -199,6 +203,33 @@ mod tests {
             path
         };
         (write("ca.pem", authority.pem()), write("leaf.pem", leaf.pem()), write("leaf.key", key.serialize_pem()))
+    }
+
+    #[tokio::test]
+    async fn our_ends_negotiate_a_post_quantum_key_exchange() {
+        let directory = tempfile::tempdir().unwrap();
+        let (roots, certificates, private_key) = files(directory.path());
+        let server = ServerTlsConfig {
+            certificates: certificates.clone(),
+            private_key: private_key.clone(),
+            client_roots: Some(roots.clone()),
+        };
+        let server = ServerTls::load(&server).unwrap();
+        let client = ClientTls::load(&ClientTlsConfig { roots, certificates, private_key }).unwrap();
+
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let connector = TlsConnector::from(client.current());
+        let connected = connector.connect("localhost".try_into().unwrap(), stream);
+        let accepted = async { server.accept(listener.accept().await.unwrap().0).await };
+        let (connected, accepted) = tokio::join!(connected, accepted);
+        let ServerStream::Tls(accepted, _) = accepted.unwrap() else { panic!("the connection has no TLS") };
+        let connected = connected.unwrap();
+        let groups = [
+            connected.get_ref().1.negotiated_key_exchange_group(),
+            accepted.get_ref().1.negotiated_key_exchange_group(),
+        ];
+        assert_eq!(groups.map(|group| group.unwrap().name()), [NamedGroup::X25519MLKEM768; 2]);
     }
 
     #[test]
