@@ -1,13 +1,17 @@
 //! Silent connections keep no client out.
 
-use std::{net::TcpStream, time::Duration};
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    time::Duration,
+};
 
 use proto::Scope;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use support::{
     certificates::{certificates, channel_as, peer},
-    edge_process::EdgeProcess,
+    edge_process::{EdgeProcess, TOKEN},
     engine_process::{Client, EngineProcess},
 };
 
@@ -64,4 +68,71 @@ fn connections_without_credentials_keep_no_client_off_an_edge() {
         let path = format!("/pincontrol/v2/plastic/{plastic}?auditUser=it");
         assert_eq!(edge.post(&path, "{\"scope\":\"SET_PIN\"}").status, 201);
     }
+}
+
+/// A connection with one authenticated request, whose status the edge has answered.
+fn authenticated(edge: &EdgeProcess, number: usize) -> Option<(TcpStream, String)> {
+    let mut stream = edge.connect();
+    let body = "{\"scope\":\"SET_PIN\"}";
+    let head = format!(
+        "POST /pincontrol/v2/plastic/{number}?auditUser=it HTTP/1.1\r\nhost: edge\r\nauthorization: Bearer {TOKEN}\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).ok()?;
+    let mut answer = [0; 1024];
+    let length = stream.read(&mut answer).ok().filter(|length| *length > 0)?;
+    let status = String::from_utf8_lossy(&answer[..length]).split(' ').nth(1)?.to_owned();
+    Some((stream, status))
+}
+
+#[test]
+fn an_edge_raises_its_soft_limit_of_open_files() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = EngineProcess::start_quiet(directory.path(), "");
+    let address = format!("address = \"http://{}\"", engine.address());
+    let edge = EdgeProcess::start_with_open_files(directory.path(), &address, 64, 11_000);
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", edge.id())).unwrap();
+    let open_files: Vec<_> =
+        limits.lines().find(|line| line.starts_with("Max open files")).unwrap().split_whitespace().collect();
+    assert_eq!(open_files[3..5], ["10320", "11000"], "{limits}");
+    assert!(!edge.log().contains("limit of open files"), "{}", edge.log());
+    let mut open = Vec::new();
+    for number in 0..200 {
+        let (stream, status) = authenticated(&edge, 61_000 + number).expect("the connection was dropped");
+        assert_eq!(status, "201");
+        open.push(stream);
+    }
+}
+
+#[test]
+fn a_low_limit_of_open_files_bounds_the_connections() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = EngineProcess::start_quiet(directory.path(), "");
+    let address = format!("address = \"http://{}\"", engine.address());
+    let edge = EdgeProcess::start_with_open_files(directory.path(), &address, 64, 360);
+    let log = edge.log();
+    let line = log.lines().find(|line| line.contains("fewer connections than configured")).expect("no line in the log");
+    let line: serde_json::Value = serde_json::from_str(line).unwrap();
+    assert_eq!((&line["fields"]["configured"], &line["fields"]["allowed"]), (&10_000.into(), &40.into()));
+
+    // All the places are in use: a further connection is dropped, and the edge does not run out of descriptors.
+    let mut open = Vec::new();
+    while let Some((stream, status)) = authenticated(&edge, 62_000 + open.len()) {
+        assert_eq!(status, "201");
+        open.push(stream);
+        assert!(open.len() <= 40, "more connections than the bound");
+    }
+    assert_eq!(open.len(), 40);
+    assert!(!edge.log().contains("could not be accepted"), "{}", edge.log());
+    open.clear();
+    is_served_again(&edge);
+}
+
+fn is_served_again(edge: &EdgeProcess) {
+    let served = (0..600).any(|_| {
+        std::thread::sleep(Duration::from_millis(100));
+        matches!(authenticated(edge, 63_000), Some((_, status)) if status == "201")
+    });
+    assert!(served, "the edge does not serve after its connections were closed");
 }

@@ -33,6 +33,9 @@ const KEEP_ALIVE_TIME_MAX: Duration = Duration::from_secs(10);
 /// The longest time for the calls in flight to finish when the server stops.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
 
+/// The most files that the embedded store keeps open: fjall caches 900, and has journals and locks.
+const STORE_FILES_MAX: usize = 1_024;
+
 /// The settings of a gRPC server.
 #[derive(Clone)]
 pub struct ServingSettings {
@@ -71,7 +74,7 @@ impl Serving {
         listener.set_nonblocking(true).map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
 
-        let table = ConnectionTable::new(settings.connections);
+        let table = ConnectionTable::beside_files(settings.connections, STORE_FILES_MAX);
         let (stop, stopped) = watch::channel(false);
         let mut threads = Vec::with_capacity(settings.workers.saturating_add(1));
         let mut workers = Vec::with_capacity(settings.workers);

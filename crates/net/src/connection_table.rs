@@ -8,7 +8,10 @@ use config::{ConfigError, within};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, Ipv6Addr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -18,7 +21,7 @@ use tokio::{
     time::timeout,
 };
 
-/// The file descriptors that a process needs for anything but the connections of this listener.
+/// The file descriptors that a process needs for anything but the connections of a listener and the files of a store.
 const OTHER_DESCRIPTORS: usize = 256;
 /// The fewest connections of a table, even if the process may open fewer descriptors.
 const CONNECTIONS_MIN: usize = 16;
@@ -55,30 +58,53 @@ impl ConnectionLimits {
             silent_per_address_max: within("silent_connections_per_address_max", silent_per_address, 1..=1_000_000)?,
         })
     }
+}
 
-    /// Raises the soft limit of file descriptors up to the hard limit, and lowers `connections_max` to the result.
-    fn within_descriptors(self) -> Self {
-        let wanted = self.connections_max.saturating_add(CLOSING_MAX).saturating_add(OTHER_DESCRIPTORS);
-        let mut limit = getrlimit(Resource::Nofile);
-        let raised = u64::try_from(wanted).unwrap_or(u64::MAX).min(limit.maximum.unwrap_or(u64::MAX));
-        if limit.current.is_some_and(|current| current < raised) {
-            match setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum: limit.maximum }) {
-                Ok(()) => limit.current = Some(raised),
-                Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
-            }
+/// The file descriptors that all tables of this process want: a demo has an edge and an engine in one process.
+static WANTED_DESCRIPTORS: AtomicUsize = AtomicUsize::new(OTHER_DESCRIPTORS);
+
+/// The file descriptors that one table wants, until dropped.
+struct Descriptors(usize);
+
+impl Descriptors {
+    /// Raises the soft limit of the process to what all its tables want, at most to the hard limit, and lowers
+    /// `connections_max` to what that leaves beside `files` and the other descriptors.
+    fn reserve(limits: &mut ConnectionLimits, files: usize) -> Self {
+        let others = CLOSING_MAX.saturating_add(files);
+        let wanted = limits.connections_max.saturating_add(others);
+        let of_all = WANTED_DESCRIPTORS.fetch_add(wanted, Ordering::Relaxed).saturating_add(wanted);
+        let open_files = raise_open_files(of_all);
+        let allowed = open_files.saturating_sub(others).saturating_sub(OTHER_DESCRIPTORS).max(CONNECTIONS_MIN);
+        if allowed < limits.connections_max {
+            tracing::warn!(
+                configured = limits.connections_max,
+                allowed,
+                open_files,
+                "the limit of open files allows fewer connections than configured: raise it (LimitNOFILE=, ulimit -n)"
+            );
+            limits.connections_max = allowed;
         }
-        let allowed = usize::try_from(limit.current.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
-        if allowed >= wanted {
-            return self;
-        }
-        let connections_max = allowed.saturating_sub(CLOSING_MAX + OTHER_DESCRIPTORS).max(CONNECTIONS_MIN);
-        tracing::warn!(
-            wanted = self.connections_max,
-            allowed = connections_max,
-            "the limit of open files allows fewer connections than configured: raise it (LimitNOFILE=, ulimit -n)"
-        );
-        Self { connections_max, ..self }
+        Self(wanted)
     }
+}
+
+impl Drop for Descriptors {
+    fn drop(&mut self) {
+        WANTED_DESCRIPTORS.fetch_sub(self.0, Ordering::Relaxed);
+    }
+}
+
+/// Raises the soft limit of file descriptors to `wanted`, at most to the hard limit. Returns the limit that holds then.
+fn raise_open_files(wanted: usize) -> usize {
+    let mut limit = getrlimit(Resource::Nofile);
+    let raised = u64::try_from(wanted).unwrap_or(u64::MAX).min(limit.maximum.unwrap_or(u64::MAX));
+    if limit.current.is_some_and(|current| current < raised) {
+        match setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum: limit.maximum }) {
+            Ok(()) => limit.current = Some(raised),
+            Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
+        }
+    }
+    limit.current.map_or(usize::MAX, |current| usize::try_from(current).unwrap_or(usize::MAX))
 }
 
 /// The open connections of one listener.
@@ -89,6 +115,7 @@ struct Shared {
     limits: ConnectionLimits,
     places: Arc<Semaphore>,
     silent: Mutex<Silent>,
+    _descriptors: Descriptors,
 }
 
 #[derive(Default)]
@@ -101,11 +128,17 @@ struct Silent {
 }
 
 impl ConnectionTable {
-    /// An empty table. Raises the soft limit of file descriptors if the limits need more.
+    /// An empty table. Raises the soft limit of file descriptors if the limits need more, and lowers `connections_max` to
+    /// what the hard limit grants; a warning in the log has both numbers.
     pub fn new(limits: ConnectionLimits) -> Self {
-        let limits = limits.within_descriptors();
+        Self::beside_files(limits, 0)
+    }
+
+    /// The same for a process that keeps up to `files` files open, such as those of a store.
+    pub fn beside_files(mut limits: ConnectionLimits, files: usize) -> Self {
+        let descriptors = Descriptors::reserve(&mut limits, files);
         let places = Arc::new(Semaphore::new(limits.connections_max.saturating_add(CLOSING_MAX)));
-        Self(Arc::new(Shared { limits, places, silent: Mutex::default() }))
+        Self(Arc::new(Shared { limits, places, silent: Mutex::default(), _descriptors: descriptors }))
     }
 
     /// A place for a new connection, which is silent at first. `None` if no silent connection can be closed for it; the

@@ -19,6 +19,13 @@ pub const OTHER_TOKEN: &str = "other-token-0123456789abcdef";
 /// The password of the client that uses HTTP Basic; it contains a colon.
 pub const PASSWORD: &str = "pass:word-0123456789";
 
+/// The configuration of one client with the tests' token, which stands in a file of the directory.
+pub fn one_client(directory: &Path) -> String {
+    let token = directory.join("token");
+    write_secret(&token, TOKEN);
+    format!("[[clients]]\nname = \"story\"\ntenant = \"bank\"\nbearer = {{ file = {token:?} }}\n")
+}
+
 /// A running edge; killed when dropped.
 pub struct EdgeProcess {
     child: Child,
@@ -42,6 +49,14 @@ impl EdgeProcess {
         Self::start_logging(directory, engine, "", Some("warn"))
     }
 
+    /// Starts an edge with these soft and hard limits of open files.
+    pub fn start_with_open_files(directory: &Path, engine: &str, soft: u32, hard: u32) -> Self {
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!("ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$0\" \"$@\""));
+        command.arg(crate::pinseal_path());
+        Self::start_with(command, &["edge"], directory, engine, "", Some("warn"))
+    }
+
     /// Starts the program `pinseal-edge`.
     pub fn start_alone(binary: &Path, directory: &Path, engine: &str) -> Self {
         Self::start_with(Command::new(binary), &[], directory, engine, "", Some("trace"))
@@ -59,15 +74,13 @@ impl EdgeProcess {
         extra: &str,
         events: Option<&str>,
     ) -> Self {
-        write_secret(&directory.join("token"), TOKEN);
+        let client = one_client(directory);
         write_secret(&directory.join("other-token"), OTHER_TOKEN);
         let config = directory.join("edge.toml");
         let text = format!(
-            "listen = \"127.0.0.1:0\"\n{extra}\n[engine]\n{engine}\n\
-             [[clients]]\nname = \"story\"\ntenant = \"bank\"\nbearer = {{ file = {:?} }}\n\
+            "listen = \"127.0.0.1:0\"\n{extra}\n[engine]\n{engine}\n{client}\
              [[clients]]\nname = \"other\"\ntenant = \"other\"\nbearer = {{ file = {:?} }}\n\
              [[clients]]\nname = \"backoffice\"\ntenant = \"bank\"\nbasic = {{ user = \"backoffice\", password = {{ env = \"BACKOFFICE\" }} }}\n",
-            directory.join("token"),
             directory.join("other-token"),
         );
         std::fs::write(&config, text).unwrap();
