@@ -6,7 +6,7 @@ use serde_json::json;
 
 use support::{
     certificates::{certificates, peer, pinseal, port_of},
-    edge_process::EdgeProcess,
+    edge_process::{EdgeProcess, one_client},
     engine_process::{EngineProcess, device},
 };
 
@@ -112,9 +112,10 @@ fn the_lines_that_pki_dev_prints_serve() {
 #[test]
 fn beyond_loopback_no_service_listens_without_tls() {
     let directory = tempfile::tempdir().unwrap();
-    for (service, why) in [("engine", "without mutual TLS"), ("edge", "without TLS")] {
+    let client = one_client(directory.path());
+    for (service, more, why) in [("engine", "", "without mutual TLS"), ("edge", client.as_str(), "without TLS")] {
         let config = directory.path().join(format!("{service}.toml"));
-        std::fs::write(&config, "listen = \"0.0.0.0:0\"\n").unwrap();
+        std::fs::write(&config, format!("listen = \"0.0.0.0:0\"\n{more}")).unwrap();
         let (served, printed) = pinseal(&[service, "--config", config.to_str().unwrap()]);
         assert!(!served && printed.contains(why), "{printed}");
         assert_eq!(printed.lines().count(), 1, "{printed}");
@@ -130,10 +131,23 @@ fn an_edge_uses_plaintext_only_to_a_local_engine() {
         ("http://192.0.2.1:50051", "without TLS"),
         ("127.0.0.1:50051", "is not the address of an engine"),
     ] {
-        std::fs::write(&config, format!("listen = \"127.0.0.1:0\"\n[engine]\naddress = \"{address}\"\n")).unwrap();
+        let client = one_client(directory.path());
+        let text = format!("listen = \"127.0.0.1:0\"\n[engine]\naddress = \"{address}\"\n{client}");
+        std::fs::write(&config, text).unwrap();
         let (served, printed) = pinseal(&["edge", "--config", config.to_str().unwrap()]);
         assert!(!served && printed.contains(why) && printed.contains(address), "{printed}");
     }
+}
+
+#[test]
+fn an_edge_without_a_configured_client_does_not_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("edge.toml");
+    std::fs::write(&config, "listen = \"127.0.0.1:0\"\n").unwrap();
+    let (served, printed) = pinseal(&["edge", "--config", config.to_str().unwrap()]);
+    assert!(!served && printed.contains("add [[clients]]"), "{printed}");
+    let (served, printed) = pinseal(&["edge"]);
+    assert!(!served && printed.contains("--config"), "{printed}");
 }
 
 #[test]

@@ -204,9 +204,11 @@ async fn the_production_images_set_and_view_a_pin() {
     client.set(&device, "8420", "271828").await.unwrap();
     assert_eq!(client.view(&device, "8420").await.unwrap(), "271828");
 
+    let client = "[[clients]]\nname = \"wallet\"\ntenant = \"bank\"\nbearer = { env = \"WALLET_TOKEN\" }\n";
     let edge = image("pinseal-edge")
         .with_wait_for(WaitFor::message_on_stdout("pinseal edge listens on"))
-        .with_copy_to("/etc/pinseal/edge.toml", Vec::new())
+        .with_env_var("WALLET_TOKEN", support::edge_process::TOKEN)
+        .with_copy_to("/etc/pinseal/edge.toml", client.as_bytes().to_vec())
         .start()
         .await
         .unwrap();

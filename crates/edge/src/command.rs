@@ -16,9 +16,9 @@ use crate::{Edge, EdgeConfig, EdgeError};
 /// The arguments of an edge.
 #[derive(Args)]
 pub struct EdgeArguments {
-    /// Configuration file, in TOML; without it: listen on 127.0.0.1:8080, engine at 127.0.0.1:50051, a new bearer token
+    /// Configuration file, in TOML, with at least one client; examples/edge.toml explains every key
     #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    config: PathBuf,
 }
 
 /// Serves the edge until SIGTERM or Ctrl-C; reloads its certificates on SIGHUP.
@@ -26,16 +26,12 @@ pub struct EdgeArguments {
 /// # Errors
 /// The configuration is not valid, or the edge did not start or stop cleanly.
 pub fn run(arguments: EdgeArguments) -> Result<(), EdgeCommandError> {
-    let config = EdgeConfig::load(arguments.config.as_deref())?;
+    let config = EdgeConfig::load(&arguments.config)?;
     Builder::new_multi_thread().enable_all().build()?.block_on(async {
-        let made_token = config.made_token.clone();
         let mut hangup = signal(SignalKind::hangup())?;
         let edge = Edge::start(config).await?;
         let mut stop = Stop::listen()?;
         say(format_args!("pinseal edge listens on {}", edge.address()));
-        if let Some(token) = made_token {
-            say(format_args!("  no clients are configured; bearer token for this run: {}", token.as_str()));
-        }
         loop {
             tokio::select! {
                 () = stop.requested() => break,

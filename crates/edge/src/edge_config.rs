@@ -33,17 +33,17 @@ pub struct EdgeConfig {
     pub connections: ConnectionLimits,
     /// The clients and the limits of requests.
     pub settings: Settings,
-    /// The bearer token that was generated for this run because no client is configured.
+    /// The bearer token of the embedded defaults, generated for this run.
     pub made_token: Option<Zeroizing<String>>,
 }
 
 impl EdgeConfig {
-    /// Reads and checks a file; without a file, the embedded defaults.
+    /// Reads and checks a file.
     ///
     /// # Errors
-    /// The file cannot be read or parsed, or a value is not allowed.
-    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
-        read_file::<EdgeFile>(path)?.check()
+    /// The file cannot be read or parsed, has no client, or a value is not allowed.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        read_file::<EdgeFile>(Some(path))?.check_with_clients()
     }
 
     /// The keys of a configuration file.
@@ -51,13 +51,18 @@ impl EdgeConfig {
         config::known_keys::<EdgeFile>()
     }
 
-    /// The embedded defaults with these addresses of the edge and of the engine.
+    /// The embedded defaults with these addresses of the edge and of the engine, and one client whose bearer token is
+    /// generated for this run.
     ///
     /// # Errors
     /// A default is not allowed.
     pub fn embedded(listen: SocketAddr, engine: SocketAddr) -> Result<Self, ConfigError> {
         let engine = EngineFile { address: format!("http://{engine}"), tls: None };
-        EdgeFile { listen, engine, ..EdgeFile::default() }.check()
+        let token = Zeroizing::new(generate_token());
+        let tenant = Tenant::parse("default").map_err(|error| ConfigError::value("tenant", error))?;
+        let client = Client::new("made-for-this-run", tenant, Credential::bearer(&token));
+        let config = EdgeFile { listen, engine, ..EdgeFile::default() }.check(vec![client])?;
+        Ok(Self { made_token: Some(token), ..config })
     }
 }
 
@@ -69,7 +74,7 @@ struct EdgeFile {
     listen: SocketAddr,
     tls: Option<ServerTlsConfig>,
     engine: EngineFile,
-    /// Without a client, the edge adds one with a new bearer token for this run.
+    /// At least one.
     clients: Vec<ClientFile>,
     /// `full` uses every documented status; `strict` only those of the vendor's document.
     error_profile: ErrorProfile,
@@ -138,13 +143,17 @@ impl Default for EngineFile {
 }
 
 impl EdgeFile {
-    fn check(self) -> Result<EdgeConfig, ConfigError> {
-        let mut clients = check_clients(self.clients)?;
-        let made_token = clients.is_empty().then(|| Zeroizing::new(generate_token()));
-        if let Some(token) = &made_token {
-            let tenant = Tenant::parse("default").map_err(|error| ConfigError::value("tenant", error))?;
-            clients.push(Client::new("made-for-this-run", tenant, Credential::bearer(token)));
+    fn check_with_clients(mut self) -> Result<EdgeConfig, ConfigError> {
+        let clients = check_clients(std::mem::take(&mut self.clients))?;
+        if clients.is_empty() {
+            let problem = "the edge has no client, and would answer every request with 401: add [[clients]] with a name, a \
+                           tenant, and bearer or basic (examples/edge.toml)";
+            return Err(ConfigError::value("clients", problem));
         }
+        self.check(clients)
+    }
+
+    fn check(self, clients: Vec<Client>) -> Result<EdgeConfig, ConfigError> {
         let timeout = within("request_timeout_milliseconds", self.request_timeout_milliseconds, 100..=60_000)?;
         Ok(EdgeConfig {
             listen: self.listen,
@@ -159,7 +168,7 @@ impl EdgeFile {
                 body_bytes_max: within("body_bytes_max", self.body_bytes_max, 2_048..=1_048_576)?,
                 requests_max: within("requests_max", self.requests_max, 1..=1_000_000)?,
             },
-            made_token,
+            made_token: None,
         })
     }
 }
@@ -199,18 +208,32 @@ impl ClientFile {
             return Err(ConfigError::value("clients", problem));
         }
         let credential = match user {
+            None if !secret.bytes().all(is_token_character) => {
+                let problem = format!(
+                    "the bearer token of {:?} has a character that no bearer token may have (RFC 6750, 2.1), so no request \
+                     could carry it: use letters, digits and - . _ ~ + / =",
+                    self.name
+                );
+                return Err(ConfigError::value("clients.bearer", problem));
+            }
             // RFC 7617, 2: the first colon ends the user.
-            Some(user) if user.contains(':') => {
+            Some(user) if user.contains(':') || user.chars().any(char::is_control) => {
                 return Err(ConfigError::value(
                     "clients.basic.user",
-                    "has a colon, which HTTP Basic does not allow in a user",
+                    "has a colon or a control character, which HTTP Basic does not allow in a user",
                 ));
             }
             Some(user) => Credential::basic(&user, &secret),
             None => Credential::bearer(&secret),
         };
-        Ok((Client::new(&self.name, tenant, credential), Credential::bearer(&secret)))
+        let client = Client::new(&self.name, tenant, credential);
+        Ok((client, Credential::bearer(&secret)))
     }
+}
+
+/// The characters of a `b64token` (RFC 6750, 2.1).
+fn is_token_character(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte)
 }
 
 /// 244 random bits.
@@ -240,7 +263,7 @@ mod tests {
             text += &format!("[[clients]]\nname = {name:?}\ntenant = \"bank\"\n{credential}\n");
         }
         let file: EdgeFile = toml::from_str(&text).unwrap();
-        file.check().map(|edge| edge.settings.clients.len()).map_err(|error| error.to_string())
+        file.check_with_clients().map(|edge| edge.settings.clients.len()).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -267,12 +290,38 @@ mod tests {
     }
 
     #[test]
+    fn an_edge_without_clients_is_rejected() {
+        assert!(checked(&[]).unwrap_err().contains("add [[clients]]"));
+    }
+
+    #[test]
+    fn a_bearer_token_that_no_header_can_carry_is_rejected() {
+        for secret in ["0123456789 abcdef", "0123456789abcd\u{e9}f", "0123456789:abcdef"] {
+            let refused = checked(&[("a", secret)]).unwrap_err();
+            assert!(refused.contains("no bearer token may have") && !refused.contains(secret), "{refused}");
+            assert_eq!(checked(&[("a@basic", secret)]), Ok(1), "a password may have any visible character");
+        }
+    }
+
+    #[test]
+    fn a_secret_with_invisible_characters_is_rejected() {
+        for name in ["a", "a@basic"] {
+            for secret in ["\u{feff}0123456789abcdef", " 0123456789abcdef", "0123456789abcdef\t", "01234567\n89abcdef"]
+            {
+                let refused = checked(&[(name, secret)]).unwrap_err();
+                assert!(!refused.contains("0123") && refused.contains("remove"), "{refused}");
+            }
+        }
+    }
+
+    #[test]
     fn the_example_configuration_has_the_defaults() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/edge.toml");
-        let (example, default) = (EdgeConfig::load(Some(&path)).unwrap(), EdgeConfig::load(None).unwrap());
+        let example = read_file::<EdgeFile>(Some(&path)).unwrap();
+        let default = EdgeFile::default();
         assert_eq!(example.listen, default.listen);
-        assert_eq!(example.engine_address, default.engine_address);
-        assert_eq!(example.settings.request_timeout, default.settings.request_timeout);
-        assert_eq!(example.settings.requests_max, default.settings.requests_max);
+        assert_eq!(example.engine.address, default.engine.address);
+        assert_eq!(example.request_timeout_milliseconds, default.request_timeout_milliseconds);
+        assert_eq!(example.requests_max, default.requests_max);
     }
 }
