@@ -387,8 +387,8 @@ fn an_early_http2_answer_reads_the_whole_body_first() {
         let frame = |kind: u8, flags: u8, stream: u8, bytes: &[u8]| {
             [&[0, 0, u8::try_from(bytes.len()).unwrap(), kind, flags, 0, 0, 0, stream], bytes].concat()
         };
-        // POST, http, and the path as a literal.
-        let head = [&[0x83, 0x86, 0x04, u8::try_from(path.len()).unwrap()], path.as_bytes()].concat();
+        // POST, http, :authority and the path as literals.
+        let head = [b"\x83\x86\x01\x04edge\x04", &[u8::try_from(path.len()).unwrap()][..], path.as_bytes()].concat();
         stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
         stream.write_all(&[frame(4, 0, 0, &[]), frame(1, 0x4, 1, &head)].concat()).unwrap();
         let before = frames_of_stream_1(&mut stream);

@@ -14,5 +14,6 @@ mod configuration;
 mod contract;
 mod grpc_calls;
 mod health;
+mod http;
 mod reflection;
 mod rights;

@@ -10,6 +10,7 @@ use tonic_types::StatusExt;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::mistake::Mistake;
 use proto::reason::{ERROR_DOMAIN, Reason};
 
 /// The HTTP statuses that errors may have.
@@ -52,6 +53,8 @@ pub(super) struct ApiError {
     code: &'static str,
     message: &'static str,
     retry_after_seconds: Option<u32>,
+    /// The mistake of the client, if the errorCode covers several.
+    mistake: Option<Mistake>,
 }
 
 macro_rules! table {
@@ -63,6 +66,7 @@ macro_rules! table {
                 code: $code,
                 message: $message,
                 retry_after_seconds: first(&[$($retry)?]),
+                mistake: None,
             };)+
 
             /// Every row of the table.
@@ -74,6 +78,8 @@ macro_rules! table {
 table! {
     UNAUTHENTICATED = UNAUTHORIZED Security "UNAUTHENTICATED" "the credentials are missing or wrong: send the bearer token or the password of this client";
 
+    HTTP_MALFORMED = BAD_REQUEST StaticValidation "HTTP_MALFORMED" "the request is not valid HTTP: check its request line and its headers";
+    HOST_INVALID = BAD_REQUEST StaticValidation "HOST_INVALID" "a request has one valid Host header, or :authority over HTTP/2";
     BODY_MALFORMED = BAD_REQUEST StaticValidation "BODY_MALFORMED" "the body is not the JSON object that the contract requires: see /openapi.json";
     AUDIT_USER_INVALID = BAD_REQUEST StaticValidation "AUDIT_USER_INVALID" "the query parameter auditUser is required once: 1 to 128 visible characters or spaces, no control or format characters";
     PLASTIC_ID_INVALID = BAD_REQUEST StaticValidation "PLASTIC_ID_INVALID" "plasticId is 1 to 19 decimal digits";
@@ -82,6 +88,8 @@ table! {
     DEVICE_KEY_INVALID = BAD_REQUEST StaticValidation "DEVICE_KEY_INVALID" "publicKey is the standard base64 of a DER SubjectPublicKeyInfo: RSA, 2048 to 4096 bits, an odd exponent of at least 3, no trailing bytes";
     PIN_BLOCK_LENGTH = BAD_REQUEST StaticValidation "PIN_BLOCK_LENGTH" "pinBlock is the standard base64 of 8 bytes, 12 characters";
     REQUEST_INVALID = BAD_REQUEST StaticValidation "REQUEST_INVALID" "the engine rejects the request as malformed: see /openapi.json";
+    CONTENT_TYPE_UNSUPPORTED = UNSUPPORTED_MEDIA_TYPE StaticValidation "CONTENT_TYPE_UNSUPPORTED" "the body is application/json in UTF-8, without a Content-Encoding";
+    HEADERS_TOO_LARGE = REQUEST_HEADER_FIELDS_TOO_LARGE StaticValidation "HEADERS_TOO_LARGE" "the headers have more than 16384 bytes, or are more than 100: send fewer";
     BODY_TIMEOUT = REQUEST_TIMEOUT StaticValidation "BODY_TIMEOUT" "the body did not arrive in time: send the whole request again";
     BODY_TOO_LARGE = PAYLOAD_TOO_LARGE StaticValidation "BODY_TOO_LARGE" "the body is too large: send only the members of the contract";
 
@@ -184,7 +192,7 @@ impl ApiError {
         self.status
     }
 
-    /// The text for people: what failed and what to do next.
+    /// The text of the documentation: what failed and what to do next.
     pub(super) fn message(self) -> &'static str {
         self.message
     }
@@ -202,7 +210,7 @@ impl ApiError {
         };
         let body = ErrorBody {
             code: status.as_str().to_owned(),
-            message: self.message.to_owned(),
+            message: self.mistake.map_or_else(|| self.message.to_owned(), |mistake| mistake.to_string()),
             id: id.to_string(),
             error_code: self.code.to_owned(),
             error_type: self.error_type,
@@ -224,6 +232,39 @@ impl ApiError {
     }
 }
 
+impl From<Mistake> for ApiError {
+    /// The row of the mistake's errorCode, with the text of the mistake.
+    fn from(mistake: Mistake) -> Self {
+        let row = match mistake {
+            Mistake::AuthorizationRepeated => ApiError::UNAUTHENTICATED,
+            Mistake::HostMissing | Mistake::HostRepeated | Mistake::HostMalformed | Mistake::HostDiffers => {
+                ApiError::HOST_INVALID
+            }
+            Mistake::BodyEmpty
+            | Mistake::BodyCut
+            | Mistake::BodyNotJson
+            | Mistake::BodyNotObject
+            | Mistake::MemberRepeated
+            | Mistake::MemberMissing(_)
+            | Mistake::MemberNotText(_) => ApiError::BODY_MALFORMED,
+            Mistake::KeyPem
+            | Mistake::KeyBlanks
+            | Mistake::KeyUrlSafe
+            | Mistake::KeyNotBase64
+            | Mistake::KeyCertificate
+            | Mistake::KeyPrivate
+            | Mistake::KeyPkcs1
+            | Mistake::KeyEc
+            | Mistake::KeyNotRsa
+            | Mistake::KeySize(_)
+            | Mistake::KeyExponent
+            | Mistake::KeyTrailing
+            | Mistake::KeyMalformed => ApiError::DEVICE_KEY_INVALID,
+        };
+        Self { mistake: Some(mistake), ..row }
+    }
+}
+
 /// A rejected request: the error for the client, and the cause for the log.
 pub(super) struct Rejection {
     pub(super) error: ApiError,
@@ -234,6 +275,12 @@ pub(super) struct Rejection {
 impl From<ApiError> for Rejection {
     fn from(error: ApiError) -> Self {
         Self { error, cause: None }
+    }
+}
+
+impl From<Mistake> for Rejection {
+    fn from(mistake: Mistake) -> Self {
+        ApiError::from(mistake).into()
     }
 }
 

@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
+use super::{api_error::ApiError, mistake::Mistake};
 use domain::card::Tenant;
 
 /// A marker in the extensions of a response: the request had the credentials of a client.
@@ -79,7 +80,14 @@ impl Credential {
 }
 
 /// Finds the client of a request. All clients are compared, so the time does not depend on which one matches.
-pub(super) fn authenticate<'a>(clients: &'a [Client], headers: &HeaderMap) -> Option<&'a Client> {
+///
+/// # Errors
+/// UNAUTHENTICATED: no client has the credentials, or the request has more than one Authorization header, of which a proxy
+/// may have checked another one.
+pub(super) fn authenticate<'a>(clients: &'a [Client], headers: &HeaderMap) -> Result<&'a Client, ApiError> {
+    if headers.get_all(AUTHORIZATION).iter().nth(1).is_some() {
+        return Err(Mistake::AuthorizationRepeated.into());
+    }
     let credential = Credential::from_headers(headers);
     let mut found = None;
     for client in clients {
@@ -87,7 +95,7 @@ pub(super) fn authenticate<'a>(clients: &'a [Client], headers: &HeaderMap) -> Op
             found = Some(client);
         }
     }
-    found
+    found.ok_or(ApiError::UNAUTHENTICATED)
 }
 
 #[cfg(test)]
@@ -109,7 +117,7 @@ mod tests {
     #[test]
     fn a_client_is_found_by_its_token_or_its_password() {
         let clients = clients();
-        let name = |value: &str| authenticate(&clients, &headers_with(value)).map(Client::name);
+        let name = |value: &str| authenticate(&clients, &headers_with(value)).ok().map(Client::name);
         assert_eq!(name("Bearer token-1"), Some("app"));
         assert_eq!(name("bearer token-1"), Some("app"));
         assert_eq!(name(&format!("Basic {}", STANDARD.encode("backend:pass:word"))), Some("backend"));
@@ -119,10 +127,19 @@ mod tests {
     fn other_credentials_match_no_client() {
         let clients = clients();
         for value in ["", "Bearer", "Bearer ", "Bearer token-2", "Basic !!!", "Basic token-1", "Digest token-1"] {
-            assert!(authenticate(&clients, &headers_with(value)).is_none(), "{value:?}");
+            assert!(authenticate(&clients, &headers_with(value)).is_err(), "{value:?}");
         }
         let crossed = format!("Basic {}", STANDARD.encode("token-1"));
-        assert!(authenticate(&clients, &headers_with(&crossed)).is_none());
-        assert!(authenticate(&clients, &HeaderMap::new()).is_none());
+        assert!(authenticate(&clients, &headers_with(&crossed)).is_err());
+        assert!(authenticate(&clients, &HeaderMap::new()).is_err());
+    }
+    #[test]
+    fn two_authorization_headers_match_no_client() {
+        let clients = clients();
+        for second in ["Bearer token-1", "Bearer wrong"] {
+            let mut headers = headers_with("Bearer token-1");
+            headers.append(AUTHORIZATION, second.parse().unwrap());
+            assert_eq!(authenticate(&clients, &headers).err(), Some(Mistake::AuthorizationRepeated.into()), "{second}");
+        }
     }
 }

@@ -1,18 +1,50 @@
 //! Request and response bodies of the Card PIN API. No type has `Debug`: a body holds a PIN block or a key.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
+use serde_json::error::Category;
 use utoipa::ToSchema;
 
-use super::api_error::ApiError;
+use super::{
+    api_error::ApiError,
+    device_key::{mistake_in_der, mistake_in_text},
+    mistake::Mistake,
+};
 use domain::limits::{CONTROL_ID_CHARACTERS, PIN_BLOCK_BYTES, PIN_BLOCK_CHARACTERS, PUBLIC_KEY_CHARACTERS_MAX};
+
+/// A member of a request that is required to be a JSON string. Every JSON value deserializes, so that the error can name the
+/// member.
+#[derive(Default, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Member {
+    #[default]
+    #[serde(skip)]
+    Missing,
+    Text(String),
+    Other(IgnoredAny),
+}
+
+impl Member {
+    /// The text of the member `name`. `null` is not a string.
+    ///
+    /// # Errors
+    /// BODY_MALFORMED: the member is missing, or is not a string.
+    pub(super) fn text(self, name: &'static str) -> Result<String, ApiError> {
+        match self {
+            Self::Missing => Err(Mistake::MemberMissing(name).into()),
+            Self::Text(text) => Ok(text),
+            Self::Other(_) => Err(Mistake::MemberNotText(name).into()),
+        }
+    }
+}
 
 /// Opens a control. Members not named here are ignored, in this and every other request.
 #[derive(Deserialize, ToSchema)]
 pub(super) struct PinControlRequest {
     /// The operation that the control authorises.
-    #[schema(value_type = ControlScope)]
-    pub(super) scope: String,
+    #[serde(default)]
+    #[schema(value_type = ControlScope, required = true)]
+    pub(super) scope: Member,
 }
 
 /// The operation that a control authorises.
@@ -55,11 +87,13 @@ pub(super) struct PinControl {
 #[serde(rename_all = "camelCase")]
 pub(super) struct DeviceKeyRequest {
     /// The controlId of an open control.
-    #[schema(format = Uuid)]
-    pub(super) control_id: String,
+    #[serde(default)]
+    #[schema(value_type = String, required = true, format = Uuid)]
+    pub(super) control_id: Member,
     /// Standard base64, without PEM markers, of the DER SubjectPublicKeyInfo of the device's RSA key: 2048 to 4096 bits.
-    #[schema(min_length = 392, max_length = 736, pattern = "^[A-Za-z0-9+/]+={0,2}$")]
-    pub(super) public_key: String,
+    #[serde(default)]
+    #[schema(value_type = String, required = true, min_length = 392, max_length = 736, pattern = "^[A-Za-z0-9+/]+={0,2}$")]
+    pub(super) public_key: Member,
 }
 
 /// A tzpk for the device.
@@ -77,11 +111,13 @@ pub(super) struct Tzpk {
 #[serde(rename_all = "camelCase")]
 pub(super) struct SetPinRequest {
     /// The controlId of an open control.
-    #[schema(format = Uuid)]
-    pub(super) control_id: String,
+    #[serde(default)]
+    #[schema(value_type = String, required = true, format = Uuid)]
+    pub(super) control_id: Member,
     /// Standard base64 of 8 bytes: the PIN as an ISO 9564 format 1 block under the tzpk, 3DES-ECB, no padding.
-    #[schema(min_length = 12, max_length = 12, pattern = "^[A-Za-z0-9+/]{11}=$")]
-    pub(super) pin_block: String,
+    #[serde(default)]
+    #[schema(value_type = String, required = true, min_length = 12, max_length = 12, pattern = "^[A-Za-z0-9+/]{10}[AEIMQUYcgkosw048]=$")]
+    pub(super) pin_block: Member,
 }
 
 /// The PIN is set.
@@ -100,28 +136,59 @@ pub(super) struct ViewedPin {
     pub(super) pin_block: String,
 }
 
-/// Parses a JSON object.
+/// Parses a JSON object whose members are [`Member`]s.
+///
+/// # Errors
+/// BODY_MALFORMED, with the mistake.
 pub(super) fn parse<T: for<'a> Deserialize<'a>>(body: &[u8]) -> Result<T, ApiError> {
-    // serde also reads a struct from a JSON array; the contract allows objects only.
-    if !body.trim_ascii_start().starts_with(b"{") {
-        return Err(ApiError::BODY_MALFORMED);
-    }
-    serde_json::from_slice(body).map_err(|_| ApiError::BODY_MALFORMED)
+    let body = body.trim_ascii_start();
+    let mistake = match body.first() {
+        None => Mistake::BodyEmpty,
+        Some(b'{') => match serde_json::from_slice(body) {
+            Ok(parsed) => return Ok(parsed),
+            Err(error) => match error.classify() {
+                // A member takes any value, so the only error of data is a repeated member.
+                Category::Data => Mistake::MemberRepeated,
+                Category::Syntax | Category::Eof | Category::Io => Mistake::BodyNotJson,
+            },
+        },
+        // serde also reads a struct from a JSON array; the contract allows objects only.
+        Some(_) => match serde_json::from_slice::<IgnoredAny>(body) {
+            Ok(_) => Mistake::BodyNotObject,
+            Err(_) => Mistake::BodyNotJson,
+        },
+    };
+    Err(mistake.into())
 }
 
 /// Checks the length of a controlId; the engine checks the rest.
-pub(super) fn control_id(text: String) -> Result<String, ApiError> {
+///
+/// # Errors
+/// BODY_MALFORMED; CONTROL_ID_INVALID.
+pub(super) fn control_id(member: Member) -> Result<String, ApiError> {
+    let text = member.text("controlId")?;
     if text.len() == CONTROL_ID_CHARACTERS { Ok(text) } else { Err(ApiError::CONTROL_ID_INVALID) }
 }
 
 /// Decodes a publicKey from base64 to DER.
-pub(super) fn public_key(text: &str) -> Result<Vec<u8>, ApiError> {
-    let short = Some(text).filter(|text| text.len() <= PUBLIC_KEY_CHARACTERS_MAX);
-    short.and_then(|text| STANDARD.decode(text).ok()).ok_or(ApiError::DEVICE_KEY_INVALID)
+///
+/// # Errors
+/// BODY_MALFORMED; DEVICE_KEY_INVALID, with the mistake: the text is not standard base64, or too long.
+pub(super) fn public_key(member: Member) -> Result<Vec<u8>, ApiError> {
+    let text = member.text("publicKey")?;
+    let der = STANDARD.decode(&text).map_err(|_| mistake_in_text(&text))?;
+    if text.len() > PUBLIC_KEY_CHARACTERS_MAX {
+        return Err(mistake_in_der(&der).into());
+    }
+    Ok(der)
 }
 
 /// Decodes a pinBlock from base64 to 8 bytes.
-pub(super) fn pin_block(text: &str) -> Result<Vec<u8>, ApiError> {
+///
+/// # Errors
+/// BODY_MALFORMED; PIN_BLOCK_LENGTH.
+pub(super) fn pin_block(member: Member) -> Result<Vec<u8>, ApiError> {
+    let text = member.text("pinBlock")?;
     let right = Some(text).filter(|text| text.len() == PIN_BLOCK_CHARACTERS);
     let block = right.and_then(|text| STANDARD.decode(text).ok()).filter(|block| block.len() == PIN_BLOCK_BYTES);
     block.ok_or(ApiError::PIN_BLOCK_LENGTH)
@@ -130,4 +197,36 @@ pub(super) fn pin_block(text: &str) -> Result<Vec<u8>, ApiError> {
 /// Encodes bytes in standard base64.
 pub(super) fn base64(bytes: &[u8]) -> String {
     STANDARD.encode(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mistake_in(body: &[u8]) -> Option<ApiError> {
+        parse::<PinControlRequest>(body).and_then(|request| request.scope.text("scope")).err()
+    }
+
+    #[test]
+    fn each_malformed_body_has_a_text_for_its_mistake() {
+        for (body, mistake) in [
+            (&b""[..], Mistake::BodyEmpty),
+            (b" \r\n", Mistake::BodyEmpty),
+            (b"{\"scope\":", Mistake::BodyNotJson),
+            (b"{\"scope\":\"SET_PIN\"}}", Mistake::BodyNotJson),
+            (b"\xEF\xBB\xBF{}", Mistake::BodyNotJson),
+            (b"{\"scope\":\"\xFF\"}", Mistake::BodyNotJson),
+            (b"scope=SET_PIN", Mistake::BodyNotJson),
+            (b"[\"SET_PIN\"]", Mistake::BodyNotObject),
+            (b"null", Mistake::BodyNotObject),
+            (b"{\"scope\":\"SET_PIN\",\"scope\":\"SET_PIN\"}", Mistake::MemberRepeated),
+            (b"{}", Mistake::MemberMissing("scope")),
+            (b"{\"Scope\":\"SET_PIN\"}", Mistake::MemberMissing("scope")),
+            (b"{\"scope\":null}", Mistake::MemberNotText("scope")),
+            (b"{\"scope\":{\"SET_PIN\":[1,2.5,true]}}", Mistake::MemberNotText("scope")),
+        ] {
+            assert_eq!(mistake_in(body), Some(mistake.into()), "{}", String::from_utf8_lossy(body));
+        }
+        assert_eq!(mistake_in(b"{\"scope\":\"SET_PIN\",\"more\":[null,{\"a\":-1e9}]}"), None);
+    }
 }

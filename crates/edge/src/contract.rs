@@ -14,7 +14,13 @@ use super::{api_error::ApiError, operation, route::Operations};
 use domain::{caller::AuditUserError, limits::AUDIT_USER_CHARACTERS_MAX};
 
 /// The errors of a request that matches no operation.
-const NO_OPERATION: &[ApiError] = &[ApiError::ROUTE_UNKNOWN, ApiError::METHOD_NOT_ALLOWED];
+const NO_OPERATION: &[ApiError] = &[
+    ApiError::ROUTE_UNKNOWN,
+    ApiError::METHOD_NOT_ALLOWED,
+    ApiError::HTTP_MALFORMED,
+    ApiError::HOST_INVALID,
+    ApiError::HEADERS_TOO_LARGE,
+];
 
 /// The OpenAPI 3.1 document of the routes, pretty-printed, with a newline at the end. `cargo run --example openapi >
 /// docs/openapi.json` updates the reviewed file.

@@ -13,7 +13,10 @@ mod auth;
 mod body;
 pub mod command;
 mod contract;
+mod device_key;
 mod edge_config;
+mod http_rules;
+mod mistake;
 mod operation;
 mod page;
 mod route;
@@ -107,9 +110,11 @@ impl Edge {
         let address = listener.local_addr().map_err(listen_error)?;
         let (stop, stopped) = watch::channel(false);
         let table = ConnectionTable::new(config.connections);
+        let profile = config.settings.error_profile;
         let router = route::router(config.settings, engine);
         let serving =
-            tokio::spawn(serve::serve(listener, table, server_tls.clone(), router, serve::Timeouts::DEFAULT, stopped));
+            serve::serve(listener, table, server_tls.clone(), router, profile, serve::Timeouts::DEFAULT, stopped);
+        let serving = tokio::spawn(serving);
         Ok(Self { address, stop, serving, server_tls, engine_tls })
     }
 

@@ -57,6 +57,7 @@ const COMMON: &[ApiError] = &[
     ApiError::UNAUTHENTICATED,
     ApiError::CALLER_FORBIDDEN,
     ApiError::NOT_FOUND,
+    ApiError::CONTENT_TYPE_UNSUPPORTED,
     ApiError::BODY_TIMEOUT,
     ApiError::BODY_TOO_LARGE,
     ApiError::STATE_CONFLICT,

@@ -10,10 +10,8 @@ use axum::{
     Json, Router,
     body::{Body, Bytes},
     extract::{MatchedPath, Path, Request, State, rejection::PathRejection},
-    http::{
-        HeaderMap, HeaderValue, Method, Response, StatusCode,
-        header::{CACHE_CONTROL, EXPECT},
-    },
+    http::{HeaderValue, Method, Response, StatusCode, header::CACHE_CONTROL, request::Parts},
+    middleware::{Next, from_fn_with_state},
     response::IntoResponse,
     routing::{get, post},
 };
@@ -21,6 +19,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use tokio::{sync::Semaphore, time::timeout};
+use tonic::Status;
 use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLayer};
 use uuid::Uuid;
 
@@ -31,6 +30,9 @@ use super::{
     body::{
         self, ControlScope, DeviceKeyRequest, PinControl, PinControlRequest, PinSet, SetPinRequest, Tzpk, ViewedPin,
     },
+    device_key,
+    http_rules::{check_body_type, check_head, waits_for_continue},
+    mistake::Mistake,
     operation::Operation,
     page,
 };
@@ -40,9 +42,10 @@ use domain::card::PlasticId;
 /// The longest time for a body to arrive; half of the request timeout if that is less. The request occupies one of
 /// `requests_max` places during this time.
 const BODY_TIME_MAX: Duration = Duration::from_secs(3);
-/// After an early answer, the rest of the body is read for at most this time and this many times `body_bytes_max`.
-const REST_TIME_MAX: Duration = Duration::from_secs(1);
-const REST_BODIES_MAX: usize = 4;
+/// Before an early answer, the rest of the body is read for at most this time and this many bytes. The time is longer than
+/// the second that curl waits for `100 Continue`.
+const REST_TIME_MAX: Duration = Duration::from_secs(3);
+const REST_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// The timeout of the health check of the engine, below the usual timeout of a readiness probe (1 s).
 const READINESS_TIME_MAX: Duration = Duration::from_millis(800);
 /// The number of characters of a controlId in the log: a whole controlId is a credential for some seconds.
@@ -71,6 +74,18 @@ pub(super) fn router(settings: Settings, engine: EngineClient) -> Router {
         .method_not_allowed_fallback(async |edge: State<Arc<EdgeState>>, request: Request| {
             edge.refuse(ApiError::METHOD_NOT_ALLOWED, request).await
         })
+        .layer(from_fn_with_state(
+            Arc::clone(&edge),
+            async |edge: State<Arc<EdgeState>>, request: Request, next: Next| {
+                let (parts, body) = request.into_parts();
+                let checked = check_head(&parts);
+                let request = Request::from_parts(parts, body);
+                match checked {
+                    Ok(()) => next.run(request).await,
+                    Err(error) => edge.refuse(error, request).await,
+                }
+            },
+        ))
         .layer(CatchPanicLayer::custom(move |_| {
             let id = Uuid::new_v4();
             // The panic hook has written the place to standard error. The message may hold request data: do not log it.
@@ -120,6 +135,7 @@ struct ApiRequest {
         (status = 404, description = "The card is not registered, and the engine accepts registered cards only.", body = ErrorBody),
         (status = 408, description = "The body did not arrive in time.", body = ErrorBody),
         (status = 413, description = "The body is too large.", body = ErrorBody),
+        (status = 415, description = "The body is not JSON in UTF-8.", body = ErrorBody),
         (status = 422, description = "The state of the card or the control does not allow this.", body = ErrorBody),
         (status = 429, description = "Too many controls for this card within the hour.", body = ErrorBody),
         (status = 500, description = "The edge or the engine failed.", body = ErrorBody),
@@ -140,7 +156,7 @@ async fn open_control(
             tenant: request.tenant,
             audit_user: request.audit_user,
             plastic_id: plastic_id.as_str().to_owned(),
-            scope: ControlScope::parse(&body.scope)?.to_wire(),
+            scope: ControlScope::parse(&body.scope.text("scope")?)?.to_wire(),
             device_key_sha256: Vec::new(),
         });
         let opened = edge.engine.controls.clone().open_control(request).await?;
@@ -163,6 +179,7 @@ async fn open_control(
         (status = 404, description = "The control is unknown, expired or spent; the answer does not say which.", body = ErrorBody),
         (status = 408, description = "The body did not arrive in time.", body = ErrorBody),
         (status = 413, description = "The body is too large.", body = ErrorBody),
+        (status = 415, description = "The body is not JSON in UTF-8.", body = ErrorBody),
         (status = 422, description = "The state of the card or the control does not allow this.", body = ErrorBody),
         (status = 500, description = "The edge or the engine failed.", body = ErrorBody),
         (status = 503, description = "The engine, its store or its key boundary is unavailable.", body = ErrorBody),
@@ -172,14 +189,17 @@ async fn open_control(
 async fn issue_tzpk(State(edge): State<Arc<EdgeState>>, request: Request) -> Response<Body> {
     let work = async |request: ApiRequest| -> Result<_, Rejection> {
         let body: DeviceKeyRequest = body::parse(&request.body)?;
+        let (control_id, key) = (body::control_id(body.control_id)?, body::public_key(body.public_key)?);
         let request = edge.with_deadline(proto::IssueTzpkRequest {
             tenant: request.tenant,
             audit_user: request.audit_user,
-            control_id: body::control_id(body.control_id)?,
-            device_public_key: body::public_key(&body.public_key)?,
+            control_id,
+            device_public_key: key.clone(),
         });
-        let issued = edge.engine.pins.clone().issue_tzpk(request).await?;
-        Ok((StatusCode::OK, Tzpk { tzpk: body::base64(&issued.into_inner().encrypted_tzpk) }))
+        let issued =
+            edge.engine.pins.clone().issue_tzpk(request).await.map_err(|status| device_key_rejection(status, &key))?;
+        let issued = issued.into_inner();
+        Ok((StatusCode::OK, Tzpk { tzpk: body::base64(&issued.encrypted_tzpk) }))
     };
     edge.answer("v3/set/tzpk", request, work).await
 }
@@ -200,6 +220,7 @@ async fn issue_tzpk(State(edge): State<Arc<EdgeState>>, request: Request) -> Res
         (status = 404, description = "The control is unknown, expired or spent; the answer does not say which.", body = ErrorBody),
         (status = 408, description = "The body did not arrive in time.", body = ErrorBody),
         (status = 413, description = "The body is too large.", body = ErrorBody),
+        (status = 415, description = "The body is not JSON in UTF-8.", body = ErrorBody),
         (status = 422, description = "The block is not an ISO 9564 format 1 block under the tzpk (the control is spent), or the PIN \
             breaks the policy (the control stays usable for up to three such answers), or no tzpk was issued.", body = ErrorBody),
         (status = 500, description = "The edge or the engine failed.", body = ErrorBody),
@@ -214,7 +235,7 @@ async fn set_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Respon
             tenant: request.tenant,
             audit_user: request.audit_user,
             control_id: body::control_id(body.control_id)?,
-            pin_block: body::pin_block(&body.pin_block)?,
+            pin_block: body::pin_block(body.pin_block)?,
         });
         edge.engine.pins.clone().set_pin(request).await?;
         Ok((StatusCode::OK, PinSet {}))
@@ -236,6 +257,7 @@ async fn set_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Respon
         (status = 404, description = "The control is unknown, expired or spent (the answer does not say which), or no PIN is set.", body = ErrorBody),
         (status = 408, description = "The body did not arrive in time.", body = ErrorBody),
         (status = 413, description = "The body is too large.", body = ErrorBody),
+        (status = 415, description = "The body is not JSON in UTF-8.", body = ErrorBody),
         (status = 422, description = "The PIN is stored in a format that cannot be viewed.", body = ErrorBody),
         (status = 500, description = "The edge or the engine failed.", body = ErrorBody),
         (status = 503, description = "The engine, its store or its key boundary is unavailable.", body = ErrorBody),
@@ -245,17 +267,26 @@ async fn set_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Respon
 async fn view_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Response<Body> {
     let work = async |request: ApiRequest| -> Result<_, Rejection> {
         let body: DeviceKeyRequest = body::parse(&request.body)?;
+        let (control_id, key) = (body::control_id(body.control_id)?, body::public_key(body.public_key)?);
         let request = edge.with_deadline(proto::ViewPinRequest {
             tenant: request.tenant,
             audit_user: request.audit_user,
-            control_id: body::control_id(body.control_id)?,
-            device_public_key: body::public_key(&body.public_key)?,
+            control_id,
+            device_public_key: key.clone(),
         });
-        let shown = edge.engine.pins.clone().view_pin(request).await?.into_inner();
-        let shown = ViewedPin { tzpk: body::base64(&shown.encrypted_tzpk), pin_block: body::base64(&shown.pin_block) };
-        Ok((StatusCode::OK, shown))
+        let shown =
+            edge.engine.pins.clone().view_pin(request).await.map_err(|status| device_key_rejection(status, &key))?;
+        let shown = shown.into_inner();
+        let (tzpk, pin_block) = (body::base64(&shown.encrypted_tzpk), body::base64(&shown.pin_block));
+        Ok((StatusCode::OK, ViewedPin { tzpk, pin_block }))
     };
     edge.answer("v3/view", request, work).await
+}
+
+/// The error of the engine; if the engine rejects the device key `der`, with the mistake in it.
+fn device_key_rejection(status: Status, der: &[u8]) -> Rejection {
+    let rejection = Rejection::from(status);
+    if rejection.error == ApiError::DEVICE_KEY_INVALID { device_key::mistake_in_der(der).into() } else { rejection }
 }
 
 impl EdgeState {
@@ -270,10 +301,11 @@ impl EdgeState {
         let mut log = RequestLog::begin(route, &parts.method);
         let mut authenticated = false;
         let outcome = timeout(self.settings.request_timeout, async {
-            let client = self.authenticate(&parts.headers)?;
+            let client = authenticate(&self.settings.clients, &parts.headers)?;
             authenticated = true;
             log.client = Some(client.name());
             let _place = self.places.try_acquire().map_err(|_| ApiError::BUSY)?;
+            check_body_type(&parts.headers)?;
             let request = self.read(client, parts.uri.query(), &mut body).await?;
             log.audit_user = Some(request.audit_user.clone());
             log.control = logged_control(&request.body);
@@ -290,7 +322,7 @@ impl EdgeState {
                 let error = refused.error;
                 let answer = self.refusal(log, refused);
                 if error != ApiError::BODY_TIMEOUT {
-                    self.drain_body(&parts.headers, body).await;
+                    drain_body(&parts, body).await;
                 }
                 answer
             }
@@ -306,22 +338,8 @@ impl EdgeState {
         let (parts, body) = request.into_parts();
         let route = parts.extensions.get::<MatchedPath>().map_or("-", MatchedPath::as_str);
         let answer = self.refusal(RequestLog::begin(route, &parts.method), error.into());
-        self.drain_body(&parts.headers, body).await;
+        drain_body(&parts, body).await;
         answer
-    }
-
-    /// Reads and drops the rest of a body, within limits. Over HTTP/2, libcurl loses an answer that arrives before it has
-    /// sent the whole body; over HTTP/1.1, the connection could not be reused.
-    async fn drain_body(&self, headers: &HeaderMap, body: Body) {
-        // The client waits for 100 Continue and has sent no body; reading would ask it to send the body.
-        if headers.contains_key(EXPECT) {
-            return;
-        }
-        let mut rest = Limited::new(body, self.settings.body_bytes_max.saturating_mul(REST_BODIES_MAX));
-        let read = async { while let Some(Ok(_)) = rest.frame().await {} };
-        if timeout(REST_TIME_MAX, read).await.is_err() {
-            tracing::debug!("the rest of a body did not arrive in time");
-        }
     }
 
     fn refusal(&self, log: RequestLog<'_>, refused: Rejection) -> Response<Body> {
@@ -335,10 +353,6 @@ impl EdgeState {
         Rejection { error: ApiError::ENGINE_UNAVAILABLE, cause: Some(cause) }
     }
 
-    fn authenticate(&self, headers: &HeaderMap) -> Result<&Client, ApiError> {
-        authenticate(&self.settings.clients, headers).ok_or(ApiError::UNAUTHENTICATED)
-    }
-
     async fn read(&self, client: &Client, query: Option<&str>, body: &mut Body) -> Result<ApiRequest, ApiError> {
         let audit_user = audit_user(query).ok_or(ApiError::AUDIT_USER_INVALID)?;
         let time = BODY_TIME_MAX.min(self.settings.request_timeout / 2);
@@ -346,10 +360,11 @@ impl EdgeState {
         let body = match timeout(time, read).await {
             Ok(Ok(body)) => body.to_bytes(),
             Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(ApiError::BODY_TOO_LARGE),
-            Ok(Err(_)) => return Err(ApiError::BODY_MALFORMED),
+            Ok(Err(_)) => return Err(Mistake::BodyCut.into()),
             Err(_) => return Err(ApiError::BODY_TIMEOUT),
         };
-        Ok(ApiRequest { tenant: client.tenant().as_str().to_owned(), audit_user, body })
+        let tenant = client.tenant().as_str().to_owned();
+        Ok(ApiRequest { tenant, audit_user, body })
     }
 
     /// A gRPC request with a deadline: the engine drops it after the client has its answer.
@@ -357,6 +372,20 @@ impl EdgeState {
         let mut request = tonic::Request::new(message);
         request.set_timeout(self.settings.request_timeout);
         request
+    }
+}
+
+/// Reads and drops the rest of a body, within limits. Over HTTP/2, libcurl loses an answer that arrives before it has sent
+/// the whole body; over HTTP/1.1, the connection could not be reused.
+async fn drain_body(parts: &Parts, body: Body) {
+    // Reading would ask the client to send the body.
+    if waits_for_continue(parts) {
+        return;
+    }
+    let mut rest = Limited::new(body, REST_BYTES_MAX);
+    let read = async { while let Some(Ok(_)) = rest.frame().await {} };
+    if timeout(REST_TIME_MAX, read).await.is_err() {
+        tracing::debug!("the rest of a body did not arrive in time");
     }
 }
 

@@ -3,6 +3,8 @@
 //! Three timeouts bound an idle client: headers (10 s), idle after a request (30 s), close (2 s). They keep an attacker who
 //! opens many silent connections from holding all connections.
 
+mod transport;
+
 use std::{
     convert::Infallible,
     io,
@@ -11,27 +13,43 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::{Router, routing::future::RouteFuture};
+use axum::{
+    Router,
+    body::to_bytes,
+    http::{
+        HeaderValue,
+        header::{CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, DATE},
+    },
+    routing::future::RouteFuture,
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
     service::TowerToHyperService,
 };
+use jiff::{Timestamp, fmt::rfc2822::DateTimePrinter};
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::watch,
     time::{sleep, timeout},
 };
 use tower::util::MapFuture;
+use uuid::Uuid;
 
-use super::auth::Authenticated;
+use self::transport::{Ended, Exchange, Transport};
+use super::{
+    api_error::{ApiError, ErrorProfile},
+    auth::Authenticated,
+    http_rules::HEADER_BYTES_MAX,
+};
 use net::{
     ConnectionPlace, ConnectionTable,
     tls::{ServerStream, ServerTls, TlsError},
 };
 
-/// The most bytes of headers of one request.
-const HEADER_BYTES_MAX: u32 = 16 * 1024;
+/// Above this many bytes of headers, h2 answers 431 by itself, with an empty body; from `HEADER_BYTES_MAX` on the edge does.
+const HTTP2_HEADER_BYTES_MAX: u32 = 4 * HEADER_BYTES_MAX;
 /// The most concurrent streams of one HTTP/2 connection.
 const STREAMS_MAX: u32 = 256;
 /// The longest time for the requests in flight to finish when the edge stops.
@@ -39,6 +57,8 @@ const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
 /// The interval and the timeout of HTTP/2 PING frames.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIME_MAX: Duration = Duration::from_secs(10);
+/// The longest time that the edge reads, after its last answer over HTTP/1, what the client is still sending.
+const LINGER_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// The timeouts of a connection after the TLS handshake.
 #[derive(Clone, Copy)]
@@ -64,6 +84,7 @@ pub(super) async fn serve(
     table: ConnectionTable,
     tls: Option<ServerTls>,
     router: Router,
+    profile: ErrorProfile,
     timeouts: Timeouts,
     mut stopped: watch::Receiver<bool>,
 ) {
@@ -89,7 +110,13 @@ pub(super) async fn serve(
                 () = place.closed() => return,
             };
             match stream {
-                Ok(stream) => serve_connection(stream, Arc::new(place), router, timeouts, stopped).await,
+                Ok(stream) => {
+                    let (place, exchange) = (Arc::new(place), Exchange::default());
+                    let end = serve_connection(stream, &exchange, &place, router, timeouts, stopped.clone()).await;
+                    if let (Some(end), Some(ended)) = (end, exchange.end()) {
+                        end.close(ended, &place, profile, stopped).await;
+                    }
+                }
                 Err(error) => tracing::info!(%error, "a connection was rejected"),
             }
         });
@@ -108,25 +135,27 @@ async fn handshake(stream: TcpStream, tls: Option<ServerTls>) -> Result<ServerSt
 }
 
 /// Serves one connection until the client, a timeout, the connection table or the stop of the edge ends it. The first
-/// authenticated request settles its place in the table.
+/// authenticated request settles its place in the table. `None` if the edge aborted the connection.
 async fn serve_connection(
     stream: ServerStream,
-    place: Arc<ConnectionPlace>,
+    exchange: &Exchange,
+    place: &Arc<ConnectionPlace>,
     router: Router,
     timeouts: Timeouts,
     mut stopped: watch::Receiver<bool>,
-) {
+) -> Option<End> {
     let usage = Arc::new(Usage::default());
-    let (counted, settled) = (Arc::clone(&usage), Arc::clone(&place));
+    let (counted, settled, answered) = (Arc::clone(&usage), Arc::clone(place), exchange.clone());
     let service = MapFuture::new(router, move |answer: RouteFuture<Infallible>| {
-        let (in_flight, settled) = (counted.begin(), Arc::clone(&settled));
+        let (in_flight, settled, answered) = (counted.begin(), Arc::clone(&settled), answered.clone());
+        answered.begin();
         async move {
             let answer = answer.await;
             if matches!(&answer, Ok(answer) if answer.extensions().get::<Authenticated>().is_some()) {
                 settled.settle();
             }
             drop(in_flight);
-            answer
+            answer.map(|answer| answered.answer(answer))
         }
     });
     let mut builder = Builder::new(TokioExecutor::new());
@@ -138,27 +167,34 @@ async fn serve_connection(
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_header_list_size(HEADER_BYTES_MAX)
+        .max_header_list_size(HTTP2_HEADER_BYTES_MAX)
         .max_concurrent_streams(STREAMS_MAX)
         .keep_alive_interval(KEEP_ALIVE_EVERY)
         .keep_alive_timeout(KEEP_ALIVE_TIME_MAX);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)));
+    let stream = TokioIo::new(Transport::new(stream, exchange.clone()));
+    let mut connection = pin!(builder.serve_connection(stream, TowerToHyperService::new(service)));
 
     let (mut first, mut later, mut closing) = (timeouts.headers, timeouts.idle, false);
     loop {
         tokio::select! {
             ended = connection.as_mut() => {
+                let mut rejected = ApiError::HTTP_MALFORMED;
                 if let Err(error) = ended {
                     tracing::debug!(%error, "a connection failed");
+                    if error.downcast_ref().is_some_and(hyper::Error::is_parse_too_large) {
+                        rejected = ApiError::HEADERS_TOO_LARGE;
+                    }
                 }
-                return;
+                return Some(End { rejected, lingers: !closing && usage.had_request() });
             }
             () = usage.quiet(first, later) => if closing {
-                return tracing::debug!("a connection was aborted: it did not close in time");
+                tracing::debug!("a connection was aborted: it did not close in time");
+                return None;
             },
             _ = stopped.wait_for(|stopped| *stopped), if !closing => {}
             () = place.closed(), if !closing => if usage.is_quiet() {
-                return tracing::debug!("the oldest unauthenticated connection was closed for a new one");
+                tracing::debug!("the oldest unauthenticated connection was closed for a new one");
+                return None;
             },
         }
         // A request that arrives during the shutdown is still answered: only an idle connection is aborted.
@@ -166,6 +202,70 @@ async fn serve_connection(
         usage.renew();
         connection.as_mut().graceful_shutdown();
     }
+}
+
+/// The end of a connection that hyper has served.
+struct End {
+    /// The answer to the head that hyper rejected, if it rejected one.
+    rejected: ApiError,
+    /// Whether the client may still be sending a request that has its answer.
+    lingers: bool,
+}
+
+impl End {
+    /// Answers the head of a request that hyper rejected, and reads what the client is still sending, for at most
+    /// `LINGER_TIME_MAX`.
+    async fn close(
+        self,
+        ended: Ended,
+        place: &ConnectionPlace,
+        profile: ErrorProfile,
+        mut stopped: watch::Receiver<bool>,
+    ) {
+        let Ended { mut stream, is_unanswered } = ended;
+        if !is_unanswered && !self.lingers {
+            return;
+        }
+        let work = async {
+            if is_unanswered {
+                stream.write_all(&answer_bytes(self.rejected, profile).await).await?;
+                stream.shutdown().await?;
+            }
+            let mut rest = [0; 4096];
+            while stream.read(&mut rest).await? > 0 {}
+            io::Result::Ok(())
+        };
+        tokio::select! {
+            _ = work => {}
+            () = sleep(LINGER_TIME_MAX) => {}
+            () = place.closed() => {}
+            _ = stopped.wait_for(|stopped| *stopped) => {}
+        }
+    }
+}
+
+/// The bytes of an error in HTTP/1.1, after which the connection closes. Logs the error.
+async fn answer_bytes(error: ApiError, profile: ErrorProfile) -> Vec<u8> {
+    let id = Uuid::new_v4();
+    let (mut head, body) = error.answer(profile, id).into_parts();
+    tracing::info!(%id, status = head.status.as_u16(), code = error.code(), "a request was rejected");
+    let body = to_bytes(body, usize::MAX).await.unwrap_or_default();
+    let headers = &mut head.headers;
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let date = DateTimePrinter::new().timestamp_to_rfc9110_string(&Timestamp::now()).ok();
+    if let Some(date) = date.and_then(|date| HeaderValue::try_from(date).ok()) {
+        headers.insert(DATE, date);
+    }
+    let reason = head.status.canonical_reason().unwrap_or("Error");
+    let mut bytes = format!("HTTP/1.1 {} {reason}\r\n", head.status.as_str()).into_bytes();
+    for (name, value) in &head.headers {
+        bytes.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+    }
+    bytes.extend(b"\r\n");
+    bytes.extend(body);
+    bytes
 }
 
 /// The activity of a connection.
@@ -216,6 +316,11 @@ impl Usage {
     /// Whether no request is in flight.
     fn is_quiet(&self) -> bool {
         self.lock().in_flight == 0
+    }
+
+    /// Whether the connection had a request.
+    fn had_request(&self) -> bool {
+        self.lock().had_request
     }
 
     /// Returns after no request was in flight for `first` (before the first request) or `later` (after it).
@@ -278,7 +383,15 @@ mod tests {
                 }),
             );
             let (stop, stopped) = watch::channel(false);
-            let serving = tokio::spawn(serve(listener, ConnectionTable::new(limits), None, router, SHORT, stopped));
+            let serving = tokio::spawn(serve(
+                listener,
+                ConnectionTable::new(limits),
+                None,
+                router,
+                ErrorProfile::Full,
+                SHORT,
+                stopped,
+            ));
             Self { address, stop, serving }
         }
 

@@ -217,6 +217,41 @@ impl Answer {
     }
 }
 
+impl EdgeProcess {
+    /// Runs curl against a path, with these arguments: the status, the version of HTTP and the answer. `None` if curl got no
+    /// answer.
+    pub fn curl(&self, path: &str, arguments: &[&str]) -> Option<(String, Answer)> {
+        let output = Command::new("curl")
+            .args(["-sS", "--max-time", "60", "-w", "\n%{http_version} %{http_code}"])
+            .args(arguments)
+            .arg(format!("{}{path}", self.url))
+            .output()
+            .expect("curl is missing: install it");
+        let printed = String::from_utf8(output.stdout).unwrap();
+        let (text, status) = printed.rsplit_once('\n')?;
+        let (version, status) = status.split_once(' ')?;
+        if !output.status.success() {
+            eprintln!("curl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+            return None;
+        }
+        let body = serde_json::from_str(text).unwrap_or_else(|_| panic!("not JSON: {status} {text:?}"));
+        let answer = Answer { status: status.parse().unwrap(), body, text: text.to_owned(), retry_after: false };
+        Some((version.to_owned(), answer))
+    }
+
+    /// The answer to these bytes on a new connection, and its status line and headers.
+    pub fn raw(&self, request: &[u8]) -> (String, Answer) {
+        let mut stream = self.connect();
+        stream.write_all(request).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, text) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer:?}"));
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        let body = serde_json::from_str(text).unwrap_or_else(|_| panic!("not JSON: {head} {text:?}"));
+        (head.to_owned(), Answer { status, body, text: text.to_owned(), retry_after: false })
+    }
+}
+
 /// An HTTP agent that returns every status.
 fn agent() -> ureq::Agent {
     ureq::Agent::config_builder().http_status_as_error(false).build().into()
