@@ -240,3 +240,28 @@ fn each_mistake_in_a_device_key_has_one_text() {
     let body = json!({ "controlId": control, "publicKey": base64 }).to_string();
     assert_eq!(services.edge.post("/v3/set/tzpk?auditUser=it", &body).status, 200, "a mistake cost the control");
 }
+
+#[test]
+fn a_control_with_a_thumbprint_admits_no_other_device_key() {
+    let services = Services::new();
+    let (ours, other) = (device(), device());
+    let open = |sha256: serde_json::Value| {
+        services.edge.post(OPEN, &json!({ "scope": "SET_PIN", "deviceKeySha256": sha256 }).to_string())
+    };
+    let control = open(STANDARD.encode(ours.thumbprint()).into());
+    assert_eq!(control.status, 201, "{}", control.text);
+    let tzpk = |device: &device::Device| {
+        let key = STANDARD.encode(device.public_key_der());
+        let body = json!({ "controlId": control.member("id"), "publicKey": key }).to_string();
+        services.edge.post("/v3/set/tzpk?auditUser=it", &body)
+    };
+    assert_eq!(tzpk(&other).fault(), (403, "DEVICE_KEY_MISMATCH"));
+    assert_eq!(tzpk(&ours).status, 200);
+
+    let hex: String = ours.thumbprint().iter().map(|byte| format!("{byte:02x}")).collect();
+    for wrong in ["", "AAAA", &hex, &STANDARD.encode([7; 31]), &STANDARD.encode([7; 33])] {
+        assert_eq!(open(wrong.into()).fault(), (400, "DEVICE_KEY_SHA256_INVALID"), "{wrong}");
+    }
+    // A client that loses the thumbprint by mistake must not get a control without one.
+    assert_eq!(open(serde_json::Value::Null).fault(), (400, "BODY_MALFORMED"));
+}

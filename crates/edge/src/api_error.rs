@@ -86,6 +86,7 @@ table! {
     SCOPE_INVALID = BAD_REQUEST StaticValidation "SCOPE_INVALID" "scope is SET_PIN or VIEW_PIN";
     CONTROL_ID_INVALID = BAD_REQUEST StaticValidation "CONTROL_ID_INVALID" "controlId is a UUID of 36 characters";
     DEVICE_KEY_INVALID = BAD_REQUEST StaticValidation "DEVICE_KEY_INVALID" "publicKey is the standard base64 of a DER SubjectPublicKeyInfo: RSA, 2048 to 4096 bits, an odd exponent of at least 3, no trailing bytes";
+    DEVICE_KEY_SHA256_INVALID = BAD_REQUEST StaticValidation "DEVICE_KEY_SHA256_INVALID" "deviceKeySha256 is the standard base64 of 32 bytes, 44 characters: the SHA-256 of the device key's DER SubjectPublicKeyInfo";
     PIN_BLOCK_LENGTH = BAD_REQUEST StaticValidation "PIN_BLOCK_LENGTH" "pinBlock is the standard base64 of 8 bytes, 12 characters";
     REQUEST_INVALID = BAD_REQUEST StaticValidation "REQUEST_INVALID" "the engine rejects the request as malformed: see /openapi.json";
     CONTENT_TYPE_UNSUPPORTED = UNSUPPORTED_MEDIA_TYPE StaticValidation "CONTENT_TYPE_UNSUPPORTED" "the body is application/json in UTF-8, without a Content-Encoding";

@@ -12,6 +12,9 @@ use super::{
 };
 use domain::limits::{CONTROL_ID_CHARACTERS, PIN_BLOCK_BYTES, PIN_BLOCK_CHARACTERS, PUBLIC_KEY_CHARACTERS_MAX};
 
+/// The bytes of a SHA-256.
+const SHA256_BYTES: usize = 32;
+
 /// A member of a request that is required to be a JSON string. Every JSON value deserializes, so that the error can name the
 /// member.
 #[derive(Default, Deserialize)]
@@ -25,14 +28,23 @@ pub(super) enum Member {
 }
 
 impl Member {
-    /// The text of the member `name`. `null` is not a string.
+    /// The text of the member `name`.
     ///
     /// # Errors
     /// BODY_MALFORMED: the member is missing, or is not a string.
     pub(super) fn text(self, name: &'static str) -> Result<String, ApiError> {
+        self.optional_text(name)?.ok_or_else(|| Mistake::MemberMissing(name).into())
+    }
+
+    /// The text of the member `name`; `None` if it is missing. `null` is an error: a client that loses a value by mistake
+    /// must not get the behaviour of a missing one.
+    ///
+    /// # Errors
+    /// BODY_MALFORMED: the member is not a string.
+    pub(super) fn optional_text(self, name: &'static str) -> Result<Option<String>, ApiError> {
         match self {
-            Self::Missing => Err(Mistake::MemberMissing(name).into()),
-            Self::Text(text) => Ok(text),
+            Self::Missing => Ok(None),
+            Self::Text(text) => Ok(Some(text)),
             Self::Other(_) => Err(Mistake::MemberNotText(name).into()),
         }
     }
@@ -40,11 +52,17 @@ impl Member {
 
 /// Opens a control. Members not named here are ignored, in this and every other request.
 #[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct PinControlRequest {
     /// The operation that the control authorises.
     #[serde(default)]
     #[schema(value_type = ControlScope, required = true)]
     pub(super) scope: Member,
+    /// Standard base64 of the SHA-256 (32 bytes) of the device key's DER SubjectPublicKeyInfo. With it, the engine accepts no
+    /// other device key under this control, so a machine in the middle cannot substitute its own. Recommended.
+    #[serde(default)]
+    #[schema(value_type = String, required = false, min_length = 44, max_length = 44, pattern = "^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$")]
+    pub(super) device_key_sha256: Member,
 }
 
 /// The operation that a control authorises.
@@ -181,6 +199,16 @@ pub(super) fn public_key(member: Member) -> Result<Vec<u8>, ApiError> {
         return Err(mistake_in_der(&der).into());
     }
     Ok(der)
+}
+
+/// Decodes a deviceKeySha256 from base64 to 32 bytes; no bytes if it is missing.
+///
+/// # Errors
+/// BODY_MALFORMED; DEVICE_KEY_SHA256_INVALID.
+pub(super) fn device_key_sha256(member: Member) -> Result<Vec<u8>, ApiError> {
+    let Some(text) = member.optional_text("deviceKeySha256")? else { return Ok(Vec::new()) };
+    let hash = STANDARD.decode(text).ok().filter(|hash| hash.len() == SHA256_BYTES);
+    hash.ok_or(ApiError::DEVICE_KEY_SHA256_INVALID)
 }
 
 /// Decodes a pinBlock from base64 to 8 bytes.

@@ -13,13 +13,8 @@ impl Operation {
     pub(super) const OPEN_CONTROL: Self = Self {
         id: "openControl",
         errors: &[
-            &[
-                ApiError::PLASTIC_ID_INVALID,
-                ApiError::SCOPE_INVALID,
-                ApiError::CARD_UNKNOWN,
-                ApiError::CONTROL_CAP,
-                ApiError::STORE_LOW_ON_SPACE,
-            ],
+            &[ApiError::PLASTIC_ID_INVALID, ApiError::SCOPE_INVALID, ApiError::DEVICE_KEY_SHA256_INVALID],
+            &[ApiError::CARD_UNKNOWN, ApiError::CONTROL_CAP, ApiError::STORE_LOW_ON_SPACE],
             COMMON,
         ],
     };

@@ -157,7 +157,7 @@ async fn open_control(
             audit_user: request.audit_user,
             plastic_id: plastic_id.as_str().to_owned(),
             scope: ControlScope::parse(&body.scope.text("scope")?)?.to_wire(),
-            device_key_sha256: Vec::new(),
+            device_key_sha256: body::device_key_sha256(body.device_key_sha256)?,
         });
         let opened = edge.engine.controls.clone().open_control(request).await?;
         Ok((StatusCode::CREATED, PinControl { id: opened.into_inner().control_id }))
