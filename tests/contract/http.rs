@@ -3,10 +3,11 @@
 use std::{io::Write, path::PathBuf};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use device::{Fill, Pin};
 use serde_json::json;
 
 use support::{
-    edge_process::{Answer, EdgeProcess, TOKEN},
+    edge_process::{Answer, EdgeProcess, PASSWORD, TOKEN},
     engine_process::{EngineProcess, device},
 };
 
@@ -264,4 +265,36 @@ fn a_control_with_a_thumbprint_admits_no_other_device_key() {
     }
     // A client that loses the thumbprint by mistake must not get a control without one.
     assert_eq!(open(serde_json::Value::Null).fault(), (400, "BODY_MALFORMED"));
+}
+
+#[test]
+fn only_a_configured_client_receives_the_kcv_of_the_tzpk() {
+    let services = Services::new();
+    let device = device();
+    let with_kcv = format!("Basic {}", STANDARD.encode(format!("backoffice:{PASSWORD}")));
+    let key = STANDARD.encode(device.public_key_der());
+    let ask = |authorization: &str, scope: &str, path: &str| {
+        let control = services.edge.post_as(authorization, OPEN, &json!({ "scope": scope }).to_string());
+        let body = json!({ "controlId": control.member("id"), "publicKey": key }).to_string();
+        (control.member("id").to_owned(), services.edge.post_as(authorization, path, &body))
+    };
+    let kcv_of = |answer: &Answer| {
+        let tzpk = device.decrypt_tzpk(&STANDARD.decode(answer.member("tzpk")).unwrap()).unwrap();
+        tzpk.encrypt_block(&[0; 8])[..3].iter().map(|byte| format!("{byte:02X}")).collect::<String>()
+    };
+    let (control, answer) = ask(&with_kcv, "SET_PIN", "/v3/set/tzpk?auditUser=it");
+    assert_eq!(answer.member("checkValue"), kcv_of(&answer));
+    let tzpk = STANDARD.decode(answer.member("tzpk")).unwrap();
+    let block = device.encrypt_pin(&tzpk, &Pin::parse("2580").unwrap(), Fill::Random).unwrap();
+    let set = json!({ "controlId": control, "pinBlock": STANDARD.encode(block) }).to_string();
+    assert_eq!(services.edge.post("/v3/set?auditUser=it", &set).status, 200);
+    let (_, answer) = ask(&with_kcv, "VIEW_PIN", "/v3/view?auditUser=it");
+    assert_eq!(answer.member("checkValue"), kcv_of(&answer));
+
+    let bearer = format!("Bearer {TOKEN}");
+    for (scope, path) in [("SET_PIN", "/v3/set/tzpk?auditUser=it"), ("VIEW_PIN", "/v3/view?auditUser=it")] {
+        let (_, answer) = ask(&bearer, scope, path);
+        assert_eq!(answer.status, 200);
+        assert!(answer.body.get("checkValue").is_none(), "{}", answer.text);
+    }
 }

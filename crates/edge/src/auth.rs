@@ -18,6 +18,7 @@ pub struct Client {
     name: Box<str>,
     tenant: Tenant,
     credential: Credential,
+    wants_kcv: bool,
 }
 
 /// The fewest characters of a bearer token or a password: 16 random characters of base64 are 96 bits, which cannot be guessed
@@ -32,7 +33,16 @@ pub struct Credential([u8; 32]);
 impl Client {
     /// A client with its name in the log, its tenant and its credential.
     pub fn new(name: &str, tenant: Tenant, credential: Credential) -> Self {
-        Self { name: name.into(), tenant, credential }
+        Self { name: name.into(), tenant, credential, wants_kcv: false }
+    }
+
+    /// Whether the answers to this client have the KCV of each tzpk.
+    pub(super) fn with_kcv(self, wants_kcv: bool) -> Self {
+        Self { wants_kcv, ..self }
+    }
+
+    pub(super) fn wants_kcv(&self) -> bool {
+        self.wants_kcv
     }
 
     pub(super) fn name(&self) -> &str {

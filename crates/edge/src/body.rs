@@ -116,12 +116,18 @@ pub(super) struct DeviceKeyRequest {
 
 /// A tzpk for the device.
 #[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Tzpk {
     /// Standard base64 of RSA-OAEP over the 16 raw bytes K1 ‖ K2 of a double-length 3DES key; a device whose library wants
     /// 24 bytes expands them to K1 ‖ K2 ‖ K1. The hash is SHA-256 **and so is MGF1's**, with an empty label: Java's and
     /// Android's defaults use MGF1 with SHA-1 and can't open it. Name both in an OAEPParameterSpec.
     #[schema(min_length = 344, max_length = 684)]
     pub(super) tzpk: String,
+    /// Only for a client whose configuration has `tzpk_kcv`: the KCV of the tzpk (the first 3 bytes of the zero block under
+    /// it), in hexadecimal. The device compares it after it has decrypted the tzpk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false, pattern = "^[0-9A-F]{6}$")]
+    pub(super) check_value: Option<String>,
 }
 
 /// Sets a PIN.
@@ -152,6 +158,10 @@ pub(super) struct ViewedPin {
     /// Standard base64 of 8 bytes: the PIN as an ISO 9564 format 1 block, with random fill, under that tzpk.
     #[schema(min_length = 12, max_length = 12)]
     pub(super) pin_block: String,
+    /// As in the answer that issues a tzpk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false, pattern = "^[0-9A-F]{6}$")]
+    pub(super) check_value: Option<String>,
 }
 
 /// Parses a JSON object whose members are [`Member`]s.
@@ -225,6 +235,11 @@ pub(super) fn pin_block(member: Member) -> Result<Vec<u8>, ApiError> {
 /// Encodes bytes in standard base64.
 pub(super) fn base64(bytes: &[u8]) -> String {
     STANDARD.encode(bytes)
+}
+
+/// Encodes bytes in hexadecimal, in upper case.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02X}")).collect()
 }
 
 #[cfg(test)]

@@ -110,6 +110,10 @@ struct ClientFile {
     bearer: Option<SecretSource>,
     /// A user and a password of HTTP Basic.
     basic: Option<BasicFile>,
+    /// Adds `checkValue`, the KCV of the tzpk, to the answers of `set/tzpk` and `view`. The vendor's contract does not have
+    /// the member, and a strict client of it may reject the answer.
+    #[serde(default)]
+    tzpk_kcv: bool,
 }
 
 #[derive(Deserialize)]
@@ -226,7 +230,7 @@ impl ClientFile {
             Some(user) => Credential::basic(&user, &secret),
             None => Credential::bearer(&secret),
         };
-        let client = Client::new(&self.name, tenant, credential);
+        let client = Client::new(&self.name, tenant, credential).with_kcv(self.tzpk_kcv);
         Ok((client, Credential::bearer(&secret)))
     }
 }

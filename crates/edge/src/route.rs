@@ -116,6 +116,7 @@ struct ApiRequest {
     tenant: String,
     audit_user: String,
     body: Bytes,
+    wants_kcv: bool,
 }
 
 /// Opens a control for a card and an operation
@@ -189,6 +190,7 @@ async fn open_control(
 async fn issue_tzpk(State(edge): State<Arc<EdgeState>>, request: Request) -> Response<Body> {
     let work = async |request: ApiRequest| -> Result<_, Rejection> {
         let body: DeviceKeyRequest = body::parse(&request.body)?;
+        let wants_kcv = request.wants_kcv;
         let (control_id, key) = (body::control_id(body.control_id)?, body::public_key(body.public_key)?);
         let request = edge.with_deadline(proto::IssueTzpkRequest {
             tenant: request.tenant,
@@ -199,7 +201,8 @@ async fn issue_tzpk(State(edge): State<Arc<EdgeState>>, request: Request) -> Res
         let issued =
             edge.engine.pins.clone().issue_tzpk(request).await.map_err(|status| device_key_rejection(status, &key))?;
         let issued = issued.into_inner();
-        Ok((StatusCode::OK, Tzpk { tzpk: body::base64(&issued.encrypted_tzpk) }))
+        let check_value = wants_kcv.then(|| body::hex(&issued.check_value));
+        Ok((StatusCode::OK, Tzpk { tzpk: body::base64(&issued.encrypted_tzpk), check_value }))
     };
     edge.answer("v3/set/tzpk", request, work).await
 }
@@ -267,6 +270,7 @@ async fn set_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Respon
 async fn view_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Response<Body> {
     let work = async |request: ApiRequest| -> Result<_, Rejection> {
         let body: DeviceKeyRequest = body::parse(&request.body)?;
+        let wants_kcv = request.wants_kcv;
         let (control_id, key) = (body::control_id(body.control_id)?, body::public_key(body.public_key)?);
         let request = edge.with_deadline(proto::ViewPinRequest {
             tenant: request.tenant,
@@ -277,8 +281,9 @@ async fn view_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Respo
         let shown =
             edge.engine.pins.clone().view_pin(request).await.map_err(|status| device_key_rejection(status, &key))?;
         let shown = shown.into_inner();
+        let check_value = wants_kcv.then(|| body::hex(&shown.check_value));
         let (tzpk, pin_block) = (body::base64(&shown.encrypted_tzpk), body::base64(&shown.pin_block));
-        Ok((StatusCode::OK, ViewedPin { tzpk, pin_block }))
+        Ok((StatusCode::OK, ViewedPin { tzpk, pin_block, check_value }))
     };
     edge.answer("v3/view", request, work).await
 }
@@ -364,7 +369,7 @@ impl EdgeState {
             Err(_) => return Err(ApiError::BODY_TIMEOUT),
         };
         let tenant = client.tenant().as_str().to_owned();
-        Ok(ApiRequest { tenant, audit_user, body })
+        Ok(ApiRequest { tenant, audit_user, body, wants_kcv: client.wants_kcv() })
     }
 
     /// A gRPC request with a deadline: the engine drops it after the client has its answer.

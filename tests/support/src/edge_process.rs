@@ -80,7 +80,7 @@ impl EdgeProcess {
         let text = format!(
             "listen = \"127.0.0.1:0\"\n{extra}\n[engine]\n{engine}\n{client}\
              [[clients]]\nname = \"other\"\ntenant = \"other\"\nbearer = {{ file = {:?} }}\n\
-             [[clients]]\nname = \"backoffice\"\ntenant = \"bank\"\nbasic = {{ user = \"backoffice\", password = {{ env = \"BACKOFFICE\" }} }}\n",
+             [[clients]]\nname = \"backoffice\"\ntenant = \"bank\"\ntzpk_kcv = true\nbasic = {{ user = \"backoffice\", password = {{ env = \"BACKOFFICE\" }} }}\n",
             directory.join("other-token"),
         );
         std::fs::write(&config, text).unwrap();
