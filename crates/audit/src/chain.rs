@@ -186,7 +186,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::entry::{
-        Action, BlockFormat, Body, CardEvent, Event, Formats, Isolation, KeyStamp, Level, Outcome, Stamp,
+        Action, BlockFormat, Body, CardEvent, Event, Formats, Isolation, KeyStamp, Level, Outcome, Stamp, StoreOrigin,
     };
     use domain::card::Tenant;
     use domain::control::ControlId;
@@ -213,6 +213,10 @@ pub(super) mod tests {
                 formats: number.is_multiple_of(2).then_some(Formats { from: BlockFormat::Iso1, to: BlockFormat::Iso4 }),
             }),
         }
+    }
+
+    fn origin() -> StoreOrigin {
+        StoreOrigin { source: "host:/backup".into(), sequence: 9, hash: [0xA7; 32], ended_controls: 2 }
     }
 
     pub(crate) fn chain(length: u64) -> Vec<Entry> {
@@ -246,6 +250,8 @@ pub(super) mod tests {
             Body::KeysReloaded,
             Body::RecordsReencrypted { count: 256 },
             Body::RotationEnded { checked: 300, failed: 1 },
+            Body::StoreRestored(origin()),
+            Body::StoreSalvaged(origin()),
         ];
         let own = bodies.map(|body| Entry::chain(1, [0; 32], Event { body, ..event(1) }));
         for entry in chain(7).into_iter().chain(own) {

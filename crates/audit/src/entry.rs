@@ -17,7 +17,8 @@ use domain::time::UnixMillis;
 pub struct Event {
     /// Wall-clock time of the event, Unix milliseconds.
     pub at: UnixMillis,
-    /// The name on the peer's certificate; `loopback` for an engine without TLS, `engine` for an event of the engine itself.
+    /// The name on the peer's certificate; `loopback` for an engine without TLS, `engine` for an event of the engine itself,
+    /// `store` for an event of a command that makes a store.
     pub caller: Arc<str>,
     /// The tenant of the card; `None` for an event of the engine itself.
     pub tenant: Option<Tenant>,
@@ -83,6 +84,25 @@ pub enum Body {
     },
     /// A request about one card.
     Card(CardEvent),
+    /// The store was restored from a backup.
+    StoreRestored(StoreOrigin),
+    /// The store was rescued from a damaged store.
+    StoreSalvaged(StoreOrigin),
+}
+
+/// The origin of a store that was not written by its engine from the first entry on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoreOrigin {
+    /// The name of the store or backup that was read, `HOST:DIRECTORY`.
+    pub source: Box<str>,
+    /// The sequence number of the last entry that was read; 0 for none.
+    pub sequence: u64,
+    /// The hash of this entry; 32 zero bytes for none.
+    #[serde(serialize_with = "hash_to_json", deserialize_with = "hash_from_json")]
+    pub hash: [u8; 32],
+    /// The number of controls that were open, and are over.
+    pub ended_controls: u64,
 }
 
 /// A request about one card.
@@ -263,6 +283,14 @@ fn control_to_json<S: Serializer>(control: &Option<ControlId>, serializer: S) ->
 fn control_from_json<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ControlId>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?;
     text.map(|text| ControlId::parse(&text)).transpose().map_err(D::Error::custom)
+}
+
+fn hash_to_json<S: Serializer>(hash: &[u8; 32], serializer: S) -> Result<S::Ok, S::Error> {
+    lower::encode_string(hash).serialize(serializer)
+}
+
+fn hash_from_json<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; 32], D::Error> {
+    decode_hash(&Cow::<str>::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
 /// An event with its place in the chain.
@@ -474,7 +502,17 @@ fn append_body(bytes: &mut Vec<u8>, body: &Body) {
             let formats = event.formats.map(|formats| [formats.from.code(), formats.to.code()]);
             append_option(bytes, formats.as_ref().map(<[u8; 2]>::as_slice));
         }
+        Body::StoreRestored(origin) => append_origin(bytes, 32, origin),
+        Body::StoreSalvaged(origin) => append_origin(bytes, 33, origin),
     }
+}
+
+fn append_origin(bytes: &mut Vec<u8>, code: u8, origin: &StoreOrigin) {
+    bytes.push(code);
+    append_text(bytes, &origin.source);
+    bytes.extend_from_slice(&origin.sequence.to_be_bytes());
+    bytes.extend_from_slice(&origin.hash);
+    bytes.extend_from_slice(&origin.ended_controls.to_be_bytes());
 }
 
 /// Appends the byte 1 and the bytes, or the byte 0.
@@ -548,8 +586,15 @@ impl<'a> Reader<'a> {
                     None => None,
                 },
             }),
+            32 => Body::StoreRestored(self.origin()?),
+            33 => Body::StoreSalvaged(self.origin()?),
             _ => return Err(EntryError::Unreadable),
         })
+    }
+
+    fn origin(&mut self) -> Result<StoreOrigin, EntryError> {
+        let (source, sequence) = (self.text()?.into(), self.number()?);
+        Ok(StoreOrigin { source, sequence, hash: self.array()?, ended_controls: self.number()? })
     }
 }
 
