@@ -28,6 +28,7 @@
 
 pub mod conformance;
 mod open_error;
+pub mod upkeep;
 
 use std::{fs, future::Future, io, path::Path, pin::Pin, sync::Arc};
 
@@ -371,7 +372,7 @@ pub enum StoreError {
     #[error("the store answered another change than the one it was given: report it")]
     OtherOutcome,
     /// A row can't be decoded.
-    #[error("the store is damaged at {place}: restore it from a backup")]
+    #[error("the store is damaged at {place}: stop the engine, then run `pinseal store check`")]
     Damaged {
         /// The keyspace, and what can't be read there.
         place: String,

@@ -29,6 +29,12 @@ pub enum StoreOpenError {
         /// The directory.
         path: PathBuf,
     },
+    /// The directory holds a backup.
+    #[error("{} is a backup of a store: restore it into another directory with `pinseal store restore`", path.display())]
+    Backup {
+        /// The directory of the backup.
+        path: PathBuf,
+    },
     /// The store has the format of another release.
     #[error("the store {} has format {version}: this release reads format {supported}", path.display())]
     Version {
@@ -40,7 +46,11 @@ pub enum StoreOpenError {
         supported: u32,
     },
     /// The store can't be read.
-    #[error("the store {} is damaged ({problem}): restore it from a backup", path.display())]
+    #[error(
+        "the store {} is damaged ({problem}): restore a backup (`pinseal store restore`), or rescue what can be read \
+         (`pinseal store salvage`)",
+        path.display()
+    )]
     Damaged {
         /// The directory of the store.
         path: PathBuf,
