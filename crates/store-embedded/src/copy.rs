@@ -11,29 +11,30 @@ use std::{
 use tempfile::TempDir;
 
 use super::{
-    DATABASE, Embedded, EmbeddedConfig,
+    Contents, DATABASE, Embedded, EmbeddedConfig, contents,
     journal::{self, JournalError},
-    prepare,
 };
+use clock::MachineTime;
 use store::{StoreOpenError, engine_name};
 
 /// How the name of the copy's directory begins.
-const PREFIX: &str = "pinseal-store-copy-";
+pub(super) const PREFIX: &str = "pinseal-store-copy-";
 
 impl Embedded {
-    /// Copies a store to the directory for temporary files (`TMPDIR`), with mode 0700, and opens the copy, which is removed
+    /// Copies a store or a backup to the directory for temporary files (`TMPDIR`), with mode 0700, and opens the copy, which is removed
     /// when the returned store is dropped. The store is locked while it is copied, and no byte of it changes. The copy has
     /// the engine name of the store; what is written to it is lost.
     ///
     /// # Errors
     /// There is no store, an engine has the store open, the store can't be copied, or the copy does not open.
     pub fn open_copy(directory: &Path) -> Result<Self, StoreOpenError> {
-        // Writes nothing to a directory that must exist already.
-        prepare(&EmbeddedConfig::existing(directory.to_owned()))?;
+        if contents(directory)? == Contents::Nothing || !directory.join(DATABASE).is_dir() {
+            return Err(StoreOpenError::Absent { path: directory.to_owned() });
+        }
         let copy = copy_locked(directory)?;
         // What is written to the copy is lost, so it needs no reserve.
         let config = EmbeddedConfig { reserve_bytes: 0, ..EmbeddedConfig::existing(copy.path().to_owned()) };
-        let mut store = Self::open(&config)
+        let mut store = Self::open_prepared(&config, Box::new(MachineTime))
             .map_err(|error| StoreOpenError::OpenCopy { path: directory.to_owned(), error: error.into() })?;
         store.engine_name = engine_name(directory).into();
         store.copy = Some(copy);

@@ -28,7 +28,7 @@ use thiserror::Error;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The file that fjall locks while it has the directory open.
-const LOCK_FILE: &str = "lock";
+pub(super) const LOCK_FILE: &str = "lock";
 /// How often, and how long, the lock is waited for: an engine that stops may still hold it.
 const LOCK_TRIES: u32 = 3;
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
@@ -121,7 +121,7 @@ fn replace(path: &Path, journal: &File, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// The numbers of the journals in a directory. The journal of the highest number is the one that fjall writes.
-fn numbers(directory: &Path) -> io::Result<Vec<u64>> {
+pub(super) fn numbers(directory: &Path) -> io::Result<Vec<u64>> {
     let mut numbers = Vec::new();
     for entry in directory.read_dir()? {
         let name = entry?.file_name();
@@ -130,7 +130,7 @@ fn numbers(directory: &Path) -> io::Result<Vec<u64>> {
     Ok(numbers)
 }
 
-fn path(directory: &Path, number: u64) -> PathBuf {
+pub(super) fn path(directory: &Path, number: u64) -> PathBuf {
     directory.join(format!("{number}{SUFFIX}"))
 }
 
@@ -152,7 +152,7 @@ fn locked(error: TryLockError) -> JournalError {
 }
 
 /// A journal without the hole at its end, which would be read as zeros.
-fn written(journal: &File) -> io::Result<Vec<u8>> {
+pub(super) fn written(journal: &File) -> io::Result<Vec<u8>> {
     let mut end = 0;
     loop {
         match rustix::fs::seek(journal, SeekFrom::Data(end)) {
@@ -169,7 +169,7 @@ fn written(journal: &File) -> io::Result<Vec<u8>> {
 
 /// How a journal ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ending {
+pub(super) enum Ending {
     /// With a whole batch, and zeros that later batches overwrite.
     Whole { end: usize },
     /// With bytes that can't be read.
@@ -179,7 +179,7 @@ enum Ending {
 }
 
 impl Ending {
-    fn of(journal: &[u8]) -> Self {
+    pub(super) fn of(journal: &[u8]) -> Self {
         let (mut at, mut rest, mut last) = (0, journal, None);
         while let Some((sequence, behind)) = behind_batch(rest) {
             // No checksum covers the sequence number.
@@ -200,27 +200,62 @@ impl Ending {
 
 /// The sequence number of the batch at the beginning, and the bytes behind it; `None` where the batch is not whole.
 fn behind_batch(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let (sequence, _, rest) = read_batch(bytes)?;
+    Some((sequence, rest))
+}
+
+/// The sequence number and the items of the batch at the beginning, and the bytes behind it.
+fn read_batch(bytes: &[u8]) -> Option<(u64, &[u8], &[u8])> {
     let (items, rest) = tagged(START, bytes)?.split_first_chunk()?;
     let (sequence, all) = rest.split_first_chunk()?;
     let mut rest = all;
     for _ in 0..u32::from_le_bytes(*items) {
-        rest = behind_item(rest)?;
+        (_, rest) = read_item(rest)?;
     }
     let items = all.get(..all.len() - rest.len())?;
     let (checksum, rest) = tagged(END, rest)?.split_first_chunk()?;
     let rest = rest.strip_prefix(&MAGIC)?;
-    (u64::from_le_bytes(*checksum) == xxh3_64(items)).then_some((u64::from_le_bytes(*sequence), rest))
+    (u64::from_le_bytes(*checksum) == xxh3_64(items)).then_some((u64::from_le_bytes(*sequence), items, rest))
 }
 
-fn behind_item(bytes: &[u8]) -> Option<&[u8]> {
+/// A row that a batch writes or removes.
+pub(super) struct Item<'a> {
+    pub(super) keyspace: u64,
+    pub(super) key: &'a [u8],
+    /// Empty for a row that the batch removes.
+    pub(super) value: &'a [u8],
+}
+
+/// The item at the beginning, `None` inside for one that clears a keyspace, and the bytes behind it.
+fn read_item(bytes: &[u8]) -> Option<(Option<Item<'_>>, &[u8])> {
     if let Some(clear) = tagged(CLEAR, bytes) {
-        return clear.get(8..);
+        return Some((None, clear.get(8..)?));
     }
-    let (key, rest) = tagged(ITEM, bytes)?.get(ITEM_HEAD_BYTES..)?.split_first_chunk()?;
+    let (head, rest) = tagged(ITEM, bytes)?.split_at_checked(ITEM_HEAD_BYTES)?;
+    let keyspace = u64::from_le_bytes(*head.last_chunk()?);
+    let (key, rest) = rest.split_first_chunk()?;
     let (stored, rest) = rest.get(4..)?.split_first_chunk()?;
-    let length =
-        usize::from(u16::from_le_bytes(*key)).checked_add(usize::try_from(u32::from_le_bytes(*stored)).ok()?)?;
-    rest.get(length..)
+    let (key, rest) = rest.split_at_checked(u16::from_le_bytes(*key).into())?;
+    let (value, rest) = rest.split_at_checked(usize::try_from(u32::from_le_bytes(*stored)).ok()?)?;
+    Some((Some(Item { keyspace, key, value }), rest))
+}
+
+/// Visits the items of each whole batch, wherever a batch begins. Returns the number of the batches.
+pub(super) fn each_whole_batch<'a>(mut bytes: &'a [u8], mut visit: impl FnMut(Item<'a>)) -> u64 {
+    let mut batches = 0;
+    while !bytes.is_empty() {
+        let Some((_, mut items, rest)) = read_batch(bytes) else {
+            let next = bytes.iter().skip(1).position(|byte| *byte == START);
+            bytes = next.and_then(|next| bytes.get(next + 1..)).unwrap_or_default();
+            continue;
+        };
+        while let Some((item, behind)) = read_item(items) {
+            item.into_iter().for_each(&mut visit);
+            items = behind;
+        }
+        (batches, bytes) = (batches + 1, rest);
+    }
+    batches
 }
 
 fn tagged(tag: u8, bytes: &[u8]) -> Option<&[u8]> {
@@ -276,6 +311,16 @@ mod tests {
             };
             assert_eq!(found, expected, "byte {at}");
         }
+    }
+
+    #[test]
+    fn whole_batches_behind_damage_are_found() {
+        let (mut journal, [_, second, _]) = journal();
+        journal[second + 40] ^= 1;
+        let mut values = Vec::new();
+        let batches = each_whole_batch(&journal[second..], |item| values.push((item.keyspace, item.key, item.value)));
+        assert_eq!((batches, values), (1, vec![(7, &b"key"[..], &b"three"[..])]));
+        assert_eq!(each_whole_batch(&journal, |_| ()), 2);
     }
 
     #[test]

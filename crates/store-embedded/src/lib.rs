@@ -33,6 +33,10 @@ mod live;
 mod page;
 mod reply;
 mod reserve;
+mod store_files;
+mod table_checksum;
+pub mod upkeep;
+mod walk;
 mod watch;
 mod writer;
 
@@ -81,6 +85,8 @@ const FORMAT: u32 = 6;
 const FORMAT_FILE: &str = "FORMAT";
 /// The text of this file before the number of the format.
 const FORMAT_TEXT: &str = "pinseal store, format ";
+/// The text instead of [`FORMAT_TEXT`] in a backup. No engine serves a backup: its controls may have been spent since.
+const BACKUP_TEXT: &str = "pinseal store backup, format ";
 /// The subdirectory of fjall's files.
 const DATABASE: &str = "db";
 /// A key of the meta keyspace: the last audit entry's number and hash, and the largest time that was committed.
@@ -172,6 +178,42 @@ struct Queue {
     waiting: Vec<Command>,
 }
 
+/// The database and its keyspaces.
+struct Tables {
+    database: Database,
+    cards: Keyspace,
+    controls: Keyspace,
+    set: Keyspace,
+    pins: Keyspace,
+    audit: Keyspace,
+    meta: Keyspace,
+}
+
+impl Tables {
+    /// Opens the database in a directory, or makes one. fjall writes to the directory.
+    fn open(directory: &Path, memory_bytes_max: u64) -> Result<Self, fjall::Error> {
+        let database = Database::builder(directory)
+            .cache_size(memory_bytes_max / 4)
+            .journal_compression(CompressionType::None)
+            .manual_journal_persist(true)
+            .open()?;
+        let keyspace = |name: &str| {
+            let options = || {
+                KeyspaceCreateOptions::default()
+                    .max_memtable_size(memory_bytes_max / 8)
+                    .manual_journal_persist(true)
+                    // Rows are short, or made of hashes and ciphertext: little would be won.
+                    .data_block_compression_policy(CompressionPolicy::disabled())
+            };
+            database.keyspace(name, options)
+        };
+        let (cards, controls, pins) = (keyspace("cards")?, keyspace("controls")?, keyspace("pins")?);
+        let set = keyspace("set")?;
+        let (audit, meta) = (keyspace("audit")?, keyspace("meta")?);
+        Ok(Self { database, cards, controls, set, pins, audit, meta })
+    }
+}
+
 impl Embedded {
     /// Opens a store, or makes one; reads the live controls into memory.
     ///
@@ -185,6 +227,10 @@ impl Embedded {
     /// Opens a store that reads these clocks.
     pub(crate) fn open_at(config: &EmbeddedConfig, source: Box<dyn TimeSource>) -> Result<Self, StoreOpenError> {
         prepare(config)?;
+        Self::open_prepared(config, source)
+    }
+
+    fn open_prepared(config: &EmbeddedConfig, source: Box<dyn TimeSource>) -> Result<Self, StoreOpenError> {
         let path = || config.directory.clone();
         let opened = |error: fjall::Error| match (&error, refused_by_machine(&error)) {
             (fjall::Error::Locked, _) => StoreOpenError::Locked { path: path() },
@@ -198,26 +244,8 @@ impl Embedded {
                 StoreOpenError::Damaged { path: path(), problem: error.to_string() }
             }
         })?;
-        let database = Database::builder(config.directory.join(DATABASE))
-            .cache_size(config.memory_bytes_max / 4)
-            .journal_compression(CompressionType::None)
-            .manual_journal_persist(true)
-            .open()
-            .map_err(opened)?;
-        let memtable = config.memory_bytes_max / 8;
-        let keyspace = |name: &str| {
-            let options = || {
-                KeyspaceCreateOptions::default()
-                    .max_memtable_size(memtable)
-                    .manual_journal_persist(true)
-                    // Rows are short, or made of hashes and ciphertext: little would be won.
-                    .data_block_compression_policy(CompressionPolicy::disabled())
-            };
-            database.keyspace(name, options).map_err(opened)
-        };
-        let (cards, controls, pins) = (keyspace("cards")?, keyspace("controls")?, keyspace("pins")?);
-        let set = keyspace("set")?;
-        let (audit, meta) = (keyspace("audit")?, keyspace("meta")?);
+        let Tables { database, cards, controls, set, pins, audit, meta } =
+            Tables::open(&config.directory.join(DATABASE), config.memory_bytes_max).map_err(opened)?;
         let damaged = |problem: &str| StoreOpenError::Damaged { path: path(), problem: problem.to_owned() };
 
         let (head, floor) = match meta.get(HEAD_KEY).map_err(opened)? {
@@ -513,41 +541,65 @@ fn readable_pin(row: &[u8]) -> Result<PinRow, StoreError> {
 /// Makes the directory a store's, or finds that it is one.
 fn prepare(config: &EmbeddedConfig) -> Result<(), StoreOpenError> {
     let directory = &config.directory;
-    let io = |error| StoreOpenError::Io { path: directory.clone(), error };
-    let format = directory.join(FORMAT_FILE);
-    match fs::read_to_string(&format) {
-        Ok(text) => {
-            let foreign = || StoreOpenError::Foreign { path: directory.clone() };
-            // Where a store must exist, a directory that lost its database is not an empty store.
-            if config.absent == Absent::Refuse && !directory.join(DATABASE).is_dir() {
-                return Err(StoreOpenError::Absent { path: directory.clone() });
-            }
-            let version = text.trim().strip_prefix(FORMAT_TEXT.trim_end()).ok_or_else(foreign)?;
-            match version.trim().parse::<u32>().map_err(|_| foreign())? {
-                FORMAT => Ok(()),
-                version => Err(StoreOpenError::Version { path: directory.clone(), version, supported: FORMAT }),
-            }
+    let path = || directory.clone();
+    let io = |error| StoreOpenError::Io { path: path(), error };
+    match contents(directory)? {
+        // Where a store must exist, a directory that lost its database is not an empty store.
+        Contents::Store if config.absent == Absent::Refuse && !directory.join(DATABASE).is_dir() => {
+            Err(StoreOpenError::Absent { path: path() })
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let taken = directory.exists() && fs::read_dir(directory).map_err(io)?.next().is_some();
-            if taken {
-                return Err(StoreOpenError::Foreign { path: directory.clone() });
-            }
-            if config.absent == Absent::Refuse {
-                return Err(StoreOpenError::Absent { path: directory.clone() });
-            }
+        Contents::Store => Ok(()),
+        Contents::Backup => Err(StoreOpenError::Backup { path: path() }),
+        Contents::Nothing if config.absent == Absent::Refuse => Err(StoreOpenError::Absent { path: path() }),
+        Contents::Nothing => {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io)?;
             fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).map_err(io)?;
-            write_format(directory).map_err(io)
+            write_format(directory, FORMAT_TEXT).map_err(io)
         }
-        Err(error) => Err(io(error)),
     }
 }
 
-fn write_format(directory: &Path) -> io::Result<()> {
+/// What a directory holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Contents {
+    /// The directory is absent or empty.
+    Nothing,
+    /// A store of this release's format.
+    Store,
+    /// A backup of such a store.
+    Backup,
+}
+
+/// What a directory holds, by its format file.
+///
+/// # Errors
+/// [`StoreOpenError::Foreign`] for other files, [`StoreOpenError::Version`] for another format, or the operating system
+/// refuses.
+fn contents(directory: &Path) -> Result<Contents, StoreOpenError> {
+    let path = || directory.to_owned();
+    let io = |error| StoreOpenError::Io { path: path(), error };
+    let text = match fs::read(directory.join(FORMAT_FILE)) {
+        Ok(text) => String::from_utf8_lossy(&text).into_owned(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let taken = directory.exists() && fs::read_dir(directory).map_err(io)?.next().is_some();
+            return if taken { Err(StoreOpenError::Foreign { path: path() }) } else { Ok(Contents::Nothing) };
+        }
+        Err(error) => return Err(io(error)),
+    };
+    let kinds = [(FORMAT_TEXT, Contents::Store), (BACKUP_TEXT, Contents::Backup)];
+    let found =
+        kinds.into_iter().find_map(|(before, kind)| Some((text.trim().strip_prefix(before)?.parse().ok()?, kind)));
+    match found {
+        Some((FORMAT, kind)) => Ok(kind),
+        Some((version, _)) => Err(StoreOpenError::Version { path: path(), version, supported: FORMAT }),
+        None => Err(StoreOpenError::Foreign { path: path() }),
+    }
+}
+
+fn write_format(directory: &Path, text: &str) -> io::Result<()> {
     let fresh = directory.join("FORMAT.new");
     let mut file = fs::File::create(&fresh)?;
-    writeln!(file, "{FORMAT_TEXT}{FORMAT}")?;
+    writeln!(file, "{text}{FORMAT}")?;
     file.sync_all()?;
     fs::rename(&fresh, directory.join(FORMAT_FILE))?;
     fs::File::open(directory)?.sync_all()

@@ -1,0 +1,204 @@
+use super::*;
+use crate::{Embedded, EmbeddedConfig};
+use audit::entry::Action;
+use domain::control::Denied;
+use store::{
+    ChangeError, Store,
+    conformance::{card, card_event, confirm, keyed, set},
+};
+
+fn open(directory: &Path, memory_bytes_max: u64) -> Embedded {
+    Embedded::open(&EmbeddedConfig { memory_bytes_max, ..EmbeddedConfig::new(directory.to_owned()) }).unwrap()
+}
+
+/// The tables of a store, by path.
+fn tables(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for keyspace in directory.join("db/keyspaces").read_dir().unwrap() {
+        let path = keyspace.unwrap().path();
+        // Keyspace 0 is fjall's list of keyspaces.
+        if path.file_name().unwrap() != "0"
+            && let Ok(tables) = path.join("tables").read_dir()
+        {
+            found.extend(tables.map(|table| table.unwrap().path()));
+        }
+    }
+    found.sort();
+    found
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in from.read_dir().unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            fs::copy(&path, &target).unwrap();
+        }
+    }
+}
+
+/// A store with a PIN on each of these cards, and tables of fjall.
+async fn with_tables(directory: &Path, cards: u64) {
+    // With so little memory fjall writes tables soon.
+    let store = open(directory, 64 << 10);
+    for number in 1..=cards {
+        let opened = keyed(&store, card(number)).await;
+        set(&store, opened.id, 5).await.unwrap();
+    }
+    let as_store: &dyn Store = &store;
+    let began = std::time::Instant::now();
+    while tables(directory).len() < 4 {
+        as_store.record_event(card_event(Action::OpenControl)).await.unwrap();
+        assert!(began.elapsed().as_secs() < 60, "fjall writes no tables");
+    }
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_store_with_tables_is_whole_while_it_serves_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store");
+    with_tables(&path, 40).await;
+    let closed = check(&path).unwrap();
+    assert_eq!((closed.damage.as_slice(), closed.unfinished.is_some()), (&[][..], false));
+    assert_eq!((closed.counts.cards, closed.counts.pins), (40, 40));
+    let store = open(&path, 64 << 10);
+    let opened = keyed(&store, card(41)).await;
+    let serving = check(&path).unwrap();
+    assert_eq!((serving.damage.as_slice(), serving.counts.open_controls), (&[][..], 1));
+    assert_eq!(serving.end, store.checkpoint().await.unwrap());
+    set(&store, opened.id, 5).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_byte_of_any_table_or_list_is_found() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store");
+    with_tables(&path, 40).await;
+    // The list that is in use; an older one may stand beside it.
+    let lists = path.join("db/keyspaces").read_dir().unwrap().flat_map(|keyspace| {
+        let current = keyspace.unwrap().path().join("current");
+        let version = u64::from_le_bytes(fs::read(&current).unwrap()[..8].try_into().unwrap());
+        [current.with_file_name(format!("v{version}")), current]
+    });
+    let mut salvaged = 0;
+    for (number, file) in tables(&path).into_iter().chain(lists.collect::<Vec<_>>()).enumerate() {
+        let whole = fs::read(&file).unwrap();
+        let name = file.strip_prefix(path.join("db")).unwrap().display().to_string();
+        for part in 0..2 {
+            let mut changed = whole.clone();
+            changed[(whole.len() - 1) * (part + 1) / 2] ^= 0x40;
+            fs::write(&file, changed).unwrap();
+            let report = check(&path).unwrap();
+            // A changed `current` names another list.
+            let keyspace = file.parent().unwrap().strip_prefix(path.join("db")).unwrap().display().to_string();
+            let is_found = |damage: &Damage| damage.place == name || damage.place.starts_with(&keyspace);
+            assert!(report.damage.iter().any(is_found), "{name}: {:?}", report.damage);
+            let target = directory.path().join(format!("salvaged-{number}-{part}"));
+            match salvage(&path, &target) {
+                Ok(_) => {
+                    check(&target).unwrap();
+                    drop(open(&target, 64 << 10));
+                    salvaged += 1;
+                }
+                Err(UpkeepError::Open(StoreOpenError::Damaged { .. })) => assert!(!target.exists()),
+                Err(error) => panic!("{name}: {error}"),
+            }
+        }
+        fs::write(&file, whole).unwrap();
+    }
+    assert!(salvaged > 0, "no store with a changed table was salvaged");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_byte_of_the_journal_loses_only_what_follows() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store");
+    let store = open(&path, 64 << 20);
+    for number in 1..=4 {
+        let opened = keyed(&store, card(number)).await;
+        set(&store, opened.id, 5).await.unwrap();
+    }
+    let last = keyed(&store, card(5)).await;
+    let end = store.checkpoint().await.unwrap();
+    store.close().await;
+    drop(store);
+    let journal = path.join("db/0.jnl");
+    let whole = fs::read(&journal).unwrap();
+    let written = whole.iter().rposition(|byte| *byte != 0).unwrap();
+    for (number, at) in (0..written).step_by(written / 9).enumerate() {
+        let mut changed = whole.clone();
+        changed[at] ^= 0x40;
+        fs::write(&journal, &changed).unwrap();
+        let report = check(&path).unwrap();
+        let target = directory.path().join(format!("salvaged-{number}"));
+        let salvage = salvage(&path, &target).unwrap();
+        assert_eq!(fs::read(&journal).unwrap(), changed, "byte {at}: the damaged store changed");
+        if report.damage.is_empty() {
+            // No checksum covers the number of the last batch; a last batch that is not whole is an unfinished commit.
+            assert!(salvage.end.sequence + 2 >= end.sequence, "byte {at}");
+        } else {
+            assert_eq!(
+                salvage.end.sequence + salvage.lost.audit_entries,
+                end.sequence,
+                "byte {at}: {:?}",
+                salvage.lost
+            );
+        }
+        let store = open(&target, 64 << 20);
+        assert_eq!(store.checkpoint().await.unwrap(), salvage.event);
+        for number in 1..=salvage.kept.pins {
+            assert_eq!(*store.pin(&card(number)).await.unwrap().unwrap().record, [5; 38]);
+        }
+        let refused = set(&store, last.id, 6).await;
+        assert!(matches!(refused, Err(ChangeError::Denied(Denied::NotUsable))), "byte {at}: a control is usable");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_store_confirms_retries_and_ends_open_controls() {
+    let directory = tempfile::tempdir().unwrap();
+    let [path, backup, restored] = ["store", "backup", "restored"].map(|name| directory.path().join(name));
+    let store = open(&path, 64 << 20);
+    let (spent, waiting) = (keyed(&store, card(1)).await, keyed(&store, card(2)).await);
+    set(&store, spent.id, 1).await.unwrap();
+    let report = back_up(&path, &backup).unwrap();
+    assert_eq!(report.end, store.checkpoint().await.unwrap());
+    set(&store, waiting.id, 2).await.unwrap();
+
+    let Err(StoreOpenError::Backup { .. }) = Embedded::open(&EmbeddedConfig::existing(backup.clone())) else {
+        panic!("a backup serves")
+    };
+    assert!(matches!(restore(&path, &restored), Err(UpkeepError::NotABackup { .. })));
+    assert!(matches!(restore(&backup, &path), Err(UpkeepError::TargetNotEmpty { .. })));
+    let report = restore(&backup, &restored).unwrap();
+    assert_eq!((report.ended_controls, report.counts.retry_controls, report.counts.pins), (1, 1, 1));
+    let store = open(&restored, 64 << 20);
+    confirm(&store, spent.id, 1).await.unwrap();
+    assert!(set(&store, spent.id, 3).await.is_err());
+    assert!(matches!(set(&store, waiting.id, 2).await, Err(ChangeError::Denied(Denied::NotUsable))));
+    assert!(matches!(store.audit(report.event.sequence, 1).await.unwrap()[0].event.body, Body::StoreRestored(_)));
+    assert_eq!(Embedded::open_copy(&backup).unwrap().checkpoint().await.unwrap(), report.end);
+}
+
+#[test]
+fn a_damaged_backup_is_not_restored_and_leaves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let [path, backup, restored] = ["store", "backup", "restored"].map(|name| directory.path().join(name));
+    drop(open(&path, 64 << 20));
+    back_up(&path, &backup).unwrap();
+    let broken = directory.path().join("broken");
+    copy(&backup, &broken);
+    let list = broken.join("db/keyspaces/1/current");
+    let mut bytes = fs::read(&list).unwrap();
+    bytes[0] ^= 1;
+    fs::write(&list, bytes).unwrap();
+    assert!(matches!(restore(&broken, &restored), Err(UpkeepError::Damaged { .. })));
+    fs::write(broken.join(FORMAT_FILE), "pinseal stora").unwrap();
+    assert_eq!(check(&broken).unwrap().damage[0].place, FORMAT_FILE);
+    let names: Vec<_> = directory.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 3, "{names:?}");
+}
