@@ -9,5 +9,6 @@ pub(crate) mod keyblock;
 pub(crate) mod pki;
 pub(crate) mod policy;
 pub(crate) mod rotation;
+pub(crate) mod store;
 pub(crate) mod token;
 pub(crate) mod vault;

@@ -41,6 +41,8 @@ enum Command {
     Edge(edge::command::EdgeArguments),
     /// Simulate a cardholder's device, and the back-end it talks to
     Device(commands::device::DeviceArguments),
+    /// Check, salvage, back up and restore the store of an engine
+    Store(commands::store::StoreArguments),
     /// Export and verify the audit chain
     Audit(commands::audit::AuditArguments),
     /// Serve the key boundary as a separate process for an engine
@@ -82,6 +84,7 @@ impl Command {
             }
             Self::Edge(arguments) => Ok(edge::command::run(arguments)?),
             Self::Device(arguments) => Ok(commands::device::run(arguments)?),
+            Self::Store(arguments) => Ok(commands::store::run(arguments)?),
             Self::Audit(arguments) => Ok(commands::audit::run(arguments)?),
             Self::Hsm(arguments) => Ok(hsm_server::run(arguments)?),
             Self::Token(arguments) => Ok(commands::token::run(arguments)?),
@@ -120,6 +123,7 @@ enum CommandError {
     Engine(#[from] engine::command::EngineCommandError),
     Edge(#[from] edge::command::EdgeCommandError),
     Device(#[from] commands::device::SimulateError),
+    Store(#[from] commands::store::StoreCommandError),
     Audit(#[from] commands::audit::AuditError),
     Hsm(#[from] hsm_server::HsmProcessError),
     Token(#[from] commands::token::TokenError),
@@ -137,6 +141,7 @@ impl CommandError {
         match self {
             // The step was done but not printed: this has its own code, even if the pipe was closed.
             Self::Ceremony(error) if error.exit_code() != 1 => error.exit_code(),
+            Self::Store(error) if error.exit_code() != 1 => error.exit_code(),
             Self::Engine(error) if error.refuses_user_pin() => telemetry::USER_PIN_REFUSED,
             Self::Hsm(error) if error.refuses_user_pin() => telemetry::USER_PIN_REFUSED,
             _ if self.is_broken_pipe() => ENDED_BY_PIPE,

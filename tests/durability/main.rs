@@ -14,3 +14,4 @@ mod low_space;
 mod power_cut;
 mod small_disk;
 mod store_failure;
+mod upkeep;

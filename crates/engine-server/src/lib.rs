@@ -7,5 +7,9 @@
 //! ```
 
 mod store_config;
+mod store_upkeep;
 
-pub use self::store_config::{StoreConfig, open_store, open_store_copy};
+pub use self::{
+    store_config::{StoreConfig, open_store, open_store_copy},
+    store_upkeep::{back_up_store, check_store, restore_store, salvage_store},
+};

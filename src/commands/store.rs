@@ -1,0 +1,144 @@
+//! `pinseal store`: check, salvage, back up and restore the store of an engine.
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+};
+
+use clap::{Args, Subcommand};
+use thiserror::Error;
+
+use engine_server::{back_up_store, check_store, restore_store, salvage_store};
+use store::upkeep::UpkeepError;
+
+/// `pinseal store`.
+#[derive(Args)]
+pub(crate) struct StoreArguments {
+    #[command(subcommand)]
+    command: StoreCommand,
+}
+
+const CHECK_CODES: &str = "\
+The exit code is 0 when the store is whole, 3 when it is damaged, and 1 when it can't be checked. The check reads a copy of the \
+store in TMPDIR; an engine may serve.";
+
+#[derive(Subcommand)]
+enum StoreCommand {
+    /// Read every row of a store or backup and report the damage; changes nothing
+    #[command(after_help = CHECK_CODES)]
+    Check {
+        /// The directory of the store or backup, such as pinseal-data/store
+        #[arg(long, value_name = "DIR")]
+        store: PathBuf,
+    },
+    /// Write the rows of a damaged store up to the damage into a new store; changes nothing in the damaged one
+    Salvage {
+        /// The directory of the damaged store
+        #[arg(long, value_name = "DIR")]
+        store: PathBuf,
+        /// The directory of the new store, absent or empty
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+    },
+    /// Write a backup of a store and verify it; an engine may serve
+    Backup {
+        /// The directory of the store
+        #[arg(long, value_name = "DIR")]
+        store: PathBuf,
+        /// The directory of the backup, absent or empty
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+    },
+    /// Write a store from a backup; controls that were open are over, and the audit chain records the restore
+    Restore {
+        /// The directory of the backup
+        #[arg(long, value_name = "DIR")]
+        backup: PathBuf,
+        /// The directory of the store, absent or empty
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+    },
+}
+
+/// Runs one command on a store.
+///
+/// # Errors
+/// The command fails, or a check finds damage.
+pub(crate) fn run(arguments: StoreArguments) -> Result<(), StoreCommandError> {
+    let mut out = io::stdout().lock();
+    match arguments.command {
+        StoreCommand::Check { store } => {
+            let report = check_store(&store)?;
+            for damage in &report.damage {
+                writeln!(out, "damage: {damage}")?;
+            }
+            if let Some(unfinished) = &report.unfinished {
+                writeln!(out, "note: {unfinished}: the next start of an engine removes it")?;
+            }
+            writeln!(out, "{}\ncheckpoint: {}", report.counts, report.end)?;
+            if !report.damage.is_empty() {
+                return Err(StoreCommandError::Damaged { path: store, places: report.damage.len() });
+            }
+            writeln!(out, "the store {} is whole", store.display())?;
+        }
+        StoreCommand::Salvage { store, to } => {
+            let report = salvage_store(&store, &to)?;
+            for damage in &report.damage {
+                writeln!(out, "damage: {damage}")?;
+            }
+            writeln!(out, "rescued: {}", report.kept)?;
+            writeln!(out, "ended controls: {}", report.ended_controls)?;
+            writeln!(out, "lost: {}", report.lost)?;
+            if !report.has_key_list {
+                writeln!(out, "lost: the list of keys: no engine serves the rescued PINs")?;
+            }
+            writeln!(out, "checkpoint of the rescued chain: {}", report.end)?;
+            writeln!(out, "the store {} ends with the event of the salvage: {}", to.display(), report.event)?;
+        }
+        StoreCommand::Backup { store, to } => {
+            let report = back_up_store(&store, &to)?;
+            writeln!(out, "{}\ncheckpoint: {}", report.counts, report.end)?;
+            writeln!(out, "the backup {} is verified", to.display())?;
+        }
+        StoreCommand::Restore { backup, to } => {
+            let report = restore_store(&backup, &to)?;
+            writeln!(out, "{}\nended controls: {}", report.counts, report.ended_controls)?;
+            writeln!(out, "checkpoint of the backup: {}", report.end)?;
+            writeln!(out, "the store {} ends with the event of the restore: {}", to.display(), report.event)?;
+        }
+    }
+    Ok(())
+}
+
+/// The error of a command on a store.
+#[derive(Debug, Error)]
+pub(crate) enum StoreCommandError {
+    /// The store was not checked, salvaged, backed up or restored.
+    #[error(transparent)]
+    Upkeep(#[from] UpkeepError),
+    /// The check found damage.
+    #[error(
+        "the store {} is damaged in {places} places: restore a backup (`pinseal store restore`), or rescue what can be read \
+         (`pinseal store salvage`)",
+        path.display()
+    )]
+    Damaged {
+        /// The directory that was checked.
+        path: PathBuf,
+        /// The number of places that were printed.
+        places: usize,
+    },
+    /// The output failed.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+impl StoreCommandError {
+    /// The exit code of the process: 3 for damage.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Damaged { .. } => 3,
+            Self::Upkeep(_) | Self::Io(_) => 1,
+        }
+    }
+}
