@@ -14,6 +14,8 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 use super::journal::{self, Ending, LOCK_FILE};
 use store::upkeep::Damage;
 
@@ -47,6 +49,7 @@ pub(super) struct CopiedJournals {
 impl StoreFiles {
     /// Opens the files of one moment; `None` where they changed during each attempt.
     pub(super) fn open(database: &Path) -> io::Result<Option<Self>> {
+        raise_open_files_max();
         for _ in 0..ATTEMPTS_MAX {
             match Self::attempt(database) {
                 Ok(Some(files)) => return Ok(Some(files)),
@@ -109,6 +112,14 @@ impl StoreFiles {
             File::create_new(journal::path(database, *number))?.write_all(&bytes)?;
         }
         Ok(copied)
+    }
+}
+
+/// Raises the limit of open files to what the system allows: a large store has thousands of tables, and all are open at once.
+fn raise_open_files_max() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::debug!(%error, "the limit of open files stays");
     }
 }
 
