@@ -118,7 +118,7 @@ pub(crate) enum StoreCommandError {
     Upkeep(#[from] UpkeepError),
     /// The check found damage.
     #[error(
-        "the store {} is damaged in {places} places: restore a backup (`pinseal store restore`), or rescue what can be read \
+        "the store {} is damaged (places: {places}): restore a backup (`pinseal store restore`), or rescue what can be read \
          (`pinseal store salvage`)",
         path.display()
     )]
