@@ -57,6 +57,7 @@ fn category(body: &Body) -> (&'static str, &'static str) {
         Body::KeysReloaded => ("configuration", "change"),
         Body::RecordsReencrypted { .. } => ("database", "change"),
         Body::RotationEnded { .. } => ("database", "info"),
+        Body::StoreRestored(_) | Body::StoreSalvaged(_) => ("database", "creation"),
         Body::Card(CardEvent { action, .. }) => match action {
             Action::RegisterCard | Action::OpenControl | Action::IssueTzpk => ("iam", "creation"),
             Action::SetPin => ("iam", "change"),
