@@ -3,7 +3,7 @@
 use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -150,27 +150,27 @@ fn client_config(config: &ClientTlsConfig) -> Result<ClientConfig, TlsError> {
     Ok(client)
 }
 
-fn certificates(path: &PathBuf) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let problem = |problem: String| TlsError::File { path: path.clone(), problem };
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let problem = |problem: String| TlsError::File { path: path.to_owned(), problem };
     let content = pem::read(path, pem::CERTIFICATE)?;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&content).collect();
     chain.map_err(|error| problem(error.to_string()))
 }
 
-fn roots(path: &PathBuf) -> Result<RootCertStore, TlsError> {
+fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path)? {
-        let problem = |error: rustls::Error| TlsError::File { path: path.clone(), problem: error.to_string() };
+        let problem = |error: rustls::Error| TlsError::File { path: path.to_owned(), problem: error.to_string() };
         roots.add(certificate).map_err(problem)?;
     }
     Ok(roots)
 }
 
-fn private_key(path: &PathBuf) -> Result<PrivateKeyDer<'static>, TlsError> {
-    let problem = |problem: String| TlsError::File { path: path.clone(), problem };
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    let problem = |problem: String| TlsError::File { path: path.to_owned(), problem };
     let mode = fs::metadata(path).map_err(|error| problem(error.to_string()))?.permissions().mode();
     if mode & 0o077 != 0 {
-        return Err(TlsError::OpenToOthers { path: path.clone() });
+        return Err(TlsError::OpenToOthers { path: path.to_owned() });
     }
     PrivateKeyDer::from_pem_slice(&pem::read(path, pem::PRIVATE_KEY)?).map_err(|error| problem(error.to_string()))
 }
@@ -181,6 +181,8 @@ fn rejected(error: impl std::fmt::Display) -> TlsError {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
     use rustls::NamedGroup;
     use tokio::net::{TcpListener, TcpStream};
