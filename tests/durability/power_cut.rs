@@ -33,18 +33,22 @@ struct Disk {
     files: HashMap<u64, Vec<u8>>,
     /// The names of directories that were on disk before the first sync, by inode.
     names: HashMap<u64, Vec<(u64, String)>>,
+    /// Those files: while a file is open, no later one gets its inode.
+    open: Vec<fs::File>,
 }
 
 impl Disk {
     /// Everything in `root` is on disk.
     fn synced(root: &Path, kept: &Path) -> Self {
         fs::create_dir(kept).unwrap();
-        let mut disk = Self { root: root.into(), kept: kept.into(), files: HashMap::new(), names: HashMap::new() };
+        let (files, names) = (HashMap::new(), HashMap::new());
+        let mut disk = Self { root: root.into(), kept: kept.into(), files, names, open: Vec::new() };
         for directory in directories(root) {
             let mut names = Vec::new();
             for entry in directory.read_dir().unwrap().map(Result::unwrap) {
                 names.push((entry.ino(), entry.file_name().into_string().unwrap()));
                 if entry.file_type().unwrap().is_file() {
+                    disk.open.push(fs::File::open(entry.path()).unwrap());
                     disk.files.insert(entry.ino(), fs::read(entry.path()).unwrap());
                 }
             }
