@@ -12,7 +12,7 @@ use model::{
 fn main() -> ExitCode {
     let numbers: Vec<u8> = std::env::args().skip(1).filter_map(|number| number.parse().ok()).collect();
     let [calls, crashes] = numbers[..] else {
-        eprintln!("pinseal-model CALLS CRASHES, such as 4 2");
+        eprintln!("pinseal-model CALLS CRASHES, such as 4 1");
         return ExitCode::from(2);
     };
     let mut code = ExitCode::SUCCESS;
