@@ -13,5 +13,9 @@ pub mod reason;
 
 tonic::include_proto!("pinseal.v1");
 
+/// The metadata key of the id of a request, a UUID of 36 characters: the edge sends it, the engine writes it to its log and the
+/// audit event. The engine makes an id for a call without one. An error carries the id in the same key.
+pub const REQUEST_ID_KEY: &str = "pinseal-request-id";
+
 /// The compiled `.proto` files of the services that an engine serves, for reflection: a `google.protobuf.FileDescriptorSet`.
 pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pinseal.bin"));

@@ -43,6 +43,8 @@ reasons! {
     DeviceKeyInvalid = "DEVICE_KEY_INVALID",
     /// The PIN block is not 8 bytes.
     PinBlockLength = "PIN_BLOCK_LENGTH",
+    /// The metadata `pinseal-request-id` is not one UUID of 36 characters.
+    RequestIdInvalid = "REQUEST_ID_INVALID",
     /// The certificate of the peer does not have the right for this call.
     CallerForbidden = "CALLER_FORBIDDEN",
     /// The control belongs to another tenant.

@@ -183,6 +183,29 @@ async fn a_malformed_field_is_rejected_by_name() {
 }
 
 #[tokio::test]
+async fn a_malformed_request_id_is_rejected() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = EngineProcess::start(directory.path(), "");
+    let mut client = engine.client().await;
+    for malformed in
+        [&["1"][..], &["2b0f4f4e-8f0c-4f6a-9d0e-4c1f5a3b7c9d"; 2], &["{2b0f4f4e-8f0c-4f6a-9d0e-4c1f5a3b7c9d}"]]
+    {
+        let mut request = tonic::Request::new(OpenControlRequest {
+            tenant: TENANT.into(),
+            audit_user: AUDIT_USER.into(),
+            plastic_id: "2010".into(),
+            scope: Scope::SetPin.into(),
+            device_key_sha256: Vec::new(),
+        });
+        for id in malformed {
+            request.metadata_mut().append(proto::REQUEST_ID_KEY, id.parse().unwrap());
+        }
+        let status = client.controls.open_control(request).await.err().unwrap();
+        assert_eq!((status.code(), reason(&status).as_str()), (Code::InvalidArgument, "REQUEST_ID_INVALID"));
+    }
+}
+
+#[tokio::test]
 async fn an_account_number_bound_to_a_pin_cannot_change() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "");

@@ -173,3 +173,41 @@ async fn an_auditor_of_one_tenant_reads_its_entries_alone() {
     assert_eq!(own, of_bank);
     assert!(own.iter().all(|entry| entry["hash"].is_string() && entry["sequence"].is_u64()));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_denied_call_is_logged_and_audited() {
+    let directory = tempfile::tempdir().unwrap();
+    let (tls, _) = certificates(directory.path());
+    let peers = peer("edge", r#""controls", "pins""#) + "tenants = [\"bank\"]\n" + &peer("client", r#""audit""#);
+    let engine = EngineProcess::start(directory.path(), &format!("{tls}\n{peers}"));
+    let [edge, client, operator] = ["edge", "client", "operator"].map(|by| channel_as(by, directory.path(), &engine));
+    let denied = [
+        (&edge, "/pinseal.v1.CardService/FindCard", "bank", "edge", "find_card", "right", None),
+        (&edge, "/pinseal.v1.PinService/ViewPin", "other", "edge", "view_pin", "tenant", Some("other")),
+        (&client, "/pinseal.v1.KeyService/CountRecords", "", "client", "count_records", "right", None),
+        (&operator, "/pinseal.v1.AuditService/ExportAudit", "", "operator", "export_audit", "unknown_peer", None),
+    ];
+    let mut ids = Vec::new();
+    for (channel, path, tenant, ..) in &denied {
+        let refused = call(channel, path, tenant).await.unwrap_err();
+        assert_eq!(reason(&refused), "CALLER_FORBIDDEN", "{path}");
+        ids.push(refused.metadata().get(proto::REQUEST_ID_KEY).unwrap().to_str().unwrap().to_owned());
+    }
+
+    let mut auditor = AuditServiceClient::new(client.clone());
+    let mut stream =
+        auditor.export_audit(ExportAuditRequest { from_sequence: 2, ..Default::default() }).await.unwrap().into_inner();
+    for (id, (.., holder, method, reason, tenant)) in ids.iter().zip(denied) {
+        let AuditEntry { json } = stream.message().await.unwrap().unwrap();
+        let entry: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let event = serde_json::json!({ "type": "call_denied", "method": method, "reason": reason, "unrecorded": 0 });
+        assert_eq!((&entry["event"], &entry["outcome"]), (&event, &serde_json::json!("denied")));
+        assert_eq!(entry["caller"], format!("{holder}.pinseal.test"));
+        assert_eq!((&entry["request"], &entry["tenant"]), (&serde_json::json!(id), &serde_json::json!(tenant)));
+        assert!(
+            engine.log().lines().any(|line| line.contains(&**id) && line.contains("a call was denied")),
+            "{method}"
+        );
+    }
+    assert!(stream.message().await.unwrap().is_none());
+}

@@ -11,6 +11,7 @@
 mod apart;
 mod audit;
 mod audit_evidence;
+mod audited_refusal;
 mod connections;
 mod hangup;
 mod race;

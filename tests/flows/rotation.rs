@@ -257,7 +257,7 @@ async fn a_watched_rotation_ends_and_its_old_key_is_retired() {
 }
 
 /// Changes one bit of the tag of one record, in the store of a stopped engine.
-async fn spoil_one_record(directory: &Path) {
+pub(crate) async fn spoil_one_record(directory: &Path) {
     let store = engine_server::StoreConfig::embedded(&directory.join("data")).open().await.unwrap();
     let (card, pin) = store.scan_pins(None, 1).await.unwrap().remove(0);
     let mut after = pin.record.clone();
@@ -268,6 +268,7 @@ async fn spoil_one_record(directory: &Path) {
         caller: "it".into(),
         tenant: None,
         audit_user: "it".into(),
+        request: None,
         outcome: Outcome::Done,
         stamp: Arc::new(stamp),
         body: Body::RecordsReencrypted { count: 0 },

@@ -186,10 +186,12 @@ pub(super) mod tests {
 
     use super::*;
     use crate::entry::{
-        Action, BlockFormat, Body, CardEvent, Event, Formats, Isolation, KeyStamp, Level, Outcome, Stamp, StoreOrigin,
+        Action, BlockFormat, Body, CallDenial, CardEvent, Event, Formats, Isolation, KeyStamp, Level, Method, Outcome,
+        Stamp, StoreOrigin,
     };
     use domain::card::Tenant;
     use domain::control::ControlId;
+    use domain::request_id::RequestId;
     use domain::time::UnixMillis;
 
     pub(crate) fn event(number: u64) -> Event {
@@ -199,6 +201,7 @@ pub(super) mod tests {
             caller: "edge-1".into(),
             tenant: number.is_multiple_of(2).then(|| Tenant::parse("bank").unwrap()),
             audit_user: format!("user \"{number}\" ü").into(),
+            request: (!number.is_multiple_of(4)).then(|| RequestId::from_bytes([0xAB; 16])),
             outcome: Outcome::Done,
             stamp: Arc::new(Stamp {
                 level: Level::Host,
@@ -252,6 +255,8 @@ pub(super) mod tests {
             Body::RotationEnded { checked: 300, failed: 1 },
             Body::StoreRestored(origin()),
             Body::StoreSalvaged(origin()),
+            Body::UnknownControl { action: Action::SetPin, control: ControlId::random() },
+            Body::CallDenied { method: Method::ViewPin, reason: CallDenial::Tenant, unrecorded: 7 },
         ];
         let own = bodies.map(|body| Entry::chain(1, [0; 32], Event { body, ..event(1) }));
         for entry in chain(7).into_iter().chain(own) {
@@ -381,6 +386,7 @@ pub(super) mod tests {
             ("ü as an escape", text.replace('ü', "\\u00fc")),
             ("the control in capitals", text.replace(&control, &control.to_uppercase())),
             ("the control without hyphens", text.replace(&control, &control.replace('-', ""))),
+            ("the request in capitals", text.replace("abababab", "ABABABAB")),
             (
                 "the hash in capitals",
                 text.replace(&lower::encode_string(&entry.hash), &lower::encode_string(&entry.hash).to_uppercase()),

@@ -43,6 +43,9 @@ pub fn to_ecs(entry: &Entry) -> String {
     if let (Some(members), Some(tenant)) = (json.as_object_mut(), &event.tenant) {
         members.insert("organization".to_owned(), json!({ "id": tenant.as_str() }));
     }
+    if let (Some(members), Some(request)) = (json.as_object_mut(), &event.request) {
+        members.insert("http".to_owned(), json!({ "request": { "id": request.to_string() } }));
+    }
     if let (Some(members), Some(engine)) = (json.as_object_mut(), event.body.started_engine()) {
         members.insert("service".to_owned(), json!({ "node": { "name": engine }, "type": "pinseal" }));
     }
@@ -58,10 +61,11 @@ fn category(body: &Body) -> (&'static str, &'static str) {
         Body::RecordsReencrypted { .. } => ("database", "change"),
         Body::RotationEnded { .. } => ("database", "info"),
         Body::StoreRestored(_) | Body::StoreSalvaged(_) => ("database", "creation"),
-        Body::Card(CardEvent { action, .. }) => match action {
+        Body::CallDenied { .. } => ("api", "denied"),
+        Body::Card(CardEvent { action, .. }) | Body::UnknownControl { action, .. } => match action {
             Action::RegisterCard | Action::OpenControl | Action::IssueTzpk => ("iam", "creation"),
             Action::SetPin => ("iam", "change"),
-            Action::ViewPin | Action::ConfirmSetPin => ("iam", "info"),
+            Action::ViewPin | Action::ConfirmSetPin | Action::FindCard => ("iam", "info"),
         },
     }
 }
@@ -89,6 +93,7 @@ mod tests {
             ("/client/user/name", json!("edge-1")),
             ("/user/name", json!("user \"6\" ü")),
             ("/organization/id", json!("bank")),
+            ("/http/request/id", json!(entry.event.request.map(|request| request.to_string()))),
             ("/pinseal/event/card", json!("411111******1111")),
             ("/pinseal/boundary/level", json!("host")),
         ] {

@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use domain::card::Tenant;
 use domain::control::ControlId;
+use domain::request_id::RequestId;
 use domain::time::UnixMillis;
 
 /// One audited event. The store gives the event its place in the chain, in the transaction of the change it records.
@@ -24,6 +25,8 @@ pub struct Event {
     pub tenant: Option<Tenant>,
     /// The user that the client names, up to 128 characters; not authenticated.
     pub audit_user: Arc<str>,
+    /// The id of the request; `None` for an event of the engine itself.
+    pub request: Option<RequestId>,
     /// The result of the request.
     pub outcome: Outcome,
     /// The key boundary at the time of the event; shared by all events of one boundary status.
@@ -88,6 +91,24 @@ pub enum Body {
     StoreRestored(StoreOrigin),
     /// The store was rescued from a damaged store.
     StoreSalvaged(StoreOrigin),
+    /// A request under a control that the store does not have: never opened, or removed after its expiry. The card is not
+    /// known.
+    UnknownControl {
+        /// The kind of request.
+        action: Action,
+        /// The control that the request names.
+        #[serde(serialize_with = "text_to_json", deserialize_with = "control_from_json")]
+        control: ControlId,
+    },
+    /// A call was denied because of the caller's certificate. The outcome is [`Outcome::Denied`].
+    CallDenied {
+        /// The method that was called.
+        method: Method,
+        /// The reason.
+        reason: CallDenial,
+        /// The number of denied calls before this one that have no entry: the engine limits the entries a minute.
+        unrecorded: u64,
+    },
 }
 
 /// The origin of a store that was not written by its engine from the first entry on.
@@ -114,7 +135,7 @@ pub struct CardEvent {
     /// The masked account number; of a card without one the masked plastic id ([`domain::card::PlasticId::masked`]).
     pub card: Box<str>,
     /// The control that authorizes the request; `None` where a card is registered.
-    #[serde(serialize_with = "control_to_json", deserialize_with = "control_from_json")]
+    #[serde(serialize_with = "option_to_json", deserialize_with = "optional_control_from_json")]
     pub control: Option<ControlId>,
     /// The translation of the PIN block; `None` where no PIN was set or viewed.
     pub formats: Option<Formats>,
@@ -172,6 +193,50 @@ coded! {
         ViewPin = 5,
         /// Confirm a retry: the block that set the PIN was received again, and the PIN is unchanged.
         ConfirmSetPin = 6,
+        /// Read the status of a card and its masked account number.
+        FindCard = 7,
+    }
+}
+
+coded! {
+    /// A gRPC method of an engine.
+    Method {
+        /// The method `pinseal.v1.ControlService/OpenControl`.
+        OpenControl = 1,
+        /// The method `pinseal.v1.PinService/IssueTzpk`.
+        IssueTzpk = 2,
+        /// The method `pinseal.v1.PinService/SetPin`.
+        SetPin = 3,
+        /// The method `pinseal.v1.PinService/ViewPin`.
+        ViewPin = 4,
+        /// The method `pinseal.v1.CardService/RegisterCard`.
+        RegisterCard = 5,
+        /// The method `pinseal.v1.CardService/FindCard`.
+        FindCard = 6,
+        /// The method `pinseal.v1.AuditService/ExportAudit`.
+        ExportAudit = 7,
+        /// The method `pinseal.v1.KeyService/ListKeys`.
+        ListKeys = 8,
+        /// The method `pinseal.v1.KeyService/WatchRotation`.
+        WatchRotation = 9,
+        /// The method `pinseal.v1.KeyService/CountRecords`.
+        CountRecords = 10,
+    }
+}
+
+coded! {
+    /// The reason of a denied call.
+    CallDenial {
+        /// The connection has no client certificate.
+        NoCertificate = 1,
+        /// The certificate is not among the configured peers.
+        UnknownPeer = 2,
+        /// The peer does not have the right for the method.
+        Right = 3,
+        /// The peer is limited to other tenants than the event's.
+        Tenant = 4,
+        /// The peer is limited to tenants, and the method covers all tenants.
+        AllTenants = 5,
     }
 }
 
@@ -186,6 +251,25 @@ coded! {
         RefusedPin = 3,
         /// The control belongs to another tenant, another purpose or another device key.
         Denied = 4,
+        /// The control is unknown, expired, spent, or closed by a newer PIN of its card: a replay, for example.
+        ControlNotUsable = 5,
+        /// The card has reached the limit of controls within the hour.
+        ControlCap = 6,
+        /// The card is not registered.
+        CardUnknown = 7,
+        /// A stored PIN is bound to the account number, so the number did not change.
+        AccountBound = 8,
+        /// No tzpk was issued under the control.
+        TzpkMissing = 9,
+        /// The card has no PIN to view.
+        PinNotSet = 10,
+        /// The storage format or the boundary level of the PIN record does not allow a view.
+        PinNotShown = 11,
+        /// The device key parses, but cannot encrypt.
+        DeviceKeyInvalid = 12,
+        /// The key boundary failed, for example because the PIN record does not decrypt. The engine's log has the cause,
+        /// with the id of the request.
+        BoundaryFailed = 13,
     }
 }
 
@@ -276,11 +360,19 @@ impl<'de> Deserialize<'de> for KeyStamp {
     }
 }
 
-fn control_to_json<S: Serializer>(control: &Option<ControlId>, serializer: S) -> Result<S::Ok, S::Error> {
-    control.map(|control| control.to_string()).serialize(serializer)
+fn text_to_json<T: fmt::Display, S: Serializer>(id: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(id)
 }
 
-fn control_from_json<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ControlId>, D::Error> {
+fn option_to_json<T: fmt::Display, S: Serializer>(id: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
+    id.as_ref().map(T::to_string).serialize(serializer)
+}
+
+fn control_from_json<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ControlId, D::Error> {
+    ControlId::parse(&Cow::<str>::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+fn optional_control_from_json<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ControlId>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?;
     text.map(|text| ControlId::parse(&text)).transpose().map_err(D::Error::custom)
 }
@@ -307,7 +399,7 @@ pub struct Entry {
 }
 
 /// The first byte of the stored form.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 impl Entry {
     /// The entry of an event that follows the entry with the hash `previous`.
@@ -349,6 +441,7 @@ impl Entry {
                 text => Some(Tenant::parse(text).map_err(|_| EntryError::Unreadable)?),
             },
             audit_user: read.text()?.into(),
+            request: read.option()?.map(RequestId::from_bytes),
             stamp: Arc::new(read.stamp()?),
             body: read.body()?,
         };
@@ -366,6 +459,7 @@ impl Entry {
             caller: (&*event.caller).into(),
             tenant: event.tenant.map(|tenant| tenant.as_str().to_owned()),
             audit_user: (&*event.audit_user).into(),
+            request: event.request.map(|request| request.to_string()),
             outcome: event.outcome,
             event: Cow::Borrowed(&event.body),
             boundary: Cow::Borrowed(&event.stamp),
@@ -389,11 +483,13 @@ impl Entry {
         let json: JsonEntry = serde_json::from_str(text).map_err(|_| EntryError::Unreadable)?;
         let at = u64::try_from(json.at.as_millisecond()).map_err(|_| EntryError::Unreadable)?;
         let tenant = json.tenant.map(|tenant| Tenant::parse(&tenant)).transpose();
+        let request = json.request.map(|request| RequestId::parse(&request)).transpose();
         let event = Event {
             at: UnixMillis(at),
             caller: (&*json.caller).into(),
             tenant: tenant.map_err(|_| EntryError::Unreadable)?,
             audit_user: (&*json.audit_user).into(),
+            request: request.map_err(|_| EntryError::Unreadable)?,
             outcome: json.outcome,
             stamp: Arc::new(json.boundary.into_owned()),
             body: json.event.into_owned(),
@@ -422,6 +518,7 @@ struct JsonEntry<'a> {
     caller: Cow<'a, str>,
     tenant: Option<String>,
     audit_user: Cow<'a, str>,
+    request: Option<String>,
     outcome: Outcome,
     event: Cow<'a, Body>,
     boundary: Cow<'a, Stamp>,
@@ -456,6 +553,7 @@ fn append_hashed(bytes: &mut Vec<u8>, sequence: u64, previous: &[u8; 32], event:
     append_text(bytes, &event.caller);
     append_text(bytes, event.tenant.as_ref().map_or("", Tenant::as_str));
     append_text(bytes, &event.audit_user);
+    append_option(bytes, event.request.as_ref().map(|request| request.as_bytes().as_slice()));
     append_stamp(bytes, &event.stamp);
     append_body(bytes, &event.body);
 }
@@ -504,6 +602,14 @@ fn append_body(bytes: &mut Vec<u8>, body: &Body) {
         }
         Body::StoreRestored(origin) => append_origin(bytes, 32, origin),
         Body::StoreSalvaged(origin) => append_origin(bytes, 33, origin),
+        Body::UnknownControl { action, control } => {
+            bytes.extend_from_slice(&[7, action.code()]);
+            bytes.extend_from_slice(control.as_bytes());
+        }
+        Body::CallDenied { method, reason, unrecorded } => {
+            bytes.extend_from_slice(&[8, method.code(), reason.code()]);
+            bytes.extend_from_slice(&unrecorded.to_be_bytes());
+        }
     }
 }
 
@@ -588,6 +694,15 @@ impl<'a> Reader<'a> {
             }),
             32 => Body::StoreRestored(self.origin()?),
             33 => Body::StoreSalvaged(self.origin()?),
+            7 => Body::UnknownControl {
+                action: Action::from_code(self.byte()?)?,
+                control: ControlId::from_bytes(self.array()?),
+            },
+            8 => Body::CallDenied {
+                method: Method::from_code(self.byte()?)?,
+                reason: CallDenial::from_code(self.byte()?)?,
+                unrecorded: self.number()?,
+            },
             _ => return Err(EntryError::Unreadable),
         })
     }

@@ -16,6 +16,7 @@
 //!     caller: "engine".into(),
 //!     tenant: None,
 //!     audit_user: "engine".into(),
+//!     request: None,
 //!     outcome: Outcome::Done,
 //!     stamp: Arc::new(stamp),
 //!     body: Body::EngineStopped,

@@ -7,6 +7,7 @@ use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
 
 use crate::card::Tenant;
 use crate::limits::AUDIT_USER_CHARACTERS_MAX;
+use crate::request_id::RequestId;
 
 /// The caller of one use case.
 #[derive(Clone, Debug)]
@@ -17,6 +18,8 @@ pub struct Caller {
     pub tenant: Tenant,
     /// The user that the client names; audited, not authenticated.
     pub audit_user: AuditUser,
+    /// The id of the request.
+    pub request: RequestId,
 }
 
 /// The user that the client names: 1 to 128 visible characters or spaces.

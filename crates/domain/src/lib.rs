@@ -31,6 +31,7 @@ pub mod caller;
 pub mod card;
 pub mod control;
 pub mod limits;
+pub mod request_id;
 pub mod rules;
 pub mod storage_key;
 pub mod time;

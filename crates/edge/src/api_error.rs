@@ -4,14 +4,14 @@ use axum::{
     body::Body,
     http::{HeaderValue, Response, StatusCode, header},
 };
+use domain::request_id::RequestId;
+use proto::reason::{ERROR_DOMAIN, Reason};
 use serde::{Deserialize, Serialize};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use utoipa::ToSchema;
-use uuid::Uuid;
 
 use super::mistake::Mistake;
-use proto::reason::{ERROR_DOMAIN, Reason};
 
 /// The HTTP statuses that errors may have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -145,7 +145,7 @@ impl ApiError {
             Reason::ControlIdInvalid => Self::CONTROL_ID_INVALID,
             Reason::DeviceKeyInvalid => Self::DEVICE_KEY_INVALID,
             Reason::PinBlockLength => Self::PIN_BLOCK_LENGTH,
-            Reason::TenantInvalid | Reason::AccountNumberInvalid => Self::REQUEST_INVALID,
+            Reason::TenantInvalid | Reason::AccountNumberInvalid | Reason::RequestIdInvalid => Self::REQUEST_INVALID,
             Reason::CallerForbidden => Self::CALLER_FORBIDDEN,
             Reason::TenantMismatch => Self::TENANT_MISMATCH,
             Reason::ScopeMismatch => Self::SCOPE_MISMATCH,
@@ -203,8 +203,8 @@ impl ApiError {
         self.status.is_server_error()
     }
 
-    /// The HTTP response. `id` is also in the log.
-    pub(super) fn answer(self, profile: ErrorProfile, id: Uuid) -> Response<Body> {
+    /// The HTTP response with the id of the request.
+    pub(super) fn answer(self, profile: ErrorProfile, id: RequestId) -> Response<Body> {
         let status = match profile {
             ErrorProfile::Full => self.status,
             ErrorProfile::Strict => strict(self.status),
@@ -331,7 +331,7 @@ pub(super) struct ErrorBody {
     code: String,
     /// What went wrong and what to do next, for people.
     message: String,
-    /// The id of this answer, also in the edge's log.
+    /// The id of this request, also in the logs of edge and engine and in the audit event.
     #[schema(format = Uuid)]
     id: String,
     /// What went wrong, for programs; stable. The description of each answer lists its codes with their remedies.
@@ -364,8 +364,8 @@ mod tests {
 
     fn answered(status: &Status) -> Answered {
         let error = ApiError::from_status(status);
-        let [full, strict] =
-            [ErrorProfile::Full, ErrorProfile::Strict].map(|profile| error.answer(profile, Uuid::nil()));
+        let [full, strict] = [ErrorProfile::Full, ErrorProfile::Strict]
+            .map(|profile| error.answer(profile, RequestId::from_bytes([0; 16])));
         let retried = full.headers().contains_key(header::RETRY_AFTER);
         assert_eq!(retried, matches!(full.status().as_u16(), 429 | 503), "{}: Retry-After", error.code);
         (full.status().as_u16(), strict.status().as_u16(), error.error_type)
@@ -385,6 +385,7 @@ mod tests {
                     "SCOPE_INVALID",
                     "DEVICE_KEY_INVALID",
                     "PIN_BLOCK_LENGTH",
+                    "REQUEST_ID_INVALID",
                 ],
                 (400, 404, StaticValidation),
             ),
@@ -448,8 +449,8 @@ mod tests {
     #[test]
     fn an_unavailable_engine_is_503_with_retry_after() {
         for code in [Code::Unavailable, Code::DeadlineExceeded, Code::Cancelled] {
-            let answer =
-                ApiError::from_status(&Status::new(code, "connection refused")).answer(ErrorProfile::Full, Uuid::nil());
+            let answer = ApiError::from_status(&Status::new(code, "connection refused"))
+                .answer(ErrorProfile::Full, RequestId::from_bytes([0; 16]));
             assert_eq!(answer.status(), 503);
             assert!(answer.headers().contains_key(header::RETRY_AFTER));
         }
@@ -466,7 +467,7 @@ mod tests {
     #[test]
     fn the_strict_profile_uses_four_statuses() {
         for error in ApiError::TABLE {
-            let status = error.answer(ErrorProfile::Strict, Uuid::nil()).status().as_u16();
+            let status = error.answer(ErrorProfile::Strict, RequestId::from_bytes([0; 16])).status().as_u16();
             assert!([401, 403, 404, 500].contains(&status), "{}: {status}", error.code);
         }
     }

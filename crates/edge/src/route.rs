@@ -21,7 +21,6 @@ use serde::Serialize;
 use tokio::{sync::Semaphore, time::timeout};
 use tonic::Status;
 use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLayer};
-use uuid::Uuid;
 
 use super::{
     EngineClient, Settings,
@@ -38,6 +37,8 @@ use super::{
 };
 use domain::caller::AuditUser;
 use domain::card::PlasticId;
+use domain::request_id::RequestId;
+use proto::REQUEST_ID_KEY;
 
 /// The longest time for a body to arrive; half of the request timeout if that is less. The request occupies one of
 /// `requests_max` places during this time.
@@ -87,9 +88,9 @@ pub(super) fn router(settings: Settings, engine: EngineClient) -> Router {
             },
         ))
         .layer(CatchPanicLayer::custom(move |_| {
-            let id = Uuid::new_v4();
+            let id = RequestId::random();
             // The panic hook has written the place to standard error. The message may hold request data: do not log it.
-            tracing::warn!(%id, code = ApiError::UNEXPECTED.code(), "a request panicked");
+            tracing::warn!(request = %id, code = ApiError::UNEXPECTED.code(), "a request panicked");
             ApiError::UNEXPECTED.answer(profile, id)
         }))
         // The outermost layer: no cache may store any answer, errors included (RFC 9111, section 5.2.2.5).
@@ -113,6 +114,7 @@ struct EdgeState {
 
 /// An authenticated request with its whole body.
 struct ApiRequest {
+    id: RequestId,
     tenant: String,
     audit_user: String,
     body: Bytes,
@@ -153,13 +155,16 @@ async fn open_control(
         let plastic_id = plastic_id.ok().and_then(|Path(text)| PlasticId::parse(&text).ok());
         let plastic_id = plastic_id.ok_or(ApiError::PLASTIC_ID_INVALID)?;
         let body: PinControlRequest = body::parse(&request.body)?;
-        let request = edge.with_deadline(proto::OpenControlRequest {
-            tenant: request.tenant,
-            audit_user: request.audit_user,
-            plastic_id: plastic_id.as_str().to_owned(),
-            scope: ControlScope::parse(&body.scope.text("scope")?)?.to_wire(),
-            device_key_sha256: body::device_key_sha256(body.device_key_sha256)?,
-        });
+        let request = edge.engine_request(
+            request.id,
+            proto::OpenControlRequest {
+                tenant: request.tenant,
+                audit_user: request.audit_user,
+                plastic_id: plastic_id.as_str().to_owned(),
+                scope: ControlScope::parse(&body.scope.text("scope")?)?.to_wire(),
+                device_key_sha256: body::device_key_sha256(body.device_key_sha256)?,
+            },
+        );
         let opened = edge.engine.controls.clone().open_control(request).await?;
         Ok((StatusCode::CREATED, PinControl { id: opened.into_inner().control_id }))
     };
@@ -192,12 +197,15 @@ async fn issue_tzpk(State(edge): State<Arc<EdgeState>>, request: Request) -> Res
         let body: DeviceKeyRequest = body::parse(&request.body)?;
         let wants_kcv = request.wants_kcv;
         let (control_id, key) = (body::control_id(body.control_id)?, body::public_key(body.public_key)?);
-        let request = edge.with_deadline(proto::IssueTzpkRequest {
-            tenant: request.tenant,
-            audit_user: request.audit_user,
-            control_id,
-            device_public_key: key.clone(),
-        });
+        let request = edge.engine_request(
+            request.id,
+            proto::IssueTzpkRequest {
+                tenant: request.tenant,
+                audit_user: request.audit_user,
+                control_id,
+                device_public_key: key.clone(),
+            },
+        );
         let issued =
             edge.engine.pins.clone().issue_tzpk(request).await.map_err(|status| device_key_rejection(status, &key))?;
         let issued = issued.into_inner();
@@ -234,12 +242,15 @@ async fn issue_tzpk(State(edge): State<Arc<EdgeState>>, request: Request) -> Res
 async fn set_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Response<Body> {
     let work = async |request: ApiRequest| -> Result<_, Rejection> {
         let body: SetPinRequest = body::parse(&request.body)?;
-        let request = edge.with_deadline(proto::SetPinRequest {
-            tenant: request.tenant,
-            audit_user: request.audit_user,
-            control_id: body::control_id(body.control_id)?,
-            pin_block: body::pin_block(body.pin_block)?,
-        });
+        let request = edge.engine_request(
+            request.id,
+            proto::SetPinRequest {
+                tenant: request.tenant,
+                audit_user: request.audit_user,
+                control_id: body::control_id(body.control_id)?,
+                pin_block: body::pin_block(body.pin_block)?,
+            },
+        );
         edge.engine.pins.clone().set_pin(request).await?;
         Ok((StatusCode::OK, PinSet {}))
     };
@@ -272,12 +283,15 @@ async fn view_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Respo
         let body: DeviceKeyRequest = body::parse(&request.body)?;
         let wants_kcv = request.wants_kcv;
         let (control_id, key) = (body::control_id(body.control_id)?, body::public_key(body.public_key)?);
-        let request = edge.with_deadline(proto::ViewPinRequest {
-            tenant: request.tenant,
-            audit_user: request.audit_user,
-            control_id,
-            device_public_key: key.clone(),
-        });
+        let request = edge.engine_request(
+            request.id,
+            proto::ViewPinRequest {
+                tenant: request.tenant,
+                audit_user: request.audit_user,
+                control_id,
+                device_public_key: key.clone(),
+            },
+        );
         let shown =
             edge.engine.pins.clone().view_pin(request).await.map_err(|status| device_key_rejection(status, &key))?;
         let shown = shown.into_inner();
@@ -311,7 +325,7 @@ impl EdgeState {
             log.client = Some(client.name());
             let _place = self.places.try_acquire().map_err(|_| ApiError::BUSY)?;
             check_body_type(&parts.headers)?;
-            let request = self.read(client, parts.uri.query(), &mut body).await?;
+            let request = self.read(log.id, client, parts.uri.query(), &mut body).await?;
             log.audit_user = Some(request.audit_user.clone());
             log.control = logged_control(&request.body);
             work(request).await
@@ -358,7 +372,13 @@ impl EdgeState {
         Rejection { error: ApiError::ENGINE_UNAVAILABLE, cause: Some(cause) }
     }
 
-    async fn read(&self, client: &Client, query: Option<&str>, body: &mut Body) -> Result<ApiRequest, ApiError> {
+    async fn read(
+        &self,
+        id: RequestId,
+        client: &Client,
+        query: Option<&str>,
+        body: &mut Body,
+    ) -> Result<ApiRequest, ApiError> {
         let audit_user = audit_user(query).ok_or(ApiError::AUDIT_USER_INVALID)?;
         let time = BODY_TIME_MAX.min(self.settings.request_timeout / 2);
         let read = Limited::new(body, self.settings.body_bytes_max).collect();
@@ -369,12 +389,16 @@ impl EdgeState {
             Err(_) => return Err(ApiError::BODY_TIMEOUT),
         };
         let tenant = client.tenant().as_str().to_owned();
-        Ok(ApiRequest { tenant, audit_user, body, wants_kcv: client.wants_kcv() })
+        Ok(ApiRequest { id, tenant, audit_user, body, wants_kcv: client.wants_kcv() })
     }
 
-    /// A gRPC request with a deadline: the engine drops it after the client has its answer.
-    fn with_deadline<T>(&self, message: T) -> tonic::Request<T> {
+    /// A gRPC request with the id of the HTTP request, which the engine logs and audits, and with a deadline: the engine drops
+    /// the request after the client has its answer.
+    fn engine_request<T>(&self, id: RequestId, message: T) -> tonic::Request<T> {
         let mut request = tonic::Request::new(message);
+        if let Ok(id) = id.to_string().parse() {
+            request.metadata_mut().insert(REQUEST_ID_KEY, id);
+        }
         request.set_timeout(self.settings.request_timeout);
         request
     }
@@ -396,8 +420,8 @@ async fn drain_body(parts: &Parts, body: Body) {
 
 /// The fields of a request in the log: never its path, its body or a whole controlId.
 struct RequestLog<'a> {
-    /// Also in the body of an error.
-    id: Uuid,
+    /// Also in the body of an error, in the engine's log and in the audit event.
+    id: RequestId,
     began: Instant,
     route: &'a str,
     method: &'a str,
@@ -410,7 +434,7 @@ struct RequestLog<'a> {
 macro_rules! log_event {
     ($level:ident, $log:expr, $status:expr, $code:expr, $cause:expr, $message:literal) => {
         tracing::$level!(
-            id = %$log.id,
+            request = %$log.id,
             route = $log.route,
             method = $log.method,
             status = $status.as_u16(),
@@ -427,7 +451,7 @@ macro_rules! log_event {
 
 impl<'a> RequestLog<'a> {
     fn begin(route: &'a str, method: &'a Method) -> Self {
-        let (id, began) = (Uuid::new_v4(), Instant::now());
+        let (id, began) = (RequestId::random(), Instant::now());
         Self { id, began, route, method: logged_method(method), client: None, audit_user: None, control: None }
     }
 

@@ -35,7 +35,6 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tower::util::MapFuture;
-use uuid::Uuid;
 
 use self::transport::{Ended, Exchange, Transport};
 use super::{
@@ -43,6 +42,7 @@ use super::{
     auth::Authenticated,
     http_rules::HEADER_BYTES_MAX,
 };
+use domain::request_id::RequestId;
 use net::{
     ConnectionPlace, ConnectionTable,
     tls::{ServerStream, ServerTls, TlsError},
@@ -246,9 +246,9 @@ impl End {
 
 /// The bytes of an error in HTTP/1.1, after which the connection closes. Logs the error.
 async fn answer_bytes(error: ApiError, profile: ErrorProfile) -> Vec<u8> {
-    let id = Uuid::new_v4();
+    let id = RequestId::random();
     let (mut head, body) = error.answer(profile, id).into_parts();
-    tracing::info!(%id, status = head.status.as_u16(), code = error.code(), "a request was rejected");
+    tracing::info!(request = %id, status = head.status.as_u16(), code = error.code(), "a request was rejected");
     let body = to_bytes(body, usize::MAX).await.unwrap_or_default();
     let headers = &mut head.headers;
     headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));

@@ -10,12 +10,9 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Extensions, Request, Response, Status, async_trait};
+use tonic::{Request, Response, Status, async_trait};
 
-use super::{
-    peer::{Peers, Right},
-    wire,
-};
+use super::{gate::Call, wire};
 use crate::pin::Pins;
 use crate::rotation::{Census, KeyUsers, Progress};
 use proto::{self, key_service_server};
@@ -35,7 +32,6 @@ pub(super) struct KeyServices {
     in_use: watch::Receiver<Arc<hsm_protocol::Status>>,
     pins: Arc<Pins>,
     rotation: watch::Receiver<Progress>,
-    peers: Peers,
     runtime: Handle,
     counts: Arc<Semaphore>,
     engine_name: Arc<str>,
@@ -47,16 +43,10 @@ impl KeyServices {
         in_use: watch::Receiver<Arc<hsm_protocol::Status>>,
         pins: Arc<Pins>,
         rotation: watch::Receiver<Progress>,
-        peers: Peers,
         engine_name: Arc<str>,
     ) -> Self {
         let counts = Arc::new(Semaphore::new(COUNTS_MAX));
-        Self { in_use, pins, rotation, peers, runtime: Handle::current(), counts, engine_name }
-    }
-
-    fn admit(&self, extensions: &Extensions) -> Result<(), Status> {
-        let admitted = self.peers.admit(extensions, Right::Keys);
-        admitted.and_then(|admitted| admitted.for_all_tenants()).map_err(|error| wire::forbidden(&error))
+        Self { in_use, pins, rotation, runtime: Handle::current(), counts, engine_name }
     }
 }
 
@@ -65,19 +55,14 @@ impl key_service_server::KeyService for KeyServices {
     type WatchRotationStream = Messages<proto::RotationProgress>;
     type CountRecordsStream = Messages<proto::CountRecordsResponse>;
 
-    async fn list_keys(
-        &self,
-        request: Request<proto::ListKeysRequest>,
-    ) -> Result<Response<proto::ListKeysResponse>, Status> {
-        self.admit(request.extensions())?;
+    async fn list_keys(&self, _: Request<proto::ListKeysRequest>) -> Result<Response<proto::ListKeysResponse>, Status> {
         Ok(Response::new(wire::keys(&self.in_use.borrow())))
     }
 
     async fn watch_rotation(
         &self,
-        request: Request<proto::WatchRotationRequest>,
+        _: Request<proto::WatchRotationRequest>,
     ) -> Result<Response<Self::WatchRotationStream>, Status> {
-        self.admit(request.extensions())?;
         let (messages, stream) = mpsc::channel(WAITING_MESSAGES_MAX);
         self.runtime.spawn(report_rotation(self.rotation.clone(), messages));
         Ok(Response::new(ReceiverStream::new(stream)))
@@ -87,10 +72,16 @@ impl key_service_server::KeyService for KeyServices {
         &self,
         request: Request<proto::CountRecordsRequest>,
     ) -> Result<Response<Self::CountRecordsStream>, Status> {
-        self.admit(request.extensions())?;
+        let call = Call::of(request.extensions())?.clone();
         let permit = Arc::clone(&self.counts).try_acquire_owned().map_err(|_| wire::counting())?;
         let (messages, stream) = mpsc::channel(WAITING_MESSAGES_MAX);
-        self.runtime.spawn(report_counts(Arc::clone(&self.pins), Arc::clone(&self.engine_name), messages, permit));
+        self.runtime.spawn(report_counts(
+            call,
+            Arc::clone(&self.pins),
+            Arc::clone(&self.engine_name),
+            messages,
+            permit,
+        ));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }
@@ -115,6 +106,7 @@ async fn report_rotation(
 }
 
 async fn report_counts(
+    call: Call,
     pins: Arc<Pins>,
     engine_name: Arc<str>,
     messages: mpsc::Sender<Result<proto::CountRecordsResponse, Status>>,
@@ -125,14 +117,14 @@ async fn report_counts(
         let message = match census.count_page(&pins).await {
             Ok(false) => match KeyUsers::find(&pins).await {
                 Ok(users) => Ok(wire::complete_counts(&census, users, &engine_name)),
-                Err(error) => Err(wire::store_status(&error)),
+                Err(error) => Err(call.failed(&error)),
             },
             Ok(true) if reported.elapsed() < REPORT_EVERY => {
                 tokio::task::yield_now().await;
                 continue;
             }
             Ok(true) => Ok(wire::record_counts(&census)),
-            Err(error) => Err(wire::store_status(&error)),
+            Err(error) => Err(call.failed(&error)),
         };
         reported = Instant::now();
         let is_last = !matches!(&message, Ok(counts) if !counts.complete);

@@ -12,8 +12,10 @@ mod call_rules;
 mod checkpoints;
 pub mod command;
 mod engine_config;
+mod gate;
 mod key_service;
 mod keys_in_use;
+mod method_table;
 pub mod metrics;
 mod peer;
 pub mod pin;
@@ -35,6 +37,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use self::{
     call_rules::{CallRules, Streams},
     checkpoints::Checkpoints,
+    gate::Gate,
     key_service::KeyServices,
     peer::Peers,
     service::Services,
@@ -115,7 +118,7 @@ impl Engine {
         let pins = pins(boundary.for_thread(0));
         pins.note_start(store.engine_name(), &status).await?;
 
-        let peers = Peers::new(config.peers);
+        let gate = Gate::new(Peers::new(config.peers), Arc::clone(&pins));
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, &BY_BOUNDARY, ServingStatus::Serving).await;
         report(&health, &BY_ENGINE, ServingStatus::Serving).await;
@@ -142,15 +145,16 @@ impl Engine {
         };
         let (use_keys, in_use) = watch::channel(status);
         let follow = tokio::spawn(keys_in_use::follow(Arc::clone(&pins), boundary.watched(), use_keys));
-        let keys =
-            KeyServices::new(in_use.clone(), Arc::clone(&pins), rotation, peers.clone(), store.engine_name().clone());
+        let keys = KeyServices::new(in_use.clone(), Arc::clone(&pins), rotation, store.engine_name().clone());
         let (followed, follows) = watch::channel(());
         let (mut threads, call_timeout) = (0, config.call_timeout);
         let serving = Serving::start(&settings, |mut server| {
             threads += 1;
-            let services = Services::new(pins_of_thread(threads), Arc::clone(&store), peers.clone(), follows.clone());
+            let pins = pins_of_thread(threads);
+            let gate = gate.through(Arc::clone(&pins));
+            let services = Services::new(pins, Arc::clone(&store), gate.clone(), follows.clone());
             let router = server.add_service(CallRules::new(health_service.clone(), call_timeout, Streams::Responses));
-            with_services(router, &services, &keys, call_timeout)
+            with_services(router, &gate, &services, &keys, call_timeout)
                 .add_service(CallRules::new(reflection.clone(), call_timeout, Streams::Both))
                 .add_service(CallRules::new(reflection_before.clone(), call_timeout, Streams::Both))
         })?;
@@ -375,11 +379,17 @@ async fn watch_token_and_space(boundary: &dyn Boundary, store: &watch::Receiver<
     }
 }
 
-fn with_services(router: Router, services: &Services, keys: &KeyServices, call_timeout: Duration) -> Router {
+fn with_services(
+    router: Router,
+    gate: &Gate,
+    services: &Services,
+    keys: &KeyServices,
+    call_timeout: Duration,
+) -> Router {
     macro_rules! served {
         ($server:ident, $service:expr, $streams:ident) => {{
             let server = $server::new($service.clone()).max_decoding_message_size(REQUEST_BYTES_MAX);
-            CallRules::new(server, call_timeout, Streams::$streams)
+            CallRules::new(gate.guard(server), call_timeout, Streams::$streams)
         }};
     }
     router

@@ -5,6 +5,7 @@ use std::{fmt, sync::Arc};
 use thiserror::Error;
 use tonic::Extensions;
 
+use audit::entry::CallDenial;
 use domain::card::Tenant;
 use net::tls::Peer;
 
@@ -138,6 +139,29 @@ pub(super) enum Forbidden {
         /// The name on the certificate.
         name: Arc<str>,
     },
+}
+
+impl Forbidden {
+    /// The reason in an audit event.
+    pub(super) fn reason(&self) -> CallDenial {
+        match self {
+            Self::Anonymous => CallDenial::NoCertificate,
+            Self::Unknown { .. } => CallDenial::UnknownPeer,
+            Self::Right { .. } => CallDenial::Right,
+            Self::Tenant { .. } => CallDenial::Tenant,
+            Self::AllTenants { .. } => CallDenial::AllTenants,
+        }
+    }
+
+    /// The name on the certificate; `anonymous` for a connection without one.
+    pub(super) fn peer_name(&self) -> Arc<str> {
+        match self {
+            Self::Anonymous => "anonymous".into(),
+            Self::Unknown { name } | Self::Right { name, .. } | Self::Tenant { name } | Self::AllTenants { name } => {
+                Arc::clone(name)
+            }
+        }
+    }
 }
 
 #[cfg(test)]

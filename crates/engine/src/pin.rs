@@ -19,8 +19,9 @@ use tokio::sync::watch;
 use audit::entry::{Action, BlockFormat, Body, CardEvent, Event, Formats, Isolation, KeyStamp, Level, Outcome, Stamp};
 use clock;
 use domain::caller::Caller;
-use domain::card::{Card, CardKey, PlasticId, ReencryptedPin, RegisteredAccount, StoredPin};
+use domain::card::{Card, CardKey, PlasticId, ReencryptedPin, RegisteredAccount, StoredPin, Tenant};
 use domain::control::{Control, ControlId, Denied, NewControl, RetryTag, Scope, SealedTzpk, Thumbprint, Transition};
+use domain::request_id::RequestId;
 use domain::rules::Admission;
 use domain::storage_key::{MinKeyVersions, RecordKey, StorageKeyKind};
 use domain::time::UnixMillis;
@@ -89,6 +90,16 @@ impl Pins {
         plastic: PlasticId,
         number: Option<AccountNumber>,
     ) -> Result<Card, RegisterCardError> {
+        let registered = self.register(caller, plastic, number).await;
+        self.audit_refusal(caller, || Body::Card(about_card(Action::RegisterCard, &plastic, None)), registered).await
+    }
+
+    async fn register(
+        &self,
+        caller: &Caller,
+        plastic: PlasticId,
+        number: Option<AccountNumber>,
+    ) -> Result<Card, RegisterCardError> {
         let card = CardKey { tenant: caller.tenant, plastic };
         let account = match number {
             Some(number) => {
@@ -105,12 +116,16 @@ impl Pins {
         Ok(self.store.register_card(card, account, event).await?)
     }
 
-    /// Reads a card; `None` for an unknown card.
+    /// Reads a card. The read is audited.
     ///
     /// # Errors
-    /// [`StoreError`]: the store failed.
-    pub async fn find_card(&self, caller: &Caller, plastic: PlasticId) -> Result<Option<Card>, StoreError> {
-        self.store.card(&CardKey { tenant: caller.tenant, plastic }).await
+    /// [`Denied::CardUnknown`], or the store failed.
+    pub async fn find_card(&self, caller: &Caller, plastic: PlasticId) -> Result<Card, ChangeError> {
+        let found = self.store.card(&CardKey { tenant: caller.tenant, plastic }).await?;
+        let event = about_card(Action::FindCard, &plastic, found.as_ref().and_then(|card| card.account.as_ref()));
+        let outcome = if found.is_some() { Outcome::Done } else { Outcome::CardUnknown };
+        self.store.record_event(Event { outcome, ..self.card_event(caller, event) }).await?;
+        Ok(found.ok_or(Denied::CardUnknown)?)
     }
 
     /// Opens a control for a card and a purpose.
@@ -129,7 +144,8 @@ impl Pins {
         let control = NewControl { id, card, scope, lifetime: self.rules.control_lifetime, device_key };
         let opened = CardEvent { control: Some(id), ..about_card(Action::OpenControl, &plastic, None) };
         let event = self.card_event(caller, opened);
-        self.store.open_control(control, self.rules.admission, event).await
+        let opened = self.store.open_control(control, self.rules.admission, event).await;
+        self.audit_refusal(caller, || Body::Card(about_card(Action::OpenControl, &plastic, None)), opened).await
     }
 
     /// Makes a fresh tzpk for the control's device. Only the newest tzpk of a control is valid.
@@ -142,20 +158,33 @@ impl Pins {
         id: ControlId,
         device: &DeviceKey,
     ) -> Result<IssuedTzpk, IssueTzpkError> {
+        let mut found = None;
+        let issued = self.issue(caller, id, device, &mut found).await;
+        self.audit_refusal(caller, || under_control(Action::IssueTzpk, id, found.as_ref()), issued).await
+    }
+
+    async fn issue(
+        &self,
+        caller: &Caller,
+        id: ControlId,
+        device: &DeviceKey,
+        found: &mut Option<Control>,
+    ) -> Result<IssuedTzpk, IssueTzpkError> {
         for _ in 0..ATTEMPTS_MAX {
             let now = self.store.now();
-            let control = self.usable(caller, id, Scope::SetPin, Action::IssueTzpk, now).await?;
-            self.admit_device(caller, &control, device, Action::IssueTzpk).await?;
+            let control = &*found.insert(self.store.control(id).await?.ok_or(Denied::NotUsable)?);
+            control.admit(&caller.tenant, Scope::SetPin, now)?;
+            control.admit_device_key(&Thumbprint(device.thumbprint()))?;
 
             let binding =
-                hsm_protocol::Binding { card: card_binding(&control.card)?, control: control_binding(&control) };
+                hsm_protocol::Binding { card: card_binding(&control.card)?, control: control_binding(control) };
             let issue = Request::IssueTzpk { public_key: device.clone(), binding };
             let Reply::Tzpk(issued) = self.boundary.execute(issue).await? else {
                 return Err(hsm_protocol::Error::UnexpectedReply.into());
             };
             let tzpk = SealedTzpk(issued.sealed.as_bytes().into());
             let key = Transition::Key { tzpk, replaces: control.tzpk().ok().cloned() };
-            match self.store.advance(id, key, self.control_event(caller, Action::IssueTzpk, &control)).await {
+            match self.store.advance(id, key, self.control_event(caller, Action::IssueTzpk, control)).await {
                 Ok(()) => {}
                 // Another request changed the control first: this request starts over.
                 Err(ChangeError::Denied(Denied::Superseded)) => continue,
@@ -176,16 +205,28 @@ impl Pins {
     /// [`SetPinError`]: the control does not allow the request, the block or the PIN was refused, or the store or the boundary
     /// failed.
     pub async fn set_pin(&self, caller: &Caller, id: ControlId, block: &EncryptedBlock) -> Result<(), SetPinError> {
+        let mut found = None;
+        let set = self.set(caller, id, block, &mut found).await;
+        self.audit_refusal(caller, || under_control(Action::SetPin, id, found.as_ref()), set).await
+    }
+
+    async fn set(
+        &self,
+        caller: &Caller,
+        id: ControlId,
+        block: &EncryptedBlock,
+        found: &mut Option<Control>,
+    ) -> Result<(), SetPinError> {
         let mut is_first_denial = true;
         for _ in 0..ATTEMPTS_MAX {
             let now = self.store.now();
-            let control = self.store.control(id).await?.ok_or(Denied::NotUsable)?;
-            if let Some(retry) = self.retry(caller, &control, block, now).await? {
-                let event = self.control_event(caller, Action::ConfirmSetPin, &control);
+            let control = &*found.insert(self.store.control(id).await?.ok_or(Denied::NotUsable)?);
+            if let Some(retry) = self.retry(caller, control, block, now).await? {
+                let event = self.control_event(caller, Action::ConfirmSetPin, control);
                 return Ok(self.store.confirm_retry(id, retry, event).await?);
             }
-            self.admit(caller, &control, Scope::SetPin, Action::SetPin, now).await?;
-            match self.translate_and_store(caller, &control, block).await {
+            control.admit(&caller.tenant, Scope::SetPin, now)?;
+            match self.translate_and_store(caller, control, block).await {
                 // Another request issued a newer tzpk: start over with the present control.
                 Err(SetPinError::Denied(Denied::Superseded)) => {}
                 // The same block on another connection may have spent the control: start over once, as its retry.
@@ -201,10 +242,23 @@ impl Pins {
     /// # Errors
     /// [`ViewPinError`]: the control does not allow the request, the card has no PIN, or the store or the boundary failed.
     pub async fn view_pin(&self, caller: &Caller, id: ControlId, device: &DeviceKey) -> Result<ShownPin, ViewPinError> {
+        let mut found = None;
+        let viewed = self.view(caller, id, device, &mut found).await;
+        self.audit_refusal(caller, || under_control(Action::ViewPin, id, found.as_ref()), viewed).await
+    }
+
+    async fn view(
+        &self,
+        caller: &Caller,
+        id: ControlId,
+        device: &DeviceKey,
+        found: &mut Option<Control>,
+    ) -> Result<ShownPin, ViewPinError> {
         for _ in 0..ATTEMPTS_MAX {
             let now = self.store.now();
-            let control = self.usable(caller, id, Scope::ViewPin, Action::ViewPin, now).await?;
-            self.admit_device(caller, &control, device, Action::ViewPin).await?;
+            let control = &*found.insert(self.store.control(id).await?.ok_or(Denied::NotUsable)?);
+            control.admit(&caller.tenant, Scope::ViewPin, now)?;
+            control.admit_device_key(&Thumbprint(device.thumbprint()))?;
 
             let pin = self.store.pin(&control.card).await?.ok_or(ViewPinError::PinNotSet)?;
             let record = PinRecord::from_bytes(&pin.record).map_err(hsm_protocol::Error::from)?;
@@ -219,7 +273,7 @@ impl Pins {
                 return Err(hsm_protocol::Error::UnexpectedReply.into());
             };
 
-            let event = self.card_event(caller, CardEvent { formats, ..about_control(Action::ViewPin, &control) });
+            let event = self.card_event(caller, CardEvent { formats, ..about_control(Action::ViewPin, control) });
             match self.store.advance(id, Transition::View { shown: pin.record }, event).await {
                 Ok(()) => {}
                 // Another request replaced the PIN record: start over with the newest record.
@@ -376,6 +430,7 @@ impl Pins {
             caller: "engine".into(),
             tenant: None,
             audit_user: "engine".into(),
+            request: None,
             outcome: Outcome::Done,
             stamp: self.stamp(),
             body,
@@ -442,59 +497,40 @@ impl Pins {
         }
     }
 
-    /// Reads a control that the caller may use at `now` for `scope`.
-    async fn usable(
+    /// Records the event of a request that was refused. The caller gets the answer after the event is durable.
+    async fn audit_refusal<T, E: AuditedError>(
         &self,
         caller: &Caller,
-        id: ControlId,
-        scope: Scope,
-        action: Action,
-        now: UnixMillis,
-    ) -> Result<Control, ChangeError> {
-        let control = self.store.control(id).await?.ok_or(Denied::NotUsable)?;
-        self.admit(caller, &control, scope, action, now).await?;
-        Ok(control)
-    }
-
-    /// Checks that the caller may use the control at `now` for `scope`. The denial of a live control is audited.
-    async fn admit(
-        &self,
-        caller: &Caller,
-        control: &Control,
-        scope: Scope,
-        action: Action,
-        now: UnixMillis,
-    ) -> Result<(), ChangeError> {
-        match control.admit(&caller.tenant, scope, now) {
-            Ok(()) => Ok(()),
-            Err(Denied::NotUsable) => Err(Denied::NotUsable.into()),
-            Err(denied) => self.deny(caller, control, action, denied).await,
+        body: impl FnOnce() -> Body,
+        result: Result<T, E>,
+    ) -> Result<T, E> {
+        if let Some(outcome) = result.as_ref().err().and_then(E::outcome) {
+            self.store.record_event(Event { outcome, ..self.caller_event(caller, body()) }).await?;
         }
+        result
     }
 
-    async fn admit_device(
+    /// Records a call that was denied because of the caller's certificate; `peer` is the name on the certificate. `tenant` is
+    /// the tenant that the request names, where the denial depends on it.
+    ///
+    /// # Errors
+    /// [`StoreError`]: the store failed.
+    pub async fn note_denied_call(
         &self,
-        caller: &Caller,
-        control: &Control,
-        device: &DeviceKey,
-        action: Action,
-    ) -> Result<(), ChangeError> {
-        match control.admit_device_key(&Thumbprint(device.thumbprint())) {
-            Ok(()) => Ok(()),
-            Err(denied) => self.deny(caller, control, action, denied).await,
-        }
-    }
-
-    async fn deny<T>(
-        &self,
-        caller: &Caller,
-        control: &Control,
-        action: Action,
-        denied: Denied,
-    ) -> Result<T, ChangeError> {
-        let event = Event { outcome: Outcome::Denied, ..self.control_event(caller, action, control) };
-        self.store.record_event(event).await?;
-        Err(denied.into())
+        peer: Arc<str>,
+        tenant: Option<Tenant>,
+        request: RequestId,
+        body: Body,
+    ) -> Result<(), StoreError> {
+        let event = Event {
+            caller: peer,
+            tenant,
+            audit_user: "-".into(),
+            request: Some(request),
+            outcome: Outcome::Denied,
+            ..self.engine_event(body)
+        };
+        self.store.record_event(event).await
     }
 
     fn control_event(&self, caller: &Caller, action: Action, control: &Control) -> Event {
@@ -502,14 +538,19 @@ impl Pins {
     }
 
     fn card_event(&self, caller: &Caller, card: CardEvent) -> Event {
+        self.caller_event(caller, Body::Card(card))
+    }
+
+    fn caller_event(&self, caller: &Caller, body: Body) -> Event {
         Event {
             at: clock::now(),
             caller: caller.peer.clone(),
             tenant: Some(caller.tenant),
             audit_user: caller.audit_user.shared(),
+            request: Some(caller.request),
             outcome: Outcome::Done,
             stamp: self.stamp(),
-            body: Body::Card(card),
+            body,
         }
     }
 }
@@ -604,6 +645,11 @@ fn about_control(action: Action, control: &Control) -> CardEvent {
     CardEvent { control: Some(control.id), ..event }
 }
 
+/// What a refused request under a control is about: its card, where the store has the control.
+fn under_control(action: Action, id: ControlId, found: Option<&Control>) -> Body {
+    found.map_or(Body::UnknownControl { action, control: id }, |control| Body::Card(about_control(action, control)))
+}
+
 /// A tzpk for a device.
 pub struct IssuedTzpk {
     /// RSA-OAEP of the 16 raw bytes.
@@ -627,9 +673,12 @@ pub struct ShownPin {
 /// An error of the registration of a card.
 #[derive(Debug, Error)]
 pub enum RegisterCardError {
-    /// The card's PIN is bound to its account number, or the store failed.
+    /// The card's PIN is bound to its account number.
     #[error(transparent)]
-    Change(#[from] ChangeError),
+    Denied(#[from] Denied),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// The boundary failed.
     #[error(transparent)]
     Hsm(#[from] hsm_protocol::Error),
@@ -699,7 +748,86 @@ macro_rules! from_change_error {
     )+};
 }
 
-from_change_error!(IssueTzpkError, SetPinError, ViewPinError);
+from_change_error!(RegisterCardError, IssueTzpkError, SetPinError, ViewPinError);
+
+/// An error whose refusals are audited.
+trait AuditedError: From<StoreError> {
+    /// The outcome in the audit event of the refusal; `None` where the use case has recorded it, the store failed, or the
+    /// boundary executed nothing because of the load.
+    fn outcome(&self) -> Option<Outcome>;
+}
+
+impl AuditedError for ChangeError {
+    fn outcome(&self) -> Option<Outcome> {
+        match self {
+            Self::Denied(denied) => Some(denied_outcome(*denied)),
+            Self::Store(_) => None,
+        }
+    }
+}
+
+impl AuditedError for RegisterCardError {
+    fn outcome(&self) -> Option<Outcome> {
+        match self {
+            Self::Denied(denied) => Some(denied_outcome(*denied)),
+            Self::Store(_) => None,
+            Self::Hsm(error) => boundary_outcome(error),
+        }
+    }
+}
+
+impl AuditedError for IssueTzpkError {
+    fn outcome(&self) -> Option<Outcome> {
+        match self {
+            Self::Denied(denied) => Some(denied_outcome(*denied)),
+            Self::Store(_) => None,
+            Self::Hsm(error) => boundary_outcome(error),
+        }
+    }
+}
+
+impl AuditedError for SetPinError {
+    fn outcome(&self) -> Option<Outcome> {
+        match self {
+            Self::Denied(denied) => Some(denied_outcome(*denied)),
+            // The event is in the transaction that changed the control.
+            Self::Malformed | Self::RefusedPin => None,
+            Self::Store(_) => None,
+            Self::Hsm(error) => boundary_outcome(error),
+        }
+    }
+}
+
+impl AuditedError for ViewPinError {
+    fn outcome(&self) -> Option<Outcome> {
+        match self {
+            Self::Denied(denied) => Some(denied_outcome(*denied)),
+            Self::PinNotSet => Some(Outcome::PinNotSet),
+            Self::Store(_) => None,
+            Self::Hsm(error) => boundary_outcome(error),
+        }
+    }
+}
+
+fn denied_outcome(denied: Denied) -> Outcome {
+    match denied {
+        Denied::AccountBound => Outcome::AccountBound,
+        Denied::CardUnknown => Outcome::CardUnknown,
+        Denied::Cap { .. } => Outcome::ControlCap,
+        Denied::NotUsable | Denied::Superseded => Outcome::ControlNotUsable,
+        Denied::OtherTenant | Denied::OtherScope | Denied::OtherDeviceKey => Outcome::Denied,
+        Denied::NoTzpk => Outcome::TzpkMissing,
+    }
+}
+
+fn boundary_outcome(error: &hsm_protocol::Error) -> Option<Outcome> {
+    match error {
+        hsm_protocol::Error::DeadlinePassed | hsm_protocol::Error::Busy { .. } => None,
+        hsm_protocol::Error::WriteOnly | hsm_protocol::Error::OtherLevel { .. } => Some(Outcome::PinNotShown),
+        hsm_protocol::Error::DeviceKey(_) => Some(Outcome::DeviceKeyInvalid),
+        _ => Some(Outcome::BoundaryFailed),
+    }
+}
 
 fn card_binding(card: &CardKey) -> Result<hsm_protocol::CardBinding, hsm_protocol::Error> {
     Ok(hsm_protocol::CardBinding::new(card.tenant.as_str(), card.plastic.as_str())?)

@@ -4,17 +4,15 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Extensions, Request, Response, Status, async_trait, metadata::MetadataMap};
+use tonic::{Request, Response, Status, async_trait};
 use zeroize::Zeroizing;
 
 use super::{
-    call_rules::asked_timeout,
-    peer::{AdmittedPeer, Peers, Right},
+    gate::{Call, Gate},
     wire,
 };
 use crate::pin::Pins;
 use audit::entry::Entry;
-use clock::deadline::Deadline;
 use domain::caller::Caller;
 use proto::{self, audit_service_server, card_service_server, control_service_server, pin_service_server};
 use store::Store;
@@ -29,30 +27,21 @@ const FOLLOW_EVERY: Duration = Duration::from_millis(250);
 pub(super) struct Services {
     pins: Arc<Pins>,
     store: Arc<dyn Store>,
-    peers: Peers,
+    gate: Gate,
     /// Its sender is dropped when the engine stops.
     follows: watch::Receiver<()>,
 }
 
 impl Services {
-    pub(super) fn new(pins: Arc<Pins>, store: Arc<dyn Store>, peers: Peers, follows: watch::Receiver<()>) -> Self {
-        Self { pins, store, peers, follows }
+    pub(super) fn new(pins: Arc<Pins>, store: Arc<dyn Store>, gate: Gate, follows: watch::Receiver<()>) -> Self {
+        Self { pins, store, gate, follows }
     }
 
-    fn caller(&self, extensions: &Extensions, right: Right, tenant: &str, audit_user: &str) -> Result<Caller, Status> {
-        // The right comes first: a peer without the right learns nothing about the format of a request.
-        let admitted = self.peers.admit(extensions, right).map_err(|error| wire::forbidden(&error))?;
+    async fn caller(&self, call: &Call, tenant: &str, audit_user: &str) -> Result<Caller, Status> {
         let tenant = wire::tenant(tenant)?;
-        admitted.for_tenant(&tenant).map_err(|error| wire::forbidden(&error))?;
-        Ok(Caller { peer: admitted.name, tenant, audit_user: wire::audit_user(audit_user)? })
-    }
-}
-
-/// Runs a call under the deadline of its client; without a deadline, the timeout of the server applies.
-async fn with_deadline<T>(metadata: &MetadataMap, call: impl Future<Output = T>) -> T {
-    match asked_timeout(metadata.as_ref()) {
-        Some(time) => Deadline::within(time).serve(call).await,
-        None => call.await,
+        self.gate.admit_tenant(call, &tenant).await?;
+        let audit_user = wire::audit_user(audit_user)?;
+        Ok(Caller { peer: Arc::clone(&call.peer.name), tenant, audit_user, request: call.id })
     }
 }
 
@@ -62,15 +51,14 @@ impl control_service_server::ControlService for Services {
         &self,
         request: Request<proto::OpenControlRequest>,
     ) -> Result<Response<proto::OpenControlResponse>, Status> {
-        let (metadata, extensions, message) = request.into_parts();
-        let caller = self.caller(&extensions, Right::Controls, &message.tenant, &message.audit_user)?;
+        let (_, extensions, message) = request.into_parts();
+        let call = Call::of(&extensions)?;
+        let caller = self.caller(call, &message.tenant, &message.audit_user).await?;
         let plastic = wire::plastic_id(&message.plastic_id)?;
         let scope = wire::scope(message.scope)?;
         let device_key = wire::thumbprint(&message.device_key_sha256)?;
 
-        let control = with_deadline(&metadata, self.pins.open_control(&caller, plastic, scope, device_key))
-            .await
-            .map_err(wire::change_status)?;
+        let control = call.run(self.pins.open_control(&caller, plastic, scope, device_key)).await?;
         let remaining = control.remaining(self.store.now()).as_millis();
         Ok(Response::new(proto::OpenControlResponse {
             control_id: control.id.to_string(),
@@ -86,14 +74,13 @@ impl pin_service_server::PinService for Services {
         &self,
         request: Request<proto::IssueTzpkRequest>,
     ) -> Result<Response<proto::IssueTzpkResponse>, Status> {
-        let (metadata, extensions, message) = request.into_parts();
-        let caller = self.caller(&extensions, Right::Pins, &message.tenant, &message.audit_user)?;
+        let (_, extensions, message) = request.into_parts();
+        let call = Call::of(&extensions)?;
+        let caller = self.caller(call, &message.tenant, &message.audit_user).await?;
         let control = wire::control_id(&message.control_id)?;
         let device = wire::device_key(&message.device_public_key)?;
 
-        let issued = with_deadline(&metadata, self.pins.issue_tzpk(&caller, control, &device))
-            .await
-            .map_err(wire::issue_status)?;
+        let issued = call.run(self.pins.issue_tzpk(&caller, control, &device)).await?;
         Ok(Response::new(proto::IssueTzpkResponse {
             encrypted_tzpk: issued.encrypted_tzpk,
             check_value: issued.check_value,
@@ -102,12 +89,13 @@ impl pin_service_server::PinService for Services {
     }
 
     async fn set_pin(&self, request: Request<proto::SetPinRequest>) -> Result<Response<proto::SetPinResponse>, Status> {
-        let (metadata, extensions, message) = request.into_parts();
-        let caller = self.caller(&extensions, Right::Pins, &message.tenant, &message.audit_user)?;
+        let (_, extensions, message) = request.into_parts();
+        let call = Call::of(&extensions)?;
+        let caller = self.caller(call, &message.tenant, &message.audit_user).await?;
         let control = wire::control_id(&message.control_id)?;
         let block = wire::pin_block(&message.pin_block)?;
 
-        with_deadline(&metadata, self.pins.set_pin(&caller, control, &block)).await.map_err(wire::set_status)?;
+        call.run(self.pins.set_pin(&caller, control, &block)).await?;
         Ok(Response::new(proto::SetPinResponse {}))
     }
 
@@ -115,13 +103,13 @@ impl pin_service_server::PinService for Services {
         &self,
         request: Request<proto::ViewPinRequest>,
     ) -> Result<Response<proto::ViewPinResponse>, Status> {
-        let (metadata, extensions, message) = request.into_parts();
-        let caller = self.caller(&extensions, Right::Pins, &message.tenant, &message.audit_user)?;
+        let (_, extensions, message) = request.into_parts();
+        let call = Call::of(&extensions)?;
+        let caller = self.caller(call, &message.tenant, &message.audit_user).await?;
         let control = wire::control_id(&message.control_id)?;
         let device = wire::device_key(&message.device_public_key)?;
 
-        let viewed =
-            with_deadline(&metadata, self.pins.view_pin(&caller, control, &device)).await.map_err(wire::view_status)?;
+        let viewed = call.run(self.pins.view_pin(&caller, control, &device)).await?;
         Ok(Response::new(proto::ViewPinResponse {
             encrypted_tzpk: viewed.encrypted_tzpk,
             pin_block: viewed.pin_block.as_bytes().to_vec(),
@@ -136,16 +124,15 @@ impl card_service_server::CardService for Services {
         &self,
         request: Request<proto::RegisterCardRequest>,
     ) -> Result<Response<proto::RegisterCardResponse>, Status> {
-        let (metadata, extensions, mut message) = request.into_parts();
+        let (_, extensions, mut message) = request.into_parts();
+        let call = Call::of(&extensions)?;
         // Zeroizing wipes the number on every return.
         let number = Zeroizing::new(std::mem::take(&mut message.account_number));
-        let caller = self.caller(&extensions, Right::Cards, &message.tenant, &message.audit_user)?;
+        let caller = self.caller(call, &message.tenant, &message.audit_user).await?;
         let plastic = wire::plastic_id(&message.plastic_id)?;
         let number = wire::account_number(&number)?;
 
-        let card = with_deadline(&metadata, self.pins.register_card(&caller, plastic, number))
-            .await
-            .map_err(wire::register_status)?;
+        let card = call.run(self.pins.register_card(&caller, plastic, number)).await?;
         Ok(Response::new(proto::RegisterCardResponse {
             pin_status: wire::pin_status(&card),
             account_number_masked: wire::masked(card.account.as_ref()),
@@ -157,11 +144,11 @@ impl card_service_server::CardService for Services {
         request: Request<proto::FindCardRequest>,
     ) -> Result<Response<proto::FindCardResponse>, Status> {
         let (_, extensions, message) = request.into_parts();
-        let caller = self.caller(&extensions, Right::Cards, &message.tenant, &message.audit_user)?;
+        let call = Call::of(&extensions)?;
+        let caller = self.caller(call, &message.tenant, &message.audit_user).await?;
         let plastic = wire::plastic_id(&message.plastic_id)?;
 
-        let found = self.pins.find_card(&caller, plastic).await.map_err(|error| wire::store_status(&error))?;
-        let card = found.ok_or_else(wire::card_unknown)?;
+        let card = call.run(self.pins.find_card(&caller, plastic)).await?;
         Ok(Response::new(proto::FindCardResponse {
             pin_status: wire::pin_status(&card),
             account_number_masked: wire::masked(card.account.as_ref()),
@@ -174,20 +161,20 @@ impl card_service_server::CardService for Services {
 impl audit_service_server::AuditService for Services {
     type ExportAuditStream = ReceiverStream<Result<proto::AuditEntry, Status>>;
 
-    /// Streams the entries that the caller may read: see [`Right::Audit`].
+    /// Streams the entries that the caller may read: see [`Right::Audit`](super::peer::Right::Audit).
     async fn export_audit(
         &self,
         request: Request<proto::ExportAuditRequest>,
     ) -> Result<Response<Self::ExportAuditStream>, Status> {
         let (_, extensions, message) = request.into_parts();
-        let auditor = self.peers.admit(&extensions, Right::Audit).map_err(|error| wire::forbidden(&error))?;
-        let end = self.store.checkpoint().await.map_err(|error| wire::store_status(&error))?.sequence;
+        let call = Call::of(&extensions)?.clone();
+        let end = self.store.checkpoint().await.map_err(|error| call.failed(&error))?.sequence;
         let from = match message.newest {
             0 => message.from_sequence.max(1),
             newest => end.saturating_sub(newest.into()).saturating_add(1),
         };
         let (entries, stream) = mpsc::channel(AUDIT_PAGE_ENTRIES);
-        let export = Export { store: Arc::clone(&self.store), auditor, entries };
+        let export = Export { store: Arc::clone(&self.store), call, entries };
         let follows = message.follow.then(|| self.follows.clone());
         tokio::spawn(export.run(from, end, follows));
         Ok(Response::new(ReceiverStream::new(stream)))
@@ -197,7 +184,7 @@ impl audit_service_server::AuditService for Services {
 /// A running call of `ExportAudit`.
 struct Export {
     store: Arc<dyn Store>,
-    auditor: AdmittedPeer,
+    call: Call,
     entries: mpsc::Sender<Result<proto::AuditEntry, Status>>,
 }
 
@@ -222,7 +209,7 @@ impl Export {
                 end = match self.store.checkpoint().await {
                     Ok(checkpoint) => checkpoint.sequence,
                     Err(error) => {
-                        let _ = self.entries.send(Err(wire::store_status(&error))).await;
+                        let _ = self.entries.send(Err(self.call.failed(&error))).await;
                         return;
                     }
                 };
@@ -236,7 +223,7 @@ impl Export {
             let page = match self.store.audit(from, AUDIT_PAGE_ENTRIES).await {
                 Ok(page) => page,
                 Err(error) => {
-                    let _ = self.entries.send(Err(wire::store_status(&error))).await;
+                    let _ = self.entries.send(Err(self.call.failed(&error))).await;
                     return None;
                 }
             };
@@ -247,7 +234,8 @@ impl Export {
             let last = page.last()?.sequence.min(end);
             // Reading the store does not yield: let the calls of this thread run between two pages.
             tokio::task::yield_now().await;
-            let may_read = |entry: &&Entry| entry.sequence <= end && self.auditor.may_read(entry.event.tenant.as_ref());
+            let may_read =
+                |entry: &&Entry| entry.sequence <= end && self.call.peer.may_read(entry.event.tenant.as_ref());
             for entry in page.iter().filter(may_read) {
                 self.entries.send(Ok(proto::AuditEntry { json: entry.to_json() })).await.ok()?;
             }

@@ -11,6 +11,8 @@ use crate::rotation::{Census, KeyUsers, Progress, RotationState};
 use domain::caller::AuditUser;
 use domain::card::{Card, PinStatus, PlasticId, RegisteredAccount, Tenant};
 use domain::control::{ControlId, Denied, Scope, Thumbprint};
+use domain::request_id::{RequestId, RequestIdError};
+use proto::REQUEST_ID_KEY;
 use proto::reason::{ERROR_DOMAIN, Reason};
 use store::{ChangeError, StoreError};
 
@@ -203,54 +205,80 @@ pub(super) fn counting() -> Status {
     status(Code::ResourceExhausted, Reason::Counting, &message)
 }
 
-/// The status of a card that was not registered.
-pub(super) fn register_status(error: RegisterCardError) -> Status {
-    match error {
-        RegisterCardError::Change(error) => change_status(error),
-        RegisterCardError::Hsm(hsm) => hsm_status(&hsm),
+/// An error of a use case, and its status for the caller.
+pub(super) trait ToStatus: std::fmt::Display {
+    /// The status. The text has no path, no key and no detail of a PIN block.
+    fn to_status(&self) -> Status;
+}
+
+impl ToStatus for RegisterCardError {
+    fn to_status(&self) -> Status {
+        match self {
+            Self::Denied(denied) => denied_status(*denied),
+            Self::Store(store) => store.to_status(),
+            Self::Hsm(hsm) => hsm_status(hsm),
+        }
     }
 }
 
-/// The status of a change that was not made.
-pub(super) fn change_status(error: ChangeError) -> Status {
-    match error {
-        ChangeError::Denied(denied) => denied_status(denied),
-        ChangeError::Store(store) => store_status(&store),
+impl ToStatus for ChangeError {
+    fn to_status(&self) -> Status {
+        match self {
+            Self::Denied(denied) => denied_status(*denied),
+            Self::Store(store) => store.to_status(),
+        }
     }
 }
 
-/// The status of an unknown card.
-pub(super) fn card_unknown() -> Status {
-    status(Code::NotFound, Reason::CardUnknown, &Denied::CardUnknown)
-}
-
-/// The status of a tzpk that was not issued.
-pub(super) fn issue_status(error: IssueTzpkError) -> Status {
-    match error {
-        IssueTzpkError::Denied(denied) => denied_status(denied),
-        IssueTzpkError::Store(store) => store_status(&store),
-        IssueTzpkError::Hsm(hsm) => hsm_status(&hsm),
+impl ToStatus for IssueTzpkError {
+    fn to_status(&self) -> Status {
+        match self {
+            Self::Denied(denied) => denied_status(*denied),
+            Self::Store(store) => store.to_status(),
+            Self::Hsm(hsm) => hsm_status(hsm),
+        }
     }
 }
 
-/// The status of a PIN that was not set.
-pub(super) fn set_status(error: SetPinError) -> Status {
-    match &error {
-        SetPinError::Denied(denied) => denied_status(*denied),
-        SetPinError::Malformed => status(Code::FailedPrecondition, Reason::PinBlockMalformed, &error),
-        SetPinError::RefusedPin => status(Code::FailedPrecondition, Reason::PinRefused, &error),
-        SetPinError::Store(store) => store_status(store),
-        SetPinError::Hsm(hsm) => hsm_status(hsm),
+impl ToStatus for SetPinError {
+    fn to_status(&self) -> Status {
+        match self {
+            Self::Denied(denied) => denied_status(*denied),
+            Self::Malformed => status(Code::FailedPrecondition, Reason::PinBlockMalformed, self),
+            Self::RefusedPin => status(Code::FailedPrecondition, Reason::PinRefused, self),
+            Self::Store(store) => store.to_status(),
+            Self::Hsm(hsm) => hsm_status(hsm),
+        }
     }
 }
 
-/// The status of a PIN that was not viewed.
-pub(super) fn view_status(error: ViewPinError) -> Status {
-    match &error {
-        ViewPinError::Denied(denied) => denied_status(*denied),
-        ViewPinError::PinNotSet => status(Code::NotFound, Reason::PinNotSet, &error),
-        ViewPinError::Store(store) => store_status(store),
-        ViewPinError::Hsm(hsm) => hsm_status(hsm),
+impl ToStatus for ViewPinError {
+    fn to_status(&self) -> Status {
+        match self {
+            Self::Denied(denied) => denied_status(*denied),
+            Self::PinNotSet => status(Code::NotFound, Reason::PinNotSet, self),
+            Self::Store(store) => store.to_status(),
+            Self::Hsm(hsm) => hsm_status(hsm),
+        }
+    }
+}
+
+/// The log has the paths of the store's files; the caller does not get them.
+impl ToStatus for StoreError {
+    fn to_status(&self) -> Status {
+        match self {
+            Self::Busy { .. } => status(Code::ResourceExhausted, Reason::Busy, self),
+            Self::LowOnSpace => {
+                let message = "the store is low on space, and begins no work: try again later";
+                let mut details = details(Reason::StoreLowOnSpace);
+                details.set_retry_info(Some(SPACE_RETRY));
+                Status::with_error_details(Code::ResourceExhausted, message, details)
+            }
+            Self::DeadlinePassed => status(Code::DeadlineExceeded, Reason::DeadlinePassed, self),
+            Self::Unavailable(_) | Self::Failed(_) | Self::InDoubt(_) | Self::OtherOutcome | Self::Damaged { .. } => {
+                status(Code::Unavailable, Reason::StoreUnavailable, &"the store is not available: try again later")
+            }
+        }
     }
 }
 
@@ -259,30 +287,30 @@ pub(super) fn forbidden(error: &impl std::fmt::Display) -> Status {
     status(Code::PermissionDenied, Reason::CallerForbidden, error)
 }
 
-/// The status of a store error. The log has the paths of its files; the caller does not get them.
-pub(super) fn store_status(error: &StoreError) -> Status {
-    match error {
-        StoreError::Busy { .. } => status(Code::ResourceExhausted, Reason::Busy, error),
-        StoreError::LowOnSpace => {
-            let message = "the store is low on space, and begins no work: try again later";
-            let mut details = details(Reason::StoreLowOnSpace);
-            details.set_retry_info(Some(SPACE_RETRY));
-            Status::with_error_details(Code::ResourceExhausted, message, details)
-        }
-        StoreError::DeadlinePassed => status(Code::DeadlineExceeded, Reason::DeadlinePassed, error),
-        StoreError::Unavailable(_)
-        | StoreError::Failed(_)
-        | StoreError::InDoubt(_)
-        | StoreError::OtherOutcome
-        | StoreError::Damaged { .. } => {
-            tracing::error!(%error, "the store failed");
-            status(Code::Unavailable, Reason::StoreUnavailable, &"the store is not available: try again later")
-        }
+/// The metadata of a request has no id that can be read.
+pub(super) fn request_id(error: &RequestIdError) -> Status {
+    invalid(Reason::RequestIdInvalid, error)
+}
+
+/// A method that no engine serves.
+pub(super) fn unknown_method() -> Status {
+    Status::unimplemented("the engine does not have this method: list its methods by reflection")
+}
+
+/// A request that did not pass the gate.
+pub(super) fn not_admitted() -> Status {
+    forbidden(&"the call was not checked for its right: report this defect of the engine")
+}
+
+/// The status with the id of the request in its metadata.
+pub(super) fn with_request_id(mut status: Status, id: RequestId) -> Status {
+    if let Ok(id) = id.to_string().parse() {
+        status.metadata_mut().insert(REQUEST_ID_KEY, id);
     }
+    status
 }
 
 fn hsm_status(error: &hsm_protocol::Error) -> Status {
-    tracing::error!(%error, "the boundary failed");
     match error {
         hsm_protocol::Error::Unavailable { .. } => {
             status(Code::Unavailable, Reason::TokenUnavailable, &"the key boundary is not available: try again later")
@@ -302,7 +330,7 @@ fn hsm_status(error: &hsm_protocol::Error) -> Status {
 fn denied_status(denied: Denied) -> Status {
     match denied {
         Denied::AccountBound => status(Code::FailedPrecondition, Reason::AccountBound, &denied),
-        Denied::CardUnknown => card_unknown(),
+        Denied::CardUnknown => status(Code::NotFound, Reason::CardUnknown, &denied),
         Denied::Cap { .. } => status(Code::ResourceExhausted, Reason::ControlCap, &denied),
         Denied::NotUsable | Denied::Superseded => status(Code::NotFound, Reason::ControlNotUsable, &Denied::NotUsable),
         Denied::OtherTenant => status(Code::PermissionDenied, Reason::TenantMismatch, &denied),

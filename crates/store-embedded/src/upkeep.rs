@@ -272,6 +272,7 @@ fn append_event(batch: &mut WriteBatch, tables: &Tables, walk: &Walk, body: Body
         caller: CALLER.into(),
         tenant: None,
         audit_user: format!("uid {}", rustix::process::getuid().as_raw()).into(),
+        request: None,
         outcome: Outcome::Done,
         stamp: Arc::new(stamp),
         body,

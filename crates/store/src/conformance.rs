@@ -109,6 +109,7 @@ pub fn engine_event(body: Body) -> Event {
         caller: "suite".into(),
         tenant: Tenant::parse("bank").ok(),
         audit_user: "suite".into(),
+        request: None,
         outcome: Outcome::Done,
         stamp: Arc::new(stamp),
         body,

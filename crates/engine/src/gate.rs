@@ -1,0 +1,280 @@
+//! Admits each call by [`METHOD_TABLE`](super::method_table::METHOD_TABLE) before its service reads the message, and gives
+//! the call its id. A denied call is logged and audited.
+
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+};
+
+use http::{HeaderMap, Request, Response};
+use tonic::{
+    Extensions, Status,
+    body::Body,
+    codegen::{BoxFuture, Service},
+    server::NamedService,
+};
+
+use super::{
+    call_rules::asked_timeout,
+    method_table::{CoveredTenants, MethodAccess, access_to},
+    peer::{AdmittedPeer, Forbidden, Peers},
+    wire::{self, ToStatus},
+};
+use crate::pin::Pins;
+use audit::entry::Body as EventBody;
+use clock::deadline::Deadline;
+use domain::{
+    card::Tenant,
+    request_id::{RequestId, RequestIdError},
+};
+use proto::REQUEST_ID_KEY;
+
+/// The most log lines and audit entries of denied calls within a minute, so that a peer without rights cannot fill the disk.
+const DENIALS_PER_MINUTE_MAX: u64 = 60;
+const MINUTE_MILLISECONDS: u64 = 60_000;
+
+/// An admitted call. The gate puts it into the extensions of the request.
+#[derive(Clone)]
+pub(super) struct Call {
+    /// The id of the request, from the caller or from the gate.
+    pub(super) id: RequestId,
+    /// The caller, which has the right for the method.
+    pub(super) peer: AdmittedPeer,
+    access: &'static MethodAccess,
+    deadline: Option<Deadline>,
+}
+
+impl Call {
+    /// The call of a request behind the gate, by the extensions of the request.
+    ///
+    /// # Errors
+    /// The request did not pass a gate: its service is not guarded.
+    pub(super) fn of(extensions: &Extensions) -> Result<&Self, Status> {
+        extensions.get().ok_or_else(wire::not_admitted)
+    }
+
+    /// Runs the use case of the call under the deadline of its client; without a deadline, the timeout of the server applies.
+    ///
+    /// # Errors
+    /// The status of the use case's error, which is logged.
+    pub(super) async fn run<T, E: ToStatus>(&self, work: impl Future<Output = Result<T, E>>) -> Result<T, Status> {
+        let done = match self.deadline {
+            Some(deadline) => deadline.serve(work).await,
+            None => work.await,
+        };
+        done.map_err(|error| self.failed(&error))
+    }
+
+    /// Logs the error of the call with the id of the request. Returns its status with the id.
+    pub(super) fn failed(&self, error: &impl ToStatus) -> Status {
+        let (status, method, request) = (error.to_status(), self.access.path, self.id);
+        if matches!(status.code(), tonic::Code::Internal | tonic::Code::Unavailable) {
+            tracing::error!(%request, method, peer = &*self.peer.name, %error, "a call failed");
+        } else {
+            tracing::info!(%request, method, peer = &*self.peer.name, %error, "a call was rejected");
+        }
+        wire::with_request_id(status, request)
+    }
+}
+
+/// Admits calls. The clones share the limit on entries.
+#[derive(Clone)]
+pub(super) struct Gate {
+    peers: Peers,
+    pins: Arc<Pins>,
+    limit: Arc<Mutex<DenialLimit>>,
+}
+
+/// A denied call.
+pub(super) struct Denial {
+    id: RequestId,
+    access: &'static MethodAccess,
+    forbidden: Forbidden,
+    tenant: Option<Tenant>,
+}
+
+/// A call that the gate does not pass to its service.
+enum NotAdmitted {
+    UnknownMethod,
+    RequestId(RequestIdError),
+    Denied(Denial),
+}
+
+impl Gate {
+    /// A gate for these peers. The audit events of denied calls go through `pins`.
+    pub(super) fn new(peers: Peers, pins: Arc<Pins>) -> Self {
+        Self { peers, pins, limit: Arc::default() }
+    }
+
+    /// The same gate, whose audit events go through the use cases of another thread.
+    pub(super) fn through(&self, pins: Arc<Pins>) -> Self {
+        Self { pins, ..self.clone() }
+    }
+
+    /// A service that gets admitted calls only.
+    pub(super) fn guard<S>(&self, service: S) -> Guarded<S> {
+        Guarded { service, gate: self.clone() }
+    }
+
+    fn admit<B>(&self, request: &Request<B>) -> Result<Call, NotAdmitted> {
+        let access = access_to(request.uri().path()).ok_or(NotAdmitted::UnknownMethod)?;
+        let id = request_id(request.headers());
+        let admitted = self.peers.admit(request.extensions(), access.right).and_then(|peer| match access.tenants {
+            CoveredTenants::All => peer.for_all_tenants().map(|()| peer),
+            CoveredTenants::Named | CoveredTenants::OfCaller => Ok(peer),
+        });
+        // The right comes first: a peer without the right learns nothing about the format of a request.
+        match (admitted, id) {
+            (Err(forbidden), id) => {
+                let id = id.unwrap_or_else(|_| RequestId::random());
+                Err(NotAdmitted::Denied(Denial { id, access, forbidden, tenant: None }))
+            }
+            (Ok(_), Err(error)) => Err(NotAdmitted::RequestId(error)),
+            (Ok(peer), Ok(id)) => {
+                Ok(Call { id, peer, access, deadline: asked_timeout(request.headers()).map(Deadline::within) })
+            }
+        }
+    }
+
+    /// Checks that the caller of an admitted call may name this tenant.
+    ///
+    /// # Errors
+    /// The status of the denied call, which is logged and audited.
+    pub(super) async fn admit_tenant(&self, call: &Call, tenant: &Tenant) -> Result<(), Status> {
+        match call.peer.for_tenant(tenant) {
+            Ok(()) => Ok(()),
+            Err(forbidden) => {
+                let denial = Denial { id: call.id, access: call.access, forbidden, tenant: Some(*tenant) };
+                Err(self.deny(denial).await)
+            }
+        }
+    }
+
+    /// Logs and audits a denied call. The answer does not depend on the store: the call is denied where the event cannot be
+    /// recorded, too.
+    async fn deny(&self, denial: Denial) -> Status {
+        let Denial { id: request, access, forbidden, tenant } = denial;
+        let recorded = {
+            let mut limit = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
+            limit.record(clock::monotonic_milliseconds() / MINUTE_MILLISECONDS)
+        };
+        if let Some(unrecorded) = recorded {
+            tracing::warn!(%request, method = access.path, reason = %forbidden, unrecorded, "a call was denied");
+            let body = EventBody::CallDenied { method: access.method, reason: forbidden.reason(), unrecorded };
+            if let Err(error) = self.pins.note_denied_call(forbidden.peer_name(), tenant, request, body).await {
+                tracing::error!(%request, %error, "the audit event of a denied call was not recorded");
+            }
+        }
+        wire::with_request_id(wire::forbidden(&forbidden), request)
+    }
+}
+
+/// The id in the metadata of a request; a fresh one without metadata.
+fn request_id(headers: &HeaderMap) -> Result<RequestId, RequestIdError> {
+    let mut values = headers.get_all(REQUEST_ID_KEY).iter();
+    match (values.next(), values.next()) {
+        (None, _) => Ok(RequestId::random()),
+        (Some(value), None) => RequestId::parse(value.to_str().map_err(|_| RequestIdError)?),
+        (Some(_), Some(_)) => Err(RequestIdError),
+    }
+}
+
+/// A service behind the gate.
+#[derive(Clone)]
+pub(super) struct Guarded<S> {
+    service: S,
+    gate: Gate,
+}
+
+impl<S: NamedService> NamedService for Guarded<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S, B> Service<Request<B>> for Guarded<S>
+where
+    S: Service<
+            Request<B>,
+            Response = Response<Body>,
+            Error = Infallible,
+            Future = BoxFuture<Response<Body>, Infallible>,
+        >,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<Response<Body>, Infallible>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.service.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        match self.gate.admit(&request) {
+            Ok(call) => {
+                request.extensions_mut().insert(call);
+                self.service.call(request)
+            }
+            Err(refused) => {
+                let gate = self.gate.clone();
+                Box::pin(async move {
+                    let status = match refused {
+                        NotAdmitted::UnknownMethod => wire::unknown_method(),
+                        NotAdmitted::RequestId(error) => wire::request_id(&error),
+                        NotAdmitted::Denied(denial) => gate.deny(denial).await,
+                    };
+                    Ok(status.into_http())
+                })
+            }
+        }
+    }
+}
+
+/// Counts the denied calls of the present minute.
+#[derive(Default)]
+struct DenialLimit {
+    minute: u64,
+    recorded: u64,
+    unrecorded: u64,
+}
+
+impl DenialLimit {
+    /// The number of denied calls without an entry since the last entry; `None` where this call gets no entry either.
+    fn record(&mut self, minute: u64) -> Option<u64> {
+        if minute != self.minute {
+            (self.minute, self.recorded) = (minute, 0);
+        }
+        if self.recorded >= DENIALS_PER_MINUTE_MAX {
+            self.unrecorded = self.unrecorded.saturating_add(1);
+            return None;
+        }
+        self.recorded = self.recorded.saturating_add(1);
+        Some(std::mem::take(&mut self.unrecorded))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn denied_calls_beyond_the_limit_are_counted_in_the_next_entry() {
+        let mut limit = DenialLimit::default();
+        let recorded = (0..DENIALS_PER_MINUTE_MAX + 5).filter_map(|_| limit.record(7)).collect::<Vec<_>>();
+        assert_eq!(recorded, vec![0; 60]);
+        assert_eq!((limit.record(8), limit.record(8)), (Some(5), Some(0)));
+    }
+
+    #[test]
+    fn a_call_has_the_id_of_its_metadata_or_a_fresh_one() {
+        let id = RequestId::random();
+        let with = |values: &[&str]| {
+            let values = values.iter().map(|value| (REQUEST_ID_KEY.parse().unwrap(), value.parse().unwrap()));
+            request_id(&values.collect::<HeaderMap>())
+        };
+        assert_eq!(with(&[&id.to_string()]), Ok(id));
+        assert_ne!(with(&[]).unwrap(), with(&[]).unwrap());
+        for refused in [&["1"][..], &[""], &["\u{e9}"], &[&id.to_string(), &id.to_string()]] {
+            assert_eq!(with(refused), Err(RequestIdError), "{refused:?}");
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! The table of access: each gRPC method of an engine, with the right that a caller needs and the tenants that the call covers.
+//!
+//! [`Gate`](super::gate::Gate) admits calls by this table alone: a method without a row is not served. Health and reflection
+//! are not here: they show no data of a card, a key or a tenant, and serve every certificate of `client_roots`.
+
+use super::peer::Right;
+use audit::entry::Method;
+
+/// The access to one method.
+#[derive(Debug)]
+pub(super) struct MethodAccess {
+    /// The path of the method in a gRPC request.
+    pub(super) path: &'static str,
+    /// The method in an audit event.
+    pub(super) method: Method,
+    /// The right that the caller needs.
+    pub(super) right: Right,
+    /// The tenants that the call covers.
+    pub(super) tenants: CoveredTenants,
+}
+
+/// The tenants that a call covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CoveredTenants {
+    /// The tenant that the request names: one of the caller's.
+    Named,
+    /// The tenants of the caller: the reply has no data of another tenant.
+    OfCaller,
+    /// All tenants: a caller that is limited to tenants is denied.
+    All,
+}
+
+/// Every method of every service of an engine, each once.
+pub(super) static METHOD_TABLE: [MethodAccess; 10] = {
+    use CoveredTenants::{All, Named, OfCaller};
+    const fn row(path: &'static str, method: Method, right: Right, tenants: CoveredTenants) -> MethodAccess {
+        MethodAccess { path, method, right, tenants }
+    }
+    [
+        row("/pinseal.v1.ControlService/OpenControl", Method::OpenControl, Right::Controls, Named),
+        row("/pinseal.v1.PinService/IssueTzpk", Method::IssueTzpk, Right::Pins, Named),
+        row("/pinseal.v1.PinService/SetPin", Method::SetPin, Right::Pins, Named),
+        row("/pinseal.v1.PinService/ViewPin", Method::ViewPin, Right::Pins, Named),
+        row("/pinseal.v1.CardService/RegisterCard", Method::RegisterCard, Right::Cards, Named),
+        row("/pinseal.v1.CardService/FindCard", Method::FindCard, Right::Cards, Named),
+        row("/pinseal.v1.AuditService/ExportAudit", Method::ExportAudit, Right::Audit, OfCaller),
+        row("/pinseal.v1.KeyService/ListKeys", Method::ListKeys, Right::Keys, All),
+        row("/pinseal.v1.KeyService/WatchRotation", Method::WatchRotation, Right::Keys, All),
+        row("/pinseal.v1.KeyService/CountRecords", Method::CountRecords, Right::Keys, All),
+    ]
+};
+
+/// The access to the method of this path; `None` for a path that no engine serves.
+pub(super) fn access_to(path: &str) -> Option<&'static MethodAccess> {
+    METHOD_TABLE.iter().find(|access| access.path == path)
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+    use prost_types::FileDescriptorSet;
+
+    use super::*;
+
+    #[test]
+    fn the_table_has_every_method_of_the_descriptors_once() {
+        let described = FileDescriptorSet::decode(proto::DESCRIPTOR_SET).unwrap();
+        let mut methods = Vec::new();
+        for file in &described.file {
+            for service in &file.service {
+                let path = |name: &str| format!("/{}.{}/{name}", file.package(), service.name());
+                methods.extend(service.method.iter().map(|method| path(method.name())));
+            }
+        }
+        let mut rows: Vec<_> = METHOD_TABLE.iter().map(|access| access.path.to_owned()).collect();
+        assert!(methods.len() > 5, "the descriptors have no methods");
+        rows.sort();
+        methods.sort();
+        assert_eq!(rows, methods);
+    }
+
+    #[test]
+    fn each_method_has_one_row() {
+        for access in &METHOD_TABLE {
+            assert_eq!(METHOD_TABLE.iter().filter(|other| other.method == access.method).count(), 1, "{access:?}");
+            assert_eq!(access_to(access.path).map(|found| found.method), Some(access.method));
+        }
+        assert!(access_to("/pinseal.v1.PinService/Setpin").is_none());
+    }
+}

@@ -1,0 +1,165 @@
+//! The audit event of each refused request, found by the id of the request.
+
+use std::{path::Path, process::Command};
+
+use proto::{
+    FindCardRequest, IssueTzpkRequest, OpenControlRequest, REQUEST_ID_KEY, RegisterCardRequest, Scope, SetPinRequest,
+    ViewPinRequest,
+};
+use serde_json::{Value, json};
+use tonic::{Request, Status};
+use uuid::Uuid;
+
+use support::{
+    edge_process::EdgeProcess,
+    engine_process::{AUDIT_USER, EngineProcess, TENANT, device, reason},
+};
+
+use crate::rotation::spoil_one_record;
+
+/// The chain of a stopped engine, one entry a line.
+fn exported(directory: &Path, more: &[&str]) -> Vec<Value> {
+    let mut pinseal = Command::new(env!("CARGO_BIN_EXE_pinseal"));
+    let output = pinseal.args(["audit", "export", "--store"]).arg(directory.join("data/store")).args(more).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The only entry of a request.
+fn entry_of<'a>(entries: &'a [Value], request: &str) -> &'a Value {
+    let found: Vec<_> = entries.iter().filter(|entry| entry["request"] == request).collect();
+    assert!(found.len() == 1, "{} entries of {request}", found.len());
+    found[0]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_of_a_damaged_record_is_found_by_the_id_of_the_answer() {
+    let directory = tempfile::tempdir().unwrap();
+    let (engine, device) = (EngineProcess::start(directory.path(), ""), device());
+    engine.client().await.set(&device, "5101", "2580").await.unwrap();
+    assert_eq!(engine.terminate(), 0);
+    spoil_one_record(directory.path()).await;
+
+    let engine = EngineProcess::start(directory.path(), "");
+    let edge = EdgeProcess::start(directory.path(), &format!("address = \"http://{}\"", engine.address()), "");
+    let opened = edge.post("/pincontrol/v2/plastic/5101?auditUser=it", "{\"scope\":\"VIEW_PIN\"}");
+    let key = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, device.public_key_der());
+    let view = json!({ "controlId": opened.member("id"), "publicKey": key }).to_string();
+    let failed = edge.post("/v3/view?auditUser=it", &view);
+    assert_eq!(failed.fault(), (500, "UNEXPECTED"));
+
+    let (id, log) = (failed.member("id"), engine.log());
+    assert!(log.lines().any(|line| line.contains(id) && line.contains("the tag of a sealed")), "no {id} in {log}");
+    assert!(edge.log().contains(id));
+    assert_eq!(engine.terminate(), 0);
+    let entries = exported(directory.path(), &[]);
+    let entry = entry_of(&entries, id);
+    assert_eq!((&entry["outcome"], &entry["event"]["action"]), (&json!("boundary_failed"), &json!("view_pin")));
+    assert_eq!(entry["event"]["control"], opened.member("id"));
+}
+
+/// A request with a fresh id, and the id.
+fn with_id<T>(message: T) -> (String, Request<T>) {
+    let (id, mut request) = (Uuid::new_v4().to_string(), Request::new(message));
+    request.metadata_mut().insert(REQUEST_ID_KEY, id.parse().unwrap());
+    (id, request)
+}
+
+fn open(plastic: &str, scope: Scope) -> OpenControlRequest {
+    OpenControlRequest {
+        tenant: TENANT.into(),
+        audit_user: AUDIT_USER.into(),
+        plastic_id: plastic.into(),
+        scope: scope.into(),
+        device_key_sha256: Vec::new(),
+    }
+}
+
+fn set(control: &str, block: [u8; 8]) -> SetPinRequest {
+    let control_id = control.into();
+    SetPinRequest { tenant: TENANT.into(), audit_user: AUDIT_USER.into(), control_id, pin_block: block.into() }
+}
+
+fn view(control: &str, device_public_key: &[u8]) -> ViewPinRequest {
+    let (tenant, audit_user, control_id) = (TENANT.into(), AUDIT_USER.into(), control.into());
+    ViewPinRequest { tenant, audit_user, control_id, device_public_key: device_public_key.into() }
+}
+
+fn register(plastic: &str, number: &str) -> RegisterCardRequest {
+    let (plastic_id, account_number) = (plastic.into(), number.into());
+    RegisterCardRequest { tenant: TENANT.into(), audit_user: AUDIT_USER.into(), plastic_id, account_number }
+}
+
+fn find(plastic: &str) -> FindCardRequest {
+    FindCardRequest { tenant: TENANT.into(), audit_user: AUDIT_USER.into(), plastic_id: plastic.into() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_refused_request_has_one_audit_event_with_its_reason() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = "[control]\nper_card_per_hour_max = 4\nunknown_cards = \"refuse\"";
+    let engine = EngineProcess::start(directory.path(), settings);
+    let (device, mut client) = (device(), engine.client().await);
+    let key = device.public_key_der();
+    for (plastic, number) in [("5201", "4111111111111111"), ("5202", ""), ("5203", "")] {
+        client.cards.register_card(register(plastic, number)).await.unwrap();
+    }
+    // Id, reason of the error, outcome and action of the event.
+    let mut refused: Vec<(String, &str, &str, &str)> = Vec::new();
+    macro_rules! refuse {
+        ($client:ident . $method:ident($message:expr), $reason:literal, $outcome:literal, $action:literal) => {
+            let (id, request) = with_id($message);
+            let status: Status = client.$client.$method(request).await.err().expect($reason);
+            assert_eq!(reason(&status), $reason);
+            assert_eq!(status.metadata().get(REQUEST_ID_KEY).unwrap(), &id);
+            refused.push((id, $reason, $outcome, $action));
+        };
+    }
+
+    let waiting = client.open("5201", Scope::SetPin).await.unwrap().control_id;
+    refuse!(pins.set_pin(set(&waiting, [7; 8])), "TZPK_MISSING", "tzpk_missing", "set_pin");
+    let viewing = client.open("5202", Scope::ViewPin).await.unwrap().control_id;
+    refuse!(pins.view_pin(view(&viewing, key)), "PIN_NOT_SET", "pin_not_set", "view_pin");
+    let (spent, block) = client.ready_to_set(&device, "5201", "2580").await.unwrap();
+    client.set_block(&spent, &block).await.unwrap();
+    refuse!(pins.set_pin(set(&spent, [7; 8])), "CONTROL_NOT_USABLE", "control_not_usable", "set_pin");
+    refuse!(pins.set_pin(set(&waiting, [7; 8])), "TZPK_MISSING", "tzpk_missing", "set_pin");
+    let issue = IssueTzpkRequest {
+        tenant: TENANT.into(),
+        audit_user: AUDIT_USER.into(),
+        control_id: spent,
+        device_public_key: key.into(),
+    };
+    refuse!(pins.issue_tzpk(issue), "CONTROL_NOT_USABLE", "control_not_usable", "issue_tzpk");
+    let shown = client.open("5201", Scope::ViewPin).await.unwrap().control_id;
+    client.pins.view_pin(view(&shown, key)).await.unwrap();
+    refuse!(pins.view_pin(view(&shown, key)), "CONTROL_NOT_USABLE", "control_not_usable", "view_pin");
+    let unknown = Uuid::new_v4().to_string();
+    refuse!(pins.view_pin(view(&unknown, key)), "CONTROL_NOT_USABLE", "control_not_usable", "view_pin");
+    let setting = client.open("5203", Scope::SetPin).await.unwrap().control_id;
+    refuse!(pins.view_pin(view(&setting, key)), "SCOPE_MISMATCH", "denied", "view_pin");
+    // Until the cap, also where the clock hour ends during the test.
+    while client.open("5201", Scope::ViewPin).await.is_ok() {}
+    refuse!(controls.open_control(open("5201", Scope::SetPin)), "CONTROL_CAP", "control_cap", "open_control");
+    refuse!(controls.open_control(open("5299", Scope::SetPin)), "CARD_UNKNOWN", "card_unknown", "open_control");
+    let other = register("5201", "5413330089020011");
+    refuse!(cards.register_card(other), "ACCOUNT_BOUND", "account_bound", "register_card");
+    refuse!(cards.find_card(find("5299")), "CARD_UNKNOWN", "card_unknown", "find_card");
+    let (read, request) = with_id(find("5201"));
+    client.cards.find_card(request).await.unwrap();
+
+    let log = engine.log();
+    assert_eq!(engine.terminate(), 0);
+    let entries = exported(directory.path(), &[]);
+    for (id, reason, outcome, action) in &refused {
+        let entry = entry_of(&entries, id);
+        assert_eq!((&entry["outcome"], &entry["event"]["action"]), (&json!(outcome), &json!(action)), "{reason}");
+        assert!(log.lines().any(|line| line.contains(&**id)), "no line of {reason} in the log");
+    }
+    let of_unknown: Vec<_> = entries.iter().filter(|entry| entry["event"]["type"] == "unknown_control").collect();
+    assert!(of_unknown.len() == 1 && of_unknown[0]["event"]["control"] == unknown, "{of_unknown:?}");
+    let read = entry_of(&entries, &read);
+    assert_eq!((&read["outcome"], &read["event"]["action"]), (&json!("done"), &json!("find_card")));
+    assert_eq!(read["event"]["card"], "411111******1111");
+}
