@@ -18,6 +18,7 @@ use audit::{
     tree_head::{Proof, Proven, TreeHead, TreeHeadError, leaf_of, origin_of},
 };
 use config::{SecretError, SecretSource};
+use domain::card::{CardKey, PlasticId, Tenant};
 use engine_client::{EngineTls, OperatorError, RunningEngine};
 use engine_server::open_store_copy;
 use proto::ExportAuditRequest;
@@ -48,6 +49,12 @@ enum AuditCommand {
         /// The names of the members
         #[arg(long, default_value = "json")]
         format: Format,
+        /// Only the entries about this card of --tenant: every access to it, refused ones too. They do not form a chain
+        #[arg(long, value_name = "PLASTIC_ID", value_parser = PlasticId::parse, requires = "tenant")]
+        card: Option<PlasticId>,
+        /// The tenant of --card
+        #[arg(long, value_parser = Tenant::parse, requires = "card")]
+        tenant: Option<Tenant>,
     },
     /// Print the newest entries of a serving engine, one JSON object a line
     Tail(TailArguments),
@@ -142,10 +149,22 @@ pub(crate) fn run(arguments: AuditArguments) -> Result<(), AuditError> {
 async fn run_command(arguments: AuditArguments) -> Result<(), AuditError> {
     match arguments.command {
         AuditCommand::Verify(arguments) => verify(arguments).await,
-        AuditCommand::Export { store, from, format } => {
+        AuditCommand::Export { store, from, format, card, tenant } => {
             let mut out = io::stdout().lock();
             let copy = open_store_copy(&store)?;
-            each_entry(&*copy, from, |entry| Ok(writeln!(out, "{}", format.write(entry))?)).await
+            let of_card = match card.zip(tenant) {
+                Some((plastic, tenant)) => {
+                    let key = copy.card_reference_key().await?.ok_or(AuditError::NoCardReferences)?;
+                    Some(key.reference(&CardKey { tenant, plastic }))
+                }
+                None => None,
+            };
+            let is_wanted = |entry: &Entry| of_card.is_none_or(|card| entry.event.body.card_reference() == Some(card));
+            each_entry(&*copy, from, |entry| match is_wanted(entry) {
+                true => Ok(writeln!(out, "{}", format.write(entry))?),
+                false => Ok(()),
+            })
+            .await
         }
         AuditCommand::Tail(arguments) => tail(arguments).await,
         AuditCommand::Prove(arguments) => prove(arguments).await,
@@ -313,6 +332,9 @@ pub(crate) enum AuditError {
     /// The store can't be opened from a copy.
     #[error(transparent)]
     StoreOpen(#[from] StoreOpenError),
+    /// No engine has started on the store, so no entry is about a card.
+    #[error("the store has no key of card references: no engine has started on it")]
+    NoCardReferences,
     /// The store can't be read.
     #[error(transparent)]
     Store(#[from] StoreError),

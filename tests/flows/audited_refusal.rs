@@ -163,3 +163,42 @@ async fn each_refused_request_has_one_audit_event_with_its_reason() {
     assert_eq!((&read["outcome"], &read["event"]["action"]), (&json!("done"), &json!("find_card")));
     assert_eq!(read["event"]["card"], "411111******1111");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_of_one_card_has_every_access_to_it_and_no_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let (engine, device) = (EngineProcess::start(directory.path(), ""), device());
+    let mut client = engine.client().await;
+    // Both masked as **5301.
+    for plastic in ["105301", "205301"] {
+        client.set(&device, plastic, "2580").await.unwrap();
+    }
+    assert_eq!(engine.terminate(), 0);
+
+    // The reference of a card is the same after a restart.
+    let engine = EngineProcess::start(directory.path(), "");
+    let mut client = engine.client().await;
+    let shown = client.open("105301", Scope::ViewPin).await.unwrap().control_id;
+    client.pins.view_pin(view(&shown, device.public_key_der())).await.unwrap();
+    client.pins.view_pin(view(&shown, device.public_key_der())).await.err().expect("the control is spent");
+    client.cards.find_card(find("105301")).await.unwrap();
+    client.open("205301", Scope::ViewPin).await.unwrap();
+    assert_eq!(engine.terminate(), 0);
+
+    let of_card = |plastic: &str, tenant: &str| exported(directory.path(), &["--card", plastic, "--tenant", tenant]);
+    let entries = of_card("105301", TENANT);
+    let accesses: Vec<_> = entries.iter().map(|entry| (&entry["event"]["action"], &entry["outcome"])).collect();
+    let expected = [
+        ("open_control", "done"),
+        ("issue_tzpk", "done"),
+        ("set_pin", "done"),
+        ("open_control", "done"),
+        ("view_pin", "done"),
+        ("view_pin", "control_not_usable"),
+        ("find_card", "done"),
+    ]
+    .map(|(action, outcome)| (json!(action), json!(outcome)));
+    assert!(accesses.into_iter().eq(expected.iter().map(|(action, outcome)| (action, outcome))), "{entries:?}");
+    assert_eq!(of_card("205301", TENANT).len(), 4);
+    assert!(of_card("105301", "other").is_empty() && of_card("5301", TENANT).is_empty());
+}

@@ -185,6 +185,7 @@ pub(super) mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::card_reference::CardReference;
     use crate::entry::{
         Action, BlockFormat, Body, CallDenial, CardEvent, Event, Formats, Isolation, KeyStamp, Level, Method, Outcome,
         Stamp, StoreOrigin,
@@ -212,6 +213,7 @@ pub(super) mod tests {
             body: Body::Card(CardEvent {
                 action: Action::SetPin,
                 card: "411111******1111".into(),
+                reference: CardReference::from_bytes([0xCD; 16]),
                 control: number.is_multiple_of(3).then(ControlId::random),
                 formats: number.is_multiple_of(2).then_some(Formats { from: BlockFormat::Iso1, to: BlockFormat::Iso4 }),
             }),
@@ -387,6 +389,7 @@ pub(super) mod tests {
             ("the control in capitals", text.replace(&control, &control.to_uppercase())),
             ("the control without hyphens", text.replace(&control, &control.replace('-', ""))),
             ("the request in capitals", text.replace("abababab", "ABABABAB")),
+            ("the card reference in capitals", text.replace("cdcdcdcd", "CDCDCDCD")),
             (
                 "the hash in capitals",
                 text.replace(&lower::encode_string(&entry.hash), &lower::encode_string(&entry.hash).to_uppercase()),

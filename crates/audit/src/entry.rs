@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use super::card_reference::CardReference;
 use domain::card::Tenant;
 use domain::control::ControlId;
 use domain::request_id::RequestId;
@@ -134,6 +135,8 @@ pub struct CardEvent {
     pub action: Action,
     /// The masked account number; of a card without one the masked plastic id ([`domain::card::PlasticId::masked`]).
     pub card: Box<str>,
+    /// The keyed reference of the card: the same in every event of the card in this store.
+    pub reference: CardReference,
     /// The control that authorizes the request; `None` where a card is registered.
     #[serde(serialize_with = "option_to_json", deserialize_with = "optional_control_from_json")]
     pub control: Option<ControlId>,
@@ -314,6 +317,14 @@ coded! {
 }
 
 impl Body {
+    /// The reference of the card that the event is about; `None` for an event without a known card.
+    pub fn card_reference(&self) -> Option<CardReference> {
+        match self {
+            Self::Card(event) => Some(event.reference),
+            _ => None,
+        }
+    }
+
     /// The name of the engine that started, `HOST:STORE DIRECTORY`; `None` for any other event.
     pub fn started_engine(&self) -> Option<&str> {
         match self {
@@ -596,6 +607,7 @@ fn append_body(bytes: &mut Vec<u8>, body: &Body) {
         Body::Card(event) => {
             bytes.extend_from_slice(&[6, event.action.code()]);
             append_text(bytes, &event.card);
+            bytes.extend_from_slice(event.reference.as_bytes());
             append_option(bytes, event.control.as_ref().map(|control| control.as_bytes().as_slice()));
             let formats = event.formats.map(|formats| [formats.from.code(), formats.to.code()]);
             append_option(bytes, formats.as_ref().map(<[u8; 2]>::as_slice));
@@ -684,6 +696,7 @@ impl<'a> Reader<'a> {
             6 => Body::Card(CardEvent {
                 action: Action::from_code(self.byte()?)?,
                 card: self.text()?.into(),
+                reference: CardReference::from_bytes(self.array()?),
                 control: self.option()?.map(ControlId::from_bytes),
                 formats: match self.option()? {
                     Some([from, to]) => {

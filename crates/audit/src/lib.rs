@@ -1,7 +1,8 @@
 //! The audit chain: typed events, the entries that chain them by SHA-256, the Merkle tree over the entries with its signed
 //! checkpoints, and the verification of all three. No I/O, no clock.
 //!
-//! An event must never contain a PIN block (not even encrypted), a hash of a PIN block, or a full account number.
+//! An event must never contain a PIN block (not even encrypted), a hash of a PIN block, or a full account number. The only
+//! hash of a card number is the keyed [`card_reference`].
 //!
 //! ```
 //! use std::sync::Arc;
@@ -29,6 +30,7 @@
 //! # Ok::<(), audit::chain::ChainError>(())
 //! ```
 
+pub mod card_reference;
 pub mod chain;
 pub mod ecs;
 pub mod entry;

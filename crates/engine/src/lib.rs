@@ -51,7 +51,7 @@ pub use self::{
 use crate::metrics::{Metrics, MetricsError};
 use crate::pin::Pins;
 use crate::rotation::Progress;
-use audit::{chain::Checkpoint, entry::Body};
+use audit::{card_reference::CardReferenceKey, chain::Checkpoint, entry::Body};
 use domain::limits::REQUEST_BYTES_MAX;
 use hsm_client::{AbsentKeys, Boundary, BoundaryError, KeyMismatch, OpenBoundary};
 use net::tls::{self, ListenError, ServerTls, TlsError};
@@ -113,7 +113,8 @@ impl Engine {
         if is_new {
             tracing::info!(store = store.place(), "the store is new: nothing that an engine kept before is in it");
         }
-        let pins = |boundary| Arc::new(Pins::new(boundary, Arc::clone(&store), config.rules));
+        let references = store.card_reference_key().await?.unwrap_or_else(CardReferenceKey::random);
+        let pins = |boundary| Arc::new(Pins::new(boundary, Arc::clone(&store), config.rules, references.clone()));
         let pins_of_thread = |number| pins(boundary.for_thread(number));
         let pins = pins(boundary.for_thread(0));
         pins.note_start(store.engine_name(), &status).await?;

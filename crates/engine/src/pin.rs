@@ -16,6 +16,7 @@ use hsm_protocol::{
 use thiserror::Error;
 use tokio::sync::watch;
 
+use audit::card_reference::CardReferenceKey;
 use audit::entry::{Action, BlockFormat, Body, CardEvent, Event, Formats, Isolation, KeyStamp, Level, Outcome, Stamp};
 use clock;
 use domain::caller::Caller;
@@ -39,6 +40,7 @@ pub struct Pins {
     boundary: Arc<dyn Boundary>,
     store: Arc<dyn Store>,
     rules: Rules,
+    references: CardReferenceKey,
     stamped: RwLock<Stamped>,
 }
 
@@ -58,11 +60,11 @@ pub struct Rules {
 }
 
 impl Pins {
-    /// The use cases over an open boundary and an open store.
-    pub fn new(boundary: Arc<dyn Boundary>, store: Arc<dyn Store>, rules: Rules) -> Self {
+    /// The use cases over an open boundary and an open store. `references` is the key of the card references in audit events.
+    pub fn new(boundary: Arc<dyn Boundary>, store: Arc<dyn Store>, rules: Rules, references: CardReferenceKey) -> Self {
         let mut status = boundary.watched();
         let stamp = Arc::new(stamp_of(&status.borrow_and_update()));
-        Self { boundary, store, rules, stamped: RwLock::new(Stamped { status, stamp }) }
+        Self { boundary, store, rules, references, stamped: RwLock::new(Stamped { status, stamp }) }
     }
 
     /// The present stamp of the boundary. An audit event is made after the boundary's reply, so that its stamp names the keys
@@ -90,17 +92,17 @@ impl Pins {
         plastic: PlasticId,
         number: Option<AccountNumber>,
     ) -> Result<Card, RegisterCardError> {
-        let registered = self.register(caller, plastic, number).await;
-        self.audit_refusal(caller, || Body::Card(about_card(Action::RegisterCard, &plastic, None)), registered).await
+        let card = CardKey { tenant: caller.tenant, plastic };
+        let registered = self.register(caller, card, number).await;
+        self.audit_refusal(caller, || Body::Card(self.about_card(Action::RegisterCard, &card, None)), registered).await
     }
 
     async fn register(
         &self,
         caller: &Caller,
-        plastic: PlasticId,
+        card: CardKey,
         number: Option<AccountNumber>,
     ) -> Result<Card, RegisterCardError> {
-        let card = CardKey { tenant: caller.tenant, plastic };
         let account = match number {
             Some(number) => {
                 let masked = number.masked().into();
@@ -112,7 +114,7 @@ impl Pins {
             }
             None => None,
         };
-        let event = self.card_event(caller, about_card(Action::RegisterCard, &plastic, account.as_ref()));
+        let event = self.card_event(caller, self.about_card(Action::RegisterCard, &card, account.as_ref()));
         Ok(self.store.register_card(card, account, event).await?)
     }
 
@@ -121,8 +123,9 @@ impl Pins {
     /// # Errors
     /// [`Denied::CardUnknown`], or the store failed.
     pub async fn find_card(&self, caller: &Caller, plastic: PlasticId) -> Result<Card, ChangeError> {
-        let found = self.store.card(&CardKey { tenant: caller.tenant, plastic }).await?;
-        let event = about_card(Action::FindCard, &plastic, found.as_ref().and_then(|card| card.account.as_ref()));
+        let card = CardKey { tenant: caller.tenant, plastic };
+        let found = self.store.card(&card).await?;
+        let event = self.about_card(Action::FindCard, &card, found.as_ref().and_then(|card| card.account.as_ref()));
         let outcome = if found.is_some() { Outcome::Done } else { Outcome::CardUnknown };
         self.store.record_event(Event { outcome, ..self.card_event(caller, event) }).await?;
         Ok(found.ok_or(Denied::CardUnknown)?)
@@ -142,10 +145,10 @@ impl Pins {
         let card = CardKey { tenant: caller.tenant, plastic };
         let id = ControlId::random();
         let control = NewControl { id, card, scope, lifetime: self.rules.control_lifetime, device_key };
-        let opened = CardEvent { control: Some(id), ..about_card(Action::OpenControl, &plastic, None) };
+        let opened = CardEvent { control: Some(id), ..self.about_card(Action::OpenControl, &card, None) };
         let event = self.card_event(caller, opened);
         let opened = self.store.open_control(control, self.rules.admission, event).await;
-        self.audit_refusal(caller, || Body::Card(about_card(Action::OpenControl, &plastic, None)), opened).await
+        self.audit_refusal(caller, || Body::Card(self.about_card(Action::OpenControl, &card, None)), opened).await
     }
 
     /// Makes a fresh tzpk for the control's device. Only the newest tzpk of a control is valid.
@@ -160,7 +163,7 @@ impl Pins {
     ) -> Result<IssuedTzpk, IssueTzpkError> {
         let mut found = None;
         let issued = self.issue(caller, id, device, &mut found).await;
-        self.audit_refusal(caller, || under_control(Action::IssueTzpk, id, found.as_ref()), issued).await
+        self.audit_refusal(caller, || self.under_control(Action::IssueTzpk, id, found.as_ref()), issued).await
     }
 
     async fn issue(
@@ -207,7 +210,7 @@ impl Pins {
     pub async fn set_pin(&self, caller: &Caller, id: ControlId, block: &EncryptedBlock) -> Result<(), SetPinError> {
         let mut found = None;
         let set = self.set(caller, id, block, &mut found).await;
-        self.audit_refusal(caller, || under_control(Action::SetPin, id, found.as_ref()), set).await
+        self.audit_refusal(caller, || self.under_control(Action::SetPin, id, found.as_ref()), set).await
     }
 
     async fn set(
@@ -244,7 +247,7 @@ impl Pins {
     pub async fn view_pin(&self, caller: &Caller, id: ControlId, device: &DeviceKey) -> Result<ShownPin, ViewPinError> {
         let mut found = None;
         let viewed = self.view(caller, id, device, &mut found).await;
-        self.audit_refusal(caller, || under_control(Action::ViewPin, id, found.as_ref()), viewed).await
+        self.audit_refusal(caller, || self.under_control(Action::ViewPin, id, found.as_ref()), viewed).await
     }
 
     async fn view(
@@ -273,7 +276,7 @@ impl Pins {
                 return Err(hsm_protocol::Error::UnexpectedReply.into());
             };
 
-            let event = self.card_event(caller, CardEvent { formats, ..about_control(Action::ViewPin, control) });
+            let event = self.card_event(caller, CardEvent { formats, ..self.about_control(Action::ViewPin, control) });
             match self.store.advance(id, Transition::View { shown: pin.record }, event).await {
                 Ok(()) => {}
                 // Another request replaced the PIN record: start over with the newest record.
@@ -387,9 +390,10 @@ impl Pins {
     pub async fn note_start(&self, engine: &str, status: &hsm_protocol::Status) -> Result<(), StoreError> {
         let keys = hsm_protocol::frame::write_key_list(status.keys());
         self.store
-            .set_keys_in_use(
+            .set_keys_at_start(
                 keys.into(),
                 min_key_versions(status),
+                self.references.clone(),
                 self.engine_event(Body::EngineStarted { engine: engine.into() }),
             )
             .await
@@ -469,7 +473,7 @@ impl Pins {
             account: account(control.account.as_ref())?,
         };
         let translated = self.boundary.execute(translate).await;
-        let card = about_control(Action::SetPin, control);
+        let card = self.about_control(Action::SetPin, control);
         match translated {
             Ok(Reply::Record { record, retry_tag: Some(retry_tag) }) => {
                 let formats = Some(Formats { from: BlockFormat::Iso1, to: block_format(record.form()) });
@@ -533,8 +537,24 @@ impl Pins {
         self.store.record_event(event).await
     }
 
+    fn about_card(&self, action: Action, card: &CardKey, account: Option<&RegisteredAccount>) -> CardEvent {
+        let masked = account.map_or_else(|| card.plastic.masked().into(), |account| account.masked.clone());
+        CardEvent { action, card: masked, reference: self.references.reference(card), control: None, formats: None }
+    }
+
+    fn about_control(&self, action: Action, control: &Control) -> CardEvent {
+        let event = self.about_card(action, &control.card, control.account.as_ref());
+        CardEvent { control: Some(control.id), ..event }
+    }
+
+    /// What a refused request under a control is about: its card, where the store has the control.
+    fn under_control(&self, action: Action, id: ControlId, found: Option<&Control>) -> Body {
+        let about_card = |control| Body::Card(self.about_control(action, control));
+        found.map_or(Body::UnknownControl { action, control: id }, about_card)
+    }
+
     fn control_event(&self, caller: &Caller, action: Action, control: &Control) -> Event {
-        self.card_event(caller, about_control(action, control))
+        self.card_event(caller, self.about_control(action, control))
     }
 
     fn card_event(&self, caller: &Caller, card: CardEvent) -> Event {
@@ -633,21 +653,6 @@ fn block_format(form: hsm_protocol::StorageFormat) -> BlockFormat {
         hsm_protocol::StorageFormat::Iso3 => BlockFormat::Iso3,
         hsm_protocol::StorageFormat::Iso0 => BlockFormat::Iso0,
     }
-}
-
-fn about_card(action: Action, plastic: &PlasticId, account: Option<&RegisteredAccount>) -> CardEvent {
-    let card = account.map_or_else(|| plastic.masked().into(), |account| account.masked.clone());
-    CardEvent { action, card, control: None, formats: None }
-}
-
-fn about_control(action: Action, control: &Control) -> CardEvent {
-    let event = about_card(action, &control.card.plastic, control.account.as_ref());
-    CardEvent { control: Some(control.id), ..event }
-}
-
-/// What a refused request under a control is about: its card, where the store has the control.
-fn under_control(action: Action, id: ControlId, found: Option<&Control>) -> Body {
-    found.map_or(Body::UnknownControl { action, control: id }, |control| Body::Card(about_control(action, control)))
 }
 
 /// A tzpk for a device.

@@ -1,5 +1,6 @@
 //! Rows as bytes: versioned, texts and blobs with their length before them.
 
+use audit::card_reference::CardReferenceKey;
 use domain::card::{CardKey, PlasticId, RegisteredAccount, StoredPin, Tenant};
 use domain::control::{Control, ControlId, ControlState, RETRY_GRACE, RetryTag, Scope, SealedTzpk, Spent, Thumbprint};
 use domain::rules::CardState;
@@ -111,6 +112,11 @@ pub(super) fn decode_min(bytes: &[u8]) -> Option<MinKeyVersions> {
     let mut version = || read.array().map(u16::from_be_bytes);
     let min = MinKeyVersions { wrapped: version()?, iso_4: version()?, tdes: version()? };
     read.end(min)
+}
+
+/// The 32 bytes of the key.
+pub(super) fn decode_card_reference_key(bytes: &[u8]) -> Option<CardReferenceKey> {
+    bytes.try_into().ok().map(CardReferenceKey::from_bytes)
 }
 
 /// The controlId, then the other fields. A spent control keeps its retry tag, and no device key or account number.

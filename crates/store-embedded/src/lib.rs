@@ -58,7 +58,9 @@ use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, config::
 use tempfile::TempDir;
 
 use self::{
-    codec::{PinRow, card_key, card_of_key, decode_card, decode_control, decode_min, decode_pin},
+    codec::{
+        PinRow, card_key, card_of_key, decode_card, decode_card_reference_key, decode_control, decode_min, decode_pin,
+    },
     journal::JournalError,
     live::LiveControls,
     page::{ControlPage, EntryPage},
@@ -67,6 +69,7 @@ use self::{
     writer::{Command, OnDisk},
 };
 use audit::{
+    card_reference::CardReferenceKey,
     chain::Checkpoint,
     entry::{Entry, Event},
 };
@@ -80,7 +83,7 @@ use store::{
 };
 
 /// The format of a directory this release reads and writes.
-const FORMAT: u32 = 6;
+const FORMAT: u32 = 7;
 /// The file that makes a directory a store's.
 const FORMAT_FILE: &str = "FORMAT";
 /// The text of this file before the number of the format.
@@ -93,6 +96,8 @@ const DATABASE: &str = "db";
 const HEAD_KEY: &str = "audit head";
 /// A key of the meta keyspace: the list of the keys that the engine last used, as `hsm::KeyId` writes it.
 const KEYS_KEY: &str = "keys in use";
+/// A key of the meta keyspace: the 32 bytes of the [`CardReferenceKey`].
+const CARD_REFERENCE_KEY: &str = "card reference key";
 /// A key of the meta keyspace: [`MinKeyVersions`].
 const MIN_KEY_VERSIONS_KEY: &str = "min key versions";
 
@@ -413,6 +418,14 @@ impl Store for Embedded {
     fn needs_keys(&self) -> Answer<'_, bool> {
         self.read(|Shared { pins, cards, .. }| {
             Ok(!pins.is_empty().map_err(unavailable)? || !cards.is_empty().map_err(unavailable)?)
+        })
+    }
+
+    fn card_reference_key(&self) -> Answer<'_, Option<CardReferenceKey>> {
+        self.read(|shared| {
+            let Some(bytes) = shared.meta.get(CARD_REFERENCE_KEY).map_err(unavailable)? else { return Ok(None) };
+            let key = decode_card_reference_key(&bytes);
+            Ok(Some(key.ok_or_else(|| damaged("meta", "the card reference key can't be read"))?))
         })
     }
 

@@ -6,8 +6,8 @@ use std::ops::Bound;
 use fjall::{Keyspace, UserKey};
 
 use super::{
-    HEAD_KEY, KEYS_KEY, MIN_KEY_VERSIONS_KEY, Tables,
-    codec::{card_of_key, decode_card, decode_control, decode_min, decode_pin},
+    CARD_REFERENCE_KEY, HEAD_KEY, KEYS_KEY, MIN_KEY_VERSIONS_KEY, Tables,
+    codec::{card_of_key, decode_card, decode_card_reference_key, decode_control, decode_min, decode_pin},
     decode_head, number_of,
     page::{ControlPage, EntryPage},
 };
@@ -93,6 +93,7 @@ impl Walk {
             row.inspect_err(|error| self.note("meta", format!("the row {key:?} can't be read: {error}"))).ok()
         };
         let (head, keys, min) = (read(HEAD_KEY), read(KEYS_KEY), read(MIN_KEY_VERSIONS_KEY));
+        let card_references = read(CARD_REFERENCE_KEY);
         if let Some(Some(keys)) = keys {
             keep(RowKind::Meta, KEYS_KEY.as_bytes(), &keys)?;
             self.has_key_list = true;
@@ -101,6 +102,12 @@ impl Walk {
             match decode_min(&min) {
                 Some(_) => keep(RowKind::Meta, MIN_KEY_VERSIONS_KEY.as_bytes(), &min)?,
                 None => self.note("meta", "the minimum key versions can't be read"),
+            }
+        }
+        if let Some(Some(key)) = card_references {
+            match decode_card_reference_key(&key) {
+                Some(_) => keep(RowKind::Meta, CARD_REFERENCE_KEY.as_bytes(), &key)?,
+                None => self.note("meta", "the card reference key can't be read"),
             }
         }
         // A store without a head has no entry.

@@ -11,7 +11,7 @@ use fjall::{OwnedWriteBatch as WriteBatch, PersistMode};
 use hashbrown::HashMap;
 
 use super::{
-    HEAD_KEY, KEYS_KEY, MIN_KEY_VERSIONS_KEY, Queue, Shared,
+    CARD_REFERENCE_KEY, HEAD_KEY, KEYS_KEY, MIN_KEY_VERSIONS_KEY, Queue, Shared,
     codec::{
         PinRow, card_key, decode_card, decode_control, encode_card, encode_control, encode_min, encode_pin, has_set,
     },
@@ -225,10 +225,13 @@ impl<'a> Batch<'a> {
             Change::Advance { control, transition } => self.advance(control, transition),
             Change::ConfirmRetry { control, retry } => self.confirm_retry(control, &retry),
             Change::Reencrypt(pins) => self.reencrypt(pins),
-            Change::SetKeysInUse { keys, min } => {
+            Change::SetKeysInUse { keys, min, card_reference_key } => {
                 *self.min = min;
                 self.write.insert(&self.shared.meta, KEYS_KEY, &*keys);
                 self.write.insert(&self.shared.meta, MIN_KEY_VERSIONS_KEY, encode_min(&min));
+                if let Some(key) = card_reference_key {
+                    self.write.insert(&self.shared.meta, CARD_REFERENCE_KEY, key.as_bytes());
+                }
                 Ok(Outcome::Done)
             }
             Change::RecordEvent => Ok(Outcome::Done),

@@ -30,6 +30,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{ChangeError, Store, StoreError};
 use audit::{
+    card_reference::{CardReference, CardReferenceKey},
     chain::ChainVerifier,
     entry::{Action, Body, CardEvent, Entry, Event, Isolation, Level, Outcome, Stamp},
 };
@@ -99,7 +100,13 @@ pub fn control(card: CardKey) -> NewControl {
 }
 
 pub fn card_event(action: Action) -> Event {
-    engine_event(Body::Card(CardEvent { action, card: "***1".into(), control: None, formats: None }))
+    engine_event(Body::Card(CardEvent {
+        action,
+        card: "***1".into(),
+        reference: CardReference::from_bytes([7; 16]),
+        control: None,
+        formats: None,
+    }))
 }
 
 pub fn engine_event(body: Body) -> Event {
@@ -508,7 +515,9 @@ async fn a_restart_keeps_the_keys_in_use_and_their_minimum_versions(open: impl A
     let store = open().await;
     assert_eq!(keys(&store).await, (None, false));
     let started = engine_event(Body::EngineStarted { engine: "host:/store".into() });
-    store.set_keys_in_use([1].into(), MinKeyVersions::default(), started).await.unwrap();
+    assert!(store.card_reference_key().await.unwrap().is_none());
+    let references = CardReferenceKey::random();
+    store.set_keys_at_start([1].into(), MinKeyVersions::default(), references.clone(), started).await.unwrap();
     let min = MinKeyVersions { iso_4: 2, ..MinKeyVersions::default() };
     store.set_keys_in_use([2, 3].into(), min, engine_event(Body::KeysReloaded)).await.unwrap();
     let control = keyed(&*store, card(1)).await;
@@ -517,6 +526,7 @@ async fn a_restart_keeps_the_keys_in_use_and_their_minimum_versions(open: impl A
 
     let store = open().await;
     assert_eq!(keys(&store).await, (Some(vec![2, 3]), true));
+    assert_eq!(store.card_reference_key().await.unwrap().unwrap().as_bytes(), references.as_bytes());
     assert!(is_superseded(&set(&*store, control.id, 1).await));
     set(&*store, control.id, 2).await.unwrap();
     close(store).await;

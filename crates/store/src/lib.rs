@@ -36,6 +36,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use audit::{
+    card_reference::CardReferenceKey,
     chain::Checkpoint,
     entry::{Body, Entry, Event},
 };
@@ -90,6 +91,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// The list of keys of the last [`Change::SetKeysInUse`]; `None` where no engine has started on the store.
     fn keys_in_use(&self) -> Answer<'_, Option<Vec<u8>>>;
+
+    /// The key of the card references in the audit events of this store; `None` where no engine has started on the store.
+    fn card_reference_key(&self) -> Answer<'_, Option<CardReferenceKey>>;
 
     /// Entries of the audit chain from sequence number `from` on, oldest first, at most `limit` of them.
     fn audit(&self, from: u64, limit: usize) -> Answer<'_, Vec<Entry>>;
@@ -151,6 +155,8 @@ pub enum Change {
         keys: Box<[u8]>,
         /// The minimum key versions of records that later changes write.
         min: MinKeyVersions,
+        /// The key of the card references; `None` keeps the stored one.
+        card_reference_key: Option<Box<CardReferenceKey>>,
     },
     /// Records the event alone: a denial, a start, a stop. [`Outcome::Done`].
     RecordEvent,
@@ -263,7 +269,22 @@ impl dyn Store + '_ {
     /// # Errors
     /// An error of the store.
     pub async fn set_keys_in_use(&self, keys: Box<[u8]>, min: MinKeyVersions, event: Event) -> Result<(), StoreError> {
-        self.apply(Change::SetKeysInUse { keys, min }, event, None).await.map(drop)
+        self.apply(Change::SetKeysInUse { keys, min, card_reference_key: None }, event, None).await.map(drop)
+    }
+
+    /// [`Change::SetKeysInUse`] of an engine that starts, with the key of its card references.
+    ///
+    /// # Errors
+    /// An error of the store.
+    pub async fn set_keys_at_start(
+        &self,
+        keys: Box<[u8]>,
+        min: MinKeyVersions,
+        card_reference_key: CardReferenceKey,
+        event: Event,
+    ) -> Result<(), StoreError> {
+        let change = Change::SetKeysInUse { keys, min, card_reference_key: Some(Box::new(card_reference_key)) };
+        self.apply(change, event, None).await.map(drop)
     }
 
     /// [`Change::RecordEvent`].

@@ -7,6 +7,7 @@ use tokio::runtime::Builder;
 
 use super::{BenchError, MemoryArguments};
 use crate::commands::demo::TemporaryDirectory;
+use audit::card_reference::CardReference;
 use audit::entry::{Action, Body, CardEvent, Event, Isolation, Level, Outcome, Stamp};
 use domain::card::{CardKey, PlasticId, RegisteredAccount, Tenant};
 use domain::control::{ControlId, NewControl, Scope, SealedTzpk, Transition};
@@ -70,7 +71,13 @@ async fn open(store: &dyn Store, number: usize, bar: &ProgressBar) -> Result<(),
         request: None,
         outcome: Outcome::Done,
         stamp: Arc::clone(&stamp),
-        body: Body::Card(CardEvent { action, card: "411111******1111".into(), control: None, formats: None }),
+        body: Body::Card(CardEvent {
+            action,
+            card: "411111******1111".into(),
+            reference: CardReference::from_bytes([7; 16]),
+            control: None,
+            formats: None,
+        }),
     };
     if number.is_multiple_of(8) {
         let account = RegisteredAccount { sealed: [7; 30].into(), masked: "411111******1111".into() };
