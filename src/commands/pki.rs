@@ -41,15 +41,15 @@ pub(crate) struct DevArguments {
 /// The holder of a certificate. The name in the certificate is `{name}.pinseal.test`.
 struct Holder {
     name: &'static str,
-    /// The rights in the engine's `[[peers]]`, as TOML array items; empty for the engine, which makes no calls.
-    rights: &'static str,
+    /// The roles in the engine's `[[peers]]`, as TOML array items; empty for the engine, which makes no calls.
+    roles: &'static str,
 }
 
 const HOLDERS: [Holder; 4] = [
-    Holder { name: "engine", rights: "" },
-    Holder { name: "edge", rights: r#""controls", "pins""# },
-    Holder { name: "client", rights: r#""controls", "pins", "cards""# },
-    Holder { name: "operator", rights: r#""keys", "audit""# },
+    Holder { name: "engine", roles: "" },
+    Holder { name: "edge", roles: r#""edge-set", "edge-view""# },
+    Holder { name: "client", roles: r#""edge-set", "edge-view", "card-system""# },
+    Holder { name: "operator", roles: r#""operator", "auditor""# },
 ];
 
 /// Generates the files, and prints the configuration lines that use them.
@@ -78,13 +78,13 @@ pub(crate) fn run(arguments: PkiArguments) -> Result<(), PkiError> {
     Ok(())
 }
 
-/// The entries of engine.toml that give each certificate its rights.
+/// The entries of engine.toml that give each certificate its roles.
 fn peers() -> String {
-    let with_rights = HOLDERS.iter().filter(|holder| !holder.rights.is_empty());
-    let entry = |Holder { name, rights }: &Holder| {
-        format!("[[peers]]\ncertificate_name = \"{name}.pinseal.test\"\nrights = [{rights}]\n\n")
+    let with_roles = HOLDERS.iter().filter(|holder| !holder.roles.is_empty());
+    let entry = |Holder { name, roles }: &Holder| {
+        format!("[[peers]]\ncertificate_name = \"{name}.pinseal.test\"\nroles = [{roles}]\n\n")
     };
-    with_rights.map(entry).collect()
+    with_roles.map(entry).collect()
 }
 
 /// Generates `ca.pem`, and `NAME.pem` and `NAME.key` for engine, edge, client and operator. Does not store the key of the CA.

@@ -1,4 +1,4 @@
-//! Rights: every method of every service, and the audit entries that an auditor may read.
+//! Roles: every method of every service, and the audit entries that an auditor may read.
 
 use std::collections::BTreeSet;
 
@@ -51,13 +51,15 @@ struct ForTenant {
     tenant: String,
 }
 
-/// The services of an engine, each with the right that it requires.
-const RIGHTS: [(&str, &str); 5] = [
-    ("pinseal.v1.AuditService", "audit"),
-    ("pinseal.v1.CardService", "cards"),
-    ("pinseal.v1.ControlService", "controls"),
-    ("pinseal.v1.KeyService", "keys"),
-    ("pinseal.v1.PinService", "pins"),
+/// Every role, with the methods that it may call.
+const ROLES: [(&str, &[&str]); 7] = [
+    ("edge-set", &["ControlService/OpenControl", "PinService/IssueTzpk", "PinService/SetPin"]),
+    ("edge-view", &["ControlService/OpenControl", "PinService/ViewPin"]),
+    ("card-system", &["CardService/RegisterCard", "CardService/FindCard"]),
+    ("authorization-host", &[]),
+    ("custodian", &["KeyService/ListKeys", "KeyService/CountRecords"]),
+    ("auditor", &["AuditService/ExportAudit"]),
+    ("operator", &["KeyService/ListKeys", "KeyService/CountRecords", "KeyService/WatchRotation"]),
 ];
 
 /// Service and path of every method.
@@ -83,33 +85,35 @@ async fn call(channel: &Channel, path: &str, tenant: &str) -> Result<(), Status>
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_method_serves_a_peer_without_its_right() {
-    let directory = tempfile::tempdir().unwrap();
-    let (tls, _) = certificates(directory.path());
-    let served: Vec<_> = methods().into_iter().filter(|(service, _)| service != "pinseal.v1.EchoService").collect();
-    let services: BTreeSet<_> = served.iter().map(|(service, _)| service.as_str()).collect();
-    assert_eq!(services, RIGHTS.iter().map(|(service, _)| *service).collect(), "RIGHTS names every service");
+async fn a_role_may_call_its_methods_and_no_other() {
+    let served: Vec<_> = methods().into_iter().map(|(_, path)| path).collect();
+    let full = |method: &&str| format!("/pinseal.v1.{method}");
+    let named: BTreeSet<_> = ROLES.iter().flat_map(|(_, methods)| methods.iter().map(full)).collect();
+    assert_eq!(named, served.iter().cloned().collect(), "ROLES names every method");
 
-    for (service, right) in RIGHTS {
-        let others = RIGHTS.iter().filter(|(other, _)| *other != service).map(|(_, right)| format!("{right:?}"));
-        let all_but = others.collect::<Vec<_>>().join(", ");
-        let engine =
-            EngineProcess::start(directory.path(), &format!("{tls}\n{}{}", peer("edge", &all_but), peer("client", "")));
-        let by = |holder| channel_as(holder, directory.path(), &engine);
-        let (all_but, none, unknown) = (by("edge"), by("client"), by("operator"));
-        for (_, path) in served.iter().filter(|(of, _)| of == service) {
-            for (channel, holder, what) in [
-                (&all_but, "edge", format!("does not have the right {right}")),
-                (&none, "client", format!("does not have the right {right}")),
-                (&unknown, "operator", "add [[peers]] with certificate_name = \"operator.pinseal.test\"".into()),
-            ] {
-                let refused = call(channel, path, "").await.unwrap_err();
-                assert_eq!(
-                    (refused.code(), &*reason(&refused)),
-                    (Code::PermissionDenied, "CALLER_FORBIDDEN"),
-                    "{path}"
-                );
-                assert!(refused.message().contains(&what), "{path} by {holder}: {}", refused.message());
+    let holders = ["edge", "client", "operator"];
+    for roles in ROLES.chunks(holders.len()) {
+        let directory = tempfile::tempdir().unwrap();
+        let (tls, _) = certificates(directory.path());
+        let entry = |((role, _), holder): (&(&str, &[&str]), &str)| peer(holder, &format!("{role:?}"));
+        let peers = roles.iter().zip(holders).map(entry).collect::<String>();
+        let engine = EngineProcess::start(directory.path(), &format!("{tls}\n{peers}"));
+        for (at, holder) in holders.into_iter().enumerate() {
+            let channel = channel_as(holder, directory.path(), &engine);
+            for path in &served {
+                let refused =
+                    call(&channel, path, "").await.err().filter(|status| reason(status) == "CALLER_FORBIDDEN");
+                let role = roles.get(at).map(|(role, _)| *role);
+                let may = roles.get(at).is_some_and(|(_, methods)| methods.iter().any(|method| full(method) == *path));
+                assert_eq!(refused.is_none(), may, "{path} by {role:?}");
+                if let Some(refused) = refused {
+                    let words = match role {
+                        Some(_) => "has no role for this call: add `".to_owned(),
+                        None => format!("add [[peers]] with certificate_name = \"{holder}.pinseal.test\""),
+                    };
+                    assert_eq!(refused.code(), Code::PermissionDenied, "{path} by {role:?}");
+                    assert!(refused.message().contains(&words), "{path} by {role:?}: {}", refused.message());
+                }
             }
         }
         assert_eq!(engine.terminate(), 0);
@@ -120,7 +124,7 @@ async fn no_method_serves_a_peer_without_its_right() {
 async fn no_method_serves_a_peer_for_another_tenant() {
     let directory = tempfile::tempdir().unwrap();
     let (tls, _) = certificates(directory.path());
-    let peers = peer("edge", r#""controls", "pins", "cards""#) + "tenants = [\"bank\"]\n";
+    let peers = peer("edge", r#""edge-set", "edge-view", "card-system""#) + "tenants = [\"bank\"]\n";
     let engine = EngineProcess::start(directory.path(), &format!("{tls}\n{peers}"));
     let edge = channel_as("edge", directory.path(), &engine);
     for (service, path) in methods() {
@@ -138,9 +142,9 @@ async fn no_method_serves_a_peer_for_another_tenant() {
 async fn an_auditor_of_one_tenant_reads_its_entries_alone() {
     let directory = tempfile::tempdir().unwrap();
     let (tls, _) = certificates(directory.path());
-    let peers = peer("edge", "\"controls\"")
-        + &peer("operator", "\"audit\"")
-        + &peer("client", "\"audit\"")
+    let peers = peer("edge", "\"edge-set\"")
+        + &peer("operator", "\"auditor\"")
+        + &peer("client", "\"auditor\"")
         + "tenants = [\"bank\"]\n";
     let engine = EngineProcess::start(directory.path(), &format!("{tls}\n{peers}"));
     let mut controls = ControlServiceClient::new(channel_as("edge", directory.path(), &engine));
@@ -178,7 +182,7 @@ async fn an_auditor_of_one_tenant_reads_its_entries_alone() {
 async fn a_denied_call_is_logged_and_audited() {
     let directory = tempfile::tempdir().unwrap();
     let (tls, _) = certificates(directory.path());
-    let peers = peer("edge", r#""controls", "pins""#) + "tenants = [\"bank\"]\n" + &peer("client", r#""audit""#);
+    let peers = peer("edge", r#""edge-set", "edge-view""#) + "tenants = [\"bank\"]\n" + &peer("client", r#""auditor""#);
     let engine = EngineProcess::start(directory.path(), &format!("{tls}\n{peers}"));
     let [edge, client, operator] = ["edge", "client", "operator"].map(|by| channel_as(by, directory.path(), &engine));
     let denied = [

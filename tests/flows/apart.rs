@@ -11,26 +11,28 @@ use support::{
 };
 
 #[test]
-fn a_peer_over_mutual_tls_has_only_its_rights() {
+fn a_peer_over_mutual_tls_has_only_its_roles() {
     let directory = tempfile::tempdir().unwrap();
     let (engine_tls, edge_tls) = certificates(directory.path());
-    let peers = peer("edge", "\"controls\"") + "tenants = [\"bank\"]";
+    let peers = peer("edge", "\"edge-set\"") + "tenants = [\"bank\"]";
     let engine = EngineProcess::start(directory.path(), &format!("{engine_tls}\n{peers}"));
     let address = format!("address = \"https://localhost:{}\"\n{edge_tls}", port_of(&engine));
     let edge = EdgeProcess::start(directory.path(), &address, "");
 
-    let opened = edge.post("/pincontrol/v2/plastic/6001?auditUser=it", "{\"scope\":\"VIEW_PIN\"}");
+    let opened = edge.post("/pincontrol/v2/plastic/6001?auditUser=it", "{\"scope\":\"SET_PIN\"}");
     assert_eq!(opened.status, 201, "{}", opened.text);
     let key = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, device().public_key_der());
     let view = json!({ "controlId": opened.member("id"), "publicKey": key }).to_string();
     assert_eq!(edge.post("/v3/view?auditUser=it", &view).fault(), (403, "CALLER_FORBIDDEN"));
+    let opened = edge.post("/pincontrol/v2/plastic/6001?auditUser=it", "{\"scope\":\"VIEW_PIN\"}");
+    assert_eq!(opened.fault(), (403, "CALLER_FORBIDDEN"));
 }
 
 #[test]
-fn an_operator_needs_mutual_tls_and_the_keys_right() {
+fn an_operator_needs_mutual_tls_and_its_role() {
     let directory = tempfile::tempdir().unwrap();
     let (engine_tls, _) = certificates(directory.path());
-    let peers = peer("client", "\"keys\"") + &peer("edge", "\"pins\"");
+    let peers = peer("client", "\"operator\"") + &peer("edge", "\"edge-set\"");
     let engine = EngineProcess::start(directory.path(), &format!("{engine_tls}\n{peers}"));
     let address = format!("https://localhost:{}", port_of(&engine));
     let watch = ["rotation", "watch", "--engine", &address];
@@ -43,7 +45,7 @@ fn an_operator_needs_mutual_tls_and_the_keys_right() {
     };
     assert_eq!(by("client"), (true, String::new()));
     let (watched, printed) = by("edge");
-    assert!(!watched && printed.contains("give a certificate the right `keys`"), "{printed}");
+    assert!(!watched && printed.contains("give a certificate the role `operator`"), "{printed}");
     let (watched, printed) = pinseal(&watch);
     assert!(!watched && printed.contains("without TLS") && printed.contains("--engine-roots"), "{printed}");
 }
@@ -52,7 +54,7 @@ fn an_operator_needs_mutual_tls_and_the_keys_right() {
 fn a_peer_without_a_trusted_certificate_is_rejected() {
     let directory = tempfile::tempdir().unwrap();
     let (engine_tls, _) = certificates(directory.path());
-    let engine = EngineProcess::start(directory.path(), &format!("{engine_tls}\n{}", peer("edge", "\"controls\"")));
+    let engine = EngineProcess::start(directory.path(), &format!("{engine_tls}\n{}", peer("edge", "\"edge-set\"")));
     let stranger = tempfile::tempdir().unwrap();
     let (_, stranger_tls) = certificates(stranger.path());
     for (scheme, tls) in [("http", ""), ("https", stranger_tls.as_str())] {
@@ -71,7 +73,7 @@ fn a_peer_without_a_trusted_certificate_is_rejected() {
 fn new_certificates_are_used_without_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let (engine_tls, edge_tls) = certificates(directory.path());
-    let engine = EngineProcess::start(directory.path(), &format!("{engine_tls}\n{}", peer("edge", "\"controls\"")));
+    let engine = EngineProcess::start(directory.path(), &format!("{engine_tls}\n{}", peer("edge", "\"edge-set\"")));
     std::fs::rename(directory.path().join("pki"), directory.path().join("pki-before")).unwrap();
     certificates(directory.path());
     // A new connection checks the files, at most once in two seconds.

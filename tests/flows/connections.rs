@@ -41,7 +41,7 @@ async fn is_served(mut client: Client, plastic: &str) {
 async fn silent_connections_keep_no_client_off_an_mtls_engine() {
     let directory = tempfile::tempdir().unwrap();
     let (tls, _) = certificates(directory.path());
-    let engine = EngineProcess::start_quiet(directory.path(), &format!("{tls}\n{}", peer("edge", "\"controls\"")));
+    let engine = EngineProcess::start_quiet(directory.path(), &format!("{tls}\n{}", peer("edge", "\"edge-set\"")));
     // The beginning of a ClientHello; no byte.
     for (plastic, words) in [("6101", &b"\x16\x03\x01\x02\x00"[..]), ("6102", b"")] {
         let _silent = silent(engine.address(), words);

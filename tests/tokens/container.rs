@@ -188,7 +188,7 @@ async fn the_production_images_set_and_view_a_pin() {
                   [boundary]\nsocket = \"/run/pinseal-hsm/socket\"\nhsm_user = 10002\n\
                   [tls]\ncertificates = \"/var/lib/pinseal/pki/engine.pem\"\n\
                   private_key = \"/var/lib/pinseal/pki/engine.key\"\nclient_roots = \"/var/lib/pinseal/pki/ca.pem\"\n\
-                  [[peers]]\ncertificate_name = \"client.pinseal.test\"\nrights = [\"controls\", \"pins\"]\n";
+                  [[peers]]\ncertificate_name = \"client.pinseal.test\"\nroles = [\"edge-set\", \"edge-view\"]\n";
     let engine = image("pinseal-engine")
         .with_exposed_port(50_051.tcp())
         .with_wait_for(WaitFor::message_on_stdout("pinseal engine listens on"))

@@ -49,7 +49,8 @@ pub struct EngineTls {
     /// Roots of the engine's certificate, in PEM; not needed for an engine on this machine without TLS
     #[arg(long, value_name = "FILE", requires_all = ["engine", "engine_certificates", "engine_private_key"])]
     engine_roots: Option<PathBuf>,
-    /// Certificate chain of this client, in PEM; an entry in the engine's [[peers]] gives it the right `keys` or `audit`
+    /// Certificate chain of this client, in PEM; an entry in the engine's [[peers]] gives it a role: operator, custodian or
+    /// auditor
     #[arg(long, value_name = "FILE", requires_all = ["engine_roots", "engine_private_key"])]
     engine_certificates: Option<PathBuf>,
     /// Private key of this client, in PEM; only the owner may read the file
@@ -154,9 +155,9 @@ pub enum OperatorError {
     /// The engine is busy, for example with another count.
     #[error("the engine is busy: {0}; try again later")]
     Busy(String),
-    /// The certificate of this client does not have the right for the call.
+    /// The certificate of this client does not have a role for the call.
     #[error(
-        "the engine rejected the call: {0}; the entries of [[peers]] in its configuration give a certificate the right `keys`, or `audit` for the audit chain"
+        "the engine rejected the call: {0}; the entries of [[peers]] in its configuration give a certificate the role `operator` or `custodian`, or `auditor` for the audit chain"
     )]
     Forbidden(String),
     /// The engine does not implement the call.

@@ -11,7 +11,7 @@ use std::{
 use serde::{Deserialize, de::IgnoredAny};
 
 use crate::{
-    Right,
+    Role,
     checkpoints::{CheckpointConfig, SIGNING_KEY},
     pin::Rules,
 };
@@ -28,7 +28,7 @@ pub struct EngineConfig {
     pub listen: SocketAddr,
     /// Mutual TLS; `None` is allowed on loopback only.
     pub tls: Option<ServerTlsConfig>,
-    /// The certificates that may call, and their rights. An engine with TLS needs at least one; without TLS they are unused.
+    /// The certificates that may call, and their roles. An engine with TLS needs at least one; without TLS they are unused.
     pub peers: Vec<Peer>,
     /// The place of the key boundary.
     pub boundary: BoundaryPlace,
@@ -55,8 +55,8 @@ pub struct EngineConfig {
 pub struct Peer {
     /// The first DNS or URI name of the certificate, else its common name.
     pub certificate_name: String,
-    /// The services that the peer may call.
-    pub rights: Vec<Right>,
+    /// The roles of the peer: the methods that it may call.
+    pub roles: Vec<Role>,
     /// The tenants that the peer may name; empty for all.
     pub tenants: Vec<Tenant>,
 }
@@ -162,8 +162,8 @@ impl Default for IsolationFile {
 struct PeerFile {
     /// The name on the certificate.
     certificate_name: String,
-    /// Some of `controls`, `pins`, `cards`, `audit` and `keys`.
-    rights: Vec<Right>,
+    /// Some of `edge-set`, `edge-view`, `card-system`, `authorization-host`, `custodian`, `auditor` and `operator`.
+    roles: Vec<Role>,
     /// Empty for all tenants.
     #[serde(default)]
     tenants: Vec<String>,
@@ -346,7 +346,7 @@ fn boundary_program() -> Result<PathBuf, ConfigError> {
 fn check_peers(peers: Vec<PeerFile>) -> Result<Vec<Peer>, ConfigError> {
     let mut names = HashSet::new();
     if let Some(twice) = peers.iter().find(|peer| !names.insert(&peer.certificate_name)) {
-        let problem = format!("{:?} has two entries: give one entry all its rights", twice.certificate_name);
+        let problem = format!("{:?} has two entries: give one entry all its roles", twice.certificate_name);
         return Err(ConfigError::value("peers.certificate_name", problem));
     }
     peers.into_iter().map(PeerFile::check).collect()
@@ -360,18 +360,19 @@ impl PeerFile {
                 "is empty: a certificate without a name cannot have rights",
             ));
         }
-        if self.rights.contains(&Right::Keys) && !self.tenants.is_empty() {
+        let covers_all = self.roles.iter().find(|role| role.covers_all_tenants());
+        if let Some(role) = covers_all.filter(|_| !self.tenants.is_empty()) {
             let problem = format!(
-                "{:?} is limited to tenants, and `keys` covers all tenants: give that right to a peer without tenants",
+                "{:?} is limited to tenants, and `{role}` covers all tenants: give that role to a peer without tenants",
                 self.certificate_name
             );
-            return Err(ConfigError::value("peers.rights", problem));
+            return Err(ConfigError::value("peers.roles", problem));
         }
         let tenants = self.tenants.iter().map(|tenant| Tenant::parse(tenant));
         Ok(Peer {
             tenants: tenants.collect::<Result<_, _>>().map_err(|error| ConfigError::value("peers.tenants", error))?,
             certificate_name: self.certificate_name,
-            rights: self.rights,
+            roles: self.roles,
         })
     }
 }
@@ -418,12 +419,12 @@ mod tests {
     #[test]
     fn an_invalid_peer_is_rejected() {
         let peer = |name: &str, more: &str| format!("[[peers]]\ncertificate_name = \"{name}\"\n{more}\n");
-        let pins = "rights = [\"pins\"]";
+        let pins = "roles = [\"edge-set\"]";
         let refused = |text: String| checked(&text).err().unwrap();
         assert!(refused(peer("", pins)).contains("a certificate without a name"));
         assert!(refused(peer("edge", pins) + &peer("edge", pins)).contains("\"edge\" has two entries"));
-        let keys = "rights = [\"keys\"]\ntenants = [\"bank\"]";
-        assert!(refused(peer("operator", keys)).contains("`keys` covers all tenants"));
+        let keys = "roles = [\"operator\"]\ntenants = [\"bank\"]";
+        assert!(refused(peer("operator", keys)).contains("`operator` covers all tenants"));
         assert_eq!(checked(&peer("edge", pins)).unwrap().peers.len(), 1);
     }
 

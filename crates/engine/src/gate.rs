@@ -18,7 +18,7 @@ use tonic::{
 use super::{
     call_rules::asked_timeout,
     method_table::{CoveredTenants, MethodAccess, access_to},
-    peer::{AdmittedPeer, Forbidden, Peers},
+    peer::{AdmittedPeer, Forbidden, Peers, Right},
     wire::{self, ToStatus},
 };
 use crate::pin::Pins;
@@ -120,7 +120,7 @@ impl Gate {
     fn admit<B>(&self, request: &Request<B>) -> Result<Call, NotAdmitted> {
         let access = access_to(request.uri().path()).ok_or(NotAdmitted::UnknownMethod)?;
         let id = request_id(request.headers());
-        let admitted = self.peers.admit(request.extensions(), access.right).and_then(|peer| match access.tenants {
+        let admitted = self.peers.admit(request.extensions(), access.rights).and_then(|peer| match access.tenants {
             CoveredTenants::All => peer.for_all_tenants().map(|()| peer),
             CoveredTenants::Named | CoveredTenants::OfCaller => Ok(peer),
         });
@@ -142,7 +142,24 @@ impl Gate {
     /// # Errors
     /// The status of the denied call, which is logged and audited.
     pub(super) async fn admit_tenant(&self, call: &Call, tenant: &Tenant) -> Result<(), Status> {
-        match call.peer.for_tenant(tenant) {
+        self.admit_if(call, call.peer.for_tenant(tenant), tenant).await
+    }
+
+    /// Checks that the caller of an admitted call for this tenant has the right for what the request asks.
+    ///
+    /// # Errors
+    /// The status of the denied call, which is logged and audited.
+    pub(super) async fn admit_rights(
+        &self,
+        call: &Call,
+        rights: &'static [Right],
+        tenant: &Tenant,
+    ) -> Result<(), Status> {
+        self.admit_if(call, call.peer.for_rights(rights), tenant).await
+    }
+
+    async fn admit_if(&self, call: &Call, admitted: Result<(), Forbidden>, tenant: &Tenant) -> Result<(), Status> {
+        match admitted {
             Ok(()) => Ok(()),
             Err(forbidden) => {
                 let denial = Denial { id: call.id, access: call.access, forbidden, tenant: Some(*tenant) };

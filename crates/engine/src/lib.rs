@@ -46,7 +46,7 @@ use self::{
 pub use self::{
     checkpoints::{CheckpointConfig, CheckpointError},
     engine_config::{BoundaryPlace, EngineConfig, Peer},
-    peer::Right,
+    peer::Role,
 };
 use crate::metrics::{Metrics, MetricsError};
 use crate::pin::Pins;
@@ -286,7 +286,7 @@ pub enum StartError {
     /// Mutual TLS is configured, and no certificate may call.
     #[error(
         "the engine has [tls] and no [[peers]]: no certificate would have a right. Add [[peers]] with certificate_name and \
-         rights for each certificate that calls, such as the edge's: rights = [\"controls\", \"pins\"]"
+         roles for each certificate that calls, such as the edge's: roles = [\"edge-set\", \"edge-view\"]"
     )]
     NoPeers,
     /// A certificate or private key can't be used.

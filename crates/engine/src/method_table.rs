@@ -1,4 +1,4 @@
-//! The table of access: each gRPC method of an engine, with the right that a caller needs and the tenants that the call covers.
+//! The table of access: each gRPC method of an engine, with the rights that admit a caller and the tenants that the call covers.
 //!
 //! [`Gate`](super::gate::Gate) admits calls by this table alone: a method without a row is not served. Health and reflection
 //! are not here: they show no data of a card, a key or a tenant, and serve every certificate of `client_roots`.
@@ -13,8 +13,8 @@ pub(super) struct MethodAccess {
     pub(super) path: &'static str,
     /// The method in an audit event.
     pub(super) method: Method,
-    /// The right that the caller needs.
-    pub(super) right: Right,
+    /// The caller needs one of these rights.
+    pub(super) rights: &'static [Right],
     /// The tenants that the call covers.
     pub(super) tenants: CoveredTenants,
 }
@@ -33,20 +33,26 @@ pub(super) enum CoveredTenants {
 /// Every method of every service of an engine, each once.
 pub(super) static METHOD_TABLE: [MethodAccess; 10] = {
     use CoveredTenants::{All, Named, OfCaller};
-    const fn row(path: &'static str, method: Method, right: Right, tenants: CoveredTenants) -> MethodAccess {
-        MethodAccess { path, method, right, tenants }
+    const fn row(
+        path: &'static str,
+        method: Method,
+        rights: &'static [Right],
+        tenants: CoveredTenants,
+    ) -> MethodAccess {
+        MethodAccess { path, method, rights, tenants }
     }
     [
-        row("/pinseal.v1.ControlService/OpenControl", Method::OpenControl, Right::Controls, Named),
-        row("/pinseal.v1.PinService/IssueTzpk", Method::IssueTzpk, Right::Pins, Named),
-        row("/pinseal.v1.PinService/SetPin", Method::SetPin, Right::Pins, Named),
-        row("/pinseal.v1.PinService/ViewPin", Method::ViewPin, Right::Pins, Named),
-        row("/pinseal.v1.CardService/RegisterCard", Method::RegisterCard, Right::Cards, Named),
-        row("/pinseal.v1.CardService/FindCard", Method::FindCard, Right::Cards, Named),
-        row("/pinseal.v1.AuditService/ExportAudit", Method::ExportAudit, Right::Audit, OfCaller),
-        row("/pinseal.v1.KeyService/ListKeys", Method::ListKeys, Right::Keys, All),
-        row("/pinseal.v1.KeyService/WatchRotation", Method::WatchRotation, Right::Keys, All),
-        row("/pinseal.v1.KeyService/CountRecords", Method::CountRecords, Right::Keys, All),
+        // The service then checks the right for the scope of the control.
+        row("/pinseal.v1.ControlService/OpenControl", Method::OpenControl, &[Right::SetPins, Right::ViewPins], Named),
+        row("/pinseal.v1.PinService/IssueTzpk", Method::IssueTzpk, &[Right::SetPins], Named),
+        row("/pinseal.v1.PinService/SetPin", Method::SetPin, &[Right::SetPins], Named),
+        row("/pinseal.v1.PinService/ViewPin", Method::ViewPin, &[Right::ViewPins], Named),
+        row("/pinseal.v1.CardService/RegisterCard", Method::RegisterCard, &[Right::Cards], Named),
+        row("/pinseal.v1.CardService/FindCard", Method::FindCard, &[Right::Cards], Named),
+        row("/pinseal.v1.AuditService/ExportAudit", Method::ExportAudit, &[Right::Audit], OfCaller),
+        row("/pinseal.v1.KeyService/ListKeys", Method::ListKeys, &[Right::Keys], All),
+        row("/pinseal.v1.KeyService/WatchRotation", Method::WatchRotation, &[Right::Rotation], All),
+        row("/pinseal.v1.KeyService/CountRecords", Method::CountRecords, &[Right::Keys], All),
     ]
 };
 

@@ -9,77 +9,142 @@ use audit::entry::CallDenial;
 use domain::card::Tenant;
 use net::tls::Peer;
 
-/// A right of a peer. The configuration file uses the names in lower case.
+/// A role of a peer. The configuration file uses the names in lower case with hyphens, such as `edge-set`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Right {
-    /// The right to call OpenControl.
-    Controls,
-    /// The right to call IssueTzpk, SetPin and ViewPin.
-    Pins,
-    /// The right to call RegisterCard and FindCard.
-    Cards,
-    /// The right to call ExportAudit. A peer without `tenants` reads the whole chain and can verify it. A peer limited to tenants reads only the
-    /// entries of these tenants, not those of the engine (start, stop, key reload, rotation). Each entry has its sequence
-    /// and hash, but the chain has gaps, so this peer cannot verify it.
-    Audit,
-    /// The right to call ListKeys, WatchRotation and CountRecords, which cover all tenants.
-    Keys,
+pub enum Role {
+    /// An edge whose clients set PINs.
+    EdgeSet,
+    /// An edge whose clients view PINs.
+    EdgeView,
+    /// The system that registers cards.
+    CardSystem,
+    /// The host that authorizes transactions. No method of this release serves this role: it has no right yet.
+    AuthorizationHost,
+    /// A custodian at a ceremony, who counts the records under a key before the key is retired.
+    Custodian,
+    /// A reader of the audit chain. An auditor without `tenants` reads the whole chain and can verify it. An auditor limited to
+    /// tenants reads only the entries of these tenants, not those of the engine (start, stop, key reload, rotation). Each entry
+    /// has its sequence and hash, but the chain has gaps, so this auditor cannot verify it.
+    Auditor,
+    /// An operator of the engine, who watches its keys and the rotation.
+    Operator,
 }
 
-impl fmt::Display for Right {
+impl Role {
+    /// Every role, in the order of the configuration's documentation.
+    pub const ALL: [Self; 7] = [
+        Self::EdgeSet,
+        Self::EdgeView,
+        Self::CardSystem,
+        Self::AuthorizationHost,
+        Self::Custodian,
+        Self::Auditor,
+        Self::Operator,
+    ];
+
+    /// The rights of the role.
+    pub(super) const fn rights(self) -> &'static [Right] {
+        match self {
+            Self::EdgeSet => &[Right::SetPins],
+            Self::EdgeView => &[Right::ViewPins],
+            Self::CardSystem => &[Right::Cards],
+            Self::AuthorizationHost => &[],
+            Self::Custodian => &[Right::Keys],
+            Self::Auditor => &[Right::Audit],
+            Self::Operator => &[Right::Keys, Right::Rotation],
+        }
+    }
+
+    /// Whether the role covers all tenants, so that a peer with the role cannot be limited to some.
+    pub(super) fn covers_all_tenants(self) -> bool {
+        matches!(self, Self::Custodian | Self::Operator)
+    }
+
+    fn has_any(self, rights: &[Right]) -> bool {
+        self.rights().iter().any(|right| rights.contains(right))
+    }
+}
+
+impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Controls => "controls",
-            Self::Pins => "pins",
-            Self::Cards => "cards",
-            Self::Audit => "audit",
-            Self::Keys => "keys",
+            Self::EdgeSet => "edge-set",
+            Self::EdgeView => "edge-view",
+            Self::CardSystem => "card-system",
+            Self::AuthorizationHost => "authorization-host",
+            Self::Custodian => "custodian",
+            Self::Auditor => "auditor",
+            Self::Operator => "operator",
         })
     }
+}
+
+/// A right, by which [`METHOD_TABLE`](super::method_table::METHOD_TABLE) admits a role to methods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Right {
+    /// The right to open controls to set a PIN, and to use them.
+    SetPins,
+    /// The right to open controls to view a PIN, and to use them.
+    ViewPins,
+    /// The right to register and find cards.
+    Cards,
+    /// The right to export audit entries.
+    Audit,
+    /// The right to list the keys in use and to count the records under each.
+    Keys,
+    /// The right to watch a rotation.
+    Rotation,
 }
 
 /// The configured peers. With mutual TLS, the name on its certificate identifies a peer, and its entry in `[[peers]]` gives
 /// its rights. An engine without TLS listens on loopback only: each process of the machine is the peer `loopback`, with every
 /// right for every tenant.
 #[derive(Clone)]
-pub(super) struct Peers(Arc<[crate::Peer]>);
+pub(super) struct Peers(Arc<[Arc<crate::Peer>]>);
 
 /// A caller that has the right for its call.
 #[derive(Clone, Debug)]
 pub(super) struct AdmittedPeer {
     /// The name on the certificate, or `loopback`.
     pub(super) name: Arc<str>,
-    /// The tenants that the caller may name; empty for all.
-    tenants: Vec<Tenant>,
+    /// The configured roles and tenants; `None` for `loopback`, which has every right for every tenant.
+    entry: Option<Arc<crate::Peer>>,
 }
 
 impl Peers {
     /// Any other certificate has no right.
     pub(super) fn new(peers: Vec<crate::Peer>) -> Self {
-        Self(peers.into())
+        Self(peers.into_iter().map(Arc::new).collect())
     }
 
-    /// The peer of a request, by the extensions of its connection.
+    /// The peer of a request, by the extensions of its connection. It has one of these rights.
     ///
     /// # Errors
-    /// The connection has no certificate, or its peer is not configured or does not have the right.
-    pub(super) fn admit(&self, extensions: &Extensions, right: Right) -> Result<AdmittedPeer, Forbidden> {
+    /// The connection has no certificate, or its peer is not configured or has none of the rights.
+    pub(super) fn admit(&self, extensions: &Extensions, rights: &'static [Right]) -> Result<AdmittedPeer, Forbidden> {
         let name = match extensions.get::<Peer>() {
             Some(Peer::Certificate { name, .. }) => name,
-            Some(Peer::Loopback) => return Ok(AdmittedPeer { name: "loopback".into(), tenants: Vec::new() }),
+            Some(Peer::Loopback) => return Ok(AdmittedPeer { name: "loopback".into(), entry: None }),
             Some(Peer::Anonymous) | None => return Err(Forbidden::Anonymous),
         };
-        let peer = self.0.iter().find(|peer| *peer.certificate_name == **name);
-        let peer = peer.ok_or_else(|| Forbidden::Unknown { name: Arc::clone(name) })?;
-        if !peer.rights.contains(&right) {
-            return Err(Forbidden::Right { name: Arc::clone(name), right });
-        }
-        Ok(AdmittedPeer { name: Arc::clone(name), tenants: peer.tenants.clone() })
+        let entry = self.0.iter().find(|peer| *peer.certificate_name == **name);
+        let entry = entry.ok_or_else(|| Forbidden::Unknown { name: Arc::clone(name) })?;
+        let admitted = AdmittedPeer { name: Arc::clone(name), entry: Some(Arc::clone(entry)) };
+        admitted.for_rights(rights).map(|()| admitted)
     }
 }
 
 impl AdmittedPeer {
+    /// Checks that the caller has one of these rights.
+    ///
+    /// # Errors
+    /// The caller has none of them.
+    pub(super) fn for_rights(&self, rights: &'static [Right]) -> Result<(), Forbidden> {
+        let has_one = self.entry.as_ref().is_none_or(|peer| peer.roles.iter().any(|role| role.has_any(rights)));
+        has_one.then_some(()).ok_or_else(|| Forbidden::Right { name: Arc::clone(&self.name), rights })
+    }
+
     /// Checks that the caller may name this tenant.
     ///
     /// # Errors
@@ -98,7 +163,8 @@ impl AdmittedPeer {
 
     /// Whether the caller may read data of this tenant; `None` for data of the engine.
     pub(super) fn may_read(&self, tenant: Option<&Tenant>) -> bool {
-        self.tenants.is_empty() || tenant.is_some_and(|tenant| self.tenants.contains(tenant))
+        let Some(peer) = &self.entry else { return true };
+        peer.tenants.is_empty() || tenant.is_some_and(|tenant| peer.tenants.contains(tenant))
     }
 }
 
@@ -112,20 +178,22 @@ pub(super) enum Forbidden {
     Anonymous,
     /// The certificate is not among the configured peers.
     #[error(
-        "the certificate {name:?} has no rights: add [[peers]] with certificate_name = {name:?} and its rights to the \
+        "the certificate {name:?} has no rights: add [[peers]] with certificate_name = {name:?} and its roles to the \
          engine's configuration, and restart the engine"
     )]
     Unknown {
         /// The name on the certificate.
         name: Arc<str>,
     },
-    /// The peer does not have this right.
-    #[error("the peer {name:?} does not have the right {right}: add it to the rights of this entry in [[peers]]")]
+    /// No role of the peer has a right for the call.
+    #[error(
+        "the peer {name:?} has no role for this call: add {} to the roles of this entry in [[peers]]", RolesWith(.rights)
+    )]
     Right {
         /// The name on the certificate.
         name: Arc<str>,
-        /// The missing right.
-        right: Right,
+        /// The rights that admit the call; the peer needs one.
+        rights: &'static [Right],
     },
     /// The peer is limited to other tenants.
     #[error("the peer {name:?} may not name this tenant: add it to the tenants of this entry in [[peers]]")]
@@ -139,6 +207,17 @@ pub(super) enum Forbidden {
         /// The name on the certificate.
         name: Arc<str>,
     },
+}
+
+/// The roles that have one of the rights, for people.
+struct RolesWith<'a>(&'a [Right]);
+
+impl fmt::Display for RolesWith<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut roles = Role::ALL.iter().filter(|role| role.has_any(self.0));
+        let first = roles.next().into_iter().try_for_each(|role| write!(f, "`{role}`"));
+        first.and_then(|()| roles.try_for_each(|role| write!(f, " or `{role}`")))
+    }
 }
 
 impl Forbidden {
@@ -177,16 +256,16 @@ mod tests {
     fn peers() -> Peers {
         Peers::new(vec![crate::Peer {
             certificate_name: "edge".into(),
-            rights: vec![Right::Pins],
+            roles: vec![Role::EdgeSet],
             tenants: vec![Tenant::parse("bank").unwrap()],
         }])
     }
 
     #[test]
-    fn a_peer_has_only_its_rights_and_tenants() {
+    fn a_peer_has_only_the_rights_of_its_roles_and_its_tenants() {
         let (bank, other) = (Tenant::parse("bank").unwrap(), Tenant::parse("other").unwrap());
         let name: Arc<str> = "edge".into();
-        let edge = peers().admit(&extensions_of("edge"), Right::Pins).unwrap();
+        let edge = peers().admit(&extensions_of("edge"), &[Right::ViewPins, Right::SetPins]).unwrap();
         assert_eq!(edge.name, name);
         assert_eq!(edge.for_tenant(&bank), Ok(()));
         assert_eq!(edge.for_tenant(&other), Err(Forbidden::Tenant { name: name.clone() }));
@@ -195,23 +274,26 @@ mod tests {
             (edge.may_read(Some(&bank)), edge.may_read(Some(&other)), edge.may_read(None)),
             (true, false, false)
         );
-        for right in [Right::Cards, Right::Keys] {
-            let refused = peers().admit(&extensions_of("edge"), right).err();
-            assert_eq!(refused, Some(Forbidden::Right { name: name.clone(), right }));
+        for rights in [&[Right::Cards][..], &[Right::ViewPins, Right::Keys]] {
+            let refused = Forbidden::Right { name: name.clone(), rights };
+            assert_eq!(peers().admit(&extensions_of("edge"), rights).err(), Some(refused.clone()));
+            assert_eq!(edge.for_rights(rights), Err(refused));
         }
+        let keys = Forbidden::Right { name, rights: &[Right::Keys] }.to_string();
+        assert!(keys.contains("add `custodian` or `operator` to the roles"), "{keys}");
     }
 
     #[test]
     fn an_unknown_certificate_is_rejected_by_name() {
         let stranger = Forbidden::Unknown { name: "stranger".into() };
         for peers in [peers(), Peers::new(Vec::new())] {
-            assert_eq!(peers.admit(&extensions_of("stranger"), Right::Pins).err(), Some(stranger.clone()));
+            assert_eq!(peers.admit(&extensions_of("stranger"), &[Right::SetPins]).err(), Some(stranger.clone()));
         }
         assert!(stranger.to_string().contains("add [[peers]] with certificate_name = \"stranger\""));
     }
 
     #[test]
     fn a_request_without_a_peer_is_rejected() {
-        assert_eq!(peers().admit(&Extensions::default(), Right::Audit).err(), Some(Forbidden::Anonymous));
+        assert_eq!(peers().admit(&Extensions::default(), &[Right::Audit]).err(), Some(Forbidden::Anonymous));
     }
 }

@@ -9,11 +9,12 @@ use zeroize::Zeroizing;
 
 use super::{
     gate::{Call, Gate},
+    peer::Right,
     wire,
 };
 use crate::pin::Pins;
 use audit::entry::Entry;
-use domain::caller::Caller;
+use domain::{caller::Caller, control::Scope};
 use proto::{self, audit_service_server, card_service_server, control_service_server, pin_service_server};
 use store::Store;
 
@@ -56,6 +57,11 @@ impl control_service_server::ControlService for Services {
         let caller = self.caller(call, &message.tenant, &message.audit_user).await?;
         let plastic = wire::plastic_id(&message.plastic_id)?;
         let scope = wire::scope(message.scope)?;
+        let rights: &[Right] = match scope {
+            Scope::SetPin => &[Right::SetPins],
+            Scope::ViewPin => &[Right::ViewPins],
+        };
+        self.gate.admit_rights(call, rights, &caller.tenant).await?;
         let device_key = wire::thumbprint(&message.device_key_sha256)?;
 
         let control = call.run(self.pins.open_control(&caller, plastic, scope, device_key)).await?;
@@ -161,7 +167,7 @@ impl card_service_server::CardService for Services {
 impl audit_service_server::AuditService for Services {
     type ExportAuditStream = ReceiverStream<Result<proto::AuditEntry, Status>>;
 
-    /// Streams the entries that the caller may read: see [`Right::Audit`](super::peer::Right::Audit).
+    /// Streams the entries that the caller may read: see [`Role::Auditor`](super::peer::Role::Auditor).
     async fn export_audit(
         &self,
         request: Request<proto::ExportAuditRequest>,

@@ -13,7 +13,7 @@ use crate::commands::pki;
 use crate::isolation::embedded_engine;
 use edge::Edge;
 use engine::{
-    Engine, Right,
+    Engine, Role,
     serving::{Serving, ServingSettings},
 };
 use engine_server::StoreConfig;
@@ -58,7 +58,7 @@ impl Services {
         engine.tls.clone_from(&server_tls);
         engine.peers = vec![engine::Peer {
             certificate_name: "client.pinseal.test".into(),
-            rights: vec![Right::Controls, Right::Pins],
+            roles: vec![Role::EdgeSet, Role::EdgeView],
             tenants: Vec::new(),
         }];
         engine.rules.control_lifetime = CONTROL_LIFETIME;

@@ -37,9 +37,9 @@ pub fn certificates(directory: &Path) -> (String, String) {
     (engine, edge)
 }
 
-/// The `[[peers]]` entry that gives a certificate of `certificates` these rights.
-pub fn peer(holder: &str, rights: &str) -> String {
-    format!("[[peers]]\ncertificate_name = \"{holder}.pinseal.test\"\nrights = [{rights}]\n")
+/// The `[[peers]]` entry that gives a certificate of `certificates` these roles.
+pub fn peer(holder: &str, roles: &str) -> String {
+    format!("[[peers]]\ncertificate_name = \"{holder}.pinseal.test\"\nroles = [{roles}]\n")
 }
 
 pub fn port_of(engine: &EngineProcess) -> &str {
