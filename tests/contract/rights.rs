@@ -13,6 +13,7 @@ use tonic_prost::ProstCodec;
 use support::{
     certificates::{certificates, channel_as, peer},
     engine_process::{AUDIT_USER, EngineProcess, reason},
+    wait::{signal, soon},
 };
 
 /// The part of google.protobuf.FileDescriptorSet that lists the services.
@@ -214,4 +215,38 @@ async fn a_denied_call_is_logged_and_audited() {
         );
     }
     assert!(stream.message().await.unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_peer_is_denied_on_its_open_connection_after_sighup() {
+    const EXPORT: &str = "/pinseal.v1.AuditService/ExportAudit";
+    let directory = tempfile::tempdir().unwrap();
+    let (tls, _) = certificates(directory.path());
+    let engine = EngineProcess::start(directory.path(), &format!("{tls}\n{}", peer("client", "\"auditor\"")));
+    let [client, operator] = ["client", "operator"].map(|by| channel_as(by, directory.path(), &engine));
+    call(&client, EXPORT, "").await.unwrap();
+    let file = directory.path().join("engine.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+
+    // A file that is not valid changes nothing.
+    std::fs::write(&file, text.replace("auditor", "reader")).unwrap();
+    signal(engine.id(), "HUP");
+    soon("the file is rejected", async || engine.log().contains("keeps its peers").then_some(())).await;
+    call(&client, EXPORT, "").await.unwrap();
+
+    let follow = ExportAuditRequest { from_sequence: 1, follow: true, ..Default::default() };
+    let mut followed = AuditServiceClient::new(client.clone()).export_audit(follow).await.unwrap().into_inner();
+    followed.message().await.unwrap().unwrap();
+    std::fs::write(&file, text.replace("client.pinseal.test", "operator.pinseal.test")).unwrap();
+    signal(engine.id(), "HUP");
+    let denied = soon("the client is denied", async || call(&client, EXPORT, "").await.err()).await;
+    assert_eq!(reason(&denied), "CALLER_FORBIDDEN");
+    call(&operator, EXPORT, "").await.unwrap();
+    let ended = loop {
+        match followed.message().await {
+            Ok(entry) => assert!(entry.is_some(), "the stream ended without a status"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(reason(&ended), "CALLER_FORBIDDEN");
 }

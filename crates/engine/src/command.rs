@@ -30,8 +30,8 @@ pub struct EngineArguments {
 /// Opens a key boundary inside this process, from the configuration file.
 pub type OpenInline = fn(Option<&Path>) -> Result<Box<dyn OpenBoundary>, ConfigError>;
 
-/// Serves the engine until SIGTERM or Ctrl-C; reloads its keys on SIGHUP. `open_store` opens the store that the
-/// configuration file names.
+/// Serves the engine until SIGTERM or Ctrl-C; reloads its keys and peers on SIGHUP. `open_store` opens the
+/// store that the configuration file names.
 ///
 /// # Errors
 /// The configuration is not valid, or the engine did not start or stop cleanly.
@@ -65,6 +65,7 @@ pub fn run(
                 _ = engine.store_failure() => break,
                 _ = hangup.recv() => {}
             }
+            reload_peers(&engine, path);
             // A stop does not wait for a slow token, or for a boundary that does not start.
             tokio::select! {
                 () = stop.requested() => break,
@@ -82,6 +83,20 @@ pub fn run(
         // If the store has failed, this returns its failure. The exit code then lets a supervisor restart the engine.
         Ok(engine.stop().await?)
     })
+}
+
+/// Reads `[[peers]]` of the configuration file again. If the file is not valid, the engine keeps the peers that it has.
+fn reload_peers(engine: &Engine, path: Option<&Path>) {
+    if path.is_none() {
+        return;
+    }
+    let replaced = EngineConfig::load(path)
+        .map_err(EngineCommandError::from)
+        .and_then(|config| Ok(engine.replace_peers(config.peers)?));
+    match replaced {
+        Ok(()) => tracing::info!("the peers were reloaded"),
+        Err(error) => warn(format_args!("pinseal engine keeps its peers: {error}")),
+    }
 }
 
 /// Disables transparent huge pages for this process. The kernel clears a huge page (2 MiB) at the first access, which takes

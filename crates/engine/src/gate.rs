@@ -43,6 +43,7 @@ pub(super) struct Call {
     pub(super) peer: AdmittedPeer,
     access: &'static MethodAccess,
     deadline: Option<Deadline>,
+    peers: Peers,
 }
 
 impl Call {
@@ -64,6 +65,18 @@ impl Call {
             None => work.await,
         };
         done.map_err(|error| self.failed(&error))
+    }
+
+    /// The caller by the present configuration. A stream asks before each message, because a reload may remove the caller.
+    ///
+    /// # Errors
+    /// The status for a caller that the method does not admit any more.
+    pub(super) fn peer_now(&self) -> Result<AdmittedPeer, Status> {
+        let admitted = self.peers.admit_again(&self.peer, self.access.rights);
+        admitted.and_then(|peer| self.access.covers(peer)).map_err(|forbidden| {
+            tracing::info!(request = %self.id, method = self.access.path, reason = %forbidden, "a stream was ended");
+            wire::with_request_id(wire::forbidden(&forbidden), self.id)
+        })
     }
 
     /// Logs the error of the call with the id of the request. Returns its status with the id.
@@ -101,6 +114,16 @@ enum NotAdmitted {
     Denied(Denial),
 }
 
+impl MethodAccess {
+    /// The peer, where the method may cover its tenants.
+    fn covers(&self, peer: AdmittedPeer) -> Result<AdmittedPeer, Forbidden> {
+        match self.tenants {
+            CoveredTenants::All => peer.for_all_tenants().map(|()| peer),
+            CoveredTenants::Named | CoveredTenants::OfCaller => Ok(peer),
+        }
+    }
+}
+
 impl Gate {
     /// A gate for these peers. The audit events of denied calls go through `pins`.
     pub(super) fn new(peers: Peers, pins: Arc<Pins>) -> Self {
@@ -120,10 +143,7 @@ impl Gate {
     fn admit<B>(&self, request: &Request<B>) -> Result<Call, NotAdmitted> {
         let access = access_to(request.uri().path()).ok_or(NotAdmitted::UnknownMethod)?;
         let id = request_id(request.headers());
-        let admitted = self.peers.admit(request.extensions(), access.rights).and_then(|peer| match access.tenants {
-            CoveredTenants::All => peer.for_all_tenants().map(|()| peer),
-            CoveredTenants::Named | CoveredTenants::OfCaller => Ok(peer),
-        });
+        let admitted = self.peers.admit(request.extensions(), access.rights).and_then(|peer| access.covers(peer));
         // The right comes first: a peer without the right learns nothing about the format of a request.
         match (admitted, id) {
             (Err(forbidden), id) => {
@@ -132,7 +152,8 @@ impl Gate {
             }
             (Ok(_), Err(error)) => Err(NotAdmitted::RequestId(error)),
             (Ok(peer), Ok(id)) => {
-                Ok(Call { id, peer, access, deadline: asked_timeout(request.headers()).map(Deadline::within) })
+                let deadline = asked_timeout(request.headers()).map(Deadline::within);
+                Ok(Call { id, peer, access, deadline, peers: self.peers.clone() })
             }
         }
     }

@@ -61,10 +61,11 @@ impl key_service_server::KeyService for KeyServices {
 
     async fn watch_rotation(
         &self,
-        _: Request<proto::WatchRotationRequest>,
+        request: Request<proto::WatchRotationRequest>,
     ) -> Result<Response<Self::WatchRotationStream>, Status> {
+        let call = Call::of(request.extensions())?.clone();
         let (messages, stream) = mpsc::channel(WAITING_MESSAGES_MAX);
-        self.runtime.spawn(report_rotation(self.rotation.clone(), messages));
+        self.runtime.spawn(report_rotation(self.rotation.clone(), messages, move || call.peer_now().map(drop)));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 
@@ -89,11 +90,14 @@ impl key_service_server::KeyService for KeyServices {
 async fn report_rotation(
     mut rotation: watch::Receiver<Progress>,
     messages: mpsc::Sender<Result<proto::RotationProgress, Status>>,
+    is_admitted: impl Fn() -> Result<(), Status>,
 ) {
     loop {
         let progress = *rotation.borrow_and_update();
+        let message = is_admitted().map(|()| wire::rotation_progress(&progress));
+        let is_last = message.is_err() || progress.state.has_ended();
         // A failed send: the client has left.
-        if messages.send(Ok(wire::rotation_progress(&progress))).await.is_err() || progress.state.has_ended() {
+        if messages.send(message).await.is_err() || is_last {
             return;
         }
         let ended = rotation.wait_for(|progress| progress.state.has_ended());
@@ -126,6 +130,7 @@ async fn report_counts(
             Ok(true) => Ok(wire::record_counts(&census)),
             Err(error) => Err(call.failed(&error)),
         };
+        let message = message.and_then(|counts| call.peer_now().map(|_| counts));
         reported = Instant::now();
         let is_last = !matches!(&message, Ok(counts) if !counts.complete);
         // A failed send: the client has left.
@@ -142,7 +147,7 @@ mod tests {
 
     async fn messages_of(rotation: watch::Receiver<Progress>) -> Vec<Result<proto::RotationProgress, Status>> {
         let (messages, mut stream) = mpsc::channel(WAITING_MESSAGES_MAX);
-        let reporting = tokio::spawn(report_rotation(rotation, messages));
+        let reporting = tokio::spawn(report_rotation(rotation, messages, || Ok(())));
         let mut received = Vec::new();
         while let Some(message) = stream.recv().await {
             received.push(message);

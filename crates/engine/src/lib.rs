@@ -68,6 +68,8 @@ const WATCH_EVERY: Duration = Duration::from_millis(500);
 /// A serving engine. [`Engine::stop`] lets calls in flight finish; a drop does not.
 pub struct Engine {
     boundary: Arc<dyn Boundary>,
+    peers: Peers,
+    uses_tls: bool,
     pins: Arc<Pins>,
     store: Arc<dyn Store>,
     health: HealthReporter,
@@ -119,7 +121,8 @@ impl Engine {
         let pins = pins(boundary.for_thread(0));
         pins.note_start(store.engine_name(), &status).await?;
 
-        let gate = Gate::new(Peers::new(config.peers), Arc::clone(&pins));
+        let (peers, uses_tls) = (Peers::new(config.peers), config.tls.is_some());
+        let gate = Gate::new(peers.clone(), Arc::clone(&pins));
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, &BY_BOUNDARY, ServingStatus::Serving).await;
         report(&health, &BY_ENGINE, ServingStatus::Serving).await;
@@ -163,6 +166,8 @@ impl Engine {
         let sign_checkpoints = tokio::spawn(Checkpoints::run(Arc::clone(&checkpoints), config.checkpoints.every));
         Ok(Self {
             boundary,
+            peers,
+            uses_tls,
             pins,
             store,
             health,
@@ -202,6 +207,18 @@ impl Engine {
         let mut in_use = self.in_use.clone();
         let used = in_use.wait_for(|in_use| in_use.keys() == self.boundary.status().keys()).await.map(drop);
         used.map_err(|_| ReloadError::NotUsed)
+    }
+
+    /// Replaces the peers while calls continue. The next call of each connection is admitted by the new peers.
+    ///
+    /// # Errors
+    /// [`StartError::NoPeers`]: the engine uses TLS, and there are no peers. The peers do not change.
+    pub fn replace_peers(&self, peers: Vec<Peer>) -> Result<(), StartError> {
+        if self.uses_tls && peers.is_empty() {
+            return Err(StartError::NoPeers);
+        }
+        self.peers.replace(peers);
+        Ok(())
     }
 
     /// Returns once the store has failed: then every call is refused, and [`Engine::stop`] returns the failure.

@@ -1,6 +1,9 @@
 //! The rights of a caller, by the certificate of its connection.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use thiserror::Error;
 use tonic::Extensions;
@@ -101,7 +104,7 @@ pub(super) enum Right {
 /// its rights. An engine without TLS listens on loopback only: each process of the machine is the peer `loopback`, with every
 /// right for every tenant.
 #[derive(Clone)]
-pub(super) struct Peers(Arc<[Arc<crate::Peer>]>);
+pub(super) struct Peers(Arc<RwLock<Vec<Arc<crate::Peer>>>>);
 
 /// A caller that has the right for its call.
 #[derive(Clone, Debug)]
@@ -115,7 +118,14 @@ pub(super) struct AdmittedPeer {
 impl Peers {
     /// Any other certificate has no right.
     pub(super) fn new(peers: Vec<crate::Peer>) -> Self {
-        Self(peers.into_iter().map(Arc::new).collect())
+        let configured = Self(Arc::default());
+        configured.replace(peers);
+        configured
+    }
+
+    /// Replaces the configured peers in every clone. The next call of each connection is admitted by the new ones.
+    pub(super) fn replace(&self, peers: Vec<crate::Peer>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = peers.into_iter().map(Arc::new).collect();
     }
 
     /// The peer of a request, by the extensions of its connection. It has one of these rights.
@@ -128,9 +138,30 @@ impl Peers {
             Some(Peer::Loopback) => return Ok(AdmittedPeer { name: "loopback".into(), entry: None }),
             Some(Peer::Anonymous) | None => return Err(Forbidden::Anonymous),
         };
-        let entry = self.0.iter().find(|peer| *peer.certificate_name == **name);
+        self.admit_name(name, rights)
+    }
+
+    /// The present entry of a peer that was admitted before.
+    ///
+    /// # Errors
+    /// The peer is not configured any more, or has none of the rights any more.
+    pub(super) fn admit_again(
+        &self,
+        admitted: &AdmittedPeer,
+        rights: &'static [Right],
+    ) -> Result<AdmittedPeer, Forbidden> {
+        match admitted.entry {
+            Some(_) => self.admit_name(&admitted.name, rights),
+            None => Ok(admitted.clone()),
+        }
+    }
+
+    fn admit_name(&self, name: &Arc<str>, rights: &'static [Right]) -> Result<AdmittedPeer, Forbidden> {
+        let peers = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let entry = peers.iter().find(|peer| *peer.certificate_name == **name).cloned();
+        drop(peers);
         let entry = entry.ok_or_else(|| Forbidden::Unknown { name: Arc::clone(name) })?;
-        let admitted = AdmittedPeer { name: Arc::clone(name), entry: Some(Arc::clone(entry)) };
+        let admitted = AdmittedPeer { name: Arc::clone(name), entry: Some(entry) };
         admitted.for_rights(rights).map(|()| admitted)
     }
 }
@@ -179,7 +210,7 @@ pub(super) enum Forbidden {
     /// The certificate is not among the configured peers.
     #[error(
         "the certificate {name:?} has no rights: add [[peers]] with certificate_name = {name:?} and its roles to the \
-         engine's configuration, and restart the engine"
+         engine's configuration, and send SIGHUP to the engine"
     )]
     Unknown {
         /// The name on the certificate.

@@ -233,6 +233,13 @@ impl Export {
                     return None;
                 }
             };
+            let peer = match self.call.peer_now() {
+                Ok(peer) => peer,
+                Err(status) => {
+                    let _ = self.entries.send(Err(status)).await;
+                    return None;
+                }
+            };
             // A page may have no entry for this reader; then no send would fail after the reader left.
             if self.entries.is_closed() {
                 return None;
@@ -240,8 +247,7 @@ impl Export {
             let last = page.last()?.sequence.min(end);
             // Reading the store does not yield: let the calls of this thread run between two pages.
             tokio::task::yield_now().await;
-            let may_read =
-                |entry: &&Entry| entry.sequence <= end && self.call.peer.may_read(entry.event.tenant.as_ref());
+            let may_read = |entry: &&Entry| entry.sequence <= end && peer.may_read(entry.event.tenant.as_ref());
             for entry in page.iter().filter(may_read) {
                 self.entries.send(Ok(proto::AuditEntry { json: entry.to_json() })).await.ok()?;
             }
