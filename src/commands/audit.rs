@@ -219,9 +219,9 @@ async fn verify(arguments: VerifyArguments) -> Result<(), AuditError> {
 async fn tail(arguments: TailArguments) -> Result<(), AuditError> {
     let TailArguments { engine, tls, newest, from, follow, format } = arguments;
     let request = ExportAuditRequest {
-        from_sequence: from.unwrap_or_default(),
-        newest: if from.is_some() { 0 } else { newest },
-        follow,
+        start_sequence: from.unwrap_or_default(),
+        newest_count: if from.is_some() { 0 } else { newest },
+        continuous: follow,
     };
     let mut entries = RunningEngine::at(&engine, &tls)?.audit(request).await?;
     let mut out = io::stdout();

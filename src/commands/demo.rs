@@ -143,7 +143,7 @@ impl Served<'_> {
         say("\n7. The audit chain: action, card, outcome and formats of each request; never a PIN or a block")?;
         let mut audit = AuditServiceClient::new(channel(&self.engine.address().into(), None)?);
         let mut entries = audit
-            .export_audit(ExportAuditRequest { from_sequence: 1, ..Default::default() })
+            .export_audit(ExportAuditRequest { start_sequence: 1, ..Default::default() })
             .await
             .map_err(rpc)?
             .into_inner();
@@ -173,7 +173,7 @@ impl Served<'_> {
             plastic_id: PLASTIC_ID.into(),
             account_number: ACCOUNT_NUMBER.into(),
         };
-        Ok(cards.register_card(request).await.map_err(rpc)?.into_inner().account_number_masked)
+        Ok(cards.register_card(request).await.map_err(rpc)?.into_inner().masked_account_number)
     }
 
     fn invite(&self) -> io::Result<()> {

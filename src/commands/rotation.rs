@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::runtime::Builder;
 
 use engine_client::{EngineTls, OperatorError, RunningEngine};
-use proto::{RotationProgress, RotationState};
+use proto::{RotationState, WatchRotationResponse};
 
 /// `pinseal rotation`.
 #[derive(Args)]
@@ -68,11 +68,11 @@ async fn watch(arguments: &WatchArguments) -> Result<(), OperatorError> {
 }
 
 /// Maps the last message of the engine to the result of the command.
-fn outcome(last: Option<&RotationProgress>) -> Result<(), OperatorError> {
+fn outcome(last: Option<&WatchRotationResponse>) -> Result<(), OperatorError> {
     let Some(last) = last else { return Err(OperatorError::CutOff) };
     match last.state() {
         RotationState::Idle | RotationState::Done => Ok(()),
-        RotationState::DoneWithFailures => Err(OperatorError::RecordsFailed { failed: last.failed }),
+        RotationState::DoneWithFailures => Err(OperatorError::RecordsFailed { failed: last.failed_count }),
         RotationState::Stopped => Err(OperatorError::Stopped),
         RotationState::Running | RotationState::Unspecified => Err(OperatorError::CutOff),
     }
@@ -89,12 +89,12 @@ enum Output {
 }
 
 impl Output {
-    fn write(&self, progress: &RotationProgress) -> io::Result<()> {
+    fn write(&self, progress: &WatchRotationResponse) -> io::Result<()> {
         match self {
             Self::Bar(bar) if progress.state() == RotationState::Running => {
                 bar.set_message(rate(progress));
-                bar.set_length(progress.total);
-                bar.set_position(progress.checked);
+                bar.set_length(progress.total_count);
+                bar.set_position(progress.checked_count);
                 Ok(())
             }
             Self::Bar(bar) => {
@@ -113,16 +113,21 @@ fn bar() -> ProgressBar {
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-fn rate(progress: &RotationProgress) -> String {
-    let RotationProgress { pass, reencrypted, failed, records_a_second, records_a_second_max, .. } = progress;
-    let failures = if *failed == 0 { String::new() } else { format!(", {failed} do not decrypt") };
-    format!(
-        "{reencrypted} re-encrypted{failures}; {records_a_second} a second of at most {records_a_second_max}; pass {pass}"
-    )
+fn rate(progress: &WatchRotationResponse) -> String {
+    let (reencrypted, failed, pass) = (progress.reencrypted_count, progress.failed_count, progress.pass_number);
+    let failures = if failed == 0 { String::new() } else { format!(", {failed} do not decrypt") };
+    let (rate, rate_max) = (progress.records_per_second, progress.max_records_per_second);
+    format!("{reencrypted} re-encrypted{failures}; {rate} a second of at most {rate_max}; pass {pass}")
 }
 
-fn line(progress: &RotationProgress) -> String {
-    let RotationProgress { total, checked, reencrypted, failed, .. } = progress;
+fn line(progress: &WatchRotationResponse) -> String {
+    let WatchRotationResponse {
+        total_count: total,
+        checked_count: checked,
+        reencrypted_count: reencrypted,
+        failed_count: failed,
+        ..
+    } = progress;
     match progress.state() {
         RotationState::Idle => "idle: one storage key is in use, and every PIN record is under it".into(),
         RotationState::Running => format!("running: {checked} of {total} records checked, {}", rate(progress)),
@@ -141,7 +146,7 @@ fn line(progress: &RotationProgress) -> String {
     }
 }
 
-fn object(progress: &RotationProgress) -> serde_json::Value {
+fn object(progress: &WatchRotationResponse) -> serde_json::Value {
     let state = match progress.state() {
         RotationState::Idle => "idle",
         RotationState::Running => "running",
@@ -151,9 +156,10 @@ fn object(progress: &RotationProgress) -> serde_json::Value {
         RotationState::Unspecified => "unknown",
     };
     json!({
-        "state": state, "pass": progress.pass, "total": progress.total, "checked": progress.checked,
-        "reencrypted": progress.reencrypted, "failed": progress.failed, "records_a_second": progress.records_a_second,
-        "records_a_second_max": progress.records_a_second_max,
+        "state": state, "pass_number": progress.pass_number, "total_count": progress.total_count,
+        "checked_count": progress.checked_count, "reencrypted_count": progress.reencrypted_count,
+        "failed_count": progress.failed_count, "records_per_second": progress.records_per_second,
+        "max_records_per_second": progress.max_records_per_second,
     })
 }
 
@@ -161,8 +167,15 @@ fn object(progress: &RotationProgress) -> serde_json::Value {
 mod tests {
     use super::*;
 
-    fn last(state: RotationState, failed: u64) -> RotationProgress {
-        RotationProgress { state: state.into(), failed, checked: 7, total: 7, ..RotationProgress::default() }
+    fn last(state: RotationState, failed_count: u64) -> WatchRotationResponse {
+        let state = state.into();
+        WatchRotationResponse {
+            state,
+            failed_count,
+            checked_count: 7,
+            total_count: 7,
+            ..WatchRotationResponse::default()
+        }
     }
 
     #[test]
@@ -181,7 +194,7 @@ mod tests {
     fn every_output_reports_failures() {
         for state in [RotationState::Running, RotationState::DoneWithFailures] {
             assert!(line(&last(state, 3)).contains("3 do not decrypt"));
-            assert_eq!(object(&last(state, 3))["failed"], 3);
+            assert_eq!(object(&last(state, 3))["failed_count"], 3);
         }
         assert!(!line(&last(RotationState::Running, 0)).contains("do not decrypt"));
     }

@@ -218,7 +218,7 @@ async fn an_account_number_bound_to_a_pin_cannot_change() {
     };
     client.cards.register_card(register("4111111111111111")).await.unwrap();
     let changed = client.cards.register_card(register("5413330089020011")).await.unwrap().into_inner();
-    assert_eq!(changed.account_number_masked, "541333******0011");
+    assert_eq!(changed.masked_account_number, "541333******0011");
 
     client.set(&device, "2009", "2580").await.unwrap();
     let again = client.cards.register_card(register("5413330089020011")).await.unwrap().into_inner();

@@ -162,7 +162,7 @@ async fn an_auditor_of_one_tenant_reads_its_entries_alone() {
     let exported = async |holder| {
         let mut auditor = AuditServiceClient::new(channel_as(holder, directory.path(), &engine));
         let mut stream = auditor
-            .export_audit(ExportAuditRequest { from_sequence: 1, ..Default::default() })
+            .export_audit(ExportAuditRequest { start_sequence: 1, ..Default::default() })
             .await
             .unwrap()
             .into_inner();
@@ -200,8 +200,11 @@ async fn a_denied_call_is_logged_and_audited() {
     }
 
     let mut auditor = AuditServiceClient::new(client.clone());
-    let mut stream =
-        auditor.export_audit(ExportAuditRequest { from_sequence: 2, ..Default::default() }).await.unwrap().into_inner();
+    let mut stream = auditor
+        .export_audit(ExportAuditRequest { start_sequence: 2, ..Default::default() })
+        .await
+        .unwrap()
+        .into_inner();
     for (id, (.., holder, method, reason, tenant)) in ids.iter().zip(denied) {
         let AuditEntry { json } = stream.message().await.unwrap().unwrap();
         let entry: serde_json::Value = serde_json::from_str(&json).unwrap();
@@ -234,7 +237,7 @@ async fn a_removed_peer_is_denied_on_its_open_connection_after_sighup() {
     soon("the file is rejected", async || engine.log().contains("keeps its peers").then_some(())).await;
     call(&client, EXPORT, "").await.unwrap();
 
-    let follow = ExportAuditRequest { from_sequence: 1, follow: true, ..Default::default() };
+    let follow = ExportAuditRequest { start_sequence: 1, continuous: true, ..Default::default() };
     let mut followed = AuditServiceClient::new(client.clone()).export_audit(follow).await.unwrap().into_inner();
     followed.message().await.unwrap().unwrap();
     std::fs::write(&file, text.replace("client.pinseal.test", "operator.pinseal.test")).unwrap();

@@ -166,7 +166,7 @@ async fn an_export_ends_at_the_newest_entry_of_its_call() {
         client.open(&(10_000 + plastic).to_string(), Scope::SetPin).await.unwrap();
     }
     let mut auditor = AuditServiceClient::new(engine.channel().await);
-    let request = |from_sequence| ExportAuditRequest { from_sequence, ..Default::default() };
+    let request = |start_sequence| ExportAuditRequest { start_sequence, ..Default::default() };
     let mut all = auditor.export_audit(request(1)).await.unwrap().into_inner();
     for plastic in 0..10 {
         client.open(&(20_000 + plastic).to_string(), Scope::SetPin).await.unwrap();
@@ -177,7 +177,7 @@ async fn an_export_ends_at_the_newest_entry_of_its_call() {
     }
     // The start of the engine is the first entry.
     assert_eq!(count, 801);
-    let newest = ExportAuditRequest { newest: 3, from_sequence: 0, follow: false };
+    let newest = ExportAuditRequest { newest_count: 3, start_sequence: 0, continuous: false };
     let mut newest = auditor.export_audit(newest).await.unwrap().into_inner();
     let first: Value = serde_json::from_str(&newest.message().await.unwrap().unwrap().json).unwrap();
     assert_eq!(first["sequence"], 809);

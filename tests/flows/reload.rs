@@ -53,7 +53,7 @@ async fn a_pin_translated_before_a_reload_uses_the_new_key() {
     assert_eq!(engine.client().await.view(&device, "970001").await.unwrap(), "271828");
     let rotated = watched(&engine).pop().unwrap();
     assert_eq!(
-        (&rotated["state"], &rotated["reencrypted"]),
+        (&rotated["state"], &rotated["reencrypted_count"]),
         (&"done".into(), &1.into()),
         "the first PIN alone was under it"
     );

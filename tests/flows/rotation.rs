@@ -176,7 +176,7 @@ fn watching(engine: &EngineProcess) -> (Child, serde_json::Value) {
     let mut child = watch(engine, &["--json"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     for line in BufReader::new(child.stdout.as_mut().unwrap()).lines() {
         let progress: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
-        if progress["checked"] == FIRST_PAGE {
+        if progress["checked_count"] == FIRST_PAGE {
             return (child, progress);
         }
     }
@@ -207,10 +207,12 @@ async fn a_watched_rotation_ends_and_its_old_key_is_retired() {
     // So slow that the rotation does the first page and waits for minutes.
     let engine = EngineProcess::start(directory, &(settings(1) + "\n" + METRICS));
     let (mut watching, progress) = watching(&engine);
-    for (what, number) in [("pass", 1), ("total", before), ("reencrypted", FIRST_PAGE), ("failed", 0)] {
+    for (what, number) in
+        [("pass_number", 1), ("total_count", before), ("reencrypted_count", FIRST_PAGE), ("failed_count", 0)]
+    {
         assert_eq!(progress[what], number, "{progress}");
     }
-    assert_eq!((&progress["state"], &progress["records_a_second_max"]), (&"running".into(), &1.into()));
+    assert_eq!((&progress["state"], &progress["max_records_per_second"]), (&"running".into(), &1.into()));
     let metrics = engine.metrics();
     for line in [
         "pinseal_storage_key_versions{key=\"storage\"} 2",
@@ -236,8 +238,8 @@ async fn a_watched_rotation_ends_and_its_old_key_is_retired() {
 
     let engine = EngineProcess::start(directory, &settings(50));
     let last = watched(&engine).pop().unwrap();
-    assert_eq!((&last["state"], &last["checked"]), (&"done".into(), &before.into()), "{last}");
-    assert_eq!(last["reencrypted"], before - FIRST_PAGE);
+    assert_eq!((&last["state"], &last["checked_count"]), (&"done".into(), &before.into()), "{last}");
+    assert_eq!(last["reencrypted_count"], before - FIRST_PAGE);
     let plain = String::from_utf8(watch(&engine, &[]).output().unwrap().stdout).unwrap();
     assert!(plain.contains("records are under the newest storage key") && plain.lines().count() == 1, "{plain}");
     ceremony.well("retire", ENOUGH, &["storage/1", "--engine", engine.address()]);
@@ -296,7 +298,7 @@ async fn a_watch_fails_on_a_record_that_cannot_be_decrypted() {
     assert!(!output.status.success() && said(&output).contains("1 PIN records do not decrypt"), "{}", said(&output));
     let printed = String::from_utf8(output.stdout).unwrap();
     let last: serde_json::Value = serde_json::from_str(printed.lines().last().unwrap()).unwrap();
-    for (what, number) in [("checked", before), ("reencrypted", before - 1), ("failed", 1)] {
+    for (what, number) in [("checked_count", before), ("reencrypted_count", before - 1), ("failed_count", 1)] {
         assert_eq!(last[what], number, "{last}");
     }
     assert_eq!(last["state"], "done_with_failures");

@@ -200,7 +200,7 @@ fn by_engine(address: &str, tls: &EngineTls, wanted: &Wanted<'_>) -> Result<Answ
         Ok::<_, RecordsError>(engine.records().await?)
     });
     let records = asked?;
-    if records.unreadable > 0 {
+    if records.unreadable_count > 0 {
         return Err(RecordsError::Record);
     }
     let kept = kept_of(&records)?;
@@ -225,7 +225,7 @@ fn kept_of(records: &proto::CountRecordsResponse) -> Result<RecordsKept, Records
     use proto::{BoundaryLevel, StorageFormat};
 
     let mut kept = RecordsKept::default();
-    for count in &records.counts {
+    for count in &records.record_groups {
         let form = match count.format() {
             StorageFormat::Wrapped => hsm::StorageFormat::Wrapped,
             StorageFormat::Iso4 => hsm::StorageFormat::Iso4,
@@ -239,10 +239,11 @@ fn kept_of(records: &proto::CountRecordsResponse) -> Result<RecordsKept, Records
             BoundaryLevel::Unspecified => return Err(RecordsError::Record),
         };
         let version = u16::try_from(count.storage_key_version).map_err(|_| RecordsError::Record)?;
-        kept.count_many(form, level, version, count.records);
+        kept.count_many(form, level, version, count.record_count);
     }
-    for count in &records.seals {
-        kept.count_many_sealed(u16::try_from(count.version).map_err(|_| RecordsError::Record)?, count.controls);
+    for used in &records.seal_key_uses {
+        let version = u16::try_from(used.seal_key_version).map_err(|_| RecordsError::Record)?;
+        kept.count_many_sealed(version, used.control_count);
     }
     Ok(kept)
 }
@@ -401,22 +402,22 @@ mod configured_tests {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto::{BoundaryLevel, CountRecordsResponse, RecordCount, SealCount, StorageFormat};
+    use proto::{BoundaryLevel, CountRecordsResponse, RecordGroup, SealKeyUse, StorageFormat};
 
     fn count(form: StorageFormat, level: BoundaryLevel, storage_key_version: u32) -> CountRecordsResponse {
-        let count = RecordCount { format: form.into(), level: level.into(), storage_key_version, records: 1 };
-        CountRecordsResponse { counts: vec![count], ..CountRecordsResponse::default() }
+        let group = RecordGroup { format: form.into(), level: level.into(), storage_key_version, record_count: 1 };
+        CountRecordsResponse { record_groups: vec![group], ..CountRecordsResponse::default() }
     }
 
     #[test]
     fn counts_of_unknown_kinds_are_rejected() {
         assert!(kept_of(&count(StorageFormat::Iso4, BoundaryLevel::Host, 1)).is_ok());
-        let seals = vec![SealCount { version: 65_536, controls: 1 }];
+        let seal_key_uses = vec![SealKeyUse { seal_key_version: 65_536, control_count: 1 }];
         for unknown in [
             count(StorageFormat::Unspecified, BoundaryLevel::Host, 1),
             count(StorageFormat::Iso4, BoundaryLevel::Unspecified, 1),
             count(StorageFormat::Iso4, BoundaryLevel::Host, 65_536),
-            CountRecordsResponse { seals, ..CountRecordsResponse::default() },
+            CountRecordsResponse { seal_key_uses, ..CountRecordsResponse::default() },
         ] {
             assert!(matches!(kept_of(&unknown), Err(RecordsError::Record)));
         }

@@ -209,7 +209,7 @@ async fn issue_tzpk(State(edge): State<Arc<EdgeState>>, request: Request) -> Res
         let issued =
             edge.engine.pins.clone().issue_tzpk(request).await.map_err(|status| device_key_rejection(status, &key))?;
         let issued = issued.into_inner();
-        let check_value = wants_kcv.then(|| body::hex(&issued.check_value));
+        let check_value = wants_kcv.then(|| body::hex(&issued.kcv));
         Ok((StatusCode::OK, Tzpk { tzpk: body::base64(&issued.encrypted_tzpk), check_value }))
     };
     edge.answer("v3/set/tzpk", request, work).await
@@ -295,7 +295,7 @@ async fn view_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Respo
         let shown =
             edge.engine.pins.clone().view_pin(request).await.map_err(|status| device_key_rejection(status, &key))?;
         let shown = shown.into_inner();
-        let check_value = wants_kcv.then(|| body::hex(&shown.check_value));
+        let check_value = wants_kcv.then(|| body::hex(&shown.kcv));
         let (tzpk, pin_block) = (body::base64(&shown.encrypted_tzpk), body::base64(&shown.pin_block));
         Ok((StatusCode::OK, ViewedPin { tzpk, pin_block, check_value }))
     };

@@ -36,8 +36,9 @@ use net::{
     tls::{ClientTls, ClientTlsConfig, TlsError},
 };
 use proto::{
-    AuditEntry, CountRecordsRequest, CountRecordsResponse, ExportAuditRequest, Key, ListKeysRequest, RotationProgress,
-    WatchRotationRequest, audit_service_client::AuditServiceClient, key_service_client::KeyServiceClient,
+    AuditEntry, CountRecordsRequest, CountRecordsResponse, ExportAuditRequest, Key, ListKeysRequest,
+    WatchRotationRequest, WatchRotationResponse, audit_service_client::AuditServiceClient,
+    key_service_client::KeyServiceClient,
 };
 
 /// The timeout of a call with one reply.
@@ -118,7 +119,7 @@ impl RunningEngine {
     ///
     /// # Errors
     /// The call fails.
-    pub async fn rotation(&mut self) -> Result<Streaming<RotationProgress>, OperatorError> {
+    pub async fn rotation(&mut self) -> Result<Streaming<WatchRotationResponse>, OperatorError> {
         Ok(self.keys.watch_rotation(WatchRotationRequest {}).await?.into_inner())
     }
 

@@ -52,7 +52,7 @@ impl KeyServices {
 
 #[async_trait]
 impl key_service_server::KeyService for KeyServices {
-    type WatchRotationStream = Messages<proto::RotationProgress>;
+    type WatchRotationStream = Messages<proto::WatchRotationResponse>;
     type CountRecordsStream = Messages<proto::CountRecordsResponse>;
 
     async fn list_keys(&self, _: Request<proto::ListKeysRequest>) -> Result<Response<proto::ListKeysResponse>, Status> {
@@ -89,7 +89,7 @@ impl key_service_server::KeyService for KeyServices {
 
 async fn report_rotation(
     mut rotation: watch::Receiver<Progress>,
-    messages: mpsc::Sender<Result<proto::RotationProgress, Status>>,
+    messages: mpsc::Sender<Result<proto::WatchRotationResponse, Status>>,
     is_admitted: impl Fn() -> Result<(), Status>,
 ) {
     loop {
@@ -145,7 +145,7 @@ mod tests {
     use super::*;
     use crate::rotation::RotationState;
 
-    async fn messages_of(rotation: watch::Receiver<Progress>) -> Vec<Result<proto::RotationProgress, Status>> {
+    async fn messages_of(rotation: watch::Receiver<Progress>) -> Vec<Result<proto::WatchRotationResponse, Status>> {
         let (messages, mut stream) = mpsc::channel(WAITING_MESSAGES_MAX);
         let reporting = tokio::spawn(report_rotation(rotation, messages, || Ok(())));
         let mut received = Vec::new();

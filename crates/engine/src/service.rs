@@ -65,11 +65,10 @@ impl control_service_server::ControlService for Services {
         let device_key = wire::thumbprint(&message.device_key_sha256)?;
 
         let control = call.run(self.pins.open_control(&caller, plastic, scope, device_key)).await?;
-        let remaining = control.remaining(self.store.now()).as_millis();
         Ok(Response::new(proto::OpenControlResponse {
             control_id: control.id.to_string(),
-            expires_at_unix_milliseconds: self.store.wall_time(control.expires_at).0,
-            lifetime_milliseconds: u32::try_from(remaining).unwrap_or(u32::MAX),
+            expire_time: Some(wire::timestamp(self.store.wall_time(control.expires_at))),
+            remaining_duration: control.remaining(self.store.now()).try_into().ok(),
         }))
     }
 }
@@ -89,8 +88,8 @@ impl pin_service_server::PinService for Services {
         let issued = call.run(self.pins.issue_tzpk(&caller, control, &device)).await?;
         Ok(Response::new(proto::IssueTzpkResponse {
             encrypted_tzpk: issued.encrypted_tzpk,
-            check_value: issued.check_value,
-            expires_at_unix_milliseconds: issued.expires_at.0,
+            kcv: issued.check_value,
+            expire_time: Some(wire::timestamp(issued.expires_at)),
         }))
     }
 
@@ -119,7 +118,7 @@ impl pin_service_server::PinService for Services {
         Ok(Response::new(proto::ViewPinResponse {
             encrypted_tzpk: viewed.encrypted_tzpk,
             pin_block: viewed.pin_block.as_bytes().to_vec(),
-            check_value: viewed.check_value,
+            kcv: viewed.check_value,
         }))
     }
 }
@@ -141,7 +140,7 @@ impl card_service_server::CardService for Services {
         let card = call.run(self.pins.register_card(&caller, plastic, number)).await?;
         Ok(Response::new(proto::RegisterCardResponse {
             pin_status: wire::pin_status(&card),
-            account_number_masked: wire::masked(card.account.as_ref()),
+            masked_account_number: wire::masked(card.account.as_ref()),
         }))
     }
 
@@ -157,8 +156,8 @@ impl card_service_server::CardService for Services {
         let card = call.run(self.pins.find_card(&caller, plastic)).await?;
         Ok(Response::new(proto::FindCardResponse {
             pin_status: wire::pin_status(&card),
-            account_number_masked: wire::masked(card.account.as_ref()),
-            pin_set_at_unix_milliseconds: card.pin_set_at.map_or(0, |at| at.0),
+            masked_account_number: wire::masked(card.account.as_ref()),
+            pin_set_time: card.pin_set_at.map(wire::timestamp),
         }))
     }
 }
@@ -175,13 +174,13 @@ impl audit_service_server::AuditService for Services {
         let (_, extensions, message) = request.into_parts();
         let call = Call::of(&extensions)?.clone();
         let end = self.store.checkpoint().await.map_err(|error| call.failed(&error))?.sequence;
-        let from = match message.newest {
-            0 => message.from_sequence.max(1),
+        let from = match message.newest_count {
+            0 => message.start_sequence.max(1),
             newest => end.saturating_sub(newest.into()).saturating_add(1),
         };
         let (entries, stream) = mpsc::channel(AUDIT_PAGE_ENTRIES);
         let export = Export { store: Arc::clone(&self.store), call, entries };
-        let follows = message.follow.then(|| self.follows.clone());
+        let follows = message.continuous.then(|| self.follows.clone());
         tokio::spawn(export.run(from, end, follows));
         Ok(Response::new(ReceiverStream::new(stream)))
     }

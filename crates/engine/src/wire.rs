@@ -3,6 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use hsm_protocol::{AccountNumber, DeviceKey, EncryptedBlock};
+use prost_types::Timestamp;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -12,12 +13,20 @@ use domain::caller::AuditUser;
 use domain::card::{Card, PinStatus, PlasticId, RegisteredAccount, Tenant};
 use domain::control::{ControlId, Denied, Scope, Thumbprint};
 use domain::request_id::{RequestId, RequestIdError};
+use domain::time::UnixMillis;
 use proto::REQUEST_ID_KEY;
 use proto::reason::{ERROR_DOMAIN, Reason};
 use store::{ChangeError, StoreError};
 
 /// The `google.rpc.RetryInfo` of a store that is low on space. The edge sends the same as Retry-After.
 const SPACE_RETRY: Duration = Duration::from_secs(30);
+
+/// The message of a moment of wall time.
+pub(super) fn timestamp(at: UnixMillis) -> Timestamp {
+    let at = Duration::from_millis(at.0);
+    let nanos = i32::try_from(at.subsec_nanos()).unwrap_or_default();
+    Timestamp { seconds: i64::try_from(at.as_secs()).unwrap_or(i64::MAX), nanos }
+}
 
 /// Parses a tenant.
 pub(super) fn tenant(text: &str) -> Result<Tenant, Status> {
@@ -124,7 +133,7 @@ fn storage_format(form: hsm_protocol::StorageFormat) -> proto::StorageFormat {
 }
 
 /// The progress of a rotation.
-pub(super) fn rotation_progress(progress: &Progress) -> proto::RotationProgress {
+pub(super) fn rotation_progress(progress: &Progress) -> proto::WatchRotationResponse {
     let state = match progress.state {
         RotationState::Idle => proto::RotationState::Idle,
         RotationState::Running => proto::RotationState::Running,
@@ -132,26 +141,28 @@ pub(super) fn rotation_progress(progress: &Progress) -> proto::RotationProgress 
         RotationState::DoneWithFailures => proto::RotationState::DoneWithFailures,
         RotationState::Stopped => proto::RotationState::Stopped,
     };
-    proto::RotationProgress {
+    proto::WatchRotationResponse {
         state: state.into(),
-        pass: progress.pass,
-        total: progress.total,
-        checked: progress.checked,
-        reencrypted: progress.reencrypted,
-        failed: progress.failed,
-        records_a_second: progress.records_a_second,
-        records_a_second_max: progress.records_a_second_max,
+        pass_number: progress.pass,
+        total_count: progress.total,
+        checked_count: progress.checked,
+        reencrypted_count: progress.reencrypted,
+        failed_count: progress.failed,
+        records_per_second: progress.records_a_second,
+        max_records_per_second: progress.records_a_second_max,
     }
 }
 
 /// The complete counts of the records, and what else needs an older key.
 pub(super) fn complete_counts(census: &Census, users: KeyUsers, engine_name: &str) -> proto::CountRecordsResponse {
-    let seals = users.sealed.iter();
-    let seals = seals.map(|(version, controls)| proto::SealCount { version: (*version).into(), controls: *controls });
+    let seal_key_uses = users
+        .sealed
+        .iter()
+        .map(|(version, controls)| proto::SealKeyUse { seal_key_version: (*version).into(), control_count: *controls });
     proto::CountRecordsResponse {
         complete: true,
-        unreadable: census.unreadable().saturating_add(users.unreadable),
-        seals: seals.collect(),
+        unreadable_count: census.unreadable().saturating_add(users.unreadable),
+        seal_key_uses: seal_key_uses.collect(),
         engine: engine_name.to_owned(),
         audit_engines: users.engines.into_iter().collect(),
         ..record_counts(census)
@@ -160,15 +171,15 @@ pub(super) fn complete_counts(census: &Census, users: KeyUsers, engine_name: &st
 
 /// The counts of the records so far.
 pub(super) fn record_counts(census: &Census) -> proto::CountRecordsResponse {
-    let counts = census.counts().iter().map(|(kind, records)| proto::RecordCount {
+    let record_groups = census.counts().iter().map(|(kind, records)| proto::RecordGroup {
         format: storage_format(kind.form).into(),
         level: boundary_level(kind.level).into(),
         storage_key_version: kind.storage_key_version.into(),
-        records: *records,
+        record_count: *records,
     });
     proto::CountRecordsResponse {
-        counts: counts.collect(),
-        unreadable: census.unreadable(),
+        record_groups: record_groups.collect(),
+        unreadable_count: census.unreadable(),
         ..proto::CountRecordsResponse::default()
     }
 }
