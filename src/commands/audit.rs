@@ -13,7 +13,7 @@ use tokio::runtime::Builder;
 use audit::{
     chain::{ChainError, ChainVerifier, Checkpoint},
     ecs::to_ecs,
-    entry::{Entry, EntryError},
+    entry::Entry,
     note::{NoteError, SigningKey, VerifierKey},
     tree_head::{Proof, Proven, TreeHead, TreeHeadError, leaf_of, origin_of},
 };
@@ -225,11 +225,8 @@ async fn tail(arguments: TailArguments) -> Result<(), AuditError> {
     };
     let mut entries = RunningEngine::at(&engine, &tls)?.audit(request).await?;
     let mut out = io::stdout();
-    while let Some(entry) = entries.message().await.map_err(OperatorError::from)? {
-        match format {
-            Format::Json => writeln!(out, "{}", entry.json)?,
-            Format::Ecs => writeln!(out, "{}", to_ecs(&Entry::from_json(&entry.json)?))?,
-        }
+    while let Some(entry) = entries.next().await? {
+        writeln!(out, "{}", format.write(&entry))?;
         // A reader at the other end of a pipe sees each entry at once.
         out.flush()?;
     }
@@ -355,9 +352,6 @@ pub(crate) enum AuditError {
     /// The signing key can't be read.
     #[error(transparent)]
     Secret(#[from] SecretError),
-    /// The engine sent what is not an entry of this release.
-    #[error(transparent)]
-    Entry(#[from] EntryError),
     /// The engine can't be called, or its stream ended.
     #[error(transparent)]
     Engine(#[from] OperatorError),

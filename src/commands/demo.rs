@@ -28,13 +28,11 @@ use crate::isolation::{Isolation, embedded_engine};
 use config::ConfigError;
 use edge::{Edge, EdgeError};
 use engine::{Engine, StartError};
+use engine_client::{EngineTls, OperatorError, RunningEngine};
 use engine_server::StoreConfig;
 use net::stop::Stop;
 use net::{connect::channel, tls::TlsError};
-use proto::{
-    ExportAuditRequest, RegisterCardRequest, audit_service_client::AuditServiceClient,
-    card_service_client::CardServiceClient,
-};
+use proto::{ExportAuditRequest, RegisterCardRequest, card_service_client::CardServiceClient};
 use store::{StoreError, StoreOpenError};
 
 /// The plasticId of the demo's card.
@@ -141,14 +139,10 @@ impl Served<'_> {
         tokio::task::spawn_blocking(move || run_device_steps(&edge_url, &token)).await.map_err(io::Error::other)??;
 
         say("\n7. The audit chain: action, card, outcome and formats of each request; never a PIN or a block")?;
-        let mut audit = AuditServiceClient::new(channel(&self.engine.address().into(), None)?);
-        let mut entries = audit
-            .export_audit(ExportAuditRequest { start_sequence: 1, ..Default::default() })
-            .await
-            .map_err(rpc)?
-            .into_inner();
-        while let Some(entry) = entries.message().await.map_err(rpc)? {
-            let entry: serde_json::Value = serde_json::from_str(&entry.json).map_err(io::Error::other)?;
+        let mut engine = RunningEngine::at(&self.engine.address().to_string(), &EngineTls::default())?;
+        let mut entries = engine.audit(ExportAuditRequest { start_sequence: 1, ..Default::default() }).await?;
+        while let Some(entry) = entries.next().await? {
+            let entry: serde_json::Value = serde_json::from_str(&entry.to_json()).map_err(io::Error::other)?;
             let text = |pointer: &str| entry.pointer(pointer).and_then(|text| text.as_str()).unwrap_or_default();
             let action = if text("/event/action").is_empty() { text("/event/type") } else { text("/event/action") };
             let formats = [text("/event/formats/from"), text("/event/formats/to")].join(" > ");
@@ -305,6 +299,9 @@ pub(crate) enum DemoError {
     /// The engine's address is malformed.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The audit chain can't be read from the engine.
+    #[error(transparent)]
+    Audit(#[from] OperatorError),
     /// The engine rejected a request.
     #[error("the engine refused: {0}")]
     Rpc(String),

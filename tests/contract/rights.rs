@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use prost::Message;
 use proto::{
-    self, AuditEntry, ExportAuditRequest, OpenControlRequest, Scope, audit_service_client::AuditServiceClient,
+    self, ExportAuditRequest, OpenControlRequest, Scope, audit_service_client::AuditServiceClient,
     control_service_client::ControlServiceClient,
 };
 use tonic::{Code, Request, Status, client::Grpc, transport::Channel};
@@ -50,6 +50,11 @@ struct Method {
 struct ForTenant {
     #[prost(string, tag = "1")]
     tenant: String,
+}
+
+/// The entry of a message, as the commands print it.
+fn entry_json(response: proto::ExportAuditResponse) -> serde_json::Value {
+    serde_json::from_str(&audit_wire::read_entry(response.entry.unwrap()).unwrap().to_json()).unwrap()
 }
 
 /// Every role, with the methods that it may call.
@@ -167,8 +172,8 @@ async fn an_auditor_of_one_tenant_reads_its_entries_alone() {
             .unwrap()
             .into_inner();
         let mut entries = Vec::new();
-        while let Some(AuditEntry { json }) = stream.message().await.unwrap() {
-            entries.push(serde_json::from_str::<serde_json::Value>(&json).unwrap());
+        while let Some(response) = stream.message().await.unwrap() {
+            entries.push(entry_json(response));
         }
         entries
     };
@@ -206,8 +211,7 @@ async fn a_denied_call_is_logged_and_audited() {
         .unwrap()
         .into_inner();
     for (id, (.., holder, method, reason, tenant)) in ids.iter().zip(denied) {
-        let AuditEntry { json } = stream.message().await.unwrap().unwrap();
-        let entry: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let entry = entry_json(stream.message().await.unwrap().unwrap());
         let event = serde_json::json!({ "type": "call_denied", "method": method, "reason": reason, "unrecorded": 0 });
         assert_eq!((&entry["event"], &entry["outcome"]), (&event, &serde_json::json!("denied")));
         assert_eq!(entry["caller"], format!("{holder}.pinseal.test"));

@@ -179,8 +179,8 @@ async fn an_export_ends_at_the_newest_entry_of_its_call() {
     assert_eq!(count, 801);
     let newest = ExportAuditRequest { newest_count: 3, start_sequence: 0, continuous: false };
     let mut newest = auditor.export_audit(newest).await.unwrap().into_inner();
-    let first: Value = serde_json::from_str(&newest.message().await.unwrap().unwrap().json).unwrap();
-    assert_eq!(first["sequence"], 809);
+    let first = newest.message().await.unwrap().unwrap().entry.unwrap();
+    assert_eq!(first.sequence, 809);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -30,13 +30,18 @@ use clap::Args;
 use thiserror::Error;
 use tonic::{Code, Request, Status, Streaming, transport::Channel};
 
+use audit::{
+    chain::{ChainError, ChainProblem, Checkpoint},
+    entry::Entry,
+};
+use audit_wire::EntryMessageError;
 use net::{
     AddressError, EngineAddress,
     connect::channel,
     tls::{ClientTls, ClientTlsConfig, TlsError},
 };
 use proto::{
-    AuditEntry, CountRecordsRequest, CountRecordsResponse, ExportAuditRequest, Key, ListKeysRequest,
+    CountRecordsRequest, CountRecordsResponse, ExportAuditRequest, ExportAuditResponse, Key, ListKeysRequest,
     WatchRotationRequest, WatchRotationResponse, audit_service_client::AuditServiceClient,
     key_service_client::KeyServiceClient,
 };
@@ -127,8 +132,34 @@ impl RunningEngine {
     ///
     /// # Errors
     /// The call fails.
-    pub async fn audit(&mut self, request: ExportAuditRequest) -> Result<Streaming<AuditEntry>, OperatorError> {
-        Ok(self.audit.export_audit(request).await?.into_inner())
+    pub async fn audit(&mut self, request: ExportAuditRequest) -> Result<AuditEntries, OperatorError> {
+        Ok(AuditEntries { responses: self.audit.export_audit(request).await?.into_inner(), reached: None })
+    }
+}
+
+/// Entries of the audit chain of a running engine, rebuilt from the fields of their messages.
+pub struct AuditEntries {
+    responses: Streaming<ExportAuditResponse>,
+    /// The entry before.
+    reached: Option<Checkpoint>,
+}
+
+impl AuditEntries {
+    /// The next entry; `None` after the last one.
+    ///
+    /// # Errors
+    /// The call fails, the hash of the entry is not the hash of its content, or the entry does not follow the entry with the
+    /// sequence number before it. A peer that is limited to tenants does not get every entry.
+    pub async fn next(&mut self) -> Result<Option<Entry>, OperatorError> {
+        let Some(response) = self.responses.message().await? else { return Ok(None) };
+        let entry = audit_wire::read_entry(response.entry.unwrap_or_default())?;
+        let follows =
+            |before: Checkpoint| before.sequence.saturating_add(1) != entry.sequence || before.hash == entry.previous;
+        if !self.reached.is_none_or(follows) {
+            return Err(ChainError { sequence: entry.sequence, problem: ChainProblem::Unlinked }.into());
+        }
+        self.reached = Some(Checkpoint { sequence: entry.sequence, hash: entry.hash });
+        Ok(Some(entry))
     }
 }
 
@@ -179,6 +210,12 @@ pub enum OperatorError {
     /// The rotation stopped before its end.
     #[error("the engine's store rejects changes: see the engine's log; the rotation continues after a restart")]
     Stopped,
+    /// The engine sent a message that is not an entry.
+    #[error(transparent)]
+    Entry(#[from] EntryMessageError),
+    /// The engine sent an entry that does not follow the entry before it.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
     /// The runtime could not start, or the output failed.
     #[error("{0}")]
     Io(#[from] io::Error),

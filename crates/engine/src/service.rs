@@ -67,7 +67,7 @@ impl control_service_server::ControlService for Services {
         let control = call.run(self.pins.open_control(&caller, plastic, scope, device_key)).await?;
         Ok(Response::new(proto::OpenControlResponse {
             control_id: control.id.to_string(),
-            expire_time: Some(wire::timestamp(self.store.wall_time(control.expires_at))),
+            expire_time: Some(audit_wire::timestamp(self.store.wall_time(control.expires_at))),
             remaining_duration: control.remaining(self.store.now()).try_into().ok(),
         }))
     }
@@ -89,7 +89,7 @@ impl pin_service_server::PinService for Services {
         Ok(Response::new(proto::IssueTzpkResponse {
             encrypted_tzpk: issued.encrypted_tzpk,
             kcv: issued.check_value,
-            expire_time: Some(wire::timestamp(issued.expires_at)),
+            expire_time: Some(audit_wire::timestamp(issued.expires_at)),
         }))
     }
 
@@ -157,14 +157,14 @@ impl card_service_server::CardService for Services {
         Ok(Response::new(proto::FindCardResponse {
             pin_status: wire::pin_status(&card),
             masked_account_number: wire::masked(card.account.as_ref()),
-            pin_set_time: card.pin_set_at.map(wire::timestamp),
+            pin_set_time: card.pin_set_at.map(audit_wire::timestamp),
         }))
     }
 }
 
 #[async_trait]
 impl audit_service_server::AuditService for Services {
-    type ExportAuditStream = ReceiverStream<Result<proto::AuditEntry, Status>>;
+    type ExportAuditStream = ReceiverStream<Result<proto::ExportAuditResponse, Status>>;
 
     /// Streams the entries that the caller may read: see [`Role::Auditor`](super::peer::Role::Auditor).
     async fn export_audit(
@@ -190,7 +190,7 @@ impl audit_service_server::AuditService for Services {
 struct Export {
     store: Arc<dyn Store>,
     call: Call,
-    entries: mpsc::Sender<Result<proto::AuditEntry, Status>>,
+    entries: mpsc::Sender<Result<proto::ExportAuditResponse, Status>>,
 }
 
 impl Export {
@@ -248,7 +248,8 @@ impl Export {
             tokio::task::yield_now().await;
             let may_read = |entry: &&Entry| entry.sequence <= end && peer.may_read(entry.event.tenant.as_ref());
             for entry in page.iter().filter(may_read) {
-                self.entries.send(Ok(proto::AuditEntry { json: entry.to_json() })).await.ok()?;
+                let entry = Some(audit_wire::entry_message(entry));
+                self.entries.send(Ok(proto::ExportAuditResponse { entry })).await.ok()?;
             }
             from = last.saturating_add(1);
         }

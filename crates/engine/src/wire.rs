@@ -3,7 +3,6 @@
 use std::{collections::HashMap, time::Duration};
 
 use hsm_protocol::{AccountNumber, DeviceKey, EncryptedBlock};
-use prost_types::Timestamp;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -13,20 +12,12 @@ use domain::caller::AuditUser;
 use domain::card::{Card, PinStatus, PlasticId, RegisteredAccount, Tenant};
 use domain::control::{ControlId, Denied, Scope, Thumbprint};
 use domain::request_id::{RequestId, RequestIdError};
-use domain::time::UnixMillis;
 use proto::REQUEST_ID_KEY;
 use proto::reason::{ERROR_DOMAIN, Reason};
 use store::{ChangeError, StoreError};
 
 /// The `google.rpc.RetryInfo` of a store that is low on space. The edge sends the same as Retry-After.
 const SPACE_RETRY: Duration = Duration::from_secs(30);
-
-/// The message of a moment of wall time.
-pub(super) fn timestamp(at: UnixMillis) -> Timestamp {
-    let at = Duration::from_millis(at.0);
-    let nanos = i32::try_from(at.subsec_nanos()).unwrap_or_default();
-    Timestamp { seconds: i64::try_from(at.as_secs()).unwrap_or(i64::MAX), nanos }
-}
 
 /// Parses a tenant.
 pub(super) fn tenant(text: &str) -> Result<Tenant, Status> {
