@@ -8,6 +8,8 @@
 #![allow(missing_docs, reason = "the .proto files have the documentation")]
 #![allow(clippy::all, clippy::indexing_slicing, reason = "generated")]
 
+#[cfg(test)]
+mod aip;
 mod codec;
 pub mod reason;
 
