@@ -79,6 +79,8 @@ reasons! {
     Counting = "COUNTING",
     /// The store is low on disk space: it opens no control, and finishes those that are open.
     StoreLowOnSpace = "STORE_LOW_ON_SPACE",
+    /// The engine has not signed a checkpoint of the audit chain yet.
+    CheckpointNotSigned = "CHECKPOINT_NOT_SIGNED",
     /// The store is not available.
     StoreUnavailable = "STORE_UNAVAILABLE",
     /// The deadline of the call passed. A change that had begun may still be committed.

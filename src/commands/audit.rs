@@ -58,6 +58,8 @@ enum AuditCommand {
     },
     /// Print the newest entries of a serving engine, one JSON object a line
     Tail(TailArguments),
+    /// Print the newest signed checkpoint of a serving engine, to keep elsewhere
+    Checkpoint(CheckpointArguments),
     /// Prove to a holder of a checkpoint that an entry, or an older checkpoint, is in its chain; prints the proof as JSON
     Prove(ProveArguments),
 }
@@ -123,6 +125,18 @@ struct TailArguments {
 }
 
 #[derive(Args)]
+struct CheckpointArguments {
+    /// The engine, such as 127.0.0.1:50051 or https://engine.internal:50051
+    #[arg(long, value_name = "ADDRESS")]
+    engine: String,
+    #[command(flatten)]
+    tls: EngineTls,
+    /// The public key of the engine, as its operator gave it: a checkpoint that it does not verify is not printed
+    #[arg(long, value_name = "NAME+ID+KEY")]
+    verifier_key: Option<VerifierKey>,
+}
+
+#[derive(Args)]
 struct ProveArguments {
     /// The entry to prove
     #[arg(value_name = "SEQUENCE", required_unless_present = "since", conflicts_with = "since")]
@@ -167,6 +181,7 @@ async fn run_command(arguments: AuditArguments) -> Result<(), AuditError> {
             .await
         }
         AuditCommand::Tail(arguments) => tail(arguments).await,
+        AuditCommand::Checkpoint(arguments) => print_checkpoint(arguments).await,
         AuditCommand::Prove(arguments) => prove(arguments).await,
     }
 }
@@ -231,6 +246,16 @@ async fn tail(arguments: TailArguments) -> Result<(), AuditError> {
         out.flush()?;
     }
     Ok(())
+}
+
+async fn print_checkpoint(arguments: CheckpointArguments) -> Result<(), AuditError> {
+    let CheckpointArguments { engine, tls, verifier_key } = arguments;
+    let note = RunningEngine::at(&engine, &tls)?.checkpoint().await?;
+    if let Some(verifier) = verifier_key {
+        TreeHead::open(&note, &verifier)?;
+    }
+    // A note ends with a line end.
+    Ok(write!(io::stdout(), "{note}")?)
 }
 
 async fn prove(arguments: ProveArguments) -> Result<(), AuditError> {

@@ -64,7 +64,7 @@ const ROLES: [(&str, &[&str]); 7] = [
     ("card-system", &["CardService/RegisterCard", "CardService/FindCard"]),
     ("authorization-host", &[]),
     ("custodian", &["KeyService/ListKeys", "KeyService/CountRecords"]),
-    ("auditor", &["AuditService/ExportAudit"]),
+    ("auditor", &["AuditService/ExportAudit", "AuditService/GetCheckpoint"]),
     ("operator", &["KeyService/ListKeys", "KeyService/CountRecords", "KeyService/WatchRotation"]),
 ];
 

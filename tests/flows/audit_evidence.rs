@@ -12,7 +12,10 @@ use device::Device;
 use proto::{ExportAuditRequest, Scope, audit_service_client::AuditServiceClient};
 use serde_json::Value;
 
-use support::engine_process::{EngineProcess, device};
+use support::{
+    engine_process::{EngineProcess, device},
+    wait::soon,
+};
 
 fn audit(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_pinseal")).arg("audit").args(arguments).output().unwrap()
@@ -99,6 +102,31 @@ async fn checkpoints_prove_entries_and_that_nothing_was_rewritten() {
     let others = fs::read_to_string(other.path().join("data/audit/verifier-key")).unwrap();
     let foreign = refused(&["verify", "--store", &store, "--verifier-key", others.trim(), "--checkpoint", &old]);
     assert!(foreign.contains("audit entry") || foreign.contains("another chain"), "{foreign}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_serving_engine_returns_its_newest_checkpoint() {
+    let directory = tempfile::tempdir().unwrap();
+    let before = run(directory.path(), &device(), "4001").await;
+    let engine = EngineProcess::start(directory.path(), "[audit]\ncheckpoint_seconds = 1");
+    engine.client().await.open("4002", Scope::SetPin).await.unwrap();
+    let verifier = fs::read_to_string(directory.path().join("data/audit/verifier-key")).unwrap();
+    let arguments = ["checkpoint", "--engine", engine.address(), "--verifier-key", verifier.trim()];
+    let newer = soon("a checkpoint is signed", async || Some(printed(&arguments)).filter(|note| *note != before)).await;
+    // What the auditor got, against the chain and an older checkpoint.
+    let [old, new, chain] = ["old", "new", "chain"].map(|name| directory.path().join(name));
+    fs::write(&old, before).unwrap();
+    fs::write(&new, newer).unwrap();
+    let tail = ["tail", "--engine", engine.address(), "--from", "1"];
+    fs::write(&chain, printed(&tail)).unwrap();
+    let [old, new, chain] = [&old, &new, &chain].map(|path| path.to_str().unwrap());
+    let held = printed(&["verify", "--file", chain, "--verifier-key", verifier.trim(), "--checkpoint", old, new]);
+    assert!(held.contains("the audit chain holds"), "{held}");
+    let other = tempfile::tempdir().unwrap();
+    run(other.path(), &device(), "4001").await;
+    let foreign = fs::read_to_string(other.path().join("data/audit/verifier-key")).unwrap();
+    let foreign = refused(&["checkpoint", "--engine", engine.address(), "--verifier-key", foreign.trim()]);
+    assert!(foreign.contains("the note is not signed by"), "{foreign}");
 }
 
 #[tokio::test]

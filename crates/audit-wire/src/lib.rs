@@ -200,6 +200,7 @@ enums! {
         ListKeys,
         WatchRotation,
         CountRecords,
+        GetCheckpoint,
     }
     denial_message, read_denial: CallDenial as CallDenial {
         NoCertificate,

@@ -224,6 +224,8 @@ coded! {
         WatchRotation = 9,
         /// The method `pinseal.v1.KeyService/CountRecords`.
         CountRecords = 10,
+        /// The method `pinseal.v1.AuditService/GetCheckpoint`.
+        GetCheckpoint = 11,
     }
 }
 

@@ -164,7 +164,7 @@ impl ApiError {
             Reason::StoreUnavailable => Self::STORE_UNAVAILABLE,
             Reason::TokenUnavailable => Self::TOKEN_UNAVAILABLE,
             Reason::RotationCutOff | Reason::EngineStops | Reason::DeadlinePassed => Self::ENGINE_UNAVAILABLE,
-            Reason::BoundaryFailed | Reason::MessageCount => Self::UNEXPECTED,
+            Reason::BoundaryFailed | Reason::MessageCount | Reason::CheckpointNotSigned => Self::UNEXPECTED,
         }
     }
 

@@ -41,8 +41,8 @@ use net::{
     tls::{ClientTls, ClientTlsConfig, TlsError},
 };
 use proto::{
-    CountRecordsRequest, CountRecordsResponse, ExportAuditRequest, ExportAuditResponse, Key, ListKeysRequest,
-    WatchRotationRequest, WatchRotationResponse, audit_service_client::AuditServiceClient,
+    CountRecordsRequest, CountRecordsResponse, ExportAuditRequest, ExportAuditResponse, GetCheckpointRequest, Key,
+    ListKeysRequest, WatchRotationRequest, WatchRotationResponse, audit_service_client::AuditServiceClient,
     key_service_client::KeyServiceClient,
 };
 
@@ -126,6 +126,16 @@ impl RunningEngine {
     /// The call fails.
     pub async fn rotation(&mut self) -> Result<Streaming<WatchRotationResponse>, OperatorError> {
         Ok(self.keys.watch_rotation(WatchRotationRequest {}).await?.into_inner())
+    }
+
+    /// The newest signed checkpoint of the audit chain: a signed note, which is not verified here.
+    ///
+    /// # Errors
+    /// The call fails, for example because no checkpoint is signed yet, or its reply does not arrive within 10 seconds.
+    pub async fn checkpoint(&mut self) -> Result<String, OperatorError> {
+        let mut request = Request::new(GetCheckpointRequest {});
+        request.set_timeout(REPLY_TIME_MAX);
+        Ok(self.audit.get_checkpoint(request).await?.into_inner().signed_note)
     }
 
     /// Entries of the audit chain, as the request says.

@@ -19,6 +19,7 @@ use std::{
 };
 
 use thiserror::Error;
+use tokio::sync::watch;
 
 use audit::{
     note::{NoteError, SigningKey},
@@ -58,6 +59,8 @@ pub(super) struct Checkpoints {
     tree: Option<ChainTree>,
     /// The checkpoint on disk.
     signed: Option<TreeHead>,
+    /// The note of the checkpoint on disk.
+    note: watch::Sender<Option<Arc<str>>>,
 }
 
 impl Checkpoints {
@@ -81,11 +84,18 @@ impl Checkpoints {
         }
         let key = SigningKey::from_text(&SecretSource::File(config.signing_key.clone()).read()?)?;
         let signed = note
-            .map(|note| open_note(&note, &key))
+            .as_ref()
+            .map(|note| open_note(note, &key))
             .transpose()
             .map_err(|error| CheckpointError::Note { path, error })?;
         let tree = signed.as_ref().and_then(|head| read_tree(&directory.join(TREE), head));
-        Ok(Self { store, key, directory, tree, signed })
+        let note = watch::Sender::new(note.map(Arc::from));
+        Ok(Self { store, key, directory, tree, signed, note })
+    }
+
+    /// The note of the newest checkpoint; `None` before the first one.
+    pub(super) fn newest(&self) -> watch::Receiver<Option<Arc<str>>> {
+        self.note.subscribe()
     }
 
     /// Signs checkpoints until the task is aborted.
@@ -137,18 +147,14 @@ impl Checkpoints {
             Some(signed) if *signed == head => return Ok(()),
             _ => {}
         }
-        let subtrees = tree.subtrees_text();
-        let files = [
-            (VERIFIER_KEY, format!("{}\n", self.key.verifier(&head.origin)?)),
-            (TREE, subtrees),
-            // The last: without the checkpoint, the others are not used.
-            (CHECKPOINT, head.sign(&self.key)?),
-        ];
-        for (name, text) in files {
+        let (verifier, note) = (format!("{}\n", self.key.verifier(&head.origin)?), head.sign(&self.key)?);
+        // The checkpoint is the last: without it, the others are not used.
+        for (name, text) in [(VERIFIER_KEY, &verifier), (TREE, &tree.subtrees_text()), (CHECKPOINT, &note)] {
             let path = self.directory.join(name);
-            replace(&path, &text).map_err(|error| CheckpointError::File { path, error })?;
+            replace(&path, text).map_err(|error| CheckpointError::File { path, error })?;
         }
         self.signed = Some(head);
+        self.note.send_replace(Some(note.into()));
         Ok(())
     }
 }

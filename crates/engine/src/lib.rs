@@ -101,7 +101,9 @@ impl Engine {
             return Err(StartError::NoPeers);
         }
         let tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
-        let checkpoints = Arc::new(Mutex::new(Checkpoints::open(&config.checkpoints, Arc::clone(&store))?));
+        let checkpoints = Checkpoints::open(&config.checkpoints, Arc::clone(&store))?;
+        let newest_checkpoint = checkpoints.newest();
+        let checkpoints = Arc::new(Mutex::new(checkpoints));
         // Each start is an audit entry: no engine has used a store without entries.
         let is_new = store.checkpoint().await? == Checkpoint::EMPTY;
         let absent_keys = if is_new { AbsentKeys::Create } else { AbsentKeys::Refuse };
@@ -156,7 +158,8 @@ impl Engine {
             threads += 1;
             let pins = pins_of_thread(threads);
             let gate = gate.through(Arc::clone(&pins));
-            let services = Services::new(pins, Arc::clone(&store), gate.clone(), follows.clone());
+            let newest_checkpoint = newest_checkpoint.clone();
+            let services = Services::new(pins, Arc::clone(&store), gate.clone(), follows.clone(), newest_checkpoint);
             let router = server.add_service(CallRules::new(health_service.clone(), call_timeout, Streams::Responses));
             with_services(router, &gate, &services, &keys, call_timeout)
                 .add_service(CallRules::new(reflection.clone(), call_timeout, Streams::Both))

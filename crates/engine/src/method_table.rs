@@ -31,7 +31,7 @@ pub(super) enum CoveredTenants {
 }
 
 /// Every method of every service of an engine, each once.
-pub(super) static METHOD_TABLE: [MethodAccess; 10] = {
+pub(super) static METHOD_TABLE: [MethodAccess; 11] = {
     use CoveredTenants::{All, Named, OfCaller};
     const fn row(
         path: &'static str,
@@ -50,6 +50,8 @@ pub(super) static METHOD_TABLE: [MethodAccess; 10] = {
         row("/pinseal.v1.CardService/RegisterCard", Method::RegisterCard, &[Right::Cards], Named),
         row("/pinseal.v1.CardService/FindCard", Method::FindCard, &[Right::Cards], Named),
         row("/pinseal.v1.AuditService/ExportAudit", Method::ExportAudit, &[Right::Audit], OfCaller),
+        // A checkpoint has the number of all entries, which the sequence numbers of a tenant's entries show too.
+        row("/pinseal.v1.AuditService/GetCheckpoint", Method::GetCheckpoint, &[Right::Audit], OfCaller),
         row("/pinseal.v1.KeyService/ListKeys", Method::ListKeys, &[Right::Keys], All),
         row("/pinseal.v1.KeyService/WatchRotation", Method::WatchRotation, &[Right::Rotation], All),
         row("/pinseal.v1.KeyService/CountRecords", Method::CountRecords, &[Right::Keys], All),

@@ -31,11 +31,19 @@ pub(super) struct Services {
     gate: Gate,
     /// Its sender is dropped when the engine stops.
     follows: watch::Receiver<()>,
+    /// The note of the newest checkpoint; `None` before the first one.
+    checkpoint: watch::Receiver<Option<Arc<str>>>,
 }
 
 impl Services {
-    pub(super) fn new(pins: Arc<Pins>, store: Arc<dyn Store>, gate: Gate, follows: watch::Receiver<()>) -> Self {
-        Self { pins, store, gate, follows }
+    pub(super) fn new(
+        pins: Arc<Pins>,
+        store: Arc<dyn Store>,
+        gate: Gate,
+        follows: watch::Receiver<()>,
+        checkpoint: watch::Receiver<Option<Arc<str>>>,
+    ) -> Self {
+        Self { pins, store, gate, follows, checkpoint }
     }
 
     async fn caller(&self, call: &Call, tenant: &str, audit_user: &str) -> Result<Caller, Status> {
@@ -183,6 +191,16 @@ impl audit_service_server::AuditService for Services {
         let follows = message.continuous.then(|| self.follows.clone());
         tokio::spawn(export.run(from, end, follows));
         Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn get_checkpoint(
+        &self,
+        request: Request<proto::GetCheckpointRequest>,
+    ) -> Result<Response<proto::GetCheckpointResponse>, Status> {
+        let call = Call::of(request.extensions())?;
+        let note = self.checkpoint.borrow().clone();
+        let note = note.ok_or_else(|| wire::with_request_id(wire::checkpoint_not_signed(), call.id))?;
+        Ok(Response::new(proto::GetCheckpointResponse { signed_note: note.to_string() }))
     }
 }
 

@@ -201,6 +201,12 @@ pub(super) fn engine_stops() -> Status {
     )
 }
 
+/// No checkpoint of the audit chain is signed yet.
+pub(super) fn checkpoint_not_signed() -> Status {
+    let message = "the engine has not signed a checkpoint yet: try again later, and see the engine's log";
+    status(Code::NotFound, Reason::CheckpointNotSigned, &message)
+}
+
 /// Another count is running.
 pub(super) fn counting() -> Status {
     let message = "another count of the records is running: try again when it has ended";
