@@ -15,6 +15,7 @@ use audit::{
     ecs::to_ecs,
     entry::Entry,
     note::{NoteError, SigningKey, VerifierKey},
+    tree::Leaves,
     tree_head::{Proof, Proven, TreeHead, TreeHeadError, leaf_of, origin_of},
 };
 use config::{SecretError, SecretSource};
@@ -262,7 +263,7 @@ async fn prove(arguments: ProveArguments) -> Result<(), AuditError> {
     let key = SigningKey::from_text(&SecretSource::File(arguments.signing_key).read()?)?;
     let checkpoint = read_text(&arguments.checkpoint)?;
     let store = open_store_copy(&arguments.store)?;
-    let (mut leaves, mut wanted) = (Vec::new(), None);
+    let (mut leaves, mut wanted) = (Leaves::default(), None);
     each_entry(&*store, 1, |entry| {
         leaves.push(leaf_of(entry, &key));
         if Some(entry.sequence) == arguments.sequence {
@@ -275,8 +276,7 @@ async fn prove(arguments: ProveArguments) -> Result<(), AuditError> {
         (Some(old), _) => Proof::of_checkpoints(&read_text(&old)?, &checkpoint, &leaves, &key)?,
         (None, Some(entry)) => Proof::of_entry(&entry, &checkpoint, &leaves, &key)?,
         (None, None) => {
-            let end = u64::try_from(leaves.len()).unwrap_or(u64::MAX);
-            return Err(AuditError::NoEntry { sequence: arguments.sequence.unwrap_or_default(), end });
+            return Err(AuditError::NoEntry { sequence: arguments.sequence.unwrap_or_default(), end: leaves.size() });
         }
     };
     Ok(writeln!(io::stdout(), "{}", serde_json::to_string(&proof).map_err(io::Error::from)?)?)

@@ -38,8 +38,8 @@ use thiserror::Error;
 use audit::{
     card_reference::CardReference,
     entry::{
-        Action, BlockFormat, Body, CallDenial, CardEvent, Entry, Event, Formats, Isolation, KeyStamp, Level, Method,
-        Outcome, Stamp, StoreOrigin,
+        Action, ArchivedSegment, BlockFormat, Body, CallDenial, CardEvent, Entry, Event, Formats, Isolation, KeyStamp,
+        Level, Method, Outcome, Stamp, StoreOrigin,
     },
 };
 use domain::{card::Tenant, control::ControlId, request_id::RequestId, time::UnixMillis};
@@ -274,6 +274,13 @@ fn body_message(body: &Body) -> EventMessage {
             action: action_message(*action).into(),
             control_id: control.to_string(),
         }),
+        Body::AuditArchived(segment) => EventMessage::AuditArchived(proto::AuditArchived {
+            first_sequence: segment.first,
+            last_sequence: segment.last,
+            last_hash: segment.hash.to_vec(),
+            file_name: segment.file.to_string(),
+            file_sha256: segment.file_sha256.to_vec(),
+        }),
         Body::CallDenied { method, reason, unrecorded } => EventMessage::CallDenied(proto::CallDenied {
             method: method_message(*method).into(),
             reason: denial_message(*reason).into(),
@@ -310,6 +317,13 @@ fn read_body(event: EventMessage) -> Option<Body> {
             action: read_action(unknown.action())?,
             control: ControlId::parse(&unknown.control_id).ok()?,
         },
+        EventMessage::AuditArchived(segment) => Body::AuditArchived(ArchivedSegment {
+            first: segment.first_sequence,
+            last: segment.last_sequence,
+            hash: segment.last_hash.try_into().ok()?,
+            file: segment.file_name.into(),
+            file_sha256: segment.file_sha256.try_into().ok()?,
+        }),
         EventMessage::CallDenied(denied) => Body::CallDenied {
             method: read_method(denied.method())?,
             reason: read_denial(denied.reason())?,

@@ -29,6 +29,13 @@ fn bodies() -> Vec<Body> {
         Body::RotationEnded { checked: 300, failed: 1 },
         Body::StoreRestored(origin()),
         Body::StoreSalvaged(origin()),
+        Body::AuditArchived(ArchivedSegment {
+            first: 1,
+            last: 9,
+            hash: [4; 32],
+            file: "1.jsonl".into(),
+            file_sha256: [5; 32],
+        }),
         card(Action::SetPin, true, Some(Formats { from: BlockFormat::Iso1, to: BlockFormat::Iso4 })),
         card(Action::RegisterCard, false, None),
         Body::UnknownControl { action: Action::ViewPin, control: ControlId::random() },

@@ -3,7 +3,7 @@
 //! The chain has no key: an attacker who can rewrite the whole chain can build another valid one. A checkpoint that is kept
 //! elsewhere shows such a rewrite.
 
-use std::{fmt, str::FromStr};
+use std::{cmp::Ordering, fmt, str::FromStr};
 
 use base16ct::lower;
 use thiserror::Error;
@@ -53,6 +53,8 @@ pub struct CheckpointError;
 
 /// Verifies a chain from its first entry.
 pub struct ChainVerifier {
+    /// The end of the entries that are not checked.
+    start: Checkpoint,
     reached: Checkpoint,
     expected: Vec<Checkpoint>,
     head: Option<Checkpoint>,
@@ -61,7 +63,17 @@ pub struct ChainVerifier {
 impl ChainVerifier {
     /// A verifier that compares the chain with these checkpoints, each kept elsewhere.
     pub fn new(expected: Vec<Checkpoint>) -> Self {
-        Self { reached: Checkpoint::EMPTY, expected, head: None }
+        Self::after(Checkpoint::EMPTY, expected)
+    }
+
+    /// The same, for the entries behind a checkpoint: the entries up to it were archived, for example.
+    pub fn after(start: Checkpoint, expected: Vec<Checkpoint>) -> Self {
+        Self { start, reached: start, expected, head: None }
+    }
+
+    /// The last entry that was checked.
+    pub fn reached(&self) -> Checkpoint {
+        self.reached
     }
 
     /// Requires that the chain ends at the last entry that its store names.
@@ -112,9 +124,17 @@ impl ChainVerifier {
     ///
     /// # Errors
     /// The chain is shorter than a checkpoint, does not end at the store's last entry, or is empty while
-    /// [`Checkpoint::EMPTY`] is not expected.
+    /// [`Checkpoint::EMPTY`] is not expected; or a checkpoint is one of an entry that was not checked.
     pub fn finish(self) -> Result<Checkpoint, ChainError> {
         let at = |problem| Err(ChainError { sequence: self.reached.sequence.saturating_add(1), problem });
+        for expected in self.expected.iter().filter(|expected| **expected != Checkpoint::EMPTY) {
+            let problem = match expected.sequence.cmp(&self.start.sequence) {
+                Ordering::Less => ChainProblem::NotRead,
+                Ordering::Equal if *expected != self.start => ChainProblem::OtherThanExpected,
+                _ => continue,
+            };
+            return Err(ChainError { sequence: expected.sequence, problem });
+        }
         let ends = self.expected.iter().chain(&self.head).map(|expected| expected.sequence);
         match ends.max() {
             Some(expected) if expected > self.reached.sequence => return at(ChainProblem::Cut { expected }),
@@ -167,6 +187,9 @@ pub enum ChainProblem {
         /// The expected sequence number of the last entry.
         expected: u64,
     },
+    /// The entry of a checkpoint is before the first one that was checked.
+    #[error("the entry is not in the chain that was read, and was not compared: give its archive with --archive")]
+    NotRead,
     /// The bytes are not an entry of this release.
     #[error("this release cannot read the entry")]
     Unreadable,
@@ -187,8 +210,8 @@ pub(super) mod tests {
     use super::*;
     use crate::card_reference::CardReference;
     use crate::entry::{
-        Action, BlockFormat, Body, CallDenial, CardEvent, Event, Formats, Isolation, KeyStamp, Level, Method, Outcome,
-        Stamp, StoreOrigin,
+        Action, ArchivedSegment, BlockFormat, Body, CallDenial, CardEvent, Event, Formats, Isolation, KeyStamp, Level,
+        Method, Outcome, Stamp, StoreOrigin,
     };
     use domain::card::Tenant;
     use domain::control::ControlId;
@@ -257,6 +280,13 @@ pub(super) mod tests {
             Body::RotationEnded { checked: 300, failed: 1 },
             Body::StoreRestored(origin()),
             Body::StoreSalvaged(origin()),
+            Body::AuditArchived(ArchivedSegment {
+                first: 1,
+                last: 9,
+                hash: [4; 32],
+                file: "1.jsonl".into(),
+                file_sha256: [5; 32],
+            }),
             Body::UnknownControl { action: Action::SetPin, control: ControlId::random() },
             Body::CallDenied { method: Method::ViewPin, reason: CallDenial::Tenant, unrecorded: 7 },
         ];
@@ -414,6 +444,24 @@ pub(super) mod tests {
         assert_eq!(ChainVerifier::new(Vec::new()).check_json(&no_text), Err(error));
         let no_tenant = Entry::chain(1, [0; 32], event(7)).to_json();
         assert_eq!(Entry::from_json(&no_tenant.replace("\"tenant\":null,", "")), Err(EntryError::Rewritten));
+    }
+
+    #[test]
+    fn a_chain_behind_archived_entries_verifies_from_their_end() {
+        let entries = chain(5);
+        let at = |sequence: usize| Checkpoint { sequence: sequence as u64, hash: entries[sequence - 1].hash };
+        let verify = |expected: Vec<Checkpoint>, start: Checkpoint| {
+            let mut verifier = ChainVerifier::after(start, expected);
+            entries[3..].iter().try_for_each(|entry| verifier.check(entry))?;
+            verifier.finish()
+        };
+        assert_eq!(verify(vec![Checkpoint::EMPTY, at(3), at(4)], at(3)), Ok(at(5)));
+        let other = Checkpoint { hash: [7; 32], ..at(3) };
+        let error = |sequence, problem| Err(ChainError { sequence, problem });
+        assert_eq!(verify(Vec::new(), other), error(4, ChainProblem::Unlinked));
+        assert_eq!(verify(vec![other], at(3)), error(3, ChainProblem::OtherThanExpected));
+        assert_eq!(verify(vec![at(2)], at(3)), error(2, ChainProblem::NotRead));
+        assert_eq!(verify(Vec::new(), at(2)), error(3, ChainProblem::Order { found: 4 }));
     }
 
     #[test]

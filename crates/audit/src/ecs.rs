@@ -61,6 +61,7 @@ fn category(body: &Body) -> (&'static str, &'static str) {
         Body::RecordsReencrypted { .. } => ("database", "change"),
         Body::RotationEnded { .. } => ("database", "info"),
         Body::StoreRestored(_) | Body::StoreSalvaged(_) => ("database", "creation"),
+        Body::AuditArchived(_) => ("database", "deletion"),
         Body::CallDenied { .. } => ("api", "denied"),
         Body::Card(CardEvent { action, .. }) | Body::UnknownControl { action, .. } => match action {
             Action::RegisterCard | Action::OpenControl | Action::IssueTzpk => ("iam", "creation"),

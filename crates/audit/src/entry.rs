@@ -92,6 +92,8 @@ pub enum Body {
     StoreRestored(StoreOrigin),
     /// The store was rescued from a damaged store.
     StoreSalvaged(StoreOrigin),
+    /// Entries were written to an archive, and removed from the store.
+    AuditArchived(ArchivedSegment),
     /// A request under a control that the store does not have: never opened, or removed after its expiry. The card is not
     /// known.
     UnknownControl {
@@ -125,6 +127,24 @@ pub struct StoreOrigin {
     pub hash: [u8; 32],
     /// The number of controls that were open, and are over.
     pub ended_controls: u64,
+}
+
+/// Entries of the chain in an archive file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ArchivedSegment {
+    /// The sequence number of the first entry.
+    pub first: u64,
+    /// The sequence number of the last entry.
+    pub last: u64,
+    /// The hash of the last entry.
+    #[serde(serialize_with = "hash_to_json", deserialize_with = "hash_from_json")]
+    pub hash: [u8; 32],
+    /// The name of the file, without its directory.
+    pub file: Box<str>,
+    /// The SHA-256 of the file.
+    #[serde(serialize_with = "hash_to_json", deserialize_with = "hash_from_json")]
+    pub file_sha256: [u8; 32],
 }
 
 /// A request about one card.
@@ -616,6 +636,14 @@ fn append_body(bytes: &mut Vec<u8>, body: &Body) {
         }
         Body::StoreRestored(origin) => append_origin(bytes, 32, origin),
         Body::StoreSalvaged(origin) => append_origin(bytes, 33, origin),
+        Body::AuditArchived(segment) => {
+            bytes.push(34);
+            bytes.extend_from_slice(&segment.first.to_be_bytes());
+            bytes.extend_from_slice(&segment.last.to_be_bytes());
+            bytes.extend_from_slice(&segment.hash);
+            append_text(bytes, &segment.file);
+            bytes.extend_from_slice(&segment.file_sha256);
+        }
         Body::UnknownControl { action, control } => {
             bytes.extend_from_slice(&[7, action.code()]);
             bytes.extend_from_slice(control.as_bytes());
@@ -709,6 +737,13 @@ impl<'a> Reader<'a> {
             }),
             32 => Body::StoreRestored(self.origin()?),
             33 => Body::StoreSalvaged(self.origin()?),
+            34 => Body::AuditArchived(ArchivedSegment {
+                first: self.number()?,
+                last: self.number()?,
+                hash: self.array()?,
+                file: self.text()?.into(),
+                file_sha256: self.array()?,
+            }),
             7 => Body::UnknownControl {
                 action: Action::from_code(self.byte()?)?,
                 control: ControlId::from_bytes(self.array()?),

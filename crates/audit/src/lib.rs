@@ -30,6 +30,7 @@
 //! # Ok::<(), audit::chain::ChainError>(())
 //! ```
 
+pub mod archive;
 pub mod card_reference;
 pub mod chain;
 pub mod ecs;

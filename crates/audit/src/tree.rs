@@ -41,6 +41,20 @@ impl GrowingTree {
         self.size
     }
 
+    /// The root of the complete subtree over the leaves from `start` on, up to `end`; `None` where it is not one of those held.
+    fn subtree(&self, start: u64, end: u64) -> Option<Hash> {
+        let bits = (0..u64::BITS).rev().filter(|bit| self.size >> bit & 1 == 1);
+        let mut at = 0;
+        for (bit, root) in bits.zip(&self.subtrees) {
+            let next = at + (1 << bit);
+            if (at, next) == (start, end) {
+                return Some(*root);
+            }
+            at = next;
+        }
+        None
+    }
+
     /// Appends a leaf.
     pub fn push(&mut self, leaf: Hash) {
         let (mut hash, mut left) = (leaf, self.size);
@@ -69,40 +83,95 @@ pub fn root(leaves: &[Hash]) -> Hash {
     tree.root()
 }
 
-/// The leaves of the left and the right subtree: the left one is the largest complete tree smaller than the whole.
-fn split(leaves: &[Hash]) -> Option<(&[Hash], &[Hash])> {
-    let highest = leaves.len().checked_sub(1)?.checked_ilog2()?;
-    leaves.split_at_checked(1 << highest)
+/// The leaves of a tree, from which proofs are made. Of the first ones, the roots of their complete subtrees may be all that
+/// is known: then a proof for a later leaf, or for a later tree, can still be made.
+#[derive(Clone, Debug, Default)]
+pub struct Leaves {
+    before: GrowingTree,
+    known: Vec<Hash>,
 }
 
-/// The proof that the leaf at `index`, from 0, is in the tree over `leaves` (RFC 6962, 2.1.1); `None` where it is not.
-pub fn prove_inclusion(leaves: &[Hash], index: usize) -> Option<Vec<Hash>> {
-    let Some((left, right)) = split(leaves) else { return (index < leaves.len()).then(Vec::new) };
-    let (mut proof, other) = match index.checked_sub(left.len()) {
-        None => (prove_inclusion(left, index)?, right),
-        Some(index) => (prove_inclusion(right, index)?, left),
-    };
-    proof.push(root(other));
-    Some(proof)
+impl Leaves {
+    /// The leaves behind those of a tree.
+    pub fn after(before: GrowingTree) -> Self {
+        Self { before, known: Vec::new() }
+    }
+
+    /// Appends a leaf.
+    pub fn push(&mut self, leaf: Hash) {
+        self.known.push(leaf);
+    }
+
+    /// The number of leaves.
+    pub fn size(&self) -> u64 {
+        self.before.size.saturating_add(u64::try_from(self.known.len()).unwrap_or(u64::MAX))
+    }
+
+    /// The root of the tree over the first `size` leaves; `None` where there are fewer, or it follows from no known hash.
+    pub fn root(&self, size: u64) -> Option<Hash> {
+        self.subtree(0, size)
+    }
+
+    /// The root over the leaves from `start` on, up to `end`.
+    fn subtree(&self, start: u64, end: u64) -> Option<Hash> {
+        if let Some(from) = start.checked_sub(self.before.size) {
+            let to = end.checked_sub(self.before.size)?;
+            return self.known.get(usize::try_from(from).ok()?..usize::try_from(to).ok()?).map(root);
+        }
+        if let Some(root) = self.before.subtree(start, end) {
+            return Some(root);
+        }
+        let middle = split(start, end)?;
+        Some(node_hash(&self.subtree(start, middle)?, &self.subtree(middle, end)?))
+    }
+
+    /// The proof that the leaf at `index`, from 0, is in the tree over the first `size` leaves (RFC 6962, 2.1.1); `None` where
+    /// it is not, or the hashes are not known.
+    pub fn prove_inclusion(&self, index: u64, size: u64) -> Option<Vec<Hash>> {
+        (index < size && size <= self.size()).then_some(())?;
+        let (mut start, mut end, mut proof) = (0, size, Vec::new());
+        while let Some(middle) = split(start, end) {
+            if index < middle {
+                proof.push(self.subtree(middle, end)?);
+                end = middle;
+            } else {
+                proof.push(self.subtree(start, middle)?);
+                start = middle;
+            }
+        }
+        proof.reverse();
+        Some(proof)
+    }
+
+    /// The proof that the tree over the first `size` leaves continues the tree over the first `old` of them (RFC 6962, 2.1.2);
+    /// `None` where there are fewer, for an `old` of 0, and where the hashes are not known.
+    pub fn prove_consistency(&self, old: u64, size: u64) -> Option<Vec<Hash>> {
+        ((1..=size).contains(&old) && size <= self.size()).then_some(())?;
+        let (mut start, mut end, mut proof) = (0, size, Vec::new());
+        while old < end {
+            let middle = split(start, end)?;
+            if old <= middle {
+                proof.push(self.subtree(middle, end)?);
+                end = middle;
+            } else {
+                proof.push(self.subtree(start, middle)?);
+                start = middle;
+            }
+        }
+        // A verifier knows the root of the whole old tree.
+        if start > 0 {
+            proof.push(self.subtree(start, end)?);
+        }
+        proof.reverse();
+        Some(proof)
+    }
 }
 
-/// The proof that the tree over `leaves` continues the tree over the first `old` of them (RFC 6962, 2.1.2); `None` where
-/// there are fewer, and for an `old` of 0.
-pub fn prove_consistency(leaves: &[Hash], old: usize) -> Option<Vec<Hash>> {
-    (1..=leaves.len()).contains(&old).then(|| subproof(leaves, old, true))
-}
-
-/// `is_whole`: the old tree is a subtree that its verifier knows.
-fn subproof(leaves: &[Hash], old: usize, is_whole: bool) -> Vec<Hash> {
-    let Some((left, right)) = split(leaves).filter(|_| old < leaves.len()) else {
-        return if is_whole { Vec::new() } else { vec![root(leaves)] };
-    };
-    let (mut proof, other) = match old.checked_sub(left.len()) {
-        None | Some(0) => (subproof(left, old, is_whole), right),
-        Some(old) => (subproof(right, old, false), left),
-    };
-    proof.push(root(other));
-    proof
+/// The end of the left subtree of the leaves `start` to `end`: the largest complete tree smaller than the whole; `None` for a
+/// single leaf.
+fn split(start: u64, end: u64) -> Option<u64> {
+    let highest = end.checked_sub(start)?.checked_sub(1)?.checked_ilog2()?;
+    start.checked_add(1 << highest)
 }
 
 /// Whether `proof` shows that the leaf at `index`, from 0, is in the tree of `size` leaves with this root (RFC 9162, 2.1.3.2).
@@ -181,6 +250,23 @@ mod tests {
         (0..count).map(|number| leaf_hash(&[7; 32], &Sha256::digest(number.to_be_bytes()).into())).collect()
     }
 
+    /// All leaves, or those behind the first `archived`, of which the subtrees are known.
+    fn known(all: &[Hash], archived: usize) -> Leaves {
+        let mut before = GrowingTree::default();
+        all[..archived].iter().for_each(|leaf| before.push(*leaf));
+        let mut leaves = Leaves::after(before);
+        all[archived..].iter().for_each(|leaf| leaves.push(*leaf));
+        leaves
+    }
+
+    fn prove_inclusion(leaves: &[Hash], index: usize) -> Option<Vec<Hash>> {
+        known(leaves, 0).prove_inclusion(index as u64, leaves.len() as u64)
+    }
+
+    fn prove_consistency(leaves: &[Hash], old: usize) -> Option<Vec<Hash>> {
+        known(leaves, 0).prove_consistency(old as u64, leaves.len() as u64)
+    }
+
     /// The stored hashes of tlog_tiles, another author's tree.
     struct Tlog(Vec<TlogHash>);
 
@@ -220,6 +306,30 @@ mod tests {
                 assert_eq!(proof, theirs.iter().map(|hash| hash.0).collect::<Vec<_>>(), "{old} to {size}");
                 let before = root(&leaves[..old]);
                 assert!(verify_consistency((old as u64, &before), (count, &ours), &proof), "{old} to {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn proofs_behind_archived_leaves_are_the_same() {
+        let all = leaves(40);
+        let whole = known(&all, 0);
+        for archived in 0..=40_usize {
+            let kept = known(&all, archived);
+            let first = archived as u64;
+            assert_eq!(kept.size(), 40);
+            for size in 1..=40 {
+                // The root of a smaller tree than the archived one does not follow from its subtrees, with few exceptions.
+                let root = kept.root(size);
+                assert!(root == whole.root(size) || (root.is_none() && size < first), "{archived} {size}");
+                for index in 0..40 {
+                    let proof = kept.prove_inclusion(index, size);
+                    let same = proof == whole.prove_inclusion(index, size);
+                    assert!(same || (proof.is_none() && index.min(size - 1) < first), "{archived} {index} {size}");
+                    let proof = kept.prove_consistency(index, size);
+                    let same = proof == whole.prove_consistency(index, size);
+                    assert!(same || (proof.is_none() && index.min(size) < first), "{archived} {index} to {size}");
+                }
             }
         }
     }

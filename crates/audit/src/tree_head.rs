@@ -16,7 +16,7 @@ use super::{
     chain::Checkpoint,
     entry::{Entry, EntryError, decode_hash},
     note::{NoteError, SigningKey, VerifierKey},
-    tree::{GrowingTree, Hash, leaf_hash, prove_consistency, prove_inclusion, verify_consistency, verify_inclusion},
+    tree::{GrowingTree, Hash, Leaves, leaf_hash, verify_consistency, verify_inclusion},
 };
 
 /// The start of an origin, before the chain id.
@@ -88,9 +88,24 @@ impl ChainTree {
         self.head = Checkpoint { sequence: entry.sequence, hash: entry.hash };
     }
 
+    /// The leaves behind those of this tree, which are not known yet.
+    pub fn leaves_after(&self) -> Leaves {
+        Leaves::after(self.tree.clone())
+    }
+
     /// The name of the chain, and of its signing key.
     pub fn origin(&self) -> &str {
         &self.origin
+    }
+
+    /// The roots of the complete subtrees, the largest first.
+    pub fn subtrees(&self) -> &[Hash] {
+        self.tree.subtrees()
+    }
+
+    /// The tree of a chain up to an entry, with these roots of complete subtrees; `None` where their number does not fit.
+    pub fn from_subtrees(origin: String, head: Checkpoint, subtrees: Vec<Hash>) -> Option<Self> {
+        Some(Self { origin, tree: GrowingTree::from_subtrees(head.sequence, subtrees)?, head })
     }
 
     /// The roots of the complete subtrees, in hexadecimal digits, a line each.
@@ -172,11 +187,11 @@ impl Proof {
     ///
     /// # Errors
     /// [`TreeHeadError`] where the note does not open; [`TreeHeadError::OtherChain`] where `leaves` are not the chain of the
-    /// checkpoint; [`TreeHeadError::NotCovered`] where the checkpoint is older than the entry.
-    pub fn of_entry(entry: &Entry, checkpoint: &str, leaves: &[Hash], key: &SigningKey) -> Result<Self, TreeHeadError> {
-        let head = head_of(checkpoint, leaves, key)?;
-        let not_covered = TreeHeadError::NotCovered { sequence: entry.sequence, size: head.head.sequence };
-        let hashes = index_of(entry).and_then(|index| prove_inclusion(covered(leaves, &head), index));
+    /// checkpoint; [`TreeHeadError::Archived`] where the checkpoint is older than the first leaf that is known; [`TreeHeadError::NotCovered`] where the checkpoint is older than the entry.
+    pub fn of_entry(entry: &Entry, checkpoint: &str, leaves: &Leaves, key: &SigningKey) -> Result<Self, TreeHeadError> {
+        let size = head_of(checkpoint, leaves, key)?.head.sequence;
+        let not_covered = TreeHeadError::NotCovered { sequence: entry.sequence, size };
+        let hashes = entry.sequence.checked_sub(1).and_then(|index| leaves.prove_inclusion(index, size));
         Ok(Self::Inclusion {
             entry: entry.to_json(),
             salt: lower::encode_string(&key.salt(entry.sequence)),
@@ -189,10 +204,10 @@ impl Proof {
     ///
     /// # Errors
     /// As [`Proof::of_entry`]; [`TreeHeadError::Inconsistent`] where `old` is newer than `new`.
-    pub fn of_checkpoints(old: &str, new: &str, leaves: &[Hash], key: &SigningKey) -> Result<Self, TreeHeadError> {
+    pub fn of_checkpoints(old: &str, new: &str, leaves: &Leaves, key: &SigningKey) -> Result<Self, TreeHeadError> {
         let [before, after] = [head_of(old, leaves, key)?, head_of(new, leaves, key)?];
-        let size = usize::try_from(before.head.sequence).unwrap_or(usize::MAX);
-        let hashes = prove_consistency(covered(leaves, &after), size).ok_or(TreeHeadError::Inconsistent)?;
+        let hashes = leaves.prove_consistency(before.head.sequence, after.head.sequence);
+        let hashes = hashes.ok_or(TreeHeadError::Inconsistent)?;
         Ok(Self::Consistency { hashes: to_text(&hashes), old: old.to_owned(), new: new.to_owned() })
     }
 
@@ -227,21 +242,14 @@ impl Proof {
 }
 
 /// Opens a note and compares its root with the leaves.
-fn head_of(note: &str, leaves: &[Hash], key: &SigningKey) -> Result<TreeHead, TreeHeadError> {
+fn head_of(note: &str, leaves: &Leaves, key: &SigningKey) -> Result<TreeHead, TreeHeadError> {
     let origin = note.lines().next().unwrap_or_default();
     let head = TreeHead::open(note, &key.verifier(origin)?)?;
-    let covered = covered(leaves, &head);
-    let complete = u64::try_from(covered.len()) == Ok(head.head.sequence);
-    if complete && super::tree::root(covered) == head.root { Ok(head) } else { Err(TreeHeadError::OtherChain) }
-}
-
-/// The leaves that a head covers.
-fn covered<'a>(leaves: &'a [Hash], head: &TreeHead) -> &'a [Hash] {
-    usize::try_from(head.head.sequence).ok().and_then(|size| leaves.get(..size)).unwrap_or(leaves)
-}
-
-fn index_of(entry: &Entry) -> Option<usize> {
-    usize::try_from(entry.sequence.checked_sub(1)?).ok()
+    match leaves.root(head.head.sequence) {
+        Some(root) if root == head.root => Ok(head),
+        None if head.head.sequence <= leaves.size() => Err(TreeHeadError::Archived { size: head.head.sequence }),
+        _ => Err(TreeHeadError::OtherChain),
+    }
 }
 
 fn to_text(hashes: &[Hash]) -> Vec<String> {
@@ -281,6 +289,12 @@ pub enum TreeHeadError {
         /// The last sequence number that the checkpoint covers.
         size: u64,
     },
+    /// The checkpoint ends within entries that were archived, and whose archive was not read.
+    #[error("the checkpoint covers entries 1 to {size}, which were archived: give their archives with --archive")]
+    Archived {
+        /// The last sequence number that the checkpoint covers.
+        size: u64,
+    },
     /// The proof of an entry does not verify.
     #[error("the proof does not show the entry in the chain of the checkpoint: entry, proof or checkpoint was changed")]
     NotIncluded,
@@ -301,14 +315,16 @@ mod tests {
     }
 
     /// The notes of a chain after each entry, and its leaves.
-    fn notes(entries: &[Entry], key: &SigningKey) -> (Vec<String>, Vec<Hash>) {
+    fn notes(entries: &[Entry], key: &SigningKey) -> (Vec<String>, Leaves) {
         let mut tree = ChainTree::new(&entries[0], key);
         let mut notes = vec![tree.head().sign(key).unwrap()];
         for entry in &entries[1..] {
             tree.push(entry, key);
             notes.push(tree.head().sign(key).unwrap());
         }
-        (notes, entries.iter().map(|entry| leaf_of(entry, key)).collect())
+        let mut leaves = Leaves::default();
+        entries.iter().for_each(|entry| leaves.push(leaf_of(entry, key)));
+        (notes, leaves)
     }
 
     fn verifier(entries: &[Entry], key: &SigningKey) -> VerifierKey {
@@ -321,7 +337,7 @@ mod tests {
         let (notes, leaves) = notes(&entries, &key);
         let head = TreeHead::open(&notes[4], &verifier(&entries, &key)).unwrap();
         assert_eq!(head.head, Checkpoint { sequence: 5, hash: entries[4].hash });
-        assert_eq!(head.root, crate::tree::root(&leaves));
+        assert_eq!(Some(head.root), leaves.root(5));
         let text = notes[4].split_once("\n\n").unwrap().0.to_owned() + "\n";
         let theirs = tlog_tiles::Checkpoint::from_bytes(text.as_bytes()).unwrap();
         assert_eq!((theirs.origin(), theirs.size(), theirs.hash().0), (&*head.origin, 5, head.root));
@@ -361,6 +377,24 @@ mod tests {
                 assert_eq!(refused, Err(not_covered));
             }
         }
+    }
+
+    #[test]
+    fn a_proof_behind_archived_entries_is_the_same() {
+        let (entries, key) = (chain(9), key(7));
+        let (notes, all) = notes(&entries, &key);
+        let mut archived = ChainTree::new(&entries[0], &key);
+        entries[1..5].iter().for_each(|entry| archived.push(entry, &key));
+        let mut kept = archived.leaves_after();
+        entries[5..].iter().for_each(|entry| kept.push(leaf_of(entry, &key)));
+        for at in 5..9 {
+            let prove = |leaves: &Leaves| Proof::of_entry(&entries[5], &notes[at], leaves, &key);
+            assert_eq!(prove(&kept), prove(&all));
+            let prove = |leaves: &Leaves| Proof::of_checkpoints(&notes[4], &notes[at], leaves, &key);
+            assert_eq!(prove(&kept), prove(&all));
+        }
+        let refused = Proof::of_checkpoints(&notes[2], &notes[8], &kept, &key);
+        assert_eq!(refused, Err(TreeHeadError::Archived { size: 3 }));
     }
 
     #[test]
