@@ -50,7 +50,11 @@ use std::{
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     pin::Pin,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     thread::{self, JoinHandle},
 };
 
@@ -69,6 +73,7 @@ use self::{
     writer::{Command, OnDisk},
 };
 use audit::{
+    archive::ArchivedPart,
     card_reference::CardReferenceKey,
     chain::Checkpoint,
     entry::{Entry, Event},
@@ -83,7 +88,7 @@ use store::{
 };
 
 /// The format of a directory this release reads and writes.
-const FORMAT: u32 = 7;
+const FORMAT: u32 = 8;
 /// The file that makes a directory a store's.
 const FORMAT_FILE: &str = "FORMAT";
 /// The text of this file before the number of the format.
@@ -98,6 +103,8 @@ const HEAD_KEY: &str = "audit head";
 const KEYS_KEY: &str = "keys in use";
 /// A key of the meta keyspace: the 32 bytes of the [`CardReferenceKey`].
 const CARD_REFERENCE_KEY: &str = "card reference key";
+/// A key of the meta keyspace: [`ArchivedPart`].
+const ARCHIVED_KEY: &str = "audit archived";
 /// A key of the meta keyspace: [`MinKeyVersions`].
 const MIN_KEY_VERSIONS_KEY: &str = "min key versions";
 
@@ -173,6 +180,9 @@ struct Shared {
     reserve: Reserve,
     /// The last audit entry on disk.
     head: Mutex<Checkpoint>,
+    /// The number of the last archived entry on disk. Readers pass over the entries up to it; the writer removes their rows
+    /// step by step.
+    archived: AtomicU64,
     waiting_changes_max: usize,
     /// Makes the writer panic at the next change of a control.
     #[cfg(test)]
@@ -261,6 +271,13 @@ impl Embedded {
             Some(bytes) => decode_min(&bytes).ok_or_else(|| damaged("the minimum key versions can't be read"))?,
             None => MinKeyVersions::default(),
         };
+        let archived = match meta.get(ARCHIVED_KEY).map_err(opened)? {
+            Some(bytes) => {
+                let part = ArchivedPart::decode(&bytes);
+                part.ok_or_else(|| damaged("the end of the archived audit entries can't be read"))?.end().sequence
+            }
+            None => 0,
+        };
         let live = LiveControls::new();
         let mut on_disk = OnDisk { floor, ..OnDisk::default() };
         // Controls that have set a PIN come last: their state does not change any more.
@@ -295,6 +312,7 @@ impl Embedded {
             place: config.directory.display().to_string(),
             reserve: Reserve { directory: path(), bytes: config.reserve_bytes },
             head: Mutex::new(head),
+            archived: archived.into(),
             waiting_changes_max: config.waiting_changes_max,
             #[cfg(test)]
             writer_panics: false.into(),
@@ -437,6 +455,14 @@ impl Store for Embedded {
         self.read(|shared| shared.audit_entries(from, limit))
     }
 
+    fn archived(&self) -> Answer<'_, Option<ArchivedPart>> {
+        self.read(|shared| {
+            let Some(bytes) = shared.meta.get(ARCHIVED_KEY).map_err(unavailable)? else { return Ok(None) };
+            let part = ArchivedPart::decode(&bytes);
+            part.map(Some).ok_or_else(|| damaged("meta", "the end of the archived audit entries can't be read"))
+        })
+    }
+
     fn checkpoint(&self) -> Answer<'_, Checkpoint> {
         self.read(|shared| Ok(*locked(&shared.head)))
     }
@@ -519,6 +545,7 @@ impl Shared {
 
     fn audit_entries(&self, from: u64, limit: usize) -> Result<Vec<Entry>, StoreError> {
         let unreadable = || damaged("audit", "an entry can't be read");
+        let from = from.max(self.archived.load(Ordering::Acquire).saturating_add(1));
         // The page in which the entry stands begins with this entry or an earlier one.
         let first = match self.audit.range(..=from.to_be_bytes()).next_back() {
             Some(row) => number_of(&row.key().map_err(unavailable)?).ok_or_else(unreadable)?,

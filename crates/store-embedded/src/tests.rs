@@ -44,6 +44,41 @@ async fn it_does_what_every_store_must() {
 }
 
 #[tokio::test]
+async fn rows_of_archived_entries_are_removed_step_by_step() {
+    let directory = tempfile::tempdir().unwrap();
+    let rows = |store: &Embedded| store.shared.audit.iter().count();
+    let store = open(directory.path()).unwrap();
+    // Each commit is a row.
+    for _ in 0..40 {
+        as_store(&store).record_event(card_event(Action::OpenControl)).await.unwrap();
+    }
+    // The last row has three entries, of which two are archived.
+    let answers: Vec<_> = {
+        let mut queue = locked(&store.shared.queue);
+        (0..3).map(|_| push(&mut queue, Change::RecordEvent)).collect()
+    };
+    for answer in answers {
+        answer.await.unwrap().unwrap();
+    }
+    assert_eq!((rows(&store), head(&store).sequence), (41, 43));
+    let part = conformance::part_to(&store, 42).await;
+    as_store(&store).remove_archived(part.clone(), conformance::archived_event(&part)).await.unwrap();
+    let entries = store.audit(1, 100).await.unwrap();
+    assert_eq!(entries.iter().map(|entry| entry.sequence).collect::<Vec<_>>(), [43, 44]);
+    drop(store);
+    let store = open(directory.path()).unwrap();
+    // A sweep removes the rows: 41 with the entry 43, and 42 with the event of the removal, stay.
+    for _ in 0..1_000 {
+        if rows(&store) == 2 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert_eq!(rows(&store), 2);
+    assert_eq!(store.audit(1, 100).await.unwrap(), entries);
+}
+
+#[tokio::test]
 async fn a_change_whose_caller_has_gone_is_dropped() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(directory.path()).unwrap();

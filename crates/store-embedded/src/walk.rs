@@ -6,12 +6,13 @@ use std::ops::Bound;
 use fjall::{Keyspace, UserKey};
 
 use super::{
-    CARD_REFERENCE_KEY, HEAD_KEY, KEYS_KEY, MIN_KEY_VERSIONS_KEY, Tables,
+    ARCHIVED_KEY, CARD_REFERENCE_KEY, HEAD_KEY, KEYS_KEY, MIN_KEY_VERSIONS_KEY, Tables,
     codec::{card_of_key, decode_card, decode_card_reference_key, decode_control, decode_min, decode_pin},
     decode_head, number_of,
     page::{ControlPage, EntryPage},
 };
 use audit::{
+    archive::ArchivedPart,
     chain::{ChainVerifier, Checkpoint},
     entry::Entry,
 };
@@ -26,6 +27,8 @@ pub(super) struct Walk {
     pub(super) counts: RowCounts,
     /// The last entry of the audit chain that holds.
     pub(super) end: Checkpoint,
+    /// The end of the archived entries, where the chain begins.
+    archived: Checkpoint,
     /// The largest committed time; zero where its row can't be read.
     pub(super) time: UnixMillis,
     pub(super) has_key_list: bool,
@@ -57,6 +60,7 @@ pub(super) fn walk(tables: &Tables, keep: Keep<'_>) -> Result<Walk, fjall::Error
     let mut walk = Walk {
         counts: RowCounts::default(),
         end: Checkpoint::EMPTY,
+        archived: Checkpoint::EMPTY,
         time: UnixMillis::default(),
         has_key_list: false,
         damage: Vec::new(),
@@ -93,7 +97,7 @@ impl Walk {
             row.inspect_err(|error| self.note("meta", format!("the row {key:?} can't be read: {error}"))).ok()
         };
         let (head, keys, min) = (read(HEAD_KEY), read(KEYS_KEY), read(MIN_KEY_VERSIONS_KEY));
-        let card_references = read(CARD_REFERENCE_KEY);
+        let (card_references, archived) = (read(CARD_REFERENCE_KEY), read(ARCHIVED_KEY));
         if let Some(Some(keys)) = keys {
             keep(RowKind::Meta, KEYS_KEY.as_bytes(), &keys)?;
             self.has_key_list = true;
@@ -108,6 +112,15 @@ impl Walk {
             match decode_card_reference_key(&key) {
                 Some(_) => keep(RowKind::Meta, CARD_REFERENCE_KEY.as_bytes(), &key)?,
                 None => self.note("meta", "the card reference key can't be read"),
+            }
+        }
+        if let Some(Some(archived)) = archived {
+            match ArchivedPart::decode(&archived) {
+                Some(part) => {
+                    self.archived = part.end();
+                    keep(RowKind::Meta, ARCHIVED_KEY.as_bytes(), &archived)?;
+                }
+                None => self.note("meta", "the end of the archived audit entries can't be read"),
             }
         }
         // A store without a head has no entry.
@@ -187,8 +200,16 @@ impl Walk {
 
     /// Verifies the chain to its first entry that does not hold. Entries behind that one prove nothing, and are not kept.
     fn audit(&mut self, tables: &Tables, keep: Keep<'_>) -> Result<(), fjall::Error> {
-        let mut chain = ChainVerifier::new(Vec::new());
-        for row in tables.audit.iter() {
+        let mut chain = ChainVerifier::after(self.archived, Vec::new());
+        self.end = self.archived;
+        // Archived entries are passed over: their rows, and the first ones of the row that has entries behind them too.
+        let first_kept = self.archived.sequence.saturating_add(1);
+        let first_row = tables.audit.range(..=first_kept.to_be_bytes()).next_back();
+        let first_row = match first_row.map(|row| row.key()) {
+            Some(Ok(key)) => number_of(&key).unwrap_or_default(),
+            _ => first_kept,
+        };
+        for row in tables.audit.range(first_row.to_be_bytes()..) {
             let next = self.end.sequence.saturating_add(1);
             let (key, row) = match row.into_inner() {
                 Ok(row) => row,
@@ -198,10 +219,15 @@ impl Walk {
                 }
             };
             let page = EntryPage::read(&row);
-            let entries = page.as_ref().and_then(EntryPage::entries).filter(|_| number_of(&key) == Some(next));
+            let entries = page.as_ref().and_then(EntryPage::entries);
+            let archived = number_of(&key).and_then(|first| next.checked_sub(first)).filter(|archived| {
+                // Only the row of the first kept entry has archived ones.
+                *archived == 0 || next == first_kept
+            });
+            let entries = entries.zip(archived.and_then(|archived| usize::try_from(archived).ok()));
             let mut good = EntryPage::new();
             let mut problem = entries.is_none().then(|| format!("entry {next} can't be read"));
-            for bytes in entries.unwrap_or_default() {
+            for bytes in entries.into_iter().flat_map(|(entries, archived)| entries.into_iter().skip(archived)) {
                 let next = self.end.sequence.saturating_add(1);
                 let checked = match Entry::decode(bytes) {
                     Ok(entry) => chain.check(&entry).map(|()| entry).map_err(|error| error.to_string()),
@@ -216,9 +242,9 @@ impl Walk {
                 }
                 good.push(|row| row.extend_from_slice(bytes));
             }
-            self.counts.audit_entries = self.end.sequence;
+            self.counts.audit_entries = self.end.sequence.saturating_sub(self.archived.sequence);
             if !good.is_empty() {
-                keep(RowKind::Audit, &key, &good.row())?;
+                keep(RowKind::Audit, &next.to_be_bytes(), &good.row())?;
             }
             if let Some(problem) = problem {
                 self.note("audit", problem);

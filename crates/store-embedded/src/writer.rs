@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     mem,
-    sync::PoisonError,
+    sync::{PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -11,13 +11,13 @@ use fjall::{OwnedWriteBatch as WriteBatch, PersistMode};
 use hashbrown::HashMap;
 
 use super::{
-    CARD_REFERENCE_KEY, HEAD_KEY, KEYS_KEY, MIN_KEY_VERSIONS_KEY, Queue, Shared,
+    ARCHIVED_KEY, CARD_REFERENCE_KEY, HEAD_KEY, KEYS_KEY, MIN_KEY_VERSIONS_KEY, Queue, Shared,
     codec::{
         PinRow, card_key, decode_card, decode_control, encode_card, encode_control, encode_min, encode_pin, has_set,
     },
     damaged, encode_head, is_full,
     live::{Row, SHARDS},
-    locked, os_error,
+    locked, number_of, os_error,
     page::{ControlPage, EntryPage, NEVER},
     readable_pin,
     reply::{Promise, Reply, Wakes},
@@ -65,6 +65,10 @@ pub(super) struct OnDisk {
     pub(super) set: Pages,
     /// The largest time that is on disk.
     pub(super) floor: UnixMillis,
+    /// No row of the audit chain begins before this entry.
+    pub(super) first_entry: u64,
+    /// The entry behind the archived ones for which every row before its own is removed.
+    pub(super) first_kept: u64,
 }
 
 /// Pages of one keyspace, oldest first.
@@ -171,6 +175,8 @@ struct Batch<'a> {
     /// Rows by their key. The order of the keys makes the insertion into the memtable faster.
     pins: BTreeMap<Vec<u8>, Vec<u8>>,
     head: Checkpoint,
+    /// By the last [`Change::RemoveArchived`]: the number of the last archived entry.
+    archived: Option<u64>,
     /// Read after the changes were taken from the queue.
     now: UnixMillis,
     /// Whether the time is written although no change is.
@@ -188,6 +194,7 @@ impl<'a> Batch<'a> {
             cards: HashMap::new(),
             pins: BTreeMap::new(),
             head: *locked(&shared.head),
+            archived: None,
             now: shared.clock.now(),
             keeps_time: false,
         }
@@ -232,6 +239,16 @@ impl<'a> Batch<'a> {
                 if let Some(key) = card_reference_key {
                     self.write.insert(&self.shared.meta, CARD_REFERENCE_KEY, key.as_bytes());
                 }
+                Ok(Outcome::Done)
+            }
+            Change::RemoveArchived(part) => {
+                let end = part.end();
+                let found = self.shared.audit_entries(end.sequence, 1)?;
+                if found.first().map(|entry| (entry.sequence, entry.hash)) != Some((end.sequence, end.hash)) {
+                    return Err(damaged("audit", "the archive ends with another entry than the store").into());
+                }
+                self.write.insert(&self.shared.meta, ARCHIVED_KEY, part.encode());
+                self.archived = Some(end.sequence);
                 Ok(Outcome::Done)
             }
             Change::RecordEvent => Ok(Outcome::Done),
@@ -328,8 +345,29 @@ impl<'a> Batch<'a> {
                 self.write.remove(keyspace, number.to_be_bytes());
             }
         }
+        self.remove_archived_rows(on_disk);
         let is_usable_still = on_disk.floor < on_disk.controls.latest();
         self.keeps_time = is_usable_still && self.now >= on_disk.floor.after(FLOOR_EVERY);
+    }
+
+    /// Removes rows of which every entry is archived: those before the row of the first entry that is kept.
+    fn remove_archived_rows(&mut self, on_disk: &mut OnDisk) {
+        let first_kept = self.shared.archived.load(Ordering::Acquire).saturating_add(1);
+        if on_disk.first_kept == first_kept {
+            return;
+        }
+        let rows = self.shared.audit.range(on_disk.first_entry.to_be_bytes()..=first_kept.to_be_bytes());
+        // A row that can't be read stays: a check of the store reports it.
+        let keys = rows.map_while(|row| number_of(&row.key().ok()?)).take(SWEEP_PAGES_MAX);
+        let mut keys = keys.collect::<Vec<_>>();
+        let Some(last) = keys.pop() else { return };
+        if keys.is_empty() {
+            on_disk.first_kept = first_kept;
+        }
+        for key in keys {
+            self.write.remove(&self.shared.audit, key.to_be_bytes());
+        }
+        on_disk.first_entry = last;
     }
 
     fn card(&self, card: &CardKey) -> Result<Option<CardState>, StoreError> {
@@ -384,6 +422,9 @@ impl<'a> Batch<'a> {
         self.write.commit()?;
         on_disk.floor = self.now;
         *locked(&self.shared.head) = self.head;
+        if let Some(archived) = self.archived {
+            self.shared.archived.store(archived, Ordering::Release);
+        }
         self.controls.into_iter().for_each(|(id, row)| self.shared.live.put(id, row));
         Ok(())
     }

@@ -30,9 +30,12 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{ChangeError, Store, StoreError};
 use audit::{
+    archive::ArchivedPart,
     card_reference::{CardReference, CardReferenceKey},
-    chain::ChainVerifier,
-    entry::{Action, Body, CardEvent, Entry, Event, Isolation, Level, Outcome, Stamp},
+    chain::{ChainVerifier, Checkpoint},
+    entry::{Action, ArchivedSegment, Body, CardEvent, Entry, Event, Isolation, Level, Outcome, Stamp},
+    note::SigningKey,
+    tree_head::ChainTree,
 };
 use clock::deadline::Deadline;
 use domain::card::{CardKey, PinStatus, PlasticId, ReencryptedPin, RegisteredAccount, StoredPin, Tenant};
@@ -78,6 +81,7 @@ pub async fn run(open: impl AsyncFn(&str) -> Arc<dyn Store>) {
         a_restart_keeps_cards_controls_pins_and_the_chain,
         a_restart_keeps_the_keys_in_use_and_their_minimum_versions,
         a_restart_keeps_the_cap_of_a_card,
+        archived_entries_are_passed_over_and_the_rest_verifies,
     }
 }
 
@@ -529,6 +533,67 @@ async fn a_restart_keeps_the_keys_in_use_and_their_minimum_versions(open: impl A
     assert_eq!(store.card_reference_key().await.unwrap().unwrap().as_bytes(), references.as_bytes());
     assert!(is_superseded(&set(&*store, control.id, 1).await));
     set(&*store, control.id, 2).await.unwrap();
+    close(store).await;
+}
+
+/// The event of a removal.
+pub fn archived_event(part: &ArchivedPart) -> Event {
+    let Checkpoint { sequence: last, hash } = part.end();
+    let file = "00000000000000000001.jsonl".into();
+    engine_event(Body::AuditArchived(ArchivedSegment { first: 1, last, hash, file, file_sha256: [5; 32] }))
+}
+
+/// The archived part of a chain up to an entry.
+pub async fn part_to(store: &dyn Store, last: usize) -> ArchivedPart {
+    let key = SigningKey::from_text(&"07".repeat(32)).unwrap();
+    let mut entries = store.audit(1, last).await.unwrap().into_iter();
+    let before = store.archived().await.unwrap();
+    let mut part = before.unwrap_or_else(|| ArchivedPart::new(&entries.next().unwrap(), &key));
+    entries.for_each(|entry| part.push(&entry, &key));
+    part
+}
+
+async fn archived_entries_are_passed_over_and_the_rest_verifies(open: impl AsyncFn() -> Arc<dyn Store>) {
+    let store = open().await;
+    let started = engine_event(Body::EngineStarted { engine: "host:/store".into() });
+    store.record_event(started).await.unwrap();
+    for _ in 2..=10 {
+        store.record_event(card_event(Action::OpenControl)).await.unwrap();
+    }
+    assert_eq!(store.archived().await.unwrap(), None);
+    let part = part_to(&*store, 4).await;
+    for end in [Checkpoint { hash: [7; 32], ..part.end() }, Checkpoint { sequence: 99, ..part.end() }] {
+        let tree = ChainTree::from_subtrees("other".into(), end, vec![[0; 32]; end.sequence.count_ones() as usize]);
+        let part = ArchivedPart { tree: tree.unwrap(), ..part.clone() };
+        let event = archived_event(&part);
+        let refused = store.remove_archived(part, event).await;
+        assert!(matches!(refused, Err(StoreError::Damaged { .. })), "{refused:?}");
+    }
+    assert_eq!(store.audit(1, 100).await.unwrap().len(), 10, "a refused removal has no event");
+    store.remove_archived(part.clone(), archived_event(&part)).await.unwrap();
+    let (end, whole) = (part.end(), store.checkpoint().await.unwrap());
+
+    let verified = async |store: &dyn Store, part: &ArchivedPart, whole: Checkpoint| {
+        let entries = store.audit(1, 100).await.unwrap();
+        assert_eq!(entries[0].sequence, part.end().sequence + 1);
+        assert_eq!(store.audit(part.end().sequence, 1).await.unwrap(), entries[..1]);
+        let mut walk = ChainVerifier::after(part.end(), vec![whole]);
+        entries.iter().try_for_each(|entry| walk.check(entry)).unwrap();
+        walk.finish().unwrap();
+        assert_eq!(store.archived().await.unwrap().as_ref(), Some(part));
+        assert_eq!(part.engines.iter().collect::<Vec<_>>(), ["host:/store"]);
+    };
+    assert_eq!((end.sequence, whole.sequence), (4, 11));
+    verified(&*store, &part, whole).await;
+    close(store).await;
+    let store = open().await;
+    verified(&*store, &part, whole).await;
+    let more = part_to(&*store, 3).await;
+    store.remove_archived(more.clone(), archived_event(&more)).await.unwrap();
+    verified(&*store, &more, store.checkpoint().await.unwrap()).await;
+    // The entries before are gone.
+    let event = archived_event(&part);
+    assert!(matches!(store.remove_archived(part, event).await, Err(StoreError::Damaged { .. })));
     close(store).await;
 }
 

@@ -36,6 +36,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use audit::{
+    archive::ArchivedPart,
     card_reference::CardReferenceKey,
     chain::Checkpoint,
     entry::{Body, Entry, Event},
@@ -95,8 +96,12 @@ pub trait Store: Send + Sync + 'static {
     /// The key of the card references in the audit events of this store; `None` where no engine has started on the store.
     fn card_reference_key(&self) -> Answer<'_, Option<CardReferenceKey>>;
 
-    /// Entries of the audit chain from sequence number `from` on, oldest first, at most `limit` of them.
+    /// Entries of the audit chain from sequence number `from` on, oldest first, at most `limit` of them. Entries that were
+    /// removed are passed over.
     fn audit(&self, from: u64, limit: usize) -> Answer<'_, Vec<Entry>>;
+
+    /// What is left of the entries that [`Change::RemoveArchived`] removed; `None` where the store has the whole chain.
+    fn archived(&self) -> Answer<'_, Option<ArchivedPart>>;
 
     /// Sequence number and hash of the last durable audit entry.
     fn checkpoint(&self) -> Answer<'_, Checkpoint>;
@@ -158,6 +163,9 @@ pub enum Change {
         /// The key of the card references; `None` keeps the stored one.
         card_reference_key: Option<Box<CardReferenceKey>>,
     },
+    /// Removes the entries of this part, which are in archive files, from the audit chain. [`Outcome::Done`]. Nothing is
+    /// removed, and [`StoreError::Damaged`] returned, where the part does not end with an entry of the store.
+    RemoveArchived(Box<ArchivedPart>),
     /// Records the event alone: a denial, a start, a stop. [`Outcome::Done`].
     RecordEvent,
 }
@@ -285,6 +293,14 @@ impl dyn Store + '_ {
     ) -> Result<(), StoreError> {
         let change = Change::SetKeysInUse { keys, min, card_reference_key: Some(Box::new(card_reference_key)) };
         self.apply(change, event, None).await.map(drop)
+    }
+
+    /// [`Change::RemoveArchived`].
+    ///
+    /// # Errors
+    /// An error of the store.
+    pub async fn remove_archived(&self, part: ArchivedPart, event: Event) -> Result<(), StoreError> {
+        self.apply(Change::RemoveArchived(part.into()), event, None).await.map(drop)
     }
 
     /// [`Change::RecordEvent`].

@@ -1,10 +1,10 @@
 use super::*;
 use crate::{Embedded, EmbeddedConfig};
-use audit::entry::Action;
+use audit::{chain::ChainVerifier, entry::Action};
 use domain::control::Denied;
 use store::{
     ChangeError, Store,
-    conformance::{card, card_event, confirm, keyed, set},
+    conformance::{archived_event, card, card_event, confirm, keyed, part_to, set},
 };
 
 fn open(directory: &Path, memory_bytes_max: u64) -> Embedded {
@@ -75,6 +75,38 @@ async fn a_whole_store_with_tables_is_whole_while_it_serves_too() {
     assert_eq!((serving.damage.as_slice(), serving.counts.open_controls), (&[][..], 1));
     assert_eq!(serving.end, store.checkpoint().await.unwrap());
     set(&store, opened.id, 5).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_with_archived_entries_is_checked_backed_up_and_salvaged() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let store = open(&at("store"), 64 << 10);
+    for number in 1..=10 {
+        let opened = keyed(&store, card(number)).await;
+        set(&store, opened.id, 5).await.unwrap();
+    }
+    let part = part_to(&store, 14).await;
+    let as_store: &dyn Store = &store;
+    as_store.remove_archived(part.clone(), archived_event(&part)).await.unwrap();
+    let end = store.checkpoint().await.unwrap();
+    store.close().await;
+    drop(store);
+
+    let whole = check(&at("store")).unwrap();
+    assert_eq!((whole.damage.as_slice(), whole.end, whole.counts.audit_entries), (&[][..], end, 17));
+    assert_eq!(back_up(&at("store"), &at("backup")).unwrap().end, end);
+    restore(&at("backup"), &at("restored")).unwrap();
+    salvage(&at("store"), &at("salvaged")).unwrap();
+    for name in ["restored", "salvaged"] {
+        let store = open(&at(name), 64 << 10);
+        assert_eq!(store.archived().await.unwrap(), Some(part.clone()), "{name}");
+        let entries = store.audit(1, 100).await.unwrap();
+        assert_eq!((entries[0].sequence, entries.len()), (15, 18), "{name}");
+        let mut chain = ChainVerifier::after(part.end(), vec![end]);
+        entries.iter().try_for_each(|entry| chain.check(entry)).unwrap();
+        chain.finish().unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
