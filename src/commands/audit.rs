@@ -15,7 +15,6 @@ use audit::{
     ecs::to_ecs,
     entry::Entry,
     note::{NoteError, SigningKey, VerifierKey},
-    tree::Leaves,
     tree_head::{Proof, Proven, TreeHead, TreeHeadError, leaf_of, origin_of},
 };
 use config::{SecretError, SecretSource};
@@ -88,6 +87,13 @@ struct VerifyArguments {
     /// The public key of the engine, as in the file `verifier-key` beside its checkpoint
     #[arg(long, value_name = "NAME+ID+KEY")]
     verifier_key: Option<VerifierKey>,
+    /// Archive files of the engine, oldest first: the entries before those of the store or the file. Without them, the
+    /// chain of a store is verified from the end of its archived entries on
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "proof")]
+    archive: Vec<PathBuf>,
+    /// The checkpoint of the last entry before those of the file, which are not verified
+    #[arg(long, value_name = "SEQUENCE:HASH", conflicts_with_all = ["archive", "store", "proof"])]
+    after: Option<Checkpoint>,
 }
 
 #[derive(Args)]
@@ -154,6 +160,9 @@ struct ProveArguments {
     /// The engine's signing key, which makes the salts, such as pinseal-data/audit/signing-key
     #[arg(long, value_name = "FILE")]
     signing_key: PathBuf,
+    /// Archive files of the engine, oldest first, for an entry or a checkpoint in them
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    archive: Vec<PathBuf>,
 }
 
 /// Runs a command on a chain.
@@ -197,7 +206,7 @@ impl Format {
 }
 
 async fn verify(arguments: VerifyArguments) -> Result<(), AuditError> {
-    let VerifyArguments { source, mut expect, checkpoint, verifier_key } = arguments;
+    let VerifyArguments { source, mut expect, checkpoint, verifier_key, archive, after } = arguments;
     let mut out = io::stdout();
     if let (Some(path), Some(verifier)) = (&source.proof, &verifier_key) {
         let proof: Proof = serde_json::from_slice(&read(path)?).map_err(|_| TreeHeadError::NotProof)?;
@@ -219,17 +228,41 @@ async fn verify(arguments: VerifyArguments) -> Result<(), AuditError> {
         }
         origin = Some(verifier);
     }
-    let walk = Walk { verifier: ChainVerifier::new(expect), origin };
-    let end = match (source.store, source.file) {
-        (Some(store), _) => verify_store(&store, walk).await?,
-        (None, Some(file)) if file.as_os_str() == "-" => verify_lines(io::stdin().lock(), walk)?,
-        (None, Some(file)) => {
-            let opened = File::open(&file).map_err(|error| AuditError::File { path: file, error })?;
-            verify_lines(BufReader::new(opened), walk)?
-        }
-        (None, None) => return Ok(()),
+    let store = source.store.as_deref().map(open_store_copy).transpose()?;
+    let archived = match &store {
+        Some(store) if archive.is_empty() => store.archived().await?,
+        _ => None,
     };
+    if let (Some(archived), Some(key)) = (&archived, origin.take_if(|_| archived.is_some())) {
+        check_origin(&key, archived.tree.origin())?;
+    }
+    let start = archived.map(|archived| archived.end()).or(after).unwrap_or(Checkpoint::EMPTY);
+    // The name of a chain is in its first entry.
+    let mut walk = Walk { verifier: ChainVerifier::after(start, expect), origin: origin.filter(|_| after.is_none()) };
+    for path in archive {
+        walk.check_lines(open(&path)?)?;
+    }
+    match (store, source.file) {
+        (Some(store), _) => {
+            // What the store says of itself catches a cut tail; what is kept elsewhere catches a store rewritten as a whole.
+            walk.verifier = walk.verifier.with_head(store.checkpoint().await?);
+            let from = walk.verifier.reached().sequence.saturating_add(1);
+            each_entry(&*store, from, |entry| walk.check(entry)).await?;
+        }
+        (None, Some(file)) if file.as_os_str() == "-" => walk.check_lines(io::stdin().lock())?,
+        (None, Some(file)) => walk.check_lines(open(&file)?)?,
+        (None, None) => return Ok(()),
+    }
+    let end = walk.verifier.finish()?;
+    if start != Checkpoint::EMPTY {
+        writeln!(out, "entries 1 to {} were archived, and not read", start.sequence)?;
+    }
     Ok(writeln!(out, "the audit chain holds; checkpoint {end}")?)
+}
+
+fn open(path: &Path) -> Result<BufReader<File>, AuditError> {
+    let opened = File::open(path).map_err(|error| AuditError::File { path: path.to_owned(), error })?;
+    Ok(BufReader::new(opened))
 }
 
 async fn tail(arguments: TailArguments) -> Result<(), AuditError> {
@@ -263,12 +296,25 @@ async fn prove(arguments: ProveArguments) -> Result<(), AuditError> {
     let key = SigningKey::from_text(&SecretSource::File(arguments.signing_key).read()?)?;
     let checkpoint = read_text(&arguments.checkpoint)?;
     let store = open_store_copy(&arguments.store)?;
-    let (mut leaves, mut wanted) = (Leaves::default(), None);
-    each_entry(&*store, 1, |entry| {
+    let archived = store.archived().await?.filter(|_| arguments.archive.is_empty());
+    let mut leaves = archived.as_ref().map(|archived| archived.tree.leaves_after()).unwrap_or_default();
+    let first = leaves.size().saturating_add(1);
+    let mut wanted = None;
+    let mut add = |entry: &Entry| {
         leaves.push(leaf_of(entry, &key));
         if Some(entry.sequence) == arguments.sequence {
             wanted = Some(entry.clone());
         }
+    };
+    let mut verifier = ChainVerifier::new(Vec::new());
+    for path in &arguments.archive {
+        for line in open(path)?.split(b'\n') {
+            add(&verifier.check_json(&line?)?);
+        }
+    }
+    let from = first.max(verifier.reached().sequence.saturating_add(1));
+    each_entry(&*store, from, |entry| {
+        add(entry);
         Ok(())
     })
     .await?;
@@ -276,7 +322,8 @@ async fn prove(arguments: ProveArguments) -> Result<(), AuditError> {
         (Some(old), _) => Proof::of_checkpoints(&read_text(&old)?, &checkpoint, &leaves, &key)?,
         (None, Some(entry)) => Proof::of_entry(&entry, &checkpoint, &leaves, &key)?,
         (None, None) => {
-            return Err(AuditError::NoEntry { sequence: arguments.sequence.unwrap_or_default(), end: leaves.size() });
+            let (sequence, end) = (arguments.sequence.unwrap_or_default(), leaves.size());
+            return Err(AuditError::NoEntry { sequence, first, end });
         }
     };
     Ok(writeln!(io::stdout(), "{}", serde_json::to_string(&proof).map_err(io::Error::from)?)?)
@@ -300,36 +347,26 @@ struct Walk {
 impl Walk {
     fn check(&mut self, entry: &Entry) -> Result<(), AuditError> {
         self.verifier.check(entry)?;
-        self.check_origin(entry)
+        self.check_first(entry)
     }
 
-    fn check_json(&mut self, line: &[u8]) -> Result<(), AuditError> {
-        let entry = self.verifier.check_json(line)?;
-        self.check_origin(&entry)
-    }
-
-    fn check_origin(&mut self, first: &Entry) -> Result<(), AuditError> {
-        match self.origin.take() {
-            Some(key) if key.name() != origin_of(first) => Err(TreeHeadError::OtherOrigin.into()),
-            _ => Ok(()),
+    fn check_lines(&mut self, text: impl BufRead) -> Result<(), AuditError> {
+        // Not `lines`, which also takes a carriage return off.
+        for line in text.split(b'\n') {
+            let entry = self.verifier.check_json(&line?)?;
+            self.check_first(&entry)?;
         }
+        Ok(())
+    }
+
+    fn check_first(&mut self, first: &Entry) -> Result<(), AuditError> {
+        self.origin.take().map_or(Ok(()), |key| check_origin(&key, &origin_of(first)))
     }
 }
 
-async fn verify_store(directory: &Path, mut walk: Walk) -> Result<Checkpoint, AuditError> {
-    let store = open_store_copy(directory)?;
-    // What the store says of itself catches a cut tail; what is kept elsewhere catches a store rewritten as a whole.
-    walk.verifier = walk.verifier.with_head(store.checkpoint().await?);
-    each_entry(&*store, 1, |entry| walk.check(entry)).await?;
-    Ok(walk.verifier.finish()?)
-}
-
-fn verify_lines(text: impl BufRead, mut walk: Walk) -> Result<Checkpoint, AuditError> {
-    // Not `lines`, which also takes a carriage return off.
-    for line in text.split(b'\n') {
-        walk.check_json(&line?)?;
-    }
-    Ok(walk.verifier.finish()?)
+/// Checks that the key is that of the chain with this name.
+fn check_origin(key: &VerifierKey, origin: &str) -> Result<(), AuditError> {
+    if key.name() == origin { Ok(()) } else { Err(TreeHeadError::OtherOrigin.into()) }
 }
 
 async fn each_entry(
@@ -381,10 +418,14 @@ pub(crate) enum AuditError {
     #[error(transparent)]
     Engine(#[from] OperatorError),
     /// The chain has no such entry.
-    #[error("the chain has entries 1 to {end}, not entry {sequence}")]
+    #[error(
+        "the chain that was read has entries {first} to {end}, not entry {sequence}; --archive gives archived ones"
+    )]
     NoEntry {
         /// The sequence number asked for.
         sequence: u64,
+        /// The first sequence number.
+        first: u64,
         /// The last sequence number.
         end: u64,
     },

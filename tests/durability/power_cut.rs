@@ -17,6 +17,7 @@ use engine_server::open_store_copy;
 use support::{
     ceremony::{Ceremony, ENOUGH, said},
     engine_process::{EngineProcess, TENANT, device},
+    wait::soon,
 };
 
 use crate::disk_shim;
@@ -220,6 +221,39 @@ fn after_ceremony_steps(leave_out: &str) -> Result<(), String> {
     }
 }
 
+/// A power cut after audit entries were archived: file and store are still the whole chain.
+async fn after_archive(leave_out: &str) -> Result<(), String> {
+    const ARCHIVES: &str = "[audit]\nretention_days = 0";
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("data");
+    let engine = EngineProcess::start(directory.path(), "");
+    engine.client().await.set(&device(), "8430", "271828").await.unwrap();
+    assert_eq!(engine.terminate(), 0);
+    fs::create_dir(data.join("audit/archive")).unwrap();
+    let disk = Disk::synced(&data, &directory.path().join("kept"));
+    let mut pinseal = Command::new(env!("CARGO_BIN_EXE_pinseal"));
+    disk.record(&mut pinseal, leave_out);
+    let engine = EngineProcess::start_with(pinseal, "127.0.0.1:0", directory.path(), ARCHIVES);
+    let audit =
+        |arguments: &[&str]| Command::new(env!("CARGO_BIN_EXE_pinseal")).arg("audit").args(arguments).output().unwrap();
+    let newest = ["tail", "--engine", engine.address(), "--newest", "50"];
+    let is_removed = async || {
+        let entries = audit(&newest).stdout;
+        String::from_utf8(entries).unwrap().contains("audit_archived").then_some(())
+    };
+    soon("the entries are archived", is_removed).await;
+    engine.kill();
+    disk.cut_power();
+    let (store, file) = (data.join("store"), data.join("audit/archive/00000000000000000001.jsonl"));
+    let verified = audit(&["verify", "--store", store.to_str().unwrap(), "--archive", file.to_str().unwrap()]);
+    if verified.status.success() { Ok(()) } else { Err(said(&verified)) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn archived_audit_entries_outlive_a_power_cut() {
+    after_archive(NONE).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_set_pin_and_its_spent_control_outlive_a_power_cut() {
     after_first_start(NONE).await.unwrap();
@@ -253,6 +287,8 @@ async fn each_sync_that_is_left_out_loses_something() {
         ("transcript", after_ceremony_steps("*/transcript.jsonl")),
         ("vault", after_ceremony_steps("/vault.*.new")),
         ("rename of the vault", after_ceremony_steps("*/data/")),
+        ("archive file", after_archive("*.next").await),
+        ("rename of the archive file", after_archive("*/archive/").await),
     ] {
         println!("{step}: {outcome:?}");
         assert!(outcome.is_err(), "the sync of the {step} can be left out, and no test sees it");

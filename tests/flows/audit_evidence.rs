@@ -129,6 +129,136 @@ async fn a_serving_engine_returns_its_newest_checkpoint() {
     assert!(foreign.contains("the note is not signed by"), "{foreign}");
 }
 
+/// The archive files of an engine, oldest first.
+fn segments(directory: &Path) -> Vec<String> {
+    let archive = directory.join("data/audit/archive");
+    let files =
+        archive.read_dir().map(|files| files.map(|file| file.unwrap().path()).collect()).unwrap_or_else(|_| vec![]);
+    let mut files: Vec<_> =
+        files.into_iter().filter(|file| file.extension().is_some_and(|kind| kind == "jsonl")).collect();
+    files.sort();
+    files.into_iter().map(|file| file.to_str().unwrap().to_owned()).collect()
+}
+
+/// Runs an engine until it has archived as many files, and returns its newest checkpoint.
+async fn run_and_archive(directory: &Path, device: &Device, plastic: &str, files: usize) -> String {
+    let engine = EngineProcess::start(directory, "[audit]\nretention_days = 0");
+    engine.client().await.set(device, plastic, "2580").await.unwrap();
+    // The event of the removal names the file.
+    let newest = ["tail", "--engine", engine.address(), "--newest", "50"];
+    soon("entries are archived", async || {
+        let file = segments(directory).into_iter().nth(files - 1)?;
+        printed(&newest).contains(Path::new(&file).file_name()?.to_str()?).then_some(())
+    })
+    .await;
+    assert_eq!(engine.terminate(), 0);
+    fs::read_to_string(directory.join("data/audit/checkpoint")).unwrap()
+}
+
+#[tokio::test]
+async fn archived_entries_leave_the_store_and_stay_provable() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let device = device();
+    let (first, second, third, proof) = (at("first"), at("second"), at("third"), at("proof.json"));
+    fs::write(&first, run(directory.path(), &device, "4001").await).unwrap();
+    fs::write(&second, run_and_archive(directory.path(), &device, "4002", 1).await).unwrap();
+    fs::write(&third, run_and_archive(directory.path(), &device, "4003", 2).await).unwrap();
+    let (store, key) = (at("data/store"), at("data/audit/signing-key"));
+    let verifier = fs::read_to_string(at("data/audit/verifier-key")).unwrap();
+    let verifier = verifier.trim();
+    let files = segments(directory.path());
+    let files: Vec<_> = files.iter().map(String::as_str).collect();
+    assert_eq!(fs::metadata(files[0]).unwrap().permissions().mode() & 0o777, 0o600);
+
+    let kept = printed(&["export", "--store", &store]);
+    let entry = |line: &str| serde_json::from_str::<Value>(line).unwrap();
+    let begins = entry(kept.lines().next().unwrap())["sequence"].as_u64().unwrap();
+    let last_archived = fs::read_to_string(files[1]).unwrap();
+    let last_archived = entry(last_archived.lines().last().unwrap());
+    assert_eq!(last_archived["sequence"], begins - 1);
+    let removal = kept.lines().map(entry).find(|entry| entry["event"]["type"] == "audit_archived").unwrap();
+    assert_eq!((&removal["event"]["last"], &removal["event"]["hash"]), (&(begins - 1).into(), &last_archived["hash"]));
+    let sha256 = Command::new("sha256sum").arg(files[1]).output().unwrap();
+    assert!(said(&sha256).starts_with(removal["event"]["file_sha256"].as_str().unwrap()));
+
+    // The rest alone, and the whole chain.
+    let alone = printed(&["verify", "--store", &store, "--verifier-key", verifier, "--checkpoint", &third]);
+    assert!(alone.contains(&format!("entries 1 to {} were archived", begins - 1)), "{alone}");
+    let (archive, all) = ([&["--archive"], &files[..]].concat(), ["--checkpoint", &first, "--verifier-key", verifier]);
+    let whole = printed(&[&["verify", "--store", &store], &archive[..], &all].concat());
+    assert!(whole.contains("the audit chain holds") && !whole.contains("were archived"), "{whole}");
+    fs::write(at("chain"), &kept).unwrap();
+    printed(&[&["verify", "--file", &at("chain")], &archive[..], &all].concat());
+    let after = format!("{}:{}", begins - 1, last_archived["hash"].as_str().unwrap());
+    printed(&["verify", "--file", &at("chain"), "--after", &after, "--verifier-key", verifier, "--checkpoint", &third]);
+    let sealed = files[1].replace(".jsonl", ".checkpoint");
+    printed(
+        &[&["verify", "--store", &store, "--checkpoint", &sealed, "--verifier-key", verifier], &archive[..]].concat(),
+    );
+    let older = refused(&[&["verify", "--store", &store], &all[..]].concat());
+    assert!(older.contains("give its archive"), "{older}");
+    let gap = refused(&["verify", "--store", &store, "--archive", files[0]]);
+    assert!(gap.contains(&format!("entry {begins} is in its place")), "{gap}");
+    let mut changed = fs::read_to_string(files[0]).unwrap();
+    changed = changed.replacen("\"outcome\":\"done\"", "\"outcome\":\"denied\"", 1);
+    fs::write(at("changed"), changed).unwrap();
+    let changed = refused(&["verify", "--store", &store, "--archive", &at("changed"), files[1]]);
+    assert!(changed.contains("its hash is not the hash of its content"), "{changed}");
+
+    let prove = |arguments: &[&str], archive: &[&str]| {
+        let common = ["--store", &store, "--signing-key", &key, "--checkpoint", &third];
+        [&["prove"], arguments, &common, archive].concat().iter().map(|text| (*text).to_owned()).collect::<Vec<_>>()
+    };
+    let proven = |arguments: &[&str], archive: &[&str]| {
+        let arguments = prove(arguments, archive);
+        fs::write(&proof, printed(&arguments.iter().map(String::as_str).collect::<Vec<_>>())).unwrap();
+        printed(&["verify", "--proof", &proof, "--verifier-key", verifier]);
+        fs::read_to_string(&proof).unwrap()
+    };
+    let kept_entry = begins.to_string();
+    assert_eq!(proven(&[&kept_entry], &[]), proven(&[&kept_entry], &archive));
+    proven(&["1"], &archive);
+    proven(&["--since", &first], &archive);
+    for (arguments, words) in [(["1"].as_slice(), "not entry 1"), (&["--since", &first], "give their archives")] {
+        let arguments = prove(arguments, &[]);
+        let error = refused(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_was_archived_before_a_crash_is_used() {
+    let directory = tempfile::tempdir().unwrap();
+    let (device, at) = (device(), |name: &str| directory.path().join(name));
+    run(directory.path(), &device, "4001").await;
+    copy(&at("data/store"), &at("kept"));
+    run_and_archive(directory.path(), &device, "4002", 1).await;
+    let file = segments(directory.path()).remove(0);
+    let text = fs::read_to_string(&file).unwrap();
+    // A crash behind the file and before the removal: the file is whole, and the store has its entries.
+    fs::remove_dir_all(at("data/store")).unwrap();
+    copy(&at("kept"), &at("data/store"));
+    fs::remove_file(at("data/audit/checkpoint")).unwrap();
+    run(directory.path(), &device, "4003").await;
+    // The rest becomes another file.
+    run_and_archive(directory.path(), &device, "4004", 2).await;
+    assert_eq!(fs::read_to_string(&file).unwrap(), text);
+    let (store, files) = (at("data/store"), segments(directory.path()));
+    printed(&["verify", "--store", store.to_str().unwrap(), "--archive", &file, &files[1]]);
+
+    // A file of another chain stays, and so do the entries.
+    let other = tempfile::tempdir().unwrap();
+    run(other.path(), &device, "4001").await;
+    fs::create_dir(other.path().join("data/audit/archive")).unwrap();
+    fs::copy(&file, other.path().join("data/audit/archive").join(Path::new(&file).file_name().unwrap())).unwrap();
+    let engine = EngineProcess::start(other.path(), "[audit]\nretention_days = 0");
+    soon("the file is refused", async || engine.log().contains("has other entries than the store").then_some(())).await;
+    assert_eq!(engine.terminate(), 0);
+    let kept = printed(&["export", "--store", other.path().join("data/store").to_str().unwrap()]);
+    assert!(kept.starts_with("{\"sequence\":1,"), "{kept}");
+}
+
 #[tokio::test]
 async fn an_engine_signs_no_checkpoint_over_a_store_that_lost_entries() {
     let directory = tempfile::tempdir().unwrap();

@@ -181,6 +181,7 @@ async fn count_in(store: &dyn Store) -> Result<Option<Answer>, RecordsError> {
     for tzpk in store.live_tzpks().await? {
         answer.kept.count_sealed(&SealedKey::from_bytes(&tzpk.0).map_err(|_| RecordsError::Record)?);
     }
+    answer.known.extend(store.archived().await?.into_iter().flat_map(|archived| archived.engines));
     let mut from = 1;
     loop {
         let page = store.audit(from, PAGE_ENTRIES).await?;

@@ -410,7 +410,7 @@ mod tests {
                 ],
                 (503, 500, Integration),
             ),
-            (&["BOUNDARY_FAILED", "MESSAGE_COUNT"], (500, 500, Unexpected)),
+            (&["BOUNDARY_FAILED", "MESSAGE_COUNT", "CHECKPOINT_NOT_SIGNED"], (500, 500, Unexpected)),
         ];
         for reason in Reason::ALL {
             let row = answers.iter().find(|(reasons, _)| reasons.contains(&reason.as_str()));

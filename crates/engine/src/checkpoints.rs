@@ -53,7 +53,7 @@ pub struct CheckpointConfig {
 /// Signs the checkpoints of one chain.
 pub(super) struct Checkpoints {
     store: Arc<dyn Store>,
-    key: SigningKey,
+    key: Arc<SigningKey>,
     directory: PathBuf,
     /// `None` before the first entry.
     tree: Option<ChainTree>,
@@ -82,7 +82,7 @@ impl Checkpoints {
             write_new(&config.signing_key, &text).map_err(failed(&config.signing_key))?;
             tracing::info!(file = %config.signing_key.display(), "a signing key for audit checkpoints was made");
         }
-        let key = SigningKey::from_text(&SecretSource::File(config.signing_key.clone()).read()?)?;
+        let key = Arc::new(SigningKey::from_text(&SecretSource::File(config.signing_key.clone()).read()?)?);
         let signed = note
             .as_ref()
             .map(|note| open_note(note, &key))
@@ -91,6 +91,11 @@ impl Checkpoints {
         let tree = signed.as_ref().and_then(|head| read_tree(&directory.join(TREE), head));
         let note = watch::Sender::new(note.map(Arc::from));
         Ok(Self { store, key, directory, tree, signed, note })
+    }
+
+    /// The signing key.
+    pub(super) fn key(&self) -> Arc<SigningKey> {
+        Arc::clone(&self.key)
     }
 
     /// The note of the newest checkpoint; `None` before the first one.
@@ -124,6 +129,9 @@ impl Checkpoints {
             if found.first().is_none_or(|entry| entry.hash != signed.head.hash) {
                 return Err(other_chain);
             }
+        }
+        if self.tree.is_none() {
+            self.tree = self.store.archived().await?.map(|archived| archived.tree);
         }
         loop {
             let from = self.tree.as_ref().map_or(0, |tree| tree.head().head.sequence).saturating_add(1);
@@ -159,7 +167,8 @@ impl Checkpoints {
     }
 }
 
-fn open_note(note: &str, key: &SigningKey) -> Result<TreeHead, TreeHeadError> {
+/// Opens a note of the key.
+pub(super) fn open_note(note: &str, key: &SigningKey) -> Result<TreeHead, TreeHeadError> {
     let origin = note.lines().next().unwrap_or_default();
     TreeHead::open(note, &key.verifier(origin)?)
 }
@@ -178,7 +187,7 @@ fn write_new(path: &Path, text: &str) -> io::Result<()> {
 }
 
 /// Replaces a file in one step.
-fn replace(path: &Path, text: &str) -> io::Result<()> {
+pub(super) fn replace(path: &Path, text: &str) -> io::Result<()> {
     let next = path.with_extension("next");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&next)?;
     file.write_all(text.as_bytes())?;
@@ -187,7 +196,8 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     sync_directory(path)
 }
 
-fn sync_directory(path: &Path) -> io::Result<()> {
+/// Syncs the directory of a file.
+pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
 }
 

@@ -12,6 +12,7 @@ use serde::{Deserialize, de::IgnoredAny};
 
 use crate::{
     Role,
+    archive::ArchiveConfig,
     checkpoints::{CheckpointConfig, SIGNING_KEY},
     pin::Rules,
 };
@@ -46,6 +47,8 @@ pub struct EngineConfig {
     pub reencrypted_per_second_max: u32,
     /// The loopback address of the metrics listener; `None` disables metrics.
     pub metrics_listen: Option<SocketAddr>,
+    /// The archive of old audit entries; `None` where the store keeps all.
+    pub archive: Option<ArchiveConfig>,
     /// The signed checkpoints of the audit chain.
     pub checkpoints: CheckpointConfig,
 }
@@ -210,23 +213,39 @@ struct AuditFile {
     signing_key: Option<PathBuf>,
     /// Seconds between two checkpoints.
     checkpoint_seconds: u32,
+    /// Days that entries stay in the store; without it, they stay for ever.
+    retention_days: Option<u32>,
+    /// The directory of the archive files; `archive` in the directory by default.
+    archive_directory: Option<PathBuf>,
 }
 
 impl Default for AuditFile {
     fn default() -> Self {
-        Self { directory: None, signing_key: None, checkpoint_seconds: 60 }
+        Self {
+            directory: None,
+            signing_key: None,
+            checkpoint_seconds: 60,
+            retention_days: None,
+            archive_directory: None,
+        }
     }
 }
 
 impl AuditFile {
-    fn check(self, data_directory: &Path) -> Result<CheckpointConfig, ConfigError> {
+    fn check(self, data_directory: &Path) -> Result<(CheckpointConfig, Option<ArchiveConfig>), ConfigError> {
         let directory = self.directory.unwrap_or_else(|| data_directory.join("audit"));
         let seconds = within("audit.checkpoint_seconds", self.checkpoint_seconds, 1..=86_400)?;
-        Ok(CheckpointConfig {
+        let days = self.retention_days.map(|days| within("audit.retention_days", days, 0..=36_500)).transpose()?;
+        let archive = days.map(|days| ArchiveConfig {
+            directory: self.archive_directory.unwrap_or_else(|| directory.join("archive")),
+            keep: Duration::from_secs(u64::from(days).saturating_mul(24 * 60 * 60)),
+        });
+        let checkpoints = CheckpointConfig {
             signing_key: self.signing_key.unwrap_or_else(|| directory.join(SIGNING_KEY)),
             directory,
             every: Duration::from_secs(seconds.into()),
-        })
+        };
+        Ok((checkpoints, archive))
     }
 }
 
@@ -297,6 +316,7 @@ impl EngineFile {
         let (control, workers) = (std::mem::take(&mut self.control), self.threads()?);
         let lifetime = within("control.lifetime_seconds", control.lifetime_seconds, 1..=LIFETIME_SECONDS_MAX)?;
         let timeout = within("call_timeout_milliseconds", self.call_timeout_milliseconds, 100..=60_000)?;
+        let (checkpoints, archive) = std::mem::take(&mut self.audit).check(&self.data_directory)?;
         Ok(EngineConfig {
             listen: self.listen,
             tls: self.tls.take(),
@@ -325,7 +345,8 @@ impl EngineFile {
                 1..=1_000_000,
             )?,
             metrics_listen: std::mem::take(&mut self.metrics).check()?,
-            checkpoints: std::mem::take(&mut self.audit).check(&self.data_directory)?,
+            checkpoints,
+            archive,
             boundary: self.boundary_place(arguments)?,
         })
     }

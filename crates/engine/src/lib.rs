@@ -8,6 +8,7 @@
 //! # Ok::<(), config::ConfigError>(())
 //! ```
 
+mod archive;
 mod call_rules;
 mod checkpoints;
 pub mod command;
@@ -35,6 +36,7 @@ use tonic::{server::NamedService, transport::server::Router};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use self::{
+    archive::Archive,
     call_rules::{CallRules, Streams},
     checkpoints::Checkpoints,
     gate::Gate,
@@ -44,6 +46,7 @@ use self::{
     serving::{Serving, ServingError, ServingSettings},
 };
 pub use self::{
+    archive::ArchiveConfig,
     checkpoints::{CheckpointConfig, CheckpointError},
     engine_config::{BoundaryPlace, EngineConfig, Peer},
     peer::Role,
@@ -79,6 +82,7 @@ pub struct Engine {
     rotation: JoinHandle<()>,
     checkpoints: Arc<Mutex<Checkpoints>>,
     sign_checkpoints: JoinHandle<()>,
+    archive: Option<JoinHandle<()>>,
     /// Its drop ends the calls that follow the audit chain.
     followed: watch::Sender<()>,
     metrics: Option<Metrics>,
@@ -102,7 +106,7 @@ impl Engine {
         }
         let tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
         let checkpoints = Checkpoints::open(&config.checkpoints, Arc::clone(&store))?;
-        let newest_checkpoint = checkpoints.newest();
+        let (newest_checkpoint, signing_key) = (checkpoints.newest(), checkpoints.key());
         let checkpoints = Arc::new(Mutex::new(checkpoints));
         // Each start is an audit entry: no engine has used a store without entries.
         let is_new = store.checkpoint().await? == Checkpoint::EMPTY;
@@ -167,6 +171,10 @@ impl Engine {
         })?;
         let rotation = tokio::spawn(rotation::run(Arc::clone(&pins), in_use.clone(), progress));
         let sign_checkpoints = tokio::spawn(Checkpoints::run(Arc::clone(&checkpoints), config.checkpoints.every));
+        let archive = config.archive.map(|config| {
+            let (store, pins, checkpoint) = (Arc::clone(&store), Arc::clone(&pins), newest_checkpoint.clone());
+            tokio::spawn(Archive { config, store, pins, key: signing_key, checkpoint }.run())
+        });
         Ok(Self {
             boundary,
             peers,
@@ -180,6 +188,7 @@ impl Engine {
             rotation,
             checkpoints,
             sign_checkpoints,
+            archive,
             followed,
             metrics,
             serving,
@@ -238,6 +247,7 @@ impl Engine {
         self.follow.abort();
         self.rotation.abort();
         self.sign_checkpoints.abort();
+        self.archive.iter().for_each(JoinHandle::abort);
         drop(self.followed);
         self.metrics.iter().for_each(Metrics::stop);
         report_stop(&mut self.health).await;

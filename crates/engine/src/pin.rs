@@ -16,8 +16,11 @@ use hsm_protocol::{
 use thiserror::Error;
 use tokio::sync::watch;
 
+use audit::archive::ArchivedPart;
 use audit::card_reference::CardReferenceKey;
-use audit::entry::{Action, BlockFormat, Body, CardEvent, Event, Formats, Isolation, KeyStamp, Level, Outcome, Stamp};
+use audit::entry::{
+    Action, ArchivedSegment, BlockFormat, Body, CardEvent, Event, Formats, Isolation, KeyStamp, Level, Outcome, Stamp,
+};
 use clock;
 use domain::caller::Caller;
 use domain::card::{Card, CardKey, PlasticId, ReencryptedPin, RegisteredAccount, StoredPin, Tenant};
@@ -407,6 +410,14 @@ impl Pins {
         self.store.record_event(self.engine_event(body)).await
     }
 
+    /// Removes archived entries of the audit chain from the store.
+    ///
+    /// # Errors
+    /// [`StoreError`]: the store failed.
+    pub(crate) async fn remove_archived(&self, part: ArchivedPart, segment: ArchivedSegment) -> Result<(), StoreError> {
+        self.store.remove_archived(part, self.engine_event(Body::AuditArchived(segment))).await
+    }
+
     /// The version of the seal key of each usable control's tzpk; `None` for a tzpk in an unknown layout.
     ///
     /// # Errors
@@ -416,14 +427,20 @@ impl Pins {
         Ok(tzpks.iter().map(|tzpk| SealedKey::from_bytes(&tzpk.0).ok().map(|tzpk| tzpk.key().0)).collect())
     }
 
-    /// Reads at most `limit` audit entries from number `from`. Returns the names of the engines that started, and the number of
-    /// the next entry; `None` at the end of the chain.
+    /// Reads at most `limit` audit entries from number `from`. Returns the names of the engines that started, at first also
+    /// those in archived entries, and the number of the next entry; `None` at the end of the chain.
     ///
     /// # Errors
     /// [`StoreError`]: the store failed.
     pub async fn started_engines(&self, from: u64, limit: usize) -> Result<(Vec<String>, Option<u64>), StoreError> {
+        let archived = self.store.archived().await?.filter(|_| from <= 1);
         let entries = self.store.audit(from, limit).await?;
-        let names = entries.iter().filter_map(|entry| entry.event.body.started_engine().map(str::to_owned)).collect();
+        let archived = archived.into_iter().flat_map(|archived| archived.engines);
+        let names = entries
+            .iter()
+            .filter_map(|entry| entry.event.body.started_engine().map(str::to_owned))
+            .chain(archived)
+            .collect();
         Ok((names, entries.last().map(|last| last.sequence.saturating_add(1))))
     }
 

@@ -1,0 +1,203 @@
+//! Archives audit entries that are older than the retention time.
+//!
+//! ```text
+//! NUMBER.jsonl        entries from this number on, as `pinseal audit export` prints them; mode 0600
+//! NUMBER.checkpoint   the signed checkpoint of the last of them
+//! ```
+//! A file is written, synced, read back and verified; then one change of the store removes its entries and records the event.
+//! After a crash at any step an entry is in the store, in a whole file, or in both, and the next run continues with that file.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, BufRead, BufReader, BufWriter, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use thiserror::Error;
+use tokio::{sync::watch, task::spawn_blocking};
+
+use super::checkpoints::{open_note, replace, sync_directory};
+use crate::pin::Pins;
+use audit::{
+    archive::{ArchivedPart, SegmentReader},
+    chain::{ChainError, Checkpoint},
+    entry::ArchivedSegment,
+    note::{NoteError, SigningKey},
+    tree_head::TreeHeadError,
+};
+use store::{Store, StoreError};
+
+/// The number of audit entries that one read of the store returns.
+const PAGE_ENTRIES: usize = 1_024;
+/// The most entries in a file: about 50 MB.
+const SEGMENT_ENTRIES_MAX: u64 = 65_536;
+/// The interval at which entries are archived.
+const EVERY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The place of the archive, and how long the store keeps entries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArchiveConfig {
+    /// The directory of the files; made, with mode 0700, where it is absent.
+    pub directory: PathBuf,
+    /// Entries that are older leave the store, within a day.
+    pub keep: Duration,
+}
+
+/// Archives the entries of one chain.
+pub(super) struct Archive {
+    pub(super) config: ArchiveConfig,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) pins: Arc<Pins>,
+    pub(super) key: Arc<SigningKey>,
+    /// The note of the newest checkpoint.
+    pub(super) checkpoint: watch::Receiver<Option<Arc<str>>>,
+}
+
+impl Archive {
+    /// Archives entries until the task is aborted.
+    pub(super) async fn run(self) {
+        loop {
+            match self.archive_segment().await {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(error) => tracing::error!(%error, "audit entries were not archived: the store keeps them"),
+            }
+            tokio::time::sleep(EVERY).await;
+        }
+    }
+
+    /// Archives the oldest entries, as one file; `false` where none is old enough.
+    async fn archive_segment(&self) -> Result<bool, ArchiveError> {
+        let Some(note) = self.checkpoint.borrow().clone() else { return Ok(false) };
+        // The last entry of the checkpoint stays, because the next checkpoint is compared with it.
+        let end = open_note(&note, &self.key)?.head.sequence;
+        let before = self.store.archived().await?;
+        let start = before.as_ref().map_or(Checkpoint::EMPTY, ArchivedPart::end);
+        let file = format!("{:020}.jsonl", start.sequence.saturating_add(1));
+        let path = self.config.directory.join(&file);
+        if !path.exists() && !self.write(&path, start, end).await? {
+            return Ok(false);
+        }
+        let (key, reads) = (Arc::clone(&self.key), path.clone());
+        let read = spawn_blocking(move || read(&reads, &file, before, &key)).await;
+        let (part, segment) = read.map_err(|error| ArchiveError::file(&path)(error.into()))??;
+        let last = part.end();
+        let stored = self.store.audit(last.sequence, 1).await?;
+        let is_stored = stored.first().is_some_and(|entry| (entry.sequence, entry.hash) == (last.sequence, last.hash));
+        if !is_stored || last.sequence >= end {
+            return Err(ArchiveError::OtherEntries { path });
+        }
+        let note = path.with_extension("checkpoint");
+        replace(&note, &part.tree.head().sign(&self.key)?).map_err(ArchiveError::file(&note))?;
+        tracing::info!(file = %path.display(), first = segment.first, last = segment.last, "audit entries are archived");
+        self.pins.remove_archived(part, segment).await?;
+        Ok(true)
+    }
+
+    /// Writes the entries between `start` and `end` that are old enough; `false` where none is.
+    async fn write(&self, path: &Path, start: Checkpoint, end: u64) -> Result<bool, ArchiveError> {
+        let keep = u64::try_from(self.config.keep.as_millis()).unwrap_or(u64::MAX);
+        let until = clock::now().0.saturating_sub(keep);
+        let mut from = start.sequence.saturating_add(1);
+        let end = end.min(from.saturating_add(SEGMENT_ENTRIES_MAX));
+        let next = path.with_extension("next");
+        let mut file = None;
+        'entries: loop {
+            let page = self.store.audit(from, PAGE_ENTRIES).await?;
+            for entry in &page {
+                if entry.sequence >= end || entry.event.at.0 >= until {
+                    break 'entries;
+                }
+                let file = match &mut file {
+                    Some(file) => file,
+                    None => file.insert(self.create(&next).map_err(ArchiveError::file(&next))?),
+                };
+                writeln!(file, "{}", entry.to_json()).map_err(ArchiveError::file(&next))?;
+            }
+            let Some(last) = page.last() else { break };
+            from = last.sequence.saturating_add(1);
+            // Reading the store does not yield: let other tasks run between two pages.
+            tokio::task::yield_now().await;
+        }
+        let Some(file) = file else { return Ok(false) };
+        let path = path.to_owned();
+        let finish = move || {
+            file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+            fs::rename(&next, &path)?;
+            sync_directory(&path)
+        };
+        let finished = spawn_blocking(finish).await.map_err(io::Error::from).flatten();
+        finished.map_err(ArchiveError::file(&self.config.directory))?;
+        Ok(true)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<BufWriter<File>> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.config.directory)?;
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        Ok(BufWriter::new(file))
+    }
+}
+
+/// Reads a whole file and verifies its entries.
+fn read(
+    path: &Path,
+    name: &str,
+    before: Option<ArchivedPart>,
+    key: &SigningKey,
+) -> Result<(ArchivedPart, ArchivedSegment), ArchiveError> {
+    let chain = |error| ArchiveError::Segment { path: path.to_owned(), error };
+    let mut reader = SegmentReader::new(before, key);
+    for line in BufReader::new(File::open(path).map_err(ArchiveError::file(path))?).split(b'\n') {
+        reader.line(&line.map_err(ArchiveError::file(path))?).map_err(chain)?;
+    }
+    reader.finish(name).map_err(chain)
+}
+
+/// Entries were not archived. The store keeps them.
+#[derive(Debug, Error)]
+pub(super) enum ArchiveError {
+    /// A file can't be read or written.
+    #[error("{}: {error}; audit.archive_directory names the directory", path.display())]
+    File {
+        /// The file or directory.
+        path: PathBuf,
+        /// The error of the operating system.
+        error: io::Error,
+    },
+    /// The file does not continue the chain.
+    #[error("{}: {error}; keep the file as evidence, and move it elsewhere", path.display())]
+    Segment {
+        /// The file.
+        path: PathBuf,
+        /// The first entry that does not.
+        error: ChainError,
+    },
+    /// The file has entries that the store or its checkpoint does not have: the store was restored, for example.
+    #[error(
+        "{} has other entries than the store: keep the file as evidence, and move it elsewhere",
+        path.display()
+    )]
+    OtherEntries {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The newest checkpoint does not open.
+    #[error(transparent)]
+    Checkpoint(#[from] TreeHeadError),
+    /// The checkpoint of the file can't be made.
+    #[error(transparent)]
+    Note(#[from] NoteError),
+    /// The store can't be read or changed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl ArchiveError {
+    fn file(path: &Path) -> impl Fn(io::Error) -> Self + use<> {
+        let path = path.to_owned();
+        move |error| Self::File { path: path.clone(), error }
+    }
+}
