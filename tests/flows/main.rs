@@ -12,6 +12,7 @@ mod apart;
 mod audit;
 mod audit_evidence;
 mod audited_refusal;
+mod client_certificate;
 mod connections;
 mod hangup;
 mod race;

@@ -76,7 +76,7 @@ macro_rules! table {
 }
 
 table! {
-    UNAUTHENTICATED = UNAUTHORIZED Security "UNAUTHENTICATED" "the credentials are missing or wrong: send the bearer token or the password of this client";
+    UNAUTHENTICATED = UNAUTHORIZED Security "UNAUTHENTICATED" "the credentials are missing or wrong: send the bearer token or the password of this client, and its certificate if it has one";
 
     HTTP_MALFORMED = BAD_REQUEST StaticValidation "HTTP_MALFORMED" "the request is not valid HTTP: check its request line and its headers";
     HOST_INVALID = BAD_REQUEST StaticValidation "HOST_INVALID" "a request has one valid Host header, or :authority over HTTP/2";

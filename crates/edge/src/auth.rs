@@ -1,6 +1,8 @@
-//! Authentication of clients: Bearer and Basic credentials, compared in constant time.
+//! Authentication of clients: Bearer and Basic credentials, compared in constant time, and client certificates.
 
-use axum::http::{HeaderMap, header::AUTHORIZATION};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use axum::http::{HeaderMap, header::AUTHORIZATION, request::Parts};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
@@ -8,17 +10,41 @@ use zeroize::Zeroizing;
 
 use super::{api_error::ApiError, mistake::Mistake};
 use domain::card::Tenant;
+use net::tls::Peer;
 
 /// A marker in the extensions of a response: the request had the credentials of a client.
 #[derive(Clone, Copy)]
 pub(super) struct Authenticated;
 
-/// A client of the API. No `Debug`: the value holds the hash of a credential.
+/// A client of the API. A request of the client has every credential that the client has. No `Debug`: the value holds the
+/// hash of a credential.
 pub struct Client {
     name: Box<str>,
     tenant: Tenant,
-    credential: Credential,
+    /// The credential in the Authorization header; `None` for a client with a certificate alone.
+    credential: Option<Credential>,
+    /// The name on the certificate of the client; `None` for a client without one.
+    certificate_name: Option<Box<str>>,
     wants_kcv: bool,
+}
+
+/// The clients of a running edge. A reload replaces them in every clone.
+#[derive(Clone)]
+pub(super) struct Clients(Arc<RwLock<Arc<[Client]>>>);
+
+impl Clients {
+    pub(super) fn new(clients: Vec<Client>) -> Self {
+        Self(Arc::new(RwLock::new(clients.into())))
+    }
+
+    pub(super) fn current(&self) -> Arc<[Client]> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Replaces the clients. The next request of each connection is authenticated by the new ones.
+    pub(super) fn replace(&self, clients: Vec<Client>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = clients.into();
+    }
 }
 
 /// The fewest characters of a bearer token or a password: 16 random characters of base64 are 96 bits, which cannot be guessed
@@ -31,9 +57,18 @@ pub const SECRET_CHARACTERS_MIN: usize = 16;
 pub struct Credential([u8; 32]);
 
 impl Client {
-    /// A client with its name in the log, its tenant and its credential.
-    pub fn new(name: &str, tenant: Tenant, credential: Credential) -> Self {
-        Self { name: name.into(), tenant, credential, wants_kcv: false }
+    /// A client with its name in the log, its tenant and its credential in the Authorization header.
+    pub fn new(name: &str, tenant: Tenant, credential: impl Into<Option<Credential>>) -> Self {
+        Self { name: name.into(), tenant, credential: credential.into(), certificate_name: None, wants_kcv: false }
+    }
+
+    /// A client that also presents the certificate with this name.
+    pub(super) fn with_certificate(self, name: Option<String>) -> Self {
+        Self { certificate_name: name.map(String::into_boxed_str), ..self }
+    }
+
+    pub(super) fn certificate_name(&self) -> Option<&str> {
+        self.certificate_name.as_deref()
     }
 
     /// Whether the answers to this client have the KCV of each tzpk.
@@ -74,82 +109,139 @@ impl Credential {
         Self(Sha256::new().chain_update(scheme).chain_update([0]).chain_update(secret).finalize().into())
     }
 
-    /// The credential of a request. If the header is missing or malformed, a credential that no client has.
-    fn from_headers(headers: &HeaderMap) -> Self {
-        let value = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    /// The credential of a request; `None` without the header. If the header is malformed, a credential that no client has.
+    fn from_headers(headers: &HeaderMap) -> Option<Self> {
+        let value = headers.get(AUTHORIZATION)?.to_str().unwrap_or_default();
         let (scheme, rest) = value.split_once(' ').unwrap_or_default();
         if scheme.eq_ignore_ascii_case("bearer") {
-            return Self::bearer(rest.trim());
+            return Some(Self::bearer(rest.trim()));
         }
         if scheme.eq_ignore_ascii_case("basic") {
             let pair = STANDARD.decode(rest.trim()).map(Zeroizing::new).unwrap_or_default();
-            return Self::hash("basic", &pair);
+            return Some(Self::hash("basic", &pair));
         }
-        Self::hash("nothing", &[])
+        Some(Self::hash("nothing", &[]))
     }
 }
 
-/// Finds the client of a request. All clients are compared, so the time does not depend on which one matches.
+/// Finds the client of a request. The request has every credential of its client and none of another one: a certificate
+/// alone, an Authorization header alone, or both of the same client. A certificate that no client has is no credential; an
+/// edge whose TLS requires certificates may have clients that present only a token to the API.
+///
+/// The headers of all clients are compared, so the time does not depend on which one matches.
 ///
 /// # Errors
 /// UNAUTHENTICATED: no client has the credentials, or the request has more than one Authorization header, of which a proxy
 /// may have checked another one.
-pub(super) fn authenticate<'a>(clients: &'a [Client], headers: &HeaderMap) -> Result<&'a Client, ApiError> {
-    if headers.get_all(AUTHORIZATION).iter().nth(1).is_some() {
+pub(super) fn authenticate<'a>(clients: &'a [Client], request: &Parts) -> Result<&'a Client, ApiError> {
+    if request.headers.get_all(AUTHORIZATION).iter().nth(1).is_some() {
         return Err(Mistake::AuthorizationRepeated.into());
     }
-    let credential = Credential::from_headers(headers);
-    let mut found = None;
-    for client in clients {
-        if client.credential.is_same(&credential) {
-            found = Some(client);
+    let certified = match request.extensions.get::<Peer>() {
+        Some(Peer::Certificate { name, .. }) => {
+            clients.iter().find(|client| client.certificate_name() == Some(&**name))
         }
-    }
-    found.ok_or(ApiError::UNAUTHENTICATED)
+        Some(Peer::Loopback | Peer::Anonymous) | None => None,
+    };
+    let client = match Credential::from_headers(&request.headers) {
+        Some(credential) => {
+            let mut found = None;
+            for client in clients {
+                if client.credential.as_ref().is_some_and(|of_client| of_client.is_same(&credential)) {
+                    found = Some(client);
+                }
+            }
+            found
+        }
+        None => certified.filter(|client| client.credential.is_none()),
+    };
+    let has_right_certificate = |client: &Client| match certified {
+        Some(certified) => std::ptr::eq(certified, client),
+        None => client.certificate_name.is_none(),
+    };
+    client.filter(|client| has_right_certificate(client)).ok_or(ApiError::UNAUTHENTICATED)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const TOKEN_1: &str = "Bearer token-1";
+    const BOTH: &str = "Bearer token-of-both";
+
     fn clients() -> Vec<Client> {
         let tenant = Tenant::parse("bank").unwrap();
+        let with = |client: Client, name: &str| client.with_certificate(Some(name.to_owned()));
         vec![
             Client::new("app", tenant, Credential::bearer("token-1")),
             Client::new("backend", tenant, Credential::basic("backend", "pass:word")),
+            with(Client::new("wallet", tenant, None), "wallet.test"),
+            with(Client::new("both", tenant, Credential::bearer("token-of-both")), "both.test"),
         ]
     }
 
-    fn headers_with(value: &str) -> HeaderMap {
-        HeaderMap::from_iter([(AUTHORIZATION, value.parse().unwrap())])
+    /// The name of the client whose request has these Authorization headers and the certificate with this name.
+    fn found(authorization: &[&str], certificate: Option<&str>) -> Result<String, ApiError> {
+        let mut request = axum::http::Request::new(()).into_parts().0;
+        for value in authorization {
+            request.headers.append(AUTHORIZATION, value.parse().unwrap());
+        }
+        let peer = |name: &str| Peer::Certificate { name: name.into(), sha256: [0; 32] };
+        request.extensions.insert(certificate.map_or(Peer::Anonymous, peer));
+        authenticate(&clients(), &request).map(|client| client.name().to_owned())
     }
 
     #[test]
     fn a_client_is_found_by_its_token_or_its_password() {
-        let clients = clients();
-        let name = |value: &str| authenticate(&clients, &headers_with(value)).ok().map(Client::name);
-        assert_eq!(name("Bearer token-1"), Some("app"));
-        assert_eq!(name("bearer token-1"), Some("app"));
-        assert_eq!(name(&format!("Basic {}", STANDARD.encode("backend:pass:word"))), Some("backend"));
+        assert_eq!(found(&[TOKEN_1], None), Ok("app".into()));
+        assert_eq!(found(&["bearer token-1"], None), Ok("app".into()));
+        assert_eq!(found(&[&format!("Basic {}", STANDARD.encode("backend:pass:word"))], None), Ok("backend".into()));
     }
 
     #[test]
     fn other_credentials_match_no_client() {
-        let clients = clients();
         for value in ["", "Bearer", "Bearer ", "Bearer token-2", "Basic !!!", "Basic token-1", "Digest token-1"] {
-            assert!(authenticate(&clients, &headers_with(value)).is_err(), "{value:?}");
+            assert!(found(&[value], None).is_err(), "{value:?}");
         }
-        let crossed = format!("Basic {}", STANDARD.encode("token-1"));
-        assert!(authenticate(&clients, &headers_with(&crossed)).is_err());
-        assert!(authenticate(&clients, &HeaderMap::new()).is_err());
+        assert!(found(&[&format!("Basic {}", STANDARD.encode("token-1"))], None).is_err());
+        assert!(found(&[], None).is_err());
     }
+
+    #[test]
+    fn a_certificate_is_the_credential_of_its_client() {
+        assert_eq!(found(&[], Some("wallet.test")), Ok("wallet".into()));
+        assert_eq!(found(&[BOTH], Some("both.test")), Ok("both".into()));
+        // A certificate that no client has is no credential.
+        assert_eq!(found(&[TOKEN_1], Some("other.test")), Ok("app".into()));
+    }
+
+    #[test]
+    fn missing_credentials_and_those_of_another_client_are_rejected() {
+        for (authorization, certificate) in [
+            (None, "other.test"),
+            (None, ""),
+            // One of two credentials.
+            (None, "both.test"),
+            (Some(BOTH), "other.test"),
+            // The certificate and the token of different clients.
+            (Some(BOTH), "wallet.test"),
+            (Some(TOKEN_1), "wallet.test"),
+            (Some(TOKEN_1), "both.test"),
+            // A wrong token beside the right certificate.
+            (Some("Bearer wrong"), "wallet.test"),
+            (Some("Bearer wrong"), "both.test"),
+            (Some(""), "wallet.test"),
+        ] {
+            let outcome = found(authorization.as_slice(), Some(certificate));
+            assert_eq!(outcome, Err(ApiError::UNAUTHENTICATED), "{authorization:?} {certificate}");
+        }
+        assert_eq!(found(&[BOTH], None), Err(ApiError::UNAUTHENTICATED));
+    }
+
     #[test]
     fn two_authorization_headers_match_no_client() {
-        let clients = clients();
-        for second in ["Bearer token-1", "Bearer wrong"] {
-            let mut headers = headers_with("Bearer token-1");
-            headers.append(AUTHORIZATION, second.parse().unwrap());
-            assert_eq!(authenticate(&clients, &headers).err(), Some(Mistake::AuthorizationRepeated.into()), "{second}");
+        for second in [TOKEN_1, "Bearer wrong"] {
+            assert_eq!(found(&[TOKEN_1, second], None), Err(Mistake::AuthorizationRepeated.into()), "{second}");
         }
     }
 }

@@ -1,10 +1,13 @@
 //! `pinseal edge` and `pinseal-edge`: loads the configuration and serves until SIGTERM.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
 use config::ConfigError;
-use net::stop::{Stop, say};
+use net::stop::{Stop, say, warn};
 use thiserror::Error;
 use tokio::{
     runtime::Builder,
@@ -21,7 +24,7 @@ pub struct EdgeArguments {
     config: PathBuf,
 }
 
-/// Serves the edge until SIGTERM or Ctrl-C; reloads its certificates on SIGHUP.
+/// Serves the edge until SIGTERM or Ctrl-C; reloads its certificates and clients on SIGHUP.
 ///
 /// # Errors
 /// The configuration is not valid, or the edge did not start or stop cleanly.
@@ -35,15 +38,29 @@ pub fn run(arguments: EdgeArguments) -> Result<(), EdgeCommandError> {
         loop {
             tokio::select! {
                 () = stop.requested() => break,
-                _ = hangup.recv() => {
-                    edge.reload_certificates();
-                    say(format_args!("pinseal edge reloads its certificates; restart it to reload the rest of its configuration"));
-                }
+                _ = hangup.recv() => reload(&edge, &arguments.config),
             }
         }
         say(format_args!("pinseal edge stops after the requests in flight"));
         Ok(edge.stop().await?)
     })
+}
+
+/// Reads the certificates, and `[[clients]]` of the configuration file with their secrets. If the file or a secret is not
+/// valid, the edge keeps the clients that it has.
+fn reload(edge: &Edge, path: &Path) {
+    edge.reload_certificates();
+    match EdgeConfig::load(path) {
+        Ok(config) => {
+            let number = config.settings.clients.len();
+            edge.replace_clients(config.settings.clients);
+            say(format_args!(
+                "pinseal edge has reloaded its certificates and {number} clients; restart it to reload the rest of its \
+                 configuration"
+            ));
+        }
+        Err(error) => warn(format_args!("pinseal edge keeps its clients: {error}")),
+    }
 }
 
 /// The error of the edge command.

@@ -44,6 +44,8 @@ pub fn openapi_json() -> String {
     list_codes(components);
     components.add_security_scheme("bearer", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
     components.add_security_scheme("basic", SecurityScheme::Http(Http::new(HttpAuthScheme::Basic)));
+    let certificate = SecurityScheme::MutualTls { description: None, deprecated: None, extensions: None };
+    components.add_security_scheme("certificate", certificate);
     api.paths.paths.values_mut().flat_map(operations).for_each(|operation| {
         operation.parameters.get_or_insert_default().push(RefOr::T(audit_user()));
         describe_errors(operation);

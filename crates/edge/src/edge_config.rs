@@ -1,6 +1,7 @@
 //! The configuration of the edge: the TOML file, its checks and its defaults.
 
 use std::{
+    collections::HashSet,
     net::{Ipv4Addr, SocketAddr},
     path::Path,
     time::Duration,
@@ -110,6 +111,8 @@ struct ClientFile {
     bearer: Option<SecretSource>,
     /// A user and a password of HTTP Basic.
     basic: Option<BasicFile>,
+    /// The first DNS or URI name of the client's certificate, else its common name; alone, or beside `bearer` or `basic`.
+    certificate_name: Option<String>,
     /// Adds `checkValue`, the KCV of the tzpk, to the answers of `set/tzpk` and `view`. The vendor's contract does not have
     /// the member, and a strict client of it may reject the answer.
     #[serde(default)]
@@ -151,8 +154,14 @@ impl EdgeFile {
         let clients = check_clients(std::mem::take(&mut self.clients))?;
         if clients.is_empty() {
             let problem = "the edge has no client, and would answer every request with 401: add [[clients]] with a name, a \
-                           tenant, and bearer or basic (examples/edge.toml)";
+                           tenant, and bearer, basic or certificate_name (examples/edge.toml)";
             return Err(ConfigError::value("clients", problem));
+        }
+        let asks_for_certificates = self.tls.as_ref().is_some_and(|tls| tls.client_roots.is_some());
+        if !asks_for_certificates && clients.iter().any(|client| client.certificate_name().is_some()) {
+            let problem = "a client has a certificate, and the edge asks for none: set client_roots in [tls] to the roots of \
+                           the clients' certificates";
+            return Err(ConfigError::value("clients.certificate_name", problem));
         }
         self.check(clients)
     }
@@ -177,31 +186,49 @@ impl EdgeFile {
     }
 }
 
-/// Rejects a secret that two clients share, as a token or as a password: each client could act as the other.
+/// Rejects a secret that two clients share, as a token or as a password, and a certificate that two clients share: each client
+/// could act as the other.
 fn check_clients(clients: Vec<ClientFile>) -> Result<Vec<Client>, ConfigError> {
     let mut checked = Vec::with_capacity(clients.len());
     let mut secrets: Vec<(String, Credential)> = Vec::with_capacity(clients.len());
+    let mut certificates = HashSet::new();
     for client in clients {
         let name = client.name.clone();
+        if let Some(certificate) = client.certificate_name.clone().filter(|name| !certificates.insert(name.clone())) {
+            let problem = format!("two clients have the certificate {certificate:?}: give each client its own");
+            return Err(ConfigError::value("clients.certificate_name", problem));
+        }
         let (client, secret) = client.check()?;
+        checked.push(client);
+        let Some(secret) = secret else { continue };
         if let Some((before, _)) = secrets.iter().find(|(_, other)| other.is_same(&secret)) {
             let problem = format!("{before:?} and {name:?} have the same secret: give each client a different secret");
             return Err(ConfigError::value("clients", problem));
         }
         secrets.push((name, secret));
-        checked.push(client);
     }
     Ok(checked)
 }
 
 impl ClientFile {
     /// The client, and its secret as a bearer credential, for the comparison of secrets.
-    fn check(self) -> Result<(Client, Credential), ConfigError> {
+    fn check(self) -> Result<(Client, Option<Credential>), ConfigError> {
         let tenant = Tenant::parse(&self.tenant).map_err(|error| ConfigError::value("clients.tenant", error))?;
+        if self.certificate_name.as_deref() == Some("") {
+            let problem = "is empty: a certificate without a name is no credential";
+            return Err(ConfigError::value("clients.certificate_name", problem));
+        }
         let (secret, user) = match (self.bearer, self.basic) {
             (Some(bearer), None) => (bearer.read()?, None),
             (None, Some(basic)) => (basic.password.read()?, Some(basic.user)),
-            _ => return Err(ConfigError::value("clients", "each client has either bearer or basic")),
+            (None, None) if self.certificate_name.is_some() => {
+                let client = Client::new(&self.name, tenant, None).with_kcv(self.tzpk_kcv);
+                return Ok((client.with_certificate(self.certificate_name), None));
+            }
+            _ => {
+                let problem = "each client has either bearer or basic, and certificate_name beside them or instead";
+                return Err(ConfigError::value("clients", problem));
+            }
         };
         if secret.chars().count() < SECRET_CHARACTERS_MIN {
             let problem = format!(
@@ -231,7 +258,7 @@ impl ClientFile {
             None => Credential::bearer(&secret),
         };
         let client = Client::new(&self.name, tenant, credential).with_kcv(self.tzpk_kcv);
-        Ok((client, Credential::bearer(&secret)))
+        Ok((client.with_certificate(self.certificate_name), Some(Credential::bearer(&secret))))
     }
 }
 
@@ -291,6 +318,27 @@ mod tests {
         }
         let refused = checked(&[("a:b@basic", "0123456789abcdef")]).unwrap_err();
         assert!(refused.contains("has a colon"), "{refused}");
+    }
+
+    #[test]
+    fn a_certificate_of_no_use_is_rejected() {
+        const TLS: &str = "[tls]\ncertificates = \"c\"\nprivate_key = \"k\"\n";
+        let client = |name: &str, certificate: &str| {
+            format!("[[clients]]\nname = {name:?}\ntenant = \"bank\"\ncertificate_name = {certificate:?}\n")
+        };
+        let checked = |text: String| {
+            let file: EdgeFile = toml::from_str(&text).unwrap();
+            file.check_with_clients().map(|edge| edge.settings.clients.len()).map_err(|error| error.to_string())
+        };
+        let roots = format!("{TLS}client_roots = \"r\"\nclient_certificate = \"optional\"\n");
+        assert_eq!(checked(roots.clone() + &client("a", "a.test") + &client("b", "b.test")), Ok(2));
+        let shared = checked(roots.clone() + &client("a", "a.test") + &client("b", "a.test")).unwrap_err();
+        assert!(shared.contains("two clients have the certificate \"a.test\""), "{shared}");
+        assert!(checked(roots + &client("a", "")).unwrap_err().contains("a certificate without a name"));
+        for tls in ["", TLS] {
+            let unasked = checked(tls.to_owned() + &client("a", "a.test")).unwrap_err();
+            assert!(unasked.contains("set client_roots"), "{unasked}");
+        }
     }
 
     #[test]

@@ -35,6 +35,7 @@ pub use self::{
     contract::openapi_json,
     edge_config::EdgeConfig,
 };
+use auth::Clients;
 use domain::limits::REQUEST_BYTES_MAX;
 use net::{
     ConnectionTable, connect,
@@ -44,7 +45,7 @@ use proto::{control_service_client::ControlServiceClient, pin_service_client::Pi
 
 /// The clients of an edge and the limits of their requests.
 pub struct Settings {
-    /// The clients that may call the API.
+    /// The clients that may call the API when the edge starts.
     pub clients: Vec<Client>,
     /// The HTTP statuses that errors may have.
     pub error_profile: ErrorProfile,
@@ -87,6 +88,7 @@ impl EngineClient {
 /// A running edge.
 pub struct Edge {
     address: SocketAddr,
+    clients: Clients,
     stop: watch::Sender<bool>,
     serving: JoinHandle<()>,
     server_tls: Option<ServerTls>,
@@ -98,7 +100,7 @@ impl Edge {
     ///
     /// # Errors
     /// The address may not be used without TLS, a certificate or key cannot be loaded, or the address cannot be bound.
-    pub async fn start(config: EdgeConfig) -> Result<Self, EdgeError> {
+    pub async fn start(mut config: EdgeConfig) -> Result<Self, EdgeError> {
         tls::may_listen_edge(config.listen, config.tls.as_ref())?;
         let server_tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
         let engine_tls = config.engine_tls.as_ref().map(ClientTls::load).transpose()?;
@@ -111,11 +113,12 @@ impl Edge {
         let (stop, stopped) = watch::channel(false);
         let table = ConnectionTable::new(config.connections);
         let profile = config.settings.error_profile;
-        let router = route::router(config.settings, engine);
+        let clients = Clients::new(std::mem::take(&mut config.settings.clients));
+        let router = route::router(config.settings, clients.clone(), engine);
         let serving =
             serve::serve(listener, table, server_tls.clone(), router, profile, serve::Timeouts::DEFAULT, stopped);
         let serving = tokio::spawn(serving);
-        Ok(Self { address, stop, serving, server_tls, engine_tls })
+        Ok(Self { address, clients, stop, serving, server_tls, engine_tls })
     }
 
     /// The bound address.
@@ -127,6 +130,11 @@ impl Edge {
     pub fn reload_certificates(&self) {
         self.server_tls.iter().for_each(ServerTls::reload);
         self.engine_tls.iter().for_each(ClientTls::reload);
+    }
+
+    /// Replaces the clients while requests continue. The next request of each connection is authenticated by the new clients.
+    pub fn replace_clients(&self, clients: Vec<Client>) {
+        self.clients.replace(clients);
     }
 
     /// Stops accepting connections and waits for the requests in flight.

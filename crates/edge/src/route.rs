@@ -25,7 +25,7 @@ use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLaye
 use super::{
     EngineClient, Settings,
     api_error::{ApiError, ErrorBody, Rejection},
-    auth::{Authenticated, Client, authenticate},
+    auth::{Authenticated, Client, Clients, authenticate},
     body::{
         self, ControlScope, DeviceKeyRequest, PinControl, PinControlRequest, PinSet, SetPinRequest, Tzpk, ViewedPin,
     },
@@ -53,10 +53,10 @@ const READINESS_TIME_MAX: Duration = Duration::from_millis(800);
 const LOGGED_CONTROL_CHARACTERS: usize = 8;
 
 /// The API routes below `/pin` and at the root, and the operational routes.
-pub(super) fn router(settings: Settings, engine: EngineClient) -> Router {
+pub(super) fn router(settings: Settings, clients: Clients, engine: EngineClient) -> Router {
     let profile = settings.error_profile;
     let places = Semaphore::new(settings.requests_max);
-    let edge = Arc::new(EdgeState { settings, engine, places });
+    let edge = Arc::new(EdgeState { settings, clients, engine, places });
     let api = Router::new()
         .route("/pincontrol/v2/plastic/{plastic_id}", post(open_control))
         .route("/v3/set/tzpk", post(issue_tzpk))
@@ -108,6 +108,7 @@ async fn ready(State(edge): State<Arc<EdgeState>>) -> StatusCode {
 
 struct EdgeState {
     settings: Settings,
+    clients: Clients,
     engine: EngineClient,
     places: Semaphore,
 }
@@ -144,7 +145,7 @@ struct ApiRequest {
         (status = 500, description = "The edge or the engine failed.", body = ErrorBody),
         (status = 503, description = "The engine, its store or its key boundary is unavailable.", body = ErrorBody),
     ),
-    security(("bearer" = []), ("basic" = [])),
+    security(("bearer" = []), ("basic" = []), ("certificate" = [])),
 )]
 async fn open_control(
     State(edge): State<Arc<EdgeState>>,
@@ -190,7 +191,7 @@ async fn open_control(
         (status = 500, description = "The edge or the engine failed.", body = ErrorBody),
         (status = 503, description = "The engine, its store or its key boundary is unavailable.", body = ErrorBody),
     ),
-    security(("bearer" = []), ("basic" = [])),
+    security(("bearer" = []), ("basic" = []), ("certificate" = [])),
 )]
 async fn issue_tzpk(State(edge): State<Arc<EdgeState>>, request: Request) -> Response<Body> {
     let work = async |request: ApiRequest| -> Result<_, Rejection> {
@@ -237,7 +238,7 @@ async fn issue_tzpk(State(edge): State<Arc<EdgeState>>, request: Request) -> Res
         (status = 500, description = "The edge or the engine failed.", body = ErrorBody),
         (status = 503, description = "The engine, its store or its key boundary is unavailable.", body = ErrorBody),
     ),
-    security(("bearer" = []), ("basic" = [])),
+    security(("bearer" = []), ("basic" = []), ("certificate" = [])),
 )]
 async fn set_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Response<Body> {
     let work = async |request: ApiRequest| -> Result<_, Rejection> {
@@ -276,7 +277,7 @@ async fn set_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Respon
         (status = 500, description = "The edge or the engine failed.", body = ErrorBody),
         (status = 503, description = "The engine, its store or its key boundary is unavailable.", body = ErrorBody),
     ),
-    security(("bearer" = []), ("basic" = [])),
+    security(("bearer" = []), ("basic" = []), ("certificate" = [])),
 )]
 async fn view_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Response<Body> {
     let work = async |request: ApiRequest| -> Result<_, Rejection> {
@@ -317,10 +318,11 @@ impl EdgeState {
         work: impl AsyncFnOnce(ApiRequest) -> Result<(StatusCode, T), Rejection>,
     ) -> Response<Body> {
         let (parts, mut body) = request.into_parts();
+        let clients = self.clients.current();
         let mut log = RequestLog::begin(route, &parts.method);
         let mut authenticated = false;
         let outcome = timeout(self.settings.request_timeout, async {
-            let client = authenticate(&self.settings.clients, &parts.headers)?;
+            let client = authenticate(&clients, &parts)?;
             authenticated = true;
             log.client = Some(client.name());
             let _place = self.places.try_acquire().map_err(|_| ApiError::BUSY)?;

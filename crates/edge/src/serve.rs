@@ -17,11 +17,12 @@ use axum::{
     Router,
     body::to_bytes,
     http::{
-        HeaderValue,
+        HeaderValue, Request,
         header::{CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, DATE},
     },
     routing::future::RouteFuture,
 };
+use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
@@ -34,7 +35,7 @@ use tokio::{
     sync::watch,
     time::{sleep, timeout},
 };
-use tower::util::MapFuture;
+use tower::util::{MapFuture, MapRequest};
 
 use self::transport::{Ended, Exchange, Transport};
 use super::{
@@ -144,9 +145,13 @@ async fn serve_connection(
     timeouts: Timeouts,
     mut stopped: watch::Receiver<bool>,
 ) -> Option<End> {
-    let usage = Arc::new(Usage::default());
+    let (usage, peer) = (Arc::new(Usage::default()), stream.peer());
+    let identified = MapRequest::new(router, move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer.clone());
+        request
+    });
     let (counted, settled, answered) = (Arc::clone(&usage), Arc::clone(place), exchange.clone());
-    let service = MapFuture::new(router, move |answer: RouteFuture<Infallible>| {
+    let service = MapFuture::new(identified, move |answer: RouteFuture<Infallible>| {
         let (in_flight, settled, answered) = (counted.begin(), Arc::clone(&settled), answered.clone());
         answered.begin();
         async move {

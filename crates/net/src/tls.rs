@@ -28,6 +28,20 @@ pub struct ServerTlsConfig {
     /// The roots of client certificates, in PEM. Required for an engine. An edge without roots requests no client
     /// certificate.
     pub client_roots: Option<PathBuf>,
+    /// Whether a client without a certificate may connect, where `client_roots` are set.
+    #[serde(default)]
+    pub client_certificate: ClientCertificate,
+}
+
+/// Whether a handshake needs a client certificate. The configuration file uses the names in lower case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClientCertificate {
+    /// A handshake without a certificate fails.
+    #[default]
+    Required,
+    /// A client without a certificate may connect, and has another credential. An engine does not allow this.
+    Optional,
 }
 
 /// The files of a client of the engine, for mutual TLS.
@@ -45,9 +59,10 @@ pub struct ClientTlsConfig {
 /// Checks that an engine without mutual TLS listens on loopback only.
 ///
 /// # Errors
-/// The address is not loopback and mutual TLS is not configured, or TLS has no client roots.
+/// The address is not loopback and mutual TLS is not configured, or TLS has no client roots or an optional certificate.
 pub fn may_listen_engine(address: SocketAddr, tls: Option<&ServerTlsConfig>) -> Result<(), ListenError> {
     match tls {
+        Some(tls) if tls.client_certificate == ClientCertificate::Optional => Err(ListenError::OptionalCertificate),
         Some(tls) if tls.client_roots.is_some() => Ok(()),
         Some(_) => Err(ListenError::NoClientRoots),
         None if address.ip().is_loopback() => Ok(()),
@@ -92,6 +107,11 @@ pub enum ListenError {
         "[tls] of the engine has no client_roots: any client could call the engine. Set client_roots to the roots of the callers"
     )]
     NoClientRoots,
+    /// The TLS of the engine would allow a client without a certificate.
+    #[error(
+        "[tls] of the engine has client_certificate = \"optional\", and a certificate is the only credential of a peer: remove the key"
+    )]
+    OptionalCertificate,
 }
 
 /// The error of a TLS configuration, or of one connection.

@@ -20,7 +20,7 @@ use engine_server::StoreConfig;
 use net::{
     EngineAddress,
     connect::channel,
-    tls::{ClientTls, ClientTlsConfig, ServerTls, ServerTlsConfig, TlsError},
+    tls::{ClientCertificate, ClientTls, ClientTlsConfig, ServerTls, ServerTlsConfig, TlsError},
 };
 use proto::{
     SetPinRequest, SetPinResponse,
@@ -130,6 +130,7 @@ fn certificates(directory: &Path) -> Result<(ServerTlsConfig, ClientTlsConfig), 
         certificates: at("engine.pem"),
         private_key: at("engine.key"),
         client_roots: Some(at("ca.pem")),
+        client_certificate: ClientCertificate::Required,
     };
     let client = ClientTlsConfig { roots: at("ca.pem"), certificates: at("client.pem"), private_key: at("client.key") };
     Ok((server, client))

@@ -8,10 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustls::{ClientConfig, RootCertStore, ServerConfig, server::WebPkiClientVerifier};
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig,
+    server::{NoServerSessionStorage, WebPkiClientVerifier},
+};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
-use super::{ClientTlsConfig, ServerTlsConfig, TlsError, pem, provider};
+use super::{ClientCertificate, ClientTlsConfig, ServerTlsConfig, TlsError, pem, provider};
 
 /// A new connection checks the files if the last check is at least this long ago.
 const CHECK_EVERY: Duration = Duration::from_secs(2);
@@ -129,6 +132,10 @@ fn server_config(config: &ServerTlsConfig) -> Result<ServerConfig, TlsError> {
     let builder = match &config.client_roots {
         Some(path) => {
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(path)?), provider());
+            let verifier = match config.client_certificate {
+                ClientCertificate::Required => verifier,
+                ClientCertificate::Optional => verifier.allow_unauthenticated(),
+            };
             builder.with_client_cert_verifier(verifier.build().map_err(rejected)?)
         }
         None => builder.with_no_client_auth(),
@@ -136,6 +143,12 @@ fn server_config(config: &ServerTlsConfig) -> Result<ServerConfig, TlsError> {
     let (chain, key) = (certificates(&config.certificates)?, private_key(&config.private_key)?);
     let mut server = builder.with_single_cert(chain, key).map_err(rejected)?;
     server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    if config.client_roots.is_some() {
+        // A resumed session has the certificate of the first handshake without another check, so an expired certificate
+        // would be accepted for the lifetime of a ticket.
+        server.session_storage = Arc::new(NoServerSessionStorage {});
+        server.send_tls13_tickets = 0;
+    }
     Ok(server)
 }
 
@@ -184,8 +197,11 @@ mod tests {
     use std::path::PathBuf;
 
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-    use rustls::NamedGroup;
-    use tokio::net::{TcpListener, TcpStream};
+    use rustls::{HandshakeKind, NamedGroup};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+    };
     use tokio_rustls::TlsConnector;
 
     use super::*;
@@ -215,6 +231,7 @@ mod tests {
             certificates: certificates.clone(),
             private_key: private_key.clone(),
             client_roots: Some(roots.clone()),
+            client_certificate: ClientCertificate::Required,
         };
         let server = ServerTls::load(&server).unwrap();
         let client = ClientTls::load(&ClientTlsConfig { roots, certificates, private_key }).unwrap();
@@ -234,6 +251,46 @@ mod tests {
         assert_eq!(groups.map(|group| group.unwrap().name()), [NamedGroup::X25519MLKEM768; 2]);
     }
 
+    /// The kind of the second handshake between these two.
+    async fn second_handshake(server: ServerTlsConfig, client: ClientTlsConfig) -> HandshakeKind {
+        let (server, client) = (ServerTls::load(&server).unwrap(), ClientTls::load(&client).unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut kind = HandshakeKind::Full;
+        for _ in 0..2 {
+            let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let connector = TlsConnector::from(client.current());
+            let connected = connector.connect("localhost".try_into().unwrap(), stream);
+            let accepted = async { server.accept(listener.accept().await.unwrap().0).await };
+            let (connected, accepted) = tokio::join!(connected, accepted);
+            let (mut connected, mut accepted) = (connected.unwrap(), accepted.unwrap());
+            kind = connected.get_ref().1.handshake_kind().unwrap();
+            // A ticket comes before the first byte of the server.
+            accepted.write_all(b"x").await.unwrap();
+            connected.read_exact(&mut [0]).await.unwrap();
+        }
+        kind
+    }
+
+    #[tokio::test]
+    async fn each_connection_checks_the_client_certificate() {
+        let directory = tempfile::tempdir().unwrap();
+        let (roots, certificates, private_key) = files(directory.path());
+        let client = ClientTlsConfig {
+            roots: roots.clone(),
+            certificates: certificates.clone(),
+            private_key: private_key.clone(),
+        };
+        for (client_roots, kind) in [(Some(roots), HandshakeKind::Full), (None, HandshakeKind::Resumed)] {
+            let server = ServerTlsConfig {
+                certificates: certificates.clone(),
+                private_key: private_key.clone(),
+                client_roots,
+                client_certificate: ClientCertificate::Optional,
+            };
+            assert_eq!(second_handshake(server, client.clone()).await, kind);
+        }
+    }
+
     #[test]
     fn an_encrypted_private_key_is_rejected_in_plain_words() {
         let directory = tempfile::tempdir().unwrap();
@@ -248,7 +305,12 @@ mod tests {
             .status()
             .expect("openssl is missing: install it");
         assert!(made.success());
-        let config = ServerTlsConfig { certificates, private_key: encrypted, client_roots: None };
+        let config = ServerTlsConfig {
+            certificates,
+            private_key: encrypted,
+            client_roots: None,
+            client_certificate: ClientCertificate::default(),
+        };
         let error = ServerTls::load(&config).err().unwrap();
         assert!(error.to_string().contains("the private key is encrypted"), "{error}");
     }
