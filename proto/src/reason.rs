@@ -93,6 +93,8 @@ reasons! {
     RotationCutOff = "ROTATION_CUT_OFF",
     /// The engine stops while a call follows the audit chain.
     EngineStops = "ENGINE_STOPS",
+    /// The connection reached its maximum age while the call streamed its answer.
+    ConnectionAge = "CONNECTION_AGE",
     /// The key boundary failed; the engine's log has the cause.
     BoundaryFailed = "BOUNDARY_FAILED",
 }

@@ -267,19 +267,30 @@ fn open(path: &Path) -> Result<BufReader<File>, AuditError> {
 
 async fn tail(arguments: TailArguments) -> Result<(), AuditError> {
     let TailArguments { engine, tls, newest, from, follow, format } = arguments;
-    let request = ExportAuditRequest {
+    let mut request = ExportAuditRequest {
         start_sequence: from.unwrap_or_default(),
         newest_count: if from.is_some() { 0 } else { newest },
         continuous: follow,
     };
-    let mut entries = RunningEngine::at(&engine, &tls)?.audit(request).await?;
+    let mut running = RunningEngine::at(&engine, &tls)?;
+    let mut entries = running.audit(request).await?;
     let mut out = io::stdout();
-    while let Some(entry) = entries.next().await? {
+    loop {
+        let entry = match entries.next().await {
+            Ok(Some(entry)) => entry,
+            Ok(None) => return Ok(()),
+            Err(OperatorError::ConnectionAge) => {
+                entries = running.audit(request).await?;
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         writeln!(out, "{}", format.write(&entry))?;
         // A reader at the other end of a pipe sees each entry at once.
         out.flush()?;
+        request.newest_count = 0;
+        request.start_sequence = entry.sequence.saturating_add(1);
     }
-    Ok(())
 }
 
 async fn print_checkpoint(arguments: CheckpointArguments) -> Result<(), AuditError> {

@@ -53,18 +53,25 @@ pub(crate) fn run(arguments: RotationArguments) -> Result<(), OperatorError> {
 }
 
 async fn watch(arguments: &WatchArguments) -> Result<(), OperatorError> {
-    let mut messages = RunningEngine::at(&arguments.engine, &arguments.tls)?.rotation().await?;
+    let mut running = RunningEngine::at(&arguments.engine, &arguments.tls)?;
+    let mut messages = running.rotation().await?;
     let output = match arguments.json {
         true => Output::Json,
         false if io::stdout().is_terminal() => Output::Bar(bar()),
         false => Output::Lines,
     };
     let mut last = None;
-    while let Some(progress) = messages.message().await? {
-        output.write(&progress)?;
-        last = Some(progress);
+    loop {
+        match messages.message().await.map_err(OperatorError::from) {
+            Ok(Some(progress)) => {
+                output.write(&progress)?;
+                last = Some(progress);
+            }
+            Ok(None) => return outcome(last.as_ref()),
+            Err(OperatorError::ConnectionAge) => messages = running.rotation().await?,
+            Err(error) => return Err(error),
+        }
     }
-    outcome(last.as_ref())
 }
 
 /// Maps the last message of the engine to the result of the command.

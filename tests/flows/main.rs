@@ -13,6 +13,7 @@ mod audit;
 mod audit_evidence;
 mod audited_refusal;
 mod client_certificate;
+mod connection_age;
 mod connections;
 mod hangup;
 mod race;

@@ -163,7 +163,9 @@ impl ApiError {
             Reason::StoreLowOnSpace => Self::STORE_LOW_ON_SPACE,
             Reason::StoreUnavailable => Self::STORE_UNAVAILABLE,
             Reason::TokenUnavailable => Self::TOKEN_UNAVAILABLE,
-            Reason::RotationCutOff | Reason::EngineStops | Reason::DeadlinePassed => Self::ENGINE_UNAVAILABLE,
+            Reason::RotationCutOff | Reason::EngineStops | Reason::ConnectionAge | Reason::DeadlinePassed => {
+                Self::ENGINE_UNAVAILABLE
+            }
             Reason::BoundaryFailed | Reason::MessageCount | Reason::CheckpointNotSigned => Self::UNEXPECTED,
         }
     }
@@ -406,6 +408,7 @@ mod tests {
                     "TOKEN_UNAVAILABLE",
                     "ROTATION_CUT_OFF",
                     "ENGINE_STOPS",
+                    "CONNECTION_AGE",
                     "DEADLINE_PASSED",
                 ],
                 (503, 500, Integration),

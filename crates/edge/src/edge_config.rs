@@ -16,7 +16,7 @@ use config::{ConfigError, KnownKey, SecretSource, read_file, within};
 use domain::card::Tenant;
 use domain::limits::BODY_BYTES_MAX;
 use net::{
-    ConnectionLimits, EngineAddress,
+    ConnectionAge, ConnectionLimits, EngineAddress,
     tls::{ClientTlsConfig, ServerTlsConfig},
 };
 
@@ -32,6 +32,8 @@ pub struct EdgeConfig {
     pub engine_tls: Option<ClientTlsConfig>,
     /// The limits on open connections.
     pub connections: ConnectionLimits,
+    /// The age at which a connection gets no more requests.
+    pub connection_age: ConnectionAge,
     /// The clients and the limits of requests.
     pub settings: Settings,
     /// The bearer token of the embedded defaults, generated for this run.
@@ -89,6 +91,8 @@ struct EdgeFile {
     connections_max: usize,
     /// Open connections of one address that have no authenticated request yet.
     silent_connections_per_address_max: usize,
+    /// The age at which a connection gets no more requests, in seconds.
+    connection_age_seconds_max: u64,
 }
 
 #[derive(Deserialize)]
@@ -139,6 +143,7 @@ impl Default for EdgeFile {
             requests_max: 4_096,
             connections_max: ConnectionLimits::default().connections_max,
             silent_connections_per_address_max: ConnectionLimits::default().silent_per_address_max,
+            connection_age_seconds_max: ConnectionAge::default().seconds(),
         }
     }
 }
@@ -174,6 +179,7 @@ impl EdgeFile {
             engine_address: self.engine.address.parse().map_err(|error| ConfigError::value("engine.address", error))?,
             engine_tls: self.engine.tls,
             connections: ConnectionLimits::new(self.connections_max, self.silent_connections_per_address_max)?,
+            connection_age: ConnectionAge::from_seconds(self.connection_age_seconds_max)?,
             settings: Settings {
                 clients,
                 error_profile: self.error_profile,

@@ -26,7 +26,6 @@ use std::{io, net::SocketAddr, time::Duration};
 
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
-use tonic::transport::Channel;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 pub use self::{
@@ -38,7 +37,7 @@ pub use self::{
 use auth::Clients;
 use domain::limits::REQUEST_BYTES_MAX;
 use net::{
-    ConnectionTable, connect,
+    ConnectionTable, EngineChannel, connect,
     tls::{self, ClientTls, ListenError, ServerTls, TlsError},
 };
 use proto::{control_service_client::ControlServiceClient, pin_service_client::PinServiceClient};
@@ -60,16 +59,16 @@ pub struct Settings {
 /// The gRPC clients of the engine.
 #[derive(Clone)]
 pub(crate) struct EngineClient {
-    controls: ControlServiceClient<Channel>,
-    pins: PinServiceClient<Channel>,
-    health: HealthClient<Channel>,
+    controls: ControlServiceClient<EngineChannel>,
+    pins: PinServiceClient<EngineChannel>,
+    health: HealthClient<EngineChannel>,
 }
 
 // The service whose health the edge reads, by its name in `proto/`; the generated client does not export it.
 const PIN_SERVICE: &str = "pinseal.v1.PinService";
 
 impl EngineClient {
-    fn new(channel: &Channel) -> Self {
+    fn new(channel: &EngineChannel) -> Self {
         Self {
             controls: ControlServiceClient::new(channel.clone()).max_encoding_message_size(REQUEST_BYTES_MAX),
             pins: PinServiceClient::new(channel.clone()).max_encoding_message_size(REQUEST_BYTES_MAX),
@@ -105,7 +104,7 @@ impl Edge {
         let server_tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
         let engine_tls = config.engine_tls.as_ref().map(ClientTls::load).transpose()?;
         let channel = connect::channel(&config.engine_address, engine_tls.clone())?;
-        let engine = EngineClient::new(&channel);
+        let engine = EngineClient::new(&channel.into());
 
         let listen_error = |error| EdgeError::Listen { address: config.listen, error };
         let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
@@ -115,8 +114,8 @@ impl Edge {
         let profile = config.settings.error_profile;
         let clients = Clients::new(std::mem::take(&mut config.settings.clients));
         let router = route::router(config.settings, clients.clone(), engine);
-        let serving =
-            serve::serve(listener, table, server_tls.clone(), router, profile, serve::Timeouts::DEFAULT, stopped);
+        let timeouts = serve::Timeouts::with_age(config.connection_age);
+        let serving = serve::serve(listener, table, server_tls.clone(), router, profile, timeouts, stopped);
         let serving = tokio::spawn(serving);
         Ok(Self { address, clients, stop, serving, server_tls, engine_tls })
     }

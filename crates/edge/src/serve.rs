@@ -33,7 +33,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::watch,
-    time::{sleep, timeout},
+    time::{sleep, sleep_until, timeout},
 };
 use tower::util::{MapFuture, MapRequest};
 
@@ -45,7 +45,7 @@ use super::{
 };
 use domain::request_id::RequestId;
 use net::{
-    ConnectionPlace, ConnectionTable,
+    ConnectionAge, ConnectionPlace, ConnectionTable,
     tls::{ServerStream, ServerTls, TlsError},
 };
 
@@ -71,12 +71,22 @@ pub(super) struct Timeouts {
     idle: Duration,
     /// From the graceful shutdown to the end of the connection.
     close: Duration,
+    /// From the start of the connection to its last request.
+    age: ConnectionAge,
 }
 
 impl Timeouts {
-    /// The timeouts of a production edge.
-    pub(super) const DEFAULT: Self =
-        Self { headers: Duration::from_secs(10), idle: Duration::from_secs(30), close: Duration::from_secs(2) };
+    /// The timeouts of a production edge, with this maximum age of a connection.
+    pub(super) fn with_age(age: ConnectionAge) -> Self {
+        Self { age, ..Self::DEFAULT }
+    }
+
+    const DEFAULT: Self = Self {
+        headers: Duration::from_secs(10),
+        idle: Duration::from_secs(30),
+        close: Duration::from_secs(2),
+        age: ConnectionAge::DEFAULT,
+    };
 }
 
 /// Accepts and serves connections until `stopped` is true, then waits for the requests in flight.
@@ -135,8 +145,11 @@ async fn handshake(stream: TcpStream, tls: Option<ServerTls>) -> Result<ServerSt
     }
 }
 
-/// Serves one connection until the client, a timeout, the connection table or the stop of the edge ends it. The first
+/// Serves one connection until the client, a timeout, its age, the connection table or the stop of the edge ends it. The first
 /// authenticated request settles its place in the table. `None` if the edge aborted the connection.
+///
+/// At its age, a connection of HTTP/2 gets GOAWAY. HTTP/1.1 has no such frame: a request could arrive while the edge closes an
+/// idle connection. So the next answer has `Connection: close`, and without a next request the idle timeout ends the connection.
 async fn serve_connection(
     stream: ServerStream,
     exchange: &Exchange,
@@ -151,6 +164,7 @@ async fn serve_connection(
         request
     });
     let (counted, settled, answered) = (Arc::clone(&usage), Arc::clone(place), exchange.clone());
+    let old_at = tokio::time::Instant::now() + timeouts.age.of_one_connection();
     let service = MapFuture::new(identified, move |answer: RouteFuture<Infallible>| {
         let (in_flight, settled, answered) = (counted.begin(), Arc::clone(&settled), answered.clone());
         answered.begin();
@@ -160,7 +174,12 @@ async fn serve_connection(
                 settled.settle();
             }
             drop(in_flight);
-            answer.map(|answer| answered.answer(answer))
+            answer.map(|mut answer| {
+                if old_at <= tokio::time::Instant::now() && !answered.is_http2() {
+                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                answered.answer(answer)
+            })
         }
     });
     let mut builder = Builder::new(TokioExecutor::new());
@@ -179,7 +198,7 @@ async fn serve_connection(
     let stream = TokioIo::new(Transport::new(stream, exchange.clone()));
     let mut connection = pin!(builder.serve_connection(stream, TowerToHyperService::new(service)));
 
-    let (mut first, mut later, mut closing) = (timeouts.headers, timeouts.idle, false);
+    let (mut first, mut later, mut closing, mut is_old) = (timeouts.headers, timeouts.idle, false, false);
     loop {
         tokio::select! {
             ended = connection.as_mut() => {
@@ -197,6 +216,13 @@ async fn serve_connection(
                 return None;
             },
             _ = stopped.wait_for(|stopped| *stopped), if !closing => {}
+            () = sleep_until(old_at), if !closing && !is_old => {
+                tracing::debug!("a connection reached its maximum age");
+                is_old = true;
+                if !exchange.is_http2() {
+                    continue;
+                }
+            }
             () = place.closed(), if !closing => if usage.is_quiet() {
                 tracing::debug!("the oldest unauthenticated connection was closed for a new one");
                 return None;
@@ -360,6 +386,7 @@ mod tests {
         headers: Duration::from_millis(300),
         idle: Duration::from_millis(1_000),
         close: Duration::from_millis(200),
+        age: ConnectionAge::DEFAULT,
     };
     /// The first bytes of an HTTP/2 client: the preface and an empty SETTINGS frame.
     const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -378,6 +405,10 @@ mod tests {
         }
 
         async fn start_within(limits: ConnectionLimits) -> Self {
+            Self::start_with(limits, SHORT).await
+        }
+
+        async fn start_with(limits: ConnectionLimits, timeouts: Timeouts) -> Self {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
             let router = Router::new().route("/", get(async || "quick")).route(
@@ -394,7 +425,7 @@ mod tests {
                 None,
                 router,
                 ErrorProfile::Full,
-                SHORT,
+                timeouts,
                 stopped,
             ));
             Self { address, stop, serving }
@@ -482,6 +513,42 @@ mod tests {
         assert!(!heard.windows(6).any(|bytes| bytes == [7, 0, 0, 0, 0, 0]), "GOAWAY on a connection in use");
         stream.write_all(&headers(21, 0x5)).await.unwrap();
         assert!(stream.read(&mut [0; 64]).await.unwrap() > 0);
+    }
+
+    async fn start_with_age_of_a_second() -> Serving {
+        let timeouts = Timeouts::with_age(ConnectionAge::from_seconds(1).unwrap());
+        Serving::start_with(ConnectionLimits::default(), timeouts).await
+    }
+
+    #[tokio::test]
+    async fn an_old_http1_connection_closes_after_an_answer() {
+        let serving = start_with_age_of_a_second().await;
+        let mut stream = serving.open(b"").await;
+        let (mut answers, mut is_last) = (0, false);
+        while !is_last {
+            stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+            let mut answer = Vec::new();
+            while !answer.ends_with(b"quick") {
+                assert!(stream.read_buf(&mut answer).await.unwrap() > 0, "closed without an answer");
+            }
+            is_last = String::from_utf8(answer).unwrap().contains("connection: close");
+            answers += 1;
+            sleep(Duration::from_millis(50)).await;
+        }
+        assert!(answers > 1, "a new connection was closed");
+        assert!(is_closed(&mut stream).await);
+    }
+
+    #[tokio::test]
+    async fn an_old_http2_connection_gets_goaway() {
+        let serving = start_with_age_of_a_second().await;
+        let mut stream = serving.open(&[HELLO, &headers(1, 0x5)].concat()).await;
+        let mut heard = Vec::new();
+        // GOAWAY is a frame of type 7 on stream 0.
+        while !heard.windows(6).any(|bytes| bytes == [7, 0, 0, 0, 0, 0]) {
+            assert!(stream.read_buf(&mut heard).await.unwrap() > 0, "closed without GOAWAY");
+        }
+        assert!(heard.windows(5).any(|bytes| bytes == b"quick"));
     }
 
     #[tokio::test]

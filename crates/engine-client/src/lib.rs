@@ -28,7 +28,8 @@ use std::{error::Error as _, io, path::PathBuf, time::Duration};
 
 use clap::Args;
 use thiserror::Error;
-use tonic::{Code, Request, Status, Streaming, transport::Channel};
+use tonic::{Code, Request, Status, Streaming};
+use tonic_types::StatusExt;
 
 use audit::{
     chain::{ChainError, ChainProblem, Checkpoint},
@@ -36,14 +37,16 @@ use audit::{
 };
 use audit_wire::EntryMessageError;
 use net::{
-    AddressError, EngineAddress,
+    AddressError, EngineAddress, EngineChannel,
     connect::channel,
     tls::{ClientTls, ClientTlsConfig, TlsError},
 };
 use proto::{
     CountRecordsRequest, CountRecordsResponse, ExportAuditRequest, ExportAuditResponse, GetCheckpointRequest, Key,
-    ListKeysRequest, WatchRotationRequest, WatchRotationResponse, audit_service_client::AuditServiceClient,
+    ListKeysRequest, WatchRotationRequest, WatchRotationResponse,
+    audit_service_client::AuditServiceClient,
     key_service_client::KeyServiceClient,
+    reason::{ERROR_DOMAIN, Reason},
 };
 
 /// The timeout of a call with one reply.
@@ -76,8 +79,8 @@ impl EngineTls {
 
 /// A client of a running engine.
 pub struct RunningEngine {
-    keys: KeyServiceClient<Channel>,
-    audit: AuditServiceClient<Channel>,
+    keys: KeyServiceClient<EngineChannel>,
+    audit: AuditServiceClient<EngineChannel>,
 }
 
 impl RunningEngine {
@@ -93,6 +96,7 @@ impl RunningEngine {
             TlsError::Plain { address } => OperatorError::Plain { address },
             error => error.into(),
         })?;
+        let channel = EngineChannel::from(channel);
         Ok(Self { keys: KeyServiceClient::new(channel.clone()), audit: AuditServiceClient::new(channel) })
     }
 
@@ -211,6 +215,9 @@ pub enum OperatorError {
     /// The stream ended before its last message.
     #[error("the engine ended its reply early: repeat the command")]
     CutOff,
+    /// A stream ended because its connection reached its maximum age.
+    #[error("the connection reached its maximum age: repeat the command")]
+    ConnectionAge,
     /// The rotation ended, and some records do not decrypt.
     #[error("{failed} PIN records do not decrypt: keep the older storage keys, and see the engine's log")]
     RecordsFailed {
@@ -233,6 +240,10 @@ pub enum OperatorError {
 
 impl From<Status> for OperatorError {
     fn from(status: Status) -> Self {
+        let info = status.get_details_error_info().filter(|info| info.domain == ERROR_DOMAIN);
+        if info.and_then(|info| Reason::parse(&info.reason)) == Some(Reason::ConnectionAge) {
+            return Self::ConnectionAge;
+        }
         let message = status.message().to_owned();
         match status.code() {
             Code::PermissionDenied => Self::Forbidden(message),

@@ -9,13 +9,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http::{Extensions, HeaderMap, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body::{Body as HttpBody, Frame};
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tonic::{Status, body::Body, server::NamedService};
 use tower::Service;
 
-use super::wire;
+use super::{serving::StreamsEnd, wire};
 use clock::deadline::parse_grpc_timeout;
 
 /// The header with the timeout of a gRPC client.
@@ -82,15 +82,16 @@ where
         let asked = asked_timeout(request.headers());
         let limit = asked.map_or(self.call_timeout, |asked| asked.min(self.call_timeout));
         let count = (self.streams != Streams::Both).then_some(MessageCount::NEW);
-        let ends = asked.filter(|_| self.streams != Streams::None).map(sleep);
+        let ends = (self.streams != Streams::None).then(|| StreamEnd::of(request.extensions(), asked)).flatten();
         // The timer starts here, not in the future below: tonic starts another timer after this function, and the one
         // that ends first makes the status.
         let response = timeout(limit, self.service.call(request.map(|body| RequestBody { body, count })));
         Box::pin(async move {
             match (response.await, ends) {
                 (Err(_), _) => Ok(wire::deadline_passed().into_http()),
-                (Ok(response), Some(ends)) => response
-                    .map(|response| response.map(|body| Body::new(ResponseBody { body, ends: Some(Box::pin(ends)) }))),
+                (Ok(response), Some(ends)) => {
+                    response.map(|response| response.map(|body| Body::new(ResponseBody { body, ends: Some(ends) })))
+                }
                 (Ok(response), _) => response,
             }
         })
@@ -171,11 +172,30 @@ impl MessageCount {
     }
 }
 
-/// The body of a response; ends with DEADLINE_EXCEEDED at the deadline of the client.
+/// When a response stream ends, and with which status.
+struct StreamEnd {
+    at: Pin<Box<Sleep>>,
+    status: fn() -> Status,
+}
+
+impl StreamEnd {
+    /// The deadline of the client or the end of the connection, whichever is first; `None` without both.
+    fn of(extensions: &Extensions, asked: Option<Duration>) -> Option<Self> {
+        let deadline: Option<(_, fn() -> Status)> =
+            asked.map(|asked| (Instant::now() + asked, wire::deadline_passed as fn() -> Status));
+        let connection: Option<(_, fn() -> Status)> =
+            extensions.get::<StreamsEnd>().map(|end| (end.0, wire::connection_age as fn() -> Status));
+        let (at, status) = deadline.into_iter().chain(connection).min_by_key(|(at, _)| *at)?;
+        Some(Self { at: Box::pin(sleep_until(at)), status })
+    }
+}
+
+/// The body of a response stream; ends with DEADLINE_EXCEEDED at the deadline of the client, and with UNAVAILABLE when the
+/// connection is too old.
 struct ResponseBody {
     body: Body,
     /// `None` after the end.
-    ends: Option<Pin<Box<Sleep>>>,
+    ends: Option<StreamEnd>,
 }
 
 impl HttpBody for ResponseBody {
@@ -184,12 +204,13 @@ impl HttpBody for ResponseBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let Some(ends) = &mut self.ends else { return Poll::Ready(None) };
-        if ends.as_mut().poll(context).is_pending() {
+        if ends.at.as_mut().poll(context).is_pending() {
             return Pin::new(&mut self.body).poll_frame(context);
         }
+        let status = (ends.status)();
         self.ends = None;
         let mut trailers = HeaderMap::new();
-        Poll::Ready(Some(wire::deadline_passed().add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
+        Poll::Ready(Some(status.add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -257,23 +278,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_response_stream_ends_at_the_deadline_of_its_client() {
+    async fn a_response_stream_ends_at_the_first_of_deadline_and_connection_age() {
+        const SHORT: Duration = Duration::from_millis(200);
         let streams = service_fn(|_: Request<RequestBody>| {
             let first = futures::stream::iter([Ok::<_, Status>(Frame::data(Bytes::from_static(b"first")))]);
             let frames = futures::StreamExt::chain(first, futures::stream::pending());
             ready(Ok::<_, Infallible>(Response::new(Body::new(StreamBody::new(frames)))))
         });
-        let call = request(Some("application/grpc"), Some("200m"), Vec::new());
-        let collected = CallRules::new(streams, LONG, Streams::Responses)
-            .oneshot(call)
-            .await
-            .unwrap()
-            .into_body()
-            .collect()
-            .await
-            .unwrap();
-        let status = Status::from_header_map(collected.trailers().unwrap()).unwrap();
-        assert_eq!((status.code(), reason(&status)), (tonic::Code::DeadlineExceeded, Some(Reason::DeadlinePassed)));
+        for (asked, age, reason_of_end) in [
+            (Some("200m"), None, Reason::DeadlinePassed),
+            (Some("200m"), Some(LONG), Reason::DeadlinePassed),
+            (Some("1H"), Some(SHORT), Reason::ConnectionAge),
+            (None, Some(SHORT), Reason::ConnectionAge),
+        ] {
+            let mut call = request(Some("application/grpc"), asked, Vec::new());
+            call.extensions_mut().extend(age.into_iter().fold(Extensions::new(), |mut to, age| {
+                to.insert(StreamsEnd(Instant::now() + age));
+                to
+            }));
+            let answer = CallRules::new(streams, LONG, Streams::Responses).oneshot(call).await.unwrap();
+            let collected = answer.into_body().collect().await.unwrap();
+            let status = Status::from_header_map(collected.trailers().unwrap()).unwrap();
+            assert_eq!(reason(&status), Some(reason_of_end));
+        }
     }
 
     #[tokio::test]

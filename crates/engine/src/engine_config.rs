@@ -21,7 +21,7 @@ use domain::card::Tenant;
 use domain::control::LIFETIME_SECONDS_MAX;
 use domain::rules::{Admission, UnknownCards};
 use hsm_client::ProcessConfig;
-use net::{ConnectionLimits, tls::ServerTlsConfig};
+use net::{ConnectionAge, ConnectionLimits, tls::ServerTlsConfig};
 
 /// The engine's checked configuration.
 pub struct EngineConfig {
@@ -43,6 +43,8 @@ pub struct EngineConfig {
     pub calls_per_connection_max: u32,
     /// The limits on open connections.
     pub connections: ConnectionLimits,
+    /// The age at which a connection gets no more calls.
+    pub connection_age: ConnectionAge,
     /// The most PIN records that a rotation re-encrypts a second.
     pub reencrypted_per_second_max: u32,
     /// The loopback address of the metrics listener; `None` disables metrics.
@@ -115,6 +117,8 @@ struct EngineFile {
     connections_max: usize,
     /// The most connections of one address that have not started HTTP/2.
     silent_connections_per_address_max: usize,
+    /// The age at which a connection gets no more calls, in seconds.
+    connection_age_seconds_max: u64,
     tls: Option<ServerTlsConfig>,
     /// The certificates that may call: at least one with `tls`. Any other certificate has no right.
     peers: Vec<PeerFile>,
@@ -265,6 +269,7 @@ impl Default for EngineFile {
             calls_per_connection_max: 1_024,
             connections_max: ConnectionLimits::default().connections_max,
             silent_connections_per_address_max: ConnectionLimits::default().silent_per_address_max,
+            connection_age_seconds_max: ConnectionAge::default().seconds(),
             tls: None,
             peers: Vec::new(),
             vault: None,
@@ -339,6 +344,7 @@ impl EngineFile {
             call_timeout: Duration::from_millis(timeout),
             calls_per_connection_max: within("calls_per_connection_max", self.calls_per_connection_max, 1..=65_536)?,
             connections: ConnectionLimits::new(self.connections_max, self.silent_connections_per_address_max)?,
+            connection_age: ConnectionAge::from_seconds(self.connection_age_seconds_max)?,
             reencrypted_per_second_max: within(
                 "rotation.records_per_second",
                 self.rotation.records_per_second,

@@ -32,7 +32,7 @@ use tokio::{
     sync::{Mutex, watch},
     task::JoinHandle,
 };
-use tonic::{server::NamedService, transport::server::Router};
+use tonic::{server::NamedService, service::Routes};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use self::{
@@ -144,6 +144,7 @@ impl Engine {
             call_timeout: config.call_timeout,
             calls_per_connection_max: config.calls_per_connection_max,
             connections: config.connections,
+            connection_age: config.connection_age,
         };
         let limit = config.reencrypted_per_second_max;
         let rotates = boundary.status().rotates();
@@ -158,14 +159,14 @@ impl Engine {
         let keys = KeyServices::new(in_use.clone(), Arc::clone(&pins), rotation, store.engine_name().clone());
         let (followed, follows) = watch::channel(());
         let (mut threads, call_timeout) = (0, config.call_timeout);
-        let serving = Serving::start(&settings, |mut server| {
+        let serving = Serving::start(&settings, || {
             threads += 1;
             let pins = pins_of_thread(threads);
             let gate = gate.through(Arc::clone(&pins));
             let newest_checkpoint = newest_checkpoint.clone();
             let services = Services::new(pins, Arc::clone(&store), gate.clone(), follows.clone(), newest_checkpoint);
-            let router = server.add_service(CallRules::new(health_service.clone(), call_timeout, Streams::Responses));
-            with_services(router, &gate, &services, &keys, call_timeout)
+            let routes = Routes::new(CallRules::new(health_service.clone(), call_timeout, Streams::Responses));
+            with_services(routes, &gate, &services, &keys, call_timeout)
                 .add_service(CallRules::new(reflection.clone(), call_timeout, Streams::Both))
                 .add_service(CallRules::new(reflection_before.clone(), call_timeout, Streams::Both))
         })?;
@@ -411,19 +412,19 @@ async fn watch_token_and_space(boundary: &dyn Boundary, store: &watch::Receiver<
 }
 
 fn with_services(
-    router: Router,
+    routes: Routes,
     gate: &Gate,
     services: &Services,
     keys: &KeyServices,
     call_timeout: Duration,
-) -> Router {
+) -> Routes {
     macro_rules! served {
         ($server:ident, $service:expr, $streams:ident) => {{
             let server = $server::new($service.clone()).max_decoding_message_size(REQUEST_BYTES_MAX);
             CallRules::new(gate.guard(server), call_timeout, Streams::$streams)
         }};
     }
-    router
+    routes
         .add_service(served!(ControlServiceServer, services, None))
         .add_service(served!(PinServiceServer, services, None))
         .add_service(served!(CardServiceServer, services, None))

@@ -7,22 +7,32 @@
 use std::{
     io,
     net::SocketAddr,
+    pin::pin,
     thread::{self, JoinHandle},
     time::Duration,
 };
 
+use http::Request;
+use hyper::{body::Incoming, server::conn::http2};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
 use thiserror::Error;
 use tokio::{
     net::{TcpListener, TcpStream},
     runtime::Builder,
     sync::{mpsc, watch},
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
-use tonic::transport::{Server, server::Router};
+use tonic::{body::Body, service::Routes, transport::server::Connected};
+use tower::util::MapRequest;
 
 use net::{
-    ConnectionLimits, ConnectionPlace, ConnectionTable, cores,
-    tls::{self, ServerTls},
+    ConnectionAge, ConnectionLimits, ConnectionPlace, ConnectionTable, cores,
+    tls::{self, Http2Stream, ServerTls},
 };
 
 /// The most bytes of headers of one request.
@@ -51,7 +61,13 @@ pub struct ServingSettings {
     pub calls_per_connection_max: u32,
     /// The limits on the connections of all workers together.
     pub connections: ConnectionLimits,
+    /// The age at which a connection gets no more calls.
+    pub connection_age: ConnectionAge,
 }
+
+/// When the streamed answers of a connection end. The extensions of each request have this value.
+#[derive(Clone, Copy)]
+pub(super) struct StreamsEnd(pub(super) Instant);
 
 /// An accepted connection that waits for its worker. The connection table limits their number.
 type Accepted = (std::net::TcpStream, ConnectionPlace);
@@ -64,11 +80,11 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// Binds the listener and starts the threads. `route` adds the services to the server of each worker.
+    /// Binds the listener and starts the threads. `routes` makes the services of each worker.
     ///
     /// # Errors
     /// The address cannot be bound, or a thread cannot be started.
-    pub fn start(settings: &ServingSettings, mut route: impl FnMut(Server) -> Router) -> Result<Self, ServingError> {
+    pub fn start(settings: &ServingSettings, mut routes: impl FnMut() -> Routes) -> Result<Self, ServingError> {
         let listen_error = |error| ServingError::Listen { address: settings.listen, error };
         let listener = std::net::TcpListener::bind(settings.listen).map_err(listen_error)?;
         listener.set_nonblocking(true).map_err(listen_error)?;
@@ -80,14 +96,7 @@ impl Serving {
         let mut workers = Vec::with_capacity(settings.workers);
         for (number, core) in cores_of(settings.workers).into_iter().enumerate() {
             let (to_worker, accepted) = mpsc::channel(settings.connections.connections_max);
-            let server = Server::builder()
-                .tcp_nodelay(true)
-                .timeout(settings.call_timeout)
-                .max_concurrent_streams(settings.calls_per_connection_max)
-                .http2_keepalive_interval(Some(KEEP_ALIVE_EVERY))
-                .http2_keepalive_timeout(Some(KEEP_ALIVE_TIME_MAX))
-                .http2_max_header_list_size(HEADER_BYTES_MAX);
-            let serving = serve(route(server), accepted, settings.tls.clone(), stopped.clone());
+            let serving = serve(routes(), accepted, settings.clone(), stopped.clone());
             threads.push(spawn(format!("serve-{number}"), core, serving)?);
             workers.push(to_worker);
         }
@@ -186,25 +195,75 @@ async fn accept(
 
 /// Serves the connections of one worker until the server stops and the calls in flight have finished.
 async fn serve(
-    router: Router,
+    routes: Routes,
     accepted: mpsc::Receiver<Accepted>,
-    tls: Option<ServerTls>,
+    settings: ServingSettings,
     mut stopped: watch::Receiver<bool>,
 ) {
     let streams =
         ReceiverStream::new(accepted).filter_map(|(stream, place)| Some((TcpStream::from_std(stream).ok()?, place)));
-    let mut shutdown = stopped.clone();
-    let served = router.serve_with_incoming_shutdown(tls::accept_http2(streams, tls), async move {
-        let _ = shutdown.wait_for(|stopped| *stopped).await;
+    let mut streams = pin!(tls::accept_http2(streams, settings.tls.clone()));
+    let (routes, mut connections, of_connection) = (routes.prepare(), JoinSet::new(), stopped.clone());
+    loop {
+        tokio::select! {
+            Some(Ok(stream)) = streams.next() => {
+                connections.spawn(serve_connection(stream, routes.clone(), settings.clone(), of_connection.clone()));
+            }
+            Some(ended) = connections.join_next() => if ended.is_err() {
+                tracing::error!("the task of a connection panicked");
+            },
+            _ = stopped.wait_for(|stopped| *stopped) => break,
+        }
+    }
+    let drained = async { while connections.join_next().await.is_some() {} };
+    if timeout(DRAIN_TIME_MAX, drained).await.is_err() {
+        tracing::warn!(limit = ?DRAIN_TIME_MAX, "calls in flight were aborted: they did not finish in time");
+    }
+}
+
+/// Serves one connection. At its age, or when the server stops, the client gets GOAWAY, and the calls in flight finish.
+///
+/// tonic's own server has no such end: with `max_connection_age_grace` it sends no GOAWAY, and aborts calls in flight (tonic
+/// 0.14); without, a stream keeps the connection open.
+async fn serve_connection(
+    stream: Http2Stream,
+    routes: Routes,
+    settings: ServingSettings,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let age = settings.connection_age.of_one_connection();
+    // A call that begins last has its whole time.
+    let streams_end = Instant::now() + age + settings.call_timeout;
+    let peer = stream.connect_info();
+    let service = MapRequest::new(routes, move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer.clone());
+        request.extensions_mut().insert(StreamsEnd(streams_end));
+        request.map(Body::new)
     });
-    let drained = async {
-        let _ = stopped.wait_for(|stopped| *stopped).await;
-        tokio::time::sleep(DRAIN_TIME_MAX).await;
-    };
+    let mut http2 = http2::Builder::new(TokioExecutor::new());
+    http2
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(settings.calls_per_connection_max)
+        .keep_alive_interval(KEEP_ALIVE_EVERY)
+        .keep_alive_timeout(KEEP_ALIVE_TIME_MAX)
+        .max_header_list_size(HEADER_BYTES_MAX);
+    let mut connection = pin!(http2.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)));
     tokio::select! {
-        result = served => if let Err(error) = result {
-            tracing::error!(%error, "a worker of the server failed");
-        },
-        () = drained => tracing::warn!(limit = ?DRAIN_TIME_MAX, "calls in flight were aborted: they did not finish in time"),
+        ended = connection.as_mut() => return report_end(ended),
+        () = sleep(age) => tracing::debug!("a connection reached its maximum age"),
+        _ = stopped.wait_for(|stopped| *stopped) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    tokio::select! {
+        ended = connection => report_end(ended),
+        () = sleep_until(streams_end + DRAIN_TIME_MAX) => {
+            tracing::warn!("a connection was aborted after its maximum age: its client did not read the answers");
+        }
+    }
+}
+
+fn report_end(ended: hyper::Result<()>) {
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection failed");
     }
 }

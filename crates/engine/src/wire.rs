@@ -187,6 +187,13 @@ pub(super) fn deadline_passed() -> Status {
     status(Code::DeadlineExceeded, Reason::DeadlinePassed, &message)
 }
 
+/// A response stream ends because its connection is too old.
+pub(super) fn connection_age() -> Status {
+    let message = "the connection reached its maximum age: repeat the call, from the entry after the last one received where \
+                   it reads the audit chain";
+    status(Code::Unavailable, Reason::ConnectionAge, &message)
+}
+
 /// A call has no request message, or a second one. The code is that of gRPC's table of status codes for this error.
 pub(super) fn message_count() -> Status {
     status(Code::Unimplemented, Reason::MessageCount, &"a call of this method has exactly one request message")

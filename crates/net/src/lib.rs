@@ -10,13 +10,17 @@
 //! ```
 
 pub mod connect;
+mod connection_age;
 mod connection_table;
 pub mod cores;
 mod engine_address;
+mod engine_channel;
 pub mod stop;
 pub mod tls;
 
 pub use self::{
+    connection_age::ConnectionAge,
     connection_table::{ConnectionLimits, ConnectionPlace, ConnectionTable},
     engine_address::{AddressError, EngineAddress},
+    engine_channel::EngineChannel,
 };

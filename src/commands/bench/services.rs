@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use tonic::{Request, Response, Status, async_trait};
+use tonic::{Request, Response, Status, async_trait, service::Routes};
 use zeroize::Zeroizing;
 
 use super::{BenchError, FlowArguments, Transport};
@@ -71,8 +71,9 @@ impl Services {
             call_timeout: engine.call_timeout,
             calls_per_connection_max: engine.calls_per_connection_max,
             connections: engine.connections,
+            connection_age: engine.connection_age,
         };
-        let echo = Serving::start(&settings, |mut server| server.add_service(EchoServiceServer::new(Echo)))?;
+        let echo = Serving::start(&settings, || Routes::new(EchoServiceServer::new(Echo)))?;
         let engine = Engine::start(engine, store.open().await?, boundary).await?;
 
         let mut edge = edge::EdgeConfig::embedded(anywhere, engine.address())?;

@@ -75,6 +75,11 @@ impl Exchange {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the client has begun HTTP/2.
+    pub(super) fn is_http2(&self) -> bool {
+        matches!(self.lock().protocol, Protocol::Http2)
+    }
+
     /// A request begins.
     pub(super) fn begin(&self) {
         self.lock().phase = Phase::Answering;
