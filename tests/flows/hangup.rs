@@ -6,9 +6,11 @@ use std::{
     process::{Command, Stdio},
 };
 
+use proto::Scope;
 use support::{
-    certificates::certificates,
+    certificates::{certificates, channel_as, peer},
     edge_process::EdgeProcess,
+    engine_process::{Client, EngineProcess},
     hsm_process::HsmProcess,
     wait::{signal, soon},
 };
@@ -27,6 +29,27 @@ async fn an_edge_reads_its_certificates_again_on_sighup() {
     soon("certificates were not reloaded", logged).await;
     assert_eq!(edge.status_of("/healthz"), 204);
     assert!(edge.is_alive());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_reads_its_certificates_again_on_sighup() {
+    let directory = tempfile::tempdir().unwrap();
+    let (tls, _) = certificates(directory.path());
+    let engine = EngineProcess::start(directory.path(), &format!("{tls}\n{}", peer("client", "\"edge-set\"")));
+    let certificate = directory.path().join("pki/engine.pem");
+    let text = fs::read(&certificate).unwrap();
+    fs::write(&certificate, "no certificate").unwrap();
+    signal(engine.id(), "HUP");
+    let kept = async || engine.log().contains("the old ones stay in use").then_some(());
+    soon("the certificate is not rejected", kept).await;
+    let mut client = Client::over(channel_as("client", directory.path(), &engine));
+    client.open("6501", Scope::SetPin).await.unwrap();
+    fs::write(&certificate, text).unwrap();
+    signal(engine.id(), "HUP");
+    let logged = async || engine.log().contains("certificates were reloaded").then_some(());
+    soon("certificates were not reloaded", logged).await;
+    let mut client = Client::over(channel_as("client", directory.path(), &engine));
+    client.open("6501", Scope::SetPin).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -30,7 +30,7 @@ pub struct EngineArguments {
 /// Opens a key boundary inside this process, from the configuration file.
 pub type OpenInline = fn(Option<&Path>) -> Result<Box<dyn OpenBoundary>, ConfigError>;
 
-/// Serves the engine until SIGTERM or Ctrl-C; reloads its keys and peers on SIGHUP. `open_store` opens the
+/// Serves the engine until SIGTERM or Ctrl-C; reloads its keys, peers and certificates on SIGHUP. `open_store` opens the
 /// store that the configuration file names.
 ///
 /// # Errors
@@ -65,6 +65,7 @@ pub fn run(
                 _ = engine.store_failure() => break,
                 _ = hangup.recv() => {}
             }
+            engine.reload_certificates();
             reload_peers(&engine, path);
             // A stop does not wait for a slow token, or for a boundary that does not start.
             tokio::select! {

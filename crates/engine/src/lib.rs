@@ -72,7 +72,7 @@ const WATCH_EVERY: Duration = Duration::from_millis(500);
 pub struct Engine {
     boundary: Arc<dyn Boundary>,
     peers: Peers,
-    uses_tls: bool,
+    tls: Option<ServerTls>,
     pins: Arc<Pins>,
     store: Arc<dyn Store>,
     health: HealthReporter,
@@ -127,7 +127,7 @@ impl Engine {
         let pins = pins(boundary.for_thread(0));
         pins.note_start(store.engine_name(), &status).await?;
 
-        let (peers, uses_tls) = (Peers::new(config.peers), config.tls.is_some());
+        let peers = Peers::new(config.peers);
         let gate = Gate::new(peers.clone(), Arc::clone(&pins));
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, &BY_BOUNDARY, ServingStatus::Serving).await;
@@ -139,7 +139,7 @@ impl Engine {
 
         let settings = ServingSettings {
             listen: config.listen,
-            tls,
+            tls: tls.clone(),
             workers: config.workers,
             call_timeout: config.call_timeout,
             calls_per_connection_max: config.calls_per_connection_max,
@@ -179,7 +179,7 @@ impl Engine {
         Ok(Self {
             boundary,
             peers,
-            uses_tls,
+            tls,
             pins,
             store,
             health,
@@ -222,12 +222,17 @@ impl Engine {
         used.map_err(|_| ReloadError::NotUsed)
     }
 
+    /// Reloads certificates, key and roots whose files changed, for new connections. The result goes to the log.
+    pub fn reload_certificates(&self) {
+        self.tls.iter().for_each(ServerTls::reload);
+    }
+
     /// Replaces the peers while calls continue. The next call of each connection is admitted by the new peers.
     ///
     /// # Errors
     /// [`StartError::NoPeers`]: the engine uses TLS, and there are no peers. The peers do not change.
     pub fn replace_peers(&self, peers: Vec<Peer>) -> Result<(), StartError> {
-        if self.uses_tls && peers.is_empty() {
+        if self.tls.is_some() && peers.is_empty() {
             return Err(StartError::NoPeers);
         }
         self.peers.replace(peers);
