@@ -18,7 +18,7 @@ impl Default for ConnectionAge {
 }
 
 impl ConnectionAge {
-    /// Ten minutes.
+    /// The age without a configured value: ten minutes.
     pub const DEFAULT: Self = Self(Duration::from_secs(600));
 
     /// Checks the value of a configuration.
