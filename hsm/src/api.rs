@@ -193,14 +193,15 @@ mod tests {
     use crate::{
         clear::{Block, Tzpk},
         config::{AbsentVault, KeyHandling, SlotName, TokenPlace, WantedLevel},
+        oaep::tests::OpensslDevice,
         open_error::Pkcs11Error,
         token::{tzpk_decrypt, tzpk_encrypt, tzpk_kcv},
         translation::{Place, TRANSLATIONS, Translation},
     };
     use hsm_protocol::{
         Account, AccountNumber, Binding, BoundaryLevel, CardBinding, ControlBinding, DeviceBlock, DeviceKey,
-        EncryptedBlock, FreshTzpk, Isolation, MadeAt, PinRecord, Purpose, Refusal, SealedAccount, SealedKey, Source,
-        StorageFormat, Target,
+        EncryptedBlock, FreshTzpk, Isolation, MadeAt, Mgf1Hash, PinRecord, Purpose, Refusal, SealedAccount, SealedKey,
+        Source, StorageFormat, Target,
     };
 
     const CONTROL: ControlBinding =
@@ -448,8 +449,10 @@ mod tests {
         let record =
             wait(hsm.device_to_record(&issued.sealed, &binding(), &block, &Account::PlasticId)).unwrap().record;
         let (account, sealed) = (&Account::PlasticId, &issued.sealed);
-        let operations: [(&str, &dyn Fn() -> bool); 4] = [
+        let old_phone = phone.public.clone().with_mgf1(Mgf1Hash::Sha1);
+        let operations: [(&str, &dyn Fn() -> bool); 5] = [
             ("issue", &|| wait(hsm.issue(&phone.public, &binding())).is_ok()),
+            ("issue with MGF1-SHA-1", &|| wait(hsm.issue(&old_phone, &binding())).is_ok()),
             ("device to record", &|| wait(hsm.device_to_record(sealed, &binding(), &block, account)).is_ok()),
             ("record to device", &|| wait(hsm.record_to_device(&record, card(), account, &phone.public)).is_ok()),
             ("re-encrypt", &|| wait(hsm.reencrypt(&record, card(), account)).is_ok()),
@@ -460,6 +463,32 @@ mod tests {
             let deeper = scrubbed_to.saturating_sub(lowest);
             assert!(deeper <= SCRUB_BYTES, "{name} used {deeper} bytes below the scrubbed stack");
         }
+    }
+
+    #[test]
+    fn a_device_with_mgf1_sha1_decrypts_its_tzpk_and_views_the_pin() {
+        let (hsm, device) = (open(), OpensslDevice::new());
+        let public = device.public.clone().with_mgf1(Mgf1Hash::Sha1);
+        let open_tzpk = |wrapped: &[u8]| {
+            assert_eq!(device.decrypt(wrapped, Mgf1Hash::Sha256), None);
+            let mut tzpk = Tzpk::zeroed();
+            tzpk.bytes_mut().copy_from_slice(&device.decrypt(wrapped, Mgf1Hash::Sha1).unwrap());
+            tzpk
+        };
+        let issued = wait(hsm.issue(&public, &binding())).unwrap();
+        let tzpk = open_tzpk(&issued.wrapped);
+        assert_eq!(tzpk_kcv(&tzpk), issued.kcv);
+        let mut block = Block::zeroed();
+        block.set_nibbles(0x1425_80A7_3C90_5EF1);
+        tzpk_encrypt(&tzpk, &mut block);
+        let block = EncryptedBlock::from_bytes(block.bytes()).unwrap();
+        let record =
+            wait(hsm.device_to_record(&issued.sealed, &binding(), &block, &Account::PlasticId)).unwrap().record;
+        let shown = wait(hsm.record_to_device(&record, card(), &Account::PlasticId, &public)).unwrap();
+        let mut block = Block::zeroed();
+        block.bytes_mut().copy_from_slice(shown.block.as_bytes());
+        tzpk_decrypt(&open_tzpk(&shown.wrapped), &mut block);
+        assert_eq!(block.nibbles() >> 40, 0x14_2580);
     }
 
     #[test]

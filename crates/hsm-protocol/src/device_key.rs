@@ -19,11 +19,23 @@ const EXPONENT_BYTES_MAX: usize = 4;
 /// `rsaEncryption` (RFC 8017, appendix C).
 const RSA_ENCRYPTION: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 
-/// A device's RSA public key of 2048 to 4096 bits.
+/// A device's RSA public key of 2048 to 4096 bits, and the form of RSA-OAEP that the device decrypts.
 #[derive(Clone)]
 pub struct DeviceKey {
     key: Arc<PublicKey>,
     thumbprint: [u8; 32],
+    mgf1: Mgf1Hash,
+}
+
+/// The hash in the mask generation function (MGF1) of RSA-OAEP (RFC 8017, B.2.1). The hash of the label is SHA-256 in both forms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mgf1Hash {
+    /// SHA-256, as for the label.
+    #[default]
+    Sha256,
+    /// SHA-1: the default of Java for "OAEPWithSHA-256AndMGF1Padding", and the only form that the key store of Android
+    /// decrypts before API 35. Its security does not rest on the collision resistance of SHA-1.
+    Sha1,
 }
 
 /// The key as DER, and its numbers for a PKCS#11 token.
@@ -64,7 +76,18 @@ impl DeviceKey {
             modulus: rsa.modulus.as_bytes().into(),
             exponent: rsa.public_exponent.as_bytes().into(),
         };
-        Ok(Self { key: Arc::new(key), thumbprint: Sha256::digest(der).into() })
+        Ok(Self { key: Arc::new(key), thumbprint: Sha256::digest(der).into(), mgf1: Mgf1Hash::default() })
+    }
+
+    /// The same key of a device that decrypts RSA-OAEP with this hash in MGF1.
+    #[must_use]
+    pub fn with_mgf1(self, mgf1: Mgf1Hash) -> Self {
+        Self { mgf1, ..self }
+    }
+
+    /// The hash in MGF1 of the RSA-OAEP that the device decrypts.
+    pub fn mgf1(&self) -> Mgf1Hash {
+        self.mgf1
     }
 
     /// SHA-256 of the DER it was read from.

@@ -58,6 +58,11 @@ pub enum Error {
     /// The public key of the device parses, but cannot encrypt.
     #[error(transparent)]
     DeviceKey(#[from] DeviceKeyError),
+    /// The token does not encrypt by RSA-OAEP with MGF1-SHA-1.
+    #[error(
+        "the token has no RSA-OAEP with SHA-256 and MGF1-SHA-1: remove oaep_mgf1 = \"sha-1\" from the edge's clients, or use level host"
+    )]
+    Mgf1NotSupported,
     /// The binding holds no plasticId.
     #[error("a plasticId is 1 to 19 decimal digits")]
     PlasticId,

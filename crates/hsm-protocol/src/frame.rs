@@ -30,7 +30,7 @@ pub const FRAME_BYTES_MAX: usize = 4 * 1024;
 /// The most descriptors of one message (SCM_RIGHTS). The kernel's limit is 253.
 pub const DESCRIPTORS_PER_MESSAGE: usize = 64;
 /// The version of this protocol.
-const VERSION: u16 = 6;
+const VERSION: u16 = 7;
 const MAGIC: &[u8; 7] = b"PINSEAL";
 const LENGTH_BYTES: usize = 4;
 const NUMBER_BYTES: usize = 8;
@@ -220,7 +220,7 @@ mod tests {
 
     use crate::account::{Account, AccountNumber};
     use crate::binding::{Binding, BoundaryLevel, CardBinding, ControlBinding, Isolation, MadeAt, Purpose};
-    use crate::device_key::DeviceKey;
+    use crate::device_key::{DeviceKey, Mgf1Hash};
     use crate::error::Refusal;
     use crate::kcv::Kcv;
     use crate::request::{DeviceBlock, FreshTzpk, Reply, Request, Source, Target};
@@ -271,6 +271,10 @@ mod tests {
         let requests = [
             Request::Check,
             Request::IssueTzpk { public_key: public_key.clone(), binding: Binding { card, control } },
+            Request::IssueTzpk {
+                public_key: public_key.clone().with_mgf1(Mgf1Hash::Sha1),
+                binding: Binding { card, control },
+            },
             translate(device(), Target::Record, Account::PlasticId),
             translate(device(), to_device(), registered()),
             translate(Source::Record(record()), Target::Record, registered()),
@@ -321,6 +325,7 @@ mod tests {
             Err(Error::OtherLevel { made_at: BoundaryLevel::Token }),
             Err(Error::WriteOnly),
             Err(Error::PlasticId),
+            Err(Error::Mgf1NotSupported),
             Err(Error::TdesExhausted { limit: 5 }),
             Err(Error::Busy { limit: 6 }),
             Err(Error::Unavailable { reason: "no card".into() }),

@@ -47,7 +47,7 @@ mod storage_format;
 pub use self::{
     account::{Account, AccountDigits, AccountNumber, AccountNumberError},
     binding::{Binding, BoundaryLevel, CardBinding, ControlBinding, Isolation, MadeAt, Purpose},
-    device_key::{DeviceKey, DeviceKeyError, MODULUS_BITS_MAX},
+    device_key::{DeviceKey, DeviceKeyError, MODULUS_BITS_MAX, Mgf1Hash},
     error::{Error, Refusal, UnavailableReason},
     kcv::Kcv,
     key_id::KeyId,

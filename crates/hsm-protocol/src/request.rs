@@ -111,7 +111,7 @@ pub enum Reply {
 pub struct FreshTzpk {
     /// The tzpk sealed with its binding, for the boundary.
     pub sealed: SealedKey,
-    /// The tzpk for the device: RSA-OAEP with SHA-256 of the 16 bytes.
+    /// The tzpk for the device: RSA-OAEP with SHA-256 and the MGF1 hash of the device key, of the 16 bytes.
     pub wrapped: Vec<u8>,
     /// Its KCV, which the device compares.
     pub kcv: Kcv,
@@ -119,7 +119,7 @@ pub struct FreshTzpk {
 
 /// A PIN for the device that may show it.
 pub struct DeviceBlock {
-    /// The fresh tzpk: RSA-OAEP with SHA-256 of the 16 bytes.
+    /// The fresh tzpk: RSA-OAEP with SHA-256 and the MGF1 hash of the device key, of the 16 bytes.
     pub wrapped: Vec<u8>,
     /// The PIN as an ISO 9564 format 1 block under that tzpk.
     pub block: EncryptedBlock,

@@ -25,6 +25,7 @@ const USER_PIN_REFUSED: u8 = 13;
 const NOT_ALLOWED: u8 = 14;
 const DEADLINE_PASSED: u8 = 15;
 const UNEXPECTED_REPLY: u8 = 16;
+const MGF1_NOT_SUPPORTED: u8 = 17;
 
 const AVAILABLE: u8 = 0;
 const TZPK: u8 = 1;
@@ -130,6 +131,7 @@ fn write_error(error: &Error, out: &mut Vec<u8>) {
         }
         Error::WriteOnly => out.push(WRITE_ONLY),
         Error::DeviceKey(_) => out.push(DEVICE_KEY),
+        Error::Mgf1NotSupported => out.push(MGF1_NOT_SUPPORTED),
         Error::PlasticId => out.push(PLASTIC_ID),
         Error::TdesExhausted { limit } => {
             out.push(TDES_EXHAUSTED);
@@ -160,6 +162,7 @@ fn read_error(code: u8, read: &mut Reader<'_>) -> Result<Error, FrameError> {
         OTHER_LEVEL => Error::OtherLevel { made_at: FrameValue::read(read)? },
         WRITE_ONLY => Error::WriteOnly,
         DEVICE_KEY => Error::DeviceKey(crate::device_key::DeviceKeyError::Malformed),
+        MGF1_NOT_SUPPORTED => Error::Mgf1NotSupported,
         PLASTIC_ID => Error::PlasticId,
         TDES_EXHAUSTED => Error::TdesExhausted { limit: u64::from_be_bytes(read.array()?) },
         BUSY => Error::Busy { limit: usize::try_from(u64::from_be_bytes(read.array()?)).unwrap_or(usize::MAX) },

@@ -3,7 +3,7 @@
 use super::FrameError;
 use crate::account::{Account, AccountNumber};
 use crate::binding::{Binding, BoundaryLevel, CardBinding, ControlBinding, Isolation, Purpose};
-use crate::device_key::DeviceKey;
+use crate::device_key::{DeviceKey, Mgf1Hash};
 use crate::kcv::Kcv;
 use crate::key_id::KeyId;
 use crate::key_usage::KeyUsage;
@@ -80,7 +80,28 @@ frame_value_as_blob! {
     SealedAccount: as_bytes, from_bytes;
     PinRecord: as_bytes, from_bytes;
     EncryptedBlock: as_bytes, from_bytes;
-    DeviceKey: der, parse;
+}
+
+const MGF1_SHA_256: u8 = 0;
+const MGF1_SHA_1: u8 = 1;
+
+impl FrameValue for DeviceKey {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.push(match self.mgf1() {
+            Mgf1Hash::Sha256 => MGF1_SHA_256,
+            Mgf1Hash::Sha1 => MGF1_SHA_1,
+        });
+        push_blob(out, self.der());
+    }
+
+    fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
+        let mgf1 = match read.byte()? {
+            MGF1_SHA_256 => Mgf1Hash::Sha256,
+            MGF1_SHA_1 => Mgf1Hash::Sha1,
+            _ => return Err(FrameError),
+        };
+        Ok(Self::parse(read.blob()?).map_err(|_| FrameError)?.with_mgf1(mgf1))
+    }
 }
 
 impl FrameValue for [u8; 16] {

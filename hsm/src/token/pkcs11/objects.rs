@@ -11,6 +11,7 @@ use cryptoki::{
     object::{Attribute, KeyType, ObjectClass, ObjectHandle},
     session::Session,
 };
+use hsm_protocol::Mgf1Hash;
 use zeroize::Zeroizing;
 
 use super::ffi::Calls;
@@ -194,11 +195,21 @@ impl<'a> SessionObject<'a> {
         Ok(wrapped)
     }
 
-    /// Wraps this key for a device in the token: RSA-OAEP with SHA-256, MGF1 with SHA-256, empty label (RFC 8017, 7.1.1).
-    pub(super) fn wrapped_for(&self, device: &SessionObject<'_>, length: usize) -> Result<Vec<u8>, CallError> {
-        let sha_256 = PkcsOaepParams::new(MechanismType::SHA256, PkcsMgfType::MGF1_SHA256, PkcsOaepSource::empty());
+    /// Wraps this key for a device in the token: RSA-OAEP with SHA-256, MGF1 with the hash of the device, empty label (RFC 8017,
+    /// 7.1.1).
+    pub(super) fn wrapped_for(
+        &self,
+        device: &SessionObject<'_>,
+        length: usize,
+        mgf1: Mgf1Hash,
+    ) -> Result<Vec<u8>, CallError> {
+        let mgf1 = match mgf1 {
+            Mgf1Hash::Sha256 => PkcsMgfType::MGF1_SHA256,
+            Mgf1Hash::Sha1 => PkcsMgfType::MGF1_SHA1,
+        };
+        let oaep = PkcsOaepParams::new(MechanismType::SHA256, mgf1, PkcsOaepSource::empty());
         let mut wrapped = vec![0; length];
-        self.session.wrap(&Mechanism::RsaPkcsOaep(sha_256), device.handle, self.handle, &mut wrapped)?;
+        self.session.wrap(&Mechanism::RsaPkcsOaep(oaep), device.handle, self.handle, &mut wrapped)?;
         Ok(wrapped)
     }
 }

@@ -17,7 +17,7 @@ use super::{
     session_pool::{self, UsableKeys},
     token_level::ends_with_a,
 };
-use hsm_protocol::{BoundaryLevel, KeyId};
+use hsm_protocol::{BoundaryLevel, KeyId, Mgf1Hash};
 
 use crate::{
     block::{AccountDigits, account_field, iso_1_to_iso_3, iso_1_to_iso_4},
@@ -422,7 +422,7 @@ fn wrap_for_device(session: Calls<'_>) -> Result<(), TrialError> {
         (*first, *last) = (*first | 0x80, *last | 1);
     }
     let device = SessionObject::device_key(session, &modulus, &[1, 0, 1])?;
-    let wrapped = throw_away_tzpk(session)?.wrapped_for(&device, MODULUS_BYTES)?;
+    let wrapped = throw_away_tzpk(session)?.wrapped_for(&device, MODULUS_BYTES, Mgf1Hash::Sha256)?;
     if wrapped.len() == MODULUS_BYTES { Ok(()) } else { Err(TrialError::Wrong("the wrapped key is too short")) }
 }
 

@@ -16,7 +16,7 @@ use super::{
     keys::{KeyHandles, TokenKeys},
     objects::{SessionObject, WRAPPED_BLOCK_BYTES, WRAPPED_TZPK_BYTES},
 };
-use hsm_protocol::{Bound, DeviceKey, EncryptedBlock, Error, Kcv, KeyVersion, Refusal, SealedTzpk};
+use hsm_protocol::{Bound, DeviceKey, EncryptedBlock, Error, Kcv, KeyVersion, Mgf1Hash, Refusal, SealedTzpk};
 
 use crate::{
     block::{AccountDigits, FILL_A_AS_PADDING, account_field, iso_1_to_iso_3, iso_1_to_iso_4},
@@ -31,13 +31,16 @@ const BLOCK_KEY_HEAD: &[u8] = b"pinseal wrapped block 1 ";
 
 impl TokenLevel for Pkcs11Token<TokenKeys> {
     fn issue_tzpk(&self, device: &DeviceKey, bound: &Bound) -> Result<IssuedTzpk, Error> {
-        let (wrapped, key_wrap) = self.call(|session, keys| {
+        let issued = self.call(|session, keys| {
             let tzpk = SessionObject::generate_tzpk(session)?;
-            let wrapped = wrap_tzpk_for(session, device, &tzpk)?;
+            let Some(wrapped) = unless_mgf1_is_refused(device, wrap_tzpk_for(session, device, &tzpk))? else {
+                return Ok(None);
+            };
             let seal = *keys.level.seal.newest();
             let key_wrap: [u8; WRAPPED_TZPK_BYTES] = tzpk.wrapped_under(&Mechanism::AesKeyWrap, seal)?;
-            Ok((wrapped, key_wrap))
+            Ok(Some((wrapped, key_wrap)))
         })?;
+        let (wrapped, key_wrap) = issued.ok_or(Error::Mgf1NotSupported)?;
         Ok(IssuedTzpk { wrapped, sealed: self.sealed(&key_wrap, bound)? })
     }
 
@@ -68,9 +71,11 @@ impl TokenLevel for Pkcs11Token<TokenKeys> {
         device: &DeviceKey,
     ) -> Result<(WrappedTzpk, EncryptedBlock), Error> {
         let stored = Unwrapping::new(stored, account)?;
-        let (wrapped, block) = self.call_with(|session, keys| {
-            Some(stored.unwrap(session, keys)?.and_then(|block| wrap_block_for(session, device, &block)))
+        let shown = self.call_with(|session, keys| {
+            let wrapped = stored.unwrap(session, keys)?.and_then(|block| wrap_block_for(session, device, &block));
+            Some(unless_mgf1_is_refused(device, wrapped))
         })?;
+        let (wrapped, block) = shown.ok_or(Error::Mgf1NotSupported)?;
         Ok((wrapped, EncryptedBlock::from_bytes(&block)?))
     }
 
@@ -254,11 +259,24 @@ fn wrap_block_for(
     Ok((wrapped, block.wrapped_under(&Mechanism::Des3Ecb, tzpk.handle)?))
 }
 
+/// `None` where the token refuses MGF1-SHA-1. Another error of the call means a lost token, which is reconnected.
+fn unless_mgf1_is_refused<T>(device: &DeviceKey, wrapped: Result<T, CallError>) -> Result<Option<T>, CallError> {
+    use RvError::{ArgumentsBad, MechanismInvalid, MechanismParamInvalid};
+    match wrapped {
+        Err(CallError::Pkcs11(ArgumentsBad | MechanismInvalid | MechanismParamInvalid, _))
+            if device.mgf1() == Mgf1Hash::Sha1 =>
+        {
+            Ok(None)
+        }
+        wrapped => wrapped.map(Some),
+    }
+}
+
 /// Wraps a tzpk for its device, and computes its KCV.
 fn wrap_tzpk_for(session: Calls<'_>, device: &DeviceKey, tzpk: &SessionObject<'_>) -> Result<WrappedTzpk, CallError> {
-    let (modulus, exponent) = device.numbers();
+    let ((modulus, exponent), mgf1) = (device.numbers(), device.mgf1());
     let device = SessionObject::device_key(session, modulus, exponent)?;
-    let wrapped = tzpk.wrapped_for(&device, modulus.len())?;
+    let wrapped = tzpk.wrapped_for(&device, modulus.len(), mgf1)?;
     let mut zero = [0; 8];
     session.encrypt(&Mechanism::Des3Ecb, tzpk.handle, &[0; 8], &mut zero)?;
     Ok(WrappedTzpk { wrapped, check_value: Kcv::first_of(&zero) })
