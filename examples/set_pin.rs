@@ -39,6 +39,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         audit_user: audit_user.clone(),
         control_id: control.control_id.clone(),
         device_public_key: device.public_key_der().to_vec(),
+        oaep_mgf1: proto::OaepMgf1::Unspecified.into(),
     };
     let tzpk = pins.issue_tzpk(request).await?.into_inner();
 

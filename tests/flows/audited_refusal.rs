@@ -83,7 +83,7 @@ fn set(control: &str, block: [u8; 8]) -> SetPinRequest {
 
 fn view(control: &str, device_public_key: &[u8]) -> ViewPinRequest {
     let (tenant, audit_user, control_id) = (TENANT.into(), AUDIT_USER.into(), control.into());
-    ViewPinRequest { tenant, audit_user, control_id, device_public_key: device_public_key.into() }
+    ViewPinRequest { tenant, audit_user, control_id, device_public_key: device_public_key.into(), oaep_mgf1: 0 }
 }
 
 fn register(plastic: &str, number: &str) -> RegisterCardRequest {
@@ -130,6 +130,7 @@ async fn each_refused_request_has_one_audit_event_with_its_reason() {
         audit_user: AUDIT_USER.into(),
         control_id: spent,
         device_public_key: key.into(),
+        oaep_mgf1: 0,
     };
     refuse!(pins.issue_tzpk(issue), "CONTROL_NOT_USABLE", "control_not_usable", "issue_tzpk");
     let shown = client.open("5201", Scope::ViewPin).await.unwrap().control_id;

@@ -16,6 +16,7 @@ mod client_certificate;
 mod connection_age;
 mod connections;
 mod hangup;
+mod oaep;
 mod race;
 mod reload;
 mod rotation;

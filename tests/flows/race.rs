@@ -64,6 +64,7 @@ async fn a_control_to_view_shows_once() {
         audit_user: support::engine_process::AUDIT_USER.into(),
         control_id: control_id.clone(),
         device_public_key: device.public_key_der().to_vec(),
+        oaep_mgf1: proto::OaepMgf1::Unspecified.into(),
     };
     client.pins.view_pin(request()).await.unwrap();
     let again = client.pins.view_pin(request()).await.err().unwrap();

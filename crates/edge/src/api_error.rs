@@ -94,6 +94,7 @@ table! {
     BODY_TIMEOUT = REQUEST_TIMEOUT StaticValidation "BODY_TIMEOUT" "the body did not arrive in time: send the whole request again";
     BODY_TOO_LARGE = PAYLOAD_TOO_LARGE StaticValidation "BODY_TOO_LARGE" "the body is too large: send only the members of the contract";
 
+    OAEP_MGF1_EXPIRED = FORBIDDEN Security "OAEP_MGF1_EXPIRED" "the last day for RSA-OAEP with MGF1-SHA-1 has passed for this client: use devices that decrypt MGF1-SHA-256, or ask the operator of the edge";
     CALLER_FORBIDDEN = FORBIDDEN Security "CALLER_FORBIDDEN" "the engine does not allow this edge to make this call: ask the operator of the engine";
     TENANT_MISMATCH = FORBIDDEN Security "TENANT_MISMATCH" "the control belongs to another tenant: open a control as this client";
     SCOPE_MISMATCH = FORBIDDEN Security "SCOPE_MISMATCH" "the control was opened for another operation: open a control for this operation";

@@ -4,6 +4,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::http::{HeaderMap, header::AUTHORIZATION, request::Parts};
 use base64::{Engine, engine::general_purpose::STANDARD};
+use jiff::{Timestamp, civil::Date, tz::TimeZone};
+use proto::OaepMgf1;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
@@ -26,6 +28,8 @@ pub struct Client {
     /// The name on the certificate of the client; `None` for a client without one.
     certificate_name: Option<Box<str>>,
     wants_kcv: bool,
+    /// The last day on which the devices of the client get RSA-OAEP with MGF1-SHA-1; `None` for MGF1-SHA-256.
+    mgf1_sha1_until: Option<Date>,
 }
 
 /// The clients of a running edge. A reload replaces them in every clone.
@@ -34,6 +38,7 @@ pub(super) struct Clients(Arc<RwLock<Arc<[Client]>>>);
 
 impl Clients {
     pub(super) fn new(clients: Vec<Client>) -> Self {
+        clients.iter().for_each(Client::report_mgf1);
         Self(Arc::new(RwLock::new(clients.into())))
     }
 
@@ -43,6 +48,7 @@ impl Clients {
 
     /// Replaces the clients. The next request of each connection is authenticated by the new ones.
     pub(super) fn replace(&self, clients: Vec<Client>) {
+        clients.iter().for_each(Client::report_mgf1);
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = clients.into();
     }
 }
@@ -59,12 +65,50 @@ pub struct Credential([u8; 32]);
 impl Client {
     /// A client with its name in the log, its tenant and its credential in the Authorization header.
     pub fn new(name: &str, tenant: Tenant, credential: impl Into<Option<Credential>>) -> Self {
-        Self { name: name.into(), tenant, credential: credential.into(), certificate_name: None, wants_kcv: false }
+        Self {
+            name: name.into(),
+            tenant,
+            credential: credential.into(),
+            certificate_name: None,
+            wants_kcv: false,
+            mgf1_sha1_until: None,
+        }
     }
 
     /// A client that also presents the certificate with this name.
     pub(super) fn with_certificate(self, name: Option<String>) -> Self {
         Self { certificate_name: name.map(String::into_boxed_str), ..self }
+    }
+
+    /// A client whose devices decrypt RSA-OAEP with MGF1-SHA-1 alone, until the end of this day (UTC).
+    pub(super) fn with_mgf1_sha1(self, until: Option<Date>) -> Self {
+        Self { mgf1_sha1_until: until, ..self }
+    }
+
+    /// The form of RSA-OAEP for the devices of the client.
+    ///
+    /// # Errors
+    /// OAEP_MGF1_EXPIRED: the last day for MGF1-SHA-1 has passed.
+    pub(super) fn oaep_mgf1(&self) -> Result<OaepMgf1, ApiError> {
+        match self.mgf1_sha1_until {
+            None => Ok(OaepMgf1::Sha256),
+            Some(until) if today() <= until => Ok(OaepMgf1::Sha1),
+            Some(_) => Err(ApiError::OAEP_MGF1_EXPIRED),
+        }
+    }
+
+    /// Logs the use of MGF1-SHA-1, when the client comes into use.
+    pub(super) fn report_mgf1(&self) {
+        let Some(until) = self.mgf1_sha1_until else { return };
+        if today() <= until {
+            tracing::info!(client = &*self.name, %until, "the devices of a client get RSA-OAEP with MGF1-SHA-1");
+        } else {
+            tracing::warn!(
+                client = &*self.name,
+                %until,
+                "oaep_mgf1_until of a client has passed: its requests for a tzpk or a PIN are refused"
+            );
+        }
     }
 
     pub(super) fn certificate_name(&self) -> Option<&str> {
@@ -87,6 +131,10 @@ impl Client {
     pub(super) fn tenant(&self) -> Tenant {
         self.tenant
     }
+}
+
+fn today() -> Date {
+    TimeZone::UTC.to_datetime(Timestamp::now()).date()
 }
 
 impl Credential {
@@ -236,6 +284,16 @@ mod tests {
             assert_eq!(outcome, Err(ApiError::UNAUTHENTICATED), "{authorization:?} {certificate}");
         }
         assert_eq!(found(&[BOTH], None), Err(ApiError::UNAUTHENTICATED));
+    }
+
+    #[test]
+    fn mgf1_sha1_ends_with_its_last_day() {
+        let until = |until: Option<Date>| {
+            Client::new("app", Tenant::parse("bank").unwrap(), None).with_mgf1_sha1(until).oaep_mgf1()
+        };
+        assert!(until(None) == Ok(OaepMgf1::Sha256));
+        assert!(until(Some(today().tomorrow().unwrap())) == Ok(OaepMgf1::Sha1));
+        assert!(until(Some(today().yesterday().unwrap())) == Err(ApiError::OAEP_MGF1_EXPIRED));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::civil::Date;
 use serde::Deserialize;
 use uuid::Uuid;
 use zeroize::Zeroizing;
@@ -121,6 +122,21 @@ struct ClientFile {
     /// the member, and a strict client of it may reject the answer.
     #[serde(default)]
     tzpk_kcv: bool,
+    /// The hash in MGF1 of the RSA-OAEP that the client's devices decrypt. `sha-1` is for Android key stores before API 35.
+    #[serde(default)]
+    oaep_mgf1: OaepMgf1File,
+    /// The last day (UTC) of `sha-1`, for example `2028-01-01`.
+    oaep_mgf1_until: Option<Date>,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum OaepMgf1File {
+    #[default]
+    #[serde(rename = "sha-256")]
+    Sha256,
+    #[serde(rename = "sha-1")]
+    Sha1,
 }
 
 #[derive(Deserialize)]
@@ -224,11 +240,21 @@ impl ClientFile {
             let problem = "is empty: a certificate without a name is no credential";
             return Err(ConfigError::value("clients.certificate_name", problem));
         }
+        let mgf1_sha1_until = match (self.oaep_mgf1, self.oaep_mgf1_until) {
+            (OaepMgf1File::Sha256, None) => None,
+            (OaepMgf1File::Sha1, Some(until)) => Some(until),
+            _ => {
+                let problem = "oaep_mgf1 = \"sha-1\" needs its last day, for example oaep_mgf1_until = \"2028-01-01\", and no \
+                               other form has one";
+                return Err(ConfigError::value("clients.oaep_mgf1", problem));
+            }
+        };
         let (secret, user) = match (self.bearer, self.basic) {
             (Some(bearer), None) => (bearer.read()?, None),
             (None, Some(basic)) => (basic.password.read()?, Some(basic.user)),
             (None, None) if self.certificate_name.is_some() => {
-                let client = Client::new(&self.name, tenant, None).with_kcv(self.tzpk_kcv);
+                let client =
+                    Client::new(&self.name, tenant, None).with_kcv(self.tzpk_kcv).with_mgf1_sha1(mgf1_sha1_until);
                 return Ok((client.with_certificate(self.certificate_name), None));
             }
             _ => {
@@ -263,7 +289,8 @@ impl ClientFile {
             Some(user) => Credential::basic(&user, &secret),
             None => Credential::bearer(&secret),
         };
-        let client = Client::new(&self.name, tenant, credential).with_kcv(self.tzpk_kcv);
+        let client =
+            Client::new(&self.name, tenant, credential).with_kcv(self.tzpk_kcv).with_mgf1_sha1(mgf1_sha1_until);
         Ok((client.with_certificate(self.certificate_name), Some(Credential::bearer(&secret))))
     }
 }
@@ -345,6 +372,29 @@ mod tests {
             let unasked = checked(tls.to_owned() + &client("a", "a.test")).unwrap_err();
             assert!(unasked.contains("set client_roots"), "{unasked}");
         }
+    }
+
+    #[test]
+    fn mgf1_sha1_needs_its_last_day() {
+        let checked = |lines: &str| {
+            let text = format!(
+                "[tls]\ncertificates = \"c\"\nprivate_key = \"k\"\nclient_roots = \"r\"\n[[clients]]\nname = \"a\"\n\
+                 tenant = \"bank\"\ncertificate_name = \"a.test\"\n{lines}"
+            );
+            let file = toml::from_str::<EdgeFile>(&text).map_err(|error| error.to_string())?;
+            file.check_with_clients().map(drop).map_err(|error| error.to_string())
+        };
+        assert_eq!(checked("oaep_mgf1 = \"sha-256\""), Ok(()));
+        assert_eq!(checked("oaep_mgf1 = \"sha-1\"\noaep_mgf1_until = \"2028-01-01\""), Ok(()));
+        for wrong in [
+            "oaep_mgf1 = \"sha-1\"",
+            "oaep_mgf1_until = \"2028-01-01\"",
+            "oaep_mgf1 = \"sha-256\"\noaep_mgf1_until = \"2028-01-01\"",
+        ] {
+            assert!(checked(wrong).unwrap_err().contains("needs its last day"), "{wrong}");
+        }
+        assert!(checked("oaep_mgf1 = \"sha-1\"\noaep_mgf1_until = \"soon\"").is_err());
+        assert!(checked("oaep_mgf1 = \"md5\"").is_err());
     }
 
     #[test]

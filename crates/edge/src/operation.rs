@@ -66,4 +66,5 @@ const COMMON: &[ApiError] = &[
 const CONTROL: &[ApiError] =
     &[ApiError::CONTROL_ID_INVALID, ApiError::TENANT_MISMATCH, ApiError::SCOPE_MISMATCH, ApiError::CONTROL_NOT_USABLE];
 /// The errors of an operation with a device key.
-const DEVICE_KEY: &[ApiError] = &[ApiError::DEVICE_KEY_INVALID, ApiError::DEVICE_KEY_MISMATCH];
+const DEVICE_KEY: &[ApiError] =
+    &[ApiError::DEVICE_KEY_INVALID, ApiError::DEVICE_KEY_MISMATCH, ApiError::OAEP_MGF1_EXPIRED];

@@ -120,6 +120,7 @@ struct ApiRequest {
     audit_user: String,
     body: Bytes,
     wants_kcv: bool,
+    oaep_mgf1: Result<proto::OaepMgf1, ApiError>,
 }
 
 /// Opens a control for a card and an operation
@@ -196,7 +197,7 @@ async fn open_control(
 async fn issue_tzpk(State(edge): State<Arc<EdgeState>>, request: Request) -> Response<Body> {
     let work = async |request: ApiRequest| -> Result<_, Rejection> {
         let body: DeviceKeyRequest = body::parse(&request.body)?;
-        let wants_kcv = request.wants_kcv;
+        let (wants_kcv, oaep_mgf1) = (request.wants_kcv, request.oaep_mgf1?);
         let (control_id, key) = (body::control_id(body.control_id)?, body::public_key(body.public_key)?);
         let request = edge.engine_request(
             request.id,
@@ -205,6 +206,7 @@ async fn issue_tzpk(State(edge): State<Arc<EdgeState>>, request: Request) -> Res
                 audit_user: request.audit_user,
                 control_id,
                 device_public_key: key.clone(),
+                oaep_mgf1: oaep_mgf1.into(),
             },
         );
         let issued =
@@ -282,7 +284,7 @@ async fn set_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Respon
 async fn view_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Response<Body> {
     let work = async |request: ApiRequest| -> Result<_, Rejection> {
         let body: DeviceKeyRequest = body::parse(&request.body)?;
-        let wants_kcv = request.wants_kcv;
+        let (wants_kcv, oaep_mgf1) = (request.wants_kcv, request.oaep_mgf1?);
         let (control_id, key) = (body::control_id(body.control_id)?, body::public_key(body.public_key)?);
         let request = edge.engine_request(
             request.id,
@@ -291,6 +293,7 @@ async fn view_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Respo
                 audit_user: request.audit_user,
                 control_id,
                 device_public_key: key.clone(),
+                oaep_mgf1: oaep_mgf1.into(),
             },
         );
         let shown =
@@ -391,7 +394,7 @@ impl EdgeState {
             Err(_) => return Err(ApiError::BODY_TIMEOUT),
         };
         let tenant = client.tenant().as_str().to_owned();
-        Ok(ApiRequest { id, tenant, audit_user, body, wants_kcv: client.wants_kcv() })
+        Ok(ApiRequest { id, tenant, audit_user, body, wants_kcv: client.wants_kcv(), oaep_mgf1: client.oaep_mgf1() })
     }
 
     /// A gRPC request with the id of the HTTP request, which the engine logs and audits, and with a deadline: the engine drops

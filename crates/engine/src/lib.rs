@@ -27,6 +27,7 @@ mod wire;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use prometheus_client::metrics::counter::Counter;
 use thiserror::Error;
 use tokio::{
     sync::{Mutex, watch},
@@ -150,8 +151,11 @@ impl Engine {
         let rotates = boundary.status().rotates();
         let (progress, rotation) =
             watch::channel(if rotates { Progress::running(limit) } else { Progress::idle(limit) });
+        let mgf1_sha1 = Counter::default();
         let metrics = match config.metrics_listen {
-            Some(listen) => Some(Metrics::start(listen, boundary.watched(), rotation.clone(), store.state()).await?),
+            Some(listen) => Some(
+                Metrics::start(listen, boundary.watched(), rotation.clone(), store.state(), mgf1_sha1.clone()).await?,
+            ),
             None => None,
         };
         let (use_keys, in_use) = watch::channel(status);
@@ -164,7 +168,8 @@ impl Engine {
             let pins = pins_of_thread(threads);
             let gate = gate.through(Arc::clone(&pins));
             let newest_checkpoint = newest_checkpoint.clone();
-            let services = Services::new(pins, Arc::clone(&store), gate.clone(), follows.clone(), newest_checkpoint);
+            let (follows, mgf1_sha1) = (follows.clone(), mgf1_sha1.clone());
+            let services = Services::new(pins, Arc::clone(&store), gate.clone(), follows, newest_checkpoint, mgf1_sha1);
             let routes = Routes::new(CallRules::new(health_service.clone(), call_timeout, Streams::Responses));
             with_services(routes, &gate, &services, &keys, call_timeout)
                 .add_service(CallRules::new(reflection.clone(), call_timeout, Streams::Both))

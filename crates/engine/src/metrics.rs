@@ -11,7 +11,12 @@ use hsm_protocol::KeyUsage;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelValue, EncodeMetric, LabelValueEncoder, text},
-    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge, info::Info},
+    metrics::{
+        MetricType,
+        counter::{ConstCounter, Counter},
+        gauge::ConstGauge,
+        info::Info,
+    },
     registry::Registry,
 };
 use thiserror::Error;
@@ -36,12 +41,13 @@ impl Metrics {
         boundary: watch::Receiver<Arc<hsm_protocol::Status>>,
         rotation: watch::Receiver<Progress>,
         store: watch::Receiver<StoreState>,
+        mgf1_sha1: Counter,
     ) -> Result<Self, MetricsError> {
         let listen_error = |error| MetricsError { address: listen, error };
         let listener = TcpListener::bind(listen).await.map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
         tracing::info!(%address, "metrics are served");
-        let serving = tokio::spawn(serve::serve(listener, Arc::new(registry(boundary, rotation, store))));
+        let serving = tokio::spawn(serve::serve(listener, Arc::new(registry(boundary, rotation, store, mgf1_sha1))));
         Ok(Self { address, serving })
     }
 
@@ -68,9 +74,12 @@ fn registry(
     boundary: watch::Receiver<Arc<hsm_protocol::Status>>,
     rotation: watch::Receiver<Progress>,
     store: watch::Receiver<StoreState>,
+    mgf1_sha1: Counter,
 ) -> Registry {
     let mut registry = Registry::with_prefix("pinseal");
     registry.register("build", "This build of the engine", Info::new([("version", Version::This)]));
+    let help = "Tzpks encrypted for devices by RSA-OAEP with MGF1-SHA-1 since the start";
+    registry.register("oaep_mgf1_sha1", help, mgf1_sha1);
     let storage_keys = move || StorageKey::ALL.map(|key| (key, key.versions_in_use(&boundary.borrow())));
     registry.register_collector(Box::new(EngineCollector { storage_keys: Box::new(storage_keys), rotation, store }));
     registry

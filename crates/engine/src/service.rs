@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use hsm_protocol::{DeviceKey, Mgf1Hash};
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, async_trait};
@@ -33,6 +35,8 @@ pub(super) struct Services {
     follows: watch::Receiver<()>,
     /// The note of the newest checkpoint; `None` before the first one.
     checkpoint: watch::Receiver<Option<Arc<str>>>,
+    /// The tzpks that were encrypted with MGF1-SHA-1.
+    mgf1_sha1: Counter,
 }
 
 impl Services {
@@ -42,8 +46,16 @@ impl Services {
         gate: Gate,
         follows: watch::Receiver<()>,
         checkpoint: watch::Receiver<Option<Arc<str>>>,
+        mgf1_sha1: Counter,
     ) -> Self {
-        Self { pins, store, gate, follows, checkpoint }
+        Self { pins, store, gate, follows, checkpoint, mgf1_sha1 }
+    }
+
+    /// Counts a tzpk that was encrypted for a device.
+    fn count(&self, device: &DeviceKey) {
+        if device.mgf1() == Mgf1Hash::Sha1 {
+            self.mgf1_sha1.inc();
+        }
     }
 
     async fn caller(&self, call: &Call, tenant: &str, audit_user: &str) -> Result<Caller, Status> {
@@ -91,9 +103,10 @@ impl pin_service_server::PinService for Services {
         let call = Call::of(&extensions)?;
         let caller = self.caller(call, &message.tenant, &message.audit_user).await?;
         let control = wire::control_id(&message.control_id)?;
-        let device = wire::device_key(&message.device_public_key)?;
+        let device = wire::device_key(&message.device_public_key, message.oaep_mgf1)?;
 
         let issued = call.run(self.pins.issue_tzpk(&caller, control, &device)).await?;
+        self.count(&device);
         Ok(Response::new(proto::IssueTzpkResponse {
             encrypted_tzpk: issued.encrypted_tzpk,
             kcv: issued.check_value,
@@ -120,9 +133,10 @@ impl pin_service_server::PinService for Services {
         let call = Call::of(&extensions)?;
         let caller = self.caller(call, &message.tenant, &message.audit_user).await?;
         let control = wire::control_id(&message.control_id)?;
-        let device = wire::device_key(&message.device_public_key)?;
+        let device = wire::device_key(&message.device_public_key, message.oaep_mgf1)?;
 
         let viewed = call.run(self.pins.view_pin(&caller, control, &device)).await?;
+        self.count(&device);
         Ok(Response::new(proto::ViewPinResponse {
             encrypted_tzpk: viewed.encrypted_tzpk,
             pin_block: viewed.pin_block.as_bytes().to_vec(),

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use hsm_protocol::{AccountNumber, DeviceKey, EncryptedBlock};
+use hsm_protocol::{AccountNumber, DeviceKey, EncryptedBlock, Mgf1Hash};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -64,9 +64,15 @@ pub(super) fn thumbprint(bytes: &[u8]) -> Result<Option<Thumbprint>, Status> {
     }
 }
 
-/// Parses a device key.
-pub(super) fn device_key(der: &[u8]) -> Result<DeviceKey, Status> {
-    DeviceKey::parse(der).map_err(|error| invalid(Reason::DeviceKeyInvalid, &error))
+/// Parses a device key, and the form of RSA-OAEP that the device decrypts.
+pub(super) fn device_key(der: &[u8], oaep_mgf1: i32) -> Result<DeviceKey, Status> {
+    let mgf1 = match proto::OaepMgf1::try_from(oaep_mgf1) {
+        Ok(proto::OaepMgf1::Unspecified | proto::OaepMgf1::Sha256) => Mgf1Hash::Sha256,
+        Ok(proto::OaepMgf1::Sha1) => Mgf1Hash::Sha1,
+        Err(_) => return Err(invalid(Reason::DeviceKeyInvalid, &"oaep_mgf1 is not a hash that this engine knows")),
+    };
+    let key = DeviceKey::parse(der).map_err(|error| invalid(Reason::DeviceKeyInvalid, &error))?;
+    Ok(key.with_mgf1(mgf1))
 }
 
 /// Converts an encrypted PIN block of 8 bytes.

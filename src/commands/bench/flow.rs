@@ -247,6 +247,7 @@ async fn make_ready(channel: &Channel, device: &Device, number: usize) -> Result
         audit_user: AUDIT_USER.into(),
         control_id: opened.control_id.clone(),
         device_public_key: device.public_key_der().to_vec(),
+        oaep_mgf1: proto::OaepMgf1::Unspecified.into(),
     };
     let issued = PinServiceClient::new(channel.clone()).issue_tzpk(issue).await?.into_inner();
     Ok(Ready { control_id: opened.control_id, block: block_of(device, &issued.encrypted_tzpk, number)? })

@@ -21,21 +21,24 @@ public final class CardPin {
     private final String edge;
     private final String token;
     private final KeyPair device;
+    private final boolean defaultOaep;
 
-    private CardPin(String edge, String token, int bits) throws Exception {
+    private CardPin(String edge, String token, int bits, boolean defaultOaep) throws Exception {
         this.edge = edge;
         this.token = token;
+        this.defaultOaep = defaultOaep;
         KeyPairGenerator generator = KeyPairGenerator.getInstance("RSA");
         generator.initialize(bits);
         this.device = generator.generateKeyPair();
     }
 
     public static void main(String[] args) throws Exception {
-        if (args.length != 5) {
-            System.err.println("usage: java CardPin.java EDGE_URL TOKEN PLASTIC_ID PIN KEY_BITS");
+        boolean defaultOaep = args.length == 6 && args[5].equals("default-oaep");
+        if (args.length != 5 && !defaultOaep) {
+            System.err.println("usage: java CardPin.java EDGE_URL TOKEN PLASTIC_ID PIN KEY_BITS [default-oaep]");
             System.exit(2);
         }
-        CardPin client = new CardPin(args[0], args[1], Integer.parseInt(args[4]));
+        CardPin client = new CardPin(args[0], args[1], Integer.parseInt(args[4]), defaultOaep);
         client.set(args[2], args[3]);
         String seen = client.view(args[2]);
         if (!seen.equals(args[3])) {
@@ -67,9 +70,16 @@ public final class CardPin {
 
     /** K1 and K2 arrive as 16 bytes; DESede wants 24: K1, K2, K1. */
     private byte[] openTzpk(String encrypted) throws Exception {
-        Cipher rsa = Cipher.getInstance("RSA/ECB/OAEPPadding");
-        rsa.init(Cipher.DECRYPT_MODE, device.getPrivate(),
-                new OAEPParameterSpec("SHA-256", "MGF1", MGF1ParameterSpec.SHA256, PSource.PSpecified.DEFAULT));
+        Cipher rsa;
+        if (defaultOaep) {
+            // Without parameters, the JDK uses SHA-1 in MGF1.
+            rsa = Cipher.getInstance("RSA/ECB/OAEPWithSHA-256AndMGF1Padding");
+            rsa.init(Cipher.DECRYPT_MODE, device.getPrivate());
+        } else {
+            rsa = Cipher.getInstance("RSA/ECB/OAEPPadding");
+            rsa.init(Cipher.DECRYPT_MODE, device.getPrivate(),
+                    new OAEPParameterSpec("SHA-256", "MGF1", MGF1ParameterSpec.SHA256, PSource.PSpecified.DEFAULT));
+        }
         byte[] tzpk = rsa.doFinal(Base64.getDecoder().decode(encrypted));
         if (tzpk.length != 16) {
             throw new IllegalStateException("the tzpk has " + tzpk.length + " bytes");

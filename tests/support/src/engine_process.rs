@@ -216,6 +216,7 @@ impl Client {
             audit_user: AUDIT_USER.into(),
             control_id: control_id.into(),
             device_public_key: device.public_key_der().to_vec(),
+            oaep_mgf1: proto::OaepMgf1::Unspecified.into(),
         };
         Ok(self.pins.issue_tzpk(request).await?.into_inner().encrypted_tzpk)
     }
@@ -263,6 +264,7 @@ impl Client {
             audit_user: AUDIT_USER.into(),
             control_id,
             device_public_key: device.public_key_der().to_vec(),
+            oaep_mgf1: proto::OaepMgf1::Unspecified.into(),
         };
         let shown = self.pins.view_pin(request).await?.into_inner();
         Ok((shown.pin_block.try_into().unwrap(), shown.encrypted_tzpk))

@@ -11,10 +11,19 @@ pub fn ran_well(output: &Output) -> String {
 
 /// The vendor's Java example against an edge.
 pub fn java_sets_and_views(edge: &str, token: &str, plastic_id: &str, bits: &str) {
-    let output = Command::new("java")
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../clients/java/CardPin.java"))
-        .args([edge, token, plastic_id, "2580", bits])
-        .output()
-        .expect("java is missing: install a JDK of version 17 or later (Debian: default-jdk-headless)");
+    let output = java(&[edge, token, plastic_id, "2580", bits]);
     assert!(ran_well(&output).contains(&format!("set and viewed with RSA-{bits}")));
+}
+
+/// The same with the JDK's default parameters of `OAEPWithSHA-256AndMGF1Padding`, which have SHA-1 in MGF1.
+pub fn java_with_default_oaep(edge: &str, token: &str, plastic_id: &str) -> Output {
+    java(&[edge, token, plastic_id, "2580", "2048", "default-oaep"])
+}
+
+fn java(arguments: &[&str]) -> Output {
+    Command::new("java")
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../clients/java/CardPin.java"))
+        .args(arguments)
+        .output()
+        .expect("java is missing: install a JDK of version 17 or later (Debian: default-jdk-headless)")
 }
