@@ -3,6 +3,7 @@
 //!
 //! Rounds of the echo and of the measured flow alternate, so that a slower machine slows both.
 
+mod floods;
 mod flow;
 mod load;
 mod memory;
@@ -41,6 +42,8 @@ enum What {
     Flow(FlowArguments),
     /// What one live control costs in memory
     Controls(MemoryArguments),
+    /// The latency of good clients while an attacker floods the edge or the engine, or holds slow connections
+    Floods(floods::FloodArguments),
 }
 
 /// The shape of the load and the services under load.
@@ -123,6 +126,7 @@ pub(crate) fn run(arguments: BenchArguments) -> Result<(), BenchError> {
     match arguments.what {
         What::SetPin(arguments) => flow::set_pin(&arguments),
         What::Flow(arguments) => flow::whole(&arguments),
+        What::Floods(arguments) => floods::run(&arguments),
         What::Controls(arguments) => Ok(writeln!(io::stdout(), "{}", memory::live_controls(&arguments)?)?),
     }
 }

@@ -1,9 +1,8 @@
 //! The calling side: a gRPC channel to the engine, with mutual TLS or, on loopback, without.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, time::Duration};
 
 use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -37,20 +36,24 @@ pub fn channel(address: &EngineAddress, tls: Option<ClientTls>) -> Result<Channe
         .http2_keep_alive_interval(KEEP_ALIVE_EVERY)
         .tcp_nodelay(true);
     Ok(endpoint.connect_with_connector_lazy(service_fn(move |_| {
-        let (address, config) = (address.clone(), tls.as_ref().map(ClientTls::current));
-        async move { connect(address, config).await.map(TokioIo::new) }
+        let (address, tls) = (address.clone(), tls.clone());
+        async move { connect(&address, tls.as_ref()).await.map(TokioIo::new) }
     })))
 }
 
-async fn connect(address: EngineAddress, tls: Option<Arc<ClientConfig>>) -> io::Result<Box<dyn Duplex>> {
+/// A connection to `address`: by mutual TLS and for HTTP/2 with `tls`, else by TCP alone.
+///
+/// # Errors
+/// The TCP connection or the handshake fails.
+pub async fn connect(address: &EngineAddress, tls: Option<&ClientTls>) -> io::Result<Box<dyn Duplex>> {
     let stream = TcpStream::connect((&*address.host.to_str(), address.port)).await?;
     stream.set_nodelay(true)?;
-    let Some(config) = tls else { return Ok(Box::new(stream)) };
-    Ok(Box::new(TlsConnector::from(config).connect(address.host, stream).await?))
+    let Some(tls) = tls else { return Ok(Box::new(stream)) };
+    Ok(Box::new(TlsConnector::from(tls.current()).connect(address.host.clone(), stream).await?))
 }
 
 /// A TCP or a TLS stream.
-trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use device::{Device, Fill, KeyBits, Pin};
-use http::{Request, StatusCode, header};
+use http::{Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -181,9 +181,7 @@ impl<'a> Bench<'a> {
             let channels = self.connections(|| self.services.engine_channel())?;
             let device = Arc::clone(&self.device);
             Ok(async move |number: usize| {
-                let channel = pick(&channels, number)?;
-                let ready = make_ready(&channel, &device, number).await?;
-                PinServiceClient::new(channel).set_pin(set_request(&ready.control_id, ready.block)).await?;
+                whole_over(pick(&channels, number)?, &device, number).await?;
                 Ok(Progress::Completed)
             })
         })
@@ -194,15 +192,7 @@ impl<'a> Bench<'a> {
             let http = Http::new(self.services.edge_address(), &self.services.token);
             let device = Arc::clone(&self.device);
             Ok(async move |number: usize| {
-                let path = format!("/pincontrol/v2/plastic/{}", plastic_id(number));
-                let control_id = member(&http.post(&path, json!({ "scope": "SET_PIN" })).await?, "id")?;
-                let public_key = STANDARD.encode(device.public_key_der());
-                let asked = json!({ "controlId": control_id, "publicKey": public_key });
-                let tzpk = member(&http.post("/pin/v3/set/tzpk", asked).await?, "tzpk")?;
-                let tzpk = STANDARD.decode(tzpk).map_err(|error| BenchError::Load(error.to_string()))?;
-                let block = block_of(&device, &tzpk, number)?;
-                let body = json!({ "controlId": control_id, "pinBlock": STANDARD.encode(block) });
-                http.post("/pin/v3/set", body).await?;
+                whole_by_posts(async |path, body| http.post(path, body).await, &device, number).await?;
                 Ok(Progress::Completed)
             })
         })
@@ -231,6 +221,29 @@ async fn prepare_while_any_is_left(
         bar.inc(1);
     }
     Ok(ready)
+}
+
+/// The whole flow of one PIN by gRPC.
+pub(super) async fn whole_over(channel: Channel, device: &Device, number: usize) -> Result<(), BenchError> {
+    let ready = make_ready(&channel, device, number).await?;
+    PinServiceClient::new(channel).set_pin(set_request(&ready.control_id, ready.block)).await?;
+    Ok(())
+}
+
+/// The whole flow of one PIN by HTTP: `post` sends a body to a path, and returns the body of the answer.
+pub(super) async fn whole_by_posts(
+    post: impl AsyncFn(&str, Value) -> Result<Value, BenchError>,
+    device: &Device,
+    number: usize,
+) -> Result<(), BenchError> {
+    let path = format!("/pincontrol/v2/plastic/{}", plastic_id(number));
+    let control_id = member(&post(&path, json!({ "scope": "SET_PIN" })).await?, "id")?;
+    let public_key = STANDARD.encode(device.public_key_der());
+    let tzpk = post("/pin/v3/set/tzpk", json!({ "controlId": control_id, "publicKey": public_key })).await?;
+    let tzpk = STANDARD.decode(member(&tzpk, "tzpk")?).map_err(|error| BenchError::Load(error.to_string()))?;
+    let block = block_of(device, &tzpk, number)?;
+    post("/pin/v3/set", json!({ "controlId": control_id, "pinBlock": STANDARD.encode(block) })).await?;
+    Ok(())
 }
 
 async fn make_ready(channel: &Channel, device: &Device, number: usize) -> Result<Ready, BenchError> {
@@ -298,20 +311,37 @@ impl Http {
     }
 
     async fn post(&self, path: &str, body: Value) -> Result<Value, BenchError> {
-        let failed = |error: &dyn std::fmt::Display| BenchError::Load(error.to_string());
-        let request = Request::post(format!("http://{}{path}?auditUser={AUDIT_USER}", self.edge))
-            .header(header::AUTHORIZATION, &self.authorization)
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::from(body.to_string()))
-            .map_err(|error| failed(&error))?;
-        let answer = self.client.request(request).await.map_err(|error| failed(&error))?;
-        let status = answer.status();
-        let body = answer.into_body().collect().await.map_err(|error| failed(&error))?.to_bytes();
-        if ![StatusCode::OK, StatusCode::CREATED].contains(&status) {
-            return Err(BenchError::Load(format!("{status}: {}", String::from_utf8_lossy(&body))));
-        }
-        serde_json::from_slice(&body).map_err(|error| failed(&error))
+        let request = request_of(&self.edge.to_string(), path, &self.authorization, &body)?;
+        body_of(self.client.request(request).await.map_err(|error| BenchError::Load(error.to_string()))?).await
     }
+}
+
+/// A request to an edge.
+pub(super) fn request_of(
+    authority: &str,
+    path: &str,
+    authorization: &str,
+    body: &Value,
+) -> Result<Request<Full<bytes::Bytes>>, BenchError> {
+    Request::post(format!("http://{authority}{path}?auditUser={AUDIT_USER}"))
+        .header(header::AUTHORIZATION, authorization)
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Full::from(body.to_string()))
+        .map_err(|error| BenchError::Load(error.to_string()))
+}
+
+/// The body of an edge's answer.
+///
+/// # Errors
+/// The answer is an error.
+pub(super) async fn body_of(answer: Response<hyper::body::Incoming>) -> Result<Value, BenchError> {
+    let failed = |error: &dyn std::fmt::Display| BenchError::Load(error.to_string());
+    let status = answer.status();
+    let body = answer.into_body().collect().await.map_err(|error| failed(&error))?.to_bytes();
+    if ![StatusCode::OK, StatusCode::CREATED].contains(&status) {
+        return Err(BenchError::Load(format!("{status}: {}", String::from_utf8_lossy(&body))));
+    }
+    serde_json::from_slice(&body).map_err(|error| failed(&error))
 }
 
 fn member(body: &Value, name: &str) -> Result<String, BenchError> {

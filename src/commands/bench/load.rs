@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    io,
+    io, process,
     rc::Rc,
     sync::{
         Barrier,
@@ -230,9 +230,14 @@ fn histogram() -> Result<Histogram<u64>, BenchError> {
 
 /// The processor time of this process and its children, which include the boundary process, in seconds.
 fn processor_seconds() -> io::Result<f64> {
-    let seconds = |time: TimeSpec| time.tv_sec() as f64 + time.tv_nsec() as f64 / 1e9;
-    let mut all = seconds(ClockId::CLOCK_PROCESS_CPUTIME_ID.now()?);
-    for thread in std::fs::read_dir("/proc/self/task")? {
+    processor_seconds_of(process::id())
+}
+
+/// The processor time of a process and its children, in seconds.
+pub(super) fn processor_seconds_of(process: u32) -> io::Result<f64> {
+    let id = Pid::from_raw(i32::try_from(process).unwrap_or_default());
+    let mut all = seconds(ClockId::pid_cpu_clock_id(id)?.now()?);
+    for thread in std::fs::read_dir(format!("/proc/{process}/task"))? {
         let children = match std::fs::read_to_string(thread?.path().join("children")) {
             // The process ended; its children have another parent.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -245,6 +250,10 @@ fn processor_seconds() -> io::Result<f64> {
         }
     }
     Ok(all)
+}
+
+pub(super) fn seconds(time: TimeSpec) -> f64 {
+    time.tv_sec() as f64 + time.tv_nsec() as f64 / 1e9
 }
 
 fn micros(began: Instant) -> u64 {

@@ -1,6 +1,6 @@
 //! Measures the memory of one live control: controls in a fresh store, half of them with a tzpk.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, process, sync::Arc, time::Duration};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::runtime::Builder;
@@ -44,13 +44,13 @@ pub(super) fn live_controls(arguments: &MemoryArguments) -> Result<Cost, BenchEr
     let directory = TemporaryDirectory::unless(arguments.directory.as_deref())?;
     Builder::new_current_thread().enable_all().build()?.block_on(async {
         let store = StoreConfig::embedded(directory.path()).open().await?;
-        let before = resident()?;
+        let before = resident(process::id())?;
         let bar = progress(arguments.count as u64);
         let opened = futures::stream::iter(0..arguments.count).map(|number| open(&*store, number, &bar));
         use futures::{StreamExt, TryStreamExt};
         opened.buffer_unordered(IN_FLIGHT).try_collect::<Vec<()>>().await?;
         bar.finish_and_clear();
-        let cost = Cost { controls: arguments.count, before, after: resident()? };
+        let cost = Cost { controls: arguments.count, before, after: resident(process::id())? };
         store.close().await;
         Ok(cost)
     })
@@ -108,12 +108,12 @@ pub(super) fn progress(length: u64) -> ProgressBar {
     ProgressBar::new(length).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-/// The process's resident memory, in bytes.
-fn resident() -> Result<u64, BenchError> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
+/// The resident memory of a process, in bytes.
+pub(super) fn resident(process: u32) -> Result<u64, BenchError> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kibibytes = line.and_then(|text| text.trim().trim_end_matches(" kB").parse::<u64>().ok());
     kibibytes
         .map(|kib| kib.saturating_mul(1_024))
-        .ok_or_else(|| BenchError::Load("no VmRSS in /proc/self/status".into()))
+        .ok_or_else(|| BenchError::Load(format!("no VmRSS in /proc/{process}/status")))
 }

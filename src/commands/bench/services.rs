@@ -77,7 +77,7 @@ impl Services {
         let engine = Engine::start(engine, store.open().await?, boundary).await?;
 
         let mut edge = edge::EdgeConfig::embedded(anywhere, engine.address())?;
-        edge.engine_address = address_by_name(engine.address())?;
+        edge.engine_address = address_by_name(engine.address().port(), client_tls.is_some())?;
         edge.engine_tls.clone_from(&client_tls);
         let token = edge.made_token.clone().unwrap_or_default();
         let edge = Edge::start(edge).await?;
@@ -87,12 +87,15 @@ impl Services {
 
     /// A fresh connection to the engine.
     pub(super) fn engine_channel(&self) -> Result<tonic::transport::Channel, BenchError> {
-        Ok(channel(&address_by_name(self.engine.address())?, self.client_tls.clone())?)
+        Ok(channel(
+            &address_by_name(self.engine.address().port(), self.client_tls.is_some())?,
+            self.client_tls.clone(),
+        )?)
     }
 
     /// A fresh connection to the echo.
     pub(super) fn echo_channel(&self) -> Result<tonic::transport::Channel, BenchError> {
-        Ok(channel(&address_by_name(self.echo.address())?, self.client_tls.clone())?)
+        Ok(channel(&address_by_name(self.echo.address().port(), self.client_tls.is_some())?, self.client_tls.clone())?)
     }
 
     /// The address on which the edge listens.
@@ -119,12 +122,13 @@ impl EchoService for Echo {
     }
 }
 
-fn address_by_name(address: SocketAddr) -> Result<EngineAddress, TlsError> {
-    // By name, for the certificate; the port is the engine's.
-    Ok(format!("https://localhost:{}", address.port()).parse()?)
+/// The address of a service by name, for its certificate.
+pub(super) fn address_by_name(port: u16, has_tls: bool) -> Result<EngineAddress, TlsError> {
+    let scheme = if has_tls { "https" } else { "http" };
+    Ok(format!("{scheme}://localhost:{port}").parse()?)
 }
 
-fn certificates(directory: &Path) -> Result<(ServerTlsConfig, ClientTlsConfig), BenchError> {
+pub(super) fn certificates(directory: &Path) -> Result<(ServerTlsConfig, ClientTlsConfig), BenchError> {
     pki::make(&pki::DevArguments { out: directory.to_owned(), name: Vec::new() })?;
     let at = |file: &str| directory.join(file);
     let server = ServerTlsConfig {

@@ -1,0 +1,139 @@
+//! The good clients: one sets PINs by HTTP/2 through the edge, one by gRPC at the engine, each at a steady rate.
+
+use std::{
+    cell::RefCell,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use device::Device;
+use http_body_util::Full;
+use hyper::client::conn::http2::{SendRequest, handshake};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::{
+    attack::Aim,
+    services::{Services, Target},
+};
+use crate::commands::bench::{
+    Api, BenchError, flow,
+    load::{self, LoadShape, Measurement, Progress},
+};
+use net::connect::{channel, connect};
+
+/// The longest time for one PIN; then it counts as an error.
+const FLOW_TIME_MAX: Duration = Duration::from_secs(30);
+/// The PINs in flight at a time, so that a stalled one holds up no other.
+const IN_FLIGHT: usize = 256;
+
+/// What a good client saw.
+pub(super) struct ClientFigures {
+    pub(super) api: Api,
+    pub(super) pins: u64,
+    pub(super) seconds: f64,
+    pub(super) errors: u64,
+    /// Microseconds for one PIN, three calls, from when it was due.
+    pub(super) p50: u64,
+    pub(super) p99: u64,
+}
+
+impl ClientFigures {
+    fn new(api: Api, measured: &Measurement, errors: u64) -> Self {
+        let (p50, p99) = (measured.quantile(0.5), measured.quantile(0.99));
+        Self { api, pins: measured.requests, seconds: measured.seconds, errors, p50, p99 }
+    }
+
+    pub(super) fn json(&self) -> Value {
+        json!({ "pins": self.pins, "errors": self.errors, "p50_microseconds": self.p50, "p99_microseconds": self.p99 })
+    }
+}
+
+/// Sets PINs with both clients at the same time, `rate` a second each.
+pub(super) fn measure(
+    services: &Services,
+    device: &Arc<Device>,
+    duration: Duration,
+    rate: f64,
+) -> Result<[ClientFigures; 2], BenchError> {
+    let shape = LoadShape { concurrency: IN_FLIGHT, connections: 1, duration, rate: Some(rate) };
+    thread::scope(|scope| {
+        let http = scope.spawn(|| by_http(services, device, shape));
+        let grpc = by_grpc(services, device, shape);
+        let http = http.join().unwrap_or_else(|_| Err(BenchError::Load("a good client panicked".into())));
+        Ok([http?, grpc?])
+    })
+}
+
+fn by_http(services: &Services, device: &Arc<Device>, shape: LoadShape) -> Result<ClientFigures, BenchError> {
+    let (aim, errors) = (services.aim(Target::Edge)?, Arc::new(AtomicU64::new(0)));
+    let authority = format!("localhost:{}", services.service(Target::Edge).port);
+    let authorization = format!("Bearer {}", services.token);
+    let measured = load::run(shape, async || {
+        let (device, errors, authority, authorization) =
+            (Arc::clone(device), Arc::clone(&errors), authority.clone(), authorization.clone());
+        let edge = EdgeConnection { aim: aim.clone(), open: RefCell::new(None) };
+        Ok(async move |number: usize| {
+            let post = async |path: &str, body: Value| {
+                let request = flow::request_of(&authority, path, &authorization, &body)?;
+                let sent = edge.sender().await?.send_request(request).await;
+                flow::body_of(sent.map_err(|error| BenchError::Load(error.to_string()))?).await
+            };
+            count_error(&errors, flow::whole_by_posts(post, &device, number)).await;
+            Ok(Progress::Completed)
+        })
+    })?;
+    Ok(ClientFigures::new(Api::Http, &measured, errors.load(Ordering::Relaxed)))
+}
+
+fn by_grpc(services: &Services, device: &Arc<Device>, shape: LoadShape) -> Result<ClientFigures, BenchError> {
+    let (aim, errors) = (services.aim(Target::Engine)?, Arc::new(AtomicU64::new(0)));
+    let measured = load::run(shape, async || {
+        let (device, errors) = (Arc::clone(device), Arc::clone(&errors));
+        let engine = channel(&aim.address, aim.tls.clone())?;
+        Ok(async move |number: usize| {
+            count_error(&errors, flow::whole_over(engine.clone(), &device, number)).await;
+            Ok(Progress::Completed)
+        })
+    })?;
+    Ok(ClientFigures::new(Api::Grpc, &measured, errors.load(Ordering::Relaxed)))
+}
+
+/// An error of a good client is a result of the measurement, not its end.
+async fn count_error(errors: &AtomicU64, work: impl Future<Output = Result<(), BenchError>>) {
+    let problem = match timeout(FLOW_TIME_MAX, work).await {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("no answer within {} s", FLOW_TIME_MAX.as_secs()),
+    };
+    if errors.fetch_add(1, Ordering::Relaxed) == 0 {
+        tracing::warn!(problem, "a good client was not served");
+    }
+}
+
+/// A connection to an edge, opened again after it was closed.
+struct EdgeConnection {
+    aim: Aim,
+    open: RefCell<Option<SendRequest<Full<Bytes>>>>,
+}
+
+impl EdgeConnection {
+    async fn sender(&self) -> Result<SendRequest<Full<Bytes>>, BenchError> {
+        let open = self.open.borrow().clone().filter(|open| !open.is_closed());
+        if let Some(open) = open {
+            return Ok(open);
+        }
+        let stream = connect(&self.aim.address, self.aim.tls.as_ref()).await?;
+        let shaken = handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
+        let (sender, connection) = shaken.map_err(|error| BenchError::Load(error.to_string()))?;
+        tokio::spawn(connection);
+        self.open.replace(Some(sender.clone()));
+        Ok(sender)
+    }
+}
