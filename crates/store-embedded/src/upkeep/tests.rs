@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Embedded, EmbeddedConfig};
+use crate::{Embedded, EmbeddedConfig, journal};
 use audit::{chain::ChainVerifier, entry::Action};
 use domain::control::Denied;
 use store::{
@@ -192,6 +192,91 @@ async fn a_changed_byte_of_the_journal_loses_only_what_follows() {
         let refused = set(&store, last.id, 6).await;
         assert!(matches!(refused, Err(ChangeError::Denied(Denied::NotUsable))), "byte {at}: a control is usable");
     }
+}
+
+/// An event of 60 KB whose page does not compress. fjall rotates a journal at 64 MB, so about a thousand of them fill one.
+fn long_event() -> Event {
+    let mut state = 1_u64;
+    let character = |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        char::from(b'!' + u8::try_from(state >> 57).unwrap() % 90)
+    };
+    Event { caller: (0..60_000).map(character).collect::<String>().into(), ..card_event(Action::OpenControl) }
+}
+
+/// More long events than fill ten journals.
+const LONG_EVENTS_MAX: u32 = 12_000;
+
+/// Records long events until the condition holds. Returns their number.
+async fn record_until(store: &dyn Store, mut holds: impl FnMut() -> bool) -> u32 {
+    let event = long_event();
+    for number in 0..LONG_EVENTS_MAX {
+        if holds() {
+            return number;
+        }
+        store.record_event(event.clone()).await.unwrap();
+    }
+    panic!("{LONG_EVENTS_MAX} long events, and fjall rotates or removes no journal");
+}
+
+fn newest_journal(directory: &Path) -> u64 {
+    journal::numbers(&directory.join(DATABASE)).unwrap().into_iter().max().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_is_whole_while_the_journal_rotates() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store");
+    let store = open(&path, 64 << 10);
+    let first = newest_journal(&path);
+    let events_of_a_journal = record_until(&store, || newest_journal(&path) > first).await;
+
+    let mut rotated = 0;
+    // The rotation meets the backup at another moment in each round.
+    for (round, events_left) in (1..).zip([1, 16, 128]) {
+        let opened = keyed(&store, card(round)).await;
+        set(&store, opened.id, 5).await.unwrap();
+        let (number, mut recorded) = (newest_journal(&path), 0);
+        record_until(&store, || {
+            recorded += 1;
+            recorded + events_left > events_of_a_journal
+        })
+        .await;
+        let acknowledged = store.checkpoint().await.unwrap();
+        let backup = directory.path().join(format!("backup-{round}"));
+        let (from, to) = (path.clone(), backup.clone());
+        let backing_up = tokio::task::spawn_blocking(move || back_up(&from, &to).unwrap());
+        record_until(&store, || newest_journal(&path) > number).await;
+        rotated += u32::from(!backing_up.is_finished());
+        let report = backing_up.await.unwrap();
+
+        assert!(report.end.sequence >= acknowledged.sequence, "an acknowledged entry is missing");
+        assert_eq!(store.audit(report.end.sequence, 1).await.unwrap()[0].hash, report.end.hash);
+        assert_eq!((report.counts.cards, report.counts.pins), (round, round));
+        assert_eq!(check(&backup).unwrap().damage, []);
+        let restored = directory.path().join(format!("restored-{round}"));
+        assert_eq!(restore(&backup, &restored).unwrap().end, report.end);
+        fs::remove_dir_all(restored).unwrap();
+        fs::remove_dir_all(backup).unwrap();
+    }
+    assert!(rotated > 0, "no journal rotated during a backup");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn open_files_keep_a_journal_that_is_removed_later() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, copied) = (directory.path().join("store"), directory.path().join("copy"));
+    let store = open(&path, 64 << 10);
+    record_until(&store, || newest_journal(&path) > 0).await;
+    let files = StoreFiles::open(&path.join(DATABASE)).unwrap().unwrap();
+    let (acknowledged, number) = (store.checkpoint().await.unwrap(), newest_journal(&path));
+    record_until(&store, || !journal::path(&path.join(DATABASE), number).exists()).await;
+
+    assert!(files.copy_to(&copied).unwrap().damage.is_none());
+    let walk = walk(&Tables::open(&copied, MEMORY_BYTES).unwrap(), &mut |_, _, _| Ok(())).unwrap();
+    assert!(walk.damage.is_empty(), "{:?}", walk.damage);
+    assert!(walk.end.sequence >= acknowledged.sequence, "an acknowledged entry is missing");
+    assert_eq!(store.audit(walk.end.sequence, 1).await.unwrap()[0].hash, walk.end.hash);
 }
 
 #[tokio::test(flavor = "multi_thread")]
