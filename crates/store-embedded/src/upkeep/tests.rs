@@ -194,29 +194,19 @@ async fn a_changed_byte_of_the_journal_loses_only_what_follows() {
     }
 }
 
-/// An event of 60 KB whose page does not compress. fjall rotates a journal at 64 MB, so about a thousand of them fill one.
+/// fjall rotates a journal when it writes a table and the journal has more bytes than this.
+const JOURNAL_BYTES: usize = 64_000_000;
+/// The caller of a long event: its page does not compress.
+const LONG_CALLER_BYTES: usize = 60_000;
+
 fn long_event() -> Event {
     let mut state = 1_u64;
     let character = |_| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         char::from(b'!' + u8::try_from(state >> 57).unwrap() % 90)
     };
-    Event { caller: (0..60_000).map(character).collect::<String>().into(), ..card_event(Action::OpenControl) }
-}
-
-/// More long events than fill ten journals.
-const LONG_EVENTS_MAX: u32 = 12_000;
-
-/// Records long events until the condition holds. Returns their number.
-async fn record_until(store: &dyn Store, mut holds: impl FnMut() -> bool) -> u32 {
-    let event = long_event();
-    for number in 0..LONG_EVENTS_MAX {
-        if holds() {
-            return number;
-        }
-        store.record_event(event.clone()).await.unwrap();
-    }
-    panic!("{LONG_EVENTS_MAX} long events, and fjall rotates or removes no journal");
+    let caller: String = (0..LONG_CALLER_BYTES).map(character).collect();
+    Event { caller: caller.into(), ..card_event(Action::OpenControl) }
 }
 
 fn newest_journal(directory: &Path) -> u64 {
@@ -226,57 +216,43 @@ fn newest_journal(directory: &Path) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_is_whole_while_the_journal_rotates() {
     let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("store");
-    let store = open(&path, 64 << 10);
-    let first = newest_journal(&path);
-    let events_of_a_journal = record_until(&store, || newest_journal(&path) > first).await;
-
-    let mut rotated = 0;
-    // The rotation meets the backup at another moment in each round.
-    for (round, events_left) in (1..).zip([1, 16, 128]) {
-        let opened = keyed(&store, card(round)).await;
-        set(&store, opened.id, 5).await.unwrap();
-        let (number, mut recorded) = (newest_journal(&path), 0);
-        record_until(&store, || {
-            recorded += 1;
-            recorded + events_left > events_of_a_journal
-        })
-        .await;
-        let acknowledged = store.checkpoint().await.unwrap();
-        let backup = directory.path().join(format!("backup-{round}"));
-        let (from, to) = (path.clone(), backup.clone());
-        let backing_up = tokio::task::spawn_blocking(move || back_up(&from, &to).unwrap());
-        record_until(&store, || newest_journal(&path) > number).await;
-        rotated += u32::from(!backing_up.is_finished());
-        let report = backing_up.await.unwrap();
-
-        assert!(report.end.sequence >= acknowledged.sequence, "an acknowledged entry is missing");
-        assert_eq!(store.audit(report.end.sequence, 1).await.unwrap()[0].hash, report.end.hash);
-        assert_eq!((report.counts.cards, report.counts.pins), (round, round));
-        assert_eq!(check(&backup).unwrap().damage, []);
-        let restored = directory.path().join(format!("restored-{round}"));
-        assert_eq!(restore(&backup, &restored).unwrap().end, report.end);
-        fs::remove_dir_all(restored).unwrap();
-        fs::remove_dir_all(backup).unwrap();
+    let [path, backup, copy] = ["store", "backup", "copy"].map(|name| directory.path().join(name));
+    // With so little memory each long event makes fjall write a table.
+    let embedded = open(&path, 64 << 10);
+    let store: &dyn Store = &embedded;
+    let opened = keyed(store, card(1)).await;
+    set(store, opened.id, 5).await.unwrap();
+    let event = long_event();
+    for _ in 0..JOURNAL_BYTES / LONG_CALLER_BYTES - 20 {
+        store.record_event(event.clone()).await.unwrap();
     }
-    assert!(rotated > 0, "no journal rotated during a backup");
-}
+    assert_eq!(newest_journal(&path), 0, "the journal rotated before the backup");
 
-#[tokio::test(flavor = "multi_thread")]
-async fn open_files_keep_a_journal_that_is_removed_later() {
-    let directory = tempfile::tempdir().unwrap();
-    let (path, copied) = (directory.path().join("store"), directory.path().join("copy"));
-    let store = open(&path, 64 << 10);
-    record_until(&store, || newest_journal(&path) > 0).await;
-    let files = StoreFiles::open(&path.join(DATABASE)).unwrap().unwrap();
-    let (acknowledged, number) = (store.checkpoint().await.unwrap(), newest_journal(&path));
-    record_until(&store, || !journal::path(&path.join(DATABASE), number).exists()).await;
+    let acknowledged = store.checkpoint().await.unwrap();
+    // Opened before the rotation and copied after it, whatever the backup meets.
+    let opened_before = StoreFiles::open(&path.join(DATABASE)).unwrap().unwrap();
+    let back_up = {
+        let (from, to) = (path.clone(), backup.clone());
+        move || back_up(&from, &to).unwrap()
+    };
+    let backing_up = tokio::task::spawn_blocking(back_up);
+    for number in 0.. {
+        assert!(number < 1_000, "the journal does not rotate");
+        store.record_event(event.clone()).await.unwrap();
+        if newest_journal(&path) > 0 {
+            break;
+        }
+    }
+    let report = backing_up.await.unwrap();
+    assert_eq!((report.counts.cards, report.counts.pins), (1, 1));
 
-    assert!(files.copy_to(&copied).unwrap().damage.is_none());
-    let walk = walk(&Tables::open(&copied, MEMORY_BYTES).unwrap(), &mut |_, _, _| Ok(())).unwrap();
+    assert!(opened_before.copy_to(&copy).unwrap().damage.is_none());
+    let walk = walk(&Tables::open(&copy, MEMORY_BYTES).unwrap(), &mut |_, _, _| Ok(())).unwrap();
     assert!(walk.damage.is_empty(), "{:?}", walk.damage);
-    assert!(walk.end.sequence >= acknowledged.sequence, "an acknowledged entry is missing");
-    assert_eq!(store.audit(walk.end.sequence, 1).await.unwrap()[0].hash, walk.end.hash);
+    for end in [report.end, walk.end] {
+        assert!(end.sequence >= acknowledged.sequence, "an acknowledged entry is missing");
+        assert_eq!(store.audit(end.sequence, 1).await.unwrap()[0].hash, end.hash);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
