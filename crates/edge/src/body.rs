@@ -110,7 +110,7 @@ pub(super) struct DeviceKeyRequest {
     pub(super) control_id: Member,
     /// Standard base64, without PEM markers, of the DER SubjectPublicKeyInfo of the device's RSA key: 2048 to 4096 bits.
     #[serde(default)]
-    #[schema(value_type = String, required = true, min_length = 392, max_length = 736, pattern = "^[A-Za-z0-9+/]+={0,2}$")]
+    #[schema(value_type = String, required = true, format = "rsa-public-key", min_length = 392, max_length = 736)]
     pub(super) public_key: Member,
 }
 

@@ -4,7 +4,7 @@
 use utoipa::{
     OpenApi,
     openapi::{
-        Components, ObjectBuilder, RefOr, Required, Schema, Server, Type,
+        Components, ObjectBuilder, RefOr, Required, Schema, SchemaFormat, Server, Type,
         path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem},
         security::{Http, HttpAuthScheme, SecurityScheme},
     },
@@ -57,8 +57,12 @@ pub fn openapi_json() -> String {
 
 /// The query parameter that every operation requires, by the rule of [`AuditUser`](domain::caller::AuditUser).
 fn audit_user() -> Parameter {
-    let schema =
-        ObjectBuilder::new().schema_type(Type::String).min_length(Some(1)).max_length(Some(AUDIT_USER_CHARACTERS_MAX));
+    // The description defines the format: no pattern says it in each regular expression that clients use.
+    let schema = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .format(Some(SchemaFormat::Custom("audit-user".into())))
+        .min_length(Some(1))
+        .max_length(Some(AUDIT_USER_CHARACTERS_MAX));
     ParameterBuilder::new()
         .name("auditUser")
         .parameter_in(ParameterIn::Query)

@@ -211,7 +211,7 @@ proptest! {
 /// Calls psec of PyPI, an independent implementation of version D. It does not support version E.
 fn psec(command: &str, arguments: &[&str]) -> String {
     let python = std::env::var("PINSEAL_TEST_PYTHON").unwrap_or_else(|_| {
-        panic!("PINSEAL_TEST_PYTHON is not set: run scripts/test, or point it to a Python with tests/clients/python/requirements.txt")
+        panic!("PINSEAL_TEST_PYTHON is not set: run scripts/test, or point it to a Python with tests/clients/python/requirements.lock")
     });
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/clients/python/psec_key_block.py");
     let output = std::process::Command::new(python).args([script, command]).args(arguments).output().unwrap();

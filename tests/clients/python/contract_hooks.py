@@ -1,0 +1,36 @@
+"""For schemathesis: the values of the formats that docs/openapi.json defines in words."""
+
+from base64 import b64encode
+
+import schemathesis
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from hypothesis import strategies as st
+
+# Default_Ignorable_Code_Point, where the general category alone does not show it (crates/domain/src/caller.rs).
+IGNORABLE = [
+    range(0x034F, 0x0350),
+    range(0x115F, 0x1161),
+    range(0x17B4, 0x17B6),
+    range(0x180B, 0x1810),
+    range(0x3164, 0x3165),
+    range(0xFE00, 0xFE10),
+    range(0xFFA0, 0xFFA1),
+    range(0xE0100, 0xE01F0),
+]
+
+
+def public_key(exponent, bits):
+    key = rsa.generate_private_key(public_exponent=exponent, key_size=bits).public_key()
+    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return b64encode(der).decode()
+
+
+visible = st.characters(
+    categories=("L", "M", "N", "P", "S", "Zs"),
+    exclude_characters=[chr(code) for ignorable in IGNORABLE for code in ignorable],
+)
+keys = [public_key(exponent, bits) for exponent in (3, 65537) for bits in (2048, 3072, 4096)]
+
+schemathesis.openapi.format("audit-user", st.text(visible, min_size=1, max_size=128))
+schemathesis.openapi.format("rsa-public-key", st.sampled_from(keys))
