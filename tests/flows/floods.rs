@@ -1,8 +1,20 @@
 //! Floods of HTTP/2 frames and slow connections: the good clients are served, and the memory of the services is bounded.
 
-use std::process::Command;
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
+
+use support::{
+    certificates::{certificates, peer},
+    edge_process::EdgeProcess,
+    engine_process::EngineProcess,
+};
 
 /// The most that a service may grow under an attack, in bytes.
 const GROWTH_MAX: u64 = 128 << 20;
@@ -69,4 +81,56 @@ fn an_attacker_without_tls_keeps_no_client_out() {
 #[test]
 fn an_attacker_with_tls_keeps_no_client_out() {
     good_clients_are_served("mtls", 25);
+}
+
+/// Sends a beginning, then a byte a second. Returns whether the server closes the connection within a generous limit: the
+/// longest timeout is that of an unanswered PING of the engine, 40 s.
+fn is_closed(address: &str, begin: &[u8]) -> bool {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    let mut written = stream.write_all(begin);
+    let began = Instant::now();
+    let mut heard = [0; 4096];
+    while written.is_ok() && began.elapsed() < Duration::from_secs(180) {
+        match stream.read(&mut heard) {
+            Ok(0) => return true,
+            Ok(_) => {}
+            // No byte within a second.
+            Err(_) => written = stream.write_all(b"a"),
+        }
+    }
+    written.is_err()
+}
+
+#[test]
+fn a_slow_connection_is_closed() {
+    let [plain, secret] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let engine = EngineProcess::start_quiet(plain.path(), "");
+    let edge = EdgeProcess::start_quiet(plain.path(), &format!("address = \"http://{}\"", engine.address()));
+    let (tls, _) = certificates(secret.path());
+    let tls_engine = EngineProcess::start_quiet(secret.path(), &format!("{tls}\n{}", peer("edge", "\"edge-set\"")));
+    let tls_edge = EdgeProcess::start(secret.path(), &format!("address = \"http://{}\"", engine.address()), &tls);
+    let [edge, tls_edge] = [&edge, &tls_edge].map(|edge| edge.url.trim_start_matches("http://"));
+
+    let client_hello = &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..];
+    let http1_headers = &b"POST /v3/set HTTP/1.1\r\nhost: edge\r\nx-slow: "[..];
+    let preface = &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"[..];
+    // A HEADERS frame of 16 KiB that never ends; a whole one, and a DATA frame of 16 KiB.
+    let headers = [preface, b"\0\x40\0\x01\x04\0\0\0\x01\x83\x86\x01\x04edge"].concat();
+    let body =
+        [preface, b"\0\0\x12\x01\x04\0\0\0\x01\x83\x86\x01\x04edge\x04\x08/v3/view\0\x40\0\0\0\0\0\0\x01"].concat();
+    thread::scope(|scope| {
+        for (what, address, begin) in [
+            ("a ClientHello to the edge", tls_edge, client_hello),
+            ("a ClientHello to the engine", tls_engine.address(), client_hello),
+            ("headers of HTTP/1.1 to the edge", edge, http1_headers),
+            ("headers of HTTP/2 to the edge", edge, &headers),
+            ("a body to the edge", edge, &body),
+            ("half a preface to the engine", engine.address(), &preface[..14]),
+            ("headers to the engine", engine.address(), &headers),
+            ("a body to the engine", engine.address(), &body),
+        ] {
+            scope.spawn(move || assert!(is_closed(address, begin), "the server waits for {what}"));
+        }
+    });
 }
