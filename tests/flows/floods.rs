@@ -43,7 +43,6 @@ fn attacks(transport: &str) -> Vec<Value> {
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    println!("{}", String::from_utf8_lossy(&output.stdout));
     let figures: Value = serde_json::from_str(&std::fs::read_to_string(figures).unwrap()).unwrap();
     figures["attacks"].as_array().unwrap().clone()
 }

@@ -6,7 +6,7 @@
 mod attack;
 mod frames;
 mod good_client;
-mod services;
+mod service_processes;
 
 use std::{
     io::{self, Write},
@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use self::{
     attack::{Attack, AttackCounts, AttackRates},
     good_client::ClientFigures,
-    services::{Services, Target, Usage},
+    service_processes::{ServiceProcesses, Target, Usage},
 };
 use super::{Api, BenchError, Transport};
 use crate::commands::demo::TemporaryDirectory;
@@ -81,7 +81,7 @@ pub(super) fn run(arguments: &FloodArguments) -> Result<(), BenchError> {
     let mut rows = Vec::new();
     writeln!(io::stdout(), "{HEAD}")?;
     for &transport in &arguments.transport {
-        let services = Services::start(transport, &directory.path().join(name(transport)))?;
+        let services = ServiceProcesses::start(transport, &directory.path().join(name(transport)))?;
         let measure = || good_client::measure(&services, &device, arguments.duration(), arguments.rate);
         for target in Target::ALL {
             for attack in Attack::ALL.into_iter().filter(|attack| arguments.has(*attack)) {

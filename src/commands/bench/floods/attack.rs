@@ -12,15 +12,11 @@ use tokio::{
 };
 
 use super::{
-    frames::{FloodFrames, GoawayReader, RequestHead},
-    services::Target,
+    frames::{Flood, FloodFrames, GoawayReader, RequestHead},
+    service_processes::{Aim, Target},
 };
 use crate::commands::bench::{BenchError, load::seconds};
-use net::{
-    EngineAddress,
-    connect::{Duplex, connect},
-    tls::ClientTls,
-};
+use net::connect::{Duplex, connect};
 
 /// The writes a second of a connection of a flood.
 const WRITES_A_SECOND: u32 = 100;
@@ -45,27 +41,6 @@ pub(super) enum Attack {
     Flood(Flood),
     /// Many connections with a byte a second each.
     Slow(Slow),
-}
-
-/// The frames of a flood.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Flood {
-    /// HEADERS and RST_STREAM in bursts (CVE-2023-44487).
-    RapidReset,
-    /// HEADERS and RST_STREAM, few enough at a time that the server accepts each request first.
-    PacedReset,
-    /// HEADERS without END_HEADERS, and CONTINUATION without an end (CVE-2024-27316).
-    Continuation,
-    /// PING (CVE-2019-9512).
-    Ping,
-    /// PING, and the answers are not read.
-    UnreadPing,
-    /// Answers to PING frames that the server did not send.
-    PingAck,
-    /// SETTINGS (CVE-2019-9515).
-    Settings,
-    /// DATA without bytes (CVE-2019-9518).
-    EmptyData,
 }
 
 /// What a slow connection does not finish.
@@ -206,14 +181,6 @@ pub(super) fn run(
     Rc::try_unwrap(counts).map_err(|_| BenchError::Load("a connection of the attacker is still in use".into()))
 }
 
-/// The service under attack.
-#[derive(Clone)]
-pub(super) struct Aim {
-    pub(super) target: Target,
-    pub(super) address: EngineAddress,
-    pub(super) tls: Option<ClientTls>,
-}
-
 struct Attacker {
     attack: Attack,
     aim: Aim,
@@ -271,7 +238,7 @@ impl Attacker {
 
     /// Writes frames at the rate until a write fails.
     async fn flood(&self, flood: Flood, mut writer: impl AsyncWrite + Unpin) -> io::Result<()> {
-        let mut made = FloodFrames::new(flood, self.aim.head());
+        let mut made = FloodFrames::new(flood, head_for(self.aim.target));
         writer.write_all(&made.begin()).await?;
         let writes = if flood == Flood::PacedReset { PACED_WRITES_A_SECOND } else { WRITES_A_SECOND };
         let count = (self.rates.frames / FLOOD_CONNECTIONS / writes).max(1);
@@ -294,8 +261,8 @@ impl Attacker {
             Slow::Silent => return std::future::pending().await,
             Slow::Handshake => CLIENT_HELLO_CUT.to_vec(),
             Slow::Http1Headers => HTTP1_HEAD_CUT.to_vec(),
-            Slow::Headers => self.aim.head().cut_in_headers(),
-            Slow::Body => self.aim.head().with_open_body(),
+            Slow::Headers => head_for(self.aim.target).cut_in_headers(),
+            Slow::Body => head_for(self.aim.target).with_open_body(),
         };
         writer.write_all(&begin).await?;
         loop {
@@ -307,12 +274,10 @@ impl Attacker {
     }
 }
 
-impl Aim {
-    fn head(&self) -> RequestHead {
-        match self.target {
-            Target::Edge => RequestHead { path: "/pin/v3/set?auditUser=flood", content_type: "application/json" },
-            Target::Engine => RequestHead { path: "/pinseal.v1.PinService/SetPin", content_type: "application/grpc" },
-        }
+fn head_for(target: Target) -> RequestHead {
+    match target {
+        Target::Edge => RequestHead { path: "/pin/v3/set?auditUser=flood", content_type: "application/json" },
+        Target::Engine => RequestHead { path: "/pinseal.v1.PinService/SetPin", content_type: "application/grpc" },
     }
 }
 

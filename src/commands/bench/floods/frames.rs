@@ -1,7 +1,5 @@
 //! HTTP/2 frames made by hand (RFC 9113, section 4.1): the crate `h2` sends none of the sequences that an attacker sends.
 
-use super::attack::Flood;
-
 /// The first bytes of an HTTP/2 client (RFC 9113, 3.4), and an empty SETTINGS frame.
 const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 const FRAME_HEADER_BYTES: usize = 9;
@@ -21,6 +19,27 @@ const CANCEL: [u8; 4] = 8u32.to_be_bytes();
 const ENHANCE_YOUR_CALM: [u8; 4] = 11u32.to_be_bytes();
 /// INITIAL_WINDOW_SIZE = 65,535, which changes nothing.
 const SETTING: [u8; 6] = [0, 4, 0, 0, 0xFF, 0xFF];
+
+/// The frames of a flood.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flood {
+    /// HEADERS and RST_STREAM in bursts (CVE-2023-44487).
+    RapidReset,
+    /// HEADERS and RST_STREAM, few enough at a time that the server accepts each request first.
+    PacedReset,
+    /// HEADERS without END_HEADERS, and CONTINUATION without an end (CVE-2024-27316).
+    Continuation,
+    /// PING, whose answers are read (CVE-2019-9512).
+    Ping,
+    /// PING, and the answers are not read.
+    UnreadPing,
+    /// Answers to PING frames that the server did not send.
+    PingAck,
+    /// SETTINGS, whose answers are read (CVE-2019-9515).
+    Settings,
+    /// DATA without bytes (CVE-2019-9518).
+    EmptyData,
+}
 
 /// The request that an attacker begins: a POST without credentials.
 #[derive(Clone, Copy)]

@@ -18,10 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::{
-    attack::Aim,
-    services::{Services, Target},
-};
+use super::service_processes::{Aim, ServiceProcesses, Target};
 use crate::commands::bench::{
     Api, BenchError, flow,
     load::{self, LoadShape, Measurement, Progress},
@@ -57,7 +54,7 @@ impl ClientFigures {
 
 /// Sets PINs with both clients at the same time, `rate` a second each.
 pub(super) fn measure(
-    services: &Services,
+    services: &ServiceProcesses,
     device: &Arc<Device>,
     duration: Duration,
     rate: f64,
@@ -71,7 +68,7 @@ pub(super) fn measure(
     })
 }
 
-fn by_http(services: &Services, device: &Arc<Device>, shape: LoadShape) -> Result<ClientFigures, BenchError> {
+fn by_http(services: &ServiceProcesses, device: &Arc<Device>, shape: LoadShape) -> Result<ClientFigures, BenchError> {
     let (aim, errors) = (services.aim(Target::Edge)?, Arc::new(AtomicU64::new(0)));
     let authority = format!("localhost:{}", services.service(Target::Edge).port);
     let authorization = format!("Bearer {}", services.token);
@@ -92,7 +89,7 @@ fn by_http(services: &Services, device: &Arc<Device>, shape: LoadShape) -> Resul
     Ok(ClientFigures::new(Api::Http, &measured, errors.load(Ordering::Relaxed)))
 }
 
-fn by_grpc(services: &Services, device: &Arc<Device>, shape: LoadShape) -> Result<ClientFigures, BenchError> {
+fn by_grpc(services: &ServiceProcesses, device: &Arc<Device>, shape: LoadShape) -> Result<ClientFigures, BenchError> {
     let (aim, errors) = (services.aim(Target::Engine)?, Arc::new(AtomicU64::new(0)));
     let measured = load::run(shape, async || {
         let (device, errors) = (Arc::clone(device), Arc::clone(&errors));

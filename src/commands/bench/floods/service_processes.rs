@@ -12,14 +12,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::attack::Aim;
 use crate::commands::bench::{
     BenchError, Transport,
     load::processor_seconds_of,
     memory::resident,
     services::{address_by_name, certificates},
 };
-use net::tls::{ClientTls, ClientTlsConfig};
+use net::{
+    EngineAddress,
+    tls::{ClientTls, ClientTlsConfig},
+};
 
 /// The environment variable of the edge with the token of its client.
 const TOKEN_VARIABLE: &str = "PINSEAL_BENCH_TOKEN";
@@ -44,16 +46,24 @@ impl Target {
     }
 }
 
+/// Where and how to connect to a service.
+#[derive(Clone)]
+pub(super) struct Aim {
+    pub(super) target: Target,
+    pub(super) address: EngineAddress,
+    pub(super) tls: Option<ClientTls>,
+}
+
 /// The running services.
-pub(super) struct Services {
-    engine: Service,
-    edge: Service,
+pub(super) struct ServiceProcesses {
+    engine: ServiceProcess,
+    edge: ServiceProcess,
     tls: Option<ClientTls>,
     /// The token of the edge's client.
     pub(super) token: String,
 }
 
-impl Services {
+impl ServiceProcesses {
     /// Starts the services on free ports of loopback.
     pub(super) fn start(transport: Transport, directory: &Path) -> Result<Self, BenchError> {
         fs::create_dir(directory)?;
@@ -96,19 +106,18 @@ impl Services {
             edge,
             "[[clients]]\nname = \"bench\"\ntenant = \"http\"\nbearer = {{ env = \"{TOKEN_VARIABLE}\" }}\n"
         );
-        let engine = Service::start(Target::Engine, &engine, engine_port, directory, &token)?;
-        let edge = Service::start(Target::Edge, &edge, edge_port, directory, &token)?;
+        let engine = ServiceProcess::start(Target::Engine, &engine, engine_port, directory, &token)?;
+        let edge = ServiceProcess::start(Target::Edge, &edge, edge_port, directory, &token)?;
         Ok(Self { engine, edge, tls, token })
     }
 
-    pub(super) fn service(&self, target: Target) -> &Service {
+    pub(super) fn service(&self, target: Target) -> &ServiceProcess {
         match target {
             Target::Edge => &self.edge,
             Target::Engine => &self.engine,
         }
     }
 
-    /// Where and how to connect to a service.
     pub(super) fn aim(&self, target: Target) -> Result<Aim, BenchError> {
         let address = address_by_name(self.service(target).port, self.tls.is_some())?;
         Ok(Aim { target, address, tls: self.tls.clone() })
@@ -116,13 +125,13 @@ impl Services {
 }
 
 /// A running service; killed when dropped.
-pub(super) struct Service {
+pub(super) struct ServiceProcess {
     child: Child,
     pub(super) port: u16,
     log: PathBuf,
 }
 
-impl Service {
+impl ServiceProcess {
     fn start(target: Target, config: &str, port: u16, directory: &Path, token: &str) -> Result<Self, BenchError> {
         let file = directory.join(target.name()).with_extension("toml");
         let log = file.with_extension("log");
@@ -157,7 +166,7 @@ impl Service {
     }
 }
 
-impl Drop for Service {
+impl Drop for ServiceProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
