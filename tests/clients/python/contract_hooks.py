@@ -1,6 +1,13 @@
-"""For schemathesis: the values of the formats that docs/openapi.json defines in words."""
+"""For schemathesis: the values of the formats that docs/openapi.json defines in words, and controlIds of open controls.
 
+environment: PINSEAL_EDGE, the URL of the edge; PINSEAL_TOKEN, the token of a client
+"""
+
+import json
+import os
+import secrets
 from base64 import b64encode
+from urllib.request import Request, urlopen
 
 import schemathesis
 from cryptography.hazmat.primitives import serialization
@@ -26,6 +33,14 @@ def public_key(exponent, bits):
     return b64encode(der).decode()
 
 
+def open_control(scope):
+    path = f"/pincontrol/v2/plastic/{secrets.randbelow(10**9)}?auditUser=schemathesis"
+    headers = {"Authorization": f"Bearer {os.environ['PINSEAL_TOKEN']}", "Content-Type": "application/json"}
+    request = Request(os.environ["PINSEAL_EDGE"] + path, json.dumps({"scope": scope}).encode(), headers, method="POST")
+    with urlopen(request, timeout=60) as answer:
+        return json.load(answer)["id"]
+
+
 visible = st.characters(
     categories=("L", "M", "N", "P", "S", "Zs"),
     exclude_characters=[chr(code) for ignorable in IGNORABLE for code in ignorable],
@@ -34,3 +49,6 @@ keys = [public_key(exponent, bits) for exponent in (3, 65537) for bits in (2048,
 
 schemathesis.openapi.format("audit-user", st.text(visible, min_size=1, max_size=128))
 schemathesis.openapi.format("rsa-public-key", st.sampled_from(keys))
+# Half of the controlIds are of controls that are open.
+open_controls = st.sampled_from(("SET_PIN", "VIEW_PIN")).map(open_control)
+schemathesis.openapi.format("uuid", st.one_of(st.uuids().map(str), open_controls))
