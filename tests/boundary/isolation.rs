@@ -438,6 +438,21 @@ async fn engine_and_boundary_each_verify_the_user_of_the_other() {
     assert!(hsm.log().contains("a connection of another user was refused"), "{}", hsm.log());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_boundary_in_another_pid_namespace_serves_the_engine() {
+    let (of_hsm, of_engine) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut unshared = Command::new("unshare");
+    unshared.args(["--pid", "--fork", "--kill-child", env!("CARGO_BIN_EXE_pinseal")]);
+    let user = rustix::process::getuid().as_raw();
+    let lines = format!("engine_user = {user}\nwaive = [\"user\"]\nlock_memory = \"try\"");
+    let hsm = HsmProcess::start_with(unshared, of_hsm.path(), &lines);
+    let lines = format!("[boundary]\nsocket = {:?}\nhsm_user = {user}", hsm.socket());
+    let engine = EngineProcess::start(of_engine.path(), &lines);
+    let (device, mut client) = (device(), engine.client().await);
+    client.set(&device, "7410", "271828").await.unwrap();
+    assert_eq!(client.view(&device, "7410").await.unwrap(), "271828");
+}
+
 #[test]
 fn unlocked_memory_is_fatal_unless_waived() {
     let directory = tempfile::tempdir().unwrap();
