@@ -17,6 +17,7 @@
 //! ```
 
 pub mod deadline;
+pub mod minute_limit;
 pub mod set_time;
 
 use std::{

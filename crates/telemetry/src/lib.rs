@@ -8,6 +8,8 @@
 //! tracing::info!(port = 50_051, "listening");
 //! ```
 
+mod line_limit;
+
 use std::{
     fmt::Display,
     io::{self, Write},
@@ -17,6 +19,8 @@ use std::{
 use clap::{Args, Command, FromArgMatches};
 use tracing::Level;
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+
+use self::line_limit::LineLimit;
 
 /// The exit code of the engine and of the boundary process when a PKCS#11 token refused the user PIN: `EX_NOPERM` of
 /// sysexits.h. Each start is a login attempt, and a few wrong attempts lock the user PIN, so a supervisor must not restart
@@ -38,10 +42,11 @@ pub enum LogFormat {
 }
 
 /// Starts to write log events to standard error. `RUST_LOG` selects them. Without `RUST_LOG`: warnings of all crates, and
-/// the events of this workspace from `level` on. A second call in the same process changes nothing.
+/// the events of this workspace from `level` on. A log statement of another crate writes at most 60 warnings within a minute.
+/// A second call in the same process changes nothing.
 pub fn start(format: LogFormat, level: Level) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_filter(level)));
-    let registry = tracing_subscriber::registry().with(filter);
+    let registry = tracing_subscriber::registry().with(filter).with(LineLimit::new());
     let events = fmt::layer().with_writer(std::io::stderr);
     let _ = match format {
         LogFormat::Text => registry.with(events).try_init(),
