@@ -71,6 +71,8 @@ reasons! {
     PinRefused = "PIN_REFUSED",
     /// The card has reached the limit of controls within the hour.
     ControlCap = "CONTROL_CAP",
+    /// The tenant has reached the limit of cards that were not registered and have no PIN.
+    UnregisteredCards = "UNREGISTERED_CARDS",
     /// The store has reached the limit of waiting changes.
     Busy = "BUSY",
     /// The token has reached the limit of waiting operations.

@@ -172,6 +172,7 @@ enums! {
         PinNotShown,
         DeviceKeyInvalid,
         BoundaryFailed,
+        UnregisteredCards,
     }
     action_message, read_action: Action as CardAction {
         RegisterCard,

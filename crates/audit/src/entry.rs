@@ -295,6 +295,8 @@ coded! {
         /// The key boundary failed, for example because the PIN record does not decrypt. The engine's log has the cause,
         /// with the id of the request.
         BoundaryFailed = 13,
+        /// The tenant has reached the limit of cards without registration and PIN.
+        UnregisteredCards = 14,
     }
 }
 

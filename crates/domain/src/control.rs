@@ -221,6 +221,14 @@ pub enum Denied {
     Cap {
         /// The configured number.
         cap: u32,
+        /// The time until the hour ends.
+        retry_after: Duration,
+    },
+    /// The tenant has as many cards as configured that were never registered and never had a PIN.
+    #[error("{max} unregistered cards of this tenant have no PIN: set their PINs, register them, or try again later")]
+    UnregisteredCards {
+        /// The configured number.
+        max: u32,
     },
     /// Unknown, expired, spent, or closed by a newer PIN of its card: one answer for all of them.
     #[error("the control is not usable: open another")]

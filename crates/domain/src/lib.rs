@@ -10,20 +10,25 @@
 //!
 //! use domain::card::{CardKey, PlasticId, Tenant};
 //! use domain::control::{ControlId, Denied, NewControl, Scope};
-//! use domain::rules::{self, Admission, UnknownCards};
+//! use domain::rules::{self, Admission, FoundCard, UnknownCards};
 //! use domain::time::UnixMillis;
 //!
 //! let card = CardKey { tenant: Tenant::parse("bank")?, plastic: PlasticId::parse("1000200030")? };
 //! let lifetime = Duration::from_secs(30);
 //! let new = NewControl { id: ControlId::random(), card, scope: Scope::SetPin, lifetime, device_key: None };
-//! let admission = Admission { controls_per_card_per_hour: 1, unknown_cards: UnknownCards::Accept };
+//! let admission = Admission {
+//!     controls_per_card_per_hour: 1,
+//!     unknown_cards: UnknownCards::Accept,
+//!     unregistered_cards_per_tenant: 1,
+//! };
 //!
 //! let now = UnixMillis(1_767_225_600_000);
-//! let (state, control) = rules::open(None, new.clone(), admission, now).unwrap();
+//! let unregistered = FoundCard::Unregistered { state: None, of_tenant: 0 };
+//! let (state, control) = rules::open(unregistered, new.clone(), admission, now).unwrap();
 //! assert_eq!(control.expires_at, now.after(lifetime));
 //!
-//! let denied = rules::open(Some(state), new, admission, now).err();
-//! assert_eq!(denied, Some(Denied::Cap { cap: 1 }));
+//! let denied = rules::open(FoundCard::Known(state), new, admission, now).err();
+//! assert_eq!(denied, Some(Denied::Cap { cap: 1, retry_after: Duration::from_secs(3_600) }));
 //! # Ok::<(), domain::card::CardError>(())
 //! ```
 

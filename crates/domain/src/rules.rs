@@ -6,11 +6,14 @@
 use std::time::Duration;
 
 use crate::card::{Card, PinStatus, ReencryptedPin, RegisteredAccount, StoredPin};
-use crate::control::{Control, ControlId, ControlState, Denied, NewControl, RetryTag, Transition, next_state};
+use crate::control::{
+    Control, ControlId, ControlState, Denied, LIFETIME_SECONDS_MAX, NewControl, RetryTag, Transition, next_state,
+};
 use crate::storage_key::MinKeyVersions;
 use crate::time::UnixMillis;
 
-const HOUR: Duration = Duration::from_secs(3_600);
+const HOUR_MILLISECONDS: u64 = 3_600_000;
+const HOUR: Duration = Duration::from_millis(HOUR_MILLISECONDS);
 
 /// Which controls may be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,12 +22,28 @@ pub struct Admission {
     pub controls_per_card_per_hour: u32,
     /// What happens to a card that was never registered.
     pub unknown_cards: UnknownCards,
+    /// The most cards of one tenant that were never registered, never had a PIN, and are not [forgotten](is_forgotten).
+    pub unregistered_cards_per_tenant: u32,
+}
+
+/// What a store knows about a card for which a control is opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FoundCard {
+    /// The card was registered, or has had a PIN.
+    Known(CardState),
+    /// The card was never registered and never had a PIN.
+    Unregistered {
+        /// Its state; `None` if it had no control, or is [forgotten](is_forgotten).
+        state: Option<CardState>,
+        /// The number of such cards of its tenant whose state the store has.
+        of_tenant: u32,
+    },
 }
 
 /// What happens to a card that was never registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnknownCards {
-    /// The card is added, waits for its PIN, and is bound by the digits of its plasticId.
+    /// The card waits for its PIN, and is bound by the digits of its plasticId. It is added once its PIN is set.
     Accept,
     /// No control is opened.
     Refuse,
@@ -96,25 +115,35 @@ pub fn follow_account(control: Control, account: Option<&RegisteredAccount>) -> 
 /// Opens a control with the card's account number and generation; it expires its lifetime after `now`.
 ///
 /// # Errors
-/// [`Denied::CardUnknown`] or [`Denied::Cap`], by the `admission`.
+/// [`Denied::CardUnknown`], [`Denied::UnregisteredCards`] or [`Denied::Cap`], by the `admission`.
 pub fn open(
-    card: Option<CardState>,
+    card: FoundCard,
     new: NewControl,
     admission: Admission,
     now: UnixMillis,
 ) -> Result<(CardState, Control), Denied> {
-    let mut card = match (card, admission.unknown_cards) {
-        (Some(card), _) => card,
-        (None, UnknownCards::Accept) => CardState::default(),
-        (None, UnknownCards::Refuse) => return Err(Denied::CardUnknown),
+    let mut card = match card {
+        FoundCard::Known(card) => card,
+        FoundCard::Unregistered { .. } if admission.unknown_cards == UnknownCards::Refuse => {
+            return Err(Denied::CardUnknown);
+        }
+        FoundCard::Unregistered { state: Some(card), .. } => card,
+        FoundCard::Unregistered { state: None, of_tenant } => {
+            let max = admission.unregistered_cards_per_tenant;
+            if of_tenant >= max {
+                return Err(Denied::UnregisteredCards { max });
+            }
+            CardState::default()
+        }
     };
-    let hour = now.since(UnixMillis::default()).as_secs() / HOUR.as_secs();
+    let hour = hour_of(now);
     if card.hour != hour {
         (card.hour, card.opened) = (hour, 0);
     }
     let cap = admission.controls_per_card_per_hour;
     if card.opened >= cap {
-        return Err(Denied::Cap { cap });
+        let retry_after = HOUR.saturating_sub(now.since(UnixMillis(hour.saturating_mul(HOUR_MILLISECONDS))));
+        return Err(Denied::Cap { cap, retry_after });
     }
     card.opened = card.opened.saturating_add(1);
     let control = Control {
@@ -129,6 +158,20 @@ pub fn open(
     };
     Ok((card, control))
 }
+
+/// Whether a store removes the state of a card that was never registered and never had a PIN, by the clock hour of its last
+/// control: that hour and the next one are over, and with them every control of the card.
+pub fn is_forgotten(hour: u64, now: UnixMillis) -> bool {
+    hour_of(now) > hour.saturating_add(1)
+}
+
+/// The clock hour of a time: hours since 1970-01-01T00:00:00Z.
+fn hour_of(time: UnixMillis) -> u64 {
+    time.0 / HOUR_MILLISECONDS
+}
+
+// A control that is opened in an hour expires within the next one.
+const _: () = assert!(LIFETIME_SECONDS_MAX as u64 <= HOUR.as_secs());
 
 /// A control after a transition.
 #[derive(Clone)]
@@ -203,7 +246,15 @@ mod tests {
 
     const NOW: UnixMillis = UnixMillis(1_000);
     const LIFETIME: Duration = Duration::from_secs(30);
-    const GENEROUS: Admission = Admission { controls_per_card_per_hour: 1_000, unknown_cards: UnknownCards::Accept };
+    const GENEROUS: Admission = Admission {
+        controls_per_card_per_hour: 1_000,
+        unknown_cards: UnknownCards::Accept,
+        unregistered_cards_per_tenant: 1_000,
+    };
+
+    fn found(card: Option<CardState>) -> FoundCard {
+        card.map_or(FoundCard::Unregistered { state: None, of_tenant: 0 }, FoundCard::Known)
+    }
 
     fn card_key() -> CardKey {
         CardKey { tenant: Tenant::parse("bank").unwrap(), plastic: PlasticId::parse("1").unwrap() }
@@ -236,7 +287,7 @@ mod tests {
 
     /// A card with an open control that has a tzpk.
     fn keyed(card: Option<CardState>) -> (CardState, Control) {
-        let (card, control) = open(card, new_control(Scope::SetPin), GENEROUS, NOW).unwrap();
+        let (card, control) = open(found(card), new_control(Scope::SetPin), GENEROUS, NOW).unwrap();
         let key = Transition::Key { tzpk: tzpk(), replaces: None };
         let keyed = advance(control, card.clone(), None, key, &min(0), NOW).unwrap();
         (card, keyed.control)
@@ -245,7 +296,7 @@ mod tests {
     #[test]
     fn a_control_has_the_account_and_generation_of_its_card() {
         let card = CardState { account: account(1), generation: 4, ..CardState::default() };
-        let (card, control) = open(Some(card), new_control(Scope::SetPin), GENEROUS, NOW).unwrap();
+        let (card, control) = open(FoundCard::Known(card), new_control(Scope::SetPin), GENEROUS, NOW).unwrap();
         assert_eq!((control.account, control.opened_generation), (account(1), 4));
         assert_eq!((control.expires_at, card.opened), (UnixMillis(31_000), 1));
     }
@@ -253,10 +304,13 @@ mod tests {
     #[test]
     fn the_cap_of_a_card_counts_one_clock_hour() {
         let admission = Admission { controls_per_card_per_hour: 2, ..GENEROUS };
-        let open_at = |card, now| open(card, new_control(Scope::ViewPin), admission, UnixMillis(now));
+        let open_at = |card, now| open(found(card), new_control(Scope::ViewPin), admission, UnixMillis(now));
         let (card, _) = open_at(None, 3_599_998).unwrap();
         let (card, _) = open_at(Some(card), 3_599_999).unwrap();
-        assert_eq!(open_at(Some(card.clone()), 3_599_999).err(), Some(Denied::Cap { cap: 2 }));
+        assert_eq!(
+            open_at(Some(card.clone()), 3_599_999).err(),
+            Some(Denied::Cap { cap: 2, retry_after: Duration::from_millis(1) })
+        );
         let (card, _) = open_at(Some(card), 3_600_000).unwrap();
         assert_eq!((card.hour, card.opened), (1, 1));
     }
@@ -264,8 +318,30 @@ mod tests {
     #[test]
     fn an_unknown_card_is_refused_where_configured() {
         let strict = Admission { unknown_cards: UnknownCards::Refuse, ..GENEROUS };
-        assert_eq!(open(None, new_control(Scope::SetPin), strict, NOW).err(), Some(Denied::CardUnknown));
-        assert!(open(Some(CardState::default()), new_control(Scope::SetPin), strict, NOW).is_ok());
+        assert_eq!(open(found(None), new_control(Scope::SetPin), strict, NOW).err(), Some(Denied::CardUnknown));
+        assert!(open(found(Some(CardState::default())), new_control(Scope::SetPin), strict, NOW).is_ok());
+    }
+
+    #[test]
+    fn the_unregistered_cards_of_a_tenant_are_limited() {
+        let admission = Admission { unregistered_cards_per_tenant: 2, ..GENEROUS };
+        let open_one = |card| open(card, new_control(Scope::SetPin), admission, NOW).map(|(card, _)| card.opened);
+        let unregistered = |opened: u32, of_tenant| {
+            let state = (opened > 0).then(|| CardState { opened, ..CardState::default() });
+            FoundCard::Unregistered { state, of_tenant }
+        };
+        assert_eq!(open_one(unregistered(0, 1)), Ok(1));
+        assert_eq!(open_one(unregistered(0, 2)), Err(Denied::UnregisteredCards { max: 2 }));
+        assert_eq!(open_one(unregistered(1, 2)), Ok(2), "the store has its state");
+        assert_eq!(open_one(FoundCard::Known(CardState::default())), Ok(1));
+    }
+
+    #[test]
+    fn an_unregistered_card_is_forgotten_after_its_last_control() {
+        let opened = UnixMillis(2 * 3_600_000 - 1);
+        let longest = Duration::from_secs(LIFETIME_SECONDS_MAX.into());
+        assert!(!is_forgotten(1, opened.after(longest)));
+        assert!(is_forgotten(1, UnixMillis(3 * 3_600_000)));
     }
 
     #[test]
@@ -309,7 +385,7 @@ mod tests {
 
     #[test]
     fn a_view_shows_the_newest_record_alone() {
-        let (card, control) = open(None, new_control(Scope::ViewPin), GENEROUS, NOW).unwrap();
+        let (card, control) = open(found(None), new_control(Scope::ViewPin), GENEROUS, NOW).unwrap();
         let view = |newest: Option<StoredPin>| {
             let shown = Transition::View { shown: pin(1, 1).record };
             advance(control.clone(), card.clone(), newest.as_ref(), shown, &min(0), NOW).map(|advanced| advanced.set)

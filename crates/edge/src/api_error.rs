@@ -115,6 +115,7 @@ table! {
     STATE_CONFLICT = UNPROCESSABLE_ENTITY DynamicValidation "STATE_CONFLICT" "the state of the card or the control does not allow this: open another control";
 
     CONTROL_CAP = TOO_MANY_REQUESTS DynamicValidation "CONTROL_CAP" "too many controls were opened for this card within the hour: try again later" retry 600;
+    UNREGISTERED_CARDS = TOO_MANY_REQUESTS DynamicValidation "UNREGISTERED_CARDS" "too many unregistered cards of this tenant have no PIN: set their PINs, register them, or try again later" retry 600;
 
     BUSY = SERVICE_UNAVAILABLE Integration "BUSY" "too many requests are in flight: try again" retry 1;
     STORE_LOW_ON_SPACE = SERVICE_UNAVAILABLE Integration "STORE_LOW_ON_SPACE" "the store is low on space, and opens no control: try again later" retry 30;
@@ -160,6 +161,7 @@ impl ApiError {
             Reason::PinNotShown => Self::PIN_NOT_SHOWN,
             Reason::PinRefused => Self::PIN_REFUSED,
             Reason::ControlCap => Self::CONTROL_CAP,
+            Reason::UnregisteredCards => Self::UNREGISTERED_CARDS,
             Reason::Busy | Reason::TokenBusy | Reason::Counting => Self::BUSY,
             Reason::StoreLowOnSpace => Self::STORE_LOW_ON_SPACE,
             Reason::StoreUnavailable => Self::STORE_UNAVAILABLE,
@@ -398,7 +400,7 @@ mod tests {
                 &["ACCOUNT_BOUND", "TZPK_MISSING", "PIN_BLOCK_MALFORMED", "PIN_NOT_SHOWN", "PIN_REFUSED"],
                 (422, 404, DynamicValidation),
             ),
-            (&["CONTROL_CAP"], (429, 403, DynamicValidation)),
+            (&["CONTROL_CAP", "UNREGISTERED_CARDS"], (429, 403, DynamicValidation)),
             (
                 &[
                     "BUSY",

@@ -14,7 +14,12 @@ impl Operation {
         id: "openControl",
         errors: &[
             &[ApiError::PLASTIC_ID_INVALID, ApiError::SCOPE_INVALID, ApiError::DEVICE_KEY_SHA256_INVALID],
-            &[ApiError::CARD_UNKNOWN, ApiError::CONTROL_CAP, ApiError::STORE_LOW_ON_SPACE],
+            &[
+                ApiError::CARD_UNKNOWN,
+                ApiError::CONTROL_CAP,
+                ApiError::UNREGISTERED_CARDS,
+                ApiError::STORE_LOW_ON_SPACE,
+            ],
             COMMON,
         ],
     };

@@ -185,6 +185,8 @@ struct ControlFile {
     per_card_per_hour_max: u32,
     /// Whether a control for a card that is not registered is opened.
     unknown_cards: UnknownCardsFile,
+    /// The most cards of one tenant that had a control lately, and neither registration nor PIN.
+    unregistered_cards_per_tenant_max: u32,
 }
 
 #[derive(Clone, Copy, Deserialize)]
@@ -287,7 +289,12 @@ impl Default for EngineFile {
 
 impl Default for ControlFile {
     fn default() -> Self {
-        Self { lifetime_seconds: 30, per_card_per_hour_max: 120, unknown_cards: UnknownCardsFile::Accept }
+        Self {
+            lifetime_seconds: 30,
+            per_card_per_hour_max: 120,
+            unknown_cards: UnknownCardsFile::Accept,
+            unregistered_cards_per_tenant_max: 100_000,
+        }
     }
 }
 
@@ -338,6 +345,11 @@ impl EngineFile {
                         UnknownCardsFile::Accept => UnknownCards::Accept,
                         UnknownCardsFile::Refuse => UnknownCards::Refuse,
                     },
+                    unregistered_cards_per_tenant: within(
+                        "control.unregistered_cards_per_tenant_max",
+                        control.unregistered_cards_per_tenant_max,
+                        1..=10_000_000,
+                    )?,
                 },
             },
             workers,
@@ -480,5 +492,6 @@ mod tests {
         assert_eq!(example.calls_per_connection_max, default.calls_per_connection_max);
         assert_eq!(example.reencrypted_per_second_max, default.reencrypted_per_second_max);
         assert_eq!(example.rules.control_lifetime, default.rules.control_lifetime);
+        assert_eq!(example.rules.admission, default.rules.admission);
     }
 }

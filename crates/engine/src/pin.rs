@@ -836,6 +836,7 @@ fn denied_outcome(denied: Denied) -> Outcome {
         Denied::AccountBound => Outcome::AccountBound,
         Denied::CardUnknown => Outcome::CardUnknown,
         Denied::Cap { .. } => Outcome::ControlCap,
+        Denied::UnregisteredCards { .. } => Outcome::UnregisteredCards,
         Denied::NotUsable | Denied::Superseded => Outcome::ControlNotUsable,
         Denied::OtherTenant | Denied::OtherScope | Denied::OtherDeviceKey => Outcome::Denied,
         Denied::NoTzpk => Outcome::TzpkMissing,

@@ -353,6 +353,7 @@ fn denied_status(denied: Denied) -> Status {
         Denied::AccountBound => status(Code::FailedPrecondition, Reason::AccountBound, &denied),
         Denied::CardUnknown => status(Code::NotFound, Reason::CardUnknown, &denied),
         Denied::Cap { .. } => status(Code::ResourceExhausted, Reason::ControlCap, &denied),
+        Denied::UnregisteredCards { .. } => status(Code::ResourceExhausted, Reason::UnregisteredCards, &denied),
         Denied::NotUsable | Denied::Superseded => status(Code::NotFound, Reason::ControlNotUsable, &Denied::NotUsable),
         Denied::OtherTenant => status(Code::PermissionDenied, Reason::TenantMismatch, &denied),
         Denied::OtherScope => status(Code::PermissionDenied, Reason::ScopeMismatch, &denied),

@@ -35,6 +35,7 @@ mod reply;
 mod reserve;
 mod store_files;
 mod table_checksum;
+mod unregistered;
 pub mod upkeep;
 mod walk;
 mod watch;
@@ -70,6 +71,7 @@ use self::{
     page::{ControlPage, EntryPage},
     reply::promise,
     reserve::Reserve,
+    unregistered::UnregisteredCards,
     writer::{Command, OnDisk},
 };
 use audit::{
@@ -163,7 +165,10 @@ pub struct Embedded {
 
 struct Shared {
     database: Database,
+    /// Cards that were registered, or have had a PIN.
     cards: Keyspace,
+    /// Cards that had a control lately, and neither registration nor PIN.
+    unregistered: Keyspace,
     controls: Keyspace,
     /// Controls that have set a PIN: kept for longer than the others, for retries.
     set: Keyspace,
@@ -197,6 +202,7 @@ struct Queue {
 struct Tables {
     database: Database,
     cards: Keyspace,
+    unregistered: Keyspace,
     controls: Keyspace,
     set: Keyspace,
     pins: Keyspace,
@@ -223,9 +229,9 @@ impl Tables {
             database.keyspace(name, options)
         };
         let (cards, controls, pins) = (keyspace("cards")?, keyspace("controls")?, keyspace("pins")?);
-        let set = keyspace("set")?;
+        let (set, unregistered) = (keyspace("set")?, keyspace("unregistered")?);
         let (audit, meta) = (keyspace("audit")?, keyspace("meta")?);
-        Ok(Self { database, cards, controls, set, pins, audit, meta })
+        Ok(Self { database, cards, unregistered, controls, set, pins, audit, meta })
     }
 }
 
@@ -259,7 +265,7 @@ impl Embedded {
                 StoreOpenError::Damaged { path: path(), problem: error.to_string() }
             }
         })?;
-        let Tables { database, cards, controls, set, pins, audit, meta } =
+        let Tables { database, cards, unregistered, controls, set, pins, audit, meta } =
             Tables::open(&config.directory.join(DATABASE), config.memory_bytes_max).map_err(opened)?;
         let damaged = |problem: &str| StoreOpenError::Damaged { path: path(), problem: problem.to_owned() };
 
@@ -294,11 +300,18 @@ impl Embedded {
                 }
             }
         }
+        let rows = unregistered.iter().map(|row| {
+            let (key, row) = row.into_inner().map_err(opened)?;
+            let found = card_of_key(&key).zip(decode_card(&row));
+            found.ok_or_else(|| damaged("an unregistered card can't be read"))
+        });
+        let unregistered_cards = UnregisteredCards::of_rows(rows.collect::<Result<_, _>>()?);
         let clock = start_clock(source, floor, on_disk.controls.latest());
 
         let shared = Arc::new(Shared {
             database,
             cards,
+            unregistered,
             controls,
             set,
             pins,
@@ -327,7 +340,7 @@ impl Embedded {
         let watch = spawn("store-watch", Box::new(move || watch::run(&watching, &ended)))?;
         let writing = Arc::clone(&shared);
         let write = move || {
-            writer::run(&writing, on_disk, min);
+            writer::run(&writing, on_disk, unregistered_cards, min);
             // A caller that waits for the end may open the directory again.
             drop(writing);
             let _ = running.send(());
@@ -434,8 +447,9 @@ impl Store for Embedded {
     }
 
     fn needs_keys(&self) -> Answer<'_, bool> {
-        self.read(|Shared { pins, cards, .. }| {
-            Ok(!pins.is_empty().map_err(unavailable)? || !cards.is_empty().map_err(unavailable)?)
+        self.read(|Shared { pins, cards, unregistered, .. }| {
+            let is_empty = |keyspace: &Keyspace| keyspace.is_empty().map_err(unavailable);
+            Ok(!is_empty(pins)? || !is_empty(cards)? || !is_empty(unregistered)?)
         })
     }
 
@@ -537,7 +551,10 @@ impl Shared {
 
     fn card(&self, card: &CardKey) -> Result<Option<Card>, StoreError> {
         let key = card_key(card);
-        let Some(bytes) = self.cards.get(&key).map_err(unavailable)? else { return Ok(None) };
+        // In this order: a row moves from the unregistered cards to the others, never back.
+        let unregistered = self.unregistered.get(&key).map_err(unavailable)?;
+        let known = || self.cards.get(&key).map_err(unavailable);
+        let Some(bytes) = unregistered.map_or_else(known, |row| Ok(Some(row)))? else { return Ok(None) };
         let row = decode_card(&bytes).ok_or_else(|| damaged("cards", "a card can't be read"))?;
         // A card has the status `S` because there is a PIN, and for no other reason.
         Ok(Some(row.card(self.pin(&key)?.map(|row| row.set_at))))

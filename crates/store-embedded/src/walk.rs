@@ -144,6 +144,13 @@ impl Walk {
             }
             walk.counts.cards += 1;
             keep(RowKind::Card, key, row)
+        })?;
+        // Not handed over: without a control they say nothing.
+        self.each_row(&tables.unregistered, "unregistered", |walk, key, row| {
+            if decode_card(row).is_none() || card_of_key(key).is_none() {
+                walk.note("unregistered", "an unregistered card can't be read");
+            }
+            Ok(())
         })
     }
 

@@ -22,6 +22,7 @@ use super::{
     readable_pin,
     reply::{Promise, Reply, Wakes},
     unavailable,
+    unregistered::UnregisteredCards,
 };
 use audit::{
     chain::Checkpoint,
@@ -30,7 +31,7 @@ use audit::{
 use clock::deadline::Deadline;
 use domain::card::{CardKey, ReencryptedPin, RegisteredAccount};
 use domain::control::{Control, ControlId, Denied, NewControl, RetryTag, Transition};
-use domain::rules::{self, Admission, Advanced, CardState, Registered};
+use domain::rules::{self, Admission, Advanced, CardState, FoundCard, Registered};
 use domain::storage_key::MinKeyVersions;
 use domain::time::UnixMillis;
 use store::{Change, ChangeError, FailureCause, Outcome, StoreError};
@@ -42,6 +43,8 @@ const SWEEP_EVERY: Duration = Duration::from_millis(20);
 /// The most pages of controls one sweep removes: bounds how long a change waits behind it, and is more than can have
 /// been written since the last.
 const SWEEP_PAGES_MAX: usize = 1_024;
+/// The most forgotten cards one sweep removes.
+const SWEEP_CARDS_MAX: usize = 1_024;
 /// How long an expired control is kept: a call that began before the expiry may still use it.
 const SWEEP_GRACE: Duration = Duration::from_secs(5);
 /// How old the time on disk may be while a control is usable: by so much a step of the wall clock back and a restart may
@@ -110,11 +113,11 @@ impl Pages {
 }
 
 /// Writes until the store is closed and nothing waits, or until a write fails.
-pub(super) fn run(shared: &Shared, mut on_disk: OnDisk, mut min: MinKeyVersions) {
+pub(super) fn run(shared: &Shared, mut on_disk: OnDisk, mut unregistered: UnregisteredCards, mut min: MinKeyVersions) {
     let mut shard = 0;
     let mut swept = Instant::now();
     while let Some(commands) = wait(shared) {
-        let mut batch = Batch::new(shared, &mut min);
+        let mut batch = Batch::new(shared, &mut unregistered, &mut min);
         let answers: Vec<_> = commands.into_iter().filter_map(|command| batch.apply(command)).collect();
         if swept.elapsed() >= SWEEP_EVERY {
             swept = Instant::now();
@@ -166,6 +169,9 @@ fn cause_of(error: &fjall::Error) -> FailureCause {
 /// The changes of one commit. Later changes of the commit see them; readers do not, before the commit is on disk.
 struct Batch<'a> {
     shared: &'a Shared,
+    unregistered: &'a mut UnregisteredCards,
+    /// The rows of unregistered cards that this commit writes; `None` removes the row.
+    unregistered_rows: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
     /// By the last [`Change::SetKeysInUse`].
     min: &'a mut MinKeyVersions,
     write: WriteBatch,
@@ -184,9 +190,11 @@ struct Batch<'a> {
 }
 
 impl<'a> Batch<'a> {
-    fn new(shared: &'a Shared, min: &'a mut MinKeyVersions) -> Self {
+    fn new(shared: &'a Shared, unregistered: &'a mut UnregisteredCards, min: &'a mut MinKeyVersions) -> Self {
         Self {
             shared,
+            unregistered,
+            unregistered_rows: BTreeMap::new(),
             min,
             write: shared.database.batch().durability(Some(PersistMode::SyncData)),
             entries: EntryPage::new(),
@@ -277,8 +285,21 @@ impl<'a> Batch<'a> {
     }
 
     fn open(&mut self, new: NewControl, admission: Admission) -> Result<Outcome, ChangeError> {
-        let (card, control) = rules::open(self.card(&new.card)?, new, admission, self.now)?;
-        self.put_card(control.card, card);
+        let found = match self.known_card(&new.card)? {
+            Some(card) => FoundCard::Known(card),
+            None => FoundCard::Unregistered {
+                state: self.unregistered.get(&new.card).cloned(),
+                of_tenant: self.unregistered.of_tenant(&new.card.tenant),
+            },
+        };
+        let is_known = matches!(found, FoundCard::Known(_));
+        let (card, control) = rules::open(found, new, admission, self.now)?;
+        if is_known {
+            self.put_card(control.card, card);
+        } else {
+            self.unregistered_rows.insert(card_key(&control.card), Some(encode_card(&card)));
+            self.unregistered.put(control.card, card);
+        }
         self.controls.insert(control.id, encode_control(&control));
         Ok(Outcome::Opened(Box::new(control)))
     }
@@ -334,7 +355,7 @@ impl<'a> Batch<'a> {
         control.ok_or(Denied::NotUsable)
     }
 
-    /// Removes expired controls: of one shard in memory, and of the oldest pages on disk.
+    /// Removes expired controls, of one shard in memory and of the oldest pages on disk, and forgotten cards.
     fn sweep(&mut self, shard: usize, on_disk: &mut OnDisk) {
         let grace = u64::try_from(SWEEP_GRACE.as_millis()).unwrap_or_default();
         let moment = UnixMillis(self.now.0.saturating_sub(grace));
@@ -346,6 +367,9 @@ impl<'a> Batch<'a> {
             }
         }
         self.remove_archived_rows(on_disk);
+        for card in self.unregistered.remove_forgotten(moment, SWEEP_CARDS_MAX) {
+            self.unregistered_rows.insert(card_key(&card), None);
+        }
         let is_usable_still = on_disk.floor < on_disk.controls.latest();
         self.keeps_time = is_usable_still && self.now >= on_disk.floor.after(FLOOR_EVERY);
     }
@@ -371,6 +395,12 @@ impl<'a> Batch<'a> {
     }
 
     fn card(&self, card: &CardKey) -> Result<Option<CardState>, StoreError> {
+        let known = self.known_card(card)?;
+        Ok(known.or_else(|| self.unregistered.get(card).cloned()))
+    }
+
+    /// A card that was registered, or has had a PIN.
+    fn known_card(&self, card: &CardKey) -> Result<Option<CardState>, StoreError> {
         if let Some(row) = self.cards.get(card) {
             return Ok(Some(row.clone()));
         }
@@ -386,7 +416,11 @@ impl<'a> Batch<'a> {
         }
     }
 
+    /// Writes a card that is registered or has had a PIN.
     fn put_card(&mut self, card: CardKey, row: CardState) {
+        if self.unregistered.remove(&card) {
+            self.unregistered_rows.insert(card_key(&card), None);
+        }
         self.write.insert(&self.shared.cards, card_key(&card), encode_card(&row));
         self.cards.insert(card, row);
     }
@@ -413,6 +447,12 @@ impl<'a> Batch<'a> {
         }
         for (key, row) in self.pins {
             self.write.insert(&self.shared.pins, key, row);
+        }
+        for (key, row) in self.unregistered_rows {
+            match row {
+                Some(row) => self.write.insert(&self.shared.unregistered, key, row),
+                None => self.write.remove(&self.shared.unregistered, key),
+            }
         }
         if self.write.is_empty() && !self.keeps_time {
             return Ok(());

@@ -60,6 +60,8 @@ pub async fn run(open: impl AsyncFn(&str) -> Arc<dyn Store>) {
         an_unknown_control_is_not_usable,
         a_card_has_no_more_controls_in_an_hour_than_its_cap,
         an_unknown_card_is_accepted_or_refused_as_configured,
+        a_card_is_known_once_it_is_registered_or_has_a_pin,
+        the_unregistered_cards_of_a_tenant_are_limited,
         an_account_number_is_not_changed_under_a_pin,
         a_control_follows_the_account_number_of_its_card,
         a_record_under_an_older_storage_key_is_superseded,
@@ -82,11 +84,15 @@ pub async fn run(open: impl AsyncFn(&str) -> Arc<dyn Store>) {
         a_restart_keeps_the_keys_in_use_and_their_minimum_versions,
         a_restart_keeps_the_cap_of_a_card,
         archived_entries_are_passed_over_and_the_rest_verifies,
+        a_restart_keeps_the_unregistered_cards,
     }
 }
 
-pub const GENEROUS: Admission =
-    Admission { controls_per_card_per_hour: 1_000_000, unknown_cards: UnknownCards::Accept };
+pub const GENEROUS: Admission = Admission {
+    controls_per_card_per_hour: 1_000_000,
+    unknown_cards: UnknownCards::Accept,
+    unregistered_cards_per_tenant: 1_000_000,
+};
 
 pub fn card(number: u64) -> CardKey {
     CardKey { tenant: Tenant::parse("bank").unwrap(), plastic: PlasticId::parse(&number.to_string()).unwrap() }
@@ -255,7 +261,7 @@ async fn a_card_has_no_more_controls_in_an_hour_than_its_cap(store: &dyn Store) 
         }
     };
     assert!(
-        matches!(refused, ChangeError::Denied(Denied::Cap { cap: 2 })) && (2..=4).contains(&opened),
+        matches!(refused, ChangeError::Denied(Denied::Cap { cap: 2, .. })) && (2..=4).contains(&opened),
         "{opened}: {refused}"
     );
     store.open_control(control(card(2)), admission, card_event(Action::OpenControl)).await.unwrap();
@@ -268,6 +274,52 @@ async fn an_unknown_card_is_accepted_or_refused_as_configured(store: &dyn Store)
     assert!(store.card(&card(1)).await.unwrap().is_none());
     store.register_card(card(1), None, card_event(Action::RegisterCard)).await.unwrap();
     store.open_control(control(card(1)), strict, card_event(Action::OpenControl)).await.unwrap();
+}
+
+async fn a_card_is_known_once_it_is_registered_or_has_a_pin(store: &dyn Store) {
+    let strict = Admission { unknown_cards: UnknownCards::Refuse, ..GENEROUS };
+    let open = async |number, admission| {
+        store.open_control(control(card(number)), admission, card_event(Action::OpenControl)).await
+    };
+    let (set_later, registered_later) = (keyed(store, card(1)).await, open(2, GENEROUS).await.unwrap());
+    for number in 1..=2 {
+        let refused = open(number, strict).await;
+        assert!(matches!(refused, Err(ChangeError::Denied(Denied::CardUnknown))), "a control alone adds no card");
+    }
+    set(store, set_later.id, 1).await.unwrap();
+    store.register_card(card(2), account(1), card_event(Action::RegisterCard)).await.unwrap();
+    assert_eq!(store.control(registered_later.id).await.unwrap().unwrap().account, account(1));
+    for number in 1..=2 {
+        open(number, strict).await.unwrap();
+    }
+}
+
+/// An admission of this many unregistered cards of a tenant.
+fn with_unregistered(cards: u32) -> Admission {
+    Admission { unregistered_cards_per_tenant: cards, ..GENEROUS }
+}
+
+async fn the_unregistered_cards_of_a_tenant_are_limited(store: &dyn Store) {
+    let open = async |card, max| {
+        store.open_control(control(card), with_unregistered(max), card_event(Action::OpenControl)).await
+    };
+    let is_limited = |answer: &Result<Control, ChangeError>| {
+        matches!(answer, Err(ChangeError::Denied(Denied::UnregisteredCards { max: 2 })))
+    };
+    let first = keyed(store, card(1)).await;
+    open(card(2), 2).await.unwrap();
+    assert!(is_limited(&open(card(3), 2).await));
+    assert!(store.card(&card(3)).await.unwrap().is_none());
+    open(card(2), 2).await.unwrap();
+    let elsewhere = CardKey { tenant: Tenant::parse("other").unwrap(), ..card(3) };
+    open(elsewhere, 2).await.unwrap();
+
+    set(store, first.id, 1).await.unwrap();
+    open(card(3), 2).await.unwrap();
+    assert!(is_limited(&open(card(4), 2).await));
+    store.register_card(card(3), None, card_event(Action::RegisterCard)).await.unwrap();
+    open(card(4), 2).await.unwrap();
+    assert!(is_limited(&open(card(5), 2).await));
 }
 
 async fn an_account_number_is_not_changed_under_a_pin(store: &dyn Store) {
@@ -607,6 +659,20 @@ async fn a_restart_keeps_the_cap_of_a_card(open: impl AsyncFn() -> Arc<dyn Store
         close(store).await;
     }
     assert!(refused);
+}
+
+async fn a_restart_keeps_the_unregistered_cards(open: impl AsyncFn() -> Arc<dyn Store>) {
+    let store = open().await;
+    let waiting = keyed(&*store, card(1)).await;
+    close(store).await;
+
+    let store = open().await;
+    let refused =
+        store.open_control(control(card(2)), with_unregistered(1), card_event(Action::OpenControl)).await.err();
+    assert!(matches!(refused, Some(ChangeError::Denied(Denied::UnregisteredCards { max: 1 }))), "{refused:?}");
+    store.register_card(card(1), account(1), card_event(Action::RegisterCard)).await.unwrap();
+    assert_eq!(store.control(waiting.id).await.unwrap().unwrap().account, account(1));
+    close(store).await;
 }
 
 /// Closes a store and lets go of it, so that it can be opened again.

@@ -90,7 +90,11 @@ async fn open(store: &dyn Store, number: usize, bar: &ProgressBar) -> Result<(),
         lifetime: Duration::from_secs(3_600),
         device_key: None,
     };
-    let admission = Admission { controls_per_card_per_hour: 1_000, unknown_cards: UnknownCards::Accept };
+    let admission = Admission {
+        controls_per_card_per_hour: 1_000,
+        unknown_cards: UnknownCards::Accept,
+        unregistered_cards_per_tenant: u32::MAX,
+    };
     let opened =
         store.open_control(control, admission, event(Action::OpenControl)).await.map_err(|error| refused(&error))?;
     if number.is_multiple_of(2) {

@@ -63,6 +63,7 @@ impl Services {
         }];
         engine.rules.control_lifetime = CONTROL_LIFETIME;
         engine.rules.admission.controls_per_card_per_hour = 1_000_000;
+        engine.rules.admission.unregistered_cards_per_tenant = u32::MAX;
         let store = StoreConfig { waiting_changes_max: WAITING_CHANGES_MAX, ..StoreConfig::embedded(&data) };
         let settings = ServingSettings {
             listen: anywhere,

@@ -16,7 +16,7 @@ use domain::card::{CardKey, PlasticId, StoredPin, Tenant};
 use domain::control::{
     Control, ControlId, ControlState, Denied, NewControl, RetryTag, Scope, SealedTzpk, Spent, Transition,
 };
-use domain::rules::{self, Admission, Advanced, CardState, UnknownCards};
+use domain::rules::{self, Admission, Advanced, CardState, FoundCard, UnknownCards};
 use domain::storage_key::{MinKeyVersions, RecordKey, StorageKeyKind};
 use domain::time::UnixMillis;
 
@@ -30,7 +30,11 @@ const NO_TZPK: u8 = 0;
 const EARLIER: u8 = 9;
 /// The first tzpk of each control.
 const FIRST_TZPK: [u8; CONTROLS] = [1, 2];
-const ADMISSION: Admission = Admission { controls_per_card_per_hour: 1_000, unknown_cards: UnknownCards::Accept };
+const ADMISSION: Admission = Admission {
+    controls_per_card_per_hour: 1_000,
+    unknown_cards: UnknownCards::Accept,
+    unregistered_cards_per_tenant: 1,
+};
 
 /// The names of the properties.
 pub const SINGLE_USE: &str = "a control sets one PIN or shows one PIN, once";
@@ -280,7 +284,7 @@ impl CardModel {
         let now = time(if self.has(Fault::NoExpiry) { 0 } else { minute });
         let (mut card, min) = (data.card.clone(), MinKeyVersions::default());
         if change == Change::Open {
-            let (card, control) = rules::open(Some(card), new_control(at, Scope::SetPin), ADMISSION, now)?;
+            let (card, control) = rules::open(FoundCard::Known(card), new_control(at, Scope::SetPin), ADMISSION, now)?;
             let key = Transition::Key { tzpk: sealed(FIRST_TZPK[at]), replaces: None };
             data.controls[at] = Some(rules::advance(control, card.clone(), None, key, &min, now)?.control);
             data.card = card;
@@ -417,7 +421,8 @@ impl Model for CardModel {
         };
         for (at, scope) in scopes.into_iter().enumerate() {
             let Some(scope) = scope else { continue };
-            let Ok((opened, mut control)) = rules::open(Some(card.clone()), new_control(at, scope), ADMISSION, now)
+            let Ok((opened, mut control)) =
+                rules::open(FoundCard::Known(card.clone()), new_control(at, scope), ADMISSION, now)
             else {
                 return Vec::new();
             };
