@@ -7,7 +7,7 @@ pub const ERROR_DOMAIN: &str = "pinseal";
 macro_rules! reasons {
     ($($(#[$doc:meta])+ $name:ident = $text:literal,)+) => {
         /// The reason of an error of the engine.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Reason {
             $($(#[$doc])+ $name,)+
         }
@@ -73,6 +73,10 @@ reasons! {
     ControlCap = "CONTROL_CAP",
     /// The tenant has reached the limit of cards that were not registered and have no PIN.
     UnregisteredCards = "UNREGISTERED_CARDS",
+    /// The tenant has reached the limit of calls within a second.
+    TenantRate = "TENANT_RATE",
+    /// The card has reached the limit of calls within a minute.
+    CardRate = "CARD_RATE",
     /// The store has reached the limit of waiting changes.
     Busy = "BUSY",
     /// The token has reached the limit of waiting operations.

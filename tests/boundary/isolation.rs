@@ -31,7 +31,7 @@ const CLIENTS: u32 = 8;
 #[tokio::test(flavor = "multi_thread")]
 async fn fifty_boundary_kills_under_load_lose_no_acknowledged_pin() {
     let directory = tempfile::tempdir().unwrap();
-    let lines = "[control]\nlifetime_seconds = 3600\nper_card_per_hour_max = 1000000";
+    let lines = "[control]\nlifetime_seconds = 3600\nper_card_per_hour_max = 1000000\n[limits]\ncalls_per_card_per_minute = 1000000";
     let engine = EngineProcess::start_quiet(directory.path(), lines);
     let (device, known) = (Arc::new(device()), Arc::new(Mutex::new(Known::default())));
     let done = Arc::new(AtomicBool::new(false));

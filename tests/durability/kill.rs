@@ -24,7 +24,7 @@ async fn twenty_kills_under_load_lose_no_pin_and_no_control() {
     let directory = tempfile::tempdir().unwrap();
     let known = Arc::new(Mutex::new(Known::default()));
     let device = Arc::new(device());
-    let generous = "[control]\nlifetime_seconds = 3600\nper_card_per_hour_max = 1000000";
+    let generous = "[control]\nlifetime_seconds = 3600\nper_card_per_hour_max = 1000000\n[limits]\ncalls_per_card_per_minute = 1000000";
 
     for kill in 0..KILLS {
         let engine = EngineProcess::start(directory.path(), generous);

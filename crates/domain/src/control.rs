@@ -230,6 +230,12 @@ pub enum Denied {
         /// The configured number.
         max: u32,
     },
+    /// The card had as many calls within a minute as configured. The engine counts them, not the store.
+    #[error("too many calls for this card within the minute: try again later")]
+    CardRate {
+        /// The time until the card may have one more call.
+        retry_after: Duration,
+    },
     /// Unknown, expired, spent, or closed by a newer PIN of its card: one answer for all of them.
     #[error("the control is not usable: open another")]
     NotUsable,

@@ -1,5 +1,7 @@
 //! The errors that the edge answers: one table, one body.
 
+use std::time::Duration;
+
 use axum::{
     body::Body,
     http::{HeaderValue, Response, StatusCode, header},
@@ -116,6 +118,11 @@ table! {
 
     CONTROL_CAP = TOO_MANY_REQUESTS DynamicValidation "CONTROL_CAP" "too many controls were opened for this card within the hour: try again later" retry 600;
     UNREGISTERED_CARDS = TOO_MANY_REQUESTS DynamicValidation "UNREGISTERED_CARDS" "too many unregistered cards of this tenant have no PIN: set their PINs, register them, or try again later" retry 600;
+    CLIENT_BUSY = TOO_MANY_REQUESTS Security "CLIENT_BUSY" "this client has too many requests in progress: wait for answers before you send more" retry 1;
+    TENANT_BUSY = TOO_MANY_REQUESTS Security "TENANT_BUSY" "the clients of this tenant have too many requests in progress: wait for answers before you send more" retry 1;
+    CLIENT_RATE = TOO_MANY_REQUESTS Security "CLIENT_RATE" "this client sends too many requests a second: send fewer" retry 1;
+    TENANT_RATE = TOO_MANY_REQUESTS Security "TENANT_RATE" "this tenant makes too many calls a second: send fewer" retry 1;
+    CARD_RATE = TOO_MANY_REQUESTS Security "CARD_RATE" "too many calls for this card within the minute: try again later" retry 1;
 
     BUSY = SERVICE_UNAVAILABLE Integration "BUSY" "too many requests are in flight: try again" retry 1;
     STORE_LOW_ON_SPACE = SERVICE_UNAVAILABLE Integration "STORE_LOW_ON_SPACE" "the store is low on space, and opens no control: try again later" retry 30;
@@ -131,7 +138,10 @@ impl ApiError {
     pub(super) fn from_status(status: &Status) -> Self {
         let info = status.get_details_error_info().filter(|info| info.domain == ERROR_DOMAIN);
         match info.and_then(|info| Reason::parse(&info.reason)) {
-            Some(reason) => Self::from_reason(reason),
+            Some(reason) => {
+                let retry = status.get_details_retry_info().and_then(|info| info.retry_delay);
+                retry.map_or(Self::from_reason(reason), |after| Self::from_reason(reason).retry_after(after))
+            }
             // A status with a source is an error of the connection, not a reply of the engine.
             None if std::error::Error::source(status).is_some() => Self::ENGINE_UNAVAILABLE,
             None => Self::from_code(status.code()),
@@ -162,6 +172,8 @@ impl ApiError {
             Reason::PinRefused => Self::PIN_REFUSED,
             Reason::ControlCap => Self::CONTROL_CAP,
             Reason::UnregisteredCards => Self::UNREGISTERED_CARDS,
+            Reason::TenantRate => Self::TENANT_RATE,
+            Reason::CardRate => Self::CARD_RATE,
             Reason::Busy | Reason::TokenBusy | Reason::Counting => Self::BUSY,
             Reason::StoreLowOnSpace => Self::STORE_LOW_ON_SPACE,
             Reason::StoreUnavailable => Self::STORE_UNAVAILABLE,
@@ -186,6 +198,17 @@ impl ApiError {
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Self::ENGINE_UNAVAILABLE,
             Code::Ok | Code::Unknown | Code::Unimplemented | Code::Internal | Code::DataLoss => Self::UNEXPECTED,
         }
+    }
+
+    /// The error with this Retry-After, in whole seconds, at least 1; unchanged if no retry helps against it.
+    pub(super) fn retry_after(self, time: Duration) -> Self {
+        let seconds = u32::try_from(time.as_millis().div_ceil(1_000)).unwrap_or(u32::MAX).max(1);
+        Self { retry_after_seconds: self.retry_after_seconds.map(|_| seconds), ..self }
+    }
+
+    /// Whether a limit on the client, the tenant or the card refused the request.
+    pub(super) fn is_limit(self) -> bool {
+        self.status == StatusCode::TOO_MANY_REQUESTS
     }
 
     /// The stable `errorCode`.
@@ -401,6 +424,7 @@ mod tests {
                 (422, 404, DynamicValidation),
             ),
             (&["CONTROL_CAP", "UNREGISTERED_CARDS"], (429, 403, DynamicValidation)),
+            (&["TENANT_RATE", "CARD_RATE"], (429, 403, Security)),
             (
                 &[
                     "BUSY",
@@ -460,6 +484,20 @@ mod tests {
             assert_eq!(answer.status(), 503);
             assert!(answer.headers().contains_key(header::RETRY_AFTER));
         }
+    }
+
+    #[test]
+    fn retry_after_is_the_retry_info_of_the_engine() {
+        let answered = |reason: &str, delay: Duration| {
+            let mut details = ErrorDetails::with_error_info(reason, "pinseal", HashMap::<String, String>::new());
+            details.set_retry_info(Some(delay));
+            let status = Status::with_error_details(Code::ResourceExhausted, "text of the engine", details);
+            let answer = ApiError::from_status(&status).answer(ErrorProfile::Full, RequestId::from_bytes([0; 16]));
+            answer.headers().get(header::RETRY_AFTER).map(|value| value.to_str().unwrap().to_owned())
+        };
+        assert_eq!(answered("CONTROL_CAP", Duration::from_millis(1_234_001)).as_deref(), Some("1235"));
+        assert_eq!(answered("CARD_RATE", Duration::from_millis(3)).as_deref(), Some("1"));
+        assert_eq!(answered("PIN_REFUSED", Duration::from_secs(9)), None);
     }
 
     #[test]

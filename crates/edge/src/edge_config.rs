@@ -12,12 +12,13 @@ use serde::Deserialize;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::{Client, Credential, ErrorProfile, SECRET_CHARACTERS_MIN, Settings};
+use crate::{Client, Credential, ErrorProfile, RequestLimits, SECRET_CHARACTERS_MIN, Settings};
 use config::{ConfigError, KnownKey, SecretSource, read_file, within};
 use domain::card::Tenant;
 use domain::limits::BODY_BYTES_MAX;
 use net::{
     ConnectionAge, ConnectionLimits, EngineAddress,
+    metrics_server::MetricsFile,
     tls::{ClientTlsConfig, ServerTlsConfig},
 };
 
@@ -37,6 +38,8 @@ pub struct EdgeConfig {
     pub connection_age: ConnectionAge,
     /// The clients and the limits of requests.
     pub settings: Settings,
+    /// The loopback address of the metrics listener; `None` disables metrics.
+    pub metrics_listen: Option<SocketAddr>,
     /// The bearer token of the embedded defaults, generated for this run.
     pub made_token: Option<Zeroizing<String>>,
 }
@@ -88,12 +91,19 @@ struct EdgeFile {
     body_bytes_max: usize,
     /// Requests in flight at a time.
     requests_max: usize,
+    /// Requests in flight of one client; a quarter of `requests_max` by default.
+    requests_per_client_max: Option<usize>,
+    /// Requests in flight of the clients of one tenant; half of `requests_max` by default.
+    requests_per_tenant_max: Option<usize>,
+    /// Requests of one client that begin within a second.
+    requests_per_client_per_second_max: u32,
     /// Open connections; half of them may have no authenticated request yet.
     connections_max: usize,
     /// Open connections of one address that have no authenticated request yet.
     silent_connections_per_address_max: usize,
     /// The age at which a connection gets no more requests, in seconds.
     connection_age_seconds_max: u64,
+    metrics: MetricsFile,
 }
 
 #[derive(Deserialize)]
@@ -157,9 +167,13 @@ impl Default for EdgeFile {
             request_timeout_milliseconds: 10_000,
             body_bytes_max: BODY_BYTES_MAX,
             requests_max: 4_096,
+            requests_per_client_max: None,
+            requests_per_tenant_max: None,
+            requests_per_client_per_second_max: 5_000,
             connections_max: ConnectionLimits::default().connections_max,
             silent_connections_per_address_max: ConnectionLimits::default().silent_per_address_max,
             connection_age_seconds_max: ConnectionAge::default().seconds(),
+            metrics: MetricsFile::default(),
         }
     }
 }
@@ -187,7 +201,23 @@ impl EdgeFile {
         self.check(clients)
     }
 
+    fn request_limits(&self) -> Result<RequestLimits, ConfigError> {
+        let all = within("requests_max", self.requests_max, 1..=1_000_000)?;
+        let share = |key, share: Option<usize>, default: usize| within(key, share.unwrap_or(default.max(1)), 1..=all);
+        Ok(RequestLimits {
+            requests_max: all,
+            per_client_max: share("requests_per_client_max", self.requests_per_client_max, all / 4)?,
+            per_tenant_max: share("requests_per_tenant_max", self.requests_per_tenant_max, all / 2)?,
+            per_client_per_second_max: within(
+                "requests_per_client_per_second_max",
+                self.requests_per_client_per_second_max,
+                1..=10_000_000,
+            )?,
+        })
+    }
+
     fn check(self, clients: Vec<Client>) -> Result<EdgeConfig, ConfigError> {
+        let requests = self.request_limits()?;
         let timeout = within("request_timeout_milliseconds", self.request_timeout_milliseconds, 100..=60_000)?;
         Ok(EdgeConfig {
             listen: self.listen,
@@ -201,8 +231,9 @@ impl EdgeFile {
                 error_profile: self.error_profile,
                 request_timeout: Duration::from_millis(timeout),
                 body_bytes_max: within("body_bytes_max", self.body_bytes_max, 2_048..=1_048_576)?,
-                requests_max: within("requests_max", self.requests_max, 1..=1_000_000)?,
+                requests,
             },
+            metrics_listen: self.metrics.check()?,
             made_token: None,
         })
     }
@@ -430,6 +461,6 @@ mod tests {
         assert_eq!(example.listen, default.listen);
         assert_eq!(example.engine.address, default.engine.address);
         assert_eq!(example.request_timeout_milliseconds, default.request_timeout_milliseconds);
-        assert_eq!(example.requests_max, default.requests_max);
+        assert_eq!(example.request_limits().unwrap(), default.request_limits().unwrap());
     }
 }

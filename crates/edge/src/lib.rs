@@ -16,9 +16,11 @@ mod contract;
 mod device_key;
 mod edge_config;
 mod http_rules;
+mod metrics;
 mod mistake;
 mod operation;
 mod page;
+mod request_limits;
 mod route;
 mod serve;
 
@@ -28,16 +30,19 @@ use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
+use self::metrics::RefusedRequests;
 pub use self::{
     api_error::ErrorProfile,
     auth::{Client, Credential, SECRET_CHARACTERS_MIN},
     contract::openapi_json,
     edge_config::EdgeConfig,
+    request_limits::RequestLimits,
 };
 use auth::Clients;
 use domain::limits::REQUEST_BYTES_MAX;
 use net::{
     ConnectionTable, EngineChannel, connect,
+    metrics_server::{MetricsError, MetricsServer},
     tls::{self, ClientTls, ListenError, ServerTls, TlsError},
 };
 use proto::{control_service_client::ControlServiceClient, pin_service_client::PinServiceClient};
@@ -52,8 +57,8 @@ pub struct Settings {
     pub request_timeout: Duration,
     /// The longest body, in bytes.
     pub body_bytes_max: usize,
-    /// The most requests in flight; the edge answers further requests with 503.
-    pub requests_max: usize,
+    /// The limits on the number and the rate of requests.
+    pub requests: RequestLimits,
 }
 
 /// The gRPC clients of the engine.
@@ -92,13 +97,14 @@ pub struct Edge {
     serving: JoinHandle<()>,
     server_tls: Option<ServerTls>,
     engine_tls: Option<ClientTls>,
+    metrics: Option<MetricsServer>,
 }
 
 impl Edge {
     /// Binds the listener and starts to serve. The engine may start later.
     ///
     /// # Errors
-    /// The address may not be used without TLS, a certificate or key cannot be loaded, or the address cannot be bound.
+    /// The address may not be used without TLS, a certificate or key cannot be loaded, or an address cannot be bound.
     pub async fn start(mut config: EdgeConfig) -> Result<Self, EdgeError> {
         tls::may_listen_edge(config.listen, config.tls.as_ref())?;
         let server_tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
@@ -111,18 +117,28 @@ impl Edge {
         let address = listener.local_addr().map_err(listen_error)?;
         let (stop, stopped) = watch::channel(false);
         let table = ConnectionTable::new(config.connections);
+        let refused = RefusedRequests::default();
+        let metrics = match config.metrics_listen {
+            Some(listen) => Some(MetricsServer::start(listen, refused.registry()).await?),
+            None => None,
+        };
         let profile = config.settings.error_profile;
         let clients = Clients::new(std::mem::take(&mut config.settings.clients));
-        let router = route::router(config.settings, clients.clone(), engine);
+        let router = route::router(config.settings, clients.clone(), engine, refused);
         let timeouts = serve::Timeouts::with_age(config.connection_age);
         let serving = serve::serve(listener, table, server_tls.clone(), router, profile, timeouts, stopped);
         let serving = tokio::spawn(serving);
-        Ok(Self { address, clients, stop, serving, server_tls, engine_tls })
+        Ok(Self { address, clients, stop, serving, server_tls, engine_tls, metrics })
     }
 
     /// The bound address.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The address that metrics are served on; `None` where they are not served.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().map(MetricsServer::address)
     }
 
     /// Reloads certificates, keys and roots whose files changed, for new connections. The result goes to the log.
@@ -141,6 +157,7 @@ impl Edge {
     /// # Errors
     /// The serving task panicked.
     pub async fn stop(self) -> Result<(), EdgeError> {
+        self.metrics.iter().for_each(MetricsServer::stop);
         self.stop.send_replace(true);
         self.serving.await.map_err(|_| EdgeError::Stopped)
     }
@@ -163,6 +180,9 @@ pub enum EdgeError {
         /// The error of the operating system.
         error: io::Error,
     },
+    /// The metrics can't be served.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// The serving task panicked.
     #[error("the edge failed while serving: see its log")]
     Stopped,

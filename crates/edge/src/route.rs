@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Cow,
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,7 +19,7 @@ use axum::{
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{sync::Mutex, time::timeout};
 use tonic::Status;
 use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLayer};
 
@@ -31,32 +32,48 @@ use super::{
     },
     device_key,
     http_rules::{check_body_type, check_head, waits_for_continue},
+    metrics::{Limit, RefusedRequests},
     mistake::Mistake,
     operation::Operation,
     page,
+    request_limits::RequestAdmission,
 };
+use clock::minute_limit::MinuteLimit;
 use domain::caller::AuditUser;
 use domain::card::PlasticId;
 use domain::request_id::RequestId;
 use proto::REQUEST_ID_KEY;
 
-/// The longest time for a body to arrive; half of the request timeout if that is less. The request occupies one of
-/// `requests_max` places during this time.
+/// The longest time for a body to arrive; half of the request timeout if that is less. The request is in progress during this
+/// time: [`RequestLimits`](super::RequestLimits).
 const BODY_TIME_MAX: Duration = Duration::from_secs(3);
 /// Before an early answer, the rest of the body is read for at most this time and this many bytes. The time is longer than
 /// the second that curl waits for `100 Continue`.
 const REST_TIME_MAX: Duration = Duration::from_secs(3);
 const REST_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The time for which the health of the engine answers further readiness probes: they need no credentials.
+const READINESS_VALID: Duration = Duration::from_millis(200);
+/// The most lines within a minute of requests without credentials, and of requests that a limit refused: a line for each
+/// request would fill the disk.
+pub(super) const LINES_PER_MINUTE_MAX: u64 = 60;
 /// The timeout of the health check of the engine, below the usual timeout of a readiness probe (1 s).
 const READINESS_TIME_MAX: Duration = Duration::from_millis(800);
 /// The number of characters of a controlId in the log: a whole controlId is a credential for some seconds.
 const LOGGED_CONTROL_CHARACTERS: usize = 8;
 
 /// The API routes below `/pin` and at the root, and the operational routes.
-pub(super) fn router(settings: Settings, clients: Clients, engine: EngineClient) -> Router {
+pub(super) fn router(settings: Settings, clients: Clients, engine: EngineClient, refused: RefusedRequests) -> Router {
     let profile = settings.error_profile;
-    let places = Semaphore::new(settings.requests_max);
-    let edge = Arc::new(EdgeState { settings, clients, engine, places });
+    let edge = Arc::new(EdgeState {
+        admission: RequestAdmission::new(&settings.requests, refused.clone()),
+        settings,
+        clients,
+        engine,
+        refused,
+        readiness: Mutex::default(),
+        unauthenticated_lines: MinuteLimit::new(LINES_PER_MINUTE_MAX),
+        limit_lines: MinuteLimit::new(LINES_PER_MINUTE_MAX),
+    });
     let api = Router::new()
         .route("/pincontrol/v2/plastic/{plastic_id}", post(open_control))
         .route("/v3/set/tzpk", post(issue_tzpk))
@@ -100,17 +117,33 @@ pub(super) fn router(settings: Settings, clients: Clients, engine: EngineClient)
 
 /// `GET /readyz`: 204, or 503 while the engine or its token is unavailable.
 async fn ready(State(edge): State<Arc<EdgeState>>) -> StatusCode {
-    match timeout(READINESS_TIME_MAX, edge.engine.serves()).await {
-        Ok(true) => StatusCode::NO_CONTENT,
-        Ok(false) | Err(_) => StatusCode::SERVICE_UNAVAILABLE,
-    }
+    // One check at a time: the probes that wait for it get its result.
+    let mut last = edge.readiness.lock().await;
+    let serves = match *last {
+        Some((at, serves)) if at.elapsed() < READINESS_VALID => serves,
+        _ => {
+            let serves = timeout(READINESS_TIME_MAX, edge.engine.serves()).await.unwrap_or(false);
+            *last = Some((Instant::now(), serves));
+            serves
+        }
+    };
+    if serves { StatusCode::NO_CONTENT } else { StatusCode::SERVICE_UNAVAILABLE }
 }
+
+/// The network of a request's connection, in the extensions of the request.
+#[derive(Clone, Copy)]
+pub(super) struct ClientNetwork(pub(super) IpAddr);
 
 struct EdgeState {
     settings: Settings,
     clients: Clients,
     engine: EngineClient,
-    places: Semaphore,
+    admission: RequestAdmission,
+    refused: RefusedRequests,
+    /// The last health check of the engine: its end and its result.
+    readiness: Mutex<Option<(Instant, bool)>>,
+    unauthenticated_lines: MinuteLimit,
+    limit_lines: MinuteLimit,
 }
 
 /// An authenticated request with its whole body.
@@ -142,7 +175,7 @@ struct ApiRequest {
         (status = 413, description = "The body is too large.", body = ErrorBody),
         (status = 415, description = "The body is not JSON in UTF-8.", body = ErrorBody),
         (status = 422, description = "The state of the card or the control does not allow this.", body = ErrorBody),
-        (status = 429, description = "Too many controls for this card within the hour.", body = ErrorBody),
+        (status = 429, description = "A limit on the card, the tenant or the client is reached; Retry-After has the seconds to wait.", body = ErrorBody),
         (status = 500, description = "The edge or the engine failed.", body = ErrorBody),
         (status = 503, description = "The engine, its store or its key boundary is unavailable.", body = ErrorBody),
     ),
@@ -189,6 +222,7 @@ async fn open_control(
         (status = 413, description = "The body is too large.", body = ErrorBody),
         (status = 415, description = "The body is not JSON in UTF-8.", body = ErrorBody),
         (status = 422, description = "The state of the card or the control does not allow this.", body = ErrorBody),
+        (status = 429, description = "A limit on the card, the tenant or the client is reached; Retry-After has the seconds to wait.", body = ErrorBody),
         (status = 500, description = "The edge or the engine failed.", body = ErrorBody),
         (status = 503, description = "The engine, its store or its key boundary is unavailable.", body = ErrorBody),
     ),
@@ -237,6 +271,7 @@ async fn issue_tzpk(State(edge): State<Arc<EdgeState>>, request: Request) -> Res
         (status = 415, description = "The body is not JSON in UTF-8.", body = ErrorBody),
         (status = 422, description = "The block is not an ISO 9564 format 1 block under the tzpk (the control is spent), or the PIN \
             breaks the policy (the control stays usable for up to three such answers), or no tzpk was issued.", body = ErrorBody),
+        (status = 429, description = "A limit on the card, the tenant or the client is reached; Retry-After has the seconds to wait.", body = ErrorBody),
         (status = 500, description = "The edge or the engine failed.", body = ErrorBody),
         (status = 503, description = "The engine, its store or its key boundary is unavailable.", body = ErrorBody),
     ),
@@ -276,6 +311,7 @@ async fn set_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Respon
         (status = 413, description = "The body is too large.", body = ErrorBody),
         (status = 415, description = "The body is not JSON in UTF-8.", body = ErrorBody),
         (status = 422, description = "The PIN is stored in a format that cannot be viewed.", body = ErrorBody),
+        (status = 429, description = "A limit on the card, the tenant or the client is reached; Retry-After has the seconds to wait.", body = ErrorBody),
         (status = 500, description = "The edge or the engine failed.", body = ErrorBody),
         (status = 503, description = "The engine, its store or its key boundary is unavailable.", body = ErrorBody),
     ),
@@ -328,7 +364,7 @@ impl EdgeState {
             let client = authenticate(&clients, &parts)?;
             authenticated = true;
             log.client = Some(client.name());
-            let _place = self.places.try_acquire().map_err(|_| ApiError::BUSY)?;
+            let _place = self.admission.admit(client)?;
             check_body_type(&parts.headers)?;
             let request = self.read(log.id, client, parts.uri.query(), &mut body).await?;
             log.audit_user = Some(request.audit_user.clone());
@@ -346,7 +382,9 @@ impl EdgeState {
                 let error = refused.error;
                 let answer = self.refusal(log, refused);
                 if error != ApiError::BODY_TIMEOUT {
-                    drain_body(&parts, body).await;
+                    self.drain_body(&parts, body).await;
+                } else {
+                    self.refused.count(Limit::BodyTime);
                 }
                 answer
             }
@@ -362,13 +400,20 @@ impl EdgeState {
         let (parts, body) = request.into_parts();
         let route = parts.extensions.get::<MatchedPath>().map_or("-", MatchedPath::as_str);
         let answer = self.refusal(RequestLog::begin(route, &parts.method), error.into());
-        drain_body(&parts, body).await;
+        self.drain_body(&parts, body).await;
         answer
     }
 
     fn refusal(&self, log: RequestLog<'_>, refused: Rejection) -> Response<Body> {
         let answer = refused.error.answer(self.settings.error_profile, log.id);
-        log.refused(answer.status(), &refused);
+        let lines = match log.client {
+            None => Some(&self.unauthenticated_lines),
+            Some(_) if refused.error.is_limit() => Some(&self.limit_lines),
+            Some(_) => None,
+        };
+        if let Some(suppressed) = lines.map_or(Some(0), MinuteLimit::admit) {
+            log.refused(answer.status(), &refused, suppressed);
+        }
         answer
     }
 
@@ -407,19 +452,22 @@ impl EdgeState {
         request.set_timeout(self.settings.request_timeout);
         request
     }
-}
 
-/// Reads and drops the rest of a body, within limits. Over HTTP/2, libcurl loses an answer that arrives before it has sent
-/// the whole body; over HTTP/1.1, the connection could not be reused.
-async fn drain_body(parts: &Parts, body: Body) {
-    // Reading would ask the client to send the body.
-    if waits_for_continue(parts) {
-        return;
-    }
-    let mut rest = Limited::new(body, REST_BYTES_MAX);
-    let read = async { while let Some(Ok(_)) = rest.frame().await {} };
-    if timeout(REST_TIME_MAX, read).await.is_err() {
-        tracing::debug!("the rest of a body did not arrive in time");
+    /// Reads and drops the rest of a body, within limits. Over HTTP/2, libcurl loses an answer that arrives before it has sent
+    /// the whole body; over HTTP/1.1, the connection could not be reused.
+    async fn drain_body(&self, parts: &Parts, body: Body) {
+        // Reading would ask the client to send the body.
+        if waits_for_continue(parts) {
+            return;
+        }
+        let network =
+            parts.extensions.get().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ClientNetwork(network)| *network);
+        let Some(_place) = self.admission.admit_rest(network) else { return };
+        let mut rest = Limited::new(body, REST_BYTES_MAX);
+        let read = async { while let Some(Ok(_)) = rest.frame().await {} };
+        if timeout(REST_TIME_MAX, read).await.is_err() {
+            tracing::debug!("the rest of a body did not arrive in time");
+        }
     }
 }
 
@@ -437,7 +485,7 @@ struct RequestLog<'a> {
 
 /// Logs one event with the fields of a request.
 macro_rules! log_event {
-    ($level:ident, $log:expr, $status:expr, $code:expr, $cause:expr, $message:literal) => {
+    ($level:ident, $log:expr, $status:expr, $code:expr, $cause:expr, $suppressed:expr, $message:literal) => {
         tracing::$level!(
             request = %$log.id,
             route = $log.route,
@@ -445,6 +493,7 @@ macro_rules! log_event {
             status = $status.as_u16(),
             code = $code,
             cause = $cause,
+            suppressed = $suppressed,
             client = $log.client.unwrap_or("-"),
             audit_user = $log.audit_user.as_deref().unwrap_or("-"),
             control = $log.control.as_deref().unwrap_or("-"),
@@ -461,16 +510,18 @@ impl<'a> RequestLog<'a> {
     }
 
     fn served(self, status: StatusCode) {
-        log_event!(debug, self, status, "OK", None::<&str>, "request");
+        log_event!(debug, self, status, "OK", None::<&str>, None::<u64>, "request");
     }
 
-    /// Logged at a default level: an operator finds the id of an error in the log.
-    fn refused(self, status: StatusCode, refused: &Rejection) {
-        let (code, cause) = (refused.error.code(), refused.cause.as_deref());
+    /// Logged at a default level: an operator finds the id of an error in the log. `suppressed` is the number of requests of
+    /// this kind without a line since the last one.
+    fn refused(self, status: StatusCode, refused: &Rejection, suppressed: u64) {
+        let (code, cause, suppressed) =
+            (refused.error.code(), refused.cause.as_deref(), Some(suppressed).filter(|n| *n > 0));
         if refused.error.is_server_error() {
-            log_event!(warn, self, status, code, cause, "a request failed");
+            log_event!(warn, self, status, code, cause, suppressed, "a request failed");
         } else {
-            log_event!(info, self, status, code, cause, "a request was rejected");
+            log_event!(info, self, status, code, cause, suppressed, "a request was rejected");
         }
     }
 }

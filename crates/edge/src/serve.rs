@@ -42,7 +42,9 @@ use super::{
     api_error::{ApiError, ErrorProfile},
     auth::Authenticated,
     http_rules::HEADER_BYTES_MAX,
+    route::{ClientNetwork, LINES_PER_MINUTE_MAX},
 };
+use clock::minute_limit::MinuteLimit;
 use domain::request_id::RequestId;
 use net::{
     ConnectionAge, ConnectionPlace, ConnectionTable,
@@ -60,6 +62,11 @@ const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIME_MAX: Duration = Duration::from_secs(10);
 /// The longest time that the edge reads, after its last answer over HTTP/1, what the client is still sending.
 const LINGER_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// The lines within a minute that peers without credentials can cause. The next line has the number of suppressed ones.
+static NOT_ACCEPTED_LINES: MinuteLimit = MinuteLimit::new(LINES_PER_MINUTE_MAX);
+static REJECTED_LINES: MinuteLimit = MinuteLimit::new(LINES_PER_MINUTE_MAX);
+static MALFORMED_LINES: MinuteLimit = MinuteLimit::new(LINES_PER_MINUTE_MAX);
 
 /// The timeouts of a connection after the TLS handshake.
 #[derive(Clone, Copy)]
@@ -107,7 +114,9 @@ pub(super) async fn serve(
         let (stream, from) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
+                if let Some(suppressed) = NOT_ACCEPTED_LINES.admit() {
+                    tracing::warn!(%error, suppressed, "a connection could not be accepted");
+                }
                 // Most likely the process has no free file descriptor: wait instead of spinning.
                 sleep(Duration::from_millis(50)).await;
                 continue;
@@ -128,7 +137,11 @@ pub(super) async fn serve(
                         end.close(ended, &place, profile, stopped).await;
                     }
                 }
-                Err(error) => tracing::info!(%error, "a connection was rejected"),
+                Err(error) => {
+                    if let Some(suppressed) = REJECTED_LINES.admit() {
+                        tracing::info!(%error, suppressed, "a connection was rejected");
+                    }
+                }
             }
         });
     }
@@ -158,9 +171,10 @@ async fn serve_connection(
     timeouts: Timeouts,
     mut stopped: watch::Receiver<bool>,
 ) -> Option<End> {
-    let (usage, peer) = (Arc::new(Usage::default()), stream.peer());
+    let (usage, peer, network) = (Arc::new(Usage::default()), stream.peer(), ClientNetwork(place.network()));
     let identified = MapRequest::new(router, move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
+        request.extensions_mut().insert(network);
         request
     });
     let (counted, settled, answered) = (Arc::clone(&usage), Arc::clone(place), exchange.clone());
@@ -279,7 +293,9 @@ impl End {
 async fn answer_bytes(error: ApiError, profile: ErrorProfile) -> Vec<u8> {
     let id = RequestId::random();
     let (mut head, body) = error.answer(profile, id).into_parts();
-    tracing::info!(request = %id, status = head.status.as_u16(), code = error.code(), "a request was rejected");
+    if let Some(suppressed) = MALFORMED_LINES.admit() {
+        tracing::info!(request = %id, status = head.status.as_u16(), code = error.code(), suppressed, "a request was rejected");
+    }
     let body = to_bytes(body, usize::MAX).await.unwrap_or_default();
     let headers = &mut head.headers;
     headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));

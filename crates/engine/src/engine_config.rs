@@ -11,7 +11,7 @@ use std::{
 use serde::{Deserialize, de::IgnoredAny};
 
 use crate::{
-    Role,
+    CallLimits, Role,
     archive::ArchiveConfig,
     checkpoints::{CheckpointConfig, SIGNING_KEY},
     pin::Rules,
@@ -21,7 +21,7 @@ use domain::card::Tenant;
 use domain::control::LIFETIME_SECONDS_MAX;
 use domain::rules::{Admission, UnknownCards};
 use hsm_client::ProcessConfig;
-use net::{ConnectionAge, ConnectionLimits, tls::ServerTlsConfig};
+use net::{ConnectionAge, ConnectionLimits, metrics_server::MetricsFile, tls::ServerTlsConfig};
 
 /// The engine's checked configuration.
 pub struct EngineConfig {
@@ -45,6 +45,8 @@ pub struct EngineConfig {
     pub connections: ConnectionLimits,
     /// The age at which a connection gets no more calls.
     pub connection_age: ConnectionAge,
+    /// The limits on the rate of calls.
+    pub call_limits: CallLimits,
     /// The most PIN records that a rotation re-encrypts a second.
     pub reencrypted_per_second_max: u32,
     /// The loopback address of the metrics listener; `None` disables metrics.
@@ -128,6 +130,7 @@ struct EngineFile {
     pin_policy: Option<IgnoredAny>,
     boundary: BoundaryFile,
     control: ControlFile,
+    limits: LimitsFile,
     // The program that opens the store reads it.
     store: Option<IgnoredAny>,
     rotation: RotationFile,
@@ -189,6 +192,31 @@ struct ControlFile {
     unregistered_cards_per_tenant_max: u32,
 }
 
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct LimitsFile {
+    /// The most calls that name one tenant within a second.
+    calls_per_tenant_per_second: u32,
+    /// The most calls about one card within a minute.
+    calls_per_card_per_minute: u32,
+}
+
+impl Default for LimitsFile {
+    fn default() -> Self {
+        Self { calls_per_tenant_per_second: 20_000, calls_per_card_per_minute: 600 }
+    }
+}
+
+impl LimitsFile {
+    fn check(&self) -> Result<CallLimits, ConfigError> {
+        let (tenant, card) = (self.calls_per_tenant_per_second, self.calls_per_card_per_minute);
+        Ok(CallLimits {
+            per_tenant_per_second: within("limits.calls_per_tenant_per_second", tenant, 1..=10_000_000)?,
+            per_card_per_minute: within("limits.calls_per_card_per_minute", card, 1..=10_000_000)?,
+        })
+    }
+}
+
 #[derive(Clone, Copy, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum UnknownCardsFile {
@@ -201,13 +229,6 @@ enum UnknownCardsFile {
 struct RotationFile {
     /// The most PIN records that a rotation re-encrypts a second.
     records_per_second: u32,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct MetricsFile {
-    /// The loopback address of `GET /metrics`, for example `127.0.0.1:9464`; without it, metrics are disabled.
-    listen: Option<SocketAddr>,
 }
 
 #[derive(Deserialize)]
@@ -279,6 +300,7 @@ impl Default for EngineFile {
             boundary: BoundaryFile::default(),
             pin_policy: None,
             control: ControlFile::default(),
+            limits: LimitsFile::default(),
             store: None,
             rotation: RotationFile::default(),
             metrics: MetricsFile::default(),
@@ -355,6 +377,7 @@ impl EngineFile {
             workers,
             call_timeout: Duration::from_millis(timeout),
             calls_per_connection_max: within("calls_per_connection_max", self.calls_per_connection_max, 1..=65_536)?,
+            call_limits: self.limits.check()?,
             connections: ConnectionLimits::new(self.connections_max, self.silent_connections_per_address_max)?,
             connection_age: ConnectionAge::from_seconds(self.connection_age_seconds_max)?,
             reencrypted_per_second_max: within(
@@ -413,18 +436,6 @@ impl PeerFile {
             certificate_name: self.certificate_name,
             roles: self.roles,
         })
-    }
-}
-
-impl MetricsFile {
-    fn check(self) -> Result<Option<SocketAddr>, ConfigError> {
-        match self.listen {
-            Some(address) if !address.ip().is_loopback() => {
-                let problem = format!("{address} is not a loopback address: listen on 127.0.0.1");
-                Err(ConfigError::value("metrics.listen", problem))
-            }
-            listen => Ok(listen),
-        }
     }
 }
 
@@ -493,5 +504,6 @@ mod tests {
         assert_eq!(example.reencrypted_per_second_max, default.reencrypted_per_second_max);
         assert_eq!(example.rules.control_lifetime, default.rules.control_lifetime);
         assert_eq!(example.rules.admission, default.rules.admission);
+        assert_eq!(example.call_limits, default.call_limits);
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{
     convert::Infallible,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -21,9 +21,10 @@ use super::{
     peer::{AdmittedPeer, Forbidden, Peers, Right},
     wire::{self, ToStatus},
 };
+use crate::call_limits::CallAdmission;
 use crate::pin::Pins;
 use audit::entry::Body as EventBody;
-use clock::deadline::Deadline;
+use clock::{deadline::Deadline, minute_limit::MinuteLimit};
 use domain::{
     card::Tenant,
     request_id::{RequestId, RequestIdError},
@@ -32,7 +33,6 @@ use proto::REQUEST_ID_KEY;
 
 /// The most log lines and audit entries of denied calls within a minute, so that a peer without rights cannot fill the disk.
 const DENIALS_PER_MINUTE_MAX: u64 = 60;
-const MINUTE_MILLISECONDS: u64 = 60_000;
 
 /// An admitted call. The gate puts it into the extensions of the request.
 #[derive(Clone)]
@@ -44,6 +44,7 @@ pub(super) struct Call {
     access: &'static MethodAccess,
     deadline: Option<Deadline>,
     peers: Peers,
+    limits: Arc<CallAdmission>,
 }
 
 impl Call {
@@ -82,10 +83,26 @@ impl Call {
     /// Logs the error of the call with the id of the request. Returns its status with the id.
     pub(super) fn failed(&self, error: &impl ToStatus) -> Status {
         let (status, method, request) = (error.to_status(), self.access.path, self.id);
+        if status.code() == tonic::Code::ResourceExhausted {
+            return self.refused(status);
+        }
         if matches!(status.code(), tonic::Code::Internal | tonic::Code::Unavailable) {
             tracing::error!(%request, method, peer = &*self.peer.name, %error, "a call failed");
         } else {
             tracing::info!(%request, method, peer = &*self.peer.name, %error, "a call was rejected");
+        }
+        wire::with_request_id(status, request)
+    }
+
+    /// Counts a call that a limit refused, and logs it within the limit on such lines. Returns its status with the id.
+    pub(super) fn refused(&self, status: Status) -> Status {
+        let (method, request) = (self.access.path, self.id);
+        if let Some(reason) = wire::reason_of(&status) {
+            self.limits.refused.count(reason);
+        }
+        if let Some(suppressed) = self.limits.lines.admit() {
+            let (peer, error) = (&*self.peer.name, status.message());
+            tracing::info!(%request, method, peer, error, suppressed, "a limit refused a call");
         }
         wire::with_request_id(status, request)
     }
@@ -96,7 +113,8 @@ impl Call {
 pub(super) struct Gate {
     peers: Peers,
     pins: Arc<Pins>,
-    limit: Arc<Mutex<DenialLimit>>,
+    denials: Arc<MinuteLimit>,
+    limits: Arc<CallAdmission>,
 }
 
 /// A denied call.
@@ -126,8 +144,8 @@ impl MethodAccess {
 
 impl Gate {
     /// A gate for these peers. The audit events of denied calls go through `pins`.
-    pub(super) fn new(peers: Peers, pins: Arc<Pins>) -> Self {
-        Self { peers, pins, limit: Arc::default() }
+    pub(super) fn new(peers: Peers, pins: Arc<Pins>, limits: Arc<CallAdmission>) -> Self {
+        Self { peers, pins, denials: Arc::new(MinuteLimit::new(DENIALS_PER_MINUTE_MAX)), limits }
     }
 
     /// The same gate, whose audit events go through the use cases of another thread.
@@ -153,17 +171,19 @@ impl Gate {
             (Ok(_), Err(error)) => Err(NotAdmitted::RequestId(error)),
             (Ok(peer), Ok(id)) => {
                 let deadline = asked_timeout(request.headers()).map(Deadline::within);
-                Ok(Call { id, peer, access, deadline, peers: self.peers.clone() })
+                let (peers, limits) = (self.peers.clone(), Arc::clone(&self.limits));
+                Ok(Call { id, peer, access, deadline, peers, limits })
             }
         }
     }
 
-    /// Checks that the caller of an admitted call may name this tenant.
+    /// Checks that the caller of an admitted call may name this tenant, and counts the call.
     ///
     /// # Errors
-    /// The status of the denied call, which is logged and audited.
+    /// The status of the denied call, which is logged and audited, or of a tenant beyond its rate.
     pub(super) async fn admit_tenant(&self, call: &Call, tenant: &Tenant) -> Result<(), Status> {
-        self.admit_if(call, call.peer.for_tenant(tenant), tenant).await
+        self.admit_if(call, call.peer.for_tenant(tenant), tenant).await?;
+        self.limits.admit_tenant(tenant).map_err(|rate| call.refused(wire::tenant_rate(&rate)))
     }
 
     /// Checks that the caller of an admitted call for this tenant has the right for what the request asks.
@@ -193,11 +213,7 @@ impl Gate {
     /// recorded, too.
     async fn deny(&self, denial: Denial) -> Status {
         let Denial { id: request, access, forbidden, tenant } = denial;
-        let recorded = {
-            let mut limit = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
-            limit.record(clock::monotonic_milliseconds() / MINUTE_MILLISECONDS)
-        };
-        if let Some(unrecorded) = recorded {
+        if let Some(unrecorded) = self.denials.admit() {
             tracing::warn!(%request, method = access.path, reason = %forbidden, unrecorded, "a call was denied");
             let body = EventBody::CallDenied { method: access.method, reason: forbidden.reason(), unrecorded };
             if let Err(error) = self.pins.note_denied_call(forbidden.peer_name(), tenant, request, body).await {
@@ -267,40 +283,9 @@ where
     }
 }
 
-/// Counts the denied calls of the present minute.
-#[derive(Default)]
-struct DenialLimit {
-    minute: u64,
-    recorded: u64,
-    unrecorded: u64,
-}
-
-impl DenialLimit {
-    /// The number of denied calls without an entry since the last entry; `None` where this call gets no entry either.
-    fn record(&mut self, minute: u64) -> Option<u64> {
-        if minute != self.minute {
-            (self.minute, self.recorded) = (minute, 0);
-        }
-        if self.recorded >= DENIALS_PER_MINUTE_MAX {
-            self.unrecorded = self.unrecorded.saturating_add(1);
-            return None;
-        }
-        self.recorded = self.recorded.saturating_add(1);
-        Some(std::mem::take(&mut self.unrecorded))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn denied_calls_beyond_the_limit_are_counted_in_the_next_entry() {
-        let mut limit = DenialLimit::default();
-        let recorded = (0..DENIALS_PER_MINUTE_MAX + 5).filter_map(|_| limit.record(7)).collect::<Vec<_>>();
-        assert_eq!(recorded, vec![0; 60]);
-        assert_eq!((limit.record(8), limit.record(8)), (Some(5), Some(0)));
-    }
 
     #[test]
     fn a_call_has_the_id_of_its_metadata_or_a_fresh_one() {

@@ -74,7 +74,7 @@ impl key_service_server::KeyService for KeyServices {
         request: Request<proto::CountRecordsRequest>,
     ) -> Result<Response<Self::CountRecordsStream>, Status> {
         let call = Call::of(request.extensions())?.clone();
-        let permit = Arc::clone(&self.counts).try_acquire_owned().map_err(|_| wire::counting())?;
+        let permit = Arc::clone(&self.counts).try_acquire_owned().map_err(|_| call.refused(wire::counting()))?;
         let (messages, stream) = mpsc::channel(WAITING_MESSAGES_MAX);
         self.runtime.spawn(report_counts(
             call,

@@ -9,6 +9,7 @@
 //! ```
 
 mod archive;
+mod call_limits;
 mod call_rules;
 mod checkpoints;
 pub mod command;
@@ -17,9 +18,10 @@ mod gate;
 mod key_service;
 mod keys_in_use;
 mod method_table;
-pub mod metrics;
+mod metrics;
 mod peer;
 pub mod pin;
+mod refused_calls;
 pub mod rotation;
 mod service;
 pub mod serving;
@@ -38,26 +40,29 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use self::{
     archive::Archive,
+    call_limits::CallAdmission,
     call_rules::{CallRules, Streams},
     checkpoints::Checkpoints,
     gate::Gate,
     key_service::KeyServices,
     peer::Peers,
+    refused_calls::RefusedCalls,
     service::Services,
     serving::{Serving, ServingError, ServingSettings},
 };
 pub use self::{
     archive::ArchiveConfig,
+    call_limits::CallLimits,
     checkpoints::{CheckpointConfig, CheckpointError},
     engine_config::{BoundaryPlace, EngineConfig, Peer},
     peer::Role,
 };
-use crate::metrics::{Metrics, MetricsError};
 use crate::pin::Pins;
 use crate::rotation::Progress;
 use audit::{card_reference::CardReferenceKey, chain::Checkpoint, entry::Body};
 use domain::limits::REQUEST_BYTES_MAX;
 use hsm_client::{AbsentKeys, Boundary, BoundaryError, KeyMismatch, OpenBoundary};
+use net::metrics_server::{MetricsError, MetricsServer};
 use net::tls::{self, ListenError, ServerTls, TlsError};
 use proto::{
     self, audit_service_server::AuditServiceServer, card_service_server::CardServiceServer,
@@ -86,7 +91,7 @@ pub struct Engine {
     archive: Option<JoinHandle<()>>,
     /// Its drop ends the calls that follow the audit chain.
     followed: watch::Sender<()>,
-    metrics: Option<Metrics>,
+    metrics: Option<MetricsServer>,
     serving: Serving,
 }
 
@@ -123,13 +128,18 @@ impl Engine {
             tracing::info!(store = store.place(), "the store is new: nothing that an engine kept before is in it");
         }
         let references = store.card_reference_key().await?.unwrap_or_else(CardReferenceKey::random);
-        let pins = |boundary| Arc::new(Pins::new(boundary, Arc::clone(&store), config.rules, references.clone()));
+        let refused = RefusedCalls::default();
+        let limits = Arc::new(CallAdmission::new(&config.call_limits, refused.clone()));
+        let pins = |boundary| {
+            let (store, limits, references) = (Arc::clone(&store), Arc::clone(&limits), references.clone());
+            Arc::new(Pins::new(boundary, store, config.rules, limits, references))
+        };
         let pins_of_thread = |number| pins(boundary.for_thread(number));
         let pins = pins(boundary.for_thread(0));
         pins.note_start(store.engine_name(), &status).await?;
 
         let peers = Peers::new(config.peers);
-        let gate = Gate::new(peers.clone(), Arc::clone(&pins));
+        let gate = Gate::new(peers.clone(), Arc::clone(&pins), Arc::clone(&limits));
         let (health, health_service) = tonic_health::server::health_reporter();
         report(&health, &BY_BOUNDARY, ServingStatus::Serving).await;
         report(&health, &BY_ENGINE, ServingStatus::Serving).await;
@@ -153,9 +163,10 @@ impl Engine {
             watch::channel(if rotates { Progress::running(limit) } else { Progress::idle(limit) });
         let mgf1_sha1 = Counter::default();
         let metrics = match config.metrics_listen {
-            Some(listen) => Some(
-                Metrics::start(listen, boundary.watched(), rotation.clone(), store.state(), mgf1_sha1.clone()).await?,
-            ),
+            Some(listen) => {
+                let (watched, state) = (boundary.watched(), store.state());
+                Some(metrics::serve(listen, watched, rotation.clone(), state, refused, mgf1_sha1.clone()).await?)
+            }
             None => None,
         };
         let (use_keys, in_use) = watch::channel(status);
@@ -208,7 +219,7 @@ impl Engine {
 
     /// The address that metrics are served on; `None` where they are not served.
     pub fn metrics_address(&self) -> Option<SocketAddr> {
-        self.metrics.as_ref().map(Metrics::address)
+        self.metrics.as_ref().map(MetricsServer::address)
     }
 
     /// The current status of the key boundary.
@@ -260,7 +271,7 @@ impl Engine {
         self.sign_checkpoints.abort();
         self.archive.iter().for_each(JoinHandle::abort);
         drop(self.followed);
-        self.metrics.iter().for_each(Metrics::stop);
+        self.metrics.iter().for_each(MetricsServer::stop);
         report_stop(&mut self.health).await;
         self.serving.stop().await;
         // A store that has failed may never answer.

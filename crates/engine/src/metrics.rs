@@ -1,16 +1,14 @@
 //! Metrics for Prometheus: the state of the store, the progress of the rotation, the number of storage keys in use, the
-//! release. They are collected at each request, and disabled unless configured.
+//! release; and [`RefusedCalls`]. They are collected at each request, and disabled unless configured.
 //!
-//! A label must have an enum of this file as its type. No metric may contain data of a card, a record or a key.
+//! A label must have an enum as its type, of this file or of the messages. No metric may contain data of a card, a record or a key.
 
-mod serve;
-
-use std::{fmt, io, net::SocketAddr, sync::Arc};
+use std::{fmt, net::SocketAddr, sync::Arc};
 
 use hsm_protocol::KeyUsage;
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelValue, EncodeMetric, LabelValueEncoder, text},
+    encoding::{DescriptorEncoder, EncodeLabelValue, EncodeMetric, LabelValueEncoder},
     metrics::{
         MetricType,
         counter::{ConstCounter, Counter},
@@ -19,77 +17,44 @@ use prometheus_client::{
     },
     registry::Registry,
 };
-use thiserror::Error;
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio::sync::watch;
 
+use crate::refused_calls::RefusedCalls;
 use crate::rotation::{Progress, RotationState};
+use net::metrics_server::{MetricsError, MetricsServer};
 use store::StoreState;
 
-/// A running metrics server.
-pub struct Metrics {
-    address: SocketAddr,
-    serving: JoinHandle<()>,
-}
-
-impl Metrics {
-    /// Binds the listener and serves, on the current Tokio runtime.
-    ///
-    /// # Errors
-    /// The address cannot be bound.
-    pub async fn start(
-        listen: SocketAddr,
-        boundary: watch::Receiver<Arc<hsm_protocol::Status>>,
-        rotation: watch::Receiver<Progress>,
-        store: watch::Receiver<StoreState>,
-        mgf1_sha1: Counter,
-    ) -> Result<Self, MetricsError> {
-        let listen_error = |error| MetricsError { address: listen, error };
-        let listener = TcpListener::bind(listen).await.map_err(listen_error)?;
-        let address = listener.local_addr().map_err(listen_error)?;
-        tracing::info!(%address, "metrics are served");
-        let serving = tokio::spawn(serve::serve(listener, Arc::new(registry(boundary, rotation, store, mgf1_sha1))));
-        Ok(Self { address, serving })
-    }
-
-    /// The bound address.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// Stops the server at once.
-    pub fn stop(&self) {
-        self.serving.abort();
-    }
-}
-
-/// The metrics listener cannot be bound.
-#[derive(Debug, Error)]
-#[error("cannot listen for metrics on {address}: {error}; choose another metrics.listen, or remove it")]
-pub struct MetricsError {
-    address: SocketAddr,
-    error: io::Error,
+/// Starts to serve the metrics, on the current Tokio runtime.
+///
+/// # Errors
+/// The address cannot be bound.
+pub(super) async fn serve(
+    listen: SocketAddr,
+    boundary: watch::Receiver<Arc<hsm_protocol::Status>>,
+    rotation: watch::Receiver<Progress>,
+    store: watch::Receiver<StoreState>,
+    refused: RefusedCalls,
+    mgf1_sha1: Counter,
+) -> Result<MetricsServer, MetricsError> {
+    MetricsServer::start(listen, registry(boundary, rotation, store, refused, mgf1_sha1)).await
 }
 
 fn registry(
     boundary: watch::Receiver<Arc<hsm_protocol::Status>>,
     rotation: watch::Receiver<Progress>,
     store: watch::Receiver<StoreState>,
+    refused: RefusedCalls,
     mgf1_sha1: Counter,
 ) -> Registry {
     let mut registry = Registry::with_prefix("pinseal");
     registry.register("build", "This build of the engine", Info::new([("version", Version::This)]));
     let help = "Tzpks encrypted for devices by RSA-OAEP with MGF1-SHA-1 since the start";
     registry.register("oaep_mgf1_sha1", help, mgf1_sha1);
+    let help = "Calls refused with RESOURCE_EXHAUSTED, by the reason of the ErrorInfo";
+    registry.register("calls_refused", help, refused.family());
     let storage_keys = move || StorageKey::ALL.map(|key| (key, key.versions_in_use(&boundary.borrow())));
     registry.register_collector(Box::new(EngineCollector { storage_keys: Box::new(storage_keys), rotation, store }));
     registry
-}
-
-/// The metrics in OpenMetrics text.
-fn exposition(registry: &Registry) -> Result<String, fmt::Error> {
-    let mut text = String::new();
-    text::encode(&mut text, registry)?;
-    Ok(text)
 }
 
 /// Collects the values of a request.
@@ -245,6 +210,8 @@ impl EncodeLabelValue for RotationState {
 
 #[cfg(test)]
 mod tests {
+    use net::metrics_server::exposition;
+
     use super::*;
 
     #[test]

@@ -16,6 +16,7 @@ use hsm_protocol::{
 use thiserror::Error;
 use tokio::sync::watch;
 
+use crate::call_limits::CallAdmission;
 use audit::archive::ArchivedPart;
 use audit::card_reference::CardReferenceKey;
 use audit::entry::{
@@ -43,6 +44,7 @@ pub struct Pins {
     boundary: Arc<dyn Boundary>,
     store: Arc<dyn Store>,
     rules: Rules,
+    limits: Arc<CallAdmission>,
     references: CardReferenceKey,
     stamped: RwLock<Stamped>,
 }
@@ -64,10 +66,16 @@ pub struct Rules {
 
 impl Pins {
     /// The use cases over an open boundary and an open store. `references` is the key of the card references in audit events.
-    pub fn new(boundary: Arc<dyn Boundary>, store: Arc<dyn Store>, rules: Rules, references: CardReferenceKey) -> Self {
+    pub(crate) fn new(
+        boundary: Arc<dyn Boundary>,
+        store: Arc<dyn Store>,
+        rules: Rules,
+        limits: Arc<CallAdmission>,
+        references: CardReferenceKey,
+    ) -> Self {
         let mut status = boundary.watched();
         let stamp = Arc::new(stamp_of(&status.borrow_and_update()));
-        Self { boundary, store, rules, references, stamped: RwLock::new(Stamped { status, stamp }) }
+        Self { boundary, store, rules, limits, references, stamped: RwLock::new(Stamped { status, stamp }) }
     }
 
     /// The present stamp of the boundary. An audit event is made after the boundary's reply, so that its stamp names the keys
@@ -83,6 +91,22 @@ impl Pins {
         let Stamped { status, stamp } = &mut *stamped;
         *stamp = Arc::new(stamp_of(&status.borrow_and_update()));
         Arc::clone(stamp)
+    }
+
+    /// The newest state of a control, which is left in `found`. The first read of a call counts as a call about the card; calls
+    /// of another tenant do not use up the quota of the card.
+    async fn read_control<'f>(
+        &self,
+        caller: &Caller,
+        id: ControlId,
+        found: &'f mut Option<Control>,
+    ) -> Result<&'f Control, ChangeError> {
+        let is_first = found.is_none();
+        let control = &*found.insert(self.store.control(id).await?.ok_or(Denied::NotUsable)?);
+        if is_first && control.card.tenant == caller.tenant {
+            self.limits.admit_card(&control.card)?;
+        }
+        Ok(control)
     }
 
     /// Registers a card. Its account number is sealed before it is stored.
@@ -106,6 +130,7 @@ impl Pins {
         card: CardKey,
         number: Option<AccountNumber>,
     ) -> Result<Card, RegisterCardError> {
+        self.limits.admit_card(&card)?;
         let account = match number {
             Some(number) => {
                 let masked = number.masked().into();
@@ -127,6 +152,7 @@ impl Pins {
     /// [`Denied::CardUnknown`], or the store failed.
     pub async fn find_card(&self, caller: &Caller, plastic: PlasticId) -> Result<Card, ChangeError> {
         let card = CardKey { tenant: caller.tenant, plastic };
+        self.limits.admit_card(&card)?;
         let found = self.store.card(&card).await?;
         let event = self.about_card(Action::FindCard, &card, found.as_ref().and_then(|card| card.account.as_ref()));
         let outcome = if found.is_some() { Outcome::Done } else { Outcome::CardUnknown };
@@ -146,6 +172,7 @@ impl Pins {
         device_key: Option<Thumbprint>,
     ) -> Result<Control, ChangeError> {
         let card = CardKey { tenant: caller.tenant, plastic };
+        self.limits.admit_card(&card)?;
         let id = ControlId::random();
         let control = NewControl { id, card, scope, lifetime: self.rules.control_lifetime, device_key };
         let opened = CardEvent { control: Some(id), ..self.about_card(Action::OpenControl, &card, None) };
@@ -178,7 +205,7 @@ impl Pins {
     ) -> Result<IssuedTzpk, IssueTzpkError> {
         for _ in 0..ATTEMPTS_MAX {
             let now = self.store.now();
-            let control = &*found.insert(self.store.control(id).await?.ok_or(Denied::NotUsable)?);
+            let control = self.read_control(caller, id, found).await?;
             control.admit(&caller.tenant, Scope::SetPin, now)?;
             control.admit_device_key(&Thumbprint(device.thumbprint()))?;
 
@@ -226,7 +253,7 @@ impl Pins {
         let mut is_first_denial = true;
         for _ in 0..ATTEMPTS_MAX {
             let now = self.store.now();
-            let control = &*found.insert(self.store.control(id).await?.ok_or(Denied::NotUsable)?);
+            let control = self.read_control(caller, id, found).await?;
             if let Some(retry) = self.retry(caller, control, block, now).await? {
                 let event = self.control_event(caller, Action::ConfirmSetPin, control);
                 return Ok(self.store.confirm_retry(id, retry, event).await?);
@@ -262,7 +289,7 @@ impl Pins {
     ) -> Result<ShownPin, ViewPinError> {
         for _ in 0..ATTEMPTS_MAX {
             let now = self.store.now();
-            let control = &*found.insert(self.store.control(id).await?.ok_or(Denied::NotUsable)?);
+            let control = self.read_control(caller, id, found).await?;
             control.admit(&caller.tenant, Scope::ViewPin, now)?;
             control.admit_device_key(&Thumbprint(device.thumbprint()))?;
 
@@ -782,7 +809,7 @@ trait AuditedError: From<StoreError> {
 impl AuditedError for ChangeError {
     fn outcome(&self) -> Option<Outcome> {
         match self {
-            Self::Denied(denied) => Some(denied_outcome(*denied)),
+            Self::Denied(denied) => denied_outcome(*denied),
             Self::Store(_) => None,
         }
     }
@@ -791,7 +818,7 @@ impl AuditedError for ChangeError {
 impl AuditedError for RegisterCardError {
     fn outcome(&self) -> Option<Outcome> {
         match self {
-            Self::Denied(denied) => Some(denied_outcome(*denied)),
+            Self::Denied(denied) => denied_outcome(*denied),
             Self::Store(_) => None,
             Self::Hsm(error) => boundary_outcome(error),
         }
@@ -801,7 +828,7 @@ impl AuditedError for RegisterCardError {
 impl AuditedError for IssueTzpkError {
     fn outcome(&self) -> Option<Outcome> {
         match self {
-            Self::Denied(denied) => Some(denied_outcome(*denied)),
+            Self::Denied(denied) => denied_outcome(*denied),
             Self::Store(_) => None,
             Self::Hsm(error) => boundary_outcome(error),
         }
@@ -811,7 +838,7 @@ impl AuditedError for IssueTzpkError {
 impl AuditedError for SetPinError {
     fn outcome(&self) -> Option<Outcome> {
         match self {
-            Self::Denied(denied) => Some(denied_outcome(*denied)),
+            Self::Denied(denied) => denied_outcome(*denied),
             // The event is in the transaction that changed the control.
             Self::Malformed | Self::RefusedPin => None,
             Self::Store(_) => None,
@@ -823,7 +850,7 @@ impl AuditedError for SetPinError {
 impl AuditedError for ViewPinError {
     fn outcome(&self) -> Option<Outcome> {
         match self {
-            Self::Denied(denied) => Some(denied_outcome(*denied)),
+            Self::Denied(denied) => denied_outcome(*denied),
             Self::PinNotSet => Some(Outcome::PinNotSet),
             Self::Store(_) => None,
             Self::Hsm(error) => boundary_outcome(error),
@@ -831,8 +858,9 @@ impl AuditedError for ViewPinError {
     }
 }
 
-fn denied_outcome(denied: Denied) -> Outcome {
-    match denied {
+/// `None` for a call that a rate refused: it would fill the audit chain.
+fn denied_outcome(denied: Denied) -> Option<Outcome> {
+    Some(match denied {
         Denied::AccountBound => Outcome::AccountBound,
         Denied::CardUnknown => Outcome::CardUnknown,
         Denied::Cap { .. } => Outcome::ControlCap,
@@ -840,7 +868,8 @@ fn denied_outcome(denied: Denied) -> Outcome {
         Denied::NotUsable | Denied::Superseded => Outcome::ControlNotUsable,
         Denied::OtherTenant | Denied::OtherScope | Denied::OtherDeviceKey => Outcome::Denied,
         Denied::NoTzpk => Outcome::TzpkMissing,
-    }
+        Denied::CardRate { .. } => return None,
+    })
 }
 
 fn boundary_outcome(error: &hsm_protocol::Error) -> Option<Outcome> {

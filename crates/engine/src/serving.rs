@@ -30,6 +30,7 @@ use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{body::Body, service::Routes, transport::server::Connected};
 use tower::util::MapRequest;
 
+use clock::minute_limit::MinuteLimit;
 use net::{
     ConnectionAge, ConnectionLimits, ConnectionPlace, ConnectionTable, cores,
     tls::{self, Http2Stream, ServerTls},
@@ -45,6 +46,10 @@ const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// The most files that the embedded store keeps open: fjall caches 900, and has journals and locks.
 const STORE_FILES_MAX: usize = 1_024;
+
+/// The lines within a minute that peers without a certificate can cause. The next line has the number of suppressed ones.
+static DROPPED_LINES: MinuteLimit = MinuteLimit::new(60);
+static NOT_ACCEPTED_LINES: MinuteLimit = MinuteLimit::new(60);
 
 /// The settings of a gRPC server.
 #[derive(Clone)]
@@ -180,12 +185,15 @@ async fn accept(
             Ok((stream, address)) => {
                 if let Some(place) = table.admit(address).await
                     && worker.try_send((stream, place)).is_err()
+                    && let Some(suppressed) = DROPPED_LINES.admit()
                 {
-                    tracing::warn!("a connection was dropped: its worker ended, or its queue is full");
+                    tracing::warn!(suppressed, "a connection was dropped: its worker ended, or its queue is full");
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
+                if let Some(suppressed) = NOT_ACCEPTED_LINES.admit() {
+                    tracing::warn!(%error, suppressed, "a connection could not be accepted");
+                }
                 // Most likely the process has no free file descriptor: wait instead of spinning.
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }

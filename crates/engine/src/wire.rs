@@ -6,6 +6,7 @@ use hsm_protocol::{AccountNumber, DeviceKey, EncryptedBlock, Mgf1Hash};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use crate::call_limits::TenantRate;
 use crate::pin::{IssueTzpkError, RegisterCardError, SetPinError, ViewPinError};
 use crate::rotation::{Census, KeyUsers, Progress, RotationState};
 use domain::caller::AuditUser;
@@ -15,9 +16,6 @@ use domain::request_id::{RequestId, RequestIdError};
 use proto::REQUEST_ID_KEY;
 use proto::reason::{ERROR_DOMAIN, Reason};
 use store::{ChangeError, StoreError};
-
-/// The `google.rpc.RetryInfo` of a store that is low on space. The edge sends the same as Retry-After.
-const SPACE_RETRY: Duration = Duration::from_secs(30);
 
 /// Parses a tenant.
 pub(super) fn tenant(text: &str) -> Result<Tenant, Status> {
@@ -226,6 +224,11 @@ pub(super) fn counting() -> Status {
     status(Code::ResourceExhausted, Reason::Counting, &message)
 }
 
+/// The tenant has no call left in this second.
+pub(super) fn tenant_rate(rate: &TenantRate) -> Status {
+    exhausted(Reason::TenantRate, rate, rate.retry_after)
+}
+
 /// An error of a use case, and its status for the caller.
 pub(super) trait ToStatus: std::fmt::Display {
     /// The status. The text has no path, no key and no detail of a PIN block.
@@ -291,9 +294,7 @@ impl ToStatus for StoreError {
             Self::Busy { .. } => status(Code::ResourceExhausted, Reason::Busy, self),
             Self::LowOnSpace => {
                 let message = "the store is low on space, and begins no work: try again later";
-                let mut details = details(Reason::StoreLowOnSpace);
-                details.set_retry_info(Some(SPACE_RETRY));
-                Status::with_error_details(Code::ResourceExhausted, message, details)
+                status(Code::ResourceExhausted, Reason::StoreLowOnSpace, &message)
             }
             Self::DeadlinePassed => status(Code::DeadlineExceeded, Reason::DeadlinePassed, self),
             Self::Unavailable(_) | Self::Failed(_) | Self::InDoubt(_) | Self::OtherOutcome | Self::Damaged { .. } => {
@@ -352,8 +353,9 @@ fn denied_status(denied: Denied) -> Status {
     match denied {
         Denied::AccountBound => status(Code::FailedPrecondition, Reason::AccountBound, &denied),
         Denied::CardUnknown => status(Code::NotFound, Reason::CardUnknown, &denied),
-        Denied::Cap { .. } => status(Code::ResourceExhausted, Reason::ControlCap, &denied),
+        Denied::Cap { retry_after, .. } => exhausted(Reason::ControlCap, &denied, retry_after),
         Denied::UnregisteredCards { .. } => status(Code::ResourceExhausted, Reason::UnregisteredCards, &denied),
+        Denied::CardRate { retry_after } => exhausted(Reason::CardRate, &denied, retry_after),
         Denied::NotUsable | Denied::Superseded => status(Code::NotFound, Reason::ControlNotUsable, &Denied::NotUsable),
         Denied::OtherTenant => status(Code::PermissionDenied, Reason::TenantMismatch, &denied),
         Denied::OtherScope => status(Code::PermissionDenied, Reason::ScopeMismatch, &denied),
@@ -370,6 +372,71 @@ fn status(code: Code, reason: Reason, message: &impl std::fmt::Display) -> Statu
     Status::with_error_details(code, message.to_string(), details(reason))
 }
 
+/// RESOURCE_EXHAUSTED with this time in its `google.rpc.RetryInfo`.
+fn exhausted(reason: Reason, message: &impl std::fmt::Display, retry_after: Duration) -> Status {
+    let mut details = details(reason);
+    details.set_retry_info(Some(retry_after));
+    Status::with_error_details(Code::ResourceExhausted, message.to_string(), details)
+}
+
 fn details(reason: Reason) -> ErrorDetails {
-    ErrorDetails::with_error_info(reason.as_str(), ERROR_DOMAIN, HashMap::<String, String>::new())
+    let mut details = ErrorDetails::with_error_info(reason.as_str(), ERROR_DOMAIN, HashMap::<String, String>::new());
+    if let Some(after) = retry_after(reason) {
+        details.set_retry_info(Some(after));
+    }
+    details
+}
+
+/// The time of the `google.rpc.RetryInfo` of an error after which a retry makes sense, unless the error has another. The edge
+/// sends it as Retry-After.
+fn retry_after(reason: Reason) -> Option<Duration> {
+    let seconds = match reason {
+        Reason::Busy | Reason::TokenBusy => 1,
+        Reason::StoreUnavailable
+        | Reason::TokenUnavailable
+        | Reason::RotationCutOff
+        | Reason::EngineStops
+        | Reason::Counting => 5,
+        Reason::StoreLowOnSpace => 30,
+        Reason::UnregisteredCards => 600,
+        _ => return None,
+    };
+    Some(Duration::from_secs(seconds))
+}
+
+/// The reason in a status of this engine.
+pub(super) fn reason_of(status: &Status) -> Option<Reason> {
+    Reason::parse(&status.get_details_error_info()?.reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_has_a_retry_info_where_a_retry_makes_sense() {
+        let minute = Duration::from_secs(60);
+        let (cap, cards) = (Denied::Cap { cap: 1, retry_after: minute }, Denied::UnregisteredCards { max: 1 });
+        let statuses = [
+            StoreError::Busy { limit: 1 }.to_status(),
+            StoreError::LowOnSpace.to_status(),
+            StoreError::Unavailable("full".into()).to_status(),
+            StoreError::DeadlinePassed.to_status(),
+            hsm_status(&hsm_protocol::Error::Busy { limit: 1 }),
+            hsm_status(&hsm_protocol::Error::DeadlinePassed),
+            tenant_rate(&TenantRate { retry_after: minute }),
+            rotation_cut_off(),
+            engine_stops(),
+            counting(),
+        ];
+        let denied = [cap, cards, Denied::CardRate { retry_after: minute }, Denied::NotUsable, Denied::CardUnknown];
+        for status in statuses.into_iter().chain(denied.map(denied_status)) {
+            let retry = status.get_details_retry_info().and_then(|info| info.retry_delay);
+            let is_worth_it = matches!(status.code(), Code::ResourceExhausted | Code::Unavailable);
+            assert_eq!(retry.is_some_and(|delay| !delay.is_zero()), is_worth_it, "{status:?}");
+            assert!(reason_of(&status).is_some(), "{status:?}");
+        }
+        let retry = denied_status(cap).get_details_retry_info().and_then(|info| info.retry_delay);
+        assert_eq!(retry, Some(minute));
+    }
 }

@@ -169,7 +169,7 @@ impl ConnectionTable {
         let (number, close) = (silent.last_number, Arc::new(Notify::new()));
         silent.by_age.insert(number, (address, Arc::clone(&close)));
         silent.by_address.entry(address).or_default().insert(number);
-        Some(ConnectionPlace { number, close, table: self.clone(), _permit: permit })
+        Some(ConnectionPlace { number, network: address, close, table: self.clone(), _permit: permit })
     }
 
     /// Returns when no connection is open.
@@ -220,6 +220,7 @@ impl Silent {
 /// The place of a connection in the table. The place is free again when this value is dropped.
 pub struct ConnectionPlace {
     number: u64,
+    network: IpAddr,
     close: Arc<Notify>,
     table: ConnectionTable,
     _permit: OwnedSemaphorePermit,
@@ -229,6 +230,11 @@ impl ConnectionPlace {
     /// Returns when the table closes this connection. The table never closes a settled connection.
     pub async fn closed(&self) {
         self.close.notified().await;
+    }
+
+    /// The IPv4 address of the peer, or its IPv6 network with a 64-bit prefix.
+    pub fn network(&self) -> IpAddr {
+        self.network
     }
 
     /// Marks the connection as not silent.

@@ -15,6 +15,8 @@ mod connection_table;
 pub mod cores;
 mod engine_address;
 mod engine_channel;
+pub mod metrics_server;
+mod rate_limit;
 pub mod stop;
 pub mod tls;
 
@@ -23,4 +25,5 @@ pub use self::{
     connection_table::{ConnectionLimits, ConnectionPlace, ConnectionTable},
     engine_address::{AddressError, EngineAddress},
     engine_channel::EngineChannel,
+    rate_limit::{RateExceeded, RateLimit},
 };

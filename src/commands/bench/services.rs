@@ -11,9 +11,9 @@ use zeroize::Zeroizing;
 use super::{BenchError, FlowArguments, Transport};
 use crate::commands::pki;
 use crate::isolation::embedded_engine;
-use edge::Edge;
+use edge::{Edge, RequestLimits};
 use engine::{
-    Engine, Role,
+    CallLimits, Engine, Role,
     serving::{Serving, ServingSettings},
 };
 use engine_server::StoreConfig;
@@ -31,6 +31,9 @@ use proto::{
 const CONTROL_LIFETIME: std::time::Duration = std::time::Duration::from_secs(3_600);
 /// The changes that may wait for the disk: all requests in flight of the largest run.
 const WAITING_CHANGES_MAX: usize = 16_384;
+
+/// Calls a second or a minute that no load reaches.
+const RATE_MAX: u32 = 1_000_000_000;
 
 /// The running services, and the client's credentials for them.
 pub(super) struct Services {
@@ -62,8 +65,10 @@ impl Services {
             tenants: Vec::new(),
         }];
         engine.rules.control_lifetime = CONTROL_LIFETIME;
+        // The bench measures the services, not their limits.
         engine.rules.admission.controls_per_card_per_hour = 1_000_000;
         engine.rules.admission.unregistered_cards_per_tenant = u32::MAX;
+        engine.call_limits = CallLimits { per_tenant_per_second: RATE_MAX, per_card_per_minute: RATE_MAX };
         let store = StoreConfig { waiting_changes_max: WAITING_CHANGES_MAX, ..StoreConfig::embedded(&data) };
         let settings = ServingSettings {
             listen: anywhere,
@@ -80,6 +85,13 @@ impl Services {
         let mut edge = edge::EdgeConfig::embedded(anywhere, engine.address())?;
         edge.engine_address = address_by_name(engine.address().port(), client_tls.is_some())?;
         edge.engine_tls.clone_from(&client_tls);
+        let all = edge.settings.requests.requests_max;
+        edge.settings.requests = RequestLimits {
+            requests_max: all,
+            per_client_max: all,
+            per_tenant_max: all,
+            per_client_per_second_max: RATE_MAX,
+        };
         let token = edge.made_token.clone().unwrap_or_default();
         let edge = Edge::start(edge).await?;
         let client_tls = client_tls.as_ref().map(ClientTls::load).transpose()?;

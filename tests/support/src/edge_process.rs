@@ -11,6 +11,8 @@ use std::{
 
 use serde_json::Value;
 
+use crate::engine_process::{METRICS, metrics};
+
 /// The client that the tests use.
 pub const TOKEN: &str = "story-token-0123456789abcdef";
 /// A client of another tenant.
@@ -42,6 +44,11 @@ impl EdgeProcess {
     /// Starts an edge with the default log filter.
     pub fn start_with_default_log(directory: &Path, engine: &str) -> Self {
         Self::start_logging(directory, engine, "", None)
+    }
+
+    /// Starts an edge that serves metrics, with the default log filter.
+    pub fn start_with_metrics(directory: &Path, engine: &str) -> Self {
+        Self::start_logging(directory, engine, METRICS, None)
     }
 
     /// Starts a service without a log: writing events would take most of its time.
@@ -118,6 +125,11 @@ impl EdgeProcess {
     /// Its standard error.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// Its metrics, if it was started with them.
+    pub fn metrics(&self) -> String {
+        metrics(&self.log())
     }
 
     /// The status of a GET without credentials.

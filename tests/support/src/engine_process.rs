@@ -116,12 +116,7 @@ impl EngineProcess {
 
     /// Its metrics, if it was started with [`METRICS`]; the log has their address.
     pub fn metrics(&self) -> String {
-        let log = self.log();
-        let line = log.lines().find(|line| line.contains("metrics are served")).unwrap();
-        // The line is written for people, and may have colours.
-        let mut words = line.split(|c: char| !c.is_ascii_digit() && c != '.' && c != ':');
-        let address = words.rfind(|word| word.starts_with("127.0.0.1:")).unwrap();
-        ureq::get(format!("http://{address}/metrics")).call().unwrap().body_mut().read_to_string().unwrap()
+        metrics(&self.log())
     }
 
     /// Its resident memory.
@@ -274,6 +269,15 @@ impl Client {
 /// A device with a key of the smallest allowed size.
 pub fn device() -> Device {
     Device::generate(KeyBits::Rsa2048).unwrap()
+}
+
+/// The metrics of a service; its log has their address.
+pub(crate) fn metrics(log: &str) -> String {
+    let line = log.lines().find(|line| line.contains("metrics are served")).unwrap();
+    // The line is written for people, and may have colours.
+    let mut words = line.split(|c: char| !c.is_ascii_digit() && c != '.' && c != ':');
+    let address = words.rfind(|word| word.starts_with("127.0.0.1:")).unwrap();
+    ureq::get(format!("http://{address}/metrics")).call().unwrap().body_mut().read_to_string().unwrap()
 }
 
 /// The reason in a status's `google.rpc.ErrorInfo`.

@@ -7,7 +7,7 @@ use crate::{ceremony::said, engine_process::EngineProcess};
 /// The engine's configuration lines for a rate at which the kills hit the rotation.
 pub fn settings(records_per_second: u64) -> String {
     format!(
-        "[control]\nlifetime_seconds = 3600\nper_card_per_hour_max = 1000000\n\
+        "[control]\nlifetime_seconds = 3600\nper_card_per_hour_max = 1000000\n[limits]\ncalls_per_card_per_minute = 1000000\n\
          [rotation]\nrecords_per_second = {records_per_second}"
     )
 }

@@ -17,11 +17,15 @@ use tonic::transport::server::Connected;
 
 use super::{Peer, ServerStream, ServerTls, TlsError};
 use crate::ConnectionPlace;
+use clock::minute_limit::MinuteLimit;
 
 /// The first bytes that an HTTP/2 client sends (RFC 9113, 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The longest time from the end of the handshake to the end of the preface.
 const PREFACE_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// The lines within a minute that peers without a certificate can cause. The next line has the number of suppressed ones.
+static REJECTED_LINES: MinuteLimit = MinuteLimit::new(60);
 
 /// A connection whose client has sent the preface. Holds its place in the connection table until dropped.
 pub struct Http2Stream {
@@ -45,7 +49,9 @@ where
             None
         }
         Ok(Err(error)) => {
-            tracing::info!(%error, "a connection was rejected");
+            if let Some(suppressed) = REJECTED_LINES.admit() {
+                tracing::info!(%error, suppressed, "a connection was rejected");
+            }
             None
         }
         Err(error) => {

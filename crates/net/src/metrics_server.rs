@@ -1,17 +1,20 @@
-//! `GET /metrics` over HTTP/1.1, with limits on connections, headers and time.
+//! `GET /metrics` for Prometheus over HTTP/1.1, on loopback, with limits on connections, headers and time.
 
-use std::{collections::VecDeque, convert::Infallible, fmt, sync::Arc, time::Duration};
+use std::{collections::VecDeque, convert::Infallible, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
+use config::ConfigError;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto::Builder,
     service::TowerToHyperService,
 };
-use prometheus_client::registry::Registry;
+use prometheus_client::{encoding::text, registry::Registry};
+use serde::Deserialize;
+use thiserror::Error;
 use tokio::{
     net::TcpListener,
-    task::{AbortHandle, JoinSet},
+    task::{AbortHandle, JoinHandle, JoinSet},
     time::timeout,
 };
 use tower::service_fn;
@@ -29,8 +32,70 @@ const CONNECTION_TIME_MAX: Duration = Duration::from_secs(600);
 const CONTENT_TYPE: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 
+/// The section `[metrics]` of a configuration file.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MetricsFile {
+    /// The loopback address of `GET /metrics`, for example `127.0.0.1:9464`; without it, metrics are disabled.
+    listen: Option<SocketAddr>,
+}
+
+impl MetricsFile {
+    /// The address of the listener; `None` if metrics are disabled.
+    ///
+    /// # Errors
+    /// The address is not a loopback address.
+    pub fn check(self) -> Result<Option<SocketAddr>, ConfigError> {
+        match self.listen {
+            Some(address) if !address.ip().is_loopback() => {
+                let problem = format!("{address} is not a loopback address: listen on 127.0.0.1");
+                Err(ConfigError::value("metrics.listen", problem))
+            }
+            listen => Ok(listen),
+        }
+    }
+}
+
+/// A running metrics server.
+pub struct MetricsServer {
+    address: SocketAddr,
+    serving: JoinHandle<()>,
+}
+
+impl MetricsServer {
+    /// Binds the listener and serves the metrics of the registry, on the current Tokio runtime.
+    ///
+    /// # Errors
+    /// The address cannot be bound.
+    pub async fn start(listen: SocketAddr, registry: Registry) -> Result<Self, MetricsError> {
+        let listen_error = |error| MetricsError { address: listen, error };
+        let listener = TcpListener::bind(listen).await.map_err(listen_error)?;
+        let address = listener.local_addr().map_err(listen_error)?;
+        tracing::info!(%address, "metrics are served");
+        Ok(Self { address, serving: tokio::spawn(serve(listener, Arc::new(registry))) })
+    }
+
+    /// The bound address.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Stops the server at once.
+    pub fn stop(&self) {
+        self.serving.abort();
+    }
+}
+
+/// The metrics listener cannot be bound.
+#[derive(Debug, Error)]
+#[error("cannot listen for metrics on {address}: {error}; choose another metrics.listen, or remove it")]
+pub struct MetricsError {
+    address: SocketAddr,
+    error: io::Error,
+}
+
 /// Serves until the future is dropped.
-pub(super) async fn serve(listener: TcpListener, registry: Arc<Registry>) {
+async fn serve(listener: TcpListener, registry: Arc<Registry>) {
     let mut connections = JoinSet::new();
     let mut by_age: VecDeque<AbortHandle> = VecDeque::new();
     loop {
@@ -73,7 +138,7 @@ pub(super) async fn serve(listener: TcpListener, registry: Arc<Registry>) {
 
 fn answer<B>(request: &Request<B>, registry: &Registry) -> Response<String> {
     match (request.method(), request.uri().path()) {
-        (&Method::GET, "/metrics") => match super::exposition(registry) {
+        (&Method::GET, "/metrics") => match exposition(registry) {
             Ok(text) => {
                 let mut response = Response::new(text);
                 response.headers_mut().insert(header::CONTENT_TYPE, CONTENT_TYPE);
@@ -84,6 +149,16 @@ fn answer<B>(request: &Request<B>, registry: &Registry) -> Response<String> {
         (_, "/metrics") => empty(StatusCode::METHOD_NOT_ALLOWED),
         _ => empty(StatusCode::NOT_FOUND),
     }
+}
+
+/// The metrics in OpenMetrics text.
+///
+/// # Errors
+/// A collector of the registry failed.
+pub fn exposition(registry: &Registry) -> Result<String, fmt::Error> {
+    let mut encoded = String::new();
+    text::encode(&mut encoded, registry)?;
+    Ok(encoded)
 }
 
 fn empty(status: StatusCode) -> Response<String> {

@@ -1,0 +1,204 @@
+//! The limits on requests in progress and on their rate, so that one client, tenant or network leaves places to the others.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    net::IpAddr,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::{
+    api_error::ApiError,
+    auth::Client,
+    metrics::{Limit, RefusedRequests},
+};
+use domain::card::Tenant;
+use net::RateLimit;
+
+/// The most rests of bodies that are read after an early answer: of all connections, and of one network.
+const RESTS_MAX: usize = 1_024;
+const RESTS_PER_NETWORK_MAX: usize = 128;
+
+/// The limits on authenticated requests. A request is in progress from its authentication to its answer; its body may be
+/// incomplete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestLimits {
+    /// The most requests in progress.
+    pub requests_max: usize,
+    /// The most requests in progress of one client.
+    pub per_client_max: usize,
+    /// The most requests in progress of the clients of one tenant.
+    pub per_tenant_max: usize,
+    /// The most requests of one client that begin within a second.
+    pub per_client_per_second_max: u32,
+}
+
+/// Admits requests.
+pub(super) struct RequestAdmission {
+    all: Semaphore,
+    /// By the name of the client, which is unique and outlasts a reload.
+    clients: Shares<Box<str>>,
+    tenants: Shares<Tenant>,
+    rates: RateLimit<Box<str>>,
+    rests: Semaphore,
+    networks: Shares<IpAddr>,
+    refused: RefusedRequests,
+}
+
+/// The place of a request in progress, until dropped.
+pub(super) struct RequestPlace<'a> {
+    _all: SemaphorePermit<'a>,
+    _client: Share<'a, Box<str>>,
+    _tenant: Share<'a, Tenant>,
+}
+
+/// The place of the rest of a body, until dropped.
+pub(super) struct RestPlace<'a> {
+    _all: SemaphorePermit<'a>,
+    _network: Share<'a, IpAddr>,
+}
+
+impl RequestAdmission {
+    pub(super) fn new(limits: &RequestLimits, refused: RefusedRequests) -> Self {
+        Self {
+            all: Semaphore::new(limits.requests_max),
+            clients: Shares::new(limits.per_client_max),
+            tenants: Shares::new(limits.per_tenant_max),
+            rates: RateLimit::per_second(limits.per_client_per_second_max),
+            rests: Semaphore::new(RESTS_MAX),
+            networks: Shares::new(RESTS_PER_NETWORK_MAX),
+            refused,
+        }
+    }
+
+    /// A place for a request of this client.
+    ///
+    /// # Errors
+    /// CLIENT_RATE, CLIENT_BUSY, TENANT_BUSY or BUSY, by the limit that is reached. The metric of this limit counts the request.
+    pub(super) fn admit(&self, client: &Client) -> Result<RequestPlace<'_>, ApiError> {
+        let (name, tenant) = (Box::from(client.name()), client.tenant());
+        let refuse = |limit: Limit, error: ApiError| {
+            self.refused.count(limit);
+            error
+        };
+        self.rates
+            .admit(&name)
+            .map_err(|exceeded| refuse(Limit::ClientRate, ApiError::CLIENT_RATE.retry_after(exceeded.retry_after)))?;
+        Ok(RequestPlace {
+            _client: self.clients.take(name).ok_or_else(|| refuse(Limit::Client, ApiError::CLIENT_BUSY))?,
+            _tenant: self.tenants.take(tenant).ok_or_else(|| refuse(Limit::Tenant, ApiError::TENANT_BUSY))?,
+            _all: self.all.try_acquire().map_err(|_| refuse(Limit::All, ApiError::BUSY))?,
+        })
+    }
+
+    /// A place for the rest of a body from this network; `None` if a limit is reached.
+    pub(super) fn admit_rest(&self, network: IpAddr) -> Option<RestPlace<'_>> {
+        Some(RestPlace { _network: self.networks.take(network)?, _all: self.rests.try_acquire().ok()? })
+    }
+}
+
+/// Counts what each key holds. A key that holds nothing takes no memory.
+struct Shares<K> {
+    max: usize,
+    held: Mutex<HashMap<K, usize>>,
+}
+
+struct Share<'a, K: Hash + Eq> {
+    key: K,
+    shares: &'a Shares<K>,
+}
+
+impl<K: Hash + Eq + Clone> Shares<K> {
+    fn new(max: usize) -> Self {
+        Self { max, held: Mutex::default() }
+    }
+
+    /// One more for this key; `None` if it holds `max`.
+    fn take(&self, key: K) -> Option<Share<'_, K>> {
+        let mut all = self.lock();
+        let held = all.entry(key.clone()).or_default();
+        if *held >= self.max {
+            return None;
+        }
+        *held += 1;
+        Some(Share { key, shares: self })
+    }
+}
+
+impl<K> Shares<K> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<K, usize>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Hash + Eq> Drop for Share<'_, K> {
+    fn drop(&mut self) {
+        let mut all = self.shares.lock();
+        if let Some(held) = all.get_mut(&self.key) {
+            *held = held.saturating_sub(1);
+            if *held == 0 {
+                all.remove(&self.key);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Credential;
+
+    const LIMITS: RequestLimits =
+        RequestLimits { requests_max: 5, per_client_max: 2, per_tenant_max: 3, per_client_per_second_max: 1_000_000 };
+
+    fn client(name: &str, tenant: &str) -> Client {
+        Client::new(name, Tenant::parse(tenant).unwrap(), Credential::bearer(name))
+    }
+
+    #[test]
+    fn client_tenant_and_edge_have_bounds_on_requests_in_progress() {
+        let admission = RequestAdmission::new(&LIMITS, RefusedRequests::default());
+        let mut places = Vec::new();
+        for (name, tenant, expected) in [
+            ("a", "bank", None),
+            ("a", "bank", None),
+            ("a", "bank", Some(ApiError::CLIENT_BUSY)),
+            ("b", "bank", None),
+            ("b", "bank", Some(ApiError::TENANT_BUSY)),
+            ("c", "other", None),
+            ("c", "other", None),
+            ("d", "third", Some(ApiError::BUSY)),
+        ] {
+            match admission.admit(&client(name, tenant)) {
+                Ok(place) => places.push(place),
+                Err(error) => assert_eq!(Some(error), expected, "{name}"),
+            }
+        }
+        assert_eq!(places.len(), 5);
+        places.clear();
+        assert!(admission.clients.lock().is_empty() && admission.tenants.lock().is_empty());
+        assert!(admission.admit(&client("d", "third")).is_ok());
+    }
+
+    #[test]
+    fn a_client_beyond_its_rate_waits_and_another_does_not() {
+        let limits = RequestLimits { per_client_per_second_max: 1, ..LIMITS };
+        let admission = RequestAdmission::new(&limits, RefusedRequests::default());
+        let (fast, slow) = (client("a", "bank"), client("b", "bank"));
+        // The quota is renewed while this test runs.
+        let refused = (0..10_000).find_map(|_| admission.admit(&fast).err());
+        assert_eq!(refused.map(ApiError::code), Some("CLIENT_RATE"));
+        assert!(admission.admit(&slow).is_ok());
+    }
+
+    #[test]
+    fn a_network_has_a_bound_on_rests_of_bodies() {
+        let admission = RequestAdmission::new(&LIMITS, RefusedRequests::default());
+        let rest = |last: u8| admission.admit_rest([192, 0, 2, last].into());
+        let rests: Vec<_> = (0..1_000).filter_map(|_| rest(1)).collect();
+        assert_eq!(rests.len(), RESTS_PER_NETWORK_MAX);
+        assert!(rest(2).is_some());
+    }
+}
