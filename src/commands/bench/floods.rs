@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use self::{
     attack::{Attack, AttackCounts, AttackRates},
     good_client::ClientFigures,
-    service_processes::{ServiceProcesses, Target, Usage},
+    service_processes::{Aim, ServiceProcesses, Target, Usage},
 };
 use super::{Api, BenchError, Transport};
 use crate::commands::demo::TemporaryDirectory;
@@ -32,9 +32,12 @@ use crate::commands::demo::TemporaryDirectory;
 /// The arguments of `pinseal bench floods`.
 #[derive(Args)]
 pub(crate) struct FloodArguments {
-    /// Seconds of each measurement: one is quiet, one under each attack
+    /// Seconds of each measurement: in each round one is quiet, one under the attack
     #[arg(long, default_value_t = 5.0, value_name = "SECONDS")]
     seconds: f64,
+    /// Rounds of each attack; the one with the median p99 is printed
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    rounds: usize,
     /// PINs a second that each of the two good clients sets, one by HTTP and one by gRPC
     #[arg(long, default_value_t = 20.0, value_name = "N")]
     rate: f64,
@@ -88,22 +91,10 @@ pub(super) fn run(arguments: &FloodArguments) -> Result<(), BenchError> {
                 if !attack.applies_to(target, transport == Transport::Mtls) {
                     continue;
                 }
-                let quiet = measure()?;
-                let usage = |target| services.service(target).usage();
-                let before = [usage(Target::Edge)?, usage(Target::Engine)?];
-                let (aim, rates) = (services.aim(target)?, arguments.rates());
-                let (stop, stopped) = watch::channel(false);
-                let (attacked, after, counts) = thread::scope(|scope| {
-                    let attacker = scope.spawn(move || attack::run(attack, aim, rates, stopped));
-                    let attacked = measure();
-                    let after = [usage(Target::Edge), usage(Target::Engine)];
-                    stop.send_replace(true);
-                    let panicked = |_| Err(BenchError::Load("the attacker panicked".into()));
-                    let counts = attacker.join().unwrap_or_else(panicked)?;
-                    let [edge, engine] = after;
-                    Ok::<_, BenchError>((attacked?, [edge?, engine?], counts))
-                })?;
-                let row = Row { transport, target, attack, quiet, attacked, before, after, counts };
+                let aim = services.aim(target)?;
+                let round = || Round::measure(&services, attack, &aim, arguments.rates(), &measure);
+                let rounds = (0..arguments.rounds.max(1)).map(|_| round()).collect::<Result<Vec<_>, _>>()?;
+                let row = Row { transport, target, attack, rounds };
                 row.print()?;
                 rows.push(row.json());
             }
@@ -116,27 +107,92 @@ pub(super) fn run(arguments: &FloodArguments) -> Result<(), BenchError> {
 const HEAD: &str = "transport  target  attack              client    quiet p50    p99 µs  attacked p50    p99 µs  ratio  errors  \
                     edge MiB   engine MiB  cores: attacker  edge  engine  frames/s  opened  closed  calmed";
 
-/// One attack.
-struct Row {
-    transport: Transport,
-    target: Target,
-    attack: Attack,
+/// One measurement without and one under an attack.
+struct Round {
     quiet: [ClientFigures; 2],
     attacked: [ClientFigures; 2],
+    /// Of the edge and of the engine.
     before: [Usage; 2],
     after: [Usage; 2],
     counts: AttackCounts,
 }
 
+impl Round {
+    fn measure(
+        services: &ServiceProcesses,
+        attack: Attack,
+        aim: &Aim,
+        rates: AttackRates,
+        measure: &(impl Fn() -> Result<[ClientFigures; 2], BenchError> + Sync),
+    ) -> Result<Self, BenchError> {
+        let usage = || {
+            let [edge, engine] = Target::ALL.map(|target| services.service(target).usage());
+            Ok::<_, BenchError>([edge?, engine?])
+        };
+        let (quiet, before) = (measure()?, usage()?);
+        let (stop, stopped) = watch::channel(false);
+        thread::scope(|scope| {
+            let attacker = scope.spawn(move || attack::run(attack, aim.clone(), rates, stopped));
+            let attacked = measure();
+            let after = usage();
+            stop.send_replace(true);
+            let panicked = |_| Err(BenchError::Load("the attacker panicked".into()));
+            let counts = attacker.join().unwrap_or_else(panicked)?;
+            Ok(Self { quiet, attacked: attacked?, before, after: after?, counts })
+        })
+    }
+}
+
+/// One attack.
+struct Row {
+    transport: Transport,
+    target: Target,
+    attack: Attack,
+    rounds: Vec<Round>,
+}
+
 impl Row {
+    /// The client of this number, quiet and attacked: each the round with the median p99.
+    fn median(&self, client: usize) -> Option<[&ClientFigures; 2]> {
+        let median = |figures: fn(&Round) -> &[ClientFigures; 2]| {
+            let mut rounds: Vec<_> = self.rounds.iter().filter_map(|round| figures(round).get(client)).collect();
+            rounds.sort_by_key(|figures| figures.p99);
+            rounds.get(rounds.len() / 2).copied()
+        };
+        Some([median(|round| &round.quiet)?, median(|round| &round.attacked)?])
+    }
+
+    fn clients(&self) -> impl Iterator<Item = [&ClientFigures; 2]> {
+        (0..2).filter_map(|client| self.median(client))
+    }
+
+    fn errors(&self, client: usize) -> u64 {
+        let of = |round: &Round| round.quiet.iter().zip(&round.attacked).nth(client).map(|(a, b)| a.errors + b.errors);
+        self.rounds.iter().filter_map(of).sum()
+    }
+
+    fn sum(&self, figure: impl Fn(&Round) -> f64) -> f64 {
+        self.rounds.iter().map(figure).sum()
+    }
+
+    /// Of the service of this number, before the first round and after the last.
+    fn memory(&self, service: usize) -> (u64, u64) {
+        let bytes = |usage: Option<&[Usage; 2]>| {
+            usage.and_then(|usage| usage.get(service)).map_or(0, |usage| usage.resident_bytes)
+        };
+        (bytes(self.rounds.first().map(|round| &round.before)), bytes(self.rounds.last().map(|round| &round.after)))
+    }
+
+    fn used(&self, service: usize, figure: fn(&Usage) -> f64) -> f64 {
+        let of = |usage: &[Usage; 2]| usage.get(service).map_or(0.0, figure);
+        self.sum(|round| of(&round.after) - of(&round.before))
+    }
+
     fn print(&self) -> io::Result<()> {
         let mut out = io::stdout().lock();
-        let mebibytes = |bytes: u64| bytes >> 20;
-        let memory = |before: &Usage, after: &Usage| {
-            format!("{:>4}→{:<4}", mebibytes(before.resident_bytes), mebibytes(after.resident_bytes))
-        };
-        let ([edge_before, engine_before], [edge, engine]) = (&self.before, &self.after);
-        for (quiet, attacked) in self.quiet.iter().zip(&self.attacked) {
+        let seconds =
+            self.sum(|round| round.attacked.first().map_or(0.0, |client| client.seconds)).max(f64::MIN_POSITIVE);
+        for (number, [quiet, attacked]) in self.clients().enumerate() {
             write!(
                 out,
                 "{:<9}  {:<6}  {:<18}  {:<6}  {:>11} {:>9}  {:>12} {:>9}  {:>5.1}  {:>6}",
@@ -149,22 +205,25 @@ impl Row {
                 attacked.p50,
                 attacked.p99,
                 attacked.p99 as f64 / quiet.p99.max(1) as f64,
-                quiet.errors + attacked.errors,
+                self.errors(number),
             )?;
             if quiet.api == Api::Http {
-                let cores = |used: f64| used / attacked.seconds.max(f64::MIN_POSITIVE);
+                let memory = |service| {
+                    let (before, after) = self.memory(service);
+                    format!("{:>4}→{:<4}", before >> 20, after >> 20)
+                };
                 write!(
                     out,
                     "  {}   {}  {:>15.2}  {:>4.2}  {:>6.2}  {:>8.0}  {:>6}  {:>6}  {:>6}",
-                    memory(edge_before, edge),
-                    memory(engine_before, engine),
-                    cores(self.counts.processor_seconds.get()),
-                    cores(edge.processor_seconds - edge_before.processor_seconds),
-                    cores(engine.processor_seconds - engine_before.processor_seconds),
-                    cores(self.counts.frames.get() as f64),
-                    self.counts.connections.get(),
-                    self.counts.closed.get(),
-                    self.counts.calmed.get(),
+                    memory(0),
+                    memory(1),
+                    self.sum(|round| round.counts.processor_seconds.get()) / seconds,
+                    self.used(0, |usage| usage.processor_seconds) / seconds,
+                    self.used(1, |usage| usage.processor_seconds) / seconds,
+                    self.sum(|round| round.counts.frames.get() as f64) / seconds,
+                    self.sum(|round| round.counts.connections.get() as f64),
+                    self.sum(|round| round.counts.closed.get() as f64),
+                    self.sum(|round| round.counts.calmed.get() as f64),
                 )?;
             }
             writeln!(out)?;
@@ -174,36 +233,40 @@ impl Row {
 
     fn json(&self) -> Value {
         let clients: Vec<Value> = self
-            .quiet
-            .iter()
-            .zip(&self.attacked)
-            .map(|(quiet, attacked)| json!({ "api": api_name(quiet.api), "quiet": quiet.json(), "attacked": attacked.json() }))
-            .collect();
-        let services: Vec<Value> = Target::ALL
-            .iter()
-            .zip(self.before.iter().zip(&self.after))
-            .map(|(target, (before, after))| {
+            .clients()
+            .enumerate()
+            .map(|(number, [quiet, attacked])| {
                 json!({
-                    "service": target.name(),
-                    "resident_bytes_before": before.resident_bytes,
-                    "resident_bytes_after": after.resident_bytes,
-                    "processor_seconds": after.processor_seconds - before.processor_seconds,
-                    "log_bytes": after.log_bytes - before.log_bytes,
+                    "api": api_name(quiet.api),
+                    "quiet": quiet.json(),
+                    "attacked": attacked.json(),
+                    "errors": self.errors(number),
                 })
             })
             .collect();
+        let service = |(number, target): (usize, &Target)| {
+            let (before, after) = self.memory(number);
+            json!({
+                "service": target.name(),
+                "resident_bytes_before": before,
+                "resident_bytes_after": after,
+                "processor_seconds": self.used(number, |usage| usage.processor_seconds),
+                "log_bytes": self.used(number, |usage| usage.log_bytes as f64),
+            })
+        };
+        let sum = |count: fn(&AttackCounts) -> u64| self.rounds.iter().map(|round| count(&round.counts)).sum::<u64>();
         json!({
             "transport": name(self.transport),
             "target": self.target.name(),
             "attack": self.attack.name(),
             "clients": clients,
-            "services": services,
+            "services": Target::ALL.iter().enumerate().map(service).collect::<Vec<_>>(),
             "attacker": {
-                "connections": self.counts.connections.get(),
-                "frames": self.counts.frames.get(),
-                "closed": self.counts.closed.get(),
-                "calmed": self.counts.calmed.get(),
-                "processor_seconds": self.counts.processor_seconds.get(),
+                "connections": sum(|counts| counts.connections.get()),
+                "frames": sum(|counts| counts.frames.get()),
+                "closed": sum(|counts| counts.closed.get()),
+                "calmed": sum(|counts| counts.calmed.get()),
+                "processor_seconds": self.sum(|round| round.counts.processor_seconds.get()),
             },
         })
     }

@@ -48,7 +48,7 @@ impl ClientFigures {
     }
 
     pub(super) fn json(&self) -> Value {
-        json!({ "pins": self.pins, "errors": self.errors, "p50_microseconds": self.p50, "p99_microseconds": self.p99 })
+        json!({ "pins": self.pins, "p50_microseconds": self.p50, "p99_microseconds": self.p99 })
     }
 }
 
