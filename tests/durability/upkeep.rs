@@ -161,7 +161,7 @@ struct Load {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_during_writes_holds_every_acknowledged_pin() {
     let directory = tempfile::tempdir().unwrap();
-    // With so little memory fjall writes tables and removes journals all the time.
+    // With so little memory fjall writes tables all the time. A test of `store-embedded` rotates a journal, which takes 64 MB.
     let engine =
         EngineProcess::start_quiet(directory.path(), &format!("{LONG_LIVED}\n[store]\nmemory_mebibytes_max = 4"));
     let (device, load, store) = (Arc::new(device()), Arc::new(Load::default()), directory.path().join("data/store"));
