@@ -45,6 +45,8 @@ reasons! {
     PinBlockLength = "PIN_BLOCK_LENGTH",
     /// The metadata `pinseal-request-id` is not one UUID of 36 characters.
     RequestIdInvalid = "REQUEST_ID_INVALID",
+    /// The network of a client is not an IP address.
+    ClientNetworkInvalid = "CLIENT_NETWORK_INVALID",
     /// The certificate of the peer does not have the right for this call.
     CallerForbidden = "CALLER_FORBIDDEN",
     /// The control belongs to another tenant.

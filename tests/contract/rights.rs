@@ -59,8 +59,16 @@ fn entry_json(response: proto::ExportAuditResponse) -> serde_json::Value {
 
 /// Every role, with the methods that it may call.
 const ROLES: [(&str, &[&str]); 7] = [
-    ("edge-set", &["ControlService/OpenControl", "PinService/IssueTzpk", "PinService/SetPin"]),
-    ("edge-view", &["ControlService/OpenControl", "PinService/ViewPin"]),
+    (
+        "edge-set",
+        &[
+            "ControlService/OpenControl",
+            "PinService/IssueTzpk",
+            "PinService/SetPin",
+            "AuditService/RecordRejectedCredentials",
+        ],
+    ),
+    ("edge-view", &["ControlService/OpenControl", "PinService/ViewPin", "AuditService/RecordRejectedCredentials"]),
     ("card-system", &["CardService/RegisterCard", "CardService/FindCard"]),
     ("authorization-host", &[]),
     ("custodian", &["KeyService/ListKeys", "KeyService/CountRecords"]),

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use support::{
     edge_process::EdgeProcess,
     engine_process::{AUDIT_USER, EngineProcess, TENANT, device, reason},
+    wait::soon,
 };
 
 use crate::rotation::spoil_one_record;
@@ -57,6 +58,27 @@ async fn a_view_of_a_damaged_record_is_found_by_the_id_of_the_answer() {
     let entry = entry_of(&entries, id);
     assert_eq!((&entry["outcome"], &entry["event"]["action"]), (&json!("boundary_failed"), &json!("view_pin")));
     assert_eq!(entry["event"]["control"], opened.member("id"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rejected_credentials_are_found_by_the_id_of_the_answer() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = EngineProcess::start(directory.path(), "");
+    let edge = EdgeProcess::start(directory.path(), &format!("address = \"http://{}\"", engine.address()), "");
+    let rejected = edge.post_as("Bearer of-no-client-at-all", "/v3/view?auditUser=it", "{}");
+    assert_eq!(rejected.fault(), (401, "UNAUTHENTICATED"));
+
+    let id = rejected.member("id");
+    let event = soon("the engine audits the rejected credentials", async || {
+        let mut pinseal = Command::new(env!("CARGO_BIN_EXE_pinseal"));
+        let output = pinseal.args(["audit", "tail", "--engine", engine.address()]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let printed = String::from_utf8(output.stdout).unwrap();
+        printed.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).find(|entry| entry["request"] == id)
+    })
+    .await;
+    let expected = json!({ "type": "credentials_rejected", "network": "127.0.0.1", "unrecorded": 0 });
+    assert_eq!((&event["event"], &event["outcome"]), (&expected, &json!("denied")));
 }
 
 /// A request with a fresh id, and the id.

@@ -202,6 +202,7 @@ enums! {
         WatchRotation,
         CountRecords,
         GetCheckpoint,
+        RecordRejectedCredentials,
     }
     denial_message, read_denial: CallDenial as CallDenial {
         NoCertificate,
@@ -287,6 +288,12 @@ fn body_message(body: &Body) -> EventMessage {
             reason: denial_message(*reason).into(),
             unrecorded_count: *unrecorded,
         }),
+        Body::CredentialsRejected { network, unrecorded } => {
+            EventMessage::CredentialsRejected(proto::CredentialsRejected {
+                client_network: network.to_string(),
+                unrecorded_count: *unrecorded,
+            })
+        }
     }
 }
 
@@ -329,6 +336,10 @@ fn read_body(event: EventMessage) -> Option<Body> {
             method: read_method(denied.method())?,
             reason: read_denial(denied.reason())?,
             unrecorded: denied.unrecorded_count,
+        },
+        EventMessage::CredentialsRejected(rejected) => Body::CredentialsRejected {
+            network: rejected.client_network.parse().ok()?,
+            unrecorded: rejected.unrecorded_count,
         },
     })
 }

@@ -40,6 +40,7 @@ fn bodies() -> Vec<Body> {
         card(Action::RegisterCard, false, None),
         Body::UnknownControl { action: Action::ViewPin, control: ControlId::random() },
         Body::CallDenied { method: Method::ExportAudit, reason: CallDenial::Tenant, unrecorded: 7 },
+        Body::CredentialsRejected { network: [192, 0, 2, 7].into(), unrecorded: 8 },
     ]
 }
 

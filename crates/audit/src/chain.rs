@@ -289,6 +289,7 @@ pub(super) mod tests {
             }),
             Body::UnknownControl { action: Action::SetPin, control: ControlId::random() },
             Body::CallDenied { method: Method::ViewPin, reason: CallDenial::Tenant, unrecorded: 7 },
+            Body::CredentialsRejected { network: [192, 0, 2, 7].into(), unrecorded: 8 },
         ];
         let own = bodies.map(|body| Entry::chain(1, [0; 32], Event { body, ..event(1) }));
         for entry in chain(7).into_iter().chain(own) {

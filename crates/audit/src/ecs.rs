@@ -63,6 +63,7 @@ fn category(body: &Body) -> (&'static str, &'static str) {
         Body::StoreRestored(_) | Body::StoreSalvaged(_) => ("database", "creation"),
         Body::AuditArchived(_) => ("database", "deletion"),
         Body::CallDenied { .. } => ("api", "denied"),
+        Body::CredentialsRejected { .. } => ("authentication", "start"),
         Body::Card(CardEvent { action, .. }) | Body::UnknownControl { action, .. } => match action {
             Action::RegisterCard | Action::OpenControl | Action::IssueTzpk => ("iam", "creation"),
             Action::SetPin => ("iam", "change"),

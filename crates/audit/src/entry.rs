@@ -1,6 +1,6 @@
 //! The typed audit event, and the chained entry that records it: its stored form and its JSON form.
 
-use std::{borrow::Cow, fmt, str::FromStr, sync::Arc};
+use std::{borrow::Cow, fmt, net::IpAddr, str::FromStr, sync::Arc};
 
 use base16ct::lower;
 use jiff::Timestamp;
@@ -110,6 +110,13 @@ pub enum Body {
         /// The reason.
         reason: CallDenial,
         /// The number of denied calls before this one that have no entry: the engine limits the entries a minute.
+        unrecorded: u64,
+    },
+    /// An edge rejected the credentials of a request. The outcome is [`Outcome::Denied`], the caller is the edge.
+    CredentialsRejected {
+        /// The network of the client: an address of IPv4, or the first 64 bits of an address of IPv6.
+        network: IpAddr,
+        /// The number of such requests before this one that have no entry: edge and engine limit the entries a minute.
         unrecorded: u64,
     },
 }
@@ -246,6 +253,8 @@ coded! {
         CountRecords = 10,
         /// The method `pinseal.v1.AuditService/GetCheckpoint`.
         GetCheckpoint = 11,
+        /// The method `pinseal.v1.AuditService/RecordRejectedCredentials`.
+        RecordRejectedCredentials = 12,
     }
 }
 
@@ -654,6 +663,11 @@ fn append_body(bytes: &mut Vec<u8>, body: &Body) {
             bytes.extend_from_slice(&[8, method.code(), reason.code()]);
             bytes.extend_from_slice(&unrecorded.to_be_bytes());
         }
+        Body::CredentialsRejected { network, unrecorded } => {
+            bytes.push(9);
+            append_text(bytes, &network.to_string());
+            bytes.extend_from_slice(&unrecorded.to_be_bytes());
+        }
     }
 }
 
@@ -753,6 +767,10 @@ impl<'a> Reader<'a> {
             8 => Body::CallDenied {
                 method: Method::from_code(self.byte()?)?,
                 reason: CallDenial::from_code(self.byte()?)?,
+                unrecorded: self.number()?,
+            },
+            9 => Body::CredentialsRejected {
+                network: self.text()?.parse().map_err(|_| EntryError::Unreadable)?,
                 unrecorded: self.number()?,
             },
             _ => return Err(EntryError::Unreadable),

@@ -157,7 +157,10 @@ impl ApiError {
             Reason::ControlIdInvalid => Self::CONTROL_ID_INVALID,
             Reason::DeviceKeyInvalid => Self::DEVICE_KEY_INVALID,
             Reason::PinBlockLength => Self::PIN_BLOCK_LENGTH,
-            Reason::TenantInvalid | Reason::AccountNumberInvalid | Reason::RequestIdInvalid => Self::REQUEST_INVALID,
+            Reason::TenantInvalid
+            | Reason::AccountNumberInvalid
+            | Reason::RequestIdInvalid
+            | Reason::ClientNetworkInvalid => Self::REQUEST_INVALID,
             Reason::CallerForbidden => Self::CALLER_FORBIDDEN,
             Reason::TenantMismatch => Self::TENANT_MISMATCH,
             Reason::ScopeMismatch => Self::SCOPE_MISMATCH,
@@ -204,6 +207,11 @@ impl ApiError {
     pub(super) fn retry_after(self, time: Duration) -> Self {
         let seconds = u32::try_from(time.as_millis().div_ceil(1_000)).unwrap_or(u32::MAX).max(1);
         Self { retry_after_seconds: self.retry_after_seconds.map(|_| seconds), ..self }
+    }
+
+    /// Whether the credentials of the request were rejected.
+    pub(super) fn is_unauthenticated(self) -> bool {
+        self.status == StatusCode::UNAUTHORIZED
     }
 
     /// Whether a limit on the client, the tenant or the card refused the request.
@@ -414,6 +422,7 @@ mod tests {
                     "DEVICE_KEY_INVALID",
                     "PIN_BLOCK_LENGTH",
                     "REQUEST_ID_INVALID",
+                    "CLIENT_NETWORK_INVALID",
                 ],
                 (400, 404, StaticValidation),
             ),

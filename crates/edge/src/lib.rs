@@ -45,7 +45,10 @@ use net::{
     metrics_server::{MetricsError, MetricsServer},
     tls::{self, ClientTls, ListenError, ServerTls, TlsError},
 };
-use proto::{control_service_client::ControlServiceClient, pin_service_client::PinServiceClient};
+use proto::{
+    audit_service_client::AuditServiceClient, control_service_client::ControlServiceClient,
+    pin_service_client::PinServiceClient,
+};
 
 /// The clients of an edge and the limits of their requests.
 pub struct Settings {
@@ -66,6 +69,7 @@ pub struct Settings {
 pub(crate) struct EngineClient {
     controls: ControlServiceClient<EngineChannel>,
     pins: PinServiceClient<EngineChannel>,
+    audit: AuditServiceClient<EngineChannel>,
     health: HealthClient<EngineChannel>,
 }
 
@@ -77,6 +81,7 @@ impl EngineClient {
         Self {
             controls: ControlServiceClient::new(channel.clone()).max_encoding_message_size(REQUEST_BYTES_MAX),
             pins: PinServiceClient::new(channel.clone()).max_encoding_message_size(REQUEST_BYTES_MAX),
+            audit: AuditServiceClient::new(channel.clone()),
             health: HealthClient::new(channel.clone()),
         }
     }

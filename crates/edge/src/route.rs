@@ -56,6 +56,8 @@ const READINESS_VALID: Duration = Duration::from_millis(200);
 /// The most lines within a minute of requests without credentials, and of requests that a limit refused: a line for each
 /// request would fill the disk.
 pub(super) const LINES_PER_MINUTE_MAX: u64 = 60;
+/// The most reports of rejected credentials to the engine within a minute: each is an audit entry.
+const REPORTS_PER_MINUTE_MAX: u64 = 60;
 /// The timeout of the health check of the engine, below the usual timeout of a readiness probe (1 s).
 const READINESS_TIME_MAX: Duration = Duration::from_millis(800);
 /// The number of characters of a controlId in the log: a whole controlId is a credential for some seconds.
@@ -72,6 +74,7 @@ pub(super) fn router(settings: Settings, clients: Clients, engine: EngineClient,
         refused,
         readiness: Mutex::default(),
         unauthenticated_lines: MinuteLimit::new(LINES_PER_MINUTE_MAX),
+        rejected_credentials: MinuteLimit::new(REPORTS_PER_MINUTE_MAX),
         limit_lines: MinuteLimit::new(LINES_PER_MINUTE_MAX),
     });
     let api = Router::new()
@@ -134,6 +137,10 @@ async fn ready(State(edge): State<Arc<EdgeState>>) -> StatusCode {
 #[derive(Clone, Copy)]
 pub(super) struct ClientNetwork(pub(super) IpAddr);
 
+fn network_of(parts: &Parts) -> IpAddr {
+    parts.extensions.get().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ClientNetwork(network)| *network)
+}
+
 struct EdgeState {
     settings: Settings,
     clients: Clients,
@@ -143,6 +150,7 @@ struct EdgeState {
     /// The last health check of the engine: its end and its result.
     readiness: Mutex<Option<(Instant, bool)>>,
     unauthenticated_lines: MinuteLimit,
+    rejected_credentials: MinuteLimit,
     limit_lines: MinuteLimit,
 }
 
@@ -380,6 +388,9 @@ impl EdgeState {
             }
             Err(refused) => {
                 let error = refused.error;
+                if error.is_unauthenticated() {
+                    self.report_rejected_credentials(log.id, &parts);
+                }
                 let answer = self.refusal(log, refused);
                 if error != ApiError::BODY_TIMEOUT {
                     self.drain_body(&parts, body).await;
@@ -415,6 +426,20 @@ impl EdgeState {
             log.refused(answer.status(), &refused, suppressed);
         }
         answer
+    }
+
+    /// Reports rejected credentials to the engine, which audits them. The answer does not wait for the engine.
+    fn report_rejected_credentials(&self, id: RequestId, parts: &Parts) {
+        let Some(unrecorded_count) = self.rejected_credentials.admit() else { return };
+        let client_network = network_of(parts).to_string();
+        let message = proto::RecordRejectedCredentialsRequest { client_network, unrecorded_count };
+        let (request, mut audit) = (self.engine_request(id, message), self.engine.audit.clone());
+        tokio::spawn(async move {
+            if let Err(status) = audit.record_rejected_credentials(request).await {
+                let cause = status.message();
+                tracing::warn!(request = %id, cause, "the engine did not record that credentials were rejected");
+            }
+        });
     }
 
     fn engine_timeout(&self) -> Rejection {
@@ -460,9 +485,7 @@ impl EdgeState {
         if waits_for_continue(parts) {
             return;
         }
-        let network =
-            parts.extensions.get().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ClientNetwork(network)| *network);
-        let Some(_place) = self.admission.admit_rest(network) else { return };
+        let Some(_place) = self.admission.admit_rest(network_of(parts)) else { return };
         let mut rest = Limited::new(body, REST_BYTES_MAX);
         let read = async { while let Some(Ok(_)) = rest.frame().await {} };
         if timeout(REST_TIME_MAX, read).await.is_err() {

@@ -3,6 +3,7 @@
 
 use std::{
     convert::Infallible,
+    net::IpAddr,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -33,6 +34,8 @@ use proto::REQUEST_ID_KEY;
 
 /// The most log lines and audit entries of denied calls within a minute, so that a peer without rights cannot fill the disk.
 const DENIALS_PER_MINUTE_MAX: u64 = 60;
+/// The most audit entries of rejected credentials within a minute: those of ten edges.
+const REJECTED_CREDENTIALS_PER_MINUTE_MAX: u64 = 600;
 
 /// An admitted call. The gate puts it into the extensions of the request.
 #[derive(Clone)]
@@ -114,6 +117,7 @@ pub(super) struct Gate {
     peers: Peers,
     pins: Arc<Pins>,
     denials: Arc<MinuteLimit>,
+    rejected_credentials: Arc<MinuteLimit>,
     limits: Arc<CallAdmission>,
 }
 
@@ -145,7 +149,10 @@ impl MethodAccess {
 impl Gate {
     /// A gate for these peers. The audit events of denied calls go through `pins`.
     pub(super) fn new(peers: Peers, pins: Arc<Pins>, limits: Arc<CallAdmission>) -> Self {
-        Self { peers, pins, denials: Arc::new(MinuteLimit::new(DENIALS_PER_MINUTE_MAX)), limits }
+        let limit_to = |entries| Arc::new(MinuteLimit::new(entries));
+        let (denials, rejected_credentials) =
+            (limit_to(DENIALS_PER_MINUTE_MAX), limit_to(REJECTED_CREDENTIALS_PER_MINUTE_MAX));
+        Self { peers, pins, denials, rejected_credentials, limits }
     }
 
     /// The same gate, whose audit events go through the use cases of another thread.
@@ -209,6 +216,23 @@ impl Gate {
         }
     }
 
+    /// Audits a request whose credentials the caller, an edge, rejected. `unrecorded` is the number of such requests that the
+    /// edge did not report.
+    ///
+    /// # Errors
+    /// The status of a failed store.
+    pub(super) async fn note_rejected_credentials(
+        &self,
+        call: &Call,
+        network: IpAddr,
+        unrecorded: u64,
+    ) -> Result<(), Status> {
+        let Some(suppressed) = self.rejected_credentials.admit() else { return Ok(()) };
+        let unrecorded = unrecorded.saturating_add(suppressed);
+        let body = EventBody::CredentialsRejected { network, unrecorded };
+        call.run(self.pins.note_denial(Arc::clone(&call.peer.name), None, call.id, body)).await
+    }
+
     /// Logs and audits a denied call. The answer does not depend on the store: the call is denied where the event cannot be
     /// recorded, too.
     async fn deny(&self, denial: Denial) -> Status {
@@ -216,7 +240,7 @@ impl Gate {
         if let Some(unrecorded) = self.denials.admit() {
             tracing::warn!(%request, method = access.path, reason = %forbidden, unrecorded, "a call was denied");
             let body = EventBody::CallDenied { method: access.method, reason: forbidden.reason(), unrecorded };
-            if let Err(error) = self.pins.note_denied_call(forbidden.peer_name(), tenant, request, body).await {
+            if let Err(error) = self.pins.note_denial(forbidden.peer_name(), tenant, request, body).await {
                 tracing::error!(%request, %error, "the audit event of a denied call was not recorded");
             }
         }

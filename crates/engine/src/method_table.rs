@@ -31,7 +31,7 @@ pub(super) enum CoveredTenants {
 }
 
 /// Every method of every service of an engine, each once.
-pub(super) static METHOD_TABLE: [MethodAccess; 11] = {
+pub(super) static METHOD_TABLE: [MethodAccess; 12] = {
     use CoveredTenants::{All, Named, OfCaller};
     const fn row(
         path: &'static str,
@@ -52,6 +52,12 @@ pub(super) static METHOD_TABLE: [MethodAccess; 11] = {
         row("/pinseal.v1.AuditService/ExportAudit", Method::ExportAudit, &[Right::Audit], OfCaller),
         // A checkpoint has the number of all entries, which the sequence numbers of a tenant's entries show too.
         row("/pinseal.v1.AuditService/GetCheckpoint", Method::GetCheckpoint, &[Right::Audit], OfCaller),
+        row(
+            "/pinseal.v1.AuditService/RecordRejectedCredentials",
+            Method::RecordRejectedCredentials,
+            &[Right::SetPins, Right::ViewPins],
+            OfCaller,
+        ),
         row("/pinseal.v1.KeyService/ListKeys", Method::ListKeys, &[Right::Keys], All),
         row("/pinseal.v1.KeyService/WatchRotation", Method::WatchRotation, &[Right::Rotation], All),
         row("/pinseal.v1.KeyService/CountRecords", Method::CountRecords, &[Right::Keys], All),

@@ -558,12 +558,12 @@ impl Pins {
         result
     }
 
-    /// Records a call that was denied because of the caller's certificate; `peer` is the name on the certificate. `tenant` is
-    /// the tenant that the request names, where the denial depends on it.
+    /// Records a call that was denied because of the caller's certificate, or a request whose credentials an edge rejected;
+    /// `peer` is the name on the certificate. `tenant` is the tenant that the request names, where the denial depends on it.
     ///
     /// # Errors
     /// [`StoreError`]: the store failed.
-    pub async fn note_denied_call(
+    pub async fn note_denial(
         &self,
         peer: Arc<str>,
         tenant: Option<Tenant>,

@@ -216,6 +216,17 @@ impl audit_service_server::AuditService for Services {
         let note = note.ok_or_else(|| wire::with_request_id(wire::checkpoint_not_signed(), call.id))?;
         Ok(Response::new(proto::GetCheckpointResponse { signed_note: note.to_string() }))
     }
+
+    async fn record_rejected_credentials(
+        &self,
+        request: Request<proto::RecordRejectedCredentialsRequest>,
+    ) -> Result<Response<proto::RecordRejectedCredentialsResponse>, Status> {
+        let (_, extensions, message) = request.into_parts();
+        let call = Call::of(&extensions)?;
+        let network = wire::client_network(&message.client_network)?;
+        self.gate.note_rejected_credentials(call, network, message.unrecorded_count).await?;
+        Ok(Response::new(proto::RecordRejectedCredentialsResponse {}))
+    }
 }
 
 /// A running call of `ExportAudit`.

@@ -1,6 +1,6 @@
 //! Converts gRPC messages to and from the domain types, and errors to statuses. No other file makes a status.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, net::IpAddr, time::Duration};
 
 use hsm_protocol::{AccountNumber, DeviceKey, EncryptedBlock, Mgf1Hash};
 use tonic::{Code, Status};
@@ -307,6 +307,11 @@ impl ToStatus for StoreError {
 /// The status of a caller without the right for its call.
 pub(super) fn forbidden(error: &impl std::fmt::Display) -> Status {
     status(Code::PermissionDenied, Reason::CallerForbidden, error)
+}
+
+/// Parses the network of an edge's client.
+pub(super) fn client_network(text: &str) -> Result<IpAddr, Status> {
+    text.parse().map_err(|_| invalid(Reason::ClientNetworkInvalid, &"the client_network is an address of IPv4 or IPv6"))
 }
 
 /// The metadata of a request has no id that can be read.
