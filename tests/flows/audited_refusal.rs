@@ -160,6 +160,9 @@ async fn each_refused_request_has_one_audit_event_with_its_reason() {
     refuse!(pins.view_pin(view(&shown, key)), "CONTROL_NOT_USABLE", "control_not_usable", "view_pin");
     let unknown = Uuid::new_v4().to_string();
     refuse!(pins.view_pin(view(&unknown, key)), "CONTROL_NOT_USABLE", "control_not_usable", "view_pin");
+    let foreign = client.open("5202", Scope::ViewPin).await.unwrap().control_id;
+    let of_other = ViewPinRequest { tenant: "other".into(), ..view(&foreign, key) };
+    refuse!(pins.view_pin(of_other), "TENANT_MISMATCH", "denied", "view_pin");
     let setting = client.open("5203", Scope::SetPin).await.unwrap().control_id;
     refuse!(pins.view_pin(view(&setting, key)), "SCOPE_MISMATCH", "denied", "view_pin");
     // Until the cap, also where the clock hour ends during the test.
@@ -178,6 +181,8 @@ async fn each_refused_request_has_one_audit_event_with_its_reason() {
     for (id, reason, outcome, action) in &refused {
         let entry = entry_of(&entries, id);
         assert_eq!((&entry["outcome"], &entry["event"]["action"]), (&json!(outcome), &json!(action)), "{reason}");
+        // The auditor of the card's tenant reads it, where the caller named another tenant too.
+        assert_eq!(entry["tenant"], TENANT, "{reason}");
         assert!(log.lines().any(|line| line.contains(&**id)), "no line of {reason} in the log");
     }
     let of_unknown: Vec<_> = entries.iter().filter(|entry| entry["event"]["type"] == "unknown_control").collect();
@@ -185,6 +190,27 @@ async fn each_refused_request_has_one_audit_event_with_its_reason() {
     let read = entry_of(&entries, &read);
     assert_eq!((&read["outcome"], &read["event"]["action"]), (&json!("done"), &json!("find_card")));
     assert_eq!(read["event"]["card"], "411111******1111");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_of_invented_controls_are_limited() {
+    const REQUESTS: u64 = 500;
+    let directory = tempfile::tempdir().unwrap();
+    let engine = EngineProcess::start(directory.path(), "");
+    let mut client = engine.client().await;
+    for _ in 0..REQUESTS {
+        let invented = client.pins.set_pin(set(&Uuid::new_v4().to_string(), [7; 8])).await.err().unwrap();
+        assert_eq!(reason(&invented), "CONTROL_NOT_USABLE");
+    }
+    assert_eq!(engine.terminate(), 0);
+    let entries = exported(directory.path(), &[]);
+    let events: Vec<_> = entries.iter().map(|entry| &entry["event"]).collect();
+    let of_invented: Vec<_> = events.iter().filter(|event| event["type"] == "unknown_control").collect();
+    let unrecorded: u64 = of_invented.iter().map(|event| event["unrecorded"].as_u64().unwrap()).sum();
+    // Each minute that the requests took has 60, and counts those of the minute before.
+    let number = of_invented.len() as u64;
+    assert!(number >= 60 && number + unrecorded <= REQUESTS, "{number} and {unrecorded}");
+    assert!(number == 60 || unrecorded > 0, "{number} and {unrecorded}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

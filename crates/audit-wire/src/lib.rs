@@ -272,9 +272,10 @@ fn body_message(body: &Body) -> EventMessage {
                 target_format: format_message(formats.to).into(),
             }),
         }),
-        Body::UnknownControl { action, control } => EventMessage::UnknownControl(proto::UnknownControl {
+        Body::UnknownControl { action, control, unrecorded } => EventMessage::UnknownControl(proto::UnknownControl {
             action: action_message(*action).into(),
             control_id: control.to_string(),
+            unrecorded_count: *unrecorded,
         }),
         Body::AuditArchived(segment) => EventMessage::AuditArchived(proto::AuditArchived {
             first_sequence: segment.first,
@@ -324,6 +325,7 @@ fn read_body(event: EventMessage) -> Option<Body> {
         EventMessage::UnknownControl(unknown) => Body::UnknownControl {
             action: read_action(unknown.action())?,
             control: ControlId::parse(&unknown.control_id).ok()?,
+            unrecorded: unknown.unrecorded_count,
         },
         EventMessage::AuditArchived(segment) => Body::AuditArchived(ArchivedSegment {
             first: segment.first_sequence,

@@ -38,7 +38,7 @@ fn bodies() -> Vec<Body> {
         }),
         card(Action::SetPin, true, Some(Formats { from: BlockFormat::Iso1, to: BlockFormat::Iso4 })),
         card(Action::RegisterCard, false, None),
-        Body::UnknownControl { action: Action::ViewPin, control: ControlId::random() },
+        Body::UnknownControl { action: Action::ViewPin, control: ControlId::random(), unrecorded: 2 },
         Body::CallDenied { method: Method::ExportAudit, reason: CallDenial::Tenant, unrecorded: 7 },
         Body::CredentialsRejected { network: [192, 0, 2, 7].into(), unrecorded: 8 },
     ]
@@ -146,8 +146,11 @@ fn a_message_of_another_release_is_refused_by_its_field() {
         ("boundary", |message| message.boundary.as_mut().unwrap().level = 0),
         ("hash", |message| message.hash.truncate(31)),
         ("event", |message| {
-            message.event =
-                Some(EventMessage::UnknownControl(proto::UnknownControl { action: 1, control_id: "1".into() }));
+            message.event = Some(EventMessage::UnknownControl(proto::UnknownControl {
+                action: 1,
+                control_id: "1".into(),
+                unrecorded_count: 0,
+            }));
         }),
     ];
     for (field, change) in changes {

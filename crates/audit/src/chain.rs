@@ -287,7 +287,7 @@ pub(super) mod tests {
                 file: "1.jsonl".into(),
                 file_sha256: [5; 32],
             }),
-            Body::UnknownControl { action: Action::SetPin, control: ControlId::random() },
+            Body::UnknownControl { action: Action::SetPin, control: ControlId::random(), unrecorded: 2 },
             Body::CallDenied { method: Method::ViewPin, reason: CallDenial::Tenant, unrecorded: 7 },
             Body::CredentialsRejected { network: [192, 0, 2, 7].into(), unrecorded: 8 },
         ];

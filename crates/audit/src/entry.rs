@@ -102,6 +102,8 @@ pub enum Body {
         /// The control that the request names.
         #[serde(serialize_with = "text_to_json", deserialize_with = "control_from_json")]
         control: ControlId,
+        /// The number of such requests of the tenant before this one that have no entry: the engine limits the entries a minute.
+        unrecorded: u64,
     },
     /// A call was denied because of the caller's certificate. The outcome is [`Outcome::Denied`].
     CallDenied {
@@ -655,9 +657,10 @@ fn append_body(bytes: &mut Vec<u8>, body: &Body) {
             append_text(bytes, &segment.file);
             bytes.extend_from_slice(&segment.file_sha256);
         }
-        Body::UnknownControl { action, control } => {
+        Body::UnknownControl { action, control, unrecorded } => {
             bytes.extend_from_slice(&[7, action.code()]);
             bytes.extend_from_slice(control.as_bytes());
+            bytes.extend_from_slice(&unrecorded.to_be_bytes());
         }
         Body::CallDenied { method, reason, unrecorded } => {
             bytes.extend_from_slice(&[8, method.code(), reason.code()]);
@@ -763,6 +766,7 @@ impl<'a> Reader<'a> {
             7 => Body::UnknownControl {
                 action: Action::from_code(self.byte()?)?,
                 control: ControlId::from_bytes(self.array()?),
+                unrecorded: self.number()?,
             },
             8 => Body::CallDenied {
                 method: Method::from_code(self.byte()?)?,

@@ -1,10 +1,16 @@
 //! A limit on log lines and audit entries within a minute.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    sync::{Mutex, PoisonError},
+};
 
 use super::monotonic_milliseconds;
 
 const MINUTE_MILLISECONDS: u64 = 60_000;
+/// The most keys of a [`MinuteLimits`] with a limit of their own.
+const KEYS_MAX: usize = 1_024;
 
 /// Admits a number of events within each minute and counts the others. The minutes are those of CLOCK_MONOTONIC.
 ///
@@ -18,35 +24,89 @@ pub struct MinuteLimit {
     state: Mutex<State>,
 }
 
+impl MinuteLimit {
+    /// A limit of `max` events within a minute.
+    pub const fn new(max: u64) -> Self {
+        Self { max, state: Mutex::new(State::NEW) }
+    }
+
+    /// Admits an event: returns the number of events that were suppressed since the last admitted one. `None` suppresses
+    /// the event.
+    pub fn admit(&self) -> Option<u64> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).admit(this_minute(), self.max)
+    }
+
+    /// Counts events as suppressed, such as an admitted one that could not be recorded, with the number that it had.
+    pub fn suppress(&self, events: u64) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).suppress(events);
+    }
+}
+
+/// A [`MinuteLimit`] for each key: one key does not use up the limit of another. The keys beyond the first 1,024 share one
+/// limit.
+pub struct MinuteLimits<K> {
+    max: u64,
+    states: Mutex<States<K>>,
+}
+
+struct States<K> {
+    of_keys: HashMap<K, State>,
+    of_others: State,
+}
+
+impl<K: Hash + Eq + Clone> MinuteLimits<K> {
+    /// Limits of `max` events of one key within a minute.
+    pub fn new(max: u64) -> Self {
+        Self { max, states: Mutex::new(States { of_keys: HashMap::new(), of_others: State::NEW }) }
+    }
+
+    /// Admits an event of a key, as [`MinuteLimit::admit`].
+    pub fn admit(&self, key: &K) -> Option<u64> {
+        self.of(key, |state| state.admit(this_minute(), self.max))
+    }
+
+    /// Counts events of a key as suppressed, as [`MinuteLimit::suppress`].
+    pub fn suppress(&self, key: &K, events: u64) {
+        self.of(key, |state| state.suppress(events));
+    }
+
+    fn of<T>(&self, key: &K, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        let States { of_keys, of_others } = &mut *states;
+        if of_keys.len() >= KEYS_MAX && !of_keys.contains_key(key) {
+            return change(of_others);
+        }
+        change(of_keys.entry(key.clone()).or_insert(State::NEW))
+    }
+}
+
+fn this_minute() -> u64 {
+    monotonic_milliseconds() / MINUTE_MILLISECONDS
+}
+
 struct State {
     minute: u64,
     admitted: u64,
     suppressed: u64,
 }
 
-impl MinuteLimit {
-    /// A limit of `max` events within a minute.
-    pub const fn new(max: u64) -> Self {
-        Self { max, state: Mutex::new(State { minute: 0, admitted: 0, suppressed: 0 }) }
-    }
+impl State {
+    const NEW: Self = Self { minute: 0, admitted: 0, suppressed: 0 };
 
-    /// Admits an event: returns the number of events that were suppressed since the last admitted one. `None` suppresses
-    /// the event.
-    pub fn admit(&self) -> Option<u64> {
-        self.admit_within(monotonic_milliseconds() / MINUTE_MILLISECONDS)
-    }
-
-    fn admit_within(&self, minute: u64) -> Option<u64> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if minute != state.minute {
-            (state.minute, state.admitted) = (minute, 0);
+    fn admit(&mut self, minute: u64, max: u64) -> Option<u64> {
+        if minute != self.minute {
+            (self.minute, self.admitted) = (minute, 0);
         }
-        if state.admitted >= self.max {
-            state.suppressed = state.suppressed.saturating_add(1);
+        if self.admitted >= max {
+            self.suppress(1);
             return None;
         }
-        state.admitted = state.admitted.saturating_add(1);
-        Some(std::mem::take(&mut state.suppressed))
+        self.admitted = self.admitted.saturating_add(1);
+        Some(std::mem::take(&mut self.suppressed))
+    }
+
+    fn suppress(&mut self, events: u64) {
+        self.suppressed = self.suppressed.saturating_add(events);
     }
 }
 
@@ -56,9 +116,22 @@ mod tests {
 
     #[test]
     fn events_beyond_the_limit_are_counted_by_the_next_one() {
-        let limit = MinuteLimit::new(60);
-        let admitted: Vec<_> = (0..65).filter_map(|_| limit.admit_within(7)).collect();
+        let mut state = State::NEW;
+        let admitted: Vec<_> = (0..65).filter_map(|_| state.admit(7, 60)).collect();
         assert_eq!(admitted, vec![0; 60]);
-        assert_eq!((limit.admit_within(8), limit.admit_within(8)), (Some(5), Some(0)));
+        state.suppress(3);
+        assert_eq!((state.admit(8, 60), state.admit(8, 60)), (Some(8), Some(0)));
+    }
+
+    #[test]
+    fn a_key_does_not_use_up_the_limit_of_another() {
+        let limits = MinuteLimits::new(1);
+        for _ in 0..1_000 {
+            limits.admit(&0);
+        }
+        assert_eq!(limits.admit(&1), Some(0));
+        // The keys beyond the first ones share one limit.
+        let admitted = (2..10_000).filter(|key| limits.admit(key).is_some()).count();
+        assert!((KEYS_MAX - 1..KEYS_MAX + 2).contains(&admitted), "{admitted}");
     }
 }

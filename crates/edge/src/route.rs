@@ -74,7 +74,7 @@ pub(super) fn router(settings: Settings, clients: Clients, engine: EngineClient,
         refused,
         readiness: Mutex::default(),
         unauthenticated_lines: MinuteLimit::new(LINES_PER_MINUTE_MAX),
-        rejected_credentials: MinuteLimit::new(REPORTS_PER_MINUTE_MAX),
+        rejected_credentials: Arc::new(MinuteLimit::new(REPORTS_PER_MINUTE_MAX)),
         limit_lines: MinuteLimit::new(LINES_PER_MINUTE_MAX),
     });
     let api = Router::new()
@@ -150,7 +150,7 @@ struct EdgeState {
     /// The last health check of the engine: its end and its result.
     readiness: Mutex<Option<(Instant, bool)>>,
     unauthenticated_lines: MinuteLimit,
-    rejected_credentials: MinuteLimit,
+    rejected_credentials: Arc<MinuteLimit>,
     limit_lines: MinuteLimit,
 }
 
@@ -430,12 +430,14 @@ impl EdgeState {
 
     /// Reports rejected credentials to the engine, which audits them. The answer does not wait for the engine.
     fn report_rejected_credentials(&self, id: RequestId, parts: &Parts) {
-        let Some(unrecorded_count) = self.rejected_credentials.admit() else { return };
+        let rejected = Arc::clone(&self.rejected_credentials);
+        let Some(unrecorded_count) = rejected.admit() else { return };
         let client_network = network_of(parts).to_string();
         let message = proto::RecordRejectedCredentialsRequest { client_network, unrecorded_count };
         let (request, mut audit) = (self.engine_request(id, message), self.engine.audit.clone());
         tokio::spawn(async move {
             if let Err(status) = audit.record_rejected_credentials(request).await {
+                rejected.suppress(unrecorded_count.saturating_add(1));
                 let cause = status.message();
                 tracing::warn!(request = %id, cause, "the engine did not record that credentials were rejected");
             }

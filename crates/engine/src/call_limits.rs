@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clock::minute_limit::MinuteLimit;
+use clock::minute_limit::{MinuteLimit, MinuteLimits};
 use domain::card::{CardKey, Tenant};
 use domain::control::Denied;
 use net::RateLimit;
@@ -12,6 +12,10 @@ use super::refused_calls::RefusedCalls;
 
 /// The most log lines of calls refused by a limit within a minute.
 const LINES_PER_MINUTE_MAX: u64 = 60;
+
+/// The most audit entries of one tenant's requests under unknown controls within a minute: a client can invent any number of
+/// controls.
+const UNKNOWN_CONTROLS_PER_MINUTE_MAX: u64 = 60;
 
 /// The limits that an operator configures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +34,8 @@ pub(crate) struct CallAdmission {
     pub(crate) refused: RefusedCalls,
     /// Admits the log lines of refused calls.
     pub(crate) lines: MinuteLimit,
+    /// Admits the audit entries of requests under unknown controls.
+    pub(crate) unknown_controls: MinuteLimits<Tenant>,
 }
 
 /// The tenant has no call left in this second.
@@ -47,6 +53,7 @@ impl CallAdmission {
             cards: RateLimit::per_minute(limits.per_card_per_minute),
             refused,
             lines: MinuteLimit::new(LINES_PER_MINUTE_MAX),
+            unknown_controls: MinuteLimits::new(UNKNOWN_CONTROLS_PER_MINUTE_MAX),
         }
     }
 

@@ -25,17 +25,18 @@ use super::{
 use crate::call_limits::CallAdmission;
 use crate::pin::Pins;
 use audit::entry::Body as EventBody;
-use clock::{deadline::Deadline, minute_limit::MinuteLimit};
+use clock::{deadline::Deadline, minute_limit::MinuteLimits};
 use domain::{
     card::Tenant,
     request_id::{RequestId, RequestIdError},
 };
 use proto::REQUEST_ID_KEY;
 
-/// The most log lines and audit entries of denied calls within a minute, so that a peer without rights cannot fill the disk.
+/// The most log lines and audit entries of one peer's denied calls within a minute, so that a peer without rights cannot fill
+/// the disk. The certificates that are not configured share one limit.
 const DENIALS_PER_MINUTE_MAX: u64 = 60;
-/// The most audit entries of rejected credentials within a minute: those of ten edges.
-const REJECTED_CREDENTIALS_PER_MINUTE_MAX: u64 = 600;
+/// The most audit entries of rejected credentials within a minute, of one edge. An edge reports as many.
+const REJECTED_CREDENTIALS_PER_MINUTE_MAX: u64 = 60;
 
 /// An admitted call. The gate puts it into the extensions of the request.
 #[derive(Clone)]
@@ -116,8 +117,9 @@ impl Call {
 pub(super) struct Gate {
     peers: Peers,
     pins: Arc<Pins>,
-    denials: Arc<MinuteLimit>,
-    rejected_credentials: Arc<MinuteLimit>,
+    /// By the name of the peer; `None` for those that are not configured.
+    denials: Arc<MinuteLimits<Option<Arc<str>>>>,
+    rejected_credentials: Arc<MinuteLimits<Arc<str>>>,
     limits: Arc<CallAdmission>,
 }
 
@@ -149,9 +151,8 @@ impl MethodAccess {
 impl Gate {
     /// A gate for these peers. The audit events of denied calls go through `pins`.
     pub(super) fn new(peers: Peers, pins: Arc<Pins>, limits: Arc<CallAdmission>) -> Self {
-        let limit_to = |entries| Arc::new(MinuteLimit::new(entries));
-        let (denials, rejected_credentials) =
-            (limit_to(DENIALS_PER_MINUTE_MAX), limit_to(REJECTED_CREDENTIALS_PER_MINUTE_MAX));
+        let denials = Arc::new(MinuteLimits::new(DENIALS_PER_MINUTE_MAX));
+        let rejected_credentials = Arc::new(MinuteLimits::new(REJECTED_CREDENTIALS_PER_MINUTE_MAX));
         Self { peers, pins, denials, rejected_credentials, limits }
     }
 
@@ -227,20 +228,28 @@ impl Gate {
         network: IpAddr,
         unrecorded: u64,
     ) -> Result<(), Status> {
-        let Some(suppressed) = self.rejected_credentials.admit() else { return Ok(()) };
+        let edge = &call.peer.name;
+        let Some(suppressed) = self.rejected_credentials.admit(edge) else {
+            self.rejected_credentials.suppress(edge, unrecorded);
+            return Ok(());
+        };
         let unrecorded = unrecorded.saturating_add(suppressed);
         let body = EventBody::CredentialsRejected { network, unrecorded };
-        call.run(self.pins.note_denial(Arc::clone(&call.peer.name), None, call.id, body)).await
+        let recorded = call.run(self.pins.note_denial(Arc::clone(edge), None, call.id, body)).await;
+        // The edge counts the request that it reported.
+        recorded.inspect_err(|_| self.rejected_credentials.suppress(edge, suppressed))
     }
 
     /// Logs and audits a denied call. The answer does not depend on the store: the call is denied where the event cannot be
     /// recorded, too.
     async fn deny(&self, denial: Denial) -> Status {
         let Denial { id: request, access, forbidden, tenant } = denial;
-        if let Some(unrecorded) = self.denials.admit() {
+        let limited = forbidden.configured_peer();
+        if let Some(unrecorded) = self.denials.admit(&limited) {
             tracing::warn!(%request, method = access.path, reason = %forbidden, unrecorded, "a call was denied");
             let body = EventBody::CallDenied { method: access.method, reason: forbidden.reason(), unrecorded };
             if let Err(error) = self.pins.note_denial(forbidden.peer_name(), tenant, request, body).await {
+                self.denials.suppress(&limited, unrecorded.saturating_add(1));
                 tracing::error!(%request, %error, "the audit event of a denied call was not recorded");
             }
         }

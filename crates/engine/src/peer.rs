@@ -263,6 +263,14 @@ impl Forbidden {
         }
     }
 
+    /// The name of a peer that is configured; `None` for any other certificate.
+    pub(super) fn configured_peer(&self) -> Option<Arc<str>> {
+        match self {
+            Self::Anonymous | Self::Unknown { .. } => None,
+            Self::Right { name, .. } | Self::Tenant { name } | Self::AllTenants { name } => Some(Arc::clone(name)),
+        }
+    }
+
     /// The name on the certificate; `anonymous` for a connection without one.
     pub(super) fn peer_name(&self) -> Arc<str> {
         match self {

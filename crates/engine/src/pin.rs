@@ -121,7 +121,7 @@ impl Pins {
     ) -> Result<Card, RegisterCardError> {
         let card = CardKey { tenant: caller.tenant, plastic };
         let registered = self.register(caller, card, number).await;
-        self.audit_refusal(caller, || Body::Card(self.about_card(Action::RegisterCard, &card, None)), registered).await
+        self.audit_refusal(caller, || self.about_refused(Action::RegisterCard, &card), registered).await
     }
 
     async fn register(
@@ -156,7 +156,7 @@ impl Pins {
         let found = self.store.card(&card).await?;
         let event = self.about_card(Action::FindCard, &card, found.as_ref().and_then(|card| card.account.as_ref()));
         let outcome = if found.is_some() { Outcome::Done } else { Outcome::CardUnknown };
-        self.store.record_event(Event { outcome, ..self.card_event(caller, event) }).await?;
+        self.store.record_access(Event { outcome, ..self.card_event(caller, event) }).await?;
         Ok(found.ok_or(Denied::CardUnknown)?)
     }
 
@@ -178,7 +178,7 @@ impl Pins {
         let opened = CardEvent { control: Some(id), ..self.about_card(Action::OpenControl, &card, None) };
         let event = self.card_event(caller, opened);
         let opened = self.store.open_control(control, self.rules.admission, event).await;
-        self.audit_refusal(caller, || Body::Card(self.about_card(Action::OpenControl, &card, None)), opened).await
+        self.audit_refusal(caller, || self.about_refused(Action::OpenControl, &card), opened).await
     }
 
     /// Makes a fresh tzpk for the control's device. Only the newest tzpk of a control is valid.
@@ -545,15 +545,30 @@ impl Pins {
         }
     }
 
-    /// Records the event of a request that was refused. The caller gets the answer after the event is durable.
+    /// Records the event of a request that was refused. The caller gets the answer after the event is durable. A store that is
+    /// low on space records no refusal: the log has it then.
     async fn audit_refusal<T, E: AuditedError>(
         &self,
         caller: &Caller,
-        body: impl FnOnce() -> Body,
+        refused: impl FnOnce() -> Refused,
         result: Result<T, E>,
     ) -> Result<T, E> {
-        if let Some(outcome) = result.as_ref().err().and_then(E::outcome) {
-            self.store.record_event(Event { outcome, ..self.caller_event(caller, body()) }).await?;
+        let Some(outcome) = result.as_ref().err().and_then(E::outcome) else { return result };
+        let event = match refused() {
+            Refused::Card { tenant, event } => Event { tenant: Some(tenant), ..self.card_event(caller, event) },
+            Refused::UnknownControl { action, control } => {
+                let Some(unrecorded) = self.limits.unknown_controls.admit(&caller.tenant) else { return result };
+                self.caller_event(caller, Body::UnknownControl { action, control, unrecorded })
+            }
+        };
+        match self.store.record_access(Event { outcome, ..event }).await {
+            Err(StoreError::LowOnSpace) => {
+                if let Some(suppressed) = self.limits.lines.admit() {
+                    let request = caller.request;
+                    tracing::warn!(%request, ?outcome, suppressed, "the store is low on space: a refusal has no audit event");
+                }
+            }
+            recorded => recorded?,
         }
         result
     }
@@ -578,7 +593,7 @@ impl Pins {
             outcome: Outcome::Denied,
             ..self.engine_event(body)
         };
-        self.store.record_event(event).await
+        self.store.record_access(event).await
     }
 
     fn about_card(&self, action: Action, card: &CardKey, account: Option<&RegisteredAccount>) -> CardEvent {
@@ -591,10 +606,16 @@ impl Pins {
         CardEvent { control: Some(control.id), ..event }
     }
 
+    fn about_refused(&self, action: Action, card: &CardKey) -> Refused {
+        Refused::Card { tenant: card.tenant, event: self.about_card(action, card, None) }
+    }
+
     /// What a refused request under a control is about: its card, where the store has the control.
-    fn under_control(&self, action: Action, id: ControlId, found: Option<&Control>) -> Body {
-        let about_card = |control| Body::Card(self.about_control(action, control));
-        found.map_or(Body::UnknownControl { action, control: id }, about_card)
+    fn under_control(&self, action: Action, id: ControlId, found: Option<&Control>) -> Refused {
+        match found {
+            Some(control) => Refused::Card { tenant: control.card.tenant, event: self.about_control(action, control) },
+            None => Refused::UnknownControl { action, control: id },
+        }
     }
 
     fn control_event(&self, caller: &Caller, action: Action, control: &Control) -> Event {
@@ -798,6 +819,19 @@ macro_rules! from_change_error {
 }
 
 from_change_error!(RegisterCardError, IssueTzpkError, SetPinError, ViewPinError);
+
+/// What a refused request is about.
+enum Refused {
+    Card {
+        /// The tenant of the card, which may be another than the caller's: the tenant whose auditor reads the event.
+        tenant: Tenant,
+        event: CardEvent,
+    },
+    UnknownControl {
+        action: Action,
+        control: ControlId,
+    },
+}
 
 /// An error whose refusals are audited.
 trait AuditedError: From<StoreError> {

@@ -270,7 +270,8 @@ async fn a_store_low_on_space_finishes_open_controls_and_opens_none() {
     assert!(matches!(refused, Err(ChangeError::Store(StoreError::LowOnSpace))));
     let refused = as_store(&store).register_card(card(2), None, event.clone()).await;
     assert!(matches!(refused, Err(ChangeError::Store(StoreError::LowOnSpace))));
-    assert!(matches!(as_store(&store).reencrypt(Vec::new(), event).await, Err(StoreError::LowOnSpace)));
+    assert!(matches!(as_store(&store).reencrypt(Vec::new(), event.clone()).await, Err(StoreError::LowOnSpace)));
+    assert!(matches!(as_store(&store).record_access(event).await, Err(StoreError::LowOnSpace)));
     set(&store, opened.id, 1).await.unwrap();
     confirm(&store, opened.id, 1).await.unwrap();
     as_store(&store).record_event(engine_event(Body::EngineStopped)).await.unwrap();

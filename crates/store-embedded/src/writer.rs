@@ -259,7 +259,7 @@ impl<'a> Batch<'a> {
                 self.archived = Some(end.sequence);
                 Ok(Outcome::Done)
             }
-            Change::RecordEvent => Ok(Outcome::Done),
+            Change::RecordEvent | Change::RecordAccess => Ok(Outcome::Done),
         }
     }
 

@@ -166,21 +166,24 @@ pub enum Change {
     /// Removes the entries of this part, which are in archive files, from the audit chain. [`Outcome::Done`]. Nothing is
     /// removed, and [`StoreError::Damaged`] returned, where the part does not end with an entry of the store.
     RemoveArchived(Box<ArchivedPart>),
-    /// Records the event alone: a denial, a start, a stop. [`Outcome::Done`].
+    /// Records the event alone: a start, a stop, the end of a rotation. [`Outcome::Done`].
     RecordEvent,
+    /// Records the event alone: a read, or a refusal. A caller can cause any number of them, so they do not use the reserve
+    /// of a store that is [low on space](StoreState::LowOnSpace). [`Outcome::Done`].
+    RecordAccess,
 }
 
 impl Change {
     /// Whether the change is dropped where its caller has gone or its deadline has passed. Keys in use and events that have
     /// happened do not depend on a caller.
     pub fn may_be_dropped(&self) -> bool {
-        !matches!(self, Self::SetKeysInUse { .. } | Self::RecordEvent)
+        !matches!(self, Self::SetKeysInUse { .. } | Self::RecordEvent | Self::RecordAccess)
     }
 
     /// Whether a store that is [low on space](StoreState::LowOnSpace) makes the change. The reserve is for controls that are
     /// open and for events that have happened; a change that begins work, or rewrites records, is refused.
     pub fn may_use_reserve(&self) -> bool {
-        !matches!(self, Self::RegisterCard { .. } | Self::OpenControl { .. } | Self::Reencrypt(_))
+        !matches!(self, Self::RegisterCard { .. } | Self::OpenControl { .. } | Self::Reencrypt(_) | Self::RecordAccess)
     }
 }
 
@@ -309,6 +312,14 @@ impl dyn Store + '_ {
     /// An error of the store.
     pub async fn record_event(&self, event: Event) -> Result<(), StoreError> {
         self.apply(Change::RecordEvent, event, None).await.map(drop)
+    }
+
+    /// [`Change::RecordAccess`].
+    ///
+    /// # Errors
+    /// An error of the store; [`StoreError::LowOnSpace`] where nothing was recorded.
+    pub async fn record_access(&self, event: Event) -> Result<(), StoreError> {
+        self.apply(Change::RecordAccess, event, None).await.map(drop)
     }
 
     async fn apply_for_call(&self, change: Change, event: Event) -> Result<Outcome, ChangeError> {
