@@ -85,14 +85,16 @@ fn new_certificates_are_used_without_a_restart() {
 }
 
 #[test]
-fn an_engine_with_tls_and_no_peers_refuses_to_start() {
+fn an_engine_refuses_tls_without_peers_and_peers_without_tls() {
     let directory = tempfile::tempdir().unwrap();
     let (engine_tls, _) = certificates(directory.path());
     let config = directory.path().join("engine.toml");
-    std::fs::write(&config, format!("listen = \"127.0.0.1:0\"\n{engine_tls}\n")).unwrap();
-    let (served, printed) = pinseal(&["engine", "--config", config.to_str().unwrap()]);
-    assert!(!served && printed.contains("no [[peers]]") && printed.contains("Add [[peers]]"), "{printed}");
-    assert_eq!(printed.lines().count(), 1, "{printed}");
+    for (lines, remedy) in [(engine_tls, "Add [[peers]]"), (peer("edge", "\"edge-set\""), "Add [tls]")] {
+        std::fs::write(&config, format!("listen = \"127.0.0.1:0\"\n{lines}\n")).unwrap();
+        let (served, printed) = pinseal(&["engine", "--config", config.to_str().unwrap()]);
+        assert!(!served && printed.contains(remedy), "{printed}");
+        assert_eq!(printed.lines().count(), 1, "{printed}");
+    }
 }
 
 #[test]

@@ -107,9 +107,7 @@ impl Engine {
         opener: Box<dyn OpenBoundary>,
     ) -> Result<Self, StartError> {
         tls::may_listen_engine(config.listen, config.tls.as_ref())?;
-        if config.tls.is_some() && config.peers.is_empty() {
-            return Err(StartError::NoPeers);
-        }
+        check_peers(config.tls.is_some(), &config.peers)?;
         let tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
         let checkpoints = Checkpoints::open(&config.checkpoints, Arc::clone(&store))?;
         let (newest_checkpoint, signing_key) = (checkpoints.newest(), checkpoints.key());
@@ -246,11 +244,9 @@ impl Engine {
     /// Replaces the peers while calls continue. The next call of each connection is admitted by the new peers.
     ///
     /// # Errors
-    /// [`StartError::NoPeers`]: the engine uses TLS, and there are no peers. The peers do not change.
+    /// [`StartError::NoPeers`] or [`StartError::PeersWithoutTls`]: peers and TLS need each other. The peers do not change.
     pub fn replace_peers(&self, peers: Vec<Peer>) -> Result<(), StartError> {
-        if self.tls.is_some() && peers.is_empty() {
-            return Err(StartError::NoPeers);
-        }
+        check_peers(self.tls.is_some(), &peers)?;
         self.peers.replace(peers);
         Ok(())
     }
@@ -341,6 +337,12 @@ pub enum StartError {
          roles for each certificate that calls, such as the edge's: roles = [\"edge-set\", \"edge-view\"]"
     )]
     NoPeers,
+    /// Peers are configured, and the engine does not use TLS.
+    #[error(
+        "the engine has [[peers]] and no [tls]: each process of this machine would have every right. Add [tls], or remove \
+         [[peers]]"
+    )]
+    PeersWithoutTls,
     /// A certificate or private key can't be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -429,6 +431,14 @@ async fn watch_token_and_space(boundary: &dyn Boundary, store: &watch::Receiver<
             }
         }
         (was_there, was_low) = (there, low);
+    }
+}
+
+fn check_peers(uses_tls: bool, peers: &[Peer]) -> Result<(), StartError> {
+    match (uses_tls, peers) {
+        (true, []) => Err(StartError::NoPeers),
+        (false, [_, ..]) => Err(StartError::PeersWithoutTls),
+        _ => Ok(()),
     }
 }
 
