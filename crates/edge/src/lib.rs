@@ -129,8 +129,8 @@ impl Edge {
         };
         let profile = config.settings.error_profile;
         let clients = Clients::new(std::mem::take(&mut config.settings.clients));
+        let timeouts = serve::Timeouts::new(config.connection_age, config.settings.request_timeout);
         let router = route::router(config.settings, clients.clone(), engine, refused);
-        let timeouts = serve::Timeouts::with_age(config.connection_age);
         let serving = serve::serve(listener, table, server_tls.clone(), router, profile, timeouts, stopped);
         let serving = tokio::spawn(serving);
         Ok(Self { address, clients, stop, serving, server_tls, engine_tls, metrics })

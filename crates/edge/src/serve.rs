@@ -55,8 +55,11 @@ use net::{
 const HTTP2_HEADER_BYTES_MAX: u32 = 4 * HEADER_BYTES_MAX;
 /// The most concurrent streams of one HTTP/2 connection.
 const STREAMS_MAX: u32 = 256;
-/// The longest time for the requests in flight to finish when the edge stops.
+/// The longest time for the requests in flight to finish when the edge stops. A connection that closes has the request timeout
+/// beside it.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
+/// A connection beyond its age that has not begun HTTP/2 is checked again after this time.
+const AGE_CHECK_EVERY: Duration = Duration::from_secs(1);
 /// The interval and the timeout of HTTP/2 PING frames.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIME_MAX: Duration = Duration::from_secs(10);
@@ -76,22 +79,25 @@ pub(super) struct Timeouts {
     headers: Duration,
     /// Without a request in flight, after the first request.
     idle: Duration,
-    /// From the graceful shutdown to the end of the connection.
+    /// Without a request in flight, after the graceful shutdown.
     close: Duration,
+    /// From the graceful shutdown to the end of the connection, with requests in flight.
+    drain: Duration,
     /// From the start of the connection to its last request.
     age: ConnectionAge,
 }
 
 impl Timeouts {
-    /// The timeouts of a production edge, with this maximum age of a connection.
-    pub(super) fn with_age(age: ConnectionAge) -> Self {
-        Self { age, ..Self::DEFAULT }
+    /// The timeouts of a production edge, with this maximum age of a connection and this timeout of a request.
+    pub(super) fn new(age: ConnectionAge, request_timeout: Duration) -> Self {
+        Self { age, drain: request_timeout.saturating_add(DRAIN_TIME_MAX), ..Self::DEFAULT }
     }
 
     const DEFAULT: Self = Self {
         headers: Duration::from_secs(10),
         idle: Duration::from_secs(30),
         close: Duration::from_secs(2),
+        drain: DRAIN_TIME_MAX,
         age: ConnectionAge::DEFAULT,
     };
 }
@@ -163,6 +169,9 @@ async fn handshake(stream: TcpStream, tls: Option<ServerTls>) -> Result<ServerSt
 ///
 /// At its age, a connection of HTTP/2 gets GOAWAY. HTTP/1.1 has no such frame: a request could arrive while the edge closes an
 /// idle connection. So the next answer has `Connection: close`, and without a next request the idle timeout ends the connection.
+///
+/// h2 accepts requests until the client has acknowledged the PING of the graceful shutdown. A client that never does is
+/// disconnected after `Timeouts::drain`, in which a request that began before the shutdown has ended.
 async fn serve_connection(
     stream: ServerStream,
     exchange: &Exchange,
@@ -212,7 +221,7 @@ async fn serve_connection(
     let stream = TokioIo::new(Transport::new(stream, exchange.clone()));
     let mut connection = pin!(builder.serve_connection(stream, TowerToHyperService::new(service)));
 
-    let (mut first, mut later, mut closing, mut is_old) = (timeouts.headers, timeouts.idle, false, false);
+    let (mut first, mut later, mut closing, mut until) = (timeouts.headers, timeouts.idle, false, old_at);
     loop {
         tokio::select! {
             ended = connection.as_mut() => {
@@ -230,10 +239,16 @@ async fn serve_connection(
                 return None;
             },
             _ = stopped.wait_for(|stopped| *stopped), if !closing => {}
-            () = sleep_until(old_at), if !closing && !is_old => {
-                tracing::debug!("a connection reached its maximum age");
-                is_old = true;
+            () = sleep_until(until) => {
+                if closing {
+                    tracing::debug!("a connection was aborted: its requests did not end in time");
+                    return None;
+                }
+                if until == old_at {
+                    tracing::debug!("a connection reached its maximum age");
+                }
                 if !exchange.is_http2() {
+                    until += AGE_CHECK_EVERY;
                     continue;
                 }
             }
@@ -242,8 +257,9 @@ async fn serve_connection(
                 return None;
             },
         }
-        // A request that arrives during the shutdown is still answered: only an idle connection is aborted.
+        // A request that arrives during the shutdown is still answered, until the hard end.
         (first, later, closing) = (timeouts.close, timeouts.close, true);
+        until = tokio::time::Instant::now() + timeouts.drain;
         usage.renew();
         connection.as_mut().graceful_shutdown();
     }
@@ -402,8 +418,12 @@ mod tests {
         headers: Duration::from_millis(300),
         idle: Duration::from_millis(1_000),
         close: Duration::from_millis(200),
+        drain: Duration::from_secs(5),
         age: ConnectionAge::DEFAULT,
     };
+    /// The timeout of an idle connection never ends one that sends a request now and then.
+    const STUBBORN: Timeouts =
+        Timeouts { close: Duration::from_secs(60), drain: Duration::from_secs(2), ..Timeouts::DEFAULT };
     /// The first bytes of an HTTP/2 client: the preface and an empty SETTINGS frame.
     const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     /// `GET /` in HPACK's static table.
@@ -456,6 +476,11 @@ mod tests {
 
     fn headers(stream: u8, flags: u8) -> Vec<u8> {
         [&[0, 0, 3, 1, flags, 0, 0, 0, stream], GET_ROOT.as_slice()].concat()
+    }
+
+    /// Whether GOAWAY, a frame of type 7 on stream 0, is in these bytes.
+    fn has_goaway(heard: &[u8]) -> bool {
+        heard.windows(6).any(|bytes| bytes == [7, 0, 0, 0, 0, 0])
     }
 
     /// Whether the server closes the connection, gracefully or not, within a generous limit.
@@ -521,18 +546,17 @@ mod tests {
             stream.write_all(&headers(id, 0x5)).await.unwrap();
             sleep(SHORT.idle / 6).await;
         }
-        // Its answers, and no GOAWAY: a frame of type 7 on stream 0.
         let mut heard = vec![0; 4096];
         let length = stream.read(&mut heard).await.unwrap();
         heard.truncate(length);
         assert_eq!(heard.windows(5).filter(|bytes| *bytes == b"quick").count(), 10);
-        assert!(!heard.windows(6).any(|bytes| bytes == [7, 0, 0, 0, 0, 0]), "GOAWAY on a connection in use");
+        assert!(!has_goaway(&heard), "GOAWAY on a connection in use");
         stream.write_all(&headers(21, 0x5)).await.unwrap();
         assert!(stream.read(&mut [0; 64]).await.unwrap() > 0);
     }
 
     async fn start_with_age_of_a_second() -> Serving {
-        let timeouts = Timeouts::with_age(ConnectionAge::from_seconds(1).unwrap());
+        let timeouts = Timeouts { age: ConnectionAge::from_seconds(1).unwrap(), ..STUBBORN };
         Serving::start_with(ConnectionLimits::default(), timeouts).await
     }
 
@@ -560,11 +584,57 @@ mod tests {
         let serving = start_with_age_of_a_second().await;
         let mut stream = serving.open(&[HELLO, &headers(1, 0x5)].concat()).await;
         let mut heard = Vec::new();
-        // GOAWAY is a frame of type 7 on stream 0.
-        while !heard.windows(6).any(|bytes| bytes == [7, 0, 0, 0, 0, 0]) {
+        while !has_goaway(&heard) {
             assert!(stream.read_buf(&mut heard).await.unwrap() > 0, "closed without GOAWAY");
         }
         assert!(heard.windows(5).any(|bytes| bytes == b"quick"));
+    }
+
+    /// Sends requests and never acknowledges the PING of the graceful shutdown, so that hyper accepts the requests. Returns
+    /// what the client has read when the server closes the connection.
+    async fn until_closed(stream: &mut TcpStream, first_id: u8) -> Vec<u8> {
+        let mut heard = Vec::new();
+        for id in (first_id..=u8::MAX).step_by(2) {
+            let pause = async { while !matches!(stream.read_buf(&mut heard).await, Ok(0) | Err(_)) {} };
+            if timeout(Duration::from_millis(100), pause).await.is_ok() {
+                return heard;
+            }
+            let _ = stream.write_all(&headers(id, 0x5)).await;
+        }
+        panic!("a client without an ACK keeps its connection");
+    }
+
+    #[tokio::test]
+    async fn an_old_http2_client_without_ack_of_ping_is_closed() {
+        let serving = start_with_age_of_a_second().await;
+        let mut stream = serving.open(&[HELLO, &headers(1, 0x5)].concat()).await;
+        let heard = until_closed(&mut stream, 3).await;
+        assert!(has_goaway(&heard) && heard.windows(5).any(|bytes| bytes == b"quick"));
+    }
+
+    #[tokio::test]
+    async fn an_http2_connection_that_begins_after_its_age_is_closed() {
+        let serving = start_with_age_of_a_second().await;
+        let mut stream = serving.open(b"").await;
+        sleep(Duration::from_millis(1_200)).await;
+        stream.write_all(&[HELLO, &headers(1, 0x5)].concat()).await.unwrap();
+        assert!(has_goaway(&until_closed(&mut stream, 3).await));
+    }
+
+    #[tokio::test]
+    async fn a_displaced_http2_client_without_ack_of_ping_is_closed() {
+        let limits = ConnectionLimits { connections_max: 16, silent_per_address_max: 1 };
+        let serving = Serving::start_with(limits, STUBBORN).await;
+        // `GET /slow`: the path is a literal without indexing (RFC 7541, 6.2.2).
+        let slow = [&[0, 0, 9, 1, 0x5, 0, 0, 0, 1], [0x82, 0x86, 0x04, 5].as_slice(), b"/slow"].concat();
+        let mut stream = serving.open(&[HELLO, &slow, &headers(3, 0x5)].concat()).await;
+        let mut heard = Vec::new();
+        // Streams begin in their order, so the slow request is in flight.
+        while !heard.windows(5).any(|bytes| bytes == b"quick") {
+            assert!(stream.read_buf(&mut heard).await.unwrap() > 0);
+        }
+        let _new = serving.open(b"").await;
+        assert!(has_goaway(&until_closed(&mut stream, 5).await));
     }
 
     #[tokio::test]
