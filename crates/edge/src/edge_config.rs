@@ -118,7 +118,7 @@ struct EngineFile {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ClientFile {
-    /// The name of the client in the log.
+    /// The name of the client in the log and for its limits; no two clients have the same.
     name: String,
     /// The tenant whose cards the client may use.
     tenant: String,
@@ -240,13 +240,25 @@ impl EdgeFile {
 }
 
 /// Rejects a secret that two clients share, as a token or as a password, and a certificate that two clients share: each client
-/// could act as the other.
+/// could act as the other. Rejects an empty name, and a name that two clients share: limits and the log know a client by its
+/// name.
 fn check_clients(clients: Vec<ClientFile>) -> Result<Vec<Client>, ConfigError> {
     let mut checked = Vec::with_capacity(clients.len());
     let mut secrets: Vec<(String, Credential)> = Vec::with_capacity(clients.len());
-    let mut certificates = HashSet::new();
+    let (mut names, mut certificates) = (HashSet::new(), HashSet::new());
     for client in clients {
         let name = client.name.clone();
+        if name.trim().is_empty() {
+            return Err(ConfigError::value(
+                "clients.name",
+                "a client has no name: give each client one, for limits and the log",
+            ));
+        }
+        if !names.insert(name.clone()) {
+            let problem =
+                format!("two clients have the name {name:?}: they would share their limits; give each its own");
+            return Err(ConfigError::value("clients.name", problem));
+        }
         if let Some(certificate) = client.certificate_name.clone().filter(|name| !certificates.insert(name.clone())) {
             let problem = format!("two clients have the certificate {certificate:?}: give each client its own");
             return Err(ConfigError::value("clients.certificate_name", problem));
@@ -370,6 +382,16 @@ mod tests {
             assert!(!refused.contains(SECRET), "{refused}");
         }
         assert_eq!(checked(&[("a", SECRET), ("b", "0123456789abcdeg")]), Ok(2));
+    }
+
+    #[test]
+    fn a_client_has_a_name_that_no_other_client_has() {
+        let shared = checked(&[("a", "0123456789abcdef"), ("a", "another-0123456789")]).unwrap_err();
+        assert!(shared.contains("two clients have the name \"a\""), "{shared}");
+        for empty in ["", " "] {
+            let nameless = checked(&[(empty, "0123456789abcdef")]).unwrap_err();
+            assert!(nameless.contains("a client has no name"), "{nameless}");
+        }
     }
 
     #[test]
