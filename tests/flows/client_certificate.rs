@@ -110,3 +110,24 @@ async fn a_removed_client_is_rejected_on_its_open_connection_after_sighup() {
     soon("the client is removed", async || (status_on(&mut other, OTHER_TOKEN) == 401).then_some(())).await;
     assert_eq!((status_on(&mut story, TOKEN), status_on(&mut story, NEW_TOKEN)), (401, 201));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_whose_certificate_the_running_edge_never_asks_for_is_refused_on_sighup() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = EngineProcess::start(directory.path(), "");
+    certificates(directory.path());
+    let at = |file: &str| directory.path().join("pki").join(file);
+    let tls = format!("[tls]\ncertificates = {:?}\nprivate_key = {:?}\n", at("engine.pem"), at("engine.key"));
+    let edge = EdgeProcess::start(directory.path(), &format!("address = \"http://{}\"", engine.address()), &tls);
+
+    // The file asks for certificates; the listener does so after a restart.
+    let config = directory.path().join("edge.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let roots = format!("[tls]\nclient_roots = {:?}\nclient_certificate = \"optional\"", at("ca.pem"));
+    let client = "[[clients]]\nname = \"wallet\"\ntenant = \"bank\"\ncertificate_name = \"client.pinseal.test\"\n";
+    fs::write(&config, text.replace("[tls]", &roots) + client).unwrap();
+    signal(edge.id(), "HUP");
+    soon("the clients are refused", async || edge.log().contains("keeps its clients").then_some(())).await;
+    assert!(edge.log().contains("restart the edge"), "{}", edge.log());
+    assert_eq!(status(&edge, directory.path(), "", &format!("Bearer {TOKEN}")), Some(201));
+}

@@ -47,18 +47,18 @@ pub fn run(arguments: EdgeArguments) -> Result<(), EdgeCommandError> {
 }
 
 /// Reads the certificates, and `[[clients]]` of the configuration file with their secrets. If the file or a secret is not
-/// valid, the edge keeps the clients that it has.
+/// valid, or a client needs a restart of the edge, the edge keeps the clients that it has.
 fn reload(edge: &Edge, path: &Path) {
     edge.reload_certificates();
-    match EdgeConfig::load(path) {
-        Ok(config) => {
-            let number = config.settings.clients.len();
-            edge.replace_clients(config.settings.clients);
-            say(format_args!(
-                "pinseal edge has reloaded its certificates and {number} clients; restart it to reload the rest of its \
-                 configuration"
-            ));
-        }
+    let reloaded = EdgeConfig::load(path).and_then(|config| {
+        let number = config.settings.clients.len();
+        edge.replace_clients(config.settings.clients).map(|()| number)
+    });
+    match reloaded {
+        Ok(number) => say(format_args!(
+            "pinseal edge has reloaded its certificates and {number} clients; restart it to reload the rest of its \
+             configuration"
+        )),
         Err(error) => warn(format_args!("pinseal edge keeps its clients: {error}")),
     }
 }

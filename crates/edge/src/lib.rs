@@ -39,6 +39,7 @@ pub use self::{
     request_limits::RequestLimits,
 };
 use auth::Clients;
+use config::ConfigError;
 use domain::limits::REQUEST_BYTES_MAX;
 use net::{
     ConnectionTable, EngineChannel, connect,
@@ -153,8 +154,18 @@ impl Edge {
     }
 
     /// Replaces the clients while requests continue. The next request of each connection is authenticated by the new clients.
-    pub fn replace_clients(&self, clients: Vec<Client>) {
+    ///
+    /// # Errors
+    /// A client has a certificate, and the running listener asks for none. The edge keeps its clients.
+    pub fn replace_clients(&self, clients: Vec<Client>) -> Result<(), ConfigError> {
+        let asks_for_certificates = self.server_tls.as_ref().is_some_and(ServerTls::asks_for_certificates);
+        if !asks_for_certificates && clients.iter().any(|client| client.certificate_name().is_some()) {
+            let problem = "a client has a certificate, and the running edge asks for none, because it started without \
+                           client_roots: restart the edge";
+            return Err(ConfigError::value("clients.certificate_name", problem));
+        }
         self.clients.replace(clients);
+        Ok(())
     }
 
     /// Stops accepting connections and waits for the requests in flight.

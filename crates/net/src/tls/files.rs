@@ -37,6 +37,11 @@ impl ServerTls {
         self.0.latest(Duration::ZERO);
     }
 
+    /// Whether a handshake asks for a client certificate. A reload does not change this.
+    pub fn asks_for_certificates(&self) -> bool {
+        self.0.config.client_roots.is_some()
+    }
+
     pub(super) fn current(&self) -> Arc<ServerConfig> {
         self.0.latest(CHECK_EVERY)
     }
