@@ -85,6 +85,8 @@ reasons! {
     TokenBusy = "TOKEN_BUSY",
     /// Another count of the records is running.
     Counting = "COUNTING",
+    /// The engine, or the caller, has reached the limit of exports of the audit chain at a time.
+    ExportsBusy = "EXPORTS_BUSY",
     /// The store is low on disk space: it opens no control, and finishes those that are open.
     StoreLowOnSpace = "STORE_LOW_ON_SPACE",
     /// The engine has not signed a checkpoint of the audit chain yet.

@@ -7,10 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use proto::Scope;
+use net::{EngineChannel, connect::channel};
+use proto::{ExportAuditRequest, Scope, audit_service_client::AuditServiceClient};
 use support::{
     edge_process::{EdgeProcess, OTHER_TOKEN, TOKEN},
     engine_process::{EngineProcess, METRICS, device, reason},
+    wait::soon,
 };
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
@@ -176,6 +178,27 @@ async fn a_tenant_beyond_its_rate_is_refused_with_a_retry_info() {
     }
     assert_eq!(refusal(&refused.unwrap()), (Code::ResourceExhausted, "TENANT_RATE".into(), true));
     assert!(metric(&engine.metrics(), "pinseal_calls_refused_total{reason=\"TENANT_RATE\"}") > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_beyond_its_exports_is_refused_until_one_ends() {
+    const EXPORTS_PER_PEER_MAX: usize = 4;
+    let directory = tempfile::tempdir().unwrap();
+    let engine = EngineProcess::start(directory.path(), METRICS);
+    let channel = channel(&format!("http://{}", engine.address()).parse().unwrap(), None).unwrap();
+    let mut audit = AuditServiceClient::new(EngineChannel::from(channel));
+    let request = ExportAuditRequest { start_sequence: 1, newest_count: 0, continuous: true };
+    let mut running = Vec::new();
+    for _ in 0..EXPORTS_PER_PEER_MAX {
+        running.push(audit.export_audit(request).await.unwrap().into_inner());
+    }
+    let refused = audit.export_audit(request).await.map(drop).unwrap_err();
+    assert_eq!(refusal(&refused), (Code::ResourceExhausted, "EXPORTS_BUSY".into(), true));
+    assert!(metric(&engine.metrics(), "pinseal_calls_refused_total{reason=\"EXPORTS_BUSY\"}") > 0);
+    engine.client().await.open("85250", Scope::SetPin).await.unwrap();
+    running.pop();
+    let mut again = audit.clone();
+    soon("the place of an ended export stays occupied", async || again.export_audit(request).await.ok()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

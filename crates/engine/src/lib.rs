@@ -14,6 +14,7 @@ mod call_rules;
 mod checkpoints;
 pub mod command;
 mod engine_config;
+mod exports;
 mod gate;
 mod key_service;
 mod keys_in_use;
@@ -43,6 +44,7 @@ use self::{
     call_limits::CallAdmission,
     call_rules::{CallRules, Streams},
     checkpoints::Checkpoints,
+    exports::Exports,
     gate::Gate,
     key_service::KeyServices,
     peer::Peers,
@@ -171,14 +173,16 @@ impl Engine {
         let follow = tokio::spawn(keys_in_use::follow(Arc::clone(&pins), boundary.watched(), use_keys));
         let keys = KeyServices::new(in_use.clone(), Arc::clone(&pins), rotation, store.engine_name().clone());
         let (followed, follows) = watch::channel(());
+        let exports = Exports::new();
         let (mut threads, call_timeout) = (0, config.call_timeout);
         let serving = Serving::start(&settings, || {
             threads += 1;
             let pins = pins_of_thread(threads);
             let gate = gate.through(Arc::clone(&pins));
             let newest_checkpoint = newest_checkpoint.clone();
-            let (follows, mgf1_sha1) = (follows.clone(), mgf1_sha1.clone());
-            let services = Services::new(pins, Arc::clone(&store), gate.clone(), follows, newest_checkpoint, mgf1_sha1);
+            let (exports, follows, mgf1_sha1) = (exports.clone(), follows.clone(), mgf1_sha1.clone());
+            let store = Arc::clone(&store);
+            let services = Services::new(pins, store, gate.clone(), exports, follows, newest_checkpoint, mgf1_sha1);
             let routes = Routes::new(CallRules::new(health_service.clone(), call_timeout, Streams::Responses));
             with_services(routes, &gate, &services, &keys, call_timeout)
                 .add_service(CallRules::new(reflection.clone(), call_timeout, Streams::Both))

@@ -41,7 +41,7 @@ impl Default for RefusedCalls {
 pub(super) struct LimitLabel(Reason);
 
 impl LimitLabel {
-    const SHOWN: [Reason; 8] = [
+    const SHOWN: [Reason; 9] = [
         Reason::TenantRate,
         Reason::CardRate,
         Reason::ControlCap,
@@ -50,6 +50,7 @@ impl LimitLabel {
         Reason::TokenBusy,
         Reason::StoreLowOnSpace,
         Reason::Counting,
+        Reason::ExportsBusy,
     ];
 }
 

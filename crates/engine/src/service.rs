@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status, async_trait};
 use zeroize::Zeroizing;
 
 use super::{
+    exports::{ExportPermit, Exports},
     gate::{Call, Gate},
     peer::Right,
     wire,
@@ -31,6 +32,7 @@ pub(super) struct Services {
     pins: Arc<Pins>,
     store: Arc<dyn Store>,
     gate: Gate,
+    exports: Exports,
     /// Its sender is dropped when the engine stops.
     follows: watch::Receiver<()>,
     /// The note of the newest checkpoint; `None` before the first one.
@@ -44,11 +46,12 @@ impl Services {
         pins: Arc<Pins>,
         store: Arc<dyn Store>,
         gate: Gate,
+        exports: Exports,
         follows: watch::Receiver<()>,
         checkpoint: watch::Receiver<Option<Arc<str>>>,
         mgf1_sha1: Counter,
     ) -> Self {
-        Self { pins, store, gate, follows, checkpoint, mgf1_sha1 }
+        Self { pins, store, gate, exports, follows, checkpoint, mgf1_sha1 }
     }
 
     /// Counts a tzpk that was encrypted for a device.
@@ -195,15 +198,16 @@ impl audit_service_server::AuditService for Services {
     ) -> Result<Response<Self::ExportAuditStream>, Status> {
         let (_, extensions, message) = request.into_parts();
         let call = Call::of(&extensions)?.clone();
+        let permit = self.exports.admit(&call.peer.name).ok_or_else(|| call.refused(wire::exports_busy()))?;
         let end = self.store.checkpoint().await.map_err(|error| call.failed(&error))?.sequence;
         let from = match message.newest_count {
             0 => message.start_sequence.max(1),
             newest => end.saturating_sub(newest.into()).saturating_add(1),
         };
         let (entries, stream) = mpsc::channel(AUDIT_PAGE_ENTRIES);
-        let export = Export { store: Arc::clone(&self.store), call, entries };
+        let export = Export { store: Arc::clone(&self.store), call, entries, _permit: permit };
         let follows = message.continuous.then(|| self.follows.clone());
-        tokio::spawn(export.run(from, end, follows));
+        self.exports.runtime.spawn(export.run(from, end, follows));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 
@@ -234,6 +238,7 @@ struct Export {
     store: Arc<dyn Store>,
     call: Call,
     entries: mpsc::Sender<Result<proto::ExportAuditResponse, Status>>,
+    _permit: ExportPermit,
 }
 
 impl Export {
@@ -287,7 +292,7 @@ impl Export {
                 return None;
             }
             let last = page.last()?.sequence.min(end);
-            // Reading the store does not yield: let the calls of this thread run between two pages.
+            // Reading the store does not yield: let the other tasks of this thread run between two pages.
             tokio::task::yield_now().await;
             let may_read = |entry: &&Entry| entry.sequence <= end && peer.may_read(entry.event.tenant.as_ref());
             for entry in page.iter().filter(may_read) {

@@ -224,6 +224,12 @@ pub(super) fn counting() -> Status {
     status(Code::ResourceExhausted, Reason::Counting, &message)
 }
 
+/// The engine, or the caller, has reached the limit of exports at a time.
+pub(super) fn exports_busy() -> Status {
+    let message = "too many exports of the audit chain are running: try again when one has ended";
+    status(Code::ResourceExhausted, Reason::ExportsBusy, &message)
+}
+
 /// The tenant has no call left in this second.
 pub(super) fn tenant_rate(rate: &TenantRate) -> Status {
     exhausted(Reason::TenantRate, rate, rate.retry_after)
@@ -401,7 +407,8 @@ fn retry_after(reason: Reason) -> Option<Duration> {
         | Reason::TokenUnavailable
         | Reason::RotationCutOff
         | Reason::EngineStops
-        | Reason::Counting => 5,
+        | Reason::Counting
+        | Reason::ExportsBusy => 5,
         Reason::StoreLowOnSpace => 30,
         Reason::UnregisteredCards => 600,
         _ => return None,
@@ -433,6 +440,7 @@ mod tests {
             rotation_cut_off(),
             engine_stops(),
             counting(),
+            exports_busy(),
         ];
         let denied = [cap, cards, Denied::CardRate { retry_after: minute }, Denied::NotUsable, Denied::CardUnknown];
         for status in statuses.into_iter().chain(denied.map(denied_status)) {
