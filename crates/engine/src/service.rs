@@ -16,13 +16,14 @@ use super::{
     wire,
 };
 use crate::pin::Pins;
-use audit::entry::Entry;
 use domain::{caller::Caller, control::Scope};
 use proto::{self, audit_service_server, card_service_server, control_service_server, pin_service_server};
 use store::Store;
 
 /// The number of audit entries that one read of the store returns.
 const AUDIT_PAGE_ENTRIES: usize = 256;
+/// The most entries that wait for a client that does not read. A client that loses its role still gets them.
+const WAITING_ENTRIES_MAX: usize = 16;
 /// The interval at which a call that follows the chain looks for entries.
 const FOLLOW_EVERY: Duration = Duration::from_millis(250);
 
@@ -204,7 +205,7 @@ impl audit_service_server::AuditService for Services {
             0 => message.start_sequence.max(1),
             newest => end.saturating_sub(newest.into()).saturating_add(1),
         };
-        let (entries, stream) = mpsc::channel(AUDIT_PAGE_ENTRIES);
+        let (entries, stream) = mpsc::channel(WAITING_ENTRIES_MAX);
         let export = Export { store: Arc::clone(&self.store), call, entries, _permit: permit };
         let follows = message.continuous.then(|| self.follows.clone());
         self.exports.runtime.spawn(export.run(from, end, follows));
@@ -280,13 +281,6 @@ impl Export {
                     return None;
                 }
             };
-            let peer = match self.call.peer_now() {
-                Ok(peer) => peer,
-                Err(status) => {
-                    let _ = self.entries.send(Err(status)).await;
-                    return None;
-                }
-            };
             // A page may have no entry for this reader; then no send would fail after the reader left.
             if self.entries.is_closed() {
                 return None;
@@ -294,10 +288,16 @@ impl Export {
             let last = page.last()?.sequence.min(end);
             // Reading the store does not yield: let the other tasks of this thread run between two pages.
             tokio::task::yield_now().await;
-            let may_read = |entry: &&Entry| entry.sequence <= end && peer.may_read(entry.event.tenant.as_ref());
-            for entry in page.iter().filter(may_read) {
-                let entry = Some(audit_wire::entry_message(entry));
-                self.entries.send(Ok(proto::ExportAuditResponse { entry })).await.ok()?;
+            for entry in page.iter().take_while(|entry| entry.sequence <= end) {
+                let message = match self.call.peer_now() {
+                    Ok(peer) if !peer.may_read(entry.event.tenant.as_ref()) => continue,
+                    Ok(_) => Ok(proto::ExportAuditResponse { entry: Some(audit_wire::entry_message(entry)) }),
+                    Err(status) => Err(status),
+                };
+                let is_last = message.is_err();
+                if self.entries.send(message).await.is_err() || is_last {
+                    return None;
+                }
             }
             from = last.saturating_add(1);
         }
