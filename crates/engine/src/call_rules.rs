@@ -9,13 +9,16 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Extensions, HeaderMap, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http::{HeaderMap, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body::{Body as HttpBody, Frame};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tonic::{Status, body::Body, server::NamedService};
 use tower::Service;
 
-use super::{serving::StreamsEnd, wire};
+use super::{
+    serving::{ConnectionHold, StreamsEnd},
+    wire,
+};
 use clock::deadline::parse_grpc_timeout;
 
 /// The header with the timeout of a gRPC client.
@@ -82,18 +85,22 @@ where
         let asked = asked_timeout(request.headers());
         let limit = asked.map_or(self.call_timeout, |asked| asked.min(self.call_timeout));
         let count = (self.streams != Streams::Both).then_some(MessageCount::NEW);
-        let ends = (self.streams != Streams::None).then(|| StreamEnd::of(request.extensions(), asked)).flatten();
-        // The timer starts here, not in the future below: tonic starts another timer after this function, and the one
-        // that ends first makes the status.
+        let (deadline, age) = match self.streams {
+            Streams::None => (None, None),
+            Streams::Responses | Streams::Both => {
+                (asked.map(|asked| Instant::now() + asked), request.extensions().get::<StreamsEnd>().map(|end| end.at))
+            }
+        };
+        // The time of a call begins here, not when its future is polled first.
         let response = timeout(limit, self.service.call(request.map(|body| RequestBody { body, count })));
         Box::pin(async move {
-            match (response.await, ends) {
-                (Err(_), _) => Ok(wire::deadline_passed().into_http()),
-                (Ok(response), Some(ends)) => {
-                    response.map(|response| response.map(|body| Body::new(ResponseBody { body, ends: Some(ends) })))
-                }
-                (Ok(response), _) => response,
-            }
+            let Ok(response) = response.await else { return Ok(wire::deadline_passed().into_http()) };
+            let mut response = response?;
+            let age = age.filter(|_| response.extensions_mut().remove::<ConnectionHold>().is_none());
+            Ok(match StreamEnd::first(deadline, age) {
+                Some(ends) => response.map(|body| Body::new(ResponseBody { body, ends: Some(ends) })),
+                None => response,
+            })
         })
     }
 }
@@ -180,12 +187,10 @@ struct StreamEnd {
 
 impl StreamEnd {
     /// The deadline of the client or the end of the connection, whichever is first; `None` without both.
-    fn of(extensions: &Extensions, asked: Option<Duration>) -> Option<Self> {
-        let deadline: Option<(_, fn() -> Status)> =
-            asked.map(|asked| (Instant::now() + asked, wire::deadline_passed as fn() -> Status));
-        let connection: Option<(_, fn() -> Status)> =
-            extensions.get::<StreamsEnd>().map(|end| (end.0, wire::connection_age as fn() -> Status));
-        let (at, status) = deadline.into_iter().chain(connection).min_by_key(|(at, _)| *at)?;
+    fn first(deadline: Option<Instant>, age: Option<Instant>) -> Option<Self> {
+        let deadline: Option<(_, fn() -> Status)> = deadline.map(|at| (at, wire::deadline_passed as fn() -> Status));
+        let age: Option<(_, fn() -> Status)> = age.map(|at| (at, wire::connection_age as fn() -> Status));
+        let (at, status) = deadline.into_iter().chain(age).min_by_key(|(at, _)| *at)?;
         Some(Self { at: Box::pin(sleep_until(at)), status })
     }
 }
@@ -222,6 +227,7 @@ impl HttpBody for ResponseBody {
 mod tests {
     use std::future::{pending, ready};
 
+    use http::Extensions;
     use http_body_util::{BodyExt, Full, StreamBody};
     use tonic_types::StatusExt;
     use tower::{ServiceExt, service_fn};
@@ -293,7 +299,7 @@ mod tests {
         ] {
             let mut call = request(Some("application/grpc"), asked, Vec::new());
             call.extensions_mut().extend(age.into_iter().fold(Extensions::new(), |mut to, age| {
-                to.insert(StreamsEnd(Instant::now() + age));
+                to.insert(StreamsEnd { at: Instant::now() + age, hold: ConnectionHold::default() });
                 to
             }));
             let answer = CallRules::new(streams, LONG, Streams::Responses).oneshot(call).await.unwrap();

@@ -6,13 +6,13 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{
     runtime::Handle,
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
     time::{Instant, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, async_trait};
 
-use super::{gate::Call, wire};
+use super::{gate::Call, serving::StreamsEnd, wire};
 use crate::pin::Pins;
 use crate::rotation::{Census, KeyUsers, Progress};
 use proto::{self, key_service_server};
@@ -21,6 +21,8 @@ use proto::{self, key_service_server};
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// The most messages that wait for a client that does not read.
 const WAITING_MESSAGES_MAX: usize = 4;
+/// The longest time for a client to make place for the last message of a count.
+const LAST_MESSAGE_TIME_MAX: Duration = Duration::from_secs(60);
 /// The most scans of the store at a time.
 const COUNTS_MAX: usize = 1;
 
@@ -75,15 +77,17 @@ impl key_service_server::KeyService for KeyServices {
     ) -> Result<Response<Self::CountRecordsStream>, Status> {
         let call = Call::of(request.extensions())?.clone();
         let permit = Arc::clone(&self.counts).try_acquire_owned().map_err(|_| call.refused(wire::counting()))?;
+        // A count of a large store takes longer than the age of a connection, and cannot continue on another one.
+        let hold = request.extensions().get::<StreamsEnd>().map(|end| end.hold.clone()).unwrap_or_default();
         let (messages, stream) = mpsc::channel(WAITING_MESSAGES_MAX);
-        self.runtime.spawn(report_counts(
-            call,
-            Arc::clone(&self.pins),
-            Arc::clone(&self.engine_name),
-            messages,
-            permit,
-        ));
-        Ok(Response::new(ReceiverStream::new(stream)))
+        let mut response = Response::new(ReceiverStream::new(stream));
+        response.extensions_mut().insert(hold.clone());
+        let (pins, engine_name) = (Arc::clone(&self.pins), Arc::clone(&self.engine_name));
+        self.runtime.spawn(async move {
+            until_closed(&messages, report_counts(&call, &pins, &engine_name, &messages)).await;
+            drop((permit, hold));
+        });
+        Ok(response)
     }
 }
 
@@ -109,18 +113,26 @@ async fn report_rotation(
     }
 }
 
+/// Runs the work of a stream until its end, or until the client has left.
+async fn until_closed<T>(messages: &mpsc::Sender<T>, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = messages.closed() => {}
+        () = work => {}
+    }
+}
+
+/// Counts at the speed of the store: a count so far that the client has no place for is not sent.
 async fn report_counts(
-    call: Call,
-    pins: Arc<Pins>,
-    engine_name: Arc<str>,
-    messages: mpsc::Sender<Result<proto::CountRecordsResponse, Status>>,
-    _permit: OwnedSemaphorePermit,
+    call: &Call,
+    pins: &Pins,
+    engine_name: &str,
+    messages: &mpsc::Sender<Result<proto::CountRecordsResponse, Status>>,
 ) {
     let (mut census, mut reported) = (Census::default(), Instant::now());
     loop {
-        let message = match census.count_page(&pins).await {
-            Ok(false) => match KeyUsers::find(&pins).await {
-                Ok(users) => Ok(wire::complete_counts(&census, users, &engine_name)),
+        let message = match census.count_page(pins).await {
+            Ok(false) => match KeyUsers::find(pins).await {
+                Ok(users) => Ok(wire::complete_counts(&census, users, engine_name)),
                 Err(error) => Err(call.failed(&error)),
             },
             Ok(true) if reported.elapsed() < REPORT_EVERY => {
@@ -133,10 +145,12 @@ async fn report_counts(
         let message = message.and_then(|counts| call.peer_now().map(|_| counts));
         reported = Instant::now();
         let is_last = !matches!(&message, Ok(counts) if !counts.complete);
-        // A failed send: the client has left.
-        if messages.send(message).await.is_err() || is_last {
+        if is_last {
+            let _ = timeout(LAST_MESSAGE_TIME_MAX, messages.send(message)).await;
             return;
         }
+        let _ = messages.try_send(message);
+        tokio::task::yield_now().await;
     }
 }
 
@@ -154,6 +168,14 @@ mod tests {
         }
         reporting.await.unwrap();
         received
+    }
+
+    #[tokio::test]
+    async fn the_work_of_a_stream_ends_when_its_client_leaves() {
+        let (messages, stream) = mpsc::channel::<()>(1);
+        let working = tokio::spawn(async move { until_closed(&messages, std::future::pending()).await });
+        drop(stream);
+        working.await.unwrap();
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@ use std::{
     io,
     net::SocketAddr,
     pin::pin,
+    sync::Arc,
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -71,8 +72,18 @@ pub struct ServingSettings {
 }
 
 /// When the streamed answers of a connection end. The extensions of each request have this value.
-#[derive(Clone, Copy)]
-pub(super) struct StreamsEnd(pub(super) Instant);
+#[derive(Clone)]
+pub(super) struct StreamsEnd {
+    pub(super) at: Instant,
+    pub(super) hold: ConnectionHold,
+}
+
+/// A connection is not aborted while a call has this. A response with this in its extensions does not end at the age of its
+/// connection: the call must end by itself, even if its client does not read.
+#[derive(Clone, Default)]
+pub(super) struct ConnectionHold {
+    _counted: Option<watch::Receiver<()>>,
+}
 
 /// An accepted connection that waits for its worker. The connection table limits their number.
 type Accepted = (std::net::TcpStream, ConnectionPlace);
@@ -243,9 +254,12 @@ async fn serve_connection(
     // A call that begins last has its whole time.
     let streams_end = Instant::now() + age + settings.call_timeout;
     let peer = stream.connect_info();
+    let holds = Arc::new(watch::Sender::new(()));
+    let held = Arc::clone(&holds);
     let service = MapRequest::new(routes, move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
-        request.extensions_mut().insert(StreamsEnd(streams_end));
+        let hold = ConnectionHold { _counted: Some(held.subscribe()) };
+        request.extensions_mut().insert(StreamsEnd { at: streams_end, hold });
         request.map(Body::new)
     });
     let mut http2 = http2::Builder::new(TokioExecutor::new());
@@ -262,9 +276,14 @@ async fn serve_connection(
         _ = stopped.wait_for(|stopped| *stopped) => {}
     }
     connection.as_mut().graceful_shutdown();
+    let drained = async {
+        sleep_until(streams_end).await;
+        holds.closed().await;
+        sleep(DRAIN_TIME_MAX).await;
+    };
     tokio::select! {
         ended = connection => report_end(ended),
-        () = sleep_until(streams_end + DRAIN_TIME_MAX) => {
+        () = drained => {
             tracing::warn!("a connection was aborted after its maximum age: its client did not read the answers");
         }
     }
@@ -273,5 +292,77 @@ async fn serve_connection(
 fn report_end(ended: hyper::Result<()>) {
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection failed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, future::ready, task::Poll};
+
+    use bytes::Bytes;
+    use http::Response;
+    use http_body::Frame;
+    use http_body_util::{BodyExt, Full, StreamBody};
+    use tonic::{Status, server::NamedService};
+    use tower::Service;
+
+    use super::*;
+    use crate::call_rules::{CallRules, RequestBody, Streams};
+    use net::{EngineChannel, connect::channel};
+
+    /// Streams one frame, when its connection would be aborted without a hold.
+    #[derive(Clone)]
+    struct LateFrame;
+
+    impl NamedService for LateFrame {
+        const NAME: &'static str = "test.LateFrame";
+    }
+
+    impl Service<Request<RequestBody>> for LateFrame {
+        type Response = Response<Body>;
+        type Error = Infallible;
+        type Future = std::future::Ready<Result<Response<Body>, Infallible>>;
+
+        fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, request: Request<RequestBody>) -> Self::Future {
+            let StreamsEnd { at, hold } = request.extensions().get::<StreamsEnd>().unwrap().clone();
+            let of_task = hold.clone();
+            let (frames, stream) = mpsc::channel(1);
+            tokio::spawn(async move {
+                sleep_until(at + DRAIN_TIME_MAX + Duration::from_secs(1)).await;
+                frames.send(Ok::<_, Status>(Frame::data(Bytes::from_static(b"late")))).await.unwrap();
+                drop(of_task);
+            });
+            let mut response = Response::new(Body::new(StreamBody::new(ReceiverStream::new(stream))));
+            response.extensions_mut().insert(hold);
+            ready(Ok(response))
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_call_with_a_hold_outlives_the_age_of_its_connection() {
+        let settings = ServingSettings {
+            listen: ([127, 0, 0, 1], 0).into(),
+            tls: None,
+            workers: 1,
+            call_timeout: Duration::from_millis(100),
+            calls_per_connection_max: 8,
+            connections: ConnectionLimits::default(),
+            connection_age: ConnectionAge::from_seconds(1).unwrap(),
+        };
+        let routes = || Routes::new(CallRules::new(LateFrame, settings.call_timeout, Streams::Responses));
+        let serving = Serving::start(&settings, routes).unwrap();
+        let address = format!("http://{}", serving.address()).parse().unwrap();
+        let mut connection = EngineChannel::from(channel(&address, None).unwrap());
+        let request = Request::post("/test.LateFrame/Stream").header("content-type", "application/grpc");
+        let request = request.body(Body::new(Full::from(&[0; 5][..]))).unwrap();
+        let answer = connection.call(request).await.unwrap();
+        let read = answer.into_body().collect().await.unwrap();
+        assert_eq!(read.trailers(), None);
+        assert_eq!(read.to_bytes(), "late");
+        serving.stop().await;
     }
 }
