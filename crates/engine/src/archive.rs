@@ -36,6 +36,8 @@ const PAGE_ENTRIES: usize = 1_024;
 const SEGMENT_ENTRIES_MAX: u64 = 65_536;
 /// The interval at which entries are archived.
 const EVERY: Duration = Duration::from_secs(24 * 60 * 60);
+/// The time until the next try after a run that failed, or that found no checkpoint.
+const RETRY_AFTER: Duration = Duration::from_secs(60);
 
 /// The place of the archive, and how long the store keeps entries.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,18 +62,17 @@ impl Archive {
     /// Archives entries until the task is aborted.
     pub(super) async fn run(self) {
         loop {
-            match self.archive_segment().await {
-                Ok(true) => continue,
-                Ok(false) => {}
-                Err(error) => tracing::error!(%error, "audit entries were not archived: the store keeps them"),
+            let archived = self.archive_segment().await;
+            if let Err(error) = &archived {
+                tracing::error!(%error, "audit entries were not archived: the store keeps them");
             }
-            tokio::time::sleep(EVERY).await;
+            tokio::time::sleep(pause_after(&archived)).await;
         }
     }
 
-    /// Archives the oldest entries, as one file; `false` where none is old enough.
-    async fn archive_segment(&self) -> Result<bool, ArchiveError> {
-        let Some(note) = self.checkpoint.borrow().clone() else { return Ok(false) };
+    /// Archives the oldest entries, as one file.
+    async fn archive_segment(&self) -> Result<Archived, ArchiveError> {
+        let Some(note) = self.checkpoint.borrow().clone() else { return Ok(Archived::NoCheckpoint) };
         // The last entry of the checkpoint stays, because the next checkpoint is compared with it.
         let end = open_note(&note, &self.key)?.head.sequence;
         let before = self.store.archived().await?;
@@ -79,7 +80,7 @@ impl Archive {
         let file = format!("{:020}.jsonl", start.sequence.saturating_add(1));
         let path = self.config.directory.join(&file);
         if !path.exists() && !self.write(&path, start, end).await? {
-            return Ok(false);
+            return Ok(Archived::NoneOldEnough);
         }
         let (key, reads) = (Arc::clone(&self.key), path.clone());
         let read = spawn_blocking(move || read(&reads, &file, before, &key)).await;
@@ -94,7 +95,7 @@ impl Archive {
         replace(&note, &part.tree.head().sign(&self.key)?).map_err(ArchiveError::file(&note))?;
         tracing::info!(file = %path.display(), first = segment.first, last = segment.last, "audit entries are archived");
         self.pins.remove_archived(part, segment).await?;
-        Ok(true)
+        Ok(Archived::Segment)
     }
 
     /// Writes the entries between `start` and `end` that are old enough; `false` where none is.
@@ -138,6 +139,24 @@ impl Archive {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.config.directory)?;
         let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
         Ok(BufWriter::new(file))
+    }
+}
+
+/// The result of a run.
+enum Archived {
+    /// One file has entries that left the store. More entries may be old enough.
+    Segment,
+    NoneOldEnough,
+    /// The engine has not signed a checkpoint yet.
+    NoCheckpoint,
+}
+
+/// The time from a run to the next one.
+fn pause_after(run: &Result<Archived, ArchiveError>) -> Duration {
+    match run {
+        Ok(Archived::Segment) => Duration::ZERO,
+        Ok(Archived::NoneOldEnough) => EVERY,
+        Ok(Archived::NoCheckpoint) | Err(_) => RETRY_AFTER,
     }
 }
 
@@ -199,5 +218,18 @@ impl ArchiveError {
     fn file(path: &Path) -> impl Fn(io::Error) -> Self + use<> {
         let path = path.to_owned();
         move |error| Self::File { path: path.clone(), error }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_failed_is_repeated_in_a_minute() {
+        assert_eq!(pause_after(&Err(StoreError::Busy { limit: 1 }.into())), RETRY_AFTER);
+        assert_eq!(pause_after(&Ok(Archived::NoCheckpoint)), RETRY_AFTER);
+        assert_eq!(pause_after(&Ok(Archived::NoneOldEnough)), EVERY);
+        assert_eq!(pause_after(&Ok(Archived::Segment)), Duration::ZERO);
     }
 }
