@@ -19,5 +19,9 @@ tonic::include_proto!("pinseal.v1");
 /// audit event. The engine makes an id for a call without one. An error carries the id in the same key.
 pub const REQUEST_ID_KEY: &str = "pinseal-request-id";
 
+/// The metadata key of the sequence number from which `ExportAudit` reads the chain, in decimal: a client that asked for the
+/// newest entries continues from it on another connection.
+pub const START_SEQUENCE_KEY: &str = "pinseal-start-sequence";
+
 /// The compiled `.proto` files of the services that an engine serves, for reflection: a `google.protobuf.FileDescriptorSet`.
 pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pinseal.bin"));

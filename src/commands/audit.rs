@@ -123,7 +123,7 @@ struct TailArguments {
     /// The first entry wanted, instead of the newest ones
     #[arg(long, value_name = "SEQUENCE", conflicts_with = "newest")]
     from: Option<u64>,
-    /// Continue with each later entry, until the engine stops
+    /// Continue with each later entry, also on later connections, until the engine stops
     #[arg(long)]
     follow: bool,
     /// The names of the members
@@ -267,7 +267,7 @@ fn open(path: &Path) -> Result<BufReader<File>, AuditError> {
 
 async fn tail(arguments: TailArguments) -> Result<(), AuditError> {
     let TailArguments { engine, tls, newest, from, follow, format } = arguments;
-    let mut request = ExportAuditRequest {
+    let request = ExportAuditRequest {
         start_sequence: from.unwrap_or_default(),
         newest_count: if from.is_some() { 0 } else { newest },
         continuous: follow,
@@ -275,22 +275,12 @@ async fn tail(arguments: TailArguments) -> Result<(), AuditError> {
     let mut running = RunningEngine::at(&engine, &tls)?;
     let mut entries = running.audit(request).await?;
     let mut out = io::stdout();
-    loop {
-        let entry = match entries.next().await {
-            Ok(Some(entry)) => entry,
-            Ok(None) => return Ok(()),
-            Err(OperatorError::ConnectionAge) => {
-                entries = running.audit(request).await?;
-                continue;
-            }
-            Err(error) => return Err(error.into()),
-        };
+    while let Some(entry) = entries.next().await? {
         writeln!(out, "{}", format.write(&entry))?;
         // A reader at the other end of a pipe sees each entry at once.
         out.flush()?;
-        request.newest_count = 0;
-        request.start_sequence = entry.sequence.saturating_add(1);
     }
+    Ok(())
 }
 
 async fn print_checkpoint(arguments: CheckpointArguments) -> Result<(), AuditError> {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use device::Device;
-use proto::{ExportAuditRequest, Scope, audit_service_client::AuditServiceClient};
+use proto::{ExportAuditRequest, START_SEQUENCE_KEY, Scope, audit_service_client::AuditServiceClient};
 use serde_json::Value;
 
 use support::{
@@ -336,7 +336,9 @@ async fn an_export_ends_at_the_newest_entry_of_its_call() {
     // The start of the engine is the first entry.
     assert_eq!(count, 801);
     let newest = ExportAuditRequest { newest_count: 3, start_sequence: 0, continuous: false };
-    let mut newest = auditor.export_audit(newest).await.unwrap().into_inner();
+    let newest = auditor.export_audit(newest).await.unwrap();
+    assert_eq!(newest.metadata().get(START_SEQUENCE_KEY).unwrap(), "809");
+    let mut newest = newest.into_inner();
     let first = newest.message().await.unwrap().unwrap().entry.unwrap();
     assert_eq!(first.sequence, 809);
 }

@@ -43,7 +43,7 @@ use net::{
 };
 use proto::{
     CountRecordsRequest, CountRecordsResponse, ExportAuditRequest, ExportAuditResponse, GetCheckpointRequest, Key,
-    ListKeysRequest, WatchRotationRequest, WatchRotationResponse,
+    ListKeysRequest, START_SEQUENCE_KEY, WatchRotationRequest, WatchRotationResponse,
     audit_service_client::AuditServiceClient,
     key_service_client::KeyServiceClient,
     reason::{ERROR_DOMAIN, Reason},
@@ -146,26 +146,54 @@ impl RunningEngine {
     ///
     /// # Errors
     /// The call fails.
-    pub async fn audit(&mut self, request: ExportAuditRequest) -> Result<AuditEntries, OperatorError> {
-        Ok(AuditEntries { responses: self.audit.export_audit(request).await?.into_inner(), reached: None })
+    pub async fn audit(&mut self, mut request: ExportAuditRequest) -> Result<AuditEntries, OperatorError> {
+        let mut audit = self.audit.clone();
+        let responses = export(&mut audit, &mut request).await?;
+        Ok(AuditEntries { audit, request, responses, reached: None })
     }
+}
+
+/// Calls `ExportAudit`. A repeat of the request then begins with the same entry, also where the request has a number of newest
+/// entries.
+async fn export(
+    audit: &mut AuditServiceClient<EngineChannel>,
+    request: &mut ExportAuditRequest,
+) -> Result<Streaming<ExportAuditResponse>, OperatorError> {
+    let response = audit.export_audit(*request).await?;
+    let start = response.metadata().get(START_SEQUENCE_KEY).and_then(|start| start.to_str().ok()?.parse().ok());
+    if let Some(start) = start {
+        (request.start_sequence, request.newest_count) = (start, 0);
+    }
+    Ok(response.into_inner())
 }
 
 /// Entries of the audit chain of a running engine, rebuilt from the fields of their messages.
 pub struct AuditEntries {
+    audit: AuditServiceClient<EngineChannel>,
+    /// Asks for the entries after [`Self::reached`].
+    request: ExportAuditRequest,
     responses: Streaming<ExportAuditResponse>,
     /// The entry before.
     reached: Option<Checkpoint>,
 }
 
 impl AuditEntries {
-    /// The next entry; `None` after the last one.
+    /// The next entry; `None` after the last one. Continues on another connection where the age of one ends the stream.
     ///
     /// # Errors
     /// The call fails, the hash of the entry is not the hash of its content, or the entry does not follow the entry with the
     /// sequence number before it. A peer that is limited to tenants does not get every entry.
     pub async fn next(&mut self) -> Result<Option<Entry>, OperatorError> {
-        let Some(response) = self.responses.message().await? else { return Ok(None) };
+        let response = loop {
+            match self.responses.message().await.map_err(OperatorError::from) {
+                Ok(Some(response)) => break response,
+                Ok(None) => return Ok(None),
+                Err(OperatorError::ConnectionAge) => {
+                    self.responses = export(&mut self.audit, &mut self.request).await?;
+                }
+                Err(error) => return Err(error),
+            }
+        };
         let entry = audit_wire::read_entry(response.entry.unwrap_or_default())?;
         let follows =
             |before: Checkpoint| before.sequence.saturating_add(1) != entry.sequence || before.hash == entry.previous;
@@ -173,6 +201,7 @@ impl AuditEntries {
             return Err(ChainError { sequence: entry.sequence, problem: ChainProblem::Unlinked }.into());
         }
         self.reached = Some(Checkpoint { sequence: entry.sequence, hash: entry.hash });
+        (self.request.start_sequence, self.request.newest_count) = (entry.sequence.saturating_add(1), 0);
         Ok(Some(entry))
     }
 }

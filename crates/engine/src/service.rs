@@ -209,7 +209,9 @@ impl audit_service_server::AuditService for Services {
         let export = Export { store: Arc::clone(&self.store), call, entries, _permit: permit };
         let follows = message.continuous.then(|| self.follows.clone());
         self.exports.runtime.spawn(export.run(from, end, follows));
-        Ok(Response::new(ReceiverStream::new(stream)))
+        let mut response = Response::new(ReceiverStream::new(stream));
+        response.metadata_mut().insert(proto::START_SEQUENCE_KEY, from.into());
+        Ok(response)
     }
 
     async fn get_checkpoint(
