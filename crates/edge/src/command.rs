@@ -56,8 +56,8 @@ fn reload(edge: &Edge, path: &Path) {
     });
     match reloaded {
         Ok(number) => say(format_args!(
-            "pinseal edge has reloaded its certificates and {number} clients; restart it to reload the rest of its \
-             configuration"
+            "pinseal edge has reloaded its clients, {number} in number; the log says which certificates were reloaded. \
+             Restart it to reload the rest of its configuration"
         )),
         Err(error) => warn(format_args!("pinseal edge keeps its clients: {error}")),
     }
