@@ -1,7 +1,7 @@
 //! The cards that were never registered and never had a PIN: the writer's index of their rows, which are removed once they
 //! are forgotten.
 
-use std::collections::VecDeque;
+use std::collections::BTreeSet;
 
 use hashbrown::HashMap;
 
@@ -14,14 +14,13 @@ use domain::time::UnixMillis;
 pub(super) struct UnregisteredCards {
     cards: HashMap<CardKey, CardState>,
     of_tenant: HashMap<Tenant, u32>,
-    /// Each card under the hour of its last control; a card may also stand under earlier hours.
-    by_hour: VecDeque<(u64, CardKey)>,
+    /// Each card under the hour of its last control alone.
+    by_hour: BTreeSet<(u64, CardKey)>,
 }
 
 impl UnregisteredCards {
     /// The index of rows on disk.
-    pub(super) fn of_rows(mut rows: Vec<(CardKey, CardState)>) -> Self {
-        rows.sort_by_key(|(_, state)| state.hour);
+    pub(super) fn of_rows(rows: Vec<(CardKey, CardState)>) -> Self {
         let mut unregistered = Self::default();
         rows.into_iter().for_each(|(card, state)| unregistered.put(card, state));
         unregistered
@@ -37,37 +36,41 @@ impl UnregisteredCards {
 
     pub(super) fn put(&mut self, card: CardKey, state: CardState) {
         let hour = state.hour;
-        let before = self.cards.insert(card, state);
-        if before.is_none() {
-            let held = self.of_tenant.entry(card.tenant).or_default();
-            *held = held.saturating_add(1);
+        match self.cards.insert(card, state) {
+            Some(before) => {
+                self.by_hour.remove(&(before.hour, card));
+            }
+            None => {
+                let held = self.of_tenant.entry(card.tenant).or_default();
+                *held = held.saturating_add(1);
+            }
         }
-        if before.is_none_or(|before| before.hour != hour) {
-            self.by_hour.push_back((hour, card));
-        }
+        self.by_hour.insert((hour, card));
     }
 
     /// Removes a card that is registered or has a PIN from now on. Returns whether it was here.
     pub(super) fn remove(&mut self, card: &CardKey) -> bool {
-        let removed = self.cards.remove(card).is_some();
-        if removed && let Some(held) = self.of_tenant.get_mut(&card.tenant) {
+        let Some(removed) = self.cards.remove(card) else { return false };
+        self.by_hour.remove(&(removed.hour, *card));
+        if let Some(held) = self.of_tenant.get_mut(&card.tenant) {
             *held = held.saturating_sub(1);
             if *held == 0 {
                 self.of_tenant.remove(&card.tenant);
             }
         }
-        removed
+        true
     }
 
     /// Removes the cards that are forgotten at `now`, at most `max` of them.
     pub(super) fn remove_forgotten(&mut self, now: UnixMillis, max: usize) -> Vec<CardKey> {
         let mut forgotten = Vec::new();
         while forgotten.len() < max
-            && let Some((hour, card)) = self.by_hour.pop_front_if(|(hour, _)| is_forgotten(*hour, now))
+            && let Some((hour, card)) = self.by_hour.first().copied()
+            && is_forgotten(hour, now)
         {
-            if self.cards.get(&card).is_some_and(|state| state.hour == hour) && self.remove(&card) {
-                forgotten.push(card);
-            }
+            self.by_hour.pop_first();
+            self.remove(&card);
+            forgotten.push(card);
         }
         forgotten
     }
@@ -104,6 +107,19 @@ mod tests {
         assert!(cards.remove(&first) && !cards.remove(&first));
         assert!(cards.remove_forgotten(in_hour(20), 10).is_empty());
         assert!(cards.of_tenant.is_empty() && cards.by_hour.is_empty());
+    }
+
+    #[test]
+    fn a_card_that_gets_a_pin_leaves_nothing_behind() {
+        let mut cards = UnregisteredCards::default();
+        for number in 1..=50_u8 {
+            let card = card("bank", &number.to_string());
+            cards.put(card, opened_in(7));
+            cards.put(card, opened_in(8));
+            assert_eq!(cards.by_hour.len(), 1);
+            assert!(cards.remove(&card));
+        }
+        assert!(cards.cards.is_empty() && cards.by_hour.is_empty());
     }
 
     #[test]
