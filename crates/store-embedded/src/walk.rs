@@ -14,7 +14,7 @@ use super::{
 use audit::{
     archive::ArchivedPart,
     chain::{ChainVerifier, Checkpoint},
-    entry::Entry,
+    entry::{Body, Entry},
 };
 use domain::{
     control::{ControlId, ControlState},
@@ -205,8 +205,31 @@ impl Walk {
         self.counts.retry_controls = u64::try_from(set.len()).unwrap_or(u64::MAX);
     }
 
-    /// Verifies the chain to its first entry that does not hold. Entries behind that one prove nothing, and are not kept.
+    /// Verifies the chain, and that an event of it explains why the entries before its first are absent.
     fn audit(&mut self, tables: &Tables, keep: Keep<'_>) -> Result<(), fjall::Error> {
+        let by_row = self.archived;
+        if by_row == Checkpoint::EMPTY {
+            self.archived = before_first_entry(tables).unwrap_or(by_row);
+        }
+        let (start, places) = (self.archived, self.damaged_places);
+        let (mut named, mut is_salvaged) = (Checkpoint::EMPTY, false);
+        self.entries(tables, keep, |entry| match &entry.event.body {
+            Body::AuditArchived(segment) => named = Checkpoint { sequence: segment.last, hash: segment.hash },
+            // A salvage keeps the end of the archived entries, and may lose the event or the row that names the end.
+            Body::StoreSalvaged(_) => (named, is_salvaged) = (start, true),
+            _ => {}
+        })?;
+        // A chain that does not hold is damage already, and may lack the event.
+        let is_explained = named == start && (by_row == start || is_salvaged);
+        if self.damaged_places == places && !is_explained {
+            let problem = "the newest event audit_archived and the stored end of the archived entries differ";
+            self.note("audit", format!("{problem}, and the chain begins behind entry {}", start.sequence));
+        }
+        Ok(())
+    }
+
+    /// Verifies the chain to its first entry that does not hold. Entries behind that one prove nothing, and are not kept.
+    fn entries(&mut self, tables: &Tables, keep: Keep<'_>, mut visit: impl FnMut(&Entry)) -> Result<(), fjall::Error> {
         let mut chain = ChainVerifier::after(self.archived, Vec::new());
         self.end = self.archived;
         // Archived entries are passed over: their rows, and the first ones of the row that has entries behind them too.
@@ -241,7 +264,10 @@ impl Walk {
                     Err(error) => Err(format!("entry {next}: {error}")),
                 };
                 match checked {
-                    Ok(entry) => self.end = Checkpoint { sequence: entry.sequence, hash: entry.hash },
+                    Ok(entry) => {
+                        self.end = Checkpoint { sequence: entry.sequence, hash: entry.hash };
+                        visit(&entry);
+                    }
                     Err(error) => {
                         problem = Some(error);
                         break;
@@ -294,4 +320,12 @@ impl Walk {
         }
         Ok(())
     }
+}
+
+/// The checkpoint before the first entry, as that entry names it; `None` where the first row can't be read.
+fn before_first_entry(tables: &Tables) -> Option<Checkpoint> {
+    let (_, row) = tables.audit.iter().next()?.into_inner().ok()?;
+    let page = EntryPage::read(&row)?;
+    let first = Entry::decode(page.entries()?.first()?).ok()?;
+    Some(Checkpoint { sequence: first.sequence.checked_sub(1)?, hash: first.previous })
 }

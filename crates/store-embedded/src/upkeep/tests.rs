@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Embedded, EmbeddedConfig, journal};
+use crate::{ARCHIVED_KEY, Embedded, EmbeddedConfig, journal};
 use audit::{chain::ChainVerifier, entry::Action};
 use domain::control::Denied;
 use store::{
@@ -107,6 +107,64 @@ async fn a_store_with_archived_entries_is_checked_backed_up_and_salvaged() {
         entries.iter().try_for_each(|entry| chain.check(entry)).unwrap();
         chain.finish().unwrap();
     }
+}
+
+/// Changes rows of a closed store.
+fn change(directory: &Path, change: impl FnOnce(&Tables, &mut WriteBatch)) {
+    let tables = Tables::open(&directory.join(DATABASE), MEMORY_BYTES).unwrap();
+    let mut batch = tables.database.batch();
+    change(&tables, &mut batch);
+    batch.durability(Some(PersistMode::SyncAll)).commit().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn audit_entries_outlive_an_unreadable_end_of_the_archived_ones() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let store = open(&at("store"), 64 << 10);
+    for number in 1..=10 {
+        let opened = keyed(&store, card(number)).await;
+        set(&store, opened.id, 5).await.unwrap();
+    }
+    let part = part_to(&store, 14).await;
+    let as_store: &dyn Store = &store;
+    as_store.remove_archived(part.clone(), archived_event(&part)).await.unwrap();
+    let end = store.checkpoint().await.unwrap();
+    store.close().await;
+    drop(store);
+    change(&at("store"), |tables, batch| batch.insert(&tables.meta, ARCHIVED_KEY, "no JSON"));
+
+    assert_eq!(check(&at("store")).unwrap().damage[0].place, "meta");
+    let report = salvage(&at("store"), &at("salvaged")).unwrap();
+    assert_eq!((report.end, report.lost.audit_entries), (end, 0));
+    let whole = check(&at("salvaged")).unwrap();
+    assert_eq!((whole.damage.as_slice(), whole.end), (&[][..], report.event));
+    let store = open(&at("salvaged"), 64 << 10);
+    assert_eq!(store.audit(1, 100).await.unwrap().last().map(|last| last.sequence), Some(report.event.sequence));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn removed_entries_do_not_pass_as_archived_ones() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store");
+    let store = open(&path, 64 << 10);
+    for number in 1..=10 {
+        let opened = keyed(&store, card(number)).await;
+        set(&store, opened.id, 5).await.unwrap();
+    }
+    let as_store: &dyn Store = &store;
+    let parts = [part_to(&store, 14).await, part_to(&store, 18).await];
+    as_store.remove_archived(parts[0].clone(), archived_event(&parts[0])).await.unwrap();
+    store.close().await;
+    drop(store);
+    assert!(check(&path).unwrap().damage.is_empty());
+    let damage = || check(&path).unwrap().damage.into_iter().map(|damage| damage.place).collect::<Vec<_>>();
+    change(&path, |tables, batch| batch.insert(&tables.meta, ARCHIVED_KEY, parts[1].encode()));
+    assert_eq!(damage(), ["audit"]);
+    change(&path, |tables, batch| batch.remove(&tables.meta, ARCHIVED_KEY));
+    assert_eq!(damage(), ["audit"]);
+    change(&path, |tables, batch| batch.insert(&tables.meta, ARCHIVED_KEY, parts[0].encode()));
+    assert!(damage().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
