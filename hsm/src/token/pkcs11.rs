@@ -25,7 +25,7 @@ use self::{
     ffi::Calls,
     inventory::Inventory,
     keys::{FoundKeys, HostKeys, InUse, KeyHandles, KeyReferences, LevelKeys, TokenKeys},
-    probe::seal_way,
+    probe::{has_mgf1_sha1, seal_way},
     session_pool::SessionPool,
 };
 pub(crate) use self::{
@@ -52,6 +52,8 @@ struct Pkcs11Token<L> {
     newest: Versions,
     references: KeyReferences,
     tdes_budget: TdesBudget,
+    /// Whether the token wraps a key by RSA-OAEP with MGF1-SHA-1; false at level `host`, which wraps on the host.
+    has_mgf1_sha1: bool,
 }
 
 /// Opens a token at level `host`: logs in, finds the keys and audits their attributes.
@@ -88,7 +90,10 @@ impl<L: LevelKeys> Pkcs11Token<L> {
         let (link, references) = SessionPool::open(config)?;
         let in_use = link.in_use().clone();
         let newest = in_use.newest_of_all(L::LEVEL);
-        Ok(Self { link, in_use, newest, references, tdes_budget })
+        // A refusal in the closure does not cost the connection.
+        let has_mgf1_sha1 =
+            L::LEVEL == BoundaryLevel::Token && link.call(|session, _| Ok(has_mgf1_sha1(session))).unwrap_or_default();
+        Ok(Self { link, in_use, newest, references, tdes_budget, has_mgf1_sha1 })
     }
 
     fn call<T>(&self, work: impl FnMut(Calls<'_>, &KeyHandles<L>) -> Result<T, CallError>) -> Result<T, Error> {

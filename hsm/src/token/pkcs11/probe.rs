@@ -92,7 +92,7 @@ impl TokenLevelSupport {
     /// The first operation that fails, in words.
     pub(crate) fn check(&self, form: TokenForm) -> Result<(), String> {
         let mut needed = self.probes.iter().filter(|(need, _)| match need {
-            Need::HostLevel => false,
+            Need::HostLevel | Need::Mgf1Sha1 => false,
             Need::TokenLevel => true,
             Need::Form(needed) => *needed == form,
         });
@@ -117,6 +117,11 @@ pub(super) fn seal_way(session: Calls<'_>) -> SealWay {
         Ok(()) => SealWay::Wrap,
         Err(_) => SealWay::Encrypt,
     }
+}
+
+/// Whether the token wraps a tzpk by RSA-OAEP with MGF1-SHA-1.
+pub(super) fn has_mgf1_sha1(session: Calls<'_>) -> bool {
+    wrap_for_device(session, Mgf1Hash::Sha1).is_ok()
 }
 
 /// Logs in, probes every operation on throw-away session keys, audits the keys of a level and measures the token's speed.
@@ -166,6 +171,8 @@ enum Need {
     TokenLevel,
     /// One storage format of level `token`.
     Form(TokenForm),
+    /// The devices whose OAEP has MGF1-SHA-1, at level `token`.
+    Mgf1Sha1,
 }
 
 /// An operation to probe.
@@ -198,7 +205,7 @@ const fn trial(
     Trial { need, what, mechanism, kind, attempt }
 }
 
-const TRIALS: [Trial; 11] = [
+const TRIALS: [Trial; 12] = [
     trial(Need::HostLevel, "unwrap a tzpk as an object", ("CKM_AES_KEY_WRAP", MechanismType::AES_KEY_WRAP), key_wrap),
     trial(Need::HostLevel, "decrypt a block under that object", ("CKM_DES3_ECB", MechanismType::DES3_ECB), decrypt),
     trial(Need::HostLevel, "encrypt and decrypt a format 4 block", ("CKM_AES_ECB", MechanismType::AES_ECB), iso_4),
@@ -208,7 +215,13 @@ const TRIALS: [Trial; 11] = [
         Need::TokenLevel,
         "wrap a tzpk for a device",
         ("CKM_RSA_PKCS_OAEP, SHA-256", MechanismType::RSA_PKCS_OAEP),
-        wrap_for_device,
+        |session| wrap_for_device(session, Mgf1Hash::Sha256),
+    ),
+    trial(
+        Need::Mgf1Sha1,
+        "wrap a tzpk for a device with MGF1-SHA-1",
+        ("CKM_RSA_PKCS_OAEP, MGF1-SHA-1", MechanismType::RSA_PKCS_OAEP),
+        |session| wrap_for_device(session, Mgf1Hash::Sha1),
     ),
     trial(
         Need::TokenLevel,
@@ -415,14 +428,14 @@ fn make_tzpk(session: Calls<'_>) -> Result<(), TrialError> {
     Ok(SessionObject::unwrap_tzpk_to_unwrap(session, seal.handle, &wrapped).map(drop)?)
 }
 
-fn wrap_for_device(session: Calls<'_>) -> Result<(), TrialError> {
+fn wrap_for_device(session: Calls<'_>, mgf1: Mgf1Hash) -> Result<(), TrialError> {
     let mut modulus = session.generate_random_vec(u32::try_from(MODULUS_BYTES).unwrap_or_default())?;
     // Any odd number of this length is good enough: nothing is decrypted.
     if let [first, .., last] = &mut modulus[..] {
         (*first, *last) = (*first | 0x80, *last | 1);
     }
     let device = SessionObject::device_key(session, &modulus, &[1, 0, 1])?;
-    let wrapped = throw_away_tzpk(session)?.wrapped_for(&device, MODULUS_BYTES, Mgf1Hash::Sha256)?;
+    let wrapped = throw_away_tzpk(session)?.wrapped_for(&device, MODULUS_BYTES, mgf1)?;
     if wrapped.len() == MODULUS_BYTES { Ok(()) } else { Err(TrialError::Wrong("the wrapped key is too short")) }
 }
 

@@ -31,9 +31,10 @@ const BLOCK_KEY_HEAD: &[u8] = b"pinseal wrapped block 1 ";
 
 impl TokenLevel for Pkcs11Token<TokenKeys> {
     fn issue_tzpk(&self, device: &DeviceKey, bound: &Bound) -> Result<IssuedTzpk, Error> {
+        self.check_mgf1(device)?;
         let issued = self.call(|session, keys| {
             let tzpk = SessionObject::generate_tzpk(session)?;
-            let Some(wrapped) = unless_mgf1_is_refused(device, wrap_tzpk_for(session, device, &tzpk))? else {
+            let Some(wrapped) = wrap_tzpk_for(session, device, &tzpk)? else {
                 return Ok(None);
             };
             let seal = *keys.level.seal.newest();
@@ -70,10 +71,10 @@ impl TokenLevel for Pkcs11Token<TokenKeys> {
         account: &AccountDigits,
         device: &DeviceKey,
     ) -> Result<(WrappedTzpk, EncryptedBlock), Error> {
+        self.check_mgf1(device)?;
         let stored = Unwrapping::new(stored, account)?;
         let shown = self.call_with(|session, keys| {
-            let wrapped = stored.unwrap(session, keys)?.and_then(|block| wrap_block_for(session, device, &block));
-            Some(unless_mgf1_is_refused(device, wrapped))
+            Some(stored.unwrap(session, keys)?.and_then(|block| wrap_block_for(session, device, &block)))
         })?;
         let (wrapped, block) = shown.ok_or(Error::Mgf1NotSupported)?;
         Ok((wrapped, EncryptedBlock::from_bytes(&block)?))
@@ -186,6 +187,12 @@ fn wrap_block(
 }
 
 impl Pkcs11Token<TokenKeys> {
+    /// A call with MGF1-SHA-1 that fails costs the connection, so a token that failed its probe gets none.
+    fn check_mgf1(&self, device: &DeviceKey) -> Result<(), Error> {
+        let is_refused = device.mgf1() == Mgf1Hash::Sha1 && !self.has_mgf1_sha1;
+        if is_refused { Err(Error::Mgf1NotSupported) } else { Ok(()) }
+    }
+
     /// A random salt and the derivation data of the block's key. The salt makes equal blocks differ in storage.
     fn fresh_block_key(&self, account: &AccountDigits) -> Result<([u8; SALT_BYTES], [u8; 32]), Error> {
         let mut salt = [0; SALT_BYTES];
@@ -248,38 +255,37 @@ pub(super) fn ends_with_a(session: Calls<'_>, tzpk: &SessionObject<'_>, block: &
     }
 }
 
-/// Wraps a block under a fresh tzpk. Only the device learns the tzpk.
+/// Wraps a block under a fresh tzpk. Only the device learns the tzpk. `None` where the token refuses MGF1-SHA-1.
 fn wrap_block_for(
     session: Calls<'_>,
     device: &DeviceKey,
     block: &SessionObject<'_>,
-) -> Result<(WrappedTzpk, [u8; 8]), CallError> {
+) -> Result<Option<(WrappedTzpk, [u8; 8])>, CallError> {
     let tzpk = SessionObject::generate_tzpk_to_wrap(session)?;
-    let wrapped = wrap_tzpk_for(session, device, &tzpk)?;
-    Ok((wrapped, block.wrapped_under(&Mechanism::Des3Ecb, tzpk.handle)?))
+    let Some(wrapped) = wrap_tzpk_for(session, device, &tzpk)? else { return Ok(None) };
+    Ok(Some((wrapped, block.wrapped_under(&Mechanism::Des3Ecb, tzpk.handle)?)))
 }
 
-/// `None` where the token refuses MGF1-SHA-1. Another error of the call means a lost token, which is reconnected.
-fn unless_mgf1_is_refused<T>(device: &DeviceKey, wrapped: Result<T, CallError>) -> Result<Option<T>, CallError> {
+/// Wraps a tzpk for its device, and computes its KCV. `None` where the token refuses MGF1-SHA-1.
+fn wrap_tzpk_for(
+    session: Calls<'_>,
+    device: &DeviceKey,
+    tzpk: &SessionObject<'_>,
+) -> Result<Option<WrappedTzpk>, CallError> {
     use RvError::{ArgumentsBad, MechanismInvalid, MechanismParamInvalid};
-    match wrapped {
-        Err(CallError::Pkcs11(ArgumentsBad | MechanismInvalid | MechanismParamInvalid, _))
-            if device.mgf1() == Mgf1Hash::Sha1 =>
-        {
-            Ok(None)
-        }
-        wrapped => wrapped.map(Some),
-    }
-}
-
-/// Wraps a tzpk for its device, and computes its KCV.
-fn wrap_tzpk_for(session: Calls<'_>, device: &DeviceKey, tzpk: &SessionObject<'_>) -> Result<WrappedTzpk, CallError> {
     let ((modulus, exponent), mgf1) = (device.numbers(), device.mgf1());
     let device = SessionObject::device_key(session, modulus, exponent)?;
-    let wrapped = tzpk.wrapped_for(&device, modulus.len(), mgf1)?;
+    let wrapped = match tzpk.wrapped_for(&device, modulus.len(), mgf1) {
+        Err(CallError::Pkcs11(ArgumentsBad | MechanismInvalid | MechanismParamInvalid, _))
+            if mgf1 == Mgf1Hash::Sha1 =>
+        {
+            return Ok(None);
+        }
+        wrapped => wrapped?,
+    };
     let mut zero = [0; 8];
     session.encrypt(&Mechanism::Des3Ecb, tzpk.handle, &[0; 8], &mut zero)?;
-    Ok(WrappedTzpk { wrapped, check_value: Kcv::first_of(&zero) })
+    Ok(Some(WrappedTzpk { wrapped, check_value: Kcv::first_of(&zero) }))
 }
 
 /// The derivation data of a block's key: SHA-256 of prefix, salt and PAN digits.
