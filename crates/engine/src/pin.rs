@@ -454,14 +454,15 @@ impl Pins {
         Ok(tzpks.iter().map(|tzpk| SealedKey::from_bytes(&tzpk.0).ok().map(|tzpk| tzpk.key().0)).collect())
     }
 
-    /// Reads at most `limit` audit entries from number `from`. Returns the names of the engines that started, at first also
+    /// Reads at most `limit` audit entries from number `from`. Returns the names of the engines that started, at the end also
     /// those in archived entries, and the number of the next entry; `None` at the end of the chain.
     ///
     /// # Errors
     /// [`StoreError`]: the store failed.
     pub async fn started_engines(&self, from: u64, limit: usize) -> Result<(Vec<String>, Option<u64>), StoreError> {
-        let archived = self.store.archived().await?.filter(|_| from <= 1);
         let entries = self.store.audit(from, limit).await?;
+        // Read last: entries may be archived between two pages.
+        let archived = if entries.is_empty() { self.store.archived().await? } else { None };
         let archived = archived.into_iter().flat_map(|archived| archived.engines);
         let names = entries
             .iter()
