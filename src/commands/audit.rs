@@ -13,7 +13,7 @@ use tokio::runtime::Builder;
 use audit::{
     chain::{ChainError, ChainVerifier, Checkpoint},
     ecs::to_ecs,
-    entry::Entry,
+    entry::{Body, Entry},
     note::{NoteError, SigningKey, VerifierKey},
     tree_head::{Proof, Proven, TreeHead, TreeHeadError, leaf_of, origin_of},
 };
@@ -55,6 +55,9 @@ enum AuditCommand {
         /// The tenant of --card
         #[arg(long, value_parser = Tenant::parse, requires = "card")]
         tenant: Option<Tenant>,
+        /// Archive files of the engine, oldest first, in which to search for the card too
+        #[arg(long, value_name = "FILE", num_args = 1.., requires = "card")]
+        archive: Vec<PathBuf>,
     },
     /// Print the newest entries of a serving engine, one JSON object a line
     Tail(TailArguments),
@@ -173,7 +176,7 @@ pub(crate) fn run(arguments: AuditArguments) -> Result<(), AuditError> {
 async fn run_command(arguments: AuditArguments) -> Result<(), AuditError> {
     match arguments.command {
         AuditCommand::Verify(arguments) => verify(arguments).await,
-        AuditCommand::Export { store, from, format, card, tenant } => {
+        AuditCommand::Export { store, from, format, card, tenant, archive } => {
             let mut out = io::stdout().lock();
             let copy = open_store_copy(&store)?;
             let of_card = match card.zip(tenant) {
@@ -184,11 +187,25 @@ async fn run_command(arguments: AuditArguments) -> Result<(), AuditError> {
                 None => None,
             };
             let is_wanted = |entry: &Entry| of_card.is_none_or(|card| entry.event.body.card_reference() == Some(card));
-            each_entry(&*copy, from, |entry| match is_wanted(entry) {
+            let mut print = |entry: &Entry| match is_wanted(entry) {
                 true => Ok(writeln!(out, "{}", format.write(entry))?),
                 false => Ok(()),
-            })
-            .await
+            };
+            let archived = copy.archived().await?.map_or(0, |archived| archived.end().sequence);
+            if archive.is_empty() && from <= archived {
+                let first = from.max(1);
+                writeln!(io::stderr(), "entries {first} to {archived} are in archive files alone, and were not read")?;
+            }
+            for path in &archive {
+                for line in open(path)?.split(b'\n') {
+                    let entry = entry_of(&line?).map_err(|error| AuditError::File { path: path.clone(), error })?;
+                    // A file may have entries that the store has too, after a crash of the engine.
+                    if (from..=archived).contains(&entry.sequence) {
+                        print(&entry)?;
+                    }
+                }
+            }
+            each_entry(&*copy, from, print).await
         }
         AuditCommand::Tail(arguments) => tail(arguments).await,
         AuditCommand::Checkpoint(arguments) => print_checkpoint(arguments).await,
@@ -247,7 +264,20 @@ async fn verify(arguments: VerifyArguments) -> Result<(), AuditError> {
             // What the store says of itself catches a cut tail; what is kept elsewhere catches a store rewritten as a whole.
             walk.verifier = walk.verifier.with_head(store.checkpoint().await?);
             let from = walk.verifier.reached().sequence.saturating_add(1);
-            each_entry(&*store, from, |entry| walk.check(entry)).await?;
+            let mut removed = Checkpoint::EMPTY;
+            each_entry(&*store, from, |entry| {
+                match &entry.event.body {
+                    Body::AuditArchived(part) => removed = Checkpoint { sequence: part.last, hash: part.hash },
+                    // A salvage may lose the event that names the start.
+                    Body::StoreSalvaged(_) => removed = start,
+                    _ => {}
+                }
+                walk.check(entry)
+            })
+            .await?;
+            if start != Checkpoint::EMPTY && removed != start {
+                return Err(AuditError::NotArchived { sequence: start.sequence });
+            }
         }
         (None, Some(file)) if file.as_os_str() == "-" => walk.check_lines(io::stdin().lock())?,
         (None, Some(file)) => walk.check_lines(open(&file)?)?,
@@ -258,6 +288,12 @@ async fn verify(arguments: VerifyArguments) -> Result<(), AuditError> {
         writeln!(out, "entries 1 to {} were archived, and not read", start.sequence)?;
     }
     Ok(writeln!(out, "the audit chain holds; checkpoint {end}")?)
+}
+
+/// Reads a line of an archive file.
+fn entry_of(line: &[u8]) -> io::Result<Entry> {
+    let line = str::from_utf8(line).map_err(io::Error::other)?;
+    Entry::from_json(line).map_err(io::Error::other)
 }
 
 fn open(path: &Path) -> Result<BufReader<File>, AuditError> {
@@ -395,6 +431,15 @@ pub(crate) enum AuditError {
     /// No engine has started on the store, so no entry is about a card.
     #[error("the store has no key of card references: no engine has started on it")]
     NoCardReferences,
+    /// Entries are absent, and were not archived.
+    #[error(
+        "the store begins behind entry {sequence}, and its newest event audit_archived names another end: entries were removed. \
+         Give all archive files with --archive"
+    )]
+    NotArchived {
+        /// The last entry that is absent.
+        sequence: u64,
+    },
     /// The store can't be read.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -182,6 +182,20 @@ async fn archived_entries_leave_the_store_and_stay_provable() {
     let sha256 = Command::new("sha256sum").arg(files[1]).output().unwrap();
     assert!(said(&sha256).starts_with(removal["event"]["file_sha256"].as_str().unwrap()));
 
+    // The first card has entries in archive files alone.
+    let of_card = ["export", "--store", &store, "--card", "4001", "--tenant", "bank"];
+    let without = audit(&of_card);
+    assert!(without.status.success() && without.stdout.is_empty(), "{}", said(&without));
+    let skipped = format!("entries 1 to {} are in archive files alone", begins - 1);
+    assert!(String::from_utf8(without.stderr).unwrap().contains(&skipped));
+    let with = audit(&[&of_card[..], &["--archive"], &files].concat());
+    let with = (String::from_utf8(with.stdout).unwrap(), String::from_utf8(with.stderr).unwrap());
+    assert!(
+        with.0.lines().count() >= 3 && with.0.lines().all(|line| entry(line)["event"]["type"] == "card"),
+        "{with:?}"
+    );
+    assert!(!with.1.contains("archive files alone"), "{with:?}");
+
     // The rest alone, and the whole chain.
     let alone = printed(&["verify", "--store", &store, "--verifier-key", verifier, "--checkpoint", &third]);
     assert!(alone.contains(&format!("entries 1 to {} were archived", begins - 1)), "{alone}");
