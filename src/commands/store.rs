@@ -92,12 +92,20 @@ pub(crate) fn run(arguments: StoreArguments) -> Result<(), StoreCommandError> {
             if !report.has_key_list {
                 writeln!(out, "lost: the list of keys: no engine serves the rescued PINs")?;
             }
+            if !report.has_card_reference_key {
+                let problem = "an engine makes another, so `audit export --card` finds no earlier entry";
+                writeln!(out, "lost: the key of card references: {problem}")?;
+            }
             writeln!(out, "checkpoint of the rescued chain: {}", report.end)?;
             writeln!(out, "the store {} ends with the event of the salvage: {}", to.display(), report.event)?;
         }
         StoreCommand::Backup { store, to } => {
             let report = back_up_store(&store, &to)?;
             writeln!(out, "{}\ncheckpoint: {}", report.counts, report.end)?;
+            if report.archived > 0 {
+                let archived = report.archived;
+                writeln!(out, "note: audit entries 1 to {archived} are in archive files: back up their directory too")?;
+            }
             writeln!(out, "the backup {} is verified", to.display())?;
         }
         StoreCommand::Restore { backup, to } => {

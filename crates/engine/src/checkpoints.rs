@@ -139,6 +139,8 @@ impl Checkpoints {
             for entry in page.iter().take_while(|entry| entry.sequence <= end) {
                 match &mut self.tree {
                     Some(tree) => tree.push(entry, &self.key),
+                    // A salvage may lose the tree over archived entries.
+                    None if entry.sequence > 1 => return Err(other_chain),
                     None => self.tree = Some(ChainTree::new(entry, &self.key)),
                 }
             }

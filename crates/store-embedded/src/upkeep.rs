@@ -122,7 +122,8 @@ pub fn salvage(directory: &Path, target: &Path) -> Result<SalvageReport, UpkeepE
     damage.truncate(DAMAGE_MAX);
     checked(building.path(), target, event)?;
     building.finish(FORMAT_TEXT)?;
-    Ok(SalvageReport { kept, end: walk.end, event, ended_controls, lost, has_key_list: walk.has_key_list, damage })
+    let Walk { end, has_key_list, has_card_reference_key, .. } = walk;
+    Ok(SalvageReport { kept, end, event, ended_controls, lost, has_key_list, has_card_reference_key, damage })
 }
 
 /// Writes a backup of a store, opens it, and verifies all its rows and its audit chain.
@@ -136,7 +137,7 @@ pub fn back_up(directory: &Path, target: &Path) -> Result<BackupReport, UpkeepEr
     let building = Building::begin(target)?;
     let walk = copy_whole(directory, &building, &mut |_, _| Ok(()))?;
     building.finish(BACKUP_TEXT)?;
-    Ok(BackupReport { counts: walk.counts, end: walk.end })
+    Ok(BackupReport { counts: walk.counts, end: walk.end, archived: walk.archived.sequence })
 }
 
 /// Writes a store with the rows of a backup and without its open controls. The next entry of its audit chain is the event of

@@ -28,10 +28,11 @@ pub(super) struct Walk {
     /// The last entry of the audit chain that holds.
     pub(super) end: Checkpoint,
     /// The end of the archived entries, where the chain begins.
-    archived: Checkpoint,
+    pub(super) archived: Checkpoint,
     /// The largest committed time; zero where its row can't be read.
     pub(super) time: UnixMillis,
     pub(super) has_key_list: bool,
+    pub(super) has_card_reference_key: bool,
     pub(super) damage: Vec<Damage>,
     /// The number of places, those that `damage` does not name included.
     pub(super) damaged_places: u64,
@@ -63,6 +64,7 @@ pub(super) fn walk(tables: &Tables, keep: Keep<'_>) -> Result<Walk, fjall::Error
         archived: Checkpoint::EMPTY,
         time: UnixMillis::default(),
         has_key_list: false,
+        has_card_reference_key: false,
         damage: Vec::new(),
         damaged_places: 0,
     };
@@ -110,7 +112,10 @@ impl Walk {
         }
         if let Some(Some(key)) = card_references {
             match decode_card_reference_key(&key) {
-                Some(_) => keep(RowKind::Meta, CARD_REFERENCE_KEY.as_bytes(), &key)?,
+                Some(_) => {
+                    keep(RowKind::Meta, CARD_REFERENCE_KEY.as_bytes(), &key)?;
+                    self.has_card_reference_key = true;
+                }
                 None => self.note("meta", "the card reference key can't be read"),
             }
         }

@@ -91,6 +91,8 @@ pub struct SalvageReport {
     pub lost: LostRows,
     /// Whether the new store has the list of the keys that encrypt its rows. Without the list no engine serves its PINs.
     pub has_key_list: bool,
+    /// Whether the new store has the key of the card references in audit entries. Without it an engine makes another key.
+    pub has_card_reference_key: bool,
     /// At most [`DAMAGE_MAX`] places in the damaged store.
     pub damage: Vec<Damage>,
 }
@@ -128,6 +130,8 @@ pub struct BackupReport {
     pub counts: RowCounts,
     /// The last entry of its audit chain, which was verified.
     pub end: Checkpoint,
+    /// The number of the last audit entry that is in archive files and not in the backup; 0 where all are in the backup.
+    pub archived: u64,
 }
 
 /// The result of a restore.

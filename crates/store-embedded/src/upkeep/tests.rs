@@ -1,6 +1,6 @@
 use super::*;
-use crate::{ARCHIVED_KEY, Embedded, EmbeddedConfig, journal};
-use audit::{chain::ChainVerifier, entry::Action};
+use crate::{ARCHIVED_KEY, CARD_REFERENCE_KEY, Embedded, EmbeddedConfig, journal};
+use audit::{card_reference::CardReferenceKey, chain::ChainVerifier, entry::Action};
 use domain::control::Denied;
 use store::{
     ChangeError, Store,
@@ -95,7 +95,8 @@ async fn a_store_with_archived_entries_is_checked_backed_up_and_salvaged() {
 
     let whole = check(&at("store")).unwrap();
     assert_eq!((whole.damage.as_slice(), whole.end, whole.counts.audit_entries), (&[][..], end, 17));
-    assert_eq!(back_up(&at("store"), &at("backup")).unwrap().end, end);
+    let backup = back_up(&at("store"), &at("backup")).unwrap();
+    assert_eq!((backup.end, backup.archived), (end, 14));
     restore(&at("backup"), &at("restored")).unwrap();
     salvage(&at("store"), &at("salvaged")).unwrap();
     for name in ["restored", "salvaged"] {
@@ -132,11 +133,17 @@ async fn audit_entries_outlive_an_unreadable_end_of_the_archived_ones() {
     let end = store.checkpoint().await.unwrap();
     store.close().await;
     drop(store);
-    change(&at("store"), |tables, batch| batch.insert(&tables.meta, ARCHIVED_KEY, "no JSON"));
+    let key = CardReferenceKey::from_bytes([7; 32]);
+    change(&at("store"), |tables, batch| batch.insert(&tables.meta, CARD_REFERENCE_KEY, key.as_bytes()));
+    assert!(salvage(&at("store"), &at("with-key")).unwrap().has_card_reference_key);
+    change(&at("store"), |tables, batch| {
+        batch.insert(&tables.meta, ARCHIVED_KEY, "no JSON");
+        batch.insert(&tables.meta, CARD_REFERENCE_KEY, "no key");
+    });
 
     assert_eq!(check(&at("store")).unwrap().damage[0].place, "meta");
     let report = salvage(&at("store"), &at("salvaged")).unwrap();
-    assert_eq!((report.end, report.lost.audit_entries), (end, 0));
+    assert_eq!((report.end, report.lost.audit_entries, report.has_card_reference_key), (end, 0, false));
     let whole = check(&at("salvaged")).unwrap();
     assert_eq!((whole.damage.as_slice(), whole.end), (&[][..], report.event));
     let store = open(&at("salvaged"), 64 << 10);
