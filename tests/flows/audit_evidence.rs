@@ -292,6 +292,29 @@ async fn an_engine_signs_no_checkpoint_over_a_store_that_lost_entries() {
 }
 
 #[tokio::test]
+async fn nothing_is_archived_from_a_store_that_the_checkpoint_rejects() {
+    let directory = tempfile::tempdir().unwrap();
+    let device = device();
+    let (store, kept) = (directory.path().join("data/store"), directory.path().join("kept"));
+    run(directory.path(), &device, "4001").await;
+    copy(&store, &kept);
+    run(directory.path(), &device, "4002").await;
+    fs::remove_dir_all(&store).unwrap();
+    copy(&kept, &store);
+    let engine = EngineProcess::start(directory.path(), "[audit]\nretention_days = 0\ncheckpoint_seconds = 1");
+    soon("the chain is rejected", async || engine.log().contains("does not continue the checkpoint").then_some(()))
+        .await;
+    // The archive runs beside: it had its turn once a later call is answered.
+    engine.client().await.set(&device, "4003", "2580").await.unwrap();
+    let newest = audit(&["checkpoint", "--engine", engine.address()]);
+    assert!(!newest.status.success(), "{}", said(&newest));
+    assert_eq!(engine.terminate(), 0);
+    assert_eq!(segments(directory.path()), [""; 0]);
+    let kept = printed(&["export", "--store", store.to_str().unwrap()]);
+    assert!(kept.starts_with("{\"sequence\":1,") && !kept.contains("audit_archived"), "{kept}");
+}
+
+#[tokio::test]
 async fn a_checkpoint_is_the_same_with_and_without_its_tree_file() {
     let directory = tempfile::tempdir().unwrap();
     let (device, tree) = (device(), directory.path().join("data/audit/tree"));

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{
-    chain::Checkpoint,
+    chain::{ChainError, ChainVerifier, Checkpoint},
     entry::{Entry, EntryError, decode_hash},
     note::{NoteError, SigningKey, VerifierKey},
     tree::{GrowingTree, Hash, Leaves, leaf_hash, verify_consistency, verify_inclusion},
@@ -86,6 +86,21 @@ impl ChainTree {
     pub fn push(&mut self, entry: &Entry, key: &SigningKey) {
         self.tree.push(leaf_of(entry, key));
         self.head = Checkpoint { sequence: entry.sequence, hash: entry.hash };
+    }
+
+    /// Appends the next entry of a chain to its tree; `None` is the tree before the first entry.
+    ///
+    /// # Errors
+    /// The sequence number or the previous hash does not follow the head, or the hash is not the hash of the content. The tree
+    /// does not change.
+    pub fn append(tree: &mut Option<Self>, entry: &Entry, key: &SigningKey) -> Result<(), ChainError> {
+        let end = tree.as_ref().map_or(Checkpoint::EMPTY, |tree| tree.head);
+        ChainVerifier::after(end, Vec::new()).check(entry)?;
+        match tree {
+            Some(tree) => tree.push(entry, key),
+            None => *tree = Some(Self::new(entry, key)),
+        }
+        Ok(())
     }
 
     /// The leaves behind those of this tree, which are not known yet.
@@ -308,7 +323,7 @@ pub enum TreeHeadError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chain::tests::chain;
+    use crate::chain::{ChainProblem, tests::chain};
 
     fn key(byte: u8) -> SigningKey {
         SigningKey::from_text(&lower::encode_string(&[byte; 32])).unwrap()
@@ -341,6 +356,23 @@ mod tests {
         let text = notes[4].split_once("\n\n").unwrap().0.to_owned() + "\n";
         let theirs = tlog_tiles::Checkpoint::from_bytes(text.as_bytes()).unwrap();
         assert_eq!((theirs.origin(), theirs.size(), theirs.hash().0), (&*head.origin, 5, head.root));
+    }
+
+    #[test]
+    fn a_tree_takes_no_entry_that_does_not_follow_its_head() {
+        let (entries, key) = (chain(5), key(7));
+        let mut tree = None;
+        let problem = |sequence, problem| Err(ChainError { sequence, problem });
+        assert_eq!(ChainTree::append(&mut tree, &entries[1], &key), problem(1, ChainProblem::Order { found: 2 }));
+        entries[..2].iter().for_each(|entry| ChainTree::append(&mut tree, entry, &key).unwrap());
+        let before = tree.clone();
+        // A gap, and an entry of a rewritten chain.
+        assert_eq!(ChainTree::append(&mut tree, &entries[3], &key), problem(3, ChainProblem::Order { found: 4 }));
+        let rewritten = Entry::chain(3, [7; 32], entries[2].event.clone());
+        assert_eq!(ChainTree::append(&mut tree, &rewritten, &key), problem(3, ChainProblem::Unlinked));
+        let changed = Entry { hash: [7; 32], ..entries[2].clone() };
+        assert_eq!(ChainTree::append(&mut tree, &changed, &key), problem(3, ChainProblem::Changed));
+        assert_eq!(tree, before);
     }
 
     #[test]

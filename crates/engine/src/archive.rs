@@ -19,14 +19,14 @@ use std::{
 use thiserror::Error;
 use tokio::{sync::watch, task::spawn_blocking};
 
-use super::checkpoints::{open_note, replace, sync_directory};
+use super::checkpoints::{CheckpointError, extend, open_note, replace, sync_directory};
 use crate::pin::Pins;
 use audit::{
     archive::{ArchivedPart, SegmentReader},
     chain::{ChainError, Checkpoint},
-    entry::ArchivedSegment,
+    entry::{ArchivedSegment, Entry},
     note::{NoteError, SigningKey},
-    tree_head::TreeHeadError,
+    tree_head::{TreeHead, TreeHeadError},
 };
 use store::{Store, StoreError};
 
@@ -61,26 +61,45 @@ pub(super) struct Archive {
 impl Archive {
     /// Archives entries until the task is aborted.
     pub(super) async fn run(self) {
+        let mut compared = None;
         loop {
-            let archived = self.archive_segment().await;
+            let archived = self.archive_segment(&mut compared).await;
             if let Err(error) = &archived {
                 tracing::error!(%error, "audit entries were not archived: the store keeps them");
+            }
+            if !matches!(archived, Ok(Archived::Segment)) {
+                compared = None;
             }
             tokio::time::sleep(pause_after(&archived)).await;
         }
     }
 
-    /// Archives the oldest entries, as one file.
-    async fn archive_segment(&self) -> Result<Archived, ArchiveError> {
+    /// Archives the oldest entries, as one file. `compared` is the head up to which the entries of the store were compared with
+    /// a checkpoint.
+    async fn archive_segment(&self, compared: &mut Option<TreeHead>) -> Result<Archived, ArchiveError> {
         let Some(note) = self.checkpoint.borrow().clone() else { return Ok(Archived::NoCheckpoint) };
         // The last entry of the checkpoint stays, because the next checkpoint is compared with it.
-        let end = open_note(&note, &self.key)?.head.sequence;
+        let head = open_note(&note, &self.key)?;
+        let end = head.head.sequence;
         let before = self.store.archived().await?;
         let start = before.as_ref().map_or(Checkpoint::EMPTY, ArchivedPart::end);
         let file = format!("{:020}.jsonl", start.sequence.saturating_add(1));
         let path = self.config.directory.join(&file);
-        if !path.exists() && !self.write(&path, start, end).await? {
+        let is_written = path.exists();
+        let last = if is_written { None } else { self.last_old(start, end).await? };
+        if !is_written && last.is_none() {
             return Ok(Archived::NoneOldEnough);
+        }
+        if compared.as_ref() != Some(&head) {
+            let mut tree = before.as_ref().map(|archived| archived.tree.clone());
+            extend(&mut tree, &*self.store, end, &self.key).await?;
+            if tree.map(|tree| tree.head()).as_ref() != Some(&head) {
+                return Err(ArchiveError::OtherChain);
+            }
+            *compared = Some(head);
+        }
+        if let Some(last) = last {
+            self.write(&path, start, last).await?;
         }
         let (key, reads) = (Arc::clone(&self.key), path.clone());
         let read = spawn_blocking(move || read(&reads, &file, before, &key)).await;
@@ -98,32 +117,46 @@ impl Archive {
         Ok(Archived::Segment)
     }
 
-    /// Writes the entries between `start` and `end` that are old enough; `false` where none is.
-    async fn write(&self, path: &Path, start: Checkpoint, end: u64) -> Result<bool, ArchiveError> {
+    /// The last entry before `end` that is old enough, and has only such entries before it; `None` where none is.
+    async fn last_old(&self, start: Checkpoint, end: u64) -> Result<Option<u64>, ArchiveError> {
         let keep = u64::try_from(self.config.keep.as_millis()).unwrap_or(u64::MAX);
-        let until = clock::now().0.saturating_sub(keep);
-        let mut from = start.sequence.saturating_add(1);
-        let end = end.min(from.saturating_add(SEGMENT_ENTRIES_MAX));
-        let next = path.with_extension("next");
-        let mut file = None;
-        'entries: loop {
+        let now = clock::now().0;
+        let mut age = Age { until: now.saturating_sub(keep), now, last: None };
+        let first = start.sequence.saturating_add(1);
+        let end = end.min(first.saturating_add(SEGMENT_ENTRIES_MAX));
+        let mut from = first;
+        loop {
             let page = self.store.audit(from, PAGE_ENTRIES).await?;
-            for entry in &page {
-                if entry.sequence >= end || entry.event.at.0 >= until {
-                    break 'entries;
-                }
-                let file = match &mut file {
-                    Some(file) => file,
-                    None => file.insert(self.create(&next).map_err(ArchiveError::file(&next))?),
-                };
-                writeln!(file, "{}", entry.to_json()).map_err(ArchiveError::file(&next))?;
+            if from == first
+                && let Some(oldest) = page.first().filter(|oldest| oldest.event.at.0 > now)
+            {
+                tracing::warn!(
+                    sequence = oldest.sequence,
+                    "the oldest audit entry has a time in the future: it is archived with the entries behind it; check the clock"
+                );
             }
-            let Some(last) = page.last() else { break };
-            from = last.sequence.saturating_add(1);
+            if page.iter().any(|entry| entry.sequence >= end || !age.passes(entry)) || page.is_empty() {
+                return Ok(age.last);
+            }
+            from = page.last().map_or(end, |last| last.sequence.saturating_add(1));
             // Reading the store does not yield: let other tasks run between two pages.
             tokio::task::yield_now().await;
         }
-        let Some(file) = file else { return Ok(false) };
+    }
+
+    /// Writes the entries behind `start`, up to `last`.
+    async fn write(&self, path: &Path, start: Checkpoint, last: u64) -> Result<(), ArchiveError> {
+        let next = path.with_extension("next");
+        let mut file = self.create(&next).map_err(ArchiveError::file(&next))?;
+        let mut from = start.sequence.saturating_add(1);
+        while from <= last {
+            let page = self.store.audit(from, PAGE_ENTRIES).await?;
+            for entry in page.iter().take_while(|entry| entry.sequence <= last) {
+                writeln!(file, "{}", entry.to_json()).map_err(ArchiveError::file(&next))?;
+            }
+            from = page.last().map_or(u64::MAX, |last| last.sequence.saturating_add(1));
+            tokio::task::yield_now().await;
+        }
         let path = path.to_owned();
         let finish = move || {
             file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
@@ -131,8 +164,7 @@ impl Archive {
             sync_directory(&path)
         };
         let finished = spawn_blocking(finish).await.map_err(io::Error::from).flatten();
-        finished.map_err(ArchiveError::file(&self.config.directory))?;
-        Ok(true)
+        finished.map_err(ArchiveError::file(&self.config.directory))
     }
 
     fn create(&self, path: &Path) -> io::Result<BufWriter<File>> {
@@ -157,6 +189,25 @@ fn pause_after(run: &Result<Archived, ArchiveError>) -> Duration {
         Ok(Archived::Segment) => Duration::ZERO,
         Ok(Archived::NoneOldEnough) => EVERY,
         Ok(Archived::NoCheckpoint) | Err(_) => RETRY_AFTER,
+    }
+}
+
+/// Finds the last entry that is old enough.
+struct Age {
+    until: u64,
+    now: u64,
+    last: Option<u64>,
+}
+
+impl Age {
+    /// Whether entries behind this one may be old enough. A clock that was wrong wrote times in the future: such an entry does
+    /// not stop the archive, and is archived once an entry behind it is old enough.
+    fn passes(&mut self, entry: &Entry) -> bool {
+        let at = entry.event.at.0;
+        if at < self.until {
+            self.last = Some(entry.sequence);
+        }
+        at < self.until || at > self.now
     }
 }
 
@@ -203,6 +254,15 @@ pub(super) enum ArchiveError {
         /// The file.
         path: PathBuf,
     },
+    /// The entries of the store are not those that the newest checkpoint signs.
+    #[error(
+        "the audit entries of the store are not those of the newest checkpoint: keep a copy of both as evidence, and restore \
+         the store from a backup"
+    )]
+    OtherChain,
+    /// The entries of the store are not a chain, or the store can't be read.
+    #[error(transparent)]
+    Compare(#[from] CheckpointError),
     /// The newest checkpoint does not open.
     #[error(transparent)]
     Checkpoint(#[from] TreeHeadError),

@@ -22,6 +22,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use audit::{
+    chain::ChainError,
     note::{NoteError, SigningKey},
     tree_head::{ChainTree, TreeHead, TreeHeadError},
 };
@@ -59,7 +60,7 @@ pub(super) struct Checkpoints {
     tree: Option<ChainTree>,
     /// The checkpoint on disk.
     signed: Option<TreeHead>,
-    /// The note of the checkpoint on disk.
+    /// The note of the checkpoint on disk, once the store was found to have its head.
     note: watch::Sender<Option<Arc<str>>>,
 }
 
@@ -67,8 +68,8 @@ impl Checkpoints {
     /// Opens the key, or makes one at the first start, and the newest checkpoint.
     ///
     /// # Errors
-    /// [`CheckpointError`] where a file can't be read or made, or is not what its name says.
-    pub(super) fn open(config: &CheckpointConfig, store: Arc<dyn Store>) -> Result<Self, CheckpointError> {
+    /// [`CheckpointError`] where a file can't be read or made, or is not what its name says; or the store can't be read.
+    pub(super) async fn open(config: &CheckpointConfig, store: Arc<dyn Store>) -> Result<Self, CheckpointError> {
         let directory = config.directory.clone();
         let failed = |path: &Path| {
             let path = path.to_owned();
@@ -89,7 +90,11 @@ impl Checkpoints {
             .transpose()
             .map_err(|error| CheckpointError::Note { path, error })?;
         let tree = signed.as_ref().and_then(|head| read_tree(&directory.join(TREE), head));
-        let note = watch::Sender::new(note.map(Arc::from));
+        let is_of_store = match &signed {
+            Some(signed) => has_head(&*store, signed).await?,
+            None => false,
+        };
+        let note = watch::Sender::new(note.filter(|_| is_of_store).map(Arc::from));
         Ok(Self { store, key, directory, tree, signed, note })
     }
 
@@ -98,7 +103,7 @@ impl Checkpoints {
         Arc::clone(&self.key)
     }
 
-    /// The note of the newest checkpoint; `None` before the first one.
+    /// The note of the newest checkpoint; `None` before the first one, and where the store has another chain.
     pub(super) fn newest(&self) -> watch::Receiver<Option<Arc<str>>> {
         self.note.subscribe()
     }
@@ -117,38 +122,29 @@ impl Checkpoints {
     pub(super) async fn sign_and_log(&mut self) -> bool {
         let Err(error) = self.sign().await else { return true };
         tracing::error!(%error, "the audit chain has no new checkpoint");
-        !matches!(error, CheckpointError::OtherChain { .. })
+        let is_other = matches!(error, CheckpointError::OtherChain { .. });
+        if is_other {
+            self.note.send_replace(None);
+        }
+        !is_other
     }
 
     /// Signs the newest entry, unless the checkpoint on disk covers it.
     async fn sign(&mut self) -> Result<(), CheckpointError> {
         let other_chain = CheckpointError::OtherChain { path: self.directory.join(CHECKPOINT) };
         let end = self.store.checkpoint().await?.sequence;
-        if let Some(signed) = &self.signed {
-            let found = self.store.audit(signed.head.sequence, 1).await?;
-            if found.first().is_none_or(|entry| entry.hash != signed.head.hash) {
-                return Err(other_chain);
-            }
+        if let Some(signed) = &self.signed
+            && !has_head(&*self.store, signed).await?
+        {
+            return Err(other_chain);
         }
         if self.tree.is_none() {
             self.tree = self.store.archived().await?.map(|archived| archived.tree);
         }
-        loop {
-            let from = self.tree.as_ref().map_or(0, |tree| tree.head().head.sequence).saturating_add(1);
-            let page = self.store.audit(from, PAGE_ENTRIES).await?;
-            for entry in page.iter().take_while(|entry| entry.sequence <= end) {
-                match &mut self.tree {
-                    Some(tree) => tree.push(entry, &self.key),
-                    // A salvage may lose the tree over archived entries.
-                    None if entry.sequence > 1 => return Err(other_chain),
-                    None => self.tree = Some(ChainTree::new(entry, &self.key)),
-                }
-            }
-            if page.last().is_none_or(|last| last.sequence >= end) {
-                break;
-            }
-            // Reading the store does not yield: let other tasks run between two pages.
-            tokio::task::yield_now().await;
+        if let Err(error) = extend(&mut self.tree, &*self.store, end, &self.key).await {
+            // The next call reads from the first entry of the store: entries were archived between two reads, for example.
+            self.tree = None;
+            return Err(error);
         }
         let Some(tree) = &self.tree else { return Ok(()) };
         let head = tree.head();
@@ -173,6 +169,36 @@ impl Checkpoints {
 pub(super) fn open_note(note: &str, key: &SigningKey) -> Result<TreeHead, TreeHeadError> {
     let origin = note.lines().next().unwrap_or_default();
     TreeHead::open(note, &key.verifier(origin)?)
+}
+
+/// Whether the store has the last entry of a checkpoint.
+async fn has_head(store: &dyn Store, signed: &TreeHead) -> Result<bool, StoreError> {
+    let found = store.audit(signed.head.sequence, 1).await?;
+    Ok(found.first().is_some_and(|entry| (entry.sequence, entry.hash) == (signed.head.sequence, signed.head.hash)))
+}
+
+/// Continues a tree over the entries of the store, up to the entry `end`.
+///
+/// # Errors
+/// [`CheckpointError::Chain`] where an entry does not follow the one before; the store can't be read.
+pub(super) async fn extend(
+    tree: &mut Option<ChainTree>,
+    store: &dyn Store,
+    end: u64,
+    key: &SigningKey,
+) -> Result<(), CheckpointError> {
+    loop {
+        let from = tree.as_ref().map_or(0, |tree| tree.head().head.sequence).saturating_add(1);
+        let page = store.audit(from, PAGE_ENTRIES).await?;
+        for entry in page.iter().take_while(|entry| entry.sequence <= end) {
+            ChainTree::append(tree, entry, key)?;
+        }
+        if page.last().is_none_or(|last| last.sequence >= end) {
+            return Ok(());
+        }
+        // Reading the store does not yield: let other tasks run between two pages.
+        tokio::task::yield_now().await;
+    }
 }
 
 /// The tree of a checkpoint; `None` where the file is not that tree, so that the whole chain is read once.
@@ -238,6 +264,9 @@ pub enum CheckpointError {
         /// The checkpoint.
         path: PathBuf,
     },
+    /// The entries of the store are not a chain.
+    #[error("{0}; keep a copy of the store as evidence, and restore it from a backup")]
+    Chain(#[from] ChainError),
     /// The store can't be read.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -111,7 +111,7 @@ impl Engine {
         tls::may_listen_engine(config.listen, config.tls.as_ref())?;
         check_peers(config.tls.is_some(), &config.peers)?;
         let tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
-        let checkpoints = Checkpoints::open(&config.checkpoints, Arc::clone(&store))?;
+        let checkpoints = Checkpoints::open(&config.checkpoints, Arc::clone(&store)).await?;
         let (newest_checkpoint, signing_key) = (checkpoints.newest(), checkpoints.key());
         let checkpoints = Arc::new(Mutex::new(checkpoints));
         // Each start is an audit entry: no engine has used a store without entries.
