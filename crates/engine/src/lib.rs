@@ -127,7 +127,15 @@ impl Engine {
         if is_new {
             tracing::info!(store = store.place(), "the store is new: nothing that an engine kept before is in it");
         }
-        let references = store.card_reference_key().await?.unwrap_or_else(CardReferenceKey::random);
+        let references = store.card_reference_key().await?;
+        if references.is_none() && !is_new {
+            tracing::warn!(
+                store = store.place(),
+                "the store has no key of card references, and a new one is made: the references of earlier audit entries \
+                 can't be searched any more, unless a backup of the store has their key"
+            );
+        }
+        let references = references.unwrap_or_else(CardReferenceKey::random);
         let refused = RefusedCalls::default();
         let limits = Arc::new(CallAdmission::new(&config.call_limits, refused.clone()));
         let pins = |boundary| {
