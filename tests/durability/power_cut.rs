@@ -244,7 +244,9 @@ async fn after_archive(leave_out: &str) -> Result<(), String> {
     soon("the entries are archived", is_removed).await;
     engine.kill();
     disk.cut_power();
-    let (store, file) = (data.join("store"), data.join("audit/archive/00000000000000000001.jsonl"));
+    let note = fs::read_to_string(data.join("audit/checkpoint")).unwrap();
+    let chain = note.lines().next().unwrap().trim_start_matches("pinseal.audit/");
+    let (store, file) = (data.join("store"), data.join(format!("audit/archive/{chain}-00000000000000000001.jsonl")));
     let verified = audit(&["verify", "--store", store.to_str().unwrap(), "--archive", file.to_str().unwrap()]);
     if verified.status.success() { Ok(()) } else { Err(said(&verified)) }
 }

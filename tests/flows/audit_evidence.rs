@@ -261,11 +261,14 @@ async fn a_file_that_was_archived_before_a_crash_is_used() {
     let (store, files) = (at("data/store"), segments(directory.path()));
     printed(&["verify", "--store", store.to_str().unwrap(), "--archive", &file, &files[1]]);
 
-    // A file of another chain stays, and so do the entries.
+    // A file of other entries under the name of this chain stays, and so do the entries.
     let other = tempfile::tempdir().unwrap();
-    run(other.path(), &device, "4001").await;
+    let note = run(other.path(), &device, "4001").await;
+    let chain = note.lines().next().unwrap().trim_start_matches("pinseal.audit/");
+    let name = format!("{chain}-00000000000000000001.jsonl");
+    assert_ne!(Path::new(&file).file_name().unwrap(), &*name);
     fs::create_dir(other.path().join("data/audit/archive")).unwrap();
-    fs::copy(&file, other.path().join("data/audit/archive").join(Path::new(&file).file_name().unwrap())).unwrap();
+    fs::copy(&file, other.path().join("data/audit/archive").join(name)).unwrap();
     let engine = EngineProcess::start(other.path(), "[audit]\nretention_days = 0");
     soon("the file is refused", async || engine.log().contains("has other entries than the store").then_some(())).await;
     assert_eq!(engine.terminate(), 0);

@@ -36,6 +36,11 @@ pub struct TreeHead {
 }
 
 impl TreeHead {
+    /// The chain id of the origin.
+    pub fn chain_id(&self) -> &str {
+        self.origin.strip_prefix(ORIGIN).unwrap_or(&self.origin)
+    }
+
     /// The note of this head.
     ///
     /// # Errors
@@ -353,6 +358,7 @@ mod tests {
         let head = TreeHead::open(&notes[4], &verifier(&entries, &key)).unwrap();
         assert_eq!(head.head, Checkpoint { sequence: 5, hash: entries[4].hash });
         assert_eq!(Some(head.root), leaves.root(5));
+        assert_eq!(head.chain_id(), lower::encode_string(&entries[0].hash[..16]));
         let text = notes[4].split_once("\n\n").unwrap().0.to_owned() + "\n";
         let theirs = tlog_tiles::Checkpoint::from_bytes(text.as_bytes()).unwrap();
         assert_eq!((theirs.origin(), theirs.size(), theirs.hash().0), (&*head.origin, 5, head.root));

@@ -1,30 +1,32 @@
 //! Archives audit entries that are older than the retention time.
 //!
 //! ```text
-//! NUMBER.jsonl        entries from this number on, as `pinseal audit export` prints them; mode 0600
-//! NUMBER.checkpoint   the signed checkpoint of the last of them
+//! CHAIN-NUMBER.jsonl        entries from this number on, as `pinseal audit export` prints them; mode 0600
+//! CHAIN-NUMBER.checkpoint   the signed checkpoint of the last of them
 //! ```
+//! CHAIN is the chain id, so that engines with one directory write different files. No file is replaced.
 //! A file is written, synced, read back and verified; then one change of the store removes its entries and records the event.
 //! After a crash at any step an entry is in the store, in a whole file, or in both, and the next run continues with that file.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, BufRead, BufReader, BufWriter, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use thiserror::Error;
 use tokio::{sync::watch, task::spawn_blocking};
 
-use super::checkpoints::{CheckpointError, extend, open_note, replace, sync_directory};
+use super::checkpoints::{CheckpointError, create_directory, extend, open_note, replace, sync_directory};
 use crate::pin::Pins;
 use audit::{
     archive::{ArchivedPart, SegmentReader},
     chain::{ChainError, Checkpoint},
-    entry::{ArchivedSegment, Entry},
+    entry::ArchivedSegment,
     note::{NoteError, SigningKey},
     tree_head::{TreeHead, TreeHeadError},
 };
@@ -83,7 +85,7 @@ impl Archive {
         let end = head.head.sequence;
         let before = self.store.archived().await?;
         let start = before.as_ref().map_or(Checkpoint::EMPTY, ArchivedPart::end);
-        let file = format!("{:020}.jsonl", start.sequence.saturating_add(1));
+        let file = format!("{}-{:020}.jsonl", head.chain_id(), start.sequence.saturating_add(1));
         let path = self.config.directory.join(&file);
         let is_written = path.exists();
         let last = if is_written { None } else { self.last_old(start, end).await? };
@@ -110,8 +112,16 @@ impl Archive {
         if !is_stored || last.sequence >= end {
             return Err(ArchiveError::OtherEntries { path });
         }
-        let note = path.with_extension("checkpoint");
-        replace(&note, &part.tree.head().sign(&self.key)?).map_err(ArchiveError::file(&note))?;
+        let (note, text) = (path.with_extension("checkpoint"), part.tree.head().sign(&self.key)?);
+        // A run that ended before the removal wrote the same note.
+        match fs::read_to_string(&note) {
+            Ok(found) if found == text => {}
+            Ok(_) => return Err(ArchiveError::OtherEntries { path: note }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                replace(&note, &text).map_err(ArchiveError::file(&note))?;
+            }
+            Err(error) => return Err(ArchiveError::file(&note)(error)),
+        }
         tracing::info!(file = %path.display(), first = segment.first, last = segment.last, "audit entries are archived");
         self.pins.remove_archived(part, segment).await?;
         Ok(Archived::Segment)
@@ -135,7 +145,9 @@ impl Archive {
                     "the oldest audit entry has a time in the future: it is archived with the entries behind it; check the clock"
                 );
             }
-            if page.iter().any(|entry| entry.sequence >= end || !age.passes(entry)) || page.is_empty() {
+            if page.iter().any(|entry| entry.sequence >= end || !age.passes(entry.sequence, entry.event.at.0))
+                || page.is_empty()
+            {
                 return Ok(age.last);
             }
             from = page.last().map_or(end, |last| last.sequence.saturating_add(1));
@@ -147,7 +159,7 @@ impl Archive {
     /// Writes the entries behind `start`, up to `last`.
     async fn write(&self, path: &Path, start: Checkpoint, last: u64) -> Result<(), ArchiveError> {
         let next = path.with_extension("next");
-        let mut file = self.create(&next).map_err(ArchiveError::file(&next))?;
+        let mut file = BufWriter::new(create(&next).map_err(ArchiveError::file(&next))?);
         let mut from = start.sequence.saturating_add(1);
         while from <= last {
             let page = self.store.audit(from, PAGE_ENTRIES).await?;
@@ -159,19 +171,32 @@ impl Archive {
         }
         let path = path.to_owned();
         let finish = move || {
-            file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-            fs::rename(&next, &path)?;
-            sync_directory(&path)
+            let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+            publish(&file, &next, &path)
         };
         let finished = spawn_blocking(finish).await.map_err(io::Error::from).flatten();
         finished.map_err(ArchiveError::file(&self.config.directory))
     }
+}
 
-    fn create(&self, path: &Path) -> io::Result<BufWriter<File>> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.config.directory)?;
-        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-        Ok(BufWriter::new(file))
+/// Opens an empty file that no other engine writes. A file that a crash left is emptied.
+fn create(path: &Path) -> io::Result<File> {
+    path.parent().map_or(Ok(()), create_directory)?;
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    file.try_lock()?;
+    // The engine that wrote the file may have renamed it before the lock.
+    if fs::metadata(path)?.ino() != file.metadata()?.ino() {
+        return Err(io::ErrorKind::ResourceBusy.into());
     }
+    file.set_len(0)?;
+    Ok(file)
+}
+
+/// Syncs a file of [`create`] and gives it its name, unless another file has that name.
+fn publish(file: &File, next: &Path, path: &Path) -> io::Result<()> {
+    file.sync_all()?;
+    renameat_with(CWD, next, CWD, path, RenameFlags::NOREPLACE)?;
+    sync_directory(path)
 }
 
 /// The result of a run.
@@ -202,10 +227,9 @@ struct Age {
 impl Age {
     /// Whether entries behind this one may be old enough. A clock that was wrong wrote times in the future: such an entry does
     /// not stop the archive, and is archived once an entry behind it is old enough.
-    fn passes(&mut self, entry: &Entry) -> bool {
-        let at = entry.event.at.0;
+    fn passes(&mut self, sequence: u64, at: u64) -> bool {
         if at < self.until {
-            self.last = Some(entry.sequence);
+            self.last = Some(sequence);
         }
         at < self.until || at > self.now
     }
@@ -291,5 +315,37 @@ mod tests {
         assert_eq!(pause_after(&Ok(Archived::NoCheckpoint)), RETRY_AFTER);
         assert_eq!(pause_after(&Ok(Archived::NoneOldEnough)), EVERY);
         assert_eq!(pause_after(&Ok(Archived::Segment)), Duration::ZERO);
+    }
+
+    #[test]
+    fn an_entry_of_the_future_does_not_stop_the_archive() {
+        let last = |times: &[u64]| {
+            let mut age = Age { until: 100, now: 200, last: None };
+            let _stop = (1..).zip(times).find(|(sequence, at)| !age.passes(*sequence, **at));
+            age.last
+        };
+        assert_eq!(last(&[10, 20, 100, 30]), Some(2));
+        assert_eq!(last(&[900, 10, 900, 20, 150, 30]), Some(4));
+        assert_eq!(last(&[10, 900, 150]), Some(1));
+        assert_eq!(last(&[900, 900]), None);
+    }
+
+    #[test]
+    fn engines_with_one_directory_replace_no_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let above = directory.path().join("audit/archive");
+        let [next, path] = ["1.next", "1.jsonl"].map(|name| above.join(name));
+        let mut file = create(&next).unwrap();
+        file.write_all(b"whole").unwrap();
+        assert_eq!(create(&next).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(fs::read(&next).unwrap(), b"whole");
+        publish(&file, &next, &path).unwrap();
+        drop(file);
+        // A crash leaves a file that is not whole.
+        fs::write(&next, "remains").unwrap();
+        let other = create(&next).unwrap();
+        assert_eq!(fs::read(&next).unwrap(), b"");
+        assert_eq!(publish(&other, &next, &path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&path).unwrap(), b"whole");
     }
 }

@@ -75,7 +75,7 @@ impl Checkpoints {
             let path = path.to_owned();
             move |error| CheckpointError::File { path, error }
         };
-        DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed(&directory))?;
+        create_directory(&directory).map_err(failed(&directory))?;
         let path = directory.join(CHECKPOINT);
         let note = if path.exists() { Some(fs::read_to_string(&path).map_err(failed(&path))?) } else { None };
         if note.is_none() && !config.signing_key.exists() {
@@ -224,9 +224,22 @@ pub(super) fn replace(path: &Path, text: &str) -> io::Result<()> {
     sync_directory(path)
 }
 
-/// Syncs the directory of a file.
+/// Makes a directory with mode 0700, and those above it, where they are absent. Each is durable in the one above it.
+pub(super) fn create_directory(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).map_or(Ok(()), create_directory)?;
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists || !path.is_dir() => Err(error),
+        _ => sync_directory(path),
+    }
+}
+
+/// Syncs the directory that holds this file or directory.
 pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
-    path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// The audit chain can't be signed.
