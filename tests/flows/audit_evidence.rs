@@ -242,6 +242,25 @@ async fn archived_entries_leave_the_store_and_stay_provable() {
 }
 
 #[tokio::test]
+async fn a_new_signing_key_is_refused_over_archived_entries() {
+    let directory = tempfile::tempdir().unwrap();
+    let device = device();
+    run(directory.path(), &device, "4001").await;
+    run_and_archive(directory.path(), &device, "4002", 1).await;
+    for file in ["signing-key", "checkpoint"] {
+        fs::rename(directory.path().join("data/audit").join(file), directory.path().join(file)).unwrap();
+    }
+    let started = Command::new(env!("CARGO_BIN_EXE_pinseal"))
+        .args(["engine", "--config"])
+        .arg(directory.path().join("engine.toml"))
+        .output()
+        .unwrap();
+    assert!(!started.status.success() && said(&started).contains("put that key back"), "{}", said(&started));
+    fs::copy(directory.path().join("signing-key"), directory.path().join("data/audit/signing-key")).unwrap();
+    run(directory.path(), &device, "4003").await;
+}
+
+#[tokio::test]
 async fn a_file_that_was_archived_before_a_crash_is_used() {
     let directory = tempfile::tempdir().unwrap();
     let (device, at) = (device(), |name: &str| directory.path().join(name));

@@ -13,6 +13,7 @@ use super::{
     chain::{ChainError, ChainProblem, ChainVerifier, Checkpoint},
     entry::{ArchivedSegment, Entry, decode_hash},
     note::SigningKey,
+    tree::Hash,
     tree_head::ChainTree,
 };
 
@@ -23,6 +24,8 @@ pub struct ArchivedPart {
     pub tree: ChainTree,
     /// The names of the engines that started in them ([`super::entry::Body::started_engine`]).
     pub engines: BTreeSet<String>,
+    /// The id of the key that made the salts of the tree ([`SigningKey::salts_id`]).
+    pub salts: Hash,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -33,13 +36,14 @@ struct JsonPart {
     hash: String,
     subtrees: Vec<String>,
     engines: BTreeSet<String>,
+    salts: String,
 }
 
 impl ArchivedPart {
     /// The part of a chain's first entry.
     pub fn new(first: &Entry, key: &SigningKey) -> Self {
         let engines = first.event.body.started_engine().map(str::to_owned);
-        Self { tree: ChainTree::new(first, key), engines: engines.into_iter().collect() }
+        Self { tree: ChainTree::new(first, key), engines: engines.into_iter().collect(), salts: key.salts_id() }
     }
 
     /// Appends the next entry.
@@ -62,6 +66,7 @@ impl ArchivedPart {
             hash: lower::encode_string(&hash),
             subtrees: self.tree.subtrees().iter().map(|root| lower::encode_string(root)).collect(),
             engines: self.engines.clone(),
+            salts: lower::encode_string(&self.salts),
         };
         serde_json::to_vec(&part).unwrap_or_default()
     }
@@ -71,7 +76,8 @@ impl ArchivedPart {
         let part: JsonPart = serde_json::from_slice(bytes).ok()?;
         let end = Checkpoint { sequence: part.sequence, hash: decode_hash(&part.hash).ok()? };
         let subtrees = part.subtrees.iter().map(|root| decode_hash(root)).collect::<Result<_, _>>().ok()?;
-        Some(Self { tree: ChainTree::from_subtrees(part.origin, end, subtrees)?, engines: part.engines })
+        let salts = decode_hash(&part.salts).ok()?;
+        Some(Self { tree: ChainTree::from_subtrees(part.origin, end, subtrees)?, engines: part.engines, salts })
     }
 }
 
@@ -151,6 +157,8 @@ mod tests {
         assert_eq!((segment.first, segment.last, segment.hash), (1, 4, entries[3].hash));
         let decoded = ArchivedPart::decode(&part.encode()).unwrap();
         assert_eq!(decoded, part);
+        assert_eq!(decoded.salts, key().salts_id());
+        assert_ne!(decoded.salts, SigningKey::from_text(&"08".repeat(32)).unwrap().salts_id());
         let (both, segment) = read(Some(decoded), &entries[4..]).unwrap();
         assert_eq!((segment.first, segment.last), (5, 9));
         assert_eq!(both, read(None, &entries).unwrap().0);

@@ -74,6 +74,11 @@ impl SigningKey {
         salt
     }
 
+    /// The id of the salts of this key: the salt of no entry, since entries are numbered from 1.
+    pub fn salts_id(&self) -> Hash {
+        self.salt(0)
+    }
+
     /// The public key under a name.
     ///
     /// # Errors

@@ -68,7 +68,8 @@ impl Checkpoints {
     /// Opens the key, or makes one at the first start, and the newest checkpoint.
     ///
     /// # Errors
-    /// [`CheckpointError`] where a file can't be read or made, or is not what its name says; or the store can't be read.
+    /// [`CheckpointError`] where a file can't be read or made, or is not what its name says; the key is another one than that
+    /// of archived entries; or the store can't be read.
     pub(super) async fn open(config: &CheckpointConfig, store: Arc<dyn Store>) -> Result<Self, CheckpointError> {
         let directory = config.directory.clone();
         let failed = |path: &Path| {
@@ -84,6 +85,9 @@ impl Checkpoints {
             tracing::info!(file = %config.signing_key.display(), "a signing key for audit checkpoints was made");
         }
         let key = Arc::new(SigningKey::from_text(&SecretSource::File(config.signing_key.clone()).read()?)?);
+        if store.archived().await?.is_some_and(|archived| archived.salts != key.salts_id()) {
+            return Err(CheckpointError::OtherKey);
+        }
         let signed = note
             .as_ref()
             .map(|note| open_note(note, &key))
@@ -259,6 +263,12 @@ pub enum CheckpointError {
     /// The text of the signing key is not a key, or a note can't be made.
     #[error("audit.signing_key: {0}")]
     Key(#[from] NoteError),
+    /// Entries were archived under another signing key, so the tree can't be continued under this one.
+    #[error(
+        "audit.signing_key is not the key under which the archived audit entries of this store were signed: put that key back. \
+         The key of a chain with archived entries can't be replaced"
+    )]
+    OtherKey,
     /// The newest checkpoint does not open under the signing key.
     #[error("{}: {error}; if the signing key was replaced on purpose, keep this file elsewhere and remove it here", path.display())]
     Note {
