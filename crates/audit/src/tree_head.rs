@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_takes_no_entry_that_does_not_follow_its_head() {
+    fn a_tree_refuses_an_entry_that_does_not_follow_its_head() {
         let (entries, key) = (chain(5), key(7));
         let mut tree = None;
         let problem = |sequence, problem| Err(ChainError { sequence, problem });
