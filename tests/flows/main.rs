@@ -15,6 +15,7 @@ mod audited_refusal;
 mod client_certificate;
 mod connection_age;
 mod connections;
+mod export_reconnects;
 mod fairness;
 mod floods;
 mod hangup;
