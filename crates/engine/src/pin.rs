@@ -547,7 +547,7 @@ impl Pins {
     }
 
     /// Records the event of a request that was refused. The caller gets the answer after the event is durable. A store that is
-    /// low on space records no refusal: the log has it then.
+    /// low on space records no refusal: only the log names the request then.
     async fn audit_refusal<T, E: AuditedError>(
         &self,
         caller: &Caller,
