@@ -21,6 +21,7 @@ use hyper_util::{
 };
 use thiserror::Error;
 use tokio::{
+    io::AsyncReadExt,
     net::{TcpListener, TcpStream},
     runtime::Builder,
     sync::{mpsc, watch},
@@ -42,6 +43,8 @@ const HEADER_BYTES_MAX: u32 = 16 * 1024;
 /// The interval and the timeout of HTTP/2 PING frames. Without them, a connection whose peer is gone would stay open.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_TIME_MAX: Duration = Duration::from_secs(10);
+/// The longest time for a client to close its connection after GOAWAY and the last answer.
+const LINGER_TIME_MAX: Duration = Duration::from_secs(2);
 /// The longest time for the calls in flight to finish when the server stops.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(10);
 
@@ -245,7 +248,7 @@ async fn serve(
 /// tonic's own server has no such end: with `max_connection_age_grace` it sends no GOAWAY, and aborts calls in flight (tonic
 /// 0.14); without, a stream keeps the connection open.
 async fn serve_connection(
-    stream: Http2Stream,
+    mut stream: Http2Stream,
     routes: Routes,
     settings: ServingSettings,
     mut stopped: watch::Receiver<bool>,
@@ -269,24 +272,32 @@ async fn serve_connection(
         .keep_alive_interval(KEEP_ALIVE_EVERY)
         .keep_alive_timeout(KEEP_ALIVE_TIME_MAX)
         .max_header_list_size(HEADER_BYTES_MAX);
-    let mut connection = pin!(http2.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)));
-    tokio::select! {
-        ended = connection.as_mut() => return report_end(ended),
-        () = sleep(age) => tracing::debug!("a connection reached its maximum age"),
-        _ = stopped.wait_for(|stopped| *stopped) => {}
-    }
-    connection.as_mut().graceful_shutdown();
-    let drained = async {
-        sleep_until(streams_end).await;
-        holds.closed().await;
-        sleep(DRAIN_TIME_MAX).await;
-    };
-    tokio::select! {
-        ended = connection => report_end(ended),
-        () = drained => {
-            tracing::warn!("a connection was aborted after its maximum age: its client did not read the answers");
+    {
+        let mut connection = pin!(http2.serve_connection(TokioIo::new(&mut stream), TowerToHyperService::new(service)));
+        tokio::select! {
+            ended = connection.as_mut() => return report_end(ended),
+            () = sleep(age) => tracing::debug!("a connection reached its maximum age"),
+            _ = stopped.wait_for(|stopped| *stopped) => {}
+        }
+        connection.as_mut().graceful_shutdown();
+        let drained = async {
+            sleep_until(streams_end).await;
+            holds.closed().await;
+            sleep(DRAIN_TIME_MAX).await;
+        };
+        tokio::select! {
+            ended = connection => report_end(ended),
+            () = drained => {
+                tracing::warn!("a connection was aborted after its maximum age: its client did not read the answers");
+                return;
+            }
         }
     }
+    // A socket that is closed with unread bytes sends a reset. The client of a call that crossed the GOAWAY could lose the
+    // GOAWAY by it, and not know that the call was not processed.
+    let mut rest = [0; 4_096];
+    let read = async { while matches!(stream.read(&mut rest).await, Ok(1..)) {} };
+    let _is_late = timeout(LINGER_TIME_MAX, read).await.is_err();
 }
 
 fn report_end(ended: hyper::Result<()>) {
