@@ -242,9 +242,10 @@ async fn after_archive(leave_out: &str) -> Result<(), String> {
         String::from_utf8(entries).unwrap().contains("audit_archived").then_some(())
     };
     soon("the entries are archived", is_removed).await;
+    // Its text may be lost with the power.
+    let note = fs::read_to_string(data.join("audit/checkpoint")).unwrap();
     engine.kill();
     disk.cut_power();
-    let note = fs::read_to_string(data.join("audit/checkpoint")).unwrap();
     let chain = note.lines().next().unwrap().trim_start_matches("pinseal.audit/");
     let (store, file) = (data.join("store"), data.join(format!("audit/archive/{chain}-00000000000000000001.jsonl")));
     let verified = audit(&["verify", "--store", store.to_str().unwrap(), "--archive", file.to_str().unwrap()]);
