@@ -63,7 +63,7 @@ const AGE_CHECK_EVERY: Duration = Duration::from_secs(1);
 /// The interval and the timeout of HTTP/2 PING frames.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIME_MAX: Duration = Duration::from_secs(10);
-/// The longest time that the edge reads, after its last answer over HTTP/1, what the client is still sending.
+/// The longest time that the edge reads, after its last answer or GOAWAY, what the client is still sending.
 const LINGER_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// The lines within a minute that peers without credentials can cause. The next line has the number of suppressed ones.
@@ -232,7 +232,9 @@ async fn serve_connection(
                         rejected = ApiError::HEADERS_TOO_LARGE;
                     }
                 }
-                return Some(End { rejected, lingers: !closing && usage.had_request() });
+                // Over HTTP/2, a request may cross the GOAWAY: without it, the client could not send the request again.
+                let is_late = if exchange.is_http2() { closing } else { !closing };
+                return Some(End { rejected, lingers: is_late && usage.had_request() });
             }
             () = usage.quiet(first, later) => if closing {
                 tracing::debug!("a connection was aborted: it did not close in time");

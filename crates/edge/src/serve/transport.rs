@@ -63,7 +63,7 @@ enum Phase {
     Withheld,
 }
 
-/// The end of a connection of HTTP/1.
+/// The end of a connection whose client has begun HTTP.
 pub(super) struct Ended {
     pub(super) stream: ServerStream,
     /// Whether hyper rejected the head of a request, and the client has no answer to it.
@@ -90,11 +90,11 @@ impl Exchange {
         answer.map(|body| Body::new(AnswerBody { body, exchange: self.clone() }))
     }
 
-    /// The stream of a connection of HTTP/1 that has ended.
+    /// The stream of a connection that has ended; `None` where the client has not begun HTTP.
     pub(super) fn end(&self) -> Option<Ended> {
         let mut state = self.lock();
         let stream = state.stream.take()?;
-        matches!(state.protocol, Protocol::Http1)
+        (!matches!(state.protocol, Protocol::Unknown(_)))
             .then(|| Ended { stream, is_unanswered: state.phase == Phase::Withheld })
     }
 }
@@ -233,5 +233,30 @@ impl AsyncWrite for Transport {
             return Poll::Ready(Ok(()));
         }
         this.stream()?.poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_stream_of_a_client_that_began_http_returns_to_the_edge() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        for (bytes, returns) in [(&PREFACE[..], true), (b"GET / HTTP/1.1\r\n", true), (&PREFACE[..8], false)] {
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            client.write_all(bytes).await.unwrap();
+            let exchange = Exchange::default();
+            let mut transport =
+                Transport::new(ServerStream::Plain(listener.accept().await.unwrap().0), exchange.clone());
+            transport.read_exact(&mut vec![0; bytes.len()]).await.unwrap();
+            drop(transport);
+            assert_eq!(exchange.end().map(|ended| ended.is_unanswered), returns.then_some(false), "{bytes:?}");
+        }
     }
 }
