@@ -21,7 +21,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use thiserror::Error;
 use tokio::{sync::watch, task::spawn_blocking};
 
-use super::checkpoints::{CheckpointError, create_directory, extend, open_note, replace, sync_directory};
+use super::checkpoints::{CheckpointError, create_directory, extend, has_entry, open_note, replace, sync_directory};
 use crate::pin::Pins;
 use audit::{
     archive::{ArchivedPart, SegmentReader},
@@ -107,9 +107,7 @@ impl Archive {
         let read = spawn_blocking(move || read(&reads, &file, before, &key)).await;
         let (part, segment) = read.map_err(|error| ArchiveError::file(&path)(error.into()))??;
         let last = part.end();
-        let stored = self.store.audit(last.sequence, 1).await?;
-        let is_stored = stored.first().is_some_and(|entry| (entry.sequence, entry.hash) == (last.sequence, last.hash));
-        if !is_stored || last.sequence >= end {
+        if last.sequence >= end || !has_entry(&*self.store, last).await? {
             return Err(ArchiveError::OtherEntries { path });
         }
         let (note, text) = (path.with_extension("checkpoint"), part.tree.head().sign(&self.key)?);

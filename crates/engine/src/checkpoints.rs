@@ -22,7 +22,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use audit::{
-    chain::ChainError,
+    chain::{ChainError, Checkpoint},
     note::{NoteError, SigningKey},
     tree_head::{ChainTree, TreeHead, TreeHeadError},
 };
@@ -95,7 +95,7 @@ impl Checkpoints {
             .map_err(|error| CheckpointError::Note { path, error })?;
         let tree = signed.as_ref().and_then(|head| read_tree(&directory.join(TREE), head));
         let is_of_store = match &signed {
-            Some(signed) => has_head(&*store, signed).await?,
+            Some(signed) => has_entry(&*store, signed.head).await?,
             None => false,
         };
         let note = watch::Sender::new(note.filter(|_| is_of_store).map(Arc::from));
@@ -138,7 +138,7 @@ impl Checkpoints {
         let other_chain = CheckpointError::OtherChain { path: self.directory.join(CHECKPOINT) };
         let end = self.store.checkpoint().await?.sequence;
         if let Some(signed) = &self.signed
-            && !has_head(&*self.store, signed).await?
+            && !has_entry(&*self.store, signed.head).await?
         {
             return Err(other_chain);
         }
@@ -175,10 +175,10 @@ pub(super) fn open_note(note: &str, key: &SigningKey) -> Result<TreeHead, TreeHe
     TreeHead::open(note, &key.verifier(origin)?)
 }
 
-/// Whether the store has the last entry of a checkpoint.
-async fn has_head(store: &dyn Store, signed: &TreeHead) -> Result<bool, StoreError> {
-    let found = store.audit(signed.head.sequence, 1).await?;
-    Ok(found.first().is_some_and(|entry| (entry.sequence, entry.hash) == (signed.head.sequence, signed.head.hash)))
+/// Whether the store has this entry of the chain.
+pub(super) async fn has_entry(store: &dyn Store, entry: Checkpoint) -> Result<bool, StoreError> {
+    let found = store.audit(entry.sequence, 1).await?;
+    Ok(found.first().is_some_and(|found| (found.sequence, found.hash) == (entry.sequence, entry.hash)))
 }
 
 /// Continues a tree over the entries of the store, up to the entry `end`.
