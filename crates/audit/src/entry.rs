@@ -109,7 +109,7 @@ pub enum Body {
     CallDenied {
         /// The method that was called.
         method: Method,
-        /// The reason.
+        /// The reason of the denial.
         reason: CallDenial,
         /// The number of denied calls before this one that have no entry: the engine limits the entries a minute.
         unrecorded: u64,

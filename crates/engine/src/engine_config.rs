@@ -29,7 +29,7 @@ pub struct EngineConfig {
     pub listen: SocketAddr,
     /// Mutual TLS; `None` is allowed on loopback only.
     pub tls: Option<ServerTlsConfig>,
-    /// The certificates that may call, and their roles. An engine with TLS needs at least one; without TLS they are unused.
+    /// The certificates that may call, and their roles. An engine with TLS needs at least one, and an engine without TLS refuses them.
     pub peers: Vec<Peer>,
     /// The place of the key boundary.
     pub boundary: BoundaryPlace,
