@@ -1,12 +1,26 @@
 //! A client of the Card PIN API: the back-end between the cardholder's device and the edge.
 
-use std::time::Duration;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use rustls::{
+    crypto::{CryptoProvider, aws_lc_rs},
+    sign::CertifiedKey,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use thiserror::Error;
-use ureq::Agent;
+use ureq::{
+    Agent,
+    tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig},
+};
+use zeroize::Zeroizing;
 
 /// The time limit of one request.
 const REQUEST_TIME_MAX: Duration = Duration::from_secs(15);
@@ -15,9 +29,13 @@ const REQUEST_TIME_MAX: Duration = Duration::from_secs(15);
 pub struct Backend {
     agent: Agent,
     edge: String,
-    authorization: String,
+    /// `None` for a back-end whose certificate is its only credential.
+    authorization: Option<String>,
     audit_user: String,
 }
+
+/// The TLS of a back-end: the roots of the edge's certificate, and the certificate of the back-end.
+pub struct BackendTls(TlsConfig);
 
 /// The purpose of a control.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,18 +69,29 @@ pub struct ViewResponse {
 impl Backend {
     /// A back-end for the edge at this base URL, such as `http://127.0.0.1:8080`, with a bearer token.
     pub fn with_bearer(edge: &str, token: &str, audit_user: &str) -> Self {
-        Self::with_authorization(edge, format!("Bearer {token}"), audit_user)
+        Self::with_authorization(edge, Some(format!("Bearer {token}")), audit_user)
     }
 
     /// A back-end with HTTP Basic credentials (RFC 7617).
     pub fn with_basic(edge: &str, user: &str, password: &str, audit_user: &str) -> Self {
-        Self::with_authorization(edge, format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))), audit_user)
+        let pair = STANDARD.encode(format!("{user}:{password}"));
+        Self::with_authorization(edge, Some(format!("Basic {pair}")), audit_user)
     }
 
-    fn with_authorization(edge: &str, authorization: String, audit_user: &str) -> Self {
-        let config = Agent::config_builder().http_status_as_error(false).timeout_global(Some(REQUEST_TIME_MAX)).build();
+    /// A back-end whose certificate is its only credential: see [`Backend::over_tls`].
+    pub fn with_certificate(edge: &str, audit_user: &str) -> Self {
+        Self::with_authorization(edge, None, audit_user)
+    }
+
+    fn with_authorization(edge: &str, authorization: Option<String>, audit_user: &str) -> Self {
         let edge = edge.trim_end_matches('/').to_owned();
-        Self { agent: config.into(), edge, authorization, audit_user: audit_user.to_owned() }
+        Self { agent: agent(TlsConfig::builder().build()), edge, authorization, audit_user: audit_user.to_owned() }
+    }
+
+    /// The back-end with this TLS, for an edge whose URL has `https`.
+    #[must_use]
+    pub fn over_tls(self, tls: BackendTls) -> Self {
+        Self { agent: agent(tls.0), ..self }
     }
 
     /// Opens a control for a card. Returns its controlId.
@@ -111,14 +140,11 @@ impl Backend {
     fn post(&self, path: &str, request: Value) -> Result<Exchange, ClientError> {
         let no_answer =
             |error: ureq::Error| ClientError::NoAnswer { edge: self.edge.clone(), reason: error.to_string() };
-        let mut answer = self
-            .agent
-            .post(format!("{}{path}", self.edge))
-            .query("auditUser", &self.audit_user)
-            .header("authorization", &self.authorization)
-            .content_type("application/json")
-            .send(request.to_string())
-            .map_err(no_answer)?;
+        let mut post = self.agent.post(format!("{}{path}", self.edge)).query("auditUser", &self.audit_user);
+        if let Some(authorization) = &self.authorization {
+            post = post.header("authorization", authorization);
+        }
+        let mut answer = post.content_type("application/json").send(request.to_string()).map_err(no_answer)?;
         let status = answer.status().as_u16();
         let body = answer.body_mut().read_to_string().map_err(no_answer)?;
         let response: Value = serde_json::from_str(&body).map_err(|_| ClientError::Answer { member: "body" })?;
@@ -129,6 +155,57 @@ impl Backend {
         }
         Ok(Exchange { request_line: format!("POST {path}"), request, status, response })
     }
+}
+
+fn agent(tls: TlsConfig) -> Agent {
+    let config = Agent::config_builder().http_status_as_error(false).timeout_global(Some(REQUEST_TIME_MAX));
+    config.tls_config(tls).build().into()
+}
+
+impl BackendTls {
+    /// Reads PEM files: the roots of the edge's certificate, and the certificate chain of the back-end with its private key,
+    /// for an edge that asks for a client certificate.
+    ///
+    /// # Errors
+    /// [`BackendTlsError`]: a file can't be read or lacks the PEM section, or the certificate and the key do not fit together.
+    pub fn load(roots: &Path, certificate: Option<(&Path, &Path)>) -> Result<Self, BackendTlsError> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let client = certificate.map(|(chain, key)| client_certificate(chain, key, &provider)).transpose()?;
+        let roots: Vec<_> = certificates(roots)?.iter().map(|root| Certificate::from_der(root).to_owned()).collect();
+        let tls = TlsConfig::builder().unversioned_rustls_crypto_provider(provider);
+        Ok(Self(tls.root_certs(RootCerts::new_with_certs(&roots)).client_cert(client).build()))
+    }
+}
+
+fn client_certificate(chain: &Path, key: &Path, provider: &CryptoProvider) -> Result<ClientCert, BackendTlsError> {
+    let unusable = |path: &Path, problem: String| BackendTlsError { path: path.to_owned(), problem };
+    let text = Zeroizing::new(fs::read(key).map_err(|error| unusable(key, error.to_string()))?);
+    let der = PrivateKeyDer::from_pem_slice(&text).map_err(|error| unusable(key, error.to_string()))?;
+    let private_key = PrivateKey::from_pem(&text).map_err(|error| unusable(key, error.to_string()))?;
+    let certificates = certificates(chain)?;
+    let shown: Vec<_> = certificates.iter().map(|found| Certificate::from_der(found).to_owned()).collect();
+    // ureq panics on a certificate that does not fit the key.
+    CertifiedKey::from_der(certificates, der, provider).map_err(|error| unusable(chain, error.to_string()))?;
+    Ok(ClientCert::new_with_certs(&shown, private_key))
+}
+
+/// The certificates of a PEM file, at least one.
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, BackendTlsError> {
+    let unusable = |problem: String| BackendTlsError { path: path.to_owned(), problem };
+    let text = fs::read(path).map_err(|error| unusable(error.to_string()))?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
+    let found = found.map_err(|error| unusable(error.to_string()))?;
+    if found.is_empty() { Err(unusable("the file has no certificate in PEM".to_owned())) } else { Ok(found) }
+}
+
+/// A file of the TLS of a back-end can't be used.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{}: {problem}; name another file", path.display())]
+pub struct BackendTlsError {
+    /// The PEM file that can't be used.
+    pub path: PathBuf,
+    /// The error of the operating system, of the PEM parser or of rustls.
+    pub problem: String,
 }
 
 #[derive(Deserialize)]

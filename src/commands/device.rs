@@ -2,14 +2,16 @@
 
 use std::{
     io::{self, BufRead, Write},
+    path::PathBuf,
     sync::Arc,
 };
 
 use clap::{Args, Subcommand, ValueEnum};
 use device::{
     Device, DeviceError, Fill, KeyBits, Pin, PinError,
-    client::{Backend, ClientError, Exchange, Scope},
+    client::{Backend, BackendTls, BackendTlsError, ClientError, Exchange, Scope},
 };
+use http::{Uri, uri::Scheme};
 use serde_json::{Value, json};
 use thiserror::Error;
 
@@ -47,9 +49,24 @@ struct Target {
     /// The edge, such as http://127.0.0.1:8080
     #[arg(long, value_name = "URL")]
     edge: String,
-    /// The back-end's bearer token
-    #[arg(long, value_name = "TOKEN", env = "PINSEAL_TOKEN", hide_env_values = true)]
-    token: String,
+    /// The roots of the edge's certificate, in PEM; for an https URL
+    #[arg(long, value_name = "FILE")]
+    edge_roots: Option<PathBuf>,
+    /// The back-end's certificate chain, in PEM; for an edge that asks for a client certificate
+    #[arg(long, value_name = "FILE", requires_all = ["edge_roots", "edge_private_key"])]
+    edge_certificates: Option<PathBuf>,
+    /// The private key of --edge-certificates, in PEM
+    #[arg(long, value_name = "FILE", requires = "edge_certificates")]
+    edge_private_key: Option<PathBuf>,
+    /// The back-end's bearer token; not needed if its certificate is its only credential
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        env = "PINSEAL_TOKEN",
+        hide_env_values = true,
+        required_unless_present = "edge_certificates"
+    )]
+    token: Option<String>,
     /// The plasticId of the card
     #[arg(long, value_name = "N")]
     plastic_id: String,
@@ -105,7 +122,7 @@ impl Simulator {
             KeySize::Rsa3072 => KeyBits::Rsa3072,
             KeySize::Rsa4096 => KeyBits::Rsa4096,
         };
-        let backend = Backend::with_bearer(&target.edge, &target.token, &target.audit_user);
+        let backend = target.backend()?;
         Ok(Self { device: Arc::new(Device::generate(bits)?), backend })
     }
 
@@ -197,6 +214,24 @@ impl StepReporter {
 }
 
 impl Target {
+    fn backend(&self) -> Result<Backend, SimulateError> {
+        let url: Option<Uri> = self.edge.parse().ok();
+        let scheme = url.as_ref().and_then(Uri::scheme);
+        let backend = match &self.token {
+            Some(token) => Backend::with_bearer(&self.edge, token, &self.audit_user),
+            None => Backend::with_certificate(&self.edge, &self.audit_user),
+        };
+        if scheme == Some(&Scheme::HTTPS) {
+            let roots = self.edge_roots.as_ref().ok_or(SimulateError::NoRoots)?;
+            let certificate = self.edge_certificates.as_deref().zip(self.edge_private_key.as_deref());
+            Ok(backend.over_tls(BackendTls::load(roots, certificate)?))
+        } else if scheme == Some(&Scheme::HTTP) && self.edge_roots.is_none() {
+            Ok(backend)
+        } else {
+            Err(SimulateError::Url { edge: self.edge.clone() })
+        }
+    }
+
     fn reporter(&self) -> StepReporter {
         if self.json { StepReporter::Json(Vec::new()) } else { StepReporter::Text }
     }
@@ -230,6 +265,18 @@ pub(crate) enum SimulateError {
     /// The edge does not answer, or refuses.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// The text is not the URL of an edge, or has `http` beside roots.
+    #[error("--edge {edge}: write a URL with https for an edge with TLS, or with http and without --edge-roots")]
+    Url {
+        /// The value of `--edge`.
+        edge: String,
+    },
+    /// The edge has TLS, and no roots are named.
+    #[error("an edge with https needs --edge-roots: name the PEM file with the roots of the edge's certificate")]
+    NoRoots,
+    /// A file of the TLS can't be used.
+    #[error(transparent)]
+    Tls(#[from] BackendTlsError),
     /// The device can't use the tzpk or the block.
     #[error(transparent)]
     Device(#[from] DeviceError),

@@ -15,6 +15,7 @@ mod audited_refusal;
 mod client_certificate;
 mod connection_age;
 mod connections;
+mod device_over_tls;
 mod export_reconnects;
 mod fairness;
 mod floods;
