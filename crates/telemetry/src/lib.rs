@@ -12,7 +12,7 @@ mod line_limit;
 
 use std::{
     fmt::Display,
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
     process::ExitCode,
 };
 
@@ -43,11 +43,11 @@ pub enum LogFormat {
 
 /// Starts to write log events to standard error. `RUST_LOG` selects them. Without `RUST_LOG`: warnings of all crates, and
 /// the events of this workspace from `level` on. A log statement of another crate writes at most 60 warnings within a minute.
-/// A second call in the same process changes nothing.
+/// A second call in the same process changes nothing. Text has colours on a terminal alone.
 pub fn start(format: LogFormat, level: Level) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_filter(level)));
     let registry = tracing_subscriber::registry().with(filter).with(LineLimit::new());
-    let events = fmt::layer().with_writer(std::io::stderr);
+    let events = fmt::layer().with_ansi(io::stderr().is_terminal()).with_writer(io::stderr);
     let _ = match format {
         LogFormat::Text => registry.with(events).try_init(),
         LogFormat::Json => registry.with(events.json()).try_init(),
