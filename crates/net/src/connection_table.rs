@@ -12,9 +12,10 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
+use clock::minute_limit::MinuteLimit;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore},
@@ -29,8 +30,8 @@ const CONNECTIONS_MIN: usize = 16;
 const CLOSING_MAX: usize = 64;
 /// The longest time that a new connection waits for the descriptor of a closed one.
 const CLOSE_TIME_MAX: Duration = Duration::from_secs(1);
-/// The shortest time between two warnings that a limit is reached.
-const WARN_EVERY: Duration = Duration::from_secs(10);
+/// The most warnings within a minute that a limit is reached.
+const WARNINGS_PER_MINUTE_MAX: u64 = 6;
 
 /// The limits on the connections of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +116,7 @@ struct Shared {
     limits: ConnectionLimits,
     places: Arc<Semaphore>,
     silent: Mutex<Silent>,
+    warnings: MinuteLimit,
     _descriptors: Descriptors,
 }
 
@@ -124,7 +126,6 @@ struct Silent {
     /// By number, so that the oldest connection comes first.
     by_age: BTreeMap<u64, (IpAddr, Arc<Notify>)>,
     by_address: HashMap<IpAddr, BTreeSet<u64>>,
-    warned: Option<Instant>,
 }
 
 impl ConnectionTable {
@@ -138,7 +139,8 @@ impl ConnectionTable {
     pub fn beside_files(mut limits: ConnectionLimits, files: usize) -> Self {
         let descriptors = Descriptors::reserve(&mut limits, files);
         let places = Arc::new(Semaphore::new(limits.connections_max.saturating_add(CLOSING_MAX)));
-        Self(Arc::new(Shared { limits, places, silent: Mutex::default(), _descriptors: descriptors }))
+        let warnings = MinuteLimit::new(WARNINGS_PER_MINUTE_MAX);
+        Self(Arc::new(Shared { limits, places, silent: Mutex::default(), warnings, _descriptors: descriptors }))
     }
 
     /// A place for a new connection, which is silent at first. `None` if no silent connection can be closed for it; the
@@ -150,18 +152,20 @@ impl ConnectionTable {
         let permit = timeout(CLOSE_TIME_MAX, Arc::clone(places).acquire_owned()).await;
         let mut silent = self.0.silent();
         let Ok(Ok(permit)) = permit else {
-            silent.warn(limits);
+            self.0.warn(&silent);
             return None;
         };
         let of_address = silent.by_address.get(&address).map_or(0, BTreeSet::len);
         let is_full = places.available_permits() < CLOSING_MAX;
         if of_address >= limits.silent_per_address_max {
             let oldest = silent.by_address.get(&address).and_then(BTreeSet::first).copied();
-            silent.close(oldest, limits);
+            silent.close(oldest);
+            self.0.warn(&silent);
         } else if is_full || silent.by_age.len() >= (limits.connections_max / 2).max(1) {
             let oldest = silent.by_age.keys().next().copied();
-            if !silent.close(oldest, limits) {
-                silent.warn(limits);
+            let has_closed = silent.close(oldest);
+            self.0.warn(&silent);
+            if !has_closed {
                 return None;
             }
         }
@@ -183,6 +187,17 @@ impl Shared {
     fn silent(&self) -> MutexGuard<'_, Silent> {
         self.silent.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn warn(&self, silent: &Silent) {
+        if let Some(suppressed) = self.warnings.admit() {
+            tracing::warn!(
+                limits = ?self.limits,
+                silent = silent.by_age.len(),
+                suppressed,
+                "a limit of connections is reached: silent connections are closed, or new ones are dropped"
+            );
+        }
+    }
 }
 
 impl Silent {
@@ -198,22 +213,10 @@ impl Silent {
     }
 
     /// Closes a silent connection. False if no silent connection has this number.
-    fn close(&mut self, number: Option<u64>, limits: &ConnectionLimits) -> bool {
+    fn close(&mut self, number: Option<u64>) -> bool {
         let Some(close) = number.and_then(|number| self.remove(number)) else { return false };
         close.notify_one();
-        self.warn(limits);
         true
-    }
-
-    fn warn(&mut self, limits: &ConnectionLimits) {
-        if self.warned.is_none_or(|warned| warned.elapsed() >= WARN_EVERY) {
-            self.warned = Some(Instant::now());
-            tracing::warn!(
-                ?limits,
-                silent = self.by_age.len(),
-                "a limit of connections is reached: silent connections are closed, or new ones are dropped"
-            );
-        }
     }
 }
 
