@@ -18,15 +18,19 @@ pub(super) struct Reserve {
 
 impl Reserve {
     /// The free bytes of the disk for users other than root. A disk whose free space can't be read has none.
-    fn free_bytes(&self) -> u64 {
+    pub(super) fn free_bytes(&self) -> u64 {
         statvfs(&self.directory).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 
-    /// Whether so much free space is too little. A store that is low on space needs an eighth more than the reserve: files
-    /// that the store writes and removes in the background change its state once, not many times.
+    /// The free bytes from which a store that is low on space opens again: an eighth more than the reserve. Files that the
+    /// store writes and removes in the background change its state once, not many times.
+    fn reopens_at_bytes(&self) -> u64 {
+        self.bytes.saturating_add(self.bytes / 8)
+    }
+
+    /// Whether so much free space is too little.
     fn is_low(&self, free_bytes: u64, was_low: bool) -> bool {
-        let enough = if was_low { self.bytes.saturating_add(self.bytes / 8) } else { self.bytes };
-        free_bytes < enough
+        free_bytes < if was_low { self.reopens_at_bytes() } else { self.bytes }
     }
 }
 
@@ -34,6 +38,7 @@ impl Shared {
     /// Reads the free space. Changes the state between [`StoreState::Open`] and [`StoreState::LowOnSpace`], and no other.
     pub(super) fn check_space(&self) {
         let (free_bytes, reserve_bytes) = (self.reserve.free_bytes(), self.reserve.bytes);
+        let reopens_at_bytes = self.reserve.reopens_at_bytes();
         let _queue = locked(&self.queue);
         self.state.send_if_modified(|state| {
             let is_low = self.reserve.is_low(free_bytes, *state == StoreState::LowOnSpace);
@@ -43,6 +48,7 @@ impl Shared {
                         store = self.place,
                         free_bytes,
                         reserve_bytes,
+                        reopens_at_bytes,
                         "low on space: no control is opened"
                     );
                     *state = StoreState::LowOnSpace;
