@@ -493,6 +493,10 @@ impl Store for Embedded {
         self.shared.state.subscribe()
     }
 
+    fn free_bytes(&self) -> Option<u64> {
+        Some(self.shared.reserve.free_bytes())
+    }
+
     fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(async {
             if let Some(watch) = self.begin_to_close() {

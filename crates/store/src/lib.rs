@@ -115,6 +115,11 @@ pub trait Store: Send + Sync + 'static {
     /// The state of the store, to be watched. [`StoreState::Failed`] is the last state of a store.
     fn state(&self) -> watch::Receiver<StoreState>;
 
+    /// The free bytes of the store's disk; `None` for a store that does not know its disk.
+    fn free_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// Refuses further changes, makes those that wait durable, and returns after that, or after the store has failed.
     fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 }
