@@ -1,6 +1,7 @@
 //! TLS 1.3 of both services, with rustls and AWS-LC. Certificates, keys and roots are reloaded when their files change,
 //! without a restart. If a new file is not valid, the service keeps the old certificates.
 
+mod expiry;
 mod files;
 mod pem;
 mod serve;
@@ -13,6 +14,7 @@ use thiserror::Error;
 use crate::engine_address::{AddressError, EngineAddress};
 
 pub use self::{
+    expiry::{CertificateExpiry, register_expiry, report_daily},
     files::{ClientTls, ServerTls},
     serve::{Http2Stream, Peer, ServerStream, accept_http2},
 };

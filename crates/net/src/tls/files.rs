@@ -14,7 +14,11 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
-use super::{ClientCertificate, ClientTlsConfig, ServerTlsConfig, TlsError, pem, provider};
+use super::{
+    ClientCertificate, ClientTlsConfig, ServerTlsConfig, TlsError,
+    expiry::{CertificateExpiry, CertificateUse, first_expiry},
+    pem, provider,
+};
 
 /// A new connection checks the files if the last check is at least this long ago.
 const CHECK_EVERY: Duration = Duration::from_secs(2);
@@ -29,7 +33,13 @@ impl ServerTls {
     /// # Errors
     /// A file cannot be read or parsed, other users may read the private key, or rustls rejects the files together.
     pub fn load(config: &ServerTlsConfig) -> Result<Self, TlsError> {
-        Watched::new(config.clone(), server_paths, server_config).map(Arc::new).map(Self)
+        let watched = Watched::new(config.clone(), CertificateUse::Listener, server_paths, server_config)?;
+        Ok(Self(Arc::new(watched)))
+    }
+
+    /// The end of validity of the newest certificate chain.
+    pub fn expiry(&self) -> CertificateExpiry {
+        self.0.expiry.clone()
     }
 
     /// Reloads the files if one of them changed. The result goes to the log.
@@ -57,7 +67,13 @@ impl ClientTls {
     /// # Errors
     /// A file cannot be read or parsed, other users may read the private key, or rustls rejects the files together.
     pub fn load(config: &ClientTlsConfig) -> Result<Self, TlsError> {
-        Watched::new(config.clone(), client_paths, client_config).map(Arc::new).map(Self)
+        let watched = Watched::new(config.clone(), CertificateUse::EngineClient, client_paths, client_config)?;
+        Ok(Self(Arc::new(watched)))
+    }
+
+    /// The end of validity of the newest certificate chain.
+    pub fn expiry(&self) -> CertificateExpiry {
+        self.0.expiry.clone()
     }
 
     /// Reloads the files if one of them changed. The result goes to the log.
@@ -73,9 +89,17 @@ impl ClientTls {
 /// A value that is built from files, and built again when a file changes.
 struct Watched<C, T> {
     config: C,
+    /// The files; the first one has the certificate chain.
     paths: fn(&C) -> Vec<&Path>,
-    build: fn(&C) -> Result<T, TlsError>,
+    build: fn(&C) -> Result<Loaded<T>, TlsError>,
     built: Mutex<Built<T>>,
+    expiry: CertificateExpiry,
+}
+
+/// The configuration from the files, and the end of validity of its certificate chain.
+struct Loaded<T> {
+    value: T,
+    expires_at: Option<i64>,
 }
 
 struct Built<T> {
@@ -86,11 +110,18 @@ struct Built<T> {
 }
 
 impl<C, T> Watched<C, T> {
-    fn new(config: C, paths: fn(&C) -> Vec<&Path>, build: fn(&C) -> Result<T, TlsError>) -> Result<Self, TlsError> {
+    fn new(
+        config: C,
+        usage: CertificateUse,
+        paths: fn(&C) -> Vec<&Path>,
+        build: fn(&C) -> Result<Loaded<T>, TlsError>,
+    ) -> Result<Self, TlsError> {
         // The stamps come first: the next check then finds a change during the build.
         let stamps = stamps(&paths(&config));
-        let value = Arc::new(build(&config)?);
-        Ok(Self { config, paths, build, built: Mutex::new(Built { value, stamps, checked: Instant::now() }) })
+        let Loaded { value, expires_at } = build(&config)?;
+        let built = Mutex::new(Built { value: Arc::new(value), stamps, checked: Instant::now() });
+        let chain = paths(&config).first().map(|path| path.to_path_buf()).unwrap_or_default();
+        Ok(Self { config, paths, build, built, expiry: CertificateExpiry::new(usage, chain, expires_at) })
     }
 
     /// The newest value. Checks the files first if the last check is at least `interval` ago.
@@ -102,9 +133,10 @@ impl<C, T> Watched<C, T> {
             if stamps != built.stamps {
                 built.stamps = stamps;
                 match (self.build)(&self.config) {
-                    Ok(value) => {
+                    Ok(Loaded { value, expires_at }) => {
                         built.value = Arc::new(value);
                         tracing::info!("certificates were reloaded");
+                        self.expiry.set(expires_at);
                     }
                     Err(error) => {
                         tracing::error!(%error, "the changed certificates are not valid; the old ones stay in use")
@@ -130,7 +162,7 @@ fn client_paths(config: &ClientTlsConfig) -> Vec<&Path> {
     vec![&config.certificates, &config.private_key, &config.roots]
 }
 
-fn server_config(config: &ServerTlsConfig) -> Result<ServerConfig, TlsError> {
+fn server_config(config: &ServerTlsConfig) -> Result<Loaded<ServerConfig>, TlsError> {
     let builder = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(rejected)?;
@@ -146,6 +178,7 @@ fn server_config(config: &ServerTlsConfig) -> Result<ServerConfig, TlsError> {
         None => builder.with_no_client_auth(),
     };
     let (chain, key) = (certificates(&config.certificates)?, private_key(&config.private_key)?);
+    let expires_at = first_expiry(&chain);
     let mut server = builder.with_single_cert(chain, key).map_err(rejected)?;
     server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     if config.client_roots.is_some() {
@@ -154,18 +187,20 @@ fn server_config(config: &ServerTlsConfig) -> Result<ServerConfig, TlsError> {
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
     }
-    Ok(server)
+    Ok(Loaded { value: server, expires_at })
 }
 
-fn client_config(config: &ClientTlsConfig) -> Result<ClientConfig, TlsError> {
+fn client_config(config: &ClientTlsConfig) -> Result<Loaded<ClientConfig>, TlsError> {
+    let chain = certificates(&config.certificates)?;
+    let expires_at = first_expiry(&chain);
     let mut client = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(rejected)?
         .with_root_certificates(roots(&config.roots)?)
-        .with_client_auth_cert(certificates(&config.certificates)?, private_key(&config.private_key)?)
+        .with_client_auth_cert(chain, private_key(&config.private_key)?)
         .map_err(rejected)?;
     client.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(client)
+    Ok(Loaded { value: client, expires_at })
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
