@@ -219,10 +219,17 @@ impl EdgeFile {
     fn check(self, clients: Vec<Client>) -> Result<EdgeConfig, ConfigError> {
         let requests = self.request_limits()?;
         let timeout = within("request_timeout_milliseconds", self.request_timeout_milliseconds, 100..=60_000)?;
+        let engine_address: EngineAddress =
+            self.engine.address.parse().map_err(|error| ConfigError::value("engine.address", error))?;
+        if self.engine.tls.is_some() && !engine_address.has_https() {
+            let problem =
+                format!("{engine_address} is without TLS, and [engine.tls] is set: write https://, or remove it");
+            return Err(ConfigError::value("engine.address", problem));
+        }
         Ok(EdgeConfig {
             listen: self.listen,
             tls: self.tls,
-            engine_address: self.engine.address.parse().map_err(|error| ConfigError::value("engine.address", error))?,
+            engine_address,
             engine_tls: self.engine.tls,
             connections: ConnectionLimits::new(self.connections_max, self.silent_connections_per_address_max)?,
             connection_age: ConnectionAge::from_seconds(self.connection_age_seconds_max)?,
@@ -448,6 +455,17 @@ mod tests {
         }
         assert!(checked("oaep_mgf1 = \"sha-1\"\noaep_mgf1_until = \"soon\"").is_err());
         assert!(checked("oaep_mgf1 = \"md5\"").is_err());
+    }
+
+    #[test]
+    fn an_engine_address_without_tls_beside_engine_tls_is_rejected() {
+        let checked = |address: &str| {
+            let tls = "tls = { roots = \"r\", certificates = \"c\", private_key = \"k\" }";
+            let file: EdgeFile = toml::from_str(&format!("[engine]\naddress = {address:?}\n{tls}")).unwrap();
+            file.check(Vec::new()).map(drop).map_err(|error| error.to_string())
+        };
+        assert!(checked("http://127.0.0.1:50051").unwrap_err().contains("write https://"));
+        assert_eq!(checked("https://127.0.0.1:50051"), Ok(()));
     }
 
     #[test]

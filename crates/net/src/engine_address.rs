@@ -45,6 +45,11 @@ impl EngineAddress {
         Ok(Self { scheme, host, port })
     }
 
+    /// Whether the URL has `https`.
+    pub fn has_https(&self) -> bool {
+        self.scheme == Scheme::HTTPS
+    }
+
     /// Whether a connection without TLS is allowed: only to this machine, where no network can read or change the calls.
     pub(super) fn may_be_plain(&self) -> bool {
         let is_local = match &self.host {
