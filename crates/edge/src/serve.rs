@@ -8,6 +8,7 @@ mod transport;
 use std::{
     convert::Infallible,
     io,
+    net::IpAddr,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -129,7 +130,7 @@ pub(super) async fn serve(
             }
         };
         let Some(place) = table.admit(from.ip()).await else { continue };
-        let (tls, router, stopped) = (tls.clone(), router.clone(), stopped.clone());
+        let (tls, router, stopped, network) = (tls.clone(), router.clone(), stopped.clone(), place.network());
         tokio::spawn(async move {
             let stream = tokio::select! {
                 stream = handshake(stream, tls) => stream,
@@ -145,7 +146,7 @@ pub(super) async fn serve(
                 }
                 Err(error) => {
                     if let Some(suppressed) = REJECTED_LINES.admit() {
-                        tracing::info!(%error, suppressed, "a connection was rejected");
+                        tracing::info!(%network, %error, suppressed, "a connection was rejected");
                     }
                 }
             }
@@ -291,7 +292,7 @@ impl End {
         }
         let work = async {
             if is_unanswered {
-                stream.write_all(&answer_bytes(self.rejected, profile).await).await?;
+                stream.write_all(&answer_bytes(self.rejected, profile, place.network()).await).await?;
                 stream.shutdown().await?;
             }
             let mut rest = [0; 4096];
@@ -308,11 +309,12 @@ impl End {
 }
 
 /// The bytes of an error in HTTP/1.1, after which the connection closes. Logs the error.
-async fn answer_bytes(error: ApiError, profile: ErrorProfile) -> Vec<u8> {
+async fn answer_bytes(error: ApiError, profile: ErrorProfile, network: IpAddr) -> Vec<u8> {
     let id = RequestId::random();
     let (mut head, body) = error.answer(profile, id).into_parts();
     if let Some(suppressed) = MALFORMED_LINES.admit() {
-        tracing::info!(request = %id, status = head.status.as_u16(), code = error.code(), suppressed, "a request was rejected");
+        let (status, code) = (head.status.as_u16(), error.code());
+        tracing::info!(request = %id, %network, status, code, suppressed, "a request was rejected");
     }
     let body = to_bytes(body, usize::MAX).await.unwrap_or_default();
     let headers = &mut head.headers;

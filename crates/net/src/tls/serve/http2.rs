@@ -41,16 +41,19 @@ pub fn accept_http2<S>(streams: S, tls: Option<ServerTls>) -> impl Stream<Item =
 where
     S: Stream<Item = (TcpStream, ConnectionPlace)>,
 {
-    let accept = move |(stream, place)| tokio::spawn(accept(stream, place, tls.clone()));
-    streams.map(accept).buffer_unordered(usize::MAX).filter_map(async |accepted| match accepted {
+    let accept = move |(stream, place): (TcpStream, ConnectionPlace)| {
+        let (network, accepted) = (place.network(), tokio::spawn(accept(stream, place, tls.clone())));
+        async move { (network, accepted.await) }
+    };
+    streams.map(accept).buffer_unordered(usize::MAX).filter_map(async |(network, accepted)| match accepted {
         Ok(Ok(stream)) => Some(Ok(stream)),
         Ok(Err(error @ TlsError::Displaced)) => {
-            tracing::debug!(%error, "a connection was rejected");
+            tracing::debug!(%network, %error, "a connection was rejected");
             None
         }
         Ok(Err(error)) => {
             if let Some(suppressed) = REJECTED_LINES.admit() {
-                tracing::info!(%error, suppressed, "a connection was rejected");
+                tracing::info!(%network, %error, suppressed, "a connection was rejected");
             }
             None
         }
