@@ -305,7 +305,7 @@ impl From<Mistake> for ApiError {
 /// A rejected request: the error for the client, and the cause for the log.
 pub(super) struct Rejection {
     pub(super) error: ApiError,
-    /// The cause of a server error; written to the log only.
+    /// The cause of a server error or of rejected credentials; written to the log only.
     pub(super) cause: Option<String>,
 }
 
@@ -329,7 +329,7 @@ impl From<Status> for Rejection {
 }
 
 /// The engine's status and all its sources: the reason of a failed connection is the last one.
-fn cause_of(status: &Status) -> String {
+pub(super) fn cause_of(status: &Status) -> String {
     let mut text = format!("{:?}: {}", status.code(), status.message());
     let mut cause = std::error::Error::source(status);
     while let Some(error) = cause {

@@ -8,9 +8,13 @@ use jiff::{Timestamp, civil::Date, tz::TimeZone};
 use proto::OaepMgf1;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+use thiserror::Error;
 use zeroize::Zeroizing;
 
-use super::{api_error::ApiError, mistake::Mistake};
+use super::{
+    api_error::{ApiError, Rejection},
+    mistake::Mistake,
+};
 use domain::card::Tenant;
 use net::tls::Peer;
 
@@ -157,18 +161,60 @@ impl Credential {
         Self(Sha256::new().chain_update(scheme).chain_update([0]).chain_update(secret).finalize().into())
     }
 
-    /// The credential of a request; `None` without the header. If the header is malformed, a credential that no client has.
-    fn from_headers(headers: &HeaderMap) -> Option<Self> {
-        let value = headers.get(AUTHORIZATION)?.to_str().unwrap_or_default();
-        let (scheme, rest) = value.split_once(' ').unwrap_or_default();
+    /// The credential of a request; `None` without the header.
+    ///
+    /// # Errors
+    /// The header occurs more than once, or has neither scheme.
+    fn from_headers(headers: &HeaderMap) -> Result<Option<Self>, NotAuthenticated> {
+        let mut values = headers.get_all(AUTHORIZATION).iter();
+        let Some(value) = values.next() else { return Ok(None) };
+        if values.next().is_some() {
+            return Err(NotAuthenticated::HeaderRepeated);
+        }
+        let (scheme, rest) = value.to_str().unwrap_or_default().split_once(' ').unwrap_or_default();
         if scheme.eq_ignore_ascii_case("bearer") {
-            return Some(Self::bearer(rest.trim()));
+            return Ok(Some(Self::bearer(rest.trim())));
         }
         if scheme.eq_ignore_ascii_case("basic") {
             let pair = STANDARD.decode(rest.trim()).map(Zeroizing::new).unwrap_or_default();
-            return Some(Self::hash("basic", &pair));
+            return Ok(Some(Self::hash("basic", &pair)));
         }
-        Some(Self::hash("nothing", &[]))
+        Err(NotAuthenticated::SchemeUnknown)
+    }
+}
+
+/// Why a request has no client. The log has the reason; the client gets one answer for all but the repeated header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub(super) enum NotAuthenticated {
+    /// A proxy may have checked another one of the headers.
+    #[error("the Authorization header occurs more than once")]
+    HeaderRepeated,
+    #[error("the Authorization header has neither a Bearer token nor Basic credentials")]
+    SchemeUnknown,
+    #[error("no credentials: no Authorization header and no client certificate")]
+    Missing,
+    #[error("no client has this token or password")]
+    SecretUnknown,
+    #[error("no client has this certificate, and the Authorization header is missing")]
+    CertificateUnknown,
+    /// The secret is right.
+    #[error("the client of this token or password also has a certificate, which the request lacks")]
+    CertificateMissing,
+    /// The secret is right.
+    #[error("the certificate and the token or password are those of two clients")]
+    CertificateOfOther,
+    /// The certificate is right.
+    #[error("the client of this certificate also has a token or password, and the Authorization header is missing")]
+    SecretMissing,
+}
+
+impl From<NotAuthenticated> for Rejection {
+    fn from(reason: NotAuthenticated) -> Self {
+        let error = match reason {
+            NotAuthenticated::HeaderRepeated => Mistake::AuthorizationRepeated.into(),
+            _ => ApiError::UNAUTHENTICATED,
+        };
+        Self { error, cause: Some(reason.to_string()) }
     }
 }
 
@@ -179,35 +225,34 @@ impl Credential {
 /// The headers of all clients are compared, so the time does not depend on which one matches.
 ///
 /// # Errors
-/// UNAUTHENTICATED: no client has the credentials, or the request has more than one Authorization header, of which a proxy
-/// may have checked another one.
-pub(super) fn authenticate<'a>(clients: &'a [Client], request: &Parts) -> Result<&'a Client, ApiError> {
-    if request.headers.get_all(AUTHORIZATION).iter().nth(1).is_some() {
-        return Err(Mistake::AuthorizationRepeated.into());
-    }
-    let certified = match request.extensions.get::<Peer>() {
-        Some(Peer::Certificate { name, .. }) => {
-            clients.iter().find(|client| client.certificate_name() == Some(&**name))
-        }
+/// [`NotAuthenticated`]: no client has the credentials, or the header is malformed.
+pub(super) fn authenticate<'a>(clients: &'a [Client], request: &Parts) -> Result<&'a Client, NotAuthenticated> {
+    let presented = match request.extensions.get::<Peer>() {
+        Some(Peer::Certificate { name, .. }) => Some(name),
         Some(Peer::Loopback | Peer::Anonymous) | None => None,
     };
-    let client = match Credential::from_headers(&request.headers) {
-        Some(credential) => {
-            let mut found = None;
-            for client in clients {
-                if client.credential.as_ref().is_some_and(|of_client| of_client.is_same(&credential)) {
-                    found = Some(client);
-                }
-            }
-            found
+    let certified = presented.and_then(|name| clients.iter().find(|client| client.certificate_name() == Some(&**name)));
+    let Some(credential) = Credential::from_headers(&request.headers)? else {
+        return match certified {
+            Some(client) if client.credential.is_none() => Ok(client),
+            Some(_) => Err(NotAuthenticated::SecretMissing),
+            None if presented.is_some() => Err(NotAuthenticated::CertificateUnknown),
+            None => Err(NotAuthenticated::Missing),
+        };
+    };
+    let mut found = None;
+    for client in clients {
+        if client.credential.as_ref().is_some_and(|of_client| of_client.is_same(&credential)) {
+            found = Some(client);
         }
-        None => certified.filter(|client| client.credential.is_none()),
-    };
-    let has_right_certificate = |client: &Client| match certified {
-        Some(certified) => std::ptr::eq(certified, client),
-        None => client.certificate_name.is_none(),
-    };
-    client.filter(|client| has_right_certificate(client)).ok_or(ApiError::UNAUTHENTICATED)
+    }
+    let client = found.ok_or(NotAuthenticated::SecretUnknown)?;
+    match certified {
+        Some(certified) if std::ptr::eq(certified, client) => Ok(client),
+        Some(_) => Err(NotAuthenticated::CertificateOfOther),
+        None if client.certificate_name.is_none() => Ok(client),
+        None => Err(NotAuthenticated::CertificateMissing),
+    }
 }
 
 #[cfg(test)]
@@ -229,7 +274,7 @@ mod tests {
     }
 
     /// The name of the client whose request has these Authorization headers and the certificate with this name.
-    fn found(authorization: &[&str], certificate: Option<&str>) -> Result<String, ApiError> {
+    fn found(authorization: &[&str], certificate: Option<&str>) -> Result<String, NotAuthenticated> {
         let mut request = axum::http::Request::new(()).into_parts().0;
         for value in authorization {
             request.headers.append(AUTHORIZATION, value.parse().unwrap());
@@ -265,25 +310,34 @@ mod tests {
 
     #[test]
     fn missing_credentials_and_those_of_another_client_are_rejected() {
-        for (authorization, certificate) in [
-            (None, "other.test"),
-            (None, ""),
+        use NotAuthenticated::{
+            CertificateMissing, CertificateOfOther, CertificateUnknown, Missing, SchemeUnknown, SecretMissing,
+            SecretUnknown,
+        };
+        for (authorization, certificate, reason) in [
+            (None, None, Missing),
+            (None, Some("other.test"), CertificateUnknown),
+            (None, Some(""), CertificateUnknown),
             // One of two credentials.
-            (None, "both.test"),
-            (Some(BOTH), "other.test"),
+            (None, Some("both.test"), SecretMissing),
+            (Some(BOTH), Some("other.test"), CertificateMissing),
+            (Some(BOTH), None, CertificateMissing),
             // The certificate and the token of different clients.
-            (Some(BOTH), "wallet.test"),
-            (Some(TOKEN_1), "wallet.test"),
-            (Some(TOKEN_1), "both.test"),
+            (Some(BOTH), Some("wallet.test"), CertificateOfOther),
+            (Some(TOKEN_1), Some("wallet.test"), CertificateOfOther),
+            (Some(TOKEN_1), Some("both.test"), CertificateOfOther),
             // A wrong token beside the right certificate.
-            (Some("Bearer wrong"), "wallet.test"),
-            (Some("Bearer wrong"), "both.test"),
-            (Some(""), "wallet.test"),
+            (Some("Bearer wrong"), Some("wallet.test"), SecretUnknown),
+            (Some("Bearer wrong"), Some("both.test"), SecretUnknown),
+            (Some(""), Some("wallet.test"), SchemeUnknown),
+            (Some("Digest token-1"), None, SchemeUnknown),
         ] {
-            let outcome = found(authorization.as_slice(), Some(certificate));
-            assert_eq!(outcome, Err(ApiError::UNAUTHENTICATED), "{authorization:?} {certificate}");
+            let outcome = found(authorization.as_slice(), certificate);
+            assert_eq!(outcome, Err(reason), "{authorization:?} {certificate:?}");
+            let rejection = Rejection::from(reason);
+            assert_eq!(rejection.error, ApiError::UNAUTHENTICATED, "{reason:?}: one answer");
+            assert!(rejection.cause.is_some());
         }
-        assert_eq!(found(&[BOTH], None), Err(ApiError::UNAUTHENTICATED));
     }
 
     #[test]
@@ -299,7 +353,7 @@ mod tests {
     #[test]
     fn two_authorization_headers_match_no_client() {
         for second in [TOKEN_1, "Bearer wrong"] {
-            assert_eq!(found(&[TOKEN_1, second], None), Err(Mistake::AuthorizationRepeated.into()), "{second}");
+            assert_eq!(found(&[TOKEN_1, second], None), Err(NotAuthenticated::HeaderRepeated), "{second}");
         }
     }
 }
