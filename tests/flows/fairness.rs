@@ -114,7 +114,7 @@ fn unfinished_bodies_of_one_client_leave_another_alone() {
     let address = format!("address = \"http://{}\"", engine.address());
     let edge = EdgeProcess::start_with_metrics(directory.path(), &address);
     let (host, stop) = (edge.url.trim_start_matches("http://"), &AtomicBool::new(false));
-    let refused = || metric(&edge.metrics(), "pinseal_edge_requests_refused_total{limit=\"client\"}");
+    let refused = || metric(&edge.metrics(), "pinseal_edge_requests_refused_total{reason=\"CLIENT_BUSY\"}");
     std::thread::scope(|scope| {
         for number in 0..CONNECTIONS {
             scope.spawn(move || {
@@ -137,9 +137,9 @@ fn unfinished_bodies_of_one_client_leave_another_alone() {
         assert_eq!(statuses, vec![201; CALLS]);
     });
     let metrics = edge.metrics();
-    assert_eq!(metric(&metrics, "pinseal_edge_requests_refused_total{limit=\"all\"}"), 0);
+    assert_eq!(metric(&metrics, "pinseal_edge_requests_refused_total{reason=\"BUSY\"}"), 0);
     // The bodies that had a place were refused after their time.
-    assert!(metric(&metrics, "pinseal_edge_requests_refused_total{limit=\"body_time\"}") > 0);
+    assert!(metric(&metrics, "pinseal_edge_requests_refused_total{reason=\"BODY_TIMEOUT\"}") > 0);
 }
 
 #[test]

@@ -8,6 +8,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use super::api_error::ApiError;
+
 /// The number of requests that each limit refused.
 #[derive(Clone)]
 pub(super) struct RefusedRequests(Family<[(&'static str, Limit); 1], Counter>);
@@ -15,7 +17,7 @@ pub(super) struct RefusedRequests(Family<[(&'static str, Limit); 1], Counter>);
 impl RefusedRequests {
     /// Counts a request that this limit refused.
     pub(super) fn count(&self, limit: Limit) {
-        self.0.get_or_create(&[("limit", limit)]).inc();
+        self.0.get_or_create(&[("reason", limit)]).inc();
     }
 
     /// The registry with this metric.
@@ -31,7 +33,7 @@ impl Default for RefusedRequests {
         let requests = Self(Family::default());
         // Each limit is shown from the start, with 0.
         for limit in Limit::ALL {
-            drop(requests.0.get_or_create(&[("limit", limit)]));
+            drop(requests.0.get_or_create(&[("reason", limit)]));
         }
         requests
     }
@@ -56,16 +58,23 @@ impl Limit {
     const ALL: [Self; 5] = [Self::ClientRate, Self::Client, Self::Tenant, Self::All, Self::BodyTime];
 }
 
+impl Limit {
+    /// The error that a refused request is answered with.
+    pub(super) fn error(self) -> ApiError {
+        match self {
+            Self::ClientRate => ApiError::CLIENT_RATE,
+            Self::Client => ApiError::CLIENT_BUSY,
+            Self::Tenant => ApiError::TENANT_BUSY,
+            Self::All => ApiError::BUSY,
+            Self::BodyTime => ApiError::BODY_TIMEOUT,
+        }
+    }
+}
+
+/// The errorCode of the answer.
 impl EncodeLabelValue for Limit {
     fn encode(&self, encoder: &mut LabelValueEncoder) -> fmt::Result {
-        let name = match self {
-            Self::ClientRate => "client_rate",
-            Self::Client => "client",
-            Self::Tenant => "tenant",
-            Self::All => "all",
-            Self::BodyTime => "body_time",
-        };
-        EncodeLabelValue::encode(&name, encoder)
+        EncodeLabelValue::encode(&self.error().code(), encoder)
     }
 }
 
@@ -81,10 +90,22 @@ mod tests {
         refused.count(Limit::Client);
         let text = exposition(&refused.registry()).unwrap();
         for line in [
-            "pinseal_edge_requests_refused_total{limit=\"client\"} 1",
-            "pinseal_edge_requests_refused_total{limit=\"body_time\"} 0",
+            "pinseal_edge_requests_refused_total{reason=\"CLIENT_BUSY\"} 1",
+            "pinseal_edge_requests_refused_total{reason=\"BODY_TIMEOUT\"} 0",
         ] {
             assert!(text.lines().any(|found| found == line), "no {line} in {text}");
         }
+    }
+
+    #[test]
+    fn the_documentation_names_the_labels_of_the_metric() {
+        let documentation = include_str!("../../../docs/limits.md");
+        let line = documentation.lines().find(|line| line.contains("`pinseal_edge_requests_refused_total")).unwrap();
+        let is_code = |word: &&str| word.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+        let mut codes: Vec<_> = line.split('`').skip(1).step_by(2).filter(is_code).collect();
+        let mut labels = Limit::ALL.map(|limit| limit.error().code());
+        codes.sort_unstable();
+        labels.sort_unstable();
+        assert_eq!(codes, labels);
     }
 }

@@ -79,17 +79,15 @@ impl RequestAdmission {
     /// CLIENT_RATE, CLIENT_BUSY, TENANT_BUSY or BUSY, by the limit that is reached. The metric of this limit counts the request.
     pub(super) fn admit(&self, client: &Client) -> Result<RequestPlace<'_>, ApiError> {
         let (name, tenant) = (Box::from(client.name()), client.tenant());
-        let refuse = |limit: Limit, error: ApiError| {
+        let refuse = |limit: Limit| {
             self.refused.count(limit);
-            error
+            limit.error()
         };
-        self.rates
-            .admit(&name)
-            .map_err(|exceeded| refuse(Limit::ClientRate, ApiError::CLIENT_RATE.retry_after(exceeded.retry_after)))?;
+        self.rates.admit(&name).map_err(|exceeded| refuse(Limit::ClientRate).retry_after(exceeded.retry_after))?;
         Ok(RequestPlace {
-            _client: self.clients.take(name).ok_or_else(|| refuse(Limit::Client, ApiError::CLIENT_BUSY))?,
-            _tenant: self.tenants.take(tenant).ok_or_else(|| refuse(Limit::Tenant, ApiError::TENANT_BUSY))?,
-            _all: self.all.try_acquire().map_err(|_| refuse(Limit::All, ApiError::BUSY))?,
+            _client: self.clients.take(name).ok_or_else(|| refuse(Limit::Client))?,
+            _tenant: self.tenants.take(tenant).ok_or_else(|| refuse(Limit::Tenant))?,
+            _all: self.all.try_acquire().map_err(|_| refuse(Limit::All))?,
         })
     }
 

@@ -59,3 +59,20 @@ impl EncodeLabelValue for LimitLabel {
         EncodeLabelValue::encode(&self.0.as_str(), encoder)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documentation_names_the_labels_of_the_metric() {
+        let documentation = include_str!("../../../docs/limits.md");
+        let line = documentation.lines().find(|line| line.contains("`pinseal_calls_refused_total")).unwrap();
+        let is_code = |word: &&str| word.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+        let mut codes: Vec<_> = line.split('`').skip(1).step_by(2).filter(is_code).collect();
+        let mut labels = LimitLabel::SHOWN.map(|reason| reason.as_str());
+        codes.sort_unstable();
+        labels.sort_unstable();
+        assert_eq!(codes, labels);
+    }
+}
