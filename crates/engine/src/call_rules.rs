@@ -19,7 +19,7 @@ use super::{
     serving::{ConnectionHold, StreamsEnd},
     wire,
 };
-use clock::deadline::parse_grpc_timeout;
+use clock::deadline::{Deadline, parse_grpc_timeout};
 
 /// The header with the timeout of a gRPC client.
 const TIMEOUT_HEADER: &str = "grpc-timeout";
@@ -29,9 +29,13 @@ const CONTENT_TYPES: [&str; 2] = ["application/grpc", "application/grpc+proto"];
 const PREFIX_BYTES: u8 = 5;
 
 /// The timeout that the client of a call asks for; `None` without one, and for a malformed header.
-pub(super) fn asked_timeout(headers: &HeaderMap) -> Option<Duration> {
+fn asked_timeout(headers: &HeaderMap) -> Option<Duration> {
     headers.get(TIMEOUT_HEADER).and_then(|value| value.to_str().ok()).and_then(parse_grpc_timeout)
 }
+
+/// The deadline of the client of a call; `None` without one. The rules put it into the extensions of the request.
+#[derive(Clone, Copy)]
+pub(super) struct AskedDeadline(pub(super) Option<Deadline>);
 
 /// A service under the rules.
 #[derive(Clone)]
@@ -76,13 +80,14 @@ where
         self.service.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         if !has_content_type(request.headers()) {
             let mut response = Response::new(Body::empty());
             *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
             return Box::pin(std::future::ready(Ok(response)));
         }
         let asked = asked_timeout(request.headers());
+        request.extensions_mut().insert(AskedDeadline(asked.map(Deadline::within)));
         let limit = asked.map_or(self.call_timeout, |asked| asked.min(self.call_timeout));
         let count = (self.streams != Streams::Both).then_some(MessageCount::NEW);
         let (deadline, age) = match self.streams {

@@ -17,7 +17,7 @@ use tonic::{
 };
 
 use super::{
-    call_rules::asked_timeout,
+    call_rules::AskedDeadline,
     method_table::{CoveredTenants, MethodAccess, access_to},
     peer::{AdmittedPeer, Forbidden, Peers, Right},
     wire::{self, ToStatus},
@@ -178,7 +178,7 @@ impl Gate {
             }
             (Ok(_), Err(error)) => Err(NotAdmitted::RequestId(error)),
             (Ok(peer), Ok(id)) => {
-                let deadline = asked_timeout(request.headers()).map(Deadline::within);
+                let deadline = request.extensions().get().and_then(|AskedDeadline(deadline)| *deadline);
                 let (peers, limits) = (self.peers.clone(), Arc::clone(&self.limits));
                 Ok(Call { id, peer, access, deadline, peers, limits })
             }
