@@ -227,6 +227,29 @@ async fn a_card_beyond_its_rate_is_refused_and_another_is_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_spent_control_is_not_usable_also_beyond_the_rate_of_its_card() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = EngineProcess::start(directory.path(), "[limits]\ncalls_per_card_per_minute = 4");
+    let (device, mut client) = (device(), engine.client().await);
+    let (spent, block) = client.ready_to_set(&device, "85210", "271828").await.unwrap();
+    client.set_block(&spent, &block).await.unwrap();
+    let mut limited = false;
+    for _ in 0..1_000 {
+        limited = client.open("85210", Scope::SetPin).await.is_err_and(|status| reason(&status) == "CARD_RATE");
+        if limited {
+            break;
+        }
+    }
+    assert!(limited, "the card is not beyond its rate");
+    let other = client.set_block(&spent, &[7; 8]).await.unwrap_err();
+    assert_eq!((other.code(), reason(&other).as_str()), (Code::NotFound, "CONTROL_NOT_USABLE"));
+    let tzpk = client.tzpk(&spent, &device).await.unwrap_err();
+    assert_eq!((tzpk.code(), reason(&tzpk).as_str()), (Code::NotFound, "CONTROL_NOT_USABLE"));
+    // The retry of the block that set the PIN is confirmed.
+    client.set_block(&spent, &block).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn unregistered_cards_without_a_pin_are_limited() {
     let directory = tempfile::tempdir().unwrap();
     let engine =

@@ -333,6 +333,11 @@ impl Control {
         self.expires_at.since(now)
     }
 
+    /// Whether the control is neither spent nor expired.
+    pub fn is_usable(&self, now: UnixMillis) -> bool {
+        self.usable(now).is_ok()
+    }
+
     fn usable(&self, now: UnixMillis) -> Result<(), Denied> {
         match self.state {
             ControlState::Spent(_) => Err(Denied::NotUsable),

@@ -93,17 +93,19 @@ impl Pins {
         Arc::clone(stamp)
     }
 
-    /// The newest state of a control, which is left in `found`. The first read of a call counts as a call about the card; calls
-    /// of another tenant do not use up the quota of the card.
+    /// The newest state of a control, which is left in `found`. The first read of a call counts as a call about the card. Calls
+    /// of another tenant do not use up the quota of the card. Calls under a control that is not usable do not count: their
+    /// answer must not depend on the quota.
     async fn read_control<'f>(
         &self,
         caller: &Caller,
         id: ControlId,
+        now: UnixMillis,
         found: &'f mut Option<Control>,
     ) -> Result<&'f Control, ChangeError> {
         let is_first = found.is_none();
         let control = &*found.insert(self.store.control(id).await?.ok_or(Denied::NotUsable)?);
-        if is_first && control.card.tenant == caller.tenant {
+        if is_first && control.card.tenant == caller.tenant && control.is_usable(now) {
             self.limits.admit_card(&control.card)?;
         }
         Ok(control)
@@ -205,7 +207,7 @@ impl Pins {
     ) -> Result<IssuedTzpk, IssueTzpkError> {
         for _ in 0..ATTEMPTS_MAX {
             let now = self.store.now();
-            let control = self.read_control(caller, id, found).await?;
+            let control = self.read_control(caller, id, now, found).await?;
             control.admit(&caller.tenant, Scope::SetPin, now)?;
             control.admit_device_key(&Thumbprint(device.thumbprint()))?;
 
@@ -253,7 +255,7 @@ impl Pins {
         let mut is_first_denial = true;
         for _ in 0..ATTEMPTS_MAX {
             let now = self.store.now();
-            let control = self.read_control(caller, id, found).await?;
+            let control = self.read_control(caller, id, now, found).await?;
             if let Some(retry) = self.retry(caller, control, block, now).await? {
                 let event = self.control_event(caller, Action::ConfirmSetPin, control);
                 return Ok(self.store.confirm_retry(id, retry, event).await?);
@@ -289,7 +291,7 @@ impl Pins {
     ) -> Result<ShownPin, ViewPinError> {
         for _ in 0..ATTEMPTS_MAX {
             let now = self.store.now();
-            let control = self.read_control(caller, id, found).await?;
+            let control = self.read_control(caller, id, now, found).await?;
             control.admit(&caller.tenant, Scope::ViewPin, now)?;
             control.admit_device_key(&Thumbprint(device.thumbprint()))?;
 
