@@ -64,6 +64,16 @@ async fn a_boundary_apart_goes_on_after_sighup() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_boundary_apart_prints_that_it_listens() {
+    let directory = tempfile::tempdir().unwrap();
+    let user = rustix::process::getuid().as_raw();
+    let lines = format!("engine_user = {user}\nwaive = [\"user\"]\nlock_memory = \"try\"");
+    let hsm = HsmProcess::start(directory.path(), &lines);
+    let line = format!("pinseal hsm listens on {}\n", hsm.socket().display());
+    soon("it prints nothing", async || (hsm.printed() == line).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_boundary_apart_closes_a_connection_without_hello() {
     let directory = tempfile::tempdir().unwrap();
     let user = rustix::process::getuid().as_raw();

@@ -102,7 +102,7 @@ fn serve_socket(config: HsmProcess, path: PathBuf) -> Result<(), HsmProcessError
     let failed = |error| HsmProcessError::Listen { path: path.clone(), error };
     let listener = Listener::bind(&path, config.engine_user).map_err(failed)?;
     let threads = open_confined(config)?;
-    listener.run(&threads).map_err(failed)
+    listener.run(&path, &threads).map_err(failed)
 }
 
 /// Serves the connections of the engine that started this process until it has ended. When the start failed, the engine

@@ -1,7 +1,8 @@
 //! The Unix socket of a boundary that a service manager runs.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write},
     os::unix::{
         fs::PermissionsExt,
         net::{UnixListener, UnixStream},
@@ -38,12 +39,14 @@ impl Listener {
         Ok(Self { runtime, hangup, listener: bind(path, user)?, user })
     }
 
-    /// Accepts connections and distributes them over the threads. SIGHUP is only logged: keys are read at a start.
-    pub(super) fn run(self, threads: &ServingThreads) -> io::Result<()> {
+    /// Prints that the socket at `path` is served. Accepts connections and distributes them over the threads. SIGHUP is only logged: keys are read at a start.
+    pub(super) fn run(self, path: &Path, threads: &ServingThreads) -> io::Result<()> {
         let Self { runtime, mut hangup, listener, user } = self;
         runtime.block_on(async {
             listener.set_nonblocking(true)?;
             let listener = tokio::net::UnixListener::from_std(listener)?;
+            // A closed pipe is ignored: the process keeps serving.
+            let _ = writeln!(io::stdout(), "pinseal hsm listens on {}", path.display());
             for thread in threads.in_turn() {
                 let accepted = tokio::select! {
                     accepted = listener.accept() => accepted,

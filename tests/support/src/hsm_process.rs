@@ -4,7 +4,7 @@ use std::{
     fs,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command},
     time::Duration,
 };
 
@@ -13,6 +13,8 @@ pub struct HsmProcess {
     child: Child,
     socket: PathBuf,
     log: PathBuf,
+    /// Its standard output.
+    printed: PathBuf,
 }
 
 impl HsmProcess {
@@ -30,17 +32,18 @@ impl HsmProcess {
             create_vault(&pinseal, &config);
         }
         let (socket, log) = (directory.join("hsm.socket"), directory.join("hsm.log"));
+        let printed = directory.join("hsm.out");
         let events = fs::File::options().create(true).append(true).open(&log).unwrap();
         let child = pinseal
             .args(["hsm", "--config"])
             .arg(config)
             .arg("--listen")
             .arg(&socket)
-            .stdout(Stdio::null())
+            .stdout(fs::File::create(&printed).unwrap())
             .stderr(events)
             .spawn()
             .unwrap();
-        let mut process = Self { child, socket, log };
+        let mut process = Self { child, socket, log, printed };
         // A connection waits in the socket's queue until the keys are open.
         for _ in 0..500 {
             if UnixStream::connect(&process.socket).is_ok() {
@@ -58,6 +61,11 @@ impl HsmProcess {
 
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// Its standard output.
+    pub fn printed(&self) -> String {
+        fs::read_to_string(&self.printed).unwrap()
     }
 
     pub fn id(&self) -> u32 {
