@@ -7,7 +7,7 @@ use std::{
 
 use clap::Args;
 use config::ConfigError;
-use net::stop::{Stop, say, warn};
+use net::stop::{Stop, say};
 use thiserror::Error;
 use tokio::{
     runtime::Builder,
@@ -55,11 +55,13 @@ fn reload(edge: &Edge, path: &Path) {
         edge.replace_clients(config.settings.clients).map(|()| number)
     });
     match reloaded {
-        Ok(number) => say(format_args!(
-            "pinseal edge has reloaded its clients, {number} in number; the log says which certificates were reloaded. \
-             Restart it to reload the rest of its configuration"
-        )),
-        Err(error) => warn(format_args!("pinseal edge keeps its clients: {error}")),
+        Ok(clients) => {
+            tracing::info!(
+                clients,
+                "the clients were reloaded; restart the edge to reload the rest of its configuration"
+            );
+        }
+        Err(error) => tracing::error!(%error, "the edge keeps its clients"),
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 use clap::Args;
 use config::ConfigError;
 use hsm_client::{BoundaryError, OpenBoundary};
-use net::stop::{Stop, say, warn};
+use net::stop::{Stop, say};
 use store::{Store, StoreError, StoreOpenError};
 use thiserror::Error;
 use tokio::{
@@ -72,11 +72,12 @@ pub fn run(
                 () = stop.requested() => break,
                 _ = engine.store_failure() => break,
                 reloaded = engine.reload_keys() => match reloaded {
-                    Ok(()) => say(format_args!("pinseal engine has reloaded {}", hsm_protocol::KeyId::list_to_text(engine.boundary().keys()))),
-                    Err(ReloadError::Boundary(error)) => {
-                        warn(format_args!("pinseal engine keeps the keys in use: {error}"));
+                    Ok(()) => {
+                        let keys = hsm_protocol::KeyId::list_to_text(engine.boundary().keys());
+                        tracing::info!(keys, "the reloaded keys are in use");
                     }
-                    Err(error @ ReloadError::NotUsed) => warn(format_args!("pinseal engine: {error}")),
+                    Err(ReloadError::Boundary(error)) => tracing::error!(%error, "the engine keeps the keys in use"),
+                    Err(error @ ReloadError::NotUsed) => tracing::error!(%error, "the reloaded keys are not in use"),
                 },
             }
         }
@@ -96,7 +97,7 @@ fn reload_peers(engine: &Engine, path: Option<&Path>) {
         .and_then(|config| Ok(engine.replace_peers(config.peers)?));
     match replaced {
         Ok(()) => tracing::info!("the peers were reloaded"),
-        Err(error) => warn(format_args!("pinseal engine keeps its peers: {error}")),
+        Err(error) => tracing::error!(%error, "the engine keeps its peers"),
     }
 }
 

@@ -12,11 +12,6 @@ pub fn say(line: fmt::Arguments<'_>) {
     let _ = writeln!(io::stdout(), "{line}");
 }
 
-/// Prints a line to standard error.
-pub fn warn(line: fmt::Arguments<'_>) {
-    let _ = writeln!(io::stderr(), "{line}");
-}
-
 /// Listens for SIGTERM and SIGINT. Create this before the service reports that it serves, so that an early signal stops the
 /// service cleanly.
 pub struct Stop {
