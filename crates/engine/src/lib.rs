@@ -16,6 +16,7 @@ pub mod command;
 mod engine_config;
 mod exports;
 mod gate;
+mod health;
 mod key_service;
 mod keys_in_use;
 mod method_table;
@@ -46,6 +47,7 @@ use self::{
     checkpoints::Checkpoints,
     exports::Exports,
     gate::Gate,
+    health::PeerHealth,
     key_service::KeyServices,
     peer::Peers,
     refused_calls::RefusedCalls,
@@ -148,7 +150,8 @@ impl Engine {
 
         let peers = Peers::new(config.peers);
         let gate = Gate::new(peers.clone(), Arc::clone(&pins), Arc::clone(&limits));
-        let (health, health_service) = tonic_health::server::health_reporter();
+        let health = HealthReporter::new();
+        let health_service = PeerHealth::server(&health, peers.clone());
         report(&health, &BY_BOUNDARY, ServingStatus::Serving).await;
         report(&health, &BY_ENGINE, ServingStatus::Serving).await;
         let watch = tokio::spawn(watch(Arc::clone(&boundary), store.state(), health.clone()));

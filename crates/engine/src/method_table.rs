@@ -1,7 +1,8 @@
 //! The table of access: each gRPC method of an engine, with the rights that admit a caller and the tenants that the call covers.
 //!
 //! [`Gate`](super::gate::Gate) admits calls by this table alone: a method without a row is not served. Health and reflection
-//! are not here: they show no data of a card, a key or a tenant, and serve every certificate of `client_roots`.
+//! are not here: they show no data of a card, a key or a tenant. Reflection, and the health of the engine as a whole, serve
+//! every certificate of `client_roots`; the health of a service serves those with a right for one of its methods.
 
 use super::peer::Right;
 use audit::entry::Method;
@@ -17,6 +18,13 @@ pub(super) struct MethodAccess {
     pub(super) rights: &'static [Right],
     /// The tenants that the call covers.
     pub(super) tenants: CoveredTenants,
+}
+
+impl MethodAccess {
+    /// The name of the method's service, such as `pinseal.v1.PinService`.
+    pub(super) fn service(&self) -> &'static str {
+        self.path.trim_start_matches('/').split('/').next().unwrap_or_default()
+    }
 }
 
 /// The tenants that a call covers.
