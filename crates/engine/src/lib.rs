@@ -66,6 +66,7 @@ use crate::rotation::Progress;
 use audit::{card_reference::CardReferenceKey, chain::Checkpoint, entry::Body};
 use domain::limits::REQUEST_BYTES_MAX;
 use hsm_client::{AbsentKeys, Boundary, BoundaryError, KeyMismatch, OpenBoundary};
+use hsm_protocol::UnavailableReason;
 use net::metrics_server::{MetricsError, MetricsServer};
 use net::tls::{self, ListenError, ServerTls, TlsError};
 use proto::{
@@ -75,7 +76,7 @@ use proto::{
 };
 use store::{Store, StoreError, StoreFailure, StoreState};
 
-/// How often the token is checked.
+/// How often the boundary is checked.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 
 /// A serving engine. [`Engine::stop`] lets calls in flight finish; a drop does not.
@@ -140,9 +141,10 @@ impl Engine {
         let references = references.unwrap_or_else(CardReferenceKey::random);
         let refused = RefusedCalls::default();
         let limits = Arc::new(CallAdmission::new(&config.call_limits, refused.clone()));
+        let (report_loss, boundary_loss) = watch::channel(None);
         let pins = |boundary| {
             let (store, limits, references) = (Arc::clone(&store), Arc::clone(&limits), references.clone());
-            Arc::new(Pins::new(boundary, store, config.rules, limits, references))
+            Arc::new(Pins::new(boundary, boundary_loss.clone(), store, config.rules, limits, references))
         };
         let pins_of_thread = |number| pins(boundary.for_thread(number));
         let pins = pins(boundary.for_thread(0));
@@ -154,7 +156,7 @@ impl Engine {
         let health_service = PeerHealth::server(&health, peers.clone());
         report(&health, &BY_BOUNDARY, ServingStatus::Serving).await;
         report(&health, &BY_ENGINE, ServingStatus::Serving).await;
-        let watch = tokio::spawn(watch(Arc::clone(&boundary), store.state(), health.clone()));
+        let watch = tokio::spawn(watch(Arc::clone(&boundary), report_loss, store.state(), health.clone()));
         let reflection = reflection().build_v1()?;
         // Python's grpcio and most other clients still ask by the older name.
         let reflection_before = self::reflection().build_v1alpha()?;
@@ -409,34 +411,49 @@ async fn report_stop(health: &mut HealthReporter) {
     }
 }
 
-/// Reports the health of the store and the token: a failed store ends all services for good, a lost token the services
+/// Reports the health of the store and the boundary: a failed store ends all services for good, a lost boundary the services
 /// that need it until it is back, a store that is low on space the service that opens controls until it has space.
-async fn watch(boundary: Arc<dyn Boundary>, mut store: watch::Receiver<StoreState>, health: HealthReporter) {
+async fn watch(
+    boundary: Arc<dyn Boundary>,
+    loss: watch::Sender<Option<UnavailableReason>>,
+    mut store: watch::Receiver<StoreState>,
+    health: HealthReporter,
+) {
     let space = store.clone();
     let failed = store.wait_for(|state| matches!(state, StoreState::Failed(_)));
     tokio::select! {
-        // The watch of the token ends here, so it reports nothing after the code below.
+        // The watch of the boundary ends here, so it reports nothing after the code below.
         _ = failed => {}
-        () = watch_token_and_space(&*boundary, &space, &health) => {}
+        () = watch_boundary_and_space(&*boundary, &loss, &space, &health) => {}
     }
     for services in [&BY_BOUNDARY[..], &BY_ENGINE] {
         report(&health, services, ServingStatus::NotServing).await;
     }
 }
 
-async fn watch_token_and_space(boundary: &dyn Boundary, store: &watch::Receiver<StoreState>, health: &HealthReporter) {
+async fn watch_boundary_and_space(
+    boundary: &dyn Boundary,
+    loss: &watch::Sender<Option<UnavailableReason>>,
+    store: &watch::Receiver<StoreState>,
+    health: &HealthReporter,
+) {
     let serves =
         |service: &str, there: bool, low: bool| there && !(low && service == ControlServiceServer::<Services>::NAME);
     let (mut was_there, mut was_low) = (true, false);
     loop {
         tokio::time::sleep(WATCH_EVERY).await;
         // A full queue is a busy token, not a lost one.
-        let there = !matches!(boundary.check().await, Err(hsm_protocol::Error::Unavailable { .. }));
-        match (was_there, there) {
-            (true, false) => tracing::error!("the token is lost: not serving until it is back"),
-            (false, true) => tracing::info!("the token is back"),
+        let reason = match boundary.check().await {
+            Err(hsm_protocol::Error::Unavailable { reason }) => Some(reason),
+            _ => None,
+        };
+        let there = reason.is_none();
+        match (was_there, &reason) {
+            (true, Some(reason)) => tracing::error!(%reason, "the key boundary is lost: not serving until it is back"),
+            (false, None) => tracing::info!("the key boundary is back"),
             _ => {}
         }
+        loss.send_if_modified(|known| std::mem::replace(known, reason.clone()) != reason);
         let low = *store.borrow() == StoreState::LowOnSpace;
         for service in BY_BOUNDARY {
             match (serves(service, was_there, was_low), serves(service, there, low)) {

@@ -11,7 +11,7 @@ use std::{
 use futures::{StreamExt, stream};
 use hsm_protocol::{
     Account, AccountNumber, DeviceKey, EncryptedBlock, PinRecord, Refusal, Reply, Request, SealedAccount, SealedKey,
-    Source, Target,
+    Source, Target, UnavailableReason,
 };
 use thiserror::Error;
 use tokio::sync::watch;
@@ -42,6 +42,8 @@ const REENCRYPTED_AT_ONCE: usize = 32;
 /// The use cases over one boundary and one store.
 pub struct Pins {
     boundary: Arc<dyn Boundary>,
+    /// Why the boundary did not answer the last check; `None` while it answers.
+    boundary_loss: watch::Receiver<Option<UnavailableReason>>,
     store: Arc<dyn Store>,
     rules: Rules,
     limits: Arc<CallAdmission>,
@@ -68,6 +70,7 @@ impl Pins {
     /// The use cases over an open boundary and an open store. `references` is the key of the card references in audit events.
     pub(crate) fn new(
         boundary: Arc<dyn Boundary>,
+        boundary_loss: watch::Receiver<Option<UnavailableReason>>,
         store: Arc<dyn Store>,
         rules: Rules,
         limits: Arc<CallAdmission>,
@@ -75,7 +78,8 @@ impl Pins {
     ) -> Self {
         let mut status = boundary.watched();
         let stamp = Arc::new(stamp_of(&status.borrow_and_update()));
-        Self { boundary, store, rules, limits, references, stamped: RwLock::new(Stamped { status, stamp }) }
+        let stamped = RwLock::new(Stamped { status, stamp });
+        Self { boundary, boundary_loss, store, rules, limits, references, stamped }
     }
 
     /// The present stamp of the boundary. An audit event is made after the boundary's reply, so that its stamp names the keys
@@ -114,24 +118,19 @@ impl Pins {
     /// Registers a card. Its account number is sealed before it is stored.
     ///
     /// # Errors
-    /// [`RegisterCardError`]: the store or the boundary failed, or the store refused the change.
+    /// [`CallError`]: the store or the boundary failed, or the store refused the change.
     pub async fn register_card(
         &self,
         caller: &Caller,
         plastic: PlasticId,
         number: Option<AccountNumber>,
-    ) -> Result<Card, RegisterCardError> {
+    ) -> Result<Card, CallError> {
         let card = CardKey { tenant: caller.tenant, plastic };
         let registered = self.register(caller, card, number).await;
         self.audit_refusal(caller, || self.about_refused(Action::RegisterCard, &card), registered).await
     }
 
-    async fn register(
-        &self,
-        caller: &Caller,
-        card: CardKey,
-        number: Option<AccountNumber>,
-    ) -> Result<Card, RegisterCardError> {
+    async fn register(&self, caller: &Caller, card: CardKey, number: Option<AccountNumber>) -> Result<Card, CallError> {
         self.limits.admit_card(&card)?;
         let account = match number {
             Some(number) => {
@@ -162,37 +161,42 @@ impl Pins {
         Ok(found.ok_or(Denied::CardUnknown)?)
     }
 
-    /// Opens a control for a card and a purpose.
+    /// Opens a control for a card and a purpose. Refuses it while the boundary does not answer: no call under the control
+    /// could succeed.
     ///
     /// # Errors
-    /// The store failed, or the rules allow no such control.
+    /// [`CallError`]: the rules allow no such control, or the boundary or the store failed.
     pub async fn open_control(
         &self,
         caller: &Caller,
         plastic: PlasticId,
         scope: Scope,
         device_key: Option<Thumbprint>,
-    ) -> Result<Control, ChangeError> {
+    ) -> Result<Control, CallError> {
         let card = CardKey { tenant: caller.tenant, plastic };
         self.limits.admit_card(&card)?;
         let id = ControlId::random();
         let control = NewControl { id, card, scope, lifetime: self.rules.control_lifetime, device_key };
         let opened = CardEvent { control: Some(id), ..self.about_card(Action::OpenControl, &card, None) };
         let event = self.card_event(caller, opened);
-        let opened = self.store.open_control(control, self.rules.admission, event).await;
+        let loss = self.boundary_loss.borrow().clone();
+        let opened = match loss {
+            Some(reason) => Err(hsm_protocol::Error::Unavailable { reason }.into()),
+            None => self.store.open_control(control, self.rules.admission, event).await.map_err(CallError::from),
+        };
         self.audit_refusal(caller, || self.about_refused(Action::OpenControl, &card), opened).await
     }
 
     /// Makes a fresh tzpk for the control's device. Only the newest tzpk of a control is valid.
     ///
     /// # Errors
-    /// [`IssueTzpkError`]: the control does not allow the request, or the store or the boundary failed.
+    /// [`CallError`]: the control does not allow the request, or the store or the boundary failed.
     pub async fn issue_tzpk(
         &self,
         caller: &Caller,
         id: ControlId,
         device: &DeviceKey,
-    ) -> Result<IssuedTzpk, IssueTzpkError> {
+    ) -> Result<IssuedTzpk, CallError> {
         let mut found = None;
         let issued = self.issue(caller, id, device, &mut found).await;
         self.audit_refusal(caller, || self.under_control(Action::IssueTzpk, id, found.as_ref()), issued).await
@@ -204,7 +208,7 @@ impl Pins {
         id: ControlId,
         device: &DeviceKey,
         found: &mut Option<Control>,
-    ) -> Result<IssuedTzpk, IssueTzpkError> {
+    ) -> Result<IssuedTzpk, CallError> {
         for _ in 0..ATTEMPTS_MAX {
             let now = self.store.now();
             let control = self.read_control(caller, id, now, found).await?;
@@ -743,24 +747,10 @@ pub struct ShownPin {
     pub check_value: Vec<u8>,
 }
 
-/// An error of the registration of a card.
+/// An error of registering a card, opening a control or issuing a tzpk.
 #[derive(Debug, Error)]
-pub enum RegisterCardError {
-    /// The card's PIN is bound to its account number.
-    #[error(transparent)]
-    Denied(#[from] Denied),
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The boundary failed.
-    #[error(transparent)]
-    Hsm(#[from] hsm_protocol::Error),
-}
-
-/// An error of the issue of a tzpk.
-#[derive(Debug, Error)]
-pub enum IssueTzpkError {
-    /// The control does not allow the request.
+pub enum CallError {
+    /// The rules do not allow the request.
     #[error(transparent)]
     Denied(#[from] Denied),
     /// The store failed.
@@ -821,7 +811,7 @@ macro_rules! from_change_error {
     )+};
 }
 
-from_change_error!(RegisterCardError, IssueTzpkError, SetPinError, ViewPinError);
+from_change_error!(CallError, SetPinError, ViewPinError);
 
 /// What a refused request is about.
 enum Refused {
@@ -843,26 +833,7 @@ trait AuditedError: From<StoreError> {
     fn outcome(&self) -> Option<Outcome>;
 }
 
-impl AuditedError for ChangeError {
-    fn outcome(&self) -> Option<Outcome> {
-        match self {
-            Self::Denied(denied) => denied_outcome(*denied),
-            Self::Store(_) => None,
-        }
-    }
-}
-
-impl AuditedError for RegisterCardError {
-    fn outcome(&self) -> Option<Outcome> {
-        match self {
-            Self::Denied(denied) => denied_outcome(*denied),
-            Self::Store(_) => None,
-            Self::Hsm(error) => boundary_outcome(error),
-        }
-    }
-}
-
-impl AuditedError for IssueTzpkError {
+impl AuditedError for CallError {
     fn outcome(&self) -> Option<Outcome> {
         match self {
             Self::Denied(denied) => denied_outcome(*denied),

@@ -7,7 +7,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::call_limits::TenantRate;
-use crate::pin::{IssueTzpkError, RegisterCardError, SetPinError, ViewPinError};
+use crate::pin::{CallError, SetPinError, ViewPinError};
 use crate::rotation::{Census, KeyUsers, Progress, RotationState};
 use domain::caller::AuditUser;
 use domain::card::{Card, PinStatus, PlasticId, RegisteredAccount, Tenant};
@@ -241,7 +241,7 @@ pub(super) trait ToStatus: std::fmt::Display {
     fn to_status(&self) -> Status;
 }
 
-impl ToStatus for RegisterCardError {
+impl ToStatus for CallError {
     fn to_status(&self) -> Status {
         match self {
             Self::Denied(denied) => denied_status(*denied),
@@ -256,16 +256,6 @@ impl ToStatus for ChangeError {
         match self {
             Self::Denied(denied) => denied_status(*denied),
             Self::Store(store) => store.to_status(),
-        }
-    }
-}
-
-impl ToStatus for IssueTzpkError {
-    fn to_status(&self) -> Status {
-        match self {
-            Self::Denied(denied) => denied_status(*denied),
-            Self::Store(store) => store.to_status(),
-            Self::Hsm(hsm) => hsm_status(hsm),
         }
     }
 }

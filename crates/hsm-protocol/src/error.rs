@@ -79,7 +79,7 @@ pub enum Error {
         limit: usize,
     },
     /// The token, or the process of the boundary, does not answer.
-    #[error("the token is not available: {reason}")]
+    #[error("the key boundary is not available: {reason}")]
     Unavailable {
         /// The cause.
         reason: UnavailableReason,
