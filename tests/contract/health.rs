@@ -5,8 +5,10 @@ use std::{fs, time::Duration};
 use tonic::{Code, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
+use proto::Scope;
 use support::{
-    engine_process::EngineProcess,
+    edge_process::EdgeProcess,
+    engine_process::{EngineProcess, METRICS, reason},
     wait::{signal, soon},
 };
 
@@ -43,6 +45,31 @@ async fn no_service_that_needs_the_boundary_serves_without_it() {
     fs::rename(&kept, &vault).unwrap();
     let serving = async || says(&mut health, &BY_BOUNDARY, ServingStatus::Serving).await.then_some(());
     soon("health does not say that it serves again", serving).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_control_is_opened_without_the_boundary() {
+    const LOST: &str = "pinseal_boundary_state{state=\"lost\"} 1";
+    let directory = tempfile::tempdir().unwrap();
+    let engine = EngineProcess::start(directory.path(), METRICS);
+    let edge = EdgeProcess::start(directory.path(), &format!("address = \"http://{}\"", engine.address()), "");
+    let mut client = engine.client().await;
+    client.open("3101", Scope::SetPin).await.unwrap();
+    assert!(!engine.metrics().lines().any(|line| line == LOST));
+
+    let (vault, kept) = (directory.path().join("data/vault"), directory.path().join("kept"));
+    fs::rename(&vault, &kept).unwrap();
+    fs::write(&vault, "no vault").unwrap();
+    signal(engine.hsm_id().unwrap(), "KILL");
+    let refused = soon("controls are opened", async || client.open("3101", Scope::SetPin).await.err()).await;
+    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Unavailable, "TOKEN_UNAVAILABLE"));
+    let answer = edge.post("/pincontrol/v2/plastic/3101?auditUser=it", "{\"scope\":\"SET_PIN\"}");
+    assert_eq!((answer.fault(), answer.retry_after), ((503, "TOKEN_UNAVAILABLE"), true));
+    assert!(engine.metrics().lines().any(|line| line == LOST));
+    assert!(engine.log().contains("the key boundary is lost"), "{}", engine.log());
+
+    fs::rename(&kept, &vault).unwrap();
+    soon("no control is opened again", async || client.open("3101", Scope::SetPin).await.ok()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -27,6 +27,7 @@ use audit::{
     tree_head::{ChainTree, TreeHead, TreeHeadError},
 };
 use config::{SecretError, SecretSource};
+use domain::time::UnixMillis;
 use store::{Store, StoreError};
 
 /// The number of audit entries that one read of the store returns.
@@ -62,6 +63,8 @@ pub(super) struct Checkpoints {
     signed: Option<TreeHead>,
     /// The note of the checkpoint on disk, once the store was found to have its head.
     note: watch::Sender<Option<Arc<str>>>,
+    /// When the checkpoint on disk was last found to cover the newest entry.
+    covered_at: watch::Sender<Option<UnixMillis>>,
 }
 
 impl Checkpoints {
@@ -99,7 +102,7 @@ impl Checkpoints {
             None => false,
         };
         let note = watch::Sender::new(note.filter(|_| is_of_store).map(Arc::from));
-        Ok(Self { store, key, directory, tree, signed, note })
+        Ok(Self { store, key, directory, tree, signed, note, covered_at: watch::Sender::new(None) })
     }
 
     /// The signing key.
@@ -110,6 +113,11 @@ impl Checkpoints {
     /// The note of the newest checkpoint; `None` before the first one, and where the store has another chain.
     pub(super) fn newest(&self) -> watch::Receiver<Option<Arc<str>>> {
         self.note.subscribe()
+    }
+
+    /// When the checkpoint on disk was last found to cover the newest entry; `None` before.
+    pub(super) fn covered_at(&self) -> watch::Receiver<Option<UnixMillis>> {
+        self.covered_at.subscribe()
     }
 
     /// Signs checkpoints until the task is aborted.
@@ -124,7 +132,10 @@ impl Checkpoints {
 
     /// Signs the newest entry; `false` where no later call can succeed. The log has the error.
     pub(super) async fn sign_and_log(&mut self) -> bool {
-        let Err(error) = self.sign().await else { return true };
+        let Err(error) = self.sign().await else {
+            self.covered_at.send_replace(Some(clock::now()));
+            return true;
+        };
         tracing::error!(%error, "the audit chain has no new checkpoint");
         let is_other = matches!(error, CheckpointError::OtherChain { .. });
         if is_other {

@@ -97,6 +97,7 @@ pub struct Engine {
     /// Its drop ends the calls that follow the audit chain.
     followed: watch::Sender<()>,
     metrics: Option<MetricsServer>,
+    report_expiry: JoinHandle<()>,
     serving: Serving,
 }
 
@@ -116,6 +117,7 @@ impl Engine {
         let tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
         let checkpoints = Checkpoints::open(&config.checkpoints, Arc::clone(&store)).await?;
         let (newest_checkpoint, signing_key) = (checkpoints.newest(), checkpoints.key());
+        let covered_at = checkpoints.covered_at();
         let checkpoints = Arc::new(Mutex::new(checkpoints));
         // Each start is an audit entry: no engine has used a store without entries.
         let is_new = store.checkpoint().await? == Checkpoint::EMPTY;
@@ -175,13 +177,24 @@ impl Engine {
         let (progress, rotation) =
             watch::channel(if rotates { Progress::running(limit) } else { Progress::idle(limit) });
         let mgf1_sha1 = Counter::default();
+        let certificates: Vec<_> = tls.iter().map(ServerTls::expiry).collect();
         let metrics = match config.metrics_listen {
             Some(listen) => {
-                let (watched, state) = (boundary.watched(), store.state());
-                Some(metrics::serve(listen, watched, rotation.clone(), state, refused, mgf1_sha1.clone()).await?)
+                let sources = metrics::Sources {
+                    boundary: boundary.watched(),
+                    boundary_loss: boundary_loss.clone(),
+                    rotation: rotation.clone(),
+                    store: Arc::clone(&store),
+                    checkpoint: covered_at,
+                    certificates: certificates.clone(),
+                    refused,
+                    mgf1_sha1: mgf1_sha1.clone(),
+                };
+                Some(metrics::serve(listen, sources).await?)
             }
             None => None,
         };
+        let report_expiry = tokio::spawn(tls::report_daily(certificates));
         let (use_keys, in_use) = watch::channel(status);
         let follow = tokio::spawn(keys_in_use::follow(Arc::clone(&pins), boundary.watched(), use_keys));
         let keys = KeyServices::new(in_use.clone(), Arc::clone(&pins), rotation, store.engine_name().clone());
@@ -223,6 +236,7 @@ impl Engine {
             archive,
             followed,
             metrics,
+            report_expiry,
             serving,
         })
     }
@@ -283,6 +297,7 @@ impl Engine {
         self.rotation.abort();
         self.sign_checkpoints.abort();
         self.archive.iter().for_each(JoinHandle::abort);
+        self.report_expiry.abort();
         drop(self.followed);
         self.metrics.iter().for_each(MetricsServer::stop);
         report_stop(&mut self.health).await;

@@ -1,11 +1,12 @@
-//! Metrics for Prometheus: the state of the store, the progress of the rotation, the number of storage keys in use, the
-//! release; and [`RefusedCalls`]. They are collected at each request, and disabled unless configured.
+//! Metrics for Prometheus: the state of the store and its free space, the state of the boundary, the time of the newest
+//! checkpoint, the expiry of the certificate, the progress of the rotation, the number of storage keys in use, the release; and
+//! [`RefusedCalls`]. They are collected at each request, and disabled unless configured.
 //!
 //! A label must have an enum as its type, of this file or of the messages. No metric may contain data of a card, a record or a key.
 
 use std::{fmt, net::SocketAddr, sync::Arc};
 
-use hsm_protocol::KeyUsage;
+use hsm_protocol::{KeyUsage, UnavailableReason};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelValue, EncodeMetric, LabelValueEncoder},
@@ -21,47 +22,62 @@ use tokio::sync::watch;
 
 use crate::refused_calls::RefusedCalls;
 use crate::rotation::{Progress, RotationState};
+use domain::time::UnixMillis;
 use net::metrics_server::{MetricsError, MetricsServer};
-use store::StoreState;
+use net::tls::{self, CertificateExpiry};
+use store::{Store, StoreState};
+
+/// What the metrics are read from.
+pub(super) struct Sources {
+    pub(super) boundary: watch::Receiver<Arc<hsm_protocol::Status>>,
+    /// Why the boundary is lost; `None` while it serves.
+    pub(super) boundary_loss: watch::Receiver<Option<UnavailableReason>>,
+    pub(super) rotation: watch::Receiver<Progress>,
+    pub(super) store: Arc<dyn Store>,
+    /// When the newest checkpoint was last found to cover the newest audit entry.
+    pub(super) checkpoint: watch::Receiver<Option<UnixMillis>>,
+    pub(super) certificates: Vec<CertificateExpiry>,
+    pub(super) refused: RefusedCalls,
+    pub(super) mgf1_sha1: Counter,
+}
 
 /// Starts to serve the metrics, on the current Tokio runtime.
 ///
 /// # Errors
 /// The address cannot be bound.
-pub(super) async fn serve(
-    listen: SocketAddr,
-    boundary: watch::Receiver<Arc<hsm_protocol::Status>>,
-    rotation: watch::Receiver<Progress>,
-    store: watch::Receiver<StoreState>,
-    refused: RefusedCalls,
-    mgf1_sha1: Counter,
-) -> Result<MetricsServer, MetricsError> {
-    MetricsServer::start(listen, registry(boundary, rotation, store, refused, mgf1_sha1)).await
+pub(super) async fn serve(listen: SocketAddr, sources: Sources) -> Result<MetricsServer, MetricsError> {
+    MetricsServer::start(listen, registry(sources)).await
 }
 
-fn registry(
-    boundary: watch::Receiver<Arc<hsm_protocol::Status>>,
-    rotation: watch::Receiver<Progress>,
-    store: watch::Receiver<StoreState>,
-    refused: RefusedCalls,
-    mgf1_sha1: Counter,
-) -> Registry {
+fn registry(sources: Sources) -> Registry {
+    let Sources { boundary, boundary_loss, rotation, store, checkpoint, certificates, refused, mgf1_sha1 } = sources;
     let mut registry = Registry::with_prefix("pinseal");
     registry.register("build", "This build of the engine", Info::new([("version", Version::This)]));
     let help = "Tzpks encrypted for devices by RSA-OAEP with MGF1-SHA-1 since the start";
     registry.register("oaep_mgf1_sha1", help, mgf1_sha1);
     let help = "Calls refused with RESOURCE_EXHAUSTED, by the reason of the ErrorInfo";
     registry.register("calls_refused", help, refused.family());
+    tls::register_expiry(&mut registry, certificates);
     let storage_keys = move || StorageKey::ALL.map(|key| (key, key.versions_in_use(&boundary.borrow())));
-    registry.register_collector(Box::new(EngineCollector { storage_keys: Box::new(storage_keys), rotation, store }));
+    registry.register_collector(Box::new(EngineCollector {
+        storage_keys: Box::new(storage_keys),
+        boundary_loss,
+        rotation,
+        store: store.state(),
+        free_bytes: Box::new(move || store.free_bytes()),
+        checkpoint,
+    }));
     registry
 }
 
 /// Collects the values of a request.
 struct EngineCollector {
     storage_keys: Box<dyn Fn() -> StorageKeys + Send + Sync>,
+    boundary_loss: watch::Receiver<Option<UnavailableReason>>,
     rotation: watch::Receiver<Progress>,
     store: watch::Receiver<StoreState>,
+    free_bytes: Box<dyn Fn() -> Option<u64> + Send + Sync>,
+    checkpoint: watch::Receiver<Option<UnixMillis>>,
 }
 
 type StorageKeys = [(StorageKey, u64); StorageKey::ALL.len()];
@@ -85,6 +101,23 @@ impl Collector for EngineCollector {
         let present = StoreLabel::of(&self.store.borrow());
         for state in StoreLabel::ALL {
             ConstGauge::new(u64::from(state == present)).encode(family.encode_family(&[("state", state)])?)?;
+        }
+        if let Some(free) = (self.free_bytes)() {
+            let help = "Free space on the disk of the store, in bytes; 0 where it can't be read";
+            let gauge = encoder.encode_descriptor("store_free_bytes", help, None, MetricType::Gauge)?;
+            ConstGauge::new(free).encode(gauge)?;
+        }
+        let help = "State of the key boundary: 1 for the present state, 0 for the other";
+        let mut family = encoder.encode_descriptor("boundary_state", help, None, MetricType::Gauge)?;
+        let is_lost = self.boundary_loss.borrow().is_some();
+        for (state, is_present) in [(BoundaryLabel::Serving, !is_lost), (BoundaryLabel::Lost, is_lost)] {
+            ConstGauge::new(u64::from(is_present)).encode(family.encode_family(&[("state", state)])?)?;
+        }
+        if let Some(UnixMillis(milliseconds)) = *self.checkpoint.borrow() {
+            let help = "When the newest checkpoint was last found to cover every audit entry, in seconds since 1970";
+            let name = "audit_checkpoint_timestamp_seconds";
+            let gauge = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            ConstGauge::new(milliseconds / 1_000).encode(gauge)?;
         }
         let help = "State of the rotation of the storage key: 1 for the present state, 0 for the others";
         let mut family = encoder.encode_descriptor("rotation_state", help, None, MetricType::Gauge)?;
@@ -195,6 +228,23 @@ impl EncodeLabelValue for StoreLabel {
     }
 }
 
+/// Whether the boundary answered the last check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BoundaryLabel {
+    Serving,
+    Lost,
+}
+
+impl EncodeLabelValue for BoundaryLabel {
+    fn encode(&self, encoder: &mut LabelValueEncoder) -> fmt::Result {
+        let name = match self {
+            Self::Serving => "serving",
+            Self::Lost => "lost",
+        };
+        EncodeLabelValue::encode(&name, encoder)
+    }
+}
+
 impl EncodeLabelValue for RotationState {
     fn encode(&self, encoder: &mut LabelValueEncoder) -> fmt::Result {
         let name = match self {
@@ -220,7 +270,16 @@ mod tests {
         let mut registry = Registry::with_prefix("pinseal");
         let storage_keys = || StorageKey::ALL.map(|key| (key, if key == StorageKey::Aes { 2 } else { 1 }));
         let (_space, store) = watch::channel(StoreState::LowOnSpace);
-        let collector = EngineCollector { storage_keys: Box::new(storage_keys), rotation: watched, store };
+        let (_lost, boundary_loss) = watch::channel(Some(UnavailableReason::ProcessEnded));
+        let (_signed, checkpoint) = watch::channel(Some(UnixMillis(1_700_000_000_999)));
+        let collector = EngineCollector {
+            storage_keys: Box::new(storage_keys),
+            boundary_loss,
+            rotation: watched,
+            store,
+            free_bytes: Box::new(|| Some(4_096)),
+            checkpoint,
+        };
         registry.register_collector(Box::new(collector));
         rotation.send_modify(|progress| (progress.total, progress.reencrypted, progress.failed) = (9, 7, 1));
         let text = exposition(&registry).unwrap();
@@ -229,6 +288,10 @@ mod tests {
             "pinseal_storage_key_versions{key=\"storage-3des\"} 1",
             "pinseal_store_state{state=\"low_on_space\"} 1",
             "pinseal_store_state{state=\"open\"} 0",
+            "pinseal_store_free_bytes 4096",
+            "pinseal_boundary_state{state=\"serving\"} 0",
+            "pinseal_boundary_state{state=\"lost\"} 1",
+            "pinseal_audit_checkpoint_timestamp_seconds 1700000000",
             "pinseal_rotation_state{state=\"running\"} 1",
             "pinseal_rotation_state{state=\"done\"} 0",
             "pinseal_rotation_records 9",
