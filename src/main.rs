@@ -71,6 +71,8 @@ impl Command {
         match self {
             // The demo prints its steps itself.
             Self::Demo(_) => Level::WARN,
+            // A line for each request would be measured too.
+            Self::Bench(_) => Level::WARN,
             _ => Level::INFO,
         }
     }

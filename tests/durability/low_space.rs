@@ -75,7 +75,9 @@ async fn a_disk_that_fills_stops_new_controls_until_it_has_space() {
     assert_low(&client.cards.register_card(register.clone()).await.map(drop).unwrap_err());
     let answer = edge.post(OPEN.0, OPEN.1);
     assert_eq!((answer.fault(), answer.retry_after), ((503, "STORE_LOW_ON_SPACE"), true));
-    assert_eq!(edge.status_of("/readyz"), 204, "the open controls come through this edge");
+    let not_ready = async || (edge.status_of("/readyz") == 503).then_some(());
+    soon("the edge is ready while no control can be opened", not_ready).await;
+    assert!(edge.log().contains("the engine's store is low on space"), "the reason is logged");
     // An open control is finished, and its retry is confirmed.
     for _ in 0..2 {
         client.set_block(&control, &block).await.unwrap();
@@ -97,6 +99,7 @@ async fn a_disk_that_fills_stops_new_controls_until_it_has_space() {
     assert!(!engine.metrics().lines().any(|line| line == LOW));
     client.cards.register_card(register).await.unwrap();
     assert_eq!(edge.post(OPEN.0, OPEN.1).status, 201);
+    soon("the edge is not ready again", async || (edge.status_of("/readyz") == 204).then_some(())).await;
     for (card, pin) in [("8300", "271828"), ("8303", "314159")] {
         assert_eq!(client.view(&device, card).await.unwrap(), pin);
     }

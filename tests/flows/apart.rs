@@ -8,6 +8,7 @@ use support::{
     certificates::{certificates, peer, pinseal, port_of},
     edge_process::{EdgeProcess, one_client},
     engine_process::{EngineProcess, device},
+    wait::{signal, soon},
 };
 
 #[test]
@@ -26,6 +27,25 @@ fn a_peer_over_mutual_tls_has_only_its_roles() {
     assert_eq!(edge.post("/v3/view?auditUser=it", &view).fault(), (403, "CALLER_FORBIDDEN"));
     let opened = edge.post("/pincontrol/v2/plastic/6001?auditUser=it", "{\"scope\":\"VIEW_PIN\"}");
     assert_eq!(opened.fault(), (403, "CALLER_FORBIDDEN"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edge_that_the_engine_denies_is_not_ready() {
+    let directory = tempfile::tempdir().unwrap();
+    let (engine_tls, edge_tls) = certificates(directory.path());
+    let engine = EngineProcess::start(directory.path(), &format!("{engine_tls}\n{}", peer("client", "\"edge-set\"")));
+    let address = format!("address = \"https://localhost:{}\"\n{edge_tls}", port_of(&engine));
+    let edge = EdgeProcess::start(directory.path(), &address, "");
+    assert_eq!(edge.status_of("/readyz"), 503);
+    assert!(edge.log().contains("the engine denies this edge"), "{}", edge.log());
+    assert!(edge.log().contains("add [[peers]]"), "the remedy is logged");
+
+    let config = directory.path().join("engine.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text + &peer("edge", "\"edge-view\"")).unwrap();
+    signal(engine.id(), "HUP");
+    soon("the edge is not ready", async || (edge.status_of("/readyz") == 204).then_some(())).await;
+    assert!(edge.log().contains("/readyz is answered 204 again"), "{}", edge.log());
 }
 
 #[test]

@@ -21,6 +21,7 @@ mod fairness;
 mod floods;
 mod hangup;
 mod oaep;
+mod operator_log;
 mod race;
 mod reload;
 mod rotation;

@@ -28,6 +28,7 @@ use std::{io, net::SocketAddr, time::Duration};
 
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
 use self::metrics::RefusedRequests;
@@ -74,8 +75,38 @@ pub(crate) struct EngineClient {
     health: HealthClient<EngineChannel>,
 }
 
-// The service whose health the edge reads, by its name in `proto/`; the generated client does not export it.
+// The services whose health the edge reads, by their names in `proto/`; the generated clients do not export them.
+const CONTROL_SERVICE: &str = "pinseal.v1.ControlService";
 const PIN_SERVICE: &str = "pinseal.v1.PinService";
+
+/// Why no control can be opened through an edge.
+#[derive(Debug, Error)]
+pub(crate) enum NotReady {
+    /// The engine did not answer the health check in time.
+    #[error("the engine did not answer within {} ms: check that it runs and is reachable", limit.as_millis())]
+    Timeout {
+        /// The longest time for the check.
+        limit: Duration,
+    },
+    /// The health check failed: no connection, for example.
+    #[error("the engine's health can't be read: {cause}")]
+    Unreachable {
+        /// The status of the call with its sources.
+        cause: String,
+    },
+    /// The engine allows the certificate of this edge no call.
+    #[error("the engine denies this edge: {cause}")]
+    Denied {
+        /// The text of the engine.
+        cause: String,
+    },
+    /// The store of the engine is below its reserve; controls that are open are finished.
+    #[error("the engine's store is low on space, and opens no control: free space on its disk")]
+    LowOnSpace,
+    /// The store or the key boundary of the engine does not serve.
+    #[error("the engine's store or key boundary does not serve: see the engine's log")]
+    NotServing,
+}
 
 impl EngineClient {
     fn new(channel: &EngineChannel) -> Self {
@@ -87,11 +118,25 @@ impl EngineClient {
         }
     }
 
-    /// Whether the engine reports that its store and its key boundary serve (gRPC health checking protocol). An engine whose
-    /// store is low on space opens no control but finishes those that are open, so an edge in front of it stays ready.
-    pub(crate) async fn serves(&self) -> bool {
-        let reply = self.health.clone().check(HealthCheckRequest { service: PIN_SERVICE.to_owned() }).await;
-        reply.is_ok_and(|reply| reply.into_inner().status() == ServingStatus::Serving)
+    /// Checks by the health of the engine (gRPC health checking protocol) that this edge can open controls.
+    ///
+    /// # Errors
+    /// [`NotReady`]: the engine does not answer, denies this edge, or opens no control.
+    pub(crate) async fn check_ready(&self) -> Result<(), NotReady> {
+        if self.serves(CONTROL_SERVICE).await? {
+            return Ok(());
+        }
+        Err(if self.serves(PIN_SERVICE).await? { NotReady::LowOnSpace } else { NotReady::NotServing })
+    }
+
+    async fn serves(&self, service: &str) -> Result<bool, NotReady> {
+        match self.health.clone().check(HealthCheckRequest { service: service.to_owned() }).await {
+            Ok(reply) => Ok(reply.into_inner().status() == ServingStatus::Serving),
+            Err(status) if status.code() == Code::PermissionDenied => {
+                Err(NotReady::Denied { cause: status.message().to_owned() })
+            }
+            Err(status) => Err(NotReady::Unreachable { cause: api_error::cause_of(&status) }),
+        }
     }
 }
 
@@ -104,6 +149,7 @@ pub struct Edge {
     server_tls: Option<ServerTls>,
     engine_tls: Option<ClientTls>,
     metrics: Option<MetricsServer>,
+    report_expiry: JoinHandle<()>,
 }
 
 impl Edge {
@@ -124,17 +170,24 @@ impl Edge {
         let (stop, stopped) = watch::channel(false);
         let table = ConnectionTable::new(config.connections);
         let refused = RefusedRequests::default();
+        let certificates = server_tls.iter().map(ServerTls::expiry).chain(engine_tls.iter().map(ClientTls::expiry));
+        let certificates: Vec<_> = certificates.collect();
         let metrics = match config.metrics_listen {
-            Some(listen) => Some(MetricsServer::start(listen, refused.registry()).await?),
+            Some(listen) => {
+                let mut registry = refused.registry();
+                tls::register_expiry(&mut registry, certificates.clone());
+                Some(MetricsServer::start(listen, registry).await?)
+            }
             None => None,
         };
+        let report_expiry = tokio::spawn(tls::report_daily(certificates));
         let profile = config.settings.error_profile;
         let clients = Clients::new(std::mem::take(&mut config.settings.clients));
         let timeouts = serve::Timeouts::new(config.connection_age, config.settings.request_timeout);
         let router = route::router(config.settings, clients.clone(), engine, refused);
         let serving = serve::serve(listener, table, server_tls.clone(), router, profile, timeouts, stopped);
         let serving = tokio::spawn(serving);
-        Ok(Self { address, clients, stop, serving, server_tls, engine_tls, metrics })
+        Ok(Self { address, clients, stop, serving, server_tls, engine_tls, metrics, report_expiry })
     }
 
     /// The bound address.
@@ -174,6 +227,7 @@ impl Edge {
     /// The serving task panicked.
     pub async fn stop(self) -> Result<(), EdgeError> {
         self.metrics.iter().for_each(MetricsServer::stop);
+        self.report_expiry.abort();
         self.stop.send_replace(true);
         self.serving.await.map_err(|_| EdgeError::Stopped)
     }

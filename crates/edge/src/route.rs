@@ -24,7 +24,7 @@ use tonic::Status;
 use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLayer};
 
 use super::{
-    EngineClient, Settings,
+    EngineClient, NotReady, Settings,
     api_error::{ApiError, ErrorBody, Rejection},
     auth::{Authenticated, Client, Clients, authenticate},
     body::{
@@ -58,8 +58,12 @@ const READINESS_VALID: Duration = Duration::from_millis(200);
 pub(super) const LINES_PER_MINUTE_MAX: u64 = 60;
 /// The most reports of rejected credentials to the engine within a minute: each is an audit entry.
 const REPORTS_PER_MINUTE_MAX: u64 = 60;
+/// The most lines within a minute of failed readiness probes.
+const NOT_READY_LINES_PER_MINUTE_MAX: u64 = 1;
 /// The timeout of the health check of the engine, below the usual timeout of a readiness probe (1 s).
 const READINESS_TIME_MAX: Duration = Duration::from_millis(800);
+/// The log target of the requests that succeeded: `RUST_LOG=info,edge::access=off` leaves them out.
+const ACCESS_LOG: &str = "edge::access";
 /// The number of characters of a controlId in the log: a whole controlId is a credential for some seconds.
 const LOGGED_CONTROL_CHARACTERS: usize = 8;
 
@@ -73,6 +77,7 @@ pub(super) fn router(settings: Settings, clients: Clients, engine: EngineClient,
         engine,
         refused,
         readiness: Mutex::default(),
+        not_ready_lines: MinuteLimit::new(NOT_READY_LINES_PER_MINUTE_MAX),
         unauthenticated_lines: MinuteLimit::new(LINES_PER_MINUTE_MAX),
         rejected_credentials: Arc::new(MinuteLimit::new(REPORTS_PER_MINUTE_MAX)),
         limit_lines: MinuteLimit::new(LINES_PER_MINUTE_MAX),
@@ -118,19 +123,29 @@ pub(super) fn router(settings: Settings, clients: Clients, engine: EngineClient,
         .with_state(edge)
 }
 
-/// `GET /readyz`: 204, or 503 while the engine or its token is unavailable.
+/// `GET /readyz`: 204, or 503 while no control can be opened through this edge: see [`NotReady`].
 async fn ready(State(edge): State<Arc<EdgeState>>) -> StatusCode {
     // One check at a time: the probes that wait for it get its result.
     let mut last = edge.readiness.lock().await;
-    let serves = match *last {
-        Some((at, serves)) if at.elapsed() < READINESS_VALID => serves,
+    let is_ready = match *last {
+        Some((at, is_ready)) if at.elapsed() < READINESS_VALID => is_ready,
         _ => {
-            let serves = timeout(READINESS_TIME_MAX, edge.engine.serves()).await.unwrap_or(false);
-            *last = Some((Instant::now(), serves));
-            serves
+            let checked = timeout(READINESS_TIME_MAX, edge.engine.check_ready()).await;
+            let checked = checked.unwrap_or(Err(NotReady::Timeout { limit: READINESS_TIME_MAX }));
+            match &checked {
+                Ok(()) if matches!(*last, Some((_, false))) => tracing::info!("/readyz is answered 204 again"),
+                Ok(()) => {}
+                Err(reason) => {
+                    if let Some(suppressed) = edge.not_ready_lines.admit() {
+                        tracing::warn!(%reason, suppressed, "/readyz is answered 503");
+                    }
+                }
+            }
+            *last = Some((Instant::now(), checked.is_ok()));
+            checked.is_ok()
         }
     };
-    if serves { StatusCode::NO_CONTENT } else { StatusCode::SERVICE_UNAVAILABLE }
+    if is_ready { StatusCode::NO_CONTENT } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
 /// The network of a request's connection, in the extensions of the request.
@@ -149,6 +164,7 @@ struct EdgeState {
     refused: RefusedRequests,
     /// The last health check of the engine: its end and its result.
     readiness: Mutex<Option<(Instant, bool)>>,
+    not_ready_lines: MinuteLimit,
     unauthenticated_lines: MinuteLimit,
     rejected_credentials: Arc<MinuteLimit>,
     limit_lines: MinuteLimit,
@@ -358,7 +374,7 @@ fn device_key_rejection(status: Status, der: &[u8]) -> Rejection {
 
 impl EdgeState {
     /// Authenticates the client, reads the request, runs `work` within the request timeout, and answers.
-    async fn answer<T: Serialize>(
+    async fn answer<T: AnswerBody>(
         &self,
         route: &'static str,
         request: Request,
@@ -366,7 +382,7 @@ impl EdgeState {
     ) -> Response<Body> {
         let (parts, mut body) = request.into_parts();
         let clients = self.clients.current();
-        let mut log = RequestLog::begin(route, &parts.method);
+        let mut log = RequestLog::begin(route, &parts);
         let mut authenticated = false;
         let outcome = timeout(self.settings.request_timeout, async {
             let client = authenticate(&clients, &parts)?;
@@ -376,13 +392,14 @@ impl EdgeState {
             check_body_type(&parts.headers)?;
             let request = self.read(log.id, client, parts.uri.query(), &mut body).await?;
             log.audit_user = Some(request.audit_user.clone());
-            log.control = logged_control(&request.body);
+            log.control = control_in(&request.body);
             work(request).await
         })
         .await
         .unwrap_or_else(|_| Err(self.engine_timeout()));
         let mut answer = match outcome {
             Ok((status, body)) => {
+                log.control = body.opened_control().map(logged_control).or(log.control);
                 log.served(status);
                 (status, Json(body)).into_response()
             }
@@ -410,7 +427,7 @@ impl EdgeState {
     async fn refuse(&self, error: ApiError, request: Request) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let route = parts.extensions.get::<MatchedPath>().map_or("-", MatchedPath::as_str);
-        let answer = self.refusal(RequestLog::begin(route, &parts.method), error.into());
+        let answer = self.refusal(RequestLog::begin(route, &parts), error.into());
         self.drain_body(&parts, body).await;
         answer
     }
@@ -503,6 +520,7 @@ struct RequestLog<'a> {
     began: Instant,
     route: &'a str,
     method: &'a str,
+    network: IpAddr,
     client: Option<&'a str>,
     audit_user: Option<String>,
     control: Option<String>,
@@ -510,8 +528,9 @@ struct RequestLog<'a> {
 
 /// Logs one event with the fields of a request.
 macro_rules! log_event {
-    ($level:ident, $log:expr, $status:expr, $code:expr, $cause:expr, $suppressed:expr, $message:literal) => {
+    ($level:ident, $target:expr, $log:expr, $status:expr, $code:expr, $cause:expr, $suppressed:expr, $message:literal) => {
         tracing::$level!(
+            target: $target,
             request = %$log.id,
             route = $log.route,
             method = $log.method,
@@ -519,6 +538,7 @@ macro_rules! log_event {
             code = $code,
             cause = $cause,
             suppressed = $suppressed,
+            network = %$log.network,
             client = $log.client.unwrap_or("-"),
             audit_user = $log.audit_user.as_deref().unwrap_or("-"),
             control = $log.control.as_deref().unwrap_or("-"),
@@ -529,13 +549,15 @@ macro_rules! log_event {
 }
 
 impl<'a> RequestLog<'a> {
-    fn begin(route: &'a str, method: &'a Method) -> Self {
+    fn begin(route: &'a str, parts: &'a Parts) -> Self {
         let (id, began) = (RequestId::random(), Instant::now());
-        Self { id, began, route, method: logged_method(method), client: None, audit_user: None, control: None }
+        let (method, network) = (logged_method(&parts.method), network_of(parts));
+        Self { id, began, route, method, network, client: None, audit_user: None, control: None }
     }
 
+    /// Logged at a default level: the engine knows the edge, and the edge alone its client.
     fn served(self, status: StatusCode) {
-        log_event!(debug, self, status, "OK", None::<&str>, None::<u64>, "request");
+        log_event!(info, ACCESS_LOG, self, status, "OK", None::<&str>, None::<u64>, "request");
     }
 
     /// Logged at a default level: an operator finds the id of an error in the log. `suppressed` is the number of requests of
@@ -544,9 +566,9 @@ impl<'a> RequestLog<'a> {
         let (code, cause, suppressed) =
             (refused.error.code(), refused.cause.as_deref(), Some(suppressed).filter(|n| *n > 0));
         if refused.error.is_server_error() {
-            log_event!(warn, self, status, code, cause, suppressed, "a request failed");
+            log_event!(warn, module_path!(), self, status, code, cause, suppressed, "a request failed");
         } else {
-            log_event!(info, self, status, code, cause, suppressed, "a request was rejected");
+            log_event!(info, module_path!(), self, status, code, cause, suppressed, "a request was rejected");
         }
     }
 }
@@ -576,18 +598,37 @@ fn decoded(text: &str) -> Option<String> {
     percent_decode_str(&text).decode_utf8().ok().map(Cow::into_owned)
 }
 
-/// The first characters of the controlId in the body, if debug events are logged.
-fn logged_control(body: &[u8]) -> Option<String> {
+/// The body of an answer.
+trait AnswerBody: Serialize {
+    /// The controlId of the control that the request opened.
+    fn opened_control(&self) -> Option<&str> {
+        None
+    }
+}
+
+impl AnswerBody for PinControl {
+    fn opened_control(&self) -> Option<&str> {
+        Some(&self.id)
+    }
+}
+
+impl AnswerBody for Tzpk {}
+impl AnswerBody for PinSet {}
+impl AnswerBody for ViewedPin {}
+
+/// The first characters of the controlId in the body, for the log.
+fn control_in(body: &[u8]) -> Option<String> {
     #[derive(serde::Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Named {
         control_id: String,
     }
-    if !tracing::enabled!(tracing::Level::DEBUG) {
-        return None;
-    }
     let named: Named = serde_json::from_slice(body).ok()?;
-    Some(named.control_id.chars().filter(char::is_ascii_graphic).take(LOGGED_CONTROL_CHARACTERS).collect())
+    Some(logged_control(&named.control_id))
+}
+
+fn logged_control(id: &str) -> String {
+    id.chars().filter(char::is_ascii_graphic).take(LOGGED_CONTROL_CHARACTERS).collect()
 }
 
 /// The operations of the OpenAPI document.
