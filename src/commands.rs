@@ -2,6 +2,7 @@
 
 pub(crate) mod audit;
 pub(crate) mod bench;
+mod card_list;
 pub(crate) mod ceremony;
 pub(crate) mod demo;
 pub(crate) mod device;
@@ -9,6 +10,7 @@ pub(crate) mod keyblock;
 pub(crate) mod pki;
 pub(crate) mod policy;
 pub(crate) mod rotation;
+mod signed_checkpoint;
 pub(crate) mod store;
 pub(crate) mod token;
 pub(crate) mod vault;

@@ -8,8 +8,13 @@ use std::{
 use clap::{Args, Subcommand};
 use thiserror::Error;
 
+use super::{
+    card_list,
+    signed_checkpoint::{self, SignedCheckpointError, verifier_key},
+};
+use audit::{note::VerifierKey, tree_head::TreeHead};
 use engine_server::{back_up_store, check_store, restore_store, salvage_store};
-use store::upkeep::UpkeepError;
+use store::upkeep::{ReadRows, UpkeepError};
 
 /// `pinseal store`.
 #[derive(Args)]
@@ -17,6 +22,10 @@ pub(crate) struct StoreArguments {
     #[command(subcommand)]
     command: StoreCommand,
 }
+
+/// What an operator does before an engine starts on a store of an older state.
+const BEFORE_THE_START: &str =
+    "before an engine starts on it: move {data_directory}/audit/checkpoint elsewhere, and keep it";
 
 const CHECK_CODES: &str = "\
 The exit code is 0 when the store is whole, 3 when it is damaged, and 1 when it can't be checked. The check reads a copy of the \
@@ -30,6 +39,13 @@ enum StoreCommand {
         /// The directory of the store or backup, such as pinseal-data/store
         #[arg(long, value_name = "DIR")]
         store: PathBuf,
+        /// The newest signed checkpoint of the store's engine, such as pinseal-data/audit/checkpoint: the store must hold its
+        /// entry. Without it, a store that lost its newest commits may be whole
+        #[arg(long, value_name = "FILE")]
+        checkpoint: Option<PathBuf>,
+        /// The public key of the engine, or its file; by default the file `verifier-key` beside the checkpoint
+        #[arg(long, value_name = "FILE|KEY", value_parser = verifier_key, requires = "checkpoint")]
+        verifier_key: Option<VerifierKey>,
     },
     /// Write the rows of a damaged store up to the damage into a new store; changes nothing in the damaged one
     Salvage {
@@ -39,6 +55,9 @@ enum StoreCommand {
         /// The directory of the new store, absent or empty
         #[arg(long, value_name = "DIR")]
         to: PathBuf,
+        /// A new file, mode 0600, for the cards whose PIN is lost or older than in the damaged store: TENANT PLASTIC_ID a line
+        #[arg(long, value_name = "FILE")]
+        lost_pins: Option<PathBuf>,
     },
     /// Write a backup of a store and verify it; an engine may serve
     Backup {
@@ -67,21 +86,29 @@ enum StoreCommand {
 pub(crate) fn run(arguments: StoreArguments) -> Result<(), StoreCommandError> {
     let mut out = io::stdout().lock();
     match arguments.command {
-        StoreCommand::Check { store } => {
-            let report = check_store(&store)?;
+        StoreCommand::Check { store, checkpoint, verifier_key } => {
+            // The engine signs what is on disk: a checkpoint that is read before the store is of an entry in the store.
+            let checkpoint =
+                checkpoint.map(|path| signed_checkpoint::read(&path, verifier_key.as_ref())).transpose()?;
+            let report = check_store(&store, checkpoint.as_ref().map(|checkpoint| checkpoint.head))?;
             for damage in &report.damage {
                 writeln!(out, "damage: {damage}")?;
             }
             if let Some(unfinished) = &report.unfinished {
                 writeln!(out, "note: {unfinished}: the next start of an engine removes it")?;
             }
-            writeln!(out, "{}\ncheckpoint: {}", report.counts, report.end)?;
+            if let Some(ReadRows { counts, end }) = report.rows {
+                writeln!(out, "{counts}\ncheckpoint: {end}")?;
+            }
             if !report.damage.is_empty() {
                 return Err(StoreCommandError::Damaged { path: store, places: report.damage.len() });
             }
             writeln!(out, "the store {} is whole", store.display())?;
+            if let Some(TreeHead { head, .. }) = checkpoint {
+                writeln!(out, "the store holds audit entry {} of the checkpoint", head.sequence)?;
+            }
         }
-        StoreCommand::Salvage { store, to } => {
+        StoreCommand::Salvage { store, to, lost_pins } => {
             let report = salvage_store(&store, &to)?;
             for damage in &report.damage {
                 writeln!(out, "damage: {damage}")?;
@@ -98,6 +125,16 @@ pub(crate) fn run(arguments: StoreArguments) -> Result<(), StoreCommandError> {
             }
             writeln!(out, "checkpoint of the rescued chain: {}", report.end)?;
             writeln!(out, "the store {} ends with the event of the salvage: {}", to.display(), report.event)?;
+            let cards = report.lost_pins.len();
+            match lost_pins {
+                Some(path) => {
+                    card_list::write(&path, report.lost_pins)
+                        .map_err(|error| StoreCommandError::LostPins { path: path.clone(), error })?;
+                    writeln!(out, "cards whose PIN is lost or older: {cards}, in {}", path.display())?;
+                }
+                None => writeln!(out, "cards whose PIN is lost or older: {cards}; --lost-pins FILE lists them")?,
+            }
+            writeln!(out, "{BEFORE_THE_START}")?;
         }
         StoreCommand::Backup { store, to } => {
             let report = back_up_store(&store, &to)?;
@@ -113,6 +150,7 @@ pub(crate) fn run(arguments: StoreArguments) -> Result<(), StoreCommandError> {
             writeln!(out, "{}\nended controls: {}", report.counts, report.ended_controls)?;
             writeln!(out, "checkpoint of the backup: {}", report.end)?;
             writeln!(out, "the store {} ends with the event of the restore: {}", to.display(), report.event)?;
+            writeln!(out, "{BEFORE_THE_START}")?;
         }
     }
     Ok(())
@@ -124,6 +162,17 @@ pub(crate) enum StoreCommandError {
     /// The store was not checked, salvaged, backed up or restored.
     #[error(transparent)]
     Upkeep(#[from] UpkeepError),
+    /// The checkpoint can't be compared.
+    #[error(transparent)]
+    Checkpoint(#[from] SignedCheckpointError),
+    /// The store was salvaged, and the list of cards was not written.
+    #[error("the salvaged store is written, but not {}: {error}; name a new file, and salvage into another directory", path.display())]
+    LostPins {
+        /// The file of the list.
+        path: PathBuf,
+        /// The error of the operating system.
+        error: io::Error,
+    },
     /// The check found damage.
     #[error(
         "the store {} is damaged (places: {places}): restore a backup (`pinseal store restore`), or rescue what can be read \
@@ -146,7 +195,7 @@ impl StoreCommandError {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Damaged { .. } => 3,
-            Self::Upkeep(_) | Self::Io(_) => 1,
+            Self::Upkeep(_) | Self::Checkpoint(_) | Self::LostPins { .. } | Self::Io(_) => 1,
         }
     }
 }

@@ -2,15 +2,18 @@
 
 use std::path::Path;
 
+use audit::chain::Checkpoint;
 use store::upkeep::{BackupReport, CheckReport, RestoreReport, SalvageReport, UpkeepError};
 use store_embedded::upkeep;
 
-/// Reads every row of a store or backup, of a serving engine too, and reports the damage. No byte of the store changes.
+/// Reads every row of a store or backup, of a serving engine too, and reports the damage. With a checkpoint, the store must
+/// hold its entry. No byte of the store changes.
 ///
 /// # Errors
-/// There is no store in the directory, its files can't be read, or `TMPDIR` has no space for a copy.
-pub fn check_store(directory: &Path) -> Result<CheckReport, UpkeepError> {
-    upkeep::check(directory)
+/// There is no store in the directory, its files can't be read, `TMPDIR` has no space for a copy, or the checkpoint is older
+/// than the archived entries.
+pub fn check_store(directory: &Path, checkpoint: Option<Checkpoint>) -> Result<CheckReport, UpkeepError> {
+    upkeep::check(directory, checkpoint)
 }
 
 /// Writes the rows of a damaged store up to the damage into a new store. No byte of the damaged store changes.

@@ -11,7 +11,7 @@ use std::{
 use tempfile::TempDir;
 
 use super::{
-    Contents, DATABASE, Embedded, EmbeddedConfig, contents,
+    Absent, Contents, DATABASE, Embedded, EmbeddedConfig, contents,
     journal::{self, JournalError},
 };
 use clock::MachineTime;
@@ -28,14 +28,17 @@ impl Embedded {
     /// # Errors
     /// There is no store, an engine has the store open, the store can't be copied, or the copy does not open.
     pub fn open_copy(directory: &Path) -> Result<Self, StoreOpenError> {
-        if contents(directory)? == Contents::Nothing || !directory.join(DATABASE).is_dir() {
+        if contents(directory)? == Contents::Nothing {
             return Err(StoreOpenError::Absent { path: directory.to_owned() });
         }
         let copy = copy_locked(directory)?;
         // What is written to the copy is lost, so it needs no reserve.
         let config = EmbeddedConfig { reserve_bytes: 0, ..EmbeddedConfig::existing(copy.path().to_owned()) };
-        let mut store = Self::open_prepared(&config, Box::new(MachineTime))
-            .map_err(|error| StoreOpenError::OpenCopy { path: directory.to_owned(), error: error.into() })?;
+        let opened = Self::open_prepared(&config, Box::new(MachineTime), Absent::Refuse);
+        let mut store = opened.map_err(|error| match (directory.to_owned(), error) {
+            (path, StoreOpenError::Damaged { problem, .. }) => StoreOpenError::Damaged { path, problem },
+            (path, error) => StoreOpenError::OpenCopy { path, error: error.into() },
+        })?;
         store.engine_name = engine_name(directory).into();
         store.copy = Some(copy);
         Ok(store)
@@ -46,7 +49,9 @@ fn copy_locked(directory: &Path) -> Result<TempDir, StoreOpenError> {
     let path = || directory.to_owned();
     let _lock = journal::lock_to_read(&directory.join(DATABASE)).map_err(|error| match error {
         JournalError::Io(error) => StoreOpenError::Copy { path: path(), error },
-        JournalError::Locked | JournalError::Damaged { .. } => StoreOpenError::Locked { path: path() },
+        JournalError::Locked | JournalError::Damaged { .. } | JournalError::Missing(_) => {
+            StoreOpenError::Locked { path: path() }
+        }
     })?;
     let copied = || {
         let copy = tempfile::Builder::new().prefix(PREFIX).permissions(Permissions::from_mode(0o700)).tempdir()?;

@@ -27,6 +27,9 @@ use rustix::{fs::SeekFrom, io::Errno};
 use thiserror::Error;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::{Absent, store_files::missing_files};
+use store::upkeep::Damage;
+
 /// The file that fjall locks while it has the directory open.
 pub(super) const LOCK_FILE: &str = "lock";
 /// How often, and how long, the lock is waited for: an engine that stops may still hold it.
@@ -54,6 +57,8 @@ pub(super) enum JournalError {
     Locked,
     #[error("journal {number} can't be read at byte {at}, and what was written later can")]
     Damaged { number: u64, at: usize },
+    #[error("{0}")]
+    Missing(Damage),
     #[error(transparent)]
     Io(#[from] io::Error),
 }
@@ -64,15 +69,24 @@ pub(super) enum JournalError {
 ///
 /// # Errors
 ///
-/// Another process has locked the directory, a journal is damaged, or the disk refuses. Then every journal reads as before.
-pub(super) fn secure(directory: &Path) -> Result<(), JournalError> {
+/// Another process has locked the directory, a journal is damaged, a file is absent and `absent` is [`Absent::Refuse`], or the
+/// disk refuses. Then every journal reads as before.
+pub(super) fn secure(directory: &Path, absent: Absent) -> Result<(), JournalError> {
+    let refuse_missing = || match absent {
+        // fjall would make an absent file, and remove a keyspace whose list of tables is absent.
+        Absent::Refuse => {
+            missing_files(directory)?.into_iter().next().map_or(Ok(()), |damage| Err(JournalError::Missing(damage)))
+        }
+        Absent::Create => Ok(()),
+    };
     // A directory without a lock was never opened by fjall: it has no journal to check.
     let lock = match OpenOptions::new().read(true).write(true).open(directory.join(LOCK_FILE)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return refuse_missing(),
         lock => lock?,
     };
     // A journal that another process writes reads as if it were cut short.
     hold(&lock)?;
+    refuse_missing()?;
     let numbers = numbers(directory)?;
     let newest = numbers.iter().max().copied();
     for number in numbers {
@@ -381,7 +395,7 @@ mod tests {
         }
         let (uid, mode) = (owner(3).uid(), owner(3).mode());
 
-        secure(directory.path()).unwrap();
+        secure(directory.path(), Absent::Create).unwrap();
 
         let after = journals(directory.path());
         assert_eq!(after.iter().map(|(number, ..)| *number).collect::<Vec<_>>(), [3, 4]);

@@ -42,7 +42,7 @@ mod watch;
 mod writer;
 
 use std::{
-    error::Error,
+    error::Error as StdError,
     fs,
     future::{Future, ready},
     io::{self, Write},
@@ -60,7 +60,9 @@ use std::{
 };
 
 use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, config::CompressionPolicy};
+use rustix::io::Errno;
 use tempfile::TempDir;
+use thiserror::Error;
 
 use self::{
     codec::{
@@ -71,6 +73,7 @@ use self::{
     page::{ControlPage, EntryPage},
     reply::promise,
     reserve::Reserve,
+    store_files::{KEYSPACES, VERSION_FILE},
     unregistered::UnregisteredCards,
     writer::{Command, OnDisk},
 };
@@ -91,9 +94,11 @@ use store::{
 
 /// The format of a directory this release reads and writes.
 const FORMAT: u32 = 8;
-/// The file that makes a directory a store's.
+/// The file that makes a directory a store's. It is the last file of a new store, so a store without a journal is damaged.
 const FORMAT_FILE: &str = "FORMAT";
-/// The text of this file before the number of the format.
+/// [`FORMAT_FILE`] of a store that is being made. No engine has served such a store.
+const UNFINISHED_FORMAT_FILE: &str = "FORMAT.new";
+/// The text of [`FORMAT_FILE`] before the number of the format.
 const FORMAT_TEXT: &str = "pinseal store, format ";
 /// The text instead of [`FORMAT_TEXT`] in a backup. No engine serves a backup: its controls may have been spent since.
 const BACKUP_TEXT: &str = "pinseal store backup, format ";
@@ -200,6 +205,8 @@ struct Queue {
 
 /// The database and its keyspaces.
 struct Tables {
+    /// The names of the keyspaces that were absent.
+    made: Vec<&'static str>,
     database: Database,
     cards: Keyspace,
     unregistered: Keyspace,
@@ -210,15 +217,34 @@ struct Tables {
     meta: Keyspace,
 }
 
+/// Why the database is not opened.
+#[derive(Debug, Error)]
+enum TablesError {
+    #[error("the library fjall reports: {0}")]
+    Database(#[from] fjall::Error),
+    #[error("the keyspace {0:?} is absent")]
+    NoKeyspace(&'static str),
+}
+
 impl Tables {
-    /// Opens the database in a directory, or makes one. fjall writes to the directory.
-    fn open(directory: &Path, memory_bytes_max: u64) -> Result<Self, fjall::Error> {
+    /// Opens the database in a directory. fjall writes to the directory.
+    ///
+    /// # Errors
+    /// fjall can't open the database, or a keyspace is absent and `absent` is [`Absent::Refuse`].
+    fn open(directory: &Path, memory_bytes_max: u64, absent: Absent) -> Result<Self, TablesError> {
         let database = Database::builder(directory)
             .cache_size(memory_bytes_max / 4)
             .journal_compression(CompressionType::None)
             .manual_journal_persist(true)
             .open()?;
-        let keyspace = |name: &str| {
+        let mut made = Vec::new();
+        let mut keyspace = |name: &'static str| {
+            if !database.keyspace_exists(name) {
+                match absent {
+                    Absent::Create => made.push(name),
+                    Absent::Refuse => return Err(TablesError::NoKeyspace(name)),
+                }
+            }
             let options = || {
                 KeyspaceCreateOptions::default()
                     .max_memtable_size(memory_bytes_max / 8)
@@ -226,12 +252,12 @@ impl Tables {
                     // Rows are short, or made of hashes and ciphertext: little would be won.
                     .data_block_compression_policy(CompressionPolicy::disabled())
             };
-            database.keyspace(name, options)
+            Ok(database.keyspace(name, options)?)
         };
         let (cards, controls, pins) = (keyspace("cards")?, keyspace("controls")?, keyspace("pins")?);
         let (set, unregistered) = (keyspace("set")?, keyspace("unregistered")?);
         let (audit, meta) = (keyspace("audit")?, keyspace("meta")?);
-        Ok(Self { database, cards, unregistered, controls, set, pins, audit, meta })
+        Ok(Self { made, database, cards, unregistered, controls, set, pins, audit, meta })
     }
 }
 
@@ -247,27 +273,37 @@ impl Embedded {
 
     /// Opens a store that reads these clocks.
     pub(crate) fn open_at(config: &EmbeddedConfig, source: Box<dyn TimeSource>) -> Result<Self, StoreOpenError> {
-        prepare(config)?;
-        Self::open_prepared(config, source)
+        let absent = prepare(config)?;
+        Self::open_prepared(config, source, absent)
     }
 
-    fn open_prepared(config: &EmbeddedConfig, source: Box<dyn TimeSource>) -> Result<Self, StoreOpenError> {
+    /// `absent` is [`Absent::Create`] for a store that is being made.
+    fn open_prepared(
+        config: &EmbeddedConfig,
+        source: Box<dyn TimeSource>,
+        absent: Absent,
+    ) -> Result<Self, StoreOpenError> {
         let path = || config.directory.clone();
+        let files = config.directory.join(DATABASE);
+        let damaged = |problem: &str| StoreOpenError::Damaged { path: path(), problem: problem.to_owned() };
         let opened = |error: fjall::Error| match (&error, refused_by_machine(&error)) {
             (fjall::Error::Locked, _) => StoreOpenError::Locked { path: path() },
             (_, Some(error)) => refused_to_open(path(), error),
-            _ => StoreOpenError::Damaged { path: path(), problem: error.to_string() },
+            _ => damaged(&table_checksum::problem(&files, &error)),
         };
-        journal::secure(&config.directory.join(DATABASE)).map_err(|error| match error {
+        journal::secure(&files, absent).map_err(|error| match error {
             JournalError::Locked => StoreOpenError::Locked { path: path() },
             JournalError::Io(error) => refused_to_open(path(), error),
-            error @ JournalError::Damaged { .. } => {
-                StoreOpenError::Damaged { path: path(), problem: error.to_string() }
-            }
+            error @ (JournalError::Damaged { .. } | JournalError::Missing(_)) => damaged(&error.to_string()),
         })?;
-        let Tables { database, cards, unregistered, controls, set, pins, audit, meta } =
-            Tables::open(&config.directory.join(DATABASE), config.memory_bytes_max).map_err(opened)?;
-        let damaged = |problem: &str| StoreOpenError::Damaged { path: path(), problem: problem.to_owned() };
+        let tables = Tables::open(&files, config.memory_bytes_max, absent).map_err(|error| match error {
+            TablesError::Database(error) => opened(error),
+            error @ TablesError::NoKeyspace(_) => damaged(&error.to_string()),
+        })?;
+        if absent == Absent::Create {
+            finish_format(&config.directory).map_err(|error| refused_to_open(path(), error))?;
+        }
+        let Tables { database, cards, unregistered, controls, set, pins, audit, meta, .. } = tables;
 
         let (head, floor) = match meta.get(HEAD_KEY).map_err(opened)? {
             Some(bytes) => decode_head(&bytes).ok_or_else(|| damaged("the audit head can't be read"))?,
@@ -599,23 +635,25 @@ fn readable_pin(row: &[u8]) -> Result<PinRow, StoreError> {
     decode_pin(row).ok_or_else(|| damaged("pins", "a PIN record can't be read"))
 }
 
-/// Makes the directory a store's, or finds that it is one.
-fn prepare(config: &EmbeddedConfig) -> Result<(), StoreOpenError> {
+/// Finds that the directory is a store's, or begins to make a store: then [`Absent::Create`] is returned.
+fn prepare(config: &EmbeddedConfig) -> Result<Absent, StoreOpenError> {
     let directory = &config.directory;
     let path = || directory.clone();
     let io = |error| StoreOpenError::Io { path: path(), error };
     match contents(directory)? {
-        // Where a store must exist, a directory that lost its database is not an empty store.
-        Contents::Store if config.absent == Absent::Refuse && !directory.join(DATABASE).is_dir() => {
-            Err(StoreOpenError::Absent { path: path() })
-        }
-        Contents::Store => Ok(()),
+        Contents::Store => Ok(Absent::Refuse),
         Contents::Backup => Err(StoreOpenError::Backup { path: path() }),
         Contents::Nothing if config.absent == Absent::Refuse => Err(StoreOpenError::Absent { path: path() }),
         Contents::Nothing => {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io)?;
             fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).map_err(io)?;
-            write_format(directory, FORMAT_TEXT).map_err(io)
+            let files = directory.join(DATABASE);
+            // fjall writes its version file last, and does not continue a database without that file.
+            if files.exists() && !files.join(VERSION_FILE).exists() {
+                fs::remove_dir_all(files).map_err(io)?;
+            }
+            begin_format(directory, FORMAT_TEXT).map_err(io)?;
+            Ok(Absent::Create)
         }
     }
 }
@@ -623,7 +661,7 @@ fn prepare(config: &EmbeddedConfig) -> Result<(), StoreOpenError> {
 /// What a directory holds.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Contents {
-    /// The directory is absent or empty.
+    /// The directory is absent or empty, or holds a store that is being made.
     Nothing,
     /// A store of this release's format.
     Store,
@@ -634,16 +672,21 @@ enum Contents {
 /// What a directory holds, by its format file.
 ///
 /// # Errors
-/// [`StoreOpenError::Foreign`] for other files, [`StoreOpenError::Version`] for another format, or the operating system
-/// refuses.
+/// [`StoreOpenError::Foreign`] for other files, [`StoreOpenError::Damaged`] for a database without a format file,
+/// [`StoreOpenError::Version`] for another format, or the operating system refuses.
 fn contents(directory: &Path) -> Result<Contents, StoreOpenError> {
     let path = || directory.to_owned();
     let io = |error| StoreOpenError::Io { path: path(), error };
+    let no_format = |problem: &str| match directory.join(DATABASE).join(KEYSPACES).is_dir() {
+        true => StoreOpenError::Damaged { path: path(), problem: format!("the file {FORMAT_FILE} {problem}") },
+        false => StoreOpenError::Foreign { path: path() },
+    };
     let text = match fs::read(directory.join(FORMAT_FILE)) {
         Ok(text) => String::from_utf8_lossy(&text).into_owned(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let taken = directory.exists() && fs::read_dir(directory).map_err(io)?.next().is_some();
-            return if taken { Err(StoreOpenError::Foreign { path: path() }) } else { Ok(Contents::Nothing) };
+            let is_nothing = !taken || directory.join(UNFINISHED_FORMAT_FILE).exists();
+            return if is_nothing { Ok(Contents::Nothing) } else { Err(no_format("is absent")) };
         }
         Err(error) => return Err(io(error)),
     };
@@ -653,16 +696,21 @@ fn contents(directory: &Path) -> Result<Contents, StoreOpenError> {
     match found {
         Some((FORMAT, kind)) => Ok(kind),
         Some((version, _)) => Err(StoreOpenError::Version { path: path(), version, supported: FORMAT }),
-        None => Err(StoreOpenError::Foreign { path: path() }),
+        None => Err(no_format("can't be read")),
     }
 }
 
-fn write_format(directory: &Path, text: &str) -> io::Result<()> {
-    let fresh = directory.join("FORMAT.new");
-    let mut file = fs::File::create(&fresh)?;
+/// Marks a directory whose store is being made.
+fn begin_format(directory: &Path, text: &str) -> io::Result<()> {
+    let mut file = fs::File::create(directory.join(UNFINISHED_FORMAT_FILE))?;
     writeln!(file, "{text}{FORMAT}")?;
     file.sync_all()?;
-    fs::rename(&fresh, directory.join(FORMAT_FILE))?;
+    fs::File::open(directory)?.sync_all()
+}
+
+/// Marks the store of a directory as complete.
+fn finish_format(directory: &Path) -> io::Result<()> {
+    fs::rename(directory.join(UNFINISHED_FORMAT_FILE), directory.join(FORMAT_FILE))?;
     fs::File::open(directory)?.sync_all()
 }
 
@@ -703,13 +751,21 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// The operating system's error in an error of fjall. A missing file is damage, not a refusal: the files name one another.
+/// An invalid argument is damage too, because the files hold the positions that fjall reads at.
 fn refused_by_machine(error: &fjall::Error) -> Option<io::Error> {
+    const DAMAGE: [io::ErrorKind; 5] = [
+        io::ErrorKind::NotFound,
+        io::ErrorKind::InvalidInput,
+        io::ErrorKind::InvalidFilename,
+        io::ErrorKind::IsADirectory,
+        io::ErrorKind::NotADirectory,
+    ];
     let number = os_error(error)?.raw_os_error()?;
     let refused = io::Error::from_raw_os_error(number);
-    (refused.kind() != io::ErrorKind::NotFound).then_some(refused)
+    (number != Errno::OVERFLOW.raw_os_error() && !DAMAGE.contains(&refused.kind())).then_some(refused)
 }
 
-fn os_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
+fn os_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a io::Error> {
     iter::successors(Some(error), |&error| error.source()).find_map(|error| error.downcast_ref::<io::Error>())
 }
 
@@ -717,8 +773,12 @@ fn is_full(kind: io::ErrorKind) -> bool {
     matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
+/// The error of a read while the store serves.
 fn unavailable(error: fjall::Error) -> StoreError {
-    StoreError::Unavailable(error.to_string())
+    match refused_by_machine(&error) {
+        None if matches!(error, fjall::Error::Storage(_)) => StoreError::Damaged { place: error.to_string() },
+        _ => StoreError::Unavailable(error.to_string()),
+    }
 }
 
 fn damaged(keyspace: &str, problem: &str) -> StoreError {

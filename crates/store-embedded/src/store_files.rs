@@ -16,7 +16,10 @@ use std::{
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::journal::{self, Ending, LOCK_FILE};
+use super::{
+    DATABASE,
+    journal::{self, Ending, LOCK_FILE},
+};
 use store::upkeep::Damage;
 
 /// The directory of fjall's keyspaces.
@@ -135,6 +138,46 @@ fn settled(journal: &File) -> io::Result<(Vec<u8>, Ending)> {
         last = Some(ending);
         thread::sleep(ATTEMPT_PAUSE);
     }
+}
+
+/// The files without which fjall makes a new database or an empty keyspace, and does not report that rows are lost.
+pub(super) fn missing_files(database: &Path) -> io::Result<Vec<Damage>> {
+    if !database.is_dir() {
+        return Ok(vec![Damage::at(DATABASE, "the directory is absent")]);
+    }
+    let mut missing = Vec::new();
+    let mut absent = |path: &Path| {
+        if !database.join(path).exists() {
+            missing.push(Damage::at(path.display().to_string(), "the file is absent"));
+        }
+    };
+    let list_of_keyspaces = Path::new(KEYSPACES).join("0").join(CURRENT_FILE);
+    [Path::new(LOCK_FILE), Path::new(VERSION_FILE), &list_of_keyspaces].into_iter().for_each(&mut absent);
+    let keyspaces = database.join(KEYSPACES);
+    if keyspaces.is_dir() {
+        for keyspace in keyspaces.read_dir()? {
+            let keyspace = keyspace?;
+            let list = Path::new(KEYSPACES).join(keyspace.file_name()).join(CURRENT_FILE);
+            if keyspace.file_type()?.is_dir() && list != list_of_keyspaces {
+                absent(&list);
+            }
+        }
+    }
+    // fjall numbers journals one after the other, and removes the oldest first.
+    let mut journals = journal::numbers(database)?;
+    journals.sort_unstable();
+    if journals.is_empty() {
+        missing.push(Damage::at(DATABASE, "there is no journal"));
+    }
+    for pair in journals.windows(2) {
+        if let &[number, next] = pair
+            && next != number.saturating_add(1)
+        {
+            let path = journal::path(Path::new(""), number.saturating_add(1));
+            missing.push(Damage::at(path.display().to_string(), "the journal is absent, and a later one is there"));
+        }
+    }
+    Ok(missing)
 }
 
 /// The list of tables of each keyspace.

@@ -7,6 +7,7 @@
 //! ```
 
 use std::{
+    fmt::Display,
     fs::{self, File},
     io::{self, Read},
     path::Path,
@@ -14,7 +15,7 @@ use std::{
 
 use xxhash_rust::xxh3::Xxh3;
 
-use super::store_files::{CURRENT_FILE, KEYSPACES, VERSION_FILE};
+use super::store_files::{CURRENT_FILE, KEYSPACES, missing_files};
 use store::upkeep::Damage;
 
 /// The section of a table list that names the tables.
@@ -22,14 +23,23 @@ const TABLES_SECTION: &[u8] = b"tables";
 /// The code of XXH3-128.
 const CHECKSUM_KIND: u8 = 0;
 
-/// The tables and table lists of a database whose bytes are not those that were written.
+/// The reason why fjall can't open a database: the first damage, or the error of fjall where there is none.
+pub(super) fn problem(database: &Path, error: &dyn Display) -> String {
+    let found = find_damage(database).ok().and_then(|damage| damage.into_iter().next());
+    found.map_or_else(|| format!("the library fjall reports: {error}"), |damage| damage.to_string())
+}
+
+/// The files of a database that are absent, and the tables and table lists whose bytes are not those that were written.
 pub(super) fn find_damage(database: &Path) -> io::Result<Vec<Damage>> {
-    let mut damage = Vec::new();
-    if !database.join(VERSION_FILE).exists() {
-        damage.push(Damage::at(VERSION_FILE, "the file is absent"));
+    let mut damage = missing_files(database)?;
+    if !database.join(KEYSPACES).is_dir() {
+        return Ok(damage);
     }
     for entry in database.join(KEYSPACES).read_dir()? {
         let directory = entry?.path();
+        if !directory.join(CURRENT_FILE).exists() {
+            continue;
+        }
         let shown = |file: &str| {
             let path = directory.join(file);
             path.strip_prefix(database).unwrap_or(&path).display().to_string()

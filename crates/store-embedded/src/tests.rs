@@ -307,13 +307,25 @@ fn a_newer_format_and_an_absent_store_have_their_own_errors() {
 }
 
 #[test]
-fn a_store_without_its_database_is_absent_not_empty() {
+fn a_store_without_its_database_is_damaged_not_empty() {
     let directory = tempfile::tempdir().unwrap();
     drop(open(directory.path()).unwrap());
     fs::remove_dir_all(directory.path().join(DATABASE)).unwrap();
-    let existing = EmbeddedConfig::existing(directory.path().to_owned());
-    assert!(matches!(Embedded::open(&existing), Err(StoreOpenError::Absent { .. })));
+    assert!(matches!(open(directory.path()), Err(StoreOpenError::Damaged { .. })));
     assert!(!directory.path().join(DATABASE).exists());
+}
+
+#[test]
+fn a_store_that_was_not_made_to_the_end_is_made() {
+    let directory = tempfile::tempdir().unwrap();
+    drop(open(directory.path()).unwrap());
+    fs::rename(directory.path().join(FORMAT_FILE), directory.path().join(UNFINISHED_FORMAT_FILE)).unwrap();
+    drop(open(directory.path()).unwrap());
+    assert!(directory.path().join(FORMAT_FILE).exists());
+    fs::rename(directory.path().join(FORMAT_FILE), directory.path().join(UNFINISHED_FORMAT_FILE)).unwrap();
+    fs::remove_file(directory.path().join(DATABASE).join(VERSION_FILE)).unwrap();
+    drop(open(directory.path()).unwrap());
+    drop(open(directory.path()).unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,7 +10,8 @@
 //! An unknown control is unusable, so no control sets or views twice.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
+    fmt::Display,
     fs::{self, File, Permissions},
     io,
     os::unix::fs::{DirBuilderExt, PermissionsExt},
@@ -22,25 +23,28 @@ use fjall::{OwnedWriteBatch as WriteBatch, PersistMode};
 use tempfile::TempDir;
 
 use super::{
-    BACKUP_TEXT, Contents, DATABASE, FORMAT_FILE, FORMAT_TEXT, HEAD_KEY, Tables, contents,
+    Absent, BACKUP_TEXT, Contents, DATABASE, FORMAT_FILE, FORMAT_TEXT, HEAD_KEY, Tables, begin_format,
+    codec::card_of_key,
+    contents,
     copy::PREFIX,
-    decode_head, encode_head,
+    decode_head, encode_head, finish_format,
     journal::{LOCK_FILE, each_whole_batch},
+    number_of,
     page::EntryPage,
-    store_files::{ATTEMPTS_MAX, CopiedJournals, StoreFiles, VERSION_FILE},
+    store_files::{ATTEMPTS_MAX, CURRENT_FILE, CopiedJournals, KEYSPACES, StoreFiles, VERSION_FILE},
     table_checksum,
     walk::{RowKind, Walk, walk},
-    write_format,
 };
 use audit::{
     chain::Checkpoint,
-    entry::{self, Body, Event, Isolation, Level, Outcome, Stamp, StoreOrigin},
+    entry::{self, Body, Entry, Event, Isolation, Level, Outcome, Stamp, StoreOrigin},
 };
-use domain::time::UnixMillis;
+use domain::{card::CardKey, time::UnixMillis};
 use store::{
     StoreOpenError, engine_name,
     upkeep::{
-        BackupReport, CheckReport, DAMAGE_MAX, Damage, LostRows, RestoreReport, RowCounts, SalvageReport, UpkeepError,
+        BackupReport, CheckReport, DAMAGE_MAX, Damage, LostRows, ReadRows, RestoreReport, RowCounts, SalvageReport,
+        UpkeepError,
     },
 };
 
@@ -51,27 +55,58 @@ const BATCH_ROWS: usize = 1_024;
 /// The caller of an event that these commands record.
 const CALLER: &str = "store";
 
-/// Reads every byte and every row of a store or backup, from a copy in the directory for temporary files (`TMPDIR`).
+/// Reads every byte and every row of a store or backup, from a copy in the directory for temporary files (`TMPDIR`). With a
+/// checkpoint, the store must hold its entry.
 ///
 /// # Errors
-/// There is no store, its files can't be read, or the copy can't be written. Damage is in the report.
-pub fn check(directory: &Path) -> Result<CheckReport, UpkeepError> {
-    let format_damage = readable_format(directory)?;
+/// There is no store, its files can't be read, the copy can't be written, or the checkpoint is older than the archived
+/// entries. Damage is in the report.
+pub fn check(directory: &Path, checkpoint: Option<Checkpoint>) -> Result<CheckReport, UpkeepError> {
+    let mut damage = layout_damage(directory)?;
+    if !can_be_copied(directory) {
+        return Ok(CheckReport { rows: None, unfinished: None, damage });
+    }
     let copy = temporary()?;
     let copied = copy_files(directory, copy.path())?;
-    let mut damage: Vec<_> = format_damage.into_iter().chain(copied.damage).collect();
+    damage.extend(copied.damage);
     damage.extend(table_damage(directory, copy.path())?);
-    let (mut counts, mut end) = (RowCounts::default(), Checkpoint::EMPTY);
-    match Tables::open(&copy.path().join(DATABASE), MEMORY_BYTES) {
+    let mut rows = None;
+    match Tables::open(&copy.path().join(DATABASE), MEMORY_BYTES, Absent::Refuse) {
         Ok(tables) => {
             let walk = walk(&tables, &mut |_, _, _| Ok(())).map_err(|error| write_error(copy.path(), &error))?;
-            (counts, end) = (walk.counts, walk.end);
+            rows = Some(ReadRows { counts: walk.counts, end: walk.end });
+            damage.extend(checkpoint.map(|checkpoint| compare(&tables, &walk, checkpoint)).transpose()?.flatten());
             damage.extend(walk.damage);
         }
-        Err(error) => damage.push(Damage::at(DATABASE, format!("the database does not open: {error}"))),
+        // The damage that was found first is the cause.
+        Err(_) if !damage.is_empty() => {}
+        Err(error) => damage.push(Damage::at(DATABASE, error.to_string())),
     }
     damage.truncate(DAMAGE_MAX);
-    Ok(CheckReport { counts, end, unfinished: copied.unfinished, damage })
+    Ok(CheckReport { rows, unfinished: copied.unfinished, damage })
+}
+
+/// The damage that a checkpoint shows; `None` where the store holds the entry of the checkpoint.
+fn compare(tables: &Tables, walk: &Walk, checkpoint: Checkpoint) -> Result<Option<Damage>, UpkeepError> {
+    let (Checkpoint { sequence, hash }, archived, end) = (checkpoint, walk.archived, walk.end.sequence);
+    if sequence < archived.sequence {
+        return Err(UpkeepError::CheckpointArchived { checkpoint: sequence, archived: archived.sequence });
+    }
+    if sequence > end {
+        let problem = format!(
+            "the chain holds to entry {end}, and the checkpoint is of entry {sequence}: later changes are lost"
+        );
+        return Ok(Some(Damage::at("audit", problem)));
+    }
+    let found = if sequence == archived.sequence { Some(archived.hash) } else { hash_of_entry(tables, sequence) };
+    let problem = format!("entry {sequence} is not the entry of the checkpoint: the store is older, or another one");
+    Ok((found != Some(hash)).then(|| Damage::at("audit", problem)))
+}
+
+fn hash_of_entry(tables: &Tables, sequence: u64) -> Option<[u8; 32]> {
+    let (first, row) = tables.audit.range(..=sequence.to_be_bytes()).next_back()?.into_inner().ok()?;
+    let place = usize::try_from(sequence.checked_sub(number_of(&first)?)?).ok()?;
+    Entry::decode(EntryPage::read(&row)?.entries()?.into_iter().nth(place)?).ok().map(|entry| entry.hash)
 }
 
 /// Writes the rows of a damaged store up to the damage into a new store.
@@ -79,22 +114,31 @@ pub fn check(directory: &Path) -> Result<CheckReport, UpkeepError> {
 /// # Errors
 /// There is no store, its lists of tables or a whole table can't be opened, or `target` is in use or can't be written.
 pub fn salvage(directory: &Path, target: &Path) -> Result<SalvageReport, UpkeepError> {
-    let format_damage = readable_format(directory)?;
+    let mut damage = layout_damage(directory)?;
+    let not_rescued = |damage: &[Damage], error: &dyn Display| {
+        let problem = damage.first().map_or_else(|| error.to_string(), Damage::to_string);
+        UpkeepError::NotRescued { path: directory.to_owned(), problem }
+    };
+    if !can_be_copied(directory) {
+        return Err(not_rescued(&damage, &"it has no tables"));
+    }
     let building = Building::begin(target)?;
     let scratch = building.beside("damaged")?;
     let copied = copy_files(directory, &scratch)?;
-    let mut damage: Vec<_> = format_damage.into_iter().chain(copied.damage.clone()).collect();
+    damage.extend(copied.damage.clone());
     damage.extend(table_damage(directory, &scratch)?);
     let write = |error: fjall::Error| write_error(target, &error);
     let (source, built) = (scratch.join(DATABASE), building.path().join(DATABASE));
-    let rescued = Tables::open(&built, MEMORY_BYTES).map_err(write)?;
+    let rescued = Tables::open(&built, MEMORY_BYTES, Absent::Create).map_err(|error| write_error(target, &error))?;
     // fjall opens nothing by a damaged version file.
     fs::copy(built.join(VERSION_FILE), source.join(VERSION_FILE))
         .map_err(|error| UpkeepError::write(target, &error))?;
-    let damaged = Tables::open(&source, MEMORY_BYTES).map_err(|error| {
-        let problem = damage.first().map_or_else(|| error.to_string(), Damage::to_string);
-        StoreOpenError::Damaged { path: directory.to_owned(), problem }
-    })?;
+    // Without its list of keyspaces, fjall removes all keyspaces.
+    if !source.join(KEYSPACES).join("0").join(CURRENT_FILE).exists() {
+        return Err(not_rescued(&damage, &"its list of keyspaces is absent"));
+    }
+    let damaged = Tables::open(&source, MEMORY_BYTES, Absent::Create).map_err(|error| not_rescued(&damage, &error))?;
+    damage.extend(damaged.made.iter().map(|name| Damage::at(*name, "the keyspace is absent")));
     let mut batch = rescued.database.batch();
     let walk = walk(&damaged, &mut |kind, key, row| {
         let keyspace = match kind {
@@ -111,7 +155,7 @@ pub fn salvage(directory: &Path, target: &Path) -> Result<SalvageReport, UpkeepE
     })
     .map_err(write)?;
     let ended_controls = walk.counts.open_controls + walk.counts.retry_controls;
-    let lost = lost(&damaged, &copied, &walk);
+    let (lost, lost_pins) = lost(&damaged, &copied, &walk);
     let origin = origin(directory, walk.end, ended_controls);
     let event = append_event(&mut batch, &rescued, &walk, Body::StoreSalvaged(origin));
     batch.durability(Some(PersistMode::SyncAll)).commit().map_err(write)?;
@@ -123,7 +167,18 @@ pub fn salvage(directory: &Path, target: &Path) -> Result<SalvageReport, UpkeepE
     checked(building.path(), target, event)?;
     building.finish(FORMAT_TEXT)?;
     let Walk { end, has_key_list, has_card_reference_key, .. } = walk;
-    Ok(SalvageReport { kept, end, event, ended_controls, lost, has_key_list, has_card_reference_key, damage })
+    let lost_pins = lost_pins.into_iter().collect();
+    Ok(SalvageReport {
+        kept,
+        end,
+        event,
+        ended_controls,
+        lost,
+        lost_pins,
+        has_key_list,
+        has_card_reference_key,
+        damage,
+    })
 }
 
 /// Writes a backup of a store, opens it, and verifies all its rows and its audit chain.
@@ -184,8 +239,8 @@ fn copy_whole(
         return Err(damaged(damage));
     }
     let write = |error: fjall::Error| write_error(&building.target, &error);
-    let tables = Tables::open(&building.path().join(DATABASE), MEMORY_BYTES)
-        .map_err(|error| damaged(Damage::at(DATABASE, format!("the database does not open: {error}"))))?;
+    let tables = Tables::open(&building.path().join(DATABASE), MEMORY_BYTES, Absent::Refuse)
+        .map_err(|error| damaged(Damage::at(DATABASE, error.to_string())))?;
     let mut walk = walk(&tables, &mut |_, _, _| Ok(())).map_err(write)?;
     if !walk.damage.is_empty() {
         return Err(damaged(walk.damage.swap_remove(0)));
@@ -198,7 +253,8 @@ fn copy_whole(
 /// be usable.
 fn checked(directory: &Path, target: &Path, event: Checkpoint) -> Result<Walk, UpkeepError> {
     let write = |error: fjall::Error| write_error(target, &error);
-    let tables = Tables::open(&directory.join(DATABASE), MEMORY_BYTES).map_err(write)?;
+    let tables = Tables::open(&directory.join(DATABASE), MEMORY_BYTES, Absent::Refuse)
+        .map_err(|error| write_error(target, &error))?;
     let walk = walk(&tables, &mut |_, _, _| Ok(())).map_err(write)?;
     if walk.end != event || walk.counts.open_controls != 0 {
         return Err(write_problem(target, "what was written does not read back".to_owned()));
@@ -206,17 +262,33 @@ fn checked(directory: &Path, target: &Path, event: Checkpoint) -> Result<Walk, U
     Ok(walk)
 }
 
-/// Damage of the format file alone; the files of a store are there.
-fn readable_format(directory: &Path) -> Result<Option<Damage>, StoreOpenError> {
-    let is_database = directory.join(DATABASE).join(LOCK_FILE).exists();
-    match contents(directory) {
-        Ok(_) if !is_database => Err(StoreOpenError::Absent { path: directory.to_owned() }),
-        Ok(_) => Ok(None),
-        Err(error @ (StoreOpenError::Foreign { .. } | StoreOpenError::Version { .. })) if is_database => {
-            Ok(Some(Damage::at(FORMAT_FILE, error.to_string())))
+/// The damage of the files that are not copied, and of a database that is absent.
+///
+/// # Errors
+/// There is no store, or the operating system refuses.
+fn layout_damage(directory: &Path) -> Result<Vec<Damage>, StoreOpenError> {
+    let mut damage = match contents(directory) {
+        Ok(Contents::Nothing) => return Err(StoreOpenError::Absent { path: directory.to_owned() }),
+        Ok(Contents::Store | Contents::Backup) => Vec::new(),
+        Err(StoreOpenError::Damaged { problem, .. }) => vec![Damage::at(FORMAT_FILE, problem)],
+        Err(error @ StoreOpenError::Version { .. }) if can_be_copied(directory) => {
+            vec![Damage::at(FORMAT_FILE, error.to_string())]
         }
-        Err(error) => Err(error),
+        Err(error) => return Err(error),
+    };
+    let files = directory.join(DATABASE);
+    if !files.is_dir() {
+        damage.push(Damage::at(DATABASE, "the directory is absent"));
+    } else if !can_be_copied(directory) {
+        damage.push(Damage::at(format!("{DATABASE}/{KEYSPACES}"), "the directory is absent"));
+    } else if !files.join(LOCK_FILE).exists() {
+        damage.push(Damage::at(LOCK_FILE, "the file is absent"));
     }
+    Ok(damage)
+}
+
+fn can_be_copied(directory: &Path) -> bool {
+    directory.join(DATABASE).join(KEYSPACES).is_dir()
 }
 
 /// Copies the files of one moment into the directory of a store.
@@ -233,8 +305,8 @@ fn table_damage(directory: &Path, copy: &Path) -> Result<Vec<Damage>, UpkeepErro
     Ok(found.map_err(|error| StoreOpenError::Io { path: directory.to_owned(), error })?)
 }
 
-/// What the batches behind the damage changed, and what the walk could not read.
-fn lost(damaged: &Tables, copied: &CopiedJournals, walk: &Walk) -> LostRows {
+/// What the batches behind the damage changed, and what the walk could not read; the cards whose PIN is lost or older.
+fn lost(damaged: &Tables, copied: &CopiedJournals, walk: &Walk) -> (LostRows, BTreeSet<CardKey>) {
     let (cards, pins, meta) = (damaged.cards.id(), damaged.pins.id(), damaged.meta.id());
     let (mut lost_cards, mut lost_pins, mut newest) = (HashSet::new(), HashSet::new(), walk.end.sequence);
     let mut commits = 0;
@@ -250,13 +322,15 @@ fn lost(damaged: &Tables, copied: &CopiedJournals, walk: &Walk) -> LostRows {
         });
     }
     let count = |keys: &HashSet<&[u8]>| u64::try_from(keys.len()).unwrap_or(u64::MAX);
-    LostRows {
+    let rows = LostRows {
         commits,
         cards: count(&lost_cards),
         pins: count(&lost_pins),
         audit_entries: newest.saturating_sub(walk.end.sequence),
         damaged_places: walk.damaged_places,
-    }
+    };
+    let absent = walk.absent_pins.iter().map(|key| &**key);
+    (rows, lost_pins.iter().copied().chain(absent).filter_map(card_of_key).collect())
 }
 
 fn origin(source: &Path, end: Checkpoint, ended_controls: u64) -> StoreOrigin {
@@ -321,7 +395,8 @@ impl Building {
     fn finish(self, format_text: &str) -> Result<(), UpkeepError> {
         let finish = || {
             sync_all(self.path())?;
-            write_format(self.path(), format_text)?;
+            begin_format(self.path(), format_text)?;
+            finish_format(self.path())?;
             fs::rename(self.path(), &self.target)?;
             self.target.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
         };
@@ -348,7 +423,7 @@ fn sync_all(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-fn write_error(path: &Path, error: &fjall::Error) -> UpkeepError {
+fn write_error(path: &Path, error: &dyn Display) -> UpkeepError {
     write_problem(path, error.to_string())
 }
 

@@ -34,6 +34,8 @@ pub(super) struct Walk {
     pub(super) has_key_list: bool,
     pub(super) has_card_reference_key: bool,
     pub(super) damage: Vec<Damage>,
+    /// The keys of the cards that have a PIN by their row, and no PIN record.
+    pub(super) absent_pins: Vec<UserKey>,
     /// The number of places, those that `damage` does not name included.
     pub(super) damaged_places: u64,
 }
@@ -66,6 +68,7 @@ pub(super) fn walk(tables: &Tables, keep: Keep<'_>) -> Result<Walk, fjall::Error
         has_key_list: false,
         has_card_reference_key: false,
         damage: Vec::new(),
+        absent_pins: Vec::new(),
         damaged_places: 0,
     };
     let head = walk.meta(tables, keep)?;
@@ -73,6 +76,9 @@ pub(super) fn walk(tables: &Tables, keep: Keep<'_>) -> Result<Walk, fjall::Error
     walk.pins(tables, keep)?;
     walk.controls(tables);
     walk.audit(tables, keep)?;
+    if head == Some(Checkpoint::EMPTY) && walk.end == Checkpoint::EMPTY {
+        walk.note("audit", "there is no entry: the journal was emptied, or no engine has started on the store");
+    }
     // A head that can't be read is damage already.
     if let Some(head) = head.filter(|head| *head != walk.end) {
         let end = walk.end.sequence;
@@ -146,6 +152,7 @@ impl Walk {
             };
             if card.set_by.is_some() && matches!(tables.pins.contains_key(key), Ok(false)) {
                 walk.note("pins", "a card has a PIN by its row, and no PIN record");
+                walk.absent_pins.push(key.into());
             }
             walk.counts.cards += 1;
             keep(RowKind::Card, key, row)

@@ -18,7 +18,7 @@ pub enum StoreOpenError {
         path: PathBuf,
     },
     /// The directory is absent or empty, and a store must exist.
-    #[error("there is no store in {}", path.display())]
+    #[error("there is no store in {}: name the directory of a store, such as pinseal-data/store", path.display())]
     Absent {
         /// The directory of the store.
         path: PathBuf,
@@ -36,7 +36,7 @@ pub enum StoreOpenError {
         path: PathBuf,
     },
     /// The store has the format of another release.
-    #[error("the store {} has format {version}: this release reads format {supported}", path.display())]
+    #[error("the store {} has format {version}, and this release reads format {supported}: use the release that wrote it", path.display())]
     Version {
         /// The directory of the store.
         path: PathBuf,
@@ -64,7 +64,7 @@ pub enum StoreOpenError {
         path: PathBuf,
     },
     /// The operating system refused to read or write a file, or to start a thread.
-    #[error("{}: {error}", path.display())]
+    #[error("can't open the store {}: {error}; check its disk, its mount and its permissions", path.display())]
     Io {
         /// The directory of the store.
         path: PathBuf,

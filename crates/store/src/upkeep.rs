@@ -15,6 +15,7 @@ use thiserror::Error;
 
 use super::open_error::StoreOpenError;
 use audit::chain::Checkpoint;
+use domain::card::CardKey;
 
 /// The most places that a report names.
 pub const DAMAGE_MAX: usize = 100;
@@ -62,13 +63,20 @@ impl fmt::Display for RowCounts {
     }
 }
 
-/// The result of a check.
-#[derive(Clone, Debug)]
-pub struct CheckReport {
-    /// The rows that can be read.
+/// The rows of a store that can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadRows {
+    /// Their numbers.
     pub counts: RowCounts,
     /// The last entry of the audit chain that holds.
     pub end: Checkpoint,
+}
+
+/// The result of a check.
+#[derive(Clone, Debug)]
+pub struct CheckReport {
+    /// `None` for a store whose database does not open.
+    pub rows: Option<ReadRows>,
     /// The start of a last commit that is not whole. A power cut leaves such a commit, and no caller got an answer for it;
     /// the next start of an engine removes the commit.
     pub unfinished: Option<Damage>,
@@ -89,6 +97,9 @@ pub struct SalvageReport {
     pub ended_controls: u64,
     /// The rows behind the damage.
     pub lost: LostRows,
+    /// The cards whose PIN the commits behind the damage wrote, or that have a PIN by their row and no PIN record: the new
+    /// store has an older PIN of them or none.
+    pub lost_pins: Vec<CardKey>,
     /// Whether the new store has the list of the keys that encrypt its rows. Without the list no engine serves its PINs.
     pub has_key_list: bool,
     /// Whether the new store has the key of the card references in audit entries. Without it an engine makes another key.
@@ -172,6 +183,27 @@ pub enum UpkeepError {
         path: PathBuf,
         /// The first place.
         damage: Damage,
+    },
+    /// The database of the store does not open without its damaged files.
+    #[error(
+        "nothing of {} can be rescued ({problem}): restore a backup (`pinseal store restore`), and keep this store as evidence",
+        path.display()
+    )]
+    NotRescued {
+        /// The directory of the store.
+        path: PathBuf,
+        /// The first damage.
+        problem: String,
+    },
+    /// The checkpoint is older than the entries of the store.
+    #[error(
+        "the checkpoint is of audit entry {checkpoint}, and entries 1 to {archived} were archived: give the newest checkpoint, or          verify with the archive files (`pinseal audit verify --archive`)"
+    )]
+    CheckpointArchived {
+        /// The number of the checkpoint's entry.
+        checkpoint: u64,
+        /// The number of the last archived entry.
+        archived: u64,
     },
     /// The engine wrote tables during every attempt to open the files of one moment.
     #[error("the files of {} changed during each of {attempts} attempts: try again when the engine is less busy", path.display())]
