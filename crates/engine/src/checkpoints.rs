@@ -61,7 +61,7 @@ pub(super) struct Checkpoints {
     tree: Option<ChainTree>,
     /// The checkpoint on disk.
     signed: Option<TreeHead>,
-    /// The note of the checkpoint on disk, once the store was found to have its head.
+    /// The note of the checkpoint on disk.
     note: watch::Sender<Option<Arc<str>>>,
     /// When the checkpoint on disk was last found to cover the newest entry.
     covered_at: watch::Sender<Option<UnixMillis>>,
@@ -72,7 +72,7 @@ impl Checkpoints {
     ///
     /// # Errors
     /// [`CheckpointError`] where a file can't be read or made, or is not what its name says; the key is another one than that
-    /// of archived entries; or the store can't be read.
+    /// of archived entries; the store does not hold the entry of the newest checkpoint; or the store can't be read.
     pub(super) async fn open(config: &CheckpointConfig, store: Arc<dyn Store>) -> Result<Self, CheckpointError> {
         let directory = config.directory.clone();
         let failed = |path: &Path| {
@@ -95,13 +95,12 @@ impl Checkpoints {
             .as_ref()
             .map(|note| open_note(note, &key))
             .transpose()
-            .map_err(|error| CheckpointError::Note { path, error })?;
+            .map_err(|error| CheckpointError::Note { path: path.clone(), error })?;
+        if let Some(signed) = &signed {
+            check_entry(&*store, signed.head, path).await?;
+        }
         let tree = signed.as_ref().and_then(|head| read_tree(&directory.join(TREE), head));
-        let is_of_store = match &signed {
-            Some(signed) => has_entry(&*store, signed.head).await?,
-            None => false,
-        };
-        let note = watch::Sender::new(note.filter(|_| is_of_store).map(Arc::from));
+        let note = watch::Sender::new(note.map(Arc::from));
         Ok(Self { store, key, directory, tree, signed, note, covered_at: watch::Sender::new(None) })
     }
 
@@ -184,6 +183,22 @@ impl Checkpoints {
 pub(super) fn open_note(note: &str, key: &SigningKey) -> Result<TreeHead, TreeHeadError> {
     let origin = note.lines().next().unwrap_or_default();
     TreeHead::open(note, &key.verifier(origin)?)
+}
+
+/// Checks that the store holds the entry of the checkpoint in a file.
+async fn check_entry(store: &dyn Store, signed: Checkpoint, path: PathBuf) -> Result<(), CheckpointError> {
+    if has_entry(store, signed).await? {
+        return Ok(());
+    }
+    let (place, signed, end) = (store.place().to_owned(), signed.sequence, store.checkpoint().await?.sequence);
+    let archived = store.archived().await?.map_or(0, |archived| archived.end().sequence);
+    Err(if signed <= archived {
+        CheckpointError::Archived { path, store: place, signed, archived }
+    } else if end < signed {
+        CheckpointError::EndsBefore { path, store: place, signed, end, first_lost: end.saturating_add(1) }
+    } else {
+        CheckpointError::OtherChain { path }
+    })
 }
 
 /// Whether the store has this entry of the chain.
@@ -291,12 +306,47 @@ pub enum CheckpointError {
     /// The chain does not continue the newest checkpoint.
     #[error(
         "the audit chain does not continue the checkpoint {}: entries were cut or rewritten, or the store is older or another \
-         one. Keep that checkpoint as evidence. If the store was restored on purpose, move the checkpoint elsewhere and start \
-         the engine again", path.display()
+         one. Keep a copy of both as evidence. If the store was restored or salvaged on purpose, move the checkpoint elsewhere \
+         and start the engine again", path.display()
     )]
     OtherChain {
         /// The checkpoint.
         path: PathBuf,
+    },
+    /// The store lacks the newest entries that were signed.
+    #[error(
+        "the store {store} ends with audit entry {end}, and the checkpoint {} is of entry {signed}: entries {first_lost} to \
+         {signed} are lost, with the PINs that were set and the controls that were spent under them. Keep a copy of the store. \
+         Rescue what can be read (`pinseal store salvage`) or restore a backup (`pinseal store restore`). To serve a store \
+         without these entries, move the checkpoint elsewhere, keep it, and start the engine again", path.display()
+    )]
+    EndsBefore {
+        /// The checkpoint.
+        path: PathBuf,
+        /// [`Store::place`].
+        store: String,
+        /// The number of the checkpoint's entry.
+        signed: u64,
+        /// The number of the store's last entry.
+        end: u64,
+        /// The number of the first entry that is lost.
+        first_lost: u64,
+    },
+    /// The entry of the newest checkpoint is in an archive file, so the checkpoint is not the newest one of this store.
+    #[error(
+        "the checkpoint {} is of audit entry {signed}, and entries 1 to {archived} of the store {store} were archived: the \
+         checkpoint is an older one. Put the newest checkpoint back. If it is lost, move this one elsewhere, keep it, and start \
+         the engine again", path.display()
+    )]
+    Archived {
+        /// The checkpoint.
+        path: PathBuf,
+        /// [`Store::place`].
+        store: String,
+        /// The number of the checkpoint's entry.
+        signed: u64,
+        /// The number of the last archived entry.
+        archived: u64,
     },
     /// The entries of the store are not a chain.
     #[error("{0}; keep a copy of the store as evidence, and restore it from a backup")]
