@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Output},
     sync::{
@@ -73,8 +74,9 @@ fn last_entry(store: &Path) -> serde_json::Value {
     serde_json::from_str(chain.lines().last().unwrap()).unwrap()
 }
 
-/// Starts an engine of the same keys on another store.
+/// Starts an engine of the same keys on another store: one of an older state, so its checkpoint is moved.
 fn start_on(directory: &Path, store: &Path) -> EngineProcess {
+    move_checkpoint(directory);
     EngineProcess::start(directory, &format!("{LONG_LIVED}\n[store]\ndirectory = {store:?}"))
 }
 
@@ -139,6 +141,97 @@ async fn a_flipped_bit_is_reported_and_all_before_it_rescued() {
         assert!(client.view(&device, &format!("{}", 8_300 + kept)).await.is_err(), "a PIN behind the damage");
         client.set(&device, "8399", "271828").await.unwrap();
     }
+}
+
+/// Moves the newest checkpoint of an engine elsewhere.
+fn move_checkpoint(directory: &Path) {
+    fs::rename(directory.join("data/audit/checkpoint"), directory.join("checkpoint.before")).unwrap();
+}
+
+/// The error of an engine that does not start on this store.
+fn refused_start(directory: &Path, store: &Path) -> String {
+    let config = directory.join("refused.toml");
+    fs::write(&config, format!("data_directory = {:?}\n[store]\ndirectory = {store:?}", directory.join("data")))
+        .unwrap();
+    let started = pinseal(&["engine", "--config", text(&config)]);
+    assert!(!started.status.success(), "{}", said(&started));
+    said(&started)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_without_its_newest_entries_is_not_served() {
+    let directory = tempfile::tempdir().unwrap();
+    let device = device();
+    let engine = EngineProcess::start(directory.path(), LONG_LIVED);
+    let mut client = engine.client().await;
+    for number in 0..4 {
+        client.set(&device, &format!("{}", 8_500 + number), "271828").await.unwrap();
+    }
+    assert_eq!(engine.terminate(), 0);
+    let (store, checkpoint) = (directory.path().join("data/store"), directory.path().join("data/audit/checkpoint"));
+    let checked =
+        |store: &Path| pinseal(&["store", "check", "--store", text(store), "--checkpoint", text(&checkpoint)]);
+    let whole = checked(&store);
+    assert!(whole.status.success() && said(&whole).contains("of the checkpoint"), "{}", said(&whole));
+    let journal = fs::read(store.join("db/0.jnl")).unwrap();
+    let written = journal.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    let mut cuts: Vec<_> = (0..8).map(|part| Some(written * part / 8)).collect();
+    cuts.extend([Some(written - 1), None]);
+    let mut last = PathBuf::new();
+    for (number, cut) in cuts.into_iter().enumerate() {
+        let damaged = directory.path().join(format!("damaged-{number}"));
+        copy(&store, &damaged);
+        match cut {
+            Some(bytes) => fs::write(damaged.join("db/0.jnl"), &journal[..bytes]).unwrap(),
+            None => fs::remove_file(damaged.join("db/0.jnl")).unwrap(),
+        }
+        let found = checked(&damaged);
+        assert_eq!(found.status.code(), Some(3), "{cut:?}: {}", said(&found));
+        for _ in 0..2 {
+            let refused = refused_start(directory.path(), &damaged);
+            let lost = if cut.is_some() { "are lost" } else { "there is no journal" };
+            assert!(refused.contains(lost) && refused.contains("pinseal store restore"), "{cut:?}: {refused}");
+        }
+        if cut.is_some() {
+            last = damaged;
+        }
+    }
+    // An operator who moves the checkpoint accepts the loss.
+    let engine = start_on(directory.path(), &last);
+    assert_eq!(engine.client().await.view(&device, "8500").await.unwrap(), "271828");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cards_to_set_again_after_damage_are_listed() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let (device, store) = (device(), at("data/store"));
+    let engine = EngineProcess::start(directory.path(), LONG_LIVED);
+    let mut client = engine.client().await;
+    client.set(&device, "8600", "271828").await.unwrap();
+    let report = done(&["store", "backup", "--store", text(&store), "--to", text(&at("backup"))]);
+    let backup: u64 = value(&report, "checkpoint: ").split_once(':').unwrap().0.parse().unwrap();
+    client.set(&device, "8601", "271828").await.unwrap();
+    client.set(&device, "8602", "271828").await.unwrap();
+    assert_eq!(engine.terminate(), 0);
+    let lists = |from: &Path, name: &str| {
+        let from = ["audit", "cards", "--store", text(from), "--from", &(backup + 1).to_string()].map(str::to_owned);
+        let list = at(name);
+        done(&from.iter().map(String::as_str).chain(["--to", text(&list)]).collect::<Vec<_>>());
+        assert_eq!(fs::metadata(&list).unwrap().permissions().mode() & 0o777, 0o600);
+        fs::read_to_string(list).unwrap()
+    };
+    assert_eq!(lists(&store, "whole"), "bank 8601\nbank 8602\n");
+    // The damage is in the middle of what follows the second card.
+    let journal = store.join("db/0.jnl");
+    let mut bytes = fs::read(&journal).unwrap();
+    let written = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+    bytes[written * 5 / 6] ^= 0x10;
+    fs::write(&journal, bytes).unwrap();
+    let (rescued, lost) = (at("rescued"), at("lost"));
+    done(&["store", "salvage", "--store", text(&store), "--to", text(&rescued), "--lost-pins", text(&lost)]);
+    let both = lists(&rescued, "rescued.cards") + &fs::read_to_string(&lost).unwrap();
+    assert_eq!(both, "bank 8601\nbank 8602\n");
 }
 
 /// Sets PINs of cards that no other task uses, until the stop. Notes each acknowledged PIN.
