@@ -1,24 +1,33 @@
 //! `pinseal audit`: export, verify, prove and follow a chain.
 
 use std::{
+    collections::HashMap,
     fs::{self, File},
     io::{self, BufRead, BufReader, Write},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use clap::{Args, Subcommand, ValueEnum};
 use thiserror::Error;
 use tokio::runtime::Builder;
 
+use super::{
+    card_list,
+    signed_checkpoint::{self, SignedCheckpointError, verifier_key},
+};
 use audit::{
-    chain::{ChainError, ChainVerifier, Checkpoint},
+    chain::{ChainError, ChainProblem, ChainVerifier, Checkpoint},
     ecs::to_ecs,
-    entry::{Body, Entry},
+    entry::{Action, Body, Entry, Outcome},
     note::{NoteError, SigningKey, VerifierKey},
     tree_head::{Proof, Proven, TreeHead, TreeHeadError, leaf_of, origin_of},
 };
 use config::{SecretError, SecretSource};
-use domain::card::{CardKey, PlasticId, Tenant};
+use domain::{
+    card::{CardKey, PlasticId, Tenant},
+    request_id::RequestId,
+};
 use engine_client::{EngineTls, OperatorError, RunningEngine};
 use engine_server::open_store_copy;
 use proto::ExportAuditRequest;
@@ -50,15 +59,20 @@ enum AuditCommand {
         #[arg(long, default_value = "json")]
         format: Format,
         /// Only the entries about this card of --tenant: every access to it, refused ones too. They do not form a chain
-        #[arg(long, value_name = "PLASTIC_ID", value_parser = PlasticId::parse, requires = "tenant")]
+        #[arg(long, value_name = "PLASTIC_ID", value_parser = PlasticId::parse, requires = "tenant", group = "wanted")]
         card: Option<PlasticId>,
+        /// Only the entries of the request with this id, which the edge's answer and both logs name. They do not form a chain
+        #[arg(long, value_name = "ID", value_parser = RequestId::parse, group = "wanted")]
+        request: Option<RequestId>,
         /// The tenant of --card
         #[arg(long, value_parser = Tenant::parse, requires = "card")]
         tenant: Option<Tenant>,
-        /// Archive files of the engine, oldest first, in which to search for the card too
-        #[arg(long, value_name = "FILE", num_args = 1.., requires = "card")]
+        /// Archive files of the engine, oldest first, in which to search for the card or the request too
+        #[arg(long, value_name = "FILE", num_args = 1.., requires = "wanted")]
         archive: Vec<PathBuf>,
     },
+    /// List the cards whose PIN was set in the entries of a store from a number on
+    Cards(CardsArguments),
     /// Print the newest entries of a serving engine, one JSON object a line
     Tail(TailArguments),
     /// Print the newest signed checkpoint of a serving engine, to keep elsewhere
@@ -84,11 +98,11 @@ struct VerifyArguments {
     /// holds only with 0 and 64 zeros
     #[arg(long, value_name = "SEQUENCE:HASH")]
     expect: Vec<Checkpoint>,
-    /// Files of signed checkpoints, which the chain must all hold: the newer one then continues the older one
+    /// Files of signed checkpoints, the older one first, which the chain must all hold: the newer one then continues the older
     #[arg(long, value_names = ["OLD", "NEW"], num_args = 1..=2, requires = "verifier_key")]
     checkpoint: Vec<PathBuf>,
-    /// The public key of the engine, as in the file `verifier-key` beside its checkpoint
-    #[arg(long, value_name = "NAME+ID+KEY")]
+    /// The public key of the engine: the file `verifier-key` beside its checkpoint, or the text in it
+    #[arg(long, value_name = "FILE|KEY", value_parser = verifier_key)]
     verifier_key: Option<VerifierKey>,
     /// Archive files of the engine, oldest first: the entries before those of the store or the file. Without them, the
     /// chain of a store is verified from the end of its archived entries on
@@ -97,6 +111,19 @@ struct VerifyArguments {
     /// The checkpoint of the last entry before those of the file, which are not verified
     #[arg(long, value_name = "SEQUENCE:HASH", conflicts_with_all = ["archive", "store", "proof"])]
     after: Option<Checkpoint>,
+}
+
+#[derive(Args)]
+struct CardsArguments {
+    /// The directory of a stopped engine's store or of a backup; it is copied to TMPDIR, and the copy is read
+    #[arg(long, value_name = "DIR")]
+    store: PathBuf,
+    /// The first entry, for example the one behind the checkpoint of a backup
+    #[arg(long, value_name = "SEQUENCE")]
+    from: u64,
+    /// A new file, mode 0600, for the cards: TENANT PLASTIC_ID a line
+    #[arg(long, value_name = "FILE")]
+    to: PathBuf,
 }
 
 #[derive(Args)]
@@ -141,8 +168,8 @@ struct CheckpointArguments {
     engine: String,
     #[command(flatten)]
     tls: EngineTls,
-    /// The public key of the engine, as its operator gave it: a checkpoint that it does not verify is not printed
-    #[arg(long, value_name = "NAME+ID+KEY")]
+    /// The public key of the engine, as its operator gave it, or its file: a checkpoint that it does not verify is not printed
+    #[arg(long, value_name = "FILE|KEY", value_parser = verifier_key)]
     verifier_key: Option<VerifierKey>,
 }
 
@@ -176,9 +203,9 @@ pub(crate) fn run(arguments: AuditArguments) -> Result<(), AuditError> {
 async fn run_command(arguments: AuditArguments) -> Result<(), AuditError> {
     match arguments.command {
         AuditCommand::Verify(arguments) => verify(arguments).await,
-        AuditCommand::Export { store, from, format, card, tenant, archive } => {
+        AuditCommand::Export { store, from, format, card, tenant, request, archive } => {
             let mut out = io::stdout().lock();
-            let copy = open_store_copy(&store)?;
+            let copy = open_stopped(&store)?;
             let of_card = match card.zip(tenant) {
                 Some((plastic, tenant)) => {
                     let key = copy.card_reference_key().await?.ok_or(AuditError::NoCardReferences)?;
@@ -186,15 +213,17 @@ async fn run_command(arguments: AuditArguments) -> Result<(), AuditError> {
                 }
                 None => None,
             };
-            let is_wanted = |entry: &Entry| of_card.is_none_or(|card| entry.event.body.card_reference() == Some(card));
+            let is_wanted = |entry: &Entry| {
+                of_card.is_none_or(|card| entry.event.body.card_reference() == Some(card))
+                    && request.is_none_or(|request| entry.event.request == Some(request))
+            };
             let mut print = |entry: &Entry| match is_wanted(entry) {
                 true => Ok(writeln!(out, "{}", format.write(entry))?),
                 false => Ok(()),
             };
             let archived = copy.archived().await?.map_or(0, |archived| archived.end().sequence);
-            if archive.is_empty() && from <= archived {
-                let first = from.max(1);
-                writeln!(io::stderr(), "entries {first} to {archived} are in archive files alone, and were not read")?;
+            if archive.is_empty() {
+                note_not_read(from, archived)?;
             }
             for path in &archive {
                 for line in open(path)?.split(b'\n') {
@@ -207,6 +236,7 @@ async fn run_command(arguments: AuditArguments) -> Result<(), AuditError> {
             }
             each_entry(&*copy, from, print).await
         }
+        AuditCommand::Cards(arguments) => list_cards(arguments).await,
         AuditCommand::Tail(arguments) => tail(arguments).await,
         AuditCommand::Checkpoint(arguments) => print_checkpoint(arguments).await,
         AuditCommand::Prove(arguments) => prove(arguments).await,
@@ -240,12 +270,18 @@ async fn verify(arguments: VerifyArguments) -> Result<(), AuditError> {
     }
     let mut origin = None;
     if let Some(verifier) = verifier_key {
+        let mut older = 0;
         for path in checkpoint {
-            expect.push(TreeHead::open(&read_text(&path)?, &verifier)?.head);
+            let head = signed_checkpoint::read(&path, Some(&verifier))?.head;
+            if head.sequence < older {
+                return Err(TreeHeadError::Swapped { old: older, new: head.sequence }.into());
+            }
+            older = head.sequence;
+            expect.push(head);
         }
         origin = Some(verifier);
     }
-    let store = source.store.as_deref().map(open_store_copy).transpose()?;
+    let store = source.store.as_deref().map(open_stopped).transpose()?;
     let archived = match &store {
         Some(store) if archive.is_empty() => store.archived().await?,
         _ => None,
@@ -255,17 +291,25 @@ async fn verify(arguments: VerifyArguments) -> Result<(), AuditError> {
     }
     let start = archived.map(|archived| archived.end()).or(after).unwrap_or(Checkpoint::EMPTY);
     // The name of a chain is in its first entry.
-    let mut walk = Walk { verifier: ChainVerifier::after(start, expect), origin: origin.filter(|_| after.is_none()) };
+    let mut walk = Walk {
+        verifier: ChainVerifier::after(start, expect),
+        origin: origin.filter(|_| after.is_none()),
+        origins: Vec::new(),
+    };
     for path in archive {
-        walk.check_lines(open(&path)?)?;
+        walk.check_lines(&path, open(&path)?)?;
     }
     match (store, source.file) {
         (Some(store), _) => {
             // What the store says of itself catches a cut tail; what is kept elsewhere catches a store rewritten as a whole.
             walk.verifier = walk.verifier.with_head(store.checkpoint().await?);
             let from = walk.verifier.reached().sequence.saturating_add(1);
-            let mut removed = Checkpoint::EMPTY;
+            let (mut removed, mut is_first) = (Checkpoint::EMPTY, true);
+            let place = source.store.unwrap_or_default();
             each_entry(&*store, from, |entry| {
+                if std::mem::take(&mut is_first) {
+                    walk.check_begin(&place, entry)?;
+                }
                 match &entry.event.body {
                     Body::AuditArchived(part) => removed = Checkpoint { sequence: part.last, hash: part.hash },
                     // A salvage may lose the event that names the start.
@@ -279,15 +323,65 @@ async fn verify(arguments: VerifyArguments) -> Result<(), AuditError> {
                 return Err(AuditError::NotArchived { sequence: start.sequence });
             }
         }
-        (None, Some(file)) if file.as_os_str() == "-" => walk.check_lines(io::stdin().lock())?,
-        (None, Some(file)) => walk.check_lines(open(&file)?)?,
+        (None, Some(file)) if file.as_os_str() == "-" => walk.check_lines(Path::new("-"), io::stdin().lock())?,
+        (None, Some(file)) => walk.check_lines(&file, open(&file)?)?,
         (None, None) => return Ok(()),
     }
-    let end = walk.verifier.finish()?;
+    let end = walk.finish()?;
     if start != Checkpoint::EMPTY {
         writeln!(out, "entries 1 to {} were archived, and not read", start.sequence)?;
     }
     Ok(writeln!(out, "the audit chain holds; checkpoint {end}")?)
+}
+
+/// Opens a copy of the store of a stopped engine.
+fn open_stopped(directory: &Path) -> Result<Arc<dyn Store>, AuditError> {
+    open_store_copy(directory).map_err(|error| match error {
+        StoreOpenError::Locked { path } => AuditError::EngineServes { path },
+        error => error.into(),
+    })
+}
+
+/// Lists the cards whose PIN was set in the entries from a number on. A card without a PIN in the store has no name there.
+async fn list_cards(arguments: CardsArguments) -> Result<(), AuditError> {
+    let CardsArguments { store, from, to } = arguments;
+    let copy = open_stopped(&store)?;
+    let key = copy.card_reference_key().await?.ok_or(AuditError::NoCardReferences)?;
+    note_not_read(from, copy.archived().await?.map_or(0, |archived| archived.end().sequence))?;
+    let mut wanted = HashMap::new();
+    each_entry(&*copy, from, |entry| {
+        if let Body::Card(event) = &entry.event.body
+            && (event.action, entry.event.outcome) == (Action::SetPin, Outcome::Done)
+        {
+            wanted.insert(*event.reference.as_bytes(), event.card.clone());
+        }
+        Ok(())
+    })
+    .await?;
+    let (mut cards, mut after) = (Vec::new(), None);
+    loop {
+        let page = copy.scan_pins(after.as_ref(), PAGE_ENTRIES).await?;
+        let Some((last, _)) = page.last() else { break };
+        after = Some(*last);
+        cards.extend(
+            page.iter().map(|(card, _)| *card).filter(|card| wanted.remove(key.reference(card).as_bytes()).is_some()),
+        );
+    }
+    let count = cards.len();
+    card_list::write(&to, cards).map_err(|error| AuditError::File { path: to.clone(), error })?;
+    for card in wanted.values() {
+        writeln!(io::stderr(), "card {card}: the store has no PIN of the card, so its plasticId is not known")?;
+    }
+    Ok(writeln!(io::stdout(), "cards whose PIN was set from entry {from} on: {count}, in {}", to.display())?)
+}
+
+/// Reports the entries from a number on that are in archive files alone.
+fn note_not_read(from: u64, archived: u64) -> io::Result<()> {
+    if from > archived {
+        return Ok(());
+    }
+    let first = from.max(1);
+    writeln!(io::stderr(), "entries {first} to {archived} are in archive files alone, and were not read")
 }
 
 /// Reads a line of an archive file.
@@ -332,7 +426,7 @@ async fn print_checkpoint(arguments: CheckpointArguments) -> Result<(), AuditErr
 async fn prove(arguments: ProveArguments) -> Result<(), AuditError> {
     let key = SigningKey::from_text(&SecretSource::File(arguments.signing_key).read()?)?;
     let checkpoint = read_text(&arguments.checkpoint)?;
-    let store = open_store_copy(&arguments.store)?;
+    let store = open_stopped(&arguments.store)?;
     let archived = store.archived().await?.filter(|_| arguments.archive.is_empty());
     let mut leaves = archived.as_ref().map(|archived| archived.tree.leaves_after()).unwrap_or_default();
     let first = leaves.size().saturating_add(1);
@@ -379,25 +473,66 @@ struct Walk {
     verifier: ChainVerifier,
     /// The key whose name must be that of the chain.
     origin: Option<VerifierKey>,
+    /// The events of a restore or a salvage: the number of the event, and of the last entry before it.
+    origins: Vec<(u64, u64)>,
 }
 
 impl Walk {
+    /// Checks that a file or store begins with the entry that is due, or before it. What follows is for the verifier.
+    fn check_begin(&self, source: &Path, entry: &Entry) -> Result<(), AuditError> {
+        let due = self.verifier.reached().sequence.saturating_add(1);
+        if entry.sequence <= due {
+            return Ok(());
+        }
+        Err(AuditError::BeginsLater { path: source.to_owned(), found: entry.sequence, due })
+    }
+
     fn check(&mut self, entry: &Entry) -> Result<(), AuditError> {
-        self.verifier.check(entry)?;
+        if let Body::StoreRestored(origin) | Body::StoreSalvaged(origin) = &entry.event.body {
+            self.origins.push((entry.sequence, origin.sequence));
+        }
+        let checked = self.verifier.check(entry);
+        checked.map_err(|error| self.explained(error))?;
         self.check_first(entry)
     }
 
-    fn check_lines(&mut self, text: impl BufRead) -> Result<(), AuditError> {
+    fn check_lines(&mut self, source: &Path, text: impl BufRead) -> Result<(), AuditError> {
         // Not `lines`, which also takes a carriage return off.
-        for line in text.split(b'\n') {
-            let entry = self.verifier.check_json(&line?)?;
-            self.check_first(&entry)?;
+        for (number, line) in text.split(b'\n').enumerate() {
+            let entry = self.verifier.read_json(&line?)?;
+            if number == 0 {
+                self.check_begin(source, &entry)?;
+            }
+            self.check(&entry)?;
         }
         Ok(())
     }
 
+    /// Checks that the chain is complete, and returns the checkpoint of its end.
+    fn finish(self) -> Result<Checkpoint, AuditError> {
+        let Self { verifier, origins, .. } = self;
+        verifier.finish().map_err(|error| explained(&origins, error))
+    }
+
+    fn explained(&self, error: ChainError) -> AuditError {
+        explained(&self.origins, error)
+    }
+
     fn check_first(&mut self, first: &Entry) -> Result<(), AuditError> {
         self.origin.take().map_or(Ok(()), |key| check_origin(&key, &origin_of(first)))
+    }
+}
+
+/// A checkpoint of an entry that a restore or a salvage left out does not hold, and its event says why.
+fn explained(origins: &[(u64, u64)], error: ChainError) -> AuditError {
+    let checkpoint = match error.problem {
+        ChainProblem::OtherThanExpected => error.sequence,
+        ChainProblem::Cut { expected } => expected,
+        _ => return error.into(),
+    };
+    match origins.iter().find(|(event, _)| *event <= checkpoint) {
+        Some(&(event, before)) if before < checkpoint => AuditError::OlderState { event, before, checkpoint },
+        _ => error.into(),
     }
 }
 
@@ -425,6 +560,45 @@ pub(crate) enum AuditError {
     /// The chain does not hold.
     #[error(transparent)]
     Chain(#[from] ChainError),
+    /// A checkpoint can't be opened.
+    #[error(transparent)]
+    Checkpoint(#[from] SignedCheckpointError),
+    /// A file or store begins behind the entry that is due: nothing shows that the entries before it were changed.
+    #[error(
+        "{} begins with entry {found}, and entry {due} is due: give the archive files with the entries before it, oldest first \
+         (--archive), or the checkpoint of the entry before it (--after)", path.display()
+    )]
+    BeginsLater {
+        /// The file or store.
+        path: PathBuf,
+        /// The number of its first entry.
+        found: u64,
+        /// The number of the entry that is due.
+        due: u64,
+    },
+    /// The chain goes on from an older state than the checkpoint.
+    #[error(
+        "the checkpoint of entry {checkpoint} does not hold: entry {event} says that the store was restored or salvaged, and goes \
+         on behind entry {before}. A checkpoint up to entry {before} must hold. Ask the operator for the older store, which \
+         must hold this checkpoint"
+    )]
+    OlderState {
+        /// The number of the event.
+        event: u64,
+        /// The number of the last entry that was kept.
+        before: u64,
+        /// The number of the checkpoint's entry.
+        checkpoint: u64,
+    },
+    /// An engine serves on the store.
+    #[error(
+        "the store {} is in use: stop its engine, or read a backup (`pinseal store backup` needs no stop). A serving engine \
+         prints its entries by `pinseal audit tail --engine ADDRESS --from 1`", path.display()
+    )]
+    EngineServes {
+        /// The directory of the store.
+        path: PathBuf,
+    },
     /// The store can't be opened from a copy.
     #[error(transparent)]
     StoreOpen(#[from] StoreOpenError),

@@ -65,7 +65,7 @@ async fn reading_a_store_changes_no_byte_of_it() {
         let engine = EngineProcess::start(directory.path(), "");
         set_pins(&engine, &device()).await;
         let locked = audit(scratch.path(), &["verify", "--store", named]);
-        assert!(!locked.status.success() && said(&locked).contains("in use by another process"), "{}", said(&locked));
+        assert!(!locked.status.success() && said(&locked).contains("is in use: stop its engine"), "{}", said(&locked));
         if killed {
             engine.kill();
         } else {

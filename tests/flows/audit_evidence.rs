@@ -83,6 +83,15 @@ async fn checkpoints_prove_entries_and_that_nothing_was_rewritten() {
         let changed = refused(&["verify", "--proof", &proof, "--verifier-key", verifier]);
         assert!(changed.contains("the proof does not show the entry"), "{changed}");
     }
+    let swapped = ["--verifier-key", verifier, "--checkpoint", &new, &old];
+    let swapped = refused(&[&["verify", "--store", &store], &swapped[..]].concat());
+    assert!(swapped.contains("give the older one first"), "{swapped}");
+    let swapped = refused(&["prove", "--since", &new, "--store", &store, "--signing-key", &key, "--checkpoint", &old]);
+    assert!(swapped.contains("give the older one first"), "{swapped}");
+    let key_file = at("data/audit/verifier-key");
+    printed(&["verify", "--store", &store, "--verifier-key", &key_file, "--checkpoint", &old, &new]);
+    let no_key = refused(&["verify", "--store", &store, "--verifier-key", &at("nothing"), "--checkpoint", &old, &new]);
+    assert!(no_key.contains("takes the file `verifier-key`"), "{no_key}");
     let text = printed(&["prove", "--since", &old, "--store", &store, "--signing-key", &key, "--checkpoint", &new]);
     fs::write(&proof, text).unwrap();
     let shown = printed(&["verify", "--proof", &proof, "--verifier-key", verifier]);
@@ -102,6 +111,56 @@ async fn checkpoints_prove_entries_and_that_nothing_was_rewritten() {
     let others = fs::read_to_string(other.path().join("data/audit/verifier-key")).unwrap();
     let foreign = refused(&["verify", "--store", &store, "--verifier-key", others.trim(), "--checkpoint", &old]);
     assert!(foreign.contains("audit entry") || foreign.contains("another chain"), "{foreign}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_export_of_a_request_holds_its_entries_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let engine = EngineProcess::start(directory.path(), "");
+    engine.client().await.set(&device(), "4001", "2580").await.unwrap();
+    let in_use = refused(&["export", "--store", &at("data/store")]);
+    assert!(in_use.contains("stop its engine") && in_use.contains("pinseal audit tail"), "{in_use}");
+    assert_eq!(engine.terminate(), 0);
+    let all = printed(&["export", "--store", &at("data/store")]);
+    let set = all.lines().find(|line| line.contains("\"set_pin\"")).unwrap();
+    let request = serde_json::from_str::<Value>(set).unwrap()["request"].as_str().unwrap().to_owned();
+    assert_eq!(printed(&["export", "--store", &at("data/store"), "--request", &request]).trim_end(), set);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_explains_why_a_newer_checkpoint_does_not_hold() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let (old, newer) = (at("old"), at("newer"));
+    fs::write(&old, run(directory.path(), &device(), "4001").await).unwrap();
+    let upkeep = |arguments: &[&str]| {
+        let done = Command::new(env!("CARGO_BIN_EXE_pinseal")).arg("store").args(arguments).output().unwrap();
+        assert!(done.status.success(), "{}", said(&done));
+    };
+    upkeep(&["backup", "--store", &at("data/store"), "--to", &at("backup")]);
+    fs::write(&newer, run(directory.path(), &device(), "4002").await).unwrap();
+    upkeep(&["restore", "--backup", &at("backup"), "--to", &at("restored")]);
+    let key = at("data/audit/verifier-key");
+    let verify = |checkpoint: &str, source: [&str; 2]| {
+        audit(&["verify", source[0], source[1], "--verifier-key", &key, "--checkpoint", checkpoint])
+    };
+    let restored = at("restored");
+    assert!(verify(&old, ["--store", &restored]).status.success());
+    // The restored chain is shorter than the checkpoint, and then longer.
+    let explained =
+        |source: [&str; 2]| said(&verify(&newer, source)).contains("says that the store was restored or salvaged");
+    assert!(explained(["--store", &restored]));
+    fs::rename(at("data/store"), at("before")).unwrap();
+    fs::rename(&restored, at("data/store")).unwrap();
+    fs::remove_file(at("data/audit/checkpoint")).unwrap();
+    for plastic in ["4003", "4004"] {
+        run(directory.path(), &device(), plastic).await;
+    }
+    fs::write(at("chain"), printed(&["export", "--store", &at("data/store")])).unwrap();
+    let (store, chain) = (at("data/store"), at("chain"));
+    assert!(explained(["--store", &store]) && explained(["--file", &chain]));
+    assert!(verify(&newer, ["--store", &at("before")]).status.success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -167,6 +226,7 @@ async fn archived_entries_leave_the_store_and_stay_provable() {
     let (store, key) = (at("data/store"), at("data/audit/signing-key"));
     let verifier = fs::read_to_string(at("data/audit/verifier-key")).unwrap();
     let verifier = verifier.trim();
+    let key_file = at("data/audit/verifier-key");
     let files = segments(directory.path());
     let files: Vec<_> = files.iter().map(String::as_str).collect();
     assert_eq!(fs::metadata(files[0]).unwrap().permissions().mode() & 0o777, 0o600);
@@ -213,7 +273,9 @@ async fn archived_entries_leave_the_store_and_stay_provable() {
     let older = refused(&[&["verify", "--store", &store], &all[..]].concat());
     assert!(older.contains("give its archive"), "{older}");
     let gap = refused(&["verify", "--store", &store, "--archive", files[0]]);
-    assert!(gap.contains(&format!("entry {begins} is in its place")), "{gap}");
+    assert!(gap.contains(&format!("data/store begins with entry {begins}, and entry ")), "{gap}");
+    let later = refused(&["verify", "--file", &at("chain"), "--checkpoint", &third, "--verifier-key", &key_file]);
+    assert!(later.contains(&format!("begins with entry {begins}, and entry 1 is due")), "{later}");
     let mut changed = fs::read_to_string(files[0]).unwrap();
     changed = changed.replacen("\"outcome\":\"done\"", "\"outcome\":\"denied\"", 1);
     fs::write(at("changed"), changed).unwrap();
@@ -296,44 +358,33 @@ async fn a_file_that_was_archived_before_a_crash_is_used() {
 }
 
 #[tokio::test]
-async fn an_engine_signs_no_checkpoint_over_a_store_that_lost_entries() {
+async fn an_engine_serves_no_store_that_lost_signed_entries() {
     let directory = tempfile::tempdir().unwrap();
     let device = device();
     let (store, kept) = (directory.path().join("data/store"), directory.path().join("kept"));
     run(directory.path(), &device, "4001").await;
     copy(&store, &kept);
     let newest = run(directory.path(), &device, "4002").await;
-    fs::remove_dir_all(&store).unwrap();
-    copy(&kept, &store);
-
-    assert_eq!(run(directory.path(), &device, "4003").await, newest, "the checkpoint was replaced");
-    let log = fs::read_to_string(directory.path().join("engine.log")).unwrap();
-    assert!(log.contains("the audit chain does not continue the checkpoint"), "{log}");
-    fs::rename(directory.path().join("data/audit/checkpoint"), directory.path().join("evidence")).unwrap();
+    let checkpoint = directory.path().join("data/audit/checkpoint");
+    let config = directory.path().join("archives.toml");
+    let archives = "[audit]\nretention_days = 0\ncheckpoint_seconds = 1";
+    fs::write(&config, format!("data_directory = {:?}\n{archives}", directory.path().join("data"))).unwrap();
+    // A store that is older, and one that is absent.
+    for lost in [Some(&kept), None] {
+        fs::remove_dir_all(&store).unwrap();
+        if let Some(kept) = lost {
+            copy(kept, &store);
+        }
+        let started =
+            Command::new(env!("CARGO_BIN_EXE_pinseal")).args(["engine", "--config"]).arg(&config).output().unwrap();
+        let error = said(&started);
+        assert!(!started.status.success() && error.contains("are lost"), "{error}");
+        assert!(error.contains(checkpoint.to_str().unwrap()) && error.contains("pinseal store restore"), "{error}");
+        assert_eq!(fs::read_to_string(&checkpoint).unwrap(), newest, "the checkpoint was replaced");
+        assert_eq!(segments(directory.path()), [""; 0]);
+    }
+    fs::rename(&checkpoint, directory.path().join("evidence")).unwrap();
     assert_ne!(run(directory.path(), &device, "4004").await, newest);
-}
-
-#[tokio::test]
-async fn nothing_is_archived_from_a_store_that_the_checkpoint_rejects() {
-    let directory = tempfile::tempdir().unwrap();
-    let device = device();
-    let (store, kept) = (directory.path().join("data/store"), directory.path().join("kept"));
-    run(directory.path(), &device, "4001").await;
-    copy(&store, &kept);
-    run(directory.path(), &device, "4002").await;
-    fs::remove_dir_all(&store).unwrap();
-    copy(&kept, &store);
-    let engine = EngineProcess::start(directory.path(), "[audit]\nretention_days = 0\ncheckpoint_seconds = 1");
-    soon("the chain is rejected", async || engine.log().contains("does not continue the checkpoint").then_some(()))
-        .await;
-    // The archive runs beside: it had its turn once a later call is answered.
-    engine.client().await.set(&device, "4003", "2580").await.unwrap();
-    let newest = audit(&["checkpoint", "--engine", engine.address()]);
-    assert!(!newest.status.success(), "{}", said(&newest));
-    assert_eq!(engine.terminate(), 0);
-    assert_eq!(segments(directory.path()), [""; 0]);
-    let kept = printed(&["export", "--store", store.to_str().unwrap()]);
-    assert!(kept.starts_with("{\"sequence\":1,") && !kept.contains("audit_archived"), "{kept}");
 }
 
 #[tokio::test]

@@ -111,9 +111,18 @@ impl ChainVerifier {
     /// # Errors
     /// As [`ChainVerifier::check`], and for a line that differs from what [`Entry::to_json`] writes.
     pub fn check_json(&mut self, line: &[u8]) -> Result<Entry, ChainError> {
+        let entry = self.read_json(line)?;
+        self.check(&entry).map(|()| entry)
+    }
+
+    /// Reads a line of an export as the next entry, which is not checked.
+    ///
+    /// # Errors
+    /// The line differs from what [`Entry::to_json`] writes.
+    pub fn read_json(&self, line: &[u8]) -> Result<Entry, ChainError> {
         let entry = std::str::from_utf8(line).map_err(|_| EntryError::Unreadable).and_then(Entry::from_json);
         let problem = match entry {
-            Ok(entry) => return self.check(&entry).map(|()| entry),
+            Ok(entry) => return Ok(entry),
             Err(EntryError::Unreadable) => ChainProblem::Unreadable,
             Err(EntryError::Rewritten) => ChainProblem::Rewritten,
         };
@@ -182,7 +191,10 @@ pub enum ChainProblem {
     #[error("the store names another entry than the one before as its last: the store was changed")]
     OtherThanHead,
     /// The chain is shorter than expected.
-    #[error("the entry is missing: the chain was expected to continue to {expected}")]
+    #[error(
+        "the entry is missing, and the chain was expected to continue to {expected}: its end was cut, or what was read is older \
+         than the checkpoint"
+    )]
     Cut {
         /// The expected sequence number of the last entry.
         expected: u64,
@@ -294,6 +306,15 @@ pub(super) mod tests {
         let own = bodies.map(|body| Entry::chain(1, [0; 32], Event { body, ..event(1) }));
         for entry in chain(7).into_iter().chain(own) {
             assert_eq!(Entry::decode(&entry.encode()), Ok(entry.clone()));
+            assert_eq!(Entry::from_json(&entry.to_json()), Ok(entry));
+        }
+    }
+
+    #[test]
+    fn a_time_has_three_digits_of_the_second() {
+        for (millisecond, time) in [(0, "2026-09-21T14:13:20.000Z"), (60, "2026-09-21T14:13:20.060Z")] {
+            let entry = Entry::chain(1, [0; 32], event(millisecond));
+            assert!(entry.to_json().contains(&format!("\"at\":\"{time}\"")), "{}", entry.to_json());
             assert_eq!(Entry::from_json(&entry.to_json()), Ok(entry));
         }
     }

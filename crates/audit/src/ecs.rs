@@ -1,10 +1,9 @@
 //! An entry in the field names of the Elastic Common Schema (ECS 8.17), for a log collector. It does not verify: the chain's
 //! own form is [`Entry::to_json`].
 
-use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::entry::{Action, Body, CardEvent, Entry, Outcome};
+use super::entry::{Action, Body, CardEvent, Entry, Outcome, time_text};
 
 /// The version of the schema.
 const ECS_VERSION: &str = "8.17.0";
@@ -13,12 +12,11 @@ const ECS_VERSION: &str = "8.17.0";
 pub fn to_ecs(entry: &Entry) -> String {
     let event = &entry.event;
     let (category, kind) = category(&event.body);
-    let at = i64::try_from(event.at.0).ok().and_then(|at| Timestamp::from_millisecond(at).ok());
     let body = serde_json::to_value(&event.body).unwrap_or_default();
     // A request about a card is named after its action, any other event after its type.
     let action = body.get("action").or_else(|| body.get("type")).cloned().unwrap_or_default();
     let mut json = json!({
-        "@timestamp": at.unwrap_or(Timestamp::MAX).to_string(),
+        "@timestamp": time_text(event.at),
         "ecs": { "version": ECS_VERSION },
         "event": {
             "action": action,

@@ -498,10 +498,9 @@ impl Entry {
     /// One line of JSON, as exported; [`Entry::from_json`] reads it back.
     pub fn to_json(&self) -> String {
         let event = &self.event;
-        let at = i64::try_from(event.at.0).ok().and_then(|at| Timestamp::from_millisecond(at).ok());
         let json = JsonEntry {
             sequence: self.sequence,
-            at: at.unwrap_or(Timestamp::MAX),
+            at: time_text(event.at).into(),
             caller: (&*event.caller).into(),
             tenant: event.tenant.map(|tenant| tenant.as_str().to_owned()),
             audit_user: (&*event.audit_user).into(),
@@ -527,7 +526,8 @@ impl Entry {
 
     fn from_any_json(text: &str) -> Result<Self, EntryError> {
         let json: JsonEntry = serde_json::from_str(text).map_err(|_| EntryError::Unreadable)?;
-        let at = u64::try_from(json.at.as_millisecond()).map_err(|_| EntryError::Unreadable)?;
+        let at = json.at.parse::<Timestamp>().map_err(|_| EntryError::Unreadable)?;
+        let at = u64::try_from(at.as_millisecond()).map_err(|_| EntryError::Unreadable)?;
         let tenant = json.tenant.map(|tenant| Tenant::parse(&tenant)).transpose();
         let request = json.request.map(|request| RequestId::parse(&request)).transpose();
         let event = Event {
@@ -545,6 +545,12 @@ impl Entry {
     }
 }
 
+/// A time by RFC 3339 in UTC, with three digits of the second.
+pub(super) fn time_text(at: UnixMillis) -> String {
+    let at = i64::try_from(at.0).ok().and_then(|at| Timestamp::from_millisecond(at).ok());
+    format!("{:.3}", at.unwrap_or(Timestamp::MAX))
+}
+
 /// The error of bytes or a text that is not an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum EntryError {
@@ -560,7 +566,7 @@ pub enum EntryError {
 #[serde(deny_unknown_fields)]
 struct JsonEntry<'a> {
     sequence: u64,
-    at: Timestamp,
+    at: Cow<'a, str>,
     caller: Cow<'a, str>,
     tenant: Option<String>,
     audit_user: Cow<'a, str>,

@@ -223,9 +223,10 @@ impl Proof {
     /// The proof that the chain of `new` continues the chain of `old`. `leaves` are those of the chain up to `new`.
     ///
     /// # Errors
-    /// As [`Proof::of_entry`]; [`TreeHeadError::Inconsistent`] where `old` is newer than `new`.
+    /// As [`Proof::of_entry`]; [`TreeHeadError::Swapped`] where `old` is newer than `new`.
     pub fn of_checkpoints(old: &str, new: &str, leaves: &Leaves, key: &SigningKey) -> Result<Self, TreeHeadError> {
         let [before, after] = [head_of(old, leaves, key)?, head_of(new, leaves, key)?];
+        check_order(&before, &after)?;
         let hashes = leaves.prove_consistency(before.head.sequence, after.head.sequence);
         let hashes = hashes.ok_or(TreeHeadError::Inconsistent)?;
         Ok(Self::Consistency { hashes: to_text(&hashes), old: old.to_owned(), new: new.to_owned() })
@@ -250,6 +251,7 @@ impl Proof {
             }
             Self::Consistency { hashes, old, new } => {
                 let [old, new] = [TreeHead::open(old, verifier)?, TreeHead::open(new, verifier)?];
+                check_order(&old, &new)?;
                 let (before, after) = ((old.head.sequence, &old.root), (new.head.sequence, &new.root));
                 let same = old.head.sequence != new.head.sequence || old.head == new.head;
                 match same && verify_consistency(before, after, &from_text(hashes)?) {
@@ -259,6 +261,11 @@ impl Proof {
             }
         }
     }
+}
+
+fn check_order(old: &TreeHead, new: &TreeHead) -> Result<(), TreeHeadError> {
+    let (old, new) = (old.head.sequence, new.head.sequence);
+    if old <= new { Ok(()) } else { Err(TreeHeadError::Swapped { old, new }) }
 }
 
 /// Opens a note and compares its root with the leaves.
@@ -319,10 +326,16 @@ pub enum TreeHeadError {
     #[error("the proof does not show the entry in the chain of the checkpoint: entry, proof or checkpoint was changed")]
     NotIncluded,
     /// The newer chain does not continue the older one.
-    #[error(
-        "the newer checkpoint does not continue the older one: the chain was rewritten between them, or they are exchanged"
-    )]
+    #[error("the newer checkpoint does not continue the older one: the chain was rewritten between them")]
     Inconsistent,
+    /// The checkpoint that was given as the older one is the newer one.
+    #[error("the first checkpoint is of entry {old}, and the second of entry {new}: give the older one first")]
+    Swapped {
+        /// The number of the entry of the first checkpoint.
+        old: u64,
+        /// The number of the entry of the second checkpoint.
+        new: u64,
+    },
 }
 
 #[cfg(test)]
@@ -490,7 +503,8 @@ mod tests {
         };
         let mixed = Proof::Consistency { hashes, old: notes[5].clone(), new };
         assert_eq!(mixed.verify(&verifier), Err(TreeHeadError::Inconsistent));
-        assert_eq!(Proof::of_checkpoints(&notes[8], &notes[3], &leaves, &key), Err(TreeHeadError::Inconsistent));
+        let swapped = Err(TreeHeadError::Swapped { old: 9, new: 4 });
+        assert_eq!(Proof::of_checkpoints(&notes[8], &notes[3], &leaves, &key), swapped);
         let forks = Proof::Consistency { hashes: Vec::new(), old: notes[8].clone(), new: forged_notes[8].clone() };
         assert_eq!(forks.verify(&verifier), Err(TreeHeadError::Inconsistent));
     }
