@@ -27,7 +27,6 @@ use rustix::{fs::SeekFrom, io::Errno};
 use thiserror::Error;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Absent, store_files::missing_files};
 use store::upkeep::Damage;
 
 /// The file that fjall locks while it has the directory open.
@@ -69,16 +68,13 @@ pub(super) enum JournalError {
 ///
 /// # Errors
 ///
-/// Another process has locked the directory, a journal is damaged, a file is absent and `absent` is [`Absent::Refuse`], or the
-/// disk refuses. Then every journal reads as before.
-pub(super) fn secure(directory: &Path, absent: Absent) -> Result<(), JournalError> {
-    let refuse_missing = || match absent {
-        // fjall would make an absent file, and remove a keyspace whose list of tables is absent.
-        Absent::Refuse => {
-            missing_files(directory)?.into_iter().next().map_or(Ok(()), |damage| Err(JournalError::Missing(damage)))
-        }
-        Absent::Create => Ok(()),
-    };
+/// Another process has locked the directory, `find_missing` finds an absent file, a journal is damaged, or the disk refuses.
+/// Then every journal reads as before.
+pub(super) fn secure(
+    directory: &Path,
+    find_missing: impl Fn(&Path) -> io::Result<Option<Damage>>,
+) -> Result<(), JournalError> {
+    let refuse_missing = || find_missing(directory)?.map_or(Ok(()), |damage| Err(JournalError::Missing(damage)));
     // A directory without a lock was never opened by fjall: it has no journal to check.
     let lock = match OpenOptions::new().read(true).write(true).open(directory.join(LOCK_FILE)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return refuse_missing(),
@@ -395,7 +391,7 @@ mod tests {
         }
         let (uid, mode) = (owner(3).uid(), owner(3).mode());
 
-        secure(directory.path(), Absent::Create).unwrap();
+        secure(directory.path(), |_| Ok(None)).unwrap();
 
         let after = journals(directory.path());
         assert_eq!(after.iter().map(|(number, ..)| *number).collect::<Vec<_>>(), [3, 4]);

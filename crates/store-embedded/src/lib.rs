@@ -73,7 +73,7 @@ use self::{
     page::{ControlPage, EntryPage},
     reply::promise,
     reserve::Reserve,
-    store_files::{KEYSPACES, VERSION_FILE},
+    store_files::{KEYSPACES, VERSION_FILE, missing_files},
     unregistered::UnregisteredCards,
     writer::{Command, OnDisk},
 };
@@ -291,7 +291,12 @@ impl Embedded {
             (_, Some(error)) => refused_to_open(path(), error),
             _ => damaged(&table_checksum::problem(&files, &error)),
         };
-        journal::secure(&files, absent).map_err(|error| match error {
+        // fjall would make an absent file, and remove a keyspace whose list of tables is absent.
+        let find_missing = |files: &Path| match absent {
+            Absent::Create => Ok(None),
+            Absent::Refuse => Ok(missing_files(files)?.into_iter().next()),
+        };
+        journal::secure(&files, find_missing).map_err(|error| match error {
             JournalError::Locked => StoreOpenError::Locked { path: path() },
             JournalError::Io(error) => refused_to_open(path(), error),
             error @ (JournalError::Damaged { .. } | JournalError::Missing(_)) => damaged(&error.to_string()),

@@ -23,7 +23,7 @@ const TABLES_SECTION: &[u8] = b"tables";
 /// The code of XXH3-128.
 const CHECKSUM_KIND: u8 = 0;
 
-/// The reason why fjall can't open a database: the first damage, or the error of fjall where there is none.
+/// The reason why fjall can't open a database: the first damage, or, without damage, the error of fjall.
 pub(super) fn problem(database: &Path, error: &dyn Display) -> String {
     let found = find_damage(database).ok().and_then(|damage| damage.into_iter().next());
     found.map_or_else(|| format!("the library fjall reports: {error}"), |damage| damage.to_string())

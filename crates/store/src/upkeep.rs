@@ -66,7 +66,7 @@ impl fmt::Display for RowCounts {
 /// The rows of a store that can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadRows {
-    /// Their numbers.
+    /// The numbers of these rows.
     pub counts: RowCounts,
     /// The last entry of the audit chain that holds.
     pub end: Checkpoint,
