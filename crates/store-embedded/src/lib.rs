@@ -220,7 +220,7 @@ struct Tables {
 /// Why the database is not opened.
 #[derive(Debug, Error)]
 enum TablesError {
-    #[error("the library fjall reports: {0}")]
+    #[error("{}", table_checksum::words(.0))]
     Database(#[from] fjall::Error),
     #[error("the keyspace {0:?} is absent")]
     NoKeyspace(&'static str),

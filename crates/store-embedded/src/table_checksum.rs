@@ -7,7 +7,6 @@
 //! ```
 
 use std::{
-    fmt::Display,
     fs::{self, File},
     io::{self, Read},
     path::Path,
@@ -15,7 +14,7 @@ use std::{
 
 use xxhash_rust::xxh3::Xxh3;
 
-use super::store_files::{CURRENT_FILE, KEYSPACES, missing_files};
+use super::store_files::{CURRENT_FILE, KEYSPACES, VERSION_FILE, missing_files};
 use store::upkeep::Damage;
 
 /// The section of a table list that names the tables.
@@ -24,9 +23,17 @@ const TABLES_SECTION: &[u8] = b"tables";
 const CHECKSUM_KIND: u8 = 0;
 
 /// The reason why fjall can't open a database: the first damage, or, without damage, the error of fjall.
-pub(super) fn problem(database: &Path, error: &dyn Display) -> String {
+pub(super) fn problem(database: &Path, error: &fjall::Error) -> String {
     let found = find_damage(database).ok().and_then(|damage| damage.into_iter().next());
-    found.map_or_else(|| format!("the library fjall reports: {error}"), |damage| damage.to_string())
+    found.map_or_else(|| words(error), |damage| damage.to_string())
+}
+
+/// An error of fjall at the start, for people.
+pub(super) fn words(error: &fjall::Error) -> String {
+    match error {
+        fjall::Error::InvalidVersion(_) => format!("{VERSION_FILE}: the file was changed"),
+        error => format!("the library fjall reports: {error}"),
+    }
 }
 
 /// The files of a database that are absent, and the tables and table lists whose bytes are not those that were written.
