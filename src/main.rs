@@ -106,7 +106,11 @@ const ENDED_BY_PIPE: u8 = 141;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    telemetry::start(arguments.log_format, arguments.command.log_level());
+    let start = match arguments.command {
+        Command::Store(_) | Command::Audit(_) => telemetry::start_store_command,
+        _ => telemetry::start,
+    };
+    start(arguments.log_format, arguments.command.log_level());
     engine::command::disable_huge_pages();
     let Err(error) = arguments.command.run() else { return ExitCode::SUCCESS };
     let code = error.exit_code();

@@ -234,6 +234,37 @@ async fn the_cards_to_set_again_after_damage_are_listed() {
     assert_eq!(both, "bank 8601\nbank 8602\n");
 }
 
+/// Damages the trailer of each table of a backup in turn.
+fn damaged_tables_are_reported_in_plain_words(directory: &Path, backup: &Path) {
+    let damaged = directory.join("damaged");
+    copy(backup, &damaged);
+    let tables: Vec<_> =
+        files(&damaged).into_iter().filter(|(path, _)| path.parent().unwrap().ends_with("tables")).collect();
+    assert!(!tables.is_empty(), "the engine wrote no table");
+    for (path, bytes) in tables {
+        let mut changed = bytes.clone();
+        changed.iter_mut().rev().take(16).for_each(|byte| *byte ^= 0x40);
+        fs::write(&path, changed).unwrap();
+        let checked = pinseal(&["store", "check", "--store", text(&damaged)]);
+        assert_eq!(checked.status.code(), Some(3), "{}", said(&checked));
+        let table = path.strip_prefix(damaged.join("db")).unwrap();
+        assert!(said(&checked).contains(&format!("damage: {}: ", text(table))), "{}", said(&checked));
+        let target = directory.join("of-damaged");
+        let salvaged = pinseal(&["store", "salvage", "--store", text(&damaged), "--to", text(&target)]);
+        let exported = pinseal(&["audit", "export", "--store", text(&damaged)]);
+        for output in [&checked, &salvaged, &exported] {
+            let errors = String::from_utf8_lossy(&output.stderr);
+            let is_plain = |line: &str| line.starts_with("pinseal: ") && !line.contains("Error");
+            assert!(errors.lines().all(is_plain), "{errors}");
+        }
+        assert!(salvaged.status.success() || said(&salvaged).contains("restore a backup"), "{}", said(&salvaged));
+        if target.exists() {
+            fs::remove_dir_all(target).unwrap();
+        }
+        fs::write(&path, bytes).unwrap();
+    }
+}
+
 /// Sets PINs of cards that no other task uses, until the stop. Notes each acknowledged PIN.
 async fn set_pins(mut client: Client, device: Arc<Device>, load: Arc<Load>) {
     while !load.stop.load(Ordering::Relaxed) {
@@ -288,6 +319,7 @@ async fn a_backup_during_writes_holds_every_acknowledged_pin() {
     done(&[&["audit", "verify", "--store", text(&store)], &expected[..]].concat());
 
     let (backup, acknowledged) = last;
+    damaged_tables_are_reported_in_plain_words(directory.path(), &backup);
     let restored = directory.path().join("restored");
     done(&["store", "restore", "--backup", text(&backup), "--to", text(&restored)]);
     let engine = start_on(directory.path(), &restored);

@@ -195,7 +195,7 @@ async fn check_entry(store: &dyn Store, signed: Checkpoint, path: PathBuf) -> Re
     Err(if signed <= archived {
         CheckpointError::Archived { path, store: place, signed, archived }
     } else if end < signed {
-        CheckpointError::EndsBefore { path, store: place, signed, end, first_lost: end.saturating_add(1) }
+        CheckpointError::EndsBefore { path, store: place, signed, end }
     } else {
         CheckpointError::OtherChain { path }
     })
@@ -315,8 +315,8 @@ pub enum CheckpointError {
     },
     /// The store lacks the newest entries that were signed.
     #[error(
-        "the store {store} ends with audit entry {end}, and the checkpoint {} is of entry {signed}: entries {first_lost} to \
-         {signed} are lost, with the PINs that were set and the controls that were spent under them. Keep a copy of the store. \
+        "the store {store} ends with audit entry {end}, and the checkpoint {} is of entry {signed}: its newest \
+         entries are lost, with the PINs that were set and the controls that were spent under them. Keep a copy of the store. \
          Rescue what can be read (`pinseal store salvage`) or restore a backup (`pinseal store restore`). To serve a store \
          without these entries, move the checkpoint elsewhere, keep it, and start the engine again", path.display()
     )]
@@ -329,8 +329,6 @@ pub enum CheckpointError {
         signed: u64,
         /// The number of the store's last entry.
         end: u64,
-        /// The number of the first entry that is lost.
-        first_lost: u64,
     },
     /// The entry of the newest checkpoint is in an archive file, so the checkpoint is not the newest one of this store.
     #[error(

@@ -45,7 +45,16 @@ pub enum LogFormat {
 /// the events of this workspace from `level` on. A log statement of another crate writes at most 60 warnings within a minute.
 /// A second call in the same process changes nothing. Text has colours on a terminal alone.
 pub fn start(format: LogFormat, level: Level) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_filter(level)));
+    start_with(format, &default_filter(level));
+}
+
+/// The same for a command that reads a store: the command reports the damage that the store's library logs too.
+pub fn start_store_command(format: LogFormat, level: Level) {
+    start_with(format, &format!("{},fjall=off,lsm_tree=off,sfa=off", default_filter(level)));
+}
+
+fn start_with(format: LogFormat, default_filter: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_filter));
     let registry = tracing_subscriber::registry().with(filter).with(LineLimit::new());
     let events = fmt::layer().with_ansi(io::stderr().is_terminal()).with_writer(io::stderr);
     let _ = match format {
