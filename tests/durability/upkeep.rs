@@ -234,16 +234,24 @@ async fn the_cards_to_set_again_after_damage_are_listed() {
     assert_eq!(both, "bank 8601\nbank 8602\n");
 }
 
-/// Damages the trailer of each table of a backup in turn.
+/// Damages the end of each table of a backup in turn, and of a list of tables.
 fn damaged_tables_are_reported_in_plain_words(directory: &Path, backup: &Path) {
     let damaged = directory.join("damaged");
     copy(backup, &damaged);
-    let tables: Vec<_> =
+    let mut tables: Vec<_> =
         files(&damaged).into_iter().filter(|(path, _)| path.parent().unwrap().ends_with("tables")).collect();
     assert!(!tables.is_empty(), "the engine wrote no table");
-    for (path, bytes) in tables {
+    let current = damaged.join("db/keyspaces/1/current");
+    let version = u64::from_le_bytes(fs::read(&current).unwrap()[..8].try_into().unwrap());
+    let list = current.with_file_name(format!("v{version}"));
+    let bytes = fs::read(&list).unwrap();
+    tables.push((list, bytes));
+    let count = tables.len();
+    for (number, (path, bytes)) in tables.into_iter().enumerate() {
         let mut changed = bytes.clone();
-        changed.iter_mut().rev().take(16).for_each(|byte| *byte ^= 0x40);
+        // The bytes at the end: position and length of the list of sections, its checksum, a mark.
+        let from_end = if number + 1 == count { 18 } else { number % 6 * 7 };
+        changed.iter_mut().rev().skip(from_end).take(7).for_each(|byte| *byte ^= 0x40);
         fs::write(&path, changed).unwrap();
         let checked = pinseal(&["store", "check", "--store", text(&damaged)]);
         assert_eq!(checked.status.code(), Some(3), "{}", said(&checked));
