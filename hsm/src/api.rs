@@ -150,6 +150,8 @@ impl Prepared {
             form: boundary.form(),
             until: config.wanted.form.as_ref().and_then(NewRecordFormat::until).map(str::to_owned),
             keys: boundary.token().keys(),
+            zone_keys: Vec::new(),
+            even_parity: Vec::new(),
             storage: boundary.token().current().storage,
             memory,
             persistence,

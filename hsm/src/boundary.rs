@@ -82,9 +82,11 @@ impl Boundary {
         let source_place = match source {
             Source::Device { .. } => Place::Device,
             Source::Record(record) => Place::Record(record.form()),
+            Source::Zone { block, .. } => Place::Zone(block.format()),
         };
         let target_place = match (self, target) {
             (_, Target::Device { .. }) => Place::Device,
+            (_, Target::Zone { format, .. }) => Place::Zone(*format),
             (Self::Token(_), Target::Record) if let Place::Record(form) = source_place => Place::Record(form),
             (_, Target::Record) => Place::Record(self.form()),
         };
@@ -112,7 +114,9 @@ impl Boundary {
                 };
                 Ok(Reply::Record { record, retry_tag: None })
             }
-            (Source::Device { .. }, Target::Device { .. }) => Err(Error::TranslationNotAllowed),
+            (Source::Device { .. }, Target::Device { .. } | Target::Zone { .. })
+            | (Source::Zone { .. }, _)
+            | (Source::Record(_), Target::Zone { .. }) => Err(Error::TranslationNotAllowed),
         }
     }
 

@@ -4,7 +4,7 @@ use std::{ffi::CString, path::PathBuf};
 
 use zeroize::Zeroizing;
 
-use hsm_protocol::{Isolation, NewRecordFormat, StorageFormat};
+use hsm_protocol::{Isolation, NewRecordFormat, StorageFormat, ZoneRules};
 
 use crate::policy::PinPolicy;
 
@@ -23,6 +23,8 @@ pub struct Config {
     pub lock_memory: LockMemory,
     /// The isolation of the boundary's process; written in every record.
     pub isolation: Isolation,
+    /// The zones, each with one entry. The key `zone:NAME` of each must be active.
+    pub zones: Vec<ZoneRules>,
 }
 
 /// The location of the keys.

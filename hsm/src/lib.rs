@@ -94,8 +94,8 @@ mod vectors;
 pub use hsm_protocol::{
     Account, AccountNumber, AccountNumberError, Binding, BoundaryLevel, CardBinding, ControlBinding, DeviceBlock,
     DeviceKey, DeviceKeyError, EncryptedBlock, Error, FreshTzpk, Isolation, Kcv, KeyId, KeyUsage, KeyVersion,
-    LayoutError, MadeAt, NewRecordFormat, PinRecord, Purpose, Refusal, Reply, Request, SealedAccount, SealedKey,
-    Source, Status, StorageFormat, Target, ZoneName,
+    LayoutError, MadeAt, NewRecordFormat, ParityPolicy, PinRecord, Purpose, Refusal, Reply, Request, SealedAccount,
+    SealedKey, Source, Status, StorageFormat, Target, ZoneBlock, ZoneFormat, ZoneKey, ZoneName, ZoneRules, ZoneUse,
 };
 
 pub use self::{

@@ -1,6 +1,6 @@
 //! The allowed translations of PIN blocks: one table (PCI PIN 3-3).
 
-use hsm_protocol::{BoundaryLevel, Error, StorageFormat};
+use hsm_protocol::{BoundaryLevel, Error, StorageFormat, ZoneFormat};
 
 /// One end of a translation: the holder of the key, and the format of the block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,6 +9,8 @@ pub enum Place {
     Device,
     /// Storage: a record of this format under a storage key.
     Record(StorageFormat),
+    /// Another party: a block of this format under a zone key.
+    Zone(ZoneFormat),
 }
 
 /// A row of the table.

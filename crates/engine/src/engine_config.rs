@@ -22,6 +22,7 @@ use domain::control::LIFETIME_SECONDS_MAX;
 use domain::rules::{Admission, UnknownCards};
 use hsm_client::ProcessConfig;
 use net::{ConnectionAge, ConnectionLimits, metrics_server::MetricsFile, tls::ServerTlsConfig};
+use zone_config::{Zone, ZoneFile, check_zones};
 
 /// The engine's checked configuration.
 pub struct EngineConfig {
@@ -55,6 +56,8 @@ pub struct EngineConfig {
     pub archive: Option<ArchiveConfig>,
     /// The signed checkpoints of the audit chain.
     pub checkpoints: CheckpointConfig,
+    /// The zones with their tenants and indexes. The boundary enforces their formats and uses.
+    pub zones: Vec<Zone>,
 }
 
 /// A certificate that may call.
@@ -136,6 +139,8 @@ struct EngineFile {
     rotation: RotationFile,
     metrics: MetricsFile,
     audit: AuditFile,
+    // The boundary reads it too.
+    zones: Vec<ZoneFile>,
 }
 
 /// The keys of `[boundary]` that the engine reads. The boundary reads the ignored ones.
@@ -305,6 +310,7 @@ impl Default for EngineFile {
             rotation: RotationFile::default(),
             metrics: MetricsFile::default(),
             audit: AuditFile::default(),
+            zones: Vec::new(),
         }
     }
 }
@@ -388,6 +394,7 @@ impl EngineFile {
             metrics_listen: std::mem::take(&mut self.metrics).check()?,
             checkpoints,
             archive,
+            zones: check_zones(std::mem::take(&mut self.zones))?,
             boundary: self.boundary_place(arguments)?,
         })
     }

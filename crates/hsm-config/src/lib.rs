@@ -1,5 +1,5 @@
 //! The sections of the configuration that the key boundary reads: `[boundary]`, `[vault]`, `[token]`, `[pin_policy]`.
-//! An engine that holds no key does not read them.
+//! An engine that holds no key does not read them. Both read `[[zones]]` (`zone_config`).
 //!
 //! ```
 //! use hsm_config::HsmProcess;
@@ -22,6 +22,7 @@ use std::{
 
 use config::{ConfigError, DATA_DIRECTORY, KnownKey, SecretSource, read_file, within};
 use serde::{Deserialize, de::IgnoredAny};
+use zone_config::{ZoneFile, check_zones};
 
 use self::sections::{
     BoundarySection, CallersFile, IpcFile, IsolationFile, KeyHandlingFile, LevelFile, LockMemoryFile, PinPolicyFile,
@@ -175,6 +176,7 @@ struct BoundaryFile {
     token: Option<TokenFile>,
     boundary: BoundarySection,
     pin_policy: PinPolicyFile,
+    zones: Vec<ZoneFile>,
     listen: Option<IgnoredAny>,
     call_timeout_milliseconds: Option<IgnoredAny>,
     calls_per_connection_max: Option<IgnoredAny>,
@@ -200,6 +202,7 @@ impl Default for BoundaryFile {
             token: None,
             boundary: BoundarySection::default(),
             pin_policy: PinPolicyFile::default(),
+            zones: Vec::new(),
             listen: None,
             call_timeout_milliseconds: None,
             calls_per_connection_max: None,
@@ -227,8 +230,9 @@ impl BoundaryFile {
 
     /// The keys, the level and the policy. Reads the secrets.
     fn hsm(self) -> Result<hsm::Config, ConfigError> {
+        let zones = check_zones(self.zones)?.into_iter().map(|zone| zone.rules).collect();
         let keys = keys(self.token, self.vault, &self.data_directory)?;
-        hsm_config(keys, &self.boundary, &self.pin_policy)
+        Ok(hsm::Config { zones, ..hsm_config(keys, &self.boundary, &self.pin_policy)? })
     }
 }
 
@@ -329,6 +333,7 @@ fn hsm_config(keys: hsm::Keys, boundary: &BoundarySection, policy: &PinPolicyFil
         wanted: wanted(boundary)?,
         policy: pin_policy(policy)?,
         isolation: hsm::Isolation::Inline,
+        zones: Vec::new(),
         lock_memory: match boundary.lock_memory {
             None | Some(LockMemoryFile::Try) => hsm::LockMemory::Try,
             Some(LockMemoryFile::Require) => hsm::LockMemory::Require,
@@ -400,6 +405,15 @@ mod tests {
     #[test]
     fn a_policy_out_of_range_is_named() {
         assert!(checked("[pin_policy]\nlength_min = 3").err().unwrap().contains("4 to 12"));
+    }
+
+    #[test]
+    fn the_rules_of_a_zone_reach_the_boundary() {
+        let zone = "[[zones]]\nname = \"app-bank\"\ntenant = \"bank\"\nindex = 0\n";
+        let process = checked(&format!("{zone}uses = [\"set-pin\"]")).unwrap();
+        let [rules] = &process.hsm.zones[..] else { panic!("not one zone") };
+        assert_eq!((rules.name.as_str(), &rules.uses[..]), ("app-bank", &[hsm::ZoneUse::SetPin][..]));
+        assert!(checked(&format!("{zone}{zone}")).err().unwrap().contains("two entries"));
     }
 
     #[test]

@@ -6,13 +6,15 @@ use thiserror::Error;
 
 use crate::binding::BoundaryLevel;
 use crate::device_key::DeviceKeyError;
+use crate::key_usage::ZoneName;
 use crate::layout_error::LayoutError;
+use crate::zone::{ZoneFormat, ZoneUse};
 
 /// The cause of a refused block. Every malformed block has one variant, so that a caller learns nothing about its digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
-    /// Not an ISO 9564 format 1 block under this tzpk.
-    #[error("the block is not an ISO 9564 format 1 block under this tzpk")]
+    /// Not a block of its format under its key.
+    #[error("the block is not a PIN block of its format under its key")]
     MalformedBlock,
     /// Well-formed, with a PIN that breaks the policy.
     #[error("the PIN breaks the PIN policy")]
@@ -28,6 +30,26 @@ pub enum Error {
     /// The pair of source and target is not in the table of translations (`pinseal policy explain`).
     #[error("this translation is not allowed at this boundary level: pinseal policy explain lists the allowed ones")]
     TranslationNotAllowed,
+    /// The zone has no rules, or the version of its key is not active.
+    #[error(
+        "the zone {zone} is not configured, or this version of its key is not active: see [[zones]] and the ceremony"
+    )]
+    ZoneUnknown {
+        /// The zone of the request.
+        zone: ZoneName,
+    },
+    /// The rules of the zone do not allow the format.
+    #[error("the zone does not use {format}: add it to its formats in [[zones]]")]
+    ZoneFormat {
+        /// The format of the request.
+        format: ZoneFormat,
+    },
+    /// The rules of the zone, or the mode of use of its key, do not allow the operation.
+    #[error("the zone, or the mode of its key, does not allow {needed}: add it to its uses in [[zones]]")]
+    ZoneUse {
+        /// The use that the request needs.
+        needed: ZoneUse,
+    },
     /// The deadline of the call passed before the boundary answered.
     #[error("the deadline of the call passed before the key boundary answered: call again")]
     DeadlinePassed,

@@ -25,12 +25,12 @@ pub use self::{
 };
 use crate::status::Status;
 
-/// The longest frame, in bytes, its length not counted: a view's request, with a device key of 4096 bits, is under 1 KiB.
-pub const FRAME_BYTES_MAX: usize = 4 * 1024;
+/// The longest frame, in bytes, its length not counted: a welcome with 255 zone keys is under 24 KiB, a request under 1 KiB.
+pub const FRAME_BYTES_MAX: usize = 32 * 1024;
 /// The most descriptors of one message (SCM_RIGHTS). The kernel's limit is 253.
 pub const DESCRIPTORS_PER_MESSAGE: usize = 64;
 /// The version of this protocol.
-const VERSION: u16 = 7;
+const VERSION: u16 = 8;
 const MAGIC: &[u8; 7] = b"PINSEAL";
 const LENGTH_BYTES: usize = 4;
 const NUMBER_BYTES: usize = 8;
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_frame_of_a_length_out_of_range_is_rejected() {
-        for length in [0u32, 7, 4_097, u32::MAX] {
+        for length in [0u32, 7, 32_769, u32::MAX] {
             let bytes = [&length.to_be_bytes()[..], &[0; 64]].concat();
             assert!(take_frame(&mut &bytes[..]).is_err(), "{length}");
         }
@@ -226,6 +226,7 @@ mod tests {
     use crate::request::{DeviceBlock, FreshTzpk, Reply, Request, Source, Target};
     use crate::sealed::{EncryptedBlock, KeyVersion, PinRecord, SealedAccount, SealedKey};
     use crate::storage_format::StorageFormat;
+    use crate::zone::{ZoneBlock, ZoneFormat, ZoneKey, ZoneUse};
 
     fn head(r#use: u8, length: usize) -> Vec<u8> {
         [vec![1, r#use, 0, 1], vec![7; length - 4]].concat()
@@ -242,6 +243,14 @@ mod tests {
     fn record() -> PinRecord {
         let made_at = MadeAt { level: BoundaryLevel::Host, isolation: Isolation::Process };
         PinRecord::untagged(KeyVersion(1), StorageFormat::Iso4, made_at, &[9; 16])
+    }
+
+    fn zone() -> crate::ZoneName {
+        crate::ZoneName::parse("app-bank").unwrap()
+    }
+
+    fn zone_block(format: ZoneFormat) -> ZoneBlock {
+        ZoneBlock::from_bytes(format, &vec![6; format.block_bytes()]).unwrap()
     }
 
     fn public_key() -> DeviceKey {
@@ -268,6 +277,11 @@ mod tests {
         let registered = || Account::Registered(SealedAccount::from_bytes(&head(b'A', 30)).unwrap());
         let translate = |source, target, account| Request::Translate { source, target, card, account };
         let to_device = || Target::Device { public_key: public_key.clone() };
+        let from_zone = |format| Source::Zone {
+            key: ZoneKey { zone: zone(), version: Some(KeyVersion(2)) },
+            block: zone_block(format),
+        };
+        let to_zone = |format| Target::Zone { key: ZoneKey { zone: zone(), version: None }, format };
         let requests = [
             Request::Check,
             Request::IssueTzpk { public_key: public_key.clone(), binding: Binding { card, control } },
@@ -279,6 +293,9 @@ mod tests {
             translate(device(), to_device(), registered()),
             translate(Source::Record(record()), Target::Record, registered()),
             translate(Source::Record(record()), to_device(), Account::PlasticId),
+            translate(from_zone(ZoneFormat::Iso1), Target::Record, registered()),
+            translate(from_zone(ZoneFormat::Iso4), to_zone(ZoneFormat::Iso0), registered()),
+            translate(Source::Record(record()), to_zone(ZoneFormat::Iso3), Account::PlasticId),
             Request::RetryTag { control: [7; 16], block: block() },
             Request::SealPan { number: AccountNumber::parse("5413330089020011").unwrap(), card },
         ];
@@ -313,11 +330,16 @@ mod tests {
             Ok(Reply::Record { record: record(), retry_tag: Some([4; 16]) }),
             Ok(Reply::Record { record: record(), retry_tag: None }),
             Ok(Reply::Block(DeviceBlock { wrapped: vec![8; 256], block: block(), kcv })),
+            Ok(Reply::ZoneBlock(zone_block(ZoneFormat::Iso1))),
+            Ok(Reply::ZoneBlock(zone_block(ZoneFormat::Iso4))),
             Ok(Reply::RetryTag([4; 16])),
             Ok(Reply::SealedPan(SealedAccount::from_bytes(&head(b'A', 30)).unwrap())),
             Err(Refusal::MalformedBlock.into()),
             Err(Refusal::PinPolicy.into()),
             Err(Error::TranslationNotAllowed),
+            Err(Error::ZoneUnknown { zone: zone() }),
+            Err(Error::ZoneFormat { format: ZoneFormat::Iso3 }),
+            Err(Error::ZoneUse { needed: ZoneUse::Export }),
             Err(Error::DeadlinePassed),
             Err(Error::UnexpectedReply),
             Err(Error::SealBroken { what: "PIN record".into() }),
@@ -360,7 +382,7 @@ mod tests {
         }
 
         #[test]
-        fn no_changed_byte_of_a_request_makes_a_read_panic(which in 0..8usize, at in any::<usize>(), byte in any::<u8>()) {
+        fn no_changed_byte_of_a_request_makes_a_read_panic(which in 0..11usize, at in any::<usize>(), byte in any::<u8>()) {
             let mut body = bodies().swap_remove(which);
             let at = at % body.len();
             body[at] = byte;

@@ -6,7 +6,7 @@ use crate::binding::BoundaryLevel;
 use crate::storage_format::StorageFormat;
 
 /// The most characters of a zone's name.
-const ZONE_CHARACTERS_MAX: usize = 31;
+pub(crate) const ZONE_CHARACTERS_MAX: usize = 31;
 
 /// The usage of a key: a key has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub enum KeyUsage {
 }
 
 /// The name of another party: 1 to 31 characters `a` to `z`, `0` to `9` and `-`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ZoneName(String);
 
 impl ZoneName {
@@ -53,6 +53,12 @@ impl ZoneName {
     /// The text of the name.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl fmt::Display for ZoneName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 

@@ -43,6 +43,7 @@ mod request;
 mod sealed;
 mod status;
 mod storage_format;
+mod zone;
 
 pub use self::{
     account::{Account, AccountDigits, AccountNumber, AccountNumberError},
@@ -57,7 +58,9 @@ pub use self::{
     sealed::{
         ACCOUNT_BYTES, Bound, EncryptedBlock, KeyVersion, NONCE_BYTES, PinRecord, RECORD_MESSAGE_BYTES_MAX,
         SealedAccount, SealedKey, SealedTzpk, TAG_BYTES, account_bound_to, bound_to_control, record_bound_to,
+        zone_block_bound_to,
     },
     status::{MemoryLock, Persistence, Status, StorageVersions},
     storage_format::{NewRecordFormat, StorageFormat},
+    zone::{ParityPolicy, ZoneBlock, ZoneFormat, ZoneKey, ZoneRules, ZoneUse},
 };

@@ -6,6 +6,7 @@ use crate::binding::{Binding, CardBinding, ControlBinding};
 use crate::device_key::DeviceKey;
 use crate::kcv::Kcv;
 use crate::sealed::{EncryptedBlock, PinRecord, SealedAccount, SealedKey};
+use crate::zone::{ZoneBlock, ZoneFormat, ZoneKey};
 
 /// One operation of the boundary. `docs/adding-an-operation.md` lists the places that a new one touches.
 pub enum Request {
@@ -54,6 +55,7 @@ impl Request {
                 | (Self::IssueTzpk { .. }, Reply::Tzpk(_))
                 | (Self::Translate { target: Target::Record, .. }, Reply::Record { .. })
                 | (Self::Translate { target: Target::Device { .. }, .. }, Reply::Block(_))
+                | (Self::Translate { target: Target::Zone { .. }, .. }, Reply::ZoneBlock(_))
                 | (Self::RetryTag { .. }, Reply::RetryTag(_))
                 | (Self::SealPan { .. }, Reply::SealedPan(_))
         )
@@ -73,6 +75,13 @@ pub enum Source {
     },
     /// A stored PIN.
     Record(PinRecord),
+    /// A block of another party.
+    Zone {
+        /// The zone key that the block is encrypted under.
+        key: ZoneKey,
+        /// The encrypted block, in the format that it names.
+        block: ZoneBlock,
+    },
 }
 
 /// The key and format that a PIN block is translated to.
@@ -83,6 +92,13 @@ pub enum Target {
     Device {
         /// The device that decrypts the tzpk.
         public_key: DeviceKey,
+    },
+    /// A block for another party. A block of format 1 is made of a record alone.
+    Zone {
+        /// The zone key to encrypt under.
+        key: ZoneKey,
+        /// The format to make.
+        format: ZoneFormat,
     },
 }
 
@@ -96,11 +112,14 @@ pub enum Reply {
     Record {
         /// The record to store.
         record: PinRecord,
-        /// Of a block from a device: equal for a retry of the same block under the same control.
+        /// Of a block from a device: equal for a retry of the same block under the same control. Of a block from a zone:
+        /// equal for a repeat of the same block, zone, key version and card.
         retry_tag: Option<[u8; 16]>,
     },
     /// Of a translation to [`Target::Device`].
     Block(DeviceBlock),
+    /// Of a translation to [`Target::Zone`].
+    ZoneBlock(ZoneBlock),
     /// Of [`Request::RetryTag`]: the tag of the block.
     RetryTag([u8; 16]),
     /// Of [`Request::SealPan`]: the sealed account number.

@@ -9,6 +9,7 @@
 //! tag(16) zero(4). Every tag authenticates the first four bytes and the binding, so a blob of one use is rejected as another.
 
 use crate::binding::{Binding, BoundaryLevel, CardBinding, Isolation, MadeAt, Purpose, TENANT_BYTES_MAX};
+use crate::key_usage::{ZONE_CHARACTERS_MAX, ZoneName};
 use crate::layout_error::LayoutError;
 use crate::storage_format::StorageFormat;
 
@@ -41,6 +42,7 @@ enum Use {
     Tzpk = b'T',
     Account = b'A',
     Record = b'P',
+    ZoneBlock = b'Z',
 }
 
 /// The version of a key within its use: 1, 2, 3 …
@@ -248,6 +250,14 @@ pub fn record_bound_to(key: KeyVersion, card: &CardBinding) -> Bound {
     bound_to_card_as(Use::Record, key, card)
 }
 
+/// The authenticated data of the tag of a zone's block, in addition to the block: head with the version of the zone key,
+/// tenant, card, zone.
+pub fn zone_block_bound_to(zone: &ZoneName, key: KeyVersion, card: &CardBinding) -> Bound {
+    let mut bound = bound_to_card_as(Use::ZoneBlock, key, card);
+    bound.push_text(zone.as_str().as_bytes());
+    bound
+}
+
 fn bound_to_card_as(r#use: Use, key: KeyVersion, card: &CardBinding) -> Bound {
     let mut bound = Bound { bytes: [0; BOUND_BYTES_MAX], length: 0 };
     bound.push(&head(r#use, key));
@@ -256,8 +266,8 @@ fn bound_to_card_as(r#use: Use, key: KeyVersion, card: &CardBinding) -> Bound {
     bound
 }
 
-/// Head, two texts with their lengths, control, purpose, expiry.
-const BOUND_BYTES_MAX: usize = HEAD_BYTES + 2 * (1 + TENANT_BYTES_MAX) + 16 + 1 + 8;
+/// Head, two texts with their lengths; then control, purpose, expiry, or the name of a zone with its length.
+const BOUND_BYTES_MAX: usize = HEAD_BYTES + 2 * (1 + TENANT_BYTES_MAX) + 1 + ZONE_CHARACTERS_MAX;
 /// The most bytes under a record's tag: the binding, and the record before the tag.
 pub const RECORD_MESSAGE_BYTES_MAX: usize = BOUND_BYTES_MAX + PIN_RECORD_BYTES_MAX;
 

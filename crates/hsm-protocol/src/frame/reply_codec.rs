@@ -26,6 +26,9 @@ const NOT_ALLOWED: u8 = 14;
 const DEADLINE_PASSED: u8 = 15;
 const UNEXPECTED_REPLY: u8 = 16;
 const MGF1_NOT_SUPPORTED: u8 = 17;
+const ZONE_UNKNOWN: u8 = 18;
+const ZONE_FORMAT: u8 = 19;
+const ZONE_USE: u8 = 20;
 
 const AVAILABLE: u8 = 0;
 const TZPK: u8 = 1;
@@ -33,6 +36,7 @@ const RECORD: u8 = 2;
 const BLOCK: u8 = 3;
 const TAG: u8 = 4;
 const SEALED_PAN: u8 = 5;
+const ZONE_BLOCK: u8 = 6;
 
 /// Appends the body of a reply.
 pub fn write_reply(result: &Result<Reply, Error>, out: &mut Vec<u8>) {
@@ -80,6 +84,10 @@ impl FrameValue for Reply {
                 block.write(out);
                 kcv.write(out);
             }
+            Self::ZoneBlock(block) => {
+                out.push(ZONE_BLOCK);
+                block.write(out);
+            }
             Self::RetryTag(tag) => {
                 out.push(TAG);
                 tag.write(out);
@@ -105,6 +113,7 @@ impl FrameValue for Reply {
                 block: FrameValue::read(read)?,
                 kcv: FrameValue::read(read)?,
             }),
+            ZONE_BLOCK => Self::ZoneBlock(FrameValue::read(read)?),
             TAG => Self::RetryTag(FrameValue::read(read)?),
             SEALED_PAN => Self::SealedPan(FrameValue::read(read)?),
             _ => return Err(FrameError),
@@ -117,6 +126,18 @@ fn write_error(error: &Error, out: &mut Vec<u8>) {
         Error::Refused(Refusal::MalformedBlock) => out.push(MALFORMED_BLOCK),
         Error::Refused(Refusal::PinPolicy) => out.push(PIN_POLICY),
         Error::TranslationNotAllowed => out.push(NOT_ALLOWED),
+        Error::ZoneUnknown { zone } => {
+            out.push(ZONE_UNKNOWN);
+            zone.write(out);
+        }
+        Error::ZoneFormat { format } => {
+            out.push(ZONE_FORMAT);
+            format.write(out);
+        }
+        Error::ZoneUse { needed } => {
+            out.push(ZONE_USE);
+            needed.write(out);
+        }
         Error::DeadlinePassed => out.push(DEADLINE_PASSED),
         Error::UnexpectedReply => out.push(UNEXPECTED_REPLY),
         Error::SealBroken { what } => {
@@ -154,6 +175,9 @@ fn read_error(code: u8, read: &mut Reader<'_>) -> Result<Error, FrameError> {
         MALFORMED_BLOCK => Refusal::MalformedBlock.into(),
         PIN_POLICY => Refusal::PinPolicy.into(),
         NOT_ALLOWED => Error::TranslationNotAllowed,
+        ZONE_UNKNOWN => Error::ZoneUnknown { zone: FrameValue::read(read)? },
+        ZONE_FORMAT => Error::ZoneFormat { format: FrameValue::read(read)? },
+        ZONE_USE => Error::ZoneUse { needed: FrameValue::read(read)? },
         DEADLINE_PASSED => Error::DeadlinePassed,
         UNEXPECTED_REPLY => Error::UnexpectedReply,
         SEAL_BROKEN => Error::SealBroken { what: String::read(read)?.into() },

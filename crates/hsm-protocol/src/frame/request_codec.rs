@@ -14,6 +14,7 @@ const SEAL_PAN: u8 = 4;
 
 const DEVICE: u8 = 0;
 const RECORD: u8 = 1;
+const ZONE: u8 = 2;
 
 /// Appends the body of a request. `deadline` is in milliseconds of CLOCK_MONOTONIC.
 pub fn write_request(request: &Request, deadline: u64, out: &mut Vec<u8>) {
@@ -92,6 +93,11 @@ impl FrameValue for Source {
                 out.push(RECORD);
                 record.write(out);
             }
+            Self::Zone { key, block } => {
+                out.push(ZONE);
+                key.write(out);
+                block.write(out);
+            }
         }
     }
 
@@ -103,6 +109,7 @@ impl FrameValue for Source {
                 block: FrameValue::read(read)?,
             },
             RECORD => Self::Record(FrameValue::read(read)?),
+            ZONE => Self::Zone { key: FrameValue::read(read)?, block: FrameValue::read(read)? },
             _ => return Err(FrameError),
         })
     }
@@ -116,6 +123,11 @@ impl FrameValue for Target {
                 public_key.write(out);
             }
             Self::Record => out.push(RECORD),
+            Self::Zone { key, format } => {
+                out.push(ZONE);
+                key.write(out);
+                format.write(out);
+            }
         }
     }
 
@@ -123,6 +135,7 @@ impl FrameValue for Target {
         Ok(match read.byte()? {
             DEVICE => Self::Device { public_key: FrameValue::read(read)? },
             RECORD => Self::Record,
+            ZONE => Self::Zone { key: FrameValue::read(read)?, format: FrameValue::read(read)? },
             _ => return Err(FrameError),
         })
     }

@@ -6,12 +6,13 @@ use crate::binding::{Binding, BoundaryLevel, CardBinding, ControlBinding, Isolat
 use crate::device_key::{DeviceKey, Mgf1Hash};
 use crate::kcv::Kcv;
 use crate::key_id::KeyId;
-use crate::key_usage::KeyUsage;
+use crate::key_usage::{KeyUsage, ZoneName};
 use crate::sealed::{
     EncryptedBlock, KeyVersion, PinRecord, SealedAccount, SealedKey, form_code, form_of, level_code, level_of,
 };
 use crate::status::{MemoryLock, Persistence, Status, StorageVersions};
 use crate::storage_format::StorageFormat;
+use crate::zone::{ZoneBlock, ZoneFormat, ZoneKey, ZoneUse};
 
 /// A value with bytes in a frame.
 pub(crate) trait FrameValue: Sized {
@@ -101,6 +102,93 @@ impl FrameValue for DeviceKey {
             _ => return Err(FrameError),
         };
         Ok(Self::parse(read.blob()?).map_err(|_| FrameError)?.with_mgf1(mgf1))
+    }
+}
+
+impl FrameValue for ZoneName {
+    fn write(&self, out: &mut Vec<u8>) {
+        push_blob(out, self.as_str().as_bytes());
+    }
+
+    fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
+        Self::parse(read.text()?).ok_or(FrameError)
+    }
+}
+
+impl FrameValue for ZoneKey {
+    fn write(&self, out: &mut Vec<u8>) {
+        self.zone.write(out);
+        self.version.write(out);
+    }
+
+    fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
+        Ok(Self { zone: FrameValue::read(read)?, version: FrameValue::read(read)? })
+    }
+}
+
+impl FrameValue for KeyVersion {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.0.to_be_bytes());
+    }
+
+    fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
+        read.array().map(|bytes| Self(u16::from_be_bytes(bytes)))
+    }
+}
+
+impl FrameValue for ZoneFormat {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.push(match self {
+            Self::Iso0 => 0,
+            Self::Iso1 => 1,
+            Self::Iso3 => 3,
+            Self::Iso4 => 4,
+        });
+    }
+
+    fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
+        match read.byte()? {
+            0 => Ok(Self::Iso0),
+            1 => Ok(Self::Iso1),
+            3 => Ok(Self::Iso3),
+            4 => Ok(Self::Iso4),
+            _ => Err(FrameError),
+        }
+    }
+}
+
+impl FrameValue for ZoneBlock {
+    fn write(&self, out: &mut Vec<u8>) {
+        self.format().write(out);
+        out.extend_from_slice(self.as_bytes());
+    }
+
+    fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
+        let format = ZoneFormat::read(read)?;
+        Self::from_bytes(format, read.take(format.block_bytes())?).map_err(|_| FrameError)
+    }
+}
+
+impl FrameValue for ZoneUse {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.push(match self {
+            Self::SetPin => 0,
+            Self::GetPin => 1,
+            Self::Verify => 2,
+            Self::Export => 3,
+            Self::Translate => 4,
+        });
+    }
+
+    fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
+        match read.byte()? {
+            0 => Ok(Self::SetPin),
+            1 => Ok(Self::GetPin),
+            2 => Ok(Self::Verify),
+            3 => Ok(Self::Export),
+            4 => Ok(Self::Translate),
+            _ => Err(FrameError),
+        }
     }
 }
 
@@ -194,6 +282,16 @@ impl FrameValue for KeyId {
     }
 }
 
+/// Appends at most 255 values, after their number in one byte.
+fn write_list<T: FrameValue>(values: &[T], out: &mut Vec<u8>) {
+    out.push(u8::try_from(values.len()).unwrap_or(u8::MAX));
+    values.iter().take(u8::MAX.into()).for_each(|value| value.write(out));
+}
+
+fn read_list<T: FrameValue>(read: &mut Reader<'_>) -> Result<Vec<T>, FrameError> {
+    (0..read.byte()?).map(|_| T::read(read)).collect()
+}
+
 impl FrameValue for Status {
     fn write(&self, out: &mut Vec<u8>) {
         self.token.write(out);
@@ -204,8 +302,9 @@ impl FrameValue for Status {
         });
         self.form.write(out);
         self.until.write(out);
-        out.push(u8::try_from(self.keys.len()).unwrap_or(u8::MAX));
-        self.keys.iter().take(u8::MAX.into()).for_each(|key| key.write(out));
+        write_list(&self.keys, out);
+        write_list(&self.zone_keys, out);
+        write_list(&self.even_parity, out);
         let StorageVersions { wrapped, iso_4, tdes } = self.storage;
         [wrapped, iso_4, tdes].iter().for_each(|KeyVersion(key)| out.extend_from_slice(&key.to_be_bytes()));
         match &self.memory {
@@ -228,7 +327,7 @@ impl FrameValue for Status {
             _ => return Err(FrameError),
         };
         let (form, until) = (FrameValue::read(read)?, FrameValue::read(read)?);
-        let keys = (0..read.byte()?).map(|_| FrameValue::read(read)).collect::<Result<_, _>>()?;
+        let (keys, zone_keys, even_parity) = (read_list(read)?, read_list(read)?, read_list(read)?);
         let mut version = || Ok::<_, FrameError>(KeyVersion(u16::from_be_bytes(read.array()?)));
         let storage = StorageVersions { wrapped: version()?, iso_4: version()?, tdes: version()? };
         let memory = Option::read(read)?.map_or(MemoryLock::Locked, MemoryLock::NotLocked);
@@ -238,7 +337,7 @@ impl FrameValue for Status {
             2 => Persistence::Token,
             _ => return Err(FrameError),
         };
-        Ok(Self { token, level, isolation, form, until, keys, storage, memory, persistence })
+        Ok(Self { token, level, isolation, form, until, keys, zone_keys, even_parity, storage, memory, persistence })
     }
 }
 
