@@ -4,14 +4,15 @@
 
 mod at_host;
 mod at_token;
+mod verify;
 
 pub(crate) use self::{at_host::AtHost, at_token::AtToken};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use hsm_protocol::{
-    ACCOUNT_BYTES, Account, AccountNumber, Binding, BoundaryLevel, CardBinding, Error, PinRecord, Reply, Request,
-    SealedAccount, Source, StorageFormat, Target, account_bound_to, record_bound_to,
+    ACCOUNT_BYTES, Account, AccountNumber, Binding, BoundaryLevel, CardBinding, Error, HostOperation, PinRecord, Reply,
+    Request, SealedAccount, Source, StorageFormat, Target, account_bound_to, record_bound_to,
 };
 
 use crate::{
@@ -66,6 +67,36 @@ impl Boundary {
                 self.token().retry_tag(control, block.as_bytes()).map(Reply::RetryTag)
             }
             Request::SealPan { number, card } => self.seal_pan(number, card).map(Reply::SealedPan),
+            Request::Verify { source, record, card, account } => {
+                let at_host = self.at_host(HostOperation::Verify)?;
+                self.check_record(record, card)?;
+                at_host.verify(source, record, card, account)
+            }
+            Request::VerifyValue { source, expected, card, account } => {
+                self.at_host(HostOperation::VerifyValue)?.verify_value(source, expected, card, account)
+            }
+            Request::Change { old, new, record, card, account } => {
+                let at_host = self.at_host(HostOperation::Change)?;
+                self.check_record(record, card)?;
+                at_host.change((old, new), record, card, account).map(Reply::Changed)
+            }
+            Request::Generate { digits, card, account } => {
+                let record = self.at_host(HostOperation::Generate)?.generate(*digits, card, account)?;
+                Ok(Reply::Record { record, retry_tag: None })
+            }
+            Request::DeriveValue { record, method, card, account } => {
+                let at_host = self.at_host(HostOperation::DeriveValue)?;
+                self.check_record(record, card)?;
+                at_host.derive_value(record, method, card, account).map(Reply::Value)
+            }
+        }
+    }
+
+    /// The boundary of level `host`, which alone compares PINs.
+    fn at_host(&self, operation: HostOperation) -> Result<&AtHost, Error> {
+        match self {
+            Self::Host(at_host) => Ok(at_host),
+            Self::Token(_) => Err(Error::HostLevelOnly { operation }),
         }
     }
 
@@ -90,6 +121,12 @@ impl Boundary {
             (Self::Token(_), Target::Record) if let Place::Record(form) = source_place => Place::Record(form),
             (_, Target::Record) => Place::Record(self.form()),
         };
+        // Older records of a reversible format are not shown either.
+        if self.form() == StorageFormat::OneWay
+            && matches!((source, target), (Source::Record(_), Target::Device { .. }))
+        {
+            return Err(Error::OneWay);
+        }
         check_translation(self.level(), source_place, target_place)?;
         match (source, target) {
             (Source::Device { sealed_tzpk, control, block }, Target::Record) => {

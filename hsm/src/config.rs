@@ -208,6 +208,7 @@ pub(crate) enum HostForm {
     Iso4,
     Iso3,
     Iso0,
+    OneWay,
 }
 
 impl HostForm {
@@ -217,6 +218,7 @@ impl HostForm {
             StorageFormat::Iso4 => Some(Self::Iso4),
             StorageFormat::Iso3 => Some(Self::Iso3),
             StorageFormat::Iso0 => Some(Self::Iso0),
+            StorageFormat::OneWay => Some(Self::OneWay),
         }
     }
 }
@@ -227,6 +229,7 @@ impl From<HostForm> for StorageFormat {
             HostForm::Iso4 => Self::Iso4,
             HostForm::Iso3 => Self::Iso3,
             HostForm::Iso0 => Self::Iso0,
+            HostForm::OneWay => Self::OneWay,
         }
     }
 }
@@ -245,7 +248,7 @@ impl TokenForm {
             StorageFormat::Wrapped => Some(Self::Wrapped),
             StorageFormat::Iso4 => Some(Self::Iso4),
             StorageFormat::Iso3 => Some(Self::Iso3),
-            StorageFormat::Iso0 => None,
+            StorageFormat::Iso0 | StorageFormat::OneWay => None,
         }
     }
 }

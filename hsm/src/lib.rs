@@ -82,6 +82,7 @@ mod selftest;
 mod tdes_key;
 mod token;
 mod translation;
+mod value;
 mod vault;
 mod versioned;
 mod workers;
@@ -92,10 +93,11 @@ mod fresh_token;
 mod vectors;
 
 pub use hsm_protocol::{
-    Account, AccountNumber, AccountNumberError, Binding, BoundaryLevel, CardBinding, ControlBinding, DeviceBlock,
-    DeviceKey, DeviceKeyError, EncryptedBlock, Error, FreshTzpk, Isolation, Kcv, KeyId, KeyUsage, KeyVersion,
-    LayoutError, MadeAt, NewRecordFormat, ParityPolicy, PinRecord, Purpose, Refusal, Reply, Request, SealedAccount,
-    SealedKey, Source, Status, StorageFormat, Target, ZoneBlock, ZoneFormat, ZoneKey, ZoneName, ZoneRules, ZoneUse,
+    Account, AccountNumber, AccountNumberError, Binding, BoundaryLevel, CardBinding, Changed, ControlBinding,
+    DeviceBlock, DeviceKey, DeviceKeyError, EncryptedBlock, Error, ExpectedValue, FreshTzpk, HostOperation, Isolation,
+    Kcv, KeyId, KeyUsage, KeyVersion, LayoutError, MadeAt, NewRecordFormat, ParityPolicy, PinRecord, Purpose, PvkName,
+    Refusal, Reply, Request, SealedAccount, SealedKey, Source, Status, StorageFormat, Target, ValueMethod,
+    VerificationValue, ZoneBlock, ZoneFormat, ZoneKey, ZoneName, ZoneRules, ZoneUse,
 };
 
 pub use self::{

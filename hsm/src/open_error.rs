@@ -91,7 +91,7 @@ impl Pkcs11Error {
 fn forms_at(level: BoundaryLevel) -> &'static str {
     match level {
         BoundaryLevel::Token => "set it to wrapped, iso-3 or iso-4",
-        BoundaryLevel::Host => "set it to iso-4, iso-3 or iso-0",
+        BoundaryLevel::Host => "set it to iso-4, iso-3, iso-0 or one-way",
     }
 }
 

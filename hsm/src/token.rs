@@ -13,19 +13,19 @@ pub(crate) use self::{
         SigningKey, TokenKeyManager, TokenSlot, make_keys, open_at_host_level, open_at_token_level, probe_token,
         token_level_support,
     },
-    software::{Software, aes_kcv, tzpk_decrypt, tzpk_encrypt, tzpk_kcv},
+    software::{Software, aes_kcv, joined, tzpk_decrypt, tzpk_encrypt, tzpk_kcv},
     tdes_budget::{TdesBudget, reserved_in},
 };
 use hsm_protocol::{
-    ACCOUNT_BYTES, Bound, DeviceKey, EncryptedBlock, Error, Kcv, KeyId, KeyVersion, SealedTzpk, StorageFormat,
-    TAG_BYTES,
+    ACCOUNT_BYTES, Bound, DeviceKey, EncryptedBlock, Error, Ibm3624Name, Kcv, KeyId, KeyVersion, PvkName, SealedTzpk,
+    StorageFormat, TAG_BYTES, ZoneName,
 };
 
 use crate::{
     block::AccountDigits,
     clear::{Block, Tzpk, WideBlock},
     config::TokenForm,
-    keyring::Versions,
+    keyring::{KeyMode, KeyUsage, Versions},
     oaep,
     tdes_key::fill_tdes_key,
 };
@@ -93,6 +93,34 @@ pub(crate) trait HostLevel: Token {
 
     /// Decrypts one block in place under a 3DES storage key.
     fn storage_tdes_decrypt(&self, key: KeyVersion, block: &mut Block) -> Result<(), Error>;
+
+    /// The AES-256-CMAC of a message under a one-way storage key, 16 bytes.
+    fn one_way_tag(&self, key: KeyVersion, message: &[u8]) -> Result<[u8; TAG_BYTES], Error>;
+
+    /// The name of an active IBM 3624 key; [`Error::NoVerificationKey`] without such a key.
+    fn ibm_3624(&self, name: &ZoneName) -> Result<Ibm3624Name, Error>;
+
+    /// Encrypts one block in place under an active PVK or IBM 3624 key; [`Error::NoVerificationKey`] without such a key, and
+    /// where its mode does not allow `wanted`.
+    fn verification_encrypt(&self, key: VerificationKey<'_>, wanted: KeyMode, block: &mut Block) -> Result<(), Error>;
+}
+
+/// A key that values are derived under, by the name in a request.
+#[derive(Clone, Copy)]
+pub(crate) enum VerificationKey<'a> {
+    Pvk(&'a PvkName),
+    Ibm3624(&'a ZoneName),
+}
+
+impl VerificationKey<'_> {
+    /// Whether a key of this usage has the name.
+    fn names(self, usage: &KeyUsage) -> bool {
+        match (self, usage) {
+            (Self::Pvk(name), KeyUsage::Pvk(found)) => name == found,
+            (Self::Ibm3624(name), KeyUsage::Ibm3624(found)) => *name == found.name,
+            _ => false,
+        }
+    }
 }
 
 /// The operations of level `token`. No parameter and no result is clear.

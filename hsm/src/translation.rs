@@ -26,13 +26,14 @@ pub struct Translation {
 
 use BoundaryLevel::{Host, Token};
 use Place::{Device, Record};
-use StorageFormat::{Iso0, Iso3, Iso4, Wrapped};
+use StorageFormat::{Iso0, Iso3, Iso4, OneWay, Wrapped};
 
-/// Every allowed translation. Each keeps the account of the source; a block from a device gets the account of its control.
+/// Every allowed translation. A one-way record is the source of none. Each translation keeps the account of the source; a block from a device gets the account of its control.
 pub const TRANSLATIONS: &[Translation] = &[
     row(Device, Record(Iso4), Host),
     row(Device, Record(Iso3), Host),
     row(Device, Record(Iso0), Host),
+    row(Device, Record(OneWay), Host),
     row(Record(Iso4), Device, Host),
     row(Record(Iso3), Device, Host),
     row(Record(Iso0), Device, Host),
@@ -45,6 +46,9 @@ pub const TRANSLATIONS: &[Translation] = &[
     row(Record(Iso0), Record(Iso4), Host),
     row(Record(Iso0), Record(Iso3), Host),
     row(Record(Iso0), Record(Iso0), Host),
+    row(Record(Iso4), Record(OneWay), Host),
+    row(Record(Iso3), Record(OneWay), Host),
+    row(Record(Iso0), Record(OneWay), Host),
     row(Device, Record(Wrapped), Token),
     row(Device, Record(Iso4), Token),
     row(Device, Record(Iso3), Token),
@@ -61,13 +65,14 @@ const fn row(source: Place, target: Place, level: BoundaryLevel) -> Translation 
 /// Checks that the table contains a translation.
 ///
 /// # Errors
-/// [`Error::WriteOnly`] for a format 4 record of level `token`, which no storage key there decrypts;
+/// [`Error::OneWay`] for a one-way record; [`Error::WriteOnly`] for a format 4 record of level `token`, which no storage key there decrypts;
 /// [`Error::TranslationNotAllowed`] for every other pair that is not in the table.
 pub(crate) fn check_translation(level: BoundaryLevel, source: Place, target: Place) -> Result<(), Error> {
     if TRANSLATIONS.contains(&row(source, target, level)) {
         return Ok(());
     }
     match (level, source) {
+        (_, Record(OneWay)) => Err(Error::OneWay),
         (Token, Record(Iso4)) => Err(Error::WriteOnly),
         _ => Err(Error::TranslationNotAllowed),
     }

@@ -189,6 +189,7 @@ enums! {
         Iso3,
         Iso4,
         Wrapped,
+        OneWay,
     }
     method_message, read_method: Method as EngineMethod {
         OpenControl,

@@ -348,6 +348,8 @@ coded! {
         Iso4 = 4,
         /// The device's format 1 block, wrapped by AES key wrap with padding (RFC 5649, `CKM_AES_KEY_WRAP_PAD`).
         Wrapped = 5,
+        /// A salted CMAC of the PIN, which nothing decrypts.
+        OneWay = 6,
     }
 }
 

@@ -127,7 +127,7 @@ impl EncodeLabelValue for Version {
     }
 }
 
-/// The usages of storage keys: two of level `host`, three of level `token`.
+/// The usages of storage keys: three of level `host`, three of level `token`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StorageKey {
     Aes,
@@ -135,10 +135,11 @@ enum StorageKey {
     Wrapped,
     Iso3,
     Iso4,
+    OneWay,
 }
 
 impl StorageKey {
-    const ALL: [Self; 5] = [Self::Aes, Self::Tdes, Self::Wrapped, Self::Iso3, Self::Iso4];
+    const ALL: [Self; 6] = [Self::Aes, Self::Tdes, Self::Wrapped, Self::Iso3, Self::Iso4, Self::OneWay];
 
     fn usage(self) -> KeyUsage {
         match self {
@@ -147,6 +148,7 @@ impl StorageKey {
             Self::Wrapped => KeyUsage::StorageWrapped,
             Self::Iso3 => KeyUsage::StorageIso3,
             Self::Iso4 => KeyUsage::StorageIso4,
+            Self::OneWay => KeyUsage::StorageOneWay,
         }
     }
 

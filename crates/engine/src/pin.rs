@@ -718,6 +718,7 @@ fn block_format(form: hsm_protocol::StorageFormat) -> BlockFormat {
         hsm_protocol::StorageFormat::Iso4 => BlockFormat::Iso4,
         hsm_protocol::StorageFormat::Iso3 => BlockFormat::Iso3,
         hsm_protocol::StorageFormat::Iso0 => BlockFormat::Iso0,
+        hsm_protocol::StorageFormat::OneWay => BlockFormat::OneWay,
     }
 }
 
@@ -936,6 +937,7 @@ fn record_key(record: &PinRecord) -> RecordKey {
         hsm_protocol::StorageFormat::Wrapped => StorageKeyKind::Wrapped,
         hsm_protocol::StorageFormat::Iso4 => StorageKeyKind::Iso4,
         hsm_protocol::StorageFormat::Iso3 | hsm_protocol::StorageFormat::Iso0 => StorageKeyKind::Tdes,
+        hsm_protocol::StorageFormat::OneWay => StorageKeyKind::OneWay,
     };
     RecordKey { kind, version: record.storage_key().0 }
 }
@@ -943,7 +945,7 @@ fn record_key(record: &PinRecord) -> RecordKey {
 /// The newest storage key versions of the boundary.
 fn min_key_versions(status: &hsm_protocol::Status) -> MinKeyVersions {
     let newest = &status.storage;
-    MinKeyVersions { wrapped: newest.wrapped.0, iso_4: newest.iso_4.0, tdes: newest.tdes.0 }
+    MinKeyVersions { wrapped: newest.wrapped.0, iso_4: newest.iso_4.0, tdes: newest.tdes.0, one_way: newest.one_way.0 }
 }
 
 fn account(account: Option<&RegisteredAccount>) -> Result<Account, hsm_protocol::Error> {

@@ -124,6 +124,7 @@ fn storage_format(form: hsm_protocol::StorageFormat) -> proto::StorageFormat {
         hsm_protocol::StorageFormat::Iso4 => proto::StorageFormat::Iso4,
         hsm_protocol::StorageFormat::Iso3 => proto::StorageFormat::Iso3,
         hsm_protocol::StorageFormat::Iso0 => proto::StorageFormat::Iso0,
+        hsm_protocol::StorageFormat::OneWay => proto::StorageFormat::OneWay,
     }
 }
 

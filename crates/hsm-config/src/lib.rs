@@ -370,6 +370,7 @@ fn stored_form(form: StoredFormFile, boundary: &BoundarySection) -> Result<hsm::
         StoredFormFile::Iso4 => Ok(hsm::NewRecordFormat::Iso4),
         StoredFormFile::Iso3 => until(|until| hsm::NewRecordFormat::Iso3 { until }),
         StoredFormFile::Iso0 => until(|until| hsm::NewRecordFormat::Iso0 { until }),
+        StoredFormFile::OneWay => Ok(hsm::NewRecordFormat::OneWay),
     }
 }
 

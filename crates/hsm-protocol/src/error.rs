@@ -1,6 +1,6 @@
 //! Errors of the boundary. None holds a clear value.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
 use thiserror::Error;
 
@@ -77,6 +77,25 @@ pub enum Error {
     /// A format 4 record of level `token`: the storage key may only encrypt.
     #[error("a format 4 record of level token cannot be shown: its storage key may only encrypt")]
     WriteOnly,
+    /// A one-way record, or a boundary that stores PINs one-way.
+    #[error(
+        "PINs are stored one-way (boundary.form = \"one-way\"): a PIN is set, changed and verified, and not shown, exported or re-encrypted"
+    )]
+    OneWay,
+    /// The boundary level cannot do the operation: no clear PIN leaves the token, so none is compared.
+    #[error("{operation} is not possible at level token, where no PIN is compared: set boundary.level = \"host\"")]
+    HostLevelOnly {
+        /// The operation.
+        operation: HostOperation,
+    },
+    /// No active key with this name may do the operation.
+    #[error("no active PVK or IBM 3624 key with this name may do this: pinseal ceremony list shows the keys")]
+    NoVerificationKey,
+    /// The account number has more digits than the validation data of an IBM 3624 key.
+    #[error(
+        "an account number of more than 16 digits has no validation data of this IBM 3624 key: use a key with pan-11"
+    )]
+    ValidationData,
     /// The public key of the device parses, but cannot encrypt.
     #[error(transparent)]
     DeviceKey(#[from] DeviceKeyError),
@@ -106,6 +125,38 @@ pub enum Error {
         /// The cause.
         reason: UnavailableReason,
     },
+}
+
+/// An operation that needs level `host`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostOperation {
+    /// A PIN is compared with a record.
+    Verify,
+    /// A PIN is compared with a verification value.
+    VerifyValue,
+    /// A PIN is changed with proof of the old one.
+    Change,
+    /// A random PIN is made.
+    Generate,
+    /// A verification value is derived.
+    DeriveValue,
+}
+
+impl HostOperation {
+    /// Every operation. The index of an operation is its code in a frame.
+    pub const ALL: [Self; 5] = [Self::Verify, Self::VerifyValue, Self::Change, Self::Generate, Self::DeriveValue];
+}
+
+impl fmt::Display for HostOperation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Verify => "verification of a PIN",
+            Self::VerifyValue => "verification of a PIN by its value",
+            Self::Change => "change of a PIN",
+            Self::Generate => "generation of a PIN",
+            Self::DeriveValue => "derivation of a verification value",
+        })
+    }
 }
 
 /// The cause of an unavailable token. A decision reads the variant, never the text.

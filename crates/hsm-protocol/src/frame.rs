@@ -14,6 +14,7 @@ mod key_list;
 mod reply_codec;
 mod request_codec;
 mod value_codec;
+mod verification_codec;
 
 use thiserror::Error;
 
@@ -221,11 +222,13 @@ mod tests {
     use crate::account::{Account, AccountNumber};
     use crate::binding::{Binding, BoundaryLevel, CardBinding, ControlBinding, Isolation, MadeAt, Purpose};
     use crate::device_key::{DeviceKey, Mgf1Hash};
-    use crate::error::Refusal;
+    use crate::error::{HostOperation, Refusal};
     use crate::kcv::Kcv;
+    use crate::key_usage::ZoneName;
     use crate::request::{DeviceBlock, FreshTzpk, Reply, Request, Source, Target};
     use crate::sealed::{EncryptedBlock, KeyVersion, PinRecord, SealedAccount, SealedKey};
     use crate::storage_format::StorageFormat;
+    use crate::verification::{Changed, ExpectedValue, PvkName, ValueMethod, VerificationValue};
     use crate::zone::{ZoneBlock, ZoneFormat, ZoneKey, ZoneUse};
 
     fn head(r#use: u8, length: usize) -> Vec<u8> {
@@ -253,6 +256,23 @@ mod tests {
         ZoneBlock::from_bytes(format, &vec![6; format.block_bytes()]).unwrap()
     }
 
+    fn one_way_record() -> PinRecord {
+        let made_at = MadeAt { level: BoundaryLevel::Host, isolation: Isolation::Process };
+        PinRecord::untagged(KeyVersion(2), StorageFormat::OneWay, made_at, &[9; 32])
+    }
+
+    fn key_name() -> ZoneName {
+        ZoneName::parse("bank").unwrap()
+    }
+
+    fn pvk() -> PvkName {
+        PvkName::parse("bank:1").unwrap()
+    }
+
+    fn value(digits: &str) -> VerificationValue {
+        VerificationValue::parse(digits).unwrap()
+    }
+
     fn public_key() -> DeviceKey {
         use aws_lc_rs::{
             encoding::{AsDer, PublicKeyX509Der},
@@ -276,6 +296,9 @@ mod tests {
         let device = || Source::Device { sealed_tzpk: sealed_key(), control, block: block() };
         let registered = || Account::Registered(SealedAccount::from_bytes(&head(b'A', 30)).unwrap());
         let translate = |source, target, account| Request::Translate { source, target, card, account };
+        let verify_value =
+            |expected| Request::VerifyValue { source: device(), expected, card, account: Account::PlasticId };
+        let derive_value = |method| Request::DeriveValue { record: record(), method, card, account: registered() };
         let to_device = || Target::Device { public_key: public_key.clone() };
         let from_zone = |format| Source::Zone {
             key: ZoneKey { zone: zone(), version: Some(KeyVersion(2)) },
@@ -298,6 +321,14 @@ mod tests {
             translate(Source::Record(record()), to_zone(ZoneFormat::Iso3), Account::PlasticId),
             Request::RetryTag { control: [7; 16], block: block() },
             Request::SealPan { number: AccountNumber::parse("5413330089020011").unwrap(), card },
+            Request::Verify { source: device(), record: record(), card, account: registered() },
+            verify_value(ExpectedValue::Pvv { key: pvk(), value: value("0511") }),
+            verify_value(ExpectedValue::Ibm3624Offset { key: key_name(), value: value("066210541912") }),
+            verify_value(ExpectedValue::Ibm3624Natural { key: key_name() }),
+            Request::Change { old: device(), new: device(), record: record(), card, account: Account::PlasticId },
+            Request::Generate { digits: 4, card, account: Account::PlasticId },
+            derive_value(ValueMethod::Pvv(pvk())),
+            derive_value(ValueMethod::Ibm3624Offset(key_name())),
         ];
         let body = |request: &Request| {
             let mut body = Vec::new();
@@ -334,6 +365,15 @@ mod tests {
             Ok(Reply::ZoneBlock(zone_block(ZoneFormat::Iso4))),
             Ok(Reply::RetryTag([4; 16])),
             Ok(Reply::SealedPan(SealedAccount::from_bytes(&head(b'A', 30)).unwrap())),
+            Ok(Reply::Verified { right: true, moved: Some(one_way_record()) }),
+            Ok(Reply::Verified { right: false, moved: None }),
+            Ok(Reply::Changed(Changed::Wrong)),
+            Ok(Reply::Changed(Changed::RefusedPin)),
+            Ok(Reply::Changed(Changed::Right { record: record() })),
+            Ok(Reply::Value(value("0511"))),
+            Err(Error::OneWay),
+            Err(Error::NoVerificationKey),
+            Err(Error::ValidationData),
             Err(Refusal::MalformedBlock.into()),
             Err(Refusal::PinPolicy.into()),
             Err(Error::TranslationNotAllowed),
@@ -352,7 +392,8 @@ mod tests {
             Err(Error::Busy { limit: 6 }),
             Err(Error::Unavailable { reason: "no card".into() }),
         ];
-        for result in results {
+        let host_only = HostOperation::ALL.map(|operation| Err(Error::HostLevelOnly { operation }));
+        for result in results.into_iter().chain(host_only) {
             let mut body = Vec::new();
             write_reply(&result, &mut body);
             let mut again = Vec::new();
@@ -382,7 +423,7 @@ mod tests {
         }
 
         #[test]
-        fn no_changed_byte_of_a_request_makes_a_read_panic(which in 0..11usize, at in any::<usize>(), byte in any::<u8>()) {
+        fn no_changed_byte_of_a_request_makes_a_read_panic(which in 0..20usize, at in any::<usize>(), byte in any::<u8>()) {
             let mut body = bodies().swap_remove(which);
             let at = at % body.len();
             body[at] = byte;

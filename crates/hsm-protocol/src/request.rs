@@ -6,6 +6,7 @@ use crate::binding::{Binding, CardBinding, ControlBinding};
 use crate::device_key::DeviceKey;
 use crate::kcv::Kcv;
 use crate::sealed::{EncryptedBlock, PinRecord, SealedAccount, SealedKey};
+use crate::verification::{Changed, ExpectedValue, ValueMethod, VerificationValue};
 use crate::zone::{ZoneBlock, ZoneFormat, ZoneKey};
 
 /// One operation of the boundary. `docs/adding-an-operation.md` lists the places that a new one touches.
@@ -44,6 +45,61 @@ pub enum Request {
         /// Its card.
         card: CardBinding,
     },
+    /// Compares the PIN of a block with a record, in constant time. Level `host` only.
+    Verify {
+        /// The block. A record is no source.
+        source: Source,
+        /// The stored PIN, in any format.
+        record: PinRecord,
+        /// The card of source and record.
+        card: CardBinding,
+        /// The digits that source and record are bound to.
+        account: Account,
+    },
+    /// Compares the PIN of a block with a verification value, in constant time. Level `host` only.
+    VerifyValue {
+        /// The block. A record is no source.
+        source: Source,
+        /// The value and its key.
+        expected: ExpectedValue,
+        /// The card of the source.
+        card: CardBinding,
+        /// The digits that the source is bound to, and that the value is derived from.
+        account: Account,
+    },
+    /// Compares the PIN of one block with a record and re-encrypts the PIN of another as the next record. Level `host` only.
+    Change {
+        /// The block with the old PIN. A record is no source.
+        old: Source,
+        /// The block with the new PIN. A record is no source.
+        new: Source,
+        /// The stored old PIN, in any format.
+        record: PinRecord,
+        /// The card of sources and record.
+        card: CardBinding,
+        /// The digits that sources and record are bound to.
+        account: Account,
+    },
+    /// Makes a random PIN that the PIN policy allows. Level `host` only.
+    Generate {
+        /// The digits of the PIN, 4 to 12.
+        digits: u8,
+        /// The card of the record.
+        card: CardBinding,
+        /// The digits that the record is bound to.
+        account: Account,
+    },
+    /// Derives a verification value of a stored PIN. Level `host` only.
+    DeriveValue {
+        /// The stored PIN, in a reversible format.
+        record: PinRecord,
+        /// The value and its key.
+        method: ValueMethod,
+        /// The card of the record.
+        card: CardBinding,
+        /// The digits that the record is bound to, and that the value is derived from.
+        account: Account,
+    },
 }
 
 impl Request {
@@ -58,6 +114,10 @@ impl Request {
                 | (Self::Translate { target: Target::Zone { .. }, .. }, Reply::ZoneBlock(_))
                 | (Self::RetryTag { .. }, Reply::RetryTag(_))
                 | (Self::SealPan { .. }, Reply::SealedPan(_))
+                | (Self::Verify { .. } | Self::VerifyValue { .. }, Reply::Verified { .. })
+                | (Self::Change { .. }, Reply::Changed(_))
+                | (Self::Generate { .. }, Reply::Record { retry_tag: None, .. })
+                | (Self::DeriveValue { .. }, Reply::Value(_))
         )
     }
 }
@@ -124,6 +184,17 @@ pub enum Reply {
     RetryTag([u8; 16]),
     /// Of [`Request::SealPan`]: the sealed account number.
     SealedPan(SealedAccount),
+    /// Of [`Request::Verify`] and [`Request::VerifyValue`], for a well-formed block.
+    Verified {
+        /// Whether the PIN is right.
+        right: bool,
+        /// Of a right PIN whose record is one-way under an older key, or is to be one-way: the record to store in its place.
+        moved: Option<PinRecord>,
+    },
+    /// Of [`Request::Change`], for two well-formed blocks.
+    Changed(Changed),
+    /// Of [`Request::DeriveValue`].
+    Value(VerificationValue),
 }
 
 /// A fresh tzpk (temporary zone PIN key).

@@ -3,7 +3,7 @@
 //! ```text
 //! sealed tzpk     01 'T' key(2)          body(44)                           48 bytes
 //! sealed account  01 'A' key(2)                    ciphertext(10) tag(16)   30 bytes
-//! PIN record      01 'P' key(2) form made_at  block(8, 16 or 40) tag(16)   30, 38 or 62 bytes
+//! PIN record      01 'P' key(2) form made_at  block(8, 16, 32 or 40) tag(16)   30, 38, 54 or 62 bytes
 //! ```
 //! The token defines the body of a sealed tzpk. Software token: nonce(12) ciphertext(16) tag(16). PKCS#11 token: key wrap(24)
 //! tag(16) zero(4). Every tag authenticates the first four bytes and the binding, so a blob of one use is rejected as another.
@@ -32,6 +32,10 @@ const SEALED_KEY_BYTES: usize = HEAD_BYTES + SEALED_TZPK_BYTES;
 pub type SealedTzpk = [u8; SEALED_TZPK_BYTES];
 /// Bytes of a sealed account.
 const SEALED_ACCOUNT_BYTES: usize = HEAD_BYTES + ACCOUNT_BYTES + TAG_BYTES;
+/// Bytes of the salt of a one-way record.
+pub const SALT_BYTES: usize = 16;
+/// Bytes of salt and CMAC.
+const ONE_WAY_BYTES: usize = SALT_BYTES + TAG_BYTES;
 /// The most bytes of a PIN record.
 const PIN_RECORD_BYTES_MAX: usize = HEAD_BYTES + 2 + 40 + TAG_BYTES;
 
@@ -203,7 +207,7 @@ impl PinRecord {
         self.made_at
     }
 
-    /// The encrypted block: 8, 16 or 40 bytes by the format.
+    /// The encrypted block, 8, 16 or 40 bytes by the format; of a one-way record salt and CMAC, 32 bytes.
     pub fn block(&self) -> &[u8] {
         self.tagged_bytes().get(HEAD_BYTES + 2..).unwrap_or_default()
     }
@@ -221,6 +225,7 @@ impl PinRecord {
     fn length(&self) -> usize {
         let block = match self.form {
             StorageFormat::Wrapped => 40,
+            StorageFormat::OneWay => ONE_WAY_BYTES,
             StorageFormat::Iso4 => 16,
             StorageFormat::Iso3 | StorageFormat::Iso0 => 8,
         };
@@ -324,6 +329,7 @@ pub(crate) fn form_code(form: StorageFormat) -> u8 {
         StorageFormat::Iso4 => 4,
         StorageFormat::Iso3 => 3,
         StorageFormat::Iso0 => 0,
+        StorageFormat::OneWay => b'o',
     }
 }
 
@@ -333,6 +339,7 @@ pub(crate) fn form_of(code: u8) -> Result<StorageFormat, LayoutError> {
         4 => Ok(StorageFormat::Iso4),
         3 => Ok(StorageFormat::Iso3),
         0 => Ok(StorageFormat::Iso0),
+        b'o' => Ok(StorageFormat::OneWay),
         _ => Err(LayoutError::Kind { what: "PIN record" }),
     }
 }

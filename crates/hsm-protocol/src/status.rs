@@ -110,6 +110,7 @@ impl Status {
             StorageFormat::Wrapped => "a key of the record, AES-256",
             StorageFormat::Iso4 => "AES-256",
             StorageFormat::Iso3 | StorageFormat::Iso0 => "3DES",
+            StorageFormat::OneWay => "AES-256-CMAC",
         };
         let exception = self.until.as_ref().map(|until| format!("EXCEPTION until {until}: ")).unwrap_or_default();
         lines.push(format!("{exception}PINs are stored as {} under {cipher}", self.form.description()));
@@ -153,6 +154,8 @@ pub struct StorageVersions {
     pub iso_4: KeyVersion,
     /// The version for ISO-3 and ISO-0 blocks.
     pub tdes: KeyVersion,
+    /// The version for one-way records; 0 without such a key.
+    pub one_way: KeyVersion,
 }
 
 impl StorageVersions {
@@ -162,6 +165,7 @@ impl StorageVersions {
             StorageFormat::Wrapped => self.wrapped,
             StorageFormat::Iso4 => self.iso_4,
             StorageFormat::Iso3 | StorageFormat::Iso0 => self.tdes,
+            StorageFormat::OneWay => self.one_way,
         }
     }
 }

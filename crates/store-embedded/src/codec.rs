@@ -92,25 +92,26 @@ fn kind_code(kind: StorageKeyKind) -> u8 {
         StorageKeyKind::Wrapped => 1,
         StorageKeyKind::Iso4 => 2,
         StorageKeyKind::Tdes => 3,
+        StorageKeyKind::OneWay => 4,
     }
 }
 
 fn kind_of(code: u8) -> Option<StorageKeyKind> {
-    [StorageKeyKind::Wrapped, StorageKeyKind::Iso4, StorageKeyKind::Tdes]
+    [StorageKeyKind::Wrapped, StorageKeyKind::Iso4, StorageKeyKind::Tdes, StorageKeyKind::OneWay]
         .into_iter()
         .find(|kind| kind_code(*kind) == code)
 }
 
 pub(super) fn encode_min(min: &MinKeyVersions) -> Vec<u8> {
     let mut bytes = Writer::new();
-    [min.wrapped, min.iso_4, min.tdes].iter().for_each(|version| bytes.array(&version.to_be_bytes()));
+    [min.wrapped, min.iso_4, min.tdes, min.one_way].iter().for_each(|version| bytes.array(&version.to_be_bytes()));
     bytes.0
 }
 
 pub(super) fn decode_min(bytes: &[u8]) -> Option<MinKeyVersions> {
     let mut read = Reader::new(bytes)?;
     let mut version = || read.array().map(u16::from_be_bytes);
-    let min = MinKeyVersions { wrapped: version()?, iso_4: version()?, tdes: version()? };
+    let min = MinKeyVersions { wrapped: version()?, iso_4: version()?, tdes: version()?, one_way: version()? };
     read.end(min)
 }
 
@@ -326,12 +327,12 @@ mod tests {
 
     #[test]
     fn storage_keys_survive_their_encoding() {
-        for kind in [StorageKeyKind::Wrapped, StorageKeyKind::Iso4, StorageKeyKind::Tdes] {
+        for kind in [StorageKeyKind::Wrapped, StorageKeyKind::Iso4, StorageKeyKind::Tdes, StorageKeyKind::OneWay] {
             let key = RecordKey { kind, version: 0x0102 };
             let pin = StoredPin { record: [7; 38].into(), key, account: None };
             assert_eq!(decode_pin(&encode_pin(UnixMillis(5), &pin)).unwrap().pin.key, key);
         }
-        let min = MinKeyVersions { wrapped: 1, iso_4: 0x0203, tdes: u16::MAX };
+        let min = MinKeyVersions { wrapped: 1, iso_4: 0x0203, tdes: u16::MAX, one_way: 4 };
         assert_eq!(decode_min(&encode_min(&min)), Some(min));
     }
 

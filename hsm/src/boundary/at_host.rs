@@ -102,15 +102,15 @@ impl AtHost {
     }
 
     /// Encrypts a PIN as a record, in the format of new records.
-    fn encrypt_record(
+    pub(super) fn encrypt_record(
         &self,
         pin: &Pin,
         (block, wide): (&mut Block, &mut WideBlock),
         account: &AccountDigits,
         card: &CardBinding,
     ) -> Result<PinRecord, Error> {
-        let key = self.token.current().storage.of(self.form.into());
         let encrypted = match self.form {
+            HostForm::OneWay => return self.one_way_record(pin, card),
             HostForm::Iso4 => {
                 let mut random = [0; 8];
                 self.token.random(&mut random)?;
@@ -128,23 +128,21 @@ impl AtHost {
                 &block.bytes()[..]
             }
         };
-        tagged(
-            &*self.token,
-            PinRecord::untagged(
-                key,
-                self.form.into(),
-                MadeAt { level: BoundaryLevel::Host, isolation: self.isolation },
-                encrypted,
-            ),
-            card,
-        )
+        self.record(self.form, encrypted, card)
+    }
+
+    /// A record with its tag, under the newest storage key of a format.
+    pub(super) fn record(&self, form: HostForm, block: &[u8], card: &CardBinding) -> Result<PinRecord, Error> {
+        let key = self.token.current().storage.of(form.into());
+        let made_at = MadeAt { level: BoundaryLevel::Host, isolation: self.isolation };
+        tagged(&*self.token, PinRecord::untagged(key, form.into(), made_at, block), card)
     }
 
     /// Decrypts a record into `pin`.
     ///
     /// # Errors
-    /// [`Error::SealBroken`] where the decrypted block is malformed.
-    fn open_record(
+    /// [`Error::OneWay`] for a one-way record; [`Error::SealBroken`] where the decrypted block is malformed.
+    pub(super) fn open_record(
         &self,
         record: &PinRecord,
         account: &AccountDigits,
@@ -154,6 +152,7 @@ impl AtHost {
         let broken = Error::SealBroken { what: "PIN record".into() };
         let Some(form) = HostForm::from_format(record.form()) else { return Err(broken) };
         let well_formed = match form {
+            HostForm::OneWay => return Err(Error::OneWay),
             HostForm::Iso4 => {
                 wide.bytes_mut().iter_mut().zip(record.block()).for_each(|(place, byte)| *place = *byte);
                 self.token.storage_decrypt_iso_4(record.storage_key(), wide, account_field(account))?;

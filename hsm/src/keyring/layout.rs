@@ -1,12 +1,16 @@
 //! The stored form of a keyring, before it is sealed.
 
+use std::borrow::Cow;
+
 use super::{ENGINE_KEYS, KeyAlgorithm, KeyInfo, KeyMode, KeyUsage, Keyring, RingKey, ZoneName};
-use hsm_protocol::Kcv;
+use hsm_protocol::{Ibm3624Name, Kcv, PvkName};
 
 use crate::clear::ClearBytes;
 
 const ZONE: u8 = b'z';
 const EXCHANGE: u8 = b'x';
+const PVK: u8 = b'v';
+const IBM_3624: u8 = b'i';
 /// The stored value of a missing date.
 const NEVER: u64 = 0;
 /// State: the keys are in the custody of a roster.
@@ -18,7 +22,7 @@ const EXPORTABLE: u8 = 1;
 /// Flag: the key has no KCV.
 const WITHOUT_KCV: u8 = 2;
 /// The bits of the mode of use, in the byte of the algorithm.
-const MODE: u8 = 0xC0;
+const MODE: u8 = 0xE0;
 
 impl Keyring {
     /// Encodes the keyring.
@@ -43,10 +47,12 @@ impl Keyring {
         out.put(&self.last_entry);
         out.put(&u16::try_from(self.keys.len()).unwrap_or(u16::MAX).to_be_bytes());
         for RingKey { info, key } in self.keys.iter().take(usize::from(u16::MAX)) {
-            let (code, zone) = match &info.name {
-                KeyUsage::Zone(name) => (ZONE, name.as_str()),
-                KeyUsage::Exchange(name) => (EXCHANGE, name.as_str()),
-                engine => (index_in(ENGINE_KEYS.iter().map(|(name, _)| name), engine), ""),
+            let (code, zone): (u8, Cow<'_, str>) = match &info.name {
+                KeyUsage::Zone(name) => (ZONE, name.as_str().into()),
+                KeyUsage::Exchange(name) => (EXCHANGE, name.as_str().into()),
+                KeyUsage::Pvk(name) => (PVK, name.to_string().into()),
+                KeyUsage::Ibm3624(name) => (IBM_3624, name.to_string().into()),
+                engine => (index_in(ENGINE_KEYS.iter().map(|(name, _)| name), engine), "".into()),
             };
             out.put(&[code, u8::try_from(zone.len()).unwrap_or_default()]);
             out.put(zone.as_bytes());
@@ -86,6 +92,8 @@ fn read_key(from: &mut &[u8]) -> Option<RingKey> {
     let name = match code {
         ZONE => KeyUsage::Zone(ZoneName::parse(zone)?),
         EXCHANGE => KeyUsage::Exchange(ZoneName::parse(zone)?),
+        PVK => KeyUsage::Pvk(PvkName::parse(zone)?),
+        IBM_3624 => KeyUsage::Ibm3624(Ibm3624Name::parse(zone)?),
         engine => ENGINE_KEYS.get(usize::from(engine)).map(|(name, _)| name.clone())?,
     };
     let version = u16::from_be_bytes(take(from)?);
@@ -122,7 +130,9 @@ fn read_key(from: &mut &[u8]) -> Option<RingKey> {
 fn mode_bits(mode: KeyMode) -> u8 {
     match mode {
         KeyMode::Both => 0,
+        KeyMode::Generates => 0x20,
         KeyMode::Encrypts => 0x40,
+        KeyMode::Verifies => 0x60,
         KeyMode::Decrypts => 0x80,
     }
 }
@@ -193,6 +203,17 @@ mod tests {
             let read = Keyring::read(keyring(mode).bytes().bytes()).unwrap();
             let info = &read.keys.first().unwrap().info;
             assert_eq!((info.mode, info.algorithm, info.exportable), (mode, KeyAlgorithm::Aes192, true));
+        }
+    }
+
+    #[test]
+    fn names_of_verification_keys_are_read_back() {
+        for name in ["pvk:bank:1", "ibm-3624:bank:0123456789012345:pan-11"] {
+            let mut keyring = Keyring::empty();
+            let name = KeyUsage::parse(name).unwrap();
+            let new = keyring.next(name.clone(), KeyAlgorithm::TdesDouble, Exportability::Never);
+            keyring.put(new, None, Some(ClearBytes::copied(&[7; 16])), 1);
+            assert_eq!(Keyring::read(keyring.bytes().bytes()).unwrap().keys[0].info.name, name);
         }
     }
 

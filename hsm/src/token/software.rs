@@ -15,19 +15,19 @@ use aws_lc_rs::{
 use des::TdesEde2;
 
 use super::{
-    HostLevel, IssuedTzpk, Token, WrappedTzpk,
+    HostLevel, IssuedTzpk, Token, VerificationKey, WrappedTzpk,
     aes_chain::{CmacKey, encrypt_chain},
     host_tzpk,
     tdes_budget::TdesBudget,
 };
 use hsm_protocol::{
-    ACCOUNT_BYTES, Bound, DeviceKey, Error, Kcv, KeyId, KeyVersion, NONCE_BYTES, RECORD_MESSAGE_BYTES_MAX, SealedTzpk,
-    StorageFormat, StorageVersions, TAG_BYTES,
+    ACCOUNT_BYTES, Bound, DeviceKey, Error, Ibm3624Name, Kcv, KeyId, KeyVersion, NONCE_BYTES, RECORD_MESSAGE_BYTES_MAX,
+    SealedTzpk, StorageFormat, StorageVersions, TAG_BYTES, ZoneName,
 };
 
 use crate::{
     clear::{Block, Clear, Tzpk, WideBlock},
-    keyring::{KeyUsage, Keys, Versions},
+    keyring::{KeyMode, KeyUsage, Keys, Versions},
     versioned::Versioned,
 };
 
@@ -41,6 +41,8 @@ pub(crate) struct Software {
     account: LessSafeKey,
     record: CmacKey,
     retry: CmacKey,
+    one_way: Option<Versioned<CmacKey>>,
+    verification: Vec<(KeyUsage, KeyMode, TdesEde2)>,
     keys: Vec<KeyId>,
     versions: Versions,
 }
@@ -54,6 +56,7 @@ impl Software {
                 wrapped: keys.storage.version(),
                 iso_4: keys.storage.version(),
                 tdes: keys.storage_tdes.version(),
+                one_way: keys.one_way.as_ref().map_or(KeyVersion(0), Versioned::version),
             },
             seal: keys.seal.version(),
             account: keys.account.version(),
@@ -61,6 +64,7 @@ impl Software {
         let mut key_ids = aes_key_ids(&KeyUsage::Storage, &keys.storage);
         let tdes = keys.storage_tdes.iter();
         key_ids.extend(tdes.map(|(version, key)| key_id(&KeyUsage::StorageTdes, version, tzpk_kcv(key))));
+        key_ids.extend(keys.one_way.iter().flat_map(|keys| aes_key_ids(&KeyUsage::StorageOneWay, keys)));
         key_ids.extend(aes_key_ids(&KeyUsage::Seal, &keys.seal));
         key_ids.extend(aes_key_ids(&KeyUsage::Account, &keys.account));
         Ok(Box::new(Self {
@@ -71,6 +75,15 @@ impl Software {
             account: aead(keys.account.newest())?,
             record: CmacKey::new(keys.record.newest()),
             retry: CmacKey::new(keys.retry.newest()),
+            one_way: match &keys.one_way {
+                Some(keys) => Some(keys.prepared(|key| Ok::<_, Error>(CmacKey::new(key)))?),
+                None => None,
+            },
+            verification: keys
+                .verification
+                .iter()
+                .map(|(usage, mode, key)| (usage.clone(), *mode, TdesEde2::new(key.bytes().into())))
+                .collect(),
             keys: key_ids,
             versions,
         }))
@@ -102,6 +115,7 @@ impl Token for Software {
         match form {
             StorageFormat::Wrapped | StorageFormat::Iso4 => self.storage.get(key).is_some(),
             StorageFormat::Iso3 | StorageFormat::Iso0 => self.storage_tdes.get(key).is_some(),
+            StorageFormat::OneWay => self.one_way.as_ref().is_some_and(|keys| keys.get(key).is_some()),
         }
     }
 
@@ -187,6 +201,28 @@ impl HostLevel for Software {
 
     fn storage_tdes_decrypt(&self, key: KeyVersion, block: &mut Block) -> Result<(), Error> {
         self.storage_tdes.get(key).ok_or(Error::UnknownKey)?.decrypt_block(block.bytes_mut().into());
+        Ok(())
+    }
+
+    fn one_way_tag(&self, key: KeyVersion, message: &[u8]) -> Result<[u8; TAG_BYTES], Error> {
+        let key = self.one_way.as_ref().and_then(|keys| keys.get(key)).ok_or(Error::UnknownKey)?;
+        Ok(key.tag(message))
+    }
+
+    fn ibm_3624(&self, name: &ZoneName) -> Result<Ibm3624Name, Error> {
+        let found = self.verification.iter().find_map(|(usage, ..)| match usage {
+            KeyUsage::Ibm3624(found) if found.name == *name => Some(found.clone()),
+            _ => None,
+        });
+        found.ok_or(Error::NoVerificationKey)
+    }
+
+    fn verification_encrypt(&self, key: VerificationKey<'_>, wanted: KeyMode, block: &mut Block) -> Result<(), Error> {
+        let found = self.verification.iter().find(|(usage, ..)| key.names(usage));
+        let Some((.., cipher)) = found.filter(|(_, mode, _)| mode.allows(wanted)) else {
+            return Err(Error::NoVerificationKey);
+        };
+        cipher.encrypt_block(block.bytes_mut().into());
         Ok(())
     }
 }
@@ -298,7 +334,7 @@ fn account_nonce(bound: &Bound) -> [u8; NONCE_BYTES] {
 }
 
 /// Concatenates the parts in the buffer.
-pub(super) fn joined<'a>(buffer: &'a mut [u8], parts: &[&[u8]]) -> &'a [u8] {
+pub(crate) fn joined<'a>(buffer: &'a mut [u8], parts: &[&[u8]]) -> &'a [u8] {
     let mut length = 0;
     for part in parts {
         if let Some(place) = buffer.get_mut(length..length + part.len()) {

@@ -29,6 +29,10 @@ const MGF1_NOT_SUPPORTED: u8 = 17;
 const ZONE_UNKNOWN: u8 = 18;
 const ZONE_FORMAT: u8 = 19;
 const ZONE_USE: u8 = 20;
+const ONE_WAY: u8 = 32;
+const HOST_LEVEL_ONLY: u8 = 33;
+const NO_VERIFICATION_KEY: u8 = 34;
+const VALIDATION_DATA: u8 = 35;
 
 const AVAILABLE: u8 = 0;
 const TZPK: u8 = 1;
@@ -37,6 +41,9 @@ const BLOCK: u8 = 3;
 const TAG: u8 = 4;
 const SEALED_PAN: u8 = 5;
 const ZONE_BLOCK: u8 = 6;
+const VERIFIED: u8 = 16;
+const CHANGED: u8 = 17;
+const VALUE: u8 = 18;
 
 /// Appends the body of a reply.
 pub fn write_reply(result: &Result<Reply, Error>, out: &mut Vec<u8>) {
@@ -96,6 +103,18 @@ impl FrameValue for Reply {
                 out.push(SEALED_PAN);
                 sealed.write(out);
             }
+            Self::Verified { right, moved } => {
+                out.extend_from_slice(&[VERIFIED, u8::from(*right)]);
+                moved.write(out);
+            }
+            Self::Changed(changed) => {
+                out.push(CHANGED);
+                changed.write(out);
+            }
+            Self::Value(value) => {
+                out.push(VALUE);
+                value.write(out);
+            }
         }
     }
 
@@ -116,6 +135,9 @@ impl FrameValue for Reply {
             ZONE_BLOCK => Self::ZoneBlock(FrameValue::read(read)?),
             TAG => Self::RetryTag(FrameValue::read(read)?),
             SEALED_PAN => Self::SealedPan(FrameValue::read(read)?),
+            VERIFIED => Self::Verified { right: read.flag()?, moved: FrameValue::read(read)? },
+            CHANGED => Self::Changed(FrameValue::read(read)?),
+            VALUE => Self::Value(FrameValue::read(read)?),
             _ => return Err(FrameError),
         })
     }
@@ -151,6 +173,13 @@ fn write_error(error: &Error, out: &mut Vec<u8>) {
             made_at.write(out);
         }
         Error::WriteOnly => out.push(WRITE_ONLY),
+        Error::OneWay => out.push(ONE_WAY),
+        Error::HostLevelOnly { operation } => {
+            out.push(HOST_LEVEL_ONLY);
+            operation.write(out);
+        }
+        Error::NoVerificationKey => out.push(NO_VERIFICATION_KEY),
+        Error::ValidationData => out.push(VALIDATION_DATA),
         Error::DeviceKey(_) => out.push(DEVICE_KEY),
         Error::Mgf1NotSupported => out.push(MGF1_NOT_SUPPORTED),
         Error::PlasticId => out.push(PLASTIC_ID),
@@ -185,6 +214,10 @@ fn read_error(code: u8, read: &mut Reader<'_>) -> Result<Error, FrameError> {
         UNKNOWN_KEY => Error::UnknownKey,
         OTHER_LEVEL => Error::OtherLevel { made_at: FrameValue::read(read)? },
         WRITE_ONLY => Error::WriteOnly,
+        ONE_WAY => Error::OneWay,
+        HOST_LEVEL_ONLY => Error::HostLevelOnly { operation: FrameValue::read(read)? },
+        NO_VERIFICATION_KEY => Error::NoVerificationKey,
+        VALIDATION_DATA => Error::ValidationData,
         DEVICE_KEY => Error::DeviceKey(crate::device_key::DeviceKeyError::Malformed),
         MGF1_NOT_SUPPORTED => Error::Mgf1NotSupported,
         PLASTIC_ID => Error::PlasticId,

@@ -11,6 +11,11 @@ const ISSUE_TZPK: u8 = 1;
 const TRANSLATE: u8 = 2;
 const RETRY_TAG: u8 = 3;
 const SEAL_PAN: u8 = 4;
+const VERIFY: u8 = 16;
+const VERIFY_VALUE: u8 = 17;
+const CHANGE: u8 = 18;
+const GENERATE: u8 = 19;
+const DERIVE_VALUE: u8 = 20;
 
 const DEVICE: u8 = 0;
 const RECORD: u8 = 1;
@@ -60,6 +65,40 @@ impl FrameValue for Request {
                 number.write(out);
                 card.write(out);
             }
+            Self::Verify { source, record, card, account } => {
+                out.push(VERIFY);
+                source.write(out);
+                record.write(out);
+                card.write(out);
+                account.write(out);
+            }
+            Self::VerifyValue { source, expected, card, account } => {
+                out.push(VERIFY_VALUE);
+                source.write(out);
+                expected.write(out);
+                card.write(out);
+                account.write(out);
+            }
+            Self::Change { old, new, record, card, account } => {
+                out.push(CHANGE);
+                old.write(out);
+                new.write(out);
+                record.write(out);
+                card.write(out);
+                account.write(out);
+            }
+            Self::Generate { digits, card, account } => {
+                out.extend_from_slice(&[GENERATE, *digits]);
+                card.write(out);
+                account.write(out);
+            }
+            Self::DeriveValue { record, method, card, account } => {
+                out.push(DERIVE_VALUE);
+                record.write(out);
+                method.write(out);
+                card.write(out);
+                account.write(out);
+            }
         }
     }
 
@@ -75,6 +114,34 @@ impl FrameValue for Request {
             },
             RETRY_TAG => Self::RetryTag { control: FrameValue::read(read)?, block: FrameValue::read(read)? },
             SEAL_PAN => Self::SealPan { number: FrameValue::read(read)?, card: FrameValue::read(read)? },
+            VERIFY => Self::Verify {
+                source: FrameValue::read(read)?,
+                record: FrameValue::read(read)?,
+                card: FrameValue::read(read)?,
+                account: FrameValue::read(read)?,
+            },
+            VERIFY_VALUE => Self::VerifyValue {
+                source: FrameValue::read(read)?,
+                expected: FrameValue::read(read)?,
+                card: FrameValue::read(read)?,
+                account: FrameValue::read(read)?,
+            },
+            CHANGE => Self::Change {
+                old: FrameValue::read(read)?,
+                new: FrameValue::read(read)?,
+                record: FrameValue::read(read)?,
+                card: FrameValue::read(read)?,
+                account: FrameValue::read(read)?,
+            },
+            GENERATE => {
+                Self::Generate { digits: read.byte()?, card: FrameValue::read(read)?, account: FrameValue::read(read)? }
+            }
+            DERIVE_VALUE => Self::DeriveValue {
+                record: FrameValue::read(read)?,
+                method: FrameValue::read(read)?,
+                card: FrameValue::read(read)?,
+                account: FrameValue::read(read)?,
+            },
             _ => return Err(FrameError),
         })
     }

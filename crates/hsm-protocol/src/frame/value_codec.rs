@@ -36,6 +36,15 @@ impl<'a> Reader<'a> {
         self.array().map(|[byte]| byte)
     }
 
+    /// A byte that is 0 or 1.
+    pub(crate) fn flag(&mut self) -> Result<bool, FrameError> {
+        match self.byte()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(FrameError),
+        }
+    }
+
     pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], FrameError> {
         self.take(N)?.try_into().map_err(|_| FrameError)
     }
@@ -45,7 +54,7 @@ impl<'a> Reader<'a> {
         self.take(length.into())
     }
 
-    fn text(&mut self) -> Result<&'a str, FrameError> {
+    pub(crate) fn text(&mut self) -> Result<&'a str, FrameError> {
         std::str::from_utf8(self.blob()?).map_err(|_| FrameError)
     }
 
@@ -221,11 +230,7 @@ impl<T: FrameValue> FrameValue for Option<T> {
     }
 
     fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
-        match read.byte()? {
-            0 => Ok(None),
-            1 => T::read(read).map(Some),
-            _ => Err(FrameError),
-        }
+        read.flag()?.then(|| T::read(read)).transpose()
     }
 }
 
@@ -305,8 +310,8 @@ impl FrameValue for Status {
         write_list(&self.keys, out);
         write_list(&self.zone_keys, out);
         write_list(&self.even_parity, out);
-        let StorageVersions { wrapped, iso_4, tdes } = self.storage;
-        [wrapped, iso_4, tdes].iter().for_each(|KeyVersion(key)| out.extend_from_slice(&key.to_be_bytes()));
+        let StorageVersions { wrapped, iso_4, tdes, one_way } = self.storage;
+        [wrapped, iso_4, tdes, one_way].iter().for_each(|KeyVersion(key)| out.extend_from_slice(&key.to_be_bytes()));
         match &self.memory {
             MemoryLock::Locked => None,
             MemoryLock::NotLocked(reason) => Some(reason.clone()),
@@ -329,7 +334,7 @@ impl FrameValue for Status {
         let (form, until) = (FrameValue::read(read)?, FrameValue::read(read)?);
         let (keys, zone_keys, even_parity) = (read_list(read)?, read_list(read)?, read_list(read)?);
         let mut version = || Ok::<_, FrameError>(KeyVersion(u16::from_be_bytes(read.array()?)));
-        let storage = StorageVersions { wrapped: version()?, iso_4: version()?, tdes: version()? };
+        let storage = StorageVersions { wrapped: version()?, iso_4: version()?, tdes: version()?, one_way: version()? };
         let memory = Option::read(read)?.map_or(MemoryLock::Locked, MemoryLock::NotLocked);
         let persistence = match read.byte()? {
             0 => Persistence::Memory,

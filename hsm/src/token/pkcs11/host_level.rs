@@ -11,11 +11,12 @@ use super::{
     keys::{HostKeys, SealKey},
     objects::{SessionObject, WRAPPED_TZPK_BYTES},
 };
-use hsm_protocol::{Bound, DeviceKey, Error, KeyVersion, SealedTzpk};
+use hsm_protocol::{Bound, DeviceKey, Error, Ibm3624Name, KeyVersion, SealedTzpk, TAG_BYTES, ZoneName};
 
 use crate::{
     clear::{Block, Tzpk, WideBlock},
-    token::{HostLevel, IssuedTzpk, Token, WrappedTzpk, host_tzpk, software},
+    keyring::KeyMode,
+    token::{HostLevel, IssuedTzpk, Token, VerificationKey, WrappedTzpk, host_tzpk, software},
 };
 
 /// Bytes of a tzpk: a double-length 3DES key, one AES block.
@@ -122,5 +123,22 @@ impl HostLevel for Pkcs11Token<HostKeys> {
             let key = keys.level.tdes.get(key)?;
             Some(session.decrypt(&Mechanism::Des3Ecb, *key, &cipher, block.bytes_mut()))
         })
+    }
+
+    fn one_way_tag(&self, _key: KeyVersion, _message: &[u8]) -> Result<[u8; TAG_BYTES], Error> {
+        Err(Error::UnknownKey)
+    }
+
+    fn ibm_3624(&self, _name: &ZoneName) -> Result<Ibm3624Name, Error> {
+        Err(Error::NoVerificationKey)
+    }
+
+    fn verification_encrypt(
+        &self,
+        _key: VerificationKey<'_>,
+        _wanted: KeyMode,
+        _block: &mut Block,
+    ) -> Result<(), Error> {
+        Err(Error::NoVerificationKey)
     }
 }

@@ -124,6 +124,7 @@ impl InUse {
                 wrapped: storage(StorageFormat::Wrapped),
                 iso_4: storage(StorageFormat::Iso4),
                 tdes: storage(StorageFormat::Iso3),
+                one_way: storage(StorageFormat::OneWay),
             },
             seal,
             account: self.newest(&KeyUsage::Account),
@@ -233,7 +234,7 @@ fn code(name: &KeyUsage) -> u8 {
         KeyUsage::Zone(_) => b'z',
         KeyUsage::Exchange(_) => b'x',
         // Only a vault has these keys.
-        KeyUsage::Record | KeyUsage::Retry => b'-',
+        KeyUsage::Record | KeyUsage::Retry | KeyUsage::StorageOneWay | KeyUsage::Pvk(_) | KeyUsage::Ibm3624(_) => b'-',
     }
 }
 
@@ -265,7 +266,9 @@ fn rights(name: &KeyUsage, level: BoundaryLevel) -> &'static [AttributeType] {
         // CMAC by encryption derives the keys of a key block.
         (KeyUsage::Account | KeyUsage::Exchange(_), _) => &[AttributeType::Encrypt],
         (KeyUsage::Mac, _) => &[AttributeType::Sign],
-        (KeyUsage::Record | KeyUsage::Retry, _) => &[],
+        (KeyUsage::Record | KeyUsage::Retry | KeyUsage::StorageOneWay | KeyUsage::Pvk(_) | KeyUsage::Ibm3624(_), _) => {
+            &[]
+        }
     }
 }
 
