@@ -7,7 +7,7 @@ mod ibm_3624;
 mod pvv;
 
 pub(crate) use self::{
-    ibm_3624::{natural_pin, offset, validation_data},
+    ibm_3624::{natural_pin, offset},
     pvv::{pvv, security_parameter},
 };
 use hsm_protocol::VerificationValue;

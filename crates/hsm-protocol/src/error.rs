@@ -91,9 +91,9 @@ pub enum Error {
     /// No active key with this name may do the operation.
     #[error("no active PVK or IBM 3624 key with this name may do this: pinseal ceremony list shows the keys")]
     NoVerificationKey,
-    /// The account number has more digits than the validation data of an IBM 3624 key.
+    /// The account number has fewer digits than the validation data of an IBM 3624 key.
     #[error(
-        "an account number of more than 16 digits has no validation data of this IBM 3624 key: use a key with pan-11"
+        "the account number has fewer digits than the validation data of this IBM 3624 key: use a key for such accounts"
     )]
     ValidationData,
     /// The public key of the device parses, but cannot encrypt.

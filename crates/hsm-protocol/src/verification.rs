@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! pvk:NAME:PVKI                       a PVK pair: 3DES double length, K1 and K2 of the PVV
-//! ibm-3624:NAME:TABLE:VALIDATION      a PIN-derivation key: 3DES double length
+//! ibm-3624:NAME:TABLE:VALIDATION      a PIN-derivation key: 3DES double length; VALIDATION is FIRST-LAST-PAD
 //! ```
 //! PVKI, decimalisation table and validation data are part of the name of a key, so a ceremony enters them together with the
 //! key, and no caller chooses them: a caller who may choose the table learns the PIN (Bond and Zieliński, 2003).
 
 use std::fmt;
 
+use crate::account::{ACCOUNT_DIGITS_MAX, AccountDigits};
 use crate::key_usage::ZoneName;
 use crate::sealed::PinRecord;
 
@@ -55,11 +56,11 @@ impl PvkName {
 
 impl fmt::Display for PvkName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.name.as_str(), self.pvki.get())
+        write!(f, "{}:{}", self.name, self.pvki.get())
     }
 }
 
-/// The name of an IBM 3624 key: `NAME:TABLE:VALIDATION`, for example `bank:0123456789012345:pan`.
+/// The name of an IBM 3624 key: `NAME:TABLE:VALIDATION`, for example `bank:0123456789012345:1-16-0`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ibm3624Name {
     /// The name by which a request names the key. No two keys have it.
@@ -85,7 +86,7 @@ impl Ibm3624Name {
 
 impl fmt::Display for Ibm3624Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}", self.name.as_str(), self.table, self.validation.name())
+        write!(f, "{}:{}:{}", self.name, self.table, self.validation)
     }
 }
 
@@ -113,31 +114,43 @@ impl fmt::Display for DecimalisationTable {
     }
 }
 
-/// The digits of the account that an IBM 3624 key encrypts: 16 hexadecimal digits.
+/// The digits of the account that an IBM 3624 key encrypts: `FIRST-LAST-PAD`. The digits from position FIRST to LAST, counted
+/// from 1 on the left, are left-justified and padded to 16 with one hexadecimal digit. `1-16-0` is a whole account number of 16
+/// digits, and `5-15-f` its 11 rightmost digits without the check digit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ValidationData {
-    /// The account number, left-justified and padded with zeros on the right (IBM CCA, Clear PIN Generate, `data_array`). An
-    /// account number of more than 16 digits is refused.
-    Pan,
-    /// The 11 rightmost digits of the account number without the check digit, padded with F on the right.
-    Pan11,
+pub struct ValidationData {
+    first: u8,
+    last: u8,
+    pad: u8,
 }
 
 impl ValidationData {
-    /// Each value and its name.
-    const ALL: [(Self, &str); 2] = [(Self::Pan, "pan"), (Self::Pan11, "pan-11")];
-
-    /// Reads `pan` or `pan-11`; `None` for any other text.
+    /// Reads `FIRST-LAST-PAD`, of 1 to 16 digits within the 19 of the longest account number; `None` for any other text.
     pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.iter().find(|(_, name)| *name == text).map(|(data, _)| *data)
+        let (first, rest) = text.split_once('-')?;
+        let (last, pad) = rest.split_once('-')?;
+        let &[pad @ (b'0'..=b'9' | b'a'..=b'f')] = pad.as_bytes() else { return None };
+        let pad = u8::try_from(char::from(pad).to_digit(16)?).ok()?;
+        let data = Self { first: first.parse().ok()?, last: last.parse().ok()?, pad };
+        let Self { first, last, .. } = data;
+        let good = (1..=last).contains(&first)
+            && usize::from(last) <= ACCOUNT_DIGITS_MAX
+            && usize::from(last - first) < TABLE_DIGITS;
+        // Each value has one text: no sign, no leading zero.
+        (good && data.to_string() == text).then_some(data)
     }
 
-    /// `pan` or `pan-11`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Pan => "pan",
-            Self::Pan11 => "pan-11",
-        }
+    /// The digits of an account and their padding, 16 nibbles; `None` for an account of fewer than LAST digits.
+    pub fn of(self, account: &AccountDigits) -> Option<u64> {
+        let digits = account.as_slice().get(usize::from(self.first - 1)..self.last.into())?;
+        let padding = std::iter::repeat_n(&self.pad, TABLE_DIGITS.saturating_sub(digits.len()));
+        Some(digits.iter().chain(padding).fold(0, |packed, digit| (packed << 4) | u64::from(*digit)))
+    }
+}
+
+impl fmt::Display for ValidationData {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}-{:x}", self.first, self.last, self.pad)
     }
 }
 
@@ -236,20 +249,37 @@ mod tests {
         for wrong in ["bank", "bank:", "bank:10", "bank:a", ":1", "bank:1:1", "Bank:1"] {
             assert!(PvkName::parse(wrong).is_none(), "{wrong}");
         }
-        for name in ["bank:0123456789012345:pan", "b:8351296477461538:pan-11"] {
+        for name in ["bank:0123456789012345:1-16-0", "b:8351296477461538:4-19-f"] {
             assert_eq!(Ibm3624Name::parse(name).unwrap().to_string(), name);
         }
         let wrong = [
-            "bank:012345678901234:pan",
-            "bank:01234567890123456:pan",
-            "bank:012345678901234A:pan",
+            "bank:012345678901234:1-16-0",
+            "bank:01234567890123456:1-16-0",
+            "bank:012345678901234A:1-16-0",
             "bank:0123456789012345",
-            "bank:0123456789012345:pan-12",
-            "bank:0123456789012345:pan:pan",
+            "bank:0123456789012345:0-15-0",
+            "bank:0123456789012345:1-17-0",
+            "bank:0123456789012345:5-20-0",
+            "bank:0123456789012345:5-4-0",
+            "bank:0123456789012345:01-16-0",
+            "bank:0123456789012345:+1-16-0",
+            "bank:0123456789012345:1-16-F",
+            "bank:0123456789012345:1-16-00",
+            "bank:0123456789012345:1-16-0:1",
         ];
         for wrong in wrong {
             assert!(Ibm3624Name::parse(wrong).is_none(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn validation_data_is_left_justified_and_padded() {
+        let of = |account, rule| ValidationData::parse(rule).unwrap().of(&AccountDigits::parse(account).unwrap());
+        assert_eq!(of("8592613297174621", "1-16-0"), Some(0x8592_6132_9717_4621));
+        assert_eq!(of("8592613297174621", "5-15-f"), Some(0x6132_9717_462F_FFFF));
+        assert_eq!(of("1234567890123456789", "4-19-0"), Some(0x4567_8901_2345_6789));
+        assert_eq!(of("123456789012", "1-12-0"), Some(0x1234_5678_9012_0000));
+        assert_eq!(of("123456789012", "1-13-0"), None);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::{
     config::HostForm,
     keyring::KeyMode,
     token::{VerificationKey, joined},
-    value::{natural_pin, offset, packed, pvv, security_parameter, to_value, validation_data},
+    value::{natural_pin, offset, packed, pvv, security_parameter, to_value},
 };
 
 /// The random PINs that are judged before a generation fails. A list of 1,000 refused PINs refuses one in ten of four digits.
@@ -233,7 +233,7 @@ impl AtHost {
         block: &mut Block,
     ) -> Result<u64, Error> {
         let name = self.token.ibm_3624(key)?;
-        block.set_nibbles(validation_data(account, name.validation).ok_or(Error::ValidationData)?);
+        block.set_nibbles(name.validation.of(account).ok_or(Error::ValidationData)?);
         self.token.verification_encrypt(VerificationKey::Ibm3624(key), wanted, block)?;
         Ok(offset(pin, natural_pin(block.nibbles(), &name.table)))
     }

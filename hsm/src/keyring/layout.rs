@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn names_of_verification_keys_are_read_back() {
-        for name in ["pvk:bank:1", "ibm-3624:bank:0123456789012345:pan-11"] {
+        for name in ["pvk:bank:1", "ibm-3624:bank:0123456789012345:5-15-f"] {
             let mut keyring = Keyring::empty();
             let name = KeyUsage::parse(name).unwrap();
             let new = keyring.next(name.clone(), KeyAlgorithm::TdesDouble, Exportability::Never);

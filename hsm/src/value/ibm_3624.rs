@@ -3,26 +3,14 @@
 
 use subtle::{Choice, ConditionallySelectable, ConstantTimeLess};
 
-use hsm_protocol::{DecimalisationTable, ValidationData};
+use hsm_protocol::DecimalisationTable;
 
-use crate::{block::AccountDigits, clear::Pin};
+use crate::clear::Pin;
 
 /// The lowest bit of every nibble.
 const ONES: u64 = 0x1111_1111_1111_1111;
 /// The nibbles of a 3DES block.
 const NIBBLES: usize = 16;
-
-/// The validation data, 16 nibbles; `None` for an account number of more than 16 digits under [`ValidationData::Pan`].
-pub(crate) fn validation_data(account: &AccountDigits, rule: ValidationData) -> Option<u64> {
-    match rule {
-        ValidationData::Pan => {
-            let digits = account.as_slice();
-            let packed = digits.iter().fold(0, |packed, digit| (packed << 4) | u64::from(*digit));
-            (1..=NIBBLES).contains(&digits.len()).then(|| packed << (64 - 4 * digits.len()))
-        }
-        ValidationData::Pan11 => Some((account.rightmost_twelve() << 20) | 0xF_FFFF),
-    }
-}
 
 /// The natural PIN of encrypted validation data, 16 digits: each nibble replaced by its digit of the table. Every entry of the
 /// table is read for every nibble.
@@ -58,17 +46,6 @@ mod tests {
     fn the_example_of_ibm_decimalises_to_its_pin() {
         let table = DecimalisationTable::parse("8351296477461538").unwrap();
         assert_eq!(natural_pin(0xE5C1_BD67_B66A_E7C6, &table), 0x3913_6564_6664_3416);
-    }
-
-    #[test]
-    fn validation_data_is_justified_and_padded_by_its_rule() {
-        let account = |text| AccountDigits::parse(text).unwrap();
-        let of = |text, rule| validation_data(&account(text), rule);
-        assert_eq!(of("8592613297174621", ValidationData::Pan), Some(0x8592_6132_9717_4621));
-        assert_eq!(of("123456789012", ValidationData::Pan), Some(0x1234_5678_9012_0000));
-        assert_eq!(of("12345678901234567", ValidationData::Pan), None);
-        assert_eq!(of("8592613297174621", ValidationData::Pan11), Some(0x6132_9717_462F_FFFF));
-        assert_eq!(of("1234567890123456789", ValidationData::Pan11), Some(0x8901_2345_678F_FFFF));
     }
 
     proptest! {
