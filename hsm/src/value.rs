@@ -4,6 +4,8 @@
 //! tables, as every other 3DES operation here.
 
 mod ibm_3624;
+#[cfg(test)]
+mod psec_tests;
 mod pvv;
 
 pub(crate) use self::{
