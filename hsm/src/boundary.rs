@@ -4,6 +4,9 @@
 
 mod at_host;
 mod at_token;
+mod host_zones;
+mod token_zones;
+mod zone_translation;
 
 pub(crate) use self::{at_host::AtHost, at_token::AtToken};
 use subtle::ConstantTimeEq;
@@ -114,9 +117,15 @@ impl Boundary {
                 };
                 Ok(Reply::Record { record, retry_tag: None })
             }
+            (Source::Zone { key, block }, Target::Record) => self.zone_to_record((key, block), card, account),
+            (Source::Record(record), Target::Zone { key, format }) => {
+                self.record_to_zone(record, (key, *format), card, account)
+            }
+            (Source::Zone { key: source, block }, Target::Zone { key: target, format }) => {
+                self.zone_to_zone((source, block), (target, *format), card, account)
+            }
             (Source::Device { .. }, Target::Device { .. } | Target::Zone { .. })
-            | (Source::Zone { .. }, _)
-            | (Source::Record(_), Target::Zone { .. }) => Err(Error::TranslationNotAllowed),
+            | (Source::Zone { .. }, Target::Device { .. }) => Err(Error::TranslationNotAllowed),
         }
     }
 

@@ -6,7 +6,7 @@
 //! key: usage(1) zone(1 + text) version(2) algorithm(1) flags(1) made activated retired destroyed(8 each) uses(8)
 //!      KCV(3) bytes(1 + key)
 //! algorithm: index in `KeyAlgorithm::ALL`, plus 64 for encrypts only or 128 for decrypts only
-//! flags: 1 exportable, 2 without a KCV
+//! flags: 1 exportable, 2 without a KCV, 4 imported with even parity
 //! ```
 //! Integers are big-endian; dates are Unix time in milliseconds, 0 for none. The keyring of a vault contains the keys; the
 //! keyring of a token lists the keys in the token, without their bytes.
@@ -19,16 +19,17 @@ mod layout;
 use std::{fmt, path::Path};
 
 use aws_lc_rs::{hmac, rand};
-use hsm_protocol::{ENGINE_KEYS, Kcv, KeyVersion, StorageVersions};
+use hsm_protocol::{ENGINE_KEYS, Kcv, KeyVersion, StorageVersions, ZoneRules};
 pub(crate) use hsm_protocol::{KeyUsage, ZoneName};
 
 use crate::{
     clear::{Clear, ClearBytes, Tzpk},
     config::{AbsentVault, KeyFileUse, Vault},
     keyblock::{Family, check_bytes},
-    tdes_key::force_odd_parity,
+    tdes_key::{force_odd_parity, has_odd_parity},
     vault::{self, VaultError},
     versioned::Versioned,
+    zones::ZoneKeyInfo,
 };
 
 /// The engine keys of a vault.
@@ -219,6 +220,8 @@ pub struct KeyInfo {
     pub mode: KeyMode,
     /// Whether the key may be exported in a key block.
     pub exportable: bool,
+    /// False for a 3DES key that was imported with a byte of even parity.
+    pub odd_parity: bool,
     /// The KCV; none for a key that was made in a token and may not encrypt there.
     pub check_value: Option<Kcv>,
     /// When the key was made or loaded, in milliseconds of Unix time.
@@ -241,6 +244,18 @@ impl KeyInfo {
             (_, Some(_), _) => KeyState::Retired,
             (Some(_), _, _) => KeyState::Active,
             _ => KeyState::Pending,
+        }
+    }
+
+    /// The facts of a key of a zone.
+    pub(crate) fn of_zone(&self, zone: &ZoneName) -> ZoneKeyInfo {
+        ZoneKeyInfo {
+            zone: zone.clone(),
+            version: KeyVersion(self.version),
+            algorithm: self.algorithm,
+            mode: self.mode,
+            odd_parity: Some(self.odd_parity),
+            kcv: self.check_value,
         }
     }
 
@@ -303,6 +318,12 @@ pub(crate) struct Keys {
     pub(crate) record: Versioned<Box<Clear<32>>>,
     /// AES-256-CMAC, for retry tags.
     pub(crate) retry: Versioned<Box<Clear<32>>>,
+}
+
+/// An active version of a zone key, in clear.
+pub(crate) struct ClearZoneKey {
+    pub(crate) info: ZoneKeyInfo,
+    pub(crate) key: ClearBytes,
 }
 
 impl Keyring {
@@ -388,6 +409,7 @@ impl Keyring {
             algorithm,
             mode: KeyMode::Both,
             exportable: travels == Exportability::On,
+            odd_parity: true,
             check_value,
             made_at: now,
             activated_at: None,
@@ -435,6 +457,18 @@ impl Keyring {
         })
     }
 
+    /// Every active version of the keys of zones.
+    pub(crate) fn zone_keys(&self, zones: &[ZoneRules]) -> Vec<ClearZoneKey> {
+        let in_use = |RingKey { info, key }: &RingKey| {
+            let KeyUsage::Zone(zone) = &info.name else { return None };
+            let is_used = info.state() == KeyState::Active && zones.iter().any(|rules| rules.name == *zone);
+            let key = ClearBytes::copied(key.as_ref().filter(|_| is_used)?.bytes());
+            let odd_parity = Some(has_right_parity(info.algorithm, &key));
+            Some(ClearZoneKey { info: ZoneKeyInfo { odd_parity, ..info.of_zone(zone) }, key })
+        };
+        self.keys.iter().filter_map(in_use).collect()
+    }
+
     fn versions<const N: usize>(&self, vault: &Vault, name: &KeyUsage) -> Result<Versioned<Box<Clear<N>>>, VaultError> {
         let active = self.of(name).filter(|key| key.info.state() == KeyState::Active);
         let all = active.filter_map(|RingKey { info, key }| {
@@ -480,6 +514,11 @@ pub(crate) fn set_odd_parity(algorithm: KeyAlgorithm, key: &mut ClearBytes) {
     if algorithm.is_tdes() {
         force_odd_parity(key.bytes_mut());
     }
+}
+
+/// Whether every byte of a 3DES key has odd parity; true for other keys.
+pub(crate) fn has_right_parity(algorithm: KeyAlgorithm, key: &ClearBytes) -> bool {
+    !algorithm.is_tdes() || has_odd_parity(key.bytes())
 }
 
 /// Whether a key is weak: a key of zeros, or a 3DES key with a weak or semi-weak part or two equal parts, parity ignored. A

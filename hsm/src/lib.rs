@@ -85,6 +85,7 @@ mod translation;
 mod vault;
 mod versioned;
 mod workers;
+mod zones;
 
 #[cfg(test)]
 mod fresh_token;
@@ -117,4 +118,5 @@ pub use self::{
     token::{Probe, Route, TokenReport},
     translation::{Place, TRANSLATIONS, Translation},
     vault::VaultError,
+    zones::ZoneError,
 };

@@ -20,7 +20,7 @@ pub enum ZoneFormat {
 }
 
 impl ZoneFormat {
-    /// Every format.
+    /// The formats, in ascending order.
     pub const ALL: [Self; 4] = [Self::Iso0, Self::Iso1, Self::Iso3, Self::Iso4];
 
     /// The name in configurations, requests and audit events.
@@ -120,7 +120,7 @@ pub enum ZoneUse {
 }
 
 impl ZoneUse {
-    /// Every use.
+    /// The uses, in the order in which reports list them.
     pub const ALL: [Self; 5] = [Self::SetPin, Self::GetPin, Self::Verify, Self::Export, Self::Translate];
 
     /// The name in configurations and reports.

@@ -14,15 +14,18 @@ use super::{
     ffi::Calls,
     objects::{PROTECTION, create_with_value},
 };
-use hsm_protocol::{BoundaryLevel, Kcv, KeyId, KeyVersion, StorageFormat, StorageVersions};
+use hsm_protocol::{BoundaryLevel, Kcv, KeyId, KeyVersion, StorageFormat, StorageVersions, ZoneName};
 
 use crate::{
     clear::{Clear, ClearBytes},
     config::Pkcs11,
-    keyring::{EXCHANGE_ALGORITHMS, Exportability, KeyAlgorithm, KeyUsage, NewKey, Versions, ZONE_ALGORITHMS},
+    keyring::{
+        EXCHANGE_ALGORITHMS, Exportability, KeyAlgorithm, KeyMode, KeyUsage, Keyring, NewKey, Versions, ZONE_ALGORITHMS,
+    },
     open_error::Pkcs11Error,
     token::aes_chain::cmac_subkeys,
     versioned::Versioned,
+    zones::{ZoneKeyInfo, ZoneKeyRef},
 };
 
 /// The way a token seals a tzpk: with CKM_AES_KEY_WRAP as an object, or with CKM_AES_ECB as bytes.
@@ -103,6 +106,11 @@ impl InUse {
         Self(engine_keys(level, seal).into_iter().flat_map(each).collect())
     }
 
+    /// Adds versions of a usage.
+    pub(super) fn add(&mut self, name: &KeyUsage, versions: impl IntoIterator<Item = u16>) {
+        self.0.extend(versions.into_iter().map(|version| (name.clone(), version)));
+    }
+
     /// The newest version of a usage; 0 where no version is in use.
     pub(super) fn newest(&self, name: &KeyUsage) -> KeyVersion {
         let all = self.0.iter().filter(|(found, _)| found == name);
@@ -137,6 +145,15 @@ pub(super) struct KeyHandles<L> {
     pub(super) level: L,
     pub(super) account: ObjectHandle,
     pub(super) mac: ObjectHandle,
+    zones: Vec<(ZoneName, KeyVersion, ObjectHandle)>,
+}
+
+impl<L> KeyHandles<L> {
+    /// The handle of a version of a zone key; `None` where the token lacks the key.
+    pub(super) fn zone(&self, key: ZoneKeyRef<'_>) -> Option<ObjectHandle> {
+        let found = self.zones.iter().find(|(zone, version, _)| zone == key.zone && *version == key.version);
+        found.map(|(.., handle)| *handle)
+    }
 }
 
 /// The keys that only one level uses.
@@ -299,6 +316,7 @@ fn named(name: &KeyUsage, version: u16) -> Vec<Attribute> {
 struct FoundKey {
     name: KeyUsage,
     version: u16,
+    algorithm: KeyAlgorithm,
     handle: ObjectHandle,
 }
 
@@ -315,7 +333,10 @@ impl FoundKeys {
     /// [`Pkcs11Error::Key`] where a key is missing, or where several have the same label and id.
     pub(super) fn find(session: &Session, in_use: &InUse, level: BoundaryLevel) -> Result<Self, Pkcs11Error> {
         let keys = in_use.0.iter().map(|(name, version)| match objects(session, name, *version)?[..] {
-            [handle] => Ok(FoundKey { name: name.clone(), version: *version, handle }),
+            [handle] => {
+                let algorithm = algorithm_of(session, name, level, handle)?;
+                Ok(FoundKey { name: name.clone(), version: *version, algorithm, handle })
+            }
             ref found => Err(Pkcs11Error::Key { label: label(name), version: *version, found: found.len() }),
         });
         Ok(Self { keys: keys.collect::<Result<_, _>>()?, level })
@@ -360,20 +381,38 @@ impl FoundKeys {
 
     /// The ids of the keys. A key that may neither encrypt nor sign has no KCV.
     pub(super) fn references(&self, session: Calls<'_>) -> Result<KeyReferences, CallError> {
-        let key_id = |FoundKey { name, version, handle }: &FoundKey| {
-            let algorithm = default_algorithm(name, self.level, seal_way_of(name));
-            let kcv = kcv(session, name, self.level, algorithm, *handle)?;
+        let key_id = |FoundKey { name, version, algorithm, handle }: &FoundKey| {
+            let kcv = kcv(session, name, self.level, *algorithm, *handle)?;
             Ok(KeyId { usage: name.clone(), version: KeyVersion(*version), kcv })
         };
         self.keys.iter().map(key_id).collect()
     }
 
+    /// The facts of the zone keys: mode and parity as the inventory has them, which a ceremony read from the clear key.
+    pub(super) fn zone_keys(&self, references: &KeyReferences, inventory: Option<&Keyring>) -> Vec<ZoneKeyInfo> {
+        let info = |key: &FoundKey| {
+            let KeyUsage::Zone(zone) = &key.name else { return None };
+            let listed =
+                inventory.and_then(|keyring| keyring.of(&key.name).find(|ring| ring.info.version == key.version));
+            let kcv = references.iter().find(|id| id.usage == key.name && id.version.0 == key.version)?.kcv;
+            Some(ZoneKeyInfo {
+                zone: zone.clone(),
+                version: KeyVersion(key.version),
+                algorithm: key.algorithm,
+                mode: listed.map_or(KeyMode::Both, |ring| ring.info.mode),
+                odd_parity: listed.map(|ring| ring.info.odd_parity),
+                kcv,
+            })
+        };
+        self.keys.iter().filter_map(info).collect()
+    }
+
     /// Copies the keys into this session (C_CopyObject): a token with a key database, such as NSS, reads a stored key from
     /// the database at every use.
     pub(super) fn copied_to_session(&self, session: &Session) -> Result<Self, CallError> {
-        let copy = |FoundKey { name, version, handle }: &FoundKey| {
+        let copy = |FoundKey { name, version, algorithm, handle }: &FoundKey| {
             let handle = session.copy_object(*handle, &[Attribute::Token(false)])?;
-            Ok(FoundKey { name: name.clone(), version: *version, handle })
+            Ok(FoundKey { name: name.clone(), version: *version, algorithm: *algorithm, handle })
         };
         Ok(Self { keys: self.keys.iter().map(copy).collect::<Result<_, CallError>>()?, level: self.level })
     }
@@ -381,10 +420,15 @@ impl FoundKeys {
     /// The handles as a level uses them.
     pub(super) fn handles<L: LevelKeys>(&self) -> Result<KeyHandles<L>, Pkcs11Error> {
         let newest = |name| Ok::<_, Pkcs11Error>(*self.versions(name, |handle| handle)?.newest());
+        let zone = |key: &FoundKey| match &key.name {
+            KeyUsage::Zone(zone) => Some((zone.clone(), KeyVersion(key.version), key.handle)),
+            _ => None,
+        };
         Ok(KeyHandles {
             level: L::from_found(self)?,
             account: newest(&KeyUsage::Account)?,
             mac: newest(&KeyUsage::Mac)?,
+            zones: self.keys.iter().filter_map(zone).collect(),
         })
     }
 
@@ -427,6 +471,27 @@ pub(super) fn audit(
         }
     }
     Ok(())
+}
+
+/// The algorithm of a key: by its attributes for a zone key, which may have several, by its usage otherwise.
+fn algorithm_of(
+    session: &Session,
+    name: &KeyUsage,
+    level: BoundaryLevel,
+    handle: ObjectHandle,
+) -> Result<KeyAlgorithm, Pkcs11Error> {
+    if !matches!(name, KeyUsage::Zone(_)) {
+        return Ok(default_algorithm(name, level, seal_way_of(name)));
+    }
+    let asked = [AttributeType::KeyType, AttributeType::ValueLen];
+    let attributes = session.get_attributes(handle, &asked).map_err(call_failed("C_GetAttributeValue"))?;
+    let suits = |algorithm: &&KeyAlgorithm| {
+        let length = u64::try_from(algorithm.bytes()).unwrap_or_default();
+        attributes.contains(&Attribute::KeyType(key_type(**algorithm)))
+            && (algorithm.is_tdes() || attributes.contains(&Attribute::ValueLen(length.into())))
+    };
+    let unsuited = || Pkcs11Error::Unsafe { label: label(name), attribute: "CKA_KEY_TYPE", found: "of another kind" };
+    ZONE_ALGORITHMS.iter().find(suits).copied().ok_or_else(unsuited)
 }
 
 /// The seal way that a seal key serves. For other usages the seal way makes no difference.
@@ -563,7 +628,6 @@ mod tests {
     use super::*;
     use crate::{
         fresh_token::{Make, fresh_token},
-        keyring::Keyring,
         token::pkcs11::{
             inventory::{self, Inventory, Revision},
             make_keys,
@@ -580,7 +644,7 @@ mod tests {
         let config = make.config();
         let (session, functions, _) = session_pool::log_in_to_probe(&config)?;
         let session = Calls::new(&session, functions.as_deref());
-        let UsableKeys { references, .. } = session_pool::find_keys(session, &config, best_level(make), None)?;
+        let UsableKeys { references, .. } = session_pool::find_keys(session, &config, best_level(make), None, &[])?;
         assert!(Inventory::read(&session)?.is_none());
         Ok(references)
     }
