@@ -6,9 +6,12 @@ mod software;
 mod tdes_budget;
 mod zone_ciphers;
 
-#[cfg(test)]
-pub(crate) use self::aes_chain::{CmacKey, encrypt_chain};
 pub use self::pkcs11::{Probe, Route, TokenReport};
+#[cfg(test)]
+pub(crate) use self::{
+    aes_chain::{CmacKey, encrypt_chain},
+    pkcs11::import_key,
+};
 pub(crate) use self::{
     pkcs11::{
         SigningKey, TokenKeyManager, TokenSlot, make_keys, open_at_host_level, open_at_token_level, probe_token,

@@ -91,6 +91,21 @@ pub(crate) fn make_keys(config: &Pkcs11, level: BoundaryLevel) -> Result<KeyRefe
     keys.references(calls).map_err(call_failed("KCV"))
 }
 
+/// Imports a known key of version 1, for tests of a token without an inventory.
+#[cfg(test)]
+pub(crate) fn import_key(
+    config: &Pkcs11,
+    level: BoundaryLevel,
+    name: crate::keyring::KeyUsage,
+    algorithm: crate::keyring::KeyAlgorithm,
+    key: &crate::clear::ClearBytes,
+) -> Result<(), Pkcs11Error> {
+    use crate::keyring::{Exportability, NewKey};
+    let (session, _) = session_pool::log_in_to_write(config)?;
+    let new = NewKey { name, version: 1, algorithm, travels: Exportability::Never };
+    keys::import(&session, &new, level, key).map(drop).map_err(call_failed("C_CreateObject"))
+}
+
 impl<L: LevelKeys> Pkcs11Token<L> {
     fn open(config: &Pkcs11, tdes_budget: TdesBudget, zones: &[ZoneRules]) -> Result<Self, Pkcs11Error> {
         let OpenedPool { pool: link, references, zone_keys } = SessionPool::open(config, zones)?;
