@@ -4,7 +4,10 @@
 
 mod at_host;
 mod at_token;
+mod host_zones;
+mod token_zones;
 mod verify;
+mod zone_translation;
 
 pub(crate) use self::{at_host::AtHost, at_token::AtToken};
 use subtle::ConstantTimeEq;
@@ -121,10 +124,9 @@ impl Boundary {
             (Self::Token(_), Target::Record) if let Place::Record(form) = source_place => Place::Record(form),
             (_, Target::Record) => Place::Record(self.form()),
         };
-        // Older records of a reversible format are not shown either.
-        if self.form() == StorageFormat::OneWay
-            && matches!((source, target), (Source::Record(_), Target::Device { .. }))
-        {
+        // Records of a reversible format, from before, are not shown or exported either.
+        let shows = matches!((source, target), (Source::Record(_), Target::Device { .. } | Target::Zone { .. }));
+        if shows && self.form() == StorageFormat::OneWay {
             return Err(Error::OneWay);
         }
         check_translation(self.level(), source_place, target_place)?;
@@ -151,9 +153,15 @@ impl Boundary {
                 };
                 Ok(Reply::Record { record, retry_tag: None })
             }
+            (Source::Zone { key, block }, Target::Record) => self.zone_to_record((key, block), card, account),
+            (Source::Record(record), Target::Zone { key, format }) => {
+                self.record_to_zone(record, (key, *format), card, account)
+            }
+            (Source::Zone { key: source, block }, Target::Zone { key: target, format }) => {
+                self.zone_to_zone((source, block), (target, *format), card, account)
+            }
             (Source::Device { .. }, Target::Device { .. } | Target::Zone { .. })
-            | (Source::Zone { .. }, _)
-            | (Source::Record(_), Target::Zone { .. }) => Err(Error::TranslationNotAllowed),
+            | (Source::Zone { .. }, Target::Device { .. }) => Err(Error::TranslationNotAllowed),
         }
     }
 

@@ -22,7 +22,7 @@ use crate::{
     keyblock::{Header, KeyBlock, KeyBlockError, ProtectionKey, Purpose, Version},
     keyring::{
         Exportability, KeyAlgorithm, KeyInfo, KeyMode, KeyState, KeyUsage, Keyring, NewKey, RingKey, check_value,
-        is_weak,
+        has_right_parity, is_weak,
     },
     open_error::{OpenError, Pkcs11Error},
     token::reserved_in,
@@ -341,7 +341,7 @@ impl KeyStore {
     }
 
     /// Imports a pending key from a key block under a key-exchange key. The block sets the key's mode of use and
-    /// exportability.
+    /// exportability. The parity of a 3DES key stays; [`KeyInfo::odd_parity`] reports the parity.
     ///
     /// # Errors
     /// [`KeyStoreError::KeyBlock`] where the block is malformed, does not open, has another purpose or names another KCV;
@@ -372,8 +372,13 @@ impl KeyStore {
         let kcv = check_value(algorithm, &key);
         block.check_kcv(if algorithm.is_tdes() { "00" } else { "01" }, kcv.as_bytes())?;
         self.check_new(kcv, &new.name)?;
+        let odd_parity = has_right_parity(algorithm, &key);
         let kept = self.location.store(&new, key)?;
-        let info = self.put(new, mode, kept, now);
+        let mut info = self.put(new, mode, kept, now);
+        info.odd_parity = odd_parity;
+        if let Some(found) = self.keyring.find_mut(&info.name, info.version) {
+            found.info.odd_parity = odd_parity;
+        }
         self.count_use(under, kek_version);
         Ok(info)
     }

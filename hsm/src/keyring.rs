@@ -8,7 +8,7 @@
 //! algorithm: index in `KeyAlgorithm::ALL`, plus 64 for encrypts only, 128 for decrypts only, 32 for derives values only, 96
 //!            for compares values only
 //! zone: the name of a zone or exchange key; NAME:PVKI of a PVK; NAME:TABLE:VALIDATION of an IBM 3624 key
-//! flags: 1 exportable, 2 without a KCV
+//! flags: 1 exportable, 2 without a KCV, 4 imported with even parity
 //! ```
 //! Integers are big-endian; dates are Unix time in milliseconds, 0 for none. The keyring of a vault contains the keys; the
 //! keyring of a token lists the keys in the token, without their bytes.
@@ -21,16 +21,17 @@ mod layout;
 use std::{fmt, path::Path};
 
 use aws_lc_rs::{hmac, rand};
-use hsm_protocol::{ENGINE_KEYS, Kcv, KeyVersion, StorageVersions};
+use hsm_protocol::{ENGINE_KEYS, Kcv, KeyVersion, StorageVersions, ZoneRules};
 pub(crate) use hsm_protocol::{KeyUsage, ZoneName};
 
 use crate::{
     clear::{Clear, ClearBytes, Tzpk},
-    config::{AbsentVault, KeyFileUse, Vault},
+    config::{AbsentVault, HostForm, KeyFileUse, Vault},
     keyblock::{Family, check_bytes},
-    tdes_key::force_odd_parity,
+    tdes_key::{force_odd_parity, has_odd_parity},
     vault::{self, VaultError},
     versioned::Versioned,
+    zones::ZoneKeyInfo,
 };
 
 /// The engine keys of a vault.
@@ -235,6 +236,8 @@ pub struct KeyInfo {
     pub mode: KeyMode,
     /// Whether the key may be exported in a key block.
     pub exportable: bool,
+    /// False for a 3DES key that was imported with a byte of even parity.
+    pub odd_parity: bool,
     /// The KCV; none for a key that was made in a token and may not encrypt there.
     pub check_value: Option<Kcv>,
     /// When the key was made or loaded, in milliseconds of Unix time.
@@ -257,6 +260,18 @@ impl KeyInfo {
             (_, Some(_), _) => KeyState::Retired,
             (Some(_), _, _) => KeyState::Active,
             _ => KeyState::Pending,
+        }
+    }
+
+    /// The facts of a key of a zone.
+    pub(crate) fn of_zone(&self, zone: &ZoneName) -> ZoneKeyInfo {
+        ZoneKeyInfo {
+            zone: zone.clone(),
+            version: KeyVersion(self.version),
+            algorithm: self.algorithm,
+            mode: self.mode,
+            odd_parity: Some(self.odd_parity),
+            kcv: self.check_value,
         }
     }
 
@@ -323,6 +338,12 @@ pub(crate) struct Keys {
     pub(crate) one_way: Option<Versioned<Box<Clear<32>>>>,
     /// 3DES: the active PVKs and IBM 3624 keys. A usage has one active version.
     pub(crate) verification: Vec<(KeyUsage, KeyMode, Box<Tzpk>)>,
+}
+
+/// An active version of a zone key, in clear.
+pub(crate) struct ClearZoneKey {
+    pub(crate) info: ZoneKeyInfo,
+    pub(crate) key: ClearBytes,
 }
 
 impl Keyring {
@@ -408,6 +429,7 @@ impl Keyring {
             algorithm,
             mode: KeyMode::Both,
             exportable: travels == Exportability::On,
+            odd_parity: true,
             check_value,
             made_at: now,
             activated_at: None,
@@ -454,8 +476,8 @@ impl Keyring {
     /// The keys that an engine serves with: the active versions of each usage.
     ///
     /// # Errors
-    /// [`VaultError::Lacks`] for a usage without an active key.
-    pub(crate) fn serving(&self, vault: &Vault) -> Result<Keys, VaultError> {
+    /// [`VaultError::Lacks`] for a usage without an active key. One-way records alone need a one-way key.
+    pub(crate) fn serving(&self, vault: &Vault, form: HostForm) -> Result<Keys, VaultError> {
         Ok(Keys {
             storage: self.versions(vault, &KeyUsage::Storage)?,
             storage_tdes: self.versions(vault, &KeyUsage::StorageTdes)?,
@@ -463,9 +485,9 @@ impl Keyring {
             account: self.versions(vault, &KeyUsage::Account)?,
             record: self.versions(vault, &KeyUsage::Record)?,
             retry: self.versions(vault, &KeyUsage::Retry)?,
-            one_way: match self.active(&KeyUsage::StorageOneWay) {
-                Some(_) => Some(self.versions(vault, &KeyUsage::StorageOneWay)?),
-                None => None,
+            one_way: match (self.active(&KeyUsage::StorageOneWay), form) {
+                (None, HostForm::Iso4 | HostForm::Iso3 | HostForm::Iso0) => None,
+                _ => Some(self.versions(vault, &KeyUsage::StorageOneWay)?),
             },
             verification: self.verification(),
         })
@@ -475,6 +497,18 @@ impl Keyring {
         let active = |key: &&RingKey| key.info.name.verifies() && key.info.state() == KeyState::Active;
         let keys = self.keys.iter().filter(active);
         keys.filter_map(|RingKey { info, key }| Some((info.name.clone(), info.mode, boxed(key.as_ref()?)))).collect()
+    }
+
+    /// Every active version of the keys of zones.
+    pub(crate) fn zone_keys(&self, zones: &[ZoneRules]) -> Vec<ClearZoneKey> {
+        let in_use = |RingKey { info, key }: &RingKey| {
+            let KeyUsage::Zone(zone) = &info.name else { return None };
+            let is_used = info.state() == KeyState::Active && zones.iter().any(|rules| rules.name == *zone);
+            let key = ClearBytes::copied(key.as_ref().filter(|_| is_used)?.bytes());
+            let odd_parity = Some(has_right_parity(info.algorithm, &key));
+            Some(ClearZoneKey { info: ZoneKeyInfo { odd_parity, ..info.of_zone(zone) }, key })
+        };
+        self.keys.iter().filter_map(in_use).collect()
     }
 
     fn versions<const N: usize>(&self, vault: &Vault, name: &KeyUsage) -> Result<Versioned<Box<Clear<N>>>, VaultError> {
@@ -524,6 +558,11 @@ pub(crate) fn set_odd_parity(algorithm: KeyAlgorithm, key: &mut ClearBytes) {
     if algorithm.is_tdes() {
         force_odd_parity(key.bytes_mut());
     }
+}
+
+/// Whether every byte of a 3DES key has odd parity; true for other keys.
+pub(crate) fn has_right_parity(algorithm: KeyAlgorithm, key: &ClearBytes) -> bool {
+    !algorithm.is_tdes() || has_odd_parity(key.bytes())
 }
 
 /// Whether a key is weak: a key of zeros, or a 3DES key with a weak or semi-weak part or two equal parts, parity ignored. A

@@ -86,6 +86,7 @@ mod value;
 mod vault;
 mod versioned;
 mod workers;
+mod zones;
 
 #[cfg(test)]
 mod fresh_token;
@@ -119,4 +120,5 @@ pub use self::{
     token::{Probe, Route, TokenReport},
     translation::{Place, TRANSLATIONS, Translation},
     vault::VaultError,
+    zones::ZoneError,
 };

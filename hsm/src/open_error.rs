@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use hsm_protocol::{BoundaryLevel, StorageFormat};
 
-use crate::{policy::PolicyError, vault::VaultError};
+use crate::{policy::PolicyError, vault::VaultError, zones::ZoneError};
 
 /// The boundary does not open.
 #[derive(Debug, Error)]
@@ -38,6 +38,9 @@ pub enum OpenError {
         /// The level in use.
         level: BoundaryLevel,
     },
+    /// A configured zone can't work.
+    #[error(transparent)]
+    Zone(#[from] ZoneError),
     /// A known-answer test failed: the build or the machine computes wrongly.
     #[error("the self-test failed at {step}: this build or this machine computes wrongly, do not use it")]
     SelfTest {

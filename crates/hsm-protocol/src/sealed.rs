@@ -12,6 +12,7 @@ use crate::binding::{Binding, BoundaryLevel, CardBinding, Isolation, MadeAt, Pur
 use crate::key_usage::{ZONE_CHARACTERS_MAX, ZoneName};
 use crate::layout_error::LayoutError;
 use crate::storage_format::StorageFormat;
+use crate::zone::ZoneFormat;
 
 /// The layout this release writes.
 const VERSION: u8 = 1;
@@ -256,10 +257,11 @@ pub fn record_bound_to(key: KeyVersion, card: &CardBinding) -> Bound {
 }
 
 /// The authenticated data of the tag of a zone's block, in addition to the block: head with the version of the zone key,
-/// tenant, card, zone.
-pub fn zone_block_bound_to(zone: &ZoneName, key: KeyVersion, card: &CardBinding) -> Bound {
+/// tenant, card, zone, format.
+pub fn zone_block_bound_to(zone: &ZoneName, key: KeyVersion, card: &CardBinding, format: ZoneFormat) -> Bound {
     let mut bound = bound_to_card_as(Use::ZoneBlock, key, card);
     bound.push_text(zone.as_str().as_bytes());
+    bound.push(&[zone_format_code(format)]);
     bound
 }
 
@@ -271,8 +273,8 @@ fn bound_to_card_as(r#use: Use, key: KeyVersion, card: &CardBinding) -> Bound {
     bound
 }
 
-/// Head, two texts with their lengths; then control, purpose, expiry, or the name of a zone with its length.
-const BOUND_BYTES_MAX: usize = HEAD_BYTES + 2 * (1 + TENANT_BYTES_MAX) + 1 + ZONE_CHARACTERS_MAX;
+/// Head, two texts with their lengths; then control, purpose, expiry, or the name of a zone with its length, and a format.
+const BOUND_BYTES_MAX: usize = HEAD_BYTES + 2 * (1 + TENANT_BYTES_MAX) + 1 + ZONE_CHARACTERS_MAX + 1;
 /// The most bytes under a record's tag: the binding, and the record before the tag.
 pub const RECORD_MESSAGE_BYTES_MAX: usize = BOUND_BYTES_MAX + PIN_RECORD_BYTES_MAX;
 
@@ -341,6 +343,15 @@ pub(crate) fn form_of(code: u8) -> Result<StorageFormat, LayoutError> {
         0 => Ok(StorageFormat::Iso0),
         b'o' => Ok(StorageFormat::OneWay),
         _ => Err(LayoutError::Kind { what: "PIN record" }),
+    }
+}
+
+pub(crate) fn zone_format_code(format: ZoneFormat) -> u8 {
+    match format {
+        ZoneFormat::Iso0 => 0,
+        ZoneFormat::Iso1 => 1,
+        ZoneFormat::Iso3 => 3,
+        ZoneFormat::Iso4 => 4,
     }
 }
 

@@ -20,7 +20,7 @@ pub enum ZoneFormat {
 }
 
 impl ZoneFormat {
-    /// Every format.
+    /// The formats, in ascending order.
     pub const ALL: [Self; 4] = [Self::Iso0, Self::Iso1, Self::Iso3, Self::Iso4];
 
     /// The name in configurations, requests and audit events.
@@ -111,7 +111,7 @@ pub enum ZoneUse {
     SetPin,
     /// The zone's client reads PINs: a record becomes a format 1 block.
     GetPin,
-    /// A block of the zone is compared with a record or a verification value.
+    /// A block of the zone is compared with a record or a verification value, also for a change of the PIN.
     Verify,
     /// Records are exported as blocks of format 0, 3 or 4.
     Export,
@@ -120,7 +120,7 @@ pub enum ZoneUse {
 }
 
 impl ZoneUse {
-    /// Every use.
+    /// The uses, in the order in which reports list them.
     pub const ALL: [Self; 5] = [Self::SetPin, Self::GetPin, Self::Verify, Self::Export, Self::Translate];
 
     /// The name in configurations and reports.

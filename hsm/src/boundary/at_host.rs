@@ -20,6 +20,7 @@ use crate::{
     config::HostForm,
     policy::PinPolicy,
     token::{HostLevel, IssuedTzpk, WrappedTzpk},
+    zones::Zones,
 };
 
 /// A token that decrypts blocks into this process, the PIN policy, and the format of new records.
@@ -28,6 +29,7 @@ pub(crate) struct AtHost {
     pub(crate) policy: PinPolicy,
     pub(crate) form: HostForm,
     pub(crate) isolation: Isolation,
+    pub(crate) zones: Zones,
 }
 
 impl AtHost {
@@ -172,7 +174,7 @@ impl AtHost {
     }
 
     /// Sixteen random nibbles from A to F, uniformly distributed: bytes from 252, the largest multiple of 6, are discarded.
-    fn iso_3_fill(&self) -> Result<u64, Error> {
+    pub(super) fn iso_3_fill(&self) -> Result<u64, Error> {
         let (mut fill, mut missing) = (0u64, 16);
         while missing > 0 {
             let mut random = [0; 16];
@@ -187,14 +189,14 @@ impl AtHost {
 }
 
 /// The result of the checks of a block.
-enum CheckResult {
+pub(super) enum CheckResult {
     Accepted,
     Malformed,
     AgainstPolicy,
 }
 
 /// Combines both checks without a branch on the first, which depends on clear digits.
-fn check_result(well_formed: Choice, is_allowed: Choice) -> CheckResult {
+pub(super) fn check_result(well_formed: Choice, is_allowed: Choice) -> CheckResult {
     let code = u8::conditional_select(&1, &u8::conditional_select(&2, &0, is_allowed), well_formed);
     match code {
         0 => CheckResult::Accepted,

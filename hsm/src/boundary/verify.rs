@@ -7,7 +7,7 @@ use subtle::{Choice, ConstantTimeEq};
 
 use hsm_protocol::{
     Account, Binding, CardBinding, Changed, Error, ExpectedValue, PinRecord, PvkName, RECORD_MESSAGE_BYTES_MAX,
-    Refusal, Reply, SALT_BYTES, Source, StorageFormat, TAG_BYTES, ValueMethod, VerificationValue, ZoneName,
+    Refusal, Reply, SALT_BYTES, Source, StorageFormat, TAG_BYTES, ValueMethod, VerificationValue, ZoneName, ZoneUse,
     bound_to_control, record_bound_to,
 };
 
@@ -145,7 +145,8 @@ impl AtHost {
         })
     }
 
-    /// Decrypts the block of a source into the PIN of the workspace. Returns whether the block is well-formed.
+    /// Decrypts the block of a source into the PIN of the workspace. Returns whether the block is well-formed. A zone needs the
+    /// use `verify`: the caller proves knowledge of a PIN, and a change needs no more than that.
     ///
     /// # Errors
     /// [`Error::TranslationNotAllowed`] for a record: it proves no knowledge of the PIN.
@@ -153,8 +154,8 @@ impl AtHost {
         &self,
         source: &Source,
         card: &CardBinding,
-        _account: &AccountDigits,
-        Workspace { tzpk, block: clear, pin, .. }: &mut Workspace,
+        account: &AccountDigits,
+        Workspace { tzpk, block: clear, wide, pin }: &mut Workspace,
     ) -> Result<Choice, Error> {
         match source {
             Source::Device { sealed_tzpk, control, block } => {
@@ -164,7 +165,11 @@ impl AtHost {
                 self.token.open_block((sealed_tzpk.key(), sealed_tzpk.body()), &bound, tzpk, clear)?;
                 Ok(decode_iso_1(clear, pin))
             }
-            Source::Record(_) | Source::Zone { .. } => Err(Error::TranslationNotAllowed),
+            Source::Zone { key, block } => {
+                let key = self.zones.key(key, block.format(), ZoneUse::Verify, KeyMode::Decrypts)?;
+                self.open_zone_block(key, block, account, (clear, wide), pin)
+            }
+            Source::Record(_) => Err(Error::TranslationNotAllowed),
         }
     }
 

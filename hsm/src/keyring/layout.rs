@@ -21,6 +21,8 @@ const UNFINISHED: u8 = 2;
 const EXPORTABLE: u8 = 1;
 /// Flag: the key has no KCV.
 const WITHOUT_KCV: u8 = 2;
+/// Flag: a 3DES key that was imported with a byte of even parity.
+const EVEN_PARITY: u8 = 4;
 /// The bits of the mode of use, in the byte of the algorithm.
 const MODE: u8 = 0xE0;
 
@@ -58,7 +60,8 @@ impl Keyring {
             out.put(zone.as_bytes());
             out.put(&info.version.to_be_bytes());
             let flags = (if info.exportable { EXPORTABLE } else { 0 })
-                | (if info.check_value.is_none() { WITHOUT_KCV } else { 0 });
+                | (if info.check_value.is_none() { WITHOUT_KCV } else { 0 })
+                | (if info.odd_parity { 0 } else { EVEN_PARITY });
             out.put(&[index_in(KeyAlgorithm::ALL.iter(), &info.algorithm) | mode_bits(info.mode), flags]);
             for date in [Some(info.made_at), info.activated_at, info.retired_at, info.destroyed_at] {
                 out.put(&date.unwrap_or(NEVER).to_be_bytes());
@@ -99,7 +102,7 @@ fn read_key(from: &mut &[u8]) -> Option<RingKey> {
     let version = u16::from_be_bytes(take(from)?);
     let [algorithm, flags] = take(from)?;
     // An unknown flag could restrict the key, so the keyring is rejected.
-    if flags & !(EXPORTABLE | WITHOUT_KCV) != 0 {
+    if flags & !(EXPORTABLE | WITHOUT_KCV | EVEN_PARITY) != 0 {
         return None;
     }
     let mode = KeyMode::ALL.into_iter().find(|mode| mode_bits(*mode) == algorithm & MODE)?;
@@ -116,6 +119,7 @@ fn read_key(from: &mut &[u8]) -> Option<RingKey> {
         algorithm: *KeyAlgorithm::ALL.get(usize::from(algorithm & !MODE))?,
         mode,
         exportable: flags & EXPORTABLE != 0,
+        odd_parity: flags & EVEN_PARITY == 0,
         check_value,
         made_at,
         activated_at: some(activated),
@@ -198,11 +202,16 @@ mod tests {
     }
 
     #[test]
-    fn mode_algorithm_and_exportability_are_read_back() {
+    fn mode_algorithm_exportability_and_parity_are_read_back() {
         for mode in KeyMode::ALL {
-            let read = Keyring::read(keyring(mode).bytes().bytes()).unwrap();
-            let info = &read.keys.first().unwrap().info;
-            assert_eq!((info.mode, info.algorithm, info.exportable), (mode, KeyAlgorithm::Aes192, true));
+            for odd_parity in [false, true] {
+                let mut written = keyring(mode);
+                written.keys.first_mut().unwrap().info.odd_parity = odd_parity;
+                let read = Keyring::read(written.bytes().bytes()).unwrap();
+                let info = &read.keys.first().unwrap().info;
+                assert_eq!((info.mode, info.algorithm, info.exportable), (mode, KeyAlgorithm::Aes192, true));
+                assert_eq!(info.odd_parity, odd_parity);
+            }
         }
     }
 
@@ -238,7 +247,7 @@ mod tests {
 
     #[test]
     fn an_unknown_mode_or_flag_is_rejected() {
-        for (at, changed) in [(ALGORITHM_AT, 0xC1), (ALGORITHM_AT + 1, EXPORTABLE | 4)] {
+        for (at, changed) in [(ALGORITHM_AT, 0xC1), (ALGORITHM_AT + 1, EXPORTABLE | 8)] {
             let mut bytes = ClearBytes::copied(keyring(KeyMode::Both).bytes().bytes());
             bytes.bytes_mut()[at] = changed;
             assert!(Keyring::read(bytes.bytes()).is_none(), "byte {at}");

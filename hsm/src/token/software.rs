@@ -15,10 +15,11 @@ use aws_lc_rs::{
 use des::TdesEde2;
 
 use super::{
-    HostLevel, IssuedTzpk, Token, VerificationKey, WrappedTzpk,
+    HostLevel, IssuedTzpk, RETRY_HEAD, Token, VerificationKey, WrappedTzpk,
     aes_chain::{CmacKey, encrypt_chain},
-    host_tzpk,
+    host_tzpk, ibm_3624_name,
     tdes_budget::TdesBudget,
+    zone_ciphers::{ZoneCiphers, decrypt_iso_4},
 };
 use hsm_protocol::{
     ACCOUNT_BYTES, Bound, DeviceKey, Error, Ibm3624Name, Kcv, KeyId, KeyVersion, NONCE_BYTES, RECORD_MESSAGE_BYTES_MAX,
@@ -27,8 +28,9 @@ use hsm_protocol::{
 
 use crate::{
     clear::{Block, Clear, Tzpk, WideBlock},
-    keyring::{KeyMode, KeyUsage, Keys, Versions},
+    keyring::{ClearZoneKey, KeyMode, KeyUsage, Keys, Versions},
     versioned::Versioned,
+    zones::{ZoneKeyInfo, ZoneKeyRef},
 };
 
 /// The key schedules of a vault.
@@ -43,6 +45,7 @@ pub(crate) struct Software {
     retry: CmacKey,
     one_way: Option<Versioned<CmacKey>>,
     verification: Vec<(KeyUsage, KeyMode, TdesEde2)>,
+    zones: ZoneCiphers,
     keys: Vec<KeyId>,
     versions: Versions,
 }
@@ -50,7 +53,7 @@ pub(crate) struct Software {
 impl Software {
     /// Prepares the key schedules of an open vault. The result is boxed, so that schedules are only in the box and in stack
     /// frames below the caller's, which the caller scrubs.
-    pub(crate) fn new(keys: &Keys, tdes_budget: TdesBudget) -> Result<Box<Self>, Error> {
+    pub(crate) fn new(keys: &Keys, zone_keys: Vec<ClearZoneKey>, tdes_budget: TdesBudget) -> Result<Box<Self>, Error> {
         let versions = Versions {
             storage: StorageVersions {
                 wrapped: keys.storage.version(),
@@ -84,6 +87,7 @@ impl Software {
                 .iter()
                 .map(|(usage, mode, key)| (usage.clone(), *mode, TdesEde2::new(key.bytes().into())))
                 .collect(),
+            zones: ZoneCiphers::new(zone_keys)?,
             keys: key_ids,
             versions,
         }))
@@ -142,7 +146,15 @@ impl Token for Software {
     }
 
     fn retry_tag(&self, control: &[u8; 16], block: &[u8; 8]) -> Result<[u8; TAG_BYTES], Error> {
-        Ok(self.retry.tag(joined(&mut [0; 24], &[control, block])))
+        Ok(self.retry.tag(joined(&mut [0; 28], &[&RETRY_HEAD, control, block])))
+    }
+
+    fn zone_block_tag(&self, bound: &Bound, block: &[u8]) -> Result<[u8; TAG_BYTES], Error> {
+        Ok(self.retry.tag(joined(&mut [0; RECORD_MESSAGE_BYTES_MAX], &[bound.as_ref(), block])))
+    }
+
+    fn zone_keys(&self) -> &[ZoneKeyInfo] {
+        self.zones.infos()
     }
 }
 
@@ -186,10 +198,7 @@ impl HostLevel for Software {
     }
 
     fn storage_decrypt_iso_4(&self, key: KeyVersion, block: &mut WideBlock, account_field: u128) -> Result<(), Error> {
-        let storage = self.storage.get(key).ok_or(Error::UnknownKey)?;
-        storage.decrypt_block(block.bytes_mut().into());
-        block.set_nibbles(block.nibbles() ^ account_field);
-        storage.decrypt_block(block.bytes_mut().into());
+        decrypt_iso_4(self.storage.get(key).ok_or(Error::UnknownKey)?, block, account_field);
         Ok(())
     }
 
@@ -210,11 +219,7 @@ impl HostLevel for Software {
     }
 
     fn ibm_3624(&self, name: &ZoneName) -> Result<Ibm3624Name, Error> {
-        let found = self.verification.iter().find_map(|(usage, ..)| match usage {
-            KeyUsage::Ibm3624(found) if found.name == *name => Some(found.clone()),
-            _ => None,
-        });
-        found.ok_or(Error::NoVerificationKey)
+        ibm_3624_name(self.verification.iter().map(|(usage, ..)| usage), name)
     }
 
     fn verification_encrypt(&self, key: VerificationKey<'_>, wanted: KeyMode, block: &mut Block) -> Result<(), Error> {
@@ -224,6 +229,27 @@ impl HostLevel for Software {
         };
         cipher.encrypt_block(block.bytes_mut().into());
         Ok(())
+    }
+
+    fn zone_encrypt(&self, key: ZoneKeyRef<'_>, block: &mut Block) -> Result<(), Error> {
+        self.zones.cipher(key)?.encrypt(block)
+    }
+
+    fn zone_decrypt(&self, key: ZoneKeyRef<'_>, block: &mut Block) -> Result<(), Error> {
+        self.zones.cipher(key)?.decrypt(block)
+    }
+
+    fn zone_encrypt_iso_4(
+        &self,
+        key: ZoneKeyRef<'_>,
+        pin_field: &mut WideBlock,
+        account_field: u128,
+    ) -> Result<(), Error> {
+        self.zones.cipher(key)?.encrypt_iso_4(pin_field, account_field)
+    }
+
+    fn zone_decrypt_iso_4(&self, key: ZoneKeyRef<'_>, block: &mut WideBlock, account_field: u128) -> Result<(), Error> {
+        self.zones.cipher(key)?.decrypt_iso_4(block, account_field)
     }
 }
 

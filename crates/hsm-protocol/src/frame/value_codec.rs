@@ -9,6 +9,7 @@ use crate::key_id::KeyId;
 use crate::key_usage::{KeyUsage, ZoneName};
 use crate::sealed::{
     EncryptedBlock, KeyVersion, PinRecord, SealedAccount, SealedKey, form_code, form_of, level_code, level_of,
+    zone_format_code,
 };
 use crate::status::{MemoryLock, Persistence, Status, StorageVersions};
 use crate::storage_format::StorageFormat;
@@ -147,22 +148,12 @@ impl FrameValue for KeyVersion {
 
 impl FrameValue for ZoneFormat {
     fn write(&self, out: &mut Vec<u8>) {
-        out.push(match self {
-            Self::Iso0 => 0,
-            Self::Iso1 => 1,
-            Self::Iso3 => 3,
-            Self::Iso4 => 4,
-        });
+        out.push(zone_format_code(*self));
     }
 
     fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
-        match read.byte()? {
-            0 => Ok(Self::Iso0),
-            1 => Ok(Self::Iso1),
-            3 => Ok(Self::Iso3),
-            4 => Ok(Self::Iso4),
-            _ => Err(FrameError),
-        }
+        let code = read.byte()?;
+        Self::ALL.into_iter().find(|format| zone_format_code(*format) == code).ok_or(FrameError)
     }
 }
 

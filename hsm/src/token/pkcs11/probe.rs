@@ -129,7 +129,7 @@ pub(crate) fn probe_token(config: &Pkcs11, level: BoundaryLevel) -> Result<Token
     let (session, functions, token) = session_pool::log_in_to_probe(config)?;
     let session = Calls::new(&session, functions.as_deref());
     let probes = TRIALS.iter().map(|trial| trial.run(session, &token.mechanisms)).collect();
-    let (keys, speeds) = match session_pool::find_keys(session, config, level, None) {
+    let (keys, speeds) = match session_pool::find_keys(session, config, level, None, &[]) {
         Err(error) => (Err(error.to_string()), Vec::new()),
         Ok(UsableKeys { found, references, .. }) => {
             let speeds = match level {
@@ -525,7 +525,7 @@ fn wrapped_iso_4(session: Calls<'_>) -> Result<(), TrialError> {
     encrypt(session, &Mechanism::AesEcb, &storage, &second.to_be_bytes())?;
 
     let other_fill = encrypt(session, &Mechanism::Des3Ecb, &tzpk, &SAMPLE_OTHER_FILL)?;
-    let is_a = |sent: &[u8]| ends_with_a(session, &tzpk, sent);
+    let is_a = |sent: &[u8]| ends_with_a(session, tzpk.handle, sent);
     match (is_a(&sent)?, is_a(&other_fill)?) {
         (true, false) => Ok(()),
         _ => Err(TrialError::Wrong("it does not distinguish a fill of A from another")),
