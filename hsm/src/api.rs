@@ -417,6 +417,8 @@ mod tests {
             assert!(Hsm::make_token_keys(&token, &wanted).unwrap().len() >= 5);
             let again = Hsm::make_token_keys(&token, &wanted);
             assert!(matches!(again, Err(OpenError::Pkcs11(Pkcs11Error::Present { .. }))));
+            let level = if name == "nss" { BoundaryLevel::Token } else { BoundaryLevel::Host };
+            zone_tests::import_zone_keys(&token, level);
             token
         });
         made.clone()
