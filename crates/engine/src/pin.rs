@@ -599,7 +599,7 @@ impl Pins {
 
     fn about_card(&self, action: Action, card: &CardKey, account: Option<&RegisteredAccount>) -> CardEvent {
         let masked = account.map_or_else(|| card.plastic.masked().into(), |account| account.masked.clone());
-        CardEvent { action, card: masked, reference: self.references.reference(card), control: None, formats: None }
+        CardEvent::new(action, masked, self.references.reference(card))
     }
 
     fn about_control(&self, action: Action, control: &Control) -> CardEvent {

@@ -110,13 +110,7 @@ pub fn control(card: CardKey) -> NewControl {
 }
 
 pub fn card_event(action: Action) -> Event {
-    engine_event(Body::Card(CardEvent {
-        action,
-        card: "***1".into(),
-        reference: CardReference::from_bytes([7; 16]),
-        control: None,
-        formats: None,
-    }))
+    engine_event(Body::Card(CardEvent::new(action, "***1".into(), CardReference::from_bytes([7; 16]))))
 }
 
 pub fn engine_event(body: Body) -> Event {
