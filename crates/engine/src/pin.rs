@@ -903,7 +903,11 @@ fn denied_outcome(denied: Denied) -> Option<Outcome> {
         Denied::NotUsable | Denied::Superseded => Outcome::ControlNotUsable,
         Denied::OtherTenant | Denied::OtherScope | Denied::OtherDeviceKey => Outcome::Denied,
         Denied::NoTzpk => Outcome::TzpkMissing,
-        Denied::CardRate { .. } => return None,
+        Denied::PinNotSet => Outcome::PinNotSet,
+        Denied::PinLocked => Outcome::PinLocked,
+        Denied::ReplacedBlock => Outcome::ReplacedBlock,
+        Denied::OtherAccount => Outcome::OtherAccount,
+        Denied::CardRate { .. } | Denied::TrySettled => return None,
     })
 }
 
