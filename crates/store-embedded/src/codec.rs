@@ -110,6 +110,12 @@ pub(super) fn decode_card(bytes: &[u8]) -> Option<CardState> {
     read.end(CardState { account, hour, opened, generation, set_by, tries, zone_tags })
 }
 
+/// The row of a card with every try used; `None` where the row can't be read.
+pub(super) fn lock_tries(row: &[u8]) -> Option<Vec<u8>> {
+    let card = decode_card(row)?;
+    Some(encode_card(&CardState { tries: card.tries.locked(), ..card }))
+}
+
 pub(super) fn encode_pin(set_at: UnixMillis, pin: &StoredPin) -> Vec<u8> {
     let mut bytes = Writer::new();
     bytes.array(&set_at.0.to_be_bytes());
