@@ -599,7 +599,7 @@ impl Pins {
 
     fn about_card(&self, action: Action, card: &CardKey, account: Option<&RegisteredAccount>) -> CardEvent {
         let masked = account.map_or_else(|| card.plastic.masked().into(), |account| account.masked.clone());
-        CardEvent { action, card: masked, reference: self.references.reference(card), control: None, formats: None }
+        CardEvent::new(action, masked, self.references.reference(card))
     }
 
     fn about_control(&self, action: Action, control: &Control) -> CardEvent {
@@ -904,7 +904,11 @@ fn denied_outcome(denied: Denied) -> Option<Outcome> {
         Denied::NotUsable | Denied::Superseded => Outcome::ControlNotUsable,
         Denied::OtherTenant | Denied::OtherScope | Denied::OtherDeviceKey => Outcome::Denied,
         Denied::NoTzpk => Outcome::TzpkMissing,
-        Denied::CardRate { .. } => return None,
+        Denied::PinNotSet => Outcome::PinNotSet,
+        Denied::PinLocked => Outcome::PinLocked,
+        Denied::ReplacedBlock => Outcome::ReplacedBlock,
+        Denied::OtherAccount => Outcome::OtherAccount,
+        Denied::CardRate { .. } | Denied::TrySettled => return None,
     })
 }
 

@@ -83,6 +83,7 @@ pub(super) fn pin_status(card: &Card) -> i32 {
     match card.pin_status {
         PinStatus::Waiting => proto::PinStatus::Waiting.into(),
         PinStatus::Set => proto::PinStatus::Set.into(),
+        PinStatus::Generated => proto::PinStatus::Generated.into(),
     }
 }
 
@@ -373,6 +374,9 @@ fn denied_status(denied: Denied) -> Status {
         Denied::OtherScope => status(Code::PermissionDenied, Reason::ScopeMismatch, &denied),
         Denied::OtherDeviceKey => status(Code::PermissionDenied, Reason::DeviceKeyMismatch, &denied),
         Denied::NoTzpk => status(Code::FailedPrecondition, Reason::TzpkMissing, &denied),
+        Denied::PinNotSet | Denied::PinLocked | Denied::TrySettled | Denied::ReplacedBlock | Denied::OtherAccount => {
+            status(Code::FailedPrecondition, Reason::PinNotSet, &denied)
+        }
     }
 }
 

@@ -8,6 +8,9 @@
 //! restore ends all of them; those that had set a PIN stay spent, and their retries are confirmed while that PIN stands. A
 //! salvage ends all controls, because tables may be newer than the damaged journal, and a card's row may be older than its PIN.
 //! An unknown control is unusable, so no control sets or views twice.
+//!
+//! Tries: a damaged store may have lost the newest tries of any card. So a salvage uses up the tries of every card, until they
+//! are reset; of a store without damage it keeps them. A restore has the tries of the backup.
 
 use std::{
     collections::HashSet,
@@ -22,7 +25,9 @@ use fjall::{OwnedWriteBatch as WriteBatch, PersistMode};
 use tempfile::TempDir;
 
 use super::{
-    BACKUP_TEXT, Contents, DATABASE, FORMAT_FILE, FORMAT_TEXT, HEAD_KEY, Tables, contents,
+    BACKUP_TEXT, Contents, DATABASE, FORMAT_FILE, FORMAT_TEXT, HEAD_KEY, Tables,
+    codec::lock_tries,
+    contents,
     copy::PREFIX,
     decode_head, encode_head,
     journal::{LOCK_FILE, each_whole_batch},
@@ -96,7 +101,11 @@ pub fn salvage(directory: &Path, target: &Path) -> Result<SalvageReport, UpkeepE
         StoreOpenError::Damaged { path: directory.to_owned(), problem }
     })?;
     let mut batch = rescued.database.batch();
+    let (may_lack_tries, mut locked_cards) = (!damage.is_empty(), 0);
     let walk = walk(&damaged, &mut |kind, key, row| {
+        let locked = (may_lack_tries && kind == RowKind::Card).then(|| lock_tries(row)).flatten();
+        locked_cards += u64::from(locked.is_some());
+        let row = locked.as_deref().unwrap_or(row);
         let keyspace = match kind {
             RowKind::Card => &rescued.cards,
             RowKind::Pin => &rescued.pins,
@@ -123,7 +132,17 @@ pub fn salvage(directory: &Path, target: &Path) -> Result<SalvageReport, UpkeepE
     checked(building.path(), target, event)?;
     building.finish(FORMAT_TEXT)?;
     let Walk { end, has_key_list, has_card_reference_key, .. } = walk;
-    Ok(SalvageReport { kept, end, event, ended_controls, lost, has_key_list, has_card_reference_key, damage })
+    Ok(SalvageReport {
+        kept,
+        end,
+        event,
+        ended_controls,
+        locked_cards,
+        lost,
+        has_key_list,
+        has_card_reference_key,
+        damage,
+    })
 }
 
 /// Writes a backup of a store, opens it, and verifies all its rows and its audit chain.
