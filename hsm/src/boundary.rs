@@ -5,6 +5,8 @@
 mod at_host;
 mod at_token;
 mod host_zones;
+#[cfg(test)]
+mod rebind_tests;
 mod token_zones;
 mod verify;
 mod zone_translation;
@@ -91,6 +93,11 @@ impl Boundary {
                 let at_host = self.at_host(HostOperation::DeriveValue)?;
                 self.check_record(record, card)?;
                 at_host.derive_value(record, method, card, account).map(Reply::Value)
+            }
+            Request::Rebind { record, from, to } => {
+                let at_host = self.at_host(HostOperation::Rebind)?;
+                self.check_record(record, &from.0)?;
+                Ok(Reply::Record { record: at_host.rebind(record, from, to)?, retry_tag: None })
             }
         }
     }

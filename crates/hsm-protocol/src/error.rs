@@ -96,6 +96,9 @@ pub enum Error {
         "the account number has fewer digits than the validation data of this IBM 3624 key: use a key for such accounts"
     )]
     ValidationData,
+    /// A PIN goes to another card of another account number.
+    #[error("the two cards have different account numbers: a PIN goes to a card of the same account number alone")]
+    OtherAccount,
     /// The public key of the device parses, but cannot encrypt.
     #[error(transparent)]
     DeviceKey(#[from] DeviceKeyError),
@@ -140,11 +143,14 @@ pub enum HostOperation {
     Generate,
     /// A verification value is derived.
     DeriveValue,
+    /// A record is re-encrypted for another account number or card.
+    Rebind,
 }
 
 impl HostOperation {
     /// Every operation. The index of an operation is its code in a frame.
-    pub const ALL: [Self; 5] = [Self::Verify, Self::VerifyValue, Self::Change, Self::Generate, Self::DeriveValue];
+    pub const ALL: [Self; 6] =
+        [Self::Verify, Self::VerifyValue, Self::Change, Self::Generate, Self::DeriveValue, Self::Rebind];
 }
 
 impl fmt::Display for HostOperation {
@@ -155,6 +161,7 @@ impl fmt::Display for HostOperation {
             Self::Change => "change of a PIN",
             Self::Generate => "generation of a PIN",
             Self::DeriveValue => "derivation of a verification value",
+            Self::Rebind => "re-encryption for another account number or card",
         })
     }
 }

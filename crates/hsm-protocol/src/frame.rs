@@ -329,6 +329,7 @@ mod tests {
             Request::Generate { digits: 4, card, account: Account::PlasticId },
             derive_value(ValueMethod::Pvv(pvk())),
             derive_value(ValueMethod::Ibm3624Offset(key_name())),
+            Request::Rebind { record: record(), from: (card, Account::PlasticId), to: (card, registered()) },
         ];
         let body = |request: &Request| {
             let mut body = Vec::new();
@@ -374,6 +375,7 @@ mod tests {
             Err(Error::OneWay),
             Err(Error::NoVerificationKey),
             Err(Error::ValidationData),
+            Err(Error::OtherAccount),
             Err(Refusal::MalformedBlock.into()),
             Err(Refusal::PinPolicy.into()),
             Err(Error::TranslationNotAllowed),

@@ -100,6 +100,16 @@ pub enum Request {
         /// The digits that the record is bound to, and that the value is derived from.
         account: Account,
     },
+    /// Re-encrypts a stored PIN for another account number of its card, or for another card of its account number. Level
+    /// `host` only. A one-way record, which is bound to its card alone, stays as it is for another account number.
+    Rebind {
+        /// The stored PIN.
+        record: PinRecord,
+        /// The card of the record, and the digits that the record is bound to.
+        from: (CardBinding, Account),
+        /// The card of the other record, and the digits to bind it to. One of card and digits stays.
+        to: (CardBinding, Account),
+    },
 }
 
 impl Request {
@@ -116,7 +126,7 @@ impl Request {
                 | (Self::SealPan { .. }, Reply::SealedPan(_))
                 | (Self::Verify { .. } | Self::VerifyValue { .. }, Reply::Verified { .. })
                 | (Self::Change { .. }, Reply::Changed(_))
-                | (Self::Generate { .. }, Reply::Record { retry_tag: None, .. })
+                | (Self::Generate { .. } | Self::Rebind { .. }, Reply::Record { retry_tag: None, .. })
                 | (Self::DeriveValue { .. }, Reply::Value(_))
         )
     }

@@ -7,7 +7,7 @@ use subtle::{Choice, ConditionallySelectable};
 
 use hsm_protocol::{
     Account, Binding, BoundaryLevel, CardBinding, DeviceBlock, DeviceKey, EncryptedBlock, Error, FreshTzpk, Isolation,
-    MadeAt, PinRecord, Refusal, SealedKey, bound_to_control,
+    MadeAt, PinRecord, Refusal, SealedKey, StorageFormat, bound_to_control,
 };
 
 use super::{account_digits, tagged};
@@ -100,6 +100,30 @@ impl AtHost {
             let account = account_digits(&*self.token, account, card)?;
             self.open_record(record, &account, (block, wide), pin)?;
             self.encrypt_record(pin, (block, wide), &account, card)
+        })
+    }
+
+    /// Re-encrypts a record for another account number of its card, or another card of its account number, in the format of
+    /// new records. The PIN policy is not applied again.
+    ///
+    /// # Errors
+    /// [`Error::OtherAccount`] where both differ; [`Error::OneWay`] for a one-way record and another card.
+    pub(super) fn rebind(
+        &self,
+        record: &PinRecord,
+        (card, account): &(CardBinding, Account),
+        (to_card, to_account): &(CardBinding, Account),
+    ) -> Result<PinRecord, Error> {
+        in_workspace(|Workspace { block, wide, pin, .. }| {
+            let account = account_digits(&*self.token, account, card)?;
+            let to_account = account_digits(&*self.token, to_account, to_card)?;
+            match (card == to_card, account.as_slice() == to_account.as_slice()) {
+                (false, false) => return Err(Error::OtherAccount),
+                (true, _) if record.form() == StorageFormat::OneWay => return Ok(record.clone()),
+                _ => {}
+            }
+            self.open_record(record, &account, (block, wide), pin)?;
+            self.encrypt_record(pin, (block, wide), &to_account, to_card)
         })
     }
 

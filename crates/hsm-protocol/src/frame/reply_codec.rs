@@ -33,6 +33,7 @@ const ONE_WAY: u8 = 32;
 const HOST_LEVEL_ONLY: u8 = 33;
 const NO_VERIFICATION_KEY: u8 = 34;
 const VALIDATION_DATA: u8 = 35;
+const OTHER_ACCOUNT: u8 = 40;
 
 const AVAILABLE: u8 = 0;
 const TZPK: u8 = 1;
@@ -180,6 +181,7 @@ fn write_error(error: &Error, out: &mut Vec<u8>) {
         }
         Error::NoVerificationKey => out.push(NO_VERIFICATION_KEY),
         Error::ValidationData => out.push(VALIDATION_DATA),
+        Error::OtherAccount => out.push(OTHER_ACCOUNT),
         Error::DeviceKey(_) => out.push(DEVICE_KEY),
         Error::Mgf1NotSupported => out.push(MGF1_NOT_SUPPORTED),
         Error::PlasticId => out.push(PLASTIC_ID),
@@ -218,6 +220,7 @@ fn read_error(code: u8, read: &mut Reader<'_>) -> Result<Error, FrameError> {
         HOST_LEVEL_ONLY => Error::HostLevelOnly { operation: FrameValue::read(read)? },
         NO_VERIFICATION_KEY => Error::NoVerificationKey,
         VALIDATION_DATA => Error::ValidationData,
+        OTHER_ACCOUNT => Error::OtherAccount,
         DEVICE_KEY => Error::DeviceKey(crate::device_key::DeviceKeyError::Malformed),
         MGF1_NOT_SUPPORTED => Error::Mgf1NotSupported,
         PLASTIC_ID => Error::PlasticId,

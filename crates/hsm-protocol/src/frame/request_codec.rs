@@ -16,6 +16,7 @@ const VERIFY_VALUE: u8 = 17;
 const CHANGE: u8 = 18;
 const GENERATE: u8 = 19;
 const DERIVE_VALUE: u8 = 20;
+const REBIND: u8 = 24;
 
 const DEVICE: u8 = 0;
 const RECORD: u8 = 1;
@@ -99,6 +100,14 @@ impl FrameValue for Request {
                 card.write(out);
                 account.write(out);
             }
+            Self::Rebind { record, from, to } => {
+                out.push(REBIND);
+                record.write(out);
+                for (card, account) in [from, to] {
+                    card.write(out);
+                    account.write(out);
+                }
+            }
         }
     }
 
@@ -141,6 +150,11 @@ impl FrameValue for Request {
                 method: FrameValue::read(read)?,
                 card: FrameValue::read(read)?,
                 account: FrameValue::read(read)?,
+            },
+            REBIND => Self::Rebind {
+                record: FrameValue::read(read)?,
+                from: (FrameValue::read(read)?, FrameValue::read(read)?),
+                to: (FrameValue::read(read)?, FrameValue::read(read)?),
             },
             _ => return Err(FrameError),
         })
