@@ -49,7 +49,8 @@ reasons! {
     DigitCountInvalid = "DIGIT_COUNT_INVALID",
     /// The request names no algorithm of verification values, or a parameter or the value of the algorithm is out of range.
     ValueMethodInvalid = "VALUE_METHOD_INVALID",
-    /// The sealed account number is not 30 bytes of SealPan, or was sealed for another card.
+    /// The sealed account number is not 30 bytes of SealPan, was sealed for another card, or is missing for a card without a
+    /// registered account number.
     SealedAccountInvalid = "SEALED_ACCOUNT_INVALID",
     /// The request has not both PIN blocks of a change.
     ChangeInvalid = "CHANGE_INVALID",

@@ -26,7 +26,7 @@ pub struct BlockToTranslate {
     pub target: NamedZoneKey,
     /// The format in the other zone; `None` for the first format of that zone.
     pub target_format: Option<ZoneFormat>,
-    /// The account number; `None` for the registered one, else the digits of the plasticId.
+    /// The account number; `None` for the registered one.
     pub account: Option<SealedAccount>,
 }
 
@@ -127,7 +127,10 @@ impl Pins {
         route.formats = Formats { from: zone_block_format(source_format), to: zone_block_format(format) };
         let account = match &block.account {
             Some(sealed) => Account::Registered(SealedAccount::from_bytes(sealed.as_bytes())?),
-            None => account(self.store.card(&card).await?.and_then(|card| card.account).as_ref())?,
+            None => {
+                let registered = self.store.card(&card).await?.and_then(|card| card.account);
+                account(Some(&registered.ok_or(PinError::SealedAccount)?))?
+            }
         };
         let target = Target::Zone { key: to.key(), format };
         let translate = Request::Translate { source, target, card: card_binding(&card)?, account };

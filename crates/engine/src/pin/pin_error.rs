@@ -34,8 +34,8 @@ pub enum PinError {
     /// The block does not have the length of its format.
     #[error("pin_block is 8 bytes, or 16 of format 4")]
     BlockLength,
-    /// The seal of an account number is of another card, or was changed.
-    #[error("sealed_account was sealed for another card, or changed: seal the account number again by SealPan")]
+    /// The seal of an account number is of another card, was changed, or is missing for a card without a registered number.
+    #[error("sealed_account is not the answer of SealPan for this card, or the card has no registered account number")]
     SealedAccount,
     /// The caller sent too many wrong PINs.
     #[error("this caller has sent too many wrong PINs within a minute: try again later")]
