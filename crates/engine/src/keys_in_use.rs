@@ -94,6 +94,7 @@ pub(super) async fn follow(
                 Ok(()) => {
                     tracing::info!(
                         keys = hsm_protocol::KeyId::list_to_text(status.keys()),
+                        zone_keys = hsm_protocol::KeyId::list_to_text(status.zone_keys()),
                         "no PIN comes under an older storage key any more"
                     );
                     in_use.send_replace(Arc::clone(&status));
