@@ -268,7 +268,7 @@ impl KeyInfo {
         ZoneKeyInfo {
             zone: zone.clone(),
             version: KeyVersion(self.version),
-            algorithm: self.algorithm,
+            is_tdes: self.algorithm.is_tdes(),
             mode: self.mode,
             odd_parity: Some(self.odd_parity),
             kcv: self.check_value,
@@ -343,6 +343,7 @@ pub(crate) struct Keys {
 /// An active version of a zone key, in clear.
 pub(crate) struct ClearZoneKey {
     pub(crate) info: ZoneKeyInfo,
+    pub(crate) algorithm: KeyAlgorithm,
     pub(crate) key: ClearBytes,
 }
 
@@ -506,7 +507,8 @@ impl Keyring {
             let is_used = info.state() == KeyState::Active && zones.iter().any(|rules| rules.name == *zone);
             let key = ClearBytes::copied(key.as_ref().filter(|_| is_used)?.bytes());
             let odd_parity = Some(has_right_parity(info.algorithm, &key));
-            Some(ClearZoneKey { info: ZoneKeyInfo { odd_parity, ..info.of_zone(zone) }, key })
+            let algorithm = info.algorithm;
+            Some(ClearZoneKey { info: ZoneKeyInfo { odd_parity, ..info.of_zone(zone) }, algorithm, key })
         };
         self.keys.iter().filter_map(in_use).collect()
     }

@@ -8,7 +8,7 @@ use hsm_protocol::{
 use thiserror::Error;
 
 use crate::{
-    keyring::{KeyAlgorithm, KeyMode},
+    keyring::KeyMode,
     translation::{Place, TRANSLATIONS},
 };
 
@@ -19,7 +19,8 @@ const ZONE_KEYS_MAX: usize = 255;
 pub(crate) struct ZoneKeyInfo {
     pub(crate) zone: ZoneName,
     pub(crate) version: KeyVersion,
-    pub(crate) algorithm: KeyAlgorithm,
+    /// 3DES, else AES.
+    pub(crate) is_tdes: bool,
     pub(crate) mode: KeyMode,
     /// Whether a 3DES key has odd parity in every byte; `None` for a key in a token without an inventory, which nobody can
     /// read.
@@ -119,8 +120,8 @@ impl Zones {
 /// Checks one version of a zone key against the formats, uses and parity policy of its zone.
 fn check_key(rules: &ZoneRules, key: &ZoneKeyInfo) -> Result<(), ZoneError> {
     let reference = || format!("zone:{}/{}", key.zone, key.version.0);
-    if let Some(format) = rules.formats.iter().find(|format| format.needs_aes() == key.algorithm.is_tdes()) {
-        return Err(ZoneError::Algorithm { key: reference(), algorithm: key.algorithm, format: *format });
+    if let Some(format) = rules.formats.iter().find(|format| format.needs_aes() == key.is_tdes) {
+        return Err(ZoneError::Algorithm { key: reference(), format: *format });
     }
     let direction = |needed: &ZoneUse| match needed {
         ZoneUse::SetPin | ZoneUse::Verify => Some(KeyMode::Decrypts),
@@ -131,7 +132,7 @@ fn check_key(rules: &ZoneRules, key: &ZoneKeyInfo) -> Result<(), ZoneError> {
     if let Some(needed) = rules.uses.iter().find(refused) {
         return Err(ZoneError::Mode { key: reference(), mode: key.mode, needed: *needed });
     }
-    if rules.parity == ParityPolicy::Reject && key.algorithm.is_tdes() {
+    if rules.parity == ParityPolicy::Reject && key.is_tdes {
         match key.odd_parity {
             Some(true) => {}
             Some(false) => return Err(ZoneError::EvenParity { key: reference() }),
@@ -190,14 +191,12 @@ pub enum ZoneError {
     },
     /// The key has another algorithm than a format of its zone needs.
     #[error(
-        "{key} is an {algorithm} key, and {format} does not suit it: iso-4 needs AES, iso-0, iso-1 and iso-3 need 3DES; change \
-         the zone's formats, or activate a key of the other kind"
+        "{key} does not suit {format}: iso-4 needs an AES key, iso-0, iso-1 and iso-3 need a 3DES key; change the zone's \
+         formats, or activate a key of the other kind"
     )]
     Algorithm {
         /// For example `zone:app-bank/1`.
         key: String,
-        /// The algorithm of the key.
-        algorithm: KeyAlgorithm,
         /// The first format that does not suit.
         format: ZoneFormat,
     },

@@ -40,8 +40,8 @@ impl ZoneCiphers {
     pub(super) fn new(keys: Vec<ClearZoneKey>) -> Result<Self, Error> {
         let mut ciphers = HashMap::<_, Vec<_>>::with_capacity(keys.len());
         let mut infos = Vec::with_capacity(keys.len());
-        for ClearZoneKey { info, key } in keys {
-            let cipher = ZoneCipher::new(info.algorithm, &key);
+        for ClearZoneKey { info, algorithm, key } in keys {
+            let cipher = ZoneCipher::new(algorithm, &key);
             scrub_stack();
             ciphers.entry(info.zone.clone()).or_default().push((info.version, cipher?));
             infos.push(info);

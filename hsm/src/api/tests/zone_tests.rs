@@ -24,19 +24,19 @@ const NOW: u64 = 1_700_000_000_000;
 const PAN: &str = "5413330089020011";
 
 /// A zone key that both parties know.
-struct Known {
-    zone: &'static str,
-    algorithm: KeyAlgorithm,
-    key: &'static [u8],
+pub(super) struct Known {
+    pub(super) zone: &'static str,
+    pub(super) algorithm: KeyAlgorithm,
+    pub(super) key: &'static [u8],
 }
 
 /// The key of the vendor's example: it has bytes of even parity.
-const APP_BANK: Known = Known {
+pub(super) const APP_BANK: Known = Known {
     zone: "app-bank",
     algorithm: KeyAlgorithm::TdesDouble,
     key: &[0, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88, 0x99, 0xAA, 0xBB, 0xCC, 0xDD, 0xEE, 0xFF],
 };
-const BUREAU: Known = Known {
+pub(super) const BUREAU: Known = Known {
     zone: "bureau",
     algorithm: KeyAlgorithm::TdesTriple,
     key: &[
@@ -44,8 +44,8 @@ const BUREAU: Known = Known {
         0x02, 0x9C, 0xB6, 0x04, 0xE8, 0x61,
     ],
 };
-const AUTH_HOST: Known = Known { zone: "auth-host", algorithm: KeyAlgorithm::Aes256, key: &[0x5C; 32] };
-const WALLET: Known = Known { zone: "wallet", algorithm: KeyAlgorithm::Aes128, key: &[0x3A; 16] };
+pub(super) const AUTH_HOST: Known = Known { zone: "auth-host", algorithm: KeyAlgorithm::Aes256, key: &[0x5C; 32] };
+pub(super) const WALLET: Known = Known { zone: "wallet", algorithm: KeyAlgorithm::Aes128, key: &[0x3A; 16] };
 const ZONES: [Known; 4] = [APP_BANK, BUREAU, AUTH_HOST, WALLET];
 
 impl Known {
@@ -53,11 +53,11 @@ impl Known {
         ZoneName::parse(self.zone).unwrap()
     }
 
-    fn key(&self) -> ZoneKey {
+    pub(super) fn key(&self) -> ZoneKey {
         ZoneKey { zone: self.name(), version: None }
     }
 
-    fn rules(&self, formats: &[ZoneFormat], uses: &[ZoneUse]) -> ZoneRules {
+    pub(super) fn rules(&self, formats: &[ZoneFormat], uses: &[ZoneUse]) -> ZoneRules {
         ZoneRules { name: self.name(), formats: formats.into(), uses: uses.into(), parity: ParityPolicy::Ignore }
     }
 
@@ -66,7 +66,7 @@ impl Known {
     }
 
     /// Encrypts a clear block: of format 4 the PIN field, of the others the block after the XOR with the account number.
-    fn block(&self, format: ZoneFormat, clear: u128) -> ZoneBlock {
+    pub(super) fn block(&self, format: ZoneFormat, clear: u128) -> ZoneBlock {
         let mut wide = clear.to_be_bytes();
         let mut narrow = (clear as u64).to_be_bytes();
         match self.algorithm {
@@ -82,7 +82,7 @@ impl Known {
     }
 
     /// Decrypts a block to its PIN field: control, length, digits and fill in the 16 last nibbles.
-    fn field(&self, block: &ZoneBlock) -> u64 {
+    pub(super) fn field(&self, block: &ZoneBlock) -> u64 {
         let account = account_number();
         if block.format().needs_aes() {
             let mut wide: [u8; 16] = block.as_bytes().try_into().unwrap();
@@ -147,11 +147,11 @@ fn good_block(format: ZoneFormat) -> ZoneBlock {
     zone_of(format).block(format, clear_block(format, good_field(format)))
 }
 
-fn from_zone(zone: &Known, block: &ZoneBlock) -> Source {
+pub(super) fn from_zone(zone: &Known, block: &ZoneBlock) -> Source {
     Source::Zone { key: zone.key(), block: block.clone() }
 }
 
-fn to_zone(zone: &Known, format: ZoneFormat) -> Target {
+pub(super) fn to_zone(zone: &Known, format: ZoneFormat) -> Target {
     Target::Zone { key: zone.key(), format }
 }
 
@@ -163,7 +163,7 @@ fn set(hsm: &Hsm, zone: &Known, block: &ZoneBlock) -> Result<NewRecord, Error> {
     set_for(hsm, zone.key(), block, card(), &registered(hsm))
 }
 
-fn set_for(
+pub(super) fn set_for(
     hsm: &Hsm,
     key: ZoneKey,
     block: &ZoneBlock,
@@ -176,7 +176,7 @@ fn set_for(
     }
 }
 
-fn zone_block(reply: Result<Reply, Error>) -> Result<ZoneBlock, Error> {
+pub(super) fn zone_block(reply: Result<Reply, Error>) -> Result<ZoneBlock, Error> {
     match reply? {
         Reply::ZoneBlock(block) => Ok(block),
         _ => panic!("the reply of another request"),
@@ -198,22 +198,22 @@ fn move_block(
 }
 
 /// A key to import: the key, its mode of use and whether to activate it.
-struct Import<'a> {
-    known: &'a Known,
-    mode: char,
+pub(super) struct Import<'a> {
+    pub(super) known: &'a Known,
+    pub(super) mode: char,
 }
 
-fn all_keys() -> Vec<Import<'static>> {
+pub(super) fn all_keys() -> Vec<Import<'static>> {
     const ALL: &[Known] = &ZONES;
     ALL.iter().map(|known| Import { known, mode: 'B' }).collect()
 }
 
-fn vault_in(directory: &Path) -> Vault {
+pub(super) fn vault_in(directory: &Path) -> Vault {
     Vault::File { path: directory.join("vault"), unlock: Unlock::KeyFile(directory.join("vault.key")) }
 }
 
 /// A vault with the engine's keys and zone keys, which come in key blocks: a key block keeps parity and mode of use.
-fn vault_with(directory: &Path, keys: &[Import<'_>]) {
+pub(super) fn vault_with(directory: &Path, keys: &[Import<'_>]) {
     Hsm::create_vault(&vault_in(directory), KeyFileUse::Refuse).unwrap();
     let mut store = KeyStore::open(KeysConfig::Vault(vault_in(directory)), &Wanted::default(), NOW).unwrap();
     let exchange = KeyUsage::parse("exchange:test").unwrap();
@@ -230,6 +230,14 @@ fn vault_with(directory: &Path, keys: &[Import<'_>]) {
         store.activate(&key.name, key.version, NOW).unwrap();
     }
     store.commit([0; 32]).unwrap();
+}
+
+/// Imports the keys of every zone into a token, as its owner would without a ceremony.
+pub(super) fn import_zone_keys(token: &Pkcs11, level: BoundaryLevel) {
+    for known in &ZONES {
+        let key = ClearBytes::copied(known.key);
+        token::import_key(token, level, known.usage(), known.algorithm, &key).unwrap();
+    }
 }
 
 /// The rules of every zone that a level serves with a storage format.
@@ -277,17 +285,8 @@ fn try_open(
         form,
     };
     let mut config = Config { zones: zones(level), ..config_as(wanted) };
-    match &mut config.keys {
-        KeysConfig::Vault(vault) => *vault = vault_in(directory),
-        KeysConfig::Pkcs11(token) => {
-            static IMPORTED: OnceLock<()> = OnceLock::new();
-            IMPORTED.get_or_init(|| {
-                for known in &ZONES {
-                    let key = ClearBytes::copied(known.key);
-                    token::import_key(token, level, known.usage(), known.algorithm, &key).unwrap();
-                }
-            });
-        }
+    if let KeysConfig::Vault(vault) = &mut config.keys {
+        *vault = vault_in(directory);
     }
     Hsm::open(config)
 }
@@ -556,7 +555,7 @@ fn a_zone_that_the_level_cannot_serve_keeps_the_boundary_closed() {
     let unsuited = refused(AUTH_HOST.rules(&[ZoneFormat::Iso1], &[ZoneUse::SetPin]));
     assert!(matches!(unsuited, ZoneError::Algorithm { format: ZoneFormat::Iso1, .. }), "{unsuited}");
     let unsuited = refused(APP_BANK.rules(&[ZoneFormat::Iso4], &[]));
-    assert!(matches!(unsuited, ZoneError::Algorithm { algorithm: KeyAlgorithm::TdesDouble, .. }), "{unsuited}");
+    assert!(matches!(unsuited, ZoneError::Algorithm { format: ZoneFormat::Iso4, .. }), "{unsuited}");
     if level_here() == BoundaryLevel::Host {
         return;
     }
@@ -668,6 +667,23 @@ mod in_a_vault {
         let hsm = open_in(directory.path(), vec![rules]).unwrap();
         let refused = set_for(&hsm, of_version(Some(KeyVersion(1))), &block(&WALLET), card(), &registered(&hsm)).err();
         assert!(matches!(refused, Some(Error::ZoneUnknown { .. })));
+    }
+
+    #[test]
+    fn the_stack_of_every_zone_operation_is_scrubbed_to_its_end() {
+        let directory = tempfile::tempdir().unwrap();
+        vault_with(directory.path(), &all_keys());
+        let hsm = open_in(directory.path(), rules_at(BoundaryLevel::Host, StorageFormat::Iso4)).unwrap();
+        for source in ZoneFormat::ALL {
+            let (zone, block) = (zone_of(source), good_block(source));
+            let record = set(&hsm, &zone, &block).unwrap().record;
+            check_scrubbed(&[
+                ("zone to record", &|| set(&hsm, &zone, &block).is_ok()),
+                ("record to zone", &|| give(&hsm, &record, &zone, source).is_ok()),
+                ("zone to 3DES zone", &|| move_block(&hsm, (&zone, &block), (&BUREAU, ZoneFormat::Iso3)).is_ok()),
+                ("zone to AES zone", &|| move_block(&hsm, (&zone, &block), (&WALLET, ZoneFormat::Iso4)).is_ok()),
+            ]);
+        }
     }
 
     #[test]

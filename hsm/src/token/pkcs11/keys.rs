@@ -450,7 +450,7 @@ impl FoundKeys {
             Some(ZoneKeyInfo {
                 zone: zone.clone(),
                 version: KeyVersion(key.version),
-                algorithm: key.algorithm,
+                is_tdes: key.algorithm.is_tdes(),
                 mode: listed.map_or(KeyMode::Both, |ring| ring.info.mode),
                 odd_parity: listed.map(|ring| ring.info.odd_parity),
                 kcv,
@@ -532,7 +532,7 @@ pub(super) fn audit(
     Ok(())
 }
 
-/// The algorithm of a key: by its attributes for a zone key, which may have several, by its usage otherwise.
+/// The algorithm of a key: by its type for a zone key, which may have several, by its usage otherwise.
 fn algorithm_of(
     session: &Session,
     name: &KeyUsage,
@@ -542,13 +542,10 @@ fn algorithm_of(
     if !matches!(name, KeyUsage::Zone(_)) {
         return Ok(default_algorithm(name, level, seal_way_of(name)));
     }
-    let asked = [AttributeType::KeyType, AttributeType::ValueLen];
+    let asked = [AttributeType::KeyType];
     let attributes = session.get_attributes(handle, &asked).map_err(call_failed("C_GetAttributeValue"))?;
-    let suits = |algorithm: &&KeyAlgorithm| {
-        let length = u64::try_from(algorithm.bytes()).unwrap_or_default();
-        attributes.contains(&Attribute::KeyType(key_type(**algorithm)))
-            && (algorithm.is_tdes() || attributes.contains(&Attribute::ValueLen(length.into())))
-    };
+    // openCryptoki names no CKA_VALUE_LEN. No call needs the length of an AES key.
+    let suits = |algorithm: &&KeyAlgorithm| attributes.contains(&Attribute::KeyType(key_type(**algorithm)));
     let unsuited = || Pkcs11Error::Unsafe { label: label(name), attribute: "CKA_KEY_TYPE", found: "of another kind" };
     ZONE_ALGORITHMS.iter().find(suits).copied().ok_or_else(unsuited)
 }
