@@ -377,10 +377,11 @@ impl Pins {
         Ok(page)
     }
 
-    /// The record under the newest storage key; `None` for a record that already is.
+    /// The record under the newest storage key; `None` for a record that already is, and for a one-way record.
     async fn reencrypted(&self, card: &CardKey, pin: &StoredPin) -> Result<Option<PinRecord>, hsm_protocol::Error> {
         let record = PinRecord::from_bytes(&pin.record)?;
-        if self.boundary.status().is_current(&record) {
+        // A one-way record moves when its PIN is set or verified right; the rotation reports those that wait.
+        if self.boundary.status().is_current(&record) || record.form() == hsm_protocol::StorageFormat::OneWay {
             return Ok(None);
         }
         let translate = Request::Translate {
