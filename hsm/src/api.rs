@@ -880,6 +880,7 @@ mod tests {
         assert_eq!(seen, TRANSLATIONS.iter().filter(|row| row.level == level && !has_zone(row)).count());
     }
 
+    mod verify_tests;
     mod zone_tests;
     mod zone_vectors;
 }

@@ -139,6 +139,15 @@ pub fn load_keys(path: &Path) -> Result<(hsm::Keys, hsm::Wanted), ConfigError> {
     Ok((keys(file.token, file.vault, &file.data_directory)?, wanted))
 }
 
+/// Reads the rules of the zones of a file.
+///
+/// # Errors
+/// The file is malformed, or a zone is.
+pub fn load_zones(path: &Path) -> Result<Vec<hsm::ZoneRules>, ConfigError> {
+    let zones = check_zones(read_file::<BoundaryFile>(Some(path))?.zones)?;
+    Ok(zones.into_iter().map(|zone| zone.rules).collect())
+}
+
 /// The keys of a configuration file. The boundary ignores those that only an engine reads.
 pub fn known_keys() -> Vec<KnownKey> {
     config::known_keys::<BoundaryFile>()

@@ -97,6 +97,14 @@ pub(super) fn default_algorithm(name: &KeyUsage, level: BoundaryLevel, seal: Sea
     algorithms(name, level, seal).first().copied().unwrap_or(KeyAlgorithm::Aes256)
 }
 
+/// The configured versions of a usage, for a token without an inventory.
+pub(super) fn configured_versions(config: &Pkcs11, name: &KeyUsage) -> Vec<u16> {
+    match &config.storage_key_versions[..] {
+        versions @ [_, ..] if name.keeps_records() => versions.to_vec(),
+        _ => vec![config.key_version],
+    }
+}
+
 /// The usages and versions of the keys that an engine uses.
 #[derive(Clone)]
 pub(super) struct InUse(pub(super) Vec<(KeyUsage, u16)>);
@@ -104,12 +112,9 @@ pub(super) struct InUse(pub(super) Vec<(KeyUsage, u16)>);
 impl InUse {
     /// The configured versions, for a token without an inventory.
     pub(super) fn configured(config: &Pkcs11, level: BoundaryLevel, seal: SealWay) -> Self {
-        let versions = |name: &KeyUsage| match &config.storage_key_versions[..] {
-            versions @ [_, ..] if name.keeps_records() => versions.to_vec(),
-            _ => vec![config.key_version],
-        };
-        let each = |name: KeyUsage| versions(&name).into_iter().map(move |version| (name.clone(), version));
-        Self(engine_keys(level, seal).into_iter().flat_map(each).collect())
+        let mut in_use = Self(Vec::new());
+        engine_keys(level, seal).iter().for_each(|name| in_use.add(name, configured_versions(config, name)));
+        in_use
     }
 
     /// Adds versions of a usage.
@@ -398,7 +403,7 @@ impl FoundKeys {
         let mut in_use = InUse::configured(config, level, seal);
         let mut names = engine_keys(level, seal);
         if level == BoundaryLevel::Host {
-            in_use.add(&KeyUsage::StorageOneWay, [config.key_version]);
+            in_use.add(&KeyUsage::StorageOneWay, configured_versions(config, &KeyUsage::StorageOneWay));
             names.push(KeyUsage::StorageOneWay);
         }
         let (mut missing, mut present) = (Vec::new(), None);
