@@ -199,7 +199,7 @@ pub fn replace_account(
     Ok((registered, pin.map(|pin| StoredPin { account: Some(account), ..pin })))
 }
 
-/// A card of a transfer, as a store has it.
+/// A card of a transfer, by the rows of a store.
 #[derive(Clone, Debug)]
 pub struct TransferCard {
     /// The name of the card.
