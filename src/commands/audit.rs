@@ -186,7 +186,7 @@ async fn run_command(arguments: AuditArguments) -> Result<(), AuditError> {
                 }
                 None => None,
             };
-            let is_wanted = |entry: &Entry| of_card.is_none_or(|card| entry.event.body.card_reference() == Some(card));
+            let is_wanted = |entry: &Entry| of_card.is_none_or(|card| entry.event.body.is_about(card));
             let mut print = |entry: &Entry| match is_wanted(entry) {
                 true => Ok(writeln!(out, "{}", format.write(entry))?),
                 false => Ok(()),

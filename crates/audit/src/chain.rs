@@ -309,6 +309,15 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_transfer_is_about_both_cards() {
+        let [reissued, before, other] = [[1; 16], [2; 16], [3; 16]].map(CardReference::from_bytes);
+        let card = CardEvent::new(Action::TransferPin, "***1".into(), reissued);
+        let body = Body::Card(CardEvent { predecessor: Some(before), ..card });
+        assert!(body.is_about(reissued) && body.is_about(before) && !body.is_about(other));
+        assert!(!Body::EngineStopped.is_about(reissued));
+    }
+
+    #[test]
     fn a_change_of_any_byte_is_reported_at_its_entry() {
         let entries = chain(5);
         let stored = entries[2].encode();

@@ -481,12 +481,9 @@ coded! {
 }
 
 impl Body {
-    /// The reference of the card that the event is about; `None` for an event without a known card.
-    pub fn card_reference(&self) -> Option<CardReference> {
-        match self {
-            Self::Card(event) => Some(event.reference),
-            _ => None,
-        }
+    /// Whether the event is about this card, or gave its PIN to another card.
+    pub fn is_about(&self, card: CardReference) -> bool {
+        matches!(self, Self::Card(event) if event.reference == card || event.predecessor == Some(card))
     }
 
     /// The name of the engine that started, `HOST:STORE DIRECTORY`; `None` for any other event.

@@ -199,7 +199,7 @@ pub fn replace_account(
     Ok((registered, pin.map(|pin| StoredPin { account: Some(account), ..pin })))
 }
 
-/// A card of a transfer, as a store has it.
+/// A card of a transfer, by the rows of a store.
 #[derive(Clone, Debug)]
 pub struct TransferCard {
     /// The name of the card.
@@ -262,6 +262,8 @@ fn with_new_pin(
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use proptest::prelude::*;
 
     use super::*;
     use crate::card::{PinStatus, PlasticId, Tenant};
@@ -366,9 +368,8 @@ mod tests {
         for (card, pin, lowest) in
             [(registered.clone(), other_account, 0), (registered, pin(1, 1), 0), (CardState::default(), pin(1, 1), 2)]
         {
-            let card = Some(card);
-            assert_eq!(generate(card.clone(), &pin, &min(lowest)), Err(Denied::Superseded));
-            let found = FoundCard::Known(card.unwrap());
+            assert_eq!(generate(Some(card.clone()), &pin, &min(lowest)), Err(Denied::Superseded));
+            let found = FoundCard::Known(card);
             let set = set_by_zone(found, &pin, &tag(1), UnknownCards::Accept, &min(lowest));
             assert_eq!(set, Err(Denied::Superseded));
         }
@@ -552,5 +553,132 @@ mod tests {
         assert_eq!(denied(TransferCard { state: None, ..from.clone() }, to.clone()), Some(Denied::CardUnknown));
         assert_eq!(move_pin(&from, 9, &to, bound(2)), Err(Denied::Superseded));
         assert_eq!(move_pin(&from, 1, &to, pin(2, 1)), Err(Denied::Superseded), "for no account number");
+    }
+
+    /// One change of one card.
+    #[derive(Clone, Debug)]
+    enum Step {
+        ZoneSet(u8),
+        Generate { version: u16 },
+        Reserve,
+        Settle { number: u64, is_right: bool },
+        Change { number: u64, late: bool, version: u16 },
+        Reset { up_to: u64 },
+        ReplaceAccount { number: u8, version: u16 },
+        RaiseMin(u16),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let (number, version) = (1..12u64, 1..4u16);
+        prop_oneof![
+            (1..20u8).prop_map(Step::ZoneSet),
+            version.clone().prop_map(|version| Step::Generate { version }),
+            Just(Step::Reserve),
+            (number.clone(), any::<bool>()).prop_map(|(number, is_right)| Step::Settle { number, is_right }),
+            (number.clone(), any::<bool>(), version.clone()).prop_map(|(number, late, version)| Step::Change {
+                number,
+                late,
+                version
+            }),
+            number.prop_map(|up_to| Step::Reset { up_to }),
+            (1..4u8, version.clone()).prop_map(|(number, version)| Step::ReplaceAccount { number, version }),
+            version.prop_map(Step::RaiseMin),
+        ]
+    }
+
+    const LIMIT: u32 = 3;
+
+    proptest! {
+        /// The simplest store there can be, over any sequence of changes to one card.
+        #[test]
+        fn no_sequence_of_changes_breaks_the_rules(steps in prop::collection::vec(step(), 1..60)) {
+            let (mut card, mut stored, mut lowest) = (CardState::default(), None::<StoredPin>, 0);
+            for (at, step) in steps.into_iter().enumerate() {
+                let (before, newest, n) = (card.clone(), stored.clone(), 100 + at as u8);
+                let record = |version| StoredPin { account: before.account.clone(), ..pin(n, version) };
+                let set = match step {
+                    Step::ZoneSet(block) => {
+                        let (found, pin) = (FoundCard::Known(before.clone()), record(3));
+                        match set_by_zone(found, &pin, &tag(block), UnknownCards::Refuse, &min(lowest)) {
+                            Ok(Some(after)) => Some((after, pin)),
+                            Ok(None) => {
+                                prop_assert!(before.set_by == Some(PinOrigin::Zone), "the block's PIN stands");
+                                None
+                            }
+                            Err(denied) => {
+                                prop_assert_eq!(denied, Denied::ReplacedBlock);
+                                None
+                            }
+                        }
+                    }
+                    Step::Generate { version } => {
+                        let made = generate(Some(before.clone()), &record(version), &min(lowest));
+                        made.ok().map(|after| (after, record(version)))
+                    }
+                    Step::Change { number, late, version } => {
+                        let generation = before.generation - u64::from(late && before.generation > 0);
+                        let verdict = right(generation, record(version));
+                        let settled = settle_change(before.clone(), None, number, verdict, &min(lowest), NOW).ok();
+                        if let Some(SettledChange { card, .. }) = &settled {
+                            prop_assert_eq!(generation, before.generation);
+                            prop_assert!(card.tries.tries.forgiven <= before.tries.tries.forgiven.max(number));
+                        }
+                        settled.and_then(|settled| Some((settled.card, settled.pin?)))
+                    }
+                    Step::Reserve => {
+                        match reserve_try(Some(before.clone()), newest.clone(), Compared::Record, LIMIT) {
+                            Ok((after, reserved)) => {
+                                prop_assert_eq!(reserved.pin, newest.clone());
+                                card = after;
+                            }
+                            Err(Denied::PinLocked) => prop_assert!(before.tries.tries.used() >= LIMIT.into()),
+                            Err(denied) => prop_assert!(denied == Denied::PinNotSet && newest.is_none()),
+                        }
+                        None
+                    }
+                    Step::Settle { number, is_right } => {
+                        let verdict = if is_right { Verdict::Right { moved: None } } else { Verdict::Wrong };
+                        if let Ok((after, _)) = settle_try(before.clone(), newest.clone(), number, verdict, &min(lowest)) {
+                            prop_assert!(before.tries.unsettled.contains(&number));
+                            card = after;
+                        }
+                        None
+                    }
+                    Step::Reset { up_to } => {
+                        card = reset_tries(Some(before.clone()), up_to).unwrap();
+                        None
+                    }
+                    Step::ReplaceAccount { number, version } => {
+                        let made = newest.as_ref().map(|newest| ReencryptedPin {
+                            before: newest.record.clone(),
+                            ..reencrypted(0, n, version)
+                        });
+                        let replaced = replace_account(Some(before.clone()), newest.clone(), account(number), made, &min(lowest));
+                        if let Ok((registered, pin)) = replaced {
+                            prop_assert_eq!(&registered.card.set_by, &before.set_by);
+                            card = registered.card;
+                            stored = pin.or(newest.clone());
+                        }
+                        None
+                    }
+                    Step::RaiseMin(version) => {
+                        lowest = lowest.max(version);
+                        None
+                    }
+                };
+                let is_new = set.is_some();
+                if let Some((after, pin)) = set {
+                    (card, stored) = (after, Some(pin));
+                }
+                prop_assert_eq!(card.generation, before.generation + u64::from(is_new), "a new PIN alone raises it");
+                if stored != newest {
+                    prop_assert!(stored.as_ref().is_some_and(|pin| pin.key.version >= lowest), "not below the minimum");
+                }
+                prop_assert!(stored.as_ref().is_none_or(|pin| pin.account == card.account), "the card's account");
+                prop_assert!(card.tries.tries.used() <= LIMIT.into());
+                prop_assert!(card.tries.tries.forgiven >= before.tries.tries.forgiven);
+                prop_assert!(card.zone_tags.as_slice().len() <= crate::zone_tags::ZONE_TAGS_MAX);
+            }
+        }
     }
 }

@@ -86,10 +86,10 @@ pub fn tries_of_chain(entries: &[Entry], limit: u32) -> Tries {
                 assert_eq!(*number, tries.reserved);
                 assert!(tries.used() <= limit.into(), "entry {}: {tries:?}", entry.sequence);
             }
-            Action::VerifyPin => {
+            Action::VerifyPin | Action::ChangePin => {
                 assert!(!settled.contains(number) && *number <= tries.reserved, "entry {}", entry.sequence);
                 settled.push(*number);
-                if entry.event.outcome == Outcome::Done {
+                if matches!(entry.event.outcome, Outcome::Done | Outcome::RefusedPin) {
                     tries.forgiven = tries.forgiven.max(*number);
                 }
             }
