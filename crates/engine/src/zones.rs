@@ -19,7 +19,7 @@ struct TenantZone {
 /// The zone key that a request names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedZoneKey {
-    /// The zone.
+    /// The zone that the request names.
     pub zone: ZoneReference,
     /// The version of its key; `None` for the newest.
     pub version: Option<KeyVersion>,
