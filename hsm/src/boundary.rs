@@ -4,14 +4,20 @@
 
 mod at_host;
 mod at_token;
+mod host_zones;
+#[cfg(test)]
+mod rebind_tests;
+mod token_zones;
+mod verify;
+mod zone_translation;
 
 pub(crate) use self::{at_host::AtHost, at_token::AtToken};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use hsm_protocol::{
-    ACCOUNT_BYTES, Account, AccountNumber, Binding, BoundaryLevel, CardBinding, Error, PinRecord, Reply, Request,
-    SealedAccount, Source, StorageFormat, Target, account_bound_to, record_bound_to,
+    ACCOUNT_BYTES, Account, AccountNumber, Binding, BoundaryLevel, CardBinding, Error, HostOperation, PinRecord, Reply,
+    Request, SealedAccount, Source, StorageFormat, Target, account_bound_to, record_bound_to,
 };
 
 use crate::{
@@ -66,6 +72,41 @@ impl Boundary {
                 self.token().retry_tag(control, block.as_bytes()).map(Reply::RetryTag)
             }
             Request::SealPan { number, card } => self.seal_pan(number, card).map(Reply::SealedPan),
+            Request::Verify { source, record, card, account } => {
+                let at_host = self.at_host(HostOperation::Verify)?;
+                self.check_record(record, card)?;
+                at_host.verify(source, record, card, account)
+            }
+            Request::VerifyValue { source, expected, card, account } => {
+                self.at_host(HostOperation::VerifyValue)?.verify_value(source, expected, card, account)
+            }
+            Request::Change { old, new, record, card, account } => {
+                let at_host = self.at_host(HostOperation::Change)?;
+                self.check_record(record, card)?;
+                at_host.change((old, new), record, card, account).map(Reply::Changed)
+            }
+            Request::Generate { digits, card, account } => {
+                let record = self.at_host(HostOperation::Generate)?.generate(*digits, card, account)?;
+                Ok(Reply::Record { record, retry_tag: None })
+            }
+            Request::DeriveValue { record, method, card, account } => {
+                let at_host = self.at_host(HostOperation::DeriveValue)?;
+                self.check_record(record, card)?;
+                at_host.derive_value(record, method, card, account).map(Reply::Value)
+            }
+            Request::Rebind { record, from, to } => {
+                let at_host = self.at_host(HostOperation::Rebind)?;
+                self.check_record(record, &from.0)?;
+                Ok(Reply::Record { record: at_host.rebind(record, from, to)?, retry_tag: None })
+            }
+        }
+    }
+
+    /// The boundary of level `host`, which alone compares PINs.
+    fn at_host(&self, operation: HostOperation) -> Result<&AtHost, Error> {
+        match self {
+            Self::Host(at_host) => Ok(at_host),
+            Self::Token(_) => Err(Error::HostLevelOnly { operation }),
         }
     }
 
@@ -82,12 +123,19 @@ impl Boundary {
         let source_place = match source {
             Source::Device { .. } => Place::Device,
             Source::Record(record) => Place::Record(record.form()),
+            Source::Zone { block, .. } => Place::Zone(block.format()),
         };
         let target_place = match (self, target) {
             (_, Target::Device { .. }) => Place::Device,
+            (_, Target::Zone { format, .. }) => Place::Zone(*format),
             (Self::Token(_), Target::Record) if let Place::Record(form) = source_place => Place::Record(form),
             (_, Target::Record) => Place::Record(self.form()),
         };
+        // Records of a reversible format, from before, are not shown or exported either.
+        let shows = matches!((source, target), (Source::Record(_), Target::Device { .. } | Target::Zone { .. }));
+        if shows && self.form() == StorageFormat::OneWay {
+            return Err(Error::OneWay);
+        }
         check_translation(self.level(), source_place, target_place)?;
         match (source, target) {
             (Source::Device { sealed_tzpk, control, block }, Target::Record) => {
@@ -112,7 +160,15 @@ impl Boundary {
                 };
                 Ok(Reply::Record { record, retry_tag: None })
             }
-            (Source::Device { .. }, Target::Device { .. }) => Err(Error::TranslationNotAllowed),
+            (Source::Zone { key, block }, Target::Record) => self.zone_to_record((key, block), card, account),
+            (Source::Record(record), Target::Zone { key, format }) => {
+                self.record_to_zone(record, (key, *format), card, account)
+            }
+            (Source::Zone { key: source, block }, Target::Zone { key: target, format }) => {
+                self.zone_to_zone((source, block), (target, *format), card, account)
+            }
+            (Source::Device { .. }, Target::Device { .. } | Target::Zone { .. })
+            | (Source::Zone { .. }, Target::Device { .. }) => Err(Error::TranslationNotAllowed),
         }
     }
 

@@ -4,7 +4,7 @@ use std::{ffi::CString, path::PathBuf};
 
 use zeroize::Zeroizing;
 
-use hsm_protocol::{Isolation, NewRecordFormat, StorageFormat};
+use hsm_protocol::{Isolation, NewRecordFormat, StorageFormat, ZoneRules};
 
 use crate::policy::PinPolicy;
 
@@ -23,6 +23,8 @@ pub struct Config {
     pub lock_memory: LockMemory,
     /// The isolation of the boundary's process; written in every record.
     pub isolation: Isolation,
+    /// The zones, each with one entry. The key `zone:NAME` of each must be active.
+    pub zones: Vec<ZoneRules>,
 }
 
 /// The location of the keys.
@@ -206,6 +208,7 @@ pub(crate) enum HostForm {
     Iso4,
     Iso3,
     Iso0,
+    OneWay,
 }
 
 impl HostForm {
@@ -215,6 +218,7 @@ impl HostForm {
             StorageFormat::Iso4 => Some(Self::Iso4),
             StorageFormat::Iso3 => Some(Self::Iso3),
             StorageFormat::Iso0 => Some(Self::Iso0),
+            StorageFormat::OneWay => Some(Self::OneWay),
         }
     }
 }
@@ -225,6 +229,7 @@ impl From<HostForm> for StorageFormat {
             HostForm::Iso4 => Self::Iso4,
             HostForm::Iso3 => Self::Iso3,
             HostForm::Iso0 => Self::Iso0,
+            HostForm::OneWay => Self::OneWay,
         }
     }
 }
@@ -243,7 +248,7 @@ impl TokenForm {
             StorageFormat::Wrapped => Some(Self::Wrapped),
             StorageFormat::Iso4 => Some(Self::Iso4),
             StorageFormat::Iso3 => Some(Self::Iso3),
-            StorageFormat::Iso0 => None,
+            StorageFormat::Iso0 | StorageFormat::OneWay => None,
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::{
     keyblock::{Header, KeyBlock, KeyBlockError, ProtectionKey, Purpose, Version},
     keyring::{
         Exportability, KeyAlgorithm, KeyInfo, KeyMode, KeyState, KeyUsage, Keyring, NewKey, RingKey, check_value,
-        is_weak,
+        has_right_parity, is_weak,
     },
     open_error::{OpenError, Pkcs11Error},
     token::reserved_in,
@@ -341,7 +341,7 @@ impl KeyStore {
     }
 
     /// Imports a pending key from a key block under a key-exchange key. The block sets the key's mode of use and
-    /// exportability.
+    /// exportability. The parity of a 3DES key stays; [`KeyInfo::odd_parity`] reports the parity.
     ///
     /// # Errors
     /// [`KeyStoreError::KeyBlock`] where the block is malformed, does not open, has another purpose or names another KCV;
@@ -357,6 +357,8 @@ impl KeyStore {
         let purpose = match name {
             KeyUsage::Zone(_) => Purpose::ZoneKey,
             KeyUsage::Exchange(_) => Purpose::ExchangeKey,
+            KeyUsage::Pvk(_) => Purpose::Pvk,
+            KeyUsage::Ibm3624(_) => Purpose::Ibm3624Key,
             _ => return Err(KeyStoreError::StaysHere { key: name.to_string() }),
         };
         let block = KeyBlock::parse(block)?;
@@ -364,13 +366,19 @@ impl KeyStore {
         let header = block.header();
         let mode = KeyMode::of_letter(header.mode()).ok_or(KeyBlockError::Header { field: "mode of use" })?;
         let (key, algorithm, kek_version) = self.open_block(&block, under)?;
-        let travels = if header.exportability() == 'N' { Exportability::Never } else { Exportability::On };
-        let new = NewKey { travels, ..self.next(name, algorithm)? };
+        let new = self.next(name, algorithm)?;
+        let travels = if header.exportability() == 'N' { Exportability::Never } else { new.travels };
+        let new = NewKey { travels, ..new };
         let kcv = check_value(algorithm, &key);
         block.check_kcv(if algorithm.is_tdes() { "00" } else { "01" }, kcv.as_bytes())?;
         self.check_new(kcv, &new.name)?;
+        let odd_parity = has_right_parity(algorithm, &key);
         let kept = self.location.store(&new, key)?;
-        let info = self.put(new, mode, kept, now);
+        let mut info = self.put(new, mode, kept, now);
+        info.odd_parity = odd_parity;
+        if let Some(found) = self.keyring.find_mut(&info.name, info.version) {
+            found.info.odd_parity = odd_parity;
+        }
         self.count_use(under, kek_version);
         Ok(info)
     }
@@ -413,13 +421,17 @@ impl KeyStore {
         self.location.commit(&self.keyring)
     }
 
-    /// The next version of a usage. An engine's keys are never exportable.
+    /// The next version of a usage. Keys of an engine, PVKs and IBM 3624 keys are never exportable.
     fn next(&self, name: KeyUsage, algorithm: KeyAlgorithm) -> Result<NewKey, KeyStoreError> {
+        if let Some(other) = self.keyring.of_same_name(&name) {
+            return Err(KeyStoreError::NameTaken { key: name.to_string(), other: other.to_string() });
+        }
         match self.location.algorithms(&name) {
             [] => Err(KeyStoreError::NotHere { key: name.to_string() }),
             known if !known.contains(&algorithm) => Err(KeyStoreError::Algorithm { key: name.to_string(), algorithm }),
             _ => {
-                let travels = if name.is_an_engines() { Exportability::Never } else { Exportability::On };
+                let stays = name.is_an_engines() || name.verifies();
+                let travels = if stays { Exportability::Never } else { Exportability::On };
                 Ok(self.keyring.next(name, algorithm, travels))
             }
         }
@@ -566,7 +578,7 @@ pub enum KeyStoreError {
     },
     /// PIN records are under the key.
     #[error(
-        "{records} PIN records are under {key}: start the engine, which re-encrypts them, and wait until it logs that all are done"
+        "{records} PIN records are under {key}: start the engine, which re-encrypts them, and wait until it logs that all are done; a one-way record moves when its PIN is set or verified right"
     )]
     InUse {
         /// For example `storage/1`.
@@ -653,6 +665,15 @@ pub enum KeyStoreError {
         key: String,
         /// The existing key.
         same: String,
+    },
+    /// An IBM 3624 key with this name and another decimalisation table or other validation data exists. A request names the
+    /// key by its name alone.
+    #[error("{key} would have the name of {other}: an IBM 3624 key has one decimalisation table; choose another name")]
+    NameTaken {
+        /// The new key.
+        key: String,
+        /// The existing key.
+        other: String,
     },
     /// The imported key is a weak 3DES key, has two equal parts, or is zero.
     #[error("the key is weak, or has two equal parts: ask for another")]

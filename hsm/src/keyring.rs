@@ -5,8 +5,10 @@
 //! state: 1 in custody, 2 a change is unfinished
 //! key: usage(1) zone(1 + text) version(2) algorithm(1) flags(1) made activated retired destroyed(8 each) uses(8)
 //!      KCV(3) bytes(1 + key)
-//! algorithm: index in `KeyAlgorithm::ALL`, plus 64 for encrypts only or 128 for decrypts only
-//! flags: 1 exportable, 2 without a KCV
+//! algorithm: index in `KeyAlgorithm::ALL`, plus 64 for encrypts only, 128 for decrypts only, 32 for derives values only, 96
+//!            for compares values only
+//! zone: the name of a zone or exchange key; NAME:PVKI of a PVK; NAME:TABLE:VALIDATION of an IBM 3624 key
+//! flags: 1 exportable, 2 without a KCV, 4 imported with even parity
 //! ```
 //! Integers are big-endian; dates are Unix time in milliseconds, 0 for none. The keyring of a vault contains the keys; the
 //! keyring of a token lists the keys in the token, without their bytes.
@@ -19,26 +21,28 @@ mod layout;
 use std::{fmt, path::Path};
 
 use aws_lc_rs::{hmac, rand};
-use hsm_protocol::{ENGINE_KEYS, Kcv, KeyVersion, StorageVersions};
+use hsm_protocol::{ENGINE_KEYS, Kcv, KeyVersion, StorageVersions, ZoneRules};
 pub(crate) use hsm_protocol::{KeyUsage, ZoneName};
 
 use crate::{
     clear::{Clear, ClearBytes, Tzpk},
-    config::{AbsentVault, KeyFileUse, Vault},
+    config::{AbsentVault, HostForm, KeyFileUse, Vault},
     keyblock::{Family, check_bytes},
-    tdes_key::force_odd_parity,
+    tdes_key::{force_odd_parity, has_odd_parity},
     vault::{self, VaultError},
     versioned::Versioned,
+    zones::ZoneKeyInfo,
 };
 
 /// The engine keys of a vault.
-const VAULT_KEYS: [(KeyUsage, KeyAlgorithm); 6] = [
+const VAULT_KEYS: [(KeyUsage, KeyAlgorithm); 7] = [
     (KeyUsage::Storage, KeyAlgorithm::Aes256),
     (KeyUsage::StorageTdes, KeyAlgorithm::TdesDouble),
     (KeyUsage::Seal, KeyAlgorithm::Aes256),
     (KeyUsage::Account, KeyAlgorithm::Aes256),
     (KeyUsage::Record, KeyAlgorithm::Aes256),
     (KeyUsage::Retry, KeyAlgorithm::Aes256),
+    (KeyUsage::StorageOneWay, KeyAlgorithm::Aes256),
 ];
 
 /// The algorithms of a zone key; the first is the default.
@@ -67,6 +71,8 @@ pub(crate) fn algorithms_in_vault(usage: &KeyUsage) -> &'static [KeyAlgorithm] {
     match usage {
         KeyUsage::Zone(_) => ZONE_ALGORITHMS,
         KeyUsage::Exchange(_) => EXCHANGE_ALGORITHMS_IN_VAULT,
+        // A PVV and an IBM 3624 PIN are defined with a key of 128 bits.
+        KeyUsage::Pvk(_) | KeyUsage::Ibm3624(_) => &[KeyAlgorithm::TdesDouble],
         KeyUsage::StorageTdes => &[KeyAlgorithm::TdesDouble],
         engine if VAULT_KEYS.iter().any(|(name, _)| name == engine) => &[KeyAlgorithm::Aes256],
         _ => &[],
@@ -147,23 +153,32 @@ pub enum KeyMode {
     Encrypts,
     /// The key only decrypts: a key-exchange key unwraps keys.
     Decrypts,
+    /// A PVK or IBM 3624 key that only derives values.
+    Generates,
+    /// A PVK or IBM 3624 key that only compares values.
+    Verifies,
 }
 
 impl KeyMode {
-    const ALL: [Self; 3] = [Self::Both, Self::Encrypts, Self::Decrypts];
+    const ALL: [Self; 5] = [Self::Both, Self::Encrypts, Self::Decrypts, Self::Generates, Self::Verifies];
 
-    /// The letter of the mode in the header of a key block.
+    /// The letter of the mode in the header of a key block; of a PVK or IBM 3624 key `C` stands for both.
     pub(crate) fn letter(self) -> char {
         match self {
             Self::Both => 'B',
             Self::Encrypts => 'E',
             Self::Decrypts => 'D',
+            Self::Generates => 'G',
+            Self::Verifies => 'V',
         }
     }
 
     /// Reads the letter in the header of a key block.
     pub(crate) fn of_letter(letter: char) -> Option<Self> {
-        Self::ALL.into_iter().find(|mode| mode.letter() == letter)
+        match letter {
+            'C' => Some(Self::Both),
+            _ => Self::ALL.into_iter().find(|mode| mode.letter() == letter),
+        }
     }
 
     /// Whether a key of this mode may be used as `wanted`.
@@ -178,6 +193,8 @@ impl fmt::Display for KeyMode {
             Self::Both => "encrypts and decrypts",
             Self::Encrypts => "encrypts only",
             Self::Decrypts => "decrypts only",
+            Self::Generates => "derives values only",
+            Self::Verifies => "compares values only",
         })
     }
 }
@@ -219,6 +236,8 @@ pub struct KeyInfo {
     pub mode: KeyMode,
     /// Whether the key may be exported in a key block.
     pub exportable: bool,
+    /// False for a 3DES key that was imported with a byte of even parity.
+    pub odd_parity: bool,
     /// The KCV; none for a key that was made in a token and may not encrypt there.
     pub check_value: Option<Kcv>,
     /// When the key was made or loaded, in milliseconds of Unix time.
@@ -241,6 +260,18 @@ impl KeyInfo {
             (_, Some(_), _) => KeyState::Retired,
             (Some(_), _, _) => KeyState::Active,
             _ => KeyState::Pending,
+        }
+    }
+
+    /// The facts of a key of a zone.
+    pub(crate) fn of_zone(&self, zone: &ZoneName) -> ZoneKeyInfo {
+        ZoneKeyInfo {
+            zone: zone.clone(),
+            version: KeyVersion(self.version),
+            is_tdes: self.algorithm.is_tdes(),
+            mode: self.mode,
+            odd_parity: Some(self.odd_parity),
+            kcv: self.check_value,
         }
     }
 
@@ -303,6 +334,17 @@ pub(crate) struct Keys {
     pub(crate) record: Versioned<Box<Clear<32>>>,
     /// AES-256-CMAC, for retry tags.
     pub(crate) retry: Versioned<Box<Clear<32>>>,
+    /// AES-256-CMAC, for one-way records; none in a vault without such a key.
+    pub(crate) one_way: Option<Versioned<Box<Clear<32>>>>,
+    /// 3DES: the active PVKs and IBM 3624 keys. A usage has one active version.
+    pub(crate) verification: Vec<(KeyUsage, KeyMode, Box<Tzpk>)>,
+}
+
+/// An active version of a zone key, in clear.
+pub(crate) struct ClearZoneKey {
+    pub(crate) info: ZoneKeyInfo,
+    pub(crate) algorithm: KeyAlgorithm,
+    pub(crate) key: ClearBytes,
 }
 
 impl Keyring {
@@ -388,6 +430,7 @@ impl Keyring {
             algorithm,
             mode: KeyMode::Both,
             exportable: travels == Exportability::On,
+            odd_parity: true,
             check_value,
             made_at: now,
             activated_at: None,
@@ -401,6 +444,17 @@ impl Keyring {
     /// The keys of a usage, in every version.
     pub(crate) fn of(&self, name: &KeyUsage) -> impl Iterator<Item = &RingKey> {
         self.keys.iter().filter(move |key| key.info.name == *name)
+    }
+
+    /// An IBM 3624 key that is not destroyed and has the name of another one, with another table or other validation data.
+    pub(crate) fn of_same_name(&self, name: &KeyUsage) -> Option<&KeyUsage> {
+        let KeyUsage::Ibm3624(wanted) = name else { return None };
+        let same = |info: &&KeyInfo| match &info.name {
+            KeyUsage::Ibm3624(found) => found.name == wanted.name && found != wanted,
+            _ => false,
+        };
+        let kept = self.keys.iter().map(|key| &key.info).filter(|info| info.state() != KeyState::Destroyed);
+        kept.filter(same).map(|info| &info.name).next()
     }
 
     pub(crate) fn find_mut(&mut self, name: &KeyUsage, version: u16) -> Option<&mut RingKey> {
@@ -423,8 +477,8 @@ impl Keyring {
     /// The keys that an engine serves with: the active versions of each usage.
     ///
     /// # Errors
-    /// [`VaultError::Lacks`] for a usage without an active key.
-    pub(crate) fn serving(&self, vault: &Vault) -> Result<Keys, VaultError> {
+    /// [`VaultError::Lacks`] for a usage without an active key. One-way records alone need a one-way key.
+    pub(crate) fn serving(&self, vault: &Vault, form: HostForm) -> Result<Keys, VaultError> {
         Ok(Keys {
             storage: self.versions(vault, &KeyUsage::Storage)?,
             storage_tdes: self.versions(vault, &KeyUsage::StorageTdes)?,
@@ -432,17 +486,36 @@ impl Keyring {
             account: self.versions(vault, &KeyUsage::Account)?,
             record: self.versions(vault, &KeyUsage::Record)?,
             retry: self.versions(vault, &KeyUsage::Retry)?,
+            one_way: match (self.active(&KeyUsage::StorageOneWay), form) {
+                (None, HostForm::Iso4 | HostForm::Iso3 | HostForm::Iso0) => None,
+                _ => Some(self.versions(vault, &KeyUsage::StorageOneWay)?),
+            },
+            verification: self.verification(),
         })
+    }
+
+    fn verification(&self) -> Vec<(KeyUsage, KeyMode, Box<Tzpk>)> {
+        let active = |key: &&RingKey| key.info.name.verifies() && key.info.state() == KeyState::Active;
+        let keys = self.keys.iter().filter(active);
+        keys.filter_map(|RingKey { info, key }| Some((info.name.clone(), info.mode, boxed(key.as_ref()?)))).collect()
+    }
+
+    /// Every active version of the keys of zones.
+    pub(crate) fn zone_keys(&self, zones: &[ZoneRules]) -> Vec<ClearZoneKey> {
+        let in_use = |RingKey { info, key }: &RingKey| {
+            let KeyUsage::Zone(zone) = &info.name else { return None };
+            let is_used = info.state() == KeyState::Active && zones.iter().any(|rules| rules.name == *zone);
+            let key = ClearBytes::copied(key.as_ref().filter(|_| is_used)?.bytes());
+            let odd_parity = Some(has_right_parity(info.algorithm, &key));
+            let algorithm = info.algorithm;
+            Some(ClearZoneKey { info: ZoneKeyInfo { odd_parity, ..info.of_zone(zone) }, algorithm, key })
+        };
+        self.keys.iter().filter_map(in_use).collect()
     }
 
     fn versions<const N: usize>(&self, vault: &Vault, name: &KeyUsage) -> Result<Versioned<Box<Clear<N>>>, VaultError> {
         let active = self.of(name).filter(|key| key.info.state() == KeyState::Active);
-        let all = active.filter_map(|RingKey { info, key }| {
-            // Filled in its box: a clear key is not moved.
-            let mut clear = Box::new(Clear::zeroed());
-            clear.bytes_mut().iter_mut().zip(key.as_ref()?.bytes()).for_each(|(place, byte)| *place = *byte);
-            Some((KeyVersion(info.version), clear))
-        });
+        let all = active.filter_map(|RingKey { info, key }| Some((KeyVersion(info.version), boxed(key.as_ref()?))));
         Versioned::new(all.collect()).ok_or_else(|| VaultError::Lacks {
             path: match vault {
                 Vault::Memory => "the vault in memory".into(),
@@ -451,6 +524,13 @@ impl Keyring {
             missing: name.to_string(),
         })
     }
+}
+
+/// Fills a key in its box: a clear key is not moved.
+fn boxed<const N: usize>(key: &ClearBytes) -> Box<Clear<N>> {
+    let mut clear = Box::new(Clear::zeroed());
+    clear.bytes_mut().iter_mut().zip(key.bytes()).for_each(|(place, byte)| *place = *byte);
+    clear
 }
 
 /// Whether a key may be exported in a key block.
@@ -480,6 +560,11 @@ pub(crate) fn set_odd_parity(algorithm: KeyAlgorithm, key: &mut ClearBytes) {
     if algorithm.is_tdes() {
         force_odd_parity(key.bytes_mut());
     }
+}
+
+/// Whether every byte of a 3DES key has odd parity; true for other keys.
+pub(crate) fn has_right_parity(algorithm: KeyAlgorithm, key: &ClearBytes) -> bool {
+    !algorithm.is_tdes() || has_odd_parity(key.bytes())
 }
 
 /// Whether a key is weak: a key of zeros, or a 3DES key with a weak or semi-weak part or two equal parts, parity ignored. A

@@ -63,7 +63,9 @@ fn best(token: &Pkcs11, wanted: &Wanted) -> Result<LevelAndFormat, OpenError> {
     let form = match format_or(wanted, StorageFormat::Wrapped) {
         StorageFormat::Wrapped => TokenForm::Wrapped,
         StorageFormat::Iso3 => TokenForm::Iso3,
-        StorageFormat::Iso4 | StorageFormat::Iso0 => return host_form(wanted).map(LevelAndFormat::Host),
+        StorageFormat::Iso4 | StorageFormat::Iso0 | StorageFormat::OneWay => {
+            return host_form(wanted).map(LevelAndFormat::Host);
+        }
     };
     match token_level_support(token)?.check(form) {
         Ok(()) => Ok(LevelAndFormat::Token(form)),

@@ -82,9 +82,11 @@ mod selftest;
 mod tdes_key;
 mod token;
 mod translation;
+mod value;
 mod vault;
 mod versioned;
 mod workers;
+mod zones;
 
 #[cfg(test)]
 mod fresh_token;
@@ -92,10 +94,11 @@ mod fresh_token;
 mod vectors;
 
 pub use hsm_protocol::{
-    Account, AccountNumber, AccountNumberError, Binding, BoundaryLevel, CardBinding, ControlBinding, DeviceBlock,
-    DeviceKey, DeviceKeyError, EncryptedBlock, Error, FreshTzpk, Isolation, Kcv, KeyId, KeyUsage, KeyVersion,
-    LayoutError, MadeAt, NewRecordFormat, PinRecord, Purpose, Refusal, Reply, Request, SealedAccount, SealedKey,
-    Source, Status, StorageFormat, Target, ZoneName,
+    Account, AccountNumber, AccountNumberError, Binding, BoundaryLevel, CardBinding, Changed, ControlBinding,
+    DeviceBlock, DeviceKey, DeviceKeyError, EncryptedBlock, Error, ExpectedValue, FreshTzpk, HostOperation, Isolation,
+    Kcv, KeyId, KeyUsage, KeyVersion, LayoutError, MadeAt, NewRecordFormat, ParityPolicy, PinRecord, Purpose, PvkName,
+    Refusal, Reply, Request, SealedAccount, SealedKey, Source, Status, StorageFormat, Target, ValueMethod,
+    VerificationValue, ZoneBlock, ZoneFormat, ZoneKey, ZoneName, ZoneRules, ZoneUse,
 };
 
 pub use self::{
@@ -117,4 +120,5 @@ pub use self::{
     token::{Probe, Route, TokenReport},
     translation::{Place, TRANSLATIONS, Translation},
     vault::VaultError,
+    zones::ZoneError,
 };

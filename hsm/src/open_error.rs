@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use hsm_protocol::{BoundaryLevel, StorageFormat};
 
-use crate::{policy::PolicyError, vault::VaultError};
+use crate::{policy::PolicyError, vault::VaultError, zones::ZoneError};
 
 /// The boundary does not open.
 #[derive(Debug, Error)]
@@ -38,6 +38,9 @@ pub enum OpenError {
         /// The level in use.
         level: BoundaryLevel,
     },
+    /// A configured zone can't work.
+    #[error(transparent)]
+    Zone(#[from] ZoneError),
     /// A known-answer test failed: the build or the machine computes wrongly.
     #[error("the self-test failed at {step}: this build or this machine computes wrongly, do not use it")]
     SelfTest {
@@ -91,7 +94,7 @@ impl Pkcs11Error {
 fn forms_at(level: BoundaryLevel) -> &'static str {
     match level {
         BoundaryLevel::Token => "set it to wrapped, iso-3 or iso-4",
-        BoundaryLevel::Host => "set it to iso-4, iso-3 or iso-0",
+        BoundaryLevel::Host => "set it to iso-4, iso-3, iso-0 or one-way",
     }
 }
 

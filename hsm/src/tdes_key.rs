@@ -9,6 +9,11 @@ pub(crate) fn force_odd_parity(bytes: &mut [u8]) {
     }
 }
 
+/// Whether every byte has odd parity.
+pub(crate) fn has_odd_parity(bytes: &[u8]) -> bool {
+    bytes.iter().fold(1, |all, byte| all & byte.count_ones()) & 1 == 1
+}
+
 /// Fills `key` with a random double-length key: odd parity, no weak or semi-weak half (NIST SP 800-67, 3.3.2), two
 /// different halves.
 pub(crate) fn fill_tdes_key<E>(key: &mut Tzpk, mut random: impl FnMut(&mut [u8]) -> Result<(), E>) -> Result<(), E> {

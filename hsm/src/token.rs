@@ -4,30 +4,35 @@ mod aes_chain;
 mod pkcs11;
 mod software;
 mod tdes_budget;
+mod zone_ciphers;
 
-#[cfg(test)]
-pub(crate) use self::aes_chain::{CmacKey, encrypt_chain};
 pub use self::pkcs11::{Probe, Route, TokenReport};
+#[cfg(test)]
+pub(crate) use self::{
+    aes_chain::{CmacKey, encrypt_chain},
+    pkcs11::import_key,
+};
 pub(crate) use self::{
     pkcs11::{
         SigningKey, TokenKeyManager, TokenSlot, make_keys, open_at_host_level, open_at_token_level, probe_token,
         token_level_support,
     },
-    software::{Software, aes_kcv, tzpk_decrypt, tzpk_encrypt, tzpk_kcv},
+    software::{Software, aes_kcv, joined, tzpk_decrypt, tzpk_encrypt, tzpk_kcv},
     tdes_budget::{TdesBudget, reserved_in},
 };
 use hsm_protocol::{
-    ACCOUNT_BYTES, Bound, DeviceKey, EncryptedBlock, Error, Kcv, KeyId, KeyVersion, SealedTzpk, StorageFormat,
-    TAG_BYTES,
+    ACCOUNT_BYTES, Bound, DeviceKey, EncryptedBlock, Error, Ibm3624Name, Kcv, KeyId, KeyVersion, PvkName, SealedTzpk,
+    StorageFormat, TAG_BYTES, ZoneFormat, ZoneName,
 };
 
 use crate::{
     block::AccountDigits,
     clear::{Block, Tzpk, WideBlock},
     config::TokenForm,
-    keyring::Versions,
+    keyring::{KeyMode, KeyUsage, Versions},
     oaep,
     tdes_key::fill_tdes_key,
+    zones::{ZoneKeyInfo, ZoneKeyRef},
 };
 
 /// The operations of both boundary levels. Calls block. Every operation fails with [`Error::Unavailable`] where the token
@@ -62,7 +67,17 @@ pub(crate) trait Token: Send + Sync {
 
     /// The MAC over a control and a block, 16 bytes, distinct from every other tag.
     fn retry_tag(&self, control: &[u8; 16], block: &[u8; 8]) -> Result<[u8; TAG_BYTES], Error>;
+
+    /// The MAC over a zone's block and its binding, 16 bytes, distinct from every other tag.
+    fn zone_block_tag(&self, bound: &Bound, block: &[u8]) -> Result<[u8; TAG_BYTES], Error>;
+
+    /// The facts of the active versions of the configured zone keys.
+    fn zone_keys(&self) -> &[ZoneKeyInfo];
 }
+
+/// The first bytes of the message of a retry tag. The message of every other tag begins with the head of a blob, whose second
+/// byte is another.
+const RETRY_HEAD: [u8; 4] = [1, b'R', 0, 0];
 
 /// The operations of level `host`. Clear values are written into the caller's wiped memory.
 pub(crate) trait HostLevel: Token {
@@ -93,6 +108,60 @@ pub(crate) trait HostLevel: Token {
 
     /// Decrypts one block in place under a 3DES storage key.
     fn storage_tdes_decrypt(&self, key: KeyVersion, block: &mut Block) -> Result<(), Error>;
+
+    /// Encrypts one block in place under a 3DES zone key. The count of blocks under the storage key does not change.
+    fn zone_encrypt(&self, key: ZoneKeyRef<'_>, block: &mut Block) -> Result<(), Error>;
+
+    /// Decrypts one block in place under a 3DES zone key.
+    fn zone_decrypt(&self, key: ZoneKeyRef<'_>, block: &mut Block) -> Result<(), Error>;
+
+    /// Encrypts a format 4 PIN field in place under an AES zone key; see [`Self::storage_encrypt_iso_4`].
+    fn zone_encrypt_iso_4(
+        &self,
+        key: ZoneKeyRef<'_>,
+        pin_field: &mut WideBlock,
+        account_field: u128,
+    ) -> Result<(), Error>;
+
+    /// Decrypts a format 4 block in place to its PIN field, under an AES zone key.
+    fn zone_decrypt_iso_4(&self, key: ZoneKeyRef<'_>, block: &mut WideBlock, account_field: u128) -> Result<(), Error>;
+
+    /// The AES-256-CMAC of a message under a one-way storage key, 16 bytes.
+    fn one_way_tag(&self, key: KeyVersion, message: &[u8]) -> Result<[u8; TAG_BYTES], Error>;
+
+    /// The name of an active IBM 3624 key; [`Error::NoVerificationKey`] without such a key.
+    fn ibm_3624(&self, name: &ZoneName) -> Result<Ibm3624Name, Error>;
+
+    /// Encrypts one block in place under an active PVK or IBM 3624 key; [`Error::NoVerificationKey`] without such a key, and
+    /// where its mode does not allow `wanted`.
+    fn verification_encrypt(&self, key: VerificationKey<'_>, wanted: KeyMode, block: &mut Block) -> Result<(), Error>;
+}
+
+/// The IBM 3624 key with this name among the usages of active keys.
+fn ibm_3624_name<'a>(mut usages: impl Iterator<Item = &'a KeyUsage>, name: &ZoneName) -> Result<Ibm3624Name, Error> {
+    let found = usages.find_map(|usage| match usage {
+        KeyUsage::Ibm3624(found) if found.name == *name => Some(found.clone()),
+        _ => None,
+    });
+    found.ok_or(Error::NoVerificationKey)
+}
+
+/// A key that values are derived under, by the name in a request.
+#[derive(Clone, Copy)]
+pub(crate) enum VerificationKey<'a> {
+    Pvk(&'a PvkName),
+    Ibm3624(&'a ZoneName),
+}
+
+impl VerificationKey<'_> {
+    /// Whether a key of this usage has the name.
+    fn names(self, usage: &KeyUsage) -> bool {
+        match (self, usage) {
+            (Self::Pvk(name), KeyUsage::Pvk(found)) => name == found,
+            (Self::Ibm3624(name), KeyUsage::Ibm3624(found)) => *name == found.name,
+            _ => false,
+        }
+    }
 }
 
 /// The operations of level `token`. No parameter and no result is clear.
@@ -121,6 +190,24 @@ pub(crate) trait TokenLevel: Token {
 
     /// Re-encrypts a stored block under the newest storage key, in the same format.
     fn reencrypt_stored(&self, stored: StoredBlock<'_>, account: &AccountDigits) -> Result<Vec<u8>, Error>;
+
+    /// Re-encrypts a zone's format 1 block under the newest storage key of a format; see [`Self::reencrypt_for_storage`].
+    fn reencrypt_zone_for_storage(
+        &self,
+        key: ZoneKeyRef<'_>,
+        block: &EncryptedBlock,
+        form: TokenForm,
+        account: &AccountDigits,
+    ) -> Result<Vec<u8>, Error>;
+
+    /// Re-encrypts a stored block under a zone key, as format 1, or as format 3 where the stored block has this format.
+    fn reencrypt_for_zone(
+        &self,
+        stored: StoredBlock<'_>,
+        account: &AccountDigits,
+        key: ZoneKeyRef<'_>,
+        format: ZoneFormat,
+    ) -> Result<[u8; 8], Error>;
 }
 
 /// A stored block, its format and the version of its storage key.

@@ -495,7 +495,8 @@ mod tests {
     }
 
     fn open(vault: &Vault) -> Result<Keys, VaultError> {
-        Keyring::open(vault, AbsentVault::Create, 1).and_then(|keyring| keyring.serving(vault))
+        Keyring::open(vault, AbsentVault::Create, 1)
+            .and_then(|keyring| keyring.serving(vault, crate::config::HostForm::Iso4))
     }
 
     #[test]

@@ -9,7 +9,7 @@ use aws_lc_rs::rsa::{OAEP_SHA256_MGF1SHA256, OaepPrivateDecryptingKey, PrivateDe
 use des::TdesEde3;
 use serde_json::Value;
 
-use hsm_protocol::DeviceKey;
+use hsm_protocol::{DecimalisationTable, DeviceKey, Pvki, ValidationData, VerificationValue};
 
 use crate::{
     block::{
@@ -19,6 +19,7 @@ use crate::{
     clear::{Block, Clear, ClearBytes, Pin, Tzpk, WideBlock},
     keyblock::{KeyBlock, ProtectionKey, Version as KeyBlockVersion, known_answers::derive_both},
     token::{CmacKey, aes_kcv, encrypt_chain, tzpk_decrypt, tzpk_encrypt, tzpk_kcv},
+    value::{natural_pin, offset, packed, pvv, security_parameter, to_value},
 };
 
 /// A module for each section, with a test for each source and a test that every source has a test.
@@ -75,6 +76,7 @@ section!(kcv, key_check_value, {
     jpos_jcesm = "jpos-jcesm",
     derived = "derived",
 });
+section!(pin_verification, verification_value, { psec_pin = "psec-pin", derived = "derived" });
 section!(tr31, key_block, { openemv_tr31 = "openemv-tr31", psec_tr31 = "psec-tr31", paysec_keyblock = "paysec-keyblock" });
 section!(tr31_kdf, key_block_derivation, { openemv_tr31_kdf = "openemv-tr31-kdf" });
 section!(tr31_must_reject, wrong_key_block, { openemv_tr31 = "openemv-tr31" });
@@ -232,6 +234,36 @@ fn encrypted_block(entry: &Value) {
     assert_eq!(read.as_deref(), Some(text(entry, "pin")), "{entry}");
     tzpk_encrypt(&key, &mut block);
     assert_eq!(block.bytes()[..], bytes(entry, "encrypted_block"), "{entry}");
+}
+
+fn verification_value(entry: &Value) {
+    let (key, account): (Tzpk, _) = (clear(&bytes(entry, "pvk")), account_of(entry));
+    let pin = pin_of(text(entry, "pin"));
+    let encrypted = |nibbles| {
+        let mut block = Block::zeroed();
+        block.set_nibbles(nibbles);
+        tzpk_encrypt(&key, &mut block);
+        block.nibbles()
+    };
+    let is_value = |digits, name| {
+        let expected = VerificationValue::parse(text(entry, name)).unwrap();
+        let found = to_value(digits, u8::try_from(expected.digits().len()).unwrap()).unwrap();
+        assert_eq!(found.to_text(), expected.to_text(), "{entry}");
+        assert_eq!(packed(&found), digits, "{entry}");
+    };
+    if entry["method"] == "VISA PVV" {
+        let pvki = Pvki::new(text(entry, "pvki").parse().unwrap()).unwrap();
+        return is_value(pvv(encrypted(security_parameter(&account, pvki, &pin))), "pvv");
+    }
+    let (first, length) = (entry["verify_offset"].as_u64().unwrap(), entry["verify_length"].as_u64().unwrap());
+    let rule = format!("{}-{}-{}", first + 1, first + length, text(entry, "pad").to_lowercase());
+    let validation_data = ValidationData::parse(&rule).unwrap().of(&account).unwrap();
+    let table = DecimalisationTable::parse(text(entry, "decimalization_table")).unwrap();
+    let natural = natural_pin(encrypted(validation_data), &table);
+    is_value(offset(&pin, natural), "offset");
+    if let Some(expected) = entry["natural_pin"].as_str() {
+        assert_eq!(format!("{natural:016x}")[..expected.len()], *expected, "{entry}");
+    }
 }
 
 fn rejected_block(entry: &Value) {

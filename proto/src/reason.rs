@@ -41,8 +41,21 @@ reasons! {
     ScopeInvalid = "SCOPE_INVALID",
     /// The device key, or its thumbprint, is malformed.
     DeviceKeyInvalid = "DEVICE_KEY_INVALID",
-    /// The PIN block is not 8 bytes.
+    /// The PIN block is not 8 bytes, or of ISO 9564 format 4 not 16.
     PinBlockLength = "PIN_BLOCK_LENGTH",
+    /// The request names no zone, or the name, index, key version or format of a zone is out of range.
+    ZoneInvalid = "ZONE_INVALID",
+    /// The digits of a PIN to generate are not 4 to 12.
+    DigitCountInvalid = "DIGIT_COUNT_INVALID",
+    /// The request names no algorithm of verification values, or a parameter or the value of the algorithm is out of range.
+    ValueMethodInvalid = "VALUE_METHOD_INVALID",
+    /// The sealed account number is not 30 bytes of SealPan, was sealed for another card, or is missing for a card without a
+    /// registered account number.
+    SealedAccountInvalid = "SEALED_ACCOUNT_INVALID",
+    /// The request has not both PIN blocks of a change.
+    ChangeInvalid = "CHANGE_INVALID",
+    /// An item of a stream does not have the number after the item before.
+    ItemNumber = "ITEM_NUMBER",
     /// The metadata `pinseal-request-id` is not one UUID of 36 characters.
     RequestIdInvalid = "REQUEST_ID_INVALID",
     /// The network of a client is not an IP address.
@@ -61,14 +74,32 @@ reasons! {
     PinNotSet = "PIN_NOT_SET",
     /// The card is not registered.
     CardUnknown = "CARD_UNKNOWN",
-    /// A stored PIN is bound to the account number of the card, so the account number cannot change.
+    /// A stored PIN is bound to the account number of the card and cannot be re-encrypted, so the account number cannot change.
     AccountBound = "ACCOUNT_BOUND",
     /// No tzpk was issued under the control.
     TzpkMissing = "TZPK_MISSING",
-    /// The block is not ISO 9564 format 1 under the control's tzpk.
+    /// The PIN block is malformed: one reason for every block and every cause.
     PinBlockMalformed = "PIN_BLOCK_MALFORMED",
-    /// The storage format or the boundary level of the PIN record does not allow ViewPin.
+    /// The storage format or the boundary level of the PIN record does not allow the PIN to leave the store.
     PinNotShown = "PIN_NOT_SHOWN",
+    /// The card has no try left.
+    PinLocked = "PIN_LOCKED",
+    /// The block set a PIN of the card that another PIN has replaced.
+    PinBlockReplaced = "PIN_BLOCK_REPLACED",
+    /// Another request changed the card at the same time.
+    CardChanged = "CARD_CHANGED",
+    /// The two cards of a transfer do not have the same registered account number.
+    AccountMismatch = "ACCOUNT_MISMATCH",
+    /// The tenant has no such zone, or the zone has no such key version.
+    ZoneUnknown = "ZONE_UNKNOWN",
+    /// The zone, its key or the translation does not allow this format.
+    ZoneFormat = "ZONE_FORMAT",
+    /// The configuration does not allow this use of the zone.
+    ZoneUse = "ZONE_USE",
+    /// The key inventory has no such verification key or decimalisation table.
+    ValueKeyUnknown = "VALUE_KEY_UNKNOWN",
+    /// The level of the key boundary does not support the operation.
+    LevelUnsupported = "LEVEL_UNSUPPORTED",
     /// The PIN breaks the PIN policy.
     PinRefused = "PIN_REFUSED",
     /// The card has reached the limit of controls within the hour.
@@ -79,6 +110,8 @@ reasons! {
     TenantRate = "TENANT_RATE",
     /// The card has reached the limit of calls within a minute.
     CardRate = "CARD_RATE",
+    /// The caller has sent too many wrong PINs within a minute.
+    WrongPinRate = "WRONG_PIN_RATE",
     /// The store has reached the limit of waiting changes.
     Busy = "BUSY",
     /// The token has reached the limit of waiting operations.
@@ -87,6 +120,10 @@ reasons! {
     Counting = "COUNTING",
     /// The engine, or the caller, has reached the limit of exports of the audit chain at a time.
     ExportsBusy = "EXPORTS_BUSY",
+    /// The engine, or the caller, has reached the limit of streams at a time.
+    StreamsBusy = "STREAMS_BUSY",
+    /// The events from the requested number were archived and removed from the store.
+    EventsArchived = "EVENTS_ARCHIVED",
     /// The store is low on disk space: it opens no control, and finishes those that are open.
     StoreLowOnSpace = "STORE_LOW_ON_SPACE",
     /// The engine has not signed a checkpoint of the audit chain yet.
@@ -101,7 +138,7 @@ reasons! {
     TokenUnavailable = "TOKEN_UNAVAILABLE",
     /// The engine stops before the rotation ends.
     RotationCutOff = "ROTATION_CUT_OFF",
-    /// The engine stops while a call follows the audit chain.
+    /// The engine stops while a call streams.
     EngineStops = "ENGINE_STOPS",
     /// The connection reached its maximum age while the call streamed its answer.
     ConnectionAge = "CONNECTION_AGE",

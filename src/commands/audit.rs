@@ -214,7 +214,7 @@ async fn run_command(arguments: AuditArguments) -> Result<(), AuditError> {
                 None => None,
             };
             let is_wanted = |entry: &Entry| {
-                of_card.is_none_or(|card| entry.event.body.card_reference() == Some(card))
+                of_card.is_none_or(|card| entry.event.body.is_about(card))
                     && request.is_none_or(|request| entry.event.request == Some(request))
             };
             let mut print = |entry: &Entry| match is_wanted(entry) {

@@ -9,7 +9,7 @@ use std::{
 use clap::{Args, Subcommand};
 use hsm::{
     ComponentError, ComponentTerminal, Components, KeyAlgorithm, KeyBlock, KeyBlockVersion, KeyInfo, KeyStore,
-    KeyStoreError, KeyUsage, KeyUse, ParticipantKey, make_components,
+    KeyStoreError, KeyUsage, KeyUse, ParityPolicy, ParticipantKey, make_components,
 };
 use serde_json::json;
 use thiserror::Error;
@@ -378,6 +378,7 @@ pub(crate) fn run(arguments: CeremonyArguments) -> Result<(), CeremonyError> {
             let header = KeyBlock::parse(&text).map_err(KeyStoreError::from)?.header_text();
             let mut session = at.session()?;
             let imported = session.store.import(key, &text, &under, now)?;
+            check_parity(&at.config, &imported)?;
             at.done(
                 &mut session,
                 CeremonyAction::ImportKey { key: Key::of(&imported), under: under.to_string(), header },
@@ -478,7 +479,7 @@ fn list(config: &Path, json: bool) -> Result<(), CeremonyError> {
             Ok::<_, CeremonyError>(json!({
                 "key": info.name.to_string(), "version": info.version, "algorithm": info.algorithm.to_string(),
                 "check_value": info.kcv_text(), "state": info.state().to_string(),
-                "mode_of_use": info.mode.to_string(), "exportable": info.exportable, "key_blocks": info.uses, "3des_blocks": store.tdes_blocks(info)?,
+                "mode_of_use": info.mode.to_string(), "exportable": info.exportable, "odd_parity": info.odd_parity, "key_blocks": info.uses, "3des_blocks": store.tdes_blocks(info)?,
                 "made_at": date(info.made_at), "activated_at": info.activated_at.map(date),
                 "retired_at": info.retired_at.map(date), "destroyed_at": info.destroyed_at.map(date),
             }))
@@ -557,6 +558,21 @@ fn ask(prompt: &str) -> Result<String, CeremonyError> {
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line)?;
     Ok(line.trim().to_owned())
+}
+
+/// Applies the parity policy of the zone to its imported key. Nothing is committed yet.
+fn check_parity(config: &Path, imported: &KeyInfo) -> Result<(), CeremonyError> {
+    let zones = hsm_config::load_zones(config)?;
+    let rules = zones.iter().find(|zone| KeyUsage::Zone(zone.name.clone()) == imported.name);
+    match rules.map(|zone| zone.parity) {
+        Some(ParityPolicy::Reject) if !imported.odd_parity => {
+            Err(CeremonyError::EvenParity { key: imported.name.to_string() })
+        }
+        Some(ParityPolicy::Warn) if !imported.odd_parity => {
+            Ok(writeln!(io::stderr(), "warning: {} has a byte of even parity", imported.name)?)
+        }
+        _ => Ok(()),
+    }
 }
 
 fn block_text(block: String) -> Result<String, CeremonyError> {
@@ -639,6 +655,15 @@ pub(crate) enum CeremonyError {
     /// A component can't be typed or shown, or is rejected.
     #[error(transparent)]
     Component(#[from] ComponentError),
+    /// The imported 3DES key has a byte of even parity, and its zone rejects such a key.
+    #[error(
+        "{key} has even parity, its zone says parity = \"reject\", and nothing was imported: ask for a key with odd \
+         parity, or set \"ignore\""
+    )]
+    EvenParity {
+        /// For example `zone:acquirer`.
+        key: String,
+    },
     /// The roster is malformed.
     #[error(transparent)]
     Roster(#[from] RosterError),

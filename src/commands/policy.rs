@@ -51,6 +51,7 @@ fn holder_and_format(place: Place) -> (&'static str, &'static str) {
     match place {
         Place::Device => ("device", "iso-1"),
         Place::Record(format) => ("record", format.name()),
+        Place::Zone(format) => ("zone", format.name()),
     }
 }
 

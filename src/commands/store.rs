@@ -115,6 +115,10 @@ pub(crate) fn run(arguments: StoreArguments) -> Result<(), StoreCommandError> {
             }
             writeln!(out, "rescued: {}", report.kept)?;
             writeln!(out, "ended controls: {}", report.ended_controls)?;
+            if report.locked_cards > 0 {
+                let next = "newer tries may be lost, so their PINs are locked for VerifyPin until ResetTries";
+                writeln!(out, "cards without a try left: {} ({next})", report.locked_cards)?;
+            }
             writeln!(out, "lost: {}", report.lost)?;
             if !report.has_key_list {
                 writeln!(out, "lost: the list of keys: no engine serves the rescued PINs")?;

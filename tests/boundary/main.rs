@@ -13,3 +13,4 @@ mod isolation;
 mod memory;
 mod no_trace;
 mod vault;
+mod zones;

@@ -11,3 +11,4 @@
 mod ceremony;
 mod ceremony_step;
 mod person_token;
+mod zone_keys;

@@ -58,19 +58,47 @@ fn entry_json(response: proto::ExportAuditResponse) -> serde_json::Value {
 }
 
 /// Every role, with the methods that it may call.
-const ROLES: [(&str, &[&str]); 7] = [
+const ROLES: [(&str, &[&str]); 9] = [
     (
         "edge-set",
         &[
             "ControlService/OpenControl",
             "PinService/IssueTzpk",
             "PinService/SetPin",
+            "PinService/ChangePin",
             "AuditService/RecordRejectedCredentials",
         ],
     ),
     ("edge-view", &["ControlService/OpenControl", "PinService/ViewPin", "AuditService/RecordRejectedCredentials"]),
-    ("card-system", &["CardService/RegisterCard", "CardService/FindCard"]),
-    ("authorization-host", &[]),
+    (
+        "card-system",
+        &[
+            "CardService/RegisterCard",
+            "CardService/FindCard",
+            "CardService/ResetTries",
+            "PinService/GeneratePin",
+            "PinService/TransferPin",
+            "PinService/ExportPin",
+            "PinService/DeriveVerificationValue",
+            "BulkService/ExportPins",
+            "EventService/FollowEvents",
+        ],
+    ),
+    (
+        "authorization-host",
+        &[
+            "PinService/VerifyPin",
+            "PinService/ChangePin",
+            "PinService/ExportPin",
+            "PinService/DeriveVerificationValue",
+            "PinService/TranslatePinBlock",
+            "PinService/SealPan",
+            "BulkService/ExportPins",
+            "BulkService/TranslatePinBlocks",
+        ],
+    ),
+    ("zone-set", &["PinService/SetPinByZone", "BulkService/SetPins"]),
+    ("zone-get", &["PinService/GetPinByZone"]),
     ("custodian", &["KeyService/ListKeys", "KeyService/CountRecords"]),
     ("auditor", &["AuditService/ExportAudit", "AuditService/GetCheckpoint"]),
     ("operator", &["KeyService/ListKeys", "KeyService/CountRecords", "KeyService/WatchRotation"]),
@@ -138,11 +166,12 @@ async fn a_role_may_call_its_methods_and_no_other() {
 async fn no_method_serves_a_peer_for_another_tenant() {
     let directory = tempfile::tempdir().unwrap();
     let (tls, _) = certificates(directory.path());
-    let peers = peer("edge", r#""edge-set", "edge-view", "card-system""#) + "tenants = [\"bank\"]\n";
+    let roles = r#""edge-set", "edge-view", "card-system", "authorization-host", "zone-set", "zone-get""#;
+    let peers = peer("edge", roles) + "tenants = [\"bank\"]\n";
     let engine = EngineProcess::start(directory.path(), &format!("{tls}\n{peers}"));
     let edge = channel_as("edge", directory.path(), &engine);
     for (service, path) in methods() {
-        if ["Control", "Pin", "Card"].iter().any(|of| service == format!("pinseal.v1.{of}Service")) {
+        if ["Control", "Pin", "Card", "Bulk", "Event"].iter().any(|of| service == format!("pinseal.v1.{of}Service")) {
             let refused = call(&edge, &path, "other").await.unwrap_err();
             assert_eq!(refused.code(), Code::PermissionDenied, "{path}: {refused}");
             // For the peer's own tenant the empty request is refused.

@@ -14,4 +14,5 @@ mod low_space;
 mod power_cut;
 mod small_disk;
 mod store_failure;
+mod tries;
 mod upkeep;

@@ -24,10 +24,10 @@ use crate::disk_shim;
 
 const LONG_LIVED: &str = "[control]\nlifetime_seconds = 3600";
 /// No sync is left out, unless the environment of the test says so.
-const NONE: &str = "";
+pub(crate) const NONE: &str = "";
 
 /// A directory tree, and what of it is on disk.
-struct Disk {
+pub(crate) struct Disk {
     root: PathBuf,
     kept: PathBuf,
     /// The bytes of files that were on disk before the first sync, by inode.
@@ -40,7 +40,7 @@ struct Disk {
 
 impl Disk {
     /// Everything in `root` is on disk.
-    fn synced(root: &Path, kept: &Path) -> Self {
+    pub(crate) fn synced(root: &Path, kept: &Path) -> Self {
         fs::create_dir(kept).unwrap();
         let (files, names) = (HashMap::new(), HashMap::new());
         let mut disk = Self { root: root.into(), kept: kept.into(), files, names, open: Vec::new() };
@@ -59,7 +59,7 @@ impl Disk {
     }
 
     /// Runs a program whose syncs are recorded.
-    fn record<'a>(&self, program: &'a mut Command, leave_out: &str) -> &'a mut Command {
+    pub(crate) fn record<'a>(&self, program: &'a mut Command, leave_out: &str) -> &'a mut Command {
         program.env("LD_PRELOAD", disk_shim::built()).env("PINSEAL_DISK_KEPT", &self.kept);
         if leave_out != NONE {
             program.env("PINSEAL_DISK_LEAVE_OUT", leave_out);
@@ -68,7 +68,7 @@ impl Disk {
     }
 
     /// Leaves of every file the bytes, and of every directory the names, of its last sync.
-    fn cut_power(&self) {
+    pub(crate) fn cut_power(&self) {
         let mut left = Vec::new();
         let directories = directories(&self.root);
         for directory in &directories {

@@ -39,7 +39,7 @@ use audit::{
     card_reference::CardReference,
     entry::{
         Action, ArchivedSegment, BlockFormat, Body, CallDenial, CardEvent, Entry, Event, Formats, Isolation, KeyStamp,
-        Level, Method, Outcome, Stamp, StoreOrigin,
+        Level, Method, Outcome, Stamp, StoreOrigin, TranslatedBlocks, TryStamp,
     },
 };
 use domain::{card::Tenant, control::ControlId, request_id::RequestId, time::UnixMillis};
@@ -173,6 +173,11 @@ enums! {
         DeviceKeyInvalid,
         BoundaryFailed,
         UnregisteredCards,
+        WrongPin,
+        PinLocked,
+        ReplacedBlock,
+        OtherAccount,
+        ZoneRefused,
     }
     action_message, read_action: Action as CardAction {
         RegisterCard,
@@ -182,6 +187,17 @@ enums! {
         ViewPin,
         ConfirmSetPin,
         FindCard,
+        SetPinByZone,
+        GetPinByZone,
+        ReserveTry,
+        VerifyPin,
+        ChangePin,
+        ResetTries,
+        GeneratePin,
+        ExportPin,
+        ChangeAccount,
+        TransferPin,
+        DeriveValue,
     }
     format_message, read_format: BlockFormat as BlockFormat {
         Iso0,
@@ -189,6 +205,7 @@ enums! {
         Iso3,
         Iso4,
         Wrapped,
+        OneWay,
     }
     method_message, read_method: Method as EngineMethod {
         OpenControl,
@@ -203,6 +220,21 @@ enums! {
         CountRecords,
         GetCheckpoint,
         RecordRejectedCredentials,
+        SetPinByZone,
+        GetPinByZone,
+        VerifyPin,
+        ChangePin,
+        GeneratePin,
+        ExportPin,
+        DeriveVerificationValue,
+        TransferPin,
+        TranslatePinBlock,
+        SealPan,
+        ResetTries,
+        TranslatePinBlocks,
+        ExportPins,
+        SetPins,
+        FollowEvents,
     }
     denial_message, read_denial: CallDenial as CallDenial {
         NoCertificate,
@@ -267,10 +299,17 @@ fn body_message(body: &Body) -> EventMessage {
             masked_card: event.card.to_string(),
             card_reference: event.reference.as_bytes().to_vec(),
             control_id: event.control.map(|control| control.to_string()).unwrap_or_default(),
-            translation: event.formats.map(|formats| proto::BlockTranslation {
-                source_format: format_message(formats.from).into(),
-                target_format: format_message(formats.to).into(),
-            }),
+            translation: event.formats.map(formats_message),
+            key_usage: event.key.as_deref().unwrap_or_default().to_owned(),
+            pin_try: event.tried.map(|TryStamp { number, tries_left }| proto::PinTry { number, tries_left }),
+            predecessor_reference: event.predecessor.map(|card| card.as_bytes().to_vec()).unwrap_or_default(),
+        }),
+        Body::BlocksTranslated(blocks) => EventMessage::BlocksTranslated(proto::BlocksTranslated {
+            block_count: blocks.count,
+            source_key_usage: blocks.source_key.to_string(),
+            target_key_usage: blocks.target_key.to_string(),
+            translation: Some(formats_message(blocks.formats)),
+            items_root: blocks.root.to_vec(),
         }),
         Body::UnknownControl { action, control, unrecorded } => EventMessage::UnknownControl(proto::UnknownControl {
             action: action_message(*action).into(),
@@ -314,13 +353,23 @@ fn read_body(event: EventMessage) -> Option<Body> {
             reference: CardReference::from_bytes(card.card_reference.as_slice().try_into().ok()?),
             control: optional(&card.control_id).map(ControlId::parse).transpose().ok()?,
             formats: match &card.translation {
-                Some(formats) => Some(Formats {
-                    from: read_format(formats.source_format())?,
-                    to: read_format(formats.target_format())?,
-                }),
+                Some(formats) => Some(read_formats(formats)?),
                 None => None,
             },
+            key: optional(&card.key_usage).map(Into::into),
+            tried: card.pin_try.map(|proto::PinTry { number, tries_left }| TryStamp { number, tries_left }),
+            predecessor: match &*card.predecessor_reference {
+                [] => None,
+                reference => Some(CardReference::from_bytes(reference.try_into().ok()?)),
+            },
             card: card.masked_card.into(),
+        }),
+        EventMessage::BlocksTranslated(blocks) => Body::BlocksTranslated(TranslatedBlocks {
+            count: blocks.block_count,
+            source_key: blocks.source_key_usage.into(),
+            target_key: blocks.target_key_usage.into(),
+            formats: read_formats(&blocks.translation?)?,
+            root: blocks.items_root.try_into().ok()?,
         }),
         EventMessage::UnknownControl(unknown) => Body::UnknownControl {
             action: read_action(unknown.action())?,
@@ -344,6 +393,17 @@ fn read_body(event: EventMessage) -> Option<Body> {
             unrecorded: rejected.unrecorded_count,
         },
     })
+}
+
+fn formats_message(formats: Formats) -> proto::BlockTranslation {
+    proto::BlockTranslation {
+        source_format: format_message(formats.from).into(),
+        target_format: format_message(formats.to).into(),
+    }
+}
+
+fn read_formats(formats: &proto::BlockTranslation) -> Option<Formats> {
+    Some(Formats { from: read_format(formats.source_format())?, to: read_format(formats.target_format())? })
 }
 
 fn origin_message(origin: &StoreOrigin) -> proto::StoreOrigin {

@@ -16,6 +16,9 @@ fn card(action: Action, control: bool, formats: Option<Formats>) -> Body {
         reference: CardReference::from_bytes([0xCD; 16]),
         control: control.then(ControlId::random),
         formats,
+        key: control.then(|| "zone:app-bank".into()),
+        tried: control.then_some(TryStamp { number: 1 << 40, tries_left: 2 }),
+        predecessor: control.then_some(CardReference::from_bytes([0xEF; 16])),
     })
 }
 
@@ -41,6 +44,13 @@ fn bodies() -> Vec<Body> {
         Body::UnknownControl { action: Action::ViewPin, control: ControlId::random(), unrecorded: 2 },
         Body::CallDenied { method: Method::ExportAudit, reason: CallDenial::Tenant, unrecorded: 7 },
         Body::CredentialsRejected { network: [192, 0, 2, 7].into(), unrecorded: 8 },
+        Body::BlocksTranslated(TranslatedBlocks {
+            count: 1_000,
+            source_key: "zone:app-bank".into(),
+            target_key: "zone:switch".into(),
+            formats: Formats { from: BlockFormat::Iso0, to: BlockFormat::Iso4 },
+            root: [6; 32],
+        }),
     ]
 }
 
@@ -100,6 +110,16 @@ fn every_value_of_an_enum_is_rebuilt() {
     for format in formats {
         let body = card(Action::ViewPin, true, Some(Formats { from: format, to: format }));
         let entry = entry(2, body);
+        assert_eq!(read_entry(entry_message(&entry)), Ok(entry));
+    }
+    let actions: Vec<_> = (0..50).filter_map(|at| read_action(proto::CardAction::try_from(at).ok()?)).collect();
+    for action in actions {
+        let entry = entry(2, card(action, true, None));
+        assert_eq!(read_entry(entry_message(&entry)), Ok(entry));
+    }
+    let methods: Vec<_> = (0..50).filter_map(|at| read_method(proto::EngineMethod::try_from(at).ok()?)).collect();
+    for method in methods {
+        let entry = entry(2, Body::CallDenied { method, reason: CallDenial::Right, unrecorded: 0 });
         assert_eq!(read_entry(entry_message(&entry)), Ok(entry));
     }
     for (at, outcome) in (0..50).filter_map(|at| Some((at, read_outcome(proto::AuditOutcome::try_from(at).ok()?)?))) {

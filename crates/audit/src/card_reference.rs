@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use uuid::Uuid;
 
 use domain::card::CardKey;
+use domain::request_id::RequestId;
 
 /// The key of the card references of one store, 32 bytes. The store keeps the key; an export does not contain the key.
 #[derive(Clone)]
@@ -47,6 +48,16 @@ impl CardReferenceKey {
         let mut reference = [0; 16];
         reference.iter_mut().zip(context.sign().as_ref()).for_each(|(byte, mac)| *byte = *mac);
         CardReference(reference)
+    }
+
+    /// The salt of the items of a stream: HMAC-SHA-256 over a zero byte, the request id and the number of the first item
+    /// (8 bytes). A reference begins with the length of a tenant's name, which is not 0.
+    pub(super) fn items_salt(&self, request: &RequestId, first: u64) -> [u8; 32] {
+        let mut context = hmac::Context::with_key(&self.mac);
+        [&[0][..], request.as_bytes(), &first.to_be_bytes()].into_iter().for_each(|part| context.update(part));
+        let mut salt = [0; 32];
+        salt.iter_mut().zip(context.sign().as_ref()).for_each(|(byte, mac)| *byte = *mac);
+        salt
     }
 }
 

@@ -223,7 +223,7 @@ pub(super) mod tests {
     use crate::card_reference::CardReference;
     use crate::entry::{
         Action, ArchivedSegment, BlockFormat, Body, CallDenial, CardEvent, Event, Formats, Isolation, KeyStamp, Level,
-        Method, Outcome, Stamp, StoreOrigin,
+        Method, Outcome, Stamp, StoreOrigin, TranslatedBlocks, TryStamp,
     };
     use domain::card::Tenant;
     use domain::control::ControlId;
@@ -251,6 +251,9 @@ pub(super) mod tests {
                 reference: CardReference::from_bytes([0xCD; 16]),
                 control: number.is_multiple_of(3).then(ControlId::random),
                 formats: number.is_multiple_of(2).then_some(Formats { from: BlockFormat::Iso1, to: BlockFormat::Iso4 }),
+                key: number.is_multiple_of(5).then(|| "zone:app-bank".into()),
+                tried: number.is_multiple_of(3).then_some(TryStamp { number: 1 << 40, tries_left: 2 }),
+                predecessor: number.is_multiple_of(2).then_some(CardReference::from_bytes([0xEF; 16])),
             }),
         }
     }
@@ -302,6 +305,13 @@ pub(super) mod tests {
             Body::UnknownControl { action: Action::SetPin, control: ControlId::random(), unrecorded: 2 },
             Body::CallDenied { method: Method::ViewPin, reason: CallDenial::Tenant, unrecorded: 7 },
             Body::CredentialsRejected { network: [192, 0, 2, 7].into(), unrecorded: 8 },
+            Body::BlocksTranslated(TranslatedBlocks {
+                count: 1_000,
+                source_key: "zone:app-bank".into(),
+                target_key: "zone:switch".into(),
+                formats: Formats { from: BlockFormat::Iso0, to: BlockFormat::Iso4 },
+                root: [6; 32],
+            }),
         ];
         let own = bodies.map(|body| Entry::chain(1, [0; 32], Event { body, ..event(1) }));
         for entry in chain(7).into_iter().chain(own) {
@@ -317,6 +327,15 @@ pub(super) mod tests {
             assert!(entry.to_json().contains(&format!("\"at\":\"{time}\"")), "{}", entry.to_json());
             assert_eq!(Entry::from_json(&entry.to_json()), Ok(entry));
         }
+    }
+
+    #[test]
+    fn a_transfer_is_about_both_cards() {
+        let [reissued, before, other] = [[1; 16], [2; 16], [3; 16]].map(CardReference::from_bytes);
+        let card = CardEvent::new(Action::TransferPin, "***1".into(), reissued);
+        let body = Body::Card(CardEvent { predecessor: Some(before), ..card });
+        assert!(body.is_about(reissued) && body.is_about(before) && !body.is_about(other));
+        assert!(!Body::EngineStopped.is_about(reissued));
     }
 
     #[test]

@@ -61,11 +61,24 @@ fn category(body: &Body) -> (&'static str, &'static str) {
         Body::StoreRestored(_) | Body::StoreSalvaged(_) => ("database", "creation"),
         Body::AuditArchived(_) => ("database", "deletion"),
         Body::CallDenied { .. } => ("api", "denied"),
+        Body::BlocksTranslated(_) => ("api", "access"),
         Body::CredentialsRejected { .. } => ("authentication", "start"),
         Body::Card(CardEvent { action, .. }) | Body::UnknownControl { action, .. } => match action {
-            Action::RegisterCard | Action::OpenControl | Action::IssueTzpk => ("iam", "creation"),
-            Action::SetPin => ("iam", "change"),
-            Action::ViewPin | Action::ConfirmSetPin | Action::FindCard => ("iam", "info"),
+            Action::RegisterCard | Action::OpenControl | Action::IssueTzpk | Action::GeneratePin => ("iam", "creation"),
+            Action::SetPin
+            | Action::SetPinByZone
+            | Action::ChangePin
+            | Action::ResetTries
+            | Action::ChangeAccount
+            | Action::TransferPin => ("iam", "change"),
+            Action::ViewPin
+            | Action::ConfirmSetPin
+            | Action::FindCard
+            | Action::GetPinByZone
+            | Action::ExportPin
+            | Action::DeriveValue => ("iam", "info"),
+            Action::ReserveTry => ("authentication", "start"),
+            Action::VerifyPin => ("authentication", "end"),
         },
     }
 }

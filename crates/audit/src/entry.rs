@@ -114,6 +114,8 @@ pub enum Body {
         /// The number of denied calls before this one that have no entry: the engine limits the entries a minute.
         unrecorded: u64,
     },
+    /// Blocks were translated from a zone to another.
+    BlocksTranslated(TranslatedBlocks),
     /// An edge rejected the credentials of a request. The outcome is [`Outcome::Denied`], the caller is the edge.
     CredentialsRejected {
         /// The network of the client: an address of IPv4, or the first 64 bits of an address of IPv6.
@@ -166,11 +168,55 @@ pub struct CardEvent {
     pub card: Box<str>,
     /// The keyed reference of the card: the same in every event of the card in this store.
     pub reference: CardReference,
-    /// The control that authorizes the request; `None` where a card is registered.
+    /// The control that authorizes the request; `None` for a request without one.
     #[serde(serialize_with = "option_to_json", deserialize_with = "optional_control_from_json")]
     pub control: Option<ControlId>,
-    /// The translation of the PIN block; `None` where no PIN was set or viewed.
+    /// The translation of the PIN block; `None` where no block was translated.
     pub formats: Option<Formats>,
+    /// The zone key or verification key that the request names, as in the key inventory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<Box<str>>,
+    /// The try that was reserved or settled; for reset tries, the last one that is forgiven. The store writes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tried: Option<TryStamp>,
+    /// The reference of the card that had the PIN before a transfer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predecessor: Option<CardReference>,
+}
+
+impl CardEvent {
+    /// The event of a request without control, block, key, try and predecessor.
+    pub fn new(action: Action, card: Box<str>, reference: CardReference) -> Self {
+        let (control, formats, key) = (None, None, None);
+        Self { action, card, reference, control, formats, key, tried: None, predecessor: None }
+    }
+}
+
+/// A try to verify or change a PIN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TryStamp {
+    /// The number of the try, among those of its card.
+    pub number: u64,
+    /// The tries that are left after the event. A wrong PIN with 0 locks the PIN.
+    pub tries_left: u32,
+}
+
+/// Blocks of one stream that were translated from a zone to another, between two events of the stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TranslatedBlocks {
+    /// The number of blocks.
+    pub count: u64,
+    /// The key of the zone that the blocks came from, as in the key inventory.
+    pub source_key: Box<str>,
+    /// The key of the zone that the blocks went to.
+    pub target_key: Box<str>,
+    /// The translation of each block.
+    pub formats: Formats,
+    /// The root of the items, by [`ItemsRoot`](super::items_root::ItemsRoot).
+    #[serde(serialize_with = "hash_to_json", deserialize_with = "hash_from_json")]
+    pub root: [u8; 32],
 }
 
 /// The translation of a PIN block.
@@ -181,6 +227,25 @@ pub struct Formats {
     pub from: BlockFormat,
     /// The format of the block that the boundary returned.
     pub to: BlockFormat,
+}
+
+impl Formats {
+    fn from_codes([from, to]: [u8; 2]) -> Result<Self, EntryError> {
+        Ok(Self { from: BlockFormat::from_code(from)?, to: BlockFormat::from_code(to)? })
+    }
+}
+
+impl TryStamp {
+    fn to_bytes(self) -> [u8; 12] {
+        let [a, b, c, d, e, f, g, h] = self.number.to_be_bytes();
+        let [i, j, k, l] = self.tries_left.to_be_bytes();
+        [a, b, c, d, e, f, g, h, i, j, k, l]
+    }
+
+    fn from_bytes([a, b, c, d, e, f, g, h, i, j, k, l]: [u8; 12]) -> Self {
+        let number = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
+        Self { number, tries_left: u32::from_be_bytes([i, j, k, l]) }
+    }
 }
 
 /// An enum with a fixed byte for each variant in the stored form.
@@ -227,6 +292,28 @@ coded! {
         ConfirmSetPin = 6,
         /// Read the status of a card and its masked account number.
         FindCard = 7,
+        /// Set the PIN by a block under a zone key.
+        SetPinByZone = 8,
+        /// Give the PIN to a zone, as a format 1 block under the zone's key.
+        GetPinByZone = 9,
+        /// Reserve a try, before the boundary compares.
+        ReserveTry = 10,
+        /// Verify a PIN: the settlement of a reserved try.
+        VerifyPin = 11,
+        /// Change the PIN: the settlement of a reserved try.
+        ChangePin = 12,
+        /// Forgive the tries of a card up to a number.
+        ResetTries = 13,
+        /// Generate the PIN inside the boundary.
+        GeneratePin = 14,
+        /// Export the PIN, as a block bound to the account number under a zone key.
+        ExportPin = 15,
+        /// Re-encrypt the PIN record for a new account number.
+        ChangeAccount = 16,
+        /// Give a card the PIN of its predecessor.
+        TransferPin = 17,
+        /// Derive a verification value from the PIN.
+        DeriveValue = 18,
     }
 }
 
@@ -257,6 +344,36 @@ coded! {
         GetCheckpoint = 11,
         /// The method `pinseal.v1.AuditService/RecordRejectedCredentials`.
         RecordRejectedCredentials = 12,
+        /// The method `pinseal.v1.PinService/SetPinByZone`.
+        SetPinByZone = 13,
+        /// The method `pinseal.v1.PinService/GetPinByZone`.
+        GetPinByZone = 14,
+        /// The method `pinseal.v1.PinService/VerifyPin`.
+        VerifyPin = 15,
+        /// The method `pinseal.v1.PinService/ChangePin`.
+        ChangePin = 16,
+        /// The method `pinseal.v1.PinService/GeneratePin`.
+        GeneratePin = 17,
+        /// The method `pinseal.v1.PinService/ExportPin`.
+        ExportPin = 18,
+        /// The method `pinseal.v1.PinService/DeriveVerificationValue`.
+        DeriveVerificationValue = 19,
+        /// The method `pinseal.v1.PinService/TransferPin`.
+        TransferPin = 20,
+        /// The method `pinseal.v1.PinService/TranslatePinBlock`.
+        TranslatePinBlock = 21,
+        /// The method `pinseal.v1.PinService/SealPan`.
+        SealPan = 22,
+        /// The method `pinseal.v1.CardService/ResetTries`.
+        ResetTries = 23,
+        /// The method `pinseal.v1.BulkService/TranslatePinBlocks`.
+        TranslatePinBlocks = 24,
+        /// The method `pinseal.v1.BulkService/ExportPins`.
+        ExportPins = 25,
+        /// The method `pinseal.v1.BulkService/SetPins`.
+        SetPins = 26,
+        /// The method `pinseal.v1.EventService/FollowEvents`.
+        FollowEvents = 27,
     }
 }
 
@@ -281,7 +398,7 @@ coded! {
     Outcome {
         /// The request was carried out.
         Done = 1,
-        /// The block is not an ISO 9564-1 format 1 block under the tzpk.
+        /// The block is malformed: not in its ISO 9564-1 format under the tzpk or the zone key.
         Malformed = 2,
         /// The PIN breaks the PIN policy.
         RefusedPin = 3,
@@ -308,6 +425,16 @@ coded! {
         BoundaryFailed = 13,
         /// The tenant has reached the limit of cards without registration and PIN.
         UnregisteredCards = 14,
+        /// The PIN is wrong. With no try left, the PIN is locked from this event on.
+        WrongPin = 15,
+        /// The card has no try left.
+        PinLocked = 16,
+        /// A newer PIN replaced the one that the block set.
+        ReplacedBlock = 17,
+        /// The cards of a transfer do not have the same tenant and account number.
+        OtherAccount = 18,
+        /// The zone is not configured, or its rules do not allow the use or the format.
+        ZoneRefused = 19,
     }
 }
 
@@ -348,16 +475,15 @@ coded! {
         Iso4 = 4,
         /// The device's format 1 block, wrapped by AES key wrap with padding (RFC 5649, `CKM_AES_KEY_WRAP_PAD`).
         Wrapped = 5,
+        /// A salted CMAC of the PIN, which nothing decrypts.
+        OneWay = 6,
     }
 }
 
 impl Body {
-    /// The reference of the card that the event is about; `None` for an event without a known card.
-    pub fn card_reference(&self) -> Option<CardReference> {
-        match self {
-            Self::Card(event) => Some(event.reference),
-            _ => None,
-        }
+    /// Whether the event is about this card, or gave its PIN to another card.
+    pub fn is_about(&self, card: CardReference) -> bool {
+        matches!(self, Self::Card(event) if event.reference == card || event.predecessor == Some(card))
     }
 
     /// The name of the engine that started, `HOST:STORE DIRECTORY`; `None` for any other event.
@@ -445,7 +571,7 @@ pub struct Entry {
 }
 
 /// The first byte of the stored form.
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
 
 impl Entry {
     /// The entry of an event that follows the entry with the hash `previous`.
@@ -652,6 +778,17 @@ fn append_body(bytes: &mut Vec<u8>, body: &Body) {
             append_option(bytes, event.control.as_ref().map(|control| control.as_bytes().as_slice()));
             let formats = event.formats.map(|formats| [formats.from.code(), formats.to.code()]);
             append_option(bytes, formats.as_ref().map(<[u8; 2]>::as_slice));
+            append_text(bytes, event.key.as_deref().unwrap_or_default());
+            append_option(bytes, event.tried.map(TryStamp::to_bytes).as_ref().map(<[u8; 12]>::as_slice));
+            append_option(bytes, event.predecessor.as_ref().map(|card| card.as_bytes().as_slice()));
+        }
+        Body::BlocksTranslated(blocks) => {
+            bytes.push(10);
+            bytes.extend_from_slice(&blocks.count.to_be_bytes());
+            append_text(bytes, &blocks.source_key);
+            append_text(bytes, &blocks.target_key);
+            bytes.extend_from_slice(&[blocks.formats.from.code(), blocks.formats.to.code()]);
+            bytes.extend_from_slice(&blocks.root);
         }
         Body::StoreRestored(origin) => append_origin(bytes, 32, origin),
         Body::StoreSalvaged(origin) => append_origin(bytes, 33, origin),
@@ -754,11 +891,22 @@ impl<'a> Reader<'a> {
                 reference: CardReference::from_bytes(self.array()?),
                 control: self.option()?.map(ControlId::from_bytes),
                 formats: match self.option()? {
-                    Some([from, to]) => {
-                        Some(Formats { from: BlockFormat::from_code(from)?, to: BlockFormat::from_code(to)? })
-                    }
+                    Some(codes) => Some(Formats::from_codes(codes)?),
                     None => None,
                 },
+                key: match self.text()? {
+                    "" => None,
+                    key => Some(key.into()),
+                },
+                tried: self.option()?.map(TryStamp::from_bytes),
+                predecessor: self.option()?.map(CardReference::from_bytes),
+            }),
+            10 => Body::BlocksTranslated(TranslatedBlocks {
+                count: self.number()?,
+                source_key: self.text()?.into(),
+                target_key: self.text()?.into(),
+                formats: Formats::from_codes(self.array()?)?,
+                root: self.array()?,
             }),
             32 => Body::StoreRestored(self.origin()?),
             33 => Body::StoreSalvaged(self.origin()?),

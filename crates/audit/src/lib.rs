@@ -35,6 +35,7 @@ pub mod card_reference;
 pub mod chain;
 pub mod ecs;
 pub mod entry;
+pub mod items_root;
 pub mod note;
 pub mod tree;
 pub mod tree_head;

@@ -232,6 +232,7 @@ fn kept_of(records: &proto::CountRecordsResponse) -> Result<RecordsKept, Records
             StorageFormat::Iso4 => hsm::StorageFormat::Iso4,
             StorageFormat::Iso3 => hsm::StorageFormat::Iso3,
             StorageFormat::Iso0 => hsm::StorageFormat::Iso0,
+            StorageFormat::OneWay => hsm::StorageFormat::OneWay,
             StorageFormat::Unspecified => return Err(RecordsError::Record),
         };
         let level = match count.level() {

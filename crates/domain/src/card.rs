@@ -123,6 +123,8 @@ pub enum PinStatus {
     Waiting,
     /// `S`: a PIN is set.
     Set,
+    /// `D`: a PIN was generated, and waits for the personalisation of the card.
+    Generated,
 }
 
 /// A card as callers see it.
@@ -130,7 +132,7 @@ pub enum PinStatus {
 pub struct Card {
     /// The registered account number, where the card has one.
     pub account: Option<RegisteredAccount>,
-    /// Whether a PIN is set.
+    /// Whether the card has a PIN.
     pub pin_status: PinStatus,
     /// The wall-clock time at which the PIN was last set.
     pub pin_set_at: Option<UnixMillis>,

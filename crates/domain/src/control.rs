@@ -5,6 +5,7 @@
 //!               Keyed ──Set──▶ Spent::Set        one PIN change, and only one
 //!               Keyed ──Malformed──▶ Spent::Malformed   at once: ISO-1 has almost no redundancy
 //!               Keyed ──RefusedPin──▶ Keyed, three times; then Spent::Refused
+//!               Keyed ──Change──▶ Spent::Changed
 //! Open ──View──▶ Spent::Viewed
 //! ```
 //! Past its expiry every control is unusable, whatever its state. Each new PIN of a card raises the card's generation. A
@@ -163,6 +164,8 @@ pub enum ControlState {
 pub enum Spent {
     /// A PIN was set, by the block of this tag.
     Set(RetryTag),
+    /// The PIN was changed: the old one was right.
+    Changed,
     /// The PIN was shown.
     Viewed,
     /// A block was not an ISO 9564 format 1 block under the tzpk.
@@ -255,6 +258,21 @@ pub enum Denied {
     /// again, then retry.
     #[error("a newer tzpk, PIN record, account number or storage key replaced the one used: retry")]
     Superseded,
+    /// The card has no PIN.
+    #[error("the card has no PIN: set one first")]
+    PinNotSet,
+    /// No try is left.
+    #[error("no try is left: the PIN is locked until its tries are reset")]
+    PinLocked,
+    /// The try was settled before, was never reserved, or is too old: [`UNSETTLED_TRIES_MAX`](crate::tries::UNSETTLED_TRIES_MAX).
+    #[error("the try was settled before, or can't be settled any more: reserve another")]
+    TrySettled,
+    /// The block set a PIN of the card that was replaced.
+    #[error("a newer PIN replaced the one that this block set: encrypt the PIN again to set it again")]
+    ReplacedBlock,
+    /// The cards of a transfer have different tenants or account numbers, or one has no account number.
+    #[error("the two cards need one tenant and one account number: register it for both")]
+    OtherAccount,
 }
 
 impl Control {
@@ -345,6 +363,21 @@ impl Control {
             _ => Ok(()),
         }
     }
+}
+
+/// The state of a control after the PIN was changed under this tzpk at `now`, where the card has this generation.
+pub(crate) fn state_after_change(
+    control: &Control,
+    under: &SealedTzpk,
+    generation: u64,
+    now: UnixMillis,
+) -> Result<ControlState, Denied> {
+    control.admit(&control.card.tenant, Scope::SetPin, now)?;
+    if control.opened_generation != generation {
+        return Err(Denied::NotUsable);
+    }
+    newest(control.tzpk()?, under)?;
+    Ok(ControlState::Spent(Spent::Changed))
 }
 
 /// The state of a control after `transition` at `now`, where the card has this generation.

@@ -5,12 +5,14 @@
 
 use std::time::Duration;
 
-use crate::card::{Card, PinStatus, ReencryptedPin, RegisteredAccount, StoredPin};
+use crate::card::{Card, PinStatus, PlasticId, ReencryptedPin, RegisteredAccount, StoredPin};
 use crate::control::{
     Control, ControlId, ControlState, Denied, LIFETIME_SECONDS_MAX, NewControl, RetryTag, Transition, next_state,
 };
 use crate::storage_key::MinKeyVersions;
 use crate::time::UnixMillis;
+use crate::tries::TryState;
+use crate::zone_tags::ZoneTags;
 
 const HOUR_MILLISECONDS: u64 = 3_600_000;
 const HOUR: Duration = Duration::from_millis(HOUR_MILLISECONDS);
@@ -60,18 +62,46 @@ pub struct CardState {
     pub opened: u32,
     /// The number of new PINs and confirmed retries of the card.
     pub generation: u64,
-    /// The control under which the PIN was set.
-    pub set_by: Option<ControlId>,
+    /// What set the PIN; `None` for a card without a PIN.
+    pub set_by: Option<PinOrigin>,
+    /// The tries of the card. A new PIN leaves them as they are.
+    pub tries: TryState,
+    /// The tags of the newest blocks that set the PIN by a zone key.
+    pub zone_tags: ZoneTags,
+}
+
+/// What set the PIN of a card.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PinOrigin {
+    /// A device, under this control.
+    Control(ControlId),
+    /// A block under a zone key: the one of the newest tag.
+    Zone,
+    /// The boundary generated the PIN.
+    Generated,
+    /// A change that named the old PIN.
+    Change,
+    /// The PIN of another card of the tenant.
+    Transfer {
+        /// The card that had the PIN before.
+        from: PlasticId,
+        /// The generation of that card.
+        generation: u64,
+    },
 }
 
 impl CardState {
-    /// The card as callers see it. `pin_set_at` is the time of its PIN record: the record alone gives it the status `S`.
+    /// The card as callers see it. `pin_set_at` is the time of its PIN record: a card without a record waits for its PIN.
     pub fn card(&self, pin_set_at: Option<UnixMillis>) -> Card {
-        let pin_status = if pin_set_at.is_some() { PinStatus::Set } else { PinStatus::Waiting };
+        let pin_status = match (pin_set_at, self.set_by) {
+            (None, _) => PinStatus::Waiting,
+            (Some(_), Some(PinOrigin::Generated)) => PinStatus::Generated,
+            (Some(_), _) => PinStatus::Set,
+        };
         Card { account: self.account.clone(), pin_status, pin_set_at }
     }
 
-    fn next_generation(self) -> Self {
+    pub(crate) fn next_generation(self) -> Self {
         Self { generation: self.generation.saturating_add(1), ..self }
     }
 }
@@ -205,7 +235,10 @@ pub fn advance(
         Transition::Set { pin, .. } if pin.account != control.account || !min.admit(pin.key) => {
             return Err(Denied::Superseded);
         }
-        Transition::Set { pin, .. } => Some((CardState { set_by: Some(control.id), ..card.next_generation() }, pin)),
+        Transition::Set { pin, .. } => {
+            let set_by = Some(PinOrigin::Control(control.id));
+            Some((CardState { set_by, ..card.next_generation() }, pin))
+        }
         _ => None,
     };
     Ok(Advanced { control: Control { state, ..control }, set })
@@ -223,7 +256,11 @@ pub fn confirm_retry(
     retry: &RetryTag,
     now: UnixMillis,
 ) -> Result<CardState, Denied> {
-    control.confirm_retry(retry, card.set_by, now)?;
+    let set_by = match card.set_by {
+        Some(PinOrigin::Control(id)) => Some(id),
+        _ => None,
+    };
+    control.confirm_retry(retry, set_by, now)?;
     Ok(card.next_generation())
 }
 
@@ -374,7 +411,8 @@ mod tests {
         let (card, control) = keyed(None);
         let Advanced { control, set } = advance(control, card, None, set(pin(1, 2)), &min(2), NOW).unwrap();
         let (card, stored) = set.unwrap();
-        assert_eq!((card.generation, card.set_by, stored), (1, Some(control.id), pin(1, 2)));
+        assert_eq!((card.generation, card.set_by), (1, Some(PinOrigin::Control(control.id))));
+        assert_eq!(stored, pin(1, 2));
     }
 
     #[test]
@@ -480,7 +518,7 @@ mod tests {
                         let Some(control) = controls.get(control) else { continue };
                         let ControlState::Spent(Spent::Set(tag)) = control.state else { continue };
                         let Ok(after) = confirm_retry(control, before.clone(), &tag, now) else { continue };
-                        prop_assert_eq!(before.set_by, Some(control.id), "its PIN stands");
+                        prop_assert_eq!(before.set_by, Some(PinOrigin::Control(control.id)), "its PIN stands");
                         prop_assert_eq!(after.generation, before.generation + 1);
                         card = Some(after);
                     }

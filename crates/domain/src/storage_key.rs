@@ -9,6 +9,8 @@ pub enum StorageKeyKind {
     Iso4,
     /// 3DES, for ISO 9564 formats 3 and 0.
     Tdes,
+    /// AES-256-CMAC, for one-way records.
+    OneWay,
 }
 
 /// The storage key of a PIN record.
@@ -29,6 +31,8 @@ pub struct MinKeyVersions {
     pub iso_4: u16,
     /// The lowest version of [`StorageKeyKind::Tdes`].
     pub tdes: u16,
+    /// The lowest version of [`StorageKeyKind::OneWay`].
+    pub one_way: u16,
 }
 
 impl MinKeyVersions {
@@ -38,6 +42,7 @@ impl MinKeyVersions {
             StorageKeyKind::Wrapped => self.wrapped,
             StorageKeyKind::Iso4 => self.iso_4,
             StorageKeyKind::Tdes => self.tdes,
+            StorageKeyKind::OneWay => self.one_way,
         };
         min <= key.version
     }
@@ -47,12 +52,13 @@ impl MinKeyVersions {
 mod tests {
     use super::*;
 
-    const KINDS: [StorageKeyKind; 3] = [StorageKeyKind::Wrapped, StorageKeyKind::Iso4, StorageKeyKind::Tdes];
+    const KINDS: [StorageKeyKind; 4] =
+        [StorageKeyKind::Wrapped, StorageKeyKind::Iso4, StorageKeyKind::Tdes, StorageKeyKind::OneWay];
 
     #[test]
     fn the_least_version_of_a_kind_and_newer_ones_are_admitted() {
-        let min = MinKeyVersions { wrapped: 2, iso_4: 300, tdes: u16::MAX };
-        for (kind, least) in KINDS.into_iter().zip([2, 300, u16::MAX]) {
+        let min = MinKeyVersions { wrapped: 2, iso_4: 300, tdes: u16::MAX, one_way: 7 };
+        for (kind, least) in KINDS.into_iter().zip([2, 300, u16::MAX, 7]) {
             assert!(!min.admit(RecordKey { kind, version: least - 1 }), "{kind:?}");
             assert!(min.admit(RecordKey { kind, version: least }), "{kind:?}");
             assert!(min.admit(RecordKey { kind, version: u16::MAX }), "{kind:?}");

@@ -159,6 +159,11 @@ impl ApiError {
             Reason::PinBlockLength => Self::PIN_BLOCK_LENGTH,
             Reason::TenantInvalid
             | Reason::AccountNumberInvalid
+            | Reason::ZoneInvalid
+            | Reason::DigitCountInvalid
+            | Reason::ValueMethodInvalid
+            | Reason::SealedAccountInvalid
+            | Reason::ChangeInvalid
             | Reason::RequestIdInvalid
             | Reason::ClientNetworkInvalid => Self::REQUEST_INVALID,
             Reason::CallerForbidden => Self::CALLER_FORBIDDEN,
@@ -168,7 +173,14 @@ impl ApiError {
             Reason::ControlNotUsable => Self::CONTROL_NOT_USABLE,
             Reason::PinNotSet => Self::PIN_NOT_SET,
             Reason::CardUnknown => Self::CARD_UNKNOWN,
-            Reason::AccountBound => Self::STATE_CONFLICT,
+            Reason::ZoneUnknown | Reason::ValueKeyUnknown => Self::NOT_FOUND,
+            Reason::AccountBound
+            | Reason::PinLocked
+            | Reason::PinBlockReplaced
+            | Reason::AccountMismatch
+            | Reason::ZoneFormat
+            | Reason::ZoneUse
+            | Reason::LevelUnsupported => Self::STATE_CONFLICT,
             Reason::TzpkMissing => Self::TZPK_MISSING,
             Reason::PinBlockMalformed => Self::PIN_BLOCK_MALFORMED,
             Reason::PinNotShown => Self::PIN_NOT_SHOWN,
@@ -177,14 +189,24 @@ impl ApiError {
             Reason::UnregisteredCards => Self::UNREGISTERED_CARDS,
             Reason::TenantRate => Self::TENANT_RATE,
             Reason::CardRate => Self::CARD_RATE,
-            Reason::Busy | Reason::TokenBusy | Reason::Counting | Reason::ExportsBusy => Self::BUSY,
+            Reason::WrongPinRate => Self::CLIENT_RATE,
+            Reason::Busy
+            | Reason::TokenBusy
+            | Reason::Counting
+            | Reason::ExportsBusy
+            | Reason::StreamsBusy
+            | Reason::CardChanged => Self::BUSY,
             Reason::StoreLowOnSpace => Self::STORE_LOW_ON_SPACE,
             Reason::StoreUnavailable => Self::STORE_UNAVAILABLE,
             Reason::TokenUnavailable => Self::TOKEN_UNAVAILABLE,
             Reason::RotationCutOff | Reason::EngineStops | Reason::ConnectionAge | Reason::DeadlinePassed => {
                 Self::ENGINE_UNAVAILABLE
             }
-            Reason::BoundaryFailed | Reason::MessageCount | Reason::CheckpointNotSigned => Self::UNEXPECTED,
+            Reason::BoundaryFailed
+            | Reason::MessageCount
+            | Reason::ItemNumber
+            | Reason::EventsArchived
+            | Reason::CheckpointNotSigned => Self::UNEXPECTED,
         }
     }
 
@@ -417,6 +439,11 @@ mod tests {
                     "AUDIT_USER_INVALID",
                     "PLASTIC_ID_INVALID",
                     "ACCOUNT_NUMBER_INVALID",
+                    "ZONE_INVALID",
+                    "DIGIT_COUNT_INVALID",
+                    "VALUE_METHOD_INVALID",
+                    "SEALED_ACCOUNT_INVALID",
+                    "CHANGE_INVALID",
                     "CONTROL_ID_INVALID",
                     "SCOPE_INVALID",
                     "DEVICE_KEY_INVALID",
@@ -427,19 +454,36 @@ mod tests {
                 (400, 404, StaticValidation),
             ),
             (&["CALLER_FORBIDDEN", "TENANT_MISMATCH", "SCOPE_MISMATCH", "DEVICE_KEY_MISMATCH"], (403, 403, Security)),
-            (&["CONTROL_NOT_USABLE", "PIN_NOT_SET", "CARD_UNKNOWN"], (404, 404, DynamicValidation)),
             (
-                &["ACCOUNT_BOUND", "TZPK_MISSING", "PIN_BLOCK_MALFORMED", "PIN_NOT_SHOWN", "PIN_REFUSED"],
+                &["CONTROL_NOT_USABLE", "PIN_NOT_SET", "CARD_UNKNOWN", "ZONE_UNKNOWN", "VALUE_KEY_UNKNOWN"],
+                (404, 404, DynamicValidation),
+            ),
+            (
+                &[
+                    "ACCOUNT_BOUND",
+                    "TZPK_MISSING",
+                    "PIN_BLOCK_MALFORMED",
+                    "PIN_NOT_SHOWN",
+                    "PIN_REFUSED",
+                    "PIN_LOCKED",
+                    "PIN_BLOCK_REPLACED",
+                    "ACCOUNT_MISMATCH",
+                    "ZONE_FORMAT",
+                    "ZONE_USE",
+                    "LEVEL_UNSUPPORTED",
+                ],
                 (422, 404, DynamicValidation),
             ),
             (&["CONTROL_CAP", "UNREGISTERED_CARDS"], (429, 403, DynamicValidation)),
-            (&["TENANT_RATE", "CARD_RATE"], (429, 403, Security)),
+            (&["TENANT_RATE", "CARD_RATE", "WRONG_PIN_RATE"], (429, 403, Security)),
             (
                 &[
                     "BUSY",
                     "TOKEN_BUSY",
                     "COUNTING",
                     "EXPORTS_BUSY",
+                    "STREAMS_BUSY",
+                    "CARD_CHANGED",
                     "STORE_LOW_ON_SPACE",
                     "STORE_UNAVAILABLE",
                     "TOKEN_UNAVAILABLE",
@@ -450,7 +494,10 @@ mod tests {
                 ],
                 (503, 500, Integration),
             ),
-            (&["BOUNDARY_FAILED", "MESSAGE_COUNT", "CHECKPOINT_NOT_SIGNED"], (500, 500, Unexpected)),
+            (
+                &["BOUNDARY_FAILED", "MESSAGE_COUNT", "ITEM_NUMBER", "EVENTS_ARCHIVED", "CHECKPOINT_NOT_SIGNED"],
+                (500, 500, Unexpected),
+            ),
         ];
         for reason in Reason::ALL {
             let row = answers.iter().find(|(reasons, _)| reasons.contains(&reason.as_str()));

@@ -1,8 +1,13 @@
 //! The limits on the rate of calls, by tenant and by card: a tenant's calls may come through several edges.
 
-use std::time::Duration;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use clock::minute_limit::{MinuteLimit, MinuteLimits};
+use domain::caller::Caller;
 use domain::card::{CardKey, Tenant};
 use domain::control::Denied;
 use net::RateLimit;
@@ -24,12 +29,18 @@ pub struct CallLimits {
     pub per_tenant_per_second: u32,
     /// The most calls about one card within a minute.
     pub per_card_per_minute: u32,
+    /// The most items in streams of one tenant within a second.
+    pub stream_items_per_tenant_per_second: u32,
+    /// The most wrong PINs of one caller and tenant within a minute.
+    pub wrong_pins_per_caller_per_minute: u32,
 }
 
 /// Counts calls and refuses those beyond a limit. All threads of the engine share one.
 pub(crate) struct CallAdmission {
     tenants: RateLimit<Tenant>,
     cards: RateLimit<CardKey>,
+    items: RateLimit<Tenant>,
+    wrong_pins: WrongPins,
     /// The number of refused calls, by limit; a metric.
     pub(crate) refused: RefusedCalls,
     /// Admits the log lines of refused calls.
@@ -51,6 +62,8 @@ impl CallAdmission {
         Self {
             tenants: RateLimit::per_second(limits.per_tenant_per_second),
             cards: RateLimit::per_minute(limits.per_card_per_minute),
+            items: RateLimit::per_second(limits.stream_items_per_tenant_per_second),
+            wrong_pins: WrongPins::new(limits.wrong_pins_per_caller_per_minute),
             refused,
             lines: MinuteLimit::new(LINES_PER_MINUTE_MAX),
             unknown_controls: MinuteLimits::new(UNKNOWN_CONTROLS_PER_MINUTE_MAX),
@@ -65,5 +78,95 @@ impl CallAdmission {
     /// Counts a call about this card.
     pub(crate) fn admit_card(&self, card: &CardKey) -> Result<(), Denied> {
         self.cards.admit(card).map_err(|exceeded| Denied::CardRate { retry_after: exceeded.retry_after })
+    }
+
+    /// Counts an item in a stream of this tenant.
+    ///
+    /// # Errors
+    /// The time until the tenant may have one more.
+    pub(crate) fn admit_item(&self, tenant: &Tenant) -> Result<(), Duration> {
+        self.items.admit(tenant).map_err(|exceeded| exceeded.retry_after)
+    }
+
+    /// Admits a caller that verifies a PIN: one whose wrong PINs are within the limit.
+    ///
+    /// # Errors
+    /// The time until the caller may verify a PIN.
+    pub(crate) fn admit_verification(&self, caller: &Caller) -> Result<(), Duration> {
+        self.wrong_pins.admit(caller)
+    }
+
+    /// Counts a wrong PIN, or a malformed block in its place.
+    pub(crate) fn count_wrong_pin(&self, caller: &Caller) {
+        self.wrong_pins.count(caller);
+    }
+}
+
+/// The limit on wrong PINs: a caller who guesses could lock the cards of strangers, each by a few tries. A caller that has
+/// reached the limit verifies nothing, so that no try of a card is used.
+struct WrongPins {
+    counted: RateLimit<(Arc<str>, Tenant)>,
+    /// The callers that have reached the limit, and until when.
+    barred: Mutex<HashMap<(Arc<str>, Tenant), Instant>>,
+}
+
+impl WrongPins {
+    fn new(per_minute: u32) -> Self {
+        Self { counted: RateLimit::per_minute(per_minute), barred: Mutex::default() }
+    }
+
+    fn admit(&self, caller: &Caller) -> Result<(), Duration> {
+        let mut barred = self.barred();
+        if barred.is_empty() {
+            return Ok(());
+        }
+        let key = (Arc::clone(&caller.peer), caller.tenant);
+        let left = barred.get(&key).and_then(|until| until.checked_duration_since(Instant::now()));
+        match left {
+            Some(retry_after) if !retry_after.is_zero() => Err(retry_after),
+            _ => {
+                barred.remove(&key);
+                Ok(())
+            }
+        }
+    }
+
+    fn count(&self, caller: &Caller) {
+        let key = (Arc::clone(&caller.peer), caller.tenant);
+        if let Err(exceeded) = self.counted.admit(&key) {
+            self.barred().insert(key, Instant::now() + exceeded.retry_after);
+        }
+    }
+
+    fn barred(&self) -> MutexGuard<'_, HashMap<(Arc<str>, Tenant), Instant>> {
+        self.barred.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use domain::{caller::AuditUser, request_id::RequestId};
+
+    use super::*;
+
+    #[test]
+    fn wrong_pins_bar_their_caller_and_no_other() {
+        let caller = |peer: &str, tenant: &str| Caller {
+            peer: peer.into(),
+            tenant: Tenant::parse(tenant).unwrap(),
+            audit_user: AuditUser::parse("it").unwrap(),
+            request: RequestId::random(),
+        };
+        let wrong = WrongPins::new(3);
+        let host = caller("host", "bank");
+        for _ in 0..3 {
+            wrong.count(&host);
+            assert_eq!(wrong.admit(&host), Ok(()));
+        }
+        wrong.count(&host);
+        assert!(wrong.admit(&host).is_err_and(|retry_after| retry_after <= Duration::from_secs(20)));
+        for other in [caller("host", "other"), caller("second", "bank")] {
+            assert_eq!(wrong.admit(&other), Ok(()));
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The configuration of the engine: the TOML file, its checks and its defaults.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     ffi::OsString,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
@@ -14,7 +14,8 @@ use crate::{
     CallLimits, Role,
     archive::ArchiveConfig,
     checkpoints::{CheckpointConfig, SIGNING_KEY},
-    pin::Rules,
+    pin::{Rules, TryLimits},
+    zones::Zones,
 };
 use config::{ConfigError, DATA_DIRECTORY, KnownKey, read_file, within};
 use domain::card::Tenant;
@@ -22,6 +23,10 @@ use domain::control::LIFETIME_SECONDS_MAX;
 use domain::rules::{Admission, UnknownCards};
 use hsm_client::ProcessConfig;
 use net::{ConnectionAge, ConnectionLimits, metrics_server::MetricsFile, tls::ServerTlsConfig};
+use zone_config::{ZoneFile, check_zones};
+
+/// The most tries of a card. Each try guesses a PIN of four digits with a chance of one in 10,000.
+const TRIES_MAX: u32 = 15;
 
 /// The engine's checked configuration.
 pub struct EngineConfig {
@@ -131,11 +136,14 @@ struct EngineFile {
     boundary: BoundaryFile,
     control: ControlFile,
     limits: LimitsFile,
+    verification: VerificationFile,
     // The program that opens the store reads it.
     store: Option<IgnoredAny>,
     rotation: RotationFile,
     metrics: MetricsFile,
     audit: AuditFile,
+    // The boundary reads it too.
+    zones: Vec<ZoneFile>,
 }
 
 /// The keys of `[boundary]` that the engine reads. The boundary reads the ignored ones.
@@ -172,7 +180,8 @@ impl Default for IsolationFile {
 struct PeerFile {
     /// The name on the certificate.
     certificate_name: String,
-    /// Some of `edge-set`, `edge-view`, `card-system`, `authorization-host`, `custodian`, `auditor` and `operator`.
+    /// Some of `edge-set`, `edge-view`, `card-system`, `authorization-host`, `zone-set`, `zone-get`, `custodian`, `auditor` and
+    /// `operator`.
     roles: Vec<Role>,
     /// Empty for all tenants.
     #[serde(default)]
@@ -199,21 +208,84 @@ struct LimitsFile {
     calls_per_tenant_per_second: u32,
     /// The most calls about one card within a minute.
     calls_per_card_per_minute: u32,
+    /// The most items in streams of one tenant within a second.
+    stream_items_per_tenant_per_second: u32,
 }
 
 impl Default for LimitsFile {
     fn default() -> Self {
-        Self { calls_per_tenant_per_second: 20_000, calls_per_card_per_minute: 600 }
+        Self {
+            calls_per_tenant_per_second: 20_000,
+            calls_per_card_per_minute: 600,
+            stream_items_per_tenant_per_second: 50_000,
+        }
     }
 }
 
 impl LimitsFile {
-    fn check(&self) -> Result<CallLimits, ConfigError> {
+    fn check(&self, wrong_pins_per_caller_per_minute: u32) -> Result<CallLimits, ConfigError> {
         let (tenant, card) = (self.calls_per_tenant_per_second, self.calls_per_card_per_minute);
+        let items = self.stream_items_per_tenant_per_second;
         Ok(CallLimits {
             per_tenant_per_second: within("limits.calls_per_tenant_per_second", tenant, 1..=10_000_000)?,
             per_card_per_minute: within("limits.calls_per_card_per_minute", card, 1..=10_000_000)?,
+            stream_items_per_tenant_per_second: within(
+                "limits.stream_items_per_tenant_per_second",
+                items,
+                1..=10_000_000,
+            )?,
+            wrong_pins_per_caller_per_minute,
         })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct VerificationFile {
+    /// The tries of a card: wrong PINs in a row until the PIN is locked.
+    tries_per_card: u32,
+    /// The most wrong PINs of one peer and tenant within a minute.
+    wrong_pins_per_caller_per_minute: u32,
+    /// Tenants with another number of tries.
+    tenants: Vec<TenantTriesFile>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TenantTriesFile {
+    /// The tenant.
+    tenant: String,
+    /// The tries of a card of this tenant.
+    tries_per_card: u32,
+}
+
+impl Default for VerificationFile {
+    fn default() -> Self {
+        Self { tries_per_card: 3, wrong_pins_per_caller_per_minute: 600, tenants: Vec::new() }
+    }
+}
+
+impl VerificationFile {
+    /// The tries of a card, and the wrong PINs of a caller.
+    fn check(self) -> Result<(TryLimits, u32), ConfigError> {
+        let mut of_tenants = HashMap::new();
+        for TenantTriesFile { tenant, tries_per_card } in self.tenants {
+            let tenant =
+                Tenant::parse(&tenant).map_err(|error| ConfigError::value("verification.tenants.tenant", error))?;
+            let tries = within("verification.tenants.tries_per_card", tries_per_card, 1..=TRIES_MAX)?;
+            if of_tenants.insert(tenant, tries).is_some() {
+                let problem = format!("{tenant:?} has two entries: give each tenant one");
+                return Err(ConfigError::value("verification.tenants.tenant", problem));
+            }
+        }
+        let wrong_pins = self.wrong_pins_per_caller_per_minute;
+        Ok((
+            TryLimits {
+                per_card: within("verification.tries_per_card", self.tries_per_card, 1..=TRIES_MAX)?,
+                of_tenants,
+            },
+            within("verification.wrong_pins_per_caller_per_minute", wrong_pins, 1..=10_000_000)?,
+        ))
     }
 }
 
@@ -301,10 +373,12 @@ impl Default for EngineFile {
             pin_policy: None,
             control: ControlFile::default(),
             limits: LimitsFile::default(),
+            verification: VerificationFile::default(),
             store: None,
             rotation: RotationFile::default(),
             metrics: MetricsFile::default(),
             audit: AuditFile::default(),
+            zones: Vec::new(),
         }
     }
 }
@@ -350,6 +424,7 @@ impl EngineFile {
         let (control, workers) = (std::mem::take(&mut self.control), self.threads()?);
         let lifetime = within("control.lifetime_seconds", control.lifetime_seconds, 1..=LIFETIME_SECONDS_MAX)?;
         let timeout = within("call_timeout_milliseconds", self.call_timeout_milliseconds, 100..=60_000)?;
+        let (tries, wrong_pins) = std::mem::take(&mut self.verification).check()?;
         let (checkpoints, archive) = std::mem::take(&mut self.audit).check(&self.data_directory)?;
         Ok(EngineConfig {
             listen: self.listen,
@@ -373,11 +448,13 @@ impl EngineFile {
                         1..=10_000_000,
                     )?,
                 },
+                tries,
+                zones: Zones::new(check_zones(std::mem::take(&mut self.zones))?)?,
             },
             workers,
             call_timeout: Duration::from_millis(timeout),
             calls_per_connection_max: within("calls_per_connection_max", self.calls_per_connection_max, 1..=65_536)?,
-            call_limits: self.limits.check()?,
+            call_limits: self.limits.check(wrong_pins)?,
             connections: ConnectionLimits::new(self.connections_max, self.silent_connections_per_address_max)?,
             connection_age: ConnectionAge::from_seconds(self.connection_age_seconds_max)?,
             reencrypted_per_second_max: within(
@@ -505,5 +582,6 @@ mod tests {
         assert_eq!(example.rules.control_lifetime, default.rules.control_lifetime);
         assert_eq!(example.rules.admission, default.rules.admission);
         assert_eq!(example.call_limits, default.call_limits);
+        assert_eq!((example.rules.tries, example.rules.zones), (default.rules.tries, default.rules.zones));
     }
 }

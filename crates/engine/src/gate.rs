@@ -65,11 +65,15 @@ impl Call {
     /// # Errors
     /// The status of the use case's error, which is logged.
     pub(super) async fn run<T, E: ToStatus>(&self, work: impl Future<Output = Result<T, E>>) -> Result<T, Status> {
-        let done = match self.deadline {
+        self.serve(work).await.map_err(|error| self.failed(&error))
+    }
+
+    /// Runs a part of the call under the deadline of its client.
+    pub(super) async fn serve<T>(&self, work: impl Future<Output = T>) -> T {
+        match self.deadline {
             Some(deadline) => deadline.serve(work).await,
             None => work.await,
-        };
-        done.map_err(|error| self.failed(&error))
+        }
     }
 
     /// The caller by the present configuration. A stream asks before each message, because a reload may remove the caller.
@@ -82,6 +86,25 @@ impl Call {
             tracing::info!(request = %self.id, method = self.access.path, reason = %forbidden, "a stream was ended");
             wire::with_request_id(wire::forbidden(&forbidden), self.id)
         })
+    }
+
+    /// Checks that the caller may still name this tenant. A stream asks before each message.
+    ///
+    /// # Errors
+    /// The status for a caller that the method does not admit any more.
+    pub(super) fn tenant_now(&self, tenant: &Tenant) -> Result<(), Status> {
+        let admitted = self.peer_now()?.for_tenant(tenant);
+        admitted.map_err(|forbidden| wire::with_request_id(wire::forbidden(&forbidden), self.id))
+    }
+
+    /// Logs the error of an item in a stream, where the cause is in the engine. The outcome of the item has every error.
+    pub(super) fn log_item(&self, error: &impl ToStatus) {
+        if matches!(error.to_status().code(), tonic::Code::Internal | tonic::Code::Unavailable)
+            && let Some(suppressed) = self.limits.lines.admit()
+        {
+            let (method, request) = (self.access.path, self.id);
+            tracing::error!(%request, method, peer = &*self.peer.name, %error, suppressed, "an item of a stream failed");
+        }
     }
 
     /// Logs the error of the call with the id of the request. Returns its status with the id.
@@ -159,6 +182,11 @@ impl Gate {
     /// The same gate, whose audit events go through the use cases of another thread.
     pub(super) fn through(&self, pins: Arc<Pins>) -> Self {
         Self { pins, ..self.clone() }
+    }
+
+    /// The limits on calls.
+    pub(super) fn limits(&self) -> Arc<CallAdmission> {
+        Arc::clone(&self.limits)
     }
 
     /// A service that gets admitted calls only.

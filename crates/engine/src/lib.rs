@@ -9,12 +9,14 @@
 //! ```
 
 mod archive;
+mod audit_stream;
+mod bulk_service;
 mod call_limits;
 mod call_rules;
 mod checkpoints;
 pub mod command;
 mod engine_config;
-mod exports;
+mod event_service;
 mod gate;
 mod health;
 mod key_service;
@@ -23,11 +25,14 @@ mod method_table;
 mod metrics;
 mod peer;
 pub mod pin;
+mod pin_service;
 mod refused_calls;
 pub mod rotation;
 mod service;
 pub mod serving;
+mod stream_places;
 mod wire;
+pub mod zones;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -45,7 +50,6 @@ use self::{
     call_limits::CallAdmission,
     call_rules::{CallRules, Streams},
     checkpoints::Checkpoints,
-    exports::Exports,
     gate::Gate,
     health::PeerHealth,
     key_service::KeyServices,
@@ -53,6 +57,7 @@ use self::{
     refused_calls::RefusedCalls,
     service::Services,
     serving::{Serving, ServingError, ServingSettings},
+    stream_places::Streaming,
 };
 pub use self::{
     archive::ArchiveConfig,
@@ -70,8 +75,9 @@ use hsm_protocol::UnavailableReason;
 use net::metrics_server::{MetricsError, MetricsServer};
 use net::tls::{self, ListenError, ServerTls, TlsError};
 use proto::{
-    self, audit_service_server::AuditServiceServer, card_service_server::CardServiceServer,
-    control_service_server::ControlServiceServer, key_service_server::KeyServiceServer,
+    self, audit_service_server::AuditServiceServer, bulk_service_server::BulkServiceServer,
+    card_service_server::CardServiceServer, control_service_server::ControlServiceServer,
+    event_service_server::EventServiceServer, key_service_server::KeyServiceServer,
     pin_service_server::PinServiceServer,
 };
 use store::{Store, StoreError, StoreFailure, StoreState};
@@ -144,9 +150,10 @@ impl Engine {
         let refused = RefusedCalls::default();
         let limits = Arc::new(CallAdmission::new(&config.call_limits, refused.clone()));
         let (report_loss, boundary_loss) = watch::channel(None);
+        let rules = Arc::new(config.rules);
         let pins = |boundary| {
             let (store, limits, references) = (Arc::clone(&store), Arc::clone(&limits), references.clone());
-            Arc::new(Pins::new(boundary, boundary_loss.clone(), store, config.rules, limits, references))
+            Arc::new(Pins::new(boundary, boundary_loss.clone(), store, Arc::clone(&rules), limits, references))
         };
         let pins_of_thread = |number| pins(boundary.for_thread(number));
         let pins = pins(boundary.for_thread(0));
@@ -199,16 +206,16 @@ impl Engine {
         let follow = tokio::spawn(keys_in_use::follow(Arc::clone(&pins), boundary.watched(), use_keys));
         let keys = KeyServices::new(in_use.clone(), Arc::clone(&pins), rotation, store.engine_name().clone());
         let (followed, follows) = watch::channel(());
-        let exports = Exports::new();
+        let streaming = Streaming::new();
         let (mut threads, call_timeout) = (0, config.call_timeout);
         let serving = Serving::start(&settings, || {
             threads += 1;
             let pins = pins_of_thread(threads);
             let gate = gate.through(Arc::clone(&pins));
             let newest_checkpoint = newest_checkpoint.clone();
-            let (exports, follows, mgf1_sha1) = (exports.clone(), follows.clone(), mgf1_sha1.clone());
+            let (streaming, follows, mgf1_sha1) = (streaming.clone(), follows.clone(), mgf1_sha1.clone());
             let store = Arc::clone(&store);
-            let services = Services::new(pins, store, gate.clone(), exports, follows, newest_checkpoint, mgf1_sha1);
+            let services = Services::new(pins, store, gate.clone(), streaming, follows, newest_checkpoint, mgf1_sha1);
             let routes = Routes::new(CallRules::new(health_service.clone(), call_timeout, Streams::Responses));
             with_services(routes, &gate, &services, &keys, call_timeout)
                 .add_service(CallRules::new(reflection.clone(), call_timeout, Streams::Both))
@@ -404,13 +411,15 @@ pub enum ReloadError {
 }
 
 /// The services that need the boundary. The empty name is the engine as a whole (gRPC health checking protocol).
-const BY_BOUNDARY: [&str; 4] = [
+const BY_BOUNDARY: [&str; 5] = [
     "",
     ControlServiceServer::<Services>::NAME,
     PinServiceServer::<Services>::NAME,
+    BulkServiceServer::<Services>::NAME,
     CardServiceServer::<Services>::NAME,
 ];
-const BY_ENGINE: [&str; 2] = [AuditServiceServer::<Services>::NAME, KeyServiceServer::<KeyServices>::NAME];
+const BY_ENGINE: [&str; 3] =
+    [AuditServiceServer::<Services>::NAME, EventServiceServer::<Services>::NAME, KeyServiceServer::<KeyServices>::NAME];
 
 async fn report(health: &HealthReporter, services: &[&str], status: ServingStatus) {
     for service in services {
@@ -505,8 +514,10 @@ fn with_services(
     routes
         .add_service(served!(ControlServiceServer, services, None))
         .add_service(served!(PinServiceServer, services, None))
+        .add_service(served!(BulkServiceServer, services, Both))
         .add_service(served!(CardServiceServer, services, None))
         .add_service(served!(AuditServiceServer, services, Responses))
+        .add_service(served!(EventServiceServer, services, Responses))
         .add_service(served!(KeyServiceServer, keys, Responses))
 }
 

@@ -39,7 +39,7 @@ pub(super) enum CoveredTenants {
 }
 
 /// Every method of every service of an engine, each once.
-pub(super) static METHOD_TABLE: [MethodAccess; 12] = {
+pub(super) static METHOD_TABLE: [MethodAccess; 27] = {
     use CoveredTenants::{All, Named, OfCaller};
     const fn row(
         path: &'static str,
@@ -55,8 +55,29 @@ pub(super) static METHOD_TABLE: [MethodAccess; 12] = {
         row("/pinseal.v1.PinService/IssueTzpk", Method::IssueTzpk, &[Right::SetPins], Named),
         row("/pinseal.v1.PinService/SetPin", Method::SetPin, &[Right::SetPins], Named),
         row("/pinseal.v1.PinService/ViewPin", Method::ViewPin, &[Right::ViewPins], Named),
+        row("/pinseal.v1.PinService/SetPinByZone", Method::SetPinByZone, &[Right::SetPinsByZone], Named),
+        row("/pinseal.v1.PinService/GetPinByZone", Method::GetPinByZone, &[Right::GetPinsByZone], Named),
+        row("/pinseal.v1.PinService/VerifyPin", Method::VerifyPin, &[Right::VerifyPins], Named),
+        // The service then checks the right for blocks of a zone, or for those of a device.
+        row("/pinseal.v1.PinService/ChangePin", Method::ChangePin, &[Right::VerifyPins, Right::SetPins], Named),
+        row("/pinseal.v1.PinService/GeneratePin", Method::GeneratePin, &[Right::Cards], Named),
+        row("/pinseal.v1.PinService/ExportPin", Method::ExportPin, &[Right::ExportPins], Named),
+        row(
+            "/pinseal.v1.PinService/DeriveVerificationValue",
+            Method::DeriveVerificationValue,
+            &[Right::ExportPins],
+            Named,
+        ),
+        row("/pinseal.v1.PinService/TransferPin", Method::TransferPin, &[Right::Cards], Named),
+        row("/pinseal.v1.PinService/TranslatePinBlock", Method::TranslatePinBlock, &[Right::TranslateBlocks], Named),
+        row("/pinseal.v1.PinService/SealPan", Method::SealPan, &[Right::TranslateBlocks], Named),
+        row("/pinseal.v1.BulkService/TranslatePinBlocks", Method::TranslatePinBlocks, &[Right::TranslateBlocks], Named),
+        row("/pinseal.v1.BulkService/ExportPins", Method::ExportPins, &[Right::ExportPins], Named),
+        row("/pinseal.v1.BulkService/SetPins", Method::SetPins, &[Right::SetPinsByZone], Named),
         row("/pinseal.v1.CardService/RegisterCard", Method::RegisterCard, &[Right::Cards], Named),
         row("/pinseal.v1.CardService/FindCard", Method::FindCard, &[Right::Cards], Named),
+        row("/pinseal.v1.CardService/ResetTries", Method::ResetTries, &[Right::Cards], Named),
+        row("/pinseal.v1.EventService/FollowEvents", Method::FollowEvents, &[Right::Cards], Named),
         row("/pinseal.v1.AuditService/ExportAudit", Method::ExportAudit, &[Right::Audit], OfCaller),
         // A checkpoint has the number of all entries, which the sequence numbers of a tenant's entries show too.
         row("/pinseal.v1.AuditService/GetCheckpoint", Method::GetCheckpoint, &[Right::Audit], OfCaller),

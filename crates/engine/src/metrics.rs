@@ -160,7 +160,7 @@ impl EncodeLabelValue for Version {
     }
 }
 
-/// The usages of storage keys: two of level `host`, three of level `token`.
+/// The usages of storage keys: three of level `host`, three of level `token`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StorageKey {
     Aes,
@@ -168,10 +168,11 @@ enum StorageKey {
     Wrapped,
     Iso3,
     Iso4,
+    OneWay,
 }
 
 impl StorageKey {
-    const ALL: [Self; 5] = [Self::Aes, Self::Tdes, Self::Wrapped, Self::Iso3, Self::Iso4];
+    const ALL: [Self; 6] = [Self::Aes, Self::Tdes, Self::Wrapped, Self::Iso3, Self::Iso4, Self::OneWay];
 
     fn usage(self) -> KeyUsage {
         match self {
@@ -180,6 +181,7 @@ impl StorageKey {
             Self::Wrapped => KeyUsage::StorageWrapped,
             Self::Iso3 => KeyUsage::StorageIso3,
             Self::Iso4 => KeyUsage::StorageIso4,
+            Self::OneWay => KeyUsage::StorageOneWay,
         }
     }
 

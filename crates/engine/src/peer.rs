@@ -22,8 +22,12 @@ pub enum Role {
     EdgeView,
     /// The system that registers cards.
     CardSystem,
-    /// The host that authorizes transactions. No method of this release serves this role: it has no right yet.
+    /// The host that authorizes transactions: verifies, exports and translates PINs.
     AuthorizationHost,
+    /// A back-end whose zone sets PINs; it knows each PIN that it sets.
+    ZoneSet,
+    /// A back-end whose zone gets PINs; it knows each PIN that it gets.
+    ZoneGet,
     /// A custodian at a ceremony, who counts the records under a key before the key is retired.
     Custodian,
     /// A reader of the audit chain. An auditor without `tenants` reads the whole chain and can verify it. An auditor limited to
@@ -36,11 +40,13 @@ pub enum Role {
 
 impl Role {
     /// Every role, in the order of the configuration's documentation.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::EdgeSet,
         Self::EdgeView,
         Self::CardSystem,
         Self::AuthorizationHost,
+        Self::ZoneSet,
+        Self::ZoneGet,
         Self::Custodian,
         Self::Auditor,
         Self::Operator,
@@ -51,8 +57,10 @@ impl Role {
         match self {
             Self::EdgeSet => &[Right::SetPins],
             Self::EdgeView => &[Right::ViewPins],
-            Self::CardSystem => &[Right::Cards],
-            Self::AuthorizationHost => &[],
+            Self::CardSystem => &[Right::Cards, Right::ExportPins],
+            Self::AuthorizationHost => &[Right::VerifyPins, Right::ExportPins, Right::TranslateBlocks],
+            Self::ZoneSet => &[Right::SetPinsByZone],
+            Self::ZoneGet => &[Right::GetPinsByZone],
             Self::Custodian => &[Right::Keys],
             Self::Auditor => &[Right::Audit],
             Self::Operator => &[Right::Keys, Right::Rotation],
@@ -76,6 +84,8 @@ impl fmt::Display for Role {
             Self::EdgeView => "edge-view",
             Self::CardSystem => "card-system",
             Self::AuthorizationHost => "authorization-host",
+            Self::ZoneSet => "zone-set",
+            Self::ZoneGet => "zone-get",
             Self::Custodian => "custodian",
             Self::Auditor => "auditor",
             Self::Operator => "operator",
@@ -90,8 +100,19 @@ pub(super) enum Right {
     SetPins,
     /// The right to open controls to view a PIN, and to use them.
     ViewPins,
-    /// The right to register and find cards.
+    /// The right to register and find cards, to reset their tries, to generate and transfer their PINs, and to follow what
+    /// happens to them.
     Cards,
+    /// The right to set PINs by blocks of a zone.
+    SetPinsByZone,
+    /// The right to get PINs as blocks of a zone.
+    GetPinsByZone,
+    /// The right to verify PINs, and to change a PIN by blocks of a zone.
+    VerifyPins,
+    /// The right to export PINs as blocks that are bound to the account number, and to derive verification values.
+    ExportPins,
+    /// The right to translate blocks from zone to zone, for an account number that the caller seals.
+    TranslateBlocks,
     /// The right to export audit entries.
     Audit,
     /// The right to list the keys in use and to count the records under each.

@@ -41,7 +41,7 @@ impl Default for RefusedCalls {
 pub(super) struct LimitLabel(Reason);
 
 impl LimitLabel {
-    const SHOWN: [Reason; 9] = [
+    const SHOWN: [Reason; 11] = [
         Reason::TenantRate,
         Reason::CardRate,
         Reason::ControlCap,
@@ -51,6 +51,8 @@ impl LimitLabel {
         Reason::StoreLowOnSpace,
         Reason::Counting,
         Reason::ExportsBusy,
+        Reason::StreamsBusy,
+        Reason::WrongPinRate,
     ];
 }
 

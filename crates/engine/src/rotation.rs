@@ -111,7 +111,13 @@ pub async fn run(
         if status.rotates() && rotated.as_deref() != Some(status.keys()) {
             rotated = Some(status.keys().to_vec());
             progress.send_modify(|progress| *progress = Progress::running(progress.records_a_second_max));
-            let mut rotation = Rotation { pins: Arc::clone(&pins), progress: progress.clone(), pace: Pace::start() };
+            let mut rotation = Rotation {
+                pins: Arc::clone(&pins),
+                progress: progress.clone(),
+                pace: Pace::start(),
+                newest_one_way: status.storage.one_way.0,
+                one_way: 0,
+            };
             if let Err(error) = rotation.run().await {
                 progress.send_modify(|progress| progress.state = RotationState::Stopped);
                 return tracing::error!(%error, "rotation: the store failed; the rotation continues after a restart");
@@ -128,6 +134,9 @@ struct Rotation {
     pins: Arc<Pins>,
     progress: watch::Sender<Progress>,
     pace: Pace,
+    newest_one_way: u16,
+    /// One-way records under an older key, at the start of the last pass.
+    one_way: u64,
 }
 
 impl Rotation {
@@ -150,6 +159,12 @@ impl Rotation {
         );
         self.progress.send_modify(|progress| progress.state = state);
         match failed {
+            0 if self.one_way > 0 => tracing::warn!(
+                checked,
+                reencrypted,
+                one_way = self.one_way,
+                "rotation: one-way PIN records are under an older key; each moves when its PIN is set or verified right"
+            ),
             0 => tracing::info!(
                 checked,
                 reencrypted,
@@ -182,6 +197,7 @@ impl Rotation {
             // The rate does not compensate for the time of the count.
             self.pace = Pace::start();
         }
+        self.one_way = census.one_way_before(self.newest_one_way);
         self.progress.send_modify(|progress| *progress = progress.next_pass(census.total()));
         Ok(())
     }

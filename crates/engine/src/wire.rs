@@ -2,20 +2,24 @@
 
 use std::{collections::HashMap, net::IpAddr, time::Duration};
 
-use hsm_protocol::{AccountNumber, DeviceKey, EncryptedBlock, Mgf1Hash};
+use hsm_protocol::{
+    AccountNumber, DeviceKey, EncryptedBlock, ExpectedValue, KeyVersion, Mgf1Hash, PvkName, Pvki, Refusal,
+    SealedAccount, ValueMethod, VerificationValue, ZoneFormat, ZoneName,
+};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::call_limits::TenantRate;
-use crate::pin::{CallError, SetPinError, ViewPinError};
+use crate::pin::{BlockToTranslate, PinChange, PinError, VerifiedPin};
 use crate::rotation::{Census, KeyUsers, Progress, RotationState};
+use crate::zones::{NamedZoneBlock, NamedZoneKey, ZoneReference};
 use domain::caller::AuditUser;
 use domain::card::{Card, PinStatus, PlasticId, RegisteredAccount, Tenant};
 use domain::control::{ControlId, Denied, Scope, Thumbprint};
 use domain::request_id::{RequestId, RequestIdError};
 use proto::REQUEST_ID_KEY;
 use proto::reason::{ERROR_DOMAIN, Reason};
-use store::{ChangeError, StoreError};
+use store::StoreError;
 
 /// Parses a tenant.
 pub(super) fn tenant(text: &str) -> Result<Tenant, Status> {
@@ -36,6 +40,11 @@ pub(super) fn plastic_id(text: &str) -> Result<PlasticId, Status> {
 pub(super) fn account_number(text: &str) -> Result<Option<AccountNumber>, Status> {
     let number = (!text.is_empty()).then(|| AccountNumber::parse(text)).transpose();
     number.map_err(|error| invalid(Reason::AccountNumberInvalid, &error))
+}
+
+/// A request without the account number that it needs.
+pub(super) fn no_account_number() -> Status {
+    invalid(Reason::AccountNumberInvalid, &"account_number is 12 to 19 decimal digits")
 }
 
 /// Parses a controlId.
@@ -78,11 +87,147 @@ pub(super) fn pin_block(bytes: &[u8]) -> Result<EncryptedBlock, Status> {
     EncryptedBlock::from_bytes(bytes).map_err(|_| invalid(Reason::PinBlockLength, &"pin_block is 8 bytes"))
 }
 
+/// Converts the name of a zone key.
+pub(super) fn zone_key(key: Option<proto::ZoneKey>) -> Result<NamedZoneKey, Status> {
+    let key = key.ok_or_else(|| invalid(Reason::ZoneInvalid, &"zone_key names a zone"))?;
+    let zone = match key.zone {
+        Some(proto::zone_key::Zone::Name(name)) => ZoneName::parse(&name).map(ZoneReference::Name),
+        Some(proto::zone_key::Zone::IndexNumber(index)) => Some(ZoneReference::Index(index)),
+        None => None,
+    };
+    let zone = zone.ok_or_else(|| invalid(Reason::ZoneInvalid, &"zone_key has the name or the index of a zone"))?;
+    let version = u16::try_from(key.key_version)
+        .map_err(|_| invalid(Reason::ZoneInvalid, &"key_version is 1 to 65535, or absent for the newest version"))?;
+    Ok(NamedZoneKey { zone, version: (version > 0).then_some(KeyVersion(version)) })
+}
+
+/// Converts a format; `None` for the first format of the zone.
+pub(super) fn zone_format(format: i32) -> Result<Option<ZoneFormat>, Status> {
+    match proto::ZoneFormat::try_from(format) {
+        Ok(proto::ZoneFormat::Unspecified) => Ok(None),
+        Ok(proto::ZoneFormat::Iso0) => Ok(Some(ZoneFormat::Iso0)),
+        Ok(proto::ZoneFormat::Iso1) => Ok(Some(ZoneFormat::Iso1)),
+        Ok(proto::ZoneFormat::Iso3) => Ok(Some(ZoneFormat::Iso3)),
+        Ok(proto::ZoneFormat::Iso4) => Ok(Some(ZoneFormat::Iso4)),
+        Err(_) => Err(invalid(Reason::ZoneInvalid, &"format is not a format that this engine knows")),
+    }
+}
+
+/// Converts a block with its zone. Only the rules of the zone give the format and so the length of a block without a format.
+pub(super) fn zone_block(block: Option<proto::ZoneBlock>) -> Result<NamedZoneBlock, Status> {
+    let block = block.ok_or_else(|| invalid(Reason::ZoneInvalid, &"the request has a PIN block and its zone"))?;
+    if ![8, 16].contains(&block.pin_block.len()) {
+        return Err(invalid(Reason::PinBlockLength, &"pin_block is 8 bytes, or 16 of format 4"));
+    }
+    let (key, format) = (zone_key(block.zone_key)?, zone_format(block.format)?);
+    Ok(NamedZoneBlock { key, format, block: block.pin_block })
+}
+
+/// Converts a block to translate.
+pub(super) fn translation(item: Option<proto::TranslationItem>) -> Result<BlockToTranslate, Status> {
+    let item = item.ok_or_else(|| invalid(Reason::ZoneInvalid, &"item has a PIN block and two zones"))?;
+    let account = (!item.sealed_account.is_empty()).then(|| SealedAccount::from_bytes(&item.sealed_account));
+    Ok(BlockToTranslate {
+        plastic: plastic_id(&item.plastic_id)?,
+        source: zone_block(item.source_block)?,
+        target: zone_key(item.target_key)?,
+        target_format: zone_format(item.target_format)?,
+        account: account.transpose().map_err(|_| {
+            invalid(Reason::SealedAccountInvalid, &"sealed_account is the answer of SealPan, 30 bytes, or absent")
+        })?,
+    })
+}
+
+/// Converts the algorithm of a verification value.
+pub(super) fn value_method(method: Option<proto::ValueMethod>) -> Result<ValueMethod, Status> {
+    match method.and_then(|method| method.algorithm) {
+        Some(proto::value_method::Algorithm::Pvv(key)) => Ok(ValueMethod::Pvv(pvk_pair(&key)?)),
+        Some(proto::value_method::Algorithm::Ibm3624Offset(key)) => Ok(ValueMethod::Ibm3624Offset(ibm_3624_key(&key)?)),
+        None => Err(invalid(Reason::ValueMethodInvalid, &"method has an algorithm and its key")),
+    }
+}
+
+/// Converts the value that a PIN is compared with; `None` for the PIN record of the card.
+pub(super) fn expected_value(reference: Option<proto::VerificationReference>) -> Result<Option<ExpectedValue>, Status> {
+    use proto::verification_reference::Expected;
+    let Some(reference) = reference else { return Ok(None) };
+    let missing = || invalid(Reason::ValueMethodInvalid, &"reference has a value and its key");
+    let digits = |digits: &str| {
+        VerificationValue::parse(digits)
+            .ok_or_else(|| invalid(Reason::ValueMethodInvalid, &"a value is 4 to 12 decimal digits"))
+    };
+    Ok(Some(match reference.expected.ok_or_else(missing)? {
+        Expected::Pvv(pvv) => {
+            ExpectedValue::Pvv { key: pvk_pair(&pvv.key_pair.ok_or_else(missing)?)?, value: digits(&pvv.digits)? }
+        }
+        Expected::Ibm3624Offset(offset) => ExpectedValue::Ibm3624Offset {
+            key: ibm_3624_key(&offset.key.ok_or_else(missing)?)?,
+            value: digits(&offset.digits)?,
+        },
+        Expected::Ibm3624Natural(key) => ExpectedValue::Ibm3624Natural { key: ibm_3624_key(&key)? },
+    }))
+}
+
+fn pvk_pair(key: &proto::PvkPair) -> Result<PvkName, Status> {
+    let pvki = u8::try_from(key.pvki_number).ok().and_then(Pvki::new);
+    let name = ZoneName::parse(&key.name).zip(pvki).map(|(name, pvki)| PvkName { name, pvki });
+    name.ok_or_else(|| {
+        invalid(Reason::ValueMethodInvalid, &"a key pair has a name of a-z, 0-9 and -, and a PVKI of 0 to 9")
+    })
+}
+
+fn ibm_3624_key(key: &proto::Ibm3624Key) -> Result<ZoneName, Status> {
+    ZoneName::parse(&key.name)
+        .ok_or_else(|| invalid(Reason::ValueMethodInvalid, &"a key has a name of 1 to 31 characters of a-z, 0-9 and -"))
+}
+
+/// Converts the number of digits of a PIN to generate.
+pub(super) fn digit_count(count: u32) -> Result<u8, Status> {
+    let digits = u8::try_from(count).ok().filter(|digits| (4..=12).contains(digits));
+    digits.ok_or_else(|| invalid(Reason::DigitCountInvalid, &"digit_count is 4 to 12"))
+}
+
+/// Converts the two blocks of a change.
+pub(super) fn pin_change(change: Option<proto::change_pin_request::Change>) -> Result<PinChange, Status> {
+    use proto::change_pin_request::Change;
+    match change {
+        Some(Change::ZoneChange(change)) => Ok(PinChange::Zone {
+            plastic: plastic_id(&change.plastic_id)?,
+            old: zone_block(change.old_block)?,
+            new: zone_block(change.new_block)?,
+        }),
+        Some(Change::DeviceChange(change)) => Ok(PinChange::Device {
+            control: control_id(&change.control_id)?,
+            old: pin_block(&change.old_pin_block)?,
+            new: pin_block(&change.new_pin_block)?,
+        }),
+        None => Err(invalid(Reason::ChangeInvalid, &"change has the old and the new PIN block")),
+    }
+}
+
+/// The error of an item, from the status that a call for the item alone gets.
+pub(super) fn item_error(status: &Status) -> proto::ItemError {
+    proto::ItemError {
+        code_number: status.code().into(),
+        reason: reason_of(status).map(|reason| reason.as_str().to_owned()).unwrap_or_default(),
+        message: status.message().to_owned(),
+    }
+}
+
 /// The PIN status of a card.
 pub(super) fn pin_status(card: &Card) -> i32 {
     match card.pin_status {
         PinStatus::Waiting => proto::PinStatus::Waiting.into(),
         PinStatus::Set => proto::PinStatus::Set.into(),
+        PinStatus::Generated => proto::PinStatus::Generated.into(),
+    }
+}
+
+/// The result of a verification.
+pub(super) fn verification_result(verified: &VerifiedPin) -> i32 {
+    match verified.is_right {
+        true => proto::VerificationResult::Right.into(),
+        false => proto::VerificationResult::Wrong.into(),
     }
 }
 
@@ -124,6 +269,7 @@ fn storage_format(form: hsm_protocol::StorageFormat) -> proto::StorageFormat {
         hsm_protocol::StorageFormat::Iso4 => proto::StorageFormat::Iso4,
         hsm_protocol::StorageFormat::Iso3 => proto::StorageFormat::Iso3,
         hsm_protocol::StorageFormat::Iso0 => proto::StorageFormat::Iso0,
+        hsm_protocol::StorageFormat::OneWay => proto::StorageFormat::OneWay,
     }
 }
 
@@ -203,13 +349,31 @@ pub(super) fn message_count() -> Status {
     status(Code::Unimplemented, Reason::MessageCount, &"a call of this method has exactly one request message")
 }
 
-/// The engine stops while a call follows the audit chain.
+/// The engine stops while a call streams.
 pub(super) fn engine_stops() -> Status {
-    status(
-        Code::Unavailable,
-        Reason::EngineStops,
-        &"the engine stops: follow the audit chain again when it has started",
-    )
+    status(Code::Unavailable, Reason::EngineStops, &"the engine stops: repeat the call when it has started")
+}
+
+/// The engine, or the caller, has reached the limit of streams at a time.
+pub(super) fn streams_busy() -> Status {
+    let message = "too many streams of this kind are running: try again when one has ended";
+    status(Code::ResourceExhausted, Reason::StreamsBusy, &message)
+}
+
+/// A message after the first one of a stream names a tenant or a user.
+pub(super) fn tenant_again() -> Status {
+    invalid(Reason::TenantInvalid, &"the first message of a stream alone has tenant and audit_user")
+}
+
+/// An item does not follow the item before it.
+pub(super) fn item_number() -> Status {
+    invalid(Reason::ItemNumber, &"the number of an item is the number after that of the item before")
+}
+
+/// The events from the requested number are not in the store any more.
+pub(super) fn events_archived(first: u64) -> Status {
+    let message = format!("the store has no entries before {first}: read the older ones in the archive files");
+    status(Code::OutOfRange, Reason::EventsArchived, &message)
 }
 
 /// No checkpoint of the audit chain is signed yet.
@@ -241,42 +405,18 @@ pub(super) trait ToStatus: std::fmt::Display {
     fn to_status(&self) -> Status;
 }
 
-impl ToStatus for CallError {
-    fn to_status(&self) -> Status {
-        match self {
-            Self::Denied(denied) => denied_status(*denied),
-            Self::Store(store) => store.to_status(),
-            Self::Hsm(hsm) => hsm_status(hsm),
-        }
-    }
-}
-
-impl ToStatus for ChangeError {
-    fn to_status(&self) -> Status {
-        match self {
-            Self::Denied(denied) => denied_status(*denied),
-            Self::Store(store) => store.to_status(),
-        }
-    }
-}
-
-impl ToStatus for SetPinError {
+impl ToStatus for PinError {
     fn to_status(&self) -> Status {
         match self {
             Self::Denied(denied) => denied_status(*denied),
             Self::Malformed => status(Code::FailedPrecondition, Reason::PinBlockMalformed, self),
             Self::RefusedPin => status(Code::FailedPrecondition, Reason::PinRefused, self),
-            Self::Store(store) => store.to_status(),
-            Self::Hsm(hsm) => hsm_status(hsm),
-        }
-    }
-}
-
-impl ToStatus for ViewPinError {
-    fn to_status(&self) -> Status {
-        match self {
-            Self::Denied(denied) => denied_status(*denied),
             Self::PinNotSet => status(Code::NotFound, Reason::PinNotSet, self),
+            Self::CardChanged => status(Code::Aborted, Reason::CardChanged, self),
+            Self::ZoneUnknown => status(Code::NotFound, Reason::ZoneUnknown, self),
+            Self::BlockLength => invalid(Reason::PinBlockLength, self),
+            Self::SealedAccount => invalid(Reason::SealedAccountInvalid, self),
+            Self::WrongPinRate { retry_after } => exhausted(Reason::WrongPinRate, self, *retry_after),
             Self::Store(store) => store.to_status(),
             Self::Hsm(hsm) => hsm_status(hsm),
         }
@@ -338,11 +478,28 @@ fn hsm_status(error: &hsm_protocol::Error) -> Status {
         hsm_protocol::Error::Unavailable { .. } => {
             status(Code::Unavailable, Reason::TokenUnavailable, &"the key boundary is not available: try again later")
         }
-        hsm_protocol::Error::WriteOnly | hsm_protocol::Error::OtherLevel { .. } => status(
-            Code::FailedPrecondition,
-            Reason::PinNotShown,
-            &"this PIN is stored in a format that cannot be viewed: set a new PIN",
-        ),
+        hsm_protocol::Error::WriteOnly | hsm_protocol::Error::OneWay | hsm_protocol::Error::OtherLevel { .. } => {
+            status(
+                Code::FailedPrecondition,
+                Reason::PinNotShown,
+                &"this PIN is stored in a format that cannot be viewed: set a new PIN",
+            )
+        }
+        hsm_protocol::Error::Refused(Refusal::MalformedBlock) => {
+            status(Code::FailedPrecondition, Reason::PinBlockMalformed, error)
+        }
+        hsm_protocol::Error::Refused(Refusal::PinPolicy) => {
+            status(Code::FailedPrecondition, Reason::PinRefused, &PinError::RefusedPin)
+        }
+        hsm_protocol::Error::ZoneUnknown { .. } => status(Code::NotFound, Reason::ZoneUnknown, error),
+        hsm_protocol::Error::ZoneFormat { .. } => status(Code::FailedPrecondition, Reason::ZoneFormat, error),
+        hsm_protocol::Error::ZoneUse { .. } => status(Code::FailedPrecondition, Reason::ZoneUse, error),
+        // The zones and their formats were checked: what is left is the level, or a pair that no level translates.
+        hsm_protocol::Error::TranslationNotAllowed => status(Code::FailedPrecondition, Reason::LevelUnsupported, error),
+        hsm_protocol::Error::HostLevelOnly { .. } => status(Code::FailedPrecondition, Reason::LevelUnsupported, error),
+        hsm_protocol::Error::NoVerificationKey => status(Code::NotFound, Reason::ValueKeyUnknown, error),
+        hsm_protocol::Error::ValidationData => invalid(Reason::ValueMethodInvalid, error),
+        hsm_protocol::Error::OtherAccount => status(Code::FailedPrecondition, Reason::AccountMismatch, error),
         hsm_protocol::Error::DeadlinePassed => status(Code::DeadlineExceeded, Reason::DeadlinePassed, error),
         hsm_protocol::Error::Busy { .. } => status(Code::ResourceExhausted, Reason::TokenBusy, error),
         hsm_protocol::Error::DeviceKey(error) => invalid(Reason::DeviceKeyInvalid, error),
@@ -362,6 +519,12 @@ fn denied_status(denied: Denied) -> Status {
         Denied::OtherScope => status(Code::PermissionDenied, Reason::ScopeMismatch, &denied),
         Denied::OtherDeviceKey => status(Code::PermissionDenied, Reason::DeviceKeyMismatch, &denied),
         Denied::NoTzpk => status(Code::FailedPrecondition, Reason::TzpkMissing, &denied),
+        Denied::PinNotSet => status(Code::NotFound, Reason::PinNotSet, &denied),
+        Denied::PinLocked => status(Code::FailedPrecondition, Reason::PinLocked, &denied),
+        Denied::ReplacedBlock => status(Code::FailedPrecondition, Reason::PinBlockReplaced, &denied),
+        Denied::OtherAccount => status(Code::FailedPrecondition, Reason::AccountMismatch, &denied),
+        // The try is used, and its result is not known.
+        Denied::TrySettled => status(Code::Unavailable, Reason::StoreUnavailable, &denied),
     }
 }
 
@@ -398,7 +561,8 @@ fn retry_after(reason: Reason) -> Option<Duration> {
         | Reason::RotationCutOff
         | Reason::EngineStops
         | Reason::Counting
-        | Reason::ExportsBusy => 5,
+        | Reason::ExportsBusy
+        | Reason::StreamsBusy => 5,
         Reason::StoreLowOnSpace => 30,
         Reason::UnregisteredCards => 600,
         _ => return None,
@@ -431,6 +595,7 @@ mod tests {
             engine_stops(),
             counting(),
             exports_busy(),
+            streams_busy(),
         ];
         let denied = [cap, cards, Denied::CardRate { retry_after: minute }, Denied::NotUsable, Denied::CardUnknown];
         for status in statuses.into_iter().chain(denied.map(denied_status)) {

@@ -1,5 +1,5 @@
 //! The sections of the configuration that the key boundary reads: `[boundary]`, `[vault]`, `[token]`, `[pin_policy]`.
-//! An engine that holds no key does not read them.
+//! An engine that holds no key does not read them. Both read `[[zones]]` (`zone_config`).
 //!
 //! ```
 //! use hsm_config::HsmProcess;
@@ -22,6 +22,7 @@ use std::{
 
 use config::{ConfigError, DATA_DIRECTORY, KnownKey, SecretSource, read_file, within};
 use serde::{Deserialize, de::IgnoredAny};
+use zone_config::{ZoneFile, check_zones};
 
 use self::sections::{
     BoundarySection, CallersFile, IpcFile, IsolationFile, KeyHandlingFile, LevelFile, LockMemoryFile, PinPolicyFile,
@@ -138,6 +139,15 @@ pub fn load_keys(path: &Path) -> Result<(hsm::Keys, hsm::Wanted), ConfigError> {
     Ok((keys(file.token, file.vault, &file.data_directory)?, wanted))
 }
 
+/// Reads the rules of the zones of a file.
+///
+/// # Errors
+/// The file is malformed, or a zone is.
+pub fn load_zones(path: &Path) -> Result<Vec<hsm::ZoneRules>, ConfigError> {
+    let zones = check_zones(read_file::<BoundaryFile>(Some(path))?.zones)?;
+    Ok(zones.into_iter().map(|zone| zone.rules).collect())
+}
+
 /// The keys of a configuration file. The boundary ignores those that only an engine reads.
 pub fn known_keys() -> Vec<KnownKey> {
     config::known_keys::<BoundaryFile>()
@@ -175,6 +185,7 @@ struct BoundaryFile {
     token: Option<TokenFile>,
     boundary: BoundarySection,
     pin_policy: PinPolicyFile,
+    zones: Vec<ZoneFile>,
     listen: Option<IgnoredAny>,
     call_timeout_milliseconds: Option<IgnoredAny>,
     calls_per_connection_max: Option<IgnoredAny>,
@@ -185,6 +196,7 @@ struct BoundaryFile {
     peers: Option<IgnoredAny>,
     control: Option<IgnoredAny>,
     limits: Option<IgnoredAny>,
+    verification: Option<IgnoredAny>,
     store: Option<IgnoredAny>,
     rotation: Option<IgnoredAny>,
     metrics: Option<IgnoredAny>,
@@ -200,6 +212,7 @@ impl Default for BoundaryFile {
             token: None,
             boundary: BoundarySection::default(),
             pin_policy: PinPolicyFile::default(),
+            zones: Vec::new(),
             listen: None,
             call_timeout_milliseconds: None,
             calls_per_connection_max: None,
@@ -210,6 +223,7 @@ impl Default for BoundaryFile {
             peers: None,
             control: None,
             limits: None,
+            verification: None,
             store: None,
             rotation: None,
             metrics: None,
@@ -227,8 +241,9 @@ impl BoundaryFile {
 
     /// The keys, the level and the policy. Reads the secrets.
     fn hsm(self) -> Result<hsm::Config, ConfigError> {
+        let zones = check_zones(self.zones)?.into_iter().map(|zone| zone.rules).collect();
         let keys = keys(self.token, self.vault, &self.data_directory)?;
-        hsm_config(keys, &self.boundary, &self.pin_policy)
+        Ok(hsm::Config { zones, ..hsm_config(keys, &self.boundary, &self.pin_policy)? })
     }
 }
 
@@ -329,6 +344,7 @@ fn hsm_config(keys: hsm::Keys, boundary: &BoundarySection, policy: &PinPolicyFil
         wanted: wanted(boundary)?,
         policy: pin_policy(policy)?,
         isolation: hsm::Isolation::Inline,
+        zones: Vec::new(),
         lock_memory: match boundary.lock_memory {
             None | Some(LockMemoryFile::Try) => hsm::LockMemory::Try,
             Some(LockMemoryFile::Require) => hsm::LockMemory::Require,
@@ -365,6 +381,7 @@ fn stored_form(form: StoredFormFile, boundary: &BoundarySection) -> Result<hsm::
         StoredFormFile::Iso4 => Ok(hsm::NewRecordFormat::Iso4),
         StoredFormFile::Iso3 => until(|until| hsm::NewRecordFormat::Iso3 { until }),
         StoredFormFile::Iso0 => until(|until| hsm::NewRecordFormat::Iso0 { until }),
+        StoredFormFile::OneWay => Ok(hsm::NewRecordFormat::OneWay),
     }
 }
 
@@ -400,6 +417,15 @@ mod tests {
     #[test]
     fn a_policy_out_of_range_is_named() {
         assert!(checked("[pin_policy]\nlength_min = 3").err().unwrap().contains("4 to 12"));
+    }
+
+    #[test]
+    fn the_rules_of_a_zone_reach_the_boundary() {
+        let zone = "[[zones]]\nname = \"app-bank\"\ntenant = \"bank\"\nindex = 0\n";
+        let process = checked(&format!("{zone}uses = [\"set-pin\"]")).unwrap();
+        let [rules] = &process.hsm.zones[..] else { panic!("not one zone") };
+        assert_eq!((rules.name.as_str(), &rules.uses[..]), ("app-bank", &[hsm::ZoneUse::SetPin][..]));
+        assert!(checked(&format!("{zone}{zone}")).err().unwrap().contains("two entries"));
     }
 
     #[test]

@@ -162,6 +162,7 @@ pub(crate) enum StoredFormFile {
     Iso3,
     #[serde(rename = "iso-0")]
     Iso0,
+    OneWay,
 }
 
 #[derive(Clone, Copy, Deserialize)]

@@ -4,6 +4,7 @@ mod digits;
 
 use thiserror::Error;
 
+pub(crate) use self::digits::ACCOUNT_DIGITS_MAX;
 pub use self::digits::AccountDigits;
 
 use crate::sealed::SealedAccount;

@@ -1,18 +1,20 @@
 //! Errors of the boundary. None holds a clear value.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
 use thiserror::Error;
 
 use crate::binding::BoundaryLevel;
 use crate::device_key::DeviceKeyError;
+use crate::key_usage::ZoneName;
 use crate::layout_error::LayoutError;
+use crate::zone::{ZoneFormat, ZoneUse};
 
 /// The cause of a refused block. Every malformed block has one variant, so that a caller learns nothing about its digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
-    /// Not an ISO 9564 format 1 block under this tzpk.
-    #[error("the block is not an ISO 9564 format 1 block under this tzpk")]
+    /// Not a block of its format under its key.
+    #[error("the block is not a PIN block of its format under its key")]
     MalformedBlock,
     /// Well-formed, with a PIN that breaks the policy.
     #[error("the PIN breaks the PIN policy")]
@@ -28,6 +30,26 @@ pub enum Error {
     /// The pair of source and target is not in the table of translations (`pinseal policy explain`).
     #[error("this translation is not allowed at this boundary level: pinseal policy explain lists the allowed ones")]
     TranslationNotAllowed,
+    /// The zone has no rules, or the version of its key is not active.
+    #[error(
+        "the zone {zone} is not configured, or this version of its key is not active: see [[zones]] and the ceremony"
+    )]
+    ZoneUnknown {
+        /// The zone of the request.
+        zone: ZoneName,
+    },
+    /// The rules of the zone do not allow the format.
+    #[error("the zone does not use {format}: add it to its formats in [[zones]]")]
+    ZoneFormat {
+        /// The format of the request.
+        format: ZoneFormat,
+    },
+    /// The rules of the zone, or the mode of use of its key, do not allow the operation.
+    #[error("the zone, or the mode of its key, does not allow {needed}: add it to its uses in [[zones]]")]
+    ZoneUse {
+        /// The use that the request needs.
+        needed: ZoneUse,
+    },
     /// The deadline of the call passed before the boundary answered.
     #[error("the deadline of the call passed before the key boundary answered: call again")]
     DeadlinePassed,
@@ -55,6 +77,28 @@ pub enum Error {
     /// A format 4 record of level `token`: the storage key may only encrypt.
     #[error("a format 4 record of level token cannot be shown: its storage key may only encrypt")]
     WriteOnly,
+    /// A one-way record, or a boundary that stores PINs one-way.
+    #[error(
+        "PINs are stored one-way (boundary.form = \"one-way\"): a PIN is set, changed and verified, and not shown, exported or re-encrypted"
+    )]
+    OneWay,
+    /// The boundary level cannot do the operation: no clear PIN leaves the token, so none is compared.
+    #[error("{operation} is not possible at level token, where no PIN is compared: set boundary.level = \"host\"")]
+    HostLevelOnly {
+        /// The operation.
+        operation: HostOperation,
+    },
+    /// No active key with this name may do the operation.
+    #[error("no active PVK or IBM 3624 key with this name may do this: pinseal ceremony list shows the keys")]
+    NoVerificationKey,
+    /// The account number has fewer digits than the validation data of an IBM 3624 key.
+    #[error(
+        "the account number has fewer digits than the validation data of this IBM 3624 key: use a key for such accounts"
+    )]
+    ValidationData,
+    /// A PIN goes to another card of another account number.
+    #[error("the two cards have different account numbers: a PIN goes to a card of the same account number alone")]
+    OtherAccount,
     /// The public key of the device parses, but cannot encrypt.
     #[error(transparent)]
     DeviceKey(#[from] DeviceKeyError),
@@ -84,6 +128,42 @@ pub enum Error {
         /// The cause.
         reason: UnavailableReason,
     },
+}
+
+/// An operation that needs level `host`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostOperation {
+    /// A PIN is compared with a record.
+    Verify,
+    /// A PIN is compared with a verification value.
+    VerifyValue,
+    /// A PIN is changed with proof of the old one.
+    Change,
+    /// A random PIN is made.
+    Generate,
+    /// A verification value is derived.
+    DeriveValue,
+    /// A record is re-encrypted for another account number or card.
+    Rebind,
+}
+
+impl HostOperation {
+    /// Every operation. The index of an operation is its code in a frame.
+    pub const ALL: [Self; 6] =
+        [Self::Verify, Self::VerifyValue, Self::Change, Self::Generate, Self::DeriveValue, Self::Rebind];
+}
+
+impl fmt::Display for HostOperation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Verify => "verification of a PIN",
+            Self::VerifyValue => "verification of a PIN by its value",
+            Self::Change => "change of a PIN",
+            Self::Generate => "generation of a PIN",
+            Self::DeriveValue => "derivation of a verification value",
+            Self::Rebind => "re-encryption for another account number or card",
+        })
+    }
 }
 
 /// The cause of an unavailable token. A decision reads the variant, never the text.

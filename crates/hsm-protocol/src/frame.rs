@@ -14,6 +14,7 @@ mod key_list;
 mod reply_codec;
 mod request_codec;
 mod value_codec;
+mod verification_codec;
 
 use thiserror::Error;
 
@@ -25,12 +26,12 @@ pub use self::{
 };
 use crate::status::Status;
 
-/// The longest frame, in bytes, its length not counted: a view's request, with a device key of 4096 bits, is under 1 KiB.
-pub const FRAME_BYTES_MAX: usize = 4 * 1024;
+/// The longest frame, in bytes, its length not counted: a welcome with 255 zone keys is under 24 KiB, a request under 1 KiB.
+pub const FRAME_BYTES_MAX: usize = 32 * 1024;
 /// The most descriptors of one message (SCM_RIGHTS). The kernel's limit is 253.
 pub const DESCRIPTORS_PER_MESSAGE: usize = 64;
 /// The version of this protocol.
-const VERSION: u16 = 7;
+const VERSION: u16 = 8;
 const MAGIC: &[u8; 7] = b"PINSEAL";
 const LENGTH_BYTES: usize = 4;
 const NUMBER_BYTES: usize = 8;
@@ -173,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_frame_of_a_length_out_of_range_is_rejected() {
-        for length in [0u32, 7, 4_097, u32::MAX] {
+        for length in [0u32, 7, 32_769, u32::MAX] {
             let bytes = [&length.to_be_bytes()[..], &[0; 64]].concat();
             assert!(take_frame(&mut &bytes[..]).is_err(), "{length}");
         }
@@ -221,11 +222,14 @@ mod tests {
     use crate::account::{Account, AccountNumber};
     use crate::binding::{Binding, BoundaryLevel, CardBinding, ControlBinding, Isolation, MadeAt, Purpose};
     use crate::device_key::{DeviceKey, Mgf1Hash};
-    use crate::error::Refusal;
+    use crate::error::{HostOperation, Refusal};
     use crate::kcv::Kcv;
+    use crate::key_usage::ZoneName;
     use crate::request::{DeviceBlock, FreshTzpk, Reply, Request, Source, Target};
     use crate::sealed::{EncryptedBlock, KeyVersion, PinRecord, SealedAccount, SealedKey};
     use crate::storage_format::StorageFormat;
+    use crate::verification::{Changed, ExpectedValue, PvkName, ValueMethod, VerificationValue};
+    use crate::zone::{ZoneBlock, ZoneFormat, ZoneKey, ZoneUse};
 
     fn head(r#use: u8, length: usize) -> Vec<u8> {
         [vec![1, r#use, 0, 1], vec![7; length - 4]].concat()
@@ -242,6 +246,31 @@ mod tests {
     fn record() -> PinRecord {
         let made_at = MadeAt { level: BoundaryLevel::Host, isolation: Isolation::Process };
         PinRecord::untagged(KeyVersion(1), StorageFormat::Iso4, made_at, &[9; 16])
+    }
+
+    fn zone() -> crate::ZoneName {
+        crate::ZoneName::parse("app-bank").unwrap()
+    }
+
+    fn zone_block(format: ZoneFormat) -> ZoneBlock {
+        ZoneBlock::from_bytes(format, &vec![6; format.block_bytes()]).unwrap()
+    }
+
+    fn one_way_record() -> PinRecord {
+        let made_at = MadeAt { level: BoundaryLevel::Host, isolation: Isolation::Process };
+        PinRecord::untagged(KeyVersion(2), StorageFormat::OneWay, made_at, &[9; 32])
+    }
+
+    fn key_name() -> ZoneName {
+        ZoneName::parse("bank").unwrap()
+    }
+
+    fn pvk() -> PvkName {
+        PvkName::parse("bank:1").unwrap()
+    }
+
+    fn value(digits: &str) -> VerificationValue {
+        VerificationValue::parse(digits).unwrap()
     }
 
     fn public_key() -> DeviceKey {
@@ -267,7 +296,15 @@ mod tests {
         let device = || Source::Device { sealed_tzpk: sealed_key(), control, block: block() };
         let registered = || Account::Registered(SealedAccount::from_bytes(&head(b'A', 30)).unwrap());
         let translate = |source, target, account| Request::Translate { source, target, card, account };
+        let verify_value =
+            |expected| Request::VerifyValue { source: device(), expected, card, account: Account::PlasticId };
+        let derive_value = |method| Request::DeriveValue { record: record(), method, card, account: registered() };
         let to_device = || Target::Device { public_key: public_key.clone() };
+        let from_zone = |format| Source::Zone {
+            key: ZoneKey { zone: zone(), version: Some(KeyVersion(2)) },
+            block: zone_block(format),
+        };
+        let to_zone = |format| Target::Zone { key: ZoneKey { zone: zone(), version: None }, format };
         let requests = [
             Request::Check,
             Request::IssueTzpk { public_key: public_key.clone(), binding: Binding { card, control } },
@@ -279,8 +316,20 @@ mod tests {
             translate(device(), to_device(), registered()),
             translate(Source::Record(record()), Target::Record, registered()),
             translate(Source::Record(record()), to_device(), Account::PlasticId),
+            translate(from_zone(ZoneFormat::Iso1), Target::Record, registered()),
+            translate(from_zone(ZoneFormat::Iso4), to_zone(ZoneFormat::Iso0), registered()),
+            translate(Source::Record(record()), to_zone(ZoneFormat::Iso3), Account::PlasticId),
             Request::RetryTag { control: [7; 16], block: block() },
             Request::SealPan { number: AccountNumber::parse("5413330089020011").unwrap(), card },
+            Request::Verify { source: device(), record: record(), card, account: registered() },
+            verify_value(ExpectedValue::Pvv { key: pvk(), value: value("0511") }),
+            verify_value(ExpectedValue::Ibm3624Offset { key: key_name(), value: value("066210541912") }),
+            verify_value(ExpectedValue::Ibm3624Natural { key: key_name() }),
+            Request::Change { old: device(), new: device(), record: record(), card, account: Account::PlasticId },
+            Request::Generate { digits: 4, card, account: Account::PlasticId },
+            derive_value(ValueMethod::Pvv(pvk())),
+            derive_value(ValueMethod::Ibm3624Offset(key_name())),
+            Request::Rebind { record: record(), from: (card, Account::PlasticId), to: (card, registered()) },
         ];
         let body = |request: &Request| {
             let mut body = Vec::new();
@@ -313,11 +362,26 @@ mod tests {
             Ok(Reply::Record { record: record(), retry_tag: Some([4; 16]) }),
             Ok(Reply::Record { record: record(), retry_tag: None }),
             Ok(Reply::Block(DeviceBlock { wrapped: vec![8; 256], block: block(), kcv })),
+            Ok(Reply::ZoneBlock(zone_block(ZoneFormat::Iso1))),
+            Ok(Reply::ZoneBlock(zone_block(ZoneFormat::Iso4))),
             Ok(Reply::RetryTag([4; 16])),
             Ok(Reply::SealedPan(SealedAccount::from_bytes(&head(b'A', 30)).unwrap())),
+            Ok(Reply::Verified { right: true, moved: Some(one_way_record()) }),
+            Ok(Reply::Verified { right: false, moved: None }),
+            Ok(Reply::Changed(Changed::Wrong)),
+            Ok(Reply::Changed(Changed::RefusedPin)),
+            Ok(Reply::Changed(Changed::Right { record: record() })),
+            Ok(Reply::Value(value("0511"))),
+            Err(Error::OneWay),
+            Err(Error::NoVerificationKey),
+            Err(Error::ValidationData),
+            Err(Error::OtherAccount),
             Err(Refusal::MalformedBlock.into()),
             Err(Refusal::PinPolicy.into()),
             Err(Error::TranslationNotAllowed),
+            Err(Error::ZoneUnknown { zone: zone() }),
+            Err(Error::ZoneFormat { format: ZoneFormat::Iso3 }),
+            Err(Error::ZoneUse { needed: ZoneUse::Export }),
             Err(Error::DeadlinePassed),
             Err(Error::UnexpectedReply),
             Err(Error::SealBroken { what: "PIN record".into() }),
@@ -330,7 +394,8 @@ mod tests {
             Err(Error::Busy { limit: 6 }),
             Err(Error::Unavailable { reason: "no card".into() }),
         ];
-        for result in results {
+        let host_only = HostOperation::ALL.map(|operation| Err(Error::HostLevelOnly { operation }));
+        for result in results.into_iter().chain(host_only) {
             let mut body = Vec::new();
             write_reply(&result, &mut body);
             let mut again = Vec::new();
@@ -360,7 +425,7 @@ mod tests {
         }
 
         #[test]
-        fn no_changed_byte_of_a_request_makes_a_read_panic(which in 0..8usize, at in any::<usize>(), byte in any::<u8>()) {
+        fn no_changed_byte_of_a_request_makes_a_read_panic(which in 0..20usize, at in any::<usize>(), byte in any::<u8>()) {
             let mut body = bodies().swap_remove(which);
             let at = at % body.len();
             body[at] = byte;

@@ -43,21 +43,29 @@ mod request;
 mod sealed;
 mod status;
 mod storage_format;
+mod verification;
+mod zone;
 
 pub use self::{
     account::{Account, AccountDigits, AccountNumber, AccountNumberError},
     binding::{Binding, BoundaryLevel, CardBinding, ControlBinding, Isolation, MadeAt, Purpose},
     device_key::{DeviceKey, DeviceKeyError, MODULUS_BITS_MAX, Mgf1Hash},
-    error::{Error, Refusal, UnavailableReason},
+    error::{Error, HostOperation, Refusal, UnavailableReason},
     kcv::Kcv,
     key_id::KeyId,
     key_usage::{ENGINE_KEYS, KeyUsage, ZoneName},
     layout_error::LayoutError,
     request::{DeviceBlock, FreshTzpk, Reply, Request, Source, Target},
     sealed::{
-        ACCOUNT_BYTES, Bound, EncryptedBlock, KeyVersion, NONCE_BYTES, PinRecord, RECORD_MESSAGE_BYTES_MAX,
+        ACCOUNT_BYTES, Bound, EncryptedBlock, KeyVersion, NONCE_BYTES, PinRecord, RECORD_MESSAGE_BYTES_MAX, SALT_BYTES,
         SealedAccount, SealedKey, SealedTzpk, TAG_BYTES, account_bound_to, bound_to_control, record_bound_to,
+        zone_block_bound_to,
     },
     status::{MemoryLock, Persistence, Status, StorageVersions},
     storage_format::{NewRecordFormat, StorageFormat},
+    verification::{
+        Changed, DecimalisationTable, ExpectedValue, Ibm3624Name, PvkName, Pvki, ValidationData, ValueMethod,
+        VerificationValue,
+    },
+    zone::{ParityPolicy, ZoneBlock, ZoneFormat, ZoneKey, ZoneRules, ZoneUse},
 };

@@ -6,6 +6,8 @@ use crate::binding::{Binding, CardBinding, ControlBinding};
 use crate::device_key::DeviceKey;
 use crate::kcv::Kcv;
 use crate::sealed::{EncryptedBlock, PinRecord, SealedAccount, SealedKey};
+use crate::verification::{Changed, ExpectedValue, ValueMethod, VerificationValue};
+use crate::zone::{ZoneBlock, ZoneFormat, ZoneKey};
 
 /// One operation of the boundary. `docs/adding-an-operation.md` lists the places that a new one touches.
 pub enum Request {
@@ -43,6 +45,71 @@ pub enum Request {
         /// Its card.
         card: CardBinding,
     },
+    /// Compares the PIN of a block with a record, in constant time. Level `host` only.
+    Verify {
+        /// The block. A record is no source.
+        source: Source,
+        /// The stored PIN, in any format.
+        record: PinRecord,
+        /// The card of source and record.
+        card: CardBinding,
+        /// The digits that source and record are bound to.
+        account: Account,
+    },
+    /// Compares the PIN of a block with a verification value, in constant time. Level `host` only.
+    VerifyValue {
+        /// The block. A record is no source.
+        source: Source,
+        /// The value and its key.
+        expected: ExpectedValue,
+        /// The card of the source.
+        card: CardBinding,
+        /// The digits that the source is bound to, and that the value is derived from.
+        account: Account,
+    },
+    /// Compares the PIN of one block with a record and re-encrypts the PIN of another as the next record. Level `host` only.
+    Change {
+        /// The block with the old PIN. A record is no source.
+        old: Source,
+        /// The block with the new PIN. A record is no source.
+        new: Source,
+        /// The stored old PIN, in any format.
+        record: PinRecord,
+        /// The card of sources and record.
+        card: CardBinding,
+        /// The digits that sources and record are bound to.
+        account: Account,
+    },
+    /// Makes a random PIN that the PIN policy allows. Level `host` only.
+    Generate {
+        /// The digits of the PIN, 4 to 12.
+        digits: u8,
+        /// The card of the record.
+        card: CardBinding,
+        /// The digits that the record is bound to.
+        account: Account,
+    },
+    /// Derives a verification value of a stored PIN. Level `host` only.
+    DeriveValue {
+        /// The stored PIN, in a reversible format.
+        record: PinRecord,
+        /// The value and its key.
+        method: ValueMethod,
+        /// The card of the record.
+        card: CardBinding,
+        /// The digits that the record is bound to, and that the value is derived from.
+        account: Account,
+    },
+    /// Re-encrypts a stored PIN for another account number of its card, or for another card of its account number. Level
+    /// `host` only. A one-way record, which is bound to its card alone, stays as it is for another account number.
+    Rebind {
+        /// The stored PIN.
+        record: PinRecord,
+        /// The card of the record, and the digits that the record is bound to.
+        from: (CardBinding, Account),
+        /// The card of the other record, and the digits to bind it to. One of card and digits stays.
+        to: (CardBinding, Account),
+    },
 }
 
 impl Request {
@@ -54,8 +121,13 @@ impl Request {
                 | (Self::IssueTzpk { .. }, Reply::Tzpk(_))
                 | (Self::Translate { target: Target::Record, .. }, Reply::Record { .. })
                 | (Self::Translate { target: Target::Device { .. }, .. }, Reply::Block(_))
+                | (Self::Translate { target: Target::Zone { .. }, .. }, Reply::ZoneBlock(_))
                 | (Self::RetryTag { .. }, Reply::RetryTag(_))
                 | (Self::SealPan { .. }, Reply::SealedPan(_))
+                | (Self::Verify { .. } | Self::VerifyValue { .. }, Reply::Verified { .. })
+                | (Self::Change { .. }, Reply::Changed(_))
+                | (Self::Generate { .. } | Self::Rebind { .. }, Reply::Record { retry_tag: None, .. })
+                | (Self::DeriveValue { .. }, Reply::Value(_))
         )
     }
 }
@@ -73,6 +145,13 @@ pub enum Source {
     },
     /// A stored PIN.
     Record(PinRecord),
+    /// A block of another party.
+    Zone {
+        /// The zone key that the block is encrypted under.
+        key: ZoneKey,
+        /// The encrypted block, in the format that it names.
+        block: ZoneBlock,
+    },
 }
 
 /// The key and format that a PIN block is translated to.
@@ -83,6 +162,13 @@ pub enum Target {
     Device {
         /// The device that decrypts the tzpk.
         public_key: DeviceKey,
+    },
+    /// A block for another party. A block of format 1 is made of a record alone.
+    Zone {
+        /// The zone key to encrypt under.
+        key: ZoneKey,
+        /// The format to make.
+        format: ZoneFormat,
     },
 }
 
@@ -96,15 +182,29 @@ pub enum Reply {
     Record {
         /// The record to store.
         record: PinRecord,
-        /// Of a block from a device: equal for a retry of the same block under the same control.
+        /// Of a block from a device: equal for a retry of the same block under the same control. Of a block from a zone:
+        /// equal for a repeat of the same block, zone, key version and card.
         retry_tag: Option<[u8; 16]>,
     },
     /// Of a translation to [`Target::Device`].
     Block(DeviceBlock),
+    /// Of a translation to [`Target::Zone`].
+    ZoneBlock(ZoneBlock),
     /// Of [`Request::RetryTag`]: the tag of the block.
     RetryTag([u8; 16]),
     /// Of [`Request::SealPan`]: the sealed account number.
     SealedPan(SealedAccount),
+    /// Of [`Request::Verify`] and [`Request::VerifyValue`], for a well-formed block.
+    Verified {
+        /// Whether the PIN is right.
+        right: bool,
+        /// Of a right PIN whose record is one-way under an older key, or is to be one-way: the record to store in its place.
+        moved: Option<PinRecord>,
+    },
+    /// Of [`Request::Change`], for two well-formed blocks.
+    Changed(Changed),
+    /// Of [`Request::DeriveValue`].
+    Value(VerificationValue),
 }
 
 /// A fresh tzpk (temporary zone PIN key).

@@ -3,14 +3,16 @@
 //! ```text
 //! sealed tzpk     01 'T' key(2)          body(44)                           48 bytes
 //! sealed account  01 'A' key(2)                    ciphertext(10) tag(16)   30 bytes
-//! PIN record      01 'P' key(2) form made_at  block(8, 16 or 40) tag(16)   30, 38 or 62 bytes
+//! PIN record      01 'P' key(2) form made_at  block(8, 16, 32 or 40) tag(16)   30, 38, 54 or 62 bytes
 //! ```
 //! The token defines the body of a sealed tzpk. Software token: nonce(12) ciphertext(16) tag(16). PKCS#11 token: key wrap(24)
 //! tag(16) zero(4). Every tag authenticates the first four bytes and the binding, so a blob of one use is rejected as another.
 
 use crate::binding::{Binding, BoundaryLevel, CardBinding, Isolation, MadeAt, Purpose, TENANT_BYTES_MAX};
+use crate::key_usage::{ZONE_CHARACTERS_MAX, ZoneName};
 use crate::layout_error::LayoutError;
 use crate::storage_format::StorageFormat;
+use crate::zone::ZoneFormat;
 
 /// The layout this release writes.
 const VERSION: u8 = 1;
@@ -31,6 +33,10 @@ const SEALED_KEY_BYTES: usize = HEAD_BYTES + SEALED_TZPK_BYTES;
 pub type SealedTzpk = [u8; SEALED_TZPK_BYTES];
 /// Bytes of a sealed account.
 const SEALED_ACCOUNT_BYTES: usize = HEAD_BYTES + ACCOUNT_BYTES + TAG_BYTES;
+/// Bytes of the salt of a one-way record.
+pub const SALT_BYTES: usize = 16;
+/// Bytes of salt and CMAC.
+const ONE_WAY_BYTES: usize = SALT_BYTES + TAG_BYTES;
 /// The most bytes of a PIN record.
 const PIN_RECORD_BYTES_MAX: usize = HEAD_BYTES + 2 + 40 + TAG_BYTES;
 
@@ -41,6 +47,7 @@ enum Use {
     Tzpk = b'T',
     Account = b'A',
     Record = b'P',
+    ZoneBlock = b'Z',
 }
 
 /// The version of a key within its use: 1, 2, 3 …
@@ -201,7 +208,7 @@ impl PinRecord {
         self.made_at
     }
 
-    /// The encrypted block: 8, 16 or 40 bytes by the format.
+    /// The encrypted block, 8, 16 or 40 bytes by the format; of a one-way record salt and CMAC, 32 bytes.
     pub fn block(&self) -> &[u8] {
         self.tagged_bytes().get(HEAD_BYTES + 2..).unwrap_or_default()
     }
@@ -219,6 +226,7 @@ impl PinRecord {
     fn length(&self) -> usize {
         let block = match self.form {
             StorageFormat::Wrapped => 40,
+            StorageFormat::OneWay => ONE_WAY_BYTES,
             StorageFormat::Iso4 => 16,
             StorageFormat::Iso3 | StorageFormat::Iso0 => 8,
         };
@@ -248,6 +256,15 @@ pub fn record_bound_to(key: KeyVersion, card: &CardBinding) -> Bound {
     bound_to_card_as(Use::Record, key, card)
 }
 
+/// The authenticated data of the tag of a zone's block, in addition to the block: head with the version of the zone key,
+/// tenant, card, zone, format.
+pub fn zone_block_bound_to(zone: &ZoneName, key: KeyVersion, card: &CardBinding, format: ZoneFormat) -> Bound {
+    let mut bound = bound_to_card_as(Use::ZoneBlock, key, card);
+    bound.push_text(zone.as_str().as_bytes());
+    bound.push(&[zone_format_code(format)]);
+    bound
+}
+
 fn bound_to_card_as(r#use: Use, key: KeyVersion, card: &CardBinding) -> Bound {
     let mut bound = Bound { bytes: [0; BOUND_BYTES_MAX], length: 0 };
     bound.push(&head(r#use, key));
@@ -256,8 +273,8 @@ fn bound_to_card_as(r#use: Use, key: KeyVersion, card: &CardBinding) -> Bound {
     bound
 }
 
-/// Head, two texts with their lengths, control, purpose, expiry.
-const BOUND_BYTES_MAX: usize = HEAD_BYTES + 2 * (1 + TENANT_BYTES_MAX) + 16 + 1 + 8;
+/// Head, two texts with their lengths; then control, purpose, expiry, or the name of a zone with its length, and a format.
+const BOUND_BYTES_MAX: usize = HEAD_BYTES + 2 * (1 + TENANT_BYTES_MAX) + 1 + ZONE_CHARACTERS_MAX + 1;
 /// The most bytes under a record's tag: the binding, and the record before the tag.
 pub const RECORD_MESSAGE_BYTES_MAX: usize = BOUND_BYTES_MAX + PIN_RECORD_BYTES_MAX;
 
@@ -314,6 +331,7 @@ pub(crate) fn form_code(form: StorageFormat) -> u8 {
         StorageFormat::Iso4 => 4,
         StorageFormat::Iso3 => 3,
         StorageFormat::Iso0 => 0,
+        StorageFormat::OneWay => b'o',
     }
 }
 
@@ -323,7 +341,17 @@ pub(crate) fn form_of(code: u8) -> Result<StorageFormat, LayoutError> {
         4 => Ok(StorageFormat::Iso4),
         3 => Ok(StorageFormat::Iso3),
         0 => Ok(StorageFormat::Iso0),
+        b'o' => Ok(StorageFormat::OneWay),
         _ => Err(LayoutError::Kind { what: "PIN record" }),
+    }
+}
+
+pub(crate) fn zone_format_code(format: ZoneFormat) -> u8 {
+    match format {
+        ZoneFormat::Iso0 => 0,
+        ZoneFormat::Iso1 => 1,
+        ZoneFormat::Iso3 => 3,
+        ZoneFormat::Iso4 => 4,
     }
 }
 

@@ -18,8 +18,13 @@ pub struct Status {
     pub form: StorageFormat,
     /// The end date of a 3DES format.
     pub until: Option<String>,
-    /// Each key in use, in each version.
+    /// Each key in use, in each version, without the zone keys.
     pub keys: Vec<KeyId>,
+    /// The zone keys in use, each active version of each configured zone. No stored value is under them, so another
+    /// process may have others.
+    pub zone_keys: Vec<KeyId>,
+    /// Those of the zone keys that have a byte of even parity, in a zone with [`ParityPolicy::Warn`](crate::ParityPolicy::Warn).
+    pub even_parity: Vec<KeyId>,
     /// The versions that encrypt new records.
     pub storage: StorageVersions,
     /// Whether memory can be swapped.
@@ -74,6 +79,11 @@ impl Status {
         &self.keys
     }
 
+    /// The zone keys in use.
+    pub fn zone_keys(&self) -> &[KeyId] {
+        &self.zone_keys
+    }
+
     /// Whether an older storage key is in use in addition to the newest.
     pub fn rotates(&self) -> bool {
         let storage = || self.keys.iter().filter(|key| key.usage.keeps_records());
@@ -90,10 +100,17 @@ impl Status {
         let mut lines =
             vec![format!("key boundary: {} token, level {}, isolation {}", self.token, self.level, self.isolation)];
         lines.push(format!("keys: {}", KeyId::list_to_text(&self.keys)));
+        if !self.zone_keys.is_empty() {
+            lines.push(format!("zone keys: {}", KeyId::list_to_text(&self.zone_keys)));
+        }
+        if !self.even_parity.is_empty() {
+            lines.push(format!("warning: zone keys without odd parity: {}", KeyId::list_to_text(&self.even_parity)));
+        }
         let cipher = match self.form {
             StorageFormat::Wrapped => "a key of the record, AES-256",
             StorageFormat::Iso4 => "AES-256",
             StorageFormat::Iso3 | StorageFormat::Iso0 => "3DES",
+            StorageFormat::OneWay => "AES-256-CMAC",
         };
         let exception = self.until.as_ref().map(|until| format!("EXCEPTION until {until}: ")).unwrap_or_default();
         lines.push(format!("{exception}PINs are stored as {} under {cipher}", self.form.description()));
@@ -137,6 +154,8 @@ pub struct StorageVersions {
     pub iso_4: KeyVersion,
     /// The version for ISO-3 and ISO-0 blocks.
     pub tdes: KeyVersion,
+    /// The version for one-way records; 0 without such a key.
+    pub one_way: KeyVersion,
 }
 
 impl StorageVersions {
@@ -146,6 +165,7 @@ impl StorageVersions {
             StorageFormat::Wrapped => self.wrapped,
             StorageFormat::Iso4 => self.iso_4,
             StorageFormat::Iso3 | StorageFormat::Iso0 => self.tdes,
+            StorageFormat::OneWay => self.one_way,
         }
     }
 }

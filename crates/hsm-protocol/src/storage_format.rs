@@ -18,6 +18,8 @@ pub enum NewRecordFormat {
         /// The end date as the operator wrote it.
         until: String,
     },
+    /// A CMAC of the PIN, level `host` only: the PIN can be verified, and not decrypted.
+    OneWay,
 }
 
 impl NewRecordFormat {
@@ -28,13 +30,14 @@ impl NewRecordFormat {
             Self::Iso4 => StorageFormat::Iso4,
             Self::Iso3 { .. } => StorageFormat::Iso3,
             Self::Iso0 { .. } => StorageFormat::Iso0,
+            Self::OneWay => StorageFormat::OneWay,
         }
     }
 
     /// The end date of a 3DES format.
     pub fn until(&self) -> Option<&str> {
         match self {
-            Self::Wrapped | Self::Iso4 => None,
+            Self::Wrapped | Self::Iso4 | Self::OneWay => None,
             Self::Iso3 { until } | Self::Iso0 { until } => Some(until),
         }
     }
@@ -52,6 +55,8 @@ pub enum StorageFormat {
     Iso3,
     /// ISO 9564 format 0, 3DES.
     Iso0,
+    /// A salted AES-256-CMAC of the PIN and its card: salt(16) and CMAC(16). It has no block to decrypt.
+    OneWay,
 }
 
 impl StorageFormat {
@@ -62,6 +67,7 @@ impl StorageFormat {
             Self::Iso4 => "iso-4",
             Self::Iso3 => "iso-3",
             Self::Iso0 => "iso-0",
+            Self::OneWay => "one-way",
         }
     }
 
@@ -72,6 +78,7 @@ impl StorageFormat {
             Self::Iso4 => "ISO 9564 format 4",
             Self::Iso3 => "ISO 9564 format 3",
             Self::Iso0 => "ISO 9564 format 0",
+            Self::OneWay => "a one-way value of the PIN",
         }
     }
 }

@@ -3,12 +3,14 @@
 use audit::card_reference::CardReferenceKey;
 use domain::card::{CardKey, PlasticId, RegisteredAccount, StoredPin, Tenant};
 use domain::control::{Control, ControlId, ControlState, RETRY_GRACE, RetryTag, Scope, SealedTzpk, Spent, Thumbprint};
-use domain::rules::CardState;
+use domain::rules::{CardState, PinOrigin};
 use domain::storage_key::{MinKeyVersions, RecordKey, StorageKeyKind};
 use domain::time::UnixMillis;
+use domain::tries::{Tries, TryState, UNSETTLED_TRIES_MAX};
+use domain::zone_tags::ZoneTags;
 
 /// The layout this release writes.
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
 /// The bytes of a controlId, which begins a control's row.
 pub(super) const ID_BYTES: usize = 16;
 /// The offset of the kind of a control's state.
@@ -25,6 +27,15 @@ const SET: u8 = 2;
 const VIEWED: u8 = 3;
 const MALFORMED: u8 = 4;
 const REFUSED: u8 = 5;
+const CHANGED: u8 = 6;
+
+/// The kinds of what set a PIN.
+const NO_PIN: u8 = 0;
+const BY_CONTROL: u8 = 1;
+const BY_ZONE: u8 = 2;
+const BY_GENERATION: u8 = 3;
+const BY_CHANGE: u8 = 4;
+const BY_TRANSFER: u8 = 5;
 
 /// A PIN record and the time at which its PIN was set.
 pub(super) struct PinRow {
@@ -50,8 +61,26 @@ pub(super) fn encode_card(row: &CardState) -> Vec<u8> {
     bytes.array(&row.hour.to_be_bytes());
     bytes.array(&row.opened.to_be_bytes());
     bytes.array(&row.generation.to_be_bytes());
-    bytes.blob(row.set_by.as_ref().map_or(&[][..], |control| control.as_bytes()));
+    match &row.set_by {
+        None => bytes.array(&[NO_PIN]),
+        Some(PinOrigin::Control(control)) => {
+            bytes.array(&[BY_CONTROL]);
+            bytes.array(control.as_bytes());
+        }
+        Some(PinOrigin::Zone) => bytes.array(&[BY_ZONE]),
+        Some(PinOrigin::Generated) => bytes.array(&[BY_GENERATION]),
+        Some(PinOrigin::Change) => bytes.array(&[BY_CHANGE]),
+        Some(PinOrigin::Transfer { from, generation }) => {
+            bytes.array(&[BY_TRANSFER]);
+            bytes.blob(from.as_str().as_bytes());
+            bytes.array(&generation.to_be_bytes());
+        }
+    }
     bytes.account(row.account.as_ref());
+    bytes.array(&row.tries.tries.reserved.to_be_bytes());
+    bytes.array(&row.tries.tries.forgiven.to_be_bytes());
+    bytes.list(row.tries.unsettled.iter().map(|number| number.to_be_bytes()));
+    bytes.list(row.zone_tags.as_slice().iter().map(|tag| tag.0));
     bytes.0
 }
 
@@ -59,12 +88,32 @@ pub(super) fn decode_card(bytes: &[u8]) -> Option<CardState> {
     let mut read = Reader::new(bytes)?;
     let (hour, opened) = (u64::from_be_bytes(read.array()?), u32::from_be_bytes(read.array()?));
     let generation = u64::from_be_bytes(read.array()?);
-    let set_by = match read.blob()? {
-        [] => None,
-        bytes => Some(ControlId::from_bytes(bytes.try_into().ok()?)),
+    let set_by = match read.array()? {
+        [NO_PIN] => None,
+        [BY_CONTROL] => Some(PinOrigin::Control(ControlId::from_bytes(read.array()?))),
+        [BY_ZONE] => Some(PinOrigin::Zone),
+        [BY_GENERATION] => Some(PinOrigin::Generated),
+        [BY_CHANGE] => Some(PinOrigin::Change),
+        [BY_TRANSFER] => {
+            let from = PlasticId::parse(read.text()?).ok()?;
+            Some(PinOrigin::Transfer { from, generation: u64::from_be_bytes(read.array()?) })
+        }
+        _ => return None,
     };
     let account = read.account()?;
-    read.end(CardState { account, hour, opened, generation, set_by })
+    let (reserved, forgiven) = (u64::from_be_bytes(read.array()?), u64::from_be_bytes(read.array()?));
+    let unsettled: Box<[u64]> = read.list()?.into_iter().map(u64::from_be_bytes).collect();
+    let tags = read.list()?.into_iter().map(RetryTag).collect();
+    let is_possible = forgiven <= reserved && unsettled.len() <= UNSETTLED_TRIES_MAX;
+    let tries = TryState { tries: Tries { reserved, forgiven }, unsettled };
+    let zone_tags = ZoneTags::new(tags).filter(|_| is_possible)?;
+    read.end(CardState { account, hour, opened, generation, set_by, tries, zone_tags })
+}
+
+/// The row of a card with every try used; `None` where the row can't be read.
+pub(super) fn lock_tries(row: &[u8]) -> Option<Vec<u8>> {
+    let card = decode_card(row)?;
+    Some(encode_card(&CardState { tries: card.tries.locked(), ..card }))
 }
 
 pub(super) fn encode_pin(set_at: UnixMillis, pin: &StoredPin) -> Vec<u8> {
@@ -92,25 +141,26 @@ fn kind_code(kind: StorageKeyKind) -> u8 {
         StorageKeyKind::Wrapped => 1,
         StorageKeyKind::Iso4 => 2,
         StorageKeyKind::Tdes => 3,
+        StorageKeyKind::OneWay => 4,
     }
 }
 
 fn kind_of(code: u8) -> Option<StorageKeyKind> {
-    [StorageKeyKind::Wrapped, StorageKeyKind::Iso4, StorageKeyKind::Tdes]
+    [StorageKeyKind::Wrapped, StorageKeyKind::Iso4, StorageKeyKind::Tdes, StorageKeyKind::OneWay]
         .into_iter()
         .find(|kind| kind_code(*kind) == code)
 }
 
 pub(super) fn encode_min(min: &MinKeyVersions) -> Vec<u8> {
     let mut bytes = Writer::new();
-    [min.wrapped, min.iso_4, min.tdes].iter().for_each(|version| bytes.array(&version.to_be_bytes()));
+    [min.wrapped, min.iso_4, min.tdes, min.one_way].iter().for_each(|version| bytes.array(&version.to_be_bytes()));
     bytes.0
 }
 
 pub(super) fn decode_min(bytes: &[u8]) -> Option<MinKeyVersions> {
     let mut read = Reader::new(bytes)?;
     let mut version = || read.array().map(u16::from_be_bytes);
-    let min = MinKeyVersions { wrapped: version()?, iso_4: version()?, tdes: version()? };
+    let min = MinKeyVersions { wrapped: version()?, iso_4: version()?, tdes: version()?, one_way: version()? };
     read.end(min)
 }
 
@@ -131,6 +181,7 @@ pub(super) fn encode_control(control: &Control) -> Box<[u8]> {
         ControlState::Open => OPEN,
         ControlState::Keyed { .. } => KEYED,
         ControlState::Spent(Spent::Set(_)) => SET,
+        ControlState::Spent(Spent::Changed) => CHANGED,
         ControlState::Spent(Spent::Viewed) => VIEWED,
         ControlState::Spent(Spent::Malformed) => MALFORMED,
         ControlState::Spent(Spent::Refused) => REFUSED,
@@ -182,6 +233,7 @@ pub(super) fn decode_control(row: &[u8]) -> Option<Control> {
             ControlState::Keyed { tzpk: SealedTzpk(read.blob()?.into()), refused_pins }
         }
         SET => ControlState::Spent(Spent::Set(RetryTag(read.array()?))),
+        CHANGED => ControlState::Spent(Spent::Changed),
         VIEWED => ControlState::Spent(Spent::Viewed),
         MALFORMED => ControlState::Spent(Spent::Malformed),
         REFUSED => ControlState::Spent(Spent::Refused),
@@ -240,6 +292,13 @@ impl Writer {
         self.0.extend_from_slice(kept);
     }
 
+    /// Up to 255 items, behind their number.
+    fn list<const N: usize>(&mut self, items: impl ExactSizeIterator<Item = [u8; N]>) {
+        let count = u8::try_from(items.len()).unwrap_or(u8::MAX);
+        self.0.push(count);
+        items.take(count.into()).for_each(|item| self.array(&item));
+    }
+
     fn account(&mut self, account: Option<&RegisteredAccount>) {
         self.blob(account.map_or(&[][..], |account| &account.sealed));
         if let Some(account) = account {
@@ -272,6 +331,11 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(self.blob()?).ok()
     }
 
+    fn list<const N: usize>(&mut self) -> Option<Vec<[u8; N]>> {
+        let [count] = self.array()?;
+        (0..count).map(|_| self.array()).collect()
+    }
+
     #[allow(clippy::option_option, reason = "outer: readable; inner: there is one")]
     fn account(&mut self) -> Option<Option<RegisteredAccount>> {
         match self.blob()? {
@@ -295,6 +359,7 @@ mod tests {
             ControlState::Open,
             ControlState::Keyed { tzpk: SealedTzpk([7; 48].into()), refused_pins: 2 },
             ControlState::Spent(Spent::Set(RetryTag([9; 16]))),
+            ControlState::Spent(Spent::Changed),
             ControlState::Spent(Spent::Viewed),
             ControlState::Spent(Spent::Malformed),
             ControlState::Spent(Spent::Refused),
@@ -324,24 +389,51 @@ mod tests {
         }
     }
 
+    fn card_row(set_by: Option<PinOrigin>) -> CardState {
+        let tries = TryState { tries: Tries { reserved: 9, forgiven: 6 }, unsettled: [4, 8, 9].into() };
+        let zone_tags = ZoneTags::new((0..9).map(|n| RetryTag([n; 16])).collect()).unwrap();
+        CardState { account: None, hour: 7, opened: 3, generation: 5, set_by, tries, zone_tags }
+    }
+
+    #[test]
+    fn every_origin_of_a_pin_survives_its_encoding() {
+        let from = PlasticId::parse("007").unwrap();
+        for set_by in [
+            None,
+            Some(PinOrigin::Control(ControlId::random())),
+            Some(PinOrigin::Zone),
+            Some(PinOrigin::Generated),
+            Some(PinOrigin::Change),
+            Some(PinOrigin::Transfer { from, generation: 1 << 40 }),
+        ] {
+            let row = card_row(set_by);
+            assert_eq!(decode_card(&encode_card(&row)), Some(row));
+        }
+    }
+
+    #[test]
+    fn a_card_with_more_forgiven_than_reserved_tries_is_unreadable() {
+        let mut row = card_row(None);
+        row.tries.tries.forgiven = 10;
+        assert_eq!(decode_card(&encode_card(&row)), None);
+    }
+
     #[test]
     fn storage_keys_survive_their_encoding() {
-        for kind in [StorageKeyKind::Wrapped, StorageKeyKind::Iso4, StorageKeyKind::Tdes] {
+        for kind in [StorageKeyKind::Wrapped, StorageKeyKind::Iso4, StorageKeyKind::Tdes, StorageKeyKind::OneWay] {
             let key = RecordKey { kind, version: 0x0102 };
             let pin = StoredPin { record: [7; 38].into(), key, account: None };
             assert_eq!(decode_pin(&encode_pin(UnixMillis(5), &pin)).unwrap().pin.key, key);
         }
-        let min = MinKeyVersions { wrapped: 1, iso_4: 0x0203, tdes: u16::MAX };
+        let min = MinKeyVersions { wrapped: 1, iso_4: 0x0203, tdes: u16::MAX, one_way: 4 };
         assert_eq!(decode_min(&encode_min(&min)), Some(min));
     }
 
     #[test]
     fn no_bytes_make_the_reader_panic_and_a_cut_row_is_no_row() {
-        let set_by = Some(ControlId::random());
-        let row = CardState { account: None, hour: 7, opened: 3, generation: 5, set_by };
+        let row = card_row(Some(PinOrigin::Control(ControlId::random())));
         let bytes = encode_card(&row);
-        let read = decode_card(&bytes).unwrap();
-        assert_eq!((read.hour, read.opened, read.generation, read.set_by), (7, 3, 5, set_by));
+        assert_eq!(decode_card(&bytes), Some(row));
         for length in 0..bytes.len() {
             assert!(decode_card(&bytes[..length]).is_none());
         }

@@ -88,12 +88,13 @@ use domain::card::{Card, CardKey, StoredPin};
 use domain::control::{Control, ControlId, ControlState, SealedTzpk};
 use domain::storage_key::MinKeyVersions;
 use domain::time::UnixMillis;
+use domain::{rules::CardState, tries::Tries};
 use store::{
     Answer, Change, FailureCause, Outcome, Store, StoreError, StoreFailure, StoreOpenError, StoreState, engine_name,
 };
 
 /// The format of a directory this release reads and writes.
-const FORMAT: u32 = 8;
+const FORMAT: u32 = 9;
 /// The file that makes a directory a store's. It is the last file of a new store, so a store without a journal is damaged.
 const FORMAT_FILE: &str = "FORMAT";
 /// [`FORMAT_FILE`] of a store that is being made. No engine has served such a store.
@@ -460,6 +461,10 @@ impl Store for Embedded {
         self.read(|shared| Ok(shared.pin(&card_key(card))?.map(|row| row.pin)))
     }
 
+    fn tries<'a>(&'a self, card: &'a CardKey) -> Answer<'a, Option<Tries>> {
+        self.read(|shared| Ok(shared.card_state(&card_key(card))?.map(|row| row.tries.tries)))
+    }
+
     fn control(&self, id: ControlId) -> Answer<'_, Option<Control>> {
         self.read(|shared| Ok(shared.live.find(id)))
     }
@@ -596,13 +601,18 @@ impl Shared {
 
     fn card(&self, card: &CardKey) -> Result<Option<Card>, StoreError> {
         let key = card_key(card);
-        // In this order: a row moves from the unregistered cards to the others, never back.
-        let unregistered = self.unregistered.get(&key).map_err(unavailable)?;
-        let known = || self.cards.get(&key).map_err(unavailable);
-        let Some(bytes) = unregistered.map_or_else(known, |row| Ok(Some(row)))? else { return Ok(None) };
-        let row = decode_card(&bytes).ok_or_else(|| damaged("cards", "a card can't be read"))?;
-        // A card has the status `S` because there is a PIN, and for no other reason.
+        let Some(row) = self.card_state(&key)? else { return Ok(None) };
+        // A card has the status `S` or `D` because there is a PIN, and for no other reason.
         Ok(Some(row.card(self.pin(&key)?.map(|row| row.set_at))))
+    }
+
+    /// The state of a card on disk, by the card's key.
+    fn card_state(&self, card_key: &[u8]) -> Result<Option<CardState>, StoreError> {
+        // In this order: a row moves from the unregistered cards to the others, never back.
+        let unregistered = self.unregistered.get(card_key).map_err(unavailable)?;
+        let known = || self.cards.get(card_key).map_err(unavailable);
+        let Some(bytes) = unregistered.map_or_else(known, |row| Ok(Some(row)))? else { return Ok(None) };
+        decode_card(&bytes).map(Some).ok_or_else(|| damaged("cards", "a card can't be read"))
     }
 
     fn audit_entries(&self, from: u64, limit: usize) -> Result<Vec<Entry>, StoreError> {

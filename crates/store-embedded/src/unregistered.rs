@@ -9,7 +9,7 @@ use domain::card::{CardKey, Tenant};
 use domain::rules::{CardState, is_forgotten};
 use domain::time::UnixMillis;
 
-/// The unregistered cards on disk, and those of the present batch. About 250 bytes for each card.
+/// The unregistered cards on disk, and those of the present batch. About 300 bytes for each card.
 #[derive(Default)]
 pub(super) struct UnregisteredCards {
     cards: HashMap<CardKey, CardState>,

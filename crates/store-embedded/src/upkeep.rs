@@ -8,6 +8,9 @@
 //! restore ends all of them; those that had set a PIN stay spent, and their retries are confirmed while that PIN stands. A
 //! salvage ends all controls, because tables may be newer than the damaged journal, and a card's row may be older than its PIN.
 //! An unknown control is unusable, so no control sets or views twice.
+//!
+//! Tries: a damaged store may have lost the newest tries of any card. So a salvage uses up the tries of every card, until they
+//! are reset; of a store without damage it keeps them. A restore has the tries of the backup.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -24,7 +27,7 @@ use tempfile::TempDir;
 
 use super::{
     Absent, BACKUP_TEXT, Contents, DATABASE, FORMAT_FILE, FORMAT_TEXT, HEAD_KEY, Tables, begin_format,
-    codec::card_of_key,
+    codec::{card_of_key, lock_tries},
     contents,
     copy::PREFIX,
     decode_head, encode_head, finish_format,
@@ -140,7 +143,11 @@ pub fn salvage(directory: &Path, target: &Path) -> Result<SalvageReport, UpkeepE
     let damaged = Tables::open(&source, MEMORY_BYTES, Absent::Create).map_err(|error| not_rescued(&damage, &error))?;
     damage.extend(damaged.made.iter().map(|name| Damage::at(*name, "the keyspace is absent")));
     let mut batch = rescued.database.batch();
+    let (may_lack_tries, mut locked_cards) = (!damage.is_empty(), 0);
     let walk = walk(&damaged, &mut |kind, key, row| {
+        let locked = (may_lack_tries && kind == RowKind::Card).then(|| lock_tries(row)).flatten();
+        locked_cards += u64::from(locked.is_some());
+        let row = locked.as_deref().unwrap_or(row);
         let keyspace = match kind {
             RowKind::Card => &rescued.cards,
             RowKind::Pin => &rescued.pins,
@@ -173,6 +180,7 @@ pub fn salvage(directory: &Path, target: &Path) -> Result<SalvageReport, UpkeepE
         end,
         event,
         ended_controls,
+        locked_cards,
         lost,
         lost_pins,
         has_key_list,

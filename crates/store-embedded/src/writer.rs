@@ -29,12 +29,14 @@ use audit::{
     entry::{self, Event},
 };
 use clock::deadline::Deadline;
-use domain::card::{CardKey, ReencryptedPin, RegisteredAccount};
+use domain::card::{CardKey, ReencryptedPin, RegisteredAccount, StoredPin};
 use domain::control::{Control, ControlId, Denied, NewControl, RetryTag, Transition};
-use domain::rules::{self, Admission, Advanced, CardState, FoundCard, Registered};
+use domain::pin_rules::{self, SettledChange, TransferCard};
+use domain::rules::{self, Admission, Advanced, CardState, FoundCard, Registered, UnknownCards};
 use domain::storage_key::MinKeyVersions;
 use domain::time::UnixMillis;
-use store::{Change, ChangeError, FailureCause, Outcome, StoreError};
+use domain::tries::{ChangeVerdict, Compared, Verdict};
+use store::{Change, ChangeError, ControlUse, FailureCause, Outcome, StoreError, ZoneSet};
 
 /// The most changes in one commit: bounds how long the first of them waits for the last.
 const BATCH_CHANGES_MAX: usize = 1_024;
@@ -240,6 +242,29 @@ impl<'a> Batch<'a> {
             Change::Advance { control, transition } => self.advance(control, transition),
             Change::ConfirmRetry { control, retry } => self.confirm_retry(control, &retry),
             Change::Reencrypt(pins) => self.reencrypt(pins),
+            Change::SetPinByZone { card, pin, tag, unknown } => self.set_by_zone(card, &pin, &tag, unknown),
+            Change::GivePin { card, shown } => {
+                pin_rules::give(self.stored_pin(&card)?.as_ref(), &shown)?;
+                Ok(Outcome::Done)
+            }
+            Change::ReserveTry { card, limit, compared } => self.reserve_try(card, limit, compared),
+            Change::SettleTry { card, number, verdict, limit } => self.settle_try(card, number, verdict, limit),
+            Change::SettleChange { card, number, verdict, limit, control } => {
+                self.settle_change(card, number, verdict, limit, control)
+            }
+            Change::ResetTries { card, up_to, limit } => {
+                let state = pin_rules::reset_tries(self.known_card(&card)?, up_to)?;
+                let tries = state.tries.tries;
+                self.put_card(card, state);
+                Ok(Outcome::TriesReset { tries, tries_left: tries.left(limit) })
+            }
+            Change::GeneratePin { card, pin } => {
+                let state = pin_rules::generate(self.known_card(&card)?, &pin, self.min)?;
+                self.put_new_pin(card, state, &pin);
+                Ok(Outcome::Done)
+            }
+            Change::ReplaceAccount { card, account, pin } => self.replace_account(card, account, pin),
+            Change::TransferPin { from, before, to, pin } => self.transfer(from, &before, to, &pin),
             Change::SetKeysInUse { keys, min, card_reference_key } => {
                 *self.min = min;
                 self.write.insert(&self.shared.meta, KEYS_KEY, &*keys);
@@ -265,8 +290,13 @@ impl<'a> Batch<'a> {
 
     fn register(&mut self, card: CardKey, account: Option<RegisteredAccount>) -> Result<Outcome, ChangeError> {
         let pin_set_at = self.pin(&card_key(&card))?.map(|row| row.set_at);
-        let Registered { card: state, controls_follow } =
-            rules::register(self.card(&card)?, pin_set_at.is_some(), account)?;
+        let registered = rules::register(self.card(&card)?, pin_set_at.is_some(), account)?;
+        Ok(self.put_registered(card, registered, pin_set_at))
+    }
+
+    /// Writes a registered card, and the controls that follow its account number.
+    fn put_registered(&mut self, card: CardKey, registered: Registered, pin_set_at: Option<UnixMillis>) -> Outcome {
+        let Registered { card: state, controls_follow } = registered;
         if controls_follow {
             let mut ids = self.shared.live.of_card(&card);
             ids.extend(self.controls.keys());
@@ -281,17 +311,113 @@ impl<'a> Batch<'a> {
         }
         let registered = state.card(pin_set_at);
         self.put_card(card, state);
-        Ok(Outcome::Registered(registered))
+        Outcome::Registered(registered)
+    }
+
+    fn replace_account(
+        &mut self,
+        card: CardKey,
+        account: RegisteredAccount,
+        reencrypted: Option<ReencryptedPin>,
+    ) -> Result<Outcome, ChangeError> {
+        let row = self.pin(&card_key(&card))?;
+        let pin_set_at = row.as_ref().map(|row| row.set_at);
+        let (state, newest) = (self.card(&card)?, row.map(|row| row.pin));
+        let (registered, pin) = pin_rules::replace_account(state, newest, account, reencrypted, self.min)?;
+        if let Some((set_at, pin)) = pin_set_at.zip(pin) {
+            self.pins.insert(card_key(&card), encode_pin(set_at, &pin));
+        }
+        Ok(self.put_registered(card, registered, pin_set_at))
+    }
+
+    fn set_by_zone(
+        &mut self,
+        card: CardKey,
+        pin: &StoredPin,
+        tag: &RetryTag,
+        unknown: UnknownCards,
+    ) -> Result<Outcome, ChangeError> {
+        let Some(state) = pin_rules::set_by_zone(self.found_card(&card)?, pin, tag, unknown, self.min)? else {
+            return Ok(Outcome::SetByZone(ZoneSet::Repeated));
+        };
+        self.put_new_pin(card, state, pin);
+        Ok(Outcome::SetByZone(ZoneSet::New))
+    }
+
+    fn reserve_try(&mut self, card: CardKey, limit: u32, compared: Compared) -> Result<Outcome, ChangeError> {
+        let newest = match compared {
+            Compared::Record => self.stored_pin(&card)?,
+            Compared::Value => None,
+        };
+        let (state, reserved) = pin_rules::reserve_try(self.known_card(&card)?, newest, compared, limit)?;
+        self.put_card(card, state);
+        Ok(Outcome::TryReserved(Box::new(reserved)))
+    }
+
+    fn settle_try(&mut self, card: CardKey, number: u64, verdict: Verdict, limit: u32) -> Result<Outcome, ChangeError> {
+        let state = self.known_card(&card)?.ok_or(Denied::CardUnknown)?;
+        let row = match &verdict {
+            Verdict::Right { moved: Some(_) } => self.pin(&card_key(&card))?,
+            _ => None,
+        };
+        let set_at = row.as_ref().map(|row| row.set_at);
+        let (state, moved) = pin_rules::settle_try(state, row.map(|row| row.pin), number, verdict, self.min)?;
+        if let Some((set_at, moved)) = set_at.zip(moved) {
+            self.pins.insert(card_key(&card), encode_pin(set_at, &moved));
+        }
+        Ok(self.put_settled(card, state, number, limit))
+    }
+
+    fn settle_change(
+        &mut self,
+        card: CardKey,
+        number: u64,
+        verdict: ChangeVerdict,
+        limit: u32,
+        control: Option<ControlUse>,
+    ) -> Result<Outcome, ChangeError> {
+        let state = self.known_card(&card)?.ok_or(Denied::CardUnknown)?;
+        let control = match control {
+            // A wrong or malformed block is recorded although the control is gone.
+            Some(ControlUse { id, under }) => match self.control(id).ok().filter(|control| control.card == card) {
+                Some(control) => Some((control, under)),
+                None if matches!(verdict, ChangeVerdict::Right { .. }) => return Err(Denied::NotUsable.into()),
+                None => None,
+            },
+            None => None,
+        };
+        let SettledChange { card: state, pin, control } =
+            pin_rules::settle_change(state, control, number, verdict, self.min, self.now)?;
+        if let Some(control) = control {
+            self.controls.insert(control.id, encode_control(&control));
+        }
+        let left = self.put_settled(card, state.clone(), number, limit);
+        if let Some(pin) = pin {
+            self.put_new_pin(card, state, &pin);
+        }
+        Ok(left)
+    }
+
+    fn put_settled(&mut self, card: CardKey, state: CardState, number: u64, limit: u32) -> Outcome {
+        let tries_left = state.tries.tries.left(limit);
+        self.put_card(card, state);
+        Outcome::TrySettled { number, tries_left }
+    }
+
+    fn transfer(&mut self, from: CardKey, before: &[u8], to: CardKey, pin: &StoredPin) -> Result<Outcome, ChangeError> {
+        let card = |card: CardKey| {
+            let (state, pin) = (self.known_card(&card)?, self.stored_pin(&card)?);
+            Ok::<_, StoreError>(TransferCard { card, state, pin })
+        };
+        let Some(state) = pin_rules::transfer(card(from)?, before, card(to)?, pin, self.min)? else {
+            return Ok(Outcome::Unchanged);
+        };
+        self.put_new_pin(to, state, pin);
+        Ok(Outcome::Done)
     }
 
     fn open(&mut self, new: NewControl, admission: Admission) -> Result<Outcome, ChangeError> {
-        let found = match self.known_card(&new.card)? {
-            Some(card) => FoundCard::Known(card),
-            None => FoundCard::Unregistered {
-                state: self.unregistered.get(&new.card).cloned(),
-                of_tenant: self.unregistered.of_tenant(&new.card.tenant),
-            },
-        };
+        let found = self.found_card(&new.card)?;
         let is_known = matches!(found, FoundCard::Known(_));
         let (card, control) = rules::open(found, new, admission, self.now)?;
         if is_known {
@@ -317,9 +443,7 @@ impl<'a> Batch<'a> {
         let Advanced { control, set } = rules::advance(control, card, newest.as_ref(), transition, self.min, self.now)?;
         self.controls.insert(id, encode_control(&control));
         if let Some((card, pin)) = set {
-            self.put_card(control.card, card);
-            let set_at = self.shared.clock.wall_time(self.now);
-            self.pins.insert(card_key(&control.card), encode_pin(set_at, &pin));
+            self.put_new_pin(control.card, card, &pin);
         }
         Ok(Outcome::Done)
     }
@@ -408,12 +532,34 @@ impl<'a> Batch<'a> {
         decode_card(&bytes).map(Some).ok_or_else(|| damaged("cards", "a card can't be read"))
     }
 
+    fn found_card(&self, card: &CardKey) -> Result<FoundCard, StoreError> {
+        Ok(match self.known_card(card)? {
+            Some(card) => FoundCard::Known(card),
+            None => FoundCard::Unregistered {
+                state: self.unregistered.get(card).cloned(),
+                of_tenant: self.unregistered.of_tenant(&card.tenant),
+            },
+        })
+    }
+
+    /// The newest PIN record of a card.
+    fn stored_pin(&self, card: &CardKey) -> Result<Option<StoredPin>, StoreError> {
+        Ok(self.pin(&card_key(card))?.map(|row| row.pin))
+    }
+
     /// The newest PIN of a card, by the card's key.
     fn pin(&self, key: &[u8]) -> Result<Option<PinRow>, StoreError> {
         match self.pins.get(key) {
             Some(row) => readable_pin(row).map(Some),
             None => self.shared.pin(key),
         }
+    }
+
+    /// Writes a card and its new PIN.
+    fn put_new_pin(&mut self, card: CardKey, state: CardState, pin: &StoredPin) {
+        let set_at = self.shared.clock.wall_time(self.now);
+        self.pins.insert(card_key(&card), encode_pin(set_at, pin));
+        self.put_card(card, state);
     }
 
     /// Writes a card that is registered or has had a PIN.

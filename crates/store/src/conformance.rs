@@ -26,8 +26,20 @@
 )]
 #![allow(missing_docs, reason = "the helpers of the suite")]
 
+pub mod pin_use;
+
 use std::{sync::Arc, time::Duration};
 
+use self::pin_use::{
+    a_change_spends_the_control_of_its_caller, a_changed_pin_needs_the_generation_of_its_try,
+    a_compared_try_is_settled_after_the_callers_deadline, a_generated_pin_waits_for_personalisation,
+    a_new_pin_leaves_the_tries_and_a_reset_forgives_what_was_seen, a_pin_is_given_while_its_record_stands,
+    a_reissued_card_gets_the_pin_of_its_predecessor, a_restart_keeps_tries_tags_and_the_origin_of_a_pin,
+    a_right_pin_forgives_up_to_its_own_number, a_settled_try_moves_a_one_way_record, a_try_by_value_needs_no_record,
+    a_zone_block_and_a_control_replace_each_others_pin, a_zone_block_sets_its_pin_once,
+    an_account_number_is_replaced_with_its_record, no_change_writes_a_record_under_an_older_storage_key,
+    racing_calls_have_no_more_tries_than_the_limit,
+};
 use crate::{ChangeError, Store, StoreError};
 use audit::{
     archive::ArchivedPart,
@@ -77,14 +89,30 @@ pub async fn run(open: impl AsyncFn(&str) -> Arc<dyn Store>) {
         a_change_is_dropped_once_its_deadline_has_passed,
         the_live_tzpks_are_the_newest_of_usable_controls,
         a_closed_store_refuses_changes,
+        a_zone_block_sets_its_pin_once,
+        a_zone_block_and_a_control_replace_each_others_pin,
+        a_pin_is_given_while_its_record_stands,
+        a_right_pin_forgives_up_to_its_own_number,
+        a_try_by_value_needs_no_record,
+        a_new_pin_leaves_the_tries_and_a_reset_forgives_what_was_seen,
+        a_settled_try_moves_a_one_way_record,
+        a_changed_pin_needs_the_generation_of_its_try,
+        a_change_spends_the_control_of_its_caller,
+        a_generated_pin_waits_for_personalisation,
+        an_account_number_is_replaced_with_its_record,
+        a_reissued_card_gets_the_pin_of_its_predecessor,
+        no_change_writes_a_record_under_an_older_storage_key,
+        a_compared_try_is_settled_after_the_callers_deadline,
     }
     one_of_many_racing_changes_to_a_control_is_made(open("racing_changes").await).await;
+    racing_calls_have_no_more_tries_than_the_limit(open("racing_tries").await).await;
     with_restarts! {
         a_restart_keeps_cards_controls_pins_and_the_chain,
         a_restart_keeps_the_keys_in_use_and_their_minimum_versions,
         a_restart_keeps_the_cap_of_a_card,
         archived_entries_are_passed_over_and_the_rest_verifies,
         a_restart_keeps_the_unregistered_cards,
+        a_restart_keeps_tries_tags_and_the_origin_of_a_pin,
     }
 }
 
@@ -110,13 +138,7 @@ pub fn control(card: CardKey) -> NewControl {
 }
 
 pub fn card_event(action: Action) -> Event {
-    engine_event(Body::Card(CardEvent {
-        action,
-        card: "***1".into(),
-        reference: CardReference::from_bytes([7; 16]),
-        control: None,
-        formats: None,
-    }))
+    engine_event(Body::Card(CardEvent::new(action, "***1".into(), CardReference::from_bytes([7; 16]))))
 }
 
 pub fn engine_event(body: Body) -> Event {

@@ -39,14 +39,15 @@ use audit::{
     archive::ArchivedPart,
     card_reference::CardReferenceKey,
     chain::Checkpoint,
-    entry::{Body, Entry, Event},
+    entry::{Body, CardEvent, Entry, Event, TryStamp},
 };
 use clock::deadline::Deadline;
 use domain::card::{Card, CardKey, ReencryptedPin, RegisteredAccount, StoredPin};
 use domain::control::{Control, ControlId, Denied, NewControl, RetryTag, SealedTzpk, Transition};
-use domain::rules::Admission;
+use domain::rules::{Admission, UnknownCards};
 use domain::storage_key::MinKeyVersions;
 use domain::time::UnixMillis;
+use domain::tries::{ChangeVerdict, Compared, ReservedTry, Tries, Verdict};
 
 pub use self::open_error::StoreOpenError;
 
@@ -76,6 +77,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// The PIN record of a card; `None` where no PIN is set.
     fn pin<'a>(&'a self, card: &'a CardKey) -> Answer<'a, Option<StoredPin>>;
+
+    /// The tries of a card, at the last commit; `None` where the card is unknown.
+    fn tries<'a>(&'a self, card: &'a CardKey) -> Answer<'a, Option<Tries>>;
 
     /// A control, at least until [`Control::keep_until`].
     fn control(&self, id: ControlId) -> Answer<'_, Option<Control>>;
@@ -158,6 +162,97 @@ pub enum Change {
     },
     /// Each by [`domain::rules::reencrypt`]; a PIN set in between stays. [`Outcome::Reencrypted`].
     Reencrypt(Vec<ReencryptedPin>),
+    /// Sets the PIN of a block under a zone key, by [`domain::pin_rules::set_by_zone`]. [`Outcome::SetByZone`].
+    SetPinByZone {
+        /// The card to set the PIN of.
+        card: CardKey,
+        /// The record of the PIN.
+        pin: StoredPin,
+        /// The tag of the block.
+        tag: RetryTag,
+        /// What happens to a card that was never registered.
+        unknown: UnknownCards,
+    },
+    /// Records that a block or value was made from a PIN, where the record still stands, by [`domain::pin_rules::give`].
+    /// [`Outcome::Done`]. The engine answers with the block after this change.
+    GivePin {
+        /// The card of the PIN.
+        card: CardKey,
+        /// The record that was translated.
+        shown: Box<[u8]>,
+    },
+    /// Reserves a try, by [`domain::pin_rules::reserve_try`]. [`Outcome::TryReserved`]. The boundary compares after this
+    /// change, once for each number.
+    ReserveTry {
+        /// The card of the PIN.
+        card: CardKey,
+        /// The tries of the card that may be used.
+        limit: u32,
+        /// What the boundary compares.
+        compared: Compared,
+    },
+    /// Settles a try to verify the PIN, by [`domain::pin_rules::settle_try`]. [`Outcome::TrySettled`].
+    SettleTry {
+        /// The card of the PIN.
+        card: CardKey,
+        /// The number of the try.
+        number: u64,
+        /// What the boundary found.
+        verdict: Verdict,
+        /// The tries of the card that may be used; stated in outcome and event.
+        limit: u32,
+    },
+    /// Settles a try to change the PIN, by [`domain::pin_rules::settle_change`]. [`Outcome::TrySettled`].
+    SettleChange {
+        /// The card of the PIN.
+        card: CardKey,
+        /// The number of the try.
+        number: u64,
+        /// What the boundary found.
+        verdict: ChangeVerdict,
+        /// The tries of the card that may be used; stated in outcome and event.
+        limit: u32,
+        /// The control of the caller, where its blocks are under a tzpk.
+        control: Option<ControlUse>,
+    },
+    /// Forgives tries, by [`domain::pin_rules::reset_tries`]. [`Outcome::TriesReset`].
+    ResetTries {
+        /// The card of the tries.
+        card: CardKey,
+        /// The last try that is forgiven: the number of reserved tries that the operator saw.
+        up_to: u64,
+        /// The tries of the card that may be used; stated in outcome and event.
+        limit: u32,
+    },
+    /// Sets a generated PIN, by [`domain::pin_rules::generate`]. [`Outcome::Done`].
+    GeneratePin {
+        /// The card to set the PIN of.
+        card: CardKey,
+        /// The record of the PIN.
+        pin: StoredPin,
+    },
+    /// Replaces the account number of a card, by [`domain::pin_rules::replace_account`]; the card's controls follow by
+    /// [`domain::rules::follow_account`]. [`Outcome::Registered`].
+    ReplaceAccount {
+        /// The card to change.
+        card: CardKey,
+        /// The sealed account number.
+        account: RegisteredAccount,
+        /// The record that was re-encrypted for this account number; `None` for a card without a PIN.
+        pin: Option<ReencryptedPin>,
+    },
+    /// Gives a card the PIN of its predecessor, by [`domain::pin_rules::transfer`]. [`Outcome::Done`], or
+    /// [`Outcome::Unchanged`] for a repeated transfer.
+    TransferPin {
+        /// The predecessor.
+        from: CardKey,
+        /// The record of the predecessor that was re-encrypted.
+        before: Box<[u8]>,
+        /// The card to set the PIN of.
+        to: CardKey,
+        /// The record of this card.
+        pin: StoredPin,
+    },
     /// Replaces the list of keys that the engine uses, and the minimum key versions. [`Outcome::Done`]. When this is
     /// answered, no record under an older key is written any more, and [`Store::scan_pins`] finds every earlier one.
     SetKeysInUse {
@@ -178,18 +273,59 @@ pub enum Change {
     RecordAccess,
 }
 
+/// The use of a control by a change of the PIN.
+#[derive(Clone)]
+pub struct ControlUse {
+    /// The name of the control.
+    pub id: ControlId,
+    /// The tzpk that encrypts the blocks.
+    pub under: SealedTzpk,
+}
+
 impl Change {
     /// Whether the change is dropped where its caller has gone or its deadline has passed. Keys in use and events that have
-    /// happened do not depend on a caller.
+    /// happened do not depend on a caller: a caller that hangs up hides no compared try.
     pub fn may_be_dropped(&self) -> bool {
-        !matches!(self, Self::SetKeysInUse { .. } | Self::RecordEvent | Self::RecordAccess)
+        match self {
+            Self::SettleChange { verdict, .. } => matches!(verdict, ChangeVerdict::Right { .. }),
+            Self::SettleTry { .. } | Self::SetKeysInUse { .. } | Self::RecordEvent | Self::RecordAccess => false,
+            _ => true,
+        }
     }
 
     /// Whether a store that is [low on space](StoreState::LowOnSpace) makes the change. The reserve is for controls that are
     /// open and for events that have happened; a change that begins work, or rewrites records, is refused.
     pub fn may_use_reserve(&self) -> bool {
-        !matches!(self, Self::RegisterCard { .. } | Self::OpenControl { .. } | Self::Reencrypt(_) | Self::RecordAccess)
+        match self {
+            Self::Advance { .. }
+            | Self::ConfirmRetry { .. }
+            | Self::SettleTry { .. }
+            | Self::SettleChange { .. }
+            | Self::SetKeysInUse { .. }
+            | Self::RemoveArchived(_)
+            | Self::RecordEvent => true,
+            Self::RegisterCard { .. }
+            | Self::OpenControl { .. }
+            | Self::Reencrypt(_)
+            | Self::SetPinByZone { .. }
+            | Self::GivePin { .. }
+            | Self::ReserveTry { .. }
+            | Self::ResetTries { .. }
+            | Self::GeneratePin { .. }
+            | Self::ReplaceAccount { .. }
+            | Self::TransferPin { .. }
+            | Self::RecordAccess => false,
+        }
     }
+}
+
+/// What a set by a zone key did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ZoneSet {
+    /// The PIN of the block was set.
+    New,
+    /// The block set the PIN that stands: nothing was changed.
+    Repeated,
 }
 
 /// The durable outcome of a change.
@@ -203,20 +339,52 @@ pub enum Outcome {
     Opened(Box<Control>),
     /// The number of records that were replaced; 0 where nothing was changed.
     Reencrypted(u64),
+    /// The PIN of a block under a zone key stands.
+    SetByZone(ZoneSet),
+    /// The try that was reserved.
+    TryReserved(Box<ReservedTry>),
+    /// A try was settled.
+    TrySettled {
+        /// The number of the try.
+        number: u64,
+        /// The tries that are left.
+        tries_left: u32,
+    },
+    /// Tries were forgiven.
+    TriesReset {
+        /// The tries of the card.
+        tries: Tries,
+        /// The tries that are left.
+        tries_left: u32,
+    },
+    /// The same change was made before: nothing was changed.
+    Unchanged,
     /// The change was made.
     Done,
 }
 
 impl Outcome {
     /// The event that a store records with this outcome: `None` where nothing was changed; of a re-encryption with the
-    /// number of records.
+    /// number of records, of tries with their number.
     pub fn event(&self, event: Event) -> Option<Event> {
         match *self {
-            Self::Denied(_) | Self::Reencrypted(0) => None,
+            Self::Denied(_) | Self::Reencrypted(0) | Self::SetByZone(ZoneSet::Repeated) | Self::Unchanged => None,
             Self::Reencrypted(count) => Some(Event { body: Body::RecordsReencrypted { count }, ..event }),
-            Self::Registered(_) | Self::Opened(_) | Self::Done => Some(event),
+            Self::TryReserved(ref reserved) => Some(tried(event, reserved.number, reserved.tries_left)),
+            Self::TrySettled { number, tries_left } => Some(tried(event, number, tries_left)),
+            Self::TriesReset { tries, tries_left } => Some(tried(event, tries.forgiven, tries_left)),
+            Self::Registered(_) | Self::Opened(_) | Self::SetByZone(ZoneSet::New) | Self::Done => Some(event),
         }
     }
+}
+
+/// The event of a card with the number of its try.
+fn tried(event: Event, number: u64, tries_left: u32) -> Event {
+    let body = match event.body {
+        Body::Card(card) => Body::Card(CardEvent { tried: Some(TryStamp { number, tries_left }), ..card }),
+        body => body,
+    };
+    Event { body, ..event }
 }
 
 /// The changes, each with the type of its outcome. Those of a call carry the call's deadline.
@@ -278,6 +446,139 @@ impl dyn Store + '_ {
             Outcome::Reencrypted(count) => Ok(count),
             _ => Err(StoreError::OtherOutcome),
         }
+    }
+
+    /// [`Change::SetPinByZone`].
+    ///
+    /// # Errors
+    /// [`Denied::ReplacedBlock`], [`Denied::CardUnknown`], [`Denied::Superseded`], or an error of the store.
+    pub async fn set_pin_by_zone(
+        &self,
+        card: CardKey,
+        pin: StoredPin,
+        tag: RetryTag,
+        unknown: UnknownCards,
+        event: Event,
+    ) -> Result<ZoneSet, ChangeError> {
+        match self.apply_for_call(Change::SetPinByZone { card, pin, tag, unknown }, event).await? {
+            Outcome::SetByZone(set) => Ok(set),
+            _ => Err(StoreError::OtherOutcome.into()),
+        }
+    }
+
+    /// [`Change::GivePin`].
+    ///
+    /// # Errors
+    /// [`Denied::PinNotSet`], [`Denied::Superseded`], or an error of the store.
+    pub async fn give_pin(&self, card: CardKey, shown: Box<[u8]>, event: Event) -> Result<(), ChangeError> {
+        self.apply_for_call(Change::GivePin { card, shown }, event).await.map(drop)
+    }
+
+    /// [`Change::ReserveTry`].
+    ///
+    /// # Errors
+    /// [`Denied::CardUnknown`], [`Denied::PinNotSet`], [`Denied::PinLocked`], or an error of the store.
+    pub async fn reserve_try(
+        &self,
+        card: CardKey,
+        limit: u32,
+        compared: Compared,
+        event: Event,
+    ) -> Result<ReservedTry, ChangeError> {
+        match self.apply_for_call(Change::ReserveTry { card, limit, compared }, event).await? {
+            Outcome::TryReserved(reserved) => Ok(*reserved),
+            _ => Err(StoreError::OtherOutcome.into()),
+        }
+    }
+
+    /// [`Change::SettleTry`]: returns the tries that are left. A caller's deadline does not stop this change.
+    ///
+    /// # Errors
+    /// [`Denied::TrySettled`], [`Denied::CardUnknown`], or an error of the store.
+    pub async fn settle_try(
+        &self,
+        card: CardKey,
+        number: u64,
+        verdict: Verdict,
+        limit: u32,
+        event: Event,
+    ) -> Result<u32, ChangeError> {
+        self.settle(Change::SettleTry { card, number, verdict, limit }, event).await
+    }
+
+    /// [`Change::SettleChange`]: returns the tries that are left. A caller's deadline stops this change for
+    /// [`ChangeVerdict::Right`] alone.
+    ///
+    /// # Errors
+    /// The denials of [`domain::pin_rules::settle_change`], [`Denied::CardUnknown`], or an error of the store.
+    pub async fn settle_change(
+        &self,
+        card: CardKey,
+        number: u64,
+        verdict: ChangeVerdict,
+        limit: u32,
+        control: Option<ControlUse>,
+        event: Event,
+    ) -> Result<u32, ChangeError> {
+        self.settle(Change::SettleChange { card, number, verdict, limit, control }, event).await
+    }
+
+    async fn settle(&self, change: Change, event: Event) -> Result<u32, ChangeError> {
+        match self.apply_for_call(change, event).await? {
+            Outcome::TrySettled { tries_left, .. } => Ok(tries_left),
+            _ => Err(StoreError::OtherOutcome.into()),
+        }
+    }
+
+    /// [`Change::ResetTries`].
+    ///
+    /// # Errors
+    /// [`Denied::CardUnknown`], or an error of the store.
+    pub async fn reset_tries(&self, card: CardKey, up_to: u64, limit: u32, event: Event) -> Result<Tries, ChangeError> {
+        match self.apply_for_call(Change::ResetTries { card, up_to, limit }, event).await? {
+            Outcome::TriesReset { tries, .. } => Ok(tries),
+            _ => Err(StoreError::OtherOutcome.into()),
+        }
+    }
+
+    /// [`Change::GeneratePin`].
+    ///
+    /// # Errors
+    /// [`Denied::CardUnknown`], [`Denied::Superseded`], or an error of the store.
+    pub async fn generate_pin(&self, card: CardKey, pin: StoredPin, event: Event) -> Result<(), ChangeError> {
+        self.apply_for_call(Change::GeneratePin { card, pin }, event).await.map(drop)
+    }
+
+    /// [`Change::ReplaceAccount`].
+    ///
+    /// # Errors
+    /// [`Denied::Superseded`], or an error of the store.
+    pub async fn replace_account(
+        &self,
+        card: CardKey,
+        account: RegisteredAccount,
+        pin: Option<ReencryptedPin>,
+        event: Event,
+    ) -> Result<Card, ChangeError> {
+        match self.apply_for_call(Change::ReplaceAccount { card, account, pin }, event).await? {
+            Outcome::Registered(card) => Ok(card),
+            _ => Err(StoreError::OtherOutcome.into()),
+        }
+    }
+
+    /// [`Change::TransferPin`].
+    ///
+    /// # Errors
+    /// The denials of [`domain::pin_rules::transfer`], or an error of the store.
+    pub async fn transfer_pin(
+        &self,
+        from: CardKey,
+        before: Box<[u8]>,
+        to: CardKey,
+        pin: StoredPin,
+        event: Event,
+    ) -> Result<(), ChangeError> {
+        self.apply_for_call(Change::TransferPin { from, before, to, pin }, event).await.map(drop)
     }
 
     /// [`Change::SetKeysInUse`].

@@ -3,6 +3,7 @@
 //! A store crate offers the four as functions, because they need files or a connection of that store, not an open
 //! [`Store`](super::Store). Rules for each of them:
 //! - A check, a salvage and a backup change no byte of the store that they read.
+//! - A salvaged store has no fewer used tries of any card than the damaged one had.
 //! - A salvaged and a restored store hold no control that was usable: a control of the older state may have been spent
 //!   since. The first event behind the rescued audit chain states the origin of the store.
 
@@ -95,6 +96,8 @@ pub struct SalvageReport {
     pub event: Checkpoint,
     /// The number of controls that were open or kept for retries, and are over.
     pub ended_controls: u64,
+    /// The number of cards whose tries are used up, because newer tries of theirs may be lost.
+    pub locked_cards: u64,
     /// The rows behind the damage.
     pub lost: LostRows,
     /// The cards whose PIN the commits behind the damage wrote, or that have a PIN by their row and no PIN record: the new

@@ -7,7 +7,7 @@ use subtle::{Choice, ConditionallySelectable};
 
 use hsm_protocol::{
     Account, Binding, BoundaryLevel, CardBinding, DeviceBlock, DeviceKey, EncryptedBlock, Error, FreshTzpk, Isolation,
-    MadeAt, PinRecord, Refusal, SealedKey, bound_to_control,
+    MadeAt, PinRecord, Refusal, SealedKey, StorageFormat, bound_to_control,
 };
 
 use super::{account_digits, tagged};
@@ -20,6 +20,7 @@ use crate::{
     config::HostForm,
     policy::PinPolicy,
     token::{HostLevel, IssuedTzpk, WrappedTzpk},
+    zones::Zones,
 };
 
 /// A token that decrypts blocks into this process, the PIN policy, and the format of new records.
@@ -28,6 +29,7 @@ pub(crate) struct AtHost {
     pub(crate) policy: PinPolicy,
     pub(crate) form: HostForm,
     pub(crate) isolation: Isolation,
+    pub(crate) zones: Zones,
 }
 
 impl AtHost {
@@ -101,16 +103,40 @@ impl AtHost {
         })
     }
 
+    /// Re-encrypts a record for another account number of its card, or another card of its account number, in the format of
+    /// new records. The PIN policy is not applied again.
+    ///
+    /// # Errors
+    /// [`Error::OtherAccount`] where both differ; [`Error::OneWay`] for a one-way record and another card.
+    pub(super) fn rebind(
+        &self,
+        record: &PinRecord,
+        (card, account): &(CardBinding, Account),
+        (to_card, to_account): &(CardBinding, Account),
+    ) -> Result<PinRecord, Error> {
+        in_workspace(|Workspace { block, wide, pin, .. }| {
+            let account = account_digits(&*self.token, account, card)?;
+            let to_account = account_digits(&*self.token, to_account, to_card)?;
+            match (card == to_card, account.as_slice() == to_account.as_slice()) {
+                (false, false) => return Err(Error::OtherAccount),
+                (true, _) if record.form() == StorageFormat::OneWay => return Ok(record.clone()),
+                _ => {}
+            }
+            self.open_record(record, &account, (block, wide), pin)?;
+            self.encrypt_record(pin, (block, wide), &to_account, to_card)
+        })
+    }
+
     /// Encrypts a PIN as a record, in the format of new records.
-    fn encrypt_record(
+    pub(super) fn encrypt_record(
         &self,
         pin: &Pin,
         (block, wide): (&mut Block, &mut WideBlock),
         account: &AccountDigits,
         card: &CardBinding,
     ) -> Result<PinRecord, Error> {
-        let key = self.token.current().storage.of(self.form.into());
         let encrypted = match self.form {
+            HostForm::OneWay => return self.one_way_record(pin, card),
             HostForm::Iso4 => {
                 let mut random = [0; 8];
                 self.token.random(&mut random)?;
@@ -128,23 +154,21 @@ impl AtHost {
                 &block.bytes()[..]
             }
         };
-        tagged(
-            &*self.token,
-            PinRecord::untagged(
-                key,
-                self.form.into(),
-                MadeAt { level: BoundaryLevel::Host, isolation: self.isolation },
-                encrypted,
-            ),
-            card,
-        )
+        self.record(self.form, encrypted, card)
+    }
+
+    /// A record with its tag, under the newest storage key of a format.
+    pub(super) fn record(&self, form: HostForm, block: &[u8], card: &CardBinding) -> Result<PinRecord, Error> {
+        let key = self.token.current().storage.of(form.into());
+        let made_at = MadeAt { level: BoundaryLevel::Host, isolation: self.isolation };
+        tagged(&*self.token, PinRecord::untagged(key, form.into(), made_at, block), card)
     }
 
     /// Decrypts a record into `pin`.
     ///
     /// # Errors
-    /// [`Error::SealBroken`] where the decrypted block is malformed.
-    fn open_record(
+    /// [`Error::OneWay`] for a one-way record; [`Error::SealBroken`] where the decrypted block is malformed.
+    pub(super) fn open_record(
         &self,
         record: &PinRecord,
         account: &AccountDigits,
@@ -154,6 +178,7 @@ impl AtHost {
         let broken = Error::SealBroken { what: "PIN record".into() };
         let Some(form) = HostForm::from_format(record.form()) else { return Err(broken) };
         let well_formed = match form {
+            HostForm::OneWay => return Err(Error::OneWay),
             HostForm::Iso4 => {
                 wide.bytes_mut().iter_mut().zip(record.block()).for_each(|(place, byte)| *place = *byte);
                 self.token.storage_decrypt_iso_4(record.storage_key(), wide, account_field(account))?;
@@ -173,7 +198,7 @@ impl AtHost {
     }
 
     /// Sixteen random nibbles from A to F, uniformly distributed: bytes from 252, the largest multiple of 6, are discarded.
-    fn iso_3_fill(&self) -> Result<u64, Error> {
+    pub(super) fn iso_3_fill(&self) -> Result<u64, Error> {
         let (mut fill, mut missing) = (0u64, 16);
         while missing > 0 {
             let mut random = [0; 16];
@@ -188,14 +213,14 @@ impl AtHost {
 }
 
 /// The result of the checks of a block.
-enum CheckResult {
+pub(super) enum CheckResult {
     Accepted,
     Malformed,
     AgainstPolicy,
 }
 
 /// Combines both checks without a branch on the first, which depends on clear digits.
-fn check_result(well_formed: Choice, is_allowed: Choice) -> CheckResult {
+pub(super) fn check_result(well_formed: Choice, is_allowed: Choice) -> CheckResult {
     let code = u8::conditional_select(&1, &u8::conditional_select(&2, &0, is_allowed), well_formed);
     match code {
         0 => CheckResult::Accepted,

@@ -10,6 +10,7 @@ use super::{account_digits, tagged};
 use crate::{
     config::TokenForm,
     token::{IssuedTzpk, StoredBlock, TokenLevel, WrappedTzpk},
+    zones::Zones,
 };
 
 /// A token that returns no clear value, and the format of new records.
@@ -17,6 +18,7 @@ pub(crate) struct AtToken {
     pub(crate) token: Box<dyn TokenLevel>,
     pub(crate) form: TokenForm,
     pub(crate) isolation: Isolation,
+    pub(crate) zones: Zones,
 }
 
 impl AtToken {
@@ -78,7 +80,7 @@ impl AtToken {
     }
 }
 
-fn stored(record: &PinRecord) -> Result<StoredBlock<'_>, Error> {
+pub(super) fn stored(record: &PinRecord) -> Result<StoredBlock<'_>, Error> {
     let form = TokenForm::from_format(record.form()).ok_or(Error::SealBroken { what: "PIN record".into() })?;
     Ok(StoredBlock { form, key: record.storage_key(), bytes: record.block() })
 }

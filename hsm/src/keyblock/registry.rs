@@ -27,6 +27,10 @@ pub enum Purpose {
     ZoneKey,
     /// Protects keys between two parties: usage K0, K1 or K4.
     ExchangeKey,
+    /// A Visa PVK pair: usage V2.
+    Pvk,
+    /// An IBM 3624 key: usage V1.
+    Ibm3624Key,
 }
 
 impl fmt::Display for Purpose {
@@ -34,6 +38,8 @@ impl fmt::Display for Purpose {
         f.write_str(match self {
             Self::ZoneKey => "a zone key",
             Self::ExchangeKey => "a key-exchange key",
+            Self::Pvk => "a PVK pair",
+            Self::Ibm3624Key => "an IBM 3624 key",
         })
     }
 }
@@ -43,19 +49,32 @@ pub(super) fn check(header: &Header, purpose: Purpose) -> Result<(), KeyBlockErr
     let refuse = |field, found, wanted| Err(KeyBlockError::Purpose { field, found, purpose, wanted });
     let usage = header.usage();
     match (purpose, header.usage_code()) {
-        (Purpose::ZoneKey, ['P', '0']) | (Purpose::ExchangeKey, ['K', '0' | '1' | '4']) => {}
+        (Purpose::ZoneKey, ['P', '0'])
+        | (Purpose::ExchangeKey, ['K', '0' | '1' | '4'])
+        | (Purpose::Pvk, ['V', '2'])
+        | (Purpose::Ibm3624Key, ['V', '1']) => {}
         (Purpose::ZoneKey, _) => return refuse("usage", usage, "P0, a PIN encryption key"),
         (Purpose::ExchangeKey, _) => return refuse("usage", usage, "K0, K1 or K4, a key that protects keys"),
+        (Purpose::Pvk, _) => return refuse("usage", usage, "V2, a key of the PVV"),
+        (Purpose::Ibm3624Key, _) => return refuse("usage", usage, "V1, a key of IBM 3624 PINs"),
     }
     match (purpose, header.algorithm()) {
-        (Purpose::ZoneKey, 'A' | 'T') | (Purpose::ExchangeKey, 'A') => {}
+        (Purpose::ZoneKey, 'A' | 'T') | (Purpose::ExchangeKey, 'A') | (Purpose::Pvk | Purpose::Ibm3624Key, 'T') => {}
         (Purpose::ZoneKey, other) => return refuse("algorithm", other.into(), "A or T"),
+        (Purpose::Pvk | Purpose::Ibm3624Key, other) => return refuse("algorithm", other.into(), "T"),
         (Purpose::ExchangeKey, other) => {
             return refuse("algorithm", other.into(), "A: only AES protects key blocks of versions D and E");
         }
     }
-    if !matches!(header.mode(), 'B' | 'D' | 'E') {
-        return refuse("mode of use", header.mode().into(), "B, D or E: to encrypt, to decrypt, or both");
+    match (purpose, header.mode()) {
+        (Purpose::ZoneKey | Purpose::ExchangeKey, 'B' | 'D' | 'E') => {}
+        (Purpose::Pvk | Purpose::Ibm3624Key, 'C' | 'G' | 'V') => {}
+        (Purpose::ZoneKey | Purpose::ExchangeKey, mode) => {
+            return refuse("mode of use", mode.into(), "B, D or E: to encrypt, to decrypt, or both");
+        }
+        (Purpose::Pvk | Purpose::Ibm3624Key, mode) => {
+            return refuse("mode of use", mode.into(), "C, G or V: to derive values, to compare values, or both");
+        }
     }
     let (key_version, context) = (header.key_version(), header.context());
     if is_component(&key_version) {

@@ -1,12 +1,16 @@
 //! The stored form of a keyring, before it is sealed.
 
+use std::borrow::Cow;
+
 use super::{ENGINE_KEYS, KeyAlgorithm, KeyInfo, KeyMode, KeyUsage, Keyring, RingKey, ZoneName};
-use hsm_protocol::Kcv;
+use hsm_protocol::{Ibm3624Name, Kcv, PvkName};
 
 use crate::clear::ClearBytes;
 
 const ZONE: u8 = b'z';
 const EXCHANGE: u8 = b'x';
+const PVK: u8 = b'v';
+const IBM_3624: u8 = b'i';
 /// The stored value of a missing date.
 const NEVER: u64 = 0;
 /// State: the keys are in the custody of a roster.
@@ -17,8 +21,10 @@ const UNFINISHED: u8 = 2;
 const EXPORTABLE: u8 = 1;
 /// Flag: the key has no KCV.
 const WITHOUT_KCV: u8 = 2;
+/// Flag: a 3DES key that was imported with a byte of even parity.
+const EVEN_PARITY: u8 = 4;
 /// The bits of the mode of use, in the byte of the algorithm.
-const MODE: u8 = 0xC0;
+const MODE: u8 = 0xE0;
 
 impl Keyring {
     /// Encodes the keyring.
@@ -43,16 +49,19 @@ impl Keyring {
         out.put(&self.last_entry);
         out.put(&u16::try_from(self.keys.len()).unwrap_or(u16::MAX).to_be_bytes());
         for RingKey { info, key } in self.keys.iter().take(usize::from(u16::MAX)) {
-            let (code, zone) = match &info.name {
-                KeyUsage::Zone(name) => (ZONE, name.as_str()),
-                KeyUsage::Exchange(name) => (EXCHANGE, name.as_str()),
-                engine => (index_in(ENGINE_KEYS.iter().map(|(name, _)| name), engine), ""),
+            let (code, zone): (u8, Cow<'_, str>) = match &info.name {
+                KeyUsage::Zone(name) => (ZONE, name.as_str().into()),
+                KeyUsage::Exchange(name) => (EXCHANGE, name.as_str().into()),
+                KeyUsage::Pvk(name) => (PVK, name.to_string().into()),
+                KeyUsage::Ibm3624(name) => (IBM_3624, name.to_string().into()),
+                engine => (index_in(ENGINE_KEYS.iter().map(|(name, _)| name), engine), "".into()),
             };
             out.put(&[code, u8::try_from(zone.len()).unwrap_or_default()]);
             out.put(zone.as_bytes());
             out.put(&info.version.to_be_bytes());
             let flags = (if info.exportable { EXPORTABLE } else { 0 })
-                | (if info.check_value.is_none() { WITHOUT_KCV } else { 0 });
+                | (if info.check_value.is_none() { WITHOUT_KCV } else { 0 })
+                | (if info.odd_parity { 0 } else { EVEN_PARITY });
             out.put(&[index_in(KeyAlgorithm::ALL.iter(), &info.algorithm) | mode_bits(info.mode), flags]);
             for date in [Some(info.made_at), info.activated_at, info.retired_at, info.destroyed_at] {
                 out.put(&date.unwrap_or(NEVER).to_be_bytes());
@@ -86,12 +95,14 @@ fn read_key(from: &mut &[u8]) -> Option<RingKey> {
     let name = match code {
         ZONE => KeyUsage::Zone(ZoneName::parse(zone)?),
         EXCHANGE => KeyUsage::Exchange(ZoneName::parse(zone)?),
+        PVK => KeyUsage::Pvk(PvkName::parse(zone)?),
+        IBM_3624 => KeyUsage::Ibm3624(Ibm3624Name::parse(zone)?),
         engine => ENGINE_KEYS.get(usize::from(engine)).map(|(name, _)| name.clone())?,
     };
     let version = u16::from_be_bytes(take(from)?);
     let [algorithm, flags] = take(from)?;
     // An unknown flag could restrict the key, so the keyring is rejected.
-    if flags & !(EXPORTABLE | WITHOUT_KCV) != 0 {
+    if flags & !(EXPORTABLE | WITHOUT_KCV | EVEN_PARITY) != 0 {
         return None;
     }
     let mode = KeyMode::ALL.into_iter().find(|mode| mode_bits(*mode) == algorithm & MODE)?;
@@ -108,6 +119,7 @@ fn read_key(from: &mut &[u8]) -> Option<RingKey> {
         algorithm: *KeyAlgorithm::ALL.get(usize::from(algorithm & !MODE))?,
         mode,
         exportable: flags & EXPORTABLE != 0,
+        odd_parity: flags & EVEN_PARITY == 0,
         check_value,
         made_at,
         activated_at: some(activated),
@@ -122,7 +134,9 @@ fn read_key(from: &mut &[u8]) -> Option<RingKey> {
 fn mode_bits(mode: KeyMode) -> u8 {
     match mode {
         KeyMode::Both => 0,
+        KeyMode::Generates => 0x20,
         KeyMode::Encrypts => 0x40,
+        KeyMode::Verifies => 0x60,
         KeyMode::Decrypts => 0x80,
     }
 }
@@ -188,11 +202,27 @@ mod tests {
     }
 
     #[test]
-    fn mode_algorithm_and_exportability_are_read_back() {
+    fn mode_algorithm_exportability_and_parity_are_read_back() {
         for mode in KeyMode::ALL {
-            let read = Keyring::read(keyring(mode).bytes().bytes()).unwrap();
-            let info = &read.keys.first().unwrap().info;
-            assert_eq!((info.mode, info.algorithm, info.exportable), (mode, KeyAlgorithm::Aes192, true));
+            for odd_parity in [false, true] {
+                let mut written = keyring(mode);
+                written.keys.first_mut().unwrap().info.odd_parity = odd_parity;
+                let read = Keyring::read(written.bytes().bytes()).unwrap();
+                let info = &read.keys.first().unwrap().info;
+                assert_eq!((info.mode, info.algorithm, info.exportable), (mode, KeyAlgorithm::Aes192, true));
+                assert_eq!(info.odd_parity, odd_parity);
+            }
+        }
+    }
+
+    #[test]
+    fn names_of_verification_keys_are_read_back() {
+        for name in ["pvk:bank:1", "ibm-3624:bank:0123456789012345:5-15-f"] {
+            let mut keyring = Keyring::empty();
+            let name = KeyUsage::parse(name).unwrap();
+            let new = keyring.next(name.clone(), KeyAlgorithm::TdesDouble, Exportability::Never);
+            keyring.put(new, None, Some(ClearBytes::copied(&[7; 16])), 1);
+            assert_eq!(Keyring::read(keyring.bytes().bytes()).unwrap().keys[0].info.name, name);
         }
     }
 
@@ -217,7 +247,7 @@ mod tests {
 
     #[test]
     fn an_unknown_mode_or_flag_is_rejected() {
-        for (at, changed) in [(ALGORITHM_AT, 0xC1), (ALGORITHM_AT + 1, EXPORTABLE | 4)] {
+        for (at, changed) in [(ALGORITHM_AT, 0xC1), (ALGORITHM_AT + 1, EXPORTABLE | 8)] {
             let mut bytes = ClearBytes::copied(keyring(KeyMode::Both).bytes().bytes());
             bytes.bytes_mut()[at] = changed;
             assert!(Keyring::read(bytes.bytes()).is_none(), "byte {at}");

@@ -26,7 +26,7 @@ use self::{
     inventory::Inventory,
     keys::{FoundKeys, HostKeys, InUse, KeyHandles, KeyReferences, LevelKeys, TokenKeys},
     probe::{has_mgf1_sha1, seal_way},
-    session_pool::SessionPool,
+    session_pool::{OpenedPool, SessionPool},
 };
 pub(crate) use self::{
     key_manager::TokenKeyManager,
@@ -34,16 +34,18 @@ pub(crate) use self::{
     session_pool::TokenSlot,
     signing_key::SigningKey,
 };
-use super::{HostLevel, TdesBudget, Token, TokenLevel, software::joined};
+use super::{HostLevel, RETRY_HEAD, TdesBudget, Token, TokenLevel, software::joined};
 use hsm_protocol::{
     ACCOUNT_BYTES, Bound, BoundaryLevel, Error, KeyId, KeyVersion, RECORD_MESSAGE_BYTES_MAX, SealedTzpk, StorageFormat,
-    TAG_BYTES,
+    TAG_BYTES, ZoneRules,
 };
 
-use crate::{config::Pkcs11, keyring::Versions, open_error::Pkcs11Error};
-
-/// The prefix of a retry tag's message. No other message under the MAC key begins with it.
-const RETRY_HEAD: [u8; 4] = [1, b'R', 0, 0];
+use crate::{
+    config::Pkcs11,
+    keyring::{KeyMode, KeyUsage, Versions},
+    open_error::Pkcs11Error,
+    zones::ZoneKeyInfo,
+};
 
 /// A connected token with the keys of one level.
 struct Pkcs11Token<L> {
@@ -51,6 +53,9 @@ struct Pkcs11Token<L> {
     in_use: InUse,
     newest: Versions,
     references: KeyReferences,
+    zone_keys: Vec<ZoneKeyInfo>,
+    /// The PVKs and IBM 3624 keys.
+    verification: Vec<(KeyUsage, KeyMode)>,
     tdes_budget: TdesBudget,
     /// Whether the token wraps a key by RSA-OAEP with MGF1-SHA-1; false at level `host`, which wraps on the host.
     has_mgf1_sha1: bool,
@@ -60,13 +65,21 @@ struct Pkcs11Token<L> {
 ///
 /// # Errors
 /// [`Pkcs11Error`] where the module, the slot or the login fails, or a key is missing or unsafe.
-pub(crate) fn open_at_host_level(config: &Pkcs11, budget: TdesBudget) -> Result<Box<dyn HostLevel>, Pkcs11Error> {
-    Ok(Box::new(Pkcs11Token::<HostKeys>::open(config, budget)?))
+pub(crate) fn open_at_host_level(
+    config: &Pkcs11,
+    budget: TdesBudget,
+    zones: &[ZoneRules],
+) -> Result<Box<dyn HostLevel>, Pkcs11Error> {
+    Ok(Box::new(Pkcs11Token::<HostKeys>::open(config, budget, zones)?))
 }
 
 /// Opens a token at level `token`; see [`open_at_host_level`].
-pub(crate) fn open_at_token_level(config: &Pkcs11, budget: TdesBudget) -> Result<Box<dyn TokenLevel>, Pkcs11Error> {
-    Ok(Box::new(Pkcs11Token::<TokenKeys>::open(config, budget)?))
+pub(crate) fn open_at_token_level(
+    config: &Pkcs11,
+    budget: TdesBudget,
+    zones: &[ZoneRules],
+) -> Result<Box<dyn TokenLevel>, Pkcs11Error> {
+    Ok(Box::new(Pkcs11Token::<TokenKeys>::open(config, budget, zones)?))
 }
 
 /// Generates the keys of a level in the token.
@@ -85,15 +98,30 @@ pub(crate) fn make_keys(config: &Pkcs11, level: BoundaryLevel) -> Result<KeyRefe
     keys.references(calls).map_err(call_failed("KCV"))
 }
 
+/// Imports a known key of version 1, for tests of a token without an inventory.
+#[cfg(test)]
+pub(crate) fn import_key(
+    config: &Pkcs11,
+    level: BoundaryLevel,
+    name: KeyUsage,
+    algorithm: crate::keyring::KeyAlgorithm,
+    key: &crate::clear::ClearBytes,
+) -> Result<(), Pkcs11Error> {
+    use crate::keyring::{Exportability, NewKey};
+    let (session, _) = session_pool::log_in_to_write(config)?;
+    let new = NewKey { name, version: 1, algorithm, travels: Exportability::Never };
+    keys::import(&session, &new, level, key).map(drop).map_err(call_failed("C_CreateObject"))
+}
+
 impl<L: LevelKeys> Pkcs11Token<L> {
-    fn open(config: &Pkcs11, tdes_budget: TdesBudget) -> Result<Self, Pkcs11Error> {
-        let (link, references) = SessionPool::open(config)?;
+    fn open(config: &Pkcs11, tdes_budget: TdesBudget, zones: &[ZoneRules]) -> Result<Self, Pkcs11Error> {
+        let OpenedPool { pool: link, references, zone_keys, verification } = SessionPool::open(config, zones)?;
         let in_use = link.in_use().clone();
         let newest = in_use.newest_of_all(L::LEVEL);
         // A refusal in the closure does not cost the connection.
         let has_mgf1_sha1 =
             L::LEVEL == BoundaryLevel::Token && link.call(|session, _| Ok(has_mgf1_sha1(session))).unwrap_or_default();
-        Ok(Self { link, in_use, newest, references, tdes_budget, has_mgf1_sha1 })
+        Ok(Self { link, in_use, newest, references, zone_keys, verification, tdes_budget, has_mgf1_sha1 })
     }
 
     fn call<T>(&self, work: impl FnMut(Calls<'_>, &KeyHandles<L>) -> Result<T, CallError>) -> Result<T, Error> {
@@ -194,5 +222,13 @@ impl<L: LevelKeys> Token for Pkcs11Token<L> {
 
     fn retry_tag(&self, control: &[u8; 16], block: &[u8; 8]) -> Result<[u8; TAG_BYTES], Error> {
         self.tag(joined(&mut [0; 28], &[&RETRY_HEAD, control, block]))
+    }
+
+    fn zone_block_tag(&self, bound: &Bound, block: &[u8]) -> Result<[u8; TAG_BYTES], Error> {
+        self.tag_over(bound, block)
+    }
+
+    fn zone_keys(&self) -> &[ZoneKeyInfo] {
+        &self.zone_keys
     }
 }

@@ -15,20 +15,22 @@ use aws_lc_rs::{
 use des::TdesEde2;
 
 use super::{
-    HostLevel, IssuedTzpk, Token, WrappedTzpk,
+    HostLevel, IssuedTzpk, RETRY_HEAD, Token, VerificationKey, WrappedTzpk,
     aes_chain::{CmacKey, encrypt_chain},
-    host_tzpk,
+    host_tzpk, ibm_3624_name,
     tdes_budget::TdesBudget,
+    zone_ciphers::{ZoneCiphers, decrypt_iso_4},
 };
 use hsm_protocol::{
-    ACCOUNT_BYTES, Bound, DeviceKey, Error, Kcv, KeyId, KeyVersion, NONCE_BYTES, RECORD_MESSAGE_BYTES_MAX, SealedTzpk,
-    StorageFormat, StorageVersions, TAG_BYTES,
+    ACCOUNT_BYTES, Bound, DeviceKey, Error, Ibm3624Name, Kcv, KeyId, KeyVersion, NONCE_BYTES, RECORD_MESSAGE_BYTES_MAX,
+    SealedTzpk, StorageFormat, StorageVersions, TAG_BYTES, ZoneName,
 };
 
 use crate::{
     clear::{Block, Clear, Tzpk, WideBlock},
-    keyring::{KeyUsage, Keys, Versions},
+    keyring::{ClearZoneKey, KeyMode, KeyUsage, Keys, Versions},
     versioned::Versioned,
+    zones::{ZoneKeyInfo, ZoneKeyRef},
 };
 
 /// The key schedules of a vault.
@@ -41,6 +43,9 @@ pub(crate) struct Software {
     account: LessSafeKey,
     record: CmacKey,
     retry: CmacKey,
+    one_way: Option<Versioned<CmacKey>>,
+    verification: Vec<(KeyUsage, KeyMode, TdesEde2)>,
+    zones: ZoneCiphers,
     keys: Vec<KeyId>,
     versions: Versions,
 }
@@ -48,12 +53,13 @@ pub(crate) struct Software {
 impl Software {
     /// Prepares the key schedules of an open vault. The result is boxed, so that schedules are only in the box and in stack
     /// frames below the caller's, which the caller scrubs.
-    pub(crate) fn new(keys: &Keys, tdes_budget: TdesBudget) -> Result<Box<Self>, Error> {
+    pub(crate) fn new(keys: &Keys, zone_keys: Vec<ClearZoneKey>, tdes_budget: TdesBudget) -> Result<Box<Self>, Error> {
         let versions = Versions {
             storage: StorageVersions {
                 wrapped: keys.storage.version(),
                 iso_4: keys.storage.version(),
                 tdes: keys.storage_tdes.version(),
+                one_way: keys.one_way.as_ref().map_or(KeyVersion(0), Versioned::version),
             },
             seal: keys.seal.version(),
             account: keys.account.version(),
@@ -61,6 +67,7 @@ impl Software {
         let mut key_ids = aes_key_ids(&KeyUsage::Storage, &keys.storage);
         let tdes = keys.storage_tdes.iter();
         key_ids.extend(tdes.map(|(version, key)| key_id(&KeyUsage::StorageTdes, version, tzpk_kcv(key))));
+        key_ids.extend(keys.one_way.iter().flat_map(|keys| aes_key_ids(&KeyUsage::StorageOneWay, keys)));
         key_ids.extend(aes_key_ids(&KeyUsage::Seal, &keys.seal));
         key_ids.extend(aes_key_ids(&KeyUsage::Account, &keys.account));
         Ok(Box::new(Self {
@@ -71,6 +78,16 @@ impl Software {
             account: aead(keys.account.newest())?,
             record: CmacKey::new(keys.record.newest()),
             retry: CmacKey::new(keys.retry.newest()),
+            one_way: match &keys.one_way {
+                Some(keys) => Some(keys.prepared(|key| Ok::<_, Error>(CmacKey::new(key)))?),
+                None => None,
+            },
+            verification: keys
+                .verification
+                .iter()
+                .map(|(usage, mode, key)| (usage.clone(), *mode, TdesEde2::new(key.bytes().into())))
+                .collect(),
+            zones: ZoneCiphers::new(zone_keys)?,
             keys: key_ids,
             versions,
         }))
@@ -102,6 +119,7 @@ impl Token for Software {
         match form {
             StorageFormat::Wrapped | StorageFormat::Iso4 => self.storage.get(key).is_some(),
             StorageFormat::Iso3 | StorageFormat::Iso0 => self.storage_tdes.get(key).is_some(),
+            StorageFormat::OneWay => self.one_way.as_ref().is_some_and(|keys| keys.get(key).is_some()),
         }
     }
 
@@ -128,7 +146,15 @@ impl Token for Software {
     }
 
     fn retry_tag(&self, control: &[u8; 16], block: &[u8; 8]) -> Result<[u8; TAG_BYTES], Error> {
-        Ok(self.retry.tag(joined(&mut [0; 24], &[control, block])))
+        Ok(self.retry.tag(joined(&mut [0; 28], &[&RETRY_HEAD, control, block])))
+    }
+
+    fn zone_block_tag(&self, bound: &Bound, block: &[u8]) -> Result<[u8; TAG_BYTES], Error> {
+        Ok(self.retry.tag(joined(&mut [0; RECORD_MESSAGE_BYTES_MAX], &[bound.as_ref(), block])))
+    }
+
+    fn zone_keys(&self) -> &[ZoneKeyInfo] {
+        self.zones.infos()
     }
 }
 
@@ -172,10 +198,7 @@ impl HostLevel for Software {
     }
 
     fn storage_decrypt_iso_4(&self, key: KeyVersion, block: &mut WideBlock, account_field: u128) -> Result<(), Error> {
-        let storage = self.storage.get(key).ok_or(Error::UnknownKey)?;
-        storage.decrypt_block(block.bytes_mut().into());
-        block.set_nibbles(block.nibbles() ^ account_field);
-        storage.decrypt_block(block.bytes_mut().into());
+        decrypt_iso_4(self.storage.get(key).ok_or(Error::UnknownKey)?, block, account_field);
         Ok(())
     }
 
@@ -188,6 +211,45 @@ impl HostLevel for Software {
     fn storage_tdes_decrypt(&self, key: KeyVersion, block: &mut Block) -> Result<(), Error> {
         self.storage_tdes.get(key).ok_or(Error::UnknownKey)?.decrypt_block(block.bytes_mut().into());
         Ok(())
+    }
+
+    fn one_way_tag(&self, key: KeyVersion, message: &[u8]) -> Result<[u8; TAG_BYTES], Error> {
+        let key = self.one_way.as_ref().and_then(|keys| keys.get(key)).ok_or(Error::UnknownKey)?;
+        Ok(key.tag(message))
+    }
+
+    fn ibm_3624(&self, name: &ZoneName) -> Result<Ibm3624Name, Error> {
+        ibm_3624_name(self.verification.iter().map(|(usage, ..)| usage), name)
+    }
+
+    fn verification_encrypt(&self, key: VerificationKey<'_>, wanted: KeyMode, block: &mut Block) -> Result<(), Error> {
+        let found = self.verification.iter().find(|(usage, ..)| key.names(usage));
+        let Some((.., cipher)) = found.filter(|(_, mode, _)| mode.allows(wanted)) else {
+            return Err(Error::NoVerificationKey);
+        };
+        cipher.encrypt_block(block.bytes_mut().into());
+        Ok(())
+    }
+
+    fn zone_encrypt(&self, key: ZoneKeyRef<'_>, block: &mut Block) -> Result<(), Error> {
+        self.zones.cipher(key)?.encrypt(block)
+    }
+
+    fn zone_decrypt(&self, key: ZoneKeyRef<'_>, block: &mut Block) -> Result<(), Error> {
+        self.zones.cipher(key)?.decrypt(block)
+    }
+
+    fn zone_encrypt_iso_4(
+        &self,
+        key: ZoneKeyRef<'_>,
+        pin_field: &mut WideBlock,
+        account_field: u128,
+    ) -> Result<(), Error> {
+        self.zones.cipher(key)?.encrypt_iso_4(pin_field, account_field)
+    }
+
+    fn zone_decrypt_iso_4(&self, key: ZoneKeyRef<'_>, block: &mut WideBlock, account_field: u128) -> Result<(), Error> {
+        self.zones.cipher(key)?.decrypt_iso_4(block, account_field)
     }
 }
 
@@ -298,7 +360,7 @@ fn account_nonce(bound: &Bound) -> [u8; NONCE_BYTES] {
 }
 
 /// Concatenates the parts in the buffer.
-pub(super) fn joined<'a>(buffer: &'a mut [u8], parts: &[&[u8]]) -> &'a [u8] {
+pub(crate) fn joined<'a>(buffer: &'a mut [u8], parts: &[&[u8]]) -> &'a [u8] {
     let mut length = 0;
     for part in parts {
         if let Some(place) = buffer.get_mut(length..length + part.len()) {

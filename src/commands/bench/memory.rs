@@ -71,13 +71,7 @@ async fn open(store: &dyn Store, number: usize, bar: &ProgressBar) -> Result<(),
         request: None,
         outcome: Outcome::Done,
         stamp: Arc::clone(&stamp),
-        body: Body::Card(CardEvent {
-            action,
-            card: "411111******1111".into(),
-            reference: CardReference::from_bytes([7; 16]),
-            control: None,
-            formats: None,
-        }),
+        body: Body::Card(CardEvent::new(action, "411111******1111".into(), CardReference::from_bytes([7; 16]))),
     };
     if number.is_multiple_of(8) {
         let account = RegisteredAccount { sealed: [7; 30].into(), masked: "411111******1111".into() };

@@ -68,7 +68,12 @@ impl Services {
         // The bench measures the services, not their limits.
         engine.rules.admission.controls_per_card_per_hour = 1_000_000;
         engine.rules.admission.unregistered_cards_per_tenant = u32::MAX;
-        engine.call_limits = CallLimits { per_tenant_per_second: RATE_MAX, per_card_per_minute: RATE_MAX };
+        engine.call_limits = CallLimits {
+            per_tenant_per_second: RATE_MAX,
+            per_card_per_minute: RATE_MAX,
+            stream_items_per_tenant_per_second: RATE_MAX,
+            wrong_pins_per_caller_per_minute: RATE_MAX,
+        };
         let store = StoreConfig { waiting_changes_max: WAITING_CHANGES_MAX, ..StoreConfig::embedded(&data) };
         let settings = ServingSettings {
             listen: anywhere,

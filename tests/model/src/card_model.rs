@@ -16,7 +16,7 @@ use domain::card::{CardKey, PlasticId, StoredPin, Tenant};
 use domain::control::{
     Control, ControlId, ControlState, Denied, NewControl, RetryTag, Scope, SealedTzpk, Spent, Transition,
 };
-use domain::rules::{self, Admission, Advanced, CardState, FoundCard, UnknownCards};
+use domain::rules::{self, Admission, Advanced, CardState, FoundCard, PinOrigin, UnknownCards};
 use domain::storage_key::{MinKeyVersions, RecordKey, StorageKeyKind};
 use domain::time::UnixMillis;
 
@@ -370,7 +370,7 @@ impl CardModel {
                 }
             }
             Some(Fault::AnyGeneration) => control.opened_generation = card.generation,
-            Some(Fault::RetryOfAnyPin) => card.set_by = Some(control.id),
+            Some(Fault::RetryOfAnyPin) => card.set_by = Some(PinOrigin::Control(control.id)),
             _ => {}
         }
     }
@@ -411,7 +411,8 @@ impl Model for CardModel {
         // A PIN is set: a control to view can show it, and a newer PIN can replace it.
         let earlier = Block { pin: 0, under: NO_TZPK };
         let id = ControlId::from_bytes([EARLIER; 16]);
-        let mut card = CardState { generation: 1, set_by: Some(id), ..CardState::default() };
+        let set_by = Some(PinOrigin::Control(id));
+        let mut card = CardState { generation: 1, set_by, ..CardState::default() };
         let mut history = History { sets: vec![(EARLIER, earlier)], ..History::default() };
         let (mut controls, mut tzpks) = ([None, None], [vec![], vec![]]);
         let scopes = match self.limits.second {
@@ -651,6 +652,7 @@ enum StateKey {
     Open,
     Keyed { tzpk: u8, refused_pins: u8 },
     Set([u8; 16]),
+    Changed,
     Viewed,
     Malformed,
     Refused,
@@ -668,6 +670,7 @@ impl Data {
                         StateKey::Keyed { tzpk: number(tzpk), refused_pins: *refused_pins }
                     }
                     ControlState::Spent(Spent::Set(tag)) => StateKey::Set(tag.0),
+                    ControlState::Spent(Spent::Changed) => StateKey::Changed,
                     ControlState::Spent(Spent::Viewed) => StateKey::Viewed,
                     ControlState::Spent(Spent::Malformed) => StateKey::Malformed,
                     ControlState::Spent(Spent::Refused) => StateKey::Refused,
@@ -676,7 +679,10 @@ impl Data {
         });
         DataKey {
             generation: self.card.generation,
-            set_by: self.card.set_by,
+            set_by: match self.card.set_by {
+                Some(PinOrigin::Control(id)) => Some(id),
+                _ => None,
+            },
             controls,
             pin: self.pin.as_ref().map(|pin| &*pin.record),
             history: &self.history,

@@ -7,7 +7,7 @@ pub struct AccountDigits {
 }
 
 /// The longest account number (ISO/IEC 7812-1).
-const ACCOUNT_DIGITS_MAX: usize = 19;
+pub(crate) const ACCOUNT_DIGITS_MAX: usize = 19;
 
 impl AccountDigits {
     /// Parses 1 to 19 decimal digits; `None` for any other text.

@@ -26,6 +26,14 @@ const NOT_ALLOWED: u8 = 14;
 const DEADLINE_PASSED: u8 = 15;
 const UNEXPECTED_REPLY: u8 = 16;
 const MGF1_NOT_SUPPORTED: u8 = 17;
+const ZONE_UNKNOWN: u8 = 18;
+const ZONE_FORMAT: u8 = 19;
+const ZONE_USE: u8 = 20;
+const ONE_WAY: u8 = 32;
+const HOST_LEVEL_ONLY: u8 = 33;
+const NO_VERIFICATION_KEY: u8 = 34;
+const VALIDATION_DATA: u8 = 35;
+const OTHER_ACCOUNT: u8 = 40;
 
 const AVAILABLE: u8 = 0;
 const TZPK: u8 = 1;
@@ -33,6 +41,10 @@ const RECORD: u8 = 2;
 const BLOCK: u8 = 3;
 const TAG: u8 = 4;
 const SEALED_PAN: u8 = 5;
+const ZONE_BLOCK: u8 = 6;
+const VERIFIED: u8 = 16;
+const CHANGED: u8 = 17;
+const VALUE: u8 = 18;
 
 /// Appends the body of a reply.
 pub fn write_reply(result: &Result<Reply, Error>, out: &mut Vec<u8>) {
@@ -80,6 +92,10 @@ impl FrameValue for Reply {
                 block.write(out);
                 kcv.write(out);
             }
+            Self::ZoneBlock(block) => {
+                out.push(ZONE_BLOCK);
+                block.write(out);
+            }
             Self::RetryTag(tag) => {
                 out.push(TAG);
                 tag.write(out);
@@ -87,6 +103,18 @@ impl FrameValue for Reply {
             Self::SealedPan(sealed) => {
                 out.push(SEALED_PAN);
                 sealed.write(out);
+            }
+            Self::Verified { right, moved } => {
+                out.extend_from_slice(&[VERIFIED, u8::from(*right)]);
+                moved.write(out);
+            }
+            Self::Changed(changed) => {
+                out.push(CHANGED);
+                changed.write(out);
+            }
+            Self::Value(value) => {
+                out.push(VALUE);
+                value.write(out);
             }
         }
     }
@@ -105,8 +133,12 @@ impl FrameValue for Reply {
                 block: FrameValue::read(read)?,
                 kcv: FrameValue::read(read)?,
             }),
+            ZONE_BLOCK => Self::ZoneBlock(FrameValue::read(read)?),
             TAG => Self::RetryTag(FrameValue::read(read)?),
             SEALED_PAN => Self::SealedPan(FrameValue::read(read)?),
+            VERIFIED => Self::Verified { right: read.flag()?, moved: FrameValue::read(read)? },
+            CHANGED => Self::Changed(FrameValue::read(read)?),
+            VALUE => Self::Value(FrameValue::read(read)?),
             _ => return Err(FrameError),
         })
     }
@@ -117,6 +149,18 @@ fn write_error(error: &Error, out: &mut Vec<u8>) {
         Error::Refused(Refusal::MalformedBlock) => out.push(MALFORMED_BLOCK),
         Error::Refused(Refusal::PinPolicy) => out.push(PIN_POLICY),
         Error::TranslationNotAllowed => out.push(NOT_ALLOWED),
+        Error::ZoneUnknown { zone } => {
+            out.push(ZONE_UNKNOWN);
+            zone.write(out);
+        }
+        Error::ZoneFormat { format } => {
+            out.push(ZONE_FORMAT);
+            format.write(out);
+        }
+        Error::ZoneUse { needed } => {
+            out.push(ZONE_USE);
+            needed.write(out);
+        }
         Error::DeadlinePassed => out.push(DEADLINE_PASSED),
         Error::UnexpectedReply => out.push(UNEXPECTED_REPLY),
         Error::SealBroken { what } => {
@@ -130,6 +174,14 @@ fn write_error(error: &Error, out: &mut Vec<u8>) {
             made_at.write(out);
         }
         Error::WriteOnly => out.push(WRITE_ONLY),
+        Error::OneWay => out.push(ONE_WAY),
+        Error::HostLevelOnly { operation } => {
+            out.push(HOST_LEVEL_ONLY);
+            operation.write(out);
+        }
+        Error::NoVerificationKey => out.push(NO_VERIFICATION_KEY),
+        Error::ValidationData => out.push(VALIDATION_DATA),
+        Error::OtherAccount => out.push(OTHER_ACCOUNT),
         Error::DeviceKey(_) => out.push(DEVICE_KEY),
         Error::Mgf1NotSupported => out.push(MGF1_NOT_SUPPORTED),
         Error::PlasticId => out.push(PLASTIC_ID),
@@ -154,6 +206,9 @@ fn read_error(code: u8, read: &mut Reader<'_>) -> Result<Error, FrameError> {
         MALFORMED_BLOCK => Refusal::MalformedBlock.into(),
         PIN_POLICY => Refusal::PinPolicy.into(),
         NOT_ALLOWED => Error::TranslationNotAllowed,
+        ZONE_UNKNOWN => Error::ZoneUnknown { zone: FrameValue::read(read)? },
+        ZONE_FORMAT => Error::ZoneFormat { format: FrameValue::read(read)? },
+        ZONE_USE => Error::ZoneUse { needed: FrameValue::read(read)? },
         DEADLINE_PASSED => Error::DeadlinePassed,
         UNEXPECTED_REPLY => Error::UnexpectedReply,
         SEAL_BROKEN => Error::SealBroken { what: String::read(read)?.into() },
@@ -161,6 +216,11 @@ fn read_error(code: u8, read: &mut Reader<'_>) -> Result<Error, FrameError> {
         UNKNOWN_KEY => Error::UnknownKey,
         OTHER_LEVEL => Error::OtherLevel { made_at: FrameValue::read(read)? },
         WRITE_ONLY => Error::WriteOnly,
+        ONE_WAY => Error::OneWay,
+        HOST_LEVEL_ONLY => Error::HostLevelOnly { operation: FrameValue::read(read)? },
+        NO_VERIFICATION_KEY => Error::NoVerificationKey,
+        VALIDATION_DATA => Error::ValidationData,
+        OTHER_ACCOUNT => Error::OtherAccount,
         DEVICE_KEY => Error::DeviceKey(crate::device_key::DeviceKeyError::Malformed),
         MGF1_NOT_SUPPORTED => Error::Mgf1NotSupported,
         PLASTIC_ID => Error::PlasticId,

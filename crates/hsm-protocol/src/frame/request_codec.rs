@@ -11,9 +11,16 @@ const ISSUE_TZPK: u8 = 1;
 const TRANSLATE: u8 = 2;
 const RETRY_TAG: u8 = 3;
 const SEAL_PAN: u8 = 4;
+const VERIFY: u8 = 16;
+const VERIFY_VALUE: u8 = 17;
+const CHANGE: u8 = 18;
+const GENERATE: u8 = 19;
+const DERIVE_VALUE: u8 = 20;
+const REBIND: u8 = 24;
 
 const DEVICE: u8 = 0;
 const RECORD: u8 = 1;
+const ZONE: u8 = 2;
 
 /// Appends the body of a request. `deadline` is in milliseconds of CLOCK_MONOTONIC.
 pub fn write_request(request: &Request, deadline: u64, out: &mut Vec<u8>) {
@@ -59,6 +66,48 @@ impl FrameValue for Request {
                 number.write(out);
                 card.write(out);
             }
+            Self::Verify { source, record, card, account } => {
+                out.push(VERIFY);
+                source.write(out);
+                record.write(out);
+                card.write(out);
+                account.write(out);
+            }
+            Self::VerifyValue { source, expected, card, account } => {
+                out.push(VERIFY_VALUE);
+                source.write(out);
+                expected.write(out);
+                card.write(out);
+                account.write(out);
+            }
+            Self::Change { old, new, record, card, account } => {
+                out.push(CHANGE);
+                old.write(out);
+                new.write(out);
+                record.write(out);
+                card.write(out);
+                account.write(out);
+            }
+            Self::Generate { digits, card, account } => {
+                out.extend_from_slice(&[GENERATE, *digits]);
+                card.write(out);
+                account.write(out);
+            }
+            Self::DeriveValue { record, method, card, account } => {
+                out.push(DERIVE_VALUE);
+                record.write(out);
+                method.write(out);
+                card.write(out);
+                account.write(out);
+            }
+            Self::Rebind { record, from, to } => {
+                out.push(REBIND);
+                record.write(out);
+                for (card, account) in [from, to] {
+                    card.write(out);
+                    account.write(out);
+                }
+            }
         }
     }
 
@@ -74,6 +123,39 @@ impl FrameValue for Request {
             },
             RETRY_TAG => Self::RetryTag { control: FrameValue::read(read)?, block: FrameValue::read(read)? },
             SEAL_PAN => Self::SealPan { number: FrameValue::read(read)?, card: FrameValue::read(read)? },
+            VERIFY => Self::Verify {
+                source: FrameValue::read(read)?,
+                record: FrameValue::read(read)?,
+                card: FrameValue::read(read)?,
+                account: FrameValue::read(read)?,
+            },
+            VERIFY_VALUE => Self::VerifyValue {
+                source: FrameValue::read(read)?,
+                expected: FrameValue::read(read)?,
+                card: FrameValue::read(read)?,
+                account: FrameValue::read(read)?,
+            },
+            CHANGE => Self::Change {
+                old: FrameValue::read(read)?,
+                new: FrameValue::read(read)?,
+                record: FrameValue::read(read)?,
+                card: FrameValue::read(read)?,
+                account: FrameValue::read(read)?,
+            },
+            GENERATE => {
+                Self::Generate { digits: read.byte()?, card: FrameValue::read(read)?, account: FrameValue::read(read)? }
+            }
+            DERIVE_VALUE => Self::DeriveValue {
+                record: FrameValue::read(read)?,
+                method: FrameValue::read(read)?,
+                card: FrameValue::read(read)?,
+                account: FrameValue::read(read)?,
+            },
+            REBIND => Self::Rebind {
+                record: FrameValue::read(read)?,
+                from: (FrameValue::read(read)?, FrameValue::read(read)?),
+                to: (FrameValue::read(read)?, FrameValue::read(read)?),
+            },
             _ => return Err(FrameError),
         })
     }
@@ -92,6 +174,11 @@ impl FrameValue for Source {
                 out.push(RECORD);
                 record.write(out);
             }
+            Self::Zone { key, block } => {
+                out.push(ZONE);
+                key.write(out);
+                block.write(out);
+            }
         }
     }
 
@@ -103,6 +190,7 @@ impl FrameValue for Source {
                 block: FrameValue::read(read)?,
             },
             RECORD => Self::Record(FrameValue::read(read)?),
+            ZONE => Self::Zone { key: FrameValue::read(read)?, block: FrameValue::read(read)? },
             _ => return Err(FrameError),
         })
     }
@@ -116,6 +204,11 @@ impl FrameValue for Target {
                 public_key.write(out);
             }
             Self::Record => out.push(RECORD),
+            Self::Zone { key, format } => {
+                out.push(ZONE);
+                key.write(out);
+                format.write(out);
+            }
         }
     }
 
@@ -123,6 +216,7 @@ impl FrameValue for Target {
         Ok(match read.byte()? {
             DEVICE => Self::Device { public_key: FrameValue::read(read)? },
             RECORD => Self::Record,
+            ZONE => Self::Zone { key: FrameValue::read(read)?, format: FrameValue::read(read)? },
             _ => return Err(FrameError),
         })
     }

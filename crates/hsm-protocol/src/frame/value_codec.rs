@@ -6,12 +6,14 @@ use crate::binding::{Binding, BoundaryLevel, CardBinding, ControlBinding, Isolat
 use crate::device_key::{DeviceKey, Mgf1Hash};
 use crate::kcv::Kcv;
 use crate::key_id::KeyId;
-use crate::key_usage::KeyUsage;
+use crate::key_usage::{KeyUsage, ZoneName};
 use crate::sealed::{
     EncryptedBlock, KeyVersion, PinRecord, SealedAccount, SealedKey, form_code, form_of, level_code, level_of,
+    zone_format_code,
 };
 use crate::status::{MemoryLock, Persistence, Status, StorageVersions};
 use crate::storage_format::StorageFormat;
+use crate::zone::{ZoneBlock, ZoneFormat, ZoneKey, ZoneUse};
 
 /// A value with bytes in a frame.
 pub(crate) trait FrameValue: Sized {
@@ -35,6 +37,15 @@ impl<'a> Reader<'a> {
         self.array().map(|[byte]| byte)
     }
 
+    /// A byte that is 0 or 1.
+    pub(crate) fn flag(&mut self) -> Result<bool, FrameError> {
+        match self.byte()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(FrameError),
+        }
+    }
+
     pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], FrameError> {
         self.take(N)?.try_into().map_err(|_| FrameError)
     }
@@ -44,7 +55,7 @@ impl<'a> Reader<'a> {
         self.take(length.into())
     }
 
-    fn text(&mut self) -> Result<&'a str, FrameError> {
+    pub(crate) fn text(&mut self) -> Result<&'a str, FrameError> {
         std::str::from_utf8(self.blob()?).map_err(|_| FrameError)
     }
 
@@ -104,6 +115,83 @@ impl FrameValue for DeviceKey {
     }
 }
 
+impl FrameValue for ZoneName {
+    fn write(&self, out: &mut Vec<u8>) {
+        push_blob(out, self.as_str().as_bytes());
+    }
+
+    fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
+        Self::parse(read.text()?).ok_or(FrameError)
+    }
+}
+
+impl FrameValue for ZoneKey {
+    fn write(&self, out: &mut Vec<u8>) {
+        self.zone.write(out);
+        self.version.write(out);
+    }
+
+    fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
+        Ok(Self { zone: FrameValue::read(read)?, version: FrameValue::read(read)? })
+    }
+}
+
+impl FrameValue for KeyVersion {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.0.to_be_bytes());
+    }
+
+    fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
+        read.array().map(|bytes| Self(u16::from_be_bytes(bytes)))
+    }
+}
+
+impl FrameValue for ZoneFormat {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.push(zone_format_code(*self));
+    }
+
+    fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
+        let code = read.byte()?;
+        Self::ALL.into_iter().find(|format| zone_format_code(*format) == code).ok_or(FrameError)
+    }
+}
+
+impl FrameValue for ZoneBlock {
+    fn write(&self, out: &mut Vec<u8>) {
+        self.format().write(out);
+        out.extend_from_slice(self.as_bytes());
+    }
+
+    fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
+        let format = ZoneFormat::read(read)?;
+        Self::from_bytes(format, read.take(format.block_bytes())?).map_err(|_| FrameError)
+    }
+}
+
+impl FrameValue for ZoneUse {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.push(match self {
+            Self::SetPin => 0,
+            Self::GetPin => 1,
+            Self::Verify => 2,
+            Self::Export => 3,
+            Self::Translate => 4,
+        });
+    }
+
+    fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
+        match read.byte()? {
+            0 => Ok(Self::SetPin),
+            1 => Ok(Self::GetPin),
+            2 => Ok(Self::Verify),
+            3 => Ok(Self::Export),
+            4 => Ok(Self::Translate),
+            _ => Err(FrameError),
+        }
+    }
+}
+
 impl FrameValue for [u8; 16] {
     fn write(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(self);
@@ -133,11 +221,7 @@ impl<T: FrameValue> FrameValue for Option<T> {
     }
 
     fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
-        match read.byte()? {
-            0 => Ok(None),
-            1 => T::read(read).map(Some),
-            _ => Err(FrameError),
-        }
+        read.flag()?.then(|| T::read(read)).transpose()
     }
 }
 
@@ -194,6 +278,16 @@ impl FrameValue for KeyId {
     }
 }
 
+/// Appends at most 255 values, after their number in one byte.
+fn write_list<T: FrameValue>(values: &[T], out: &mut Vec<u8>) {
+    out.push(u8::try_from(values.len()).unwrap_or(u8::MAX));
+    values.iter().take(u8::MAX.into()).for_each(|value| value.write(out));
+}
+
+fn read_list<T: FrameValue>(read: &mut Reader<'_>) -> Result<Vec<T>, FrameError> {
+    (0..read.byte()?).map(|_| T::read(read)).collect()
+}
+
 impl FrameValue for Status {
     fn write(&self, out: &mut Vec<u8>) {
         self.token.write(out);
@@ -204,10 +298,11 @@ impl FrameValue for Status {
         });
         self.form.write(out);
         self.until.write(out);
-        out.push(u8::try_from(self.keys.len()).unwrap_or(u8::MAX));
-        self.keys.iter().take(u8::MAX.into()).for_each(|key| key.write(out));
-        let StorageVersions { wrapped, iso_4, tdes } = self.storage;
-        [wrapped, iso_4, tdes].iter().for_each(|KeyVersion(key)| out.extend_from_slice(&key.to_be_bytes()));
+        write_list(&self.keys, out);
+        write_list(&self.zone_keys, out);
+        write_list(&self.even_parity, out);
+        let StorageVersions { wrapped, iso_4, tdes, one_way } = self.storage;
+        [wrapped, iso_4, tdes, one_way].iter().for_each(|KeyVersion(key)| out.extend_from_slice(&key.to_be_bytes()));
         match &self.memory {
             MemoryLock::Locked => None,
             MemoryLock::NotLocked(reason) => Some(reason.clone()),
@@ -228,9 +323,9 @@ impl FrameValue for Status {
             _ => return Err(FrameError),
         };
         let (form, until) = (FrameValue::read(read)?, FrameValue::read(read)?);
-        let keys = (0..read.byte()?).map(|_| FrameValue::read(read)).collect::<Result<_, _>>()?;
+        let (keys, zone_keys, even_parity) = (read_list(read)?, read_list(read)?, read_list(read)?);
         let mut version = || Ok::<_, FrameError>(KeyVersion(u16::from_be_bytes(read.array()?)));
-        let storage = StorageVersions { wrapped: version()?, iso_4: version()?, tdes: version()? };
+        let storage = StorageVersions { wrapped: version()?, iso_4: version()?, tdes: version()?, one_way: version()? };
         let memory = Option::read(read)?.map_or(MemoryLock::Locked, MemoryLock::NotLocked);
         let persistence = match read.byte()? {
             0 => Persistence::Memory,
@@ -238,7 +333,7 @@ impl FrameValue for Status {
             2 => Persistence::Token,
             _ => return Err(FrameError),
         };
-        Ok(Self { token, level, isolation, form, until, keys, storage, memory, persistence })
+        Ok(Self { token, level, isolation, form, until, keys, zone_keys, even_parity, storage, memory, persistence })
     }
 }
 

@@ -3,8 +3,12 @@ use crate::{ARCHIVED_KEY, CARD_REFERENCE_KEY, Embedded, EmbeddedConfig, codec::c
 use audit::{card_reference::CardReferenceKey, chain::ChainVerifier, entry::Action};
 use domain::control::Denied;
 use store::{
-    ChangeError, Store,
-    conformance::{archived_event, card, card_event, confirm, keyed, part_to, set},
+    ChangeError, Store, ZoneSet,
+    conformance::{
+        archived_event, card, card_event, confirm, keyed, part_to,
+        pin_use::{LIMIT, reserve, set_by_zone, settle},
+        set,
+    },
 };
 
 fn open(directory: &Path, memory_bytes_max: u64) -> Embedded {
@@ -269,6 +273,61 @@ async fn a_changed_byte_of_the_journal_loses_only_what_follows() {
         let refused = set(&store, last.id, 6).await;
         assert!(matches!(refused, Err(ChangeError::Denied(Denied::NotUsable))), "byte {at}: a control is usable");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_salvaged_store_has_no_fewer_used_tries() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store");
+    let embedded = open(&path, 64 << 20);
+    let store: &dyn Store = &embedded;
+    for number in 1..=6 {
+        set_by_zone(store, card(number), 1).await.unwrap();
+        let reserved = reserve(store, card(number)).await.unwrap();
+        settle(store, card(number), reserved.number, number % 2 == 0).await.unwrap();
+    }
+    drop(embedded);
+    let used = async |store: &Embedded, number| store.tries(&card(number)).await.unwrap().map(|tries| tries.used());
+
+    let whole = directory.path().join("whole");
+    assert_eq!(salvage(&path, &whole).unwrap().locked_cards, 0);
+    let store = open(&whole, 64 << 20);
+    assert_eq!((used(&store, 1).await, used(&store, 2).await), (Some(1), Some(0)), "nothing is lost");
+    drop(store);
+
+    let journal = path.join("db/0.jnl");
+    let mut bytes = fs::read(&journal).unwrap();
+    let written = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+    bytes[written / 2] ^= 0x40;
+    fs::write(&journal, bytes).unwrap();
+    let rescued = directory.path().join("rescued");
+    let report = salvage(&path, &rescued).unwrap();
+    assert!((1..6).contains(&report.locked_cards), "{report:?}");
+    assert_eq!(report.locked_cards, report.kept.cards);
+    let embedded = open(&rescued, 64 << 20);
+    let store: &dyn Store = &embedded;
+    for number in 1..=report.kept.cards {
+        let refused = reserve(store, card(number)).await;
+        assert!(matches!(refused, Err(ChangeError::Denied(Denied::PinLocked))), "{refused:?}");
+        let seen = store.tries(&card(number)).await.unwrap().unwrap().reserved;
+        store.reset_tries(card(number), seen, LIMIT, card_event(Action::ResetTries)).await.unwrap();
+        assert_eq!(reserve(store, card(number)).await.unwrap().tries_left, LIMIT - 1);
+    }
+    assert!(check(&rescued, None).unwrap().damage.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_store_has_the_tries_of_its_backup() {
+    let directory = tempfile::tempdir().unwrap();
+    let [path, backup, restored] = ["store", "backup", "restored"].map(|name| directory.path().join(name));
+    let store = open(&path, 64 << 20);
+    set_by_zone(&store, card(1), 1).await.unwrap();
+    reserve(&store, card(1)).await.unwrap();
+    back_up(&path, &backup).unwrap();
+    restore(&backup, &restored).unwrap();
+    let store = open(&restored, 64 << 20);
+    assert_eq!(store.tries(&card(1)).await.unwrap().unwrap().used(), 1);
+    assert_eq!(set_by_zone(&store, card(1), 1).await.unwrap(), ZoneSet::Repeated);
 }
 
 /// fjall rotates a journal when it writes a table and the journal has more bytes than this.

@@ -4,18 +4,20 @@
 //! with `CKM_AES_KEY_WRAP` unwraps the tzpk later as an object, so the clear tzpk is in host memory only while it is made. A
 //! token without the mechanism, or behind a socket that does not forward it, decrypts the tzpk for each operation.
 
-use cryptoki::mechanism::Mechanism;
+use cryptoki::{mechanism::Mechanism, object::ObjectHandle};
 
 use super::{
     Pkcs11Token,
-    keys::{HostKeys, SealKey},
+    keys::{HostKeys, KeyHandles, SealKey, long_cmac},
     objects::{SessionObject, WRAPPED_TZPK_BYTES},
 };
-use hsm_protocol::{Bound, DeviceKey, Error, KeyVersion, SealedTzpk};
+use hsm_protocol::{Bound, DeviceKey, Error, Ibm3624Name, KeyVersion, SealedTzpk, TAG_BYTES, ZoneName};
 
 use crate::{
     clear::{Block, Tzpk, WideBlock},
-    token::{HostLevel, IssuedTzpk, Token, WrappedTzpk, host_tzpk, software},
+    keyring::KeyMode,
+    token::{HostLevel, IssuedTzpk, Token, VerificationKey, WrappedTzpk, host_tzpk, ibm_3624_name, software},
+    zones::ZoneKeyRef,
 };
 
 /// Bytes of a tzpk: a double-length 3DES key, one AES block.
@@ -24,6 +26,45 @@ const TZPK_BYTES: usize = 16;
 impl Pkcs11Token<HostKeys> {
     fn newest_seal_key(&self) -> Result<SealKey, Error> {
         self.call(|_, keys| Ok(*keys.level.seal.newest()))
+    }
+
+    /// Encrypts a PIN field in place to a format 4 block: `E(E(PIN field) ⊕ account field)`.
+    fn encrypt_iso_4(
+        &self,
+        key: impl Fn(&KeyHandles<HostKeys>) -> Option<ObjectHandle>,
+        pin_field: &mut WideBlock,
+        account_field: u128,
+    ) -> Result<(), Error> {
+        let encrypt = |block: &mut WideBlock| {
+            let mut cipher = [0; 16];
+            self.call_with(|session, keys| {
+                Some(session.encrypt(&Mechanism::AesEcb, key(keys)?, block.bytes(), &mut cipher))
+            })?;
+            *block.bytes_mut() = cipher;
+            Ok(())
+        };
+        encrypt(pin_field)?;
+        pin_field.set_nibbles(pin_field.nibbles() ^ account_field);
+        encrypt(pin_field)
+    }
+
+    /// Decrypts a format 4 block in place to its PIN field.
+    fn decrypt_iso_4(
+        &self,
+        key: impl Fn(&KeyHandles<HostKeys>) -> Option<ObjectHandle>,
+        block: &mut WideBlock,
+        account_field: u128,
+    ) -> Result<(), Error> {
+        let decrypt = |block: &mut WideBlock| {
+            // First the block, then the intermediate block of format 4.
+            let cipher = *block.bytes();
+            self.call_with(|session, keys| {
+                Some(session.decrypt(&Mechanism::AesEcb, key(keys)?, &cipher, block.bytes_mut()))
+            })
+        };
+        decrypt(block)?;
+        block.set_nibbles(block.nibbles() ^ account_field);
+        decrypt(block)
     }
 }
 
@@ -79,31 +120,11 @@ impl HostLevel for Pkcs11Token<HostKeys> {
     }
 
     fn storage_encrypt_iso_4(&self, pin_field: &mut WideBlock, account_field: u128) -> Result<(), Error> {
-        let encrypt = |block: &mut WideBlock| {
-            let mut cipher = [0; 16];
-            self.call(|session, keys| {
-                session.encrypt(&Mechanism::AesEcb, *keys.level.iso_4.newest(), block.bytes(), &mut cipher)
-            })?;
-            *block.bytes_mut() = cipher;
-            Ok(())
-        };
-        encrypt(pin_field)?;
-        pin_field.set_nibbles(pin_field.nibbles() ^ account_field);
-        encrypt(pin_field)
+        self.encrypt_iso_4(|keys| Some(*keys.level.iso_4.newest()), pin_field, account_field)
     }
 
     fn storage_decrypt_iso_4(&self, key: KeyVersion, block: &mut WideBlock, account_field: u128) -> Result<(), Error> {
-        let decrypt = |block: &mut WideBlock| {
-            // First the stored block, then the intermediate block of format 4.
-            let cipher = *block.bytes();
-            self.call_with(|session, keys| {
-                let key = keys.level.iso_4.get(key)?;
-                Some(session.decrypt(&Mechanism::AesEcb, *key, &cipher, block.bytes_mut()))
-            })
-        };
-        decrypt(block)?;
-        block.set_nibbles(block.nibbles() ^ account_field);
-        decrypt(block)
+        self.decrypt_iso_4(|keys| keys.level.iso_4.get(key).copied(), block, account_field)
     }
 
     fn storage_tdes_encrypt(&self, block: &mut Block) -> Result<(), Error> {
@@ -122,5 +143,59 @@ impl HostLevel for Pkcs11Token<HostKeys> {
             let key = keys.level.tdes.get(key)?;
             Some(session.decrypt(&Mechanism::Des3Ecb, *key, &cipher, block.bytes_mut()))
         })
+    }
+
+    fn one_way_tag(&self, key: KeyVersion, message: &[u8]) -> Result<[u8; TAG_BYTES], Error> {
+        let mut tag = [0; TAG_BYTES];
+        self.call_with(|session, keys| {
+            let key = keys.level.one_way.as_ref()?.get(key)?;
+            Some(long_cmac(session, *key, message, &mut tag))
+        })?;
+        Ok(tag)
+    }
+
+    fn ibm_3624(&self, name: &ZoneName) -> Result<Ibm3624Name, Error> {
+        ibm_3624_name(self.verification.iter().map(|(usage, _)| usage), name)
+    }
+
+    fn verification_encrypt(&self, key: VerificationKey<'_>, wanted: KeyMode, block: &mut Block) -> Result<(), Error> {
+        if !self.verification.iter().any(|(usage, mode)| key.names(usage) && mode.allows(wanted)) {
+            return Err(Error::NoVerificationKey);
+        }
+        let mut cipher = [0; 8];
+        self.call_with(|session, keys| {
+            Some(session.encrypt(&Mechanism::Des3Ecb, keys.level.verification(key)?, block.bytes(), &mut cipher))
+        })?;
+        *block.bytes_mut() = cipher;
+        Ok(())
+    }
+
+    fn zone_encrypt(&self, key: ZoneKeyRef<'_>, block: &mut Block) -> Result<(), Error> {
+        let mut cipher = [0; 8];
+        self.call_with(|session, keys| {
+            Some(session.encrypt(&Mechanism::Des3Ecb, keys.zone(key)?, block.bytes(), &mut cipher))
+        })?;
+        *block.bytes_mut() = cipher;
+        Ok(())
+    }
+
+    fn zone_decrypt(&self, key: ZoneKeyRef<'_>, block: &mut Block) -> Result<(), Error> {
+        let cipher = *block.bytes();
+        self.call_with(|session, keys| {
+            Some(session.decrypt(&Mechanism::Des3Ecb, keys.zone(key)?, &cipher, block.bytes_mut()))
+        })
+    }
+
+    fn zone_encrypt_iso_4(
+        &self,
+        key: ZoneKeyRef<'_>,
+        pin_field: &mut WideBlock,
+        account_field: u128,
+    ) -> Result<(), Error> {
+        self.encrypt_iso_4(|keys| keys.zone(key), pin_field, account_field)
+    }
+
+    fn zone_decrypt_iso_4(&self, key: ZoneKeyRef<'_>, block: &mut WideBlock, account_field: u128) -> Result<(), Error> {
+        self.decrypt_iso_4(|keys| keys.zone(key), block, account_field)
     }
 }

@@ -16,8 +16,8 @@ use super::{
     ffi::{Calls, Functions},
     inventory::{Inventory, Revision},
     keys::{
-        self, InUse, SealWay, algorithms, audit, cmac, default_algorithm, engine_keys_of_all_levels, generate, import,
-        objects, versions_of,
+        self, SealWay, algorithms, audit, cmac, configured_versions, default_algorithm, engine_keys_of_all_levels,
+        generate, import, objects, versions_of,
     },
     objects::SessionObject,
     probe::seal_way,
@@ -189,13 +189,13 @@ impl TokenKeyManager {
         let mut keyring = Keyring::empty();
         for (name, level, seal) in engine_keys_of_all_levels() {
             let algorithm = default_algorithm(&name, level, seal);
-            let in_use = InUse::configured(config, level, seal).newest(&name);
+            let newest = configured_versions(config, &name).into_iter().max().unwrap_or_default();
             for (version, key) in versions_of(&self.session, &name)? {
                 audit(&self.session, &name, level, key)?;
                 let kcv = keys::kcv(self.calls(), &name, level, algorithm, key).map_err(call_failed("KCV"))?;
                 let new = NewKey { name: name.clone(), version, algorithm, travels: Exportability::Never };
                 let info = keyring.put(new, kcv, None, now);
-                info.activated_at = (version <= in_use.0).then_some(now);
+                info.activated_at = (version <= newest).then_some(now);
             }
         }
         Ok(keyring)

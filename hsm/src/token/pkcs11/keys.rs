@@ -14,15 +14,21 @@ use super::{
     ffi::Calls,
     objects::{PROTECTION, create_with_value},
 };
-use hsm_protocol::{BoundaryLevel, Kcv, KeyId, KeyVersion, StorageFormat, StorageVersions};
+use hsm_protocol::{
+    BoundaryLevel, Kcv, KeyId, KeyVersion, RECORD_MESSAGE_BYTES_MAX, StorageFormat, StorageVersions, TAG_BYTES,
+    ZoneName,
+};
 
 use crate::{
     clear::{Clear, ClearBytes},
     config::Pkcs11,
-    keyring::{EXCHANGE_ALGORITHMS, Exportability, KeyAlgorithm, KeyUsage, NewKey, Versions, ZONE_ALGORITHMS},
+    keyring::{
+        EXCHANGE_ALGORITHMS, Exportability, KeyAlgorithm, KeyMode, KeyUsage, Keyring, NewKey, Versions, ZONE_ALGORITHMS,
+    },
     open_error::Pkcs11Error,
-    token::aes_chain::cmac_subkeys,
+    token::{VerificationKey, aes_chain::cmac_subkeys},
     versioned::Versioned,
+    zones::{ZoneKeyInfo, ZoneKeyRef},
 };
 
 /// The way a token seals a tzpk: with CKM_AES_KEY_WRAP as an object, or with CKM_AES_ECB as bytes.
@@ -64,6 +70,7 @@ pub(super) fn engine_keys_of_all_levels() -> Vec<(KeyUsage, BoundaryLevel, SealW
             }
         }
     }
+    all.push((KeyUsage::StorageOneWay, BoundaryLevel::Host, SealWay::Wrap));
     all
 }
 
@@ -73,6 +80,8 @@ pub(super) fn algorithms(name: &KeyUsage, level: BoundaryLevel, seal: SealWay) -
     match name {
         KeyUsage::Zone(_) => ZONE_ALGORITHMS,
         KeyUsage::Exchange(_) => EXCHANGE_ALGORITHMS,
+        KeyUsage::Pvk(_) | KeyUsage::Ibm3624(_) if level == BoundaryLevel::Host => &[KeyAlgorithm::TdesDouble],
+        KeyUsage::StorageOneWay if level == BoundaryLevel::Host => &[KeyAlgorithm::Aes256],
         // Triple length, because not every token has CKM_DES2_KEY_GEN.
         KeyUsage::StorageTdes | KeyUsage::StorageIso3 if engine_keys(level, seal).contains(name) => {
             &[KeyAlgorithm::TdesTriple]
@@ -88,6 +97,14 @@ pub(super) fn default_algorithm(name: &KeyUsage, level: BoundaryLevel, seal: Sea
     algorithms(name, level, seal).first().copied().unwrap_or(KeyAlgorithm::Aes256)
 }
 
+/// The configured versions of a usage, for a token without an inventory.
+pub(super) fn configured_versions(config: &Pkcs11, name: &KeyUsage) -> Vec<u16> {
+    match &config.storage_key_versions[..] {
+        versions @ [_, ..] if name.keeps_records() => versions.to_vec(),
+        _ => vec![config.key_version],
+    }
+}
+
 /// The usages and versions of the keys that an engine uses.
 #[derive(Clone)]
 pub(super) struct InUse(pub(super) Vec<(KeyUsage, u16)>);
@@ -95,12 +112,14 @@ pub(super) struct InUse(pub(super) Vec<(KeyUsage, u16)>);
 impl InUse {
     /// The configured versions, for a token without an inventory.
     pub(super) fn configured(config: &Pkcs11, level: BoundaryLevel, seal: SealWay) -> Self {
-        let versions = |name: &KeyUsage| match &config.storage_key_versions[..] {
-            versions @ [_, ..] if name.keeps_records() => versions.to_vec(),
-            _ => vec![config.key_version],
-        };
-        let each = |name: KeyUsage| versions(&name).into_iter().map(move |version| (name.clone(), version));
-        Self(engine_keys(level, seal).into_iter().flat_map(each).collect())
+        let mut in_use = Self(Vec::new());
+        engine_keys(level, seal).iter().for_each(|name| in_use.add(name, configured_versions(config, name)));
+        in_use
+    }
+
+    /// Adds versions of a usage.
+    pub(super) fn add(&mut self, name: &KeyUsage, versions: impl IntoIterator<Item = u16>) {
+        self.0.extend(versions.into_iter().map(|version| (name.clone(), version)));
     }
 
     /// The newest version of a usage; 0 where no version is in use.
@@ -124,6 +143,7 @@ impl InUse {
                 wrapped: storage(StorageFormat::Wrapped),
                 iso_4: storage(StorageFormat::Iso4),
                 tdes: storage(StorageFormat::Iso3),
+                one_way: storage(StorageFormat::OneWay),
             },
             seal,
             account: self.newest(&KeyUsage::Account),
@@ -137,6 +157,15 @@ pub(super) struct KeyHandles<L> {
     pub(super) level: L,
     pub(super) account: ObjectHandle,
     pub(super) mac: ObjectHandle,
+    zones: Vec<(ZoneName, KeyVersion, ObjectHandle)>,
+}
+
+impl<L> KeyHandles<L> {
+    /// The handle of a version of a zone key; `None` where the token lacks the key.
+    pub(super) fn zone(&self, key: ZoneKeyRef<'_>) -> Option<ObjectHandle> {
+        let found = self.zones.iter().find(|(zone, version, _)| zone == key.zone && *version == key.version);
+        found.map(|(.., handle)| *handle)
+    }
 }
 
 /// The keys that only one level uses.
@@ -153,6 +182,17 @@ pub(super) struct HostKeys {
     pub(super) iso_4: Versioned<ObjectHandle>,
     pub(super) tdes: Versioned<ObjectHandle>,
     pub(super) seal: Versioned<SealKey>,
+    /// None in a token without such a key.
+    pub(super) one_way: Option<Versioned<ObjectHandle>>,
+    /// The PVKs and IBM 3624 keys.
+    verification: Vec<(KeyUsage, ObjectHandle)>,
+}
+
+impl HostKeys {
+    /// The handle of a PVK or IBM 3624 key.
+    pub(super) fn verification(&self, key: VerificationKey<'_>) -> Option<ObjectHandle> {
+        self.verification.iter().find(|(usage, _)| key.names(usage)).map(|(_, handle)| *handle)
+    }
 }
 
 /// The key that seals a tzpk.
@@ -173,7 +213,14 @@ impl LevelKeys for HostKeys {
             Err(_) => found.versions(&KeyUsage::SealEncrypting, SealKey::Encrypting)?,
         };
         let handles = |name| found.versions(name, |handle| handle);
-        Ok(Self { iso_4: handles(&KeyUsage::Storage)?, tdes: handles(&KeyUsage::StorageTdes)?, seal })
+        let verifies = |key: &&FoundKey| key.name.verifies();
+        Ok(Self {
+            iso_4: handles(&KeyUsage::Storage)?,
+            tdes: handles(&KeyUsage::StorageTdes)?,
+            seal,
+            one_way: handles(&KeyUsage::StorageOneWay).ok(),
+            verification: found.keys.iter().filter(verifies).map(|key| (key.name.clone(), key.handle)).collect(),
+        })
     }
 }
 
@@ -232,17 +279,23 @@ fn code(name: &KeyUsage) -> u8 {
         KeyUsage::Mac => b'm',
         KeyUsage::Zone(_) => b'z',
         KeyUsage::Exchange(_) => b'x',
+        KeyUsage::StorageOneWay => b'o',
+        KeyUsage::Pvk(_) => b'v',
+        KeyUsage::Ibm3624(_) => b'i',
         // Only a vault has these keys.
         KeyUsage::Record | KeyUsage::Retry => b'-',
     }
 }
 
-/// The CKA_ID: code(1) version(2, big-endian), and the zone's name for a zone or exchange key.
+/// The CKA_ID: code(1) version(2, big-endian), and the name of a zone, exchange, PVK or IBM 3624 key.
 fn id(name: &KeyUsage, version: u16) -> Vec<u8> {
     let [high, low] = version.to_be_bytes();
     let mut id = vec![code(name), high, low];
-    if let KeyUsage::Zone(zone) | KeyUsage::Exchange(zone) = name {
-        id.extend_from_slice(zone.as_str().as_bytes());
+    match name {
+        KeyUsage::Zone(zone) | KeyUsage::Exchange(zone) => id.extend_from_slice(zone.as_str().as_bytes()),
+        KeyUsage::Pvk(name) => id.extend_from_slice(name.to_string().as_bytes()),
+        KeyUsage::Ibm3624(name) => id.extend_from_slice(name.to_string().as_bytes()),
+        _ => {}
     }
     id
 }
@@ -263,9 +316,20 @@ fn rights(name: &KeyUsage, level: BoundaryLevel) -> &'static [AttributeType] {
         (KeyUsage::StorageWrapped, _) => &[AttributeType::Derive],
         (KeyUsage::StorageIso4, _) => &[AttributeType::Wrap, AttributeType::Encrypt],
         // CMAC by encryption derives the keys of a key block.
-        (KeyUsage::Account | KeyUsage::Exchange(_), _) => &[AttributeType::Encrypt],
+        (KeyUsage::Account | KeyUsage::Exchange(_), _)
+        // Compared values and CMACs are computed by encryption.
+        | (KeyUsage::StorageOneWay | KeyUsage::Pvk(_) | KeyUsage::Ibm3624(_), BoundaryLevel::Host) => {
+            &[AttributeType::Encrypt]
+        }
         (KeyUsage::Mac, _) => &[AttributeType::Sign],
-        (KeyUsage::Record | KeyUsage::Retry, _) => &[],
+        (
+            KeyUsage::Record
+            | KeyUsage::Retry
+            | KeyUsage::StorageOneWay
+            | KeyUsage::Pvk(_)
+            | KeyUsage::Ibm3624(_),
+            _,
+        ) => &[],
     }
 }
 
@@ -299,6 +363,7 @@ fn named(name: &KeyUsage, version: u16) -> Vec<Attribute> {
 struct FoundKey {
     name: KeyUsage,
     version: u16,
+    algorithm: KeyAlgorithm,
     handle: ObjectHandle,
 }
 
@@ -315,7 +380,10 @@ impl FoundKeys {
     /// [`Pkcs11Error::Key`] where a key is missing, or where several have the same label and id.
     pub(super) fn find(session: &Session, in_use: &InUse, level: BoundaryLevel) -> Result<Self, Pkcs11Error> {
         let keys = in_use.0.iter().map(|(name, version)| match objects(session, name, *version)?[..] {
-            [handle] => Ok(FoundKey { name: name.clone(), version: *version, handle }),
+            [handle] => {
+                let algorithm = algorithm_of(session, name, level, handle)?;
+                Ok(FoundKey { name: name.clone(), version: *version, algorithm, handle })
+            }
             ref found => Err(Pkcs11Error::Key { label: label(name), version: *version, found: found.len() }),
         });
         Ok(Self { keys: keys.collect::<Result<_, _>>()?, level })
@@ -332,9 +400,14 @@ impl FoundKeys {
         level: BoundaryLevel,
         seal: SealWay,
     ) -> Result<Self, Pkcs11Error> {
-        let in_use = InUse::configured(config, level, seal);
+        let mut in_use = InUse::configured(config, level, seal);
+        let mut names = engine_keys(level, seal);
+        if level == BoundaryLevel::Host {
+            in_use.add(&KeyUsage::StorageOneWay, configured_versions(config, &KeyUsage::StorageOneWay));
+            names.push(KeyUsage::StorageOneWay);
+        }
         let (mut missing, mut present) = (Vec::new(), None);
-        for name in engine_keys(level, seal) {
+        for name in names {
             let KeyVersion(version) = in_use.newest(&name);
             match objects(&session, &name, version)?.is_empty() {
                 true => missing.push((name, version)),
@@ -360,20 +433,45 @@ impl FoundKeys {
 
     /// The ids of the keys. A key that may neither encrypt nor sign has no KCV.
     pub(super) fn references(&self, session: Calls<'_>) -> Result<KeyReferences, CallError> {
-        let key_id = |FoundKey { name, version, handle }: &FoundKey| {
-            let algorithm = default_algorithm(name, self.level, seal_way_of(name));
-            let kcv = kcv(session, name, self.level, algorithm, *handle)?;
+        let key_id = |FoundKey { name, version, algorithm, handle }: &FoundKey| {
+            let kcv = kcv(session, name, self.level, *algorithm, *handle)?;
             Ok(KeyId { usage: name.clone(), version: KeyVersion(*version), kcv })
         };
         self.keys.iter().map(key_id).collect()
     }
 
+    /// The facts of the zone keys: mode and parity as the inventory has them, which a ceremony read from the clear key.
+    pub(super) fn zone_keys(&self, references: &KeyReferences, inventory: Option<&Keyring>) -> Vec<ZoneKeyInfo> {
+        let info = |key: &FoundKey| {
+            let KeyUsage::Zone(zone) = &key.name else { return None };
+            let listed =
+                inventory.and_then(|keyring| keyring.of(&key.name).find(|ring| ring.info.version == key.version));
+            let kcv = references.iter().find(|id| id.usage == key.name && id.version.0 == key.version)?.kcv;
+            Some(ZoneKeyInfo {
+                zone: zone.clone(),
+                version: KeyVersion(key.version),
+                is_tdes: key.algorithm.is_tdes(),
+                mode: listed.map_or(KeyMode::Both, |ring| ring.info.mode),
+                odd_parity: listed.map(|ring| ring.info.odd_parity),
+                kcv,
+            })
+        };
+        self.keys.iter().filter_map(info).collect()
+    }
+
+    /// The PVKs and IBM 3624 keys, each with the mode of use in the inventory.
+    pub(super) fn verification_keys(&self, inventory: Option<&Keyring>) -> Vec<(KeyUsage, KeyMode)> {
+        let verifies = self.keys.iter().filter(|key| key.name.verifies());
+        let listed = |key: &FoundKey| Some((key.name.clone(), inventory?.active(&key.name)?.info.mode));
+        verifies.filter_map(listed).collect()
+    }
+
     /// Copies the keys into this session (C_CopyObject): a token with a key database, such as NSS, reads a stored key from
     /// the database at every use.
     pub(super) fn copied_to_session(&self, session: &Session) -> Result<Self, CallError> {
-        let copy = |FoundKey { name, version, handle }: &FoundKey| {
+        let copy = |FoundKey { name, version, algorithm, handle }: &FoundKey| {
             let handle = session.copy_object(*handle, &[Attribute::Token(false)])?;
-            Ok(FoundKey { name: name.clone(), version: *version, handle })
+            Ok(FoundKey { name: name.clone(), version: *version, algorithm: *algorithm, handle })
         };
         Ok(Self { keys: self.keys.iter().map(copy).collect::<Result<_, CallError>>()?, level: self.level })
     }
@@ -381,10 +479,15 @@ impl FoundKeys {
     /// The handles as a level uses them.
     pub(super) fn handles<L: LevelKeys>(&self) -> Result<KeyHandles<L>, Pkcs11Error> {
         let newest = |name| Ok::<_, Pkcs11Error>(*self.versions(name, |handle| handle)?.newest());
+        let zone = |key: &FoundKey| match &key.name {
+            KeyUsage::Zone(zone) => Some((zone.clone(), KeyVersion(key.version), key.handle)),
+            _ => None,
+        };
         Ok(KeyHandles {
             level: L::from_found(self)?,
             account: newest(&KeyUsage::Account)?,
             mac: newest(&KeyUsage::Mac)?,
+            zones: self.keys.iter().filter_map(zone).collect(),
         })
     }
 
@@ -427,6 +530,24 @@ pub(super) fn audit(
         }
     }
     Ok(())
+}
+
+/// The algorithm of a key: by its type for a zone key, which may have several, by its usage otherwise.
+fn algorithm_of(
+    session: &Session,
+    name: &KeyUsage,
+    level: BoundaryLevel,
+    handle: ObjectHandle,
+) -> Result<KeyAlgorithm, Pkcs11Error> {
+    if !matches!(name, KeyUsage::Zone(_)) {
+        return Ok(default_algorithm(name, level, seal_way_of(name)));
+    }
+    let asked = [AttributeType::KeyType];
+    let attributes = session.get_attributes(handle, &asked).map_err(call_failed("C_GetAttributeValue"))?;
+    // openCryptoki names no CKA_VALUE_LEN. No call needs the length of an AES key.
+    let suits = |algorithm: &&KeyAlgorithm| attributes.contains(&Attribute::KeyType(key_type(**algorithm)));
+    let unsuited = || Pkcs11Error::Unsafe { label: label(name), attribute: "CKA_KEY_TYPE", found: "of another kind" };
+    ZONE_ALGORITHMS.iter().find(suits).copied().ok_or_else(unsuited)
 }
 
 /// The seal way that a seal key serves. For other usages the seal way makes no difference.
@@ -558,12 +679,37 @@ pub(super) fn cmac(
     session.encrypt(&Mechanism::AesEcb, key, last.bytes(), tag.bytes_mut())
 }
 
+/// CMAC of at most [`RECORD_MESSAGE_BYTES_MAX`] bytes by CKM_AES_CBC (NIST SP 800-38B, 6.2), in one call.
+pub(super) fn long_cmac(
+    session: Calls<'_>,
+    key: ObjectHandle,
+    message: &[u8],
+    tag: &mut [u8; TAG_BYTES],
+) -> Result<(), CallError> {
+    const BUFFER_BYTES: usize = RECORD_MESSAGE_BYTES_MAX.next_multiple_of(16);
+    let mut zero = Clear::<16>::zeroed();
+    session.encrypt(&Mechanism::AesEcb, key, &[0; 16], zero.bytes_mut())?;
+    let (whole_subkey, padded_subkey) = cmac_subkeys(zero.nibbles());
+    let is_whole = message.len().is_multiple_of(16) && !message.is_empty();
+    let subkey = if is_whole { whole_subkey } else { padded_subkey };
+    let (mut clear, mut cipher) = (Clear::<BUFFER_BYTES>::zeroed(), Clear::<BUFFER_BYTES>::zeroed());
+    let length = message.len().next_multiple_of(16).clamp(16, BUFFER_BYTES);
+    let padded = message.iter().chain((!is_whole).then_some(&0x80));
+    clear.bytes_mut().iter_mut().zip(padded).for_each(|(place, byte)| *place = *byte);
+    let last = clear.bytes_mut().iter_mut().skip(length - 16).zip(subkey.to_be_bytes());
+    last.for_each(|(place, byte)| *place ^= byte);
+    let (clear, cipher) = (clear.bytes().get(..length), cipher.bytes_mut().get_mut(..length));
+    let (clear, cipher) = (clear.unwrap_or_default(), cipher.unwrap_or_default());
+    session.encrypt(&Mechanism::AesCbc([0; 16]), key, clear, cipher)?;
+    tag.iter_mut().zip(cipher.iter().skip(length - 16)).for_each(|(place, byte)| *place = *byte);
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
         fresh_token::{Make, fresh_token},
-        keyring::Keyring,
         token::pkcs11::{
             inventory::{self, Inventory, Revision},
             make_keys,
@@ -580,7 +726,7 @@ mod tests {
         let config = make.config();
         let (session, functions, _) = session_pool::log_in_to_probe(&config)?;
         let session = Calls::new(&session, functions.as_deref());
-        let UsableKeys { references, .. } = session_pool::find_keys(session, &config, best_level(make), None)?;
+        let UsableKeys { references, .. } = session_pool::find_keys(session, &config, best_level(make), None, &[])?;
         assert!(Inventory::read(&session)?.is_none());
         Ok(references)
     }

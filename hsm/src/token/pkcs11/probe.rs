@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use cryptoki::{
     error::{Error as CallError, RvError},
     mechanism::{Mechanism, MechanismType},
-    object::{Attribute, AttributeType},
+    object::{Attribute, AttributeType, KeyType, ObjectClass},
 };
 use thiserror::Error;
 
@@ -13,7 +13,7 @@ use super::{
     failure::call_failed,
     ffi::Calls,
     keys::{FoundKeys, HostKeys, SealKey, SealWay, TokenKeys},
-    objects::{SessionObject, WRAPPED_BLOCK_BYTES, WRAPPED_TZPK_BYTES},
+    objects::{SessionObject, WRAPPED_BLOCK_BYTES, WRAPPED_TZPK_BYTES, create_with_value},
     session_pool::{self, UsableKeys},
     token_level::ends_with_a,
 };
@@ -21,10 +21,11 @@ use hsm_protocol::{BoundaryLevel, KeyId, Mgf1Hash};
 
 use crate::{
     block::{AccountDigits, account_field, iso_1_to_iso_3, iso_1_to_iso_4},
-    clear::Tzpk,
+    clear::{Block, Tzpk},
     config::{Pkcs11, TokenForm},
     open_error::Pkcs11Error,
     tdes_key::fill_tdes_key,
+    token::tzpk_encrypt,
 };
 
 /// The duration of one measurement.
@@ -92,7 +93,7 @@ impl TokenLevelSupport {
     /// The first operation that fails, in words.
     pub(crate) fn check(&self, form: TokenForm) -> Result<(), String> {
         let mut needed = self.probes.iter().filter(|(need, _)| match need {
-            Need::HostLevel | Need::Mgf1Sha1 => false,
+            Need::HostLevel | Need::Mgf1Sha1 | Need::Zones => false,
             Need::TokenLevel => true,
             Need::Form(needed) => *needed == form,
         });
@@ -129,7 +130,7 @@ pub(crate) fn probe_token(config: &Pkcs11, level: BoundaryLevel) -> Result<Token
     let (session, functions, token) = session_pool::log_in_to_probe(config)?;
     let session = Calls::new(&session, functions.as_deref());
     let probes = TRIALS.iter().map(|trial| trial.run(session, &token.mechanisms)).collect();
-    let (keys, speeds) = match session_pool::find_keys(session, config, level, None) {
+    let (keys, speeds) = match session_pool::find_keys(session, config, level, None, &[]) {
         Err(error) => (Err(error.to_string()), Vec::new()),
         Ok(UsableKeys { found, references, .. }) => {
             let speeds = match level {
@@ -173,6 +174,8 @@ enum Need {
     Form(TokenForm),
     /// The devices whose OAEP has MGF1-SHA-1, at level `token`.
     Mgf1Sha1,
+    /// Zones, at level `token`.
+    Zones,
 }
 
 /// An operation to probe.
@@ -205,10 +208,16 @@ const fn trial(
     Trial { need, what, mechanism, kind, attempt }
 }
 
-const TRIALS: [Trial; 12] = [
+const TRIALS: [Trial; 14] = [
     trial(Need::HostLevel, "unwrap a tzpk as an object", ("CKM_AES_KEY_WRAP", MechanismType::AES_KEY_WRAP), key_wrap),
     trial(Need::HostLevel, "decrypt a block under that object", ("CKM_DES3_ECB", MechanismType::DES3_ECB), decrypt),
     trial(Need::HostLevel, "encrypt and decrypt a format 4 block", ("CKM_AES_ECB", MechanismType::AES_ECB), iso_4),
+    trial(
+        Need::HostLevel,
+        "encrypt and decrypt a block under a double-length zone key",
+        ("CKM_DES3_ECB", MechanismType::DES3_ECB),
+        under_zone_key,
+    ),
     trial(Need::HostLevel, "tag a record", ("CKM_SHA256_HMAC", MechanismType::SHA256_HMAC), hmac),
     trial(Need::TokenLevel, "generate a tzpk", ("CKM_DES2_KEY_GEN", MechanismType::DES2_KEY_GEN), make_tzpk),
     trial(
@@ -253,9 +262,15 @@ const TRIALS: [Trial; 12] = [
         ("CKM_AES_CBC wrap", MechanismType::AES_CBC),
         wrapped_iso_4,
     ),
+    trial(
+        Need::Zones,
+        "unwrap and wrap a block under a double-length zone key",
+        ("CKM_DES3_ECB, CKM_DES3_CBC", MechanismType::DES3_CBC),
+        moved_under_zone_key,
+    ),
 ];
 
-const HOST_ROUTES: [Route; 5] = [
+const HOST_ROUTES: [Route; 6] = [
     Route {
         operation: "issue a tzpk",
         route: "host: random bytes of the token, RSA-OAEP on the host, then sealed by the token",
@@ -276,10 +291,15 @@ const HOST_ROUTES: [Route; 5] = [
         route: "host: C_Decrypt twice, a fresh tzpk from the token's random bytes, 3DES on the host",
         why: "the fresh tzpk is used once, and afterwards only the device knows its value",
     },
+    Route {
+        operation: "a zone's block",
+        route: "token: C_Decrypt and C_Encrypt under the zone key, with CKM_DES3_ECB, or CKM_AES_ECB for format 4",
+        why: "the PIN policy and the change of the format need the digits",
+    },
     TAGS_ROUTE,
 ];
 
-const TOKEN_ROUTES: [Route; 5] = [
+const TOKEN_ROUTES: [Route; 6] = [
     Route {
         operation: "issue a tzpk",
         route: "token: generated, wrapped for the device by RSA-OAEP and under the seal key by CKM_AES_KEY_WRAP",
@@ -299,6 +319,11 @@ const TOKEN_ROUTES: [Route; 5] = [
         operation: "view a PIN",
         route: "token: unwrapped under the storage key, wrapped under a fresh tzpk; not possible from format 4",
         why: "format 4 needs a decryption, and a key that decrypts could read the PIN",
+    },
+    Route {
+        operation: "a zone's block",
+        route: "token: unwrapped under one of zone key and storage key and wrapped under the other, as format 1 or 3",
+        why: "a zone key that may not decrypt can't read the PIN",
     },
     TAGS_ROUTE,
 ];
@@ -416,6 +441,58 @@ fn iso_4(session: Calls<'_>) -> Result<(), TrialError> {
     same(&clear, &[7; 16])
 }
 
+/// Imports a throw-away double-length key, as a ceremony imports a zone key: not every token generates one.
+fn throw_away_zone_key<'a>(
+    session: Calls<'a>,
+    key: &mut Tzpk,
+    rights: [Attribute; 4],
+) -> Result<SessionObject<'a>, TrialError> {
+    fill_tdes_key(key, |bytes| session.generate_random_slice(bytes))?;
+    let mut template = vec![
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(KeyType::DES2),
+        Attribute::Token(false),
+        Attribute::Private(true),
+        Attribute::Sensitive(true),
+        Attribute::Extractable(false),
+    ];
+    template.extend(rights);
+    let handle = create_with_value(&session, template, key.bytes())?;
+    Ok(SessionObject { session, handle })
+}
+
+/// The sample XOR a mask, encrypted in software.
+fn sample_under(key: &Tzpk, mask: u64) -> Block {
+    let mut block = Block::zeroed();
+    block.set_nibbles(u64::from_be_bytes(SAMPLE) ^ mask);
+    tzpk_encrypt(key, &mut block);
+    block
+}
+
+fn under_zone_key(session: Calls<'_>) -> Result<(), TrialError> {
+    use Attribute::{Decrypt, Encrypt, Unwrap, Wrap};
+    let mut key = Tzpk::zeroed();
+    let zone = throw_away_zone_key(session, &mut key, [Encrypt(true), Decrypt(true), Wrap(false), Unwrap(false)])?;
+    let cipher: [u8; 8] = encrypt(session, &Mechanism::Des3Ecb, &zone, &SAMPLE)?;
+    same(&cipher, sample_under(&key, 0).bytes())?;
+    let mut clear = [0; 8];
+    session.decrypt(&Mechanism::Des3Ecb, zone.handle, &cipher, &mut clear)?;
+    same(&clear, &SAMPLE)
+}
+
+fn moved_under_zone_key(session: Calls<'_>) -> Result<(), TrialError> {
+    use Attribute::{Decrypt, Encrypt, Unwrap, Wrap};
+    let mut key = Tzpk::zeroed();
+    let zone = throw_away_zone_key(session, &mut key, [Encrypt(false), Decrypt(false), Wrap(true), Unwrap(true)])?;
+    let sent = sample_under(&key, 0);
+    let block = SessionObject::unwrap_block(session, &Mechanism::Des3Ecb, zone.handle, sent.bytes())?;
+    let given: [u8; 8] = block.wrapped_under(&Mechanism::Des3Ecb, zone.handle)?;
+    same(&given, sent.bytes())?;
+    let mask = iso_1_to_iso_3(&sample_account()?);
+    let exported: [u8; 8] = block.wrapped_under(&Mechanism::Des3Cbc(mask.to_be_bytes()), zone.handle)?;
+    same(&exported, sample_under(&key, mask).bytes())
+}
+
 fn hmac(session: Calls<'_>) -> Result<(), TrialError> {
     let mac = throw_away_key(session, &Mechanism::GenericSecretKeyGen, &[Attribute::Sign(true)])?;
     Ok(session.sign(&Mechanism::Sha256Hmac, mac.handle, &[0; 16], &mut [0; 32])?)
@@ -525,7 +602,7 @@ fn wrapped_iso_4(session: Calls<'_>) -> Result<(), TrialError> {
     encrypt(session, &Mechanism::AesEcb, &storage, &second.to_be_bytes())?;
 
     let other_fill = encrypt(session, &Mechanism::Des3Ecb, &tzpk, &SAMPLE_OTHER_FILL)?;
-    let is_a = |sent: &[u8]| ends_with_a(session, &tzpk, sent);
+    let is_a = |sent: &[u8]| ends_with_a(session, tzpk.handle, sent);
     match (is_a(&sent)?, is_a(&other_fill)?) {
         (true, false) => Ok(()),
         _ => Err(TrialError::Wrong("it does not distinguish a fill of A from another")),

@@ -23,12 +23,13 @@ use super::{
     inventory::Inventory,
     keys::{FoundKeys, InUse, KeyHandles, KeyReferences, LevelKeys, SealWay, engine_keys, versions_of},
 };
-use hsm_protocol::{BoundaryLevel, Error, UnavailableReason};
+use hsm_protocol::{BoundaryLevel, Error, UnavailableReason, ZoneRules};
 
 use crate::{
     config::{KeyHandling, Pkcs11, SlotName, TokenPlace},
-    keyring::{KeyInfo, KeyUsage},
+    keyring::{KeyInfo, KeyMode, KeyUsage, Keyring, RingKey},
     open_error::Pkcs11Error,
+    zones::ZoneKeyInfo,
 };
 
 /// The delay between the first two reconnections. It doubles after each failure.
@@ -72,12 +73,23 @@ struct Connection<L> {
 /// Counted by [`Arc`]: alive while a connection has sessions.
 struct OpenSessions;
 
+/// The first connection to a token, and the ids of the keys found there.
+pub(super) struct OpenedPool<L> {
+    pub(super) pool: SessionPool<L>,
+    /// The engine's keys.
+    pub(super) references: KeyReferences,
+    pub(super) zone_keys: Vec<ZoneKeyInfo>,
+    /// The PVKs and IBM 3624 keys.
+    pub(super) verification: Vec<(KeyUsage, KeyMode)>,
+}
+
 impl<L: LevelKeys> SessionPool<L> {
     /// Logs in and finds the keys.
-    pub(super) fn open(config: &Pkcs11) -> Result<(Self, KeyReferences), Pkcs11Error> {
-        let (connection, in_use, references) = Connection::open(config, None)?;
+    pub(super) fn open(config: &Pkcs11, zones: &[ZoneRules]) -> Result<OpenedPool<L>, Pkcs11Error> {
+        let (connection, UsableKeys { in_use, references, zone_keys, verification, .. }) =
+            Connection::open(config, None, zones)?;
         let state = Mutex::new(ConnectionState::Up(Arc::new(connection)));
-        Ok((Self { config: config.clone(), in_use, state }, references))
+        Ok(OpenedPool { pool: Self { config: config.clone(), in_use, state }, references, zone_keys, verification })
     }
 
     /// The usages and versions of the keys in use.
@@ -124,7 +136,7 @@ impl<L: LevelKeys> SessionPool<L> {
         };
         // A module that reaches its token over a socket or network reconnects only in C_Initialize.
         finalize(&self.config.place);
-        match Connection::open(&self.config, Some(&self.in_use)) {
+        match Connection::open(&self.config, Some(&self.in_use), &[]) {
             Ok((connection, ..)) => {
                 let connection = Arc::new(connection);
                 *state = ConnectionState::Up(Arc::clone(&connection));
@@ -234,11 +246,27 @@ impl TokenSlot {
 pub(super) struct UsableKeys {
     pub(super) found: FoundKeys,
     pub(super) in_use: InUse,
+    /// The engine's keys.
     pub(super) references: KeyReferences,
+    pub(super) zone_keys: Vec<ZoneKeyInfo>,
+    /// The PVKs and IBM 3624 keys.
+    pub(super) verification: Vec<(KeyUsage, KeyMode)>,
 }
 
-/// Finds and audits the keys of a level: of the versions in `in_use`, else of the active versions of the inventory, else of
-/// the configured versions.
+/// The active keys that level `host` alone uses, and does not need: the one-way key, PVKs and IBM 3624 keys.
+fn host_only_keys(keyring: &Keyring, level: BoundaryLevel) -> Vec<KeyUsage> {
+    let mut names = Vec::new();
+    for RingKey { info, .. } in keyring.keys.iter().filter(|_| level == BoundaryLevel::Host) {
+        let is_used = info.name.verifies() || info.name == KeyUsage::StorageOneWay;
+        if is_used && !names.contains(&info.name) {
+            names.push(info.name.clone());
+        }
+    }
+    names
+}
+
+/// Finds and audits the keys of a level and of zones: of the versions in `in_use`, else of the active versions of the
+/// inventory, else of the configured versions and of every version of a zone key in the token.
 ///
 /// # Errors
 /// [`Pkcs11Error::Key`], [`Pkcs11Error::Unsafe`], [`Pkcs11Error::Lacks`] or [`Pkcs11Error::Exchanged`] for the first key that
@@ -248,22 +276,40 @@ pub(super) fn find_keys(
     config: &Pkcs11,
     level: BoundaryLevel,
     in_use: Option<&InUse>,
+    zones: &[ZoneRules],
 ) -> Result<UsableKeys, Pkcs11Error> {
     let inventory = Inventory::read(&session)?;
     let in_use = match (in_use, &inventory) {
         (Some(in_use), _) => in_use.clone(),
-        (None, Some(inventory)) => active_keys(inventory, level)?,
+        (None, Some(inventory)) => {
+            let mut in_use = active_keys(inventory, level)?;
+            let zones = zones.iter().map(|zone| KeyUsage::Zone(zone.name.clone()));
+            for usage in zones.chain(host_only_keys(&inventory.keyring, level)) {
+                in_use.add(&usage, inventory.keyring.active_versions(&usage));
+            }
+            in_use
+        }
         (None, None) => {
             let way = seal_way_by(level, |name| Ok(!versions_of(&session, name)?.is_empty()))?;
-            InUse::configured(config, level, way)
+            let mut in_use = InUse::configured(config, level, way);
+            let zones = zones.iter().map(|zone| KeyUsage::Zone(zone.name.clone()));
+            let one_way = (level == BoundaryLevel::Host).then_some(KeyUsage::StorageOneWay);
+            for usage in zones.chain(one_way) {
+                in_use.add(&usage, versions_of(&session, &usage)?.into_iter().map(|(version, _)| version));
+            }
+            in_use
         }
     };
     let found = FoundKeys::find(&session, &in_use, level)?;
     found.audit(&session)?;
-    let references = found.references(session).map_err(call_failed("KCV"))?;
-    if let Some(exchanged) = inventory.and_then(|inventory| exchanged(&inventory, &references)) {
+    let mut references = found.references(session).map_err(call_failed("KCV"))?;
+    if let Some(exchanged) = inventory.as_ref().and_then(|inventory| exchanged(inventory, &references)) {
         return Err(Pkcs11Error::Exchanged { key: exchanged });
     }
+    let keyring = inventory.as_ref().map(|inventory| &inventory.keyring);
+    let zone_keys = found.zone_keys(&references, keyring);
+    let verification = found.verification_keys(keyring);
+    references.retain(|key| key.usage.is_an_engines());
     let found = match config.key_handling {
         KeyHandling::InToken => found,
         KeyHandling::CopiedToSession => {
@@ -272,7 +318,7 @@ pub(super) fn find_keys(
             copies
         }
     };
-    Ok(UsableKeys { found, in_use, references })
+    Ok(UsableKeys { found, in_use, references, zone_keys, verification })
 }
 
 /// The seal way of the keys that exist: wrapping, unless level `host` has only the encrypting key.
@@ -314,16 +360,16 @@ fn exchanged(inventory: &Inventory, references: &KeyReferences) -> Option<String
 }
 
 impl<L: LevelKeys> Connection<L> {
-    fn open(config: &Pkcs11, in_use: Option<&InUse>) -> Result<(Self, InUse, KeyReferences), Pkcs11Error> {
+    fn open(config: &Pkcs11, in_use: Option<&InUse>, zones: &[ZoneRules]) -> Result<(Self, UsableKeys), Pkcs11Error> {
         let (LoadedModule { module, functions }, slot) = find_slot(&config.place)?;
         let management = module.open_ro_session(slot).map_err(call_failed("C_OpenSession"))?;
         log_in(&module, slot, &management, config)?;
         let calls = Calls::new(&management, functions.as_deref());
-        let UsableKeys { found, in_use, references } = find_keys(calls, config, L::LEVEL, in_use)?;
-        let keys = found.handles()?;
+        let usable = find_keys(calls, config, L::LEVEL, in_use, zones)?;
+        let keys = usable.found.handles()?;
         let (idle, _management, open) = (Mutex::default(), Mutex::new(management), Arc::new(OpenSessions));
         let connection = Self { module, functions, slot, keys, idle, _management, open };
-        Ok((connection, in_use, references))
+        Ok((connection, usable))
     }
 
     /// Runs `work` with an idle or a new session. The session returns to the pool only where `work` succeeds.
@@ -469,7 +515,7 @@ mod tests {
         let config = Make::SoftHsm.config();
         make_keys(&config, BoundaryLevel::Host).unwrap();
         for _ in 0..20 {
-            let (connection, ..) = Connection::<HostKeys>::open(&config, None).unwrap();
+            let (connection, ..) = Connection::<HostKeys>::open(&config, None, &[]).unwrap();
             let (module, slot) = (connection.module.clone(), connection.slot);
             let many = (0..200).map(|_| module.open_ro_session(slot).unwrap());
             locked(&connection.idle).extend(many);

@@ -16,12 +16,15 @@ use super::{
     keys::{KeyHandles, TokenKeys},
     objects::{SessionObject, WRAPPED_BLOCK_BYTES, WRAPPED_TZPK_BYTES},
 };
-use hsm_protocol::{Bound, DeviceKey, EncryptedBlock, Error, Kcv, KeyVersion, Mgf1Hash, Refusal, SealedTzpk};
+use hsm_protocol::{
+    Bound, DeviceKey, EncryptedBlock, Error, Kcv, KeyVersion, Mgf1Hash, Refusal, SealedTzpk, ZoneFormat,
+};
 
 use crate::{
     block::{AccountDigits, FILL_A_AS_PADDING, account_field, iso_1_to_iso_3, iso_1_to_iso_4},
     config::TokenForm,
     token::{IssuedTzpk, StoredBlock, Token, TokenLevel, WrappedTzpk},
+    zones::ZoneKeyRef,
 };
 
 /// Random bytes that diversify the key of each stored block.
@@ -53,16 +56,39 @@ impl TokenLevel for Pkcs11Token<TokenKeys> {
         form: TokenForm,
         account: &AccountDigits,
     ) -> Result<Vec<u8>, Error> {
-        let sent =
-            SentBlock { seal, key_wrap: self.opened(sealed, bound, WRAPPED_TZPK_BYTES)?, block: block.as_bytes() };
-        match form {
-            TokenForm::Wrapped => Ok(self.store_wrapped(&sent, account)?),
-            TokenForm::Iso3 => Ok(self.store_iso_3(&sent, account)?.to_vec()),
-            TokenForm::Iso4 => match self.store_iso_4(&sent, account)? {
-                Some(stored) => Ok(stored.to_vec()),
-                None => Err(Refusal::MalformedBlock.into()),
-            },
-        }
+        let under = SentUnder::Tzpk { seal, key_wrap: self.opened(sealed, bound, WRAPPED_TZPK_BYTES)? };
+        self.store(&SentBlock { under, block: block.as_bytes() }, form, account)
+    }
+
+    fn reencrypt_zone_for_storage(
+        &self,
+        key: ZoneKeyRef<'_>,
+        block: &EncryptedBlock,
+        form: TokenForm,
+        account: &AccountDigits,
+    ) -> Result<Vec<u8>, Error> {
+        self.store(&SentBlock { under: SentUnder::Zone(key), block: block.as_bytes() }, form, account)
+    }
+
+    fn reencrypt_for_zone(
+        &self,
+        stored: StoredBlock<'_>,
+        account: &AccountDigits,
+        key: ZoneKeyRef<'_>,
+        format: ZoneFormat,
+    ) -> Result<[u8; 8], Error> {
+        // An unwrapped block is of format 1; the CBC vector turns it into format 3.
+        let mechanism = match format {
+            ZoneFormat::Iso1 => Mechanism::Des3Ecb,
+            ZoneFormat::Iso3 => Mechanism::Des3Cbc(iso_1_to_iso_3(account).to_be_bytes()),
+            ZoneFormat::Iso0 | ZoneFormat::Iso4 => return Err(Error::TranslationNotAllowed),
+        };
+        let stored = Unwrapping::new(stored, account)?;
+        self.call_with(|session, keys| {
+            let zone = keys.zone(key)?;
+            let block = stored.unwrap(session, keys)?;
+            Some(block.and_then(|block| block.wrapped_under(&mechanism, zone)))
+        })
     }
 
     fn reencrypt_for_device(
@@ -106,32 +132,55 @@ impl TokenLevel for Pkcs11Token<TokenKeys> {
     }
 }
 
-/// A block as its device sent it, with its wrapped tzpk.
+/// A block as its device or zone sent it.
 struct SentBlock<'a> {
-    seal: KeyVersion,
-    key_wrap: &'a [u8],
+    under: SentUnder<'a>,
     block: &'a [u8; 8],
 }
 
+/// The key of a sent block.
+enum SentUnder<'a> {
+    /// A tzpk, wrapped under a version of the seal key.
+    Tzpk { seal: KeyVersion, key_wrap: &'a [u8] },
+    /// A zone key, which is an object of the token.
+    Zone(ZoneKeyRef<'a>),
+}
+
+/// The key object of a sent block, which can unwrap.
+enum SentKey<'a> {
+    Tzpk(SessionObject<'a>),
+    Zone(ObjectHandle),
+}
+
+impl SentKey<'_> {
+    fn handle(&self) -> ObjectHandle {
+        match self {
+            Self::Tzpk(tzpk) => tzpk.handle,
+            Self::Zone(zone) => *zone,
+        }
+    }
+}
+
 impl SentBlock<'_> {
-    /// The tzpk as an object that can only unwrap; `None` where the token lacks its seal key.
-    fn tzpk<'a>(
-        &self,
-        session: Calls<'a>,
-        keys: &KeyHandles<TokenKeys>,
-    ) -> Option<Result<SessionObject<'a>, CallError>> {
-        let seal = keys.level.seal.get(self.seal)?;
-        Some(SessionObject::unwrap_tzpk_to_unwrap(session, *seal, self.key_wrap))
+    /// The key as an object that unwraps and does not decrypt; `None` where the token lacks the seal key or zone key.
+    fn key<'a>(&self, session: Calls<'a>, keys: &KeyHandles<TokenKeys>) -> Option<Result<SentKey<'a>, CallError>> {
+        match self.under {
+            SentUnder::Tzpk { seal, key_wrap } => {
+                let seal = keys.level.seal.get(seal)?;
+                Some(SessionObject::unwrap_tzpk_to_unwrap(session, *seal, key_wrap).map(SentKey::Tzpk))
+            }
+            SentUnder::Zone(key) => keys.zone(key).map(|zone| Ok(SentKey::Zone(zone))),
+        }
     }
 
-    /// The block as an object that can only be wrapped; `None` where the token lacks the seal key.
+    /// The block as an object that can only be wrapped; `None` where the token lacks the seal key or zone key.
     fn unwrap<'a>(
         &self,
         session: Calls<'a>,
         keys: &KeyHandles<TokenKeys>,
     ) -> Option<Result<SessionObject<'a>, CallError>> {
-        let tzpk = self.tzpk(session, keys)?;
-        Some(tzpk.and_then(|tzpk| SessionObject::unwrap_block(session, &Mechanism::Des3Ecb, tzpk.handle, self.block)))
+        let key = self.key(session, keys)?;
+        Some(key.and_then(|key| SessionObject::unwrap_block(session, &Mechanism::Des3Ecb, key.handle(), self.block)))
     }
 }
 
@@ -200,6 +249,17 @@ impl Pkcs11Token<TokenKeys> {
         Ok((salt, block_key_data(&salt, account)))
     }
 
+    fn store(&self, sent: &SentBlock<'_>, form: TokenForm, account: &AccountDigits) -> Result<Vec<u8>, Error> {
+        match form {
+            TokenForm::Wrapped => Ok(self.store_wrapped(sent, account)?),
+            TokenForm::Iso3 => Ok(self.store_iso_3(sent, account)?.to_vec()),
+            TokenForm::Iso4 => match self.store_iso_4(sent, account)? {
+                Some(stored) => Ok(stored.to_vec()),
+                None => Err(Refusal::MalformedBlock.into()),
+            },
+        }
+    }
+
     /// Stores a block with any fill, unchanged.
     fn store_wrapped(&self, sent: &SentBlock<'_>, account: &AccountDigits) -> Result<Vec<u8>, Error> {
         let (salt, data) = self.fresh_block_key(account)?;
@@ -225,11 +285,11 @@ impl Pkcs11Token<TokenKeys> {
         let mut random = [0; 8];
         self.random(&mut random)?;
         let mask = iso_1_to_iso_4(u64::from_be_bytes(random)).to_be_bytes();
-        let store = |session: Calls<'_>, storage: ObjectHandle, tzpk: &SessionObject<'_>| {
-            if !ends_with_a(session, tzpk, sent.block)? {
+        let store = |session: Calls<'_>, storage: ObjectHandle, key: &SentKey<'_>| {
+            if !ends_with_a(session, key.handle(), sent.block)? {
                 return Ok(None);
             }
-            let block = SessionObject::unwrap_block(session, &Mechanism::Des3Ecb, tzpk.handle, sent.block)?;
+            let block = SessionObject::unwrap_block(session, &Mechanism::Des3Ecb, key.handle(), sent.block)?;
             // C_WrapKey pads the 8 bytes with zeros, so the last 8 bytes of the vector become the random half of the PIN field.
             let first: [u8; 16] = block.wrapped_under(&Mechanism::AesCbc(mask), storage)?;
             let second = (u128::from_be_bytes(first) ^ account_field(account)).to_be_bytes();
@@ -238,17 +298,17 @@ impl Pkcs11Token<TokenKeys> {
             Ok(Some(stored))
         };
         self.call_with(|session, keys| {
-            let tzpk = sent.tzpk(session, keys)?;
-            Some(tzpk.and_then(|tzpk| store(session, *keys.level.iso_4.newest(), &tzpk)))
+            let key = sent.key(session, keys)?;
+            Some(key.and_then(|key| store(session, *keys.level.iso_4.newest(), &key)))
         })
     }
 }
 
 /// Whether the last byte of a block, which is fill for every PIN length, is AA. The CBC vector turns AA into 01, a valid PKCS
 /// #7 padding. Of the 255 other values at most seven give a valid padding.
-pub(super) fn ends_with_a(session: Calls<'_>, tzpk: &SessionObject<'_>, block: &[u8]) -> Result<bool, CallError> {
+pub(super) fn ends_with_a(session: Calls<'_>, key: ObjectHandle, block: &[u8]) -> Result<bool, CallError> {
     let padded = Mechanism::Des3CbcPad(FILL_A_AS_PADDING.to_be_bytes());
-    match SessionObject::unwrap_block(session, &padded, tzpk.handle, block) {
+    match SessionObject::unwrap_block(session, &padded, key, block) {
         Ok(_) => Ok(true),
         Err(CallError::Pkcs11(RvError::EncryptedDataInvalid | RvError::WrappedKeyInvalid, _)) => Ok(false),
         Err(error) => Err(error),

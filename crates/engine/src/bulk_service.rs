@@ -1,0 +1,386 @@
+//! The gRPC service of streams: reads items, works on a bounded number of them at a time, answers their outcomes in order.
+//!
+//! A stream is a future of its connection's task, and HTTP/2 polls the future only while the client reads. So a client that
+//! stops reading stops the work on its items, and keeps no thread.
+
+use std::{collections::HashMap, sync::Arc, time::Duration, vec};
+
+use futures::{Stream, StreamExt, stream, stream::BoxStream};
+use tokio::sync::{
+    oneshot::{self, error::TryRecvError},
+    watch,
+};
+use tonic::{Request, Response, Status, Streaming, async_trait};
+
+use super::{
+    call_limits::CallAdmission,
+    gate::Call,
+    service::Services,
+    stream_places::StreamPermit,
+    wire::{self, ToStatus},
+};
+use crate::pin::{BlockToTranslate, PinError, Pins};
+use domain::caller::Caller;
+use proto::{
+    BlockOutcome, ExportPinsRequest, ExportPinsResponse, NumberedExport, NumberedSet, NumberedTranslation, SetOutcome,
+    SetPinsRequest, SetPinsResponse, TranslatePinBlocksRequest, TranslatePinBlocksResponse, block_outcome,
+    bulk_service_server, set_outcome,
+};
+use store::ZoneSet;
+
+/// The most items of a stream that the engine works on at a time.
+const ITEMS_AT_ONCE: usize = 128;
+/// The most translations of one audit event. Two segments at a time: one is translated while the other's event is written.
+const SEGMENT_ITEMS_MAX: usize = ITEMS_AT_ONCE / 2;
+/// The most outcomes of one message.
+const OUTCOMES_PER_MESSAGE_MAX: usize = 64;
+/// The pause of an item that the store or the token has no place for.
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
+
+#[async_trait]
+impl bulk_service_server::BulkService for Services {
+    type TranslatePinBlocksStream = BoxStream<'static, Result<TranslatePinBlocksResponse, Status>>;
+    type ExportPinsStream = BoxStream<'static, Result<ExportPinsResponse, Status>>;
+    type SetPinsStream = BoxStream<'static, Result<SetPinsResponse, Status>>;
+
+    async fn translate_pin_blocks(
+        &self,
+        request: Request<Streaming<TranslatePinBlocksRequest>>,
+    ) -> Result<Response<Self::TranslatePinBlocksStream>, Status> {
+        let (run, items) = self.open_run(request).await?;
+        let segments = items.ready_chunks(SEGMENT_ITEMS_MAX).map({
+            let run = Arc::clone(&run);
+            move |segment| translate_segment(Arc::clone(&run), segment)
+        });
+        let outcomes = segments.buffered(ITEMS_AT_ONCE / SEGMENT_ITEMS_MAX).flat_map(stream::iter);
+        let respond = |outcomes| TranslatePinBlocksResponse { outcomes };
+        Ok(Response::new(in_messages(outcomes, respond, run)))
+    }
+
+    async fn export_pins(
+        &self,
+        request: Request<Streaming<ExportPinsRequest>>,
+    ) -> Result<Response<Self::ExportPinsStream>, Status> {
+        let (run, items) = self.open_run(request).await?;
+        let outcomes = items.map({
+            let run = Arc::clone(&run);
+            move |item| export(Arc::clone(&run), item)
+        });
+        let respond = |outcomes| ExportPinsResponse { outcomes };
+        Ok(Response::new(in_messages(outcomes.buffered(ITEMS_AT_ONCE), respond, run)))
+    }
+
+    async fn set_pins(
+        &self,
+        request: Request<Streaming<SetPinsRequest>>,
+    ) -> Result<Response<Self::SetPinsStream>, Status> {
+        let (run, items) = self.open_run(request).await?;
+        let mut order = CardOrder::default();
+        let outcomes = items.map({
+            let run = Arc::clone(&run);
+            move |item| {
+                let turn = item.as_ref().ok().map(|item| order.turn(&item.plastic_id));
+                set(Arc::clone(&run), item, turn)
+            }
+        });
+        let respond = |outcomes| SetPinsResponse { outcomes };
+        Ok(Response::new(in_messages(outcomes.buffered(ITEMS_AT_ONCE), respond, run)))
+    }
+}
+
+/// A running stream.
+struct Run {
+    pins: Arc<Pins>,
+    call: Call,
+    caller: Caller,
+    _permit: StreamPermit,
+}
+
+impl Run {
+    /// Does the work of an item, again while the store or the token is full: so a stream waits, and the calls that others make
+    /// are not refused because of it.
+    async fn work<T, F: Future<Output = Result<T, PinError>>>(&self, work: impl Fn() -> F) -> Result<T, PinError> {
+        loop {
+            match self.call.serve(work()).await {
+                Err(error) if error.is_busy() => tokio::time::sleep(BUSY_PAUSE).await,
+                done => return done,
+            }
+        }
+    }
+
+    fn block_result(&self, result: Result<hsm_protocol::ZoneBlock, PinError>) -> block_outcome::Result {
+        match result {
+            Ok(block) => block_outcome::Result::PinBlock(block.as_bytes().to_vec()),
+            Err(error) => block_outcome::Result::Error(self.item_error(&error)),
+        }
+    }
+
+    fn item_error(&self, error: &PinError) -> proto::ItemError {
+        self.call.log_item(error);
+        wire::item_error(&error.to_status())
+    }
+}
+
+async fn translate_segment(
+    run: Arc<Run>,
+    segment: Vec<Result<NumberedTranslation, Status>>,
+) -> Vec<Result<BlockOutcome, Status>> {
+    let mut outcomes: Vec<Result<BlockOutcome, Status>> = Vec::with_capacity(segment.len());
+    let mut places = Vec::with_capacity(segment.len());
+    let mut blocks: Vec<BlockToTranslate> = Vec::with_capacity(segment.len());
+    let first = segment.iter().flatten().map(|item| item.sequence).next().unwrap_or_default();
+    for item in segment {
+        let item = match item {
+            Ok(item) => item,
+            Err(status) => {
+                outcomes.push(Err(status));
+                break;
+            }
+        };
+        let result = match wire::translation(item.item) {
+            Ok(block) => {
+                places.push(outcomes.len());
+                blocks.push(block);
+                None
+            }
+            Err(status) => Some(block_outcome::Result::Error(wire::item_error(&status))),
+        };
+        outcomes.push(Ok(BlockOutcome { sequence: item.sequence, result }));
+    }
+    let translated = run.work(|| run.pins.translate_blocks(&run.caller, first, &blocks)).await;
+    let results: Vec<_> = match translated {
+        Ok(results) => results.into_iter().map(|result| run.block_result(result)).collect(),
+        // The event of the segment is not on disk: no item has a block.
+        Err(error) => vec![block_outcome::Result::Error(run.item_error(&error)); places.len()],
+    };
+    for (place, result) in places.into_iter().zip(results) {
+        if let Some(Ok(outcome)) = outcomes.get_mut(place) {
+            outcome.result = Some(result);
+        }
+    }
+    outcomes
+}
+
+async fn export(run: Arc<Run>, item: Result<NumberedExport, Status>) -> Result<BlockOutcome, Status> {
+    let NumberedExport { sequence, plastic_id, zone_key, format } = item?;
+    let parsed = wire::plastic_id(&plastic_id)
+        .and_then(|plastic| Ok((plastic, wire::zone_key(zone_key)?, wire::zone_format(format)?)));
+    let result = match parsed {
+        Ok((plastic, key, format)) => {
+            run.block_result(run.work(|| run.pins.export_pin(&run.caller, plastic, &key, format)).await)
+        }
+        Err(status) => block_outcome::Result::Error(wire::item_error(&status)),
+    };
+    Ok(BlockOutcome { sequence, result: Some(result) })
+}
+
+async fn set(run: Arc<Run>, item: Result<NumberedSet, Status>, turn: Option<Turn>) -> Result<SetOutcome, Status> {
+    let NumberedSet { sequence, plastic_id, zone_block } = item?;
+    let _done = match turn {
+        Some(turn) => Some(turn.come().await),
+        None => None,
+    };
+    let parsed = wire::plastic_id(&plastic_id).and_then(|plastic| Ok((plastic, wire::zone_block(zone_block)?)));
+    let result = match parsed {
+        Ok((plastic, block)) => {
+            let set = run.work(|| run.pins.set_pin_by_zone(&run.caller, plastic, &block)).await;
+            set.map_or_else(
+                |error| set_outcome::Result::Error(run.item_error(&error)),
+                |set| set_outcome::Result::Unchanged(set == ZoneSet::Repeated),
+            )
+        }
+        Err(status) => set_outcome::Result::Error(wire::item_error(&status)),
+    };
+    Ok(SetOutcome { sequence, result: Some(result) })
+}
+
+/// Keeps the items of one card in their order.
+#[derive(Default)]
+struct CardOrder {
+    /// By plasticId: ends with the newest item of the card.
+    newest: HashMap<String, oneshot::Receiver<()>>,
+}
+
+/// The place of an item behind the item before of the same card.
+struct Turn {
+    before: Option<oneshot::Receiver<()>>,
+    done: oneshot::Sender<()>,
+}
+
+impl CardOrder {
+    fn turn(&mut self, plastic_id: &str) -> Turn {
+        if self.newest.len() >= 2 * ITEMS_AT_ONCE {
+            self.newest.retain(|_, running| matches!(running.try_recv(), Err(TryRecvError::Empty)));
+        }
+        let (done, running) = oneshot::channel();
+        Turn { before: self.newest.insert(plastic_id.to_owned(), running), done }
+    }
+}
+
+impl Turn {
+    /// Waits for the item before. The drop of the result ends the turn.
+    async fn come(self) -> oneshot::Sender<()> {
+        if let Some(before) = self.before {
+            // An error: the sender is dropped, which is the end of the item before.
+            let _ = before.await;
+        }
+        self.done
+    }
+}
+
+/// A message of items.
+trait ItemMessage: Send + 'static {
+    type Item: Send + 'static;
+
+    /// The tenant, the user and the items of the message.
+    fn into_parts(self) -> (String, String, Vec<Self::Item>);
+
+    fn number(item: &Self::Item) -> u64;
+}
+
+macro_rules! item_messages {
+    ($($message:ident of $item:ident,)+) => {$(
+        impl ItemMessage for $message {
+            type Item = $item;
+
+            fn into_parts(self) -> (String, String, Vec<$item>) {
+                (self.tenant, self.audit_user, self.items)
+            }
+
+            fn number(item: &$item) -> u64 {
+                item.sequence
+            }
+        }
+    )+};
+}
+
+item_messages! {
+    TranslatePinBlocksRequest of NumberedTranslation,
+    ExportPinsRequest of NumberedExport,
+    SetPinsRequest of NumberedSet,
+}
+
+/// Reads the items of a stream.
+struct Items<M: ItemMessage> {
+    run: Arc<Run>,
+    messages: Streaming<M>,
+    /// The items of the last message that are left.
+    left: vec::IntoIter<M::Item>,
+    /// The number of the next item; `None` before the first.
+    next: Option<u64>,
+    limits: Arc<CallAdmission>,
+    /// Its sender is dropped when the engine stops.
+    follows: watch::Receiver<()>,
+}
+
+impl Services {
+    /// Reads the first message of a stream.
+    async fn open_run<M: ItemMessage>(
+        &self,
+        request: Request<Streaming<M>>,
+    ) -> Result<(Arc<Run>, BoxStream<'static, Result<M::Item, Status>>), Status> {
+        let (_, extensions, mut messages) = request.into_parts();
+        let call = Call::of(&extensions)?.clone();
+        let first = messages.message().await?.ok_or_else(wire::message_count)?;
+        let (tenant, audit_user, items) = first.into_parts();
+        let caller = self.caller(&call, &tenant, &audit_user).await?;
+        let permit = self.streaming.bulk.admit(&call.peer.name).ok_or_else(|| call.refused(wire::streams_busy()))?;
+        let run = Arc::new(Run { pins: Arc::clone(&self.pins), call, caller, _permit: permit });
+        let items = Items {
+            run: Arc::clone(&run),
+            messages,
+            left: items.into_iter(),
+            next: None,
+            limits: self.gate.limits(),
+            follows: self.follows.clone(),
+        };
+        let items =
+            stream::try_unfold(items, async |mut items: Items<M>| Ok(items.read().await?.map(|item| (item, items))));
+        Ok((run, items.boxed()))
+    }
+}
+
+impl<M: ItemMessage> Items<M> {
+    /// The next item; `None` after the client has ended its half of the stream.
+    ///
+    /// # Errors
+    /// The status that ends the stream.
+    async fn read(&mut self) -> Result<Option<M::Item>, Status> {
+        let item = loop {
+            if let Some(item) = self.left.next() {
+                break item;
+            }
+            let message = tokio::select! {
+                biased;
+                _ = self.follows.changed() => return Err(wire::engine_stops()),
+                message = self.messages.message() => message?,
+            };
+            let Some(message) = message else { return Ok(None) };
+            self.run.call.tenant_now(&self.run.caller.tenant)?;
+            let (tenant, audit_user, items) = message.into_parts();
+            if !tenant.is_empty() || !audit_user.is_empty() {
+                return Err(wire::tenant_again());
+            }
+            self.left = items.into_iter();
+        };
+        let number = M::number(&item);
+        if self.next.is_some_and(|next| next != number) {
+            return Err(wire::item_number());
+        }
+        self.next = Some(number.checked_add(1).ok_or_else(wire::item_number)?);
+        // A stream waits where a call of its own would be refused.
+        while let Err(wait) = self.limits.admit_item(&self.run.caller.tenant) {
+            tokio::time::sleep(wait).await;
+        }
+        Ok(Some(item))
+    }
+}
+
+/// The outcomes in messages. Each message has the outcomes that are there; an error is the last one.
+fn in_messages<O: Send + 'static, R: Send + 'static>(
+    outcomes: impl Stream<Item = Result<O, Status>> + Send + 'static,
+    respond: fn(Vec<O>) -> R,
+    run: Arc<Run>,
+) -> BoxStream<'static, Result<R, Status>> {
+    let messages = outcomes.ready_chunks(OUTCOMES_PER_MESSAGE_MAX).flat_map(move |chunk| {
+        // The place of the stream is held until its last outcome.
+        let _held = &run;
+        let mut end = None;
+        let mut done = Vec::with_capacity(chunk.len());
+        for outcome in chunk {
+            match outcome {
+                Ok(outcome) => done.push(outcome),
+                Err(status) => end = Some(Err(status)),
+            }
+        }
+        let done = (!done.is_empty()).then(|| Ok(respond(done)));
+        stream::iter(done.into_iter().chain(end))
+    });
+    messages.boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn items_of_one_card_wait_for_each_other_and_no_others_do() {
+        let mut order = CardOrder::default();
+        let [first, other, second] = ["1", "2", "1"].map(|card| order.turn(card));
+        let first = first.come().await;
+        drop(other.come().await);
+        let mut second = std::pin::pin!(second.come());
+        assert!(futures::poll!(second.as_mut()).is_pending());
+        drop(first);
+        drop(second.await);
+    }
+
+    #[test]
+    fn the_order_forgets_cards_whose_items_are_done() {
+        let mut order = CardOrder::default();
+        for card in 0..100 * ITEMS_AT_ONCE {
+            drop(order.turn(&card.to_string()));
+        }
+        assert!(order.newest.len() <= 2 * ITEMS_AT_ONCE);
+    }
+}

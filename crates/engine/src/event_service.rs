@@ -1,0 +1,105 @@
+//! The gRPC service of events: a projection of the audit chain by tenant.
+
+use std::sync::Arc;
+
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, async_trait};
+
+use super::{
+    audit_stream::{AuditStream, Projection},
+    gate::Call,
+    peer::AdmittedPeer,
+    service::Services,
+    wire,
+};
+use audit::entry::{Action, Body, CardEvent, Entry, Outcome};
+use domain::card::Tenant;
+use proto::{FollowEventsRequest, FollowEventsResponse, PinEvent, PinEventKind, event_service_server};
+
+#[async_trait]
+impl event_service_server::EventService for Services {
+    type FollowEventsStream = ReceiverStream<Result<FollowEventsResponse, Status>>;
+
+    async fn follow_events(
+        &self,
+        request: Request<FollowEventsRequest>,
+    ) -> Result<Response<Self::FollowEventsStream>, Status> {
+        let (_, extensions, message) = request.into_parts();
+        let call = Call::of(&extensions)?.clone();
+        let tenant = self.caller(&call, &message.tenant, &message.audit_user).await?.tenant;
+        let permit = self.streaming.events.admit(&call.peer.name).ok_or_else(|| call.refused(wire::streams_busy()))?;
+        let archived = self.store.archived().await.map_err(|error| call.failed(&error))?;
+        let oldest = archived.map_or(1, |archived| archived.end().sequence.saturating_add(1));
+        let from = match message.start_sequence {
+            0 => oldest,
+            start if start < oldest => return Err(wire::with_request_id(wire::events_archived(oldest), call.id)),
+            start => start,
+        };
+        let end = self.store.checkpoint().await.map_err(|error| call.failed(&error))?.sequence;
+        let (follow, stream) = AuditStream::new(Arc::clone(&self.store), call, TenantEvents(tenant), permit);
+        self.streaming.runtime.spawn(follow.run(from, end, Some(self.follows.clone())));
+        Ok(Response::new(stream))
+    }
+}
+
+/// The events of a tenant.
+struct TenantEvents(Tenant);
+
+impl Projection for TenantEvents {
+    type Message = FollowEventsResponse;
+
+    fn message(&self, entry: &Entry, caller: &AdmittedPeer) -> Result<Option<Self::Message>, Status> {
+        caller.for_tenant(&self.0).map_err(|forbidden| wire::forbidden(&forbidden))?;
+        let is_of_tenant = entry.event.tenant == Some(self.0);
+        let event = if is_of_tenant { pin_event(entry) } else { None };
+        Ok(event.map(|event| FollowEventsResponse { sequence: entry.sequence, event: Some(event) }))
+    }
+
+    fn progress(&self, sequence: u64) -> Option<Self::Message> {
+        Some(FollowEventsResponse { sequence, event: None })
+    }
+}
+
+/// The event of an entry; `None` for an entry that changes nothing about a PIN.
+fn pin_event(entry: &Entry) -> Option<PinEvent> {
+    let event = &entry.event;
+    let Body::Card(card) = &event.body else { return None };
+    Some(PinEvent {
+        kind: kind(card, event.outcome)?.into(),
+        event_time: Some(audit_wire::timestamp(event.at)),
+        card_reference: card.reference.as_bytes().to_vec(),
+        masked_card: card.card.to_string(),
+        request_id: event.request.map(|request| request.to_string()).unwrap_or_default(),
+        audit_user: event.audit_user.to_string(),
+        key: card.key.as_deref().unwrap_or_default().to_owned(),
+        remaining_try_count: card.tried.map(|tried| tried.tries_left).unwrap_or_default(),
+    })
+}
+
+fn kind(card: &CardEvent, outcome: Outcome) -> Option<PinEventKind> {
+    match (outcome, card.action) {
+        (Outcome::WrongPin, _) if card.tried.is_some_and(|tried| tried.tries_left == 0) => Some(PinEventKind::Locked),
+        (Outcome::WrongPin, _) => Some(PinEventKind::VerifiedWrong),
+        (Outcome::Done, action) => match action {
+            Action::SetPin => Some(PinEventKind::Set),
+            Action::SetPinByZone => Some(PinEventKind::SetFromZone),
+            Action::ViewPin => Some(PinEventKind::Viewed),
+            Action::GetPinByZone => Some(PinEventKind::GivenToZone),
+            Action::ChangePin => Some(PinEventKind::Changed),
+            Action::ResetTries => Some(PinEventKind::TriesReset),
+            Action::GeneratePin => Some(PinEventKind::Generated),
+            Action::ExportPin => Some(PinEventKind::Exported),
+            Action::ChangeAccount => Some(PinEventKind::AccountChanged),
+            Action::TransferPin => Some(PinEventKind::Transferred),
+            Action::RegisterCard
+            | Action::OpenControl
+            | Action::IssueTzpk
+            | Action::ConfirmSetPin
+            | Action::FindCard
+            | Action::ReserveTry
+            | Action::VerifyPin
+            | Action::DeriveValue => None,
+        },
+        _ => None,
+    }
+}

@@ -1,0 +1,132 @@
+//! PINs that a zone sets, gets and exports, without a control.
+
+use super::zone_use::zone_block_format;
+use super::{ATTEMPTS_MAX, PinError, Pins, account, block_format, card_binding, record_key};
+use crate::zones::{NamedZoneBlock, NamedZoneKey};
+use audit::entry::{Action, CardEvent, Formats};
+use domain::caller::Caller;
+use domain::card::{CardKey, PlasticId, StoredPin};
+use domain::control::{Denied, RetryTag};
+use hsm_protocol::{PinRecord, Reply, Request, Target, ZoneBlock, ZoneFormat, ZoneUse};
+use store::{ChangeError, ZoneSet};
+
+impl Pins {
+    /// Translates the block of a zone to a record and stores it. The block that set the present PIN changes nothing.
+    ///
+    /// # Errors
+    /// [`PinError`]: the zone or the block is refused, the block was replaced, or the store or the boundary failed.
+    pub async fn set_pin_by_zone(
+        &self,
+        caller: &Caller,
+        plastic: PlasticId,
+        block: &NamedZoneBlock,
+    ) -> Result<ZoneSet, PinError> {
+        let card = CardKey { tenant: caller.tenant, plastic };
+        let set = self.set_by_zone(caller, card, block).await;
+        self.audit_refusal(caller, || self.about_refused(Action::SetPinByZone, &card), set).await
+    }
+
+    async fn set_by_zone(&self, caller: &Caller, card: CardKey, named: &NamedZoneBlock) -> Result<ZoneSet, PinError> {
+        self.limits.admit_card(&card)?;
+        let zone = self.zone(&caller.tenant, &named.key)?;
+        for _ in 0..ATTEMPTS_MAX {
+            let (source, format) = zone.source(named, ZoneUse::SetPin)?;
+            let registered = self.store.card(&card).await?.and_then(|card| card.account);
+            let translate = Request::Translate {
+                source,
+                target: Target::Record,
+                card: card_binding(&card)?,
+                account: account(registered.as_ref())?,
+            };
+            let Reply::Record { record, retry_tag: Some(tag) } = self.boundary.execute(translate).await? else {
+                return Err(hsm_protocol::Error::UnexpectedReply.into());
+            };
+            let event = self.card_event(
+                caller,
+                CardEvent {
+                    key: Some(zone.key_text()),
+                    formats: Some(Formats { from: zone_block_format(format), to: block_format(record.form()) }),
+                    ..self.about_card(Action::SetPinByZone, &card, registered.as_ref())
+                },
+            );
+            let (key, record) = (record_key(&record), record.as_bytes().into());
+            let pin = StoredPin { key, record, account: registered };
+            let unknown = self.rules.admission.unknown_cards;
+            match self.store.set_pin_by_zone(card, pin, RetryTag(tag), unknown, event).await {
+                // The account number or the storage key changed: start over with the present ones.
+                Err(ChangeError::Denied(Denied::Superseded)) => {}
+                set => return Ok(set?),
+            }
+        }
+        Err(PinError::CardChanged)
+    }
+
+    /// Translates the stored PIN to a format 1 block of a zone.
+    ///
+    /// # Errors
+    /// [`PinError`]: the zone is refused, the card has no PIN, the PIN may not leave the store, or the store or the boundary
+    /// failed.
+    pub async fn get_pin_by_zone(
+        &self,
+        caller: &Caller,
+        plastic: PlasticId,
+        key: &NamedZoneKey,
+    ) -> Result<ZoneBlock, PinError> {
+        let card = CardKey { tenant: caller.tenant, plastic };
+        let given = self.give(caller, card, Action::GetPinByZone, key, None).await;
+        self.audit_refusal(caller, || self.about_refused(Action::GetPinByZone, &card), given).await
+    }
+
+    /// Translates the stored PIN to a block of a zone that is bound to the account number.
+    ///
+    /// # Errors
+    /// As [`Pins::get_pin_by_zone`].
+    pub async fn export_pin(
+        &self,
+        caller: &Caller,
+        plastic: PlasticId,
+        key: &NamedZoneKey,
+        format: Option<ZoneFormat>,
+    ) -> Result<ZoneBlock, PinError> {
+        let card = CardKey { tenant: caller.tenant, plastic };
+        let given = self.give(caller, card, Action::ExportPin, key, format).await;
+        self.audit_refusal(caller, || self.about_refused(Action::ExportPin, &card), given).await
+    }
+
+    async fn give(
+        &self,
+        caller: &Caller,
+        card: CardKey,
+        action: Action,
+        key: &NamedZoneKey,
+        format: Option<ZoneFormat>,
+    ) -> Result<ZoneBlock, PinError> {
+        self.limits.admit_card(&card)?;
+        let zone = self.zone(&caller.tenant, key)?;
+        let needed = if action == Action::GetPinByZone { ZoneUse::GetPin } else { ZoneUse::Export };
+        let format = zone.format(format, needed)?;
+        for _ in 0..ATTEMPTS_MAX {
+            let pin = self.store.pin(&card).await?.ok_or(PinError::PinNotSet)?;
+            let record = PinRecord::from_bytes(&pin.record)?;
+            let formats = Formats { from: block_format(record.form()), to: zone_block_format(format) };
+            let translate = Request::Translate {
+                source: hsm_protocol::Source::Record(record),
+                target: Target::Zone { key: zone.key(), format },
+                card: card_binding(&card)?,
+                account: account(pin.account.as_ref())?,
+            };
+            let Reply::ZoneBlock(block) = self.boundary.execute(translate).await? else {
+                return Err(hsm_protocol::Error::UnexpectedReply.into());
+            };
+            let about = self.about_card(action, &card, pin.account.as_ref());
+            let given = CardEvent { key: Some(zone.key_text()), formats: Some(formats), ..about };
+            match self.store.give_pin(card, pin.record, self.card_event(caller, given)).await {
+                Ok(()) => return Ok(block),
+                // Another request replaced the record: start over with the newest one.
+                Err(ChangeError::Denied(Denied::Superseded)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(PinError::CardChanged)
+    }
+}

@@ -1,0 +1,101 @@
+//! The limits on long streams at a time, and the runtime of those that read the audit chain.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::runtime::Handle;
+
+/// The running streams of an engine, by kind. The clones share them.
+#[derive(Clone)]
+pub(super) struct Streaming {
+    /// The main runtime of the engine: reading the store does not yield, so an export would delay the calls of its thread.
+    pub(super) runtime: Handle,
+    /// The exports of the audit chain.
+    pub(super) exports: StreamPlaces,
+    /// The calls that follow the events of a tenant.
+    pub(super) events: StreamPlaces,
+    /// The streams of items. Together they use at most half of the changes that may wait for the store, by default.
+    pub(super) bulk: StreamPlaces,
+}
+
+impl Streaming {
+    /// Call this on the main runtime of the engine.
+    pub(super) fn new() -> Self {
+        Self {
+            runtime: Handle::current(),
+            exports: StreamPlaces::new(16, 4),
+            events: StreamPlaces::new(64, 4),
+            bulk: StreamPlaces::new(16, 8),
+        }
+    }
+}
+
+/// The running streams of one kind. The clones share them.
+#[derive(Clone)]
+pub(super) struct StreamPlaces {
+    max: usize,
+    per_peer_max: usize,
+    running: Arc<Mutex<HashMap<Arc<str>, usize>>>,
+}
+
+impl StreamPlaces {
+    /// At most `max` streams at a time, of which one peer has at most `per_peer_max`.
+    fn new(max: usize, per_peer_max: usize) -> Self {
+        Self { max, per_peer_max, running: Arc::default() }
+    }
+
+    /// Counts a stream of this peer until the permit is dropped; `None` at a limit.
+    pub(super) fn admit(&self, peer: &Arc<str>) -> Option<StreamPermit> {
+        let mut running = self.running();
+        let of_peer = running.get(peer).copied().unwrap_or_default();
+        if of_peer >= self.per_peer_max || running.values().sum::<usize>() >= self.max {
+            return None;
+        }
+        running.insert(Arc::clone(peer), of_peer + 1);
+        Some(StreamPermit { places: self.clone(), peer: Arc::clone(peer) })
+    }
+
+    fn running(&self) -> MutexGuard<'_, HashMap<Arc<str>, usize>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The place of a running stream.
+pub(super) struct StreamPermit {
+    places: StreamPlaces,
+    peer: Arc<str>,
+}
+
+impl Drop for StreamPermit {
+    fn drop(&mut self) {
+        let mut running = self.places.running();
+        match running.get_mut(&self.peer) {
+            Some(streams) if *streams > 1 => *streams -= 1,
+            _ => drop(running.remove(&self.peer)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_has_a_share_of_the_streams() {
+        let places = StreamPlaces::new(16, 4);
+        let admit = |peer: usize| places.admit(&peer.to_string().into());
+        let mut running = Vec::new();
+        for peer in 0..4 {
+            running.extend((0..4).map(|_| admit(peer).unwrap()));
+            assert!(admit(peer).is_none());
+        }
+        assert!(admit(5).is_none());
+        running.pop();
+        assert!(admit(0).is_none());
+        running.push(admit(5).unwrap());
+        running.clear();
+        assert!(places.running().is_empty());
+    }
+}

@@ -1,0 +1,67 @@
+//! The translations from and to zones at both levels: the rules of the zone, then the operation of the level.
+
+use hsm_protocol::{
+    Account, CardBinding, Error, PinRecord, Reply, ZoneBlock, ZoneFormat, ZoneKey, ZoneUse, zone_block_bound_to,
+};
+
+use super::Boundary;
+use crate::{keyring::KeyMode, zones::Zones};
+
+impl Boundary {
+    pub(crate) fn zones(&self) -> &Zones {
+        match self {
+            Self::Host(at_host) => &at_host.zones,
+            Self::Token(at_token) => &at_token.zones,
+        }
+    }
+
+    pub(super) fn zone_to_record(
+        &self,
+        (key, block): (&ZoneKey, &ZoneBlock),
+        card: &CardBinding,
+        account: &Account,
+    ) -> Result<Reply, Error> {
+        let key = self.zones().key(key, block.format(), ZoneUse::SetPin, KeyMode::Decrypts)?;
+        // Computed before the check of the block, so that accepted and refused blocks cost the same work.
+        let bound = zone_block_bound_to(key.zone, key.version, card, block.format());
+        let retry_tag = self.token().zone_block_tag(&bound, block.as_bytes())?;
+        let record = match self {
+            Self::Host(at_host) => at_host.zone_to_record(key, block, card, account)?,
+            Self::Token(at_token) => at_token.zone_to_record(key, block, card, account)?,
+        };
+        Ok(Reply::Record { record, retry_tag: Some(retry_tag) })
+    }
+
+    /// A block of format 1 is what a zone's client reads; a block that is bound to the account number is an export.
+    pub(super) fn record_to_zone(
+        &self,
+        record: &PinRecord,
+        (key, format): (&ZoneKey, ZoneFormat),
+        card: &CardBinding,
+        account: &Account,
+    ) -> Result<Reply, Error> {
+        let needed = if format.binds_account() { ZoneUse::Export } else { ZoneUse::GetPin };
+        let key = self.zones().key(key, format, needed, KeyMode::Encrypts)?;
+        match self {
+            Self::Host(at_host) => at_host.record_to_zone(record, card, account, key, format),
+            Self::Token(at_token) => at_token.record_to_zone(record, card, account, key, format),
+        }
+        .map(Reply::ZoneBlock)
+    }
+
+    /// The account number of both blocks comes sealed: a plasticId is no account number of another party's card.
+    pub(super) fn zone_to_zone(
+        &self,
+        (source, block): (&ZoneKey, &ZoneBlock),
+        (target, format): (&ZoneKey, ZoneFormat),
+        card: &CardBinding,
+        account: &Account,
+    ) -> Result<Reply, Error> {
+        let (Self::Host(at_host), Account::Registered(_)) = (self, account) else {
+            return Err(Error::TranslationNotAllowed);
+        };
+        let source = self.zones().key(source, block.format(), ZoneUse::Translate, KeyMode::Decrypts)?;
+        let target = self.zones().key(target, format, ZoneUse::Translate, KeyMode::Encrypts)?;
+        at_host.zone_to_zone((source, block), (target, format), card, account).map(Reply::ZoneBlock)
+    }
+}

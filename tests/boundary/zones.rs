@@ -1,0 +1,175 @@
+//! Zones in the boundary's own process: PINs go in and out under a zone key, and leave no clear block and no zone key in its
+//! memory, its log or its errors.
+
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    time::Duration,
+};
+
+use device::Tzpk;
+use hsm_protocol::{
+    Account, AccountNumber, CardBinding, Error, PinRecord, Refusal, Reply, Request, Source, Target, ZoneBlock,
+    ZoneFormat, ZoneKey, ZoneName, frame,
+};
+use memory_search::{Planted, storage_key_of};
+use support::{
+    ceremony::{Ceremony, ENOUGH, pinseal, said},
+    hsm_process::HsmProcess,
+};
+
+const ZONE: &str = "[[zones]]\nname = \"app-bank\"\ntenant = \"bank\"\nindex = 0\n\
+                    formats = [\"iso-1\", \"iso-0\", \"iso-3\"]\nuses = [\"set-pin\", \"get-pin\", \"export\", \"translate\"]";
+const PAN: &str = "5413330089020011";
+/// `0000` and the 12 rightmost digits of the account number without the check digit.
+const ACCOUNT_FIELD: u64 = 0x0000_3330_0890_2001;
+/// A key that stays in the memory of the vault's process: a search that misses it does not work.
+const STORAGE_KEY: &str = "the storage key";
+const PINS: u64 = 200;
+
+/// A connection to a boundary, as an engine opens it.
+struct Connection {
+    stream: UnixStream,
+    arrived: Vec<u8>,
+    number: u64,
+}
+
+impl Connection {
+    fn open(hsm: &HsmProcess) -> Self {
+        let stream = UnixStream::connect(hsm.socket()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let mut connection = Self { stream, arrived: Vec::new(), number: 0 };
+        let mut hello = Vec::new();
+        frame::push_hello(&mut hello);
+        connection.stream.write_all(&hello).unwrap();
+        connection.answer(|frame| assert!(frame::read_welcome(frame).is_ok()));
+        connection
+    }
+
+    fn execute(&mut self, request: &Request) -> Result<Reply, Error> {
+        self.number += 1;
+        let mut bytes = Vec::new();
+        frame::push_frame(&mut bytes, self.number, |body| frame::write_request(request, u64::MAX, body));
+        self.stream.write_all(&bytes).unwrap();
+        self.answer(|frame| frame::read_reply(frame.body).unwrap())
+    }
+
+    fn answer<T>(&mut self, read: impl Fn(&frame::Frame<'_>) -> T) -> T {
+        loop {
+            let mut rest = self.arrived.as_slice();
+            if let Some(frame) = frame::take_frame(&mut rest).unwrap() {
+                assert_eq!(frame.number, self.number);
+                let answer = read(&frame);
+                self.arrived = rest.to_vec();
+                return answer;
+            }
+            let mut piece = [0; 4_096];
+            let length = self.stream.read(&mut piece).unwrap();
+            assert!(length > 0, "the boundary closed the connection");
+            self.arrived.extend_from_slice(&piece[..length]);
+        }
+    }
+
+    fn translate(&mut self, source: Source, target: Target) -> Result<Reply, Error> {
+        let (card, number) = (CardBinding::new("bank", "1000200030").unwrap(), AccountNumber::parse(PAN).unwrap());
+        let Reply::SealedPan(sealed) = self.execute(&Request::SealPan { number, card }).unwrap() else {
+            panic!("the reply of another request")
+        };
+        self.execute(&Request::Translate { source, target, card, account: Account::Registered(sealed) })
+    }
+
+    fn set(&mut self, block: &ZoneBlock) -> Result<PinRecord, Error> {
+        match self.translate(Source::Zone { key: zone(), block: block.clone() }, Target::Record)? {
+            Reply::Record { record, .. } => Ok(record),
+            _ => panic!("the reply of another request"),
+        }
+    }
+
+    fn to_zone(&mut self, source: Source, format: ZoneFormat) -> ZoneBlock {
+        match self.translate(source, Target::Zone { key: zone(), format }).unwrap() {
+            Reply::ZoneBlock(block) => block,
+            _ => panic!("the reply of another request"),
+        }
+    }
+}
+
+fn zone() -> ZoneKey {
+    ZoneKey { zone: ZoneName::parse("app-bank").unwrap(), version: None }
+}
+
+/// A ceremony's vault with an engine's keys and an active zone key that the test knows.
+fn with_zone_key() -> (Ceremony, Tzpk) {
+    let ceremony = Ceremony::prepared();
+    let created = pinseal().args(["vault", "create", "--config"]).arg(ceremony.at("engine.toml")).output().unwrap();
+    assert!(created.status.success(), "{}", said(&created));
+    ceremony.begin();
+    let components = [[0x5B; 16], *b"\x10\x32\x54\x76\x98\xBA\xDC\xFE\x01\x23\x45\x67\x89\xAB\xCD\xEF"];
+    let hexadecimal = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02X}")).collect::<String>();
+    let typed = components.map(|component| {
+        let kcv = Tzpk::from_bytes(&component).unwrap().encrypt_block(&[0; 8]);
+        format!("{}\n{}\n", hexadecimal(&component), hexadecimal(&kcv[..3]))
+    });
+    let loaded = ceremony.with_input("load", ENOUGH, &["zone:app-bank", "--algorithm", "3des-double"], &typed.concat());
+    assert!(loaded.status.success(), "{}", said(&loaded));
+    ceremony.well("activate", ENOUGH, &["zone:app-bank/1"]);
+    let [first, second] = components;
+    // Odd parity, which a ceremony sets.
+    let key: Vec<_> = first.iter().zip(second).map(|(a, b)| with_odd_parity(a ^ b)).collect();
+    (ceremony, Tzpk::from_bytes(&key).unwrap())
+}
+
+fn with_odd_parity(byte: u8) -> u8 {
+    (byte & 0xFE) | u8::from((byte & 0xFE).count_ones().is_multiple_of(2))
+}
+
+#[test]
+fn no_zone_operation_leaves_a_clear_value() {
+    let (ceremony, key) = with_zone_key();
+    let hsm = HsmProcess::start(ceremony.directory(), ZONE);
+    let (mut planted, mut seen) = (Planted::default(), Vec::new());
+    let data = ceremony.at("data");
+    planted.plant(STORAGE_KEY, &storage_key_of(&data.join("vault"), &data.join("vault.key")).unwrap());
+    planted.plant("the zone key", key.as_bytes());
+    let mut connection = Connection::open(&hsm);
+    let mut errors = String::new();
+    for turn in 0..PINS {
+        // A unique PIN of eight digits, one in each nibble.
+        let pin = u64::from_str_radix(&format!("97{:06}", (turn * 7_919 + 13) % 1_000_000), 16).unwrap();
+        let head = |control: u64| (control << 60) | (8 << 56) | (pin << 24);
+        let clear = [
+            (ZoneFormat::Iso1, head(1) | 0x7A_3C90),
+            (ZoneFormat::Iso0, (head(0) | 0xFF_FFFF) ^ ACCOUNT_FIELD),
+            (ZoneFormat::Iso3, (head(3) | 0xAB_CDEF) ^ ACCOUNT_FIELD),
+        ];
+        // The first half of a format 4 block holds only the PIN.
+        planted.plant("a PIN in block form", &(head(4) | 0xAA_AAAA).to_be_bytes());
+        for (format, clear) in clear {
+            planted.plant("a clear block", &clear.to_be_bytes());
+            let block = ZoneBlock::from_bytes(format, &key.encrypt_block(&clear.to_be_bytes())).unwrap();
+            let record = connection.set(&block).unwrap();
+            let mut sources = vec![(Source::Record(record.clone()), ZoneFormat::Iso1)];
+            sources.push((Source::Record(record), ZoneFormat::Iso0));
+            sources.push((Source::Zone { key: zone(), block }, ZoneFormat::Iso3));
+            for (source, target) in sources {
+                let given = connection.to_zone(source, target);
+                let given = key.decrypt_block(given.as_bytes().try_into().unwrap());
+                planted.plant("a clear block", &given);
+                let bound = if target.binds_account() { ACCOUNT_FIELD } else { 0 };
+                assert_eq!((u64::from_be_bytes(given) ^ bound) << 8 >> 32, pin, "{format} to {target}");
+            }
+            // The second digit, 7, becomes F.
+            let malformed = clear ^ (0x8 << 48);
+            planted.plant("a clear block", &malformed.to_be_bytes());
+            let block = ZoneBlock::from_bytes(format, &key.encrypt_block(&malformed.to_be_bytes())).unwrap();
+            let refused = connection.set(&block).err().unwrap();
+            assert!(matches!(refused, Error::Refused(Refusal::MalformedBlock)));
+            errors += &refused.to_string();
+            seen.push(format!("{clear:016x}"));
+        }
+        seen.push(format!("{pin:08x}"));
+    }
+    let found = planted.find_in(hsm.id()).expect("run the tests as root").names;
+    assert_eq!(found.into_iter().collect::<Vec<_>>(), [STORAGE_KEY], "left in the boundary's memory");
+    let text = (hsm.log() + &errors).to_lowercase();
+    assert!(seen.iter().all(|clear| !text.contains(clear.as_str())), "left in log or errors");
+}
