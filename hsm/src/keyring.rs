@@ -19,7 +19,7 @@ mod layout;
 use std::{fmt, path::Path};
 
 use aws_lc_rs::{hmac, rand};
-use hsm_protocol::{ENGINE_KEYS, Kcv, KeyVersion, StorageVersions, ZoneRules};
+use hsm_protocol::{ENGINE_KEYS, Kcv, KeyId, KeyVersion, StorageVersions, ZoneRules};
 pub(crate) use hsm_protocol::{KeyUsage, ZoneName};
 
 use crate::{
@@ -29,7 +29,6 @@ use crate::{
     tdes_key::{force_odd_parity, has_odd_parity},
     vault::{self, VaultError},
     versioned::Versioned,
-    zones::ZoneKeyInfo,
 };
 
 /// The engine keys of a vault.
@@ -318,6 +317,25 @@ pub(crate) struct Keys {
     pub(crate) record: Versioned<Box<Clear<32>>>,
     /// AES-256-CMAC, for retry tags.
     pub(crate) retry: Versioned<Box<Clear<32>>>,
+}
+
+/// The facts of one active version of a zone key.
+pub(crate) struct ZoneKeyInfo {
+    pub(crate) zone: ZoneName,
+    pub(crate) version: KeyVersion,
+    /// 3DES, else AES.
+    pub(crate) is_tdes: bool,
+    pub(crate) mode: KeyMode,
+    /// Whether a 3DES key has odd parity in every byte; `None` for a key in a token without an inventory, which nobody can
+    /// read.
+    pub(crate) odd_parity: Option<bool>,
+    pub(crate) kcv: Option<Kcv>,
+}
+
+impl ZoneKeyInfo {
+    pub(crate) fn key_id(&self) -> KeyId {
+        KeyId { usage: KeyUsage::Zone(self.zone.clone()), version: self.version, kcv: self.kcv }
+    }
 }
 
 /// An active version of a zone key, in clear.

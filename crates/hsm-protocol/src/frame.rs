@@ -226,7 +226,8 @@ mod tests {
     use crate::request::{DeviceBlock, FreshTzpk, Reply, Request, Source, Target};
     use crate::sealed::{EncryptedBlock, KeyVersion, PinRecord, SealedAccount, SealedKey};
     use crate::storage_format::StorageFormat;
-    use crate::zone::{ZoneBlock, ZoneFormat, ZoneKey, ZoneUse};
+    use crate::zone::{ZoneBlock, ZoneKey, ZoneUse};
+    use crate::zone_format::ZoneFormat;
 
     fn head(r#use: u8, length: usize) -> Vec<u8> {
         [vec![1, r#use, 0, 1], vec![7; length - 4]].concat()

@@ -9,6 +9,21 @@
 //! format!("{block:?}")
 //! # }
 //! ```
+//! ```compile_fail
+//! # fn f(block: hsm_protocol::ZoneBlock) -> String {
+//! format!("{block:?}")
+//! # }
+//! ```
+//! A block of a zone names its format, and no format 2 exists:
+//! ```compile_fail
+//! let _ = hsm_protocol::ZoneFormat::Iso2;
+//! ```
+//! A translation to a zone names a zone key, and no account number:
+//! ```compile_fail
+//! # fn f(key: hsm_protocol::ZoneKey, account: hsm_protocol::AccountNumber) -> hsm_protocol::Target {
+//! hsm_protocol::Target::Zone { key, format: hsm_protocol::ZoneFormat::Iso0, account }
+//! # }
+//! ```
 //! An account number can be printed only in its masked form:
 //! ```compile_fail
 //! # fn f(number: hsm_protocol::AccountNumber) -> String {
@@ -44,6 +59,7 @@ mod sealed;
 mod status;
 mod storage_format;
 mod zone;
+mod zone_format;
 
 pub use self::{
     account::{Account, AccountDigits, AccountNumber, AccountNumberError},
@@ -62,5 +78,6 @@ pub use self::{
     },
     status::{MemoryLock, Persistence, Status, StorageVersions},
     storage_format::{NewRecordFormat, StorageFormat},
-    zone::{ParityPolicy, ZoneBlock, ZoneFormat, ZoneKey, ZoneRules, ZoneUse},
+    zone::{ParityPolicy, ZoneBlock, ZoneKey, ZoneRules, ZoneUse},
+    zone_format::ZoneFormat,
 };

@@ -6,7 +6,8 @@ use crate::binding::{Binding, CardBinding, ControlBinding};
 use crate::device_key::DeviceKey;
 use crate::kcv::Kcv;
 use crate::sealed::{EncryptedBlock, PinRecord, SealedAccount, SealedKey};
-use crate::zone::{ZoneBlock, ZoneFormat, ZoneKey};
+use crate::zone::{ZoneBlock, ZoneKey};
+use crate::zone_format::ZoneFormat;
 
 /// One operation of the boundary. `docs/adding-an-operation.md` lists the places that a new one touches.
 pub enum Request {

@@ -40,7 +40,11 @@ use hsm_protocol::{
     TAG_BYTES, ZoneRules,
 };
 
-use crate::{config::Pkcs11, keyring::Versions, open_error::Pkcs11Error, zones::ZoneKeyInfo};
+use crate::{
+    config::Pkcs11,
+    keyring::{Versions, ZoneKeyInfo},
+    open_error::Pkcs11Error,
+};
 
 /// A connected token with the keys of one level.
 struct Pkcs11Token<L> {

@@ -27,9 +27,8 @@ use hsm_protocol::{BoundaryLevel, Error, UnavailableReason, ZoneRules};
 
 use crate::{
     config::{KeyHandling, Pkcs11, SlotName, TokenPlace},
-    keyring::{KeyInfo, KeyUsage},
+    keyring::{KeyInfo, KeyUsage, ZoneKeyInfo},
     open_error::Pkcs11Error,
-    zones::ZoneKeyInfo,
 };
 
 /// The delay between the first two reconnections. It doubles after each failure.
