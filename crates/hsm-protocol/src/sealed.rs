@@ -12,7 +12,7 @@ use crate::binding::{Binding, BoundaryLevel, CardBinding, Isolation, MadeAt, Pur
 use crate::key_usage::{ZONE_CHARACTERS_MAX, ZoneName};
 use crate::layout_error::LayoutError;
 use crate::storage_format::StorageFormat;
-use crate::zone::ZoneFormat;
+use crate::zone_format::ZoneFormat;
 
 /// The layout this release writes.
 const VERSION: u8 = 1;

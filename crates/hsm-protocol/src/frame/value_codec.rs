@@ -13,7 +13,8 @@ use crate::sealed::{
 };
 use crate::status::{MemoryLock, Persistence, Status, StorageVersions};
 use crate::storage_format::StorageFormat;
-use crate::zone::{ZoneBlock, ZoneFormat, ZoneKey, ZoneUse};
+use crate::zone::{ZoneBlock, ZoneKey, ZoneUse};
+use crate::zone_format::ZoneFormat;
 
 /// A value with bytes in a frame.
 pub(crate) trait FrameValue: Sized {
