@@ -163,8 +163,8 @@ fn no_zone_operation_leaves_a_clear_value() {
                 let bound = if target.binds_account() { ACCOUNT_FIELD } else { 0 };
                 assert_eq!((u64::from_be_bytes(given) ^ bound) << 8 >> 32, pin, "{format} to {target}");
             }
-            // A digit above 9 makes the block malformed.
-            let malformed = clear ^ (0xF << 48);
+            // The second digit, 7, becomes F.
+            let malformed = clear ^ (0x8 << 48);
             planted.plant("a clear block", &malformed.to_be_bytes());
             let block = ZoneBlock::from_bytes(format, &key.encrypt_block(&malformed.to_be_bytes())).unwrap();
             let refused = connection.set(&block).err().unwrap();

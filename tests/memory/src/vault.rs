@@ -22,6 +22,9 @@ pub fn storage_key_of(vault: &Path, key_file: &Path) -> io::Result<[u8; 32]> {
     let key = UnboundKey::new(&AES_256_GCM_SIV, &key).map(LessSafeKey::new).map_err(|_| sealed())?;
     let mut keys = ciphertext.to_vec();
     let opened = key.open_in_place(nonce, Aad::from(head), &mut keys).map_err(|_| sealed())?;
+    // In custody, the hash of the roster follows the state.
+    let custody = if opened.first().is_some_and(|state| state & 1 == 1) { 32 } else { 0 };
+    let opened = opened.get(custody..).unwrap_or_default();
     match (opened.get(CODE_AT), opened.get(KEY_LENGTH_AT..).and_then(|rest| rest.split_first())) {
         (Some(0), Some((32, key))) => key.first_chunk().copied().ok_or_else(sealed),
         _ => Err(io::Error::other("the vault does not begin with a storage key")),
