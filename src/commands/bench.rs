@@ -43,7 +43,7 @@ enum What {
     Flow(FlowArguments),
     /// What one live control costs in memory
     Controls(MemoryArguments),
-    /// Whether the time of a verification or a change tells outcomes apart: Welch's t of right against wrong, and of each
+    /// Whether the time of a verification or a change reveals the outcome: Welch's t of right against wrong, and of each
     /// malformed class against each other, in process
     Timing(timing::TimingArguments),
     /// The latency of good clients while an attacker floods the edge or the engine, or holds slow connections

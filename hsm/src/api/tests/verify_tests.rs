@@ -502,9 +502,17 @@ fn a_one_way_record_moves_to_the_newest_key_when_verified_right() {
     assert!(matches!(store.retire(&name, 1, &KeyUse::NotCounted, NOW), Err(KeyStoreError::NotCounted { .. })));
     let refused = store.retire(&name, 1, &KeyUse::Counted(kept), NOW);
     assert!(matches!(refused, Err(KeyStoreError::InUse { records: 1, .. })));
-    let mut kept = RecordsKept::default();
-    kept.count(&moved);
-    store.retire(&name, 1, &KeyUse::Counted(kept), NOW).unwrap();
+    // Only the PINs of one-way records can be given up.
+    let storage = KeyUsage::Storage;
+    store.make(storage.clone(), KeyAlgorithm::Aes256, NOW).unwrap();
+    store.activate(&storage, 2, NOW).unwrap();
+    let mut reversible = RecordsKept::default();
+    reversible.count_many(StorageFormat::Iso4, BoundaryLevel::Host, 1, 7);
+    let refused = store.retire(&storage, 1, &KeyUse::Abandoned(reversible), NOW);
+    assert!(matches!(refused, Err(KeyStoreError::InUse { records: 7, .. })));
+    let mut given_up = RecordsKept::default();
+    given_up.count(&old);
+    store.retire(&name, 1, &KeyUse::Abandoned(given_up), NOW).unwrap();
     store.commit([0; 32]).unwrap();
     let hsm = open();
     assert!(matches!(hsm.verify(hsm.device_source(&phone, PIN_4524), &old), Err(Error::UnknownKey)));
