@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use crate::key_usage::ZoneName;
 use crate::layout_error::LayoutError;
 use crate::sealed::KeyVersion;
 use crate::zone_format::{BLOCK_BYTES_MAX, ZoneFormat};
+use crate::zone_name::ZoneName;
 
 /// An encrypted PIN block under a zone key: 8 bytes, or 16 in format 4. No `Debug`: it must not be printed, even encrypted.
 #[derive(Clone)]
