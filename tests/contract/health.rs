@@ -11,13 +11,8 @@ use support::{
 };
 
 /// The services that need the boundary; the first is the engine as a whole.
-const BY_BOUNDARY: [&str; 5] = [
-    "",
-    "pinseal.v1.BulkService",
-    "pinseal.v1.ControlService",
-    "pinseal.v1.PinService",
-    "pinseal.v1.CardService",
-];
+const BY_BOUNDARY: [&str; 5] =
+    ["", "pinseal.v1.BulkService", "pinseal.v1.ControlService", "pinseal.v1.PinService", "pinseal.v1.CardService"];
 const BY_ENGINE: [&str; 3] = ["pinseal.v1.AuditService", "pinseal.v1.EventService", "pinseal.v1.KeyService"];
 
 async fn says(health: &mut HealthClient<Channel>, services: &[&str], status: ServingStatus) -> bool {
