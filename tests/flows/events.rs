@@ -4,10 +4,11 @@ use proto::{
     FollowEventsRequest, FollowEventsResponse, PinEventKind as Kind, ResetTriesRequest, ZoneFormat,
     event_service_client::EventServiceClient,
 };
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use support::{
     engine_process::{AUDIT_USER, EngineProcess, TENANT, device, reason},
+    wait::soon,
     zone_party::ZoneParty,
 };
 
@@ -34,6 +35,26 @@ async fn next(events: &mut Streaming<FollowEventsResponse>, count: usize) -> Vec
 
 fn kinds(events: &[FollowEventsResponse]) -> Vec<&'static str> {
     events.iter().map(|message| message.event.as_ref().unwrap().kind().as_str_name()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_were_archived_are_refused_by_their_number() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = EngineProcess::start(directory.path(), "");
+    let (device, mut client) = (device(), engine.client().await);
+    client.set(&device, "3301", "27182").await.unwrap();
+    assert_eq!(engine.terminate(), 0);
+    let engine = EngineProcess::start(directory.path(), "[audit]\nretention_days = 0");
+    let refused = soon("nothing is archived", async || match follow(&engine, TENANT, 1).await {
+        Ok(_) => None,
+        Err(status) => Some(status),
+    });
+    let refused = refused.await;
+    assert_eq!((refused.code(), &*reason(&refused)), (Code::OutOfRange, "EVENTS_ARCHIVED"));
+    // The oldest event of the store, without a number.
+    let mut events = follow(&engine, TENANT, 0).await.unwrap();
+    engine.client().await.set(&device, "3301", "31415").await.unwrap();
+    assert_eq!(kinds(&next(&mut events, 1).await), [Kind::Set.as_str_name()]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

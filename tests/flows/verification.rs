@@ -12,7 +12,7 @@ use tonic::{Code, Status};
 
 use support::{
     engine_process::{AUDIT_USER, Client, EngineProcess, TENANT, device, reason},
-    wait::soon,
+    wait::{signal, soon},
     zone_party::{ZoneParty, right, wrong},
 };
 
@@ -150,6 +150,23 @@ async fn what_is_refused_before_a_comparison_uses_no_try() {
     let long = ZoneBlock { pin_block: vec![7; 16], ..party.block("27182") };
     assert_eq!(reason(&client.verify("3021", &long).await.unwrap_err()), "PIN_BLOCK_LENGTH");
     assert_eq!(client.find("3021").await.unwrap().reserved_try_count, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_boundary_that_does_not_answer_uses_no_try() {
+    let party = ZoneParty::prepared();
+    let engine = party.start("");
+    let mut client = engine.client().await;
+    client.set_by_zone("3022", &party.block("27182")).await.unwrap();
+    // The engine kills the process when it has not answered for a while.
+    signal(engine.hsm_id().unwrap(), "STOP");
+    let lost = client.verify("3022", &party.block("27182")).await.unwrap_err();
+    assert!(matches!(lost.code(), Code::Unavailable | Code::DeadlineExceeded), "{lost:?}");
+    let found = client.find("3022").await.unwrap();
+    assert_eq!(found.reserved_try_count, 0);
+    let verified =
+        soon("the boundary does not serve", async || client.verify("3022", &party.block("27182")).await.ok());
+    assert_eq!(verified.await, right(LIMIT));
 }
 
 /// Sends wrong PINs from many callers at once. Counts those that were answered.

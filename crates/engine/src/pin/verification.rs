@@ -258,6 +258,8 @@ impl Pins {
         if self.boundary.status().level() != BoundaryLevel::Host {
             return Err(Error::HostLevelOnly { operation }.into());
         }
+        // A host that repeats its calls while the boundary starts again would use up the tries of a card.
+        self.boundary.check().await?;
         let limit = self.rules.tries.of(&card.tenant);
         let event = self.card_event(caller, about.clone());
         let reserved = self.store.reserve_try(card, limit, compared, event).await?;
