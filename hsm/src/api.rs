@@ -11,13 +11,13 @@ use crate::{
     clear::scrub_stack,
     config::{Callers, Config, KeyFileUse, Keys as KeysConfig, LockMemory, Pkcs11, Vault, Wanted},
     harden::harden,
-    keyring::{KeyInfo, KeyUsage, Keyring},
+    keyring::{KeyInfo, KeyUsage, Keyring, ZoneKeyInfo},
     level::{self, LevelAndFormat},
     open_error::{OpenError, Pkcs11Error},
     selftest,
     token::{self, Software, TdesBudget, Token as _, TokenReport},
     workers::Workers,
-    zones::{ZoneKeyInfo, Zones},
+    zones::Zones,
 };
 
 /// The open key boundary.

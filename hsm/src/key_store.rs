@@ -46,6 +46,9 @@ pub enum KeyUse {
     NotCounted,
     /// The sum over every store and every running engine. Each running engine uses the newest key of the usage.
     Counted(RecordsKept),
+    /// As [`KeyUse::Counted`], and the participants give up the PINs of the one-way records under the key. For any other key
+    /// the same as [`KeyUse::Counted`].
+    Abandoned(RecordsKept),
     /// The participants confirm that no store holds a value under the key and that no engine uses the key.
     ConfirmedUnused,
 }
@@ -231,7 +234,8 @@ impl KeyStore {
         let counted = match key_use {
             KeyUse::NotCounted => return Err(KeyStoreError::NotCounted { key }),
             KeyUse::ConfirmedUnused => return Ok(()),
-            KeyUse::Counted(counted) => counted,
+            KeyUse::Abandoned(_) if *name == KeyUsage::StorageOneWay => return Ok(()),
+            KeyUse::Counted(counted) | KeyUse::Abandoned(counted) => counted,
         };
         match (counted.records_under(name, version), counted.controls_under(name, version)) {
             (0, 0) => Ok(()),
@@ -578,7 +582,7 @@ pub enum KeyStoreError {
     },
     /// PIN records are under the key.
     #[error(
-        "{records} PIN records are under {key}: start the engine, which re-encrypts them, and wait until it logs that all are done; a one-way record moves when its PIN is set or verified right"
+        "{records} PIN records are under {key}: start the engine, which re-encrypts them, and wait until it logs that all are done; a one-way record moves when its PIN is set or verified right, and --abandon gives it up"
     )]
     InUse {
         /// For example `storage/1`.

@@ -21,7 +21,7 @@ mod layout;
 use std::{fmt, path::Path};
 
 use aws_lc_rs::{hmac, rand};
-use hsm_protocol::{ENGINE_KEYS, Kcv, KeyVersion, StorageVersions, ZoneRules};
+use hsm_protocol::{ENGINE_KEYS, Kcv, KeyId, KeyVersion, StorageVersions, ZoneRules};
 pub(crate) use hsm_protocol::{KeyUsage, ZoneName};
 
 use crate::{
@@ -31,7 +31,6 @@ use crate::{
     tdes_key::{force_odd_parity, has_odd_parity},
     vault::{self, VaultError},
     versioned::Versioned,
-    zones::ZoneKeyInfo,
 };
 
 /// The engine keys of a vault.
@@ -338,6 +337,25 @@ pub(crate) struct Keys {
     pub(crate) one_way: Option<Versioned<Box<Clear<32>>>>,
     /// 3DES: the active PVKs and IBM 3624 keys. A usage has one active version.
     pub(crate) verification: Vec<(KeyUsage, KeyMode, Box<Tzpk>)>,
+}
+
+/// The facts of one active version of a zone key.
+pub(crate) struct ZoneKeyInfo {
+    pub(crate) zone: ZoneName,
+    pub(crate) version: KeyVersion,
+    /// 3DES, else AES.
+    pub(crate) is_tdes: bool,
+    pub(crate) mode: KeyMode,
+    /// Whether a 3DES key has odd parity in every byte; `None` for a key in a token without an inventory, which nobody can
+    /// read.
+    pub(crate) odd_parity: Option<bool>,
+    pub(crate) kcv: Option<Kcv>,
+}
+
+impl ZoneKeyInfo {
+    pub(crate) fn key_id(&self) -> KeyId {
+        KeyId { usage: KeyUsage::Zone(self.zone.clone()), version: self.version, kcv: self.kcv }
+    }
 }
 
 /// An active version of a zone key, in clear.

@@ -6,11 +6,14 @@ use aws_lc_rs::{
     digest,
 };
 
+use hsm_protocol::{DecimalisationTable, Pvki, ValidationData};
+
 use crate::{
     block::{AccountDigits, account_field, decode_iso_1, decode_iso_4, encode_iso_0},
     clear::{Block, Clear, Pin, WideBlock},
     open_error::OpenError,
     token::{aes_kcv, tzpk_decrypt, tzpk_encrypt, tzpk_kcv},
+    value::{natural_pin, offset, pvv, security_parameter},
 };
 
 /// Runs every known-answer test.
@@ -25,6 +28,7 @@ pub(crate) fn run() -> Result<(), OpenError> {
         ("AES-256-CMAC KCV", cmac()),
         ("SHA-256", sha_256()),
         ("AES-256-GCM-SIV", gcm_siv()),
+        ("Visa PVV and IBM 3624", verification_values()),
     ];
     match answers.into_iter().find(|(_, right)| !right) {
         Some((step, _)) => Err(OpenError::SelfTest { step }),
@@ -71,6 +75,26 @@ fn cmac() -> bool {
         0xA87A_B9D6_2DC9_2C01_058F_A79F_4465_7DE6u128.to_be_bytes(),
     ]);
     aes_kcv(&key).as_bytes() == &[0x23, 0x31, 0x55]
+}
+
+/// Account 1122334455667788 under `0123…3210`: the PVV of PIN 4524 with PVKI 1 is 8523, and the natural PIN with the table
+/// 1234567890123456 is 4524 (psec, `tests/test_pin.py`).
+fn verification_values() -> bool {
+    let key = clear(&[0x0123_4567_89AB_CDEF_FEDC_BA98_7654_3210u128.to_be_bytes()]);
+    let account = AccountDigits::parse("1122334455667788");
+    let table = DecimalisationTable::parse("1234567890123456");
+    let (Some(account), Some(table), Some(pvki)) = (account, table, Pvki::new(1)) else { return false };
+    let Some(validation_data) = ValidationData::parse("1-16-f").and_then(|rule| rule.of(&account)) else {
+        return false;
+    };
+    let (mut pin, mut block) = (Pin::zeroed(), Block::zeroed());
+    let good = pin.fill(4, 0x4524 << 48);
+    block.set_nibbles(security_parameter(&account, pvki, &pin));
+    tzpk_encrypt(&key, &mut block);
+    let is_pvv = pvv(block.nibbles()) == 0x8523 << 48;
+    block.set_nibbles(validation_data);
+    tzpk_encrypt(&key, &mut block);
+    bool::from(good) && is_pvv && offset(&pin, natural_pin(block.nibbles(), &table)) == 0
 }
 
 /// FIPS 180-4: the hash of `abc`.

@@ -29,10 +29,10 @@ use crate::{
     block::AccountDigits,
     clear::{Block, Tzpk, WideBlock},
     config::TokenForm,
-    keyring::{KeyMode, KeyUsage, Versions},
+    keyring::{KeyMode, KeyUsage, Versions, ZoneKeyInfo},
     oaep,
     tdes_key::fill_tdes_key,
-    zones::{ZoneKeyInfo, ZoneKeyRef},
+    zones::ZoneKeyRef,
 };
 
 /// The operations of both boundary levels. Calls block. Every operation fails with [`Error::Unavailable`] where the token

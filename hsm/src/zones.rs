@@ -2,37 +2,18 @@
 //! key here, so that no operation uses a format or a key that the rules do not allow.
 
 use hsm_protocol::{
-    BoundaryLevel, Error, Kcv, KeyId, KeyUsage, KeyVersion, ParityPolicy, StorageFormat, ZoneFormat, ZoneKey, ZoneName,
-    ZoneRules, ZoneUse,
+    BoundaryLevel, Error, KeyId, KeyVersion, ParityPolicy, StorageFormat, ZoneFormat, ZoneKey, ZoneName, ZoneRules,
+    ZoneUse,
 };
 use thiserror::Error;
 
 use crate::{
-    keyring::KeyMode,
+    keyring::{KeyMode, ZoneKeyInfo},
     translation::{Place, TRANSLATIONS},
 };
 
 /// The most active zone keys: the status names each of them.
 const ZONE_KEYS_MAX: usize = 255;
-
-/// The facts of one active version of a zone key.
-pub(crate) struct ZoneKeyInfo {
-    pub(crate) zone: ZoneName,
-    pub(crate) version: KeyVersion,
-    /// 3DES, else AES.
-    pub(crate) is_tdes: bool,
-    pub(crate) mode: KeyMode,
-    /// Whether a 3DES key has odd parity in every byte; `None` for a key in a token without an inventory, which nobody can
-    /// read.
-    pub(crate) odd_parity: Option<bool>,
-    pub(crate) kcv: Option<Kcv>,
-}
-
-impl ZoneKeyInfo {
-    pub(crate) fn key_id(&self) -> KeyId {
-        KeyId { usage: KeyUsage::Zone(self.zone.clone()), version: self.version, kcv: self.kcv }
-    }
-}
 
 /// A version of a zone key that the rules allow for one block.
 #[derive(Clone, Copy)]

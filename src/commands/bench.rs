@@ -9,6 +9,7 @@ mod load;
 mod memory;
 mod report;
 mod services;
+mod timing;
 
 use std::{
     io::{self, Write},
@@ -42,6 +43,9 @@ enum What {
     Flow(FlowArguments),
     /// What one live control costs in memory
     Controls(MemoryArguments),
+    /// Whether the time of a verification or a change reveals the outcome: Welch's t of right against wrong, and of each
+    /// malformed class against each other, in process
+    Timing(timing::TimingArguments),
     /// The latency of good clients while an attacker floods the edge or the engine, or holds slow connections
     Floods(floods::FloodArguments),
 }
@@ -127,6 +131,7 @@ pub(crate) fn run(arguments: BenchArguments) -> Result<(), BenchError> {
         What::SetPin(arguments) => flow::set_pin(&arguments),
         What::Flow(arguments) => flow::whole(&arguments),
         What::Floods(arguments) => floods::run(&arguments),
+        What::Timing(arguments) => timing::run(&arguments),
         What::Controls(arguments) => Ok(writeln!(io::stdout(), "{}", memory::live_controls(&arguments)?)?),
     }
 }

@@ -85,7 +85,8 @@ enum Command {
     },
     /// Make a fresh key of random bytes, pending
     Make {
-        /// storage, storage-3des, seal, account; of a vault record, retry; of a token mac; zone:NAME or exchange:NAME
+        /// storage, storage-3des, storage-one-way, seal, account; of a vault record, retry; of a token mac; zone:NAME,
+        /// exchange:NAME, pvk:NAME:PVKI or ibm-3624:NAME:TABLE:FIRST-LAST-PAD
         #[arg(value_parser = key_name)]
         key: KeyUsage,
         /// aes-256, aes-192, aes-128, 3des-double or 3des-triple; by default the first that the key allows
@@ -104,7 +105,7 @@ enum Command {
     },
     /// Load a key from its components, pending: each custodian present types one, and its check value
     Load {
-        /// storage, seal, zone:NAME and so on
+        /// storage, seal, zone:NAME, pvk:NAME:PVKI, ibm-3624:NAME:TABLE:FIRST-LAST-PAD and so on
         #[arg(value_parser = key_name)]
         key: KeyUsage,
         /// aes-256, aes-192, aes-128, 3des-double or 3des-triple; by default the first that the key allows
@@ -115,7 +116,7 @@ enum Command {
     },
     /// Import a key from a key block under a key-exchange key, pending
     Import {
-        /// zone:NAME or exchange:NAME
+        /// zone:NAME, exchange:NAME, pvk:NAME:PVKI or ibm-3624:NAME:TABLE:FIRST-LAST-PAD
         #[arg(value_parser = key_name)]
         key: KeyUsage,
         /// The key-exchange key of the block, exchange:NAME
@@ -255,6 +256,16 @@ struct RecordsArguments {
     /// With --no-store: the key's name, to confirm that no engine uses it; without this option the command asks
     #[arg(long, value_name = "KEY", requires = "no_store")]
     confirm_no_engine: Option<String>,
+    /// Give up the PINs of the one-way records under the key: each of their cards needs a new PIN. The records are counted,
+    /// the command asks twice, and the transcript records it
+    #[arg(long, conflicts_with = "no_store")]
+    abandon: bool,
+    /// With --abandon: the key's name; without this option the command asks
+    #[arg(long, value_name = "KEY", requires = "abandon")]
+    confirm_abandon: Option<String>,
+    /// With --abandon: the number of PINs that are lost; without this option the command asks
+    #[arg(long, value_name = "N", requires = "abandon")]
+    confirm_abandoned_pins: Option<String>,
 }
 
 impl RecordsArguments {
@@ -291,7 +302,40 @@ impl RecordsArguments {
                 "note: not asked: {listed}; count there too if such an engine or store still exists"
             )?;
         }
-        Ok((KeyUse::Counted(kept), Some(count)))
+        let records = kept.records_under(name, version);
+        match count {
+            UseCount::Count { asked, not_asked } if self.abandon && records > 0 => {
+                self.confirm_abandon(name, &format!("{name}/{version}"), records)?;
+                Ok((KeyUse::Abandoned(kept), Some(UseCount::Abandon { records, asked, not_asked })))
+            }
+            count => Ok((KeyUse::Counted(kept), Some(count))),
+        }
+    }
+
+    fn confirm_abandon(&self, name: &KeyUsage, key: &str, records: u64) -> Result<(), CeremonyError> {
+        if *name != KeyUsage::StorageOneWay {
+            return Err(CeremonyError::NotOneWay { key: key.to_owned() });
+        }
+        let lost = records.to_string();
+        let questions = [
+            (
+                &self.confirm_abandon,
+                key,
+                format!("{lost} PINs are under {key} and will be lost. Type the key's name: "),
+            ),
+            (
+                &self.confirm_abandoned_pins,
+                &lost,
+                "Each of their cards needs a new PIN. Type the number of PINs: ".to_owned(),
+            ),
+        ];
+        for (given, wanted, question) in questions {
+            let typed = given.clone().map_or_else(|| ask(&question), Ok)?;
+            if typed != wanted {
+                return Err(CeremonyError::AbandonNotConfirmed { wanted: wanted.to_owned() });
+            }
+        }
+        Ok(())
     }
 
     fn confirm_no_store(&self, key: &str) -> Result<(), CeremonyError> {
@@ -604,8 +648,9 @@ fn algorithm_of(store: &KeyStore, name: &KeyUsage, asked: Option<KeyAlgorithm>) 
 }
 
 fn key_name(text: &str) -> Result<KeyUsage, String> {
-    let names = "storage, storage-3des, seal, account, record, retry (of a vault), mac and others (of a token), zone:NAME or \
-                 exchange:NAME (a-z, 0-9, -)";
+    let names = "storage, storage-3des, storage-one-way, seal, account, record, retry (of a vault), mac and others (of a \
+                 token), zone:NAME, exchange:NAME, pvk:NAME:PVKI or ibm-3624:NAME:TABLE:FIRST-LAST-PAD (a name is a-z, 0-9, -; \
+                 docs/ceremony.md)";
     KeyUsage::parse(text).ok_or_else(|| format!("a key is {names}"))
 }
 
@@ -689,6 +734,18 @@ pub(crate) enum CeremonyError {
     NoStoreNotConfirmed {
         /// For example `storage/1`.
         key: String,
+    },
+    /// --abandon with a key of reversible records, which an engine re-encrypts.
+    #[error("--abandon is for one-way records: start the engine, which re-encrypts the records under {key}")]
+    NotOneWay {
+        /// For example `storage/1`.
+        key: String,
+    },
+    /// The text typed for --abandon is not the key's name, or not the number of PINs.
+    #[error("the typed text is not {wanted}: nothing was done")]
+    AbandonNotConfirmed {
+        /// The key's name, or the number of PINs.
+        wanted: String,
     },
     /// The typed reference is not the key's.
     #[error("that is another key: nothing was destroyed")]

@@ -13,4 +13,5 @@ mod isolation;
 mod memory;
 mod no_trace;
 mod vault;
+mod verification;
 mod zones;

@@ -28,14 +28,14 @@ const STORAGE_KEY: &str = "the storage key";
 const PINS: u64 = 200;
 
 /// A connection to a boundary, as an engine opens it.
-struct Connection {
+pub(crate) struct Connection {
     stream: UnixStream,
     arrived: Vec<u8>,
     number: u64,
 }
 
 impl Connection {
-    fn open(hsm: &HsmProcess) -> Self {
+    pub(crate) fn open(hsm: &HsmProcess) -> Self {
         let stream = UnixStream::connect(hsm.socket()).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let mut connection = Self { stream, arrived: Vec::new(), number: 0 };
@@ -46,7 +46,7 @@ impl Connection {
         connection
     }
 
-    fn execute(&mut self, request: &Request) -> Result<Reply, Error> {
+    pub(crate) fn execute(&mut self, request: &Request) -> Result<Reply, Error> {
         self.number += 1;
         let mut bytes = Vec::new();
         frame::push_frame(&mut bytes, self.number, |body| frame::write_request(request, u64::MAX, body));
@@ -93,29 +93,35 @@ impl Connection {
     }
 }
 
-fn zone() -> ZoneKey {
+pub(crate) fn zone() -> ZoneKey {
     ZoneKey { zone: ZoneName::parse("app-bank").unwrap(), version: None }
 }
 
 /// A ceremony's vault with an engine's keys and an active zone key that the test knows.
-fn with_zone_key() -> (Ceremony, Tzpk) {
+pub(crate) fn with_zone_key() -> (Ceremony, Tzpk) {
     let ceremony = Ceremony::prepared();
     let created = pinseal().args(["vault", "create", "--config"]).arg(ceremony.at("engine.toml")).output().unwrap();
     assert!(created.status.success(), "{}", said(&created));
     ceremony.begin();
-    let components = [[0x5B; 16], *b"\x10\x32\x54\x76\x98\xBA\xDC\xFE\x01\x23\x45\x67\x89\xAB\xCD\xEF"];
+    let key = load_known(&ceremony, "zone:app-bank", 0x5B);
+    (ceremony, key)
+}
+
+/// Loads a 3DES key from two known components, activates it, and returns it.
+pub(crate) fn load_known(ceremony: &Ceremony, name: &str, byte: u8) -> Tzpk {
+    let components = [[byte; 16], *b"\x10\x32\x54\x76\x98\xBA\xDC\xFE\x01\x23\x45\x67\x89\xAB\xCD\xEF"];
     let hexadecimal = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02X}")).collect::<String>();
     let typed = components.map(|component| {
         let kcv = Tzpk::from_bytes(&component).unwrap().encrypt_block(&[0; 8]);
         format!("{}\n{}\n", hexadecimal(&component), hexadecimal(&kcv[..3]))
     });
-    let loaded = ceremony.with_input("load", ENOUGH, &["zone:app-bank", "--algorithm", "3des-double"], &typed.concat());
+    let loaded = ceremony.with_input("load", ENOUGH, &[name, "--algorithm", "3des-double"], &typed.concat());
     assert!(loaded.status.success(), "{}", said(&loaded));
-    ceremony.well("activate", ENOUGH, &["zone:app-bank/1"]);
+    ceremony.well("activate", ENOUGH, &[&format!("{name}/1")]);
     let [first, second] = components;
     // Odd parity, which a ceremony sets.
     let key: Vec<_> = first.iter().zip(second).map(|(a, b)| with_odd_parity(a ^ b)).collect();
-    (ceremony, Tzpk::from_bytes(&key).unwrap())
+    Tzpk::from_bytes(&key).unwrap()
 }
 
 fn with_odd_parity(byte: u8) -> u8 {

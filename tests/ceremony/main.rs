@@ -10,5 +10,6 @@
 
 mod ceremony;
 mod ceremony_step;
+mod one_way;
 mod person_token;
 mod zone_keys;

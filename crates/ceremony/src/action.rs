@@ -94,6 +94,16 @@ pub enum UseCount {
         /// asked: `HOST:STORE DIRECTORY`.
         not_asked: Vec<String>,
     },
+    /// By such a count, and one-way records are under the key (`--abandon`): the participants confirmed twice that these PINs
+    /// are given up.
+    Abandon {
+        /// The PINs that are lost.
+        records: u64,
+        /// The counted stores and engines, at least one.
+        asked: Vec<EngineCount>,
+        /// As in [`UseCount::Count`].
+        not_asked: Vec<String>,
+    },
     /// No count (`--no-store`): the participants confirmed twice that no store has anything under the key and no engine uses
     /// the key.
     NoStore,
@@ -208,8 +218,13 @@ impl fmt::Display for CeremonyAction {
 
 impl fmt::Display for UseCount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self::Count { asked, not_asked } = self else {
-            return write!(f, "nothing was counted: no store and no engine, confirmed twice");
+        let (asked, not_asked) = match self {
+            Self::NoStore => return write!(f, "nothing was counted: no store and no engine, confirmed twice"),
+            Self::Count { asked, not_asked } => (asked, not_asked),
+            Self::Abandon { records, asked, not_asked } => {
+                write!(f, "{records} one-way PINs are given up, confirmed twice; ")?;
+                (asked, not_asked)
+            }
         };
         let each = asked.iter().map(ToString::to_string).collect::<Vec<_>>();
         write!(f, "counted: {}", each.join(", "))?;

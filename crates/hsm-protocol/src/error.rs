@@ -6,9 +6,10 @@ use thiserror::Error;
 
 use crate::binding::BoundaryLevel;
 use crate::device_key::DeviceKeyError;
-use crate::key_usage::ZoneName;
 use crate::layout_error::LayoutError;
-use crate::zone::{ZoneFormat, ZoneUse};
+use crate::zone::ZoneUse;
+use crate::zone_format::ZoneFormat;
+use crate::zone_name::ZoneName;
 
 /// The cause of a refused block. Every malformed block has one variant, so that a caller learns nothing about its digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]

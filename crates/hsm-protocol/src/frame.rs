@@ -224,12 +224,13 @@ mod tests {
     use crate::device_key::{DeviceKey, Mgf1Hash};
     use crate::error::{HostOperation, Refusal};
     use crate::kcv::Kcv;
-    use crate::key_usage::ZoneName;
     use crate::request::{DeviceBlock, FreshTzpk, Reply, Request, Source, Target};
     use crate::sealed::{EncryptedBlock, KeyVersion, PinRecord, SealedAccount, SealedKey};
     use crate::storage_format::StorageFormat;
     use crate::verification::{Changed, ExpectedValue, PvkName, ValueMethod, VerificationValue};
-    use crate::zone::{ZoneBlock, ZoneFormat, ZoneKey, ZoneUse};
+    use crate::zone::{ZoneBlock, ZoneKey, ZoneUse};
+    use crate::zone_format::ZoneFormat;
+    use crate::zone_name::ZoneName;
 
     fn head(r#use: u8, length: usize) -> Vec<u8> {
         [vec![1, r#use, 0, 1], vec![7; length - 4]].concat()

@@ -5,9 +5,7 @@ use std::fmt;
 use crate::binding::BoundaryLevel;
 use crate::storage_format::StorageFormat;
 use crate::verification::{Ibm3624Name, PvkName};
-
-/// The most characters of a zone's name.
-pub(crate) const ZONE_CHARACTERS_MAX: usize = 31;
+use crate::zone_name::ZoneName;
 
 /// The usage of a key: a key has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,29 +42,6 @@ pub enum KeyUsage {
     Pvk(PvkName),
     /// Derives IBM 3624 PINs and offsets.
     Ibm3624(Ibm3624Name),
-}
-
-/// The name of another party: 1 to 31 characters `a` to `z`, `0` to `9` and `-`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct ZoneName(String);
-
-impl ZoneName {
-    /// Reads a name; `None` where a character or the length is not allowed.
-    pub fn parse(text: &str) -> Option<Self> {
-        let is_allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        ((1..=ZONE_CHARACTERS_MAX).contains(&text.len()) && text.bytes().all(is_allowed)).then(|| Self(text.to_owned()))
-    }
-
-    /// The text of the name.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for ZoneName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
 }
 
 /// The keys of an engine, in a vault or a token, each with its name. The index of a key is in the layout of a vault: new keys
@@ -150,8 +125,8 @@ impl KeyUsage {
 impl fmt::Display for KeyUsage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Zone(ZoneName(name)) => write!(f, "zone:{name}"),
-            Self::Exchange(ZoneName(name)) => write!(f, "exchange:{name}"),
+            Self::Zone(name) => write!(f, "zone:{name}"),
+            Self::Exchange(name) => write!(f, "exchange:{name}"),
             Self::Pvk(name) => write!(f, "pvk:{name}"),
             Self::Ibm3624(name) => write!(f, "ibm-3624:{name}"),
             engine => f.write_str(ENGINE_KEYS.iter().find(|(key, _)| key == engine).map_or("", |(_, name)| name)),

@@ -9,6 +9,21 @@
 //! format!("{block:?}")
 //! # }
 //! ```
+//! ```compile_fail
+//! # fn f(block: hsm_protocol::ZoneBlock) -> String {
+//! format!("{block:?}")
+//! # }
+//! ```
+//! A block of a zone names its format, and no format 2 exists:
+//! ```compile_fail
+//! let _ = hsm_protocol::ZoneFormat::Iso2;
+//! ```
+//! A translation to a zone names a zone key, and no account number:
+//! ```compile_fail
+//! # fn f(key: hsm_protocol::ZoneKey, account: hsm_protocol::AccountNumber) -> hsm_protocol::Target {
+//! hsm_protocol::Target::Zone { key, format: hsm_protocol::ZoneFormat::Iso0, account }
+//! # }
+//! ```
 //! An account number can be printed only in its masked form:
 //! ```compile_fail
 //! # fn f(number: hsm_protocol::AccountNumber) -> String {
@@ -45,6 +60,8 @@ mod status;
 mod storage_format;
 mod verification;
 mod zone;
+mod zone_format;
+mod zone_name;
 
 pub use self::{
     account::{Account, AccountDigits, AccountNumber, AccountNumberError},
@@ -53,7 +70,7 @@ pub use self::{
     error::{Error, HostOperation, Refusal, UnavailableReason},
     kcv::Kcv,
     key_id::KeyId,
-    key_usage::{ENGINE_KEYS, KeyUsage, ZoneName},
+    key_usage::{ENGINE_KEYS, KeyUsage},
     layout_error::LayoutError,
     request::{DeviceBlock, FreshTzpk, Reply, Request, Source, Target},
     sealed::{
@@ -67,5 +84,7 @@ pub use self::{
         Changed, DecimalisationTable, ExpectedValue, Ibm3624Name, PvkName, Pvki, ValidationData, ValueMethod,
         VerificationValue,
     },
-    zone::{ParityPolicy, ZoneBlock, ZoneFormat, ZoneKey, ZoneRules, ZoneUse},
+    zone::{ParityPolicy, ZoneBlock, ZoneKey, ZoneRules, ZoneUse},
+    zone_format::ZoneFormat,
+    zone_name::ZoneName,
 };

@@ -7,7 +7,8 @@ use crate::device_key::DeviceKey;
 use crate::kcv::Kcv;
 use crate::sealed::{EncryptedBlock, PinRecord, SealedAccount, SealedKey};
 use crate::verification::{Changed, ExpectedValue, ValueMethod, VerificationValue};
-use crate::zone::{ZoneBlock, ZoneFormat, ZoneKey};
+use crate::zone::{ZoneBlock, ZoneKey};
+use crate::zone_format::ZoneFormat;
 
 /// One operation of the boundary. `docs/adding-an-operation.md` lists the places that a new one touches.
 pub enum Request {
@@ -203,7 +204,7 @@ pub enum Reply {
     },
     /// Of [`Request::Change`], for two well-formed blocks.
     Changed(Changed),
-    /// Of [`Request::DeriveValue`].
+    /// Of [`Request::DeriveValue`]: the derived value.
     Value(VerificationValue),
 }
 

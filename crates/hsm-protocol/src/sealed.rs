@@ -9,10 +9,10 @@
 //! tag(16) zero(4). Every tag authenticates the first four bytes and the binding, so a blob of one use is rejected as another.
 
 use crate::binding::{Binding, BoundaryLevel, CardBinding, Isolation, MadeAt, Purpose, TENANT_BYTES_MAX};
-use crate::key_usage::{ZONE_CHARACTERS_MAX, ZoneName};
 use crate::layout_error::LayoutError;
 use crate::storage_format::StorageFormat;
-use crate::zone::ZoneFormat;
+use crate::zone_format::ZoneFormat;
+use crate::zone_name::{ZONE_CHARACTERS_MAX, ZoneName};
 
 /// The layout this release writes.
 const VERSION: u8 = 1;

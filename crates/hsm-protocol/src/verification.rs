@@ -10,8 +10,8 @@
 use std::fmt;
 
 use crate::account::{ACCOUNT_DIGITS_MAX, AccountDigits};
-use crate::key_usage::ZoneName;
 use crate::sealed::PinRecord;
+use crate::zone_name::ZoneName;
 
 /// The fewest digits of a PIN, and of an IBM 3624 offset.
 const DIGITS_MIN: usize = 4;

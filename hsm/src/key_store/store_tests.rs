@@ -314,10 +314,14 @@ fn engine_keys_and_weak_exchange_keys_export_nothing() {
 
 #[test]
 fn usages_parse_from_their_display_form() {
-    for text in ["storage", "storage-3des", "seal", "account", "record", "retry", "zone:a-1", "exchange:b"] {
+    let values = ["pvk:bank:0", "ibm-3624:bank:0123456789012345:5-15-f", "storage-one-way"];
+    for text in ["storage", "storage-3des", "seal", "account", "record", "retry", "zone:a-1", "exchange:b"]
+        .into_iter()
+        .chain(values)
+    {
         assert_eq!(name(text).to_string(), text);
     }
-    for text in ["", "zone", "zone:", "zone:A", "tzpk", "storage:a"] {
+    for text in ["", "zone", "zone:", "zone:A", "tzpk", "storage:a", "pvk:bank", "ibm-3624:bank"] {
         assert_eq!(KeyUsage::parse(text), None, "{text}");
     }
     assert!(ZoneName::parse(&"a".repeat(32)).is_none());

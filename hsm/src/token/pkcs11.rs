@@ -42,9 +42,8 @@ use hsm_protocol::{
 
 use crate::{
     config::Pkcs11,
-    keyring::{KeyMode, KeyUsage, Versions},
+    keyring::{KeyMode, KeyUsage, Versions, ZoneKeyInfo},
     open_error::Pkcs11Error,
-    zones::ZoneKeyInfo,
 };
 
 /// A connected token with the keys of one level.

@@ -28,9 +28,9 @@ use hsm_protocol::{
 
 use crate::{
     clear::{Block, Clear, Tzpk, WideBlock},
-    keyring::{ClearZoneKey, KeyMode, KeyUsage, Keys, Versions},
+    keyring::{ClearZoneKey, KeyMode, KeyUsage, Keys, Versions, ZoneKeyInfo},
     versioned::Versioned,
-    zones::{ZoneKeyInfo, ZoneKeyRef},
+    zones::ZoneKeyRef,
 };
 
 /// The key schedules of a vault.

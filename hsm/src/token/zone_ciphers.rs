@@ -12,8 +12,8 @@ use hsm_protocol::{Error, KeyVersion, ZoneName};
 use super::aes_chain::encrypt_chain;
 use crate::{
     clear::{Block, ClearBytes, WideBlock, scrub_stack},
-    keyring::{ClearZoneKey, KeyAlgorithm},
-    zones::{ZoneKeyInfo, ZoneKeyRef},
+    keyring::{ClearZoneKey, KeyAlgorithm, ZoneKeyInfo},
+    zones::ZoneKeyRef,
 };
 
 /// The prepared keys of every configured zone.

@@ -6,14 +6,16 @@ use crate::binding::{Binding, BoundaryLevel, CardBinding, ControlBinding, Isolat
 use crate::device_key::{DeviceKey, Mgf1Hash};
 use crate::kcv::Kcv;
 use crate::key_id::KeyId;
-use crate::key_usage::{KeyUsage, ZoneName};
+use crate::key_usage::KeyUsage;
 use crate::sealed::{
     EncryptedBlock, KeyVersion, PinRecord, SealedAccount, SealedKey, form_code, form_of, level_code, level_of,
     zone_format_code,
 };
 use crate::status::{MemoryLock, Persistence, Status, StorageVersions};
 use crate::storage_format::StorageFormat;
-use crate::zone::{ZoneBlock, ZoneFormat, ZoneKey, ZoneUse};
+use crate::zone::{ZoneBlock, ZoneKey, ZoneUse};
+use crate::zone_format::ZoneFormat;
+use crate::zone_name::ZoneName;
 
 /// A value with bytes in a frame.
 pub(crate) trait FrameValue: Sized {

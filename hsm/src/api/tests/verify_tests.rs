@@ -502,9 +502,17 @@ fn a_one_way_record_moves_to_the_newest_key_when_verified_right() {
     assert!(matches!(store.retire(&name, 1, &KeyUse::NotCounted, NOW), Err(KeyStoreError::NotCounted { .. })));
     let refused = store.retire(&name, 1, &KeyUse::Counted(kept), NOW);
     assert!(matches!(refused, Err(KeyStoreError::InUse { records: 1, .. })));
-    let mut kept = RecordsKept::default();
-    kept.count(&moved);
-    store.retire(&name, 1, &KeyUse::Counted(kept), NOW).unwrap();
+    // Only the PINs of one-way records can be given up.
+    let storage = KeyUsage::Storage;
+    store.make(storage.clone(), KeyAlgorithm::Aes256, NOW).unwrap();
+    store.activate(&storage, 2, NOW).unwrap();
+    let mut reversible = RecordsKept::default();
+    reversible.count_many(StorageFormat::Iso4, BoundaryLevel::Host, 1, 7);
+    let refused = store.retire(&storage, 1, &KeyUse::Abandoned(reversible), NOW);
+    assert!(matches!(refused, Err(KeyStoreError::InUse { records: 7, .. })));
+    let mut given_up = RecordsKept::default();
+    given_up.count(&old);
+    store.retire(&name, 1, &KeyUse::Abandoned(given_up), NOW).unwrap();
     store.commit([0; 32]).unwrap();
     let hsm = open();
     assert!(matches!(hsm.verify(hsm.device_source(&phone, PIN_4524), &old), Err(Error::UnknownKey)));
@@ -588,4 +596,59 @@ fn a_block_of_a_zone_needs_the_use_verify_and_nothing_reversible_starts_one_way(
         let refused = open(NewRecordFormat::OneWay, &[needed]).err();
         assert!(matches!(refused, Some(OpenError::Zone(ZoneError::Use { needed: found, .. })) if found == needed));
     }
+}
+
+/// On the software token, which works on the caller's stack.
+#[test]
+fn the_stack_of_every_verification_is_scrubbed_to_its_end() {
+    let directory = tempfile::tempdir().unwrap();
+    Hsm::create_vault(&vault_in(directory.path()), KeyFileUse::Refuse).unwrap();
+    let mut store = open_store(directory.path());
+    load(&mut store, "pvk:bank:1", PVK);
+    load(&mut store, IBM_3624, IBM_3624_KEY);
+    store.commit([0; 32]).unwrap();
+    drop(store);
+    let phone = Phone::new();
+    let hsm = open_vault(directory.path(), NewRecordFormat::Iso4, Vec::new()).unwrap();
+    let one_way = open_vault(directory.path(), NewRecordFormat::OneWay, Vec::new()).unwrap();
+    let account = hsm.registered(PAN);
+    let (reversible, one_way_record) = (hsm.set_for(&phone, PIN_0912573, &account), one_way.set(&phone, PIN_4524));
+    let issued = wait(hsm.issue(&phone.public, &binding())).unwrap();
+    let source = |clear| {
+        let sealed_tzpk = SealedKey::from_bytes(issued.sealed.as_bytes()).unwrap();
+        Source::Device { sealed_tzpk, control: CONTROL, block: phone.block(&issued, clear) }
+    };
+    let (seven, four) = (source(PIN_0912573), source(PIN_4524));
+    let copy_of = |source: &Source| match source {
+        Source::Device { sealed_tzpk, control, block } => {
+            let sealed_tzpk = SealedKey::from_bytes(sealed_tzpk.as_bytes()).unwrap();
+            Source::Device { sealed_tzpk, control: *control, block: *block }
+        }
+        _ => panic!("not from a device"),
+    };
+    let verify = |hsm: &Hsm, source: &Source, record: &PinRecord, account: &Account| {
+        let (source, record, account) = (copy_of(source), record.clone(), copy(account));
+        verified(wait(hsm.execute(Request::Verify { source, record, card: card(), account })))
+            .is_ok_and(|(right, _)| right)
+    };
+    let change = |hsm: &Hsm, source: &Source, record: &PinRecord, account: &Account| {
+        let (old, new, record, account) = (copy_of(source), copy_of(source), record.clone(), copy(account));
+        wait(hsm.execute(Request::Change { old, new, record, card: card(), account })).is_ok()
+    };
+    let derive = |method: &ValueMethod| hsm.value(&reversible, method).is_ok();
+    let compare = |expected: ExpectedValue| hsm.has_value(copy_of(&seven), expected).is_ok_and(|right| right);
+    let plastic = Account::PlasticId;
+    check_scrubbed(&[
+        ("verify", &|| verify(&hsm, &seven, &reversible, &account)),
+        ("verify a one-way record", &|| verify(&one_way, &four, &one_way_record, &plastic)),
+        ("make a record one-way", &|| verify(&one_way, &seven, &reversible, &account)),
+        ("change", &|| change(&hsm, &seven, &reversible, &account)),
+        ("change a one-way record", &|| change(&one_way, &four, &one_way_record, &plastic)),
+        ("generate", &|| hsm.generate(12).is_ok()),
+        ("generate one-way", &|| one_way.generate(12).is_ok()),
+        ("derive a PVV", &|| derive(&ValueMethod::Pvv(pvk()))),
+        ("derive an offset", &|| derive(&ValueMethod::Ibm3624Offset(ibm_3624()))),
+        ("compare a PVV", &|| compare(pvv("7416"))),
+        ("compare an offset", &|| compare(offset("7864624"))),
+    ]);
 }

@@ -23,12 +23,13 @@ use crate::{
     clear::{Clear, ClearBytes},
     config::Pkcs11,
     keyring::{
-        EXCHANGE_ALGORITHMS, Exportability, KeyAlgorithm, KeyMode, KeyUsage, Keyring, NewKey, Versions, ZONE_ALGORITHMS,
+        EXCHANGE_ALGORITHMS, Exportability, KeyAlgorithm, KeyMode, KeyUsage, Keyring, NewKey, Versions,
+        ZONE_ALGORITHMS, ZoneKeyInfo,
     },
     open_error::Pkcs11Error,
     token::{VerificationKey, aes_chain::cmac_subkeys},
     versioned::Versioned,
-    zones::{ZoneKeyInfo, ZoneKeyRef},
+    zones::ZoneKeyRef,
 };
 
 /// The way a token seals a tzpk: with CKM_AES_KEY_WRAP as an object, or with CKM_AES_ECB as bytes.

@@ -27,9 +27,8 @@ use hsm_protocol::{BoundaryLevel, Error, UnavailableReason, ZoneRules};
 
 use crate::{
     config::{KeyHandling, Pkcs11, SlotName, TokenPlace},
-    keyring::{KeyInfo, KeyMode, KeyUsage, Keyring, RingKey},
+    keyring::{KeyInfo, KeyMode, KeyUsage, Keyring, RingKey, ZoneKeyInfo},
     open_error::Pkcs11Error,
-    zones::ZoneKeyInfo,
 };
 
 /// The delay between the first two reconnections. It doubles after each failure.
