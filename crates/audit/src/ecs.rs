@@ -88,8 +88,9 @@ fn category(body: &Body) -> (&'static str, &'static str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::card_reference::CardReference;
     use crate::chain::tests::event;
-    use crate::entry::Event;
+    use crate::entry::{Event, TryStamp};
 
     #[test]
     fn an_entry_has_the_names_of_ecs() {
@@ -125,5 +126,19 @@ mod tests {
         assert_eq!(json["service"]["node"]["name"], "host:/var/lib/pinseal");
         assert_eq!(json["event"]["action"], "engine_started");
         assert_eq!((&json["event"]["outcome"], &json["pinseal"]["outcome"]), (&json!("failure"), &json!("denied")));
+    }
+
+    #[test]
+    fn a_wrong_pin_is_a_failed_authentication_with_its_try() {
+        let card = CardEvent::new(Action::VerifyPin, "***1".into(), CardReference::from_bytes([7; 16]));
+        let body = Body::Card(CardEvent { tried: Some(TryStamp { number: 3, tries_left: 0 }), ..card });
+        let event = Event { body, outcome: Outcome::WrongPin, ..event(2) };
+        let json: Value = serde_json::from_str(&to_ecs(&Entry::chain(1, [0; 32], event))).unwrap();
+        assert_eq!(
+            (&json["event"]["category"][0], &json["event"]["outcome"]),
+            (&json!("authentication"), &json!("failure"))
+        );
+        assert_eq!(json["pinseal"]["outcome"], "wrong_pin");
+        assert_eq!(json["pinseal"]["event"]["tried"], json!({ "number": 3, "tries_left": 0 }));
     }
 }
