@@ -3,8 +3,8 @@
 use std::{path::Path, process::Command};
 
 use proto::{
-    FindCardRequest, IssueTzpkRequest, OpenControlRequest, REQUEST_ID_KEY, RegisterCardRequest, Scope, SetPinRequest,
-    ViewPinRequest,
+    FindCardRequest, GeneratePinRequest, GetPinByZoneRequest, IssueTzpkRequest, OpenControlRequest, REQUEST_ID_KEY,
+    RegisterCardRequest, Scope, SetPinRequest, ViewPinRequest,
 };
 use serde_json::{Value, json};
 use tonic::{Request, Status};
@@ -14,6 +14,7 @@ use support::{
     edge_process::EdgeProcess,
     engine_process::{AUDIT_USER, EngineProcess, TENANT, device, reason},
     wait::soon,
+    zone_party::zone,
 };
 
 use crate::rotation::spoil_one_record;
@@ -169,8 +170,20 @@ async fn each_refused_request_has_one_audit_event_with_its_reason() {
     while client.open("5201", Scope::ViewPin).await.is_ok() {}
     refuse!(controls.open_control(open("5201", Scope::SetPin)), "CONTROL_CAP", "control_cap", "open_control");
     refuse!(controls.open_control(open("5299", Scope::SetPin)), "CARD_UNKNOWN", "card_unknown", "open_control");
-    let other = register("5201", "5413330089020011");
-    refuse!(cards.register_card(other), "ACCOUNT_BOUND", "account_bound", "register_card");
+    let by_zone = GetPinByZoneRequest {
+        tenant: TENANT.into(),
+        audit_user: AUDIT_USER.into(),
+        plastic_id: "5201".into(),
+        zone_key: Some(zone("of-nobody")),
+    };
+    refuse!(pins.get_pin_by_zone(by_zone), "ZONE_UNKNOWN", "zone_refused", "get_pin_by_zone");
+    let generate = GeneratePinRequest {
+        tenant: TENANT.into(),
+        audit_user: AUDIT_USER.into(),
+        plastic_id: "5299".into(),
+        digit_count: 4,
+    };
+    refuse!(pins.generate_pin(generate), "CARD_UNKNOWN", "card_unknown", "generate_pin");
     refuse!(cards.find_card(find("5299")), "CARD_UNKNOWN", "card_unknown", "find_card");
     let (read, request) = with_id(find("5201"));
     client.cards.find_card(request).await.unwrap();

@@ -301,7 +301,10 @@ fn body_message(body: &Body) -> EventMessage {
             control_id: event.control.map(|control| control.to_string()).unwrap_or_default(),
             translation: event.formats.map(formats_message),
             key_usage: event.key.as_deref().unwrap_or_default().to_owned(),
-            pin_try: event.tried.map(|TryStamp { number, tries_left }| proto::PinTry { number, tries_left }),
+            pin_try: event.tried.map(|TryStamp { number, tries_left }| proto::PinTry {
+                try_number: number,
+                remaining_try_count: tries_left,
+            }),
             predecessor_reference: event.predecessor.map(|card| card.as_bytes().to_vec()).unwrap_or_default(),
         }),
         Body::BlocksTranslated(blocks) => EventMessage::BlocksTranslated(proto::BlocksTranslated {
@@ -357,7 +360,9 @@ fn read_body(event: EventMessage) -> Option<Body> {
                 None => None,
             },
             key: optional(&card.key_usage).map(Into::into),
-            tried: card.pin_try.map(|proto::PinTry { number, tries_left }| TryStamp { number, tries_left }),
+            tried: card
+                .pin_try
+                .map(|tried| TryStamp { number: tried.try_number, tries_left: tried.remaining_try_count }),
             predecessor: match &*card.predecessor_reference {
                 [] => None,
                 reference => Some(CardReference::from_bytes(reference.try_into().ok()?)),

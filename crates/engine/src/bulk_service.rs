@@ -177,7 +177,7 @@ async fn export(run: Arc<Run>, item: Result<NumberedExport, Status>) -> Result<B
 async fn set(run: Arc<Run>, item: Result<NumberedSet, Status>, turn: Option<Turn>) -> Result<SetOutcome, Status> {
     let NumberedSet { sequence, plastic_id, zone_block } = item?;
     let _done = match turn {
-        Some(turn) => Some(turn.come().await),
+        Some(turn) => Some(turn.wait().await),
         None => None,
     };
     let parsed = wire::plastic_id(&plastic_id).and_then(|plastic| Ok((plastic, wire::zone_block(zone_block)?)));
@@ -219,7 +219,7 @@ impl CardOrder {
 
 impl Turn {
     /// Waits for the item before. The drop of the result ends the turn.
-    async fn come(self) -> oneshot::Sender<()> {
+    async fn wait(self) -> oneshot::Sender<()> {
         if let Some(before) = self.before {
             // An error: the sender is dropped, which is the end of the item before.
             let _ = before.await;
@@ -367,9 +367,9 @@ mod tests {
     async fn items_of_one_card_wait_for_each_other_and_no_others_do() {
         let mut order = CardOrder::default();
         let [first, other, second] = ["1", "2", "1"].map(|card| order.turn(card));
-        let first = first.come().await;
-        drop(other.come().await);
-        let mut second = std::pin::pin!(second.come());
+        let first = first.wait().await;
+        drop(other.wait().await);
+        let mut second = std::pin::pin!(second.wait());
         assert!(futures::poll!(second.as_mut()).is_pending());
         drop(first);
         drop(second.await);

@@ -77,8 +77,9 @@ fn pin_event(entry: &Entry) -> Option<PinEvent> {
 }
 
 fn kind(card: &CardEvent, outcome: Outcome) -> Option<PinEventKind> {
+    let has_no_try_left = card.tried.is_some_and(|tried| tried.tries_left == 0);
     match (outcome, card.action) {
-        (Outcome::WrongPin, _) if card.tried.is_some_and(|tried| tried.tries_left == 0) => Some(PinEventKind::Locked),
+        (Outcome::WrongPin | Outcome::Malformed, _) if has_no_try_left => Some(PinEventKind::Locked),
         (Outcome::WrongPin, _) => Some(PinEventKind::VerifiedWrong),
         (Outcome::Done, action) => match action {
             Action::SetPin => Some(PinEventKind::Set),
@@ -101,5 +102,34 @@ fn kind(card: &CardEvent, outcome: Outcome) -> Option<PinEventKind> {
             | Action::DeriveValue => None,
         },
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use audit::{card_reference::CardReference, entry::TryStamp};
+
+    use super::*;
+
+    fn kind_of(action: Action, outcome: Outcome, tries_left: Option<u32>) -> Option<&'static str> {
+        let card = CardEvent::new(action, "**01".into(), CardReference::from_bytes([0; 16]));
+        let tried = tries_left.map(|tries_left| TryStamp { number: 3, tries_left });
+        kind(&CardEvent { tried, ..card }, outcome).map(|kind| kind.as_str_name())
+    }
+
+    #[test]
+    fn the_last_try_locks_by_a_wrong_pin_or_a_malformed_block() {
+        let locked = Some(PinEventKind::Locked.as_str_name());
+        for outcome in [Outcome::WrongPin, Outcome::Malformed] {
+            assert_eq!(kind_of(Action::VerifyPin, outcome, Some(0)), locked);
+            assert_eq!(kind_of(Action::ChangePin, outcome, Some(0)), locked);
+        }
+        let wrong = Some(PinEventKind::VerifiedWrong.as_str_name());
+        assert_eq!(kind_of(Action::VerifyPin, Outcome::WrongPin, Some(1)), wrong);
+        assert_eq!(kind_of(Action::VerifyPin, Outcome::Malformed, Some(1)), None);
+        assert_eq!(kind_of(Action::SetPin, Outcome::Malformed, None), None, "a block under a control uses no try");
+        // The right PIN on the last try, and the reservation before it.
+        assert_eq!(kind_of(Action::ReserveTry, Outcome::Done, Some(0)), None);
+        assert_eq!(kind_of(Action::VerifyPin, Outcome::Done, Some(3)), None);
     }
 }
