@@ -164,6 +164,7 @@ impl ApiError {
             | Reason::ValueMethodInvalid
             | Reason::SealedAccountInvalid
             | Reason::ChangeInvalid
+            | Reason::MethodInvalid
             | Reason::RequestIdInvalid
             | Reason::ClientNetworkInvalid => Self::REQUEST_INVALID,
             Reason::CallerForbidden => Self::CALLER_FORBIDDEN,
@@ -444,6 +445,7 @@ mod tests {
                     "VALUE_METHOD_INVALID",
                     "SEALED_ACCOUNT_INVALID",
                     "CHANGE_INVALID",
+                    "METHOD_INVALID",
                     "CONTROL_ID_INVALID",
                     "SCOPE_INVALID",
                     "DEVICE_KEY_INVALID",

@@ -30,8 +30,11 @@ pub(super) enum CoveredTenants {
     All,
 }
 
+/// The rights of which an edge has one or more.
+const RIGHTS_OF_EDGES: &[Right] = &[Right::SetPins, Right::ViewPins, Right::SetPinsByZone, Right::GetPinsByZone];
+
 /// Every method of every service of an engine, each once.
-pub(super) static METHOD_TABLE: [MethodAccess; 27] = {
+pub(super) static METHOD_TABLE: [MethodAccess; 28] = {
     use CoveredTenants::{All, Named, OfCaller};
     const fn row(
         path: &'static str,
@@ -76,9 +79,10 @@ pub(super) static METHOD_TABLE: [MethodAccess; 27] = {
         row(
             "/pinseal.v1.AuditService/RecordRejectedCredentials",
             Method::RecordRejectedCredentials,
-            &[Right::SetPins, Right::ViewPins],
+            RIGHTS_OF_EDGES,
             OfCaller,
         ),
+        row("/pinseal.v1.AuditService/RecordClientDenial", Method::RecordClientDenial, RIGHTS_OF_EDGES, Named),
         row("/pinseal.v1.KeyService/ListKeys", Method::ListKeys, &[Right::Keys], All),
         row("/pinseal.v1.KeyService/WatchRotation", Method::WatchRotation, &[Right::Rotation], All),
         row("/pinseal.v1.KeyService/CountRecords", Method::CountRecords, &[Right::Keys], All),
