@@ -21,6 +21,7 @@ mod fairness;
 mod floods;
 mod hangup;
 mod oaep;
+mod pre_shared;
 mod race;
 mod reload;
 mod rotation;

@@ -11,7 +11,11 @@ use axum::{
     Json, Router,
     body::{Body, Bytes},
     extract::{MatchedPath, Path, Request, State, rejection::PathRejection},
-    http::{HeaderValue, Method, Response, StatusCode, header::CACHE_CONTROL, request::Parts},
+    http::{
+        HeaderValue, Method, Response, StatusCode,
+        header::{ALLOW, CACHE_CONTROL},
+        request::Parts,
+    },
     middleware::{Next, from_fn_with_state},
     response::IntoResponse,
     routing::{get, post},
@@ -440,7 +444,9 @@ async fn get_pin_by_zone(
 ) -> Response<Body> {
     // axum routes HEAD here too, and a PIN that nobody receives must not be read and audited.
     if request.method() == Method::HEAD {
-        return edge.refuse(ApiError::METHOD_NOT_ALLOWED, request).await;
+        let mut answer = edge.refuse(ApiError::METHOD_NOT_ALLOWED, request).await;
+        answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, POST"));
+        return answer;
     }
     let query = request.uri().query().map(str::to_owned);
     let work = async |request: ApiRequest| -> Result<_, Rejection> {
