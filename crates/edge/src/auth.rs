@@ -104,7 +104,7 @@ impl Client {
     }
 
     /// The zone keys of the client.
-    pub fn zones(&self) -> &Arc<[ZoneGrant]> {
+    pub(super) fn zones(&self) -> &Arc<[ZoneGrant]> {
         &self.zones
     }
 
@@ -157,13 +157,11 @@ impl Client {
         self.wants_kcv
     }
 
-    /// The name in the log and for limits.
-    pub fn name(&self) -> &str {
+    pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// The tenant whose cards the client may use.
-    pub fn tenant(&self) -> Tenant {
+    pub(super) fn tenant(&self) -> Tenant {
         self.tenant
     }
 }

@@ -53,6 +53,20 @@ impl EdgeConfig {
         read_file::<EdgeFile>(Some(path))?.check_with_clients()
     }
 
+    /// Reads what a file grants each client, and no secret that the file names.
+    ///
+    /// # Errors
+    /// The file cannot be read or parsed, or a grant is not allowed.
+    pub fn load_grants(path: &Path) -> Result<Vec<ClientGrants>, ConfigError> {
+        let clients = read_file::<EdgeFile>(Some(path))?.clients.into_iter();
+        let grants = clients.map(|client| {
+            let tenant = Tenant::parse(&client.tenant).map_err(|error| ConfigError::value("clients.tenant", error))?;
+            let zones = check_grants(&client.name, client.zones)?;
+            Ok(ClientGrants { name: client.name, tenant, zones, mgf1_sha1_until: client.oaep_mgf1_until })
+        });
+        grants.collect()
+    }
+
     /// The keys of a configuration file.
     pub fn known_keys() -> Vec<KnownKey> {
         config::known_keys::<EdgeFile>()
@@ -71,6 +85,18 @@ impl EdgeConfig {
         let config = EdgeFile { listen, engine, ..EdgeFile::default() }.check(vec![client])?;
         Ok(Self { made_token: Some(token), ..config })
     }
+}
+
+/// What a configuration grants a client beyond the operations with a control.
+pub struct ClientGrants {
+    /// The name of the client.
+    pub name: String,
+    /// The tenant whose cards the client may use.
+    pub tenant: Tenant,
+    /// The zone keys of the client.
+    pub zones: Vec<ZoneGrant>,
+    /// The last day (UTC) on which its devices get RSA-OAEP with MGF1-SHA-1.
+    pub mgf1_sha1_until: Option<Date>,
 }
 
 /// The configuration file.

@@ -35,7 +35,7 @@ pub use self::{
     api_error::ErrorProfile,
     auth::{Client, Credential, GrantedUse, SECRET_CHARACTERS_MIN, ZoneGrant},
     contract::openapi_json,
-    edge_config::EdgeConfig,
+    edge_config::{ClientGrants, EdgeConfig},
     request_limits::RequestLimits,
 };
 use auth::Clients;

@@ -3,7 +3,7 @@
 //! [`Gate`](super::gate::Gate) admits calls by this table alone: a method without a row is not served. Health and reflection
 //! are not here: they show no data of a card, a key or a tenant, and serve every certificate of `client_roots`.
 
-use super::peer::Right;
+use super::peer::{Right, Role};
 use audit::entry::Method;
 
 /// The access to one method.
@@ -88,6 +88,14 @@ pub(super) static METHOD_TABLE: [MethodAccess; 28] = {
         row("/pinseal.v1.KeyService/CountRecords", Method::CountRecords, &[Right::Keys], All),
     ]
 };
+
+impl Role {
+    /// The paths of the methods that the role may call.
+    pub fn methods(self) -> impl Iterator<Item = &'static str> {
+        let may_call = move |access: &&MethodAccess| self.rights().iter().any(|right| access.rights.contains(right));
+        METHOD_TABLE.iter().filter(may_call).map(|access| access.path)
+    }
+}
 
 /// The access to the method of this path; `None` for a path that no engine serves.
 pub(super) fn access_to(path: &str) -> Option<&'static MethodAccess> {
