@@ -1,6 +1,6 @@
 //! `pinseal policy`: what a configuration allows, for an operator and an assessor.
 
-mod report;
+mod policy_report;
 mod rule;
 mod table;
 
@@ -14,7 +14,7 @@ use config::ConfigError;
 use thiserror::Error;
 
 use self::{
-    report::{PolicyReport, Unserved},
+    policy_report::{PolicyReport, Unserved},
     table::{write_markdown, write_text},
 };
 

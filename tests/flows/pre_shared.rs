@@ -151,7 +151,7 @@ async fn a_pin_set_by_a_client_closes_the_controls_that_were_open() {
     assert_eq!(services.get("3303"), "27182");
 }
 
-/// The only entry of a request, once the engine has it.
+/// The only entry of a request, as soon as it is in the chain.
 async fn entry_of(engine: &EngineProcess, request: &str) -> Value {
     soon("the engine audits the request", async || {
         let mut pinseal = Command::new(env!("CARGO_BIN_EXE_pinseal"));

@@ -105,9 +105,8 @@ impl Rule {
         match self {
             Self::FormatOneIsBound | Self::SameAccount => "PCI PIN Security, requirement 3-3",
             Self::CardholderView => "SECURITY.md, \"View under PCI's translation table\" (judged)",
-            Self::PinGivenToZone | Self::PinSetByZone => {
-                "Card PIN API, pre-shared key; docs/pre-shared-key.md (judged)"
-            }
+            Self::PinGivenToZone => "SECURITY.md, \"A PIN given to a zone\" (judged)",
+            Self::PinSetByZone => "Card PIN API, pre-shared key; docs/pre-shared-key.md",
             Self::PinVerified => "proto/pinseal/v1/pin.proto, VerifyPin and ChangePin",
             Self::OneWayRecord => "SECURITY.md; ISO 9564-5 is not claimed",
             Self::WrappedRecord => "docs/decisions/0003-stored-pin-block.md; RFC 5649",

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::report::{Grant, Holder, Lack, PolicyReport, Strength};
+use super::policy_report::{Grant, Holder, Lack, PolicyReport, Strength};
 
 /// One table of the report.
 struct Table {
