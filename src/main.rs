@@ -57,7 +57,7 @@ enum Command {
     Rotation(commands::rotation::RotationArguments),
     /// Explain a key block
     Keyblock(commands::keyblock::KeyBlockArguments),
-    /// Explain which translations of a PIN block are allowed
+    /// Explain what a configuration allows, each with its rule: formats, translations, keys, capabilities
     Policy(commands::policy::PolicyArguments),
     /// Generate development certificates for mutual TLS
     Pki(commands::pki::PkiArguments),

@@ -110,7 +110,7 @@ impl KeyAlgorithm {
     }
 
     /// Bits of security (NIST SP 800-57, table 2). A key is only wrapped under a key of at least the same strength.
-    pub(crate) fn strength(self) -> u16 {
+    pub fn strength(self) -> u16 {
         match self {
             Self::TdesDouble => 80,
             Self::TdesTriple => 112,

@@ -69,6 +69,7 @@ mod clear;
 mod component;
 mod config;
 mod harden;
+mod key_place;
 mod key_store;
 mod keyblock;
 mod keyring;
@@ -95,10 +96,10 @@ mod vectors;
 
 pub use hsm_protocol::{
     Account, AccountNumber, AccountNumberError, Binding, BoundaryLevel, CardBinding, Changed, ControlBinding,
-    DeviceBlock, DeviceKey, DeviceKeyError, EncryptedBlock, Error, ExpectedValue, FreshTzpk, HostOperation, Isolation,
-    Kcv, KeyId, KeyUsage, KeyVersion, LayoutError, MadeAt, NewRecordFormat, ParityPolicy, PinRecord, Purpose, PvkName,
-    Refusal, Reply, Request, SealedAccount, SealedKey, Source, Status, StorageFormat, Target, ValueMethod,
-    VerificationValue, ZoneBlock, ZoneFormat, ZoneKey, ZoneName, ZoneRules, ZoneUse,
+    DeviceBlock, DeviceKey, DeviceKeyError, ENGINE_KEYS, EncryptedBlock, Error, ExpectedValue, FreshTzpk,
+    HostOperation, Isolation, Kcv, KeyId, KeyUsage, KeyVersion, LayoutError, MadeAt, NewRecordFormat, ParityPolicy,
+    PinRecord, Purpose, PvkName, Refusal, Reply, Request, SealedAccount, SealedKey, Source, Status, StorageFormat,
+    Target, ValueMethod, VerificationValue, ZoneBlock, ZoneFormat, ZoneKey, ZoneName, ZoneRules, ZoneUse,
 };
 
 pub use self::{
@@ -108,6 +109,7 @@ pub use self::{
         AbsentVault, Callers, Config, KeyFileUse, KeyHandling, Keys, LockMemory, ParticipantToken, Pkcs11, SlotName,
         TokenPlace, Unlock, Vault, Wanted, WantedLevel,
     },
+    key_place::KeyPlace,
     key_store::{KeyStore, KeyStoreError, KeyUse, RecordsKept},
     keyblock::{
         Field, Header, KeyBlock, KeyBlockError, OptionalBlock, Purpose as KeyBlockPurpose, Version as KeyBlockVersion,

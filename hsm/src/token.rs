@@ -14,8 +14,8 @@ pub(crate) use self::{
 };
 pub(crate) use self::{
     pkcs11::{
-        SigningKey, TokenKeyManager, TokenSlot, make_keys, open_at_host_level, open_at_token_level, probe_token,
-        token_level_support,
+        SigningKey, TokenKeyManager, TokenSlot, algorithms_in_token, make_keys, open_at_host_level,
+        open_at_token_level, probe_token, token_level_support,
     },
     software::{Software, aes_kcv, joined, tzpk_decrypt, tzpk_encrypt, tzpk_kcv},
     tdes_budget::{TdesBudget, reserved_in},

@@ -60,6 +60,8 @@ reasons! {
     RequestIdInvalid = "REQUEST_ID_INVALID",
     /// The network of a client is not an IP address.
     ClientNetworkInvalid = "CLIENT_NETWORK_INVALID",
+    /// The `method` is not a method that this engine knows.
+    MethodInvalid = "METHOD_INVALID",
     /// The certificate of the peer does not have the right for this call.
     CallerForbidden = "CALLER_FORBIDDEN",
     /// The control belongs to another tenant.

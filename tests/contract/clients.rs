@@ -7,7 +7,35 @@ use std::{
 };
 
 use serde_json::Value;
-use support::java::{java_sets_and_views, ran_well};
+use support::{
+    edge_process::{EdgeProcess, token_of, zone_client},
+    engine_process::{EngineProcess, TENANT},
+    java::{java_sets_and_gets_by_zone, java_sets_and_views, ran_well},
+    zone_party::ZoneParty,
+};
+
+/// The key of the zone with index 0: the vendor's example.
+const ZONE_KEY: u128 = 0x0011_2233_4455_6677_8899_AABB_CCDD_EEFF;
+
+/// An engine with a zone, and an edge with the client `app`, which has both uses of the zone.
+struct ZoneServices {
+    edge: EdgeProcess,
+    _engine: EngineProcess,
+    _party: ZoneParty,
+}
+
+impl ZoneServices {
+    fn start() -> Self {
+        let party = ZoneParty::with_key(ZONE_KEY);
+        let zone = "[[zones]]\nname = \"app\"\ntenant = \"bank\"\nindex = 0\nuses = [\"set-pin\", \"get-pin\"]";
+        let engine = EngineProcess::start_quiet(party.directory(), zone);
+        let uses = "[{ index = 0, uses = [\"set-pin\", \"get-pin\"] }]";
+        let client = zone_client(party.directory(), "app", TENANT, uses);
+        let address = format!("address = \"http://{}\"", engine.address());
+        let edge = EdgeProcess::start_quiet_with(party.directory(), &address, &client);
+        Self { edge, _engine: engine, _party: party }
+    }
+}
 
 /// `pinseal demo`, serving.
 struct Demo {
@@ -67,6 +95,12 @@ fn the_jdk_sets_and_views_a_pin_with_every_key_size() {
 }
 
 #[test]
+fn the_jdk_sets_and_gets_a_pin_under_a_zone_key() {
+    let services = ZoneServices::start();
+    java_sets_and_gets_by_zone(&services.edge.url, &token_of("app"), "7400", &format!("{ZONE_KEY:032x}"));
+}
+
+#[test]
 fn pythons_grpcio_drives_the_engine_by_reflection() {
     let demo = Demo::start();
     let output = Command::new(python())
@@ -80,7 +114,8 @@ fn pythons_grpcio_drives_the_engine_by_reflection() {
 /// Every check of schemathesis for a minute, or as long as `PINSEAL_SCHEMATHESIS_SECONDS` says.
 #[test]
 fn schemathesis_finds_no_answer_outside_the_contract() {
-    let demo = Demo::start();
+    let services = ZoneServices::start();
+    let (edge, token) = (&services.edge.url, token_of("app"));
     let python = python();
     let schemathesis = std::path::absolute(Path::new(&python).with_file_name("schemathesis")).unwrap();
     let scratch = tempfile::tempdir().unwrap();
@@ -88,20 +123,25 @@ fn schemathesis_finds_no_answer_outside_the_contract() {
     let output = Command::new(schemathesis)
         .current_dir(scratch.path())
         .env("SCHEMATHESIS_HOOKS", root("tests/clients/python/contract_hooks.py"))
-        .env("PINSEAL_EDGE", demo.member("edge_url"))
-        .env("PINSEAL_TOKEN", demo.member("bearer_token"))
+        .env("PINSEAL_EDGE", edge)
+        .env("PINSEAL_TOKEN", &token)
+        .env("PINSEAL_ZONE_KEY", format!("{ZONE_KEY:032x}"))
         .arg("--config-file")
         .arg(root("tests/clients/python/schemathesis.toml"))
         .arg("run")
-        .arg(format!("{}/openapi.json", demo.member("edge_url")))
-        .args(["--header", &format!("Authorization: Bearer {}", demo.member("bearer_token"))])
+        .arg(format!("{edge}/openapi.json"))
+        .args(["--header", &format!("Authorization: Bearer {token}")])
         // This check is off without a limit. The limit is far above the timeout of a request.
         .args(["--checks", "all", "--max-response-time", "60"])
         .args(["--max-time", &seconds, "--no-color"])
         .output()
         .unwrap();
     let printed = ran_well(&output);
-    assert!(printed.contains("Tested: 4"), "{printed}");
+    assert!(printed.contains("Tested: 6"), "{printed}");
+    // The hooks make blocks under the zone key for 16 cards.
+    let get =
+        |card| services.edge.get_as(&format!("Bearer {token}"), &format!("/pin/v2/{card}?zpkIndex=0&auditUser=it"));
+    assert!((0..16).any(|card| get(card).status == 200), "no block of schemathesis set a PIN");
 }
 
 #[test]

@@ -67,9 +67,18 @@ const ROLES: [(&str, &[&str]); 9] = [
             "PinService/SetPin",
             "PinService/ChangePin",
             "AuditService/RecordRejectedCredentials",
+            "AuditService/RecordClientDenial",
         ],
     ),
-    ("edge-view", &["ControlService/OpenControl", "PinService/ViewPin", "AuditService/RecordRejectedCredentials"]),
+    (
+        "edge-view",
+        &[
+            "ControlService/OpenControl",
+            "PinService/ViewPin",
+            "AuditService/RecordRejectedCredentials",
+            "AuditService/RecordClientDenial",
+        ],
+    ),
     (
         "card-system",
         &[
@@ -97,8 +106,19 @@ const ROLES: [(&str, &[&str]); 9] = [
             "BulkService/TranslatePinBlocks",
         ],
     ),
-    ("zone-set", &["PinService/SetPinByZone", "BulkService/SetPins"]),
-    ("zone-get", &["PinService/GetPinByZone"]),
+    (
+        "zone-set",
+        &[
+            "PinService/SetPinByZone",
+            "BulkService/SetPins",
+            "AuditService/RecordRejectedCredentials",
+            "AuditService/RecordClientDenial",
+        ],
+    ),
+    (
+        "zone-get",
+        &["PinService/GetPinByZone", "AuditService/RecordRejectedCredentials", "AuditService/RecordClientDenial"],
+    ),
     ("custodian", &["KeyService/ListKeys", "KeyService/CountRecords"]),
     ("auditor", &["AuditService/ExportAudit", "AuditService/GetCheckpoint"]),
     ("operator", &["KeyService/ListKeys", "KeyService/CountRecords", "KeyService/WatchRotation"]),

@@ -12,8 +12,9 @@ use engine::serving::{Serving, ServingSettings};
 use engine_client::{AuditEntries, EngineTls, OperatorError, RunningEngine};
 use net::{ConnectionAge, ConnectionLimits};
 use proto::{
-    ExportAuditRequest, ExportAuditResponse, GetCheckpointRequest, GetCheckpointResponse,
-    RecordRejectedCredentialsRequest, RecordRejectedCredentialsResponse, START_SEQUENCE_KEY,
+    ExportAuditRequest, ExportAuditResponse, GetCheckpointRequest, GetCheckpointResponse, RecordClientDenialRequest,
+    RecordClientDenialResponse, RecordRejectedCredentialsRequest, RecordRejectedCredentialsResponse,
+    START_SEQUENCE_KEY,
     audit_service_server::{AuditService, AuditServiceServer},
     reason::{ERROR_DOMAIN, Reason},
 };
@@ -60,6 +61,13 @@ impl AuditService for ScriptedEngine {
         &self,
         _: Request<RecordRejectedCredentialsRequest>,
     ) -> Result<Response<RecordRejectedCredentialsResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn record_client_denial(
+        &self,
+        _: Request<RecordClientDenialRequest>,
+    ) -> Result<Response<RecordClientDenialResponse>, Status> {
         Err(Status::unimplemented(""))
     }
 }

@@ -23,6 +23,7 @@ mod floods;
 mod hangup;
 mod oaep;
 mod operator_log;
+mod pre_shared;
 mod race;
 mod reload;
 mod rotation;

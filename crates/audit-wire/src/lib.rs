@@ -110,6 +110,11 @@ pub fn read_entry(message: proto::AuditEntry) -> Result<Entry, EntryMessageError
     if entry.has_valid_hash() { Ok(entry) } else { Err(EntryMessageError::Changed { sequence }) }
 }
 
+/// The method of a message; `None` for a value without a variant.
+pub fn engine_method(method: proto::EngineMethod) -> Option<Method> {
+    read_method(method)
+}
+
 /// A message is not an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum EntryMessageError {
@@ -235,6 +240,7 @@ enums! {
         ExportPins,
         SetPins,
         FollowEvents,
+        RecordClientDenial,
     }
     denial_message, read_denial: CallDenial as CallDenial {
         NoCertificate,
@@ -242,6 +248,7 @@ enums! {
         Right,
         Tenant,
         AllTenants,
+        Client,
     }
     level_message, read_level: Level as BoundaryLevel {
         Host,

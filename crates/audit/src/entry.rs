@@ -105,9 +105,10 @@ pub enum Body {
         /// The number of such requests of the tenant before this one that have no entry: the engine limits the entries a minute.
         unrecorded: u64,
     },
-    /// A call was denied because of the caller's certificate. The outcome is [`Outcome::Denied`].
+    /// A call was denied because of the caller's certificate, or an edge denied the request of its client. The outcome is
+    /// [`Outcome::Denied`].
     CallDenied {
-        /// The method that was called.
+        /// The method that was called, or that the edge would have called.
         method: Method,
         /// The reason of the denial.
         reason: CallDenial,
@@ -374,6 +375,8 @@ coded! {
         SetPins = 26,
         /// The method `pinseal.v1.EventService/FollowEvents`.
         FollowEvents = 27,
+        /// The method `pinseal.v1.AuditService/RecordClientDenial`.
+        RecordClientDenial = 28,
     }
 }
 
@@ -390,6 +393,8 @@ coded! {
         Tenant = 4,
         /// The peer is limited to tenants, and the method covers all tenants.
         AllTenants = 5,
+        /// The edge's configuration does not allow the request to its client. The caller is the edge.
+        Client = 6,
     }
 }
 

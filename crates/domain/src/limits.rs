@@ -16,6 +16,12 @@ pub const PUBLIC_KEY_CHARACTERS_MAX: usize = base64_characters(DEVICE_KEY_BYTES_
 pub const PIN_BLOCK_BYTES: usize = 8;
 /// The characters of a `pinBlock`: [`PIN_BLOCK_BYTES`] in base64.
 pub const PIN_BLOCK_CHARACTERS: usize = base64_characters(PIN_BLOCK_BYTES);
+/// The characters of a `pinBlock` under a zone key: 8 bytes in hexadecimal, or 16 of format 4.
+pub const ZONE_PIN_BLOCK_CHARACTERS: [usize; 2] = [2 * PIN_BLOCK_BYTES, 2 * ZONE_PIN_BLOCK_BYTES_MAX];
+/// The most bytes of a PIN block under a zone key (ISO 9564-1 format 4, under AES).
+const ZONE_PIN_BLOCK_BYTES_MAX: usize = 16;
+/// The largest `zpkIndex`.
+pub const ZPK_INDEX_MAX: u32 = 9_999;
 /// The most bytes of an HTTP body, unless configured.
 pub const BODY_BYTES_MAX: usize = 16 * 1024;
 /// The most bytes of a gRPC request that the engine decodes.
@@ -27,7 +33,7 @@ const FIELD_BYTES_MAX: usize = TENANT_BYTES_MAX
     + PLASTIC_ID_DIGITS_MAX
     + CONTROL_ID_CHARACTERS
     + DEVICE_KEY_BYTES_MAX
-    + PIN_BLOCK_BYTES;
+    + ZONE_PIN_BLOCK_BYTES_MAX;
 
 // Tags and lengths of fewer than ten fields take 4 bytes each: half of the limit is more than enough for both.
 const _: () = assert!(FIELD_BYTES_MAX <= REQUEST_BYTES_MAX / 2);

@@ -90,6 +90,8 @@ table! {
     DEVICE_KEY_INVALID = BAD_REQUEST StaticValidation "DEVICE_KEY_INVALID" "publicKey is the standard base64 of a DER SubjectPublicKeyInfo: RSA, 2048 to 4096 bits, an odd exponent of at least 3, no trailing bytes";
     DEVICE_KEY_SHA256_INVALID = BAD_REQUEST StaticValidation "DEVICE_KEY_SHA256_INVALID" "deviceKeySha256 is the standard base64 of 32 bytes, 44 characters: the SHA-256 of the device key's DER SubjectPublicKeyInfo";
     PIN_BLOCK_LENGTH = BAD_REQUEST StaticValidation "PIN_BLOCK_LENGTH" "pinBlock is the standard base64 of 8 bytes, 12 characters";
+    ZPK_INDEX_INVALID = BAD_REQUEST StaticValidation "ZPK_INDEX_INVALID" "zpkIndex is the index of a zone key as text: 0 to 9999, in decimal digits without leading zeros";
+    ZONE_BLOCK_INVALID = BAD_REQUEST StaticValidation "ZONE_BLOCK_INVALID" "pinBlock is hexadecimal: 16 characters, or 32 where the zone has ISO 9564 format 4";
     REQUEST_INVALID = BAD_REQUEST StaticValidation "REQUEST_INVALID" "the engine rejects the request as malformed: see /openapi.json";
     CONTENT_TYPE_UNSUPPORTED = UNSUPPORTED_MEDIA_TYPE StaticValidation "CONTENT_TYPE_UNSUPPORTED" "the body is application/json in UTF-8, without a Content-Encoding";
     HEADERS_TOO_LARGE = REQUEST_HEADER_FIELDS_TOO_LARGE StaticValidation "HEADERS_TOO_LARGE" "the headers have more than 16384 bytes, or are more than 100: send fewer";
@@ -100,10 +102,12 @@ table! {
     CALLER_FORBIDDEN = FORBIDDEN Security "CALLER_FORBIDDEN" "the engine does not allow this edge to make this call: ask the operator of the engine";
     TENANT_MISMATCH = FORBIDDEN Security "TENANT_MISMATCH" "the control belongs to another tenant: open a control as this client";
     SCOPE_MISMATCH = FORBIDDEN Security "SCOPE_MISMATCH" "the control was opened for another operation: open a control for this operation";
+    ZONE_FORBIDDEN = FORBIDDEN Security "ZONE_FORBIDDEN" "this client may not use this zone key for this operation: ask the operators of edge and engine for the use";
     DEVICE_KEY_MISMATCH = FORBIDDEN Security "DEVICE_KEY_MISMATCH" "the control was opened for another device key: use that device key, or open another control";
 
     CONTROL_NOT_USABLE = NOT_FOUND DynamicValidation "CONTROL_NOT_USABLE" "the control is not usable: open another control";
     PIN_NOT_SET = NOT_FOUND DynamicValidation "PIN_NOT_SET" "no PIN is set for this card: set a PIN first";
+    ZONE_UNKNOWN = NOT_FOUND DynamicValidation "ZONE_UNKNOWN" "the engine has no zone key of this zpkIndex: ask its operator for the index";
     CARD_UNKNOWN = NOT_FOUND DynamicValidation "CARD_UNKNOWN" "the card is not registered: register it with the engine first";
     NOT_FOUND = NOT_FOUND DynamicValidation "NOT_FOUND" "the engine does not know the card or the control: open another control";
     ROUTE_UNKNOWN = NOT_FOUND StaticValidation "ROUTE_UNKNOWN" "the route does not exist: see /openapi.json";
@@ -111,6 +115,8 @@ table! {
 
     TZPK_MISSING = UNPROCESSABLE_ENTITY DynamicValidation "TZPK_MISSING" "no tzpk was issued under this control: request a tzpk first";
     PIN_BLOCK_MALFORMED = UNPROCESSABLE_ENTITY DynamicValidation "PIN_BLOCK_MALFORMED" "the block is not an ISO 9564 format 1 block under this control's tzpk: open another control";
+    ZONE_BLOCK_MALFORMED = UNPROCESSABLE_ENTITY DynamicValidation "ZONE_BLOCK_MALFORMED" "the block is not a PIN block in the zone's format under the zone key: check zpkIndex, key and format";
+    PIN_BLOCK_REPLACED = UNPROCESSABLE_ENTITY DynamicValidation "PIN_BLOCK_REPLACED" "this block set one of the last eight PINs before the present one: encrypt the PIN with other, random fill";
     PIN_NOT_SHOWN = UNPROCESSABLE_ENTITY DynamicValidation "PIN_NOT_SHOWN" "this PIN is stored in a format that cannot be viewed: set a new PIN";
     PIN_REFUSED = UNPROCESSABLE_ENTITY DynamicValidation "PIN_REFUSED" "the PIN breaks the PIN policy: choose another PIN";
 
@@ -164,6 +170,7 @@ impl ApiError {
             | Reason::ValueMethodInvalid
             | Reason::SealedAccountInvalid
             | Reason::ChangeInvalid
+            | Reason::MethodInvalid
             | Reason::RequestIdInvalid
             | Reason::ClientNetworkInvalid => Self::REQUEST_INVALID,
             Reason::CallerForbidden => Self::CALLER_FORBIDDEN,
@@ -173,14 +180,13 @@ impl ApiError {
             Reason::ControlNotUsable => Self::CONTROL_NOT_USABLE,
             Reason::PinNotSet => Self::PIN_NOT_SET,
             Reason::CardUnknown => Self::CARD_UNKNOWN,
-            Reason::ZoneUnknown | Reason::ValueKeyUnknown => Self::NOT_FOUND,
-            Reason::AccountBound
-            | Reason::PinLocked
-            | Reason::PinBlockReplaced
-            | Reason::AccountMismatch
-            | Reason::ZoneFormat
-            | Reason::ZoneUse
-            | Reason::LevelUnsupported => Self::STATE_CONFLICT,
+            Reason::ZoneUnknown => Self::ZONE_UNKNOWN,
+            Reason::ZoneFormat | Reason::ZoneUse => Self::ZONE_FORBIDDEN,
+            Reason::ValueKeyUnknown => Self::NOT_FOUND,
+            Reason::AccountBound | Reason::PinLocked | Reason::AccountMismatch | Reason::LevelUnsupported => {
+                Self::STATE_CONFLICT
+            }
+            Reason::PinBlockReplaced => Self::PIN_BLOCK_REPLACED,
             Reason::TzpkMissing => Self::TZPK_MISSING,
             Reason::PinBlockMalformed => Self::PIN_BLOCK_MALFORMED,
             Reason::PinNotShown => Self::PIN_NOT_SHOWN,
@@ -306,6 +312,8 @@ impl From<Mistake> for ApiError {
             | Mistake::MemberRepeated
             | Mistake::MemberMissing(_)
             | Mistake::MemberNotText(_) => ApiError::BODY_MALFORMED,
+            Mistake::ZpkIndexMissing | Mistake::ZpkIndexRepeated => ApiError::ZPK_INDEX_INVALID,
+            Mistake::BlockLength(_) | Mistake::BlockNotHex => ApiError::ZONE_BLOCK_INVALID,
             Mistake::KeyPem
             | Mistake::KeyBlanks
             | Mistake::KeyUrlSafe
@@ -444,6 +452,7 @@ mod tests {
                     "VALUE_METHOD_INVALID",
                     "SEALED_ACCOUNT_INVALID",
                     "CHANGE_INVALID",
+                    "METHOD_INVALID",
                     "CONTROL_ID_INVALID",
                     "SCOPE_INVALID",
                     "DEVICE_KEY_INVALID",
@@ -453,7 +462,17 @@ mod tests {
                 ],
                 (400, 404, StaticValidation),
             ),
-            (&["CALLER_FORBIDDEN", "TENANT_MISMATCH", "SCOPE_MISMATCH", "DEVICE_KEY_MISMATCH"], (403, 403, Security)),
+            (
+                &[
+                    "CALLER_FORBIDDEN",
+                    "TENANT_MISMATCH",
+                    "SCOPE_MISMATCH",
+                    "DEVICE_KEY_MISMATCH",
+                    "ZONE_FORMAT",
+                    "ZONE_USE",
+                ],
+                (403, 403, Security),
+            ),
             (
                 &["CONTROL_NOT_USABLE", "PIN_NOT_SET", "CARD_UNKNOWN", "ZONE_UNKNOWN", "VALUE_KEY_UNKNOWN"],
                 (404, 404, DynamicValidation),
@@ -468,8 +487,6 @@ mod tests {
                     "PIN_LOCKED",
                     "PIN_BLOCK_REPLACED",
                     "ACCOUNT_MISMATCH",
-                    "ZONE_FORMAT",
-                    "ZONE_USE",
                     "LEVEL_UNSUPPORTED",
                 ],
                 (422, 404, DynamicValidation),

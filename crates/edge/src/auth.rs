@@ -6,6 +6,7 @@ use axum::http::{HeaderMap, header::AUTHORIZATION, request::Parts};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use jiff::{Timestamp, civil::Date, tz::TimeZone};
 use proto::OaepMgf1;
+use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use thiserror::Error;
@@ -34,6 +35,27 @@ pub struct Client {
     wants_kcv: bool,
     /// The last day on which the devices of the client get RSA-OAEP with MGF1-SHA-1; `None` for MGF1-SHA-256.
     mgf1_sha1_until: Option<Date>,
+    /// The zone keys of the client, each with its uses.
+    zones: Arc<[ZoneGrant]>,
+}
+
+/// A zone key that a client may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ZoneGrant {
+    /// The `zpkIndex` of the zone, within the tenant of the client.
+    pub index: u32,
+    /// The operations that are granted, each once.
+    pub uses: Vec<GrantedUse>,
+}
+
+/// An operation with a zone key that the configuration of an edge grants a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GrantedUse {
+    /// Set a PIN that the client knows.
+    SetPin,
+    /// Get a PIN that the client then knows.
+    GetPin,
 }
 
 /// The clients of a running edge. A reload replaces them in every clone.
@@ -76,7 +98,18 @@ impl Client {
             certificate_name: None,
             wants_kcv: false,
             mgf1_sha1_until: None,
+            zones: Arc::default(),
         }
+    }
+
+    /// A client with these zone keys.
+    pub(super) fn with_zones(self, zones: Vec<ZoneGrant>) -> Self {
+        Self { zones: zones.into(), ..self }
+    }
+
+    /// The zone keys of the client.
+    pub(super) fn zones(&self) -> &Arc<[ZoneGrant]> {
+        &self.zones
     }
 
     /// A client that also presents the certificate with this name.

@@ -10,7 +10,10 @@ use super::{
     device_key::{mistake_in_der, mistake_in_text},
     mistake::Mistake,
 };
-use domain::limits::{CONTROL_ID_CHARACTERS, PIN_BLOCK_BYTES, PIN_BLOCK_CHARACTERS, PUBLIC_KEY_CHARACTERS_MAX};
+use domain::limits::{
+    CONTROL_ID_CHARACTERS, PIN_BLOCK_BYTES, PIN_BLOCK_CHARACTERS, PUBLIC_KEY_CHARACTERS_MAX, ZONE_PIN_BLOCK_CHARACTERS,
+    ZPK_INDEX_MAX,
+};
 
 /// The bytes of a SHA-256.
 const SHA256_BYTES: usize = 32;
@@ -164,6 +167,30 @@ pub(super) struct ViewedPin {
     pub(super) check_value: Option<String>,
 }
 
+/// Sets a PIN by a block under a zone key.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct SetPinByZoneRequest {
+    /// The index of the zone key that encrypts the block.
+    #[serde(default)]
+    #[schema(value_type = String, required = true, format = "zpk-index", pattern = "^(0|[1-9][0-9]{0,3})$")]
+    pub(super) zpk_index: Member,
+    /// The PIN in the zone's format of ISO 9564-1, in hexadecimal of either case: format 1 unless configured, 8 bytes under
+    /// 3DES-ECB, 16 characters. Format 4 has 16 bytes under AES, 32 characters.
+    #[serde(default)]
+    #[schema(value_type = String, required = true, format = "zone-pin-block")]
+    pub(super) pin_block: Member,
+}
+
+/// A PIN under a zone key.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ZonePin {
+    /// The PIN as an ISO 9564 format 1 block with random fill under the zone key: 8 bytes, 3DES-ECB, in hexadecimal.
+    #[schema(pattern = "^[0-9A-F]{16}$")]
+    pub(super) pin_block: String,
+}
+
 /// Parses a JSON object whose members are [`Member`]s.
 ///
 /// # Errors
@@ -232,6 +259,27 @@ pub(super) fn pin_block(member: Member) -> Result<Vec<u8>, ApiError> {
     block.ok_or(ApiError::PIN_BLOCK_LENGTH)
 }
 
+/// Decodes a pinBlock under a zone key from hexadecimal to 8 or 16 bytes. The engine knows which of them the zone has.
+///
+/// # Errors
+/// BODY_MALFORMED; ZONE_BLOCK_INVALID, with the mistake.
+pub(super) fn zone_pin_block(member: Member) -> Result<Vec<u8>, ApiError> {
+    let text = member.text("pinBlock")?;
+    if !ZONE_PIN_BLOCK_CHARACTERS.contains(&text.len()) {
+        return Err(Mistake::BlockLength(text.chars().count()).into());
+    }
+    base16ct::mixed::decode_vec(&text).map_err(|_| Mistake::BlockNotHex.into())
+}
+
+/// Reads a zpkIndex.
+///
+/// # Errors
+/// ZPK_INDEX_INVALID: another text than that of a number of 0 to 9999 has.
+pub(super) fn zpk_index(text: &str) -> Result<u32, ApiError> {
+    let index = text.parse().ok().filter(|index: &u32| *index <= ZPK_INDEX_MAX && index.to_string() == text);
+    index.ok_or(ApiError::ZPK_INDEX_INVALID)
+}
+
 /// Encodes bytes in standard base64.
 pub(super) fn base64(bytes: &[u8]) -> String {
     STANDARD.encode(bytes)
@@ -248,6 +296,33 @@ mod tests {
 
     fn mistake_in(body: &[u8]) -> Option<ApiError> {
         parse::<PinControlRequest>(body).and_then(|request| request.scope.text("scope")).err()
+    }
+
+    #[test]
+    fn each_mistake_in_a_block_of_a_zone_is_named() {
+        let block = |text: &str| zone_pin_block(Member::Text(text.into()));
+        assert_eq!(block("81739710556e1518"), block("81739710556E1518"));
+        assert_eq!(block("81739710556E1518").map(|block| block.len()), Ok(8));
+        assert_eq!(block(&"0f".repeat(16)).map(|block| block.len()), Ok(16));
+        for (text, mistake) in [
+            ("", Mistake::BlockLength(0)),
+            ("81739710556E151", Mistake::BlockLength(15)),
+            ("81739710556E15180", Mistake::BlockLength(17)),
+            ("tACuB41yyfU=", Mistake::BlockLength(12)),
+            ("81739710556E151G", Mistake::BlockNotHex),
+            ("81 73 97 10 55 6", Mistake::BlockNotHex),
+            ("\u{e9}81739710556E15", Mistake::BlockNotHex),
+        ] {
+            assert_eq!(block(text), Err(mistake.into()), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_zpk_index_is_decimal_without_leading_zeros() {
+        assert_eq!((zpk_index("0"), zpk_index("9999")), (Ok(0), Ok(9_999)));
+        for wrong in ["", "00", "01", "+1", "-1", "1 ", "1.0", "10000", "0x1", "99999999999", "\u{661}"] {
+            assert_eq!(zpk_index(wrong), Err(ApiError::ZPK_INDEX_INVALID), "{wrong}");
+        }
     }
 
     #[test]

@@ -29,8 +29,8 @@ pub fn openapi_json() -> String {
     api.info.title = "Pinseal edge: the Card PIN API".into();
     api.info.version = env!("CARGO_PKG_VERSION").into();
     let mut about = String::from(
-        "Set and view a card's PIN from an app. The PIN is encrypted on the cardholder's device and decrypted inside the \
-         issuer's key boundary only. Every route is also served at the root, without /pin, and every error has one body. \
+        "Set and view a card's PIN from an app. The PIN is encrypted on the cardholder's device, or by a client that shares a \
+         zone key with the issuer, and decrypted inside the issuer's key boundary only. Every route is also served at the root, without /pin, and every error has one body. \
          With the strict error profile 429 is 403, any other 4xx but 401 and 403 is 404, 503 is 500, and the errorCode \
          stays.",
     );
@@ -123,11 +123,15 @@ mod tests {
         for bound in ["minLength", "maxLength"] {
             assert_eq!(member("SetPinRequest", "pinBlock")[bound], PIN_BLOCK_CHARACTERS, "{bound}");
         }
-        for operation in api["paths"].as_object().unwrap().values().map(|path| &path["post"]) {
+        for operation in operations_of(&api) {
             let parameters = operation["parameters"].as_array().unwrap();
             let audit_user = parameters.iter().find(|parameter| parameter["name"] == "auditUser").unwrap();
             assert_eq!(audit_user["schema"]["maxLength"], AUDIT_USER_CHARACTERS_MAX);
         }
+    }
+
+    fn operations_of(api: &Value) -> impl Iterator<Item = &Value> {
+        api["paths"].as_object().unwrap().values().flat_map(|path| path.as_object().unwrap().values())
     }
 
     /// The errorCodes that a description lists with their messages.
@@ -147,7 +151,7 @@ mod tests {
         );
 
         let mut documented = documented_in(&api["info"]["description"]);
-        for operation in api["paths"].as_object().unwrap().values().map(|path| &path["post"]) {
+        for operation in operations_of(&api) {
             let name = operation["operationId"].as_str().unwrap();
             let rows: Vec<&ApiError> = operation::Operation::find(name).unwrap().errors().collect();
             for (status, answer) in operation["responses"].as_object().unwrap() {

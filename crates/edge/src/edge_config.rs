@@ -12,10 +12,10 @@ use serde::Deserialize;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::{Client, Credential, ErrorProfile, RequestLimits, SECRET_CHARACTERS_MIN, Settings};
+use crate::{Client, Credential, ErrorProfile, GrantedUse, RequestLimits, SECRET_CHARACTERS_MIN, Settings, ZoneGrant};
 use config::{ConfigError, KnownKey, SecretSource, read_file, within};
 use domain::card::Tenant;
-use domain::limits::BODY_BYTES_MAX;
+use domain::limits::{BODY_BYTES_MAX, ZPK_INDEX_MAX};
 use net::{
     ConnectionAge, ConnectionLimits, EngineAddress,
     metrics_server::MetricsFile,
@@ -53,6 +53,20 @@ impl EdgeConfig {
         read_file::<EdgeFile>(Some(path))?.check_with_clients()
     }
 
+    /// Reads what a file grants each client, and no secret that the file names.
+    ///
+    /// # Errors
+    /// The file cannot be read or parsed, or a grant is not allowed.
+    pub fn load_grants(path: &Path) -> Result<Vec<ClientGrants>, ConfigError> {
+        let clients = read_file::<EdgeFile>(Some(path))?.clients.into_iter();
+        let grants = clients.map(|client| {
+            let tenant = Tenant::parse(&client.tenant).map_err(|error| ConfigError::value("clients.tenant", error))?;
+            let zones = check_grants(&client.name, client.zones)?;
+            Ok(ClientGrants { name: client.name, tenant, zones, mgf1_sha1_until: client.oaep_mgf1_until })
+        });
+        grants.collect()
+    }
+
     /// The keys of a configuration file.
     pub fn known_keys() -> Vec<KnownKey> {
         config::known_keys::<EdgeFile>()
@@ -71,6 +85,18 @@ impl EdgeConfig {
         let config = EdgeFile { listen, engine, ..EdgeFile::default() }.check(vec![client])?;
         Ok(Self { made_token: Some(token), ..config })
     }
+}
+
+/// What a configuration grants a client beyond the operations with a control.
+pub struct ClientGrants {
+    /// The name of the client.
+    pub name: String,
+    /// The tenant whose cards the client may use.
+    pub tenant: Tenant,
+    /// The zone keys of the client.
+    pub zones: Vec<ZoneGrant>,
+    /// The last day (UTC) on which its devices get RSA-OAEP with MGF1-SHA-1.
+    pub mgf1_sha1_until: Option<Date>,
 }
 
 /// The configuration file.
@@ -137,6 +163,18 @@ struct ClientFile {
     oaep_mgf1: OaepMgf1File,
     /// The last day (UTC) of `sha-1`, for example `2028-01-01`.
     oaep_mgf1_until: Option<Date>,
+    /// The zone keys that the client shares, each with its uses; none by default.
+    #[serde(default)]
+    zones: Vec<ZoneGrantFile>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ZoneGrantFile {
+    /// The `zpkIndex` of the zone within the tenant of the client.
+    index: u32,
+    /// `set-pin`, `get-pin` or both. The client knows each PIN that it sets or gets.
+    uses: Vec<GrantedUse>,
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]
@@ -253,7 +291,7 @@ fn check_clients(clients: Vec<ClientFile>) -> Result<Vec<Client>, ConfigError> {
     let mut checked = Vec::with_capacity(clients.len());
     let mut secrets: Vec<(String, Credential)> = Vec::with_capacity(clients.len());
     let (mut names, mut certificates) = (HashSet::new(), HashSet::new());
-    for client in clients {
+    for mut client in clients {
         let name = client.name.clone();
         if name.trim().is_empty() {
             return Err(ConfigError::value(
@@ -270,14 +308,37 @@ fn check_clients(clients: Vec<ClientFile>) -> Result<Vec<Client>, ConfigError> {
             let problem = format!("two clients have the certificate {certificate:?}: give each client its own");
             return Err(ConfigError::value("clients.certificate_name", problem));
         }
+        let zones = check_grants(&name, std::mem::take(&mut client.zones))?;
         let (client, secret) = client.check()?;
-        checked.push(client);
+        checked.push(client.with_zones(zones));
         let Some(secret) = secret else { continue };
         if let Some((before, _)) = secrets.iter().find(|(_, other)| other.is_same(&secret)) {
             let problem = format!("{before:?} and {name:?} have the same secret: give each client a different secret");
             return Err(ConfigError::value("clients", problem));
         }
         secrets.push((name, secret));
+    }
+    Ok(checked)
+}
+
+/// Rejects an index that a client has twice, a grant without a use, and a use that a grant has twice.
+fn check_grants(client: &str, grants: Vec<ZoneGrantFile>) -> Result<Vec<ZoneGrant>, ConfigError> {
+    let mut indexes = HashSet::new();
+    let mut checked = Vec::with_capacity(grants.len());
+    for ZoneGrantFile { index, uses } in grants {
+        within("clients.zones.index", index, 0..=ZPK_INDEX_MAX)?;
+        if !indexes.insert(index) {
+            let problem = format!("{client:?} has the index {index} twice: name all its uses in one entry");
+            return Err(ConfigError::value("clients.zones.index", problem));
+        }
+        if !matches!(
+            &uses[..],
+            [_] | [GrantedUse::SetPin, GrantedUse::GetPin] | [GrantedUse::GetPin, GrantedUse::SetPin]
+        ) {
+            let problem = format!("the zone {index} of {client:?} has set-pin, get-pin or both, each once");
+            return Err(ConfigError::value("clients.zones.uses", problem));
+        }
+        checked.push(ZoneGrant { index, uses });
     }
     Ok(checked)
 }
@@ -466,6 +527,36 @@ mod tests {
         };
         assert!(checked("http://127.0.0.1:50051").unwrap_err().contains("write https://"));
         assert_eq!(checked("https://127.0.0.1:50051"), Ok(()));
+    }
+
+    #[test]
+    fn a_client_has_only_the_zone_uses_that_the_configuration_grants() {
+        let checked = |zones: &str| {
+            let text = format!(
+                "[tls]\ncertificates = \"c\"\nprivate_key = \"k\"\nclient_roots = \"r\"\n[[clients]]\nname = \"a\"\n\
+                 tenant = \"bank\"\ncertificate_name = \"a.test\"\n{zones}"
+            );
+            let file = toml::from_str::<EdgeFile>(&text).map_err(|error| error.to_string())?;
+            let config = file.check_with_clients().map_err(|error| error.to_string())?;
+            Ok::<_, String>(config.settings.clients[0].zones().to_vec())
+        };
+        assert_eq!(checked(""), Ok(Vec::new()));
+        let both = vec![GrantedUse::SetPin, GrantedUse::GetPin];
+        assert_eq!(
+            checked("zones = [{ index = 0, uses = [\"set-pin\", \"get-pin\"] }, { index = 7, uses = [\"get-pin\"] }]"),
+            Ok(vec![ZoneGrant { index: 0, uses: both }, ZoneGrant { index: 7, uses: vec![GrantedUse::GetPin] }])
+        );
+        for (wrong, named) in [
+            ("{ index = 0, uses = [] }", "each once"),
+            ("{ index = 0, uses = [\"get-pin\", \"get-pin\"] }", "each once"),
+            ("{ index = 0, uses = [\"set-pin\"] }, { index = 0, uses = [\"get-pin\"] }", "has the index 0 twice"),
+            ("{ index = 10000, uses = [\"set-pin\"] }", "clients.zones.index"),
+            ("{ index = 0, uses = [\"verify\"] }", "verify"),
+            ("{ index = 0 }", "uses"),
+        ] {
+            let refused = checked(&format!("zones = [{wrong}]")).unwrap_err();
+            assert!(refused.contains(named), "{wrong}: {refused}");
+        }
     }
 
     #[test]

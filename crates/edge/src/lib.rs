@@ -34,9 +34,9 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 use self::metrics::RefusedRequests;
 pub use self::{
     api_error::ErrorProfile,
-    auth::{Client, Credential, SECRET_CHARACTERS_MIN},
+    auth::{Client, Credential, GrantedUse, SECRET_CHARACTERS_MIN, ZoneGrant},
     contract::openapi_json,
-    edge_config::EdgeConfig,
+    edge_config::{ClientGrants, EdgeConfig},
     request_limits::RequestLimits,
 };
 use auth::Clients;

@@ -32,6 +32,15 @@ pub(super) enum Mistake {
     #[error("the member {0} is not a JSON string: put its value in quotes")]
     MemberNotText(&'static str),
 
+    #[error("the query parameter zpkIndex is missing: add the index of the zone key, for example zpkIndex=0")]
+    ZpkIndexMissing,
+    #[error("the query parameter zpkIndex occurs more than once: send it once")]
+    ZpkIndexRepeated,
+    #[error("pinBlock has {0} characters: send 16 hexadecimal digits, or 32 where the zone has ISO 9564 format 4")]
+    BlockLength(usize),
+    #[error("pinBlock has a character that is not a hexadecimal digit: send 0 to 9 and A to F, in either case")]
+    BlockNotHex,
+
     #[error("publicKey has PEM markers: send the base64 between them, in one line")]
     KeyPem,
     #[error("publicKey has blanks or line ends: send the base64 in one line")]

@@ -21,22 +21,49 @@ impl Operation {
                 ApiError::STORE_LOW_ON_SPACE,
             ],
             COMMON,
+            BODY,
         ],
     };
-    pub(super) const ISSUE_TZPK: Self = Self { id: "issueTzpk", errors: &[CONTROL, DEVICE_KEY, COMMON] };
+    pub(super) const ISSUE_TZPK: Self = Self { id: "issueTzpk", errors: &[CONTROL, DEVICE_KEY, COMMON, BODY] };
     pub(super) const SET_PIN: Self = Self {
         id: "setPin",
         errors: &[
             CONTROL,
             &[ApiError::PIN_BLOCK_LENGTH, ApiError::TZPK_MISSING, ApiError::PIN_BLOCK_MALFORMED, ApiError::PIN_REFUSED],
             COMMON,
+            BODY,
         ],
     };
     pub(super) const VIEW_PIN: Self = Self {
         id: "viewPin",
-        errors: &[CONTROL, DEVICE_KEY, &[ApiError::PIN_NOT_SET, ApiError::PIN_NOT_SHOWN], COMMON],
+        errors: &[CONTROL, DEVICE_KEY, &[ApiError::PIN_NOT_SET, ApiError::PIN_NOT_SHOWN], COMMON, BODY],
     };
-    const ALL: [Self; 4] = [Self::OPEN_CONTROL, Self::ISSUE_TZPK, Self::SET_PIN, Self::VIEW_PIN];
+    pub(super) const SET_PIN_BY_ZONE: Self = Self {
+        id: "setPinByZone",
+        errors: &[
+            ZONE,
+            &[
+                ApiError::ZONE_BLOCK_INVALID,
+                ApiError::ZONE_BLOCK_MALFORMED,
+                ApiError::PIN_REFUSED,
+                ApiError::PIN_BLOCK_REPLACED,
+                ApiError::CARD_UNKNOWN,
+                ApiError::STORE_LOW_ON_SPACE,
+            ],
+            COMMON,
+            BODY,
+        ],
+    };
+    pub(super) const GET_PIN_BY_ZONE: Self =
+        Self { id: "getPinByZone", errors: &[ZONE, &[ApiError::PIN_NOT_SET, ApiError::PIN_NOT_SHOWN], COMMON] };
+    const ALL: [Self; 6] = [
+        Self::OPEN_CONTROL,
+        Self::ISSUE_TZPK,
+        Self::SET_PIN,
+        Self::VIEW_PIN,
+        Self::SET_PIN_BY_ZONE,
+        Self::GET_PIN_BY_ZONE,
+    ];
 
     /// The operation with this operationId.
     pub(super) fn find(id: &str) -> Option<Self> {
@@ -51,15 +78,11 @@ impl Operation {
 
 /// The errors of every operation.
 const COMMON: &[ApiError] = &[
-    ApiError::BODY_MALFORMED,
     ApiError::AUDIT_USER_INVALID,
     ApiError::REQUEST_INVALID,
     ApiError::UNAUTHENTICATED,
     ApiError::CALLER_FORBIDDEN,
     ApiError::NOT_FOUND,
-    ApiError::CONTENT_TYPE_UNSUPPORTED,
-    ApiError::BODY_TIMEOUT,
-    ApiError::BODY_TOO_LARGE,
     ApiError::STATE_CONFLICT,
     ApiError::CLIENT_BUSY,
     ApiError::TENANT_BUSY,
@@ -72,6 +95,12 @@ const COMMON: &[ApiError] = &[
     ApiError::TOKEN_UNAVAILABLE,
     ApiError::ENGINE_UNAVAILABLE,
 ];
+/// The errors of an operation with a body.
+const BODY: &[ApiError] =
+    &[ApiError::BODY_MALFORMED, ApiError::CONTENT_TYPE_UNSUPPORTED, ApiError::BODY_TIMEOUT, ApiError::BODY_TOO_LARGE];
+/// The errors of an operation with a zone key.
+const ZONE: &[ApiError] =
+    &[ApiError::PLASTIC_ID_INVALID, ApiError::ZPK_INDEX_INVALID, ApiError::ZONE_FORBIDDEN, ApiError::ZONE_UNKNOWN];
 /// The errors of an operation under a control.
 const CONTROL: &[ApiError] =
     &[ApiError::CONTROL_ID_INVALID, ApiError::TENANT_MISMATCH, ApiError::SCOPE_MISMATCH, ApiError::CONTROL_NOT_USABLE];

@@ -11,7 +11,11 @@ use axum::{
     Json, Router,
     body::{Body, Bytes},
     extract::{MatchedPath, Path, Request, State, rejection::PathRejection},
-    http::{HeaderValue, Method, Response, StatusCode, header::CACHE_CONTROL, request::Parts},
+    http::{
+        HeaderValue, Method, Response, StatusCode,
+        header::{ALLOW, CACHE_CONTROL},
+        request::Parts,
+    },
     middleware::{Next, from_fn_with_state},
     response::IntoResponse,
     routing::{get, post},
@@ -26,9 +30,10 @@ use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLaye
 use super::{
     EngineClient, NotReady, Settings,
     api_error::{ApiError, ErrorBody, Rejection},
-    auth::{Authenticated, Client, Clients, authenticate},
+    auth::{Authenticated, Client, Clients, GrantedUse, ZoneGrant, authenticate},
     body::{
-        self, ControlScope, DeviceKeyRequest, PinControl, PinControlRequest, PinSet, SetPinRequest, Tzpk, ViewedPin,
+        self, ControlScope, DeviceKeyRequest, PinControl, PinControlRequest, PinSet, SetPinByZoneRequest,
+        SetPinRequest, Tzpk, ViewedPin, ZonePin,
     },
     device_key,
     http_rules::{check_body_type, check_head, waits_for_continue},
@@ -56,7 +61,7 @@ const READINESS_VALID: Duration = Duration::from_millis(200);
 /// The most lines within a minute of requests without credentials, and of requests that a limit refused: a line for each
 /// request would fill the disk.
 pub(super) const LINES_PER_MINUTE_MAX: u64 = 60;
-/// The most reports of rejected credentials to the engine within a minute: each is an audit entry.
+/// The most reports of rejected credentials to the engine within a minute, and of denied requests: each is an audit entry.
 const REPORTS_PER_MINUTE_MAX: u64 = 60;
 /// The most lines within a minute of failed readiness probes.
 const NOT_READY_LINES_PER_MINUTE_MAX: u64 = 1;
@@ -80,13 +85,15 @@ pub(super) fn router(settings: Settings, clients: Clients, engine: EngineClient,
         not_ready_lines: MinuteLimit::new(NOT_READY_LINES_PER_MINUTE_MAX),
         unauthenticated_lines: MinuteLimit::new(LINES_PER_MINUTE_MAX),
         rejected_credentials: Arc::new(MinuteLimit::new(REPORTS_PER_MINUTE_MAX)),
+        denied_requests: Arc::new(MinuteLimit::new(REPORTS_PER_MINUTE_MAX)),
         limit_lines: MinuteLimit::new(LINES_PER_MINUTE_MAX),
     });
     let api = Router::new()
         .route("/pincontrol/v2/plastic/{plastic_id}", post(open_control))
         .route("/v3/set/tzpk", post(issue_tzpk))
         .route("/v3/set", post(set_pin))
-        .route("/v3/view", post(view_pin));
+        .route("/v3/view", post(view_pin))
+        .route("/v2/{plastic_id}", get(get_pin_by_zone).post(set_pin_by_zone));
     Router::new()
         .merge(api.clone())
         .nest("/pin", api)
@@ -167,6 +174,7 @@ struct EdgeState {
     not_ready_lines: MinuteLimit,
     unauthenticated_lines: MinuteLimit,
     rejected_credentials: Arc<MinuteLimit>,
+    denied_requests: Arc<MinuteLimit>,
     limit_lines: MinuteLimit,
 }
 
@@ -178,6 +186,7 @@ struct ApiRequest {
     body: Bytes,
     wants_kcv: bool,
     oaep_mgf1: Result<proto::OaepMgf1, ApiError>,
+    zones: Arc<[ZoneGrant]>,
 }
 
 /// Opens a control for a card and an operation
@@ -207,19 +216,18 @@ struct ApiRequest {
 )]
 async fn open_control(
     State(edge): State<Arc<EdgeState>>,
-    plastic_id: Result<Path<String>, PathRejection>,
+    plastic: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Response<Body> {
     let work = async |request: ApiRequest| -> Result<_, Rejection> {
-        let plastic_id = plastic_id.ok().and_then(|Path(text)| PlasticId::parse(&text).ok());
-        let plastic_id = plastic_id.ok_or(ApiError::PLASTIC_ID_INVALID)?;
+        let plastic_id = plastic_id(plastic)?;
         let body: PinControlRequest = body::parse(&request.body)?;
         let request = edge.engine_request(
             request.id,
             proto::OpenControlRequest {
                 tenant: request.tenant,
                 audit_user: request.audit_user,
-                plastic_id: plastic_id.as_str().to_owned(),
+                plastic_id,
                 scope: ControlScope::parse(&body.scope.text("scope")?)?.to_wire(),
                 device_key_sha256: body::device_key_sha256(body.device_key_sha256)?,
             },
@@ -366,6 +374,142 @@ async fn view_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Respo
     edge.answer("v3/view", request, work).await
 }
 
+/// Sets a PIN by a block under a zone key
+///
+/// For a client that shares a zone key with the issuer and so knows the PIN: the configuration grants the use, a zone key at
+/// a time. The block of the present PIN, sent again, is answered 200 and changes nothing. A new PIN closes the open controls
+/// of the card.
+#[utoipa::path(
+    post, path = "/pin/v2/{plasticId}", operation_id = Operation::SET_PIN_BY_ZONE.id, tag = "Pre-shared key",
+    params(
+        ("plasticId" = String, Path, description = "The card: 1 to 19 decimal digits.", pattern = "^[0-9]{1,19}$"),
+    ),
+    request_body = SetPinByZoneRequest,
+    responses(
+        (status = 200, description = "The PIN is set, and the record is on disk.", body = PinSet),
+        (status = 400, description = "The request is malformed.", body = ErrorBody),
+        (status = 401, description = "The credentials are missing or wrong.", body = ErrorBody),
+        (status = 403, description = "The configuration does not allow this use of the zone key.", body = ErrorBody),
+        (status = 404, description = "The zone key is unknown, or the card is not registered and the engine accepts registered cards only.", body = ErrorBody),
+        (status = 408, description = "The body did not arrive in time.", body = ErrorBody),
+        (status = 413, description = "The body is too large.", body = ErrorBody),
+        (status = 415, description = "The body is not JSON in UTF-8.", body = ErrorBody),
+        (status = 422, description = "The block is malformed, its PIN breaks the policy, or it set an earlier PIN of the card.", body = ErrorBody),
+        (status = 429, description = "A limit on the card, the tenant or the client is reached; Retry-After has the seconds to wait.", body = ErrorBody),
+        (status = 500, description = "The edge or the engine failed.", body = ErrorBody),
+        (status = 503, description = "The engine, its store or its key boundary is unavailable.", body = ErrorBody),
+    ),
+    security(("bearer" = []), ("basic" = []), ("certificate" = [])),
+)]
+async fn set_pin_by_zone(
+    State(edge): State<Arc<EdgeState>>,
+    plastic: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Response<Body> {
+    let work = async |request: ApiRequest| -> Result<_, Rejection> {
+        let body: SetPinByZoneRequest = body::parse(&request.body)?;
+        let index = body::zpk_index(&body.zpk_index.text("zpkIndex")?)?;
+        edge.admit_zone_use(&request, index, GrantedUse::SetPin)?;
+        let block = proto::ZoneBlock {
+            zone_key: Some(zone_key(index)),
+            format: proto::ZoneFormat::Unspecified.into(),
+            pin_block: body::zone_pin_block(body.pin_block)?,
+        };
+        let request = edge.engine_request(
+            request.id,
+            proto::SetPinByZoneRequest {
+                tenant: request.tenant,
+                audit_user: request.audit_user,
+                plastic_id: plastic_id(plastic)?,
+                zone_block: Some(block),
+            },
+        );
+        edge.engine.pins.clone().set_pin_by_zone(request).await.map_err(zone_rejection)?;
+        Ok((StatusCode::OK, PinSet {}))
+    };
+    edge.answer("v2", request, work).await
+}
+
+/// Returns a PIN under a zone key
+///
+/// For a client that shares a zone key with the issuer and so learns the PIN: the configuration grants the use, a zone key at
+/// a time. Each answer is audited. Needs no control and spends none.
+#[utoipa::path(
+    get, path = "/pin/v2/{plasticId}", operation_id = Operation::GET_PIN_BY_ZONE.id, tag = "Pre-shared key",
+    params(
+        ("plasticId" = String, Path, description = "The card: 1 to 19 decimal digits.", pattern = "^[0-9]{1,19}$"),
+        ("zpkIndex" = String, Query, description = "The index of the zone key.", format = "zpk-index", pattern = "^(0|[1-9][0-9]{0,3})$"),
+    ),
+    responses(
+        (status = 200, description = "The PIN, encrypted under the zone key.", body = ZonePin),
+        (status = 400, description = "The request is malformed.", body = ErrorBody),
+        (status = 401, description = "The credentials are missing or wrong.", body = ErrorBody),
+        (status = 403, description = "The configuration does not allow this use of the zone key.", body = ErrorBody),
+        (status = 404, description = "The zone key is unknown, or no PIN is set.", body = ErrorBody),
+        (status = 422, description = "The PIN is stored in a format that cannot be viewed.", body = ErrorBody),
+        (status = 429, description = "A limit on the card, the tenant or the client is reached; Retry-After has the seconds to wait.", body = ErrorBody),
+        (status = 500, description = "The edge or the engine failed.", body = ErrorBody),
+        (status = 503, description = "The engine, its store or its key boundary is unavailable.", body = ErrorBody),
+    ),
+    security(("bearer" = []), ("basic" = []), ("certificate" = [])),
+)]
+async fn get_pin_by_zone(
+    State(edge): State<Arc<EdgeState>>,
+    plastic: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Response<Body> {
+    // axum routes HEAD here too, and a PIN that nobody receives must not be read and audited.
+    if request.method() == Method::HEAD {
+        let mut answer = edge.refuse(ApiError::METHOD_NOT_ALLOWED, request).await;
+        answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, POST"));
+        return answer;
+    }
+    let query = request.uri().query().map(str::to_owned);
+    let work = async |request: ApiRequest| -> Result<_, Rejection> {
+        let index = query_value(query.as_deref(), "zpkIndex").map_err(|found| match found {
+            NotOnce::Missing => Mistake::ZpkIndexMissing,
+            NotOnce::Repeated => Mistake::ZpkIndexRepeated,
+        })?;
+        let index = body::zpk_index(&index.unwrap_or_default())?;
+        edge.admit_zone_use(&request, index, GrantedUse::GetPin)?;
+        let request = edge.engine_request(
+            request.id,
+            proto::GetPinByZoneRequest {
+                tenant: request.tenant,
+                audit_user: request.audit_user,
+                plastic_id: plastic_id(plastic)?,
+                zone_key: Some(zone_key(index)),
+            },
+        );
+        let given = edge.engine.pins.clone().get_pin_by_zone(request).await.map_err(zone_rejection)?;
+        Ok((StatusCode::OK, ZonePin { pin_block: body::hex(&given.into_inner().pin_block) }))
+    };
+    edge.answer("v2", request, work).await
+}
+
+/// Checks the plasticId of a path.
+fn plastic_id(path: Result<Path<String>, PathRejection>) -> Result<String, ApiError> {
+    let plastic_id = path.ok().and_then(|Path(text)| PlasticId::parse(&text).ok());
+    Ok(plastic_id.ok_or(ApiError::PLASTIC_ID_INVALID)?.as_str().to_owned())
+}
+
+/// The newest key of the zone with this index.
+fn zone_key(index: u32) -> proto::ZoneKey {
+    proto::ZoneKey { zone: Some(proto::zone_key::Zone::IndexNumber(index)), key_version: 0 }
+}
+
+/// The error of the engine, with the texts for a block under a zone key.
+fn zone_rejection(status: Status) -> Rejection {
+    let rejection = Rejection::from(status);
+    if rejection.error == ApiError::PIN_BLOCK_LENGTH {
+        ApiError::ZONE_BLOCK_INVALID.into()
+    } else if rejection.error == ApiError::PIN_BLOCK_MALFORMED {
+        ApiError::ZONE_BLOCK_MALFORMED.into()
+    } else {
+        rejection
+    }
+}
+
 /// The error of the engine; if the engine rejects the device key `der`, with the mistake in it.
 fn device_key_rejection(status: Status, der: &[u8]) -> Rejection {
     let rejection = Rejection::from(status);
@@ -389,8 +533,7 @@ impl EdgeState {
             authenticated = true;
             log.client = Some(client.name());
             let _place = self.admission.admit(client)?;
-            check_body_type(&parts.headers)?;
-            let request = self.read(log.id, client, parts.uri.query(), &mut body).await?;
+            let request = self.read(log.id, client, &parts, &mut body).await?;
             log.audit_user = Some(request.audit_user.clone());
             log.control = control_in(&request.body);
             work(request).await
@@ -447,18 +590,39 @@ impl EdgeState {
 
     /// Reports rejected credentials to the engine, which audits them. The answer does not wait for the engine.
     fn report_rejected_credentials(&self, id: RequestId, parts: &Parts) {
-        let rejected = Arc::clone(&self.rejected_credentials);
-        let Some(unrecorded_count) = rejected.admit() else { return };
+        let Some(unrecorded_count) = self.rejected_credentials.admit() else { return };
         let client_network = network_of(parts).to_string();
         let message = proto::RecordRejectedCredentialsRequest { client_network, unrecorded_count };
         let (request, mut audit) = (self.engine_request(id, message), self.engine.audit.clone());
-        tokio::spawn(async move {
-            if let Err(status) = audit.record_rejected_credentials(request).await {
-                rejected.suppress(unrecorded_count.saturating_add(1));
-                let cause = status.message();
-                tracing::warn!(request = %id, cause, "the engine did not record that credentials were rejected");
-            }
-        });
+        let recorded = async move { audit.record_rejected_credentials(request).await.map(drop) };
+        spawn_report(id, &self.rejected_credentials, unrecorded_count, recorded);
+    }
+
+    /// Checks that the configuration grants the client this use of a zone key. A denial is reported to the engine, which
+    /// audits it.
+    ///
+    /// # Errors
+    /// ZONE_FORBIDDEN.
+    fn admit_zone_use(&self, request: &ApiRequest, index: u32, wanted: GrantedUse) -> Result<(), ApiError> {
+        if request.zones.iter().any(|grant| grant.index == index && grant.uses.contains(&wanted)) {
+            return Ok(());
+        }
+        if let Some(unrecorded_count) = self.denied_requests.admit() {
+            let method = match wanted {
+                GrantedUse::SetPin => proto::EngineMethod::SetPinByZone,
+                GrantedUse::GetPin => proto::EngineMethod::GetPinByZone,
+            };
+            let message = proto::RecordClientDenialRequest {
+                tenant: request.tenant.clone(),
+                audit_user: request.audit_user.clone(),
+                method: method.into(),
+                unrecorded_count,
+            };
+            let (denial, mut audit) = (self.engine_request(request.id, message), self.engine.audit.clone());
+            let recorded = async move { audit.record_client_denial(denial).await.map(drop) };
+            spawn_report(request.id, &self.denied_requests, unrecorded_count, recorded);
+        }
+        Err(ApiError::ZONE_FORBIDDEN)
     }
 
     fn engine_timeout(&self) -> Rejection {
@@ -470,20 +634,36 @@ impl EdgeState {
         &self,
         id: RequestId,
         client: &Client,
-        query: Option<&str>,
+        parts: &Parts,
         body: &mut Body,
     ) -> Result<ApiRequest, ApiError> {
-        let audit_user = audit_user(query).ok_or(ApiError::AUDIT_USER_INVALID)?;
+        // The content of a GET has no meaning (RFC 9110, 9.3.1).
+        let has_body = parts.method != Method::GET;
+        if has_body {
+            check_body_type(&parts.headers)?;
+        }
+        let audit_user = audit_user(parts.uri.query()).ok_or(ApiError::AUDIT_USER_INVALID)?;
+        let body = if has_body { self.read_body(body).await? } else { Bytes::new() };
+        Ok(ApiRequest {
+            id,
+            tenant: client.tenant().as_str().to_owned(),
+            audit_user,
+            body,
+            wants_kcv: client.wants_kcv(),
+            oaep_mgf1: client.oaep_mgf1(),
+            zones: Arc::clone(client.zones()),
+        })
+    }
+
+    async fn read_body(&self, body: &mut Body) -> Result<Bytes, ApiError> {
         let time = BODY_TIME_MAX.min(self.settings.request_timeout / 2);
         let read = Limited::new(body, self.settings.body_bytes_max).collect();
-        let body = match timeout(time, read).await {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(ApiError::BODY_TOO_LARGE),
-            Ok(Err(_)) => return Err(Mistake::BodyCut.into()),
-            Err(_) => return Err(ApiError::BODY_TIMEOUT),
-        };
-        let tenant = client.tenant().as_str().to_owned();
-        Ok(ApiRequest { id, tenant, audit_user, body, wants_kcv: client.wants_kcv(), oaep_mgf1: client.oaep_mgf1() })
+        match timeout(time, read).await {
+            Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::BODY_TOO_LARGE),
+            Ok(Err(_)) => Err(Mistake::BodyCut.into()),
+            Err(_) => Err(ApiError::BODY_TIMEOUT),
+        }
     }
 
     /// A gRPC request with the id of the HTTP request, which the engine logs and audits, and with a deadline: the engine drops
@@ -511,6 +691,23 @@ impl EdgeState {
             tracing::debug!("the rest of a body did not arrive in time");
         }
     }
+}
+
+/// Sends a report to the engine. If it is not recorded, the next one counts its requests.
+fn spawn_report(
+    id: RequestId,
+    limit: &Arc<MinuteLimit>,
+    unrecorded_count: u64,
+    recorded: impl Future<Output = Result<(), Status>> + Send + 'static,
+) {
+    let limit = Arc::clone(limit);
+    tokio::spawn(async move {
+        if let Err(status) = recorded.await {
+            limit.suppress(unrecorded_count.saturating_add(1));
+            let cause = status.message();
+            tracing::warn!(request = %id, cause, "the engine did not record that a request was rejected");
+        }
+    });
 }
 
 /// The fields of a request in the log: never its path, its body or a whole controlId.
@@ -585,10 +782,23 @@ fn logged_method(method: &Method) -> &str {
 
 /// The value of the query parameter `auditUser`, if it occurs once and [`AuditUser`] accepts it.
 fn audit_user(query: Option<&str>) -> Option<String> {
-    let pairs = query.unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    let mut values = pairs.filter(|(name, _)| decoded(name).as_deref() == Some("auditUser")).map(|(_, value)| value);
-    let value = values.next().filter(|_| values.next().is_none()).and_then(decoded)?;
+    let value = query_value(query, "auditUser").ok().flatten()?;
     AuditUser::parse(&value).is_ok().then_some(value)
+}
+
+/// A query parameter does not occur exactly once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NotOnce {
+    Missing,
+    Repeated,
+}
+
+/// The decoded value of a query parameter that occurs once; `None` if it is not UTF-8.
+fn query_value(query: Option<&str>, name: &str) -> Result<Option<String>, NotOnce> {
+    let pairs = query.unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    let mut values = pairs.filter(|(key, _)| decoded(key).as_deref() == Some(name)).map(|(_, value)| value);
+    let value = values.next().ok_or(NotOnce::Missing)?;
+    if values.next().is_some() { Err(NotOnce::Repeated) } else { Ok(decoded(value)) }
 }
 
 /// Decodes `application/x-www-form-urlencoded` text; `None` if it is not UTF-8, because the audit chain records exactly what
@@ -633,7 +843,7 @@ fn logged_control(id: &str) -> String {
 
 /// The operations of the OpenAPI document.
 #[derive(utoipa::OpenApi)]
-#[openapi(paths(open_control, issue_tzpk, set_pin, view_pin))]
+#[openapi(paths(open_control, issue_tzpk, set_pin, view_pin, set_pin_by_zone, get_pin_by_zone))]
 pub(super) struct Operations;
 
 #[cfg(test)]

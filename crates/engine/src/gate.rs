@@ -24,9 +24,10 @@ use super::{
 };
 use crate::call_limits::CallAdmission;
 use crate::pin::Pins;
-use audit::entry::Body as EventBody;
+use audit::entry::{Body as EventBody, CallDenial, Method};
 use clock::{deadline::Deadline, minute_limit::MinuteLimits};
 use domain::{
+    caller::Caller,
     card::Tenant,
     request_id::{RequestId, RequestIdError},
 };
@@ -266,6 +267,30 @@ impl Gate {
         let recorded = call.run(self.pins.note_denial(Arc::clone(edge), None, call.id, body)).await;
         // The edge counts the request that it reported.
         recorded.inspect_err(|_| self.rejected_credentials.suppress(edge, suppressed))
+    }
+
+    /// Audits a request that the caller, an edge, denied its client. `unrecorded` is the number of such requests that the edge
+    /// did not report.
+    ///
+    /// # Errors
+    /// The status of a failed store.
+    pub(super) async fn note_client_denial(
+        &self,
+        call: &Call,
+        caller: &Caller,
+        method: Method,
+        unrecorded: u64,
+    ) -> Result<(), Status> {
+        let edge = Some(Arc::clone(&caller.peer));
+        let Some(suppressed) = self.denials.admit(&edge) else {
+            self.denials.suppress(&edge, unrecorded);
+            return Ok(());
+        };
+        let unrecorded = unrecorded.saturating_add(suppressed);
+        let body = EventBody::CallDenied { method, reason: CallDenial::Client, unrecorded };
+        let recorded = call.run(self.pins.note_client_denial(caller, body)).await;
+        // The edge counts the request that it reported.
+        recorded.inspect_err(|_| self.denials.suppress(&edge, suppressed))
     }
 
     /// Logs and audits a denied call. The answer does not depend on the store: the call is denied where the event cannot be

@@ -4,7 +4,7 @@
 //! are not here: they show no data of a card, a key or a tenant. Reflection, and the health of the engine as a whole, serve
 //! every certificate of `client_roots`; the health of a service serves those with a right for one of its methods.
 
-use super::peer::Right;
+use super::peer::{Right, Role};
 use audit::entry::Method;
 
 /// The access to one method.
@@ -38,8 +38,11 @@ pub(super) enum CoveredTenants {
     All,
 }
 
+/// The rights of which an edge has one or more.
+const RIGHTS_OF_EDGES: &[Right] = &[Right::SetPins, Right::ViewPins, Right::SetPinsByZone, Right::GetPinsByZone];
+
 /// Every method of every service of an engine, each once.
-pub(super) static METHOD_TABLE: [MethodAccess; 27] = {
+pub(super) static METHOD_TABLE: [MethodAccess; 28] = {
     use CoveredTenants::{All, Named, OfCaller};
     const fn row(
         path: &'static str,
@@ -84,14 +87,23 @@ pub(super) static METHOD_TABLE: [MethodAccess; 27] = {
         row(
             "/pinseal.v1.AuditService/RecordRejectedCredentials",
             Method::RecordRejectedCredentials,
-            &[Right::SetPins, Right::ViewPins],
+            RIGHTS_OF_EDGES,
             OfCaller,
         ),
+        row("/pinseal.v1.AuditService/RecordClientDenial", Method::RecordClientDenial, RIGHTS_OF_EDGES, Named),
         row("/pinseal.v1.KeyService/ListKeys", Method::ListKeys, &[Right::Keys], All),
         row("/pinseal.v1.KeyService/WatchRotation", Method::WatchRotation, &[Right::Rotation], All),
         row("/pinseal.v1.KeyService/CountRecords", Method::CountRecords, &[Right::Keys], All),
     ]
 };
+
+impl Role {
+    /// The paths of the methods that the role may call.
+    pub fn methods(self) -> impl Iterator<Item = &'static str> {
+        let may_call = move |access: &&MethodAccess| self.rights().iter().any(|right| access.rights.contains(right));
+        METHOD_TABLE.iter().filter(may_call).map(|access| access.path)
+    }
+}
 
 /// The access to the method of this path; `None` for a path that no engine serves.
 pub(super) fn access_to(path: &str) -> Option<&'static MethodAccess> {

@@ -193,6 +193,18 @@ impl audit_service_server::AuditService for Services {
         self.gate.note_rejected_credentials(call, network, message.unrecorded_count).await?;
         Ok(Response::new(proto::RecordRejectedCredentialsResponse {}))
     }
+
+    async fn record_client_denial(
+        &self,
+        request: Request<proto::RecordClientDenialRequest>,
+    ) -> Result<Response<proto::RecordClientDenialResponse>, Status> {
+        let (_, extensions, message) = request.into_parts();
+        let call = Call::of(&extensions)?;
+        let caller = self.caller(call, &message.tenant, &message.audit_user).await?;
+        let method = wire::method(message.method)?;
+        self.gate.note_client_denial(call, &caller, method, message.unrecorded_count).await?;
+        Ok(Response::new(proto::RecordClientDenialResponse {}))
+    }
 }
 
 /// The entries that a reader may read: see [`Role::Auditor`](super::peer::Role::Auditor).

@@ -13,6 +13,7 @@ use crate::call_limits::TenantRate;
 use crate::pin::{BlockToTranslate, PinChange, PinError, VerifiedPin};
 use crate::rotation::{Census, KeyUsers, Progress, RotationState};
 use crate::zones::{NamedZoneBlock, NamedZoneKey, ZoneReference};
+use audit::entry::Method;
 use domain::caller::AuditUser;
 use domain::card::{Card, PinStatus, PlasticId, RegisteredAccount, Tenant};
 use domain::control::{ControlId, Denied, Scope, Thumbprint};
@@ -448,6 +449,12 @@ pub(super) fn forbidden(error: &impl std::fmt::Display) -> Status {
 /// Parses the network of an edge's client.
 pub(super) fn client_network(text: &str) -> Result<IpAddr, Status> {
     text.parse().map_err(|_| invalid(Reason::ClientNetworkInvalid, &"the client_network is an address of IPv4 or IPv6"))
+}
+
+/// Converts the method that an edge would have called.
+pub(super) fn method(method: i32) -> Result<Method, Status> {
+    let known = proto::EngineMethod::try_from(method).ok().and_then(audit_wire::engine_method);
+    known.ok_or_else(|| invalid(Reason::MethodInvalid, &"method is not a method that this engine knows"))
 }
 
 /// The metadata of a request has no id that can be read.

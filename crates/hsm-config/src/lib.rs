@@ -10,6 +10,7 @@
 //! # Ok::<(), config::ConfigError>(())
 //! ```
 
+mod boundary_rules;
 mod confinement;
 mod person;
 mod sections;
@@ -29,6 +30,7 @@ use self::sections::{
     StepFile, StoredFormFile, TokenFile, VaultFile, WeaknessFile,
 };
 pub use self::{
+    boundary_rules::BoundaryRules,
     confinement::{Confinement, Ipc, Step, TokenNeeds},
     person::person_token,
 };
@@ -385,15 +387,19 @@ fn stored_form(form: StoredFormFile, boundary: &BoundarySection) -> Result<hsm::
     }
 }
 
-fn pin_policy(policy: &PinPolicyFile) -> Result<hsm::PinPolicy, ConfigError> {
-    let weaknesses = policy.refuse.iter().map(|weakness| match weakness {
+fn weaknesses(policy: &PinPolicyFile) -> Vec<hsm::Weakness> {
+    let weakness = |weakness: &WeaknessFile| match weakness {
         WeaknessFile::Ascending => hsm::Weakness::Ascending,
         WeaknessFile::Descending => hsm::Weakness::Descending,
         WeaknessFile::Repeated => hsm::Weakness::Repeated,
-    });
+    };
+    policy.refuse.iter().map(weakness).collect()
+}
+
+fn pin_policy(policy: &PinPolicyFile) -> Result<hsm::PinPolicy, ConfigError> {
     let refused = policy.refused_pins.as_ref().map(SecretSource::read_lines).transpose()?;
     let listed = refused.iter().flat_map(|text| text.lines()).map(str::trim).filter(|line| !line.is_empty());
-    hsm::PinPolicy::new(policy.length_min..=policy.length_max, weaknesses.collect(), listed)
+    hsm::PinPolicy::new(policy.length_min..=policy.length_max, weaknesses(policy), listed)
         .map_err(|error| ConfigError::value("pin_policy", error))
 }
 
@@ -426,6 +432,24 @@ mod tests {
         let [rules] = &process.hsm.zones[..] else { panic!("not one zone") };
         assert_eq!((rules.name.as_str(), &rules.uses[..]), ("app-bank", &[hsm::ZoneUse::SetPin][..]));
         assert!(checked(&format!("{zone}{zone}")).err().unwrap().contains("two entries"));
+    }
+
+    #[test]
+    fn the_rules_of_a_configuration_are_read_without_its_secrets() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("engine.toml");
+        let text = "[token]\nmodule = \"m.so\"\nlabel = \"a\"\nuser_pin = { file = \"/nowhere/pin\" }\n\
+                    [boundary]\nlevel = \"host\"\nform = \"one-way\"\n[pin_policy]\nlength_max = 6\nrefuse = [\"repeated\"]\n\
+                    refused_pins = { file = \"/nowhere/list\" }\n\
+                    [[zones]]\nname = \"app\"\ntenant = \"bank\"\nindex = 3\n";
+        std::fs::write(&path, text).unwrap();
+        let rules = BoundaryRules::load(Some(&path)).unwrap();
+        assert_eq!((rules.keys, rules.wanted.form), (hsm::KeyPlace::Token, Some(hsm::NewRecordFormat::OneWay)));
+        assert_eq!((rules.pin_lengths, rules.has_refused_list), (4..=6, true));
+        assert_eq!(rules.weaknesses, [hsm::Weakness::Repeated]);
+        assert_eq!((&*rules.zones[0].tenant, rules.zones[0].index), ("bank", 3));
+        std::fs::write(&path, "[pin_policy]\nlength_min = 3").unwrap();
+        assert!(BoundaryRules::load(Some(&path)).err().unwrap().to_string().contains("4 to 12"));
     }
 
     #[test]

@@ -30,6 +30,7 @@ use self::{
 };
 pub(crate) use self::{
     key_manager::TokenKeyManager,
+    keys::algorithms_in_token,
     probe::{probe_token, token_level_support},
     session_pool::TokenSlot,
     signing_key::SigningKey,

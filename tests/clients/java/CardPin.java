@@ -8,6 +8,7 @@ import java.security.KeyPairGenerator;
 import java.security.spec.MGF1ParameterSpec;
 import java.util.Arrays;
 import java.util.Base64;
+import java.util.HexFormat;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import javax.crypto.Cipher;
@@ -33,9 +34,21 @@ public final class CardPin {
     }
 
     public static void main(String[] args) throws Exception {
+        if (args.length == 6 && args[4].equals("zone-key")) {
+            CardPin client = new CardPin(args[0], args[1], 2048, false);
+            byte[] key = expanded(HexFormat.of().parseHex(args[5]));
+            client.setByZone(args[2], args[3], key);
+            if (!client.getByZone(args[2], key).equals(args[3])) {
+                System.err.println("the PIN got is not the PIN set");
+                System.exit(1);
+            }
+            System.out.println("set and got under a zone key");
+            return;
+        }
         boolean defaultOaep = args.length == 6 && args[5].equals("default-oaep");
         if (args.length != 5 && !defaultOaep) {
             System.err.println("usage: java CardPin.java EDGE_URL TOKEN PLASTIC_ID PIN KEY_BITS [default-oaep]");
+            System.err.println("       java CardPin.java EDGE_URL TOKEN PLASTIC_ID PIN zone-key KEY_IN_HEX");
             System.exit(2);
         }
         CardPin client = new CardPin(args[0], args[1], Integer.parseInt(args[4]), defaultOaep);
@@ -64,6 +77,21 @@ public final class CardPin {
         return pinOf(tripleDes(Cipher.DECRYPT_MODE, openTzpk(member(answer, "tzpk")), block));
     }
 
+    /** Sets a PIN under the zone key of index 0, as a client with a pre-shared key. */
+    private void setByZone(String plasticId, String pin, byte[] key) throws Exception {
+        String block = HexFormat.of().formatHex(tripleDes(Cipher.ENCRYPT_MODE, key, formatOne(pin)));
+        post(200, "/pin/v2/" + plasticId, "{\"zpkIndex\":\"0\",\"pinBlock\":\"" + block + "\"}");
+    }
+
+    private String getByZone(String plasticId, byte[] key) throws Exception {
+        String path = "/pin/v2/" + plasticId + "?zpkIndex=0&auditUser=java";
+        HttpRequest request = HttpRequest.newBuilder(URI.create(edge + path))
+                .header("Authorization", "Bearer " + token)
+                .build();
+        byte[] block = HexFormat.of().parseHex(member(send(200, request), "pinBlock"));
+        return pinOf(tripleDes(Cipher.DECRYPT_MODE, key, block));
+    }
+
     private String open(String plasticId, String scope) throws Exception {
         return member(post(201, "/pin/pincontrol/v2/plastic/" + plasticId, "{\"scope\":\"" + scope + "\"}"), "id");
     }
@@ -84,8 +112,12 @@ public final class CardPin {
         if (tzpk.length != 16) {
             throw new IllegalStateException("the tzpk has " + tzpk.length + " bytes");
         }
-        byte[] expanded = Arrays.copyOf(tzpk, 24);
-        System.arraycopy(tzpk, 0, expanded, 16, 8);
+        return expanded(tzpk);
+    }
+
+    private static byte[] expanded(byte[] key) {
+        byte[] expanded = Arrays.copyOf(key, 24);
+        System.arraycopy(key, 0, expanded, 16, 8);
         return expanded;
     }
 
@@ -134,9 +166,13 @@ public final class CardPin {
                 .header("Content-Type", "application/json")
                 .POST(HttpRequest.BodyPublishers.ofString(body, StandardCharsets.UTF_8))
                 .build();
+        return send(expected, request);
+    }
+
+    private String send(int expected, HttpRequest request) throws Exception {
         HttpResponse<String> answer = http.send(request, HttpResponse.BodyHandlers.ofString());
         if (answer.statusCode() != expected) {
-            throw new IllegalStateException(path + ": " + answer.statusCode() + " " + answer.body());
+            throw new IllegalStateException(request.uri() + ": " + answer.statusCode() + " " + answer.body());
         }
         return answer.body();
     }

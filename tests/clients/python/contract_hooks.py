@@ -1,6 +1,8 @@
-"""For schemathesis: the values of the formats that docs/openapi.json defines in words, and controlIds of open controls.
+"""For schemathesis: the values of the formats that docs/openapi.json defines in words, controlIds of open controls, and PIN
+blocks under a zone key.
 
-environment: PINSEAL_EDGE, the URL of the edge; PINSEAL_TOKEN, the token of a client
+environment: PINSEAL_EDGE, the URL of the edge; PINSEAL_TOKEN, the token of a client with both uses of the zone key of index
+0; PINSEAL_ZONE_KEY, that key, double-length 3DES in hexadecimal
 """
 
 import json
@@ -10,8 +12,10 @@ from base64 import b64encode
 from urllib.request import Request, urlopen
 
 import schemathesis
+from cryptography.hazmat.decrepit.ciphers.algorithms import TripleDES
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.ciphers import Cipher, modes
 from hypothesis import strategies as st
 
 # Default_Ignorable_Code_Point, where the general category alone does not show it (crates/domain/src/caller.rs).
@@ -41,6 +45,23 @@ def open_control(scope):
         return json.load(answer)["id"]
 
 
+def zone_block(pin):
+    """The PIN in ISO 9564 format 1 with random fill, under the zone key."""
+    clear = bytes.fromhex(f"1{len(pin):x}{pin}" + secrets.token_hex(7)[: 14 - len(pin)])
+    key = TripleDES(bytes.fromhex(os.environ["PINSEAL_ZONE_KEY"]))
+    return Cipher(key, modes.ECB()).encryptor().update(clear).hex()
+
+
+@schemathesis.hook
+def map_path_parameters(context, path_parameters):
+    """Few cards, so that a card whose PIN was set is asked for its PIN, and each far below the rate of a card."""
+    if context.operation.path.startswith("/pin/v2/"):
+        plastic = str(path_parameters.get("plasticId"))
+        if plastic.isascii() and plastic.isdigit() and len(plastic) <= 19:
+            path_parameters["plasticId"] = str(int(plastic) % 16)
+    return path_parameters
+
+
 visible = st.characters(
     categories=("L", "M", "N", "P", "S", "Zs"),
     exclude_characters=[chr(code) for ignorable in IGNORABLE for code in ignorable],
@@ -49,6 +70,9 @@ keys = [public_key(exponent, bits) for exponent in (3, 65537) for bits in (2048,
 
 schemathesis.openapi.format("audit-user", st.text(visible, min_size=1, max_size=128))
 schemathesis.openapi.format("rsa-public-key", st.sampled_from(keys))
+schemathesis.openapi.format("zpk-index", st.sampled_from(("0", "0", "0", "1", "9999")))
+blocks = st.from_regex("[0-9]{4,12}", fullmatch=True).filter(str.isascii).map(zone_block)
+schemathesis.openapi.format("zone-pin-block", st.one_of(blocks, st.binary(min_size=8, max_size=8).map(bytes.hex)))
 # Half of the controlIds are of controls that are open.
 open_controls = st.sampled_from(("SET_PIN", "VIEW_PIN")).map(open_control)
 schemathesis.openapi.format("uuid", st.one_of(st.uuids().map(str), open_controls))

@@ -28,6 +28,18 @@ pub fn one_client(directory: &Path) -> String {
     format!("[[clients]]\nname = \"story\"\ntenant = \"bank\"\nbearer = {{ file = {token:?} }}\n")
 }
 
+/// The configuration of a client with its own token and the zone keys of the TOML array `zones`.
+pub fn zone_client(directory: &Path, name: &str, tenant: &str, zones: &str) -> String {
+    let token = directory.join(format!("{name}-token"));
+    write_secret(&token, &token_of(name));
+    format!("[[clients]]\nname = {name:?}\ntenant = {tenant:?}\nbearer = {{ file = {token:?} }}\nzones = {zones}\n")
+}
+
+/// The token of a client of [`zone_client`].
+pub fn token_of(name: &str) -> String {
+    format!("{name}-0123456789abcdef")
+}
+
 /// A running edge; killed when dropped.
 pub struct EdgeProcess {
     child: Child,
@@ -49,6 +61,11 @@ impl EdgeProcess {
     /// Starts an edge that serves metrics, with the default log filter.
     pub fn start_with_metrics(directory: &Path, engine: &str) -> Self {
         Self::start_logging(directory, engine, METRICS, None)
+    }
+
+    /// Starts an edge without a log, with these extra lines of configuration.
+    pub fn start_quiet_with(directory: &Path, engine: &str, extra: &str) -> Self {
+        Self::start_logging(directory, engine, extra, Some("warn"))
     }
 
     /// Starts a service without a log: writing events would take most of its time.
@@ -154,7 +171,18 @@ impl EdgeProcess {
         if !authorization.is_empty() {
             request = request.header("authorization", authorization);
         }
-        let mut answer = request.send(body).unwrap();
+        Answer::read(path, request.send(body).unwrap())
+    }
+
+    /// A GET with this Authorization.
+    pub fn get_as(&self, authorization: &str, path: &str) -> Answer {
+        let request = agent().get(format!("{}{path}", self.url)).header("authorization", authorization);
+        Answer::read(path, request.call().unwrap())
+    }
+}
+
+impl Answer {
+    fn read(path: &str, mut answer: ureq::http::Response<ureq::Body>) -> Self {
         let text = answer.body_mut().read_to_string().unwrap();
         let body = serde_json::from_str(&text).unwrap_or_else(|_| panic!("not JSON: {text}"));
         let retry_after = answer.headers().contains_key("retry-after");
@@ -261,6 +289,17 @@ impl EdgeProcess {
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         let body = serde_json::from_str(text).unwrap_or_else(|_| panic!("not JSON: {head} {text:?}"));
         (head.to_owned(), Answer { status, body, text: text.to_owned(), retry_after: false })
+    }
+}
+
+impl EdgeProcess {
+    /// The status line and headers of the answer to these bytes on a new connection, which the request closes.
+    pub fn raw_head(&self, request: &[u8]) -> String {
+        let mut stream = self.connect();
+        stream.write_all(request).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
     }
 }
 

@@ -20,6 +20,12 @@ pub fn java_with_default_oaep(edge: &str, token: &str, plastic_id: &str) -> Outp
     java(&[edge, token, plastic_id, "2580", "2048", "default-oaep"])
 }
 
+/// The same client with this zone key of index 0, in hexadecimal.
+pub fn java_sets_and_gets_by_zone(edge: &str, token: &str, plastic_id: &str, key: &str) {
+    let output = java(&[edge, token, plastic_id, "2580", "zone-key", key]);
+    assert!(ran_well(&output).contains("set and got under a zone key"));
+}
+
 fn java(arguments: &[&str]) -> Output {
     Command::new("java")
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../clients/java/CardPin.java"))

@@ -10,7 +10,7 @@ use proto::{
 use tonic::Status;
 
 use crate::{
-    ceremony::{ALL, Ceremony, ENOUGH, said},
+    ceremony::{Ceremony, ENOUGH, said},
     engine_process::{AUDIT_USER, Client, EngineProcess, TENANT},
 };
 
@@ -28,19 +28,42 @@ pub const ZONES: &str = "[[zones]]\nname = \"app\"\ntenant = \"bank\"\nindex = 7
 impl ZoneParty {
     /// Makes a vault by an engine's first start, and loads the zone key by a ceremony.
     pub fn prepared() -> Self {
-        let ceremony = Ceremony::prepared();
-        assert_eq!(EngineProcess::start(ceremony.directory(), "").terminate(), 0);
-        ceremony.well("begin", ALL, &["--roster", ceremony.at("roster.toml").to_str().unwrap()]);
+        let ceremony = Self::in_custody();
         let made = ceremony.well("make-components", ENOUGH, &["--algorithm", "3des-double"]);
         let components: Vec<Vec<&str>> = made.lines().take(2).map(|line| line.split(' ').skip(1).collect()).collect();
         let [first, second] = &components[..] else { panic!("{made}") };
-        let typed = [first[0], first[1], second[0], second[1]].join("\n") + "\n";
+        let number = |text: &str| u128::from_str_radix(text, 16).unwrap();
+        Self::loaded(ceremony, number(first[0]) ^ number(second[0]), number(first[0]))
+    }
+
+    /// The same with this key: its custodians type one component, and the XOR of this one and the key.
+    pub fn with_key(key: u128) -> Self {
+        Self::loaded(Self::in_custody(), key, 0xF1E0_D3C2_B5A4_9786_7968_5A4B_3C2D_1E0F)
+    }
+
+    fn in_custody() -> Ceremony {
+        let ceremony = Ceremony::prepared();
+        assert_eq!(EngineProcess::start(ceremony.directory(), "").terminate(), 0);
+        ceremony.begin();
+        ceremony
+    }
+
+    fn loaded(ceremony: Ceremony, key: u128, component: u128) -> Self {
+        let tzpk = |key: u128| Tzpk::from_bytes(&key.to_be_bytes()).unwrap();
+        let typed = |component: u128| {
+            let [a, b, c, ..] = tzpk(component).encrypt_block(&[0; 8]);
+            format!("{component:032X}\n{a:02X}{b:02X}{c:02X}\n")
+        };
+        let typed = typed(component) + &typed(key ^ component);
         let loaded = ceremony.with_input("load", ENOUGH, &["zone:app", "--algorithm", "3des-double"], &typed);
         assert!(loaded.status.success(), "{}", said(&loaded));
         ceremony.well("activate", ENOUGH, &["zone:app/1"]);
-        let byte = |text: &str, at: usize| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).unwrap();
-        let key: Vec<u8> = (0..16).map(|at| byte(first[0], at) ^ byte(second[0], at)).collect();
-        Self { ceremony, key: Tzpk::from_bytes(&key).unwrap() }
+        Self { ceremony, key: tzpk(key) }
+    }
+
+    /// The ceremony, for further keys.
+    pub fn ceremony(&self) -> &Ceremony {
+        &self.ceremony
     }
 
     /// The directory of the engine.
@@ -82,6 +105,12 @@ impl ZoneParty {
         let nibbles = format!("{:016x}", u64::from_be_bytes(clear) ^ field);
         let length = usize::from_str_radix(&nibbles[1..2], 16).unwrap();
         nibbles[2..2 + length].to_owned()
+    }
+
+    /// The bytes of a format 1 block of a PIN in hexadecimal, as the Card PIN API has them.
+    pub fn hex_block(&self, pin: &str, fill: Fill) -> String {
+        let block = self.key.encrypt_block(&Pin::parse(pin).unwrap().to_block(fill));
+        block.iter().map(|byte| format!("{byte:02X}")).collect()
     }
 
     fn clear(&self, block: &[u8]) -> [u8; 8] {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::Pins;
 use audit::archive::ArchivedPart;
 use audit::entry::{ArchivedSegment, Body, Event, Outcome};
+use domain::caller::Caller;
 use domain::card::Tenant;
 use domain::request_id::RequestId;
 use domain::storage_key::MinKeyVersions;
@@ -109,6 +110,15 @@ impl Pins {
             outcome: Outcome::Denied,
             ..self.engine_event(body)
         };
+        self.store.record_access(event).await
+    }
+
+    /// Records a request of a client that the caller, an edge, denied.
+    ///
+    /// # Errors
+    /// [`StoreError`]: the store failed.
+    pub async fn note_client_denial(&self, caller: &Caller, body: Body) -> Result<(), StoreError> {
+        let event = Event { outcome: Outcome::Denied, ..self.caller_event(caller, body) };
         self.store.record_access(event).await
     }
 }

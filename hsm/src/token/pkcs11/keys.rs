@@ -93,6 +93,11 @@ pub(super) fn algorithms(name: &KeyUsage, level: BoundaryLevel, seal: SealWay) -
     }
 }
 
+/// The algorithms that a key of this usage may have in some token at a level; empty where no token has such a key.
+pub(crate) fn algorithms_in_token(usage: &KeyUsage, level: BoundaryLevel) -> &'static [KeyAlgorithm] {
+    algorithms(usage, level, seal_way_of(usage))
+}
+
 /// The algorithm of an engine's key at a level.
 pub(super) fn default_algorithm(name: &KeyUsage, level: BoundaryLevel, seal: SealWay) -> KeyAlgorithm {
     algorithms(name, level, seal).first().copied().unwrap_or(KeyAlgorithm::Aes256)
