@@ -2,6 +2,7 @@
 
 pub(crate) mod audit;
 pub(crate) mod bench;
+pub(crate) mod bulk;
 pub(crate) mod ceremony;
 pub(crate) mod demo;
 pub(crate) mod device;
