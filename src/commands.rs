@@ -6,6 +6,7 @@ pub(crate) mod bulk;
 pub(crate) mod ceremony;
 pub(crate) mod demo;
 pub(crate) mod device;
+pub(crate) mod events;
 pub(crate) mod keyblock;
 pub(crate) mod pki;
 pub(crate) mod policy;

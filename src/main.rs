@@ -51,6 +51,8 @@ enum Command {
     Import(commands::bulk::ImportArguments),
     /// Translate a file of blocks from zone to zone
     Translate(commands::bulk::TranslateArguments),
+    /// Follow the events of a tenant's PINs
+    Events(commands::events::EventsArguments),
     /// Serve the key boundary as a separate process for an engine
     Hsm(hsm_server::HsmArguments),
     /// Inspect a PKCS#11 token and generate its keys
@@ -95,6 +97,7 @@ impl Command {
             Self::Export(arguments) => Ok(commands::bulk::export(&arguments)?),
             Self::Import(arguments) => Ok(commands::bulk::import(&arguments)?),
             Self::Translate(arguments) => Ok(commands::bulk::translate(&arguments)?),
+            Self::Events(arguments) => Ok(commands::events::run(arguments)?),
             Self::Hsm(arguments) => Ok(hsm_server::run(arguments)?),
             Self::Token(arguments) => Ok(commands::token::run(arguments)?),
             Self::Vault(arguments) => Ok(commands::vault::run(arguments)?),
@@ -139,7 +142,7 @@ enum CommandError {
     Token(#[from] commands::token::TokenError),
     Vault(#[from] commands::vault::VaultCommandError),
     Ceremony(#[from] commands::ceremony::CeremonyError),
-    Rotation(#[from] engine_client::OperatorError),
+    Operator(#[from] engine_client::OperatorError),
     Keyblock(#[from] commands::keyblock::KeyBlockCommandError),
     Policy(#[from] commands::policy::PolicyError),
     Pki(#[from] commands::pki::PkiError),
