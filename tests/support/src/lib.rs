@@ -19,6 +19,7 @@ pub mod known;
 pub mod real_token;
 pub mod rotation;
 pub mod wait;
+pub mod zone_party;
 
 use std::{path::PathBuf, process::Command, sync::LazyLock};
 

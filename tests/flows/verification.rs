@@ -1,0 +1,218 @@
+//! Verification and change of a PIN: tries are reserved before the comparison, and never more than the limit.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
+
+use proto::{
+    ChangePinRequest, DevicePinChange, ResetTriesRequest, Scope, ZoneBlock, ZonePinChange, change_pin_request::Change,
+};
+use tonic::{Code, Status};
+
+use support::{
+    engine_process::{AUDIT_USER, Client, EngineProcess, TENANT, device, reason},
+    wait::soon,
+    zone_party::{ZoneParty, right, wrong},
+};
+
+/// The racing callers of one card.
+const RACERS: u32 = 64;
+/// The tries of a card.
+const LIMIT: u32 = 3;
+/// The rounds of the race with a kill; `PINSEAL_VERIFICATION_KILLS` sets another number.
+const KILLS: u32 = 2;
+
+async fn reset(client: &mut Client, plastic_id: &str, reserved_try_count: u64) -> Result<u64, Status> {
+    let request = ResetTriesRequest {
+        tenant: TENANT.into(),
+        audit_user: AUDIT_USER.into(),
+        plastic_id: plastic_id.into(),
+        reserved_try_count,
+    };
+    Ok(client.cards.reset_tries(request).await?.into_inner().used_try_count)
+}
+
+async fn change(client: &mut Client, change: Change) -> Result<(&'static str, u32), Status> {
+    let request = ChangePinRequest { tenant: TENANT.into(), audit_user: AUDIT_USER.into(), change: Some(change) };
+    let answer = client.pins.change_pin(request).await?.into_inner();
+    Ok((answer.result().as_str_name(), answer.remaining_try_count))
+}
+
+fn by_zone(plastic_id: &str, old_block: ZoneBlock, new_block: ZoneBlock) -> Change {
+    let (old_block, new_block) = (Some(old_block), Some(new_block));
+    Change::ZoneChange(ZonePinChange { plastic_id: plastic_id.into(), old_block, new_block })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_right_pin_forgives_and_wrong_ones_lock_until_a_reset() {
+    let party = ZoneParty::prepared();
+    let engine = party.start("");
+    let mut client = engine.client().await;
+    client.set_by_zone("3001", &party.block("27182")).await.unwrap();
+    let verify = async |client: &mut Client, pin: &str| client.verify("3001", &party.block(pin)).await;
+    assert_eq!(verify(&mut client, "27182").await.unwrap(), right(LIMIT));
+    for left in [2, 1] {
+        assert_eq!(verify(&mut client, "27183").await.unwrap(), wrong(left));
+    }
+    assert_eq!(verify(&mut client, "27182").await.unwrap(), right(LIMIT), "a right PIN forgives the wrong ones");
+
+    let malformed = party.encrypted(proto::ZoneFormat::Iso1, &[0x2F; 8]);
+    assert_eq!(reason(&client.verify("3001", &malformed).await.unwrap_err()), "PIN_BLOCK_MALFORMED");
+    assert_eq!(verify(&mut client, "27183").await.unwrap(), wrong(1), "a malformed block has used a try");
+    assert_eq!(verify(&mut client, "2718").await.unwrap(), wrong(0));
+    let locked = verify(&mut client, "27182").await.unwrap_err();
+    assert_eq!((locked.code(), &*reason(&locked)), (Code::FailedPrecondition, "PIN_LOCKED"));
+
+    // A new PIN leaves the tries as they are.
+    client.set_by_zone("3001", &party.block("31415")).await.unwrap();
+    assert_eq!(reason(&verify(&mut client, "31415").await.unwrap_err()), "PIN_LOCKED");
+    let found = client.find("3001").await.unwrap();
+    assert_eq!((found.reserved_try_count, found.used_try_count), (7, 3));
+    assert_eq!(reset(&mut client, "3001", found.reserved_try_count - 1).await.unwrap(), 1);
+    assert_eq!(verify(&mut client, "31416").await.unwrap(), wrong(1));
+    assert_eq!(reset(&mut client, "3001", found.reserved_try_count).await.unwrap(), 1, "the last try is a later one");
+    assert_eq!(verify(&mut client, "31415").await.unwrap(), right(LIMIT));
+
+    assert_eq!(reason(&client.verify("3002", &party.block("1357")).await.unwrap_err()), "CARD_UNKNOWN");
+    client.register("3002", "").await.unwrap();
+    assert_eq!(reason(&client.verify("3002", &party.block("1357")).await.unwrap_err()), "PIN_NOT_SET");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_pin_replaces_the_old_one_only_where_that_is_right() {
+    let party = ZoneParty::prepared();
+    let engine = party.start("");
+    let (device, mut client) = (device(), engine.client().await);
+    client.set_by_zone("3003", &party.block("27182")).await.unwrap();
+
+    let wrong_old = by_zone("3003", party.block("27183"), party.block("16180"));
+    assert_eq!(change(&mut client, wrong_old).await.unwrap(), wrong(2));
+    let weak = by_zone("3003", party.block("27182"), party.block("11111"));
+    assert_eq!(reason(&change(&mut client, weak).await.unwrap_err()), "PIN_REFUSED");
+    assert_eq!(client.verify("3003", &party.block("27182")).await.unwrap(), right(LIMIT));
+    let well = by_zone("3003", party.block("27182"), party.block("16180"));
+    assert_eq!(change(&mut client, well).await.unwrap(), right(LIMIT));
+    assert_eq!(client.view(&device, "3003").await.unwrap(), "16180");
+
+    // Under a control, from the cardholder's device. The change spends the control.
+    let control_id = client.open("3003", Scope::SetPin).await.unwrap().control_id;
+    let tzpk = client.tzpk(&control_id, &device).await.unwrap();
+    let block = |pin: &str| {
+        let pin = device::Pin::parse(pin).unwrap();
+        device.encrypt_pin(&tzpk, &pin, device::Fill::Random).unwrap().to_vec()
+    };
+    let by_device = |old: &str, new: &str| {
+        let (old_pin_block, new_pin_block) = (block(old), block(new));
+        Change::DeviceChange(DevicePinChange { control_id: control_id.clone(), old_pin_block, new_pin_block })
+    };
+    assert_eq!(change(&mut client, by_device("16181", "42424242")).await.unwrap(), wrong(2));
+    assert_eq!(change(&mut client, by_device("16180", "4239")).await.unwrap(), right(LIMIT));
+    assert_eq!(client.view(&device, "3003").await.unwrap(), "4239");
+    let again = change(&mut client, by_device("4239", "16180")).await.unwrap_err();
+    assert_eq!(reason(&again), "CONTROL_NOT_USABLE");
+    assert_eq!(client.find("3003").await.unwrap().used_try_count, 0, "a refused control uses no try");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_with_too_many_wrong_pins_locks_no_further_card() {
+    let party = ZoneParty::prepared();
+    let engine = party.start("[verification]\nwrong_pins_per_caller_per_minute = 4");
+    let mut client = engine.client().await;
+    let cards = ["3011", "3012", "3013", "3014"];
+    for card in cards {
+        client.set_by_zone(card, &party.block("27182")).await.unwrap();
+    }
+    let mut barred = None;
+    'cards: for card in cards {
+        for _ in 0..LIMIT {
+            if let Err(status) = client.verify(card, &party.block("27183")).await {
+                barred = Some(status);
+                break 'cards;
+            }
+        }
+    }
+    let barred = barred.expect("the caller locked four cards");
+    assert_eq!((barred.code(), &*reason(&barred)), (Code::ResourceExhausted, "WRONG_PIN_RATE"));
+    assert_eq!(client.find("3014").await.unwrap().reserved_try_count, 0, "a barred caller uses no try");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_before_a_comparison_uses_no_try() {
+    let party = ZoneParty::prepared();
+    let engine = party.start("");
+    let mut client = engine.client().await;
+    client.set_by_zone("3021", &party.block("27182")).await.unwrap();
+    let block = |name: &str| ZoneBlock { zone_key: Some(support::zone_party::zone(name)), ..party.block("27182") };
+    assert_eq!(reason(&client.verify("3021", &block("other")).await.unwrap_err()), "ZONE_UNKNOWN");
+    let iso_4 = ZoneBlock { format: proto::ZoneFormat::Iso4.into(), pin_block: vec![7; 16], ..party.block("27182") };
+    assert_eq!(reason(&client.verify("3021", &iso_4).await.unwrap_err()), "ZONE_FORMAT");
+    let long = ZoneBlock { pin_block: vec![7; 16], ..party.block("27182") };
+    assert_eq!(reason(&client.verify("3021", &long).await.unwrap_err()), "PIN_BLOCK_LENGTH");
+    assert_eq!(client.find("3021").await.unwrap().reserved_try_count, 0);
+}
+
+/// Sends wrong PINs from many callers at once. Counts those that were answered.
+async fn race(
+    engine: &EngineProcess,
+    party: &Arc<ZoneParty>,
+    answered: &Arc<AtomicU32>,
+) -> Vec<tokio::task::JoinHandle<()>> {
+    let mut racers = Vec::new();
+    for number in 0..RACERS {
+        let (mut client, party, answered) = (engine.client().await, Arc::clone(party), Arc::clone(answered));
+        racers.push(tokio::spawn(async move {
+            match client.verify("3031", &party.block(&format!("4{number:04}"))).await {
+                Ok(answer) => {
+                    assert_eq!(answer.0, wrong(0).0);
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(status) if status.code() == Code::FailedPrecondition => assert_eq!(reason(&status), "PIN_LOCKED"),
+                // The engine was killed.
+                Err(_) => {}
+            }
+        }));
+    }
+    racers
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn racing_wrong_pins_and_kills_never_allow_more_tries_than_the_limit() {
+    let party = Arc::new(ZoneParty::prepared());
+    let kills = std::env::var("PINSEAL_VERIFICATION_KILLS").map_or(KILLS, |kills| kills.parse().unwrap());
+    let mut used_in_all = 0;
+    for kill in 0..kills {
+        let engine = party.start_quiet("");
+        let mut client = engine.client().await;
+        client.set_by_zone("3031", &party.block(&format!("27{kill:03}9"))).await.unwrap();
+        let seen = client.find("3031").await.unwrap().reserved_try_count;
+        assert_eq!(reset(&mut client, "3031", seen).await.unwrap(), 0);
+        let answered = Arc::new(AtomicU32::new(0));
+        let racers = race(&engine, &party, &answered).await;
+        // Kills after 0 to 3 answers, in turn.
+        soon("there are no answers", async || (answered.load(Ordering::Relaxed) >= kill % (LIMIT + 1)).then_some(()))
+            .await;
+        engine.kill();
+        for racer in racers {
+            racer.await.unwrap();
+        }
+
+        let engine = party.start_quiet("");
+        let mut client = engine.client().await;
+        let after_kill = client.find("3031").await.unwrap();
+        assert!(after_kill.used_try_count >= answered.load(Ordering::Relaxed).into(), "an answered try is lost");
+        for racer in race(&engine, &party, &answered).await {
+            racer.await.unwrap();
+        }
+        let found = client.find("3031").await.unwrap();
+        assert!(
+            answered.load(Ordering::Relaxed) <= LIMIT,
+            "{} wrong PINs were answered",
+            answered.load(Ordering::Relaxed)
+        );
+        assert_eq!((found.used_try_count, found.reserved_try_count - seen), (LIMIT.into(), LIMIT.into()));
+        used_in_all += found.used_try_count;
+        assert_eq!(engine.terminate(), 0);
+    }
+    assert_eq!(used_in_all, u64::from(kills * LIMIT));
+}
