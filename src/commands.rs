@@ -2,10 +2,12 @@
 
 pub(crate) mod audit;
 pub(crate) mod bench;
+pub(crate) mod bulk;
 mod card_list;
 pub(crate) mod ceremony;
 pub(crate) mod demo;
 pub(crate) mod device;
+pub(crate) mod events;
 pub(crate) mod keyblock;
 pub(crate) mod pki;
 pub(crate) mod policy;

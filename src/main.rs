@@ -45,6 +45,14 @@ enum Command {
     Store(commands::store::StoreArguments),
     /// Export and verify the audit chain
     Audit(commands::audit::AuditArguments),
+    /// Export the PINs of a file of cards under a zone key, to a file of blocks
+    Export(commands::bulk::ExportArguments),
+    /// Set the PINs of a file of blocks under a zone key
+    Import(commands::bulk::ImportArguments),
+    /// Translate a file of blocks from zone to zone
+    Translate(commands::bulk::TranslateArguments),
+    /// Follow the events of a tenant's PINs
+    Events(commands::events::EventsArguments),
     /// Serve the key boundary as a separate process for an engine
     Hsm(hsm_server::HsmArguments),
     /// Inspect a PKCS#11 token and generate its keys
@@ -88,6 +96,10 @@ impl Command {
             Self::Device(arguments) => Ok(commands::device::run(arguments)?),
             Self::Store(arguments) => Ok(commands::store::run(arguments)?),
             Self::Audit(arguments) => Ok(commands::audit::run(arguments)?),
+            Self::Export(arguments) => Ok(commands::bulk::export(&arguments)?),
+            Self::Import(arguments) => Ok(commands::bulk::import(&arguments)?),
+            Self::Translate(arguments) => Ok(commands::bulk::translate(&arguments)?),
+            Self::Events(arguments) => Ok(commands::events::run(arguments)?),
             Self::Hsm(arguments) => Ok(hsm_server::run(arguments)?),
             Self::Token(arguments) => Ok(commands::token::run(arguments)?),
             Self::Vault(arguments) => Ok(commands::vault::run(arguments)?),
@@ -131,11 +143,12 @@ enum CommandError {
     Device(#[from] commands::device::SimulateError),
     Store(#[from] commands::store::StoreCommandError),
     Audit(#[from] commands::audit::AuditError),
+    Bulk(#[from] commands::bulk::BulkError),
     Hsm(#[from] hsm_server::HsmProcessError),
     Token(#[from] commands::token::TokenError),
     Vault(#[from] commands::vault::VaultCommandError),
     Ceremony(#[from] commands::ceremony::CeremonyError),
-    Rotation(#[from] engine_client::OperatorError),
+    Operator(#[from] engine_client::OperatorError),
     Keyblock(#[from] commands::keyblock::KeyBlockCommandError),
     Policy(#[from] commands::policy::PolicyError),
     Pki(#[from] commands::pki::PkiError),
@@ -148,6 +161,7 @@ impl CommandError {
             // The step was done but not printed: this has its own code, even if the pipe was closed.
             Self::Ceremony(error) if error.exit_code() != 1 => error.exit_code(),
             Self::Store(error) if error.exit_code() != 1 => error.exit_code(),
+            Self::Bulk(error) if error.exit_code() != 1 => error.exit_code(),
             Self::Engine(error) if error.refuses_user_pin() => telemetry::USER_PIN_REFUSED,
             Self::Hsm(error) if error.refuses_user_pin() => telemetry::USER_PIN_REFUSED,
             _ if self.is_broken_pipe() => ENDED_BY_PIPE,

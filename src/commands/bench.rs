@@ -9,6 +9,7 @@ mod load;
 mod memory;
 mod report;
 mod services;
+mod streams;
 mod timing;
 
 use std::{
@@ -48,6 +49,8 @@ enum What {
     Timing(timing::TimingArguments),
     /// The latency of good clients while an attacker floods the edge or the engine, or holds slow connections
     Floods(floods::FloodArguments),
+    /// Streams beside calls of one item over mutual TLS, the engine's memory, and a client that stops reading
+    Streams(streams::StreamArguments),
 }
 
 /// The shape of the load and the services under load.
@@ -131,6 +134,7 @@ pub(crate) fn run(arguments: BenchArguments) -> Result<(), BenchError> {
         What::SetPin(arguments) => flow::set_pin(&arguments),
         What::Flow(arguments) => flow::whole(&arguments),
         What::Floods(arguments) => floods::run(&arguments),
+        What::Streams(arguments) => streams::run(&arguments),
         What::Timing(arguments) => timing::run(&arguments),
         What::Controls(arguments) => Ok(writeln!(io::stdout(), "{}", memory::live_controls(&arguments)?)?),
     }

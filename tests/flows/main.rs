@@ -12,6 +12,7 @@ mod apart;
 mod audit;
 mod audit_evidence;
 mod audited_refusal;
+mod bulk_files;
 mod client_certificate;
 mod connection_age;
 mod connections;

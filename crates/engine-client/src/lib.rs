@@ -28,7 +28,7 @@ use std::{error::Error as _, io, path::PathBuf, time::Duration};
 
 use clap::Args;
 use thiserror::Error;
-use tonic::{Code, Request, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming, transport::Channel};
 use tonic_types::StatusExt;
 
 use audit::{
@@ -58,8 +58,7 @@ pub struct EngineTls {
     /// Roots of the engine's certificate, in PEM; not needed for an engine on this machine without TLS
     #[arg(long, value_name = "FILE", requires_all = ["engine", "engine_certificates", "engine_private_key"])]
     engine_roots: Option<PathBuf>,
-    /// Certificate chain of this client, in PEM; an entry in the engine's [[peers]] gives it a role: operator, custodian or
-    /// auditor
+    /// Certificate chain of this client, in PEM; an entry in the engine's [[peers]] gives it its roles
     #[arg(long, value_name = "FILE", requires_all = ["engine_roots", "engine_private_key"])]
     engine_certificates: Option<PathBuf>,
     /// Private key of this client, in PEM; only the owner may read the file
@@ -89,14 +88,7 @@ impl RunningEngine {
     /// # Errors
     /// The address is not valid, it requires TLS that `tls` does not have, or a file of `tls` cannot be loaded.
     pub fn at(address: &str, tls: &EngineTls) -> Result<Self, OperatorError> {
-        let address = EngineAddress::from_argument(address)?;
-        let tls = tls.config().as_ref().map(ClientTls::load).transpose()?;
-        let channel = channel(&address, tls).map_err(|error| match error {
-            // This error names the arguments of the command line, not the sections of a configuration file.
-            TlsError::Plain { address } => OperatorError::Plain { address },
-            error => error.into(),
-        })?;
-        let channel = EngineChannel::from(channel);
+        let channel = EngineChannel::from(channel_to(address, tls)?);
         Ok(Self { keys: KeyServiceClient::new(channel.clone()), audit: AuditServiceClient::new(channel) })
     }
 
@@ -151,6 +143,21 @@ impl RunningEngine {
         let responses = export(&mut audit, &mut request).await?;
         Ok(AuditEntries { audit, request, responses, reached: None })
     }
+}
+
+/// A channel to the engine at `address`: a URL or `HOST:PORT`. Call this inside a Tokio runtime. The first call connects, and
+/// each call after a failed connection.
+///
+/// # Errors
+/// The address is not valid, it requires TLS that `tls` does not have, or a file of `tls` cannot be loaded.
+pub fn channel_to(address: &str, tls: &EngineTls) -> Result<Channel, OperatorError> {
+    let address = EngineAddress::from_argument(address)?;
+    let tls = tls.config().as_ref().map(ClientTls::load).transpose()?;
+    channel(&address, tls).map_err(|error| match error {
+        // This error names the arguments of the command line, not the sections of a configuration file.
+        TlsError::Plain { address } => OperatorError::Plain { address },
+        error => error.into(),
+    })
 }
 
 /// Calls `ExportAudit`. A repeat of the request then begins with the same entry, also where the request has a number of newest
@@ -232,7 +239,7 @@ pub enum OperatorError {
     Busy(String),
     /// The certificate of this client does not have a role for the call.
     #[error(
-        "the engine rejected the call: {0}; the entries of [[peers]] in its configuration give a certificate the role `operator` or `custodian`, or `auditor` for the audit chain"
+        "the engine rejected the call: {0}; the entries of [[peers]] in its configuration give a certificate its roles"
     )]
     Forbidden(String),
     /// The engine does not implement the call.
@@ -265,6 +272,13 @@ pub enum OperatorError {
     /// The runtime could not start, or the output failed.
     #[error("{0}")]
     Io(#[from] io::Error),
+}
+
+impl OperatorError {
+    /// Whether the same call may succeed later: the engine or the connection was not available, or the engine was busy.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Busy(_) | Self::CutOff | Self::ConnectionAge)
+    }
 }
 
 impl From<Status> for OperatorError {

@@ -6,7 +6,7 @@
 mod attack;
 mod frames;
 mod good_client;
-mod service_processes;
+pub(super) mod service_processes;
 
 use std::{
     io::{self, Write},

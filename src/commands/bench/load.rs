@@ -154,7 +154,7 @@ where
 
 /// Binds this thread to one of its allowed cores. The kernel likes to place threads that wake one another on one core;
 /// clients on one core would limit the measured rate.
-fn stay_on_core(number: usize) -> io::Result<()> {
+pub(super) fn stay_on_core(number: usize) -> io::Result<()> {
     cores::allowed()?.into_iter().cycle().nth(number).map_or(Ok(()), cores::pin_thread_to)
 }
 
@@ -226,6 +226,11 @@ fn record(latency: &mut Histogram<u64>, answer: Result<Option<u64>, BenchError>)
 
 fn histogram() -> Result<Histogram<u64>, BenchError> {
     Histogram::new_with_max(LATENCY_MICROSECONDS_MAX, 3).map_err(|error| BenchError::Load(error.to_string()))
+}
+
+/// The processor time of this process without its children, in seconds.
+pub(super) fn own_processor_seconds() -> io::Result<f64> {
+    Ok(seconds(ClockId::CLOCK_PROCESS_CPUTIME_ID.now()?))
 }
 
 /// The processor time of this process and its children, which include the boundary process, in seconds.

@@ -124,6 +124,33 @@ impl ServiceProcesses {
     }
 }
 
+/// An engine without an edge.
+pub(in crate::commands::bench) struct EngineAlone {
+    engine: ServiceProcess,
+    pub(in crate::commands::bench) address: EngineAddress,
+    pub(in crate::commands::bench) tls: ClientTls,
+}
+
+impl EngineAlone {
+    /// Starts an engine with mutual TLS on a free port of loopback. `config` has its other keys and sections.
+    pub(in crate::commands::bench) fn start(config: &str, directory: &Path) -> Result<Self, BenchError> {
+        let port = free_port()?;
+        let (server, client) = certificates(&directory.join("pki"))?;
+        let config = format!(
+            "listen = \"127.0.0.1:{port}\"\n{config}[tls]\ncertificates = {:?}\nprivate_key = {:?}\nclient_roots = {:?}\n\
+             [[peers]]\ncertificate_name = \"client.pinseal.test\"\nroles = [\"zone-set\", \"authorization-host\"]\n",
+            server.certificates, server.private_key, client.roots
+        );
+        let engine = ServiceProcess::start(Target::Engine, &config, port, directory, "")?;
+        Ok(Self { engine, address: address_by_name(port, true)?, tls: ClientTls::load(&client)? })
+    }
+
+    /// What the engine has used.
+    pub(in crate::commands::bench) fn usage(&self) -> Result<Usage, BenchError> {
+        self.engine.usage()
+    }
+}
+
 /// A running service; killed when dropped.
 pub(super) struct ServiceProcess {
     child: Child,
@@ -175,11 +202,11 @@ impl Drop for ServiceProcess {
 
 /// The use of the machine by a service.
 #[derive(Clone, Copy)]
-pub(super) struct Usage {
+pub(in crate::commands::bench) struct Usage {
     /// Without the process of the key boundary.
-    pub(super) resident_bytes: u64,
+    pub(in crate::commands::bench) resident_bytes: u64,
     /// With the process of the key boundary, since the start.
-    pub(super) processor_seconds: f64,
+    pub(in crate::commands::bench) processor_seconds: f64,
     pub(super) log_bytes: u64,
 }
 
