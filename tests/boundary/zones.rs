@@ -85,7 +85,7 @@ impl Connection {
         }
     }
 
-    fn to_zone(&mut self, source: Source, format: ZoneFormat) -> ZoneBlock {
+    fn give(&mut self, source: Source, format: ZoneFormat) -> ZoneBlock {
         match self.translate(source, Target::Zone { key: zone(), format }).unwrap() {
             Reply::ZoneBlock(block) => block,
             _ => panic!("the reply of another request"),
@@ -157,7 +157,7 @@ fn no_zone_operation_leaves_a_clear_value() {
             sources.push((Source::Record(record), ZoneFormat::Iso0));
             sources.push((Source::Zone { key: zone(), block }, ZoneFormat::Iso3));
             for (source, target) in sources {
-                let given = connection.to_zone(source, target);
+                let given = connection.give(source, target);
                 let given = key.decrypt_block(given.as_bytes().try_into().unwrap());
                 planted.plant("a clear block", &given);
                 let bound = if target.binds_account() { ACCOUNT_FIELD } else { 0 };
