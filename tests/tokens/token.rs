@@ -607,7 +607,7 @@ fn the_script_makes_a_token_with_safe_keys_and_overwrites_nothing() {
         .output()
         .unwrap();
     let printed = String::from_utf8_lossy(&doctor.stdout);
-    assert!(doctor.status.success() && printed.matches(" safe\n").count() == 5, "{printed}");
+    assert!(doctor.status.success() && printed.matches(" safe\n").count() == 6, "{printed}");
     assert!(!script().status.success());
 }
 
@@ -626,7 +626,7 @@ fn the_doctor_reports_what_a_token_can_do() {
     // As measured: OAEP with SHA-1 only, no unwrap by 3DES.
     assert!(!works("CKM_RSA_PKCS_OAEP, SHA-256") && !works("CKM_DES3_ECB unwrap"));
     assert_eq!((&report["level"], &report["isolation"]), (&Value::from("host"), &Value::from("process")));
-    assert_eq!(report["keys"].as_array().unwrap().len(), 5);
+    assert_eq!(report["keys"].as_array().unwrap().len(), 6);
     assert_eq!(report["token"]["label"], "pinseal");
     let nss = RealToken::with_keys(Make::Nss);
     let (well, printed) = nss.token(&["doctor", "--json"], &nss.lines());

@@ -53,7 +53,7 @@ impl Class {
     /// A block: control, length, digits, and random fill.
     fn clear(self, random: u64) -> u64 {
         let fill = random & 0xFF_FFFF_FFFF;
-        let wrong = (0..4).fold(0, |digits, place| (digits << 4) | (random >> (40 + 4 * place)) % 10);
+        let wrong = (0..4).fold(0, |digits, place| (digits << 4) | ((random >> (40 + 4 * place)) % 10));
         let (control, length, digits) = match self {
             Self::Right => (1, 4, RIGHT_PIN),
             Self::Wrong if wrong == RIGHT_PIN => (1, 4, wrong ^ 1),

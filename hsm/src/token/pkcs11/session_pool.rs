@@ -21,7 +21,9 @@ use super::{
     failure::{call_failed, reason},
     ffi::{Calls, Functions, initialize},
     inventory::Inventory,
-    keys::{FoundKeys, InUse, KeyHandles, KeyReferences, LevelKeys, SealWay, engine_keys, versions_of},
+    keys::{
+        FoundKeys, InUse, KeyHandles, KeyReferences, LevelKeys, SealWay, configured_versions, engine_keys, versions_of,
+    },
 };
 use hsm_protocol::{BoundaryLevel, Error, UnavailableReason, ZoneRules};
 
@@ -292,9 +294,15 @@ pub(super) fn find_keys(
             let way = seal_way_by(level, |name| Ok(!versions_of(&session, name)?.is_empty()))?;
             let mut in_use = InUse::configured(config, level, way);
             let zones = zones.iter().map(|zone| KeyUsage::Zone(zone.name.clone()));
-            let one_way = (level == BoundaryLevel::Host).then_some(KeyUsage::StorageOneWay);
-            for usage in zones.chain(one_way) {
+            for usage in zones {
                 in_use.add(&usage, versions_of(&session, &usage)?.into_iter().map(|(version, _)| version));
+            }
+            if level == BoundaryLevel::Host {
+                // The configured versions, as of the other storage keys; a token may have no such key.
+                let (one_way, configured) =
+                    (KeyUsage::StorageOneWay, configured_versions(config, &KeyUsage::StorageOneWay));
+                let found = versions_of(&session, &one_way)?.into_iter().map(|(version, _)| version);
+                in_use.add(&one_way, found.filter(|version| configured.contains(version)));
             }
             in_use
         }
