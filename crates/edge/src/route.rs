@@ -825,6 +825,7 @@ impl AnswerBody for PinControl {
 impl AnswerBody for Tzpk {}
 impl AnswerBody for PinSet {}
 impl AnswerBody for ViewedPin {}
+impl AnswerBody for ZonePin {}
 
 /// The first characters of the controlId in the body, for the log.
 fn control_in(body: &[u8]) -> Option<String> {
