@@ -254,7 +254,7 @@ async fn found_after_calls(binary: &Path, isolation: &str) -> Found {
 
 /// The program built without wiping: `PINSEAL_UNWIPED`, which `scripts/test` builds in the common
 /// target directory, or one that this test builds in a second directory.
-fn unwiped_build() -> PathBuf {
+pub(crate) fn unwiped_build() -> PathBuf {
     if let Some(built) = std::env::var_os("PINSEAL_UNWIPED") {
         return built.into();
     }

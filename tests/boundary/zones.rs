@@ -4,6 +4,7 @@
 use std::{
     io::{Read, Write},
     os::unix::net::UnixStream,
+    process::Command,
     time::Duration,
 };
 
@@ -17,6 +18,8 @@ use support::{
     ceremony::{Ceremony, ENOUGH, pinseal, said},
     hsm_process::HsmProcess,
 };
+
+use crate::memory::unwiped_build;
 
 const ZONE: &str = "[[zones]]\nname = \"app-bank\"\ntenant = \"bank\"\nindex = 0\n\
                     formats = [\"iso-1\", \"iso-0\", \"iso-3\"]\nuses = [\"set-pin\", \"get-pin\", \"export\", \"translate\"]";
@@ -130,8 +133,31 @@ fn with_odd_parity(byte: u8) -> u8 {
 
 #[test]
 fn no_zone_operation_leaves_a_clear_value() {
+    let Traces { memory, text, clear } = traces_of(pinseal());
+    assert_eq!(memory, [STORAGE_KEY], "left in the boundary's memory");
+    assert!(clear.iter().all(|clear| !text.contains(clear.as_str())), "left in log or errors");
+}
+
+#[test]
+fn the_search_finds_clear_zone_blocks_where_nothing_is_wiped() {
+    let Traces { memory, .. } = traces_of(Command::new(unwiped_build()));
+    assert!(memory.contains(&STORAGE_KEY) && memory.contains(&"a clear block"), "not found: {memory:?}");
+}
+
+/// What a boundary left of zone operations.
+struct Traces {
+    /// The names of the planted values in its memory.
+    memory: Vec<&'static str>,
+    /// Its log and its errors, in small letters.
+    text: String,
+    /// The clear PINs and blocks, as hexadecimal digits in small letters.
+    clear: Vec<String>,
+}
+
+/// Sets, gives, exports and translates PINs under a zone key in a boundary by a prepared command that ends with the program.
+fn traces_of(boundary: Command) -> Traces {
     let (ceremony, key) = with_zone_key();
-    let hsm = HsmProcess::start(ceremony.directory(), ZONE);
+    let hsm = HsmProcess::start_with(boundary, ceremony.directory(), ZONE);
     let (mut planted, mut seen) = (Planted::default(), Vec::new());
     let data = ceremony.at("data");
     planted.plant(STORAGE_KEY, &storage_key_of(&data.join("vault"), &data.join("vault.key")).unwrap());
@@ -174,8 +200,6 @@ fn no_zone_operation_leaves_a_clear_value() {
         }
         seen.push(format!("{pin:08x}"));
     }
-    let found = planted.find_in(hsm.id()).expect("run the tests as root").names;
-    assert_eq!(found.into_iter().collect::<Vec<_>>(), [STORAGE_KEY], "left in the boundary's memory");
-    let text = (hsm.log() + &errors).to_lowercase();
-    assert!(seen.iter().all(|clear| !text.contains(clear.as_str())), "left in log or errors");
+    let memory = planted.find_in(hsm.id()).expect("run the tests as root").names.into_iter().collect();
+    Traces { memory, text: (hsm.log() + &errors).to_lowercase(), clear: seen }
 }

@@ -201,6 +201,36 @@ mod tests {
     }
 
     #[test]
+    fn a_welcome_with_the_most_zone_keys_fits_a_frame() {
+        let kcv = Some(Kcv::from_bytes([1, 2, 3]));
+        let key = |version| KeyId {
+            usage: KeyUsage::Zone(crate::ZoneName::parse(&"z".repeat(31)).unwrap()),
+            version: KeyVersion(version),
+            kcv,
+        };
+        let version = KeyVersion(1);
+        let zone_keys: Vec<_> = (1..=255).map(key).collect();
+        let status = Status {
+            token: "software".into(),
+            level: BoundaryLevel::Host,
+            isolation: Isolation::Process,
+            form: StorageFormat::Iso4,
+            until: None,
+            keys: vec![KeyId { usage: KeyUsage::Storage, version, kcv }],
+            zone_keys: zone_keys.clone(),
+            even_parity: zone_keys.clone(),
+            storage: StorageVersions { wrapped: version, iso_4: version, tdes: version },
+            memory: MemoryLock::Locked,
+            persistence: Persistence::Vault,
+        };
+        let mut bytes = Vec::new();
+        push_welcome(&mut bytes, &Welcome::Serving(Box::new(status)));
+        let read = read_welcome(&take_frame(&mut &bytes[..]).unwrap().unwrap());
+        let Ok(Welcome::Serving(read)) = read else { panic!("not the status") };
+        assert_eq!((&read.zone_keys, &read.even_parity), (&zone_keys, &zone_keys));
+    }
+
+    #[test]
     fn a_refused_user_pin_has_its_own_welcome() {
         let mut bytes = Vec::new();
         push_welcome(&mut bytes, &Welcome::PinRefused("wrong".to_owned()));
@@ -224,8 +254,11 @@ mod tests {
     use crate::device_key::{DeviceKey, Mgf1Hash};
     use crate::error::{HostOperation, Refusal};
     use crate::kcv::Kcv;
+    use crate::key_id::KeyId;
+    use crate::key_usage::KeyUsage;
     use crate::request::{DeviceBlock, FreshTzpk, Reply, Request, Source, Target};
     use crate::sealed::{EncryptedBlock, KeyVersion, PinRecord, SealedAccount, SealedKey};
+    use crate::status::{MemoryLock, Persistence, StorageVersions};
     use crate::storage_format::StorageFormat;
     use crate::verification::{Changed, ExpectedValue, PvkName, ValueMethod, VerificationValue};
     use crate::zone::{ZoneBlock, ZoneKey, ZoneUse};

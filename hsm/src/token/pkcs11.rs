@@ -93,7 +93,7 @@ pub(crate) fn make_keys(config: &Pkcs11, level: BoundaryLevel) -> Result<KeyRefe
     }
     let calls = Calls::new(&session, functions.as_deref());
     let keys = FoundKeys::make(calls, config, level, seal_way(calls))?;
-    keys.audit(&session)?;
+    keys.audit(&session, None)?;
     keys.references(calls).map_err(call_failed("KCV"))
 }
 

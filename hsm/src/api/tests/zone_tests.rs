@@ -13,6 +13,7 @@ use crate::{
     clear::ClearBytes,
     component::Components,
     config::Unlock,
+    fresh_token::{Make, fresh_token},
     key_store::KeyStore,
     keyblock::{Header, KeyBlock, ProtectionKey, Version},
     keyring::{KeyAlgorithm, KeyUsage},
@@ -216,6 +217,11 @@ pub(super) fn vault_in(directory: &Path) -> Vault {
 pub(super) fn vault_with(directory: &Path, keys: &[Import<'_>]) {
     Hsm::create_vault(&vault_in(directory), KeyFileUse::Refuse).unwrap();
     let mut store = KeyStore::open(KeysConfig::Vault(vault_in(directory)), &Wanted::default(), NOW).unwrap();
+    import_all(&mut store, keys);
+}
+
+/// Imports and activates zone keys under a key-exchange key that is loaded from components.
+fn import_all(store: &mut KeyStore, keys: &[Import<'_>]) {
     let exchange = KeyUsage::parse("exchange:test").unwrap();
     let mut components = Components::new(KeyAlgorithm::Aes256);
     [[1; 32], [2; 32]].iter().for_each(|component| components.add_known(component));
@@ -567,6 +573,49 @@ fn a_zone_that_the_level_cannot_serve_keeps_the_boundary_closed() {
     assert!(matches!(error, ZoneError::Format { format: ZoneFormat::Iso0, .. }), "{error}");
     let reject = ZoneRules { parity: ParityPolicy::Reject, ..APP_BANK.rules(&[ZoneFormat::Iso1], &[ZoneUse::SetPin]) };
     assert!(matches!(refused(reject), ZoneError::ParityUnknown { .. }));
+}
+
+/// What the inventory of a ceremony notes of a key that nothing can read.
+#[test]
+fn a_zone_key_of_a_ceremony_keeps_mode_and_parity_in_a_token() {
+    if env::var_os(TOKEN_VARIABLE).is_some() {
+        return;
+    }
+    let make = fresh_token!([Make::SoftHsm, Make::OpenCryptoki]);
+    let wanted = || Wanted { level: WantedLevel::Host, form: None };
+    let mut store = KeyStore::open(KeysConfig::Pkcs11(make.config()), &wanted(), NOW).unwrap();
+    for name in ["storage", "storage-3des", "seal", "seal-encrypting", "account", "mac"] {
+        let usage = KeyUsage::parse(name).unwrap();
+        // A token has one of the seal keys.
+        let Some(algorithm) = store.algorithms(&usage).first().copied() else { continue };
+        store.make(usage.clone(), algorithm, NOW).unwrap();
+        store.activate(&usage, 1, NOW).unwrap();
+    }
+    import_all(&mut store, &[Import { known: &APP_BANK, mode: 'D' }]);
+    drop(store);
+    let open = |rules: ZoneRules| {
+        let keys = KeysConfig::Pkcs11(make.config());
+        Hsm::open(Config { keys, wanted: wanted(), zones: vec![rules], ..Config::default() })
+    };
+    let refused = |rules| match open(rules).err() {
+        Some(OpenError::Zone(error)) => error,
+        other => panic!("{other:?}"),
+    };
+    let sets = APP_BANK.rules(&[ZoneFormat::Iso1], &[ZoneUse::SetPin]);
+    let error = refused(APP_BANK.rules(&[ZoneFormat::Iso1], &[ZoneUse::GetPin]));
+    assert!(matches!(error, ZoneError::Mode { needed: ZoneUse::GetPin, .. }), "{error}");
+    let error = refused(ZoneRules { parity: ParityPolicy::Reject, ..sets.clone() });
+    assert_eq!(error, ZoneError::EvenParity { key: "zone:app-bank/1".into() });
+    let hsm = open(ZoneRules { parity: ParityPolicy::Warn, ..sets.clone() }).unwrap();
+    assert_eq!(hsm.status().even_parity, hsm.status().zone_keys());
+    assert!(set(&hsm, &APP_BANK, &good_block(ZoneFormat::Iso1)).is_ok());
+    drop(hsm);
+
+    let mut store = KeyStore::open(KeysConfig::Pkcs11(make.config()), &wanted(), NOW).unwrap();
+    store.retire(&APP_BANK.usage(), 1, &crate::key_store::KeyUse::NotCounted, NOW).unwrap();
+    store.commit([1; 32]).unwrap();
+    drop(store);
+    assert_eq!(refused(sets), ZoneError::NoKey { zone: APP_BANK.name() });
 }
 
 mod in_a_vault {

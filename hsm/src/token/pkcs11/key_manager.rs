@@ -191,7 +191,7 @@ impl TokenKeyManager {
             let algorithm = default_algorithm(&name, level, seal);
             let newest = configured_versions(config, &name).into_iter().max().unwrap_or_default();
             for (version, key) in versions_of(&self.session, &name)? {
-                audit(&self.session, &name, level, key)?;
+                audit(&self.session, &name, level, key, Exportability::Never)?;
                 let kcv = keys::kcv(self.calls(), &name, level, algorithm, key).map_err(call_failed("KCV"))?;
                 let new = NewKey { name: name.clone(), version, algorithm, travels: Exportability::Never };
                 let info = keyring.put(new, kcv, None, now);

@@ -427,9 +427,16 @@ impl FoundKeys {
         Self::find(&session, &in_use, level)
     }
 
-    /// Rejects unsafe keys; see [`audit`].
-    pub(super) fn audit(&self, session: &Session) -> Result<(), Pkcs11Error> {
-        self.keys.iter().try_for_each(|FoundKey { name, handle, .. }| audit(session, name, self.level, *handle))
+    /// Rejects unsafe keys; see [`audit`]. Only a zone key that the inventory lists as exportable may be extractable.
+    pub(super) fn audit(&self, session: &Session, inventory: Option<&Keyring>) -> Result<(), Pkcs11Error> {
+        self.keys.iter().try_for_each(|FoundKey { name, version, handle, .. }| {
+            let listed = inventory.and_then(|keyring| keyring.of(name).find(|ring| ring.info.version == *version));
+            let travels = match listed {
+                Some(ring) if ring.info.exportable && !name.is_an_engines() => Exportability::On,
+                _ => Exportability::Never,
+            };
+            audit(session, name, self.level, *handle, travels)
+        })
     }
 
     /// The ids of the keys. A key that may neither encrypt nor sign has no KCV.
@@ -499,7 +506,8 @@ impl FoundKeys {
     }
 }
 
-/// Rejects an engine's key that can be extracted, read or modified, or whose rights are not exactly those of its usage.
+/// Rejects a key that can be read or modified, or extracted where it does not travel, or whose rights are not exactly those of
+/// its usage.
 ///
 /// # Errors
 /// [`Pkcs11Error::Unsafe`] with the first wrong attribute.
@@ -508,6 +516,7 @@ pub(super) fn audit(
     name: &KeyUsage,
     level: BoundaryLevel,
     handle: ObjectHandle,
+    travels: Exportability,
 ) -> Result<(), Pkcs11Error> {
     let must = |holds: bool, attribute, found: &'static str| match holds {
         true => Ok(()),
@@ -518,7 +527,8 @@ pub(super) fn audit(
     asked.extend(RIGHTS.map(|(right, _)| right));
     let attributes = session.get_attributes(handle, &asked).map_err(call_failed("C_GetAttributeValue"))?;
     for (wanted, attribute, found) in PROTECTION {
-        must(attributes.contains(&wanted), attribute, found)?;
+        let is_free = travels == Exportability::On && wanted.attribute_type() == AttributeType::Extractable;
+        must(is_free || attributes.contains(&wanted), attribute, found)?;
     }
     let kinds = algorithms(name, level, seal_way_of(name));
     let right_type = kinds.iter().any(|kind| attributes.contains(&Attribute::KeyType(key_type(*kind))));

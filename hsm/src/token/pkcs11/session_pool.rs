@@ -308,12 +308,12 @@ pub(super) fn find_keys(
         }
     };
     let found = FoundKeys::find(&session, &in_use, level)?;
-    found.audit(&session)?;
+    let keyring = inventory.as_ref().map(|inventory| &inventory.keyring);
+    found.audit(&session, keyring)?;
     let mut references = found.references(session).map_err(call_failed("KCV"))?;
     if let Some(exchanged) = inventory.as_ref().and_then(|inventory| exchanged(inventory, &references)) {
         return Err(Pkcs11Error::Exchanged { key: exchanged });
     }
-    let keyring = inventory.as_ref().map(|inventory| &inventory.keyring);
     let zone_keys = found.zone_keys(&references, keyring);
     let verification = found.verification_keys(keyring);
     references.retain(|key| key.usage.is_an_engines());
@@ -321,7 +321,7 @@ pub(super) fn find_keys(
         KeyHandling::InToken => found,
         KeyHandling::CopiedToSession => {
             let copies = found.copied_to_session(&session).map_err(call_failed("C_CopyObject"))?;
-            copies.audit(&session)?;
+            copies.audit(&session, keyring)?;
             copies
         }
     };
