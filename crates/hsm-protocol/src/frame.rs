@@ -219,7 +219,7 @@ mod tests {
             keys: vec![KeyId { usage: KeyUsage::Storage, version, kcv }],
             zone_keys: zone_keys.clone(),
             even_parity: zone_keys.clone(),
-            storage: StorageVersions { wrapped: version, iso_4: version, tdes: version },
+            storage: StorageVersions { wrapped: version, iso_4: version, tdes: version, one_way: version },
             memory: MemoryLock::Locked,
             persistence: Persistence::Vault,
         };
