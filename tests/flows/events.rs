@@ -45,10 +45,7 @@ async fn events_that_were_archived_are_refused_by_their_number() {
     client.set(&device, "3301", "27182").await.unwrap();
     assert_eq!(engine.terminate(), 0);
     let engine = EngineProcess::start(directory.path(), "[audit]\nretention_days = 0");
-    let refused = soon("nothing is archived", async || match follow(&engine, TENANT, 1).await {
-        Ok(_) => None,
-        Err(status) => Some(status),
-    });
+    let refused = soon("nothing is archived", async || follow(&engine, TENANT, 1).await.err());
     let refused = refused.await;
     assert_eq!((refused.code(), &*reason(&refused)), (Code::OutOfRange, "EVENTS_ARCHIVED"));
     // The oldest event of the store, without a number.
