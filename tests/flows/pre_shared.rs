@@ -11,7 +11,7 @@ use support::{
     ceremony::{Ceremony, ENOUGH},
     edge_process::{Answer, EdgeProcess, token_of, zone_client},
     engine_process::{AUDIT_USER, EngineProcess, TENANT, device},
-    wait::soon,
+    wait::{signal, soon},
     zone_party::ZoneParty,
 };
 
@@ -194,6 +194,22 @@ async fn a_use_that_the_edge_does_not_grant_is_denied_logged_and_audited() {
         let line = log.lines().find(|line| line.contains(id) && line.contains("ZONE_FORBIDDEN")).unwrap();
         assert!(line.contains(&format!("\"client\":\"{client}\"")), "{line}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grant_that_is_withdrawn_ends_with_a_reload() {
+    let services = Services::new();
+    assert_eq!(services.set("3305", &services.block("27182")).status, 200);
+    let path = services.party.directory().join("edge.toml");
+    let granted = std::fs::read_to_string(&path).unwrap();
+    assert!(granted.contains(BOTH));
+    std::fs::write(&path, granted.replace(BOTH, "[{ index = 0, uses = [\"set-pin\"] }]")).unwrap();
+    signal(services.edge.id(), "HUP");
+    let denied = soon("the edge denies the use", async || {
+        Some(services.get_as("app", "3305", "0")).filter(|answer| answer.status != 200)
+    });
+    assert_eq!(denied.await.fault(), (403, "ZONE_FORBIDDEN"));
+    assert_eq!(services.set("3305", &services.block("31415")).status, 200);
 }
 
 #[test]
