@@ -108,7 +108,7 @@ impl Rule {
             Self::PinGivenToZone => "SECURITY.md, \"A PIN given to a zone\" (judged)",
             Self::PinSetByZone => "Card PIN API, pre-shared key; docs/pre-shared-key.md",
             Self::PinVerified => "proto/pinseal/v1/pin.proto, VerifyPin and ChangePin",
-            Self::OneWayRecord => "SECURITY.md; ISO 9564-5 is not claimed",
+            Self::OneWayRecord => "SECURITY.md, \"What one-way storage promises\"",
             Self::WrappedRecord => "docs/decisions/0003-stored-pin-block.md; RFC 5649",
             Self::StorageUnderAes => "NIST SP 800-131A; docs/decisions/0003-stored-pin-block.md",
             Self::StorageUnderTdes => "NIST SP 800-131A and SP 800-67; examples/engine.toml, form_until",
