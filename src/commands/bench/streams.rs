@@ -46,7 +46,7 @@ pub(crate) struct StreamArguments {
     #[arg(long, default_value_t = 3, value_name = "N")]
     rounds: usize,
     /// Connections of each of the two client threads; in a stream run each has one stream
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = 2, value_name = "N")]
     connections: usize,
     /// Calls of one item in flight
     #[arg(long, default_value_t = 256, value_name = "N")]
@@ -255,7 +255,7 @@ impl Bench<'_> {
     }
 }
 
-/// The zone of the prepared blocks.
+/// The newest key of the zone with this index.
 pub(super) fn zone_key(index: u32) -> ZoneKey {
     ZoneKey { zone: Some(zone_key::Zone::IndexNumber(index)), key_version: 0 }
 }

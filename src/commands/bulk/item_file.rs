@@ -17,7 +17,7 @@ const LINE_BYTES_MAX: u64 = 256;
 /// The columns of a file.
 #[derive(Clone, Copy)]
 pub(super) enum Columns {
-    /// The plasticId alone.
+    /// The plasticId of a card.
     Card,
     /// The plasticId and the block of a zone.
     Block,

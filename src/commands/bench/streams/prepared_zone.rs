@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     sync::atomic::{AtomicUsize, Ordering},
 };
 
@@ -85,7 +85,7 @@ fn zone_name(text: &str) -> Result<ZoneName, BenchError> {
 }
 
 /// Makes a vault with the keys of both zones.
-fn make_zone_keys(config: &PathBuf) -> Result<(), BenchError> {
+fn make_zone_keys(config: &Path) -> Result<(), BenchError> {
     let (keys, _) = hsm_config::load_keys(config)?;
     let Keys::Vault(vault) = keys else { return Err(BenchError::Load("the keys are not in a vault".into())) };
     Hsm::create_vault(&vault, KeyFileUse::Refuse).map_err(failed)?;
