@@ -30,8 +30,10 @@ use store::ZoneSet;
 
 /// The most items of a stream that the engine works on at a time.
 const ITEMS_AT_ONCE: usize = 128;
-/// The most translations of one audit event. Two segments at a time: one is translated while the other's event is written.
-const SEGMENT_ITEMS_MAX: usize = ITEMS_AT_ONCE / 2;
+/// The most translations of one audit event: a sync of the disk takes as long as the boundary needs for hundreds of them.
+const SEGMENT_ITEMS_MAX: usize = 256;
+/// The segments of a stream at a time: one is translated while the other's event is written.
+const SEGMENTS_AT_ONCE: usize = 2;
 /// The most outcomes of one message.
 const OUTCOMES_PER_MESSAGE_MAX: usize = 64;
 /// The pause of an item that the store or the token has no place for.
@@ -52,7 +54,7 @@ impl bulk_service_server::BulkService for Services {
             let run = Arc::clone(&run);
             move |segment| translate_segment(Arc::clone(&run), segment)
         });
-        let outcomes = segments.buffered(ITEMS_AT_ONCE / SEGMENT_ITEMS_MAX).flat_map(stream::iter);
+        let outcomes = segments.buffered(SEGMENTS_AT_ONCE).flat_map(stream::iter);
         let respond = |outcomes| TranslatePinBlocksResponse { outcomes };
         Ok(Response::new(in_messages(outcomes, respond, run)))
     }

@@ -13,6 +13,9 @@ use hsm_protocol::{
     Account, AccountNumber, Error, Reply, Request, SealedAccount, Target, ZoneBlock, ZoneFormat, ZoneUse,
 };
 
+/// The blocks of a segment in the boundary at a time: the segments of all streams leave places in the queues of the boundary.
+const BLOCKS_AT_ONCE: usize = 64;
+
 /// The key in the event of a block whose zone is not known.
 const UNKNOWN_KEY: &str = "-";
 
@@ -60,10 +63,13 @@ impl Pins {
         first: u64,
         blocks: &[BlockToTranslate],
     ) -> Result<Vec<Result<ZoneBlock, PinError>>, PinError> {
-        let each = blocks.iter().map(|block| self.translated(caller, block));
         let mut results = Vec::with_capacity(blocks.len());
         let mut routes: Vec<(Route, ItemsRoot)> = Vec::new();
-        for (block, (route, result)) in blocks.iter().zip(join_all(each).await) {
+        let mut translated = Vec::with_capacity(blocks.len());
+        for part in blocks.chunks(BLOCKS_AT_ONCE) {
+            translated.extend(join_all(part.iter().map(|block| self.translated(caller, block))).await);
+        }
+        for (block, (route, result)) in blocks.iter().zip(translated) {
             match result {
                 Err(error) if error.is_busy() => return Err(error),
                 result => results.push(result),
