@@ -7,6 +7,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration, vec};
 
 use futures::{Stream, StreamExt, stream, stream::BoxStream};
 use tokio::sync::{
+    Semaphore,
     oneshot::{self, error::TryRecvError},
     watch,
 };
@@ -28,8 +29,8 @@ use proto::{
 };
 use store::ZoneSet;
 
-/// The most items of a stream that the engine works on at a time.
-const ITEMS_AT_ONCE: usize = 128;
+/// The most items of a stream that the engine works on at a time: the more there are, the more share a sync of the disk.
+const ITEMS_AT_ONCE: usize = 512;
 /// The most translations of one audit event: a sync of the disk takes as long as the boundary needs for hundreds of them.
 const SEGMENT_ITEMS_MAX: usize = 256;
 /// The segments of a stream at a time: one is translated while the other's event is written.
@@ -95,13 +96,17 @@ struct Run {
     pins: Arc<Pins>,
     call: Call,
     caller: Caller,
+    /// The places of the items that the engine works on, of all streams.
+    items: Arc<Semaphore>,
     _permit: StreamPermit,
 }
 
 impl Run {
-    /// Does the work of an item, again while the store or the token is full: so a stream waits, and the calls that others make
-    /// are not refused because of it.
+    /// Does the work of an item or a segment in a place, again while the store or the token is full: so a stream waits, and the
+    /// calls that others make are not refused because of it.
     async fn work<T, F: Future<Output = Result<T, PinError>>>(&self, work: impl Fn() -> F) -> Result<T, PinError> {
+        // An error: the semaphore is closed, which nobody does.
+        let _place = self.items.acquire().await;
         loop {
             match self.call.serve(work()).await {
                 Err(error) if error.is_busy() => tokio::time::sleep(BUSY_PAUSE).await,
@@ -287,7 +292,13 @@ impl Services {
         let (tenant, audit_user, items) = first.into_parts();
         let caller = self.caller(&call, &tenant, &audit_user).await?;
         let permit = self.streaming.bulk.admit(&call.peer.name).ok_or_else(|| call.refused(wire::streams_busy()))?;
-        let run = Arc::new(Run { pins: Arc::clone(&self.pins), call, caller, _permit: permit });
+        let run = Arc::new(Run {
+            pins: Arc::clone(&self.pins),
+            call,
+            caller,
+            items: Arc::clone(&self.streaming.items),
+            _permit: permit,
+        });
         let items = Items {
             run: Arc::clone(&run),
             messages,

@@ -5,7 +5,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::Semaphore};
+
+/// The most items of all streams that the engine works on at a time: half of the changes that may wait for the store, by default.
+const ITEMS_AT_ONCE_MAX: usize = 2_048;
 
 /// The running streams of an engine, by kind. The clones share them.
 #[derive(Clone)]
@@ -16,8 +19,10 @@ pub(super) struct Streaming {
     pub(super) exports: StreamPlaces,
     /// The calls that follow the events of a tenant.
     pub(super) events: StreamPlaces,
-    /// The streams of items. Together they use at most half of the changes that may wait for the store, by default.
+    /// The streams of items.
     pub(super) bulk: StreamPlaces,
+    /// The items of those streams that the engine works on.
+    pub(super) items: Arc<Semaphore>,
 }
 
 impl Streaming {
@@ -28,6 +33,7 @@ impl Streaming {
             exports: StreamPlaces::new(16, 4),
             events: StreamPlaces::new(64, 4),
             bulk: StreamPlaces::new(16, 8),
+            items: Arc::new(Semaphore::new(ITEMS_AT_ONCE_MAX)),
         }
     }
 }

@@ -21,7 +21,7 @@ use proto::{ItemError, bulk_service_client::BulkServiceClient};
 
 /// The items of one message: far below the 16 KiB that an engine accepts.
 const ITEMS_PER_MESSAGE: usize = 64;
-/// The most items that wait for their outcomes: several times what an engine works on at a time.
+/// The most items that wait for their outcomes: more than an engine works on at a time.
 const WAITING_ITEMS_MAX: usize = 1_024;
 /// The pause before the first stream after a cut; it doubles until an item has an outcome.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
