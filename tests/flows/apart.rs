@@ -65,7 +65,7 @@ fn an_operator_needs_mutual_tls_and_its_role() {
     };
     assert_eq!(by("client"), (true, String::new()));
     let (watched, printed) = by("edge");
-    assert!(!watched && printed.contains("give a certificate the role `operator`"), "{printed}");
+    assert!(!watched && printed.contains("add `operator` to the roles of this entry"), "{printed}");
     let (watched, printed) = pinseal(&watch);
     assert!(!watched && printed.contains("without TLS") && printed.contains("--engine-roots"), "{printed}");
 }
