@@ -265,7 +265,10 @@ async fn a_client_that_does_not_read_stops_its_own_work_and_no_other() {
         }
         sent
     });
-    let mut silent = bulk(&engine).await;
+    // The client's HTTP/2 takes this many bytes of outcomes before anyone reads.
+    let endpoint = Channel::from_shared(format!("http://{}", engine.address())).unwrap();
+    let channel = endpoint.initial_stream_window_size(65_535).connect().await.unwrap();
+    let mut silent = BulkServiceClient::new(channel);
     let answers = silent.set_pins(ReceiverStream::new(requests)).await.unwrap().into_inner();
     let memory = engine.resident_kibibytes();
 
