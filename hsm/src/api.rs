@@ -565,7 +565,7 @@ mod tests {
             panic!("{:?}: {error}: apt-get install softhsm2 libnss3-tools", command.get_program())
         });
         let printed = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-        assert!(output.status.success(), "{printed}");
+        assert!(output.status.success(), "{}: {printed}", output.status);
         let is_suite = printed.contains("test result");
         assert!(!is_suite || printed.contains(" 0 failed") && !printed.contains(" 0 passed"), "{printed}");
     }

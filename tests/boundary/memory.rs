@@ -68,9 +68,14 @@ async fn the_search_finds_clear_values_where_nothing_is_wiped() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_clear_value_is_in_engine_or_edge_under_load() {
     let directory = tempfile::tempdir().unwrap();
-    let generous = "[control]\nper_card_per_hour_max = 1000000\n[limits]\ncalls_per_card_per_minute = 1000000";
+    // A stall of the machine ends no call.
+    let generous = "call_timeout_milliseconds = 60000\n[control]\nper_card_per_hour_max = 1000000\n[limits]\ncalls_per_card_per_minute = 1000000";
     let engine = EngineProcess::start_quiet(directory.path(), generous);
-    let edge = EdgeProcess::start_quiet(directory.path(), &format!("address = \"http://{}\"", engine.address()));
+    let edge = EdgeProcess::start_quiet_with(
+        directory.path(),
+        &format!("address = \"http://{}\"", engine.address()),
+        "request_timeout_milliseconds = 60000",
+    );
     let hsm = engine.hsm_id().unwrap();
     let planted = Arc::new(Story::new(directory.path(), pins()));
 

@@ -20,7 +20,7 @@ use support::{
     wait::soon,
 };
 
-const LONG_LIVED: &str = "[control]\nlifetime_seconds = 3600";
+const LONG_LIVED: &str = "call_timeout_milliseconds = 60000\n[control]\nlifetime_seconds = 3600";
 
 fn pinseal(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_pinseal")).args(arguments).output().unwrap()
