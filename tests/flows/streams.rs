@@ -1,6 +1,6 @@
 //! Streams of items: an outcome an item, in order; a cut stream resumes; a client that does not read stops its own work alone.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use futures::{StreamExt, stream};
 use proto::{
@@ -14,8 +14,9 @@ use tonic::{Code, Status, transport::Channel};
 
 use support::{
     ceremony::pinseal,
+    certificates::{certificates, channel_as, peer},
     engine_process::{AUDIT_USER, EngineProcess, TENANT, device, reason},
-    wait::soon,
+    wait::{signal, soon},
     zone_party::{ZoneParty, zone},
 };
 
@@ -108,6 +109,58 @@ async fn a_stream_with_a_gap_or_a_second_tenant_is_ended() {
     assert_eq!((outcomes.len(), &*reason(&end.unwrap_err())), (1, "TENANT_INVALID"));
     let (_, end) = outcomes_of(&mut client, vec![SetPinsRequest::default()]).await;
     assert_eq!(reason(&end.unwrap_err()), "TENANT_INVALID");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_item_that_may_succeed_later_ends_a_stream_of_sets() {
+    const CALLS_PER_CARD: usize = 3;
+    let party = ZoneParty::prepared();
+    let engine = party.start_quiet(&format!("[limits]\ncalls_per_card_per_minute = {CALLS_PER_CARD}"));
+    let blocks: Vec<_> = (0..6).map(|n| party.block(&format!("5{n:04}7"))).collect();
+    let items = blocks.iter().zip(1..).map(|(block, n)| set_of(n, 511_000, block)).collect();
+    let (outcomes, end) = outcomes_of(&mut bulk(&engine).await, messages(items, 1)).await;
+    let end = end.unwrap_err();
+    assert_eq!((end.code(), &*reason(&end)), (Code::ResourceExhausted, "CARD_RATE"));
+    assert_eq!(outcomes.len(), CALLS_PER_CARD, "the item of the status has no outcome");
+    assert!(outcomes.iter().all(|outcome| matches!(outcome.result, Some(set_outcome::Result::Unchanged(false)))));
+    assert_eq!(engine.terminate(), 0);
+    assert_eq!(audited(&party, "set_pin_by_zone").len(), CALLS_PER_CARD, "a later item of the card was carried out");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_loses_its_role_ends_its_stream_at_the_next_item() {
+    let party = ZoneParty::prepared();
+    let (tls, _) = certificates(party.directory());
+    let engine = party.start(&format!("{tls}\n{}", peer("client", "\"zone-set\"")));
+    let mut client = BulkServiceClient::new(channel_as("client", party.directory(), &engine));
+    const ITEMS: u64 = 200;
+    let (sender, requests) = mpsc::channel(1);
+    let block = party.block("27182");
+    let sets = (0..ITEMS).map(|n| set_of(n, 512_000 + n, &block)).collect();
+    let mut sets = messages(sets, 100).into_iter();
+    sender.send(sets.next().unwrap()).await.unwrap();
+    let mut answers = client.set_pins(ReceiverStream::new(requests)).await.unwrap().into_inner();
+    let mut done = 0;
+    while done < 100 {
+        done += answers.message().await.unwrap().unwrap().outcomes.len();
+    }
+    let file = party.directory().join("engine.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text.replace("client.pinseal.test", "operator.pinseal.test")).unwrap();
+    signal(engine.id(), "HUP");
+    let channel = channel_as("client", party.directory(), &engine);
+    let repeated = BulkServiceClient::new(channel);
+    let first = || messages(vec![set_of(1, 512_000, &block)], 1);
+    let denied = soon("the peer keeps its role", async || outcomes_of(&mut repeated.clone(), first()).await.1.err());
+    assert_eq!(reason(&denied.await), "CALLER_FORBIDDEN");
+    sender.send(sets.next().unwrap()).await.unwrap();
+    let end = answers.message().await.err().unwrap();
+    assert_eq!((end.code(), &*reason(&end)), (Code::PermissionDenied, "CALLER_FORBIDDEN"));
+    assert_eq!(engine.terminate(), 0);
+    assert_eq!(audited(&party, "set_pin_by_zone").len(), 100, "an item of the second message was carried out");
+    // The gate has no tenant of a denied call; the stream has.
+    let denials = audited(&party, "call_denied").into_iter().filter(|entry| entry["tenant"] == TENANT);
+    assert_eq!(denials.count(), 1, "the denial within the stream is audited once");
 }
 
 #[tokio::test(flavor = "multi_thread")]

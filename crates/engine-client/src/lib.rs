@@ -291,7 +291,7 @@ impl From<Status> for OperatorError {
         match status.code() {
             Code::PermissionDenied => Self::Forbidden(message),
             Code::Unimplemented => Self::Older,
-            Code::ResourceExhausted => Self::Busy(message),
+            Code::ResourceExhausted | Code::Aborted => Self::Busy(message),
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Self::Unavailable(message),
             // A status with a source is an error of the connection, not a reply of the engine.
             Code::Internal | Code::Unknown if status.source().is_some() => Self::Unavailable(format!(

@@ -8,6 +8,7 @@ use tonic::Status;
 
 use super::{gate::Call, peer::AdmittedPeer, stream_places::StreamPermit, wire};
 use audit::entry::Entry;
+use domain::card::Tenant;
 use store::Store;
 
 /// The number of audit entries that one read of the store returns.
@@ -22,11 +23,11 @@ pub(super) trait Projection: Send + Sync + 'static {
     /// The message of the call.
     type Message: Send + 'static;
 
+    /// The tenant that the caller named; `None` for a call about the tenants of the caller.
+    fn tenant(&self) -> Option<&Tenant>;
+
     /// The message of an entry, for the caller by the present configuration; `None` for an entry that the call does not show.
-    ///
-    /// # Errors
-    /// The status that ends the call: the caller lost what the call needs.
-    fn message(&self, entry: &Entry, caller: &AdmittedPeer) -> Result<Option<Self::Message>, Status>;
+    fn message(&self, entry: &Entry, caller: &AdmittedPeer) -> Option<Self::Message>;
 
     /// The message that says how far the chain was read; `None` where the call has no such message.
     fn progress(&self, sequence: u64) -> Option<Self::Message>;
@@ -100,7 +101,8 @@ impl<P: Projection> AuditStream<P> {
             tokio::task::yield_now().await;
             let mut is_shown = page.len() < PAGE_ENTRIES;
             for entry in page.iter().take_while(|entry| entry.sequence <= end) {
-                let message = self.call.peer_now().and_then(|peer| self.projection.message(entry, &peer));
+                let message = self.call.peer_now(self.projection.tenant()).await;
+                let message = message.map(|peer| self.projection.message(entry, &peer));
                 let Some(message) = message.transpose() else { continue };
                 let is_last = message.is_err();
                 if self.messages.send(message).await.is_err() || is_last {

@@ -7,10 +7,11 @@ use std::{collections::HashMap, sync::Arc, time::Duration, vec};
 
 use futures::{Stream, StreamExt, stream, stream::BoxStream};
 use tokio::sync::{
+    OnceCell,
     oneshot::{self, error::TryRecvError},
     watch,
 };
-use tonic::{Request, Response, Status, Streaming, async_trait};
+use tonic::{Code, Request, Response, Status, Streaming, async_trait};
 
 use super::{
     call_limits::CallAdmission,
@@ -93,10 +94,31 @@ struct Run {
     pins: Arc<Pins>,
     call: Call,
     caller: Caller,
+    /// The status that an item ended the stream with. No later item is begun.
+    ended: OnceCell<Status>,
     _permit: StreamPermit,
 }
 
 impl Run {
+    /// Admits the work of an item or a segment.
+    ///
+    /// # Errors
+    /// The status that ends the stream: an item before ended the stream, or the caller has lost its right.
+    async fn admit(&self) -> Result<(), Status> {
+        let tenant = Some(&self.caller.tenant);
+        // One task records the denial; the others wait for its status, and the last one records what a dropped task did not.
+        let ended = self.ended.get_or_try_init(async || match self.call.peer_now(tenant).await {
+            Ok(_) => Err(()),
+            Err(status) => Ok(status),
+        });
+        ended.await.map_or(Ok(()), |status| Err(status.clone()))
+    }
+
+    /// Ends the stream. Returns the status of its end.
+    async fn end(&self, status: Status) -> Status {
+        self.ended.get_or_init(async || status).await.clone()
+    }
+
     /// Does the work of an item, again while the store or the token is full: so a stream waits, and the calls that others make
     /// are not refused because of it.
     async fn work<T, F: Future<Output = Result<T, PinError>>>(&self, work: impl Fn() -> F) -> Result<T, PinError> {
@@ -125,6 +147,9 @@ async fn translate_segment(
     run: Arc<Run>,
     segment: Vec<Result<NumberedTranslation, Status>>,
 ) -> Vec<Result<BlockOutcome, Status>> {
+    if let Err(status) = run.admit().await {
+        return vec![Err(status)];
+    }
     let mut outcomes: Vec<Result<BlockOutcome, Status>> = Vec::with_capacity(segment.len());
     let mut places = Vec::with_capacity(segment.len());
     let mut blocks: Vec<BlockToTranslate> = Vec::with_capacity(segment.len());
@@ -163,6 +188,7 @@ async fn translate_segment(
 
 async fn export(run: Arc<Run>, item: Result<NumberedExport, Status>) -> Result<BlockOutcome, Status> {
     let NumberedExport { sequence, plastic_id, zone_key, format } = item?;
+    run.admit().await?;
     let parsed = wire::plastic_id(&plastic_id)
         .and_then(|plastic| Ok((plastic, wire::zone_key(zone_key)?, wire::zone_format(format)?)));
     let result = match parsed {
@@ -180,18 +206,28 @@ async fn set(run: Arc<Run>, item: Result<NumberedSet, Status>, turn: Option<Turn
         Some(turn) => Some(turn.wait().await),
         None => None,
     };
+    run.admit().await?;
     let parsed = wire::plastic_id(&plastic_id).and_then(|plastic| Ok((plastic, wire::zone_block(zone_block)?)));
     let result = match parsed {
-        Ok((plastic, block)) => {
-            let set = run.work(|| run.pins.set_pin_by_zone(&run.caller, plastic, &block)).await;
-            set.map_or_else(
-                |error| set_outcome::Result::Error(run.item_error(&error)),
-                |set| set_outcome::Result::Unchanged(set == ZoneSet::Repeated),
-            )
-        }
+        Ok((plastic, block)) => match run.work(|| run.pins.set_pin_by_zone(&run.caller, plastic, &block)).await {
+            Ok(set) => set_outcome::Result::Unchanged(set == ZoneSet::Repeated),
+            // The client sends the item again, so no later item of the card may be carried out before.
+            Err(error) if is_transient(error.to_status().code()) => {
+                return Err(run.end(run.call.failed(&error)).await);
+            }
+            Err(error) => set_outcome::Result::Error(run.item_error(&error)),
+        },
         Err(status) => set_outcome::Result::Error(wire::item_error(&status)),
     };
     Ok(SetOutcome { sequence, result: Some(result) })
+}
+
+/// Whether the same item may succeed later.
+fn is_transient(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unavailable | Code::ResourceExhausted | Code::Aborted | Code::DeadlineExceeded | Code::Cancelled
+    )
 }
 
 /// Keeps the items of one card in their order.
@@ -285,7 +321,7 @@ impl Services {
         let (tenant, audit_user, items) = first.into_parts();
         let caller = self.caller(&call, &tenant, &audit_user).await?;
         let permit = self.streaming.bulk.admit(&call.peer.name).ok_or_else(|| call.refused(wire::streams_busy()))?;
-        let run = Arc::new(Run { pins: Arc::clone(&self.pins), call, caller, _permit: permit });
+        let run = Arc::new(Run { pins: Arc::clone(&self.pins), call, caller, ended: OnceCell::new(), _permit: permit });
         let items = Items {
             run: Arc::clone(&run),
             messages,
@@ -316,7 +352,6 @@ impl<M: ItemMessage> Items<M> {
                 message = self.messages.message() => message?,
             };
             let Some(message) = message else { return Ok(None) };
-            self.run.call.tenant_now(&self.run.caller.tenant)?;
             let (tenant, audit_user, items) = message.into_parts();
             if !tenant.is_empty() || !audit_user.is_empty() {
                 return Err(wire::tenant_again());

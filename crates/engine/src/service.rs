@@ -18,7 +18,7 @@ use super::{
 };
 use crate::pin::Pins;
 use audit::entry::Entry;
-use domain::{caller::Caller, control::Scope};
+use domain::{caller::Caller, card::Tenant, control::Scope};
 use proto::{self, audit_service_server, card_service_server, control_service_server};
 use store::Store;
 
@@ -213,9 +213,13 @@ struct ReadableEntries;
 impl Projection for ReadableEntries {
     type Message = proto::ExportAuditResponse;
 
-    fn message(&self, entry: &Entry, caller: &AdmittedPeer) -> Result<Option<Self::Message>, Status> {
+    fn tenant(&self) -> Option<&Tenant> {
+        None
+    }
+
+    fn message(&self, entry: &Entry, caller: &AdmittedPeer) -> Option<Self::Message> {
         let is_readable = caller.may_read(entry.event.tenant.as_ref());
-        Ok(is_readable.then(|| proto::ExportAuditResponse { entry: Some(audit_wire::entry_message(entry)) }))
+        is_readable.then(|| proto::ExportAuditResponse { entry: Some(audit_wire::entry_message(entry)) })
     }
 
     fn progress(&self, _sequence: u64) -> Option<Self::Message> {
