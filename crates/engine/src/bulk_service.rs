@@ -5,7 +5,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration, vec};
 
-use futures::{Stream, StreamExt, stream, stream::BoxStream};
+use futures::{Stream, StreamExt, future::join_all, stream, stream::BoxStream};
 use tokio::sync::{
     OnceCell,
     oneshot::{self, error::TryRecvError},
@@ -17,11 +17,13 @@ use super::{
     call_limits::CallAdmission,
     gate::Call,
     service::Services,
-    stream_places::StreamPermit,
+    stream_places::{ItemPlaces, StreamPermit},
     wire::{self, ToStatus},
 };
-use crate::pin::{BlockToTranslate, PinError, Pins};
-use domain::caller::Caller;
+use crate::pin::{BlockToTranslate, PinError, Pins, Translated};
+use crate::zones::{NamedZoneBlock, NamedZoneKey};
+use domain::{caller::Caller, card::PlasticId};
+use hsm_protocol::{ZoneBlock, ZoneFormat};
 use proto::{
     BlockOutcome, ExportPinsRequest, ExportPinsResponse, NumberedExport, NumberedSet, NumberedTranslation, SetOutcome,
     SetPinsRequest, SetPinsResponse, TranslatePinBlocksRequest, TranslatePinBlocksResponse, block_outcome,
@@ -96,6 +98,7 @@ struct Run {
     caller: Caller,
     /// The status that an item ended the stream with. No later item is begun.
     ended: OnceCell<Status>,
+    places: Arc<ItemPlaces>,
     _permit: StreamPermit,
 }
 
@@ -120,17 +123,66 @@ impl Run {
     }
 
     /// Does the work of an item, again while the store or the token is full: so a stream waits, and the calls that others make
-    /// are not refused because of it.
+    /// are not refused because of it. What is done again did nothing before.
     async fn work<T, F: Future<Output = Result<T, PinError>>>(&self, work: impl Fn() -> F) -> Result<T, PinError> {
         loop {
-            match self.call.serve(work()).await {
-                Err(error) if error.is_busy() => tokio::time::sleep(BUSY_PAUSE).await,
-                done => return done,
+            let place = self.places.take().await;
+            let done = self.call.serve(work()).await;
+            match done.as_ref().err().and_then(PinError::busy_limit) {
+                Some(limit) => self.places.give_back_busy(place, limit),
+                None => return done,
             }
+            tokio::time::sleep(BUSY_PAUSE).await;
         }
     }
 
-    fn block_result(&self, result: Result<hsm_protocol::ZoneBlock, PinError>) -> block_outcome::Result {
+    async fn export(
+        &self,
+        plastic: PlasticId,
+        key: &NamedZoneKey,
+        format: Option<ZoneFormat>,
+    ) -> Result<ZoneBlock, PinError> {
+        let card = self.pins.admit_card(&self.caller, plastic)?;
+        self.work(|| self.pins.export_pin(&self.caller, &card, key, format)).await
+    }
+
+    async fn set(&self, plastic: PlasticId, block: &NamedZoneBlock) -> Result<ZoneSet, PinError> {
+        let card = self.pins.admit_card(&self.caller, plastic)?;
+        self.work(|| self.pins.set_pin_by_zone(&self.caller, &card, block)).await
+    }
+
+    async fn translate(&self, block: &BlockToTranslate) -> Result<Translated, PinError> {
+        let card = self.pins.admit_card(&self.caller, block.plastic)?;
+        self.work(|| self.pins.translate(&self.caller, &card, block)).await
+    }
+
+    /// Translates the blocks of a segment, whose first item has the number `first`, and records their events.
+    ///
+    /// # Errors
+    /// An event was not recorded: no item has a block.
+    async fn translate_all(
+        &self,
+        first: u64,
+        blocks: &[BlockToTranslate],
+    ) -> Result<Vec<Result<ZoneBlock, PinError>>, PinError> {
+        let mut refused = Vec::new();
+        let mut translated = Vec::with_capacity(blocks.len());
+        for (at, result) in join_all(blocks.iter().map(|block| self.translate(block))).await.into_iter().enumerate() {
+            match result {
+                Ok(result) => translated.push(result),
+                Err(error) => refused.push((at, error)),
+            }
+        }
+        for event in self.pins.translation_events(&self.caller, first, &translated) {
+            self.work(|| self.pins.record_translations(event.clone())).await?;
+        }
+        let mut results: Vec<_> = translated.into_iter().map(Translated::into_result).collect();
+        // In rising order, so each place is that of the item.
+        refused.into_iter().for_each(|(at, error)| results.insert(at, Err(error)));
+        Ok(results)
+    }
+
+    fn block_result(&self, result: Result<ZoneBlock, PinError>) -> block_outcome::Result {
         match result {
             Ok(block) => block_outcome::Result::PinBlock(block.as_bytes().to_vec()),
             Err(error) => block_outcome::Result::Error(self.item_error(&error)),
@@ -172,8 +224,7 @@ async fn translate_segment(
         };
         outcomes.push(Ok(BlockOutcome { sequence: item.sequence, result }));
     }
-    let translated = run.work(|| run.pins.translate_blocks(&run.caller, first, &blocks)).await;
-    let results: Vec<_> = match translated {
+    let results: Vec<_> = match run.translate_all(first, &blocks).await {
         Ok(results) => results.into_iter().map(|result| run.block_result(result)).collect(),
         // The event of the segment is not on disk: no item has a block.
         Err(error) => vec![block_outcome::Result::Error(run.item_error(&error)); places.len()],
@@ -192,9 +243,7 @@ async fn export(run: Arc<Run>, item: Result<NumberedExport, Status>) -> Result<B
     let parsed = wire::plastic_id(&plastic_id)
         .and_then(|plastic| Ok((plastic, wire::zone_key(zone_key)?, wire::zone_format(format)?)));
     let result = match parsed {
-        Ok((plastic, key, format)) => {
-            run.block_result(run.work(|| run.pins.export_pin(&run.caller, plastic, &key, format)).await)
-        }
+        Ok((plastic, key, format)) => run.block_result(run.export(plastic, &key, format).await),
         Err(status) => block_outcome::Result::Error(wire::item_error(&status)),
     };
     Ok(BlockOutcome { sequence, result: Some(result) })
@@ -209,7 +258,7 @@ async fn set(run: Arc<Run>, item: Result<NumberedSet, Status>, turn: Option<Turn
     run.admit().await?;
     let parsed = wire::plastic_id(&plastic_id).and_then(|plastic| Ok((plastic, wire::zone_block(zone_block)?)));
     let result = match parsed {
-        Ok((plastic, block)) => match run.work(|| run.pins.set_pin_by_zone(&run.caller, plastic, &block)).await {
+        Ok((plastic, block)) => match run.set(plastic, &block).await {
             Ok(set) => set_outcome::Result::Unchanged(set == ZoneSet::Repeated),
             // The client sends the item again, so no later item of the card may be carried out before.
             Err(error) if is_transient(error.to_status().code()) => {
@@ -321,7 +370,15 @@ impl Services {
         let (tenant, audit_user, items) = first.into_parts();
         let caller = self.caller(&call, &tenant, &audit_user).await?;
         let permit = self.streaming.bulk.admit(&call.peer.name).ok_or_else(|| call.refused(wire::streams_busy()))?;
-        let run = Arc::new(Run { pins: Arc::clone(&self.pins), call, caller, ended: OnceCell::new(), _permit: permit });
+        let places = Arc::clone(&self.streaming.items);
+        let run = Arc::new(Run {
+            pins: Arc::clone(&self.pins),
+            call,
+            caller,
+            ended: OnceCell::new(),
+            places,
+            _permit: permit,
+        });
         let items = Items {
             run: Arc::clone(&run),
             messages,

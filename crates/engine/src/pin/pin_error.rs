@@ -67,9 +67,12 @@ impl From<hsm_protocol::LayoutError> for PinError {
 }
 
 impl PinError {
-    /// Whether the store or the token has no place for the request now, and did nothing.
-    pub(crate) fn is_busy(&self) -> bool {
-        matches!(self, Self::Store(StoreError::Busy { .. }) | Self::Hsm(hsm_protocol::Error::Busy { .. }))
+    /// The size of the queue of the store or the boundary that has no place for the request now, which did nothing.
+    pub(crate) fn busy_limit(&self) -> Option<usize> {
+        match self {
+            Self::Store(StoreError::Busy { limit }) | Self::Hsm(hsm_protocol::Error::Busy { limit }) => Some(*limit),
+            _ => None,
+        }
     }
 
     /// The outcome in the audit event of the refusal; `None` where the use case has recorded it, the store failed, or the
