@@ -96,6 +96,12 @@ impl<P: Projection> AuditStream<P> {
             if self.messages.is_closed() {
                 return None;
             }
+            // Entries from `from` were archived after the call began: without an error, the caller would miss them.
+            if let Some(oldest) = oldest_after_gap(page.first().map(|entry| entry.sequence), from, end) {
+                let archived = wire::with_request_id(wire::events_archived(oldest), self.call.id);
+                let _ = self.messages.send(Err(archived)).await;
+                return None;
+            }
             let last = page.last()?.sequence.min(end);
             // Reading the store does not yield: let the other tasks of this thread run between two pages.
             tokio::task::yield_now().await;
@@ -117,5 +123,24 @@ impl<P: Projection> AuditStream<P> {
             from = last.saturating_add(1);
         }
         Some(from)
+    }
+}
+
+/// The number of the oldest entry in the store, where a read of the entries `from` to `end` did not begin with `from`.
+fn oldest_after_gap(first: Option<u64>, from: u64, end: u64) -> Option<u64> {
+    let first = first.unwrap_or_else(|| end.saturating_add(1));
+    (first != from).then_some(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_that_were_archived_while_a_call_reads_leave_a_gap() {
+        assert_eq!(oldest_after_gap(Some(7), 7, 9), None);
+        assert_eq!(oldest_after_gap(Some(9), 7, 9), Some(9));
+        assert_eq!(oldest_after_gap(Some(12), 7, 9), Some(12));
+        assert_eq!(oldest_after_gap(None, 7, 9), Some(10), "every entry of the range was archived");
     }
 }
