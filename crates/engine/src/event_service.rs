@@ -102,7 +102,8 @@ fn kind(card: &CardEvent, outcome: Outcome) -> Option<PinEventKind> {
             | Action::FindCard
             | Action::ReserveTry
             | Action::VerifyPin
-            | Action::DeriveValue => None,
+            | Action::DeriveValue
+            | Action::SealAccount => None,
         },
         _ => None,
     }

@@ -1,14 +1,14 @@
 //! Blocks that are translated from zone to zone, and the account numbers that are sealed for them.
 
 use super::zone_use::zone_block_format;
-use super::{AdmittedCard, PinError, Pins, account, card_binding};
+use super::{AdmittedCard, PinError, Pins, card_binding};
 use crate::zones::{NamedZoneBlock, NamedZoneKey};
-use audit::entry::{BlockFormat, Body, Event, Formats, Outcome, TranslatedBlocks};
+use audit::entry::{Action, BlockFormat, Body, CardEvent, Event, Formats, Outcome, TranslatedBlocks};
 use audit::items_root::ItemsRoot;
 use domain::caller::Caller;
 use domain::card::{CardKey, PlasticId};
 use hsm_protocol::{
-    Account, AccountNumber, Error, Reply, Request, SealedAccount, Target, ZoneBlock, ZoneFormat, ZoneUse,
+    Account, AccountNumber, Error, Refusal, Reply, Request, SealedAccount, Target, ZoneBlock, ZoneFormat, ZoneUse,
 };
 
 /// The key in the event of a block whose zone is not known.
@@ -24,7 +24,7 @@ pub struct BlockToTranslate {
     pub target: NamedZoneKey,
     /// The format in the other zone; `None` for the first format of that zone.
     pub target_format: Option<ZoneFormat>,
-    /// The account number; `None` for the registered one.
+    /// The account number of a card that is not registered with one; `None` for the registered one.
     pub account: Option<SealedAccount>,
 }
 
@@ -136,6 +136,7 @@ impl Pins {
         block: &BlockToTranslate,
         route: &mut Route,
     ) -> Result<ZoneBlock, PinError> {
+        self.admit_verification(caller)?;
         let from = self.zone(&caller.tenant, &block.source.key)?;
         route.source_key = from.key_text();
         let to = self.zone(&caller.tenant, &block.target)?;
@@ -143,28 +144,43 @@ impl Pins {
         let (source, source_format) = from.source(&block.source, ZoneUse::Translate)?;
         let format = to.format(block.target_format, ZoneUse::Translate)?;
         route.formats = Formats { from: zone_block_format(source_format), to: zone_block_format(format) };
-        let account = match &block.account {
-            Some(sealed) => Account::Registered(SealedAccount::from_bytes(sealed.as_bytes())?),
-            None => {
-                let registered = self.store.card(card).await?.and_then(|card| card.account);
-                account(Some(&registered.ok_or(PinError::SealedAccount)?))?
+        let registered = self.store.card(card).await?.and_then(|card| card.account);
+        let account = match (&registered, &block.account) {
+            (Some(registered), sealed) => {
+                let number = SealedAccount::from_bytes(&registered.sealed)?;
+                // Equal numbers have equal seals under one key. A seal under another key is of the number by its visible digits.
+                if sealed
+                    .as_ref()
+                    .is_some_and(|sealed| sealed.key() == number.key() && sealed.as_bytes() != number.as_bytes())
+                {
+                    return Err(PinError::SealedAccount);
+                }
+                Account::Registered(number)
             }
+            (None, Some(sealed)) => Account::Registered(SealedAccount::from_bytes(sealed.as_bytes())?),
+            (None, None) => return Err(PinError::SealedAccount),
         };
         let target = Target::Zone { key: to.key(), format };
         let translate = Request::Translate { source, target, card: card_binding(card)?, account };
         match self.boundary.execute(translate).await {
             Ok(Reply::ZoneBlock(block)) => Ok(block),
             Ok(_) => Err(Error::UnexpectedReply.into()),
+            Err(error @ Error::Refused(Refusal::MalformedBlock)) => {
+                // A block that is malformed for one account number says something about its PIN.
+                self.limits.count_wrong_pin(caller);
+                Err(error.into())
+            }
             // The tag of the record is not part of this request: the seal of the account number is broken.
-            Err(Error::SealBroken { .. }) if block.account.is_some() => Err(PinError::SealedAccount),
+            Err(Error::SealBroken { .. }) if registered.is_none() => Err(PinError::SealedAccount),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Seals an account number for [`BlockToTranslate::account`].
+    /// Seals an account number for [`BlockToTranslate::account`]. The seal is audited with the masked number.
     ///
     /// # Errors
-    /// [`PinError`]: the boundary failed, or the card has reached its rate of calls.
+    /// [`PinError`]: the card is registered with another number, the store or the boundary failed, or the card has reached its
+    /// rate of calls.
     pub async fn seal_account(
         &self,
         caller: &Caller,
@@ -172,8 +188,30 @@ impl Pins {
         number: AccountNumber,
     ) -> Result<SealedAccount, PinError> {
         let card = CardKey { tenant: caller.tenant, plastic };
-        self.limits.admit_card(&card)?;
-        self.seal(&card, number).await
+        let sealed = self.seal_for_translation(caller, &card, number).await;
+        self.audit_refusal(caller, || self.about_refused(Action::SealAccount, &card), sealed).await
+    }
+
+    async fn seal_for_translation(
+        &self,
+        caller: &Caller,
+        card: &CardKey,
+        number: AccountNumber,
+    ) -> Result<SealedAccount, PinError> {
+        self.limits.admit_card(card)?;
+        let registered = self.store.card(card).await?.and_then(|card| card.account);
+        let masked: Box<str> = number.masked().into();
+        let sealed = self.seal(card, number).await?;
+        if let Some(registered) = registered {
+            let known = SealedAccount::from_bytes(&registered.sealed)?;
+            let is_other = sealed.key() == known.key() && sealed.as_bytes() != known.as_bytes();
+            if is_other || masked != registered.masked {
+                return Err(PinError::RegisteredAccount);
+            }
+        }
+        let about = CardEvent::new(Action::SealAccount, masked, self.references.reference(card));
+        self.store.record_access(self.card_event(caller, about)).await?;
+        Ok(sealed)
     }
 
     /// Seals an account number for a card.
