@@ -33,14 +33,15 @@ fn assert_low(status: &Status) {
     assert_eq!(retry, Some(Duration::from_secs(30)));
 }
 
-/// Waits until the engine reports this status of the service that opens controls. All others serve.
+/// Waits until the engine reports this status of the services that need space. All others serve.
 async fn says(engine: &EngineProcess, controls: ServingStatus) {
     let mut health = engine.health().await;
     let mut status = async |service: &str| {
         health.check(HealthCheckRequest { service: service.to_owned() }).await.unwrap().into_inner().status()
     };
-    let service = "pinseal.v1.ControlService";
-    soon("health does not change", async || (status(service).await == controls).then_some(())).await;
+    for service in ["pinseal.v1.ControlService", "pinseal.v1.BulkService"] {
+        soon("health does not change", async || (status(service).await == controls).then_some(())).await;
+    }
     for service in ["", "pinseal.v1.PinService", "pinseal.v1.CardService", "pinseal.v1.AuditService"] {
         assert_eq!(status(service).await, ServingStatus::Serving, "{service}");
     }

@@ -1,21 +1,22 @@
 //! Streams of items: an outcome an item, in order; a cut stream resumes; a client that does not read stops its own work alone.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use futures::{StreamExt, stream};
 use proto::{
-    BlockOutcome, ExportPinsRequest, NumberedExport, NumberedSet, NumberedTranslation, SetOutcome, SetPinsRequest,
-    TranslatePinBlocksRequest, TranslationItem, ZoneBlock, ZoneFormat, block_outcome,
+    BlockOutcome, ExportPinsRequest, NumberedExport, NumberedSet, NumberedTranslation, PinStatus, SetOutcome,
+    SetPinsRequest, TranslatePinBlocksRequest, TranslationItem, ZoneBlock, ZoneFormat, block_outcome,
     bulk_service_client::BulkServiceClient, set_outcome,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Request, Status, transport::Channel};
 
 use support::{
     ceremony::pinseal,
+    certificates::{certificates, channel_as, peer},
     engine_process::{AUDIT_USER, EngineProcess, TENANT, device, reason},
-    wait::soon,
+    wait::{signal, soon},
     zone_party::{ZoneParty, zone},
 };
 
@@ -111,37 +112,123 @@ async fn a_stream_with_a_gap_or_a_second_tenant_is_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_item_that_may_succeed_later_ends_a_stream_of_sets() {
+    const CALLS_PER_CARD: usize = 3;
+    let party = ZoneParty::prepared();
+    let engine = party.start_quiet(&format!("[limits]\ncalls_per_card_per_minute = {CALLS_PER_CARD}"));
+    let blocks: Vec<_> = (0..6).map(|n| party.block(&format!("5{n:04}7"))).collect();
+    let items = blocks.iter().zip(1..).map(|(block, n)| set_of(n, 511_000, block)).collect();
+    let (outcomes, end) = outcomes_of(&mut bulk(&engine).await, messages(items, 1)).await;
+    let end = end.unwrap_err();
+    assert_eq!((end.code(), &*reason(&end)), (Code::ResourceExhausted, "CARD_RATE"));
+    assert_eq!(outcomes.len(), CALLS_PER_CARD, "the item of the status has no outcome");
+    assert!(outcomes.iter().all(|outcome| matches!(outcome.result, Some(set_outcome::Result::Unchanged(false)))));
+    assert_eq!(engine.terminate(), 0);
+    assert_eq!(audited(&party, "set_pin_by_zone").len(), CALLS_PER_CARD, "a later item of the card was carried out");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_loses_its_role_ends_its_stream_at_the_next_item() {
+    let party = ZoneParty::prepared();
+    let (tls, _) = certificates(party.directory());
+    let engine = party.start(&format!("{tls}\n{}", peer("client", "\"zone-set\"")));
+    let mut client = BulkServiceClient::new(channel_as("client", party.directory(), &engine));
+    const ITEMS: u64 = 200;
+    let (sender, requests) = mpsc::channel(1);
+    let block = party.block("27182");
+    let sets = (0..ITEMS).map(|n| set_of(n, 512_000 + n, &block)).collect();
+    let mut sets = messages(sets, 100).into_iter();
+    sender.send(sets.next().unwrap()).await.unwrap();
+    let mut answers = client.set_pins(ReceiverStream::new(requests)).await.unwrap().into_inner();
+    let mut done = 0;
+    while done < 100 {
+        done += answers.message().await.unwrap().unwrap().outcomes.len();
+    }
+    let file = party.directory().join("engine.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text.replace("client.pinseal.test", "operator.pinseal.test")).unwrap();
+    signal(engine.id(), "HUP");
+    let channel = channel_as("client", party.directory(), &engine);
+    let repeated = BulkServiceClient::new(channel);
+    let first = || messages(vec![set_of(1, 512_000, &block)], 1);
+    let denied = soon("the peer keeps its role", async || outcomes_of(&mut repeated.clone(), first()).await.1.err());
+    assert_eq!(reason(&denied.await), "CALLER_FORBIDDEN");
+    sender.send(sets.next().unwrap()).await.unwrap();
+    let end = answers.message().await.err().unwrap();
+    assert_eq!((end.code(), &*reason(&end)), (Code::PermissionDenied, "CALLER_FORBIDDEN"));
+    assert_eq!(engine.terminate(), 0);
+    assert_eq!(audited(&party, "set_pin_by_zone").len(), 100, "an item of the second message was carried out");
+    // The gate has no tenant of a denied call; the stream has.
+    let denials = audited(&party, "call_denied").into_iter().filter(|entry| entry["tenant"] == TENANT);
+    assert_eq!(denials.count(), 1, "the denial within the stream is audited once");
+}
+
+/// Random numbers of a seed, by xorshift64.
+struct Random(u64);
+
+impl Random {
+    /// By the seed in `PINSEAL_STREAM_SEED`, else by another one in each run. A failed test prints its seed.
+    fn seeded() -> Self {
+        let time = std::time::UNIX_EPOCH.elapsed().unwrap().subsec_nanos();
+        let seed = std::env::var("PINSEAL_STREAM_SEED").map_or(u64::from(time) | 1, |seed| seed.parse().unwrap());
+        println!("PINSEAL_STREAM_SEED={seed}");
+        Self(seed)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % end
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stream_cut_at_a_random_item_resumes_without_one_lost_or_doubled() {
     const ITEMS: u64 = 2_000;
-    const CUTS: u32 = 4;
+    const CUTS: u64 = 6;
+    let mut random = Random::seeded();
     let party = ZoneParty::prepared();
     let mut engine = party.start_quiet("");
     let blocks: Vec<_> = (0..ITEMS).map(|n| party.block(&format!("5{n:04}7"))).collect();
     let items_from = |first: u64| {
         (first..ITEMS).map(|n| set_of(n, 520_000 + n, &blocks[usize::try_from(n).unwrap()])).collect::<Vec<_>>()
     };
-    let (mut next, mut unchanged) = (0, 0u64);
-    let mut count = |outcomes: Vec<SetOutcome>, next: &mut u64| {
+    // Counts the outcomes of a stream. Those of the items that were set before a cut come first, and change nothing.
+    let count = |outcomes: Vec<SetOutcome>, next: &mut u64, was_cut: bool| {
         for outcome in outcomes {
             assert_eq!(outcome.sequence, *next, "an outcome is lost or doubled");
             match outcome.result.unwrap() {
-                set_outcome::Result::Unchanged(was) => unchanged += u64::from(was),
+                set_outcome::Result::Unchanged(unchanged) => assert!(was_cut || !unchanged, "{next} is set twice"),
                 set_outcome::Result::Error(error) => panic!("{}: {}", error.reason, error.message),
             }
             *next += 1;
         }
     };
+    let (mut next, mut was_cut) = (0, false);
     for cut in 0..CUTS {
         let mut answers =
             bulk(&engine).await.set_pins(stream::iter(messages(items_from(next), 5))).await.unwrap().into_inner();
-        // A quarter of the items in each part, and a part that nobody can foresee: the answers have what was there.
-        let until = next + ITEMS / u64::from(CUTS + 1);
-        while next < until {
-            match answers.message().await.unwrap() {
-                Some(answer) => count(answer.outcomes, &mut next),
-                None => break,
-            }
+        let until = next + random.below(ITEMS / CUTS);
+        let first = next;
+        while next < until || (was_cut && next == first) {
+            let outcomes = answers.message().await.unwrap().unwrap().outcomes;
+            // Its outcome was lost in the cut before.
+            let is_unchanged = matches!(outcomes[0].result, Some(set_outcome::Result::Unchanged(true)));
+            assert!(next > first || !was_cut || is_unchanged, "item {first} was set twice");
+            count(outcomes, &mut next, was_cut);
         }
+        if next == ITEMS {
+            break;
+        }
+        // The cut falls between the set of an item and its outcome.
+        let mut client = engine.client().await;
+        let card = (520_000 + next).to_string();
+        soon("the engine does not set the next PIN", async || {
+            client.find(&card).await.is_ok_and(|card| card.pin_status() == PinStatus::Set).then_some(())
+        })
+        .await;
+        was_cut = true;
         if cut % 2 == 0 {
             // The client goes away.
             drop(answers);
@@ -152,7 +239,7 @@ async fn a_stream_cut_at_a_random_item_resumes_without_one_lost_or_doubled() {
     }
     let (outcomes, end) = outcomes_of(&mut bulk(&engine).await, messages(items_from(next), 5)).await;
     end.unwrap();
-    count(outcomes, &mut next);
+    count(outcomes, &mut next, was_cut);
     assert_eq!(next, ITEMS);
     let (device, mut client) = (device(), engine.client().await);
     for n in (0..ITEMS).step_by(97) {
@@ -161,7 +248,36 @@ async fn a_stream_cut_at_a_random_item_resumes_without_one_lost_or_doubled() {
     assert_eq!(engine.terminate(), 0);
     // Each PIN was set once, also where its outcome was lost in a cut and the item was sent again.
     assert_eq!(audited(&party, "set_pin_by_zone").len() as u64, ITEMS);
-    assert!(unchanged > 0, "no cut fell between a set and its outcome");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_or_the_age_of_its_connection_ends_a_stream_with_its_reason() {
+    let party = ZoneParty::prepared();
+    let (tls, _) = certificates(party.directory());
+    let engine =
+        party.start_quiet(&format!("connection_age_seconds_max = 1\n{tls}\n{}", peer("client", "\"zone-set\"")));
+    for (timeout, code, expected) in [
+        (Duration::from_millis(300), Code::DeadlineExceeded, "DEADLINE_PASSED"),
+        (Duration::from_secs(3_600), Code::Unavailable, "CONNECTION_AGE"),
+    ] {
+        let (sender, requests) = mpsc::channel(1);
+        let first = messages(vec![set_of(1, 551_001, &party.block("27182"))], 1).remove(0);
+        sender.send(first).await.unwrap();
+        let mut request = Request::new(ReceiverStream::new(requests));
+        // As text, so that the client itself has no timeout.
+        request.metadata_mut().insert("grpc-timeout", format!("{}m", timeout.as_millis()).parse().unwrap());
+        let mut client = BulkServiceClient::new(channel_as("client", party.directory(), &engine));
+        let mut answers = client.set_pins(request).await.unwrap().into_inner();
+        let end = loop {
+            match answers.message().await {
+                Ok(answer) => assert_eq!(answer.unwrap().outcomes.len(), 1),
+                Err(status) => break status,
+            }
+        };
+        assert_eq!((end.code(), &*reason(&end)), (code, expected));
+        drop(sender);
+    }
+    assert_eq!(engine.terminate(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

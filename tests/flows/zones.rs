@@ -7,6 +7,7 @@ use proto::{
 use tonic::{Code, Status};
 
 use support::{
+    ceremony::pinseal,
     engine_process::{AUDIT_USER, Client, TENANT, device, reason},
     zone_party::{ZoneParty, zone},
 };
@@ -104,6 +105,87 @@ async fn an_exported_block_is_bound_to_the_account_number() {
     }
 }
 
+async fn seal(client: &mut Client, plastic_id: &str, account_number: &str) -> Result<Vec<u8>, Status> {
+    let request = SealPanRequest {
+        tenant: TENANT.into(),
+        audit_user: AUDIT_USER.into(),
+        plastic_id: plastic_id.into(),
+        account_number: account_number.into(),
+    };
+    Ok(client.pins.seal_pan(request).await?.into_inner().sealed_account)
+}
+
+async fn translate_to(
+    client: &mut Client,
+    plastic_id: &str,
+    source: &ZoneBlock,
+    sealed_account: Vec<u8>,
+    target_format: ZoneFormat,
+) -> Result<Vec<u8>, Status> {
+    let item = TranslationItem {
+        plastic_id: plastic_id.into(),
+        source_block: Some(source.clone()),
+        target_key: Some(zone("app")),
+        target_format: target_format.into(),
+        sealed_account,
+    };
+    let request = TranslatePinBlockRequest { tenant: TENANT.into(), audit_user: AUDIT_USER.into(), item: Some(item) };
+    Ok(client.pins.translate_pin_block(request).await?.into_inner().pin_block)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn malformed_translations_use_the_quota_of_wrong_pins() {
+    // They differ from ACCOUNT in a digit that format 0 combines with the PIN 271828: its third digit becomes 0, its fourth
+    // is no digit.
+    const ACCOUNT_OF_PIN_270828: &str = "5412330089020012";
+    const ACCOUNT_OF_NO_PIN: &str = "5413130089020015";
+    const QUOTA: usize = 5;
+    let party = ZoneParty::prepared();
+    let engine = party.start(&format!("[verification]\nwrong_pins_per_caller_per_minute = {QUOTA}"));
+    let mut client = engine.client().await;
+    client.register("3120", ACCOUNT).await.unwrap();
+    client.set_by_zone("3120", &party.block("271828")).await.unwrap();
+    let pin_block = client.export("3120", ZoneFormat::Iso0).await.unwrap();
+    let source = ZoneBlock { zone_key: Some(zone("app")), format: ZoneFormat::Iso0.into(), pin_block };
+
+    // A registered card has one number, also with a seal that is older than its registration.
+    let mismatch = seal(&mut client, "3120", ACCOUNT_OF_NO_PIN).await.unwrap_err();
+    assert_eq!((mismatch.code(), &*reason(&mismatch)), (Code::FailedPrecondition, "ACCOUNT_MISMATCH"));
+    let own = seal(&mut client, "3120", ACCOUNT).await.unwrap();
+    translate_to(&mut client, "3120", &source, own, ZoneFormat::Iso3).await.unwrap();
+    let older = seal(&mut client, "3121", ACCOUNT_OF_NO_PIN).await.unwrap();
+    client.register("3121", ACCOUNT).await.unwrap();
+    let refused = translate_to(&mut client, "3121", &source, older, ZoneFormat::Iso3).await.unwrap_err();
+    assert_eq!(reason(&refused), "SEALED_ACCOUNT_INVALID");
+
+    // Format 0 does not keep the account number as format 4 does: the answer says something about a digit of the PIN.
+    let sealed = seal(&mut client, "900000000003", ACCOUNT_OF_PIN_270828).await.unwrap();
+    let block = translate_to(&mut client, "900000000003", &source, sealed, ZoneFormat::Iso3).await.unwrap();
+    assert_eq!(party.decrypted_bound(&block, ACCOUNT_OF_PIN_270828), "270828");
+    let mut malformed = 0;
+    let barred = loop {
+        let name = (900_000_000_100 + malformed).to_string();
+        let sealed = seal(&mut client, &name, ACCOUNT_OF_NO_PIN).await.unwrap();
+        let refused = translate_to(&mut client, &name, &source, sealed, ZoneFormat::Iso3).await.unwrap_err();
+        match &*reason(&refused) {
+            "PIN_BLOCK_MALFORMED" => malformed += 1,
+            _ => break refused,
+        }
+        assert!(malformed < 1_000, "malformed translations have no limit");
+    };
+    assert_eq!((barred.code(), &*reason(&barred)), (Code::ResourceExhausted, "WRONG_PIN_RATE"));
+    assert!(malformed >= QUOTA as u64);
+    let verified = client.verify("3120", &party.block("271828")).await.unwrap_err();
+    assert_eq!(reason(&verified), "WRONG_PIN_RATE", "the quota is that of wrong PINs");
+    assert_eq!(engine.terminate(), 0);
+    let exported = pinseal().args(["audit", "export", "--store"]).arg(party.directory().join("data/store")).output();
+    let exported = String::from_utf8(exported.unwrap().stdout).unwrap();
+    let seals: Vec<_> = exported.lines().filter(|line| line.contains("\"seal_account\"")).collect();
+    assert!(seals.iter().any(|line| line.contains("541313******0015") && line.contains("\"done\"")), "{seals:?}");
+    assert!(seals.iter().any(|line| line.contains("\"other_account\"")), "the refused seal");
+    assert!(!exported.contains(ACCOUNT_OF_NO_PIN), "no entry has a whole number");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_block_is_translated_for_the_sealed_account_number() {
     let party = ZoneParty::prepared();
@@ -116,38 +198,19 @@ async fn a_block_is_translated_for_the_sealed_account_number() {
         format: ZoneFormat::Iso0.into(),
         pin_block: client.export("3106", ZoneFormat::Iso0).await.unwrap(),
     };
-    let seal = async |client: &mut Client, plastic_id: &str, account_number: &str| {
-        let request = SealPanRequest {
-            tenant: TENANT.into(),
-            audit_user: AUDIT_USER.into(),
-            plastic_id: plastic_id.into(),
-            account_number: account_number.into(),
-        };
-        client.pins.seal_pan(request).await.unwrap().into_inner().sealed_account
+    let translate = async |client: &mut Client, plastic_id: &str, sealed: Vec<u8>, format: ZoneFormat| {
+        translate_to(client, plastic_id, &source, sealed, format).await
     };
-    let translate =
-        async |client: &mut Client, plastic_id: &str, sealed_account: Vec<u8>, target_format: ZoneFormat| {
-            let item = TranslationItem {
-                plastic_id: plastic_id.into(),
-                source_block: Some(source.clone()),
-                target_key: Some(zone("app")),
-                target_format: target_format.into(),
-                sealed_account,
-            };
-            let request =
-                TranslatePinBlockRequest { tenant: TENANT.into(), audit_user: AUDIT_USER.into(), item: Some(item) };
-            client.pins.translate_pin_block(request).await.map(|answer| answer.into_inner().pin_block)
-        };
     // The account of a card that is registered here, and the sealed one of a card that is not.
     let block = translate(&mut client, "3106", Vec::new(), ZoneFormat::Iso3).await.unwrap();
     assert_eq!(party.decrypted_bound(&block, ACCOUNT), "271828");
-    let sealed = seal(&mut client, "900000000001", ACCOUNT).await;
+    let sealed = seal(&mut client, "900000000001", ACCOUNT).await.unwrap();
     let block = translate(&mut client, "900000000001", sealed.clone(), ZoneFormat::Iso3).await.unwrap();
     assert_eq!(party.decrypted_bound(&block, ACCOUNT), "271828");
 
     let other_name = translate(&mut client, "900000000002", sealed, ZoneFormat::Iso3).await.unwrap_err();
     assert_eq!(reason(&other_name), "SEALED_ACCOUNT_INVALID");
-    let other = seal(&mut client, "900000000001", OTHER_ACCOUNT).await;
+    let other = seal(&mut client, "900000000001", OTHER_ACCOUNT).await.unwrap();
     let unbound = translate(&mut client, "900000000001", other, ZoneFormat::Iso3).await.unwrap_err();
     assert_eq!(reason(&unbound), "PIN_BLOCK_MALFORMED");
     let unknown = translate(&mut client, "3199", Vec::new(), ZoneFormat::Iso3).await.unwrap_err();

@@ -203,6 +203,7 @@ enums! {
         ChangeAccount,
         TransferPin,
         DeriveValue,
+        SealAccount,
     }
     format_message, read_format: BlockFormat as BlockFormat {
         Iso0,

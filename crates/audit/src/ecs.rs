@@ -76,7 +76,8 @@ fn category(body: &Body) -> (&'static str, &'static str) {
             | Action::FindCard
             | Action::GetPinByZone
             | Action::ExportPin
-            | Action::DeriveValue => ("iam", "info"),
+            | Action::DeriveValue
+            | Action::SealAccount => ("iam", "info"),
             Action::ReserveTry => ("authentication", "start"),
             Action::VerifyPin => ("authentication", "end"),
         },

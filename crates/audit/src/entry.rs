@@ -315,6 +315,8 @@ coded! {
         TransferPin = 17,
         /// Derive a verification value from the PIN.
         DeriveValue = 18,
+        /// Seal an account number for translations of the card's blocks.
+        SealAccount = 19,
     }
 }
 

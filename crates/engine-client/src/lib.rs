@@ -196,7 +196,11 @@ impl AuditEntries {
                 Ok(Some(response)) => break response,
                 Ok(None) => return Ok(None),
                 Err(OperatorError::ConnectionAge) => {
+                    let wanted = self.request.start_sequence;
                     self.responses = export(&mut self.audit, &mut self.request).await?;
+                    if self.request.start_sequence > wanted {
+                        return Err(OperatorError::Archived { first: wanted });
+                    }
                 }
                 Err(error) => return Err(error),
             }
@@ -251,6 +255,12 @@ pub enum OperatorError {
     /// The stream ended before its last message.
     #[error("the engine ended its reply early: repeat the command")]
     CutOff,
+    /// The entries after the last one received were archived, and removed from the store.
+    #[error("the store has no entry {first} any more: read the entries from {first} on in the archive files")]
+    Archived {
+        /// The number of the first entry that is missing.
+        first: u64,
+    },
     /// A stream ended because its connection reached its maximum age.
     #[error("the connection reached its maximum age: repeat the command")]
     ConnectionAge,
@@ -291,7 +301,7 @@ impl From<Status> for OperatorError {
         match status.code() {
             Code::PermissionDenied => Self::Forbidden(message),
             Code::Unimplemented => Self::Older,
-            Code::ResourceExhausted => Self::Busy(message),
+            Code::ResourceExhausted | Code::Aborted => Self::Busy(message),
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Self::Unavailable(message),
             // A status with a source is an error of the connection, not a reply of the engine.
             Code::Internal | Code::Unknown if status.source().is_some() => Self::Unavailable(format!(

@@ -8,6 +8,7 @@ use tonic::Status;
 
 use super::{gate::Call, peer::AdmittedPeer, stream_places::StreamPermit, wire};
 use audit::entry::Entry;
+use domain::card::Tenant;
 use store::Store;
 
 /// The number of audit entries that one read of the store returns.
@@ -22,11 +23,11 @@ pub(super) trait Projection: Send + Sync + 'static {
     /// The message of the call.
     type Message: Send + 'static;
 
+    /// The tenant that the caller named; `None` for a call about the tenants of the caller.
+    fn tenant(&self) -> Option<&Tenant>;
+
     /// The message of an entry, for the caller by the present configuration; `None` for an entry that the call does not show.
-    ///
-    /// # Errors
-    /// The status that ends the call: the caller lost what the call needs.
-    fn message(&self, entry: &Entry, caller: &AdmittedPeer) -> Result<Option<Self::Message>, Status>;
+    fn message(&self, entry: &Entry, caller: &AdmittedPeer) -> Option<Self::Message>;
 
     /// The message that says how far the chain was read; `None` where the call has no such message.
     fn progress(&self, sequence: u64) -> Option<Self::Message>;
@@ -95,12 +96,19 @@ impl<P: Projection> AuditStream<P> {
             if self.messages.is_closed() {
                 return None;
             }
+            // Entries from `from` were archived after the call began: without an error, the caller would miss them.
+            if let Some(oldest) = oldest_after_gap(page.first().map(|entry| entry.sequence), from, end) {
+                let archived = wire::with_request_id(wire::events_archived(oldest), self.call.id);
+                let _ = self.messages.send(Err(archived)).await;
+                return None;
+            }
             let last = page.last()?.sequence.min(end);
             // Reading the store does not yield: let the other tasks of this thread run between two pages.
             tokio::task::yield_now().await;
             let mut is_shown = page.len() < PAGE_ENTRIES;
             for entry in page.iter().take_while(|entry| entry.sequence <= end) {
-                let message = self.call.peer_now().and_then(|peer| self.projection.message(entry, &peer));
+                let message = self.call.peer_now(self.projection.tenant()).await;
+                let message = message.map(|peer| self.projection.message(entry, &peer));
                 let Some(message) = message.transpose() else { continue };
                 let is_last = message.is_err();
                 if self.messages.send(message).await.is_err() || is_last {
@@ -115,5 +123,24 @@ impl<P: Projection> AuditStream<P> {
             from = last.saturating_add(1);
         }
         Some(from)
+    }
+}
+
+/// The number of the oldest entry in the store, where a read of the entries `from` to `end` did not begin with `from`.
+fn oldest_after_gap(first: Option<u64>, from: u64, end: u64) -> Option<u64> {
+    let first = first.unwrap_or_else(|| end.saturating_add(1));
+    (first != from).then_some(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_that_were_archived_while_a_call_reads_leave_a_gap() {
+        assert_eq!(oldest_after_gap(Some(7), 7, 9), None);
+        assert_eq!(oldest_after_gap(Some(9), 7, 9), Some(9));
+        assert_eq!(oldest_after_gap(Some(12), 7, 9), Some(12));
+        assert_eq!(oldest_after_gap(None, 7, 9), Some(10), "every entry of the range was archived");
     }
 }

@@ -5,23 +5,25 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration, vec};
 
-use futures::{Stream, StreamExt, stream, stream::BoxStream};
+use futures::{Stream, StreamExt, future::join_all, stream, stream::BoxStream};
 use tokio::sync::{
-    Semaphore,
+    OnceCell,
     oneshot::{self, error::TryRecvError},
     watch,
 };
-use tonic::{Request, Response, Status, Streaming, async_trait};
+use tonic::{Code, Request, Response, Status, Streaming, async_trait};
 
 use super::{
     call_limits::CallAdmission,
     gate::Call,
     service::Services,
-    stream_places::StreamPermit,
+    stream_places::{ItemPlaces, StreamPermit},
     wire::{self, ToStatus},
 };
-use crate::pin::{BlockToTranslate, PinError, Pins};
-use domain::caller::Caller;
+use crate::pin::{BlockToTranslate, PinError, Pins, Translated};
+use crate::zones::{NamedZoneBlock, NamedZoneKey};
+use domain::{caller::Caller, card::PlasticId};
+use hsm_protocol::{ZoneBlock, ZoneFormat};
 use proto::{
     BlockOutcome, ExportPinsRequest, ExportPinsResponse, NumberedExport, NumberedSet, NumberedTranslation, SetOutcome,
     SetPinsRequest, SetPinsResponse, TranslatePinBlocksRequest, TranslatePinBlocksResponse, block_outcome,
@@ -31,10 +33,8 @@ use store::ZoneSet;
 
 /// The most items of a stream that the engine works on at a time: the more there are, the more share a sync of the disk.
 const ITEMS_AT_ONCE: usize = 512;
-/// The most translations of one audit event: a sync of the disk takes as long as the boundary needs for hundreds of them.
-const SEGMENT_ITEMS_MAX: usize = 256;
-/// The segments of a stream at a time: one is translated while the other's event is written.
-const SEGMENTS_AT_ONCE: usize = 2;
+/// The most translations of one audit event. Two segments at a time: one is translated while the other's event is written.
+const SEGMENT_ITEMS_MAX: usize = ITEMS_AT_ONCE / 2;
 /// The most outcomes of one message.
 const OUTCOMES_PER_MESSAGE_MAX: usize = 64;
 /// The pause of an item that the store or the token has no place for.
@@ -55,7 +55,7 @@ impl bulk_service_server::BulkService for Services {
             let run = Arc::clone(&run);
             move |segment| translate_segment(Arc::clone(&run), segment)
         });
-        let outcomes = segments.buffered(SEGMENTS_AT_ONCE).flat_map(stream::iter);
+        let outcomes = segments.buffered(ITEMS_AT_ONCE / SEGMENT_ITEMS_MAX).flat_map(stream::iter);
         let respond = |outcomes| TranslatePinBlocksResponse { outcomes };
         Ok(Response::new(in_messages(outcomes, respond, run)))
     }
@@ -96,26 +96,93 @@ struct Run {
     pins: Arc<Pins>,
     call: Call,
     caller: Caller,
-    /// The places of the items that the engine works on, of all streams.
-    items: Arc<Semaphore>,
+    /// The status that an item ended the stream with. No later item is begun.
+    ended: OnceCell<Status>,
+    places: Arc<ItemPlaces>,
     _permit: StreamPermit,
 }
 
 impl Run {
-    /// Does the work of an item or a segment in a place, again while the store or the token is full: so a stream waits, and the
-    /// calls that others make are not refused because of it.
+    /// Admits the work of an item or a segment.
+    ///
+    /// # Errors
+    /// The status that ends the stream: an item before ended the stream, or the caller has lost its right.
+    async fn admit(&self) -> Result<(), Status> {
+        let tenant = Some(&self.caller.tenant);
+        // One task records the denial; the others wait for its status, and the last one records what a dropped task did not.
+        let ended = self.ended.get_or_try_init(async || match self.call.peer_now(tenant).await {
+            Ok(_) => Err(()),
+            Err(status) => Ok(status),
+        });
+        ended.await.map_or(Ok(()), |status| Err(status.clone()))
+    }
+
+    /// Ends the stream. Returns the status of its end.
+    async fn end(&self, status: Status) -> Status {
+        self.ended.get_or_init(async || status).await.clone()
+    }
+
+    /// Does the work of an item, again while the store or the token is full: so a stream waits, and the calls that others make
+    /// are not refused because of it. What is done again did nothing before.
     async fn work<T, F: Future<Output = Result<T, PinError>>>(&self, work: impl Fn() -> F) -> Result<T, PinError> {
-        // An error: the semaphore is closed, which nobody does.
-        let _place = self.items.acquire().await;
         loop {
-            match self.call.serve(work()).await {
-                Err(error) if error.is_busy() => tokio::time::sleep(BUSY_PAUSE).await,
-                done => return done,
+            let place = self.places.take().await;
+            let done = self.call.serve(work()).await;
+            match done.as_ref().err().and_then(PinError::busy_limit) {
+                Some(limit) => self.places.give_back_busy(place, limit),
+                None => return done,
             }
+            tokio::time::sleep(BUSY_PAUSE).await;
         }
     }
 
-    fn block_result(&self, result: Result<hsm_protocol::ZoneBlock, PinError>) -> block_outcome::Result {
+    async fn export(
+        &self,
+        plastic: PlasticId,
+        key: &NamedZoneKey,
+        format: Option<ZoneFormat>,
+    ) -> Result<ZoneBlock, PinError> {
+        let card = self.pins.admit_card(&self.caller, plastic)?;
+        self.work(|| self.pins.export_pin(&self.caller, &card, key, format)).await
+    }
+
+    async fn set(&self, plastic: PlasticId, block: &NamedZoneBlock) -> Result<ZoneSet, PinError> {
+        let card = self.pins.admit_card(&self.caller, plastic)?;
+        self.work(|| self.pins.set_pin_by_zone(&self.caller, &card, block)).await
+    }
+
+    async fn translate(&self, block: &BlockToTranslate) -> Result<Translated, PinError> {
+        let card = self.pins.admit_card(&self.caller, block.plastic)?;
+        self.work(|| self.pins.translate(&self.caller, &card, block)).await
+    }
+
+    /// Translates the blocks of a segment, whose first item has the number `first`, and records their events.
+    ///
+    /// # Errors
+    /// An event was not recorded: no item has a block.
+    async fn translate_all(
+        &self,
+        first: u64,
+        blocks: &[BlockToTranslate],
+    ) -> Result<Vec<Result<ZoneBlock, PinError>>, PinError> {
+        let mut refused = Vec::new();
+        let mut translated = Vec::with_capacity(blocks.len());
+        for (at, result) in join_all(blocks.iter().map(|block| self.translate(block))).await.into_iter().enumerate() {
+            match result {
+                Ok(result) => translated.push(result),
+                Err(error) => refused.push((at, error)),
+            }
+        }
+        for event in self.pins.translation_events(&self.caller, first, &translated) {
+            self.work(|| self.pins.record_translations(event.clone())).await?;
+        }
+        let mut results: Vec<_> = translated.into_iter().map(Translated::into_result).collect();
+        // In rising order, so each place is that of the item.
+        refused.into_iter().for_each(|(at, error)| results.insert(at, Err(error)));
+        Ok(results)
+    }
+
+    fn block_result(&self, result: Result<ZoneBlock, PinError>) -> block_outcome::Result {
         match result {
             Ok(block) => block_outcome::Result::PinBlock(block.as_bytes().to_vec()),
             Err(error) => block_outcome::Result::Error(self.item_error(&error)),
@@ -132,6 +199,9 @@ async fn translate_segment(
     run: Arc<Run>,
     segment: Vec<Result<NumberedTranslation, Status>>,
 ) -> Vec<Result<BlockOutcome, Status>> {
+    if let Err(status) = run.admit().await {
+        return vec![Err(status)];
+    }
     let mut outcomes: Vec<Result<BlockOutcome, Status>> = Vec::with_capacity(segment.len());
     let mut places = Vec::with_capacity(segment.len());
     let mut blocks: Vec<BlockToTranslate> = Vec::with_capacity(segment.len());
@@ -154,8 +224,7 @@ async fn translate_segment(
         };
         outcomes.push(Ok(BlockOutcome { sequence: item.sequence, result }));
     }
-    let translated = run.work(|| run.pins.translate_blocks(&run.caller, first, &blocks)).await;
-    let results: Vec<_> = match translated {
+    let results: Vec<_> = match run.translate_all(first, &blocks).await {
         Ok(results) => results.into_iter().map(|result| run.block_result(result)).collect(),
         // The event of the segment is not on disk: no item has a block.
         Err(error) => vec![block_outcome::Result::Error(run.item_error(&error)); places.len()],
@@ -170,12 +239,11 @@ async fn translate_segment(
 
 async fn export(run: Arc<Run>, item: Result<NumberedExport, Status>) -> Result<BlockOutcome, Status> {
     let NumberedExport { sequence, plastic_id, zone_key, format } = item?;
+    run.admit().await?;
     let parsed = wire::plastic_id(&plastic_id)
         .and_then(|plastic| Ok((plastic, wire::zone_key(zone_key)?, wire::zone_format(format)?)));
     let result = match parsed {
-        Ok((plastic, key, format)) => {
-            run.block_result(run.work(|| run.pins.export_pin(&run.caller, plastic, &key, format)).await)
-        }
+        Ok((plastic, key, format)) => run.block_result(run.export(plastic, &key, format).await),
         Err(status) => block_outcome::Result::Error(wire::item_error(&status)),
     };
     Ok(BlockOutcome { sequence, result: Some(result) })
@@ -187,18 +255,28 @@ async fn set(run: Arc<Run>, item: Result<NumberedSet, Status>, turn: Option<Turn
         Some(turn) => Some(turn.wait().await),
         None => None,
     };
+    run.admit().await?;
     let parsed = wire::plastic_id(&plastic_id).and_then(|plastic| Ok((plastic, wire::zone_block(zone_block)?)));
     let result = match parsed {
-        Ok((plastic, block)) => {
-            let set = run.work(|| run.pins.set_pin_by_zone(&run.caller, plastic, &block)).await;
-            set.map_or_else(
-                |error| set_outcome::Result::Error(run.item_error(&error)),
-                |set| set_outcome::Result::Unchanged(set == ZoneSet::Repeated),
-            )
-        }
+        Ok((plastic, block)) => match run.set(plastic, &block).await {
+            Ok(set) => set_outcome::Result::Unchanged(set == ZoneSet::Repeated),
+            // The client sends the item again, so no later item of the card may be carried out before.
+            Err(error) if is_transient(error.to_status().code()) => {
+                return Err(run.end(run.call.failed(&error)).await);
+            }
+            Err(error) => set_outcome::Result::Error(run.item_error(&error)),
+        },
         Err(status) => set_outcome::Result::Error(wire::item_error(&status)),
     };
     Ok(SetOutcome { sequence, result: Some(result) })
+}
+
+/// Whether the same item may succeed later.
+fn is_transient(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unavailable | Code::ResourceExhausted | Code::Aborted | Code::DeadlineExceeded | Code::Cancelled
+    )
 }
 
 /// Keeps the items of one card in their order.
@@ -292,11 +370,13 @@ impl Services {
         let (tenant, audit_user, items) = first.into_parts();
         let caller = self.caller(&call, &tenant, &audit_user).await?;
         let permit = self.streaming.bulk.admit(&call.peer.name).ok_or_else(|| call.refused(wire::streams_busy()))?;
+        let places = Arc::clone(&self.streaming.items);
         let run = Arc::new(Run {
             pins: Arc::clone(&self.pins),
             call,
             caller,
-            items: Arc::clone(&self.streaming.items),
+            ended: OnceCell::new(),
+            places,
             _permit: permit,
         });
         let items = Items {
@@ -329,7 +409,6 @@ impl<M: ItemMessage> Items<M> {
                 message = self.messages.message() => message?,
             };
             let Some(message) = message else { return Ok(None) };
-            self.run.call.tenant_now(&self.run.caller.tenant)?;
             let (tenant, audit_user, items) = message.into_parts();
             if !tenant.is_empty() || !audit_user.is_empty() {
                 return Err(wire::tenant_again());

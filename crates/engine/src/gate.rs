@@ -48,8 +48,7 @@ pub(super) struct Call {
     pub(super) peer: AdmittedPeer,
     access: &'static MethodAccess,
     deadline: Option<Deadline>,
-    peers: Peers,
-    limits: Arc<CallAdmission>,
+    gate: Gate,
 }
 
 impl Call {
@@ -77,31 +76,30 @@ impl Call {
         }
     }
 
-    /// The caller by the present configuration. A stream asks before each message, because a reload may remove the caller.
+    /// The caller by the present configuration, which may name the tenant of the stream. A stream asks before each item or
+    /// message, because a reload may remove the caller.
     ///
     /// # Errors
-    /// The status for a caller that the method does not admit any more.
-    pub(super) fn peer_now(&self) -> Result<AdmittedPeer, Status> {
-        let admitted = self.peers.admit_again(&self.peer, self.access.rights);
-        admitted.and_then(|peer| self.access.covers(peer)).map_err(|forbidden| {
-            tracing::info!(request = %self.id, method = self.access.path, reason = %forbidden, "a stream was ended");
-            wire::with_request_id(wire::forbidden(&forbidden), self.id)
-        })
+    /// The status for a caller that the method does not admit any more. The denial is logged and audited.
+    pub(super) async fn peer_now(&self, tenant: Option<&Tenant>) -> Result<AdmittedPeer, Status> {
+        match self.admitted_now(tenant) {
+            Ok(peer) => Ok(peer),
+            Err(forbidden) => {
+                let denial = Denial { id: self.id, access: self.access, forbidden, tenant: tenant.copied() };
+                Err(self.gate.deny(denial).await)
+            }
+        }
     }
 
-    /// Checks that the caller may still name this tenant. A stream asks before each message.
-    ///
-    /// # Errors
-    /// The status for a caller that the method does not admit any more.
-    pub(super) fn tenant_now(&self, tenant: &Tenant) -> Result<(), Status> {
-        let admitted = self.peer_now()?.for_tenant(tenant);
-        admitted.map_err(|forbidden| wire::with_request_id(wire::forbidden(&forbidden), self.id))
+    fn admitted_now(&self, tenant: Option<&Tenant>) -> Result<AdmittedPeer, Forbidden> {
+        let peer = self.access.covers(self.gate.peers.admit_again(&self.peer, self.access.rights)?)?;
+        tenant.map_or(Ok(()), |tenant| peer.for_tenant(tenant)).map(|()| peer)
     }
 
     /// Logs the error of an item in a stream, where the cause is in the engine. The outcome of the item has every error.
     pub(super) fn log_item(&self, error: &impl ToStatus) {
         if matches!(error.to_status().code(), tonic::Code::Internal | tonic::Code::Unavailable)
-            && let Some(suppressed) = self.limits.lines.admit()
+            && let Some(suppressed) = self.gate.limits.lines.admit()
         {
             let (method, request) = (self.access.path, self.id);
             tracing::error!(%request, method, peer = &*self.peer.name, %error, suppressed, "an item of a stream failed");
@@ -126,9 +124,9 @@ impl Call {
     pub(super) fn refused(&self, status: Status) -> Status {
         let (method, request) = (self.access.path, self.id);
         if let Some(reason) = wire::reason_of(&status) {
-            self.limits.refused.count(reason);
+            self.gate.limits.refused.count(reason);
         }
-        if let Some(suppressed) = self.limits.lines.admit() {
+        if let Some(suppressed) = self.gate.limits.lines.admit() {
             let (peer, error) = (&*self.peer.name, status.message());
             tracing::info!(%request, method, peer, error, suppressed, "a limit refused a call");
         }
@@ -208,8 +206,7 @@ impl Gate {
             (Ok(_), Err(error)) => Err(NotAdmitted::RequestId(error)),
             (Ok(peer), Ok(id)) => {
                 let deadline = request.extensions().get().and_then(|AskedDeadline(deadline)| *deadline);
-                let (peers, limits) = (self.peers.clone(), Arc::clone(&self.limits));
-                Ok(Call { id, peer, access, deadline, peers, limits })
+                Ok(Call { id, peer, access, deadline, gate: self.clone() })
             }
         }
     }

@@ -67,7 +67,11 @@ impl key_service_server::KeyService for KeyServices {
     ) -> Result<Response<Self::WatchRotationStream>, Status> {
         let call = Call::of(request.extensions())?.clone();
         let (messages, stream) = mpsc::channel(WAITING_MESSAGES_MAX);
-        self.runtime.spawn(report_rotation(self.rotation.clone(), messages, move || call.peer_now().map(drop)));
+        let is_admitted = move || {
+            let call = call.clone();
+            async move { call.peer_now(None).await.map(drop) }
+        };
+        self.runtime.spawn(report_rotation(self.rotation.clone(), messages, is_admitted));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 
@@ -91,14 +95,14 @@ impl key_service_server::KeyService for KeyServices {
     }
 }
 
-async fn report_rotation(
+async fn report_rotation<F: Future<Output = Result<(), Status>>>(
     mut rotation: watch::Receiver<Progress>,
     messages: mpsc::Sender<Result<proto::WatchRotationResponse, Status>>,
-    is_admitted: impl Fn() -> Result<(), Status>,
+    is_admitted: impl Fn() -> F,
 ) {
     loop {
         let progress = *rotation.borrow_and_update();
-        let message = is_admitted().map(|()| wire::rotation_progress(&progress));
+        let message = is_admitted().await.map(|()| wire::rotation_progress(&progress));
         let is_last = message.is_err() || progress.state.has_ended();
         // A failed send: the client has left.
         if messages.send(message).await.is_err() || is_last {
@@ -142,7 +146,10 @@ async fn report_counts(
             Ok(true) => Ok(wire::record_counts(&census)),
             Err(error) => Err(call.failed(&error)),
         };
-        let message = message.and_then(|counts| call.peer_now().map(|_| counts));
+        let message = match message {
+            Ok(counts) => call.peer_now(None).await.map(|_| counts),
+            Err(status) => Err(status),
+        };
         reported = Instant::now();
         let is_last = !matches!(&message, Ok(counts) if !counts.complete);
         if is_last {
@@ -161,7 +168,7 @@ mod tests {
 
     async fn messages_of(rotation: watch::Receiver<Progress>) -> Vec<Result<proto::WatchRotationResponse, Status>> {
         let (messages, mut stream) = mpsc::channel(WAITING_MESSAGES_MAX);
-        let reporting = tokio::spawn(report_rotation(rotation, messages, || Ok(())));
+        let reporting = tokio::spawn(report_rotation(rotation, messages, || std::future::ready(Ok(()))));
         let mut received = Vec::new();
         while let Some(message) = stream.recv().await {
             received.push(message);

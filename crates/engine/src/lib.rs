@@ -421,6 +421,9 @@ const BY_BOUNDARY: [&str; 5] = [
 const BY_ENGINE: [&str; 3] =
     [AuditServiceServer::<Services>::NAME, EventServiceServer::<Services>::NAME, KeyServiceServer::<KeyServices>::NAME];
 
+/// The services of which no method works on a store that is low on space.
+const BY_SPACE: [&str; 2] = [ControlServiceServer::<Services>::NAME, BulkServiceServer::<Services>::NAME];
+
 async fn report(health: &HealthReporter, services: &[&str], status: ServingStatus) {
     for service in services {
         health.set_service_status(service, status).await;
@@ -436,7 +439,7 @@ async fn report_stop(health: &mut HealthReporter) {
 }
 
 /// Reports the health of the store and the boundary: a failed store ends all services for good, a lost boundary the services
-/// that need it until it is back, a store that is low on space the service that opens controls until it has space.
+/// that need it until it is back, a store that is low on space [`BY_SPACE`] until it has space.
 async fn watch(
     boundary: Arc<dyn Boundary>,
     loss: watch::Sender<Option<UnavailableReason>>,
@@ -461,8 +464,7 @@ async fn watch_boundary_and_space(
     store: &watch::Receiver<StoreState>,
     health: &HealthReporter,
 ) {
-    let serves =
-        |service: &str, there: bool, low: bool| there && !(low && service == ControlServiceServer::<Services>::NAME);
+    let serves = |service: &str, there: bool, low: bool| there && !(low && BY_SPACE.contains(&service));
     let (mut was_there, mut was_low) = (true, false);
     loop {
         tokio::time::sleep(WATCH_EVERY).await;

@@ -26,7 +26,7 @@ use crate::zones::Zones;
 use audit::card_reference::CardReferenceKey;
 use audit::entry::{Action, BlockFormat, Body, CardEvent, Event, Isolation, KeyStamp, Level, Outcome, Stamp};
 use domain::caller::Caller;
-use domain::card::{CardKey, RegisteredAccount, Tenant};
+use domain::card::{CardKey, PlasticId, RegisteredAccount, Tenant};
 use domain::control::{Control, ControlId};
 use domain::rules::Admission;
 use domain::storage_key::{RecordKey, StorageKeyKind};
@@ -35,7 +35,7 @@ use hsm_protocol::{Account, PinRecord, SealedAccount, UnavailableReason};
 use store::{Store, StoreError};
 
 pub use self::{
-    block_translation::BlockToTranslate,
+    block_translation::{BlockToTranslate, Translated},
     device_pin::{IssuedTzpk, ShownPin},
     pin_error::PinError,
     reencryption::{KindsPage, RecordKind, ReencryptError, ReencryptedPage},
@@ -65,6 +65,15 @@ struct Stamped {
     stamp: Arc<Stamp>,
 }
 
+/// A card whose rate admits one call or item.
+pub struct AdmittedCard(CardKey);
+
+impl AdmittedCard {
+    fn key(&self) -> &CardKey {
+        &self.0
+    }
+}
+
 /// The rules that an operator configures.
 #[derive(Clone, Debug)]
 pub struct Rules {
@@ -92,6 +101,16 @@ impl Pins {
         let stamp = Arc::new(stamp_of(&status.borrow_and_update()));
         let stamped = RwLock::new(Stamped { status, stamp });
         Self { boundary, boundary_loss, store, rules, limits, references, stamped }
+    }
+
+    /// Counts a call about a card, or an item of a stream.
+    ///
+    /// # Errors
+    /// The card has reached its rate of calls.
+    pub fn admit_card(&self, caller: &Caller, plastic: PlasticId) -> Result<AdmittedCard, PinError> {
+        let card = CardKey { tenant: caller.tenant, plastic };
+        self.limits.admit_card(&card)?;
+        Ok(AdmittedCard(card))
     }
 
     /// The present stamp of the boundary. An audit event is made after the boundary's reply, so that its stamp names the keys

@@ -69,7 +69,8 @@ impl pin_service_server::PinService for Services {
         let plastic = wire::plastic_id(&message.plastic_id)?;
         let block = wire::zone_block(message.zone_block)?;
 
-        let set = call.run(self.pins.set_pin_by_zone(&caller, plastic, &block)).await?;
+        let card = self.pins.admit_card(&caller, plastic).map_err(|error| call.failed(&error))?;
+        let set = call.run(self.pins.set_pin_by_zone(&caller, &card, &block)).await?;
         Ok(Response::new(proto::SetPinByZoneResponse { unchanged: set == ZoneSet::Repeated }))
     }
 
@@ -83,7 +84,8 @@ impl pin_service_server::PinService for Services {
         let plastic = wire::plastic_id(&message.plastic_id)?;
         let key = wire::zone_key(message.zone_key)?;
 
-        let block = call.run(self.pins.get_pin_by_zone(&caller, plastic, &key)).await?;
+        let card = self.pins.admit_card(&caller, plastic).map_err(|error| call.failed(&error))?;
+        let block = call.run(self.pins.get_pin_by_zone(&caller, &card, &key)).await?;
         Ok(Response::new(proto::GetPinByZoneResponse { pin_block: block.as_bytes().to_vec() }))
     }
 
@@ -150,7 +152,8 @@ impl pin_service_server::PinService for Services {
         let plastic = wire::plastic_id(&message.plastic_id)?;
         let (key, format) = (wire::zone_key(message.zone_key)?, wire::zone_format(message.format)?);
 
-        let block = call.run(self.pins.export_pin(&caller, plastic, &key, format)).await?;
+        let card = self.pins.admit_card(&caller, plastic).map_err(|error| call.failed(&error))?;
+        let block = call.run(self.pins.export_pin(&caller, &card, &key, format)).await?;
         Ok(Response::new(proto::ExportPinResponse { pin_block: block.as_bytes().to_vec() }))
     }
 
@@ -191,7 +194,8 @@ impl pin_service_server::PinService for Services {
         let caller = self.caller(call, &message.tenant, &message.audit_user).await?;
         let block = wire::translation(message.item)?;
 
-        let block = call.run(self.pins.translate_block(&caller, block)).await?;
+        let card = self.pins.admit_card(&caller, block.plastic).map_err(|error| call.failed(&error))?;
+        let block = call.run(self.pins.translate_block(&caller, &card, &block)).await?;
         Ok(Response::new(proto::TranslatePinBlockResponse { pin_block: block.as_bytes().to_vec() }))
     }
 

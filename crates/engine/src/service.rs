@@ -18,7 +18,7 @@ use super::{
 };
 use crate::pin::Pins;
 use audit::entry::Entry;
-use domain::{caller::Caller, control::Scope};
+use domain::{caller::Caller, card::Tenant, control::Scope};
 use proto::{self, audit_service_server, card_service_server, control_service_server};
 use store::Store;
 
@@ -161,10 +161,13 @@ impl audit_service_server::AuditService for Services {
         let call = Call::of(&extensions)?.clone();
         let permit = self.streaming.exports.admit(&call.peer.name).ok_or_else(|| call.refused(wire::exports_busy()))?;
         let end = self.store.checkpoint().await.map_err(|error| call.failed(&error))?.sequence;
+        let archived = self.store.archived().await.map_err(|error| call.failed(&error))?;
+        let oldest = archived.map_or(1, |archived| archived.end().sequence.saturating_add(1));
         let from = match message.newest_count {
-            0 => message.start_sequence.max(1),
+            0 => message.start_sequence,
             newest => end.saturating_sub(newest.into()).saturating_add(1),
         };
+        let from = from.max(oldest);
         let (export, stream) = AuditStream::new(Arc::clone(&self.store), call, ReadableEntries, permit);
         let follows = message.continuous.then(|| self.follows.clone());
         self.streaming.runtime.spawn(export.run(from, end, follows));
@@ -213,9 +216,13 @@ struct ReadableEntries;
 impl Projection for ReadableEntries {
     type Message = proto::ExportAuditResponse;
 
-    fn message(&self, entry: &Entry, caller: &AdmittedPeer) -> Result<Option<Self::Message>, Status> {
+    fn tenant(&self) -> Option<&Tenant> {
+        None
+    }
+
+    fn message(&self, entry: &Entry, caller: &AdmittedPeer) -> Option<Self::Message> {
         let is_readable = caller.may_read(entry.event.tenant.as_ref());
-        Ok(is_readable.then(|| proto::ExportAuditResponse { entry: Some(audit_wire::entry_message(entry)) }))
+        is_readable.then(|| proto::ExportAuditResponse { entry: Some(audit_wire::entry_message(entry)) })
     }
 
     fn progress(&self, _sequence: u64) -> Option<Self::Message> {

@@ -5,10 +5,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::{runtime::Handle, sync::Semaphore};
-
-/// The most items of all streams that the engine works on at a time: half of the changes that may wait for the store, by default.
-const ITEMS_AT_ONCE_MAX: usize = 2_048;
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, SemaphorePermit},
+};
 
 /// The running streams of an engine, by kind. The clones share them.
 #[derive(Clone)]
@@ -21,8 +21,8 @@ pub(super) struct Streaming {
     pub(super) events: StreamPlaces,
     /// The streams of items.
     pub(super) bulk: StreamPlaces,
-    /// The items of those streams that the engine works on.
-    pub(super) items: Arc<Semaphore>,
+    /// The items of all streams at a time.
+    pub(super) items: Arc<ItemPlaces>,
 }
 
 impl Streaming {
@@ -33,7 +33,41 @@ impl Streaming {
             exports: StreamPlaces::new(16, 4),
             events: StreamPlaces::new(64, 4),
             bulk: StreamPlaces::new(16, 8),
-            items: Arc::new(Semaphore::new(ITEMS_AT_ONCE_MAX)),
+            items: Arc::default(),
+        }
+    }
+}
+
+/// The places of the items that are worked on, of all streams. They leave half of the queues of store and boundary to calls
+/// of one item: half of the default of `token.waiting_operations_max`, and less after an item found a smaller queue full.
+pub(super) struct ItemPlaces {
+    free: Semaphore,
+    max: Mutex<usize>,
+}
+
+/// The most items at a time.
+const ITEMS_MAX: usize = 512;
+
+impl Default for ItemPlaces {
+    fn default() -> Self {
+        Self { free: Semaphore::new(ITEMS_MAX), max: Mutex::new(ITEMS_MAX) }
+    }
+}
+
+impl ItemPlaces {
+    /// Waits for a place, in the order of the calls. `None`: the semaphore is closed, which nothing does.
+    pub(super) async fn take(&self) -> Option<SemaphorePermit<'_>> {
+        self.free.acquire().await.ok()
+    }
+
+    /// Gives a place back, of an item that found a queue of `limit` operations full.
+    pub(super) fn give_back_busy(&self, place: Option<SemaphorePermit<'_>>, limit: usize) {
+        let mut max = self.max.lock().unwrap_or_else(PoisonError::into_inner);
+        if *max > (limit / 2).max(1)
+            && let Some(place) = place
+        {
+            *max -= 1;
+            place.forget();
         }
     }
 }
@@ -87,6 +121,22 @@ impl Drop for StreamPermit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn items_leave_half_of_a_full_queue_to_calls() {
+        let places = ItemPlaces::default();
+        for _ in 0..2 * ITEMS_MAX {
+            // A queue that is larger than the items changes nothing.
+            places.give_back_busy(places.take().await, 4_096);
+        }
+        assert_eq!(places.free.available_permits(), ITEMS_MAX);
+        for (limit, left) in [(100, 50), (64, 32), (1, 1)] {
+            for _ in 0..2 * ITEMS_MAX {
+                places.give_back_busy(places.take().await, limit);
+            }
+            assert_eq!(places.free.available_permits(), left);
+        }
+    }
 
     #[test]
     fn a_peer_has_a_share_of_the_streams() {

@@ -417,6 +417,7 @@ impl ToStatus for PinError {
             Self::ZoneUnknown => status(Code::NotFound, Reason::ZoneUnknown, self),
             Self::BlockLength => invalid(Reason::PinBlockLength, self),
             Self::SealedAccount => invalid(Reason::SealedAccountInvalid, self),
+            Self::RegisteredAccount => status(Code::FailedPrecondition, Reason::AccountMismatch, self),
             Self::WrongPinRate { retry_after } => exhausted(Reason::WrongPinRate, self, *retry_after),
             Self::Store(store) => store.to_status(),
             Self::Hsm(hsm) => hsm_status(hsm),

@@ -294,11 +294,14 @@ impl Change {
     }
 
     /// Whether a store that is [low on space](StoreState::LowOnSpace) makes the change. The reserve is for controls that are
-    /// open and for events that have happened; a change that begins work, or rewrites records, is refused.
+    /// open, for events that have happened, and for the tries of cards: an authorization goes on as long as it can. A change
+    /// that begins other work, or rewrites records, is refused.
     pub fn may_use_reserve(&self) -> bool {
         match self {
             Self::Advance { .. }
             | Self::ConfirmRetry { .. }
+            | Self::ReserveTry { .. }
+            | Self::ResetTries { .. }
             | Self::SettleTry { .. }
             | Self::SettleChange { .. }
             | Self::SetKeysInUse { .. }
@@ -309,8 +312,6 @@ impl Change {
             | Self::Reencrypt(_)
             | Self::SetPinByZone { .. }
             | Self::GivePin { .. }
-            | Self::ReserveTry { .. }
-            | Self::ResetTries { .. }
             | Self::GeneratePin { .. }
             | Self::ReplaceAccount { .. }
             | Self::TransferPin { .. }

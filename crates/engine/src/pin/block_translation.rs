@@ -1,20 +1,15 @@
 //! Blocks that are translated from zone to zone, and the account numbers that are sealed for them.
 
-use futures::future::join_all;
-
 use super::zone_use::zone_block_format;
-use super::{PinError, Pins, account, card_binding};
+use super::{AdmittedCard, PinError, Pins, card_binding};
 use crate::zones::{NamedZoneBlock, NamedZoneKey};
-use audit::entry::{BlockFormat, Body, Event, Formats, Outcome, TranslatedBlocks};
+use audit::entry::{Action, BlockFormat, Body, CardEvent, Event, Formats, Outcome, TranslatedBlocks};
 use audit::items_root::ItemsRoot;
 use domain::caller::Caller;
 use domain::card::{CardKey, PlasticId};
 use hsm_protocol::{
-    Account, AccountNumber, Error, Reply, Request, SealedAccount, Target, ZoneBlock, ZoneFormat, ZoneUse,
+    Account, AccountNumber, Error, Refusal, Reply, Request, SealedAccount, Target, ZoneBlock, ZoneFormat, ZoneUse,
 };
-
-/// The blocks of a segment in the boundary at a time: the segments of all streams leave places in the queues of the boundary.
-const BLOCKS_AT_ONCE: usize = 64;
 
 /// The key in the event of a block whose zone is not known.
 const UNKNOWN_KEY: &str = "-";
@@ -29,8 +24,23 @@ pub struct BlockToTranslate {
     pub target: NamedZoneKey,
     /// The format in the other zone; `None` for the first format of that zone.
     pub target_format: Option<ZoneFormat>,
-    /// The account number; `None` for the registered one.
+    /// The account number of a card that is not registered with one; `None` for the registered one.
     pub account: Option<SealedAccount>,
+}
+
+/// A translation that was tried.
+pub struct Translated {
+    plastic: PlasticId,
+    /// What the event says; `None` without an event.
+    route: Option<Route>,
+    result: Result<ZoneBlock, PinError>,
+}
+
+impl Translated {
+    /// The block, or the error of the block. Only after the [events](Pins::translation_events) were recorded.
+    pub fn into_result(self) -> Result<ZoneBlock, PinError> {
+        self.result
+    }
 }
 
 /// What a segment's event has in common.
@@ -43,87 +53,90 @@ struct Route {
 }
 
 impl Pins {
-    /// Translates one block.
+    /// Translates one block and records its event.
     ///
     /// # Errors
     /// [`PinError`]: a zone or the block is refused, or the store or the boundary failed.
-    pub async fn translate_block(&self, caller: &Caller, block: BlockToTranslate) -> Result<ZoneBlock, PinError> {
-        let translated = self.translate_blocks(caller, 1, &[block]).await?;
-        translated.into_iter().next().unwrap_or_else(|| Err(Error::UnexpectedReply.into()))
+    pub async fn translate_block(
+        &self,
+        caller: &Caller,
+        card: &AdmittedCard,
+        block: &BlockToTranslate,
+    ) -> Result<ZoneBlock, PinError> {
+        let translated = [self.translate(caller, card, block).await?];
+        for event in self.translation_events(caller, 1, &translated) {
+            self.record_translations(event).await?;
+        }
+        translated.into_iter().next().map_or_else(|| Err(Error::UnexpectedReply.into()), Translated::into_result)
     }
 
-    /// Translates the blocks of a segment of a stream, whose first item has the number `first`. One event is recorded for each
-    /// pair of zones, formats and outcome before this returns.
+    /// Translates a block. The block may leave the engine after its event was recorded.
     ///
     /// # Errors
-    /// [`PinError`]: the events were not recorded, or the boundary is busy; no block is returned.
-    pub async fn translate_blocks(
+    /// The store or the boundary has no place for the request, which did nothing.
+    pub async fn translate(
         &self,
         caller: &Caller,
-        first: u64,
-        blocks: &[BlockToTranslate],
-    ) -> Result<Vec<Result<ZoneBlock, PinError>>, PinError> {
-        let mut results = Vec::with_capacity(blocks.len());
-        let mut routes: Vec<(Route, ItemsRoot)> = Vec::new();
-        let mut translated = Vec::with_capacity(blocks.len());
-        for part in blocks.chunks(BLOCKS_AT_ONCE) {
-            translated.extend(join_all(part.iter().map(|block| self.translated(caller, block))).await);
-        }
-        for (block, (route, result)) in blocks.iter().zip(translated) {
-            match result {
-                Err(error) if error.is_busy() => return Err(error),
-                result => results.push(result),
-            }
-            let Some(route) = route else { continue };
-            let at = routes.iter().position(|(other, _)| *other == route).unwrap_or_else(|| {
-                routes.push((route, ItemsRoot::new(&self.references, &caller.request, first)));
-                routes.len() - 1
-            });
-            let card = CardKey { tenant: caller.tenant, plastic: block.plastic };
-            let reference = self.references.reference(&card);
-            routes.get_mut(at).iter_mut().for_each(|(_, items)| items.push(reference.as_bytes()));
-        }
-        for (route, items) in routes {
-            let body = Body::BlocksTranslated(TranslatedBlocks {
-                count: items.count(),
-                source_key: route.source_key,
-                target_key: route.target_key,
-                formats: route.formats,
-                root: items.root(),
-            });
-            self.store.record_access(Event { outcome: route.outcome, ..self.caller_event(caller, body) }).await?;
-        }
-        Ok(results)
-    }
-
-    /// The translated block, and what its event says; `None` for a block without an event.
-    async fn translated(
-        &self,
-        caller: &Caller,
+        card: &AdmittedCard,
         block: &BlockToTranslate,
-    ) -> (Option<Route>, Result<ZoneBlock, PinError>) {
+    ) -> Result<Translated, PinError> {
         let mut route = Route {
             source_key: UNKNOWN_KEY.into(),
             target_key: UNKNOWN_KEY.into(),
             formats: Formats { from: BlockFormat::Iso1, to: BlockFormat::Iso1 },
             outcome: Outcome::Done,
         };
-        let result = self.translate_to(caller, block, &mut route).await;
-        if let Err(error) = &result {
-            let Some(outcome) = error.outcome() else { return (None, result) };
-            route.outcome = outcome;
+        let result = self.translate_to(caller, card.key(), block, &mut route).await;
+        let (route, result) = match result {
+            Err(error) if error.busy_limit().is_some() => return Err(error),
+            Err(error) => (error.outcome().map(|outcome| Route { outcome, ..route }), Err(error)),
+            Ok(block) => (Some(route), Ok(block)),
+        };
+        Ok(Translated { plastic: block.plastic, route, result })
+    }
+
+    /// The events of a segment of a stream, whose first item has the number `first`: one for each pair of zones, formats and
+    /// outcome.
+    pub fn translation_events(&self, caller: &Caller, first: u64, segment: &[Translated]) -> Vec<Event> {
+        let mut routes: Vec<(&Route, ItemsRoot)> = Vec::new();
+        for Translated { plastic, route, .. } in segment {
+            let Some(route) = route else { continue };
+            let at = routes.iter().position(|(other, _)| *other == route).unwrap_or_else(|| {
+                routes.push((route, ItemsRoot::new(&self.references, &caller.request, first)));
+                routes.len() - 1
+            });
+            let reference = self.references.reference(&CardKey { tenant: caller.tenant, plastic: *plastic });
+            routes.get_mut(at).iter_mut().for_each(|(_, items)| items.push(reference.as_bytes()));
         }
-        (Some(route), result)
+        let event = |(route, items): (&Route, ItemsRoot)| {
+            let body = Body::BlocksTranslated(TranslatedBlocks {
+                count: items.count(),
+                source_key: route.source_key.clone(),
+                target_key: route.target_key.clone(),
+                formats: route.formats,
+                root: items.root(),
+            });
+            Event { outcome: route.outcome, ..self.caller_event(caller, body) }
+        };
+        routes.into_iter().map(event).collect()
+    }
+
+    /// Records an event of [`Pins::translation_events`].
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn record_translations(&self, event: Event) -> Result<(), PinError> {
+        Ok(self.store.record_access(event).await?)
     }
 
     async fn translate_to(
         &self,
         caller: &Caller,
+        card: &CardKey,
         block: &BlockToTranslate,
         route: &mut Route,
     ) -> Result<ZoneBlock, PinError> {
-        let card = CardKey { tenant: caller.tenant, plastic: block.plastic };
-        self.limits.admit_card(&card)?;
+        self.admit_verification(caller)?;
         let from = self.zone(&caller.tenant, &block.source.key)?;
         route.source_key = from.key_text();
         let to = self.zone(&caller.tenant, &block.target)?;
@@ -131,28 +144,43 @@ impl Pins {
         let (source, source_format) = from.source(&block.source, ZoneUse::Translate)?;
         let format = to.format(block.target_format, ZoneUse::Translate)?;
         route.formats = Formats { from: zone_block_format(source_format), to: zone_block_format(format) };
-        let account = match &block.account {
-            Some(sealed) => Account::Registered(SealedAccount::from_bytes(sealed.as_bytes())?),
-            None => {
-                let registered = self.store.card(&card).await?.and_then(|card| card.account);
-                account(Some(&registered.ok_or(PinError::SealedAccount)?))?
+        let registered = self.store.card(card).await?.and_then(|card| card.account);
+        let account = match (&registered, &block.account) {
+            (Some(registered), sealed) => {
+                let number = SealedAccount::from_bytes(&registered.sealed)?;
+                // Equal numbers have equal seals under one key. A seal under another key is of the number by its visible digits.
+                if sealed
+                    .as_ref()
+                    .is_some_and(|sealed| sealed.key() == number.key() && sealed.as_bytes() != number.as_bytes())
+                {
+                    return Err(PinError::SealedAccount);
+                }
+                Account::Registered(number)
             }
+            (None, Some(sealed)) => Account::Registered(SealedAccount::from_bytes(sealed.as_bytes())?),
+            (None, None) => return Err(PinError::SealedAccount),
         };
         let target = Target::Zone { key: to.key(), format };
-        let translate = Request::Translate { source, target, card: card_binding(&card)?, account };
+        let translate = Request::Translate { source, target, card: card_binding(card)?, account };
         match self.boundary.execute(translate).await {
             Ok(Reply::ZoneBlock(block)) => Ok(block),
             Ok(_) => Err(Error::UnexpectedReply.into()),
+            Err(error @ Error::Refused(Refusal::MalformedBlock)) => {
+                // A block that is malformed for one account number says something about its PIN.
+                self.limits.count_wrong_pin(caller);
+                Err(error.into())
+            }
             // The tag of the record is not part of this request: the seal of the account number is broken.
-            Err(Error::SealBroken { .. }) if block.account.is_some() => Err(PinError::SealedAccount),
+            Err(Error::SealBroken { .. }) if registered.is_none() => Err(PinError::SealedAccount),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Seals an account number for [`BlockToTranslate::account`].
+    /// Seals an account number for [`BlockToTranslate::account`]. The seal is audited with the masked number.
     ///
     /// # Errors
-    /// [`PinError`]: the boundary failed, or the card has reached its rate of calls.
+    /// [`PinError`]: the card is registered with another number, the store or the boundary failed, or the card has reached its
+    /// rate of calls.
     pub async fn seal_account(
         &self,
         caller: &Caller,
@@ -160,8 +188,30 @@ impl Pins {
         number: AccountNumber,
     ) -> Result<SealedAccount, PinError> {
         let card = CardKey { tenant: caller.tenant, plastic };
-        self.limits.admit_card(&card)?;
-        self.seal(&card, number).await
+        let sealed = self.seal_for_translation(caller, &card, number).await;
+        self.audit_refusal(caller, || self.about_refused(Action::SealAccount, &card), sealed).await
+    }
+
+    async fn seal_for_translation(
+        &self,
+        caller: &Caller,
+        card: &CardKey,
+        number: AccountNumber,
+    ) -> Result<SealedAccount, PinError> {
+        self.limits.admit_card(card)?;
+        let registered = self.store.card(card).await?.and_then(|card| card.account);
+        let masked: Box<str> = number.masked().into();
+        let sealed = self.seal(card, number).await?;
+        if let Some(registered) = registered {
+            let known = SealedAccount::from_bytes(&registered.sealed)?;
+            let is_other = sealed.key() == known.key() && sealed.as_bytes() != known.as_bytes();
+            if is_other || masked != registered.masked {
+                return Err(PinError::RegisteredAccount);
+            }
+        }
+        let about = CardEvent::new(Action::SealAccount, masked, self.references.reference(card));
+        self.store.record_access(self.card_event(caller, about)).await?;
+        Ok(sealed)
     }
 
     /// Seals an account number for a card.

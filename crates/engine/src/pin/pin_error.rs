@@ -37,10 +37,13 @@ pub enum PinError {
     /// The seal of an account number is of another card, was changed, or is missing for a card without a registered number.
     #[error("sealed_account is not the answer of SealPan for this card, or the card has no registered account number")]
     SealedAccount,
-    /// The caller sent too many wrong PINs.
-    #[error("this caller has sent too many wrong PINs within a minute: try again later")]
+    /// The card is registered with another account number than the one to seal.
+    #[error("the card is registered with another account number: check the number, or register the card's new one")]
+    RegisteredAccount,
+    /// The caller sent too many wrong PINs or malformed blocks.
+    #[error("this caller has sent too many wrong PINs or malformed blocks within a minute: try again later")]
     WrongPinRate {
-        /// The time until the caller may verify a PIN.
+        /// The time until the caller may verify a PIN or translate a block.
         retry_after: Duration,
     },
     /// The store failed.
@@ -67,9 +70,12 @@ impl From<hsm_protocol::LayoutError> for PinError {
 }
 
 impl PinError {
-    /// Whether the store or the token has no place for the request now, and did nothing.
-    pub(crate) fn is_busy(&self) -> bool {
-        matches!(self, Self::Store(StoreError::Busy { .. }) | Self::Hsm(hsm_protocol::Error::Busy { .. }))
+    /// The size of the queue of the store or the boundary that has no place for the request now, which did nothing.
+    pub(crate) fn busy_limit(&self) -> Option<usize> {
+        match self {
+            Self::Store(StoreError::Busy { limit }) | Self::Hsm(hsm_protocol::Error::Busy { limit }) => Some(*limit),
+            _ => None,
+        }
     }
 
     /// The outcome in the audit event of the refusal; `None` where the use case has recorded it, the store failed, or the
@@ -81,7 +87,7 @@ impl PinError {
             // No rule was broken, or the request was malformed, or the event would fill the audit chain.
             Self::CardChanged | Self::BlockLength | Self::WrongPinRate { .. } => None,
             Self::ZoneUnknown => Some(Outcome::ZoneRefused),
-            Self::SealedAccount => Some(Outcome::OtherAccount),
+            Self::SealedAccount | Self::RegisteredAccount => Some(Outcome::OtherAccount),
             Self::PinNotSet => Some(Outcome::PinNotSet),
             Self::Hsm(error) => boundary_outcome(error),
         }

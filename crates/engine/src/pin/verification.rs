@@ -243,7 +243,7 @@ impl Pins {
     }
 
     /// Admits a caller whose wrong PINs are within the limit.
-    fn admit_verification(&self, caller: &Caller) -> Result<(), PinError> {
+    pub(super) fn admit_verification(&self, caller: &Caller) -> Result<(), PinError> {
         self.limits.admit_verification(caller).map_err(|retry_after| PinError::WrongPinRate { retry_after })
     }
 

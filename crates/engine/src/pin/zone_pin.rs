@@ -1,11 +1,11 @@
 //! PINs that a zone sets, gets and exports, without a control.
 
 use super::zone_use::zone_block_format;
-use super::{ATTEMPTS_MAX, PinError, Pins, account, block_format, card_binding, record_key};
+use super::{ATTEMPTS_MAX, AdmittedCard, PinError, Pins, account, block_format, card_binding, record_key};
 use crate::zones::{NamedZoneBlock, NamedZoneKey};
 use audit::entry::{Action, CardEvent, Formats};
 use domain::caller::Caller;
-use domain::card::{CardKey, PlasticId, StoredPin};
+use domain::card::{CardKey, StoredPin};
 use domain::control::{Denied, RetryTag};
 use hsm_protocol::{PinRecord, Reply, Request, Target, ZoneBlock, ZoneFormat, ZoneUse};
 use store::{ChangeError, ZoneSet};
@@ -18,16 +18,15 @@ impl Pins {
     pub async fn set_pin_by_zone(
         &self,
         caller: &Caller,
-        plastic: PlasticId,
+        card: &AdmittedCard,
         block: &NamedZoneBlock,
     ) -> Result<ZoneSet, PinError> {
-        let card = CardKey { tenant: caller.tenant, plastic };
+        let card = *card.key();
         let set = self.set_by_zone(caller, card, block).await;
         self.audit_refusal(caller, || self.about_refused(Action::SetPinByZone, &card), set).await
     }
 
     async fn set_by_zone(&self, caller: &Caller, card: CardKey, named: &NamedZoneBlock) -> Result<ZoneSet, PinError> {
-        self.limits.admit_card(&card)?;
         let zone = self.zone(&caller.tenant, &named.key)?;
         for _ in 0..ATTEMPTS_MAX {
             let (source, format) = zone.source(named, ZoneUse::SetPin)?;
@@ -69,10 +68,10 @@ impl Pins {
     pub async fn get_pin_by_zone(
         &self,
         caller: &Caller,
-        plastic: PlasticId,
+        card: &AdmittedCard,
         key: &NamedZoneKey,
     ) -> Result<ZoneBlock, PinError> {
-        let card = CardKey { tenant: caller.tenant, plastic };
+        let card = *card.key();
         let given = self.give(caller, card, Action::GetPinByZone, key, None).await;
         self.audit_refusal(caller, || self.about_refused(Action::GetPinByZone, &card), given).await
     }
@@ -84,11 +83,11 @@ impl Pins {
     pub async fn export_pin(
         &self,
         caller: &Caller,
-        plastic: PlasticId,
+        card: &AdmittedCard,
         key: &NamedZoneKey,
         format: Option<ZoneFormat>,
     ) -> Result<ZoneBlock, PinError> {
-        let card = CardKey { tenant: caller.tenant, plastic };
+        let card = *card.key();
         let given = self.give(caller, card, Action::ExportPin, key, format).await;
         self.audit_refusal(caller, || self.about_refused(Action::ExportPin, &card), given).await
     }
@@ -101,7 +100,6 @@ impl Pins {
         key: &NamedZoneKey,
         format: Option<ZoneFormat>,
     ) -> Result<ZoneBlock, PinError> {
-        self.limits.admit_card(&card)?;
         let zone = self.zone(&caller.tenant, key)?;
         let needed = if action == Action::GetPinByZone { ZoneUse::GetPin } else { ZoneUse::Export };
         let format = zone.format(format, needed)?;
