@@ -123,7 +123,9 @@ fn check_key(rules: &ZoneRules, key: &ZoneKeyInfo) -> Result<(), ZoneError> {
     Ok(())
 }
 
-/// Checks that the level can do each use in some format, and that each format serves some use.
+/// Checks that the level can do each use in some format, and that each format serves some use. At level `token` nothing checks
+/// the control nibble of a block that sets a PIN, so a zone that sets PINs there has format 1 alone: a block that is bound to
+/// the account number of one card would be stored for another card, whose view shows that PIN XOR two account numbers.
 fn check_level(rules: &ZoneRules, level: BoundaryLevel, form: StorageFormat) -> Result<(), ZoneError> {
     let works = |needed: ZoneUse, format: ZoneFormat| is_possible(needed, format, level, form);
     let zone = || rules.name.clone();
@@ -137,7 +139,13 @@ fn check_level(rules: &ZoneRules, level: BoundaryLevel, form: StorageFormat) -> 
             return Err(ZoneError::Format { zone: zone(), format: *format, level, form });
         }
     }
-    Ok(())
+    let bound = rules.formats.iter().find(|format| format.binds_account());
+    match (level, bound) {
+        (BoundaryLevel::Token, Some(format)) if rules.uses.contains(&ZoneUse::SetPin) => {
+            Err(ZoneError::SetBesideBound { zone: zone(), format: *format })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether a level that makes records of `form` can do a use with blocks of a format.
@@ -224,6 +232,17 @@ pub enum ZoneError {
         level: BoundaryLevel,
         /// The format of new records.
         form: StorageFormat,
+    },
+    /// A zone sets PINs at level `token`, and has a format that is bound to the account number.
+    #[error(
+        "the zone {zone} has set-pin and {format} at level token, which can't tell {format} from iso-1: give blocks of {format} \
+         a zone with another key; a key of a zone with set-pin may carry iso-1 only, at this engine and at every other party"
+    )]
+    SetBesideBound {
+        /// The zone as configured.
+        zone: ZoneName,
+        /// The first format that is bound to the account number.
+        format: ZoneFormat,
     },
     /// The key has a byte of even parity, and its zone rejects such a key.
     #[error(

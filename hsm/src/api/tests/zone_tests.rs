@@ -139,9 +139,13 @@ fn good_field(format: ZoneFormat) -> u64 {
     }
 }
 
-/// The zone whose key suits a format.
+/// The zone whose key carries a format at every level that has the format.
 fn zone_of(format: ZoneFormat) -> Known {
-    if format.needs_aes() { AUTH_HOST } else { APP_BANK }
+    match format {
+        ZoneFormat::Iso0 | ZoneFormat::Iso1 => APP_BANK,
+        ZoneFormat::Iso3 => BUREAU,
+        ZoneFormat::Iso4 => AUTH_HOST,
+    }
 }
 
 fn good_block(format: ZoneFormat) -> ZoneBlock {
@@ -264,7 +268,7 @@ fn rules_at(level: BoundaryLevel, form: StorageFormat) -> Vec<ZoneRules> {
             WALLET.rules(&[ZoneFormat::Iso4], &aes_uses),
         ],
         (BoundaryLevel::Token, StorageFormat::Iso3) => {
-            vec![APP_BANK.rules(&[ZoneFormat::Iso1, ZoneFormat::Iso3], &[SetPin, GetPin, Export])]
+            vec![APP_BANK.rules(&[ZoneFormat::Iso1], &[SetPin, GetPin]), BUREAU.rules(&[ZoneFormat::Iso3], &[Export])]
         }
         (BoundaryLevel::Token, StorageFormat::Iso4) => vec![APP_BANK.rules(&[ZoneFormat::Iso1], &[SetPin])],
         (BoundaryLevel::Token, _) => vec![APP_BANK.rules(&[ZoneFormat::Iso1], &[SetPin, GetPin])],
@@ -573,6 +577,27 @@ fn a_zone_that_the_level_cannot_serve_keeps_the_boundary_closed() {
     assert!(matches!(error, ZoneError::Format { format: ZoneFormat::Iso0, .. }), "{error}");
     let reject = ZoneRules { parity: ParityPolicy::Reject, ..APP_BANK.rules(&[ZoneFormat::Iso1], &[ZoneUse::SetPin]) };
     assert!(matches!(refused(reject), ZoneError::ParityUnknown { .. }));
+}
+
+/// At level `token` a block of format 3 of one card, named as format 1 of another card, would become the PIN of that card.
+#[test]
+fn a_zone_that_sets_pins_at_level_token_has_format_1_alone() {
+    if level_here() == BoundaryLevel::Host {
+        return;
+    }
+    let opened = |uses: &[ZoneUse], formats: &[ZoneFormat]| {
+        let form = NewRecordFormat::Iso3 { until: "2999-12-31".into() };
+        try_open(Path::new("/"), Some(form), |_| vec![APP_BANK.rules(formats, uses)]).err()
+    };
+    let both = [ZoneFormat::Iso1, ZoneFormat::Iso3];
+    match opened(&[ZoneUse::SetPin, ZoneUse::Export], &both) {
+        Some(OpenError::Zone(error @ ZoneError::SetBesideBound { format: ZoneFormat::Iso3, .. })) => {
+            assert!(error.to_string().contains("may carry iso-1 only"), "{error}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(opened(&[ZoneUse::GetPin, ZoneUse::Export], &both).is_none());
+    assert!(opened(&[ZoneUse::SetPin, ZoneUse::GetPin], &[ZoneFormat::Iso1]).is_none());
 }
 
 /// What the inventory of a ceremony notes of a key that nothing can read.
