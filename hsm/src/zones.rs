@@ -2,8 +2,8 @@
 //! key here, so that no operation uses a format or a key that the rules do not allow.
 
 use hsm_protocol::{
-    BoundaryLevel, Error, KeyId, KeyVersion, ParityPolicy, StorageFormat, ZoneFormat, ZoneKey, ZoneName, ZoneRules,
-    ZoneUse,
+    BoundaryLevel, CardBinding, Error, KeyId, KeyVersion, ParityPolicy, StorageFormat, ZoneFormat, ZoneKey, ZoneName,
+    ZoneRules, ZoneUse,
 };
 use thiserror::Error;
 
@@ -69,7 +69,7 @@ impl Zones {
     }
 
     /// The version of a zone key for one block: `wanted` is `Decrypts` for a block that arrives, `Encrypts` for one that is
-    /// made.
+    /// made. A zone is unknown to the cards of another tenant.
     ///
     /// # Errors
     /// [`Error::ZoneUnknown`], [`Error::ZoneFormat`] or [`Error::ZoneUse`] by the rules; [`Error::ZoneUse`] where the mode of
@@ -80,9 +80,13 @@ impl Zones {
         format: ZoneFormat,
         needed: ZoneUse,
         wanted: KeyMode,
+        card: &CardBinding,
     ) -> Result<ZoneKeyRef<'a>, Error> {
         let unknown = || Error::ZoneUnknown { zone: key.zone.clone() };
         let Zone { rules, versions } = self.0.iter().find(|zone| zone.rules.name == key.zone).ok_or_else(unknown)?;
+        if rules.tenant.as_bytes() != card.tenant() {
+            return Err(unknown());
+        }
         if !rules.uses.contains(&needed) {
             return Err(Error::ZoneUse { needed });
         }

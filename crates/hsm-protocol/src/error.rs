@@ -97,8 +97,10 @@ pub enum Error {
         "the account number has fewer digits than the validation data of this IBM 3624 key: use a key for such accounts"
     )]
     ValidationData,
-    /// A PIN goes to another card of another account number.
-    #[error("the two cards have different account numbers: a PIN goes to a card of the same account number alone")]
+    /// A PIN goes to another card of another tenant or account number.
+    #[error(
+        "the two cards have different tenants or account numbers: a PIN goes to a card of the same tenant and account number alone"
+    )]
     OtherAccount,
     /// The public key of the device parses, but cannot encrypt.
     #[error(transparent)]

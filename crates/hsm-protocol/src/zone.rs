@@ -107,6 +107,8 @@ pub enum ParityPolicy {
 pub struct ZoneRules {
     /// The zone: its key is `zone:NAME` of the key inventory.
     pub name: ZoneName,
+    /// The tenant whose cards the zone may name.
+    pub tenant: String,
     /// The formats of its blocks; the first is the format of a request that names none.
     pub formats: Vec<ZoneFormat>,
     /// The allowed operations.

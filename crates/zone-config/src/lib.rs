@@ -37,8 +37,6 @@ const TENANT_BYTES_MAX: usize = 64;
 /// A checked entry of `[[zones]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Zone {
-    /// The tenant whose cards the zone may name, as written.
-    pub tenant: String,
     /// The `zpkIndex` of the Card PIN API: it names the zone within its tenant.
     pub index: u32,
     /// The part that the boundary enforces.
@@ -111,13 +109,14 @@ pub fn check_zones(files: Vec<ZoneFile>) -> Result<Vec<Zone>, ConfigError> {
     within("zones", files.len(), 0..=ZONES_MAX)?;
     let zones = files.into_iter().map(ZoneFile::check).collect::<Result<Vec<_>, _>>()?;
     let (mut names, mut indexes) = (HashSet::new(), HashSet::new());
-    for Zone { tenant, index, rules } in &zones {
+    for Zone { index, rules } in &zones {
         if !names.insert(&rules.name) {
             return Err(ConfigError::value(
                 "zones.name",
                 format!("{} has two entries: a key has one zone", rules.name),
             ));
         }
+        let tenant = &rules.tenant;
         if !indexes.insert((tenant, index)) {
             let problem = format!("{index} is the index of two zones of the tenant {tenant}: give each zone its own");
             return Err(ConfigError::value("zones.index", problem));
@@ -155,7 +154,7 @@ impl ZoneFile {
             ParityFile::Warn => ParityPolicy::Warn,
             ParityFile::Reject => ParityPolicy::Reject,
         };
-        Ok(Zone { tenant: self.tenant, index: self.index, rules: ZoneRules { name, formats, uses, parity } })
+        Ok(Zone { index: self.index, rules: ZoneRules { name, tenant: self.tenant, formats, uses, parity } })
     }
 }
 
@@ -210,11 +209,12 @@ mod tests {
         let zones = checked(&zone("app-bank", "bank", 0, "")).unwrap();
         let rules = ZoneRules {
             name: ZoneName::parse("app-bank").unwrap(),
+            tenant: "bank".into(),
             formats: vec![ZoneFormat::Iso1],
             uses: Vec::new(),
             parity: ParityPolicy::Ignore,
         };
-        assert_eq!(zones, [Zone { tenant: "bank".into(), index: 0, rules }]);
+        assert_eq!(zones, [Zone { index: 0, rules }]);
         assert_eq!(checked(""), Ok(Vec::new()));
     }
 

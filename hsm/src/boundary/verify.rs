@@ -166,7 +166,7 @@ impl AtHost {
                 Ok(decode_iso_1(clear, pin))
             }
             Source::Zone { key, block } => {
-                let key = self.zones.key(key, block.format(), ZoneUse::Verify, KeyMode::Decrypts)?;
+                let key = self.zones.key(key, block.format(), ZoneUse::Verify, KeyMode::Decrypts, card)?;
                 self.open_zone_block(key, block, account, (clear, wide), pin)
             }
             Source::Record(_) => Err(Error::TranslationNotAllowed),

@@ -544,7 +544,7 @@ fn a_vault_without_a_one_way_key_serves_every_other_format() {
 fn zone_rules(uses: &[ZoneUse]) -> ZoneRules {
     let formats = vec![ZoneFormat::Iso1, ZoneFormat::Iso0, ZoneFormat::Iso3];
     let name = ZoneName::parse("auth-host").unwrap();
-    ZoneRules { name, formats, uses: uses.into(), parity: ParityPolicy::Ignore }
+    ZoneRules { name, tenant: "bank".into(), formats, uses: uses.into(), parity: ParityPolicy::Ignore }
 }
 
 #[test]

@@ -59,7 +59,8 @@ impl Known {
     }
 
     pub(super) fn rules(&self, formats: &[ZoneFormat], uses: &[ZoneUse]) -> ZoneRules {
-        ZoneRules { name: self.name(), formats: formats.into(), uses: uses.into(), parity: ParityPolicy::Ignore }
+        let (name, tenant) = (self.name(), "bank".into());
+        ZoneRules { name, tenant, formats: formats.into(), uses: uses.into(), parity: ParityPolicy::Ignore }
     }
 
     fn usage(&self) -> KeyUsage {
@@ -501,6 +502,36 @@ fn a_zone_does_only_what_its_rules_allow() {
     assert!(matches!(refused, Some(Error::ZoneUse { needed: Export })));
     let refused = move_block(&both, (&APP_BANK, &good), (&APP_BANK, ZoneFormat::Iso0)).err();
     assert!(matches!(refused, Some(Error::ZoneUse { needed: ZoneUse::Translate })));
+}
+
+#[test]
+fn a_zone_is_unknown_to_a_card_of_another_tenant() {
+    let hsm = open_with_zones();
+    let other = card_of("other", "1000200030");
+    let account = || Account::Registered(wait(hsm.seal_pan(PAN, other)).unwrap());
+    let refused = |result: Option<Error>| assert!(matches!(result, Some(Error::ZoneUnknown { .. })), "{result:?}");
+    refused(set_for(&hsm, APP_BANK.key(), &good_block(ZoneFormat::Iso1), other, &account()).err());
+    let phone = Phone::new();
+    let binding = Binding { card: other, ..binding() };
+    let issued = wait(hsm.issue(&phone.public, &binding)).unwrap();
+    let source = Source::Device {
+        sealed_tzpk: SealedKey::from_bytes(issued.sealed.as_bytes()).unwrap(),
+        control: CONTROL,
+        block: phone.block(&issued, GOOD),
+    };
+    let Reply::Record { record, .. } = wait(hsm.translate(source, Target::Record, other, &account())).unwrap() else {
+        panic!("the reply of another request")
+    };
+    let give = |format| {
+        let target = to_zone(&APP_BANK, format);
+        wait(hsm.translate(Source::Record(record.clone()), target, other, &account())).err()
+    };
+    refused(give(ZoneFormat::Iso1));
+    if hsm.status().level() == BoundaryLevel::Host {
+        refused(give(ZoneFormat::Iso0));
+        let source = from_zone(&APP_BANK, &good_block(ZoneFormat::Iso0));
+        refused(wait(hsm.translate(source, to_zone(&BUREAU, ZoneFormat::Iso0), other, &account())).err());
+    }
 }
 
 #[test]
