@@ -109,7 +109,7 @@ fn check_key(rules: &ZoneRules, key: &ZoneKeyInfo) -> Result<(), ZoneError> {
         return Err(ZoneError::Algorithm { key: reference(), format: *format });
     }
     let direction = |needed: &ZoneUse| match needed {
-        ZoneUse::SetPin | ZoneUse::Verify => Some(KeyMode::Decrypts),
+        ZoneUse::SetPin | ZoneUse::Verify | ZoneUse::Change => Some(KeyMode::Decrypts),
         ZoneUse::GetPin | ZoneUse::Export => Some(KeyMode::Encrypts),
         ZoneUse::Translate => None,
     };
@@ -166,7 +166,7 @@ fn is_possible(needed: ZoneUse, format: ZoneFormat, level: BoundaryLevel, form: 
             (Place::Zone(_), Place::Zone(_)) => source == zone || target == zone,
             _ => false,
         }),
-        ZoneUse::Verify => level == BoundaryLevel::Host,
+        ZoneUse::Verify | ZoneUse::Change => level == BoundaryLevel::Host,
     }
 }
 

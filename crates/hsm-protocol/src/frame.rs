@@ -31,7 +31,7 @@ pub const FRAME_BYTES_MAX: usize = 32 * 1024;
 /// The most descriptors of one message (SCM_RIGHTS). The kernel's limit is 253.
 pub const DESCRIPTORS_PER_MESSAGE: usize = 64;
 /// The version of this protocol.
-const VERSION: u16 = 8;
+const VERSION: u16 = 9;
 const MAGIC: &[u8; 7] = b"PINSEAL";
 const LENGTH_BYTES: usize = 4;
 const NUMBER_BYTES: usize = 8;

@@ -57,7 +57,7 @@ pub struct ZoneFile {
     /// that names none.
     #[serde(default = "iso_1")]
     formats: Vec<FormatFile>,
-    /// Some of `set-pin`, `get-pin`, `verify`, `export`, `translate`.
+    /// Some of `set-pin`, `get-pin`, `verify`, `change`, `export`, `translate`.
     #[serde(default)]
     uses: Vec<UseFile>,
     /// The treatment of a 3DES key with a byte of even parity: `ignore`, `warn` or `reject`.
@@ -87,6 +87,7 @@ enum UseFile {
     SetPin,
     GetPin,
     Verify,
+    Change,
     Export,
     Translate,
 }
@@ -179,6 +180,7 @@ impl UseFile {
             Self::SetPin => ZoneUse::SetPin,
             Self::GetPin => ZoneUse::GetPin,
             Self::Verify => ZoneUse::Verify,
+            Self::Change => ZoneUse::Change,
             Self::Export => ZoneUse::Export,
             Self::Translate => ZoneUse::Translate,
         }
@@ -221,7 +223,7 @@ mod tests {
     #[test]
     fn each_format_use_and_parity_is_read() {
         let more = "formats = [\"iso-3\", \"iso-0\", \"iso-1\"]\nparity = \"reject\"\n\
-                    uses = [\"set-pin\", \"get-pin\", \"verify\", \"export\", \"translate\"]";
+                    uses = [\"set-pin\", \"get-pin\", \"verify\", \"change\", \"export\", \"translate\"]";
         let rules = checked(&zone("bureau", "bank", 7, more)).unwrap().remove(0).rules;
         assert_eq!(rules.formats, [ZoneFormat::Iso3, ZoneFormat::Iso0, ZoneFormat::Iso1]);
         assert_eq!((&rules.uses[..], rules.parity), (&ZoneUse::ALL[..], ParityPolicy::Reject));

@@ -179,6 +179,7 @@ impl FrameValue for ZoneUse {
             Self::Verify => 2,
             Self::Export => 3,
             Self::Translate => 4,
+            Self::Change => 5,
         });
     }
 
@@ -189,6 +190,7 @@ impl FrameValue for ZoneUse {
             2 => Ok(Self::Verify),
             3 => Ok(Self::Export),
             4 => Ok(Self::Translate),
+            5 => Ok(Self::Change),
             _ => Err(FrameError),
         }
     }

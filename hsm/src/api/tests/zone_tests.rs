@@ -253,9 +253,9 @@ pub(super) fn import_zone_keys(token: &Pkcs11, level: BoundaryLevel) {
 
 /// The rules of every zone that a level serves with a storage format.
 fn rules_at(level: BoundaryLevel, form: StorageFormat) -> Vec<ZoneRules> {
-    use ZoneUse::{Export, GetPin, SetPin, Translate, Verify};
+    use ZoneUse::{Change, Export, GetPin, SetPin, Translate, Verify};
     let tdes = [ZoneFormat::Iso1, ZoneFormat::Iso0, ZoneFormat::Iso3];
-    let aes_uses = [SetPin, Verify, Export, Translate];
+    let aes_uses = [SetPin, Verify, Change, Export, Translate];
     match (level, form) {
         (BoundaryLevel::Host, StorageFormat::OneWay) => {
             let aes = [AUTH_HOST, WALLET].map(|zone| zone.rules(&[ZoneFormat::Iso4], &[SetPin, Verify, Translate]));
@@ -600,7 +600,7 @@ fn a_zone_that_the_level_cannot_serve_keeps_the_boundary_closed() {
     if level_here() == BoundaryLevel::Host {
         return;
     }
-    for needed in [ZoneUse::Verify, ZoneUse::Translate, ZoneUse::Export] {
+    for needed in [ZoneUse::Verify, ZoneUse::Change, ZoneUse::Translate, ZoneUse::Export] {
         let error = refused(APP_BANK.rules(&[ZoneFormat::Iso1, ZoneFormat::Iso3], &[ZoneUse::SetPin, needed]));
         assert!(matches!(error, ZoneError::Use { needed: named, .. } if named == needed), "{error}");
     }
