@@ -69,7 +69,7 @@ impl Zones {
     }
 
     /// The version of a zone key for one block: `wanted` is `Decrypts` for a block that arrives, `Encrypts` for one that is
-    /// made. A zone is unknown to the cards of another tenant.
+    /// made. The newest version alone encrypts. A zone is unknown to the cards of another tenant.
     ///
     /// # Errors
     /// [`Error::ZoneUnknown`], [`Error::ZoneFormat`] or [`Error::ZoneUse`] by the rules; [`Error::ZoneUse`] where the mode of
@@ -93,8 +93,14 @@ impl Zones {
         if !rules.formats.contains(&format) {
             return Err(Error::ZoneFormat { format });
         }
-        let mut versions = versions.iter().filter(|(version, _)| key.version.is_none_or(|named| named == *version));
-        let (version, mode) = *versions.next().ok_or_else(unknown)?;
+        let versions = versions.iter();
+        let newest = versions.clone().next().map(|(version, _)| *version);
+        let mut named = versions.filter(|(version, _)| key.version.is_none_or(|named| named == *version));
+        let (version, mode) = *named.next().ok_or_else(unknown)?;
+        // A caller must not choose an older key for a new block.
+        if wanted == KeyMode::Encrypts && Some(version) != newest {
+            return Err(unknown());
+        }
         match mode.allows(wanted) {
             true => Ok(ZoneKeyRef { zone: &key.zone, version }),
             false => Err(Error::ZoneUse { needed }),

@@ -31,9 +31,10 @@ pub enum Error {
     /// The pair of source and target is not in the table of translations (`pinseal policy explain`).
     #[error("this translation is not allowed at this boundary level: pinseal policy explain lists the allowed ones")]
     TranslationNotAllowed,
-    /// The zone has no rules, or the version of its key is not active.
+    /// The tenant of the card has no such zone, or the version of its key is not active or, for a block to encrypt, not the
+    /// newest.
     #[error(
-        "the zone {zone} is not configured, or this version of its key is not active: see [[zones]] and the ceremony"
+        "the zone {zone} is not configured for the tenant, or this version of its key is not active, or encrypts and is not the newest: see [[zones]] and the ceremony"
     )]
     ZoneUnknown {
         /// The zone of the request.

@@ -44,7 +44,7 @@ impl ZoneBlock {
 pub struct ZoneKey {
     /// The zone: the key is `zone:NAME` of the key inventory.
     pub zone: ZoneName,
-    /// An active version; `None` for the newest.
+    /// An active version; `None` for the newest, which alone encrypts.
     pub version: Option<KeyVersion>,
 }
 

@@ -764,6 +764,12 @@ mod in_a_vault {
         assert!(set_for(&hsm, of_version(None), &block(&WALLET), card(), &account).is_err());
         let given = give(&hsm, &older.record, &WALLET, ZoneFormat::Iso4).unwrap();
         assert_eq!(newer.field(&given), good_field(ZoneFormat::Iso4));
+        let give_under = |version| {
+            let target = Target::Zone { key: of_version(version), format: ZoneFormat::Iso4 };
+            wait(hsm.translate(Source::Record(older.record.clone()), target, card(), &account)).err()
+        };
+        assert!(give_under(Some(KeyVersion(2))).is_none());
+        assert!(matches!(give_under(Some(KeyVersion(1))), Some(Error::ZoneUnknown { .. })));
 
         let mut store = KeyStore::open(KeysConfig::Vault(vault_in(directory.path())), &Wanted::default(), NOW).unwrap();
         store.retire(&WALLET.usage(), 1, &crate::key_store::KeyUse::NotCounted, NOW).unwrap();
