@@ -68,6 +68,15 @@ impl Zones {
         even.map(ZoneKeyInfo::key_id).collect()
     }
 
+    /// The zones that give PINs in format 1, which names no card, and accept such blocks too.
+    pub(crate) fn reusable_answers(&self) -> Vec<ZoneName> {
+        let accepts = [ZoneUse::SetPin, ZoneUse::Verify, ZoneUse::Change];
+        let warned = self.0.iter().map(|zone| &zone.rules).filter(|rules| {
+            rules.uses.contains(&ZoneUse::GetPin) && accepts.iter().any(|needed| rules.uses.contains(needed))
+        });
+        warned.map(|rules| rules.name.clone()).collect()
+    }
+
     /// The version of a zone key for one block: `wanted` is `Decrypts` for a block that arrives, `Encrypts` for one that is
     /// made. The newest version alone encrypts. A zone is unknown to the cards of another tenant.
     ///

@@ -219,6 +219,7 @@ mod tests {
             keys: vec![KeyId { usage: KeyUsage::Storage, version, kcv }],
             zone_keys: zone_keys.clone(),
             even_parity: zone_keys.clone(),
+            reusable_answers: vec![crate::ZoneName::parse(&"z".repeat(31)).unwrap(); 200],
             storage: StorageVersions { wrapped: version, iso_4: version, tdes: version, one_way: version },
             memory: MemoryLock::Locked,
             persistence: Persistence::Vault,
@@ -228,6 +229,7 @@ mod tests {
         let read = read_welcome(&take_frame(&mut &bytes[..]).unwrap().unwrap());
         let Ok(Welcome::Serving(read)) = read else { panic!("not the status") };
         assert_eq!((&read.zone_keys, &read.even_parity), (&zone_keys, &zone_keys));
+        assert_eq!(read.reusable_answers.len(), 200);
     }
 
     #[test]

@@ -505,6 +505,26 @@ fn a_zone_does_only_what_its_rules_allow() {
 }
 
 #[test]
+fn a_zone_that_gives_and_accepts_format_1_is_named_at_the_start() {
+    let directory = tempfile::tempdir().unwrap();
+    if env::var_os(TOKEN_VARIABLE).is_none() {
+        vault_with(directory.path(), &all_keys());
+    }
+    let warned = |uses: &[ZoneUse]| {
+        let hsm = try_open(directory.path(), None, |_| vec![APP_BANK.rules(&[ZoneFormat::Iso1], uses)]).unwrap();
+        let is_line = |line: &String| line.starts_with("warning: zones that give PINs") && line.contains("app-bank");
+        assert_eq!(hsm.status().reusable_answers.is_empty(), !hsm.status().lines().iter().any(is_line));
+        !hsm.status().reusable_answers.is_empty()
+    };
+    assert!(warned(&[ZoneUse::SetPin, ZoneUse::GetPin]));
+    assert!(!warned(&[ZoneUse::SetPin]) && !warned(&[ZoneUse::GetPin]));
+    if level_here() == BoundaryLevel::Host {
+        assert!(warned(&[ZoneUse::GetPin, ZoneUse::Verify]) && warned(&[ZoneUse::GetPin, ZoneUse::Change]));
+        assert!(!warned(&[ZoneUse::SetPin, ZoneUse::Verify, ZoneUse::Change]));
+    }
+}
+
+#[test]
 fn a_zone_is_unknown_to_a_card_of_another_tenant() {
     let hsm = open_with_zones();
     let other = card_of("other", "1000200030");
