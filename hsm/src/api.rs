@@ -162,6 +162,7 @@ impl Prepared {
             keys: boundary.token().keys(),
             zone_keys: boundary.token().zone_keys().iter().map(ZoneKeyInfo::key_id).collect(),
             even_parity: boundary.zones().even_parity(boundary.token().zone_keys()),
+            reusable_answers: boundary.zones().reusable_answers(),
             storage: boundary.token().current().storage,
             memory,
             persistence,

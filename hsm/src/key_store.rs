@@ -170,7 +170,7 @@ impl KeyStore {
     pub fn make(&mut self, name: KeyUsage, algorithm: KeyAlgorithm, now: u64) -> Result<KeyInfo, KeyStoreError> {
         let new = self.next(name, algorithm)?;
         let kept = self.location.make(&new)?;
-        Ok(self.put(new, KeyMode::Both, kept, now))
+        Ok(self.put(new, kept, now))
     }
 
     /// Loads a pending key from its components.
@@ -183,7 +183,7 @@ impl KeyStore {
         let key = components.combined()?;
         self.check_new(check_value(new.algorithm, &key), &new.name)?;
         let kept = self.location.store(&new, key)?;
-        Ok(self.put(new, KeyMode::Both, kept, now))
+        Ok(self.put(new, kept, now))
     }
 
     /// Activates a pending key. The newest active version encrypts; older active versions only decrypt.
@@ -372,13 +372,13 @@ impl KeyStore {
         let (key, algorithm, kek_version) = self.open_block(&block, under)?;
         let new = self.next(name, algorithm)?;
         let travels = if header.exportability() == 'N' { Exportability::Never } else { new.travels };
-        let new = NewKey { travels, ..new };
+        let new = NewKey { travels, mode, ..new };
         let kcv = check_value(algorithm, &key);
         block.check_kcv(if algorithm.is_tdes() { "00" } else { "01" }, kcv.as_bytes())?;
         self.check_new(kcv, &new.name)?;
         let odd_parity = has_right_parity(algorithm, &key);
         let kept = self.location.store(&new, key)?;
-        let mut info = self.put(new, mode, kept, now);
+        let mut info = self.put(new, kept, now);
         info.odd_parity = odd_parity;
         if let Some(found) = self.keyring.find_mut(&info.name, info.version) {
             found.info.odd_parity = odd_parity;
@@ -441,10 +441,8 @@ impl KeyStore {
         }
     }
 
-    fn put(&mut self, new: NewKey, mode: KeyMode, StoredKey { kcv, bytes }: StoredKey, now: u64) -> KeyInfo {
-        let info = self.keyring.put(new, kcv, bytes, now);
-        info.mode = mode;
-        info.clone()
+    fn put(&mut self, new: NewKey, StoredKey { kcv, bytes }: StoredKey, now: u64) -> KeyInfo {
+        self.keyring.put(new, kcv, bytes, now).clone()
     }
 
     fn change_state(

@@ -298,6 +298,8 @@ pub(crate) struct NewKey {
     pub(crate) version: u16,
     pub(crate) algorithm: KeyAlgorithm,
     pub(crate) travels: Exportability,
+    /// The directions that the key block of an imported zone key allows. In a token the key has these rights and no others.
+    pub(crate) mode: KeyMode,
 }
 
 /// Every key of a vault, or the list of the keys in a token.
@@ -431,13 +433,13 @@ impl Keyring {
     /// A key of the next version of a usage.
     pub(crate) fn next(&self, name: KeyUsage, algorithm: KeyAlgorithm, travels: Exportability) -> NewKey {
         let version = self.of(&name).map(|key| key.info.version).max().unwrap_or(0).saturating_add(1);
-        NewKey { name, version, algorithm, travels }
+        NewKey { name, version, algorithm, travels, mode: KeyMode::Both }
     }
 
-    /// Adds a pending key with the mode `Both`.
+    /// Adds a pending key.
     pub(crate) fn put(
         &mut self,
-        NewKey { name, version, algorithm, travels }: NewKey,
+        NewKey { name, version, algorithm, travels, mode }: NewKey,
         check_value: Option<Kcv>,
         key: Option<ClearBytes>,
         now: u64,
@@ -446,7 +448,7 @@ impl Keyring {
             name,
             version,
             algorithm,
-            mode: KeyMode::Both,
+            mode,
             exportable: travels == Exportability::On,
             odd_parity: true,
             check_value,

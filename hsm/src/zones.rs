@@ -2,8 +2,8 @@
 //! key here, so that no operation uses a format or a key that the rules do not allow.
 
 use hsm_protocol::{
-    BoundaryLevel, Error, KeyId, KeyVersion, ParityPolicy, StorageFormat, ZoneFormat, ZoneKey, ZoneName, ZoneRules,
-    ZoneUse,
+    BoundaryLevel, CardBinding, Error, KeyId, KeyVersion, ParityPolicy, StorageFormat, ZoneFormat, ZoneKey, ZoneName,
+    ZoneRules, ZoneUse,
 };
 use thiserror::Error;
 
@@ -68,8 +68,17 @@ impl Zones {
         even.map(ZoneKeyInfo::key_id).collect()
     }
 
+    /// The zones that give PINs in format 1, which names no card, and accept such blocks too.
+    pub(crate) fn reusable_answers(&self) -> Vec<ZoneName> {
+        let accepts = [ZoneUse::SetPin, ZoneUse::Verify, ZoneUse::Change];
+        let warned = self.0.iter().map(|zone| &zone.rules).filter(|rules| {
+            rules.uses.contains(&ZoneUse::GetPin) && accepts.iter().any(|needed| rules.uses.contains(needed))
+        });
+        warned.map(|rules| rules.name.clone()).collect()
+    }
+
     /// The version of a zone key for one block: `wanted` is `Decrypts` for a block that arrives, `Encrypts` for one that is
-    /// made.
+    /// made. The newest version alone encrypts. A zone is unknown to the cards of another tenant.
     ///
     /// # Errors
     /// [`Error::ZoneUnknown`], [`Error::ZoneFormat`] or [`Error::ZoneUse`] by the rules; [`Error::ZoneUse`] where the mode of
@@ -80,17 +89,27 @@ impl Zones {
         format: ZoneFormat,
         needed: ZoneUse,
         wanted: KeyMode,
+        card: &CardBinding,
     ) -> Result<ZoneKeyRef<'a>, Error> {
         let unknown = || Error::ZoneUnknown { zone: key.zone.clone() };
         let Zone { rules, versions } = self.0.iter().find(|zone| zone.rules.name == key.zone).ok_or_else(unknown)?;
+        if rules.tenant.as_bytes() != card.tenant() {
+            return Err(unknown());
+        }
         if !rules.uses.contains(&needed) {
             return Err(Error::ZoneUse { needed });
         }
         if !rules.formats.contains(&format) {
             return Err(Error::ZoneFormat { format });
         }
-        let mut versions = versions.iter().filter(|(version, _)| key.version.is_none_or(|named| named == *version));
-        let (version, mode) = *versions.next().ok_or_else(unknown)?;
+        let versions = versions.iter();
+        let newest = versions.clone().next().map(|(version, _)| *version);
+        let mut named = versions.filter(|(version, _)| key.version.is_none_or(|named| named == *version));
+        let (version, mode) = *named.next().ok_or_else(unknown)?;
+        // A caller must not choose an older key for a new block.
+        if wanted == KeyMode::Encrypts && Some(version) != newest {
+            return Err(unknown());
+        }
         match mode.allows(wanted) {
             true => Ok(ZoneKeyRef { zone: &key.zone, version }),
             false => Err(Error::ZoneUse { needed }),
@@ -105,7 +124,7 @@ fn check_key(rules: &ZoneRules, key: &ZoneKeyInfo) -> Result<(), ZoneError> {
         return Err(ZoneError::Algorithm { key: reference(), format: *format });
     }
     let direction = |needed: &ZoneUse| match needed {
-        ZoneUse::SetPin | ZoneUse::Verify => Some(KeyMode::Decrypts),
+        ZoneUse::SetPin | ZoneUse::Verify | ZoneUse::Change => Some(KeyMode::Decrypts),
         ZoneUse::GetPin | ZoneUse::Export => Some(KeyMode::Encrypts),
         ZoneUse::Translate => None,
     };
@@ -123,7 +142,9 @@ fn check_key(rules: &ZoneRules, key: &ZoneKeyInfo) -> Result<(), ZoneError> {
     Ok(())
 }
 
-/// Checks that the level can do each use in some format, and that each format serves some use.
+/// Checks that the level can do each use in some format, and that each format serves some use. At level `token` nothing checks
+/// the control nibble of a block that sets a PIN, so a zone that sets PINs there has format 1 alone: a block that is bound to
+/// the account number of one card would be stored for another card, whose view shows that PIN XOR two account numbers.
 fn check_level(rules: &ZoneRules, level: BoundaryLevel, form: StorageFormat) -> Result<(), ZoneError> {
     let works = |needed: ZoneUse, format: ZoneFormat| is_possible(needed, format, level, form);
     let zone = || rules.name.clone();
@@ -137,7 +158,13 @@ fn check_level(rules: &ZoneRules, level: BoundaryLevel, form: StorageFormat) -> 
             return Err(ZoneError::Format { zone: zone(), format: *format, level, form });
         }
     }
-    Ok(())
+    let bound = rules.formats.iter().find(|format| format.binds_account());
+    match (level, bound) {
+        (BoundaryLevel::Token, Some(format)) if rules.uses.contains(&ZoneUse::SetPin) => {
+            Err(ZoneError::SetBesideBound { zone: zone(), format: *format })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether a level that makes records of `form` can do a use with blocks of a format.
@@ -154,7 +181,7 @@ fn is_possible(needed: ZoneUse, format: ZoneFormat, level: BoundaryLevel, form: 
             (Place::Zone(_), Place::Zone(_)) => source == zone || target == zone,
             _ => false,
         }),
-        ZoneUse::Verify => level == BoundaryLevel::Host,
+        ZoneUse::Verify | ZoneUse::Change => level == BoundaryLevel::Host,
     }
 }
 
@@ -224,6 +251,17 @@ pub enum ZoneError {
         level: BoundaryLevel,
         /// The format of new records.
         form: StorageFormat,
+    },
+    /// A zone sets PINs at level `token`, and has a format that is bound to the account number.
+    #[error(
+        "the zone {zone} has set-pin and {format} at level token, which can't tell {format} from iso-1: give blocks of {format} \
+         a zone with another key; a key of a zone with set-pin may carry iso-1 only, at this engine and at every other party"
+    )]
+    SetBesideBound {
+        /// The zone as configured.
+        zone: ZoneName,
+        /// The first format that is bound to the account number.
+        format: ZoneFormat,
     },
     /// The key has a byte of even parity, and its zone rejects such a key.
     #[error(

@@ -15,7 +15,7 @@ use support::{
 use crate::zones::{Connection, load_known, with_zone_key, zone};
 
 const ZONE: &str = "[[zones]]\nname = \"app-bank\"\ntenant = \"bank\"\nindex = 0\n\
-                    formats = [\"iso-1\", \"iso-0\", \"iso-3\"]\nuses = [\"set-pin\", \"verify\"]";
+                    formats = [\"iso-1\", \"iso-0\", \"iso-3\"]\nuses = [\"set-pin\", \"verify\", \"change\"]";
 const PAN: &str = "5413330089020011";
 /// `0000` and the 12 rightmost digits of the account number without the check digit.
 const ACCOUNT_FIELD: u64 = 0x0000_3330_0890_2001;

@@ -51,8 +51,8 @@ impl Zones {
     /// # Errors
     /// [`ConfigError`]: an entry has a tenant that no request can name.
     pub fn new(zones: Vec<Zone>) -> Result<Self, ConfigError> {
-        let checked = zones.into_iter().map(|Zone { tenant, index, rules }| -> Result<_, ConfigError> {
-            let tenant = Tenant::parse(&tenant).map_err(|error| ConfigError::value("zones.tenant", error))?;
+        let checked = zones.into_iter().map(|Zone { index, rules }| -> Result<_, ConfigError> {
+            let tenant = Tenant::parse(&rules.tenant).map_err(|error| ConfigError::value("zones.tenant", error))?;
             Ok(TenantZone { tenant, index, rules })
         });
         checked.collect::<Result<_, _>>().map(Self)
@@ -75,10 +75,10 @@ mod tests {
     #[test]
     fn a_zone_is_found_by_its_own_tenant_alone() {
         let zone = |name: &str, tenant: &str, index| Zone {
-            tenant: tenant.into(),
             index,
             rules: ZoneRules {
                 name: ZoneName::parse(name).unwrap(),
+                tenant: tenant.into(),
                 formats: vec![ZoneFormat::Iso1],
                 uses: Vec::new(),
                 parity: hsm_protocol::ParityPolicy::Ignore,

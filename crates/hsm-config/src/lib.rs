@@ -447,7 +447,7 @@ mod tests {
         assert_eq!((rules.keys, rules.wanted.form), (hsm::KeyPlace::Token, Some(hsm::NewRecordFormat::OneWay)));
         assert_eq!((rules.pin_lengths, rules.has_refused_list), (4..=6, true));
         assert_eq!(rules.weaknesses, [hsm::Weakness::Repeated]);
-        assert_eq!((&*rules.zones[0].tenant, rules.zones[0].index), ("bank", 3));
+        assert_eq!((&*rules.zones[0].rules.tenant, rules.zones[0].index), ("bank", 3));
         std::fs::write(&path, "[pin_policy]\nlength_min = 3").unwrap();
         assert!(BoundaryRules::load(Some(&path)).err().unwrap().to_string().contains("4 to 12"));
     }

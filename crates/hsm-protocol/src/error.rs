@@ -31,9 +31,10 @@ pub enum Error {
     /// The pair of source and target is not in the table of translations (`pinseal policy explain`).
     #[error("this translation is not allowed at this boundary level: pinseal policy explain lists the allowed ones")]
     TranslationNotAllowed,
-    /// The zone has no rules, or the version of its key is not active.
+    /// The tenant of the card has no such zone, or the version of its key is not active or, for a block to encrypt, not the
+    /// newest.
     #[error(
-        "the zone {zone} is not configured, or this version of its key is not active: see [[zones]] and the ceremony"
+        "the zone {zone} is not configured for the tenant, or this version of its key is not active, or encrypts and is not the newest: see [[zones]] and the ceremony"
     )]
     ZoneUnknown {
         /// The zone of the request.
@@ -97,8 +98,10 @@ pub enum Error {
         "the account number has fewer digits than the validation data of this IBM 3624 key: use a key for such accounts"
     )]
     ValidationData,
-    /// A PIN goes to another card of another account number.
-    #[error("the two cards have different account numbers: a PIN goes to a card of the same account number alone")]
+    /// A PIN goes to another card of another tenant or account number.
+    #[error(
+        "the two cards have different tenants or account numbers: a PIN goes to a card of the same tenant and account number alone"
+    )]
     OtherAccount,
     /// The public key of the device parses, but cannot encrypt.
     #[error(transparent)]

@@ -31,7 +31,7 @@ pub const FRAME_BYTES_MAX: usize = 32 * 1024;
 /// The most descriptors of one message (SCM_RIGHTS). The kernel's limit is 253.
 pub const DESCRIPTORS_PER_MESSAGE: usize = 64;
 /// The version of this protocol.
-const VERSION: u16 = 8;
+const VERSION: u16 = 9;
 const MAGIC: &[u8; 7] = b"PINSEAL";
 const LENGTH_BYTES: usize = 4;
 const NUMBER_BYTES: usize = 8;
@@ -219,6 +219,7 @@ mod tests {
             keys: vec![KeyId { usage: KeyUsage::Storage, version, kcv }],
             zone_keys: zone_keys.clone(),
             even_parity: zone_keys.clone(),
+            reusable_answers: vec![crate::ZoneName::parse(&"z".repeat(31)).unwrap(); 200],
             storage: StorageVersions { wrapped: version, iso_4: version, tdes: version, one_way: version },
             memory: MemoryLock::Locked,
             persistence: Persistence::Vault,
@@ -228,6 +229,7 @@ mod tests {
         let read = read_welcome(&take_frame(&mut &bytes[..]).unwrap().unwrap());
         let Ok(Welcome::Serving(read)) = read else { panic!("not the status") };
         assert_eq!((&read.zone_keys, &read.even_parity), (&zone_keys, &zone_keys));
+        assert_eq!(read.reusable_answers.len(), 200);
     }
 
     #[test]

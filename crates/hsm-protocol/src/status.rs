@@ -4,6 +4,7 @@ use crate::binding::{BoundaryLevel, Isolation};
 use crate::key_id::KeyId;
 use crate::sealed::{KeyVersion, PinRecord};
 use crate::storage_format::StorageFormat;
+use crate::zone_name::ZoneName;
 
 /// The state of a boundary. Nothing in it is secret.
 #[derive(Clone, Debug)]
@@ -25,6 +26,9 @@ pub struct Status {
     pub zone_keys: Vec<KeyId>,
     /// Those of the zone keys that have a byte of even parity, in a zone with [`ParityPolicy::Warn`](crate::ParityPolicy::Warn).
     pub even_parity: Vec<KeyId>,
+    /// The zones with get-pin beside set-pin, verify or change: a format 1 block that such a zone gave for one card is accepted
+    /// for another.
+    pub reusable_answers: Vec<ZoneName>,
     /// The versions that encrypt new records.
     pub storage: StorageVersions,
     /// Whether memory can be swapped.
@@ -105,6 +109,13 @@ impl Status {
         }
         if !self.even_parity.is_empty() {
             lines.push(format!("warning: zone keys without odd parity: {}", KeyId::list_to_text(&self.even_parity)));
+        }
+        if !self.reusable_answers.is_empty() {
+            let names: Vec<_> = self.reusable_answers.iter().map(ZoneName::as_str).collect();
+            lines.push(format!(
+                "warning: zones that give PINs and accept format 1 blocks under one key: {}; a block that was given for one card is accepted for another (SECURITY.md): give get-pin a zone with another key",
+                names.join(", ")
+            ));
         }
         let cipher = match self.form {
             StorageFormat::Wrapped => "a key of the record, AES-256",

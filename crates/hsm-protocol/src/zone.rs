@@ -44,7 +44,7 @@ impl ZoneBlock {
 pub struct ZoneKey {
     /// The zone: the key is `zone:NAME` of the key inventory.
     pub zone: ZoneName,
-    /// An active version; `None` for the newest.
+    /// An active version; `None` for the newest, which alone encrypts.
     pub version: Option<KeyVersion>,
 }
 
@@ -55,8 +55,10 @@ pub enum ZoneUse {
     SetPin,
     /// The zone's client reads PINs: a record becomes a format 1 block.
     GetPin,
-    /// A block of the zone is compared with a record or a verification value, also for a change of the PIN.
+    /// A block of the zone is compared with a record or a verification value.
     Verify,
+    /// A block of the zone that proves the old PIN, and another that holds the new one: the zone sets the PIN.
+    Change,
     /// Records are exported as blocks of format 0, 3 or 4.
     Export,
     /// Blocks are translated between this zone and another, for the same account number.
@@ -65,7 +67,7 @@ pub enum ZoneUse {
 
 impl ZoneUse {
     /// The uses, in the order in which reports list them.
-    pub const ALL: [Self; 5] = [Self::SetPin, Self::GetPin, Self::Verify, Self::Export, Self::Translate];
+    pub const ALL: [Self; 6] = [Self::SetPin, Self::GetPin, Self::Verify, Self::Change, Self::Export, Self::Translate];
 
     /// The name in configurations and reports.
     pub fn name(self) -> &'static str {
@@ -73,6 +75,7 @@ impl ZoneUse {
             Self::SetPin => "set-pin",
             Self::GetPin => "get-pin",
             Self::Verify => "verify",
+            Self::Change => "change",
             Self::Export => "export",
             Self::Translate => "translate",
         }
@@ -107,6 +110,8 @@ pub enum ParityPolicy {
 pub struct ZoneRules {
     /// The zone: its key is `zone:NAME` of the key inventory.
     pub name: ZoneName,
+    /// The tenant whose cards the zone may name.
+    pub tenant: String,
     /// The formats of its blocks; the first is the format of a request that names none.
     pub formats: Vec<ZoneFormat>,
     /// The allowed operations.

@@ -37,8 +37,6 @@ const TENANT_BYTES_MAX: usize = 64;
 /// A checked entry of `[[zones]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Zone {
-    /// The tenant whose cards the zone may name, as written.
-    pub tenant: String,
     /// The `zpkIndex` of the Card PIN API: it names the zone within its tenant.
     pub index: u32,
     /// The part that the boundary enforces.
@@ -59,7 +57,7 @@ pub struct ZoneFile {
     /// that names none.
     #[serde(default = "iso_1")]
     formats: Vec<FormatFile>,
-    /// Some of `set-pin`, `get-pin`, `verify`, `export`, `translate`.
+    /// Some of `set-pin`, `get-pin`, `verify`, `change`, `export`, `translate`.
     #[serde(default)]
     uses: Vec<UseFile>,
     /// The treatment of a 3DES key with a byte of even parity: `ignore`, `warn` or `reject`.
@@ -89,6 +87,7 @@ enum UseFile {
     SetPin,
     GetPin,
     Verify,
+    Change,
     Export,
     Translate,
 }
@@ -111,13 +110,14 @@ pub fn check_zones(files: Vec<ZoneFile>) -> Result<Vec<Zone>, ConfigError> {
     within("zones", files.len(), 0..=ZONES_MAX)?;
     let zones = files.into_iter().map(ZoneFile::check).collect::<Result<Vec<_>, _>>()?;
     let (mut names, mut indexes) = (HashSet::new(), HashSet::new());
-    for Zone { tenant, index, rules } in &zones {
+    for Zone { index, rules } in &zones {
         if !names.insert(&rules.name) {
             return Err(ConfigError::value(
                 "zones.name",
                 format!("{} has two entries: a key has one zone", rules.name),
             ));
         }
+        let tenant = &rules.tenant;
         if !indexes.insert((tenant, index)) {
             let problem = format!("{index} is the index of two zones of the tenant {tenant}: give each zone its own");
             return Err(ConfigError::value("zones.index", problem));
@@ -155,7 +155,7 @@ impl ZoneFile {
             ParityFile::Warn => ParityPolicy::Warn,
             ParityFile::Reject => ParityPolicy::Reject,
         };
-        Ok(Zone { tenant: self.tenant, index: self.index, rules: ZoneRules { name, formats, uses, parity } })
+        Ok(Zone { index: self.index, rules: ZoneRules { name, tenant: self.tenant, formats, uses, parity } })
     }
 }
 
@@ -180,6 +180,7 @@ impl UseFile {
             Self::SetPin => ZoneUse::SetPin,
             Self::GetPin => ZoneUse::GetPin,
             Self::Verify => ZoneUse::Verify,
+            Self::Change => ZoneUse::Change,
             Self::Export => ZoneUse::Export,
             Self::Translate => ZoneUse::Translate,
         }
@@ -210,18 +211,19 @@ mod tests {
         let zones = checked(&zone("app-bank", "bank", 0, "")).unwrap();
         let rules = ZoneRules {
             name: ZoneName::parse("app-bank").unwrap(),
+            tenant: "bank".into(),
             formats: vec![ZoneFormat::Iso1],
             uses: Vec::new(),
             parity: ParityPolicy::Ignore,
         };
-        assert_eq!(zones, [Zone { tenant: "bank".into(), index: 0, rules }]);
+        assert_eq!(zones, [Zone { index: 0, rules }]);
         assert_eq!(checked(""), Ok(Vec::new()));
     }
 
     #[test]
     fn each_format_use_and_parity_is_read() {
         let more = "formats = [\"iso-3\", \"iso-0\", \"iso-1\"]\nparity = \"reject\"\n\
-                    uses = [\"set-pin\", \"get-pin\", \"verify\", \"export\", \"translate\"]";
+                    uses = [\"set-pin\", \"get-pin\", \"verify\", \"change\", \"export\", \"translate\"]";
         let rules = checked(&zone("bureau", "bank", 7, more)).unwrap().remove(0).rules;
         assert_eq!(rules.formats, [ZoneFormat::Iso3, ZoneFormat::Iso0, ZoneFormat::Iso1]);
         assert_eq!((&rules.uses[..], rules.parity), (&ZoneUse::ALL[..], ParityPolicy::Reject));

@@ -107,7 +107,7 @@ impl AtHost {
     /// new records. The PIN policy is not applied again.
     ///
     /// # Errors
-    /// [`Error::OtherAccount`] where both differ; [`Error::OneWay`] for a one-way record and another card.
+    /// [`Error::OtherAccount`] where both differ, or the tenants of the cards; [`Error::OneWay`] for a one-way record and another card.
     pub(super) fn rebind(
         &self,
         record: &PinRecord,
@@ -117,7 +117,8 @@ impl AtHost {
         in_workspace(|Workspace { block, wide, pin, .. }| {
             let account = account_digits(&*self.token, account, card)?;
             let to_account = account_digits(&*self.token, to_account, to_card)?;
-            match (card == to_card, account.as_slice() == to_account.as_slice()) {
+            let same_account = account.as_slice() == to_account.as_slice() && card.tenant() == to_card.tenant();
+            match (card == to_card, same_account) {
                 (false, false) => return Err(Error::OtherAccount),
                 (true, _) if record.form() == StorageFormat::OneWay => return Ok(record.clone()),
                 _ => {}

@@ -71,6 +71,10 @@ fn a_record_is_rebound_to_another_number_or_card_and_not_to_both() {
     let other_number = registered(&hsm, "4111111111111111", second);
     let stranger = rebound(&hsm, &record, (first, &old), (second, &other_number));
     assert!(matches!(stranger, Err(Error::OtherAccount)));
+    let of_other_tenant = CardBinding::new("other", "1000200030").unwrap();
+    let same_number = registered(&hsm, "5413330089020011", of_other_tenant);
+    let abroad = rebound(&hsm, &record, (first, &old), (of_other_tenant, &same_number));
+    assert!(matches!(abroad, Err(Error::OtherAccount)), "a PIN stays with its tenant");
     let stolen = rebound(&hsm, &record, (second, &of_successor), (second, &other_number));
     assert!(matches!(stolen, Err(Error::SealBroken { .. })), "the record is of another card");
 }

@@ -37,7 +37,7 @@ impl AtHost {
     ) -> Result<Reply, Error> {
         in_workspace(|workspace| {
             let account = account_digits(&*self.token, account, card)?;
-            let well_formed = self.open_source(source, card, &account, workspace)?;
+            let well_formed = self.open_source((source, ZoneUse::Verify), card, &account, workspace)?;
             let right = self.is_of_record(record, card, &account, workspace)?;
             let moved = if self.moves(record) { Some(self.one_way_record(&workspace.pin, card)?) } else { None };
             verified(well_formed, right, moved)
@@ -54,7 +54,7 @@ impl AtHost {
     ) -> Result<Reply, Error> {
         in_workspace(|workspace| {
             let account = account_digits(&*self.token, account, card)?;
-            let well_formed = self.open_source(source, card, &account, workspace)?;
+            let well_formed = self.open_source((source, ZoneUse::Verify), card, &account, workspace)?;
             let Workspace { pin, block, .. } = workspace;
             let right = match expected {
                 ExpectedValue::Pvv { key, value } => {
@@ -75,6 +75,10 @@ impl AtHost {
     }
 
     /// Compares the PIN of the first block with a record and re-encrypts the PIN of the second.
+    ///
+    /// # Errors
+    /// [`Error::TranslationNotAllowed`] where the blocks come from two parties: the party that proves the old PIN chooses the
+    /// new one.
     pub(super) fn change(
         &self,
         (old, new): (&Source, &Source),
@@ -82,11 +86,14 @@ impl AtHost {
         card: &CardBinding,
         account: &Account,
     ) -> Result<Changed, Error> {
+        if !is_one_party(old, new) {
+            return Err(Error::TranslationNotAllowed);
+        }
         in_workspace(|workspace| {
             let account = account_digits(&*self.token, account, card)?;
-            let old_well_formed = self.open_source(old, card, &account, workspace)?;
+            let old_well_formed = self.open_source((old, ZoneUse::Change), card, &account, workspace)?;
             let right = self.is_of_record(record, card, &account, workspace)?;
-            let new_well_formed = self.open_source(new, card, &account, workspace)?;
+            let new_well_formed = self.open_source((new, ZoneUse::Change), card, &account, workspace)?;
             let Workspace { pin, block, wide, .. } = workspace;
             let is_allowed = self.policy.judge(pin);
             let record = self.encrypt_record(pin, (block, wide), &account, card)?;
@@ -146,13 +153,13 @@ impl AtHost {
     }
 
     /// Decrypts the block of a source into the PIN of the workspace. Returns whether the block is well-formed. A zone needs the
-    /// use `verify`: the caller proves knowledge of a PIN, and a change needs no more than that.
+    /// use.
     ///
     /// # Errors
     /// [`Error::TranslationNotAllowed`] for a record: it proves no knowledge of the PIN.
     fn open_source(
         &self,
-        source: &Source,
+        (source, needed): (&Source, ZoneUse),
         card: &CardBinding,
         account: &AccountDigits,
         Workspace { tzpk, block: clear, wide, pin }: &mut Workspace,
@@ -166,7 +173,7 @@ impl AtHost {
                 Ok(decode_iso_1(clear, pin))
             }
             Source::Zone { key, block } => {
-                let key = self.zones.key(key, block.format(), ZoneUse::Verify, KeyMode::Decrypts)?;
+                let key = self.zones.key(key, block.format(), needed, KeyMode::Decrypts, card)?;
                 self.open_zone_block(key, block, account, (clear, wide), pin)
             }
             Source::Record(_) => Err(Error::TranslationNotAllowed),
@@ -259,6 +266,15 @@ impl AtHost {
             }
         }
         Err(Error::Unavailable { reason: "the random generator failed".into() })
+    }
+}
+
+/// Whether both blocks of a change come from one zone, or under one control of one device.
+fn is_one_party(old: &Source, new: &Source) -> bool {
+    match (old, new) {
+        (Source::Zone { key: old, .. }, Source::Zone { key: new, .. }) => old.zone == new.zone,
+        (Source::Device { control: old, .. }, Source::Device { control: new, .. }) => old == new,
+        _ => false,
     }
 }
 

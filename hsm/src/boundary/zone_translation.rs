@@ -21,7 +21,7 @@ impl Boundary {
         card: &CardBinding,
         account: &Account,
     ) -> Result<Reply, Error> {
-        let key = self.zones().key(key, block.format(), ZoneUse::SetPin, KeyMode::Decrypts)?;
+        let key = self.zones().key(key, block.format(), ZoneUse::SetPin, KeyMode::Decrypts, card)?;
         // Computed before the check of the block, so that accepted and refused blocks cost the same work.
         let bound = zone_block_bound_to(key.zone, key.version, card, block.format());
         let retry_tag = self.token().zone_block_tag(&bound, block.as_bytes())?;
@@ -41,7 +41,7 @@ impl Boundary {
         account: &Account,
     ) -> Result<Reply, Error> {
         let needed = if format.binds_account() { ZoneUse::Export } else { ZoneUse::GetPin };
-        let key = self.zones().key(key, format, needed, KeyMode::Encrypts)?;
+        let key = self.zones().key(key, format, needed, KeyMode::Encrypts, card)?;
         match self {
             Self::Host(at_host) => at_host.record_to_zone(record, card, account, key, format),
             Self::Token(at_token) => at_token.record_to_zone(record, card, account, key, format),
@@ -60,8 +60,8 @@ impl Boundary {
         let (Self::Host(at_host), Account::Registered(_)) = (self, account) else {
             return Err(Error::TranslationNotAllowed);
         };
-        let source = self.zones().key(source, block.format(), ZoneUse::Translate, KeyMode::Decrypts)?;
-        let target = self.zones().key(target, format, ZoneUse::Translate, KeyMode::Encrypts)?;
+        let source = self.zones().key(source, block.format(), ZoneUse::Translate, KeyMode::Decrypts, card)?;
+        let target = self.zones().key(target, format, ZoneUse::Translate, KeyMode::Encrypts, card)?;
         at_host.zone_to_zone((source, block), (target, format), card, account).map(Reply::ZoneBlock)
     }
 }

@@ -107,9 +107,9 @@ pub(crate) fn import_key(
     algorithm: crate::keyring::KeyAlgorithm,
     key: &crate::clear::ClearBytes,
 ) -> Result<(), Pkcs11Error> {
-    use crate::keyring::{Exportability, NewKey};
+    use crate::keyring::{Exportability, KeyMode, NewKey};
     let (session, _) = session_pool::log_in_to_write(config)?;
-    let new = NewKey { name, version: 1, algorithm, travels: Exportability::Never };
+    let new = NewKey { name, version: 1, algorithm, travels: Exportability::Never, mode: KeyMode::Both };
     keys::import(&session, &new, level, key).map(drop).map_err(call_failed("C_CreateObject"))
 }
 

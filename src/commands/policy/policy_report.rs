@@ -245,7 +245,7 @@ impl PolicyReport {
             translations: translations(boundary, &records),
             keys: keys(boundary.keys, &records),
             wrapping: wrapping(boundary.keys),
-            zones: boundary.zones.iter().map(|zone| zone_row(&zone.tenant, zone.index, &zone.rules)).collect(),
+            zones: boundary.zones.iter().map(|zone| zone_row(zone.index, &zone.rules)).collect(),
             peers: peers(&engine.peers),
             clients: clients.iter().map(|client| client_row(client, boundary, &engine.peers)).collect(),
             records: records.iter().map(Record::row).collect(),
@@ -418,7 +418,7 @@ fn wrapping(place: KeyPlace) -> Vec<WrappingRow> {
     zone.chain(of_tzpk).collect()
 }
 
-fn zone_row(tenant: &str, index: u32, rules: &ZoneRules) -> ZoneRow {
+fn zone_row(index: u32, rules: &ZoneRules) -> ZoneRow {
     let needs_aes = rules.formats.iter().any(|format| format.needs_aes());
     let fits = |algorithm: &&KeyAlgorithm| match algorithm {
         KeyAlgorithm::TdesDouble | KeyAlgorithm::TdesTriple => !needs_aes,
@@ -428,7 +428,7 @@ fn zone_row(tenant: &str, index: u32, rules: &ZoneRules) -> ZoneRow {
     let uses = rules.uses.iter().map(|zone_use| UseRow { name: zone_use.name(), rule: Rule::of_use(*zone_use) });
     ZoneRow {
         name: rules.name.to_string(),
-        tenant: tenant.to_owned(),
+        tenant: rules.tenant.clone(),
         index,
         formats: rules.formats.iter().map(|format| format.name()).collect(),
         key_algorithms: KeyAlgorithm::ALL.iter().filter(fits).map(KeyAlgorithm::to_string).collect(),
@@ -497,7 +497,7 @@ fn client_row(client: &ClientGrants, boundary: &BoundaryRules, peers: &[Peer]) -
 }
 
 fn is_zone_of(zone: &zone_config::Zone, tenant: &str, index: u32) -> bool {
-    zone.tenant == tenant && zone.index == index
+    zone.rules.tenant == tenant && zone.index == index
 }
 
 fn weakness_name(weakness: Weakness) -> &'static str {

@@ -19,6 +19,8 @@ pub(super) enum Rule {
     PinSetByZone,
     /// A party verifies PINs.
     PinVerified,
+    /// A party that proves the old PIN sets a new one.
+    PinChanged,
     /// A PIN that can be verified only.
     OneWayRecord,
     /// A block that the token alone decrypts.
@@ -51,13 +53,14 @@ pub(super) enum Rule {
 
 impl Rule {
     /// Every rule, in the order of the report.
-    pub(super) const ALL: [Self; 20] = [
+    pub(super) const ALL: [Self; 21] = [
         Self::FormatOneIsBound,
         Self::SameAccount,
         Self::CardholderView,
         Self::PinGivenToZone,
         Self::PinSetByZone,
         Self::PinVerified,
+        Self::PinChanged,
         Self::OneWayRecord,
         Self::WrappedRecord,
         Self::StorageUnderAes,
@@ -83,6 +86,7 @@ impl Rule {
             Self::PinGivenToZone => "pin-given-to-zone",
             Self::PinSetByZone => "pin-set-by-zone",
             Self::PinVerified => "pin-verified",
+            Self::PinChanged => "pin-changed",
             Self::OneWayRecord => "one-way-record",
             Self::WrappedRecord => "wrapped-record",
             Self::StorageUnderAes => "storage-under-aes",
@@ -107,7 +111,8 @@ impl Rule {
             Self::CardholderView => "SECURITY.md, \"View under PCI's translation table\" (judged)",
             Self::PinGivenToZone => "SECURITY.md, \"A PIN given to a zone\" (judged)",
             Self::PinSetByZone => "Card PIN API, pre-shared key; docs/pre-shared-key.md",
-            Self::PinVerified => "proto/pinseal/v1/pin.proto, VerifyPin and ChangePin",
+            Self::PinVerified => "proto/pinseal/v1/pin.proto, VerifyPin",
+            Self::PinChanged => "proto/pinseal/v1/pin.proto, ChangePin",
             Self::OneWayRecord => "SECURITY.md, \"What one-way storage promises\"",
             Self::WrappedRecord => "docs/decisions/0003-stored-pin-block.md; RFC 5649",
             Self::StorageUnderAes => "NIST SP 800-131A; docs/decisions/0003-stored-pin-block.md",
@@ -145,6 +150,10 @@ impl Rule {
             Self::PinSetByZone => "A party that knows the PIN sets it. The capability is off by default.",
             Self::PinVerified => {
                 "A party has PINs compared. Each comparison uses one of the card's tries, which is on disk before it."
+            }
+            Self::PinChanged => {
+                "A party that proves the old PIN sets the new one, both in blocks of its own zone. Each proof uses a try, as a \
+                 verification does."
             }
             Self::OneWayRecord => {
                 "A record that is a salted CMAC of the PIN is compared only: no view, no export, no re-encryption."
@@ -225,6 +234,7 @@ impl Rule {
             ZoneUse::SetPin => Self::PinSetByZone,
             ZoneUse::GetPin => Self::PinGivenToZone,
             ZoneUse::Verify => Self::PinVerified,
+            ZoneUse::Change => Self::PinChanged,
             ZoneUse::Export | ZoneUse::Translate => Self::SameAccount,
         }
     }

@@ -23,7 +23,7 @@ pub struct ZoneParty {
 
 /// The zone `app` of the tests' tenant with every use and 3DES format, and its index.
 pub const ZONES: &str = "[[zones]]\nname = \"app\"\ntenant = \"bank\"\nindex = 7\nformats = [\"iso-1\", \"iso-0\", \
-                         \"iso-3\"]\nuses = [\"set-pin\", \"get-pin\", \"verify\", \"export\", \"translate\"]\n";
+                         \"iso-3\"]\nuses = [\"set-pin\", \"get-pin\", \"verify\", \"change\", \"export\", \"translate\"]\n";
 
 impl ZoneParty {
     /// Makes a vault by an engine's first start, and loads the zone key by a ceremony.

@@ -170,8 +170,13 @@ impl Pins {
         self.admit_verification(caller)?;
         self.limits.admit_card(&card)?;
         let zone = self.zone(&caller.tenant, &old.key)?;
-        let (old, _) = zone.source(old, ZoneUse::Verify)?;
-        let (new, format) = self.zone(&caller.tenant, &new.key)?.source(new, ZoneUse::Verify)?;
+        let of_new = self.zone(&caller.tenant, &new.key)?;
+        // The boundary refuses two zones too; the engine refuses before the request uses a try of the card.
+        if zone.key().zone != of_new.key().zone {
+            return Err(Error::TranslationNotAllowed.into());
+        }
+        let (old, _) = zone.source(old, ZoneUse::Change)?;
+        let (new, format) = of_new.source(new, ZoneUse::Change)?;
         let about = CardEvent { key: Some(zone.key_text()), ..self.about_card(Action::ReserveTry, &card, None) };
         let attempt = self.reserve(caller, card, (Compared::Record, HostOperation::Change), about).await?;
         self.change(attempt, old, new, zone_block_format(format), None).await

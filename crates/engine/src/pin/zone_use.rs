@@ -46,7 +46,7 @@ impl ZoneOfTenant<'_> {
         let fits = |format: &ZoneFormat| match needed {
             ZoneUse::GetPin => !format.binds_account(),
             ZoneUse::Export => format.binds_account(),
-            ZoneUse::SetPin | ZoneUse::Verify | ZoneUse::Translate => true,
+            ZoneUse::SetPin | ZoneUse::Verify | ZoneUse::Change | ZoneUse::Translate => true,
         };
         let first = || self.rules.formats.iter().copied().find(fits);
         let format = format.or_else(first).unwrap_or(ZoneFormat::Iso1);

@@ -179,6 +179,7 @@ impl FrameValue for ZoneUse {
             Self::Verify => 2,
             Self::Export => 3,
             Self::Translate => 4,
+            Self::Change => 5,
         });
     }
 
@@ -189,6 +190,7 @@ impl FrameValue for ZoneUse {
             2 => Ok(Self::Verify),
             3 => Ok(Self::Export),
             4 => Ok(Self::Translate),
+            5 => Ok(Self::Change),
             _ => Err(FrameError),
         }
     }
@@ -303,6 +305,7 @@ impl FrameValue for Status {
         write_list(&self.keys, out);
         write_list(&self.zone_keys, out);
         write_list(&self.even_parity, out);
+        write_list(&self.reusable_answers, out);
         let StorageVersions { wrapped, iso_4, tdes, one_way } = self.storage;
         [wrapped, iso_4, tdes, one_way].iter().for_each(|KeyVersion(key)| out.extend_from_slice(&key.to_be_bytes()));
         match &self.memory {
@@ -326,6 +329,7 @@ impl FrameValue for Status {
         };
         let (form, until) = (FrameValue::read(read)?, FrameValue::read(read)?);
         let (keys, zone_keys, even_parity) = (read_list(read)?, read_list(read)?, read_list(read)?);
+        let reusable_answers = read_list(read)?;
         let mut version = || Ok::<_, FrameError>(KeyVersion(u16::from_be_bytes(read.array()?)));
         let storage = StorageVersions { wrapped: version()?, iso_4: version()?, tdes: version()?, one_way: version()? };
         let memory = Option::read(read)?.map_or(MemoryLock::Locked, MemoryLock::NotLocked);
@@ -335,7 +339,20 @@ impl FrameValue for Status {
             2 => Persistence::Token,
             _ => return Err(FrameError),
         };
-        Ok(Self { token, level, isolation, form, until, keys, zone_keys, even_parity, storage, memory, persistence })
+        Ok(Self {
+            token,
+            level,
+            isolation,
+            form,
+            until,
+            keys,
+            zone_keys,
+            even_parity,
+            reusable_answers,
+            storage,
+            memory,
+            persistence,
+        })
     }
 }
 

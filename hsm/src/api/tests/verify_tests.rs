@@ -544,7 +544,7 @@ fn a_vault_without_a_one_way_key_serves_every_other_format() {
 fn zone_rules(uses: &[ZoneUse]) -> ZoneRules {
     let formats = vec![ZoneFormat::Iso1, ZoneFormat::Iso0, ZoneFormat::Iso3];
     let name = ZoneName::parse("auth-host").unwrap();
-    ZoneRules { name, formats, uses: uses.into(), parity: ParityPolicy::Ignore }
+    ZoneRules { name, tenant: "bank".into(), formats, uses: uses.into(), parity: ParityPolicy::Ignore }
 }
 
 #[test]
@@ -576,7 +576,7 @@ fn a_block_of_a_zone_needs_the_use_verify_and_nothing_reversible_starts_one_way(
         ]
     };
     for form in [NewRecordFormat::Iso4, NewRecordFormat::OneWay] {
-        let hsm = open(form.clone(), &[ZoneUse::Verify]).unwrap();
+        let hsm = open(form.clone(), &[ZoneUse::Verify, ZoneUse::Change]).unwrap();
         let record = hsm.set(&phone, PIN_4524);
         for ((format, right), (_, wrong)) in blocks(0x4524).into_iter().zip(blocks(0x4525)) {
             assert!(matches!(hsm.verify(source(format, right), &record), Ok((true, None))), "{format}");
@@ -592,6 +592,19 @@ fn a_block_of_a_zone_needs_the_use_verify_and_nothing_reversible_starts_one_way(
         let refused = hsm.verify(source(format, right), &record);
         assert!(matches!(refused, Err(Error::ZoneUse { needed: ZoneUse::Verify })));
     }
+    // A zone that may verify sets no PIN, and both blocks of a change are of one party.
+    let [(format, right), ..] = blocks(0x4524);
+    let verifies = open(NewRecordFormat::Iso4, &[ZoneUse::Verify]).unwrap();
+    let record = verifies.set(&phone, PIN_4524);
+    assert!(matches!(verifies.verify(source(format, right), &record), Ok((true, None))));
+    let refused = verifies.change(source(format, right), source(format, right), &record);
+    assert!(matches!(refused, Err(Error::ZoneUse { needed: ZoneUse::Change })));
+    let changes = open(NewRecordFormat::Iso4, &[ZoneUse::Change]).unwrap();
+    let device = || changes.device_source(&phone, PIN_4524);
+    let mixed = [changes.change(source(format, right), device(), &record), {
+        changes.change(device(), source(format, right), &record)
+    }];
+    assert!(mixed.iter().all(|result| matches!(result, Err(Error::TranslationNotAllowed))));
     for needed in [ZoneUse::GetPin, ZoneUse::Export] {
         let refused = open(NewRecordFormat::OneWay, &[needed]).err();
         assert!(matches!(refused, Some(OpenError::Zone(ZoneError::Use { needed: found, .. })) if found == needed));

@@ -59,7 +59,8 @@ impl Known {
     }
 
     pub(super) fn rules(&self, formats: &[ZoneFormat], uses: &[ZoneUse]) -> ZoneRules {
-        ZoneRules { name: self.name(), formats: formats.into(), uses: uses.into(), parity: ParityPolicy::Ignore }
+        let (name, tenant) = (self.name(), "bank".into());
+        ZoneRules { name, tenant, formats: formats.into(), uses: uses.into(), parity: ParityPolicy::Ignore }
     }
 
     fn usage(&self) -> KeyUsage {
@@ -139,9 +140,13 @@ fn good_field(format: ZoneFormat) -> u64 {
     }
 }
 
-/// The zone whose key suits a format.
+/// The zone whose key carries a format at every level that has the format.
 fn zone_of(format: ZoneFormat) -> Known {
-    if format.needs_aes() { AUTH_HOST } else { APP_BANK }
+    match format {
+        ZoneFormat::Iso0 | ZoneFormat::Iso1 => APP_BANK,
+        ZoneFormat::Iso3 => BUREAU,
+        ZoneFormat::Iso4 => AUTH_HOST,
+    }
 }
 
 fn good_block(format: ZoneFormat) -> ZoneBlock {
@@ -248,9 +253,9 @@ pub(super) fn import_zone_keys(token: &Pkcs11, level: BoundaryLevel) {
 
 /// The rules of every zone that a level serves with a storage format.
 fn rules_at(level: BoundaryLevel, form: StorageFormat) -> Vec<ZoneRules> {
-    use ZoneUse::{Export, GetPin, SetPin, Translate, Verify};
+    use ZoneUse::{Change, Export, GetPin, SetPin, Translate, Verify};
     let tdes = [ZoneFormat::Iso1, ZoneFormat::Iso0, ZoneFormat::Iso3];
-    let aes_uses = [SetPin, Verify, Export, Translate];
+    let aes_uses = [SetPin, Verify, Change, Export, Translate];
     match (level, form) {
         (BoundaryLevel::Host, StorageFormat::OneWay) => {
             let aes = [AUTH_HOST, WALLET].map(|zone| zone.rules(&[ZoneFormat::Iso4], &[SetPin, Verify, Translate]));
@@ -264,7 +269,7 @@ fn rules_at(level: BoundaryLevel, form: StorageFormat) -> Vec<ZoneRules> {
             WALLET.rules(&[ZoneFormat::Iso4], &aes_uses),
         ],
         (BoundaryLevel::Token, StorageFormat::Iso3) => {
-            vec![APP_BANK.rules(&[ZoneFormat::Iso1, ZoneFormat::Iso3], &[SetPin, GetPin, Export])]
+            vec![APP_BANK.rules(&[ZoneFormat::Iso1], &[SetPin, GetPin]), BUREAU.rules(&[ZoneFormat::Iso3], &[Export])]
         }
         (BoundaryLevel::Token, StorageFormat::Iso4) => vec![APP_BANK.rules(&[ZoneFormat::Iso1], &[SetPin])],
         (BoundaryLevel::Token, _) => vec![APP_BANK.rules(&[ZoneFormat::Iso1], &[SetPin, GetPin])],
@@ -500,6 +505,56 @@ fn a_zone_does_only_what_its_rules_allow() {
 }
 
 #[test]
+fn a_zone_that_gives_and_accepts_format_1_is_named_at_the_start() {
+    let directory = tempfile::tempdir().unwrap();
+    if env::var_os(TOKEN_VARIABLE).is_none() {
+        vault_with(directory.path(), &all_keys());
+    }
+    let warned = |uses: &[ZoneUse]| {
+        let hsm = try_open(directory.path(), None, |_| vec![APP_BANK.rules(&[ZoneFormat::Iso1], uses)]).unwrap();
+        let is_line = |line: &String| line.starts_with("warning: zones that give PINs") && line.contains("app-bank");
+        assert_eq!(hsm.status().reusable_answers.is_empty(), !hsm.status().lines().iter().any(is_line));
+        !hsm.status().reusable_answers.is_empty()
+    };
+    assert!(warned(&[ZoneUse::SetPin, ZoneUse::GetPin]));
+    assert!(!warned(&[ZoneUse::SetPin]) && !warned(&[ZoneUse::GetPin]));
+    if level_here() == BoundaryLevel::Host {
+        assert!(warned(&[ZoneUse::GetPin, ZoneUse::Verify]) && warned(&[ZoneUse::GetPin, ZoneUse::Change]));
+        assert!(!warned(&[ZoneUse::SetPin, ZoneUse::Verify, ZoneUse::Change]));
+    }
+}
+
+#[test]
+fn a_zone_is_unknown_to_a_card_of_another_tenant() {
+    let hsm = open_with_zones();
+    let other = card_of("other", "1000200030");
+    let account = || Account::Registered(wait(hsm.seal_pan(PAN, other)).unwrap());
+    let refused = |result: Option<Error>| assert!(matches!(result, Some(Error::ZoneUnknown { .. })), "{result:?}");
+    refused(set_for(&hsm, APP_BANK.key(), &good_block(ZoneFormat::Iso1), other, &account()).err());
+    let phone = Phone::new();
+    let binding = Binding { card: other, ..binding() };
+    let issued = wait(hsm.issue(&phone.public, &binding)).unwrap();
+    let source = Source::Device {
+        sealed_tzpk: SealedKey::from_bytes(issued.sealed.as_bytes()).unwrap(),
+        control: CONTROL,
+        block: phone.block(&issued, GOOD),
+    };
+    let Reply::Record { record, .. } = wait(hsm.translate(source, Target::Record, other, &account())).unwrap() else {
+        panic!("the reply of another request")
+    };
+    let give = |format| {
+        let target = to_zone(&APP_BANK, format);
+        wait(hsm.translate(Source::Record(record.clone()), target, other, &account())).err()
+    };
+    refused(give(ZoneFormat::Iso1));
+    if hsm.status().level() == BoundaryLevel::Host {
+        refused(give(ZoneFormat::Iso0));
+        let source = from_zone(&APP_BANK, &good_block(ZoneFormat::Iso0));
+        refused(wait(hsm.translate(source, to_zone(&BUREAU, ZoneFormat::Iso0), other, &account())).err());
+    }
+}
+
+#[test]
 fn only_the_same_block_of_a_zone_and_card_has_the_same_tag() {
     let hsm = open_with_zones();
     let good = good_block(ZoneFormat::Iso1);
@@ -565,7 +620,7 @@ fn a_zone_that_the_level_cannot_serve_keeps_the_boundary_closed() {
     if level_here() == BoundaryLevel::Host {
         return;
     }
-    for needed in [ZoneUse::Verify, ZoneUse::Translate, ZoneUse::Export] {
+    for needed in [ZoneUse::Verify, ZoneUse::Change, ZoneUse::Translate, ZoneUse::Export] {
         let error = refused(APP_BANK.rules(&[ZoneFormat::Iso1, ZoneFormat::Iso3], &[ZoneUse::SetPin, needed]));
         assert!(matches!(error, ZoneError::Use { needed: named, .. } if named == needed), "{error}");
     }
@@ -573,6 +628,27 @@ fn a_zone_that_the_level_cannot_serve_keeps_the_boundary_closed() {
     assert!(matches!(error, ZoneError::Format { format: ZoneFormat::Iso0, .. }), "{error}");
     let reject = ZoneRules { parity: ParityPolicy::Reject, ..APP_BANK.rules(&[ZoneFormat::Iso1], &[ZoneUse::SetPin]) };
     assert!(matches!(refused(reject), ZoneError::ParityUnknown { .. }));
+}
+
+/// At level `token` a block of format 3 of one card, named as format 1 of another card, would become the PIN of that card.
+#[test]
+fn a_zone_that_sets_pins_at_level_token_has_format_1_alone() {
+    if level_here() == BoundaryLevel::Host {
+        return;
+    }
+    let opened = |uses: &[ZoneUse], formats: &[ZoneFormat]| {
+        let form = NewRecordFormat::Iso3 { until: "2999-12-31".into() };
+        try_open(Path::new("/"), Some(form), |_| vec![APP_BANK.rules(formats, uses)]).err()
+    };
+    let both = [ZoneFormat::Iso1, ZoneFormat::Iso3];
+    match opened(&[ZoneUse::SetPin, ZoneUse::Export], &both) {
+        Some(OpenError::Zone(error @ ZoneError::SetBesideBound { format: ZoneFormat::Iso3, .. })) => {
+            assert!(error.to_string().contains("may carry iso-1 only"), "{error}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(opened(&[ZoneUse::GetPin, ZoneUse::Export], &both).is_none());
+    assert!(opened(&[ZoneUse::SetPin, ZoneUse::GetPin], &[ZoneFormat::Iso1]).is_none());
 }
 
 /// What the inventory of a ceremony notes of a key that nothing can read.
@@ -708,6 +784,12 @@ mod in_a_vault {
         assert!(set_for(&hsm, of_version(None), &block(&WALLET), card(), &account).is_err());
         let given = give(&hsm, &older.record, &WALLET, ZoneFormat::Iso4).unwrap();
         assert_eq!(newer.field(&given), good_field(ZoneFormat::Iso4));
+        let give_under = |version| {
+            let target = Target::Zone { key: of_version(version), format: ZoneFormat::Iso4 };
+            wait(hsm.translate(Source::Record(older.record.clone()), target, card(), &account)).err()
+        };
+        assert!(give_under(Some(KeyVersion(2))).is_none());
+        assert!(matches!(give_under(Some(KeyVersion(1))), Some(Error::ZoneUnknown { .. })));
 
         let mut store = KeyStore::open(KeysConfig::Vault(vault_in(directory.path())), &Wanted::default(), NOW).unwrap();
         store.retire(&WALLET.usage(), 1, &crate::key_store::KeyUse::NotCounted, NOW).unwrap();

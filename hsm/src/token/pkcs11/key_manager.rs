@@ -29,7 +29,7 @@ use crate::{
     clear::{Clear, ClearBytes},
     config::Pkcs11,
     keyblock::{CmacInToken, KeyBlockError},
-    keyring::{Exportability, KeyAlgorithm, KeyInfo, KeyState, KeyUsage, Keyring, NewKey},
+    keyring::{Exportability, KeyAlgorithm, KeyInfo, KeyMode, KeyState, KeyUsage, Keyring, NewKey},
     open_error::Pkcs11Error,
 };
 
@@ -133,7 +133,7 @@ impl TokenKeyManager {
     }
 
     fn kcv(&self, name: &KeyUsage, algorithm: KeyAlgorithm, key: ObjectHandle) -> Result<Option<Kcv>, Pkcs11Error> {
-        keys::kcv(self.calls(), name, self.level, algorithm, key).map_err(call_failed("KCV"))
+        keys::kcv(self.calls(), name, (self.level, KeyMode::Both), algorithm, key).map_err(call_failed("KCV"))
     }
 
     fn object(&self, name: &KeyUsage, version: u16) -> Result<ObjectHandle, Pkcs11Error> {
@@ -191,9 +191,16 @@ impl TokenKeyManager {
             let algorithm = default_algorithm(&name, level, seal);
             let newest = configured_versions(config, &name).into_iter().max().unwrap_or_default();
             for (version, key) in versions_of(&self.session, &name)? {
-                audit(&self.session, &name, level, key, Exportability::Never)?;
-                let kcv = keys::kcv(self.calls(), &name, level, algorithm, key).map_err(call_failed("KCV"))?;
-                let new = NewKey { name: name.clone(), version, algorithm, travels: Exportability::Never };
+                audit(&self.session, &name, level, key, (Exportability::Never, KeyMode::Both))?;
+                let kcv = keys::kcv(self.calls(), &name, (level, KeyMode::Both), algorithm, key)
+                    .map_err(call_failed("KCV"))?;
+                let new = NewKey {
+                    name: name.clone(),
+                    version,
+                    algorithm,
+                    travels: Exportability::Never,
+                    mode: KeyMode::Both,
+                };
                 let info = keyring.put(new, kcv, None, now);
                 info.activated_at = (version <= newest).then_some(now);
             }

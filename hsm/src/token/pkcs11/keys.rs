@@ -311,14 +311,28 @@ fn version_of(id: &[u8]) -> Option<u16> {
     id.get(1..3).and_then(|version| <[u8; 2]>::try_from(version).ok()).map(u16::from_be_bytes)
 }
 
+/// The rights of a zone key at a level: those of the directions that its mode of use allows.
+fn zone_rights(level: BoundaryLevel, mode: KeyMode) -> &'static [AttributeType] {
+    use AttributeType::{Decrypt, Encrypt, Unwrap, Wrap};
+    match (level, mode) {
+        (BoundaryLevel::Host, KeyMode::Both) => &[Encrypt, Decrypt],
+        (BoundaryLevel::Host, KeyMode::Encrypts) => &[Encrypt],
+        (BoundaryLevel::Host, KeyMode::Decrypts) => &[Decrypt],
+        (BoundaryLevel::Token, KeyMode::Both) => &[Wrap, Unwrap],
+        (BoundaryLevel::Token, KeyMode::Encrypts) => &[Wrap],
+        (BoundaryLevel::Token, KeyMode::Decrypts) => &[Unwrap],
+        (_, KeyMode::Generates | KeyMode::Verifies) => &[],
+    }
+}
+
 /// The rights of a usage at a level: all others are false.
-fn rights(name: &KeyUsage, level: BoundaryLevel) -> &'static [AttributeType] {
+fn rights(name: &KeyUsage, (level, mode): (BoundaryLevel, KeyMode)) -> &'static [AttributeType] {
     match (name, level) {
-        (KeyUsage::Storage | KeyUsage::StorageTdes | KeyUsage::SealEncrypting, _)
-        | (KeyUsage::Zone(_), BoundaryLevel::Host) => &[AttributeType::Encrypt, AttributeType::Decrypt],
-        (KeyUsage::StorageIso3 | KeyUsage::Seal, _) | (KeyUsage::Zone(_), BoundaryLevel::Token) => {
-            &[AttributeType::Wrap, AttributeType::Unwrap]
+        (KeyUsage::Zone(_), _) => zone_rights(level, mode),
+        (KeyUsage::Storage | KeyUsage::StorageTdes | KeyUsage::SealEncrypting, _) => {
+            &[AttributeType::Encrypt, AttributeType::Decrypt]
         }
+        (KeyUsage::StorageIso3 | KeyUsage::Seal, _) => &[AttributeType::Wrap, AttributeType::Unwrap],
         (KeyUsage::StorageWrapped, _) => &[AttributeType::Derive],
         (KeyUsage::StorageIso4, _) => &[AttributeType::Wrap, AttributeType::Encrypt],
         // CMAC by encryption derives the keys of a key block.
@@ -371,6 +385,8 @@ struct FoundKey {
     version: u16,
     algorithm: KeyAlgorithm,
     handle: ObjectHandle,
+    /// As the inventory lists the key; `Both` without an inventory.
+    mode: KeyMode,
 }
 
 /// The key objects that an engine uses at a level.
@@ -384,11 +400,18 @@ impl FoundKeys {
     ///
     /// # Errors
     /// [`Pkcs11Error::Key`] where a key is missing, or where several have the same label and id.
-    pub(super) fn find(session: &Session, in_use: &InUse, level: BoundaryLevel) -> Result<Self, Pkcs11Error> {
+    pub(super) fn find(
+        session: &Session,
+        in_use: &InUse,
+        level: BoundaryLevel,
+        inventory: Option<&Keyring>,
+    ) -> Result<Self, Pkcs11Error> {
         let keys = in_use.0.iter().map(|(name, version)| match objects(session, name, *version)?[..] {
             [handle] => {
                 let algorithm = algorithm_of(session, name, level, handle)?;
-                Ok(FoundKey { name: name.clone(), version: *version, algorithm, handle })
+                let listed = inventory.and_then(|keyring| keyring.of(name).find(|ring| ring.info.version == *version));
+                let mode = listed.map_or(KeyMode::Both, |ring| ring.info.mode);
+                Ok(FoundKey { name: name.clone(), version: *version, algorithm, handle, mode })
             }
             ref found => Err(Pkcs11Error::Key { label: label(name), version: *version, found: found.len() }),
         });
@@ -426,28 +449,28 @@ impl FoundKeys {
         }
         for (name, version) in missing {
             let algorithm = default_algorithm(&name, level, seal);
-            let new = NewKey { name, version, algorithm, travels: Exportability::Never };
+            let new = NewKey { name, version, algorithm, travels: Exportability::Never, mode: KeyMode::Both };
             generate(session, &new, level).map_err(call_failed("C_GenerateKey"))?;
         }
-        Self::find(&session, &in_use, level)
+        Self::find(&session, &in_use, level, None)
     }
 
     /// Rejects unsafe keys; see [`audit`]. Only a zone key that the inventory lists as exportable may be extractable.
     pub(super) fn audit(&self, session: &Session, inventory: Option<&Keyring>) -> Result<(), Pkcs11Error> {
-        self.keys.iter().try_for_each(|FoundKey { name, version, handle, .. }| {
+        self.keys.iter().try_for_each(|FoundKey { name, version, handle, mode, .. }| {
             let listed = inventory.and_then(|keyring| keyring.of(name).find(|ring| ring.info.version == *version));
             let travels = match listed {
                 Some(ring) if ring.info.exportable && !name.is_an_engines() => Exportability::On,
                 _ => Exportability::Never,
             };
-            audit(session, name, self.level, *handle, travels)
+            audit(session, name, self.level, *handle, (travels, *mode))
         })
     }
 
     /// The ids of the keys. A key that may neither encrypt nor sign has no KCV.
     pub(super) fn references(&self, session: Calls<'_>) -> Result<KeyReferences, CallError> {
-        let key_id = |FoundKey { name, version, algorithm, handle }: &FoundKey| {
-            let kcv = kcv(session, name, self.level, *algorithm, *handle)?;
+        let key_id = |FoundKey { name, version, algorithm, handle, mode }: &FoundKey| {
+            let kcv = kcv(session, name, (self.level, *mode), *algorithm, *handle)?;
             Ok(KeyId { usage: name.clone(), version: KeyVersion(*version), kcv })
         };
         self.keys.iter().map(key_id).collect()
@@ -464,7 +487,7 @@ impl FoundKeys {
                 zone: zone.clone(),
                 version: KeyVersion(key.version),
                 is_tdes: key.algorithm.is_tdes(),
-                mode: listed.map_or(KeyMode::Both, |ring| ring.info.mode),
+                mode: key.mode,
                 odd_parity: listed.map(|ring| ring.info.odd_parity),
                 kcv,
             })
@@ -482,9 +505,9 @@ impl FoundKeys {
     /// Copies the keys into this session (C_CopyObject): a token with a key database, such as NSS, reads a stored key from
     /// the database at every use.
     pub(super) fn copied_to_session(&self, session: &Session) -> Result<Self, CallError> {
-        let copy = |FoundKey { name, version, algorithm, handle }: &FoundKey| {
+        let copy = |FoundKey { name, version, algorithm, handle, mode }: &FoundKey| {
             let handle = session.copy_object(*handle, &[Attribute::Token(false)])?;
-            Ok(FoundKey { name: name.clone(), version: *version, algorithm: *algorithm, handle })
+            Ok(FoundKey { name: name.clone(), version: *version, algorithm: *algorithm, handle, mode: *mode })
         };
         Ok(Self { keys: self.keys.iter().map(copy).collect::<Result<_, CallError>>()?, level: self.level })
     }
@@ -521,7 +544,7 @@ pub(super) fn audit(
     name: &KeyUsage,
     level: BoundaryLevel,
     handle: ObjectHandle,
-    travels: Exportability,
+    (travels, mode): (Exportability, KeyMode),
 ) -> Result<(), Pkcs11Error> {
     let must = |holds: bool, attribute, found: &'static str| match holds {
         true => Ok(()),
@@ -540,7 +563,7 @@ pub(super) fn audit(
     must(right_type, "CKA_KEY_TYPE", "of another kind")?;
     for (right, attribute) in RIGHTS {
         let granted = attributes.iter().any(|attribute| attribute.attribute_type() == right && is_true(attribute));
-        match rights(name, level).contains(&right) {
+        match rights(name, (level, mode)).contains(&right) {
             true => must(granted, attribute, "not true")?,
             false => must(!granted, attribute, "not false")?,
         }
@@ -603,8 +626,8 @@ fn is_true(attribute: &Attribute) -> bool {
     )
 }
 
-fn template(NewKey { name, version, travels, .. }: &NewKey, level: BoundaryLevel) -> Vec<Attribute> {
-    let may = |right| rights(name, level).contains(&right);
+fn template(NewKey { name, version, travels, mode, .. }: &NewKey, level: BoundaryLevel) -> Vec<Attribute> {
+    let may = |right| rights(name, (level, *mode)).contains(&right);
     let mut template = named(name, *version);
     template.extend([
         Attribute::Sensitive(true),
@@ -653,11 +676,11 @@ pub(super) fn import(
 pub(super) fn kcv(
     session: Calls<'_>,
     name: &KeyUsage,
-    level: BoundaryLevel,
+    (level, mode): (BoundaryLevel, KeyMode),
     algorithm: KeyAlgorithm,
     key: ObjectHandle,
 ) -> Result<Option<Kcv>, CallError> {
-    let may = |right| rights(name, level).contains(&right);
+    let may = |right| rights(name, (level, mode)).contains(&right);
     Ok(match algorithm {
         KeyAlgorithm::HmacSha256 if may(AttributeType::Sign) => {
             let mut tag = [0; 32];
@@ -757,7 +780,7 @@ mod tests {
     }
 
     fn aes_256(name: KeyUsage, version: u16) -> NewKey {
-        NewKey { name, version, algorithm: KeyAlgorithm::Aes256, travels: Exportability::Never }
+        NewKey { name, version, algorithm: KeyAlgorithm::Aes256, travels: Exportability::Never, mode: KeyMode::Both }
     }
 
     #[test]
@@ -789,6 +812,30 @@ mod tests {
         let (session, _) = session_pool::log_in_to_write(&config).unwrap();
         let versions = versions_of(&session, &storage).unwrap();
         assert_eq!(versions.iter().map(|(version, _)| *version).collect::<Vec<_>>(), [1]);
+    }
+
+    #[test]
+    fn a_zone_key_has_the_rights_of_its_mode_alone() {
+        let make = fresh_token!([Make::SoftHsm, Make::OpenCryptoki]);
+        let (session, _) = session_pool::log_in_to_write(&make.config()).unwrap();
+        let key = ClearBytes::copied(&[0x2F, 0x31, 0x34, 0x37, 0x38, 0x3B, 0x3D, 0x3E, 1, 2, 4, 7, 8, 11, 13, 14]);
+        let level = BoundaryLevel::Host;
+        for (version, mode) in [(1, KeyMode::Both), (2, KeyMode::Encrypts), (3, KeyMode::Decrypts)] {
+            let name = KeyUsage::parse("zone:app-bank").unwrap();
+            let (algorithm, travels) = (KeyAlgorithm::TdesDouble, Exportability::Never);
+            let new = NewKey { name, version, algorithm, travels, mode };
+            let handle = import(&session, &new, level, &key).unwrap();
+            let [encrypts, decrypts] = [KeyMode::Encrypts, KeyMode::Decrypts].map(|wanted| mode.allows(wanted));
+            let found = session.get_attributes(handle, &[AttributeType::Encrypt, AttributeType::Decrypt]).unwrap();
+            assert_eq!(found, [Attribute::Encrypt(encrypts), Attribute::Decrypt(decrypts)], "{mode}");
+            let calls = Calls::new(&session, None);
+            let kcv = kcv(calls, &new.name, (level, mode), algorithm, handle).unwrap();
+            assert_eq!(kcv.is_some(), encrypts, "{mode}");
+            for audited in [KeyMode::Both, KeyMode::Encrypts, KeyMode::Decrypts] {
+                let result = audit(&session, &new.name, level, handle, (travels, audited));
+                assert_eq!(result.is_ok(), audited == mode, "{mode}, audited as {audited}");
+            }
+        }
     }
 
     #[test]

@@ -307,8 +307,8 @@ pub(super) fn find_keys(
             in_use
         }
     };
-    let found = FoundKeys::find(&session, &in_use, level)?;
     let keyring = inventory.as_ref().map(|inventory| &inventory.keyring);
+    let found = FoundKeys::find(&session, &in_use, level, keyring)?;
     found.audit(&session, keyring)?;
     let mut references = found.references(session).map_err(call_failed("KCV"))?;
     if let Some(exchanged) = inventory.as_ref().and_then(|inventory| exchanged(inventory, &references)) {
