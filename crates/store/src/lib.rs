@@ -484,7 +484,8 @@ impl dyn Store + '_ {
     /// [`Change::ReserveTry`].
     ///
     /// # Errors
-    /// [`Denied::CardUnknown`], [`Denied::PinNotSet`], [`Denied::PinLocked`], or an error of the store.
+    /// [`Denied::CardUnknown`], [`Denied::PinNotSet`], [`Denied::PinStored`], [`Denied::PinLocked`], or an error of the
+    /// store.
     pub async fn reserve_try(
         &self,
         card: CardKey,
@@ -540,7 +541,7 @@ impl dyn Store + '_ {
     /// [`Change::ResetTries`].
     ///
     /// # Errors
-    /// [`Denied::CardUnknown`], or an error of the store.
+    /// [`Denied::CardUnknown`], [`Denied::TryUnknown`], or an error of the store.
     pub async fn reset_tries(&self, card: CardKey, up_to: u64, limit: u32, event: Event) -> Result<Tries, ChangeError> {
         match self.apply_for_call(Change::ResetTries { card, up_to, limit }, event).await? {
             Outcome::TriesReset { tries, .. } => Ok(tries),
