@@ -84,6 +84,10 @@ reasons! {
     PinBlockMalformed = "PIN_BLOCK_MALFORMED",
     /// The storage format or the boundary level of the PIN record does not allow the PIN to leave the store.
     PinNotShown = "PIN_NOT_SHOWN",
+    /// The card has a stored PIN, so no verification value is compared.
+    PinStored = "PIN_STORED",
+    /// No try with this `reserved_try_count` was reserved.
+    TryCountInvalid = "TRY_COUNT_INVALID",
     /// The card has no try left.
     PinLocked = "PIN_LOCKED",
     /// The block set a PIN of the card that another PIN has replaced.

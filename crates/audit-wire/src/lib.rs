@@ -183,6 +183,7 @@ enums! {
         ReplacedBlock,
         OtherAccount,
         ZoneRefused,
+        PinStored,
     }
     action_message, read_action: Action as CardAction {
         RegisterCard,

@@ -442,6 +442,8 @@ coded! {
         OtherAccount = 18,
         /// The zone is not configured, or its rules do not allow the use or the format.
         ZoneRefused = 19,
+        /// The card has a stored PIN, and the request asked for a comparison with a verification value.
+        PinStored = 20,
     }
 }
 

@@ -261,6 +261,12 @@ pub enum Denied {
     /// The card has no PIN.
     #[error("the card has no PIN: set one first")]
     PinNotSet,
+    /// The card has a PIN record, and the caller asked for a comparison with a verification value.
+    #[error("the card has a stored PIN: verify against it, without pvv, ibm_3624_offset or ibm_3624_natural")]
+    PinStored,
+    /// No try with this number was reserved.
+    #[error("no try with this number was reserved: send the reserved_try_count of FindCard")]
+    TryUnknown,
     /// No try is left.
     #[error("no try is left: the PIN is locked until its tries are reset")]
     PinLocked,

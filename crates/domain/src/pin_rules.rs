@@ -57,10 +57,12 @@ pub fn give(newest: Option<&StoredPin>, shown: &[u8]) -> Result<(), Denied> {
     }
 }
 
-/// Reserves a try. It is used until a right PIN or a reset forgives it.
+/// Reserves a try. It is used until a right PIN or a reset forgives it. The tries of a card are against one reference: who
+/// knows a PIN and its verification value could otherwise forgive guesses at the record without end.
 ///
 /// # Errors
-/// [`Denied::CardUnknown`], [`Denied::PinNotSet`] where the card has no record to compare with, or [`Denied::PinLocked`].
+/// [`Denied::CardUnknown`], [`Denied::PinNotSet`] where the card has no record to compare with, [`Denied::PinStored`] where
+/// the card has a record and a value is to be compared, or [`Denied::PinLocked`].
 pub fn reserve_try(
     card: Option<CardState>,
     newest: Option<StoredPin>,
@@ -68,9 +70,10 @@ pub fn reserve_try(
     limit: u32,
 ) -> Result<(CardState, ReservedTry), Denied> {
     let card = card.ok_or(Denied::CardUnknown)?;
-    let pin = match compared {
-        Compared::Record => Some(newest.ok_or(Denied::PinNotSet)?),
-        Compared::Value => None,
+    let pin = match (compared, newest) {
+        (Compared::Record, newest) => Some(newest.ok_or(Denied::PinNotSet)?),
+        (Compared::Value, None) => None,
+        (Compared::Value, Some(_)) => return Err(Denied::PinStored),
     };
     let state = card.tries.reserve(limit).ok_or(Denied::PinLocked)?;
     let reserved = ReservedTry {
@@ -166,9 +169,12 @@ pub fn settle_change(
 /// Forgives the tries of a card up to this number.
 ///
 /// # Errors
-/// [`Denied::CardUnknown`].
+/// [`Denied::CardUnknown`], or [`Denied::TryUnknown`] for a number that no caller has seen.
 pub fn reset_tries(card: Option<CardState>, up_to: u64) -> Result<CardState, Denied> {
     let card = card.ok_or(Denied::CardUnknown)?;
+    if up_to > card.tries.tries.reserved {
+        return Err(Denied::TryUnknown);
+    }
     Ok(CardState { tries: card.tries.forgive(up_to), ..card })
 }
 
@@ -398,6 +404,7 @@ mod tests {
         assert_eq!(reserve(None, None, Compared::Value), Err(Denied::CardUnknown));
         let known = Some(CardState { generation: 7, ..CardState::default() });
         assert_eq!(reserve(known.clone(), None, Compared::Record), Err(Denied::PinNotSet));
+        assert_eq!(reserve(known.clone(), Some(pin(1, 1)), Compared::Value), Err(Denied::PinStored));
         let by_value = reserve(known.clone(), None, Compared::Value).unwrap();
         assert_eq!(by_value.tries.tries, Tries { reserved: 1, forgiven: 0 });
         let (card, reserved) = reserve_try(known, Some(pin(1, 1)), Compared::Record, 1).unwrap();
@@ -645,7 +652,13 @@ mod tests {
                         None
                     }
                     Step::Reset { up_to } => {
-                        card = reset_tries(Some(before.clone()), up_to).unwrap();
+                        match reset_tries(Some(before.clone()), up_to) {
+                            Ok(after) => card = after,
+                            Err(denied) => {
+                                prop_assert_eq!(denied, Denied::TryUnknown);
+                                prop_assert!(up_to > before.tries.tries.reserved);
+                            }
+                        }
                         None
                     }
                     Step::ReplaceAccount { number, version } => {

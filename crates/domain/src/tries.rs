@@ -86,7 +86,7 @@ impl TryState {
 pub enum Compared {
     /// The block with the card's PIN record.
     Record,
-    /// The block with a verification value that the caller sends. The card needs no PIN record.
+    /// The block with a verification value that the caller sends. The card has no PIN record.
     Value,
 }
 

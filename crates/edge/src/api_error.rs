@@ -172,6 +172,7 @@ impl ApiError {
             | Reason::ChangeInvalid
             | Reason::MethodInvalid
             | Reason::RequestIdInvalid
+            | Reason::TryCountInvalid
             | Reason::ClientNetworkInvalid => Self::REQUEST_INVALID,
             Reason::CallerForbidden => Self::CALLER_FORBIDDEN,
             Reason::TenantMismatch => Self::TENANT_MISMATCH,
@@ -183,9 +184,11 @@ impl ApiError {
             Reason::ZoneUnknown => Self::ZONE_UNKNOWN,
             Reason::ZoneFormat | Reason::ZoneUse => Self::ZONE_FORBIDDEN,
             Reason::ValueKeyUnknown => Self::NOT_FOUND,
-            Reason::AccountBound | Reason::PinLocked | Reason::AccountMismatch | Reason::LevelUnsupported => {
-                Self::STATE_CONFLICT
-            }
+            Reason::AccountBound
+            | Reason::PinStored
+            | Reason::PinLocked
+            | Reason::AccountMismatch
+            | Reason::LevelUnsupported => Self::STATE_CONFLICT,
             Reason::PinBlockReplaced => Self::PIN_BLOCK_REPLACED,
             Reason::TzpkMissing => Self::TZPK_MISSING,
             Reason::PinBlockMalformed => Self::PIN_BLOCK_MALFORMED,
@@ -452,6 +455,7 @@ mod tests {
                     "VALUE_METHOD_INVALID",
                     "SEALED_ACCOUNT_INVALID",
                     "CHANGE_INVALID",
+                    "TRY_COUNT_INVALID",
                     "METHOD_INVALID",
                     "CONTROL_ID_INVALID",
                     "SCOPE_INVALID",
@@ -484,6 +488,7 @@ mod tests {
                     "PIN_BLOCK_MALFORMED",
                     "PIN_NOT_SHOWN",
                     "PIN_REFUSED",
+                    "PIN_STORED",
                     "PIN_LOCKED",
                     "PIN_BLOCK_REPLACED",
                     "ACCOUNT_MISMATCH",

@@ -1,7 +1,7 @@
 //! The limits on the rate of calls, by tenant and by card: a tenant's calls may come through several edges.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -22,6 +22,8 @@ const LINES_PER_MINUTE_MAX: u64 = 60;
 /// controls.
 const UNKNOWN_CONTROLS_PER_MINUTE_MAX: u64 = 60;
 
+const MINUTE: Duration = Duration::from_secs(60);
+
 /// The limits that an operator configures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CallLimits {
@@ -31,7 +33,7 @@ pub struct CallLimits {
     pub per_card_per_minute: u32,
     /// The most items in streams of one tenant within a second.
     pub stream_items_per_tenant_per_second: u32,
-    /// The most wrong PINs of one caller and tenant within a minute.
+    /// The most tries of one caller and tenant within a minute whose PIN was not right.
     pub wrong_pins_per_caller_per_minute: u32,
 }
 
@@ -88,58 +90,58 @@ impl CallAdmission {
         self.items.admit(tenant).map_err(|exceeded| exceeded.retry_after)
     }
 
-    /// Admits a caller that verifies a PIN: one whose wrong PINs are within the limit.
+    /// Charges a caller for a try, before the try is reserved: concurrent calls have no more tries than the limit.
     ///
     /// # Errors
     /// The time until the caller may verify a PIN.
-    pub(crate) fn admit_verification(&self, caller: &Caller) -> Result<(), Duration> {
-        self.wrong_pins.admit(caller)
+    pub(crate) fn charge_try(&self, caller: &Caller) -> Result<(), Duration> {
+        self.wrong_pins.charge(caller, Instant::now())
     }
 
-    /// Counts a wrong PIN, or a malformed block in its place.
-    pub(crate) fn count_wrong_pin(&self, caller: &Caller) {
-        self.wrong_pins.count(caller);
+    /// Returns the charge for a try with a right PIN, or for a try that was not reserved.
+    pub(crate) fn refund_try(&self, caller: &Caller) {
+        self.wrong_pins.refund(caller, Instant::now());
     }
 }
 
-/// The limit on wrong PINs: a caller who guesses could lock the cards of strangers, each by a few tries. A caller that has
-/// reached the limit verifies nothing, so that no try of a card is used.
+/// The limit on wrong PINs: a caller who guesses could lock the cards of strangers, each by a few tries. The quota of a caller
+/// is renewed evenly (GCRA, as [`RateLimit`]), and each try is charged until its PIN is right.
 struct WrongPins {
-    counted: RateLimit<(Arc<str>, Tenant)>,
-    /// The callers that have reached the limit, and until when.
-    barred: Mutex<HashMap<(Arc<str>, Tenant), Instant>>,
+    /// The time by which a charge is renewed.
+    cost: Duration,
+    /// When the quota of a caller is whole again; absent for a whole quota.
+    whole_at: Mutex<HashMap<(Arc<str>, Tenant), Instant>>,
 }
 
 impl WrongPins {
     fn new(per_minute: u32) -> Self {
-        Self { counted: RateLimit::per_minute(per_minute), barred: Mutex::default() }
+        Self { cost: MINUTE / per_minute.max(1), whole_at: Mutex::default() }
     }
 
-    fn admit(&self, caller: &Caller) -> Result<(), Duration> {
-        let mut barred = self.barred();
-        if barred.is_empty() {
-            return Ok(());
-        }
-        let key = (Arc::clone(&caller.peer), caller.tenant);
-        let left = barred.get(&key).and_then(|until| until.checked_duration_since(Instant::now()));
-        match left {
+    fn charge(&self, caller: &Caller, now: Instant) -> Result<(), Duration> {
+        let mut callers = self.callers();
+        let whole_at = callers.entry((Arc::clone(&caller.peer), caller.tenant)).or_insert(now);
+        let charged = (*whole_at).max(now) + self.cost;
+        match charged.checked_duration_since(now + MINUTE) {
             Some(retry_after) if !retry_after.is_zero() => Err(retry_after),
             _ => {
-                barred.remove(&key);
+                *whole_at = charged;
                 Ok(())
             }
         }
     }
 
-    fn count(&self, caller: &Caller) {
-        let key = (Arc::clone(&caller.peer), caller.tenant);
-        if let Err(exceeded) = self.counted.admit(&key) {
-            self.barred().insert(key, Instant::now() + exceeded.retry_after);
+    fn refund(&self, caller: &Caller, now: Instant) {
+        if let Entry::Occupied(mut whole_at) = self.callers().entry((Arc::clone(&caller.peer), caller.tenant)) {
+            match whole_at.get().checked_sub(self.cost).filter(|whole_at| *whole_at > now) {
+                Some(refunded) => drop(whole_at.insert(refunded)),
+                None => drop(whole_at.remove()),
+            }
         }
     }
 
-    fn barred(&self) -> MutexGuard<'_, HashMap<(Arc<str>, Tenant), Instant>> {
-        self.barred.lock().unwrap_or_else(PoisonError::into_inner)
+    fn callers(&self) -> MutexGuard<'_, HashMap<(Arc<str>, Tenant), Instant>> {
+        self.whole_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -149,24 +151,51 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn wrong_pins_bar_their_caller_and_no_other() {
-        let caller = |peer: &str, tenant: &str| Caller {
+    fn caller(peer: &str, tenant: &str) -> Caller {
+        Caller {
             peer: peer.into(),
             tenant: Tenant::parse(tenant).unwrap(),
             audit_user: AuditUser::parse("it").unwrap(),
             request: RequestId::random(),
-        };
-        let wrong = WrongPins::new(3);
-        let host = caller("host", "bank");
+        }
+    }
+
+    #[test]
+    fn wrong_pins_bar_their_caller_and_no_other() {
+        let (wrong, host, now) = (WrongPins::new(3), caller("host", "bank"), Instant::now());
         for _ in 0..3 {
-            wrong.count(&host);
-            assert_eq!(wrong.admit(&host), Ok(()));
+            assert_eq!(wrong.charge(&host, now), Ok(()));
         }
-        wrong.count(&host);
-        assert!(wrong.admit(&host).is_err_and(|retry_after| retry_after <= Duration::from_secs(20)));
+        assert_eq!(wrong.charge(&host, now), Err(Duration::from_secs(20)));
         for other in [caller("host", "other"), caller("second", "bank")] {
-            assert_eq!(wrong.admit(&other), Ok(()));
+            assert_eq!(wrong.charge(&other, now), Ok(()));
         }
+        let later = now + Duration::from_secs(20);
+        assert_eq!(wrong.charge(&host, later), Ok(()));
+        assert!(wrong.charge(&host, later).is_err());
+    }
+
+    #[test]
+    fn a_refunded_try_leaves_the_quota_as_it_was() {
+        let (wrong, host, now) = (WrongPins::new(3), caller("host", "bank"), Instant::now());
+        for _ in 0..1_000 {
+            assert_eq!(wrong.charge(&host, now), Ok(()));
+            wrong.refund(&host, now);
+        }
+        assert!(wrong.callers().is_empty(), "a whole quota needs no row");
+        wrong.refund(&host, now);
+        assert_eq!((0..10).filter(|_| wrong.charge(&host, now).is_ok()).count(), 3);
+    }
+
+    #[test]
+    fn concurrent_tries_are_no_more_than_the_quota() {
+        let (wrong, host) = (WrongPins::new(100), caller("host", "bank"));
+        let now = Instant::now();
+        let charge = || (0..100).filter(|_| wrong.charge(&host, now).is_ok()).count();
+        let charged: usize = std::thread::scope(|scope| {
+            let threads = [(); 10].map(|()| scope.spawn(charge));
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert_eq!(charged, 100);
     }
 }

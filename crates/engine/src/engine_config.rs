@@ -244,7 +244,7 @@ impl LimitsFile {
 struct VerificationFile {
     /// The tries of a card: wrong PINs in a row until the PIN is locked.
     tries_per_card: u32,
-    /// The most wrong PINs of one peer and tenant within a minute.
+    /// The most tries of one peer and tenant within a minute whose PIN was not right.
     wrong_pins_per_caller_per_minute: u32,
     /// Tenants with another number of tries.
     tenants: Vec<TenantTriesFile>,
@@ -261,7 +261,7 @@ struct TenantTriesFile {
 
 impl Default for VerificationFile {
     fn default() -> Self {
-        Self { tries_per_card: 3, wrong_pins_per_caller_per_minute: 600, tenants: Vec::new() }
+        Self { tries_per_card: 3, wrong_pins_per_caller_per_minute: 6_000, tenants: Vec::new() }
     }
 }
 

@@ -83,6 +83,8 @@ fn kind(card: &CardEvent, outcome: Outcome) -> Option<PinEventKind> {
     let has_no_try_left = card.tried.is_some_and(|tried| tried.tries_left == 0);
     match (outcome, card.action) {
         (Outcome::WrongPin | Outcome::Malformed, _) if has_no_try_left => Some(PinEventKind::Locked),
+        // No event names the lock of a card whose last try had no outcome, or of a salvaged store, before this refusal.
+        (Outcome::PinLocked, _) => Some(PinEventKind::Locked),
         (Outcome::WrongPin, _) => Some(PinEventKind::VerifiedWrong),
         (Outcome::Done, action) => match action {
             Action::SetPin => Some(PinEventKind::Set),
@@ -128,6 +130,8 @@ mod tests {
             assert_eq!(kind_of(Action::VerifyPin, outcome, Some(0)), locked);
             assert_eq!(kind_of(Action::ChangePin, outcome, Some(0)), locked);
         }
+        assert_eq!(kind_of(Action::VerifyPin, Outcome::PinLocked, None), locked, "a refusal");
+        assert_eq!(kind_of(Action::ChangePin, Outcome::PinLocked, None), locked, "a refusal");
         let wrong = Some(PinEventKind::VerifiedWrong.as_str_name());
         assert_eq!(kind_of(Action::VerifyPin, Outcome::WrongPin, Some(1)), wrong);
         assert_eq!(kind_of(Action::VerifyPin, Outcome::Malformed, Some(1)), None);

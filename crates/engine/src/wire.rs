@@ -528,6 +528,8 @@ fn denied_status(denied: Denied) -> Status {
         Denied::OtherDeviceKey => status(Code::PermissionDenied, Reason::DeviceKeyMismatch, &denied),
         Denied::NoTzpk => status(Code::FailedPrecondition, Reason::TzpkMissing, &denied),
         Denied::PinNotSet => status(Code::NotFound, Reason::PinNotSet, &denied),
+        Denied::PinStored => status(Code::FailedPrecondition, Reason::PinStored, &denied),
+        Denied::TryUnknown => invalid(Reason::TryCountInvalid, &denied),
         Denied::PinLocked => status(Code::FailedPrecondition, Reason::PinLocked, &denied),
         Denied::ReplacedBlock => status(Code::FailedPrecondition, Reason::PinBlockReplaced, &denied),
         Denied::OtherAccount => status(Code::FailedPrecondition, Reason::AccountMismatch, &denied),

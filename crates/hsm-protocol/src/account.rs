@@ -10,6 +10,7 @@ pub use self::digits::AccountDigits;
 use crate::sealed::SealedAccount;
 
 /// The digits that a stored block is bound to.
+#[derive(Clone)]
 pub enum Account {
     /// The account number registered for the card, sealed.
     Registered(SealedAccount),

@@ -134,6 +134,7 @@ impl Request {
 }
 
 /// A PIN block to translate.
+#[derive(Clone)]
 pub enum Source {
     /// An ISO 9564 format 1 block from a device.
     Device {

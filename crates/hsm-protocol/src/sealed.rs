@@ -74,6 +74,7 @@ impl EncryptedBlock {
 }
 
 /// A tzpk sealed for the boundary.
+#[derive(Clone)]
 pub struct SealedKey([u8; SEALED_KEY_BYTES]);
 
 impl SealedKey {
@@ -112,6 +113,7 @@ impl SealedKey {
 
 /// An account number sealed for the boundary. Equal numbers of a card seal to equal bytes, so that a store detects a changed
 /// number.
+#[derive(Clone)]
 pub struct SealedAccount([u8; SEALED_ACCOUNT_BYTES]);
 
 impl SealedAccount {

@@ -116,6 +116,15 @@ pub(super) fn lock_tries(row: &[u8]) -> Option<Vec<u8>> {
     Some(encode_card(&CardState { tries: card.tries.locked(), ..card }))
 }
 
+/// The row of a card with every try used, for a PIN whose own card row is lost; `None` where the PIN can't be read.
+pub(super) fn locked_card_of(pin_row: &[u8]) -> Option<Vec<u8>> {
+    let PinRow { pin, .. } = decode_pin(pin_row)?;
+    // No control and no zone block made this PIN as far as the store knows, so no repeat of either is confirmed.
+    let set_by = Some(PinOrigin::Change);
+    let tries = TryState::default().locked();
+    Some(encode_card(&CardState { account: pin.account, generation: 1, set_by, tries, ..CardState::default() }))
+}
+
 pub(super) fn encode_pin(set_at: UnixMillis, pin: &StoredPin) -> Vec<u8> {
     let mut bytes = Writer::new();
     bytes.array(&set_at.0.to_be_bytes());

@@ -420,7 +420,7 @@ impl Embedded {
             StoreState::Failed(failure) => return Err(StoreError::Failed(failure.clone())),
         }
         let limit = self.shared.waiting_changes_max;
-        if queue.waiting.len() >= limit {
+        if queue.waiting.len() >= limit && !command.change.passes_the_queue_limit() {
             return Err(StoreError::Busy { limit });
         }
         queue.waiting.push(command);

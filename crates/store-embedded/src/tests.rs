@@ -6,6 +6,7 @@ use clock::set_time::SetTime;
 use domain::control::{Denied, RetryTag, Transition};
 use domain::tries::{Compared, Verdict};
 use store::ChangeError;
+use store::conformance::pin_use::{LIMIT, reserve, set_by_zone, settle};
 use store::conformance::{self, GENEROUS, card, card_event, confirm, control, engine_event, keyed, set};
 
 /// Opens a store whose clocks the test moves.
@@ -94,6 +95,20 @@ async fn a_change_whose_caller_has_gone_is_dropped() {
     assert_eq!(head(&store).sequence, before + 2, "both events, and no set");
     assert!(store.pin(&card(1)).await.unwrap().is_none());
     set(&store, opened.id, 2).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_refuses_a_reservation_and_settles_a_try() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).unwrap();
+    set_by_zone(&store, card(1), 1).await.unwrap();
+    let reserved = reserve(&store, card(1)).await.unwrap();
+    drop(store);
+    let full = EmbeddedConfig { waiting_changes_max: 0, ..EmbeddedConfig::new(directory.path().to_owned()) };
+    let store = Embedded::open(&full).unwrap();
+    let refused = reserve(&store, card(1)).await;
+    assert!(matches!(refused, Err(ChangeError::Store(StoreError::Busy { limit: 0 }))), "{refused:?}");
+    assert_eq!(settle(&store, card(1), reserved.number, true).await.unwrap(), LIMIT);
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@
 //! An unknown control is unusable, so no control sets or views twice.
 //!
 //! Tries: a damaged store may have lost the newest tries of any card. So a salvage uses up the tries of every card, until they
-//! are reset; of a store without damage it keeps them. A restore has the tries of the backup.
+//! are reset, and writes a card for each PIN whose card is lost; of a store without damage it keeps the tries. A restore has the tries of the backup.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -27,7 +27,7 @@ use tempfile::TempDir;
 
 use super::{
     Absent, BACKUP_TEXT, Contents, DATABASE, FORMAT_FILE, FORMAT_TEXT, HEAD_KEY, Tables, begin_format,
-    codec::{card_of_key, lock_tries},
+    codec::{card_of_key, lock_tries, locked_card_of},
     contents,
     copy::PREFIX,
     decode_head, encode_head, finish_format,
@@ -143,11 +143,7 @@ pub fn salvage(directory: &Path, target: &Path) -> Result<SalvageReport, UpkeepE
     let damaged = Tables::open(&source, MEMORY_BYTES, Absent::Create).map_err(|error| not_rescued(&damage, &error))?;
     damage.extend(damaged.made.iter().map(|name| Damage::at(*name, "the keyspace is absent")));
     let mut batch = rescued.database.batch();
-    let (may_lack_tries, mut locked_cards) = (!damage.is_empty(), 0);
-    let walk = walk(&damaged, &mut |kind, key, row| {
-        let locked = (may_lack_tries && kind == RowKind::Card).then(|| lock_tries(row)).flatten();
-        locked_cards += u64::from(locked.is_some());
-        let row = locked.as_deref().unwrap_or(row);
+    let mut walk = walk(&damaged, &mut |kind, key, row| {
         let keyspace = match kind {
             RowKind::Card => &rescued.cards,
             RowKind::Pin => &rescued.pins,
@@ -161,6 +157,10 @@ pub fn salvage(directory: &Path, target: &Path) -> Result<SalvageReport, UpkeepE
         std::mem::replace(&mut batch, rescued.database.batch()).commit()
     })
     .map_err(write)?;
+    batch.commit().map_err(write)?;
+    let is_damaged = !damage.is_empty() || walk.damaged_places > 0;
+    let locked_cards = if is_damaged { lock_cards(&rescued, &mut walk).map_err(write)? } else { 0 };
+    let mut batch = rescued.database.batch();
     let ended_controls = walk.counts.open_controls + walk.counts.retry_controls;
     let (lost, lost_pins) = lost(&damaged, &copied, &walk);
     let origin = origin(directory, walk.end, ended_controls);
@@ -339,6 +339,37 @@ fn lost(damaged: &Tables, copied: &CopiedJournals, walk: &Walk) -> (LostRows, BT
     };
     let absent = walk.absent_pins.iter().map(|key| &**key);
     (rows, lost_pins.iter().copied().chain(absent).filter_map(card_of_key).collect())
+}
+
+/// Uses up the tries of every card of a rescued store, also of the PINs without a card. Returns the number of cards.
+fn lock_cards(rescued: &Tables, walk: &mut Walk) -> Result<u64, fjall::Error> {
+    let mut batch = rescued.database.batch();
+    let mut locked_cards = 0;
+    let mut put = |key: &[u8], row: Vec<u8>| {
+        batch.insert(&rescued.cards, key, row);
+        locked_cards += 1;
+        if batch.len() < BATCH_ROWS {
+            return Ok(());
+        }
+        std::mem::replace(&mut batch, rescued.database.batch()).commit()
+    };
+    for row in rescued.pins.iter() {
+        let (key, row) = row.into_inner()?;
+        if !rescued.cards.contains_key(&key)?
+            && let Some(card) = locked_card_of(&row)
+        {
+            put(&key, card)?;
+            walk.counts.cards += 1;
+        }
+    }
+    for row in rescued.cards.iter() {
+        let (key, row) = row.into_inner()?;
+        if let Some(card) = lock_tries(&row).filter(|card| **card != *row) {
+            put(&key, card)?;
+        }
+    }
+    batch.commit()?;
+    Ok(locked_cards)
 }
 
 fn origin(source: &Path, end: Checkpoint, ended_controls: u64) -> StoreOrigin {

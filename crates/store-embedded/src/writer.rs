@@ -345,10 +345,7 @@ impl<'a> Batch<'a> {
     }
 
     fn reserve_try(&mut self, card: CardKey, limit: u32, compared: Compared) -> Result<Outcome, ChangeError> {
-        let newest = match compared {
-            Compared::Record => self.stored_pin(&card)?,
-            Compared::Value => None,
-        };
+        let newest = self.stored_pin(&card)?;
         let (state, reserved) = pin_rules::reserve_try(self.known_card(&card)?, newest, compared, limit)?;
         self.put_card(card, state);
         Ok(Outcome::TryReserved(Box::new(reserved)))

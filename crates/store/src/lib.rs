@@ -284,13 +284,20 @@ pub struct ControlUse {
 
 impl Change {
     /// Whether the change is dropped where its caller has gone or its deadline has passed. Keys in use and events that have
-    /// happened do not depend on a caller: a caller that hangs up hides no compared try.
+    /// happened do not depend on a caller. The engine settles a compared try in a task that outlives the call; the new PIN
+    /// of a right change alone is dropped with its caller, and the try is then settled as a verification.
     pub fn may_be_dropped(&self) -> bool {
         match self {
             Self::SettleChange { verdict, .. } => matches!(verdict, ChangeVerdict::Right { .. }),
             Self::SettleTry { .. } | Self::SetKeysInUse { .. } | Self::RecordEvent | Self::RecordAccess => false,
             _ => true,
         }
+    }
+
+    /// Whether the change waits although the queue is full. A settlement follows a reservation, which the limit admitted, so
+    /// there are no more settlements than admitted calls.
+    pub fn passes_the_queue_limit(&self) -> bool {
+        matches!(self, Self::SettleTry { .. } | Self::SettleChange { .. })
     }
 
     /// Whether a store that is [low on space](StoreState::LowOnSpace) makes the change. The reserve is for controls that are
@@ -478,7 +485,8 @@ impl dyn Store + '_ {
     /// [`Change::ReserveTry`].
     ///
     /// # Errors
-    /// [`Denied::CardUnknown`], [`Denied::PinNotSet`], [`Denied::PinLocked`], or an error of the store.
+    /// [`Denied::CardUnknown`], [`Denied::PinNotSet`], [`Denied::PinStored`], [`Denied::PinLocked`], or an error of the
+    /// store.
     pub async fn reserve_try(
         &self,
         card: CardKey,
@@ -534,7 +542,7 @@ impl dyn Store + '_ {
     /// [`Change::ResetTries`].
     ///
     /// # Errors
-    /// [`Denied::CardUnknown`], or an error of the store.
+    /// [`Denied::CardUnknown`], [`Denied::TryUnknown`], or an error of the store.
     pub async fn reset_tries(&self, card: CardKey, up_to: u64, limit: u32, event: Event) -> Result<Tries, ChangeError> {
         match self.apply_for_call(Change::ResetTries { card, up_to, limit }, event).await? {
             Outcome::TriesReset { tries, .. } => Ok(tries),
@@ -711,7 +719,7 @@ pub enum StoreError {
     /// The store failed while it wrote this change: the change may be on disk. The next start finds out.
     #[error("{0} (whether the last changes were kept is known after the start)")]
     InDoubt(StoreFailure),
-    /// As many changes wait as configured.
+    /// As many changes wait as configured. No change that [passes the limit](Change::passes_the_queue_limit) gets this.
     #[error("the store has {limit} changes waiting already: try again")]
     Busy {
         /// The configured number.

@@ -136,7 +136,6 @@ impl Pins {
         block: &BlockToTranslate,
         route: &mut Route,
     ) -> Result<ZoneBlock, PinError> {
-        self.admit_verification(caller)?;
         let from = self.zone(&caller.tenant, &block.source.key)?;
         route.source_key = from.key_text();
         let to = self.zone(&caller.tenant, &block.target)?;
@@ -162,14 +161,15 @@ impl Pins {
         };
         let target = Target::Zone { key: to.key(), format };
         let translate = Request::Translate { source, target, card: card_binding(card)?, account };
-        match self.boundary.execute(translate).await {
+        self.charge_try(caller)?;
+        let translated = self.boundary.execute(translate).await;
+        // A block that is malformed for one account number says something about its PIN: it stays charged as a wrong PIN.
+        if !matches!(translated, Err(Error::Refused(Refusal::MalformedBlock))) {
+            self.limits.refund_try(caller);
+        }
+        match translated {
             Ok(Reply::ZoneBlock(block)) => Ok(block),
             Ok(_) => Err(Error::UnexpectedReply.into()),
-            Err(error @ Error::Refused(Refusal::MalformedBlock)) => {
-                // A block that is malformed for one account number says something about its PIN.
-                self.limits.count_wrong_pin(caller);
-                Err(error.into())
-            }
             // The tag of the record is not part of this request: the seal of the account number is broken.
             Err(Error::SealBroken { .. }) if registered.is_none() => Err(PinError::SealedAccount),
             Err(error) => Err(error.into()),

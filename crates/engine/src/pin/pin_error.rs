@@ -94,7 +94,7 @@ impl PinError {
     }
 }
 
-/// `None` for a call that a rate refused: it would fill the audit chain.
+/// `None` for a malformed request, and for a call that a rate refused: it would fill the audit chain.
 fn denied_outcome(denied: Denied) -> Option<Outcome> {
     Some(match denied {
         Denied::AccountBound => Outcome::AccountBound,
@@ -105,10 +105,11 @@ fn denied_outcome(denied: Denied) -> Option<Outcome> {
         Denied::OtherTenant | Denied::OtherScope | Denied::OtherDeviceKey => Outcome::Denied,
         Denied::NoTzpk => Outcome::TzpkMissing,
         Denied::PinNotSet => Outcome::PinNotSet,
+        Denied::PinStored => Outcome::PinStored,
         Denied::PinLocked => Outcome::PinLocked,
         Denied::ReplacedBlock => Outcome::ReplacedBlock,
         Denied::OtherAccount => Outcome::OtherAccount,
-        Denied::CardRate { .. } | Denied::TrySettled => return None,
+        Denied::CardRate { .. } | Denied::TrySettled | Denied::TryUnknown => return None,
     })
 }
 

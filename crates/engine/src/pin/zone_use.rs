@@ -4,7 +4,7 @@ use super::{PinError, Pins};
 use crate::zones::{NamedZoneBlock, NamedZoneKey};
 use audit::entry::BlockFormat;
 use domain::card::Tenant;
-use hsm_protocol::{Error, KeyUsage, KeyVersion, Source, ZoneBlock, ZoneFormat, ZoneKey, ZoneRules, ZoneUse};
+use hsm_protocol::{Error, KeyUsage, KeyVersion, Source, Status, ZoneBlock, ZoneFormat, ZoneKey, ZoneRules, ZoneUse};
 
 /// A zone of the tenant, and the key version that a request names.
 pub(super) struct ZoneOfTenant<'z> {
@@ -52,6 +52,18 @@ impl ZoneOfTenant<'_> {
         let format = format.or_else(first).unwrap_or(ZoneFormat::Iso1);
         let is_allowed = self.rules.formats.contains(&format) && fits(&format);
         if is_allowed { Ok(format) } else { Err(Error::ZoneFormat { format }.into()) }
+    }
+
+    /// Checks that the boundary has the key.
+    ///
+    /// # Errors
+    /// [`Error::ZoneUnknown`]: this version of the key is not active.
+    pub(super) fn check_key(&self, status: &Status) -> Result<(), PinError> {
+        let is_active = status.zone_keys().iter().any(|key| {
+            matches!(&key.usage, KeyUsage::Zone(zone) if *zone == self.rules.name)
+                && self.version.is_none_or(|version| version == key.version)
+        });
+        if is_active { Ok(()) } else { Err(Error::ZoneUnknown { zone: self.rules.name.clone() }.into()) }
     }
 
     /// The block of the request as a source.

@@ -317,6 +317,36 @@ async fn a_salvaged_store_has_no_fewer_used_tries() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_salvage_of_lost_cards_locks_their_pins_and_every_other_card() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store");
+    let store = open(&path, 64 << 20);
+    for number in 1..=3 {
+        set_by_zone(&store, card(number), 1).await.unwrap();
+        reserve(&store, card(number)).await.unwrap();
+    }
+    store.close().await;
+    drop(store);
+    // The walk alone finds these two.
+    let tables = Tables::open(&path.join(DATABASE), MEMORY_BYTES, Absent::Refuse).unwrap();
+    let mut batch = tables.database.batch();
+    batch.insert(&tables.cards, card_key(&card(1)), b"unreadable");
+    batch.remove(&tables.cards, card_key(&card(2)));
+    batch.durability(Some(PersistMode::SyncAll)).commit().unwrap();
+    drop(tables);
+
+    let rescued = directory.path().join("rescued");
+    let report = salvage(&path, &rescued).unwrap();
+    assert_eq!((report.locked_cards, report.kept.cards, report.kept.pins), (3, 3, 3));
+    let store = open(&rescued, 64 << 20);
+    for number in 1..=3 {
+        let refused = reserve(&store, card(number)).await;
+        assert!(matches!(refused, Err(ChangeError::Denied(Denied::PinLocked))), "{number} {refused:?}");
+    }
+    assert!(check(&rescued, None).unwrap().damage.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restored_store_has_the_tries_of_its_backup() {
     let directory = tempfile::tempdir().unwrap();
     let [path, backup, restored] = ["store", "backup", "restored"].map(|name| directory.path().join(name));

@@ -173,6 +173,9 @@ pub(super) async fn a_try_by_value_needs_no_record(store: &dyn Store) {
     assert_eq!((reserved.pin, reserved.account, reserved.tries_left), (None, account(1), 0));
     let event = Event { outcome: Outcome::Malformed, ..card_event(Action::VerifyPin) };
     assert_eq!(store.settle_try(card(1), 1, Verdict::Malformed, 1, event).await.unwrap(), 0);
+    set_by_zone(store, card(2), 1).await.unwrap();
+    let stored = store.reserve_try(card(2), LIMIT, Compared::Value, card_event(Action::ReserveTry)).await;
+    assert_eq!(denied(stored), Some(Denied::PinStored));
 }
 
 pub(super) async fn a_new_pin_leaves_the_tries_and_a_reset_forgives_what_was_seen(store: &dyn Store) {
@@ -188,11 +191,10 @@ pub(super) async fn a_new_pin_leaves_the_tries_and_a_reset_forgives_what_was_see
     for _ in 0..2 {
         assert_eq!(reset(seen).await.unwrap(), Tries { reserved: 3, forgiven: 2 });
     }
-    assert_eq!(
-        reset(99).await.unwrap(),
-        Tries { reserved: 3, forgiven: 3 },
-        "a later try is not forgiven before it is made"
-    );
+    for unseen in [4, u64::MAX] {
+        assert_eq!(denied(reset(unseen).await), Some(Denied::TryUnknown));
+    }
+    assert_eq!(reset(3).await.unwrap(), Tries { reserved: 3, forgiven: 3 });
     assert_eq!(reserve(store, card(1)).await.unwrap().tries_left, LIMIT - 1);
     let unknown = store.reset_tries(card(2), 1, LIMIT, card_event(Action::ResetTries)).await;
     assert_eq!(denied(unknown), Some(Denied::CardUnknown));
