@@ -91,6 +91,7 @@ impl Boundary {
             }
             Request::DeriveValue { record, method, card, account } => {
                 let at_host = self.at_host(HostOperation::DeriveValue)?;
+                self.check_is_reversible()?;
                 self.check_record(record, card)?;
                 at_host.derive_value(record, method, card, account).map(Reply::Value)
             }
@@ -108,6 +109,15 @@ impl Boundary {
             Self::Host(at_host) => Ok(at_host),
             Self::Token(_) => Err(Error::HostLevelOnly { operation }),
         }
+    }
+
+    /// Checks that a PIN, or a value of it, may leave a record. Where new records are one-way, a reversible record that is left
+    /// from before is not shown, exported or derived from either.
+    ///
+    /// # Errors
+    /// [`Error::OneWay`] where new records are one-way.
+    fn check_is_reversible(&self) -> Result<(), Error> {
+        if self.form() == StorageFormat::OneWay { Err(Error::OneWay) } else { Ok(()) }
     }
 
     fn translate(
@@ -131,10 +141,8 @@ impl Boundary {
             (Self::Token(_), Target::Record) if let Place::Record(form) = source_place => Place::Record(form),
             (_, Target::Record) => Place::Record(self.form()),
         };
-        // Records of a reversible format, from before, are not shown or exported either.
-        let shows = matches!((source, target), (Source::Record(_), Target::Device { .. } | Target::Zone { .. }));
-        if shows && self.form() == StorageFormat::OneWay {
-            return Err(Error::OneWay);
+        if matches!((source, target), (Source::Record(_), Target::Device { .. } | Target::Zone { .. })) {
+            self.check_is_reversible()?;
         }
         check_translation(self.level(), source_place, target_place)?;
         match (source, target) {

@@ -75,9 +75,9 @@ async fn is_needed(store: &dyn Store, key: &hsm_protocol::KeyId) -> Result<bool,
     }
 }
 
-/// Whether two boundaries have the same keys, zone keys included.
+/// Whether two boundaries have the same keys, zone keys included, and make records of the same format.
 fn has_same_keys(a: &hsm_protocol::Status, b: &hsm_protocol::Status) -> bool {
-    a.keys() == b.keys() && a.zone_keys() == b.zone_keys()
+    a.form() == b.form() && a.keys() == b.keys() && a.zone_keys() == b.zone_keys()
 }
 
 /// Updates the keys in use after each change of the boundary's keys. Returns when the boundary has ended or the store fails.

@@ -84,15 +84,18 @@ impl Status {
         &self.zone_keys
     }
 
-    /// Whether an older storage key is in use in addition to the newest.
+    /// Whether records may need re-encryption: an older storage key is in use in addition to the newest, or new records are
+    /// one-way and a reversible record may be left.
     pub fn rotates(&self) -> bool {
         let storage = || self.keys.iter().filter(|key| key.usage.keeps_records());
-        storage().any(|key| storage().any(|other| other.usage == key.usage && other.version != key.version))
+        self.form == StorageFormat::OneWay
+            || storage().any(|key| storage().any(|other| other.usage == key.usage && other.version != key.version))
     }
 
-    /// Whether a record is encrypted under the newest storage key of its format.
+    /// Whether a record is under the newest storage key of its format, and one-way where new records are one-way.
     pub fn is_current(&self, record: &PinRecord) -> bool {
-        record.storage_key() == self.storage.of(record.form())
+        let has_form = self.form != StorageFormat::OneWay || record.form() == StorageFormat::OneWay;
+        has_form && record.storage_key() == self.storage.of(record.form())
     }
 
     /// Lines for people: the boundary, its keys, and the properties that it does not promise.
