@@ -60,6 +60,7 @@ impl Boundary {
     /// # Errors
     /// [`Error::Refused`] for a malformed block or a PIN against the policy; the other variants say what failed.
     pub(crate) fn execute(&self, request: &Request) -> Result<Reply, Error> {
+        check_account_number(request)?;
         match request {
             Request::Check => self.token().check().map(|()| Reply::Available),
             Request::IssueTzpk { public_key, binding } => match self {
@@ -209,6 +210,38 @@ impl Boundary {
             return Err(Error::OtherLevel { made_at: record.made_at().level });
         }
         Ok(())
+    }
+}
+
+/// Checks that a request whose block or value has the account number inside has one: another party computes with the account
+/// number, and the digits of a short plasticId are none. A stored block may be bound to any plasticId.
+///
+/// # Errors
+/// [`Error::NoAccountNumber`] without a registered number, for a plasticId of fewer than 12 digits.
+fn check_account_number(request: &Request) -> Result<(), Error> {
+    let comes = |source: &Source| matches!(source, Source::Zone { block, .. } if block.format().binds_account());
+    let goes = |target: &Target| matches!(target, Target::Zone { format, .. } if format.binds_account());
+    let (is_needed, card, account) = match request {
+        Request::Translate { source, target, card, account } => (comes(source) || goes(target), card, account),
+        Request::Verify { source, card, account, .. } => (comes(source), card, account),
+        Request::Change { old, new, card, account, .. } => (comes(old) || comes(new), card, account),
+        Request::VerifyValue { card, account, .. } | Request::DeriveValue { card, account, .. } => {
+            (true, card, account)
+        }
+        Request::Check
+        | Request::IssueTzpk { .. }
+        | Request::RetryTag { .. }
+        | Request::SealPan { .. }
+        | Request::Generate { .. }
+        | Request::Rebind { .. } => return Ok(()),
+    };
+    let has_number = || {
+        AccountDigits::parse(card.plastic_id())
+            .is_some_and(|digits| AccountNumber::from_digits(digits.as_slice()).is_some())
+    };
+    match account {
+        Account::PlasticId if is_needed && !has_number() => Err(Error::NoAccountNumber),
+        Account::PlasticId | Account::Registered(_) => Ok(()),
     }
 }
 

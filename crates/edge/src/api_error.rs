@@ -183,9 +183,11 @@ impl ApiError {
             Reason::ZoneUnknown => Self::ZONE_UNKNOWN,
             Reason::ZoneFormat | Reason::ZoneUse => Self::ZONE_FORBIDDEN,
             Reason::ValueKeyUnknown => Self::NOT_FOUND,
-            Reason::AccountBound | Reason::PinLocked | Reason::AccountMismatch | Reason::LevelUnsupported => {
-                Self::STATE_CONFLICT
-            }
+            Reason::AccountBound
+            | Reason::PinLocked
+            | Reason::AccountMismatch
+            | Reason::NoAccountNumber
+            | Reason::LevelUnsupported => Self::STATE_CONFLICT,
             Reason::PinBlockReplaced => Self::PIN_BLOCK_REPLACED,
             Reason::TzpkMissing => Self::TZPK_MISSING,
             Reason::PinBlockMalformed => Self::PIN_BLOCK_MALFORMED,
@@ -487,6 +489,7 @@ mod tests {
                     "PIN_LOCKED",
                     "PIN_BLOCK_REPLACED",
                     "ACCOUNT_MISMATCH",
+                    "NO_ACCOUNT_NUMBER",
                     "LEVEL_UNSUPPORTED",
                 ],
                 (422, 404, DynamicValidation),

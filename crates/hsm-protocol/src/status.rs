@@ -18,11 +18,13 @@ pub struct Status {
     pub form: StorageFormat,
     /// The end date of a 3DES format.
     pub until: Option<String>,
-    /// Each key in use, in each version, without the zone keys.
+    /// Each key in use, in each version, without the zone keys and the verification keys.
     pub keys: Vec<KeyId>,
     /// The zone keys in use, each active version of each configured zone. No stored value is under them, so another
     /// process may have others.
     pub zone_keys: Vec<KeyId>,
+    /// The active PVKs and IBM 3624 keys.
+    pub verification_keys: Vec<KeyId>,
     /// Those of the zone keys that have a byte of even parity, in a zone with [`ParityPolicy::Warn`](crate::ParityPolicy::Warn).
     pub even_parity: Vec<KeyId>,
     /// The versions that encrypt new records.
@@ -84,6 +86,20 @@ impl Status {
         &self.zone_keys
     }
 
+    /// The active PVKs and IBM 3624 keys.
+    pub fn verification_keys(&self) -> &[KeyId] {
+        &self.verification_keys
+    }
+
+    /// Whether two boundaries have the same keys, keys of zones and verification values included, and make records of the
+    /// same format.
+    pub fn has_same_keys(&self, other: &Self) -> bool {
+        self.form == other.form
+            && self.keys == other.keys
+            && self.zone_keys == other.zone_keys
+            && self.verification_keys == other.verification_keys
+    }
+
     /// Whether records may need re-encryption: an older storage key is in use in addition to the newest, or new records are
     /// one-way and a reversible record may be left.
     pub fn rotates(&self) -> bool {
@@ -105,6 +121,9 @@ impl Status {
         lines.push(format!("keys: {}", KeyId::list_to_text(&self.keys)));
         if !self.zone_keys.is_empty() {
             lines.push(format!("zone keys: {}", KeyId::list_to_text(&self.zone_keys)));
+        }
+        if !self.verification_keys.is_empty() {
+            lines.push(format!("verification keys: {}", KeyId::list_to_text(&self.verification_keys)));
         }
         if !self.even_parity.is_empty() {
             lines.push(format!("warning: zone keys without odd parity: {}", KeyId::list_to_text(&self.even_parity)));

@@ -302,6 +302,7 @@ impl FrameValue for Status {
         self.until.write(out);
         write_list(&self.keys, out);
         write_list(&self.zone_keys, out);
+        write_list(&self.verification_keys, out);
         write_list(&self.even_parity, out);
         let StorageVersions { wrapped, iso_4, tdes, one_way } = self.storage;
         [wrapped, iso_4, tdes, one_way].iter().for_each(|KeyVersion(key)| out.extend_from_slice(&key.to_be_bytes()));
@@ -325,7 +326,8 @@ impl FrameValue for Status {
             _ => return Err(FrameError),
         };
         let (form, until) = (FrameValue::read(read)?, FrameValue::read(read)?);
-        let (keys, zone_keys, even_parity) = (read_list(read)?, read_list(read)?, read_list(read)?);
+        let (keys, zone_keys) = (read_list(read)?, read_list(read)?);
+        let (verification_keys, even_parity) = (read_list(read)?, read_list(read)?);
         let mut version = || Ok::<_, FrameError>(KeyVersion(u16::from_be_bytes(read.array()?)));
         let storage = StorageVersions { wrapped: version()?, iso_4: version()?, tdes: version()?, one_way: version()? };
         let memory = Option::read(read)?.map_or(MemoryLock::Locked, MemoryLock::NotLocked);
@@ -335,7 +337,20 @@ impl FrameValue for Status {
             2 => Persistence::Token,
             _ => return Err(FrameError),
         };
-        Ok(Self { token, level, isolation, form, until, keys, zone_keys, even_parity, storage, memory, persistence })
+        Ok(Self {
+            token,
+            level,
+            isolation,
+            form,
+            until,
+            keys,
+            zone_keys,
+            verification_keys,
+            even_parity,
+            storage,
+            memory,
+            persistence,
+        })
     }
 }
 
