@@ -104,6 +104,9 @@ impl Pins {
         self.limits.admit_card(&card)?;
         let zone = self.zone(&caller.tenant, &named.key)?;
         let (source, format) = zone.source(named, ZoneUse::Verify)?;
+        if let Some(expected) = &expected {
+            self.rules.verification_keys.check_expected(&caller.tenant, expected)?;
+        }
         let compared = match &expected {
             None => (Compared::Record, HostOperation::Verify),
             Some(_) => (Compared::Value, HostOperation::VerifyValue),
