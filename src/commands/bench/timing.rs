@@ -281,6 +281,11 @@ impl Bench {
             let start = Instant::now();
             let reply = execute(&self.hsm, request);
             let took = start.elapsed();
+            // One wrong PIN in 10,000 has the PVV of the right one.
+            let may_share_a_pvv = operation == Operation::VerifyPvv && class == Class::Wrong;
+            if may_share_a_pvv && matches!(reply, Ok(Reply::Verified { right: true, .. })) {
+                continue;
+            }
             check(class, &reply)?;
             if let Some((_, times)) = times.get_mut(which) {
                 times.push(took.as_nanos() as f64);
