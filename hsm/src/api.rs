@@ -161,6 +161,7 @@ impl Prepared {
             until: config.wanted.form.as_ref().and_then(NewRecordFormat::until).map(str::to_owned),
             keys: boundary.token().keys(),
             zone_keys: boundary.token().zone_keys().iter().map(ZoneKeyInfo::key_id).collect(),
+            verification_keys: boundary.token().verification_keys(),
             even_parity: boundary.zones().even_parity(boundary.token().zone_keys()),
             reusable_answers: boundary.zones().reusable_answers(),
             storage: boundary.token().current().storage,

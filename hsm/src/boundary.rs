@@ -60,6 +60,7 @@ impl Boundary {
     /// # Errors
     /// [`Error::Refused`] for a malformed block or a PIN against the policy; the other variants say what failed.
     pub(crate) fn execute(&self, request: &Request) -> Result<Reply, Error> {
+        check_account_number(request)?;
         match request {
             Request::Check => self.token().check().map(|()| Reply::Available),
             Request::IssueTzpk { public_key, binding } => match self {
@@ -91,6 +92,7 @@ impl Boundary {
             }
             Request::DeriveValue { record, method, card, account } => {
                 let at_host = self.at_host(HostOperation::DeriveValue)?;
+                self.check_is_reversible()?;
                 self.check_record(record, card)?;
                 at_host.derive_value(record, method, card, account).map(Reply::Value)
             }
@@ -108,6 +110,15 @@ impl Boundary {
             Self::Host(at_host) => Ok(at_host),
             Self::Token(_) => Err(Error::HostLevelOnly { operation }),
         }
+    }
+
+    /// Checks that a PIN, or a value of it, may leave a record. Where new records are one-way, a reversible record that is left
+    /// from before is not shown, exported or derived from either.
+    ///
+    /// # Errors
+    /// [`Error::OneWay`] where new records are one-way.
+    fn check_is_reversible(&self) -> Result<(), Error> {
+        if self.form() == StorageFormat::OneWay { Err(Error::OneWay) } else { Ok(()) }
     }
 
     fn translate(
@@ -131,10 +142,8 @@ impl Boundary {
             (Self::Token(_), Target::Record) if let Place::Record(form) = source_place => Place::Record(form),
             (_, Target::Record) => Place::Record(self.form()),
         };
-        // Records of a reversible format, from before, are not shown or exported either.
-        let shows = matches!((source, target), (Source::Record(_), Target::Device { .. } | Target::Zone { .. }));
-        if shows && self.form() == StorageFormat::OneWay {
-            return Err(Error::OneWay);
+        if matches!((source, target), (Source::Record(_), Target::Device { .. } | Target::Zone { .. })) {
+            self.check_is_reversible()?;
         }
         check_translation(self.level(), source_place, target_place)?;
         match (source, target) {
@@ -201,6 +210,38 @@ impl Boundary {
             return Err(Error::OtherLevel { made_at: record.made_at().level });
         }
         Ok(())
+    }
+}
+
+/// Checks that a request whose block or value has the account number inside has one: another party computes with the account
+/// number, and the digits of a short plasticId are none. A stored block may be bound to any plasticId.
+///
+/// # Errors
+/// [`Error::NoAccountNumber`] without a registered number, for a plasticId of fewer than 12 digits.
+fn check_account_number(request: &Request) -> Result<(), Error> {
+    let comes = |source: &Source| matches!(source, Source::Zone { block, .. } if block.format().binds_account());
+    let goes = |target: &Target| matches!(target, Target::Zone { format, .. } if format.binds_account());
+    let (is_needed, card, account) = match request {
+        Request::Translate { source, target, card, account } => (comes(source) || goes(target), card, account),
+        Request::Verify { source, card, account, .. } => (comes(source), card, account),
+        Request::Change { old, new, card, account, .. } => (comes(old) || comes(new), card, account),
+        Request::VerifyValue { card, account, .. } | Request::DeriveValue { card, account, .. } => {
+            (true, card, account)
+        }
+        Request::Check
+        | Request::IssueTzpk { .. }
+        | Request::RetryTag { .. }
+        | Request::SealPan { .. }
+        | Request::Generate { .. }
+        | Request::Rebind { .. } => return Ok(()),
+    };
+    let has_number = || {
+        AccountDigits::parse(card.plastic_id())
+            .is_some_and(|digits| AccountNumber::from_digits(digits.as_slice()).is_some())
+    };
+    match account {
+        Account::PlasticId if is_needed && !has_number() => Err(Error::NoAccountNumber),
+        Account::PlasticId | Account::Registered(_) => Ok(()),
     }
 }
 

@@ -338,7 +338,14 @@ pub(crate) struct Keys {
     /// AES-256-CMAC, for one-way records; none in a vault without such a key.
     pub(crate) one_way: Option<Versioned<Box<Clear<32>>>>,
     /// 3DES: the active PVKs and IBM 3624 keys. A usage has one active version.
-    pub(crate) verification: Vec<(KeyUsage, KeyMode, Box<Tzpk>)>,
+    pub(crate) verification: Vec<(VerificationKeyInfo, Box<Tzpk>)>,
+}
+
+/// The facts of the active version of a PVK or an IBM 3624 key.
+#[derive(Clone)]
+pub(crate) struct VerificationKeyInfo {
+    pub(crate) mode: KeyMode,
+    pub(crate) id: KeyId,
 }
 
 /// The facts of one active version of a zone key.
@@ -514,10 +521,15 @@ impl Keyring {
         })
     }
 
-    fn verification(&self) -> Vec<(KeyUsage, KeyMode, Box<Tzpk>)> {
+    fn verification(&self) -> Vec<(VerificationKeyInfo, Box<Tzpk>)> {
         let active = |key: &&RingKey| key.info.name.verifies() && key.info.state() == KeyState::Active;
         let keys = self.keys.iter().filter(active);
-        keys.filter_map(|RingKey { info, key }| Some((info.name.clone(), info.mode, boxed(key.as_ref()?)))).collect()
+        keys.filter_map(|RingKey { info, key }| {
+            let (version, kcv) = (KeyVersion(info.version), info.check_value);
+            let id = KeyId { usage: info.name.clone(), version, kcv };
+            Some((VerificationKeyInfo { mode: info.mode, id }, boxed(key.as_ref()?)))
+        })
+        .collect()
     }
 
     /// Every active version of the keys of zones.

@@ -11,6 +11,7 @@ pub use self::pkcs11::{Probe, Route, TokenReport};
 pub(crate) use self::{
     aes_chain::{CmacKey, encrypt_chain},
     pkcs11::import_key,
+    software::pool_left,
 };
 pub(crate) use self::{
     pkcs11::{
@@ -73,6 +74,9 @@ pub(crate) trait Token: Send + Sync {
 
     /// The facts of the active versions of the configured zone keys.
     fn zone_keys(&self) -> &[ZoneKeyInfo];
+
+    /// The ids of the active PVKs and IBM 3624 keys.
+    fn verification_keys(&self) -> Vec<KeyId>;
 }
 
 /// The first bytes of the message of a retry tag. The message of every other tag begins with the head of a blob, whose second
@@ -95,6 +99,9 @@ pub(crate) trait HostLevel: Token {
 
     /// Encrypts a block in place under a fresh tzpk, wrapped for the device. `tzpk` is working memory.
     fn send_block(&self, device: &DeviceKey, tzpk: &mut Tzpk, block: &mut Block) -> Result<WrappedTzpk, Error>;
+
+    /// Fills `bytes` from the generator itself, for PINs and keys: no byte was drawn ahead and waited in memory.
+    fn random_for_secrets(&self, bytes: &mut [u8]) -> Result<(), Error>;
 
     /// Encrypts a format 4 PIN field in place under the newest AES-256 storage key: `E(E(PIN field) ⊕ account field)` (ISO
     /// 9564-1, format 4).

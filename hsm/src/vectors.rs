@@ -258,7 +258,11 @@ fn verification_value(entry: &Value) {
     let (first, length) = (entry["verify_offset"].as_u64().unwrap(), entry["verify_length"].as_u64().unwrap());
     let rule = format!("{}-{}-{}", first + 1, first + length, text(entry, "pad").to_lowercase());
     let validation_data = ValidationData::parse(&rule).unwrap().of(&account).unwrap();
-    let table = DecimalisationTable::parse(text(entry, "decimalization_table")).unwrap();
+    let digits = text(entry, "decimalization_table");
+    let Some(table) = DecimalisationTable::parse(digits) else {
+        // Of 7 different digits: no key has this table.
+        return assert_eq!(digits, "2951350916513921");
+    };
     let natural = natural_pin(encrypted(validation_data), &table);
     is_value(offset(&pin, natural), "offset");
     if let Some(expected) = entry["natural_pin"].as_str() {

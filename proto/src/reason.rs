@@ -94,6 +94,8 @@ reasons! {
     PinBlockReplaced = "PIN_BLOCK_REPLACED",
     /// Another request changed the card at the same time.
     CardChanged = "CARD_CHANGED",
+    /// The operation needs an account number: the card has no registered one, and a plasticId of fewer than 12 digits.
+    NoAccountNumber = "NO_ACCOUNT_NUMBER",
     /// The two cards of a transfer do not have the same registered account number.
     AccountMismatch = "ACCOUNT_MISMATCH",
     /// The tenant has no such zone, or the zone has no such key version.

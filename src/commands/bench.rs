@@ -170,6 +170,16 @@ pub(crate) enum BenchError {
     /// A request failed.
     #[error("the load failed: {0}")]
     Load(String),
+    /// The time of an answer may reveal the outcome.
+    #[error(
+        "the largest |t| is {largest:.2}, not below {limit}: repeat on an idle machine with 1000000 calls; if it stays, the time reveals an outcome"
+    )]
+    Timing {
+        /// The largest |t| of all comparisons.
+        largest: f64,
+        /// The limit.
+        limit: f64,
+    },
     /// The operating system returned an error.
     #[error("{0}")]
     Io(#[from] io::Error),

@@ -166,13 +166,26 @@ fn no_verification_leaves_a_clear_value() {
 #[test]
 fn the_timing_command_compares_every_pair_of_outcomes() {
     let output = pinseal().args(["bench", "timing", "--calls", "2000"]).output().unwrap();
-    assert!(output.status.success(), "{}", said(&output));
-    let printed = String::from_utf8(output.stdout).unwrap();
-    // Right against wrong, and six pairs of four malformed classes.
-    for (operation, pairs) in
-        [("verify a record of iso-4", 7), ("verify a record of one-way", 7), ("change a record of iso-4", 6)]
-    {
-        assert_eq!(printed.lines().filter(|line| line.starts_with(operation)).count(), pairs, "{printed}");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    let last = printed.lines().last().unwrap_or_default();
+    assert!(last.starts_with("2000 calls of each comparison: the largest |t| is "), "{}", said(&output));
+    // A busy machine may exceed the limit; the command then fails.
+    assert_eq!(output.status.success(), !last.contains("NOT below"), "{}", said(&output));
+    // Right against wrong, and the pairs of the malformed classes.
+    for (operation, pairs) in [
+        ("verify a record of iso-4 from a device", 1 + 6),
+        ("verify a record of one-way from a device", 1 + 6),
+        ("change a record of iso-4 from a device", 6),
+        ("verify a PVV of iso-4 from a device", 1 + 6),
+        ("verify an offset of iso-4 from a device", 1 + 6),
+        ("verify a record of iso-4 from a zone in iso-0", 1 + 3),
+        ("verify a record of iso-4 from a zone in iso-1", 1),
+        ("verify a record of iso-4 from a zone in iso-3", 1 + 3),
+        ("verify a record of iso-4 from a zone in iso-4", 1 + 1),
+        ("set a record of iso-4 from a zone in iso-0", 3),
+        ("set a record of iso-4 from a zone in iso-3", 3),
+        ("set a record of iso-4 from a zone in iso-4", 1),
+    ] {
+        assert_eq!(printed.lines().filter(|line| line.starts_with(operation)).count(), pairs, "{operation}: {printed}");
     }
-    assert!(printed.lines().last().unwrap().starts_with("2000 calls of each comparison: the largest |t| is "));
 }

@@ -188,6 +188,7 @@ impl ApiError {
             | Reason::PinStored
             | Reason::PinLocked
             | Reason::AccountMismatch
+            | Reason::NoAccountNumber
             | Reason::LevelUnsupported => Self::STATE_CONFLICT,
             Reason::PinBlockReplaced => Self::PIN_BLOCK_REPLACED,
             Reason::TzpkMissing => Self::TZPK_MISSING,
@@ -492,6 +493,7 @@ mod tests {
                     "PIN_LOCKED",
                     "PIN_BLOCK_REPLACED",
                     "ACCOUNT_MISMATCH",
+                    "NO_ACCOUNT_NUMBER",
                     "LEVEL_UNSUPPORTED",
                 ],
                 (422, 404, DynamicValidation),

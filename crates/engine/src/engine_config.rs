@@ -15,6 +15,7 @@ use crate::{
     archive::ArchiveConfig,
     checkpoints::{CheckpointConfig, SIGNING_KEY},
     pin::{Rules, TryLimits},
+    verification_keys::TenantVerificationKeys,
     zones::Zones,
 };
 use config::{ConfigError, DATA_DIRECTORY, KnownKey, read_file, within};
@@ -248,6 +249,17 @@ struct VerificationFile {
     wrong_pins_per_caller_per_minute: u32,
     /// Tenants with another number of tries.
     tenants: Vec<TenantTriesFile>,
+    /// The keys of verification values that a tenant may name.
+    keys: Vec<VerificationKeyFile>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VerificationKeyFile {
+    /// `pvk:NAME` or `ibm-3624:NAME`: a set of PVK pairs, or an IBM 3624 key.
+    name: String,
+    /// The tenants that may name it: at least one.
+    tenants: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -261,13 +273,14 @@ struct TenantTriesFile {
 
 impl Default for VerificationFile {
     fn default() -> Self {
-        Self { tries_per_card: 3, wrong_pins_per_caller_per_minute: 6_000, tenants: Vec::new() }
+        Self { tries_per_card: 3, wrong_pins_per_caller_per_minute: 6_000, tenants: Vec::new(), keys: Vec::new() }
     }
 }
 
 impl VerificationFile {
-    /// The tries of a card, and the wrong PINs of a caller.
-    fn check(self) -> Result<(TryLimits, u32), ConfigError> {
+    /// The tries of a card, the wrong PINs of a caller, and the keys of tenants.
+    fn check(self) -> Result<(TryLimits, u32, TenantVerificationKeys), ConfigError> {
+        let keys = TenantVerificationKeys::new(self.keys.into_iter().map(|key| (key.name, key.tenants)))?;
         let mut of_tenants = HashMap::new();
         for TenantTriesFile { tenant, tries_per_card } in self.tenants {
             let tenant =
@@ -285,6 +298,7 @@ impl VerificationFile {
                 of_tenants,
             },
             within("verification.wrong_pins_per_caller_per_minute", wrong_pins, 1..=10_000_000)?,
+            keys,
         ))
     }
 }
@@ -424,7 +438,7 @@ impl EngineFile {
         let (control, workers) = (std::mem::take(&mut self.control), self.threads()?);
         let lifetime = within("control.lifetime_seconds", control.lifetime_seconds, 1..=LIFETIME_SECONDS_MAX)?;
         let timeout = within("call_timeout_milliseconds", self.call_timeout_milliseconds, 100..=60_000)?;
-        let (tries, wrong_pins) = std::mem::take(&mut self.verification).check()?;
+        let (tries, wrong_pins, verification_keys) = std::mem::take(&mut self.verification).check()?;
         let (checkpoints, archive) = std::mem::take(&mut self.audit).check(&self.data_directory)?;
         Ok(EngineConfig {
             listen: self.listen,
@@ -450,6 +464,7 @@ impl EngineFile {
                 },
                 tries,
                 zones: Zones::new(check_zones(std::mem::take(&mut self.zones))?)?,
+                verification_keys,
             },
             workers,
             call_timeout: Duration::from_millis(timeout),
@@ -583,5 +598,6 @@ mod tests {
         assert_eq!(example.rules.admission, default.rules.admission);
         assert_eq!(example.call_limits, default.call_limits);
         assert_eq!((example.rules.tries, example.rules.zones), (default.rules.tries, default.rules.zones));
+        assert_eq!(example.rules.verification_keys, default.rules.verification_keys);
     }
 }

@@ -75,11 +75,6 @@ async fn is_needed(store: &dyn Store, key: &hsm_protocol::KeyId) -> Result<bool,
     }
 }
 
-/// Whether two boundaries have the same keys, zone keys included.
-fn has_same_keys(a: &hsm_protocol::Status, b: &hsm_protocol::Status) -> bool {
-    a.keys() == b.keys() && a.zone_keys() == b.zone_keys()
-}
-
 /// Updates the keys in use after each change of the boundary's keys. Returns when the boundary has ended or the store fails.
 pub(super) async fn follow(
     pins: Arc<Pins>,
@@ -89,12 +84,13 @@ pub(super) async fn follow(
     while boundary.changed().await.is_ok() {
         let status = Arc::clone(&boundary.borrow_and_update());
         // A boundary that was restarted with the same keys changes nothing.
-        while !has_same_keys(&status, &in_use.borrow()) {
+        while !status.has_same_keys(&in_use.borrow()) {
             match pins.reject_older_keys(&status).await {
                 Ok(()) => {
                     tracing::info!(
                         keys = hsm_protocol::KeyId::list_to_text(status.keys()),
                         zone_keys = hsm_protocol::KeyId::list_to_text(status.zone_keys()),
+                        verification_keys = hsm_protocol::KeyId::list_to_text(status.verification_keys()),
                         "no PIN comes under an older storage key any more"
                     );
                     in_use.send_replace(Arc::clone(&status));

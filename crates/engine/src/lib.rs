@@ -31,6 +31,7 @@ pub mod rotation;
 mod service;
 pub mod serving;
 mod stream_places;
+pub mod verification_keys;
 mod wire;
 pub mod zones;
 
@@ -270,7 +271,7 @@ impl Engine {
     pub async fn reload_keys(&self) -> Result<(), ReloadError> {
         self.boundary.reload_keys().await?;
         let mut in_use = self.in_use.clone();
-        let used = in_use.wait_for(|in_use| in_use.keys() == self.boundary.status().keys()).await.map(drop);
+        let used = in_use.wait_for(|in_use| in_use.has_same_keys(&self.boundary.status())).await.map(drop);
         used.map_err(|_| ReloadError::NotUsed)
     }
 

@@ -22,6 +22,7 @@ use std::{
 use tokio::sync::watch;
 
 use crate::call_limits::CallAdmission;
+use crate::verification_keys::TenantVerificationKeys;
 use crate::zones::Zones;
 use audit::card_reference::CardReferenceKey;
 use audit::entry::{Action, BlockFormat, Body, CardEvent, Event, Isolation, KeyStamp, Level, Outcome, Stamp};
@@ -85,6 +86,8 @@ pub struct Rules {
     pub tries: TryLimits,
     /// The zones of the tenants.
     pub zones: Zones,
+    /// The keys of verification values that each tenant may name.
+    pub verification_keys: TenantVerificationKeys,
 }
 
 impl Pins {

@@ -48,7 +48,7 @@ pub struct Progress {
 /// The state of a rotation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RotationState {
-    /// One storage key is in use: no record needs to be re-encrypted.
+    /// One storage key is in use, of a reversible format: no record needs to be re-encrypted.
     Idle,
     /// Passes over the records run.
     Running,
@@ -96,7 +96,7 @@ impl Progress {
     }
 }
 
-/// Runs a rotation each time that the keys in use change and have an older storage key. A rotation makes passes over all
+/// Runs a rotation each time that the keys in use change and have an older storage key, or PINs are stored one-way. A rotation makes passes over all
 /// records until a pass finds no record to re-encrypt, within the configured rate. `progress` always has the progress.
 /// Returns when the store fails or the keys can no longer change.
 pub async fn run(
@@ -108,8 +108,9 @@ pub async fn run(
     loop {
         let status = Arc::clone(&in_use.borrow_and_update());
         // A restarted boundary with the same keys needs no second rotation.
-        if status.rotates() && rotated.as_deref() != Some(status.keys()) {
-            rotated = Some(status.keys().to_vec());
+        let keys_and_form = (status.keys().to_vec(), status.form());
+        if status.rotates() && rotated.as_ref() != Some(&keys_and_form) {
+            rotated = Some(keys_and_form);
             progress.send_modify(|progress| *progress = Progress::running(progress.records_a_second_max));
             let mut rotation = Rotation {
                 pins: Arc::clone(&pins),

@@ -165,7 +165,10 @@ pub(super) fn expected_value(reference: Option<proto::VerificationReference>) ->
             key: ibm_3624_key(&offset.key.ok_or_else(missing)?)?,
             value: digits(&offset.digits)?,
         },
-        Expected::Ibm3624Natural(key) => ExpectedValue::Ibm3624Natural { key: ibm_3624_key(&key)? },
+        Expected::Ibm3624Natural(natural) => ExpectedValue::Ibm3624Natural {
+            key: ibm_3624_key(&natural.key.ok_or_else(missing)?)?,
+            digits: digit_count(natural.digit_count)?,
+        },
     }))
 }
 
@@ -253,7 +256,7 @@ pub(super) fn keys(status: &hsm_protocol::Status) -> proto::ListKeysResponse {
         level: boundary_level(status.level()).into(),
         isolation: isolation.into(),
         format: storage_format(status.form()).into(),
-        keys: status.keys().iter().map(key).collect(),
+        keys: [status.keys(), status.zone_keys(), status.verification_keys()].concat().iter().map(key).collect(),
     }
 }
 
@@ -507,6 +510,7 @@ fn hsm_status(error: &hsm_protocol::Error) -> Status {
         hsm_protocol::Error::HostLevelOnly { .. } => status(Code::FailedPrecondition, Reason::LevelUnsupported, error),
         hsm_protocol::Error::NoVerificationKey => status(Code::NotFound, Reason::ValueKeyUnknown, error),
         hsm_protocol::Error::ValidationData => invalid(Reason::ValueMethodInvalid, error),
+        hsm_protocol::Error::NoAccountNumber => status(Code::FailedPrecondition, Reason::NoAccountNumber, error),
         hsm_protocol::Error::OtherAccount => status(Code::FailedPrecondition, Reason::AccountMismatch, error),
         hsm_protocol::Error::DeadlinePassed => status(Code::DeadlineExceeded, Reason::DeadlinePassed, error),
         hsm_protocol::Error::Busy { .. } => status(Code::ResourceExhausted, Reason::TokenBusy, error),

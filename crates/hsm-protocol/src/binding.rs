@@ -7,7 +7,7 @@ use crate::layout_error::LayoutError;
 /// The most bytes of a tenant.
 pub(crate) const TENANT_BYTES_MAX: usize = 64;
 /// Digits of the longest plasticId.
-const PLASTIC_ID_BYTES_MAX: usize = 19;
+pub(crate) const PLASTIC_ID_BYTES_MAX: usize = 19;
 
 /// The card that a seal is bound to. Held without an allocation, so that a request can move to another thread.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -98,6 +98,11 @@ pub enum Error {
         "the account number has fewer digits than the validation data of this IBM 3624 key: use a key for such accounts"
     )]
     ValidationData,
+    /// The operation needs an account number, and the card has none: no registered one, and a plasticId of fewer than 12 digits.
+    #[error(
+        "the card has no account number: register its account number (RegisterCard), or use a plasticId of at least 12 digits"
+    )]
+    NoAccountNumber,
     /// A PIN goes to another card of another tenant or account number.
     #[error(
         "the two cards have different tenants or account numbers: a PIN goes to a card of the same tenant and account number alone"

@@ -26,8 +26,9 @@ pub use self::{
 };
 use crate::status::Status;
 
-/// The longest frame, in bytes, its length not counted: a welcome with 255 zone keys is under 24 KiB, a request under 1 KiB.
-pub const FRAME_BYTES_MAX: usize = 32 * 1024;
+/// The longest frame, in bytes, its length not counted: a welcome with 255 zone keys and 255 verification keys is under 48 KiB,
+/// a request under 1 KiB.
+pub const FRAME_BYTES_MAX: usize = 64 * 1024;
 /// The most descriptors of one message (SCM_RIGHTS). The kernel's limit is 253.
 pub const DESCRIPTORS_PER_MESSAGE: usize = 64;
 /// The version of this protocol.
@@ -174,7 +175,7 @@ mod tests {
 
     #[test]
     fn a_frame_of_a_length_out_of_range_is_rejected() {
-        for length in [0u32, 7, 32_769, u32::MAX] {
+        for length in [0u32, 7, 65_537, u32::MAX] {
             let bytes = [&length.to_be_bytes()[..], &[0; 64]].concat();
             assert!(take_frame(&mut &bytes[..]).is_err(), "{length}");
         }
@@ -201,7 +202,46 @@ mod tests {
     }
 
     #[test]
-    fn a_welcome_with_the_most_zone_keys_fits_a_frame() {
+    fn a_welcome_with_the_most_keys_fits_a_frame() {
+        let mut bytes = Vec::new();
+        let status = full_status(u8::MAX.into());
+        push_welcome(&mut bytes, &Welcome::Serving(Box::new(status.clone())));
+        let read = read_welcome(&take_frame(&mut &bytes[..]).unwrap().unwrap());
+        let Ok(Welcome::Serving(read)) = read else { panic!("not the status") };
+        assert!(read.has_same_keys(&status));
+        assert_eq!(read.even_parity, status.even_parity);
+    }
+
+    #[test]
+    fn a_truncated_welcome_is_rejected_at_each_cut() {
+        let mut bytes = Vec::new();
+        push_welcome(&mut bytes, &Welcome::Serving(Box::new(full_status(2))));
+        let frame = take_frame(&mut &bytes[..]).unwrap().unwrap();
+        assert!(read_welcome(&frame).is_ok());
+        for cut in 0..frame.body.len() {
+            assert!(read_welcome(&Frame { number: 0, body: &frame.body[..cut] }).is_err(), "cut at {cut}");
+        }
+        assert!(read_welcome(&Frame { number: 0, body: &[frame.body, &[0]].concat() }).is_err());
+    }
+
+    #[test]
+    fn a_changed_key_of_each_kind_differs() {
+        let status = full_status(2);
+        let lists: [fn(&mut Status) -> &mut Vec<KeyId>; 3] =
+            [|status| &mut status.keys, |status| &mut status.zone_keys, |status| &mut status.verification_keys];
+        for list in lists {
+            let mut other = status.clone();
+            assert!(other.has_same_keys(&status));
+            list(&mut other)[0].kcv = Some(Kcv::from_bytes([9, 9, 9]));
+            assert!(!other.has_same_keys(&status));
+        }
+        let one_way = Status { form: StorageFormat::OneWay, ..status.clone() };
+        assert!(!one_way.has_same_keys(&status) && one_way.rotates() && !status.rotates());
+        assert!(status.is_current(&record()) && !one_way.is_current(&record()));
+    }
+
+    /// A status with lists of this many keys, each with the longest name.
+    fn full_status(keys: u16) -> Status {
         let kcv = Some(Kcv::from_bytes([1, 2, 3]));
         let key = |version| KeyId {
             usage: KeyUsage::Zone(crate::ZoneName::parse(&"z".repeat(31)).unwrap()),
@@ -209,8 +249,12 @@ mod tests {
             kcv,
         };
         let version = KeyVersion(1);
-        let zone_keys: Vec<_> = (1..=255).map(key).collect();
-        let status = Status {
+        let zone_keys: Vec<_> = (1..=keys).map(key).collect();
+        let longest = format!("ibm-3624:{}:0123456789012345:14-19-f", "k".repeat(31));
+        let usage = KeyUsage::parse(&longest).unwrap();
+        let verification_keys =
+            (1..=keys).map(|version| KeyId { usage: usage.clone(), version: KeyVersion(version), kcv }).collect();
+        Status {
             token: "software".into(),
             level: BoundaryLevel::Host,
             isolation: Isolation::Process,
@@ -218,18 +262,13 @@ mod tests {
             until: None,
             keys: vec![KeyId { usage: KeyUsage::Storage, version, kcv }],
             zone_keys: zone_keys.clone(),
-            even_parity: zone_keys.clone(),
-            reusable_answers: vec![crate::ZoneName::parse(&"z".repeat(31)).unwrap(); 200],
+            verification_keys,
+            even_parity: zone_keys,
+            reusable_answers: vec![crate::ZoneName::parse(&"z".repeat(31)).unwrap(); keys.into()],
             storage: StorageVersions { wrapped: version, iso_4: version, tdes: version, one_way: version },
             memory: MemoryLock::Locked,
             persistence: Persistence::Vault,
-        };
-        let mut bytes = Vec::new();
-        push_welcome(&mut bytes, &Welcome::Serving(Box::new(status)));
-        let read = read_welcome(&take_frame(&mut &bytes[..]).unwrap().unwrap());
-        let Ok(Welcome::Serving(read)) = read else { panic!("not the status") };
-        assert_eq!((&read.zone_keys, &read.even_parity), (&zone_keys, &zone_keys));
-        assert_eq!(read.reusable_answers.len(), 200);
+        }
     }
 
     #[test]
@@ -249,15 +288,16 @@ mod tests {
         assert!(matches!(read, Err(Error::Unavailable { reason: UnavailableReason::UserPinRefused })));
     }
 
-    use proptest::{collection::vec, prelude::*};
+    use proptest::{collection::vec, prelude::*, sample::Index};
 
     use crate::account::{Account, AccountNumber};
     use crate::binding::{Binding, BoundaryLevel, CardBinding, ControlBinding, Isolation, MadeAt, Purpose};
-    use crate::device_key::{DeviceKey, Mgf1Hash};
+    use crate::device_key::{DeviceKey, DeviceKeyError, Mgf1Hash};
     use crate::error::{HostOperation, Refusal};
     use crate::kcv::Kcv;
     use crate::key_id::KeyId;
     use crate::key_usage::KeyUsage;
+    use crate::layout_error::LayoutError;
     use crate::request::{DeviceBlock, FreshTzpk, Reply, Request, Source, Target};
     use crate::sealed::{EncryptedBlock, KeyVersion, PinRecord, SealedAccount, SealedKey};
     use crate::status::{MemoryLock, Persistence, StorageVersions};
@@ -360,8 +400,27 @@ mod tests {
             Request::Verify { source: device(), record: record(), card, account: registered() },
             verify_value(ExpectedValue::Pvv { key: pvk(), value: value("0511") }),
             verify_value(ExpectedValue::Ibm3624Offset { key: key_name(), value: value("066210541912") }),
-            verify_value(ExpectedValue::Ibm3624Natural { key: key_name() }),
+            verify_value(ExpectedValue::Ibm3624Natural { key: key_name(), digits: 7 }),
+            Request::Verify {
+                source: from_zone(ZoneFormat::Iso0),
+                record: one_way_record(),
+                card,
+                account: Account::PlasticId,
+            },
+            Request::VerifyValue {
+                source: from_zone(ZoneFormat::Iso3),
+                expected: ExpectedValue::Pvv { key: pvk(), value: value("0511") },
+                card,
+                account: registered(),
+            },
             Request::Change { old: device(), new: device(), record: record(), card, account: Account::PlasticId },
+            Request::Change {
+                old: from_zone(ZoneFormat::Iso4),
+                new: from_zone(ZoneFormat::Iso1),
+                record: record(),
+                card,
+                account: registered(),
+            },
             Request::Generate { digits: 4, card, account: Account::PlasticId },
             derive_value(ValueMethod::Pvv(pvk())),
             derive_value(ValueMethod::Ibm3624Offset(key_name())),
@@ -412,6 +471,10 @@ mod tests {
             Err(Error::NoVerificationKey),
             Err(Error::ValidationData),
             Err(Error::OtherAccount),
+            Err(Error::NoAccountNumber),
+            Err(Error::DeviceKey(DeviceKeyError::Malformed)),
+            Err(LayoutError::Kind { what: "blob" }.into()),
+            Err(Error::Unavailable { reason: UnavailableReason::UserPinRefused }),
             Err(Refusal::MalformedBlock.into()),
             Err(Refusal::PinPolicy.into()),
             Err(Error::TranslationNotAllowed),
@@ -461,8 +524,8 @@ mod tests {
         }
 
         #[test]
-        fn no_changed_byte_of_a_request_makes_a_read_panic(which in 0..20usize, at in any::<usize>(), byte in any::<u8>()) {
-            let mut body = bodies().swap_remove(which);
+        fn no_changed_byte_of_a_request_makes_a_read_panic(which in any::<Index>(), at in any::<usize>(), byte in any::<u8>()) {
+            let mut body = which.get(&bodies()).clone();
             let at = at % body.len();
             body[at] = byte;
             let mut frame = Vec::new();

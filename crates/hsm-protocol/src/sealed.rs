@@ -8,7 +8,9 @@
 //! The token defines the body of a sealed tzpk. Software token: nonce(12) ciphertext(16) tag(16). PKCS#11 token: key wrap(24)
 //! tag(16) zero(4). Every tag authenticates the first four bytes and the binding, so a blob of one use is rejected as another.
 
-use crate::binding::{Binding, BoundaryLevel, CardBinding, Isolation, MadeAt, Purpose, TENANT_BYTES_MAX};
+use crate::binding::{
+    Binding, BoundaryLevel, CardBinding, Isolation, MadeAt, PLASTIC_ID_BYTES_MAX, Purpose, TENANT_BYTES_MAX,
+};
 use crate::layout_error::LayoutError;
 use crate::storage_format::StorageFormat;
 use crate::zone_format::ZoneFormat;
@@ -277,6 +279,10 @@ fn bound_to_card_as(r#use: Use, key: KeyVersion, card: &CardBinding) -> Bound {
 
 /// Head, two texts with their lengths; then control, purpose, expiry, or the name of a zone with its length, and a format.
 const BOUND_BYTES_MAX: usize = HEAD_BYTES + 2 * (1 + TENANT_BYTES_MAX) + 1 + ZONE_CHARACTERS_MAX + 1;
+/// The head, the card, and what follows the card: every binding fits, so that none is shortened.
+const CARD_BOUND_BYTES_MAX: usize = HEAD_BYTES + (1 + TENANT_BYTES_MAX) + (1 + PLASTIC_ID_BYTES_MAX);
+const _: () = assert!(CARD_BOUND_BYTES_MAX + 16 + 1 + 8 <= BOUND_BYTES_MAX, "a control fits");
+const _: () = assert!(CARD_BOUND_BYTES_MAX + (1 + ZONE_CHARACTERS_MAX) + 1 <= BOUND_BYTES_MAX, "a zone fits");
 /// The most bytes under a record's tag: the binding, and the record before the tag.
 pub const RECORD_MESSAGE_BYTES_MAX: usize = BOUND_BYTES_MAX + PIN_RECORD_BYTES_MAX;
 
@@ -296,7 +302,6 @@ impl Bound {
     }
 
     fn push_text(&mut self, text: &[u8]) {
-        let text = text.get(..TENANT_BYTES_MAX).unwrap_or(text);
         self.push(&[u8::try_from(text.len()).unwrap_or_default()]);
         self.push(text);
     }

@@ -19,11 +19,13 @@ pub struct Status {
     pub form: StorageFormat,
     /// The end date of a 3DES format.
     pub until: Option<String>,
-    /// Each key in use, in each version, without the zone keys.
+    /// Each key in use, in each version, without the zone keys and the verification keys.
     pub keys: Vec<KeyId>,
     /// The zone keys in use, each active version of each configured zone. No stored value is under them, so another
     /// process may have others.
     pub zone_keys: Vec<KeyId>,
+    /// The active PVKs and IBM 3624 keys.
+    pub verification_keys: Vec<KeyId>,
     /// Those of the zone keys that have a byte of even parity, in a zone with [`ParityPolicy::Warn`](crate::ParityPolicy::Warn).
     pub even_parity: Vec<KeyId>,
     /// The zones with get-pin beside set-pin, verify or change: a format 1 block that such a zone gave for one card is accepted
@@ -88,15 +90,32 @@ impl Status {
         &self.zone_keys
     }
 
-    /// Whether an older storage key is in use in addition to the newest.
-    pub fn rotates(&self) -> bool {
-        let storage = || self.keys.iter().filter(|key| key.usage.keeps_records());
-        storage().any(|key| storage().any(|other| other.usage == key.usage && other.version != key.version))
+    /// The active PVKs and IBM 3624 keys.
+    pub fn verification_keys(&self) -> &[KeyId] {
+        &self.verification_keys
     }
 
-    /// Whether a record is encrypted under the newest storage key of its format.
+    /// Whether two boundaries have the same keys, keys of zones and verification values included, and make records of the
+    /// same format.
+    pub fn has_same_keys(&self, other: &Self) -> bool {
+        self.form == other.form
+            && self.keys == other.keys
+            && self.zone_keys == other.zone_keys
+            && self.verification_keys == other.verification_keys
+    }
+
+    /// Whether records may need re-encryption: an older storage key is in use in addition to the newest, or new records are
+    /// one-way and a reversible record may be left.
+    pub fn rotates(&self) -> bool {
+        let storage = || self.keys.iter().filter(|key| key.usage.keeps_records());
+        self.form == StorageFormat::OneWay
+            || storage().any(|key| storage().any(|other| other.usage == key.usage && other.version != key.version))
+    }
+
+    /// Whether a record is under the newest storage key of its format, and one-way where new records are one-way.
     pub fn is_current(&self, record: &PinRecord) -> bool {
-        record.storage_key() == self.storage.of(record.form())
+        let has_form = self.form != StorageFormat::OneWay || record.form() == StorageFormat::OneWay;
+        has_form && record.storage_key() == self.storage.of(record.form())
     }
 
     /// Lines for people: the boundary, its keys, and the properties that it does not promise.
@@ -106,6 +125,9 @@ impl Status {
         lines.push(format!("keys: {}", KeyId::list_to_text(&self.keys)));
         if !self.zone_keys.is_empty() {
             lines.push(format!("zone keys: {}", KeyId::list_to_text(&self.zone_keys)));
+        }
+        if !self.verification_keys.is_empty() {
+            lines.push(format!("verification keys: {}", KeyId::list_to_text(&self.verification_keys)));
         }
         if !self.even_parity.is_empty() {
             lines.push(format!("warning: zone keys without odd parity: {}", KeyId::list_to_text(&self.even_parity)));

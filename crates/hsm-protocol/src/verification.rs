@@ -90,16 +90,25 @@ impl fmt::Display for Ibm3624Name {
     }
 }
 
-/// A decimalisation table: 16 decimal digits, the digit for 0 first.
+/// The fewest different digits of a decimalisation table.
+const TABLE_DIFFERENT_DIGITS_MIN: usize = 8;
+/// The most places of one digit in a decimalisation table.
+const TABLE_PLACES_MAX: usize = 4;
+
+/// A decimalisation table: 16 decimal digits, the digit for 0 first. It has at least 8 different digits, and none at more than
+/// 4 places: a table of one digit makes each natural PIN that digit, so that an offset shows the PIN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DecimalisationTable([u8; TABLE_DIGITS]);
 
 impl DecimalisationTable {
-    /// Reads 16 decimal digits; `None` for any other text.
+    /// Reads 16 decimal digits that are varied enough; `None` for any other text.
     pub fn parse(text: &str) -> Option<Self> {
         let text: &[u8; TABLE_DIGITS] = text.as_bytes().try_into().ok()?;
         let digits = text.map(|byte| byte.wrapping_sub(b'0'));
-        digits.iter().all(|digit| *digit < 10).then_some(Self(digits))
+        let places = |digit: u8| digits.iter().filter(|found| **found == digit).count();
+        let is_varied = (0..10).filter(|digit| places(*digit) > 0).count() >= TABLE_DIFFERENT_DIGITS_MIN
+            && (0..10).all(|digit| places(digit) <= TABLE_PLACES_MAX);
+        (is_varied && digits.iter().all(|digit| *digit < 10)).then_some(Self(digits))
     }
 
     /// The digit for each hexadecimal digit from 0 to F, each 0 to 9.
@@ -220,6 +229,8 @@ pub enum ExpectedValue {
     Ibm3624Natural {
         /// The name of the key.
         key: ZoneName,
+        /// The digits of the natural PIN (the PIN check length of IBM), 4 to 12. A PIN of another length is wrong.
+        digits: u8,
     },
 }
 
@@ -269,6 +280,16 @@ mod tests {
         ];
         for wrong in wrong {
             assert!(Ibm3624Name::parse(wrong).is_none(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_table_has_8_different_digits_and_none_at_more_than_4_places() {
+        for good in ["0123456789012345", "0000111123456677", "0123456700112233"] {
+            assert!(DecimalisationTable::parse(good).is_some(), "{good}");
+        }
+        for wrong in ["0000000000000000", "0000000012345678", "0000012345678912", "0123456012345601"] {
+            assert!(DecimalisationTable::parse(wrong).is_none(), "{wrong}");
         }
     }
 

@@ -66,8 +66,9 @@ impl AtHost {
                     let length = u8::try_from(value.digits().len()).unwrap_or_default();
                     found.ct_eq(&packed(value)) & length.ct_eq(&pin.length())
                 }
-                ExpectedValue::Ibm3624Natural { key } => {
-                    self.offset(key, KeyMode::Verifies, &account, pin, block)?.ct_eq(&0)
+                ExpectedValue::Ibm3624Natural { key, digits } => {
+                    let found = self.offset(key, KeyMode::Verifies, &account, pin, block)?;
+                    found.ct_eq(&0) & digits.ct_eq(&pin.length())
                 }
             };
             verified(well_formed, right, None)
@@ -193,7 +194,7 @@ impl AtHost {
             let bound = record_bound_to(record.storage_key(), card);
             let found = self
                 .token
-                .one_way_tag(record.storage_key(), message(&mut Clear::zeroed(), salt, bound.as_ref(), pin))?;
+                .one_way_tag(record.storage_key(), message(&mut Clear::zeroed(), salt, bound.as_ref(), pin)?)?;
             return Ok(found.ct_eq(tag));
         }
         let mut stored = Pin::zeroed();
@@ -217,7 +218,7 @@ impl AtHost {
         self.token.random(salt)?;
         let key = self.token.current().storage.one_way;
         let bound = record_bound_to(key, card);
-        tag.copy_from_slice(&self.token.one_way_tag(key, message(&mut Clear::zeroed(), salt, bound.as_ref(), pin))?);
+        tag.copy_from_slice(&self.token.one_way_tag(key, message(&mut Clear::zeroed(), salt, bound.as_ref(), pin)?)?);
         self.record(HostForm::OneWay, &block, card)
     }
 
@@ -254,7 +255,7 @@ impl AtHost {
     fn draw(&self, digits: u8, pin: &mut Pin, random: &mut WideBlock) -> Result<(), Error> {
         let (mut drawn, mut missing) = (0u64, usize::from(digits));
         for _ in 0..DRAWS_MAX {
-            self.token.random(random.bytes_mut())?;
+            self.token.random_for_secrets(random.bytes_mut())?;
             for byte in random.bytes().iter().filter(|byte| **byte < 250).take(missing) {
                 drawn = (drawn << 4) | u64::from(byte % 10);
                 missing -= 1;
@@ -279,7 +280,12 @@ fn is_one_party(old: &Source, new: &Source) -> bool {
 }
 
 /// The bytes under the CMAC of a one-way record: salt, card, length and digits of the PIN.
-fn message<'a>(buffer: &'a mut Clear<RECORD_MESSAGE_BYTES_MAX>, salt: &[u8], card: &[u8], pin: &Pin) -> &'a [u8] {
+fn message<'a>(
+    buffer: &'a mut Clear<RECORD_MESSAGE_BYTES_MAX>,
+    salt: &[u8],
+    card: &[u8],
+    pin: &Pin,
+) -> Result<&'a [u8], Error> {
     let mut field = Block::zeroed();
     field.set_nibbles((u64::from(pin.length()) << 56) | (pin.digits() >> 8));
     joined(buffer.bytes_mut(), &[salt, card, field.bytes()])

@@ -43,7 +43,7 @@ use hsm_protocol::{
 
 use crate::{
     config::Pkcs11,
-    keyring::{KeyMode, KeyUsage, Versions, ZoneKeyInfo},
+    keyring::{VerificationKeyInfo, Versions, ZoneKeyInfo},
     open_error::Pkcs11Error,
 };
 
@@ -55,7 +55,7 @@ struct Pkcs11Token<L> {
     references: KeyReferences,
     zone_keys: Vec<ZoneKeyInfo>,
     /// The PVKs and IBM 3624 keys.
-    verification: Vec<(KeyUsage, KeyMode)>,
+    verification: Vec<VerificationKeyInfo>,
     tdes_budget: TdesBudget,
     /// Whether the token wraps a key by RSA-OAEP with MGF1-SHA-1; false at level `host`, which wraps on the host.
     has_mgf1_sha1: bool,
@@ -103,7 +103,7 @@ pub(crate) fn make_keys(config: &Pkcs11, level: BoundaryLevel) -> Result<KeyRefe
 pub(crate) fn import_key(
     config: &Pkcs11,
     level: BoundaryLevel,
-    name: KeyUsage,
+    name: crate::keyring::KeyUsage,
     algorithm: crate::keyring::KeyAlgorithm,
     key: &crate::clear::ClearBytes,
 ) -> Result<(), Pkcs11Error> {
@@ -140,7 +140,7 @@ impl<L: LevelKeys> Pkcs11Token<L> {
     fn sealed(&self, ciphertext: &[u8], bound: &Bound) -> Result<SealedTzpk, Error> {
         let tag = self.tag_over(bound, ciphertext)?;
         let mut sealed = [0; size_of::<SealedTzpk>()];
-        joined(&mut sealed, &[ciphertext, &tag]);
+        joined(&mut sealed, &[ciphertext, &tag])?;
         Ok(sealed)
     }
 
@@ -162,7 +162,7 @@ impl<L: LevelKeys> Pkcs11Token<L> {
     }
 
     fn tag_over(&self, bound: &Bound, bytes: &[u8]) -> Result<[u8; TAG_BYTES], Error> {
-        self.tag(joined(&mut [0; RECORD_MESSAGE_BYTES_MAX], &[bound.as_ref(), bytes]))
+        self.tag(joined(&mut [0; RECORD_MESSAGE_BYTES_MAX], &[bound.as_ref(), bytes])?)
     }
 
     /// The pad for account digits: the AES encryption of their tag. Other digits of the same card have another tag.
@@ -221,7 +221,7 @@ impl<L: LevelKeys> Token for Pkcs11Token<L> {
     }
 
     fn retry_tag(&self, control: &[u8; 16], block: &[u8; 8]) -> Result<[u8; TAG_BYTES], Error> {
-        self.tag(joined(&mut [0; 28], &[&RETRY_HEAD, control, block]))
+        self.tag(joined(&mut [0; 28], &[&RETRY_HEAD, control, block])?)
     }
 
     fn zone_block_tag(&self, bound: &Bound, block: &[u8]) -> Result<[u8; TAG_BYTES], Error> {
@@ -230,5 +230,9 @@ impl<L: LevelKeys> Token for Pkcs11Token<L> {
 
     fn zone_keys(&self) -> &[ZoneKeyInfo] {
         &self.zone_keys
+    }
+
+    fn verification_keys(&self) -> Vec<KeyId> {
+        self.verification.iter().map(|info| info.id.clone()).collect()
     }
 }

@@ -22,13 +22,13 @@ use super::{
     zone_ciphers::{ZoneCiphers, decrypt_iso_4},
 };
 use hsm_protocol::{
-    ACCOUNT_BYTES, Bound, DeviceKey, Error, Ibm3624Name, Kcv, KeyId, KeyVersion, NONCE_BYTES, RECORD_MESSAGE_BYTES_MAX,
-    SealedTzpk, StorageFormat, StorageVersions, TAG_BYTES, ZoneName,
+    ACCOUNT_BYTES, Bound, DeviceKey, Error, Ibm3624Name, Kcv, KeyId, KeyVersion, LayoutError, NONCE_BYTES,
+    RECORD_MESSAGE_BYTES_MAX, SealedTzpk, StorageFormat, StorageVersions, TAG_BYTES, ZoneName,
 };
 
 use crate::{
     clear::{Block, Clear, Tzpk, WideBlock},
-    keyring::{ClearZoneKey, KeyMode, KeyUsage, Keys, Versions, ZoneKeyInfo},
+    keyring::{ClearZoneKey, KeyMode, KeyUsage, Keys, VerificationKeyInfo, Versions, ZoneKeyInfo},
     versioned::Versioned,
     zones::ZoneKeyRef,
 };
@@ -44,7 +44,7 @@ pub(crate) struct Software {
     record: CmacKey,
     retry: CmacKey,
     one_way: Option<Versioned<CmacKey>>,
-    verification: Vec<(KeyUsage, KeyMode, TdesEde2)>,
+    verification: Vec<(VerificationKeyInfo, TdesEde2)>,
     zones: ZoneCiphers,
     keys: Vec<KeyId>,
     versions: Versions,
@@ -85,7 +85,7 @@ impl Software {
             verification: keys
                 .verification
                 .iter()
-                .map(|(usage, mode, key)| (usage.clone(), *mode, TdesEde2::new(key.bytes().into())))
+                .map(|(info, key)| (info.clone(), TdesEde2::new(key.bytes().into())))
                 .collect(),
             zones: ZoneCiphers::new(zone_keys)?,
             keys: key_ids,
@@ -142,19 +142,23 @@ impl Token for Software {
     }
 
     fn record_tag(&self, record: &[u8], bound: &Bound) -> Result<[u8; TAG_BYTES], Error> {
-        Ok(self.record.tag(joined(&mut [0; RECORD_MESSAGE_BYTES_MAX], &[bound.as_ref(), record])))
+        Ok(self.record.tag(joined(&mut [0; RECORD_MESSAGE_BYTES_MAX], &[bound.as_ref(), record])?))
     }
 
     fn retry_tag(&self, control: &[u8; 16], block: &[u8; 8]) -> Result<[u8; TAG_BYTES], Error> {
-        Ok(self.retry.tag(joined(&mut [0; 28], &[&RETRY_HEAD, control, block])))
+        Ok(self.retry.tag(joined(&mut [0; 28], &[&RETRY_HEAD, control, block])?))
     }
 
     fn zone_block_tag(&self, bound: &Bound, block: &[u8]) -> Result<[u8; TAG_BYTES], Error> {
-        Ok(self.retry.tag(joined(&mut [0; RECORD_MESSAGE_BYTES_MAX], &[bound.as_ref(), block])))
+        Ok(self.retry.tag(joined(&mut [0; RECORD_MESSAGE_BYTES_MAX], &[bound.as_ref(), block])?))
     }
 
     fn zone_keys(&self) -> &[ZoneKeyInfo] {
         self.zones.infos()
+    }
+
+    fn verification_keys(&self) -> Vec<KeyId> {
+        self.verification.iter().map(|(info, _)| info.id.clone()).collect()
     }
 }
 
@@ -166,7 +170,7 @@ impl HostLevel for Software {
         // Sealed in place: from here on `tzpk` holds ciphertext.
         let tag = seal(self.seal.newest(), &nonce, bound, tzpk.bytes_mut())?;
         let mut sealed = [0; size_of::<SealedTzpk>()];
-        joined(&mut sealed, &[&nonce, tzpk.bytes(), &tag]);
+        joined(&mut sealed, &[&nonce, tzpk.bytes(), &tag])?;
         Ok(IssuedTzpk { wrapped, sealed })
     }
 
@@ -190,6 +194,10 @@ impl HostLevel for Software {
         let wrapped = host_tzpk(device, tzpk, fresh)?;
         tzpk_encrypt(tzpk, block);
         Ok(wrapped)
+    }
+
+    fn random_for_secrets(&self, bytes: &mut [u8]) -> Result<(), Error> {
+        fresh(bytes)
     }
 
     fn storage_encrypt_iso_4(&self, pin_field: &mut WideBlock, account_field: u128) -> Result<(), Error> {
@@ -219,12 +227,12 @@ impl HostLevel for Software {
     }
 
     fn ibm_3624(&self, name: &ZoneName) -> Result<Ibm3624Name, Error> {
-        ibm_3624_name(self.verification.iter().map(|(usage, ..)| usage), name)
+        ibm_3624_name(self.verification.iter().map(|(info, _)| &info.id.usage), name)
     }
 
     fn verification_encrypt(&self, key: VerificationKey<'_>, wanted: KeyMode, block: &mut Block) -> Result<(), Error> {
-        let found = self.verification.iter().find(|(usage, ..)| key.names(usage));
-        let Some((.., cipher)) = found.filter(|(_, mode, _)| mode.allows(wanted)) else {
+        let found = self.verification.iter().find(|(info, _)| key.names(&info.id.usage));
+        let Some((_, cipher)) = found.filter(|(info, _)| info.mode.allows(wanted)) else {
             return Err(Error::NoVerificationKey);
         };
         cipher.encrypt_block(block.bytes_mut().into());
@@ -258,7 +266,7 @@ thread_local! {
 }
 
 /// Random bytes drawn ahead, one pool for each thread: every call of the generator asks the processor for entropy, which takes
-/// longer than all ciphers of a translation. The pool serves nonces and fill; keys come from the generator itself.
+/// longer than all ciphers of a translation. The pool serves nonces, salts and fill; keys and PINs come from the generator itself.
 struct RandomPool {
     bytes: Clear<RANDOM_POOL_BYTES>,
     left: usize,
@@ -287,7 +295,13 @@ impl RandomPool {
     }
 }
 
-/// Random bytes for keys, from the generator itself.
+/// The bytes of this thread's pool that are left.
+#[cfg(test)]
+pub(crate) fn pool_left() -> usize {
+    RANDOM.with_borrow(|pool| pool.left)
+}
+
+/// Random bytes for keys and PINs, from the generator itself.
 fn fresh(bytes: &mut [u8]) -> Result<(), Error> {
     rand::fill(bytes).map_err(|_| Error::Unavailable { reason: "the random generator failed".into() })
 }
@@ -360,15 +374,17 @@ fn account_nonce(bound: &Bound) -> [u8; NONCE_BYTES] {
 }
 
 /// Concatenates the parts in the buffer.
-pub(crate) fn joined<'a>(buffer: &'a mut [u8], parts: &[&[u8]]) -> &'a [u8] {
+///
+/// # Errors
+/// [`Error::Layout`]: the parts are longer than the buffer. A message is never shortened: two messages would have one tag.
+pub(crate) fn joined<'a>(buffer: &'a mut [u8], parts: &[&[u8]]) -> Result<&'a [u8], Error> {
+    let too_long = LayoutError::Length { what: "message to authenticate" };
     let mut length = 0;
     for part in parts {
-        if let Some(place) = buffer.get_mut(length..length + part.len()) {
-            place.copy_from_slice(part);
-            length += part.len();
-        }
+        buffer.get_mut(length..length + part.len()).ok_or(too_long)?.copy_from_slice(part);
+        length += part.len();
     }
-    buffer.get(..length).unwrap_or_default()
+    Ok(buffer.get(..length).ok_or(too_long)?)
 }
 
 fn broken(what: &'static str) -> Error {
@@ -380,6 +396,12 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+
+    #[test]
+    fn a_message_that_does_not_fit_is_an_error_and_not_shortened() {
+        assert_eq!(joined(&mut [0; 4], &[&[1, 2], &[3]]).unwrap(), [1, 2, 3]);
+        assert!(matches!(joined(&mut [0; 4], &[&[1, 2], &[3, 4, 5], &[6]]), Err(Error::Layout(_))));
+    }
 
     #[test]
     fn the_pool_returns_each_random_byte_once_and_keeps_none() {

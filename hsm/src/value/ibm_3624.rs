@@ -51,6 +51,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_nibble_is_replaced_by_its_digit(encrypted in any::<u64>(), table in "[0-9]{16}") {
+            prop_assume!(DecimalisationTable::parse(&table).is_some());
             let expected: String = format!("{encrypted:016x}")
                 .chars()
                 .map(|nibble| table.as_bytes()[nibble.to_digit(16).unwrap() as usize] as char)

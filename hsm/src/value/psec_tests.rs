@@ -67,8 +67,13 @@ fn pvv_input() -> (String, String) {
     (format!("pvv {} {pvki} {pin} {pan}", key.hexadecimal()), to_value(value, 4).unwrap().to_text())
 }
 
+/// A random table that a key may have.
+fn table() -> String {
+    std::iter::repeat_with(|| digits(16)).find(|table| DecimalisationTable::parse(table).is_some()).unwrap()
+}
+
 fn offset_input() -> (String, String) {
-    let (key, table, pin, pan) = (Key::random(), digits(16), digits(4 + below(9)), digits(12 + below(8)));
+    let (key, table, pin, pan) = (Key::random(), table(), digits(4 + below(9)), digits(12 + below(8)));
     let first = below(u32::try_from(pan.len()).unwrap());
     let length = 1 + below((u32::try_from(pan.len()).unwrap() - first).min(16));
     let pad = below(16);

@@ -61,6 +61,7 @@ impl Pins {
         method: &ValueMethod,
     ) -> Result<VerificationValue, PinError> {
         self.limits.admit_card(&card)?;
+        self.rules.verification_keys.check_method(&caller.tenant, method)?;
         for _ in 0..ATTEMPTS_MAX {
             let pin = self.store.pin(&card).await?.ok_or(PinError::PinNotSet)?;
             let derive = Request::DeriveValue {

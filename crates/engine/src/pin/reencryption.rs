@@ -27,7 +27,8 @@ impl Pins {
         })
     }
 
-    /// Re-encrypts the PIN records of the next cards that are under an older storage key. A PIN that is set at the same time is
+    /// Re-encrypts the PIN records of the next cards that are under an older storage key, or reversible where
+    /// new records are one-way. A PIN that is set at the same time is
     /// not overwritten.
     ///
     /// # Errors

@@ -139,6 +139,9 @@ impl Pins {
         let zone = self.zone(&caller.tenant, &named.key)?;
         let (source, format) = zone.source(named, ZoneUse::Verify)?;
         zone.check_key(&self.boundary.status())?;
+        if let Some(expected) = &expected {
+            self.rules.verification_keys.check_expected(&caller.tenant, expected)?;
+        }
         let (compared, operation) = match &expected {
             None => (Compared::Record, HostOperation::Verify),
             Some(_) => (Compared::Value, HostOperation::VerifyValue),

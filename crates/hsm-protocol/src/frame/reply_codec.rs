@@ -34,6 +34,7 @@ const HOST_LEVEL_ONLY: u8 = 33;
 const NO_VERIFICATION_KEY: u8 = 34;
 const VALIDATION_DATA: u8 = 35;
 const OTHER_ACCOUNT: u8 = 40;
+const NO_ACCOUNT_NUMBER: u8 = 41;
 
 const AVAILABLE: u8 = 0;
 const TZPK: u8 = 1;
@@ -182,6 +183,7 @@ fn write_error(error: &Error, out: &mut Vec<u8>) {
         Error::NoVerificationKey => out.push(NO_VERIFICATION_KEY),
         Error::ValidationData => out.push(VALIDATION_DATA),
         Error::OtherAccount => out.push(OTHER_ACCOUNT),
+        Error::NoAccountNumber => out.push(NO_ACCOUNT_NUMBER),
         Error::DeviceKey(_) => out.push(DEVICE_KEY),
         Error::Mgf1NotSupported => out.push(MGF1_NOT_SUPPORTED),
         Error::PlasticId => out.push(PLASTIC_ID),
@@ -221,6 +223,7 @@ fn read_error(code: u8, read: &mut Reader<'_>) -> Result<Error, FrameError> {
         NO_VERIFICATION_KEY => Error::NoVerificationKey,
         VALIDATION_DATA => Error::ValidationData,
         OTHER_ACCOUNT => Error::OtherAccount,
+        NO_ACCOUNT_NUMBER => Error::NoAccountNumber,
         DEVICE_KEY => Error::DeviceKey(crate::device_key::DeviceKeyError::Malformed),
         MGF1_NOT_SUPPORTED => Error::Mgf1NotSupported,
         PLASTIC_ID => Error::PlasticId,

@@ -304,6 +304,7 @@ impl FrameValue for Status {
         self.until.write(out);
         write_list(&self.keys, out);
         write_list(&self.zone_keys, out);
+        write_list(&self.verification_keys, out);
         write_list(&self.even_parity, out);
         write_list(&self.reusable_answers, out);
         let StorageVersions { wrapped, iso_4, tdes, one_way } = self.storage;
@@ -328,7 +329,8 @@ impl FrameValue for Status {
             _ => return Err(FrameError),
         };
         let (form, until) = (FrameValue::read(read)?, FrameValue::read(read)?);
-        let (keys, zone_keys, even_parity) = (read_list(read)?, read_list(read)?, read_list(read)?);
+        let (keys, zone_keys) = (read_list(read)?, read_list(read)?);
+        let (verification_keys, even_parity) = (read_list(read)?, read_list(read)?);
         let reusable_answers = read_list(read)?;
         let mut version = || Ok::<_, FrameError>(KeyVersion(u16::from_be_bytes(read.array()?)));
         let storage = StorageVersions { wrapped: version()?, iso_4: version()?, tdes: version()?, one_way: version()? };
@@ -347,6 +349,7 @@ impl FrameValue for Status {
             until,
             keys,
             zone_keys,
+            verification_keys,
             even_parity,
             reusable_answers,
             storage,

@@ -71,9 +71,10 @@ impl FrameValue for ExpectedValue {
                 key.write(out);
                 value.write(out);
             }
-            Self::Ibm3624Natural { key } => {
+            Self::Ibm3624Natural { key, digits } => {
                 out.push(IBM_3624_NATURAL);
                 key.write(out);
+                out.push(*digits);
             }
         }
     }
@@ -82,7 +83,7 @@ impl FrameValue for ExpectedValue {
         Ok(match read.byte()? {
             PVV => Self::Pvv { key: FrameValue::read(read)?, value: FrameValue::read(read)? },
             IBM_3624_OFFSET => Self::Ibm3624Offset { key: FrameValue::read(read)?, value: FrameValue::read(read)? },
-            IBM_3624_NATURAL => Self::Ibm3624Natural { key: FrameValue::read(read)? },
+            IBM_3624_NATURAL => Self::Ibm3624Natural { key: FrameValue::read(read)?, digits: read.byte()? },
             _ => return Err(FrameError),
         })
     }

@@ -10,6 +10,7 @@ use crate::{
     key_store::{KeyStore, KeyStoreError, KeyUse, RecordsKept},
     keyblock::{Header, KeyBlock, ProtectionKey, Version},
     keyring::{KeyAlgorithm, KeyUsage},
+    token::pool_left,
     vault::VaultError,
     zones::ZoneError,
 };
@@ -238,6 +239,13 @@ fn a_reversible_record_becomes_one_way_when_verified_right() {
     let (Some((_, iso_4)), Some((_, one_way))) = (boundaries.first(), boundaries.last()) else { return };
     let phone = Phone::new();
     let record = iso_4.set(&phone, PIN_4524);
+    assert!(iso_4.status().is_current(&record));
+    assert!(
+        !one_way.status().is_current(&record) && one_way.status().rotates(),
+        "the rotation makes the record one-way"
+    );
+    let method = ValueMethod::Pvv(PvkName::parse("bank:1").unwrap());
+    assert!(matches!(one_way.value(&record, &method), Err(Error::OneWay)));
     let shown = wait(one_way.record_to_device(&record, card(), &Account::PlasticId, &phone.public));
     assert!(matches!(shown, Err(Error::OneWay)));
     assert!(matches!(one_way.verify(one_way.device_source(&phone, PIN_1234), &record), Ok((false, None))));
@@ -246,6 +254,7 @@ fn a_reversible_record_becomes_one_way_when_verified_right() {
     assert!(matches!(one_way.verify(one_way.device_source(&phone, PIN_4524), &moved), Ok((true, None))));
     let reencrypted = wait(one_way.reencrypt(&record, card(), &Account::PlasticId)).unwrap();
     assert_eq!(reencrypted.form(), StorageFormat::OneWay);
+    assert!(one_way.status().is_current(&reencrypted));
 }
 
 #[test]
@@ -320,7 +329,8 @@ fn check_values(hsm: &Hsm) {
     assert_eq!(hsm.value(&record, &ValueMethod::Pvv(pvk())).unwrap(), "7416");
     assert_eq!(hsm.value(&record, &ValueMethod::Ibm3624Offset(ibm_3624())).unwrap(), "7864624");
     let has = |clear, expected: &ExpectedValue| hsm.has_value(hsm.device_source(&phone, clear), expected.clone());
-    let natural = ExpectedValue::Ibm3624Natural { key: ibm_3624() };
+    let natural_of = |digits| ExpectedValue::Ibm3624Natural { key: ibm_3624(), digits };
+    let natural = natural_of(7);
     let right = [pvv("7416"), offset("7864624")];
     let wrong = [pvv("0000"), pvv("74160"), offset("7864625"), offset("78646240"), offset("7864"), natural.clone()];
     for (expected, is_right) in right.iter().map(|value| (value, true)).chain(wrong.iter().map(|value| (value, false)))
@@ -329,16 +339,20 @@ fn check_values(hsm: &Hsm) {
         assert!(!has(PIN_4524, expected).unwrap());
         assert!(matches!(has(MALFORMED[0], expected), Err(Error::Refused(Refusal::MalformedBlock))));
     }
-    // The natural PIN of 7 digits and of 4; a PIN that is one digit longer is another one.
-    assert!(has(0x1731_5895_9000_0000, &natural).unwrap() && has(0x1431_5800_0000_0000, &natural).unwrap());
-    assert!(!has(0x1531_5800_0000_0000, &natural).unwrap());
+    // A natural PIN is right in its own length alone.
+    for (clear, length) in [(0x1731_5895_9000_0000, 7), (0x1431_5800_0000_0000, 4)] {
+        for digits in 4..=12 {
+            assert_eq!(has(clear, &natural_of(digits)).unwrap(), digits == length, "{digits}");
+        }
+    }
+    assert!(!has(0x1531_5800_0000_0000, &natural_of(5)).unwrap());
     // A PVV knows the first four digits only.
     assert!(has(0x1409_1200_0000_0000, &pvv("7416")).unwrap());
     for missing in ["bank:2", "other:1"] {
         let missing = ValueMethod::Pvv(PvkName::parse(missing).unwrap());
         assert!(matches!(hsm.value(&record, &missing), Err(Error::NoVerificationKey)));
     }
-    let missing = ExpectedValue::Ibm3624Natural { key: ZoneName::parse("other").unwrap() };
+    let missing = ExpectedValue::Ibm3624Natural { key: ZoneName::parse("other").unwrap(), digits: 7 };
     assert!(matches!(has(PIN_0912573, &missing), Err(Error::NoVerificationKey)));
     let request = Request::VerifyValue {
         source: hsm.device_source(&phone, PIN_0912573),
@@ -346,7 +360,13 @@ fn check_values(hsm: &Hsm) {
         card: card(),
         account: Account::PlasticId,
     };
-    assert!(matches!(wait(hsm.execute(request)), Err(Error::ValidationData)), "a plasticId of 10 digits");
+    assert!(matches!(wait(hsm.execute(request)), Err(Error::NoAccountNumber)), "a plasticId of 10 digits");
+    let method = ValueMethod::Pvv(pvk());
+    let derive = Request::DeriveValue { record, method, card: card(), account: Account::PlasticId };
+    assert!(matches!(wait(hsm.execute(derive)), Err(Error::NoAccountNumber)), "a plasticId of 10 digits");
+    let listed: Vec<_> = hsm.status().verification_keys().iter().map(|key| key.usage.to_string()).collect();
+    assert_eq!(listed, ["pvk:bank:1", IBM_3624]);
+    assert!(hsm.status().verification_keys().iter().all(|key| key.kcv.is_some()));
 }
 
 #[test]
@@ -402,9 +422,9 @@ fn a_verification_key_has_one_usage_one_table_and_one_version() {
     };
     assert!(matches!(again("pvk:bank:2", PVK), Err(KeyStoreError::Known { .. })));
     // The same key with another table: the attack of Bond and Zieliński needs several.
-    let other_table = "ibm-3624:other:1111111111111111:5-15-f";
+    let other_table = "ibm-3624:other:9876543210987654:5-15-f";
     assert!(matches!(again(other_table, IBM_3624_KEY), Err(KeyStoreError::Known { .. })));
-    for other in ["ibm-3624:bank:1111111111111111:5-15-f", "ibm-3624:bank:0123456789012345:1-16-0"] {
+    for other in ["ibm-3624:bank:9876543210987654:5-15-f", "ibm-3624:bank:0123456789012345:1-16-0"] {
         assert!(matches!(again(other, [0x34; 16]), Err(KeyStoreError::NameTaken { .. })));
     }
     let aes = store.make(KeyUsage::parse("pvk:bank:3").unwrap(), KeyAlgorithm::Aes128, NOW);
@@ -480,7 +500,7 @@ fn a_one_way_record_moves_to_the_newest_key_when_verified_right() {
     let open = || open_vault(directory.path(), NewRecordFormat::OneWay, Vec::new()).unwrap();
     let hsm = open();
     let old = hsm.set(&phone, PIN_4524);
-    assert!(hsm.status().is_current(&old) && !hsm.status().rotates());
+    assert!(hsm.status().is_current(&old));
 
     let name = KeyUsage::StorageOneWay;
     let mut store = open_store(directory.path());
@@ -541,6 +561,18 @@ fn a_vault_without_a_one_way_key_serves_every_other_format() {
     );
 }
 
+#[test]
+fn a_generated_pin_is_not_of_bytes_drawn_ahead() {
+    let form = Some(NewRecordFormat::Iso0 { until: "2099-12-31".into() });
+    let wanted = Wanted { level: WantedLevel::Host, form };
+    let hsm = Hsm::open(Config { wanted, ..Config::default() }).unwrap();
+    hsm.set(&Phone::new(), PIN_4524);
+    let before = pool_left();
+    assert!(before > 0, "the tzpk took its nonce from the pool");
+    hsm.generate(12).unwrap();
+    assert_eq!(pool_left(), before);
+}
+
 fn zone_rules(uses: &[ZoneUse]) -> ZoneRules {
     let formats = vec![ZoneFormat::Iso1, ZoneFormat::Iso0, ZoneFormat::Iso3];
     let name = ZoneName::parse("auth-host").unwrap();
@@ -557,7 +589,7 @@ fn a_block_of_a_zone_needs_the_use_verify_and_nothing_reversible_starts_one_way(
     drop(store);
     let open = |form, uses: &[ZoneUse]| open_vault(directory.path(), form, vec![zone_rules(uses)]);
     let phone = Phone::new();
-    let account = crate::block::AccountDigits::parse(card().plastic_id()).unwrap();
+    let account = crate::block::AccountDigits::parse(PAN).unwrap();
     let source = |format: ZoneFormat, field: u64| {
         let mut key = Tzpk::zeroed();
         key.bytes_mut().copy_from_slice(&PVK);
@@ -575,21 +607,32 @@ fn a_block_of_a_zone_needs_the_use_verify_and_nothing_reversible_starts_one_way(
             (ZoneFormat::Iso3, control(3, 0xAB_CDEF_ABCD)),
         ]
     };
+    let verify = |hsm: &Hsm, source: Source, record: &PinRecord| {
+        let (record, account) = (record.clone(), hsm.registered(PAN));
+        verified(wait(hsm.execute(Request::Verify { source, record, card: card(), account })))
+    };
     for form in [NewRecordFormat::Iso4, NewRecordFormat::OneWay] {
         let hsm = open(form.clone(), &[ZoneUse::Verify, ZoneUse::Change]).unwrap();
-        let record = hsm.set(&phone, PIN_4524);
+        let record = hsm.set_for(&phone, PIN_4524, &hsm.registered(PAN));
         for ((format, right), (_, wrong)) in blocks(0x4524).into_iter().zip(blocks(0x4525)) {
-            assert!(matches!(hsm.verify(source(format, right), &record), Ok((true, None))), "{format}");
-            assert!(matches!(hsm.verify(source(format, wrong), &record), Ok((false, None))), "{format}");
-            let malformed = hsm.verify(source(format, right ^ (0xF << 60)), &record);
+            assert!(matches!(verify(&hsm, source(format, right), &record), Ok((true, None))), "{format}");
+            assert!(matches!(verify(&hsm, source(format, wrong), &record), Ok((false, None))), "{format}");
+            let malformed = verify(&hsm, source(format, right ^ (0xF << 60)), &record);
             assert!(matches!(malformed, Err(Error::Refused(Refusal::MalformedBlock))), "{format}");
-            let [_, (_, new), _] = blocks(0x8090);
-            let changed = hsm.change(source(format, right), source(ZoneFormat::Iso1, new), &record);
-            assert!(matches!(changed, Ok(Changed::Right { .. })), "{format}");
+            let [_, (_, new_field), _] = blocks(0x8090);
+            let (old, new, account) = (source(format, right), source(ZoneFormat::Iso1, new_field), hsm.registered(PAN));
+            let change = Request::Change { old, new, record: record.clone(), card: card(), account };
+            assert!(matches!(wait(hsm.execute(change)), Ok(Reply::Changed(Changed::Right { .. }))), "{format}");
+            // The plasticId of 10 digits is no account number, and format 1 has none inside.
+            let unregistered = hsm.set(&phone, PIN_4524);
+            let refused = hsm.verify(source(format, right), &unregistered);
+            assert_eq!(matches!(refused, Err(Error::NoAccountNumber)), format.binds_account(), "{format}");
+            let refused = hsm.change(source(ZoneFormat::Iso1, new_field), source(format, right), &unregistered);
+            assert_eq!(matches!(refused, Err(Error::NoAccountNumber)), format.binds_account(), "{format}");
         }
         let hsm = open(form, &[ZoneUse::SetPin]).unwrap();
         let [(format, right), ..] = blocks(0x4524);
-        let refused = hsm.verify(source(format, right), &record);
+        let refused = verify(&hsm, source(format, right), &record);
         assert!(matches!(refused, Err(Error::ZoneUse { needed: ZoneUse::Verify })));
     }
     // A zone that may verify sets no PIN, and both blocks of a change are of one party.

@@ -429,6 +429,21 @@ fn a_block_keeps_its_pin_from_zone_to_zone() {
 
 /// A block for another account number is malformed, and its account number never comes from the plasticId.
 #[test]
+fn a_block_with_an_account_number_needs_one() {
+    let hsm = open_with_zones();
+    let record = set(&hsm, &APP_BANK, &good_block(ZoneFormat::Iso1)).unwrap().record;
+    let run = |source, target| wait(hsm.translate(source, target, card(), &Account::PlasticId));
+    for format in [ZoneFormat::Iso0, ZoneFormat::Iso3, ZoneFormat::Iso4] {
+        let zone = zone_of(format);
+        let given = run(Source::Record(record.clone()), to_zone(&zone, format));
+        assert!(matches!(given, Err(Error::NoAccountNumber)), "{format}");
+        let set = run(from_zone(&zone, &good_block(format)), Target::Record);
+        assert!(matches!(set, Err(Error::NoAccountNumber)), "{format}");
+    }
+    assert!(run(from_zone(&APP_BANK, &good_block(ZoneFormat::Iso1)), Target::Record).is_ok());
+}
+
+#[test]
 fn a_block_between_zones_keeps_its_account_number() {
     let hsm = open_with_zones();
     if hsm.status().level() == BoundaryLevel::Token {
@@ -441,7 +456,7 @@ fn a_block_between_zones_keeps_its_account_number() {
     assert!(run(&registered(&hsm)).is_ok());
     let other = Account::Registered(wait(hsm.seal_pan("5413330089020029", card())).unwrap());
     assert!(matches!(run(&other), Err(Error::Refused(Refusal::MalformedBlock))));
-    assert!(matches!(run(&Account::PlasticId), Err(Error::TranslationNotAllowed)));
+    assert!(matches!(run(&Account::PlasticId), Err(Error::NoAccountNumber)));
 }
 
 #[test]

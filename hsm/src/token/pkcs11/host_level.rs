@@ -154,12 +154,16 @@ impl HostLevel for Pkcs11Token<HostKeys> {
         Ok(tag)
     }
 
+    fn random_for_secrets(&self, bytes: &mut [u8]) -> Result<(), Error> {
+        self.random(bytes)
+    }
+
     fn ibm_3624(&self, name: &ZoneName) -> Result<Ibm3624Name, Error> {
-        ibm_3624_name(self.verification.iter().map(|(usage, _)| usage), name)
+        ibm_3624_name(self.verification.iter().map(|info| &info.id.usage), name)
     }
 
     fn verification_encrypt(&self, key: VerificationKey<'_>, wanted: KeyMode, block: &mut Block) -> Result<(), Error> {
-        if !self.verification.iter().any(|(usage, mode)| key.names(usage) && mode.allows(wanted)) {
+        if !self.verification.iter().any(|info| key.names(&info.id.usage) && info.mode.allows(wanted)) {
             return Err(Error::NoVerificationKey);
         }
         let mut cipher = [0; 8];

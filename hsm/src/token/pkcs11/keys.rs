@@ -23,8 +23,8 @@ use crate::{
     clear::{Clear, ClearBytes},
     config::Pkcs11,
     keyring::{
-        EXCHANGE_ALGORITHMS, Exportability, KeyAlgorithm, KeyMode, KeyUsage, Keyring, NewKey, Versions,
-        ZONE_ALGORITHMS, ZoneKeyInfo,
+        EXCHANGE_ALGORITHMS, Exportability, KeyAlgorithm, KeyMode, KeyUsage, Keyring, NewKey, VerificationKeyInfo,
+        Versions, ZONE_ALGORITHMS, ZoneKeyInfo,
     },
     open_error::Pkcs11Error,
     token::{VerificationKey, aes_chain::cmac_subkeys},
@@ -496,9 +496,13 @@ impl FoundKeys {
     }
 
     /// The PVKs and IBM 3624 keys, each with the mode of use in the inventory.
-    pub(super) fn verification_keys(&self, inventory: Option<&Keyring>) -> Vec<(KeyUsage, KeyMode)> {
+    pub(super) fn verification_keys(&self, inventory: Option<&Keyring>) -> Vec<VerificationKeyInfo> {
         let verifies = self.keys.iter().filter(|key| key.name.verifies());
-        let listed = |key: &FoundKey| Some((key.name.clone(), inventory?.active(&key.name)?.info.mode));
+        let listed = |key: &FoundKey| {
+            let info = &inventory?.active(&key.name)?.info;
+            let (version, kcv) = (KeyVersion(info.version), info.check_value);
+            Some(VerificationKeyInfo { mode: info.mode, id: KeyId { usage: key.name.clone(), version, kcv } })
+        };
         verifies.filter_map(listed).collect()
     }
 

@@ -29,7 +29,7 @@ use hsm_protocol::{BoundaryLevel, Error, UnavailableReason, ZoneRules};
 
 use crate::{
     config::{KeyHandling, Pkcs11, SlotName, TokenPlace},
-    keyring::{KeyInfo, KeyMode, KeyUsage, Keyring, RingKey, ZoneKeyInfo},
+    keyring::{KeyInfo, KeyUsage, Keyring, RingKey, VerificationKeyInfo, ZoneKeyInfo},
     open_error::Pkcs11Error,
 };
 
@@ -81,7 +81,7 @@ pub(super) struct OpenedPool<L> {
     pub(super) references: KeyReferences,
     pub(super) zone_keys: Vec<ZoneKeyInfo>,
     /// The PVKs and IBM 3624 keys.
-    pub(super) verification: Vec<(KeyUsage, KeyMode)>,
+    pub(super) verification: Vec<VerificationKeyInfo>,
 }
 
 impl<L: LevelKeys> SessionPool<L> {
@@ -251,7 +251,7 @@ pub(super) struct UsableKeys {
     pub(super) references: KeyReferences,
     pub(super) zone_keys: Vec<ZoneKeyInfo>,
     /// The PVKs and IBM 3624 keys.
-    pub(super) verification: Vec<(KeyUsage, KeyMode)>,
+    pub(super) verification: Vec<VerificationKeyInfo>,
 }
 
 /// The active keys that level `host` alone uses, and does not need: the one-way key, PVKs and IBM 3624 keys.
