@@ -25,10 +25,16 @@ type Job = Box<dyn FnOnce(&Boundary) -> Answer + Send>;
 /// Delivers an answer to its caller.
 type Answer = Box<dyn FnOnce()>;
 
-/// The threads end when this is dropped and the queue is empty.
+/// The longest time that a drop waits for the threads.
+const END_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// The threads end when this is dropped and the queue is empty. The drop waits for them: a module may not survive the end of
+/// the process while a thread is in one of its calls. A call that hangs is waited for no longer than [`END_WAIT_MAX`].
 pub(crate) struct Workers {
     queue: Sender<Job>,
     waiting_max: usize,
+    /// Disconnected when all threads have ended.
+    ended: Receiver<()>,
 }
 
 impl Workers {
@@ -38,11 +44,17 @@ impl Workers {
     /// A thread could not be created.
     pub(crate) fn start(boundary: &Arc<Boundary>, threads: usize, waiting_max: usize) -> io::Result<Self> {
         let (queue, jobs) = bounded::<Job>(waiting_max);
+        let (running, ended) = bounded::<()>(0);
         for number in 0..threads {
-            let (boundary, jobs) = (Arc::clone(boundary), jobs.clone());
-            thread::Builder::new().name(format!("token-{number}")).spawn(move || work(&boundary, &jobs))?;
+            let (boundary, jobs, running) = (Arc::clone(boundary), jobs.clone(), running.clone());
+            thread::Builder::new().name(format!("token-{number}")).spawn(move || {
+                work(&boundary, &jobs);
+                // The last thread closes the token here.
+                drop(boundary);
+                drop(running);
+            })?;
         }
-        Ok(Self { queue, waiting_max })
+        Ok(Self { queue, waiting_max, ended })
     }
 
     /// Executes `work` on a worker. A caller that stops waiting loses only the answer.
@@ -67,6 +79,16 @@ impl Workers {
             TrySendError::Disconnected(_) => Error::Unavailable { reason: "its workers have ended".into() },
         })?;
         answer.await.map_err(|_| Error::Unavailable { reason: "a worker failed".into() })
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        // Replaces the queue, so that the threads see its end.
+        let (closed, _) = bounded(0);
+        drop(std::mem::replace(&mut self.queue, closed));
+        // An error in either case: the threads have ended, or the time is over.
+        let _ = self.ended.recv_timeout(END_WAIT_MAX);
     }
 }
 
