@@ -380,7 +380,10 @@ fn make_keys(directory: &Path) -> Result<Keys, BenchError> {
 
 fn zones() -> Result<Vec<ZoneRules>, BenchError> {
     let uses = vec![ZoneUse::SetPin, ZoneUse::GetPin, ZoneUse::Verify, ZoneUse::Export];
-    let rules = |name, formats, uses| ZoneRules { name, formats, uses, parity: ParityPolicy::Ignore };
+    let rules = |name, formats, uses| {
+        let tenant = "bank".to_owned();
+        ZoneRules { name, tenant, formats, uses, parity: ParityPolicy::Ignore }
+    };
     let aes_uses = vec![ZoneUse::SetPin, ZoneUse::Verify, ZoneUse::Export];
     Ok(vec![
         rules(name(TDES_ZONE)?, vec![ZoneFormat::Iso1, ZoneFormat::Iso0, ZoneFormat::Iso3], uses),
