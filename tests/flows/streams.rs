@@ -168,10 +168,11 @@ struct Random(u64);
 
 impl Random {
     /// By the seed in `PINSEAL_STREAM_SEED`, else by another one in each run. A failed test prints its seed.
+    #[expect(clippy::print_stderr, reason = "a person who repeats a failed test needs the seed")]
     fn seeded() -> Self {
         let time = std::time::UNIX_EPOCH.elapsed().unwrap().subsec_nanos();
         let seed = std::env::var("PINSEAL_STREAM_SEED").map_or(u64::from(time) | 1, |seed| seed.parse().unwrap());
-        println!("PINSEAL_STREAM_SEED={seed}");
+        eprintln!("PINSEAL_STREAM_SEED={seed}");
         Self(seed)
     }
 

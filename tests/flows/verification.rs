@@ -137,6 +137,71 @@ async fn a_caller_with_too_many_wrong_pins_locks_no_further_card() {
     assert_eq!(client.find("3014").await.unwrap().reserved_try_count, 0, "a barred caller uses no try");
 }
 
+/// The concurrent wrong PINs of one caller.
+const CONCURRENT: u32 = 200;
+/// The quota of the caller.
+const QUOTA: u64 = 5;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn concurrent_wrong_pins_use_no_more_tries_than_the_quota() {
+    let party = Arc::new(ZoneParty::prepared());
+    let engine = party.start(&format!("[verification]\nwrong_pins_per_caller_per_minute = {QUOTA}"));
+    let mut client = engine.client().await;
+    let cards = ["3041", "3042", "3043", "3044"];
+    for card in cards {
+        client.set_by_zone(card, &party.block("27182")).await.unwrap();
+    }
+    let before = std::time::Instant::now();
+    let mut calls = Vec::new();
+    for number in 0..CONCURRENT {
+        let (mut client, party) = (engine.client().await, Arc::clone(&party));
+        let card = cards[number as usize % cards.len()];
+        calls.push(tokio::spawn(async move { client.verify(card, &party.block("27183")).await.map(drop) }));
+    }
+    for call in calls {
+        if let Err(status) = call.await.unwrap() {
+            assert!(["WRONG_PIN_RATE", "PIN_LOCKED"].contains(&&*reason(&status)), "{status:?}");
+        }
+    }
+    let mut used = 0;
+    for card in cards {
+        used += client.find(card).await.unwrap().reserved_try_count;
+    }
+    // The quota is renewed while the calls run.
+    let renewed = before.elapsed().as_secs() * QUOTA / 60 + 1;
+    assert!((1..=QUOTA + renewed).contains(&used), "{used} tries");
+}
+
+/// `Some` once these tries are reserved, and each is settled as right.
+async fn every_try_is_settled(client: &mut Client, plastic_id: &str, tries: u64) -> Option<()> {
+    let found = client.find(plastic_id).await.unwrap();
+    (found.reserved_try_count == tries && found.used_try_count == 0).then_some(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_hangs_up_leaves_no_try_without_outcome() {
+    const CALLS: u64 = 20;
+    let party = ZoneParty::prepared();
+    // The card is read until a try has its outcome.
+    let engine = party.start("[limits]\ncalls_per_card_per_minute = 1000000");
+    let mut client = engine.client().await;
+    client.set_by_zone("3051", &party.block("27182")).await.unwrap();
+    let mut tries = 0;
+    for call in 0..CALLS {
+        let (mut caller, block) = (engine.client().await, party.block("27182"));
+        let verify = tokio::spawn(async move { caller.verify("3051", &block).await });
+        // The engine has reserved the try, or the call has ended.
+        let reserved = soon("the try is not reserved", async || {
+            let found = client.find("3051").await.unwrap();
+            (found.reserved_try_count > tries || verify.is_finished()).then_some(found.reserved_try_count)
+        });
+        reserved.await;
+        verify.abort();
+        tries = call + 1;
+        soon("the try has no outcome", async || every_try_is_settled(&mut client, "3051", tries).await).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_refused_before_a_comparison_uses_no_try() {
     let party = ZoneParty::prepared();
@@ -149,7 +214,17 @@ async fn what_is_refused_before_a_comparison_uses_no_try() {
     assert_eq!(reason(&client.verify("3021", &iso_4).await.unwrap_err()), "ZONE_FORMAT");
     let long = ZoneBlock { pin_block: vec![7; 16], ..party.block("27182") };
     assert_eq!(reason(&client.verify("3021", &long).await.unwrap_err()), "PIN_BLOCK_LENGTH");
+    let inactive = ZoneBlock {
+        zone_key: Some(proto::ZoneKey { key_version: 9, ..support::zone_party::zone("app") }),
+        ..party.block("27182")
+    };
+    assert_eq!(reason(&client.verify("3021", &inactive).await.unwrap_err()), "ZONE_UNKNOWN");
+    let change_to_inactive = by_zone("3021", party.block("27182"), inactive);
+    assert_eq!(reason(&change(&mut client, change_to_inactive).await.unwrap_err()), "ZONE_UNKNOWN");
     assert_eq!(client.find("3021").await.unwrap().reserved_try_count, 0);
+    for unseen in [1, u64::MAX] {
+        assert_eq!(reason(&reset(&mut client, "3021", unseen).await.unwrap_err()), "TRY_COUNT_INVALID");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -185,8 +260,11 @@ async fn race(
                     answered.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(status) if status.code() == Code::FailedPrecondition => assert_eq!(reason(&status), "PIN_LOCKED"),
-                // The engine was killed.
-                Err(_) => {}
+                // The engine was killed: the connection ended (tonic: Unavailable or Unknown, without a reason), or its
+                // client was not connected yet.
+                Err(status) => {
+                    assert!(matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled), "{status:?}")
+                }
             }
         }));
     }

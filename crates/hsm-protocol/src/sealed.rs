@@ -282,7 +282,7 @@ const BOUND_BYTES_MAX: usize = HEAD_BYTES + 2 * (1 + TENANT_BYTES_MAX) + 1 + ZON
 /// The head, the card, and what follows the card: every binding fits, so that none is shortened.
 const CARD_BOUND_BYTES_MAX: usize = HEAD_BYTES + (1 + TENANT_BYTES_MAX) + (1 + PLASTIC_ID_BYTES_MAX);
 const _: () = assert!(CARD_BOUND_BYTES_MAX + 16 + 1 + 8 <= BOUND_BYTES_MAX, "a control fits");
-const _: () = assert!(CARD_BOUND_BYTES_MAX + (1 + ZONE_CHARACTERS_MAX) + 1 <= BOUND_BYTES_MAX, "a zone fits");
+const _: () = assert!(CARD_BOUND_BYTES_MAX + (1 + ZONE_CHARACTERS_MAX) < BOUND_BYTES_MAX, "a zone fits");
 /// The most bytes under a record's tag: the binding, and the record before the tag.
 pub const RECORD_MESSAGE_BYTES_MAX: usize = BOUND_BYTES_MAX + PIN_RECORD_BYTES_MAX;
 
