@@ -1,7 +1,8 @@
 //! The gRPC service of streams: reads items, works on a bounded number of them at a time, answers their outcomes in order.
 //!
 //! A stream is a future of its connection's task, and HTTP/2 polls the future only while the client reads. So a client that
-//! stops reading stops the work on its items, and keeps no thread.
+//! stops reading has no further item begun, and keeps no thread. An item that was begun is a task of its own: it ends without
+//! its stream and gives its place back, for which items of other streams wait.
 
 use std::{collections::HashMap, sync::Arc, time::Duration, vec};
 
@@ -11,6 +12,7 @@ use tokio::sync::{
     oneshot::{self, error::TryRecvError},
     watch,
 };
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Request, Response, Status, Streaming, async_trait};
 
 use super::{
@@ -53,9 +55,11 @@ impl bulk_service_server::BulkService for Services {
         let (run, items) = self.open_run(request).await?;
         let segments = items.ready_chunks(SEGMENT_ITEMS_MAX).map({
             let run = Arc::clone(&run);
-            move |segment| translate_segment(Arc::clone(&run), segment)
+            move |segment| begin(translate_segment(Arc::clone(&run), segment))
         });
-        let outcomes = segments.buffered(ITEMS_AT_ONCE / SEGMENT_ITEMS_MAX).flat_map(stream::iter);
+        let outcomes = segments
+            .buffered(ITEMS_AT_ONCE / SEGMENT_ITEMS_MAX)
+            .flat_map(|segment| stream::iter(segment.unwrap_or_else(|ended| vec![Err(ended)])));
         let respond = |outcomes| TranslatePinBlocksResponse { outcomes };
         Ok(Response::new(in_messages(outcomes, respond, run)))
     }
@@ -67,10 +71,11 @@ impl bulk_service_server::BulkService for Services {
         let (run, items) = self.open_run(request).await?;
         let outcomes = items.map({
             let run = Arc::clone(&run);
-            move |item| export(Arc::clone(&run), item)
+            move |item| begin(export(Arc::clone(&run), item))
         });
         let respond = |outcomes| ExportPinsResponse { outcomes };
-        Ok(Response::new(in_messages(outcomes.buffered(ITEMS_AT_ONCE), respond, run)))
+        let outcomes = outcomes.buffered(ITEMS_AT_ONCE).map(Result::flatten);
+        Ok(Response::new(in_messages(outcomes, respond, run)))
     }
 
     async fn set_pins(
@@ -83,11 +88,12 @@ impl bulk_service_server::BulkService for Services {
             let run = Arc::clone(&run);
             move |item| {
                 let turn = item.as_ref().ok().map(|item| order.turn(&item.plastic_id));
-                set(Arc::clone(&run), item, turn)
+                begin(set(Arc::clone(&run), item, turn))
             }
         });
         let respond = |outcomes| SetPinsResponse { outcomes };
-        Ok(Response::new(in_messages(outcomes.buffered(ITEMS_AT_ONCE), respond, run)))
+        let outcomes = outcomes.buffered(ITEMS_AT_ONCE).map(Result::flatten);
+        Ok(Response::new(in_messages(outcomes, respond, run)))
     }
 }
 
@@ -193,6 +199,14 @@ impl Run {
         self.call.log_item(error);
         wire::item_error(&error.to_status())
     }
+}
+
+/// Begins the work of an item or a segment. The drop of the result cancels the work.
+fn begin<T: Send + 'static>(
+    work: impl Future<Output = T> + Send + 'static,
+) -> impl Future<Output = Result<T, Status>> + Send {
+    let task = AbortOnDropHandle::new(tokio::spawn(work));
+    async move { task.await.map_err(|_| wire::engine_stops()) }
 }
 
 async fn translate_segment(
@@ -465,6 +479,37 @@ mod tests {
         assert!(futures::poll!(second.as_mut()).is_pending());
         drop(first);
         drop(second.await);
+    }
+
+    #[tokio::test]
+    async fn a_begun_item_gives_its_place_back_while_nobody_polls_its_stream() {
+        let places = Arc::new(ItemPlaces::default());
+        let (answer, answered) = oneshot::channel::<()>();
+        let begun = begin({
+            let places = Arc::clone(&places);
+            async move {
+                let _place = places.take().await;
+                answered.await
+            }
+        });
+        tokio::task::yield_now().await;
+        assert_eq!(places.free(), ItemPlaces::MAX - 1);
+        answer.send(()).unwrap();
+        while places.free() < ItemPlaces::MAX {
+            tokio::task::yield_now().await;
+        }
+        begun.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_item_of_a_dropped_stream_is_cancelled() {
+        let (held, cancelled) = oneshot::channel::<()>();
+        let begun = begin(async move {
+            let _held = held;
+            std::future::pending::<()>().await;
+        });
+        drop(begun);
+        assert!(cancelled.await.is_err());
     }
 
     #[test]

@@ -45,19 +45,24 @@ pub(super) struct ItemPlaces {
     max: Mutex<usize>,
 }
 
-/// The most items at a time.
-const ITEMS_MAX: usize = 512;
-
 impl Default for ItemPlaces {
     fn default() -> Self {
-        Self { free: Semaphore::new(ITEMS_MAX), max: Mutex::new(ITEMS_MAX) }
+        Self { free: Semaphore::new(Self::MAX), max: Mutex::new(Self::MAX) }
     }
 }
 
 impl ItemPlaces {
+    /// The most items at a time.
+    pub(super) const MAX: usize = 512;
+
     /// Waits for a place, in the order of the calls. `None`: the semaphore is closed, which nothing does.
     pub(super) async fn take(&self) -> Option<SemaphorePermit<'_>> {
         self.free.acquire().await.ok()
+    }
+
+    #[cfg(test)]
+    pub(super) fn free(&self) -> usize {
+        self.free.available_permits()
     }
 
     /// Gives a place back, of an item that found a queue of `limit` operations full.
@@ -125,16 +130,16 @@ mod tests {
     #[tokio::test]
     async fn items_leave_half_of_a_full_queue_to_calls() {
         let places = ItemPlaces::default();
-        for _ in 0..2 * ITEMS_MAX {
+        for _ in 0..2 * ItemPlaces::MAX {
             // A queue that is larger than the items changes nothing.
             places.give_back_busy(places.take().await, 4_096);
         }
-        assert_eq!(places.free.available_permits(), ITEMS_MAX);
+        assert_eq!(places.free(), ItemPlaces::MAX);
         for (limit, left) in [(100, 50), (64, 32), (1, 1)] {
-            for _ in 0..2 * ITEMS_MAX {
+            for _ in 0..2 * ItemPlaces::MAX {
                 places.give_back_busy(places.take().await, limit);
             }
-            assert_eq!(places.free.available_permits(), left);
+            assert_eq!(places.free(), left);
         }
     }
 
