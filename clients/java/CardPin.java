@@ -252,7 +252,7 @@ public final class CardPin {
             }
         }
 
-        private static String json(String... members) {
+        static String json(String... members) {
             StringBuilder text = new StringBuilder("{");
             for (int i = 0; i < members.length; i += 2) {
                 text.append(i == 0 ? "" : ",").append('"' + members[i] + "\":\"" + members[i + 1] + '"');
