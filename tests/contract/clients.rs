@@ -75,12 +75,12 @@ impl Drop for Demo {
     }
 }
 
-fn root(path: &str) -> std::path::PathBuf {
+pub(crate) fn root(path: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
 /// The Python that scripts/test prepares.
-fn python() -> String {
+pub(crate) fn python() -> String {
     std::env::var("PINSEAL_TEST_PYTHON").unwrap_or_else(|_| {
         panic!("PINSEAL_TEST_PYTHON is not set: run scripts/test, or point it to a Python with tests/clients/python/requirements.lock")
     })

@@ -12,6 +12,7 @@ mod bad_input;
 mod clients;
 mod configuration;
 mod contract;
+mod device_clients;
 mod grpc_calls;
 mod health;
 mod http;

@@ -5,7 +5,7 @@ use std::{
     process::{Command, Output},
 };
 
-const NO_JDK: &str = "java is missing: install a JDK of version 17 or later (Debian: default-jdk-headless)";
+pub const NO_JDK: &str = "java is missing: install a JDK of version 17 or later (Debian: default-jdk-headless)";
 
 /// The output of a program that must succeed.
 pub fn ran_well(output: &Output) -> String {
