@@ -3,6 +3,7 @@
 pub(crate) mod audit;
 pub(crate) mod bench;
 pub(crate) mod bulk;
+pub(crate) mod card;
 mod card_list;
 pub(crate) mod ceremony;
 pub(crate) mod demo;

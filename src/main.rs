@@ -45,6 +45,8 @@ enum Command {
     Store(commands::store::StoreArguments),
     /// Export and verify the audit chain
     Audit(commands::audit::AuditArguments),
+    /// Register cards with a running engine
+    Card(commands::card::CardArguments),
     /// Export the PINs of a file of cards under a zone key, to a file of blocks
     Export(commands::bulk::ExportArguments),
     /// Set the PINs of a file of blocks under a zone key
@@ -96,6 +98,7 @@ impl Command {
             Self::Device(arguments) => Ok(commands::device::run(arguments)?),
             Self::Store(arguments) => Ok(commands::store::run(arguments)?),
             Self::Audit(arguments) => Ok(commands::audit::run(arguments)?),
+            Self::Card(arguments) => Ok(commands::card::run(arguments)?),
             Self::Export(arguments) => Ok(commands::bulk::export(&arguments)?),
             Self::Import(arguments) => Ok(commands::bulk::import(&arguments)?),
             Self::Translate(arguments) => Ok(commands::bulk::translate(&arguments)?),
@@ -143,6 +146,7 @@ enum CommandError {
     Device(#[from] commands::device::SimulateError),
     Store(#[from] commands::store::StoreCommandError),
     Audit(#[from] commands::audit::AuditError),
+    Card(#[from] commands::card::CardError),
     Bulk(#[from] commands::bulk::BulkError),
     Hsm(#[from] hsm_server::HsmProcessError),
     Token(#[from] commands::token::TokenError),

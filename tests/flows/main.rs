@@ -26,6 +26,7 @@ mod oaep;
 mod operator_log;
 mod pre_shared;
 mod race;
+mod register_cards;
 mod reload;
 mod rotation;
 mod small_binaries;
