@@ -1,5 +1,7 @@
 //! The container images: the engine with SoftHSM; a token that an engine uses over a socket; the production images.
 
+mod trial;
+
 use std::{io::Write, os::unix::fs::OpenOptionsExt, path::Path, process::Command, sync::OnceLock, time::Duration};
 
 use ceremony::transcript::Transcript;
@@ -21,14 +23,18 @@ use support::{
 
 const IMAGE: &str = "pinseal-softhsm-test";
 
-/// The image with the program under test, built once. Without a Docker engine the failure names what is missing.
-fn image() -> GenericImage {
+/// Builds the image with the program under test, once. Without a Docker engine the failure names what is missing.
+fn build_image() {
     static BUILT: OnceLock<()> = OnceLock::new();
     BUILT.get_or_init(|| {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/softhsm-image");
         let built = Command::new(script).args([env!("CARGO_BIN_EXE_pinseal"), IMAGE]).output().unwrap();
         assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     });
+}
+
+fn image() -> GenericImage {
+    build_image();
     GenericImage::new(IMAGE, "latest")
 }
 
