@@ -36,12 +36,14 @@ class PinsealContainer(DockerContainer):
     def __init__(self, image=None, **settings):
         image = image or os.environ.get("PINSEAL_IMAGE", "pinseal-softhsm")
         super().__init__(image, command="trial", ports=[EDGE_PORT], **settings)
+        # In memory, because a store on disk waits for its syncs.
+        self.with_tmpfs_mount("/trial")
         serves = LogMessageWaitStrategy("pinseal trial serves")
         self.waiting_for(serves.with_startup_timeout(_START_SECONDS_MAX).with_poll_interval(_POLL_SECONDS))
 
     def start(self):
         super().start()
-        self.bearer_token = self._run("cat", "/var/lib/pinseal/trial/bearer-token")
+        self.bearer_token = self._run("cat", "/trial/pinseal/bearer-token")
         return self
 
     @property

@@ -65,7 +65,7 @@ async fn resets_at_once_leave_a_serving_edge() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trial_container_ends_when_its_engine_ends() {
     let pinseal = started().await;
-    let kill = ["sh", "-c", "kill -9 $(cat /var/lib/pinseal/trial/engine.pid)"];
+    let kill = ["sh", "-c", "kill -9 $(cat /trial/pinseal/engine.pid)"];
     pinseal.container().exec(ExecCommand::new(kill)).await.unwrap();
     soon("the container runs without its engine", async || {
         (!pinseal.container().is_running().await.unwrap()).then_some(())

@@ -20,7 +20,7 @@ use thiserror::Error;
 pub use testcontainers;
 use testcontainers::{
     ContainerAsync, Image, ImageExt, TestcontainersError,
-    core::{ContainerPort, ExecCommand, WaitFor},
+    core::{ContainerPort, ExecCommand, Mount, WaitFor},
     runners::AsyncRunner,
 };
 
@@ -32,7 +32,7 @@ pub const EDGE_PORT: ContainerPort = ContainerPort::Tcp(8080);
 /// The image that `scripts/softhsm-image` builds without arguments.
 const DEFAULT_IMAGE: &str = "pinseal-softhsm";
 const DEFAULT_TAG: &str = "latest";
-/// The time for the start of a container. A usual start takes about a second.
+/// The time for the start of a container. A usual start takes half a second.
 const START_TIME_MAX: Duration = Duration::from_secs(120);
 /// The pause between two requests for the exit code of a command whose output has ended.
 const EXIT_PAUSE: Duration = Duration::from_millis(10);
@@ -40,10 +40,12 @@ const EXIT_PAUSE: Duration = Duration::from_millis(10);
 /// The image, with the command that serves edge and engine.
 ///
 /// [`testcontainers::ImageExt`] adds a network, a name of the container and more; [`Pinseal::over`] accepts the container.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct PinsealImage {
     name: String,
     tag: String,
+    /// In memory, because a store on disk waits for its syncs.
+    data: Mount,
 }
 
 impl PinsealImage {
@@ -54,7 +56,7 @@ impl PinsealImage {
             Some((name, tag)) if !tag.contains('/') => (name, tag),
             _ => (reference, DEFAULT_TAG),
         };
-        Self { name: name.to_owned(), tag: tag.to_owned() }
+        Self { name: name.to_owned(), tag: tag.to_owned(), data: Mount::tmpfs_mount("/trial") }
     }
 }
 
@@ -76,6 +78,10 @@ impl Image for PinsealImage {
 
     fn ready_conditions(&self) -> Vec<WaitFor> {
         vec![WaitFor::message_on_stdout("pinseal trial serves")]
+    }
+
+    fn mounts(&self) -> impl IntoIterator<Item = &Mount> {
+        [&self.data]
     }
 
     fn cmd(&self) -> impl IntoIterator<Item = impl Into<std::borrow::Cow<'_, str>>> {
@@ -110,7 +116,7 @@ impl Pinseal {
     /// As [`Pinseal::start`].
     pub async fn over(container: ContainerAsync<PinsealImage>) -> Result<Self, PinsealError> {
         let (host, port) = (container.get_host().await?, container.get_host_port_ipv4(EDGE_PORT).await?);
-        let bearer_token = run(&container, &["cat", "/var/lib/pinseal/trial/bearer-token"]).await?;
+        let bearer_token = run(&container, &["cat", "/trial/pinseal/bearer-token"]).await?;
         Ok(Self { container, url: format!("http://{host}:{port}"), bearer_token })
     }
 
