@@ -32,7 +32,7 @@ pub const EDGE_PORT: ContainerPort = ContainerPort::Tcp(8080);
 /// The image that `scripts/softhsm-image` builds without arguments.
 const DEFAULT_IMAGE: &str = "pinseal-softhsm";
 const DEFAULT_TAG: &str = "latest";
-/// The time for the start of a container. A usual start takes half a second.
+/// The time for the start of a container. A usual start takes one or two seconds.
 const START_TIME_MAX: Duration = Duration::from_secs(120);
 /// The pause between two requests for the exit code of a command whose output has ended.
 const EXIT_PAUSE: Duration = Duration::from_millis(10);
