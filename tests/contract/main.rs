@@ -12,6 +12,7 @@ mod bad_input;
 mod clients;
 mod configuration;
 mod contract;
+mod docs_viewer;
 mod grpc_calls;
 mod health;
 mod http;

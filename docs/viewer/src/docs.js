@@ -31,7 +31,7 @@ function element(name, properties, ...children) {
 
 /** Fills the list beside the reference; a link opens its operation. */
 function listOperations(contract, viewer) {
-  const list = document.getElementById("operations");
+  const list = document.getElementById("operation-list");
   for (const [tag, operations] of operationsByTag(contract)) {
     const links = operations.map((operation) => {
       const anchor = `operations-${tag.replace(/\s/g, "_")}-${operation.operationId}`;
@@ -51,6 +51,17 @@ function listOperations(contract, viewer) {
   }
 }
 
+/** Changes Swagger UI's markup where a screen reader or a keyboard needs it. */
+const accessibleMarkup = ({ React }) => ({
+  wrapComponents: {
+    // A level of headings between the title (h1) and the tags (h3).
+    operations: (Operations) => (properties) =>
+      React.createElement(React.Fragment, null, React.createElement("h2", null, "Operations"), React.createElement(Operations, properties)),
+    // The link is inside the button that opens the operation, which has the same effect.
+    DeepLink: () => ({ text }) => React.createElement("span", null, text),
+  },
+});
+
 async function show() {
   const answer = await fetch("openapi.json");
   if (!answer.ok) throw new Error(`openapi.json: ${answer.status}`);
@@ -59,6 +70,7 @@ async function show() {
     dom_id: "#reference",
     spec: contract,
     layout: "BaseLayout",
+    plugins: [accessibleMarkup],
     deepLinking: true,
     docExpansion: "list",
     defaultModelsExpandDepth: 0,

@@ -121,7 +121,7 @@ test("the reference shows each operation of the contract", async () => {
       const block = operation(page, operationId);
       assert.equal(await block.count(), 1, operationId);
       assert.ok((await block.innerText()).includes(summary), summary);
-      assert.equal(await page.locator("#operations a", { hasText: summary }).count(), 1, summary);
+      assert.equal(await page.locator("#operation-list a", { hasText: new RegExp(`${summary}$`) }).count(), 1, summary);
     }
     assert.ok((await page.locator(".info").innerText()).includes("ROUTE_UNKNOWN"));
   });
@@ -129,7 +129,7 @@ test("the reference shows each operation of the contract", async () => {
 
 test("a link of the list opens its operation, and so does an address", async () => {
   await openReference(edge, {}, async (page) => {
-    await page.locator("#operations a", { hasText: "Issues a tzpk under a control" }).click();
+    await page.locator("#operation-list a", { hasText: "Issues a tzpk under a control" }).click();
     await operation(page, "issueTzpk").locator(".btn.execute").waitFor();
     assert.ok(page.url().endsWith("#/Set%20PIN/issueTzpk"), page.url());
   });
@@ -195,10 +195,13 @@ test("the policy blocks other hosts, inline code, eval and markup with scripts",
       const reached = await fetch(`${other}/healthz`, { mode: "no-cors" }).then(() => true, () => false);
       const script = document.createElement("script");
       try { script.textContent = "globalThis.ranInline = true"; document.body.append(script); } catch { /* Trusted Types */ }
-      try { globalThis.ranEval = (0, eval)("1") === 1; } catch { globalThis.ranEval = false; }
+      // DevTools may use eval where the policy forbids it: a timer runs outside its call.
+      const ranEval = await new Promise((done) => setTimeout(() => {
+        try { done((0, eval)("1") === 1); } catch { done(false); }
+      }));
       const made = document.createElement("div");
       made.innerHTML = "<img src=x onerror=alert(1)><b>bold</b>";
-      return { reached, inline: globalThis.ranInline === true, eval: globalThis.ranEval, markup: made.innerHTML };
+      return { reached, inline: globalThis.ranInline === true, eval: ranEval, markup: made.innerHTML };
     }, basicEdge);
     assert.deepEqual(tried, { reached: false, inline: false, eval: false, markup: '<img src="x"><b>bold</b>' });
   } finally {
