@@ -49,14 +49,14 @@ function guide() {
       // A table or a block of code scrolls sideways on a phone, by keyboard too.
       code({ text, lang }) {
         const label = { output: "Output", text: "Diagram", json: "Example" }[lang] ?? "Commands";
-        return `<pre class="${lang}" tabindex="0" role="region" aria-label="${label}"><code>${escape(text)}\n</code></pre>\n`;
+        return `<pre class="${lang}" tabindex="0" role="group" aria-label="${label}"><code>${escape(text)}\n</code></pre>\n`;
       },
       table(token) {
         const cell = (tag) => (cell) => `<${tag}>${this.parser.parseInline(cell.tokens)}</${tag}>`;
         const head = token.header.map(cell("th")).join("");
         const rows = token.rows.map((row) => `<tr>${row.map(cell("td")).join("")}</tr>`).join("\n");
         const label = escape(token.header.map((cell) => cell.text).join(", "));
-        return `<div class="table" tabindex="0" role="region" aria-label="Table: ${label}"><table>\n<thead><tr>${head}</tr></thead>\n<tbody>${rows}</tbody>\n</table></div>\n`;
+        return `<div class="table" tabindex="0" role="group" aria-label="Table: ${label}"><table>\n<thead><tr>${head}</tr></thead>\n<tbody>${rows}</tbody>\n</table></div>\n`;
       },
     },
   });
