@@ -126,11 +126,7 @@ fn the_commands_of_the_guide_print_what_it_says() {
 
     const MARK: &str = "--- the next block ---";
     let script = shell.join(&format!("\necho '{MARK}'\n"));
-    let output = Command::new("bash")
-        .current_dir(directory.path())
-        .args(["-eu", "-o", "pipefail", "-c", &script])
-        .output()
-        .unwrap();
+    let output = Command::new("bash").current_dir(directory.path()).args(["-eu", "-c", &script]).output().unwrap();
     let printed = ran_well(&output);
     let printed: Vec<&str> = printed.split(MARK).map(str::trim).collect();
     let expected: Vec<&str> = expected.iter().map(|text| text.trim()).collect();

@@ -126,6 +126,7 @@ async function show() {
     deepLinking: true,
     docExpansion: "list",
     defaultModelsExpandDepth: 0,
+    defaultModelExpandDepth: 2,
     defaultModelRendering: "model",
     displayRequestDuration: true,
     tryItOutEnabled: true,

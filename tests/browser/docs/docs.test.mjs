@@ -113,6 +113,13 @@ const assertNoSidewaysScroll = async (page) => {
   assert.ok(wide <= view, `the page is ${wide} wide in a window of ${view}`);
 };
 
+/** Texts keep most of the window's width: none is a column of some characters. */
+async function assertReadable(page) {
+  const widths = await page.locator(".opblock.is-open td.response-col_description:visible").evaluateAll((cells) => cells.map((cell) => cell.clientWidth));
+  const view = page.viewportSize().width;
+  assert.ok(widths.length > 5 && widths.every((width) => width > view * 0.45), `${widths} of ${view}`);
+}
+
 test("the reference shows each operation of the contract", async () => {
   const contract = await (await fetch(`${edge}/openapi.json`)).json();
   const operations = Object.values(contract.paths).flatMap((item) => Object.values(item));
@@ -239,6 +246,16 @@ for (const colorScheme of ["light", "dark"]) {
         assert.equal(status, "201");
         await block.scrollIntoViewIfNeeded();
         await shot(page, "control", true);
+        await assertReadable(page);
+        await assertNoSidewaysScroll(page);
+        await assertAccessible(page);
+
+        const schemas = page.locator("section.models");
+        await schemas.locator("h4 button").first().click();
+        await schemas.getByText("ErrorBody").click();
+        await schemas.getByText("The body of every error").waitFor();
+        await schemas.scrollIntoViewIfNeeded();
+        await shot(page, "schemas");
         await assertNoSidewaysScroll(page);
         await assertAccessible(page);
       });
