@@ -92,7 +92,7 @@ mod tests {
     fn rows() -> BTreeMap<&'static str, (&'static str, &'static str)> {
         let cells = |line: &'static str| line.trim_matches('|').split(" | ").map(str::trim).collect::<Vec<_>>();
         let rows = GUIDE.lines().map(cells).filter_map(|cells| match cells[..] {
-            [code, status, remedy] if status.len() == 3 && status.parse::<u16>().is_ok() => {
+            [code, status, remedy] if code.starts_with('`') && status.parse::<u16>().is_ok() => {
                 Some((code.trim_matches('`'), (status, remedy)))
             }
             _ => None,
