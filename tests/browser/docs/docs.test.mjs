@@ -192,6 +192,48 @@ test("try-it-out sends Basic credentials, and shows the error of wrong ones", as
   });
 });
 
+test("the keyboard alone opens the dialog, stays in it, leaves it and sends a request", async () => {
+  await openReference(edge, {}, async (page) => {
+    const authorizeButton = page.locator(".scheme-container .btn.authorize");
+    await authorizeButton.focus();
+    await page.keyboard.press("Enter");
+    const dialog = page.getByRole("dialog", { name: "Credentials" });
+    await dialog.locator(".modal-ux").waitFor();
+    const inside = () => dialog.evaluate((node) => node.contains(document.activeElement));
+    const stops = await dialog.locator("button, input, a[href]").count();
+    for (const key of ["Tab", "Shift+Tab"]) {
+      for (let at = 0; at <= stops; at += 1) {
+        assert.ok(await inside(), `${key} ${at}`);
+        await page.keyboard.press(key);
+      }
+    }
+    await dialog.locator("#auth-bearer-value").focus();
+    await page.keyboard.type(token);
+    await page.keyboard.press("Enter");
+    await dialog.getByRole("button", { name: "Logout" }).waitFor();
+    await page.keyboard.press("Escape");
+    await dialog.waitFor({ state: "detached" });
+    assert.ok(await authorizeButton.evaluate((button) => button === document.activeElement), "the focus returns");
+
+    const block = operation(page, "openControl");
+    await block.locator(".opblock-summary-control").focus();
+    await page.keyboard.press("Enter");
+    await block.locator(".btn.execute").focus();
+    await page.keyboard.press("Enter");
+    const row = block.locator(".live-responses-table tr.response").first();
+    await row.waitFor();
+    assert.match(await row.innerText(), /^201/);
+  });
+});
+
+test("a contract that cannot be read is reported on the page", async () => {
+  await visit(edge, "/docs/guide", {}, async (page) => {
+    await page.route("**/openapi.json", (route) => route.fulfill({ status: 503, body: "" }));
+    await page.locator(".bar nav a", { hasText: "Reference" }).click();
+    assert.match(await page.getByRole("alert").innerText(), /could not be read/);
+  });
+});
+
 test("the policy blocks other hosts, inline code, eval and markup with scripts", async () => {
   const context = await browser.newContext();
   try {
