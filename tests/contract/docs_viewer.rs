@@ -133,7 +133,8 @@ fn the_commands_of_the_guide_print_what_it_says() {
     assert_eq!(printed, expected);
 }
 
-/// `tests/browser/docs/docs.test.mjs` on a demo, and on an edge with a client that has a password.
+/// `tests/browser/docs/docs.test.mjs` on a demo, and on an edge with a client that has a password. The screenshots are in
+/// `target/tmp/docs-viewer`.
 #[test]
 fn the_docs_pages_work_in_chromium() {
     let demo = Demo::start();
@@ -146,6 +147,7 @@ fn the_docs_pages_work_in_chromium() {
         ("PINSEAL_DOCS_BASIC_URL", &edge.url),
         ("PINSEAL_DOCS_BASIC_USER", "backoffice"),
         ("PINSEAL_DOCS_BASIC_PASSWORD", PASSWORD),
+        ("PINSEAL_SCREENSHOTS", concat!(env!("CARGO_TARGET_TMPDIR"), "/docs-viewer")),
     ];
     ran_well(&npm("tests/browser/docs", "test", &environment));
 }
