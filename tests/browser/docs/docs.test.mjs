@@ -270,44 +270,48 @@ test("each section link of the guide has its section, and the guide runs no scri
   });
 });
 
-for (const colorScheme of ["light", "dark"]) {
-  for (const [size, viewport] of Object.entries({ desktop: DESKTOP, phone: PHONE, small: SMALL })) {
-    test(`both pages are accessible: ${colorScheme}, ${size}`, async () => {
-      const shot = (page, name, fullPage = false) => page.screenshot({ path: `${screenshots}/${name}-${size}-${colorScheme}.png`, fullPage });
-      await openReference(edge, { viewport, colorScheme }, async (page) => {
-        await shot(page, "reference");
-        await assertNoSidewaysScroll(page);
-        await assertAccessible(page);
-        await page.locator(".scheme-container .btn.authorize").click();
-        await page.locator(".modal-ux").waitFor();
-        await shot(page, "authorize");
-        await assertAccessible(page);
-        await page.locator(".modal-ux .close-modal").click();
-        await authorize(page, authorizeBearer(token));
-        const { status, block } = await execute(page, "openControl");
-        assert.equal(status, "201");
-        await block.scrollIntoViewIfNeeded();
-        await shot(page, "control", true);
-        await assertReadable(page);
-        await assertNoSidewaysScroll(page);
-        await assertAccessible(page);
+for (const [colorScheme, size, viewport] of [
+  ["light", "desktop", DESKTOP],
+  ["dark", "desktop", DESKTOP],
+  ["dark", "phone", PHONE],
+  ["light", "phone", PHONE],
+  ["light", "small", SMALL],
+]) {
+  test(`both pages are accessible: ${colorScheme}, ${size}`, async () => {
+    const shot = (page, name, fullPage = false) => page.screenshot({ path: `${screenshots}/${name}-${size}-${colorScheme}.png`, fullPage });
+    await openReference(edge, { viewport, colorScheme }, async (page) => {
+      await shot(page, "reference");
+      await assertNoSidewaysScroll(page);
+      await assertAccessible(page);
+      await page.locator(".scheme-container .btn.authorize").click();
+      await page.locator(".modal-ux").waitFor();
+      await shot(page, "authorize");
+      await assertAccessible(page);
+      await page.locator(".modal-ux .close-modal").click();
+      await authorize(page, authorizeBearer(token));
+      const { status, block } = await execute(page, "openControl");
+      assert.equal(status, "201");
+      await block.scrollIntoViewIfNeeded();
+      await shot(page, "control", true);
+      await assertReadable(page);
+      await assertNoSidewaysScroll(page);
+      await assertAccessible(page);
 
-        const schemas = page.locator("section.models");
-        await schemas.locator("h4 button").first().click();
-        await schemas.getByText("ErrorBody").click();
-        await schemas.getByText("The body of every error").waitFor();
-        await schemas.scrollIntoViewIfNeeded();
-        await shot(page, "schemas");
-        await assertNoSidewaysScroll(page);
-        await assertAccessible(page);
-      });
-      await visit(edge, "/docs/guide", { viewport, colorScheme }, async (page) => {
-        await shot(page, "guide");
-        await assertNoSidewaysScroll(page);
-        await assertAccessible(page);
-        await page.locator("#errors").scrollIntoViewIfNeeded();
-        await shot(page, "guide-errors");
-      });
+      const schemas = page.locator("section.models");
+      await schemas.locator("h4 button").first().click();
+      await schemas.getByText("ErrorBody").click();
+      await schemas.getByText("The body of every error").waitFor();
+      await schemas.scrollIntoViewIfNeeded();
+      await shot(page, "schemas");
+      await assertNoSidewaysScroll(page);
+      await assertAccessible(page);
     });
-  }
+    await visit(edge, "/docs/guide", { viewport, colorScheme }, async (page) => {
+      await shot(page, "guide");
+      await assertNoSidewaysScroll(page);
+      await assertAccessible(page);
+      await page.locator("#errors").scrollIntoViewIfNeeded();
+      await shot(page, "guide-errors");
+    });
+  });
 }
