@@ -36,7 +36,7 @@ after(() => browser?.close());
 /** Runs `work` on a page that fails the test for a console error, an exception or a request to another origin. */
 async function visit(base, path, { viewport = DESKTOP, colorScheme = "light" }, work) {
   const context = await browser.newContext({ viewport, colorScheme });
-  context.setDefaultTimeout(60_000);
+  context.setDefaultTimeout(180_000);
   const wrong = [];
   try {
     const page = await context.newPage();
