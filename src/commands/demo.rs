@@ -178,7 +178,7 @@ impl Served<'_> {
              -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' -d '{{\"scope\":\"SET_PIN\"}}'"
         ))?;
         say(&format!("  pinseal device view-pin --edge {edge_url} --token {token} --plastic-id {PLASTIC_ID}"))?;
-        say(&format!("  the contract, to browse: {edge_url}/docs"))
+        say(&format!("  reference and guide, in a browser: {edge_url}/docs"))
     }
 }
 

@@ -38,7 +38,7 @@ impl ZoneServices {
 }
 
 /// `pinseal demo`, serving.
-struct Demo {
+pub(super) struct Demo {
     child: Child,
     ready: Value,
     /// Held open: a demo that cannot print ends.
@@ -47,7 +47,7 @@ struct Demo {
 }
 
 impl Demo {
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("ready.json");
         let mut child = Command::new(env!("CARGO_BIN_EXE_pinseal"))
@@ -63,7 +63,7 @@ impl Demo {
         Self { child, ready, _printed: printed, _directory: directory }
     }
 
-    fn member(&self, name: &str) -> &str {
+    pub(super) fn member(&self, name: &str) -> &str {
         self.ready[name].as_str().unwrap()
     }
 }

@@ -13,6 +13,7 @@ mod clients;
 mod configuration;
 mod contract;
 mod device_clients;
+mod docs_viewer;
 mod grpc_calls;
 mod health;
 mod http;

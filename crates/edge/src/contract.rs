@@ -6,7 +6,8 @@ use utoipa::{
     openapi::{
         Components, ObjectBuilder, RefOr, Required, Schema, SchemaFormat, Server, Type,
         path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem},
-        security::{Http, HttpAuthScheme, SecurityScheme},
+        security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+        tag::{Tag, TagBuilder},
     },
 };
 
@@ -22,6 +23,33 @@ const NO_OPERATION: &[ApiError] = &[
     ApiError::HEADERS_TOO_LARGE,
 ];
 
+/// The public key of the guide's worked example.
+const EXAMPLE_KEY: &str = "\
+    MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEAorRRoH0KpfluRVZxUTVQUUqKW0YuvvcXCU+h/ugiJOY3+XRtP3yv0xh42AMl\
+    tu9aFwD2WQO0aUKeidbqyIRQl7WrOTGJ25JRLtincRoSU/rNIPecFegkfz0+QuRuSMmOJUov6XZTE6A+/48X4aApOXofomqNzib0kO2B\
+    KZYV2YFMItphBCjgnH2WWFlCZvXAIdD87KCNlFoSvoLeTR7Oa0wDFFtdNJXU7VQR64eNrwX9evw+Ca2g8RJkIvWQl1oZaYFvSGmLy7ob\
+    TZyuedRg2Pn4Xnl1AF2bwixOWsD3waRdElaaYoB9O5oC5aUw53MGb0U9H1tMLpz3ggKD90K51QIDAQAB";
+/// The tzpk of the guide's worked example, under [`EXAMPLE_KEY`].
+const EXAMPLE_TZPK: &str = "\
+    Wsul+pdTosisRd7C81X1kvYg7HZCMA+jPUDZuvtua9Zpf7mTKtrmXg+7i5YyPZnx7+IKmbgfqP7nJrTh9N0rQNWy/3MaIkIH+SX53zEL\
+    wPpSbep87Q3vOirwWeeECBvYJHmQc+643a7VFwFiX034SohLRafQnhE5Q1Xp8dMtXhEwBD8mMWJSJ+NEtv0XPRBUOMqNs+uYRiqLbH9n\
+    JAGWJy91fOL5FWPhf4sw0WAvBO73orCedRl/zWOWFJEKUgHN/SQG8MxMZSZoz7w4mnYRPSgXJJ72tcjjry0QDKm90okTuAZocJlhMFM9\
+    Kn7H0gfZ9qMY4B8T0lgsnk1MEzb9/g==";
+/// Example values by schema and member. They fit each other, and a test finds them in the guide.
+const EXAMPLES: &[(&str, &str, &str)] = &[
+    ("PinControlRequest", "deviceKeySha256", "yWN3irWUYKMuLniu097d2KsjWIEjga1FXGdfkHREptY="),
+    ("DeviceKeyRequest", "publicKey", EXAMPLE_KEY),
+    ("Tzpk", "tzpk", EXAMPLE_TZPK),
+    ("Tzpk", "checkValue", "FB0975"),
+    ("SetPinRequest", "pinBlock", "gXOXEFVuFRg="),
+    ("ViewedPin", "tzpk", EXAMPLE_TZPK),
+    ("ViewedPin", "pinBlock", "gXOXEFVuFRg="),
+    ("ViewedPin", "checkValue", "FB0975"),
+    ("SetPinByZoneRequest", "zpkIndex", "0"),
+    ("SetPinByZoneRequest", "pinBlock", "81739710556E1518"),
+    ("ZonePin", "pinBlock", "81739710556E1518"),
+];
+
 /// The OpenAPI 3.1 document of the routes, pretty-printed, with a newline at the end. `cargo run --example openapi >
 /// docs/openapi.json` updates the reviewed file.
 pub fn openapi_json() -> String {
@@ -32,19 +60,27 @@ pub fn openapi_json() -> String {
         "Set and view a card's PIN from an app. The PIN is encrypted on the cardholder's device, or by a client that shares a \
          zone key with the issuer, and decrypted inside the issuer's key boundary only. Every route is also served at the root, without /pin, and every error has one body. \
          With the strict error profile 429 is 403, any other 4xx but 401 and 403 is 404, 503 is 500, and the errorCode \
-         stays.",
+         stays.\n\nThe [guide](docs/guide) has the order of calls, a worked example and each errorCode.\n\nA request that matches no \
+         operation is answered:\n",
     );
     for error in NO_OPERATION {
-        about.push_str(&format!(" {}, {}: {}.", error.status().as_str(), error.code(), error.message()));
+        about.push_str(&format!("\n- {} {}", error.status().as_str(), remedy(error)));
     }
     api.info.description = Some(about);
     api.info.contact = None;
     api.servers = Some(vec![Server::new("/")]);
+    api.tags = Some(tags());
     let components = api.components.get_or_insert_default();
     list_codes(components);
-    components.add_security_scheme("bearer", SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
-    components.add_security_scheme("basic", SecurityScheme::Http(Http::new(HttpAuthScheme::Basic)));
-    let certificate = SecurityScheme::MutualTls { description: None, deprecated: None, extensions: None };
+    add_examples(components);
+    let http = |scheme, about| SecurityScheme::Http(HttpBuilder::new().scheme(scheme).description(Some(about)).build());
+    components.add_security_scheme(
+        "bearer",
+        http(HttpAuthScheme::Bearer, "The token of the client; `pinseal demo` prints one."),
+    );
+    components.add_security_scheme("basic", http(HttpAuthScheme::Basic, "The user and password of the client."));
+    let about = Some("The TLS certificate of the client, alone or together with its token or password.".into());
+    let certificate = SecurityScheme::MutualTls { description: about, deprecated: None, extensions: None };
     components.add_security_scheme("certificate", certificate);
     api.paths.paths.values_mut().flat_map(operations).for_each(|operation| {
         operation.parameters.get_or_insert_default().push(RefOr::T(audit_user()));
@@ -69,6 +105,7 @@ fn audit_user() -> Parameter {
         .required(Required::True)
         .description(Some(format!("The user that the client names; logged, never trusted. {AuditUserError}.")))
         .schema(Some(schema))
+        .example(Some("reader".into()))
         .build()
 }
 
@@ -85,14 +122,41 @@ fn list_codes(components: &mut Components) {
     }
 }
 
+fn add_examples(components: &mut Components) {
+    for (schema, member, example) in EXAMPLES {
+        if let Some(RefOr::T(Schema::Object(body))) = components.schemas.get_mut(*schema)
+            && let Some(RefOr::T(Schema::Object(member))) = body.properties.get_mut(*member)
+        {
+            member.example = Some((*example).into());
+        }
+    }
+}
+
 /// Adds to each error answer of an operation its errorCodes and what to do about each.
 fn describe_errors(operation: &mut Operation) {
     let Some(known) = operation.operation_id.as_deref().and_then(operation::Operation::find) else { return };
     for error in known.errors() {
         if let Some(RefOr::T(answer)) = operation.responses.responses.get_mut(error.status().as_str()) {
-            answer.description.push_str(&format!(" {}: {}.", error.code(), error.message()));
+            let gap = if answer.description.contains("\n- ") { "" } else { "\n" };
+            answer.description.push_str(&format!("{gap}\n- {}", remedy(error)));
         }
     }
+}
+
+/// An errorCode and what to do about it, in Markdown.
+fn remedy(error: &ApiError) -> String {
+    format!("`{}`: {}.", error.code(), error.message())
+}
+
+/// The tags of the operations, in the order in which a reader needs them.
+fn tags() -> Vec<Tag> {
+    let about = [
+        ("PIN control", "Start here: a control is the right to one operation on one card, for 30 seconds."),
+        ("Set PIN", "The device encrypts a new PIN under a tzpk, a temporary zone PIN key."),
+        ("View PIN", "The PIN for one device, under a fresh tzpk."),
+        ("Pre-shared key", "For a back-end that shares a zone key with the issuer. Off unless the operator grants it."),
+    ];
+    about.map(|(name, text)| TagBuilder::new().name(name).description(Some(text)).build()).into()
 }
 
 #[cfg(test)]
@@ -130,6 +194,19 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_examples_are_the_values_of_the_guide() {
+        let guide = include_str!("../../../docs/guide.md");
+        let api: Value = serde_json::from_str(REVIEWED).unwrap();
+        for (schema, member, example) in EXAMPLES {
+            assert_eq!(
+                api["components"]["schemas"][schema]["properties"][member]["example"], *example,
+                "{schema}.{member}"
+            );
+            assert!(guide.contains(example), "the guide does not show {example}");
+        }
+    }
+
     fn operations_of(api: &Value) -> impl Iterator<Item = &Value> {
         api["paths"].as_object().unwrap().values().flat_map(|path| path.as_object().unwrap().values())
     }
@@ -137,7 +214,7 @@ mod tests {
     /// The errorCodes that a description lists with their messages.
     fn documented_in(description: &Value) -> BTreeSet<&'static str> {
         let text = description.as_str().unwrap();
-        let rows = ApiError::TABLE.iter().filter(|row| text.contains(&format!(" {}: {}.", row.code(), row.message())));
+        let rows = ApiError::TABLE.iter().filter(|row| text.contains(&remedy(row)));
         rows.map(|row| row.code()).collect()
     }
 

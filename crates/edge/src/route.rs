@@ -97,8 +97,7 @@ pub(super) fn router(settings: Settings, clients: Clients, engine: EngineClient,
     Router::new()
         .merge(api.clone())
         .nest("/pin", api)
-        .route("/openapi.json", get(page::contract))
-        .route("/docs", get(page::serve))
+        .merge(page::routes())
         .route("/healthz", get(async || StatusCode::NO_CONTENT))
         .route("/readyz", get(ready))
         .fallback(async |edge: State<Arc<EdgeState>>, request: Request| {
@@ -195,7 +194,7 @@ struct ApiRequest {
 #[utoipa::path(
     post, path = "/pincontrol/v2/plastic/{plasticId}", operation_id = Operation::OPEN_CONTROL.id, tag = "PIN control",
     params(
-        ("plasticId" = String, Path, description = "The card: 1 to 19 decimal digits.", pattern = "^[0-9]{1,19}$"),
+        ("plasticId" = String, Path, description = "The card: 1 to 19 decimal digits.", example = "1000200030", pattern = "^[0-9]{1,19}$"),
     ),
     request_body = PinControlRequest,
     responses(
@@ -382,7 +381,7 @@ async fn view_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Respo
 #[utoipa::path(
     post, path = "/pin/v2/{plasticId}", operation_id = Operation::SET_PIN_BY_ZONE.id, tag = "Pre-shared key",
     params(
-        ("plasticId" = String, Path, description = "The card: 1 to 19 decimal digits.", pattern = "^[0-9]{1,19}$"),
+        ("plasticId" = String, Path, description = "The card: 1 to 19 decimal digits.", example = "1000200030", pattern = "^[0-9]{1,19}$"),
     ),
     request_body = SetPinByZoneRequest,
     responses(
@@ -437,7 +436,7 @@ async fn set_pin_by_zone(
 #[utoipa::path(
     get, path = "/pin/v2/{plasticId}", operation_id = Operation::GET_PIN_BY_ZONE.id, tag = "Pre-shared key",
     params(
-        ("plasticId" = String, Path, description = "The card: 1 to 19 decimal digits.", pattern = "^[0-9]{1,19}$"),
+        ("plasticId" = String, Path, description = "The card: 1 to 19 decimal digits.", example = "1000200030", pattern = "^[0-9]{1,19}$"),
         ("zpkIndex" = String, Query, description = "The index of the zone key.", format = "zpk-index", pattern = "^(0|[1-9][0-9]{0,3})$"),
     ),
     responses(
