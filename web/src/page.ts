@@ -126,7 +126,7 @@ function open(): void {
       digitsMin: Number(data.digitsMin),
       digitsMax: Number(data.digitsMax),
     } as const;
-    begin(connect(), control, performance.now() - (loaded?.requestStart ?? 0));
+    begin(connect(), control, Math.max(0, performance.now() - (loaded?.requestStart ?? 0)));
   }
 }
 
@@ -143,6 +143,8 @@ function keyDown(event: KeyboardEvent): void {
   event.preventDefault();
 }
 
+// The entry of the history becomes a GET without the form, so that no restored session holds the controlId.
+history.replaceState(null, "");
 document.addEventListener("keydown", keyDown);
 for (const type of ["paste", "drop"]) {
   document.addEventListener(type, (event) => {
