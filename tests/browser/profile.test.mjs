@@ -9,7 +9,7 @@ import {
   heading,
   nextCard,
   openControl,
-  PARENT_SITE,
+  OTHER_SITE,
   postForm,
   proceed,
   settings,
@@ -29,13 +29,10 @@ before(async () => {
 after(() => stage.close());
 
 /** Sets and views the planted PIN in a window and in a frame. Returns the secrets of the run by name. */
-async function run(profile, script) {
+async function run(profile) {
   const context = await stage.context({ profile });
   const secrets = { pin: PLANTED_PIN };
   const page = await context.newPage();
-  if (script) {
-    await context.route("**/web/page.js", (route) => route.fulfill({ contentType: "text/javascript", body: script }));
-  }
   context.on("request", (request) => {
     const body = request.url().endsWith("/set") ? JSON.parse(request.postData()) : {};
     if (body.pinBlock) secrets[`block ${Object.keys(secrets).length}`] = body.pinBlock;
@@ -57,7 +54,7 @@ async function run(profile, script) {
   await postForm(page, await open(card, "VIEW_PIN"));
   await view(page);
 
-  await page.goto(`${PARENT_SITE}/parent`);
+  await page.goto(`${OTHER_SITE}/parent`);
   const frame = page.frameLocator("#pin");
   const send = (message) =>
     page.evaluate((value) => document.getElementById("pin").contentWindow.postMessage(value, "*"), message);
@@ -69,7 +66,7 @@ async function run(profile, script) {
   await view(frame);
   await until(() => Object.keys(secrets).length === 9, "the blocks of the run");
   // The session service writes its file some seconds after a navigation. Wait for one that names the last page.
-  await until(() => search(profile, { site: PARENT_SITE }).length > 0, "the profile on disk");
+  await until(() => search(profile, { site: OTHER_SITE }).length > 0, "the profile on disk");
   await context.close();
   return secrets;
 }
@@ -142,7 +139,8 @@ test("the search finds a page that stores them", async () => {
   const built = stage.directory("leaking");
   await buildPage(built, "test/leaking.ts");
   const profile = stage.directory("leaking-profile");
-  const secrets = await run(profile, readFileSync(join(built, "page.js"), "utf8"));
+  stage.script = readFileSync(join(built, "page.js"), "utf8");
+  const secrets = await run(profile);
   const found = search(profile, secrets).join("\n");
   for (const name of ["pin", "block", "controlId"]) assert.match(found, new RegExp(`: ${name}`), name);
 });

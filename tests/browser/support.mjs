@@ -58,6 +58,10 @@ export class Stage {
   #closing = [];
   /** "up", "away": no connection, or "mute": requests reach the edge, and their answers are lost. */
   network = "up";
+  /** Replaces the script of the page. */
+  script = undefined;
+  /** Whether the answers of the edge arrive with their Content-Security-Policy. */
+  policy = true;
 
   static async open() {
     const stage = new Stage();
@@ -119,12 +123,17 @@ export class Stage {
   }
 
   #forward(request, response) {
+    if (this.script && request.url.endsWith("/web/page.js")) {
+      response.writeHead(200, { "content-type": "text/javascript", "cross-origin-resource-policy": "same-origin" });
+      return response.end(this.script);
+    }
     const cut = () => request.socket.destroy();
     if (this.network === "away") return cut();
     const target = new URL(request.url, settings.edge);
     const forwarded = http.request(target, { method: request.method, headers: request.headers }, (answer) => {
       if (this.network === "mute") return answer.resume().on("end", cut);
-      response.writeHead(answer.statusCode, answer.headers);
+      const { "content-security-policy": _, ...headers } = answer.headers;
+      response.writeHead(answer.statusCode, this.policy ? answer.headers : headers);
       answer.pipe(response);
     });
     forwarded.on("error", cut);
@@ -147,7 +156,7 @@ const frameUrl = `${settings.publicUrl.href.replace(/\/$/, "")}/web/frame?key=${
 const PARENT_PAGES = {
   "/parent": `<!doctype html><html lang="en"><title>Bank</title><h1>Bank</h1>
     <iframe id="pin" title="Your PIN" width="380" height="640" src="${frameUrl}"></iframe>
-    <iframe id="sibling" title="Sibling" width="10" height="10" src="/sibling"></iframe>
+    <iframe id="sibling" name="sibling" title="Sibling" width="10" height="10" src="/sibling"></iframe>
     <script>received = []; addEventListener("message", ({ origin, data }) => received.push({ origin, data }))</script>`,
   "/sibling": `<!doctype html><html lang="en"><title>Sibling</title>`,
   "/app": `<!doctype html><html lang="en"><title>App</title>`,
@@ -175,7 +184,7 @@ export async function openControl(card, scope) {
 /** Sends the form POST of the app's web view for a control, and waits for the page. */
 export async function postForm(page, { id, pinURL }) {
   await page.goto(`${OTHER_SITE}/app`);
-  const loaded = page.waitForURL(pinURL);
+  const loaded = page.waitForURL((url) => url.href.startsWith(pinURL));
   await page.evaluate(
     ([action, controlId]) => {
       const form = Object.assign(document.createElement("form"), { method: "post", action });

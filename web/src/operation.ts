@@ -2,7 +2,7 @@ import type { HostEvent, Operation } from "./host.ts";
 import type { Sign } from "./screen.ts";
 import type { TextKey } from "./texts.ts";
 
-/** What `data-*` of the page, or the answer of `session`, say about the control. */
+/** The answer of `session`. */
 export interface Control {
   readonly operation: Operation;
   readonly pageId: string;

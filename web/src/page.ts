@@ -79,24 +79,29 @@ function begin(current: Run, control: Control, elapsed: number): void {
       : new ViewPin(Number(data.viewSeconds), page, screen, host, stopTime);
 }
 
-/** Exchanges the control of a parent window's message. */
-async function exchange(operation: Operation, controlId: string): Promise<void> {
-  const failure = failureOf(operation);
-  if (!isSupported()) return end("unsupported", failure);
+/**
+ * Starts a control: one that a parent window sent, or the one of this page's session.
+ * @param expected What the parent window asked for.
+ */
+async function start(credential: { controlId: string } | { pageId: string }, expected?: Operation): Promise<void> {
+  if (!isSupported()) return fail("unsupported", expected);
   const current = connect();
   prepare();
   const stopAt = performance.now() + SESSION_TIME_MAX_MS;
   try {
-    const control = await current.connection.post<Control>("session", { controlId }, () => performance.now() < stopAt);
-    if (control.operation !== operation) return end("failed", failure);
+    const control = await current.connection.post<Control>("session", credential, () => performance.now() < stopAt);
+    if (expected && control.operation !== expected) return fail("failed", expected);
     begin(current, control, performance.now() - current.connection.sentAt);
   } catch (error) {
-    end(error instanceof Refused && error.refusal === "expired" ? "expired" : "failed", failure);
+    fail(error instanceof Refused && error.refusal === "expired" ? "expired" : "failed", expected);
   }
 }
 
-function failureOf(operation: Operation): HostEvent {
-  return operation === "set-pin" ? "set_pin_error" : "view_pin_error";
+/** Ends a control that did not start. Without an operation it may have been for either. */
+function fail(ending: Ending, operation?: Operation): void {
+  end(ending);
+  if (operation !== "view-pin") host.report("set_pin_error");
+  if (operation !== "set-pin") host.report("view_pin_error");
 }
 
 function isSupported(): boolean {
@@ -106,28 +111,6 @@ function isSupported(): boolean {
 function prepare(): void {
   screen.hideTime();
   screen.show({ heading: "title", hint: text("loading"), sign: "wait" });
-}
-
-/** The control of a page that the app opened: the edge exchanged it already. */
-function open(): void {
-  const operation = data.operation === "view-pin" ? "view-pin" : "set-pin";
-  if (data.state !== "ready") {
-    // The edge does not say what the control was for.
-    end("expired", "set_pin_error");
-    host.report("view_pin_error");
-  } else if (!isSupported()) {
-    end("unsupported", failureOf(operation));
-  } else {
-    const [loaded] = performance.getEntriesByType("navigation") as PerformanceNavigationTiming[];
-    const control = {
-      operation,
-      pageId: data.pageId ?? "",
-      secondsLeft: Number(data.secondsLeft),
-      digitsMin: Number(data.digitsMin),
-      digitsMax: Number(data.digitsMax),
-    } as const;
-    begin(connect(), control, Math.max(0, performance.now() - (loaded?.requestStart ?? 0)));
-  }
 }
 
 function keyDown(event: KeyboardEvent): void {
@@ -143,8 +126,6 @@ function keyDown(event: KeyboardEvent): void {
   event.preventDefault();
 }
 
-// The entry of the history becomes a GET without the form, so that no restored session holds the controlId.
-history.replaceState(null, "");
 document.addEventListener("keydown", keyDown);
 for (const type of ["paste", "drop"]) {
   document.addEventListener(type, (event) => {
@@ -164,8 +145,9 @@ window.addEventListener("pagehide", () => end("expired"));
 
 if (framed) {
   prepare();
-  host.onRequest((operation, controlId) => void exchange(operation, controlId));
+  host.onRequest((operation, controlId) => void start({ controlId }, operation));
 } else {
   Object.assign(window, { set_pin: () => run?.operation?.proceed() });
-  open();
+  if (data.state === "opened") void start({ pageId: data.pageId ?? "" });
+  else fail("expired");
 }
