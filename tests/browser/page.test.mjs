@@ -4,6 +4,7 @@ import { after, before, beforeEach, test } from "node:test";
 import {
   choose,
   engine,
+  freeze,
   heading,
   nextCard,
   openControl,
@@ -218,6 +219,7 @@ test("the engine goes away and comes back", async () => {
 });
 
 test("a lost answer is confirmed by the same block", async () => {
+  await page.clock.install();
   await openPage("SET_PIN");
   const sent = bodiesOf("set");
   await press(page, "48093");
@@ -226,6 +228,8 @@ test("a lost answer is confirmed by the same block", async () => {
   stage.network = "mute";
   await proceed(page);
   await page.locator(".loss", { hasText: words.not_confirmed }).waitFor();
+  // Without time no try but that of the button is made.
+  await freeze(page);
   stage.network = "up";
   await page.getByRole("button", { name: words.try_now }).click();
   await heading(page, words, "saved");

@@ -3,9 +3,11 @@ import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import {
   choose,
+  freeze,
   heading,
   nextCard,
   openControl,
+  pass,
   postForm,
   press,
   problem,
@@ -47,8 +49,13 @@ async function visitStates(name, options, language) {
   const context = await stage.context(options);
   const page = await context.newPage();
   const problems = watch(page);
-  // The time of the page stands still unless a test moves it: no state ends while axe-core looks at it.
+  // The time of the page stands still: no state ends while axe-core looks at it.
   await page.clock.install();
+  const open = async (onCard, scope) => {
+    await postForm(page, await openControl(onCard, scope));
+    await heading(page, words, scope === "SET_PIN" ? "choose" : "view");
+    await freeze(page);
+  };
   const state = async (label) => {
     await page.evaluate(() => document.fonts.ready);
     await screenshot(page, name, label);
@@ -67,10 +74,9 @@ async function visitStates(name, options, language) {
   };
   const card = nextCard();
 
-  await postForm(page, await openControl(card, "SET_PIN"));
+  await open(card, "SET_PIN");
   assert.equal(await page.locator("html").getAttribute("lang"), language);
   assert.equal(await page.locator("html").getAttribute("dir"), language === "ar" ? "rtl" : "ltr");
-  await heading(page, words, "choose");
   await state("01-choose");
   assert.ok(await isInWindow(page.locator("button.main")), "the main button needs no scrolling");
   await press(page, "12");
@@ -98,24 +104,23 @@ async function visitStates(name, options, language) {
   await heading(page, words, "saved");
   await state("07-saved");
 
-  await postForm(page, await openControl(card, "VIEW_PIN"));
-  await heading(page, words, "view");
+  await open(card, "VIEW_PIN");
   await state("08-view");
   await proceed(page);
   await heading(page, words, "your_pin");
   assert.equal(await shownPin(page), "739158264017");
   await state("09-shown");
-  await page.clock.fastForward(10_000);
+  await pass(page, 10_000);
   await heading(page, words, "hidden");
   assert.equal(await shownPin(page), "");
   await state("10-hidden");
 
-  await postForm(page, await openControl(card, "SET_PIN"));
-  await page.clock.fastForward(600_000);
+  await open(card, "SET_PIN");
+  await pass(page, 600_000);
   await heading(page, words, "expired");
   await state("11-expired");
 
-  await postForm(page, await openControl(nextCard(), "VIEW_PIN"));
+  await open(nextCard(), "VIEW_PIN");
   await proceed(page);
   await heading(page, words, "not_set");
   await state("12-not-set");

@@ -106,6 +106,7 @@ export class Stage {
       context = await this.#browser.newContext(common);
     }
     context.setDefaultTimeout(WAIT_MS);
+    await context.addInitScript(() => (window.realSetTimeout = window.setTimeout));
     this.#closing.push(() => context.close());
     return context;
   }
@@ -196,6 +197,19 @@ export async function postForm(page, { id, pinURL }) {
   );
   await loaded;
   await page.locator("main h1").waitFor();
+}
+
+/** Stops the time of a page with an installed clock: no timer runs until the test moves the time. */
+export async function freeze(page) {
+  // The clock cannot pause in the past, and the machine may stall between these two calls.
+  await page.clock.pauseAt((await page.evaluate(() => Date.now())) + 5_000);
+}
+
+/** Moves the time of a frozen page. */
+export async function pass(page, milliseconds) {
+  await page.clock.fastForward(milliseconds);
+  // Timers that the passed ones set.
+  await page.clock.runFor(500);
 }
 
 /** Collects what a page does that no page may do: errors, violated policies, requests to other hosts. */
@@ -295,7 +309,16 @@ export async function engine(state) {
 export async function violations(frame) {
   // Without the policy's exception a script element of the test cannot be added, so the source is evaluated.
   await frame.evaluate(axe.source);
-  const { violations: found } = await frame.evaluate(() => window.axe.run(document, { resultTypes: ["violations"] }));
+  const { violations: found } = await frame.evaluate(async () => {
+    // axe-core waits with timers, and those of a frozen page do not run.
+    const ofPage = window.setTimeout;
+    window.setTimeout = window.realSetTimeout;
+    try {
+      return await window.axe.run(document, { resultTypes: ["violations"] });
+    } finally {
+      window.setTimeout = ofPage;
+    }
+  });
   return found.map(({ id, nodes }) => `${id}: ${nodes.map(({ html, failureSummary }) => `${html} ${failureSummary}`).join("; ")}`);
 }
 
