@@ -62,7 +62,7 @@ async function visitStates(name, options, language) {
     assert.deepEqual(await violations(page), [], label);
     const { overflow, small } = await page.evaluate((min) => {
       const { scrollWidth, clientWidth } = document.documentElement;
-      const boxes = [...document.querySelectorAll("button")].filter((button) => !button.hidden);
+      const boxes = [...document.querySelectorAll("button")];
       const sizes = boxes.map((button) => [button.textContent, button.getBoundingClientRect()]);
       return {
         overflow: scrollWidth - clientWidth,
@@ -124,6 +124,29 @@ async function visitStates(name, options, language) {
   await proceed(page);
   await heading(page, words, "not_set");
   await state("12-not-set");
+
+  await page.route("**/set", (route) => route.abort("connectionreset"), { times: 1 });
+  await open(nextCard(), "SET_PIN");
+  await choose(page, words, "48093");
+  await page.locator(".loss").waitFor();
+  await page.route("**/set", (route) => route.fulfill({ status: 404, contentType: "application/json", body: "{}" }));
+  await page.locator(".loss button").click();
+  await heading(page, words, "unconfirmed");
+  await state("13-unconfirmed");
+
+  await page.route("**/tzpk", (route) => route.fulfill({ status: 400, contentType: "application/json", body: "{}" }));
+  await postForm(page, await openControl(nextCard(), "SET_PIN"));
+  await heading(page, words, "failed");
+  await state("14-failed");
+
+  let answer;
+  const held = new Promise((resolve) => (answer = resolve));
+  await page.route("**/session", (route) => held.then(() => route.abort()));
+  await postForm(page, await openControl(nextCard(), "SET_PIN"));
+  await heading(page, words, "title");
+  await state("15-opening");
+  answer();
+  await page.unrouteAll({ behavior: "wait" });
 
   assert.deepEqual(problems, []);
   await context.close();

@@ -53,8 +53,8 @@ export class Screen {
       this.#heading,
       this.#hint,
       this.#problem,
-      this.#content,
       this.#loss,
+      this.#content,
       this.#status,
     );
   }
@@ -65,7 +65,7 @@ export class Screen {
     this.#heading.textContent = title;
     this.#hint.textContent = hint;
     this.#problem.textContent = "";
-    this.#loss.hidden = true;
+    this.loss(undefined);
     this.#sign.replaceChildren(...(sign ? [icon(SIGNS[sign])] : []));
     this.#sign.className = `sign ${sign ?? ""}`;
     this.#content.replaceChildren(...content);
@@ -88,6 +88,7 @@ export class Screen {
     const message = key ? text(key) : "";
     if (this.#loss.hidden === (key === undefined) && this.#lossText.textContent === message) return;
     this.#loss.hidden = key === undefined;
+    this.main.classList.toggle("lost", key !== undefined);
     this.#lossText.textContent = message;
     if (key) this.announce(message);
   }
@@ -95,7 +96,7 @@ export class Screen {
   time(label: TextKey, left: number, share: number): void {
     const name = text(label);
     this.#timer.hidden = false;
-    this.#timer.classList.toggle("soon", left <= SOON_SECONDS);
+    this.#timer.classList.toggle("soon", left <= SOON_SECONDS && share < 1);
     this.#timeLabel.textContent = name;
     this.#time.textContent = `${Math.floor(left / 60)}:${String(left % 60).padStart(2, "0")}`;
     this.#ring.firstElementChild?.setAttribute("stroke-dasharray", `${share} 1`);

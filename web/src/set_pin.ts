@@ -100,10 +100,12 @@ export class SetPin implements PinOperation {
     const { digitsMin: min, digitsMax: max } = this.control;
     this.#busy(false);
     this.#proceed.textContent = text(step === "choose" ? "continue" : "save");
+    // Its place stays, so that no key moves between the steps.
+    this.#another.classList.toggle("unseen", step === "choose");
     this.screen.show({
       heading: step,
       hint: text(min === max ? "length_one" : "length", { min, max }),
-      content: [this.#field, this.#keypad, this.#proceed, ...(step === "repeat" ? [this.#another] : [])],
+      content: [this.#field, this.#keypad, this.#proceed, this.#another],
       focus: this.#field,
     });
     this.#draw();
@@ -123,7 +125,7 @@ export class SetPin implements PinOperation {
 
   #busy(busy: boolean): void {
     this.#keypad.inert = busy;
-    this.#another.hidden = busy;
+    this.#another.classList.toggle("unseen", busy);
     this.#proceed.classList.toggle("busy", busy);
     this.#proceed.setAttribute("aria-disabled", String(busy));
   }
