@@ -17,3 +17,4 @@ mod health;
 mod http;
 mod reflection;
 mod rights;
+mod web_page;
