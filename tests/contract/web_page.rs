@@ -19,7 +19,7 @@ const PAGES: &str = "[web_view]\npublic_url = \"https://pin.bank.example/pin\"\n
                      [[web_view.pages]]\nkey = \"bank\"\nclient = \"story\"\n\
                      origins = [\"https://bank.example\", \"https://shop.example\"]\n";
 /// The machine may stall: a control must outlive the longest test.
-const CONTROLS: &str = "[controls]\nlifetime_seconds = 600\n";
+const CONTROLS: &str = "[control]\nlifetime_seconds = 600\n";
 
 /// Runs one file of tests/browser, and stops and starts the engine when the file asks for that.
 fn run(file: &str) {
