@@ -63,6 +63,7 @@ const ROLES: [(&str, &[&str]); 9] = [
         "edge-set",
         &[
             "ControlService/OpenControl",
+            "ControlService/StartPage",
             "PinService/IssueTzpk",
             "PinService/SetPin",
             "PinService/ChangePin",
@@ -74,6 +75,7 @@ const ROLES: [(&str, &[&str]); 9] = [
         "edge-view",
         &[
             "ControlService/OpenControl",
+            "ControlService/StartPage",
             "PinService/ViewPin",
             "AuditService/RecordRejectedCredentials",
             "AuditService/RecordClientDenial",
