@@ -9,6 +9,7 @@ use super::{
     api_error::ApiError,
     device_key::{mistake_in_der, mistake_in_text},
     mistake::Mistake,
+    web_view::StartedPage,
 };
 use domain::limits::{
     CONTROL_ID_CHARACTERS, PIN_BLOCK_BYTES, PIN_BLOCK_CHARACTERS, PUBLIC_KEY_CHARACTERS_MAX, ZONE_PIN_BLOCK_CHARACTERS,
@@ -101,6 +102,56 @@ pub(super) struct PinControl {
     /// The controlId, valid for 30 seconds unless configured otherwise.
     #[schema(format = Uuid)]
     pub(super) id: String,
+    /// Only for a client with a page of the web view: the address that an app's web view sends a form POST with the field
+    /// controlId to.
+    #[serde(rename = "pinURL", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false, format = "uri")]
+    pub(super) pin_url: Option<String>,
+    /// Only for a client with a page of the web view: the address of a frame on a web site, to which the site adds
+    /// `?key=` and the key of its page.
+    #[serde(rename = "pinFrameURL", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false, format = "uri")]
+    pub(super) pin_frame_url: Option<String>,
+}
+
+/// The exchange of a controlId for the session of a frame's page.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ExchangeRequest {
+    /// The controlId of an open control.
+    #[serde(default)]
+    pub(super) control_id: Member,
+}
+
+/// The member of every call of a page.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PageCall {
+    /// The id of the page's session: 32 hexadecimal digits.
+    #[serde(default)]
+    pub(super) page_id: Member,
+}
+
+/// A page has its session.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PageStarted {
+    /// `set-pin` or `view-pin`.
+    operation: &'static str,
+    /// The id that each call of the page names.
+    page_id: String,
+    /// The whole seconds to the end of the control.
+    seconds_left: u64,
+    digits_min: u32,
+    digits_max: u32,
+}
+
+impl From<&StartedPage> for PageStarted {
+    fn from(started: &StartedPage) -> Self {
+        let (operation, page_id, seconds_left) = (started.operation, started.id.to_hex(), started.seconds_left());
+        let (digits_min, digits_max) = started.digits;
+        Self { operation, page_id, seconds_left, digits_min, digits_max }
+    }
 }
 
 /// Requests a tzpk (temporary zone PIN key), or the PIN encrypted under a tzpk.
