@@ -134,7 +134,7 @@ mod tests {
         ] {
             assert_eq!(WebOrigin::parse_url(text), Ok((WebOrigin(origin.into()), path.into())));
         }
-        assert_eq!(WebOrigin::parse_url("https://bank.example/a\"b").err(), Some(OriginError::NotUrl));
+        assert_eq!(WebOrigin::parse_url("https://bank.example/a\"b").err(), Some(OriginError::PathCharacters));
         assert_eq!(WebOrigin::parse_url("https://bank.example/a%20b").err(), Some(OriginError::PathCharacters));
     }
 }
