@@ -886,7 +886,83 @@ pub(super) struct Operations;
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path as FilePath;
+
+    use tower::ServiceExt;
+
     use super::*;
+    use crate::{
+        EdgeConfig,
+        web_view::{ICON_PATH, SCRIPT_PATH, STYLE_PATH},
+    };
+
+    /// An edge with a web view, in front of an engine that is away.
+    fn edge() -> Router {
+        let away = "127.0.0.1:1".parse().unwrap();
+        let config = EdgeConfig::embedded(away, away).unwrap();
+        let config = config.with_page("https://pin.bank.test", "bank", "https://bank.test").unwrap();
+        let engine = EngineClient::new(&net::connect::channel(&config.engine_address, None).unwrap().into());
+        let mut settings = config.settings;
+        let clients = Clients::new(std::mem::take(&mut settings.clients));
+        router(settings, clients, engine, RefusedRequests::default())
+    }
+
+    /// The first argument of each `.route(` in the sources, with a value for each parameter.
+    fn paths() -> Vec<String> {
+        let mut paths = Vec::new();
+        for source in [include_str!("route.rs"), include_str!("route/web_view_routes.rs")] {
+            let source = source.split("#[cfg(test)]").next().unwrap();
+            for call in source.split(".route(").skip(1) {
+                let argument = call.split(',').next().unwrap().trim();
+                let path = match argument {
+                    "SCRIPT_PATH" => SCRIPT_PATH,
+                    "STYLE_PATH" => STYLE_PATH,
+                    "ICON_PATH" => ICON_PATH,
+                    literal => literal.trim_matches('"'),
+                };
+                assert!(path.starts_with('/'), "{argument}");
+                paths.push(path.replace("{plastic_id}", "1").replace("{page}", "bank"));
+            }
+        }
+        paths
+    }
+
+    #[tokio::test]
+    async fn every_answer_of_every_route_has_its_security_headers() {
+        let everywhere = ["cache-control", "content-security-policy", "referrer-policy", "x-content-type-options"];
+        let of_pages = [
+            "cross-origin-embedder-policy",
+            "cross-origin-opener-policy",
+            "cross-origin-resource-policy",
+            "permissions-policy",
+            "strict-transport-security",
+        ];
+        let (edge, paths) = (edge(), paths());
+        assert!(paths.len() > 15, "{paths:?}");
+        let below = paths.iter().map(|path| format!("/pin{path}"));
+        let others = ["/web/frame?key=bank", "/web/other", "/web/other/set", "/no/such/route"].map(str::to_owned);
+        for path in paths.iter().cloned().chain(below).chain(others) {
+            for method in [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::OPTIONS] {
+                let request = Request::builder().method(&method).uri(&path).header("host", "edge");
+                let answer = edge.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+                let (status, headers) = (answer.status(), answer.headers());
+                let is_of_page = FilePath::new(path.trim_start_matches("/pin")).starts_with("/web");
+                for name in everywhere.iter().chain(of_pages.iter().filter(|_| is_of_page)) {
+                    assert_eq!(headers.get_all(*name).iter().count(), 1, "{method} {path} {status}: {name}");
+                }
+                let value = |name: &str| headers[name].to_str().unwrap();
+                assert_eq!((value("cache-control"), value("referrer-policy")), ("no-store", "no-referrer"), "{path}");
+                assert_eq!(value("x-content-type-options"), "nosniff", "{path}");
+                let policy = value("content-security-policy");
+                let is_strict = policy.starts_with("default-src 'none'") && !policy.contains("unsafe");
+                assert!(is_strict && policy.contains("frame-ancestors "), "{method} {path}: {policy}");
+                let is_frame = path.contains("/web/frame?key=") && status.is_success();
+                assert_eq!(policy.contains("frame-ancestors 'none'"), !is_frame, "{method} {path}: {policy}");
+                assert!(!headers.contains_key("access-control-allow-origin"), "{path}");
+                assert!(!headers.contains_key("set-cookie") && !headers.contains_key("server"), "{path}");
+            }
+        }
+    }
 
     #[test]
     fn an_audit_user_is_decoded_exactly_as_sent() {

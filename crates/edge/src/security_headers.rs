@@ -18,13 +18,13 @@ const PAGE_CONTENT: &str = "default-src 'none'; script-src 'self'; style-src 'se
                             form-action 'none'; base-uri 'none'; require-trusted-types-for 'script'; trusted-types 'none'; \
                             frame-ancestors ";
 /// A page needs no feature of the device. An empty list denies the feature to the page and to its frames.
-const NO_PERMISSIONS: &str = "accelerometer=(), autoplay=(), bluetooth=(), browsing-topics=(), camera=(), \
+const NO_PERMISSIONS: &str = "accelerometer=(), autoplay=(), browsing-topics=(), camera=(), \
                               clipboard-read=(), clipboard-write=(), display-capture=(), encrypted-media=(), \
                               fullscreen=(), gamepad=(), geolocation=(), gyroscope=(), hid=(), \
                               identity-credentials-get=(), idle-detection=(), local-fonts=(), magnetometer=(), \
                               microphone=(), midi=(), payment=(), picture-in-picture=(), \
                               publickey-credentials-create=(), publickey-credentials-get=(), screen-wake-lock=(), \
-                              serial=(), storage-access=(), usb=(), web-share=(), window-management=(), \
+                              serial=(), storage-access=(), usb=(), window-management=(), \
                               xr-spatial-tracking=()";
 /// A year.
 const HTTPS_ALONE: &str = "max-age=31536000";

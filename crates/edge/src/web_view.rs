@@ -24,6 +24,10 @@ pub(crate) use self::{
 use page_style::PageStyle;
 use web_origin::WebOrigin;
 
+/// The path of the icon of every page, below the base of the web view. Without an icon, browsers ask for `/favicon.ico`.
+pub(crate) const ICON_PATH: &str = "/web/icon.svg";
+/// The icon of every page.
+pub(crate) const ICON: &str = include_str!("web_view/icon.svg");
 /// The path of the script of every page, below the base of the web view.
 pub(crate) const SCRIPT_PATH: &str = "/web/page.js";
 /// The path of the style of every page, below the base of the web view.

@@ -30,8 +30,8 @@ use crate::{
     mistake::Mistake,
     security_headers::{RESOURCE_POLICY, page_policy, secure_web_view},
     web_view::{
-        BuiltFile, Page, PageSession, PageState, Placement, SCRIPT_PATH, STYLE_PATH, StartedPage, WebView,
-        accepts_gzip, gzip,
+        BuiltFile, ICON, ICON_PATH, Page, PageSession, PageState, Placement, SCRIPT_PATH, STYLE_PATH, StartedPage,
+        WebView, accepts_gzip, gzip,
     },
 };
 use domain::control::{ControlId, RETRY_GRACE};
@@ -39,13 +39,14 @@ use domain::control::{ControlId, RETRY_GRACE};
 /// The auditUser of a page's calls.
 const AUDIT_USER: &str = "web-view";
 /// An image that is opened as a document: it runs no script and sends no request.
-const LOGO_CONTENT: &str = "default-src 'none'; sandbox; frame-ancestors 'none'";
+const IMAGE_CONTENT: &str = "default-src 'none'; sandbox; frame-ancestors 'none'";
 
 /// The routes of the web view. Each answer has the headers of a page.
 pub(super) fn routes(is_https: bool) -> Router<Arc<EdgeState>> {
     Router::new()
         .route(SCRIPT_PATH, get(script))
         .route(STYLE_PATH, get(style))
+        .route(ICON_PATH, get(async || image("image/svg+xml", ICON.into())))
         .route("/web/frame", get(frame))
         .route("/web/{page}", post(start_phone))
         .route("/web/{page}/session", post(start_frame))
@@ -54,6 +55,10 @@ pub(super) fn routes(is_https: bool) -> Router<Arc<EdgeState>> {
         .route("/web/{page}/view", post(view_pin))
         .route("/web/{page}/style.css", get(page_style))
         .route("/web/{page}/logo", get(logo))
+        // Here, so that the answer has the headers of the layer.
+        .method_not_allowed_fallback(async |edge: State<Arc<EdgeState>>, request: Request| {
+            edge.refuse(ApiError::METHOD_NOT_ALLOWED, request).await
+        })
         .layer(map_response(move |mut answer: Response<Body>| {
             secure_web_view(answer.headers_mut(), is_https);
             ready(answer)
@@ -212,10 +217,7 @@ async fn page_style(State(edge): State<Arc<EdgeState>>, key: PageKey, request: R
 /// `GET /web/{page}/logo`.
 async fn logo(State(edge): State<Arc<EdgeState>>, key: PageKey, request: Request) -> Response<Body> {
     match edge.page_of(key).and_then(|(_, page)| page.logo.as_ref()) {
-        Some(logo) => {
-            let headers = [(CONTENT_TYPE, logo.content_type), (CONTENT_SECURITY_POLICY, LOGO_CONTENT)];
-            (headers, logo.bytes.to_vec()).into_response()
-        }
+        Some(logo) => image(logo.content_type, logo.bytes.to_vec()),
         None => edge.refuse(ApiError::PAGE_UNKNOWN, request).await,
     }
 }
@@ -374,6 +376,10 @@ fn form_control_id(body: &[u8]) -> Result<String, ApiError> {
     let form = std::str::from_utf8(body).map_err(|_| Mistake::BodyNotForm)?;
     let control_id = query_value(Some(form), "controlId").map_err(|_| Mistake::FormControlId)?;
     control_id.ok_or_else(|| Mistake::FormControlId.into())
+}
+
+fn image(content_type: &'static str, bytes: Vec<u8>) -> Response<Body> {
+    ([(CONTENT_TYPE, content_type), (CONTENT_SECURITY_POLICY, IMAGE_CONTENT)], bytes).into_response()
 }
 
 /// A file of the page, compressed for a client that accepts it.

@@ -17,11 +17,9 @@ use domain::{
 
 /// The bytes of the key that seals sessions.
 pub(crate) const SESSION_KEY_BYTES: usize = 32;
-/// The cookie over HTTPS. A browser accepts its prefix with Secure, Path=/ and no Domain alone, so no other host of the
-/// domain can set it.
+/// The name of the cookie. A browser accepts its prefix with Secure, Path=/ and no Domain alone, so no other host of the domain
+/// can set it. Chromium 156 accepts it over HTTP from this machine too.
 const COOKIE_NAME: &str = "__Host-pinseal-page";
-/// The cookie over HTTP on this machine, where no browser accepts the prefix.
-const COOKIE_NAME_WITHOUT_TLS: &str = "pinseal-page";
 /// Binds a sealed session to its layout.
 const CONTEXT: &[u8] = b"pinseal page session 1";
 /// The longest sealed session that is opened, in characters.
@@ -61,25 +59,21 @@ pub(crate) enum Placement {
 }
 
 /// Seals and opens sessions.
-pub(crate) struct PageSessions {
-    key: LessSafeKey,
-    cookie: &'static str,
-}
+pub(crate) struct PageSessions(LessSafeKey);
 
 /// The cryptographic library of the edge returned an error: no session can be made.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SealError;
 
 impl PageSessions {
-    /// Sessions under this key, in the cookie of HTTPS or of HTTP on this machine.
+    /// Sessions under this key.
     ///
     /// # Errors
     /// [`SealError`].
-    pub(crate) fn new(key: &[u8; SESSION_KEY_BYTES], is_https: bool) -> Result<Self, SealError> {
+    pub(crate) fn new(key: &[u8; SESSION_KEY_BYTES]) -> Result<Self, SealError> {
         // SIV: edges that share the key for years may repeat a random nonce of 96 bits, which must reveal nothing more than
         // that two sessions are the same (RFC 8452).
-        let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM_SIV, key).map_err(|_| SealError)?);
-        Ok(Self { key, cookie: if is_https { COOKIE_NAME } else { COOKIE_NAME_WITHOUT_TLS } })
+        UnboundKey::new(&AES_256_GCM_SIV, key).map(|key| Self(LessSafeKey::new(key))).map_err(|_| SealError)
     }
 
     /// A random key, for an edge that serves its pages alone.
@@ -111,8 +105,8 @@ impl PageSessions {
             Placement::Phone => "SameSite=Strict",
             Placement::Frame => "SameSite=None; Partitioned",
         };
-        let (name, sealed) = (self.cookie, self.seal(session)?);
-        format!("{name}={sealed}; Path=/; HttpOnly; Secure; {same_site}").parse().map_err(|_| SealError)
+        let sealed = self.seal(session)?;
+        format!("{COOKIE_NAME}={sealed}; Path=/; HttpOnly; Secure; {same_site}").parse().map_err(|_| SealError)
     }
 
     /// The session with this id of this page among the cookies of a request; `None` for none. A browser may send the cookie
@@ -125,7 +119,7 @@ impl PageSessions {
     pub(crate) fn all<'a>(&'a self, headers: &'a HeaderMap, page: &'a str) -> impl Iterator<Item = PageSession> + 'a {
         let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
         let pairs = cookies.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
-        let sealed = pairs.filter(|(name, _)| *name == self.cookie).map(|(_, value)| value);
+        let sealed = pairs.filter(|(name, _)| *name == COOKIE_NAME).map(|(_, value)| value);
         let now = clock::now();
         let is_kept =
             move |session: &PageSession| now < session.expires_at.after(RETRY_GRACE) && &*session.page == page;
@@ -140,7 +134,7 @@ impl PageSessions {
         let mut bytes =
             Zeroizing::new([&expiry[..], &session.id.0, session.control.as_bytes(), session.page.as_bytes()].concat());
         let sealed = Nonce::assume_unique_for_key(nonce);
-        self.key.seal_in_place_append_tag(sealed, Aad::from(CONTEXT), &mut *bytes).map_err(|_| SealError)?;
+        self.0.seal_in_place_append_tag(sealed, Aad::from(CONTEXT), &mut *bytes).map_err(|_| SealError)?;
         Ok(URL_SAFE_NO_PAD.encode([&nonce[..], &bytes].concat()))
     }
 
@@ -152,7 +146,7 @@ impl PageSessions {
         let (nonce, sealed) = bytes.split_first_chunk()?;
         let mut sealed = Zeroizing::new(sealed.to_vec());
         let nonce = Nonce::assume_unique_for_key(*nonce);
-        let opened = self.key.open_in_place(nonce, Aad::from(CONTEXT), &mut sealed).ok()?;
+        let opened = self.0.open_in_place(nonce, Aad::from(CONTEXT), &mut sealed).ok()?;
         let (expiry, rest) = opened.split_first_chunk()?;
         let (id, rest) = rest.split_first_chunk()?;
         let (control, page) = rest.split_first_chunk()?;
@@ -172,7 +166,7 @@ mod tests {
     const KEY: [u8; SESSION_KEY_BYTES] = [7; SESSION_KEY_BYTES];
 
     fn sessions() -> PageSessions {
-        PageSessions::new(&KEY, true).unwrap()
+        PageSessions::new(&KEY).unwrap()
     }
 
     fn begun(page: &str) -> PageSession {
@@ -196,9 +190,8 @@ mod tests {
         assert_eq!(key.find(&headers, "bank", &id), Some(session.clone()));
         assert_eq!(key.find(&headers, "other", &id), None);
         assert_eq!(key.find(&headers, "bank", &begun("bank").id.to_hex()), None);
-        assert_eq!(PageSessions::new(&[8; SESSION_KEY_BYTES], true).unwrap().find(&headers, "bank", &id), None);
-        assert_eq!(PageSessions::new(&KEY, true).unwrap().find(&headers, "bank", &id), Some(session));
-        assert_eq!(PageSessions::new(&KEY, false).unwrap().find(&headers, "bank", &id), None, "another cookie");
+        assert_eq!(PageSessions::new(&[8; SESSION_KEY_BYTES]).unwrap().find(&headers, "bank", &id), None);
+        assert_eq!(PageSessions::new(&KEY).unwrap().find(&headers, "bank", &id), Some(session));
     }
 
     #[test]
@@ -242,17 +235,14 @@ mod tests {
 
     #[test]
     fn a_cookie_ends_with_the_browser_and_is_sent_to_its_host_alone() {
-        let cookie = |is_https, placement| {
-            let sessions = PageSessions::new(&KEY, is_https).unwrap();
-            let value = sessions.set_cookie(&begun("bank"), placement).unwrap();
+        let cookie = |placement| {
+            let value = sessions().set_cookie(&begun("bank"), placement).unwrap();
             let (pair, attributes) = value.to_str().unwrap().split_once("; ").unwrap();
             (pair.split_once('=').unwrap().0.to_owned(), attributes.to_owned())
         };
-        let strict = "Path=/; HttpOnly; Secure; SameSite=Strict".to_owned();
-        let partitioned = "Path=/; HttpOnly; Secure; SameSite=None; Partitioned".to_owned();
-        assert_eq!(cookie(true, Placement::Phone), (COOKIE_NAME.into(), strict.clone()));
-        assert_eq!(cookie(true, Placement::Frame), (COOKIE_NAME.into(), partitioned.clone()));
-        assert_eq!(cookie(false, Placement::Phone), (COOKIE_NAME_WITHOUT_TLS.into(), strict));
-        assert_eq!(cookie(false, Placement::Frame), (COOKIE_NAME_WITHOUT_TLS.into(), partitioned));
+        let strict = "Path=/; HttpOnly; Secure; SameSite=Strict";
+        let partitioned = "Path=/; HttpOnly; Secure; SameSite=None; Partitioned";
+        assert_eq!(cookie(Placement::Phone), (COOKIE_NAME.into(), strict.into()));
+        assert_eq!(cookie(Placement::Frame), (COOKIE_NAME.into(), partitioned.into()));
     }
 }

@@ -100,7 +100,7 @@ impl WebViewFile {
             }
         }
         let view_seconds = within("web_view.view_seconds", self.view_seconds, 1..=120)?;
-        let sessions = sessions(self.session_key, origin.is_https())?;
+        let sessions = sessions(self.session_key)?;
         let pages = self.pages.into_iter().map(|page| page.check(clients)).collect::<Result<_, _>>()?;
         Ok(WebView {
             public_url: format!("{}{path}", origin.as_str()),
@@ -115,7 +115,7 @@ impl WebViewFile {
     }
 }
 
-fn sessions(source: Option<SecretSource>, is_https: bool) -> Result<PageSessions, ConfigError> {
+fn sessions(source: Option<SecretSource>) -> Result<PageSessions, ConfigError> {
     let failed = |_| ConfigError::value("web_view.session_key", "the key can't be used: restart the edge");
     let key = match source {
         None => PageSessions::random_key().map_err(failed)?,
@@ -131,7 +131,7 @@ fn sessions(source: Option<SecretSource>, is_https: bool) -> Result<PageSessions
             key
         }
     };
-    PageSessions::new(&key, is_https).map_err(failed)
+    PageSessions::new(&key).map_err(failed)
 }
 
 impl PageFile {

@@ -22,7 +22,10 @@ const openControl = async (operation) => {
 const showFrame = (operation, { controlId, pinFrameURL }) => {
   frame = document.createElement("iframe");
   frame.title = "PIN";
-  frame.addEventListener("load", () => frame.contentWindow.postMessage({ operation, controlId }, edge), { once: true });
+  frame.addEventListener("load", () => {
+    frame.contentWindow.postMessage({ operation, controlId }, edge);
+    frame.focus();
+  }, { once: true });
   frame.src = `${pinFrameURL}?key=${key}`;
   place.replaceChildren(frame);
 };
