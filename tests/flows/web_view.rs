@@ -42,6 +42,13 @@ impl Services {
         Browser { edge: &self.edge, cookie: None }
     }
 
+    /// The fields of the lines of the edge's log about a route.
+    fn logged(&self, route: &str) -> Vec<Value> {
+        let log = self.edge.log();
+        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.map(|line| line["fields"].clone()).filter(|fields| fields["route"] == route).collect()
+    }
+
     /// A control of the client `story`.
     fn open(&self, card: &str, scope: &str) -> String {
         self.opened(card, scope)["id"].as_str().unwrap().to_owned()
@@ -95,7 +102,8 @@ struct Browser<'a> {
 
 impl Browser<'_> {
     fn send(&mut self, path: &str, headers: &[(&str, &str)], body: Option<&str>) -> Loaded {
-        let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+        let agent = ureq::Agent::config_builder().http_status_as_error(false).max_redirects(0).build();
+        let agent: ureq::Agent = agent.into();
         let url = format!("{}{path}", self.edge.url);
         let mut request = ureq::http::Request::builder().uri(url).method(if body.is_some() { "POST" } else { "GET" });
         for (name, value) in headers {
@@ -122,9 +130,26 @@ impl Browser<'_> {
         self.send(path, &[], None)
     }
 
-    /// The form POST of an app's web view.
+    /// The form POST of an app's web view. Returns the document that the browser then has.
     fn post_form(&mut self, page: &str, control: &str) -> Loaded {
-        self.send(&format!("/pin/web/{page}"), &[("content-type", FORM)], Some(&format!("controlId={control}")))
+        self.post_form_body(page, FORM, &format!("controlId={control}"))
+    }
+
+    fn post_form_body(&mut self, page: &str, content_type: &str, body: &str) -> Loaded {
+        let answer = self.send(&format!("/pin/web/{page}"), &[("content-type", content_type)], Some(body));
+        if answer.status != 303 {
+            return answer;
+        }
+        assert_eq!(answer.text, "", "a browser keeps the body of a POST that a document answers");
+        let is_opened = answer.header("location").contains("?id=");
+        assert_eq!(answer.headers.contains_key("set-cookie"), is_opened);
+        // The navigation is begun by another site: no cookie with SameSite=Strict goes along.
+        Browser { cookie: None, ..self.clone() }.get(answer.header("location"))
+    }
+
+    /// The session that a form POST made, as the page reads it.
+    fn session(&mut self, page: &str, id: &str) -> Loaded {
+        self.call(page, "session", &json!({ "pageId": id }))
     }
 
     /// A call of a page, as a browser sends it.
@@ -174,24 +199,32 @@ fn a_phone_sets_a_pin_and_a_frame_views_it() {
     let mut phone = services.browser();
     let page = phone.post_form("bank", control);
     assert_eq!((page.status, page.header("content-type")), (200, "text/html; charset=utf-8"));
-    let data = ["mode", "state", "operation", "base", "origins", "view-seconds", "digits-min", "digits-max"];
-    let expected = ["phone", "ready", "set-pin", "/pin/web/bank", "", "7", "5", "6"];
-    assert_eq!(data.map(|name| page.data(name)), expected, "{}", page.text);
+    let data = ["mode", "state", "base", "origins", "view-seconds"];
+    assert_eq!(data.map(|name| page.data(name)), ["phone", "opened", "/pin/web/bank", "", "7"], "{}", page.text);
     assert!(page.text.starts_with("<!doctype html>\n<html lang=\"fi\" dir=\"ltr\" "), "{}", page.text);
-    assert!((1..=30).contains(&page.data("seconds-left").parse::<u32>().unwrap()));
     assert!(!page.text.contains(control), "the document has no credential");
-    let cookie = page.header("set-cookie");
-    assert!(cookie.starts_with("__Host-pinseal-page="), "{cookie}");
-    assert!(cookie.ends_with("; Path=/; HttpOnly; Secure; SameSite=Strict"), "{cookie}");
+    assert!(phone.cookie.as_ref().unwrap().starts_with("__Host-pinseal-page="), "{:?}", phone.cookie);
     assert!(page.header("content-security-policy").ends_with("; frame-ancestors 'none'"));
     let id = page.data("page-id");
+    let session = phone.session("bank", id).json();
+    assert!((1..=30).contains(&session["secondsLeft"].as_u64().unwrap()));
+    let of_control = ["operation", "pageId", "digitsMin", "digitsMax"].map(|name| &session[name]);
+    assert_eq!(of_control, [&json!("set-pin"), &json!(id), &json!(5), &json!(6)]);
+    assert_eq!(phone.session("bank", id).status, 200, "a reload of the page");
+    let posted = services.browser().send(
+        "/pin/web/bank",
+        &[("content-type", FORM)],
+        Some(&format!("controlId={}", services.open("7801", "SET_PIN"))),
+    );
+    let cookie = posted.header("set-cookie");
+    assert!(cookie.ends_with("; Path=/; HttpOnly; Secure; SameSite=Strict"), "{cookie}");
     let weak = phone.set(&device, id, "12345");
     assert_eq!(weak.fault(), (422, "PIN_REFUSED".into()));
     assert_eq!(phone.set(&device, id, "258013").json(), json!({}));
 
     let mut frame = services.browser();
     let document = frame.get("/pin/web/frame?key=bank");
-    let data = ["mode", "state", "operation", "origins"].map(|name| document.data(name));
+    let data = ["mode", "state", "page-id", "origins"].map(|name| document.data(name));
     assert_eq!(data, ["frame", "waiting", "", "https://bank.test https://app.bank.test:8443"]);
     assert_eq!(document.header("set-cookie"), "");
     let started = frame.call("bank", "session", &json!({ "controlId": services.open("7801", "VIEW_PIN") }));
@@ -231,8 +264,7 @@ fn a_control_is_exchanged_once_and_stays_usable_for_its_client() {
     assert_eq!(exchanges.iter().filter(|status| **status == 404).count(), 15, "{exchanges:?}");
 
     let again = services.browser().post_form("bank", &control);
-    assert_eq!((again.status, again.data("state"), again.header("set-cookie")), (404, "expired", ""));
-    assert_eq!((again.data("operation"), again.data("page-id")), ("", ""));
+    assert_eq!((again.status, again.data("state"), again.data("page-id")), (404, "expired", ""));
     let unknown = services.browser().post_form("bank", "0b5cfc7d-4b1e-4a37-8a5c-9d2f4f6b8a10");
     assert_eq!((unknown.status, unknown.text), (404, again.text), "one document for every control that is not usable");
     let again = services.browser().call("bank", "session", &json!({ "controlId": control }));
@@ -264,7 +296,7 @@ fn only_a_page_of_the_web_view_makes_its_calls() {
     let page = browser.post_form("bank", &control);
     let id = page.data("page-id");
     for from in forbidden {
-        for call in ["tzpk", "set", "view"] {
+        for call in ["session", "tzpk", "set", "view"] {
             let refused = browser.call_from(from, "bank", call, &json!({ "pageId": id, "pinBlock": "AAAAAAAAAAA=" }));
             assert_eq!(refused.fault(), (403, "ORIGIN_FORBIDDEN".into()), "{call} {from:?}");
         }
@@ -295,9 +327,11 @@ fn the_calls_of_another_page_are_refused_and_spend_nothing() {
         (plain, "the cookie of another page of the client"),
         (forged, "a changed cookie"),
     ] {
-        let refused = browser.call("bank", "set", &set);
-        assert_eq!(refused.fault(), (401, "PAGE_SESSION_INVALID".into()), "{wrong}");
-        assert_eq!(refused.header("www-authenticate"), "PinsealPage", "a browser would ask for a password");
+        for call in ["set", "session"] {
+            let refused = browser.call("bank", call, &set);
+            assert_eq!(refused.fault(), (401, "PAGE_SESSION_INVALID".into()), "{call}: {wrong}");
+            assert_eq!(refused.header("www-authenticate"), "PinsealPage", "a browser would ask for a password");
+        }
     }
     let other_id = json!({ "pageId": "0".repeat(32), "pinBlock": block });
     assert_eq!(first.call("bank", "set", &other_id).fault(), (401, "PAGE_SESSION_INVALID".into()));
@@ -326,6 +360,7 @@ async fn a_page_ends_with_its_control() {
     let ended = async || Some(browser.clone().call("bank", "tzpk", &request)).filter(|answer| answer.status == 401);
     let refused = soon("the session does not end", ended).await;
     assert_eq!(refused.fault(), (401, "PAGE_SESSION_INVALID".into()));
+    assert_eq!(browser.session("bank", id).fault(), (401, "PAGE_SESSION_INVALID".into()));
     // The reply of a set may have been lost.
     assert_eq!(browser.call("bank", "set", &set).status, 200);
     let expired = services.browser().post_form("bank", &late);
@@ -356,6 +391,10 @@ fn each_key_has_its_own_frame_and_an_unknown_key_has_none() {
     let control = services.open("7810", "SET_PIN");
     assert_eq!(browser.post_form("other", &control).fault(), (404, "PAGE_UNKNOWN".into()));
     assert_eq!(browser.post_form("bank", &control).status, 200, "an unknown page exchanges nothing");
+    for query in ["", "?id=", "?id=x", &format!("?id={}", "A".repeat(32)), &format!("?id={}", "a".repeat(31))] {
+        let page = browser.get(&format!("/pin/web/bank{query}"));
+        assert_eq!((page.status, page.data("state")), (404, "expired"), "{query}");
+    }
 }
 
 #[test]
@@ -395,17 +434,18 @@ fn a_form_that_is_too_long_or_of_another_type_exchanges_nothing() {
     let mut browser = services.browser();
     let long = format!("controlId={control}&more={}", "x".repeat(20_000));
     let twice = format!("controlId={control}&controlId={control}");
-    for (content_type, body, status) in [
-        (FORM, long.as_str(), 413),
-        (FORM, &twice, 400),
-        (FORM, "", 400),
-        (FORM, "controlId=x", 400),
-        ("text/plain", &format!("controlId={control}"), 415),
-        ("application/json", &json!({ "controlId": control }).to_string(), 415),
+    for (content_type, body, code) in [
+        (FORM, long.as_str(), "BODY_TOO_LARGE"),
+        (FORM, &twice, "CONTROL_ID_INVALID"),
+        (FORM, "", "CONTROL_ID_INVALID"),
+        (FORM, "controlId=x", "CONTROL_ID_INVALID"),
+        ("text/plain", &format!("controlId={control}"), "CONTENT_TYPE_UNSUPPORTED"),
+        ("application/json", &json!({ "controlId": control }).to_string(), "CONTENT_TYPE_UNSUPPORTED"),
     ] {
-        let refused = browser.send("/pin/web/bank", &[("content-type", content_type)], Some(body));
-        assert_eq!((refused.status, refused.data("state")), (status, "expired"), "{content_type}");
-        assert_eq!(refused.header("set-cookie"), "");
+        let refused = browser.post_form_body("bank", content_type, body);
+        assert_eq!((refused.status, refused.data("state")), (404, "expired"), "{content_type}");
+        assert_eq!(services.logged("web").last().unwrap()["code"], "OK", "the document");
+        assert!(services.logged("web").iter().any(|line| line["code"] == code), "{code}");
     }
     assert_eq!(browser.post_form("bank", &control).status, 200);
 }
@@ -424,19 +464,12 @@ fn no_log_of_the_edge_has_a_whole_control_id_or_a_cookie() {
     assert_eq!(refused.status, 404);
 
     let log = services.edge.log();
-    let of_route = |route: &str| {
-        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let fields: Vec<_> =
-            lines.map(|line| line["fields"].clone()).filter(|fields| fields["route"] == route).collect();
-        assert!(!fields.is_empty(), "no line of {route}");
-        fields
-    };
     for route in ["web", "web/tzpk", "web/set", "web/session"] {
-        for line in of_route(route) {
-            assert_eq!(line["control"], control[..8], "{line}");
-        }
+        let lines = services.logged(route).into_iter().filter(|line| line["method"] == "POST");
+        let controls: Vec<_> = lines.map(|line| line["control"].clone()).collect();
+        assert!(!controls.is_empty() && controls.iter().all(|logged| *logged == control[..8]), "{route}: {controls:?}");
     }
-    assert_eq!(of_route("web/set")[0]["client"], "story");
+    assert_eq!(services.logged("web/set")[0]["client"], "story");
     let sealed = cookie.split_once('=').unwrap().1;
     for secret in [control.as_str(), sealed] {
         assert!(!log.contains(secret), "a credential is in the log");
@@ -451,7 +484,7 @@ fn a_page_exchanges_no_control_of_another_tenant() {
     let opened = services.edge.post_as(&other, path, "{\"scope\":\"SET_PIN\"}");
     let control = opened.member("id");
     let refused = services.browser().post_form("bank", control);
-    assert_eq!((refused.status, refused.data("state")), (403, "expired"));
+    assert_eq!((refused.status, refused.data("state")), (404, "expired"));
     let refused = services.browser().call("bank", "session", &json!({ "controlId": control }));
     assert_eq!(refused.fault(), (403, "TENANT_MISMATCH".into()));
     let key = STANDARD.encode(device().public_key_der());
@@ -503,8 +536,8 @@ fn failed_exchanges_of_a_network_are_limited() {
     assert!((1..=60).contains(&refused.header("retry-after").parse::<u32>().unwrap()));
 }
 
-#[test]
-fn an_engine_that_is_away_leaves_a_control_to_be_exchanged() {
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_is_away_uses_up_no_exchanges_of_a_network() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "");
     let address = engine.address().to_owned();
@@ -518,11 +551,14 @@ fn an_engine_that_is_away_leaves_a_control_to_be_exchanged() {
         assert_eq!(away.fault(), (503, "ENGINE_UNAVAILABLE".into()), "no exchange is counted as failed");
     }
     let away = browser.post_form("bank", control);
-    assert_eq!((away.status, away.data("state"), away.header("retry-after")), (503, "expired", "5"));
-    let _engine = EngineProcess::start_at(directory.path(), &address, "");
-    // The machine may have paused for longer than the control lives.
-    let back = browser.post_form("bank", control);
-    assert!([200, 404, 503].contains(&back.status), "{}", back.text);
+    assert_eq!((away.status, away.data("state")), (404, "expired"));
+    let _engine = EngineProcess::start_at(directory.path(), &address, "[control]\nlifetime_seconds = 300");
+    let back = async || {
+        let opened = edge.post("/pincontrol/v2/plastic/7816?auditUser=it", "{\"scope\":\"SET_PIN\"}");
+        (opened.status == 201).then(|| opened.member("id").to_owned())
+    };
+    let control = soon("the engine is back", back).await;
+    assert_eq!(browser.post_form("bank", &control).data("state"), "opened");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -580,4 +616,52 @@ async fn a_started_page_is_audited_and_answered_with_the_policy() {
     let outcomes: Vec<_> = of_pages.iter().map(|entry| entry["outcome"].as_str().unwrap()).collect();
     assert_eq!(outcomes, ["denied", "done", "control_not_usable"], "{lines}");
     assert!(of_pages.iter().all(|entry| entry["event"]["control"] == control.as_str()), "{lines}");
+}
+
+/// The sample site of `pinseal demo`.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sample_bank_opens_controls_and_keeps_its_token() {
+    let directory = tempfile::tempdir().unwrap();
+    let ready = directory.path().join("ready");
+    let mut demo = std::process::Command::new(env!("CARGO_BIN_EXE_pinseal"))
+        .args(["demo", "--edge-listen", "127.0.0.1:0", "--engine-listen", "127.0.0.1:0", "--ready-file"])
+        .arg(&ready)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let served = async || std::fs::read_to_string(&ready).ok();
+    let ready: Value = serde_json::from_str(&soon("the demo does not serve", served).await).unwrap();
+    let member = |name: &str| ready[name].as_str().unwrap();
+    let bank = member("bank_app_url");
+    let curl = |arguments: &[&str], path: &str| {
+        let output = std::process::Command::new("curl")
+            .args(["-sS", "-i", "--max-time", "60"])
+            .args(arguments)
+            .arg(format!("{bank}{path}"))
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let (page, script) = (curl(&[], "/"), curl(&[], "/app.js"));
+    assert!(page.starts_with("HTTP/1.1 200") && page.contains("Sample Bank"), "{page}");
+    assert!(page.contains(&format!("frame-src {}", member("edge_url"))), "{page}");
+    let origin = format!("Origin: {bank}");
+    let opened = curl(&["-H", &origin, "-d", "set-pin"], "/controls");
+    let body: Value = serde_json::from_str(opened.split("\r\n\r\n").nth(1).unwrap()).unwrap();
+    assert_eq!(body["pinURL"], format!("{}/web/demo", member("edge_url")));
+    assert_eq!(body["pinFrameURL"], format!("{}/web/frame", member("edge_url")));
+    for text in [&page, &script, &opened] {
+        assert!(!text.contains(member("bearer_token")), "the token of the back-end is in {text}");
+    }
+    for refused in [
+        curl(&["-d", "set-pin"], "/controls"),
+        curl(&["-H", "Origin: https://evil.test", "-d", "set-pin"], "/controls"),
+        curl(&["-H", &origin, "-H", "Host: evil.test", "-d", "set-pin"], "/controls"),
+    ] {
+        assert!(refused.starts_with("HTTP/1.1 403"), "{refused}");
+    }
+    assert!(curl(&["-H", &origin, "-d", "change-pin"], "/controls").starts_with("HTTP/1.1 400"));
+    signal(demo.id(), "TERM");
+    assert!(demo.wait().unwrap().success());
 }

@@ -9,7 +9,7 @@ use super::{
     api_error::ApiError,
     device_key::{mistake_in_der, mistake_in_text},
     mistake::Mistake,
-    web_view::StartedPage,
+    web_view::{PageOperation, PageSession},
 };
 use domain::limits::{
     CONTROL_ID_CHARACTERS, PIN_BLOCK_BYTES, PIN_BLOCK_CHARACTERS, PUBLIC_KEY_CHARACTERS_MAX, ZONE_PIN_BLOCK_CHARACTERS,
@@ -114,43 +114,41 @@ pub(super) struct PinControl {
     pub(super) pin_frame_url: Option<String>,
 }
 
-/// The exchange of a controlId for the session of a frame's page.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct ExchangeRequest {
-    /// The controlId of an open control.
-    #[serde(default)]
-    pub(super) control_id: Member,
-}
-
-/// The member of every call of a page.
+/// The members of a page's calls beside those of the same call of the API.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct PageCall {
     /// The id of the page's session: 32 hexadecimal digits.
     #[serde(default)]
     pub(super) page_id: Member,
+    /// The controlId that a frame exchanges for its session, instead of an id.
+    #[serde(default)]
+    pub(super) control_id: Member,
 }
 
 /// A page has its session.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct PageStarted {
-    /// `set-pin` or `view-pin`.
-    operation: &'static str,
+    operation: PageOperation,
     /// The id that each call of the page names.
     page_id: String,
     /// The whole seconds to the end of the control.
     seconds_left: u64,
-    digits_min: u32,
-    digits_max: u32,
+    digits_min: u8,
+    digits_max: u8,
 }
 
-impl From<&StartedPage> for PageStarted {
-    fn from(started: &StartedPage) -> Self {
-        let (operation, page_id, seconds_left) = (started.operation, started.id.to_hex(), started.seconds_left());
-        let (digits_min, digits_max) = started.digits;
-        Self { operation, page_id, seconds_left, digits_min, digits_max }
+impl From<&PageSession> for PageStarted {
+    fn from(session: &PageSession) -> Self {
+        let [digits_min, digits_max] = session.control.digits;
+        Self {
+            operation: session.control.operation,
+            page_id: session.id.to_hex(),
+            seconds_left: session.remaining().as_secs(),
+            digits_min,
+            digits_max,
+        }
     }
 }
 

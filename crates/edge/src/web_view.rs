@@ -4,7 +4,9 @@
 //! ```text
 //! form POST, or postMessage to a frame ──▶ controlId ──StartPage──▶ page session (cookie) ──▶ tzpk, set, view
 //! ```
-//! A controlId is exchanged once. After that the sealed cookie is the credential, and the edge has no state of a page.
+//! A controlId is exchanged once. After that the sealed cookie is the credential, and the edge has no state of a page. A form
+//! POST is answered with a redirect to the document: Chromium writes the body of a POST that a document answers, and so the
+//! controlId, to the session file of its profile.
 
 mod built_page;
 mod page_html;
@@ -17,8 +19,8 @@ use std::sync::Arc;
 
 pub(crate) use self::{
     built_page::{BuiltFile, accepts_gzip, gzip},
-    page_html::{Language, PageState, StartedPage},
-    page_session::{PageId, PageSession, PageSessions, Placement},
+    page_html::{Language, PageState},
+    page_session::{PageControl, PageId, PageOperation, PageSession, PageSessions, Placement},
     web_view_file::WebViewFile,
 };
 use page_style::PageStyle;
@@ -86,6 +88,12 @@ impl WebView {
             pin_url: format!("{}/web/{}", self.public_url, page.key),
             pin_frame_url: format!("{}/web/frame", self.public_url),
         })
+    }
+
+    /// The address of the document of a page, as a path: with the id of a session, or without one.
+    pub(crate) fn location(&self, page: &Page, id: Option<PageId>) -> String {
+        let id = id.map_or_else(String::new, |id| format!("?id={}", id.to_hex()));
+        format!("{}/web/{}{id}", self.path, page.key)
     }
 
     /// Whether an Origin header is the origin of the web view.

@@ -8,7 +8,7 @@ use axum::{
     extract::{Path, Request, State, rejection::PathRejection},
     http::{
         HeaderMap, HeaderValue, Response, StatusCode,
-        header::{CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ORIGIN, RETRY_AFTER, SET_COOKIE},
+        header::{CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION, ORIGIN, SET_COOKIE},
         request::Parts,
     },
     middleware::map_response,
@@ -24,14 +24,14 @@ use super::{
 use crate::{
     api_error::{ApiError, ErrorProfile, Rejection},
     auth::{Authenticated, Client},
-    body::{self, DeviceKeyRequest, ExchangeRequest, PageCall, PageStarted, PinSet, SetPinRequest, Tzpk, ViewedPin},
+    body::{self, DeviceKeyRequest, PageCall, PageStarted, PinSet, SetPinRequest, Tzpk, ViewedPin},
     http_rules::{check_body_type, check_form_type},
     metrics::Limit,
     mistake::Mistake,
     security_headers::{RESOURCE_POLICY, page_policy, secure_web_view},
     web_view::{
-        BuiltFile, ICON, ICON_PATH, Page, PageSession, PageState, Placement, SCRIPT_PATH, STYLE_PATH, StartedPage,
-        WebView, accepts_gzip, gzip,
+        BuiltFile, ICON, ICON_PATH, Page, PageControl, PageId, PageOperation, PageSession, PageState, Placement,
+        SCRIPT_PATH, STYLE_PATH, WebView, accepts_gzip, gzip,
     },
 };
 use domain::control::{ControlId, RETRY_GRACE};
@@ -48,8 +48,8 @@ pub(super) fn routes(is_https: bool) -> Router<Arc<EdgeState>> {
         .route(STYLE_PATH, get(style))
         .route(ICON_PATH, get(async || image("image/svg+xml", ICON.into())))
         .route("/web/frame", get(frame))
-        .route("/web/{page}", post(start_phone))
-        .route("/web/{page}/session", post(start_frame))
+        .route("/web/{page}", get(phone).post(open_phone))
+        .route("/web/{page}/session", post(start_session))
         .route("/web/{page}/tzpk", post(issue_tzpk))
         .route("/web/{page}/set", post(set_pin))
         .route("/web/{page}/view", post(view_pin))
@@ -88,54 +88,71 @@ async fn frame(State(edge): State<Arc<EdgeState>>, request: Request) -> Response
     document(web_view, page, Placement::Frame, &PageState::Waiting, &parts.headers)
 }
 
-/// `POST /web/{page}`: exchanges the controlId of a form, and answers with the document. An exchange that fails is answered
-/// with the document too, for the cardholder to read, and the status of the error.
-async fn start_phone(State(edge): State<Arc<EdgeState>>, key: PageKey, request: Request) -> Response<Body> {
+/// `POST /web/{page}`: exchanges the controlId of a form, and redirects to the document: with a session, or in the state
+/// `expired` if the exchange failed.
+async fn open_phone(State(edge): State<Arc<EdgeState>>, key: PageKey, request: Request) -> Response<Body> {
     let Some((web_view, page)) = edge.page_of(key) else {
         return edge.refuse(ApiError::PAGE_UNKNOWN, request).await;
     };
     let (parts, mut body) = request.into_parts();
     let mut log = RequestLog::begin("web", &parts);
+    let redirect = |id| (StatusCode::SEE_OTHER, [(LOCATION, web_view.location(page, id))]).into_response();
     match edge.exchange(&mut log, web_view, page, Placement::Phone, &parts, &mut body).await {
-        Ok((started, cookie)) => {
-            log.served(StatusCode::OK);
-            let state = PageState::Ready(started);
-            let mut answer = document(web_view, page, Placement::Phone, &state, &parts.headers);
-            answer.headers_mut().insert(SET_COOKIE, cookie);
+        Ok((session, cookie)) => {
+            log.served(StatusCode::SEE_OTHER);
+            let mut answer = redirect(Some(session.id));
+            answer.headers_mut().extend(cookie.map(|cookie| (SET_COOKIE, cookie)));
             answer.extensions_mut().insert(Authenticated);
             answer
         }
         Err(rejection) => {
-            let refused = edge.refusal(ErrorProfile::Full, log, rejection);
+            edge.refusal(ErrorProfile::Full, log, rejection);
             edge.drain_body(&parts, body).await;
-            let mut answer = document(web_view, page, Placement::Phone, &PageState::Expired, &parts.headers);
-            *answer.status_mut() = refused.status();
-            if let Some(seconds) = refused.headers().get(RETRY_AFTER) {
-                answer.headers_mut().insert(RETRY_AFTER, seconds.clone());
-            }
-            answer
+            redirect(None)
         }
     }
 }
 
-/// `POST /web/{page}/session`: exchanges the controlId that the parent of a frame sent.
-async fn start_frame(State(edge): State<Arc<EdgeState>>, key: PageKey, request: Request) -> Response<Body> {
+/// `GET /web/{page}?id=`: the document of an app's web view. The navigation does not carry the cookie, because another site began
+/// it; the page then reads its session. Without an id: 404, and the document in the state `expired`.
+async fn phone(State(edge): State<Arc<EdgeState>>, key: PageKey, request: Request) -> Response<Body> {
+    let Some((web_view, page)) = edge.page_of(key) else {
+        return edge.refuse(ApiError::PAGE_UNKNOWN, request).await;
+    };
+    let (parts, _) = request.into_parts();
+    let id = query_value(parts.uri.query(), "id").ok().flatten().and_then(|id| PageId::parse(&id));
+    let (status, state) = match id {
+        Some(id) => (StatusCode::OK, PageState::Opened(id)),
+        None => (StatusCode::NOT_FOUND, PageState::Expired),
+    };
+    let mut log = RequestLog::begin("web", &parts);
+    log.client = Some(page.client());
+    log.served(status);
+    let mut answer = document(web_view, page, Placement::Phone, &state, &parts.headers);
+    *answer.status_mut() = status;
+    answer
+}
+
+/// `POST /web/{page}/session`: exchanges the controlId that the parent of a frame sent, or reads the session that a form POST
+/// made.
+async fn start_session(State(edge): State<Arc<EdgeState>>, key: PageKey, request: Request) -> Response<Body> {
     let Some((web_view, page)) = edge.page_of(key) else {
         return edge.refuse(ApiError::PAGE_UNKNOWN, request).await;
     };
     let (parts, mut body) = request.into_parts();
     let mut log = RequestLog::begin("web/session", &parts);
-    let exchanged = match check_own_origin(web_view, &parts.headers) {
+    let started = match check_own_origin(web_view, &parts.headers) {
         Ok(()) => edge.exchange(&mut log, web_view, page, Placement::Frame, &parts, &mut body).await,
         Err(error) => Err(error.into()),
     };
-    let (outcome, cookie) = match exchanged {
-        Ok((started, cookie)) => (Ok((StatusCode::OK, PageStarted::from(&started))), Some(cookie)),
+    let is_started = started.is_ok();
+    let (outcome, cookie) = match started {
+        Ok((session, cookie)) => (Ok((StatusCode::OK, PageStarted::from(&session))), cookie),
         Err(rejection) => (Err(rejection), None),
     };
     let mut answer = edge.conclude(ErrorProfile::Full, log, &parts, body, outcome).await;
-    if let Some(cookie) = cookie {
-        answer.headers_mut().insert(SET_COOKIE, cookie);
+    answer.headers_mut().extend(cookie.map(|cookie| (SET_COOKIE, cookie)));
+    if is_started {
         answer.extensions_mut().insert(Authenticated);
     }
     answer
@@ -236,7 +253,8 @@ impl EdgeState {
         self.page(&key.ok()?)
     }
 
-    /// Exchanges the controlId in the body for a page session, once. Returns the session and its cookie.
+    /// Exchanges the controlId in the body for a page session, once, or reads the session that a form POST made. Returns the
+    /// session and the cookie of a new one.
     async fn exchange<'a>(
         &self,
         log: &mut RequestLog<'a>,
@@ -245,7 +263,7 @@ impl EdgeState {
         placement: Placement,
         parts: &Parts,
         body: &mut Body,
-    ) -> Result<(StartedPage, HeaderValue), Rejection> {
+    ) -> Result<(PageSession, Option<HeaderValue>), Rejection> {
         let network = network_of(parts);
         let place = self.exchanges.begin(network).inspect_err(|_| self.refused.count(Limit::Exchanges))?;
         let work = self.start(log, web_view, page, placement, parts, body);
@@ -266,7 +284,7 @@ impl EdgeState {
         placement: Placement,
         parts: &Parts,
         body: &mut Body,
-    ) -> Result<(StartedPage, HeaderValue), Rejection> {
+    ) -> Result<(PageSession, Option<HeaderValue>), Rejection> {
         let clients = self.clients.current();
         let client = client_of(&clients, page)?;
         match placement {
@@ -280,7 +298,16 @@ impl EdgeState {
         };
         let control_id = match placement {
             Placement::Phone => form_control_id(&body)?,
-            Placement::Frame => body::control_id(body::parse::<ExchangeRequest>(&body)?.control_id)?,
+            Placement::Frame => {
+                let call: PageCall = body::parse(&body)?;
+                if let Some(id) = call.page_id.optional_text("pageId")? {
+                    let session = find_session(web_view, page, &parts.headers, &id, Duration::ZERO)?;
+                    log.client = Some(page.client());
+                    log.control = Some(logged_control(&session.control.id.to_string()));
+                    return Ok((session, None));
+                }
+                body::control_id(call.control_id)?
+            }
         };
         log.control = Some(logged_control(&control_id));
         let control = ControlId::parse(&control_id).map_err(|_| ApiError::CONTROL_ID_INVALID)?;
@@ -296,15 +323,17 @@ impl EdgeState {
         let started = self.engine.controls.clone().start_page(request).await?.into_inner();
         log.client = Some(page.client());
         let operation = match started.scope() {
-            proto::Scope::SetPin => "set-pin",
-            proto::Scope::ViewPin => "view-pin",
+            proto::Scope::SetPin => PageOperation::SetPin,
+            proto::Scope::ViewPin => PageOperation::ViewPin,
             proto::Scope::Unspecified => return Err(ApiError::UNEXPECTED.into()),
         };
         let remaining = started.remaining_duration.and_then(|left| left.try_into().ok()).unwrap_or_default();
+        let digits =
+            [started.pin_digits_min, started.pin_digits_max].map(|digits| u8::try_from(digits).unwrap_or(u8::MAX));
+        let control = PageControl { id: control, operation, digits };
         let session = web_view.sessions().begin(page.key(), control, remaining).map_err(|_| ApiError::UNEXPECTED)?;
         let cookie = web_view.sessions().set_cookie(&session, placement).map_err(|_| ApiError::UNEXPECTED)?;
-        let digits = (started.pin_digits_min, started.pin_digits_max);
-        Ok((StartedPage { id: session.id, operation, remaining, digits }, cookie))
+        Ok((session, Some(cookie)))
     }
 
     /// Finds the session of a page's call, reads the request, runs `work` with the controlId of the session within the request
@@ -325,9 +354,8 @@ impl EdgeState {
         let mut has_session = false;
         let outcome = timeout(self.settings.request_timeout, async {
             check_own_origin(web_view, &parts.headers)?;
-            let sessions = web_view.sessions();
             // The sealed cookie is the credential: only with one does the request take a place of the client.
-            if sessions.all(&parts.headers, page.key()).next().is_none() {
+            if web_view.sessions().all(&parts.headers, page.key()).next().is_none() {
                 return Err(ApiError::PAGE_SESSION_INVALID.into());
             }
             (has_session, log.client) = (true, Some(page.client()));
@@ -337,13 +365,9 @@ impl EdgeState {
             check_body_type(&parts.headers)?;
             let body = self.read_body(&mut body).await?;
             let id = body::parse::<PageCall>(&body)?.page_id.text("pageId")?;
-            let session: PageSession =
-                sessions.find(&parts.headers, page.key(), &id).ok_or(ApiError::PAGE_SESSION_INVALID)?;
-            let control_id = session.control.to_string();
+            let session = find_session(web_view, page, &parts.headers, &id, grace)?;
+            let control_id = session.control.id.to_string();
             log.control = Some(logged_control(&control_id));
-            if clock::now() >= session.expires_at.after(grace) {
-                return Err(ApiError::PAGE_SESSION_INVALID.into());
-            }
             let request = ApiRequest { body, ..ApiRequest::of(client, log.id, AUDIT_USER.to_owned()) };
             work(request, control_id).await
         })
@@ -361,6 +385,19 @@ impl EdgeState {
 /// The client of a page. A reload may have removed it, and then the page is unknown.
 fn client_of<'a>(clients: &'a [Client], page: &Page) -> Result<&'a Client, ApiError> {
     clients.iter().find(|client| client.name() == page.client()).ok_or(ApiError::PAGE_UNKNOWN)
+}
+
+/// The session with this id among the cookies of a page's call, until `grace` after the end of its control.
+fn find_session(
+    web_view: &WebView,
+    page: &Page,
+    headers: &HeaderMap,
+    id: &str,
+    grace: Duration,
+) -> Result<PageSession, ApiError> {
+    let session = PageId::parse(id).and_then(|id| web_view.sessions().find(headers, page.key(), id));
+    let is_over = |session: &PageSession| clock::now() >= session.expires_at.after(grace);
+    session.filter(|session| !is_over(session)).ok_or(ApiError::PAGE_SESSION_INVALID)
 }
 
 /// Checks that a call comes from a page of this web view: a browser sets both headers, and no script can change them.

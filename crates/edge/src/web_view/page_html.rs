@@ -1,6 +1,6 @@
 //! The document of a page: the template `page.html`, and the texts in the language of the cardholder.
 
-use std::{collections::BTreeMap, fmt::Write, sync::LazyLock, time::Duration};
+use std::{collections::BTreeMap, fmt::Write, sync::LazyLock};
 
 use axum::http::{HeaderMap, header::ACCEPT_LANGUAGE};
 
@@ -33,24 +33,12 @@ static LANGUAGES: LazyLock<Vec<Language>> = LazyLock::new(|| {
 
 /// The state in which a document arrives at the browser.
 pub(crate) enum PageState {
-    /// A form POST exchanged its control.
-    Ready(StartedPage),
+    /// A form POST exchanged its control: the page reads the session of this id.
+    Opened(PageId),
     /// A frame waits for its control.
     Waiting,
-    /// The control of a form POST was not exchanged.
+    /// There is no session.
     Expired,
-}
-
-/// A page with a session.
-pub(crate) struct StartedPage {
-    /// The id of the session.
-    pub(crate) id: PageId,
-    /// The operation of the control.
-    pub(crate) operation: &'static str,
-    /// The time to the end of the control.
-    pub(crate) remaining: Duration,
-    /// The fewest and the most digits of a PIN.
-    pub(crate) digits: (u32, u32),
 }
 
 impl Language {
@@ -99,8 +87,8 @@ impl WebView {
             Placement::Phone => ("phone", String::new()),
             Placement::Frame => ("frame", page.origins()),
         };
-        let (name, started) = match state {
-            PageState::Ready(started) => ("ready", started.attributes()),
+        let (name, page_id) = match state {
+            PageState::Opened(id) => ("opened", format!(" data-page-id=\"{}\"", id.to_hex())),
             PageState::Waiting => ("waiting", String::new()),
             PageState::Expired => ("expired", String::new()),
         };
@@ -121,28 +109,10 @@ impl WebView {
             ("origins", origins),
             ("view_seconds", self.view_seconds.to_string()),
             ("state", name.to_owned()),
-            ("started", started),
+            ("page_id", page_id),
             ("logo", logo),
         ];
         filled(TEMPLATE, &values)
-    }
-}
-
-impl StartedPage {
-    /// The whole seconds that are left: a page stops before the engine does.
-    pub(crate) fn seconds_left(&self) -> u64 {
-        self.remaining.as_secs()
-    }
-
-    fn attributes(&self) -> String {
-        format!(
-            " data-operation=\"{}\" data-page-id=\"{}\" data-seconds-left=\"{}\" data-digits-min=\"{}\" data-digits-max=\"{}\"",
-            self.operation,
-            self.id.to_hex(),
-            self.seconds_left(),
-            self.digits.0,
-            self.digits.1
-        )
     }
 }
 
@@ -215,7 +185,7 @@ mod tests {
     #[test]
     fn the_template_has_no_unknown_name() {
         let names = ["lang", "dir", "title", "no_script", "texts", "mode", "base", "path", "origins", "view_seconds"];
-        let more = ["state", "started", "logo"];
+        let more = ["state", "page_id", "logo"];
         for part in TEMPLATE.split("{{").skip(1) {
             let (name, _) = part.split_once("}}").unwrap();
             assert!(names.contains(&name) || more.contains(&name), "{name}");

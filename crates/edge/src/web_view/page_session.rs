@@ -8,6 +8,7 @@ use aws_lc_rs::{
 };
 use axum::http::{HeaderMap, HeaderValue, header::COOKIE};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::Serialize;
 use zeroize::Zeroizing;
 
 use domain::{
@@ -22,6 +23,9 @@ pub(crate) const SESSION_KEY_BYTES: usize = 32;
 const COOKIE_NAME: &str = "__Host-pinseal-page";
 /// Binds a sealed session to its layout.
 const CONTEXT: &[u8] = b"pinseal page session 1";
+/// The operation in a sealed session.
+const SET_PIN: u8 = 1;
+const VIEW_PIN: u8 = 2;
 /// The longest sealed session that is opened, in characters.
 const SEALED_CHARACTERS_MAX: usize = 256;
 
@@ -33,17 +37,52 @@ pub(crate) struct PageSession {
     /// Distinguishes this page from another page in the same browser.
     pub(crate) id: PageId,
     /// The control of the page.
-    pub(crate) control: ControlId,
+    pub(crate) control: PageControl,
     /// The end of the control, by the wall clock of the edge.
     pub(crate) expires_at: UnixMillis,
+}
+
+/// The control of a page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PageControl {
+    /// The name of the control.
+    pub(crate) id: ControlId,
+    /// The operation of the control.
+    pub(crate) operation: PageOperation,
+    /// The fewest and the most digits of a PIN.
+    pub(crate) digits: [u8; 2],
+}
+
+/// The operation of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum PageOperation {
+    /// The cardholder sets a PIN.
+    SetPin,
+    /// The cardholder views the PIN.
+    ViewPin,
 }
 
 /// 16 random bytes that each call of a page names. Not secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PageId([u8; 16]);
 
+impl PageSession {
+    /// The time to the end of the control.
+    pub(crate) fn remaining(&self) -> Duration {
+        self.expires_at.since(clock::now())
+    }
+}
+
 impl PageId {
-    /// The text form: 32 hexadecimal digits.
+    /// Reads the text form; `None` for any other text.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let mut id = [0; 16];
+        let decoded = base16ct::lower::decode(text, &mut id).is_ok_and(|bytes| bytes.len() == 16);
+        decoded.then_some(Self(id))
+    }
+
+    /// The text form: 32 hexadecimal digits in lower case.
     pub(crate) fn to_hex(self) -> String {
         base16ct::lower::encode_string(&self.0)
     }
@@ -90,7 +129,12 @@ impl PageSessions {
     ///
     /// # Errors
     /// [`SealError`].
-    pub(crate) fn begin(&self, page: &str, control: ControlId, remaining: Duration) -> Result<PageSession, SealError> {
+    pub(crate) fn begin(
+        &self,
+        page: &str,
+        control: PageControl,
+        remaining: Duration,
+    ) -> Result<PageSession, SealError> {
         let mut id = [0; 16];
         rand::fill(&mut id).map_err(|_| SealError)?;
         Ok(PageSession { page: page.into(), id: PageId(id), control, expires_at: clock::now().after(remaining) })
@@ -111,8 +155,8 @@ impl PageSessions {
 
     /// The session with this id of this page among the cookies of a request; `None` for none. A browser may send the cookie
     /// of a frame beside that of a window.
-    pub(crate) fn find(&self, headers: &HeaderMap, page: &str, id: &str) -> Option<PageSession> {
-        self.all(headers, page).find(|session| session.id.to_hex() == id)
+    pub(crate) fn find(&self, headers: &HeaderMap, page: &str, id: PageId) -> Option<PageSession> {
+        self.all(headers, page).find(|session| session.id == id)
     }
 
     /// The sessions of this page among the cookies of a request, until no call of a session is answered any more.
@@ -126,13 +170,19 @@ impl PageSessions {
         sealed.filter_map(|sealed| self.open(sealed)).filter(is_kept)
     }
 
-    /// `nonce(12) encrypted: expiry(8) id(16) control(16) page…, tag(16)`, in base64 of the URL alphabet.
+    /// `nonce(12) encrypted: expiry(8) id(16) control(16) operation(1) digits(2) page…, tag(16)`, in base64 of the URL alphabet.
     fn seal(&self, session: &PageSession) -> Result<String, SealError> {
         let mut nonce = [0; NONCE_LEN];
         rand::fill(&mut nonce).map_err(|_| SealError)?;
-        let expiry = session.expires_at.0.to_be_bytes();
-        let mut bytes =
-            Zeroizing::new([&expiry[..], &session.id.0, session.control.as_bytes(), session.page.as_bytes()].concat());
+        let PageSession { page, id, control, expires_at } = session;
+        let operation = match control.operation {
+            PageOperation::SetPin => SET_PIN,
+            PageOperation::ViewPin => VIEW_PIN,
+        };
+        let [min, max] = control.digits;
+        let expiry = expires_at.0.to_be_bytes();
+        let of_control = [control.id.as_bytes(), &[operation, min, max][..]].concat();
+        let mut bytes = Zeroizing::new([&expiry[..], &id.0, &of_control, page.as_bytes()].concat());
         let sealed = Nonce::assume_unique_for_key(nonce);
         self.0.seal_in_place_append_tag(sealed, Aad::from(CONTEXT), &mut *bytes).map_err(|_| SealError)?;
         Ok(URL_SAFE_NO_PAD.encode([&nonce[..], &bytes].concat()))
@@ -149,11 +199,17 @@ impl PageSessions {
         let opened = self.0.open_in_place(nonce, Aad::from(CONTEXT), &mut sealed).ok()?;
         let (expiry, rest) = opened.split_first_chunk()?;
         let (id, rest) = rest.split_first_chunk()?;
-        let (control, page) = rest.split_first_chunk()?;
+        let (control, rest) = rest.split_first_chunk()?;
+        let ([operation, min, max], page) = rest.split_first_chunk()?;
+        let operation = match *operation {
+            SET_PIN => PageOperation::SetPin,
+            VIEW_PIN => PageOperation::ViewPin,
+            _ => return None,
+        };
         Some(PageSession {
             page: std::str::from_utf8(page).ok()?.into(),
             id: PageId(*id),
-            control: ControlId::from_bytes(*control),
+            control: PageControl { id: ControlId::from_bytes(*control), operation, digits: [*min, *max] },
             expires_at: UnixMillis(u64::from_be_bytes(*expiry)),
         })
     }
@@ -170,7 +226,8 @@ mod tests {
     }
 
     fn begun(page: &str) -> PageSession {
-        sessions().begin(page, ControlId::random(), Duration::from_secs(30)).unwrap()
+        let control = PageControl { id: ControlId::random(), operation: PageOperation::ViewPin, digits: [4, 12] };
+        sessions().begin(page, control, Duration::from_secs(30)).unwrap()
     }
 
     fn with_cookies(values: &[&str]) -> HeaderMap {
@@ -186,12 +243,13 @@ mod tests {
         let (session, key) = (begun("bank"), sessions());
         let sealed = key.seal(&session).unwrap();
         let headers = with_cookies(&["a=b; other", &format!("x=y;{COOKIE_NAME}={sealed}")]);
-        let id = session.id.to_hex();
-        assert_eq!(key.find(&headers, "bank", &id), Some(session.clone()));
-        assert_eq!(key.find(&headers, "other", &id), None);
-        assert_eq!(key.find(&headers, "bank", &begun("bank").id.to_hex()), None);
-        assert_eq!(PageSessions::new(&[8; SESSION_KEY_BYTES]).unwrap().find(&headers, "bank", &id), None);
-        assert_eq!(PageSessions::new(&KEY).unwrap().find(&headers, "bank", &id), Some(session));
+        let id = session.id;
+        assert_eq!(PageId::parse(&id.to_hex()), Some(id));
+        assert_eq!(key.find(&headers, "bank", id), Some(session.clone()));
+        assert_eq!(key.find(&headers, "other", id), None);
+        assert_eq!(key.find(&headers, "bank", begun("bank").id), None);
+        assert_eq!(PageSessions::new(&[8; SESSION_KEY_BYTES]).unwrap().find(&headers, "bank", id), None);
+        assert_eq!(PageSessions::new(&KEY).unwrap().find(&headers, "bank", id), Some(session));
     }
 
     #[test]
@@ -199,7 +257,7 @@ mod tests {
         let found = |expires_at: UnixMillis| {
             let session = PageSession { expires_at, ..begun("bank") };
             let cookie = format!("{COOKIE_NAME}={}", sessions().seal(&session).unwrap());
-            sessions().find(&with_cookies(&[&cookie]), "bank", &session.id.to_hex()).is_some()
+            sessions().find(&with_cookies(&[&cookie]), "bank", session.id).is_some()
         };
         let grace = u64::try_from(RETRY_GRACE.as_millis()).unwrap();
         assert!(found(UnixMillis(clock::now().0 - grace / 2)));
@@ -211,7 +269,7 @@ mod tests {
         let (session, key) = (begun("bank"), sessions());
         let sealed = key.seal(&session).unwrap();
         assert_ne!(sealed, key.seal(&session).unwrap(), "each seal has its own nonce");
-        assert!(!sealed.contains(&session.control.to_string()[..8]));
+        assert!(!sealed.contains(&session.control.id.to_string()[..8]));
         let bytes = URL_SAFE_NO_PAD.decode(&sealed).unwrap();
         for at in 0..bytes.len() {
             let mut changed = bytes.clone();
@@ -229,7 +287,7 @@ mod tests {
         let value = |session| format!("{COOKIE_NAME}={}", key.seal(session).unwrap());
         let headers = with_cookies(&[&format!("{}; {}", value(&first), value(&second))]);
         for session in [first, second] {
-            assert_eq!(key.find(&headers, "bank", &session.id.to_hex()), Some(session));
+            assert_eq!(key.find(&headers, "bank", session.id), Some(session));
         }
     }
 

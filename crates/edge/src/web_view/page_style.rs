@@ -118,6 +118,10 @@ impl PaletteFile {
         check_contrast(text, background)?;
         check_contrast(text, surface)?;
         check_contrast(accent_text, accent)?;
+        // The page's own surface has enough contrast with most colours, and the page's own colours with most surfaces.
+        for foreground in [muted, danger].into_iter().filter(|(_, colour)| colour.is_some() && surface.1.is_some()) {
+            check_contrast(foreground, surface)?;
+        }
         let mut properties = String::new();
         for (name, [r, g, b]) in [accent, accent_text, background, surface, text, muted, danger]
             .into_iter()
@@ -201,6 +205,9 @@ mod tests {
             css("[light]\ntext = \"#000000\"\nbackground = \"#ffffff\""),
             Err(StyleError::Incomplete("text", "surface"))
         );
+        let palette = "[dark]\ntext = \"#ffffff\"\nbackground = \"#000000\"\nsurface = \"#222222\"\n";
+        assert!(css(&format!("{palette}danger = \"#ff8a80\"")).is_ok());
+        assert!(matches!(css(&format!("{palette}danger = \"#aa0000\"")), Err(StyleError::Contrast { .. })));
         let pale = css("[light]\naccent = \"#ffffff\"\naccent_text = \"#777777\"").unwrap_err();
         assert!(pale.to_string().contains("accent-text on accent has a contrast of 4.48"), "{pale}");
         assert!(css("[light]\naccent = \"#ffffff\"\naccent_text = \"#767676\"").is_ok());
