@@ -41,7 +41,8 @@ const AUDIT_USER: &str = "web-view";
 /// An image that is opened as a document: it runs no script and sends no request.
 const IMAGE_CONTENT: &str = "default-src 'none'; sandbox; frame-ancestors 'none'";
 
-/// The routes of the web view. Each answer has the headers of a page.
+/// The routes of the web view. Each answer has the headers of a page. A document and a file need no credentials, so they have no
+/// line in the log.
 pub(super) fn routes(is_https: bool) -> Router<Arc<EdgeState>> {
     Router::new()
         .route(SCRIPT_PATH, get(script))
@@ -81,11 +82,7 @@ async fn frame(State(edge): State<Arc<EdgeState>>, request: Request) -> Response
     let key = query_value(request.uri().query(), "key").ok().flatten();
     let page = key.and_then(|key| edge.page(&key)).filter(|(_, page)| page.is_framed());
     let Some((web_view, page)) = page else { return edge.refuse(ApiError::PAGE_UNKNOWN, request).await };
-    let (parts, _) = request.into_parts();
-    let mut log = RequestLog::begin("web/frame", &parts);
-    log.client = Some(page.client());
-    log.served(StatusCode::OK);
-    document(web_view, page, Placement::Frame, &PageState::Waiting, &parts.headers)
+    document(web_view, page, Placement::Frame, &PageState::Waiting, request.headers())
 }
 
 /// `POST /web/{page}`: exchanges the controlId of a form, and redirects to the document: with a session, or in the state
@@ -119,16 +116,12 @@ async fn phone(State(edge): State<Arc<EdgeState>>, key: PageKey, request: Reques
     let Some((web_view, page)) = edge.page_of(key) else {
         return edge.refuse(ApiError::PAGE_UNKNOWN, request).await;
     };
-    let (parts, _) = request.into_parts();
-    let id = query_value(parts.uri.query(), "id").ok().flatten().and_then(|id| PageId::parse(&id));
+    let id = query_value(request.uri().query(), "id").ok().flatten().and_then(|id| PageId::parse(&id));
     let (status, state) = match id {
         Some(id) => (StatusCode::OK, PageState::Opened(id)),
         None => (StatusCode::NOT_FOUND, PageState::Expired),
     };
-    let mut log = RequestLog::begin("web", &parts);
-    log.client = Some(page.client());
-    log.served(status);
-    let mut answer = document(web_view, page, Placement::Phone, &state, &parts.headers);
+    let mut answer = document(web_view, page, Placement::Phone, &state, request.headers());
     *answer.status_mut() = status;
     answer
 }
