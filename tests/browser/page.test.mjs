@@ -41,8 +41,11 @@ beforeEach(async () => {
   problems = watch(page);
 });
 
+/** Opens the page of a control. A page that sets a PIN has its tzpk then: no test takes the network from that call by chance. */
 async function openPage(scope, card = nextCard()) {
+  const keyed = scope === "SET_PIN" && page.waitForResponse("**/tzpk");
   await postForm(page, await openControl(card, scope));
+  await keyed;
   return card;
 }
 

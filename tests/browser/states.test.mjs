@@ -46,13 +46,16 @@ for (const [size, device] of Object.entries(SIZES)) {
 
 async function visitStates(name, options, language) {
   const words = texts(language);
+  stage.network = "up";
   const context = await stage.context(options);
   const page = await context.newPage();
   const problems = watch(page);
   // The time of the page stands still: no state ends while axe-core looks at it.
   await page.clock.install();
   const open = async (onCard, scope) => {
+    const keyed = scope === "SET_PIN" && page.waitForResponse("**/tzpk");
     await postForm(page, await openControl(onCard, scope));
+    await keyed;
     await heading(page, words, scope === "SET_PIN" ? "choose" : "view");
     await freeze(page);
   };
@@ -92,8 +95,10 @@ async function visitStates(name, options, language) {
   await proceed(page);
   await problem(page, words, "mismatch");
   await state("04-mismatch");
+  const renewed = page.waitForResponse("**/tzpk");
   await choose(page, words, "1234");
   await problem(page, words, "weak");
+  await renewed;
   await state("05-weak");
   stage.network = "away";
   await choose(page, words, "739158264017");
