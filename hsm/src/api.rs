@@ -167,6 +167,7 @@ impl Prepared {
             storage: boundary.token().current().storage,
             memory,
             persistence,
+            pin_digits: boundary.pin_digits(),
         };
         let boundary = Arc::new(boundary);
         let workers = match workers {

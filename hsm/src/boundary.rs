@@ -16,8 +16,8 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use hsm_protocol::{
-    ACCOUNT_BYTES, Account, AccountNumber, Binding, BoundaryLevel, CardBinding, Error, HostOperation, PinRecord, Reply,
-    Request, SealedAccount, Source, StorageFormat, Target, account_bound_to, record_bound_to,
+    ACCOUNT_BYTES, Account, AccountNumber, Binding, BoundaryLevel, CardBinding, Error, HostOperation, PinDigits,
+    PinRecord, Reply, Request, SealedAccount, Source, StorageFormat, Target, account_bound_to, record_bound_to,
 };
 
 use crate::{
@@ -44,6 +44,14 @@ impl Boundary {
         match self {
             Self::Host(_) => BoundaryLevel::Host,
             Self::Token(_) => BoundaryLevel::Token,
+        }
+    }
+
+    /// The digits of a PIN by the policy; at level `token`, which sees no PIN, by ISO 9564-1.
+    pub(crate) fn pin_digits(&self) -> PinDigits {
+        match self {
+            Self::Host(at_host) => at_host.policy.digits(),
+            Self::Token(_) => PinDigits::ISO_9564,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::ops::RangeInclusive;
 
+use hsm_protocol::PinDigits;
 use subtle::{Choice, ConstantTimeLess};
 use thiserror::Error;
 
@@ -55,6 +56,11 @@ impl PinPolicy {
             policy.refused.push(pin);
         }
         Ok(policy)
+    }
+
+    /// The number of digits that the policy allows.
+    pub(crate) fn digits(&self) -> PinDigits {
+        PinDigits::new(*self.length.start(), *self.length.end()).unwrap_or(PinDigits::ISO_9564)
     }
 
     /// Whether the policy allows a PIN, without a branch on its digits.
@@ -139,6 +145,7 @@ mod tests {
     #[test]
     fn a_pin_outside_the_lengths_is_refused() {
         let policy = PinPolicy::new(5..=6, Vec::new(), []).unwrap();
+        assert_eq!((policy.digits().min(), policy.digits().max()), (5, 6));
         assert_eq!(["2580", "25809", "258091", "2580913"].map(|pin| allows(&policy, pin)), [false, true, true, false]);
         assert_eq!(PinPolicy::new(3..=6, Vec::new(), []).err(), Some(PolicyError::Length));
         assert_eq!(PinPolicy::new(4..=13, Vec::new(), []).err(), Some(PolicyError::Length));

@@ -1,4 +1,7 @@
-//! `pinseal demo`: sets and views a PIN on this machine, prints each step, then keeps serving for experiments.
+//! `pinseal demo`: sets and views a PIN on this machine, prints each step, then keeps serving for experiments,
+//! also in a browser through a sample site with the web view.
+
+mod bank_app;
 
 use std::{
     fs::OpenOptions,
@@ -23,6 +26,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
+use self::bank_app::{BankAppListener, PAGE_KEY};
 use crate::commands::device::{SimulateError, Simulator, StepReporter};
 use crate::isolation::{Isolation, embedded_engine};
 use config::ConfigError;
@@ -31,7 +35,10 @@ use engine::{Engine, StartError};
 use engine_client::{EngineTls, OperatorError, RunningEngine};
 use engine_server::StoreConfig;
 use net::stop::Stop;
-use net::{connect::channel, tls::TlsError};
+use net::{
+    connect::channel,
+    tls::{TlsError, may_listen_edge},
+};
 use proto::{ExportAuditRequest, RegisterCardRequest, card_service_client::CardServiceClient};
 use store::{StoreError, StoreOpenError};
 
@@ -39,6 +46,8 @@ use store::{StoreError, StoreOpenError};
 const PLASTIC_ID: &str = "1000200030";
 /// The account number of the card, from a published test range.
 const ACCOUNT_NUMBER: &str = "5413330089020011";
+/// The account number as the sample site shows it.
+const MASKED_ACCOUNT_NUMBER: &str = "5413 33•• •••• 0011";
 /// The auditUser of every request of the demo.
 const AUDIT_USER: &str = "demo";
 
@@ -51,7 +60,7 @@ pub(crate) struct DemoArguments {
     /// The directory of store and vault; by default a temporary one, removed at the end
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
-    /// Write {"edge_url", "bearer_token", "engine_addr"} to this file once it serves
+    /// Write {"edge_url", "bearer_token", "engine_addr", "bank_app_url"} to this file once it serves
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
     /// Where the edge listens; port 0 takes a free one
@@ -60,6 +69,9 @@ pub(crate) struct DemoArguments {
     /// Where the engine listens; port 0 takes a free one
     #[arg(long, value_name = "ADDR", default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, 50_051)))]
     engine_listen: SocketAddr,
+    /// Where the sample site listens, a site with the web view; by default the port after the edge's, or a free one
+    #[arg(long, value_name = "ADDR")]
+    bank_app_listen: Option<SocketAddr>,
     /// Where the key boundary is
     #[arg(long, value_enum, default_value_t)]
     isolation: Isolation,
@@ -78,18 +90,28 @@ async fn serve_and_run(arguments: &DemoArguments, directory: &Path) -> Result<()
     engine_config.listen = arguments.engine_listen;
     let store = StoreConfig::embedded(directory).open().await?;
     let engine = Engine::start(engine_config, store, boundary).await?;
-    let edge_config = edge::EdgeConfig::embedded(arguments.edge_listen, engine.address())?;
+    // The configuration of the edge names both addresses, so both listeners are bound first.
+    may_listen_edge(arguments.edge_listen, None).map_err(EdgeError::from)?;
+    let edge_listener = Edge::bind(arguments.edge_listen).await?;
+    let edge_address = edge_listener.local_addr()?;
+    let edge_url = format!("http://{edge_address}");
+    let bank_app = BankAppListener::bind(arguments.bank_app_listen, edge_address).await?;
+    let bank_app_url = bank_app.origin()?;
+    let edge_config = edge::EdgeConfig::embedded(edge_address, engine.address())?;
+    let edge_config = edge_config.with_page(&edge_url, PAGE_KEY, &bank_app_url)?;
     let token = edge_config.made_token.clone().unwrap_or_default();
-    let edge = Edge::start(edge_config).await?;
-    let edge_url = format!("http://{}", edge.address());
+    let edge = Edge::start_on(edge_listener, edge_config).await?;
 
-    let served = Served { engine: &engine, edge_url: &edge_url, token: &token, directory };
+    let served = Served { engine: &engine, edge_url: &edge_url, token: &token, bank_app_url: &bank_app_url, directory };
     let steps = served.run_steps().await;
     if steps.is_ok() && !arguments.once {
         let mut stop = Stop::listen()?;
+        let backend = Backend::with_bearer(&edge_url, &token, AUDIT_USER);
+        let _bank_app = bank_app.serve(backend, &edge_url, PLASTIC_ID, MASKED_ACCOUNT_NUMBER)?;
         if let Some(file) = &arguments.ready_file {
             let ready = json!({
                 "edge_url": edge_url, "bearer_token": token.as_str(), "engine_addr": engine.address().to_string(),
+                "bank_app_url": bank_app_url,
             });
             write_whole(file, &ready.to_string())?;
         }
@@ -114,6 +136,7 @@ struct Served<'a> {
     engine: &'a Engine,
     edge_url: &'a str,
     token: &'a str,
+    bank_app_url: &'a str,
     directory: &'a Path,
 }
 
@@ -171,8 +194,9 @@ impl Served<'_> {
     }
 
     fn invite(&self) -> io::Result<()> {
-        let Self { edge_url, token, .. } = self;
+        let Self { edge_url, token, bank_app_url, .. } = self;
         say("\nServing until Ctrl-C. Try it:")?;
+        say(&format!("  in a browser, a sample bank that sets and views the PIN: {bank_app_url}/"))?;
         say(&format!(
             "  curl -s -X POST '{edge_url}/pincontrol/v2/plastic/{PLASTIC_ID}?auditUser=me' \\\n    \
              -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' -d '{{\"scope\":\"SET_PIN\"}}'"

@@ -19,3 +19,4 @@ mod health;
 mod http;
 mod reflection;
 mod rights;
+mod web_page;

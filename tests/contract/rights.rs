@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use prost::Message;
 use proto::{
-    self, ExportAuditRequest, OpenControlRequest, Scope, audit_service_client::AuditServiceClient,
+    self, ExportAuditRequest, OpenControlRequest, Scope, StartPageRequest, audit_service_client::AuditServiceClient,
     control_service_client::ControlServiceClient,
 };
 use tonic::{Code, Request, Status, client::Grpc, transport::Channel};
@@ -63,6 +63,7 @@ const ROLES: [(&str, &[&str]); 9] = [
         "edge-set",
         &[
             "ControlService/OpenControl",
+            "ControlService/StartPage",
             "PinService/IssueTzpk",
             "PinService/SetPin",
             "PinService/ChangePin",
@@ -74,6 +75,7 @@ const ROLES: [(&str, &[&str]); 9] = [
         "edge-view",
         &[
             "ControlService/OpenControl",
+            "ControlService/StartPage",
             "PinService/ViewPin",
             "AuditService/RecordRejectedCredentials",
             "AuditService/RecordClientDenial",
@@ -202,6 +204,34 @@ async fn no_method_serves_a_peer_for_another_tenant() {
             let refused = call(&edge, &path, "bank").await.unwrap_err();
             assert_eq!(refused.code(), Code::InvalidArgument, "{path}: {refused}");
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edge_starts_the_page_of_its_own_operations_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let (tls, _) = certificates(directory.path());
+    let peers = peer("edge", "\"edge-set\"") + &peer("client", "\"edge-view\"");
+    let engine = EngineProcess::start(directory.path(), &format!("{tls}\n{peers}"));
+    let [setter, viewer] =
+        ["edge", "client"].map(|holder| ControlServiceClient::new(channel_as(holder, directory.path(), &engine)));
+    for (opener, other, scope) in [(&setter, &viewer, Scope::SetPin), (&viewer, &setter, Scope::ViewPin)] {
+        let open = OpenControlRequest {
+            tenant: "bank".into(),
+            audit_user: AUDIT_USER.into(),
+            plastic_id: "6210".into(),
+            scope: scope.into(),
+            device_key_sha256: Vec::new(),
+        };
+        let control_id = opener.clone().open_control(open).await.unwrap().into_inner().control_id;
+        let start = || StartPageRequest {
+            tenant: "bank".into(),
+            audit_user: AUDIT_USER.into(),
+            control_id: control_id.clone(),
+        };
+        let refused = other.clone().start_page(start()).await.err().unwrap();
+        assert_eq!((refused.code(), reason(&refused)), (Code::PermissionDenied, "SCOPE_MISMATCH".into()));
+        assert!(opener.clone().start_page(start()).await.is_ok(), "a refusal starts no page");
     }
 }
 

@@ -32,4 +32,5 @@ mod rotation;
 mod small_binaries;
 mod streams;
 mod verification;
+mod web_view;
 mod zones;

@@ -205,6 +205,7 @@ enums! {
         TransferPin,
         DeriveValue,
         SealAccount,
+        StartPage,
     }
     format_message, read_format: BlockFormat as BlockFormat {
         Iso0,
@@ -243,6 +244,7 @@ enums! {
         SetPins,
         FollowEvents,
         RecordClientDenial,
+        StartPage,
     }
     denial_message, read_denial: CallDenial as CallDenial {
         NoCertificate,

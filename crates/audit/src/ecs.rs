@@ -73,6 +73,7 @@ fn category(body: &Body) -> (&'static str, &'static str) {
             | Action::TransferPin => ("iam", "change"),
             Action::ViewPin
             | Action::ConfirmSetPin
+            | Action::StartPage
             | Action::FindCard
             | Action::GetPinByZone
             | Action::ExportPin

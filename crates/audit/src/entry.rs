@@ -317,6 +317,8 @@ coded! {
         DeriveValue = 18,
         /// Seal an account number for translations of the card's blocks.
         SealAccount = 19,
+        /// Start the page of a web view under a control.
+        StartPage = 20,
     }
 }
 
@@ -379,6 +381,8 @@ coded! {
         FollowEvents = 27,
         /// The method `pinseal.v1.AuditService/RecordClientDenial`.
         RecordClientDenial = 28,
+        /// The method `pinseal.v1.ControlService/StartPage`.
+        StartPage = 29,
     }
 }
 

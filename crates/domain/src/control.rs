@@ -139,6 +139,8 @@ pub struct Control {
     pub opened_generation: u64,
     /// The only device key to serve; `None` for any.
     pub device_key: Option<Thumbprint>,
+    /// Whether the page of a web view was started under the control: that happens once.
+    pub page_started: bool,
     /// The state of the control.
     pub state: ControlState,
 }
@@ -297,6 +299,17 @@ impl Control {
         Ok(())
     }
 
+    /// Admits `tenant` to start the page of a web view at `now`.
+    ///
+    /// # Errors
+    /// [`Denied::NotUsable`] first, also if a page was started before, then [`Denied::OtherTenant`].
+    pub fn admit_page(&self, tenant: &Tenant, now: UnixMillis) -> Result<(), Denied> {
+        if self.page_started {
+            return Err(Denied::NotUsable);
+        }
+        self.admit(tenant, self.scope, now)
+    }
+
     /// Admits a device key.
     ///
     /// # Errors
@@ -369,6 +382,16 @@ impl Control {
             _ => Ok(()),
         }
     }
+
+    /// Checks that the control is usable at `now`, where the card has this generation.
+    pub(crate) fn usable_under(&self, generation: u64, now: UnixMillis) -> Result<(), Denied> {
+        self.usable(now)?;
+        // A new PIN closes no control to view: whichever control set it, the card's PIN is shown.
+        if self.scope == Scope::SetPin && self.opened_generation != generation {
+            return Err(Denied::NotUsable);
+        }
+        Ok(())
+    }
 }
 
 /// The state of a control after the PIN was changed under this tzpk at `now`, where the card has this generation.
@@ -393,11 +416,7 @@ pub(crate) fn next_state(
     generation: u64,
     now: UnixMillis,
 ) -> Result<ControlState, Denied> {
-    control.usable(now)?;
-    // A new PIN closes no control to view: whichever control set it, the card's PIN is shown.
-    if control.scope == Scope::SetPin && control.opened_generation != generation {
-        return Err(Denied::NotUsable);
-    }
+    control.usable_under(generation, now)?;
     match (&control.state, control.scope, transition) {
         (ControlState::Open, Scope::SetPin, Transition::Key { tzpk, replaces: None }) => {
             Ok(ControlState::Keyed { tzpk: tzpk.clone(), refused_pins: 0 })
@@ -462,6 +481,7 @@ mod tests {
             expires_at: UnixMillis(31_000),
             opened_generation: 4,
             device_key: None,
+            page_started: false,
             state,
         }
     }

@@ -184,9 +184,24 @@ pub fn open(
         expires_at: now.after(new.lifetime),
         opened_generation: card.generation,
         device_key: new.device_key,
+        page_started: false,
         state: ControlState::Open,
     };
     Ok((card, control))
+}
+
+/// Starts the page of a web view under a control, once. The control stays as usable as before: for the page, and for the
+/// client that opened the control. `generation` is the card's.
+///
+/// # Errors
+/// [`Denied::NotUsable`]: a page was started before, the control is expired or spent, or a newer PIN of the card closed the
+/// control. A store returns it too for a control that does not exist.
+pub fn start_page(control: Control, generation: u64, now: UnixMillis) -> Result<Control, Denied> {
+    control.usable_under(generation, now)?;
+    if control.page_started {
+        return Err(Denied::NotUsable);
+    }
+    Ok(Control { page_started: true, ..control })
 }
 
 /// Whether a store removes the state of a card that was never registered and never had a PIN, by the clock hour of its last
@@ -404,6 +419,28 @@ mod tests {
         assert!(advance(followed, card.clone(), None, set(bound), &min(0), NOW).is_ok());
         let spent = advance(control, card, None, set(pin(1, 1)), &min(0), NOW).unwrap().control;
         assert!(follow_account(spent, account(2).as_ref()).is_none());
+    }
+
+    #[test]
+    fn a_page_is_started_once_and_the_control_stays_usable() {
+        let (card, control) = keyed(None);
+        let started = start_page(control.clone(), card.generation, NOW).unwrap();
+        assert_eq!(start_page(started.clone(), card.generation, NOW).err(), Some(Denied::NotUsable));
+        assert_eq!(start_page(control.clone(), card.generation, control.expires_at).err(), Some(Denied::NotUsable));
+        let (bank, other) = (card_key().tenant, Tenant::parse("other").unwrap());
+        assert_eq!((control.admit_page(&bank, NOW), started.admit_page(&bank, NOW)), (Ok(()), Err(Denied::NotUsable)));
+        assert_eq!(control.admit_page(&other, NOW), Err(Denied::OtherTenant));
+        let spent = advance(started, card, None, set(pin(1, 1)), &min(0), NOW).unwrap();
+        let (generation, spent) = (spent.set.unwrap().0.generation, spent.control);
+        assert!(spent.page_started);
+        assert_eq!(start_page(spent, generation, NOW).err(), Some(Denied::NotUsable));
+        assert_eq!(start_page(control, generation, NOW).err(), Some(Denied::NotUsable), "a newer PIN closed it");
+    }
+
+    #[test]
+    fn a_newer_pin_leaves_the_page_of_a_view_alone() {
+        let (card, control) = open(found(None), new_control(Scope::ViewPin), GENEROUS, NOW).unwrap();
+        assert!(start_page(control, card.generation + 1, NOW).is_ok());
     }
 
     #[test]

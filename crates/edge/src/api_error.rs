@@ -60,7 +60,7 @@ pub(super) struct ApiError {
 }
 
 macro_rules! table {
-    ($($name:ident = $status:ident $error_type:ident $code:literal $message:literal $(retry $retry:literal)?;)+) => {
+    ($(#[$meta:meta])* $table:ident; $($name:ident = $status:ident $error_type:ident $code:literal $message:literal $(retry $retry:literal)?;)+) => {
         impl ApiError {
             $(pub(super) const $name: Self = Self {
                 status: StatusCode::$status,
@@ -72,12 +72,15 @@ macro_rules! table {
             };)+
 
             /// Every row of the table.
-            pub(super) const TABLE: &'static [Self] = &[$(Self::$name),+];
+            $(#[$meta])*
+            pub(super) const $table: &'static [Self] = &[$(Self::$name),+];
         }
     };
 }
 
 table! {
+    TABLE;
+
     UNAUTHENTICATED = UNAUTHORIZED Security "UNAUTHENTICATED" "the credentials are missing or wrong: send the bearer token or the password of this client, and its certificate if it has one";
 
     HTTP_MALFORMED = BAD_REQUEST StaticValidation "HTTP_MALFORMED" "the request is not valid HTTP: check its request line and its headers";
@@ -137,6 +140,17 @@ table! {
     ENGINE_UNAVAILABLE = SERVICE_UNAVAILABLE Integration "ENGINE_UNAVAILABLE" "the engine is not available: try again later" retry 5;
 
     UNEXPECTED = INTERNAL_SERVER_ERROR Unexpected "UNEXPECTED" "the server failed: its operator finds this id in the log of the edge";
+}
+
+// The errors of the web view's routes alone, which are not part of the contract.
+table! {
+    #[cfg(test)]
+    PAGE_TABLE;
+
+    PAGE_UNKNOWN = NOT_FOUND StaticValidation "PAGE_UNKNOWN" "the edge has no page with this key: ask its operator for the key";
+    ORIGIN_FORBIDDEN = FORBIDDEN Security "ORIGIN_FORBIDDEN" "only a page of this web view may make this call: Origin is not the origin of public_url, or Sec-Fetch-Site is not same-origin";
+    PAGE_SESSION_INVALID = UNAUTHORIZED Security "PAGE_SESSION_INVALID" "the page has no session, or another page of this browser replaced it: start again with another control";
+    EXCHANGE_RATE = TOO_MANY_REQUESTS Security "EXCHANGE_RATE" "too many controls from this network were not usable within a minute: try again later" retry 60;
 }
 
 impl ApiError {
@@ -290,7 +304,10 @@ impl ApiError {
         *answer.status_mut() = status;
         let headers = answer.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if status == StatusCode::UNAUTHORIZED {
+        if self == Self::PAGE_SESSION_INVALID {
+            // A scheme of credentials would make the browser ask the cardholder for a password.
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("PinsealPage"));
+        } else if status == StatusCode::UNAUTHORIZED {
             headers.append(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"pinseal\""));
             headers.append(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"pinseal\""));
         }
@@ -315,7 +332,10 @@ impl From<Mistake> for ApiError {
             | Mistake::BodyNotObject
             | Mistake::MemberRepeated
             | Mistake::MemberMissing(_)
-            | Mistake::MemberNotText(_) => ApiError::BODY_MALFORMED,
+            | Mistake::MemberNotText(_)
+            | Mistake::BodyNotForm => ApiError::BODY_MALFORMED,
+            Mistake::FormControlId => ApiError::CONTROL_ID_INVALID,
+            Mistake::TypeNotForm => ApiError::CONTENT_TYPE_UNSUPPORTED,
             Mistake::ZpkIndexMissing | Mistake::ZpkIndexRepeated => ApiError::ZPK_INDEX_INVALID,
             Mistake::BlockLength(_) | Mistake::BlockNotHex => ApiError::ZONE_BLOCK_INVALID,
             Mistake::KeyPem
@@ -591,7 +611,7 @@ mod tests {
 
     #[test]
     fn the_strict_profile_uses_four_statuses() {
-        for error in ApiError::TABLE {
+        for error in ApiError::TABLE.iter().chain(ApiError::PAGE_TABLE) {
             let status = error.answer(ErrorProfile::Strict, RequestId::from_bytes([0; 16])).status().as_u16();
             assert!([401, 403, 404, 500].contains(&status), "{}: {status}", error.code);
         }
@@ -599,10 +619,11 @@ mod tests {
 
     #[test]
     fn error_codes_are_unique() {
-        let mut codes: Vec<_> = ApiError::TABLE.iter().map(|error| error.code).collect();
+        let all = || ApiError::TABLE.iter().chain(ApiError::PAGE_TABLE);
+        let mut codes: Vec<_> = all().map(|error| error.code).collect();
         codes.sort_unstable();
         codes.dedup();
-        assert_eq!(codes.len(), ApiError::TABLE.len());
+        assert_eq!(codes.len(), all().count());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::{
     api_error::ApiError,
     device_key::{mistake_in_der, mistake_in_text},
     mistake::Mistake,
+    web_view::{PageOperation, PageSession},
 };
 use domain::limits::{
     CONTROL_ID_CHARACTERS, PIN_BLOCK_BYTES, PIN_BLOCK_CHARACTERS, PUBLIC_KEY_CHARACTERS_MAX, ZONE_PIN_BLOCK_CHARACTERS,
@@ -101,6 +102,54 @@ pub(super) struct PinControl {
     /// The controlId, valid for 30 seconds unless configured otherwise.
     #[schema(format = Uuid)]
     pub(super) id: String,
+    /// Only for a client with a page of the web view: the address that an app's web view sends a form POST with the field
+    /// controlId to.
+    #[serde(rename = "pinURL", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false, format = "uri")]
+    pub(super) pin_url: Option<String>,
+    /// Only for a client with a page of the web view: the address of a frame on a web site, to which the site adds
+    /// `?key=` and the key of its page.
+    #[serde(rename = "pinFrameURL", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = String, required = false, format = "uri")]
+    pub(super) pin_frame_url: Option<String>,
+}
+
+/// The members of a page's calls beside those of the same call of the API.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PageCall {
+    /// The id of the page's session: 32 hexadecimal digits.
+    #[serde(default)]
+    pub(super) page_id: Member,
+    /// The controlId that a frame exchanges for its session, instead of an id.
+    #[serde(default)]
+    pub(super) control_id: Member,
+}
+
+/// A page has its session.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PageStarted {
+    operation: PageOperation,
+    /// The id that each call of the page names.
+    page_id: String,
+    /// The whole seconds to the end of the control.
+    seconds_left: u64,
+    digits_min: u8,
+    digits_max: u8,
+}
+
+impl From<&PageSession> for PageStarted {
+    fn from(session: &PageSession) -> Self {
+        let [digits_min, digits_max] = session.control.digits;
+        Self {
+            operation: session.control.operation,
+            page_id: session.id.to_hex(),
+            seconds_left: session.remaining().as_secs(),
+            digits_min,
+            digits_max,
+        }
+    }
 }
 
 /// Requests a tzpk (temporary zone PIN key), or the PIN encrypted under a tzpk.

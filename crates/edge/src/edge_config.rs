@@ -12,6 +12,7 @@ use serde::Deserialize;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
+use crate::web_view::WebViewFile;
 use crate::{Client, Credential, ErrorProfile, GrantedUse, RequestLimits, SECRET_CHARACTERS_MIN, Settings, ZoneGrant};
 use config::{ConfigError, KnownKey, SecretSource, read_file, within};
 use domain::card::Tenant;
@@ -85,6 +86,18 @@ impl EdgeConfig {
         let config = EdgeFile { listen, engine, ..EdgeFile::default() }.check(vec![client])?;
         Ok(Self { made_token: Some(token), ..config })
     }
+
+    /// The same configuration with a web view at `public_url`, whose page `key` is of the first client, and which a site of
+    /// `origin` may frame.
+    ///
+    /// # Errors
+    /// An address is not that of HTTPS or of this machine, or the configuration has no client.
+    pub fn with_page(mut self, public_url: &str, key: &str, origin: &str) -> Result<Self, ConfigError> {
+        let client = self.settings.clients.first().map(Client::name).unwrap_or_default();
+        let web_view = WebViewFile::with_page(public_url, key, client, origin).check(&[client])?;
+        self.settings.web_view = Some(web_view);
+        Ok(self)
+    }
 }
 
 /// What a configuration grants a client beyond the operations with a control.
@@ -130,6 +143,7 @@ struct EdgeFile {
     /// The age at which a connection gets no more requests, in seconds.
     connection_age_seconds_max: u64,
     metrics: MetricsFile,
+    web_view: Option<WebViewFile>,
 }
 
 #[derive(Deserialize)]
@@ -212,6 +226,7 @@ impl Default for EdgeFile {
             silent_connections_per_address_max: ConnectionLimits::default().silent_per_address_max,
             connection_age_seconds_max: ConnectionAge::default().seconds(),
             metrics: MetricsFile::default(),
+            web_view: None,
         }
     }
 }
@@ -264,6 +279,8 @@ impl EdgeFile {
                 format!("{engine_address} is without TLS, and [engine.tls] is set: write https://, or remove it");
             return Err(ConfigError::value("engine.address", problem));
         }
+        let names: Vec<_> = clients.iter().map(Client::name).collect();
+        let web_view = self.web_view.map(|web_view| web_view.check(&names)).transpose()?;
         Ok(EdgeConfig {
             listen: self.listen,
             tls: self.tls,
@@ -277,6 +294,7 @@ impl EdgeFile {
                 request_timeout: Duration::from_millis(timeout),
                 body_bytes_max: within("body_bytes_max", self.body_bytes_max, 2_048..=1_048_576)?,
                 requests,
+                web_view,
             },
             metrics_listen: self.metrics.check()?,
             made_token: None,
@@ -557,6 +575,20 @@ mod tests {
             let refused = checked(&format!("zones = [{wrong}]")).unwrap_err();
             assert!(refused.contains(named), "{wrong}: {refused}");
         }
+    }
+
+    #[test]
+    fn a_page_needs_a_client_of_the_edge() {
+        let client = "[tls]\ncertificates = \"c\"\nprivate_key = \"k\"\nclient_roots = \"r\"\n[[clients]]\nname = \"a\"\n\
+                      tenant = \"bank\"\ncertificate_name = \"a.test\"\n";
+        let checked = |name: &str| {
+            let page = format!("[[web_view.pages]]\nkey = \"bank\"\nclient = {name:?}\n");
+            let text = format!("{client}[web_view]\npublic_url = \"https://pin.bank.example\"\n{page}");
+            let config = toml::from_str::<EdgeFile>(&text).unwrap().check_with_clients();
+            config.map(|config| config.settings.web_view.is_some()).map_err(|error| error.to_string())
+        };
+        assert_eq!(checked("a"), Ok(true));
+        assert!(checked("b").unwrap_err().contains("no [[clients]] has this name"));
     }
 
     #[test]

@@ -70,16 +70,32 @@ pub(super) fn check_body_type(headers: &HeaderMap) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// Checks that a body is a form without a content coding. The type is required: a browser sends it.
+///
+/// # Errors
+/// CONTENT_TYPE_UNSUPPORTED.
+pub(super) fn check_form_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    let mut types = headers.get_all(CONTENT_TYPE).iter();
+    let is_form = types.next().is_some_and(|value| is_type(value, "application/x-www-form-urlencoded"));
+    let is_plain = headers.get_all(CONTENT_ENCODING).iter().all(|coding| is_token(coding, "identity"));
+    if is_form && is_plain && types.next().is_none() { Ok(()) } else { Err(Mistake::TypeNotForm.into()) }
+}
+
 fn is_json(value: &HeaderValue) -> bool {
+    is_type(value, "application/json")
+}
+
+/// Whether a Content-Type is this media type in UTF-8.
+fn is_type(value: &HeaderValue, expected: &str) -> bool {
     let mut parts = value.to_str().unwrap_or_default().split(';').map(str::trim);
-    let is_json = parts.next().is_some_and(|media_type| media_type.eq_ignore_ascii_case("application/json"));
+    let is_expected = parts.next().is_some_and(|media_type| media_type.eq_ignore_ascii_case(expected));
     let is_utf8 = |parameter: &str| match parameter.split_once('=') {
         Some((name, value)) if name.eq_ignore_ascii_case("charset") => {
             value.trim_matches('"').eq_ignore_ascii_case("utf-8")
         }
         _ => true,
     };
-    is_json && parts.all(is_utf8)
+    is_expected && parts.all(is_utf8)
 }
 
 /// Whether the client sends its body only after `100 Continue`. hyper sends it over HTTP/1.1, when the body is read, and
@@ -147,6 +163,20 @@ mod tests {
         }
         assert!(!accepted(&[("content-type", "application/json"), ("content-type", "application/json")]));
         assert!(!accepted(&[("content-encoding", "gzip")]));
+    }
+
+    #[test]
+    fn a_form_has_its_type() {
+        let accepted =
+            |headers: &[(&str, &str)]| check_form_type(&parts(Version::HTTP_11, "/", headers).headers).is_ok();
+        assert!(accepted(&[("content-type", "application/x-www-form-urlencoded")]));
+        assert!(accepted(&[("content-type", "application/x-www-form-urlencoded; charset=UTF-8")]));
+        assert!(!accepted(&[]));
+        for value in ["application/json", "multipart/form-data; boundary=x", "text/plain"] {
+            assert!(!accepted(&[("content-type", value)]), "{value}");
+        }
+        let form = ("content-type", "application/x-www-form-urlencoded");
+        assert!(!accepted(&[form, form]) && !accepted(&[form, ("content-encoding", "gzip")]));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The edge: an HTTP service that translates the Card PIN API into gRPC calls to an engine.
 //!
 //! The edge authenticates clients and checks the shape of requests; the engine makes all other decisions. This crate must
-//! never depend on a cipher, a key store or a record store, and must never log a body or a PIN block.
+//! never depend on a cipher of PINs, a key store or a record store, and must never log a body or a PIN block.
 //!
 //! ```
 //! let document = edge::openapi_json();
@@ -22,7 +22,9 @@ mod operation;
 mod page;
 mod request_limits;
 mod route;
+mod security_headers;
 mod serve;
+mod web_view;
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -38,6 +40,7 @@ pub use self::{
     contract::openapi_json,
     edge_config::{ClientGrants, EdgeConfig},
     request_limits::RequestLimits,
+    web_view::WebView,
 };
 use auth::Clients;
 use config::ConfigError;
@@ -64,6 +67,8 @@ pub struct Settings {
     pub body_bytes_max: usize,
     /// The limits on the number and the rate of requests.
     pub requests: RequestLimits,
+    /// The pages on which cardholders set and view PINs; `None` for none.
+    pub web_view: Option<WebView>,
 }
 
 /// The gRPC clients of the engine.
@@ -157,16 +162,32 @@ impl Edge {
     ///
     /// # Errors
     /// The address may not be used without TLS, a certificate or key cannot be loaded, or an address cannot be bound.
-    pub async fn start(mut config: EdgeConfig) -> Result<Self, EdgeError> {
+    pub async fn start(config: EdgeConfig) -> Result<Self, EdgeError> {
         tls::may_listen_edge(config.listen, config.tls.as_ref())?;
+        let listener = Self::bind(config.listen).await?;
+        Self::start_on(listener, config).await
+    }
+
+    /// Binds the address of an edge, for a configuration that names its port.
+    ///
+    /// # Errors
+    /// The address cannot be bound.
+    pub async fn bind(address: SocketAddr) -> Result<TcpListener, EdgeError> {
+        TcpListener::bind(address).await.map_err(|error| EdgeError::Listen { address, error })
+    }
+
+    /// Starts to serve on a bound listener instead of `config.listen`.
+    ///
+    /// # Errors
+    /// As [`Edge::start`].
+    pub async fn start_on(listener: TcpListener, mut config: EdgeConfig) -> Result<Self, EdgeError> {
+        let address = listener.local_addr().map_err(|error| EdgeError::Listen { address: config.listen, error })?;
+        tls::may_listen_edge(address, config.tls.as_ref())?;
         let server_tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
         let engine_tls = config.engine_tls.as_ref().map(ClientTls::load).transpose()?;
         let channel = connect::channel(&config.engine_address, engine_tls.clone())?;
         let engine = EngineClient::new(&channel.into());
 
-        let listen_error = |error| EdgeError::Listen { address: config.listen, error };
-        let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
-        let address = listener.local_addr().map_err(listen_error)?;
         let (stop, stopped) = watch::channel(false);
         let table = ConnectionTable::new(config.connections);
         let refused = RefusedRequests::default();

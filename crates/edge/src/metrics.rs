@@ -52,10 +52,12 @@ pub(super) enum Limit {
     All,
     /// The time for a body to arrive.
     BodyTime,
+    /// The failed exchanges of controls of one network within a minute.
+    Exchanges,
 }
 
 impl Limit {
-    const ALL: [Self; 5] = [Self::ClientRate, Self::Client, Self::Tenant, Self::All, Self::BodyTime];
+    const ALL: [Self; 6] = [Self::ClientRate, Self::Client, Self::Tenant, Self::All, Self::BodyTime, Self::Exchanges];
 }
 
 impl Limit {
@@ -67,6 +69,7 @@ impl Limit {
             Self::Tenant => ApiError::TENANT_BUSY,
             Self::All => ApiError::BUSY,
             Self::BodyTime => ApiError::BODY_TIMEOUT,
+            Self::Exchanges => ApiError::EXCHANGE_RATE,
         }
     }
 }

@@ -32,6 +32,13 @@ pub(super) enum Mistake {
     #[error("the member {0} is not a JSON string: put its value in quotes")]
     MemberNotText(&'static str),
 
+    #[error("the body is not a form in UTF-8: send controlId as application/x-www-form-urlencoded")]
+    BodyNotForm,
+    #[error("the form does not have the field controlId once, with the controlId of an open control")]
+    FormControlId,
+    #[error("the body is a form: send application/x-www-form-urlencoded, without a Content-Encoding")]
+    TypeNotForm,
+
     #[error("the query parameter zpkIndex is missing: add the index of the zone key, for example zpkIndex=0")]
     ZpkIndexMissing,
     #[error("the query parameter zpkIndex occurs more than once: send it once")]

@@ -5,6 +5,7 @@ use std::{
     hash::Hash,
     net::IpAddr,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -20,6 +21,11 @@ use net::RateLimit;
 /// The most rests of bodies that are read after an early answer: of all connections, and of one network.
 const RESTS_MAX: usize = 1_024;
 const RESTS_PER_NETWORK_MAX: usize = 128;
+/// The most exchanges of controls of one network within a minute that fail.
+const FAILED_EXCHANGES_PER_MINUTE_MAX: u32 = 60;
+/// The most networks whose exchanges are counted: about 3 MB.
+const EXCHANGE_NETWORKS_MAX: usize = 65_536;
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// The limits on authenticated requests. A request is in progress from its authentication to its answer; its body may be
 /// incomplete.
@@ -94,6 +100,59 @@ impl RequestAdmission {
     /// A place for the rest of a body from this network; `None` if a limit is reached.
     pub(super) fn admit_rest(&self, network: IpAddr) -> Option<RestPlace<'_>> {
         Some(RestPlace { _network: self.networks.take(network)?, _all: self.rests.try_acquire().ok()? })
+    }
+}
+
+/// Limits the exchanges of controls of one network within a minute that fail or are in progress, so that a stranger causes few
+/// calls and audit entries of the engine. Whole minutes since the edge started are counted.
+#[derive(Default)]
+pub(super) struct ExchangeAdmission(Mutex<ExchangeMinute>);
+
+#[derive(Default)]
+struct ExchangeMinute {
+    began: Option<Instant>,
+    of_networks: HashMap<IpAddr, u32>,
+}
+
+/// An exchange of a control: it counts as failed unless [`ExchangePlace::uncount`] is called.
+pub(super) struct ExchangePlace<'a> {
+    network: IpAddr,
+    admission: &'a ExchangeAdmission,
+}
+
+impl ExchangeAdmission {
+    /// Counts an exchange of this network.
+    ///
+    /// # Errors
+    /// EXCHANGE_RATE, until the minute ends.
+    pub(super) fn begin(&self, network: IpAddr) -> Result<ExchangePlace<'_>, ApiError> {
+        let mut minute = self.lock();
+        let age = minute.began.map(|began| began.elapsed()).filter(|age| *age < MINUTE);
+        if age.is_none() {
+            *minute = ExchangeMinute { began: Some(Instant::now()), of_networks: HashMap::new() };
+        }
+        // More networks than these are not counted: a limit that many networks share would refuse cardholders.
+        if minute.of_networks.len() < EXCHANGE_NETWORKS_MAX || minute.of_networks.contains_key(&network) {
+            let count = minute.of_networks.entry(network).or_default();
+            if *count >= FAILED_EXCHANGES_PER_MINUTE_MAX {
+                return Err(ApiError::EXCHANGE_RATE.retry_after(MINUTE.saturating_sub(age.unwrap_or_default())));
+            }
+            *count += 1;
+        }
+        Ok(ExchangePlace { network, admission: self })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ExchangeMinute> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ExchangePlace<'_> {
+    /// Counts the exchange no more: it succeeded, or failed without any part of the control.
+    pub(super) fn uncount(self) {
+        if let Some(count) = self.admission.lock().of_networks.get_mut(&self.network) {
+            *count = count.saturating_sub(1);
+        }
     }
 }
 
@@ -189,6 +248,20 @@ mod tests {
         let refused = (0..10_000).find_map(|_| admission.admit(&fast).err());
         assert_eq!(refused.map(ApiError::code), Some("CLIENT_RATE"));
         assert!(admission.admit(&slow).is_ok());
+    }
+
+    #[test]
+    fn a_network_has_a_bound_on_failed_exchanges_and_none_on_others() {
+        let exchanges = ExchangeAdmission::default();
+        let network = |last: u8| IpAddr::from([192, 0, 2, last]);
+        for _ in 0..1_000 {
+            exchanges.begin(network(1)).unwrap().uncount();
+        }
+        // The minute may turn once while the test runs.
+        let failed = (0..1_000).filter(|_| exchanges.begin(network(1)).is_ok()).count();
+        assert!([60, 120].contains(&failed), "{failed}");
+        assert_eq!(exchanges.begin(network(1)).err().map(ApiError::code), Some("EXCHANGE_RATE"));
+        assert!(exchanges.begin(network(2)).is_ok());
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The HTTP routes: authenticate the client, read the request, call the engine, write the answer.
 
+mod web_view_routes;
+
 use std::{
     borrow::Cow,
     net::{IpAddr, Ipv4Addr},
@@ -16,7 +18,7 @@ use axum::{
         header::{ALLOW, CACHE_CONTROL},
         request::Parts,
     },
-    middleware::{Next, from_fn_with_state},
+    middleware::{Next, from_fn_with_state, map_response},
     response::IntoResponse,
     routing::{get, post},
 };
@@ -29,10 +31,10 @@ use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLaye
 
 use super::{
     EngineClient, NotReady, Settings,
-    api_error::{ApiError, ErrorBody, Rejection},
+    api_error::{ApiError, ErrorBody, ErrorProfile, Rejection},
     auth::{Authenticated, Client, Clients, GrantedUse, ZoneGrant, authenticate},
     body::{
-        self, ControlScope, DeviceKeyRequest, PinControl, PinControlRequest, PinSet, SetPinByZoneRequest,
+        self, ControlScope, DeviceKeyRequest, PageStarted, PinControl, PinControlRequest, PinSet, SetPinByZoneRequest,
         SetPinRequest, Tzpk, ViewedPin, ZonePin,
     },
     device_key,
@@ -41,7 +43,9 @@ use super::{
     mistake::Mistake,
     operation::Operation,
     page,
-    request_limits::RequestAdmission,
+    request_limits::{ExchangeAdmission, RequestAdmission},
+    security_headers::secure,
+    web_view::WebView,
 };
 use clock::minute_limit::MinuteLimit;
 use domain::caller::AuditUser;
@@ -75,12 +79,14 @@ const LOGGED_CONTROL_CHARACTERS: usize = 8;
 /// The API routes below `/pin` and at the root, and the operational routes.
 pub(super) fn router(settings: Settings, clients: Clients, engine: EngineClient, refused: RefusedRequests) -> Router {
     let profile = settings.error_profile;
+    let is_https = settings.web_view.as_ref().map(WebView::is_https);
     let edge = Arc::new(EdgeState {
         admission: RequestAdmission::new(&settings.requests, refused.clone()),
         settings,
         clients,
         engine,
         refused,
+        exchanges: ExchangeAdmission::default(),
         readiness: Mutex::default(),
         not_ready_lines: MinuteLimit::new(NOT_READY_LINES_PER_MINUTE_MAX),
         unauthenticated_lines: MinuteLimit::new(LINES_PER_MINUTE_MAX),
@@ -88,7 +94,9 @@ pub(super) fn router(settings: Settings, clients: Clients, engine: EngineClient,
         denied_requests: Arc::new(MinuteLimit::new(REPORTS_PER_MINUTE_MAX)),
         limit_lines: MinuteLimit::new(LINES_PER_MINUTE_MAX),
     });
+    let pages = is_https.map(web_view_routes::routes).unwrap_or_default();
     let api = Router::new()
+        .merge(pages)
         .route("/pincontrol/v2/plastic/{plastic_id}", post(open_control))
         .route("/v3/set/tzpk", post(issue_tzpk))
         .route("/v3/set", post(set_pin))
@@ -123,6 +131,10 @@ pub(super) fn router(settings: Settings, clients: Clients, engine: EngineClient,
             // The panic hook has written the place to standard error. The message may hold request data: do not log it.
             tracing::warn!(request = %id, code = ApiError::UNEXPECTED.code(), "a request panicked");
             ApiError::UNEXPECTED.answer(profile, id)
+        }))
+        .layer(map_response(async |mut answer: Response<Body>| {
+            secure(answer.headers_mut());
+            answer
         }))
         // The outermost layer: no cache may store any answer, errors included (RFC 9111, section 5.2.2.5).
         .layer(SetResponseHeaderLayer::overriding(CACHE_CONTROL, HeaderValue::from_static("no-store")))
@@ -168,6 +180,7 @@ struct EdgeState {
     engine: EngineClient,
     admission: RequestAdmission,
     refused: RefusedRequests,
+    exchanges: ExchangeAdmission,
     /// The last health check of the engine: its end and its result.
     readiness: Mutex<Option<(Instant, bool)>>,
     not_ready_lines: MinuteLimit,
@@ -180,12 +193,29 @@ struct EdgeState {
 /// An authenticated request with its whole body.
 struct ApiRequest {
     id: RequestId,
+    client: String,
     tenant: String,
     audit_user: String,
     body: Bytes,
     wants_kcv: bool,
     oaep_mgf1: Result<proto::OaepMgf1, ApiError>,
     zones: Arc<[ZoneGrant]>,
+}
+
+impl ApiRequest {
+    /// A request of this client without a body.
+    fn of(client: &Client, id: RequestId, audit_user: String) -> Self {
+        Self {
+            id,
+            client: client.name().to_owned(),
+            tenant: client.tenant().as_str().to_owned(),
+            audit_user,
+            body: Bytes::new(),
+            wants_kcv: client.wants_kcv(),
+            oaep_mgf1: client.oaep_mgf1(),
+            zones: Arc::clone(client.zones()),
+        }
+    }
 }
 
 /// Opens a control for a card and an operation
@@ -221,6 +251,7 @@ async fn open_control(
     let work = async |request: ApiRequest| -> Result<_, Rejection> {
         let plastic_id = plastic_id(plastic)?;
         let body: PinControlRequest = body::parse(&request.body)?;
+        let urls = edge.settings.web_view.as_ref().and_then(|web_view| web_view.urls_of(&request.client));
         let request = edge.engine_request(
             request.id,
             proto::OpenControlRequest {
@@ -231,8 +262,9 @@ async fn open_control(
                 device_key_sha256: body::device_key_sha256(body.device_key_sha256)?,
             },
         );
-        let opened = edge.engine.controls.clone().open_control(request).await?;
-        Ok((StatusCode::CREATED, PinControl { id: opened.into_inner().control_id }))
+        let opened = edge.engine.controls.clone().open_control(request).await?.into_inner();
+        let (pin_url, pin_frame_url) = urls.map(|urls| (urls.pin_url, urls.pin_frame_url)).unzip();
+        Ok((StatusCode::CREATED, PinControl { id: opened.control_id, pin_url, pin_frame_url }))
     };
     edge.answer("pincontrol/v2/plastic", request, work).await
 }
@@ -539,7 +571,26 @@ impl EdgeState {
         })
         .await
         .unwrap_or_else(|_| Err(self.engine_timeout()));
-        let mut answer = match outcome {
+        if outcome.as_ref().is_err_and(|refused| refused.error.is_unauthenticated()) {
+            self.report_rejected_credentials(log.id, &parts);
+        }
+        let mut answer = self.conclude(self.settings.error_profile, log, &parts, body, outcome).await;
+        if authenticated {
+            answer.extensions_mut().insert(Authenticated);
+        }
+        answer
+    }
+
+    /// Logs the outcome of a request and answers with it.
+    async fn conclude<T: AnswerBody>(
+        &self,
+        profile: ErrorProfile,
+        mut log: RequestLog<'_>,
+        parts: &Parts,
+        body: Body,
+        outcome: Result<(StatusCode, T), Rejection>,
+    ) -> Response<Body> {
+        match outcome {
             Ok((status, body)) => {
                 log.control = body.opened_control().map(logged_control).or(log.control);
                 log.served(status);
@@ -547,35 +598,28 @@ impl EdgeState {
             }
             Err(refused) => {
                 let error = refused.error;
-                if error.is_unauthenticated() {
-                    self.report_rejected_credentials(log.id, &parts);
-                }
-                let answer = self.refusal(log, refused);
+                let answer = self.refusal(profile, log, refused);
                 if error != ApiError::BODY_TIMEOUT {
-                    self.drain_body(&parts, body).await;
+                    self.drain_body(parts, body).await;
                 } else {
                     self.refused.count(Limit::BodyTime);
                 }
                 answer
             }
-        };
-        if authenticated {
-            answer.extensions_mut().insert(Authenticated);
         }
-        answer
     }
 
-    /// Answers a request that matches no route or method.
+    /// Answers a request that matches no route, method or page.
     async fn refuse(&self, error: ApiError, request: Request) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let route = parts.extensions.get::<MatchedPath>().map_or("-", MatchedPath::as_str);
-        let answer = self.refusal(RequestLog::begin(route, &parts), error.into());
+        let answer = self.refusal(self.settings.error_profile, RequestLog::begin(route, &parts), error.into());
         self.drain_body(&parts, body).await;
         answer
     }
 
-    fn refusal(&self, log: RequestLog<'_>, refused: Rejection) -> Response<Body> {
-        let answer = refused.error.answer(self.settings.error_profile, log.id);
+    fn refusal(&self, profile: ErrorProfile, log: RequestLog<'_>, refused: Rejection) -> Response<Body> {
+        let answer = refused.error.answer(profile, log.id);
         let lines = match log.client {
             None => Some(&self.unauthenticated_lines),
             Some(_) if refused.error.is_limit() => Some(&self.limit_lines),
@@ -643,15 +687,7 @@ impl EdgeState {
         }
         let audit_user = audit_user(parts.uri.query()).ok_or(ApiError::AUDIT_USER_INVALID)?;
         let body = if has_body { self.read_body(body).await? } else { Bytes::new() };
-        Ok(ApiRequest {
-            id,
-            tenant: client.tenant().as_str().to_owned(),
-            audit_user,
-            body,
-            wants_kcv: client.wants_kcv(),
-            oaep_mgf1: client.oaep_mgf1(),
-            zones: Arc::clone(client.zones()),
-        })
+        Ok(ApiRequest { body, ..ApiRequest::of(client, id, audit_user) })
     }
 
     async fn read_body(&self, body: &mut Body) -> Result<Bytes, ApiError> {
@@ -821,6 +857,7 @@ impl AnswerBody for PinControl {
     }
 }
 
+impl AnswerBody for PageStarted {}
 impl AnswerBody for Tzpk {}
 impl AnswerBody for PinSet {}
 impl AnswerBody for ViewedPin {}
@@ -848,7 +885,83 @@ pub(super) struct Operations;
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path as FilePath;
+
+    use tower::ServiceExt;
+
     use super::*;
+    use crate::{
+        EdgeConfig,
+        web_view::{ICON_PATH, SCRIPT_PATH, STYLE_PATH},
+    };
+
+    /// An edge with a web view, in front of an engine that is away.
+    fn edge() -> Router {
+        let away = "127.0.0.1:1".parse().unwrap();
+        let config = EdgeConfig::embedded(away, away).unwrap();
+        let config = config.with_page("https://pin.bank.test", "bank", "https://bank.test").unwrap();
+        let engine = EngineClient::new(&net::connect::channel(&config.engine_address, None).unwrap().into());
+        let mut settings = config.settings;
+        let clients = Clients::new(std::mem::take(&mut settings.clients));
+        router(settings, clients, engine, RefusedRequests::default())
+    }
+
+    /// The first argument of each `.route(` in the sources, with a value for each parameter.
+    fn paths() -> Vec<String> {
+        let mut paths = Vec::new();
+        for source in [include_str!("route.rs"), include_str!("route/web_view_routes.rs")] {
+            let source = source.split("#[cfg(test)]").next().unwrap();
+            for call in source.split(".route(").skip(1) {
+                let argument = call.split(',').next().unwrap().trim();
+                let path = match argument {
+                    "SCRIPT_PATH" => SCRIPT_PATH,
+                    "STYLE_PATH" => STYLE_PATH,
+                    "ICON_PATH" => ICON_PATH,
+                    literal => literal.trim_matches('"'),
+                };
+                assert!(path.starts_with('/'), "{argument}");
+                paths.push(path.replace("{plastic_id}", "1").replace("{page}", "bank"));
+            }
+        }
+        paths
+    }
+
+    #[tokio::test]
+    async fn every_answer_of_every_route_has_its_security_headers() {
+        let everywhere = ["cache-control", "content-security-policy", "referrer-policy", "x-content-type-options"];
+        let of_pages = [
+            "cross-origin-embedder-policy",
+            "cross-origin-opener-policy",
+            "cross-origin-resource-policy",
+            "permissions-policy",
+            "strict-transport-security",
+        ];
+        let (edge, paths) = (edge(), paths());
+        assert!(paths.len() > 15, "{paths:?}");
+        let below = paths.iter().map(|path| format!("/pin{path}"));
+        let others = ["/web/frame?key=bank", "/web/other", "/web/other/set", "/no/such/route"].map(str::to_owned);
+        for path in paths.iter().cloned().chain(below).chain(others) {
+            for method in [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::OPTIONS] {
+                let request = Request::builder().method(&method).uri(&path).header("host", "edge");
+                let answer = edge.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+                let (status, headers) = (answer.status(), answer.headers());
+                let is_of_page = FilePath::new(path.trim_start_matches("/pin")).starts_with("/web");
+                for name in everywhere.iter().chain(of_pages.iter().filter(|_| is_of_page)) {
+                    assert_eq!(headers.get_all(*name).iter().count(), 1, "{method} {path} {status}: {name}");
+                }
+                let value = |name: &str| headers[name].to_str().unwrap();
+                assert_eq!((value("cache-control"), value("referrer-policy")), ("no-store", "no-referrer"), "{path}");
+                assert_eq!(value("x-content-type-options"), "nosniff", "{path}");
+                let policy = value("content-security-policy");
+                let is_strict = policy.starts_with("default-src 'none'") && !policy.contains("unsafe");
+                assert!(is_strict && policy.contains("frame-ancestors "), "{method} {path}: {policy}");
+                let is_frame = path.contains("/web/frame?key=") && status.is_success();
+                assert_eq!(policy.contains("frame-ancestors 'none'"), !is_frame, "{method} {path}: {policy}");
+                assert!(!headers.contains_key("access-control-allow-origin"), "{path}");
+                assert!(!headers.contains_key("set-cookie") && !headers.contains_key("server"), "{path}");
+            }
+        }
+    }
 
     #[test]
     fn an_audit_user_is_decoded_exactly_as_sent() {

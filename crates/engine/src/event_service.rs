@@ -100,6 +100,7 @@ fn kind(card: &CardEvent, outcome: Outcome) -> Option<PinEventKind> {
             Action::RegisterCard
             | Action::OpenControl
             | Action::IssueTzpk
+            | Action::StartPage
             | Action::ConfirmSetPin
             | Action::FindCard
             | Action::ReserveTry

@@ -42,7 +42,7 @@ pub(super) enum CoveredTenants {
 const RIGHTS_OF_EDGES: &[Right] = &[Right::SetPins, Right::ViewPins, Right::SetPinsByZone, Right::GetPinsByZone];
 
 /// Every method of every service of an engine, each once.
-pub(super) static METHOD_TABLE: [MethodAccess; 28] = {
+pub(super) static METHOD_TABLE: [MethodAccess; 29] = {
     use CoveredTenants::{All, Named, OfCaller};
     const fn row(
         path: &'static str,
@@ -53,8 +53,9 @@ pub(super) static METHOD_TABLE: [MethodAccess; 28] = {
         MethodAccess { path, method, rights, tenants }
     }
     [
-        // The service then checks the right for the scope of the control.
+        // The service then checks the right for the scope of the control, here and in the next row.
         row("/pinseal.v1.ControlService/OpenControl", Method::OpenControl, &[Right::SetPins, Right::ViewPins], Named),
+        row("/pinseal.v1.ControlService/StartPage", Method::StartPage, &[Right::SetPins, Right::ViewPins], Named),
         row("/pinseal.v1.PinService/IssueTzpk", Method::IssueTzpk, &[Right::SetPins], Named),
         row("/pinseal.v1.PinService/SetPin", Method::SetPin, &[Right::SetPins], Named),
         row("/pinseal.v1.PinService/ViewPin", Method::ViewPin, &[Right::ViewPins], Named),

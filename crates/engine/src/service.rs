@@ -76,11 +76,7 @@ impl control_service_server::ControlService for Services {
         let caller = self.caller(call, &message.tenant, &message.audit_user).await?;
         let plastic = wire::plastic_id(&message.plastic_id)?;
         let scope = wire::scope(message.scope)?;
-        let rights: &[Right] = match scope {
-            Scope::SetPin => &[Right::SetPins],
-            Scope::ViewPin => &[Right::ViewPins],
-        };
-        self.gate.admit_rights(call, rights, &caller.tenant).await?;
+        self.gate.admit_rights(call, rights_for(scope), &caller.tenant).await?;
         let device_key = wire::thumbprint(&message.device_key_sha256)?;
 
         let control = call.run(self.pins.open_control(&caller, plastic, scope, device_key)).await?;
@@ -89,6 +85,36 @@ impl control_service_server::ControlService for Services {
             expire_time: Some(audit_wire::timestamp(self.store.wall_time(control.expires_at))),
             remaining_duration: control.remaining(self.store.now()).try_into().ok(),
         }))
+    }
+
+    async fn start_page(
+        &self,
+        request: Request<proto::StartPageRequest>,
+    ) -> Result<Response<proto::StartPageResponse>, Status> {
+        let (_, extensions, message) = request.into_parts();
+        let call = Call::of(&extensions)?;
+        let caller = self.caller(call, &message.tenant, &message.audit_user).await?;
+        let id = wire::control_id(&message.control_id)?;
+        let mut scopes = vec![Scope::SetPin, Scope::ViewPin];
+        scopes.retain(|scope| call.peer.for_rights(rights_for(*scope)).is_ok());
+
+        let control = call.run(self.pins.start_page(&caller, id, &scopes)).await?;
+        let digits = self.pins.pin_digits();
+        Ok(Response::new(proto::StartPageResponse {
+            scope: wire::scope_message(control.scope).into(),
+            expire_time: Some(audit_wire::timestamp(self.store.wall_time(control.expires_at))),
+            remaining_duration: control.remaining(self.store.now()).try_into().ok(),
+            pin_digits_min: digits.min().into(),
+            pin_digits_max: digits.max().into(),
+        }))
+    }
+}
+
+/// The rights of which a caller needs one for a control of this scope.
+fn rights_for(scope: Scope) -> &'static [Right] {
+    match scope {
+        Scope::SetPin => &[Right::SetPins],
+        Scope::ViewPin => &[Right::ViewPins],
     }
 }
 

@@ -62,6 +62,14 @@ pub(super) fn scope(scope: i32) -> Result<Scope, Status> {
     }
 }
 
+/// The scope in a message.
+pub(super) fn scope_message(scope: Scope) -> proto::Scope {
+    match scope {
+        Scope::SetPin => proto::Scope::SetPin,
+        Scope::ViewPin => proto::Scope::ViewPin,
+    }
+}
+
 /// Converts the thumbprint of a device key; no bytes are `None`.
 pub(super) fn thumbprint(bytes: &[u8]) -> Result<Option<Thumbprint>, Status> {
     match bytes {

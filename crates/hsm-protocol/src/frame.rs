@@ -32,7 +32,7 @@ pub const FRAME_BYTES_MAX: usize = 64 * 1024;
 /// The most descriptors of one message (SCM_RIGHTS). The kernel's limit is 253.
 pub const DESCRIPTORS_PER_MESSAGE: usize = 64;
 /// The version of this protocol.
-const VERSION: u16 = 9;
+const VERSION: u16 = 10;
 const MAGIC: &[u8; 7] = b"PINSEAL";
 const LENGTH_BYTES: usize = 4;
 const NUMBER_BYTES: usize = 8;
@@ -268,6 +268,7 @@ mod tests {
             storage: StorageVersions { wrapped: version, iso_4: version, tdes: version, one_way: version },
             memory: MemoryLock::Locked,
             persistence: Persistence::Vault,
+            pin_digits: crate::PinDigits::new(5, 6).unwrap(),
         }
     }
 

@@ -78,7 +78,7 @@ pub use self::{
         SealedAccount, SealedKey, SealedTzpk, TAG_BYTES, account_bound_to, bound_to_control, record_bound_to,
         zone_block_bound_to,
     },
-    status::{MemoryLock, Persistence, Status, StorageVersions},
+    status::{MemoryLock, Persistence, PinDigits, Status, StorageVersions},
     storage_format::{NewRecordFormat, StorageFormat},
     verification::{
         Changed, DecimalisationTable, ExpectedValue, Ibm3624Name, PvkName, Pvki, ValidationData, ValueMethod,

@@ -4,6 +4,7 @@ use crate::binding::{BoundaryLevel, Isolation};
 use crate::key_id::KeyId;
 use crate::sealed::{KeyVersion, PinRecord};
 use crate::storage_format::StorageFormat;
+use crate::verification::{DIGITS_MAX, DIGITS_MIN};
 use crate::zone_name::ZoneName;
 
 /// The state of a boundary. Nothing in it is secret.
@@ -37,6 +38,35 @@ pub struct Status {
     pub memory: MemoryLock,
     /// The place of the keys.
     pub persistence: Persistence,
+    /// The number of digits that a PIN may have.
+    pub pin_digits: PinDigits,
+}
+
+/// The number of digits that a PIN may have: by the PIN policy, or by ISO 9564-1 where the boundary checks no PIN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PinDigits {
+    min: u8,
+    max: u8,
+}
+
+impl PinDigits {
+    /// ISO 9564-1: 4 to 12 digits.
+    pub const ISO_9564: Self = Self { min: DIGITS_MIN as u8, max: DIGITS_MAX as u8 };
+
+    /// From `min` to `max` digits; `None` unless 4 ≤ `min` ≤ `max` ≤ 12.
+    pub fn new(min: u8, max: u8) -> Option<Self> {
+        (Self::ISO_9564.min <= min && min <= max && max <= Self::ISO_9564.max).then_some(Self { min, max })
+    }
+
+    /// The fewest digits.
+    pub fn min(self) -> u8 {
+        self.min
+    }
+
+    /// The most digits.
+    pub fn max(self) -> u8 {
+        self.max
+    }
 }
 
 /// The place of the keys.

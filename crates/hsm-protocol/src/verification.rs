@@ -14,9 +14,9 @@ use crate::sealed::PinRecord;
 use crate::zone_name::ZoneName;
 
 /// The fewest digits of a PIN, and of an IBM 3624 offset.
-const DIGITS_MIN: usize = 4;
+pub(crate) const DIGITS_MIN: usize = 4;
 /// The most digits of a PIN, and of an IBM 3624 offset.
-const DIGITS_MAX: usize = 12;
+pub(crate) const DIGITS_MAX: usize = 12;
 /// The digits of a decimalisation table: one for each hexadecimal digit.
 const TABLE_DIGITS: usize = 16;
 

@@ -10,7 +10,7 @@ use domain::tries::{Tries, TryState, UNSETTLED_TRIES_MAX};
 use domain::zone_tags::ZoneTags;
 
 /// The layout this release writes.
-const VERSION: u8 = 4;
+const VERSION: u8 = 5;
 /// The bytes of a controlId, which begins a control's row.
 pub(super) const ID_BYTES: usize = 16;
 /// The offset of the kind of a control's state.
@@ -19,6 +19,12 @@ const KIND_AT: usize = ID_BYTES + 1;
 const EXPIRY_AT: usize = KIND_AT + 1;
 /// The offset of a control's card, behind the expiry and the scope.
 const CARD_AT: usize = EXPIRY_AT + 8 + 1;
+
+/// A control's scope, in one byte with the bit [`PAGE_STARTED`], so that a page costs a live control no memory.
+const SET_PIN: u8 = 1;
+const VIEW_PIN: u8 = 2;
+/// The bit of a control's scope for a page that was started.
+const PAGE_STARTED: u8 = 0x80;
 
 /// The kinds of a control's state.
 const OPEN: u8 = 0;
@@ -197,10 +203,11 @@ pub(super) fn encode_control(control: &Control) -> Box<[u8]> {
     };
     bytes.array(&[VERSION, kind]);
     bytes.array(&control.expires_at.0.to_be_bytes());
-    bytes.array(&[match control.scope {
-        Scope::SetPin => 1,
-        Scope::ViewPin => 2,
-    }]);
+    let scope = match control.scope {
+        Scope::SetPin => SET_PIN,
+        Scope::ViewPin => VIEW_PIN,
+    };
+    bytes.array(&[if control.page_started { scope | PAGE_STARTED } else { scope }]);
     bytes.blob(control.card.tenant.as_str().as_bytes());
     bytes.blob(control.card.plastic.as_str().as_bytes());
     bytes.blob(device_key.map_or(&[][..], |key| &key.0));
@@ -223,9 +230,11 @@ pub(super) fn decode_control(row: &[u8]) -> Option<Control> {
     let mut read = Reader::new(bytes)?;
     let [kind] = read.array()?;
     let expires_at = UnixMillis(u64::from_be_bytes(read.array()?));
-    let scope = match read.array()? {
-        [1] => Scope::SetPin,
-        [2] => Scope::ViewPin,
+    let [scope] = read.array()?;
+    let page_started = scope & PAGE_STARTED != 0;
+    let scope = match scope & !PAGE_STARTED {
+        SET_PIN => Scope::SetPin,
+        VIEW_PIN => Scope::ViewPin,
         _ => return None,
     };
     let card = CardKey { tenant: Tenant::parse(read.text()?).ok()?, plastic: PlasticId::parse(read.text()?).ok()? };
@@ -248,7 +257,7 @@ pub(super) fn decode_control(row: &[u8]) -> Option<Control> {
         REFUSED => ControlState::Spent(Spent::Refused),
         _ => return None,
     };
-    read.end(Control { id, card, account, scope, expires_at, opened_generation, device_key, state })
+    read.end(Control { id, card, account, scope, expires_at, opened_generation, device_key, page_started, state })
 }
 
 /// Until when an encoded control is kept ([`Control::keep_until`]), without reading the rest.
@@ -383,14 +392,18 @@ mod tests {
                 expires_at: UnixMillis(123_456),
                 opened_generation: 1 << 40,
                 device_key: (number % 2 == 1).then_some(Thumbprint([5; 32])),
+                page_started: number % 2 == 1,
                 state,
             };
             let bytes = encode_control(&control);
+            let other = Control { page_started: !control.page_started, ..control.clone() };
+            assert_eq!(encode_control(&other).len(), bytes.len(), "a page takes no memory");
             let read = decode_control(&bytes).unwrap();
             assert_eq!(keep_until(&bytes), Some(control.keep_until()));
             assert_eq!(has_set(&bytes), matches!(control.state, ControlState::Spent(Spent::Set(_))));
             assert_eq!((read.opened_generation, read.expires_at), (1 << 40, control.expires_at));
             assert_eq!((read.id, read.card, read.scope), (control.id, control.card, control.scope));
+            assert_eq!(read.page_started, control.page_started);
             let spent = matches!(control.state, ControlState::Spent(_));
             assert_eq!(read.account, control.account.filter(|_| !spent));
             assert_eq!(read.device_key, control.device_key.filter(|_| !spent));

@@ -240,6 +240,7 @@ impl<'a> Batch<'a> {
             Change::RegisterCard { card, account } => self.register(card, account),
             Change::OpenControl { control, admission } => self.open(control, admission),
             Change::Advance { control, transition } => self.advance(control, transition),
+            Change::StartPage { control } => self.start_page(control),
             Change::ConfirmRetry { control, retry } => self.confirm_retry(control, &retry),
             Change::Reencrypt(pins) => self.reencrypt(pins),
             Change::SetPinByZone { card, pin, tag, unknown } => self.set_by_zone(card, &pin, &tag, unknown),
@@ -442,6 +443,14 @@ impl<'a> Batch<'a> {
         if let Some((card, pin)) = set {
             self.put_new_pin(control.card, card, &pin);
         }
+        Ok(Outcome::Done)
+    }
+
+    fn start_page(&mut self, id: ControlId) -> Result<Outcome, ChangeError> {
+        let control = self.control(id)?;
+        let generation = self.card(&control.card)?.unwrap_or_default().generation;
+        let control = rules::start_page(control, generation, self.now)?;
+        self.controls.insert(id, encode_control(&control));
         Ok(Outcome::Done)
     }
 

@@ -83,6 +83,7 @@ pub async fn run(open: impl AsyncFn(&str) -> Arc<dyn Store>) {
         the_first_set_closes_the_other_open_controls_of_its_card,
         a_new_pin_leaves_controls_to_view_and_other_cards_alone,
         a_view_of_a_replaced_record_is_superseded_and_keeps_its_control,
+        a_page_is_started_once_for_a_control,
         a_retry_is_confirmed_while_its_pin_stands,
         a_confirmed_retry_closes_controls_opened_before_it,
         reencryption_and_a_new_account_number_close_no_control,
@@ -105,10 +106,12 @@ pub async fn run(open: impl AsyncFn(&str) -> Arc<dyn Store>) {
         a_compared_try_is_settled_after_the_callers_deadline,
     }
     one_of_many_racing_changes_to_a_control_is_made(open("racing_changes").await).await;
+    one_of_many_racing_pages_of_a_control_is_started(open("racing_pages").await).await;
     racing_calls_have_no_more_tries_than_the_limit(open("racing_tries").await).await;
     with_restarts! {
         a_restart_keeps_cards_controls_pins_and_the_chain,
         a_restart_keeps_the_keys_in_use_and_their_minimum_versions,
+        a_restart_keeps_a_started_page,
         a_restart_keeps_the_cap_of_a_card,
         archived_entries_are_passed_over_and_the_rest_verifies,
         a_restart_keeps_the_unregistered_cards,
@@ -265,6 +268,59 @@ async fn one_of_many_racing_changes_to_a_control_is_made(store: Arc<dyn Store>) 
     }
     assert_eq!(winners.len(), 1);
     assert_eq!(*store.pin(&card(1)).await.unwrap().unwrap().record, [winners[0]; 38]);
+}
+
+async fn start_page(store: &dyn Store, id: ControlId) -> Result<(), ChangeError> {
+    store.start_page(id, card_event(Action::StartPage)).await
+}
+
+async fn a_page_is_started_once_for_a_control(store: &dyn Store) {
+    let (opened, other) = (keyed(store, card(1)).await, keyed(store, card(1)).await);
+    start_page(store, opened.id).await.unwrap();
+    let entries = store.audit(1, 1_000).await.unwrap();
+    assert_eq!(action(entries.last().unwrap()), Some(Action::StartPage));
+    for id in [opened.id, ControlId::random()] {
+        assert!(is_not_usable(&start_page(store, id).await));
+    }
+    assert_eq!(store.audit(1, 1_000).await.unwrap().len(), entries.len(), "a refused page has no event of the change");
+    let newer = Transition::Key { tzpk: tzpk(2), replaces: Some(tzpk(1)) };
+    store.advance(opened.id, newer, card_event(Action::IssueTzpk)).await.unwrap();
+    assert!(is_not_usable(&start_page(store, opened.id).await), "a newer tzpk allows no second page");
+    let set = Transition::Set { under: tzpk(2), retry: RetryTag([1; 16]), pin: record(1) };
+    store.advance(opened.id, set, card_event(Action::SetPin)).await.unwrap();
+    assert!(is_not_usable(&start_page(store, other.id).await), "a newer PIN closed the control");
+}
+
+async fn one_of_many_racing_pages_of_a_control_is_started(store: Arc<dyn Store>) {
+    let opened = keyed(&*store, card(1)).await;
+    let racers: Vec<_> = (0..64)
+        .map(|_| {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move { start_page(&*store, opened.id).await })
+        })
+        .collect();
+    let mut started = 0;
+    for racer in racers {
+        match racer.await.unwrap() {
+            Ok(()) => started += 1,
+            refused => assert!(is_not_usable(&refused), "{refused:?}"),
+        }
+    }
+    assert_eq!(started, 1);
+    set(&*store, opened.id, 1).await.unwrap();
+}
+
+async fn a_restart_keeps_a_started_page(open: impl AsyncFn() -> Arc<dyn Store>) {
+    let store = open().await;
+    let (started, other) = (keyed(&*store, card(1)).await, keyed(&*store, card(2)).await);
+    start_page(&*store, started.id).await.unwrap();
+    close(store).await;
+
+    let store = open().await;
+    assert!(is_not_usable(&start_page(&*store, started.id).await));
+    start_page(&*store, other.id).await.unwrap();
+    set(&*store, started.id, 1).await.unwrap();
+    close(store).await;
 }
 
 async fn an_unknown_control_is_not_usable(store: &dyn Store) {

@@ -153,6 +153,11 @@ pub enum Change {
         /// What happens to the control.
         transition: Transition,
     },
+    /// By [`domain::rules::start_page`]; [`Denied::NotUsable`] for an unknown control. [`Outcome::Done`].
+    StartPage {
+        /// The control whose page is started.
+        control: ControlId,
+    },
     /// By [`domain::rules::confirm_retry`]; [`Denied::NotUsable`] for an unknown control. [`Outcome::Done`].
     ConfirmRetry {
         /// The control under which the PIN was set.
@@ -306,6 +311,7 @@ impl Change {
     pub fn may_use_reserve(&self) -> bool {
         match self {
             Self::Advance { .. }
+            | Self::StartPage { .. }
             | Self::ConfirmRetry { .. }
             | Self::ReserveTry { .. }
             | Self::ResetTries { .. }
@@ -435,6 +441,14 @@ impl dyn Store + '_ {
     /// The denials of [`domain::rules::advance`], or an error of the store.
     pub async fn advance(&self, control: ControlId, transition: Transition, event: Event) -> Result<(), ChangeError> {
         self.apply_for_call(Change::Advance { control, transition }, event).await.map(drop)
+    }
+
+    /// [`Change::StartPage`].
+    ///
+    /// # Errors
+    /// [`Denied::NotUsable`], or an error of the store.
+    pub async fn start_page(&self, control: ControlId, event: Event) -> Result<(), ChangeError> {
+        self.apply_for_call(Change::StartPage { control }, event).await.map(drop)
     }
 
     /// [`Change::ConfirmRetry`].

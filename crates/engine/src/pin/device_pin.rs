@@ -6,7 +6,9 @@ use domain::caller::Caller;
 use domain::card::{CardKey, PlasticId, StoredPin};
 use domain::control::{Control, ControlId, Denied, NewControl, RetryTag, Scope, SealedTzpk, Thumbprint, Transition};
 use domain::time::UnixMillis;
-use hsm_protocol::{DeviceKey, EncryptedBlock, PinRecord, Refusal, Reply, Request, SealedKey, Source, Target};
+use hsm_protocol::{
+    DeviceKey, EncryptedBlock, PinDigits, PinRecord, Refusal, Reply, Request, SealedKey, Source, Target,
+};
 use store::ChangeError;
 
 impl Pins {
@@ -52,6 +54,39 @@ impl Pins {
             None => self.store.open_control(control, self.rules.admission, event).await.map_err(PinError::from),
         };
         self.audit_refusal(caller, || self.about_refused(Action::OpenControl, &card), opened).await
+    }
+
+    /// Starts the page of a web view under a control of one of these scopes, once. Returns the control.
+    ///
+    /// # Errors
+    /// [`PinError`]: the control is not usable, its page was started before, or it is of another tenant or scope; or the
+    /// store failed.
+    pub async fn start_page(&self, caller: &Caller, id: ControlId, scopes: &[Scope]) -> Result<Control, PinError> {
+        let mut found = None;
+        let started = self.start(caller, id, scopes, &mut found).await;
+        self.audit_refusal(caller, || self.under_control(Action::StartPage, id, found.as_ref()), started).await
+    }
+
+    async fn start(
+        &self,
+        caller: &Caller,
+        id: ControlId,
+        scopes: &[Scope],
+        found: &mut Option<Control>,
+    ) -> Result<Control, PinError> {
+        let now = self.store.now();
+        let control = self.read_control(caller, id, now, found).await?;
+        control.admit_page(&caller.tenant, now)?;
+        if !scopes.contains(&control.scope) {
+            return Err(Denied::OtherScope.into());
+        }
+        self.store.start_page(id, self.control_event(caller, Action::StartPage, control)).await?;
+        Ok(control.clone())
+    }
+
+    /// The number of digits that a PIN may have.
+    pub(crate) fn pin_digits(&self) -> PinDigits {
+        self.boundary.status().pin_digits
     }
 
     /// Makes a fresh tzpk for the control's device. Only the newest tzpk of a control is valid.

@@ -11,7 +11,7 @@ use crate::sealed::{
     EncryptedBlock, KeyVersion, PinRecord, SealedAccount, SealedKey, form_code, form_of, level_code, level_of,
     zone_format_code,
 };
-use crate::status::{MemoryLock, Persistence, Status, StorageVersions};
+use crate::status::{MemoryLock, Persistence, PinDigits, Status, StorageVersions};
 use crate::storage_format::StorageFormat;
 use crate::zone::{ZoneBlock, ZoneKey, ZoneUse};
 use crate::zone_format::ZoneFormat;
@@ -319,6 +319,7 @@ impl FrameValue for Status {
             Persistence::Vault => 1,
             Persistence::Token => 2,
         });
+        out.extend_from_slice(&[self.pin_digits.min(), self.pin_digits.max()]);
     }
 
     fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
@@ -341,6 +342,8 @@ impl FrameValue for Status {
             2 => Persistence::Token,
             _ => return Err(FrameError),
         };
+        let [min, max] = read.array()?;
+        let pin_digits = PinDigits::new(min, max).ok_or(FrameError)?;
         Ok(Self {
             token,
             level,
@@ -355,6 +358,7 @@ impl FrameValue for Status {
             storage,
             memory,
             persistence,
+            pin_digits,
         })
     }
 }

@@ -1,0 +1,472 @@
+//! The routes of the web view: the documents, the exchange of a controlId for a page session, and the calls of a page.
+
+use std::{future::ready, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Path, Request, State, rejection::PathRejection},
+    http::{
+        HeaderMap, HeaderValue, Response, StatusCode,
+        header::{CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION, ORIGIN, SET_COOKIE},
+        request::Parts,
+    },
+    middleware::map_response,
+    response::IntoResponse,
+    routing::{get, post},
+};
+use flate2::Compression;
+use tokio::time::timeout;
+
+use super::{
+    AnswerBody, ApiRequest, EdgeState, RequestLog, device_key_rejection, logged_control, network_of, query_value,
+};
+use crate::{
+    api_error::{ApiError, ErrorProfile, Rejection},
+    auth::{Authenticated, Client},
+    body::{self, DeviceKeyRequest, PageCall, PageStarted, PinSet, SetPinRequest, Tzpk, ViewedPin},
+    http_rules::{check_body_type, check_form_type},
+    metrics::Limit,
+    mistake::Mistake,
+    security_headers::{RESOURCE_POLICY, page_policy, secure_web_view},
+    web_view::{
+        BuiltFile, ICON, ICON_PATH, Page, PageControl, PageId, PageOperation, PageSession, PageState, Placement,
+        SCRIPT_PATH, STYLE_PATH, WebView, accepts_gzip, gzip,
+    },
+};
+use domain::control::{ControlId, RETRY_GRACE};
+
+/// The auditUser of a page's calls.
+const AUDIT_USER: &str = "web-view";
+/// An image that is opened as a document: it runs no script and sends no request.
+const IMAGE_CONTENT: &str = "default-src 'none'; sandbox; frame-ancestors 'none'";
+
+/// The routes of the web view. Each answer has the headers of a page. A document and a file need no credentials, so they have no
+/// line in the log.
+pub(super) fn routes(is_https: bool) -> Router<Arc<EdgeState>> {
+    Router::new()
+        .route(SCRIPT_PATH, get(script))
+        .route(STYLE_PATH, get(style))
+        .route(ICON_PATH, get(async || image("image/svg+xml", ICON.into())))
+        .route("/web/frame", get(frame))
+        .route("/web/{page}", get(phone).post(open_phone))
+        .route("/web/{page}/session", post(start_session))
+        .route("/web/{page}/tzpk", post(issue_tzpk))
+        .route("/web/{page}/set", post(set_pin))
+        .route("/web/{page}/view", post(view_pin))
+        .route("/web/{page}/style.css", get(page_style))
+        .route("/web/{page}/logo", get(logo))
+        // Here, so that the answer has the headers of the layer.
+        .method_not_allowed_fallback(async |edge: State<Arc<EdgeState>>, request: Request| {
+            edge.refuse(ApiError::METHOD_NOT_ALLOWED, request).await
+        })
+        .layer(map_response(move |mut answer: Response<Body>| {
+            secure_web_view(answer.headers_mut(), is_https);
+            ready(answer)
+        }))
+}
+
+/// The key of a page in a path.
+type PageKey = Result<Path<String>, PathRejection>;
+
+async fn script(State(edge): State<Arc<EdgeState>>, headers: HeaderMap) -> Response<Body> {
+    edge.web_view().map_or_else(not_found, |web_view| built(&web_view.script, &headers))
+}
+
+async fn style(State(edge): State<Arc<EdgeState>>, headers: HeaderMap) -> Response<Body> {
+    edge.web_view().map_or_else(not_found, |web_view| built(&web_view.style, &headers))
+}
+
+/// `GET /web/frame?key=`: the document of a frame, which waits for the controlId of its parent.
+async fn frame(State(edge): State<Arc<EdgeState>>, request: Request) -> Response<Body> {
+    let key = query_value(request.uri().query(), "key").ok().flatten();
+    let page = key.and_then(|key| edge.page(&key)).filter(|(_, page)| page.is_framed());
+    let Some((web_view, page)) = page else { return edge.refuse(ApiError::PAGE_UNKNOWN, request).await };
+    document(web_view, page, Placement::Frame, &PageState::Waiting, request.headers())
+}
+
+/// `POST /web/{page}`: exchanges the controlId of a form, and redirects to the document: with a session, or in the state
+/// `expired` if the exchange failed.
+async fn open_phone(State(edge): State<Arc<EdgeState>>, key: PageKey, request: Request) -> Response<Body> {
+    let Some((web_view, page)) = edge.page_of(key) else {
+        return edge.refuse(ApiError::PAGE_UNKNOWN, request).await;
+    };
+    let (parts, mut body) = request.into_parts();
+    let mut log = RequestLog::begin("web", &parts);
+    let redirect = |id| (StatusCode::SEE_OTHER, [(LOCATION, web_view.location(page, id))]).into_response();
+    match edge.exchange(&mut log, web_view, page, Placement::Phone, &parts, &mut body).await {
+        Ok((session, cookie)) => {
+            log.served(StatusCode::SEE_OTHER);
+            let mut answer = redirect(Some(session.id));
+            answer.headers_mut().extend(cookie.map(|cookie| (SET_COOKIE, cookie)));
+            answer.extensions_mut().insert(Authenticated);
+            answer
+        }
+        Err(rejection) => {
+            edge.refusal(ErrorProfile::Full, log, rejection);
+            edge.drain_body(&parts, body).await;
+            redirect(None)
+        }
+    }
+}
+
+/// `GET /web/{page}?id=`: the document of an app's web view. The navigation does not carry the cookie, because another site began
+/// it; the page then reads its session. Without an id: 404, and the document in the state `expired`.
+async fn phone(State(edge): State<Arc<EdgeState>>, key: PageKey, request: Request) -> Response<Body> {
+    let Some((web_view, page)) = edge.page_of(key) else {
+        return edge.refuse(ApiError::PAGE_UNKNOWN, request).await;
+    };
+    let id = query_value(request.uri().query(), "id").ok().flatten().and_then(|id| PageId::parse(&id));
+    let (status, state) = match id {
+        Some(id) => (StatusCode::OK, PageState::Opened(id)),
+        None => (StatusCode::NOT_FOUND, PageState::Expired),
+    };
+    let mut answer = document(web_view, page, Placement::Phone, &state, request.headers());
+    *answer.status_mut() = status;
+    answer
+}
+
+/// `POST /web/{page}/session`: exchanges the controlId that the parent of a frame sent, or reads the session that a form POST
+/// made.
+async fn start_session(State(edge): State<Arc<EdgeState>>, key: PageKey, request: Request) -> Response<Body> {
+    let Some((web_view, page)) = edge.page_of(key) else {
+        return edge.refuse(ApiError::PAGE_UNKNOWN, request).await;
+    };
+    let (parts, mut body) = request.into_parts();
+    let mut log = RequestLog::begin("web/session", &parts);
+    let started = match check_own_origin(web_view, &parts.headers) {
+        Ok(()) => edge.exchange(&mut log, web_view, page, Placement::Frame, &parts, &mut body).await,
+        Err(error) => Err(error.into()),
+    };
+    let is_started = started.is_ok();
+    let (outcome, cookie) = match started {
+        Ok((session, cookie)) => (Ok((StatusCode::OK, PageStarted::from(&session))), cookie),
+        Err(rejection) => (Err(rejection), None),
+    };
+    let mut answer = edge.conclude(ErrorProfile::Full, log, &parts, body, outcome).await;
+    answer.headers_mut().extend(cookie.map(|cookie| (SET_COOKIE, cookie)));
+    if is_started {
+        answer.extensions_mut().insert(Authenticated);
+    }
+    answer
+}
+
+/// `POST /web/{page}/tzpk`.
+async fn issue_tzpk(State(edge): State<Arc<EdgeState>>, key: PageKey, request: Request) -> Response<Body> {
+    let work = async |request: ApiRequest, control_id: String| -> Result<_, Rejection> {
+        let body: DeviceKeyRequest = body::parse(&request.body)?;
+        let key = body::public_key(body.public_key)?;
+        let request = edge.engine_request(
+            request.id,
+            proto::IssueTzpkRequest {
+                tenant: request.tenant,
+                audit_user: request.audit_user,
+                control_id,
+                device_public_key: key.clone(),
+                oaep_mgf1: proto::OaepMgf1::Sha256.into(),
+            },
+        );
+        let issued =
+            edge.engine.pins.clone().issue_tzpk(request).await.map_err(|status| device_key_rejection(status, &key))?;
+        Ok(Tzpk { tzpk: body::base64(&issued.into_inner().encrypted_tzpk), check_value: None })
+    };
+    edge.answer_page("web/tzpk", key, Duration::ZERO, request, work).await
+}
+
+/// `POST /web/{page}/set`. The session lasts as long as the engine confirms a retry of the same block.
+async fn set_pin(State(edge): State<Arc<EdgeState>>, key: PageKey, request: Request) -> Response<Body> {
+    let work = async |request: ApiRequest, control_id: String| -> Result<_, Rejection> {
+        let body: SetPinRequest = body::parse(&request.body)?;
+        let request = edge.engine_request(
+            request.id,
+            proto::SetPinRequest {
+                tenant: request.tenant,
+                audit_user: request.audit_user,
+                control_id,
+                pin_block: body::pin_block(body.pin_block)?,
+            },
+        );
+        edge.engine.pins.clone().set_pin(request).await?;
+        Ok(PinSet {})
+    };
+    edge.answer_page("web/set", key, RETRY_GRACE, request, work).await
+}
+
+/// `POST /web/{page}/view`.
+async fn view_pin(State(edge): State<Arc<EdgeState>>, key: PageKey, request: Request) -> Response<Body> {
+    let work = async |request: ApiRequest, control_id: String| -> Result<_, Rejection> {
+        let body: DeviceKeyRequest = body::parse(&request.body)?;
+        let key = body::public_key(body.public_key)?;
+        let request = edge.engine_request(
+            request.id,
+            proto::ViewPinRequest {
+                tenant: request.tenant,
+                audit_user: request.audit_user,
+                control_id,
+                device_public_key: key.clone(),
+                oaep_mgf1: proto::OaepMgf1::Sha256.into(),
+            },
+        );
+        let shown =
+            edge.engine.pins.clone().view_pin(request).await.map_err(|status| device_key_rejection(status, &key))?;
+        let shown = shown.into_inner();
+        let (tzpk, pin_block) = (body::base64(&shown.encrypted_tzpk), body::base64(&shown.pin_block));
+        Ok(ViewedPin { tzpk, pin_block, check_value: None })
+    };
+    edge.answer_page("web/view", key, Duration::ZERO, request, work).await
+}
+
+/// `GET /web/{page}/style.css`.
+async fn page_style(State(edge): State<Arc<EdgeState>>, key: PageKey, request: Request) -> Response<Body> {
+    match edge.page_of(key) {
+        Some((_, page)) => ([(CONTENT_TYPE, "text/css; charset=utf-8")], page.style.css.to_string()).into_response(),
+        None => edge.refuse(ApiError::PAGE_UNKNOWN, request).await,
+    }
+}
+
+/// `GET /web/{page}/logo`.
+async fn logo(State(edge): State<Arc<EdgeState>>, key: PageKey, request: Request) -> Response<Body> {
+    match edge.page_of(key).and_then(|(_, page)| page.logo.as_ref()) {
+        Some(logo) => image(logo.content_type, logo.bytes.to_vec()),
+        None => edge.refuse(ApiError::PAGE_UNKNOWN, request).await,
+    }
+}
+
+impl EdgeState {
+    fn web_view(&self) -> Option<&WebView> {
+        self.settings.web_view.as_ref()
+    }
+
+    fn page(&self, key: &str) -> Option<(&WebView, &Page)> {
+        let web_view = self.web_view()?;
+        Some((web_view, web_view.page(key)?))
+    }
+
+    fn page_of(&self, key: PageKey) -> Option<(&WebView, &Page)> {
+        self.page(&key.ok()?)
+    }
+
+    /// Exchanges the controlId in the body for a page session, once, or reads the session that a form POST made. Returns the
+    /// session and the cookie of a new one.
+    async fn exchange<'a>(
+        &self,
+        log: &mut RequestLog<'a>,
+        web_view: &WebView,
+        page: &'a Page,
+        placement: Placement,
+        parts: &Parts,
+        body: &mut Body,
+    ) -> Result<(PageSession, Option<HeaderValue>), Rejection> {
+        let network = network_of(parts);
+        let place = self.exchanges.begin(network).inspect_err(|_| self.refused.count(Limit::Exchanges))?;
+        let work = self.start(log, web_view, page, placement, parts, body);
+        let outcome = timeout(self.settings.request_timeout, work).await;
+        let outcome = outcome.unwrap_or_else(|_| Err(self.engine_timeout()));
+        // What the control has no part in is not counted: an engine that is away must not use up the quota of a network.
+        if outcome.as_ref().map_or_else(|rejection| rejection.error.is_server_error(), |_| true) {
+            place.uncount();
+        }
+        outcome
+    }
+
+    async fn start<'a>(
+        &self,
+        log: &mut RequestLog<'a>,
+        web_view: &WebView,
+        page: &'a Page,
+        placement: Placement,
+        parts: &Parts,
+        body: &mut Body,
+    ) -> Result<(PageSession, Option<HeaderValue>), Rejection> {
+        let clients = self.clients.current();
+        let client = client_of(&clients, page)?;
+        match placement {
+            Placement::Phone => check_form_type(&parts.headers)?,
+            Placement::Frame => check_body_type(&parts.headers)?,
+        }
+        // The credential is in the body, so a stranger can send one: it takes no place of the client.
+        let body = {
+            let _place = self.admission.admit_rest(network_of(parts)).ok_or(ApiError::BUSY)?;
+            self.read_body(body).await?
+        };
+        let control_id = match placement {
+            Placement::Phone => form_control_id(&body)?,
+            Placement::Frame => {
+                let call: PageCall = body::parse(&body)?;
+                if let Some(id) = call.page_id.optional_text("pageId")? {
+                    let session = find_session(web_view, page, &parts.headers, &id, Duration::ZERO)?;
+                    log.client = Some(page.client());
+                    log.control = Some(logged_control(&session.control.id.to_string()));
+                    return Ok((session, None));
+                }
+                body::control_id(call.control_id)?
+            }
+        };
+        log.control = Some(logged_control(&control_id));
+        let control = ControlId::parse(&control_id).map_err(|_| ApiError::CONTROL_ID_INVALID)?;
+        let _place = self.admission.admit(client)?;
+        let request = self.engine_request(
+            log.id,
+            proto::StartPageRequest {
+                tenant: client.tenant().as_str().to_owned(),
+                audit_user: AUDIT_USER.to_owned(),
+                control_id,
+            },
+        );
+        let started = self.engine.controls.clone().start_page(request).await?.into_inner();
+        log.client = Some(page.client());
+        let operation = match started.scope() {
+            proto::Scope::SetPin => PageOperation::SetPin,
+            proto::Scope::ViewPin => PageOperation::ViewPin,
+            proto::Scope::Unspecified => return Err(ApiError::UNEXPECTED.into()),
+        };
+        let remaining = started.remaining_duration.and_then(|left| left.try_into().ok()).unwrap_or_default();
+        let digits =
+            [started.pin_digits_min, started.pin_digits_max].map(|digits| u8::try_from(digits).unwrap_or(u8::MAX));
+        let control = PageControl { id: control, operation, digits };
+        let session = web_view.sessions().begin(page.key(), control, remaining).map_err(|_| ApiError::UNEXPECTED)?;
+        let cookie = web_view.sessions().set_cookie(&session, placement).map_err(|_| ApiError::UNEXPECTED)?;
+        Ok((session, Some(cookie)))
+    }
+
+    /// Finds the session of a page's call, reads the request, runs `work` with the controlId of the session within the request
+    /// timeout, and answers. The session is accepted until `grace` after the end of its control.
+    async fn answer_page<T: AnswerBody>(
+        &self,
+        route: &'static str,
+        key: PageKey,
+        grace: Duration,
+        request: Request,
+        work: impl AsyncFnOnce(ApiRequest, String) -> Result<T, Rejection>,
+    ) -> Response<Body> {
+        let Some((web_view, page)) = self.page_of(key) else {
+            return self.refuse(ApiError::PAGE_UNKNOWN, request).await;
+        };
+        let (parts, mut body) = request.into_parts();
+        let mut log = RequestLog::begin(route, &parts);
+        let mut has_session = false;
+        let outcome = timeout(self.settings.request_timeout, async {
+            check_own_origin(web_view, &parts.headers)?;
+            // The sealed cookie is the credential: only with one does the request take a place of the client.
+            if web_view.sessions().all(&parts.headers, page.key()).next().is_none() {
+                return Err(ApiError::PAGE_SESSION_INVALID.into());
+            }
+            (has_session, log.client) = (true, Some(page.client()));
+            let clients = self.clients.current();
+            let client = client_of(&clients, page)?;
+            let _place = self.admission.admit(client)?;
+            check_body_type(&parts.headers)?;
+            let body = self.read_body(&mut body).await?;
+            let id = body::parse::<PageCall>(&body)?.page_id.text("pageId")?;
+            let session = find_session(web_view, page, &parts.headers, &id, grace)?;
+            let control_id = session.control.id.to_string();
+            log.control = Some(logged_control(&control_id));
+            let request = ApiRequest { body, ..ApiRequest::of(client, log.id, AUDIT_USER.to_owned()) };
+            work(request, control_id).await
+        })
+        .await
+        .unwrap_or_else(|_| Err(self.engine_timeout()));
+        let outcome = outcome.map(|answer| (StatusCode::OK, answer));
+        let mut answer = self.conclude(ErrorProfile::Full, log, &parts, body, outcome).await;
+        if has_session {
+            answer.extensions_mut().insert(Authenticated);
+        }
+        answer
+    }
+}
+
+/// The client of a page. A reload may have removed it, and then the page is unknown.
+fn client_of<'a>(clients: &'a [Client], page: &Page) -> Result<&'a Client, ApiError> {
+    clients.iter().find(|client| client.name() == page.client()).ok_or(ApiError::PAGE_UNKNOWN)
+}
+
+/// The session with this id among the cookies of a page's call, until `grace` after the end of its control.
+fn find_session(
+    web_view: &WebView,
+    page: &Page,
+    headers: &HeaderMap,
+    id: &str,
+    grace: Duration,
+) -> Result<PageSession, ApiError> {
+    let session = PageId::parse(id).and_then(|id| web_view.sessions().find(headers, page.key(), id));
+    let is_over = |session: &PageSession| clock::now() >= session.expires_at.after(grace);
+    session.filter(|session| !is_over(session)).ok_or(ApiError::PAGE_SESSION_INVALID)
+}
+
+/// Checks that a call comes from a page of this web view: a browser sets both headers, and no script can change them.
+fn check_own_origin(web_view: &WebView, headers: &HeaderMap) -> Result<(), ApiError> {
+    let mut origins = headers.get_all(ORIGIN).iter();
+    let is_own = origins.next().is_some_and(|origin| web_view.is_own_origin(origin.as_bytes()));
+    let is_same_origin = headers.get_all("sec-fetch-site").iter().all(|site| site == "same-origin");
+    if is_own && is_same_origin && origins.next().is_none() { Ok(()) } else { Err(ApiError::ORIGIN_FORBIDDEN) }
+}
+
+/// The controlId of a form.
+fn form_control_id(body: &[u8]) -> Result<String, ApiError> {
+    let form = std::str::from_utf8(body).map_err(|_| Mistake::BodyNotForm)?;
+    let control_id = query_value(Some(form), "controlId").map_err(|_| Mistake::FormControlId)?;
+    control_id.ok_or_else(|| Mistake::FormControlId.into())
+}
+
+fn image(content_type: &'static str, bytes: Vec<u8>) -> Response<Body> {
+    ([(CONTENT_TYPE, content_type), (CONTENT_SECURITY_POLICY, IMAGE_CONTENT)], bytes).into_response()
+}
+
+/// A file of the page, compressed for a client that accepts it.
+fn built(file: &BuiltFile, headers: &HeaderMap) -> Response<Body> {
+    let mut answer = if accepts_gzip(headers) {
+        ([(CONTENT_ENCODING, "gzip")], file.gzip.to_vec()).into_response()
+    } else {
+        file.plain.into_response()
+    };
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(file.content_type));
+    answer
+}
+
+/// The document of a page. A frame's parent of another origin may load it.
+fn document(
+    web_view: &WebView,
+    page: &Page,
+    placement: Placement,
+    state: &PageState,
+    headers: &HeaderMap,
+) -> Response<Body> {
+    let html = web_view.document(page, placement, state, headers);
+    let mut answer = if accepts_gzip(headers) {
+        ([(CONTENT_ENCODING, "gzip")], gzip(html.as_bytes(), Compression::fast())).into_response()
+    } else {
+        html.into_response()
+    };
+    let answered = answer.headers_mut();
+    answered.insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
+    let policy = match placement {
+        Placement::Phone => page_policy(""),
+        Placement::Frame => {
+            answered.insert(RESOURCE_POLICY, HeaderValue::from_static("cross-origin"));
+            page_policy(&page.origins())
+        }
+    };
+    answered.insert(CONTENT_SECURITY_POLICY, policy);
+    answer
+}
+
+fn not_found() -> Response<Body> {
+    StatusCode::NOT_FOUND.into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_form_has_one_control_id() {
+        const ID: &str = "0b5cfc7d-4b1e-4a37-8a5c-9d2f4f6b8a10";
+        let read = |form: &str| form_control_id(form.as_bytes());
+        assert_eq!(read(&format!("controlId={ID}")), Ok(ID.to_owned()));
+        assert_eq!(read(&format!("lang=fi&controlId={}", ID.replace('-', "%2D"))), Ok(ID.to_owned()));
+        for wrong in ["", "controlId", &format!("controlId={ID}&controlId={ID}"), "controlId=%ff"] {
+            assert_ne!(read(wrong).ok().as_deref(), Some(ID), "{wrong}");
+        }
+        assert_eq!(form_control_id(&[0xff]), Err(Mistake::BodyNotForm.into()));
+    }
+}

@@ -1,0 +1,140 @@
+//! An origin (RFC 6454) as a browser sends it: scheme, host and a port that is not the default.
+
+use std::net::IpAddr;
+
+use axum::http::Uri;
+use thiserror::Error;
+
+/// An origin of HTTPS, or of HTTP on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct WebOrigin(String);
+
+/// The text is not an origin that a page may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub(crate) enum OriginError {
+    #[error("is not a URL: write for example https://bank.example")]
+    NotUrl,
+    #[error("has http:// beyond this machine: write https://")]
+    NotHttps,
+    #[error("has a host that no browser sends as an origin: write lower case, no user and no default port")]
+    Host,
+    #[error("has a query or a fragment: remove it")]
+    Query,
+    #[error("has a path: write scheme, host and port alone")]
+    Path,
+    #[error("has a path with other characters than letters, digits, - . _ ~ and /")]
+    PathCharacters,
+}
+
+impl WebOrigin {
+    /// Reads a URL: its origin, and its path without a slash at the end.
+    ///
+    /// # Errors
+    /// [`OriginError`]: what the URL has that no page may have.
+    pub(crate) fn parse_url(text: &str) -> Result<(Self, String), OriginError> {
+        let url: Uri = text.parse().map_err(|_| OriginError::NotUrl)?;
+        let (Some(scheme), Some(authority)) = (url.scheme_str(), url.authority()) else {
+            return Err(OriginError::NotUrl);
+        };
+        let host = authority.host();
+        let is_https = match scheme {
+            "https" => true,
+            "http" if is_loopback(host) => false,
+            "http" => return Err(OriginError::NotHttps),
+            _ => return Err(OriginError::NotUrl),
+        };
+        let is_name = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
+        let is_host = !host.is_empty() && (host.bytes().all(is_name) || is_loopback(host));
+        let has_default_port = authority.port_u16() == Some(if is_https { 443 } else { 80 });
+        let has_port = authority.as_str().len() > host.len();
+        if !is_host || has_default_port || has_port != authority.port_u16().is_some() {
+            return Err(OriginError::Host);
+        }
+        // The parser of `http` drops a fragment.
+        if url.query().is_some() || text.contains('#') {
+            return Err(OriginError::Query);
+        }
+        let path = url.path().trim_end_matches('/');
+        if !path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte)) {
+            return Err(OriginError::PathCharacters);
+        }
+        Ok((Self(format!("{scheme}://{authority}")), path.to_owned()))
+    }
+
+    /// Reads an origin.
+    ///
+    /// # Errors
+    /// [`OriginError`]: the text is a URL with a path, or not one that a page may have.
+    pub(crate) fn parse(text: &str) -> Result<Self, OriginError> {
+        let (origin, path) = Self::parse_url(text)?;
+        if path.is_empty() { Ok(origin) } else { Err(OriginError::Path) }
+    }
+
+    /// The text in an Origin header.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether the scheme is https.
+    pub(crate) fn is_https(&self) -> bool {
+        self.0.starts_with("https:")
+    }
+}
+
+/// Whether browsers treat the host as trustworthy without TLS: this machine (W3C Secure Contexts, 3.1).
+fn is_loopback(host: &str) -> bool {
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    host == "localhost" || address.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_the_text_that_a_browser_sends() {
+        for text in [
+            "https://bank.example",
+            "https://bank.example:8443",
+            "http://localhost:8081",
+            "http://127.0.0.1",
+            "http://[::1]:1",
+        ] {
+            assert_eq!(WebOrigin::parse(text).unwrap().as_str(), text);
+            assert_eq!(WebOrigin::parse(&format!("{text}/")).unwrap().as_str(), text);
+        }
+        for (text, error) in [
+            ("", OriginError::NotUrl),
+            ("bank.example", OriginError::NotUrl),
+            ("/web", OriginError::NotUrl),
+            ("ftp://bank.example", OriginError::NotUrl),
+            ("*", OriginError::NotUrl),
+            ("http://bank.example", OriginError::NotHttps),
+            ("http://192.0.2.1", OriginError::NotHttps),
+            ("https://*.bank.example", OriginError::Host),
+            ("https://Bank.example", OriginError::Host),
+            ("https://user@bank.example", OriginError::Host),
+            ("https://bank.example:443", OriginError::Host),
+            ("http://localhost:80", OriginError::Host),
+            ("https://b\u{e4}nk.example", OriginError::NotUrl),
+            ("https://bank.example?a", OriginError::Query),
+            ("https://bank.example#a", OriginError::Query),
+            ("https://bank.example/pin", OriginError::Path),
+        ] {
+            assert_eq!(WebOrigin::parse(text), Err(error), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_public_url_may_have_a_path() {
+        for (text, origin, path) in [
+            ("https://pin.bank.example/pin", "https://pin.bank.example", "/pin"),
+            ("https://pin.bank.example/a/b/", "https://pin.bank.example", "/a/b"),
+            ("https://pin.bank.example", "https://pin.bank.example", ""),
+        ] {
+            assert_eq!(WebOrigin::parse_url(text), Ok((WebOrigin(origin.into()), path.into())));
+        }
+        assert_eq!(WebOrigin::parse_url("https://bank.example/a\"b").err(), Some(OriginError::PathCharacters));
+        assert_eq!(WebOrigin::parse_url("https://bank.example/a%20b").err(), Some(OriginError::PathCharacters));
+    }
+}

@@ -1,0 +1,456 @@
+// What the page does: setting, viewing, refusals, lost connections, keys, the app around it.
+import assert from "node:assert/strict";
+import { after, before, beforeEach, test } from "node:test";
+import {
+  choose,
+  engine,
+  freeze,
+  heading,
+  nextCard,
+  openControl,
+  postForm,
+  press,
+  problem,
+  proceed,
+  recordNative,
+  setPin,
+  settings,
+  shownPin,
+  Stage,
+  texts,
+  until,
+  watch,
+} from "./support.mjs";
+
+const words = texts("en");
+let stage;
+let context;
+let page;
+let problems;
+
+before(async () => {
+  stage = await Stage.open();
+});
+after(() => stage.close());
+beforeEach(async () => {
+  stage.network = "up";
+  await context?.close();
+  context = await stage.context();
+  await recordNative(context);
+  page = await context.newPage();
+  problems = watch(page);
+});
+
+/** Opens the page of a control. A page that sets a PIN has its tzpk then: no test takes the network from that call by chance. */
+async function openPage(scope, card = nextCard()) {
+  const keyed = scope === "SET_PIN" && page.waitForResponse("**/tzpk");
+  await postForm(page, await openControl(card, scope));
+  await keyed;
+  return card;
+}
+
+/** The events without those of keystrokes. */
+async function events() {
+  const { android, ios } = await page.evaluate(() => native);
+  assert.deepEqual(
+    ios,
+    android.map(([event, valid]) => (valid === undefined ? { event } : { event, pin_valid: valid })),
+    "both handlers get the same events",
+  );
+  return android.map(([event]) => event).filter((event) => event !== "pin_valid");
+}
+
+/** The bodies of the page's calls to this path. */
+function bodiesOf(path) {
+  const bodies = [];
+  page.on("request", (request) => {
+    if (new URL(request.url()).pathname.endsWith(`/${path}`)) bodies.push(request.postData());
+  });
+  return bodies;
+}
+
+test("a PIN is set and viewed", async () => {
+  const card = await openPage("SET_PIN");
+  await choose(page, words, "48093");
+  await heading(page, words, "saved");
+  assert.deepEqual(await events(), ["set_pin_success"]);
+  await openPage("VIEW_PIN", card);
+  await proceed(page);
+  await heading(page, words, "your_pin");
+  assert.equal(await shownPin(page), "48093");
+  assert.deepEqual(await events(), ["view_pin_success"]);
+  await proceed(page);
+  await heading(page, words, "hidden");
+  assert.equal(await shownPin(page), "");
+  assert.deepEqual(await events(), ["view_pin_success"]);
+  assert.deepEqual(problems, []);
+});
+
+test("pin_valid follows each key", async () => {
+  await openPage("SET_PIN");
+  await press(page, "4809");
+  await page.keyboard.press("Backspace");
+  await page.keyboard.press("5");
+  await page.keyboard.press("Escape");
+  const { android } = await page.evaluate(() => native);
+  const valid = android.map(([event, value]) => [event, value]);
+  assert.deepEqual(valid, [false, false, false, false, true, false, true, false].map((value) => ["pin_valid", value]));
+});
+
+test("set_pin() of the app proceeds", async () => {
+  await openPage("SET_PIN");
+  await press(page, "48093");
+  await page.evaluate(() => set_pin());
+  await heading(page, words, "repeat");
+  await press(page, "48093");
+  await page.evaluate(() => set_pin());
+  await heading(page, words, "saved");
+  assert.deepEqual(await events(), ["set_pin_success"]);
+});
+
+test("a handler that throws does not stop the page", async () => {
+  await context.addInitScript(() => {
+    const fail = () => {
+      throw new Error("of the app");
+    };
+    window.android_handler = new Proxy({}, { get: () => fail });
+    window.webkit = { messageHandlers: { ios_handler: { postMessage: fail } } };
+  });
+  await openPage("SET_PIN");
+  await choose(page, words, "48093");
+  await heading(page, words, "saved");
+});
+
+test("a wrong repeat begins again without a call", async () => {
+  await openPage("SET_PIN");
+  const sent = bodiesOf("set");
+  await choose(page, words, "48093", "48094");
+  await problem(page, words, "mismatch");
+  await heading(page, words, "choose");
+  assert.deepEqual(sent, []);
+  assert.deepEqual(await events(), []);
+});
+
+test("another PIN can be chosen in the second step", async () => {
+  await openPage("SET_PIN");
+  await press(page, "4809");
+  await proceed(page);
+  await heading(page, words, "repeat");
+  await page.getByRole("button", { name: words.another }).click();
+  await choose(page, words, "5093");
+  await heading(page, words, "saved");
+});
+
+test("weak PINs are refused until the control is spent", async () => {
+  await openPage("SET_PIN");
+  for (let refused = 1; refused <= 3; refused++) {
+    await choose(page, words, "1234");
+    await problem(page, words, "weak");
+    assert.equal((await events()).length, refused);
+  }
+  await choose(page, words, "1234");
+  await heading(page, words, "failed");
+  assert.deepEqual(await events(), [...Array(4).fill("set_pin_validation_error"), "set_pin_error"]);
+});
+
+test("another PIN is set after a weak one", async () => {
+  const card = await openPage("SET_PIN");
+  await choose(page, words, "1234");
+  await problem(page, words, "weak");
+  await choose(page, words, "739158264017");
+  await heading(page, words, "saved");
+  await openPage("VIEW_PIN", card);
+  await proceed(page);
+  await heading(page, words, "your_pin");
+  assert.equal(await shownPin(page), "739158264017");
+});
+
+test("an unknown, a spent and an exchanged control answer the expired page", async () => {
+  const control = await openControl(nextCard(), "SET_PIN");
+  const other = await context.newPage();
+  await postForm(other, control);
+  await page.bringToFront();
+  for (const id of [control.id, "00000000-0000-4000-8000-000000000000", "x"]) {
+    await postForm(page, { ...control, id });
+    await heading(page, words, "expired");
+    assert.deepEqual(await events(), ["set_pin_error", "view_pin_error"]);
+  }
+  await other.bringToFront();
+  await choose(other, words, "48093");
+  await heading(other, words, "saved");
+});
+
+test("a second page in the browser ends the first", async () => {
+  await openPage("SET_PIN");
+  const other = await context.newPage();
+  await postForm(other, await openControl(nextCard(), "SET_PIN"));
+  await page.bringToFront();
+  await choose(page, words, "48093");
+  await heading(page, words, "failed");
+  await other.bringToFront();
+  await choose(other, words, "48093");
+  await heading(other, words, "saved");
+});
+
+test("an expired control wipes the entry", async () => {
+  await page.clock.install();
+  await openPage("SET_PIN");
+  await press(page, "480");
+  await page.clock.fastForward(600_000);
+  await heading(page, words, "expired");
+  assert.deepEqual(await events(), ["set_pin_error"]);
+  assert.equal(await page.locator(".dot").count(), 0);
+});
+
+test("the engine goes away and comes back", async () => {
+  const card = await openPage("SET_PIN");
+  const sent = bodiesOf("set");
+  await press(page, "48093");
+  await proceed(page);
+  await press(page, "48093");
+  await engine("away");
+  await proceed(page);
+  await page.locator(".loss", { hasText: words.not_confirmed }).waitFor();
+  await until(() => sent.length > 1, "a second try");
+  await engine("back");
+  await heading(page, words, "saved");
+  assert.equal(new Set(sent).size, 1, "each try sends the same block");
+  await openPage("VIEW_PIN", card);
+  await proceed(page);
+  await heading(page, words, "your_pin");
+  assert.equal(await shownPin(page), "48093");
+});
+
+test("a lost answer is confirmed by the same block", async () => {
+  await page.clock.install();
+  await openPage("SET_PIN");
+  await heading(page, words, "choose");
+  // Without time no try but that of the button is made.
+  await freeze(page);
+  const sent = bodiesOf("set");
+  await press(page, "48093");
+  await proceed(page);
+  await press(page, "48093");
+  stage.network = "mute";
+  await proceed(page);
+  await page.locator(".loss", { hasText: words.not_confirmed }).waitFor();
+  stage.network = "up";
+  await page.getByRole("button", { name: words.try_now }).click();
+  await heading(page, words, "saved");
+  assert.equal(sent.length, 2);
+  assert.equal(sent[0], sent[1]);
+  assert.deepEqual(await events(), ["set_pin_success"]);
+});
+
+test("a refusal after a lost answer leaves the PIN unconfirmed", async () => {
+  await openPage("SET_PIN");
+  let tries = 0;
+  await page.route("**/set", (route) => {
+    tries += 1;
+    if (tries === 1) return route.abort("connectionreset");
+    return route.fulfill({ status: 404, contentType: "application/json", body: '{"errorCode":"CONTROL_NOT_USABLE"}' });
+  });
+  await choose(page, words, "48093");
+  await heading(page, words, "unconfirmed");
+  assert.equal(tries, 2);
+  assert.deepEqual(await events(), ["set_pin_error"]);
+});
+
+test("a lost tzpk request is repeated", async () => {
+  await page.route("**/tzpk", (route) => route.abort("connectionreset"), { times: 2 });
+  await openPage("SET_PIN");
+  await choose(page, words, "48093");
+  await heading(page, words, "saved");
+});
+
+test("a tzpk for another key fails and changes nothing", async () => {
+  await page.route("**/tzpk", (route) =>
+    route.fulfill({ status: 200, contentType: "application/json", body: JSON.stringify({ tzpk: btoa("x".repeat(256)) }) }),
+  );
+  await openPage("SET_PIN");
+  await choose(page, words, "48093");
+  await heading(page, words, "failed");
+  assert.deepEqual(await events(), ["set_pin_error"]);
+});
+
+test("a card without a PIN shows so", async () => {
+  await openPage("VIEW_PIN");
+  await proceed(page);
+  await heading(page, words, "not_set");
+  assert.deepEqual(await events(), ["view_pin_error"]);
+});
+
+test("a viewed PIN disappears when the window loses the focus", async () => {
+  const card = nextCard();
+  await setPin(page, card, "48093", words);
+  for (const leave of [
+    () => window.dispatchEvent(new Event("blur")),
+    () => {
+      Object.defineProperty(document, "visibilityState", { value: "hidden" });
+      document.dispatchEvent(new Event("visibilitychange"));
+    },
+    () => window.dispatchEvent(new PageTransitionEvent("pagehide")),
+  ]) {
+    await openPage("VIEW_PIN", card);
+    await proceed(page);
+    await heading(page, words, "your_pin");
+    assert.equal(await shownPin(page), "48093");
+    await page.evaluate(leave);
+    await page.locator(".digits").waitFor({ state: "detached" });
+  }
+});
+
+test("a viewed PIN disappears after the set time", async () => {
+  const card = nextCard();
+  await setPin(page, card, "48093", words);
+  await page.clock.install();
+  await openPage("VIEW_PIN", card);
+  await proceed(page);
+  await heading(page, words, "your_pin");
+  await page.locator("[role=timer]", { hasText: words.hides_in }).waitFor();
+  await page.clock.fastForward(10_000);
+  await heading(page, words, "hidden");
+  assert.equal(await page.locator(".digits li").count(), 0);
+});
+
+test("a PIN cannot be pasted, dropped, copied or restored", async () => {
+  const card = await openPage("SET_PIN");
+  await press(page, "48");
+  for (const type of ["paste", "drop"]) {
+    const cancelled = await page.evaluate((name) => !document.body.dispatchEvent(new Event(name, { bubbles: true, cancelable: true })), type);
+    assert.ok(cancelled, type);
+    await problem(page, words, "no_paste");
+    await page.keyboard.press("3");
+    await page.keyboard.press("Backspace");
+  }
+  assert.equal(await page.locator(".dot").count(), 2);
+  assert.equal(await page.locator("input, textarea, select, [contenteditable]").count(), 0);
+  await press(page, "093");
+  await proceed(page);
+  await press(page, "48093");
+  await proceed(page);
+  await heading(page, words, "saved");
+  await openPage("VIEW_PIN", card);
+  await proceed(page);
+  await heading(page, words, "your_pin");
+  for (const type of ["copy", "cut", "dragstart"]) {
+    const cancelled = await page.evaluate((name) => !document.body.dispatchEvent(new Event(name, { bubbles: true, cancelable: true })), type);
+    assert.ok(cancelled, type);
+  }
+  const state = await page.evaluate(() => [history.state, localStorage.length, sessionStorage.length, document.cookie]);
+  assert.deepEqual(state, [null, 0, 0, ""]);
+});
+
+test("a PIN is set with the keyboard alone", async () => {
+  await openPage("SET_PIN");
+  const field = page.getByRole("textbox", { name: words.choose });
+  await until(() => field.evaluate((element) => element === document.activeElement), "the focus on the entry");
+  const order = [];
+  for (;;) {
+    await page.keyboard.press("Tab");
+    const name = await page.evaluate(() => {
+      const focused = document.activeElement;
+      return focused === document.body ? "" : focused.getAttribute("aria-label") || focused.textContent;
+    });
+    if (!name || order.length > 20) break;
+    order.push(name);
+  }
+  assert.deepEqual(order, [..."1234567890", words.delete, words.continue]);
+  await page.keyboard.type("48093");
+  await field.focus();
+  await page.keyboard.press("Enter");
+  await heading(page, words, "repeat");
+  await until(
+    () => page.getByRole("textbox", { name: words.repeat }).evaluate((element) => element === document.activeElement),
+    "the focus on the entry",
+  );
+  await page.keyboard.type("48093");
+  await page.keyboard.press("Enter");
+  await heading(page, words, "saved");
+});
+
+test("Arabic digits of a keyboard are digits", async () => {
+  const card = await openPage("SET_PIN");
+  for (const digits of ["٤٨٠٩٣", "۴۸۰۹۳"]) {
+    for (const key of digits) {
+      await page.evaluate((value) => document.body.dispatchEvent(new KeyboardEvent("keydown", { key: value, bubbles: true })), key);
+    }
+    await proceed(page);
+  }
+  await heading(page, words, "saved");
+  await openPage("VIEW_PIN", card);
+  await proceed(page);
+  await heading(page, words, "your_pin");
+  assert.equal(await shownPin(page), "48093");
+});
+
+test("screen readers get the whole story", async () => {
+  const card = await openPage("SET_PIN");
+  const tree = () => page.locator("main").ariaSnapshot();
+  const choosing = await tree();
+  for (const line of [
+    `- timer: ${words.time_left}`,
+    `- heading "${words.choose}" [level=1]`,
+    `- paragraph: 4 to 12 digits`,
+    `- textbox "${words.choose}"`,
+    `- group "${words.keypad}"`,
+    `- button "7"`,
+    `- button "${words.delete}"`,
+    `- button "${words.continue}" [disabled]`,
+  ]) {
+    assert.ok(choosing.includes(line), `${line} in\n${choosing}`);
+  }
+  await press(page, "480");
+  await page.getByRole("status").getByText("Digits entered: 3").waitFor();
+  await proceed(page);
+  await page.getByRole("alert").getByText("Enter at least 4 digits.").waitFor();
+  await press(page, "93");
+  await proceed(page);
+  await press(page, "48093");
+  await proceed(page);
+  await heading(page, words, "saved");
+  await page.getByRole("status").getByText(words.saved_hint).waitFor();
+  await openPage("VIEW_PIN", card);
+  assert.ok((await tree()).includes(`- button "${words.show}"`));
+  await proceed(page);
+  await heading(page, words, "your_pin");
+  const shown = await tree();
+  const digits = [...shown.matchAll(/- listitem: "?(\d)"?/g)].map(([, digit]) => digit).join("");
+  assert.equal(digits, "48093", shown);
+  assert.ok(shown.includes(`- list "${words.your_pin}"`), shown);
+});
+
+test("the page announces its last ten seconds", async () => {
+  await page.clock.install();
+  await openPage("SET_PIN");
+  const [minutes, seconds] = (await page.locator("[role=timer] span").last().textContent()).split(":").map(Number);
+  const left = minutes * 60 + seconds;
+  await page.clock.fastForward((left - 11) * 1_000);
+  await page.clock.runFor(1_500);
+  await page.getByRole("status").getByText(`${words.time_left}: 10 seconds`).waitFor();
+});
+
+test("the page is under the policy of the edge", async () => {
+  await openPage("SET_PIN");
+  const blocked = await page.evaluate(() => {
+    const tries = {
+      markup: () => (document.body.innerHTML = "<b></b>"),
+      script: () => (document.createElement("script").src = "https://evil.example/script.js"),
+      policy: () => trustedTypes.createPolicy("p", {}),
+    };
+    return Object.entries(tries).map(([name, run]) => {
+      try {
+        run();
+        return `${name} ran`;
+      } catch {
+        return name;
+      }
+    });
+  });
+  assert.deepEqual(blocked, ["markup", "script", "policy"]);
+  const fetched = await page.evaluate(() => fetch("https://evil.example/sibling", { mode: "no-cors" }).then(() => "sent", () => "blocked"));
+  assert.equal(fetched, "blocked");
+  const { pathname, search } = new URL(page.url());
+  assert.equal(pathname, `${settings.publicUrl.pathname}/web/${settings.page}`.replace("//", "/"));
+  assert.match(search, /^\?id=[0-9a-f]{32}$/);
+});

@@ -1,0 +1,328 @@
+// What the browser tests share: the settings that the starting test gives, a TLS front for the edge like an operator's proxy,
+// the sites of parent windows, and the browser.
+import { execFileSync } from "node:child_process";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import http from "node:http";
+import https from "node:https";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import axe from "axe-core";
+import { chromium } from "playwright-core";
+
+/** How long a condition may take. The machine stalls for seconds; no test measures time. */
+export const WAIT_MS = 60_000;
+
+export const settings = {
+  /** The URL of the edge's listener, such as `http://127.0.0.1:8080`. */
+  edge: setting("EDGE"),
+  /** `[web_view] public_url` of the edge. The front answers at its origin. */
+  publicUrl: new URL(setting("PUBLIC_URL")),
+  /** The bearer token of the client of the page. */
+  token: setting("TOKEN"),
+  /** The key of the page. Its origins are PARENT_SITE and OTHER_SITE, and a viewed PIN is shown for 10 seconds. */
+  page: setting("PAGE"),
+  /** The first plasticId for the tests. Each test takes the next number. */
+  plasticId: BigInt(setting("PLASTIC_ID")),
+  /** The starting test watches this directory: a file `engine-away` stops the engine, `engine-back` starts it. It removes the file when done. */
+  control: setting("CONTROL"),
+  /** The logs of edge and engine, with `:` between them. */
+  logs: setting("LOGS").split(":"),
+  /** Where screenshots are kept. */
+  artifacts: setting("ARTIFACTS"),
+};
+
+function setting(name) {
+  const value = process.env[`PINSEAL_BROWSER_${name}`];
+  if (!value) throw new Error(`PINSEAL_BROWSER_${name} is not set: README.md of tests/browser lists the variables`);
+  return value;
+}
+
+/** A parent window of the operator on another site than the page. */
+export const PARENT_SITE = "https://shop.example";
+/** A parent window of the operator on the site of the page. */
+export const OTHER_SITE = "https://bank.example";
+/** A parent window that the page does not accept. */
+export const WRONG_SITE = "https://evil.example";
+
+const CHROMIUM = "/usr/bin/chromium";
+
+export function texts(language) {
+  return JSON.parse(readFileSync(new URL(`../../web/languages/${language}.json`, import.meta.url), "utf8"));
+}
+
+/** The TLS front, the parent sites and the browser. */
+export class Stage {
+  #server;
+  #browser;
+  #directory = mkdtempSync(join(tmpdir(), "pinseal-browser-"));
+  #closing = [];
+  /** "up", "away": no connection, or "mute": requests reach the edge, and their answers are lost. */
+  network = "up";
+  /** Replaces the script of the page. */
+  script = undefined;
+  /** Whether the answers of the edge arrive with their Content-Security-Policy. */
+  policy = true;
+
+  static async open() {
+    const stage = new Stage();
+    await stage.#serve();
+    return stage;
+  }
+
+  async close() {
+    for (const close of this.#closing.reverse()) await close();
+    await this.#browser?.close();
+    this.#server.closeAllConnections();
+    await new Promise((closed) => this.#server.close(closed));
+    rmSync(this.#directory, { recursive: true, force: true });
+  }
+
+  /** A directory that ends with the stage. */
+  directory(name) {
+    const made = join(this.#directory, name);
+    mkdirSync(made);
+    return made;
+  }
+
+  /** A new browser context. With `profile` it is kept in this directory, like that of a person. */
+  async context({ profile, ...options } = {}) {
+    const launch = {
+      executablePath: CHROMIUM,
+      headless: true,
+      args: [
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        `--host-resolver-rules=MAP * 127.0.0.1:${this.#server.address().port}, EXCLUDE 127.0.0.1`,
+        // Accept-Language of a persistent profile comes from this alone.
+        "--lang=en-US",
+      ],
+    };
+    const common = { ignoreHTTPSErrors: true, locale: "en-US", ...options };
+    let context;
+    if (profile) {
+      context = await chromium.launchPersistentContext(profile, { ...launch, ...common });
+    } else {
+      this.#browser ??= await chromium.launch(launch);
+      context = await this.#browser.newContext(common);
+    }
+    context.setDefaultTimeout(WAIT_MS);
+    await context.addInitScript(() => (window.realSetTimeout = window.setTimeout));
+    this.#closing.push(() => context.close());
+    return context;
+  }
+
+  async #serve() {
+    const [key, cert] = ["key.pem", "cert.pem"].map((name) => join(this.#directory, name));
+    const subject = ["-subj", "/CN=pinseal tests", "-days", "2", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
+    execFileSync("openssl", ["req", "-x509", ...subject, "-keyout", key, "-out", cert], { stdio: "ignore" });
+    const files = { key: readFileSync(key), cert: readFileSync(cert) };
+    this.#server = https.createServer(files, (request, response) => {
+      if (request.headers.host === settings.publicUrl.host) this.#forward(request, response);
+      else parentSite(request, response);
+    });
+    await new Promise((listening) => this.#server.listen(0, "127.0.0.1", listening));
+  }
+
+  #forward(request, response) {
+    if (this.script && request.url.endsWith("/web/page.js")) {
+      response.writeHead(200, { "content-type": "text/javascript", "cross-origin-resource-policy": "same-origin" });
+      return response.end(this.script);
+    }
+    const cut = () => request.socket.destroy();
+    if (this.network === "away") return cut();
+    const target = new URL(request.url, settings.edge);
+    const forwarded = http.request(target, { method: request.method, headers: request.headers }, (answer) => {
+      if (this.network === "mute") return answer.resume().on("end", cut);
+      const { "content-security-policy": _, ...headers } = answer.headers;
+      response.writeHead(answer.statusCode, this.policy ? answer.headers : headers);
+      answer.pipe(response);
+    });
+    forwarded.on("error", cut);
+    request.pipe(forwarded);
+  }
+}
+
+/**
+ * The operator's pages. `/parent` frames the page and keeps its messages in `received`; `/post` sends the form of the app;
+ * `/sibling` is an empty frame.
+ */
+function parentSite(request, response) {
+  const { pathname } = new URL(request.url, "https://parent");
+  const page = PARENT_PAGES[pathname];
+  response.writeHead(page ? 200 : 404, { "content-type": "text/html; charset=utf-8" });
+  response.end(page ?? "");
+}
+
+const frameUrl = `${settings.publicUrl.href.replace(/\/$/, "")}/web/frame?key=${settings.page}`;
+const PARENT_PAGES = {
+  "/parent": `<!doctype html><html lang="en"><title>Bank</title><h1>Bank</h1>
+    <iframe id="pin" title="Your PIN" width="380" height="640" src="${frameUrl}"></iframe>
+    <iframe id="sibling" name="sibling" title="Sibling" width="10" height="10" src="/sibling"></iframe>
+    <script>received = []; addEventListener("message", ({ origin, data }) => received.push({ origin, data }))</script>`,
+  "/sibling": `<!doctype html><html lang="en"><title>Sibling</title>`,
+  "/app": `<!doctype html><html lang="en"><title>App</title>`,
+};
+
+let lastPlasticId = settings.plasticId;
+
+/** A plasticId that no other test has. */
+export function nextCard() {
+  return String(lastPlasticId++);
+}
+
+/** Opens a control as the back-end. Returns `{id, pinURL, pinFrameURL}`. */
+export async function openControl(card, scope) {
+  const response = await fetch(`${settings.edge}/pincontrol/v2/plastic/${card}?auditUser=browser-tests`, {
+    method: "POST",
+    headers: { "content-type": "application/json", authorization: `Bearer ${settings.token}` },
+    body: JSON.stringify({ scope }),
+  });
+  const answer = await response.json();
+  if (response.status !== 201) throw new Error(`opening a control answered ${response.status}: ${answer.message}`);
+  return answer;
+}
+
+/** Sends the form POST of the app's web view for a control, and waits for the page. */
+export async function postForm(page, { id, pinURL }) {
+  await page.goto(`${OTHER_SITE}/app`);
+  const loaded = page.waitForURL((url) => url.href.startsWith(pinURL));
+  await page.evaluate(
+    ([action, controlId]) => {
+      const form = Object.assign(document.createElement("form"), { method: "post", action });
+      form.append(Object.assign(document.createElement("input"), { type: "hidden", name: "controlId", value: controlId }));
+      document.body.append(form);
+      form.submit();
+    },
+    [pinURL, id],
+  );
+  await loaded;
+  await page.locator("main h1").waitFor();
+}
+
+/** Stops the time of a page with an installed clock: no timer runs until the test moves the time. */
+export async function freeze(page) {
+  // The clock cannot pause in the past, and the machine may stall between these two calls.
+  await page.clock.pauseAt((await page.evaluate(() => Date.now())) + 5_000);
+}
+
+/** Moves the time of a frozen page. */
+export async function pass(page, milliseconds) {
+  await page.clock.fastForward(milliseconds);
+  // Timers that the passed ones set.
+  await page.clock.runFor(500);
+}
+
+/** Collects what a page does that no page may do: errors, violated policies, requests to other hosts. */
+export function watch(page) {
+  const problems = [];
+  page.on("pageerror", (error) => problems.push(String(error)));
+  page.on("console", (message) => {
+    // The edge's own refusals and the cut connections of the tests.
+    if (message.type() === "error" && !message.text().startsWith("Failed to load resource")) problems.push(message.text());
+  });
+  page.on("request", (request) => {
+    const { host, pathname } = new URL(request.url());
+    const fromPage = !request.isNavigationRequest() && request.frame().url().startsWith(settings.publicUrl.origin);
+    // Chromium asks each origin for its icon.
+    if (fromPage && host !== settings.publicUrl.host && pathname !== "/favicon.ico") problems.push(request.url());
+  });
+  return problems;
+}
+
+/** Records the calls of both native handlers in `native`. */
+export function recordNative(context) {
+  return context.addInitScript(() => {
+    if (window !== top) return;
+    window.native = { android: [], ios: [] };
+    const names = ["view_pin_success", "view_pin_error", "set_pin_success", "set_pin_error", "set_pin_validation_error", "pin_valid"];
+    window.android_handler = Object.fromEntries(names.map((name) => [name, (...values) => native.android.push([name, ...values])]));
+    window.webkit = { messageHandlers: { ios_handler: { postMessage: (message) => native.ios.push(message) } } };
+  });
+}
+
+/** Waits until the heading is the text of this key. */
+export async function heading(frame, words, key) {
+  await frame.locator("main h1", { hasText: new RegExp(`^${escaped(words[key])}$`) }).waitFor();
+}
+
+export async function problem(frame, words, key, values = {}) {
+  const text = words[key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
+  await frame.locator("[role=alert]", { hasText: new RegExp(`^${escaped(text)}$`) }).waitFor();
+}
+
+function escaped(text) {
+  return text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+}
+
+/** Presses the keys of the page for these digits. */
+export async function press(frame, digits) {
+  for (const digit of digits) await frame.locator(".key", { hasText: new RegExp(`^${digit}$`) }).click();
+}
+
+/** Presses the main button. */
+export async function proceed(frame) {
+  // The button is aria-disabled, for its look, until the entry has enough digits; a press then says what is missing.
+  await frame.locator("button.main").click({ force: true });
+}
+
+/** Enters a PIN in both steps. */
+export async function choose(frame, words, pin, repeated = pin) {
+  await heading(frame, words, "choose");
+  await press(frame, pin);
+  await proceed(frame);
+  await heading(frame, words, "repeat");
+  await press(frame, repeated);
+  await proceed(frame);
+}
+
+/** Sets a PIN on a card through the page. */
+export async function setPin(page, card, pin, words) {
+  await postForm(page, await openControl(card, "SET_PIN"));
+  await choose(page, words, pin);
+  await heading(page, words, "saved");
+}
+
+/** The digits that the page shows. */
+export async function shownPin(frame) {
+  return (await frame.locator(".digits li").allTextContents()).join("");
+}
+
+/** Waits for a condition. */
+export async function until(condition, what) {
+  const end = Date.now() + WAIT_MS;
+  for (;;) {
+    const value = await condition();
+    if (value) return value;
+    if (Date.now() > end) throw new Error(`waited ${WAIT_MS} ms for ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+}
+
+/** Stops or starts the engine. */
+export async function engine(state) {
+  const file = join(settings.control, `engine-${state}`);
+  writeFileSync(file, "");
+  await until(() => !existsSync(file), `the starting test to handle ${file}`);
+}
+
+/** The violations that axe-core finds in a document. */
+export async function violations(frame) {
+  // Without the policy's exception a script element of the test cannot be added, so the source is evaluated.
+  await frame.evaluate(axe.source);
+  const { violations: found } = await frame.evaluate(async () => {
+    // axe-core waits with timers, and those of a frozen page do not run.
+    const ofPage = window.setTimeout;
+    window.setTimeout = window.realSetTimeout;
+    try {
+      return await window.axe.run(document, { resultTypes: ["violations"] });
+    } finally {
+      window.setTimeout = ofPage;
+    }
+  });
+  return found.map(({ id, nodes }) => `${id}: ${nodes.map(({ html, failureSummary }) => `${html} ${failureSummary}`).join("; ")}`);
+}
+
+export async function screenshot(page, ...names) {
+  mkdirSync(settings.artifacts, { recursive: true });
+  await page.screenshot({ path: join(settings.artifacts, `${names.join("-")}.png`), animations: "disabled" });
+}

@@ -1,0 +1,153 @@
+// The page that a cardholder sees. The edge renders it with its state in `data-*` of <html>.
+import { Connection, Refused } from "./connection.ts";
+import { Countdown } from "./countdown.ts";
+import { Host, type HostEvent, type Operation } from "./host.ts";
+import { ENDINGS, type Control, type Ending, type Page, type PinOperation } from "./operation.ts";
+import { Screen } from "./screen.ts";
+import { SetPin } from "./set_pin.ts";
+import { text } from "./texts.ts";
+import { ViewPin } from "./view_pin.ts";
+
+const DIGIT_KEYS = "0123456789٠١٢٣٤٥٦٧٨٩۰۱۲۳۴۵۶۷۸۹";
+
+const SESSION_TIME_MAX_MS = 20_000;
+
+const data = document.documentElement.dataset;
+const framed = data.mode === "frame";
+const host = new Host(framed, (data.origins ?? "").split(" "));
+const screen = new Screen(document.querySelector("main") ?? document.body, () => run?.connection.tryNow());
+
+/** One control, from its exchange to its end. */
+interface Run {
+  connection: Connection;
+  operation?: PinOperation;
+  countdown?: Countdown;
+}
+let run: Run | undefined;
+
+function connect(): Run {
+  stop();
+  const connection = new Connection(data.base ?? "", (lost) =>
+    screen.loss(lost ? (run?.operation?.lossText ?? "no_connection") : undefined),
+  );
+  run = { connection };
+  return run;
+}
+
+/** Ends the present control: wipes its digits and stops its calls and its countdown. */
+function stop(): void {
+  run?.operation?.wipe();
+  run?.countdown?.stop();
+  run?.connection.close();
+  run = undefined;
+}
+
+function end(ending: Ending, event?: HostEvent): void {
+  stop();
+  const { heading, hint, sign } = ENDINGS[ending];
+  screen.hideTime();
+  screen.show({ heading, hint: text(hint), sign });
+  if (event) host.report(event);
+}
+
+/** @param elapsed The most milliseconds that can have passed since the edge counted `secondsLeft`. */
+function begin(current: Run, control: Control, elapsed: number): void {
+  const page: Page = {
+    call: (path, body, mayRepeat = () => page.isAlive()) =>
+      current.connection.post(path, { pageId: control.pageId, ...body }, mayRepeat),
+    isAlive: () => current.countdown?.isOver === false,
+    end: (ending, event) => {
+      if (run === current) end(ending, event);
+    },
+  };
+  const stopTime = () => {
+    current.countdown?.stop();
+    screen.hideTime();
+  };
+  current.countdown = new Countdown(
+    control.secondsLeft,
+    elapsed,
+    (left, share) => screen.time("time_left", left, share),
+    () => {
+      screen.hideTime();
+      if (current.operation?.timeUp() !== false) page.end("expired", current.operation?.failure);
+    },
+  );
+  current.operation =
+    control.operation === "set-pin"
+      ? new SetPin(control, page, screen, host)
+      : new ViewPin(Number(data.viewSeconds), page, screen, host, stopTime);
+}
+
+/**
+ * Starts a control: one that a parent window sent, or the one of this page's session.
+ * @param expected What the parent window asked for.
+ */
+async function start(credential: { controlId: string } | { pageId: string }, expected?: Operation): Promise<void> {
+  if (!isSupported()) return fail("unsupported", expected);
+  const current = connect();
+  prepare();
+  const stopAt = performance.now() + SESSION_TIME_MAX_MS;
+  try {
+    const control = await current.connection.post<Control>("session", credential, () => performance.now() < stopAt);
+    if (expected && control.operation !== expected) return fail("failed", expected);
+    begin(current, control, performance.now() - current.connection.sentAt);
+  } catch (error) {
+    fail(error instanceof Refused && error.refusal === "expired" ? "expired" : "failed", expected);
+  }
+}
+
+/** Ends a control that did not start. Without an operation it may have been for either. */
+function fail(ending: Ending, operation?: Operation): void {
+  end(ending);
+  if (operation !== "view-pin") host.report("set_pin_error");
+  if (operation !== "set-pin") host.report("view_pin_error");
+}
+
+function isSupported(): boolean {
+  return typeof globalThis.crypto?.subtle?.generateKey === "function";
+}
+
+function prepare(): void {
+  screen.hideTime();
+  screen.show({ heading: "title", hint: text("loading"), sign: "wait" });
+}
+
+function keyDown(event: KeyboardEvent): void {
+  const operation = run?.operation;
+  if (!operation || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+  const digit = event.key.length === 1 ? DIGIT_KEYS.indexOf(event.key) : -1;
+  if (digit >= 0) operation.key?.(digit % 10);
+  else if (event.key === "Backspace" || event.key === "Delete") operation.key?.("erase");
+  else if (event.key === "Escape") operation.key?.("clear");
+  // Enter on a button presses that button.
+  else if (event.key === "Enter" && !(event.target instanceof HTMLButtonElement)) operation.proceed();
+  else return;
+  event.preventDefault();
+}
+
+document.addEventListener("keydown", keyDown);
+for (const type of ["paste", "drop"]) {
+  document.addEventListener(type, (event) => {
+    event.preventDefault();
+    run?.operation?.refusePaste?.();
+  });
+}
+for (const type of ["copy", "cut", "dragover", "dragstart"]) {
+  document.addEventListener(type, (event) => event.preventDefault());
+}
+window.addEventListener("blur", () => run?.operation?.leave?.());
+document.addEventListener("visibilitychange", () => {
+  if (document.visibilityState === "hidden") run?.operation?.leave?.();
+});
+// A page that returns from the cache of the browser has nothing left.
+window.addEventListener("pagehide", () => end("expired"));
+
+if (framed) {
+  prepare();
+  host.onRequest((operation, controlId) => void start({ controlId }, operation));
+} else {
+  Object.assign(window, { set_pin: () => run?.operation?.proceed() });
+  if (data.state === "opened") void start({ pageId: data.pageId ?? "" });
+  else fail("expired");
+}
