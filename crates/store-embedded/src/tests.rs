@@ -294,7 +294,7 @@ async fn a_store_low_on_space_finishes_open_controls_and_opens_none() {
     assert_eq!(Store::audit(&store, 1, 100).await.unwrap().len(), 5, "a control, a tzpk, a set, a retry and a stop");
     // The tries of a card go on.
     let event = card_event(Action::VerifyPin);
-    let reserved = as_store(&store).reserve_try(card(1), 3, Compared::Value, event.clone()).await.unwrap();
+    let reserved = as_store(&store).reserve_try(card(1), 3, Compared::Record, event.clone()).await.unwrap();
     let settled = as_store(&store).settle_try(card(1), reserved.number, Verdict::Wrong, 3, event.clone()).await;
     assert_eq!(settled.unwrap(), 2);
     assert_eq!(as_store(&store).reset_tries(card(1), 1, 3, event).await.unwrap().used(), 0);
