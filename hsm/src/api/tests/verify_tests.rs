@@ -268,12 +268,21 @@ fn level_token_refuses_what_compares_pins_by_name() {
     let source = || hsm.device_source(&phone, GOOD);
     let key = PvkName::parse("bank:1").unwrap();
     let expected = ExpectedValue::Pvv { key: key.clone(), value: VerificationValue::parse("8523").unwrap() };
+    // The plasticId of 10 digits is no account number: the card's registration would not help at this level.
+    let account = || Account::PlasticId;
+    let value = Request::VerifyValue { source: source(), expected, card: card(), account: account() };
+    let derive = Request::DeriveValue {
+        record: record.clone(),
+        method: ValueMethod::Pvv(key),
+        card: card(),
+        account: account(),
+    };
     let refused = [
         hsm.verify(source(), &record).err(),
-        hsm.has_value(source(), expected).err(),
+        wait(hsm.execute(value)).err(),
         hsm.change(source(), source(), &record).err(),
         hsm.generate(4).err(),
-        hsm.value(&record, &ValueMethod::Pvv(key)).err(),
+        wait(hsm.execute(derive)).err(),
     ];
     for (error, wanted) in refused.into_iter().zip(HostOperation::ALL) {
         assert!(matches!(error, Some(Error::HostLevelOnly { operation }) if operation == wanted), "{wanted}");

@@ -427,20 +427,45 @@ fn a_block_keeps_its_pin_from_zone_to_zone() {
     }
 }
 
-/// A block for another account number is malformed, and its account number never comes from the plasticId.
+/// A block for another account number is malformed, and its account number never comes from the plasticId. What the level or
+/// the storage format cannot do is refused by that name first.
 #[test]
 fn a_block_with_an_account_number_needs_one() {
-    let hsm = open_with_zones();
-    let record = set(&hsm, &APP_BANK, &good_block(ZoneFormat::Iso1)).unwrap().record;
-    let run = |source, target| wait(hsm.translate(source, target, card(), &Account::PlasticId));
-    for format in [ZoneFormat::Iso0, ZoneFormat::Iso3, ZoneFormat::Iso4] {
-        let zone = zone_of(format);
-        let given = run(Source::Record(record.clone()), to_zone(&zone, format));
-        assert!(matches!(given, Err(Error::NoAccountNumber)), "{format}");
-        let set = run(from_zone(&zone, &good_block(format)), Target::Record);
-        assert!(matches!(set, Err(Error::NoAccountNumber)), "{format}");
+    for (form, hsm) in boundaries_with_zones() {
+        let level = hsm.status().level();
+        let record = set(&hsm, &APP_BANK, &good_block(ZoneFormat::Iso1)).unwrap().record;
+        let run = |source, target| wait(hsm.translate(source, target, card(), &Account::PlasticId));
+        let mut needed = 0;
+        for format in [ZoneFormat::Iso0, ZoneFormat::Iso3, ZoneFormat::Iso4] {
+            let (zone, place) = (zone_of(format), Place::Zone(format));
+            let block = good_block(format);
+            for (source, target, is_set) in [(Place::Record(form), place, false), (place, Place::Record(form), true)] {
+                let answer = match is_set {
+                    true => run(from_zone(&zone, &block), Target::Record),
+                    false => run(Source::Record(record.clone()), to_zone(&zone, format)),
+                };
+                let translation = Translation { source, target, level };
+                match answer.err().unwrap() {
+                    Error::NoAccountNumber => {
+                        assert!(TRANSLATIONS.contains(&translation), "{translation:?}");
+                        needed += 1;
+                    }
+                    Error::TranslationNotAllowed | Error::WriteOnly | Error::OneWay => {
+                        assert!(!TRANSLATIONS.contains(&translation), "{translation:?}");
+                    }
+                    error => panic!("{translation:?}: {error}"),
+                }
+            }
+        }
+        // At level token only the export of an ISO-3 record has the account number inside.
+        let expected = match (level, form) {
+            (BoundaryLevel::Host, StorageFormat::OneWay) => 3,
+            (BoundaryLevel::Host, _) => 6,
+            (BoundaryLevel::Token, form) => usize::from(form == StorageFormat::Iso3),
+        };
+        assert_eq!(needed, expected, "{form:?} at level {level}");
+        assert!(run(from_zone(&APP_BANK, &good_block(ZoneFormat::Iso1)), Target::Record).is_ok());
     }
-    assert!(run(from_zone(&APP_BANK, &good_block(ZoneFormat::Iso1)), Target::Record).is_ok());
 }
 
 #[test]
