@@ -644,8 +644,8 @@ fn a_block_of_a_zone_needs_the_use_verify_and_nothing_reversible_starts_one_way(
         let refused = verify(&hsm, source(format, right), &record);
         assert!(matches!(refused, Err(Error::ZoneUse { needed: ZoneUse::Verify })));
     }
-    // A zone that may verify sets no PIN, and both blocks of a change are of one party.
-    let [(format, right), ..] = blocks(0x4524);
+    // A zone that may verify sets no PIN, and both blocks of a change are of one party. The card has no account number.
+    let [_, (format, right), _] = blocks(0x4524);
     let verifies = open(NewRecordFormat::Iso4, &[ZoneUse::Verify]).unwrap();
     let record = verifies.set(&phone, PIN_4524);
     assert!(matches!(verifies.verify(source(format, right), &record), Ok((true, None))));
@@ -702,7 +702,16 @@ fn the_stack_of_every_verification_is_scrubbed_to_its_end() {
     };
     let derive = |method: &ValueMethod| hsm.value(&reversible, method).is_ok();
     let compare = |expected: ExpectedValue| hsm.has_value(copy_of(&seven), expected).is_ok_and(|right| right);
+    let compare_natural = || {
+        let natural = ExpectedValue::Ibm3624Natural { key: ibm_3624(), digits: 7 };
+        hsm.has_value(copy_of(&seven), natural).is_ok()
+    };
     let plastic = Account::PlasticId;
+    let other_account = hsm.registered("5413330089020011");
+    let rebind = || {
+        let (from, to) = ((card(), copy(&account)), (card(), copy(&other_account)));
+        wait(hsm.execute(Request::Rebind { record: reversible.clone(), from, to })).is_ok()
+    };
     check_scrubbed(&[
         ("verify", &|| verify(&hsm, &seven, &reversible, &account)),
         ("verify a one-way record", &|| verify(&one_way, &four, &one_way_record, &plastic)),
@@ -715,5 +724,7 @@ fn the_stack_of_every_verification_is_scrubbed_to_its_end() {
         ("derive an offset", &|| derive(&ValueMethod::Ibm3624Offset(ibm_3624()))),
         ("compare a PVV", &|| compare(pvv("7416"))),
         ("compare an offset", &|| compare(offset("7864624"))),
+        ("compare a natural PIN", &compare_natural),
+        ("bind to another account number", &rebind),
     ]);
 }
