@@ -1,5 +1,6 @@
 //! No trace of a PIN or an account number: not in logs at the most verbose level, not in store files, not in the audit
-//! export, not in error bodies, not in metrics; and no clear or device-side block either.
+//! export, not in error bodies, not in metrics; and no clear or device-side block either. No clear block of an operation with a
+//! zone is in the memory of the engine or its boundary after the calls.
 
 use std::{fs, path::Path, process::Command};
 
@@ -23,20 +24,44 @@ use support::{
     zone_party::{ZONES, ZoneParty, right as right_pin, wrong as wrong_pin, zone},
 };
 
+/// A key that stays in the memory of the boundary: a search that misses it does not work.
+const STORAGE_KEY: &str = "the storage key";
+
 /// The PINs and numbers of the test, in every form that a trace could have.
 #[derive(Default)]
-struct Planted(Vec<(String, Vec<u8>)>);
+struct Planted {
+    traces: Vec<(String, Vec<u8>)>,
+    /// Those that no memory may have.
+    clear: memory_search::Planted,
+}
 
 impl Planted {
     fn text(&mut self, what: &str, text: &str) {
-        self.0.push((what.to_owned(), text.as_bytes().to_vec()));
+        self.traces.push((what.to_owned(), text.as_bytes().to_vec()));
+    }
+
+    fn clear_block(&mut self, what: &str, block: &[u8; 8]) {
+        self.block(what, block);
+        self.clear.plant("a clear block", block);
+    }
+
+    /// A PIN as text, as the field of a format 4 block and as the field under the CMAC of a one-way record.
+    fn pin(&mut self, what: &str, pin: &str) {
+        self.text(what, pin);
+        self.clear.plant("a PIN as text", pin.as_bytes());
+        for (control, fill) in [('4', 'A'), ('0', '0')] {
+            let mut field = format!("{control}{:X}{pin}", pin.len());
+            field.extend(std::iter::repeat_n(fill, 16 - field.len()));
+            let field = u64::from_str_radix(&field, 16).unwrap();
+            self.clear_block(&format!("{what}, as a field"), &field.to_be_bytes());
+        }
     }
 
     fn block(&mut self, what: &str, block: &[u8; 8]) {
         let hex: String = block.iter().map(|byte| format!("{byte:02x}")).collect();
         let list = format!("{block:?}");
-        self.0.push((format!("{what}, raw"), block.to_vec()));
-        self.0.push((format!("{what}, reversed"), block.iter().rev().copied().collect()));
+        self.traces.push((format!("{what}, raw"), block.to_vec()));
+        self.traces.push((format!("{what}, reversed"), block.iter().rev().copied().collect()));
         self.text(&format!("{what}, hex"), &hex);
         self.text(&format!("{what}, HEX"), &hex.to_uppercase());
         self.text(&format!("{what}, base64"), &STANDARD.encode(block));
@@ -47,7 +72,7 @@ impl Planted {
     fn zone_block(&mut self, party: &ZoneParty, what: &str, pin: &str) -> ZoneBlock {
         let clear = Pin::parse(pin).unwrap().to_block(Fill::Random);
         let block = party.encrypted(ZoneFormat::Iso1, &clear);
-        self.block(&format!("{what}, clear"), &clear);
+        self.clear_block(&format!("{what}, clear"), &clear);
         self.block(what, block.pin_block.as_slice().try_into().unwrap());
         block
     }
@@ -56,7 +81,7 @@ impl Planted {
     fn answer(&mut self, party: &ZoneParty, what: &str, block: &[u8]) {
         let block: [u8; 8] = block.try_into().unwrap();
         self.block(what, &block);
-        self.block(&format!("{what}, clear"), &party.key.decrypt_block(&block));
+        self.clear_block(&format!("{what}, clear"), &party.key.decrypt_block(&block));
     }
 
     /// Plants the blocks of a stream's outcomes. Returns its errors.
@@ -72,7 +97,7 @@ impl Planted {
     }
 
     fn assert_absent(&self, place: &str, bytes: &[u8]) {
-        for (what, pattern) in &self.0 {
+        for (what, pattern) in &self.traces {
             let found = memory_search::contains(bytes, pattern);
             assert!(!found, "{what} left a trace in {place}");
         }
@@ -165,8 +190,8 @@ async fn no_operation_with_a_zone_leaves_a_trace() {
     let (mut client, mut planted, mut errors) = (engine.client().await, Planted::default(), String::new());
     let (card, account, other_account) = ("845039217756", "4716258093174820", "5329071846302915");
     let (pin, wrong, next) = ("907856341290", "918273645546", "36925814");
-    for (what, text) in [("a PIN", pin), ("a wrong PIN", wrong), ("a changed PIN", next)] {
-        planted.text(what, text);
+    for (what, pin) in [("a PIN", pin), ("a wrong PIN", wrong), ("a changed PIN", next)] {
+        planted.pin(what, pin);
     }
     for (what, text) in [("an account number", account), ("a new account number", other_account), ("a plasticId", card)]
     {
@@ -248,7 +273,7 @@ async fn no_operation_with_a_zone_leaves_a_trace() {
         errors.push_str(&planted.outcomes(&party, "a block of a stream of exports", answer.outcomes));
     }
     let streamed = "58203947";
-    planted.text("a PIN of a stream", streamed);
+    planted.pin("a PIN of a stream", streamed);
     let blocks = [planted.zone_block(&party, "a block of a stream", streamed), malformed];
     let items = blocks.into_iter().enumerate().map(|(at, block)| NumberedSet {
         sequence: at as u64,
@@ -283,15 +308,22 @@ async fn no_operation_with_a_zone_leaves_a_trace() {
     assert_no_trace(planted, &errors, engine, party.directory());
 }
 
-/// Searches what an engine with [`METRICS`] wrote, and stops the engine.
+/// Searches what an engine with [`METRICS`] wrote, and its memory and that of its boundary; stops the engine.
 fn assert_no_trace(mut planted: Planted, errors: &str, engine: EngineProcess, directory: &Path) {
+    let data = directory.join("data");
+    let storage_key = memory_search::storage_key_of(&data.join("vault"), &data.join("vault.key")).unwrap();
+    planted.clear.plant(STORAGE_KEY, &storage_key);
+    for (process, expected) in [(engine.id(), [].as_slice()), (engine.hsm_id().unwrap(), &[STORAGE_KEY])] {
+        let found = planted.clear.find_in(process).expect("run the tests as root");
+        assert!(found.bytes > 1 << 20, "too little memory was read");
+        assert_eq!(found.names.into_iter().collect::<Vec<_>>(), expected, "in memory");
+    }
     let log = engine.log();
     assert!(log.len() > 1_000, "the log is too short for a search");
     planted.assert_absent("the engine's log", log.as_bytes());
     planted.assert_absent("errors", errors.as_bytes());
     planted.assert_absent("the metrics", engine.metrics().as_bytes());
     assert_eq!(engine.terminate(), 0);
-    let data = directory.join("data");
     let exported = Command::new(env!("CARGO_BIN_EXE_pinseal"))
         .args(["audit", "export", "--store"])
         .arg(data.join("store"))
@@ -300,7 +332,7 @@ fn assert_no_trace(mut planted: Planted, errors: &str, engine: EngineProcess, di
     assert!(exported.status.success() && exported.stdout.len() > 1_000);
     planted.assert_absent("the audit export", &exported.stdout);
     // The plasticId names the rows of its card.
-    planted.0.retain(|(what, _)| what != "a plasticId");
+    planted.traces.retain(|(what, _)| what != "a plasticId");
     assert!(each_file(&data, &planted) > 3, "there are too few files for a search");
 }
 
@@ -324,13 +356,9 @@ async fn no_derived_generated_or_transferred_pin_leaves_a_trace() {
     let (account, other_account) = ("4716258093174820", "5329071846302915");
     let (card, successor, of_other) = ("845039217756", "845039217757", "845039217758");
     let (pin, wrong) = ("907856341290", "918273645546");
-    for (what, texts) in [
-        ("a PIN", [pin, wrong].as_slice()),
-        ("an account number", &[account, other_account]),
-        ("a plasticId", &[card, successor, of_other]),
-    ] {
-        texts.iter().for_each(|text| planted.text(what, text));
-    }
+    [pin, wrong].iter().for_each(|pin| planted.pin("a PIN", pin));
+    [account, other_account].iter().for_each(|number| planted.text("an account number", number));
+    [card, successor, of_other].iter().for_each(|card| planted.text("a plasticId", card));
     for (card, account) in [(card, account), (successor, account), (of_other, other_account)] {
         client.register(card, account).await.unwrap();
     }
@@ -348,12 +376,12 @@ async fn no_derived_generated_or_transferred_pin_leaves_a_trace() {
     let pvv = client.pins.derive_verification_value(derive(Algorithm::Pvv(pair(1)))).await.unwrap().into_inner();
     // The 11 rightmost digits of the account number without the check digit, the PVKI, and four digits of the PIN.
     let parameter = u64::from_str_radix(&format!("{}1{}", &account[4..15], &pin[..4]), 16).unwrap();
-    planted.block("a security parameter", &parameter.to_be_bytes());
+    planted.clear_block("a security parameter", &parameter.to_be_bytes());
     let offset = derive(Algorithm::Ibm3624Offset(ibm_3624()));
     let offset = client.pins.derive_verification_value(offset).await.unwrap().into_inner().digits;
     let natural = minus(pin, &offset);
     planted.text("an offset", &offset);
-    planted.text("a natural PIN", &natural);
+    planted.pin("a natural PIN", &natural);
     let unknown = client.pins.derive_verification_value(derive(Algorithm::Pvv(pair(2)))).await.err().unwrap();
     errors.push_str(&format!("{unknown:?}"));
     let right = planted.zone_block(&party, "a right block", pin);
@@ -403,7 +431,7 @@ async fn no_derived_generated_or_transferred_pin_leaves_a_trace() {
     client.pins.generate_pin(generate(12)).await.unwrap();
     let given = client.get_by_zone(of_other).await.unwrap();
     planted.answer(&party, "a block of the generated PIN", &given);
-    planted.text("a generated PIN", &party.decrypted(&given));
+    planted.pin("a generated PIN", &party.decrypted(&given));
 
     for refused in ["VALUE_KEY_UNKNOWN", "ACCOUNT_MISMATCH", "DIGIT_COUNT_INVALID"] {
         assert!(errors.contains(refused), "{errors}");
@@ -418,12 +446,7 @@ async fn no_one_way_record_leaves_a_trace() {
     let (mut planted, mut errors) = (Planted::default(), String::new());
     let (card, older) = ("845039217756", "845039217757");
     let (pin, wrong, next) = ("907856341290", "918273645546", "369258147036");
-    for pin in [pin, wrong, next] {
-        planted.text("a PIN", pin);
-        // The field under the CMAC of a record: the length and the digits.
-        let field = (12 << 56) | (u64::from_str_radix(pin, 16).unwrap() << 8);
-        planted.block("the field of a one-way record", &field.to_be_bytes());
-    }
+    [pin, wrong, next].iter().for_each(|pin| planted.pin("a PIN", pin));
     let engine = party.start("");
     let mut client = engine.client().await;
     client.set_by_zone(older, &planted.zone_block(&party, "an older block", pin)).await.unwrap();
