@@ -376,6 +376,8 @@ mod tests {
     const TOKEN_VARIABLE: &str = "PINSEAL_TEST_TOKEN";
     /// The directory of this token.
     const DIRECTORY_VARIABLE: &str = "PINSEAL_TEST_DIRECTORY";
+    /// A module in front of NSS: the shim, which records every output.
+    const MODULE_VARIABLE: &str = "PINSEAL_TEST_MODULE";
 
     /// Opens the boundary on the token of [`TOKEN_VARIABLE`], with the default level and format.
     fn open() -> Hsm {
@@ -408,6 +410,7 @@ mod tests {
                 }
                 other => panic!("no token {other}"),
             };
+            let module = env::var(MODULE_VARIABLE).unwrap_or_else(|_| module.to_owned());
             let token = Pkcs11 {
                 place: TokenPlace { module: module.into(), module_parameters: parameters, slot },
                 user_pin: "2468".to_owned().into(),
@@ -532,13 +535,35 @@ mod tests {
         if env::var_os(TOKEN_VARIABLE).is_some() {
             return;
         }
+        let directory = nss_database();
+        run(&mut suite_on("nss", directory.path()));
+    }
+
+    /// A directory with an empty database of NSS.
+    fn nss_database() -> tempfile::TempDir {
         assert!(Path::new(NSS).exists(), "NSS softokn is missing: apt-get install libnss3");
         let directory = tempfile::tempdir().unwrap();
         let pin = directory.path().join("pin");
         std::fs::write(&pin, "2468").unwrap();
         let database = format!("sql:{}", directory.path().display());
         run(Command::new("certutil").args(["-N", "-d", &database, "-f"]).arg(pin));
-        run(&mut suite_on("nss", directory.path()));
+        directory
+    }
+
+    /// The zone operations of level `token`, on NSS behind the shim.
+    #[test]
+    fn no_zone_operation_has_a_clear_value_leave_nss() {
+        if env::var_os(TOKEN_VARIABLE).is_some() {
+            return;
+        }
+        let directory = nss_database();
+        run(Command::new(env!("CARGO")).args(["build", "--quiet", "-p", "pinseal-pkcs11-shim"]));
+        let shim = env::current_exe().unwrap().parent().unwrap().with_file_name("libpkcs11_shim.so");
+        let mut suite = Command::new(env::current_exe().unwrap());
+        suite.args(["api::tests::zone_tests::the_shim_records_no_clear_value", "--exact"]);
+        suite.env(TOKEN_VARIABLE, "nss").env(DIRECTORY_VARIABLE, directory.path()).env(MODULE_VARIABLE, shim);
+        let trace = directory.path().join("trace");
+        run(suite.env("PINSEAL_SHIM_MODULE", NSS).env(zone_tests::TRACE_VARIABLE, trace));
     }
 
     #[test]

@@ -68,7 +68,6 @@ impl Boundary {
     /// # Errors
     /// [`Error::Refused`] for a malformed block or a PIN against the policy; the other variants say what failed.
     pub(crate) fn execute(&self, request: &Request) -> Result<Reply, Error> {
-        check_account_number(request)?;
         match request {
             Request::Check => self.token().check().map(|()| Reply::Available),
             Request::IssueTzpk { public_key, binding } => match self {
@@ -83,14 +82,18 @@ impl Boundary {
             Request::SealPan { number, card } => self.seal_pan(number, card).map(Reply::SealedPan),
             Request::Verify { source, record, card, account } => {
                 let at_host = self.at_host(HostOperation::Verify)?;
+                check_account_number(binds_account(source), card, account)?;
                 self.check_record(record, card)?;
                 at_host.verify(source, record, card, account)
             }
             Request::VerifyValue { source, expected, card, account } => {
-                self.at_host(HostOperation::VerifyValue)?.verify_value(source, expected, card, account)
+                let at_host = self.at_host(HostOperation::VerifyValue)?;
+                check_account_number(true, card, account)?;
+                at_host.verify_value(source, expected, card, account)
             }
             Request::Change { old, new, record, card, account } => {
                 let at_host = self.at_host(HostOperation::Change)?;
+                check_account_number(binds_account(old) || binds_account(new), card, account)?;
                 self.check_record(record, card)?;
                 at_host.change((old, new), record, card, account).map(Reply::Changed)
             }
@@ -101,6 +104,7 @@ impl Boundary {
             Request::DeriveValue { record, method, card, account } => {
                 let at_host = self.at_host(HostOperation::DeriveValue)?;
                 self.check_is_reversible()?;
+                check_account_number(true, card, account)?;
                 self.check_record(record, card)?;
                 at_host.derive_value(record, method, card, account).map(Reply::Value)
             }
@@ -154,6 +158,8 @@ impl Boundary {
             self.check_is_reversible()?;
         }
         check_translation(self.level(), source_place, target_place)?;
+        let target_binds = matches!(target, Target::Zone { format, .. } if format.binds_account());
+        check_account_number(binds_account(source) || target_binds, card, account)?;
         match (source, target) {
             (Source::Device { sealed_tzpk, control, block }, Target::Record) => {
                 let binding = Binding { card: *card, control: *control };
@@ -221,28 +227,18 @@ impl Boundary {
     }
 }
 
-/// Checks that a request whose block or value has the account number inside has one: another party computes with the account
-/// number, and the digits of a short plasticId are none. A stored block may be bound to any plasticId.
+/// Whether the account number is inside the block of a source.
+fn binds_account(source: &Source) -> bool {
+    matches!(source, Source::Zone { block, .. } if block.format().binds_account())
+}
+
+/// Checks that a card has an account number where a block or value of the request has one inside: another party computes with
+/// the account number, and the digits of a short plasticId are none. A stored block may be bound to any plasticId. What the
+/// level or the storage format cannot do at all is refused before, by its name: an account number would not help.
 ///
 /// # Errors
 /// [`Error::NoAccountNumber`] without a registered number, for a plasticId of fewer than 12 digits.
-fn check_account_number(request: &Request) -> Result<(), Error> {
-    let comes = |source: &Source| matches!(source, Source::Zone { block, .. } if block.format().binds_account());
-    let goes = |target: &Target| matches!(target, Target::Zone { format, .. } if format.binds_account());
-    let (is_needed, card, account) = match request {
-        Request::Translate { source, target, card, account } => (comes(source) || goes(target), card, account),
-        Request::Verify { source, card, account, .. } => (comes(source), card, account),
-        Request::Change { old, new, card, account, .. } => (comes(old) || comes(new), card, account),
-        Request::VerifyValue { card, account, .. } | Request::DeriveValue { card, account, .. } => {
-            (true, card, account)
-        }
-        Request::Check
-        | Request::IssueTzpk { .. }
-        | Request::RetryTag { .. }
-        | Request::SealPan { .. }
-        | Request::Generate { .. }
-        | Request::Rebind { .. } => return Ok(()),
-    };
+fn check_account_number(is_needed: bool, card: &CardBinding, account: &Account) -> Result<(), Error> {
     let has_number = || {
         AccountDigits::parse(card.plastic_id())
             .is_some_and(|digits| AccountNumber::from_digits(digits.as_slice()).is_some())

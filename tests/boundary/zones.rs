@@ -15,19 +15,23 @@ use hsm_protocol::{
 };
 use memory_search::{Planted, storage_key_of};
 use support::{
-    ceremony::{Ceremony, ENOUGH, pinseal, said},
+    ceremony::{Ceremony, pinseal, said},
     hsm_process::HsmProcess,
 };
 
 use crate::memory::unwiped_build;
 
-const ZONE: &str = "[[zones]]\nname = \"app-bank\"\ntenant = \"bank\"\nindex = 0\n\
-                    formats = [\"iso-1\", \"iso-0\", \"iso-3\"]\nuses = [\"set-pin\", \"get-pin\", \"export\", \"translate\"]";
+const ZONES: &str = "[[zones]]\nname = \"app-bank\"\ntenant = \"bank\"\nindex = 0\n\
+                     formats = [\"iso-1\", \"iso-0\", \"iso-3\"]\nuses = [\"set-pin\", \"get-pin\", \"export\", \"translate\"]\n\
+                     [[zones]]\nname = \"auth-host\"\ntenant = \"bank\"\nindex = 1\nformats = [\"iso-4\"]\n\
+                     uses = [\"set-pin\", \"export\", \"translate\"]";
 const PAN: &str = "5413330089020011";
 /// `0000` and the 12 rightmost digits of the account number without the check digit.
 const ACCOUNT_FIELD: u64 = 0x0000_3330_0890_2001;
 /// A key that stays in the memory of the vault's process: a search that misses it does not work.
 const STORAGE_KEY: &str = "the storage key";
+/// The same of an AES zone key: its key schedule begins with the key.
+const AES_ZONE_KEY: &str = "the AES zone key";
 const PINS: u64 = 200;
 
 /// A connection to a boundary, as an engine opens it.
@@ -82,14 +86,14 @@ impl Connection {
     }
 
     fn set(&mut self, block: &ZoneBlock) -> Result<PinRecord, Error> {
-        match self.translate(Source::Zone { key: zone(), block: block.clone() }, Target::Record)? {
+        match self.translate(from_zone(block.clone()), Target::Record)? {
             Reply::Record { record, .. } => Ok(record),
             _ => panic!("the reply of another request"),
         }
     }
 
     fn give(&mut self, source: Source, format: ZoneFormat) -> ZoneBlock {
-        match self.translate(source, Target::Zone { key: zone(), format }).unwrap() {
+        match self.translate(source, Target::Zone { key: zone_of(format), format }).unwrap() {
             Reply::ZoneBlock(block) => block,
             _ => panic!("the reply of another request"),
         }
@@ -100,41 +104,29 @@ pub(crate) fn zone() -> ZoneKey {
     ZoneKey { zone: ZoneName::parse("app-bank").unwrap(), version: None }
 }
 
+/// The zone that carries blocks of a format.
+fn zone_of(format: ZoneFormat) -> ZoneKey {
+    if format.needs_aes() { ZoneKey { zone: ZoneName::parse("auth-host").unwrap(), version: None } } else { zone() }
+}
+
+fn from_zone(block: ZoneBlock) -> Source {
+    Source::Zone { key: zone_of(block.format()), block }
+}
+
 /// A ceremony's vault with an engine's keys and an active zone key that the test knows.
 pub(crate) fn with_zone_key() -> (Ceremony, Tzpk) {
     let ceremony = Ceremony::prepared();
     let created = pinseal().args(["vault", "create", "--config"]).arg(ceremony.at("engine.toml")).output().unwrap();
     assert!(created.status.success(), "{}", said(&created));
     ceremony.begin();
-    let key = load_known(&ceremony, "zone:app-bank", 0x5B);
+    let key = ceremony.load_known("zone:app-bank", 0x5B);
     (ceremony, key)
-}
-
-/// Loads a 3DES key from two known components, activates it, and returns it.
-pub(crate) fn load_known(ceremony: &Ceremony, name: &str, byte: u8) -> Tzpk {
-    let components = [[byte; 16], *b"\x10\x32\x54\x76\x98\xBA\xDC\xFE\x01\x23\x45\x67\x89\xAB\xCD\xEF"];
-    let hexadecimal = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02X}")).collect::<String>();
-    let typed = components.map(|component| {
-        let kcv = Tzpk::from_bytes(&component).unwrap().encrypt_block(&[0; 8]);
-        format!("{}\n{}\n", hexadecimal(&component), hexadecimal(&kcv[..3]))
-    });
-    let loaded = ceremony.with_input("load", ENOUGH, &[name, "--algorithm", "3des-double"], &typed.concat());
-    assert!(loaded.status.success(), "{}", said(&loaded));
-    ceremony.well("activate", ENOUGH, &[&format!("{name}/1")]);
-    let [first, second] = components;
-    // Odd parity, which a ceremony sets.
-    let key: Vec<_> = first.iter().zip(second).map(|(a, b)| with_odd_parity(a ^ b)).collect();
-    Tzpk::from_bytes(&key).unwrap()
-}
-
-fn with_odd_parity(byte: u8) -> u8 {
-    (byte & 0xFE) | u8::from((byte & 0xFE).count_ones().is_multiple_of(2))
 }
 
 #[test]
 fn no_zone_operation_leaves_a_clear_value() {
     let Traces { memory, text, clear } = traces_of(pinseal());
-    assert_eq!(memory, [STORAGE_KEY], "left in the boundary's memory");
+    assert_eq!(memory, [AES_ZONE_KEY, STORAGE_KEY], "left in the boundary's memory");
     assert!(clear.iter().all(|clear| !text.contains(clear.as_str())), "left in log or errors");
 }
 
@@ -157,11 +149,13 @@ struct Traces {
 /// Sets, gives, exports and translates PINs under a zone key in a boundary by a prepared command that ends with the program.
 fn traces_of(boundary: Command) -> Traces {
     let (ceremony, key) = with_zone_key();
-    let hsm = HsmProcess::start_with(boundary, ceremony.directory(), ZONE);
+    let aes_key = ceremony.load_aes("zone:auth-host");
+    let hsm = HsmProcess::start_with(boundary, ceremony.directory(), ZONES);
     let (mut planted, mut seen) = (Planted::default(), Vec::new());
     let data = ceremony.at("data");
     planted.plant(STORAGE_KEY, &storage_key_of(&data.join("vault"), &data.join("vault.key")).unwrap());
     planted.plant("the zone key", key.as_bytes());
+    planted.plant(AES_ZONE_KEY, &aes_key);
     let mut connection = Connection::open(&hsm);
     let mut errors = String::new();
     for turn in 0..PINS {
@@ -180,8 +174,18 @@ fn traces_of(boundary: Command) -> Traces {
             let block = ZoneBlock::from_bytes(format, &key.encrypt_block(&clear.to_be_bytes())).unwrap();
             let record = connection.set(&block).unwrap();
             let mut sources = vec![(Source::Record(record.clone()), ZoneFormat::Iso1)];
-            sources.push((Source::Record(record), ZoneFormat::Iso0));
-            sources.push((Source::Zone { key: zone(), block }, ZoneFormat::Iso3));
+            sources.push((Source::Record(record.clone()), ZoneFormat::Iso0));
+            sources.push((from_zone(block.clone()), ZoneFormat::Iso3));
+            // Blocks of format 4: exported, translated from and to, and set as a record.
+            let exported = connection.give(Source::Record(record), ZoneFormat::Iso4);
+            sources.push((from_zone(exported.clone()), ZoneFormat::Iso0));
+            sources.push((Source::Record(connection.set(&exported).unwrap()), ZoneFormat::Iso1));
+            let moved = connection.give(from_zone(block), ZoneFormat::Iso4);
+            sources.push((from_zone(moved), ZoneFormat::Iso3));
+            let mut changed = exported.as_bytes().to_vec();
+            changed[0] ^= 1;
+            let refused = connection.set(&ZoneBlock::from_bytes(ZoneFormat::Iso4, &changed).unwrap()).err().unwrap();
+            assert!(matches!(refused, Error::Refused(Refusal::MalformedBlock)));
             for (source, target) in sources {
                 let given = connection.give(source, target);
                 let given = key.decrypt_block(given.as_bytes().try_into().unwrap());

@@ -3,8 +3,9 @@
 use std::{path::Path, process::Command};
 
 use proto::{
-    FindCardRequest, GeneratePinRequest, GetPinByZoneRequest, IssueTzpkRequest, OpenControlRequest, REQUEST_ID_KEY,
-    RegisterCardRequest, Scope, SetPinRequest, ViewPinRequest,
+    DeriveVerificationValueRequest, FindCardRequest, GeneratePinRequest, GetPinByZoneRequest, IssueTzpkRequest,
+    OpenControlRequest, PvkPair, REQUEST_ID_KEY, RegisterCardRequest, Scope, SetPinRequest, ValueMethod,
+    ViewPinRequest, value_method::Algorithm,
 };
 use serde_json::{Value, json};
 use tonic::{Request, Status};
@@ -121,7 +122,8 @@ fn find(plastic: &str) -> FindCardRequest {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_refused_request_has_one_audit_event_with_its_reason() {
     let directory = tempfile::tempdir().unwrap();
-    let settings = "[control]\nper_card_per_hour_max = 4\nunknown_cards = \"refuse\"";
+    let settings = "[control]\nper_card_per_hour_max = 4\nunknown_cards = \"refuse\"\n\
+                    [[verification.keys]]\nname = \"pvk:visa\"\ntenants = [\"bank\"]";
     let engine = EngineProcess::start(directory.path(), settings);
     let (device, mut client) = (device(), engine.client().await);
     let key = device.public_key_der();
@@ -184,6 +186,15 @@ async fn each_refused_request_has_one_audit_event_with_its_reason() {
         digit_count: 4,
     };
     refuse!(pins.generate_pin(generate), "CARD_UNKNOWN", "card_unknown", "generate_pin");
+    let derive = |plastic: &str| DeriveVerificationValueRequest {
+        tenant: TENANT.into(),
+        audit_user: AUDIT_USER.into(),
+        plastic_id: plastic.into(),
+        method: Some(ValueMethod { algorithm: Some(Algorithm::Pvv(PvkPair { name: "visa".into(), pvki_number: 1 })) }),
+    };
+    client.set(&device, "5202", "2580").await.unwrap();
+    refuse!(pins.derive_verification_value(derive("5202")), "NO_ACCOUNT_NUMBER", "no_account_number", "derive_value");
+    refuse!(pins.derive_verification_value(derive("5201")), "VALUE_KEY_UNKNOWN", "value_key_refused", "derive_value");
     refuse!(cards.find_card(find("5299")), "CARD_UNKNOWN", "card_unknown", "find_card");
     let (read, request) = with_id(find("5201"));
     client.cards.find_card(request).await.unwrap();

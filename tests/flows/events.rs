@@ -1,10 +1,16 @@
 //! The events of a tenant: a card system follows them, and resumes by their numbers.
 
-use proto::{
-    FollowEventsRequest, FollowEventsResponse, PinEventKind as Kind, ResetTriesRequest, ZoneFormat,
-    event_service_client::EventServiceClient,
+use std::{
+    fs,
+    time::{Duration, Instant},
 };
-use tonic::{Code, Status, Streaming};
+
+use futures::stream;
+use proto::{
+    FollowEventsRequest, FollowEventsResponse, NumberedSet, PinEventKind as Kind, ResetTriesRequest, SetPinsRequest,
+    ZoneFormat, bulk_service_client::BulkServiceClient, event_service_client::EventServiceClient,
+};
+use tonic::{Code, Status, Streaming, transport::Channel};
 
 use support::{
     engine_process::{AUDIT_USER, EngineProcess, TENANT, device, reason},
@@ -52,6 +58,70 @@ async fn events_that_were_archived_are_refused_by_their_number() {
     let mut events = follow(&engine, TENANT, 0).await.unwrap();
     engine.client().await.set(&device, "3301", "31415").await.unwrap();
     assert_eq!(kinds(&next(&mut events, 1).await), [Kind::Set.as_str_name()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_whose_next_events_were_archived_gets_that_reason() {
+    /// More events than the engine sends to a client that does not read.
+    const EVENTS: u64 = 8_000;
+    /// The engine archives again a minute after a failure.
+    const ARCHIVED_WITHIN: Duration = Duration::from_secs(300);
+    let party = ZoneParty::prepared();
+    let engine = party.start_quiet("");
+    let block = party.block("27182");
+    let set = |sequence| NumberedSet {
+        sequence,
+        plastic_id: (570_000 + sequence).to_string(),
+        zone_block: Some(block.clone()),
+    };
+    let messages = (0..EVENTS / 100).map(|message| SetPinsRequest {
+        tenant: if message == 0 { TENANT.into() } else { String::new() },
+        audit_user: if message == 0 { AUDIT_USER.into() } else { String::new() },
+        items: (100 * message..100 * (message + 1)).map(set).collect(),
+    });
+    let messages: Vec<_> = messages.collect();
+    let mut bulk = BulkServiceClient::new(engine.channel().await);
+    let mut outcomes = bulk.set_pins(stream::iter(messages)).await.unwrap().into_inner();
+    let mut count = 0;
+    while let Some(answer) = outcomes.message().await.unwrap() {
+        count += answer.outcomes.len() as u64;
+    }
+    assert_eq!(count, EVENTS);
+    assert_eq!(engine.terminate(), 0);
+
+    // A file in the place of its directory keeps the archive from being written until the follower has begun.
+    let archive = party.directory().join("archive");
+    fs::write(&archive, "").unwrap();
+    let engine = party.start_quiet(&format!("[audit]\nretention_days = 0\narchive_directory = {archive:?}"));
+    let endpoint = Channel::from_shared(format!("http://{}", engine.address())).unwrap();
+    let channel = endpoint.initial_stream_window_size(1_024).connect().await.unwrap();
+    let request = FollowEventsRequest { tenant: TENANT.into(), audit_user: AUDIT_USER.into(), start_sequence: 1 };
+    let mut events = EventServiceClient::new(channel).follow_events(request).await.unwrap().into_inner();
+    let first = events.message().await.unwrap().unwrap().sequence;
+    fs::remove_file(&archive).unwrap();
+    let began = Instant::now();
+    loop {
+        match follow(&engine, TENANT, 1).await {
+            Err(status) => break assert_eq!(reason(&status), "EVENTS_ARCHIVED"),
+            Ok(_) => assert!(began.elapsed() < ARCHIVED_WITHIN, "nothing is archived"),
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    // What was on its way arrives in order; then the stream ends with the reason, not with a gap.
+    let mut last = first;
+    let end = loop {
+        match events.message().await {
+            Ok(Some(message)) => {
+                assert_eq!(message.sequence, last + 1, "an event is lost");
+                last = message.sequence;
+            }
+            Ok(None) => panic!("the stream ended without a status"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!((end.code(), &*reason(&end)), (Code::OutOfRange, "EVENTS_ARCHIVED"));
+    assert!(last - first < EVENTS - 1, "every event was on its way");
+    assert_eq!(engine.terminate(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

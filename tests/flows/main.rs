@@ -13,6 +13,7 @@ mod audit;
 mod audit_evidence;
 mod audited_refusal;
 mod bulk_files;
+mod busy;
 mod client_certificate;
 mod connection_age;
 mod connections;

@@ -6,14 +6,17 @@ use std::sync::{
 };
 
 use proto::{
-    ChangePinRequest, DevicePinChange, ResetTriesRequest, Scope, ZoneBlock, ZonePinChange, change_pin_request::Change,
+    ChangePinRequest, DevicePinChange, ExpectedNatural, ExpectedOffset, ExpectedPvv, Ibm3624Key, PvkPair,
+    ResetTriesRequest, Scope, VerificationReference, VerifyPinRequest, ZoneBlock, ZonePinChange,
+    change_pin_request::Change, verification_reference::Expected,
 };
 use tonic::{Code, Status};
 
 use support::{
+    ceremony::pinseal,
     engine_process::{AUDIT_USER, Client, EngineProcess, TENANT, device, reason},
     wait::{signal, soon},
-    zone_party::{ZoneParty, right, wrong},
+    zone_party::{ZoneParty, right, wrong, zone},
 };
 
 /// The racing callers of one card.
@@ -205,7 +208,11 @@ async fn a_caller_that_hangs_up_leaves_no_try_without_outcome() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_refused_before_a_comparison_uses_no_try() {
     let party = ZoneParty::prepared();
-    let engine = party.start("");
+    // The vault has no verification key. A refusal that were charged would bar the caller at once.
+    let keys = ["pvk:visa", "ibm-3624:visa"]
+        .map(|name| format!("[[verification.keys]]\nname = {name:?}\ntenants = [{TENANT:?}]\n"))
+        .concat();
+    let engine = party.start(&format!("[verification]\nwrong_pins_per_caller_per_minute = 1\n{keys}"));
     let mut client = engine.client().await;
     client.set_by_zone("3021", &party.block("27182")).await.unwrap();
     let block = |name: &str| ZoneBlock { zone_key: Some(support::zone_party::zone(name)), ..party.block("27182") };
@@ -225,6 +232,83 @@ async fn what_is_refused_before_a_comparison_uses_no_try() {
     for unseen in [1, u64::MAX] {
         assert_eq!(reason(&reset(&mut client, "3021", unseen).await.unwrap_err()), "TRY_COUNT_INVALID");
     }
+
+    client.register("3024", "5413330089020011").await.unwrap();
+    let ibm_3624 = || Some(Ibm3624Key { name: "visa".into() });
+    let pair = PvkPair { name: "visa".into(), pvki_number: 1 };
+    for expected in [
+        Expected::Pvv(ExpectedPvv { key_pair: Some(pair), digits: "8523".into() }),
+        Expected::Ibm3624Offset(ExpectedOffset { key: ibm_3624(), digits: "12345".into() }),
+        Expected::Ibm3624Natural(ExpectedNatural { key: ibm_3624(), digit_count: 5 }),
+    ] {
+        let request = VerifyPinRequest {
+            tenant: TENANT.into(),
+            audit_user: AUDIT_USER.into(),
+            plastic_id: "3024".into(),
+            zone_block: Some(party.block("27182")),
+            reference: Some(VerificationReference { expected: Some(expected) }),
+        };
+        let unknown = client.pins.verify_pin(request).await.err().unwrap();
+        assert_eq!((unknown.code(), &*reason(&unknown)), (Code::NotFound, "VALUE_KEY_UNKNOWN"));
+    }
+    assert_eq!(client.find("3024").await.unwrap().reserved_try_count, 0);
+    assert_eq!(client.verify("3021", &party.block("27183")).await.unwrap(), wrong(2), "nothing was charged");
+    assert_eq!(engine.terminate(), 0);
+    let exported = pinseal().args(["audit", "export", "--store"]).arg(party.directory().join("data/store")).output();
+    let exported = String::from_utf8(exported.unwrap().stdout).unwrap();
+    let refused = exported.lines().filter(|line| line.contains("\"outcome\":\"value_key_refused\""));
+    assert_eq!(refused.count(), 3, "{exported}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_card_of_another_tenant_is_neither_verified_nor_changed() {
+    const CARD: &str = "3025";
+    const OTHER: &str = "other";
+    let party = ZoneParty::prepared();
+    party.ceremony().load_known("zone:abroad", 0x3D);
+    let abroad = "[[zones]]\nname = \"abroad\"\ntenant = \"other\"\nindex = 7\nuses = [\"verify\", \"change\"]\n";
+    let engine = party.start(abroad);
+    let (device, mut client) = (device(), engine.client().await);
+    client.set_by_zone(CARD, &party.block("27182")).await.unwrap();
+
+    let verify = |zone_block: ZoneBlock| VerifyPinRequest {
+        tenant: OTHER.into(),
+        audit_user: AUDIT_USER.into(),
+        plastic_id: CARD.into(),
+        zone_block: Some(zone_block),
+        reference: None,
+    };
+    let change =
+        |change| ChangePinRequest { tenant: OTHER.into(), audit_user: AUDIT_USER.into(), change: Some(change) };
+    // By the zone of the card's tenant, and by a zone of the caller's tenant.
+    let abroad = || ZoneBlock { zone_key: Some(zone("abroad")), ..party.block("27182") };
+    for (block, expected) in [(party.block("27182"), "ZONE_UNKNOWN"), (abroad(), "CARD_UNKNOWN")] {
+        let refused = client.pins.verify_pin(verify(block.clone())).await.err().unwrap();
+        assert_eq!((refused.code(), &*reason(&refused)), (Code::NotFound, expected));
+        let changed = client.pins.change_pin(change(by_zone(CARD, block.clone(), block))).await.err().unwrap();
+        assert_eq!((changed.code(), &*reason(&changed)), (Code::NotFound, expected));
+    }
+    // Under a control of the card's tenant.
+    let control_id = client.open(CARD, Scope::SetPin).await.unwrap().control_id;
+    let tzpk = client.tzpk(&control_id, &device).await.unwrap();
+    let block = device.encrypt_pin(&tzpk, &device::Pin::parse("27182").unwrap(), device::Fill::Random).unwrap();
+    let by_device = DevicePinChange { control_id, old_pin_block: block.into(), new_pin_block: block.into() };
+    let refused = client.pins.change_pin(change(Change::DeviceChange(by_device))).await.err().unwrap();
+    assert_eq!((refused.code(), &*reason(&refused)), (Code::PermissionDenied, "TENANT_MISMATCH"));
+    let found = client.find(CARD).await.unwrap();
+    assert_eq!((found.reserved_try_count, found.used_try_count), (0, 0));
+
+    // A card of the other tenant with the same plasticId has its own PIN and tries.
+    let register = proto::RegisterCardRequest {
+        tenant: OTHER.into(),
+        audit_user: AUDIT_USER.into(),
+        plastic_id: CARD.into(),
+        account_number: String::new(),
+    };
+    client.cards.register_card(register).await.unwrap();
+    let no_pin = client.pins.verify_pin(verify(abroad())).await.err().unwrap();
+    assert_eq!((no_pin.code(), &*reason(&no_pin)), (Code::NotFound, "PIN_NOT_SET"));
+    assert_eq!(client.verify(CARD, &party.block("27182")).await.unwrap(), right(LIMIT));
 }
 
 #[tokio::test(flavor = "multi_thread")]

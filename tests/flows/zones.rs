@@ -84,6 +84,29 @@ async fn a_zone_serves_its_own_tenant_and_its_own_uses() {
     assert_eq!(reason(&client.pins.set_pin_by_zone(request(iso_0)).await.err().unwrap()), "ZONE_FORMAT");
 }
 
+/// The zone is checked first, then the PIN, then the account number.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_with_an_account_number_needs_a_card_with_one() {
+    let party = ZoneParty::prepared();
+    let engine = party.start("");
+    let mut client = engine.client().await;
+    let bound = |format: ZoneFormat| ZoneBlock { format: format.into(), ..party.block("27182") };
+    let iso_4 = ZoneBlock { pin_block: vec![7; 16], ..bound(ZoneFormat::Iso4) };
+    assert_eq!(reason(&client.set_by_zone("3104", &iso_4).await.unwrap_err()), "ZONE_FORMAT");
+    assert_eq!(reason(&client.export("3104", ZoneFormat::Iso4).await.unwrap_err()), "ZONE_FORMAT");
+    assert_eq!(reason(&client.export("3104", ZoneFormat::Iso0).await.unwrap_err()), "PIN_NOT_SET");
+    client.set_by_zone("3104", &party.block("27182")).await.unwrap();
+    for format in [ZoneFormat::Iso0, ZoneFormat::Iso3] {
+        let set = client.set_by_zone("3104", &bound(format)).await.unwrap_err();
+        assert_eq!((set.code(), &*reason(&set)), (Code::FailedPrecondition, "NO_ACCOUNT_NUMBER"));
+        let exported = client.export("3104", format).await.unwrap_err();
+        assert_eq!((exported.code(), &*reason(&exported)), (Code::FailedPrecondition, "NO_ACCOUNT_NUMBER"));
+    }
+    client.register("3104", ACCOUNT).await.unwrap();
+    let block = client.export("3104", ZoneFormat::Iso0).await.unwrap();
+    assert_eq!(party.decrypted_bound(&block, ACCOUNT), "27182");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_exported_block_is_bound_to_the_account_number() {
     let party = ZoneParty::prepared();

@@ -11,15 +11,20 @@ use std::{
 };
 
 use device::{Fill, Pin};
-use proto::Scope;
+use proto::{
+    ChangePinRequest, DeriveVerificationValueRequest, ExportPinRequest, GeneratePinRequest, Ibm3624Key, PvkPair, Scope,
+    TranslatePinBlockRequest, TranslationItem, ValueMethod, ZoneBlock, ZoneFormat, ZonePinChange, change_pin_request,
+    value_method::Algorithm,
+};
 use serde_json::Value;
 
 use support::{
     ceremony::{ALL, Ceremony, ENOUGH},
     edge_process::{EdgeProcess, TOKEN},
-    engine_process::{EngineProcess, device, reason},
+    engine_process::{AUDIT_USER, EngineProcess, TENANT, device, reason},
     java,
     real_token::{Make, RealToken},
+    zone_party::zone,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -293,6 +298,149 @@ async fn at_level_token_no_clear_value_leaves_the_token() {
     // Set: the tzpk and the block. View: the stored block.
     assert_eq!(count("C_UnwrapKey"), 3);
     assert!(count("C_WrapKey") >= 5, "for the device twice, for ourselves, for the store, for the view");
+}
+
+/// Runs every operation of zones, verification and values at level `host`. Returns each with the calls during it that gave out
+/// something clear.
+async fn traced_operations() -> Vec<(&'static str, Vec<String>)> {
+    /// 12 digits: no output has them by chance.
+    const PINS: [&str; 2] = ["907856341290", "369258147036"];
+    const ACCOUNT: &str = "4716258093174820";
+    const OTHER_ACCOUNT: &str = "5329071846302915";
+    const CARD: &str = "8131";
+    const ZONES: &str = "[[zones]]\nname = \"app\"\ntenant = \"bank\"\nindex = 0\n\
+                         formats = [\"iso-1\", \"iso-0\", \"iso-3\"]\n\
+                         uses = [\"set-pin\", \"get-pin\", \"verify\", \"change\", \"export\", \"translate\"]\n\
+                         [[zones]]\nname = \"host\"\ntenant = \"bank\"\nindex = 1\nformats = [\"iso-4\"]\n\
+                         uses = [\"set-pin\", \"verify\", \"change\", \"export\", \"translate\"]\n\
+                         [[verification.keys]]\nname = \"pvk:bank\"\ntenants = [\"bank\"]\n\
+                         [[verification.keys]]\nname = \"ibm-3624:bank\"\ntenants = [\"bank\"]\n";
+    let token = RealToken::behind_the_shim(Make::SoftHsm);
+    let ceremony = Ceremony::prepared_on(&token);
+    ceremony.begin();
+    let key = ceremony.load_known("zone:app", 0x5B);
+    ceremony.load_aes("zone:host");
+    ceremony.load_known("pvk:bank:1", 0x6D);
+    let ibm_3624 = ceremony.load_known("ibm-3624:bank:0123456789012345:5-15-f", 0x4E);
+    let engine = EngineProcess::start_on_with(ceremony.directory(), &token, ZONES);
+    let mut client = engine.client().await;
+    let format_1 = |pin: &str| ZoneBlock {
+        zone_key: Some(zone("app")),
+        format: ZoneFormat::Iso1.into(),
+        pin_block: key.encrypt_block(&Pin::parse(pin).unwrap().to_block(Fill::Random)).to_vec(),
+    };
+    // A block with the account number inside has other digits than the PIN, by the XOR with this field.
+    let field = |account: &str| u64::from_str_radix(&account[3..15], 16).unwrap();
+    let mut clear: Vec<String> = PINS.map(str::to_owned).into();
+    for (pin, account) in [(PINS[0], ACCOUNT), (PINS[1], ACCOUNT), (PINS[0], OTHER_ACCOUNT)] {
+        for control in [0, 3] {
+            let digits = (control << 60) | (0xC << 56) | (u64::from_str_radix(pin, 16).unwrap() << 8);
+            // Without the fill, the last byte.
+            clear.push(hexadecimal(&(digits ^ field(account)).to_be_bytes()[..7]));
+        }
+    }
+    // The decimalisation table makes the natural PIN of it.
+    let validation = u64::from_str_radix(&format!("{}fffff", &ACCOUNT[4..15]), 16).unwrap();
+    clear.push(hexadecimal(&ibm_3624.encrypt_block(&validation.to_be_bytes())));
+
+    let mut seen = Vec::new();
+    macro_rules! traced {
+        ($what:literal, $answer:expr) => {{
+            token.forget_trace();
+            let answer = $answer.await.unwrap();
+            let trace = token.trace();
+            assert!(trace.iter().all(|(call, _)| call != "C_GetAttributeValue(CKA_VALUE)"), $what);
+            let gives = trace.iter().filter(|(_, out)| clear.iter().any(|clear| out.contains(clear.as_str())));
+            seen.push(($what, gives.map(|(call, _)| call.clone()).collect()));
+            answer
+        }};
+    }
+    let (tenant, audit_user) = (TENANT.to_owned(), AUDIT_USER.to_owned());
+    let export = |format: ZoneFormat, zone_name: &str| ExportPinRequest {
+        tenant: tenant.clone(),
+        audit_user: audit_user.clone(),
+        plastic_id: CARD.into(),
+        zone_key: Some(zone(zone_name)),
+        format: format.into(),
+    };
+    traced!("register", client.register(CARD, ACCOUNT));
+    let set = format_1(PINS[0]);
+    traced!("set by zone", client.set_by_zone(CARD, &set));
+    traced!("get by zone", client.get_by_zone(CARD));
+    traced!("export in format 0", client.export(CARD, ZoneFormat::Iso0));
+    let exported = traced!("export in format 4", client.pins.export_pin(export(ZoneFormat::Iso4, "host"))).into_inner();
+    let format_4 =
+        ZoneBlock { zone_key: Some(zone("host")), format: ZoneFormat::Iso4.into(), pin_block: exported.pin_block };
+    traced!("verify in format 1", client.verify(CARD, &set));
+    traced!("verify in format 4", client.verify(CARD, &format_4));
+    traced!("set in format 4", client.set_by_zone(CARD, &format_4));
+    let item = TranslationItem {
+        plastic_id: CARD.into(),
+        source_block: Some(format_4),
+        target_key: Some(zone("app")),
+        target_format: ZoneFormat::Iso3.into(),
+        sealed_account: Vec::new(),
+    };
+    let translate =
+        TranslatePinBlockRequest { tenant: tenant.clone(), audit_user: audit_user.clone(), item: Some(item) };
+    traced!("translate", client.pins.translate_pin_block(translate));
+    let derive = |algorithm| DeriveVerificationValueRequest {
+        tenant: tenant.clone(),
+        audit_user: audit_user.clone(),
+        plastic_id: CARD.into(),
+        method: Some(ValueMethod { algorithm: Some(algorithm) }),
+    };
+    let pair = PvkPair { name: "bank".into(), pvki_number: 1 };
+    traced!("derive a PVV", client.pins.derive_verification_value(derive(Algorithm::Pvv(pair))));
+    let offset = Algorithm::Ibm3624Offset(Ibm3624Key { name: "bank".into() });
+    traced!("derive an offset", client.pins.derive_verification_value(derive(offset)));
+    traced!("another account number", client.register(CARD, OTHER_ACCOUNT));
+    let change = ZonePinChange { plastic_id: CARD.into(), old_block: Some(set), new_block: Some(format_1(PINS[1])) };
+    let change = ChangePinRequest {
+        tenant: tenant.clone(),
+        audit_user: audit_user.clone(),
+        change: Some(change_pin_request::Change::ZoneChange(change)),
+    };
+    traced!("change", client.pins.change_pin(change));
+    let generate = GeneratePinRequest { tenant, audit_user, plastic_id: CARD.into(), digit_count: 12 };
+    token.forget_trace();
+    client.pins.generate_pin(generate).await.unwrap();
+    let trace = token.trace();
+    let given: [u8; 8] = client.get_by_zone(CARD).await.unwrap().try_into().unwrap();
+    let pin = Pin::from_block(&key.decrypt_block(&given)).unwrap();
+    let gives = trace.iter().filter(|(_, out)| out.contains(pin.reveal())).map(|(call, _)| call.clone());
+    seen.push(("generate", gives.collect()));
+    assert_eq!(engine.terminate(), 0);
+    seen
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_level_host_a_token_gives_out_clear_values_by_decryption_alone() {
+    let decrypted = |times: usize| vec!["C_Decrypt"; times];
+    let natural = || vec!["C_Decrypt", "C_Encrypt"];
+    let expected = [
+        ("register", decrypted(0)),
+        ("set by zone", decrypted(1)),
+        ("get by zone", decrypted(1)),
+        ("export in format 0", decrypted(1)),
+        ("export in format 4", decrypted(1)),
+        // The block, and the record.
+        ("verify in format 1", decrypted(2)),
+        ("verify in format 4", decrypted(2)),
+        ("set in format 4", decrypted(1)),
+        ("translate", decrypted(1)),
+        ("derive a PVV", decrypted(1)),
+        // The 3DES of the validation data is the natural PIN before its decimalisation.
+        ("derive an offset", natural()),
+        ("another account number", decrypted(1)),
+        // Both blocks, and the record.
+        ("change", decrypted(3)),
+        ("generate", decrypted(0)),
+    ];
+    let traced = traced_operations().await;
+    let traced: Vec<_> =
+        traced.iter().map(|(what, calls)| (*what, calls.iter().map(String::as_str).collect::<Vec<_>>())).collect();
+    assert_eq!(traced, expected);
 }
 
 /// The matrix in docs/tokens.md, from the answers of this machine's tokens. To write it:

@@ -184,6 +184,8 @@ enums! {
         OtherAccount,
         ZoneRefused,
         PinStored,
+        NoAccountNumber,
+        ValueKeyRefused,
     }
     action_message, read_action: Action as CardAction {
         RegisterCard,

@@ -448,6 +448,10 @@ coded! {
         ZoneRefused = 19,
         /// The card has a stored PIN, and the request asked for a comparison with a verification value.
         PinStored = 20,
+        /// The operation needs an account number, and the card has neither a registered one nor a plasticId of 12 digits.
+        NoAccountNumber = 21,
+        /// No active PVK or IBM 3624 key with this name may do the operation for the tenant.
+        ValueKeyRefused = 22,
     }
 }
 

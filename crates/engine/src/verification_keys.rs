@@ -2,7 +2,7 @@
 
 use config::{ConfigError, within};
 use domain::card::Tenant;
-use hsm_protocol::{Error, ExpectedValue, ValueMethod, ZoneName};
+use hsm_protocol::{Error, ExpectedValue, KeyUsage, Status, ValueMethod, ZoneName};
 
 /// The most entries of `verification.keys`.
 const KEYS_MAX: usize = 200;
@@ -89,6 +89,23 @@ impl TenantVerificationKeys {
         let is_given = self.0.iter().any(|(named, tenants)| named == key && tenants.contains(tenant));
         if is_given { Ok(()) } else { Err(Error::NoVerificationKey) }
     }
+}
+
+/// Checks that the boundary has the key of an expected value, before the comparison uses a try of the card.
+///
+/// # Errors
+/// [`Error::NoVerificationKey`]: no version of the key is active.
+pub(crate) fn check_is_active(status: &Status, expected: &ExpectedValue) -> Result<(), Error> {
+    let is_named = |usage: &KeyUsage| match (expected, usage) {
+        (ExpectedValue::Pvv { key, .. }, KeyUsage::Pvk(active)) => key == active,
+        (
+            ExpectedValue::Ibm3624Offset { key, .. } | ExpectedValue::Ibm3624Natural { key, .. },
+            KeyUsage::Ibm3624(active),
+        ) => *key == active.name,
+        _ => false,
+    };
+    let is_active = status.verification_keys().iter().any(|key| is_named(&key.usage));
+    if is_active { Ok(()) } else { Err(Error::NoVerificationKey) }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
+use device::Tzpk;
 use tempfile::TempDir;
 
 use crate::real_token::RealToken;
@@ -144,6 +145,37 @@ impl Ceremony {
         child.wait_with_output().unwrap()
     }
 
+    /// Loads a 3DES key of double length from two known components, activates it, and returns it.
+    pub fn load_known(&self, name: &str, byte: u8) -> Tzpk {
+        let components = [[byte; 16], *b"\x10\x32\x54\x76\x98\xBA\xDC\xFE\x01\x23\x45\x67\x89\xAB\xCD\xEF"];
+        let hexadecimal = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02X}")).collect::<String>();
+        let typed = components.map(|component| {
+            let kcv = Tzpk::from_bytes(&component).unwrap().encrypt_block(&[0; 8]);
+            format!("{}\n{}\n", hexadecimal(&component), hexadecimal(&kcv[..3]))
+        });
+        self.load_typed(name, "3des-double", &typed.concat());
+        let [first, second] = components;
+        // Odd parity, which a ceremony sets.
+        let key: Vec<_> = first.iter().zip(second).map(|(a, b)| with_odd_parity(a ^ b)).collect();
+        Tzpk::from_bytes(&key).unwrap()
+    }
+
+    /// Loads an AES-256 key from two components that a ceremony made, activates it, and returns it.
+    pub fn load_aes(&self, name: &str) -> Vec<u8> {
+        let made = self.well("make-components", ENOUGH, &["--algorithm", "aes-256"]);
+        let components: Vec<Vec<&str>> = made.lines().take(2).map(|line| line.split(' ').skip(1).collect()).collect();
+        let [first, second] = &components[..] else { panic!("{made}") };
+        self.load_typed(name, "aes-256", &[first[0], first[1], second[0], second[1], ""].join("\n"));
+        let byte = |text: &str, at: usize| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).unwrap();
+        (0..32).map(|at| byte(first[0], at) ^ byte(second[0], at)).collect()
+    }
+
+    fn load_typed(&self, name: &str, algorithm: &str, typed: &str) {
+        let loaded = self.with_input("load", ENOUGH, &[name, "--algorithm", algorithm], typed);
+        assert!(loaded.status.success(), "{}", said(&loaded));
+        self.well("activate", ENOUGH, &[&format!("{name}/1")]);
+    }
+
     pub fn transcript(&self) -> String {
         fs::read_to_string(self.at("transcript.jsonl")).unwrap()
     }
@@ -158,6 +190,10 @@ impl Ceremony {
         let listed = list.output().unwrap();
         String::from_utf8(listed.stdout).unwrap()
     }
+}
+
+fn with_odd_parity(byte: u8) -> u8 {
+    (byte & 0xFE) | u8::from((byte & 0xFE).count_ones().is_multiple_of(2))
 }
 
 /// The built program.

@@ -122,6 +122,9 @@ fn boundary_outcome(error: &hsm_protocol::Error) -> Option<Outcome> {
         hsm_protocol::Error::ZoneUnknown { .. }
         | hsm_protocol::Error::ZoneFormat { .. }
         | hsm_protocol::Error::ZoneUse { .. } => Some(Outcome::ZoneRefused),
+        hsm_protocol::Error::NoAccountNumber => Some(Outcome::NoAccountNumber),
+        hsm_protocol::Error::NoVerificationKey => Some(Outcome::ValueKeyRefused),
+        hsm_protocol::Error::OtherAccount => Some(Outcome::OtherAccount),
         hsm_protocol::Error::DeviceKey(_) => Some(Outcome::DeviceKeyInvalid),
         hsm_protocol::Error::Refused(Refusal::MalformedBlock) => Some(Outcome::Malformed),
         hsm_protocol::Error::Refused(Refusal::PinPolicy) => Some(Outcome::RefusedPin),

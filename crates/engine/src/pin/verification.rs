@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::zone_use::zone_block_format;
 use super::{PinError, Pins, account, block_format, card_binding, control_binding, record_key};
+use crate::verification_keys::check_is_active;
 use crate::zones::NamedZoneBlock;
 use audit::entry::{Action, BlockFormat, CardEvent, Event, Formats, Outcome};
 use clock::deadline::Deadline;
@@ -147,6 +148,9 @@ impl Pins {
             Some(_) => (Compared::Value, HostOperation::VerifyValue),
         };
         self.admit_try(operation).await?;
+        if let Some(expected) = &expected {
+            check_is_active(&self.boundary.status(), expected)?;
+        }
         let about = CardEvent { key: Some(zone.key_text()), ..self.about_card(Action::ReserveTry, &card, None) };
         let attempt = NewTry::of_call(caller, card, compared, about);
         let pins = Arc::clone(self);

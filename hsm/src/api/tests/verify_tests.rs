@@ -268,12 +268,21 @@ fn level_token_refuses_what_compares_pins_by_name() {
     let source = || hsm.device_source(&phone, GOOD);
     let key = PvkName::parse("bank:1").unwrap();
     let expected = ExpectedValue::Pvv { key: key.clone(), value: VerificationValue::parse("8523").unwrap() };
+    // The plasticId of 10 digits is no account number: the card's registration would not help at this level.
+    let account = || Account::PlasticId;
+    let value = Request::VerifyValue { source: source(), expected, card: card(), account: account() };
+    let derive = Request::DeriveValue {
+        record: record.clone(),
+        method: ValueMethod::Pvv(key),
+        card: card(),
+        account: account(),
+    };
     let refused = [
         hsm.verify(source(), &record).err(),
-        hsm.has_value(source(), expected).err(),
+        wait(hsm.execute(value)).err(),
         hsm.change(source(), source(), &record).err(),
         hsm.generate(4).err(),
-        hsm.value(&record, &ValueMethod::Pvv(key)).err(),
+        wait(hsm.execute(derive)).err(),
     ];
     for (error, wanted) in refused.into_iter().zip(HostOperation::ALL) {
         assert!(matches!(error, Some(Error::HostLevelOnly { operation }) if operation == wanted), "{wanted}");
@@ -635,7 +644,7 @@ fn a_block_of_a_zone_needs_the_use_verify_and_nothing_reversible_starts_one_way(
         let refused = verify(&hsm, source(format, right), &record);
         assert!(matches!(refused, Err(Error::ZoneUse { needed: ZoneUse::Verify })));
     }
-    // A zone that may verify sets no PIN, and both blocks of a change are of one party.
+    // A zone that may verify sets no PIN, and both blocks of a change are of one party. The card has no account number.
     let [_, (format, right), _] = blocks(0x4524);
     let verifies = open(NewRecordFormat::Iso4, &[ZoneUse::Verify]).unwrap();
     let record = verifies.set(&phone, PIN_4524);
@@ -693,7 +702,16 @@ fn the_stack_of_every_verification_is_scrubbed_to_its_end() {
     };
     let derive = |method: &ValueMethod| hsm.value(&reversible, method).is_ok();
     let compare = |expected: ExpectedValue| hsm.has_value(copy_of(&seven), expected).is_ok_and(|right| right);
+    let compare_natural = || {
+        let natural = ExpectedValue::Ibm3624Natural { key: ibm_3624(), digits: 7 };
+        hsm.has_value(copy_of(&seven), natural).is_ok()
+    };
     let plastic = Account::PlasticId;
+    let other_account = hsm.registered("5413330089020011");
+    let rebind = || {
+        let (from, to) = ((card(), copy(&account)), (card(), copy(&other_account)));
+        wait(hsm.execute(Request::Rebind { record: reversible.clone(), from, to })).is_ok()
+    };
     check_scrubbed(&[
         ("verify", &|| verify(&hsm, &seven, &reversible, &account)),
         ("verify a one-way record", &|| verify(&one_way, &four, &one_way_record, &plastic)),
@@ -706,5 +724,7 @@ fn the_stack_of_every_verification_is_scrubbed_to_its_end() {
         ("derive an offset", &|| derive(&ValueMethod::Ibm3624Offset(ibm_3624()))),
         ("compare a PVV", &|| compare(pvv("7416"))),
         ("compare an offset", &|| compare(offset("7864624"))),
+        ("compare a natural PIN", &compare_natural),
+        ("bind to another account number", &rebind),
     ]);
 }

@@ -427,20 +427,45 @@ fn a_block_keeps_its_pin_from_zone_to_zone() {
     }
 }
 
-/// A block for another account number is malformed, and its account number never comes from the plasticId.
+/// A block for another account number is malformed, and its account number never comes from the plasticId. What the level or
+/// the storage format cannot do is refused by that name first.
 #[test]
 fn a_block_with_an_account_number_needs_one() {
-    let hsm = open_with_zones();
-    let record = set(&hsm, &APP_BANK, &good_block(ZoneFormat::Iso1)).unwrap().record;
-    let run = |source, target| wait(hsm.translate(source, target, card(), &Account::PlasticId));
-    for format in [ZoneFormat::Iso0, ZoneFormat::Iso3, ZoneFormat::Iso4] {
-        let zone = zone_of(format);
-        let given = run(Source::Record(record.clone()), to_zone(&zone, format));
-        assert!(matches!(given, Err(Error::NoAccountNumber)), "{format}");
-        let set = run(from_zone(&zone, &good_block(format)), Target::Record);
-        assert!(matches!(set, Err(Error::NoAccountNumber)), "{format}");
+    for (form, hsm) in boundaries_with_zones() {
+        let level = hsm.status().level();
+        let record = set(&hsm, &APP_BANK, &good_block(ZoneFormat::Iso1)).unwrap().record;
+        let run = |source, target| wait(hsm.translate(source, target, card(), &Account::PlasticId));
+        let mut needed = 0;
+        for format in [ZoneFormat::Iso0, ZoneFormat::Iso3, ZoneFormat::Iso4] {
+            let (zone, place) = (zone_of(format), Place::Zone(format));
+            let block = good_block(format);
+            for (source, target, is_set) in [(Place::Record(form), place, false), (place, Place::Record(form), true)] {
+                let answer = match is_set {
+                    true => run(from_zone(&zone, &block), Target::Record),
+                    false => run(Source::Record(record.clone()), to_zone(&zone, format)),
+                };
+                let translation = Translation { source, target, level };
+                match answer.err().unwrap() {
+                    Error::NoAccountNumber => {
+                        assert!(TRANSLATIONS.contains(&translation), "{translation:?}");
+                        needed += 1;
+                    }
+                    Error::TranslationNotAllowed | Error::WriteOnly | Error::OneWay => {
+                        assert!(!TRANSLATIONS.contains(&translation), "{translation:?}");
+                    }
+                    error => panic!("{translation:?}: {error}"),
+                }
+            }
+        }
+        // At level token only the export of an ISO-3 record has the account number inside.
+        let expected = match (level, form) {
+            (BoundaryLevel::Host, StorageFormat::OneWay) => 3,
+            (BoundaryLevel::Host, _) => 6,
+            (BoundaryLevel::Token, form) => usize::from(form == StorageFormat::Iso3),
+        };
+        assert_eq!(needed, expected, "{form:?} at level {level}");
+        assert!(run(from_zone(&APP_BANK, &good_block(ZoneFormat::Iso1)), Target::Record).is_ok());
     }
-    assert!(run(from_zone(&APP_BANK, &good_block(ZoneFormat::Iso1)), Target::Record).is_ok());
 }
 
 #[test]
@@ -645,6 +670,57 @@ fn a_zone_that_the_level_cannot_serve_keeps_the_boundary_closed() {
     assert!(matches!(refused(reject), ZoneError::ParityUnknown { .. }));
 }
 
+/// The file to which the shim adds a line for each call: its name, then its output in hexadecimal.
+pub(super) const TRACE_VARIABLE: &str = "PINSEAL_SHIM_TRACE";
+
+/// Behind the shim, in a process of its own.
+#[test]
+fn the_shim_records_no_clear_value() {
+    /// 12 digits: no output has them by chance.
+    const DIGITS: u64 = 0x9078_5634_1290;
+    if env::var_os(MODULE_VARIABLE).is_none() {
+        return;
+    }
+    let trace = env::var_os(TRACE_VARIABLE).unwrap();
+    let boundaries = boundaries_with_zones();
+    assert_eq!(level_here(), BoundaryLevel::Token);
+    std::fs::write(&trace, "").unwrap();
+    let field = |control: u64| (control << 60) | (0xC << 56) | (DIGITS << 8) | 0xAA;
+    let (iso_1, iso_3) = (field(1), field(3) ^ account_number().rightmost_twelve());
+    let block = APP_BANK.block(ZoneFormat::Iso1, iso_1.into());
+    let mut outputs = Vec::new();
+    for (form, hsm) in &boundaries {
+        let record = set(hsm, &APP_BANK, &block).unwrap().record;
+        let gives: &[(&Known, ZoneFormat)] = match form {
+            // Write-only.
+            StorageFormat::Iso4 => continue,
+            StorageFormat::Iso3 => &[(&APP_BANK, ZoneFormat::Iso1), (&BUREAU, ZoneFormat::Iso3)],
+            _ => &[(&APP_BANK, ZoneFormat::Iso1)],
+        };
+        for (zone, format) in gives {
+            let given = give(hsm, &record, zone, *format).unwrap();
+            assert_eq!(zone.field(&given) << 8 >> 16, DIGITS, "{form:?} to {format}");
+            outputs.push(given);
+        }
+        wait(hsm.reencrypt(&record, card(), &registered(hsm))).unwrap();
+    }
+    let trace = std::fs::read_to_string(trace).unwrap();
+    assert!(outputs.iter().all(|given| trace.contains(&hexadecimal(given.as_bytes()))), "the trace is blind");
+    let clear = [format!("{DIGITS:012x}"), format!("{iso_1:016x}"), format!("{iso_3:016x}")];
+    let keys = ZONES.iter().flat_map(|zone| zone.key.chunks(8).map(hexadecimal));
+    for clear in clear.into_iter().chain(keys) {
+        let found = trace.lines().find(|line| line.contains(&clear));
+        assert!(found.is_none(), "{:?}", found.and_then(|line| line.split(' ').next()));
+    }
+    for call in ["C_Decrypt ", "C_DecryptInit ", "C_GetAttributeValue(CKA_VALUE)"] {
+        assert!(trace.lines().all(|line| !line.starts_with(call)), "{call}");
+    }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// At level `token` a block of format 3 of one card, named as format 1 of another card, would become the PIN of that card.
 #[test]
 fn a_zone_that_sets_pins_at_level_token_has_format_1_alone() {
@@ -823,11 +899,25 @@ mod in_a_vault {
         for source in ZoneFormat::ALL {
             let (zone, block) = (zone_of(source), good_block(source));
             let record = set(&hsm, &zone, &block).unwrap().record;
+            let account = registered(&hsm);
+            let verify = || {
+                let (source, record, account) = (from_zone(&zone, &block), record.clone(), copy(&account));
+                let request = Request::Verify { source, record, card: card(), account };
+                matches!(wait(hsm.execute(request)), Ok(Reply::Verified { right: true, .. }))
+            };
+            let change = || {
+                let (old, new) = (from_zone(&zone, &block), from_zone(&zone, &block));
+                let request =
+                    Request::Change { old, new, record: record.clone(), card: card(), account: copy(&account) };
+                wait(hsm.execute(request)).is_ok()
+            };
             check_scrubbed(&[
                 ("zone to record", &|| set(&hsm, &zone, &block).is_ok()),
                 ("record to zone", &|| give(&hsm, &record, &zone, source).is_ok()),
                 ("zone to 3DES zone", &|| move_block(&hsm, (&zone, &block), (&BUREAU, ZoneFormat::Iso3)).is_ok()),
                 ("zone to AES zone", &|| move_block(&hsm, (&zone, &block), (&WALLET, ZoneFormat::Iso4)).is_ok()),
+                ("verify by a zone's block", &verify),
+                ("change by a zone's blocks", &change),
             ]);
         }
     }
