@@ -37,6 +37,8 @@ use store::ZoneSet;
 const ITEMS_AT_ONCE: usize = 512;
 /// The most translations of one audit event. Two segments at a time: one is translated while the other's event is written.
 const SEGMENT_ITEMS_MAX: usize = ITEMS_AT_ONCE / 2;
+/// The most sets of one segment, whose outcomes are sent together.
+const SET_SEGMENT_ITEMS_MAX: usize = 64;
 /// The most outcomes of one message.
 const OUTCOMES_PER_MESSAGE_MAX: usize = 64;
 /// The pause of an item that the store or the token has no place for.
@@ -57,9 +59,7 @@ impl bulk_service_server::BulkService for Services {
             let run = Arc::clone(&run);
             move |segment| begin(translate_segment(Arc::clone(&run), segment))
         });
-        let outcomes = segments
-            .buffered(ITEMS_AT_ONCE / SEGMENT_ITEMS_MAX)
-            .flat_map(|segment| stream::iter(segment.unwrap_or_else(|ended| vec![Err(ended)])));
+        let outcomes = segments.buffered(ITEMS_AT_ONCE / SEGMENT_ITEMS_MAX).flat_map(in_order);
         let respond = |outcomes| TranslatePinBlocksResponse { outcomes };
         Ok(Response::new(in_messages(outcomes, respond, run)))
     }
@@ -84,15 +84,18 @@ impl bulk_service_server::BulkService for Services {
     ) -> Result<Response<Self::SetPinsStream>, Status> {
         let (run, items) = self.open_run(request).await?;
         let mut order = CardOrder::default();
-        let outcomes = items.map({
+        let segments = items.ready_chunks(SET_SEGMENT_ITEMS_MAX).map({
             let run = Arc::clone(&run);
-            move |item| {
-                let turn = item.as_ref().ok().map(|item| order.turn(&item.plastic_id));
-                begin(set(Arc::clone(&run), item, turn))
+            move |segment| {
+                let item = |item: Result<NumberedSet, Status>| {
+                    let turn = item.as_ref().ok().map(|item| order.turn(&item.plastic_id));
+                    set(Arc::clone(&run), item, turn)
+                };
+                begin(join_all(segment.into_iter().map(item).collect::<Vec<_>>()))
             }
         });
+        let outcomes = segments.buffered(ITEMS_AT_ONCE / SET_SEGMENT_ITEMS_MAX).flat_map(in_order);
         let respond = |outcomes| SetPinsResponse { outcomes };
-        let outcomes = outcomes.buffered(ITEMS_AT_ONCE).map(Result::flatten);
         Ok(Response::new(in_messages(outcomes, respond, run)))
     }
 }
@@ -199,6 +202,11 @@ impl Run {
         self.call.log_item(error);
         wire::item_error(&error.to_status())
     }
+}
+
+/// The outcomes of a segment, or the status that ended it.
+fn in_order<T>(segment: Result<Vec<Result<T, Status>>, Status>) -> impl Stream<Item = Result<T, Status>> {
+    stream::iter(segment.unwrap_or_else(|ended| vec![Err(ended)]))
 }
 
 /// Begins the work of an item or a segment. The drop of the result cancels the work.
@@ -456,7 +464,11 @@ fn in_messages<O: Send + 'static, R: Send + 'static>(
         for outcome in chunk {
             match outcome {
                 Ok(outcome) => done.push(outcome),
-                Err(status) => end = Some(Err(status)),
+                // Outcomes behind it are of items that the client sends again.
+                Err(status) => {
+                    end = Some(Err(status));
+                    break;
+                }
             }
         }
         let done = (!done.is_empty()).then(|| Ok(respond(done)));
