@@ -18,9 +18,10 @@ use super::{
 use domain::card::Tenant;
 use net::RateLimit;
 
-/// The most rests of bodies that are read after an early answer: of all connections, and of one network.
-const RESTS_MAX: usize = 1_024;
-const RESTS_PER_NETWORK_MAX: usize = 128;
+/// The most rests of bodies that are read after an early answer, and the most bodies of exchanges: of all connections, and of
+/// one network.
+const BODIES_MAX: usize = 1_024;
+const BODIES_PER_NETWORK_MAX: usize = 128;
 /// The most exchanges of controls of one network within a minute that fail.
 const FAILED_EXCHANGES_PER_MINUTE_MAX: u32 = 60;
 /// The most networks whose exchanges are counted: about 3 MB.
@@ -41,27 +42,35 @@ pub struct RequestLimits {
     pub per_client_per_second_max: u32,
 }
 
+/// Who has a share of the requests and a rate.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Holder {
+    /// By the name of the client, which is unique and outlasts a reload.
+    Client(Box<str>),
+    /// By the key of the page.
+    Page(Box<str>),
+}
+
 /// Admits requests.
 pub(super) struct RequestAdmission {
     all: Semaphore,
-    /// By the name of the client, which is unique and outlasts a reload.
-    clients: Shares<Box<str>>,
+    clients: Shares<Holder>,
     tenants: Shares<Tenant>,
-    rates: RateLimit<Box<str>>,
-    rests: Semaphore,
-    networks: Shares<IpAddr>,
+    rates: RateLimit<Holder>,
+    rests: BodyPlaces,
+    exchanges: BodyPlaces,
     refused: RefusedRequests,
 }
 
 /// The place of a request in progress, until dropped.
 pub(super) struct RequestPlace<'a> {
     _all: SemaphorePermit<'a>,
-    _client: Share<'a, Box<str>>,
+    _client: Share<'a, Holder>,
     _tenant: Share<'a, Tenant>,
 }
 
-/// The place of the rest of a body, until dropped.
-pub(super) struct RestPlace<'a> {
+/// The place of a body, until dropped.
+pub(super) struct BodyPlace<'a> {
     _all: SemaphorePermit<'a>,
     _network: Share<'a, IpAddr>,
 }
@@ -73,8 +82,8 @@ impl RequestAdmission {
             clients: Shares::new(limits.per_client_max),
             tenants: Shares::new(limits.per_tenant_max),
             rates: RateLimit::per_second(limits.per_client_per_second_max),
-            rests: Semaphore::new(RESTS_MAX),
-            networks: Shares::new(RESTS_PER_NETWORK_MAX),
+            rests: BodyPlaces::new(),
+            exchanges: BodyPlaces::new(),
             refused,
         }
     }
@@ -84,22 +93,55 @@ impl RequestAdmission {
     /// # Errors
     /// CLIENT_RATE, CLIENT_BUSY, TENANT_BUSY or BUSY, by the limit that is reached. The metric of this limit counts the request.
     pub(super) fn admit(&self, client: &Client) -> Result<RequestPlace<'_>, ApiError> {
-        let (name, tenant) = (Box::from(client.name()), client.tenant());
+        self.admit_as(Holder::Client(client.name().into()), client.tenant())
+    }
+
+    /// A place for a call of the page with this key. It takes none of the client's own share and rate, which calls of strangers
+    /// and cardholders could use up.
+    ///
+    /// # Errors
+    /// As [`admit`](Self::admit).
+    pub(super) fn admit_page(&self, key: &str, client: &Client) -> Result<RequestPlace<'_>, ApiError> {
+        self.admit_as(Holder::Page(key.into()), client.tenant())
+    }
+
+    fn admit_as(&self, holder: Holder, tenant: Tenant) -> Result<RequestPlace<'_>, ApiError> {
         let refuse = |limit: Limit| {
             self.refused.count(limit);
             limit.error()
         };
-        self.rates.admit(&name).map_err(|exceeded| refuse(Limit::ClientRate).retry_after(exceeded.retry_after))?;
+        self.rates.admit(&holder).map_err(|exceeded| refuse(Limit::ClientRate).retry_after(exceeded.retry_after))?;
         Ok(RequestPlace {
-            _client: self.clients.take(name).ok_or_else(|| refuse(Limit::Client))?,
+            _client: self.clients.take(holder).ok_or_else(|| refuse(Limit::Client))?,
             _tenant: self.tenants.take(tenant).ok_or_else(|| refuse(Limit::Tenant))?,
             _all: self.all.try_acquire().map_err(|_| refuse(Limit::All))?,
         })
     }
 
     /// A place for the rest of a body from this network; `None` if a limit is reached.
-    pub(super) fn admit_rest(&self, network: IpAddr) -> Option<RestPlace<'_>> {
-        Some(RestPlace { _network: self.networks.take(network)?, _all: self.rests.try_acquire().ok()? })
+    pub(super) fn admit_rest(&self, network: IpAddr) -> Option<BodyPlace<'_>> {
+        self.rests.take(network)
+    }
+
+    /// A place for the body of an exchange from this network; `None` if a limit is reached.
+    pub(super) fn admit_exchange(&self, network: IpAddr) -> Option<BodyPlace<'_>> {
+        self.exchanges.take(network)
+    }
+}
+
+/// Places for bodies that are read before a client is known.
+struct BodyPlaces {
+    all: Semaphore,
+    networks: Shares<IpAddr>,
+}
+
+impl BodyPlaces {
+    fn new() -> Self {
+        Self { all: Semaphore::new(BODIES_MAX), networks: Shares::new(BODIES_PER_NETWORK_MAX) }
+    }
+
+    fn take(&self, network: IpAddr) -> Option<BodyPlace<'_>> {
+        Some(BodyPlace { _network: self.networks.take(network)?, _all: self.all.try_acquire().ok()? })
     }
 }
 
@@ -215,6 +257,21 @@ mod tests {
     }
 
     #[test]
+    fn a_page_uses_none_of_its_clients_share_and_rate() {
+        let limits = RequestLimits { per_client_per_second_max: 2, ..LIMITS };
+        let admission = RequestAdmission::new(&limits, RefusedRequests::default());
+        let wallet = client("wallet", "bank");
+        let held: Vec<_> = (0..2).map(|_| admission.admit_page("wallet", &wallet).unwrap()).collect();
+        assert_eq!(admission.admit_page("wallet", &wallet).err().map(ApiError::code), Some("CLIENT_RATE"));
+        assert!(admission.admit(&wallet).is_ok());
+        drop(held);
+        let rests: Vec<_> =
+            (0..BODIES_PER_NETWORK_MAX).map(|_| admission.admit_rest(IpAddr::from([192, 0, 2, 1]))).collect();
+        assert!(rests.iter().all(Option::is_some) && admission.admit_rest(IpAddr::from([192, 0, 2, 1])).is_none());
+        assert!(admission.admit_exchange(IpAddr::from([192, 0, 2, 1])).is_some());
+    }
+
+    #[test]
     fn client_tenant_and_edge_have_bounds_on_requests_in_progress() {
         let admission = RequestAdmission::new(&LIMITS, RefusedRequests::default());
         let mut places = Vec::new();
@@ -269,7 +326,7 @@ mod tests {
         let admission = RequestAdmission::new(&LIMITS, RefusedRequests::default());
         let rest = |last: u8| admission.admit_rest([192, 0, 2, last].into());
         let rests: Vec<_> = (0..1_000).filter_map(|_| rest(1)).collect();
-        assert_eq!(rests.len(), RESTS_PER_NETWORK_MAX);
+        assert_eq!(rests.len(), BODIES_PER_NETWORK_MAX);
         assert!(rest(2).is_some());
     }
 }

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     api_error::{ApiError, ErrorProfile, Rejection},
-    auth::{Authenticated, Client},
+    auth::Client,
     body::{self, DeviceKeyRequest, PageCall, PageStarted, PinSet, SetPinRequest, Tzpk, ViewedPin},
     http_rules::{check_body_type, check_form_type},
     metrics::Limit,
@@ -37,7 +37,7 @@ use crate::{
 use domain::control::{ControlId, RETRY_GRACE};
 
 /// The auditUser of a page's calls.
-const AUDIT_USER: &str = "web-view";
+pub(super) const AUDIT_USER: &str = "web-view";
 /// An image that is opened as a document: it runs no script and sends no request.
 const IMAGE_CONTENT: &str = "default-src 'none'; sandbox; frame-ancestors 'none'";
 
@@ -99,7 +99,6 @@ async fn open_phone(State(edge): State<Arc<EdgeState>>, key: PageKey, request: R
             log.served(StatusCode::SEE_OTHER);
             let mut answer = redirect(Some(session.id));
             answer.headers_mut().extend(cookie.map(|cookie| (SET_COOKIE, cookie)));
-            answer.extensions_mut().insert(Authenticated);
             answer
         }
         Err(rejection) => {
@@ -138,16 +137,12 @@ async fn start_session(State(edge): State<Arc<EdgeState>>, key: PageKey, request
         Ok(()) => edge.exchange(&mut log, web_view, page, Placement::Frame, &parts, &mut body).await,
         Err(error) => Err(error.into()),
     };
-    let is_started = started.is_ok();
     let (outcome, cookie) = match started {
         Ok((session, cookie)) => (Ok((StatusCode::OK, PageStarted::from(&session))), cookie),
         Err(rejection) => (Err(rejection), None),
     };
     let mut answer = edge.conclude(ErrorProfile::Full, log, &parts, body, outcome).await;
     answer.headers_mut().extend(cookie.map(|cookie| (SET_COOKIE, cookie)));
-    if is_started {
-        answer.extensions_mut().insert(Authenticated);
-    }
     answer
 }
 
@@ -262,8 +257,14 @@ impl EdgeState {
         let work = self.start(log, web_view, page, placement, parts, body);
         let outcome = timeout(self.settings.request_timeout, work).await;
         let outcome = outcome.unwrap_or_else(|_| Err(self.engine_timeout()));
-        // What the control has no part in is not counted: an engine that is away must not use up the quota of a network.
-        if outcome.as_ref().map_or_else(|rejection| rejection.error.is_server_error(), |_| true) {
+        // What a guess has no part in is not counted: an engine that is away, or a busy client, must not use up the quota of a
+        // network.
+        let is_guess = |rejection: &Rejection| {
+            [ApiError::CONTROL_ID_INVALID, ApiError::CONTROL_NOT_USABLE, ApiError::TENANT_MISMATCH]
+                .iter()
+                .any(|error| error.code() == rejection.error.code())
+        };
+        if !outcome.as_ref().is_err_and(is_guess) {
             place.uncount();
         }
         outcome
@@ -286,7 +287,7 @@ impl EdgeState {
         }
         // The credential is in the body, so a stranger can send one: it takes no place of the client.
         let body = {
-            let _place = self.admission.admit_rest(network_of(parts)).ok_or(ApiError::BUSY)?;
+            let _place = self.admission.admit_exchange(network_of(parts)).ok_or(ApiError::BUSY)?;
             self.read_body(body).await?
         };
         let control_id = match placement {
@@ -294,6 +295,7 @@ impl EdgeState {
             Placement::Frame => {
                 let call: PageCall = body::parse(&body)?;
                 if let Some(id) = call.page_id.optional_text("pageId")? {
+                    let _place = self.admission.admit_page(page.key(), client)?;
                     let session = find_session(web_view, page, &parts.headers, &id, Duration::ZERO)?;
                     log.client = Some(page.client());
                     log.control = Some(logged_control(&session.control.id.to_string()));
@@ -304,7 +306,7 @@ impl EdgeState {
         };
         log.control = Some(logged_control(&control_id));
         let control = ControlId::parse(&control_id).map_err(|_| ApiError::CONTROL_ID_INVALID)?;
-        let _place = self.admission.admit(client)?;
+        let _place = self.admission.admit_page(page.key(), client)?;
         let request = self.engine_request(
             log.id,
             proto::StartPageRequest {
@@ -344,17 +346,16 @@ impl EdgeState {
         };
         let (parts, mut body) = request.into_parts();
         let mut log = RequestLog::begin(route, &parts);
-        let mut has_session = false;
         let outcome = timeout(self.settings.request_timeout, async {
             check_own_origin(web_view, &parts.headers)?;
-            // The sealed cookie is the credential: only with one does the request take a place of the client.
+            // The sealed cookie is the credential: only with one does the request take a place of the page.
             if web_view.sessions().all(&parts.headers, page.key()).next().is_none() {
                 return Err(ApiError::PAGE_SESSION_INVALID.into());
             }
-            (has_session, log.client) = (true, Some(page.client()));
+            log.client = Some(page.client());
             let clients = self.clients.current();
             let client = client_of(&clients, page)?;
-            let _place = self.admission.admit(client)?;
+            let _place = self.admission.admit_page(page.key(), client)?;
             check_body_type(&parts.headers)?;
             let body = self.read_body(&mut body).await?;
             let id = body::parse::<PageCall>(&body)?.page_id.text("pageId")?;
@@ -367,11 +368,8 @@ impl EdgeState {
         .await
         .unwrap_or_else(|_| Err(self.engine_timeout()));
         let outcome = outcome.map(|answer| (StatusCode::OK, answer));
-        let mut answer = self.conclude(ErrorProfile::Full, log, &parts, body, outcome).await;
-        if has_session {
-            answer.extensions_mut().insert(Authenticated);
-        }
-        answer
+        // The connection stays one without an authenticated request: a cardholder's may not stay while a client's finds no place.
+        self.conclude(ErrorProfile::Full, log, &parts, body, outcome).await
     }
 }
 

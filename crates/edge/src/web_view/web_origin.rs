@@ -55,7 +55,11 @@ impl WebOrigin {
             return Err(OriginError::Query);
         }
         let path = url.path().trim_end_matches('/');
-        if !path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte)) {
+        // A browser reads `//` at the start of a redirect as another host, and removes `.` and `..`.
+        let is_segment = |segment: &str| !matches!(segment, "" | "." | "..");
+        if !path.split('/').skip(1).all(is_segment)
+            || !path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte))
+        {
             return Err(OriginError::PathCharacters);
         }
         Ok((Self(format!("{scheme}://{authority}")), path.to_owned()))
@@ -135,6 +139,9 @@ mod tests {
             assert_eq!(WebOrigin::parse_url(text), Ok((WebOrigin(origin.into()), path.into())));
         }
         assert_eq!(WebOrigin::parse_url("https://bank.example/a\"b").err(), Some(OriginError::PathCharacters));
-        assert_eq!(WebOrigin::parse_url("https://bank.example/a%20b").err(), Some(OriginError::PathCharacters));
+        for path in ["a%20b", "/pin", "/other.example/pin", "a//b", "a/../b", "./a"] {
+            let url = format!("https://bank.example/{path}");
+            assert_eq!(WebOrigin::parse_url(&url).err(), Some(OriginError::PathCharacters), "{url}");
+        }
     }
 }
