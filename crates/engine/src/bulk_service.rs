@@ -278,6 +278,7 @@ async fn set(run: Arc<Run>, item: Result<NumberedSet, Status>, turn: Option<Turn
         None => None,
     };
     run.admit().await?;
+    let mut unfinished = Unfinished { run: &run, is_finished: false };
     let parsed = wire::plastic_id(&plastic_id).and_then(|plastic| Ok((plastic, wire::zone_block(zone_block)?)));
     let result = match parsed {
         Ok((plastic, block)) => match run.set(plastic, &block).await {
@@ -290,7 +291,24 @@ async fn set(run: Arc<Run>, item: Result<NumberedSet, Status>, turn: Option<Turn
         },
         Err(status) => set_outcome::Result::Error(wire::item_error(&status)),
     };
+    unfinished.is_finished = true;
     Ok(SetOutcome { sequence, result: Some(result) })
+}
+
+/// A set without an outcome. Dropped, it ends the stream before the turn of its card: the client sends the set again, and no
+/// newer PIN of the card may be set before.
+struct Unfinished<'a> {
+    run: &'a Run,
+    is_finished: bool,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if !self.is_finished {
+            // An error: the stream has ended for another reason.
+            let _ = self.run.ended.set(wire::engine_stops());
+        }
+    }
 }
 
 /// Whether the same item may succeed later.
