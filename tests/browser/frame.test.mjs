@@ -200,6 +200,38 @@ test("a second message starts the page again", async () => {
   await heading(frame, words, "saved");
 });
 
+test("a PIN that arrives after a second message is not shown", async () => {
+  const card = nextCard();
+  await context.addInitScript(() => {
+    const { decrypt } = SubtleCrypto.prototype;
+    SubtleCrypto.prototype.decrypt = async function (...values) {
+      const opened = await decrypt.apply(this, values);
+      if (window.holdOpened) await new Promise((release) => (window.release = release));
+      return opened;
+    };
+  });
+  await openParent(PARENT_SITE);
+  await send("set-pin", (await openControl(card, "SET_PIN")).id);
+  await choose(frame, words, "48093");
+  await heading(frame, words, "saved");
+  const inFrame = page.frames()[1];
+  await inFrame.evaluate(() => (window.holdOpened = true));
+  await send("view-pin", (await openControl(card, "VIEW_PIN")).id);
+  await heading(frame, words, "view");
+  await proceed(frame);
+  await until(() => inFrame.evaluate(() => window.release !== undefined), "the opened tzpk");
+  await send("set-pin", (await openControl(nextCard(), "SET_PIN")).id);
+  await heading(frame, words, "choose");
+  await inFrame.evaluate(() => {
+    release();
+    return new Promise((drawn) => setTimeout(drawn));
+  });
+  await heading(frame, words, "choose");
+  assert.equal(await frame.locator(".digits").count(), 0);
+  assert.deepEqual(await events(), [{ event: "set_pin_success" }]);
+  await frame.locator(".timer", { hasText: words.time_left }).waitFor();
+});
+
 test("a frame leaves the focus in its parent", async () => {
   await openParent(PARENT_SITE);
   await page.evaluate(() => {

@@ -67,6 +67,7 @@ export class ViewPin implements PinOperation {
         publicKey: device.publicKey,
       });
       digits = await decryptPin(device, tzpk, pinBlock);
+      if (!this.page.isCurrent()) return;
       this.#draw(digits);
     } catch (error) {
       this.page.end(error instanceof Refused ? this.#ending(error) : "failed", this.failure);
