@@ -256,6 +256,21 @@ test("a refusal after a lost answer leaves the PIN unconfirmed", async () => {
   assert.deepEqual(await events(), ["set_pin_error"]);
 });
 
+for (const answer of ["saved", "lost"]) {
+  test(`a page that is loaded again after a ${answer} PIN does not say that it is unchanged`, async () => {
+    await openPage("SET_PIN");
+    if (answer === "lost") stage.network = "mute";
+    await choose(page, words, "48093");
+    if (answer === "saved") await heading(page, words, "saved");
+    else await page.locator(".loss", { hasText: words.not_confirmed }).waitFor();
+    stage.network = "up";
+    await page.reload();
+    await heading(page, words, "failed");
+    assert.equal(await page.locator("#hint").textContent(), words.failed_hint);
+    assert.deepEqual(await events(), ["set_pin_error"]);
+  });
+}
+
 test("a lost tzpk request is repeated", async () => {
   await page.route("**/tzpk", (route) => route.abort("connectionreset"), { times: 2 });
   await openPage("SET_PIN");
