@@ -246,3 +246,21 @@ test("a frame leaves the focus in its parent", async () => {
   await page.keyboard.press("Enter");
   await heading(frame, words, "repeat");
 });
+
+test("digits typed after a pressed key stay in the frame", async () => {
+  await openParent(PARENT_SITE);
+  await page.evaluate(() => {
+    window.heard = [];
+    addEventListener("keydown", ({ key }) => heard.push(key), true);
+    document.querySelector("h1").tabIndex = 0;
+    document.querySelector("h1").focus();
+  });
+  await send("set-pin", (await openControl(nextCard(), "SET_PIN")).id);
+  await heading(frame, words, "choose");
+  await page.keyboard.press("1");
+  assert.deepEqual(await page.evaluate(() => heard), ["1"]);
+  await frame.locator(".key").first().click();
+  await page.keyboard.type("8093");
+  await until(async () => (await frame.locator(".dot").count()) === 5, "five digits");
+  assert.deepEqual(await page.evaluate(() => heard), ["1"]);
+});

@@ -25,7 +25,7 @@ export class SetPin implements PinOperation {
     { class: "field", role: "textbox", tabindex: "0", "aria-labelledby": "heading", "aria-describedby": "hint" },
     this.#dots,
   );
-  readonly #keypad = keypad((key) => this.key(key));
+  readonly #keypad = keypad((key) => this.key(key), this.#field);
   readonly #proceed = button("main", "", () => this.proceed());
   readonly #another = button("quiet", text("another"), () => this.#choose(""));
   #step: Step = "choose";
