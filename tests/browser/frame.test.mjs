@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { after, before, beforeEach, test } from "node:test";
 import {
   choose,
+  freeze,
   heading,
   nextCard,
   openControl,
@@ -69,6 +70,7 @@ async function events() {
 for (const site of [PARENT_SITE, OTHER_SITE]) {
   test(`a PIN is set and viewed in a frame of ${site}`, async () => {
     const card = nextCard();
+    await page.clock.install();
     await openParent(site);
     assert.deepEqual(await violations(page.frames()[1]), []);
     await send("set-pin", (await openControl(card, "SET_PIN")).id);
@@ -82,6 +84,8 @@ for (const site of [PARENT_SITE, OTHER_SITE]) {
     assert.deepEqual(valid, { event: "pin_valid", pin_valid: true });
     await send("view-pin", (await openControl(card, "VIEW_PIN")).id);
     await heading(frame, words, "view");
+    // Without time the PIN does not disappear by its own countdown.
+    await freeze(page);
     await proceed(frame);
     await heading(frame, words, "your_pin");
     assert.equal(await shownPin(frame), "48093");

@@ -74,7 +74,10 @@ test("a PIN is set and viewed", async () => {
   await choose(page, words, "48093");
   await heading(page, words, "saved");
   assert.deepEqual(await events(), ["set_pin_success"]);
+  await page.clock.install();
   await openPage("VIEW_PIN", card);
+  // Without time the button alone hides the PIN.
+  await freeze(page);
   await proceed(page);
   await heading(page, words, "your_pin");
   assert.equal(await shownPin(page), "48093");
@@ -298,6 +301,7 @@ test("a card without a PIN shows so", async () => {
 test("a viewed PIN disappears when the window loses the focus", async () => {
   const card = nextCard();
   await setPin(page, card, "48093", words);
+  await page.clock.install();
   for (const leave of [
     () => window.dispatchEvent(new Event("blur")),
     () => {
@@ -307,6 +311,8 @@ test("a viewed PIN disappears when the window loses the focus", async () => {
     () => window.dispatchEvent(new PageTransitionEvent("pagehide")),
   ]) {
     await openPage("VIEW_PIN", card);
+    // Without time the PIN does not disappear by its own countdown.
+    await freeze(page);
     await proceed(page);
     await heading(page, words, "your_pin");
     assert.equal(await shownPin(page), "48093");
