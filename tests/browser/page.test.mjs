@@ -321,6 +321,30 @@ test("a viewed PIN disappears when the window loses the focus", async () => {
   }
 });
 
+test("a PIN that arrives is shown to a person who came back, and to nobody else", async () => {
+  const card = nextCard();
+  await setPin(page, card, "48093", words);
+  for (const back of [true, false]) {
+    let answer;
+    const held = new Promise((resolve) => (answer = resolve));
+    await page.route("**/view", (route) => held.then(() => route.continue()), { times: 1 });
+    await openPage("VIEW_PIN", card);
+    await proceed(page);
+    await page.getByRole("button", { name: words.showing }).waitFor();
+    await page.evaluate((returns) => {
+      document.hasFocus = () => false;
+      window.dispatchEvent(new Event("blur"));
+      if (!returns) return;
+      delete document.hasFocus;
+      window.dispatchEvent(new Event("focus"));
+    }, back);
+    answer();
+    await heading(page, words, back ? "your_pin" : "hidden");
+    assert.equal(await shownPin(page), back ? "48093" : "");
+    assert.deepEqual(await events(), [back ? "view_pin_success" : "view_pin_error"]);
+  }
+});
+
 test("a viewed PIN disappears after the set time", async () => {
   const card = nextCard();
   await setPin(page, card, "48093", words);
