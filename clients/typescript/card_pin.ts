@@ -15,7 +15,7 @@ interface Cipher {
   update(data: ArrayLike<number>): number[];
   final(): number[];
   buffer: number[];
-  _edeState: { ciphers: { _desState: { keys: number[]; tmp: number[] } }[] };
+  _edeState: { ciphers: { options: { key: Uint8Array }; _desState: { keys: number[]; tmp: number[] } }[] };
 }
 
 const Ede = untypedEde as {
@@ -138,9 +138,10 @@ function run3Des(type: "encrypt" | "decrypt", key: Uint8Array, input: Uint8Array
   const output = new Uint8Array(input.length);
   output.set(parts[0] ?? []);
   output.set(parts[1] ?? [], parts[0]?.length);
-  // des.js keeps the round keys and the last block in arrays.
+  // des.js keeps copies of the key, the round keys and the last block in arrays.
   for (const array of [...parts, cipher.buffer]) array.fill(0);
-  for (const { _desState: state } of cipher._edeState.ciphers) {
+  for (const { options, _desState: state } of cipher._edeState.ciphers) {
+    options.key.fill(0);
     state.keys.fill(0);
     state.tmp.fill(0);
   }

@@ -2,6 +2,8 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
+// @ts-ignore: des.js has no type declarations.
+import Ede from "des.js/lib/des/ede.js";
 import * as cardPin from "./card_pin.ts";
 
 const vectors = JSON.parse(readFileSync(new URL("../../vectors.json", import.meta.url), "utf8"));
@@ -47,6 +49,35 @@ test("3DES encrypts and decrypts", () => {
     assert.equal(hex(cardPin.encrypt3Des(expand(key), bytes(clear))), encrypted);
     assert.equal(hex(cardPin.decrypt3Des(expand(key), bytes(encrypted))), clear);
   }
+});
+
+test("3DES leaves no key and no block in des.js", () => {
+  const { create } = Ede;
+  const ciphers: { options: object }[] = [];
+  Ede.create = (options: object) => {
+    const cipher = create(options);
+    ciphers.push(cipher);
+    return cipher;
+  };
+  try {
+    const { key, clear, encrypted } = vectors.tdes_ecb[0];
+    cardPin.encrypt3Des(expand(key), bytes(clear));
+    cardPin.decrypt3Des(expand(key), bytes(encrypted));
+  } finally {
+    Ede.create = create;
+  }
+  assert.equal(ciphers.length, 2);
+  const kept: Iterable<unknown>[] = [];
+  const collect = (value: unknown) => {
+    if (Array.isArray(value) || value instanceof Uint8Array) kept.push(value);
+    if (typeof value === "object" && value && !(value instanceof Uint8Array)) Object.values(value).forEach(collect);
+  };
+  // Its options hold the key of the caller, who wipes it.
+  for (const { options, ...state } of ciphers) collect(state);
+  const numbers = kept.flatMap((value) => [...value]).filter((value) => typeof value === "number");
+  // For each of the three keys 8 bytes, 16 pairs of round keys and the last pair of halves.
+  assert.ok(numbers.length >= 2 * 3 * (8 + 32 + 2), `${numbers.length} numbers`);
+  assert.deepEqual(numbers.filter((value) => value !== 0), []);
 });
 
 test("key check values agree", () => {

@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { after, before, beforeEach, test } from "node:test";
 import {
   choose,
+  freeze,
   heading,
   nextCard,
   openControl,
@@ -69,6 +70,7 @@ async function events() {
 for (const site of [PARENT_SITE, OTHER_SITE]) {
   test(`a PIN is set and viewed in a frame of ${site}`, async () => {
     const card = nextCard();
+    await page.clock.install();
     await openParent(site);
     assert.deepEqual(await violations(page.frames()[1]), []);
     await send("set-pin", (await openControl(card, "SET_PIN")).id);
@@ -82,6 +84,8 @@ for (const site of [PARENT_SITE, OTHER_SITE]) {
     assert.deepEqual(valid, { event: "pin_valid", pin_valid: true });
     await send("view-pin", (await openControl(card, "VIEW_PIN")).id);
     await heading(frame, words, "view");
+    // Without time the PIN does not disappear by its own countdown.
+    await freeze(page);
     await proceed(frame);
     await heading(frame, words, "your_pin");
     assert.equal(await shownPin(frame), "48093");
@@ -200,6 +204,38 @@ test("a second message starts the page again", async () => {
   await heading(frame, words, "saved");
 });
 
+test("a PIN that arrives after a second message is not shown", async () => {
+  const card = nextCard();
+  await context.addInitScript(() => {
+    const { decrypt } = SubtleCrypto.prototype;
+    SubtleCrypto.prototype.decrypt = async function (...values) {
+      const opened = await decrypt.apply(this, values);
+      if (window.holdOpened) await new Promise((release) => (window.release = release));
+      return opened;
+    };
+  });
+  await openParent(PARENT_SITE);
+  await send("set-pin", (await openControl(card, "SET_PIN")).id);
+  await choose(frame, words, "48093");
+  await heading(frame, words, "saved");
+  const inFrame = page.frames()[1];
+  await inFrame.evaluate(() => (window.holdOpened = true));
+  await send("view-pin", (await openControl(card, "VIEW_PIN")).id);
+  await heading(frame, words, "view");
+  await proceed(frame);
+  await until(() => inFrame.evaluate(() => window.release !== undefined), "the opened tzpk");
+  await send("set-pin", (await openControl(nextCard(), "SET_PIN")).id);
+  await heading(frame, words, "choose");
+  await inFrame.evaluate(() => {
+    release();
+    return new Promise((drawn) => setTimeout(drawn));
+  });
+  await heading(frame, words, "choose");
+  assert.equal(await frame.locator(".digits").count(), 0);
+  assert.deepEqual(await events(), [{ event: "set_pin_success" }]);
+  await frame.locator(".timer", { hasText: words.time_left }).waitFor();
+});
+
 test("a frame leaves the focus in its parent", async () => {
   await openParent(PARENT_SITE);
   await page.evaluate(() => {
@@ -213,4 +249,22 @@ test("a frame leaves the focus in its parent", async () => {
   await page.keyboard.type("48093");
   await page.keyboard.press("Enter");
   await heading(frame, words, "repeat");
+});
+
+test("digits typed after a pressed key stay in the frame", async () => {
+  await openParent(PARENT_SITE);
+  await page.evaluate(() => {
+    window.heard = [];
+    addEventListener("keydown", ({ key }) => heard.push(key), true);
+    document.querySelector("h1").tabIndex = 0;
+    document.querySelector("h1").focus();
+  });
+  await send("set-pin", (await openControl(nextCard(), "SET_PIN")).id);
+  await heading(frame, words, "choose");
+  await page.keyboard.press("1");
+  assert.deepEqual(await page.evaluate(() => heard), ["1"]);
+  await frame.locator(".key").first().click();
+  await page.keyboard.type("8093");
+  await until(async () => (await frame.locator(".dot").count()) === 5, "five digits");
+  assert.deepEqual(await page.evaluate(() => heard), ["1"]);
 });

@@ -74,7 +74,10 @@ test("a PIN is set and viewed", async () => {
   await choose(page, words, "48093");
   await heading(page, words, "saved");
   assert.deepEqual(await events(), ["set_pin_success"]);
+  await page.clock.install();
   await openPage("VIEW_PIN", card);
+  // Without time the button alone hides the PIN.
+  await freeze(page);
   await proceed(page);
   await heading(page, words, "your_pin");
   assert.equal(await shownPin(page), "48093");
@@ -256,6 +259,21 @@ test("a refusal after a lost answer leaves the PIN unconfirmed", async () => {
   assert.deepEqual(await events(), ["set_pin_error"]);
 });
 
+for (const answer of ["saved", "lost"]) {
+  test(`a page that is loaded again after a ${answer} PIN does not say that it is unchanged`, async () => {
+    await openPage("SET_PIN");
+    if (answer === "lost") stage.network = "mute";
+    await choose(page, words, "48093");
+    if (answer === "saved") await heading(page, words, "saved");
+    else await page.locator(".loss", { hasText: words.not_confirmed }).waitFor();
+    stage.network = "up";
+    await page.reload();
+    await heading(page, words, "failed");
+    assert.equal(await page.locator("#hint").textContent(), words.failed_hint);
+    assert.deepEqual(await events(), ["set_pin_error"]);
+  });
+}
+
 test("a lost tzpk request is repeated", async () => {
   await page.route("**/tzpk", (route) => route.abort("connectionreset"), { times: 2 });
   await openPage("SET_PIN");
@@ -283,6 +301,7 @@ test("a card without a PIN shows so", async () => {
 test("a viewed PIN disappears when the window loses the focus", async () => {
   const card = nextCard();
   await setPin(page, card, "48093", words);
+  await page.clock.install();
   for (const leave of [
     () => window.dispatchEvent(new Event("blur")),
     () => {
@@ -292,11 +311,37 @@ test("a viewed PIN disappears when the window loses the focus", async () => {
     () => window.dispatchEvent(new PageTransitionEvent("pagehide")),
   ]) {
     await openPage("VIEW_PIN", card);
+    // Without time the PIN does not disappear by its own countdown.
+    await freeze(page);
     await proceed(page);
     await heading(page, words, "your_pin");
     assert.equal(await shownPin(page), "48093");
     await page.evaluate(leave);
     await page.locator(".digits").waitFor({ state: "detached" });
+  }
+});
+
+test("a PIN that arrives is shown to a person who came back, and to nobody else", async () => {
+  const card = nextCard();
+  await setPin(page, card, "48093", words);
+  for (const back of [true, false]) {
+    let answer;
+    const held = new Promise((resolve) => (answer = resolve));
+    await page.route("**/view", (route) => held.then(() => route.continue()), { times: 1 });
+    await openPage("VIEW_PIN", card);
+    await proceed(page);
+    await page.getByRole("button", { name: words.showing }).waitFor();
+    await page.evaluate((returns) => {
+      document.hasFocus = () => false;
+      window.dispatchEvent(new Event("blur"));
+      if (!returns) return;
+      delete document.hasFocus;
+      window.dispatchEvent(new Event("focus"));
+    }, back);
+    answer();
+    await heading(page, words, back ? "your_pin" : "hidden");
+    assert.equal(await shownPin(page), back ? "48093" : "");
+    assert.deepEqual(await events(), [back ? "view_pin_success" : "view_pin_error"]);
   }
 });
 

@@ -50,6 +50,8 @@ export interface Page {
   call<Answer>(path: string, body: object, mayRepeat?: () => boolean): Promise<Answer>;
   /** Whether the control still lives. */
   isAlive(): boolean;
+  /** Whether this operation is still on the page: false after another one started, and after the page closed. */
+  isCurrent(): boolean;
   /** Ends the operation with this state and reports the event. */
   end(ending: Ending, event?: HostEvent): void;
 }

@@ -56,8 +56,9 @@ function begin(current: Run, control: Control, elapsed: number): void {
     call: (path, body, mayRepeat = () => page.isAlive()) =>
       current.connection.post(path, { pageId: control.pageId, ...body }, mayRepeat),
     isAlive: () => current.countdown?.isOver === false,
+    isCurrent: () => run === current,
     end: (ending, event) => {
-      if (run === current) end(ending, event);
+      if (page.isCurrent()) end(ending, event);
     },
   };
   const stopTime = () => {

@@ -3,7 +3,7 @@ import { Refused } from "./connection.ts";
 import { button, make } from "./elements.ts";
 import type { Host } from "./host.ts";
 import { keypad } from "./keypad.ts";
-import type { Control, Page, PinOperation } from "./operation.ts";
+import type { Control, Ending, Page, PinOperation } from "./operation.ts";
 import { PinEntry } from "./pin_entry.ts";
 import type { Screen } from "./screen.ts";
 import { text, type TextKey } from "./texts.ts";
@@ -25,7 +25,7 @@ export class SetPin implements PinOperation {
     { class: "field", role: "textbox", tabindex: "0", "aria-labelledby": "heading", "aria-describedby": "hint" },
     this.#dots,
   );
-  readonly #keypad = keypad((key) => this.key(key));
+  readonly #keypad = keypad((key) => this.key(key), this.#field);
   readonly #proceed = button("main", "", () => this.proceed());
   readonly #another = button("quiet", text("another"), () => this.#choose(""));
   #step: Step = "choose";
@@ -169,8 +169,13 @@ export class SetPin implements PinOperation {
   }
 
   #fail(error: unknown): void {
-    const unconfirmed = this.#sent && error instanceof Refused && error.afterLoss;
-    const expired = error instanceof Refused && error.refusal === "expired" && !this.page.isAlive();
-    this.page.end(unconfirmed ? "unconfirmed" : expired ? "expired" : "unchanged", this.failure);
+    this.page.end(error instanceof Refused ? this.#ending(error) : "failed", this.failure);
+  }
+
+  /** Another document of this control, such as the one before a reload, may have set a PIN and so spent the control. */
+  #ending({ refusal, afterLoss }: Refused): Ending {
+    if (this.#sent && afterLoss) return "unconfirmed";
+    if (refusal === "expired") return this.page.isAlive() ? "failed" : "expired";
+    return this.#sent ? "unchanged" : "failed";
   }
 }

@@ -18,7 +18,6 @@ export class ViewPin implements PinOperation {
   readonly #show = button("main", text("show"), () => this.proceed());
   readonly #digits = make("ol", { class: "digits", dir: "ltr", translate: "no", tabindex: "-1", "aria-labelledby": "heading" });
   #state: "ask" | "fetch" | "shown" = "ask";
-  #left = false;
   #countdown: Countdown | undefined;
 
   constructor(
@@ -40,7 +39,6 @@ export class ViewPin implements PinOperation {
   }
 
   leave(): void {
-    this.#left = this.#state === "fetch";
     if (this.#state === "shown") this.#hide();
   }
 
@@ -67,6 +65,7 @@ export class ViewPin implements PinOperation {
         publicKey: device.publicKey,
       });
       digits = await decryptPin(device, tzpk, pinBlock);
+      if (!this.page.isCurrent()) return;
       this.#draw(digits);
     } catch (error) {
       this.page.end(error instanceof Refused ? this.#ending(error) : "failed", this.failure);
@@ -82,7 +81,7 @@ export class ViewPin implements PinOperation {
 
   #draw(digits: Uint8Array): void {
     this.stopTime();
-    if (this.#left || document.visibilityState === "hidden") {
+    if (!document.hasFocus() || document.visibilityState === "hidden") {
       this.page.end("hidden", this.failure);
       return;
     }
