@@ -111,6 +111,24 @@ test("set_pin() of the app proceeds", async () => {
   assert.deepEqual(await events(), ["set_pin_success"]);
 });
 
+test("set_pin() of the app does nothing on a page that shows a PIN", async () => {
+  const card = nextCard();
+  await setPin(page, card, "48093", words);
+  await page.clock.install();
+  await openPage("VIEW_PIN", card);
+  await freeze(page);
+  const sent = bodiesOf("view");
+  await page.evaluate(() => set_pin());
+  await heading(page, words, "view");
+  await page.getByRole("button", { name: words.show }).waitFor();
+  assert.deepEqual(sent, []);
+  await proceed(page);
+  await heading(page, words, "your_pin");
+  await page.evaluate(() => set_pin());
+  await heading(page, words, "your_pin");
+  assert.equal(await shownPin(page), "48093");
+});
+
 test("a handler that throws does not stop the page", async () => {
   await context.addInitScript(() => {
     const fail = () => {

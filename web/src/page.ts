@@ -94,7 +94,9 @@ async function start(credential: { controlId: string } | { pageId: string }, exp
     if (expected && control.operation !== expected) return fail("failed", expected);
     begin(current, control, performance.now() - current.connection.sentAt);
   } catch (error) {
-    fail(error instanceof Refused && error.refusal === "expired" ? "expired" : "failed", expected);
+    // The try without an answer may be what spent the control.
+    const expired = error instanceof Refused && error.refusal === "expired" && !error.afterLoss;
+    fail(expired ? "expired" : "failed", expected);
   }
 }
 
@@ -148,7 +150,11 @@ if (framed) {
   prepare();
   host.onRequest((operation, controlId) => void start({ controlId }, operation));
 } else {
-  Object.assign(window, { set_pin: () => run?.operation?.proceed() });
+  Object.assign(window, {
+    set_pin: () => {
+      if (run?.operation instanceof SetPin) run.operation.proceed();
+    },
+  });
   if (data.state === "opened") void start({ pageId: data.pageId ?? "" });
   else fail("expired");
 }
