@@ -65,6 +65,11 @@ function begin(current: Run, control: Control, elapsed: number): void {
     current.countdown?.stop();
     screen.hideTime();
   };
+  current.operation =
+    control.operation === "set-pin"
+      ? new SetPin(control, page, screen, host)
+      : new ViewPin(Number(data.viewSeconds), page, screen, host, stopTime);
+  // After the operation, whose view would replace the announcement of the last seconds.
   current.countdown = new Countdown(
     control.secondsLeft,
     elapsed,
@@ -74,10 +79,6 @@ function begin(current: Run, control: Control, elapsed: number): void {
       if (current.operation?.timeUp() !== false) page.end("expired", current.operation?.failure);
     },
   );
-  current.operation =
-    control.operation === "set-pin"
-      ? new SetPin(control, page, screen, host)
-      : new ViewPin(Number(data.viewSeconds), page, screen, host, stopTime);
 }
 
 /**
