@@ -8,6 +8,7 @@ import {
   nextCard,
   openControl,
   OTHER_SITE,
+  pass,
   PARENT_SITE,
   problem,
   proceed,
@@ -184,6 +185,29 @@ test("an unknown control reports an error to the parent", async () => {
   await send("view-pin", "00000000-0000-4000-8000-000000000000");
   await heading(frame, words, "expired");
   assert.deepEqual(await events(), [{ event: "view_pin_error" }]);
+});
+
+test("a control whose first answer was lost does not count as expired", async () => {
+  await openParent(PARENT_SITE);
+  await page.route("**/session", (route) =>
+    route.fulfill({ status: 404, contentType: "application/json", body: '{"errorCode":"CONTROL_NOT_USABLE"}' }),
+  );
+  await page.route("**/session", (route) => route.abort("connectionreset"), { times: 1 });
+  await send("set-pin", (await openControl(nextCard(), "SET_PIN")).id);
+  await heading(frame, words, "failed");
+  assert.deepEqual(await events(), [{ event: "set_pin_error" }]);
+});
+
+test("a page without network for the first call does not count as expired", async () => {
+  await page.clock.install();
+  await openParent(PARENT_SITE);
+  await freeze(page);
+  await page.route("**/session", (route) => route.abort("connectionreset"));
+  await send("set-pin", (await openControl(nextCard(), "SET_PIN")).id);
+  await frame.locator(".loss", { hasText: words.no_connection }).waitFor();
+  await pass(page, 20_000);
+  await heading(frame, words, "failed");
+  assert.deepEqual(await events(), [{ event: "set_pin_error" }]);
 });
 
 test("a control of the other operation reports an error", async () => {

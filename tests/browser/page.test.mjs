@@ -8,6 +8,7 @@ import {
   heading,
   nextCard,
   openControl,
+  pass,
   postForm,
   press,
   problem,
@@ -109,6 +110,24 @@ test("set_pin() of the app proceeds", async () => {
   await page.evaluate(() => set_pin());
   await heading(page, words, "saved");
   assert.deepEqual(await events(), ["set_pin_success"]);
+});
+
+test("set_pin() of the app does nothing on a page that shows a PIN", async () => {
+  const card = nextCard();
+  await setPin(page, card, "48093", words);
+  await page.clock.install();
+  await openPage("VIEW_PIN", card);
+  await freeze(page);
+  const sent = bodiesOf("view");
+  await page.evaluate(() => set_pin());
+  await heading(page, words, "view");
+  await page.getByRole("button", { name: words.show }).waitFor();
+  assert.deepEqual(sent, []);
+  await proceed(page);
+  await heading(page, words, "your_pin");
+  await page.evaluate(() => set_pin());
+  await heading(page, words, "your_pin");
+  assert.equal(await shownPin(page), "48093");
 });
 
 test("a handler that throws does not stop the page", async () => {
@@ -350,10 +369,12 @@ test("a viewed PIN disappears after the set time", async () => {
   await setPin(page, card, "48093", words);
   await page.clock.install();
   await openPage("VIEW_PIN", card);
+  await freeze(page);
   await proceed(page);
   await heading(page, words, "your_pin");
   await page.locator("[role=timer]", { hasText: words.hides_in }).waitFor();
-  await page.clock.fastForward(10_000);
+  await page.getByRole("status").getByText(`${words.hides_in}: 10 seconds`).waitFor();
+  await pass(page, 10_000);
   await heading(page, words, "hidden");
   assert.equal(await page.locator(".digits li").count(), 0);
 });
@@ -473,6 +494,36 @@ test("the page announces its last ten seconds", async () => {
   await page.clock.fastForward((left - 11) * 1_000);
   await page.clock.runFor(1_500);
   await page.getByRole("status").getByText(`${words.time_left}: 10 seconds`).waitFor();
+});
+
+test("the page announces its last seconds once, also after a jump of the time", async () => {
+  await page.clock.install();
+  await openPage("SET_PIN");
+  await freeze(page);
+  const timer = page.locator("[role=timer] span").last();
+  const [minutes, seconds] = (await timer.textContent()).split(":").map(Number);
+  await page.clock.fastForward((minutes * 60 + seconds - 7) * 1_000);
+  const status = page.getByRole("status");
+  await status.getByText(new RegExp(`^${words.time_left}: [678] seconds$`)).waitFor();
+  const announced = await status.textContent();
+  await page.clock.runFor(4_000);
+  assert.match(await timer.textContent(), /^0:0[1234]$/);
+  assert.equal(await status.textContent(), announced);
+});
+
+test("the focus goes to the entry when the notice of a lost connection disappears", async () => {
+  await page.clock.install();
+  // Without time no try but that of the button is made.
+  await freeze(page);
+  await page.route("**/tzpk", (route) => route.abort("connectionreset"), { times: 1 });
+  await postForm(page, await openControl(nextCard(), "SET_PIN"));
+  const tryNow = page.getByRole("button", { name: words.try_now });
+  await tryNow.focus();
+  await page.keyboard.press("Enter");
+  await tryNow.waitFor({ state: "hidden" });
+  assert.equal(await page.evaluate(() => document.activeElement.className), "field");
+  await page.keyboard.type("48093");
+  await page.locator(".dot").nth(4).waitFor();
 });
 
 test("the page is under the policy of the edge", async () => {

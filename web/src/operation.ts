@@ -17,7 +17,7 @@ export interface PinOperation {
   readonly failure: HostEvent;
   /** The notice while the operation's calls get no answer. */
   readonly lossText: TextKey;
-  /** The main button, the Enter key, and `set_pin()` of the app. */
+  /** The main button, the Enter key, and for setting a PIN `set_pin()` of the app. */
   proceed(): void;
   key?(key: "erase" | "clear" | number): void;
   refusePaste?(): void;

@@ -65,6 +65,11 @@ function begin(current: Run, control: Control, elapsed: number): void {
     current.countdown?.stop();
     screen.hideTime();
   };
+  current.operation =
+    control.operation === "set-pin"
+      ? new SetPin(control, page, screen, host)
+      : new ViewPin(Number(data.viewSeconds), page, screen, host, stopTime);
+  // After the operation, whose view would replace the announcement of the last seconds.
   current.countdown = new Countdown(
     control.secondsLeft,
     elapsed,
@@ -74,10 +79,6 @@ function begin(current: Run, control: Control, elapsed: number): void {
       if (current.operation?.timeUp() !== false) page.end("expired", current.operation?.failure);
     },
   );
-  current.operation =
-    control.operation === "set-pin"
-      ? new SetPin(control, page, screen, host)
-      : new ViewPin(Number(data.viewSeconds), page, screen, host, stopTime);
 }
 
 /**
@@ -94,7 +95,9 @@ async function start(credential: { controlId: string } | { pageId: string }, exp
     if (expected && control.operation !== expected) return fail("failed", expected);
     begin(current, control, performance.now() - current.connection.sentAt);
   } catch (error) {
-    fail(error instanceof Refused && error.refusal === "expired" ? "expired" : "failed", expected);
+    // The try without an answer may be what spent the control.
+    const expired = error instanceof Refused && error.refusal === "expired" && !error.afterLoss;
+    fail(expired ? "expired" : "failed", expected);
   }
 }
 
@@ -148,7 +151,11 @@ if (framed) {
   prepare();
   host.onRequest((operation, controlId) => void start({ controlId }, operation));
 } else {
-  Object.assign(window, { set_pin: () => run?.operation?.proceed() });
+  Object.assign(window, {
+    set_pin: () => {
+      if (run?.operation instanceof SetPin) run.operation.proceed();
+    },
+  });
   if (data.state === "opened") void start({ pageId: data.pageId ?? "" });
   else fail("expired");
 }

@@ -37,6 +37,9 @@ export class Screen {
   readonly #lossText = make("p");
   readonly #loss: HTMLElement;
   readonly #status = make("p", { class: "for-readers", role: "status" });
+  #focus: HTMLElement = this.#heading;
+  /** The last seconds of this countdown were announced. */
+  #soon = false;
 
   constructor(
     private readonly main: HTMLElement,
@@ -61,6 +64,7 @@ export class Screen {
 
   show({ heading, hint, sign, content = [], focus = this.#heading }: View): void {
     const title = text(heading);
+    this.#focus = focus;
     this.main.dataset.view = heading;
     this.#heading.textContent = title;
     this.#hint.textContent = hint;
@@ -87,7 +91,9 @@ export class Screen {
   loss(key: TextKey | undefined): void {
     const message = key ? text(key) : "";
     if (this.#loss.hidden === (key === undefined) && this.#lossText.textContent === message) return;
+    const focused = this.#loss.contains(document.activeElement);
     this.#loss.hidden = key === undefined;
+    if (focused && !key && document.hasFocus()) this.#focus.focus({ preventScroll: true });
     this.main.classList.toggle("lost", key !== undefined);
     this.#lossText.textContent = message;
     if (key) this.announce(message);
@@ -95,15 +101,19 @@ export class Screen {
 
   time(label: TextKey, left: number, share: number): void {
     const name = text(label);
+    const soon = left <= SOON_SECONDS;
+    const starts = label === "hides_in" && share === 1;
     this.#timer.hidden = false;
-    this.#timer.classList.toggle("soon", left <= SOON_SECONDS && share < 1);
+    this.#timer.classList.toggle("soon", soon && share < 1);
     this.#timeLabel.textContent = name;
     this.#time.textContent = `${Math.floor(left / 60)}:${String(left % 60).padStart(2, "0")}`;
     this.#ring.firstElementChild?.setAttribute("stroke-dasharray", `${share} 1`);
-    if (left === SOON_SECONDS && share < 1) this.announce(`${name}: ${secondsInWords(left)}`);
+    if (starts || (soon && !this.#soon)) this.announce(`${name}: ${secondsInWords(left)}`);
+    this.#soon = soon;
   }
 
   hideTime(): void {
     this.#timer.hidden = true;
+    this.#soon = false;
   }
 }
