@@ -599,7 +599,7 @@ async fn a_started_page_is_audited_and_answered_with_the_policy() {
     assert_eq!(reason(&malformed), "CONTROL_ID_INVALID");
     let started = client.controls.start_page(request(TENANT, &control)).await.unwrap().into_inner();
     assert!(started.scope() == Scope::ViewPin);
-    assert_eq!((started.pin_digits_min, started.pin_digits_max), (6, 8));
+    assert_eq!((started.min_digit_count, started.max_digit_count), (6, 8));
     assert!(started.expire_time.is_some() && (1..=30).contains(&started.remaining_duration.unwrap().seconds));
     let again = client.controls.start_page(request(TENANT, &control)).await.err().unwrap();
     assert_eq!((again.code(), reason(&again)), (tonic::Code::NotFound, "CONTROL_NOT_USABLE".into()));

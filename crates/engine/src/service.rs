@@ -104,8 +104,8 @@ impl control_service_server::ControlService for Services {
             scope: wire::scope_message(control.scope).into(),
             expire_time: Some(audit_wire::timestamp(self.store.wall_time(control.expires_at))),
             remaining_duration: control.remaining(self.store.now()).try_into().ok(),
-            pin_digits_min: digits.min().into(),
-            pin_digits_max: digits.max().into(),
+            min_digit_count: digits.min().into(),
+            max_digit_count: digits.max().into(),
         }))
     }
 }

@@ -324,7 +324,7 @@ impl EdgeState {
         };
         let remaining = started.remaining_duration.and_then(|left| left.try_into().ok()).unwrap_or_default();
         let digits =
-            [started.pin_digits_min, started.pin_digits_max].map(|digits| u8::try_from(digits).unwrap_or(u8::MAX));
+            [started.min_digit_count, started.max_digit_count].map(|digits| u8::try_from(digits).unwrap_or(u8::MAX));
         let control = PageControl { id: control, operation, digits };
         let session = web_view.sessions().begin(page.key(), control, remaining).map_err(|_| ApiError::UNEXPECTED)?;
         let cookie = web_view.sessions().set_cookie(&session, placement).map_err(|_| ApiError::UNEXPECTED)?;
