@@ -46,12 +46,7 @@
 //! ```
 //! assert_eq!(hsm::AccountNumber::parse("5413330089020011").unwrap().masked(), "541333******0011");
 //! ```
-//! A sealed key cannot be copied, and a device key offers no encryption:
-//! ```compile_fail
-//! # fn f(key: &hsm::SealedKey) -> hsm::SealedKey {
-//! key.clone()
-//! # }
-//! ```
+//! A device key offers no encryption:
 //! ```compile_fail
 //! # fn f(key: &hsm::DeviceKey) {
 //! key.wrap(&[0; 16]);
