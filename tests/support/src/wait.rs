@@ -11,13 +11,18 @@ pub fn signal(process: u32, name: &str) {
 }
 
 /// Usually within a second; the limit is longer for a busy machine.
-pub async fn soon<T>(what: &str, mut find: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn soon<T>(what: &str, find: impl AsyncFnMut() -> Option<T>) -> T {
+    within(Duration::from_secs(20), what, find).await
+}
+
+/// Asks until there is an answer. Panics with `what` after the limit.
+pub async fn within<T>(limit: Duration, what: &str, mut find: impl AsyncFnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {
         if let Some(found) = find().await {
             return found;
         }
-        assert!(began.elapsed() < Duration::from_secs(20), "{what}");
+        assert!(began.elapsed() < limit, "{what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
