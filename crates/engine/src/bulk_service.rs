@@ -278,7 +278,7 @@ async fn set(run: Arc<Run>, item: Result<NumberedSet, Status>, turn: Option<Turn
         None => None,
     };
     run.admit().await?;
-    let mut unfinished = Unfinished { run: &run, is_finished: false };
+    let mut unfinished = Unfinished { ended: &run.ended, is_finished: false };
     let parsed = wire::plastic_id(&plastic_id).and_then(|plastic| Ok((plastic, wire::zone_block(zone_block)?)));
     let result = match parsed {
         Ok((plastic, block)) => match run.set(plastic, &block).await {
@@ -298,7 +298,7 @@ async fn set(run: Arc<Run>, item: Result<NumberedSet, Status>, turn: Option<Turn
 /// A set without an outcome. Dropped, it ends the stream before the turn of its card: the client sends the set again, and no
 /// newer PIN of the card may be set before.
 struct Unfinished<'a> {
-    run: &'a Run,
+    ended: &'a OnceCell<Status>,
     is_finished: bool,
 }
 
@@ -306,7 +306,7 @@ impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
         if !self.is_finished {
             // An error: the stream has ended for another reason.
-            let _ = self.run.ended.set(wire::engine_stops());
+            let _ = self.ended.set(wire::engine_stops());
         }
     }
 }
@@ -529,6 +529,24 @@ mod tests {
             tokio::task::yield_now().await;
         }
         begun.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_panic_within_a_set_ends_the_stream_before_the_turn_of_its_card() {
+        let mut order = CardOrder::default();
+        let [first, second] = ["1", "1"].map(|card| order.turn(card));
+        let ended = Arc::new(OnceCell::new());
+        let panicked = begin({
+            let ended = Arc::clone(&ended);
+            async move {
+                let _done = first.wait().await;
+                let _unfinished = Unfinished { ended: &ended, is_finished: false };
+                panic!("within the set");
+            }
+        });
+        drop(second.wait().await);
+        assert_eq!(ended.get().map(Status::code), Some(Code::Unavailable));
+        assert_eq!(panicked.await.map_err(|status| status.code()), Err::<(), _>(Code::Unavailable));
     }
 
     #[tokio::test]
