@@ -37,6 +37,10 @@ reasons! {
     AccountNumberInvalid = "ACCOUNT_NUMBER_INVALID",
     /// The controlId is not a UUID of 36 characters.
     ControlIdInvalid = "CONTROL_ID_INVALID",
+    /// The name of the client of a page is not 1 to 128 visible characters.
+    PageClientInvalid = "PAGE_CLIENT_INVALID",
+    /// The pageId is not 16 bytes.
+    PageIdInvalid = "PAGE_ID_INVALID",
     /// The scope is neither SET_PIN nor VIEW_PIN.
     ScopeInvalid = "SCOPE_INVALID",
     /// The device key, or its thumbprint, is malformed.
@@ -70,7 +74,7 @@ reasons! {
     ScopeMismatch = "SCOPE_MISMATCH",
     /// The control was opened for another device key.
     DeviceKeyMismatch = "DEVICE_KEY_MISMATCH",
-    /// The control is unknown, expired or spent.
+    /// The control is unknown, expired or spent, or another page's.
     ControlNotUsable = "CONTROL_NOT_USABLE",
     /// The card has no PIN.
     PinNotSet = "PIN_NOT_SET",

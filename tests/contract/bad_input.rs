@@ -134,6 +134,7 @@ async fn a_control_is_bound_to_scope_tenant_and_device_key() {
         plastic_id: "2006".into(),
         scope: Scope::SetPin.into(),
         device_key_sha256: thumbprint,
+        page_client: String::new(),
     };
     let theirs = client.controls.open_control(open("other", Vec::new())).await.unwrap().into_inner().control_id;
     assert_eq!(reason(&client.tzpk(&theirs, &device).await.unwrap_err()), "TENANT_MISMATCH");
@@ -166,6 +167,7 @@ async fn a_malformed_field_is_rejected_by_name() {
         plastic_id: "2007".into(),
         scope: Scope::SetPin.into(),
         device_key_sha256: Vec::new(),
+        page_client: String::new(),
     };
     for hidden in ["a\u{2028}b", "a\u{202E}b", "a\u{200B}b", "\u{FEFF}", "a\u{E000}"] {
         let status = client.controls.open_control(named(hidden)).await.err().unwrap();
@@ -196,6 +198,7 @@ async fn a_malformed_request_id_is_rejected() {
             plastic_id: "2010".into(),
             scope: Scope::SetPin.into(),
             device_key_sha256: Vec::new(),
+            page_client: String::new(),
         });
         for id in malformed {
             request.metadata_mut().append(proto::REQUEST_ID_KEY, id.parse().unwrap());

@@ -222,12 +222,15 @@ async fn an_edge_starts_the_page_of_its_own_operations_alone() {
             plastic_id: "6210".into(),
             scope: scope.into(),
             device_key_sha256: Vec::new(),
+            page_client: "wallet".into(),
         };
         let control_id = opener.clone().open_control(open).await.unwrap().into_inner().control_id;
         let start = || StartPageRequest {
             tenant: "bank".into(),
             audit_user: AUDIT_USER.into(),
             control_id: control_id.clone(),
+            page_client: "wallet".into(),
+            page_id: vec![7; 16],
         };
         let refused = other.clone().start_page(start()).await.err().unwrap();
         assert_eq!((refused.code(), reason(&refused)), (Code::PermissionDenied, "SCOPE_MISMATCH".into()));
@@ -252,6 +255,7 @@ async fn an_auditor_of_one_tenant_reads_its_entries_alone() {
             plastic_id: format!("620{number}"),
             scope: Scope::SetPin.into(),
             device_key_sha256: Vec::new(),
+            page_client: String::new(),
         };
         controls.open_control(request).await.unwrap();
     }

@@ -97,6 +97,7 @@ fn open(plastic: &str, scope: Scope) -> OpenControlRequest {
         plastic_id: plastic.into(),
         scope: scope.into(),
         device_key_sha256: Vec::new(),
+        page_client: String::new(),
     }
 }
 

@@ -4,13 +4,14 @@ use std::{collections::HashMap, path::Path, thread};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use device::{Device, Fill, Pin};
-use proto::{Scope, StartPageRequest};
+use proto::{OpenControlRequest, Scope, StartPageRequest};
 use serde_json::{Value, json};
 use support::{
-    edge_process::{EdgeProcess, OTHER_TOKEN},
+    edge_process::{EdgeProcess, OTHER_TOKEN, token_of, zone_client},
     engine_process::{AUDIT_USER, EngineProcess, TENANT, device, reason},
     wait::{signal, soon},
 };
+use tonic::Code;
 
 const ORIGIN: &str = "https://pin.bank.test";
 const FORM: &str = "application/x-www-form-urlencoded";
@@ -60,6 +61,11 @@ impl Services {
         assert_eq!(answer.status, 201, "{}", answer.text);
         answer.body
     }
+}
+
+/// The body of a frame's exchange, with a fresh pageId.
+fn exchange(control: &str) -> Value {
+    json!({ "controlId": control, "pageId": uuid::Uuid::new_v4().simple().to_string() })
 }
 
 fn start_edge(directory: &Path, engine: &EngineProcess, pages: &str) -> EdgeProcess {
@@ -227,7 +233,7 @@ fn a_phone_sets_a_pin_and_a_frame_views_it() {
     let data = ["mode", "state", "page-id", "origins"].map(|name| document.data(name));
     assert_eq!(data, ["frame", "waiting", "", "https://bank.test https://app.bank.test:8443"]);
     assert_eq!(document.header("set-cookie"), "");
-    let started = frame.call("bank", "session", &json!({ "controlId": services.open("7801", "VIEW_PIN") }));
+    let started = frame.call("bank", "session", &exchange(&services.open("7801", "VIEW_PIN")));
     let cookie = started.header("set-cookie").to_owned();
     assert!(cookie.ends_with("; Path=/; HttpOnly; Secure; SameSite=None; Partitioned"), "{cookie}");
     let session = started.json();
@@ -254,7 +260,7 @@ fn a_control_is_exchanged_once_and_stays_usable_for_its_client() {
                 let (mut browser, control) = (services.browser(), &control);
                 scope.spawn(move || match number % 2 {
                     0 => browser.post_form("bank", control).status,
-                    _ => browser.call("bank", "session", &json!({ "controlId": control })).status,
+                    _ => browser.call("bank", "session", &exchange(control)).status,
                 })
             })
             .collect();
@@ -267,12 +273,96 @@ fn a_control_is_exchanged_once_and_stays_usable_for_its_client() {
     assert_eq!((again.status, again.data("state"), again.data("page-id")), (404, "expired", ""));
     let unknown = services.browser().post_form("bank", "0b5cfc7d-4b1e-4a37-8a5c-9d2f4f6b8a10");
     assert_eq!((unknown.status, unknown.text), (404, again.text), "one document for every control that is not usable");
-    let again = services.browser().call("bank", "session", &json!({ "controlId": control }));
+    let again = services.browser().call("bank", "session", &exchange(&control));
     assert_eq!(again.fault(), (404, "CONTROL_NOT_USABLE".into()));
 
     let key = STANDARD.encode(device().public_key_der());
     let tzpk = json!({ "controlId": control, "publicKey": key }).to_string();
     assert_eq!(services.edge.post("/v3/set/tzpk?auditUser=it", &tzpk).status, 200);
+}
+
+#[test]
+fn a_lost_exchange_is_repeated_by_its_page_alone() {
+    let services = Services::start();
+    let device = device();
+    let control = services.open("7819", "SET_PIN");
+    let exchange = exchange(&control);
+    let lost = services.browser().call("bank", "session", &exchange);
+    assert_eq!(lost.status, 200, "{}", lost.text);
+    let mut browser = services.browser();
+    let repeated = browser.call("bank", "session", &exchange);
+    let (first, session) = (lost.json(), repeated.json());
+    for member in ["operation", "pageId", "digitsMin", "digitsMax"] {
+        assert_eq!(session[member], first[member], "{member}");
+    }
+    let id = exchange["pageId"].as_str().unwrap();
+    assert_eq!(session["pageId"], id);
+    let other = json!({ "controlId": control, "pageId": "0".repeat(32) });
+    for mut another in [services.browser(), browser.clone()] {
+        assert_eq!(another.call("bank", "session", &other).fault(), (404, "CONTROL_NOT_USABLE".into()));
+    }
+    assert_eq!(services.browser().post_form("bank", &control).data("state"), "expired");
+    assert_eq!(browser.set(&device, id, "161803").json(), json!({}));
+    assert_eq!(browser.call("bank", "session", &exchange).fault(), (404, "CONTROL_NOT_USABLE".into()), "spent");
+}
+
+#[test]
+fn the_address_of_a_form_post_repeats_no_exchange() {
+    let services = Services::start();
+    let control = services.open("7820", "SET_PIN");
+    let page = services.browser().post_form("bank", &control);
+    let repeated = json!({ "controlId": control, "pageId": page.data("page-id") });
+    assert_eq!(services.browser().call("bank", "session", &repeated).fault(), (404, "CONTROL_NOT_USABLE".into()));
+}
+
+#[test]
+fn a_frame_sends_a_page_id_of_16_bytes_in_lower_case() {
+    let services = Services::start();
+    let mut browser = services.browser();
+    let control = services.open("7821", "SET_PIN");
+    for wrong in ["", "x", &"A".repeat(32), &"a".repeat(31), &"a".repeat(34)] {
+        let refused = browser.call("bank", "session", &json!({ "controlId": control, "pageId": wrong }));
+        assert_eq!(refused.fault(), (400, "BODY_MALFORMED".into()), "{wrong}");
+        assert!(refused.text.contains("pageId is not 32 hexadecimal digits"), "{}", refused.text);
+    }
+    for body in [json!({}), json!({ "controlId": control }), json!({ "controlId": control, "pageId": 7 })] {
+        assert_eq!(browser.call("bank", "session", &body).fault(), (400, "BODY_MALFORMED".into()), "{body}");
+    }
+    assert_eq!(browser.call("bank", "session", &exchange(&control)).status, 200, "the control stayed as it was");
+}
+
+#[test]
+fn a_control_starts_at_the_pages_of_its_own_client_alone() {
+    let clients = tempfile::tempdir().unwrap();
+    let office = "[[web_view.pages]]\nkey = \"office\"\nclient = \"office\"\norigins = [\"https://office.test\"]\n";
+    let services = Services::start_with(
+        "",
+        &(office.to_owned()
+            + &zone_client(clients.path(), "office", "bank", "[]")
+            + &zone_client(clients.path(), "pageless", "bank", "[]")),
+    );
+    let opened = |client: &str| {
+        let path = "/pincontrol/v2/plastic/7822?auditUser=it";
+        let answer = services.edge.post_as(&format!("Bearer {}", token_of(client)), path, "{\"scope\":\"VIEW_PIN\"}");
+        assert_eq!(answer.status, 201, "{}", answer.text);
+        answer.member("id").to_owned()
+    };
+    let refused_at = |page: &str, control: &str| {
+        let refused = services.browser().call(page, "session", &exchange(control));
+        assert_eq!(refused.fault(), (404, "CONTROL_NOT_USABLE".into()), "{page}");
+        assert_eq!(services.browser().post_form(page, control).data("state"), "expired", "{page}");
+    };
+    let (of_story, of_office, of_pageless) = (services.open("7822", "VIEW_PIN"), opened("office"), opened("pageless"));
+    refused_at("office", &of_story);
+    for page in ["bank", "plain"] {
+        refused_at(page, &of_office);
+    }
+    for page in ["bank", "plain", "office"] {
+        refused_at(page, &of_pageless);
+    }
+    for (page, control) in [("plain", &of_story), ("office", &of_office)] {
+        assert_eq!(services.browser().call(page, "session", &exchange(control)).status, 200, "{page}");
+    }
 }
 
 #[test]
@@ -290,7 +380,7 @@ fn only_a_page_of_the_web_view_makes_its_calls() {
         &[("origin", ORIGIN), ("sec-fetch-site", "none")],
     ];
     for from in forbidden {
-        let refused = browser.call_from(from, "bank", "session", &json!({ "controlId": control }));
+        let refused = browser.call_from(from, "bank", "session", &exchange(&control));
         assert_eq!(refused.fault(), (403, "ORIGIN_FORBIDDEN".into()), "{from:?}");
     }
     let page = browser.post_form("bank", &control);
@@ -459,7 +549,7 @@ fn no_log_of_the_edge_has_a_whole_control_id_or_a_cookie() {
     let (id, cookie) = (page.data("page-id").to_owned(), browser.cookie.clone().unwrap());
     assert_eq!(browser.set(&device, &id, "141421").status, 200);
     assert_eq!(services.browser().post_form("bank", &control).status, 404);
-    let refused = services.browser().call("bank", "session", &json!({ "controlId": control }));
+    let refused = services.browser().call("bank", "session", &exchange(&control));
     assert_eq!(refused.status, 404);
 
     let log = services.edge.log();
@@ -483,7 +573,7 @@ fn a_page_exchanges_no_control_of_another_tenant() {
     let control = opened.member("id");
     let refused = services.browser().post_form("bank", control);
     assert_eq!((refused.status, refused.data("state")), (404, "expired"));
-    let refused = services.browser().call("bank", "session", &json!({ "controlId": control }));
+    let refused = services.browser().call("bank", "session", &exchange(control));
     assert_eq!(refused.fault(), (403, "TENANT_MISMATCH".into()));
     let key = STANDARD.encode(device().public_key_der());
     let tzpk = json!({ "controlId": control, "publicKey": key }).to_string();
@@ -521,7 +611,7 @@ fn failed_exchanges_of_a_network_are_limited() {
     let until_refused = || {
         let mut browser = services.browser();
         (0..500).find_map(|number| {
-            let unknown = json!({ "controlId": uuid::Uuid::new_v4().to_string() });
+            let unknown = exchange(&uuid::Uuid::new_v4().to_string());
             let answer = browser.call("bank", "session", &unknown);
             assert!(answer.status == 429 || answer.fault() == (404, "CONTROL_NOT_USABLE".into()), "{}", answer.text);
             (answer.status == 429).then_some((number, answer))
@@ -549,7 +639,7 @@ async fn an_engine_that_is_away_uses_up_no_exchanges_of_a_network() {
     let control = opened.member("id");
     engine.kill();
     for _ in 0..100 {
-        let away = browser.call("bank", "session", &json!({ "controlId": control }));
+        let away = browser.call("bank", "session", &exchange(control));
         assert_eq!(away.fault(), (503, "ENGINE_UNAVAILABLE".into()), "no exchange is counted as failed");
     }
     let away = browser.post_form("bank", control);
@@ -575,7 +665,7 @@ async fn a_page_of_a_removed_client_is_unknown() {
     signal(services.edge.id(), "HUP");
     let reloaded = async || services.edge.log().contains("the clients were reloaded").then_some(());
     soon("the edge reloads no clients", reloaded).await;
-    let refused = services.browser().call("bank", "session", &json!({ "controlId": control }));
+    let refused = services.browser().call("bank", "session", &exchange(&control));
     assert_eq!(refused.fault(), (404, "PAGE_UNKNOWN".into()));
     let page = services.browser().post_form("bank", &control);
     assert_eq!((page.status, page.data("state")), (404, "expired"));
@@ -587,22 +677,52 @@ async fn a_started_page_is_audited_and_answered_with_the_policy() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "[pin_policy]\nlength_min = 6\nlength_max = 8");
     let mut client = engine.client().await;
-    let control = client.open("7818", Scope::ViewPin).await.unwrap().control_id;
-    let request = |tenant: &str, control: &str| StartPageRequest {
-        tenant: tenant.into(),
+    let open = |page_client: &str| OpenControlRequest {
+        tenant: TENANT.into(),
         audit_user: AUDIT_USER.into(),
-        control_id: control.into(),
+        plastic_id: "7818".into(),
+        scope: Scope::ViewPin.into(),
+        device_key_sha256: Vec::new(),
+        page_client: page_client.into(),
     };
-    let other = client.controls.start_page(request("other", &control)).await.err().unwrap();
-    assert_eq!(reason(&other), "TENANT_MISMATCH");
-    let malformed = client.controls.start_page(request(TENANT, "x")).await.err().unwrap();
-    assert_eq!(reason(&malformed), "CONTROL_ID_INVALID");
-    let started = client.controls.start_page(request(TENANT, &control)).await.unwrap().into_inner();
+    let malformed = client.controls.open_control(open("\u{202e}wallet")).await.err().unwrap();
+    assert_eq!((malformed.code(), reason(&malformed)), (Code::InvalidArgument, "PAGE_CLIENT_INVALID".into()));
+    let of_none = client.controls.open_control(open("")).await.unwrap().into_inner().control_id;
+    let control = client.controls.open_control(open("wallet")).await.unwrap().into_inner().control_id;
+    let start = StartPageRequest {
+        tenant: TENANT.into(),
+        audit_user: AUDIT_USER.into(),
+        control_id: control.clone(),
+        page_client: "wallet".into(),
+        page_id: vec![7; 16],
+    };
+    for (malformed, expected) in [
+        (StartPageRequest { control_id: "x".into(), ..start.clone() }, "CONTROL_ID_INVALID"),
+        (StartPageRequest { page_client: String::new(), ..start.clone() }, "PAGE_CLIENT_INVALID"),
+        (StartPageRequest { page_client: "w".repeat(129), ..start.clone() }, "PAGE_CLIENT_INVALID"),
+        (StartPageRequest { page_id: Vec::new(), ..start.clone() }, "PAGE_ID_INVALID"),
+        (StartPageRequest { page_id: vec![7; 17], ..start.clone() }, "PAGE_ID_INVALID"),
+    ] {
+        let refused = client.controls.start_page(malformed).await.err().unwrap();
+        assert_eq!((refused.code(), reason(&refused)), (Code::InvalidArgument, expected.into()));
+    }
+    let other = StartPageRequest { tenant: "other".into(), ..start.clone() };
+    assert_eq!(reason(&client.controls.start_page(other).await.err().unwrap()), "TENANT_MISMATCH");
+    let started = client.controls.start_page(start.clone()).await.unwrap().into_inner();
     assert!(started.scope() == Scope::ViewPin);
     assert_eq!((started.min_digit_count, started.max_digit_count), (6, 8));
     assert!(started.expire_time.is_some() && (1..=30).contains(&started.remaining_duration.unwrap().seconds));
-    let again = client.controls.start_page(request(TENANT, &control)).await.err().unwrap();
-    assert_eq!((again.code(), reason(&again)), (tonic::Code::NotFound, "CONTROL_NOT_USABLE".into()));
+    let again = client.controls.start_page(start.clone()).await.unwrap().into_inner();
+    assert_eq!((again.scope, again.min_digit_count, again.max_digit_count), (started.scope, 6, 8), "the same answer");
+    assert!(again.remaining_duration.unwrap().seconds <= started.remaining_duration.unwrap().seconds);
+    for not_usable in [
+        StartPageRequest { page_id: vec![8; 16], ..start.clone() },
+        StartPageRequest { page_client: "Wallet".into(), ..start.clone() },
+        StartPageRequest { control_id: of_none, ..start },
+    ] {
+        let refused = client.controls.start_page(not_usable).await.err().unwrap();
+        assert_eq!((refused.code(), reason(&refused)), (Code::NotFound, "CONTROL_NOT_USABLE".into()));
+    }
     assert_eq!(engine.terminate(), 0);
 
     let store = directory.path().join("data/store");
@@ -616,8 +736,10 @@ async fn a_started_page_is_audited_and_answered_with_the_policy() {
     let entries = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let of_pages: Vec<_> = entries.filter(|entry| entry["event"]["action"] == "start_page").collect();
     let outcomes: Vec<_> = of_pages.iter().map(|entry| entry["outcome"].as_str().unwrap()).collect();
-    assert_eq!(outcomes, ["denied", "done", "control_not_usable"], "{lines}");
-    assert!(of_pages.iter().all(|entry| entry["event"]["control"] == control.as_str()), "{lines}");
+    let refused = ["control_not_usable"; 3];
+    assert_eq!(outcomes, [&["denied", "done"], &refused[..]].concat(), "a repeat has no entry: {lines}");
+    let about = of_pages.iter().filter(|entry| entry["event"]["control"] == control.as_str());
+    assert_eq!(about.count(), 4, "{lines}");
 }
 
 /// The sample site of `pinseal demo`.

@@ -35,9 +35,7 @@ impl AuditUser {
     /// # Errors
     /// The text is empty, longer than 128 characters, or has a character that is not visible.
     pub fn parse(text: &str) -> Result<Self, AuditUserError> {
-        let length = text.chars().take(AUDIT_USER_CHARACTERS_MAX + 1).count();
-        let is_valid = (1..=AUDIT_USER_CHARACTERS_MAX).contains(&length) && text.chars().all(is_visible);
-        is_valid.then(|| Self(text.into())).ok_or(AuditUserError)
+        is_visible_text(text, AUDIT_USER_CHARACTERS_MAX).then(|| Self(text.into())).ok_or(AuditUserError)
     }
 
     /// The text; the clone shares it.
@@ -53,6 +51,11 @@ impl AuditUser {
      or unassigned characters"
 )]
 pub struct AuditUserError;
+
+/// Whether the text is 1 to `max` visible characters or spaces.
+pub(crate) fn is_visible_text(text: &str, max: usize) -> bool {
+    (1..=max).contains(&text.chars().take(max + 1).count()) && text.chars().all(is_visible)
+}
 
 /// Whether the character is visible or a space: not of the general categories Cc, Cf (bidi controls, zero-width
 /// characters), Zl, Zp, Co, Cs and Cn (unassigned, noncharacters), and without Default_Ignorable_Code_Point.

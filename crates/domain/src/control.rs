@@ -15,12 +15,14 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use thiserror::Error;
 use uuid::Uuid;
 
+use crate::caller::is_visible_text;
 use crate::card::{CardKey, RegisteredAccount, StoredPin, Tenant};
-use crate::limits::CONTROL_ID_CHARACTERS;
+use crate::limits::{CONTROL_ID_CHARACTERS, PAGE_CLIENT_CHARACTERS_MAX, PAGE_ID_BYTES};
 use crate::time::UnixMillis;
 
 /// The number of PINs that break the policy and leave their control usable.
@@ -91,6 +93,104 @@ pub enum Scope {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Thumbprint(pub [u8; 32]);
 
+/// The bytes of a [`PageClient`].
+pub const PAGE_CLIENT_BYTES: usize = 16;
+/// The characters of a pageId in its text form.
+const PAGE_ID_CHARACTERS: usize = 2 * PAGE_ID_BYTES;
+
+/// The client of an edge whose pages may start a control: the first 16 bytes of the SHA-256 of the client's name in UTF-8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageClient([u8; PAGE_CLIENT_BYTES]);
+
+impl PageClient {
+    /// The client with this name.
+    ///
+    /// # Errors
+    /// The name is empty, longer than [`PAGE_CLIENT_CHARACTERS_MAX`], or has a character that is not visible, by the rule of an
+    /// auditUser.
+    pub fn of_name(name: &str) -> Result<Self, PageClientError> {
+        if !is_visible_text(name, PAGE_CLIENT_CHARACTERS_MAX) {
+            return Err(PageClientError);
+        }
+        let digest: [u8; 32] = Sha256::digest(name).into();
+        digest.first_chunk().copied().map(Self).ok_or(PageClientError)
+    }
+
+    /// The client with these 16 bytes of the digest.
+    pub fn from_bytes(bytes: [u8; PAGE_CLIENT_BYTES]) -> Self {
+        Self(bytes)
+    }
+
+    /// The 16 bytes of the digest.
+    pub fn as_bytes(&self) -> &[u8; PAGE_CLIENT_BYTES] {
+        &self.0
+    }
+}
+
+/// The text is not the name of a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the name of a client with a page is 1 to {PAGE_CLIENT_CHARACTERS_MAX} visible characters or spaces")]
+pub struct PageClientError;
+
+/// A pageId: 16 random bytes that name a page of the web view in a browser.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct PageId([u8; PAGE_ID_BYTES]);
+
+impl PageId {
+    /// A fresh pageId: 122 random bits.
+    pub fn random() -> Self {
+        Self(*Uuid::new_v4().as_bytes())
+    }
+
+    /// Reads the text form: 32 hexadecimal digits in lower case.
+    ///
+    /// # Errors
+    /// Any other text.
+    pub fn parse(text: &str) -> Result<Self, PageIdError> {
+        let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        if text.len() != PAGE_ID_CHARACTERS || !text.bytes().all(is_hex) {
+            return Err(PageIdError);
+        }
+        Uuid::try_parse(text).map(|id| Self(*id.as_bytes())).map_err(|_| PageIdError)
+    }
+
+    /// The pageId of these 16 bytes.
+    pub fn from_bytes(bytes: [u8; PAGE_ID_BYTES]) -> Self {
+        Self(bytes)
+    }
+
+    /// The 16 bytes of the pageId.
+    pub fn as_bytes(&self) -> &[u8; PAGE_ID_BYTES] {
+        &self.0
+    }
+}
+
+impl fmt::Display for PageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(Uuid::from_bytes(self.0).as_simple(), f)
+    }
+}
+
+impl fmt::Debug for PageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The text is not a pageId.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("a pageId is {PAGE_ID_CHARACTERS} hexadecimal digits in lower case")]
+pub struct PageIdError;
+
+/// The right of a client's pages to start a control: one page does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageGrant {
+    /// The client whose pages may start the control.
+    pub client: PageClient,
+    /// The page that started the control; `None` until one did.
+    pub started_by: Option<PageId>,
+}
+
 /// A tzpk as the boundary sealed it: opaque bytes here.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SealedTzpk(pub Arc<[u8]>);
@@ -119,6 +219,8 @@ pub struct NewControl {
     pub lifetime: Duration,
     /// The only device key to serve; `None` for any.
     pub device_key: Option<Thumbprint>,
+    /// The client whose pages may start the control; `None` for no page.
+    pub page_client: Option<PageClient>,
 }
 
 /// A control and its state.
@@ -139,8 +241,8 @@ pub struct Control {
     pub opened_generation: u64,
     /// The only device key to serve; `None` for any.
     pub device_key: Option<Thumbprint>,
-    /// Whether the page of a web view was started under the control: that happens once.
-    pub page_started: bool,
+    /// The right of a client's pages to start the control; `None` for no page.
+    pub page: Option<PageGrant>,
     /// The state of the control.
     pub state: ControlState,
 }
@@ -241,7 +343,7 @@ pub enum Denied {
         /// The time until the card may have one more call.
         retry_after: Duration,
     },
-    /// Unknown, expired, spent, or closed by a newer PIN of its card: one answer for all of them.
+    /// Unknown, expired, spent, closed by a newer PIN of its card, or for another page: one answer for all of them.
     #[error("the control is not usable: open another")]
     NotUsable,
     /// The control belongs to another tenant.
@@ -299,15 +401,25 @@ impl Control {
         Ok(())
     }
 
-    /// Admits `tenant` to start the page of a web view at `now`.
+    /// Admits the page `id` of a client of `tenant` to start the control at `now`, or to repeat its start.
     ///
     /// # Errors
-    /// [`Denied::NotUsable`] first, also if a page was started before, then [`Denied::OtherTenant`].
-    pub fn admit_page(&self, tenant: &Tenant, now: UnixMillis) -> Result<(), Denied> {
-        if self.page_started {
-            return Err(Denied::NotUsable);
+    /// As [`Control::admit`], then [`Denied::NotUsable`]: the control names another client or none, or another page started it.
+    pub fn admit_page(&self, tenant: &Tenant, client: PageClient, id: PageId, now: UnixMillis) -> Result<(), Denied> {
+        self.admit(tenant, self.scope, now)?;
+        self.is_started_by(client, id).map(drop)
+    }
+
+    /// Whether this page started the control.
+    ///
+    /// # Errors
+    /// [`Denied::NotUsable`]: the page can't start it.
+    pub(crate) fn is_started_by(&self, client: PageClient, id: PageId) -> Result<bool, Denied> {
+        match self.page.filter(|grant| grant.client == client).ok_or(Denied::NotUsable)?.started_by {
+            None => Ok(false),
+            Some(started_by) if started_by == id => Ok(true),
+            Some(_) => Err(Denied::NotUsable),
         }
-        self.admit(tenant, self.scope, now)
     }
 
     /// Admits a device key.
@@ -481,7 +593,7 @@ mod tests {
             expires_at: UnixMillis(31_000),
             opened_generation: 4,
             device_key: None,
-            page_started: false,
+            page: None,
             state,
         }
     }
@@ -646,5 +758,27 @@ mod tests {
         assert_eq!(ControlId::parse(&id.to_string()), Ok(id));
         assert!(ControlId::parse(&id.to_string().replace('-', "")).is_err());
         assert!(ControlId::parse("not-a-uuid").is_err());
+    }
+
+    #[test]
+    fn a_page_client_is_the_start_of_the_digest_of_its_name() {
+        // printf wallet | sha256sum
+        let digest = PageClient::of_name("wallet").unwrap();
+        assert_eq!(digest.as_bytes()[..4], [0xe8, 0xd4, 0x40, 0x50]);
+        assert!(PageClient::of_name(&"\u{e4}".repeat(PAGE_CLIENT_CHARACTERS_MAX)).is_ok());
+        for wrong in ["", "wal\u{200b}let", "wallet\n", &"a".repeat(PAGE_CLIENT_CHARACTERS_MAX + 1)] {
+            assert_eq!(PageClient::of_name(wrong), Err(PageClientError), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_page_id_is_32_hexadecimal_digits_in_lower_case() {
+        let id = PageId::random();
+        assert_eq!(PageId::parse(&id.to_string()), Ok(id));
+        assert_eq!(PageId::parse("000102030405060708090a0b0c0d0e0f").map(|id| id.as_bytes()[15]), Ok(15));
+        let uuid = "00010203-0405-0607-0809-0a0b0c0d0e0f";
+        for wrong in ["", "x", uuid, &"A".repeat(32), &"a".repeat(31), &"a".repeat(33), &"g".repeat(32)] {
+            assert_eq!(PageId::parse(wrong), Err(PageIdError), "{wrong}");
+        }
     }
 }

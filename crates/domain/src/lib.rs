@@ -15,7 +15,8 @@
 //!
 //! let card = CardKey { tenant: Tenant::parse("bank")?, plastic: PlasticId::parse("1000200030")? };
 //! let lifetime = Duration::from_secs(30);
-//! let new = NewControl { id: ControlId::random(), card, scope: Scope::SetPin, lifetime, device_key: None };
+//! let (id, scope) = (ControlId::random(), Scope::SetPin);
+//! let new = NewControl { id, card, scope, lifetime, device_key: None, page_client: None };
 //! let admission = Admission {
 //!     controls_per_card_per_hour: 1,
 //!     unknown_cards: UnknownCards::Accept,

@@ -8,6 +8,10 @@ use crate::card::{PLASTIC_ID_DIGITS_MAX, TENANT_BYTES_MAX};
 pub const CONTROL_ID_CHARACTERS: usize = 36;
 /// The most characters of an auditUser.
 pub const AUDIT_USER_CHARACTERS_MAX: usize = 128;
+/// The most characters of the name of a client that has a page of the web view.
+pub const PAGE_CLIENT_CHARACTERS_MAX: usize = 128;
+/// The bytes of a pageId.
+pub const PAGE_ID_BYTES: usize = 16;
 /// The most bytes of a device key: a DER SubjectPublicKeyInfo of RSA with 4,096 bits and an exponent of 4 bytes.
 pub const DEVICE_KEY_BYTES_MAX: usize = 552;
 /// The most characters of a `publicKey`: [`DEVICE_KEY_BYTES_MAX`] in base64.
@@ -32,6 +36,8 @@ const FIELD_BYTES_MAX: usize = TENANT_BYTES_MAX
     + AUDIT_USER_CHARACTERS_MAX * char::MAX.len_utf8()
     + PLASTIC_ID_DIGITS_MAX
     + CONTROL_ID_CHARACTERS
+    + PAGE_CLIENT_CHARACTERS_MAX * char::MAX.len_utf8()
+    + PAGE_ID_BYTES
     + DEVICE_KEY_BYTES_MAX
     + ZONE_PIN_BLOCK_BYTES_MAX;
 

@@ -313,7 +313,8 @@ mod tests {
     fn card() -> (CardState, Control) {
         let lifetime = Duration::from_secs(30);
         let id = ControlId::random();
-        let new = NewControl { id, card: card_key("bank", "1"), scope: Scope::SetPin, lifetime, device_key: None };
+        let (card, scope) = (card_key("bank", "1"), Scope::SetPin);
+        let new = NewControl { id, card, scope, lifetime, device_key: None, page_client: None };
         let admission = Admission {
             controls_per_card_per_hour: 1,
             unknown_cards: UnknownCards::Refuse,

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use crate::card::{Card, PinStatus, PlasticId, ReencryptedPin, RegisteredAccount, StoredPin};
 use crate::control::{
-    Control, ControlId, ControlState, Denied, LIFETIME_SECONDS_MAX, NewControl, RetryTag, Transition, next_state,
+    Control, ControlId, ControlState, Denied, LIFETIME_SECONDS_MAX, NewControl, PageClient, PageGrant, PageId,
+    RetryTag, Transition, next_state,
 };
 use crate::storage_key::MinKeyVersions;
 use crate::time::UnixMillis;
@@ -184,24 +185,30 @@ pub fn open(
         expires_at: now.after(new.lifetime),
         opened_generation: card.generation,
         device_key: new.device_key,
-        page_started: false,
+        page: new.page_client.map(|client| PageGrant { client, started_by: None }),
         state: ControlState::Open,
     };
     Ok((card, control))
 }
 
-/// Starts the page of a web view under a control, once. The control stays as usable as before: for the page, and for the
-/// client that opened the control. `generation` is the card's.
+/// Starts the page `id` of a client under a control. The control stays as usable as before: for the page, and for the client
+/// that opened the control. Returns `None` if this page started it before: its first answer may have been lost, and nothing
+/// changes. `generation` is the card's.
 ///
 /// # Errors
-/// [`Denied::NotUsable`]: a page was started before, the control is expired or spent, or a newer PIN of the card closed the
-/// control. A store returns it too for a control that does not exist.
-pub fn start_page(control: Control, generation: u64, now: UnixMillis) -> Result<Control, Denied> {
+/// [`Denied::NotUsable`]: the control names another client or none, another page started it, it is expired or spent, or a
+/// newer PIN of the card closed it. A store returns it too for a control that does not exist.
+pub fn start_page(
+    control: Control,
+    client: PageClient,
+    id: PageId,
+    generation: u64,
+    now: UnixMillis,
+) -> Result<Option<Control>, Denied> {
     control.usable_under(generation, now)?;
-    if control.page_started {
-        return Err(Denied::NotUsable);
-    }
-    Ok(Control { page_started: true, ..control })
+    let is_repeat = control.is_started_by(client, id)?;
+    let page = Some(PageGrant { client, started_by: Some(id) });
+    Ok((!is_repeat).then_some(Control { page, ..control }))
 }
 
 /// Whether a store removes the state of a card that was never registered and never had a PIN, by the clock hour of its last
@@ -313,7 +320,14 @@ mod tests {
     }
 
     fn new_control(scope: Scope) -> NewControl {
-        NewControl { id: ControlId::random(), card: card_key(), scope, lifetime: LIFETIME, device_key: None }
+        NewControl {
+            id: ControlId::random(),
+            card: card_key(),
+            scope,
+            lifetime: LIFETIME,
+            device_key: None,
+            page_client: None,
+        }
     }
 
     fn account(n: u8) -> Option<RegisteredAccount> {
@@ -421,26 +435,72 @@ mod tests {
         assert!(follow_account(spent, account(2).as_ref()).is_none());
     }
 
+    fn client(name: &str) -> PageClient {
+        PageClient::of_name(name).unwrap()
+    }
+
+    /// The control with the right of the pages of the client `wallet`.
+    fn for_pages(control: Control) -> Control {
+        Control { page: Some(PageGrant { client: client("wallet"), started_by: None }), ..control }
+    }
+
     #[test]
-    fn a_page_is_started_once_and_the_control_stays_usable() {
+    fn one_page_of_the_named_client_starts_a_control_and_may_repeat() {
         let (card, control) = keyed(None);
-        let started = start_page(control.clone(), card.generation, NOW).unwrap();
-        assert_eq!(start_page(started.clone(), card.generation, NOW).err(), Some(Denied::NotUsable));
-        assert_eq!(start_page(control.clone(), card.generation, control.expires_at).err(), Some(Denied::NotUsable));
+        let (control, wallet, page, other) = (for_pages(control), client("wallet"), PageId::random(), PageId::random());
+        let start = |control: &Control, client, page, now| {
+            start_page(control.clone(), client, page, card.generation, now).map(|started| started.map(|now| now.page))
+        };
+        let grant = |started_by| Some(PageGrant { client: wallet, started_by });
+        assert_eq!(start(&control, client("other"), page, NOW), Err(Denied::NotUsable));
+        assert_eq!(start(&control, wallet, page, control.expires_at), Err(Denied::NotUsable));
+        assert_eq!(start(&control, wallet, page, NOW), Ok(Some(grant(Some(page)))));
+        let started = start_page(control.clone(), wallet, page, card.generation, NOW).unwrap().unwrap();
+        assert_eq!(start(&started, wallet, page, NOW), Ok(None), "a repeat changes nothing");
+        for (client, page) in [(wallet, other), (client("other"), page)] {
+            assert_eq!(start(&started, client, page, NOW), Err(Denied::NotUsable));
+        }
+        let spent = advance(started, card.clone(), None, set(pin(1, 1)), &min(0), NOW).unwrap();
+        let generation = spent.set.unwrap().0.generation;
+        for control in [spent.control, control] {
+            let late = start_page(control, wallet, page, generation, NOW);
+            assert_eq!(late.err(), Some(Denied::NotUsable), "spent, or closed by a newer PIN");
+        }
+    }
+
+    #[test]
+    fn a_control_without_a_page_client_is_started_by_no_page() {
+        let (card, control) = keyed(None);
+        let started = start_page(control, client("wallet"), PageId::random(), card.generation, NOW);
+        assert_eq!(started.err(), Some(Denied::NotUsable));
+    }
+
+    #[test]
+    fn a_page_is_admitted_by_tenant_then_client_then_id() {
         let (bank, other) = (card_key().tenant, Tenant::parse("other").unwrap());
-        assert_eq!((control.admit_page(&bank, NOW), started.admit_page(&bank, NOW)), (Ok(()), Err(Denied::NotUsable)));
-        assert_eq!(control.admit_page(&other, NOW), Err(Denied::OtherTenant));
-        let spent = advance(started, card, None, set(pin(1, 1)), &min(0), NOW).unwrap();
-        let (generation, spent) = (spent.set.unwrap().0.generation, spent.control);
-        assert!(spent.page_started);
-        assert_eq!(start_page(spent, generation, NOW).err(), Some(Denied::NotUsable));
-        assert_eq!(start_page(control, generation, NOW).err(), Some(Denied::NotUsable), "a newer PIN closed it");
+        let (control, wallet, page) = (for_pages(keyed(None).1), client("wallet"), PageId::random());
+        assert_eq!(control.admit_page(&bank, wallet, page, NOW), Ok(()));
+        assert_eq!(control.admit_page(&other, client("other"), page, NOW), Err(Denied::OtherTenant));
+        assert_eq!(control.admit_page(&bank, client("other"), page, NOW), Err(Denied::NotUsable));
+        assert_eq!(control.admit_page(&other, wallet, page, control.expires_at), Err(Denied::NotUsable));
+        let page_of_wallet = Some(PageGrant { client: wallet, started_by: Some(page) });
+        let started = Control { page: page_of_wallet, ..control };
+        assert_eq!(started.admit_page(&bank, wallet, page, NOW), Ok(()));
+        assert_eq!(started.admit_page(&bank, wallet, PageId::random(), NOW), Err(Denied::NotUsable));
     }
 
     #[test]
     fn a_newer_pin_leaves_the_page_of_a_view_alone() {
         let (card, control) = open(found(None), new_control(Scope::ViewPin), GENEROUS, NOW).unwrap();
-        assert!(start_page(control, card.generation + 1, NOW).is_ok());
+        let started = start_page(for_pages(control), client("wallet"), PageId::random(), card.generation + 1, NOW);
+        assert!(started.unwrap().is_some());
+    }
+
+    #[test]
+    fn an_opened_control_keeps_the_client_of_its_pages() {
+        let new = NewControl { page_client: Some(client("wallet")), ..new_control(Scope::SetPin) };
+        let (_, control) = open(found(None), new, GENEROUS, NOW).unwrap();
+        assert_eq!(control.page, Some(PageGrant { client: client("wallet"), started_by: None }));
     }
 
     #[test]

@@ -178,6 +178,8 @@ impl ApiError {
             Reason::DeviceKeyInvalid => Self::DEVICE_KEY_INVALID,
             Reason::PinBlockLength => Self::PIN_BLOCK_LENGTH,
             Reason::TenantInvalid
+            | Reason::PageClientInvalid
+            | Reason::PageIdInvalid
             | Reason::AccountNumberInvalid
             | Reason::ZoneInvalid
             | Reason::DigitCountInvalid
@@ -333,6 +335,7 @@ impl From<Mistake> for ApiError {
             | Mistake::MemberRepeated
             | Mistake::MemberMissing(_)
             | Mistake::MemberNotText(_)
+            | Mistake::PageId
             | Mistake::BodyNotForm => ApiError::BODY_MALFORMED,
             Mistake::FormControlId => ApiError::CONTROL_ID_INVALID,
             Mistake::TypeNotForm => ApiError::CONTENT_TYPE_UNSUPPORTED,
@@ -479,6 +482,8 @@ mod tests {
                     "TRY_COUNT_INVALID",
                     "METHOD_INVALID",
                     "CONTROL_ID_INVALID",
+                    "PAGE_CLIENT_INVALID",
+                    "PAGE_ID_INVALID",
                     "SCOPE_INVALID",
                     "DEVICE_KEY_INVALID",
                     "PIN_BLOCK_LENGTH",

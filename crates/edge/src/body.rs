@@ -11,6 +11,7 @@ use super::{
     mistake::Mistake,
     web_view::{PageOperation, PageSession},
 };
+use domain::control::PageId;
 use domain::limits::{
     CONTROL_ID_CHARACTERS, PIN_BLOCK_BYTES, PIN_BLOCK_CHARACTERS, PUBLIC_KEY_CHARACTERS_MAX, ZONE_PIN_BLOCK_CHARACTERS,
     ZPK_INDEX_MAX,
@@ -118,10 +119,10 @@ pub(super) struct PinControl {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct PageCall {
-    /// The id of the page's session: 32 hexadecimal digits.
+    /// The pageId of the page's session: 32 hexadecimal digits.
     #[serde(default)]
     pub(super) page_id: Member,
-    /// The controlId that a frame exchanges for its session, instead of an id.
+    /// The controlId that a frame exchanges for a session of its pageId.
     #[serde(default)]
     pub(super) control_id: Member,
 }
@@ -144,7 +145,7 @@ impl From<&PageSession> for PageStarted {
         let [digits_min, digits_max] = session.control.digits;
         Self {
             operation: session.control.operation,
-            page_id: session.id.to_hex(),
+            page_id: session.id.to_string(),
             seconds_left: session.remaining().as_secs(),
             digits_min,
             digits_max,
@@ -272,6 +273,14 @@ pub(super) fn parse<T: for<'a> Deserialize<'a>>(body: &[u8]) -> Result<T, ApiErr
 pub(super) fn control_id(member: Member) -> Result<String, ApiError> {
     let text = member.text("controlId")?;
     if text.len() == CONTROL_ID_CHARACTERS { Ok(text) } else { Err(ApiError::CONTROL_ID_INVALID) }
+}
+
+/// Reads the pageId that a frame chose.
+///
+/// # Errors
+/// BODY_MALFORMED, with the mistake.
+pub(super) fn page_id(member: Member) -> Result<PageId, ApiError> {
+    PageId::parse(&member.text("pageId")?).map_err(|_| Mistake::PageId.into())
 }
 
 /// Decodes a publicKey from base64 to DER.

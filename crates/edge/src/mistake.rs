@@ -31,6 +31,8 @@ pub(super) enum Mistake {
     MemberMissing(&'static str),
     #[error("the member {0} is not a JSON string: put its value in quotes")]
     MemberNotText(&'static str),
+    #[error("pageId is not 32 hexadecimal digits in lower case: send the 16 random bytes of the page in this form")]
+    PageId,
 
     #[error("the body is not a form in UTF-8: send controlId as application/x-www-form-urlencoded")]
     BodyNotForm,

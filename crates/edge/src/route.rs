@@ -260,6 +260,8 @@ async fn open_control(
                 plastic_id,
                 scope: ControlScope::parse(&body.scope.text("scope")?)?.to_wire(),
                 device_key_sha256: body::device_key_sha256(body.device_key_sha256)?,
+                // Only a client with a page has addresses of one.
+                page_client: urls.as_ref().map(|_| request.client).unwrap_or_default(),
             },
         );
         let opened = edge.engine.controls.clone().open_control(request).await?.into_inner();

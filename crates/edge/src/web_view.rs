@@ -4,8 +4,8 @@
 //! ```text
 //! form POST, or postMessage to a frame ──▶ controlId ──StartPage──▶ page session (cookie) ──▶ tzpk, set, view
 //! ```
-//! A controlId is exchanged once. After that the sealed cookie is the credential, and the edge has no state of a page. A form
-//! POST is answered with a redirect to the document: Chromium writes the body of a POST that a document answers, and so the
+//! One page exchanges a controlId, and a frame that lost the answer repeats its exchange. After that the sealed cookie is the
+//! credential, and the edge has no state of a page. A form POST is answered with a redirect to the document: Chromium writes the body of a POST that a document answers, and so the
 //! controlId, to the session file of its profile.
 
 mod built_page;
@@ -20,7 +20,7 @@ use std::sync::Arc;
 pub(crate) use self::{
     built_page::{BuiltFile, accepts_gzip, gzip},
     page_html::{Language, PageState},
-    page_session::{PageControl, PageId, PageOperation, PageSession, PageSessions, Placement},
+    page_session::{PageControl, PageOperation, PageSession, PageSessions, Placement},
     web_view_file::WebViewFile,
 };
 use page_style::PageStyle;
@@ -90,10 +90,13 @@ impl WebView {
         })
     }
 
-    /// The address of the document of a page, as a path: with the id of a session, or without one.
-    pub(crate) fn location(&self, page: &Page, id: Option<PageId>) -> String {
-        let id = id.map_or_else(String::new, |id| format!("?id={}", id.to_hex()));
-        format!("{}/web/{}{id}", self.path, page.key)
+    /// The address of the document of a page in this state, as a path.
+    pub(crate) fn location(&self, page: &Page, state: &PageState) -> String {
+        let query = match state {
+            PageState::Opened(id) => format!("?id={id}"),
+            PageState::Waiting | PageState::Expired => String::new(),
+        };
+        format!("{}/web/{}{query}", self.path, page.key)
     }
 
     /// Whether an Origin header is the origin of the web view.

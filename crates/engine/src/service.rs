@@ -78,8 +78,10 @@ impl control_service_server::ControlService for Services {
         let scope = wire::scope(message.scope)?;
         self.gate.admit_rights(call, rights_for(scope), &caller.tenant).await?;
         let device_key = wire::thumbprint(&message.device_key_sha256)?;
+        let page_client = Some(&*message.page_client).filter(|name| !name.is_empty());
+        let page_client = page_client.map(wire::page_client).transpose()?;
 
-        let control = call.run(self.pins.open_control(&caller, plastic, scope, device_key)).await?;
+        let control = call.run(self.pins.open_control(&caller, plastic, scope, device_key, page_client)).await?;
         Ok(Response::new(proto::OpenControlResponse {
             control_id: control.id.to_string(),
             expire_time: Some(audit_wire::timestamp(self.store.wall_time(control.expires_at))),
@@ -95,10 +97,11 @@ impl control_service_server::ControlService for Services {
         let call = Call::of(&extensions)?;
         let caller = self.caller(call, &message.tenant, &message.audit_user).await?;
         let id = wire::control_id(&message.control_id)?;
+        let (client, page) = (wire::page_client(&message.page_client)?, wire::page_id(&message.page_id)?);
         let mut scopes = vec![Scope::SetPin, Scope::ViewPin];
         scopes.retain(|scope| call.peer.for_rights(rights_for(*scope)).is_ok());
 
-        let control = call.run(self.pins.start_page(&caller, id, &scopes)).await?;
+        let control = call.run(self.pins.start_page(&caller, id, client, page, &scopes)).await?;
         let digits = self.pins.pin_digits();
         Ok(Response::new(proto::StartPageResponse {
             scope: wire::scope_message(control.scope).into(),

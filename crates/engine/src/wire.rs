@@ -16,7 +16,7 @@ use crate::zones::{NamedZoneBlock, NamedZoneKey, ZoneReference};
 use audit::entry::Method;
 use domain::caller::AuditUser;
 use domain::card::{Card, PinStatus, PlasticId, RegisteredAccount, Tenant};
-use domain::control::{ControlId, Denied, Scope, Thumbprint};
+use domain::control::{ControlId, Denied, PageClient, PageId, Scope, Thumbprint};
 use domain::request_id::{RequestId, RequestIdError};
 use proto::REQUEST_ID_KEY;
 use proto::reason::{ERROR_DOMAIN, Reason};
@@ -51,6 +51,17 @@ pub(super) fn no_account_number() -> Status {
 /// Parses a controlId.
 pub(super) fn control_id(text: &str) -> Result<ControlId, Status> {
     ControlId::parse(text).map_err(|error| invalid(Reason::ControlIdInvalid, &error))
+}
+
+/// Parses the name of the client of a page.
+pub(super) fn page_client(name: &str) -> Result<PageClient, Status> {
+    PageClient::of_name(name).map_err(|error| invalid(Reason::PageClientInvalid, &error))
+}
+
+/// Converts a pageId.
+pub(super) fn page_id(bytes: &[u8]) -> Result<PageId, Status> {
+    let id = bytes.try_into().map(PageId::from_bytes);
+    id.map_err(|_| invalid(Reason::PageIdInvalid, &"page_id is 16 bytes"))
 }
 
 /// Converts a scope.

@@ -2,7 +2,10 @@
 
 use audit::card_reference::CardReferenceKey;
 use domain::card::{CardKey, PlasticId, RegisteredAccount, StoredPin, Tenant};
-use domain::control::{Control, ControlId, ControlState, RETRY_GRACE, RetryTag, Scope, SealedTzpk, Spent, Thumbprint};
+use domain::control::{
+    Control, ControlId, ControlState, PageClient, PageGrant, PageId, RETRY_GRACE, RetryTag, Scope, SealedTzpk, Spent,
+    Thumbprint,
+};
 use domain::rules::{CardState, PinOrigin};
 use domain::storage_key::{MinKeyVersions, RecordKey, StorageKeyKind};
 use domain::time::UnixMillis;
@@ -10,7 +13,7 @@ use domain::tries::{Tries, TryState, UNSETTLED_TRIES_MAX};
 use domain::zone_tags::ZoneTags;
 
 /// The layout this release writes.
-const VERSION: u8 = 5;
+const VERSION: u8 = 6;
 /// The bytes of a controlId, which begins a control's row.
 pub(super) const ID_BYTES: usize = 16;
 /// The offset of the kind of a control's state.
@@ -20,10 +23,12 @@ const EXPIRY_AT: usize = KIND_AT + 1;
 /// The offset of a control's card, behind the expiry and the scope.
 const CARD_AT: usize = EXPIRY_AT + 8 + 1;
 
-/// A control's scope, in one byte with the bit [`PAGE_STARTED`], so that a page costs a live control no memory.
+/// A control's scope, in one byte with the bits of its page, so that a control without a page uses no memory for one.
 const SET_PIN: u8 = 1;
 const VIEW_PIN: u8 = 2;
-/// The bit of a control's scope for a page that was started.
+/// The bit of a control's scope for a control that pages of a client may start: the row has the client.
+const HAS_PAGE: u8 = 0x40;
+/// The bit of a control's scope for a page that started it: the row has the page.
 const PAGE_STARTED: u8 = 0x80;
 
 /// The kinds of a control's state.
@@ -184,12 +189,15 @@ pub(super) fn decode_card_reference_key(bytes: &[u8]) -> Option<CardReferenceKey
     bytes.try_into().ok().map(CardReferenceKey::from_bytes)
 }
 
-/// The controlId, then the other fields. A spent control keeps its retry tag, and no device key or account number.
+/// The controlId, then the other fields. A spent control keeps its retry tag, and no device key, account number or page.
 pub(super) fn encode_control(control: &Control) -> Box<[u8]> {
-    let (device_key, account) = match control.state {
-        ControlState::Spent(_) => (None, None),
-        ControlState::Open | ControlState::Keyed { .. } => (control.device_key.as_ref(), control.account.as_ref()),
+    let (device_key, account, page) = match control.state {
+        ControlState::Spent(_) => (None, None, None),
+        ControlState::Open | ControlState::Keyed { .. } => {
+            (control.device_key.as_ref(), control.account.as_ref(), control.page)
+        }
     };
+    let started_by = page.and_then(|grant| grant.started_by);
     let mut bytes = Writer::with_capacity();
     bytes.array(control.id.as_bytes());
     let kind = match &control.state {
@@ -207,12 +215,20 @@ pub(super) fn encode_control(control: &Control) -> Box<[u8]> {
         Scope::SetPin => SET_PIN,
         Scope::ViewPin => VIEW_PIN,
     };
-    bytes.array(&[if control.page_started { scope | PAGE_STARTED } else { scope }]);
+    let has_page = if page.is_some() { HAS_PAGE } else { 0 };
+    let page_started = if started_by.is_some() { PAGE_STARTED } else { 0 };
+    bytes.array(&[scope | has_page | page_started]);
     bytes.blob(control.card.tenant.as_str().as_bytes());
     bytes.blob(control.card.plastic.as_str().as_bytes());
     bytes.blob(device_key.map_or(&[][..], |key| &key.0));
     bytes.account(account);
     bytes.array(&control.opened_generation.to_be_bytes());
+    if let Some(PageGrant { client, .. }) = page {
+        bytes.array(client.as_bytes());
+    }
+    if let Some(started_by) = started_by {
+        bytes.array(started_by.as_bytes());
+    }
     match &control.state {
         ControlState::Keyed { tzpk, refused_pins } => {
             bytes.array(&[*refused_pins]);
@@ -231,8 +247,8 @@ pub(super) fn decode_control(row: &[u8]) -> Option<Control> {
     let [kind] = read.array()?;
     let expires_at = UnixMillis(u64::from_be_bytes(read.array()?));
     let [scope] = read.array()?;
-    let page_started = scope & PAGE_STARTED != 0;
-    let scope = match scope & !PAGE_STARTED {
+    let (has_page, page_started) = (scope & HAS_PAGE != 0, scope & PAGE_STARTED != 0);
+    let scope = match scope & !(HAS_PAGE | PAGE_STARTED) {
         SET_PIN => Scope::SetPin,
         VIEW_PIN => Scope::ViewPin,
         _ => return None,
@@ -244,6 +260,15 @@ pub(super) fn decode_control(row: &[u8]) -> Option<Control> {
     };
     let account = read.account()?;
     let opened_generation = u64::from_be_bytes(read.array()?);
+    let page = match (has_page, page_started) {
+        (false, false) => None,
+        (false, true) => return None,
+        (true, is_started) => {
+            let client = PageClient::from_bytes(read.array()?);
+            let started_by = if is_started { Some(PageId::from_bytes(read.array()?)) } else { None };
+            Some(PageGrant { client, started_by })
+        }
+    };
     let state = match kind {
         OPEN => ControlState::Open,
         KEYED => {
@@ -257,7 +282,7 @@ pub(super) fn decode_control(row: &[u8]) -> Option<Control> {
         REFUSED => ControlState::Spent(Spent::Refused),
         _ => return None,
     };
-    read.end(Control { id, card, account, scope, expires_at, opened_generation, device_key, page_started, state })
+    read.end(Control { id, card, account, scope, expires_at, opened_generation, device_key, page, state })
 }
 
 /// Until when an encoded control is kept ([`Control::keep_until`]), without reading the rest.
@@ -382,8 +407,11 @@ mod tests {
             ControlState::Spent(Spent::Malformed),
             ControlState::Spent(Spent::Refused),
         ];
+        let unstarted = PageGrant { client: PageClient::from_bytes([8; 16]), started_by: None };
+        let started = PageGrant { started_by: Some(PageId::random()), ..unstarted };
+        let pages = [(None, 0), (Some(unstarted), 16), (Some(started), 32)];
         for (number, state) in states.into_iter().enumerate() {
-            let control = Control {
+            let without_page = Control {
                 id: ControlId::random(),
                 card: CardKey { tenant: Tenant::parse("bank").unwrap(), plastic: PlasticId::parse("007").unwrap() },
                 account: (number % 2 == 0)
@@ -392,22 +420,25 @@ mod tests {
                 expires_at: UnixMillis(123_456),
                 opened_generation: 1 << 40,
                 device_key: (number % 2 == 1).then_some(Thumbprint([5; 32])),
-                page_started: number % 2 == 1,
+                page: None,
                 state,
             };
-            let bytes = encode_control(&control);
-            let other = Control { page_started: !control.page_started, ..control.clone() };
-            assert_eq!(encode_control(&other).len(), bytes.len(), "a page takes no memory");
-            let read = decode_control(&bytes).unwrap();
-            assert_eq!(keep_until(&bytes), Some(control.keep_until()));
-            assert_eq!(has_set(&bytes), matches!(control.state, ControlState::Spent(Spent::Set(_))));
-            assert_eq!((read.opened_generation, read.expires_at), (1 << 40, control.expires_at));
-            assert_eq!((read.id, read.card, read.scope), (control.id, control.card, control.scope));
-            assert_eq!(read.page_started, control.page_started);
-            let spent = matches!(control.state, ControlState::Spent(_));
-            assert_eq!(read.account, control.account.filter(|_| !spent));
-            assert_eq!(read.device_key, control.device_key.filter(|_| !spent));
-            assert_eq!(encode_control(&read), bytes);
+            let length = encode_control(&without_page).len();
+            for (page, page_bytes) in pages {
+                let control = Control { page, ..without_page.clone() };
+                let bytes = encode_control(&control);
+                let read = decode_control(&bytes).unwrap();
+                assert_eq!(keep_until(&bytes), Some(control.keep_until()));
+                assert_eq!(has_set(&bytes), matches!(control.state, ControlState::Spent(Spent::Set(_))));
+                assert_eq!((read.opened_generation, read.expires_at), (1 << 40, control.expires_at));
+                assert_eq!((read.id, read.card, read.scope), (control.id, control.card, control.scope));
+                let spent = matches!(control.state, ControlState::Spent(_));
+                assert_eq!(read.account, control.account.filter(|_| !spent));
+                assert_eq!(read.device_key, control.device_key.filter(|_| !spent));
+                assert_eq!(read.page, control.page.filter(|_| !spent));
+                assert_eq!(bytes.len(), length + if spent { 0 } else { page_bytes });
+                assert_eq!(encode_control(&read), bytes);
+            }
         }
     }
 

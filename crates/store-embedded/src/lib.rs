@@ -94,7 +94,7 @@ use store::{
 };
 
 /// The format of a directory this release reads and writes.
-const FORMAT: u32 = 10;
+const FORMAT: u32 = 11;
 /// The file that makes a directory a store's. It is the last file of a new store, so a store without a journal is damaged.
 const FORMAT_FILE: &str = "FORMAT";
 /// [`FORMAT_FILE`] of a store that is being made. No engine has served such a store.

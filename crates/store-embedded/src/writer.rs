@@ -30,7 +30,7 @@ use audit::{
 };
 use clock::deadline::Deadline;
 use domain::card::{CardKey, ReencryptedPin, RegisteredAccount, StoredPin};
-use domain::control::{Control, ControlId, Denied, NewControl, RetryTag, Transition};
+use domain::control::{Control, ControlId, Denied, NewControl, PageClient, PageId, RetryTag, Transition};
 use domain::pin_rules::{self, SettledChange, TransferCard};
 use domain::rules::{self, Admission, Advanced, CardState, FoundCard, Registered, UnknownCards};
 use domain::storage_key::MinKeyVersions;
@@ -240,7 +240,7 @@ impl<'a> Batch<'a> {
             Change::RegisterCard { card, account } => self.register(card, account),
             Change::OpenControl { control, admission } => self.open(control, admission),
             Change::Advance { control, transition } => self.advance(control, transition),
-            Change::StartPage { control } => self.start_page(control),
+            Change::StartPage { control, client, id } => self.start_page(control, client, id),
             Change::ConfirmRetry { control, retry } => self.confirm_retry(control, &retry),
             Change::Reencrypt(pins) => self.reencrypt(pins),
             Change::SetPinByZone { card, pin, tag, unknown } => self.set_by_zone(card, &pin, &tag, unknown),
@@ -446,10 +446,12 @@ impl<'a> Batch<'a> {
         Ok(Outcome::Done)
     }
 
-    fn start_page(&mut self, id: ControlId) -> Result<Outcome, ChangeError> {
+    fn start_page(&mut self, id: ControlId, client: PageClient, page: PageId) -> Result<Outcome, ChangeError> {
         let control = self.control(id)?;
         let generation = self.card(&control.card)?.unwrap_or_default().generation;
-        let control = rules::start_page(control, generation, self.now)?;
+        let Some(control) = rules::start_page(control, client, page, generation, self.now)? else {
+            return Ok(Outcome::Unchanged);
+        };
         self.controls.insert(id, encode_control(&control));
         Ok(Outcome::Done)
     }

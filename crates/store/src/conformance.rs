@@ -51,7 +51,9 @@ use audit::{
 };
 use clock::deadline::Deadline;
 use domain::card::{CardKey, PinStatus, PlasticId, ReencryptedPin, RegisteredAccount, StoredPin, Tenant};
-use domain::control::{Control, ControlId, Denied, NewControl, RetryTag, Scope, SealedTzpk, Transition};
+use domain::control::{
+    Control, ControlId, Denied, NewControl, PageClient, PageId, RetryTag, Scope, SealedTzpk, Transition,
+};
 use domain::rules::{Admission, UnknownCards};
 use domain::storage_key::{MinKeyVersions, RecordKey, StorageKeyKind};
 
@@ -83,7 +85,8 @@ pub async fn run(open: impl AsyncFn(&str) -> Arc<dyn Store>) {
         the_first_set_closes_the_other_open_controls_of_its_card,
         a_new_pin_leaves_controls_to_view_and_other_cards_alone,
         a_view_of_a_replaced_record_is_superseded_and_keeps_its_control,
-        a_page_is_started_once_for_a_control,
+        one_page_starts_a_control_and_may_repeat,
+        a_page_of_another_client_starts_no_control,
         a_retry_is_confirmed_while_its_pin_stands,
         a_confirmed_retry_closes_controls_opened_before_it,
         reencryption_and_a_new_account_number_close_no_control,
@@ -137,6 +140,7 @@ pub fn control(card: CardKey) -> NewControl {
         scope: Scope::SetPin,
         lifetime: Duration::from_secs(30),
         device_key: None,
+        page_client: None,
     }
 }
 
@@ -200,7 +204,11 @@ pub async fn viewing(store: &dyn Store, card: CardKey) -> Control {
 
 /// Opens a control and issues its tzpk.
 pub async fn keyed(store: &dyn Store, card: CardKey) -> Control {
-    let opened = store.open_control(control(card), GENEROUS, card_event(Action::OpenControl)).await.unwrap();
+    keyed_as(store, control(card)).await
+}
+
+async fn keyed_as(store: &dyn Store, control: NewControl) -> Control {
+    let opened = store.open_control(control, GENEROUS, card_event(Action::OpenControl)).await.unwrap();
     store
         .advance(opened.id, Transition::Key { tzpk: tzpk(1), replaces: None }, card_event(Action::IssueTzpk))
         .await
@@ -270,55 +278,94 @@ async fn one_of_many_racing_changes_to_a_control_is_made(store: Arc<dyn Store>) 
     assert_eq!(*store.pin(&card(1)).await.unwrap().unwrap().record, [winners[0]; 38]);
 }
 
-async fn start_page(store: &dyn Store, id: ControlId) -> Result<(), ChangeError> {
-    store.start_page(id, card_event(Action::StartPage)).await
+/// The client whose pages may start the controls of [`paged`].
+fn wallet() -> PageClient {
+    PageClient::of_name("wallet").unwrap()
 }
 
-async fn a_page_is_started_once_for_a_control(store: &dyn Store) {
-    let (opened, other) = (keyed(store, card(1)).await, keyed(store, card(1)).await);
-    start_page(store, opened.id).await.unwrap();
+/// Opens a control that pages of [`wallet`] may start, and issues its tzpk.
+async fn paged(store: &dyn Store, card: CardKey) -> Control {
+    keyed_as(store, NewControl { page_client: Some(wallet()), ..control(card) }).await
+}
+
+async fn start_page(store: &dyn Store, id: ControlId, page: PageId) -> Result<(), ChangeError> {
+    store.start_page(id, wallet(), page, card_event(Action::StartPage)).await
+}
+
+async fn one_page_starts_a_control_and_may_repeat(store: &dyn Store) {
+    let (opened, other) = (paged(store, card(1)).await, paged(store, card(1)).await);
+    let (page, second) = (PageId::random(), PageId::random());
+    start_page(store, opened.id, page).await.unwrap();
     let entries = store.audit(1, 1_000).await.unwrap();
     assert_eq!(action(entries.last().unwrap()), Some(Action::StartPage));
-    for id in [opened.id, ControlId::random()] {
-        assert!(is_not_usable(&start_page(store, id).await));
+    start_page(store, opened.id, page).await.unwrap();
+    for (id, page) in [(opened.id, second), (ControlId::random(), page)] {
+        assert!(is_not_usable(&start_page(store, id, page).await));
     }
-    assert_eq!(store.audit(1, 1_000).await.unwrap().len(), entries.len(), "a refused page has no event of the change");
+    let count = store.audit(1, 1_000).await.unwrap().len();
+    assert_eq!(count, entries.len(), "a repeated or refused page has no event of the change");
     let newer = Transition::Key { tzpk: tzpk(2), replaces: Some(tzpk(1)) };
     store.advance(opened.id, newer, card_event(Action::IssueTzpk)).await.unwrap();
-    assert!(is_not_usable(&start_page(store, opened.id).await), "a newer tzpk allows no second page");
+    assert!(is_not_usable(&start_page(store, opened.id, second).await), "a newer tzpk allows no second page");
+    start_page(store, opened.id, page).await.unwrap();
     let set = Transition::Set { under: tzpk(2), retry: RetryTag([1; 16]), pin: record(1) };
     store.advance(opened.id, set, card_event(Action::SetPin)).await.unwrap();
-    assert!(is_not_usable(&start_page(store, other.id).await), "a newer PIN closed the control");
+    for (id, page) in [(opened.id, page), (other.id, second)] {
+        assert!(is_not_usable(&start_page(store, id, page).await), "spent, or closed by a newer PIN");
+    }
+}
+
+async fn a_page_of_another_client_starts_no_control(store: &dyn Store) {
+    let (of_wallet, of_none) = (paged(store, card(1)).await, keyed(store, card(2)).await);
+    let (page, other) = (PageId::random(), PageClient::of_name("other").unwrap());
+    for (id, client) in [(of_wallet.id, other), (of_none.id, other), (of_none.id, wallet())] {
+        let refused = store.start_page(id, client, page, card_event(Action::StartPage)).await;
+        assert!(is_not_usable(&refused), "{refused:?}");
+    }
+    start_page(store, of_wallet.id, page).await.unwrap();
 }
 
 async fn one_of_many_racing_pages_of_a_control_is_started(store: Arc<dyn Store>) {
-    let opened = keyed(&*store, card(1)).await;
-    let racers: Vec<_> = (0..64)
-        .map(|_| {
-            let store = Arc::clone(&store);
-            tokio::spawn(async move { start_page(&*store, opened.id).await })
+    let opened = paged(&*store, card(1)).await;
+    let pages: Vec<_> = (0..16).map(|_| PageId::random()).collect();
+    let racers: Vec<_> = pages
+        .iter()
+        .cycle()
+        .take(64)
+        .map(|page| {
+            let (store, page) = (Arc::clone(&store), *page);
+            tokio::spawn(async move { (page, start_page(&*store, opened.id, page).await) })
         })
         .collect();
-    let mut started = 0;
+    let mut started = Vec::new();
     for racer in racers {
         match racer.await.unwrap() {
-            Ok(()) => started += 1,
-            refused => assert!(is_not_usable(&refused), "{refused:?}"),
+            (page, Ok(())) => started.push(page),
+            (_, refused) => assert!(is_not_usable(&refused), "{refused:?}"),
         }
     }
-    assert_eq!(started, 1);
+    assert_eq!(started, [started[0]; 4], "each call of one page");
+    let entries = store.audit(1, 1_000).await.unwrap();
+    assert_eq!(entries.iter().filter(|entry| action(entry) == Some(Action::StartPage)).count(), 1);
     set(&*store, opened.id, 1).await.unwrap();
 }
 
 async fn a_restart_keeps_a_started_page(open: impl AsyncFn() -> Arc<dyn Store>) {
     let store = open().await;
-    let (started, other) = (keyed(&*store, card(1)).await, keyed(&*store, card(2)).await);
-    start_page(&*store, started.id).await.unwrap();
+    let (started, other, of_none) =
+        (paged(&*store, card(1)).await, paged(&*store, card(2)).await, keyed(&*store, card(3)).await);
+    let (page, second) = (PageId::random(), PageId::random());
+    start_page(&*store, started.id, page).await.unwrap();
+    let count = store.audit(1, 1_000).await.unwrap().len();
     close(store).await;
 
     let store = open().await;
-    assert!(is_not_usable(&start_page(&*store, started.id).await));
-    start_page(&*store, other.id).await.unwrap();
+    start_page(&*store, started.id, page).await.unwrap();
+    for (id, page) in [(started.id, second), (of_none.id, page)] {
+        assert!(is_not_usable(&start_page(&*store, id, page).await));
+    }
+    assert_eq!(store.audit(1, 1_000).await.unwrap().len(), count, "the repeat has no event");
+    start_page(&*store, other.id, second).await.unwrap();
     set(&*store, started.id, 1).await.unwrap();
     close(store).await;
 }

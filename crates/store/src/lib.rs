@@ -43,7 +43,7 @@ use audit::{
 };
 use clock::deadline::Deadline;
 use domain::card::{Card, CardKey, ReencryptedPin, RegisteredAccount, StoredPin};
-use domain::control::{Control, ControlId, Denied, NewControl, RetryTag, SealedTzpk, Transition};
+use domain::control::{Control, ControlId, Denied, NewControl, PageClient, PageId, RetryTag, SealedTzpk, Transition};
 use domain::rules::{Admission, UnknownCards};
 use domain::storage_key::MinKeyVersions;
 use domain::time::UnixMillis;
@@ -153,10 +153,15 @@ pub enum Change {
         /// What happens to the control.
         transition: Transition,
     },
-    /// By [`domain::rules::start_page`]; [`Denied::NotUsable`] for an unknown control. [`Outcome::Done`].
+    /// By [`domain::rules::start_page`]; [`Denied::NotUsable`] for an unknown control. [`Outcome::Done`], or
+    /// [`Outcome::Unchanged`] for a page that started the control before.
     StartPage {
         /// The control whose page is started.
         control: ControlId,
+        /// The client of the page.
+        client: PageClient,
+        /// The name of the page.
+        id: PageId,
     },
     /// By [`domain::rules::confirm_retry`]; [`Denied::NotUsable`] for an unknown control. [`Outcome::Done`].
     ConfirmRetry {
@@ -447,8 +452,14 @@ impl dyn Store + '_ {
     ///
     /// # Errors
     /// [`Denied::NotUsable`], or an error of the store.
-    pub async fn start_page(&self, control: ControlId, event: Event) -> Result<(), ChangeError> {
-        self.apply_for_call(Change::StartPage { control }, event).await.map(drop)
+    pub async fn start_page(
+        &self,
+        control: ControlId,
+        client: PageClient,
+        id: PageId,
+        event: Event,
+    ) -> Result<(), ChangeError> {
+        self.apply_for_call(Change::StartPage { control, client, id }, event).await.map(drop)
     }
 
     /// [`Change::ConfirmRetry`].

@@ -253,6 +253,7 @@ async fn make_ready(channel: &Channel, device: &Device, number: usize) -> Result
         plastic_id: plastic_id(number),
         scope: Scope::SetPin.into(),
         device_key_sha256: Vec::new(),
+        page_client: String::new(),
     };
     let opened = ControlServiceClient::new(channel.clone()).open_control(open).await?.into_inner();
     let issue = IssueTzpkRequest {

@@ -83,6 +83,7 @@ async fn open(store: &dyn Store, number: usize, bar: &ProgressBar) -> Result<(),
         scope: Scope::SetPin,
         lifetime: Duration::from_secs(3_600),
         device_key: None,
+        page_client: None,
     };
     let admission = Admission {
         controls_per_card_per_hour: 1_000,

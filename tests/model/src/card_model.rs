@@ -727,6 +727,7 @@ fn new_control(at: usize, scope: Scope) -> NewControl {
         scope,
         lifetime: Duration::from_secs(30),
         device_key: None,
+        page_client: None,
     }
 }
 

@@ -201,6 +201,7 @@ impl Client {
             plastic_id: plastic_id.into(),
             scope: scope.into(),
             device_key_sha256: Vec::new(),
+            page_client: String::new(),
         };
         Ok(self.controls.open_control(request).await?.into_inner())
     }

@@ -30,11 +30,11 @@ use crate::{
     mistake::Mistake,
     security_headers::{RESOURCE_POLICY, page_policy, secure_web_view},
     web_view::{
-        BuiltFile, ICON, ICON_PATH, Page, PageControl, PageId, PageOperation, PageSession, PageState, Placement,
-        SCRIPT_PATH, STYLE_PATH, WebView, accepts_gzip, gzip,
+        BuiltFile, ICON, ICON_PATH, Page, PageControl, PageOperation, PageSession, PageState, Placement, SCRIPT_PATH,
+        STYLE_PATH, WebView, accepts_gzip, gzip,
     },
 };
-use domain::control::{ControlId, RETRY_GRACE};
+use domain::control::{ControlId, PageId, RETRY_GRACE};
 
 /// The auditUser of a page's calls.
 pub(super) const AUDIT_USER: &str = "web-view";
@@ -93,18 +93,18 @@ async fn open_phone(State(edge): State<Arc<EdgeState>>, key: PageKey, request: R
     };
     let (parts, mut body) = request.into_parts();
     let mut log = RequestLog::begin("web", &parts);
-    let redirect = |id| (StatusCode::SEE_OTHER, [(LOCATION, web_view.location(page, id))]).into_response();
+    let redirect = |state| (StatusCode::SEE_OTHER, [(LOCATION, web_view.location(page, &state))]).into_response();
     match edge.exchange(&mut log, web_view, page, Placement::Phone, &parts, &mut body).await {
         Ok((session, cookie)) => {
             log.served(StatusCode::SEE_OTHER);
-            let mut answer = redirect(Some(session.id));
+            let mut answer = redirect(PageState::Opened(session.id));
             answer.headers_mut().extend(cookie.map(|cookie| (SET_COOKIE, cookie)));
             answer
         }
         Err(rejection) => {
             edge.refusal(ErrorProfile::Full, log, rejection);
             edge.drain_body(&parts, body).await;
-            redirect(None)
+            redirect(PageState::Expired)
         }
     }
 }
@@ -115,8 +115,8 @@ async fn phone(State(edge): State<Arc<EdgeState>>, key: PageKey, request: Reques
     let Some((web_view, page)) = edge.page_of(key) else {
         return edge.refuse(ApiError::PAGE_UNKNOWN, request).await;
     };
-    let id = query_value(request.uri().query(), "id").ok().flatten().and_then(|id| PageId::parse(&id));
-    let (status, state) = match id {
+    let id = query_value(request.uri().query(), "id").ok().flatten();
+    let (status, state) = match id.and_then(|id| PageId::parse(&id).ok()) {
         Some(id) => (StatusCode::OK, PageState::Opened(id)),
         None => (StatusCode::NOT_FOUND, PageState::Expired),
     };
@@ -125,8 +125,8 @@ async fn phone(State(edge): State<Arc<EdgeState>>, key: PageKey, request: Reques
     answer
 }
 
-/// `POST /web/{page}/session`: exchanges the controlId that the parent of a frame sent, or reads the session that a form POST
-/// made.
+/// `POST /web/{page}/session`: exchanges the controlId that the parent of a frame sent and the pageId that the frame chose, or
+/// reads the session of a pageId that a form POST made. A frame that lost the answer repeats the exchange with the same pageId.
 async fn start_session(State(edge): State<Arc<EdgeState>>, key: PageKey, request: Request) -> Response<Body> {
     let Some((web_view, page)) = edge.page_of(key) else {
         return edge.refuse(ApiError::PAGE_UNKNOWN, request).await;
@@ -241,8 +241,8 @@ impl EdgeState {
         self.page(&key.ok()?)
     }
 
-    /// Exchanges the controlId in the body for a page session, once, or reads the session that a form POST made. Returns the
-    /// session and the cookie of a new one.
+    /// Exchanges the controlId in the body for a page session, or reads the session that a form POST made. Returns the session
+    /// and the cookie of an exchange.
     async fn exchange<'a>(
         &self,
         log: &mut RequestLog<'a>,
@@ -290,18 +290,22 @@ impl EdgeState {
             let _place = self.admission.admit_exchange(network_of(parts)).ok_or(ApiError::BUSY)?;
             self.read_body(body).await?
         };
-        let control_id = match placement {
-            Placement::Phone => form_control_id(&body)?,
+        let (control_id, started_by, session_id) = match placement {
+            // A form POST works once: another pageId starts the page than the one in its address, which is not secret.
+            Placement::Phone => (form_control_id(&body)?, PageId::random(), PageId::random()),
             Placement::Frame => {
                 let call: PageCall = body::parse(&body)?;
-                if let Some(id) = call.page_id.optional_text("pageId")? {
+                let control_id = call.control_id.optional_text("controlId")?;
+                let Some(control_id) = control_id else {
+                    let id = call.page_id.text("pageId")?;
                     let _place = self.admission.admit_page(page.key(), client)?;
                     let session = find_session(web_view, page, &parts.headers, &id, Duration::ZERO)?;
                     log.client = Some(page.client());
                     log.control = Some(logged_control(&session.control.id.to_string()));
                     return Ok((session, None));
-                }
-                body::control_id(call.control_id)?
+                };
+                let id = body::page_id(call.page_id)?;
+                (control_id, id, id)
             }
         };
         log.control = Some(logged_control(&control_id));
@@ -313,6 +317,8 @@ impl EdgeState {
                 tenant: client.tenant().as_str().to_owned(),
                 audit_user: AUDIT_USER.to_owned(),
                 control_id,
+                page_client: page.client().to_owned(),
+                page_id: started_by.as_bytes().to_vec(),
             },
         );
         let started = self.engine.controls.clone().start_page(request).await?.into_inner();
@@ -326,7 +332,7 @@ impl EdgeState {
         let digits =
             [started.min_digit_count, started.max_digit_count].map(|digits| u8::try_from(digits).unwrap_or(u8::MAX));
         let control = PageControl { id: control, operation, digits };
-        let session = web_view.sessions().begin(page.key(), control, remaining).map_err(|_| ApiError::UNEXPECTED)?;
+        let session = PageSession::begin(page.key(), session_id, control, remaining);
         let cookie = web_view.sessions().set_cookie(&session, placement).map_err(|_| ApiError::UNEXPECTED)?;
         Ok((session, Some(cookie)))
     }
@@ -386,7 +392,7 @@ fn find_session(
     id: &str,
     grace: Duration,
 ) -> Result<PageSession, ApiError> {
-    let session = PageId::parse(id).and_then(|id| web_view.sessions().find(headers, page.key(), id));
+    let session = PageId::parse(id).ok().and_then(|id| web_view.sessions().find(headers, page.key(), id));
     let is_over = |session: &PageSession| clock::now() >= session.expires_at.after(grace);
     session.filter(|session| !is_over(session)).ok_or(ApiError::PAGE_SESSION_INVALID)
 }

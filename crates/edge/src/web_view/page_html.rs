@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, fmt::Write, sync::LazyLock};
 
 use axum::http::{HeaderMap, header::ACCEPT_LANGUAGE};
 
-use super::{Page, PageId, Placement, WebView};
+use super::{Page, Placement, WebView};
+use domain::control::PageId;
 
 const TEMPLATE: &str = include_str!("page.html");
 /// The language of a browser that accepts none of the others.
@@ -88,7 +89,7 @@ impl WebView {
             Placement::Frame => ("frame", page.origins()),
         };
         let (name, page_id) = match state {
-            PageState::Opened(id) => ("opened", format!(" data-page-id=\"{}\"", id.to_hex())),
+            PageState::Opened(id) => ("opened", format!(" data-page-id=\"{}\"", id)),
             PageState::Waiting => ("waiting", String::new()),
             PageState::Expired => ("expired", String::new()),
         };

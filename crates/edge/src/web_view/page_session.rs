@@ -12,7 +12,7 @@ use serde::Serialize;
 use zeroize::Zeroizing;
 
 use domain::{
-    control::{ControlId, RETRY_GRACE},
+    control::{ControlId, PageId, RETRY_GRACE},
     time::UnixMillis,
 };
 
@@ -63,28 +63,15 @@ pub(crate) enum PageOperation {
     ViewPin,
 }
 
-/// 16 random bytes that each call of a page names. Not secret.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct PageId([u8; 16]);
-
 impl PageSession {
+    /// A session of the page with this key, for a control that ends after `remaining`.
+    pub(crate) fn begin(page: &str, id: PageId, control: PageControl, remaining: Duration) -> Self {
+        Self { page: page.into(), id, control, expires_at: clock::now().after(remaining) }
+    }
+
     /// The time to the end of the control.
     pub(crate) fn remaining(&self) -> Duration {
         self.expires_at.since(clock::now())
-    }
-}
-
-impl PageId {
-    /// Reads the text form; `None` for any other text.
-    pub(crate) fn parse(text: &str) -> Option<Self> {
-        let mut id = [0; 16];
-        let decoded = base16ct::lower::decode(text, &mut id).is_ok_and(|bytes| bytes.len() == 16);
-        decoded.then_some(Self(id))
-    }
-
-    /// The text form: 32 hexadecimal digits in lower case.
-    pub(crate) fn to_hex(self) -> String {
-        base16ct::lower::encode_string(&self.0)
     }
 }
 
@@ -123,21 +110,6 @@ impl PageSessions {
         let mut key = Zeroizing::new([0; SESSION_KEY_BYTES]);
         rand::fill(&mut *key).map_err(|_| SealError)?;
         Ok(key)
-    }
-
-    /// A session of this page for a control that ends after `remaining`.
-    ///
-    /// # Errors
-    /// [`SealError`].
-    pub(crate) fn begin(
-        &self,
-        page: &str,
-        control: PageControl,
-        remaining: Duration,
-    ) -> Result<PageSession, SealError> {
-        let mut id = [0; 16];
-        rand::fill(&mut id).map_err(|_| SealError)?;
-        Ok(PageSession { page: page.into(), id: PageId(id), control, expires_at: clock::now().after(remaining) })
     }
 
     /// The Set-Cookie header of a session. Without Max-Age and Expires: the cookie ends with the browser.
@@ -182,7 +154,7 @@ impl PageSessions {
         let [min, max] = control.digits;
         let expiry = expires_at.0.to_be_bytes();
         let of_control = [control.id.as_bytes(), &[operation, min, max][..]].concat();
-        let mut bytes = Zeroizing::new([&expiry[..], &id.0, &of_control, page.as_bytes()].concat());
+        let mut bytes = Zeroizing::new([&expiry[..], id.as_bytes(), &of_control, page.as_bytes()].concat());
         let sealed = Nonce::assume_unique_for_key(nonce);
         self.0.seal_in_place_append_tag(sealed, Aad::from(CONTEXT), &mut *bytes).map_err(|_| SealError)?;
         Ok(URL_SAFE_NO_PAD.encode([&nonce[..], &bytes].concat()))
@@ -208,7 +180,7 @@ impl PageSessions {
         };
         Some(PageSession {
             page: std::str::from_utf8(page).ok()?.into(),
-            id: PageId(*id),
+            id: PageId::from_bytes(*id),
             control: PageControl { id: ControlId::from_bytes(*control), operation, digits: [*min, *max] },
             expires_at: UnixMillis(u64::from_be_bytes(*expiry)),
         })
@@ -227,7 +199,7 @@ mod tests {
 
     fn begun(page: &str) -> PageSession {
         let control = PageControl { id: ControlId::random(), operation: PageOperation::ViewPin, digits: [4, 12] };
-        sessions().begin(page, control, Duration::from_secs(30)).unwrap()
+        PageSession::begin(page, PageId::random(), control, Duration::from_secs(30))
     }
 
     fn with_cookies(values: &[&str]) -> HeaderMap {
@@ -244,7 +216,6 @@ mod tests {
         let sealed = key.seal(&session).unwrap();
         let headers = with_cookies(&["a=b; other", &format!("x=y;{COOKIE_NAME}={sealed}")]);
         let id = session.id;
-        assert_eq!(PageId::parse(&id.to_hex()), Some(id));
         assert_eq!(key.find(&headers, "bank", id), Some(session.clone()));
         assert_eq!(key.find(&headers, "other", id), None);
         assert_eq!(key.find(&headers, "bank", begun("bank").id), None);

@@ -7,6 +7,7 @@ use std::{
 };
 
 use config::{ConfigError, SecretSource, within};
+use domain::control::PageClient;
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
@@ -144,6 +145,8 @@ impl PageFile {
                 format!("{key:?} is not 1 to {KEY_CHARACTERS_MAX} of a-z, 0-9 and -, or it is {FRAME_SEGMENT:?}");
             return Err(ConfigError::value("web_view.pages.key", problem));
         }
+        PageClient::of_name(&self.client)
+            .map_err(|error| ConfigError::value("web_view.pages.client", format!("{:?}: {error}", self.client)))?;
         if !clients.contains(&self.client.as_str()) {
             let problem =
                 format!("the page {key:?} has the client {:?}, and no [[clients]] has this name", self.client);
@@ -234,6 +237,7 @@ mod tests {
             (with("").replace("\"bank\"", "\"page.js\""), "is not 1 to 32 of a-z"),
             (with("").replace("\"bank\"", "\"\""), "is not 1 to 32 of a-z"),
             (with("").replace("\"wallet\"", "\"other\""), "no [[clients]] has this name"),
+            (with("").replace("\"wallet\"", "\"wal\u{200b}let\""), "is 1 to 128 visible characters"),
             (with("origins = [\"*\"]"), "is not a URL"),
             (with("origins = [\"https://bank.example/\", \"https://bank.example\"]"), "twice"),
             (with("language = \"nl\""), "is not one of en, fi, sv, de, fr, ar"),

@@ -4,7 +4,9 @@ use super::{ATTEMPTS_MAX, PinError, Pins, account, block_format, card_binding, r
 use audit::entry::{Action, BlockFormat, CardEvent, Event, Formats, Outcome};
 use domain::caller::Caller;
 use domain::card::{CardKey, PlasticId, StoredPin};
-use domain::control::{Control, ControlId, Denied, NewControl, RetryTag, Scope, SealedTzpk, Thumbprint, Transition};
+use domain::control::{
+    Control, ControlId, Denied, NewControl, PageClient, PageId, RetryTag, Scope, SealedTzpk, Thumbprint, Transition,
+};
 use domain::time::UnixMillis;
 use hsm_protocol::{
     DeviceKey, EncryptedBlock, PinDigits, PinRecord, Refusal, Reply, Request, SealedKey, Source, Target,
@@ -41,11 +43,13 @@ impl Pins {
         plastic: PlasticId,
         scope: Scope,
         device_key: Option<Thumbprint>,
+        page_client: Option<PageClient>,
     ) -> Result<Control, PinError> {
         let card = CardKey { tenant: caller.tenant, plastic };
         self.limits.admit_card(&card)?;
         let id = ControlId::random();
-        let control = NewControl { id, card, scope, lifetime: self.rules.control_lifetime, device_key };
+        let lifetime = self.rules.control_lifetime;
+        let control = NewControl { id, card, scope, lifetime, device_key, page_client };
         let opened = CardEvent { control: Some(id), ..self.about_card(Action::OpenControl, &card, None) };
         let event = self.card_event(caller, opened);
         let loss = self.boundary_loss.borrow().clone();
@@ -56,14 +60,22 @@ impl Pins {
         self.audit_refusal(caller, || self.about_refused(Action::OpenControl, &card), opened).await
     }
 
-    /// Starts the page of a web view under a control of one of these scopes, once. Returns the control.
+    /// Starts a page of a client under a control of one of these scopes, or confirms that this page started it. Returns the
+    /// control.
     ///
     /// # Errors
-    /// [`PinError`]: the control is not usable, its page was started before, or it is of another tenant or scope; or the
-    /// store failed.
-    pub async fn start_page(&self, caller: &Caller, id: ControlId, scopes: &[Scope]) -> Result<Control, PinError> {
+    /// [`PinError`]: the control is not usable, or is for the pages of another client or none, another page started it, or it
+    /// is of another tenant or scope; or the store failed.
+    pub async fn start_page(
+        &self,
+        caller: &Caller,
+        id: ControlId,
+        client: PageClient,
+        page: PageId,
+        scopes: &[Scope],
+    ) -> Result<Control, PinError> {
         let mut found = None;
-        let started = self.start(caller, id, scopes, &mut found).await;
+        let started = self.start(caller, id, client, page, scopes, &mut found).await;
         self.audit_refusal(caller, || self.under_control(Action::StartPage, id, found.as_ref()), started).await
     }
 
@@ -71,16 +83,20 @@ impl Pins {
         &self,
         caller: &Caller,
         id: ControlId,
+        client: PageClient,
+        page: PageId,
         scopes: &[Scope],
         found: &mut Option<Control>,
     ) -> Result<Control, PinError> {
         let now = self.store.now();
         let control = self.read_control(caller, id, now, found).await?;
-        control.admit_page(&caller.tenant, now)?;
+        control.admit_page(&caller.tenant, client, page, now)?;
         if !scopes.contains(&control.scope) {
             return Err(Denied::OtherScope.into());
         }
-        self.store.start_page(id, self.control_event(caller, Action::StartPage, control)).await?;
+        // A repeat too: only the store knows whether the control is usable yet.
+        let event = self.control_event(caller, Action::StartPage, control);
+        self.store.start_page(id, client, page, event).await?;
         Ok(control.clone())
     }
 
