@@ -626,6 +626,8 @@ fn failed_exchanges_of_a_network_are_limited() {
     let (_, refused) = &refused[0];
     assert_eq!(refused.fault(), (429, "EXCHANGE_RATE".into()));
     assert!((1..=60).contains(&refused.header("retry-after").parse::<u32>().unwrap()));
+    let page = services.browser().post_form("bank", &services.open("7823", "SET_PIN"));
+    assert_eq!((page.status, page.data("state"), page.header("retry-after")), (503, "unavailable", "5"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -643,7 +645,7 @@ async fn an_engine_that_is_away_uses_up_no_exchanges_of_a_network() {
         assert_eq!(away.fault(), (503, "ENGINE_UNAVAILABLE".into()), "no exchange is counted as failed");
     }
     let away = browser.post_form("bank", control);
-    assert_eq!((away.status, away.data("state")), (404, "expired"));
+    assert_eq!((away.status, away.data("state"), away.header("retry-after")), (503, "unavailable", "5"));
     let _engine = EngineProcess::start_at(directory.path(), &address, "[control]\nlifetime_seconds = 300");
     let back = async || {
         let opened = edge.post("/pincontrol/v2/plastic/7816?auditUser=it", "{\"scope\":\"SET_PIN\"}");

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 pub(crate) use self::{
     built_page::{BuiltFile, accepts_gzip, gzip},
-    page_html::{Language, PageState},
+    page_html::{Language, PageState, UNAVAILABLE_STATE},
     page_session::{PageControl, PageOperation, PageSession, PageSessions, Placement},
     web_view_file::WebViewFile,
 };
@@ -94,6 +94,7 @@ impl WebView {
     pub(crate) fn location(&self, page: &Page, state: &PageState) -> String {
         let query = match state {
             PageState::Opened(id) => format!("?id={id}"),
+            PageState::Unavailable => format!("?state={UNAVAILABLE_STATE}"),
             PageState::Waiting | PageState::Expired => String::new(),
         };
         format!("{}/web/{}{query}", self.path, page.key)

@@ -8,7 +8,7 @@ use axum::{
     extract::{Path, Request, State, rejection::PathRejection},
     http::{
         HeaderMap, HeaderValue, Response, StatusCode,
-        header::{CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION, ORIGIN, SET_COOKIE},
+        header::{CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION, ORIGIN, RETRY_AFTER, SET_COOKIE},
         request::Parts,
     },
     middleware::map_response,
@@ -31,13 +31,15 @@ use crate::{
     security_headers::{RESOURCE_POLICY, page_policy, secure_web_view},
     web_view::{
         BuiltFile, ICON, ICON_PATH, Page, PageControl, PageOperation, PageSession, PageState, Placement, SCRIPT_PATH,
-        STYLE_PATH, WebView, accepts_gzip, gzip,
+        STYLE_PATH, UNAVAILABLE_STATE, WebView, accepts_gzip, gzip,
     },
 };
 use domain::control::{ControlId, PageId, RETRY_GRACE};
 
 /// The auditUser of a page's calls.
 pub(super) const AUDIT_USER: &str = "web-view";
+/// The seconds after which a cardholder whose exchange could not be served may start again.
+const UNAVAILABLE_RETRY_SECONDS: u32 = 5;
 /// An image that is opened as a document: it runs no script and sends no request.
 const IMAGE_CONTENT: &str = "default-src 'none'; sandbox; frame-ancestors 'none'";
 
@@ -86,7 +88,7 @@ async fn frame(State(edge): State<Arc<EdgeState>>, request: Request) -> Response
 }
 
 /// `POST /web/{page}`: exchanges the controlId of a form, and redirects to the document: with a session, or in the state
-/// `expired` if the exchange failed.
+/// `unavailable` or `expired` if the exchange failed.
 async fn open_phone(State(edge): State<Arc<EdgeState>>, key: PageKey, request: Request) -> Response<Body> {
     let Some((web_view, page)) = edge.page_of(key) else {
         return edge.refuse(ApiError::PAGE_UNKNOWN, request).await;
@@ -102,26 +104,35 @@ async fn open_phone(State(edge): State<Arc<EdgeState>>, key: PageKey, request: R
             answer
         }
         Err(rejection) => {
+            let error = rejection.error;
             edge.refusal(ErrorProfile::Full, log, rejection);
             edge.drain_body(&parts, body).await;
-            redirect(PageState::Expired)
+            let may_help = error.is_server_error() || error.is_limit();
+            redirect(if may_help { PageState::Unavailable } else { PageState::Expired })
         }
     }
 }
 
 /// `GET /web/{page}?id=`: the document of an app's web view. The navigation does not carry the cookie, because another site began
-/// it; the page then reads its session. Without an id: 404, and the document in the state `expired`.
+/// it; the page then reads its session. `?state=unavailable`: 503, and the document in this state. Else 404, and the document in
+/// the state `expired`.
 async fn phone(State(edge): State<Arc<EdgeState>>, key: PageKey, request: Request) -> Response<Body> {
     let Some((web_view, page)) = edge.page_of(key) else {
         return edge.refuse(ApiError::PAGE_UNKNOWN, request).await;
     };
-    let id = query_value(request.uri().query(), "id").ok().flatten();
-    let (status, state) = match id.and_then(|id| PageId::parse(&id).ok()) {
+    let value = |name| query_value(request.uri().query(), name).ok().flatten();
+    let (status, state) = match value("id").and_then(|id| PageId::parse(&id).ok()) {
         Some(id) => (StatusCode::OK, PageState::Opened(id)),
+        None if value("state").as_deref() == Some(UNAVAILABLE_STATE) => {
+            (StatusCode::SERVICE_UNAVAILABLE, PageState::Unavailable)
+        }
         None => (StatusCode::NOT_FOUND, PageState::Expired),
     };
     let mut answer = document(web_view, page, Placement::Phone, &state, request.headers());
     *answer.status_mut() = status;
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        answer.headers_mut().insert(RETRY_AFTER, UNAVAILABLE_RETRY_SECONDS.into());
+    }
     answer
 }
 

@@ -8,6 +8,8 @@ use super::{Page, Placement, WebView};
 use domain::control::PageId;
 
 const TEMPLATE: &str = include_str!("page.html");
+/// The state of a document after an exchange that the edge or the engine could not serve, and the query of its address.
+pub(crate) const UNAVAILABLE_STATE: &str = "unavailable";
 /// The language of a browser that accepts none of the others.
 const DEFAULT_LANGUAGE: &str = "en";
 
@@ -38,6 +40,8 @@ pub(crate) enum PageState {
     Opened(PageId),
     /// A frame waits for its control.
     Waiting,
+    /// The exchange failed, because the edge or the engine could not serve it: the cardholder starts again in a moment.
+    Unavailable,
     /// There is no session.
     Expired,
 }
@@ -91,6 +95,7 @@ impl WebView {
         let (name, page_id) = match state {
             PageState::Opened(id) => ("opened", format!(" data-page-id=\"{}\"", id)),
             PageState::Waiting => ("waiting", String::new()),
+            PageState::Unavailable => (UNAVAILABLE_STATE, String::new()),
             PageState::Expired => ("expired", String::new()),
         };
         let logo = page
