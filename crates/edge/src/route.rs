@@ -1,5 +1,6 @@
 //! The HTTP routes: authenticate the client, read the request, call the engine, write the answer.
 
+mod pin_calls;
 mod web_view_routes;
 
 use std::{
@@ -37,7 +38,6 @@ use super::{
         self, ControlScope, DeviceKeyRequest, PageStarted, PinControl, PinControlRequest, PinSet, SetPinByZoneRequest,
         SetPinRequest, Tzpk, ViewedPin, ZonePin,
     },
-    device_key,
     http_rules::{check_body_type, check_head, waits_for_continue},
     metrics::{Limit, RefusedRequests},
     mistake::Mistake,
@@ -197,6 +197,8 @@ struct ApiRequest {
     tenant: String,
     audit_user: String,
     body: Bytes,
+    /// The controlId of a page's session; `None` where the body names it.
+    page_control: Option<String>,
     wants_kcv: bool,
     oaep_mgf1: Result<proto::OaepMgf1, ApiError>,
     zones: Arc<[ZoneGrant]>,
@@ -211,6 +213,7 @@ impl ApiRequest {
             tenant: client.tenant().as_str().to_owned(),
             audit_user,
             body: Bytes::new(),
+            page_control: None,
             wants_kcv: client.wants_kcv(),
             oaep_mgf1: client.oaep_mgf1(),
             zones: Arc::clone(client.zones()),
@@ -294,27 +297,7 @@ async fn open_control(
     security(("bearer" = []), ("basic" = []), ("certificate" = [])),
 )]
 async fn issue_tzpk(State(edge): State<Arc<EdgeState>>, request: Request) -> Response<Body> {
-    let work = async |request: ApiRequest| -> Result<_, Rejection> {
-        let body: DeviceKeyRequest = body::parse(&request.body)?;
-        let (wants_kcv, oaep_mgf1) = (request.wants_kcv, request.oaep_mgf1?);
-        let (control_id, key) = (body::control_id(body.control_id)?, body::public_key(body.public_key)?);
-        let request = edge.engine_request(
-            request.id,
-            proto::IssueTzpkRequest {
-                tenant: request.tenant,
-                audit_user: request.audit_user,
-                control_id,
-                device_public_key: key.clone(),
-                oaep_mgf1: oaep_mgf1.into(),
-            },
-        );
-        let issued =
-            edge.engine.pins.clone().issue_tzpk(request).await.map_err(|status| device_key_rejection(status, &key))?;
-        let issued = issued.into_inner();
-        let check_value = wants_kcv.then(|| body::hex(&issued.kcv));
-        Ok((StatusCode::OK, Tzpk { tzpk: body::base64(&issued.encrypted_tzpk), check_value }))
-    };
-    edge.answer("v3/set/tzpk", request, work).await
+    edge.answer("v3/set/tzpk", request, async |request| edge.issue_tzpk(request).await).await
 }
 
 /// Sets a PIN
@@ -343,21 +326,7 @@ async fn issue_tzpk(State(edge): State<Arc<EdgeState>>, request: Request) -> Res
     security(("bearer" = []), ("basic" = []), ("certificate" = [])),
 )]
 async fn set_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Response<Body> {
-    let work = async |request: ApiRequest| -> Result<_, Rejection> {
-        let body: SetPinRequest = body::parse(&request.body)?;
-        let request = edge.engine_request(
-            request.id,
-            proto::SetPinRequest {
-                tenant: request.tenant,
-                audit_user: request.audit_user,
-                control_id: body::control_id(body.control_id)?,
-                pin_block: body::pin_block(body.pin_block)?,
-            },
-        );
-        edge.engine.pins.clone().set_pin(request).await?;
-        Ok((StatusCode::OK, PinSet {}))
-    };
-    edge.answer("v3/set", request, work).await
+    edge.answer("v3/set", request, async |request| edge.set_pin(request).await).await
 }
 
 /// Returns a PIN, encrypted for the cardholder's device
@@ -383,28 +352,7 @@ async fn set_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Respon
     security(("bearer" = []), ("basic" = []), ("certificate" = [])),
 )]
 async fn view_pin(State(edge): State<Arc<EdgeState>>, request: Request) -> Response<Body> {
-    let work = async |request: ApiRequest| -> Result<_, Rejection> {
-        let body: DeviceKeyRequest = body::parse(&request.body)?;
-        let (wants_kcv, oaep_mgf1) = (request.wants_kcv, request.oaep_mgf1?);
-        let (control_id, key) = (body::control_id(body.control_id)?, body::public_key(body.public_key)?);
-        let request = edge.engine_request(
-            request.id,
-            proto::ViewPinRequest {
-                tenant: request.tenant,
-                audit_user: request.audit_user,
-                control_id,
-                device_public_key: key.clone(),
-                oaep_mgf1: oaep_mgf1.into(),
-            },
-        );
-        let shown =
-            edge.engine.pins.clone().view_pin(request).await.map_err(|status| device_key_rejection(status, &key))?;
-        let shown = shown.into_inner();
-        let check_value = wants_kcv.then(|| body::hex(&shown.kcv));
-        let (tzpk, pin_block) = (body::base64(&shown.encrypted_tzpk), body::base64(&shown.pin_block));
-        Ok((StatusCode::OK, ViewedPin { tzpk, pin_block, check_value }))
-    };
-    edge.answer("v3/view", request, work).await
+    edge.answer("v3/view", request, async |request| edge.view_pin(request).await).await
 }
 
 /// Sets a PIN by a block under a zone key
@@ -541,12 +489,6 @@ fn zone_rejection(status: Status) -> Rejection {
     } else {
         rejection
     }
-}
-
-/// The error of the engine; if the engine rejects the device key `der`, with the mistake in it.
-fn device_key_rejection(status: Status, der: &[u8]) -> Rejection {
-    let rejection = Rejection::from(status);
-    if rejection.error == ApiError::DEVICE_KEY_INVALID { device_key::mistake_in_der(der).into() } else { rejection }
 }
 
 impl EdgeState {

@@ -18,13 +18,11 @@ use axum::{
 use flate2::Compression;
 use tokio::time::timeout;
 
-use super::{
-    AnswerBody, ApiRequest, EdgeState, RequestLog, device_key_rejection, logged_control, network_of, query_value,
-};
+use super::{AnswerBody, ApiRequest, EdgeState, RequestLog, logged_control, network_of, query_value};
 use crate::{
     api_error::{ApiError, ErrorProfile, Rejection},
     auth::Client,
-    body::{self, DeviceKeyRequest, PageCall, PageStarted, PinSet, SetPinRequest, Tzpk, ViewedPin},
+    body::{self, PageCall, PageStarted},
     http_rules::{check_body_type, check_form_type},
     metrics::Limit,
     mistake::Mistake,
@@ -159,66 +157,18 @@ async fn start_session(State(edge): State<Arc<EdgeState>>, key: PageKey, request
 
 /// `POST /web/{page}/tzpk`.
 async fn issue_tzpk(State(edge): State<Arc<EdgeState>>, key: PageKey, request: Request) -> Response<Body> {
-    let work = async |request: ApiRequest, control_id: String| -> Result<_, Rejection> {
-        let body: DeviceKeyRequest = body::parse(&request.body)?;
-        let key = body::public_key(body.public_key)?;
-        let request = edge.engine_request(
-            request.id,
-            proto::IssueTzpkRequest {
-                tenant: request.tenant,
-                audit_user: request.audit_user,
-                control_id,
-                device_public_key: key.clone(),
-                oaep_mgf1: proto::OaepMgf1::Sha256.into(),
-            },
-        );
-        let issued =
-            edge.engine.pins.clone().issue_tzpk(request).await.map_err(|status| device_key_rejection(status, &key))?;
-        Ok(Tzpk { tzpk: body::base64(&issued.into_inner().encrypted_tzpk), check_value: None })
-    };
+    let work = async |request| edge.issue_tzpk(request).await;
     edge.answer_page("web/tzpk", key, Duration::ZERO, request, work).await
 }
 
 /// `POST /web/{page}/set`. The session lasts as long as the engine confirms a retry of the same block.
 async fn set_pin(State(edge): State<Arc<EdgeState>>, key: PageKey, request: Request) -> Response<Body> {
-    let work = async |request: ApiRequest, control_id: String| -> Result<_, Rejection> {
-        let body: SetPinRequest = body::parse(&request.body)?;
-        let request = edge.engine_request(
-            request.id,
-            proto::SetPinRequest {
-                tenant: request.tenant,
-                audit_user: request.audit_user,
-                control_id,
-                pin_block: body::pin_block(body.pin_block)?,
-            },
-        );
-        edge.engine.pins.clone().set_pin(request).await?;
-        Ok(PinSet {})
-    };
-    edge.answer_page("web/set", key, RETRY_GRACE, request, work).await
+    edge.answer_page("web/set", key, RETRY_GRACE, request, async |request| edge.set_pin(request).await).await
 }
 
 /// `POST /web/{page}/view`.
 async fn view_pin(State(edge): State<Arc<EdgeState>>, key: PageKey, request: Request) -> Response<Body> {
-    let work = async |request: ApiRequest, control_id: String| -> Result<_, Rejection> {
-        let body: DeviceKeyRequest = body::parse(&request.body)?;
-        let key = body::public_key(body.public_key)?;
-        let request = edge.engine_request(
-            request.id,
-            proto::ViewPinRequest {
-                tenant: request.tenant,
-                audit_user: request.audit_user,
-                control_id,
-                device_public_key: key.clone(),
-                oaep_mgf1: proto::OaepMgf1::Sha256.into(),
-            },
-        );
-        let shown =
-            edge.engine.pins.clone().view_pin(request).await.map_err(|status| device_key_rejection(status, &key))?;
-        let shown = shown.into_inner();
-        let (tzpk, pin_block) = (body::base64(&shown.encrypted_tzpk), body::base64(&shown.pin_block));
-        Ok(ViewedPin { tzpk, pin_block, check_value: None })
-    };
+    let work = async |request| edge.view_pin(request).await;
     edge.answer_page("web/view", key, Duration::ZERO, request, work).await
 }
 
@@ -348,15 +298,14 @@ impl EdgeState {
         Ok((session, Some(cookie)))
     }
 
-    /// Finds the session of a page's call, reads the request, runs `work` with the controlId of the session within the request
-    /// timeout, and answers. The session is accepted until `grace` after the end of its control.
+    /// Finds the session of a page's call, reads the request, runs `work` within the request timeout, and answers. The session is accepted until `grace` after the end of its control.
     async fn answer_page<T: AnswerBody>(
         &self,
         route: &'static str,
         key: PageKey,
         grace: Duration,
         request: Request,
-        work: impl AsyncFnOnce(ApiRequest, String) -> Result<T, Rejection>,
+        work: impl AsyncFnOnce(ApiRequest) -> Result<(StatusCode, T), Rejection>,
     ) -> Response<Body> {
         let Some((web_view, page)) = self.page_of(key) else {
             return self.refuse(ApiError::PAGE_UNKNOWN, request).await;
@@ -379,12 +328,13 @@ impl EdgeState {
             let session = find_session(web_view, page, &parts.headers, &id, grace)?;
             let control_id = session.control.id.to_string();
             log.control = Some(logged_control(&control_id));
-            let request = ApiRequest { body, ..ApiRequest::of(client, log.id, AUDIT_USER.to_owned()) };
-            work(request, control_id).await
+            let of_client = ApiRequest::of(client, log.id, AUDIT_USER.to_owned());
+            // A browser decrypts MGF1-SHA-256, whatever the client's own devices decrypt.
+            let of_page = ApiRequest { oaep_mgf1: Ok(proto::OaepMgf1::Sha256), wants_kcv: false, ..of_client };
+            work(ApiRequest { body, page_control: Some(control_id), ..of_page }).await
         })
         .await
         .unwrap_or_else(|_| Err(self.engine_timeout()));
-        let outcome = outcome.map(|answer| (StatusCode::OK, answer));
         // The connection stays one without an authenticated request: a cardholder's may not stay while a client's finds no place.
         self.conclude(ErrorProfile::Full, log, &parts, body, outcome).await
     }
