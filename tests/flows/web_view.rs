@@ -641,7 +641,7 @@ async fn an_engine_that_is_away_uses_up_no_exchanges_of_a_network() {
     let control = opened.member("id");
     engine.kill();
     for _ in 0..100 {
-        let away = browser.call("bank", "session", &exchange(control));
+        let away = browser.call("bank", "session", &exchange(&uuid::Uuid::new_v4().to_string()));
         assert_eq!(away.fault(), (503, "ENGINE_UNAVAILABLE".into()), "no exchange is counted as failed");
     }
     let away = browser.post_form("bank", control);

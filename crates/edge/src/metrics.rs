@@ -52,12 +52,15 @@ pub(super) enum Limit {
     All,
     /// The time for a body to arrive.
     BodyTime,
-    /// The failed exchanges of controls of one network within a minute.
+    /// The failed exchanges of controls of one network or page within a minute.
     Exchanges,
+    /// The requests of one session of a page.
+    PageSession,
 }
 
 impl Limit {
-    const ALL: [Self; 6] = [Self::ClientRate, Self::Client, Self::Tenant, Self::All, Self::BodyTime, Self::Exchanges];
+    const ALL: [Self; 7] =
+        [Self::ClientRate, Self::Client, Self::Tenant, Self::All, Self::BodyTime, Self::Exchanges, Self::PageSession];
 }
 
 impl Limit {
@@ -70,6 +73,7 @@ impl Limit {
             Self::All => ApiError::BUSY,
             Self::BodyTime => ApiError::BODY_TIMEOUT,
             Self::Exchanges => ApiError::EXCHANGE_RATE,
+            Self::PageSession => ApiError::PAGE_SESSION_RATE,
         }
     }
 }

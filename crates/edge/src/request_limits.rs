@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     hash::Hash,
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -15,16 +15,28 @@ use super::{
     auth::Client,
     metrics::{Limit, RefusedRequests},
 };
-use domain::card::Tenant;
+use domain::{card::Tenant, control::ControlId};
 use net::RateLimit;
 
 /// The most rests of bodies that are read after an early answer, and the most bodies of exchanges: of all connections, and of
 /// one network.
 const BODIES_MAX: usize = 1_024;
 const BODIES_PER_NETWORK_MAX: usize = 128;
-/// The most exchanges of controls of one network within a minute that fail.
-const FAILED_EXCHANGES_PER_MINUTE_MAX: u32 = 60;
-/// The most networks whose exchanges are counted: about 3 MB.
+/// The part of a client's share and rate that the exchanges of one of its pages have. Strangers can send exchanges: a quarter
+/// leaves the places of the tenant to clients and to cardholders with a session.
+const EXCHANGE_PART: u32 = 4;
+/// The most requests of one control's page in progress. A page sends one at a time, and again after a lost connection.
+const PAGE_REQUESTS_MAX: usize = 4;
+/// The most requests of one control's page within a minute. A page needs about ten, and as many again for retries.
+const PAGE_REQUESTS_PER_MINUTE_MAX: u32 = 60;
+/// The most failed exchanges within a minute of one IPv4 address or IPv6 /64. Many cardholders may share an address.
+const FAILED_EXCHANGES_PER_ADDRESS_MAX: u32 = 60;
+/// The same of one IPv6 /48: a customer of a provider may have all its 65,536 networks of /64.
+const FAILED_EXCHANGES_PER_SITE_MAX: u32 = 600;
+/// The failed exchanges of one page within a minute from which a network with one of them is refused: 50 networks at their
+/// limit. A network without one is served.
+const FAILED_EXCHANGES_PER_PAGE_MAX: u32 = 3_000;
+/// The most networks whose failed exchanges are counted: about 3 MB.
 const EXCHANGE_NETWORKS_MAX: usize = 65_536;
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -54,19 +66,23 @@ enum Holder {
 /// Admits requests.
 pub(super) struct RequestAdmission {
     all: Semaphore,
-    clients: Shares<Holder>,
     tenants: Shares<Tenant>,
-    rates: RateLimit<Holder>,
+    /// Of clients, and of pages for the calls with a session.
+    calls: Quota<Holder>,
+    /// Of pages, for exchanges.
+    exchanges: Quota<Holder>,
+    controls: Quota<ControlId>,
     rests: BodyPlaces,
-    exchanges: BodyPlaces,
+    exchange_bodies: BodyPlaces,
     refused: RefusedRequests,
 }
 
 /// The place of a request in progress, until dropped.
 pub(super) struct RequestPlace<'a> {
     _all: SemaphorePermit<'a>,
-    _client: Share<'a, Holder>,
     _tenant: Share<'a, Tenant>,
+    _holder: Share<'a, Holder>,
+    _controls: Vec<Share<'a, ControlId>>,
 }
 
 /// The place of a body, until dropped.
@@ -77,13 +93,18 @@ pub(super) struct BodyPlace<'a> {
 
 impl RequestAdmission {
     pub(super) fn new(limits: &RequestLimits, refused: RefusedRequests) -> Self {
+        let (share, rate) = (limits.per_client_max, limits.per_client_per_second_max);
         Self {
             all: Semaphore::new(limits.requests_max),
-            clients: Shares::new(limits.per_client_max),
             tenants: Shares::new(limits.per_tenant_max),
-            rates: RateLimit::per_second(limits.per_client_per_second_max),
+            calls: Quota::new(share, RateLimit::per_second(rate)),
+            exchanges: Quota::new(
+                share.div_ceil(EXCHANGE_PART as usize),
+                RateLimit::per_second(rate.div_ceil(EXCHANGE_PART)),
+            ),
+            controls: Quota::new(PAGE_REQUESTS_MAX, RateLimit::per_minute(PAGE_REQUESTS_PER_MINUTE_MAX)),
             rests: BodyPlaces::new(),
-            exchanges: BodyPlaces::new(),
+            exchange_bodies: BodyPlaces::new(),
             refused,
         }
     }
@@ -93,26 +114,55 @@ impl RequestAdmission {
     /// # Errors
     /// CLIENT_RATE, CLIENT_BUSY, TENANT_BUSY or BUSY, by the limit that is reached. The metric of this limit counts the request.
     pub(super) fn admit(&self, client: &Client) -> Result<RequestPlace<'_>, ApiError> {
-        self.admit_as(Holder::Client(client.name().into()), client.tenant())
+        self.admit_as(&self.calls, Holder::Client(client.name().into()), client.tenant(), &[])
     }
 
-    /// A place for a call of the page with this key. It takes none of the client's own share and rate, which calls of strangers
-    /// and cardholders could use up.
+    /// A place for a call of the page with this key, with sessions of these controls. It takes none of the client's own share
+    /// and rate, which cardholders could use up.
     ///
     /// # Errors
-    /// As [`admit`](Self::admit).
-    pub(super) fn admit_page(&self, key: &str, client: &Client) -> Result<RequestPlace<'_>, ApiError> {
-        self.admit_as(Holder::Page(key.into()), client.tenant())
+    /// As [`admit`](Self::admit); PAGE_SESSION_RATE.
+    pub(super) fn admit_page(
+        &self,
+        key: &str,
+        client: &Client,
+        controls: &[ControlId],
+    ) -> Result<RequestPlace<'_>, ApiError> {
+        self.admit_as(&self.calls, Holder::Page(key.into()), client.tenant(), controls)
     }
 
-    fn admit_as(&self, holder: Holder, tenant: Tenant) -> Result<RequestPlace<'_>, ApiError> {
+    /// A place for the exchange of a control by the page with this key. It takes none of the share and the rate of calls with a
+    /// session, which strangers could use up.
+    ///
+    /// # Errors
+    /// As [`admit_page`](Self::admit_page).
+    pub(super) fn admit_exchange(
+        &self,
+        key: &str,
+        client: &Client,
+        control: ControlId,
+    ) -> Result<RequestPlace<'_>, ApiError> {
+        self.admit_as(&self.exchanges, Holder::Page(key.into()), client.tenant(), &[control])
+    }
+
+    fn admit_as<'a>(
+        &'a self,
+        quota: &'a Quota<Holder>,
+        holder: Holder,
+        tenant: Tenant,
+        controls: &[ControlId],
+    ) -> Result<RequestPlace<'a>, ApiError> {
         let refuse = |limit: Limit| {
             self.refused.count(limit);
             limit.error()
         };
-        self.rates.admit(&holder).map_err(|exceeded| refuse(Limit::ClientRate).retry_after(exceeded.retry_after))?;
         Ok(RequestPlace {
-            _client: self.clients.take(holder).ok_or_else(|| refuse(Limit::Client))?,
+            // First: a session beyond its limit uses none of its page's rate.
+            _controls: controls
+                .iter()
+                .map(|control| self.controls.take(*control, [Limit::PageSession; 2], refuse))
+                .collect::<Result<_, _>>()?,
+            _holder: quota.take(holder, [Limit::ClientRate, Limit::Client], refuse)?,
             _tenant: self.tenants.take(tenant).ok_or_else(|| refuse(Limit::Tenant))?,
             _all: self.all.try_acquire().map_err(|_| refuse(Limit::All))?,
         })
@@ -124,8 +174,8 @@ impl RequestAdmission {
     }
 
     /// A place for the body of an exchange from this network; `None` if a limit is reached.
-    pub(super) fn admit_exchange(&self, network: IpAddr) -> Option<BodyPlace<'_>> {
-        self.exchanges.take(network)
+    pub(super) fn admit_exchange_body(&self, network: IpAddr) -> Option<BodyPlace<'_>> {
+        self.exchange_bodies.take(network)
     }
 }
 
@@ -145,43 +195,68 @@ impl BodyPlaces {
     }
 }
 
-/// Limits the exchanges of controls of one network within a minute that fail or are in progress, so that a stranger causes few
-/// calls and audit entries of the engine. Whole minutes since the edge started are counted.
+/// Limits the failed exchanges of controls within a minute, of one network and of one page, so that a stranger causes few calls
+/// and audit entries of the engine. Whole minutes since the edge started are counted.
 #[derive(Default)]
 pub(super) struct ExchangeAdmission(Mutex<ExchangeMinute>);
 
 #[derive(Default)]
 struct ExchangeMinute {
     began: Option<Instant>,
-    of_networks: HashMap<IpAddr, u32>,
+    of_networks: HashMap<Network, Exchanges>,
+    /// The failed exchanges, by the key of the page.
+    of_pages: HashMap<Box<str>, u32>,
 }
 
-/// An exchange of a control: it counts as failed unless [`ExchangePlace::uncount`] is called.
+/// A network whose exchanges are counted.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Network {
+    /// An IPv4 address, or an IPv6 /64.
+    Address(IpAddr),
+    /// An IPv6 /48.
+    Site(Ipv6Addr),
+}
+
+/// The exchanges of a network.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Exchanges {
+    failed: u32,
+    in_progress: u32,
+}
+
+/// An exchange of a control in progress, until dropped. It counts as failed then unless [`ExchangePlace::uncount`] is called.
 pub(super) struct ExchangePlace<'a> {
+    page: Box<str>,
     network: IpAddr,
+    is_failed: bool,
     admission: &'a ExchangeAdmission,
 }
 
 impl ExchangeAdmission {
-    /// Counts an exchange of this network.
+    /// Counts an exchange of the page with this key from this network: an IPv4 address, or an IPv6 /64.
     ///
     /// # Errors
     /// EXCHANGE_RATE, until the minute ends.
-    pub(super) fn begin(&self, network: IpAddr) -> Result<ExchangePlace<'_>, ApiError> {
+    pub(super) fn begin(&self, page: &str, network: IpAddr) -> Result<ExchangePlace<'_>, ApiError> {
+        self.begin_at(Instant::now(), page, network)
+    }
+
+    fn begin_at(&self, now: Instant, page: &str, network: IpAddr) -> Result<ExchangePlace<'_>, ApiError> {
         let mut minute = self.lock();
-        let age = minute.began.map(|began| began.elapsed()).filter(|age| *age < MINUTE);
+        let age = minute.began.map(|began| now.saturating_duration_since(began)).filter(|age| *age < MINUTE);
         if age.is_none() {
-            *minute = ExchangeMinute { began: Some(Instant::now()), of_networks: HashMap::new() };
+            *minute = ExchangeMinute { began: Some(now), ..ExchangeMinute::default() };
         }
-        // More networks than these are not counted: a limit that many networks share would refuse cardholders.
-        if minute.of_networks.len() < EXCHANGE_NETWORKS_MAX || minute.of_networks.contains_key(&network) {
-            let count = minute.of_networks.entry(network).or_default();
-            if *count >= FAILED_EXCHANGES_PER_MINUTE_MAX {
-                return Err(ApiError::EXCHANGE_RATE.retry_after(MINUTE.saturating_sub(age.unwrap_or_default())));
-            }
-            *count += 1;
+        let is_page_attacked = minute.of_pages.get(page).is_some_and(|failed| *failed >= FAILED_EXCHANGES_PER_PAGE_MAX);
+        let is_refused = |network: Network| {
+            let Exchanges { failed, in_progress } = minute.of_networks.get(&network).copied().unwrap_or_default();
+            failed + in_progress >= network.failed_max() || (is_page_attacked && failed > 0)
+        };
+        if Network::all_of(network).any(is_refused) {
+            return Err(ApiError::EXCHANGE_RATE.retry_after(MINUTE.saturating_sub(age.unwrap_or_default())));
         }
-        Ok(ExchangePlace { network, admission: self })
+        Network::all_of(network).for_each(|network| minute.count(network, |exchanges| exchanges.in_progress += 1));
+        Ok(ExchangePlace { page: page.into(), network, is_failed: true, admission: self })
     }
 
     fn lock(&self) -> MutexGuard<'_, ExchangeMinute> {
@@ -189,12 +264,81 @@ impl ExchangeAdmission {
     }
 }
 
+impl ExchangeMinute {
+    /// Changes the count of a network. More networks than the map may have are not counted: a limit that many networks share
+    /// would refuse cardholders.
+    fn count(&mut self, network: Network, change: impl FnOnce(&mut Exchanges)) {
+        let mut exchanges = self.of_networks.remove(&network).unwrap_or_default();
+        change(&mut exchanges);
+        if exchanges != Exchanges::default() && self.of_networks.len() < EXCHANGE_NETWORKS_MAX {
+            self.of_networks.insert(network, exchanges);
+        }
+    }
+}
+
+impl Network {
+    fn all_of(address: IpAddr) -> impl Iterator<Item = Self> {
+        let site = match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => Some(Self::Site(Ipv6Addr::from_bits(address.to_bits() >> 80 << 80))),
+        };
+        [Self::Address(address)].into_iter().chain(site)
+    }
+
+    fn failed_max(self) -> u32 {
+        match self {
+            Self::Address(_) => FAILED_EXCHANGES_PER_ADDRESS_MAX,
+            Self::Site(_) => FAILED_EXCHANGES_PER_SITE_MAX,
+        }
+    }
+}
+
 impl ExchangePlace<'_> {
     /// Counts the exchange no more: it succeeded, or failed without any part of the control.
-    pub(super) fn uncount(self) {
-        if let Some(count) = self.admission.lock().of_networks.get_mut(&self.network) {
-            *count = count.saturating_sub(1);
+    pub(super) fn uncount(mut self) {
+        self.is_failed = false;
+    }
+}
+
+impl Drop for ExchangePlace<'_> {
+    fn drop(&mut self) {
+        let (mut minute, failed) = (self.admission.lock(), u32::from(self.is_failed));
+        for network in Network::all_of(self.network) {
+            minute.count(network, |exchanges| {
+                // The exchange may have begun in the minute before.
+                exchanges.in_progress = exchanges.in_progress.saturating_sub(1);
+                exchanges.failed += failed;
+            });
         }
+        if failed > 0 {
+            *minute.of_pages.entry(std::mem::take(&mut self.page)).or_default() += 1;
+        }
+    }
+}
+
+/// The requests of each key in progress, and the rate of each key.
+struct Quota<K: Hash + Eq + Clone> {
+    shares: Shares<K>,
+    rates: RateLimit<K>,
+}
+
+impl<K: Hash + Eq + Clone> Quota<K> {
+    fn new(max: usize, rates: RateLimit<K>) -> Self {
+        Self { shares: Shares::new(max), rates }
+    }
+
+    /// A share for a request of this key.
+    ///
+    /// # Errors
+    /// `refuse` makes the error of the limit that is reached: that of the rate, or that of the requests in progress.
+    fn take(
+        &self,
+        key: K,
+        [rate, share]: [Limit; 2],
+        refuse: impl Fn(Limit) -> ApiError,
+    ) -> Result<Share<'_, K>, ApiError> {
+        self.rates.admit(&key).map_err(|exceeded| refuse(rate).retry_after(exceeded.retry_after))?;
+        self.shares.take(key).ok_or_else(|| refuse(share))
     }
 }
 
@@ -246,6 +390,8 @@ impl<K: Hash + Eq> Drop for Share<'_, K> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
     use crate::Credential;
 
@@ -256,24 +402,66 @@ mod tests {
         Client::new(name, Tenant::parse(tenant).unwrap(), Credential::bearer(name))
     }
 
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn admission(limits: &RequestLimits) -> RequestAdmission {
+        RequestAdmission::new(limits, RefusedRequests::default())
+    }
+
     #[test]
     fn a_page_uses_none_of_its_clients_share_and_rate() {
-        let limits = RequestLimits { per_client_per_second_max: 2, ..LIMITS };
-        let admission = RequestAdmission::new(&limits, RefusedRequests::default());
+        let admission = admission(&RequestLimits { per_client_per_second_max: 2, ..LIMITS });
         let wallet = client("wallet", "bank");
-        let held: Vec<_> = (0..2).map(|_| admission.admit_page("wallet", &wallet).unwrap()).collect();
-        assert_eq!(admission.admit_page("wallet", &wallet).err().map(ApiError::code), Some("CLIENT_RATE"));
+        let held: Vec<_> = (0..2).map(|_| admission.admit_page("wallet", &wallet, &[]).unwrap()).collect();
+        assert_eq!(admission.admit_page("wallet", &wallet, &[]).err().map(ApiError::code), Some("CLIENT_RATE"));
         assert!(admission.admit(&wallet).is_ok());
         drop(held);
         let rests: Vec<_> =
             (0..BODIES_PER_NETWORK_MAX).map(|_| admission.admit_rest(IpAddr::from([192, 0, 2, 1]))).collect();
         assert!(rests.iter().all(Option::is_some) && admission.admit_rest(IpAddr::from([192, 0, 2, 1])).is_none());
-        assert!(admission.admit_exchange(IpAddr::from([192, 0, 2, 1])).is_some());
+        assert!(admission.admit_exchange_body(IpAddr::from([192, 0, 2, 1])).is_some());
+    }
+
+    #[test]
+    fn exchanges_of_a_page_leave_its_sessions_their_share_and_rate() {
+        let wide = RequestLimits { requests_max: 100, per_client_max: 40, per_tenant_max: 60, ..LIMITS };
+        let (of_shares, wallet) = (admission(&wide), client("wallet", "bank"));
+        let exchange = |admission: &'_ RequestAdmission| {
+            admission.admit_exchange("wallet", &wallet, ControlId::random()).map(drop).err().map(ApiError::code)
+        };
+        let guesses: Vec<_> =
+            (0..60).map_while(|_| of_shares.admit_exchange("wallet", &wallet, ControlId::random()).ok()).collect();
+        assert_eq!((guesses.len(), exchange(&of_shares)), (10, Some("CLIENT_BUSY")));
+        let sessions: Vec<_> =
+            (0..60).map_while(|_| of_shares.admit_page("wallet", &wallet, &[ControlId::random()]).ok()).collect();
+        assert_eq!(sessions.len(), 40);
+
+        let of_rates = admission(&RequestLimits { per_client_per_second_max: 4, ..wide });
+        assert_eq!((exchange(&of_rates), exchange(&of_rates)), (None, Some("CLIENT_RATE")));
+        assert!((0..4).all(|_| of_rates.admit_page("wallet", &wallet, &[ControlId::random()]).is_ok()));
+    }
+
+    #[test]
+    fn a_session_uses_up_no_share_and_rate_of_its_page() {
+        let admission =
+            admission(&RequestLimits { requests_max: 100, per_client_max: 40, per_tenant_max: 60, ..LIMITS });
+        let (wallet, [busy, fast, other]) = (client("wallet", "bank"), [(); 3].map(|()| ControlId::random()));
+        let call = |control: ControlId| admission.admit_page("wallet", &wallet, &[control]);
+        let held: Vec<_> = (0..PAGE_REQUESTS_MAX).map(|_| call(busy).unwrap()).collect();
+        assert_eq!(call(busy).err().map(ApiError::code), Some("PAGE_SESSION_RATE"));
+        assert!(admission.admit_page("wallet", &wallet, &[other, busy]).is_err(), "each session of a request counts");
+        assert!(admission.admit_exchange("wallet", &wallet, busy).is_err(), "an exchange of the control counts");
+        drop(held);
+        assert!(call(busy).is_ok());
+        // The quota is renewed by one request a second while this test runs.
+        let admitted = (0..10_000).take_while(|_| call(fast).is_ok()).count();
+        assert!((60..10_000).contains(&admitted), "{admitted}");
+        assert!(call(other).is_ok());
     }
 
     #[test]
     fn client_tenant_and_edge_have_bounds_on_requests_in_progress() {
-        let admission = RequestAdmission::new(&LIMITS, RefusedRequests::default());
+        let admission = admission(&LIMITS);
         let mut places = Vec::new();
         for (name, tenant, expected) in [
             ("a", "bank", None),
@@ -292,14 +480,13 @@ mod tests {
         }
         assert_eq!(places.len(), 5);
         places.clear();
-        assert!(admission.clients.lock().is_empty() && admission.tenants.lock().is_empty());
+        assert!(admission.calls.shares.lock().is_empty() && admission.tenants.lock().is_empty());
         assert!(admission.admit(&client("d", "third")).is_ok());
     }
 
     #[test]
     fn a_client_beyond_its_rate_waits_and_another_does_not() {
-        let limits = RequestLimits { per_client_per_second_max: 1, ..LIMITS };
-        let admission = RequestAdmission::new(&limits, RefusedRequests::default());
+        let admission = admission(&RequestLimits { per_client_per_second_max: 1, ..LIMITS });
         let (fast, slow) = (client("a", "bank"), client("b", "bank"));
         // The quota is renewed while this test runs.
         let refused = (0..10_000).find_map(|_| admission.admit(&fast).err());
@@ -307,23 +494,51 @@ mod tests {
         assert!(admission.admit(&slow).is_ok());
     }
 
+    fn code<T>(begun: Result<T, ApiError>) -> Option<&'static str> {
+        begun.err().map(ApiError::code)
+    }
+
     #[test]
     fn a_network_has_a_bound_on_failed_exchanges_and_none_on_others() {
-        let exchanges = ExchangeAdmission::default();
-        let network = |last: u8| IpAddr::from([192, 0, 2, last]);
-        for _ in 0..1_000 {
-            exchanges.begin(network(1)).unwrap().uncount();
-        }
-        // The minute may turn once while the test runs.
-        let failed = (0..1_000).filter(|_| exchanges.begin(network(1)).is_ok()).count();
-        assert!([60, 120].contains(&failed), "{failed}");
-        assert_eq!(exchanges.begin(network(1)).err().map(ApiError::code), Some("EXCHANGE_RATE"));
-        assert!(exchanges.begin(network(2)).is_ok());
+        let (exchanges, now) = (ExchangeAdmission::default(), Instant::now());
+        let begin = |at: Instant, last: u8| exchanges.begin_at(at, "bank", IpAddr::from([192, 0, 2, last]));
+        (0..1_000).for_each(|_| begin(now, 1).unwrap().uncount());
+        assert!(exchanges.lock().of_networks.is_empty());
+        let failed = (0..1_000).filter(|_| begin(now, 1).is_ok()).count();
+        assert_eq!((failed, code(begin(now, 1))), (60, Some("EXCHANGE_RATE")));
+        let held: Vec<_> = (0..1_000).map_while(|_| begin(now, 2).ok()).collect();
+        assert_eq!(held.len(), 60, "an exchange in progress counts");
+        held.into_iter().for_each(ExchangePlace::uncount);
+        assert!(begin(now, 2).is_ok() && begin(now + 59 * SECOND, 1).is_err() && begin(now + 60 * SECOND, 1).is_ok());
+    }
+
+    #[test]
+    fn an_ipv6_site_has_a_bound_on_failed_exchanges() {
+        let (exchanges, now) = (ExchangeAdmission::default(), Instant::now());
+        let begin = |site: u16, network: u16| {
+            exchanges.begin_at(now, "bank", Ipv6Addr::new(0x2001, 0xdb8, site, network, 0, 0, 0, 0).into())
+        };
+        assert_eq!((0..1_000).filter(|_| begin(1, 0).is_ok()).count(), 60);
+        assert_eq!((1..1_000).filter(|network| begin(1, *network).is_ok()).count(), 540);
+        assert_eq!((code(begin(1, 2_000)), code(begin(2, 0))), (Some("EXCHANGE_RATE"), None));
+    }
+
+    #[test]
+    fn an_attacked_page_serves_networks_without_a_failed_exchange() {
+        let (exchanges, now) = (ExchangeAdmission::default(), Instant::now());
+        let begin = |page: &str, network: u32| exchanges.begin_at(now, page, Ipv4Addr::from_bits(network).into());
+        assert!((1..=3_000).all(|network| begin("bank", network).is_ok()));
+        assert_eq!(code(begin("bank", 1)), Some("EXCHANGE_RATE"));
+        assert_eq!(code(begin("other", 1)), None);
+        let first = begin("bank", 3_001).unwrap();
+        assert_eq!(code(begin("bank", 3_001).map(ExchangePlace::uncount)), None, "cardholders may share an address");
+        drop(first);
+        assert_eq!(code(begin("bank", 3_001)), Some("EXCHANGE_RATE"));
     }
 
     #[test]
     fn a_network_has_a_bound_on_rests_of_bodies() {
-        let admission = RequestAdmission::new(&LIMITS, RefusedRequests::default());
+        let admission = admission(&LIMITS);
         let rest = |last: u8| admission.admit_rest([192, 0, 2, last].into());
         let rests: Vec<_> = (0..1_000).filter_map(|_| rest(1)).collect();
         assert_eq!(rests.len(), BODIES_PER_NETWORK_MAX);

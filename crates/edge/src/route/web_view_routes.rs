@@ -26,6 +26,7 @@ use crate::{
     http_rules::{check_body_type, check_form_type},
     metrics::Limit,
     mistake::Mistake,
+    request_limits::ExchangePlace,
     security_headers::{RESOURCE_POLICY, page_policy, secure_web_view},
     web_view::{
         BuiltFile, ICON, ICON_PATH, Page, PageControl, PageOperation, PageSession, PageState, Placement, SCRIPT_PATH,
@@ -213,9 +214,8 @@ impl EdgeState {
         parts: &Parts,
         body: &mut Body,
     ) -> Result<(PageSession, Option<HeaderValue>), Rejection> {
-        let network = network_of(parts);
-        let place = self.exchanges.begin(network).inspect_err(|_| self.refused.count(Limit::Exchanges))?;
-        let work = self.start(log, web_view, page, placement, parts, body);
+        let mut place = None;
+        let work = self.start(log, &mut place, (web_view, page), placement, parts, body);
         let outcome = timeout(self.settings.request_timeout, work).await;
         let outcome = outcome.unwrap_or_else(|_| Err(self.engine_timeout()));
         // What a guess has no part in is not counted: an engine that is away, or a busy client, must not use up the quota of a
@@ -225,17 +225,20 @@ impl EdgeState {
                 .iter()
                 .any(|error| error.code() == rejection.error.code())
         };
-        if !outcome.as_ref().is_err_and(is_guess) {
+        if !outcome.as_ref().is_err_and(is_guess)
+            && let Some(place) = place
+        {
             place.uncount();
         }
         outcome
     }
 
-    async fn start<'a>(
-        &self,
+    /// `place` is set before the control is used.
+    async fn start<'a, 'b>(
+        &'b self,
         log: &mut RequestLog<'a>,
-        web_view: &WebView,
-        page: &'a Page,
+        place: &mut Option<ExchangePlace<'b>>,
+        (web_view, page): (&WebView, &'a Page),
         placement: Placement,
         parts: &Parts,
         body: &mut Body,
@@ -246,9 +249,13 @@ impl EdgeState {
             Placement::Phone => check_form_type(&parts.headers)?,
             Placement::Frame => check_body_type(&parts.headers)?,
         }
-        // The credential is in the body, so a stranger can send one: it takes no place of the client.
-        let body = {
-            let _place = self.admission.admit_exchange(network_of(parts)).ok_or(ApiError::BUSY)?;
+        let controls = controls_of(web_view, page, &parts.headers);
+        let body = if controls.is_empty() {
+            // The credential is in the body, so a stranger can send one: it takes no place of the page.
+            let _place = self.admission.admit_exchange_body(network_of(parts)).ok_or(ApiError::BUSY)?;
+            self.read_body(body).await?
+        } else {
+            let _place = self.admission.admit_page(page.key(), client, &controls)?;
             self.read_body(body).await?
         };
         let (control_id, started_by, session_id) = match placement {
@@ -259,7 +266,6 @@ impl EdgeState {
                 let control_id = call.control_id.optional_text("controlId")?;
                 let Some(control_id) = control_id else {
                     let id = call.page_id.text("pageId")?;
-                    let _place = self.admission.admit_page(page.key(), client)?;
                     let session = find_session(web_view, page, &parts.headers, &id, Duration::ZERO)?;
                     log.client = Some(page.client());
                     log.control = Some(logged_control(&session.control.id.to_string()));
@@ -271,7 +277,9 @@ impl EdgeState {
         };
         log.control = Some(logged_control(&control_id));
         let control = ControlId::parse(&control_id).map_err(|_| ApiError::CONTROL_ID_INVALID)?;
-        let _place = self.admission.admit_page(page.key(), client)?;
+        let begun = self.exchanges.begin(page.key(), network_of(parts));
+        *place = Some(begun.inspect_err(|_| self.refused.count(Limit::Exchanges))?);
+        let _place = self.admission.admit_exchange(page.key(), client, control)?;
         let request = self.engine_request(
             log.id,
             proto::StartPageRequest {
@@ -298,7 +306,8 @@ impl EdgeState {
         Ok((session, Some(cookie)))
     }
 
-    /// Finds the session of a page's call, reads the request, runs `work` within the request timeout, and answers. The session is accepted until `grace` after the end of its control.
+    /// Finds the session of a page's call, reads the request, runs `work` within the request timeout, and answers. The session
+    /// is accepted until `grace` after the end of its control.
     async fn answer_page<T: AnswerBody>(
         &self,
         route: &'static str,
@@ -315,13 +324,14 @@ impl EdgeState {
         let outcome = timeout(self.settings.request_timeout, async {
             check_own_origin(web_view, &parts.headers)?;
             // The sealed cookie is the credential: only with one does the request take a place of the page.
-            if web_view.sessions().all(&parts.headers, page.key()).next().is_none() {
+            let controls = controls_of(web_view, page, &parts.headers);
+            if controls.is_empty() {
                 return Err(ApiError::PAGE_SESSION_INVALID.into());
             }
             log.client = Some(page.client());
             let clients = self.clients.current();
             let client = client_of(&clients, page)?;
-            let _place = self.admission.admit_page(page.key(), client)?;
+            let _place = self.admission.admit_page(page.key(), client, &controls)?;
             check_body_type(&parts.headers)?;
             let body = self.read_body(&mut body).await?;
             let id = body::parse::<PageCall>(&body)?.page_id.text("pageId")?;
@@ -343,6 +353,11 @@ impl EdgeState {
 /// The client of a page. A reload may have removed it, and then the page is unknown.
 fn client_of<'a>(clients: &'a [Client], page: &Page) -> Result<&'a Client, ApiError> {
     clients.iter().find(|client| client.name() == page.client()).ok_or(ApiError::PAGE_UNKNOWN)
+}
+
+/// The controls of the page's sessions among the cookies of a request.
+fn controls_of(web_view: &WebView, page: &Page, headers: &HeaderMap) -> Vec<ControlId> {
+    web_view.sessions().all(headers, page.key()).map(|session| session.control.id).collect()
 }
 
 /// The session with this id among the cookies of a page's call, until `grace` after the end of its control.
