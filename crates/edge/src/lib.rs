@@ -54,6 +54,8 @@ use proto::{
     audit_service_client::AuditServiceClient, control_service_client::ControlServiceClient,
     pin_service_client::PinServiceClient,
 };
+use route::EdgeState;
+use security_headers::SecurityHeaders;
 
 /// The clients of an edge and the limits of their requests.
 pub struct Settings {
@@ -202,11 +204,14 @@ impl Edge {
             None => None,
         };
         let report_expiry = tokio::spawn(tls::report_daily(certificates));
-        let profile = config.settings.error_profile;
+        let head_errors = serve::HeadErrors {
+            profile: config.settings.error_profile,
+            headers: SecurityHeaders::of_unknown_path(config.settings.web_view.as_ref().map(WebView::is_https)),
+        };
         let clients = Clients::new(std::mem::take(&mut config.settings.clients));
         let timeouts = serve::Timeouts::new(config.connection_age, config.settings.request_timeout);
-        let router = route::router(config.settings, clients.clone(), engine, refused);
-        let serving = serve::serve(listener, table, server_tls.clone(), router, profile, timeouts, stopped);
+        let router = route::router(EdgeState::new(config.settings, clients.clone(), engine, refused));
+        let serving = serve::serve(listener, table, server_tls.clone(), router, head_errors, timeouts, stopped);
         let serving = tokio::spawn(serving);
         Ok(Self { address, clients, stop, serving, server_tls, engine_tls, metrics, report_expiry })
     }

@@ -59,6 +59,12 @@ const FILES: &[PageFile] = &[
     file!("/docs/swagger-ui.css" STYLE FILE_POLICY gzip "swagger-ui.css.gz"),
 ];
 
+/// The paths of the files.
+#[cfg(test)]
+pub(super) fn paths() -> impl Iterator<Item = &'static str> {
+    FILES.iter().map(|file| file.path)
+}
+
 /// The routes of the files.
 pub(super) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
     FILES.iter().fold(Router::new(), |router, file| router.route(file.path, get(async || file.answer())))
@@ -66,14 +72,7 @@ pub(super) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
 
 impl PageFile {
     fn answer(&self) -> impl IntoResponse + use<> {
-        let headers = [
-            (header::CONTENT_TYPE, self.content_type),
-            (header::CONTENT_SECURITY_POLICY, self.policy),
-            (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-            (header::REFERRER_POLICY, "no-referrer"),
-            (header::HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
-            (header::HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
-        ];
+        let headers = [(header::CONTENT_TYPE, self.content_type), (header::CONTENT_SECURITY_POLICY, self.policy)];
         let headers = headers.into_iter().chain(self.is_gzip.then_some((header::CONTENT_ENCODING, "gzip")));
         let headers: HeaderMap = headers.map(|(name, value)| (name, HeaderValue::from_static(value))).collect();
         (headers, self.bytes)

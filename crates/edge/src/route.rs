@@ -19,7 +19,7 @@ use axum::{
         header::{ALLOW, CACHE_CONTROL},
         request::Parts,
     },
-    middleware::{Next, from_fn_with_state, map_response},
+    middleware::{Next, from_fn, from_fn_with_state},
     response::IntoResponse,
     routing::{get, post},
 };
@@ -44,7 +44,7 @@ use super::{
     operation::Operation,
     page,
     request_limits::{ExchangeAdmission, RequestAdmission},
-    security_headers::secure,
+    security_headers::SecurityHeaders,
     web_view::WebView,
 };
 use clock::minute_limit::MinuteLimit;
@@ -77,24 +77,8 @@ const ACCESS_LOG: &str = "edge::access";
 const LOGGED_CONTROL_CHARACTERS: usize = 8;
 
 /// The API routes below `/pin` and at the root, and the operational routes.
-pub(super) fn router(settings: Settings, clients: Clients, engine: EngineClient, refused: RefusedRequests) -> Router {
-    let profile = settings.error_profile;
-    let is_https = settings.web_view.as_ref().map(WebView::is_https);
-    let edge = Arc::new(EdgeState {
-        admission: RequestAdmission::new(&settings.requests, refused.clone()),
-        settings,
-        clients,
-        engine,
-        refused,
-        exchanges: ExchangeAdmission::default(),
-        readiness: Mutex::default(),
-        not_ready_lines: MinuteLimit::new(NOT_READY_LINES_PER_MINUTE_MAX),
-        unauthenticated_lines: MinuteLimit::new(LINES_PER_MINUTE_MAX),
-        rejected_credentials: Arc::new(MinuteLimit::new(REPORTS_PER_MINUTE_MAX)),
-        denied_requests: Arc::new(MinuteLimit::new(REPORTS_PER_MINUTE_MAX)),
-        limit_lines: MinuteLimit::new(LINES_PER_MINUTE_MAX),
-    });
-    let pages = is_https.map(web_view_routes::routes).unwrap_or_default();
+pub(super) fn router(edge: Arc<EdgeState>) -> Router {
+    let pages = edge.settings.web_view.as_ref().map(|_| web_view_routes::routes()).unwrap_or_default();
     let api = Router::new()
         .merge(pages)
         .route("/pincontrol/v2/plastic/{plastic_id}", post(open_control))
@@ -102,12 +86,20 @@ pub(super) fn router(settings: Settings, clients: Clients, engine: EngineClient,
         .route("/v3/set", post(set_pin))
         .route("/v3/view", post(view_pin))
         .route("/v2/{plastic_id}", get(get_pin_by_zone).post(set_pin_by_zone));
-    Router::new()
+    let routes = Router::new()
         .merge(api.clone())
         .nest("/pin", api)
         .merge(page::routes())
         .route("/healthz", get(async || StatusCode::NO_CONTENT))
-        .route("/readyz", get(ready))
+        .route("/readyz", get(ready));
+    layered(routes, edge)
+}
+
+/// The routes below the layers that each answer passes.
+fn layered(routes: Router<Arc<EdgeState>>, edge: Arc<EdgeState>) -> Router {
+    let profile = edge.settings.error_profile;
+    let web_view = edge.settings.web_view.as_ref().map(WebView::is_https);
+    routes
         .fallback(async |edge: State<Arc<EdgeState>>, request: Request| {
             edge.refuse(ApiError::ROUTE_UNKNOWN, request).await
         })
@@ -132,9 +124,14 @@ pub(super) fn router(settings: Settings, clients: Clients, engine: EngineClient,
             tracing::warn!(request = %id, code = ApiError::UNEXPECTED.code(), "a request panicked");
             ApiError::UNEXPECTED.answer(profile, id)
         }))
-        .layer(map_response(async |mut answer: Response<Body>| {
-            secure(answer.headers_mut());
-            answer
+        // Outside the layers that answer: their answers have the headers too.
+        .layer(from_fn(move |request: Request, next: Next| {
+            let headers = SecurityHeaders::of(request.uri().path(), web_view);
+            async move {
+                let mut answer = next.run(request).await;
+                headers.add_to(answer.headers_mut());
+                answer
+            }
         }))
         // The outermost layer: no cache may store any answer, errors included (RFC 9111, section 5.2.2.5).
         .layer(SetResponseHeaderLayer::overriding(CACHE_CONTROL, HeaderValue::from_static("no-store")))
@@ -174,7 +171,8 @@ fn network_of(parts: &Parts) -> IpAddr {
     parts.extensions.get().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |ClientNetwork(network)| *network)
 }
 
-struct EdgeState {
+/// What the routes share.
+pub(super) struct EdgeState {
     settings: Settings,
     clients: Clients,
     engine: EngineClient,
@@ -492,6 +490,28 @@ fn zone_rejection(status: Status) -> Rejection {
 }
 
 impl EdgeState {
+    pub(super) fn new(
+        settings: Settings,
+        clients: Clients,
+        engine: EngineClient,
+        refused: RefusedRequests,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            admission: RequestAdmission::new(&settings.requests, refused.clone()),
+            settings,
+            clients,
+            engine,
+            refused,
+            exchanges: ExchangeAdmission::default(),
+            readiness: Mutex::default(),
+            not_ready_lines: MinuteLimit::new(NOT_READY_LINES_PER_MINUTE_MAX),
+            unauthenticated_lines: MinuteLimit::new(LINES_PER_MINUTE_MAX),
+            rejected_credentials: Arc::new(MinuteLimit::new(REPORTS_PER_MINUTE_MAX)),
+            denied_requests: Arc::new(MinuteLimit::new(REPORTS_PER_MINUTE_MAX)),
+            limit_lines: MinuteLimit::new(LINES_PER_MINUTE_MAX),
+        })
+    }
+
     /// Authenticates the client, reads the request, runs `work` within the request timeout, and answers.
     async fn answer<T: AnswerBody>(
         &self,
@@ -832,28 +852,37 @@ pub(super) struct Operations;
 mod tests {
     use std::path::Path as FilePath;
 
+    use domain::control::{ControlId, PageId};
+    use serde_json::json;
     use tower::ServiceExt;
 
     use super::*;
     use crate::{
         EdgeConfig,
-        web_view::{ICON_PATH, SCRIPT_PATH, STYLE_PATH},
+        web_view::{ICON_PATH, PageControl, PageOperation, PageSession, Placement, SCRIPT_PATH, STYLE_PATH},
     };
 
-    /// An edge with a web view, in front of an engine that is away.
-    fn edge() -> Router {
+    const PUBLIC_URL: &str = "https://pin.bank.test";
+    /// The headers of every answer, and those that only answers of the web view have.
+    const EVERYWHERE: [&str; 4] =
+        ["cache-control", "content-security-policy", "referrer-policy", "x-content-type-options"];
+    const OF_DOCUMENTS: [&str; 2] = ["cross-origin-opener-policy", "cross-origin-resource-policy"];
+    const OF_PAGES: [&str; 3] = ["cross-origin-embedder-policy", "permissions-policy", "strict-transport-security"];
+
+    /// The state of an edge with a web view, in front of an engine that is away.
+    fn edge_state() -> Arc<EdgeState> {
         let away = "127.0.0.1:1".parse().unwrap();
         let config = EdgeConfig::embedded(away, away).unwrap();
-        let config = config.with_page("https://pin.bank.test", "bank", "https://bank.test").unwrap();
+        let config = config.with_page(PUBLIC_URL, "bank", "https://bank.test").unwrap();
         let engine = EngineClient::new(&net::connect::channel(&config.engine_address, None).unwrap().into());
         let mut settings = config.settings;
         let clients = Clients::new(std::mem::take(&mut settings.clients));
-        router(settings, clients, engine, RefusedRequests::default())
+        EdgeState::new(settings, clients, engine, RefusedRequests::default())
     }
 
-    /// The first argument of each `.route(` in the sources, with a value for each parameter.
+    /// The first argument of each `.route(` in the sources, with a value for each parameter, and the files for developers.
     fn paths() -> Vec<String> {
-        let mut paths = Vec::new();
+        let mut paths: Vec<_> = page::paths().map(str::to_owned).collect();
         for source in [include_str!("route.rs"), include_str!("route/web_view_routes.rs")] {
             let source = source.split("#[cfg(test)]").next().unwrap();
             for call in source.split(".route(").skip(1) {
@@ -871,40 +900,121 @@ mod tests {
         paths
     }
 
+    fn check_headers(path: &str, method: &Method, answer: &Response<Body>) {
+        let (status, headers) = (answer.status(), answer.headers());
+        let below = |base: &str| FilePath::new(path).starts_with(base);
+        let is_of_page = below("/web") || below("/pin/web");
+        let is_document = is_of_page || below("/docs") || below("/openapi.json");
+        let expected = EVERYWHERE.iter().chain(OF_DOCUMENTS.iter().filter(|_| is_document));
+        for name in expected.chain(OF_PAGES.iter().filter(|_| is_of_page)) {
+            assert_eq!(headers.get_all(*name).iter().count(), 1, "{method} {path} {status}: {name}");
+        }
+        let value = |name: &str| headers[name].to_str().unwrap();
+        assert_eq!((value("cache-control"), value("referrer-policy")), ("no-store", "no-referrer"), "{path}");
+        assert_eq!(value("x-content-type-options"), "nosniff", "{path}");
+        let policy = value("content-security-policy");
+        let is_strict = policy.starts_with("default-src 'none'") && !policy.contains("unsafe");
+        assert!(is_strict && policy.contains("frame-ancestors "), "{method} {path}: {policy}");
+        let is_frame = path.contains("/web/frame") && status.is_success();
+        assert_eq!(policy.contains("frame-ancestors 'none'"), !is_frame, "{method} {path}: {policy}");
+        if is_document {
+            let resource = if is_frame { "cross-origin" } else { "same-origin" };
+            assert_eq!(value("cross-origin-resource-policy"), resource, "{path}");
+            assert_eq!(value("cross-origin-opener-policy"), "same-origin", "{path}");
+        }
+        assert!(!headers.contains_key("access-control-allow-origin"), "{path}");
+        assert!(!headers.contains_key("set-cookie") && !headers.contains_key("server"), "{path}");
+    }
+
+    async fn send(edge: &Router, request: Request) -> Response<Body> {
+        let (path, method) = (request.uri().path().to_owned(), request.method().clone());
+        let answer = edge.clone().oneshot(request).await.unwrap();
+        check_headers(&path, &method, &answer);
+        answer
+    }
+
     #[tokio::test]
     async fn every_answer_of_every_route_has_its_security_headers() {
-        let everywhere = ["cache-control", "content-security-policy", "referrer-policy", "x-content-type-options"];
-        let of_pages = [
-            "cross-origin-embedder-policy",
-            "cross-origin-opener-policy",
-            "cross-origin-resource-policy",
-            "permissions-policy",
-            "strict-transport-security",
-        ];
-        let (edge, paths) = (edge(), paths());
-        assert!(paths.len() > 15, "{paths:?}");
+        let (edge, paths) = (router(edge_state()), paths());
+        assert!(paths.len() > 23, "{paths:?}");
         let below = paths.iter().map(|path| format!("/pin{path}"));
-        let others = ["/web/frame?key=bank", "/web/other", "/web/other/set", "/no/such/route"].map(str::to_owned);
-        for path in paths.iter().cloned().chain(below).chain(others) {
+        let others = [
+            "/web",
+            "/web/",
+            "/web/frame?key=bank",
+            "/web/bank?id=00112233445566778899aabbccddeeff",
+            "/web/other",
+            "/web/other/set",
+            "/web/no/such/route",
+            "/pin/web/no/such/route",
+            "/docs/no/such/file",
+            "/no/such/route",
+        ];
+        for path in paths.iter().cloned().chain(below).chain(others.map(str::to_owned)) {
             for method in [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::OPTIONS] {
                 let request = Request::builder().method(&method).uri(&path).header("host", "edge");
-                let answer = edge.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
-                let (status, headers) = (answer.status(), answer.headers());
-                let is_of_page = FilePath::new(path.trim_start_matches("/pin")).starts_with("/web");
-                for name in everywhere.iter().chain(of_pages.iter().filter(|_| is_of_page)) {
-                    assert_eq!(headers.get_all(*name).iter().count(), 1, "{method} {path} {status}: {name}");
-                }
-                let value = |name: &str| headers[name].to_str().unwrap();
-                assert_eq!((value("cache-control"), value("referrer-policy")), ("no-store", "no-referrer"), "{path}");
-                assert_eq!(value("x-content-type-options"), "nosniff", "{path}");
-                let policy = value("content-security-policy");
-                let is_strict = policy.starts_with("default-src 'none'") && !policy.contains("unsafe");
-                assert!(is_strict && policy.contains("frame-ancestors "), "{method} {path}: {policy}");
-                let is_frame = path.contains("/web/frame?key=") && status.is_success();
-                assert_eq!(policy.contains("frame-ancestors 'none'"), !is_frame, "{method} {path}: {policy}");
-                assert!(!headers.contains_key("access-control-allow-origin"), "{path}");
-                assert!(!headers.contains_key("set-cookie") && !headers.contains_key("server"), "{path}");
+                send(&edge, request.body(Body::empty()).unwrap()).await;
+                // No Host, and headers beyond their limit.
+                let request = Request::builder().method(&method).uri(&path);
+                assert_eq!(send(&edge, request.body(Body::empty()).unwrap()).await.status(), 400, "{path}");
+                let request = Request::builder().method(&method).uri(&path).header("x-long", "x".repeat(16_384));
+                assert_eq!(send(&edge, request.body(Body::empty()).unwrap()).await.status(), 431, "{path}");
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn every_answer_to_a_page_has_its_security_headers() {
+        let state = edge_state();
+        let web_view = state.settings.web_view.as_ref().unwrap();
+        let control = PageControl { id: ControlId::random(), operation: PageOperation::SetPin, digits: [4, 12] };
+        let session = PageSession::begin("bank", PageId::random(), control, Duration::from_secs(600));
+        let cookie = web_view.sessions().set_cookie(&session, Placement::Frame).unwrap();
+        let cookie = cookie.to_str().unwrap().split(';').next().unwrap().to_owned();
+        let (page, form) = (json!({ "pageId": session.id.to_string() }), "application/x-www-form-urlencoded");
+        let edge = router(Arc::clone(&state));
+        let call = async |path: &str, content_type: &str, cookie: &str, body: &str| {
+            let request =
+                Request::post(path).header("host", "edge").header("origin", PUBLIC_URL).header("cookie", cookie);
+            let request = request.header("content-type", content_type).body(Body::from(body.to_owned())).unwrap();
+            send(&edge, request).await.status().as_u16()
+        };
+        let json = "application/json";
+        assert_eq!(call("/web/bank/session", json, &cookie, &page.to_string()).await, 200);
+        assert_eq!(call("/web/bank/session", json, "", &page.to_string()).await, 401);
+        assert_eq!(call("/web/bank/session", json, "", "{}").await, 400);
+        assert_eq!(call("/web/bank/session", json, "", &"x".repeat(20_000)).await, 413);
+        let (control, page_id) = (ControlId::random().to_string(), PageId::random().to_string());
+        let unknown = json!({ "controlId": control, "pageId": page_id }).to_string();
+        // The session has four requests in progress or sixty a minute: the calls below are fewer.
+        for path in ["/web/bank/tzpk", "/web/bank/set", "/web/bank/view"] {
+            assert_eq!(call(path, json, "", &page.to_string()).await, 401, "{path}");
+            assert_eq!(call(path, form, &cookie, &page.to_string()).await, 415, "{path}");
+            assert_eq!(call(path, json, &cookie, &page.to_string()).await, 400, "{path}");
+        }
+        let block = json!({ "pageId": session.id.to_string(), "pinBlock": "gXOXEFVuFRg=" }).to_string();
+        assert_eq!(call("/web/bank/set", json, &cookie, &block).await, 503);
+        for body in [format!("controlId={}", ControlId::random()), "controlId=".to_owned()] {
+            assert_eq!(call("/web/bank", form, "", &body).await, 303, "{body}");
+        }
+        let held: Vec<_> = (0..4)
+            .map(|_| state.admission.admit_page("bank", &state.clients.current()[0], &[session.control.id]))
+            .collect();
+        assert!(held.iter().all(Result::is_ok));
+        assert_eq!(call("/web/bank/set", json, &cookie, &block).await, 429);
+        assert_eq!(call("/web/bank/session", json, "", &unknown).await, 503);
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_answered_with_the_headers_of_its_path() {
+        async fn panics() -> StatusCode {
+            panic!("a test")
+        }
+        let routes = Router::new().route("/web/panic", get(panics)).route("/docs/panic", get(panics));
+        let edge = layered(routes, edge_state());
+        for path in ["/web/panic", "/docs/panic"] {
+            let request = Request::get(path).header("host", "edge").body(Body::empty()).unwrap();
+            assert_eq!(send(&edge, request).await.status(), 500);
         }
     }
 

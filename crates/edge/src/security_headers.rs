@@ -1,4 +1,4 @@
-//! The security headers of every answer: strict ones that a route may replace by its own.
+//! The security headers of every answer, by the path of its request: strict ones that a route may replace by its own.
 
 use axum::http::{
     HeaderMap, HeaderName, HeaderValue,
@@ -29,22 +29,61 @@ const NO_PERMISSIONS: &str = "accelerometer=(), autoplay=(), browsing-topics=(),
 /// A year.
 const HTTPS_ALONE: &str = "max-age=31536000";
 
-/// Adds the headers of every answer that lacks them.
-pub(super) fn secure(headers: &mut HeaderMap) {
-    add(headers, CONTENT_SECURITY_POLICY, NO_CONTENT);
-    add(headers, X_CONTENT_TYPE_OPTIONS, "nosniff");
-    add(headers, REFERRER_POLICY, "no-referrer");
+/// The paths of the web view.
+const WEB_VIEW_PATHS: [&str; 2] = ["/web", "/pin/web"];
+/// The paths of the pages for developers.
+const DOCS_PATHS: [&str; 2] = ["/docs", "/openapi.json"];
+
+/// The security headers of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SecurityHeaders {
+    /// Those of an answer that no browser shows.
+    OfApi,
+    /// Those of the pages for developers.
+    OfDocs,
+    /// Those of the web view.
+    OfWebView {
+        /// Whether browsers reach the web view over HTTPS.
+        is_https: bool,
+    },
 }
 
-/// Adds the headers of the web view's answers that lack them.
-pub(super) fn secure_web_view(headers: &mut HeaderMap, is_https: bool) {
-    add(headers, OPENER_POLICY, "same-origin");
-    // A page loads from the edge alone, so a parent with this policy can frame the page.
-    add(headers, EMBEDDER_POLICY, "require-corp");
-    add(headers, RESOURCE_POLICY, "same-origin");
-    add(headers, PERMISSIONS_POLICY, NO_PERMISSIONS);
-    if is_https {
-        add(headers, STRICT_TRANSPORT_SECURITY, HTTPS_ALONE);
+impl SecurityHeaders {
+    /// The headers of each answer to a request for this path, of an edge whose web view has HTTPS or not; `None` for an edge
+    /// without a web view.
+    pub(super) fn of(path: &str, web_view: Option<bool>) -> Self {
+        let is_below =
+            |base: &&str| path.strip_prefix(base).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        match web_view {
+            Some(is_https) if WEB_VIEW_PATHS.iter().any(is_below) => Self::OfWebView { is_https },
+            _ if DOCS_PATHS.iter().any(is_below) => Self::OfDocs,
+            _ => Self::OfApi,
+        }
+    }
+
+    /// The headers of the answer to a request whose path is unknown: the strictest of the edge.
+    pub(super) fn of_unknown_path(web_view: Option<bool>) -> Self {
+        web_view.map_or(Self::OfDocs, |is_https| Self::OfWebView { is_https })
+    }
+
+    /// Adds the headers that an answer lacks.
+    pub(super) fn add_to(self, headers: &mut HeaderMap) {
+        add(headers, CONTENT_SECURITY_POLICY, NO_CONTENT);
+        add(headers, X_CONTENT_TYPE_OPTIONS, "nosniff");
+        add(headers, REFERRER_POLICY, "no-referrer");
+        if self == Self::OfApi {
+            return;
+        }
+        add(headers, OPENER_POLICY, "same-origin");
+        add(headers, RESOURCE_POLICY, "same-origin");
+        if let Self::OfWebView { is_https } = self {
+            // A page loads from the edge alone, so a parent with this policy can frame the page.
+            add(headers, EMBEDDER_POLICY, "require-corp");
+            add(headers, PERMISSIONS_POLICY, NO_PERMISSIONS);
+            if is_https {
+                add(headers, STRICT_TRANSPORT_SECURITY, HTTPS_ALONE);
+            }
+        }
     }
 }
 
@@ -73,10 +112,30 @@ mod tests {
     }
 
     #[test]
+    fn the_path_of_a_request_selects_the_headers() {
+        let of_web_view = SecurityHeaders::OfWebView { is_https: true };
+        for (path, expected) in [
+            ("/web", of_web_view),
+            ("/web/", of_web_view),
+            ("/web/no/such/route", of_web_view),
+            ("/pin/web/bank/set", of_web_view),
+            ("/website", SecurityHeaders::OfApi),
+            ("/pin/v3/set", SecurityHeaders::OfApi),
+            ("/docs", SecurityHeaders::OfDocs),
+            ("/docs/no/such/file", SecurityHeaders::OfDocs),
+            ("/openapi.json", SecurityHeaders::OfDocs),
+            ("*", SecurityHeaders::OfApi),
+        ] {
+            assert_eq!(SecurityHeaders::of(path, Some(true)), expected, "{path}");
+            assert_ne!(SecurityHeaders::of(path, None), of_web_view, "{path}");
+        }
+        assert_eq!(SecurityHeaders::of_unknown_path(Some(true)), of_web_view);
+    }
+
+    #[test]
     fn a_header_of_a_route_stays() {
         let mut headers = HeaderMap::from_iter([(CONTENT_SECURITY_POLICY, page_policy("https://a.example"))]);
-        secure(&mut headers);
-        secure_web_view(&mut headers, true);
+        SecurityHeaders::OfWebView { is_https: true }.add_to(&mut headers);
         assert_eq!(headers[CONTENT_SECURITY_POLICY], page_policy("https://a.example"));
         assert_eq!(headers.len(), 8);
         assert!(headers.values().all(|value| !value.to_str().unwrap().contains("  ")));

@@ -44,6 +44,7 @@ use super::{
     auth::Authenticated,
     http_rules::HEADER_BYTES_MAX,
     route::{ClientNetwork, LINES_PER_MINUTE_MAX},
+    security_headers::SecurityHeaders,
 };
 use clock::minute_limit::MinuteLimit;
 use domain::request_id::RequestId;
@@ -103,13 +104,20 @@ impl Timeouts {
     };
 }
 
+/// The answers to the heads of requests that hyper rejects. Their paths are unknown.
+#[derive(Clone, Copy)]
+pub(super) struct HeadErrors {
+    pub(super) profile: ErrorProfile,
+    pub(super) headers: SecurityHeaders,
+}
+
 /// Accepts and serves connections until `stopped` is true, then waits for the requests in flight.
 pub(super) async fn serve(
     listener: TcpListener,
     table: ConnectionTable,
     tls: Option<ServerTls>,
     router: Router,
-    profile: ErrorProfile,
+    head_errors: HeadErrors,
     timeouts: Timeouts,
     mut stopped: watch::Receiver<bool>,
 ) {
@@ -141,7 +149,7 @@ pub(super) async fn serve(
                     let (place, exchange) = (Arc::new(place), Exchange::default());
                     let end = serve_connection(stream, &exchange, &place, router, timeouts, stopped.clone()).await;
                     if let (Some(end), Some(ended)) = (end, exchange.end()) {
-                        end.close(ended, &place, profile, stopped).await;
+                        end.close(ended, &place, head_errors, stopped).await;
                     }
                 }
                 Err(error) => {
@@ -283,7 +291,7 @@ impl End {
         self,
         ended: Ended,
         place: &ConnectionPlace,
-        profile: ErrorProfile,
+        head_errors: HeadErrors,
         mut stopped: watch::Receiver<bool>,
     ) {
         let Ended { mut stream, is_unanswered } = ended;
@@ -292,7 +300,7 @@ impl End {
         }
         let work = async {
             if is_unanswered {
-                stream.write_all(&answer_bytes(self.rejected, profile, place.network()).await).await?;
+                stream.write_all(&answer_bytes(self.rejected, head_errors, place.network()).await).await?;
                 stream.shutdown().await?;
             }
             let mut rest = [0; 4096];
@@ -309,9 +317,9 @@ impl End {
 }
 
 /// The bytes of an error in HTTP/1.1, after which the connection closes. Logs the error.
-async fn answer_bytes(error: ApiError, profile: ErrorProfile, network: IpAddr) -> Vec<u8> {
+async fn answer_bytes(error: ApiError, head_errors: HeadErrors, network: IpAddr) -> Vec<u8> {
     let id = RequestId::random();
-    let (mut head, body) = error.answer(profile, id).into_parts();
+    let (mut head, body) = error.answer(head_errors.profile, id).into_parts();
     if let Some(suppressed) = MALFORMED_LINES.admit() {
         let (status, code) = (head.status.as_u16(), error.code());
         tracing::info!(request = %id, %network, status, code, suppressed, "a request was rejected");
@@ -321,6 +329,7 @@ async fn answer_bytes(error: ApiError, profile: ErrorProfile, network: IpAddr) -
     headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
     headers.insert(CONNECTION, HeaderValue::from_static("close"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    head_errors.headers.add_to(headers);
     let date = DateTimePrinter::new().timestamp_to_rfc9110_string(&Timestamp::now()).ok();
     if let Some(date) = date.and_then(|date| HeaderValue::try_from(date).ok()) {
         headers.insert(DATE, date);
@@ -464,7 +473,7 @@ mod tests {
                 ConnectionTable::new(limits),
                 None,
                 router,
-                ErrorProfile::Full,
+                HeadErrors { profile: ErrorProfile::Full, headers: SecurityHeaders::of_unknown_path(Some(true)) },
                 timeouts,
                 stopped,
             ));
@@ -509,6 +518,22 @@ mod tests {
         for (said, words) in words {
             let mut stream = serving.open(words).await;
             assert!(is_closed(&mut stream).await, "{said} kept a connection open");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_answer_to_a_rejected_head_has_the_security_headers() {
+        let serving = Serving::start().await;
+        let long = [b"GET /web/bank HTTP/1.1\r\nhost: x\r\nx-long: ".as_slice(), &[b'x'; 64 * 1024]].concat();
+        for (words, status) in [(b"GET /web bank HTTP/1.1\r\n\r\n".as_slice(), "400"), (&long, "431")] {
+            let mut stream = serving.open(words).await;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+            for name in ["cache-control", "content-security-policy", "permissions-policy", "strict-transport-security"]
+            {
+                assert!(answer.contains(&format!("\r\n{name}: ")), "{name}: {answer}");
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! The routes of the web view: the documents, the exchange of a controlId for a page session, and the calls of a page.
 
-use std::{future::ready, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -11,7 +11,6 @@ use axum::{
         header::{CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION, ORIGIN, RETRY_AFTER, SET_COOKIE},
         request::Parts,
     },
-    middleware::map_response,
     response::IntoResponse,
     routing::{get, post},
 };
@@ -27,7 +26,7 @@ use crate::{
     metrics::Limit,
     mistake::Mistake,
     request_limits::ExchangePlace,
-    security_headers::{RESOURCE_POLICY, page_policy, secure_web_view},
+    security_headers::{RESOURCE_POLICY, page_policy},
     web_view::{
         BuiltFile, ICON, ICON_PATH, Page, PageControl, PageOperation, PageSession, PageState, Placement, SCRIPT_PATH,
         STYLE_PATH, UNAVAILABLE_STATE, WebView, accepts_gzip, gzip,
@@ -42,9 +41,8 @@ const UNAVAILABLE_RETRY_SECONDS: u32 = 5;
 /// An image that is opened as a document: it runs no script and sends no request.
 const IMAGE_CONTENT: &str = "default-src 'none'; sandbox; frame-ancestors 'none'";
 
-/// The routes of the web view. Each answer has the headers of a page. A document and a file need no credentials, so they have no
-/// line in the log.
-pub(super) fn routes(is_https: bool) -> Router<Arc<EdgeState>> {
+/// The routes of the web view. A document and a file need no credentials, so they have no line in the log.
+pub(super) fn routes() -> Router<Arc<EdgeState>> {
     Router::new()
         .route(SCRIPT_PATH, get(script))
         .route(STYLE_PATH, get(style))
@@ -57,14 +55,6 @@ pub(super) fn routes(is_https: bool) -> Router<Arc<EdgeState>> {
         .route("/web/{page}/view", post(view_pin))
         .route("/web/{page}/style.css", get(page_style))
         .route("/web/{page}/logo", get(logo))
-        // Here, so that the answer has the headers of the layer.
-        .method_not_allowed_fallback(async |edge: State<Arc<EdgeState>>, request: Request| {
-            edge.refuse(ApiError::METHOD_NOT_ALLOWED, request).await
-        })
-        .layer(map_response(move |mut answer: Response<Body>| {
-            secure_web_view(answer.headers_mut(), is_https);
-            ready(answer)
-        }))
 }
 
 /// The key of a page in a path.
