@@ -329,6 +329,7 @@ impl From<Mistake> for ApiError {
             Mistake::HostMissing | Mistake::HostRepeated | Mistake::HostMalformed | Mistake::HostDiffers => {
                 ApiError::HOST_INVALID
             }
+            Mistake::AuditUserOfPage => ApiError::AUDIT_USER_INVALID,
             Mistake::BodyEmpty
             | Mistake::BodyCut
             | Mistake::BodyNotJson

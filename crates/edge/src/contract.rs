@@ -103,7 +103,9 @@ fn audit_user() -> Parameter {
         .name("auditUser")
         .parameter_in(ParameterIn::Query)
         .required(Required::True)
-        .description(Some(format!("The user that the client names; logged, never trusted. {AuditUserError}.")))
+        .description(Some(format!(
+            "The user that the client names; logged, never trusted. {AuditUserError}. It does not begin with web-view."
+        )))
         .schema(Some(schema))
         .example(Some("reader".into()))
         .build()

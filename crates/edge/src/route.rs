@@ -30,6 +30,7 @@ use tokio::{sync::Mutex, time::timeout};
 use tonic::Status;
 use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLayer};
 
+use self::web_view_routes::AUDIT_USER_BASE;
 use super::{
     EngineClient, NotReady, Settings,
     api_error::{ApiError, ErrorBody, ErrorProfile, Rejection},
@@ -649,7 +650,7 @@ impl EdgeState {
         if has_body {
             check_body_type(&parts.headers)?;
         }
-        let audit_user = audit_user(parts.uri.query()).ok_or(ApiError::AUDIT_USER_INVALID)?;
+        let audit_user = audit_user(parts.uri.query())?;
         let body = if has_body { self.read_body(body).await? } else { Bytes::new() };
         Ok(ApiRequest { body, ..ApiRequest::of(client, id, audit_user) })
     }
@@ -779,11 +780,13 @@ fn logged_method(method: &Method) -> &str {
     }
 }
 
-/// The value of the query parameter `auditUser`, if it occurs once and [`AuditUser`] accepts it.
-fn audit_user(query: Option<&str>) -> Option<String> {
-    let value = query_value(query, "auditUser").ok().flatten()?;
-    // The audit chain knows the calls of a page by this user.
-    (AuditUser::parse(&value).is_ok() && value != web_view_routes::AUDIT_USER).then_some(value)
+/// The value of the query parameter `auditUser`, if it occurs once, [`AuditUser`] accepts it, and it is no user of a page.
+fn audit_user(query: Option<&str>) -> Result<String, ApiError> {
+    let value = query_value(query, "auditUser").ok().flatten().ok_or(ApiError::AUDIT_USER_INVALID)?;
+    if value.starts_with(AUDIT_USER_BASE) {
+        return Err(Mistake::AuditUserOfPage.into());
+    }
+    AuditUser::parse(&value).map(|_| value).map_err(|_| ApiError::AUDIT_USER_INVALID)
 }
 
 /// A query parameter does not occur exactly once.
@@ -1026,8 +1029,9 @@ mod tests {
             ("audit%55ser=a%2Bb", "a+b"),
             ("auditUser=100%25%zz%4", "100%%zz%4"),
             ("auditUser=%ef%bf%bd", "\u{fffd}"),
+            ("auditUser=a+web-view", "a web-view"),
         ] {
-            assert_eq!(audit_user(Some(query)).as_deref(), Some(value), "{query}");
+            assert_eq!(audit_user(Some(query)), Ok(value.to_owned()), "{query}");
         }
     }
 
@@ -1036,9 +1040,17 @@ mod tests {
         let long = format!("auditUser={}", "x".repeat(129));
         let wrong =
             ["", "auditUser", "auditUser=", "auditUser=a&auditUser=b", "auditUser=%ff", "auditUser=a%00", &long];
-        assert!(audit_user(None).is_none());
+        assert_eq!(audit_user(None), Err(ApiError::AUDIT_USER_INVALID));
         for query in wrong {
-            assert!(audit_user(Some(query)).is_none(), "{query}");
+            assert_eq!(audit_user(Some(query)), Err(ApiError::AUDIT_USER_INVALID), "{query}");
+        }
+    }
+
+    #[test]
+    fn no_client_names_the_audit_user_of_a_page() {
+        let page = format!("auditUser={AUDIT_USER_BASE}/bank");
+        for query in [&page, "auditUser=web-view", "auditUser=%77eb-view%2Fbank", "auditUser=web-viewer"] {
+            assert_eq!(audit_user(Some(query)), Err(Mistake::AuditUserOfPage.into()), "{query}");
         }
     }
 }

@@ -34,8 +34,8 @@ use crate::{
 };
 use domain::control::{ControlId, PageId, RETRY_GRACE};
 
-/// The auditUser of a page's calls.
-pub(super) const AUDIT_USER: &str = "web-view";
+/// The auditUser of a page's calls is `web-view/KEY`. The audit chain knows these calls by it, so no other user begins so.
+pub(super) const AUDIT_USER_BASE: &str = "web-view";
 /// The seconds after which a cardholder whose exchange could not be served may start again.
 const UNAVAILABLE_RETRY_SECONDS: u32 = 5;
 /// An image that is opened as a document: it runs no script and sends no request.
@@ -274,7 +274,7 @@ impl EdgeState {
             log.id,
             proto::StartPageRequest {
                 tenant: client.tenant().as_str().to_owned(),
-                audit_user: AUDIT_USER.to_owned(),
+                audit_user: audit_user(page),
                 control_id,
                 page_client: page.client().to_owned(),
                 page_id: started_by.as_bytes().to_vec(),
@@ -328,7 +328,7 @@ impl EdgeState {
             let session = find_session(web_view, page, &parts.headers, &id, grace)?;
             let control_id = session.control.id.to_string();
             log.control = Some(logged_control(&control_id));
-            let of_client = ApiRequest::of(client, log.id, AUDIT_USER.to_owned());
+            let of_client = ApiRequest::of(client, log.id, audit_user(page));
             // A browser decrypts MGF1-SHA-256, whatever the client's own devices decrypt.
             let of_page = ApiRequest { oaep_mgf1: Ok(proto::OaepMgf1::Sha256), wants_kcv: false, ..of_client };
             work(ApiRequest { body, page_control: Some(control_id), ..of_page }).await
@@ -338,6 +338,11 @@ impl EdgeState {
         // The connection stays one without an authenticated request: a cardholder's may not stay while a client's finds no place.
         self.conclude(ErrorProfile::Full, log, &parts, body, outcome).await
     }
+}
+
+/// The auditUser of a page's calls.
+fn audit_user(page: &Page) -> String {
+    format!("{AUDIT_USER_BASE}/{}", page.key())
 }
 
 /// The client of a page. A reload may have removed it, and then the page is unknown.
