@@ -227,10 +227,15 @@ async fn entries_of_invented_controls_are_limited() {
         let invented = client.pins.set_pin(set(&Uuid::new_v4().to_string(), [7; 8])).await.err().unwrap();
         assert_eq!(reason(&invented), "CONTROL_NOT_USABLE");
     }
+    // A request of another action has its entry.
+    let viewed = view(&Uuid::new_v4().to_string(), device().public_key_der());
+    assert_eq!(reason(&client.pins.view_pin(viewed).await.err().unwrap()), "CONTROL_NOT_USABLE");
     assert_eq!(engine.terminate(), 0);
     let entries = exported(directory.path(), &[]);
     let events: Vec<_> = entries.iter().map(|entry| &entry["event"]).collect();
-    let of_invented: Vec<_> = events.iter().filter(|event| event["type"] == "unknown_control").collect();
+    let of_unknown = events.iter().filter(|event| event["type"] == "unknown_control");
+    let (of_invented, of_other): (Vec<_>, Vec<_>) = of_unknown.partition(|event| event["action"] == "set_pin");
+    assert_eq!(of_other.iter().map(|event| &event["action"]).collect::<Vec<_>>(), ["view_pin"]);
     let unrecorded: u64 = of_invented.iter().map(|event| event["unrecorded"].as_u64().unwrap()).sum();
     // Each minute that the requests took has 60, and counts those of the minute before.
     let number = of_invented.len() as u64;

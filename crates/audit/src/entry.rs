@@ -102,7 +102,7 @@ pub enum Body {
         /// The control that the request names.
         #[serde(serialize_with = "text_to_json", deserialize_with = "control_from_json")]
         control: ControlId,
-        /// The number of such requests of the tenant before this one that have no entry: the engine limits the entries a minute.
+        /// The number of such requests of the tenant and action before this one that have no entry: the engine limits the entries a minute.
         unrecorded: u64,
     },
     /// A call was denied because of the caller's certificate, or an edge denied the request of its client. The outcome is
@@ -253,7 +253,7 @@ impl TryStamp {
 macro_rules! coded {
     ($(#[$meta:meta])* $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $code:literal,)+ }) => {
         $(#[$meta])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
         #[serde(rename_all = "snake_case")]
         pub enum $name {
             $($(#[$variant_meta])* $variant,)+

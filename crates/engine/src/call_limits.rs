@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use audit::entry::Action;
 use clock::minute_limit::{MinuteLimit, MinuteLimits};
 use domain::caller::Caller;
 use domain::card::{CardKey, Tenant};
@@ -18,8 +19,8 @@ use super::refused_calls::RefusedCalls;
 /// The most log lines of calls refused by a limit within a minute.
 const LINES_PER_MINUTE_MAX: u64 = 60;
 
-/// The most audit entries of one tenant's requests under unknown controls within a minute: a client can invent any number of
-/// controls.
+/// The most audit entries of one tenant's requests of one action under unknown controls within a minute: a client can invent
+/// any number of controls. A stranger can do so at a page, so the entries of StartPage use up none of other actions.
 const UNKNOWN_CONTROLS_PER_MINUTE_MAX: u64 = 60;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -48,7 +49,7 @@ pub(crate) struct CallAdmission {
     /// Admits the log lines of refused calls.
     pub(crate) lines: MinuteLimit,
     /// Admits the audit entries of requests under unknown controls.
-    pub(crate) unknown_controls: MinuteLimits<Tenant>,
+    pub(crate) unknown_controls: MinuteLimits<(Tenant, Action)>,
 }
 
 /// The tenant has no call left in this second.

@@ -157,7 +157,9 @@ impl Pins {
         let event = match refused() {
             Refused::Card { tenant, event } => Event { tenant: Some(tenant), ..self.card_event(caller, event) },
             Refused::UnknownControl { action, control } => {
-                let Some(unrecorded) = self.limits.unknown_controls.admit(&caller.tenant) else { return result };
+                let Some(unrecorded) = self.limits.unknown_controls.admit(&(caller.tenant, action)) else {
+                    return result;
+                };
                 self.caller_event(caller, Body::UnknownControl { action, control, unrecorded })
             }
         };
