@@ -234,8 +234,8 @@ async fn entries_of_invented_controls_are_limited() {
     let entries = exported(directory.path(), &[]);
     let events: Vec<_> = entries.iter().map(|entry| &entry["event"]).collect();
     let of_unknown = events.iter().filter(|event| event["type"] == "unknown_control");
-    let (of_invented, of_other): (Vec<_>, Vec<_>) = of_unknown.partition(|event| event["action"] == "set_pin");
-    assert_eq!(of_other.iter().map(|event| &event["action"]).collect::<Vec<_>>(), ["view_pin"]);
+    let (of_invented, of_other): (Vec<&Value>, Vec<_>) = of_unknown.partition(|event| event["action"] == "set_pin");
+    assert!(of_other.len() == 1 && of_other[0]["action"] == "view_pin", "{of_other:?}");
     let unrecorded: u64 = of_invented.iter().map(|event| event["unrecorded"].as_u64().unwrap()).sum();
     // Each minute that the requests took has 60, and counts those of the minute before.
     let number = of_invented.len() as u64;
