@@ -21,6 +21,7 @@ use device::{
 use serde_json::json;
 use thiserror::Error;
 use tokio::{
+    net::TcpListener,
     runtime::Builder,
     signal::unix::{SignalKind, signal},
 };
@@ -60,7 +61,7 @@ pub(crate) struct DemoArguments {
     /// The directory of store and vault; by default a temporary one, removed at the end
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
-    /// Write {"edge_url", "bearer_token", "engine_addr", "bank_app_url"} to this file once it serves
+    /// Write {"edge_url", "bearer_token", "engine_addr", "bank_app_url", "docs_url"} to this file once it serves
     #[arg(long, value_name = "FILE")]
     ready_file: Option<PathBuf>,
     /// Where the edge listens; port 0 takes a free one
@@ -72,6 +73,9 @@ pub(crate) struct DemoArguments {
     /// Where the sample site listens, a site with the web view; by default the port after the edge's, or a free one
     #[arg(long, value_name = "ADDR")]
     bank_app_listen: Option<SocketAddr>,
+    /// Where the edge serves /docs, apart from its web view; by default the second port after the edge's, or a free one
+    #[arg(long, value_name = "ADDR")]
+    docs_listen: Option<SocketAddr>,
     /// Where the key boundary is
     #[arg(long, value_enum, default_value_t)]
     isolation: Isolation,
@@ -97,12 +101,21 @@ async fn serve_and_run(arguments: &DemoArguments, directory: &Path) -> Result<()
     let edge_url = format!("http://{edge_address}");
     let bank_app = BankAppListener::bind(arguments.bank_app_listen, edge_address).await?;
     let bank_app_url = bank_app.origin()?;
+    let docs_listener = bind_after(edge_address, 2, arguments.docs_listen).await?;
+    let docs_url = format!("http://{}", docs_listener.local_addr()?);
     let edge_config = edge::EdgeConfig::embedded(edge_address, engine.address())?;
     let edge_config = edge_config.with_page(&edge_url, PAGE_KEY, &bank_app_url)?;
     let token = edge_config.made_token.clone().unwrap_or_default();
-    let edge = Edge::start_on(edge_listener, edge_config).await?;
+    let edge = Edge::start_on(edge_listener, Some(docs_listener), edge_config).await?;
 
-    let served = Served { engine: &engine, edge_url: &edge_url, token: &token, bank_app_url: &bank_app_url, directory };
+    let served = Served {
+        engine: &engine,
+        edge_url: &edge_url,
+        token: &token,
+        bank_app_url: &bank_app_url,
+        docs_url: &docs_url,
+        directory,
+    };
     let steps = served.run_steps().await;
     if steps.is_ok() && !arguments.once {
         let mut stop = Stop::listen()?;
@@ -111,7 +124,7 @@ async fn serve_and_run(arguments: &DemoArguments, directory: &Path) -> Result<()
         if let Some(file) = &arguments.ready_file {
             let ready = json!({
                 "edge_url": edge_url, "bearer_token": token.as_str(), "engine_addr": engine.address().to_string(),
-                "bank_app_url": bank_app_url,
+                "bank_app_url": bank_app_url, "docs_url": docs_url,
             });
             write_whole(file, &ready.to_string())?;
         }
@@ -137,6 +150,7 @@ struct Served<'a> {
     edge_url: &'a str,
     token: &'a str,
     bank_app_url: &'a str,
+    docs_url: &'a str,
     directory: &'a Path,
 }
 
@@ -194,7 +208,7 @@ impl Served<'_> {
     }
 
     fn invite(&self) -> io::Result<()> {
-        let Self { edge_url, token, bank_app_url, .. } = self;
+        let Self { edge_url, token, bank_app_url, docs_url, .. } = self;
         say("\nServing until Ctrl-C. Try it:")?;
         say(&format!("  in a browser, a sample bank that sets and views the PIN: {bank_app_url}/"))?;
         say(&format!(
@@ -202,7 +216,7 @@ impl Served<'_> {
              -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' -d '{{\"scope\":\"SET_PIN\"}}'"
         ))?;
         say(&format!("  pinseal device view-pin --edge {edge_url} --token {token} --plastic-id {PLASTIC_ID}"))?;
-        say(&format!("  reference and guide, in a browser: {edge_url}/docs"))
+        say(&format!("  reference and guide, in a browser: {docs_url}/docs"))
     }
 }
 
@@ -247,6 +261,15 @@ fn refused(answer: Option<ClientError>, expected_status: u16, expected_code: &st
             Ok(say(&format!("  edge: {status} {code}: {message}"))?)
         }
         _ => Err(DemoError::Step("a request that must be refused was accepted, or refused with another error")),
+    }
+}
+
+/// Binds the address; without one, the port that is `offset` after the edge's, or a free one.
+async fn bind_after(edge: SocketAddr, offset: u16, address: Option<SocketAddr>) -> io::Result<TcpListener> {
+    let next = SocketAddr::new(edge.ip(), edge.port().checked_add(offset).filter(|port| *port > offset).unwrap_or(0));
+    match TcpListener::bind(address.unwrap_or(next)).await {
+        Err(_) if address.is_none() => TcpListener::bind(SocketAddr::new(edge.ip(), 0)).await,
+        bound => bound,
     }
 }
 

@@ -142,7 +142,7 @@ fn the_docs_pages_work_in_chromium() {
     let engine = EngineProcess::start_quiet(directory.path(), "");
     let edge = EdgeProcess::start_quiet(directory.path(), &format!("address = \"http://{}\"", engine.address()));
     let environment = [
-        ("PINSEAL_DOCS_URL", demo.member("edge_url")),
+        ("PINSEAL_DOCS_URL", demo.member("docs_url")),
         ("PINSEAL_DOCS_TOKEN", demo.member("bearer_token")),
         ("PINSEAL_DOCS_BASIC_URL", &edge.url),
         ("PINSEAL_DOCS_BASIC_USER", "backoffice"),

@@ -35,6 +35,9 @@ pub fn run(arguments: EdgeArguments) -> Result<(), EdgeCommandError> {
         let edge = Edge::start(config).await?;
         let mut stop = Stop::listen()?;
         say(format_args!("pinseal edge listens on {}", edge.address()));
+        if let Some(address) = edge.docs_address() {
+            say(format_args!("pinseal edge serves /docs on {address}"));
+        }
         loop {
             tokio::select! {
                 () = stop.requested() => break,

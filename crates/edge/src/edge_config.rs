@@ -27,7 +27,9 @@ use net::{
 pub struct EdgeConfig {
     /// The address of the HTTP listener.
     pub listen: SocketAddr,
-    /// TLS of the listener; `None` is allowed on loopback only.
+    /// The address of the listener that serves `/docs`; `None` for none of its own.
+    pub docs_listen: Option<SocketAddr>,
+    /// TLS of the listeners; `None` is allowed on loopback only.
     pub tls: Option<ServerTlsConfig>,
     /// The address of the engine.
     pub engine_address: EngineAddress,
@@ -118,6 +120,9 @@ pub struct ClientGrants {
 struct EdgeFile {
     /// The address and port of the HTTP listener.
     listen: SocketAddr,
+    /// The address and port of a second listener, for the API and `/docs`. Without it, `listen` serves `/docs`, unless there
+    /// is a web view.
+    docs_listen: Option<SocketAddr>,
     tls: Option<ServerTlsConfig>,
     engine: EngineFile,
     /// At least one.
@@ -212,6 +217,7 @@ impl Default for EdgeFile {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8_080)),
+            docs_listen: None,
             tls: None,
             engine: EngineFile::default(),
             clients: Vec::new(),
@@ -279,10 +285,15 @@ impl EdgeFile {
                 format!("{engine_address} is without TLS, and [engine.tls] is set: write https://, or remove it");
             return Err(ConfigError::value("engine.address", problem));
         }
+        if self.docs_listen.is_some_and(|docs| docs == self.listen && docs.port() != 0) {
+            let problem = format!("{} is the address of `listen` too: choose another port", self.listen);
+            return Err(ConfigError::value("docs_listen", problem));
+        }
         let names: Vec<_> = clients.iter().map(Client::name).collect();
         let web_view = self.web_view.map(|web_view| web_view.check(&names)).transpose()?;
         Ok(EdgeConfig {
             listen: self.listen,
+            docs_listen: self.docs_listen,
             tls: self.tls,
             engine_address,
             engine_tls: self.engine.tls,

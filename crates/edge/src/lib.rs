@@ -26,7 +26,7 @@ mod security_headers;
 mod serve;
 mod web_view;
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
@@ -54,7 +54,7 @@ use proto::{
     audit_service_client::AuditServiceClient, control_service_client::ControlServiceClient,
     pin_service_client::PinServiceClient,
 };
-use route::EdgeState;
+use route::{Documents, EdgeState};
 use security_headers::SecurityHeaders;
 
 /// The clients of an edge and the limits of their requests.
@@ -150,9 +150,10 @@ impl EngineClient {
 /// A running edge.
 pub struct Edge {
     address: SocketAddr,
+    docs_address: Option<SocketAddr>,
     clients: Clients,
     stop: watch::Sender<bool>,
-    serving: JoinHandle<()>,
+    serving: Vec<JoinHandle<()>>,
     server_tls: Option<ServerTls>,
     engine_tls: Option<ClientTls>,
     metrics: Option<MetricsServer>,
@@ -160,14 +161,20 @@ pub struct Edge {
 }
 
 impl Edge {
-    /// Binds the listener and starts to serve. The engine may start later.
+    /// Binds the listeners and starts to serve. The engine may start later.
     ///
     /// # Errors
-    /// The address may not be used without TLS, a certificate or key cannot be loaded, or an address cannot be bound.
+    /// An address may not be used without TLS, a certificate or key cannot be loaded, or an address cannot be bound.
     pub async fn start(config: EdgeConfig) -> Result<Self, EdgeError> {
-        tls::may_listen_edge(config.listen, config.tls.as_ref())?;
+        for address in [config.listen].into_iter().chain(config.docs_listen) {
+            tls::may_listen_edge(address, config.tls.as_ref())?;
+        }
         let listener = Self::bind(config.listen).await?;
-        Self::start_on(listener, config).await
+        let docs = match config.docs_listen {
+            Some(address) => Some(Self::bind(address).await?),
+            None => None,
+        };
+        Self::start_on(listener, docs, config).await
     }
 
     /// Binds the address of an edge, for a configuration that names its port.
@@ -178,13 +185,21 @@ impl Edge {
         TcpListener::bind(address).await.map_err(|error| EdgeError::Listen { address, error })
     }
 
-    /// Starts to serve on a bound listener instead of `config.listen`.
+    /// Starts to serve on bound listeners instead of `config.listen` and `config.docs_listen`.
     ///
     /// # Errors
     /// As [`Edge::start`].
-    pub async fn start_on(listener: TcpListener, mut config: EdgeConfig) -> Result<Self, EdgeError> {
-        let address = listener.local_addr().map_err(|error| EdgeError::Listen { address: config.listen, error })?;
-        tls::may_listen_edge(address, config.tls.as_ref())?;
+    pub async fn start_on(
+        listener: TcpListener,
+        docs: Option<TcpListener>,
+        mut config: EdgeConfig,
+    ) -> Result<Self, EdgeError> {
+        let address_of = |listener: &TcpListener| {
+            let address = listener.local_addr().map_err(|error| EdgeError::Listen { address: config.listen, error })?;
+            tls::may_listen_edge(address, config.tls.as_ref())?;
+            Ok::<_, EdgeError>(address)
+        };
+        let (address, docs_address) = (address_of(&listener)?, docs.as_ref().map(address_of).transpose()?);
         let server_tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
         let engine_tls = config.engine_tls.as_ref().map(ClientTls::load).transpose()?;
         let channel = connect::channel(&config.engine_address, engine_tls.clone())?;
@@ -210,15 +225,28 @@ impl Edge {
         };
         let clients = Clients::new(std::mem::take(&mut config.settings.clients));
         let timeouts = serve::Timeouts::new(config.connection_age, config.settings.request_timeout);
-        let router = route::router(EdgeState::new(config.settings, clients.clone(), engine, refused));
-        let serving = serve::serve(listener, table, server_tls.clone(), router, head_errors, timeouts, stopped);
-        let serving = tokio::spawn(serving);
-        Ok(Self { address, clients, stop, serving, server_tls, engine_tls, metrics, report_expiry })
+        let has_web_view = config.settings.web_view.is_some();
+        let state = EdgeState::new(config.settings, clients.clone(), engine, refused);
+        // A browser gives the documents of one origin to each other's scripts.
+        let main = if has_web_view || docs.is_some() { Documents::WebView } else { Documents::Docs };
+        let listeners = [(listener, main)].into_iter().chain(docs.map(|docs| (docs, Documents::Docs)));
+        let serving = listeners.map(|(listener, documents)| {
+            let router = route::router(Arc::clone(&state), documents);
+            let (table, tls, stopped) = (table.clone(), server_tls.clone(), stopped.clone());
+            tokio::spawn(serve::serve(listener, table, tls, router, head_errors, timeouts, stopped))
+        });
+        let serving = serving.collect();
+        Ok(Self { address, docs_address, clients, stop, serving, server_tls, engine_tls, metrics, report_expiry })
     }
 
     /// The bound address.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The bound address of the listener for `/docs`; `None` where it has none of its own.
+    pub fn docs_address(&self) -> Option<SocketAddr> {
+        self.docs_address
     }
 
     /// The address that metrics are served on; `None` where they are not served.
@@ -255,7 +283,10 @@ impl Edge {
         self.metrics.iter().for_each(MetricsServer::stop);
         self.report_expiry.abort();
         self.stop.send_replace(true);
-        self.serving.await.map_err(|_| EdgeError::Stopped)
+        for serving in self.serving {
+            serving.await.map_err(|_| EdgeError::Stopped)?;
+        }
+        Ok(())
     }
 }
 
@@ -269,7 +300,7 @@ pub enum EdgeError {
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// The address cannot be bound.
-    #[error("can't listen on {address}: {error}; choose a free local address in `listen`")]
+    #[error("can't listen on {address}: {error}; choose a free local address in `listen` or `docs_listen`")]
     Listen {
         /// The configured address.
         address: SocketAddr,
@@ -282,4 +313,57 @@ pub enum EdgeError {
     /// The serving task panicked.
     #[error("the edge failed while serving: see its log")]
     Stopped,
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+    };
+
+    use super::*;
+
+    /// The status of the answer to a GET.
+    async fn status(address: SocketAddr, path: &str) -> u16 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: edge\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        String::from_utf8_lossy(&answer).split(' ').nth(1).unwrap().parse().unwrap()
+    }
+
+    #[tokio::test]
+    async fn docs_beside_a_web_view_have_a_listener_of_their_own() {
+        const PATHS: [&str; 4] = ["/docs", "/web/page.js", "/openapi.json", "/v3/set"];
+        let free = "127.0.0.1:0".parse().unwrap();
+        let config = || EdgeConfig::embedded(free, "127.0.0.1:1".parse().unwrap()).unwrap();
+        let with_page = || config().with_page("https://pin.bank.test", "bank", "https://bank.test").unwrap();
+        let with_docs = |config| EdgeConfig { docs_listen: Some(free), ..config };
+        for (config, docs, page) in [
+            (config(), 200, 404),
+            (with_page(), 404, 200),
+            (with_docs(config()), 404, 404),
+            (with_docs(with_page()), 404, 200),
+        ] {
+            let has_docs = config.docs_listen.is_some();
+            let edge = Edge::start(config).await.unwrap();
+            assert_eq!(edge.docs_address().is_some(), has_docs);
+            let of_docs = edge.docs_address().map(|address| (address, [200, 404, 200, 405]));
+            for (address, expected) in [(edge.address(), [docs, page, 200, 405])].into_iter().chain(of_docs) {
+                for (path, expected) in PATHS.into_iter().zip(expected) {
+                    assert_eq!(status(address, path).await, expected, "{path}");
+                }
+            }
+            edge.stop().await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_listener_for_docs_needs_tls_beyond_loopback() {
+        let config = EdgeConfig::embedded("127.0.0.1:0".parse().unwrap(), "127.0.0.1:1".parse().unwrap()).unwrap();
+        let config = EdgeConfig { docs_listen: Some("0.0.0.0:0".parse().unwrap()), ..config };
+        assert!(matches!(Edge::start(config).await.err(), Some(EdgeError::MayNotListen(_))));
+    }
 }

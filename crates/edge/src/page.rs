@@ -1,4 +1,5 @@
-//! The pages for developers: the OpenAPI document, its viewer and the guide. `docs/viewer/README.md` says how `docs/viewer/dist`
+//! The pages for developers: the OpenAPI document, its viewer and the guide. Beside a web view, only a listener of their own serves
+//! viewer and guide: a flaw of the viewer must not reach the origin of the web view's pages. `docs/viewer/README.md` says how `docs/viewer/dist`
 //! is built, and why the policies allow what they allow.
 
 use axum::{
@@ -47,9 +48,10 @@ macro_rules! file {
     };
 }
 
-/// The reviewed OpenAPI document, which a test compares with the routes, and the built files.
+/// The reviewed OpenAPI document, which a test compares with the routes. It runs no script.
+const OPENAPI: PageFile = file!("/openapi.json" JSON FILE_POLICY plain "openapi.json");
+/// The viewer and the guide.
 const FILES: &[PageFile] = &[
-    file!("/openapi.json" JSON FILE_POLICY plain "openapi.json"),
     file!("/docs" HTML REFERENCE_POLICY plain "viewer/dist/reference.html"),
     file!("/docs/guide" HTML GUIDE_POLICY plain "viewer/dist/guide.html"),
     file!("/docs/licences.txt" TEXT FILE_POLICY plain "viewer/dist/licences.txt"),
@@ -62,12 +64,16 @@ const FILES: &[PageFile] = &[
 /// The paths of the files.
 #[cfg(test)]
 pub(super) fn paths() -> impl Iterator<Item = &'static str> {
-    FILES.iter().map(|file| file.path)
+    [&OPENAPI].into_iter().chain(FILES).map(|file| file.path)
 }
 
-/// The routes of the files.
-pub(super) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
-    FILES.iter().fold(Router::new(), |router, file| router.route(file.path, get(async || file.answer())))
+/// The routes of the files, or that of the OpenAPI document alone.
+pub(super) fn routes<S: Clone + Send + Sync + 'static>(has_docs: bool) -> Router<S> {
+    let files = FILES.iter().filter(|_| has_docs);
+    [&OPENAPI]
+        .into_iter()
+        .chain(files)
+        .fold(Router::new(), |router, file| router.route(file.path, get(async || file.answer())))
 }
 
 impl PageFile {

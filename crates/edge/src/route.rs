@@ -77,9 +77,19 @@ const ACCESS_LOG: &str = "edge::access";
 /// The number of characters of a controlId in the log: a whole controlId is a credential for some seconds.
 const LOGGED_CONTROL_CHARACTERS: usize = 8;
 
-/// The API routes below `/pin` and at the root, and the operational routes.
-pub(super) fn router(edge: Arc<EdgeState>) -> Router {
-    let pages = edge.settings.web_view.as_ref().map(|_| web_view_routes::routes()).unwrap_or_default();
+/// The documents that a listener serves beside the API.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Documents {
+    /// Those of the web view, if the edge has one.
+    WebView,
+    /// Those below `/docs`.
+    Docs,
+}
+
+/// The routes of a listener: the API below `/pin` and at the root, the documents, and the operational routes.
+pub(super) fn router(edge: Arc<EdgeState>, documents: Documents) -> Router {
+    let has_pages = documents == Documents::WebView && edge.settings.web_view.is_some();
+    let pages = if has_pages { web_view_routes::routes() } else { Router::new() };
     let api = Router::new()
         .merge(pages)
         .route("/pincontrol/v2/plastic/{plastic_id}", post(open_control))
@@ -90,7 +100,7 @@ pub(super) fn router(edge: Arc<EdgeState>) -> Router {
     let routes = Router::new()
         .merge(api.clone())
         .nest("/pin", api)
-        .merge(page::routes())
+        .merge(page::routes(documents == Documents::Docs))
         .route("/healthz", get(async || StatusCode::NO_CONTENT))
         .route("/readyz", get(ready));
     layered(routes, edge)
@@ -938,7 +948,7 @@ mod tests {
 
     #[tokio::test]
     async fn every_answer_of_every_route_has_its_security_headers() {
-        let (edge, paths) = (router(edge_state()), paths());
+        let (state, paths) = (edge_state(), paths());
         assert!(paths.len() > 23, "{paths:?}");
         let below = paths.iter().map(|path| format!("/pin{path}"));
         let others = [
@@ -953,15 +963,17 @@ mod tests {
             "/docs/no/such/file",
             "/no/such/route",
         ];
-        for path in paths.iter().cloned().chain(below).chain(others.map(str::to_owned)) {
+        let edges = [Documents::WebView, Documents::Docs].map(|documents| router(Arc::clone(&state), documents));
+        let paths = paths.iter().cloned().chain(below).chain(others.map(str::to_owned));
+        for (path, edge) in paths.flat_map(|path| edges.iter().map(move |edge| (path.clone(), edge))) {
             for method in [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::OPTIONS] {
                 let request = Request::builder().method(&method).uri(&path).header("host", "edge");
-                send(&edge, request.body(Body::empty()).unwrap()).await;
+                send(edge, request.body(Body::empty()).unwrap()).await;
                 // No Host, and headers beyond their limit.
                 let request = Request::builder().method(&method).uri(&path);
-                assert_eq!(send(&edge, request.body(Body::empty()).unwrap()).await.status(), 400, "{path}");
+                assert_eq!(send(edge, request.body(Body::empty()).unwrap()).await.status(), 400, "{path}");
                 let request = Request::builder().method(&method).uri(&path).header("x-long", "x".repeat(16_384));
-                assert_eq!(send(&edge, request.body(Body::empty()).unwrap()).await.status(), 431, "{path}");
+                assert_eq!(send(edge, request.body(Body::empty()).unwrap()).await.status(), 431, "{path}");
             }
         }
     }
@@ -975,7 +987,7 @@ mod tests {
         let cookie = web_view.sessions().set_cookie(&session, Placement::Frame).unwrap();
         let cookie = cookie.to_str().unwrap().split(';').next().unwrap().to_owned();
         let (page, form) = (json!({ "pageId": session.id.to_string() }), "application/x-www-form-urlencoded");
-        let edge = router(Arc::clone(&state));
+        let edge = router(Arc::clone(&state), Documents::WebView);
         let call = async |path: &str, content_type: &str, cookie: &str, body: &str| {
             let request =
                 Request::post(path).header("host", "edge").header("origin", PUBLIC_URL).header("cookie", cookie);

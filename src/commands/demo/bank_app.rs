@@ -3,6 +3,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc};
 
+use super::bind_after;
 use axum::{
     Json, Router,
     extract::{Request, State},
@@ -51,11 +52,7 @@ impl BankAppListener {
             let problem = "the sample site opens controls without a login: choose a loopback address";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
         }
-        let next = SocketAddr::new(edge.ip(), edge.port().checked_add(1).filter(|port| *port > 1).unwrap_or(0));
-        match TcpListener::bind(address.unwrap_or(next)).await {
-            Err(_) if address.is_none() => Ok(Self(TcpListener::bind(SocketAddr::new(edge.ip(), 0)).await?)),
-            bound => Ok(Self(bound?)),
-        }
+        Ok(Self(bind_after(edge, 1, address).await?))
     }
 
     /// The origin of the site, which the browser's address bar has. The edge has an IP address, so that browsers treat the two
