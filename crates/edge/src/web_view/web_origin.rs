@@ -1,6 +1,6 @@
 //! An origin (RFC 6454) as a browser sends it: scheme, host and a port that is not the default.
 
-use std::net::IpAddr;
+use std::net::Ipv4Addr;
 
 use axum::http::Uri;
 use thiserror::Error;
@@ -16,8 +16,16 @@ pub(crate) enum OriginError {
     NotUrl,
     #[error("has http:// beyond this machine: write https://")]
     NotHttps,
-    #[error("has a host that no browser sends as an origin: write lower case, no user and no default port")]
+    #[error("has a host that no browser sends as an origin: write lower case and no user")]
     Host,
+    #[error(
+        "has an IPv6 address, which no Content-Security-Policy can name: write a host name, or localhost or 127.0.0.1"
+    )]
+    Ipv6,
+    #[error("has a port that no browser sends in an origin: write a number of 1 to 65535 without leading zeros")]
+    Port,
+    #[error("has the default port of its scheme, which no browser sends in an origin: remove :{0}")]
+    DefaultPort(u16),
     #[error("has a query or a fragment: remove it")]
     Query,
     #[error("has a path: write scheme, host and port alone")]
@@ -37,6 +45,9 @@ impl WebOrigin {
             return Err(OriginError::NotUrl);
         };
         let host = authority.host();
+        if host.starts_with('[') {
+            return Err(OriginError::Ipv6);
+        }
         let is_https = match scheme {
             "https" => true,
             "http" if is_loopback(host) => false,
@@ -45,9 +56,16 @@ impl WebOrigin {
         };
         let is_name = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
         let is_host = !host.is_empty() && (host.bytes().all(is_name) || is_loopback(host));
-        let has_default_port = authority.port_u16() == Some(if is_https { 443 } else { 80 });
-        let has_port = authority.as_str().len() > host.len();
-        if !is_host || has_default_port || has_port != authority.port_u16().is_some() {
+        let Some(after_host) = authority.as_str().strip_prefix(host).filter(|_| is_host) else {
+            return Err(OriginError::Host);
+        };
+        if let Some(text) = after_host.strip_prefix(':') {
+            let port = text.parse().ok().filter(|port: &u16| *port > 0 && port.to_string() == text);
+            let port = port.ok_or(OriginError::Port)?;
+            if port == if is_https { 443 } else { 80 } {
+                return Err(OriginError::DefaultPort(port));
+            }
+        } else if !after_host.is_empty() {
             return Err(OriginError::Host);
         }
         // The parser of `http` drops a fragment.
@@ -87,8 +105,7 @@ impl WebOrigin {
 
 /// Whether browsers treat the host as trustworthy without TLS: this machine (W3C Secure Contexts, 3.1).
 fn is_loopback(host: &str) -> bool {
-    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    host == "localhost" || address.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+    host == "localhost" || host.parse().is_ok_and(|address: Ipv4Addr| address.is_loopback())
 }
 
 #[cfg(test)]
@@ -102,7 +119,8 @@ mod tests {
             "https://bank.example:8443",
             "http://localhost:8081",
             "http://127.0.0.1",
-            "http://[::1]:1",
+            "https://127.0.0.1:1",
+            "https://bank.example:65535",
         ] {
             assert_eq!(WebOrigin::parse(text).unwrap().as_str(), text);
             assert_eq!(WebOrigin::parse(&format!("{text}/")).unwrap().as_str(), text);
@@ -118,8 +136,17 @@ mod tests {
             ("https://*.bank.example", OriginError::Host),
             ("https://Bank.example", OriginError::Host),
             ("https://user@bank.example", OriginError::Host),
-            ("https://bank.example:443", OriginError::Host),
-            ("http://localhost:80", OriginError::Host),
+            ("https://bank.example@bank.example", OriginError::Host),
+            ("https://bank.example:443", OriginError::DefaultPort(443)),
+            ("https://bank.example:0443", OriginError::Port),
+            ("http://localhost:80", OriginError::DefaultPort(80)),
+            ("https://bank.example:08443", OriginError::Port),
+            ("https://bank.example:0", OriginError::Port),
+            ("https://bank.example:", OriginError::Port),
+            ("http://[::1]:8080", OriginError::Ipv6),
+            ("http://[::1]", OriginError::Ipv6),
+            ("https://[2001:db8::1]", OriginError::Ipv6),
+            ("https://[::ffff:127.0.0.1]:8443/pin", OriginError::Ipv6),
             ("https://b\u{e4}nk.example", OriginError::NotUrl),
             ("https://bank.example?a", OriginError::Query),
             ("https://bank.example#a", OriginError::Query),
