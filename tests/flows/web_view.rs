@@ -1,6 +1,6 @@
 //! The web view of the edge: the exchange of a controlId, the calls of a page, and what a browser is allowed to do.
 
-use std::{collections::HashMap, path::Path, thread};
+use std::{collections::HashMap, path::Path, thread, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use device::{Device, Fill, Pin};
@@ -267,7 +267,8 @@ fn a_control_is_exchanged_once_and_stays_usable_for_its_client() {
         racers.into_iter().map(|racer| racer.join().unwrap()).collect()
     });
     assert_eq!(exchanges.iter().filter(|status| **status == 200).count(), 1, "{exchanges:?}");
-    assert_eq!(exchanges.iter().filter(|status| **status == 404).count(), 15, "{exchanges:?}");
+    // Of one control, four requests at a time are served: others get 429, or the document with 503.
+    assert_eq!(exchanges.iter().filter(|status| [404, 429, 503].contains(*status)).count(), 15, "{exchanges:?}");
 
     let again = services.browser().post_form("bank", &control);
     assert_eq!((again.status, again.data("state"), again.data("page-id")), (404, "expired", ""));
@@ -447,7 +448,11 @@ async fn a_page_ends_with_its_control() {
     assert_eq!(browser.call("bank", "set", &set).status, 200);
 
     let request = json!({ "pageId": id, "publicKey": STANDARD.encode(device.public_key_der()) });
-    let ended = async || Some(browser.clone().call("bank", "tzpk", &request)).filter(|answer| answer.status == 401);
+    let ended = async || {
+        // A session has 60 requests a minute.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        Some(browser.clone().call("bank", "tzpk", &request)).filter(|answer| answer.status == 401)
+    };
     let refused = soon("the session does not end", ended).await;
     assert_eq!(refused.fault(), (401, "PAGE_SESSION_INVALID".into()));
     assert_eq!(browser.session("bank", id).fault(), (401, "PAGE_SESSION_INVALID".into()));
@@ -605,8 +610,28 @@ fn edges_with_one_session_key_serve_one_page() {
 }
 
 #[test]
+fn a_session_beyond_its_rate_waits_and_another_does_not() {
+    let services = Services::start_with("[control]\nlifetime_seconds = 300", "");
+    let (mut fast, mut other) = (services.browser(), services.browser());
+    let (page, of_other) = (
+        fast.post_form("bank", &services.open("7824", "SET_PIN")),
+        other.post_form("bank", &services.open("7825", "SET_PIN")),
+    );
+    let id = page.data("page-id");
+    let refused =
+        (0..10_000).find_map(|_| Some(fast.session("bank", id)).filter(|answer| answer.status != 200)).unwrap();
+    assert_eq!(refused.fault(), (429, "PAGE_SESSION_RATE".into()));
+    assert!((1..=60).contains(&refused.header("retry-after").parse::<u32>().unwrap()));
+    assert_eq!(other.session("bank", of_other.data("page-id")).status, 200);
+    // A browser without the cookie cannot use up the rate of the session.
+    assert_eq!(services.browser().session("bank", id).fault(), (401, "PAGE_SESSION_INVALID".into()));
+}
+
+#[test]
 fn failed_exchanges_of_a_network_are_limited() {
-    let services = Services::start();
+    let services = Services::start_with("[control]\nlifetime_seconds = 300", "");
+    let mut begun = services.browser();
+    let begun_page = begun.post_form("bank", &services.open("7826", "SET_PIN"));
     // Many at once, because a slow machine may answer fewer than 60 in a row within a minute.
     let until_refused = || {
         let mut browser = services.browser();
@@ -625,6 +650,11 @@ fn failed_exchanges_of_a_network_are_limited() {
     assert!(failed >= 60, "{failed}");
     let (_, refused) = &refused[0];
     assert_eq!(refused.fault(), (429, "EXCHANGE_RATE".into()));
+    assert_eq!(
+        begun.session("bank", begun_page.data("page-id")).status,
+        200,
+        "a session of the same network is served"
+    );
     assert!((1..=60).contains(&refused.header("retry-after").parse::<u32>().unwrap()));
     let page = services.browser().post_form("bank", &services.open("7823", "SET_PIN"));
     assert_eq!((page.status, page.data("state"), page.header("retry-after")), (503, "unavailable", "5"));

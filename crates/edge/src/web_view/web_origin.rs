@@ -55,7 +55,7 @@ impl WebOrigin {
             _ => return Err(OriginError::NotUrl),
         };
         let is_name = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
-        let is_host = !host.is_empty() && (host.bytes().all(is_name) || is_loopback(host));
+        let is_host = !host.is_empty() && host.bytes().all(is_name);
         let Some(after_host) = authority.as_str().strip_prefix(host).filter(|_| is_host) else {
             return Err(OriginError::Host);
         };
