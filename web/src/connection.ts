@@ -1,7 +1,7 @@
 /** Why a call ended without a result. */
-export type Refusal = "expired" | "weak" | "not_set" | "not_shown" | "failed";
+export type Refusal = "expired" | "weak" | "not_set" | "not_shown" | "no_answer" | "failed";
 
-/** A call of the page that the edge refused, or that got no answer in time. */
+/** A call of the page that the edge refused, or that got no answer in time (`no_answer`). */
 export class Refused extends Error {
   constructor(
     readonly refusal: Refusal,
@@ -21,6 +21,10 @@ const REFUSALS: Partial<Record<string, Refusal>> = {
 };
 const ANSWER_TIME_MAX_MS = 10_000;
 const PAUSES_MS = [500, 1_000, 2_000, 3_000];
+const PAUSE_MAX_MS = 3_000;
+
+/** What a try brought: an answer, or none with the time that the edge asked for before the next try (`Retry-After`). */
+type Result = { ok: boolean; body: unknown } | { limited: boolean; askedMs: number };
 
 /** The calls of the page to the edge. A call without an answer is repeated with the same body. */
 export class Connection {
@@ -31,8 +35,8 @@ export class Connection {
 
   constructor(
     private readonly base: string,
-    /** Called with true while calls get no answer, and with false when one does. */
-    private readonly onLoss: (lost: boolean) => void,
+    /** Called with true while calls get no answer, and with false when one does. `mayTry`: `tryNow` has an effect soon. */
+    private readonly onLoss: (lost: boolean, mayTry: boolean) => void,
   ) {
     window.addEventListener("online", () => this.tryNow(), { signal: this.#closed.signal });
   }
@@ -42,32 +46,40 @@ export class Connection {
     this.#closed.abort();
   }
 
-  /** Ends the pause before the next try. */
+  /** Ends the pause before the next try, but not the time that the edge asked for. */
   tryNow(): void {
     this.#wake?.();
   }
 
   /**
-   * Posts a body and returns the answer's. Repeats without an answer, and on 408, 429 and 5xx, while `mayRepeat` says so.
+   * Posts a body and returns the answer's. Repeats without an answer, and on 408, 429 and 5xx, while time is left.
+   * @param timeLeft Milliseconds until the last try.
    * @throws Refused
    */
-  async post<Answer>(path: string, body: object, mayRepeat: () => boolean): Promise<Answer> {
+  async post<Answer>(path: string, body: object, timeLeft: () => number): Promise<Answer> {
     const sent = JSON.stringify(body);
-    for (let tries = 0; ; tries++) {
-      const answer = this.#closed.signal.aborted ? undefined : await this.#try(path, sent);
-      if (this.#closed.signal.aborted) return new Promise(() => {});
-      if (answer) {
-        this.onLoss(false);
-        if (answer.ok) return answer.body as Answer;
-        throw new Refused(REFUSALS[(answer.body as { errorCode?: string }).errorCode ?? ""] ?? "failed", tries > 0);
+    let lost = false;
+    const isOpen = () => !this.#closed.signal.aborted;
+    for (let tries = 0; isOpen(); tries++) {
+      if (tries > 0 && timeLeft() <= 0) throw new Refused("no_answer", lost);
+      const result = await this.#try(path, sent);
+      if (!isOpen()) break;
+      if ("ok" in result) {
+        this.onLoss(false, true);
+        if (result.ok) return result.body as Answer;
+        throw new Refused(REFUSALS[(result.body as { errorCode?: string }).errorCode ?? ""] ?? "failed", lost);
       }
-      if (!mayRepeat()) throw new Refused("expired", true);
-      this.onLoss(true);
-      await this.#pause(PAUSES_MS[Math.min(tries, PAUSES_MS.length - 1)] ?? 0);
+      // The edge refuses a call with 429 before it carries out anything.
+      lost ||= !result.limited;
+      const left = timeLeft();
+      if (left <= 0) continue;
+      this.onLoss(true, result.askedMs <= PAUSE_MAX_MS);
+      await this.#pause(PAUSES_MS[tries] ?? PAUSE_MAX_MS, Math.min(result.askedMs, left));
     }
+    return new Promise(() => {});
   }
 
-  async #try(path: string, body: string): Promise<{ ok: boolean; body: unknown } | undefined> {
+  async #try(path: string, body: string): Promise<Result> {
     this.sentAt = performance.now();
     const limit = new AbortController();
     const stop = () => limit.abort();
@@ -83,23 +95,27 @@ export class Connection {
         redirect: "error",
         signal: limit.signal,
       });
-      if (response.status >= 500 || response.status === 429 || response.status === 408) return undefined;
+      const limited = response.status === 429;
+      if (response.status >= 500 || limited || response.status === 408) {
+        const askedMs = Number(response.headers.get("retry-after")) * 1_000;
+        return { limited, askedMs: askedMs > 0 ? askedMs : 0 };
+      }
       return { ok: response.ok, body: await response.json() };
     } catch {
-      return undefined;
+      return { limited: false, askedMs: 0 };
     } finally {
       clearTimeout(timer);
       this.#closed.signal.removeEventListener("abort", stop);
     }
   }
 
-  #pause(milliseconds: number): Promise<void> {
-    return new Promise((resolve) => {
-      const timer = setTimeout(resolve, milliseconds);
-      this.#wake = () => {
-        clearTimeout(timer);
-        resolve();
-      };
-    });
+  async #pause(ownMs: number, askedMs: number): Promise<void> {
+    const woken = new Promise<void>((wake) => (this.#wake = wake));
+    await sleep(askedMs);
+    await Promise.race([woken, sleep(ownMs - askedMs)]);
   }
+}
+
+function sleep(milliseconds: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, milliseconds));
 }

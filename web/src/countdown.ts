@@ -22,17 +22,14 @@ export class Countdown {
     clearInterval(this.#timer);
   }
 
-  get isOver(): boolean {
-    return this.#left() <= 0;
-  }
-
-  #left(): number {
+  /** Milliseconds until the end; negative after it. */
+  get left(): number {
     const elapsed = Math.max(performance.now() - this.#monotonic, Date.now() - this.#wall);
-    return this.seconds - elapsed / 1_000;
+    return this.seconds * 1_000 - elapsed;
   }
 
   #tick(): void {
-    const left = Math.max(0, Math.ceil(this.#left()));
+    const left = Math.max(0, Math.ceil(this.left / 1_000));
     if (left !== this.#shown) {
       this.#shown = left;
       this.onSecond(left, left / this.seconds);

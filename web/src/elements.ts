@@ -1,3 +1,5 @@
+import { text } from "./texts.ts";
+
 type Child = Node | string;
 
 /** An element with attributes and children. Texts become text nodes: the page never parses HTML (Trusted Types). */
@@ -33,4 +35,9 @@ export function button(kind: string, label: string, press: () => void): HTMLButt
   const made = make("button", { type: "button", class: kind }, label);
   made.addEventListener("click", press);
   return made;
+}
+
+/** The advice for people whose screen reader speaks digits aloud. */
+export function headphones(): HTMLElement {
+  return make("p", { id: "headphones", class: "for-readers" }, text("headphones"));
 }

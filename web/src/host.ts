@@ -32,7 +32,7 @@ export class Host {
     this.#send("pin_valid", valid);
   }
 
-  /** Calls `start` for each request of the parent window, from a configured origin. Every other message is ignored. */
+  /** Calls `start` for each request of the parent window, from a configured origin. The page ignores every other message. */
   onRequest(start: (operation: Operation, controlId: string) => void): void {
     if (!this.framed || window.parent === window) return;
     window.addEventListener("message", ({ source, origin, data }: MessageEvent<unknown>) => {

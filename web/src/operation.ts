@@ -30,12 +30,23 @@ export interface PinOperation {
 }
 
 /** The last state of the page. */
-export type Ending = "saved" | "hidden" | "expired" | "failed" | "unchanged" | "unconfirmed" | "not_set" | "not_shown" | "unsupported";
+export type Ending =
+  | "saved"
+  | "hidden"
+  | "expired"
+  | "unavailable"
+  | "failed"
+  | "unchanged"
+  | "unconfirmed"
+  | "not_set"
+  | "not_shown"
+  | "unsupported";
 
 export const ENDINGS: Record<Ending, { heading: TextKey; hint: TextKey; sign: Sign }> = {
   saved: { heading: "saved", hint: "saved_hint", sign: "done" },
   hidden: { heading: "hidden", hint: "hidden_hint", sign: "hidden" },
   expired: { heading: "expired", hint: "expired_hint", sign: "clock" },
+  unavailable: { heading: "unavailable", hint: "unavailable_hint", sign: "stop" },
   failed: { heading: "failed", hint: "failed_hint", sign: "stop" },
   unchanged: { heading: "failed", hint: "unchanged_hint", sign: "stop" },
   unconfirmed: { heading: "unconfirmed", hint: "unconfirmed_hint", sign: "stop" },
@@ -46,10 +57,10 @@ export const ENDINGS: Record<Ending, { heading: TextKey; hint: TextKey; sign: Si
 
 /** What an operation uses of the page. */
 export interface Page {
-  /** A call under the page session. @throws Refused */
-  call<Answer>(path: string, body: object, mayRepeat?: () => boolean): Promise<Answer>;
-  /** Whether the control still lives. */
-  isAlive(): boolean;
+  /** A call under the page session, repeated until the control ends, or as `timeLeft` says. @throws Refused */
+  call<Answer>(path: string, body: object, timeLeft?: () => number): Promise<Answer>;
+  /** Milliseconds until the control ends; 0 or less after it. */
+  timeLeft(): number;
   /** Whether this operation is still on the page: false after another one started, and after the page closed. */
   isCurrent(): boolean;
   /** Ends the operation with this state and reports the event. */

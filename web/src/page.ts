@@ -27,8 +27,8 @@ let run: Run | undefined;
 
 function connect(): Run {
   stop();
-  const connection = new Connection(data.base ?? "", (lost) =>
-    screen.loss(lost ? (run?.operation?.lossText ?? "no_connection") : undefined),
+  const connection = new Connection(data.base ?? "", (lost, mayTry) =>
+    screen.loss(lost ? (run?.operation?.lossText ?? "no_connection") : undefined, mayTry),
   );
   run = { connection };
   return run;
@@ -53,9 +53,9 @@ function end(ending: Ending, event?: HostEvent): void {
 /** @param elapsed The most milliseconds that can have passed since the edge counted `secondsLeft`. */
 function begin(current: Run, control: Control, elapsed: number): void {
   const page: Page = {
-    call: (path, body, mayRepeat = () => page.isAlive()) =>
-      current.connection.post(path, { pageId: control.pageId, ...body }, mayRepeat),
-    isAlive: () => current.countdown?.isOver === false,
+    call: (path, body, timeLeft = page.timeLeft) =>
+      current.connection.post(path, { pageId: control.pageId, ...body }, timeLeft),
+    timeLeft: () => current.countdown?.left ?? 0,
     isCurrent: () => run === current,
     end: (ending, event) => {
       if (page.isCurrent()) end(ending, event);
@@ -81,24 +81,36 @@ function begin(current: Run, control: Control, elapsed: number): void {
   );
 }
 
+/** The first call, whose answer is the control. With a controlId the edge makes a session of this id, the same one on a retry. */
+interface SessionRequest {
+  controlId?: string;
+  /** 32 lowercase hex digits. */
+  pageId: string;
+}
+
 /**
  * Starts a control: one that a parent window sent, or the one of this page's session.
  * @param expected What the parent window asked for.
  */
-async function start(credential: { controlId: string } | { pageId: string }, expected?: Operation): Promise<void> {
+async function start(request: SessionRequest, expected?: Operation): Promise<void> {
   if (!isSupported()) return fail("unsupported", expected);
   const current = connect();
   prepare();
   const stopAt = performance.now() + SESSION_TIME_MAX_MS;
   try {
-    const control = await current.connection.post<Control>("session", credential, () => performance.now() < stopAt);
+    const control = await current.connection.post<Control>("session", request, () => stopAt - performance.now());
     if (expected && control.operation !== expected) return fail("failed", expected);
     begin(current, control, performance.now() - current.connection.sentAt);
   } catch (error) {
-    // The try without an answer may be what spent the control.
-    const expired = error instanceof Refused && error.refusal === "expired" && !error.afterLoss;
-    fail(expired ? "expired" : "failed", expected);
+    const refusal = error instanceof Refused ? error.refusal : "failed";
+    fail(refusal === "no_answer" ? "unavailable" : refusal === "expired" ? "expired" : "failed", expected);
   }
+}
+
+/** 16 random bytes in hexadecimal. */
+function newPageId(): string {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 /** Ends a control that did not start. Without an operation it may have been for either. */
@@ -149,7 +161,7 @@ window.addEventListener("pagehide", () => end("expired"));
 
 if (framed) {
   prepare();
-  host.onRequest((operation, controlId) => void start({ controlId }, operation));
+  host.onRequest((operation, controlId) => void start({ controlId, pageId: newPageId() }, operation));
 } else {
   Object.assign(window, {
     set_pin: () => {
@@ -157,5 +169,5 @@ if (framed) {
     },
   });
   if (data.state === "opened") void start({ pageId: data.pageId ?? "" });
-  else fail("expired");
+  else fail(data.state === "unavailable" ? "unavailable" : "expired");
 }

@@ -35,6 +35,7 @@ export class Screen {
   readonly #problem = make("p", { class: "problem", role: "alert" });
   readonly #content = make("div", { class: "content" });
   readonly #lossText = make("p");
+  readonly #tryNow: HTMLElement;
   readonly #loss: HTMLElement;
   readonly #status = make("p", { class: "for-readers", role: "status" });
   #focus: HTMLElement = this.#heading;
@@ -47,7 +48,8 @@ export class Screen {
   ) {
     this.#ring.firstElementChild?.setAttribute("pathLength", "1");
     this.#timer.prepend(this.#ring);
-    this.#loss = make("div", { class: "loss" }, this.#lossText, button("quiet", text("try_now"), tryNow));
+    this.#tryNow = button("quiet", text("try_now"), tryNow);
+    this.#loss = make("div", { class: "loss" }, this.#lossText, this.#tryNow);
     this.#loss.hidden = true;
     this.#timer.hidden = true;
     main.replaceChildren(
@@ -87,13 +89,15 @@ export class Screen {
     this.#status.textContent = message;
   }
 
-  /** Shows or hides the notice that calls get no answer. */
-  loss(key: TextKey | undefined): void {
+  /** Shows or hides the notice that calls get no answer, with or without the button for another try. */
+  loss(key: TextKey | undefined, mayTry = true): void {
     const message = key ? text(key) : "";
-    if (this.#loss.hidden === (key === undefined) && this.#lossText.textContent === message) return;
     const focused = this.#loss.contains(document.activeElement);
+    this.#tryNow.hidden = !mayTry;
+    this.#loss.classList.toggle("waiting", !mayTry);
+    if (focused && !(key && mayTry) && document.hasFocus()) this.#focus.focus({ preventScroll: true });
+    if (this.#loss.hidden === (key === undefined) && this.#lossText.textContent === message) return;
     this.#loss.hidden = key === undefined;
-    if (focused && !key && document.hasFocus()) this.#focus.focus({ preventScroll: true });
     this.main.classList.toggle("lost", key !== undefined);
     this.#lossText.textContent = message;
     if (key) this.announce(message);

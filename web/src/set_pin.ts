@@ -1,6 +1,6 @@
 import { encryptPin, makeDeviceKey, type DeviceKey } from "../../clients/typescript/card_pin.ts";
 import { Refused } from "./connection.ts";
-import { button, make } from "./elements.ts";
+import { button, headphones, make } from "./elements.ts";
 import type { Host } from "./host.ts";
 import { keypad } from "./keypad.ts";
 import type { Control, Ending, Page, PinOperation } from "./operation.ts";
@@ -22,7 +22,7 @@ export class SetPin implements PinOperation {
   // A text field for screen readers, so that they pass the digit keys on; it never has a value.
   readonly #field = make(
     "div",
-    { class: "field", role: "textbox", tabindex: "0", "aria-labelledby": "heading", "aria-describedby": "hint" },
+    { class: "field", role: "textbox", tabindex: "0", "aria-labelledby": "heading", "aria-describedby": "hint headphones" },
     this.#dots,
   );
   readonly #keypad = keypad((key) => this.key(key), this.#field);
@@ -105,7 +105,7 @@ export class SetPin implements PinOperation {
     this.screen.show({
       heading: step,
       hint: text(min === max ? "length_one" : "length", { min, max }),
-      content: [this.#field, this.#keypad, this.#proceed, this.#another],
+      content: [this.#field, headphones(), this.#keypad, this.#proceed, this.#another],
       focus: this.#field,
     });
     this.#draw();
@@ -149,11 +149,7 @@ export class SetPin implements PinOperation {
       const { device, tzpk } = await this.#key;
       const pinBlock = await encryptPin(device, tzpk, this.#first.take());
       this.#sent = true;
-      let stop: number | undefined;
-      await this.page.call("set", { pinBlock }, () => {
-        if (!this.page.isAlive()) stop ??= performance.now() + CONFIRM_TIME_MAX_MS;
-        return stop === undefined || performance.now() < stop;
-      });
+      await this.page.call("set", { pinBlock }, () => this.page.timeLeft() + CONFIRM_TIME_MAX_MS);
       this.page.end("saved", "set_pin_success");
     } catch (error) {
       if (error instanceof Refused && error.refusal === "weak") {
@@ -175,7 +171,8 @@ export class SetPin implements PinOperation {
   /** Another document of this control, such as the one before a reload, may have set a PIN and so spent the control. */
   #ending({ refusal, afterLoss }: Refused): Ending {
     if (this.#sent && afterLoss) return "unconfirmed";
-    if (refusal === "expired") return this.page.isAlive() ? "failed" : "expired";
+    if (refusal === "no_answer") return "expired";
+    if (refusal === "expired") return this.page.timeLeft() > 0 ? "failed" : "expired";
     return this.#sent ? "unchanged" : "failed";
   }
 }

@@ -1,7 +1,7 @@
 import { decryptPin, makeDeviceKey, type DeviceKey } from "../../clients/typescript/card_pin.ts";
 import { Refused } from "./connection.ts";
 import { Countdown } from "./countdown.ts";
-import { button, make } from "./elements.ts";
+import { button, headphones, make } from "./elements.ts";
 import type { Host } from "./host.ts";
 import type { Ending, Page, PinOperation } from "./operation.ts";
 import type { Screen } from "./screen.ts";
@@ -30,7 +30,9 @@ export class ViewPin implements PinOperation {
   ) {
     this.#device = makeDeviceKey();
     this.#device.catch(() => page.end("failed", this.failure));
-    screen.show({ heading: "view", hint: text("view_hint"), sign: "eye", content: [this.#show], focus: this.#show });
+    this.#show.setAttribute("aria-describedby", "headphones");
+    const content = [this.#show, headphones()];
+    screen.show({ heading: "view", hint: text("view_hint"), sign: "eye", content, focus: this.#show });
   }
 
   proceed(): void {
@@ -76,7 +78,8 @@ export class ViewPin implements PinOperation {
 
   #ending({ refusal }: Refused): Ending {
     if (refusal === "not_set" || refusal === "not_shown") return refusal;
-    return refusal === "expired" && !this.page.isAlive() ? "expired" : "failed";
+    const isOver = refusal === "no_answer" || (refusal === "expired" && this.page.timeLeft() <= 0);
+    return isOver ? "expired" : "failed";
   }
 
   #draw(digits: Uint8Array): void {
