@@ -54,13 +54,6 @@ async function openParent(site) {
   await heading(frame, words, "title");
 }
 
-async function send(operation, controlId) {
-  await page.evaluate(
-    ([message, origin]) => document.getElementById("pin").contentWindow.postMessage(message, origin),
-    [{ operation, controlId }, settings.publicUrl.origin],
-  );
-}
-
 /** The events that the parent received, without those of keystrokes. */
 async function events() {
   const received = await page.evaluate(() => window.received);
@@ -74,7 +67,7 @@ for (const site of [PARENT_SITE, OTHER_SITE]) {
     await page.clock.install();
     await openParent(site);
     assert.deepEqual(await violations(page.frames()[1]), []);
-    await send("set-pin", (await openControl(card, "SET_PIN")).id);
+    await send(page, "set-pin", (await openControl(card, "SET_PIN")).id);
     await choose(frame, words, "1234");
     await problem(frame, words, "weak");
     await screenshot(page, "frame", new URL(site).hostname, "weak");
@@ -83,7 +76,7 @@ for (const site of [PARENT_SITE, OTHER_SITE]) {
     assert.deepEqual(await events(), [{ event: "set_pin_validation_error" }, { event: "set_pin_success" }]);
     const valid = await page.evaluate(() => received.find(({ data }) => data.pin_valid === true).data);
     assert.deepEqual(valid, { event: "pin_valid", pin_valid: true });
-    await send("view-pin", (await openControl(card, "VIEW_PIN")).id);
+    await send(page, "view-pin", (await openControl(card, "VIEW_PIN")).id);
     await heading(frame, words, "view");
     // Without time the PIN does not disappear by its own countdown.
     await freeze(page);
@@ -133,7 +126,7 @@ test("a message of a wrong origin is ignored", async () => {
   // Without the edge's frame-ancestors, as in a browser that does not know it.
   stage.policy = false;
   await openParent(WRONG_SITE);
-  await send("set-pin", (await openControl(nextCard(), "SET_PIN")).id);
+  await send(page, "set-pin", (await openControl(nextCard(), "SET_PIN")).id);
   await settle();
   assert.deepEqual(calls, []);
   assert.deepEqual(await page.evaluate(() => received), []);
@@ -152,7 +145,7 @@ test("a message of a window that is not the parent is ignored", async () => {
   assert.deepEqual(calls, []);
   await heading(frame, words, "title");
   // The same message of the parent starts the page.
-  await send("set-pin", id);
+  await send(page, "set-pin", id);
   await heading(frame, words, "choose");
 });
 
@@ -182,7 +175,7 @@ test("messages of other shapes are ignored", async () => {
 
 test("an unknown control reports an error to the parent", async () => {
   await openParent(PARENT_SITE);
-  await send("view-pin", "00000000-0000-4000-8000-000000000000");
+  await send(page, "view-pin", "00000000-0000-4000-8000-000000000000");
   await heading(frame, words, "expired");
   assert.deepEqual(await events(), [{ event: "view_pin_error" }]);
 });
@@ -193,7 +186,7 @@ test("a control whose first answer was lost does not count as expired", async ()
     route.fulfill({ status: 404, contentType: "application/json", body: '{"errorCode":"CONTROL_NOT_USABLE"}' }),
   );
   await page.route("**/session", (route) => route.abort("connectionreset"), { times: 1 });
-  await send("set-pin", (await openControl(nextCard(), "SET_PIN")).id);
+  await send(page, "set-pin", (await openControl(nextCard(), "SET_PIN")).id);
   await heading(frame, words, "failed");
   assert.deepEqual(await events(), [{ event: "set_pin_error" }]);
 });
@@ -203,7 +196,7 @@ test("a page without network for the first call does not count as expired", asyn
   await openParent(PARENT_SITE);
   await freeze(page);
   await page.route("**/session", (route) => route.abort("connectionreset"));
-  await send("set-pin", (await openControl(nextCard(), "SET_PIN")).id);
+  await send(page, "set-pin", (await openControl(nextCard(), "SET_PIN")).id);
   await frame.locator(".loss", { hasText: words.no_connection }).waitFor();
   await pass(page, 20_000);
   await heading(frame, words, "failed");
@@ -212,17 +205,17 @@ test("a page without network for the first call does not count as expired", asyn
 
 test("a control of the other operation reports an error", async () => {
   await openParent(PARENT_SITE);
-  await send("view-pin", (await openControl(nextCard(), "SET_PIN")).id);
+  await send(page, "view-pin", (await openControl(nextCard(), "SET_PIN")).id);
   await heading(frame, words, "failed");
   assert.deepEqual(await events(), [{ event: "view_pin_error" }]);
 });
 
 test("a second message starts the page again", async () => {
   await openParent(PARENT_SITE);
-  await send("set-pin", (await openControl(nextCard(), "SET_PIN")).id);
+  await send(page, "set-pin", (await openControl(nextCard(), "SET_PIN")).id);
   await heading(frame, words, "choose");
   await frame.locator(".key").first().click();
-  await send("set-pin", (await openControl(nextCard(), "SET_PIN")).id);
+  await send(page, "set-pin", (await openControl(nextCard(), "SET_PIN")).id);
   await until(async () => (await frame.locator(".dot").count()) === 0, "an empty entry");
   await choose(frame, words, "48093");
   await heading(frame, words, "saved");
@@ -239,16 +232,16 @@ test("a PIN that arrives after a second message is not shown", async () => {
     };
   });
   await openParent(PARENT_SITE);
-  await send("set-pin", (await openControl(card, "SET_PIN")).id);
+  await send(page, "set-pin", (await openControl(card, "SET_PIN")).id);
   await choose(frame, words, "48093");
   await heading(frame, words, "saved");
   const inFrame = page.frames()[1];
   await inFrame.evaluate(() => (window.holdOpened = true));
-  await send("view-pin", (await openControl(card, "VIEW_PIN")).id);
+  await send(page, "view-pin", (await openControl(card, "VIEW_PIN")).id);
   await heading(frame, words, "view");
   await proceed(frame);
   await until(() => inFrame.evaluate(() => window.release !== undefined), "the opened tzpk");
-  await send("set-pin", (await openControl(nextCard(), "SET_PIN")).id);
+  await send(page, "set-pin", (await openControl(nextCard(), "SET_PIN")).id);
   await heading(frame, words, "choose");
   await inFrame.evaluate(() => {
     release();
@@ -266,7 +259,7 @@ test("a frame leaves the focus in its parent", async () => {
     document.querySelector("h1").tabIndex = 0;
     document.querySelector("h1").focus();
   });
-  await send("set-pin", (await openControl(nextCard(), "SET_PIN")).id);
+  await send(page, "set-pin", (await openControl(nextCard(), "SET_PIN")).id);
   await heading(frame, words, "choose");
   assert.equal(await page.evaluate(() => document.activeElement.tagName), "H1");
   await page.keyboard.press("Tab");
@@ -283,7 +276,7 @@ test("digits typed after a pressed key stay in the frame", async () => {
     document.querySelector("h1").tabIndex = 0;
     document.querySelector("h1").focus();
   });
-  await send("set-pin", (await openControl(nextCard(), "SET_PIN")).id);
+  await send(page, "set-pin", (await openControl(nextCard(), "SET_PIN")).id);
   await heading(frame, words, "choose");
   await page.keyboard.press("1");
   assert.deepEqual(await page.evaluate(() => heard), ["1"]);

@@ -8,6 +8,7 @@ import {
   heading,
   nextCard,
   openControl,
+  openPage,
   pass,
   postForm,
   press,
@@ -42,14 +43,6 @@ beforeEach(async () => {
   problems = watch(page);
 });
 
-/** Opens the page of a control. A page that sets a PIN has its tzpk then: no test takes the network from that call by chance. */
-async function openPage(scope, card = nextCard()) {
-  const keyed = scope === "SET_PIN" && page.waitForResponse("**/tzpk");
-  await postForm(page, await openControl(card, scope));
-  await keyed;
-  return card;
-}
-
 /** The events without those of keystrokes. */
 async function events() {
   const { android, ios } = await page.evaluate(() => native);
@@ -71,12 +64,12 @@ function bodiesOf(path) {
 }
 
 test("a PIN is set and viewed", async () => {
-  const card = await openPage("SET_PIN");
+  const card = await openPage(page, "SET_PIN");
   await choose(page, words, "48093");
   await heading(page, words, "saved");
   assert.deepEqual(await events(), ["set_pin_success"]);
   await page.clock.install();
-  await openPage("VIEW_PIN", card);
+  await openPage(page, "VIEW_PIN", card);
   // Without time the button alone hides the PIN.
   await freeze(page);
   await proceed(page);
@@ -91,7 +84,7 @@ test("a PIN is set and viewed", async () => {
 });
 
 test("pin_valid follows each key", async () => {
-  await openPage("SET_PIN");
+  await openPage(page, "SET_PIN");
   await press(page, "4809");
   await page.keyboard.press("Backspace");
   await page.keyboard.press("5");
@@ -102,7 +95,7 @@ test("pin_valid follows each key", async () => {
 });
 
 test("set_pin() of the app proceeds", async () => {
-  await openPage("SET_PIN");
+  await openPage(page, "SET_PIN");
   await press(page, "48093");
   await page.evaluate(() => set_pin());
   await heading(page, words, "repeat");
@@ -116,7 +109,7 @@ test("set_pin() of the app does nothing on a page that shows a PIN", async () =>
   const card = nextCard();
   await setPin(page, card, "48093", words);
   await page.clock.install();
-  await openPage("VIEW_PIN", card);
+  await openPage(page, "VIEW_PIN", card);
   await freeze(page);
   const sent = bodiesOf("view");
   await page.evaluate(() => set_pin());
@@ -138,13 +131,13 @@ test("a handler that throws does not stop the page", async () => {
     window.android_handler = new Proxy({}, { get: () => fail });
     window.webkit = { messageHandlers: { ios_handler: { postMessage: fail } } };
   });
-  await openPage("SET_PIN");
+  await openPage(page, "SET_PIN");
   await choose(page, words, "48093");
   await heading(page, words, "saved");
 });
 
 test("a wrong repeat begins again without a call", async () => {
-  await openPage("SET_PIN");
+  await openPage(page, "SET_PIN");
   const sent = bodiesOf("set");
   await choose(page, words, "48093", "48094");
   await problem(page, words, "mismatch");
@@ -154,7 +147,7 @@ test("a wrong repeat begins again without a call", async () => {
 });
 
 test("another PIN can be chosen in the second step", async () => {
-  await openPage("SET_PIN");
+  await openPage(page, "SET_PIN");
   await press(page, "4809");
   await proceed(page);
   await heading(page, words, "repeat");
@@ -164,7 +157,7 @@ test("another PIN can be chosen in the second step", async () => {
 });
 
 test("weak PINs are refused until the control is spent", async () => {
-  await openPage("SET_PIN");
+  await openPage(page, "SET_PIN");
   for (let refused = 1; refused <= 3; refused++) {
     await choose(page, words, "1234");
     await problem(page, words, "weak");
@@ -176,12 +169,12 @@ test("weak PINs are refused until the control is spent", async () => {
 });
 
 test("another PIN is set after a weak one", async () => {
-  const card = await openPage("SET_PIN");
+  const card = await openPage(page, "SET_PIN");
   await choose(page, words, "1234");
   await problem(page, words, "weak");
   await choose(page, words, "739158264017");
   await heading(page, words, "saved");
-  await openPage("VIEW_PIN", card);
+  await openPage(page, "VIEW_PIN", card);
   await proceed(page);
   await heading(page, words, "your_pin");
   assert.equal(await shownPin(page), "739158264017");
@@ -203,7 +196,7 @@ test("an unknown, a spent and an exchanged control answer the expired page", asy
 });
 
 test("a second page in the browser ends the first", async () => {
-  await openPage("SET_PIN");
+  await openPage(page, "SET_PIN");
   const other = await context.newPage();
   await postForm(other, await openControl(nextCard(), "SET_PIN"));
   await page.bringToFront();
@@ -216,7 +209,7 @@ test("a second page in the browser ends the first", async () => {
 
 test("an expired control wipes the entry", async () => {
   await page.clock.install();
-  await openPage("SET_PIN");
+  await openPage(page, "SET_PIN");
   await press(page, "480");
   await page.clock.fastForward(600_000);
   await heading(page, words, "expired");
@@ -225,7 +218,7 @@ test("an expired control wipes the entry", async () => {
 });
 
 test("the engine goes away and comes back", async () => {
-  const card = await openPage("SET_PIN");
+  const card = await openPage(page, "SET_PIN");
   const sent = bodiesOf("set");
   await press(page, "48093");
   await proceed(page);
@@ -237,7 +230,7 @@ test("the engine goes away and comes back", async () => {
   await engine("back");
   await heading(page, words, "saved");
   assert.equal(new Set(sent).size, 1, "each try sends the same block");
-  await openPage("VIEW_PIN", card);
+  await openPage(page, "VIEW_PIN", card);
   await proceed(page);
   await heading(page, words, "your_pin");
   assert.equal(await shownPin(page), "48093");
@@ -245,7 +238,7 @@ test("the engine goes away and comes back", async () => {
 
 test("a lost answer is confirmed by the same block", async () => {
   await page.clock.install();
-  await openPage("SET_PIN");
+  await openPage(page, "SET_PIN");
   await heading(page, words, "choose");
   // Without time no try but that of the button is made.
   await freeze(page);
@@ -265,7 +258,7 @@ test("a lost answer is confirmed by the same block", async () => {
 });
 
 test("a refusal after a lost answer leaves the PIN unconfirmed", async () => {
-  await openPage("SET_PIN");
+  await openPage(page, "SET_PIN");
   let tries = 0;
   await page.route("**/set", (route) => {
     tries += 1;
@@ -280,7 +273,7 @@ test("a refusal after a lost answer leaves the PIN unconfirmed", async () => {
 
 for (const answer of ["saved", "lost"]) {
   test(`a page that is loaded again after a ${answer} PIN does not say that it is unchanged`, async () => {
-    await openPage("SET_PIN");
+    await openPage(page, "SET_PIN");
     if (answer === "lost") stage.network = "mute";
     await choose(page, words, "48093");
     if (answer === "saved") await heading(page, words, "saved");
@@ -295,7 +288,7 @@ for (const answer of ["saved", "lost"]) {
 
 test("a lost tzpk request is repeated", async () => {
   await page.route("**/tzpk", (route) => route.abort("connectionreset"), { times: 2 });
-  await openPage("SET_PIN");
+  await openPage(page, "SET_PIN");
   await choose(page, words, "48093");
   await heading(page, words, "saved");
 });
@@ -304,14 +297,14 @@ test("a tzpk for another key fails and changes nothing", async () => {
   await page.route("**/tzpk", (route) =>
     route.fulfill({ status: 200, contentType: "application/json", body: JSON.stringify({ tzpk: btoa("x".repeat(256)) }) }),
   );
-  await openPage("SET_PIN");
+  await openPage(page, "SET_PIN");
   await choose(page, words, "48093");
   await heading(page, words, "failed");
   assert.deepEqual(await events(), ["set_pin_error"]);
 });
 
 test("a card without a PIN shows so", async () => {
-  await openPage("VIEW_PIN");
+  await openPage(page, "VIEW_PIN");
   await proceed(page);
   await heading(page, words, "not_set");
   assert.deepEqual(await events(), ["view_pin_error"]);
@@ -329,7 +322,7 @@ test("a viewed PIN disappears when the window loses the focus", async () => {
     },
     () => window.dispatchEvent(new PageTransitionEvent("pagehide")),
   ]) {
-    await openPage("VIEW_PIN", card);
+    await openPage(page, "VIEW_PIN", card);
     // Without time the PIN does not disappear by its own countdown.
     await freeze(page);
     await proceed(page);
@@ -347,7 +340,7 @@ test("a PIN that arrives is shown to a person who came back, and to nobody else"
     let answer;
     const held = new Promise((resolve) => (answer = resolve));
     await page.route("**/view", (route) => held.then(() => route.continue()), { times: 1 });
-    await openPage("VIEW_PIN", card);
+    await openPage(page, "VIEW_PIN", card);
     await proceed(page);
     await page.getByRole("button", { name: words.showing }).waitFor();
     await page.evaluate((returns) => {
@@ -368,7 +361,7 @@ test("a viewed PIN disappears after the set time", async () => {
   const card = nextCard();
   await setPin(page, card, "48093", words);
   await page.clock.install();
-  await openPage("VIEW_PIN", card);
+  await openPage(page, "VIEW_PIN", card);
   await freeze(page);
   await proceed(page);
   await heading(page, words, "your_pin");
@@ -380,7 +373,7 @@ test("a viewed PIN disappears after the set time", async () => {
 });
 
 test("a PIN cannot be pasted, dropped, copied or restored", async () => {
-  const card = await openPage("SET_PIN");
+  const card = await openPage(page, "SET_PIN");
   await press(page, "48");
   for (const type of ["paste", "drop"]) {
     const cancelled = await page.evaluate((name) => !document.body.dispatchEvent(new Event(name, { bubbles: true, cancelable: true })), type);
@@ -396,7 +389,7 @@ test("a PIN cannot be pasted, dropped, copied or restored", async () => {
   await press(page, "48093");
   await proceed(page);
   await heading(page, words, "saved");
-  await openPage("VIEW_PIN", card);
+  await openPage(page, "VIEW_PIN", card);
   await proceed(page);
   await heading(page, words, "your_pin");
   for (const type of ["copy", "cut", "dragstart"]) {
@@ -408,7 +401,7 @@ test("a PIN cannot be pasted, dropped, copied or restored", async () => {
 });
 
 test("a PIN is set with the keyboard alone", async () => {
-  await openPage("SET_PIN");
+  await openPage(page, "SET_PIN");
   const field = page.getByRole("textbox", { name: words.choose });
   await until(() => field.evaluate((element) => element === document.activeElement), "the focus on the entry");
   const order = [];
@@ -436,7 +429,7 @@ test("a PIN is set with the keyboard alone", async () => {
 });
 
 test("Arabic digits of a keyboard are digits", async () => {
-  const card = await openPage("SET_PIN");
+  const card = await openPage(page, "SET_PIN");
   for (const digits of ["٤٨٠٩٣", "۴۸۰۹۳"]) {
     for (const key of digits) {
       await page.evaluate((value) => document.body.dispatchEvent(new KeyboardEvent("keydown", { key: value, bubbles: true })), key);
@@ -444,14 +437,14 @@ test("Arabic digits of a keyboard are digits", async () => {
     await proceed(page);
   }
   await heading(page, words, "saved");
-  await openPage("VIEW_PIN", card);
+  await openPage(page, "VIEW_PIN", card);
   await proceed(page);
   await heading(page, words, "your_pin");
   assert.equal(await shownPin(page), "48093");
 });
 
 test("screen readers get the whole story", async () => {
-  const card = await openPage("SET_PIN");
+  const card = await openPage(page, "SET_PIN");
   const tree = () => page.locator("main").ariaSnapshot();
   const choosing = await tree();
   for (const line of [
@@ -476,7 +469,7 @@ test("screen readers get the whole story", async () => {
   await proceed(page);
   await heading(page, words, "saved");
   await page.getByRole("status").getByText(words.saved_hint).waitFor();
-  await openPage("VIEW_PIN", card);
+  await openPage(page, "VIEW_PIN", card);
   assert.ok((await tree()).includes(`- button "${words.show}"`));
   await proceed(page);
   await heading(page, words, "your_pin");
@@ -488,7 +481,7 @@ test("screen readers get the whole story", async () => {
 
 test("the page announces its last ten seconds", async () => {
   await page.clock.install();
-  await openPage("SET_PIN");
+  await openPage(page, "SET_PIN");
   const [minutes, seconds] = (await page.locator("[role=timer] span").last().textContent()).split(":").map(Number);
   const left = minutes * 60 + seconds;
   await page.clock.fastForward((left - 11) * 1_000);
@@ -498,7 +491,7 @@ test("the page announces its last ten seconds", async () => {
 
 test("the page announces its last seconds once, also after a jump of the time", async () => {
   await page.clock.install();
-  await openPage("SET_PIN");
+  await openPage(page, "SET_PIN");
   await freeze(page);
   const timer = page.locator("[role=timer] span").last();
   const [minutes, seconds] = (await timer.textContent()).split(":").map(Number);
@@ -527,7 +520,7 @@ test("the focus goes to the entry when the notice of a lost connection disappear
 });
 
 test("the page is under the policy of the edge", async () => {
-  await openPage("SET_PIN");
+  await openPage(page, "SET_PIN");
   const blocked = await page.evaluate(() => {
     const tries = {
       markup: () => (document.body.innerHTML = "<b></b>"),

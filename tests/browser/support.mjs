@@ -1,5 +1,6 @@
 // What the browser tests share: the settings that the starting test gives, a TLS front for the edge like an operator's proxy,
 // the sites of parent windows, and the browser.
+import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import http from "node:http";
@@ -14,21 +15,41 @@ export const WAIT_MS = 60_000;
 
 export const settings = {
   /** The URL of the edge's listener, such as `http://127.0.0.1:8080`. */
-  edge: setting("EDGE"),
+  get edge() {
+    return setting("EDGE");
+  },
   /** `[web_view] public_url` of the edge. The front answers at its origin. */
-  publicUrl: new URL(setting("PUBLIC_URL")),
-  /** The bearer token of the client of the page. */
-  token: setting("TOKEN"),
+  get publicUrl() {
+    return new URL(setting("PUBLIC_URL"));
+  },
+  /** The bearer token of the client of the pages. */
+  get token() {
+    return setting("TOKEN");
+  },
   /** The key of the page. Its origins are PARENT_SITE and OTHER_SITE, and a viewed PIN is shown for 10 seconds. */
-  page: setting("PAGE"),
+  get page() {
+    return setting("PAGE");
+  },
+  /** The key of a page of the same client with a logo, the operator's style and the language German. */
+  get styledPage() {
+    return setting("STYLED_PAGE");
+  },
   /** The first plasticId for the tests. Each test takes the next number. */
-  plasticId: BigInt(setting("PLASTIC_ID")),
+  get plasticId() {
+    return BigInt(setting("PLASTIC_ID"));
+  },
   /** The starting test watches this directory: a file `engine-away` stops the engine, `engine-back` starts it. It removes the file when done. */
-  control: setting("CONTROL"),
+  get control() {
+    return setting("CONTROL");
+  },
   /** The logs of edge and engine, with `:` between them. */
-  logs: setting("LOGS").split(":"),
+  get logs() {
+    return setting("LOGS").split(":");
+  },
   /** Where screenshots are kept. */
-  artifacts: setting("ARTIFACTS"),
+  get artifacts() {
+    return setting("ARTIFACTS");
+  },
 };
 
 function setting(name) {
@@ -45,6 +66,20 @@ export const OTHER_SITE = "https://bank.example";
 export const WRONG_SITE = "https://evil.example";
 
 const CHROMIUM = "/usr/bin/chromium";
+/** The smallest touch target, in CSS pixels. */
+const TARGET_MIN = 48;
+
+/** The options with which every test starts Chromium. */
+function optionsWith(...more) {
+  // Accept-Language of a persistent profile comes from --lang alone.
+  const args = ["--no-sandbox", "--disable-dev-shm-usage", "--lang=en-US", ...more];
+  return { executablePath: CHROMIUM, headless: true, args };
+}
+
+/** Chromium without the stage: host names are those of this machine. */
+export function launch() {
+  return chromium.launch(optionsWith());
+}
 
 export function texts(language) {
   return JSON.parse(readFileSync(new URL(`../../web/languages/${language}.json`, import.meta.url), "utf8"));
@@ -86,23 +121,13 @@ export class Stage {
 
   /** A new browser context. With `profile` it is kept in this directory, like that of a person. */
   async context({ profile, ...options } = {}) {
-    const launch = {
-      executablePath: CHROMIUM,
-      headless: true,
-      args: [
-        "--no-sandbox",
-        "--disable-dev-shm-usage",
-        `--host-resolver-rules=MAP * 127.0.0.1:${this.#server.address().port}, EXCLUDE 127.0.0.1`,
-        // Accept-Language of a persistent profile comes from this alone.
-        "--lang=en-US",
-      ],
-    };
+    const launchOptions = optionsWith(`--host-resolver-rules=MAP * 127.0.0.1:${this.#server.address().port}, EXCLUDE 127.0.0.1`);
     const common = { ignoreHTTPSErrors: true, locale: "en-US", ...options };
     let context;
     if (profile) {
-      context = await chromium.launchPersistentContext(profile, { ...launch, ...common });
+      context = await chromium.launchPersistentContext(profile, { ...launchOptions, ...common });
     } else {
-      this.#browser ??= await chromium.launch(launch);
+      this.#browser ??= await chromium.launch(launchOptions);
       context = await this.#browser.newContext(common);
     }
     context.setDefaultTimeout(WAIT_MS);
@@ -148,26 +173,27 @@ export class Stage {
  */
 function parentSite(request, response) {
   const { pathname } = new URL(request.url, "https://parent");
-  const page = PARENT_PAGES[pathname];
+  const page = PARENT_PAGES[pathname]?.();
   response.writeHead(page ? 200 : 404, { "content-type": "text/html; charset=utf-8" });
   response.end(page ?? "");
 }
 
-const frameUrl = `${settings.publicUrl.href.replace(/\/$/, "")}/web/frame?key=${settings.page}`;
+const frameUrl = () => `${settings.publicUrl.href.replace(/\/$/, "")}/web/frame?key=${settings.page}`;
 const PARENT_PAGES = {
-  "/parent": `<!doctype html><html lang="en"><title>Bank</title><h1>Bank</h1>
-    <iframe id="pin" title="Your PIN" width="380" height="640" src="${frameUrl}"></iframe>
+  "/parent": () => `<!doctype html><html lang="en"><title>Bank</title><h1>Bank</h1>
+    <iframe id="pin" title="Your PIN" width="380" height="640" src="${frameUrl()}"></iframe>
     <iframe id="sibling" name="sibling" title="Sibling" width="10" height="10" src="/sibling"></iframe>
     <script>received = []; addEventListener("message", ({ origin, data }) => received.push({ origin, data }))</script>`,
-  "/sibling": `<!doctype html><html lang="en"><title>Sibling</title>`,
-  "/app": `<!doctype html><html lang="en"><title>App</title>`,
+  "/sibling": () => `<!doctype html><html lang="en"><title>Sibling</title>`,
+  "/app": () => `<!doctype html><html lang="en"><title>App</title>`,
 };
 
-let lastPlasticId = settings.plasticId;
+let nextPlasticId;
 
 /** A plasticId that no other test has. */
 export function nextCard() {
-  return String(lastPlasticId++);
+  nextPlasticId ??= settings.plasticId;
+  return String(nextPlasticId++);
 }
 
 /** Opens a control as the back-end. Returns `{id, pinURL, pinFrameURL}`. */
@@ -199,10 +225,53 @@ export async function postForm(page, { id, pinURL }) {
   await page.locator("main h1").waitFor();
 }
 
+/**
+ * Opens the page of a control by the form POST. A page that sets a PIN has its tzpk then: no test takes the network from that call by
+ * chance. Returns the card.
+ */
+export async function openPage(page, scope, card = nextCard()) {
+  const keyed = scope === "SET_PIN" && page.waitForResponse("**/tzpk");
+  await postForm(page, await openControl(card, scope));
+  await keyed;
+  return card;
+}
+
+/** Sends a message to the frame of a parent page. */
+export async function send(page, operation, controlId) {
+  await sendRaw(page, { operation, controlId });
+}
+
+export async function sendRaw(page, message) {
+  await page.evaluate(
+    ([value, origin]) => document.getElementById("pin").contentWindow.postMessage(value, origin),
+    [message, settings.publicUrl.origin],
+  );
+}
+
+/** Records in each document of a context how many messages arrived (`delivered`), and the paths of its calls (`fetched`). */
+export function recordMessages(context) {
+  return context.addInitScript(() => {
+    Object.assign(window, { delivered: 0, fetched: [] });
+    // Before the listener of the page: once a later task sees the count, the page has handled the message too.
+    addEventListener("message", () => (window.delivered += 1));
+    const send = window.fetch;
+    window.fetch = (input, options) => {
+      window.fetched.push(new URL(input, location).pathname.split("/").pop());
+      return send(input, options);
+    };
+  });
+}
+
 /** Stops the time of a page with an installed clock: no timer runs until the test moves the time. */
 export async function freeze(page) {
   // The clock cannot pause in the past, and the machine may stall between these two calls.
   await page.clock.pauseAt((await page.evaluate(() => Date.now())) + 5_000);
+}
+
+/** The seconds that the timer of the page shows. */
+export async function secondsLeft(frame) {
+  const [minutes, seconds] = (await frame.locator("[role=timer] span").last().textContent()).split(":").map(Number);
+  return minutes * 60 + seconds;
 }
 
 /** Moves the time of a frozen page. */
@@ -215,11 +284,7 @@ export async function pass(page, milliseconds) {
 /** Collects what a page does that no page may do: errors, violated policies, requests to other hosts. */
 export function watch(page) {
   const problems = [];
-  page.on("pageerror", (error) => problems.push(String(error)));
-  page.on("console", (message) => {
-    // The edge's own refusals and the cut connections of the tests.
-    if (message.type() === "error" && !message.text().startsWith("Failed to load resource")) problems.push(message.text());
-  });
+  watchErrors(page, problems);
   page.on("request", (request) => {
     const { host, pathname } = new URL(request.url());
     const fromPage = !request.isNavigationRequest() && request.frame().url().startsWith(settings.publicUrl.origin);
@@ -227,6 +292,15 @@ export function watch(page) {
     if (fromPage && host !== settings.publicUrl.host && pathname !== "/favicon.ico") problems.push(request.url());
   });
   return problems;
+}
+
+/** Collects errors and violated policies. */
+export function watchErrors(page, problems) {
+  page.on("pageerror", (error) => problems.push(String(error)));
+  page.on("console", (message) => {
+    // The edge's own refusals and the cut connections of the tests.
+    if (message.type() === "error" && !message.text().startsWith("Failed to load resource")) problems.push(message.text());
+  });
 }
 
 /** Records the calls of both native handlers in `native`. */
@@ -277,7 +351,7 @@ export async function choose(frame, words, pin, repeated = pin) {
 
 /** Sets a PIN on a card through the page. */
 export async function setPin(page, card, pin, words) {
-  await postForm(page, await openControl(card, "SET_PIN"));
+  await openPage(page, "SET_PIN", card);
   await choose(page, words, pin);
   await heading(page, words, "saved");
 }
@@ -312,7 +386,7 @@ export async function violations(frame) {
   const { violations: found } = await frame.evaluate(async () => {
     // axe-core waits with timers, and those of a frozen page do not run.
     const ofPage = window.setTimeout;
-    window.setTimeout = window.realSetTimeout;
+    window.setTimeout = window.realSetTimeout ?? ofPage;
     try {
       return await window.axe.run(document, { resultTypes: ["violations"] });
     } finally {
@@ -320,6 +394,19 @@ export async function violations(frame) {
     }
   });
   return found.map(({ id, nodes }) => `${id}: ${nodes.map(({ html, failureSummary }) => `${html} ${failureSummary}`).join("; ")}`);
+}
+
+/** Checks that a document fits its window, that no text leaves its element, and that a finger can press each button. */
+export async function assertFits(frame, label) {
+  const found = await frame.evaluate((min) => {
+    const { scrollWidth, clientWidth } = document.documentElement;
+    const boxes = [...document.querySelectorAll("button")].map((button) => [button.textContent, button.getBoundingClientRect()]);
+    const small = boxes.filter(([, { width, height }]) => width > 0 && (width < min || height < min)).map(([text]) => text);
+    const written = [...document.querySelectorAll("h1, p:not(.for-readers), button, .timer, li")];
+    const cut = written.filter((element) => element.scrollWidth > element.clientWidth).map((element) => element.textContent);
+    return { overflow: scrollWidth - clientWidth, small, cut };
+  }, TARGET_MIN);
+  assert.deepEqual(found, { overflow: 0, small: [], cut: [] }, label);
 }
 
 export async function screenshot(page, ...names) {

@@ -9,17 +9,30 @@ use std::{
     time::Duration,
 };
 
+use super::clients::{Demo, root};
 use support::{
     edge_process::{EdgeProcess, TOKEN},
     engine_process::EngineProcess,
 };
 
-/// The proxy of tests/browser answers at this URL, and its sites may frame the page.
-const PAGES: &str = "[web_view]\npublic_url = \"https://pin.bank.example/pin\"\nview_seconds = 10\n\
-                     [[web_view.pages]]\nkey = \"bank\"\nclient = \"story\"\n\
-                     origins = [\"https://bank.example\", \"https://shop.example\"]\n";
+/// `[web_view]` of the edge, with `LOGO` in place of the path of the logo.
+const PAGES: &str = include_str!("../browser/web_view.toml");
 /// The machine may stall: a control must outlive the longest test.
 const CONTROLS: &str = "[control]\nlifetime_seconds = 600\n";
+
+/// A command that runs one file of tests/browser.
+fn browser_tests(file: &str) -> Command {
+    let browser = root("tests/browser");
+    assert!(
+        browser.join("node_modules").exists() && Path::new("/usr/bin/chromium").exists(),
+        "install Node 20 and chromium, and run `npm ci --ignore-scripts` in tests/browser and web"
+    );
+    let mut node = Command::new("node");
+    node.current_dir(&browser)
+        .args(["--test", "--test-concurrency=1", "--test-reporter=tap", file])
+        .env("PINSEAL_BROWSER_ARTIFACTS", Path::new(env!("CARGO_TARGET_TMPDIR")).join("web-page"));
+    node
+}
 
 /// Runs one file of tests/browser, and stops and starts the engine when the file asks for that.
 fn run(file: &str) {
@@ -29,28 +42,22 @@ fn run(file: &str) {
     std::fs::create_dir(&control).unwrap();
     let engine = EngineProcess::start(directory.path(), CONTROLS);
     let address = engine.address().to_owned();
-    let edge = EdgeProcess::start(directory.path(), &format!("address = \"http://{address}\""), PAGES);
+    let pages = PAGES.replace("LOGO", root("tests/browser/logo.svg").to_str().unwrap());
+    let edge = EdgeProcess::start(directory.path(), &format!("address = \"http://{address}\""), &pages);
     let mut engine = Some(engine);
 
-    let browser = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/browser");
-    assert!(
-        browser.join("node_modules").exists() && Path::new("/usr/bin/chromium").exists(),
-        "install Node 20 and chromium, and run `npm ci --ignore-scripts` in tests/browser and web"
-    );
     let logs = format!("{}:{}", path("edge.log").display(), path("engine.log").display());
     let printed = path("browser.log");
     let output = File::create(&printed).unwrap();
-    let mut node = Command::new("node")
-        .current_dir(&browser)
-        .args(["--test", "--test-concurrency=1", "--test-reporter=tap", file])
+    let mut node = browser_tests(file)
         .env("PINSEAL_BROWSER_EDGE", &edge.url)
         .env("PINSEAL_BROWSER_PUBLIC_URL", "https://pin.bank.example/pin")
         .env("PINSEAL_BROWSER_TOKEN", TOKEN)
         .env("PINSEAL_BROWSER_PAGE", "bank")
+        .env("PINSEAL_BROWSER_STYLED_PAGE", "styled")
         .env("PINSEAL_BROWSER_PLASTIC_ID", "8000")
         .env("PINSEAL_BROWSER_CONTROL", &control)
         .env("PINSEAL_BROWSER_LOGS", logs)
-        .env("PINSEAL_BROWSER_ARTIFACTS", Path::new(env!("CARGO_TARGET_TMPDIR")).join("web-page"))
         .stdout(Stdio::from(output.try_clone().unwrap()))
         .stderr(Stdio::from(output))
         .spawn()
@@ -83,6 +90,26 @@ fn the_page_sets_and_views_pins_in_a_browser() {
 #[test]
 fn the_page_obeys_its_parent_window_alone() {
     run("frame.test.mjs");
+}
+
+#[test]
+fn the_page_repeats_calls_without_an_answer() {
+    run("retry.test.mjs");
+}
+
+#[test]
+fn the_page_has_the_style_of_its_operator() {
+    run("style.test.mjs");
+}
+
+/// The sample site of `pinseal demo`.
+#[test]
+fn the_sample_bank_sets_and_views_a_pin_in_a_browser() {
+    let demo = Demo::start();
+    let output =
+        browser_tests("demo.test.mjs").env("PINSEAL_BROWSER_DEMO", demo.member("bank_app_url")).output().unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && printed.contains("# skipped 0"), "{printed}");
 }
 
 #[test]

@@ -111,7 +111,7 @@ export class Connection {
 
   async #pause(ownMs: number, askedMs: number): Promise<void> {
     const woken = new Promise<void>((wake) => (this.#wake = wake));
-    await sleep(askedMs);
+    if (askedMs > 0) await sleep(askedMs);
     await Promise.race([woken, sleep(ownMs - askedMs)]);
   }
 }
