@@ -396,7 +396,7 @@ export async function violations(frame) {
   return found.map(({ id, nodes }) => `${id}: ${nodes.map(({ html, failureSummary }) => `${html} ${failureSummary}`).join("; ")}`);
 }
 
-/** Checks that a document fits its window, that no text leaves its element, and that a finger can press each button. */
+/** Checks that a document fits its window, that no text leaves its element or covers the logo, and that a finger can press each button. */
 export async function assertFits(frame, label) {
   const found = await frame.evaluate((min) => {
     const { scrollWidth, clientWidth } = document.documentElement;
@@ -404,9 +404,11 @@ export async function assertFits(frame, label) {
     const small = boxes.filter(([, { width, height }]) => width > 0 && (width < min || height < min)).map(([text]) => text);
     const written = [...document.querySelectorAll("h1, p:not(.for-readers), button, .timer, li")];
     const cut = written.filter((element) => element.scrollWidth > element.clientWidth).map((element) => element.textContent);
-    return { overflow: scrollWidth - clientWidth, small, cut };
+    const [logo, timer] = ["#logo", ".timer"].map((selector) => document.querySelector(selector)?.getBoundingClientRect());
+    const meet = logo && timer.width > 0 && timer.left < logo.right && logo.left < timer.right && timer.top < logo.bottom;
+    return { overflow: scrollWidth - clientWidth, small, cut, covered: Boolean(meet) };
   }, TARGET_MIN);
-  assert.deepEqual(found, { overflow: 0, small: [], cut: [] }, label);
+  assert.deepEqual(found, { overflow: 0, small: [], cut: [], covered: false }, label);
 }
 
 export async function screenshot(page, ...names) {
