@@ -9,6 +9,7 @@ import {
   nextCard,
   openControl,
   openPage,
+  OTHER_SITE,
   pass,
   postForm,
   press,
@@ -25,6 +26,8 @@ import {
 } from "./support.mjs";
 
 const words = texts("en");
+/** Twelve digits: no other array has them by chance. */
+const PLANTED_PIN = "739158264017";
 let stage;
 let context;
 let page;
@@ -207,7 +210,7 @@ test("a second page in the browser ends the first", async () => {
   await heading(other, words, "saved");
 });
 
-test("an expired control wipes the entry", async () => {
+test("an expired control ends the entry", async () => {
   await page.clock.install();
   await openPage(page, "SET_PIN");
   await press(page, "480");
@@ -216,6 +219,115 @@ test("an expired control wipes the entry", async () => {
   assert.deepEqual(await events(), ["set_pin_error"]);
   assert.equal(await page.locator(".dot").count(), 0);
 });
+
+test("an engine that is away at the start is no expired control", async () => {
+  const control = await openControl(nextCard(), "SET_PIN");
+  await engine("away");
+  await postForm(page, control);
+  await heading(page, words, "unavailable");
+  assert.equal(new URL(page.url()).search, "?state=unavailable");
+  assert.deepEqual(await events(), ["set_pin_error", "view_pin_error"]);
+  await engine("back");
+  await postForm(page, control);
+  await heading(page, words, "choose");
+});
+
+/** How an entry of a PIN ends. */
+const ENDS = {
+  saved: async () => {
+    await proceed(page);
+    await press(page, PLANTED_PIN);
+    await proceed(page);
+    await heading(page, words, "saved");
+  },
+  "refused as weak": async () => {
+    const refusal = { status: 422, contentType: "application/json", body: '{"errorCode":"PIN_REFUSED"}' };
+    await page.route("**/set", (route) => route.fulfill(refusal), { times: 1 });
+    await proceed(page);
+    await press(page, PLANTED_PIN);
+    await proceed(page);
+    await problem(page, words, "weak");
+  },
+  "repeated wrongly": async () => {
+    await proceed(page);
+    await press(page, "48093");
+    await proceed(page);
+    await problem(page, words, "mismatch");
+  },
+  replaced: async () => {
+    await proceed(page);
+    await page.getByRole("button", { name: words.another }).click();
+    await heading(page, words, "choose");
+  },
+  cleared: async () => {
+    await page.keyboard.press("Escape");
+    await page.locator(".dot").first().waitFor({ state: "detached" });
+  },
+  erased: async () => {
+    for (const _ of PLANTED_PIN) await page.keyboard.press("Backspace");
+    await page.locator(".dot").first().waitFor({ state: "detached" });
+  },
+  expired: async () => {
+    await page.clock.fastForward(600_000);
+    await heading(page, words, "expired");
+  },
+  closed: () => page.evaluate(() => window.dispatchEvent(new PageTransitionEvent("pagehide"))),
+};
+
+test("no array holds the digits of a PIN after its entry ended", async () => {
+  await recordArrays(context);
+  await page.clock.install();
+  const whenSent = [];
+  await page.route("**/set", async (route) => {
+    whenSent.push(await holding());
+    await route.continue();
+  });
+  for (const [name, end] of Object.entries(ENDS)) {
+    await openPage(page, "SET_PIN");
+    await press(page, PLANTED_PIN);
+    assert.ok((await holding()) > 0, `${name}: the digits of the entry are not found`);
+    await end();
+    assert.equal(await holding(), 0, name);
+  }
+  assert.deepEqual(whenSent, [0]);
+});
+
+test("no array holds the digits of a PIN that is shown", async () => {
+  const card = nextCard();
+  await setPin(page, card, PLANTED_PIN, words);
+  await recordArrays(context);
+  await page.clock.install();
+  await openPage(page, "VIEW_PIN", card);
+  await freeze(page);
+  await proceed(page);
+  await heading(page, words, "your_pin");
+  assert.equal(await shownPin(page), PLANTED_PIN);
+  assert.equal(await page.evaluate(() => arraysMade() > 0), true);
+  assert.equal(await holding(), 0);
+});
+
+/** Records each Uint8Array of a page, also those that a method such as `slice` makes. */
+function recordArrays(of) {
+  return of.addInitScript(() => {
+    const arrays = [];
+    const recording = new Proxy(Uint8Array, {
+      construct(target, values) {
+        const array = new target(...values);
+        arrays.push(array);
+        return array;
+      },
+    });
+    Uint8Array.prototype.constructor = recording;
+    window.Uint8Array = recording;
+    const hex = (array) => [...array].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+    window.arraysMade = () => arrays.length;
+    // A digit is a byte of an entry and a nibble of a block.
+    window.holding = (digits) =>
+      arrays.filter((array) => hex(array).includes(digits) || hex(array).includes([...digits].map((digit) => `0${digit}`).join(""))).length;
+  });
+}
+
+const holding = () => page.evaluate((digits) => window.holding(digits), PLANTED_PIN);
 
 test("the engine goes away and comes back", async () => {
   const card = await openPage(page, "SET_PIN");
@@ -400,6 +512,67 @@ test("a PIN cannot be pasted, dropped, copied or restored", async () => {
   assert.deepEqual(state, [null, 0, 0, ""]);
 });
 
+test("the browser's own paste is refused", async () => {
+  await context.grantPermissions(["clipboard-read", "clipboard-write"], { origin: OTHER_SITE });
+  await page.goto(`${OTHER_SITE}/app`);
+  await page.evaluate(() => navigator.clipboard.writeText("48093"));
+  await page.addInitScript(() => {
+    window.pasted = [];
+    document.addEventListener("paste", ({ isTrusted, clipboardData }) => pasted.push([isTrusted, clipboardData.getData("text")]), true);
+  });
+  await openPage(page, "SET_PIN");
+  await heading(page, words, "choose");
+  await page.keyboard.press("Control+V");
+  await problem(page, words, "no_paste");
+  await press(page, "1");
+  // As an entry of a context menu does.
+  const browser = await context.newCDPSession(page);
+  await browser.send("Input.dispatchKeyEvent", { type: "rawKeyDown", commands: ["paste"] });
+  await problem(page, words, "no_paste");
+  assert.deepEqual(await page.evaluate(() => pasted), [[true, "48093"], [true, "48093"]]);
+  assert.equal(await page.locator(".dot").count(), 1);
+  assert.ok(!(await page.content()).includes("48093"));
+});
+
+test("a shown PIN cannot be printed", async () => {
+  const card = nextCard();
+  await setPin(page, card, "48093", words);
+  await page.clock.install();
+  await openPage(page, "VIEW_PIN", card);
+  await freeze(page);
+  await proceed(page);
+  await heading(page, words, "your_pin");
+  const printed = await page.pdf();
+  await page.emulateMedia({ media: "print" });
+  assert.equal(await page.locator(".digits li").first().isVisible(), false);
+  assert.equal(await page.locator("main").isVisible(), false);
+  await page.emulateMedia({ media: null });
+  assert.equal(await shownPin(page), "48093");
+  assert.ok(await page.locator(".digits li").first().isVisible());
+  // A page with any text has a font.
+  assert.ok(printed.includes("/Page") && !printed.includes("/Font"));
+});
+
+test("a PIN is viewed with the keyboard alone", async () => {
+  const card = nextCard();
+  await setPin(page, card, "48093", words);
+  await page.clock.install();
+  await openPage(page, "VIEW_PIN", card);
+  await freeze(page);
+  const focused = (what, text) =>
+    until(() => page.evaluate(([tag, label]) => document.activeElement.matches(tag) && document.activeElement.textContent.includes(label), [what, text]), `the focus on ${text}`);
+  await focused("button", words.show);
+  await page.keyboard.press("Enter");
+  await heading(page, words, "your_pin");
+  await focused(".digits", "48093");
+  await page.keyboard.press("Tab");
+  await focused("button", words.hide);
+  await page.keyboard.press("Space");
+  await heading(page, words, "hidden");
+  await focused("h1", words.hidden);
+  assert.deepEqual(await events(), ["view_pin_success"]);
+});
+
 test("a PIN is set with the keyboard alone", async () => {
   await openPage(page, "SET_PIN");
   const field = page.getByRole("textbox", { name: words.choose });
@@ -459,6 +632,11 @@ test("screen readers get the whole story", async () => {
   ]) {
     assert.ok(choosing.includes(line), `${line} in\n${choosing}`);
   }
+  // The tree of the browser itself, which has descriptions.
+  const browser = await context.newCDPSession(page);
+  const { nodes } = await browser.send("Accessibility.getFullAXTree");
+  const entry = nodes.find(({ role }) => role?.value === "textbox");
+  assert.equal(entry.description.value, `4 to 12 digits ${words.headphones}`);
   await press(page, "480");
   await page.getByRole("status").getByText("Digits entered: 3").waitFor();
   await proceed(page);
