@@ -4,13 +4,13 @@ use std::{path::Path, process::Command};
 
 use serde_json::Value;
 use support::{
-    edge_process::{EdgeProcess, TOKEN, token_of, zone_client},
+    edge_process::{EdgeProcess, token_of, zone_client},
     engine_process::{EngineProcess, TENANT},
     java::{NO_JDK, ran_well},
     small_binary,
 };
 
-use super::clients::{python, root};
+use super::clients::{Demo, python, root};
 
 const VECTORS: &str = "clients/vectors.json";
 /// The kinds of vectors, each with the member that [`planted`] changes.
@@ -49,34 +49,46 @@ impl DeviceClient {
         let run = |file: &Path| self.command().arg("--vectors").arg(file).output().unwrap();
         assert_eq!(ran_well(&run(&file)).trim(), format!("{count} vectors: ok"));
 
-        let directory = tempfile::tempdir().unwrap();
-        let changed = directory.path().join("vectors.json");
-        for (kind, member) in KINDS {
-            std::fs::write(&changed, planted(&text, &vectors, kind, member)).unwrap();
-            let output = run(&changed);
+        for_each_wrong_vector(&text, &vectors, |kind, changed| {
+            let output = run(changed);
             assert!(!output.status.success() && output.stdout.is_empty(), "a wrong vector of {kind} passes");
-        }
+        });
     }
 
-    /// Sets and views a PIN, fails with another token, and names MGF1 where the edge encrypts tzpks with MGF1-SHA-1.
+    /// Sets and views a PIN of the demo, fails there with another token, and names MGF1 where an edge encrypts tzpks with
+    /// MGF1-SHA-1.
     fn sets_and_views(&self) {
+        let run = |edge: &str, token: &str| {
+            self.command().args(["--edge", edge, "--token", token, "--plastic-id", "7501"]).output().unwrap()
+        };
+        let refuses = |edge: &str, token: &str, named: &str| {
+            let output = run(edge, token);
+            assert!(!output.status.success() && output.stdout.is_empty(), "{named}");
+            let printed = String::from_utf8_lossy(&output.stderr);
+            assert!(printed.contains(named), "{named} is not in: {printed}");
+        };
+        let demo = Demo::start();
+        let url = demo.member("edge_url");
+        assert_eq!(ran_well(&run(url, demo.member("bearer_token"))).trim().lines().last(), Some(self.viewed));
+        refuses(url, "another-token-0123456789abcdef", "401");
+
         let directory = tempfile::tempdir().unwrap();
         let engine = EngineProcess::start_quiet(directory.path(), "");
         let old = zone_client(directory.path(), "old", TENANT, "[]");
         let clients = format!("{old}oaep_mgf1 = \"sha-1\"\noaep_mgf1_until = \"2999-12-31\"\n");
         let address = format!("address = \"http://{}\"", engine.address());
         let edge = EdgeProcess::start_quiet_with(directory.path(), &address, &clients);
-        let run = |token: &str| {
-            self.command().args(["--edge", &edge.url, "--token", token, "--plastic-id", "7501"]).output().unwrap()
-        };
+        refuses(&edge.url, &token_of("old"), "MGF1");
+    }
+}
 
-        assert_eq!(ran_well(&run(TOKEN)).trim().lines().last(), Some(self.viewed));
-        for (token, named) in [("another-token-0123456789abcdef", "401"), (&token_of("old"), "MGF1")] {
-            let output = run(token);
-            assert!(!output.status.success() && output.stdout.is_empty(), "{named}");
-            let printed = String::from_utf8_lossy(&output.stderr);
-            assert!(printed.contains(named), "{named} is not in: {printed}");
-        }
+/// Calls `check` for each kind of vectors, with the path of a file in which one vector of the kind is wrong.
+fn for_each_wrong_vector(text: &str, vectors: &Value, check: impl Fn(&str, &Path)) {
+    let directory = tempfile::tempdir().unwrap();
+    let changed = directory.path().join("vectors.json");
+    for (kind, member) in KINDS {
+        std::fs::write(&changed, planted(text, vectors, kind, member)).unwrap();
+        check(kind, &changed);
     }
 }
 
@@ -168,6 +180,16 @@ fn the_rust_device_sets_and_views_a_pin() {
 fn the_typescript_device_passes_the_vectors_and_sets_a_pin() {
     let printed = npm_run("test");
     assert!(printed.contains("# fail 0") && printed.contains("# skipped 0"), "{printed}");
+
+    let text = std::fs::read_to_string(root(VECTORS)).unwrap();
+    for_each_wrong_vector(&text, &serde_json::from_str(&text).unwrap(), |kind, changed| {
+        let mut tests = Command::new("node");
+        tests.args(["--test", "--test-reporter=tap", "build/test.js"]).current_dir(root("clients/typescript"));
+        let output = tests.env("CARD_PIN_VECTORS", changed).output().unwrap();
+        let printed = String::from_utf8_lossy(&output.stdout);
+        let ran = printed.contains("# tests ") && !printed.contains("# pass 0");
+        assert!(!output.status.success() && ran, "a wrong vector of {kind} passes: {printed}");
+    });
     let program = root("clients/typescript/build/run.js");
     let viewed = "card 7501: the viewed PIN is the PIN that was set";
     DeviceClient { viewed, ..DeviceClient::new(&["node", program.to_str().unwrap()]) }.sets_and_views();
