@@ -51,7 +51,7 @@ test("the page keeps nothing and makes no markup", async () => {
   assert.ok(!/url\(|@import/.test(await readFile(here("dist/page.css"), "utf8")));
 });
 
-test("the page weighs less than 25 kB", async () => {
+test("the built files and texts weigh less than 25 kB", async () => {
   const { sum } = await weigh();
   assert.ok(sum < WEIGHT_MAX_BYTES, `${sum} bytes`);
 });

@@ -1,5 +1,6 @@
-// Prints the bytes that a browser loads for the page, compressed with gzip like the edge does: the document with the longest
-// language, the script and the style. `node weigh.mjs`
+// Prints the bytes of script and style as an edge sends them with gzip, and of the longest document as its template and texts
+// compress best. An edge fills in more values and compresses a document faster: tests/browser/style.test.mjs adds up what it
+// sends. `node weigh.mjs`
 import { readdir, readFile } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import { gzipSync } from "node:zlib";
