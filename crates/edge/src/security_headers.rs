@@ -38,11 +38,11 @@ const DOCS_PATHS: [&str; 2] = ["/docs", "/openapi.json"];
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SecurityHeaders {
     /// Those of an answer that no browser shows.
-    OfApi,
+    Api,
     /// Those of the pages for developers.
-    OfDocs,
+    Docs,
     /// Those of the web view.
-    OfWebView {
+    WebView {
         /// Whether browsers reach the web view over HTTPS.
         is_https: bool,
     },
@@ -55,15 +55,15 @@ impl SecurityHeaders {
         let is_below =
             |base: &&str| path.strip_prefix(base).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
         match web_view {
-            Some(is_https) if WEB_VIEW_PATHS.iter().any(is_below) => Self::OfWebView { is_https },
-            _ if DOCS_PATHS.iter().any(is_below) => Self::OfDocs,
-            _ => Self::OfApi,
+            Some(is_https) if WEB_VIEW_PATHS.iter().any(is_below) => Self::WebView { is_https },
+            _ if DOCS_PATHS.iter().any(is_below) => Self::Docs,
+            _ => Self::Api,
         }
     }
 
     /// The headers of the answer to a request whose path is unknown: the strictest of the edge.
     pub(super) fn of_unknown_path(web_view: Option<bool>) -> Self {
-        web_view.map_or(Self::OfDocs, |is_https| Self::OfWebView { is_https })
+        web_view.map_or(Self::Docs, |is_https| Self::WebView { is_https })
     }
 
     /// Adds the headers that an answer lacks.
@@ -71,12 +71,12 @@ impl SecurityHeaders {
         add(headers, CONTENT_SECURITY_POLICY, NO_CONTENT);
         add(headers, X_CONTENT_TYPE_OPTIONS, "nosniff");
         add(headers, REFERRER_POLICY, "no-referrer");
-        if self == Self::OfApi {
+        if self == Self::Api {
             return;
         }
         add(headers, OPENER_POLICY, "same-origin");
         add(headers, RESOURCE_POLICY, "same-origin");
-        if let Self::OfWebView { is_https } = self {
+        if let Self::WebView { is_https } = self {
             // A page loads from the edge alone, so a parent with this policy can frame the page.
             add(headers, EMBEDDER_POLICY, "require-corp");
             add(headers, PERMISSIONS_POLICY, NO_PERMISSIONS);
@@ -113,18 +113,18 @@ mod tests {
 
     #[test]
     fn the_path_of_a_request_selects_the_headers() {
-        let of_web_view = SecurityHeaders::OfWebView { is_https: true };
+        let of_web_view = SecurityHeaders::WebView { is_https: true };
         for (path, expected) in [
             ("/web", of_web_view),
             ("/web/", of_web_view),
             ("/web/no/such/route", of_web_view),
             ("/pin/web/bank/set", of_web_view),
-            ("/website", SecurityHeaders::OfApi),
-            ("/pin/v3/set", SecurityHeaders::OfApi),
-            ("/docs", SecurityHeaders::OfDocs),
-            ("/docs/no/such/file", SecurityHeaders::OfDocs),
-            ("/openapi.json", SecurityHeaders::OfDocs),
-            ("*", SecurityHeaders::OfApi),
+            ("/website", SecurityHeaders::Api),
+            ("/pin/v3/set", SecurityHeaders::Api),
+            ("/docs", SecurityHeaders::Docs),
+            ("/docs/no/such/file", SecurityHeaders::Docs),
+            ("/openapi.json", SecurityHeaders::Docs),
+            ("*", SecurityHeaders::Api),
         ] {
             assert_eq!(SecurityHeaders::of(path, Some(true)), expected, "{path}");
             assert_ne!(SecurityHeaders::of(path, None), of_web_view, "{path}");
@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn a_header_of_a_route_stays() {
         let mut headers = HeaderMap::from_iter([(CONTENT_SECURITY_POLICY, page_policy("https://a.example"))]);
-        SecurityHeaders::OfWebView { is_https: true }.add_to(&mut headers);
+        SecurityHeaders::WebView { is_https: true }.add_to(&mut headers);
         assert_eq!(headers[CONTENT_SECURITY_POLICY], page_policy("https://a.example"));
         assert_eq!(headers.len(), 8);
         assert!(headers.values().all(|value| !value.to_str().unwrap().contains("  ")));
