@@ -492,6 +492,16 @@ mod tests {
     }
 
     #[test]
+    fn two_listeners_have_two_addresses() {
+        let checked = |docs: &str| {
+            let file: EdgeFile = toml::from_str(&format!("docs_listen = {docs:?}")).unwrap();
+            file.check(Vec::new()).map(|edge| edge.docs_listen).map_err(|error| error.to_string())
+        };
+        assert_eq!(checked("127.0.0.1:8082"), Ok("127.0.0.1:8082".parse().ok()));
+        assert!(checked("127.0.0.1:8080").unwrap_err().contains("choose another port"));
+    }
+
+    #[test]
     fn a_secret_of_fewer_than_16_characters_is_rejected() {
         for name in ["a", "a@basic"] {
             for secret in ["x", "0123456789abcde"] {
