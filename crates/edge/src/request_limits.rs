@@ -245,7 +245,7 @@ impl ExchangeAdmission {
         let mut minute = self.lock();
         let age = minute.began.map(|began| now.saturating_duration_since(began)).filter(|age| *age < MINUTE);
         if age.is_none() {
-            *minute = ExchangeMinute { began: Some(now), ..ExchangeMinute::default() };
+            minute.turn(now);
         }
         let is_page_attacked = minute.of_pages.get(page).is_some_and(|failed| *failed >= FAILED_EXCHANGES_PER_PAGE_MAX);
         let is_refused = |network: Network| {
@@ -265,6 +265,16 @@ impl ExchangeAdmission {
 }
 
 impl ExchangeMinute {
+    /// Begins a minute. The exchanges in progress stay counted.
+    fn turn(&mut self, now: Instant) {
+        self.began = Some(now);
+        self.of_pages.clear();
+        self.of_networks.retain(|_, exchanges| {
+            exchanges.failed = 0;
+            exchanges.in_progress > 0
+        });
+    }
+
     /// Changes the count of a network. More networks than the map may have are not counted: a limit that many networks share
     /// would refuse cardholders.
     fn count(&mut self, network: Network, change: impl FnOnce(&mut Exchanges)) {
@@ -305,7 +315,7 @@ impl Drop for ExchangePlace<'_> {
         let (mut minute, failed) = (self.admission.lock(), u32::from(self.is_failed));
         for network in Network::all_of(self.network) {
             minute.count(network, |exchanges| {
-                // The exchange may have begun in the minute before.
+                // The exchange may have begun while the map was full.
                 exchanges.in_progress = exchanges.in_progress.saturating_sub(1);
                 exchanges.failed += failed;
             });
@@ -510,6 +520,18 @@ mod tests {
         assert_eq!(held.len(), 60, "an exchange in progress counts");
         held.into_iter().for_each(ExchangePlace::uncount);
         assert!(begin(now, 2).is_ok() && begin(now + 59 * SECOND, 1).is_err() && begin(now + 60 * SECOND, 1).is_ok());
+    }
+
+    #[test]
+    fn an_exchange_in_progress_counts_in_the_next_minute() {
+        let (exchanges, now) = (ExchangeAdmission::default(), Instant::now());
+        let begin = |at: Instant| exchanges.begin_at(at, "bank", IpAddr::from([192, 0, 2, 1]));
+        let old: Vec<_> = (0..1_000).map_while(|_| begin(now).ok()).collect();
+        assert_eq!((old.len(), code(begin(now + 60 * SECOND))), (60, Some("EXCHANGE_RATE")));
+        old.into_iter().for_each(ExchangePlace::uncount);
+        let new: Vec<_> = (0..1_000).map_while(|_| begin(now + 61 * SECOND).ok()).collect();
+        assert_eq!((new.len(), code(begin(now + 62 * SECOND))), (60, Some("EXCHANGE_RATE")));
+        assert!(begin(now + 122 * SECOND).is_err());
     }
 
     #[test]
