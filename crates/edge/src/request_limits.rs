@@ -29,13 +29,12 @@ const EXCHANGE_PART: u32 = 4;
 const PAGE_REQUESTS_MAX: usize = 4;
 /// The most requests of one control's page within a minute. A page needs about ten, and as many again for retries.
 const PAGE_REQUESTS_PER_MINUTE_MAX: u32 = 60;
-/// The most failed exchanges within a minute of one IPv4 address or IPv6 /64. Many cardholders may share an address.
-const FAILED_EXCHANGES_PER_ADDRESS_MAX: u32 = 60;
-/// The same of one IPv6 /48: a customer of a provider may have all its 65,536 networks of /64.
-const FAILED_EXCHANGES_PER_SITE_MAX: u32 = 600;
-/// The failed exchanges of one page within a minute from which a network with one of them is refused: 50 networks at their
-/// limit. A network without one is served.
-const FAILED_EXCHANGES_PER_PAGE_MAX: u32 = 3_000;
+/// The failed exchanges of one IPv6 /48 within a minute are limited to those of this many addresses: a customer of a provider
+/// may have all its 65,536 networks of /64.
+const ADDRESSES_PER_SITE: u32 = 10;
+/// A page has as many failed exchanges within a minute as this many addresses may have, then each network with one of them is
+/// refused. A network without one is served.
+const ADDRESSES_PER_PAGE: u32 = 50;
 /// The most networks whose failed exchanges are counted: about 3 MB.
 const EXCHANGE_NETWORKS_MAX: usize = 65_536;
 const MINUTE: Duration = Duration::from_secs(60);
@@ -197,8 +196,11 @@ impl BodyPlaces {
 
 /// Limits the failed exchanges of controls within a minute, of one network and of one page, so that a stranger causes few calls
 /// and audit entries of the engine. Whole minutes since the edge started are counted.
-#[derive(Default)]
-pub(super) struct ExchangeAdmission(Mutex<ExchangeMinute>);
+pub(super) struct ExchangeAdmission {
+    /// The most failed exchanges of one IPv4 address or IPv6 /64. Many cardholders may share an address.
+    failed_per_address_max: u32,
+    minute: Mutex<ExchangeMinute>,
+}
 
 #[derive(Default)]
 struct ExchangeMinute {
@@ -233,6 +235,10 @@ pub(super) struct ExchangePlace<'a> {
 }
 
 impl ExchangeAdmission {
+    pub(super) fn new(failed_per_address_max: u32) -> Self {
+        Self { failed_per_address_max, minute: Mutex::default() }
+    }
+
     /// Counts an exchange of the page with this key from this network: an IPv4 address, or an IPv6 /64.
     ///
     /// # Errors
@@ -247,10 +253,12 @@ impl ExchangeAdmission {
         if age.is_none() {
             minute.turn(now);
         }
-        let is_page_attacked = minute.of_pages.get(page).is_some_and(|failed| *failed >= FAILED_EXCHANGES_PER_PAGE_MAX);
+        let page_max = ADDRESSES_PER_PAGE.saturating_mul(self.failed_per_address_max);
+        let is_page_attacked = minute.of_pages.get(page).is_some_and(|failed| *failed >= page_max);
         let is_refused = |network: Network| {
             let Exchanges { failed, in_progress } = minute.of_networks.get(&network).copied().unwrap_or_default();
-            failed + in_progress >= network.failed_max() || (is_page_attacked && failed > 0)
+            failed + in_progress >= network.addresses().saturating_mul(self.failed_per_address_max)
+                || (is_page_attacked && failed > 0)
         };
         if Network::all_of(network).any(is_refused) {
             return Err(ApiError::EXCHANGE_RATE.retry_after(MINUTE.saturating_sub(age.unwrap_or_default())));
@@ -260,7 +268,7 @@ impl ExchangeAdmission {
     }
 
     fn lock(&self) -> MutexGuard<'_, ExchangeMinute> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.minute.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -295,10 +303,11 @@ impl Network {
         [Self::Address(address)].into_iter().chain(site)
     }
 
-    fn failed_max(self) -> u32 {
+    /// The number of addresses whose failed exchanges the network may have.
+    fn addresses(self) -> u32 {
         match self {
-            Self::Address(_) => FAILED_EXCHANGES_PER_ADDRESS_MAX,
-            Self::Site(_) => FAILED_EXCHANGES_PER_SITE_MAX,
+            Self::Address(_) => 1,
+            Self::Site(_) => ADDRESSES_PER_SITE,
         }
     }
 }
@@ -510,7 +519,7 @@ mod tests {
 
     #[test]
     fn a_network_has_a_bound_on_failed_exchanges_and_none_on_others() {
-        let (exchanges, now) = (ExchangeAdmission::default(), Instant::now());
+        let (exchanges, now) = (ExchangeAdmission::new(60), Instant::now());
         let begin = |at: Instant, last: u8| exchanges.begin_at(at, "bank", IpAddr::from([192, 0, 2, last]));
         (0..1_000).for_each(|_| begin(now, 1).unwrap().uncount());
         assert!(exchanges.lock().of_networks.is_empty());
@@ -524,7 +533,7 @@ mod tests {
 
     #[test]
     fn an_exchange_in_progress_counts_in_the_next_minute() {
-        let (exchanges, now) = (ExchangeAdmission::default(), Instant::now());
+        let (exchanges, now) = (ExchangeAdmission::new(60), Instant::now());
         let begin = |at: Instant| exchanges.begin_at(at, "bank", IpAddr::from([192, 0, 2, 1]));
         let old: Vec<_> = (0..1_000).map_while(|_| begin(now).ok()).collect();
         assert_eq!((old.len(), code(begin(now + 60 * SECOND))), (60, Some("EXCHANGE_RATE")));
@@ -536,7 +545,7 @@ mod tests {
 
     #[test]
     fn an_ipv6_site_has_a_bound_on_failed_exchanges() {
-        let (exchanges, now) = (ExchangeAdmission::default(), Instant::now());
+        let (exchanges, now) = (ExchangeAdmission::new(60), Instant::now());
         let begin = |site: u16, network: u16| {
             exchanges.begin_at(now, "bank", Ipv6Addr::new(0x2001, 0xdb8, site, network, 0, 0, 0, 0).into())
         };
@@ -546,8 +555,20 @@ mod tests {
     }
 
     #[test]
+    fn the_limits_of_sites_and_pages_follow_that_of_an_address() {
+        let (exchanges, now) = (ExchangeAdmission::new(2), Instant::now());
+        let begin = |page: &str, site: u16, network: u16| {
+            exchanges.begin_at(now, page, Ipv6Addr::new(0x2001, 0xdb8, site, network, 0, 0, 0, 0).into()).map(drop)
+        };
+        assert_eq!((0..10).filter(|_| begin("bank", 1, 0).is_ok()).count(), 2);
+        assert_eq!((1..100).filter(|network| begin("bank", 1, *network).is_ok()).count(), 18);
+        assert!((2..82).all(|site| begin("bank", site, 0).is_ok()));
+        assert_eq!((code(begin("bank", 81, 0)), code(begin("other", 81, 0))), (Some("EXCHANGE_RATE"), None));
+    }
+
+    #[test]
     fn an_attacked_page_serves_networks_without_a_failed_exchange() {
-        let (exchanges, now) = (ExchangeAdmission::default(), Instant::now());
+        let (exchanges, now) = (ExchangeAdmission::new(60), Instant::now());
         let begin = |page: &str, network: u32| exchanges.begin_at(now, page, Ipv4Addr::from_bits(network).into());
         assert!((1..=3_000).all(|network| begin("bank", network).is_ok()));
         assert_eq!(code(begin("bank", 1)), Some("EXCHANGE_RATE"));

@@ -507,13 +507,15 @@ impl EdgeState {
         engine: EngineClient,
         refused: RefusedRequests,
     ) -> Arc<Self> {
+        let failed_exchanges_max =
+            settings.web_view.as_ref().map_or(0, |web_view| web_view.failed_exchanges_per_address_max);
         Arc::new(Self {
             admission: RequestAdmission::new(&settings.requests, refused.clone()),
             settings,
             clients,
             engine,
             refused,
-            exchanges: ExchangeAdmission::default(),
+            exchanges: ExchangeAdmission::new(failed_exchanges_max),
             readiness: Mutex::default(),
             not_ready_lines: MinuteLimit::new(NOT_READY_LINES_PER_MINUTE_MAX),
             unauthenticated_lines: MinuteLimit::new(LINES_PER_MINUTE_MAX),

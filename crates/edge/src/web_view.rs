@@ -43,6 +43,8 @@ pub struct WebView {
     path: String,
     origin: WebOrigin,
     view_seconds: u32,
+    /// The exchanges of one IPv4 address or IPv6 /64 that may fail within a minute.
+    pub(crate) failed_exchanges_per_address_max: u32,
     sessions: PageSessions,
     pages: Vec<Page>,
     pub(crate) script: BuiltFile,

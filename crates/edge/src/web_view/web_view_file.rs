@@ -38,6 +38,9 @@ pub(crate) struct WebViewFile {
     /// The time for which a viewed PIN is shown.
     #[serde(default = "view_seconds_by_default")]
     view_seconds: u32,
+    /// The exchanges of one IPv4 address or IPv6 /64 that may fail within a minute.
+    #[serde(default = "failed_exchanges_by_default")]
+    failed_exchanges_per_address_max: u32,
     /// At least one.
     #[serde(default)]
     pages: Vec<PageFile>,
@@ -66,6 +69,10 @@ fn view_seconds_by_default() -> u32 {
     10
 }
 
+fn failed_exchanges_by_default() -> u32 {
+    60
+}
+
 impl WebViewFile {
     /// A web view at this URL with one page, for the client and the origin that frames the page.
     pub(crate) fn with_page(public_url: &str, key: &str, client: &str, origin: &str) -> Self {
@@ -77,8 +84,13 @@ impl WebViewFile {
             logo: None,
             style: StyleFile::default(),
         };
-        let view_seconds = view_seconds_by_default();
-        Self { public_url: public_url.to_owned(), session_key: None, view_seconds, pages: vec![page] }
+        Self {
+            public_url: public_url.to_owned(),
+            session_key: None,
+            view_seconds: view_seconds_by_default(),
+            failed_exchanges_per_address_max: failed_exchanges_by_default(),
+            pages: vec![page],
+        }
     }
 
     /// Checks the section. `clients` are the names of the edge's clients.
@@ -101,6 +113,8 @@ impl WebViewFile {
             }
         }
         let view_seconds = within("web_view.view_seconds", self.view_seconds, 1..=120)?;
+        let failed_exchanges_per_address_max =
+            within("web_view.failed_exchanges_per_address_max", self.failed_exchanges_per_address_max, 1..=1_000_000)?;
         let sessions = sessions(self.session_key)?;
         let pages = self.pages.into_iter().map(|page| page.check(clients)).collect::<Result<_, _>>()?;
         Ok(WebView {
@@ -108,6 +122,7 @@ impl WebViewFile {
             path,
             origin,
             view_seconds,
+            failed_exchanges_per_address_max,
             sessions,
             pages,
             script: BuiltFile::script(),
