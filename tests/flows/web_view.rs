@@ -1,6 +1,6 @@
 //! The web view of the edge: the exchange of a controlId, the calls of a page, and what a browser is allowed to do.
 
-use std::{collections::HashMap, path::Path, thread, time::Duration};
+use std::{collections::HashMap, io::Write, path::Path, thread, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use device::{Device, Fill, Pin};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use support::{
     edge_process::{EdgeProcess, OTHER_TOKEN, token_of, zone_client},
     engine_process::{AUDIT_USER, EngineProcess, TENANT, device, reason},
-    wait::{signal, soon},
+    wait::{signal, soon, within},
 };
 use tonic::Code;
 
@@ -683,6 +683,36 @@ async fn an_engine_that_is_away_uses_up_no_exchanges_of_a_network() {
     };
     let control = soon("the engine is back", back).await;
     assert_eq!(browser.post_form("bank", &control).data("state"), "opened");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_browser_that_leaves_a_stalled_engine_fails_no_exchange() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = EngineProcess::start(directory.path(), "[control]\nlifetime_seconds = 300");
+    let pages = PAGES.replace("view_seconds", "failed_exchanges_per_address_max = 1\nview_seconds");
+    let edge = start_edge(directory.path(), &engine, &pages);
+    let opened = edge.post("/pincontrol/v2/plastic/7827?auditUser=it", "{\"scope\":\"SET_PIN\"}");
+    let (exchanged, unknown) = (exchange(opened.member("id")), exchange(&uuid::Uuid::new_v4().to_string()));
+    let mut browser = Browser { edge: &edge, cookie: None };
+    signal(engine.id(), "STOP");
+    let body = exchanged.to_string();
+    let begun = async || {
+        let mut stream = edge.connect();
+        let headers = format!("host: edge\r\norigin: {ORIGIN}\r\ncontent-type: application/json");
+        let head = format!("POST /pin/web/bank/session HTTP/1.1\r\n{headers}\r\ncontent-length: {}", body.len());
+        stream.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).unwrap();
+        // Another exchange is refused once the engine has this one. If the other comes first, it waits for the engine.
+        (browser.clone().call("bank", "session", &unknown).status == 429).then_some(stream)
+    };
+    drop(within(Duration::from_secs(120), "no exchange is in progress", begun).await);
+    // Time for the edge to notice.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    signal(engine.id(), "CONT");
+    let repeated = async || Some(browser.call("bank", "session", &exchanged)).filter(|answer| answer.status == 200);
+    let session = soon("the exchange counts as failed", repeated).await.json();
+    assert_eq!(session["pageId"], exchanged["pageId"]);
+    assert_eq!(browser.call("bank", "session", &unknown).fault(), (404, "CONTROL_NOT_USABLE".into()));
+    assert_eq!(browser.call("bank", "session", &unknown).fault(), (429, "EXCHANGE_RATE".into()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

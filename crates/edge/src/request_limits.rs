@@ -138,10 +138,10 @@ impl RequestAdmission {
     pub(super) fn admit_exchange(
         &self,
         key: &str,
-        client: &Client,
+        tenant: Tenant,
         control: ControlId,
     ) -> Result<RequestPlace<'_>, ApiError> {
-        self.admit_as(&self.exchanges, Holder::Page(key.into()), client.tenant(), &[control])
+        self.admit_as(&self.exchanges, Holder::Page(key.into()), tenant, &[control])
     }
 
     fn admit_as<'a>(
@@ -226,7 +226,7 @@ struct Exchanges {
     in_progress: u32,
 }
 
-/// An exchange of a control in progress, until dropped. It counts as failed then unless [`ExchangePlace::uncount`] is called.
+/// An exchange of a control in progress, until dropped.
 pub(super) struct ExchangePlace<'a> {
     page: Box<str>,
     network: IpAddr,
@@ -264,7 +264,7 @@ impl ExchangeAdmission {
             return Err(ApiError::EXCHANGE_RATE.retry_after(MINUTE.saturating_sub(age.unwrap_or_default())));
         }
         Network::all_of(network).for_each(|network| minute.count(network, |exchanges| exchanges.in_progress += 1));
-        Ok(ExchangePlace { page: page.into(), network, is_failed: true, admission: self })
+        Ok(ExchangePlace { page: page.into(), network, is_failed: false, admission: self })
     }
 
     fn lock(&self) -> MutexGuard<'_, ExchangeMinute> {
@@ -313,9 +313,9 @@ impl Network {
 }
 
 impl ExchangePlace<'_> {
-    /// Counts the exchange no more: it succeeded, or failed without any part of the control.
-    pub(super) fn uncount(mut self) {
-        self.is_failed = false;
+    /// Ends the exchange and counts it as failed: its control was not usable by the page.
+    pub(super) fn fail(mut self) {
+        self.is_failed = true;
     }
 }
 
@@ -446,10 +446,11 @@ mod tests {
         let wide = RequestLimits { requests_max: 100, per_client_max: 40, per_tenant_max: 60, ..LIMITS };
         let (of_shares, wallet) = (admission(&wide), client("wallet", "bank"));
         let exchange = |admission: &'_ RequestAdmission| {
-            admission.admit_exchange("wallet", &wallet, ControlId::random()).map(drop).err().map(ApiError::code)
+            admission.admit_exchange("wallet", wallet.tenant(), ControlId::random()).map(drop).err().map(ApiError::code)
         };
-        let guesses: Vec<_> =
-            (0..60).map_while(|_| of_shares.admit_exchange("wallet", &wallet, ControlId::random()).ok()).collect();
+        let guesses: Vec<_> = (0..60)
+            .map_while(|_| of_shares.admit_exchange("wallet", wallet.tenant(), ControlId::random()).ok())
+            .collect();
         assert_eq!((guesses.len(), exchange(&of_shares)), (10, Some("CLIENT_BUSY")));
         let sessions: Vec<_> =
             (0..60).map_while(|_| of_shares.admit_page("wallet", &wallet, &[ControlId::random()]).ok()).collect();
@@ -469,7 +470,10 @@ mod tests {
         let held: Vec<_> = (0..PAGE_REQUESTS_MAX).map(|_| call(busy).unwrap()).collect();
         assert_eq!(call(busy).err().map(ApiError::code), Some("PAGE_SESSION_RATE"));
         assert!(admission.admit_page("wallet", &wallet, &[other, busy]).is_err(), "each session of a request counts");
-        assert!(admission.admit_exchange("wallet", &wallet, busy).is_err(), "an exchange of the control counts");
+        assert!(
+            admission.admit_exchange("wallet", wallet.tenant(), busy).is_err(),
+            "an exchange of the control counts"
+        );
         drop(held);
         assert!(call(busy).is_ok());
         // The quota is renewed by one request a second while this test runs.
@@ -521,13 +525,13 @@ mod tests {
     fn a_network_has_a_bound_on_failed_exchanges_and_none_on_others() {
         let (exchanges, now) = (ExchangeAdmission::new(60), Instant::now());
         let begin = |at: Instant, last: u8| exchanges.begin_at(at, "bank", IpAddr::from([192, 0, 2, last]));
-        (0..1_000).for_each(|_| begin(now, 1).unwrap().uncount());
+        (0..1_000).for_each(|_| drop(begin(now, 1).unwrap()));
         assert!(exchanges.lock().of_networks.is_empty());
-        let failed = (0..1_000).filter(|_| begin(now, 1).is_ok()).count();
+        let failed = (0..1_000).filter(|_| begin(now, 1).map(ExchangePlace::fail).is_ok()).count();
         assert_eq!((failed, code(begin(now, 1))), (60, Some("EXCHANGE_RATE")));
         let held: Vec<_> = (0..1_000).map_while(|_| begin(now, 2).ok()).collect();
         assert_eq!(held.len(), 60, "an exchange in progress counts");
-        held.into_iter().for_each(ExchangePlace::uncount);
+        drop(held);
         assert!(begin(now, 2).is_ok() && begin(now + 59 * SECOND, 1).is_err() && begin(now + 60 * SECOND, 1).is_ok());
     }
 
@@ -537,7 +541,7 @@ mod tests {
         let begin = |at: Instant| exchanges.begin_at(at, "bank", IpAddr::from([192, 0, 2, 1]));
         let old: Vec<_> = (0..1_000).map_while(|_| begin(now).ok()).collect();
         assert_eq!((old.len(), code(begin(now + 60 * SECOND))), (60, Some("EXCHANGE_RATE")));
-        old.into_iter().for_each(ExchangePlace::uncount);
+        drop(old);
         let new: Vec<_> = (0..1_000).map_while(|_| begin(now + 61 * SECOND).ok()).collect();
         assert_eq!((new.len(), code(begin(now + 62 * SECOND))), (60, Some("EXCHANGE_RATE")));
         assert!(begin(now + 122 * SECOND).is_err());
@@ -547,7 +551,8 @@ mod tests {
     fn an_ipv6_site_has_a_bound_on_failed_exchanges() {
         let (exchanges, now) = (ExchangeAdmission::new(60), Instant::now());
         let begin = |site: u16, network: u16| {
-            exchanges.begin_at(now, "bank", Ipv6Addr::new(0x2001, 0xdb8, site, network, 0, 0, 0, 0).into())
+            let address = Ipv6Addr::new(0x2001, 0xdb8, site, network, 0, 0, 0, 0);
+            exchanges.begin_at(now, "bank", address.into()).map(ExchangePlace::fail)
         };
         assert_eq!((0..1_000).filter(|_| begin(1, 0).is_ok()).count(), 60);
         assert_eq!((1..1_000).filter(|network| begin(1, *network).is_ok()).count(), 540);
@@ -558,7 +563,8 @@ mod tests {
     fn the_limits_of_sites_and_pages_follow_that_of_an_address() {
         let (exchanges, now) = (ExchangeAdmission::new(2), Instant::now());
         let begin = |page: &str, site: u16, network: u16| {
-            exchanges.begin_at(now, page, Ipv6Addr::new(0x2001, 0xdb8, site, network, 0, 0, 0, 0).into()).map(drop)
+            let address = Ipv6Addr::new(0x2001, 0xdb8, site, network, 0, 0, 0, 0);
+            exchanges.begin_at(now, page, address.into()).map(ExchangePlace::fail)
         };
         assert_eq!((0..10).filter(|_| begin("bank", 1, 0).is_ok()).count(), 2);
         assert_eq!((1..100).filter(|network| begin("bank", 1, *network).is_ok()).count(), 18);
@@ -570,12 +576,13 @@ mod tests {
     fn an_attacked_page_serves_networks_without_a_failed_exchange() {
         let (exchanges, now) = (ExchangeAdmission::new(60), Instant::now());
         let begin = |page: &str, network: u32| exchanges.begin_at(now, page, Ipv4Addr::from_bits(network).into());
-        assert!((1..=3_000).all(|network| begin("bank", network).is_ok()));
+        let fail = |network: u32| begin("bank", network).map(ExchangePlace::fail);
+        assert!((1..=3_000).all(|network| fail(network).is_ok()));
         assert_eq!(code(begin("bank", 1)), Some("EXCHANGE_RATE"));
         assert_eq!(code(begin("other", 1)), None);
         let first = begin("bank", 3_001).unwrap();
-        assert_eq!(code(begin("bank", 3_001).map(ExchangePlace::uncount)), None, "cardholders may share an address");
-        drop(first);
+        assert_eq!(code(begin("bank", 3_001)), None, "cardholders may share an address");
+        first.fail();
         assert_eq!(code(begin("bank", 3_001)), Some("EXCHANGE_RATE"));
     }
 

@@ -1,10 +1,10 @@
 //! The routes of the web view: the documents, the exchange of a controlId for a page session, and the calls of a page.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    body::Body,
+    body::{Body, Bytes},
     extract::{Path, Request, State, rejection::PathRejection},
     http::{
         HeaderMap, HeaderValue, Response, StatusCode,
@@ -25,14 +25,16 @@ use crate::{
     http_rules::{check_body_type, check_form_type},
     metrics::Limit,
     mistake::Mistake,
-    request_limits::ExchangePlace,
     security_headers::{RESOURCE_POLICY, page_policy},
     web_view::{
         BuiltFile, ICON, ICON_PATH, Page, PageControl, PageOperation, PageSession, PageState, Placement, SCRIPT_PATH,
         STYLE_PATH, UNAVAILABLE_STATE, WebView, accepts_gzip, gzip,
     },
 };
-use domain::control::{ControlId, PageId, RETRY_GRACE};
+use domain::{
+    card::Tenant,
+    control::{ControlId, PageId, RETRY_GRACE},
+};
 
 /// The auditUser of a page's calls is `web-view/KEY`. The audit chain knows these calls by it, so no other user begins so.
 pub(super) const AUDIT_USER_BASE: &str = "web-view";
@@ -85,7 +87,7 @@ async fn open_phone(State(edge): State<Arc<EdgeState>>, key: PageKey, request: R
     let (parts, mut body) = request.into_parts();
     let mut log = RequestLog::begin("web", &parts);
     let redirect = |state| (StatusCode::SEE_OTHER, [(LOCATION, web_view.location(page, &state))]).into_response();
-    match edge.exchange(&mut log, web_view, page, Placement::Phone, &parts, &mut body).await {
+    match edge.exchange(&mut log, (web_view, page), Placement::Phone, &parts, &mut body).await {
         Ok((session, cookie)) => {
             log.served(StatusCode::SEE_OTHER);
             let mut answer = redirect(PageState::Opened(session.id));
@@ -134,7 +136,7 @@ async fn start_session(State(edge): State<Arc<EdgeState>>, key: PageKey, request
     let (parts, mut body) = request.into_parts();
     let mut log = RequestLog::begin("web/session", &parts);
     let started = match check_own_origin(web_view, &parts.headers) {
-        Ok(()) => edge.exchange(&mut log, web_view, page, Placement::Frame, &parts, &mut body).await,
+        Ok(()) => edge.exchange(&mut log, (web_view, page), Placement::Frame, &parts, &mut body).await,
         Err(error) => Err(error.into()),
     };
     let (outcome, cookie) = match started {
@@ -196,104 +198,97 @@ impl EdgeState {
     /// Exchanges the controlId in the body for a page session, or reads the session that a form POST made. Returns the session
     /// and the cookie of an exchange.
     async fn exchange<'a>(
-        &self,
+        self: &Arc<Self>,
         log: &mut RequestLog<'a>,
-        web_view: &WebView,
-        page: &'a Page,
-        placement: Placement,
-        parts: &Parts,
-        body: &mut Body,
-    ) -> Result<(PageSession, Option<HeaderValue>), Rejection> {
-        let mut place = None;
-        let work = self.start(log, &mut place, (web_view, page), placement, parts, body);
-        let outcome = timeout(self.settings.request_timeout, work).await;
-        let outcome = outcome.unwrap_or_else(|_| Err(self.engine_timeout()));
-        // What a guess has no part in is not counted: an engine that is away, or a busy client, must not use up the quota of a
-        // network.
-        let is_guess = |rejection: &Rejection| {
-            [ApiError::CONTROL_ID_INVALID, ApiError::CONTROL_NOT_USABLE, ApiError::TENANT_MISMATCH]
-                .iter()
-                .any(|error| error.code() == rejection.error.code())
-        };
-        if !outcome.as_ref().is_err_and(is_guess)
-            && let Some(place) = place
-        {
-            place.uncount();
-        }
-        outcome
-    }
-
-    /// `place` is set before the control is used.
-    async fn start<'a, 'b>(
-        &'b self,
-        log: &mut RequestLog<'a>,
-        place: &mut Option<ExchangePlace<'b>>,
         (web_view, page): (&WebView, &'a Page),
         placement: Placement,
         parts: &Parts,
         body: &mut Body,
     ) -> Result<(PageSession, Option<HeaderValue>), Rejection> {
-        let clients = self.clients.current();
-        let client = client_of(&clients, page)?;
-        match placement {
-            Placement::Phone => check_form_type(&parts.headers)?,
-            Placement::Frame => check_body_type(&parts.headers)?,
-        }
-        let controls = controls_of(web_view, page, &parts.headers);
-        let body = if controls.is_empty() {
-            // The credential is in the body, so a stranger can send one: it takes no place of the page.
-            let _place = self.admission.admit_exchange_body(network_of(parts)).ok_or(ApiError::BUSY)?;
-            self.read_body(body).await?
-        } else {
-            let _place = self.admission.admit_page(page.key(), client, &controls)?;
-            self.read_body(body).await?
-        };
-        let (control_id, started_by, session_id) = match placement {
-            // A form POST works once: another pageId starts the page than the one in its address, which is not secret.
-            Placement::Phone => (form_control_id(&body)?, PageId::random(), PageId::random()),
-            Placement::Frame => {
-                let call: PageCall = body::parse(&body)?;
-                let control_id = call.control_id.optional_text("controlId")?;
-                let Some(control_id) = control_id else {
-                    let id = call.page_id.text("pageId")?;
-                    let session = find_session(web_view, page, &parts.headers, &id, Duration::ZERO)?;
+        let work = async {
+            let clients = self.clients.current();
+            let client = client_of(&clients, page)?;
+            let body = self.read_start(web_view, page, client, placement, parts, body).await?;
+            let (control_id, started_by, session_id) = match PageStart::parse(placement, &body)? {
+                PageStart::Read { session } => {
+                    let session = find_session(web_view, page, &parts.headers, &session, Duration::ZERO)?;
                     log.client = Some(page.client());
                     log.control = Some(logged_control(&session.control.id.to_string()));
                     return Ok((session, None));
-                };
-                let id = body::page_id(call.page_id)?;
-                (control_id, id, id)
-            }
-        };
-        log.control = Some(logged_control(&control_id));
-        let control = ControlId::parse(&control_id).map_err(|_| ApiError::CONTROL_ID_INVALID)?;
-        let begun = self.exchanges.begin(page.key(), network_of(parts));
-        *place = Some(begun.inspect_err(|_| self.refused.count(Limit::Exchanges))?);
-        let _place = self.admission.admit_exchange(page.key(), client, control)?;
-        let request = self.engine_request(
-            log.id,
-            proto::StartPageRequest {
+                }
+                PageStart::Exchange { control_id, started_by, session } => (control_id, started_by, session),
+            };
+            log.control = Some(logged_control(&control_id));
+            let id = ControlId::parse(&control_id).map_err(|_| ApiError::CONTROL_ID_INVALID)?;
+            let request = proto::StartPageRequest {
                 tenant: client.tenant().as_str().to_owned(),
                 audit_user: audit_user(page),
                 control_id,
                 page_client: page.client().to_owned(),
                 page_id: started_by.as_bytes().to_vec(),
-            },
-        );
-        let started = self.engine.controls.clone().start_page(request).await?.into_inner();
-        log.client = Some(page.client());
-        let operation = match started.scope() {
-            proto::Scope::SetPin => PageOperation::SetPin,
-            proto::Scope::ViewPin => PageOperation::ViewPin,
-            proto::Scope::Unspecified => return Err(ApiError::UNEXPECTED.into()),
+            };
+            let (request, network) = (self.engine_request(log.id, request), network_of(parts));
+            let call = Arc::clone(self).start_page(page.key().into(), client.tenant(), network, id, request);
+            // A task: a browser that disconnects, as a page does after its timeout, must not hide whether its exchange failed.
+            let started = tokio::spawn(call).await.map_err(|_| ApiError::UNEXPECTED)??;
+            log.client = Some(page.client());
+            let (control, remaining) = page_control(id, &started)?;
+            let session = PageSession::begin(page.key(), session_id, control, remaining);
+            let cookie = web_view.sessions().set_cookie(&session, placement).map_err(|_| ApiError::UNEXPECTED)?;
+            Ok((session, Some(cookie)))
         };
-        let remaining = started.remaining_duration.and_then(|left| left.try_into().ok()).unwrap_or_default();
-        let digits =
-            [started.min_digit_count, started.max_digit_count].map(|digits| u8::try_from(digits).unwrap_or(u8::MAX));
-        let control = PageControl { id: control, operation, digits };
-        let session = PageSession::begin(page.key(), session_id, control, remaining);
-        let cookie = web_view.sessions().set_cookie(&session, placement).map_err(|_| ApiError::UNEXPECTED)?;
-        Ok((session, Some(cookie)))
+        timeout(self.settings.request_timeout, work).await.unwrap_or_else(|_| Err(self.engine_timeout()))
+    }
+
+    /// Checks the type of a request that starts a page, and reads its body.
+    async fn read_start(
+        &self,
+        web_view: &WebView,
+        page: &Page,
+        client: &Client,
+        placement: Placement,
+        parts: &Parts,
+        body: &mut Body,
+    ) -> Result<Bytes, ApiError> {
+        match placement {
+            Placement::Phone => check_form_type(&parts.headers)?,
+            Placement::Frame => check_body_type(&parts.headers)?,
+        }
+        let controls = controls_of(web_view, page, &parts.headers);
+        if controls.is_empty() {
+            // The credential is in the body, so a stranger can send one: it takes no place of the page.
+            let _place = self.admission.admit_exchange_body(network_of(parts)).ok_or(ApiError::BUSY)?;
+            self.read_body(body).await
+        } else {
+            let _place = self.admission.admit_page(page.key(), client, &controls)?;
+            self.read_body(body).await
+        }
+    }
+
+    /// Starts the page with this key by a call of the engine, within the limits on exchanges.
+    async fn start_page(
+        self: Arc<Self>,
+        page: Box<str>,
+        tenant: Tenant,
+        network: IpAddr,
+        control: ControlId,
+        request: tonic::Request<proto::StartPageRequest>,
+    ) -> Result<proto::StartPageResponse, Rejection> {
+        let begun = self.exchanges.begin(&page, network);
+        let exchange = begun.inspect_err(|_| self.refused.count(Limit::Exchanges))?;
+        let _place = self.admission.admit_exchange(&page, tenant, control)?;
+        let mut controls = self.engine.controls.clone();
+        let Ok(answer) = timeout(self.settings.request_timeout, controls.start_page(request)).await else {
+            return Err(self.engine_timeout());
+        };
+        let started = answer.map(tonic::Response::into_inner).map_err(Rejection::from);
+        // An engine that is away, or a limit, must not use up the exchanges of a network.
+        let is_guess =
+            |refused: &Rejection| [ApiError::CONTROL_NOT_USABLE, ApiError::TENANT_MISMATCH].contains(&refused.error);
+        if started.as_ref().is_err_and(is_guess) {
+            exchange.fail();
+        }
+        started
     }
 
     /// Finds the session of a page's call, reads the request, runs `work` within the request timeout, and answers. The session
@@ -338,6 +333,53 @@ impl EdgeState {
         // The connection stays one without an authenticated request: a cardholder's may not stay while a client's finds no place.
         self.conclude(ErrorProfile::Full, log, &parts, body, outcome).await
     }
+}
+
+/// The body of a request that starts a page.
+enum PageStart {
+    /// Reads a session that a form POST made.
+    Read {
+        /// The pageId of the session, as sent.
+        session: String,
+    },
+    /// Exchanges a control for a session.
+    Exchange {
+        /// The controlId, as sent.
+        control_id: String,
+        /// The pageId by which the engine recognises a repeat of the exchange.
+        started_by: PageId,
+        /// The pageId of the session.
+        session: PageId,
+    },
+}
+
+impl PageStart {
+    fn parse(placement: Placement, body: &[u8]) -> Result<Self, ApiError> {
+        if placement == Placement::Phone {
+            // A form POST works once: another pageId starts the page than the one in its address, which is not secret.
+            let (started_by, session) = (PageId::random(), PageId::random());
+            return Ok(Self::Exchange { control_id: form_control_id(body)?, started_by, session });
+        }
+        let call: PageCall = body::parse(body)?;
+        let Some(control_id) = call.control_id.optional_text("controlId")? else {
+            return Ok(Self::Read { session: call.page_id.text("pageId")? });
+        };
+        let session = body::page_id(call.page_id)?;
+        Ok(Self::Exchange { control_id, started_by: session, session })
+    }
+}
+
+/// The control of a page that the engine started, and the time to its end.
+fn page_control(id: ControlId, started: &proto::StartPageResponse) -> Result<(PageControl, Duration), ApiError> {
+    let operation = match started.scope() {
+        proto::Scope::SetPin => PageOperation::SetPin,
+        proto::Scope::ViewPin => PageOperation::ViewPin,
+        proto::Scope::Unspecified => return Err(ApiError::UNEXPECTED),
+    };
+    let remaining = started.remaining_duration.and_then(|left| left.try_into().ok()).unwrap_or_default();
+    let digits =
+        [started.min_digit_count, started.max_digit_count].map(|digits| u8::try_from(digits).unwrap_or(u8::MAX));
+    Ok((PageControl { id, operation, digits }, remaining))
 }
 
 /// The auditUser of a page's calls.
