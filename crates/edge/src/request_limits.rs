@@ -18,10 +18,11 @@ use super::{
 use domain::{card::Tenant, control::ControlId};
 use net::RateLimit;
 
-/// The most rests of bodies that are read after an early answer, and the most bodies of exchanges: of all connections, and of
-/// one network.
+/// The most rests of bodies that are read after an early answer, and the most bodies of exchanges: of all connections, of one
+/// IPv4 address or IPv6 /64, and of one IPv6 /48.
 const BODIES_MAX: usize = 1_024;
 const BODIES_PER_NETWORK_MAX: usize = 128;
+const BODIES_PER_SITE_MAX: usize = 256;
 /// The part of a client's share and rate that the exchanges of one of its pages have. Strangers can send exchanges: a quarter
 /// leaves the places of the tenant to clients and to cardholders with a session.
 const EXCHANGE_PART: u32 = 4;
@@ -88,6 +89,7 @@ pub(super) struct RequestPlace<'a> {
 pub(super) struct BodyPlace<'a> {
     _all: SemaphorePermit<'a>,
     _network: Share<'a, IpAddr>,
+    _site: Option<Share<'a, Ipv6Addr>>,
 }
 
 impl RequestAdmission {
@@ -172,9 +174,15 @@ impl RequestAdmission {
         self.rests.take(network)
     }
 
-    /// A place for the body of an exchange from this network; `None` if a limit is reached.
-    pub(super) fn admit_exchange_body(&self, network: IpAddr) -> Option<BodyPlace<'_>> {
-        self.exchange_bodies.take(network)
+    /// A place for the body of an exchange from this network.
+    ///
+    /// # Errors
+    /// BUSY, which the metric counts.
+    pub(super) fn admit_exchange_body(&self, network: IpAddr) -> Result<BodyPlace<'_>, ApiError> {
+        self.exchange_bodies.take(network).ok_or_else(|| {
+            self.refused.count(Limit::All);
+            ApiError::BUSY
+        })
     }
 }
 
@@ -182,15 +190,27 @@ impl RequestAdmission {
 struct BodyPlaces {
     all: Semaphore,
     networks: Shares<IpAddr>,
+    sites: Shares<Ipv6Addr>,
 }
 
 impl BodyPlaces {
     fn new() -> Self {
-        Self { all: Semaphore::new(BODIES_MAX), networks: Shares::new(BODIES_PER_NETWORK_MAX) }
+        Self {
+            all: Semaphore::new(BODIES_MAX),
+            networks: Shares::new(BODIES_PER_NETWORK_MAX),
+            sites: Shares::new(BODIES_PER_SITE_MAX),
+        }
     }
 
     fn take(&self, network: IpAddr) -> Option<BodyPlace<'_>> {
-        Some(BodyPlace { _network: self.networks.take(network)?, _all: self.all.try_acquire().ok()? })
+        Some(BodyPlace {
+            _network: self.networks.take(network)?,
+            _site: match site_of(network) {
+                Some(site) => Some(self.sites.take(site)?),
+                None => None,
+            },
+            _all: self.all.try_acquire().ok()?,
+        })
     }
 }
 
@@ -294,13 +314,17 @@ impl ExchangeMinute {
     }
 }
 
+/// The /48 of an IPv6 address.
+fn site_of(address: IpAddr) -> Option<Ipv6Addr> {
+    match address {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(address) => Some(Ipv6Addr::from_bits(address.to_bits() >> 80 << 80)),
+    }
+}
+
 impl Network {
     fn all_of(address: IpAddr) -> impl Iterator<Item = Self> {
-        let site = match address {
-            IpAddr::V4(_) => None,
-            IpAddr::V6(address) => Some(Self::Site(Ipv6Addr::from_bits(address.to_bits() >> 80 << 80))),
-        };
-        [Self::Address(address)].into_iter().chain(site)
+        [Self::Address(address)].into_iter().chain(site_of(address).map(Self::Site))
     }
 
     /// The number of addresses whose failed exchanges the network may have.
@@ -438,7 +462,7 @@ mod tests {
         let rests: Vec<_> =
             (0..BODIES_PER_NETWORK_MAX).map(|_| admission.admit_rest(IpAddr::from([192, 0, 2, 1]))).collect();
         assert!(rests.iter().all(Option::is_some) && admission.admit_rest(IpAddr::from([192, 0, 2, 1])).is_none());
-        assert!(admission.admit_exchange_body(IpAddr::from([192, 0, 2, 1])).is_some());
+        assert!(admission.admit_exchange_body(IpAddr::from([192, 0, 2, 1])).is_ok());
     }
 
     #[test]
@@ -593,5 +617,21 @@ mod tests {
         let rests: Vec<_> = (0..1_000).filter_map(|_| rest(1)).collect();
         assert_eq!(rests.len(), BODIES_PER_NETWORK_MAX);
         assert!(rest(2).is_some());
+    }
+
+    #[test]
+    fn an_ipv6_site_leaves_bodies_of_exchanges_to_others() {
+        let refused = RefusedRequests::default();
+        let admission = RequestAdmission::new(&LIMITS, refused.clone());
+        let body = |site: u16, network: u16| {
+            admission.admit_exchange_body(Ipv6Addr::new(0x2001, 0xdb8, site, network, 0, 0, 0, 0).into())
+        };
+        let held: Vec<_> = (0..1_000).map_while(|network| body(1, network).ok()).collect();
+        assert_eq!((held.len(), code(body(1, 2_000))), (256, Some("BUSY")));
+        assert!(body(2, 0).is_ok() && admission.admit_exchange_body([192, 0, 2, 1].into()).is_ok());
+        let text = net::metrics_server::exposition(&refused.registry()).unwrap();
+        assert!(text.contains("pinseal_edge_requests_refused_total{reason=\"BUSY\"} 2"), "{text}");
+        drop(held);
+        assert!(body(1, 2_000).is_ok());
     }
 }

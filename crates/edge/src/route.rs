@@ -663,13 +663,13 @@ impl EdgeState {
             check_body_type(&parts.headers)?;
         }
         let audit_user = audit_user(parts.uri.query())?;
-        let body = if has_body { self.read_body(body).await? } else { Bytes::new() };
+        let body = if has_body { self.read_body(body, self.settings.body_bytes_max).await? } else { Bytes::new() };
         Ok(ApiRequest { body, ..ApiRequest::of(client, id, audit_user) })
     }
 
-    async fn read_body(&self, body: &mut Body) -> Result<Bytes, ApiError> {
+    async fn read_body(&self, body: &mut Body, bytes_max: usize) -> Result<Bytes, ApiError> {
         let time = BODY_TIME_MAX.min(self.settings.request_timeout / 2);
-        let read = Limited::new(body, self.settings.body_bytes_max).collect();
+        let read = Limited::new(body, bytes_max).collect();
         match timeout(time, read).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
             Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::BODY_TOO_LARGE),

@@ -38,6 +38,8 @@ use domain::{
 
 /// The auditUser of a page's calls is `web-view/KEY`. The audit chain knows these calls by it, so no other user begins so.
 pub(super) const AUDIT_USER_BASE: &str = "web-view";
+/// The longest body of an exchange without a cookie, in bytes: a stranger can send one.
+const EXCHANGE_BODY_BYTES_MAX: usize = 1_024;
 /// The seconds after which a cardholder whose exchange could not be served may start again.
 const UNAVAILABLE_RETRY_SECONDS: u32 = 5;
 /// An image that is opened as a document: it runs no script and sends no request.
@@ -257,11 +259,11 @@ impl EdgeState {
         let controls = controls_of(web_view, page, &parts.headers);
         if controls.is_empty() {
             // The credential is in the body, so a stranger can send one: it takes no place of the page.
-            let _place = self.admission.admit_exchange_body(network_of(parts)).ok_or(ApiError::BUSY)?;
-            self.read_body(body).await
+            let _place = self.admission.admit_exchange_body(network_of(parts))?;
+            self.read_body(body, EXCHANGE_BODY_BYTES_MAX).await
         } else {
             let _place = self.admission.admit_page(page.key(), client, &controls)?;
-            self.read_body(body).await
+            self.read_body(body, self.settings.body_bytes_max).await
         }
     }
 
@@ -318,7 +320,7 @@ impl EdgeState {
             let client = client_of(&clients, page)?;
             let _place = self.admission.admit_page(page.key(), client, &controls)?;
             check_body_type(&parts.headers)?;
-            let body = self.read_body(&mut body).await?;
+            let body = self.read_body(&mut body, self.settings.body_bytes_max).await?;
             let id = body::parse::<PageCall>(&body)?.page_id.text("pageId")?;
             let session = find_session(web_view, page, &parts.headers, &id, grace)?;
             let control_id = session.control.id.to_string();
