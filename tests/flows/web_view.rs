@@ -1,6 +1,12 @@
 //! The web view of the edge: the exchange of a controlId, the calls of a page, and what a browser is allowed to do.
 
-use std::{collections::HashMap, io::Write, path::Path, thread, time::Duration};
+use std::{
+    collections::HashMap,
+    io::{Read, Write},
+    path::Path,
+    thread,
+    time::Duration,
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use device::{Device, Fill, Pin};
@@ -8,7 +14,7 @@ use proto::{OpenControlRequest, Scope, StartPageRequest};
 use serde_json::{Value, json};
 use support::{
     edge_process::{EdgeProcess, OTHER_TOKEN, token_of, zone_client},
-    engine_process::{AUDIT_USER, EngineProcess, TENANT, device, reason},
+    engine_process::{AUDIT_USER, EngineProcess, METRICS, TENANT, device, reason},
     wait::{signal, soon, within},
 };
 use tonic::Code;
@@ -542,6 +548,21 @@ fn a_form_that_is_too_long_or_of_another_type_exchanges_nothing() {
         assert_eq!(services.logged("web").last().unwrap()["code"], code, "{content_type}");
     }
     assert_eq!(browser.post_form("bank", &control).status, 200);
+}
+
+#[test]
+fn a_form_that_does_not_arrive_is_unavailable_and_counted() {
+    let services = Services::start_with("", METRICS);
+    let mut stream = services.edge.connect();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let head = format!("POST /pin/web/bank HTTP/1.1\r\nhost: edge\r\ncontent-type: {FORM}\r\ncontent-length: 46");
+    stream.write_all(format!("{head}\r\nconnection: close\r\n\r\ncontrolId=").as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 303 ") && answer.contains("/pin/web/bank?state=unavailable"), "{answer}");
+    assert_eq!(services.logged("web").last().unwrap()["code"], "BODY_TIMEOUT");
+    let metrics = services.edge.metrics();
+    assert!(metrics.contains("pinseal_edge_requests_refused_total{reason=\"BODY_TIMEOUT\"} 1"), "{metrics}");
 }
 
 #[test]

@@ -573,17 +573,27 @@ impl EdgeState {
                 log.served(status);
                 (status, Json(body)).into_response()
             }
-            Err(refused) => {
-                let error = refused.error;
-                let answer = self.refusal(profile, log, refused);
-                if error != ApiError::BODY_TIMEOUT {
-                    self.drain_body(parts, body).await;
-                } else {
-                    self.refused.count(Limit::BodyTime);
-                }
-                answer
-            }
+            Err(refused) => self.conclude_refused(profile, log, parts, body, refused).await,
         }
+    }
+
+    /// Logs a rejected request, reads the rest of its body, and answers.
+    async fn conclude_refused(
+        &self,
+        profile: ErrorProfile,
+        log: RequestLog<'_>,
+        parts: &Parts,
+        body: Body,
+        refused: Rejection,
+    ) -> Response<Body> {
+        let error = refused.error;
+        let answer = self.refusal(profile, log, refused);
+        if error == ApiError::BODY_TIMEOUT {
+            self.refused.count(Limit::BodyTime);
+        } else {
+            self.drain_body(parts, body).await;
+        }
+        answer
     }
 
     /// Answers a request that matches no route, method or page.

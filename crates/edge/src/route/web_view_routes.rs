@@ -98,9 +98,8 @@ async fn open_phone(State(edge): State<Arc<EdgeState>>, key: PageKey, request: R
         }
         Err(rejection) => {
             let error = rejection.error;
-            edge.refusal(ErrorProfile::Full, log, rejection);
-            edge.drain_body(&parts, body).await;
-            let may_help = error.is_server_error() || error.is_limit();
+            edge.conclude_refused(ErrorProfile::Full, log, &parts, body, rejection).await;
+            let may_help = error.is_server_error() || error.is_limit() || error == ApiError::BODY_TIMEOUT;
             redirect(if may_help { PageState::Unavailable } else { PageState::Expired })
         }
     }
