@@ -492,6 +492,14 @@ fn each_key_has_its_own_frame_and_an_unknown_key_has_none() {
     let control = services.open("7810", "SET_PIN");
     assert_eq!(browser.post_form("other", &control).fault(), (404, "PAGE_UNKNOWN".into()));
     assert_eq!(browser.post_form("bank", &control).status, 200, "an unknown page exchanges nothing");
+    for (retry, seconds) in [("", "5"), ("&retry=1", "1"), ("&retry=0", "5"), ("&retry=x", "5"), ("&retry=999", "60")] {
+        let page = browser.get(&format!("/pin/web/bank?state=unavailable{retry}"));
+        assert_eq!(
+            (page.status, page.data("state"), page.header("retry-after")),
+            (503, "unavailable", seconds),
+            "{retry}"
+        );
+    }
     for query in ["", "?id=", "?id=x", &format!("?id={}", "A".repeat(32)), &format!("?id={}", "a".repeat(31))] {
         let page = browser.get(&format!("/pin/web/bank{query}"));
         assert_eq!((page.status, page.data("state")), (404, "expired"), "{query}");
@@ -559,7 +567,10 @@ fn a_form_that_does_not_arrive_is_unavailable_and_counted() {
     stream.write_all(format!("{head}\r\nconnection: close\r\n\r\ncontrolId=").as_bytes()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 303 ") && answer.contains("/pin/web/bank?state=unavailable"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 303 ") && answer.contains("/pin/web/bank?state=unavailable&retry=5\r\n"),
+        "{answer}"
+    );
     assert_eq!(services.logged("web").last().unwrap()["code"], "BODY_TIMEOUT");
     let metrics = services.edge.metrics();
     assert!(metrics.contains("pinseal_edge_requests_refused_total{reason=\"BODY_TIMEOUT\"} 1"), "{metrics}");

@@ -273,6 +273,11 @@ impl ApiError {
         self.code
     }
 
+    /// The seconds of `Retry-After`; `None` for an error without the header.
+    pub(super) fn retry_after_seconds(self) -> Option<u32> {
+        self.retry_after_seconds
+    }
+
     /// The HTTP status under the full profile.
     pub(super) fn status(self) -> StatusCode {
         self.status

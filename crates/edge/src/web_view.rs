@@ -96,7 +96,7 @@ impl WebView {
     pub(crate) fn location(&self, page: &Page, state: &PageState) -> String {
         let query = match state {
             PageState::Opened(id) => format!("?id={id}"),
-            PageState::Unavailable => format!("?state={UNAVAILABLE_STATE}"),
+            PageState::Unavailable { retry_seconds } => format!("?state={UNAVAILABLE_STATE}&retry={retry_seconds}"),
             PageState::Waiting | PageState::Expired => String::new(),
         };
         format!("{}/web/{}{query}", self.path, page.key)

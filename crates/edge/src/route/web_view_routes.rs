@@ -40,8 +40,10 @@ use domain::{
 pub(super) const AUDIT_USER_BASE: &str = "web-view";
 /// The longest body of an exchange without a cookie, in bytes: a stranger can send one.
 const EXCHANGE_BODY_BYTES_MAX: usize = 1_024;
-/// The seconds after which a cardholder whose exchange could not be served may start again.
+/// The seconds after which a cardholder whose exchange could not be served may start again, where the error has no others, and
+/// the most of them.
 const UNAVAILABLE_RETRY_SECONDS: u32 = 5;
+const UNAVAILABLE_RETRY_SECONDS_MAX: u32 = 60;
 /// An image that is opened as a document: it runs no script and sends no request.
 const IMAGE_CONTENT: &str = "default-src 'none'; sandbox; frame-ancestors 'none'";
 
@@ -100,14 +102,15 @@ async fn open_phone(State(edge): State<Arc<EdgeState>>, key: PageKey, request: R
             let error = rejection.error;
             edge.conclude_refused(ErrorProfile::Full, log, &parts, body, rejection).await;
             let may_help = error.is_server_error() || error.is_limit() || error == ApiError::BODY_TIMEOUT;
-            redirect(if may_help { PageState::Unavailable } else { PageState::Expired })
+            let retry_seconds = retry_seconds(error.retry_after_seconds());
+            redirect(if may_help { PageState::Unavailable { retry_seconds } } else { PageState::Expired })
         }
     }
 }
 
 /// `GET /web/{page}?id=`: the document of an app's web view. The navigation does not carry the cookie, because another site began
-/// it; the page then reads its session. `?state=unavailable`: 503, and the document in this state. Else 404, and the document in
-/// the state `expired`.
+/// it; the page then reads its session. `?state=unavailable&retry=SECONDS`: 503, `Retry-After`, and the document in this state.
+/// Else 404, and the document in the state `expired`.
 async fn phone(State(edge): State<Arc<EdgeState>>, key: PageKey, request: Request) -> Response<Body> {
     let Some((web_view, page)) = edge.page_of(key) else {
         return edge.refuse(ApiError::PAGE_UNKNOWN, request).await;
@@ -116,14 +119,15 @@ async fn phone(State(edge): State<Arc<EdgeState>>, key: PageKey, request: Reques
     let (status, state) = match value("id").and_then(|id| PageId::parse(&id).ok()) {
         Some(id) => (StatusCode::OK, PageState::Opened(id)),
         None if value("state").as_deref() == Some(UNAVAILABLE_STATE) => {
-            (StatusCode::SERVICE_UNAVAILABLE, PageState::Unavailable)
+            let retry = value("retry").and_then(|seconds| seconds.parse().ok());
+            (StatusCode::SERVICE_UNAVAILABLE, PageState::Unavailable { retry_seconds: retry_seconds(retry) })
         }
         None => (StatusCode::NOT_FOUND, PageState::Expired),
     };
     let mut answer = document(web_view, page, Placement::Phone, &state, request.headers());
     *answer.status_mut() = status;
-    if status == StatusCode::SERVICE_UNAVAILABLE {
-        answer.headers_mut().insert(RETRY_AFTER, UNAVAILABLE_RETRY_SECONDS.into());
+    if let PageState::Unavailable { retry_seconds } = state {
+        answer.headers_mut().insert(RETRY_AFTER, retry_seconds.into());
     }
     answer
 }
@@ -417,6 +421,13 @@ fn check_own_origin(web_view: &WebView, headers: &HeaderMap) -> Result<(), ApiEr
     let is_own = origins.next().is_some_and(|origin| web_view.is_own_origin(origin.as_bytes()));
     let is_same_origin = headers.get_all("sec-fetch-site").iter().all(|site| site == "same-origin");
     if is_own && is_same_origin && origins.next().is_none() { Ok(()) } else { Err(ApiError::ORIGIN_FORBIDDEN) }
+}
+
+/// The seconds that a document in the state `unavailable` asks the cardholder to wait.
+fn retry_seconds(asked: Option<u32>) -> u32 {
+    asked
+        .filter(|seconds| *seconds > 0)
+        .map_or(UNAVAILABLE_RETRY_SECONDS, |seconds| seconds.min(UNAVAILABLE_RETRY_SECONDS_MAX))
 }
 
 /// The controlId of a form.

@@ -8,7 +8,8 @@ use super::{Page, Placement, WebView};
 use domain::control::PageId;
 
 const TEMPLATE: &str = include_str!("page.html");
-/// The state of a document after an exchange that the edge or the engine could not serve, and the query of its address.
+/// The state of a document after an exchange that the edge or the engine could not serve, and the parameter `state` of its
+/// address.
 pub(crate) const UNAVAILABLE_STATE: &str = "unavailable";
 /// The language of a browser that accepts none of the others.
 const DEFAULT_LANGUAGE: &str = "en";
@@ -41,7 +42,10 @@ pub(crate) enum PageState {
     /// A frame waits for its control.
     Waiting,
     /// The exchange failed, because the edge or the engine could not serve it: the cardholder starts again in a moment.
-    Unavailable,
+    Unavailable {
+        /// The seconds of `Retry-After`.
+        retry_seconds: u32,
+    },
     /// There is no session.
     Expired,
 }
@@ -95,7 +99,7 @@ impl WebView {
         let (name, page_id) = match state {
             PageState::Opened(id) => ("opened", format!(" data-page-id=\"{}\"", id)),
             PageState::Waiting => ("waiting", String::new()),
-            PageState::Unavailable => (UNAVAILABLE_STATE, String::new()),
+            PageState::Unavailable { .. } => (UNAVAILABLE_STATE, String::new()),
             PageState::Expired => ("expired", String::new()),
         };
         let logo = page
