@@ -148,7 +148,7 @@ table! {
     PAGE_TABLE;
 
     PAGE_UNKNOWN = NOT_FOUND StaticValidation "PAGE_UNKNOWN" "the edge has no page with this key: ask its operator for the key";
-    ORIGIN_FORBIDDEN = FORBIDDEN Security "ORIGIN_FORBIDDEN" "only a page of this web view may make this call: Origin is not the origin of public_url, or Sec-Fetch-Site is not same-origin";
+    ORIGIN_FORBIDDEN = FORBIDDEN Security "ORIGIN_FORBIDDEN" "only a page of this web view may make this call: Origin is not the origin of public_url, or Sec-Fetch-Site is not same-origin; a form POST is the navigation of a window";
     PAGE_SESSION_INVALID = UNAUTHORIZED Security "PAGE_SESSION_INVALID" "the page has no session, or another page of this browser replaced it: start again with another control";
     EXCHANGE_RATE = TOO_MANY_REQUESTS Security "EXCHANGE_RATE" "too many controls from this network were not usable within a minute: try again later" retry 60;
     PAGE_SESSION_RATE = TOO_MANY_REQUESTS Security "PAGE_SESSION_RATE" "this page sends too many requests: wait for answers before it sends more" retry 1;

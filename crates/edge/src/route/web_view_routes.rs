@@ -83,11 +83,15 @@ async fn frame(State(edge): State<Arc<EdgeState>>, request: Request) -> Response
 }
 
 /// `POST /web/{page}`: exchanges the controlId of a form, and redirects to the document: with a session, or in the state
-/// `unavailable` or `expired` if the exchange failed.
+/// `unavailable` or `expired` if the exchange failed. A request by a script of another site is refused before it counts: it could
+/// use up the failed exchanges of its visitor's network.
 async fn open_phone(State(edge): State<Arc<EdgeState>>, key: PageKey, request: Request) -> Response<Body> {
     let Some((web_view, page)) = edge.page_of(key) else {
         return edge.refuse(ApiError::PAGE_UNKNOWN, request).await;
     };
+    if !is_navigation(request.headers()) {
+        return edge.refuse(ApiError::ORIGIN_FORBIDDEN, request).await;
+    }
     let (parts, mut body) = request.into_parts();
     let mut log = RequestLog::begin("web", &parts);
     let redirect = |state| (StatusCode::SEE_OTHER, [(LOCATION, web_view.location(page, &state))]).into_response();
@@ -428,6 +432,12 @@ fn retry_seconds(asked: Option<u32>) -> u32 {
     asked
         .filter(|seconds| *seconds > 0)
         .map_or(UNAVAILABLE_RETRY_SECONDS, |seconds| seconds.min(UNAVAILABLE_RETRY_SECONDS_MAX))
+}
+
+/// Whether a browser navigates a window by this request, where the browser says so (Fetch Metadata).
+fn is_navigation(headers: &HeaderMap) -> bool {
+    let only = |name: &str, value: &str| headers.get_all(name).iter().all(|found| found == value);
+    only("sec-fetch-mode", "navigate") && only("sec-fetch-dest", "document")
 }
 
 /// The controlId of a form.
