@@ -104,7 +104,7 @@ fn audit_user() -> Parameter {
         .parameter_in(ParameterIn::Query)
         .required(Required::True)
         .description(Some(format!(
-            "The user that the client names; logged, never trusted. {AuditUserError}. It does not begin with web-view."
+            "The user that the client names; logged, never trusted. {AuditUserError}. It does not begin with web-view, in any case and after any spaces."
         )))
         .schema(Some(schema))
         .example(Some("reader".into()))

@@ -17,7 +17,9 @@ pub(super) enum Mistake {
     #[error("Host and :authority differ: send one of them, or the same value")]
     HostDiffers,
 
-    #[error("auditUser begins with web-view, as those of pages do: name another user")]
+    #[error(
+        "auditUser begins with web-view, in any case and after any spaces, as those of pages do: name another user"
+    )]
     AuditUserOfPage,
 
     #[error("the body is empty: send a JSON object")]

@@ -805,7 +805,9 @@ fn logged_method(method: &Method) -> &str {
 /// The value of the query parameter `auditUser`, if it occurs once, [`AuditUser`] accepts it, and it is no user of a page.
 fn audit_user(query: Option<&str>) -> Result<String, ApiError> {
     let value = query_value(query, "auditUser").ok().flatten().ok_or(ApiError::AUDIT_USER_INVALID)?;
-    if value.starts_with(AUDIT_USER_BASE) {
+    // A reader of the audit chain may overlook spaces and case.
+    let is_of_page = |start: &str| start.eq_ignore_ascii_case(AUDIT_USER_BASE);
+    if value.trim_start().get(..AUDIT_USER_BASE.len()).is_some_and(is_of_page) {
         return Err(Mistake::AuditUserOfPage.into());
     }
     AuditUser::parse(&value).map(|_| value).map_err(|_| ApiError::AUDIT_USER_INVALID)
@@ -1073,7 +1075,9 @@ mod tests {
     #[test]
     fn no_client_names_the_audit_user_of_a_page() {
         let page = format!("auditUser={AUDIT_USER_BASE}/bank");
-        for query in [&page, "auditUser=web-view", "auditUser=%77eb-view%2Fbank", "auditUser=web-viewer"] {
+        let others =
+            ["web-view", "%77eb-view%2Fbank", "web-viewer", "Web-View/bank", "+web-view/bank", "%C2%A0WEB-VIEW"];
+        for query in others.map(|user| format!("auditUser={user}")).iter().chain([&page]) {
             assert_eq!(audit_user(Some(query)), Err(Mistake::AuditUserOfPage.into()), "{query}");
         }
     }
