@@ -9,7 +9,7 @@ use std::{
 use super::monotonic_milliseconds;
 
 const MINUTE_MILLISECONDS: u64 = 60_000;
-/// The most keys of a [`MinuteLimits`] with a limit of their own.
+/// The most keys of a [`MinuteLimits`] with separate limits.
 const KEYS_MAX: usize = 1_024;
 
 /// Admits a number of events within each minute and counts the others. The minutes are those of CLOCK_MONOTONIC.
@@ -42,8 +42,8 @@ impl MinuteLimit {
     }
 }
 
-/// A [`MinuteLimit`] for each key: one key does not use up the limit of another. The keys beyond the first 1,024 share one
-/// limit.
+/// A [`MinuteLimit`] for each key: one key does not use up the limit of another. The keys beyond the first 1,024 of a minute share
+/// one limit.
 pub struct MinuteLimits<K> {
     max: u64,
     states: Mutex<States<K>>,
@@ -62,19 +62,33 @@ impl<K: Hash + Eq + Clone> MinuteLimits<K> {
 
     /// Admits an event of a key, as [`MinuteLimit::admit`].
     pub fn admit(&self, key: &K) -> Option<u64> {
-        self.of(key, |state| state.admit(this_minute(), self.max))
+        self.admit_in(this_minute(), key)
+    }
+
+    fn admit_in(&self, minute: u64, key: &K) -> Option<u64> {
+        self.of(minute, key, |state| state.admit(minute, self.max))
     }
 
     /// Counts events of a key as suppressed, as [`MinuteLimit::suppress`].
     pub fn suppress(&self, key: &K, events: u64) {
-        self.of(key, |state| state.suppress(events));
+        self.of(this_minute(), key, |state| state.suppress(events));
     }
 
-    fn of<T>(&self, key: &K, change: impl FnOnce(&mut State) -> T) -> T {
+    fn of<T>(&self, minute: u64, key: &K, change: impl FnOnce(&mut State) -> T) -> T {
         let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
         let States { of_keys, of_others } = &mut *states;
         if of_keys.len() >= KEYS_MAX && !of_keys.contains_key(key) {
-            return change(of_others);
+            // The keys of earlier minutes leave their places, and their suppressed events to the shared limit.
+            of_keys.retain(|_, state| {
+                let is_of_minute = state.minute == minute;
+                if !is_of_minute {
+                    of_others.suppress(state.suppressed);
+                }
+                is_of_minute
+            });
+            if of_keys.len() >= KEYS_MAX {
+                return change(of_others);
+            }
         }
         change(of_keys.entry(key.clone()).or_insert(State::NEW))
     }
@@ -127,11 +141,22 @@ mod tests {
     fn a_key_does_not_use_up_the_limit_of_another() {
         let limits = MinuteLimits::new(1);
         for _ in 0..1_000 {
-            limits.admit(&0);
+            limits.admit_in(7, &0);
         }
-        assert_eq!(limits.admit(&1), Some(0));
+        assert_eq!(limits.admit_in(7, &1), Some(0));
         // The keys beyond the first ones share one limit.
-        let admitted = (2..10_000).filter(|key| limits.admit(key).is_some()).count();
-        assert!((KEYS_MAX - 1..KEYS_MAX + 2).contains(&admitted), "{admitted}");
+        assert_eq!((2..10_000).filter(|key| limits.admit_in(7, key).is_some()).count(), KEYS_MAX - 1);
+    }
+
+    #[test]
+    fn a_key_leaves_its_place_when_its_minute_ends() {
+        let limits = MinuteLimits::new(1);
+        (0..1_024).for_each(|key| assert_eq!(limits.admit_in(7, &key), Some(0)));
+        assert_eq!(
+            (limits.admit_in(7, &0), limits.admit_in(7, &9_998), limits.admit_in(7, &9_999)),
+            (None, Some(0), None)
+        );
+        assert!((1_024..2_048).all(|key| limits.admit_in(8, &key) == Some(0)));
+        assert_eq!(limits.admit_in(8, &9_998), Some(2), "no suppressed event is lost");
     }
 }
