@@ -102,7 +102,8 @@ pub enum Body {
         /// The control that the request names.
         #[serde(serialize_with = "text_to_json", deserialize_with = "control_from_json")]
         control: ControlId,
-        /// The number of such requests of the tenant and action before this one that have no entry: the engine limits the entries a minute.
+        /// The number of such requests of the tenant and action before this one that have no entry: the engine limits the
+        /// entries within a minute.
         unrecorded: u64,
     },
     /// A call was denied because of the caller's certificate, or an edge denied the request of its client. The outcome is

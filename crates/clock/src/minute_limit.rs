@@ -42,8 +42,8 @@ impl MinuteLimit {
     }
 }
 
-/// A [`MinuteLimit`] for each key: one key does not use up the limit of another. The keys beyond the first 1,024 of a minute share
-/// one limit.
+/// A [`MinuteLimit`] for each key: one key does not use up the limit of another. The keys beyond the first 1,024 of a minute
+/// share one limit.
 pub struct MinuteLimits<K> {
     max: u64,
     states: Mutex<States<K>>,

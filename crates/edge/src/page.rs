@@ -1,6 +1,6 @@
-//! The pages for developers: the OpenAPI document, its viewer and the guide. Beside a web view, only a listener of their own serves
-//! viewer and guide: a flaw of the viewer must not reach the origin of the web view's pages. `docs/viewer/README.md` says how `docs/viewer/dist`
-//! is built, and why the policies allow what they allow.
+//! The pages for developers: the OpenAPI document, its viewer and the guide. Beside a web view, only `docs_listen` serves
+//! viewer and guide: a flaw of the viewer must not reach the origin of the web view's pages. `docs/viewer/README.md` says how
+//! `docs/viewer/dist` is built, and why the policies allow what they allow.
 
 use axum::{
     Router,

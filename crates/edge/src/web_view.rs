@@ -5,8 +5,8 @@
 //! form POST, or postMessage to a frame ──▶ controlId ──StartPage──▶ page session (cookie) ──▶ tzpk, set, view
 //! ```
 //! One page exchanges a controlId, and a frame that lost the answer repeats its exchange. After that the sealed cookie is the
-//! credential, and the edge has no state of a page. A form POST is answered with a redirect to the document: Chromium writes the body of a POST that a document answers, and so the
-//! controlId, to the session file of its profile.
+//! credential, and the edge has no state of a page. A form POST is answered with a redirect to the document: Chromium writes
+//! the body of a POST that a document answers, and so the controlId, to the session file of its profile.
 
 mod built_page;
 mod page_html;

@@ -83,8 +83,8 @@ async fn frame(State(edge): State<Arc<EdgeState>>, request: Request) -> Response
 }
 
 /// `POST /web/{page}`: exchanges the controlId of a form, and redirects to the document: with a session, or in the state
-/// `unavailable` or `expired` if the exchange failed. A request by a script of another site is refused before it counts: it could
-/// use up the failed exchanges of its visitor's network.
+/// `unavailable` or `expired` if the exchange failed. A request by a script of another site is refused before it counts: it
+/// could use up the failed exchanges of its visitor's network.
 async fn open_phone(State(edge): State<Arc<EdgeState>>, key: PageKey, request: Request) -> Response<Body> {
     let Some((web_view, page)) = edge.page_of(key) else {
         return edge.refuse(ApiError::PAGE_UNKNOWN, request).await;
