@@ -466,7 +466,7 @@ fn the_calls_of_another_page_are_refused_and_spend_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_ends_with_its_control() {
-    let services = Services::start_with("[control]\nlifetime_seconds = 10", "");
+    let services = Services::start_with("[control]\nlifetime_seconds = 30", "");
     let device = device();
     let (late, control) = (services.open("7808", "SET_PIN"), services.open("7809", "SET_PIN"));
     let mut browser = services.browser();
@@ -479,10 +479,10 @@ async fn a_page_ends_with_its_control() {
     let request = json!({ "pageId": id, "publicKey": STANDARD.encode(device.public_key_der()) });
     let ended = async || {
         // A session has 60 requests a minute.
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
         Some(browser.clone().call("bank", "tzpk", &request)).filter(|answer| answer.status == 401)
     };
-    let refused = soon("the session does not end", ended).await;
+    let refused = within(Duration::from_secs(120), "the session does not end", ended).await;
     assert_eq!(refused.fault(), (401, "PAGE_SESSION_INVALID".into()));
     assert_eq!(browser.session("bank", id).fault(), (401, "PAGE_SESSION_INVALID".into()));
     // The reply of a set may have been lost.
