@@ -773,8 +773,6 @@ async fn a_browser_that_leaves_a_stalled_engine_fails_no_exchange() {
     let repeated = async || Some(browser.call("bank", "session", &exchanged)).filter(|answer| answer.status == 200);
     let session = soon("the exchange counts as failed", repeated).await.json();
     assert_eq!(session["pageId"], exchanged["pageId"]);
-    assert_eq!(browser.call("bank", "session", &unknown).fault(), (404, "CONTROL_NOT_USABLE".into()));
-    assert_eq!(browser.call("bank", "session", &unknown).fault(), (429, "EXCHANGE_RATE".into()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
