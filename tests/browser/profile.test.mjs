@@ -32,15 +32,16 @@ after(() => stage.close());
 async function run(profile) {
   const context = await stage.context({ profile });
   const secrets = { pin: PLANTED_PIN };
+  const blocks = new Set();
   const page = await context.newPage();
   context.on("request", (request) => {
     const body = request.url().endsWith("/set") ? JSON.parse(request.postData()) : {};
-    if (body.pinBlock) secrets[`block ${Object.keys(secrets).length}`] = body.pinBlock;
+    if (body.pinBlock) blocks.add(body.pinBlock);
   });
   context.on("response", async (response) => {
     if (!response.url().endsWith("/view") || !response.ok()) return;
     const { pinBlock } = await response.json();
-    secrets[`block ${Object.keys(secrets).length}`] = pinBlock;
+    blocks.add(pinBlock);
   });
   const open = async (card, scope) => {
     const control = await openControl(card, scope);
@@ -49,6 +50,8 @@ async function run(profile) {
   };
   const card = nextCard();
   await postForm(page, await open(card, "SET_PIN"));
+  // The page sends its block twice.
+  await page.route("**/set", (route) => route.abort("connectionreset"), { times: 1 });
   await choose(page, words, PLANTED_PIN);
   await heading(page, words, "saved");
   await postForm(page, await open(card, "VIEW_PIN"));
@@ -64,7 +67,8 @@ async function run(profile) {
   await heading(frame, words, "saved");
   await send({ operation: "view-pin", controlId: (await open(card, "VIEW_PIN")).id });
   await view(frame);
-  await until(() => Object.keys(secrets).length === 9, "the blocks of the run");
+  await until(() => blocks.size === 4, "the blocks of the run");
+  [...blocks].forEach((block, at) => (secrets[`block ${at}`] = block));
   // The session service writes its file some seconds after a navigation. Wait for one that names the last page.
   await until(() => search(profile, { site: OTHER_SITE }).length > 0, "the profile on disk");
   await context.close();
