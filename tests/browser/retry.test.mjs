@@ -5,7 +5,6 @@ import {
   choose,
   freeze,
   heading,
-  nextCard,
   openPage,
   pass,
   recordNative,
