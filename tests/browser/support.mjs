@@ -264,8 +264,9 @@ export function recordMessages(context) {
 
 /** Stops the time of a page with an installed clock: no timer runs until the test moves the time. */
 export async function freeze(page) {
-  // The clock cannot pause in the past, and the machine may stall between these two calls.
-  await page.clock.pauseAt((await page.evaluate(() => Date.now())) + 5_000);
+  const pauseSoon = async () => page.clock.pauseAt((await page.evaluate(() => Date.now())) + 5_000);
+  // If the machine stalls between these two calls, the clock stops and then refuses a time in the past. Stopped, it accepts the next.
+  await pauseSoon().catch(pauseSoon);
 }
 
 /** The seconds that the timer of the page shows. */
