@@ -1,7 +1,5 @@
 // The page in a frame: the parent window's messages, and windows that are not the parent.
 import assert from "node:assert/strict";
-import { mkdirSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
 import { after, before, beforeEach, test } from "node:test";
 import {
   choose,
@@ -22,6 +20,7 @@ import {
   settings,
   shownPin,
   Stage,
+  submitForm,
   texts,
   until,
   violations,
@@ -140,17 +139,8 @@ test("a frame of a wrong origin gets no page", async () => {
 });
 
 test("a page without a frame's key cannot be framed", async () => {
-  const { pinURL, id } = await openControl(nextCard(), "SET_PIN");
   await page.goto(`${PARENT_SITE}/parent`);
-  await page.evaluate(
-    ([action, value]) => {
-      const form = Object.assign(document.createElement("form"), { method: "post", action, target: "sibling" });
-      form.append(Object.assign(document.createElement("input"), { type: "hidden", name: "controlId", value }));
-      document.body.append(form);
-      form.submit();
-    },
-    [pinURL, id],
-  );
+  await submitForm(page, await openControl(nextCard(), "SET_PIN"), "sibling");
   await until(() => page.frames().some((found) => found.url().startsWith("chrome-error:")), "the refused frame");
 });
 
@@ -297,12 +287,7 @@ test("the answer of a call that a second message ended changes nothing", async (
 
 test("a frame in a browser that blocks its cookies reports an error", async () => {
   await context.close();
-  const profile = stage.directory("blocked-cookies");
-  mkdirSync(join(profile, "Default"));
-  // 2 blocks the cookies of every site, also partitioned ones.
-  const preferences = { profile: { default_content_setting_values: { cookies: 2 } } };
-  writeFileSync(join(profile, "Default", "Preferences"), JSON.stringify(preferences));
-  context = await stage.context({ profile });
+  context = await stage.contextWithoutCookies();
   await openWindow();
   await openParent(PARENT_SITE);
   assert.equal(await page.evaluate(() => (document.cookie = "a=b") && document.cookie), "");

@@ -136,6 +136,15 @@ export class Stage {
     return context;
   }
 
+  /** A browser context that blocks the cookies of every site, also partitioned ones. */
+  contextWithoutCookies() {
+    const profile = this.directory("blocked-cookies");
+    mkdirSync(join(profile, "Default"));
+    const preferences = { profile: { default_content_setting_values: { cookies: 2 } } };
+    writeFileSync(join(profile, "Default", "Preferences"), JSON.stringify(preferences));
+    return this.context({ profile });
+  }
+
   async #serve() {
     const [key, cert] = ["key.pem", "cert.pem"].map((name) => join(this.#directory, name));
     const subject = ["-subj", "/CN=pinseal tests", "-days", "2", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
@@ -208,19 +217,24 @@ export async function openControl(card, scope) {
   return answer;
 }
 
-/** Sends the form POST of the app's web view for a control, and waits for the page. */
-export async function postForm(page, { id, pinURL }) {
-  await page.goto(`${OTHER_SITE}/app`);
-  const loaded = page.waitForURL((url) => url.href.startsWith(pinURL));
-  await page.evaluate(
-    ([action, controlId]) => {
-      const form = Object.assign(document.createElement("form"), { method: "post", action });
+/** Sends a form POST with a controlId from the document of a page, into this target if given. */
+export function submitForm(page, { id, pinURL }, target = "") {
+  return page.evaluate(
+    ([action, controlId, name]) => {
+      const form = Object.assign(document.createElement("form"), { method: "post", action, target: name });
       form.append(Object.assign(document.createElement("input"), { type: "hidden", name: "controlId", value: controlId }));
       document.body.append(form);
       form.submit();
     },
-    [pinURL, id],
+    [pinURL, id, target],
   );
+}
+
+/** Sends the form POST of the app's web view for a control, and waits for the page. */
+export async function postForm(page, control) {
+  await page.goto(`${OTHER_SITE}/app`);
+  const loaded = page.waitForURL((url) => url.href.startsWith(control.pinURL));
+  await submitForm(page, control);
   await loaded;
   await page.locator("main h1").waitFor();
 }

@@ -103,7 +103,9 @@ async function start(request: SessionRequest, expected?: Operation): Promise<voi
     begin(current, control, performance.now() - current.connection.sentAt);
   } catch (error) {
     const refusal = error instanceof Refused ? error.refusal : "failed";
-    fail(refusal === "no_answer" ? "unavailable" : refusal === "expired" ? "expired" : "failed", expected);
+    // Without a controlId the edge found no session: the browser blocks cookies, or a second page replaced this page's cookie.
+    const isOver = refusal === "expired" && request.controlId !== undefined;
+    fail(refusal === "no_answer" ? "unavailable" : isOver ? "expired" : "failed", expected);
   }
 }
 
