@@ -255,6 +255,24 @@ test("a second message starts the page again", async () => {
   await heading(frame, words, "saved");
 });
 
+test("a repeated message of the present control changes nothing", async () => {
+  await openParent(PARENT_SITE);
+  const { id } = await openControl(nextCard(), "SET_PIN");
+  await send(page, "set-pin", id);
+  await send(page, "set-pin", id);
+  await heading(frame, words, "choose");
+  await press(frame, "48");
+  await send(page, "set-pin", id);
+  assert.deepEqual((await callsAfter(3)).filter((path) => path === "session"), ["session"]);
+  await press(frame, "093");
+  await proceed(frame);
+  await heading(frame, words, "repeat");
+  await press(frame, "48093");
+  await proceed(frame);
+  await heading(frame, words, "saved");
+  assert.deepEqual(await events(), [{ event: "set_pin_success" }]);
+});
+
 test("the answer of a call that a second message ended changes nothing", async () => {
   let release;
   const held = new Promise((resolve) => (release = resolve));

@@ -20,17 +20,20 @@ const screen = new Screen(document.querySelector("main") ?? document.body, () =>
 /** One control, from its exchange to its end. */
 interface Run {
   connection: Connection;
+  /** What the parent window asked for. */
+  requested: Operation | undefined;
+  controlId: string | undefined;
   operation?: PinOperation;
   countdown?: Countdown;
 }
 let run: Run | undefined;
 
-function connect(): Run {
+function connect(controlId?: string, requested?: Operation): Run {
   stop();
   const connection = new Connection(data.base ?? "", (lost, mayTry) =>
     screen.loss(lost ? (run?.operation?.lossText ?? "no_connection") : undefined, mayTry),
   );
-  run = { connection };
+  run = { connection, controlId, requested };
   return run;
 }
 
@@ -94,7 +97,7 @@ interface SessionRequest {
  */
 async function start(request: SessionRequest, expected?: Operation): Promise<void> {
   if (!isSupported()) return fail("unsupported", expected);
-  const current = connect();
+  const current = connect(request.controlId, expected);
   prepare();
   const stopAt = performance.now() + SESSION_TIME_MAX_MS;
   try {
@@ -163,7 +166,11 @@ window.addEventListener("pagehide", () => end("expired"));
 
 if (framed) {
   prepare();
-  host.onRequest((operation, controlId) => void start({ controlId, pageId: newPageId() }, operation));
+  host.onRequest((operation, controlId) => {
+    // A control starts one page: an exchange of a repeated message with another pageId would end the entry.
+    if (run?.controlId === controlId && run.requested === operation) return;
+    void start({ controlId, pageId: newPageId() }, operation);
+  });
 } else {
   Object.assign(window, {
     set_pin: () => {
