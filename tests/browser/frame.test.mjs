@@ -347,7 +347,7 @@ test("a PIN that arrives after a second message is not shown", async () => {
   await frame.locator(".timer", { hasText: words.time_left }).waitFor();
 });
 
-test("a frame leaves the focus in its parent", async () => {
+test("a frame leaves the focus in its parent, and a PIN is set with the keyboard alone", async () => {
   await openParent(PARENT_SITE);
   await page.evaluate(() => {
     document.querySelector("h1").tabIndex = 0;
@@ -357,9 +357,14 @@ test("a frame leaves the focus in its parent", async () => {
   await heading(frame, words, "choose");
   assert.equal(await page.evaluate(() => document.activeElement.tagName), "H1");
   await page.keyboard.press("Tab");
-  await page.keyboard.type("48093");
-  await page.keyboard.press("Enter");
-  await heading(frame, words, "repeat");
+  for (const step of ["choose", "repeat"]) {
+    await heading(frame, words, step);
+    await frame.locator(".field:focus").waitFor();
+    await page.keyboard.type("48093");
+    await page.keyboard.press("Enter");
+  }
+  await heading(frame, words, "saved");
+  assert.deepEqual(await events(), [{ event: "set_pin_success" }]);
 });
 
 test("digits typed after a pressed key stay in the frame", async () => {

@@ -572,14 +572,19 @@ test("a shown PIN cannot be printed", async () => {
   assert.ok(printed.includes("/Page") && !printed.includes("/Font"));
 });
 
+/** Waits until the focus is on an element of this selector with this text. */
+const focused = (selector, text) =>
+  until(
+    () => page.evaluate(([name, label]) => document.activeElement.matches(name) && document.activeElement.textContent.includes(label), [selector, text]),
+    `the focus on ${text || selector}`,
+  );
+
 test("a PIN is viewed with the keyboard alone", async () => {
   const card = nextCard();
   await setPin(page, card, "48093", words);
   await page.clock.install();
   await openPage(page, "VIEW_PIN", card);
   await freeze(page);
-  const focused = (what, text) =>
-    until(() => page.evaluate(([tag, label]) => document.activeElement.matches(tag) && document.activeElement.textContent.includes(label), [what, text]), `the focus on ${text}`);
   await focused("button", words.show);
   await page.keyboard.press("Enter");
   await heading(page, words, "your_pin");
@@ -618,6 +623,31 @@ test("a PIN is set with the keyboard alone", async () => {
   await page.keyboard.type("48093");
   await page.keyboard.press("Enter");
   await heading(page, words, "saved");
+});
+
+test("another choice and a wrong repeat need the keyboard alone", async () => {
+  await openPage(page, "SET_PIN");
+  const enter = async (step, digits) => {
+    await heading(page, words, step);
+    await focused(".field", "");
+    await page.keyboard.type(digits);
+    await page.keyboard.press("Enter");
+  };
+  await enter("choose", "48093");
+  await heading(page, words, "repeat");
+  await focused(".field", "");
+  // Behind the ten digits, the delete key and the main button.
+  for (let tabs = 1; tabs <= 13; tabs++) await page.keyboard.press("Tab");
+  await focused("button", words.another);
+  await page.keyboard.press("Enter");
+  await enter("choose", "5093");
+  await enter("repeat", "5094");
+  await problem(page, words, "mismatch");
+  await enter("choose", "5093");
+  await enter("repeat", "5093");
+  await heading(page, words, "saved");
+  await focused("h1", words.saved);
+  assert.deepEqual(await events(), ["set_pin_success"]);
 });
 
 test("Arabic digits of a keyboard are digits", async () => {
