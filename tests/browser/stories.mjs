@@ -1,82 +1,83 @@
-// What a screen reader gets in each state of states.test.mjs, in English: the accessibility tree, as Playwright writes it.
-
-const ADVICE = "A screen reader may speak your digits aloud. Use headphones.";
-const KEYS = [..."1234567890", "Delete last digit"].map((key) => `    - button "${key}"`);
-
-/** The entry of a PIN. A lost connection takes the place of the alert, and with `saving` that of the keys. */
-function entry({ step = "Choose", alert, lost, saving, buttons = ['"Continue" [disabled]'], status }) {
-  return tree(
-    "timer: Time left 0:00",
-    `heading "${step} your PIN" [level=1]`,
-    "paragraph: 4 to 12 digits",
-    ...(lost ?? [alert ? `alert: ${alert}` : "alert"]),
-    `textbox "${step} your PIN"`,
-    `paragraph: ${ADVICE}`,
-    ...(lost && saving ? [] : [`group "Keypad":\n${KEYS.join("\n")}`]),
-    ...buttons.map((button) => `button ${button}`),
-    `status: ${status}`,
-  );
-}
-
-/** A state without a button. The hint is announced too. */
-const notice = (heading, hint) => tree(`heading "${heading}" [level=1]`, `paragraph: ${hint}`, "alert", `status: ${hint}`);
+// What a screen reader gets in each state of states.test.mjs: the accessibility tree, as Playwright writes it.
 
 const tree = (...lines) => ["- main:", ...lines.map((line) => `  - ${line}`)].join("\n");
+const quoted = (text) => JSON.stringify(text);
+/** A text after a role, quoted as in YAML. */
+const value = (text) => (text.includes(": ") ? quoted(text) : text);
 
-const LENGTH = "4 to 12 digits";
-const TWO = '"Digits entered: 2"';
-const SAVING = ['"Saving your PIN…" [disabled]'];
-const NOBODY = "Make sure that nobody else can see your screen.";
-const NOT_CONFIRMED = "No connection, so your PIN is not confirmed yet. We keep trying.";
-const LOST = "The connection was lost, so your PIN may or may not have changed. Go back and start again.";
+/** The trees by state, with these texts of a language. The last seconds of a PIN that is shown are those of English. */
+export function storiesOf(words) {
+  const text = (key, values = {}) => words[key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
+  const title = (key) => `heading ${quoted(text(key))} [level=1]`;
+  const paragraph = (key) => `paragraph: ${value(text(key))}`;
+  const keys = [..."1234567890", text("delete")].map((key) => `    - button ${quoted(key)}`);
+  const length = text("length", { min: 4, max: 12 });
+  const two = text("entered", { count: 2 });
+  const next = [`${quoted(text("continue"))} [disabled]`];
+  const saving = [`${quoted(text("saving"))} [disabled]`];
+  const tryNow = `button ${quoted(text("try_now"))}`;
 
-export const STORIES = {
-  "01-choose": entry({ status: LENGTH }),
-  "02-no-paste": entry({ alert: "Enter your PIN with the keys. It cannot be pasted.", status: TWO }),
-  "03-too-short": entry({ alert: "Enter at least 4 digits.", status: TWO }),
-  "04-repeat": entry({ step: "Repeat", buttons: ['"Save PIN" [disabled]', '"Choose another PIN"'], status: TWO }),
-  "05-mismatch": entry({ alert: "The two PINs are different. Choose your PIN again.", status: LENGTH }),
-  "06-weak": entry({ alert: "This PIN is too easy to guess. Choose another one.", status: LENGTH }),
-  "07-not-confirmed": entry({
-    step: "Repeat",
-    lost: [`paragraph: ${NOT_CONFIRMED}`, 'button "Try again now"'],
-    saving: true,
-    buttons: SAVING,
-    status: NOT_CONFIRMED,
-  }),
-  "08-saved": notice("Your PIN is saved", "You can close this page."),
-  "09-view": tree(
-    "timer: Time left 0:00",
-    'heading "View your PIN" [level=1]',
-    `paragraph: ${NOBODY}`,
-    "alert",
-    'button "Show PIN"',
-    `paragraph: ${ADVICE}`,
-    `status: ${NOBODY}`,
-  ),
-  "10-shown": tree(
-    "timer: Hides in 0:00",
-    'heading "Your PIN" [level=1]',
-    `paragraph: ${NOBODY}`,
-    "alert",
-    `list "Your PIN":\n${[..."739158264017"].map((digit) => `    - listitem: "${digit}"`).join("\n")}`,
-    'button "Hide PIN"',
-    'status: "Hides in: 10 seconds"',
-  ),
-  "11-hidden": notice("Your PIN is hidden", "To see it again, go back and start again."),
-  "12-expired": notice("The time is up", "For your safety this page works for a short time only. Go back and start again."),
-  "13-not-set": notice("This card has no PIN yet", "Go back and choose a PIN first."),
-  "14-unconfirmed": notice("We could not confirm your PIN", LOST),
-  "15-failed": notice("Something went wrong", "Go back and start again."),
-  "16-opening": notice("Your PIN", "Getting ready…"),
-  "17-not-shown": notice("This PIN cannot be shown", "Go back and choose a new PIN."),
-  "18-no-connection": entry({ lost: ["paragraph: No connection. We keep trying."], status: "No connection. We keep trying." }),
-  "19-saving": entry({ step: "Repeat", saving: true, buttons: SAVING, status: "Saving your PIN…" }),
-  "20-unchanged": notice("Something went wrong", "Your PIN was not changed. Go back and start again."),
-  "21-unavailable": notice("The service cannot be reached", "Wait a moment, then go back and start again."),
-  "22-unsupported": notice("This browser is too old", "Update the app or the browser, then start again."),
-  "23-no-script": tree(
-    'heading "Your PIN" [level=1]',
-    "paragraph: This page needs JavaScript. Turn it on and open the page again.",
-  ),
-};
+  /** The entry of a PIN. A lost connection takes the place of the alert, and with `isSaving` that of the keys. */
+  const entry = ({ step = "choose", alert, lost, isSaving, buttons = next, status }) =>
+    tree(
+      `timer: ${text("time_left")} 0:00`,
+      title(step),
+      `paragraph: ${value(length)}`,
+      ...(lost ?? [alert ? `alert: ${value(alert)}` : "alert"]),
+      `textbox ${quoted(text(step))}`,
+      paragraph("headphones"),
+      ...(lost && isSaving ? [] : [`group ${quoted(text("keypad"))}:\n${keys.join("\n")}`]),
+      ...buttons.map((button) => `button ${button}`),
+      `status: ${value(status)}`,
+    );
+  /** A state without a button. The hint is announced too. */
+  const notice = (heading, hint) => tree(title(heading), paragraph(hint), "alert", `status: ${value(text(hint))}`);
+
+  return {
+    "01-choose": entry({ status: length }),
+    "02-no-paste": entry({ alert: text("no_paste"), status: two }),
+    "03-too-short": entry({ alert: text("too_short", { min: 4 }), status: two }),
+    "04-repeat": entry({ step: "repeat", buttons: [`${quoted(text("save"))} [disabled]`, quoted(text("another"))], status: two }),
+    "05-mismatch": entry({ alert: text("mismatch"), status: length }),
+    "06-weak": entry({ alert: text("weak"), status: length }),
+    "07-not-confirmed": entry({
+      step: "repeat",
+      lost: [paragraph("not_confirmed"), tryNow],
+      isSaving: true,
+      buttons: saving,
+      status: text("not_confirmed"),
+    }),
+    "08-saved": notice("saved", "saved_hint"),
+    "09-view": tree(
+      `timer: ${text("time_left")} 0:00`,
+      title("view"),
+      paragraph("view_hint"),
+      "alert",
+      `button ${quoted(text("show"))}`,
+      paragraph("headphones"),
+      `status: ${value(text("view_hint"))}`,
+    ),
+    "10-shown": tree(
+      `timer: ${text("hides_in")} 0:00`,
+      title("your_pin"),
+      paragraph("view_hint"),
+      "alert",
+      `list ${quoted(text("your_pin"))}:\n${[..."739158264017"].map((digit) => `    - listitem: "${digit}"`).join("\n")}`,
+      `button ${quoted(text("hide"))}`,
+      `status: ${value(`${text("hides_in")}: 10 seconds`)}`,
+    ),
+    "11-hidden": notice("hidden", "hidden_hint"),
+    "12-expired": notice("expired", "expired_hint"),
+    "13-not-set": notice("not_set", "not_set_hint"),
+    "14-unconfirmed": notice("unconfirmed", "unconfirmed_hint"),
+    "15-failed": notice("failed", "failed_hint"),
+    "16-opening": notice("title", "loading"),
+    "17-not-shown": notice("not_shown", "not_shown_hint"),
+    "18-no-connection": entry({ lost: [paragraph("no_connection")], status: text("no_connection") }),
+    "19-saving": entry({ step: "repeat", isSaving: true, buttons: saving, status: text("saving") }),
+    "20-unchanged": notice("failed", "unchanged_hint"),
+    "21-unavailable": notice("unavailable", "unavailable_hint"),
+    "22-unsupported": notice("unsupported", "unsupported_hint"),
+    "23-no-script": tree(title("title"), paragraph("no_script")),
+  };
+}
