@@ -154,6 +154,8 @@ export class Stage {
       if (request.headers.host === settings.publicUrl.host) this.#forward(request, response);
       else parentSite(request, response);
     });
+    // An idle connection that ends while the browser sends a call would lose that call.
+    this.#server.keepAliveTimeout = 0;
     await new Promise((listening) => this.#server.listen(0, "127.0.0.1", listening));
   }
 
@@ -331,7 +333,11 @@ export function recordNative(context) {
 
 /** Waits until the heading is the text of this key. */
 export async function heading(frame, words, key) {
-  await frame.locator("main h1", { hasText: new RegExp(`^${escaped(words[key])}$`) }).waitFor();
+  const shown = frame.locator("main h1");
+  const expected = shown.filter({ hasText: new RegExp(`^${escaped(words[key])}$`) }).waitFor();
+  await expected.catch(async ({ message }) => {
+    throw new Error(`${message}\nThe page shows: ${await shown.allTextContents()}`);
+  });
 }
 
 export async function problem(frame, words, key, values = {}) {

@@ -17,8 +17,8 @@ use support::{
 
 /// `[web_view]` of the edge, with `LOGO` in place of the path of the logo.
 const PAGES: &str = include_str!("../browser/web_view.toml");
-/// The machine may stall: a control must outlive the longest test.
-const CONTROLS: &str = "[control]\nlifetime_seconds = 600\n";
+/// The machine may stall: a control must outlive the longest test, and a form POST works once, so its call must not time out.
+const PATIENT: &str = "call_timeout_milliseconds = 60000\n[control]\nlifetime_seconds = 600\n";
 
 /// A command that runs one file of tests/browser.
 fn browser_tests(file: &str) -> Command {
@@ -40,7 +40,7 @@ fn run(file: &str) {
     let path = |name: &str| directory.path().join(name);
     let control = path("control");
     std::fs::create_dir(&control).unwrap();
-    let engine = EngineProcess::start(directory.path(), CONTROLS);
+    let engine = EngineProcess::start(directory.path(), PATIENT);
     let address = engine.address().to_owned();
     let pages = PAGES.replace("LOGO", root("tests/browser/logo.svg").to_str().unwrap());
     let edge = EdgeProcess::start(directory.path(), &format!("address = \"http://{address}\""), &pages);
@@ -72,7 +72,7 @@ fn run(file: &str) {
             std::fs::remove_file(away).unwrap();
         }
         if back.exists() {
-            engine = Some(EngineProcess::start_at(directory.path(), &address, CONTROLS));
+            engine = Some(EngineProcess::start_at(directory.path(), &address, PATIENT));
             std::fs::remove_file(back).unwrap();
         }
         thread::sleep(Duration::from_millis(20));
