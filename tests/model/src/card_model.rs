@@ -720,7 +720,7 @@ fn tenant() -> Tenant {
 }
 
 #[allow(clippy::unwrap_used, reason = "a constant")]
-fn new_control(at: usize, scope: Scope) -> NewControl {
+pub(crate) fn new_control(at: usize, scope: Scope) -> NewControl {
     NewControl {
         id: ControlId::from_bytes([u8::try_from(at).unwrap(); 16]),
         card: CardKey { tenant: tenant(), plastic: PlasticId::parse("1").unwrap() },

@@ -4,6 +4,11 @@ use std::{fmt, hash::Hash};
 
 use stateright::{Checker, Expectation, HasDiscoveries, Model};
 
+use crate::graph::Graph;
+
+/// The name of the property that [`Report::check_recovery`] checks.
+pub const SERVICE: &str = "g: from each state there is a path to service";
+
 /// The result of a run.
 pub struct Report {
     /// The number of distinct states.
@@ -41,6 +46,40 @@ impl Report {
             }
         }
         Self { states: checker.unique_state_count(), depth: checker.max_depth(), violated }
+    }
+
+    /// Visits the states breadth first, up to the first violation of a property that always holds in a recommended design. The
+    /// report has no depth.
+    pub fn check_rejected<M>(model: &M, property: &'static str) -> Self
+    where
+        M: Model,
+        M::State: Clone + Hash,
+        M::Action: Clone + fmt::Debug,
+    {
+        let condition =
+            model.properties().into_iter().find(|other| other.name == property).map(|found| found.condition);
+        let is_violated = |state: &M::State| condition.is_some_and(|condition| !condition(model, state));
+        Self::of_path(property, Graph::first(model, is_violated))
+    }
+
+    /// Visits every state, and checks [`SERVICE`]. The report has no depth.
+    pub fn check_recovery<M>(model: &M, serves: impl Fn(&M::State) -> bool) -> Self
+    where
+        M: Model,
+        M::State: Clone + Hash,
+        M::Action: Clone + fmt::Debug,
+    {
+        Self::of_path(SERVICE, Graph::stuck(model, serves))
+    }
+
+    fn of_path<A: fmt::Debug>(property: &'static str, (states, path): (usize, Option<Vec<A>>)) -> Self {
+        let steps = path.map(|path| path.iter().map(|action| format!("{action:?}")).collect());
+        Self { states, depth: 0, violated: steps.map(|steps| (property, steps)).into_iter().collect() }
+    }
+
+    /// The shortest path to the violation of a property.
+    pub fn path_to(&self, property: &str) -> Option<&[String]> {
+        self.violated.iter().find(|(name, _)| *name == property).map(|(_, steps)| steps.as_slice())
     }
 }
 

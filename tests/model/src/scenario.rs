@@ -1,0 +1,174 @@
+//! The recommended designs, each within the limits of a scenario.
+
+use crate::database::Faults;
+use crate::report::Report;
+use crate::rotation_model::{self, RotationModel};
+use crate::set_pin_model::{self, SetPinModel};
+use crate::verify_pin_model::{self, VerifyPinModel};
+
+/// A run of a checker.
+pub(crate) type Check = Box<dyn Fn() -> Report>;
+
+/// Who runs a scenario.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// The tests, and the command.
+    Small,
+    /// The command alone.
+    Whole,
+}
+
+/// A recommended design, within some limits.
+pub struct Scenario {
+    pub name: &'static str,
+    pub size: Size,
+    /// Checks the safety properties in each state.
+    pub check: Check,
+    /// Checks that from each state there is a path to service; `None` where the graph is too large for memory.
+    pub check_recovery: Option<Check>,
+}
+
+/// One failover, and one restart of the primary before it.
+pub(crate) const FAILOVER: Faults = Faults { primary_restarts: 1, failovers: 1 };
+pub(crate) const TWO_CONTROLS: set_pin_model::Limits =
+    set_pin_model::Limits { second_control: true, calls: 4, ..SET_PIN };
+pub(crate) const SET_PIN: set_pin_model::Limits = set_pin_model::Limits {
+    calls: 3,
+    issues: false,
+    other_blocks: false,
+    second_control: false,
+    ticks: 0,
+    skew: 0,
+    cuts: 0,
+    faults: Faults { primary_restarts: 0, failovers: 0 },
+    engine_crashes: 0,
+    twins: 0,
+};
+pub(crate) const VERIFY_PIN: verify_pin_model::Limits = verify_pin_model::Limits {
+    tries: 2,
+    calls: 4,
+    resets: 0,
+    cuts: 0,
+    crashes: 0,
+    faults: Faults { primary_restarts: 0, failovers: 0 },
+};
+pub(crate) const ROTATION: rotation_model::Limits = rotation_model::Limits {
+    sets: 1,
+    reencryptions: 1,
+    cuts: 0,
+    crashes: 0,
+    faults: Faults { primary_restarts: 0, failovers: 0 },
+    newcomer: false,
+    is_patient: false,
+};
+
+fn set_pin(size: Size, name: &'static str, limits: set_pin_model::Limits) -> Scenario {
+    let model = SetPinModel { design: set_pin_model::Design::RECOMMENDED, limits };
+    Scenario {
+        name,
+        size,
+        check: Box::new(move || Report::check(model, None)),
+        check_recovery: Some(Box::new(move || Report::check_recovery(&model, SetPinModel::serves))),
+    }
+}
+
+fn verify_pin(size: Size, name: &'static str, limits: verify_pin_model::Limits) -> Scenario {
+    let model = VerifyPinModel { design: verify_pin_model::Design::RECOMMENDED, limits };
+    Scenario {
+        name,
+        size,
+        check: Box::new(move || Report::check(model, None)),
+        check_recovery: Some(Box::new(move || Report::check_recovery(&model, VerifyPinModel::serves))),
+    }
+}
+
+fn rotation(size: Size, name: &'static str, limits: rotation_model::Limits) -> Scenario {
+    let design = rotation_model::Design::RECOMMENDED;
+    let model = RotationModel { design, limits };
+    // An end needs re-encryptions that succeed. Where the limit of the model stops them, the protocol is not to blame.
+    let more = RotationModel { design, limits: rotation_model::Limits { reencryptions: 5, sets: 1, ..limits } };
+    let serves = move |state: &rotation_model::State| RotationModel::serves(state) || more.is_out_of_bounds(state);
+    Scenario {
+        name,
+        size,
+        check: Box::new(move || Report::check(model, None)),
+        check_recovery: Some(Box::new(move || Report::check_recovery(&more, serves))),
+    }
+}
+
+impl Scenario {
+    /// Every scenario, those of one model together.
+    pub fn all() -> Vec<Self> {
+        use set_pin_model::Limits as SetPin;
+        let expiry = SetPin { calls: 2, ticks: 1, cuts: 1, ..SET_PIN };
+        let one_set = ROTATION;
+        let mut all = vec![
+            set_pin(Size::Small, "set_pin: failover", SetPin { calls: 2, cuts: 1, faults: FAILOVER, ..SET_PIN }),
+            set_pin(Size::Small, "set_pin: two controls", SetPin { cuts: 1, ..TWO_CONTROLS }),
+            set_pin(Size::Small, "set_pin: expiry, slow clock", SetPin { skew: -1, ..expiry }),
+            set_pin(Size::Small, "set_pin: expiry, fast clock", SetPin { skew: 1, ..expiry }),
+            set_pin(Size::Small, "set_pin: twin", SetPin { calls: 2, twins: 1, cuts: 1, ..SET_PIN }),
+            set_pin(Size::Small, "set_pin: tzpk", SetPin { issues: true, cuts: 1, ..SET_PIN }),
+            set_pin(
+                Size::Whole,
+                "set_pin: twin and crash",
+                SetPin { calls: 2, twins: 1, cuts: 1, engine_crashes: 1, ..SET_PIN },
+            ),
+            set_pin(
+                Size::Whole,
+                "set_pin: tzpk and crash",
+                SetPin { issues: true, cuts: 1, engine_crashes: 1, ..SET_PIN },
+            ),
+            set_pin(Size::Whole, "set_pin: two controls, crash", SetPin { engine_crashes: 1, ..TWO_CONTROLS }),
+            set_pin(Size::Whole, "set_pin: two controls, failover", SetPin { faults: FAILOVER, ..TWO_CONTROLS }),
+            set_pin(
+                Size::Whole,
+                "set_pin: retries and cuts",
+                SetPin { other_blocks: true, cuts: 2, engine_crashes: 1, ..SET_PIN },
+            ),
+        ];
+        all.extend([
+            verify_pin(Size::Small, "verify_pin: cut", verify_pin_model::Limits { calls: 3, cuts: 1, ..VERIFY_PIN }),
+            verify_pin(
+                Size::Small,
+                "verify_pin: crash",
+                verify_pin_model::Limits { calls: 3, crashes: 1, ..VERIFY_PIN },
+            ),
+            verify_pin(
+                Size::Whole,
+                "verify_pin: cut and crash",
+                verify_pin_model::Limits { cuts: 1, crashes: 1, ..VERIFY_PIN },
+            ),
+            verify_pin(
+                Size::Whole,
+                "verify_pin: failover",
+                verify_pin_model::Limits { calls: 3, faults: FAILOVER, ..VERIFY_PIN },
+            ),
+            verify_pin(
+                Size::Whole,
+                "verify_pin: reset",
+                verify_pin_model::Limits { resets: 1, crashes: 1, ..VERIFY_PIN },
+            ),
+        ]);
+        all.extend([
+            rotation(Size::Small, "rotation: failover", rotation_model::Limits { faults: FAILOVER, ..one_set }),
+            rotation(Size::Small, "rotation: newcomer", rotation_model::Limits { newcomer: true, ..one_set }),
+            rotation(
+                Size::Small,
+                "rotation: one set after the other",
+                rotation_model::Limits { sets: 2, reencryptions: 2, is_patient: true, ..one_set },
+            ),
+            rotation(
+                Size::Whole,
+                "rotation: newcomer and failover",
+                rotation_model::Limits { newcomer: true, faults: FAILOVER, ..one_set },
+            ),
+            rotation(
+                Size::Whole,
+                "rotation: cut and crash",
+                rotation_model::Limits { sets: 2, reencryptions: 2, cuts: 1, crashes: 1, ..one_set },
+            ),
+        ]);
+        all
+    }
+}
