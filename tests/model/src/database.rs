@@ -96,6 +96,16 @@ impl<D: Clone + PartialEq, W: Ord> Database<D, W> {
         self.sent.sort();
     }
 
+    /// Whether a transaction that changes other rows can be acknowledged before the flushed one.
+    pub fn can_replicate(&self) -> bool {
+        self.flushed.is_none() || self.visible == self.standby
+    }
+
+    /// A transaction that changes other rows is acknowledged: the standby has its commit record, and all records before it.
+    pub fn replicate(&mut self) {
+        self.standby = self.visible.clone();
+    }
+
     /// The process `client` ends or loses its connection. Its transactions go on.
     pub fn abandon(&mut self, client: u8) {
         for tx in &mut self.sent {

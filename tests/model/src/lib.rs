@@ -11,6 +11,7 @@
 
 #![allow(clippy::indexing_slicing, missing_docs, reason = "a test that meets a surprise must fail")]
 
+pub mod batch_model;
 pub mod card_model;
 pub mod database;
 pub mod graph;

@@ -1,8 +1,9 @@
 //! Designs that look plausible and lose a PIN, a try or a key. Each differs from a recommended one in one choice.
 
+use crate::batch_model::{self as batch, BatchModel};
 use crate::report::{Report, SERVICE};
 use crate::rotation_model::{self as rotation, RotationModel};
-use crate::scenario::{Check, FAILOVER, ROTATION, SET_PIN, TWO_CONTROLS, VERIFY_PIN};
+use crate::scenario::{BATCH, Check, FAILOVER, ROTATION, SET_PIN, TWO_CONTROLS, VERIFY_PIN};
 use crate::set_pin_model::{self as set_pin, SetPinModel};
 use crate::verify_pin_model::{self as verify_pin, VerifyPinModel};
 
@@ -25,6 +26,17 @@ fn sets(
     limits: set_pin::Limits,
 ) -> RejectedDesign {
     let model = SetPinModel { design, limits };
+    RejectedDesign { name, rules, property, check: Box::new(move || Report::check_rejected(&model, property)) }
+}
+
+fn batches(
+    name: &'static str,
+    rules: &'static str,
+    property: &'static str,
+    design: batch::Design,
+    limits: batch::Limits,
+) -> RejectedDesign {
+    let model = BatchModel { design, limits };
     RejectedDesign { name, rules, property, check: Box::new(move || Report::check_rejected(&model, property)) }
 }
 
@@ -55,6 +67,7 @@ impl RejectedDesign {
         let mut all = set_pin_designs();
         all.extend(verify_pin_designs());
         all.extend(rotation_designs());
+        all.extend(batch_designs());
         all
     }
 }
@@ -161,5 +174,44 @@ fn rotation_designs() -> Vec<RejectedDesign> {
         ),
         rotates("active_version_not_compared", "R6, R10", D3, read_before, Limits { faults: FAILOVER, ..newcomer }),
         rotates("reencryption_without_compare_and_set", "R10", D2, Design { store: Store::Blind, ..best }, patient),
+    ]
+}
+
+fn batch_designs() -> Vec<RejectedDesign> {
+    use batch::{A2, Answered, B1, B2, Design, H, Limits, LockOrder, Lookup, Opening, Resolve, Rolled, SameCard};
+    let best = Design::RECOMMENDED;
+    let cut = Limits { cuts: 1, ..BATCH };
+    let rollback = Limits { rollbacks: 1, ..BATCH };
+    let failover = Limits { faults: FAILOVER, ..BATCH };
+    let next = Design { resolve: Resolve::NextBatch, ..best };
+    let first = Design { lookup: Lookup::FirstChange, ..best };
+    let before = Design { answered: Answered::BeforeAcknowledged, ..best };
+    vec![
+        batches("second_batch_while_the_first_is_in_doubt", "R1, R3", B2, next, cut),
+        batches("batch_in_doubt_looked_up_plainly", "R3", B2, Design { resolve: Resolve::PlainLookup, ..best }, cut),
+        batches("batch_in_doubt_resolved_by_its_first_change", "R3", B1, first, cut),
+        batches(
+            "cards_locked_in_the_order_of_arrival",
+            "R6",
+            H,
+            Design { lock_order: LockOrder::Arrival, ..best },
+            Limits { calls: 4, ..BATCH },
+        ),
+        batches("card_twice_in_a_batch", "R6", B1, Design { same_card: SameCard::Together, ..best }, BATCH),
+        batches(
+            "part_of_a_rolled_back_batch_sent_again",
+            "R11",
+            B1,
+            Design { rolled: Rolled::SendsTheLast, ..best },
+            rollback,
+        ),
+        batches(
+            "control_opened_by_a_plain_read",
+            "R4",
+            A2,
+            Design { opening: Opening::PlainRead, ..best },
+            Limits { cards: 1, ..failover },
+        ),
+        batches("batch_answered_before_its_acknowledgement", "R11", B1, before, failover),
     ]
 }

@@ -1,5 +1,10 @@
 //! The recommended designs, each within the limits of a scenario.
 
+use std::{fmt, hash::Hash};
+
+use stateright::Model;
+
+use crate::batch_model::{self, BatchModel};
 use crate::database::Faults;
 use crate::report::Report;
 use crate::rotation_model::{self, RotationModel};
@@ -62,24 +67,44 @@ pub(crate) const ROTATION: rotation_model::Limits = rotation_model::Limits {
     is_patient: false,
 };
 
-fn set_pin(size: Size, name: &'static str, limits: set_pin_model::Limits) -> Scenario {
-    let model = SetPinModel { design: set_pin_model::Design::RECOMMENDED, limits };
+pub(crate) const BATCH: batch_model::Limits = batch_model::Limits {
+    calls: 3,
+    cards: 2,
+    cuts: 0,
+    rollbacks: 0,
+    faults: Faults { primary_restarts: 0, failovers: 0 },
+};
+
+/// A model whose properties must hold.
+fn scenario<M>(size: Size, name: &'static str, model: M, serves: fn(&M::State) -> bool) -> Scenario
+where
+    M: Model + Copy + Send + Sync + 'static,
+    M::State: Clone + fmt::Debug + Hash + PartialEq + Send + Sync,
+    M::Action: Clone + fmt::Debug + PartialEq + Send + Sync,
+{
     Scenario {
         name,
         size,
         check: Box::new(move || Report::check(model, None)),
-        check_recovery: Some(Box::new(move || Report::check_recovery(&model, SetPinModel::serves))),
+        check_recovery: Some(Box::new(move || Report::check_recovery(&model, serves))),
     }
 }
 
+fn set_pin(size: Size, name: &'static str, limits: set_pin_model::Limits) -> Scenario {
+    scenario(size, name, SetPinModel { design: set_pin_model::Design::RECOMMENDED, limits }, SetPinModel::serves)
+}
+
+fn batch(size: Size, name: &'static str, limits: batch_model::Limits) -> Scenario {
+    scenario(size, name, BatchModel { design: batch_model::Design::RECOMMENDED, limits }, BatchModel::serves)
+}
+
 fn verify_pin(size: Size, name: &'static str, limits: verify_pin_model::Limits) -> Scenario {
-    let model = VerifyPinModel { design: verify_pin_model::Design::RECOMMENDED, limits };
-    Scenario {
-        name,
+    scenario(
         size,
-        check: Box::new(move || Report::check(model, None)),
-        check_recovery: Some(Box::new(move || Report::check_recovery(&model, VerifyPinModel::serves))),
-    }
+        name,
+        VerifyPinModel { design: verify_pin_model::Design::RECOMMENDED, limits },
+        VerifyPinModel::serves,
+    )
 }
 
 fn rotation(size: Size, name: &'static str, limits: rotation_model::Limits) -> Scenario {
@@ -169,6 +194,57 @@ impl Scenario {
                 rotation_model::Limits { sets: 2, reencryptions: 2, cuts: 1, crashes: 1, ..one_set },
             ),
         ]);
+        all.extend([
+            batch(Size::Small, "batch: cut", batch_model::Limits { cuts: 1, ..BATCH }),
+            batch(Size::Small, "batch: rollback", batch_model::Limits { rollbacks: 1, ..BATCH }),
+            batch(Size::Whole, "batch: cut and rollback", batch_model::Limits { cuts: 1, rollbacks: 1, ..BATCH }),
+            batch(Size::Whole, "batch: failover", batch_model::Limits { faults: FAILOVER, ..BATCH }),
+        ]);
+        all.extend(allowed());
         all
     }
+}
+
+/// Designs that differ from the recommended ones and are safe too.
+fn allowed() -> Vec<Scenario> {
+    let set_pin =
+        set_pin_model::Design { resolve: set_pin_model::Resolve::Never, ..set_pin_model::Design::RECOMMENDED };
+    let failover = set_pin_model::Limits { calls: 2, cuts: 1, faults: FAILOVER, ..SET_PIN };
+    let verify_pin =
+        verify_pin_model::Design { unknown: verify_pin_model::Unknown::Leave, ..verify_pin_model::Design::RECOMMENDED };
+    let cut = verify_pin_model::Limits { calls: 3, cuts: 1, ..VERIFY_PIN };
+    let rotation = rotation_model::Design {
+        minimum: rotation_model::Minimum::InTransactionLocked,
+        ..rotation_model::Design::RECOMMENDED
+    };
+    let newcomer = rotation_model::Limits { newcomer: true, faults: FAILOVER, ..ROTATION };
+    let batch = batch_model::Design { numbers: batch_model::Numbers::FromRow, ..batch_model::Design::RECOMMENDED };
+    let all = [
+        scenario(
+            Size::Small,
+            "set_pin: allowed, a commit in doubt answered UNAVAILABLE",
+            SetPinModel { design: set_pin, limits: failover },
+            SetPinModel::serves,
+        ),
+        scenario(
+            Size::Small,
+            "verify_pin: allowed, a reservation in doubt left alone",
+            VerifyPinModel { design: verify_pin, limits: cut },
+            VerifyPinModel::serves,
+        ),
+        scenario(
+            Size::Small,
+            "rotation: allowed, the minimum in one row FOR SHARE",
+            RotationModel { design: rotation, limits: newcomer },
+            RotationModel::serves,
+        ),
+        scenario(
+            Size::Small,
+            "batch: allowed, sequence numbers from the row",
+            BatchModel { design: batch, limits: batch_model::Limits { cuts: 1, ..BATCH } },
+            BatchModel::serves,
+        ),
+    ];
+    // Service is a promise of the recommended designs.
+    all.into_iter().map(|scenario| Scenario { check_recovery: None, ..scenario }).collect()
 }

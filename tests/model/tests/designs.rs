@@ -56,6 +56,7 @@ recommended! {
     set_pin
     verify_pin
     rotation
+    batch
 }
 
 rejected! {
@@ -93,6 +94,14 @@ rejected! {
     engine_writes_under_a_key_as_soon_as_loaded
     active_version_not_compared
     reencryption_without_compare_and_set
+    second_batch_while_the_first_is_in_doubt
+    batch_in_doubt_looked_up_plainly
+    batch_in_doubt_resolved_by_its_first_change
+    cards_locked_in_the_order_of_arrival
+    card_twice_in_a_batch
+    part_of_a_rolled_back_batch_sent_again
+    control_opened_by_a_plain_read
+    batch_answered_before_its_acknowledgement
 }
 
 #[test]
