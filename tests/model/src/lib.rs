@@ -13,6 +13,7 @@
 
 pub mod batch_model;
 pub mod card_model;
+pub mod change_pin_model;
 pub mod database;
 pub mod graph;
 pub mod rejected_design;

@@ -1,9 +1,10 @@
 //! Designs that look plausible and lose a PIN, a try or a key. Each differs from a recommended one in one choice.
 
 use crate::batch_model::{self as batch, BatchModel};
+use crate::change_pin_model::{self as change_pin, ChangePinModel};
 use crate::report::{Report, SERVICE};
 use crate::rotation_model::{self as rotation, RotationModel};
-use crate::scenario::{BATCH, Check, FAILOVER, ROTATION, SET_PIN, TWO_CONTROLS, VERIFY_PIN};
+use crate::scenario::{BATCH, CHANGE_PIN, Check, FAILOVER, ROTATION, SET_PIN, TWO_CONTROLS, VERIFY_PIN};
 use crate::set_pin_model::{self as set_pin, SetPinModel};
 use crate::verify_pin_model::{self as verify_pin, VerifyPinModel};
 
@@ -40,6 +41,17 @@ fn batches(
     RejectedDesign { name, rules, property, check: Box::new(move || Report::check_rejected(&model, property)) }
 }
 
+fn changes(
+    name: &'static str,
+    rules: &'static str,
+    property: &'static str,
+    design: change_pin::Design,
+    limits: change_pin::Limits,
+) -> RejectedDesign {
+    let model = ChangePinModel { design, limits };
+    RejectedDesign { name, rules, property, check: Box::new(move || Report::check_rejected(&model, property)) }
+}
+
 fn verifies(
     name: &'static str,
     property: &'static str,
@@ -68,6 +80,7 @@ impl RejectedDesign {
         all.extend(verify_pin_designs());
         all.extend(rotation_designs());
         all.extend(batch_designs());
+        all.extend(change_pin_designs());
         all
     }
 }
@@ -213,5 +226,27 @@ fn batch_designs() -> Vec<RejectedDesign> {
             Limits { cards: 1, ..failover },
         ),
         batches("batch_answered_before_its_acknowledgement", "R11", B1, before, failover),
+    ]
+}
+
+fn change_pin_designs() -> Vec<RejectedDesign> {
+    use change_pin::{A2, B1, C5, C6, Deadline, Design, Doubt, Guard, Limits};
+    let best = Design::RECOMMENDED;
+    let cut = Limits { cuts: 1, ..CHANGE_PIN };
+    let set = Limits { sets: true, ..cut };
+    let unguarded = Design { guard: Guard::Nothing, ..best };
+    let late = Design { deadline: Deadline::Ignored, ..best };
+    vec![
+        changes("change_settled_without_the_generation", "R6, R9", C6, unguarded, set),
+        changes("late_change_replaces_an_acknowledged_pin", "R6, R9", A2, unguarded, set),
+        changes("change_settled_after_its_caller_gave_up", "R5, R9", A2, late, set),
+        changes("change_in_doubt_compared_twice", "R3, R9", C5, Design { doubt: Doubt::ComparesAgain, ..best }, cut),
+        changes(
+            "change_in_doubt_answered_by_the_comparison",
+            "R3, R11",
+            B1,
+            Design { doubt: Doubt::AnswersTheResult, ..best },
+            cut,
+        ),
     ]
 }

@@ -5,6 +5,7 @@ use std::{fmt, hash::Hash};
 use stateright::Model;
 
 use crate::batch_model::{self, BatchModel};
+use crate::change_pin_model::{self, ChangePinModel};
 use crate::database::Faults;
 use crate::report::Report;
 use crate::rotation_model::{self, RotationModel};
@@ -75,6 +76,15 @@ pub(crate) const BATCH: batch_model::Limits = batch_model::Limits {
     faults: Faults { primary_restarts: 0, failovers: 0 },
 };
 
+pub(crate) const CHANGE_PIN: change_pin_model::Limits = change_pin_model::Limits {
+    tries: 2,
+    calls: 3,
+    sets: false,
+    cuts: 0,
+    crashes: 0,
+    faults: Faults { primary_restarts: 0, failovers: 0 },
+};
+
 /// A model whose properties must hold.
 fn scenario<M>(size: Size, name: &'static str, model: M, serves: fn(&M::State) -> bool) -> Scenario
 where
@@ -96,6 +106,15 @@ fn set_pin(size: Size, name: &'static str, limits: set_pin_model::Limits) -> Sce
 
 fn batch(size: Size, name: &'static str, limits: batch_model::Limits) -> Scenario {
     scenario(size, name, BatchModel { design: batch_model::Design::RECOMMENDED, limits }, BatchModel::serves)
+}
+
+fn change_pin(size: Size, name: &'static str, limits: change_pin_model::Limits) -> Scenario {
+    scenario(
+        size,
+        name,
+        ChangePinModel { design: change_pin_model::Design::RECOMMENDED, limits },
+        ChangePinModel::serves,
+    )
 }
 
 fn verify_pin(size: Size, name: &'static str, limits: verify_pin_model::Limits) -> Scenario {
@@ -199,6 +218,29 @@ impl Scenario {
             batch(Size::Small, "batch: rollback", batch_model::Limits { rollbacks: 1, ..BATCH }),
             batch(Size::Whole, "batch: cut and rollback", batch_model::Limits { cuts: 1, rollbacks: 1, ..BATCH }),
             batch(Size::Whole, "batch: failover", batch_model::Limits { faults: FAILOVER, ..BATCH }),
+        ]);
+        all.extend([
+            change_pin(Size::Small, "change_pin: cut", change_pin_model::Limits { cuts: 1, ..CHANGE_PIN }),
+            change_pin(
+                Size::Small,
+                "change_pin: crash and set",
+                change_pin_model::Limits { sets: true, crashes: 1, ..CHANGE_PIN },
+            ),
+            change_pin(
+                Size::Whole,
+                "change_pin: cut and set",
+                change_pin_model::Limits { sets: true, cuts: 1, ..CHANGE_PIN },
+            ),
+            change_pin(
+                Size::Whole,
+                "change_pin: failover and set",
+                change_pin_model::Limits { sets: true, faults: FAILOVER, ..CHANGE_PIN },
+            ),
+            change_pin(
+                Size::Whole,
+                "change_pin: cut and crash",
+                change_pin_model::Limits { calls: 4, cuts: 1, crashes: 1, ..CHANGE_PIN },
+            ),
         ]);
         all.extend(allowed());
         all

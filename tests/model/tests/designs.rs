@@ -57,6 +57,7 @@ recommended! {
     verify_pin
     rotation
     batch
+    change_pin
 }
 
 rejected! {
@@ -102,6 +103,11 @@ rejected! {
     part_of_a_rolled_back_batch_sent_again
     control_opened_by_a_plain_read
     batch_answered_before_its_acknowledgement
+    change_settled_without_the_generation
+    late_change_replaces_an_acknowledged_pin
+    change_settled_after_its_caller_gave_up
+    change_in_doubt_compared_twice
+    change_in_doubt_answered_by_the_comparison
 }
 
 #[test]
