@@ -2,9 +2,11 @@
 
 use crate::batch_model::{self as batch, BatchModel};
 use crate::change_pin_model::{self as change_pin, ChangePinModel};
+use crate::page_model::{self as page, PageModel};
 use crate::report::{Report, SERVICE};
+use crate::revocation_model::{self as revocation, RevocationModel};
 use crate::rotation_model::{self as rotation, RotationModel};
-use crate::scenario::{BATCH, CHANGE_PIN, Check, FAILOVER, ROTATION, SET_PIN, TWO_CONTROLS, VERIFY_PIN};
+use crate::scenario::{BATCH, CHANGE_PIN, Check, FAILOVER, REVOCATION, ROTATION, SET_PIN, TWO_CONTROLS, VERIFY_PIN};
 use crate::set_pin_model::{self as set_pin, SetPinModel};
 use crate::verify_pin_model::{self as verify_pin, VerifyPinModel};
 
@@ -52,6 +54,17 @@ fn changes(
     RejectedDesign { name, rules, property, check: Box::new(move || Report::check_rejected(&model, property)) }
 }
 
+fn revokes(
+    name: &'static str,
+    rules: &'static str,
+    property: &'static str,
+    design: revocation::Design,
+    limits: revocation::Limits,
+) -> RejectedDesign {
+    let model = RevocationModel { design, limits };
+    RejectedDesign { name, rules, property, check: Box::new(move || Report::check_rejected(&model, property)) }
+}
+
 fn verifies(
     name: &'static str,
     property: &'static str,
@@ -81,6 +94,8 @@ impl RejectedDesign {
         all.extend(rotation_designs());
         all.extend(batch_designs());
         all.extend(change_pin_designs());
+        all.extend(revocation_designs());
+        all.extend(page_designs());
         all
     }
 }
@@ -248,5 +263,51 @@ fn change_pin_designs() -> Vec<RejectedDesign> {
             Design { doubt: Doubt::AnswersTheResult, ..best },
             cut,
         ),
+    ]
+}
+
+fn revocation_designs() -> Vec<RejectedDesign> {
+    use revocation::{Acknowledge, Design, Fence, I1, I2, Limits, Register, Right};
+    let best = Design::RECOMMENDED;
+    let failover = Limits { faults: FAILOVER, ..REVOCATION };
+    let reloaded = Design { right: Right::Memory, acknowledge: Acknowledge::AfterEachReload, ..best };
+    let one = Design { acknowledge: Acknowledge::AfterOneReload, ..reloaded };
+    let by_time = Design { fence: Fence::ByTime, ..reloaded };
+    let read = Design { acknowledge: Acknowledge::AfterRead, ..best };
+    let unlocked = Design { register: Register::PlainRead, ..best };
+    vec![
+        revokes("revoked_after_one_engine_has_reloaded", "R11", I1, one, REVOCATION),
+        revokes("revoked_client_served_by_a_replaced_process", "R1", I1, by_time, REVOCATION),
+        revokes(
+            "engine_with_an_older_configuration_registers",
+            "R2",
+            I1,
+            Design { register: Register::PlainRead, ..reloaded },
+            REVOCATION,
+        ),
+        revokes("right_read_without_a_lock", "R1", I2, Design { right: Right::PlainRead, ..best }, REVOCATION),
+        revokes("registration_reads_the_right_unlocked", "R2", I1, unlocked, REVOCATION),
+        revokes("revocation_acknowledged_from_a_read", "R11", I1, read, failover),
+    ]
+}
+
+fn page_designs() -> Vec<RejectedDesign> {
+    use page::{Design, J, Limits, Repeat, Started};
+    let limits = Limits { cuts: 1, faults: FAILOVER };
+    let from_read = PageModel { design: Design { repeat: Repeat::FromRead, ..Design::RECOMMENDED }, limits };
+    let refuses = PageModel { design: Design { started: Started::Refuses, ..Design::RECOMMENDED }, limits };
+    vec![
+        RejectedDesign {
+            name: "page_answered_from_a_read",
+            rules: "R11",
+            property: J,
+            check: Box::new(move || Report::check_rejected(&from_read, J)),
+        },
+        RejectedDesign {
+            name: "page_that_lost_its_answer_refused",
+            rules: "R7",
+            property: SERVICE,
+            check: Box::new(move || Report::check_recovery(&refuses, PageModel::serves)),
+        },
     ]
 }

@@ -7,7 +7,9 @@ use stateright::Model;
 use crate::batch_model::{self, BatchModel};
 use crate::change_pin_model::{self, ChangePinModel};
 use crate::database::Faults;
+use crate::page_model::{self, PageModel};
 use crate::report::Report;
+use crate::revocation_model::{self, RevocationModel};
 use crate::rotation_model::{self, RotationModel};
 use crate::set_pin_model::{self, SetPinModel};
 use crate::verify_pin_model::{self, VerifyPinModel};
@@ -85,6 +87,9 @@ pub(crate) const CHANGE_PIN: change_pin_model::Limits = change_pin_model::Limits
     faults: Faults { primary_restarts: 0, failovers: 0 },
 };
 
+pub(crate) const REVOCATION: revocation_model::Limits =
+    revocation_model::Limits { calls: 2, cuts: 1, faults: Faults { primary_restarts: 0, failovers: 0 } };
+
 /// A model whose properties must hold.
 fn scenario<M>(size: Size, name: &'static str, model: M, serves: fn(&M::State) -> bool) -> Scenario
 where
@@ -115,6 +120,15 @@ fn change_pin(size: Size, name: &'static str, limits: change_pin_model::Limits) 
         ChangePinModel { design: change_pin_model::Design::RECOMMENDED, limits },
         ChangePinModel::serves,
     )
+}
+
+fn revocation(size: Size, name: &'static str, limits: revocation_model::Limits) -> Scenario {
+    let design = revocation_model::Design::RECOMMENDED;
+    scenario(size, name, RevocationModel { design, limits }, RevocationModel::serves)
+}
+
+fn page(size: Size, name: &'static str, limits: page_model::Limits) -> Scenario {
+    scenario(size, name, PageModel { design: page_model::Design::RECOMMENDED, limits }, PageModel::serves)
 }
 
 fn verify_pin(size: Size, name: &'static str, limits: verify_pin_model::Limits) -> Scenario {
@@ -242,6 +256,20 @@ impl Scenario {
                 change_pin_model::Limits { calls: 4, cuts: 1, crashes: 1, ..CHANGE_PIN },
             ),
         ]);
+        all.extend([
+            revocation(Size::Small, "revocation: cut", REVOCATION),
+            revocation(
+                Size::Small,
+                "revocation: failover",
+                revocation_model::Limits { cuts: 0, faults: FAILOVER, ..REVOCATION },
+            ),
+            revocation(
+                Size::Whole,
+                "revocation: cut and failover",
+                revocation_model::Limits { faults: FAILOVER, ..REVOCATION },
+            ),
+            page(Size::Small, "page: cut and failover", page_model::Limits { cuts: 1, faults: FAILOVER }),
+        ]);
         all.extend(allowed());
         all
     }
@@ -261,6 +289,11 @@ fn allowed() -> Vec<Scenario> {
     };
     let newcomer = rotation_model::Limits { newcomer: true, faults: FAILOVER, ..ROTATION };
     let batch = batch_model::Design { numbers: batch_model::Numbers::FromRow, ..batch_model::Design::RECOMMENDED };
+    let reloaded = revocation_model::Design {
+        right: revocation_model::Right::Memory,
+        acknowledge: revocation_model::Acknowledge::AfterEachReload,
+        ..revocation_model::Design::RECOMMENDED
+    };
     let all = [
         scenario(
             Size::Small,
@@ -285,6 +318,12 @@ fn allowed() -> Vec<Scenario> {
             "batch: allowed, sequence numbers from the row",
             BatchModel { design: batch, limits: batch_model::Limits { cuts: 1, ..BATCH } },
             BatchModel::serves,
+        ),
+        scenario(
+            Size::Small,
+            "revocation: allowed, rights in memory, i1 alone",
+            RevocationModel { design: reloaded, limits: REVOCATION },
+            RevocationModel::serves,
         ),
     ];
     // Service is a promise of the recommended designs.

@@ -227,33 +227,20 @@ pub struct Work {
 
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Change {
-    Open {
-        control: u8,
-    },
-    Issue {
-        control: u8,
-        replaces: u8,
-    },
-    Set {
-        control: u8,
-        block: Block,
-    },
-    Malformed {
-        control: u8,
-        under: u8,
-    },
-    Confirm {
-        control: u8,
-        block: Block,
-    },
+    /// R4: the control keeps the generation of the card.
+    Open { control: u8 },
+    /// R5: the tzpk that the engine read is compared.
+    Issue { control: u8, replaces: u8 },
+    /// R6: guarded by the tzpk, the expiry and the generation.
+    Set { control: u8, block: Block },
+    /// R8: guarded as a set, without a record.
+    Malformed { control: u8, under: u8 },
+    /// R7: a retry of the block that set the PIN.
+    Confirm { control: u8, block: Block },
     /// R3: a new session of the same process. `read` is the session that the process read.
-    Fence {
-        read: u8,
-    },
+    Fence { read: u8 },
     /// R2: a new process. `read` is the incarnation that the process read.
-    Register {
-        read: u8,
-    },
+    Register { read: u8 },
 }
 
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, PartialOrd, Ord)]

@@ -58,6 +58,8 @@ recommended! {
     rotation
     batch
     change_pin
+    revocation
+    page
 }
 
 rejected! {
@@ -108,6 +110,14 @@ rejected! {
     change_settled_after_its_caller_gave_up
     change_in_doubt_compared_twice
     change_in_doubt_answered_by_the_comparison
+    revoked_after_one_engine_has_reloaded
+    revoked_client_served_by_a_replaced_process
+    engine_with_an_older_configuration_registers
+    right_read_without_a_lock
+    registration_reads_the_right_unlocked
+    revocation_acknowledged_from_a_read
+    page_answered_from_a_read
+    page_that_lost_its_answer_refused
 }
 
 #[test]
