@@ -458,10 +458,11 @@ impl SetPinModel {
                 row.session = work.session;
                 return Ok(after);
             }
+            Change::Open { control } if data.opened[usize::from(control)].is_some() => return Err(Rollback::Denied),
             Change::Open { control } => {
                 self.lock_engine_row(row, tx)?;
                 let opened = rows::open(rows::card(data.generation, data.set_by()), now)?;
-                after.opened[usize::from(control)].get_or_insert(rows::small(opened.opened_generation));
+                after.opened[usize::from(control)] = Some(rows::small(opened.opened_generation));
                 return Ok(after);
             }
             Change::Confirm { control, block } => {
