@@ -26,3 +26,4 @@ pub mod scenario;
 pub mod set_pin_model;
 pub mod try_model;
 pub mod verify_pin_model;
+pub mod zone_set_model;

@@ -6,9 +6,12 @@ use crate::page_model::{self as page, PageModel};
 use crate::report::{Report, SERVICE};
 use crate::revocation_model::{self as revocation, RevocationModel};
 use crate::rotation_model::{self as rotation, RotationModel};
-use crate::scenario::{BATCH, CHANGE_PIN, Check, FAILOVER, REVOCATION, ROTATION, SET_PIN, TWO_CONTROLS, VERIFY_PIN};
+use crate::scenario::{
+    BATCH, CHANGE_PIN, Check, FAILOVER, REVOCATION, ROTATION, SET_PIN, TWO_CONTROLS, VERIFY_PIN, ZONE_SET,
+};
 use crate::set_pin_model::{self as set_pin, SetPinModel};
 use crate::verify_pin_model::{self as verify_pin, VerifyPinModel};
+use crate::zone_set_model::{self as zone_set, ZoneSetModel};
 
 /// A design that violates a property.
 pub struct RejectedDesign {
@@ -96,6 +99,7 @@ impl RejectedDesign {
         all.extend(change_pin_designs());
         all.extend(revocation_designs());
         all.extend(page_designs());
+        all.extend(zone_set_designs());
         all
     }
 }
@@ -309,5 +313,22 @@ fn page_designs() -> Vec<RejectedDesign> {
             property: SERVICE,
             check: Box::new(move || Report::check_recovery(&refuses, PageModel::serves)),
         },
+    ]
+}
+
+fn zone_set_designs() -> Vec<RejectedDesign> {
+    use zone_set::{A2, Design, Guard, Repeat};
+    let best = Design::RECOMMENDED;
+    let unguarded = ZoneSetModel { design: Design { guard: Guard::Tags, ..best }, limits: ZONE_SET };
+    let repeated = ZoneSetModel { design: Design { repeat: Repeat::KeepsGeneration, ..best }, limits: ZONE_SET };
+    let rejected = |name, rules, model: ZoneSetModel| RejectedDesign {
+        name,
+        rules,
+        property: A2,
+        check: Box::new(move || Report::check_rejected(&model, A2)),
+    };
+    vec![
+        rejected("zone_block_set_without_the_generation", "R6", unguarded),
+        rejected("repeated_zone_block_keeps_the_generation", "R7", repeated),
     ]
 }

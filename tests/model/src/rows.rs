@@ -53,7 +53,7 @@ pub(crate) fn tenant(control: &Control) -> &Tenant {
 
 /// The name of the card.
 pub(crate) fn card_key() -> Option<CardKey> {
-    opened().map(|control| control.card.clone())
+    opened().map(|control| control.card)
 }
 
 pub(crate) fn id(number: u8) -> ControlId {

@@ -13,6 +13,7 @@ use crate::revocation_model::{self, RevocationModel};
 use crate::rotation_model::{self, RotationModel};
 use crate::set_pin_model::{self, SetPinModel};
 use crate::verify_pin_model::{self, VerifyPinModel};
+use crate::zone_set_model::{self, ZoneSetModel};
 
 /// A run of a checker.
 pub(crate) type Check = Box<dyn Fn() -> Report>;
@@ -90,6 +91,9 @@ pub(crate) const CHANGE_PIN: change_pin_model::Limits = change_pin_model::Limits
 pub(crate) const REVOCATION: revocation_model::Limits =
     revocation_model::Limits { calls: 2, cuts: 1, faults: Faults { primary_restarts: 0, failovers: 0 } };
 
+pub(crate) const ZONE_SET: zone_set_model::Limits =
+    zone_set_model::Limits { calls: 3, cuts: 1, faults: Faults { primary_restarts: 0, failovers: 0 } };
+
 /// A model whose properties must hold.
 fn scenario<M>(size: Size, name: &'static str, model: M, serves: fn(&M::State) -> bool) -> Scenario
 where
@@ -129,6 +133,10 @@ fn revocation(size: Size, name: &'static str, limits: revocation_model::Limits) 
 
 fn page(size: Size, name: &'static str, limits: page_model::Limits) -> Scenario {
     scenario(size, name, PageModel { design: page_model::Design::RECOMMENDED, limits }, PageModel::serves)
+}
+
+fn zone_set(size: Size, name: &'static str, limits: zone_set_model::Limits) -> Scenario {
+    scenario(size, name, ZoneSetModel { design: zone_set_model::Design::RECOMMENDED, limits }, ZoneSetModel::serves)
 }
 
 fn verify_pin(size: Size, name: &'static str, limits: verify_pin_model::Limits) -> Scenario {
@@ -253,7 +261,7 @@ impl Scenario {
             change_pin(
                 Size::Whole,
                 "change_pin: cut and crash",
-                change_pin_model::Limits { calls: 4, cuts: 1, crashes: 1, ..CHANGE_PIN },
+                change_pin_model::Limits { cuts: 1, crashes: 1, ..CHANGE_PIN },
             ),
         ]);
         all.extend([
@@ -269,6 +277,15 @@ impl Scenario {
                 revocation_model::Limits { faults: FAILOVER, ..REVOCATION },
             ),
             page(Size::Small, "page: cut and failover", page_model::Limits { cuts: 1, faults: FAILOVER }),
+        ]);
+        all.extend([
+            zone_set(Size::Small, "zone_set: cut", ZONE_SET),
+            zone_set(
+                Size::Small,
+                "zone_set: failover",
+                zone_set_model::Limits { cuts: 0, faults: FAILOVER, ..ZONE_SET },
+            ),
+            zone_set(Size::Whole, "zone_set: four calls", zone_set_model::Limits { calls: 4, ..ZONE_SET }),
         ]);
         all.extend(allowed());
         all

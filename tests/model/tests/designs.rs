@@ -60,6 +60,7 @@ recommended! {
     change_pin
     revocation
     page
+    zone_set
 }
 
 rejected! {
@@ -118,6 +119,8 @@ rejected! {
     revocation_acknowledged_from_a_read
     page_answered_from_a_read
     page_that_lost_its_answer_refused
+    zone_block_set_without_the_generation
+    repeated_zone_block_keeps_the_generation
 }
 
 #[test]
