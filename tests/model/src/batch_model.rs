@@ -43,6 +43,15 @@ pub enum Lookup {
     EachChange,
 }
 
+/// R3: what the engine does with a change in doubt that has no event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Absent {
+    /// It answers that nothing was changed.
+    Refused,
+    /// It sends the change again, while the client waits.
+    SentAgain,
+}
+
 /// R1: where the sequence numbers of a batch's events come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Numbers {
@@ -71,7 +80,7 @@ pub enum SameCard {
 
 /// What an engine does after its batch was rolled back by the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rolled {
+pub enum AfterRollback {
     /// It sends the change again at which the server failed, and answers the others.
     SendsTheLast,
     SendsTheBatch,
@@ -79,7 +88,7 @@ pub enum Rolled {
 
 /// R11: when the calls of a batch are answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answered {
+pub enum AnswerTime {
     /// After the last statement, before the commit is acknowledged.
     BeforeAcknowledged,
     Acknowledged,
@@ -100,11 +109,12 @@ pub struct Design {
     pub opening: Opening,
     pub resolve: Resolve,
     pub lookup: Lookup,
+    pub absent: Absent,
     pub numbers: Numbers,
     pub lock_order: LockOrder,
     pub same_card: SameCard,
-    pub rolled: Rolled,
-    pub answered: Answered,
+    pub after_rollback: AfterRollback,
+    pub answer_time: AnswerTime,
 }
 
 impl Design {
@@ -112,11 +122,12 @@ impl Design {
         opening: Opening::Acknowledged,
         resolve: Resolve::FenceThenLookup,
         lookup: Lookup::EachChange,
+        absent: Absent::Refused,
         numbers: Numbers::Compared,
         lock_order: LockOrder::Key,
         same_card: SameCard::NextBatch,
-        rolled: Rolled::SendsTheBatch,
-        answered: Answered::Acknowledged,
+        after_rollback: AfterRollback::SendsTheBatch,
+        answer_time: AnswerTime::Acknowledged,
     };
 }
 
@@ -206,7 +217,7 @@ pub struct Engine {
 
 /// How much has happened.
 #[derive(Clone, Copy, Debug, Default, Hash, PartialEq, Eq)]
-pub struct Used {
+pub struct Counters {
     cuts: u8,
     rollbacks: u8,
     faults: Faults,
@@ -223,7 +234,7 @@ pub struct State {
     over_before: Vec<u8>,
     acknowledged: Vec<Call>,
     refused: Vec<Call>,
-    used: Used,
+    used: Counters,
 }
 
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
@@ -403,7 +414,11 @@ impl BatchModel {
         for call in &doubt {
             let decides = if self.design.lookup == Lookup::FirstChange { &doubt[0] } else { call };
             let is_done = state.db.visible.has_event(id, *decides);
-            state.answer(*call, is_done);
+            if is_done || self.design.absent == Absent::Refused {
+                state.answer(*call, is_done);
+            } else if state.is_waited_for(*call) {
+                state.engines[usize::from(id)].queue.push(*call);
+            }
         }
     }
 
@@ -435,7 +450,7 @@ impl BatchModel {
         let mut batch = std::mem::take(&mut engine.batch);
         engine.phase = Phase::Idle;
         engine.head = length(&state.db.visible.rows[usize::from(id)].chain);
-        if is_of_server && self.design.rolled == Rolled::SendsTheLast {
+        if is_of_server && self.design.after_rollback == AfterRollback::SendsTheLast {
             let last = batch.pop();
             batch.drain(..).for_each(|call| state.answer(call, true));
             batch.extend(last);
@@ -496,7 +511,7 @@ impl Model for BatchModel {
             over_before: Vec::new(),
             acknowledged: Vec::new(),
             refused: Vec::new(),
-            used: Used::default(),
+            used: Counters::default(),
         }]
     }
 
@@ -568,7 +583,7 @@ impl Model for BatchModel {
                 let tx = state.db.sent.remove(tx);
                 match (self.execute(&state.db.visible, &tx), tx.client) {
                     (Ok(after), client) => {
-                        let is_early = self.design.answered == Answered::BeforeAcknowledged;
+                        let is_early = self.design.answer_time == AnswerTime::BeforeAcknowledged;
                         if let (Work::Batch { engine, changes, .. }, true, Some(_)) = (&tx.work, is_early, client) {
                             changes.iter().for_each(|call| state.answer(*call, after.has_event(*engine, *call)));
                         }

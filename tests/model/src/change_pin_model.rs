@@ -98,7 +98,7 @@ pub enum Request {
 
 /// A reserved try, with the PIN and the generation of the card.
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Reserved {
+pub struct Reservation {
     number: u8,
     pin: u8,
     generation: u8,
@@ -116,7 +116,7 @@ pub enum Outcome {
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
 pub struct Attempt {
     call: u8,
-    reserved: Reserved,
+    reserved: Reservation,
     outcome: Option<Outcome>,
 }
 
@@ -150,7 +150,7 @@ pub enum Change {
     /// `new` is `None` for a wrong old PIN, and for a try that is settled alone.
     Settle {
         call: Call,
-        reserved: Reserved,
+        reserved: Reservation,
         is_right: bool,
         new: Option<u8>,
     },
@@ -167,11 +167,11 @@ pub enum Phase {
     Idle,
     Received(Call),
     /// The boundary compares next.
-    Reserved(Call, Reserved),
+    Reserved(Call, Reservation),
     /// The engine settles next. `is_late`: another PIN replaced the one that was compared.
     Compared {
         call: Call,
-        reserved: Reserved,
+        reserved: Reservation,
         is_right: bool,
         is_late: bool,
     },
@@ -184,7 +184,7 @@ pub enum Phase {
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
 pub enum Step {
     Reserves,
-    Settles { reserved: Reserved, is_right: bool },
+    Settles { reserved: Reservation, is_right: bool },
     Sets,
 }
 
@@ -204,7 +204,7 @@ pub enum Answer {
 
 /// How much has happened.
 #[derive(Clone, Copy, Debug, Default, Hash, PartialEq, Eq)]
-pub struct Used {
+pub struct Counters {
     cuts: u8,
     crashes: u8,
     faults: Faults,
@@ -222,7 +222,7 @@ pub struct State {
     /// The comparisons of the boundary: the number of the reservation, and whether the old PIN was right.
     compared: Vec<(u8, bool)>,
     replaced_another: bool,
-    used: Used,
+    used: Counters,
 }
 
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
@@ -292,7 +292,7 @@ impl ChangePinModel {
                 let (card, reserved) = pin_rules::reserve_try(Some(data.card()), Some(pin), Compared::Record, limit)?;
                 after.take(&card);
                 let (number, generation) = (rows::small(reserved.number), rows::small(reserved.generation));
-                let reserved = Reserved { number, pin: data.pin, generation };
+                let reserved = Reservation { number, pin: data.pin, generation };
                 after.attempts.push(Attempt { call: call.number, reserved, outcome: None });
             }
             Change::Settle { call, reserved, is_right, new } => {
@@ -322,7 +322,7 @@ impl ChangePinModel {
         data: &Data,
         after: &mut Data,
         call: Call,
-        Reserved { number, generation, .. }: Reserved,
+        Reservation { number, generation, .. }: Reservation,
         is_right: bool,
         new: Option<u8>,
     ) -> Result<Outcome, Denied> {
@@ -493,7 +493,7 @@ impl Model for ChangePinModel {
             refused: Vec::new(),
             compared: Vec::new(),
             replaced_another: false,
-            used: Used::default(),
+            used: Counters::default(),
         }]
     }
 

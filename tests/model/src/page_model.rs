@@ -13,7 +13,7 @@ pub const J: &str = "j: one page at most gets the session of a control";
 
 /// What a started control answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Started {
+pub enum StartRule {
     /// A refusal, to each page.
     Refuses,
     /// The same answer to the page id that started the control, a refusal to another one.
@@ -32,12 +32,12 @@ pub enum Repeat {
 /// The choices that the model compares.
 #[derive(Clone, Copy, Debug)]
 pub struct Design {
-    pub started: Started,
+    pub start_rule: StartRule,
     pub repeat: Repeat,
 }
 
 impl Design {
-    pub const RECOMMENDED: Self = Self { started: Started::RepeatsForThePage, repeat: Repeat::AfterCommit };
+    pub const RECOMMENDED: Self = Self { start_rule: StartRule::RepeatsForThePage, repeat: Repeat::AfterCommit };
 }
 
 /// How much may happen. A page may ask without end.
@@ -56,7 +56,7 @@ type Start = u8;
 
 /// How much has happened.
 #[derive(Clone, Copy, Debug, Default, Hash, PartialEq, Eq)]
-pub struct Used {
+pub struct Counters {
     cuts: u8,
     faults: Faults,
 }
@@ -68,7 +68,7 @@ pub struct State {
     engines: [Option<Start>; 2],
     /// Of each page whether it got the session.
     has_session: [bool; 2],
-    used: Used,
+    used: Counters,
 }
 
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
@@ -89,7 +89,7 @@ impl PageModel {
     fn admits(&self, started: Data, page: Start) -> bool {
         match started {
             None => true,
-            Some(first) => self.design.started == Started::RepeatsForThePage && first == page,
+            Some(first) => self.design.start_rule == StartRule::RepeatsForThePage && first == page,
         }
     }
 
@@ -104,7 +104,7 @@ impl Model for PageModel {
     type Action = Action;
 
     fn init_states(&self) -> Vec<State> {
-        vec![State { db: Database::new(None), engines: [None; 2], has_session: [false; 2], used: Used::default() }]
+        vec![State { db: Database::new(None), engines: [None; 2], has_session: [false; 2], used: Counters::default() }]
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {

@@ -210,14 +210,16 @@ fn rotation_designs() -> Vec<RejectedDesign> {
 }
 
 fn batch_designs() -> Vec<RejectedDesign> {
-    use batch::{A2, Answered, B1, B2, Design, H, Limits, LockOrder, Lookup, Opening, Resolve, Rolled, SameCard};
+    use batch::{
+        A2, AfterRollback, AnswerTime, B1, B2, Design, H, Limits, LockOrder, Lookup, Opening, Resolve, SameCard,
+    };
     let best = Design::RECOMMENDED;
     let cut = Limits { cuts: 1, ..BATCH };
     let rollback = Limits { rollbacks: 1, ..BATCH };
     let failover = Limits { faults: FAILOVER, ..BATCH };
     let next = Design { resolve: Resolve::NextBatch, ..best };
     let first = Design { lookup: Lookup::FirstChange, ..best };
-    let before = Design { answered: Answered::BeforeAcknowledged, ..best };
+    let before = Design { answer_time: AnswerTime::BeforeAcknowledged, ..best };
     vec![
         batches("second_batch_while_the_first_is_in_doubt", "R1, R3", B2, next, cut),
         batches("batch_in_doubt_looked_up_plainly", "R3", B2, Design { resolve: Resolve::PlainLookup, ..best }, cut),
@@ -234,7 +236,7 @@ fn batch_designs() -> Vec<RejectedDesign> {
             "part_of_a_rolled_back_batch_sent_again",
             "R11",
             B1,
-            Design { rolled: Rolled::SendsTheLast, ..best },
+            Design { after_rollback: AfterRollback::SendsTheLast, ..best },
             rollback,
         ),
         batches(
@@ -296,10 +298,10 @@ fn revocation_designs() -> Vec<RejectedDesign> {
 }
 
 fn page_designs() -> Vec<RejectedDesign> {
-    use page::{Design, J, Limits, Repeat, Started};
+    use page::{Design, J, Limits, Repeat, StartRule};
     let limits = Limits { cuts: 1, faults: FAILOVER };
     let from_read = PageModel { design: Design { repeat: Repeat::FromRead, ..Design::RECOMMENDED }, limits };
-    let refuses = PageModel { design: Design { started: Started::Refuses, ..Design::RECOMMENDED }, limits };
+    let refuses = PageModel { design: Design { start_rule: StartRule::Refuses, ..Design::RECOMMENDED }, limits };
     vec![
         RejectedDesign {
             name: "page_answered_from_a_read",

@@ -160,7 +160,7 @@ pub enum Operator {
 
 /// How much has happened.
 #[derive(Clone, Copy, Debug, Default, Hash, PartialEq, Eq)]
-pub struct Used {
+pub struct Counters {
     calls: u8,
     cuts: u8,
     faults: Faults,
@@ -175,7 +175,7 @@ pub struct State {
     file_admits: bool,
     operator: Operator,
     committed_after: bool,
-    used: Used,
+    used: Counters,
 }
 
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
@@ -336,7 +336,7 @@ impl Model for RevocationModel {
             file_admits: true,
             operator: Operator::Idle,
             committed_after: false,
-            used: Used::default(),
+            used: Counters::default(),
         }]
     }
 

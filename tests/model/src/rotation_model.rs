@@ -181,7 +181,7 @@ pub struct Engine {
 
 /// How much has happened.
 #[derive(Clone, Copy, Debug, Default, Hash, PartialEq, Eq)]
-pub struct Used {
+pub struct Counters {
     sets: u8,
     reencryptions: u8,
     cuts: u8,
@@ -199,7 +199,7 @@ pub struct State {
     writes: u8,
     /// The highest acknowledged PIN.
     acknowledged: u8,
-    used: Used,
+    used: Counters,
 }
 
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
@@ -442,7 +442,7 @@ impl Model for RotationModel {
             is_v1_destroyed: false,
             writes: 0,
             acknowledged: 0,
-            used: Used::default(),
+            used: Counters::default(),
         }]
     }
 

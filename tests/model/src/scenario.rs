@@ -306,6 +306,7 @@ fn allowed() -> Vec<Scenario> {
     };
     let newcomer = rotation_model::Limits { newcomer: true, faults: FAILOVER, ..ROTATION };
     let batch = batch_model::Design { numbers: batch_model::Numbers::FromRow, ..batch_model::Design::RECOMMENDED };
+    let again = batch_model::Design { absent: batch_model::Absent::SentAgain, ..batch_model::Design::RECOMMENDED };
     let reloaded = revocation_model::Design {
         right: revocation_model::Right::Memory,
         acknowledge: revocation_model::Acknowledge::AfterEachReload,
@@ -341,6 +342,12 @@ fn allowed() -> Vec<Scenario> {
             "revocation: allowed, rights in memory, i1 alone",
             RevocationModel { design: reloaded, limits: REVOCATION },
             RevocationModel::serves,
+        ),
+        scenario(
+            Size::Small,
+            "batch: allowed, a change without an event sent again",
+            BatchModel { design: again, limits: batch_model::Limits { cuts: 1, ..BATCH } },
+            BatchModel::serves,
         ),
     ];
     // Service is a promise of the recommended designs.

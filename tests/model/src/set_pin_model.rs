@@ -316,7 +316,7 @@ pub struct Client {
 
 /// The properties that a step has violated.
 #[derive(Clone, Copy, Debug, Default, Hash, PartialEq, Eq)]
-pub struct Broken {
+pub struct Violations {
     set_after_refusal: bool,
     good_block_called_malformed: bool,
     set_after_expiry: bool,
@@ -325,7 +325,7 @@ pub struct Broken {
 
 /// How much has happened.
 #[derive(Clone, Copy, Debug, Default, Hash, PartialEq, Eq)]
-pub struct Used {
+pub struct Counters {
     cuts: u8,
     faults: Faults,
     engine_crashes: u8,
@@ -339,8 +339,8 @@ pub struct State {
     processes: Vec<Process>,
     next_incarnation: u8,
     client: Client,
-    broken: Broken,
-    used: Used,
+    broken: Violations,
+    used: Counters,
 }
 
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
@@ -747,8 +747,8 @@ impl Model for SetPinModel {
                 acknowledged: Vec::new(),
                 refused: Vec::new(),
             },
-            broken: Broken::default(),
-            used: Used::default(),
+            broken: Violations::default(),
+            used: Counters::default(),
         }]
     }
 

@@ -183,7 +183,7 @@ pub struct Engine {
 
 /// How much has happened.
 #[derive(Clone, Copy, Debug, Default, Hash, PartialEq, Eq)]
-pub struct Used {
+pub struct Counters {
     resets: u8,
     cuts: u8,
     crashes: u8,
@@ -199,7 +199,7 @@ pub struct State {
     /// and whether the PIN was right or this is a reset.
     compared: Vec<(u8, bool)>,
     answers: Vec<(Call, Answer)>,
-    used: Used,
+    used: Counters,
 }
 
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
@@ -467,7 +467,7 @@ impl Model for VerifyPinModel {
             calls: 0,
             compared: Vec::new(),
             answers: Vec::new(),
-            used: Used::default(),
+            used: Counters::default(),
         }]
     }
 

@@ -106,7 +106,7 @@ pub struct Success {
 
 /// How much has happened.
 #[derive(Clone, Copy, Debug, Default, Hash, PartialEq, Eq)]
-pub struct Used {
+pub struct Counters {
     calls: u8,
     cuts: u8,
     faults: Faults,
@@ -119,7 +119,7 @@ pub struct State {
     /// The call that the client waits for.
     current: Option<Call>,
     acknowledged: Vec<Success>,
-    used: Used,
+    used: Counters,
 }
 
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
@@ -261,7 +261,7 @@ impl Model for ZoneSetModel {
             engines: [Engine { session: 0, phase: Phase::Idle }; ENGINES],
             current: None,
             acknowledged: Vec::new(),
-            used: Used::default(),
+            used: Counters::default(),
         }]
     }
 
