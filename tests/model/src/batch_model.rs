@@ -6,7 +6,7 @@
 //! batch whose connection breaks is in doubt whole (R3). A change that a rule denies is refused, and the others are committed.
 //!
 //! Each change is a set under a control of its own, which was opened when the call began: [`rules::advance`] decides. Incarnations,
-//! expiries and retries are in [`set_pin_model`](crate::set_pin_model): with batches they exceed memory.
+//! expiries and retries are in [`set_pin_model`](crate::set_pin_model): with batches the states are too many.
 
 use stateright::{Model, Property};
 

@@ -30,7 +30,7 @@ fn main() -> ExitCode {
             rejected(false) && recommended
         }
         ["rejected"] => rejected(true),
-        [part] if !part.starts_with('-') => recommended(part),
+        [part] if Scenario::all().iter().any(|scenario| scenario.name.contains(part)) => recommended(part),
         [calls, crashes] => match (calls.parse(), crashes.parse()) {
             (Ok(calls), Ok(crashes)) => one_engine(calls, crashes),
             _ => return usage(),

@@ -322,6 +322,7 @@ fn zone_set_designs() -> Vec<RejectedDesign> {
     use zone_set::{A2, Design, Guard, Repeat};
     let best = Design::RECOMMENDED;
     let unguarded = ZoneSetModel { design: Design { guard: Guard::Tags, ..best }, limits: ZONE_SET };
+    let locked = ZoneSetModel { design: Design { guard: Guard::AnyCallerAfterLock, ..best }, limits: ZONE_SET };
     let repeated = ZoneSetModel { design: Design { repeat: Repeat::KeepsGeneration, ..best }, limits: ZONE_SET };
     let rejected = |name, rules, model: ZoneSetModel| RejectedDesign {
         name,
@@ -331,6 +332,7 @@ fn zone_set_designs() -> Vec<RejectedDesign> {
     };
     vec![
         rejected("zone_block_set_without_the_generation", "R6", unguarded),
+        rejected("caller_of_a_zone_block_not_checked_after_the_lock", "R5", locked),
         rejected("repeated_zone_block_keeps_the_generation", "R7", repeated),
     ]
 }

@@ -307,6 +307,10 @@ fn allowed() -> Vec<Scenario> {
     let newcomer = rotation_model::Limits { newcomer: true, faults: FAILOVER, ..ROTATION };
     let batch = batch_model::Design { numbers: batch_model::Numbers::FromRow, ..batch_model::Design::RECOMMENDED };
     let again = batch_model::Design { absent: batch_model::Absent::SentAgain, ..batch_model::Design::RECOMMENDED };
+    let locked = zone_set_model::Design {
+        guard: zone_set_model::Guard::CallerAfterLock,
+        repeat: zone_set_model::Repeat::KeepsGeneration,
+    };
     let reloaded = revocation_model::Design {
         right: revocation_model::Right::Memory,
         acknowledge: revocation_model::Acknowledge::AfterEachReload,
@@ -348,6 +352,12 @@ fn allowed() -> Vec<Scenario> {
             "batch: allowed, a change without an event sent again",
             BatchModel { design: again, limits: batch_model::Limits { cuts: 1, ..BATCH } },
             BatchModel::serves,
+        ),
+        scenario(
+            Size::Small,
+            "zone_set: allowed, the caller checked after the lock",
+            ZoneSetModel { design: locked, limits: ZONE_SET },
+            ZoneSetModel::serves,
         ),
     ];
     // Service is a promise of the recommended designs.

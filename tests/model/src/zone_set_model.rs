@@ -6,6 +6,9 @@
 //! transaction that raises the generation, as R7 raises it. The rule for the blocks is [`pin_rules::set_by_zone`]. It compares no
 //! generation and raises none for a repeated block: with one engine and its embedded store that is enough, because the writer
 //! drops a change whose caller stopped waiting.
+//!
+//! A store that does not send its transaction whole can do the same: it locks the rows, checks that the caller still waits, then
+//! sends writes and COMMIT. A later call for the card waits for the lock. The design [`Guard::CallerAfterLock`] has this order.
 
 use stateright::{Model, Property};
 
@@ -28,6 +31,10 @@ pub enum Guard {
     Tags,
     /// The tags, and the generation that the engine read before it sent.
     Generation,
+    /// The tags, in a transaction that locks the rows first.
+    AnyCallerAfterLock,
+    /// The tags, in a transaction that locks the rows first and goes on only while the caller waits.
+    CallerAfterLock,
 }
 
 /// R7: what a repeated block does to the generation.
@@ -77,6 +84,8 @@ pub struct Data {
 pub enum Work {
     /// `generation`: as the engine read it.
     Set { engine: u8, session: u8, call: Call, generation: u8 },
+    /// Locks the rows of engine and card, before a set.
+    Lock { engine: u8, session: u8, call: Call },
     /// R3: a new session. `read` is the session that the engine read.
     Fence { engine: u8, session: u8, read: u8 },
 }
@@ -87,6 +96,10 @@ pub enum Phase {
     /// The engine reads the generation next, and sends.
     Received(Call),
     Waits(Call),
+    /// The lock is on its way.
+    Locks(Call),
+    /// The rows are locked. The engine checks next that the caller waits.
+    Locked(Call),
     InDoubt(Call),
     Fences(Call),
 }
@@ -116,6 +129,8 @@ pub struct Counters {
 pub struct State {
     db: Database<Data, Work>,
     engines: [Engine; ENGINES],
+    /// The engine whose transaction has locked its row and the card.
+    locked_by: Option<u8>,
     /// The call that the client waits for.
     current: Option<Call>,
     acknowledged: Vec<Success>,
@@ -127,6 +142,7 @@ pub enum Action {
     ClientCalls { engine: u8, block: u8 },
     ClientGivesUp,
     EngineReadsAndSends { engine: u8 },
+    EngineChecksCaller { engine: u8 },
     EngineResolves { engine: u8 },
     ServerExecutes { tx: usize },
     Database(DatabaseStep),
@@ -164,6 +180,21 @@ impl Data {
     }
 }
 
+impl State {
+    /// R5: a call that nobody waits for is dropped before it is sent.
+    fn drop_abandoned(&mut self) {
+        let current = self.current;
+        let is_abandoned = |phase| matches!(phase, Phase::Received(call) if current != Some(call));
+        let asleep = self.engines.iter_mut().filter(|engine| is_abandoned(engine.phase));
+        asleep.for_each(|engine| engine.phase = Phase::Idle);
+    }
+
+    /// A transaction ends, and with it the lock of its rows.
+    fn unlock(&mut self, work: Work) {
+        self.locked_by = self.locked_by.filter(|by| !matches!(work, Work::Set { engine, .. } if engine == *by));
+    }
+}
+
 impl ZoneSetModel {
     /// Executes a transaction: the data after it.
     fn execute(&self, data: &Data, work: Work) -> Result<Data, Rollback> {
@@ -173,9 +204,12 @@ impl ZoneSetModel {
                 return Err(Rollback::OldSession);
             }
             Work::Fence { engine, session, .. } => after.sessions[usize::from(engine)] = session,
-            Work::Set { engine, session, .. } if data.sessions[usize::from(engine)] != session => {
+            Work::Set { engine, session, .. } | Work::Lock { engine, session, .. }
+                if data.sessions[usize::from(engine)] != session =>
+            {
                 return Err(Rollback::OldSession);
             }
+            Work::Lock { .. } => {}
             Work::Set { generation, .. } if self.design.guard == Guard::Generation && data.generation != generation => {
                 return Err(Rollback::OtherGeneration);
             }
@@ -220,8 +254,33 @@ impl ZoneSetModel {
                     engine.phase = if state.current == Some(call) { Phase::Received(call) } else { Phase::Idle };
                 }
             }
-            Phase::Idle | Phase::Received(_) | Phase::InDoubt(_) => {}
+            Phase::Idle | Phase::Received(_) | Phase::Locks(_) | Phase::Locked(_) | Phase::InDoubt(_) => {}
         }
+    }
+
+    /// Whether the server can execute a transaction now: it waits for no row.
+    fn can_execute(state: &State, work: Work) -> bool {
+        let is_locked = match (work, state.locked_by) {
+            (_, None) => false,
+            (Work::Set { engine, .. }, Some(by)) => by != engine,
+            (Work::Fence { engine, .. }, Some(by)) => by == engine,
+            (Work::Lock { .. }, Some(_)) => true,
+        };
+        state.db.flushed.is_none() && !is_locked
+    }
+
+    /// The rows are locked: the engine sends its writes and COMMIT, or rolls back where nobody waits (R5).
+    fn check_caller(&self, state: &mut State, id: u8) -> Option<()> {
+        let engine = &mut state.engines[usize::from(id)];
+        let Phase::Locked(call) = engine.phase else { return None };
+        if state.current == Some(call) || self.design.guard == Guard::AnyCallerAfterLock {
+            engine.phase = Phase::Waits(call);
+            let (session, generation) = (engine.session, state.db.visible.generation);
+            state.db.send(id, Work::Set { engine: id, session, call, generation });
+        } else {
+            (engine.phase, state.locked_by) = (Phase::Idle, None);
+        }
+        Some(())
     }
 
     fn rolled_back(state: &mut State, id: u8, rollback: Rollback) {
@@ -239,6 +298,8 @@ impl ZoneSetModel {
 
     fn disconnected(engine: &mut Engine) {
         engine.phase = match engine.phase {
+            // COMMIT was not sent: nothing is in doubt.
+            Phase::Locks(call) | Phase::Locked(call) => Phase::Received(call),
             Phase::Waits(call) | Phase::Fences(call) => Phase::InDoubt(call),
             phase => phase,
         };
@@ -259,6 +320,7 @@ impl Model for ZoneSetModel {
         vec![State {
             db: Database::new(Data::default()),
             engines: [Engine { session: 0, phase: Phase::Idle }; ENGINES],
+            locked_by: None,
             current: None,
             acknowledged: Vec::new(),
             used: Counters::default(),
@@ -274,19 +336,20 @@ impl Model for ZoneSetModel {
                 }
                 Phase::Idle => {}
                 Phase::Received(_) => actions.push(Action::EngineReadsAndSends { engine }),
+                Phase::Locked(_) => actions.push(Action::EngineChecksCaller { engine }),
                 Phase::InDoubt(_) => actions.push(Action::EngineResolves { engine }),
-                Phase::Waits(_) | Phase::Fences(_) if used.cuts < limits.cuts => {
-                    actions.push(Action::ConnectionBreaks { engine });
-                }
-                Phase::Waits(_) | Phase::Fences(_) => {}
+                Phase::Waits(_) | Phase::Locks(_) | Phase::Fences(_) => {}
+            }
+            let waits = matches!(phase, Phase::Waits(_) | Phase::Locks(_) | Phase::Locked(_) | Phase::Fences(_));
+            if waits && used.cuts < limits.cuts {
+                actions.push(Action::ConnectionBreaks { engine });
             }
         }
         if state.current.is_some() {
             actions.push(Action::ClientGivesUp);
         }
-        if state.db.flushed.is_none() {
-            actions.extend((0..state.db.sent.len()).map(|tx| Action::ServerExecutes { tx }));
-        }
+        let ready = state.db.sent.iter().enumerate().filter(|(_, tx)| Self::can_execute(state, tx.work));
+        actions.extend(ready.map(|(tx, _)| Action::ServerExecutes { tx }));
         actions.extend(state.db.steps(used.faults, limits.faults).map(Action::Database));
     }
 
@@ -300,18 +363,23 @@ impl Model for ZoneSetModel {
                 state.engines[usize::from(engine)].phase = Phase::Received(call);
             }
             Action::ClientGivesUp => {
-                let call = state.current.take()?;
-                // R5: a call that nobody waits for is dropped before it is sent.
-                let asleep = state.engines.iter_mut().filter(|engine| engine.phase == Phase::Received(call));
-                asleep.for_each(|engine| engine.phase = Phase::Idle);
+                state.current = None;
+                state.drop_abandoned();
             }
             Action::EngineReadsAndSends { engine: id } => {
                 let engine = &mut state.engines[usize::from(id)];
                 let Phase::Received(call) = engine.phase else { return None };
+                if matches!(self.design.guard, Guard::AnyCallerAfterLock | Guard::CallerAfterLock) {
+                    engine.phase = Phase::Locks(call);
+                    let work = Work::Lock { engine: id, session: engine.session, call };
+                    state.db.send(id, work);
+                    return Some(state);
+                }
                 engine.phase = Phase::Waits(call);
                 let (session, generation) = (engine.session, state.db.visible.generation);
                 state.db.send(id, Work::Set { engine: id, session, call, generation });
             }
+            Action::EngineChecksCaller { engine } => self.check_caller(&mut state, engine)?,
             Action::EngineResolves { engine: id } => {
                 let read = state.db.visible.sessions[usize::from(id)];
                 let engine = &mut state.engines[usize::from(id)];
@@ -323,20 +391,40 @@ impl Model for ZoneSetModel {
             Action::ServerExecutes { tx } => {
                 let Tx { client, work, .. } = state.db.sent.remove(tx);
                 match (self.execute(&state.db.visible, work), client) {
-                    (Ok(after), client) => state.db.flush(client, after),
-                    (Err(rollback), Some(id)) => Self::rolled_back(&mut state, id, rollback),
-                    (Err(_), None) => {}
+                    (Ok(_), Some(id)) if let Work::Lock { call, .. } = work => {
+                        (state.engines[usize::from(id)].phase, state.locked_by) = (Phase::Locked(call), Some(id));
+                    }
+                    // The server notices that nobody holds the connection, and rolls back.
+                    (Ok(_), None) if matches!(work, Work::Lock { .. }) => {}
+                    (Ok(after), client) => {
+                        state.db.flush(client, after);
+                        state.unlock(work);
+                    }
+                    (Err(rollback), client) => {
+                        state.unlock(work);
+                        if let Some(id) = client {
+                            Self::rolled_back(&mut state, id, rollback);
+                        }
+                    }
                 }
             }
             Action::Database(step) => match state.db.make(step, &mut state.used.faults) {
                 Notice::Nothing => {}
                 Notice::Acknowledged(engine) => Self::committed(&mut state, engine),
-                Notice::Disconnected => state.engines.iter_mut().for_each(Self::disconnected),
+                Notice::Disconnected => {
+                    state.locked_by = None;
+                    state.engines.iter_mut().for_each(Self::disconnected);
+                    state.drop_abandoned();
+                }
             },
             Action::ConnectionBreaks { engine } => {
                 state.used.cuts += 1;
                 state.db.abandon(engine);
+                if matches!(state.engines[usize::from(engine)].phase, Phase::Locked(_)) {
+                    state.locked_by = None;
+                }
                 Self::disconnected(&mut state.engines[usize::from(engine)]);
+                state.drop_abandoned();
             }
         }
         Some(state)

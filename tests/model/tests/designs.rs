@@ -120,6 +120,7 @@ rejected! {
     page_answered_from_a_read
     page_that_lost_its_answer_refused
     zone_block_set_without_the_generation
+    caller_of_a_zone_block_not_checked_after_the_lock
     repeated_zone_block_keeps_the_generation
 }
 
