@@ -4,14 +4,14 @@
 //! *activate* (engines write under version 2), *raise* (no record is written under version 1), *re-encrypt*, and *retire*
 //! (version 1 is destroyed in the vault or token).
 //!
-//! The minimum ([`MinKeyVersions::admit`](domain::storage_key::MinKeyVersions::admit)) and the re-encryption
-//! ([`rules::reencrypt`]) are those of `domain`. The maximum, the versions in the engine's row, and the conditions of each step
-//! belong to the protocol alone. A set stands for every statement that writes a record: the guards of its control are in
-//! [`set_pin_model`](crate::set_pin_model).
+//! The rules of a set with its minimum ([`rules::advance`]) and of a re-encryption ([`rules::reencrypt`]) are those of `domain`.
+//! The maximum, the versions in the engine's row, and the conditions of each step belong to the protocol alone. A set stands for
+//! every statement that writes a record: the guards of its control are in [`set_pin_model`](crate::set_pin_model).
 
 use stateright::{Model, Property};
 
 use domain::card::ReencryptedPin;
+use domain::control::{ControlState, Transition};
 use domain::rules;
 
 use crate::database::{Begun, Database, DatabaseStep, Faults, Notice, Tx};
@@ -255,7 +255,12 @@ impl RotationModel {
             Minimum::InTransactionLocked => data.minimum,
             Minimum::InEngineRow => row.minimum,
         };
-        Some(rows::min(minimum).admit(rows::key(record.version)) && self.admits_active(row, record))
+        let keyed = ControlState::Keyed { tzpk: rows::sealed(0), refused_pins: 0 };
+        let control = rows::control(0, keyed, 0, rows::time(1))?;
+        let (retry, pin) = (rows::tag([0, 0]), rows::record(&record.bytes(), record.version));
+        let set = Transition::Set { under: rows::sealed(0), retry, pin };
+        let advanced = rules::advance(control, rows::card(0, None), None, set, &rows::min(minimum), rows::time(0));
+        Some(advanced.is_ok() && self.admits_active(row, record))
     }
 
     fn admits_active(&self, row: EngineRow, record: Record) -> bool {

@@ -97,8 +97,9 @@ pub(crate) fn key(version: u8) -> RecordKey {
     RecordKey { kind: StorageKeyKind::Iso4, version: version.into() }
 }
 
-pub(crate) fn min(version: u8) -> MinKeyVersions {
-    MinKeyVersions { iso_4: version.into(), ..MinKeyVersions::default() }
+/// The lowest version of a record's key, as the rule takes it.
+pub(crate) fn min<W: From<MinKeyVersions>>(version: u8) -> W {
+    MinKeyVersions { iso_4: version.into(), ..MinKeyVersions::default() }.into()
 }
 
 #[allow(clippy::unwrap_used, reason = "the model counts a few")]
