@@ -95,7 +95,7 @@ enum ControlState {
         tzpk: TzpkNumber,
         refused_pins: u8,
     },
-    /// Spent, or found expired.
+    /// Spent, found expired, or closed after a tzpk was issued.
     Over,
 }
 
@@ -200,7 +200,6 @@ impl CardSpec {
                 vec![self.refuses(Refusal::TzpkMissing), self.refuses(Refusal::ControlNotUsable)]
             }
             ControlState::Open => vec![self.refuses(Refusal::TzpkMissing)],
-            ControlState::Keyed { .. } if control.is_closed => vec![self.refuses(Refusal::ControlNotUsable)],
             ControlState::Keyed { tzpk, .. } if tzpk != block.under => vec![self.malformed(name)],
             ControlState::Keyed { .. } => match block.content {
                 Content::Malformed => vec![self.malformed(name)],
@@ -456,8 +455,12 @@ impl CardSpec {
     }
 
     fn with_controls_closed(mut self) -> Self {
-        for control in self.controls.values_mut() {
-            control.is_closed |= control.purpose == Purpose::SetPin;
+        for control in self.controls.values_mut().filter(|control| control.purpose == Purpose::SetPin) {
+            control.is_closed = true;
+            // The tzpk of a closed control does not matter; whether the control had one does.
+            if matches!(control.state, ControlState::Keyed { .. }) {
+                control.state = ControlState::Over;
+            }
         }
         for waiting in self.waiting.values_mut() {
             waiting.is_pin_unchanged = false;
@@ -473,8 +476,11 @@ impl CardSpec {
         self.reserved.saturating_sub(self.forgiven)
     }
 
-    /// Whether a call that uses a control can change anything from `now` on.
-    pub fn can_still_use(&self, operation: &Operation, now: Nanos) -> bool {
+    /// Whether a call that uses a control, or resets tries, can change anything from `now` on.
+    pub fn can_still_change(&self, operation: &Operation, now: Nanos) -> bool {
+        if let Operation::ResetTries { up_to } = operation {
+            return *up_to > self.forgiven;
+        }
         let Some(name) = operation.control() else { return true };
         let Some(control) = self.controls.get(name) else { return false };
         if let Operation::SetPin { block, .. } = operation
@@ -491,15 +497,26 @@ impl CardSpec {
     }
 
     /// Whether the settlement of a call's try can change the card.
-    pub fn can_settle(&self, id: u64) -> bool {
+    pub fn can_settle(&self, id: u64, operation: &Operation) -> bool {
+        let changes_pin = matches!(operation, Operation::ChangePin { .. });
         self.waiting.get(&id).is_some_and(|waiting| {
-            waiting.found == Found::Right && (waiting.number > self.forgiven || waiting.is_pin_unchanged)
+            let forgives = waiting.number > self.forgiven;
+            waiting.found == Found::Right && (forgives || (changes_pin && waiting.is_pin_unchanged))
         })
     }
 
     /// Drops a try that is never settled: it stays used.
     pub fn forget_try(&mut self, id: u64) {
         self.waiting.remove(&id);
+    }
+
+    /// Numbers the tries from the first one that is not forgiven, for a card whose tries no later call names by number.
+    pub fn renumber_tries(&mut self) {
+        for waiting in self.waiting.values_mut() {
+            waiting.number = waiting.number.saturating_sub(self.forgiven);
+        }
+        self.reserved = self.used();
+        self.forgiven = 0;
     }
 
     /// Drops what no later call names.
@@ -540,7 +557,7 @@ impl fmt::Display for CardSpec {
         for (name, control) in &self.controls {
             write!(f, ", control {} ", name.0)?;
             match control.state {
-                ControlState::Over => write!(f, "spent or expired")?,
+                ControlState::Over => write!(f, "spent, expired or closed")?,
                 _ if control.is_closed => write!(f, "closed by a newer PIN")?,
                 ControlState::Open => write!(f, "open")?,
                 ControlState::Keyed { tzpk: TzpkNumber::UNKNOWN, .. } => write!(f, "with a tzpk that no client has")?,

@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::hash::Hash;
 
 use crate::card_spec::{CardLimits, CardSpec, Effect, Moment, Outcome};
 use crate::history::{Answer, Call, ControlName, End, Nanos, Operation, Refusal, Setup};
@@ -99,6 +100,14 @@ struct Pending {
     only_tries: bool,
 }
 
+/// A branch on the way to the end of a call.
+struct Node {
+    branch: Branch,
+    floor: Nanos,
+    /// The branch before the last step, and the call that made it, if the step may come late.
+    after: Option<(Branch, Pending)>,
+}
+
 /// Each branch with the latest invocation of the calls that have taken effect: the next call takes effect after it.
 type Branches = HashMap<Branch, Nanos>;
 
@@ -112,7 +121,14 @@ struct Search<'a> {
 /// Searches an order of the calls of one card.
 pub fn search(calls: &[&Call], setup: &Setup, options: SearchOptions) -> Verdict {
     let late_tries = setup.late_tries_ms.saturating_mul(1_000_000);
-    Search { calls, limits: CardLimits::new(setup), late_tries, options }.run()
+    let run = |options| Search { calls, limits: CardLimits::new(setup), late_tries, options }.run();
+    // Most histories have an order in which nothing happens late, and the search for it visits far fewer states.
+    let strict = SearchOptions { late_effects: LateEffects::NotAfterAcknowledgedCall, ..options };
+    match run(strict) {
+        Verdict::Explained => Verdict::Explained,
+        found if options.late_effects == strict.late_effects => found,
+        _ => run(options),
+    }
 }
 
 impl Search<'_> {
@@ -154,17 +170,25 @@ impl Search<'_> {
 
     /// The branches in which the call has taken effect, or the number of visited states, where these are too many.
     fn ended(&self, branches: &Branches, index: usize, now: Nanos) -> Result<Branches, usize> {
-        let (mut done, mut visited) = (Branches::new(), branches.clone());
-        let mut left: Vec<(Branch, Nanos)> = branches.iter().map(|(branch, floor)| (branch.clone(), *floor)).collect();
-        while let Some((branch, floor)) = left.pop() {
+        let (mut done, mut visited) = (Branches::new(), HashMap::new());
+        let start = |(branch, floor): (&Branch, &Nanos)| Node { branch: branch.clone(), floor: *floor, after: None };
+        let mut left: Vec<Node> = branches.iter().map(start).collect();
+        while let Some(node) = left.pop() {
+            let Node { branch, floor, .. } = &node;
             if !branch.pending.iter().any(|pending| pending.index == index) {
-                insert(&mut done, branch, floor);
+                insert(&mut done, branch.clone(), *floor);
                 continue;
             }
-            for pending in branch.pending.iter().filter(|pending| !self.follows_alike(&branch, **pending)) {
-                for (next, floor) in self.steps(&branch, floor, *pending, now) {
-                    if insert(&mut visited, next.clone(), floor) {
-                        left.push((next, floor));
+            for pending in branch.pending.iter().filter(|pending| !self.follows_alike(branch, **pending)) {
+                let is_optional = self.is_optional_try(*pending);
+                for (next, floor) in self.steps(branch, *floor, *pending, now) {
+                    if self.may_go_before(&node, *pending, &next, now) {
+                        continue;
+                    }
+                    let last = is_optional.then_some(pending.index);
+                    if insert(&mut visited, (next.clone(), last), floor) {
+                        let after = is_optional.then(|| (branch.clone(), *pending));
+                        left.push(Node { branch: next, floor, after });
                     }
                 }
             }
@@ -173,6 +197,27 @@ impl Search<'_> {
             }
         }
         Ok(done)
+    }
+
+    /// Whether the step is one of a given-up try or reset. It may come late, so it is taken only directly before a step that
+    /// depends on it.
+    fn is_optional_try(&self, pending: Pending) -> bool {
+        self.calls.get(pending.index).is_some_and(|call| {
+            matches!(call.end, End::GivenUp(_)) && uses_tries(&call.operation) && call.operation.control().is_none()
+        })
+    }
+
+    /// Whether the step to `next` may as well go before the optional step that led to the node. Of two optional steps, the one
+    /// of the earlier call goes first.
+    fn may_go_before(&self, node: &Node, pending: Pending, next: &Branch, now: Nanos) -> bool {
+        let Some((before, optional)) = &node.after else { return false };
+        if optional.index == pending.index || (self.is_optional_try(pending) && optional.index < pending.index) {
+            return false;
+        }
+        self.steps(before, node.floor, pending, now).iter().any(|(swapped, floor)| {
+            let is_open = swapped.pending.contains(optional);
+            is_open && self.steps(swapped, *floor, *optional, now).iter().any(|(both, _)| both == next)
+        })
     }
 
     /// Whether another given-up call that does the same goes first. The two are interchangeable, so one order is enough.
@@ -195,7 +240,12 @@ impl Search<'_> {
         let Some(call) = self.calls.get(pending.index) else { return Vec::new() };
         let floor = floor.max(call.invoked_at);
         let is_given_up = matches!(call.end, End::GivenUp(_));
-        let at = Moment { earliest: floor, latest: if is_given_up { now } else { now.min(call.ended_at) } };
+        let at = match call.operation {
+            // One time span in every order: branches that differ in the expiry of a control alone would never merge.
+            Operation::OpenControl { .. } => Moment { earliest: call.invoked_at, latest: call.ended_at },
+            _ if is_given_up => Moment { earliest: floor, latest: now },
+            _ => Moment { earliest: floor, latest: now.min(call.ended_at) },
+        };
         let effects = branch.card.effects(call.id, &call.operation, &call.end, at, &self.limits);
         let fitting = effects.into_iter().filter(|effect| fits(call, pending, &effect.outcome));
         let follow = |Effect { card, outcome }: Effect| {
@@ -203,6 +253,10 @@ impl Search<'_> {
             if outcome != Outcome::Reserved {
                 next.pending.retain(|other| other.index != pending.index);
                 self.close(&mut next, call);
+            } else if is_given_up && !next.card.can_settle(call.id, &call.operation) {
+                // The settlement of a wrong PIN changes nothing.
+                next.pending.retain(|other| other.index != pending.index);
+                next.card.forget_try(call.id);
             }
             (next, floor)
         };
@@ -241,7 +295,8 @@ impl Search<'_> {
             Answer::Right { .. } => matches!(acknowledged.operation, Operation::ChangePin { .. }),
             _ => false,
         };
-        let changes_control = !matches!(answer, Answer::Wrong { .. });
+        // A refused PIN leaves the control and its tzpk as they are.
+        let changes_control = !matches!(answer, Answer::Wrong { .. } | Answer::PinRefused);
         let control = given_up.operation.control();
         (is_new_pin && given_up.operation.new_pin().is_some())
             || (changes_control && control.is_some() && control == acknowledged.operation.control())
@@ -257,13 +312,13 @@ impl Search<'_> {
                     return true;
                 }
                 if call.operation.uses_try() {
-                    let is_over = card.has_reserved(call.id) && !card.can_settle(call.id);
+                    let is_over = card.has_reserved(call.id) && !card.can_settle(call.id, &call.operation);
                     if is_over {
                         card.forget_try(call.id);
                     }
                     return !is_over;
                 }
-                card.can_still_use(&call.operation, floor)
+                card.can_still_change(&call.operation, floor)
             });
             let names = |wanted: &dyn Fn(&Operation) -> bool| {
                 let mut calls = pending.iter().filter_map(|pending| self.calls.get(pending.index));
@@ -280,19 +335,25 @@ impl Search<'_> {
                     last_named.blocks.get(&block.0).is_some_and(|at| *at >= now) || names(&is_sent)
                 },
             );
+            if last_named.reset < now && !names(&|operation| matches!(operation, Operation::ResetTries { .. })) {
+                card.renumber_tries();
+            }
             insert(&mut simple, Branch { card, pending }, floor);
         }
         simple
     }
 
     fn last_named(&self) -> LastNamed<'_> {
-        let mut last = LastNamed { controls: BTreeMap::new(), blocks: BTreeMap::new() };
+        let mut last = LastNamed { controls: BTreeMap::new(), blocks: BTreeMap::new(), reset: 0 };
         for call in self.calls {
             if let Some(control) = call.operation.control() {
                 last.controls.insert(control, call.invoked_at);
             }
             if let Operation::SetPinByZone { block, .. } = call.operation {
                 last.blocks.insert(block.0, call.invoked_at);
+            }
+            if matches!(call.operation, Operation::ResetTries { .. }) {
+                last.reset = call.invoked_at;
             }
         }
         last
@@ -309,10 +370,11 @@ impl Search<'_> {
     }
 }
 
-/// The last invocation that names a control or a block of a zone.
+/// The last invocation that names a control, a block of a zone, or the number of a try.
 struct LastNamed<'a> {
     controls: BTreeMap<&'a ControlName, Nanos>,
     blocks: BTreeMap<u64, Nanos>,
+    reset: Nanos,
 }
 
 fn uses_tries(operation: &Operation) -> bool {
@@ -355,7 +417,7 @@ fn with_pending(branches: Branches, index: usize) -> Branches {
 }
 
 /// Adds a branch. Returns whether the branch is new, or may take its next step earlier than before.
-fn insert(branches: &mut Branches, branch: Branch, floor: Nanos) -> bool {
+fn insert<B: Eq + Hash>(branches: &mut HashMap<B, Nanos>, branch: B, floor: Nanos) -> bool {
     match branches.get_mut(&branch) {
         Some(known) if *known <= floor => false,
         Some(known) => {
