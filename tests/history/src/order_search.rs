@@ -120,14 +120,18 @@ struct Search<'a> {
 
 /// Searches an order of the calls of one card.
 pub fn search(calls: &[&Call], setup: &Setup, options: SearchOptions) -> Verdict {
-    let late_tries = setup.late_tries_ms.saturating_mul(1_000_000);
-    let run = |options| Search { calls, limits: CardLimits::new(setup), late_tries, options }.run();
-    // Most histories have an order in which nothing happens late, and the search for it visits far fewer states.
-    let strict = SearchOptions { late_effects: LateEffects::NotAfterAcknowledgedCall, ..options };
-    match run(strict) {
+    let run = |late_effects, late_tries| {
+        let options = SearchOptions { late_effects, ..options };
+        Search { calls, limits: CardLimits::new(setup), late_tries, options }.run()
+    };
+    let strict = run(LateEffects::NotAfterAcknowledgedCall, 0);
+    if options.late_effects == LateEffects::NotAfterAcknowledgedCall || matches!(strict, Verdict::Explained) {
+        return strict;
+    }
+    // Most histories have an order with few late effects, and the search for it visits far fewer states.
+    match run(options.late_effects, 0) {
         Verdict::Explained => Verdict::Explained,
-        found if options.late_effects == strict.late_effects => found,
-        _ => run(options),
+        _ => run(options.late_effects, setup.late_tries_ms.saturating_mul(1_000_000)),
     }
 }
 

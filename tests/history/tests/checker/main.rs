@@ -3,13 +3,15 @@
 #![allow(clippy::cast_possible_truncation, missing_docs, reason = "a test that meets a surprise must fail")]
 
 mod hand_made;
+mod recording;
 mod simulated_store;
 mod simulation;
 
+use history::history::Call;
 use history::order_search::SearchOptions;
 use history::report::Report;
 use simulated_store::Broken;
-use simulation::play;
+use simulation::{play, play_calls};
 
 const SEEDS: u64 = 2_000;
 
@@ -19,6 +21,18 @@ fn a_right_store_passes_every_seed() {
         let report = Report::new(&play(seed, None), SearchOptions::default());
         assert!(report.is_right(), "seed {seed}:\n{report}");
     }
+}
+
+#[test]
+fn a_long_run_of_many_cards_is_checked() {
+    let mut run = play_calls(0, None, 130, 1);
+    for card in 1..100 {
+        let of_card = |call| Call { card: format!("card {card}"), ..call };
+        run.calls.extend(play_calls(card, None, 130, 1).calls.into_iter().map(of_card));
+    }
+    let report = Report::new(&run, SearchOptions::default());
+    assert!(report.is_right(), "{report}");
+    assert!(report.totals.cards == 100 && run.calls.len() > 39_000, "{report}");
 }
 
 /// The first finding of the checker in the histories of a store that breaks one rule.

@@ -21,7 +21,6 @@ const MILLISECOND: u64 = 1_000_000;
 const DEADLINE: u64 = 300 * MILLISECOND;
 const SKEW_MS_MAX: u64 = 40;
 const CLIENTS: u32 = 3;
-const CALLS_PER_CLIENT: u32 = 16;
 /// The client of the calls after the last fault.
 const LAST_CLIENT: u32 = 99;
 
@@ -110,7 +109,7 @@ pub(crate) struct Simulation {
     number: u64,
     calls_left: Vec<u32>,
     faults: Vec<Fault>,
-    is_calm: bool,
+    hang_percent: u64,
 }
 
 pub(crate) fn setup() -> Setup {
@@ -132,6 +131,12 @@ fn number(name: &ControlName) -> u64 {
 
 /// Plays one run of a store that breaks a rule, or none.
 pub(crate) fn play(seed: u64, broken: Option<Broken>) -> History {
+    play_calls(seed, broken, 16, 3)
+}
+
+/// Plays a run in which each client makes this many calls about the card. Each step of a call hangs with `hang_percent`, and
+/// each transaction is cut off with `hang_percent`.
+pub(crate) fn play_calls(seed: u64, broken: Option<Broken>, calls_per_client: u32, hang_percent: u64) -> History {
     let mut simulation = Simulation {
         broken,
         random: Random(seed),
@@ -143,9 +148,9 @@ pub(crate) fn play(seed: u64, broken: Option<Broken>) -> History {
         calls: Vec::new(),
         known: Known::default(),
         number: 0,
-        calls_left: vec![CALLS_PER_CLIENT; CLIENTS as usize],
+        calls_left: vec![calls_per_client; CLIENTS as usize],
         faults: Vec::new(),
-        is_calm: false,
+        hang_percent,
     };
     for client in 0..CLIENTS {
         let at = simulation.random.milliseconds(0, 20);
@@ -161,7 +166,7 @@ pub(crate) fn play(seed: u64, broken: Option<Broken>) -> History {
         simulation.after(at, Event::EngineCrash(engine));
     }
     simulation.run();
-    simulation.is_calm = true;
+    simulation.hang_percent = 0;
     simulation.now += 10_000 * MILLISECOND;
     simulation.verify_at_the_end();
     let mut calls: Vec<Call> = simulation.calls.into_iter().map(|call| call.record).collect();
@@ -255,10 +260,10 @@ impl Simulation {
             set_answer: None,
             denials: 0,
         });
-        let sleeps = !self.is_calm && self.random.percent(3);
+        let sleeps = self.random.percent(self.hang_percent);
         let delay = if sleeps { self.random.milliseconds(100, 900) } else { self.random.milliseconds(0, 3) };
         self.after(delay, Event::EngineBegins(call));
-        if !self.is_calm {
+        if client != LAST_CLIENT {
             self.after(DEADLINE, Event::DeadlinePasses(call));
         }
     }
@@ -514,8 +519,8 @@ impl Simulation {
             }
         }
         let epoch = self.database.epoch;
-        let is_cut = !self.is_calm && self.random.percent(3);
-        let hangs = !self.is_calm && (is_cut || self.random.percent(3));
+        let is_cut = self.random.percent(self.hang_percent);
+        let hangs = is_cut || self.random.percent(self.hang_percent);
         let delay = if hangs { self.random.milliseconds(50, 900) } else { self.random.milliseconds(1, 5) };
         if !is_cut {
             self.after(delay, Event::Runs(call, transaction, epoch));
@@ -551,7 +556,7 @@ impl Simulation {
         }
         let (delay, chance) = (self.random.milliseconds(1, 30), self.random.percent(25));
         // A standby that is far behind.
-        let delay = if !self.is_calm && self.random.percent(3) { delay * 20 } else { delay };
+        let delay = if self.random.percent(self.hang_percent) { delay * 20 } else { delay };
         if let Transaction::Advance { transition: Transition::Key { tzpk, .. }, .. } = &transaction {
             self.calls[call].shown = Some(u64::from_be_bytes(tzpk.0.as_ref().try_into().unwrap()) as u32);
         }
