@@ -95,7 +95,7 @@ enum ControlState {
         tzpk: TzpkNumber,
         refused_pins: u8,
     },
-    /// Spent, found expired, or closed after a tzpk was issued.
+    /// Spent, or found expired.
     Over,
 }
 
@@ -200,6 +200,7 @@ impl CardSpec {
                 vec![self.refuses(Refusal::TzpkMissing), self.refuses(Refusal::ControlNotUsable)]
             }
             ControlState::Open => vec![self.refuses(Refusal::TzpkMissing)],
+            ControlState::Keyed { .. } if control.is_closed => vec![self.refuses(Refusal::ControlNotUsable)],
             ControlState::Keyed { tzpk, .. } if tzpk != block.under => vec![self.malformed(name)],
             ControlState::Keyed { .. } => match block.content {
                 Content::Malformed => vec![self.malformed(name)],
@@ -457,9 +458,9 @@ impl CardSpec {
     fn with_controls_closed(mut self) -> Self {
         for control in self.controls.values_mut().filter(|control| control.purpose == Purpose::SetPin) {
             control.is_closed = true;
-            // The tzpk of a closed control does not matter; whether the control had one does.
-            if matches!(control.state, ControlState::Keyed { .. }) {
-                control.state = ControlState::Over;
+            // Which tzpk a closed control has does not matter. Whether the control has one does.
+            if let ControlState::Keyed { tzpk, refused_pins } = &mut control.state {
+                (*tzpk, *refused_pins) = (TzpkNumber::UNKNOWN, 0);
             }
         }
         for waiting in self.waiting.values_mut() {
@@ -557,7 +558,7 @@ impl fmt::Display for CardSpec {
         for (name, control) in &self.controls {
             write!(f, ", control {} ", name.0)?;
             match control.state {
-                ControlState::Over => write!(f, "spent, expired or closed")?,
+                ControlState::Over => write!(f, "spent or expired")?,
                 _ if control.is_closed => write!(f, "closed by a newer PIN")?,
                 ControlState::Open => write!(f, "open")?,
                 ControlState::Keyed { tzpk: TzpkNumber::UNKNOWN, .. } => write!(f, "with a tzpk that no client has")?,

@@ -43,7 +43,7 @@ impl From<ControlName> for String {
 pub struct TzpkNumber(pub u64);
 
 impl TzpkNumber {
-    /// The tzpk of a call that its client gave up: no client has it.
+    /// The tzpk of a call that its client gave up. No client can encrypt under this tzpk.
     pub const UNKNOWN: Self = Self(u64::MAX);
 }
 
@@ -144,7 +144,7 @@ pub enum Operation {
         /// The block of the new PIN.
         new: Content,
     },
-    /// Forgives tries.
+    /// Forgives the tries that the caller saw.
     ResetTries {
         /// The `reserved_try_count` that the caller saw.
         up_to: u64,
@@ -214,21 +214,21 @@ pub enum End {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
-    /// To OpenControl.
+    /// The answer to OpenControl.
     Opened {
         /// The controlId.
         control: ControlName,
     },
-    /// To IssueTzpk.
+    /// The answer to IssueTzpk.
     Issued {
         /// The number that the harness gives this tzpk.
         tzpk: TzpkNumber,
     },
     /// The PIN is set: to SetPin, also to a retry, and to SetPinByZone.
     PinSet,
-    /// To SetPinByZone with `unchanged`: the block is the one that set the present PIN.
+    /// The answer to SetPinByZone with `unchanged`: the block is the one that set the present PIN.
     PinUnchanged,
-    /// To ViewPin and GetPinByZone.
+    /// The answer to ViewPin and GetPinByZone.
     PinShown {
         /// The PIN.
         pin: TestPin,
@@ -243,7 +243,7 @@ pub enum Answer {
         /// `remaining_try_count`.
         tries_left: u32,
     },
-    /// To ResetTries.
+    /// The answer to ResetTries.
     TriesReset {
         /// `used_try_count`.
         used: u64,

@@ -1,13 +1,22 @@
 //! The checker accepts a right store and finds each broken rule.
 
-#![allow(clippy::cast_possible_truncation, missing_docs, reason = "a test that meets a surprise must fail")]
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test that meets a surprise must fail"
+)]
 
 mod hand_made;
 mod recording;
 mod simulated_store;
 mod simulation;
 
-use history::history::Call;
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+
+use history::history::{Call, End};
 use history::order_search::SearchOptions;
 use history::report::Report;
 use simulated_store::Broken;
@@ -20,6 +29,47 @@ fn a_right_store_passes_every_seed() {
     for seed in 0..SEEDS {
         let report = Report::new(&play(seed, None), SearchOptions::default());
         assert!(report.is_right(), "seed {seed}:\n{report}");
+    }
+}
+
+/// The name of a variant, without its fields.
+fn variant(value: &impl Debug) -> String {
+    format!("{value:?}").chars().take_while(|character| character.is_alphanumeric()).collect()
+}
+
+#[test]
+fn the_simulation_reaches_every_answer() {
+    let mut reached = BTreeSet::new();
+    for call in (0..SEEDS).flat_map(|seed| play(seed, None).calls) {
+        let end = match call.end {
+            End::Answered(answer) => variant(&answer),
+            End::Refused(refusal) => variant(&refusal),
+            End::GivenUp(reason) => variant(&reason),
+        };
+        reached.insert(format!("{} {end}", variant(&call.operation)));
+    }
+    let always = ["DeadlinePassed", "Unavailable", "ConnectionLost"];
+    let control = ["ControlNotUsable", "ScopeMismatch"];
+    let tries = ["Right", "Wrong", "Malformed", "PinLocked", "PinNotSet"];
+    for (operation, ends) in [
+        ("OpenControl", &["Opened"][..]),
+        ("IssueTzpk", &["Issued"]),
+        ("SetPin", &["ControlNotUsable", "PinSet", "Malformed", "PinRefused", "TzpkMissing"]),
+        ("ViewPin", &["PinShown", "PinNotSet"]),
+        ("SetPinByZone", &["PinSet", "PinUnchanged", "BlockReplaced"]),
+        ("GetPinByZone", &["PinShown", "PinNotSet"]),
+        ("VerifyPin", &[]),
+        ("ChangePin", &["ControlNotUsable", "PinRefused", "CardChanged", "TzpkMissing"]),
+        ("ResetTries", &["TriesReset", "TryCountInvalid", "CardUnknown"]),
+    ] {
+        let uses_control = matches!(operation, "IssueTzpk" | "ViewPin");
+        let uses_try = matches!(operation, "VerifyPin" | "ChangePin");
+        let of_controls = control.iter().filter(|_| uses_control);
+        let of_tries = tries.iter().filter(|_| uses_try);
+        for end in ends.iter().chain(&always).chain(of_controls).chain(of_tries) {
+            let pair = format!("{operation} {end}");
+            assert!(reached.contains(&pair), "{pair} is not reached, only {reached:#?}");
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! A database with a standby, for tests: runs the rules of `domain` on the rows of cards, and breaks one of them on demand.
 //!
-//! A transaction runs at once on the primary and is acknowledged when the standby has it. A failover takes the primary back to
-//! what the standby has.
+//! A transaction runs at once on the primary and is acknowledged when the standby has its commit. A failover takes the
+//! primary back to the state of the standby.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -120,14 +120,13 @@ impl Database {
         UnixMillis(1_800_000_000_000 + now / 1_000_000 + self.skew)
     }
 
-    /// When the standby has everything that the primary has, if it has the next commit after `delay`.
+    /// When the standby has everything that the primary has.
     pub(crate) fn replicated_at(&self, now: u64) -> u64 {
         self.waiting.back().map_or(now, |(at, _)| *at)
     }
 
     fn replicate(&mut self, now: u64) {
-        while let Some((at, rows)) = self.waiting.pop_front_if(|(at, _)| *at <= now) {
-            let _ = at;
+        while let Some((_, rows)) = self.waiting.pop_front_if(|(at, _)| *at <= now) {
             self.standby = rows;
         }
     }

@@ -286,8 +286,11 @@ impl Simulation {
             }
             32..50 => {
                 let (control, tzpks) = self.random.recent(&self.known.set_controls)?;
-                let newest = tzpks.last().copied()?;
-                let under = if self.random.percent(8) { *tzpks.first()? } else { newest };
+                let newest = match tzpks.last() {
+                    None if self.random.percent(80) => return None,
+                    newest => newest.copied().unwrap_or(0),
+                };
+                let under = if self.random.percent(8) { tzpks.first().copied().unwrap_or(0) } else { newest };
                 let content = match self.random.below(100) {
                     0..10 => Content::WeakPin,
                     10..16 => Content::Malformed,
@@ -301,7 +304,12 @@ impl Simulation {
                 let (control, block) = self.random.recent(&self.known.sent)?;
                 Operation::SetPin { control: name(control), block }
             }
-            58..65 => Operation::ViewPin { control: name(self.random.recent(&self.known.view_controls)?) },
+            58..64 => Operation::ViewPin { control: name(self.random.recent(&self.known.view_controls)?) },
+            // A control of the other purpose.
+            64 => match self.random.percent(50) {
+                true => Operation::ViewPin { control: name(self.random.recent(&self.known.set_controls)?.0) },
+                false => Operation::IssueTzpk { control: name(self.random.recent(&self.known.view_controls)?) },
+            },
             65..68 => {
                 let (block, pin) = (self.next_number(), self.new_pin());
                 self.known.zone_blocks.push((block, pin));
@@ -325,12 +333,18 @@ impl Simulation {
                 };
                 Operation::ChangePin { device, old, new }
             }
-            // An operator who saw the tries before may see a number that others raised since.
+            // A number that an operator saw before, or that no operator saw.
             96..99 => {
                 let seen = self.database.primary.card.as_ref().map_or(0, |card| card.tries.tries.reserved);
-                Operation::ResetTries { up_to: seen.saturating_sub(self.random.below(3)) }
+                Operation::ResetTries { up_to: (seen + 1).saturating_sub(self.random.below(4)) }
             }
-            _ => return None,
+            _ => {
+                let control = DeviceChange {
+                    control: name(self.random.recent(&self.known.set_controls)?.0),
+                    under: TzpkNumber(0),
+                };
+                Operation::ChangePin { device: Some(control), old: self.entered()?, new: Content::WeakPin }
+            }
         };
         Some(operation)
     }
