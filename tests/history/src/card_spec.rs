@@ -477,6 +477,12 @@ impl CardSpec {
         self.reserved.saturating_sub(self.forgiven)
     }
 
+    /// Whether the call is a retry of the block that set the PIN.
+    pub fn would_confirm(&self, operation: &Operation) -> bool {
+        matches!(operation, Operation::SetPin { control, block }
+            if self.set_by == SetBy::Control(control.clone(), block.number))
+    }
+
     /// Whether a call that uses a control, or resets tries, can change anything from `now` on.
     pub fn can_still_change(&self, operation: &Operation, now: Nanos) -> bool {
         if let Operation::ResetTries { up_to } = operation {
@@ -484,9 +490,7 @@ impl CardSpec {
         }
         let Some(name) = operation.control() else { return true };
         let Some(control) = self.controls.get(name) else { return false };
-        if let Operation::SetPin { block, .. } = operation
-            && self.set_by == SetBy::Control(name.clone(), block.number)
-        {
+        if self.would_confirm(operation) {
             return now < control.expires.1.saturating_add(RETRY_GRACE);
         }
         control.state != ControlState::Over && !control.is_closed && now < control.expires.1

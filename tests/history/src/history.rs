@@ -334,8 +334,9 @@ pub struct Setup {
     /// How far the store's clock may be from an even run of the recorder's, in milliseconds. A control may be usable or
     /// expired within this time of its end.
     pub clock_tolerance_ms: u64,
-    /// How long after its give-up a try, a settlement or a reset may still take effect, in milliseconds.
-    pub late_tries_ms: u64,
+    /// How long after its give-up a try, a reset or the confirmation of a retry may still take effect, in milliseconds: longer
+    /// than a frozen database or engine may hold a call.
+    pub late_effects_ms: u64,
 }
 
 /// The calls of a run.

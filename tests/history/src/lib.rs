@@ -5,6 +5,13 @@
 //! - card by card, whether an order of the calls explains every answer: [`order_search`], by the rules of [`card_spec`];
 //! - over all cards, counts that need no search: [`totals`].
 //!
+//! What a harness does:
+//! - A client makes one call after another. Each new PIN is another test PIN, so that an answer names the call that set it.
+//! - [`End`](history::End) comes from the gRPC code and reason: a reason of [`Refusal`](history::Refusal) is `Refused`,
+//!   PIN_BLOCK_MALFORMED and PIN_REFUSED are answers, UNAVAILABLE, DEADLINE_EXCEEDED and a broken connection are `GivenUp`.
+//! - After a given-up IssueTzpk the client issues another tzpk before it sends a block.
+//! - After the last fault, each card's PIN is returned to a zone or verified.
+//!
 //! Not covered: RegisterCard, GeneratePin, TransferPin, FindCard, StartPage, verification values, and the hourly limit of
 //! controls. A card has no PIN and no used try when its history begins.
 //!
@@ -16,7 +23,7 @@
 //!
 //! let file = tempfile::NamedTempFile::new()?;
 //! let setup =
-//!     Setup { tries_per_card: 3, control_lifetime_ms: 30_000, clock_tolerance_ms: 1_000, late_tries_ms: 60_000 };
+//!     Setup { tries_per_card: 3, control_lifetime_ms: 30_000, clock_tolerance_ms: 1_000, late_effects_ms: 60_000 };
 //! let recorder = Recorder::create(file.path(), setup)?;
 //! let operation = Operation::VerifyPin { entered: Content::Pin(TestPin(1)) };
 //! let call = recorder.start(1, "engine-a", "1000200030", operation)?;

@@ -20,8 +20,9 @@ use crate::history::{Answer, Call, ControlName, End, Nanos, Operation, Refusal, 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LateEffects {
     /// A given-up call sets no PIN after a call that set or confirmed a PIN, and changes no control after a call that changed this
-    /// control. These are the properties a2, b2 and b3 of the protocol of many engines. A try may be reserved or settled late,
-    /// within [`Setup::late_tries_ms`]: it forgives no later try.
+    /// control. These are the properties a2, b2 and b3 of the protocol of many engines. Within [`Setup::late_effects_ms`] a
+    /// try may be reserved or settled late, which forgives no later try, and the PIN that stands may be confirmed late, which
+    /// closes newer controls.
     NotAfterAcknowledgedChange,
     /// A given-up call changes nothing after any acknowledged call about its card. The protocol allows such an effect after a
     /// call that only opened a control, or only read.
@@ -114,15 +115,15 @@ type Branches = HashMap<Branch, Nanos>;
 struct Search<'a> {
     calls: &'a [&'a Call],
     limits: CardLimits,
-    late_tries: Nanos,
+    late_effects_max: Nanos,
     options: SearchOptions,
 }
 
 /// Searches an order of the calls of one card.
 pub fn search(calls: &[&Call], setup: &Setup, options: SearchOptions) -> Verdict {
-    let run = |late_effects, late_tries| {
+    let run = |late_effects, late_effects_max| {
         let options = SearchOptions { late_effects, ..options };
-        Search { calls, limits: CardLimits::new(setup), late_tries, options }.run()
+        Search { calls, limits: CardLimits::new(setup), late_effects_max, options }.run()
     };
     let strict = run(LateEffects::NotAfterAcknowledgedCall, 0);
     if options.late_effects == LateEffects::NotAfterAcknowledgedCall || matches!(strict, Verdict::Explained) {
@@ -131,7 +132,7 @@ pub fn search(calls: &[&Call], setup: &Setup, options: SearchOptions) -> Verdict
     // Most histories have an order with few late effects, and the search for it visits far fewer states.
     match run(options.late_effects, 0) {
         Verdict::Explained => Verdict::Explained,
-        _ => run(options.late_effects, setup.late_tries_ms.saturating_mul(1_000_000)),
+        _ => run(options.late_effects, setup.late_effects_ms.saturating_mul(1_000_000)),
     }
 }
 
@@ -276,12 +277,14 @@ impl Search<'_> {
             if !matches!(call.end, End::GivenUp(_)) || acknowledged.invoked_at <= call.ended_at {
                 return true;
             }
-            if !uses_tries(&call.operation) {
-                return !self.closes(acknowledged, answer, call);
-            }
-            pending.only_tries |= self.closes(acknowledged, answer, call);
+            let is_closed = self.closes(acknowledged, answer, call);
             let is_late = self.options.late_effects == LateEffects::NotAfterAcknowledgedCall
-                || acknowledged.invoked_at > call.ended_at.saturating_add(self.late_tries);
+                || acknowledged.invoked_at > call.ended_at.saturating_add(self.late_effects_max);
+            if !uses_tries(&call.operation) {
+                // The confirmation of a retry sets no PIN.
+                return !is_closed || (!is_late && card.would_confirm(&call.operation));
+            }
+            pending.only_tries |= is_closed;
             if is_late {
                 card.forget_try(call.id);
             }

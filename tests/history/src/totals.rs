@@ -164,7 +164,7 @@ fn reused_controls(calls: &[&Call]) -> Vec<ReusedControl> {
 /// The wrong PINs of a card that certainly lie between two forgivenesses, where they are more than the limit.
 fn exceeded_tries(calls: &[&Call], history: &History) -> Option<ExceededTries> {
     let limit = usize::try_from(history.setup.tries_per_card).unwrap_or(usize::MAX);
-    let late_tries = history.setup.late_tries_ms.saturating_mul(1_000_000);
+    let late_tries = history.setup.late_effects_ms.saturating_mul(1_000_000);
     // Each forgiveness with the time at which it may happen.
     let mut forgiven: Vec<(Nanos, Nanos)> = calls
         .iter()

@@ -12,7 +12,7 @@ const GIVEN_UP: End = End::GivenUp(GiveUp::DeadlinePassed);
 
 fn history(calls: Vec<Call>) -> History {
     let setup =
-        Setup { tries_per_card: 2, control_lifetime_ms: 30_000, clock_tolerance_ms: 100, late_tries_ms: 10_000 };
+        Setup { tries_per_card: 2, control_lifetime_ms: 30_000, clock_tolerance_ms: 100, late_effects_ms: 10_000 };
     let calls = calls.into_iter().zip(1..).map(|(call, id)| Call { id, ..call }).collect();
     History { setup, calls, faults: Vec::new() }
 }

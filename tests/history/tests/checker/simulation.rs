@@ -108,6 +108,8 @@ pub(crate) struct Simulation {
     known: Known,
     number: u64,
     calls_left: Vec<u32>,
+    /// The next call of each client, where the call before leads to one.
+    planned: Vec<Option<Operation>>,
     faults: Vec<Fault>,
     hang_percent: u64,
 }
@@ -117,7 +119,7 @@ pub(crate) fn setup() -> Setup {
         tries_per_card: TRIES,
         control_lifetime_ms: LIFETIME.as_millis() as u64,
         clock_tolerance_ms: 2 * SKEW_MS_MAX,
-        late_tries_ms: 2_000,
+        late_effects_ms: 2_000,
     }
 }
 
@@ -149,6 +151,7 @@ pub(crate) fn play_calls(seed: u64, broken: Option<Broken>, calls_per_client: u3
         known: Known::default(),
         number: 0,
         calls_left: vec![calls_per_client; CLIENTS as usize],
+        planned: vec![None; CLIENTS as usize],
         faults: Vec::new(),
         hang_percent,
     };
@@ -229,7 +232,8 @@ impl Simulation {
             return;
         }
         *left -= 1;
-        let operation = self.choose();
+        let planned = self.planned[client as usize].take().filter(|_| self.random.percent(60));
+        let operation = planned.unwrap_or_else(|| self.choose());
         self.call(client, operation);
     }
 
@@ -413,12 +417,41 @@ impl Simulation {
         if client == LAST_CLIENT {
             return;
         }
+        self.planned[client as usize] = self.next_in_flow(call);
         let pause = match self.random.below(100) {
             0..3 => LIFETIME.as_nanos() as u64 + self.random.milliseconds(0, 300) - 150 * MILLISECOND,
             3..10 => self.random.milliseconds(50, 400),
             _ => self.random.milliseconds(0, 10),
         };
         self.after(pause, Event::ClientActs(client));
+    }
+
+    /// What a phone does after the call.
+    fn next_in_flow(&mut self, call: usize) -> Option<Operation> {
+        let Call { operation, end, .. } = self.calls[call].record.clone();
+        match (operation, end) {
+            (Operation::OpenControl { purpose }, End::Answered(Answer::Opened { control })) => Some(match purpose {
+                Purpose::SetPin => Operation::IssueTzpk { control },
+                Purpose::ViewPin => Operation::ViewPin { control },
+            }),
+            (Operation::IssueTzpk { control }, End::Answered(Answer::Issued { tzpk })) => {
+                let content = Content::Pin(TestPin(self.new_pin()));
+                let block = DeviceBlock { number: BlockNumber(self.next_number()), under: tzpk, content };
+                self.known.sent.push((number(&control), block));
+                Some(Operation::SetPin { control, block })
+            }
+            (Operation::SetPin { control, block }, End::Answered(Answer::PinRefused)) => {
+                let block = DeviceBlock { number: BlockNumber(self.next_number()), ..block };
+                Some(Operation::SetPin { control, block })
+            }
+            (again @ (Operation::IssueTzpk { .. } | Operation::SetPin { .. }), End::GivenUp(_)) => Some(again),
+            (Operation::SetPinByZone { .. }, End::GivenUp(_)) => {
+                let (block, pin) = (self.next_number(), self.new_pin());
+                self.known.zone_blocks.push((block, pin));
+                Some(Operation::SetPinByZone { block: BlockNumber(block), pin: TestPin(pin) })
+            }
+            _ => None,
+        }
     }
 
     // The engines.
