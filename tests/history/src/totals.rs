@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::history::{Answer, Call, Content, End, History, Nanos, Operation, TestPin};
+use crate::history::{Answer, Call, Content, End, History, Nanos, Operation, Refusal, TestPin};
 
 /// The calls to one engine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -172,8 +172,10 @@ fn exceeded_tries(calls: &[&Call], history: &History) -> Option<ExceededTries> {
             let is_try = call.operation.uses_try();
             let may_forgive = match &call.end {
                 End::Answered(Answer::Right { .. } | Answer::TriesReset { .. }) => true,
-                // The old PIN is right.
-                End::Answered(Answer::PinRefused) | End::Refused(_) => is_try,
+                End::Answered(Answer::PinRefused) => is_try,
+                // ChangePin may have found the old PIN right before.
+                End::Refused(Refusal::CardChanged | Refusal::ControlNotUsable | Refusal::TzpkMissing) => is_try,
+                End::Refused(_) => false,
                 End::GivenUp(_) => is_try || matches!(call.operation, Operation::ResetTries { .. }),
                 End::Answered(_) => false,
             };

@@ -277,6 +277,7 @@ fn wrong_pins_between_forgivenesses_are_counted() {
         report(calls).totals.exceeded_tries.len()
     };
     assert_eq!(exceeded(shown(60, 70, 1)), 1);
+    assert_eq!(exceeded(refused(60, 70, verify(1), Refusal::PinLocked)), 1);
     assert_eq!(exceeded(right(60, 70)), 0);
     // The given-up reset may have forgiven.
     assert_eq!(exceeded(call(60, 70, Operation::ResetTries { up_to: 2 }, GIVEN_UP)), 0);
