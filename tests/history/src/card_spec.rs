@@ -340,12 +340,10 @@ impl CardSpec {
         match reserved.found {
             Found::Wrong => vec![card.into_answer(answer)],
             Found::Malformed => {
-                let mut effects = vec![card.clone().into_answer(Answer::Malformed)];
-                if let Some((name, true)) = usable {
-                    let spent = card.with_control_state(name, ControlState::Over);
-                    effects = vec![spent.into_answer(Answer::Malformed)];
-                }
-                effects
+                // The control is spent, unless another tzpk replaced the one under which the engine decrypted the blocks.
+                let spent = device.map(|device| card.with_control_state(&device.control, ControlState::Over));
+                let spent = spent.map(|card| card.into_answer(Answer::Malformed));
+                [card.into_answer(Answer::Malformed)].into_iter().chain(spent).collect()
             }
             Found::Right => {
                 // The old PIN is right and the new one is not stored: the try is settled as a verification.

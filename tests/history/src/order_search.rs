@@ -302,8 +302,12 @@ impl Search<'_> {
             Answer::Right { .. } => matches!(acknowledged.operation, Operation::ChangePin { .. }),
             _ => false,
         };
-        // A refused PIN leaves the control and its tzpk as they are.
-        let changes_control = !matches!(answer, Answer::Wrong { .. } | Answer::PinRefused);
+        // A refused PIN leaves the control and its tzpk as they are, and a malformed block of ChangePin may.
+        let changes_control = match answer {
+            Answer::Wrong { .. } | Answer::PinRefused => false,
+            Answer::Malformed => !acknowledged.operation.uses_try(),
+            _ => true,
+        };
         let control = given_up.operation.control();
         (is_new_pin && given_up.operation.new_pin().is_some())
             || (changes_control && control.is_some() && control == acknowledged.operation.control())

@@ -6,7 +6,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use domain::control::{Denied, Scope, Transition};
+use domain::control::{Denied, Scope, SealedTzpk, Transition};
 use domain::tries::{ChangeVerdict, ReservedTry, Verdict};
 use history::history::{
     Answer, BlockNumber, Call, Content, ControlName, DeviceBlock, DeviceChange, End, Fault, FaultKind, GiveUp, History,
@@ -82,6 +82,8 @@ struct Running {
     shown: Option<u32>,
     /// The answer of the transaction of SetPin.
     set_answer: Option<Answer>,
+    /// The tzpk under which the engine decrypts the blocks of ChangePin.
+    tzpk: Option<SealedTzpk>,
     denials: u8,
 }
 
@@ -262,6 +264,7 @@ impl Simulation {
             instead: None,
             shown: None,
             set_answer: None,
+            tzpk: None,
             denials: 0,
         });
         let sleeps = self.random.percent(self.hang_percent);
@@ -530,7 +533,8 @@ impl Simulation {
             Operation::ChangePin { device: Some(DeviceChange { control: name, .. }), .. } => {
                 let control = control(&name)?;
                 control.admit(&tenant(), Scope::SetPin, now)?;
-                control.tzpk()?;
+                let tzpk = control.tzpk()?.clone();
+                self.calls[call].tzpk = Some(tzpk);
                 Ok(Transaction::Reserve)
             }
             Operation::ResetTries { up_to } => Ok(Transaction::Reset { up_to }),
@@ -708,12 +712,9 @@ impl Simulation {
         let number = reserved.number;
         let (transaction, verdict) = match self.calls[call].record.operation.clone() {
             Operation::ChangePin { device, old, new } => {
-                // The blocks are decrypted under the tzpk of the control.
-                let decrypts = device.as_ref().is_none_or(|DeviceChange { control, under }| {
-                    let control = self.database.primary.controls.get(&self::number(control));
-                    let newest = control.and_then(|control| control.tzpk().ok().cloned());
-                    newest.is_none_or(|newest| newest == sealed_tzpk(under.0))
-                });
+                let tzpk = self.calls[call].tzpk.clone();
+                let is_under = |device: &DeviceChange| tzpk == Some(sealed_tzpk(device.under.0));
+                let decrypts = device.as_ref().is_none_or(is_under);
                 let verdict = match (old, new) {
                     _ if !decrypts => ChangeVerdict::Malformed,
                     (Content::Malformed, _) | (_, Content::Malformed) => ChangeVerdict::Malformed,
@@ -723,7 +724,7 @@ impl Simulation {
                         ChangeVerdict::Right { generation: reserved.generation, pin: record(pin.0) }
                     }
                 };
-                let control = device.map(|device| (self::number(&device.control), sealed_tzpk(device.under.0)));
+                let control = device.map(|device| self::number(&device.control)).zip(tzpk);
                 (Transaction::SettleChange { control, number, verdict: verdict.clone() }, verdict)
             }
             Operation::VerifyPin { entered } => {
