@@ -501,10 +501,15 @@ impl CardSpec {
 
     /// Whether the settlement of a call's try can change the card.
     pub fn can_settle(&self, id: u64, operation: &Operation) -> bool {
-        let changes_pin = matches!(operation, Operation::ChangePin { .. });
         self.waiting.get(&id).is_some_and(|waiting| {
-            let forgives = waiting.number > self.forgiven;
-            waiting.found == Found::Right && (forgives || (changes_pin && waiting.is_pin_unchanged))
+            let forgives = waiting.found == Found::Right && waiting.number > self.forgiven;
+            let changes = match operation {
+                Operation::ChangePin { device: None, .. } => waiting.found == Found::Right && waiting.is_pin_unchanged,
+                // A malformed block spends the control, and a weak PIN counts.
+                Operation::ChangePin { device: Some(_), .. } => waiting.found != Found::Wrong,
+                _ => false,
+            };
+            forgives || changes
         })
     }
 
