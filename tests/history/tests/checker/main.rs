@@ -28,10 +28,14 @@ const SEEDS: u64 = 2_000;
 #[test]
 fn a_right_store_passes_every_seed() {
     let seeds = std::env::var("PINSEAL_HISTORY_SEEDS").map_or(SEEDS, |seeds| seeds.parse().unwrap());
+    let mut undecided = 0;
     for seed in 0..seeds {
         let report = Report::new(&play(seed, None), SearchOptions::default());
-        assert!(report.is_right(), "seed {seed}:\n{report}");
+        assert!(!report.is_wrong(), "seed {seed}:\n{report}");
+        undecided += report.undecided.len();
     }
+    // One call in ten is given up here. A run without a verdict is rare even so.
+    assert!(undecided as u64 <= seeds / 2_000, "{undecided} runs have no verdict");
 }
 
 /// The name of a variant, without its fields.
