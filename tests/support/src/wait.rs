@@ -15,7 +15,7 @@ pub async fn soon<T>(what: &str, find: impl AsyncFnMut() -> Option<T>) -> T {
     within(Duration::from_secs(20), what, find).await
 }
 
-/// Asks until there is an answer. Panics with `what` after the limit.
+/// Asks until there is an answer, a thousand times at most. Panics with `what` after the limit.
 pub async fn within<T>(limit: Duration, what: &str, mut find: impl AsyncFnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {
@@ -23,6 +23,6 @@ pub async fn within<T>(limit: Duration, what: &str, mut find: impl AsyncFnMut() 
             return found;
         }
         assert!(began.elapsed() < limit, "{what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        tokio::time::sleep(limit / 1_000).await;
     }
 }
