@@ -33,12 +33,6 @@
 //! ```
 //! assert_eq!(hsm_protocol::AccountNumber::parse("5413330089020011").unwrap().masked(), "541333******0011");
 //! ```
-//! A sealed key cannot be copied:
-//! ```compile_fail
-//! # fn f(key: &hsm_protocol::SealedKey) -> hsm_protocol::SealedKey {
-//! key.clone()
-//! # }
-//! ```
 //! A refusal does not say which part of a block is malformed:
 //! ```compile_fail
 //! let _ = hsm_protocol::Refusal::WrongControlNibble;
