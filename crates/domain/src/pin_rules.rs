@@ -4,7 +4,7 @@
 use crate::card::{CardKey, ReencryptedPin, RegisteredAccount, StoredPin};
 use crate::control::{Control, ControlState, Denied, RetryTag, SealedTzpk, Transition, next_state, state_after_change};
 use crate::rules::{self, CardState, FoundCard, PinOrigin, Registered, UnknownCards};
-use crate::storage_key::MinKeyVersions;
+use crate::storage_key::KeyWindow;
 use crate::time::UnixMillis;
 use crate::tries::{ChangeVerdict, Compared, ReservedTry, TryState, Verdict};
 
@@ -13,13 +13,13 @@ use crate::tries::{ChangeVerdict, Compared, ReservedTry, TryState, Verdict};
 /// # Errors
 /// - [`Denied::ReplacedBlock`]: the block is one of those that the tags of the card name, and its PIN was replaced.
 /// - [`Denied::CardUnknown`]: the card was never registered, and `unknown` refuses such cards.
-/// - [`Denied::Superseded`]: the record is for another account number, or under a storage key below the minimum.
+/// - [`Denied::Superseded`]: the record is for another account number, or under a storage key outside the window.
 pub fn set_by_zone(
     card: FoundCard,
     pin: &StoredPin,
     tag: &RetryTag,
     unknown: UnknownCards,
-    min: &MinKeyVersions,
+    window: &KeyWindow,
 ) -> Result<Option<CardState>, Denied> {
     let card = match card {
         FoundCard::Known(card) => card,
@@ -33,16 +33,16 @@ pub fn set_by_zone(
         return Err(Denied::ReplacedBlock);
     }
     let zone_tags = card.zone_tags.with(*tag);
-    Ok(Some(CardState { zone_tags, ..with_new_pin(card, pin, PinOrigin::Zone, min)? }))
+    Ok(Some(CardState { zone_tags, ..with_new_pin(card, pin, PinOrigin::Zone, window)? }))
 }
 
 /// Sets a PIN that the boundary generated.
 ///
 /// # Errors
 /// [`Denied::CardUnknown`], or [`Denied::Superseded`]: the record is for another account number, or under a storage key
-/// below the minimum.
-pub fn generate(card: Option<CardState>, pin: &StoredPin, min: &MinKeyVersions) -> Result<CardState, Denied> {
-    with_new_pin(card.ok_or(Denied::CardUnknown)?, pin, PinOrigin::Generated, min)
+/// outside the window.
+pub fn generate(card: Option<CardState>, pin: &StoredPin, window: &KeyWindow) -> Result<CardState, Denied> {
+    with_new_pin(card.ok_or(Denied::CardUnknown)?, pin, PinOrigin::Generated, window)
 }
 
 /// Checks that the record from which a block or value was made still stands.
@@ -96,12 +96,12 @@ pub fn settle_try(
     newest: Option<StoredPin>,
     number: u64,
     verdict: Verdict,
-    min: &MinKeyVersions,
+    window: &KeyWindow,
 ) -> Result<(CardState, Option<StoredPin>), Denied> {
     let is_right = matches!(verdict, Verdict::Right { .. });
     let card = settled(card, number, is_right)?;
     let moved = match verdict {
-        Verdict::Right { moved: Some(moved) } => newest.and_then(|newest| rules::reencrypt(newest, moved, min)),
+        Verdict::Right { moved: Some(moved) } => newest.and_then(|newest| rules::reencrypt(newest, moved, window)),
         _ => None,
     };
     Ok((card, moved))
@@ -125,14 +125,14 @@ pub struct SettledChange {
 /// # Errors
 /// - [`Denied::TrySettled`].
 /// - The try stays reserved, and may be settled by [`settle_try`], where a right verdict gets [`Denied::Superseded`]: the
-///   card has a newer PIN, another account number or tzpk, or the record is under a storage key below the minimum; or
+///   card has a newer PIN, another account number or tzpk, or the record is under a storage key outside the window; or
 ///   [`Denied::NotUsable`], [`Denied::OtherScope`] or [`Denied::NoTzpk`], by the control.
 pub fn settle_change(
     card: CardState,
     control: Option<(Control, SealedTzpk)>,
     number: u64,
     verdict: ChangeVerdict,
-    min: &MinKeyVersions,
+    window: &KeyWindow,
     now: UnixMillis,
 ) -> Result<SettledChange, Denied> {
     let is_right = matches!(verdict, ChangeVerdict::Right { .. } | ChangeVerdict::RefusedPin);
@@ -152,7 +152,7 @@ pub fn settle_change(
                 Ok(Control { state, ..control })
             });
             let control = spent.transpose()?;
-            Ok(SettledChange { card: with_new_pin(card, &pin, PinOrigin::Change, min)?, pin: Some(pin), control })
+            Ok(SettledChange { card: with_new_pin(card, &pin, PinOrigin::Change, window)?, pin: Some(pin), control })
         }
         ChangeVerdict::Wrong => Ok(SettledChange { card, pin: None, control: None }),
         ChangeVerdict::Malformed => {
@@ -183,13 +183,13 @@ pub fn reset_tries(card: Option<CardState>, up_to: u64) -> Result<CardState, Den
 ///
 /// # Errors
 /// [`Denied::Superseded`]: the record that was re-encrypted does not stand, the card has a record and none was
-/// re-encrypted, or the new record is under a storage key below the minimum.
+/// re-encrypted, or the new record is under a storage key outside the window.
 pub fn replace_account(
     card: Option<CardState>,
     newest: Option<StoredPin>,
     account: RegisteredAccount,
     reencrypted: Option<ReencryptedPin>,
-    min: &MinKeyVersions,
+    window: &KeyWindow,
 ) -> Result<(Registered, Option<StoredPin>), Denied> {
     let pin = match (newest, reencrypted) {
         _ if card.as_ref().is_some_and(|card| card.account.as_ref() == Some(&account)) => None,
@@ -197,7 +197,7 @@ pub fn replace_account(
         // A record that is not bound to the account number stays as it is, under whichever key.
         (Some(newest), Some(same)) if newest.record == same.before && same.before == same.after => Some(newest),
         (Some(newest), Some(reencrypted)) => {
-            Some(rules::reencrypt(newest, reencrypted, min).ok_or(Denied::Superseded)?)
+            Some(rules::reencrypt(newest, reencrypted, window).ok_or(Denied::Superseded)?)
         }
         (Some(_), None) | (None, Some(_)) => return Err(Denied::Superseded),
     };
@@ -223,13 +223,13 @@ pub struct TransferCard {
 /// - [`Denied::CardUnknown`], [`Denied::PinNotSet`]: of the predecessor, or the new card is unknown.
 /// - [`Denied::OtherAccount`]: the tenants or masked account numbers differ, or a card has no account number.
 /// - [`Denied::Superseded`]: the predecessor has another record, the new record is for another account number, or it is
-///   under a storage key below the minimum.
+///   under a storage key outside the window.
 pub fn transfer(
     from: TransferCard,
     before: &[u8],
     to: TransferCard,
     pin: &StoredPin,
-    min: &MinKeyVersions,
+    window: &KeyWindow,
 ) -> Result<Option<CardState>, Denied> {
     let (Some(state), Some(card)) = (from.state, to.state) else { return Err(Denied::CardUnknown) };
     let masked = |card: &CardState| card.account.as_ref().map(|account| account.masked.clone());
@@ -242,7 +242,7 @@ pub fn transfer(
     if card.set_by == Some(origin) && to.pin.is_some() {
         return Ok(None);
     }
-    let card = with_new_pin(card, pin, origin, min)?;
+    let card = with_new_pin(card, pin, origin, window)?;
     let reserved = card.tries.tries.reserved;
     Ok(Some(CardState { tries: card.tries.forgive(reserved), ..card }))
 }
@@ -253,13 +253,8 @@ fn settled(card: CardState, number: u64, is_right: bool) -> Result<CardState, De
 }
 
 /// The card with another PIN: its generation rises, so that every open control to set a PIN is over.
-fn with_new_pin(
-    card: CardState,
-    pin: &StoredPin,
-    origin: PinOrigin,
-    min: &MinKeyVersions,
-) -> Result<CardState, Denied> {
-    if pin.account != card.account || !min.admit(pin.key) {
+fn with_new_pin(card: CardState, pin: &StoredPin, origin: PinOrigin, window: &KeyWindow) -> Result<CardState, Denied> {
+    if pin.account != card.account || !window.admit(pin.key) {
         return Err(Denied::Superseded);
     }
     Ok(CardState { set_by: Some(origin), ..card.next_generation() })
@@ -275,7 +270,7 @@ mod tests {
     use crate::card::{PinStatus, PlasticId, Tenant};
     use crate::control::{ControlId, NewControl, REFUSED_PINS_MAX, Scope, Spent};
     use crate::rules::{Admission, advance, open};
-    use crate::storage_key::{RecordKey, StorageKeyKind};
+    use crate::storage_key::{MinKeyVersions, RecordKey, StorageKeyKind};
     use crate::tries::Tries;
 
     const NOW: UnixMillis = UnixMillis(1_000);
@@ -300,8 +295,8 @@ mod tests {
         SealedTzpk([n; 48].into())
     }
 
-    fn min(iso_4: u16) -> MinKeyVersions {
-        MinKeyVersions { iso_4, ..MinKeyVersions::default() }
+    fn min(iso_4: u16) -> KeyWindow {
+        MinKeyVersions { iso_4, ..MinKeyVersions::default() }.into()
     }
 
     fn reencrypted(before: u8, after: u8, version: u16) -> ReencryptedPin {

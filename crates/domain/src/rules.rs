@@ -10,7 +10,7 @@ use crate::control::{
     Control, ControlId, ControlState, Denied, LIFETIME_SECONDS_MAX, NewControl, PageClient, PageGrant, PageId,
     RetryTag, Transition, next_state,
 };
-use crate::storage_key::MinKeyVersions;
+use crate::storage_key::KeyWindow;
 use crate::time::UnixMillis;
 use crate::tries::TryState;
 use crate::zone_tags::ZoneTags;
@@ -246,7 +246,7 @@ pub fn advance(
     card: CardState,
     newest: Option<&StoredPin>,
     transition: Transition,
-    min: &MinKeyVersions,
+    window: &KeyWindow,
     now: UnixMillis,
 ) -> Result<Advanced, Denied> {
     let state = next_state(&control, &transition, card.generation, now)?;
@@ -254,7 +254,7 @@ pub fn advance(
         Transition::View { shown } if newest.is_none_or(|newest| newest.record != shown) => {
             return Err(Denied::Superseded);
         }
-        Transition::Set { pin, .. } if pin.account != control.account || !min.admit(pin.key) => {
+        Transition::Set { pin, .. } if pin.account != control.account || !window.admit(pin.key) => {
             return Err(Denied::Superseded);
         }
         Transition::Set { pin, .. } => {
@@ -286,9 +286,9 @@ pub fn confirm_retry(
     Ok(card.next_generation())
 }
 
-/// The re-encrypted record, where the record that was decrypted still stands and the new key is not below the minimum.
-pub fn reencrypt(newest: StoredPin, reencrypted: ReencryptedPin, min: &MinKeyVersions) -> Option<StoredPin> {
-    let stands = newest.record == reencrypted.before && min.admit(reencrypted.key);
+/// The re-encrypted record, where the record that was decrypted still stands and the window admits the new key.
+pub fn reencrypt(newest: StoredPin, reencrypted: ReencryptedPin, window: &KeyWindow) -> Option<StoredPin> {
+    let stands = newest.record == reencrypted.before && window.admit(reencrypted.key);
     stands.then_some(StoredPin { record: reencrypted.after, key: reencrypted.key, ..newest })
 }
 
@@ -301,7 +301,7 @@ mod tests {
     use super::*;
     use crate::card::{CardKey, PlasticId, Tenant};
     use crate::control::{Scope, SealedTzpk, Spent};
-    use crate::storage_key::{RecordKey, StorageKeyKind};
+    use crate::storage_key::{MinKeyVersions, RecordKey, StorageKeyKind};
 
     const NOW: UnixMillis = UnixMillis(1_000);
     const LIFETIME: Duration = Duration::from_secs(30);
@@ -347,8 +347,8 @@ mod tests {
         Transition::Set { under: tzpk(), retry: RetryTag([pin.record[0]; 16]), pin }
     }
 
-    fn min(iso_4: u16) -> MinKeyVersions {
-        MinKeyVersions { iso_4, ..MinKeyVersions::default() }
+    fn min(iso_4: u16) -> KeyWindow {
+        MinKeyVersions { iso_4, ..MinKeyVersions::default() }.into()
     }
 
     /// A card with an open control that has a tzpk.

@@ -36,15 +36,69 @@ pub struct MinKeyVersions {
 }
 
 impl MinKeyVersions {
-    /// Whether a record under this key may be written.
-    pub fn admit(&self, key: RecordKey) -> bool {
-        let min = match key.kind {
+    /// The lowest version of a kind.
+    pub fn of(&self, kind: StorageKeyKind) -> u16 {
+        match kind {
             StorageKeyKind::Wrapped => self.wrapped,
             StorageKeyKind::Iso4 => self.iso_4,
             StorageKeyKind::Tdes => self.tdes,
             StorageKeyKind::OneWay => self.one_way,
-        };
-        min <= key.version
+        }
+    }
+}
+
+/// The highest version of each kind of storage key that a record to be written may be under: every engine on the store opens
+/// a record under this version. 65535 where one engine alone uses the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MaxKeyVersions {
+    /// The highest version of [`StorageKeyKind::Wrapped`].
+    pub wrapped: u16,
+    /// The highest version of [`StorageKeyKind::Iso4`].
+    pub iso_4: u16,
+    /// The highest version of [`StorageKeyKind::Tdes`].
+    pub tdes: u16,
+    /// The highest version of [`StorageKeyKind::OneWay`].
+    pub one_way: u16,
+}
+
+impl Default for MaxKeyVersions {
+    fn default() -> Self {
+        Self { wrapped: u16::MAX, iso_4: u16::MAX, tdes: u16::MAX, one_way: u16::MAX }
+    }
+}
+
+impl MaxKeyVersions {
+    /// The highest version of a kind.
+    pub fn of(&self, kind: StorageKeyKind) -> u16 {
+        match kind {
+            StorageKeyKind::Wrapped => self.wrapped,
+            StorageKeyKind::Iso4 => self.iso_4,
+            StorageKeyKind::Tdes => self.tdes,
+            StorageKeyKind::OneWay => self.one_way,
+        }
+    }
+}
+
+/// The storage keys that a record to be written may be under (rules R6 and R10 of the stores that several engines use).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeyWindow {
+    /// The lowest versions.
+    pub min: MinKeyVersions,
+    /// The highest versions.
+    pub max: MaxKeyVersions,
+}
+
+impl KeyWindow {
+    /// Whether a record under this key may be written.
+    pub fn admit(&self, key: RecordKey) -> bool {
+        (self.min.of(key.kind)..=self.max.of(key.kind)).contains(&key.version)
+    }
+}
+
+impl From<MinKeyVersions> for KeyWindow {
+    /// The window without a highest version.
+    fn from(min: MinKeyVersions) -> Self {
+        Self { min, max: MaxKeyVersions::default() }
     }
 }
 
@@ -57,7 +111,7 @@ mod tests {
 
     #[test]
     fn the_least_version_of_a_kind_and_newer_ones_are_admitted() {
-        let min = MinKeyVersions { wrapped: 2, iso_4: 300, tdes: u16::MAX, one_way: 7 };
+        let min = KeyWindow::from(MinKeyVersions { wrapped: 2, iso_4: 300, tdes: u16::MAX, one_way: 7 });
         for (kind, least) in KINDS.into_iter().zip([2, 300, u16::MAX, 7]) {
             assert!(!min.admit(RecordKey { kind, version: least - 1 }), "{kind:?}");
             assert!(min.admit(RecordKey { kind, version: least }), "{kind:?}");
@@ -68,7 +122,17 @@ mod tests {
     #[test]
     fn no_minimum_admits_every_version() {
         for kind in KINDS {
-            assert!(MinKeyVersions::default().admit(RecordKey { kind, version: 1 }));
+            assert!(KeyWindow::default().admit(RecordKey { kind, version: 1 }));
+        }
+    }
+
+    #[test]
+    fn a_version_above_the_highest_of_its_kind_is_not_admitted() {
+        let max = MaxKeyVersions { wrapped: 2, iso_4: 300, tdes: 0, one_way: 7 };
+        let window = KeyWindow { max, ..KeyWindow::default() };
+        for (kind, highest) in KINDS.into_iter().zip([2, 300, 0, 7]) {
+            assert!(window.admit(RecordKey { kind, version: highest }), "{kind:?}");
+            assert!(!window.admit(RecordKey { kind, version: highest + 1 }), "{kind:?}");
         }
     }
 }

@@ -26,7 +26,6 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod codec;
 mod copy;
 mod journal;
 mod live;
@@ -65,9 +64,6 @@ use tempfile::TempDir;
 use thiserror::Error;
 
 use self::{
-    codec::{
-        PinRow, card_key, card_of_key, decode_card, decode_card_reference_key, decode_control, decode_min, decode_pin,
-    },
     journal::JournalError,
     live::LiveControls,
     page::{ControlPage, EntryPage},
@@ -89,6 +85,9 @@ use domain::control::{Control, ControlId, ControlState, SealedTzpk};
 use domain::storage_key::MinKeyVersions;
 use domain::time::UnixMillis;
 use domain::{rules::CardState, tries::Tries};
+use store::codec::{
+    PinRow, card_key, card_of_key, decode_card, decode_card_reference_key, decode_control, decode_min, decode_pin,
+};
 use store::{
     Answer, Change, FailureCause, Outcome, Store, StoreError, StoreFailure, StoreOpenError, StoreState, engine_name,
 };

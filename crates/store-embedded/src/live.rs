@@ -8,10 +8,10 @@ use std::{
 
 use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry};
 
-use super::codec::{ID_BYTES, decode_control, has_set, id_of, is_of, keep_until};
 use domain::card::CardKey;
 use domain::control::{Control, ControlId};
 use domain::time::UnixMillis;
+use store::codec::{ID_BYTES, decode_control, has_set, id_of, is_of, keep_until};
 
 /// The number of shards. The first byte of a controlId selects the shard.
 pub(super) const SHARDS: usize = 64;

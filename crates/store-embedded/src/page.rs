@@ -13,8 +13,7 @@
 use lz4_flex::block::{compress_into, decompress, get_maximum_output_size};
 
 use domain::time::UnixMillis;
-
-use super::codec::keep_until;
+use store::codec::keep_until;
 
 /// The pieces, not packed.
 const VERSION: u8 = 1;

@@ -26,9 +26,7 @@ use fjall::{OwnedWriteBatch as WriteBatch, PersistMode};
 use tempfile::TempDir;
 
 use super::{
-    Absent, BACKUP_TEXT, Contents, DATABASE, FORMAT_FILE, FORMAT_TEXT, HEAD_KEY, Tables, begin_format,
-    codec::{card_of_key, lock_tries, locked_card_of},
-    contents,
+    Absent, BACKUP_TEXT, Contents, DATABASE, FORMAT_FILE, FORMAT_TEXT, HEAD_KEY, Tables, begin_format, contents,
     copy::PREFIX,
     decode_head, encode_head, finish_format,
     journal::{LOCK_FILE, each_whole_batch},
@@ -44,7 +42,9 @@ use audit::{
 };
 use domain::{card::CardKey, time::UnixMillis};
 use store::{
-    StoreOpenError, engine_name,
+    StoreOpenError,
+    codec::{card_of_key, lock_tries, locked_card_of},
+    engine_name,
     upkeep::{
         BackupReport, CheckReport, DAMAGE_MAX, Damage, LostRows, ReadRows, RestoreReport, RowCounts, SalvageReport,
         UpkeepError,

@@ -6,9 +6,7 @@ use std::ops::Bound;
 use fjall::{Keyspace, UserKey};
 
 use super::{
-    ARCHIVED_KEY, CARD_REFERENCE_KEY, HEAD_KEY, KEYS_KEY, MIN_KEY_VERSIONS_KEY, Tables,
-    codec::{card_of_key, decode_card, decode_card_reference_key, decode_control, decode_min, decode_pin},
-    decode_head, number_of,
+    ARCHIVED_KEY, CARD_REFERENCE_KEY, HEAD_KEY, KEYS_KEY, MIN_KEY_VERSIONS_KEY, Tables, decode_head, number_of,
     page::{ControlPage, EntryPage},
 };
 use audit::{
@@ -20,6 +18,7 @@ use domain::{
     control::{ControlId, ControlState},
     time::UnixMillis,
 };
+use store::codec::{card_of_key, decode_card, decode_card_reference_key, decode_control, decode_min, decode_pin};
 use store::upkeep::{DAMAGE_MAX, Damage, RowCounts};
 
 /// The result of a walk.

@@ -11,11 +11,8 @@ use fjall::{OwnedWriteBatch as WriteBatch, PersistMode};
 use hashbrown::HashMap;
 
 use super::{
-    ARCHIVED_KEY, CARD_REFERENCE_KEY, HEAD_KEY, KEYS_KEY, MIN_KEY_VERSIONS_KEY, Queue, Shared,
-    codec::{
-        PinRow, card_key, decode_card, decode_control, encode_card, encode_control, encode_min, encode_pin, has_set,
-    },
-    damaged, encode_head, is_full,
+    ARCHIVED_KEY, CARD_REFERENCE_KEY, HEAD_KEY, KEYS_KEY, MIN_KEY_VERSIONS_KEY, Queue, Shared, damaged, encode_head,
+    is_full,
     live::{Row, SHARDS},
     locked, number_of, os_error,
     page::{ControlPage, EntryPage, NEVER},
@@ -25,18 +22,22 @@ use super::{
     unregistered::UnregisteredCards,
 };
 use audit::{
+    archive::ArchivedPart,
+    card_reference::CardReferenceKey,
     chain::Checkpoint,
     entry::{self, Event},
 };
 use clock::deadline::Deadline;
-use domain::card::{CardKey, ReencryptedPin, RegisteredAccount, StoredPin};
-use domain::control::{Control, ControlId, Denied, NewControl, PageClient, PageId, RetryTag, Transition};
-use domain::pin_rules::{self, SettledChange, TransferCard};
-use domain::rules::{self, Admission, Advanced, CardState, FoundCard, Registered, UnknownCards};
-use domain::storage_key::MinKeyVersions;
+use domain::card::{CardKey, RegisteredAccount, StoredPin, Tenant};
+use domain::control::{Control, ControlId};
+use domain::rules::{self, CardState};
+use domain::storage_key::{KeyWindow, MinKeyVersions};
 use domain::time::UnixMillis;
-use domain::tries::{ChangeVerdict, Compared, Verdict};
-use store::{Change, ChangeError, ControlUse, FailureCause, Outcome, StoreError, ZoneSet};
+use store::codec::{
+    PinRow, card_key, decode_card, decode_control, encode_card, encode_control, encode_min, encode_pin, has_set,
+};
+use store::rows::{Rows, make_change};
+use store::{Change, FailureCause, StoreError};
 
 /// The most changes in one commit: bounds how long the first of them waits for the last.
 const BATCH_CHANGES_MAX: usize = 1_024;
@@ -221,11 +222,12 @@ impl<'a> Batch<'a> {
                 return Some((promise, Err(StoreError::DeadlinePassed)));
             }
         }
-        let answer = match self.change(change) {
-            Ok(outcome) => Ok(outcome),
-            Err(ChangeError::Denied(denied)) => Ok(Outcome::Denied(denied)),
-            Err(ChangeError::Store(error)) => Err(error),
-        };
+        #[cfg(test)]
+        assert!(
+            !matches!(change, Change::Advance { .. }) || !self.shared.writer_panics.load(Ordering::Relaxed),
+            "as a fault would"
+        );
+        let answer = make_change(self, change);
         if let Some(event) = answer.as_ref().ok().and_then(|outcome| outcome.event(event)) {
             let sequence = self.head.sequence.saturating_add(1);
             let previous = self.head.hash;
@@ -233,258 +235,6 @@ impl<'a> Batch<'a> {
             self.head = Checkpoint { sequence, hash };
         }
         Some((promise, answer))
-    }
-
-    fn change(&mut self, change: Change) -> Result<Outcome, ChangeError> {
-        match change {
-            Change::RegisterCard { card, account } => self.register(card, account),
-            Change::OpenControl { control, admission } => self.open(control, admission),
-            Change::Advance { control, transition } => self.advance(control, transition),
-            Change::StartPage { control, client, id } => self.start_page(control, client, id),
-            Change::ConfirmRetry { control, retry } => self.confirm_retry(control, &retry),
-            Change::Reencrypt(pins) => self.reencrypt(pins),
-            Change::SetPinByZone { card, pin, tag, unknown } => self.set_by_zone(card, &pin, &tag, unknown),
-            Change::GivePin { card, shown } => {
-                pin_rules::give(self.stored_pin(&card)?.as_ref(), &shown)?;
-                Ok(Outcome::Done)
-            }
-            Change::ReserveTry { card, limit, compared } => self.reserve_try(card, limit, compared),
-            Change::SettleTry { card, number, verdict, limit } => self.settle_try(card, number, verdict, limit),
-            Change::SettleChange { card, number, verdict, limit, control } => {
-                self.settle_change(card, number, verdict, limit, control)
-            }
-            Change::ResetTries { card, up_to, limit } => {
-                let state = pin_rules::reset_tries(self.known_card(&card)?, up_to)?;
-                let tries = state.tries.tries;
-                self.put_card(card, state);
-                Ok(Outcome::TriesReset { tries, tries_left: tries.left(limit) })
-            }
-            Change::GeneratePin { card, pin } => {
-                let state = pin_rules::generate(self.known_card(&card)?, &pin, self.min)?;
-                self.put_new_pin(card, state, &pin);
-                Ok(Outcome::Done)
-            }
-            Change::ReplaceAccount { card, account, pin } => self.replace_account(card, account, pin),
-            Change::TransferPin { from, before, to, pin } => self.transfer(from, &before, to, &pin),
-            Change::SetKeysInUse { keys, min, card_reference_key } => {
-                *self.min = min;
-                self.write.insert(&self.shared.meta, KEYS_KEY, &*keys);
-                self.write.insert(&self.shared.meta, MIN_KEY_VERSIONS_KEY, encode_min(&min));
-                if let Some(key) = card_reference_key {
-                    self.write.insert(&self.shared.meta, CARD_REFERENCE_KEY, key.as_bytes());
-                }
-                Ok(Outcome::Done)
-            }
-            Change::RemoveArchived(part) => {
-                let end = part.end();
-                let found = self.shared.audit_entries(end.sequence, 1)?;
-                if found.first().map(|entry| (entry.sequence, entry.hash)) != Some((end.sequence, end.hash)) {
-                    return Err(damaged("audit", "the archive ends with another entry than the store").into());
-                }
-                self.write.insert(&self.shared.meta, ARCHIVED_KEY, part.encode());
-                self.archived = Some(end.sequence);
-                Ok(Outcome::Done)
-            }
-            Change::RecordEvent | Change::RecordAccess => Ok(Outcome::Done),
-        }
-    }
-
-    fn register(&mut self, card: CardKey, account: Option<RegisteredAccount>) -> Result<Outcome, ChangeError> {
-        let pin_set_at = self.pin(&card_key(&card))?.map(|row| row.set_at);
-        let registered = rules::register(self.card(&card)?, pin_set_at.is_some(), account)?;
-        Ok(self.put_registered(card, registered, pin_set_at))
-    }
-
-    /// Writes a registered card, and the controls that follow its account number.
-    fn put_registered(&mut self, card: CardKey, registered: Registered, pin_set_at: Option<UnixMillis>) -> Outcome {
-        let Registered { card: state, controls_follow } = registered;
-        if controls_follow {
-            let mut ids = self.shared.live.of_card(&card);
-            ids.extend(self.controls.keys());
-            for id in ids {
-                let control = self.control(id).ok().filter(|control| control.card == card);
-                if let Some(control) =
-                    control.and_then(|control| rules::follow_account(control, state.account.as_ref()))
-                {
-                    self.controls.insert(id, encode_control(&control));
-                }
-            }
-        }
-        let registered = state.card(pin_set_at);
-        self.put_card(card, state);
-        Outcome::Registered(registered)
-    }
-
-    fn replace_account(
-        &mut self,
-        card: CardKey,
-        account: RegisteredAccount,
-        reencrypted: Option<ReencryptedPin>,
-    ) -> Result<Outcome, ChangeError> {
-        let row = self.pin(&card_key(&card))?;
-        let pin_set_at = row.as_ref().map(|row| row.set_at);
-        let (state, newest) = (self.card(&card)?, row.map(|row| row.pin));
-        let (registered, pin) = pin_rules::replace_account(state, newest, account, reencrypted, self.min)?;
-        if let Some((set_at, pin)) = pin_set_at.zip(pin) {
-            self.pins.insert(card_key(&card), encode_pin(set_at, &pin));
-        }
-        Ok(self.put_registered(card, registered, pin_set_at))
-    }
-
-    fn set_by_zone(
-        &mut self,
-        card: CardKey,
-        pin: &StoredPin,
-        tag: &RetryTag,
-        unknown: UnknownCards,
-    ) -> Result<Outcome, ChangeError> {
-        let Some(state) = pin_rules::set_by_zone(self.found_card(&card)?, pin, tag, unknown, self.min)? else {
-            return Ok(Outcome::SetByZone(ZoneSet::Repeated));
-        };
-        self.put_new_pin(card, state, pin);
-        Ok(Outcome::SetByZone(ZoneSet::New))
-    }
-
-    fn reserve_try(&mut self, card: CardKey, limit: u32, compared: Compared) -> Result<Outcome, ChangeError> {
-        let newest = self.stored_pin(&card)?;
-        let (state, reserved) = pin_rules::reserve_try(self.known_card(&card)?, newest, compared, limit)?;
-        self.put_card(card, state);
-        Ok(Outcome::TryReserved(Box::new(reserved)))
-    }
-
-    fn settle_try(&mut self, card: CardKey, number: u64, verdict: Verdict, limit: u32) -> Result<Outcome, ChangeError> {
-        let state = self.known_card(&card)?.ok_or(Denied::CardUnknown)?;
-        let row = match &verdict {
-            Verdict::Right { moved: Some(_) } => self.pin(&card_key(&card))?,
-            _ => None,
-        };
-        let set_at = row.as_ref().map(|row| row.set_at);
-        let (state, moved) = pin_rules::settle_try(state, row.map(|row| row.pin), number, verdict, self.min)?;
-        if let Some((set_at, moved)) = set_at.zip(moved) {
-            self.pins.insert(card_key(&card), encode_pin(set_at, &moved));
-        }
-        Ok(self.put_settled(card, state, number, limit))
-    }
-
-    fn settle_change(
-        &mut self,
-        card: CardKey,
-        number: u64,
-        verdict: ChangeVerdict,
-        limit: u32,
-        control: Option<ControlUse>,
-    ) -> Result<Outcome, ChangeError> {
-        let state = self.known_card(&card)?.ok_or(Denied::CardUnknown)?;
-        let control = match control {
-            // A wrong or malformed block is recorded although the control is gone.
-            Some(ControlUse { id, under }) => match self.control(id).ok().filter(|control| control.card == card) {
-                Some(control) => Some((control, under)),
-                None if matches!(verdict, ChangeVerdict::Right { .. }) => return Err(Denied::NotUsable.into()),
-                None => None,
-            },
-            None => None,
-        };
-        let SettledChange { card: state, pin, control } =
-            pin_rules::settle_change(state, control, number, verdict, self.min, self.now)?;
-        if let Some(control) = control {
-            self.controls.insert(control.id, encode_control(&control));
-        }
-        let left = self.put_settled(card, state.clone(), number, limit);
-        if let Some(pin) = pin {
-            self.put_new_pin(card, state, &pin);
-        }
-        Ok(left)
-    }
-
-    fn put_settled(&mut self, card: CardKey, state: CardState, number: u64, limit: u32) -> Outcome {
-        let tries_left = state.tries.tries.left(limit);
-        self.put_card(card, state);
-        Outcome::TrySettled { number, tries_left }
-    }
-
-    fn transfer(&mut self, from: CardKey, before: &[u8], to: CardKey, pin: &StoredPin) -> Result<Outcome, ChangeError> {
-        let card = |card: CardKey| {
-            let (state, pin) = (self.known_card(&card)?, self.stored_pin(&card)?);
-            Ok::<_, StoreError>(TransferCard { card, state, pin })
-        };
-        let Some(state) = pin_rules::transfer(card(from)?, before, card(to)?, pin, self.min)? else {
-            return Ok(Outcome::Unchanged);
-        };
-        self.put_new_pin(to, state, pin);
-        Ok(Outcome::Done)
-    }
-
-    fn open(&mut self, new: NewControl, admission: Admission) -> Result<Outcome, ChangeError> {
-        let found = self.found_card(&new.card)?;
-        let is_known = matches!(found, FoundCard::Known(_));
-        let (card, control) = rules::open(found, new, admission, self.now)?;
-        if is_known {
-            self.put_card(control.card, card);
-        } else {
-            self.unregistered_rows.insert(card_key(&control.card), Some(encode_card(&card)));
-            self.unregistered.put(control.card, card);
-        }
-        self.controls.insert(control.id, encode_control(&control));
-        Ok(Outcome::Opened(Box::new(control)))
-    }
-
-    fn advance(&mut self, id: ControlId, transition: Transition) -> Result<Outcome, ChangeError> {
-        #[cfg(test)]
-        assert!(!self.shared.writer_panics.load(std::sync::atomic::Ordering::Relaxed), "as a fault would");
-        let control = self.control(id)?;
-        // The card was written when the control was opened, seconds ago: it is in memory still.
-        let card = self.card(&control.card)?.unwrap_or_default();
-        let newest = match transition {
-            Transition::View { .. } => self.pin(&card_key(&control.card))?.map(|row| row.pin),
-            _ => None,
-        };
-        let Advanced { control, set } = rules::advance(control, card, newest.as_ref(), transition, self.min, self.now)?;
-        self.controls.insert(id, encode_control(&control));
-        if let Some((card, pin)) = set {
-            self.put_new_pin(control.card, card, &pin);
-        }
-        Ok(Outcome::Done)
-    }
-
-    fn start_page(&mut self, id: ControlId, client: PageClient, page: PageId) -> Result<Outcome, ChangeError> {
-        let control = self.control(id)?;
-        let generation = self.card(&control.card)?.unwrap_or_default().generation;
-        let Some(control) = rules::start_page(control, client, page, generation, self.now)? else {
-            return Ok(Outcome::Unchanged);
-        };
-        self.controls.insert(id, encode_control(&control));
-        Ok(Outcome::Done)
-    }
-
-    fn confirm_retry(&mut self, id: ControlId, retry: &RetryTag) -> Result<Outcome, ChangeError> {
-        let control = self.control(id)?;
-        let card = self.card(&control.card)?.unwrap_or_default();
-        let card = rules::confirm_retry(&control, card, retry, self.now)?;
-        self.put_card(control.card, card);
-        Ok(Outcome::Done)
-    }
-
-    fn reencrypt(&mut self, pins: Vec<ReencryptedPin>) -> Result<Outcome, ChangeError> {
-        let mut replaced = Vec::with_capacity(pins.len());
-        for reencrypted in pins {
-            let key = card_key(&reencrypted.card);
-            let Some(PinRow { set_at, pin }) = self.pin(&key)? else { continue };
-            if let Some(pin) = rules::reencrypt(pin, reencrypted, self.min) {
-                replaced.push((key, encode_pin(set_at, &pin)));
-            }
-        }
-        let count = u64::try_from(replaced.len()).unwrap_or(u64::MAX);
-        self.pins.extend(replaced);
-        Ok(Outcome::Reencrypted(count))
-    }
-
-    /// A control as the last change before left it.
-    fn control(&self, id: ControlId) -> Result<Control, Denied> {
-        let control = match self.controls.get(&id) {
-            Some(row) => decode_control(row),
-            None => self.shared.live.find(id),
-        };
-        control.ok_or(Denied::NotUsable)
     }
 
     /// Removes expired controls, of one shard in memory and of the oldest pages on disk, and forgotten cards.
@@ -524,59 +274,6 @@ impl<'a> Batch<'a> {
             self.write.remove(&self.shared.audit, key.to_be_bytes());
         }
         on_disk.first_entry = last;
-    }
-
-    fn card(&self, card: &CardKey) -> Result<Option<CardState>, StoreError> {
-        let known = self.known_card(card)?;
-        Ok(known.or_else(|| self.unregistered.get(card).cloned()))
-    }
-
-    /// A card that was registered, or has had a PIN.
-    fn known_card(&self, card: &CardKey) -> Result<Option<CardState>, StoreError> {
-        if let Some(row) = self.cards.get(card) {
-            return Ok(Some(row.clone()));
-        }
-        let Some(bytes) = self.shared.cards.get(card_key(card)).map_err(unavailable)? else { return Ok(None) };
-        decode_card(&bytes).map(Some).ok_or_else(|| damaged("cards", "a card can't be read"))
-    }
-
-    fn found_card(&self, card: &CardKey) -> Result<FoundCard, StoreError> {
-        Ok(match self.known_card(card)? {
-            Some(card) => FoundCard::Known(card),
-            None => FoundCard::Unregistered {
-                state: self.unregistered.get(card).cloned(),
-                of_tenant: self.unregistered.of_tenant(&card.tenant),
-            },
-        })
-    }
-
-    /// The newest PIN record of a card.
-    fn stored_pin(&self, card: &CardKey) -> Result<Option<StoredPin>, StoreError> {
-        Ok(self.pin(&card_key(card))?.map(|row| row.pin))
-    }
-
-    /// The newest PIN of a card, by the card's key.
-    fn pin(&self, key: &[u8]) -> Result<Option<PinRow>, StoreError> {
-        match self.pins.get(key) {
-            Some(row) => readable_pin(row).map(Some),
-            None => self.shared.pin(key),
-        }
-    }
-
-    /// Writes a card and its new PIN.
-    fn put_new_pin(&mut self, card: CardKey, state: CardState, pin: &StoredPin) {
-        let set_at = self.shared.clock.wall_time(self.now);
-        self.pins.insert(card_key(&card), encode_pin(set_at, pin));
-        self.put_card(card, state);
-    }
-
-    /// Writes a card that is registered or has had a PIN.
-    fn put_card(&mut self, card: CardKey, row: CardState) {
-        if self.unregistered.remove(&card) {
-            self.unregistered_rows.insert(card_key(&card), None);
-        }
-        self.write.insert(&self.shared.cards, card_key(&card), encode_card(&row));
-        self.cards.insert(card, row);
     }
 
     /// Writes the batch to disk, then publishes it to the readers in memory.
@@ -620,6 +317,109 @@ impl<'a> Batch<'a> {
             self.shared.archived.store(archived, Ordering::Release);
         }
         self.controls.into_iter().for_each(|(id, row)| self.shared.live.put(id, row));
+        Ok(())
+    }
+}
+
+impl Rows for Batch<'_> {
+    fn now(&self) -> UnixMillis {
+        self.now
+    }
+
+    fn wall_now(&self) -> UnixMillis {
+        self.shared.clock.wall_time(self.now)
+    }
+
+    fn key_window(&self) -> KeyWindow {
+        (*self.min).into()
+    }
+
+    fn known_card(&self, card: &CardKey) -> Result<Option<CardState>, StoreError> {
+        if let Some(row) = self.cards.get(card) {
+            return Ok(Some(row.clone()));
+        }
+        let Some(bytes) = self.shared.cards.get(card_key(card)).map_err(unavailable)? else { return Ok(None) };
+        decode_card(&bytes).map(Some).ok_or_else(|| damaged("cards", "a card can't be read"))
+    }
+
+    fn unregistered_card(&self, card: &CardKey) -> Result<Option<CardState>, StoreError> {
+        Ok(self.unregistered.get(card).cloned())
+    }
+
+    fn unregistered_cards_of(&self, tenant: &Tenant) -> u32 {
+        self.unregistered.of_tenant(tenant)
+    }
+
+    fn pin(&self, card: &CardKey) -> Result<Option<PinRow>, StoreError> {
+        let key = card_key(card);
+        match self.pins.get(&key) {
+            Some(row) => readable_pin(row).map(Some),
+            None => self.shared.pin(&key),
+        }
+    }
+
+    fn control(&self, id: ControlId) -> Option<Control> {
+        match self.controls.get(&id) {
+            Some(row) => decode_control(row),
+            None => self.shared.live.find(id),
+        }
+    }
+
+    fn put_card(&mut self, card: CardKey, state: CardState) {
+        if self.unregistered.remove(&card) {
+            self.unregistered_rows.insert(card_key(&card), None);
+        }
+        self.write.insert(&self.shared.cards, card_key(&card), encode_card(&state));
+        self.cards.insert(card, state);
+    }
+
+    fn put_unregistered_card(&mut self, card: CardKey, state: CardState) {
+        self.unregistered_rows.insert(card_key(&card), Some(encode_card(&state)));
+        self.unregistered.put(card, state);
+    }
+
+    fn put_pin(&mut self, card: CardKey, set_at: UnixMillis, pin: &StoredPin) {
+        self.pins.insert(card_key(&card), encode_pin(set_at, pin));
+    }
+
+    fn put_control(&mut self, control: &Control) {
+        self.controls.insert(control.id, encode_control(control));
+    }
+
+    fn controls_follow(&mut self, card: &CardKey, account: Option<&RegisteredAccount>) {
+        let mut ids = self.shared.live.of_card(card);
+        ids.extend(self.controls.keys());
+        for id in ids {
+            let control = self.control(id).filter(|control| control.card == *card);
+            if let Some(control) = control.and_then(|control| rules::follow_account(control, account)) {
+                self.put_control(&control);
+            }
+        }
+    }
+
+    fn put_keys_in_use(
+        &mut self,
+        keys: &[u8],
+        min: MinKeyVersions,
+        card_reference_key: Option<&CardReferenceKey>,
+    ) -> Result<(), StoreError> {
+        *self.min = min;
+        self.write.insert(&self.shared.meta, KEYS_KEY, keys);
+        self.write.insert(&self.shared.meta, MIN_KEY_VERSIONS_KEY, encode_min(&min));
+        if let Some(key) = card_reference_key {
+            self.write.insert(&self.shared.meta, CARD_REFERENCE_KEY, key.as_bytes());
+        }
+        Ok(())
+    }
+
+    fn remove_archived(&mut self, part: &ArchivedPart) -> Result<(), StoreError> {
+        let end = part.end();
+        let found = self.shared.audit_entries(end.sequence, 1)?;
+        if found.first().map(|entry| (entry.sequence, entry.hash)) != Some((end.sequence, end.hash)) {
+            return Err(damaged("audit", "the archive ends with another entry than the store"));
+        }
+        self.write.insert(&self.shared.meta, ARCHIVED_KEY, part.encode());
+        self.archived = Some(end.sequence);
         Ok(())
     }
 }

@@ -26,8 +26,10 @@
 //! assert!(!store::Change::RecordEvent.may_be_dropped());
 //! ```
 
+pub mod codec;
 pub mod conformance;
 mod open_error;
+pub mod rows;
 pub mod upkeep;
 
 use std::{fs, future::Future, io, path::Path, pin::Pin, sync::Arc};

@@ -17,7 +17,7 @@ use domain::control::{
     Control, ControlId, ControlState, Denied, NewControl, RetryTag, Scope, SealedTzpk, Spent, Transition,
 };
 use domain::rules::{self, Admission, Advanced, CardState, FoundCard, PinOrigin, UnknownCards};
-use domain::storage_key::{MinKeyVersions, RecordKey, StorageKeyKind};
+use domain::storage_key::{KeyWindow, RecordKey, StorageKeyKind};
 use domain::time::UnixMillis;
 
 const CALLERS: usize = 3;
@@ -282,11 +282,11 @@ impl CardModel {
         let name = u8::try_from(at).unwrap_or_default();
         let mut data = newest.clone();
         let now = time(if self.has(Fault::NoExpiry) { 0 } else { minute });
-        let (mut card, min) = (data.card.clone(), MinKeyVersions::default());
+        let (mut card, window) = (data.card.clone(), KeyWindow::default());
         if change == Change::Open {
             let (card, control) = rules::open(FoundCard::Known(card), new_control(at, Scope::SetPin), ADMISSION, now)?;
             let key = Transition::Key { tzpk: sealed(FIRST_TZPK[at]), replaces: None };
-            data.controls[at] = Some(rules::advance(control, card.clone(), None, key, &min, now)?.control);
+            data.controls[at] = Some(rules::advance(control, card.clone(), None, key, &window, now)?.control);
             data.card = card;
             data.history.newest_tzpk[at] = FIRST_TZPK[at];
             data.history.superseded[at] = false;
@@ -321,7 +321,7 @@ impl CardModel {
             history.superseded[1 - at] = true;
             return Ok((data, Reply::Confirmed { control: name, block }));
         }
-        let Advanced { control, set } = rules::advance(control, card, pin.as_ref(), transition, &min, now)?;
+        let Advanced { control, set } = rules::advance(control, card, pin.as_ref(), transition, &window, now)?;
         let is_expired = time(minute) >= control.expires_at;
         data.controls[at] = Some(control);
         if let Some((card, pin)) = set {

@@ -16,7 +16,7 @@ use domain::card::StoredPin;
 use domain::control::{Denied, RetryTag};
 use domain::pin_rules::{self, SettledChange};
 use domain::rules::{CardState, FoundCard, PinOrigin, UnknownCards};
-use domain::storage_key::{MinKeyVersions, RecordKey, StorageKeyKind};
+use domain::storage_key::{KeyWindow, RecordKey, StorageKeyKind};
 use domain::time::UnixMillis;
 use domain::tries::{ChangeVerdict, Compared, Tries, Verdict};
 
@@ -222,7 +222,7 @@ impl<const CALLERS: usize> TryModel<CALLERS> {
         settlement: Settlement,
     ) -> Result<(Data, Phase), Denied> {
         let Settlement { reserved: Reserved { number, record, generation }, is_right, new } = settlement;
-        let (mut data, min) = (newest.clone(), MinKeyVersions::default());
+        let (mut data, window) = (newest.clone(), KeyWindow::default());
         if self.has(Fault::SettlesAgain) && !data.card.tries.unsettled.contains(&number.into()) {
             data.card.tries.unsettled = data.card.tries.unsettled.iter().copied().chain([number.into()]).collect();
         }
@@ -236,7 +236,7 @@ impl<const CALLERS: usize> TryModel<CALLERS> {
                 false => ChangeVerdict::Wrong,
             };
             let SettledChange { card, pin, .. } =
-                pin_rules::settle_change(data.card, None, number.into(), verdict, &min, UnixMillis(0))?;
+                pin_rules::settle_change(data.card, None, number.into(), verdict, &window, UnixMillis(0))?;
             if pin.is_some() {
                 state.was_changed = true;
                 state.replaced_another |= record_of(&data.pin) != record;
@@ -244,7 +244,7 @@ impl<const CALLERS: usize> TryModel<CALLERS> {
             (data.card, data.pin) = (card, pin.unwrap_or(data.pin));
         } else {
             let verdict = if is_right { Verdict::Right { moved: None } } else { Verdict::Wrong };
-            (data.card, _) = pin_rules::settle_try(data.card, None, number.into(), verdict, &min)?;
+            (data.card, _) = pin_rules::settle_try(data.card, None, number.into(), verdict, &window)?;
         }
         if is_right && self.has(Fault::RightForgivesAll) {
             forgive_all(&mut data.card);
@@ -257,8 +257,8 @@ impl<const CALLERS: usize> TryModel<CALLERS> {
 
     fn set(&self, newest: &Data, pin: u8, number: u8) -> Result<Data, Denied> {
         let (found, pin) = (FoundCard::Known(newest.card.clone()), stored([pin, 100 + number]));
-        let (tag, min) = (RetryTag([number; 16]), MinKeyVersions::default());
-        let card = pin_rules::set_by_zone(found, &pin, &tag, UnknownCards::Refuse, &min)?;
+        let (tag, window) = (RetryTag([number; 16]), KeyWindow::default());
+        let card = pin_rules::set_by_zone(found, &pin, &tag, UnknownCards::Refuse, &window)?;
         let mut data = Data { card: card.ok_or(Denied::NotUsable)?, pin, ..newest.clone() };
         if self.has(Fault::NewPinForgives) {
             forgive_all(&mut data.card);

@@ -1,7 +1,8 @@
 use super::*;
-use crate::{ARCHIVED_KEY, CARD_REFERENCE_KEY, Embedded, EmbeddedConfig, codec::card_key, journal};
+use crate::{ARCHIVED_KEY, CARD_REFERENCE_KEY, Embedded, EmbeddedConfig, journal};
 use audit::{card_reference::CardReferenceKey, chain::ChainVerifier, entry::Action};
 use domain::control::Denied;
+use store::codec::card_key;
 use store::{
     ChangeError, Store, ZoneSet,
     conformance::{

@@ -12,7 +12,7 @@ use domain::control::{
 };
 use domain::pin_rules;
 use domain::rules::{self, Admission, CardState, FoundCard, PinOrigin, UnknownCards};
-use domain::storage_key::{MinKeyVersions, RecordKey, StorageKeyKind};
+use domain::storage_key::{KeyWindow, RecordKey, StorageKeyKind};
 use domain::time::UnixMillis;
 use domain::tries::{ChangeVerdict, Compared, ReservedTry, Verdict};
 use domain::zone_tags::ZoneTags;
@@ -155,7 +155,7 @@ impl Database {
     }
 
     fn change(&self, rows: &mut Rows, transaction: Transaction, now: UnixMillis, chance: bool) -> Result<Done, Denied> {
-        let min = MinKeyVersions::default();
+        let window = KeyWindow::default();
         match transaction {
             Transaction::Open { control, scope } => {
                 let found = match rows.card.clone() {
@@ -208,7 +208,7 @@ impl Database {
                     None => FoundCard::Unregistered { state: None, of_tenant: 0 },
                     Some(card) => FoundCard::Known(card),
                 };
-                match pin_rules::set_by_zone(found, &pin, &tag, UnknownCards::Accept, &min)? {
+                match pin_rules::set_by_zone(found, &pin, &tag, UnknownCards::Accept, &window)? {
                     None => Ok(Done::Unchanged),
                     Some(card) => {
                         self.store_pin(rows, card, pin, chance);
@@ -236,7 +236,7 @@ impl Database {
             Transaction::Settle { number, verdict } => {
                 let is_right = matches!(verdict, Verdict::Right { .. });
                 let card = rows.card.clone().ok_or(Denied::TrySettled)?;
-                let (card, _) = pin_rules::settle_try(card, rows.pin.clone(), number, verdict, &min)?;
+                let (card, _) = pin_rules::settle_try(card, rows.pin.clone(), number, verdict, &window)?;
                 rows.card = Some(card);
                 Ok(self.settled(rows, is_right))
             }
@@ -255,7 +255,7 @@ impl Database {
                         Some((rows.controls.get(&control).cloned().ok_or(Denied::NotUsable)?, under))
                     }
                 };
-                let settled = pin_rules::settle_change(card, control, number, verdict, &min, now)?;
+                let settled = pin_rules::settle_change(card, control, number, verdict, &window, now)?;
                 match settled.pin {
                     Some(pin) => self.store_pin(rows, settled.card, pin, chance),
                     None => rows.card = Some(settled.card),
@@ -323,7 +323,7 @@ impl Database {
             rows.controls.insert(number, control);
             return Ok(());
         }
-        let advanced = rules::advance(control.clone(), card, pin, transition, &MinKeyVersions::default(), now)?;
+        let advanced = rules::advance(control.clone(), card, pin, transition, &KeyWindow::default(), now)?;
         let mut next = if stays { control } else { advanced.control };
         if let Some((card, pin)) = advanced.set {
             if stays {

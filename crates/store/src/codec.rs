@@ -1,4 +1,5 @@
-//! Rows as bytes: versioned, texts and blobs with their length before them.
+//! Rows as bytes, the same in every store: versioned, texts and blobs with their length before them. So a copy from one store
+//! into another moves rows as they are.
 
 use audit::card_reference::CardReferenceKey;
 use domain::card::{CardKey, PlasticId, RegisteredAccount, StoredPin, Tenant};
@@ -15,7 +16,7 @@ use domain::zone_tags::ZoneTags;
 /// The layout this release writes.
 const VERSION: u8 = 6;
 /// The bytes of a controlId, which begins a control's row.
-pub(super) const ID_BYTES: usize = 16;
+pub const ID_BYTES: usize = 16;
 /// The offset of the kind of a control's state.
 const KIND_AT: usize = ID_BYTES + 1;
 /// The offset of a control's expiry, so that the sweep need not decode the rest.
@@ -49,25 +50,28 @@ const BY_CHANGE: u8 = 4;
 const BY_TRANSFER: u8 = 5;
 
 /// A PIN record and the time at which its PIN was set.
-pub(super) struct PinRow {
-    pub(super) set_at: UnixMillis,
-    pub(super) pin: StoredPin,
+pub struct PinRow {
+    /// The wall-clock time at which the PIN was set.
+    pub set_at: UnixMillis,
+    /// The record.
+    pub pin: StoredPin,
 }
 
 /// The key of a card: tenant NUL plasticId. A tenant holds no NUL.
-pub(super) fn card_key(card: &CardKey) -> Vec<u8> {
+pub fn card_key(card: &CardKey) -> Vec<u8> {
     [card.tenant.as_str().as_bytes(), &[0], card.plastic.as_str().as_bytes()].concat()
 }
 
 /// The card of a key by [`card_key`].
-pub(super) fn card_of_key(key: &[u8]) -> Option<CardKey> {
+pub fn card_of_key(key: &[u8]) -> Option<CardKey> {
     let at = key.iter().position(|byte| *byte == 0)?;
     let (tenant, plastic) = (key.get(..at)?, key.get(at + 1..)?);
     let text = |bytes| std::str::from_utf8(bytes).ok();
     Some(CardKey { tenant: Tenant::parse(text(tenant)?).ok()?, plastic: PlasticId::parse(text(plastic)?).ok()? })
 }
 
-pub(super) fn encode_card(row: &CardState) -> Vec<u8> {
+/// The row of a card: version, hour, controls in the hour, generation, origin of the PIN, account, tries, tags.
+pub fn encode_card(row: &CardState) -> Vec<u8> {
     let mut bytes = Writer::new();
     bytes.array(&row.hour.to_be_bytes());
     bytes.array(&row.opened.to_be_bytes());
@@ -95,7 +99,8 @@ pub(super) fn encode_card(row: &CardState) -> Vec<u8> {
     bytes.0
 }
 
-pub(super) fn decode_card(bytes: &[u8]) -> Option<CardState> {
+/// The card of a row; `None` for bytes that [`encode_card`] does not write, or more forgiven than reserved tries.
+pub fn decode_card(bytes: &[u8]) -> Option<CardState> {
     let mut read = Reader::new(bytes)?;
     let (hour, opened) = (u64::from_be_bytes(read.array()?), u32::from_be_bytes(read.array()?));
     let generation = u64::from_be_bytes(read.array()?);
@@ -122,13 +127,13 @@ pub(super) fn decode_card(bytes: &[u8]) -> Option<CardState> {
 }
 
 /// The row of a card with every try used; `None` where the row can't be read.
-pub(super) fn lock_tries(row: &[u8]) -> Option<Vec<u8>> {
+pub fn lock_tries(row: &[u8]) -> Option<Vec<u8>> {
     let card = decode_card(row)?;
     Some(encode_card(&CardState { tries: card.tries.locked(), ..card }))
 }
 
 /// The row of a card with every try used, for a PIN whose own card row is lost; `None` where the PIN can't be read.
-pub(super) fn locked_card_of(pin_row: &[u8]) -> Option<Vec<u8>> {
+pub fn locked_card_of(pin_row: &[u8]) -> Option<Vec<u8>> {
     let PinRow { pin, .. } = decode_pin(pin_row)?;
     // No control and no zone block made this PIN as far as the store knows, so no repeat of either is confirmed.
     let set_by = Some(PinOrigin::Change);
@@ -136,7 +141,8 @@ pub(super) fn locked_card_of(pin_row: &[u8]) -> Option<Vec<u8>> {
     Some(encode_card(&CardState { account: pin.account, generation: 1, set_by, tries, ..CardState::default() }))
 }
 
-pub(super) fn encode_pin(set_at: UnixMillis, pin: &StoredPin) -> Vec<u8> {
+/// The row of a PIN: version, time, record, storage key, account.
+pub fn encode_pin(set_at: UnixMillis, pin: &StoredPin) -> Vec<u8> {
     let mut bytes = Writer::new();
     bytes.array(&set_at.0.to_be_bytes());
     bytes.blob(&pin.record);
@@ -146,7 +152,8 @@ pub(super) fn encode_pin(set_at: UnixMillis, pin: &StoredPin) -> Vec<u8> {
     bytes.0
 }
 
-pub(super) fn decode_pin(bytes: &[u8]) -> Option<PinRow> {
+/// The PIN of a row; `None` for bytes that [`encode_pin`] does not write.
+pub fn decode_pin(bytes: &[u8]) -> Option<PinRow> {
     let mut read = Reader::new(bytes)?;
     let set_at = UnixMillis(u64::from_be_bytes(read.array()?));
     let record = read.blob()?.into();
@@ -156,7 +163,8 @@ pub(super) fn decode_pin(bytes: &[u8]) -> Option<PinRow> {
     read.end(PinRow { set_at, pin: StoredPin { record, key, account } })
 }
 
-fn kind_code(kind: StorageKeyKind) -> u8 {
+/// The code of a kind of storage key, 1 to 4.
+pub fn kind_code(kind: StorageKeyKind) -> u8 {
     match kind {
         StorageKeyKind::Wrapped => 1,
         StorageKeyKind::Iso4 => 2,
@@ -171,13 +179,15 @@ fn kind_of(code: u8) -> Option<StorageKeyKind> {
         .find(|kind| kind_code(*kind) == code)
 }
 
-pub(super) fn encode_min(min: &MinKeyVersions) -> Vec<u8> {
+/// The minimum versions as a version byte and four numbers of 2 bytes.
+pub fn encode_min(min: &MinKeyVersions) -> Vec<u8> {
     let mut bytes = Writer::new();
     [min.wrapped, min.iso_4, min.tdes, min.one_way].iter().for_each(|version| bytes.array(&version.to_be_bytes()));
     bytes.0
 }
 
-pub(super) fn decode_min(bytes: &[u8]) -> Option<MinKeyVersions> {
+/// The minimum versions of [`encode_min`]; `None` for other bytes.
+pub fn decode_min(bytes: &[u8]) -> Option<MinKeyVersions> {
     let mut read = Reader::new(bytes)?;
     let mut version = || read.array().map(u16::from_be_bytes);
     let min = MinKeyVersions { wrapped: version()?, iso_4: version()?, tdes: version()?, one_way: version()? };
@@ -185,12 +195,12 @@ pub(super) fn decode_min(bytes: &[u8]) -> Option<MinKeyVersions> {
 }
 
 /// The 32 bytes of the key.
-pub(super) fn decode_card_reference_key(bytes: &[u8]) -> Option<CardReferenceKey> {
+pub fn decode_card_reference_key(bytes: &[u8]) -> Option<CardReferenceKey> {
     bytes.try_into().ok().map(CardReferenceKey::from_bytes)
 }
 
 /// The controlId, then the other fields. A spent control keeps its retry tag, and no device key, account number or page.
-pub(super) fn encode_control(control: &Control) -> Box<[u8]> {
+pub fn encode_control(control: &Control) -> Box<[u8]> {
     let (device_key, account, page) = match control.state {
         ControlState::Spent(_) => (None, None, None),
         ControlState::Open | ControlState::Keyed { .. } => {
@@ -241,7 +251,8 @@ pub(super) fn encode_control(control: &Control) -> Box<[u8]> {
     bytes.0.as_slice().into()
 }
 
-pub(super) fn decode_control(row: &[u8]) -> Option<Control> {
+/// The control of a row; `None` for bytes that [`encode_control`] does not write.
+pub fn decode_control(row: &[u8]) -> Option<Control> {
     let (id, bytes) = row.split_first_chunk().map(|(id, bytes)| (ControlId::from_bytes(*id), bytes))?;
     let mut read = Reader::new(bytes)?;
     let [kind] = read.array()?;
@@ -286,24 +297,24 @@ pub(super) fn decode_control(row: &[u8]) -> Option<Control> {
 }
 
 /// Until when an encoded control is kept ([`Control::keep_until`]), without reading the rest.
-pub(super) fn keep_until(control: &[u8]) -> Option<UnixMillis> {
+pub fn keep_until(control: &[u8]) -> Option<UnixMillis> {
     let bytes = control.get(EXPIRY_AT..EXPIRY_AT + 8)?;
     let expires_at = UnixMillis(u64::from_be_bytes(bytes.try_into().ok()?));
     Some(if has_set(control) { expires_at.after(RETRY_GRACE) } else { expires_at })
 }
 
 /// Whether an encoded control has set a PIN, without reading the rest.
-pub(super) fn has_set(control: &[u8]) -> bool {
+pub fn has_set(control: &[u8]) -> bool {
     control.get(KIND_AT) == Some(&SET)
 }
 
 /// The name of an encoded control, without reading the rest.
-pub(super) fn id_of(control: &[u8]) -> Option<ControlId> {
+pub fn id_of(control: &[u8]) -> Option<ControlId> {
     control.first_chunk().map(|id| ControlId::from_bytes(*id))
 }
 
 /// Whether an encoded control is this card's, without reading the rest.
-pub(super) fn is_of(card: &CardKey) -> impl Fn(&[u8]) -> bool {
+pub fn is_of(card: &CardKey) -> impl Fn(&[u8]) -> bool {
     let mut named = Writer(Vec::new());
     named.blob(card.tenant.as_str().as_bytes());
     named.blob(card.plastic.as_str().as_bytes());
