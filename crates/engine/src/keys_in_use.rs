@@ -10,7 +10,7 @@ use super::StartError;
 use crate::pin::Pins;
 use domain::{card::StoredPin, control::SealedTzpk};
 use hsm_client::{KeyMismatch, succeeds};
-use store::{Store, StoreError};
+use store::{StorageKeyError, Store, StoreError};
 
 /// The number of cards whose records are read at a time.
 const PAGE_CARDS: usize = 4_096;
@@ -95,7 +95,13 @@ pub(super) async fn follow(
                     );
                     in_use.send_replace(Arc::clone(&status));
                 }
-                Err(StoreError::Busy { .. }) => sleep(PAUSE).await,
+                // Other engines reload in turn, and a database comes back.
+                Err(
+                    StoreError::Busy { .. }
+                    | StoreError::Unavailable(_)
+                    | StoreError::Unresolved { .. }
+                    | StoreError::StorageKeys(StorageKeyError::OtherEngineLacks),
+                ) => sleep(PAUSE).await,
                 Err(error) => return tracing::error!(%error, "the reloaded keys cannot be put into use"),
             }
         }

@@ -465,8 +465,12 @@ async fn watch_boundary_and_space(
     store: &watch::Receiver<StoreState>,
     health: &HealthReporter,
 ) {
-    let serves = |service: &str, there: bool, low: bool| there && !(low && BY_SPACE.contains(&service));
-    let (mut was_there, mut was_low) = (true, false);
+    let serves = |service: &str, there: bool, store: &StoreState| match store {
+        StoreState::LowOnSpace => there && !BY_SPACE.contains(&service),
+        StoreState::Unreachable => false,
+        _ => there,
+    };
+    let (mut was_there, mut was) = (true, StoreState::Open);
     loop {
         tokio::time::sleep(WATCH_EVERY).await;
         // A full queue is a busy token, not a lost one.
@@ -481,15 +485,15 @@ async fn watch_boundary_and_space(
             _ => {}
         }
         loss.send_if_modified(|known| std::mem::replace(known, reason.clone()) != reason);
-        let low = *store.borrow() == StoreState::LowOnSpace;
+        let is = store.borrow().clone();
         for service in BY_BOUNDARY {
-            match (serves(service, was_there, was_low), serves(service, there, low)) {
+            match (serves(service, was_there, &was), serves(service, there, &is)) {
                 (false, true) => report(health, &[service], ServingStatus::Serving).await,
                 (true, false) => report(health, &[service], ServingStatus::NotServing).await,
                 _ => {}
             }
         }
-        (was_there, was_low) = (there, low);
+        (was_there, was) = (there, is);
     }
 }
 

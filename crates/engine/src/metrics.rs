@@ -201,17 +201,19 @@ impl EncodeLabelValue for StorageKey {
 enum StoreLabel {
     Open,
     LowOnSpace,
+    Unreachable,
     Closing,
     Failed,
 }
 
 impl StoreLabel {
-    const ALL: [Self; 4] = [Self::Open, Self::LowOnSpace, Self::Closing, Self::Failed];
+    const ALL: [Self; 5] = [Self::Open, Self::LowOnSpace, Self::Unreachable, Self::Closing, Self::Failed];
 
     fn of(state: &StoreState) -> Self {
         match state {
             StoreState::Open => Self::Open,
             StoreState::LowOnSpace => Self::LowOnSpace,
+            StoreState::Unreachable => Self::Unreachable,
             StoreState::Closing => Self::Closing,
             StoreState::Failed(_) => Self::Failed,
         }
@@ -223,6 +225,7 @@ impl EncodeLabelValue for StoreLabel {
         let name = match self {
             Self::Open => "open",
             Self::LowOnSpace => "low_on_space",
+            Self::Unreachable => "unreachable",
             Self::Closing => "closing",
             Self::Failed => "failed",
         };

@@ -457,7 +457,13 @@ impl ToStatus for StoreError {
                 status(Code::ResourceExhausted, Reason::StoreLowOnSpace, &message)
             }
             Self::DeadlinePassed => status(Code::DeadlineExceeded, Reason::DeadlinePassed, self),
-            Self::Unavailable(_) | Self::Failed(_) | Self::InDoubt(_) | Self::OtherOutcome | Self::Damaged { .. } => {
+            Self::Unavailable(_)
+            | Self::Failed(_)
+            | Self::InDoubt(_)
+            | Self::Unresolved { .. }
+            | Self::StorageKeys(_)
+            | Self::OtherOutcome
+            | Self::Damaged { .. } => {
                 status(Code::Unavailable, Reason::StoreUnavailable, &"the store is not available: try again later")
             }
         }

@@ -415,7 +415,9 @@ impl Embedded {
         match &*self.shared.state.borrow() {
             StoreState::LowOnSpace if !command.change.may_use_reserve() => return Err(StoreError::LowOnSpace),
             StoreState::Open | StoreState::LowOnSpace => {}
-            StoreState::Closing => return Err(StoreError::Unavailable("it is closing".into())),
+            StoreState::Unreachable | StoreState::Closing => {
+                return Err(StoreError::Unavailable("it is closing".into()));
+            }
             StoreState::Failed(failure) => return Err(StoreError::Failed(failure.clone())),
         }
         let limit = self.shared.waiting_changes_max;

@@ -62,7 +62,7 @@ pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Se
 pub trait Store: Send + Sync + 'static {
     /// Applies a change, on the newest state, by the rule that the variant of [`Change`] names, and records the event that
     /// [`Outcome::event`] returns in the same transaction. Answers after both are durable; a [`StoreError`] other than
-    /// [`StoreError::InDoubt`] means that neither happened.
+    /// [`StoreError::InDoubt`] and [`StoreError::Unresolved`] means that neither happened.
     ///
     /// A change that [`may be dropped`](Change::may_be_dropped) is not applied once its deadline has passed, or the
     /// returned future was dropped.
@@ -689,6 +689,9 @@ pub enum StoreState {
     /// [may use it](Change::may_use_reserve), refuses the others with [`StoreError::LowOnSpace`], and is open again once the
     /// disk has space.
     LowOnSpace,
+    /// The store does not reach its database. It refuses calls with [`StoreError::Unavailable`], keeps those changes that do
+    /// not depend on a caller for a while, and is open again once the database answers.
+    Unreachable,
     /// The store writes the changes that wait, and refuses others.
     Closing,
     /// The store refuses every call. Only a restart of the process, which reads the disk again, ends this state.
@@ -732,9 +735,13 @@ pub enum FailureCause {
     /// The thread that writes ended by a panic.
     #[error("the thread that writes ended by a panic; keep its log and report it")]
     Writer,
+    /// Another process has registered under the engine's name in the database, or an operator deregistered the engine. Nothing
+    /// that this process sent since is committed.
+    #[error("another process uses the name of this engine, or the engine was deregistered; stop the other process or change the name")]
+    Displaced,
 }
 
-/// An error of the store itself. Nothing was changed, but for [`StoreError::InDoubt`].
+/// An error of the store itself. Nothing was changed, but for [`StoreError::InDoubt`] and [`StoreError::Unresolved`].
 #[derive(Clone, Debug, Error)]
 pub enum StoreError {
     /// The store is closing, or this read failed.
@@ -746,6 +753,16 @@ pub enum StoreError {
     /// The store failed while it wrote this change: the change may be on disk. The next start finds out.
     #[error("{0} (whether the last changes were kept is known after the start)")]
     InDoubt(StoreFailure),
+    /// The connection to the database broke while this change was committed: whether the change was made is not known yet. The
+    /// store finds out before it makes another change.
+    #[error("the connection to {place} broke during a commit: whether this change was made is not known yet; try again")]
+    Unresolved {
+        /// The database, as by [`Store::place`].
+        place: String,
+    },
+    /// The engines of the store do not have one set of storage keys.
+    #[error(transparent)]
+    StorageKeys(#[from] StorageKeyError),
     /// As many changes wait as configured. No change that [passes the limit](Change::passes_the_queue_limit) gets this.
     #[error("the store has {limit} changes waiting already: try again")]
     Busy {
@@ -767,6 +784,29 @@ pub enum StoreError {
         /// The keyspace, and what can't be read there.
         place: String,
     },
+}
+
+/// Why a store that several engines share refuses the keys of one of them. Each version is of the kind that has the problem
+/// first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum StorageKeyError {
+    /// Another engine has not reported the newest storage keys, so older keys stay in use. The engine's own report is kept.
+    #[error("another engine on the store lacks the newest storage keys: reload its keys, or deregister it; then try again")]
+    OtherEngineLacks,
+    /// The engine lacks a version that other engines write under.
+    #[error("the storage keys of this engine end at version {newest}, and version {active} is in use: add the newer key")]
+    EngineLacks {
+        /// The newest version of this engine.
+        newest: u16,
+        /// The version in use.
+        active: u16,
+    },
+    /// A record is under a newer version than the engine has.
+    #[error("a PIN record is under a newer storage key than this engine has: add the newer key")]
+    RecordAbove,
+    /// Another engine stored another key of the card references, at the same time.
+    #[error("another engine has stored the key of the card references at the same time: start this engine again")]
+    OtherCardReferenceKey,
 }
 
 /// Why a change was not made.

@@ -359,7 +359,10 @@ impl Pins {
         let event = self.card_event(&caller, about.clone());
         let reserved = under(deadline, self.store.reserve_try(card, limit, compared, event)).await;
         // A try in doubt may be reserved, so it stays charged.
-        if reserved.as_ref().is_err_and(|error| !matches!(error, ChangeError::Store(StoreError::InDoubt(_)))) {
+        let is_in_doubt = |error: &ChangeError| {
+            matches!(error, ChangeError::Store(StoreError::InDoubt(_) | StoreError::Unresolved { .. }))
+        };
+        if reserved.as_ref().is_err_and(|error| !is_in_doubt(error)) {
             self.limits.refund_try(&caller);
         }
         Ok(Try { caller, card, limit, reserved: reserved?, about, deadline })
