@@ -1,0 +1,252 @@
+//! The changes that wait for the writer, and the state of the store.
+
+use std::{
+    collections::VecDeque,
+    mem,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{Notify, oneshot, watch};
+
+use audit::entry::Event;
+use clock::deadline::Deadline;
+use store::{Change, FailureCause, Outcome, StoreError, StoreFailure, StoreState};
+
+/// The most changes of one transaction: bounds how long it holds the rows of its cards.
+const BATCH_CHANGES_MAX: usize = 1_024;
+
+/// The answer to a change.
+pub(crate) type Reply = Result<Outcome, StoreError>;
+
+/// A change, its audit event and the place of its answer.
+pub(crate) struct Command {
+    pub(crate) change: Change,
+    pub(crate) event: Event,
+    /// The moment after which a change that may be dropped is not sent.
+    deadline: Option<Deadline>,
+    /// The moment after which a change without a caller is given up while the database is away.
+    given_up_at: Instant,
+    reply: oneshot::Sender<Reply>,
+}
+
+impl Command {
+    pub(crate) fn answer(self, reply: Reply) {
+        // The caller may have gone.
+        let _ = self.reply.send(reply);
+    }
+
+    /// The command, unless its caller has gone or its deadline has passed: then it is never sent (R5).
+    fn due(self) -> Option<Self> {
+        if !self.change.may_be_dropped() {
+            return Some(self);
+        }
+        if self.reply.is_closed() {
+            return None;
+        }
+        if self.deadline.is_some_and(Deadline::has_passed) {
+            self.answer(Err(StoreError::DeadlinePassed));
+            return None;
+        }
+        Some(self)
+    }
+}
+
+/// The queue of a store.
+pub(crate) struct Queue {
+    waiting: Mutex<VecDeque<Command>>,
+    wake: Notify,
+    /// Written only while `waiting` is locked.
+    state: watch::Sender<StoreState>,
+    waiting_changes_max: usize,
+    waits_for: Duration,
+    place: String,
+}
+
+impl Queue {
+    pub(crate) fn new(waiting_changes_max: usize, waits_for: Duration, place: String) -> Self {
+        Self {
+            waiting: Mutex::default(),
+            wake: Notify::new(),
+            state: watch::Sender::new(StoreState::Open),
+            waiting_changes_max,
+            waits_for,
+            place,
+        }
+    }
+
+    pub(crate) fn place(&self) -> &str {
+        &self.place
+    }
+
+    pub(crate) fn state(&self) -> watch::Receiver<StoreState> {
+        self.state.subscribe()
+    }
+
+    /// Adds a change. Returns the place of its answer.
+    ///
+    /// # Errors
+    /// The queue is full, or the store does not make the change now.
+    pub(crate) fn add(
+        &self,
+        change: Change,
+        event: Event,
+        deadline: Option<Deadline>,
+    ) -> Result<oneshot::Receiver<Reply>, StoreError> {
+        let mut waiting = self.lock();
+        match &*self.state.borrow() {
+            StoreState::Open | StoreState::LowOnSpace => {}
+            StoreState::Unreachable if waits_for_database(&change) => {}
+            StoreState::Unreachable => return Err(self.away()),
+            StoreState::Closing => return Err(StoreError::Unavailable("it is closing".into())),
+            StoreState::Failed(failure) => return Err(StoreError::Failed(failure.clone())),
+        }
+        let limit = self.waiting_changes_max;
+        if waiting.len() >= limit && !change.passes_the_queue_limit() {
+            return Err(StoreError::Busy { limit });
+        }
+        let (reply, answer) = oneshot::channel();
+        let given_up_at = Instant::now() + self.waits_for;
+        waiting.push_back(Command { change, event, deadline, given_up_at, reply });
+        drop(waiting);
+        self.wake.notify_one();
+        Ok(answer)
+    }
+
+    /// Returns as soon as a change waits or the store closes.
+    pub(crate) async fn changed(&self) {
+        self.wake.notified().await;
+    }
+
+    /// The changes for one transaction; empty where none waits.
+    pub(crate) fn take(&self) -> Vec<Command> {
+        let mut waiting = self.lock();
+        let mut taken = Vec::with_capacity(waiting.len().min(BATCH_CHANGES_MAX));
+        while taken.len() < BATCH_CHANGES_MAX
+            && let Some(command) = waiting.pop_front()
+        {
+            taken.extend(command.due());
+        }
+        if !waiting.is_empty() {
+            self.wake.notify_one();
+        }
+        taken
+    }
+
+    /// Puts changes back that were not made, in front of the others.
+    pub(crate) fn put_back(&self, commands: Vec<Command>) {
+        let mut waiting = self.lock();
+        for command in commands.into_iter().rev() {
+            waiting.push_front(command);
+        }
+        drop(waiting);
+        self.wake.notify_one();
+    }
+
+    /// Answers, while the writer waits for the database, the changes that wait in vain: those whose deadline has passed; in the
+    /// state [`StoreState::Unreachable`] those of callers too, and others after a while.
+    pub(crate) fn expire(&self) {
+        let mut waiting = self.lock();
+        let (is_away, now) = (*self.state.borrow() == StoreState::Unreachable, Instant::now());
+        let kept = mem::take(&mut *waiting).into_iter().filter_map(Command::due);
+        let (given_up, kept): (Vec<_>, _) =
+            kept.partition(|command| is_away && (!waits_for_database(&command.change) || now >= command.given_up_at));
+        *waiting = kept.into();
+        drop(waiting);
+        given_up.into_iter().for_each(|command| command.answer(Err(self.away())));
+    }
+
+    fn away(&self) -> StoreError {
+        StoreError::Unavailable(format!("{} does not answer", self.place))
+    }
+
+    /// Notes whether the database answers.
+    pub(crate) fn set_reachable(&self, is_reachable: bool) {
+        let waiting = self.lock();
+        let changed = self.state.send_if_modified(|state| match (&*state, is_reachable) {
+            (StoreState::Open, false) => {
+                *state = StoreState::Unreachable;
+                true
+            }
+            (StoreState::Unreachable, true) => {
+                *state = StoreState::Open;
+                true
+            }
+            _ => false,
+        });
+        drop(waiting);
+        match (changed, is_reachable) {
+            (true, false) => {
+                tracing::error!(store = self.place, "the database does not answer: not serving until it does")
+            }
+            (true, true) => tracing::info!(store = self.place, "the database answers again"),
+            _ => {}
+        }
+    }
+
+    /// Refuses further changes.
+    pub(crate) fn close(&self) {
+        let waiting = self.lock();
+        self.state.send_if_modified(|state| {
+            let closes = matches!(state, StoreState::Open | StoreState::LowOnSpace | StoreState::Unreachable);
+            if closes {
+                *state = StoreState::Closing;
+            }
+            closes
+        });
+        drop(waiting);
+        self.wake.notify_one();
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        matches!(&*self.state.borrow(), StoreState::Closing | StoreState::Failed(_))
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// Fails the store. The changes that wait are not made.
+    pub(crate) fn fail(&self, cause: FailureCause) {
+        let mut waiting = self.lock();
+        let failure = StoreFailure { place: self.place.clone(), cause };
+        let failed = self.state.send_if_modified(|state| {
+            let first = !matches!(state, StoreState::Failed(_));
+            if first {
+                tracing::error!(%failure, "no change is accepted any more");
+                *state = StoreState::Failed(failure);
+            }
+            first
+        });
+        let given_up = mem::take(&mut *waiting);
+        drop(waiting);
+        if failed {
+            self.wake.notify_one();
+        }
+        given_up.into_iter().for_each(|command| command.answer(Err(self.refusal())));
+    }
+
+    /// Answers the changes that wait at the end of the writer.
+    pub(crate) fn end(&self) {
+        let given_up = mem::take(&mut *self.lock());
+        given_up.into_iter().for_each(|command| command.answer(Err(self.refusal())));
+    }
+
+    /// Why the store serves nothing any more.
+    pub(crate) fn refusal(&self) -> StoreError {
+        match &*self.state.borrow() {
+            StoreState::Failed(failure) => StoreError::Failed(failure.clone()),
+            StoreState::Unreachable => self.away(),
+            _ => StoreError::Unavailable("it is closing".into()),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Command>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether a change is kept while the database is away. Callers cause any number of the others.
+fn waits_for_database(change: &Change) -> bool {
+    !change.may_be_dropped() && !matches!(change, Change::RecordAccess)
+}

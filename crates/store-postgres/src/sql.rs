@@ -1,0 +1,177 @@
+//! Every statement that the store sends, but for the migrations. Kept to what PostgreSQL, CockroachDB and YugabyteDB document:
+//! no advisory lock, no LISTEN, no transaction ids, no sequences. Each text is sent as it stands here, never built.
+
+/// READ COMMITTED in any case: each statement sees what was committed when it had its locks.
+pub(crate) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
+pub(crate) const COMMIT: &str = "COMMIT";
+pub(crate) const ROLLBACK: &str = "ROLLBACK";
+
+/// The settings of a session: $1 the schema, $2 milliseconds after which the server ends a transaction whose client is silent,
+/// so that a paused engine does not hold the rows of a card. A warning of COMMIT must arrive (R3).
+pub(crate) const SESSION_SETTINGS: &str = "SELECT set_config('search_path', $1, false), \
+     set_config('idle_in_transaction_session_timeout', $2, false), set_config('client_min_messages', 'warning', false)";
+/// The writer finds rows by key alone. A plan of an empty table, which a prepared statement keeps, would read whole tables later.
+pub(crate) const PLANNER_SETTINGS: &str = "SELECT set_config(name, 'off', false) FROM pg_settings \
+     WHERE name IN ('enable_seqscan', 'enable_hashjoin', 'enable_mergejoin')";
+/// A commit that is answered before it is durable would be lost (R11).
+pub(crate) const SYNCHRONOUS_COMMIT: &str = "SHOW synchronous_commit";
+/// Microseconds since 1970-01-01T00:00:00Z, in a statement of its own after the locks: a statement that waits for a lock may
+/// have judged the time before it waited (R6).
+pub(crate) const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+
+/// R1: the engine's row, first in each transaction.
+pub(crate) const ENGINE_LOCK: &str = "SELECT sequence, head, min_versions, max_versions FROM engines \
+     WHERE name = $1 AND incarnation = $2 AND session = $3 FOR UPDATE";
+/// R1: the head of the chain, last in each transaction; with it the lease.
+pub(crate) const ENGINE_HEAD: &str = "UPDATE engines SET sequence = $5, head = $6, \
+     lease_until = clock_timestamp() + $7::float8 * interval '1 second' \
+     WHERE name = $1 AND incarnation = $2 AND session = $3 AND sequence = $4";
+/// The engine's own row, without a lock.
+pub(crate) const ENGINE: &str = "SELECT incarnation, session FROM engines WHERE name = $1";
+/// R3: fences what the connection of the session before has sent and the server has not executed yet.
+pub(crate) const ENGINE_FENCE: &str = "UPDATE engines SET session = $4, \
+     lease_until = clock_timestamp() + $5::float8 * interval '1 second' WHERE name = $1 AND incarnation = $2 AND session = $3";
+/// R3: the head, and whether an attempt wrote an entry behind the last one that is known.
+pub(crate) const ENGINE_ATTEMPT: &str = "SELECT sequence, head, EXISTS (SELECT 1 FROM audit \
+     WHERE engine = $1 AND sequence > $2 AND attempt = $3) FROM engines WHERE name = $1";
+
+/// R2, R10: the lock of registrations and rotations.
+pub(crate) const KEY_VERSIONS_LOCK: &str = "SELECT keys, card_reference_key, min_versions, active_versions, retired_versions \
+     FROM key_versions WHERE id = 1 FOR UPDATE";
+/// R2, R10: under the lock of the key versions, every engine's row.
+pub(crate) const ENGINES_LOCK: &str = "SELECT name, incarnation, registered, newest_versions, archived, sequence, head \
+     FROM engines ORDER BY name FOR UPDATE";
+/// R2: compare-and-set on the incarnation, after the lease has expired; $6 for an incarnation of this very process.
+pub(crate) const ENGINE_REGISTER: &str = "UPDATE engines SET incarnation = $3, session = $4, registered = true, \
+     newest_versions = NULL, lease_until = clock_timestamp() + $5::float8 * interval '1 second' \
+     WHERE name = $1 AND incarnation = $2 AND ($6::boolean OR lease_until < clock_timestamp())";
+/// R2: an engine that was never registered.
+pub(crate) const ENGINE_INSERT: &str = "INSERT INTO engines (name, incarnation, session, registered, lease_until, sequence, \
+     head, min_versions, max_versions) VALUES ($1, $2, $3, true, \
+     clock_timestamp() + $4::float8 * interval '1 second', 0, $5, '{0,0,0,0}', '{0,0,0,0}')";
+/// The engine stops: it writes nothing more, and blocks no rotation.
+pub(crate) const ENGINE_DEREGISTER: &str = "UPDATE engines SET incarnation = $3, registered = false, newest_versions = NULL, \
+     lease_until = clock_timestamp() - interval '1 second' WHERE name = $1 AND incarnation = $2";
+/// R10: an engine whose lease has expired; the new incarnation fences it.
+pub(crate) const ENGINE_DEREGISTER_EXPIRED: &str = "UPDATE engines SET incarnation = $2, registered = false, \
+     newest_versions = NULL WHERE name = $1 AND registered AND lease_until < clock_timestamp()";
+/// R10: the window of every engine, which waits for each running transaction.
+pub(crate) const ENGINES_WINDOW: &str = "UPDATE engines SET min_versions = $1, max_versions = $2";
+/// R10: the report of an engine.
+pub(crate) const ENGINE_KEYS: &str = "UPDATE engines SET keys = $2, newest_versions = $3 WHERE name = $1";
+pub(crate) const KEY_VERSIONS: &str = "UPDATE key_versions SET keys = COALESCE($1, keys), \
+     card_reference_key = COALESCE($2, card_reference_key), min_versions = $3, active_versions = $4, retired_versions = $5 \
+     WHERE id = 1";
+/// R2: whether a record is under a newer key than the engine has.
+pub(crate) const RECORDS_ABOVE: &str = "SELECT EXISTS (SELECT 1 FROM cards WHERE pin IS NOT NULL AND pin_version > \
+     CASE pin_kind WHEN 1 THEN $1::integer WHEN 2 THEN $2::integer WHEN 3 THEN $3::integer ELSE $4::integer END)";
+/// R10: the records up to a version, for a retirement.
+pub(crate) const RECORDS_UP_TO: &str = "SELECT count(*) FROM cards WHERE pin_kind = $1 AND pin_version <= $2";
+
+/// The cards by name, and those of controls by id, in the order of their keys.
+pub(crate) const CARDS_LOCK: &str = "SELECT c.tenant, c.plastic_id, c.registered, c.generation, c.tries_reserved, \
+     c.tries_forgiven, c.state, c.pin, c.pin_kind, c.pin_version FROM cards AS c WHERE (c.tenant, c.plastic_id) IN \
+     (SELECT w.tenant, w.plastic_id FROM unnest($1::text[], $2::text[]) AS w (tenant, plastic_id) \
+     UNION SELECT k.tenant, k.plastic_id FROM controls AS k WHERE k.id = ANY ($3::uuid[])) \
+     ORDER BY c.tenant, c.plastic_id FOR UPDATE";
+pub(crate) const CONTROLS_LOCK: &str =
+    "SELECT state, phase, expires_at FROM controls WHERE id = ANY ($1::uuid[]) ORDER BY id FOR UPDATE";
+pub(crate) const CARDS_INSERT: &str = "INSERT INTO cards (tenant, plastic_id, registered, opened_hour, generation, \
+     tries_reserved, tries_forgiven, state, pin, pin_kind, pin_version) SELECT * FROM unnest($1::text[], $2::text[], \
+     $3::boolean[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bytea[], $9::bytea[], $10::integer[], \
+     $11::integer[])";
+/// A card without its PIN. The guards repeat what the rules decided on the locked row (R6, R9).
+pub(crate) const CARDS_UPDATE: &str = "UPDATE cards AS c SET registered = n.registered, opened_hour = n.opened_hour, \
+     generation = n.generation, tries_reserved = n.tries_reserved, \
+     tries_forgiven = GREATEST(c.tries_forgiven, n.tries_forgiven), state = n.state \
+     FROM unnest($1::text[], $2::text[], $3::boolean[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bytea[], \
+     $9::bigint[], $10::bigint[]) AS n (tenant, plastic_id, registered, opened_hour, generation, tries_reserved, \
+     tries_forgiven, state, read_generation, read_reserved) \
+     WHERE c.tenant = n.tenant AND c.plastic_id = n.plastic_id AND c.generation = n.read_generation \
+     AND c.tries_reserved = n.read_reserved";
+/// A card and its PIN.
+pub(crate) const PINS_UPDATE: &str = "UPDATE cards AS c SET registered = n.registered, opened_hour = n.opened_hour, \
+     generation = n.generation, tries_reserved = n.tries_reserved, \
+     tries_forgiven = GREATEST(c.tries_forgiven, n.tries_forgiven), state = n.state, pin = n.pin, pin_kind = n.pin_kind, \
+     pin_version = n.pin_version \
+     FROM unnest($1::text[], $2::text[], $3::boolean[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bytea[], \
+     $9::bigint[], $10::bigint[], $11::bytea[], $12::integer[], $13::integer[]) AS n (tenant, plastic_id, registered, \
+     opened_hour, generation, tries_reserved, tries_forgiven, state, read_generation, read_reserved, pin, pin_kind, \
+     pin_version) \
+     WHERE c.tenant = n.tenant AND c.plastic_id = n.plastic_id AND c.generation = n.read_generation \
+     AND c.tries_reserved = n.read_reserved";
+pub(crate) const CONTROLS_INSERT: &str = "INSERT INTO controls (id, tenant, plastic_id, expires_at, opened_generation, phase, \
+     state) SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::integer[], $7::bytea[])";
+/// A control that was spent stays spent.
+pub(crate) const CONTROLS_UPDATE: &str = "UPDATE controls AS k SET phase = n.phase, state = n.state \
+     FROM unnest($1::uuid[], $2::integer[], $3::bytea[]) AS n (id, phase, state) WHERE k.id = n.id AND k.phase < 2";
+pub(crate) const AUDIT_INSERT: &str = "INSERT INTO audit (engine, attempt, sequence, entry, hash) \
+     SELECT $1, $2, n.sequence, n.entry, n.hash FROM unnest($3::bigint[], $4::bytea[], $5::bytea[]) \
+     AS n (sequence, entry, hash)";
+pub(crate) const AUDIT_HASHES: &str =
+    "SELECT sequence, hash FROM audit WHERE engine = $1 AND sequence = ANY ($2::bigint[])";
+pub(crate) const ENGINE_ARCHIVED: &str = "UPDATE engines SET archived = $2 WHERE name = $1";
+pub(crate) const UNREGISTERED: &str = "SELECT tenant, sum(cards)::bigint FROM unregistered_cards \
+     WHERE tenant = ANY ($1::text[]) GROUP BY tenant";
+pub(crate) const UNREGISTERED_ADD: &str = "INSERT INTO unregistered_cards AS u (engine, tenant, cards) \
+     SELECT $1, n.tenant, n.cards FROM unnest($2::text[], $3::bigint[]) AS n (tenant, cards) \
+     ON CONFLICT (engine, tenant) DO UPDATE SET cards = u.cards + excluded.cards";
+
+/// Controls that expired before $1, at most $2; those that another engine sweeps are passed over.
+pub(crate) const CONTROLS_SWEEP: &str = "DELETE FROM controls WHERE id IN \
+     (SELECT id FROM controls WHERE expires_at < $1 ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED)";
+/// Unregistered cards without a control since the hour $1, at most $2.
+pub(crate) const CARDS_SWEEP: &str = "DELETE FROM cards WHERE (tenant, plastic_id) IN \
+     (SELECT tenant, plastic_id FROM cards WHERE NOT registered AND opened_hour < $1 ORDER BY opened_hour LIMIT $2 \
+     FOR UPDATE SKIP LOCKED) RETURNING tenant";
+pub(crate) const AUDIT_SWEEP: &str = "DELETE FROM audit WHERE engine = $1 AND sequence IN \
+     (SELECT sequence FROM audit WHERE engine = $1 AND sequence <= $2 ORDER BY sequence LIMIT $3)";
+
+// Reads. They only inform (R11): what they return may be what a failover takes away.
+pub(crate) const CARD: &str = "SELECT tenant, plastic_id, registered, generation, tries_reserved, tries_forgiven, state, pin, \
+     pin_kind, pin_version FROM cards WHERE tenant = $1 AND plastic_id = $2";
+pub(crate) const CONTROL: &str = "SELECT k.state, k.phase, k.expires_at, c.state FROM controls AS k LEFT JOIN cards AS c \
+     ON c.tenant = k.tenant AND c.plastic_id = k.plastic_id WHERE k.id = $1";
+pub(crate) const PINS: &str = "SELECT tenant, plastic_id, pin FROM cards WHERE pin IS NOT NULL \
+     AND (tenant, plastic_id) > ($1, $2) ORDER BY tenant, plastic_id LIMIT $3";
+pub(crate) const LIVE_CONTROLS: &str = "SELECT state FROM controls WHERE phase = 1 AND expires_at > $1";
+pub(crate) const HAS_CARDS: &str = "SELECT EXISTS (SELECT 1 FROM cards)";
+pub(crate) const KEYS_IN_USE: &str = "SELECT COALESCE((SELECT keys FROM engines WHERE name = $1), keys), card_reference_key \
+     FROM key_versions WHERE id = 1";
+pub(crate) const AUDIT: &str =
+    "SELECT entry FROM audit WHERE engine = $1 AND sequence >= $2 ORDER BY sequence LIMIT $3";
+pub(crate) const ARCHIVED: &str = "SELECT archived FROM engines WHERE name = $1";
+pub(crate) const CHAINS: &str = "SELECT name, sequence, head FROM engines ORDER BY name";
+
+// The migrations.
+pub(crate) const SCHEMA_VERSION_TABLE: &str = "CREATE TABLE IF NOT EXISTS schema_version \
+     (id integer PRIMARY KEY CHECK (id = 1), version integer NOT NULL)";
+pub(crate) const SCHEMA_VERSION_ROW: &str =
+    "INSERT INTO schema_version (id, version) VALUES (1, 0) ON CONFLICT (id) DO NOTHING";
+/// The lock row: of racing programs one migrates, and the others find its version.
+pub(crate) const SCHEMA_VERSION_LOCK: &str = "SELECT version FROM schema_version WHERE id = 1 FOR UPDATE";
+pub(crate) const SCHEMA_VERSION_SET: &str = "UPDATE schema_version SET version = $1 WHERE id = 1";
+pub(crate) const SCHEMA_VERSION_EXISTS: &str = "SELECT EXISTS (SELECT 1 FROM information_schema.tables \
+     WHERE table_schema = current_schema() AND table_name = 'schema_version')";
+
+/// The statements of the writer, which prepares them when it connects.
+pub(crate) const WRITER: &[&str] = &[
+    CLOCK,
+    ENGINE_LOCK,
+    ENGINE_HEAD,
+    CARDS_LOCK,
+    CONTROLS_LOCK,
+    CARDS_INSERT,
+    CARDS_UPDATE,
+    PINS_UPDATE,
+    CONTROLS_INSERT,
+    CONTROLS_UPDATE,
+    AUDIT_INSERT,
+    UNREGISTERED,
+    UNREGISTERED_ADD,
+    CONTROLS_SWEEP,
+    CARDS_SWEEP,
+];
+/// The statements of the reader.
+pub(crate) const READER: &[&str] =
+    &[CARD, CONTROL, PINS, LIVE_CONTROLS, HAS_CARDS, KEYS_IN_USE, AUDIT, ARCHIVED, CHAINS];
