@@ -47,10 +47,12 @@ impl Session {
     /// # Errors
     /// The name is in use for longer than two leases, or the database did not acknowledge the registration.
     pub(crate) async fn register(connection: &Connection, config: &PostgresConfig) -> Result<Self, RegisterError> {
-        let until = Instant::now() + config.lease * 2;
+        // From the first refusal: an earlier attempt may have waited for a lock.
+        let mut until = None;
         loop {
             match Self::try_register(connection, config).await {
-                Err(RegisterError::InUse) if Instant::now() < until => {}
+                Err(RegisterError::InUse)
+                    if Instant::now() < *until.get_or_insert_with(|| Instant::now() + config.lease * 2) => {}
                 Err(RegisterError::Query(error)) if error.may_retry() => {}
                 Err(RegisterError::Commit(CommitError::Undone(_))) => {}
                 result => return result,

@@ -22,8 +22,8 @@ use super::{
 };
 use store::{FailureCause, StoreError};
 
-/// How often an idle writer renews its lease and sweeps.
-const TICK: Duration = Duration::from_secs(1);
+/// The shortest time between two sweeps. An idle writer sweeps when it renews its lease, three times in a lease.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// How often the changes that wait in vain are answered while the database is away.
 const EXPIRE_EVERY: Duration = Duration::from_millis(50);
 /// The attempts of a transaction that the server undoes or refuses.
@@ -79,16 +79,16 @@ impl Writer {
         let mut renewed = Instant::now();
         loop {
             let commands = self.shared.queue.take();
-            let ticks = renewed.elapsed() >= TICK.min(self.config.lease / 3);
-            if commands.is_empty() && !ticks {
+            let renews_in = (self.config.lease / 3).saturating_sub(renewed.elapsed());
+            if commands.is_empty() && !renews_in.is_zero() {
                 if self.shared.queue.is_closing() && self.shared.queue.is_empty() {
                     return Ok(());
                 }
                 // Woken by a change, or by the time.
-                let _ = timeout(TICK.min(self.config.lease / 3), self.shared.queue.changed()).await;
+                let _ = timeout(renews_in, self.shared.queue.changed()).await;
                 continue;
             }
-            let sweeps = swept.elapsed() >= TICK;
+            let sweeps = swept.elapsed() >= SWEEP_EVERY;
             if sweeps {
                 swept = Instant::now();
             }

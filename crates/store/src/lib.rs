@@ -737,7 +737,9 @@ pub enum FailureCause {
     Writer,
     /// Another process has registered under the engine's name in the database, or an operator deregistered the engine. Nothing
     /// that this process sent since is committed.
-    #[error("another process uses the name of this engine, or the engine was deregistered; stop the other process or change the name")]
+    #[error(
+        "another process uses the name of this engine, or the engine was deregistered; stop the other process or change the name"
+    )]
     Displaced,
 }
 
@@ -755,7 +757,9 @@ pub enum StoreError {
     InDoubt(StoreFailure),
     /// The connection to the database broke while this change was committed: whether the change was made is not known yet. The
     /// store finds out before it makes another change.
-    #[error("the connection to {place} broke during a commit: whether this change was made is not known yet; try again")]
+    #[error(
+        "the connection to {place} broke during a commit: whether this change was made is not known yet; try again"
+    )]
     Unresolved {
         /// The database, as by [`Store::place`].
         place: String,
@@ -791,10 +795,14 @@ pub enum StoreError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum StorageKeyError {
     /// Another engine has not reported the newest storage keys, so older keys stay in use. The engine's own report is kept.
-    #[error("another engine on the store lacks the newest storage keys: reload its keys, or deregister it; then try again")]
+    #[error(
+        "another engine on the store lacks the newest storage keys: reload its keys, or deregister it; then try again"
+    )]
     OtherEngineLacks,
     /// The engine lacks a version that other engines write under.
-    #[error("the storage keys of this engine end at version {newest}, and version {active} is in use: add the newer key")]
+    #[error(
+        "the storage keys of this engine end at version {newest}, and version {active} is in use: add the newer key"
+    )]
     EngineLacks {
         /// The newest version of this engine.
         newest: u16,

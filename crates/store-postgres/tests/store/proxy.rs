@@ -22,6 +22,10 @@ pub(crate) enum Cut {
     BeforeCommit,
     /// After the next COMMIT, once the server has answered: the store does not receive the answer.
     AfterCommit,
+    /// The same, and new connections are refused.
+    AfterCommitForGood,
+    /// At the next COMMIT, which the server receives after [`Proxy::release`].
+    HoldCommit,
 }
 
 pub(crate) struct Proxy {
@@ -35,6 +39,7 @@ struct Shared {
     /// Whether new connections are refused.
     is_down: AtomicBool,
     connections: Mutex<Vec<TcpStream>>,
+    held: Mutex<Option<TcpStream>>,
 }
 
 impl Proxy {
@@ -46,6 +51,7 @@ impl Proxy {
             cut: Mutex::new(Cut::Never),
             is_down: AtomicBool::new(false),
             connections: Mutex::default(),
+            held: Mutex::default(),
         });
         let accepting = Arc::clone(&shared);
         thread::spawn(move || listener.incoming().flatten().for_each(|client| accepting.serve(client)));
@@ -62,10 +68,20 @@ impl Proxy {
         *self.shared.cut.lock().unwrap() == Cut::Never
     }
 
+    /// Refuses new connections until [`Proxy::up`].
+    pub(crate) fn down_for_new(&self) {
+        self.shared.is_down.store(true, Ordering::SeqCst);
+    }
+
     /// Closes every connection, and refuses new ones until [`Proxy::up`].
     pub(crate) fn down(&self) {
         self.shared.is_down.store(true, Ordering::SeqCst);
         self.shared.close_all();
+    }
+
+    /// Sends the COMMIT that is held to the server, on its own connection, which stays open.
+    pub(crate) fn release(&self) {
+        self.shared.held.lock().unwrap().as_mut().unwrap().write_all(COMMIT).unwrap();
     }
 
     pub(crate) fn up(&self) {
@@ -106,7 +122,13 @@ impl Shared {
                             *cut = Cut::Never;
                             break;
                         }
-                        Cut::AfterCommit => swallows.store(true, Ordering::SeqCst),
+                        Cut::AfterCommit | Cut::AfterCommitForGood => swallows.store(true, Ordering::SeqCst),
+                        Cut::HoldCommit => {
+                            *requests.held.lock().unwrap() = Some(to_server.try_clone().unwrap());
+                            *cut = Cut::Never;
+                            let _ = from_client.shutdown(Shutdown::Both);
+                            return;
+                        }
                     }
                 }
                 if to_server.write_all(&bytes[..count]).is_err() {
@@ -122,12 +144,15 @@ impl Shared {
                 && count > 0
             {
                 if swallows_answer.load(Ordering::SeqCst) {
-                    *answers.cut.lock().unwrap() = Cut::Never;
+                    let mut cut = answers.cut.lock().unwrap();
+                    if *cut == Cut::AfterCommitForGood {
+                        answers.is_down.store(true, Ordering::SeqCst);
+                    }
+                    *cut = Cut::Never;
                     break;
                 }
-                if to_client.write_all(&bytes[..count]).is_err() {
-                    break;
-                }
+                // A client that was cut off while its COMMIT is held reads nothing any more.
+                let _ = to_client.write_all(&bytes[..count]);
             }
             let _ = to_client.shutdown(Shutdown::Both);
             let _ = from_server.shutdown(Shutdown::Both);

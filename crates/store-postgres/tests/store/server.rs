@@ -117,6 +117,23 @@ impl Server {
         }
     }
 
+    /// Stops every process of the server, as a stalled machine would.
+    pub(crate) fn freeze(&self) {
+        self.processes().into_iter().for_each(|process| kill_process(process, Signal::STOP).unwrap());
+    }
+
+    pub(crate) fn thaw(&self) {
+        self.processes().into_iter().for_each(|process| kill_process(process, Signal::CONT).unwrap());
+    }
+
+    /// The postmaster and its children.
+    fn processes(&self) -> Vec<Pid> {
+        let postmaster = self.process.as_ref().unwrap().id();
+        let children = fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children")).unwrap();
+        let ids = children.split_whitespace().map(|id| id.parse().unwrap()).chain([postmaster as i32]);
+        ids.filter_map(Pid::from_raw).collect()
+    }
+
     fn signal_to(&self, process: &Child, signal: Signal) {
         kill_process(Pid::from_child(process), signal).unwrap();
     }

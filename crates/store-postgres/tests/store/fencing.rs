@@ -1,0 +1,92 @@
+//! R1 and R2: a twin of an engine.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::proxy::{Cut, Proxy};
+use crate::server::{Server, until};
+use crate::{as_store, count, open, set, verified_chain};
+use audit::entry::Action;
+use store::conformance::{card, keyed, record};
+use store::{ChangeError, FailureCause, Store, StoreError, StoreState};
+use store_postgres::{Postgres, PostgresConfig, PostgresOpenError};
+
+const LEASE: Duration = Duration::from_secs(1);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_engine_keeps_its_name() {
+    let server = Server::start();
+    let config = PostgresConfig { lease: LEASE, ..server.config("engine-1") };
+    let store = open(&config).await;
+    let twin = Postgres::open(&config).await.err().unwrap();
+    assert!(matches!(twin, PostgresOpenError::InUse { .. }), "{twin}");
+    let _ = keyed(&*store, card(1)).await;
+    store.close().await;
+    open(&config).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_whose_twin_has_registered_writes_nothing_more() {
+    let server = Server::start();
+    let proxy = Proxy::start(server.port);
+    let config = PostgresConfig { lease: LEASE, ..server.config_at(proxy.port, "engine-1") };
+    let old = open(&config).await;
+    let control = keyed(&*old, card(1)).await;
+    proxy.down();
+    let late = tokio::spawn({
+        let old = Arc::clone(&old);
+        async move { set(&*old, control.id, 1).await }
+    });
+    let twin = open(&PostgresConfig { lease: LEASE, ..server.config("engine-1") }).await;
+    proxy.up();
+    let mut state = as_store(&old).state();
+    let failed = state.wait_for(|state| matches!(state, StoreState::Failed(_))).await.unwrap().clone();
+    assert!(matches!(failed, StoreState::Failed(failure) if failure.cause == FailureCause::Displaced));
+    assert!(matches!(late.await.unwrap(), Err(ChangeError::Store(_))));
+    let refused = set(&*old, control.id, 2).await;
+    assert!(matches!(refused, Err(ChangeError::Store(StoreError::Failed(_)))), "{refused:?}");
+    assert!(twin.pin(&card(1)).await.unwrap().is_none());
+    set(&*twin, control.id, 3).await.unwrap();
+    assert_eq!(twin.pin(&card(1)).await.unwrap().unwrap().record, record(3).record);
+    assert_eq!(count(&verified_chain(&twin, "engine-1").await, Action::SetPin), 1);
+}
+
+/// The registration waits for the transaction that holds the engine's row, and continues the chain behind its entries.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_twin_registers_behind_a_commit_that_arrives_late() {
+    let server = Server::start();
+    let proxy = Proxy::start(server.port);
+    // The server must not end the transaction whose COMMIT is held.
+    let statement_timeout = Duration::from_secs(90);
+    let lease = Duration::from_secs(600);
+    let config = PostgresConfig { lease, statement_timeout, ..server.config_at(proxy.port, "engine-1") };
+    let old = open(&config).await;
+    let control = keyed(&*old, card(1)).await;
+    proxy.cut(Cut::HoldCommit);
+    let setting = tokio::spawn({
+        let old = Arc::clone(&old);
+        async move { set(&*old, control.id, 1).await }
+    });
+    until("the commit is held", async || proxy.has_cut().then_some(())).await;
+    proxy.down_for_new();
+    let config = PostgresConfig { lease: Duration::from_secs(60), ..server.config("engine-1") };
+    let twin = tokio::spawn(async move { open(&config).await });
+    let admin = server.admin().await;
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%FROM engines%'";
+    until("the registration waits for the engine's row", async || {
+        (admin.query_one(waits, &[]).await.unwrap().get::<_, i64>(0) > 0).then_some(())
+    })
+    .await;
+    proxy.release();
+    // The commit renewed the lease, which is made to expire here.
+    admin.batch_execute("UPDATE engines SET lease_until = clock_timestamp() - interval '1 second'").await.unwrap();
+    let twin = twin.await.unwrap();
+    assert_eq!(twin.pin(&card(1)).await.unwrap().unwrap().record, record(1).record);
+    let again = keyed(&*twin, card(1)).await;
+    set(&*twin, again.id, 2).await.unwrap();
+    assert_eq!(count(&verified_chain(&twin, "engine-1").await, Action::SetPin), 2);
+    proxy.up();
+    // The old process finds out that its commit was made, or that it is displaced: it answers no refusal.
+    let answer = setting.await.unwrap();
+    assert!(!matches!(answer, Err(ChangeError::Denied(_))), "{answer:?}");
+}

@@ -1,0 +1,66 @@
+//! The tables, and who may make them.
+
+use crate::open;
+use crate::server::Server;
+use store::Store;
+use store_postgres::{DatabaseHost, Postgres, PostgresConfig, PostgresOpenError};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn racing_engines_make_the_tables_once() {
+    let server = Server::start();
+    let configs: Vec<_> = (0..6).map(|number| server.config(&format!("engine-{number}"))).collect();
+    let opened = futures::future::join_all(configs.iter().map(open)).await;
+    assert_eq!(opened[0].chains().await.unwrap().len(), 6);
+    let version = server.admin().await.query_one("SELECT version FROM schema_version", &[]).await.unwrap();
+    assert_eq!(version.get::<_, i32>(0), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_of_another_release_are_refused() {
+    let server = Server::start();
+    let config = server.config("engine-1");
+    let refuses = async |config: &PostgresConfig, found: i32| {
+        let error = Postgres::open(config).await.err().unwrap();
+        assert!(matches!(error, PostgresOpenError::Version { version, .. } if version == found), "{error}");
+    };
+    let strict = PostgresConfig { migrates: false, ..config.clone() };
+    refuses(&strict, 0).await;
+    open(&config).await.close().await;
+    open(&strict).await.close().await;
+    server.admin().await.execute("UPDATE schema_version SET version = 2", &[]).await.unwrap();
+    refuses(&config, 2).await;
+    refuses(&strict, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commits_that_are_not_synchronous_are_refused() {
+    let server = Server::start();
+    server.admin().await.batch_execute("ALTER ROLE pinseal SET synchronous_commit = off").await.unwrap();
+    let error = Postgres::open(&server.config("engine-1")).await.err().unwrap();
+    assert!(error.to_string().contains("synchronous_commit"), "{error}");
+}
+
+#[tokio::test]
+async fn a_host_beyond_this_machine_needs_tls() {
+    let host = DatabaseHost { name: "db.example".into(), port: 5432 };
+    let error = Postgres::open(&PostgresConfig::new(host, "postgres", "pinseal", "engine-1")).await.err().unwrap();
+    assert!(matches!(error, PostgresOpenError::WithoutTls { .. }), "{error}");
+}
+
+/// A row that an administrator changed contradicts its bytes: no rule runs on it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_column_makes_its_card_damaged() {
+    use store::conformance::card;
+    use store::conformance::pin_use::{reserve, set_by_zone};
+    let server = Server::start();
+    let store = open(&server.config("engine-1")).await;
+    for number in 1..=2 {
+        set_by_zone(&*store, card(number), 1).await.unwrap();
+    }
+    reserve(&*store, card(1)).await.unwrap();
+    let admin = server.admin().await;
+    admin.execute("UPDATE cards SET tries_forgiven = 1 WHERE plastic_id = '1'", &[]).await.unwrap();
+    let refused = reserve(&*store, card(1)).await;
+    assert!(matches!(refused, Err(store::ChangeError::Store(store::StoreError::Damaged { .. }))), "{refused:?}");
+    reserve(&*store, card(2)).await.unwrap();
+}

@@ -1,0 +1,102 @@
+//! R2 and R10: the storage keys of several engines.
+
+use crate::open;
+use crate::server::Server;
+use audit::entry::Body;
+use domain::card::StoredPin;
+use domain::control::{Denied, RetryTag};
+use domain::rules::UnknownCards;
+use domain::storage_key::{MinKeyVersions, StorageKeyKind};
+use store::conformance::{card, card_event, engine_event, record, reencrypted};
+use store::{ChangeError, StorageKeyError, Store, StoreError};
+use store_postgres::key_versions::{RetireError, deregister, retire};
+
+const KIND: StorageKeyKind = StorageKeyKind::Iso4;
+
+async fn report(store: &dyn Store, iso_4: u16) -> Result<(), StoreError> {
+    let min = MinKeyVersions { iso_4, ..MinKeyVersions::default() };
+    store.set_keys_in_use([1].into(), min, engine_event(Body::KeysReloaded)).await
+}
+
+/// Sets the PIN of a card, under the storage key of this version.
+async fn set(store: &dyn Store, number: u64, version: u8) -> Result<(), ChangeError> {
+    let (pin, tag): (StoredPin, _) = (record(version), RetryTag([version; 16]));
+    let event = card_event(audit::entry::Action::SetPinByZone);
+    store.set_pin_by_zone(card(number), pin, tag, UnknownCards::Accept, event).await.map(drop)
+}
+
+fn is_superseded(answer: &Result<(), ChangeError>) -> bool {
+    matches!(answer, Err(ChangeError::Denied(Denied::Superseded)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_used_once_every_engine_has_it_and_retired_once_nothing_needs_it() {
+    let server = Server::start();
+    let config = server.config("engine-1");
+    let [one, two] = [open(&config).await, open(&server.config("engine-2")).await];
+    report(&*one, 1).await.unwrap_err();
+    report(&*two, 1).await.unwrap();
+    report(&*one, 1).await.unwrap();
+    set(&*one, 1, 1).await.unwrap();
+
+    // Engine 1 reloads: version 2 is not used, and version 1 still is.
+    let waits = report(&*one, 2).await;
+    assert!(matches!(waits, Err(StoreError::StorageKeys(StorageKeyError::OtherEngineLacks))), "{waits:?}");
+    assert!(is_superseded(&set(&*one, 2, 2).await), "engine 2 could not open the record");
+    set(&*two, 2, 1).await.unwrap();
+    let retired = retire(&config, KIND, 1).await;
+    assert_eq!(retired, Err(RetireError::InUse { version: 1, min: 1 }));
+
+    // Engine 2 reloads: from its answer on nothing is written under version 1, by either engine.
+    report(&*two, 2).await.unwrap();
+    report(&*one, 2).await.unwrap();
+    for engine in [&one, &two] {
+        assert!(is_superseded(&set(&**engine, 3, 1).await));
+    }
+    assert_eq!(retire(&config, KIND, 1).await, Err(RetireError::Records { records: 2, version: 1 }));
+    let pins = (1..=2).map(|number| reencrypted(card(number), 1, 2)).collect();
+    let event = engine_event(Body::RecordsReencrypted { count: 0 });
+    assert_eq!((&*two as &dyn Store).reencrypt(pins, event).await.unwrap(), 2);
+    retire(&config, KIND, 1).await.unwrap();
+    retire(&config, KIND, 1).await.unwrap();
+    assert!(matches!(retire(&config, KIND, 2).await, Err(RetireError::InUse { version: 2, min: 2 })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_without_the_keys_in_use_is_refused() {
+    let server = Server::start();
+    let one = open(&server.config("engine-1")).await;
+    report(&*one, 2).await.unwrap();
+    // An engine alone may write under a key that it has not reported yet.
+    set(&*one, 1, 3).await.unwrap();
+    let two = open(&server.config("engine-2")).await;
+    assert!(is_superseded(&set(&*one, 1, 4).await), "no longer alone");
+    let above = report(&*two, 2).await;
+    assert!(matches!(above, Err(StoreError::StorageKeys(StorageKeyError::RecordAbove))), "{above:?}");
+    let lacks = report(&*two, 1).await;
+    assert!(matches!(lacks, Err(StoreError::StorageKeys(_))), "{lacks:?}");
+    report(&*one, 3).await.unwrap_err();
+    report(&*two, 3).await.unwrap();
+    let lacks = report(&*two, 2).await;
+    assert!(matches!(lacks, Err(StoreError::StorageKeys(_))), "{lacks:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_ended_stands_against_a_rotation_until_it_is_deregistered() {
+    let server = Server::start();
+    let config = server.config("engine-1");
+    let one = open(&config).await;
+    let two = open(&server.config("engine-2")).await;
+    report(&*two, 1).await.unwrap_err();
+    report(&*one, 1).await.unwrap();
+    assert!(!deregister(&config, "engine-2").await.unwrap(), "it runs");
+    // Killed, not closed.
+    let admin = server.admin().await;
+    let gone =
+        "UPDATE engines SET incarnation = gen_random_uuid(), lease_until = now() - interval '1 minute' WHERE name = $1";
+    admin.execute(gone, &[&"engine-2"]).await.unwrap();
+    report(&*one, 2).await.unwrap_err();
+    assert!(deregister(&config, "engine-2").await.unwrap());
+    report(&*one, 2).await.unwrap();
+    set(&*one, 1, 2).await.unwrap();
+}

@@ -1,0 +1,96 @@
+//! Two engines on one database.
+
+use std::sync::Arc;
+
+use crate::server::Server;
+use crate::{count, open, set, verified_chain};
+use audit::entry::Action;
+use domain::control::Denied;
+use store::conformance::pin_use::{LIMIT, reserve, set_by_zone, settle};
+use store::conformance::{GENEROUS, card, card_event, control, keyed, record};
+use store::{ChangeError, Store};
+
+const CARDS: u64 = 8;
+const ROUNDS: u8 = 12;
+
+/// Each card has one caller that sets PIN after PIN, its steps on different engines, and racers with controls of their own.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_engines_lose_no_pin_and_fork_no_chain() {
+    let server = Server::start();
+    let engines = [open(&server.config("engine-1")).await, open(&server.config("engine-2")).await];
+    let mut tasks = Vec::new();
+    for number in 1..=CARDS {
+        let engines = engines.clone();
+        tasks.push(tokio::spawn(async move {
+            let mut sets = 0;
+            for round in 1..=ROUNDS {
+                let at = usize::from(round) % 2;
+                let opened = keyed(&*engines[at], card(number)).await;
+                let (own, other) =
+                    (set(&*engines[1 - at], opened.id, round), set(&*engines[at], opened.id, 100 + round));
+                let (own, other) = tokio::join!(own, other);
+                let last = match (&own, &other) {
+                    (Ok(()), Err(ChangeError::Denied(Denied::NotUsable))) => round,
+                    (Err(ChangeError::Denied(Denied::NotUsable)), Ok(())) => 100 + round,
+                    answers => panic!("one set of two under a control is made: {answers:?}"),
+                };
+                sets += 1;
+                let stored = engines[at].pin(&card(number)).await.unwrap().unwrap();
+                assert_eq!(stored.record, record(last).record, "an acknowledged PIN is lost");
+            }
+            sets
+        }));
+    }
+    let mut sets = 0;
+    for task in tasks {
+        sets += task.await.unwrap();
+    }
+    let mut events = 0;
+    for engine in ["engine-1", "engine-2"] {
+        events += count(&verified_chain(&engines[0], engine).await, Action::SetPin);
+    }
+    assert_eq!((events, sets), (usize::from(ROUNDS) * CARDS as usize, events));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_engines_allow_no_more_tries_than_the_limit() {
+    let server = Server::start();
+    let engines = [open(&server.config("engine-1")).await, open(&server.config("engine-2")).await];
+    set_by_zone(&*engines[0], card(1), 1).await.unwrap();
+    let racers: Vec<_> = (0..64)
+        .map(|racer: usize| {
+            let engine = Arc::clone(&engines[racer % 2]);
+            tokio::spawn(async move { reserve(&*engine, card(1)).await.ok().map(|reserved| reserved.number) })
+        })
+        .collect();
+    let mut numbers = Vec::new();
+    for racer in racers {
+        numbers.extend(racer.await.unwrap());
+    }
+    numbers.sort_unstable();
+    assert_eq!(numbers, [1, 2, 3]);
+    // A right PIN forgives up to its own number, whichever engine settles it.
+    assert_eq!(settle(&*engines[1], card(1), 2, true).await.unwrap(), LIMIT - 1);
+    assert_eq!(settle(&*engines[0], card(1), 3, false).await.unwrap(), LIMIT - 1);
+    assert_eq!(engines[0].tries(&card(1)).await.unwrap().unwrap().used(), 1);
+}
+
+/// Both engines add the card: one of them finds the row of the other, and opens its control too.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_engines_add_one_card_at_once() {
+    let server = Server::start();
+    let engines = [open(&server.config("engine-1")).await, open(&server.config("engine-2")).await];
+    for number in 1..=20 {
+        let opened = async |engine: usize| {
+            let store: &dyn Store = &*engines[engine];
+            store.open_control(control(card(number)), GENEROUS, card_event(Action::OpenControl)).await.unwrap()
+        };
+        let (one, two) = tokio::join!(opened(0), opened(1));
+        for id in [one.id, two.id] {
+            assert!(engines[0].control(id).await.unwrap().is_some());
+        }
+    }
+    for engine in ["engine-1", "engine-2"] {
+        assert_eq!(count(&verified_chain(&engines[0], engine).await, Action::OpenControl), 20);
+    }
+}
