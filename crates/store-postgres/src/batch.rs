@@ -231,8 +231,8 @@ pub(crate) struct KeyReport {
 pub(crate) struct Unlocked;
 
 impl Batch {
-    /// The rows, before the first change.
-    pub(crate) fn new(engine: &str, loaded: Loaded) -> Result<Result<Self, Unlocked>, QueryError> {
+    /// The rows, before the first change. `is_first` for the first attempt of a transaction.
+    pub(crate) fn new(engine: &str, loaded: Loaded, is_first: bool) -> Result<Result<Self, Unlocked>, QueryError> {
         let Loaded { now, head, window, cards, controls, unregistered, keys, has_record_above, archived, archived_end } =
             loaded;
         let mut batch = Self {
@@ -267,8 +267,13 @@ impl Batch {
             let control = decode_control(bytes)
                 .filter(|control| (phase(control), number(control.expires_at.0)) == (phase_column, expires_at));
             let Some(control) = control else { continue };
-            if !batch.cards.contains_key(&control.card) && !batch.damaged.contains(&control.card) {
+            let has_card = batch.cards.contains_key(&control.card) || batch.damaged.contains(&control.card);
+            if !has_card && is_first {
                 return Ok(Err(Unlocked));
+            }
+            // A control whose card is absent the second time has lost it.
+            if !has_card {
+                continue;
             }
             batch.controls.insert(control.id, ControlRow { control, is_new: false, is_written: false });
         }
@@ -290,6 +295,10 @@ impl Batch {
 
     /// Applies a change, and adds its event to the chain. The command is kept: the transaction may be repeated.
     pub(crate) fn apply(&mut self, command: &Command) -> Reply {
+        // The deadline may have passed while the transaction waited for the rows (R5).
+        if !command.is_due() {
+            return Err(StoreError::DeadlinePassed);
+        }
         let answer = make_change(self, command.change.clone());
         if let Some(event) = answer.as_ref().ok().and_then(|outcome| outcome.event(command.event.clone())) {
             self.record(&event);

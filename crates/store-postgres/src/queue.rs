@@ -36,19 +36,19 @@ impl Command {
         let _ = self.reply.send(reply);
     }
 
-    /// The command, unless its caller has gone or its deadline has passed: then it is never sent (R5).
+    /// Whether the change is made: not for a caller who has gone or whose deadline has passed (R5).
+    pub(crate) fn is_due(&self) -> bool {
+        let is_over = || self.reply.is_closed() || self.deadline.is_some_and(Deadline::has_passed);
+        !self.change.may_be_dropped() || !is_over()
+    }
+
+    /// The command, unless it is not due: then it is answered.
     fn due(self) -> Option<Self> {
-        if !self.change.may_be_dropped() {
+        if self.is_due() {
             return Some(self);
         }
-        if self.reply.is_closed() {
-            return None;
-        }
-        if self.deadline.is_some_and(Deadline::has_passed) {
-            self.answer(Err(StoreError::DeadlinePassed));
-            return None;
-        }
-        Some(self)
+        self.answer(Err(StoreError::DeadlinePassed));
+        None
     }
 }
 

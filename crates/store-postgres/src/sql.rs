@@ -11,8 +11,9 @@ pub(crate) const ROLLBACK: &str = "ROLLBACK";
 pub(crate) const SESSION_SETTINGS: &str = "SELECT set_config('search_path', $1, false), \
      set_config('idle_in_transaction_session_timeout', $2, false), set_config('client_min_messages', 'warning', false)";
 /// The writer finds rows by key alone. A plan of an empty table, which a prepared statement keeps, would read whole tables later.
+/// These settings make a plan look expensive, and PostgreSQL would compile it, for 300 ms.
 pub(crate) const PLANNER_SETTINGS: &str = "SELECT set_config(name, 'off', false) FROM pg_settings \
-     WHERE name IN ('enable_seqscan', 'enable_hashjoin', 'enable_mergejoin')";
+     WHERE name IN ('enable_seqscan', 'enable_hashjoin', 'enable_mergejoin', 'jit')";
 /// A commit that is answered before it is durable would be lost (R11).
 pub(crate) const SYNCHRONOUS_COMMIT: &str = "SHOW synchronous_commit";
 /// Microseconds since 1970-01-01T00:00:00Z, in a statement of its own after the locks: a statement that waits for a lock may

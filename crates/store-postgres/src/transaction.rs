@@ -1,5 +1,7 @@
 //! One transaction of the writer: lock, read the time, apply in memory, write, commit. Three round trips.
 
+use std::{collections::BTreeMap, time::Duration};
+
 use futures::future::{join, join_all};
 use tokio_postgres::{Row, types::ToSql};
 use uuid::Uuid;
@@ -16,10 +18,6 @@ use super::{
 };
 use audit::chain::Checkpoint;
 use domain::{card::Tenant, control::RETRY_GRACE, time::UnixMillis};
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
 
 /// How long an expired control is kept: a call that began before the expiry may still use it.
 const SWEEP_GRACE: Duration = Duration::from_secs(5);
@@ -80,6 +78,7 @@ pub(crate) async fn transact(
     clock: &DatabaseClock,
     commands: &[Command],
     sweeps: bool,
+    is_first: bool,
 ) -> Result<Done, Failure> {
     let needs = Needs::of(commands);
     if needs.keys.is_some() {
@@ -89,14 +88,12 @@ pub(crate) async fn transact(
         connection.prepare(ARCHIVE).await?;
     }
     let loaded = load(connection, session, clock, &needs).await?;
-    let read_at = Instant::now();
     let (old, now) = (loaded.head, loaded.now);
-    let mut batch = match Batch::new(&session.engine, loaded)? {
+    let mut batch = match Batch::new(&session.engine, loaded, is_first)? {
         Ok(batch) => batch,
         Err(Unlocked) => return Err(Failure::Undone("a control was opened between two locks".to_owned())),
     };
     let answers: Vec<_> = commands.iter().map(|command| batch.apply(command)).collect();
-    tracing::trace!(changes = answers.len(), took = ?read_at.elapsed(), "applied");
     if sweeps {
         sweep(connection, session, &mut batch.added, now).await?;
     }

@@ -108,7 +108,7 @@ impl Writer {
                 return self.reconnect(None).await;
             };
             let clock = &self.shared.clock;
-            match transact(connection, &self.session, &self.config, clock, &commands, sweeps && attempt == 1).await {
+            match transact(connection, &self.session, &self.config, clock, &commands, sweeps, attempt == 1).await {
                 Ok(done) => {
                     self.acknowledge(done, commands);
                     return Ok(());

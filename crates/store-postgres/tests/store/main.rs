@@ -2,6 +2,7 @@
 
 mod conformance;
 mod expiry;
+mod facts;
 mod fencing;
 mod in_doubt;
 mod migration;

@@ -1,14 +1,17 @@
 //! Two engines on one database.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::server::Server;
+use crate::proxy::{Cut, Proxy};
+use crate::server::{PATIENCE, Server, until};
 use crate::{count, open, set, verified_chain};
 use audit::entry::Action;
 use domain::control::Denied;
 use store::conformance::pin_use::{LIMIT, reserve, set_by_zone, settle};
 use store::conformance::{GENEROUS, card, card_event, control, keyed, record};
-use store::{ChangeError, Store};
+use store::{ChangeError, Store, ZoneSet};
+use store_postgres::PostgresConfig;
 
 const CARDS: u64 = 8;
 const ROUNDS: u8 = 12;
@@ -73,6 +76,59 @@ async fn two_engines_allow_no_more_tries_than_the_limit() {
     assert_eq!(settle(&*engines[1], card(1), 2, true).await.unwrap(), LIMIT - 1);
     assert_eq!(settle(&*engines[0], card(1), 3, false).await.unwrap(), LIMIT - 1);
     assert_eq!(engines[0].tries(&card(1)).await.unwrap().unwrap().used(), 1);
+}
+
+/// Each acknowledged set is made once, whatever happens to the connections: a change in doubt is found or made again.
+#[tokio::test(flavor = "multi_thread")]
+async fn cut_connections_lose_and_repeat_no_change() {
+    let server = Server::start();
+    let proxies = [Proxy::start(server.port), Proxy::start(server.port)];
+    let mut engines = Vec::new();
+    for (number, proxy) in proxies.iter().enumerate() {
+        let unreachable_after = PATIENCE;
+        let config = server.config_at(proxy.port, &format!("engine-{number}"));
+        engines.push(open(&PostgresConfig { unreachable_after, ..config }).await);
+    }
+    let done = Arc::new(AtomicUsize::new(0));
+    let tasks: Vec<_> = (1..=CARDS)
+        .map(|number| {
+            let (engines, done) = (engines.clone(), Arc::clone(&done));
+            tokio::spawn(async move {
+                for round in 1..=ROUNDS {
+                    let engine = &*engines[(number as usize + usize::from(round)) % 2];
+                    assert_eq!(set_by_zone(engine, card(number), round).await.unwrap(), ZoneSet::New);
+                    done.fetch_add(1, Ordering::SeqCst);
+                }
+            })
+        })
+        .collect();
+    // One cut after another: the COMMIT of a recovery may be cut too, and some changes are made in between.
+    let (mut cuts, sets) = (0, usize::from(ROUNDS) * CARDS as usize);
+    while done.load(Ordering::SeqCst) + CARDS as usize * 2 < sets {
+        let (proxy, cut) =
+            [(0, Cut::AfterCommit), (1, Cut::BeforeCommit), (1, Cut::AfterCommit), (0, Cut::BeforeCommit)][cuts % 4];
+        proxies[proxy].cut(cut);
+        let before = done.load(Ordering::SeqCst);
+        until("a connection is cut, and changes are made", async || {
+            let made = done.load(Ordering::SeqCst).saturating_sub(before);
+            (proxies[proxy].has_cut() && made > 2 || made > CARDS as usize * 3).then_some(())
+        })
+        .await;
+        cuts += 1;
+    }
+    proxies.iter().for_each(|proxy| proxy.cut(Cut::Never));
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert!(cuts >= 3, "{cuts} cuts");
+    let mut events = 0;
+    for engine in ["engine-0", "engine-1"] {
+        events += count(&verified_chain(&engines[0], engine).await, Action::SetPinByZone);
+    }
+    assert_eq!(events, usize::from(ROUNDS) * CARDS as usize);
+    for number in 1..=CARDS {
+        assert_eq!(engines[0].pin(&card(number)).await.unwrap().unwrap().record, record(ROUNDS).record);
+    }
 }
 
 /// Both engines add the card: one of them finds the row of the other, and opens its control too.
