@@ -148,7 +148,7 @@ pub(crate) fn key_columns(row: &PinRow) -> (i32, i32) {
     (kind_code(row.pin.key.kind).into(), row.pin.key.version.into())
 }
 
-/// A number as a column has it.
+/// A number as a `bigint`.
 pub(crate) fn number(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -1,5 +1,5 @@
 //! One connection to the server that accepts writes: a deadline for each wait, and no cancel request ever. A cancelled commit
-//! reports success although no standby has it; a socket that is closed reports nothing.
+//! reports success although no standby received the commit; a socket that is closed reports nothing.
 
 use std::{
     collections::HashMap,

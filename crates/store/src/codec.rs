@@ -53,7 +53,7 @@ const BY_TRANSFER: u8 = 5;
 pub struct PinRow {
     /// The wall-clock time at which the PIN was set.
     pub set_at: UnixMillis,
-    /// The record.
+    /// The record, with its key and account number.
     pub pin: StoredPin,
 }
 

@@ -16,7 +16,7 @@ const COMMIT: &[u8] = b"Q\x00\x00\x00\x0bCOMMIT\x00";
 /// When the connections are cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cut {
-    /// Never.
+    /// No connection is cut.
     Never,
     /// Instead of the next COMMIT: the server does not receive it.
     BeforeCommit,
