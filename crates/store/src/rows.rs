@@ -1,4 +1,5 @@
-//! A change, applied to the newest rows of a store: the one place where a [`Change`] meets its rule, for every store.
+//! A change, applied to the newest rows of a store: the one place where a [`Change`] meets its rule, for every store. R4 to R10
+//! are the rules of a store that several engines share; the embedded store keeps them by its one writer.
 
 use crate::codec::PinRow;
 use crate::{Change, ChangeError, ControlUse, Outcome, StoreError, ZoneSet};
@@ -187,6 +188,7 @@ impl<R: Rows> Changing<'_, R> {
 
     fn reserve_try(&mut self, card: CardKey, limit: u32, compared: Compared) -> Result<Outcome, ChangeError> {
         let newest = self.stored_pin(&card)?;
+        // R9: the try has its number before the boundary compares.
         let (state, reserved) = pin_rules::reserve_try(self.0.known_card(&card)?, newest, compared, limit)?;
         self.0.put_card(card, state);
         Ok(Outcome::TryReserved(Box::new(reserved)))
@@ -258,6 +260,7 @@ impl<R: Rows> Changing<'_, R> {
     fn open(&mut self, new: NewControl, admission: Admission) -> Result<Outcome, ChangeError> {
         let found = self.found_card(&new.card)?;
         let is_known = matches!(found, FoundCard::Known(_));
+        // R4: the control keeps the generation of the locked card, and expires by the time read behind the lock.
         let (card, control) = rules::open(found, new, admission, self.0.now())?;
         if is_known {
             self.0.put_card(control.card, card);
@@ -275,6 +278,7 @@ impl<R: Rows> Changing<'_, R> {
             Transition::View { .. } => self.stored_pin(&control.card)?,
             _ => None,
         };
+        // R5, R6, R8: tzpk, state, expiry, generation and key versions are compared on the locked rows.
         let Advanced { control, set } =
             rules::advance(control, card, newest.as_ref(), transition, &self.0.key_window(), self.0.now())?;
         self.0.put_control(&control);
@@ -297,6 +301,7 @@ impl<R: Rows> Changing<'_, R> {
     fn confirm_retry(&mut self, id: ControlId, retry: &RetryTag) -> Result<Outcome, ChangeError> {
         let control = self.control(id)?;
         let card = self.card(&control.card)?.unwrap_or_default();
+        // R7: confirmed by a change, which raises the generation.
         let card = rules::confirm_retry(&control, card, retry, self.0.now())?;
         self.0.put_card(control.card, card);
         Ok(Outcome::Done)
@@ -307,6 +312,7 @@ impl<R: Rows> Changing<'_, R> {
         for reencrypted in pins {
             let card = reencrypted.card;
             let Some(PinRow { set_at, pin }) = self.0.pin(&card)? else { continue };
+            // R10: only the exact bytes that were decrypted are replaced, under a key of the window.
             if let Some(pin) = rules::reencrypt(pin, reencrypted, &self.0.key_window()) {
                 replaced.push((card, set_at, pin));
             }

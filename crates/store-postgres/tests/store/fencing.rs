@@ -51,6 +51,22 @@ async fn an_engine_whose_twin_has_registered_writes_nothing_more() {
     assert_eq!(count(&verified_chain(&twin, "engine-1").await, Action::SetPin), 1);
 }
 
+/// A process that slept past its lease has its connection still: the first statement of its transaction finds the twin.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_slept_past_its_lease_writes_nothing_more() {
+    let server = Server::start();
+    let config = PostgresConfig { lease: Duration::from_secs(600), ..server.config("engine-1") };
+    let old = open(&config).await;
+    let control = keyed(&*old, card(1)).await;
+    let admin = server.admin().await;
+    admin.batch_execute("UPDATE engines SET lease_until = clock_timestamp() - interval '1 second'").await.unwrap();
+    let twin = open(&config).await;
+    let refused = set(&*old, control.id, 1).await;
+    assert!(matches!(refused, Err(ChangeError::Store(StoreError::Failed(_)))), "{refused:?}");
+    assert!(twin.pin(&card(1)).await.unwrap().is_none());
+    assert_eq!(count(&verified_chain(&twin, "engine-1").await, Action::SetPin), 0);
+}
+
 /// The registration waits for the transaction that holds the engine's row, and continues the chain behind its entries.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_twin_registers_behind_a_commit_that_arrives_late() {
@@ -62,13 +78,12 @@ async fn a_twin_registers_behind_a_commit_that_arrives_late() {
     let config = PostgresConfig { lease, statement_timeout, ..server.config_at(proxy.port, "engine-1") };
     let old = open(&config).await;
     let control = keyed(&*old, card(1)).await;
-    proxy.cut(Cut::HoldCommit);
+    proxy.cut(Cut::HoldCommitForGood);
     let setting = tokio::spawn({
         let old = Arc::clone(&old);
         async move { set(&*old, control.id, 1).await }
     });
     until("the commit is held", async || proxy.has_cut().then_some(())).await;
-    proxy.down_for_new();
     let config = PostgresConfig { lease: Duration::from_secs(60), ..server.config("engine-1") };
     let twin = tokio::spawn(async move { open(&config).await });
     let admin = server.admin().await;

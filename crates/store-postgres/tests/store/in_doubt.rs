@@ -115,7 +115,7 @@ async fn a_reservation_in_doubt_uses_one_try() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_with_a_warning_is_not_acknowledged() {
     let server = Server::start();
-    let store = open(&server.config("engine-1")).await;
+    let store = open(&PostgresConfig { lease: LEASE, ..server.config("engine-1") }).await;
     let control = keyed(&*store, card(1)).await;
     let admin = server.admin().await;
     let standby = async |name: &str| {
@@ -128,18 +128,16 @@ async fn a_commit_with_a_warning_is_not_acknowledged() {
         let store = Arc::clone(&store);
         async move { set(&*store, control.id, 7).await }
     });
-    let cancel =
-        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query = 'COMMIT'";
-    until("a commit waits for the standby, and is cancelled", async || {
-        (!admin.query(cancel, &[]).await.unwrap().is_empty()).then_some(())
+    let cancel = "SELECT pid, pg_cancel_backend(pid) FROM pg_stat_activity \
+        WHERE wait_event = 'SyncRep' AND query = 'COMMIT'";
+    let cancelled = until("a commit waits for the standby, and is cancelled", async || {
+        admin.query_opt(cancel, &[]).await.unwrap().map(|row| row.get::<_, i32>(0))
     })
     .await;
-    // The fence of the recovery waits in its turn.
-    let fenced = "SELECT count(*) FROM engines WHERE false UNION ALL SELECT count(*) FROM pg_stat_activity \
-        WHERE wait_event = 'SyncRep'";
+    // The fence of the recovery, on a connection of its own, waits in its turn.
+    let fenced = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND pid <> $1";
     until("the fence waits for the standby", async || {
-        let rows = admin.query(fenced, &[]).await.unwrap();
-        (rows.iter().map(|row| row.get::<_, i64>(0)).sum::<i64>() > 0).then_some(())
+        (admin.query_one(fenced, &[&cancelled]).await.unwrap().get::<_, i64>(0) > 0).then_some(())
     })
     .await;
     assert!(!setting.is_finished(), "a commit that no standby has was acknowledged");

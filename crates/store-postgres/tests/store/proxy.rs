@@ -26,6 +26,8 @@ pub(crate) enum Cut {
     AfterCommitForGood,
     /// At the next COMMIT, which the server receives after [`Proxy::release`].
     HoldCommit,
+    /// The same, and new connections are refused.
+    HoldCommitForGood,
 }
 
 pub(crate) struct Proxy {
@@ -66,11 +68,6 @@ impl Proxy {
     /// Whether the cut has happened.
     pub(crate) fn has_cut(&self) -> bool {
         *self.shared.cut.lock().unwrap() == Cut::Never
-    }
-
-    /// Refuses new connections until [`Proxy::up`].
-    pub(crate) fn down_for_new(&self) {
-        self.shared.is_down.store(true, Ordering::SeqCst);
     }
 
     /// Closes every connection, and refuses new ones until [`Proxy::up`].
@@ -123,7 +120,10 @@ impl Shared {
                             break;
                         }
                         Cut::AfterCommit | Cut::AfterCommitForGood => swallows.store(true, Ordering::SeqCst),
-                        Cut::HoldCommit => {
+                        hold @ (Cut::HoldCommit | Cut::HoldCommitForGood) => {
+                            if hold == Cut::HoldCommitForGood {
+                                requests.is_down.store(true, Ordering::SeqCst);
+                            }
                             *requests.held.lock().unwrap() = Some(to_server.try_clone().unwrap());
                             *cut = Cut::Never;
                             let _ = from_client.shutdown(Shutdown::Both);

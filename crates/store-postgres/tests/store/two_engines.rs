@@ -63,7 +63,13 @@ async fn two_engines_allow_no_more_tries_than_the_limit() {
     let racers: Vec<_> = (0..64)
         .map(|racer: usize| {
             let engine = Arc::clone(&engines[racer % 2]);
-            tokio::spawn(async move { reserve(&*engine, card(1)).await.ok().map(|reserved| reserved.number) })
+            tokio::spawn(async move {
+                match reserve(&*engine, card(1)).await {
+                    Ok(reserved) => Some(reserved.number),
+                    Err(ChangeError::Denied(Denied::PinLocked)) => None,
+                    Err(error) => panic!("{error}"),
+                }
+            })
         })
         .collect();
     let mut numbers = Vec::new();
@@ -76,6 +82,25 @@ async fn two_engines_allow_no_more_tries_than_the_limit() {
     assert_eq!(settle(&*engines[1], card(1), 2, true).await.unwrap(), LIMIT - 1);
     assert_eq!(settle(&*engines[0], card(1), 3, false).await.unwrap(), LIMIT - 1);
     assert_eq!(engines[0].tries(&card(1)).await.unwrap().unwrap().used(), 1);
+}
+
+/// Every set of one card is made, in some order: the engines wait for each other's locks.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_engines_set_the_pin_of_one_card_in_turn() {
+    let server = Server::start();
+    let engines = [open(&server.config("engine-1")).await, open(&server.config("engine-2")).await];
+    let racers: Vec<_> = (1..=60)
+        .map(|number: u8| {
+            let engine = Arc::clone(&engines[usize::from(number) % 2]);
+            tokio::spawn(async move { set_by_zone(&*engine, card(1), number).await.unwrap() })
+        })
+        .collect();
+    for racer in racers {
+        assert_eq!(racer.await.unwrap(), ZoneSet::New);
+    }
+    let admin = server.admin().await;
+    let row = admin.query_one("SELECT generation FROM cards", &[]).await.unwrap();
+    assert_eq!(row.get::<_, i64>(0), 60);
 }
 
 /// Each acknowledged set is made once, whatever happens to the connections: a change in doubt is found or made again.
