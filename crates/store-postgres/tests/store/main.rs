@@ -1,5 +1,13 @@
 //! The store on a real PostgreSQL that each test starts.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that is surprised must fail"
+)]
+
 mod conformance;
 mod expiry;
 mod facts;
