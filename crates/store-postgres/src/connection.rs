@@ -162,6 +162,7 @@ impl Connection {
         let silence = (config.statement_timeout.as_millis() / 3).to_string();
         connection.query_text(sql::SESSION_SETTINGS, &[&config.schema, &silence]).await?;
         connection.query_text(sql::PLANNER_SETTINGS, &[]).await?;
+        connection.query_text(sql::CLIENT_CHECK, &[]).await?;
         let setting = connection.query_text(sql::SYNCHRONOUS_COMMIT, &[]).await?;
         let setting: String = setting.first().map(|row| column(row, 0)).transpose()?.unwrap_or_default();
         if !["on", "remote_apply"].contains(&setting.as_str()) {

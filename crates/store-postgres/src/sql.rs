@@ -14,6 +14,10 @@ pub(crate) const SESSION_SETTINGS: &str = "SELECT set_config('search_path', $1, 
 /// These settings make a plan look expensive, and PostgreSQL would compile it, for 300 ms.
 pub(crate) const PLANNER_SETTINGS: &str = "SELECT set_config(name, 'off', false) FROM pg_settings \
      WHERE name IN ('enable_seqscan', 'enable_hashjoin', 'enable_mergejoin', 'jit')";
+/// The server looks for its client this often, in milliseconds, where it can: a statement whose connection was closed would
+/// wait for its locks forever, and each new attempt would add one. A commit that waits for its standby goes on waiting.
+pub(crate) const CLIENT_CHECK: &str =
+    "SELECT set_config(name, '1000', false) FROM pg_settings WHERE name = 'client_connection_check_interval'";
 /// A commit that is answered before it is durable would be lost (R11).
 pub(crate) const SYNCHRONOUS_COMMIT: &str = "SHOW synchronous_commit";
 /// Microseconds since 1970-01-01T00:00:00Z, in a statement of its own after the locks: a statement that waits for a lock may

@@ -30,8 +30,10 @@ const EXPIRE_EVERY: Duration = Duration::from_millis(50);
 const ATTEMPTS_MAX: u32 = 20;
 /// The longest pause before a transaction is repeated: engines that collided once shall not collide again.
 const RETRY_PAUSE_MAX: Duration = Duration::from_millis(50);
-/// The pause between two attempts to connect.
-const CONNECT_PAUSE: Duration = Duration::from_millis(100);
+/// The first pause between two attempts to connect. Each is twice as long as the one before.
+const CONNECT_PAUSE: Duration = Duration::from_millis(50);
+/// The longest pause between two attempts to connect.
+const CONNECT_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// What is not known after a lost connection.
 struct InDoubt {
@@ -175,7 +177,7 @@ impl Writer {
     /// found with its answers; those of one that is not found can never be committed, and are made again.
     async fn reconnect(&mut self, mut in_doubt: Option<InDoubt>) -> Result<(), Ended> {
         let (since, attempt) = (Instant::now(), in_doubt.as_ref().map(|in_doubt| in_doubt.attempt));
-        let mut first = 0;
+        let (mut first, mut pause) = (0, CONNECT_PAUSE);
         let is_committed = loop {
             match self.recover(first, attempt).await {
                 Ok(is_committed) => break is_committed,
@@ -207,7 +209,8 @@ impl Writer {
                     return Ok(());
                 }
             }
-            sleep(CONNECT_PAUSE).await;
+            sleep(pause).await;
+            pause = CONNECT_PAUSE_MAX.min(pause * 2);
         };
         self.shared.queue.set_reachable(true);
         self.shared.set_head(self.session.head);

@@ -1,9 +1,10 @@
 //! A database that is away.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::server::Server;
+use crate::server::{PATIENCE, Server, until};
 use crate::{as_store, open, verified_chain};
 use audit::entry::{Action, Body};
 use clock::deadline::Deadline;
@@ -78,6 +79,39 @@ async fn a_deadline_that_passes_while_the_database_is_away_is_kept() {
     // The late change is not made after the answer.
     set_by_zone(&*store, card(2), 1).await.unwrap();
     assert!(store.card(&card(1)).await.unwrap().is_none());
+}
+
+/// Each attempt closes its connection at its deadline. The server ends it too, although its lock is held by another.
+#[tokio::test(flavor = "multi_thread")]
+async fn statements_of_closed_connections_do_not_pile_up() {
+    let server = Server::start();
+    let config = PostgresConfig {
+        statement_timeout: Duration::from_secs(1),
+        unreachable_after: PATIENCE,
+        ..server.config("engine-1")
+    };
+    let store = open(&config).await;
+    set_by_zone(&*store, card(1), 1).await.unwrap();
+    let admin = server.admin().await;
+    admin.batch_execute("BEGIN; SELECT 1 FROM cards FOR UPDATE").await.unwrap();
+    let setting = tokio::spawn({
+        let store = Arc::clone(&store);
+        async move { set_by_zone(&*store, card(1), 2).await }
+    });
+    let watcher = server.admin().await;
+    let waiting =
+        "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name LIKE 'pinseal%'";
+    let mut seen = BTreeSet::new();
+    let now = until("the store has tried eight times", async || {
+        let rows = watcher.query(waiting, &[]).await.unwrap();
+        seen.extend(rows.iter().map(|row| row.get::<_, i32>(0)));
+        (seen.len() >= 8).then_some(rows.len())
+    })
+    .await;
+    assert!(now <= 5, "{now} of 8 statements wait still");
+    admin.batch_execute("COMMIT").await.unwrap();
+    setting.await.unwrap().unwrap();
+    verified_chain(&store, "engine-1").await;
 }
 
 /// A frozen server accepts connections and answers nothing.
