@@ -192,10 +192,7 @@ impl Postgres {
         text: &'static str,
         values: &[&(dyn tokio_postgres::types::ToSql + Sync)],
     ) -> Result<Vec<Row>, StoreError> {
-        match &*self.shared.queue.state().borrow() {
-            StoreState::Failed(_) | StoreState::Unreachable => return Err(self.shared.queue.refusal()),
-            _ => {}
-        }
+        self.shared.queue.check_reads()?;
         self.shared.reader.query(text, values).await.map_err(unavailable)
     }
 

@@ -232,8 +232,21 @@ impl Queue {
         given_up.into_iter().for_each(|command| command.answer(Err(self.refusal())));
     }
 
+    /// Whether reads are sent.
+    ///
+    /// # Errors
+    /// The store has failed, or the database is away.
+    pub(crate) fn check_reads(&self) -> Result<(), StoreError> {
+        // Cloned: `refusal` borrows too, and waits for a writer of the state that waits for this borrow.
+        let state = self.state.borrow().clone();
+        match state {
+            StoreState::Failed(_) | StoreState::Unreachable => Err(self.refusal()),
+            _ => Ok(()),
+        }
+    }
+
     /// Why the store serves nothing any more.
-    pub(crate) fn refusal(&self) -> StoreError {
+    fn refusal(&self) -> StoreError {
         match &*self.state.borrow() {
             StoreState::Failed(failure) => StoreError::Failed(failure.clone()),
             StoreState::Unreachable => self.away(),
@@ -249,4 +262,32 @@ impl Queue {
 /// Whether a change is kept while the database is away. Callers cause any number of the others.
 fn waits_for_database(change: &Change) -> bool {
     !change.may_be_dropped() && !matches!(change, Change::RecordAccess)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, sync::mpsc, thread};
+
+    use super::*;
+
+    #[test]
+    fn reads_are_checked_while_the_state_changes() {
+        let queue = Arc::new(Queue::new(1, Duration::ZERO, "a store".to_owned()));
+        let (done, ends) = mpsc::channel();
+        for changes in [false, false, true] {
+            let (queue, done) = (Arc::clone(&queue), done.clone());
+            thread::spawn(move || {
+                for round in 0..20_000 {
+                    match changes {
+                        true => queue.set_reachable(round % 2 == 0),
+                        false => drop(queue.check_reads()),
+                    }
+                }
+                done.send(()).unwrap();
+            });
+        }
+        (0..3).for_each(|_| {
+            ends.recv_timeout(Duration::from_secs(120)).expect("a borrow of the state waits for another")
+        });
+    }
 }
