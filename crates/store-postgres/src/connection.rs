@@ -245,13 +245,14 @@ impl Connection {
 
     /// Begins a transaction.
     pub(crate) async fn begin(&self) -> Result<(), QueryError> {
-        self.warned.store(false, Ordering::SeqCst);
         self.within(self.send(sql::BEGIN)).await
     }
 
     /// R3: commits. Whatever goes wrong from here on, but for a refusal by the server that undid the transaction, is in doubt;
     /// so is a commit with a warning, which was cancelled while it waited for the standby.
     pub(crate) async fn commit(&self) -> Result<(), CommitError> {
+        // Every earlier statement is answered, so each warning from here on is one of COMMIT.
+        self.warned.store(false, Ordering::SeqCst);
         match self.within(self.send(sql::COMMIT)).await {
             Ok(()) if self.warned.load(Ordering::SeqCst) => {
                 Err(CommitError::InDoubt("COMMIT had a warning".to_owned()))
@@ -260,11 +261,6 @@ impl Connection {
             Err(error) if error.may_retry() => Err(CommitError::Undone(error)),
             Err(error) => Err(CommitError::InDoubt(error.to_string())),
         }
-    }
-
-    /// Forgets warnings from before a transaction.
-    pub(crate) fn forget_warnings(&self) {
-        self.warned.store(false, Ordering::SeqCst);
     }
 
     pub(crate) fn is_over(&self) -> bool {

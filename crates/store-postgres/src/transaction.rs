@@ -134,7 +134,6 @@ async fn load(
         // R6: behind the locks, in a statement of its own.
         (true, sql::CLOCK, &[]),
     ];
-    connection.forget_warnings();
     let sent = DatabaseClock::uptime();
     let queries = statements.map(async |(is_needed, text, values)| match is_needed {
         true => connection.query(text, values).await,

@@ -145,3 +145,25 @@ async fn a_commit_with_a_warning_is_not_acknowledged() {
     setting.await.unwrap().unwrap();
     assert_eq!(count(&verified_chain(&store, "engine-1").await, Action::SetPin), 1);
 }
+
+/// A trigger or an extension may warn within the transaction: a warning of COMMIT alone means doubt.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_warning_before_commit_leaves_no_doubt() {
+    let server = Server::start();
+    let store = open(&PostgresConfig { lease: LEASE, ..server.config("engine-1") }).await;
+    let admin = server.admin().await;
+    admin
+        .batch_execute(
+            "CREATE FUNCTION warn() RETURNS trigger LANGUAGE plpgsql AS \
+             $$ BEGIN RAISE WARNING 'a trigger warns'; RETURN NEW; END $$; \
+             CREATE TRIGGER warn BEFORE UPDATE ON engines FOR EACH ROW EXECUTE FUNCTION warn()",
+        )
+        .await
+        .unwrap();
+    let session = async || -> uuid::Uuid { admin.query_one("SELECT session FROM engines", &[]).await.unwrap().get(0) };
+    let before = session().await;
+    set_by_zone(&*store, card(1), 1).await.unwrap();
+    assert!(server.log().contains("a trigger warns"));
+    assert_eq!(session().await, before, "the commit was taken for one in doubt");
+    open(&server.config("engine-2")).await;
+}
