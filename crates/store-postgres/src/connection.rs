@@ -168,6 +168,8 @@ impl Connection {
         if !["on", "remote_apply"].contains(&setting.as_str()) {
             return Ok(Err(ConnectError::NotSynchronous(setting)));
         }
+        // A configuration that the server loads later does not change a value that the session has set.
+        connection.query_text(sql::SYNCHRONOUS_COMMIT_SET, &[&setting]).await?;
         connection.prepare(statements).await?;
         Ok(Ok(connection))
     }

@@ -20,6 +20,7 @@ pub(crate) const CLIENT_CHECK: &str =
     "SELECT set_config(name, '1000', false) FROM pg_settings WHERE name = 'client_connection_check_interval'";
 /// A commit that is answered before it is durable would be lost (R11).
 pub(crate) const SYNCHRONOUS_COMMIT: &str = "SHOW synchronous_commit";
+pub(crate) const SYNCHRONOUS_COMMIT_SET: &str = "SELECT set_config('synchronous_commit', $1, false)";
 /// Microseconds since 1970-01-01T00:00:00Z, in a statement of its own after the locks: a statement that waits for a lock may
 /// have judged the time before it waited (R6).
 pub(crate) const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";

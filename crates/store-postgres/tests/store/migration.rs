@@ -1,8 +1,10 @@
 //! The tables, and who may make them.
 
 use crate::open;
-use crate::server::Server;
+use crate::server::{Server, until};
 use store::Store;
+use store::conformance::card;
+use store::conformance::pin_use::{reserve, set_by_zone};
 use store_postgres::{DatabaseHost, Postgres, PostgresConfig, PostgresOpenError};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -40,6 +42,40 @@ async fn commits_that_are_not_synchronous_are_refused() {
     assert!(error.to_string().contains("synchronous_commit"), "{error}");
 }
 
+/// The configuration changes while the store is open: its commits wait for the standby on.
+#[tokio::test(flavor = "multi_thread")]
+async fn commits_stay_synchronous_when_the_configuration_changes() {
+    let server = Server::start();
+    let store = open(&server.config("engine-1")).await;
+    let admin = server.admin().await;
+    let change = async |text: &str| {
+        admin.batch_execute(text).await.unwrap();
+        admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+    };
+    admin.batch_execute("SET synchronous_commit = local").await.unwrap();
+    change("ALTER SYSTEM SET synchronous_commit = off").await;
+    until("the setting is loaded", async || {
+        let row = server.admin().await.query_one("SHOW synchronous_commit", &[]).await.unwrap();
+        (row.get::<_, &str>(0) == "off").then_some(())
+    })
+    .await;
+    change("ALTER SYSTEM SET synchronous_standby_names = 'absent'").await;
+    let setting = tokio::spawn(async move {
+        // The first may be made before the server has loaded the name of the standby.
+        for number in 1..=u8::MAX {
+            set_by_zone(&*store, card(1), number).await.unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    });
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query = 'COMMIT'";
+    until("a commit waits for the standby", async || {
+        (admin.query_one(waits, &[]).await.unwrap().get::<_, i64>(0) > 0).then_some(())
+    })
+    .await;
+    setting.abort();
+    change("ALTER SYSTEM SET synchronous_standby_names = ''").await;
+}
+
 #[tokio::test]
 async fn a_host_beyond_this_machine_needs_tls() {
     let host = DatabaseHost { name: "db.example".into(), port: 5432 };
@@ -50,8 +86,6 @@ async fn a_host_beyond_this_machine_needs_tls() {
 /// A row that an administrator changed contradicts its bytes: no rule runs on it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_column_makes_its_card_damaged() {
-    use store::conformance::card;
-    use store::conformance::pin_use::{reserve, set_by_zone};
     let server = Server::start();
     let store = open(&server.config("engine-1")).await;
     for number in 1..=2 {
