@@ -348,6 +348,11 @@ impl Batch {
         row.written = row.written.max(Written::State);
     }
 
+    /// The cards whose rows the transaction locked or adds.
+    pub(crate) fn locked_cards(&self) -> impl Iterator<Item = &CardKey> {
+        self.cards.keys().chain(&self.damaged)
+    }
+
     /// The cards that the transaction writes, in the order of their keys.
     pub(crate) fn written_cards(&self) -> impl Iterator<Item = (&CardKey, &CardRow)> {
         self.cards.iter().filter(|(_, row)| row.written != Written::Nothing)

@@ -126,10 +126,11 @@ pub(crate) const UNREGISTERED_ADD: &str = "INSERT INTO unregistered_cards AS u (
 /// Controls that expired before $1, at most $2; those that another engine sweeps are passed over.
 pub(crate) const CONTROLS_SWEEP: &str = "DELETE FROM controls WHERE id IN \
      (SELECT id FROM controls WHERE expires_at < $1 ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED)";
-/// Unregistered cards without a control since the hour $1, at most $2.
+/// Unregistered cards without a control since the hour $1, at most $2, but for those that the transaction itself has locked.
 pub(crate) const CARDS_SWEEP: &str = "DELETE FROM cards WHERE (tenant, plastic_id) IN \
-     (SELECT tenant, plastic_id FROM cards WHERE NOT registered AND opened_hour < $1 ORDER BY opened_hour LIMIT $2 \
-     FOR UPDATE SKIP LOCKED) RETURNING tenant";
+     (SELECT tenant, plastic_id FROM cards WHERE NOT registered AND opened_hour < $1 AND (tenant, plastic_id) NOT IN \
+     (SELECT w.tenant, w.plastic_id FROM unnest($3::text[], $4::text[]) AS w (tenant, plastic_id)) \
+     ORDER BY opened_hour LIMIT $2 FOR UPDATE SKIP LOCKED) RETURNING tenant";
 pub(crate) const AUDIT_SWEEP: &str = "DELETE FROM audit WHERE engine = $1 AND sequence IN \
      (SELECT sequence FROM audit WHERE engine = $1 AND sequence <= $2 ORDER BY sequence LIMIT $3)";
 

@@ -95,7 +95,7 @@ pub(crate) async fn transact(
     };
     let answers: Vec<_> = commands.iter().map(|command| batch.apply(command)).collect();
     if sweeps {
-        sweep(connection, session, &mut batch.added, now).await?;
+        sweep(connection, session, &mut batch, now).await?;
     }
     let attempt = Uuid::new_v4();
     write(connection, session, config, &batch, attempt, old).await?;
@@ -312,13 +312,11 @@ async fn write(
     Ok(())
 }
 
-/// Removes rows that nothing reads any more. Rows that another engine locked are passed over.
-async fn sweep(
-    connection: &Connection,
-    session: &Session,
-    added: &mut BTreeMap<Tenant, i64>,
-    now: i64,
-) -> Result<(), Failure> {
+/// Removes rows that nothing reads any more. Rows that another engine locked are passed over, and the cards of the batch, which
+/// its changes may write.
+async fn sweep(connection: &Connection, session: &Session, batch: &mut Batch, now: i64) -> Result<(), Failure> {
+    let (tenants, plastics): (Vec<_>, Vec<_>) =
+        batch.locked_cards().map(|card| (card.tenant.as_str(), card.plastic.as_str())).unzip();
     let ago =
         |time: Duration| UnixMillis(u64::try_from(now / 1_000).unwrap_or_default()).0.saturating_sub(millis_of(time));
     // A control that has set a PIN is kept for retries; the others are few.
@@ -327,11 +325,11 @@ async fn sweep(
     let hour = number((ago(SWEEP_GRACE) / 3_600_000).saturating_sub(1));
     let statements = async {
         connection.execute(sql::CONTROLS_SWEEP, &[&expired, &SWEEP_ROWS_MAX]).await?;
-        connection.query(sql::CARDS_SWEEP, &[&hour, &SWEEP_ROWS_MAX]).await
+        connection.query(sql::CARDS_SWEEP, &[&hour, &SWEEP_ROWS_MAX, &tenants, &plastics]).await
     };
     for row in connection.within(statements).await? {
         if let Ok(tenant) = Tenant::parse(column(&row, 0)?) {
-            *added.entry(tenant).or_default() -= 1;
+            *batch.added.entry(tenant).or_default() -= 1;
         }
     }
     if session.archived > 0 {

@@ -19,6 +19,7 @@ mod proxy;
 mod retries;
 mod rotation;
 mod server;
+mod sweep;
 mod tls;
 mod two_engines;
 
