@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::server::{PATIENCE, Server, until};
+use crate::server::{PATIENCE, Server, free_port, until};
 use crate::{as_store, open, verified_chain};
 use audit::entry::{Action, Body};
 use clock::deadline::Deadline;
 use store::conformance::pin_use::{reserve, set_by_zone, settle};
 use store::conformance::{GENEROUS, card, card_event, control, engine_event};
 use store::{ChangeError, Store, StoreError, StoreState};
-use store_postgres::PostgresConfig;
+use store_postgres::{DatabaseHost, PostgresConfig};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_are_answered_while_the_database_is_away_and_served_after() {
@@ -79,6 +79,19 @@ async fn a_deadline_that_passes_while_the_database_is_away_is_kept() {
     // The late change is not made after the answer.
     set_by_zone(&*store, card(2), 1).await.unwrap();
     assert!(store.card(&card(1)).await.unwrap().is_none());
+}
+
+/// A host that is down, one that accepts no writes, and the one that does.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_host_that_accepts_writes_is_found() {
+    let standby = Server::start_with("default_transaction_read_only = on");
+    let primary = Server::start();
+    let host = |port| DatabaseHost { name: "127.0.0.1".to_owned(), port };
+    let hosts = vec![host(free_port()), host(standby.port), host(primary.port)];
+    let store = open(&PostgresConfig { hosts, ..primary.config("engine-1") }).await;
+    set_by_zone(&*store, card(1), 1).await.unwrap();
+    let admin = primary.admin().await;
+    assert_eq!(admin.query_one("SELECT count(*) FROM cards", &[]).await.unwrap().get::<_, i64>(0), 1);
 }
 
 /// Each attempt closes its connection at its deadline. The server ends it too, although its lock is held by another.
