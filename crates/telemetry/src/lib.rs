@@ -8,6 +8,7 @@
 //! tracing::info!(port = 50_051, "listening");
 //! ```
 
+mod database_limit;
 mod line_limit;
 
 use std::{
@@ -20,7 +21,7 @@ use clap::{Args, Command, FromArgMatches};
 use tracing::Level;
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
-use self::line_limit::LineLimit;
+use self::{database_limit::DatabaseLimit, line_limit::LineLimit};
 
 /// The exit code of the engine and of the boundary process when a PKCS#11 token refused the user PIN: `EX_NOPERM` of
 /// sysexits.h. Each start is a login attempt, and a few wrong attempts lock the user PIN, so a supervisor must not restart
@@ -29,7 +30,8 @@ pub const USER_PIN_REFUSED: u8 = 77;
 
 /// The crates of this workspace that log. A log target is the name of a crate, and its prefix selects it: `pinseal` selects
 /// the programs.
-const CRATES: [&str; 7] = ["pinseal", "edge", "engine", "hsm_client", "hsm_server", "net", "store_embedded"];
+const CRATES: [&str; 8] =
+    ["pinseal", "edge", "engine", "hsm_client", "hsm_server", "net", "store_embedded", "store_postgres"];
 
 /// The format of log events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -42,7 +44,7 @@ pub enum LogFormat {
 }
 
 /// Starts to write log events to standard error. `RUST_LOG` selects them. Without `RUST_LOG`: warnings of all crates, and
-/// the events of this workspace from `level` on. A log statement of another crate writes at most 60 warnings within a minute.
+/// the events of this workspace from `level` on. `RUST_LOG` does not select the values of SQL statements. A log statement of another crate writes at most 60 warnings within a minute.
 /// A second call in the same process changes nothing. Text has colours on a terminal alone.
 pub fn start(format: LogFormat, level: Level) {
     start_with(format, &default_filter(level));
@@ -55,7 +57,7 @@ pub fn start_store_command(format: LogFormat, level: Level) {
 
 fn start_with(format: LogFormat, default_filter: &str) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default_filter));
-    let registry = tracing_subscriber::registry().with(filter).with(LineLimit::new());
+    let registry = tracing_subscriber::registry().with(filter).with(DatabaseLimit::new()).with(LineLimit::new());
     let events = fmt::layer().with_ansi(io::stderr().is_terminal()).with_writer(io::stderr);
     let _ = match format {
         LogFormat::Text => registry.with(events).try_init(),
