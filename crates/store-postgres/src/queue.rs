@@ -277,7 +277,7 @@ mod tests {
         for changes in [false, false, true] {
             let (queue, done) = (Arc::clone(&queue), done.clone());
             thread::spawn(move || {
-                for round in 0..20_000 {
+                for round in 0..1_000_000 {
                     match changes {
                         true => queue.set_reachable(round % 2 == 0),
                         false => drop(queue.check_reads()),
