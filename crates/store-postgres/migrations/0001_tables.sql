@@ -56,6 +56,8 @@ CREATE TABLE cards (
     PRIMARY KEY (tenant, plastic_id)
 );
 CREATE INDEX unregistered_cards_by_hour ON cards (opened_hour) WHERE NOT registered;
+-- For questions about storage keys, which are asked while every engine waits.
+CREATE INDEX pins_by_storage_key ON cards (pin_kind, pin_version) WHERE pin IS NOT NULL;
 
 -- How many unregistered cards of a tenant an engine has added, less those that it has registered or removed. The sum over all
 -- engines is the number of such cards: so engines do not contend for one row.

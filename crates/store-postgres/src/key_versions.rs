@@ -169,10 +169,8 @@ pub enum RetireError {
         min: u16,
     },
     /// Records exist under the version.
-    #[error("{records} PIN records are under version {version} or older: rotate first")]
+    #[error("PIN records are under version {version} or older: rotate first")]
     Records {
-        /// The number of records.
-        records: i64,
         /// The version to retire.
         version: u16,
     },
@@ -200,13 +198,11 @@ pub async fn retire(config: &PostgresConfig, kind: StorageKeyKind, version: u16)
     if min <= version {
         return Err(RetireError::InUse { version, min });
     }
-    let counted = connection.query_text(sql::RECORDS_UP_TO, &[&i32::from(kind_code(kind)), &i32::from(version)]).await;
-    let counted = counted.map_err(database)?;
-    let records: i64 = counted.first().map(|row| column(row, 0)).transpose().map_err(database)?.unwrap_or_default();
-    if records > 0 {
-        return Err(RetireError::Records { records, version });
+    let found = connection.query_text(sql::RECORDS_UP_TO, &[&i32::from(kind_code(kind)), &i32::from(version)]).await;
+    if found.map_err(database)?.first().map(|row| column(row, 0)).transpose().map_err(database)?.unwrap_or(true) {
+        return Err(RetireError::Records { version });
     }
-    // The count is of this transaction, whose acknowledged commit is on the standby: so is everything that it counted.
+    // The answer is of this transaction, whose acknowledged commit is on the standby: so is everything that it read.
     if let Some(retired) = versions.retired.get_mut(at) {
         *retired = version.max(*retired);
     }

@@ -68,11 +68,15 @@ pub(crate) const ENGINE_KEYS: &str = "UPDATE engines SET keys = $2, newest_versi
 pub(crate) const KEY_VERSIONS: &str = "UPDATE key_versions SET keys = COALESCE($1, keys), \
      card_reference_key = COALESCE($2, card_reference_key), min_versions = $3, active_versions = $4, retired_versions = $5 \
      WHERE id = 1";
-/// R2: whether a record is under a newer key than the engine has.
-pub(crate) const RECORDS_ABOVE: &str = "SELECT EXISTS (SELECT 1 FROM cards WHERE pin IS NOT NULL AND pin_version > \
-     CASE pin_kind WHEN 1 THEN $1::integer WHEN 2 THEN $2::integer WHEN 3 THEN $3::integer ELSE $4::integer END)";
-/// R10: the records up to a version, for a retirement.
-pub(crate) const RECORDS_UP_TO: &str = "SELECT count(*) FROM cards WHERE pin_kind = $1 AND pin_version <= $2";
+/// R2: whether a record is under a newer key than the engine has, one question of the index for each kind.
+pub(crate) const RECORDS_ABOVE: &str = "SELECT \
+     EXISTS (SELECT 1 FROM cards WHERE pin IS NOT NULL AND pin_kind = 1 AND pin_version > $1::integer) \
+     OR EXISTS (SELECT 1 FROM cards WHERE pin IS NOT NULL AND pin_kind = 2 AND pin_version > $2::integer) \
+     OR EXISTS (SELECT 1 FROM cards WHERE pin IS NOT NULL AND pin_kind = 3 AND pin_version > $3::integer) \
+     OR EXISTS (SELECT 1 FROM cards WHERE pin IS NOT NULL AND pin_kind = 4 AND pin_version > $4::integer)";
+/// R10: whether a record is under a version or an older one, for a retirement.
+pub(crate) const RECORDS_UP_TO: &str =
+    "SELECT EXISTS (SELECT 1 FROM cards WHERE pin IS NOT NULL AND pin_kind = $1 AND pin_version <= $2)";
 
 /// The cards by name, and those of controls by id, in the order of their keys.
 pub(crate) const CARDS_LOCK: &str = "SELECT c.tenant, c.plastic_id, c.registered, c.generation, c.tries_reserved, \
@@ -192,7 +196,7 @@ mod tests {
     const KEYWORDS: &str = "ALL AND ANY AS BEGIN BY CASE CHECK COALESCE COLLATE COMMIT COMMITTED CONFLICT CREATE DEFAULT DELETE \
         DO ELSE END EXISTS FOR FROM GREATEST GROUP IF IN INDEX INSERT INTO IS ISOLATION JOIN KEY LEFT LEVEL LIMIT LOCKED NOT \
         NOTHING NULL ON OR ORDER PRIMARY READ RETURNING ROLLBACK SELECT SET SHOW SKIP TABLE THEN UNION UPDATE VALUES WHEN WHERE";
-    const FUNCTIONS: &str = "clock_timestamp count current_schema extract set_config sum unnest";
+    const FUNCTIONS: &str = "clock_timestamp current_schema extract set_config sum unnest";
     const TYPES: &str = "bigint boolean bytea float8 integer text uuid";
 
     /// The texts of the constants of this file.

@@ -157,7 +157,7 @@ async fn load(
     clock.note(now, sent, received);
     let keys = if has_keys { Some(KeyVersions::read(&versions, &engines)?) } else { None };
     let has_record_above = match (&keys, needs.keys) {
-        (Some(keys), Some(newest)) if keys.is_shared() => has_record_above(connection, newest).await?,
+        (Some(_), Some(newest)) => has_record_above(connection, newest).await?,
         _ => false,
     };
     let window = window_of(&column::<Vec<i32>>(engine, 2)?, &column::<Vec<i32>>(engine, 3)?)?;
@@ -175,7 +175,7 @@ async fn load(
     })
 }
 
-/// R2: records that this engine can't open. Until an engine has company its window is open above, so it may have written some.
+/// R2: records that this engine can't open: one engine alone may write under a version before it reports it.
 async fn has_record_above(connection: &Connection, newest: [u16; 4]) -> Result<bool, QueryError> {
     let [wrapped, iso_4, tdes, one_way] = newest.map(i32::from);
     let rows = connection.query_text(sql::RECORDS_ABOVE, &[&wrapped, &iso_4, &tdes, &one_way]).await?;
