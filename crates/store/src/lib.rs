@@ -794,7 +794,7 @@ pub enum StoreError {
 /// first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum StorageKeyError {
-    /// Another engine has not reported the newest storage keys, so older keys stay in use. The engine's own report is kept.
+    /// Another engine has reported older storage keys alone, so these stay in use. The engine's own report is kept.
     #[error(
         "another engine on the store lacks the newest storage keys: reload its keys, or deregister it; then try again"
     )]

@@ -34,9 +34,9 @@ async fn a_key_is_used_once_every_engine_has_it_and_retired_once_nothing_needs_i
     let server = Server::start();
     let config = server.config("engine-1");
     let [one, two] = [open(&config).await, open(&server.config("engine-2")).await];
-    report(&*one, 1).await.unwrap_err();
-    report(&*two, 1).await.unwrap();
-    report(&*one, 1).await.unwrap();
+    for engine in [&one, &two, &one] {
+        report(&**engine, 1).await.unwrap();
+    }
     set(&*one, 1, 1).await.unwrap();
 
     // Engine 1 reloads: version 2 is not used, and version 1 still is.
@@ -100,7 +100,7 @@ async fn an_engine_without_the_keys_in_use_is_refused() {
     assert!(is_superseded(&set(&*one, 1, 4).await), "no longer alone");
     let above = report(&*two, 2).await;
     assert!(matches!(above, Err(StoreError::StorageKeys(StorageKeyError::RecordAbove))), "{above:?}");
-    report(&*one, 3).await.unwrap_err();
+    report(&*one, 3).await.unwrap();
     report(&*two, 3).await.unwrap();
     // The record goes, so that the key in use alone stands against the report.
     server.admin().await.execute("DELETE FROM cards", &[]).await.unwrap();
@@ -115,8 +115,9 @@ async fn an_engine_that_ended_stands_against_a_rotation_until_it_is_deregistered
     let config = server.config("engine-1");
     let one = open(&config).await;
     let two = open(&server.config("engine-2")).await;
-    report(&*two, 1).await.unwrap_err();
-    report(&*one, 1).await.unwrap();
+    for engine in [&one, &two] {
+        report(&**engine, 1).await.unwrap();
+    }
     assert!(!deregister(&config, "engine-2").await.unwrap(), "it runs");
     // Killed, not closed.
     let admin = server.admin().await;
