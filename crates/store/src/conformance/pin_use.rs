@@ -333,7 +333,7 @@ pub(super) async fn no_change_writes_a_record_under_an_older_storage_key(store: 
     }
     let generate =
         async |card, number| store.generate_pin(card, bound(number, account(1)), card_event(Action::GeneratePin)).await;
-    generate(card(1), 5).await.unwrap();
+    generate(card(1), 3).await.unwrap();
     let reserved = reserve(store, card(1)).await.unwrap();
     let min = MinKeyVersions { iso_4: key(3).version, ..MinKeyVersions::default() };
     store.set_keys_in_use([].into(), min, engine_event(Body::KeysReloaded)).await.unwrap();
@@ -344,12 +344,12 @@ pub(super) async fn no_change_writes_a_record_under_an_older_storage_key(store: 
             .set_pin_by_zone(card(2), old.clone(), tag, UnknownCards::Accept, card_event(Action::SetPinByZone))
             .await
             .map(drop),
-        store.transfer_pin(card(1), record(5).record, card(2), old.clone(), card_event(Action::TransferPin)).await,
+        store.transfer_pin(card(1), record(3).record, card(2), old.clone(), card_event(Action::TransferPin)).await,
         store
             .replace_account(
                 card(1),
                 account(2).unwrap(),
-                Some(reencrypted(card(1), 5, 2)),
+                Some(reencrypted(card(1), 3, 2)),
                 card_event(Action::ChangeAccount),
             )
             .await
@@ -359,11 +359,11 @@ pub(super) async fn no_change_writes_a_record_under_an_older_storage_key(store: 
     for (at, answer) in answers.iter().enumerate() {
         assert!(is_superseded(answer), "{at}: {answer:?}");
     }
-    assert_eq!(stored(store, card(1)).await, bound(5, account(1)));
-    let moved = Some(reencrypted(card(1), 5, 2));
+    assert_eq!(stored(store, card(1)).await, bound(3, account(1)));
+    let moved = Some(reencrypted(card(1), 3, 2));
     let event = card_event(Action::VerifyPin);
     store.settle_try(card(1), reserved.number, Verdict::Right { moved }, LIMIT, event).await.unwrap();
-    assert_eq!(stored(store, card(1)).await, bound(5, account(1)), "right, and the record stays");
+    assert_eq!(stored(store, card(1)).await, bound(3, account(1)), "right, and the record stays");
     assert!(store.pin(&card(2)).await.unwrap().is_none());
 }
 
