@@ -55,6 +55,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
+use futures::future::join;
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 use tokio_postgres::Row;
@@ -138,16 +139,22 @@ impl Postgres {
             runtime.block_on(async move {
                 match begin(thread_config, tls).await {
                     Ok(writer) => {
-                        if opened.send(Ok(Arc::clone(&writer.shared))).is_ok() {
+                        let shared = Arc::clone(&writer.shared);
+                        // A caller who has gone has dropped `stop` too.
+                        let _ = opened.send(Ok(Arc::clone(&shared)));
+                        let write = async {
                             // A panic must not leave callers without an answer.
-                            let shared = Arc::clone(&writer.shared);
                             if tokio::spawn(writer.run()).await.is_err() {
                                 shared.queue.fail(FailureCause::Writer);
                             }
                             shared.ended.send_replace(true);
+                        };
+                        let close = async {
                             let _ = stopped.await;
-                            shared.reader.close().await;
-                        }
+                            shared.queue.close();
+                        };
+                        join(write, close).await;
+                        shared.reader.close().await;
                     }
                     Err(error) => drop(opened.send(Err(error))),
                 }
@@ -220,17 +227,31 @@ async fn begin(config: PostgresConfig, tls: Option<Tls>) -> Result<Writer, Postg
         }
         Err(error) => return Err(PostgresOpenError::database(&config, &error)),
     };
-    connection.prepare(sql::WRITER).await.map_err(|error| PostgresOpenError::database(&config, &error))?;
-    let clock = DatabaseClock::new();
-    let sent = DatabaseClock::uptime();
-    let time = connection.query_text(sql::CLOCK, &[]).await;
-    let time = time.and_then(|rows| rows.first().map_or(Ok(0), |row| column::<i64>(row, 0)));
-    clock.note(time.map_err(|error| PostgresOpenError::database(&config, &error))?, sent, DatabaseClock::uptime());
+    let clock = match prepare(&mut connection).await {
+        Ok(clock) => clock,
+        Err(error) => {
+            if let Err(error) = session.deregister(&connection).await {
+                tracing::warn!(%error, "the engine is still registered: its name is free after its lease");
+            }
+            return Err(PostgresOpenError::database(&config, &error));
+        }
+    };
     let reader = Reader::new(config.clone(), tls.clone(), tokio::runtime::Handle::current());
     let queue = Queue::new(config.waiting_changes_max, config.waits_for, config.place());
     let (head, archived) = (Mutex::new(session.head), AtomicU64::new(session.archived));
     let shared = Arc::new(Shared { queue, clock, reader, head, archived, ended: watch::Sender::new(false) });
     Ok(Writer { shared, config, tls, session, connection: Some(connection) })
+}
+
+/// Prepares the statements of the writer, and reads the clock.
+async fn prepare(connection: &mut Connection) -> Result<DatabaseClock, QueryError> {
+    connection.prepare(sql::WRITER).await?;
+    let clock = DatabaseClock::new();
+    let sent = DatabaseClock::uptime();
+    let time = connection.query_text(sql::CLOCK, &[]).await?;
+    let time = time.first().map_or(Ok(0), |row| column::<i64>(row, 0))?;
+    clock.note(time, sent, DatabaseClock::uptime());
+    Ok(clock)
 }
 
 impl Store for Postgres {

@@ -10,6 +10,7 @@ use audit::entry::Action;
 use store::conformance::{card, keyed, record};
 use store::{ChangeError, FailureCause, Store, StoreError, StoreState};
 use store_postgres::{Postgres, PostgresConfig, PostgresOpenError};
+use tokio_postgres::Client;
 
 const LEASE: Duration = Duration::from_secs(1);
 
@@ -104,4 +105,32 @@ async fn a_twin_registers_behind_a_commit_that_arrives_late() {
     // The old process finds out that its commit was made, or that it is displaced: it answers no refusal.
     let answer = setting.await.unwrap();
     assert!(!matches!(answer, Err(ChangeError::Denied(_))), "{answer:?}");
+}
+
+async fn is_registered(admin: &Client) -> Option<bool> {
+    let row = admin.query_opt("SELECT registered FROM engines WHERE name = 'engine-1'", &[]).await.unwrap();
+    row.map(|row| row.get(0))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_is_not_opened_is_not_registered() {
+    let server = Server::start();
+    let config = server.config("engine-1");
+    open(&config).await.close().await;
+    let admin = server.admin().await;
+    admin.batch_execute("ALTER TABLE audit RENAME TO hidden").await.unwrap();
+    let refused = Postgres::open(&config).await.err().unwrap();
+    assert!(matches!(refused, PostgresOpenError::Database { .. }), "{refused}");
+    assert_eq!(is_registered(&admin).await, Some(false));
+    admin.batch_execute("ALTER TABLE hidden RENAME TO audit").await.unwrap();
+
+    // An open that is given up while it waits for the table.
+    admin.batch_execute("BEGIN; LOCK TABLE audit").await.unwrap();
+    let opening = tokio::spawn(async move { Postgres::open(&config).await.is_ok() });
+    let watcher = server.admin().await;
+    until("the engine is registered", async || is_registered(&watcher).await.filter(|registered| *registered)).await;
+    opening.abort();
+    assert!(opening.await.unwrap_err().is_cancelled());
+    admin.batch_execute("COMMIT").await.unwrap();
+    until("the engine is deregistered", async || is_registered(&watcher).await.filter(|registered| !registered)).await;
 }
