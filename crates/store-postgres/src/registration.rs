@@ -50,12 +50,14 @@ impl Session {
         // From the first refusal: an earlier attempt may have waited for a lock.
         let mut until = None;
         loop {
-            match Self::try_register(connection, config).await {
-                Err(RegisterError::InUse)
-                    if Instant::now() < *until.get_or_insert_with(|| Instant::now() + config.lease * 2) => {}
-                Err(RegisterError::Query(error)) if error.may_retry() => {}
-                Err(RegisterError::Commit(CommitError::Undone(_))) => {}
-                result => return result,
+            let result = Self::try_register(connection, config).await;
+            let may_retry = match &result {
+                Err(RegisterError::InUse | RegisterError::Commit(CommitError::Undone(_))) => true,
+                Err(RegisterError::Query(error)) => error.may_retry(),
+                _ => false,
+            };
+            if !may_retry || Instant::now() >= *until.get_or_insert_with(|| Instant::now() + config.lease * 2) {
+                return result;
             }
             connection.within(connection.send(sql::ROLLBACK)).await?;
             sleep(PAUSE).await;
@@ -101,7 +103,7 @@ impl Session {
         Ok(Self { engine, incarnation, session, head, archived })
     }
 
-    /// R3: fences what earlier connections of this process sent, and finds out whether an attempt was committed. The UPDATE
+    /// R3: fences what earlier connections of this process sent, and finds out whether an attempt was committed. The lock
     /// waits for a transaction that still runs, and its own acknowledged commit lies behind that one.
     ///
     /// # Errors
@@ -112,14 +114,16 @@ impl Session {
         config: &PostgresConfig,
         attempt: Option<Uuid>,
     ) -> Result<bool, RecoverError> {
+        connection.begin().await?;
         let row = connection.query_text(sql::ENGINE, &[&self.engine]).await?;
-        let row = row.first().ok_or(RecoverError::Displaced)?;
+        let row = row.first().ok_or_else(|| QueryError::Row("engines has no row of this engine".to_owned()))?;
         if column::<Uuid>(row, 0)? != self.incarnation {
+            // Only an acknowledged commit says so for good: a failover may take away the other registration.
+            connection.commit().await?;
             return Err(RecoverError::Displaced);
         }
         // An earlier fence may have been committed without an acknowledgement, so the session is read, not remembered.
         let (before, fresh, lease): (Uuid, _, _) = (column(row, 1)?, Uuid::new_v4(), config.lease.as_secs_f64());
-        connection.begin().await?;
         let fenced = connection
             .execute_text(sql::ENGINE_FENCE, &[&self.engine, &self.incarnation, &before, &fresh, &lease])
             .await?;
@@ -129,7 +133,7 @@ impl Session {
         let attempt = attempt.unwrap_or(Uuid::nil());
         let known = i64::try_from(self.head.sequence).unwrap_or(i64::MAX);
         let found = connection.query_text(sql::ENGINE_ATTEMPT, &[&self.engine, &known, &attempt]).await?;
-        let found = found.first().ok_or(RecoverError::Displaced)?;
+        let found = found.first().ok_or(RecoverError::Again)?;
         let (head, is_committed) = (checkpoint(column(found, 0)?, column(found, 1)?)?, column(found, 2)?);
         connection.commit().await?;
         // Only here: what a transaction without an acknowledged commit saw, a failover may take away.

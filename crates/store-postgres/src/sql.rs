@@ -32,8 +32,8 @@ pub(crate) const ENGINE_LOCK: &str = "SELECT sequence, head, min_versions, max_v
 pub(crate) const ENGINE_HEAD: &str = "UPDATE engines SET sequence = $5, head = $6, \
      lease_until = clock_timestamp() + $7::float8 * interval '1 second' \
      WHERE name = $1 AND incarnation = $2 AND session = $3 AND sequence = $4";
-/// The engine's own row, without a lock.
-pub(crate) const ENGINE: &str = "SELECT incarnation, session FROM engines WHERE name = $1";
+/// R3: the engine's row, whichever process has its name. Waits for a transaction of an earlier connection.
+pub(crate) const ENGINE: &str = "SELECT incarnation, session FROM engines WHERE name = $1 FOR UPDATE";
 /// R3: fences what the connection of the session before has sent and the server has not executed yet.
 pub(crate) const ENGINE_FENCE: &str = "UPDATE engines SET session = $4, \
      lease_until = clock_timestamp() + $5::float8 * interval '1 second' WHERE name = $1 AND incarnation = $2 AND session = $3";

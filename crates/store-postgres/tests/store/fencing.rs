@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::proxy::{Cut, Proxy};
-use crate::server::{Server, until};
+use crate::server::{Server, set_standby, until};
 use crate::{as_store, count, open, set, verified_chain};
 use audit::entry::Action;
+use store::conformance::pin_use::set_by_zone;
 use store::conformance::{card, keyed, record};
 use store::{ChangeError, FailureCause, Store, StoreError, StoreState};
 use store_postgres::{Postgres, PostgresConfig, PostgresOpenError};
@@ -105,6 +106,36 @@ async fn a_twin_registers_behind_a_commit_that_arrives_late() {
     // The old process finds out that its commit was made, or that it is displaced: it answers no refusal.
     let answer = setting.await.unwrap();
     assert!(!matches!(answer, Err(ChangeError::Denied(_))), "{answer:?}");
+}
+
+/// A failover may take away a registration that no standby has: an engine does not end because it saw one.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_is_displaced_by_an_acknowledged_commit_alone() {
+    let server = Server::start();
+    let store = open(&PostgresConfig { lease: Duration::from_secs(600), ..server.config("engine-1") }).await;
+    let admin = server.admin().await;
+    set_standby(&admin, "absent").await;
+    until("the name of the standby is loaded", async || {
+        let row = server.admin().await.query_one("SHOW synchronous_standby_names", &[]).await.unwrap();
+        (row.get::<_, &str>(0) == "absent").then_some(())
+    })
+    .await;
+    admin.execute("UPDATE engines SET incarnation = gen_random_uuid()", &[]).await.unwrap();
+    let setting = tokio::spawn({
+        let store = Arc::clone(&store);
+        async move { set_by_zone(&*store, card(1), 1).await }
+    });
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    until("the recovery waits for the standby", async || {
+        (admin.query_one(waits, &[]).await.unwrap().get::<_, i64>(0) > 0).then_some(())
+    })
+    .await;
+    let mut state = as_store(&store).state();
+    assert!(!matches!(*state.borrow(), StoreState::Failed(_)));
+    set_standby(&admin, "").await;
+    let failed = state.wait_for(|state| matches!(state, StoreState::Failed(_))).await.unwrap().clone();
+    assert!(matches!(&failed, StoreState::Failed(failure) if matches!(failure.cause, FailureCause::Displaced)));
+    setting.await.unwrap().unwrap_err();
 }
 
 async fn is_registered(admin: &Client) -> Option<bool> {

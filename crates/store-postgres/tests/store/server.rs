@@ -188,6 +188,13 @@ pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
+/// Makes commits wait for a standby, or for none where the name is empty. The administrator's own commits do not wait.
+pub(crate) async fn set_standby(admin: &Client, name: &str) {
+    admin.batch_execute("SET synchronous_commit = local").await.unwrap();
+    admin.batch_execute(&format!("ALTER SYSTEM SET synchronous_standby_names = '{name}'")).await.unwrap();
+    admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+}
+
 /// Waits for a condition.
 pub(crate) async fn until<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
     let since = Instant::now();
