@@ -1,6 +1,7 @@
 //! The writer: one connection, one transaction in flight. Changes that arrive while it runs go into the next one.
 
 use std::{
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -8,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 use uuid::Uuid;
 
 use super::{
@@ -178,16 +179,26 @@ impl Writer {
     async fn reconnect(&mut self, mut in_doubt: Option<InDoubt>) -> Result<(), Ended> {
         let (since, attempt) = (Instant::now(), in_doubt.as_ref().map(|in_doubt| in_doubt.attempt));
         let (mut first, mut pause) = (0, CONNECT_PAUSE);
+        let mut is_away = false;
+        let shared = Arc::clone(&self.shared);
+        let away_at = tokio::time::Instant::from_std(since + self.config.unreachable_after);
         let is_committed = loop {
-            match self.recover(first, attempt).await {
+            let mut recovery = pin!(self.recover(first, attempt));
+            let recovered = tokio::select! {
+                biased;
+                recovered = &mut recovery => recovered,
+                // The database may accept the connection and answer nothing, or the fence may wait for a lock.
+                () = sleep_until(away_at), if !is_away => {
+                    is_away = true;
+                    set_away(&shared, in_doubt.as_mut());
+                    recovery.await
+                }
+            };
+            match recovered {
                 Ok(is_committed) => break is_committed,
                 Err(RecoverProblem::Displaced) => {
-                    let place = self.shared.queue.place().to_owned();
-                    if let Some(InDoubt { commands, .. }) = in_doubt {
-                        let unresolved = || StoreError::Unresolved { place: place.clone() };
-                        commands.into_iter().for_each(|command| command.answer(Err(unresolved())));
-                    }
-                    self.shared.queue.fail(FailureCause::Displaced);
+                    answer_unresolved(&shared, in_doubt.as_mut());
+                    shared.queue.fail(FailureCause::Displaced);
                     return Err(Ended);
                 }
                 Err(RecoverProblem::Again(problem)) => {
@@ -195,19 +206,8 @@ impl Writer {
                     first += 1;
                 }
             }
-            if since.elapsed() >= self.config.unreachable_after {
-                self.shared.queue.set_reachable(false);
-                // Nothing is refused: the callers learn that it is not known.
-                if let Some(in_doubt) = &mut in_doubt {
-                    let place = self.shared.queue.place().to_owned();
-                    let unresolved = || StoreError::Unresolved { place: place.clone() };
-                    std::mem::take(&mut in_doubt.commands)
-                        .into_iter()
-                        .for_each(|command| command.answer(Err(unresolved())));
-                }
-                if self.shared.queue.is_closing() {
-                    return Ok(());
-                }
+            if is_away && shared.queue.is_closing() {
+                return Ok(());
             }
             sleep(pause).await;
             pause = CONNECT_PAUSE_MAX.min(pause * 2);
@@ -238,6 +238,18 @@ impl Writer {
             Err(error) => Err(again(&error)),
         }
     }
+}
+
+/// Nothing is refused: the callers learn that it is not known.
+fn answer_unresolved(shared: &Shared, in_doubt: Option<&mut InDoubt>) {
+    let commands = in_doubt.map(|in_doubt| std::mem::take(&mut in_doubt.commands)).unwrap_or_default();
+    let unresolved = || StoreError::Unresolved { place: shared.queue.place().to_owned() };
+    commands.into_iter().for_each(|command| command.answer(Err(unresolved())));
+}
+
+fn set_away(shared: &Shared, in_doubt: Option<&mut InDoubt>) {
+    shared.queue.set_reachable(false);
+    answer_unresolved(shared, in_doubt);
 }
 
 enum RecoverProblem {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::proxy::{Cut, Proxy};
-use crate::server::{Server, until};
+use crate::server::{PATIENCE, Server, set_standby, until};
 use crate::{as_store, count, open, set, verified_chain};
 use audit::entry::Action;
 use domain::tries::Tries;
@@ -95,6 +95,33 @@ async fn a_commit_in_doubt_is_unresolved_while_the_database_is_away() {
     assert_eq!(count(&verified_chain(&store, "engine-1").await, Action::SetPin), 1);
 }
 
+/// The database accepts the connection of the recovery, which then waits: the callers are answered all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_in_doubt_is_unresolved_while_the_fence_waits() {
+    let server = Server::start();
+    let proxy = Proxy::start(server.port);
+    let config = PostgresConfig {
+        unreachable_after: Duration::from_millis(300),
+        // The fence waits for its lock for half as long.
+        statement_timeout: Duration::from_secs(600),
+        lease: LEASE,
+        ..server.config_at(proxy.port, "engine-1")
+    };
+    let store = open(&config).await;
+    let control = keyed(&*store, card(1)).await;
+    proxy.cut(Cut::HoldCommit);
+    let answer =
+        tokio::time::timeout(PATIENCE, set(&*store, control.id, 7)).await.expect("no answer while the fence waits");
+    assert!(matches!(answer, Err(ChangeError::Store(StoreError::Unresolved { .. }))), "{answer:?}");
+    assert!(is_waiting(&server).await);
+    let mut state = as_store(&store).state();
+    assert_eq!(*state.borrow(), StoreState::Unreachable);
+    proxy.release();
+    state.wait_for(|state| *state == StoreState::Open).await.unwrap();
+    assert_eq!(store.pin(&card(1)).await.unwrap().unwrap().record, record(7).record);
+    assert_eq!(count(&verified_chain(&store, "engine-1").await, Action::SetPin), 1);
+}
+
 /// R9: a reservation in doubt is found, not made twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reservation_in_doubt_uses_one_try() {
@@ -118,12 +145,7 @@ async fn a_commit_with_a_warning_is_not_acknowledged() {
     let store = open(&PostgresConfig { lease: LEASE, ..server.config("engine-1") }).await;
     let control = keyed(&*store, card(1)).await;
     let admin = server.admin().await;
-    let standby = async |name: &str| {
-        admin.batch_execute("SET synchronous_commit = local").await.unwrap();
-        admin.batch_execute(&format!("ALTER SYSTEM SET synchronous_standby_names = '{name}'")).await.unwrap();
-        admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
-    };
-    standby("absent").await;
+    set_standby(&admin, "absent").await;
     let setting = tokio::spawn({
         let store = Arc::clone(&store);
         async move { set(&*store, control.id, 7).await }
@@ -141,7 +163,7 @@ async fn a_commit_with_a_warning_is_not_acknowledged() {
     })
     .await;
     assert!(!setting.is_finished(), "a commit that no standby has was acknowledged");
-    standby("").await;
+    set_standby(&admin, "").await;
     setting.await.unwrap().unwrap();
     assert_eq!(count(&verified_chain(&store, "engine-1").await, Action::SetPin), 1);
 }
