@@ -63,11 +63,15 @@ impl QueryError {
         }
     }
 
-    /// Whether the whole transaction may be tried again at once: a serialization failure, a deadlock, or a row that another
-    /// engine inserted first.
+    /// Whether the whole transaction may be tried again at once: a serialization failure, a deadlock, a lock that was not free
+    /// in time, or a row that another engine inserted first.
     pub(crate) fn may_retry(&self) -> bool {
-        let retried =
-            [SqlState::T_R_SERIALIZATION_FAILURE, SqlState::T_R_DEADLOCK_DETECTED, SqlState::UNIQUE_VIOLATION];
+        let retried = [
+            SqlState::T_R_SERIALIZATION_FAILURE,
+            SqlState::T_R_DEADLOCK_DETECTED,
+            SqlState::LOCK_NOT_AVAILABLE,
+            SqlState::UNIQUE_VIOLATION,
+        ];
         matches!(self, Self::Refused { code, .. } if retried.contains(code))
     }
 }
@@ -160,7 +164,9 @@ impl Connection {
         let deadline = config.statement_timeout;
         let mut connection = Self { client, statements: HashMap::new(), driver, warned, deadline };
         let silence = (config.statement_timeout.as_millis() / 3).to_string();
-        connection.query_text(sql::SESSION_SETTINGS, &[&config.schema, &silence]).await?;
+        // Below the deadline of a statement, which ends the connection and leaves the wait to the server.
+        let lock_wait = (config.statement_timeout.as_millis() / 2).to_string();
+        connection.query_text(sql::SESSION_SETTINGS, &[&config.schema, &silence, &lock_wait]).await?;
         connection.query_text(sql::PLANNER_SETTINGS, &[]).await?;
         connection.query_text(sql::CLIENT_CHECK, &[]).await?;
         let setting = connection.query_text(sql::SYNCHRONOUS_COMMIT, &[]).await?;

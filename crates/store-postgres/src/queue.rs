@@ -25,7 +25,8 @@ pub(crate) struct Command {
     pub(crate) event: Event,
     /// The moment after which a change that may be dropped is not sent.
     deadline: Option<Deadline>,
-    /// The moment after which a change without a caller is given up while the database is away.
+    /// The moment after which a change is given up that a lost connection undid; while the database is away, one without a
+    /// caller too.
     given_up_at: Instant,
     reply: oneshot::Sender<Reply>,
 }
@@ -141,6 +142,15 @@ impl Queue {
         }
         drop(waiting);
         self.wake.notify_one();
+    }
+
+    /// The same for changes that a lost connection has undone, but for those that have waited long enough: the statement of one
+    /// may be what the connection was lost by.
+    pub(crate) fn put_back_lost(&self, commands: Vec<Command>) {
+        let now = Instant::now();
+        let (given_up, kept): (Vec<_>, _) = commands.into_iter().partition(|command| now >= command.given_up_at);
+        given_up.into_iter().for_each(|command| command.answer(Err(self.away())));
+        self.put_back(kept);
     }
 
     /// Answers, while the writer waits for the database, the changes that wait in vain: those whose deadline has passed; in the

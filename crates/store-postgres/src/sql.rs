@@ -7,9 +7,11 @@ pub(crate) const COMMIT: &str = "COMMIT";
 pub(crate) const ROLLBACK: &str = "ROLLBACK";
 
 /// The settings of a session: $1 the schema, $2 milliseconds after which the server ends a transaction whose client is silent,
-/// so that a paused engine does not hold the rows of a card. A warning of COMMIT must arrive (R3).
+/// so that a paused engine does not hold the rows of a card, $3 milliseconds after which it ends the wait for a lock, but never
+/// the wait of a COMMIT. A warning of COMMIT must arrive (R3).
 pub(crate) const SESSION_SETTINGS: &str = "SELECT set_config('search_path', $1, false), \
-     set_config('idle_in_transaction_session_timeout', $2, false), set_config('client_min_messages', 'warning', false)";
+     set_config('idle_in_transaction_session_timeout', $2, false), set_config('lock_timeout', $3, false), \
+     set_config('client_min_messages', 'warning', false)";
 /// The writer finds rows by key alone. A plan of an empty table, which a prepared statement keeps, would read whole tables later.
 /// These settings make a plan look expensive, and PostgreSQL would compile it, for 300 ms.
 pub(crate) const PLANNER_SETTINGS: &str = "SELECT set_config(name, 'off', false) FROM pg_settings \

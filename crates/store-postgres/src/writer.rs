@@ -127,7 +127,7 @@ impl Writer {
                 Err(Failure::Lost(problem)) => {
                     tracing::warn!(problem, "the connection to the database is lost");
                     self.connection = None;
-                    self.shared.queue.put_back(commands);
+                    self.shared.queue.put_back_lost(commands);
                     return self.reconnect(None).await;
                 }
                 Err(Failure::InDoubt { attempt, done, problem }) => {

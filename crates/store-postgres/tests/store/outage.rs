@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::proxy::Proxy;
 use crate::server::{PATIENCE, Server, free_port, until};
 use crate::{as_store, open, verified_chain};
 use audit::entry::{Action, Body};
@@ -94,14 +95,45 @@ async fn the_host_that_accepts_writes_is_found() {
     assert_eq!(admin.query_one("SELECT count(*) FROM cards", &[]).await.unwrap().get::<_, i64>(0), 1);
 }
 
-/// Each attempt closes its connection at its deadline. The server ends it too, although its lock is held by another.
+const WAITING: &str =
+    "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name LIKE 'pinseal%'";
+
+/// The server ends the wait for a lock, and the connection stays: no attempt leaves a statement behind.
 #[tokio::test(flavor = "multi_thread")]
-async fn statements_of_closed_connections_do_not_pile_up() {
+async fn a_lock_of_another_is_waited_for_on_one_connection() {
     let server = Server::start();
+    let store = open(&PostgresConfig { statement_timeout: Duration::from_secs(2), ..server.config("engine-1") }).await;
+    set_by_zone(&*store, card(1), 1).await.unwrap();
+    let admin = server.admin().await;
+    admin.batch_execute("BEGIN; SELECT 1 FROM cards FOR UPDATE").await.unwrap();
+    let setting = tokio::spawn({
+        let store = Arc::clone(&store);
+        async move { set_by_zone(&*store, card(1), 2).await }
+    });
+    let watcher = server.admin().await;
+    let mut seen = BTreeSet::new();
+    until("the store has tried three times", async || {
+        let rows = watcher.query(WAITING, &[]).await.unwrap();
+        seen.extend(rows.iter().map(|row| row.get::<_, i32>(0)));
+        (server.log().matches("due to lock timeout").count() >= 3).then_some(())
+    })
+    .await;
+    assert_eq!(seen.len(), 1, "{seen:?}");
+    admin.batch_execute("COMMIT").await.unwrap();
+    setting.await.unwrap().unwrap();
+    verified_chain(&store, "engine-1").await;
+}
+
+/// The server looks for its client while a statement waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_of_a_closed_connection_ends() {
+    let server = Server::start();
+    let proxy = Proxy::start(server.port);
     let config = PostgresConfig {
-        statement_timeout: Duration::from_secs(1),
+        // Longer than the test waits, for the lock too.
+        statement_timeout: PATIENCE * 4,
         unreachable_after: PATIENCE,
-        ..server.config("engine-1")
+        ..server.config_at(proxy.port, "engine-1")
     };
     let store = open(&config).await;
     set_by_zone(&*store, card(1), 1).await.unwrap();
@@ -112,19 +144,36 @@ async fn statements_of_closed_connections_do_not_pile_up() {
         async move { set_by_zone(&*store, card(1), 2).await }
     });
     let watcher = server.admin().await;
-    let waiting =
-        "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name LIKE 'pinseal%'";
-    let mut seen = BTreeSet::new();
-    let now = until("the store has tried eight times", async || {
-        let rows = watcher.query(waiting, &[]).await.unwrap();
-        seen.extend(rows.iter().map(|row| row.get::<_, i32>(0)));
-        (seen.len() >= 8).then_some(rows.len())
-    })
-    .await;
-    assert!(now <= 5, "{now} of 8 statements wait still");
+    let waits = async |expected: usize| (watcher.query(WAITING, &[]).await.unwrap().len() == expected).then_some(());
+    until("the store waits for the lock", async || waits(1).await).await;
+    proxy.down();
+    until("the statement ends", async || waits(0).await).await;
     admin.batch_execute("COMMIT").await.unwrap();
+    proxy.up();
     setting.await.unwrap().unwrap();
     verified_chain(&store, "engine-1").await;
+}
+
+/// A statement without an answer may be what a connection is lost by: it is not sent again for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_loses_its_connection_again_and_again_is_given_up() {
+    let server = Server::start();
+    let config =
+        PostgresConfig { waits_for: Duration::from_secs(1), unreachable_after: PATIENCE, ..server.config("engine-1") };
+    let store = open(&config).await;
+    let admin = server.admin().await;
+    admin
+        .batch_execute(
+            "CREATE FUNCTION kill() RETURNS trigger LANGUAGE plpgsql AS \
+             $$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NEW; END $$; \
+             CREATE TRIGGER kill BEFORE INSERT ON cards FOR EACH ROW EXECUTE FUNCTION kill()",
+        )
+        .await
+        .unwrap();
+    let answer = tokio::time::timeout(PATIENCE, set_by_zone(&*store, card(1), 1)).await.expect("it is sent again");
+    assert!(matches!(answer, Err(ChangeError::Store(StoreError::Unavailable(_)))), "{answer:?}");
+    admin.batch_execute("DROP TRIGGER kill ON cards").await.unwrap();
+    set_by_zone(&*store, card(1), 2).await.unwrap();
 }
 
 /// A frozen server accepts connections and answers nothing.
