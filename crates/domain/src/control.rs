@@ -23,6 +23,7 @@ use uuid::Uuid;
 use crate::caller::is_visible_text;
 use crate::card::{CardKey, RegisteredAccount, StoredPin, Tenant};
 use crate::limits::{CONTROL_ID_CHARACTERS, PAGE_CLIENT_CHARACTERS_MAX, PAGE_ID_BYTES};
+use crate::storage_key::OutsideWindow;
 use crate::time::UnixMillis;
 
 /// The number of PINs that break the policy and leave their control usable.
@@ -362,6 +363,10 @@ pub enum Denied {
     /// again, then retry.
     #[error("a newer tzpk, PIN record, account number or storage key replaced the one used: retry")]
     Superseded,
+    /// The record is under a newer storage key than every engine on the store has: nothing is wrong with the request, and a retry
+    /// succeeds once the other engines have reloaded their keys.
+    #[error("another engine on the store has not loaded the newest storage key yet: try again")]
+    StorageKeyInactive,
     /// The card has no PIN.
     #[error("the card has no PIN: set one first")]
     PinNotSet,
@@ -383,6 +388,15 @@ pub enum Denied {
     /// The cards of a transfer have different tenants or account numbers, or one has no account number.
     #[error("the two cards need one tenant and one account number: register it for both")]
     OtherAccount,
+}
+
+impl From<OutsideWindow> for Denied {
+    fn from(outside: OutsideWindow) -> Self {
+        match outside {
+            OutsideWindow::Below => Self::Superseded,
+            OutsideWindow::Above => Self::StorageKeyInactive,
+        }
+    }
 }
 
 impl Control {

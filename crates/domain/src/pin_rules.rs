@@ -1,5 +1,6 @@
 //! The rules of the changes that use a PIN, or set one without a control. Like [`rules`](crate::rules), a store calls them on
-//! the newest rows.
+//! the newest rows. A rule that takes a [`KeyWindow`] denies a record under a storage key above the window by
+//! [`Denied::StorageKeyInactive`].
 
 use crate::card::{CardKey, ReencryptedPin, RegisteredAccount, StoredPin};
 use crate::control::{Control, ControlState, Denied, RetryTag, SealedTzpk, Transition, next_state, state_after_change};
@@ -13,7 +14,7 @@ use crate::tries::{ChangeVerdict, Compared, ReservedTry, TryState, Verdict};
 /// # Errors
 /// - [`Denied::ReplacedBlock`]: the block is one of those that the tags of the card name, and its PIN was replaced.
 /// - [`Denied::CardUnknown`]: the card was never registered, and `unknown` refuses such cards.
-/// - [`Denied::Superseded`]: the record is for another account number, or under a storage key outside the window.
+/// - [`Denied::Superseded`]: the record is for another account number, or under a storage key below the window.
 pub fn set_by_zone(
     card: FoundCard,
     pin: &StoredPin,
@@ -125,7 +126,7 @@ pub struct SettledChange {
 /// # Errors
 /// - [`Denied::TrySettled`].
 /// - The try stays reserved, and may be settled by [`settle_try`], where a right verdict gets [`Denied::Superseded`]: the
-///   card has a newer PIN, another account number or tzpk, or the record is under a storage key outside the window; or
+///   card has a newer PIN, another account number or tzpk, or the record is under a storage key below the window; or
 ///   [`Denied::NotUsable`], [`Denied::OtherScope`] or [`Denied::NoTzpk`], by the control.
 pub fn settle_change(
     card: CardState,
@@ -147,7 +148,7 @@ pub fn settle_change(
             if card.generation != generation {
                 return Err(Denied::Superseded);
             }
-            let spent = control.map(|(control, under)| {
+            let spent: Option<Result<_, Denied>> = control.map(|(control, under)| {
                 let state: ControlState = state_after_change(&control, &under, generation, now)?;
                 Ok(Control { state, ..control })
             });
@@ -183,7 +184,7 @@ pub fn reset_tries(card: Option<CardState>, up_to: u64) -> Result<CardState, Den
 ///
 /// # Errors
 /// [`Denied::Superseded`]: the record that was re-encrypted does not stand, the card has a record and none was
-/// re-encrypted, or the new record is under a storage key outside the window.
+/// re-encrypted, or the new record is under a storage key below the window.
 pub fn replace_account(
     card: Option<CardState>,
     newest: Option<StoredPin>,
@@ -197,6 +198,7 @@ pub fn replace_account(
         // A record that is not bound to the account number stays as it is, under whichever key.
         (Some(newest), Some(same)) if newest.record == same.before && same.before == same.after => Some(newest),
         (Some(newest), Some(reencrypted)) => {
+            window.check(reencrypted.key)?;
             Some(rules::reencrypt(newest, reencrypted, window).ok_or(Denied::Superseded)?)
         }
         (Some(_), None) | (None, Some(_)) => return Err(Denied::Superseded),
@@ -223,7 +225,7 @@ pub struct TransferCard {
 /// - [`Denied::CardUnknown`], [`Denied::PinNotSet`]: of the predecessor, or the new card is unknown.
 /// - [`Denied::OtherAccount`]: the tenants or masked account numbers differ, or a card has no account number.
 /// - [`Denied::Superseded`]: the predecessor has another record, the new record is for another account number, or it is
-///   under a storage key outside the window.
+///   under a storage key below the window.
 pub fn transfer(
     from: TransferCard,
     before: &[u8],
@@ -254,9 +256,10 @@ fn settled(card: CardState, number: u64, is_right: bool) -> Result<CardState, De
 
 /// The card with another PIN: its generation rises, so that every open control to set a PIN is over.
 fn with_new_pin(card: CardState, pin: &StoredPin, origin: PinOrigin, window: &KeyWindow) -> Result<CardState, Denied> {
-    if pin.account != card.account || !window.admit(pin.key) {
+    if pin.account != card.account {
         return Err(Denied::Superseded);
     }
+    window.check(pin.key)?;
     Ok(CardState { set_by: Some(origin), ..card.next_generation() })
 }
 

@@ -240,6 +240,7 @@ pub struct Advanced {
 /// - [`Denied::NotUsable`]: the control is expired or spent, or the card has another generation. A store returns it too
 ///   for a control that does not exist.
 /// - [`Denied::Superseded`]: the transition used a tzpk, PIN record, account number or storage key that was replaced.
+/// - [`Denied::StorageKeyInactive`]: the storage key is above the window.
 /// - [`Denied::NoTzpk`], [`Denied::OtherScope`]: the transition does not fit the control.
 pub fn advance(
     control: Control,
@@ -254,10 +255,9 @@ pub fn advance(
         Transition::View { shown } if newest.is_none_or(|newest| newest.record != shown) => {
             return Err(Denied::Superseded);
         }
-        Transition::Set { pin, .. } if pin.account != control.account || !window.admit(pin.key) => {
-            return Err(Denied::Superseded);
-        }
+        Transition::Set { pin, .. } if pin.account != control.account => return Err(Denied::Superseded),
         Transition::Set { pin, .. } => {
+            window.check(pin.key)?;
             let set_by = Some(PinOrigin::Control(control.id));
             Some((CardState { set_by, ..card.next_generation() }, pin))
         }

@@ -91,8 +91,28 @@ pub struct KeyWindow {
 impl KeyWindow {
     /// Whether a record under this key may be written.
     pub fn admit(&self, key: RecordKey) -> bool {
-        (self.min.of(key.kind)..=self.max.of(key.kind)).contains(&key.version)
+        self.check(key).is_ok()
     }
+
+    /// The same, with the side of the window that the key is on.
+    ///
+    /// # Errors
+    /// [`OutsideWindow`].
+    pub fn check(&self, key: RecordKey) -> Result<(), OutsideWindow> {
+        if key.version < self.min.of(key.kind) {
+            return Err(OutsideWindow::Below);
+        }
+        if key.version > self.max.of(key.kind) { Err(OutsideWindow::Above) } else { Ok(()) }
+    }
+}
+
+/// Why a record under a storage key is not written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutsideWindow {
+    /// A newer key replaced the key.
+    Below,
+    /// Another engine on the store lacks the key.
+    Above,
 }
 
 impl From<MinKeyVersions> for KeyWindow {
@@ -132,7 +152,8 @@ mod tests {
         let window = KeyWindow { max, ..KeyWindow::default() };
         for (kind, highest) in KINDS.into_iter().zip([2, 300, 0, 7]) {
             assert!(window.admit(RecordKey { kind, version: highest }), "{kind:?}");
-            assert!(!window.admit(RecordKey { kind, version: highest + 1 }), "{kind:?}");
+            let above = window.check(RecordKey { kind, version: highest + 1 });
+            assert_eq!(above, Err(OutsideWindow::Above), "{kind:?}");
         }
     }
 }

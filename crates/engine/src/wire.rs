@@ -562,6 +562,7 @@ fn denied_status(denied: Denied) -> Status {
         Denied::PinLocked => status(Code::FailedPrecondition, Reason::PinLocked, &denied),
         Denied::ReplacedBlock => status(Code::FailedPrecondition, Reason::PinBlockReplaced, &denied),
         Denied::OtherAccount => status(Code::FailedPrecondition, Reason::AccountMismatch, &denied),
+        Denied::StorageKeyInactive => status(Code::Unavailable, Reason::StoreUnavailable, &denied),
         // The try is used, and its result is not known.
         Denied::TrySettled => status(Code::Unavailable, Reason::StoreUnavailable, &denied),
     }
@@ -636,7 +637,14 @@ mod tests {
             exports_busy(),
             streams_busy(),
         ];
-        let denied = [cap, cards, Denied::CardRate { retry_after: minute }, Denied::NotUsable, Denied::CardUnknown];
+        let denied = [
+            cap,
+            cards,
+            Denied::CardRate { retry_after: minute },
+            Denied::StorageKeyInactive,
+            Denied::NotUsable,
+            Denied::CardUnknown,
+        ];
         for status in statuses.into_iter().chain(denied.map(denied_status)) {
             let retry = status.get_details_retry_info().and_then(|info| info.retry_delay);
             let is_worth_it = matches!(status.code(), Code::ResourceExhausted | Code::Unavailable);

@@ -109,7 +109,7 @@ fn denied_outcome(denied: Denied) -> Option<Outcome> {
         Denied::PinLocked => Outcome::PinLocked,
         Denied::ReplacedBlock => Outcome::ReplacedBlock,
         Denied::OtherAccount => Outcome::OtherAccount,
-        Denied::CardRate { .. } | Denied::TrySettled | Denied::TryUnknown => return None,
+        Denied::CardRate { .. } | Denied::TrySettled | Denied::TryUnknown | Denied::StorageKeyInactive => return None,
     })
 }
 
