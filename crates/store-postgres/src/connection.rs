@@ -99,6 +99,8 @@ pub(crate) struct Connection {
     /// Whether the server sent a warning since the last look: after COMMIT it means doubt.
     warned: Arc<AtomicBool>,
     deadline: Duration,
+    /// The number of its host in the configuration.
+    pub(crate) host: usize,
 }
 
 impl Drop for Connection {
@@ -121,10 +123,14 @@ impl Connection {
         let mut problems = Vec::new();
         let count = config.hosts.len();
         for at in 0..count {
-            let Some(host) = config.hosts.get(first.wrapping_add(at) % count.max(1)) else { continue };
+            let number = first.wrapping_add(at) % count.max(1);
+            let Some(host) = config.hosts.get(number) else { continue };
             // A frozen host accepts TCP connections and says nothing, so the limit is on the whole.
             match timeout(config.connect_timeout, Self::open_host(config, tls, host, statements)).await {
-                Ok(Ok(Ok(connection))) => return Ok(connection),
+                Ok(Ok(Ok(mut connection))) => {
+                    connection.host = number;
+                    return Ok(connection);
+                }
                 Ok(Ok(Err(refused))) => return Err(refused),
                 Ok(Err(error)) => problems.push(format!("{host}: {error}")),
                 Err(_) => problems.push(format!("{host}: no answer within {:?}", config.connect_timeout)),
@@ -162,7 +168,7 @@ impl Connection {
             None => connect(settings.ssl_mode(SslMode::Disable), NoTls, &warned).await?,
         };
         let deadline = config.statement_timeout;
-        let mut connection = Self { client, statements: HashMap::new(), driver, warned, deadline };
+        let mut connection = Self { client, statements: HashMap::new(), driver, warned, deadline, host: 0 };
         let silence = (config.statement_timeout.as_millis() / 3).to_string();
         // Below the deadline of a statement, which ends the connection and leaves the wait to the server.
         let lock_wait = (config.statement_timeout.as_millis() / 2).to_string();

@@ -66,7 +66,7 @@ use self::{
     connection::{Connection, QueryError, column},
     database_clock::DatabaseClock,
     queue::Queue,
-    reader::Reader,
+    reader::{Reader, Value, value},
     registration::{RegisterError, Session, checkpoint},
     tls::Tls,
     writer::Writer,
@@ -99,7 +99,7 @@ pub struct Postgres {
 struct Shared {
     queue: Queue,
     clock: DatabaseClock,
-    reader: Reader,
+    reader: Arc<Reader>,
     /// The last entry of the engine's chain, by an acknowledged commit.
     head: Mutex<Checkpoint>,
     /// The number of the last archived entry.
@@ -172,7 +172,7 @@ impl Postgres {
     /// # Errors
     /// The database does not answer.
     pub async fn chains(&self) -> Result<Vec<EngineChain>, StoreError> {
-        let rows = self.query(sql::CHAINS, &[]).await?;
+        let rows = self.query(sql::CHAINS, Vec::new()).await?;
         let chain = |row: &Row| {
             let head = checkpoint(column(row, 1)?, column(row, 2)?)?;
             Ok(EngineChain { engine: column(row, 0)?, head })
@@ -186,7 +186,7 @@ impl Postgres {
     /// The database does not answer, or an entry can't be read.
     pub async fn audit_of(&self, engine: &str, from: u64, limit: usize) -> Result<Vec<Entry>, StoreError> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let rows = self.query(sql::AUDIT, &[&engine, &number(from), &limit]).await?;
+        let rows = self.query(sql::AUDIT, vec![value(engine.to_owned()), value(number(from)), value(limit)]).await?;
         let entry = |row: &Row| {
             let bytes = column::<&[u8]>(row, 0).map_err(unavailable)?;
             Entry::decode(bytes).map_err(|_| damaged("audit: an entry can't be read"))
@@ -194,21 +194,22 @@ impl Postgres {
         rows.iter().map(entry).collect()
     }
 
-    async fn query(
-        &self,
-        text: &'static str,
-        values: &[&(dyn tokio_postgres::types::ToSql + Sync)],
-    ) -> Result<Vec<Row>, StoreError> {
+    async fn query(&self, text: &'static str, values: Vec<Value>) -> Result<Vec<Row>, StoreError> {
         self.shared.queue.check_reads()?;
         self.shared.reader.query(text, values).await.map_err(unavailable)
     }
 
     async fn find_card(&self, card: &CardKey) -> Result<Option<batch::CardRow>, StoreError> {
-        let rows = self.query(sql::CARD, &[&card.tenant.as_str(), &card.plastic.as_str()]).await?;
+        let rows = self.query(sql::CARD, names(card)).await?;
         let Some(row) = rows.first() else { return Ok(None) };
         let loaded = LoadedCard::read(row).map_err(unavailable)?;
         loaded.row.map(Some).ok_or_else(|| damaged("cards: the columns and the bytes of a card differ"))
     }
+}
+
+/// The values of a card's columns.
+fn names(card: &CardKey) -> Vec<Value> {
+    vec![value(card.tenant.as_str().to_owned()), value(card.plastic.as_str().to_owned())]
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, PostgresOpenError> {
@@ -236,7 +237,8 @@ async fn begin(config: PostgresConfig, tls: Option<Tls>) -> Result<Writer, Postg
             return Err(PostgresOpenError::database(&config, &error));
         }
     };
-    let reader = Reader::new(config.clone(), tls.clone(), tokio::runtime::Handle::current());
+    let runtime = tokio::runtime::Handle::current();
+    let reader = Arc::new(Reader::new(config.clone(), tls.clone(), runtime, connection.host));
     let queue = Queue::new(config.waiting_changes_max, config.waits_for, config.place());
     let (head, archived) = (Mutex::new(session.head), AtomicU64::new(session.archived));
     let shared = Arc::new(Shared { queue, clock, reader, head, archived, ended: watch::Sender::new(false) });
@@ -289,7 +291,7 @@ impl Store for Postgres {
 
     fn control(&self, id: ControlId) -> Answer<'_, Option<Control>> {
         Box::pin(async move {
-            let rows = self.query(sql::CONTROL, &[&Uuid::from_bytes(*id.as_bytes())]).await?;
+            let rows = self.query(sql::CONTROL, vec![value(Uuid::from_bytes(*id.as_bytes()))]).await?;
             let Some(row) = rows.first() else { return Ok(None) };
             let (control, card): (&[u8], Option<&[u8]>) =
                 (column(row, 0).map_err(unavailable)?, column(row, 3).map_err(unavailable)?);
@@ -300,9 +302,9 @@ impl Store for Postgres {
 
     fn scan_pins<'a>(&'a self, after: Option<&'a CardKey>, limit: usize) -> Answer<'a, Vec<(CardKey, StoredPin)>> {
         Box::pin(async move {
-            let (tenant, plastic) = after.map_or(("", ""), |card| (card.tenant.as_str(), card.plastic.as_str()));
-            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-            let rows = self.query(sql::PINS, &[&tenant, &plastic, &limit]).await?;
+            let mut values = after.map_or_else(|| vec![value(""), value("")], names);
+            values.push(value(i64::try_from(limit).unwrap_or(i64::MAX)));
+            let rows = self.query(sql::PINS, values).await?;
             let pin = |row: &Row| {
                 let name = |at| column::<&str>(row, at).map_err(unavailable);
                 let card = card_of(name(0)?, name(1)?).map_err(unavailable)?;
@@ -315,7 +317,7 @@ impl Store for Postgres {
 
     fn live_tzpks(&self) -> Answer<'_, Vec<SealedTzpk>> {
         Box::pin(async {
-            let rows = self.query(sql::LIVE_CONTROLS, &[&number(self.now().0)]).await?;
+            let rows = self.query(sql::LIVE_CONTROLS, vec![value(number(self.now().0))]).await?;
             let mut tzpks = Vec::new();
             for row in &rows {
                 let control = decode_control(column(row, 0).map_err(unavailable)?);
@@ -329,7 +331,7 @@ impl Store for Postgres {
 
     fn needs_keys(&self) -> Answer<'_, bool> {
         Box::pin(async {
-            let rows = self.query(sql::HAS_CARDS, &[]).await?;
+            let rows = self.query(sql::HAS_CARDS, Vec::new()).await?;
             rows.first().map_or(Ok(false), |row| column(row, 0).map_err(unavailable))
         })
     }
@@ -337,14 +339,14 @@ impl Store for Postgres {
     /// Those of this engine; those of the last engine that reported, where this one never did.
     fn keys_in_use(&self) -> Answer<'_, Option<Vec<u8>>> {
         Box::pin(async {
-            let rows = self.query(sql::KEYS_IN_USE, &[&&*self.engine_name]).await?;
+            let rows = self.query(sql::KEYS_IN_USE, vec![value(self.engine_name.to_string())]).await?;
             rows.first().map_or(Ok(None), |row| column(row, 0).map_err(unavailable))
         })
     }
 
     fn card_reference_key(&self) -> Answer<'_, Option<CardReferenceKey>> {
         Box::pin(async {
-            let rows = self.query(sql::KEYS_IN_USE, &[&&*self.engine_name]).await?;
+            let rows = self.query(sql::KEYS_IN_USE, vec![value(self.engine_name.to_string())]).await?;
             let Some(row) = rows.first() else { return Ok(None) };
             let Some(bytes) = column::<Option<&[u8]>>(row, 1).map_err(unavailable)? else { return Ok(None) };
             let key = decode_card_reference_key(bytes);
@@ -361,7 +363,7 @@ impl Store for Postgres {
 
     fn archived(&self) -> Answer<'_, Option<ArchivedPart>> {
         Box::pin(async {
-            let rows = self.query(sql::ARCHIVED, &[&&*self.engine_name]).await?;
+            let rows = self.query(sql::ARCHIVED, vec![value(self.engine_name.to_string())]).await?;
             let Some(row) = rows.first() else { return Ok(None) };
             let Some(bytes) = column::<Option<&[u8]>>(row, 0).map_err(unavailable)? else { return Ok(None) };
             let part = ArchivedPart::decode(bytes);

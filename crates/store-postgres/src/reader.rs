@@ -1,6 +1,9 @@
 //! The connection of the reads. What they return only informs (R11): a failover may take away what a read saw.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use tokio::{runtime::Handle, sync::Mutex};
 use tokio_postgres::{Row, types::ToSql};
@@ -12,27 +15,56 @@ use super::{
     tls::Tls,
 };
 
+/// A value of a statement.
+pub(crate) type Value = Box<dyn ToSql + Send + Sync>;
+
+/// A value of a statement.
+pub(crate) fn value(value: impl ToSql + Send + Sync + 'static) -> Value {
+    Box::new(value)
+}
+
 pub(crate) struct Reader {
     config: PostgresConfig,
     tls: Option<Tls>,
-    /// Drives the connection, whichever runtime a read comes from.
+    /// Drives the connection and the reads, whichever runtime a read comes from.
     runtime: Handle,
-    connection: Mutex<Option<Arc<Connection>>>,
+    /// How often the writer has connected. A connection that was opened before is replaced: its server may be deposed.
+    writer_connections: AtomicUsize,
+    /// The host that the writer found.
+    host: AtomicUsize,
+    connection: Mutex<Option<Held>>,
+}
+
+struct Held {
+    connection: Arc<Connection>,
+    writer_connections: usize,
 }
 
 impl Reader {
-    pub(crate) fn new(config: PostgresConfig, tls: Option<Tls>, runtime: Handle) -> Self {
-        Self { config, tls, runtime, connection: Mutex::new(None) }
+    /// A reader that has not connected yet; the writer has, to this host.
+    pub(crate) fn new(config: PostgresConfig, tls: Option<Tls>, runtime: Handle, host: usize) -> Self {
+        let (writer_connections, host) = (AtomicUsize::new(0), AtomicUsize::new(host));
+        Self { config, tls, runtime, writer_connections, host, connection: Mutex::new(None) }
     }
 
     /// Reads rows. A connection that broke before is replaced once.
     pub(crate) async fn query(
-        &self,
+        self: &Arc<Self>,
         text: &'static str,
-        values: &[&(dyn ToSql + Sync)],
+        values: Vec<Value>,
     ) -> Result<Vec<Row>, QueryError> {
+        let reader = Arc::clone(self);
+        // In a task: a caller who gives up must not end the wait for the deadline, which replaces a silent connection.
+        let read = self.runtime.spawn(async move {
+            let values: Vec<_> = values.iter().map(|value| &**value as &(dyn ToSql + Sync)).collect();
+            reader.read(text, &values).await
+        });
+        read.await.map_err(|error| QueryError::Lost(error.to_string()))?
+    }
+
+    async fn read(&self, text: &'static str, values: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, QueryError> {
         let connection = self.connection().await?;
-        let read = connection.within(connection.query(text, values)).await;
+        let read = connection.query_text(text, values).await;
         if !matches!(read, Err(QueryError::Lost(_))) {
             return read;
         }
@@ -42,11 +74,17 @@ impl Reader {
             return read;
         }
         let connection = self.connection().await?;
-        let read = connection.within(connection.query(text, values)).await;
+        let read = connection.query_text(text, values).await;
         if matches!(read, Err(QueryError::Lost(_))) {
             self.forget(&connection).await;
         }
         read
+    }
+
+    /// Notes that the writer has connected again, to this host. The next read connects there.
+    pub(crate) fn follow(&self, host: usize) {
+        self.host.store(host, Ordering::SeqCst);
+        self.writer_connections.fetch_add(1, Ordering::SeqCst);
     }
 
     pub(crate) async fn close(&self) {
@@ -55,22 +93,23 @@ impl Reader {
 
     async fn connection(&self) -> Result<Arc<Connection>, QueryError> {
         let mut held = self.connection.lock().await;
-        if let Some(connection) = &*held
-            && !connection.is_over()
+        let writer_connections = self.writer_connections.load(Ordering::SeqCst);
+        if let Some(held) = &*held
+            && held.writer_connections == writer_connections
+            && !held.connection.is_over()
         {
-            return Ok(Arc::clone(connection));
+            return Ok(Arc::clone(&held.connection));
         }
-        let (config, tls) = (self.config.clone(), self.tls.clone());
-        let open = async move { Connection::open(&config, tls.as_ref(), 0, sql::READER).await };
-        let opened = self.runtime.spawn(open).await.map_err(|error| QueryError::Lost(error.to_string()))?;
+        let host = self.host.load(Ordering::SeqCst);
+        let opened = Connection::open(&self.config, self.tls.as_ref(), host, sql::READER).await;
         let connection = Arc::new(opened.map_err(|error| QueryError::Lost(error.to_string()))?);
-        *held = Some(Arc::clone(&connection));
+        *held = Some(Held { connection: Arc::clone(&connection), writer_connections });
         Ok(connection)
     }
 
     async fn forget(&self, lost: &Arc<Connection>) {
         let mut held = self.connection.lock().await;
-        if held.as_ref().is_some_and(|connection| Arc::ptr_eq(connection, lost)) {
+        if held.as_ref().is_some_and(|held| Arc::ptr_eq(&held.connection, lost)) {
             *held = None;
         }
     }

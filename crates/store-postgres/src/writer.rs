@@ -231,6 +231,7 @@ impl Writer {
         let connection = connection.map_err(|error| again(&error))?;
         match self.session.recover(&connection, &self.config, attempt).await {
             Ok(is_committed) => {
+                self.shared.reader.follow(connection.host);
                 self.connection = Some(connection);
                 Ok(is_committed)
             }

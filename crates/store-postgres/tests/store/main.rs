@@ -16,6 +16,7 @@ mod in_doubt;
 mod migration;
 mod outage;
 mod proxy;
+mod reads;
 mod retries;
 mod rotation;
 mod server;

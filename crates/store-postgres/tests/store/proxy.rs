@@ -40,6 +40,8 @@ struct Shared {
     cut: Mutex<Cut>,
     /// Whether new connections are refused.
     is_down: AtomicBool,
+    /// Whether nothing reaches the server, as on a host that is frozen.
+    is_silent: AtomicBool,
     connections: Mutex<Vec<TcpStream>>,
     held: Mutex<Option<TcpStream>>,
 }
@@ -52,6 +54,7 @@ impl Proxy {
             server,
             cut: Mutex::new(Cut::Never),
             is_down: AtomicBool::new(false),
+            is_silent: AtomicBool::new(false),
             connections: Mutex::default(),
             held: Mutex::default(),
         });
@@ -68,6 +71,17 @@ impl Proxy {
     /// Whether the cut has happened.
     pub(crate) fn has_cut(&self) -> bool {
         *self.shared.cut.lock().unwrap() == Cut::Never
+    }
+
+    /// Refuses new connections, and keeps the others.
+    pub(crate) fn refuse(&self) {
+        self.shared.is_down.store(true, Ordering::SeqCst);
+    }
+
+    /// The same, and the others get no answer any more.
+    pub(crate) fn silence(&self) {
+        self.refuse();
+        self.shared.is_silent.store(true, Ordering::SeqCst);
     }
 
     /// Closes every connection, and refuses new ones until [`Proxy::up`].
@@ -130,6 +144,9 @@ impl Shared {
                             return;
                         }
                     }
+                }
+                if requests.is_silent.load(Ordering::SeqCst) {
+                    continue;
                 }
                 if to_server.write_all(&bytes[..count]).is_err() {
                     break;
