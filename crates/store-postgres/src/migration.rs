@@ -44,6 +44,8 @@ pub(crate) async fn migrate(connection: &Connection, config: &PostgresConfig) ->
     for migration in MIGRATIONS.iter().skip(usize::try_from(version).unwrap_or_default()) {
         connection.within(connection.send(migration)).await.map_err(problem)?;
     }
-    connection.execute_text(sql::SCHEMA_VERSION_SET, &[&supported]).await.map_err(problem)?;
+    if version < supported {
+        connection.execute_text(sql::SCHEMA_VERSION_SET, &[&supported]).await.map_err(problem)?;
+    }
     connection.commit().await.map_err(|error| PostgresOpenError::database(config, &error))
 }
