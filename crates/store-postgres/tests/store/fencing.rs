@@ -10,6 +10,7 @@ use audit::entry::Action;
 use store::conformance::pin_use::set_by_zone;
 use store::conformance::{card, keyed, record};
 use store::{ChangeError, FailureCause, Store, StoreError, StoreState};
+use store_postgres::key_versions::deregister;
 use store_postgres::{Postgres, PostgresConfig, PostgresOpenError};
 use tokio_postgres::Client;
 
@@ -164,4 +165,18 @@ async fn an_engine_that_is_not_opened_is_not_registered() {
     assert!(opening.await.unwrap_err().is_cancelled());
     admin.batch_execute("COMMIT").await.unwrap();
     until("the engine is deregistered", async || is_registered(&watcher).await.filter(|registered| !registered)).await;
+}
+
+/// An engine that stalled past its lease is deregistered while it runs: it writes nothing more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deregistered_engine_that_runs_is_displaced() {
+    let server = Server::start();
+    let config = PostgresConfig { lease: Duration::from_secs(600), ..server.config("engine-1") };
+    let store = open(&config).await;
+    let admin = server.admin().await;
+    admin.batch_execute("UPDATE engines SET lease_until = clock_timestamp() - interval '1 second'").await.unwrap();
+    assert!(deregister(&server.config("engine-2"), "engine-1").await.unwrap());
+    let refused = set_by_zone(&*store, card(1), 1).await;
+    assert!(matches!(refused, Err(ChangeError::Store(StoreError::Failed(_)))), "{refused:?}");
+    assert_eq!(is_registered(&admin).await, Some(false));
 }
