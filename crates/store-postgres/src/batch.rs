@@ -231,8 +231,12 @@ pub(crate) struct KeyReport {
 pub(crate) struct Unlocked;
 
 impl Batch {
-    /// The rows, before the first change. `is_first` for the first attempt of a transaction.
-    pub(crate) fn new(engine: &str, loaded: Loaded, is_first: bool) -> Result<Result<Self, Unlocked>, QueryError> {
+    /// The rows, before the first change. `may_be_unlocked` until enough attempts found a control whose card is not locked.
+    pub(crate) fn new(
+        engine: &str,
+        loaded: Loaded,
+        may_be_unlocked: bool,
+    ) -> Result<Result<Self, Unlocked>, QueryError> {
         let Loaded { now, head, window, cards, controls, unregistered, keys, has_record_above, archived, archived_end } =
             loaded;
         let mut batch = Self {
@@ -268,10 +272,10 @@ impl Batch {
                 .filter(|control| (phase(control), number(control.expires_at.0)) == (phase_column, expires_at));
             let Some(control) = control else { continue };
             let has_card = batch.cards.contains_key(&control.card) || batch.damaged.contains(&control.card);
-            if !has_card && is_first {
+            if !has_card && may_be_unlocked {
                 return Ok(Err(Unlocked));
             }
-            // A control whose card is absent the second time has lost it.
+            // A control whose card is absent again and again has lost it.
             if !has_card {
                 continue;
             }

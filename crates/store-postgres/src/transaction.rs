@@ -47,6 +47,8 @@ pub(crate) struct Done {
 pub(crate) enum Failure {
     /// The server undid the transaction: it may be repeated on this connection.
     Undone(String),
+    /// A control was opened between the statements that locked: the same.
+    Unlocked,
     /// The connection is over, and COMMIT was not sent.
     Lost(String),
     /// R3: the connection is over, and COMMIT was sent. The answers are those of the commit.
@@ -78,7 +80,7 @@ pub(crate) async fn transact(
     clock: &DatabaseClock,
     commands: &[Command],
     sweeps: bool,
-    is_first: bool,
+    may_be_unlocked: bool,
 ) -> Result<Done, Failure> {
     let needs = Needs::of(commands);
     if needs.keys.is_some() {
@@ -89,9 +91,9 @@ pub(crate) async fn transact(
     }
     let loaded = load(connection, session, clock, &needs).await?;
     let (old, now) = (loaded.head, loaded.now);
-    let mut batch = match Batch::new(&session.engine, loaded, is_first)? {
+    let mut batch = match Batch::new(&session.engine, loaded, may_be_unlocked)? {
         Ok(batch) => batch,
-        Err(Unlocked) => return Err(Failure::Undone("a control was opened between two locks".to_owned())),
+        Err(Unlocked) => return Err(Failure::Unlocked),
     };
     let answers: Vec<_> = commands.iter().map(|command| batch.apply(command)).collect();
     if sweeps {

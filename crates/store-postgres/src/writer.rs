@@ -29,6 +29,8 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 const EXPIRE_EVERY: Duration = Duration::from_millis(50);
 /// The attempts of a transaction that the server undoes or refuses.
 const ATTEMPTS_MAX: u32 = 20;
+/// The attempts of a transaction that may find a control whose card is not locked. A control that has lost its card costs as many.
+const UNLOCKED_MAX: u32 = 3;
 /// The longest pause before a transaction is repeated: engines that collided once shall not collide again.
 const RETRY_PAUSE_MAX: Duration = Duration::from_millis(50);
 /// The first pause between two attempts to connect. Each is twice as long as the one before.
@@ -105,19 +107,24 @@ impl Writer {
 
     /// Makes the changes, by as many transactions as it takes, and answers them.
     async fn commit(&mut self, mut commands: Vec<Command>, sweeps: bool) -> Result<(), Ended> {
+        let mut unlocked = 0;
         for attempt in 1..=ATTEMPTS_MAX {
             let Some(connection) = &mut self.connection else {
                 self.shared.queue.put_back(commands);
                 return self.reconnect(None).await;
             };
             let clock = &self.shared.clock;
-            match transact(connection, &self.session, &self.config, clock, &commands, sweeps, attempt == 1).await {
+            let may_be_unlocked = unlocked < UNLOCKED_MAX;
+            match transact(connection, &self.session, &self.config, clock, &commands, sweeps, may_be_unlocked).await {
                 Ok(done) => {
                     self.acknowledge(done, commands);
                     return Ok(());
                 }
-                Err(Failure::Undone(problem)) => {
-                    tracing::debug!(problem, attempt, "a transaction is repeated");
+                Err(failure @ (Failure::Undone(_) | Failure::Unlocked)) => {
+                    match failure {
+                        Failure::Undone(problem) => tracing::debug!(problem, attempt, "a transaction is repeated"),
+                        _ => unlocked += 1,
+                    }
                     self.roll_back().await;
                     // A call whose deadline has passed meantime is dropped before it is sent again (R5).
                     self.shared.queue.put_back(commands);
