@@ -33,6 +33,9 @@ CREATE TABLE engines (
     newest_versions integer[],
     min_versions integer[] NOT NULL,
     max_versions integer[] NOT NULL,
+    -- Microseconds since 1970-01-01T00:00:00Z: the time of the engine's last transaction. A later one of any engine, on another
+    -- server, is not before it.
+    newest_time bigint NOT NULL,
     -- What is left of the archived entries, JSON.
     archived bytea
 );

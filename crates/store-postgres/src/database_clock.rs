@@ -2,11 +2,31 @@
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
+use tokio_postgres::Row;
+
+use super::connection::{QueryError, column};
 use clock::{MachineTime, TimeSource};
 use domain::time::UnixMillis;
 
 /// A step back of the database's clock that is reported, and that this clock follows, in microseconds. It hides smaller ones.
 const STEP_MICROSECONDS: i64 = 1_000_000;
+
+/// The most that the database's clock may be behind the newest time of a transaction, in microseconds. A failover to a server whose
+/// clock is behind by less stops the time of the store until the clock has caught up; one that was ahead by more is not followed.
+const BEHIND_MICROSECONDS_MAX: i64 = 60_000_000;
+
+/// The time of a transaction, from a row of [`super::sql::CLOCK`]: not before the newest one of any engine, so that a control that
+/// was refused as expired stays expired.
+pub(crate) fn transaction_time(row: Option<&Row>) -> Result<i64, QueryError> {
+    let row = row.ok_or_else(|| QueryError::Row("the clock has no row".to_owned()))?;
+    let (read, newest): (i64, Option<i64>) = (column(row, 0)?, column(row, 1)?);
+    Ok(not_before(read, newest.unwrap_or_default()))
+}
+
+fn not_before(read: i64, newest: i64) -> i64 {
+    let is_behind = (0..=BEHIND_MICROSECONDS_MAX).contains(&newest.saturating_sub(read));
+    if is_behind { newest } else { read }
+}
 
 /// The uptime of the machine plus the distance to the database's clock, which each transaction bounds: the clock was read
 /// between the moment before the statement was sent and the moment after the answer arrived.
@@ -69,6 +89,13 @@ mod tests {
         assert_eq!(clock.distance.load(Ordering::SeqCst), 800_000, "a faster answer is more exact");
         clock.note(3_000_000, 2_100_000, 3_000_000);
         assert_eq!(clock.distance.load(Ordering::SeqCst), 800_000, "a slow answer changes nothing");
+    }
+
+    #[test]
+    fn a_clock_that_is_behind_by_less_than_a_minute_is_not_followed() {
+        assert_eq!(not_before(5, 3), 5);
+        assert_eq!(not_before(0, 2_000_000), 2_000_000);
+        assert_eq!(not_before(0, 60_000_001), 0, "the server before was ahead");
     }
 
     #[test]

@@ -64,7 +64,7 @@ use uuid::Uuid;
 use self::{
     batch::{LoadedCard, card_of, number, with_account},
     connection::{Connection, QueryError, column},
-    database_clock::DatabaseClock,
+    database_clock::{DatabaseClock, transaction_time},
     queue::Queue,
     reader::{Reader, Value, value},
     registration::{RegisterError, Session, checkpoint},
@@ -251,8 +251,7 @@ async fn prepare(connection: &mut Connection) -> Result<DatabaseClock, QueryErro
     let clock = DatabaseClock::new();
     let sent = DatabaseClock::uptime();
     let time = connection.query_text(sql::CLOCK, &[]).await?;
-    let time = time.first().map_or(Ok(0), |row| column::<i64>(row, 0))?;
-    clock.note(time, sent, DatabaseClock::uptime());
+    clock.note(transaction_time(time.first())?, sent, DatabaseClock::uptime());
     Ok(clock)
 }
 

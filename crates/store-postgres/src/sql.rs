@@ -23,15 +23,16 @@ pub(crate) const CLIENT_CHECK: &str =
 /// A commit that is answered before it is durable would be lost (R11).
 pub(crate) const SYNCHRONOUS_COMMIT: &str = "SHOW synchronous_commit";
 pub(crate) const SYNCHRONOUS_COMMIT_SET: &str = "SELECT set_config('synchronous_commit', $1, false)";
-/// Microseconds since 1970-01-01T00:00:00Z, in a statement of its own after the locks: a statement that waits for a lock may
+/// Microseconds since 1970-01-01T00:00:00Z, and the newest ones that a transaction of any engine has used, in a statement of its own after the locks: a statement that waits for a lock may
 /// have judged the time before it waited (R6).
-pub(crate) const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+pub(crate) const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, \
+     (SELECT max(newest_time) FROM engines)";
 
 /// R1: the engine's row, first in each transaction.
 pub(crate) const ENGINE_LOCK: &str = "SELECT sequence, head, min_versions, max_versions FROM engines \
      WHERE name = $1 AND incarnation = $2 AND session = $3 FOR UPDATE";
 /// R1: the head of the chain, last in each transaction; with it the lease.
-pub(crate) const ENGINE_HEAD: &str = "UPDATE engines SET sequence = $5, head = $6, \
+pub(crate) const ENGINE_HEAD: &str = "UPDATE engines SET sequence = $5, head = $6, newest_time = $8, \
      lease_until = clock_timestamp() + $7::float8 * interval '1 second' \
      WHERE name = $1 AND incarnation = $2 AND session = $3 AND sequence = $4";
 /// R3: the engine's row, whichever process has its name. Waits for a transaction of an earlier connection.
@@ -55,8 +56,8 @@ pub(crate) const ENGINE_REGISTER: &str = "UPDATE engines SET incarnation = $3, s
      WHERE name = $1 AND incarnation = $2 AND ($6::boolean OR lease_until < clock_timestamp())";
 /// R2: an engine that was never registered.
 pub(crate) const ENGINE_INSERT: &str = "INSERT INTO engines (name, incarnation, session, registered, lease_until, sequence, \
-     head, min_versions, max_versions) VALUES ($1, $2, $3, true, \
-     clock_timestamp() + $4::float8 * interval '1 second', 0, $5, '{0,0,0,0}', '{0,0,0,0}')";
+     head, min_versions, max_versions, newest_time) VALUES ($1, $2, $3, true, \
+     clock_timestamp() + $4::float8 * interval '1 second', 0, $5, '{0,0,0,0}', '{0,0,0,0}', 0)";
 /// The engine stops: it writes nothing more, and blocks no rotation.
 pub(crate) const ENGINE_DEREGISTER: &str = "UPDATE engines SET incarnation = $3, registered = false, newest_versions = NULL, \
      lease_until = clock_timestamp() - interval '1 second' WHERE name = $1 AND incarnation = $2";
@@ -198,7 +199,7 @@ mod tests {
     const KEYWORDS: &str = "ALL AND ANY AS BEGIN BY CASE CHECK COALESCE COLLATE COMMIT COMMITTED CONFLICT CREATE DEFAULT DELETE \
         DO ELSE END EXISTS FOR FROM GREATEST GROUP IF IN INDEX INSERT INTO IS ISOLATION JOIN KEY LEFT LEVEL LIMIT LOCKED NOT \
         NOTHING NULL ON OR ORDER PRIMARY READ RETURNING ROLLBACK SELECT SET SHOW SKIP TABLE THEN UNION UPDATE VALUES WHEN WHERE";
-    const FUNCTIONS: &str = "clock_timestamp current_schema extract set_config sum unnest";
+    const FUNCTIONS: &str = "clock_timestamp current_schema extract max set_config sum unnest";
     const TYPES: &str = "bigint boolean bytea float8 integer text uuid";
 
     /// The texts of the constants of this file.

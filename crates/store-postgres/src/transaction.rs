@@ -10,7 +10,7 @@ use super::{
     PostgresConfig,
     batch::{Batch, CardColumns, ControlColumns, Loaded, LoadedCard, Needs, Unlocked, Written, number},
     connection::{CommitError, Connection, QueryError, column},
-    database_clock::DatabaseClock,
+    database_clock::{DatabaseClock, transaction_time},
     key_versions::{KeyVersions, numbers, window_of},
     queue::{Command, Reply},
     registration::{Session, checkpoint},
@@ -100,7 +100,7 @@ pub(crate) async fn transact(
         sweep(connection, session, &mut batch, now).await?;
     }
     let attempt = Uuid::new_v4();
-    write(connection, session, config, &batch, attempt, old).await?;
+    write(connection, session, config, &batch, attempt, (old, now)).await?;
     let archived = batch.archived.as_ref().map(|part| part.end().sequence);
     let done = Done { answers, head: batch.head, archived };
     match connection.commit().await {
@@ -154,8 +154,7 @@ async fn load(
     let [versions, engines, engine, cards, controls, unregistered, archived, time] = rows;
     let received = DatabaseClock::uptime();
     let engine = engine.first().ok_or(Failure::Fenced)?;
-    let time = time.first().ok_or_else(|| QueryError::Row("the clock has no row".to_owned()))?;
-    let now = column::<i64>(time, 0)?;
+    let now = transaction_time(time.first())?;
     clock.note(now, sent, received);
     let keys = if has_keys { Some(KeyVersions::read(&versions, &engines)?) } else { None };
     let has_record_above = match (&keys, needs.keys) {
@@ -197,7 +196,7 @@ async fn write(
     config: &PostgresConfig,
     batch: &Batch,
     attempt: Uuid,
-    old: Checkpoint,
+    (old, now): (Checkpoint, i64),
 ) -> Result<(), Failure> {
     let Session { engine, incarnation, session: own, .. } = session;
     let written = |written| batch.written_cards().filter(move |(_, row)| row.read.is_some() && row.written == written);
@@ -299,7 +298,7 @@ async fn write(
             &[engine, &attempt, &batch.sequences, &batch.entries, &batch.hashes_of_entries],
         ),
         // R1.
-        (1, sql::ENGINE_HEAD, &[engine, incarnation, own, &before, &after, &head, &lease]),
+        (1, sql::ENGINE_HEAD, &[engine, incarnation, own, &before, &after, &head, &lease, &now]),
     ];
     let writes = statements.map(async |(rows, text, values)| match u64::try_from(rows) {
         Ok(0) => Ok(true),
