@@ -16,6 +16,21 @@
 //!
 //! What must never enter: a clear PIN, block or key, an account number that is not sealed.
 //!
+//! # What the database needs
+//!
+//! - `synchronous_commit` is `on` or `remote_apply` for the role, and `synchronous_standby_names` names the standbys.
+//! - `log_parameter_max_length` and `log_parameter_max_length_on_error` are 0: otherwise PIN records, sealed tzpks and the key of
+//!   the card references get into the server's log with the values of statements.
+//! - The clocks of the servers differ by less than a minute. After a failover to a clock that is behind by more, controls expire
+//!   later by the difference.
+//!
+//! # Limits
+//!
+//! - The engine refuses some calls by a plain read, such as one under a control that the read shows as spent. A failover may take
+//!   away what the read saw, so R11 holds for the answers of changes alone.
+//! - A report has the newest version of each kind. An engine that still has a retired key is not refused (R2).
+//! - The activation of key versions, [`key_versions::retire`] and [`key_versions::deregister`] write no audit event.
+//!
 //! ```no_run
 //! use store::Store;
 //! use store_postgres::{DatabaseHost, Postgres, PostgresConfig};
