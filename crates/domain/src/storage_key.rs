@@ -97,7 +97,7 @@ impl KeyWindow {
     /// The same, with the side of the window that the key is on.
     ///
     /// # Errors
-    /// [`OutsideWindow`].
+    /// [`OutsideWindow`]: the version is below the lowest or above the highest of its kind.
     pub fn check(&self, key: RecordKey) -> Result<(), OutsideWindow> {
         if key.version < self.min.of(key.kind) {
             return Err(OutsideWindow::Below);

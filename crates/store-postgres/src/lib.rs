@@ -29,6 +29,8 @@
 //! - The engine refuses some calls by a plain read, such as one under a control that the read shows as spent. A failover may take
 //!   away what the read saw, so R11 holds for the answers of changes alone.
 //! - A report has the newest version of each kind. An engine that still has a retired key is not refused (R2).
+//! - A boundary encrypts under its newest key. While another engine lacks this key, the sets of the engine are refused as
+//!   unavailable (R10, step 3).
 //! - The activation of key versions, [`key_versions::retire`] and [`key_versions::deregister`] write no audit event.
 //!
 //! ```no_run
