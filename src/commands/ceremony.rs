@@ -284,12 +284,15 @@ impl RecordsArguments {
             self.confirm_no_store(&format!("{name}/{version}"))?;
             return Ok((KeyUse::ConfirmedUnused, Some(UseCount::NoStore)));
         }
+        let StoreConfig::Embedded(configured) = StoreConfig::load(Some(config))? else {
+            return Err(ConfigError::value("store.postgres", "is not read by this command").into());
+        };
         let sources = RecordSources {
             stores: &self.store,
             engines: &self.engine,
             tls: &self.tls,
             config,
-            configured_store: &StoreConfig::load(Some(config))?.directory,
+            configured_store: &configured.directory,
             open_store_copy,
         };
         let (kept, count) = sources.count(keys, name, version)?;

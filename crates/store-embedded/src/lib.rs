@@ -116,7 +116,7 @@ const ARCHIVED_KEY: &str = "audit archived";
 const MIN_KEY_VERSIONS_KEY: &str = "min key versions";
 
 /// How to open a store.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EmbeddedConfig {
     /// The directory of the store; made, with mode 0700, where it is absent.
     pub directory: PathBuf,

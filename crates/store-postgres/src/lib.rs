@@ -102,7 +102,7 @@ use domain::tries::Tries;
 use store::codec::{decode_card, decode_card_reference_key, decode_control, decode_pin};
 use store::{Answer, Change, FailureCause, Outcome, Store, StoreError, StoreState};
 
-pub use self::postgres_config::{DatabaseHost, DatabaseTls, PostgresConfig};
+pub use self::postgres_config::{DatabaseHost, DatabaseTls, HostError, PostgresConfig};
 
 /// An open store. The engine's name is reserved until it is closed.
 pub struct Postgres {

@@ -1,6 +1,8 @@
 //! How to reach the database, and how long the store waits for it.
 
-use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt, net::IpAddr, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
+
+use thiserror::Error;
 
 use zeroize::Zeroizing;
 
@@ -24,6 +26,29 @@ impl DatabaseHost {
         self.name == "localhost" || self.name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
     }
 }
+
+impl FromStr for DatabaseHost {
+    type Err = HostError;
+
+    /// Reads `HOST:PORT`; an IPv6 address has brackets.
+    fn from_str(text: &str) -> Result<Self, HostError> {
+        let wrong = || HostError(text.to_owned());
+        let (name, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+        let port = port.parse().map_err(|_| wrong())?;
+        let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
+        let name = address.unwrap_or(name);
+        let is_address = name.parse::<IpAddr>().is_ok_and(|address| address.is_ipv6());
+        if port == 0 || name.is_empty() || name.contains(':') != is_address || is_address != address.is_some() {
+            return Err(wrong());
+        }
+        Ok(Self { name: name.to_owned(), port })
+    }
+}
+
+/// The text is not a server of a database.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0:?} is not a host with a port: write HOST:PORT")]
+pub struct HostError(String);
 
 impl fmt::Display for DatabaseHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -119,5 +144,20 @@ impl PostgresConfig {
     pub(crate) fn place(&self) -> String {
         let hosts: Vec<_> = self.hosts.iter().map(ToString::to_string).collect();
         format!("postgresql://{}/{} (schema {})", hosts.join(","), self.database, self.schema)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_a_name_or_an_address_with_a_port() {
+        for text in ["db.internal:5432", "127.0.0.1:1", "[::1]:65535"] {
+            assert_eq!(text.parse::<DatabaseHost>().unwrap().to_string(), text);
+        }
+        for text in ["", "db", ":5432", "db:", "db:0", "db:65536", "::1:5432", "[db]:5432", "[]:1", "[::1]", "a:b:1"] {
+            assert!(text.parse::<DatabaseHost>().is_err(), "{text}");
+        }
     }
 }

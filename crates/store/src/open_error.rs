@@ -1,6 +1,6 @@
 //! Why a store is not opened.
 
-use std::{io, path::PathBuf};
+use std::{error::Error, io, path::PathBuf};
 
 use config::ConfigError;
 use thiserror::Error;
@@ -87,4 +87,7 @@ pub enum StoreOpenError {
         /// The error that names the copy.
         error: Box<StoreOpenError>,
     },
+    /// The database can't be opened.
+    #[error(transparent)]
+    Database(Box<dyn Error + Send + Sync>),
 }

@@ -16,7 +16,7 @@ use engine::{
     CallLimits, Engine, Role,
     serving::{Serving, ServingSettings},
 };
-use engine_server::StoreConfig;
+use engine_server::{EmbeddedConfig, StoreConfig};
 use net::{
     EngineAddress,
     connect::channel,
@@ -74,7 +74,9 @@ impl Services {
             stream_items_per_tenant_per_second: RATE_MAX,
             wrong_pins_per_caller_per_minute: RATE_MAX,
         };
-        let store = StoreConfig { waiting_changes_max: WAITING_CHANGES_MAX, ..StoreConfig::embedded(&data) };
+        let store =
+            EmbeddedConfig { waiting_changes_max: WAITING_CHANGES_MAX, ..EmbeddedConfig::new(data.join("store")) };
+        let store = StoreConfig::Embedded(store);
         let settings = ServingSettings {
             listen: anywhere,
             tls: server_tls.as_ref().map(ServerTls::load).transpose()?,
