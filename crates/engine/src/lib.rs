@@ -81,7 +81,7 @@ use proto::{
     event_service_server::EventServiceServer, key_service_server::KeyServiceServer,
     pin_service_server::PinServiceServer,
 };
-use store::{Store, StoreError, StoreFailure, StoreState};
+use store::{StorageKeyError, Store, StoreError, StoreFailure, StoreState};
 
 /// How often the boundary is checked.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
@@ -126,8 +126,8 @@ impl Engine {
         let (newest_checkpoint, signing_key) = (checkpoints.newest(), checkpoints.key());
         let covered_at = checkpoints.covered_at();
         let checkpoints = Arc::new(Mutex::new(checkpoints));
-        // Each start is an audit entry: no engine has used a store without entries.
-        let is_new = store.checkpoint().await? == Checkpoint::EMPTY;
+        // Each start is an audit entry and a key list: no engine has used a store without both.
+        let is_new = store.checkpoint().await? == Checkpoint::EMPTY && store.keys_in_use().await?.is_none();
         let absent_keys = if is_new { AbsentKeys::Create } else { AbsentKeys::Refuse };
         // One connection for each thread that serves, and one for the engine itself.
         let boundary = opener.open(config.workers.saturating_add(1), absent_keys).await?;
@@ -147,18 +147,27 @@ impl Engine {
                  can't be searched any more, unless a backup of the store has their key"
             );
         }
-        let references = references.unwrap_or_else(CardReferenceKey::random);
+        let mut references = references.unwrap_or_else(CardReferenceKey::random);
         let refused = RefusedCalls::default();
         let limits = Arc::new(CallAdmission::new(&config.call_limits, refused.clone()));
         let (report_loss, boundary_loss) = watch::channel(None);
         let rules = Arc::new(config.rules);
-        let pins = |boundary| {
+        let pins_of = |boundary, references: &CardReferenceKey| {
             let (store, limits, references) = (Arc::clone(&store), Arc::clone(&limits), references.clone());
             Arc::new(Pins::new(boundary, boundary_loss.clone(), store, Arc::clone(&rules), limits, references))
         };
-        let pins_of_thread = |number| pins(boundary.for_thread(number));
-        let pins = pins(boundary.for_thread(0));
-        pins.note_start(store.engine_name(), &status).await?;
+        let mut pins = pins_of(boundary.for_thread(0), &references);
+        match pins.note_start(store.engine_name(), &status).await {
+            Err(StoreError::StorageKeys(StorageKeyError::OtherCardReferenceKey)) => {
+                // Another engine was the first on the same new database: its keys are those of the store.
+                keys_in_use::check(&*store, &status).await?;
+                references = store.card_reference_key().await?.unwrap_or(references);
+                pins = pins_of(boundary.for_thread(0), &references);
+                pins.note_start(store.engine_name(), &status).await?;
+            }
+            noted => noted?,
+        }
+        let pins_of_thread = |number| pins_of(boundary.for_thread(number), &references);
 
         let peers = Peers::new(config.peers);
         let gate = Gate::new(peers.clone(), Arc::clone(&pins), Arc::clone(&limits));
