@@ -76,7 +76,7 @@ impl StoreConfig {
     /// Opens the store, or makes one.
     ///
     /// # Errors
-    /// Of an embedded store: another process has it open, other files are in its directory, it can't be read, or the disk is
+    /// Of an embedded store: it is open in another process, other files are in its directory, it can't be read, or the disk is
     /// full. Of a database: it can't be reached, has tables of another release, or the engine's name is in use.
     pub async fn open(self) -> Result<Arc<dyn Store>, StoreOpenError> {
         match self {
