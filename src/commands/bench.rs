@@ -3,6 +3,7 @@
 //!
 //! Rounds of the echo and of the measured flow alternate, so that a slower machine slows both.
 
+mod database;
 mod floods;
 mod flow;
 mod load;
@@ -40,6 +41,8 @@ pub(crate) struct BenchArguments {
 enum What {
     /// SetPin alone, durable, beside the bare echo; controls and blocks are prepared before the clock runs
     SetPin(FlowArguments),
+    /// SetPin by engines on one PostgreSQL database, beside one engine on an embedded store
+    Database(database::DatabaseArguments),
     /// The whole flow of one PIN: open a control, issue a tzpk, decrypt it on the device, set
     Flow(FlowArguments),
     /// What one live control costs in memory
@@ -53,12 +56,19 @@ enum What {
     Streams(streams::StreamArguments),
 }
 
-/// The shape of the load and the services under load.
+/// The load, and the API that it uses.
 #[derive(Args)]
 pub(crate) struct FlowArguments {
     /// The API to send requests to
     #[arg(long, value_enum, default_value_t)]
     via: Api,
+    #[command(flatten)]
+    load: LoadArguments,
+}
+
+/// The shape of the load and the services under load.
+#[derive(Args)]
+pub(crate) struct LoadArguments {
     /// Requests in flight, one run for each
     #[arg(long, value_delimiter = ',', default_value = "64,256", value_name = "N,N…")]
     concurrency: Vec<usize>,
@@ -122,9 +132,17 @@ pub(crate) struct MemoryArguments {
     directory: Option<PathBuf>,
 }
 
-impl FlowArguments {
+impl LoadArguments {
     fn round(&self) -> Duration {
         Duration::from_secs_f64(self.duration_seconds.clamp(0.1, 3_600.0))
+    }
+
+    fn connection_count(&self) -> usize {
+        self.connections.max(1)
+    }
+
+    fn shape(&self, concurrency: usize) -> load::LoadShape {
+        load::LoadShape { concurrency, connections: self.connection_count(), duration: self.round(), rate: self.rate }
     }
 }
 
@@ -132,6 +150,7 @@ impl FlowArguments {
 pub(crate) fn run(arguments: BenchArguments) -> Result<(), BenchError> {
     match arguments.what {
         What::SetPin(arguments) => flow::set_pin(&arguments),
+        What::Database(arguments) => database::run(&arguments),
         What::Flow(arguments) => flow::whole(&arguments),
         What::Floods(arguments) => floods::run(&arguments),
         What::Streams(arguments) => streams::run(&arguments),

@@ -22,7 +22,7 @@ use tokio::runtime::{Builder, Runtime};
 use tonic::transport::Channel;
 
 use super::{
-    Api, BenchError, FlowArguments,
+    Api, BenchError, FlowArguments, LoadArguments,
     load::{self, LoadShape, Measurement, Progress},
     memory::progress,
     report::{self, ConcurrencyResult},
@@ -42,19 +42,19 @@ const TENANT: &str = "default";
 const AUDIT_USER: &str = "bench";
 
 /// An open control with a tzpk, and the encrypted block that sets its PIN.
-struct Ready {
+pub(super) struct Ready {
     control_id: String,
     block: [u8; 8],
 }
 
 /// Measures SetPin alone, and the echo.
 pub(super) fn set_pin(arguments: &FlowArguments) -> Result<(), BenchError> {
-    let bench = Bench::new(arguments)?;
+    let bench = Bench::new(&arguments.load)?;
     let mut levels = Vec::new();
-    for &concurrency in &arguments.concurrency {
+    for &concurrency in &bench.arguments.concurrency {
         let (mut echoes, mut ours) = (Vec::new(), Vec::new());
-        for _ in 0..arguments.rounds.max(1) {
-            let ready = bench.prepare(arguments.prepared)?;
+        for _ in 0..bench.arguments.rounds.max(1) {
+            let ready = bench.prepare(bench.arguments.prepared)?;
             echoes.push(bench.echo(concurrency)?);
             ours.push(match arguments.via {
                 Api::Grpc => bench.set_by_grpc(concurrency, &ready)?,
@@ -63,17 +63,17 @@ pub(super) fn set_pin(arguments: &FlowArguments) -> Result<(), BenchError> {
         }
         levels.extend(ConcurrencyResult::from_runs(concurrency, echoes, ours));
     }
-    report::print("SetPin", &levels, arguments.json.as_deref())?;
+    report::print(["echo", "SetPin"], &levels, bench.arguments.json.as_deref())?;
     bench.end()
 }
 
 /// Measures the whole flow, and the echo.
 pub(super) fn whole(arguments: &FlowArguments) -> Result<(), BenchError> {
-    let bench = Bench::new(arguments)?;
+    let bench = Bench::new(&arguments.load)?;
     let mut levels = Vec::new();
-    for &concurrency in &arguments.concurrency {
+    for &concurrency in &bench.arguments.concurrency {
         let (mut echoes, mut ours) = (Vec::new(), Vec::new());
-        for _ in 0..arguments.rounds.max(1) {
+        for _ in 0..bench.arguments.rounds.max(1) {
             echoes.push(bench.echo(concurrency)?);
             ours.push(match arguments.via {
                 Api::Grpc => bench.whole_by_grpc(concurrency)?,
@@ -82,13 +82,13 @@ pub(super) fn whole(arguments: &FlowArguments) -> Result<(), BenchError> {
         }
         levels.extend(ConcurrencyResult::from_runs(concurrency, echoes, ours));
     }
-    report::print("flow", &levels, arguments.json.as_deref())?;
+    report::print(["echo", "flow"], &levels, bench.arguments.json.as_deref())?;
     bench.end()
 }
 
 /// One run: the arguments, the services and the device.
 struct Bench<'a> {
-    arguments: &'a FlowArguments,
+    arguments: &'a LoadArguments,
     services: Services,
     device: Arc<Device>,
     runtime: Runtime,
@@ -96,7 +96,7 @@ struct Bench<'a> {
 }
 
 impl<'a> Bench<'a> {
-    fn new(arguments: &'a FlowArguments) -> Result<Self, BenchError> {
+    fn new(arguments: &'a LoadArguments) -> Result<Self, BenchError> {
         let directory = TemporaryDirectory::unless(arguments.directory.as_deref())?;
         let runtime = Builder::new_multi_thread().enable_all().build()?;
         let services = runtime.block_on(Services::start(arguments, directory.path()))?;
@@ -109,34 +109,11 @@ impl<'a> Bench<'a> {
     }
 
     fn load(&self, concurrency: usize) -> LoadShape {
-        LoadShape {
-            concurrency,
-            connections: self.connection_count(),
-            duration: self.arguments.round(),
-            rate: self.arguments.rate,
-        }
+        self.arguments.shape(concurrency)
     }
 
-    /// Opens controls with a tzpk each, and encrypts a block for each.
     fn prepare(&self, count: usize) -> Result<Vec<Ready>, BenchError> {
-        let bar = progress(count as u64).with_message("preparing controls and blocks");
-        let left = Arc::new(AtomicUsize::new(count));
-        // A channel must be made within the runtime that drives it.
-        let _inside = self.runtime.enter();
-        let workers: Vec<_> = (0..PREPARED_AT_ONCE)
-            .map(|_| {
-                let channel = self.services.engine_channel()?;
-                let (device, left, bar) = (Arc::clone(&self.device), Arc::clone(&left), bar.clone());
-                Ok(self.runtime.spawn(async move { prepare_while_any_is_left(channel, &device, &left, &bar).await }))
-            })
-            .collect::<Result<_, BenchError>>()?;
-        let mut ready = Vec::with_capacity(count);
-        for worker in workers {
-            let prepared = self.runtime.block_on(worker).map_err(|error| BenchError::Load(error.to_string()))?;
-            ready.extend(prepared?);
-        }
-        bar.finish_and_clear();
-        Ok(ready)
+        prepare(&self.runtime, &self.device, count, |_| self.services.engine_channel())
     }
 
     fn echo(&self, concurrency: usize) -> Result<Measurement, BenchError> {
@@ -152,15 +129,7 @@ impl<'a> Bench<'a> {
     }
 
     fn set_by_grpc(&self, concurrency: usize, ready: &[Ready]) -> Result<Measurement, BenchError> {
-        let ready: &'static [Ready] = Box::leak(clone_of(ready).into_boxed_slice());
-        load::run(self.load(concurrency), async || {
-            let clients = self.connections(|| Ok(PinServiceClient::new(self.services.engine_channel()?)))?;
-            Ok(async move |number: usize| {
-                let Some(ready) = ready.get(number) else { return Ok(Progress::OutOfBlocks) };
-                pick(&clients, number)?.set_pin(set_request(&ready.control_id, ready.block)).await?;
-                Ok(Progress::Completed)
-            })
-        })
+        set_by_grpc(self.load(concurrency), ready, |_| self.services.engine_channel())
     }
 
     fn set_by_http(&self, concurrency: usize, ready: &[Ready]) -> Result<Measurement, BenchError> {
@@ -200,12 +169,52 @@ impl<'a> Bench<'a> {
 
     /// One client for each connection.
     fn connections<T>(&self, connect: impl Fn() -> Result<T, BenchError>) -> Result<Vec<T>, BenchError> {
-        (0..self.connection_count()).map(|_| connect()).collect()
+        (0..self.arguments.connection_count()).map(|_| connect()).collect()
     }
+}
 
-    fn connection_count(&self) -> usize {
-        self.arguments.connections.max(1)
+/// Opens controls with a tzpk each, and encrypts a block for each. `channel` makes a channel for a connection number.
+pub(super) fn prepare(
+    runtime: &Runtime,
+    device: &Arc<Device>,
+    count: usize,
+    channel: impl Fn(usize) -> Result<Channel, BenchError>,
+) -> Result<Vec<Ready>, BenchError> {
+    let bar = progress(count as u64).with_message("preparing controls and blocks");
+    let left = Arc::new(AtomicUsize::new(count));
+    // A channel must be made within the runtime that drives it.
+    let _inside = runtime.enter();
+    let workers: Vec<_> = (0..PREPARED_AT_ONCE)
+        .map(|number| {
+            let (channel, device, left, bar) = (channel(number)?, Arc::clone(device), Arc::clone(&left), bar.clone());
+            Ok(runtime.spawn(async move { prepare_while_any_is_left(channel, &device, &left, &bar).await }))
+        })
+        .collect::<Result<_, BenchError>>()?;
+    let mut ready = Vec::with_capacity(count);
+    for worker in workers {
+        let prepared = runtime.block_on(worker).map_err(|error| BenchError::Load(error.to_string()))?;
+        ready.extend(prepared?);
     }
+    bar.finish_and_clear();
+    Ok(ready)
+}
+
+/// SetPin by gRPC with these blocks. `channel` makes a channel for a connection number.
+pub(super) fn set_by_grpc(
+    load: LoadShape,
+    ready: &[Ready],
+    channel: impl Fn(usize) -> Result<Channel, BenchError> + Sync,
+) -> Result<Measurement, BenchError> {
+    let ready: &'static [Ready] = Box::leak(clone_of(ready).into_boxed_slice());
+    load::run(load, async || {
+        let clients = (0..load.connections).map(|number| channel(number).map(PinServiceClient::new));
+        let clients = clients.collect::<Result<Vec<_>, _>>()?;
+        Ok(async move |number: usize| {
+            let Some(ready) = ready.get(number) else { return Ok(Progress::OutOfBlocks) };
+            pick(&clients, number)?.set_pin(set_request(&ready.control_id, ready.block)).await?;
+            Ok(Progress::Completed)
+        })
+    })
 }
 
 async fn prepare_while_any_is_left(

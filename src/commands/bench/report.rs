@@ -12,7 +12,7 @@ use super::load::Measurement;
 /// The figures of one level of concurrency.
 pub(super) struct ConcurrencyResult {
     concurrency: usize,
-    echo: Figures,
+    peer: Figures,
     ours: Figures,
 }
 
@@ -27,12 +27,12 @@ struct Figures {
 
 impl ConcurrencyResult {
     /// From the rounds of one level.
-    pub(super) fn from_runs(concurrency: usize, echo: Vec<Measurement>, ours: Vec<Measurement>) -> Option<Self> {
-        Some(Self { concurrency, echo: Figures::median(echo)?, ours: Figures::median(ours)? })
+    pub(super) fn from_runs(concurrency: usize, peer: Vec<Measurement>, ours: Vec<Measurement>) -> Option<Self> {
+        Some(Self { concurrency, peer: Figures::median(peer)?, ours: Figures::median(ours)? })
     }
 
     fn ratio(&self) -> f64 {
-        self.ours.rate / self.echo.rate.max(f64::MIN_POSITIVE)
+        self.ours.rate / self.peer.rate.max(f64::MIN_POSITIVE)
     }
 }
 
@@ -54,12 +54,12 @@ impl Figures {
     }
 }
 
-/// Prints the table, and writes the JSON where one is wanted.
-pub(super) fn print(name: &str, levels: &[ConcurrencyResult], file: Option<&Path>) -> io::Result<()> {
+/// Prints the table, and writes the JSON where one is wanted. The names are of the peer and of what is measured.
+pub(super) fn print([peer, name]: [&str; 2], levels: &[ConcurrencyResult], file: Option<&Path>) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "in flight  what       per second   ratio    cpu µs    p50 µs    p99 µs  p99.9 µs")?;
     for level in levels {
-        for (what, figures, ratio) in [("echo", &level.echo, 1.0), (name, &level.ours, level.ratio())] {
+        for (what, figures, ratio) in [(peer, &level.peer, 1.0), (name, &level.ours, level.ratio())] {
             let Figures { rate, processor, p50, p99, p999 } = figures;
             writeln!(
                 out,
@@ -73,7 +73,7 @@ pub(super) fn print(name: &str, levels: &[ConcurrencyResult], file: Option<&Path
         .iter()
         .map(|level| {
             json!({
-                "in_flight": level.concurrency, "echo": level.echo.json(), name: level.ours.json(), "ratio": level.ratio(),
+                "in_flight": level.concurrency, peer: level.peer.json(), name: level.ours.json(), "ratio": level.ratio(),
             })
         })
         .collect();

@@ -8,15 +8,16 @@ use std::{
 use tonic::{Request, Response, Status, async_trait, service::Routes};
 use zeroize::Zeroizing;
 
-use super::{BenchError, FlowArguments, Transport};
+use super::{BenchError, LoadArguments, Transport};
 use crate::commands::pki;
 use crate::isolation::embedded_engine;
 use edge::{Edge, RequestLimits};
 use engine::{
-    CallLimits, Engine, Role,
+    CallLimits, Engine, EngineConfig, Role,
     serving::{Serving, ServingSettings},
 };
 use engine_server::{EmbeddedConfig, StoreConfig};
+use hsm_client::OpenBoundary;
 use net::{
     EngineAddress,
     connect::channel,
@@ -30,7 +31,7 @@ use proto::{
 /// The lifetime of a control: a prepared control waits this long at most.
 const CONTROL_LIFETIME: std::time::Duration = std::time::Duration::from_secs(3_600);
 /// The changes that may wait for the disk: all requests in flight of the largest run.
-const WAITING_CHANGES_MAX: usize = 16_384;
+pub(super) const WAITING_CHANGES_MAX: usize = 16_384;
 
 /// Calls a second or a minute that no load reaches.
 const RATE_MAX: u32 = 1_000_000_000;
@@ -46,37 +47,11 @@ pub(super) struct Services {
 
 impl Services {
     /// Starts the services on free ports.
-    pub(super) async fn start(arguments: &FlowArguments, directory: &Path) -> Result<Self, BenchError> {
+    pub(super) async fn start(arguments: &LoadArguments, directory: &Path) -> Result<Self, BenchError> {
         let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let (server_tls, client_tls) = match arguments.transport {
-            Transport::Plain => (None, None),
-            Transport::Mtls => {
-                let (server, client) = certificates(&directory.join("pki"))?;
-                (Some(server), Some(client))
-            }
-        };
+        let (server_tls, client_tls) = transport(arguments, directory)?;
         let data = directory.join("data");
-        let (mut engine, boundary) = embedded_engine(&data, arguments.isolation)?;
-        engine.listen = anywhere;
-        engine.tls.clone_from(&server_tls);
-        engine.peers = vec![engine::Peer {
-            certificate_name: "client.pinseal.test".into(),
-            roles: vec![Role::EdgeSet, Role::EdgeView],
-            tenants: Vec::new(),
-        }];
-        engine.rules.control_lifetime = CONTROL_LIFETIME;
-        // The bench measures the services, not their limits.
-        engine.rules.admission.controls_per_card_per_hour = 1_000_000;
-        engine.rules.admission.unregistered_cards_per_tenant = u32::MAX;
-        engine.call_limits = CallLimits {
-            per_tenant_per_second: RATE_MAX,
-            per_card_per_minute: RATE_MAX,
-            stream_items_per_tenant_per_second: RATE_MAX,
-            wrong_pins_per_caller_per_minute: RATE_MAX,
-        };
-        let store =
-            EmbeddedConfig { waiting_changes_max: WAITING_CHANGES_MAX, ..EmbeddedConfig::new(data.join("store")) };
-        let store = StoreConfig::Embedded(store);
+        let (engine, boundary) = engine(arguments, &data, server_tls.as_ref())?;
         let settings = ServingSettings {
             listen: anywhere,
             tls: server_tls.as_ref().map(ServerTls::load).transpose()?,
@@ -87,7 +62,7 @@ impl Services {
             connection_age: engine.connection_age,
         };
         let echo = Serving::start(&settings, || Routes::new(EchoServiceServer::new(Echo)))?;
-        let engine = Engine::start(engine, store.open().await?, boundary).await?;
+        let engine = Engine::start(engine, embedded_store(&data).open().await?, boundary).await?;
 
         let mut edge = edge::EdgeConfig::embedded(anywhere, engine.address())?;
         edge.engine_address = address_by_name(engine.address().port(), client_tls.is_some())?;
@@ -129,6 +104,53 @@ impl Services {
         self.echo.stop().await;
         Ok(self.engine.stop().await?)
     }
+}
+
+/// The TLS of servers and clients, where the load has any.
+pub(super) fn transport(
+    arguments: &LoadArguments,
+    directory: &Path,
+) -> Result<(Option<ServerTlsConfig>, Option<ClientTlsConfig>), BenchError> {
+    Ok(match arguments.transport {
+        Transport::Plain => (None, None),
+        Transport::Mtls => {
+            let (server, client) = certificates(&directory.join("pki"))?;
+            (Some(server), Some(client))
+        }
+    })
+}
+
+/// An engine on a free port, with the keys of `data`, and its boundary. The bench measures the services, not their limits.
+pub(super) fn engine(
+    arguments: &LoadArguments,
+    data: &Path,
+    tls: Option<&ServerTlsConfig>,
+) -> Result<(EngineConfig, Box<dyn OpenBoundary>), BenchError> {
+    let (mut engine, boundary) = embedded_engine(data, arguments.isolation)?;
+    engine.listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    engine.tls = tls.cloned();
+    let client = engine::Peer {
+        certificate_name: "client.pinseal.test".into(),
+        roles: vec![Role::EdgeSet, Role::EdgeView],
+        tenants: Vec::new(),
+    };
+    engine.peers = tls.map(|_| client).into_iter().collect();
+    engine.rules.control_lifetime = CONTROL_LIFETIME;
+    engine.rules.admission.controls_per_card_per_hour = 1_000_000;
+    engine.rules.admission.unregistered_cards_per_tenant = u32::MAX;
+    engine.call_limits = CallLimits {
+        per_tenant_per_second: RATE_MAX,
+        per_card_per_minute: RATE_MAX,
+        stream_items_per_tenant_per_second: RATE_MAX,
+        wrong_pins_per_caller_per_minute: RATE_MAX,
+    };
+    Ok((engine, boundary))
+}
+
+/// The embedded store of an engine.
+pub(super) fn embedded_store(data: &Path) -> StoreConfig {
+    let store = EmbeddedConfig::new(data.join("store"));
+    StoreConfig::Embedded(EmbeddedConfig { waiting_changes_max: WAITING_CHANGES_MAX, ..store })
 }
 
 /// The bare gRPC service that the engine is compared with.
