@@ -12,15 +12,17 @@ use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
 use crate::engine_address::{AddressError, EngineAddress};
+use crate::served_stream::ServedStream;
 use crate::tls::{ClientTls, TlsError};
 
-/// The timeout of a TCP connection and its TLS handshake.
+/// The timeout of a TCP connection, its TLS handshake and the first byte of HTTP/2.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
 /// The interval of HTTP/2 PING frames while calls are in flight.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(20);
 
 /// A channel to the engine at `address`: with `tls`, always by mutual TLS; without, only to `http` on this machine. The
-/// channel connects at the first call, and again after a failed connection.
+/// channel connects at the first call, and again after a failed connection. No call is sent before the engine serves HTTP/2 on
+/// the connection: until then, the error of the call has a [`tonic::ConnectError`] among its sources.
 ///
 /// # Errors
 /// [`TlsError::Plain`] without `tls` and with an address that requires TLS.
@@ -37,7 +39,7 @@ pub fn channel(address: &EngineAddress, tls: Option<ClientTls>) -> Result<Channe
         .tcp_nodelay(true);
     Ok(endpoint.connect_with_connector_lazy(service_fn(move |_| {
         let (address, tls) = (address.clone(), tls.clone());
-        async move { connect(&address, tls.as_ref()).await.map(TokioIo::new) }
+        async move { ServedStream::start(connect(&address, tls.as_ref()).await?).await.map(TokioIo::new) }
     })))
 }
 

@@ -17,6 +17,7 @@ mod engine_address;
 mod engine_channel;
 pub mod metrics_server;
 mod rate_limit;
+mod served_stream;
 pub mod stop;
 pub mod tls;
 

@@ -16,11 +16,9 @@ use tokio::{
 use tonic::transport::server::Connected;
 
 use super::{Peer, ServerStream, ServerTls, TlsError};
-use crate::ConnectionPlace;
+use crate::{ConnectionPlace, served_stream::PREFACE};
 use clock::minute_limit::MinuteLimit;
 
-/// The first bytes that an HTTP/2 client sends (RFC 9113, 3.4).
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The longest time from the end of the handshake to the end of the preface.
 const PREFACE_TIME_MAX: Duration = Duration::from_secs(5);
 
