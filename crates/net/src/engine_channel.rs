@@ -1,32 +1,168 @@
-//! Sends a call again that an engine has not processed, because its connection ended at its maximum age.
+//! Distributes calls over the engines, and sends a call again that no engine has processed.
 
 use std::{
     error::Error,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
 };
 
 use h2::Reason;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
-use tonic::{body::Body, transport::Channel};
+use thiserror::Error;
+use tonic::{ConnectError, body::Body, transport::Channel};
 use tower::{Service, ServiceExt};
 
-/// How often a call is sent at most. The second connection is new, so a third is needed only if an engine refuses streams.
+/// How often a call is sent at most. With one engine the second connection is new, so a third is needed only if an engine
+/// refuses streams. An engine to which no connection could be opened does not count.
 const SENDS_MAX: u32 = 3;
 
-/// A channel for calls with one request message. An engine closes each connection at its maximum age with GOAWAY; a call that
-/// this channel was sending at that moment goes over the next connection, and its caller sees no error.
+/// A channel for calls with one request message, over one engine or several that share a store. Each call goes to the usable
+/// engine with the fewest calls in flight; the clones of a channel count together.
 ///
-/// A call is sent again only if HTTP/2 guarantees that the engine did not process it (RFC 9113, 6.8 and 8.7). Any other call
-/// may have had an effect, and its error goes to the caller.
+/// A call is sent again, to another engine if there is one, only if HTTP/2 guarantees that the first engine did not process it
+/// (RFC 9113, 6.8 and 8.7), or if no connection to that engine could be opened. An engine closes each connection at its maximum
+/// age, and all connections when it stops, with GOAWAY: the caller of a call that crossed it sees no error. Any other call may
+/// have had an effect, and its error goes to the caller, also where the error is UNAVAILABLE.
 #[derive(Clone)]
-pub struct EngineChannel(Channel);
+pub struct EngineChannel {
+    engines: Arc<[Arc<EngineEndpoint>]>,
+    /// The number of calls: where the search for an engine begins, so that engines with equally many calls take turns.
+    rotation: Arc<AtomicUsize>,
+}
+
+/// One engine of an [`EngineChannel`].
+pub struct EngineEndpoint {
+    channel: Channel,
+    state: AtomicU8,
+    calls: AtomicUsize,
+}
+
+/// Which calls an engine gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum EngineState {
+    /// The engine gets its share of the calls. The state at the start.
+    #[default]
+    Usable,
+    /// The engine gets a call only while no engine is usable. It answers, possibly with an error that names its reason.
+    LastResort,
+    /// The engine does not answer and gets no call: a call would wait until its deadline.
+    Silent,
+}
+
+/// No engine has answered its health checks, so the call was not sent.
+#[derive(Clone, Copy, Debug, Error)]
+#[error("no engine answers its health checks, and the call was not sent: check that an engine runs and is reachable")]
+pub struct NoEngineAnswers;
+
+/// A call in flight at an engine.
+struct CallInFlight(Arc<EngineEndpoint>);
+
+impl EngineEndpoint {
+    fn new(channel: Channel) -> Self {
+        Self { channel, state: AtomicU8::new(EngineState::default() as u8), calls: AtomicUsize::new(0) }
+    }
+
+    /// The state that was set last.
+    pub fn state(&self) -> EngineState {
+        EngineState::from_byte(self.state.load(Ordering::Relaxed))
+    }
+
+    /// Sets the state for the calls that begin from now on. Returns the state before.
+    pub fn set_state(&self, state: EngineState) -> EngineState {
+        EngineState::from_byte(self.state.swap(state as u8, Ordering::Relaxed))
+    }
+}
+
+impl EngineState {
+    fn from_byte(byte: u8) -> Self {
+        [Self::Usable, Self::LastResort].into_iter().find(|state| *state as u8 == byte).unwrap_or(Self::Silent)
+    }
+}
+
+impl CallInFlight {
+    fn begin(engine: &Arc<EngineEndpoint>) -> Self {
+        engine.calls.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(engine))
+    }
+}
+
+impl Drop for CallInFlight {
+    fn drop(&mut self) {
+        self.0.calls.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 impl From<Channel> for EngineChannel {
     fn from(channel: Channel) -> Self {
-        Self(channel)
+        Self::over([channel])
     }
+}
+
+impl EngineChannel {
+    /// A channel over the engines at the other ends of these channels.
+    pub fn over(channels: impl IntoIterator<Item = Channel>) -> Self {
+        let engines = channels.into_iter().map(|channel| Arc::new(EngineEndpoint::new(channel)));
+        Self { engines: engines.collect(), rotation: Arc::default() }
+    }
+
+    /// The engines, in the order of [`EngineChannel::over`].
+    pub fn engines(&self) -> &[Arc<EngineEndpoint>] {
+        &self.engines
+    }
+
+    /// The engine for a call, but none of these. `None` if every other engine is silent.
+    fn select(&self, excluded: &[Arc<EngineEndpoint>]) -> Option<CallInFlight> {
+        let first = self.rotation.fetch_add(1, Ordering::Relaxed).checked_rem(self.engines.len())?;
+        let (before, from) = self.engines.split_at_checked(first)?;
+        let others = from.iter().chain(before).filter(|engine| !contains(excluded, engine));
+        let by_state = others.map(|engine| (engine.state(), engine)).filter(|(state, _)| *state != EngineState::Silent);
+        let (_, engine) =
+            by_state.min_by_key(|(state, engine)| (*state as u8, engine.calls.load(Ordering::Relaxed)))?;
+        Some(CallInFlight::begin(engine))
+    }
+
+    async fn send(self, request: Request<Body>) -> Result<Response<Body>, Box<dyn Error + Send + Sync>> {
+        let (parts, body) = request.into_parts();
+        let message = body.collect().await?.to_bytes();
+        // No allocation before a call fails.
+        let (mut unreachable, mut tried, mut sent) = (Vec::new(), Vec::new(), 0);
+        let mut failed: Option<tonic::transport::Error> = None;
+        loop {
+            // An engine that did not process the call is asked again only if there is no other.
+            let Some(engine) = self.select(&tried).or_else(|| self.select(&unreachable)) else {
+                return Err(failed.map_or_else(|| ConnectError(NoEngineAnswers.into()).into(), Into::into));
+            };
+            let request = Request::from_parts(parts.clone(), Body::new(Full::new(message.clone())));
+            let mut channel = engine.0.channel.clone();
+            let error = match channel.ready().await?.call(request).await {
+                Err(error) => error,
+                Ok(answer) => return Ok(answer),
+            };
+            if is_unreachable(&error) {
+                unreachable.push(Arc::clone(&engine.0));
+            } else if is_unprocessed(&error) {
+                sent += 1;
+                if sent >= SENDS_MAX {
+                    return Err(error.into());
+                }
+            } else {
+                return Err(error.into());
+            }
+            tracing::debug!(%error, "a call is sent again: the engine did not process it");
+            tried.push(Arc::clone(&engine.0));
+            failed = Some(error);
+        }
+    }
+}
+
+fn contains(engines: &[Arc<EngineEndpoint>], engine: &Arc<EngineEndpoint>) -> bool {
+    engines.iter().any(|other| Arc::ptr_eq(other, engine))
 }
 
 impl Service<Request<Body>> for EngineChannel {
@@ -39,23 +175,13 @@ impl Service<Request<Body>> for EngineChannel {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let mut channel = self.0.clone();
-        Box::pin(async move {
-            let (parts, body) = request.into_parts();
-            let message = body.collect().await?.to_bytes();
-            let mut sent = 1;
-            loop {
-                let request = Request::from_parts(parts.clone(), Body::new(Full::new(message.clone())));
-                match channel.ready().await?.call(request).await {
-                    Err(error) if sent < SENDS_MAX && is_unprocessed(&error) => {
-                        tracing::debug!(%error, "a call is sent again: the engine did not process it");
-                        sent += 1;
-                    }
-                    answer => return answer.map_err(Into::into),
-                }
-            }
-        })
+        Box::pin(self.clone().send(request))
     }
+}
+
+/// Whether no connection for the call could be opened.
+fn is_unreachable(error: &(dyn Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |&error| error.source()).any(|error| error.is::<ConnectError>())
 }
 
 /// Whether the engine did not process the call that failed with this error.
@@ -91,6 +217,10 @@ mod tests {
     const HEADERS: u8 = 1;
     /// `:status: 200` on stream 1, the whole answer.
     const ANSWER: [u8; 10] = [0, 0, 1, HEADERS, 5, 0, 0, 0, 1, 0x88];
+    /// `:status: 200` and `grpc-status: 14` (UNAVAILABLE) on stream 1, the whole answer.
+    const UNAVAILABLE: [u8; 26] = *b"\0\0\x11\x01\x05\0\0\0\x01\x88\0\x0bgrpc-status\x0214";
+    /// [`ANSWER`] and GOAWAY, so that the next call needs another connection.
+    const LAST_ANSWER: [u8; 27] = *b"\0\0\x01\x01\x05\0\0\0\x01\x88\0\0\x08\x07\0\0\0\0\0\0\0\0\x01\0\0\0\0";
     /// Stream 1 is refused (REFUSED_STREAM), and the connection ends.
     const REFUSED: [u8; 30] =
         [0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 7, 0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0];
@@ -120,10 +250,42 @@ mod tests {
         tokio::io::copy(&mut stream, &mut tokio::io::sink()).await.map(drop)
     }
 
-    /// Whether a call succeeds if the first connection answers it with these bytes, and how many connections it needs.
-    async fn call_answered_by(words: &'static [u8]) -> (bool, usize) {
+    /// A listener, and a channel to it.
+    async fn listener() -> (TcpListener, Channel) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
+        (listener, channel(&address.parse().unwrap(), None).unwrap())
+    }
+
+    /// A channel to an address on which no process listens.
+    async fn unreachable() -> Channel {
+        listener().await.1
+    }
+
+    /// An engine that answers the first request of each connection with these bytes: its channel, and the number of its
+    /// connections.
+    async fn engine(words: &'static [u8]) -> (Channel, Arc<AtomicUsize>) {
+        let (listener, channel) = listener().await;
+        let connections = Arc::<AtomicUsize>::default();
+        let counted = Arc::clone(&connections);
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                counted.fetch_add(1, Ordering::SeqCst);
+                tokio::spawn(serve(stream, words));
+            }
+        });
+        (channel, connections)
+    }
+
+    /// Whether a call over this channel succeeds.
+    async fn call(channel: &EngineChannel) -> bool {
+        channel.clone().call(Request::new(Body::new(Full::from("message")))).await.is_ok()
+    }
+
+    /// Whether a call succeeds if the first connection answers it with these bytes, and how many connections it needs.
+    async fn call_answered_by(words: &'static [u8]) -> (bool, usize) {
+        let (listener, channel) = listener().await;
         let accepted = tokio::spawn(async move {
             let mut connections = 0;
             for words in [words, &ANSWER] {
@@ -133,10 +295,9 @@ mod tests {
             }
             connections
         });
-        let mut channel = EngineChannel::from(channel(&address.parse().unwrap(), None).unwrap());
-        let answer = channel.call(Request::new(Body::new(Full::from("message")))).await;
+        let succeeds = call(&channel.into()).await;
         let connections = if accepted.is_finished() { accepted.await.unwrap() } else { 1 };
-        (answer.is_ok(), connections)
+        (succeeds, connections)
     }
 
     #[tokio::test]
@@ -153,5 +314,94 @@ mod tests {
         assert_eq!(call_answered_by(const { &reset(2) }).await, (false, 1));
         assert_eq!(call_answered_by(const { &reset(8) }).await, (false, 1));
         assert_eq!(call_answered_by(const { &goaway(0, 1) }).await, (false, 1));
+    }
+
+    /// Whether a call succeeds if the first of two engines answers it with these bytes, and how many connections each gets.
+    async fn call_of_two(words: &'static [u8]) -> (bool, [usize; 2]) {
+        let ((first, first_connections), (other, other_connections)) =
+            (engine(words).await, engine(&LAST_ANSWER).await);
+        let succeeds = call(&EngineChannel::over([first, other])).await;
+        (succeeds, [first_connections, other_connections].map(|connections| connections.load(Ordering::SeqCst)))
+    }
+
+    #[tokio::test]
+    async fn an_unprocessed_call_is_sent_to_another_engine() {
+        assert_eq!(call_of_two(const { &goaway(0, 0) }).await, (true, [1, 1]));
+        assert_eq!(call_of_two(&REFUSED).await, (true, [1, 1]));
+    }
+
+    #[tokio::test]
+    async fn a_call_that_may_have_had_an_effect_reaches_one_engine() {
+        // An answer with grpc-status UNAVAILABLE is an answer too.
+        assert_eq!(call_of_two(&ANSWER).await, (true, [1, 0]));
+        assert_eq!(call_of_two(&UNAVAILABLE).await, (true, [1, 0]));
+        assert_eq!(call_of_two(const { &reset(2) }).await, (false, [1, 0]));
+        assert_eq!(call_of_two(const { &reset(8) }).await, (false, [1, 0]));
+        assert_eq!(call_of_two(const { &goaway(0, 1) }).await, (false, [1, 0]));
+    }
+
+    #[tokio::test]
+    async fn a_call_goes_past_engines_that_cannot_be_reached() {
+        let (serving, connections) = engine(&LAST_ANSWER).await;
+        let channel = EngineChannel::over([unreachable().await, unreachable().await, unreachable().await, serving]);
+        for _ in 0..4 {
+            assert!(call(&channel).await);
+        }
+        assert!(connections.load(Ordering::SeqCst) > 0);
+        assert!(!call(&EngineChannel::over([unreachable().await, unreachable().await])).await);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_ends_before_http2_carries_no_call() {
+        // As for an engine that stops between the accept of the operating system and its own.
+        let (listener, stopping) = listener().await;
+        let accepted = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.read_exact(&mut [0; PREFACE_BYTES]).await.unwrap();
+            assert_eq!(stream.try_read(&mut [0; 1]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+        });
+        let (serving, connections) = engine(&LAST_ANSWER).await;
+        assert!(call(&EngineChannel::over([stopping, serving])).await);
+        accepted.await.unwrap();
+        assert_eq!(connections.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn an_engine_gets_calls_by_its_state() {
+        let ((first, first_connections), (other, other_connections)) =
+            (engine(&LAST_ANSWER).await, engine(&LAST_ANSWER).await);
+        let channel = EngineChannel::over([first, other]);
+        let [of_first, of_other] = channel.engines() else { panic!("two engines") };
+        let counts = || [&first_connections, &other_connections].map(|connections| connections.load(Ordering::SeqCst));
+        for state in [EngineState::LastResort, EngineState::Silent] {
+            assert_eq!(of_first.set_state(state), EngineState::Usable);
+            for _ in 0..4 {
+                assert!(call(&channel).await);
+            }
+            assert_eq!(counts()[0], 0);
+            of_first.set_state(EngineState::Usable);
+        }
+        of_first.set_state(EngineState::LastResort);
+        of_other.set_state(EngineState::Silent);
+        assert!(call(&channel).await);
+        assert_eq!(counts()[0], 1);
+
+        of_first.set_state(EngineState::Silent);
+        let refused = channel.clone().call(Request::new(Body::empty())).await.unwrap_err();
+        let status = tonic::Status::from_error(refused);
+        assert_eq!(status.code(), tonic::Code::Unavailable);
+    }
+
+    #[tokio::test]
+    async fn engines_with_equally_many_calls_take_turns() {
+        let channel = EngineChannel::over([unreachable().await, unreachable().await, unreachable().await]);
+        let calls = || channel.engines().iter().map(|engine| engine.calls.load(Ordering::Relaxed)).collect::<Vec<_>>();
+        let mut in_flight: Vec<_> = (0..6).map(|_| channel.select(&[]).unwrap()).collect();
+        assert_eq!(calls(), [2, 2, 2]);
+        in_flight.retain(|call| !Arc::ptr_eq(&call.0, &channel.engines()[1]));
+        let next: Vec<_> = (0..2).map(|_| channel.select(&[]).unwrap()).collect();
+        assert!(next.iter().all(|call| Arc::ptr_eq(&call.0, &channel.engines()[1])));
+        drop((in_flight, next));
+        assert_eq!(calls(), [0, 0, 0]);
     }
 }

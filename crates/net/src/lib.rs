@@ -25,6 +25,6 @@ pub use self::{
     connection_age::ConnectionAge,
     connection_table::{ConnectionLimits, ConnectionPlace, ConnectionTable},
     engine_address::{AddressError, EngineAddress},
-    engine_channel::EngineChannel,
+    engine_channel::{EngineChannel, EngineEndpoint, EngineState, NoEngineAnswers},
     rate_limit::{RateExceeded, RateLimit},
 };
