@@ -224,7 +224,7 @@ async fn serve(
 ) {
     let streams =
         ReceiverStream::new(accepted).filter_map(|(stream, place)| Some((TcpStream::from_std(stream).ok()?, place)));
-    let mut streams = pin!(tls::accept_http2(streams, settings.tls.clone()));
+    let mut streams = Box::pin(tls::accept_http2(streams, settings.tls.clone()));
     let (routes, mut connections, of_connection) = (routes.prepare(), JoinSet::new(), stopped.clone());
     loop {
         tokio::select! {
@@ -237,6 +237,8 @@ async fn serve(
             _ = stopped.wait_for(|stopped| *stopped) => break,
         }
     }
+    // A client whose connection is not served yet uses another engine at once.
+    drop(streams);
     let drained = async { while connections.join_next().await.is_some() {} };
     if timeout(DRAIN_TIME_MAX, drained).await.is_err() {
         tracing::warn!(limit = ?DRAIN_TIME_MAX, "calls in flight were aborted: they did not finish in time");
