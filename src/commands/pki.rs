@@ -65,7 +65,7 @@ pub(crate) fn run(arguments: PkiArguments) -> Result<(), PkiError> {
         "generated a DEVELOPMENT CA and certificates in {out}\n\n\
          # engine.toml\n[tls]\ncertificates = \"{engine}\"\nprivate_key = \"{engine_key}\"\nclient_roots = \"{ca}\"\n\n\
          {peers}\
-         # edge.toml\n[engine]\naddress = \"https://localhost:50051\"\n\
+         # edge.toml\n[engine]\naddresses = [\"https://localhost:50051\"]\n\
          tls = {{ roots = \"{ca}\", certificates = \"{edge}\", private_key = \"{edge_key}\" }}",
         out = dev.out.display(),
         peers = peers(),

@@ -73,7 +73,7 @@ async fn no_clear_value_is_in_engine_or_edge_under_load() {
     let engine = EngineProcess::start_quiet(directory.path(), generous);
     let edge = EdgeProcess::start_quiet_with(
         directory.path(),
-        &format!("address = \"http://{}\"", engine.address()),
+        &format!("addresses = [\"http://{}\"]", engine.address()),
         "request_timeout_milliseconds = 60000",
     );
     let hsm = engine.hsm_id().unwrap();

@@ -108,7 +108,7 @@ impl Planted {
 async fn no_pin_or_account_number_leaves_a_trace() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), METRICS);
-    let edge = EdgeProcess::start(directory.path(), &format!("address = \"http://{}\"", engine.address()), "");
+    let edge = EdgeProcess::start(directory.path(), &format!("addresses = [\"http://{}\"]", engine.address()), "");
     let (device, mut planted, mut errors) = (device(), Planted::default(), String::new());
     let mut client = engine.client().await;
 

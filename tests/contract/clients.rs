@@ -31,7 +31,7 @@ impl ZoneServices {
         let engine = EngineProcess::start_quiet(party.directory(), zone);
         let uses = "[{ index = 0, uses = [\"set-pin\", \"get-pin\"] }]";
         let client = zone_client(party.directory(), "app", TENANT, uses);
-        let address = format!("address = \"http://{}\"", engine.address());
+        let address = format!("addresses = [\"http://{}\"]", engine.address());
         let edge = EdgeProcess::start_quiet_with(party.directory(), &address, &client);
         Self { edge, _engine: engine, _party: party }
     }

@@ -26,7 +26,7 @@ impl Services {
     fn new(edge_extra: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let engine = EngineProcess::start(directory.path(), "");
-        let address = format!("address = \"http://{}\"", engine.address());
+        let address = format!("addresses = [\"http://{}\"]", engine.address());
         let edge = EdgeProcess::start(directory.path(), &address, edge_extra);
         Self { engine, edge, _directory: directory }
     }
@@ -437,7 +437,7 @@ fn a_refused_request_leaves_its_connection_fit_for_the_next() {
 fn an_edge_answers_503_until_its_engine_returns() {
     let directory = tempfile::tempdir().unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let engine = format!("address = \"http://127.0.0.1:{port}\"");
+    let engine = format!("addresses = [\"http://127.0.0.1:{port}\"]");
     let edge = EdgeProcess::start(directory.path(), &engine, "");
     let open = || edge.post("/pincontrol/v2/plastic/3004?auditUser=it", "{\"scope\":\"SET_PIN\"}");
     let away = open();
@@ -452,7 +452,8 @@ fn an_edge_answers_503_until_its_engine_returns() {
 fn the_log_has_the_id_and_cause_of_503() {
     let directory = tempfile::tempdir().unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let edge = EdgeProcess::start_with_default_log(directory.path(), &format!("address = \"http://127.0.0.1:{port}\""));
+    let edge =
+        EdgeProcess::start_with_default_log(directory.path(), &format!("addresses = [\"http://127.0.0.1:{port}\"]"));
     let open = "/pincontrol/v2/plastic/4716258093174820?auditUser=it";
     let line_of = |answer: &Answer, printed: (u16, &str)| {
         assert_eq!(answer.fault(), printed);
@@ -477,7 +478,7 @@ fn the_log_has_the_id_and_cause_of_503() {
 fn an_edge_is_ready_only_with_its_engine() {
     let directory = tempfile::tempdir().unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let edge = EdgeProcess::start(directory.path(), &format!("address = \"http://127.0.0.1:{port}\""), "");
+    let edge = EdgeProcess::start(directory.path(), &format!("addresses = [\"http://127.0.0.1:{port}\"]"), "");
     assert_eq!((edge.status_of("/healthz"), edge.status_of("/readyz")), (204, 503));
 
     let engine = EngineProcess::start_at(directory.path(), &format!("127.0.0.1:{port}"), "");

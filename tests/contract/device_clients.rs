@@ -76,7 +76,7 @@ impl DeviceClient {
         let engine = EngineProcess::start_quiet(directory.path(), "");
         let old = zone_client(directory.path(), "old", TENANT, "[]");
         let clients = format!("{old}oaep_mgf1 = \"sha-1\"\noaep_mgf1_until = \"2999-12-31\"\n");
-        let address = format!("address = \"http://{}\"", engine.address());
+        let address = format!("addresses = [\"http://{}\"]", engine.address());
         let edge = EdgeProcess::start_quiet_with(directory.path(), &address, &clients);
         refuses(&edge.url, &token_of("old"), "MGF1");
     }

@@ -59,7 +59,7 @@ fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
 fn the_docs_pages_allow_no_inline_code_and_no_other_host() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start_quiet(directory.path(), "");
-    let edge = EdgeProcess::start_quiet(directory.path(), &format!("address = \"http://{}\"", engine.address()));
+    let edge = EdgeProcess::start_quiet(directory.path(), &format!("addresses = [\"http://{}\"]", engine.address()));
     for path in FILES {
         let head = edge.raw_head(format!("HEAD {path} HTTP/1.1\r\nhost: edge\r\nconnection: close\r\n\r\n").as_bytes());
         assert!(head.starts_with("HTTP/1.1 200 "), "{path}: {head}");
@@ -140,7 +140,7 @@ fn the_docs_pages_work_in_chromium() {
     let demo = Demo::start();
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start_quiet(directory.path(), "");
-    let edge = EdgeProcess::start_quiet(directory.path(), &format!("address = \"http://{}\"", engine.address()));
+    let edge = EdgeProcess::start_quiet(directory.path(), &format!("addresses = [\"http://{}\"]", engine.address()));
     let environment = [
         ("PINSEAL_DOCS_URL", demo.member("docs_url")),
         ("PINSEAL_DOCS_TOKEN", demo.member("bearer_token")),

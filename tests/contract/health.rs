@@ -53,7 +53,7 @@ async fn no_control_is_opened_without_the_boundary() {
     const LOST: &str = "pinseal_boundary_state{state=\"lost\"} 1";
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), METRICS);
-    let edge = EdgeProcess::start(directory.path(), &format!("address = \"http://{}\"", engine.address()), "");
+    let edge = EdgeProcess::start(directory.path(), &format!("addresses = [\"http://{}\"]", engine.address()), "");
     let mut client = engine.client().await;
     client.open("3101", Scope::SetPin).await.unwrap();
     assert!(!engine.metrics().lines().any(|line| line == LOST));

@@ -23,7 +23,8 @@ impl Services {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let engine = EngineProcess::start_quiet(directory.path(), "");
-        let edge = EdgeProcess::start_quiet(directory.path(), &format!("address = \"http://{}\"", engine.address()));
+        let edge =
+            EdgeProcess::start_quiet(directory.path(), &format!("addresses = [\"http://{}\"]", engine.address()));
         Self { _engine: engine, edge, directory }
     }
 

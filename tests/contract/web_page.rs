@@ -43,7 +43,7 @@ fn run(file: &str) {
     let engine = EngineProcess::start(directory.path(), PATIENT);
     let address = engine.address().to_owned();
     let pages = PAGES.replace("LOGO", root("tests/browser/logo.svg").to_str().unwrap());
-    let edge = EdgeProcess::start(directory.path(), &format!("address = \"http://{address}\""), &pages);
+    let edge = EdgeProcess::start(directory.path(), &format!("addresses = [\"http://{address}\"]"), &pages);
     let mut engine = Some(engine);
 
     let logs = format!("{}:{}", path("edge.log").display(), path("engine.log").display());

@@ -57,7 +57,7 @@ async fn a_disk_that_fills_stops_new_controls_until_it_has_space() {
     };
     let engine = start("127.0.0.1:0");
     let address = engine.address().to_owned();
-    let edge = EdgeProcess::start(directory.path(), &format!("address = \"http://{address}\""), "");
+    let edge = EdgeProcess::start(directory.path(), &format!("addresses = [\"http://{address}\"]"), "");
     let (device, mut client) = (device(), engine.client().await);
     let (control, block) = client.ready_to_set(&device, "8300", "271828").await.unwrap();
     let (later, later_block) = client.ready_to_set(&device, "8303", "314159").await.unwrap();

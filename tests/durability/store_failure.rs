@@ -36,7 +36,7 @@ async fn an_engine_with_a_full_disk_ends_and_restarts_with_space() {
     let pinseal = || disk.command(env!("CARGO_BIN_EXE_pinseal"));
     let engine = EngineProcess::start_with(pinseal(), "127.0.0.1:0", directory.path(), NO_RESERVE);
     let address = engine.address().to_owned();
-    let edge = EdgeProcess::start(directory.path(), &format!("address = \"http://{address}\""), "");
+    let edge = EdgeProcess::start(directory.path(), &format!("addresses = [\"http://{address}\"]"), "");
     let (device, mut client) = (device(), engine.client().await);
     let mut health = engine.health().await.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
     assert_eq!(health.message().await.unwrap().unwrap().status(), ServingStatus::Serving);

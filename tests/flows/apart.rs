@@ -17,7 +17,7 @@ fn a_peer_over_mutual_tls_has_only_its_roles() {
     let (engine_tls, edge_tls) = certificates(directory.path());
     let peers = peer("edge", "\"edge-set\"") + "tenants = [\"bank\"]";
     let engine = EngineProcess::start(directory.path(), &format!("{engine_tls}\n{peers}"));
-    let address = format!("address = \"https://localhost:{}\"\n{edge_tls}", port_of(&engine));
+    let address = format!("addresses = [\"https://localhost:{}\"]\n{edge_tls}", port_of(&engine));
     let edge = EdgeProcess::start(directory.path(), &address, "");
 
     let opened = edge.post("/pincontrol/v2/plastic/6001?auditUser=it", "{\"scope\":\"SET_PIN\"}");
@@ -34,7 +34,7 @@ async fn an_edge_that_the_engine_denies_is_not_ready() {
     let directory = tempfile::tempdir().unwrap();
     let (engine_tls, edge_tls) = certificates(directory.path());
     let engine = EngineProcess::start(directory.path(), &format!("{engine_tls}\n{}", peer("client", "\"edge-set\"")));
-    let address = format!("address = \"https://localhost:{}\"\n{edge_tls}", port_of(&engine));
+    let address = format!("addresses = [\"https://localhost:{}\"]\n{edge_tls}", port_of(&engine));
     let edge = EdgeProcess::start(directory.path(), &address, "");
     assert_eq!(edge.status_of("/readyz"), 503);
     assert!(edge.log().contains("the engine denies this edge"), "{}", edge.log());
@@ -78,7 +78,7 @@ fn a_peer_without_a_trusted_certificate_is_rejected() {
     let stranger = tempfile::tempdir().unwrap();
     let (_, stranger_tls) = certificates(stranger.path());
     for (scheme, tls) in [("http", ""), ("https", stranger_tls.as_str())] {
-        let address = format!("address = \"{scheme}://localhost:{}\"\n{tls}", port_of(&engine));
+        let address = format!("addresses = [\"{scheme}://localhost:{}\"]\n{tls}", port_of(&engine));
         let edge = EdgeProcess::start(stranger.path(), &address, "");
         let answer = edge.post("/pincontrol/v2/plastic/6002?auditUser=it", "{\"scope\":\"SET_PIN\"}");
         assert_eq!(answer.fault(), (503, "ENGINE_UNAVAILABLE"));
@@ -98,7 +98,7 @@ fn new_certificates_are_used_without_a_restart() {
     certificates(directory.path());
     // A new connection checks the files, at most once in two seconds.
     std::thread::sleep(std::time::Duration::from_millis(2_100));
-    let address = format!("address = \"https://localhost:{}\"\n{edge_tls}", port_of(&engine));
+    let address = format!("addresses = [\"https://localhost:{}\"]\n{edge_tls}", port_of(&engine));
     let edge = EdgeProcess::start(directory.path(), &address, "");
     let answer = edge.post("/pincontrol/v2/plastic/6003?auditUser=it", "{\"scope\":\"SET_PIN\"}");
     assert_eq!(answer.status, 201, "{}", answer.text);
@@ -156,7 +156,7 @@ fn an_edge_uses_plaintext_only_to_a_local_engine() {
         ("127.0.0.1:50051", "is not the address of an engine"),
     ] {
         let client = one_client(directory.path());
-        let text = format!("listen = \"127.0.0.1:0\"\n[engine]\naddress = \"{address}\"\n{client}");
+        let text = format!("listen = \"127.0.0.1:0\"\n[engine]\naddresses = [\"{address}\"]\n{client}");
         std::fs::write(&config, text).unwrap();
         let (served, printed) = pinseal(&["edge", "--config", config.to_str().unwrap()]);
         assert!(!served && printed.contains(why) && printed.contains(address), "{printed}");

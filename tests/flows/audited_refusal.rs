@@ -45,7 +45,7 @@ async fn a_view_of_a_damaged_record_is_found_by_the_id_of_the_answer() {
     spoil_one_record(directory.path()).await;
 
     let engine = EngineProcess::start(directory.path(), "");
-    let edge = EdgeProcess::start(directory.path(), &format!("address = \"http://{}\"", engine.address()), "");
+    let edge = EdgeProcess::start(directory.path(), &format!("addresses = [\"http://{}\"]", engine.address()), "");
     let opened = edge.post("/pincontrol/v2/plastic/5101?auditUser=it", "{\"scope\":\"VIEW_PIN\"}");
     let key = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, device.public_key_der());
     let view = json!({ "controlId": opened.member("id"), "publicKey": key }).to_string();
@@ -66,7 +66,7 @@ async fn a_view_of_a_damaged_record_is_found_by_the_id_of_the_answer() {
 async fn rejected_credentials_are_found_by_the_id_of_the_answer() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "");
-    let edge = EdgeProcess::start(directory.path(), &format!("address = \"http://{}\"", engine.address()), "");
+    let edge = EdgeProcess::start(directory.path(), &format!("addresses = [\"http://{}\"]", engine.address()), "");
     let rejected = edge.post_as("Bearer of-no-client-at-all", "/v3/view?auditUser=it", "{}");
     assert_eq!(rejected.fault(), (401, "UNAUTHENTICATED"));
 

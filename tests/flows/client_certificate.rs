@@ -46,7 +46,7 @@ fn a_certificate_is_a_credential_of_a_client() {
         at("ca.pem")
     );
     let client = "[[clients]]\nname = \"wallet\"\ntenant = \"bank\"\ncertificate_name = \"client.pinseal.test\"\n";
-    let engine = format!("address = \"http://localhost:{}\"", port_of(&engine));
+    let engine = format!("addresses = [\"http://localhost:{}\"]", port_of(&engine));
     let token = format!("Bearer {TOKEN}");
     for (kind, without_certificate) in [("optional", Some(401)), ("required", None)] {
         let extra = format!("{tls}client_certificate = {kind:?}\n{client}");
@@ -90,7 +90,7 @@ async fn a_removed_client_is_rejected_on_its_open_connection_after_sighup() {
     const NEW_TOKEN: &str = "new-token-0123456789abcdef";
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "");
-    let edge = EdgeProcess::start(directory.path(), &format!("address = \"http://{}\"", engine.address()), "");
+    let edge = EdgeProcess::start(directory.path(), &format!("addresses = [\"http://{}\"]", engine.address()), "");
     let [mut story, mut other] = [edge.connect(), edge.connect()];
     assert_eq!((status_on(&mut story, TOKEN), status_on(&mut other, OTHER_TOKEN)), (201, 201));
 
@@ -118,7 +118,7 @@ async fn a_client_whose_certificate_the_running_edge_never_asks_for_is_refused_o
     certificates(directory.path());
     let at = |file: &str| directory.path().join("pki").join(file);
     let tls = format!("[tls]\ncertificates = {:?}\nprivate_key = {:?}\n", at("engine.pem"), at("engine.key"));
-    let edge = EdgeProcess::start(directory.path(), &format!("address = \"http://{}\"", engine.address()), &tls);
+    let edge = EdgeProcess::start(directory.path(), &format!("addresses = [\"http://{}\"]", engine.address()), &tls);
 
     // The file asks for certificates; the listener does so after a restart.
     let config = directory.path().join("edge.toml");

@@ -42,7 +42,7 @@ async fn no_call_fails_while_connections_reach_their_age() {
     let (engine_tls, edge_tls) = certificates(directory.path());
     let peers = peer("edge", "\"edge-set\"");
     let engine = EngineProcess::start(directory.path(), &format!("{AGE}{engine_tls}\n{peers}"));
-    let address = format!("address = \"https://localhost:{}\"\n{edge_tls}", port_of(&engine));
+    let address = format!("addresses = [\"https://localhost:{}\"]\n{edge_tls}", port_of(&engine));
     let edge = EdgeProcess::start(directory.path(), &address, AGE);
 
     // The callers share a connection of HTTP/2 to the edge, and the edge has one to the engine.

@@ -61,7 +61,7 @@ async fn half_a_preface_keeps_no_client_off_a_plain_engine() {
 fn connections_without_credentials_keep_no_client_off_an_edge() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start_quiet(directory.path(), "");
-    let address = format!("address = \"http://{}\"", engine.address());
+    let address = format!("addresses = [\"http://{}\"]", engine.address());
     let edge = EdgeProcess::start(directory.path(), &address, "connections_max = 64");
     for (plastic, words) in [("6104", &b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"[..]), ("6105", b"")] {
         let _silent = silent(edge.url.trim_start_matches("http://"), words);
@@ -90,7 +90,7 @@ fn authenticated(edge: &EdgeProcess, number: usize) -> Option<(TcpStream, String
 fn an_edge_raises_its_soft_limit_of_open_files() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start_quiet(directory.path(), "");
-    let address = format!("address = \"http://{}\"", engine.address());
+    let address = format!("addresses = [\"http://{}\"]", engine.address());
     let edge = EdgeProcess::start_with_open_files(directory.path(), &address, 64, 11_000);
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", edge.id())).unwrap();
     let open_files: Vec<_> =
@@ -109,7 +109,7 @@ fn an_edge_raises_its_soft_limit_of_open_files() {
 fn a_low_limit_of_open_files_bounds_the_connections() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start_quiet(directory.path(), "");
-    let address = format!("address = \"http://{}\"", engine.address());
+    let address = format!("addresses = [\"http://{}\"]", engine.address());
     let edge = EdgeProcess::start_with_open_files(directory.path(), &address, 64, 360);
     let log = edge.log();
     let line = log.lines().find(|line| line.contains("fewer connections than configured")).expect("no line in the log");

@@ -27,7 +27,7 @@ fn start_edge(directory: &Path, engine: &EngineProcess, clients: &str) -> EdgePr
         at("engine.key"),
         at("ca.pem")
     );
-    let engine = format!("address = \"http://localhost:{}\"", port_of(engine));
+    let engine = format!("addresses = [\"http://localhost:{}\"]", port_of(engine));
     EdgeProcess::start(directory, &engine, &format!("{tls}{clients}"))
 }
 

@@ -111,7 +111,7 @@ fn metric(metrics: &str, name: &str) -> u64 {
 fn unfinished_bodies_of_one_client_leave_another_alone() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start_quiet(directory.path(), "");
-    let address = format!("address = \"http://{}\"", engine.address());
+    let address = format!("addresses = [\"http://{}\"]", engine.address());
     let edge = EdgeProcess::start_with_metrics(directory.path(), &address);
     let (host, stop) = (edge.url.trim_start_matches("http://"), &AtomicBool::new(false));
     let refused = || metric(&edge.metrics(), "pinseal_edge_requests_refused_total{reason=\"CLIENT_BUSY\"}");
@@ -146,7 +146,7 @@ fn unfinished_bodies_of_one_client_leave_another_alone() {
 fn a_client_beyond_its_rate_gets_429_and_another_is_served() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start_quiet(directory.path(), "");
-    let address = format!("address = \"http://{}\"", engine.address());
+    let address = format!("addresses = [\"http://{}\"]", engine.address());
     let edge = EdgeProcess::start(directory.path(), &address, "requests_per_client_per_second_max = 1");
     let open = |token: &str, number: usize| {
         edge.post_as(&format!("Bearer {token}"), &format!("/pincontrol/v2/plastic/{number}?auditUser=it"), OPEN)
@@ -205,7 +205,7 @@ async fn a_peer_beyond_its_exports_is_refused_until_one_ends() {
 async fn a_card_beyond_its_rate_is_refused_and_another_is_served() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), &format!("[limits]\ncalls_per_card_per_minute = 3\n{METRICS}"));
-    let edge = EdgeProcess::start_quiet(directory.path(), &format!("address = \"http://{}\"", engine.address()));
+    let edge = EdgeProcess::start_quiet(directory.path(), &format!("addresses = [\"http://{}\"]", engine.address()));
     let mut client = engine.client().await;
     let device = device();
     let control = client.open("85200", Scope::SetPin).await.unwrap().control_id;
@@ -271,7 +271,7 @@ fn lines_of_requests_without_credentials_are_limited() {
     const REQUESTS: usize = 400;
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start_quiet(directory.path(), "");
-    let address = format!("address = \"http://{}\"", engine.address());
+    let address = format!("addresses = [\"http://{}\"]", engine.address());
     let edge = EdgeProcess::start_with_default_log(directory.path(), &address);
     let before = Instant::now();
     for _ in 0..REQUESTS {

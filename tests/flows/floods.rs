@@ -105,10 +105,10 @@ fn is_closed(address: &str, begin: &[u8]) -> bool {
 fn a_slow_connection_is_closed() {
     let [plain, secret] = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let engine = EngineProcess::start_quiet(plain.path(), "");
-    let edge = EdgeProcess::start_quiet(plain.path(), &format!("address = \"http://{}\"", engine.address()));
+    let edge = EdgeProcess::start_quiet(plain.path(), &format!("addresses = [\"http://{}\"]", engine.address()));
     let (tls, _) = certificates(secret.path());
     let tls_engine = EngineProcess::start_quiet(secret.path(), &format!("{tls}\n{}", peer("edge", "\"edge-set\"")));
-    let tls_edge = EdgeProcess::start(secret.path(), &format!("address = \"http://{}\"", engine.address()), &tls);
+    let tls_edge = EdgeProcess::start(secret.path(), &format!("addresses = [\"http://{}\"]", engine.address()), &tls);
     let [edge, tls_edge] = [&edge, &tls_edge].map(|edge| edge.url.trim_start_matches("http://"));
 
     let client_hello = &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..];

@@ -19,7 +19,7 @@ use support::{
 async fn an_edge_reads_its_certificates_again_on_sighup() {
     let directory = tempfile::tempdir().unwrap();
     let (_, tls) = certificates(directory.path());
-    let mut edge = EdgeProcess::start(directory.path(), &format!("address = \"https://localhost:1\"\n{tls}"), "");
+    let mut edge = EdgeProcess::start(directory.path(), &format!("addresses = [\"https://localhost:1\"]\n{tls}"), "");
     let certificate = directory.path().join("pki/edge.pem");
     let text = fs::read(&certificate).unwrap();
     fs::remove_file(&certificate).unwrap();

@@ -24,7 +24,7 @@ fn a_device_with_mgf1_sha1_is_served_until_its_clients_date() {
             "[[clients]]\nname = \"old\"\ntenant = \"bank\"\nbearer = {{ file = {token:?} }}\noaep_mgf1 = \"sha-1\"\n\
              oaep_mgf1_until = {until:?}\n"
         );
-        EdgeProcess::start(directory.path(), &format!("address = \"http://{}\"", engine.address()), &client)
+        EdgeProcess::start(directory.path(), &format!("addresses = [\"http://{}\"]", engine.address()), &client)
     };
     let count =
         |number: u32| engine.metrics().lines().any(|line| line == format!("pinseal_oaep_mgf1_sha1_total {number}"));

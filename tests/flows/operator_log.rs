@@ -24,7 +24,7 @@ fn lines_with(log: &str, message: &str) -> Vec<Value> {
 fn a_success_has_the_name_of_its_client_and_its_control_in_the_log() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "");
-    let address = format!("address = \"http://{}\"", engine.address());
+    let address = format!("addresses = [\"http://{}\"]", engine.address());
     let edge = EdgeProcess::start_with_default_log(directory.path(), &address);
     let opened = edge.post(OPEN.0, OPEN.1);
     let control = opened.member("id");
@@ -45,7 +45,7 @@ fn a_success_has_the_name_of_its_client_and_its_control_in_the_log() {
 #[test]
 fn a_401_has_its_cause_in_the_log_and_never_the_secret() {
     let directory = tempfile::tempdir().unwrap();
-    let address = "address = \"http://127.0.0.1:1\"";
+    let address = "addresses = [\"http://127.0.0.1:1\"]";
     let edge = EdgeProcess::start_with_default_log(directory.path(), address);
     for (authorization, cause) in [
         ("", "no credentials"),
@@ -75,8 +75,11 @@ async fn a_rejected_handshake_has_the_address_of_its_client_in_the_log() {
     let directory = tempfile::tempdir().unwrap();
     let (engine_tls, edge_tls) = certificates(directory.path());
     let engine = EngineProcess::start(directory.path(), &format!("{engine_tls}\n{}", peer("edge", "\"edge-set\"")));
-    let edge =
-        EdgeProcess::start(directory.path(), &format!("address = \"https://localhost:1\"\n{edge_tls}"), &engine_tls);
+    let edge = EdgeProcess::start(
+        directory.path(),
+        &format!("addresses = [\"https://localhost:1\"]\n{edge_tls}"),
+        &engine_tls,
+    );
     send_no_handshake(engine.address());
     send_no_handshake(edge.url.trim_start_matches("http://"));
     let of_edge = async || lines_with(&edge.log(), "a connection was rejected").pop();
@@ -95,7 +98,7 @@ async fn a_rejected_handshake_has_the_address_of_its_client_in_the_log() {
 async fn each_reload_is_in_the_log() {
     let directory = tempfile::tempdir().unwrap();
     let engine = EngineProcess::start(directory.path(), "");
-    let address = format!("address = \"http://{}\"", engine.address());
+    let address = format!("addresses = [\"http://{}\"]", engine.address());
     let edge = EdgeProcess::start_with_default_log(directory.path(), &address);
     signal(edge.id(), "HUP");
     signal(engine.id(), "HUP");
@@ -126,7 +129,7 @@ async fn a_certificate_that_expires_soon_is_reported_and_shown_by_a_metric() {
     self_signed(directory.path(), "10");
     let at = |file: &str| directory.path().join(file);
     let tls = format!("{METRICS}\n[tls]\ncertificates = {:?}\nprivate_key = {:?}\n", at("edge.pem"), at("edge.key"));
-    let edge = EdgeProcess::start(directory.path(), "address = \"http://127.0.0.1:1\"", &tls);
+    let edge = EdgeProcess::start(directory.path(), "addresses = [\"http://127.0.0.1:1\"]", &tls);
     let warning = "a certificate expires soon: replace the file, which is read again without a restart";
     let [line] = &lines_with(&edge.log(), warning)[..] else { panic!("{}", edge.log()) };
     assert!([9, 10].map(Value::from).contains(&line["days"]), "{line}");

@@ -47,7 +47,7 @@ impl Services {
         let app = zone("app", TENANT, 0, "uses = [\"set-pin\", \"get-pin\"]");
         let engine = EngineProcess::start(party.directory(), &format!("{engine}\n{app}"));
         let clients = zone_client(party.directory(), "app", TENANT, BOTH) + &edge(&party);
-        let address = format!("address = \"http://{}\"", engine.address());
+        let address = format!("addresses = [\"http://{}\"]", engine.address());
         let edge = EdgeProcess::start(party.directory(), &address, &clients);
         Self { party, engine, edge }
     }
@@ -305,7 +305,7 @@ fn the_strict_profile_has_the_vendors_statuses_for_zones() {
     let services = Services::with("", "");
     let edge = EdgeProcess::start_quiet_with(
         services.party.directory(),
-        &format!("address = \"http://{}\"", services.engine.address()),
+        &format!("addresses = [\"http://{}\"]", services.engine.address()),
         &format!("error_profile = \"strict\"\n{}", zone_client(services.party.directory(), "app", TENANT, BOTH)),
     );
     let set = |index: &str, block: &str| {

@@ -33,7 +33,7 @@ async fn the_small_binaries_set_and_view_a_pin_together() {
     let lines = format!("[boundary]\nsocket = {:?}", hsm.socket());
     let engine =
         EngineProcess::start_with(without_subcommand("pinseal-engine"), "127.0.0.1:0", directory.path(), &lines);
-    let address = format!("address = \"http://{}\"", engine.address());
+    let address = format!("addresses = [\"http://{}\"]", engine.address());
     let edge = EdgeProcess::start_alone(&small_binary("pinseal-edge"), directory.path(), &address);
     for (process, name) in [(hsm.id(), "pinseal-hsm"), (engine.id(), "pinseal-engine"), (edge.id(), "pinseal-edge")] {
         let program = fs::read_link(format!("/proc/{process}/exe")).unwrap();

@@ -79,7 +79,7 @@ fn exchange(control: &str) -> Value {
 }
 
 fn start_edge(directory: &Path, engine: &EngineProcess, pages: &str) -> EdgeProcess {
-    EdgeProcess::start(directory, &format!("address = \"http://{}\"", engine.address()), pages)
+    EdgeProcess::start(directory, &format!("addresses = [\"http://{}\"]", engine.address()), pages)
 }
 
 /// An answer as the browser reads it.

@@ -547,7 +547,7 @@ fn the_jdk_sets_and_views_a_pin_on_opencryptoki() {
 fn the_jdk_sets_and_views_with(make: Make) {
     let (token, directory) = (RealToken::with_keys(make), tempfile::tempdir().unwrap());
     let engine = EngineProcess::start_on(directory.path(), &token);
-    let edge = EdgeProcess::start(directory.path(), &format!("address = \"http://{}\"", engine.address()), "");
+    let edge = EdgeProcess::start(directory.path(), &format!("addresses = [\"http://{}\"]", engine.address()), "");
     for bits in ["2048", "4096"] {
         java::java_sets_and_views(&edge.url, TOKEN, &format!("81{bits}"), bits);
     }

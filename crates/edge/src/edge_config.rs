@@ -23,6 +23,9 @@ use net::{
     tls::{ClientTlsConfig, ServerTlsConfig},
 };
 
+/// The most engines of an edge.
+const ENGINES_MAX: usize = 100;
+
 /// The edge's checked configuration.
 pub struct EdgeConfig {
     /// The address of the HTTP listener.
@@ -31,9 +34,9 @@ pub struct EdgeConfig {
     pub docs_listen: Option<SocketAddr>,
     /// TLS of the listeners; `None` is allowed on loopback only.
     pub tls: Option<ServerTlsConfig>,
-    /// The address of the engine.
-    pub engine_address: EngineAddress,
-    /// Mutual TLS to the engine.
+    /// The addresses of the engines, which share a store; at least one, none twice.
+    pub engine_addresses: Vec<EngineAddress>,
+    /// Mutual TLS to each engine.
     pub engine_tls: Option<ClientTlsConfig>,
     /// The limits on open connections.
     pub connections: ConnectionLimits,
@@ -81,7 +84,7 @@ impl EdgeConfig {
     /// # Errors
     /// A default is not allowed.
     pub fn embedded(listen: SocketAddr, engine: SocketAddr) -> Result<Self, ConfigError> {
-        let engine = EngineFile { address: format!("http://{engine}"), tls: None };
+        let engine = EngineFile { addresses: vec![format!("http://{engine}")], tls: None };
         let token = Zeroizing::new(generate_token());
         let tenant = Tenant::parse("default").map_err(|error| ConfigError::value("tenant", error))?;
         let client = Client::new("made-for-this-run", tenant, Credential::bearer(&token));
@@ -154,9 +157,9 @@ struct EdgeFile {
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct EngineFile {
-    /// For example `https://engine.internal:50051`.
-    address: String,
-    /// Mutual TLS to the engine.
+    /// The engines that share a store, for example `https://engine-1.internal:50051`.
+    addresses: Vec<String>,
+    /// Mutual TLS to each engine.
     tls: Option<ClientTlsConfig>,
 }
 
@@ -239,7 +242,29 @@ impl Default for EdgeFile {
 
 impl Default for EngineFile {
     fn default() -> Self {
-        Self { address: "http://127.0.0.1:50051".into(), tls: None }
+        Self { addresses: vec!["http://127.0.0.1:50051".into()], tls: None }
+    }
+}
+
+impl EngineFile {
+    fn check_addresses(&self) -> Result<Vec<EngineAddress>, ConfigError> {
+        within("engine.addresses", self.addresses.len(), 1..=ENGINES_MAX)?;
+        let mut checked = Vec::with_capacity(self.addresses.len());
+        for address in &self.addresses {
+            let address: EngineAddress =
+                address.parse().map_err(|error| ConfigError::value("engine.addresses", error))?;
+            if self.tls.is_some() && !address.has_https() {
+                let problem =
+                    format!("{address} is without TLS, and [engine.tls] is set: write https://, or remove it");
+                return Err(ConfigError::value("engine.addresses", problem));
+            }
+            if checked.contains(&address) {
+                let problem = format!("{address} stands twice: name each engine once");
+                return Err(ConfigError::value("engine.addresses", problem));
+            }
+            checked.push(address);
+        }
+        Ok(checked)
     }
 }
 
@@ -278,13 +303,7 @@ impl EdgeFile {
     fn check(self, clients: Vec<Client>) -> Result<EdgeConfig, ConfigError> {
         let requests = self.request_limits()?;
         let timeout = within("request_timeout_milliseconds", self.request_timeout_milliseconds, 100..=60_000)?;
-        let engine_address: EngineAddress =
-            self.engine.address.parse().map_err(|error| ConfigError::value("engine.address", error))?;
-        if self.engine.tls.is_some() && !engine_address.has_https() {
-            let problem =
-                format!("{engine_address} is without TLS, and [engine.tls] is set: write https://, or remove it");
-            return Err(ConfigError::value("engine.address", problem));
-        }
+        let engine_addresses = self.engine.check_addresses()?;
         if self.docs_listen.is_some_and(|docs| docs == self.listen && docs.port() != 0) {
             let problem = format!("{} is the address of `listen` too: choose another port", self.listen);
             return Err(ConfigError::value("docs_listen", problem));
@@ -295,7 +314,7 @@ impl EdgeFile {
             listen: self.listen,
             docs_listen: self.docs_listen,
             tls: self.tls,
-            engine_address,
+            engine_addresses,
             engine_tls: self.engine.tls,
             connections: ConnectionLimits::new(self.connections_max, self.silent_connections_per_address_max)?,
             connection_age: ConnectionAge::from_seconds(self.connection_age_seconds_max)?,
@@ -561,11 +580,28 @@ mod tests {
     fn an_engine_address_without_tls_beside_engine_tls_is_rejected() {
         let checked = |address: &str| {
             let tls = "tls = { roots = \"r\", certificates = \"c\", private_key = \"k\" }";
-            let file: EdgeFile = toml::from_str(&format!("[engine]\naddress = {address:?}\n{tls}")).unwrap();
+            let text = format!("[engine]\naddresses = [\"https://127.0.0.1:1\", {address:?}]\n{tls}");
+            let file: EdgeFile = toml::from_str(&text).unwrap();
             file.check(Vec::new()).map(drop).map_err(|error| error.to_string())
         };
         assert!(checked("http://127.0.0.1:50051").unwrap_err().contains("write https://"));
         assert_eq!(checked("https://127.0.0.1:50051"), Ok(()));
+    }
+
+    #[test]
+    fn an_edge_has_1_to_100_engines_and_none_twice() {
+        let checked = |addresses: &[String]| {
+            let file: EdgeFile = toml::from_str(&format!("[engine]\naddresses = {addresses:?}")).unwrap();
+            file.check(Vec::new()).map(|edge| edge.engine_addresses.len()).map_err(|error| error.to_string())
+        };
+        let addresses = |number: usize| (1..=number).map(|port| format!("http://127.0.0.1:{port}")).collect::<Vec<_>>();
+        assert_eq!(checked(&addresses(1)), Ok(1));
+        assert_eq!(checked(&addresses(100)), Ok(100));
+        for number in [0, 101] {
+            assert!(checked(&addresses(number)).unwrap_err().contains("1 to 100"), "{number}");
+        }
+        let twice = ["http://localhost".to_owned(), "http://LOCALHOST:50051".to_owned()];
+        assert!(checked(&twice).unwrap_err().contains("stands twice"));
     }
 
     #[test]
@@ -643,7 +679,7 @@ mod tests {
         let example = read_file::<EdgeFile>(Some(&path)).unwrap();
         let default = EdgeFile::default();
         assert_eq!(example.listen, default.listen);
-        assert_eq!(example.engine.address, default.engine.address);
+        assert_eq!(example.engine.addresses, default.engine.addresses);
         assert_eq!(example.request_timeout_milliseconds, default.request_timeout_milliseconds);
         assert_eq!(example.request_limits().unwrap(), default.request_limits().unwrap());
     }

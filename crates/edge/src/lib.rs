@@ -1,4 +1,4 @@
-//! The edge: an HTTP service that translates the Card PIN API into gRPC calls to an engine.
+//! The edge: an HTTP service that translates the Card PIN API into gRPC calls to the engines.
 //!
 //! The edge authenticates clients and checks the shape of requests; the engine makes all other decisions. This crate must
 //! never depend on a cipher of PINs, a key store or a record store, and must never log a body or a PIN block.
@@ -15,6 +15,7 @@ pub mod command;
 mod contract;
 mod device_key;
 mod edge_config;
+mod engine_health;
 mod http_rules;
 mod metrics;
 mod mistake;
@@ -29,9 +30,11 @@ mod web_view;
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use thiserror::Error;
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
-use tonic::Code;
-use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+};
 
 use self::metrics::RefusedRequests;
 pub use self::{
@@ -45,8 +48,9 @@ pub use self::{
 use auth::Clients;
 use config::ConfigError;
 use domain::limits::REQUEST_BYTES_MAX;
+use engine_health::EnginesHealth;
 use net::{
-    ConnectionTable, EngineChannel, connect,
+    ConnectionTable, EngineAddress, EngineChannel, connect,
     metrics_server::{MetricsError, MetricsServer},
     tls::{self, ClientTls, ListenError, ServerTls, TlsError},
 };
@@ -73,77 +77,31 @@ pub struct Settings {
     pub web_view: Option<WebView>,
 }
 
-/// The gRPC clients of the engine.
+/// The gRPC clients of the engines.
 #[derive(Clone)]
 pub(crate) struct EngineClient {
     controls: ControlServiceClient<EngineChannel>,
     pins: PinServiceClient<EngineChannel>,
     audit: AuditServiceClient<EngineChannel>,
-    health: HealthClient<EngineChannel>,
-}
-
-// The services whose health the edge reads, by their names in `proto/`; the generated clients do not export them.
-const CONTROL_SERVICE: &str = "pinseal.v1.ControlService";
-const PIN_SERVICE: &str = "pinseal.v1.PinService";
-
-/// Why no control can be opened through an edge.
-#[derive(Debug, Error)]
-pub(crate) enum NotReady {
-    /// The engine did not answer the health check in time.
-    #[error("the engine did not answer within {} ms: check that it runs and is reachable", limit.as_millis())]
-    Timeout {
-        /// The longest time for the check.
-        limit: Duration,
-    },
-    /// The health check failed: no connection, for example.
-    #[error("the engine's health can't be read: {cause}")]
-    Unreachable {
-        /// The status of the call with its sources.
-        cause: String,
-    },
-    /// The engine allows the certificate of this edge no call.
-    #[error("the engine denies this edge: {cause}")]
-    Denied {
-        /// The text of the engine.
-        cause: String,
-    },
-    /// The store of the engine is below its reserve; controls that are open are finished.
-    #[error("the engine's store is low on space, and opens no control: free space on its disk")]
-    LowOnSpace,
-    /// The store or the key boundary of the engine does not serve.
-    #[error("the engine's store or key boundary does not serve: see the engine's log")]
-    NotServing,
+    health: EnginesHealth,
 }
 
 impl EngineClient {
-    fn new(channel: &EngineChannel) -> Self {
-        Self {
-            controls: ControlServiceClient::new(channel.clone()).max_encoding_message_size(REQUEST_BYTES_MAX),
-            pins: PinServiceClient::new(channel.clone()).max_encoding_message_size(REQUEST_BYTES_MAX),
-            audit: AuditServiceClient::new(channel.clone()),
-            health: HealthClient::new(channel.clone()),
-        }
-    }
-
-    /// Checks by the health of the engine (gRPC health checking protocol) that this edge can open controls.
+    /// Clients of the engines at these addresses. Each engine has one connection for calls and one for health checks.
     ///
     /// # Errors
-    /// [`NotReady`]: the engine does not answer, denies this edge, or opens no control.
-    pub(crate) async fn check_ready(&self) -> Result<(), NotReady> {
-        if self.serves(CONTROL_SERVICE).await? {
-            return Ok(());
-        }
-        Err(if self.serves(PIN_SERVICE).await? { NotReady::LowOnSpace } else { NotReady::NotServing })
-    }
-
-    async fn serves(&self, service: &str) -> Result<bool, NotReady> {
-        match self.health.clone().check(HealthCheckRequest { service: service.to_owned() }).await {
-            Ok(reply) => Ok(reply.into_inner().status() == ServingStatus::Serving),
-            Err(status) if status.code() == Code::PermissionDenied => {
-                Err(NotReady::Denied { cause: status.message().to_owned() })
-            }
-            Err(status) => Err(NotReady::Unreachable { cause: api_error::cause_of(&status) }),
-        }
+    /// An address requires TLS, and there is none.
+    fn new(addresses: &[EngineAddress], tls: Option<&ClientTls>) -> Result<Self, TlsError> {
+        let connect = |address: &EngineAddress| connect::channel(address, tls.cloned());
+        let channel = EngineChannel::over(addresses.iter().map(connect).collect::<Result<Vec<_>, _>>()?);
+        let checked = addresses.iter().map(|address| Ok((address.clone(), connect(address)?)));
+        let health = EnginesHealth::new(checked.collect::<Result<_, TlsError>>()?, &channel);
+        Ok(Self {
+            controls: ControlServiceClient::new(channel.clone()).max_encoding_message_size(REQUEST_BYTES_MAX),
+            pins: PinServiceClient::new(channel.clone()).max_encoding_message_size(REQUEST_BYTES_MAX),
+            audit: AuditServiceClient::new(channel),
+            health,
+        })
     }
 }
 
@@ -158,10 +116,11 @@ pub struct Edge {
     engine_tls: Option<ClientTls>,
     metrics: Option<MetricsServer>,
     report_expiry: JoinHandle<()>,
+    _health_checks: JoinSet<()>,
 }
 
 impl Edge {
-    /// Binds the listeners and starts to serve. The engine may start later.
+    /// Binds the listeners and starts to serve. The engines may start later.
     ///
     /// # Errors
     /// An address may not be used without TLS, a certificate or key cannot be loaded, or an address cannot be bound.
@@ -202,8 +161,7 @@ impl Edge {
         let (address, docs_address) = (address_of(&listener)?, docs.as_ref().map(address_of).transpose()?);
         let server_tls = config.tls.as_ref().map(ServerTls::load).transpose()?;
         let engine_tls = config.engine_tls.as_ref().map(ClientTls::load).transpose()?;
-        let channel = connect::channel(&config.engine_address, engine_tls.clone())?;
-        let engine = EngineClient::new(&channel.into());
+        let engines = EngineClient::new(&config.engine_addresses, engine_tls.as_ref())?;
 
         let (stop, stopped) = watch::channel(false);
         let table = ConnectionTable::new(config.connections);
@@ -214,6 +172,7 @@ impl Edge {
             Some(listen) => {
                 let mut registry = refused.registry();
                 tls::register_expiry(&mut registry, certificates.clone());
+                engines.health.register(&mut registry);
                 Some(MetricsServer::start(listen, registry).await?)
             }
             None => None,
@@ -226,7 +185,8 @@ impl Edge {
         let clients = Clients::new(std::mem::take(&mut config.settings.clients));
         let timeouts = serve::Timeouts::new(config.connection_age, config.settings.request_timeout);
         let has_web_view = config.settings.web_view.is_some();
-        let state = EdgeState::new(config.settings, clients.clone(), engine, refused);
+        let health_checks = engines.health.watch();
+        let state = EdgeState::new(config.settings, clients.clone(), engines, refused);
         // A browser gives the documents of one origin to each other's scripts.
         let main = if has_web_view || docs.is_some() { Documents::WebView } else { Documents::Docs };
         let listeners = [(listener, main)].into_iter().chain(docs.map(|docs| (docs, Documents::Docs)));
@@ -236,7 +196,18 @@ impl Edge {
             tokio::spawn(serve::serve(listener, table, tls, router, head_errors, timeouts, stopped))
         });
         let serving = serving.collect();
-        Ok(Self { address, docs_address, clients, stop, serving, server_tls, engine_tls, metrics, report_expiry })
+        Ok(Self {
+            address,
+            docs_address,
+            clients,
+            stop,
+            serving,
+            server_tls,
+            engine_tls,
+            metrics,
+            report_expiry,
+            _health_checks: health_checks,
+        })
     }
 
     /// The bound address.

@@ -32,7 +32,7 @@ use tower_http::{catch_panic::CatchPanicLayer, set_header::SetResponseHeaderLaye
 
 use self::web_view_routes::AUDIT_USER_BASE;
 use super::{
-    EngineClient, NotReady, Settings,
+    EngineClient, Settings,
     api_error::{ApiError, ErrorBody, ErrorProfile, Rejection},
     auth::{Authenticated, Client, Clients, GrantedUse, ZoneGrant, authenticate},
     body::{
@@ -61,7 +61,7 @@ const BODY_TIME_MAX: Duration = Duration::from_secs(3);
 /// the second that curl waits for `100 Continue`.
 const REST_TIME_MAX: Duration = Duration::from_secs(3);
 const REST_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// The time for which the health of the engine answers further readiness probes: they need no credentials.
+/// The time for which the health of the engines answers further readiness probes: they need no credentials.
 const READINESS_VALID: Duration = Duration::from_millis(200);
 /// The most lines within a minute of requests without credentials, and of requests that a limit refused: a line for each
 /// request would fill the disk.
@@ -70,8 +70,6 @@ pub(super) const LINES_PER_MINUTE_MAX: u64 = 60;
 const REPORTS_PER_MINUTE_MAX: u64 = 60;
 /// The most lines within a minute of failed readiness probes.
 const NOT_READY_LINES_PER_MINUTE_MAX: u64 = 1;
-/// The timeout of the health check of the engine, below the usual timeout of a readiness probe (1 s).
-const READINESS_TIME_MAX: Duration = Duration::from_millis(800);
 /// The log target of the requests that succeeded: `RUST_LOG=info,edge::access=off` leaves them out.
 const ACCESS_LOG: &str = "edge::access";
 /// The number of characters of a controlId in the log: a whole controlId is a credential for some seconds.
@@ -149,15 +147,14 @@ fn layered(routes: Router<Arc<EdgeState>>, edge: Arc<EdgeState>) -> Router {
         .with_state(edge)
 }
 
-/// `GET /readyz`: 204, or 503 while no control can be opened through this edge: see [`NotReady`].
+/// `GET /readyz`: 204, or 503 while no control can be opened through this edge: see [`NoEngineReady`](super::engine_health::NoEngineReady).
 async fn ready(State(edge): State<Arc<EdgeState>>) -> StatusCode {
     // One check at a time: the probes that wait for it get its result.
     let mut last = edge.readiness.lock().await;
     let is_ready = match *last {
         Some((at, is_ready)) if at.elapsed() < READINESS_VALID => is_ready,
         _ => {
-            let checked = timeout(READINESS_TIME_MAX, edge.engine.check_ready()).await;
-            let checked = checked.unwrap_or(Err(NotReady::Timeout { limit: READINESS_TIME_MAX }));
+            let checked = edge.engine.health.check_ready().await;
             match &checked {
                 Ok(()) if matches!(*last, Some((_, false))) => tracing::info!("/readyz is answered 204 again"),
                 Ok(()) => {}
@@ -190,7 +187,7 @@ pub(super) struct EdgeState {
     admission: RequestAdmission,
     refused: RefusedRequests,
     exchanges: ExchangeAdmission,
-    /// The last health check of the engine: its end and its result.
+    /// The last health check of the engines: its end and its result.
     readiness: Mutex<Option<(Instant, bool)>>,
     not_ready_lines: MinuteLimit,
     unauthenticated_lines: MinuteLimit,
@@ -901,7 +898,7 @@ mod tests {
         let away = "127.0.0.1:1".parse().unwrap();
         let config = EdgeConfig::embedded(away, away).unwrap();
         let config = config.with_page(PUBLIC_URL, "bank", "https://bank.test").unwrap();
-        let engine = EngineClient::new(&net::connect::channel(&config.engine_address, None).unwrap().into());
+        let engine = EngineClient::new(&config.engine_addresses, None).unwrap();
         let mut settings = config.settings;
         let clients = Clients::new(std::mem::take(&mut settings.clients));
         EdgeState::new(settings, clients, engine, RefusedRequests::default())

@@ -65,7 +65,7 @@ impl Services {
         let engine = Engine::start(engine, embedded_store(&data).open().await?, boundary).await?;
 
         let mut edge = edge::EdgeConfig::embedded(anywhere, engine.address())?;
-        edge.engine_address = address_by_name(engine.address().port(), client_tls.is_some())?;
+        edge.engine_addresses = vec![address_by_name(engine.address().port(), client_tls.is_some())?];
         edge.engine_tls.clone_from(&client_tls);
         let all = edge.settings.requests.requests_max;
         edge.settings.requests = RequestLimits {

@@ -76,7 +76,7 @@ impl ServiceProcesses {
         let mut edge = format!("listen = \"127.0.0.1:{edge_port}\"\n[engine]\n");
         let tls = match transport {
             Transport::Plain => {
-                _ = writeln!(edge, "address = \"http://127.0.0.1:{engine_port}\"");
+                _ = writeln!(edge, "addresses = [\"http://127.0.0.1:{engine_port}\"]");
                 None
             }
             Transport::Mtls => {
@@ -94,7 +94,7 @@ impl ServiceProcesses {
                 let ClientTlsConfig { roots, .. } = &client;
                 _ = write!(
                     edge,
-                    "address = \"https://localhost:{engine_port}\"\ntls = {{ roots = {roots:?}, certificates = {:?}, \
+                    "addresses = [\"https://localhost:{engine_port}\"]\ntls = {{ roots = {roots:?}, certificates = {:?}, \
                      private_key = {:?} }}\n[tls]\n{files}",
                     pki.join("edge.pem"),
                     pki.join("edge.key")
