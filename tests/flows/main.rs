@@ -30,6 +30,7 @@ mod race;
 mod register_cards;
 mod reload;
 mod rotation;
+mod several_engines;
 mod small_binaries;
 mod streams;
 mod verification;
