@@ -90,7 +90,7 @@ impl EngineClient {
     /// Clients of the engines at these addresses. Each engine has one connection for calls and one for health checks.
     ///
     /// # Errors
-    /// An address requires TLS, and there is none.
+    /// [`TlsError::Plain`]: an address requires TLS, and `tls` is `None`.
     fn new(addresses: &[EngineAddress], tls: Option<&ClientTls>) -> Result<Self, TlsError> {
         let connect = |address: &EngineAddress| connect::channel(address, tls.cloned());
         let channel = EngineChannel::over(addresses.iter().map(connect).collect::<Result<Vec<_>, _>>()?);
