@@ -225,20 +225,24 @@ async fn a_frozen_engine_gets_no_call_after_its_health_check() {
         used_again(&edge, &callers, engine).await;
     }
     let connection = callers.connection.clone();
-    assert_eq!(callers.stop().await.concat(), Vec::<String>::new());
+    assert_eq!(callers.failed().concat(), Vec::<String>::new());
 
-    let silent = || edge.log().matches("an engine is silent").count();
-    for (number, engine) in engines.iter().enumerate() {
+    let freeze = async |engine: &StoredEngine| {
+        let silent = || edge.log().matches("an engine is silent").count();
+        let before = silent();
         signal(engine.process().id(), "STOP");
-        let found = async || (silent() > number).then_some(());
+        let found = async || (silent() > before).then_some(());
         within(CONDITION_TIME_MAX, "the frozen engine is not found", found).await;
-        if number == 0 {
-            for call in 0..ANSWERS {
-                open(&connection, 8_000_000 + usize::try_from(call).unwrap() / 50).await.unwrap();
-            }
-            assert_eq!(edge.status_of("/readyz"), 204);
-        }
+    };
+    freeze(&engines[0]).await;
+    // The calls that the frozen engine got before end at their deadline.
+    let failed = callers.stop().await.concat();
+    assert!(failed.iter().all(|error| error.contains("ENGINE_UNAVAILABLE")), "{failed:?}");
+    for call in 0..usize::try_from(ANSWERS).unwrap() {
+        open(&connection, 8_000_000 + call / 50).await.unwrap();
     }
+    assert_eq!(edge.status_of("/readyz"), 204);
+    freeze(&engines[1]).await;
     // A call that an engine would get could not be answered before its deadline.
     let refused = open(&connection, 8_100_000).await.unwrap_err();
     assert!(refused.contains("ENGINE_UNAVAILABLE"), "{refused}");
