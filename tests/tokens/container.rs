@@ -1,5 +1,6 @@
 //! The container images: the engine with SoftHSM; a token that an engine uses over a socket; the production images.
 
+mod compose;
 mod trial;
 
 use std::{io::Write, os::unix::fs::OpenOptionsExt, path::Path, process::Command, sync::OnceLock, time::Duration};
