@@ -18,11 +18,8 @@
 //!
 //! # What the database needs
 //!
-//! - `synchronous_commit` is `on` or `remote_apply` for the role, and `synchronous_standby_names` names the standbys.
-//! - `log_parameter_max_length` and `log_parameter_max_length_on_error` are 0: otherwise PIN records, sealed tzpks and the key of
-//!   the card references get into the server's log with the values of statements.
-//! - The clocks of the servers differ by less than a minute. After a failover to a clock that is behind by more, controls expire
-//!   later by the difference.
+//! Synchronous commits with a named standby; no values of statements in the server's log; servers whose clocks differ by less
+//! than a minute. `docs/high-availability.md` has each setting, its value and what it guarantees.
 //!
 //! # Limits
 //!
