@@ -322,6 +322,12 @@ pub enum FaultKind {
     LeaderFrozen,
     /// The disk or the network of the leader was stalled.
     LeaderStalled,
+    /// The PostgreSQL of the leader was killed.
+    PostgresKilled,
+    /// An edge was killed.
+    EdgeKilled,
+    /// The database was stopped, and started again.
+    DatabaseStopped,
 }
 
 /// What a run allows.

@@ -23,11 +23,14 @@ pub mod zone_party;
 
 use std::{path::PathBuf, process::Command, sync::LazyLock};
 
-/// The built program: `target/<profile>/pinseal`, beside the directory of the test binary.
+/// The built program, `target/<profile>/pinseal`. Test binaries are in the directory `deps` beside it, other programs with it.
 pub fn pinseal_path() -> &'static str {
     static PATH: LazyLock<String> = LazyLock::new(|| {
-        let test = std::env::current_exe().unwrap();
-        test.parent().unwrap().with_file_name("pinseal").to_str().unwrap().to_owned()
+        let own = std::env::current_exe().unwrap();
+        let directory = own.parent().unwrap();
+        let is_test = directory.ends_with("deps");
+        let built = if is_test { directory.with_file_name("pinseal") } else { directory.join("pinseal") };
+        built.to_str().unwrap().to_owned()
     });
     &PATH
 }

@@ -1,0 +1,231 @@
+//! A service that a supervisor starts again when it ends, as a service manager would.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader},
+    net::TcpListener,
+    os::unix::process::ExitStatusExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{cluster::PATIENCE, guard::Notes};
+
+/// How often the supervisor looks.
+const PERIOD: Duration = Duration::from_millis(100);
+/// The pause before a service that has ended is started again.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// How a service is started.
+#[derive(Clone)]
+pub struct Start {
+    pub name: String,
+    pub subcommand: &'static str,
+    pub config: PathBuf,
+    pub log: PathBuf,
+    pub environment: Vec<(&'static str, PathBuf)>,
+    pub notes: Notes,
+}
+
+/// A process of a service that listens.
+pub struct Program {
+    child: Child,
+    notes: Notes,
+}
+
+impl Program {
+    /// Starts a service, and waits until it listens. `None` if it ends before.
+    pub fn start(start: &Start) -> Option<Self> {
+        let log = File::options().create(true).append(true).open(&start.log).unwrap();
+        let mut child = Command::new(support::pinseal_path())
+            .args([start.subcommand, "--config"])
+            .arg(&start.config)
+            .envs(start.environment.iter().cloned())
+            .env("RUST_LOG", "info")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        start.notes.started(child.id());
+        let first = BufReader::new(child.stdout.as_mut().unwrap()).lines().next();
+        let mut program = Self { child, notes: start.notes.clone() };
+        if matches!(first, Some(Ok(_))) {
+            return Some(program);
+        }
+        program.end();
+        None
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The service and its key boundary.
+    fn processes(&self) -> Vec<u32> {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.id())).into_iter().flatten().flatten();
+        let children = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+        let children = children.collect::<String>();
+        children.split_whitespace().map(|id| id.parse().unwrap()).chain([self.id()]).collect()
+    }
+
+    fn signal(&self, signal: Signal) {
+        for process in self.processes() {
+            let process = Pid::from_raw(i32::try_from(process).unwrap()).unwrap();
+            // The boundary may have ended.
+            let _ = kill_process(process, signal);
+        }
+    }
+
+    /// Waits for the end of the process.
+    pub fn wait(&mut self) -> ExitStatus {
+        let status = self.child.wait().unwrap();
+        self.notes.ended(self.id());
+        status
+    }
+
+    /// Ends the process, if it runs, and waits for its end.
+    fn end(&mut self) {
+        let _ = self.child.kill();
+        self.wait();
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A supervised service.
+pub struct Service {
+    pub start: Start,
+    shared: Arc<Shared>,
+    supervisor: Option<JoinHandle<()>>,
+    stop: Option<mpsc::Sender<()>>,
+}
+
+struct Shared {
+    program: Mutex<Option<Program>>,
+    /// How the process ended, each time.
+    exits: Mutex<Vec<String>>,
+}
+
+impl Service {
+    /// Starts a service and its supervisor.
+    pub fn start(start: Start) -> Self {
+        let program = Program::start(&start);
+        let log = || fs::read_to_string(&start.log).unwrap_or_default();
+        assert!(program.is_some(), "{} did not start: {}", start.name, log());
+        let shared = Arc::new(Shared { program: Mutex::new(program), exits: Mutex::new(Vec::new()) });
+        let (stop, stopped) = mpsc::channel();
+        let (looks, how) = (Arc::clone(&shared), start.clone());
+        let supervisor = thread::spawn(move || {
+            while stopped.recv_timeout(PERIOD) == Err(mpsc::RecvTimeoutError::Timeout) {
+                looks.restart_if_ended(&how);
+            }
+        });
+        Self { start, shared, supervisor: Some(supervisor), stop: Some(stop) }
+    }
+
+    /// The process, if one runs.
+    pub fn id(&self) -> Option<u32> {
+        locked(&self.shared.program).as_ref().map(Program::id)
+    }
+
+    /// Resident memory of the service, in KiB.
+    pub fn resident_kibibytes(&self) -> u64 {
+        let id = self.id().expect("the service runs");
+        support::engine_process::status_of(id, "VmRSS:").parse().unwrap()
+    }
+
+    /// Sends SIGKILL to the service. Its supervisor starts it again.
+    pub fn kill(&self) {
+        if let Some(program) = locked(&self.shared.program).as_mut() {
+            program.child.kill().unwrap();
+        }
+    }
+
+    /// Stops the service and its key boundary.
+    pub fn freeze(&self) {
+        if let Some(program) = locked(&self.shared.program).as_ref() {
+            program.signal(Signal::STOP);
+        }
+    }
+
+    /// Continues the service and its key boundary.
+    pub fn thaw(&self) {
+        if let Some(program) = locked(&self.shared.program).as_ref() {
+            program.signal(Signal::CONT);
+        }
+    }
+
+    /// Waits until the present process has ended, by itself.
+    pub fn wait_for_exit(&self, before: usize) {
+        let since = Instant::now();
+        while self.exits().len() <= before {
+            assert!(since.elapsed() < PATIENCE, "{} does not end", self.start.name);
+            thread::sleep(PERIOD);
+        }
+    }
+
+    /// How the processes of the service ended.
+    pub fn exits(&self) -> Vec<String> {
+        locked(&self.shared.exits).clone()
+    }
+}
+
+impl Shared {
+    fn restart_if_ended(&self, start: &Start) {
+        let mut place = locked(&self.program);
+        if let Some(program) = place.as_mut() {
+            let Some(status) = program.child.try_wait().unwrap() else { return };
+            let how = status.signal().map_or_else(|| status.to_string(), |signal| format!("signal {signal}"));
+            locked(&self.exits).push(how);
+            *place = None;
+            drop(place);
+            thread::sleep(PAUSE);
+        } else {
+            drop(place);
+        }
+        // A start may take two leases; the service can be asked for its process all the time.
+        let program = Program::start(start);
+        if program.is_none() {
+            locked(&self.exits).push("ended at its start".to_owned());
+            thread::sleep(PAUSE);
+        }
+        *locked(&self.program) = program;
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        // A process that was stopped does not end its start.
+        self.thaw();
+        if let Some(supervisor) = self.supervisor.take() {
+            let _ = supervisor.join();
+        }
+    }
+}
+
+fn locked<T>(place: &Mutex<T>) -> MutexGuard<'_, T> {
+    place.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A port that no process listens on.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Creates a directory in another, and returns its path.
+pub fn directory_in(parent: &Path, name: &str) -> PathBuf {
+    let directory = parent.join(name);
+    fs::create_dir(&directory).unwrap();
+    directory
+}
