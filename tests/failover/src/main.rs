@@ -1,0 +1,73 @@
+//! `pinseal-failover three | twelve | known-loss | away [SECONDS]`: README.md. Exit code 0: as it must be.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for people")]
+
+use std::{path::Path, process::ExitCode, time::Duration};
+
+use failover::{
+    cluster::Patroni,
+    fault::{Fault, THREE, TWELVE},
+    outage,
+    run::Harness,
+};
+
+/// The stalls of the blind check.
+const STALLS_MAX: u32 = 5;
+/// The stall at which Debian's Patroni was measured.
+const STALL: Duration = Duration::from_secs(25);
+/// After its return the service may need this long.
+const BACK_MAX: Duration = Duration::from_secs(5);
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let is_as_it_must_be = match arguments.as_slice() {
+        ["three"] => run(THREE),
+        ["twelve"] => run(TWELVE),
+        ["known-loss"] => shows_known_loss(),
+        ["away"] => away(Duration::from_secs(60)),
+        ["away", seconds] => match seconds.parse() {
+            Ok(seconds) => away(Duration::from_secs(seconds)),
+            Err(_) => return usage(),
+        },
+        _ => return usage(),
+    };
+    if is_as_it_must_be { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn usage() -> ExitCode {
+    eprintln!("pinseal-failover three | twelve | known-loss | away [SECONDS]");
+    ExitCode::from(2)
+}
+
+fn run(faults: &[Fault]) -> bool {
+    let harness = Harness::start(Patroni::Pinned);
+    let report = harness.run(0, faults, Path::new("failover.jsonl"));
+    print!("{report}");
+    if !report.is_right() {
+        print!("{}", harness.deployment.logs());
+    }
+    report.is_right()
+}
+
+/// Whether the harness finds what Debian's Patroni loses.
+fn shows_known_loss() -> bool {
+    let harness = Harness::start(Patroni::Debian);
+    for stall in 0..STALLS_MAX {
+        let report = harness.run(stall, &[Fault::PostgresStalled(STALL)], Path::new("known-loss.jsonl"));
+        let lost = report.lost();
+        println!("stall {}: {lost} cards without their acknowledged PIN", stall + 1);
+        if lost > 0 {
+            print!("{report}");
+            return true;
+        }
+    }
+    println!("no loss after {STALLS_MAX} stalls: the harness is blind, or this Patroni is not Debian's 3.0.2");
+    false
+}
+
+fn away(time: Duration) -> bool {
+    let outage = outage::run(time, Path::new("away.jsonl"));
+    print!("{outage}");
+    outage.is_right() && outage.back.iter().all(|back| *back <= BACK_MAX)
+}

@@ -1,0 +1,147 @@
+//! A database that is away for a minute.
+
+use std::{
+    fmt,
+    path::Path,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use history::{
+    history::{End, FaultKind, GiveUp},
+    recorder::Recorder,
+};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+
+use crate::{
+    caller::{Caller, Ended},
+    cluster::PATIENCE,
+    deployment::{Deployment, SIDES, TRIES},
+    guard::Guard,
+    run::{new_traffic, report, runtime, verify_chains},
+    run_report::RunReport,
+    single_server::SingleServer,
+    traffic::Traffic,
+};
+
+/// The time that a probe waits for an answer: more than the deadlines of edge (10 s) and engine (5 s).
+const PROBE: Duration = Duration::from_secs(30);
+/// What a process may grow by while its calls find no database, in KiB.
+const GROWTH_MAX: u64 = 64 * 1_024;
+
+/// What a database that was away did to the service.
+pub struct Outage {
+    pub run: RunReport,
+    /// The probes during the outage, each answered as unavailable.
+    pub probes: u64,
+    /// The longest time that a probe waited for its answer.
+    pub slowest: Duration,
+    /// From the moment at which the server accepts connections to the first control that each edge opens.
+    pub back: Vec<Duration>,
+    /// Each process, its resident memory before and at the end of the outage, in KiB.
+    pub memory: Vec<(String, u64, u64)>,
+}
+
+impl Outage {
+    /// Whether nothing is wrong, and no process has grown without bound.
+    pub fn is_right(&self) -> bool {
+        self.run.is_right() && self.memory.iter().all(|(_, before, after)| *after < before + GROWTH_MAX)
+    }
+}
+
+/// Runs clients on one server, and stops the server for this time.
+pub fn run(away: Duration, file: &Path) -> Outage {
+    let guard = Guard::start(&[("PATRONI_HOME", format!("/var/tmp/pinseal-failover-none-{}", std::process::id()).into())]);
+    let mut server = SingleServer::start(guard.notes());
+    let deployment = Deployment::start(|engine| server.lines(engine), &guard.notes());
+    let runtime = runtime();
+    let traffic = new_traffic(&runtime, &deployment, 0, file);
+    let clients = traffic.start(&runtime);
+    sleep(Duration::from_secs(5));
+    let before = memory(&deployment);
+    note(&traffic.recorder);
+    server.stop();
+    let until = Instant::now() + away;
+    let (mut probes, mut slowest) = (0, Duration::ZERO);
+    runtime.block_on(until_not_serving(&traffic));
+    while Instant::now() < until || probes == 0 {
+        for side in 0..SIDES {
+            let since = Instant::now();
+            let end = runtime.block_on(probe(&traffic.caller, side));
+            assert!(matches!(end, Some(End::GivenUp(GiveUp::Unavailable))), "edge {side} answers {end:?}");
+            (probes, slowest) = (probes + 1, slowest.max(since.elapsed()));
+            let status = runtime.block_on(health(&traffic, side));
+            assert_eq!(status, Some(ServingStatus::NotServing), "engine {side}");
+        }
+        sleep(Duration::from_millis(500));
+    }
+    let after = memory(&deployment);
+    server.run();
+    let since = Instant::now();
+    let back = (0..SIDES).map(|side| {
+        // The edge is asked again and again, as a client would.
+        while runtime.block_on(probe(&traffic.caller, side)).is_some() {
+            assert!(since.elapsed() < PATIENCE, "edge {side} is not back: {}", deployment.logs());
+            sleep(Duration::from_millis(50));
+        }
+        since.elapsed()
+    });
+    let back = back.collect();
+    sleep(Duration::from_secs(5));
+    runtime.block_on(async {
+        traffic.stop(clients).await;
+        traffic.read_all(TRIES).await;
+    });
+    let chains = runtime.block_on(verify_chains(&server.config("reader")));
+    let memory = before.into_iter().zip(after).map(|((name, before), (_, after))| (name, before, after)).collect();
+    Outage { run: report(&deployment, &traffic, chains, file), probes, slowest, back, memory }
+}
+
+fn note(recorder: &Recorder) {
+    recorder.fault(FaultKind::DatabaseStopped, "server").unwrap();
+}
+
+/// Opens a control of a card that no client uses: `None` if it was opened.
+async fn probe(caller: &Caller, side: usize) -> Option<End> {
+    match caller.open(side, &format!("99{side}"), "VIEW_PIN", PROBE).await {
+        Ended::Answered(_) => None,
+        Ended::Other(end) => Some(end),
+        Ended::Unexpected(unexpected) => panic!("{unexpected:?}"),
+    }
+}
+
+/// Waits until both engines report that they do not serve.
+async fn until_not_serving(traffic: &Traffic) {
+    let since = Instant::now();
+    for side in 0..SIDES {
+        while health(traffic, side).await != Some(ServingStatus::NotServing) {
+            assert!(since.elapsed() < PATIENCE, "engine {side} still serves without a database");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+async fn health(traffic: &Traffic, side: usize) -> Option<ServingStatus> {
+    let request = HealthCheckRequest { service: "pinseal.v1.PinService".into() };
+    let status = HealthClient::new(traffic.caller.channel(side)).check(request).await;
+    status.ok().map(|answer| answer.into_inner().status())
+}
+
+fn memory(deployment: &Deployment) -> Vec<(String, u64)> {
+    let services = deployment.engines.iter().chain(&deployment.edges);
+    services.map(|service| (service.start.name.clone(), service.resident_kibibytes())).collect()
+}
+
+impl fmt::Display for Outage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { run, probes, slowest, back, memory } = self;
+        writeln!(f, "{probes} probes answered as unavailable, the slowest after {:.1} s", slowest.as_secs_f64())?;
+        for (side, time) in back.iter().enumerate() {
+            writeln!(f, "edge {side} serves {:.1} s after the server accepts connections", time.as_secs_f64())?;
+        }
+        for (name, before, after) in memory {
+            writeln!(f, "{name}: {before} KiB before, {after} KiB at the end of the outage")?;
+        }
+        write!(f, "{run}")
+    }
+}

@@ -1,0 +1,128 @@
+//! A run: clients, faults, the last reads, the verdict.
+
+use std::{fs::File, io::BufReader, path::Path, sync::Arc, thread::sleep, time::Duration};
+
+use audit::chain::{ChainVerifier, Checkpoint};
+use history::{
+    history::{History, Setup},
+    order_search::SearchOptions,
+    recorder::Recorder,
+    report::Report,
+};
+use store::Store;
+use store_postgres::{Postgres, PostgresConfig};
+use tokio::runtime::{Builder, Runtime};
+
+use crate::{
+    caller::Caller,
+    cluster::{Cluster, Patroni},
+    deployment::{Deployment, LIFETIME_SECONDS, SIDES, TRIES},
+    fault::{Fault, LATE_EFFECTS},
+    run_report::{RunReport, calls_by_kind, gaps},
+    traffic::Traffic,
+};
+
+/// How long clients call before the first fault, between two, and after the last.
+const QUIET: Duration = Duration::from_secs(5);
+/// The store's clock is the database's, on the same machine. A stopped statement may read it late.
+const CLOCK_TOLERANCE_MILLISECONDS: u64 = 2_000;
+/// The entries of a chain that are read at a time.
+const ENTRIES_AT_ONCE: usize = 2_000;
+
+/// A cluster with engines and edges. The fields end in this order.
+pub struct Harness {
+    pub runtime: Runtime,
+    pub deployment: Deployment,
+    pub cluster: Cluster,
+}
+
+impl Harness {
+    /// Starts everything.
+    pub fn start(patroni: Patroni) -> Self {
+        let cluster = Cluster::start(patroni);
+        let deployment = Deployment::start(|engine| cluster.lines(engine), &cluster.notes());
+        Self { runtime: runtime(), deployment, cluster }
+    }
+
+    /// Runs clients with these faults, each after a synchronous standby is there. The recording is written to `file`.
+    pub fn run(&self, number: u32, faults: &[Fault], file: &Path) -> RunReport {
+        let traffic = new_traffic(&self.runtime, &self.deployment, number, file);
+        let clients = traffic.start(&self.runtime);
+        for fault in faults {
+            sleep(QUIET);
+            self.cluster.wait_sync();
+            fault.cause(&self.cluster, &self.deployment, &traffic.recorder);
+        }
+        self.cluster.wait_sync();
+        sleep(QUIET);
+        self.runtime.block_on(async {
+            traffic.stop(clients).await;
+            traffic.read_all(TRIES).await;
+        });
+        let chains = self.runtime.block_on(verify_chains(&self.cluster.config("reader")));
+        report(&self.deployment, &traffic, chains, file)
+    }
+}
+
+pub(crate) fn runtime() -> Runtime {
+    Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+pub(crate) fn new_traffic(runtime: &Runtime, deployment: &Deployment, number: u32, file: &Path) -> Arc<Traffic> {
+    let setup = Setup {
+        tries_per_card: TRIES,
+        control_lifetime_ms: LIFETIME_SECONDS * 1_000,
+        clock_tolerance_ms: CLOCK_TOLERANCE_MILLISECONDS,
+        late_effects_ms: u64::try_from(LATE_EFFECTS.as_millis()).unwrap(),
+    };
+    let _inside = runtime.enter();
+    let engines: Vec<_> = (0..SIDES).map(|side| deployment.engine_url(side)).collect();
+    let caller = Caller::new((0..SIDES).map(|side| deployment.edge_url(side)).collect(), &engines);
+    let zone_key = device::Tzpk::from_bytes(deployment.zone_key.as_bytes()).unwrap();
+    Arc::new(Traffic::new(Recorder::create(file, setup).unwrap(), caller, zone_key, number))
+}
+
+pub(crate) fn report(
+    deployment: &Deployment,
+    traffic: &Traffic,
+    chains: Vec<(String, Result<u64, String>)>,
+    file: &Path,
+) -> RunReport {
+    let history = History::read(BufReader::new(File::open(file).unwrap())).unwrap();
+    let services = deployment.engines.iter().chain(&deployment.edges);
+    RunReport {
+        calls: calls_by_kind(&history),
+        gaps: gaps(&history),
+        report: Report::new(&history, SearchOptions::default()),
+        chains,
+        unexpected: traffic.unexpected(),
+        exits: services.map(|service| (service.start.name.clone(), service.exits())).collect(),
+    }
+}
+
+/// Verifies the chain of each engine that has written one, from its first entry to its head.
+pub(crate) async fn verify_chains(config: &PostgresConfig) -> Vec<(String, Result<u64, String>)> {
+    let store = Postgres::open(config).await.unwrap();
+    let mut verified = Vec::new();
+    for chain in store.chains().await.unwrap() {
+        if chain.head == Checkpoint::EMPTY {
+            continue;
+        }
+        let mut verifier = ChainVerifier::new(Vec::new()).with_head(chain.head);
+        let result = loop {
+            let from = verifier.reached().sequence + 1;
+            // An engine may write on: the entries up to the head are verified.
+            let left = usize::try_from((chain.head.sequence + 1).saturating_sub(from)).unwrap().min(ENTRIES_AT_ONCE);
+            let entries = store.audit_of(&chain.engine, from, left).await.unwrap();
+            if entries.is_empty() {
+                break verifier.finish().map(|end| end.sequence);
+            }
+            if let Err(error) = entries.iter().try_for_each(|entry| verifier.check(entry)) {
+                break Err(error);
+            }
+        };
+        verified.push((chain.engine, result.map_err(|error| error.to_string())));
+    }
+    store.close().await;
+    verified
+}
