@@ -11,7 +11,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use proto::Reason;
+use proto::reason::Reason;
 use serde_json::{Value, json};
 use support::{
     edge_process::TOKEN,
@@ -131,11 +131,8 @@ impl Caller {
 
     /// The tries that were ever reserved for a card, and those that are used. A read, which no history records.
     pub async fn find(&self, side: usize, card: &str, deadline: Duration) -> Ended<(u64, u64)> {
-        let request = proto::FindCardRequest {
-            tenant: TENANT.into(),
-            audit_user: AUDIT_USER.into(),
-            plastic_id: card.into(),
-        };
+        let request =
+            proto::FindCardRequest { tenant: TENANT.into(), audit_user: AUDIT_USER.into(), plastic_id: card.into() };
         let mut cards = proto::card_service_client::CardServiceClient::new(self.channel(side));
         let found = grpc(deadline, cards.find_card(request)).await;
         map(found, |found| Some((found.reserved_try_count, found.used_try_count)))
@@ -212,10 +209,9 @@ fn refused_by_grpc<T>(status: &Status) -> Ended<T> {
         (_, Some(Reason::CardChanged)) => End::Refused(Refusal::CardChanged),
         (_, Some(Reason::TryCountInvalid)) => End::Refused(Refusal::TryCountInvalid),
         (_, Some(Reason::PinBlockMalformed)) => End::Answered(Answer::Malformed),
-        (
-            _,
-            Some(Reason::Busy | Reason::TokenBusy | Reason::TenantRate | Reason::CardRate | Reason::WrongPinRate),
-        ) => End::Refused(Refusal::TryLater),
+        (_, Some(Reason::Busy | Reason::TokenBusy | Reason::TenantRate | Reason::CardRate | Reason::WrongPinRate)) => {
+            End::Refused(Refusal::TryLater)
+        }
         (code, Some(reason)) => return Ended::Unexpected(Unexpected(format!("{code:?} {}", reason.as_str()))),
     };
     Ended::Other(end)

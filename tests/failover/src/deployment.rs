@@ -17,7 +17,8 @@ use crate::{
 /// The engines and edges, by side.
 pub const SIDES: usize = 2;
 /// The zone whose key an authorization host has.
-const ZONE: &str = "[[zones]]\nname = \"app\"\ntenant = \"bank\"\nindex = 7\nformats = [\"iso-1\"]\nuses = [\"verify\"]\n";
+const ZONE: &str =
+    "[[zones]]\nname = \"app\"\ntenant = \"bank\"\nindex = 7\nformats = [\"iso-1\"]\nuses = [\"verify\"]\n";
 /// The lifetime of a control, in seconds.
 pub const LIFETIME_SECONDS: u64 = 30;
 /// The tries of a card.
@@ -62,8 +63,7 @@ impl Deployment {
             let lines = engine_lines(&engine, &data, &store(&name), &token);
             engines.push(start(&name, "engine", &lines, token.environment()));
             let client = support::edge_process::one_client(directory.path());
-            let lines =
-                format!("listen = {edge:?}\n[engine]\naddresses = [\"http://{engine}\"]\n{client}", edge = edge);
+            let lines = format!("listen = {edge:?}\n[engine]\naddress = \"http://{engine}\"\n{client}", edge = edge);
             edges.push(start(&format!("edge-{side}"), "edge", &lines, Vec::new()));
             addresses.push(Addresses { engine, edge });
         }
@@ -88,7 +88,8 @@ impl Deployment {
         engine.freeze();
         paused();
         let place = directory_in(self.directory.path(), &format!("twin-{side}-{exits}"));
-        let (address, data) = (&self.addresses[side].engine, self.directory.path().join(engine_name(side)).join("data"));
+        let (address, data) =
+            (&self.addresses[side].engine, self.directory.path().join(engine_name(side)).join("data"));
         let lines = fs::read_to_string(&engine.start.config).unwrap();
         let lines = lines.replace(address, &format!("127.0.0.1:{}", free_port()));
         let lines = lines.replace(data.to_str().unwrap(), place.join("data").to_str().unwrap());

@@ -104,7 +104,9 @@ impl Fault {
                 sleep(PAST_LEASE);
                 deployment.engines[side].thaw();
             }
-            Self::EngineDisplaced(side) => deployment.displace(side, || note(FaultKind::EnginePaused, &engine_name(side))),
+            Self::EngineDisplaced(side) => {
+                deployment.displace(side, || note(FaultKind::EnginePaused, &engine_name(side)))
+            }
             Self::EdgeKilled(side) => {
                 let exits = deployment.edges[side].exits().len();
                 deployment.edges[side].kill();

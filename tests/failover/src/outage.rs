@@ -51,7 +51,8 @@ impl Outage {
 
 /// Runs clients on one server, and stops the server for this time.
 pub fn run(away: Duration, file: &Path) -> Outage {
-    let guard = Guard::start(&[("PATRONI_HOME", format!("/var/tmp/pinseal-failover-none-{}", std::process::id()).into())]);
+    let guard =
+        Guard::start(&[("PATRONI_HOME", format!("/var/tmp/pinseal-failover-none-{}", std::process::id()).into())]);
     let mut server = SingleServer::start(guard.notes());
     let deployment = Deployment::start(|engine| server.lines(engine), &guard.notes());
     let runtime = runtime();

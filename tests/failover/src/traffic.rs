@@ -154,9 +154,8 @@ impl Client {
             let card = self.card();
             match self.random.below(100) {
                 0..50 => self.set_pin(card).await,
-                50..70 => {
-                    self.view_pin(card).await;
-                }
+                // The recording has the PIN.
+                50..70 => drop(self.view_pin(card).await),
                 70..96 => self.verify_pin(card).await,
                 _ => self.reset_tries(card).await,
             }
@@ -325,7 +324,9 @@ impl Client {
         let found = self.traffic.caller.find(side, &self.traffic.cards[card].number, deadline).await;
         let Ended::Answered((up_to, _)) = found else { return };
         let send = async |traffic: &Traffic, side, number: &str, deadline| {
-            answered(traffic.caller.reset(side, number, up_to, deadline).await, |used| (Answer::TriesReset { used }, ()))
+            answered(traffic.caller.reset(side, number, up_to, deadline).await, |used| {
+                (Answer::TriesReset { used }, ())
+            })
         };
         // A reset of a card without a try is refused; a given-up one is not repeated.
         let _ = self.call(card, Operation::ResetTries { up_to }, send).await;
