@@ -43,7 +43,7 @@ struct Addresses {
 impl Deployment {
     /// Makes the token, and starts engines and edges. `store` returns the lines of `[store.postgres]` of an engine.
     pub fn start(store: impl Fn(&str) -> String, notes: &Notes) -> Self {
-        let token = RealToken::without_keys(Make::SoftHsm);
+        let token = RealToken::with_keys(Make::SoftHsm);
         let ceremony = Ceremony::prepared_on(&token);
         ceremony.begin();
         let zone_key = ceremony.load_known("zone:app", 0x5B);

@@ -46,7 +46,7 @@ impl Program {
             .args([start.subcommand, "--config"])
             .arg(&start.config)
             .envs(start.environment.iter().cloned())
-            .env("RUST_LOG", "info")
+            .env("RUST_LOG", "info,cryptoki=off")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)

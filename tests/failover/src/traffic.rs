@@ -153,6 +153,7 @@ impl Client {
         while !self.traffic.is_stopped.load(Ordering::Relaxed) {
             let card = self.card();
             match self.random.below(100) {
+                _ if self.traffic.known(card).is_none() => self.set_pin(card).await,
                 0..50 => self.set_pin(card).await,
                 // The recording has the PIN.
                 50..70 => drop(self.view_pin(card).await),
