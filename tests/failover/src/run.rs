@@ -22,7 +22,7 @@ use crate::{
     traffic::Traffic,
 };
 
-/// How long clients call before the first fault, between two, and after the last.
+/// How long clients call before the first fault, between two, and after the last, at least.
 const QUIET: Duration = Duration::from_secs(5);
 /// The store's clock is the database's, on the same machine. A stopped statement may read it late.
 const CLOCK_TOLERANCE_MILLISECONDS: u64 = 2_000;
@@ -50,11 +50,13 @@ impl Harness {
         let clients = traffic.start(&self.runtime);
         for fault in faults {
             sleep(QUIET);
+            traffic.wait_for_service();
             self.cluster.wait_sync();
             fault.cause(&self.cluster, &self.deployment, &traffic.recorder);
         }
-        self.cluster.wait_sync();
         sleep(QUIET);
+        traffic.wait_for_service();
+        self.cluster.wait_sync();
         self.runtime.block_on(async {
             traffic.stop(clients).await;
             traffic.read_all(TRIES).await;

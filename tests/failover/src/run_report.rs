@@ -67,7 +67,7 @@ pub fn calls_by_kind(history: &History) -> BTreeMap<&'static str, Calls> {
     kinds
 }
 
-/// Each fault with the longest time without an acknowledged write that overlaps the time up to the next fault.
+/// Each fault with the longest time without an acknowledged write between it and the next fault.
 pub fn gaps(history: &History) -> Vec<(Fault, Nanos)> {
     let answered = history.calls.iter().filter(|call| matches!(call.end, End::Answered(_)));
     let mut writes: Vec<_> = answered.map(|call| call.ended_at).collect();
@@ -76,8 +76,8 @@ pub fn gaps(history: &History) -> Vec<(Fault, Nanos)> {
     let starts = history.faults.iter().map(|fault| fault.at);
     let ends = starts.skip(1).chain([end]);
     let gap = |(fault, until): (&Fault, Nanos)| {
-        let overlapping = writes.windows(2).filter(|pair| pair[1] > fault.at && pair[0] < until);
-        (fault.clone(), overlapping.map(|pair| pair[1] - pair[0]).max().unwrap_or_default())
+        let within = writes.windows(2).map(|pair| pair[1].min(until).saturating_sub(pair[0].max(fault.at)));
+        (fault.clone(), within.max().unwrap_or_default())
     };
     history.faults.iter().zip(ends).map(gap).collect()
 }

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -32,6 +32,8 @@ const SHARED_CARDS: u32 = CLIENTS / 2;
 const DEVICES: usize = 8;
 /// How long a client waits for an answer: longer than edge and engine need to answer a call in every case.
 const DEADLINE: Duration = Duration::from_secs(11);
+/// A side that acknowledges this many writes serves again.
+const WRITES_OF_SERVICE: u64 = 20;
 /// The calls with one block, under one control.
 const SENDS_MAX: u32 = 6;
 
@@ -44,6 +46,8 @@ pub struct Traffic {
     cards: Vec<Card>,
     next_pin: AtomicU32,
     is_stopped: AtomicBool,
+    /// The acknowledged writes of each side.
+    acknowledged: [AtomicU64; SIDES],
     unexpected: Mutex<Vec<Unexpected>>,
 }
 
@@ -65,6 +69,7 @@ impl Traffic {
             cards: (0..CLIENTS * OWN_CARDS + SHARED_CARDS).map(card).collect(),
             next_pin: AtomicU32::new(1),
             is_stopped: AtomicBool::new(false),
+            acknowledged: Default::default(),
             unexpected: Mutex::new(Vec::new()),
         }
     }
@@ -84,6 +89,20 @@ impl Traffic {
         self.is_stopped.store(true, Ordering::Relaxed);
         while let Some(ended) = clients.join_next().await {
             ended.unwrap();
+        }
+    }
+
+    /// Waits until both sides serve: each acknowledges writes.
+    pub fn wait_for_service(&self) {
+        let counts = || self.acknowledged.each_ref().map(|count| count.load(Ordering::Relaxed));
+        let (before, since) = (counts(), Instant::now());
+        while counts().iter().zip(before).any(|(now, before)| *now < before + WRITES_OF_SERVICE) {
+            assert!(
+                since.elapsed() < PATIENCE,
+                "the service is not back: {before:?}, {:?} acknowledged writes",
+                counts()
+            );
+            std::thread::sleep(Duration::from_millis(100));
         }
     }
 
@@ -200,7 +219,10 @@ impl Client {
         let number = &traffic.cards[card].number;
         let open = traffic.recorder.start(self.number, &format!("{side}"), number, operation).unwrap();
         let (end, value) = match send(&traffic, side, number, deadline).await {
-            Ended::Answered((answer, value)) => (End::Answered(answer), Some(value)),
+            Ended::Answered((answer, value)) => {
+                traffic.acknowledged[side].fetch_add(1, Ordering::Relaxed);
+                (End::Answered(answer), Some(value))
+            }
             Ended::Other(end) => (end, None),
             Ended::Unexpected(unexpected) => {
                 traffic.note(unexpected);
