@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# A three-node Patroni cluster (PostgreSQL 15, etcd 3.4, Debian 12) with synchronous replication, on 127.0.0.1 alone.
+# A three-node Patroni cluster (PostgreSQL 15, etcd 3.4 on Debian 12) with synchronous replication, on 127.0.0.1 alone.
 #   patroni-cluster.sh start|status|leader|url|kill-node [NAME]|kill-postgres [NAME]|freeze-node [NAME]|freeze-postgres [NAME]|thaw-node NAME|revive NAME|wait-leader [NOT]|wait-sync|guard|stop
-# Needs: apt-get install postgresql-15 patroni etcd-server etcd-client python3-etcd python3-psycopg2 jq openssl curl
+# Needs: apt-get install postgresql etcd-server jq openssl curl, and for Debian's Patroni: patroni python3-etcd python3-psycopg2
 # Ends only processes whose pid it wrote under $HOME_DIR, and those that `guard` reads.
 set -euo pipefail
 HOME_DIR=${PATRONI_HOME:-/var/tmp/pinseal-patroni}
 BASE=${PATRONI_BASE_PORT:-23000}           # etcd BASE+{1,2,3}0, peers +{1,2,3}1, PostgreSQL +{1,2,3}2, REST +{1,2,3}3
 NODES=${PATRONI_NODES:-3}
 TTL=${PATRONI_TTL:-20} LOOP=${PATRONI_LOOP:-2} RETRY=${PATRONI_RETRY:-3}
-PG=${PG_BIN:-/usr/lib/postgresql/15/bin}
+PG=${PG_BIN:-$(printf '%s\n' /usr/lib/postgresql/*/bin | sort -V | tail -1)}
 ME=$(id -un); RUN_AS=postgres
 as() { if [ "$ME" = root ]; then exec setpriv --reuid=$RUN_AS --regid=$RUN_AS --init-groups env HOME="$HOME_DIR" "$@"; else exec "$@"; fi; } # only ever in the background: $! is then the program itself
 port() { echo $((BASE + $1 * 10 + $2)); }
