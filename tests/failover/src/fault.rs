@@ -14,7 +14,7 @@ const PAST_TTL: Duration = Duration::from_secs(26);
 /// Longer than the lease of an engine (`lease_seconds`, 10).
 const PAST_LEASE: Duration = Duration::from_secs(14);
 
-/// One fault.
+/// What the harness breaks, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
     /// Every process of the leader is killed.

@@ -37,7 +37,7 @@ pub struct Harness {
 }
 
 impl Harness {
-    /// Starts everything.
+    /// Starts the cluster, the engines and the edges.
     pub fn start(patroni: Patroni) -> Self {
         let cluster = Cluster::start(patroni);
         let deployment = Deployment::start(|engine| cluster.lines(engine), &cluster.notes());
