@@ -28,6 +28,15 @@ pub enum Patroni {
 }
 
 impl Patroni {
+    /// The seconds after which the nodes do without a silent leader. Under Debian's Patroni another node leads for some seconds
+    /// before a stall of 25 s ends: the commits of these seconds are lost.
+    fn ttl(self) -> &'static str {
+        match self {
+            Self::Pinned => "20",
+            Self::Debian => "12",
+        }
+    }
+
     fn program(self) -> OsString {
         match self {
             Self::Debian => "/usr/bin/patroni".into(),
@@ -43,6 +52,7 @@ impl Patroni {
 
 /// A running cluster; stopped when dropped.
 pub struct Cluster {
+    pub patroni: Patroni,
     directory: PathBuf,
     base_port: u16,
     environment: Vec<(&'static str, OsString)>,
@@ -57,10 +67,11 @@ impl Cluster {
         let environment: Vec<(&'static str, OsString)> = vec![
             ("PATRONI_HOME", directory.clone().into()),
             ("PATRONI_BASE_PORT", base_port.to_string().into()),
+            ("PATRONI_TTL", patroni.ttl().into()),
             ("PATRONI_BIN", patroni.program()),
         ];
         let guard = Guard::start(&environment);
-        let cluster = Self { directory, base_port, environment, guard };
+        let cluster = Self { patroni, directory, base_port, environment, guard };
         print!("{}", cluster.run(&["start"]));
         cluster
     }
