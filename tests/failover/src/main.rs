@@ -1,4 +1,4 @@
-//! `pinseal-failover three | twelve | known-loss | away [SECONDS]`: README.md. Exit code 0: as it must be.
+//! `pinseal-failover three | twelve | known-loss | away | away-frozen`: README.md. Exit code 0: as it must be.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for people")]
 
@@ -7,7 +7,7 @@ use std::{path::Path, process::ExitCode, time::Duration};
 use failover::{
     cluster::Patroni,
     fault::{Fault, THREE, TWELVE},
-    outage,
+    outage::{self, Away},
     run::Harness,
 };
 
@@ -15,6 +15,8 @@ use failover::{
 const STALLS_MAX: u32 = 5;
 /// The stall at which Debian's Patroni was measured.
 const STALL: Duration = Duration::from_secs(25);
+/// How long the database is away.
+const AWAY: Duration = Duration::from_secs(60);
 /// After its return the service may need this long.
 const BACK_MAX: Duration = Duration::from_secs(5);
 
@@ -25,18 +27,15 @@ fn main() -> ExitCode {
         ["three"] => run(THREE),
         ["twelve"] => run(TWELVE),
         ["known-loss"] => shows_known_loss(),
-        ["away"] => away(Duration::from_secs(60)),
-        ["away", seconds] => match seconds.parse() {
-            Ok(seconds) => away(Duration::from_secs(seconds)),
-            Err(_) => return usage(),
-        },
+        ["away"] => away(Away::Stopped),
+        ["away-frozen"] => away(Away::Frozen),
         _ => return usage(),
     };
     if is_as_it_must_be { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn usage() -> ExitCode {
-    eprintln!("pinseal-failover three | twelve | known-loss | away [SECONDS]");
+    eprintln!("pinseal-failover three | twelve | known-loss | away | away-frozen");
     ExitCode::from(2)
 }
 
@@ -69,8 +68,8 @@ fn shows_known_loss() -> bool {
     false
 }
 
-fn away(time: Duration) -> bool {
-    let outage = outage::run(time, Path::new("away.jsonl"));
+fn away(kind: Away) -> bool {
+    let outage = outage::run(kind, AWAY, Path::new("away.jsonl"));
     print!("{outage}");
     outage.is_right() && outage.back.iter().all(|back| *back <= BACK_MAX)
 }

@@ -29,9 +29,20 @@ const PROBE: Duration = Duration::from_secs(30);
 /// What a process may grow by while its calls find no database, in KiB.
 const GROWTH_MAX: u64 = 64 * 1_024;
 
+/// How the database goes away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Away {
+    /// The server is stopped, and connections are refused.
+    Stopped,
+    /// The server hangs, and answers nothing.
+    Frozen,
+}
+
 /// What a database that was away did to the service.
 pub struct Outage {
     pub run: RunReport,
+    /// Until the health of both engines was NOT_SERVING.
+    pub noticed: Duration,
     /// The probes during the outage, each answered as unavailable.
     pub probes: u64,
     /// The longest time that a probe waited for its answer.
@@ -49,8 +60,8 @@ impl Outage {
     }
 }
 
-/// Runs clients on one server, and stops the server for this time.
-pub fn run(away: Duration, file: &Path) -> Outage {
+/// Runs clients on one server, which is away for this time.
+pub fn run(kind: Away, away: Duration, file: &Path) -> Outage {
     let guard =
         Guard::start(&[("PATRONI_HOME", format!("/var/tmp/pinseal-failover-none-{}", std::process::id()).into())]);
     let mut server = SingleServer::start(guard.notes());
@@ -61,10 +72,15 @@ pub fn run(away: Duration, file: &Path) -> Outage {
     sleep(Duration::from_secs(5));
     let before = memory(&deployment);
     note(&traffic.recorder);
-    server.stop();
-    let until = Instant::now() + away;
+    match kind {
+        Away::Stopped => server.stop(),
+        Away::Frozen => server.freeze(),
+    }
+    let since = Instant::now();
+    let until = since + away;
     let (mut probes, mut slowest) = (0, Duration::ZERO);
     runtime.block_on(until_not_serving(&traffic));
+    let noticed = since.elapsed();
     while Instant::now() < until || probes == 0 {
         for side in 0..SIDES {
             let since = Instant::now();
@@ -77,7 +93,10 @@ pub fn run(away: Duration, file: &Path) -> Outage {
         sleep(Duration::from_millis(500));
     }
     let after = memory(&deployment);
-    server.run();
+    match kind {
+        Away::Stopped => server.run(),
+        Away::Frozen => server.thaw(),
+    }
     let since = Instant::now();
     let back = (0..SIDES).map(|side| {
         // The edge is asked again and again, as a client would.
@@ -95,7 +114,7 @@ pub fn run(away: Duration, file: &Path) -> Outage {
     });
     let chains = runtime.block_on(verify_chains(&server.config("reader")));
     let memory = before.into_iter().zip(after).map(|((name, before), (_, after))| (name, before, after)).collect();
-    Outage { run: report(&deployment, &traffic, chains, file), probes, slowest, back, memory }
+    Outage { run: report(&deployment, &traffic, chains, file), noticed, probes, slowest, back, memory }
 }
 
 fn note(recorder: &Recorder) {
@@ -135,7 +154,8 @@ fn memory(deployment: &Deployment) -> Vec<(String, u64)> {
 
 impl fmt::Display for Outage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { run, probes, slowest, back, memory } = self;
+        let Self { run, noticed, probes, slowest, back, memory } = self;
+        writeln!(f, "the engines report NOT_SERVING after {:.1} s", noticed.as_secs_f64())?;
         writeln!(f, "{probes} probes answered as unavailable, the slowest after {:.1} s", slowest.as_secs_f64())?;
         for (side, time) in back.iter().enumerate() {
             writeln!(f, "edge {side} serves {:.1} s after the server accepts connections", time.as_secs_f64())?;

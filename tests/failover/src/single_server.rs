@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, geteuid, kill_process};
 use store_postgres::{DatabaseHost, PostgresConfig};
 use tempfile::TempDir;
 
@@ -19,6 +19,8 @@ use crate::{cluster::PATIENCE, guard::Notes, program::free_port};
 pub struct SingleServer {
     directory: TempDir,
     port: u16,
+    /// The user that runs the server, where the harness runs as root.
+    user: Option<(u32, u32)>,
     process: Option<Child>,
     notes: Notes,
 }
@@ -26,9 +28,11 @@ pub struct SingleServer {
 impl SingleServer {
     pub fn start(notes: Notes) -> Self {
         let directory = tempfile::Builder::new().prefix("pinseal-failover-pg-").tempdir_in("/var/tmp").unwrap();
-        let mut server = Self { directory, port: free_port(), process: None, notes };
-        let (user, group) = user();
-        std::os::unix::fs::chown(server.directory.path(), Some(user), Some(group)).unwrap();
+        let mut server =
+            Self { directory, port: free_port(), user: geteuid().is_root().then(user), process: None, notes };
+        if let Some((user, group)) = server.user {
+            std::os::unix::fs::chown(server.directory.path(), Some(user), Some(group)).unwrap();
+        }
         let initdb = server
             .command("initdb")
             .args(["--no-sync", "--auth=trust", "--username=pinseal", "--encoding=UTF8", "--locale=C.UTF-8", "-D"])
@@ -64,10 +68,34 @@ impl SingleServer {
 
     /// Stops the server at once, as a crash would.
     pub fn stop(&mut self) {
+        if self.process.is_some() {
+            self.thaw();
+        }
         if let Some(mut process) = self.process.take() {
             kill_process(Pid::from_child(&process), Signal::QUIT).unwrap();
             process.wait().unwrap();
             self.notes.ended(process.id());
+        }
+    }
+
+    /// Stops every process of the server, as a hanging machine would.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Continues the server.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// Sends a signal to the postmaster and its children.
+    fn signal(&self, signal: Signal) {
+        let postmaster = self.process.as_ref().expect("the server runs").id();
+        let children = fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children")).unwrap();
+        let children = children.split_whitespace().map(|id| id.parse().unwrap());
+        for id in [i32::try_from(postmaster).unwrap()].into_iter().chain(children) {
+            // A child may have ended.
+            let _ = kill_process(Pid::from_raw(id).unwrap(), signal);
         }
     }
 
@@ -95,9 +123,11 @@ impl SingleServer {
     }
 
     fn command(&self, program: &str) -> Command {
-        let (user, group) = user();
         let mut command = Command::new(programs().join(program));
-        command.current_dir(self.directory.path()).stdin(Stdio::null()).uid(user).gid(group);
+        command.current_dir(self.directory.path()).stdin(Stdio::null());
+        if let Some((user, group)) = self.user {
+            command.uid(user).gid(group);
+        }
         command
     }
 }

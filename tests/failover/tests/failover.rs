@@ -4,7 +4,12 @@
 
 use std::time::Duration;
 
-use failover::{cluster::Patroni, fault::THREE, outage, run::Harness};
+use failover::{
+    cluster::Patroni,
+    fault::THREE,
+    outage::{self, Away},
+    run::Harness,
+};
 
 #[test]
 fn three_faults_lose_no_acknowledged_pin() {
@@ -19,7 +24,7 @@ fn three_faults_lose_no_acknowledged_pin() {
 #[test]
 fn an_absent_database_is_reported_as_unavailable() {
     let file = tempfile::NamedTempFile::new().unwrap();
-    let outage = outage::run(Duration::from_secs(12), file.path());
+    let outage = outage::run(Away::Stopped, Duration::from_secs(12), file.path());
     println!("{outage}");
     assert!(outage.is_right(), "see the report above");
 }
