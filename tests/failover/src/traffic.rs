@@ -34,6 +34,8 @@ const DEVICES: usize = 8;
 const DEADLINE: Duration = Duration::from_secs(11);
 /// A side that acknowledges this many writes serves again.
 const WRITES_OF_SERVICE: u64 = 20;
+/// The longest pause of a client after a call that was given up, in milliseconds.
+const BACK_OFF_MAX: u32 = 10_000;
 /// The calls with one block, under one control.
 const SENDS_MAX: u32 = 6;
 
@@ -160,12 +162,14 @@ struct Client {
     random: Random,
     /// The side of the next call.
     side: usize,
+    /// The calls that were given up since the last answer.
+    given_up: u32,
 }
 
 impl Client {
     fn new(traffic: Arc<Traffic>, number: u32) -> Self {
         let side = number as usize % SIDES;
-        Self { traffic, number, random: Random(u64::from(number) + 1), side }
+        Self { traffic, number, random: Random(u64::from(number) + 1), side, given_up: 0 }
     }
 
     async fn run(&mut self) {
@@ -179,7 +183,10 @@ impl Client {
                 70..96 => self.verify_pin(card).await,
                 _ => self.reset_tries(card).await,
             }
-            self.think(300, 1_500).await;
+            match self.given_up {
+                0 => self.think(300, 1_500).await,
+                _ => self.back_off().await,
+            }
         }
     }
 
@@ -194,6 +201,12 @@ impl Client {
     async fn think(&mut self, least: u32, most: u32) {
         let pause = least + self.random.below(most - least);
         tokio::time::sleep(Duration::from_millis(pause.into())).await;
+    }
+
+    /// The pause after a call that was given up: each doubles the next one.
+    async fn back_off(&mut self) {
+        let most = (1_000 << self.given_up.min(4)).min(BACK_OFF_MAX);
+        self.think(most / 2, most).await;
     }
 
     /// Most clients wait until the edge answers. A few give up early.
@@ -230,6 +243,7 @@ impl Client {
                 (End::GivenUp(history::history::GiveUp::Unavailable), None)
             }
         };
+        self.given_up = if matches!(end, End::GivenUp(_)) { self.given_up + 1 } else { 0 };
         open.end(end.clone()).unwrap();
         value.ok_or(end)
     }
@@ -261,7 +275,7 @@ impl Client {
             };
             match self.call(card, Operation::IssueTzpk { control: control.clone() }, send).await {
                 Ok(tzpk) => return Some(tzpk),
-                Err(End::GivenUp(_)) => self.think(500, 2_500).await,
+                Err(End::GivenUp(_)) => self.back_off().await,
                 Err(_) => return None,
             }
         }
@@ -302,7 +316,7 @@ impl Client {
                     }
                     return;
                 }
-                Err(End::GivenUp(_)) => self.think(500, 2_500).await,
+                Err(End::GivenUp(_)) => self.back_off().await,
                 Err(_) => return,
             }
         }
