@@ -214,8 +214,8 @@ mod tests {
     };
     use hsm_protocol::{
         Account, AccountNumber, Binding, CardBinding, ControlBinding, DeviceBlock, DeviceKey, EncryptedBlock,
-        FreshTzpk, Isolation, MadeAt, Mgf1Hash, PinRecord, Purpose, Refusal, SealedAccount, SealedKey, Source,
-        StorageFormat, Target,
+        FreshTzpk, Isolation, KeyVersion, MadeAt, Mgf1Hash, PinRecord, Purpose, Refusal, SealedAccount, SealedKey,
+        Source, StorageFormat, StorageVersions, Target,
     };
 
     const CONTROL: ControlBinding =
@@ -716,6 +716,19 @@ mod tests {
         assert_eq!(again.storage_key().0, 2);
         let reencrypted = wait(hsm.reencrypt(&old, card(), account)).unwrap();
         assert!(hsm.status().is_current(&reencrypted));
+        // Another engine on the store may lack the newer key. A limit below every key leaves the newest.
+        for (limit, expected) in [(1, 1), (2, 2), (9, 2), (0, 2)] {
+            let [wrapped, iso_4, tdes, one_way] = [limit; 4].map(KeyVersion);
+            let versions = StorageVersions { wrapped, iso_4, tdes, one_way };
+            let (source, card, account) = (Source::Record(reencrypted.clone()), card(), copy(account));
+            let request = Request::Translate { source, target: Target::Record, card, account }.into();
+            let Ok(Reply::Record { record, .. }) = wait(hsm.execute(Request::UpTo { versions, request })) else {
+                panic!("no record up to version {limit}")
+            };
+            assert_eq!(record.storage_key().0, expected, "up to version {limit}");
+            let usable = hsm.status().up_to(versions);
+            assert_eq!((usable.is_current(&old), usable.rotates()), (limit == 1, limit > 1), "up to version {limit}");
+        }
         for record in [&old, &reencrypted] {
             let shown = wait(hsm.record_to_device(record, card(), account, &phone.public)).unwrap();
             let mut clear = Block::zeroed();

@@ -17,7 +17,8 @@ use zeroize::Zeroizing;
 
 use hsm_protocol::{
     ACCOUNT_BYTES, Account, AccountNumber, Binding, BoundaryLevel, CardBinding, Error, HostOperation, PinDigits,
-    PinRecord, Reply, Request, SealedAccount, Source, StorageFormat, Target, account_bound_to, record_bound_to,
+    PinRecord, Reply, Request, SealedAccount, Source, StorageFormat, StorageVersions, Target, account_bound_to,
+    record_bound_to,
 };
 
 use crate::{
@@ -68,14 +69,22 @@ impl Boundary {
     /// # Errors
     /// [`Error::Refused`] for a malformed block or a PIN against the policy; the other variants say what failed.
     pub(crate) fn execute(&self, request: &Request) -> Result<Reply, Error> {
+        self.execute_under(self.token().current().storage, request)
+    }
+
+    /// Executes one request. New records are encrypted under `storage`.
+    fn execute_under(&self, storage: StorageVersions, request: &Request) -> Result<Reply, Error> {
         match request {
+            Request::UpTo { versions, request } => self.execute_under(self.token().storage_up_to(*versions), request),
             Request::Check => self.token().check().map(|()| Reply::Available),
             Request::IssueTzpk { public_key, binding } => match self {
                 Self::Host(at_host) => at_host.issue_tzpk(public_key, binding),
                 Self::Token(at_token) => at_token.issue_tzpk(public_key, binding),
             }
             .map(Reply::Tzpk),
-            Request::Translate { source, target, card, account } => self.translate(source, target, card, account),
+            Request::Translate { source, target, card, account } => {
+                self.translate(storage, source, target, card, account)
+            }
             Request::RetryTag { control, block } => {
                 self.token().retry_tag(control, block.as_bytes()).map(Reply::RetryTag)
             }
@@ -84,7 +93,7 @@ impl Boundary {
                 let at_host = self.at_host(HostOperation::Verify)?;
                 check_account_number(binds_account(source), card, account)?;
                 self.check_record(record, card)?;
-                at_host.verify(source, record, card, account)
+                at_host.verify(storage, source, record, card, account)
             }
             Request::VerifyValue { source, expected, card, account } => {
                 let at_host = self.at_host(HostOperation::VerifyValue)?;
@@ -95,10 +104,10 @@ impl Boundary {
                 let at_host = self.at_host(HostOperation::Change)?;
                 check_account_number(binds_account(old) || binds_account(new), card, account)?;
                 self.check_record(record, card)?;
-                at_host.change((old, new), record, card, account).map(Reply::Changed)
+                at_host.change(storage, (old, new), record, card, account).map(Reply::Changed)
             }
             Request::Generate { digits, card, account } => {
-                let record = self.at_host(HostOperation::Generate)?.generate(*digits, card, account)?;
+                let record = self.at_host(HostOperation::Generate)?.generate(storage, *digits, card, account)?;
                 Ok(Reply::Record { record, retry_tag: None })
             }
             Request::DeriveValue { record, method, card, account } => {
@@ -111,7 +120,7 @@ impl Boundary {
             Request::Rebind { record, from, to } => {
                 let at_host = self.at_host(HostOperation::Rebind)?;
                 self.check_record(record, &from.0)?;
-                Ok(Reply::Record { record: at_host.rebind(record, from, to)?, retry_tag: None })
+                Ok(Reply::Record { record: at_host.rebind(storage, record, from, to)?, retry_tag: None })
             }
         }
     }
@@ -135,6 +144,7 @@ impl Boundary {
 
     fn translate(
         &self,
+        storage: StorageVersions,
         source: &Source,
         target: &Target,
         card: &CardBinding,
@@ -166,8 +176,10 @@ impl Boundary {
                 // Computed before the check of the block, so that accepted and refused blocks cost the same work.
                 let retry_tag = self.token().retry_tag(&control.id, block.as_bytes())?;
                 let record = match self {
-                    Self::Host(at_host) => at_host.device_to_record(sealed_tzpk, &binding, block, account)?,
-                    Self::Token(at_token) => at_token.device_to_record(sealed_tzpk, &binding, block, account)?,
+                    Self::Host(at_host) => at_host.device_to_record(storage, sealed_tzpk, &binding, block, account)?,
+                    Self::Token(at_token) => {
+                        at_token.device_to_record(storage, sealed_tzpk, &binding, block, account)?
+                    }
                 };
                 Ok(Reply::Record { record, retry_tag: Some(retry_tag) })
             }
@@ -178,12 +190,12 @@ impl Boundary {
             .map(Reply::Block),
             (Source::Record(record), Target::Record) => {
                 let record = match self {
-                    Self::Host(at_host) => at_host.reencrypt(record, card, account)?,
-                    Self::Token(at_token) => at_token.reencrypt(record, card, account)?,
+                    Self::Host(at_host) => at_host.reencrypt(storage, record, card, account)?,
+                    Self::Token(at_token) => at_token.reencrypt(storage, record, card, account)?,
                 };
                 Ok(Reply::Record { record, retry_tag: None })
             }
-            (Source::Zone { key, block }, Target::Record) => self.zone_to_record((key, block), card, account),
+            (Source::Zone { key, block }, Target::Record) => self.zone_to_record(storage, (key, block), card, account),
             (Source::Record(record), Target::Zone { key, format }) => {
                 self.record_to_zone(record, (key, *format), card, account)
             }

@@ -23,7 +23,7 @@ pub(crate) use self::{
 };
 use hsm_protocol::{
     ACCOUNT_BYTES, Bound, DeviceKey, EncryptedBlock, Error, Ibm3624Name, Kcv, KeyId, KeyVersion, PvkName, SealedTzpk,
-    StorageFormat, TAG_BYTES, ZoneFormat, ZoneName,
+    StorageFormat, StorageVersions, TAG_BYTES, ZoneFormat, ZoneName,
 };
 
 use crate::{
@@ -45,11 +45,30 @@ pub(crate) trait Token: Send + Sync {
     /// The ids of the keys in use.
     fn keys(&self) -> Vec<KeyId>;
 
-    /// The key versions that seal and store new values.
+    /// The newest key versions, which seal new values.
     fn current(&self) -> Versions;
 
     /// Whether the token has this version of the storage key of a format.
     fn has_storage_key(&self, form: StorageFormat, key: KeyVersion) -> bool;
+
+    /// For each kind of storage key the newest version that is not above `limit`. A kind without such a version has the newest:
+    /// the store refuses its records.
+    fn storage_up_to(&self, limit: StorageVersions) -> StorageVersions {
+        let newest = self.current().storage;
+        let up_to = |form| match (newest.of(form), limit.of(form)) {
+            (newest, limit) if newest <= limit => newest,
+            (newest, KeyVersion(limit)) => {
+                let mut lower = (1..=limit).rev().map(KeyVersion);
+                lower.find(|version| self.has_storage_key(form, *version)).unwrap_or(newest)
+            }
+        };
+        StorageVersions {
+            wrapped: up_to(StorageFormat::Wrapped),
+            iso_4: up_to(StorageFormat::Iso4),
+            tdes: up_to(StorageFormat::Iso3),
+            one_way: up_to(StorageFormat::OneWay),
+        }
+    }
 
     /// Checks that the token answers. A lost token is reconnected.
     fn check(&self) -> Result<(), Error>;
@@ -103,15 +122,20 @@ pub(crate) trait HostLevel: Token {
     /// Fills `bytes` from the generator itself, for PINs and keys: no byte was drawn ahead and waited in memory.
     fn random_for_secrets(&self, bytes: &mut [u8]) -> Result<(), Error>;
 
-    /// Encrypts a format 4 PIN field in place under the newest AES-256 storage key: `E(E(PIN field) ⊕ account field)` (ISO
-    /// 9564-1, format 4).
-    fn storage_encrypt_iso_4(&self, pin_field: &mut WideBlock, account_field: u128) -> Result<(), Error>;
+    /// Encrypts a format 4 PIN field in place under an AES-256 storage key: `E(E(PIN field) ⊕ account field)` (ISO 9564-1,
+    /// format 4).
+    fn storage_encrypt_iso_4(
+        &self,
+        key: KeyVersion,
+        pin_field: &mut WideBlock,
+        account_field: u128,
+    ) -> Result<(), Error>;
 
     /// Decrypts a format 4 block in place: `D(D(block) ⊕ account field)`.
     fn storage_decrypt_iso_4(&self, key: KeyVersion, block: &mut WideBlock, account_field: u128) -> Result<(), Error>;
 
-    /// Encrypts one block in place under the newest 3DES storage key. [`Error::TdesExhausted`] after 2^20 blocks.
-    fn storage_tdes_encrypt(&self, block: &mut Block) -> Result<(), Error>;
+    /// Encrypts one block in place under a 3DES storage key. [`Error::TdesExhausted`] after 2^20 blocks.
+    fn storage_tdes_encrypt(&self, key: KeyVersion, block: &mut Block) -> Result<(), Error>;
 
     /// Decrypts one block in place under a 3DES storage key.
     fn storage_tdes_decrypt(&self, key: KeyVersion, block: &mut Block) -> Result<(), Error>;
@@ -176,14 +200,14 @@ pub(crate) trait TokenLevel: Token {
     /// Generates a tzpk in the token, wraps it for the device, and seals it with its binding.
     fn issue_tzpk(&self, device: &DeviceKey, bound: &Bound) -> Result<IssuedTzpk, Error>;
 
-    /// Re-encrypts a device's block under the newest storage key of a format. [`AcceptError`] with a refusal where the token
+    /// Re-encrypts a device's block under a storage key of a format. [`AcceptError`] with a refusal where the token
     /// detects a fill that the format does not allow.
     fn reencrypt_for_storage(
         &self,
         sealed: (KeyVersion, &SealedTzpk),
         bound: &Bound,
         block: &EncryptedBlock,
-        form: TokenForm,
+        under: StorageKey,
         account: &AccountDigits,
     ) -> Result<Vec<u8>, Error>;
 
@@ -195,15 +219,20 @@ pub(crate) trait TokenLevel: Token {
         device: &DeviceKey,
     ) -> Result<(WrappedTzpk, EncryptedBlock), Error>;
 
-    /// Re-encrypts a stored block under the newest storage key, in the same format.
-    fn reencrypt_stored(&self, stored: StoredBlock<'_>, account: &AccountDigits) -> Result<Vec<u8>, Error>;
+    /// Re-encrypts a stored block under another version of its storage key, in the same format.
+    fn reencrypt_stored(
+        &self,
+        stored: StoredBlock<'_>,
+        under: KeyVersion,
+        account: &AccountDigits,
+    ) -> Result<Vec<u8>, Error>;
 
-    /// Re-encrypts a zone's format 1 block under the newest storage key of a format; see [`Self::reencrypt_for_storage`].
+    /// Re-encrypts a zone's format 1 block under a storage key of a format; see [`Self::reencrypt_for_storage`].
     fn reencrypt_zone_for_storage(
         &self,
         key: ZoneKeyRef<'_>,
         block: &EncryptedBlock,
-        form: TokenForm,
+        under: StorageKey,
         account: &AccountDigits,
     ) -> Result<Vec<u8>, Error>;
 
@@ -215,6 +244,13 @@ pub(crate) trait TokenLevel: Token {
         key: ZoneKeyRef<'_>,
         format: ZoneFormat,
     ) -> Result<[u8; 8], Error>;
+}
+
+/// The format of a stored block to be made, and the version of its storage key.
+#[derive(Clone, Copy)]
+pub(crate) struct StorageKey {
+    pub(crate) form: TokenForm,
+    pub(crate) version: KeyVersion,
 }
 
 /// A stored block, its format and the version of its storage key.

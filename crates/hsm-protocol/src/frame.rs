@@ -32,7 +32,7 @@ pub const FRAME_BYTES_MAX: usize = 64 * 1024;
 /// The most descriptors of one message (SCM_RIGHTS). The kernel's limit is 253.
 pub const DESCRIPTORS_PER_MESSAGE: usize = 64;
 /// The version of this protocol.
-const VERSION: u16 = 10;
+const VERSION: u16 = 11;
 const MAGIC: &[u8; 7] = b"PINSEAL";
 const LENGTH_BYTES: usize = 4;
 const NUMBER_BYTES: usize = 8;
@@ -360,6 +360,23 @@ mod tests {
         DeviceKey::parse(der.as_ref()).unwrap()
     }
 
+    fn up_to(request: Request) -> Request {
+        let [wrapped, iso_4, tdes, one_way] = [1, 2, 3, u16::MAX].map(KeyVersion);
+        Request::UpTo { versions: StorageVersions { wrapped, iso_4, tdes, one_way }, request: Box::new(request) }
+    }
+
+    #[test]
+    fn a_request_inside_two_limits_is_rejected() {
+        let mut body = Vec::new();
+        write_request(&up_to(up_to(Request::Check)), 9, &mut body);
+        assert!(read_request(&body).is_err());
+        body.clear();
+        write_request(&up_to(Request::Check), 9, &mut body);
+        let Ok((_, Request::UpTo { versions, request })) = read_request(&body) else { panic!("not the request") };
+        assert_eq!((versions.iso_4, versions.one_way), (KeyVersion(2), KeyVersion(u16::MAX)));
+        assert!(matches!(*request, Request::Check) && request.is_answered_by(&Reply::Available));
+    }
+
     /// The bodies of requests: each operation, each source, each target.
     fn bodies() -> Vec<Vec<u8>> {
         static BODIES: std::sync::OnceLock<Vec<Vec<u8>>> = std::sync::OnceLock::new();
@@ -426,6 +443,7 @@ mod tests {
             derive_value(ValueMethod::Pvv(pvk())),
             derive_value(ValueMethod::Ibm3624Offset(key_name())),
             Request::Rebind { record: record(), from: (card, Account::PlasticId), to: (card, registered()) },
+            up_to(Request::Generate { digits: 4, card, account: Account::PlasticId }),
         ];
         let body = |request: &Request| {
             let mut body = Vec::new();

@@ -6,6 +6,7 @@ use crate::binding::{Binding, CardBinding, ControlBinding};
 use crate::device_key::DeviceKey;
 use crate::kcv::Kcv;
 use crate::sealed::{EncryptedBlock, PinRecord, SealedAccount, SealedKey};
+use crate::status::StorageVersions;
 use crate::verification::{Changed, ExpectedValue, ValueMethod, VerificationValue};
 use crate::zone::{ZoneBlock, ZoneKey};
 use crate::zone_format::ZoneFormat;
@@ -111,11 +112,22 @@ pub enum Request {
         /// The card of the other record, and the digits to bind it to. One of card and digits stays.
         to: (CardBinding, Account),
     },
+    /// Another request, which encrypts a new record under the newest storage key that is not above these versions. The versions
+    /// are those in use by all engines of a store: another engine may lack a newer key.
+    UpTo {
+        /// The highest versions.
+        versions: StorageVersions,
+        /// The request: no request of this kind.
+        request: Box<Request>,
+    },
 }
 
 impl Request {
     /// Whether a reply is of the kind that this request gets. A boundary that sends another kind is faulty.
     pub fn is_answered_by(&self, reply: &Reply) -> bool {
+        if let Self::UpTo { request, .. } = self {
+            return request.is_answered_by(reply);
+        }
         matches!(
             (self, reply),
             (Self::Check, Reply::Available)
@@ -158,7 +170,8 @@ pub enum Source {
 
 /// The key and format that a PIN block is translated to.
 pub enum Target {
-    /// A record under the newest storage key, in the configured format. At level `token` a record keeps its format.
+    /// A record under the newest storage key, or that of a [`Request::UpTo`], in the configured format. At level `token` a
+    /// record keeps its format.
     Record,
     /// An ISO 9564 format 1 block under a fresh tzpk.
     Device {

@@ -2,6 +2,7 @@
 
 use crate::binding::{BoundaryLevel, Isolation};
 use crate::key_id::KeyId;
+use crate::key_usage::KeyUsage;
 use crate::sealed::{KeyVersion, PinRecord};
 use crate::storage_format::StorageFormat;
 use crate::verification::{DIGITS_MAX, DIGITS_MIN};
@@ -142,6 +143,16 @@ impl Status {
             || storage().any(|key| storage().any(|other| other.usage == key.usage && other.version != key.version))
     }
 
+    /// The status of a boundary without the storage keys above these versions.
+    pub fn up_to(&self, limit: StorageVersions) -> Self {
+        let forms = [StorageFormat::Wrapped, StorageFormat::Iso4, StorageFormat::Iso3, StorageFormat::OneWay];
+        let is_above =
+            |key: &KeyId, form| key.usage == KeyUsage::storage_of(self.level, form) && key.version > limit.of(form);
+        let mut status = Self { storage: self.storage.up_to(limit), ..self.clone() };
+        status.keys.retain(|key| !forms.iter().any(|form| is_above(key, *form)));
+        status
+    }
+
     /// Whether a record is under the newest storage key of its format, and one-way where new records are one-way.
     pub fn is_current(&self, record: &PinRecord) -> bool {
         let has_form = self.form != StorageFormat::OneWay || record.form() == StorageFormat::OneWay;
@@ -222,6 +233,16 @@ pub struct StorageVersions {
 }
 
 impl StorageVersions {
+    /// For each kind the lower version of both.
+    pub fn up_to(self, other: Self) -> Self {
+        Self {
+            wrapped: self.wrapped.min(other.wrapped),
+            iso_4: self.iso_4.min(other.iso_4),
+            tdes: self.tdes.min(other.tdes),
+            one_way: self.one_way.min(other.one_way),
+        }
+    }
+
     /// The version that encrypts records of this format.
     pub fn of(&self, form: StorageFormat) -> KeyVersion {
         match form {

@@ -7,7 +7,7 @@ use subtle::{Choice, ConditionallySelectable};
 
 use hsm_protocol::{
     Account, Binding, BoundaryLevel, CardBinding, DeviceBlock, DeviceKey, EncryptedBlock, Error, FreshTzpk, Isolation,
-    MadeAt, PinRecord, Refusal, SealedKey, StorageFormat, bound_to_control,
+    KeyVersion, MadeAt, PinRecord, Refusal, SealedKey, StorageFormat, StorageVersions, bound_to_control,
 };
 
 use super::{account_digits, tagged};
@@ -47,6 +47,7 @@ impl AtHost {
     /// the result is chosen at the end.
     pub(super) fn device_to_record(
         &self,
+        storage: StorageVersions,
         tzpk: &SealedKey,
         binding: &Binding,
         block: &EncryptedBlock,
@@ -59,7 +60,7 @@ impl AtHost {
             let well_formed = decode_iso_1(clear, pin);
             let is_allowed = self.policy.judge(pin);
 
-            let record = self.encrypt_record(pin, (clear, wide), &account, &binding.card)?;
+            let record = self.encrypt_record(storage, pin, (clear, wide), &account, &binding.card)?;
             match check_result(well_formed, is_allowed) {
                 CheckResult::Accepted => Ok(record),
                 CheckResult::Malformed => Err(Refusal::MalformedBlock.into()),
@@ -89,9 +90,10 @@ impl AtHost {
         })
     }
 
-    /// Re-encrypts a record under the newest storage key, in the format of new records. The PIN policy is not applied again.
+    /// Re-encrypts a record under the storage key, and in the format, of new records. The PIN policy is not applied again.
     pub(super) fn reencrypt(
         &self,
+        storage: StorageVersions,
         record: &PinRecord,
         card: &CardBinding,
         account: &Account,
@@ -99,7 +101,7 @@ impl AtHost {
         in_workspace(|Workspace { block, wide, pin, .. }| {
             let account = account_digits(&*self.token, account, card)?;
             self.open_record(record, &account, (block, wide), pin)?;
-            self.encrypt_record(pin, (block, wide), &account, card)
+            self.encrypt_record(storage, pin, (block, wide), &account, card)
         })
     }
 
@@ -110,6 +112,7 @@ impl AtHost {
     /// [`Error::OtherAccount`] where both differ, or the tenants of the cards; [`Error::OneWay`] for a one-way record and another card.
     pub(super) fn rebind(
         &self,
+        storage: StorageVersions,
         record: &PinRecord,
         (card, account): &(CardBinding, Account),
         (to_card, to_account): &(CardBinding, Account),
@@ -124,25 +127,26 @@ impl AtHost {
                 _ => {}
             }
             self.open_record(record, &account, (block, wide), pin)?;
-            self.encrypt_record(pin, (block, wide), &to_account, to_card)
+            self.encrypt_record(storage, pin, (block, wide), &to_account, to_card)
         })
     }
 
     /// Encrypts a PIN as a record, in the format of new records.
     pub(super) fn encrypt_record(
         &self,
+        storage: StorageVersions,
         pin: &Pin,
         (block, wide): (&mut Block, &mut WideBlock),
         account: &AccountDigits,
         card: &CardBinding,
     ) -> Result<PinRecord, Error> {
         let encrypted = match self.form {
-            HostForm::OneWay => return self.one_way_record(pin, card),
+            HostForm::OneWay => return self.one_way_record(storage.one_way, pin, card),
             HostForm::Iso4 => {
                 let mut random = [0; 8];
                 self.token.random(&mut random)?;
                 encode_iso_4(wide, pin, u64::from_be_bytes(random));
-                self.token.storage_encrypt_iso_4(wide, account_field(account))?;
+                self.token.storage_encrypt_iso_4(storage.iso_4, wide, account_field(account))?;
                 &wide.bytes()[..]
             }
             form @ (HostForm::Iso3 | HostForm::Iso0) => {
@@ -151,16 +155,21 @@ impl AtHost {
                 } else {
                     encode_iso_3(block, pin, account, self.iso_3_fill()?);
                 }
-                self.token.storage_tdes_encrypt(block)?;
+                self.token.storage_tdes_encrypt(storage.tdes, block)?;
                 &block.bytes()[..]
             }
         };
-        self.record(self.form, encrypted, card)
+        self.record(storage.of(self.form.into()), self.form, encrypted, card)
     }
 
-    /// A record with its tag, under the newest storage key of a format.
-    pub(super) fn record(&self, form: HostForm, block: &[u8], card: &CardBinding) -> Result<PinRecord, Error> {
-        let key = self.token.current().storage.of(form.into());
+    /// A record with its tag, under a storage key of its format.
+    pub(super) fn record(
+        &self,
+        key: KeyVersion,
+        form: HostForm,
+        block: &[u8],
+        card: &CardBinding,
+    ) -> Result<PinRecord, Error> {
         let made_at = MadeAt { level: BoundaryLevel::Host, isolation: self.isolation };
         tagged(&*self.token, PinRecord::untagged(key, form.into(), made_at, block), card)
     }

@@ -3,13 +3,13 @@
 
 use hsm_protocol::{
     Account, Binding, BoundaryLevel, CardBinding, DeviceBlock, DeviceKey, EncryptedBlock, Error, FreshTzpk, Isolation,
-    MadeAt, PinRecord, SealedKey, bound_to_control,
+    MadeAt, PinRecord, SealedKey, StorageVersions, bound_to_control,
 };
 
 use super::{account_digits, tagged};
 use crate::{
     config::TokenForm,
-    token::{IssuedTzpk, StoredBlock, TokenLevel, WrappedTzpk},
+    token::{IssuedTzpk, StorageKey, StoredBlock, TokenLevel, WrappedTzpk},
     zones::Zones,
 };
 
@@ -31,6 +31,7 @@ impl AtToken {
 
     pub(super) fn device_to_record(
         &self,
+        storage: StorageVersions,
         tzpk: &SealedKey,
         binding: &Binding,
         block: &EncryptedBlock,
@@ -38,14 +39,20 @@ impl AtToken {
     ) -> Result<PinRecord, Error> {
         let account = account_digits(&*self.token, account, &binding.card)?;
         let bound = bound_to_control(tzpk.key(), binding);
-        let kept = self.token.reencrypt_for_storage((tzpk.key(), tzpk.body()), &bound, block, self.form, &account)?;
-        let record = PinRecord::untagged(
-            self.token.current().storage.of(self.form.into()),
-            self.form.into(),
-            MadeAt { level: BoundaryLevel::Token, isolation: self.isolation },
-            &kept,
-        );
-        tagged(&*self.token, record, &binding.card)
+        let under = self.new_record_key(storage);
+        let kept = self.token.reencrypt_for_storage((tzpk.key(), tzpk.body()), &bound, block, under, &account)?;
+        self.record(under, &kept, &binding.card)
+    }
+
+    /// The format and the key of new records.
+    pub(super) fn new_record_key(&self, storage: StorageVersions) -> StorageKey {
+        StorageKey { form: self.form, version: storage.of(self.form.into()) }
+    }
+
+    /// A record with its tag.
+    pub(super) fn record(&self, under: StorageKey, block: &[u8], card: &CardBinding) -> Result<PinRecord, Error> {
+        let made_at = MadeAt { level: BoundaryLevel::Token, isolation: self.isolation };
+        tagged(&*self.token, PinRecord::untagged(under.version, under.form.into(), made_at, block), card)
     }
 
     pub(super) fn record_to_device(
@@ -61,22 +68,19 @@ impl AtToken {
         Ok(DeviceBlock { wrapped, block, kcv: check_value })
     }
 
-    /// Re-encrypts a record under the newest storage key. The format stays: at this level a block cannot change its format.
+    /// Re-encrypts a record under the storage key of new records. The format stays: at this level a block cannot change its
+    /// format.
     pub(super) fn reencrypt(
         &self,
+        storage: StorageVersions,
         record: &PinRecord,
         card: &CardBinding,
         account: &Account,
     ) -> Result<PinRecord, Error> {
         let account = account_digits(&*self.token, account, card)?;
-        let kept = self.token.reencrypt_stored(stored(record)?, &account)?;
-        let record = PinRecord::untagged(
-            self.token.current().storage.of(record.form()),
-            record.form(),
-            MadeAt { level: BoundaryLevel::Token, isolation: self.isolation },
-            &kept,
-        );
-        tagged(&*self.token, record, card)
+        let before = stored(record)?;
+        let under = StorageKey { form: before.form, version: storage.of(record.form()) };
+        self.record(under, &self.token.reencrypt_stored(before, under.version, &account)?, card)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use subtle::Choice;
 
-use hsm_protocol::{Account, CardBinding, Error, PinRecord, Refusal, ZoneBlock, ZoneFormat};
+use hsm_protocol::{Account, CardBinding, Error, PinRecord, Refusal, StorageVersions, ZoneBlock, ZoneFormat};
 
 use super::{
     account_digits,
@@ -22,6 +22,7 @@ impl AtHost {
     /// [`AtHost::device_to_record`].
     pub(super) fn zone_to_record(
         &self,
+        storage: StorageVersions,
         key: ZoneKeyRef<'_>,
         block: &ZoneBlock,
         card: &CardBinding,
@@ -32,7 +33,7 @@ impl AtHost {
             let well_formed = self.open_zone_block(key, block, &account, (clear, wide), pin)?;
             let is_allowed = self.policy.judge(pin);
 
-            let record = self.encrypt_record(pin, (clear, wide), &account, card)?;
+            let record = self.encrypt_record(storage, pin, (clear, wide), &account, card)?;
             match check_result(well_formed, is_allowed) {
                 CheckResult::Accepted => Ok(record),
                 CheckResult::Malformed => Err(Refusal::MalformedBlock.into()),

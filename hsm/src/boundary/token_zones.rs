@@ -1,14 +1,11 @@
 //! Blocks of zones at level `token`: the token re-encrypts a block between a zone key and a storage key. This process checks
 //! neither the digits nor the PIN policy.
 
-use hsm_protocol::{
-    Account, BoundaryLevel, CardBinding, EncryptedBlock, Error, MadeAt, PinRecord, ZoneBlock, ZoneFormat,
-};
+use hsm_protocol::{Account, CardBinding, EncryptedBlock, Error, PinRecord, StorageVersions, ZoneBlock, ZoneFormat};
 
 use super::{
     account_digits,
     at_token::{AtToken, stored},
-    tagged,
 };
 use crate::zones::ZoneKeyRef;
 
@@ -16,6 +13,7 @@ impl AtToken {
     /// Re-encrypts a zone's format 1 block as a record.
     pub(super) fn zone_to_record(
         &self,
+        storage: StorageVersions,
         key: ZoneKeyRef<'_>,
         block: &ZoneBlock,
         card: &CardBinding,
@@ -23,14 +21,9 @@ impl AtToken {
     ) -> Result<PinRecord, Error> {
         let account = account_digits(&*self.token, account, card)?;
         let block = EncryptedBlock::from_bytes(block.as_bytes())?;
-        let kept = self.token.reencrypt_zone_for_storage(key, &block, self.form, &account)?;
-        let record = PinRecord::untagged(
-            self.token.current().storage.of(self.form.into()),
-            self.form.into(),
-            MadeAt { level: BoundaryLevel::Token, isolation: self.isolation },
-            &kept,
-        );
-        tagged(&*self.token, record, card)
+        let under = self.new_record_key(storage);
+        let kept = self.token.reencrypt_zone_for_storage(key, &block, under, &account)?;
+        self.record(under, &kept, card)
     }
 
     /// Re-encrypts a record as a block of format 1 or 3 under a zone key. A format 1 block has the fill that its sender chose.

@@ -6,9 +6,9 @@
 use subtle::{Choice, ConstantTimeEq};
 
 use hsm_protocol::{
-    Account, Binding, CardBinding, Changed, Error, ExpectedValue, PinRecord, PvkName, RECORD_MESSAGE_BYTES_MAX,
-    Refusal, Reply, SALT_BYTES, Source, StorageFormat, TAG_BYTES, ValueMethod, VerificationValue, ZoneName, ZoneUse,
-    bound_to_control, record_bound_to,
+    Account, Binding, CardBinding, Changed, Error, ExpectedValue, KeyVersion, PinRecord, PvkName,
+    RECORD_MESSAGE_BYTES_MAX, Refusal, Reply, SALT_BYTES, Source, StorageFormat, StorageVersions, TAG_BYTES,
+    ValueMethod, VerificationValue, ZoneName, ZoneUse, bound_to_control, record_bound_to,
 };
 
 use super::{account_digits, at_host::AtHost};
@@ -30,6 +30,7 @@ impl AtHost {
     /// Compares the PIN of a block with a record.
     pub(super) fn verify(
         &self,
+        storage: StorageVersions,
         source: &Source,
         record: &PinRecord,
         card: &CardBinding,
@@ -39,7 +40,10 @@ impl AtHost {
             let account = account_digits(&*self.token, account, card)?;
             let well_formed = self.open_source((source, ZoneUse::Verify), card, &account, workspace)?;
             let right = self.is_of_record(record, card, &account, workspace)?;
-            let moved = if self.moves(record) { Some(self.one_way_record(&workspace.pin, card)?) } else { None };
+            let moved = match self.moves(storage.one_way, record) {
+                true => Some(self.one_way_record(storage.one_way, &workspace.pin, card)?),
+                false => None,
+            };
             verified(well_formed, right, moved)
         })
     }
@@ -82,6 +86,7 @@ impl AtHost {
     /// new one.
     pub(super) fn change(
         &self,
+        storage: StorageVersions,
         (old, new): (&Source, &Source),
         record: &PinRecord,
         card: &CardBinding,
@@ -97,7 +102,7 @@ impl AtHost {
             let new_well_formed = self.open_source((new, ZoneUse::Change), card, &account, workspace)?;
             let Workspace { pin, block, wide, .. } = workspace;
             let is_allowed = self.policy.judge(pin);
-            let record = self.encrypt_record(pin, (block, wide), &account, card)?;
+            let record = self.encrypt_record(storage, pin, (block, wide), &account, card)?;
 
             if !bool::from(old_well_formed & new_well_formed) {
                 return Err(Refusal::MalformedBlock.into());
@@ -114,7 +119,13 @@ impl AtHost {
     ///
     /// # Errors
     /// [`Refusal::PinPolicy`] where the policy allows no PIN of this length, or refused every one that was drawn.
-    pub(super) fn generate(&self, digits: u8, card: &CardBinding, account: &Account) -> Result<PinRecord, Error> {
+    pub(super) fn generate(
+        &self,
+        storage: StorageVersions,
+        digits: u8,
+        card: &CardBinding,
+        account: &Account,
+    ) -> Result<PinRecord, Error> {
         if !(PIN_DIGITS_MIN..=PIN_DIGITS_MAX).contains(&digits.into()) {
             return Err(Refusal::PinPolicy.into());
         }
@@ -123,7 +134,7 @@ impl AtHost {
             for _ in 0..GENERATED_PINS_MAX {
                 self.draw(digits, pin, wide)?;
                 if bool::from(self.policy.judge(pin)) {
-                    return self.encrypt_record(pin, (block, wide), &account, card);
+                    return self.encrypt_record(storage, pin, (block, wide), &account, card);
                 }
             }
             Err(Refusal::PinPolicy.into())
@@ -202,24 +213,23 @@ impl AtHost {
         Ok(pin.same_as(&stored))
     }
 
-    /// Whether a right PIN replaces its record: a one-way record under an older key moves to the newest, and a reversible
-    /// record becomes one-way where new records are one-way.
-    fn moves(&self, record: &PinRecord) -> bool {
+    /// Whether a right PIN replaces its record: a one-way record under another key moves to the key of new ones, and a
+    /// reversible record becomes one-way where new records are one-way.
+    fn moves(&self, one_way: KeyVersion, record: &PinRecord) -> bool {
         match record.form() {
-            StorageFormat::OneWay => record.storage_key() != self.token.current().storage.one_way,
+            StorageFormat::OneWay => record.storage_key() != one_way,
             _ => self.form == HostForm::OneWay,
         }
     }
 
-    /// A one-way record of a PIN, under the newest one-way key, with a fresh salt.
-    pub(super) fn one_way_record(&self, pin: &Pin, card: &CardBinding) -> Result<PinRecord, Error> {
+    /// A one-way record of a PIN, with a fresh salt.
+    pub(super) fn one_way_record(&self, key: KeyVersion, pin: &Pin, card: &CardBinding) -> Result<PinRecord, Error> {
         let mut block = [0; SALT_BYTES + TAG_BYTES];
         let (salt, tag) = block.split_at_mut(SALT_BYTES);
         self.token.random(salt)?;
-        let key = self.token.current().storage.one_way;
         let bound = record_bound_to(key, card);
         tag.copy_from_slice(&self.token.one_way_tag(key, message(&mut Clear::zeroed(), salt, bound.as_ref(), pin)?)?);
-        self.record(HostForm::OneWay, &block, card)
+        self.record(key, HostForm::OneWay, &block, card)
     }
 
     /// The PVV of a PIN, in the 4 highest nibbles.

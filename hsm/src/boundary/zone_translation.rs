@@ -1,7 +1,8 @@
 //! The translations from and to zones at both levels: the rules of the zone, then the operation of the level.
 
 use hsm_protocol::{
-    Account, CardBinding, Error, PinRecord, Reply, ZoneBlock, ZoneFormat, ZoneKey, ZoneUse, zone_block_bound_to,
+    Account, CardBinding, Error, PinRecord, Reply, StorageVersions, ZoneBlock, ZoneFormat, ZoneKey, ZoneUse,
+    zone_block_bound_to,
 };
 
 use super::Boundary;
@@ -17,6 +18,7 @@ impl Boundary {
 
     pub(super) fn zone_to_record(
         &self,
+        storage: StorageVersions,
         (key, block): (&ZoneKey, &ZoneBlock),
         card: &CardBinding,
         account: &Account,
@@ -26,8 +28,8 @@ impl Boundary {
         let bound = zone_block_bound_to(key.zone, key.version, card, block.format());
         let retry_tag = self.token().zone_block_tag(&bound, block.as_bytes())?;
         let record = match self {
-            Self::Host(at_host) => at_host.zone_to_record(key, block, card, account)?,
-            Self::Token(at_token) => at_token.zone_to_record(key, block, card, account)?,
+            Self::Host(at_host) => at_host.zone_to_record(storage, key, block, card, account)?,
+            Self::Token(at_token) => at_token.zone_to_record(storage, key, block, card, account)?,
         };
         Ok(Reply::Record { record, retry_tag: Some(retry_tag) })
     }

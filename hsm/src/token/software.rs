@@ -200,8 +200,13 @@ impl HostLevel for Software {
         fresh(bytes)
     }
 
-    fn storage_encrypt_iso_4(&self, pin_field: &mut WideBlock, account_field: u128) -> Result<(), Error> {
-        encrypt_chain(self.storage.newest(), pin_field, [account_field]);
+    fn storage_encrypt_iso_4(
+        &self,
+        key: KeyVersion,
+        pin_field: &mut WideBlock,
+        account_field: u128,
+    ) -> Result<(), Error> {
+        encrypt_chain(self.storage.get(key).ok_or(Error::UnknownKey)?, pin_field, [account_field]);
         Ok(())
     }
 
@@ -210,9 +215,10 @@ impl HostLevel for Software {
         Ok(())
     }
 
-    fn storage_tdes_encrypt(&self, block: &mut Block) -> Result<(), Error> {
-        self.tdes_budget.take(self.versions.storage.tdes)?;
-        self.storage_tdes.newest().encrypt_block(block.bytes_mut().into());
+    fn storage_tdes_encrypt(&self, key: KeyVersion, block: &mut Block) -> Result<(), Error> {
+        let cipher = self.storage_tdes.get(key).ok_or(Error::UnknownKey)?;
+        self.tdes_budget.take(key)?;
+        cipher.encrypt_block(block.bytes_mut().into());
         Ok(())
     }
 

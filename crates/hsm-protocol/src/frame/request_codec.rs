@@ -17,6 +17,7 @@ const CHANGE: u8 = 18;
 const GENERATE: u8 = 19;
 const DERIVE_VALUE: u8 = 20;
 const REBIND: u8 = 24;
+const UP_TO: u8 = 32;
 
 const DEVICE: u8 = 0;
 const RECORD: u8 = 1;
@@ -108,6 +109,11 @@ impl FrameValue for Request {
                     account.write(out);
                 }
             }
+            Self::UpTo { versions, request } => {
+                out.push(UP_TO);
+                versions.write(out);
+                request.write(out);
+            }
         }
     }
 
@@ -156,6 +162,14 @@ impl FrameValue for Request {
                 from: (FrameValue::read(read)?, FrameValue::read(read)?),
                 to: (FrameValue::read(read)?, FrameValue::read(read)?),
             },
+            UP_TO => {
+                let versions = FrameValue::read(read)?;
+                // One level alone: a frame must not choose the depth of the stack.
+                if read.0.first() == Some(&UP_TO) {
+                    return Err(FrameError);
+                }
+                Self::UpTo { versions, request: Box::new(Self::read(read)?) }
+            }
             _ => return Err(FrameError),
         })
     }

@@ -292,6 +292,18 @@ fn read_list<T: FrameValue>(read: &mut Reader<'_>) -> Result<Vec<T>, FrameError>
     (0..read.byte()?).map(|_| T::read(read)).collect()
 }
 
+impl FrameValue for StorageVersions {
+    fn write(&self, out: &mut Vec<u8>) {
+        let Self { wrapped, iso_4, tdes, one_way } = self;
+        [wrapped, iso_4, tdes, one_way].iter().for_each(|KeyVersion(key)| out.extend_from_slice(&key.to_be_bytes()));
+    }
+
+    fn read(read: &mut Reader<'_>) -> Result<Self, FrameError> {
+        let mut version = || Ok::<_, FrameError>(KeyVersion(u16::from_be_bytes(read.array()?)));
+        Ok(Self { wrapped: version()?, iso_4: version()?, tdes: version()?, one_way: version()? })
+    }
+}
+
 impl FrameValue for Status {
     fn write(&self, out: &mut Vec<u8>) {
         self.token.write(out);
@@ -307,8 +319,7 @@ impl FrameValue for Status {
         write_list(&self.verification_keys, out);
         write_list(&self.even_parity, out);
         write_list(&self.reusable_answers, out);
-        let StorageVersions { wrapped, iso_4, tdes, one_way } = self.storage;
-        [wrapped, iso_4, tdes, one_way].iter().for_each(|KeyVersion(key)| out.extend_from_slice(&key.to_be_bytes()));
+        self.storage.write(out);
         match &self.memory {
             MemoryLock::Locked => None,
             MemoryLock::NotLocked(reason) => Some(reason.clone()),
@@ -333,8 +344,7 @@ impl FrameValue for Status {
         let (keys, zone_keys) = (read_list(read)?, read_list(read)?);
         let (verification_keys, even_parity) = (read_list(read)?, read_list(read)?);
         let reusable_answers = read_list(read)?;
-        let mut version = || Ok::<_, FrameError>(KeyVersion(u16::from_be_bytes(read.array()?)));
-        let storage = StorageVersions { wrapped: version()?, iso_4: version()?, tdes: version()?, one_way: version()? };
+        let storage = FrameValue::read(read)?;
         let memory = Option::read(read)?.map_or(MemoryLock::Locked, MemoryLock::NotLocked);
         let persistence = match read.byte()? {
             0 => Persistence::Memory,

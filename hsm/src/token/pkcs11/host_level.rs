@@ -119,19 +119,25 @@ impl HostLevel for Pkcs11Token<HostKeys> {
         Ok(wrapped)
     }
 
-    fn storage_encrypt_iso_4(&self, pin_field: &mut WideBlock, account_field: u128) -> Result<(), Error> {
-        self.encrypt_iso_4(|keys| Some(*keys.level.iso_4.newest()), pin_field, account_field)
+    fn storage_encrypt_iso_4(
+        &self,
+        key: KeyVersion,
+        pin_field: &mut WideBlock,
+        account_field: u128,
+    ) -> Result<(), Error> {
+        self.encrypt_iso_4(|keys| keys.level.iso_4.get(key).copied(), pin_field, account_field)
     }
 
     fn storage_decrypt_iso_4(&self, key: KeyVersion, block: &mut WideBlock, account_field: u128) -> Result<(), Error> {
         self.decrypt_iso_4(|keys| keys.level.iso_4.get(key).copied(), block, account_field)
     }
 
-    fn storage_tdes_encrypt(&self, block: &mut Block) -> Result<(), Error> {
-        self.tdes_budget.take(self.newest.storage.tdes)?;
+    fn storage_tdes_encrypt(&self, key: KeyVersion, block: &mut Block) -> Result<(), Error> {
+        self.tdes_budget.take(key)?;
         let mut cipher = [0; 8];
-        self.call(|session, keys| {
-            session.encrypt(&Mechanism::Des3Ecb, *keys.level.tdes.newest(), block.bytes(), &mut cipher)
+        self.call_with(|session, keys| {
+            let key = keys.level.tdes.get(key)?;
+            Some(session.encrypt(&Mechanism::Des3Ecb, *key, block.bytes(), &mut cipher))
         })?;
         *block.bytes_mut() = cipher;
         Ok(())

@@ -23,7 +23,7 @@ use hsm_protocol::{
 use crate::{
     block::{AccountDigits, FILL_A_AS_PADDING, account_field, iso_1_to_iso_3, iso_1_to_iso_4},
     config::TokenForm,
-    token::{IssuedTzpk, StoredBlock, Token, TokenLevel, WrappedTzpk},
+    token::{IssuedTzpk, StorageKey, StoredBlock, Token, TokenLevel, WrappedTzpk},
     zones::ZoneKeyRef,
 };
 
@@ -53,21 +53,21 @@ impl TokenLevel for Pkcs11Token<TokenKeys> {
         (seal, sealed): (KeyVersion, &SealedTzpk),
         bound: &Bound,
         block: &EncryptedBlock,
-        form: TokenForm,
+        under: StorageKey,
         account: &AccountDigits,
     ) -> Result<Vec<u8>, Error> {
-        let under = SentUnder::Tzpk { seal, key_wrap: self.opened(sealed, bound, WRAPPED_TZPK_BYTES)? };
-        self.store(&SentBlock { under, block: block.as_bytes() }, form, account)
+        let sent = SentUnder::Tzpk { seal, key_wrap: self.opened(sealed, bound, WRAPPED_TZPK_BYTES)? };
+        self.store(&SentBlock { under: sent, block: block.as_bytes() }, under, account)
     }
 
     fn reencrypt_zone_for_storage(
         &self,
         key: ZoneKeyRef<'_>,
         block: &EncryptedBlock,
-        form: TokenForm,
+        under: StorageKey,
         account: &AccountDigits,
     ) -> Result<Vec<u8>, Error> {
-        self.store(&SentBlock { under: SentUnder::Zone(key), block: block.as_bytes() }, form, account)
+        self.store(&SentBlock { under: SentUnder::Zone(key), block: block.as_bytes() }, under, account)
     }
 
     fn reencrypt_for_zone(
@@ -106,26 +106,28 @@ impl TokenLevel for Pkcs11Token<TokenKeys> {
         Ok((wrapped, EncryptedBlock::from_bytes(&block)?))
     }
 
-    fn reencrypt_stored(&self, stored: StoredBlock<'_>, account: &AccountDigits) -> Result<Vec<u8>, Error> {
+    fn reencrypt_stored(
+        &self,
+        stored: StoredBlock<'_>,
+        under: KeyVersion,
+        account: &AccountDigits,
+    ) -> Result<Vec<u8>, Error> {
         let stored = Unwrapping::new(stored, account)?;
         match stored {
             Unwrapping::Wrapped { .. } => {
                 let (salt, data) = self.fresh_block_key(account)?;
                 let wrapped = self.call_with(|session, keys| {
-                    let block = stored.unwrap(session, keys)?;
-                    Some(block.and_then(|block| wrap_block(session, keys, &block, &data)))
+                    let (block, storage) = (stored.unwrap(session, keys)?, *keys.level.wrapped.get(under)?);
+                    Some(block.and_then(|block| wrap_block(session, storage, &block, &data)))
                 })?;
                 Ok([&salt[..], &wrapped].concat())
             }
             Unwrapping::Iso3 { mask, .. } => {
-                self.tdes_budget.take(self.newest.storage.tdes)?;
-                let rewrapped: [u8; 8] =
-                    self.call_with(|session, keys| {
-                        let block = stored.unwrap(session, keys)?;
-                        Some(block.and_then(|block| {
-                            block.wrapped_under(&Mechanism::Des3Cbc(mask), *keys.level.iso_3.newest())
-                        }))
-                    })?;
+                self.tdes_budget.take(under)?;
+                let rewrapped: [u8; 8] = self.call_with(|session, keys| {
+                    let (block, storage) = (stored.unwrap(session, keys)?, *keys.level.iso_3.get(under)?);
+                    Some(block.and_then(|block| block.wrapped_under(&Mechanism::Des3Cbc(mask), storage)))
+                })?;
                 Ok(rewrapped.to_vec())
             }
         }
@@ -224,14 +226,14 @@ impl<'a> Unwrapping<'a> {
     }
 }
 
-/// Wraps a block under a key derived from the newest storage key, the salt and the PAN.
+/// Wraps a block under a key derived from a storage key, the salt and the PAN.
 fn wrap_block(
     session: Calls<'_>,
-    keys: &KeyHandles<TokenKeys>,
+    storage: ObjectHandle,
     block: &SessionObject<'_>,
     data: &[u8; 32],
 ) -> Result<[u8; WRAPPED_BLOCK_BYTES], CallError> {
-    let key = SessionObject::block_key_to_wrap(session, *keys.level.wrapped.newest(), data)?;
+    let key = SessionObject::block_key_to_wrap(session, storage, data)?;
     block.wrapped_under(&Mechanism::AesKeyWrapPad, key.handle)
 }
 
@@ -249,11 +251,16 @@ impl Pkcs11Token<TokenKeys> {
         Ok((salt, block_key_data(&salt, account)))
     }
 
-    fn store(&self, sent: &SentBlock<'_>, form: TokenForm, account: &AccountDigits) -> Result<Vec<u8>, Error> {
+    fn store(
+        &self,
+        sent: &SentBlock<'_>,
+        StorageKey { form, version }: StorageKey,
+        account: &AccountDigits,
+    ) -> Result<Vec<u8>, Error> {
         match form {
-            TokenForm::Wrapped => Ok(self.store_wrapped(sent, account)?),
-            TokenForm::Iso3 => Ok(self.store_iso_3(sent, account)?.to_vec()),
-            TokenForm::Iso4 => match self.store_iso_4(sent, account)? {
+            TokenForm::Wrapped => Ok(self.store_wrapped(sent, version, account)?),
+            TokenForm::Iso3 => Ok(self.store_iso_3(sent, version, account)?.to_vec()),
+            TokenForm::Iso4 => match self.store_iso_4(sent, version, account)? {
                 Some(stored) => Ok(stored.to_vec()),
                 None => Err(Refusal::MalformedBlock.into()),
             },
@@ -261,27 +268,42 @@ impl Pkcs11Token<TokenKeys> {
     }
 
     /// Stores a block with any fill, unchanged.
-    fn store_wrapped(&self, sent: &SentBlock<'_>, account: &AccountDigits) -> Result<Vec<u8>, Error> {
+    fn store_wrapped(
+        &self,
+        sent: &SentBlock<'_>,
+        version: KeyVersion,
+        account: &AccountDigits,
+    ) -> Result<Vec<u8>, Error> {
         let (salt, data) = self.fresh_block_key(account)?;
         let wrapped = self.call_with(|session, keys| {
-            let block = sent.unwrap(session, keys)?;
-            Some(block.and_then(|block| wrap_block(session, keys, &block, &data)))
+            let (block, storage) = (sent.unwrap(session, keys)?, *keys.level.wrapped.get(version)?);
+            Some(block.and_then(|block| wrap_block(session, storage, &block, &data)))
         })?;
         Ok([&salt[..], &wrapped].concat())
     }
 
     /// Stores a block with a fill of A to F. The token can't check the fill.
-    fn store_iso_3(&self, sent: &SentBlock<'_>, account: &AccountDigits) -> Result<[u8; 8], Error> {
-        self.tdes_budget.take(self.newest.storage.tdes)?;
+    fn store_iso_3(
+        &self,
+        sent: &SentBlock<'_>,
+        version: KeyVersion,
+        account: &AccountDigits,
+    ) -> Result<[u8; 8], Error> {
+        self.tdes_budget.take(version)?;
         let mask = iso_1_to_iso_3(account).to_be_bytes();
         self.call_with(|session, keys| {
-            let block = sent.unwrap(session, keys)?;
-            Some(block.and_then(|block| block.wrapped_under(&Mechanism::Des3Cbc(mask), *keys.level.iso_3.newest())))
+            let (block, storage) = (sent.unwrap(session, keys)?, *keys.level.iso_3.get(version)?);
+            Some(block.and_then(|block| block.wrapped_under(&Mechanism::Des3Cbc(mask), storage)))
         })
     }
 
     /// Stores a block with a fill of A; `None` where the last byte shows another fill.
-    fn store_iso_4(&self, sent: &SentBlock<'_>, account: &AccountDigits) -> Result<Option<[u8; 16]>, Error> {
+    fn store_iso_4(
+        &self,
+        sent: &SentBlock<'_>,
+        version: KeyVersion,
+        account: &AccountDigits,
+    ) -> Result<Option<[u8; 16]>, Error> {
         let mut random = [0; 8];
         self.random(&mut random)?;
         let mask = iso_1_to_iso_4(u64::from_be_bytes(random)).to_be_bytes();
@@ -298,8 +320,8 @@ impl Pkcs11Token<TokenKeys> {
             Ok(Some(stored))
         };
         self.call_with(|session, keys| {
-            let key = sent.key(session, keys)?;
-            Some(key.and_then(|key| store(session, *keys.level.iso_4.newest(), &key)))
+            let (key, storage) = (sent.key(session, keys)?, *keys.level.iso_4.get(version)?);
+            Some(key.and_then(|key| store(session, storage, &key)))
         })
     }
 }
