@@ -81,7 +81,7 @@ fn outcome(last: Option<&WatchRotationResponse>) -> Result<(), OperatorError> {
         RotationState::Idle | RotationState::Done => Ok(()),
         RotationState::DoneWithFailures => Err(OperatorError::RecordsFailed { failed: last.failed_count }),
         RotationState::Stopped => Err(OperatorError::Stopped),
-        RotationState::Running | RotationState::Unspecified => Err(OperatorError::CutOff),
+        RotationState::Running | RotationState::Waiting | RotationState::Unspecified => Err(OperatorError::CutOff),
     }
 }
 
@@ -149,6 +149,10 @@ fn line(progress: &WatchRotationResponse) -> String {
         RotationState::Stopped => {
             format!("stopped: {checked} of {total} records checked, {reencrypted} re-encrypted")
         }
+        RotationState::Waiting => {
+            "waiting: another engine on the store lacks the newest storage key; reload its keys, or deregister it"
+                .into()
+        }
         RotationState::Unspecified => "unknown: the engine is of another release".into(),
     }
 }
@@ -160,6 +164,7 @@ fn object(progress: &WatchRotationResponse) -> serde_json::Value {
         RotationState::Done => "done",
         RotationState::DoneWithFailures => "done_with_failures",
         RotationState::Stopped => "stopped",
+        RotationState::Waiting => "waiting",
         RotationState::Unspecified => "unknown",
     };
     json!({

@@ -95,7 +95,7 @@ pub struct Engine {
     store: Arc<dyn Store>,
     health: HealthReporter,
     watch: JoinHandle<()>,
-    in_use: watch::Receiver<Arc<hsm_protocol::Status>>,
+    reported: watch::Receiver<Arc<hsm_protocol::Status>>,
     follow: JoinHandle<()>,
     rotation: JoinHandle<()>,
     checkpoints: Arc<Mutex<Checkpoints>>,
@@ -190,7 +190,8 @@ impl Engine {
             connection_age: config.connection_age,
         };
         let limit = config.reencrypted_per_second_max;
-        let rotates = boundary.status().rotates();
+        let usable = pins.usable_keys(&status);
+        let rotates = usable.rotates();
         let (progress, rotation) =
             watch::channel(if rotates { Progress::running(limit) } else { Progress::idle(limit) });
         let mgf1_sha1 = Counter::default();
@@ -212,8 +213,14 @@ impl Engine {
             None => None,
         };
         let report_expiry = tokio::spawn(tls::report_daily(certificates));
-        let (use_keys, in_use) = watch::channel(status);
-        let follow = tokio::spawn(keys_in_use::follow(Arc::clone(&pins), boundary.watched(), use_keys));
+        let ((use_keys, in_use), (report_keys, reported)) = (watch::channel(Arc::new(usable)), watch::channel(status));
+        let follow = keys_in_use::follow(
+            Arc::clone(&pins),
+            boundary.watched(),
+            store.max_key_versions(),
+            keys_in_use::Followed { reported: report_keys, in_use: use_keys },
+        );
+        let follow = tokio::spawn(follow);
         let keys = KeyServices::new(in_use.clone(), Arc::clone(&pins), rotation, store.engine_name().clone());
         let (followed, follows) = watch::channel(());
         let streaming = Streaming::new();
@@ -245,7 +252,7 @@ impl Engine {
             store,
             health,
             watch,
-            in_use,
+            reported,
             follow,
             rotation,
             checkpoints,
@@ -273,15 +280,16 @@ impl Engine {
         self.boundary.status()
     }
 
-    /// Reloads the keys of the boundary while calls continue.
+    /// Reloads the keys of the boundary while calls continue. New storage keys are in use once every engine on the store has
+    /// them.
     ///
     /// # Errors
     /// The boundary does not open the keys, and continues with those it has; or the store accepts no more changes.
     pub async fn reload_keys(&self) -> Result<(), ReloadError> {
         self.boundary.reload_keys().await?;
-        let mut in_use = self.in_use.clone();
-        let used = in_use.wait_for(|in_use| in_use.has_same_keys(&self.boundary.status())).await.map(drop);
-        used.map_err(|_| ReloadError::NotUsed)
+        let mut reported = self.reported.clone();
+        let known = reported.wait_for(|reported| reported.has_same_keys(&self.boundary.status())).await.map(drop);
+        known.map_err(|_| ReloadError::NotUsed)
     }
 
     /// Reloads certificates, key and roots whose files changed, for new connections. The result goes to the log.

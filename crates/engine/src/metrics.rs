@@ -258,6 +258,7 @@ impl EncodeLabelValue for RotationState {
             Self::Done => "done",
             Self::DoneWithFailures => "done_with_failures",
             Self::Stopped => "stopped",
+            Self::Waiting => "waiting",
         };
         EncodeLabelValue::encode(&name, encoder)
     }

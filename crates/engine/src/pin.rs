@@ -30,9 +30,9 @@ use domain::caller::Caller;
 use domain::card::{CardKey, PlasticId, RegisteredAccount, Tenant};
 use domain::control::{Control, ControlId};
 use domain::rules::Admission;
-use domain::storage_key::{RecordKey, StorageKeyKind};
+use domain::storage_key::{MaxKeyVersions, RecordKey, StorageKeyKind};
 use hsm_client::Boundary;
-use hsm_protocol::{Account, PinRecord, SealedAccount, UnavailableReason};
+use hsm_protocol::{Account, KeyVersion, PinRecord, Reply, Request, SealedAccount, StorageVersions, UnavailableReason};
 use store::{Store, StoreError};
 
 pub use self::{
@@ -58,6 +58,7 @@ pub struct Pins {
     limits: Arc<CallAdmission>,
     references: CardReferenceKey,
     stamped: RwLock<Stamped>,
+    max_keys: watch::Receiver<MaxKeyVersions>,
 }
 
 /// The stamp of audit events, and a watch on the status that it is made from.
@@ -103,7 +104,28 @@ impl Pins {
         let mut status = boundary.watched();
         let stamp = Arc::new(stamp_of(&status.borrow_and_update()));
         let stamped = RwLock::new(Stamped { status, stamp });
-        Self { boundary, boundary_loss, store, rules, limits, references, stamped }
+        let max_keys = store.max_key_versions();
+        Self { boundary, boundary_loss, store, rules, limits, references, stamped, max_keys }
+    }
+
+    /// Sends a request to the boundary. A new record is under the newest storage key that every engine on the store has.
+    async fn execute(&self, request: Request) -> Result<Reply, hsm_protocol::Error> {
+        let max = *self.max_keys.borrow();
+        let request = match max == MaxKeyVersions::default() {
+            true => request,
+            false => Request::UpTo { versions: storage_versions(max), request: request.into() },
+        };
+        self.boundary.execute(request).await
+    }
+
+    /// The status of the boundary without the storage keys that another engine on the store lacks.
+    pub(crate) fn usable_keys(&self, status: &hsm_protocol::Status) -> hsm_protocol::Status {
+        status.up_to(storage_versions(*self.max_keys.borrow()))
+    }
+
+    /// Whether another engine on the store lacks the newest storage keys of the boundary, so that it uses older ones.
+    pub(crate) fn waits_for_engine(&self, in_use: &hsm_protocol::Status) -> bool {
+        self.boundary.status().storage != in_use.storage
     }
 
     /// Counts a call about a card, or an item of a stream.
@@ -275,6 +297,12 @@ fn record_key(record: &PinRecord) -> RecordKey {
         hsm_protocol::StorageFormat::OneWay => StorageKeyKind::OneWay,
     };
     RecordKey { kind, version: record.storage_key().0 }
+}
+
+fn storage_versions(max: MaxKeyVersions) -> StorageVersions {
+    let MaxKeyVersions { wrapped, iso_4, tdes, one_way } = max;
+    let [wrapped, iso_4, tdes, one_way] = [wrapped, iso_4, tdes, one_way].map(KeyVersion);
+    StorageVersions { wrapped, iso_4, tdes, one_way }
 }
 
 fn account(account: Option<&RegisteredAccount>) -> Result<Account, hsm_protocol::Error> {

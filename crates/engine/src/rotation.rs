@@ -58,15 +58,18 @@ pub enum RotationState {
     DoneWithFailures,
     /// The store rejects changes; the rotation continues after a restart of the engine.
     Stopped,
+    /// Another engine on the store lacks the newest storage key. The rotation runs once that engine has it, or is deregistered.
+    Waiting,
 }
 
 impl RotationState {
     /// All states, in the order of their declaration.
-    pub const ALL: [Self; 5] = [Self::Idle, Self::Running, Self::Done, Self::DoneWithFailures, Self::Stopped];
+    pub const ALL: [Self; 6] =
+        [Self::Idle, Self::Running, Self::Done, Self::DoneWithFailures, Self::Stopped, Self::Waiting];
 
-    /// Whether the rotation is not running.
+    /// Whether the rotation neither runs nor waits.
     pub fn has_ended(self) -> bool {
-        self != Self::Running
+        !matches!(self, Self::Running | Self::Waiting)
     }
 }
 
@@ -123,6 +126,9 @@ pub async fn run(
                 progress.send_modify(|progress| progress.state = RotationState::Stopped);
                 return tracing::error!(%error, "rotation: the store failed; the rotation continues after a restart");
             }
+        }
+        if pins.waits_for_engine(&status) {
+            progress.send_modify(|progress| progress.state = RotationState::Waiting);
         }
         // An error: nothing is left that could change the keys.
         if in_use.changed().await.is_err() {
@@ -290,8 +296,8 @@ mod tests {
     }
 
     #[test]
-    fn only_a_running_rotation_has_not_ended() {
+    fn a_running_and_a_waiting_rotation_have_not_ended() {
         let running: Vec<_> = RotationState::ALL.into_iter().filter(|state| !state.has_ended()).collect();
-        assert_eq!(running, [RotationState::Running]);
+        assert_eq!(running, [RotationState::Running, RotationState::Waiting]);
     }
 }

@@ -304,6 +304,7 @@ pub(super) fn rotation_progress(progress: &Progress) -> proto::WatchRotationResp
         RotationState::Done => proto::RotationState::Done,
         RotationState::DoneWithFailures => proto::RotationState::DoneWithFailures,
         RotationState::Stopped => proto::RotationState::Stopped,
+        RotationState::Waiting => proto::RotationState::Waiting,
     };
     proto::WatchRotationResponse {
         state: state.into(),

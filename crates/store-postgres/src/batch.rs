@@ -198,7 +198,8 @@ pub(crate) struct Loaded {
 pub(crate) struct Batch {
     engine: String,
     now: UnixMillis,
-    window: KeyWindow,
+    /// With the last report of the transaction.
+    pub(crate) window: KeyWindow,
     cards: BTreeMap<CardKey, CardRow>,
     damaged: BTreeSet<CardKey>,
     controls: BTreeMap<ControlId, ControlRow>,
@@ -460,18 +461,14 @@ impl Rows for Batch {
             return Err(StorageKeyError::RecordAbove.into());
         }
         let newest = min_of(&min);
-        let reported = versions.report(&self.engine, newest);
-        if matches!(reported, Err(StorageKeyError::EngineLacks { .. })) {
-            return Ok(reported?);
-        }
+        versions.report(&self.engine, newest)?;
         versions.card_reference_key = stored.or(given.clone());
         let (min, max) = versions.window();
         if let Ok(window) = super::key_versions::window_of(&min, &max) {
             self.window = window;
         }
-        // R10: the report is kept although older keys stay in use, so that the last engine to report activates its keys.
         self.report = Some(KeyReport { keys: keys.to_vec(), card_reference_key: given, newest, versions });
-        Ok(reported?)
+        Ok(())
     }
 
     fn remove_archived(&mut self, part: &ArchivedPart) -> Result<(), StoreError> {

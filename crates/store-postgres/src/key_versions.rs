@@ -89,11 +89,11 @@ impl KeyVersions {
         self.min = each(self.min, self.active, u16::max);
     }
 
-    /// R10, step 1: notes the newest versions of an engine, and raises.
+    /// R10, step 1: notes the newest versions of an engine, and raises. While another engine lacks them, records are written
+    /// under older versions.
     ///
     /// # Errors
-    /// R2: the engine lacks a version in use. [`StorageKeyError::OtherEngineLacks`], with the report noted: another engine
-    /// lacks a version that this one has, so records under older versions are still written.
+    /// R2: the engine lacks a version in use.
     pub(crate) fn report(&mut self, engine: &str, newest: Versions) -> Result<(), StorageKeyError> {
         if let Some((newest, active)) = newest.into_iter().zip(self.active).find(|(newest, active)| newest < active) {
             return Err(StorageKeyError::EngineLacks { newest, active });
@@ -103,7 +103,7 @@ impl KeyVersions {
         }
         self.reported = true;
         self.raise();
-        if self.active == newest { Ok(()) } else { Err(StorageKeyError::OtherEngineLacks) }
+        Ok(())
     }
 
     /// The window of every engine's row. One engine alone writes under any newer version.
@@ -260,7 +260,7 @@ mod tests {
     #[test]
     fn a_version_is_active_once_every_engine_has_reported_it() {
         let mut versions = engines(&[Some(1), Some(1), None]);
-        assert_eq!(versions.report("engine-0", [0, 2, 0, 0]), Err(StorageKeyError::OtherEngineLacks));
+        assert_eq!(versions.report("engine-0", [0, 2, 0, 0]), Ok(()));
         assert_eq!((versions.min, versions.active), ([0, 1, 0, 0], [0, 1, 0, 0]));
         // Engine 2 has started and not reported: it has written nothing.
         assert_eq!(versions.report("engine-1", [0, 2, 0, 0]), Ok(()));

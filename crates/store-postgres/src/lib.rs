@@ -94,6 +94,7 @@ use audit::{
 use clock::deadline::Deadline;
 use domain::card::{Card, CardKey, StoredPin};
 use domain::control::{Control, ControlId, ControlState, SealedTzpk};
+use domain::storage_key::MaxKeyVersions;
 use domain::time::UnixMillis;
 use domain::tries::Tries;
 use store::codec::{decode_card, decode_card_reference_key, decode_control, decode_pin};
@@ -118,6 +119,8 @@ struct Shared {
     head: Mutex<Checkpoint>,
     /// The number of the last archived entry.
     archived: AtomicU64,
+    /// The highest storage key versions, by the last acknowledged commit.
+    max_keys: watch::Sender<MaxKeyVersions>,
     /// Whether the writer has ended.
     ended: watch::Sender<bool>,
 }
@@ -125,6 +128,10 @@ struct Shared {
 impl Shared {
     fn set_head(&self, head: Checkpoint) {
         *locked(&self.head) = head;
+    }
+
+    fn set_max_keys(&self, max_keys: MaxKeyVersions) {
+        self.max_keys.send_if_modified(|known| std::mem::replace(known, max_keys) != max_keys);
     }
 }
 
@@ -255,7 +262,8 @@ async fn begin(config: PostgresConfig, tls: Option<Tls>) -> Result<Writer, Postg
     let reader = Arc::new(Reader::new(config.clone(), tls.clone(), runtime, connection.host));
     let queue = Queue::new(config.waiting_changes_max, config.waits_for, config.place());
     let (head, archived) = (Mutex::new(session.head), AtomicU64::new(session.archived));
-    let shared = Arc::new(Shared { queue, clock, reader, head, archived, ended: watch::Sender::new(false) });
+    let (max_keys, ended) = (watch::Sender::new(session.max_keys), watch::Sender::new(false));
+    let shared = Arc::new(Shared { queue, clock, reader, head, archived, max_keys, ended });
     Ok(Writer { shared, config, tls, session, connection: Some(connection) })
 }
 
@@ -398,6 +406,10 @@ impl Store for Postgres {
 
     fn state(&self) -> watch::Receiver<StoreState> {
         self.shared.queue.state()
+    }
+
+    fn max_key_versions(&self) -> watch::Receiver<MaxKeyVersions> {
+        self.shared.max_keys.subscribe()
     }
 
     fn close(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {

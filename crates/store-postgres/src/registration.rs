@@ -9,10 +9,11 @@ use uuid::Uuid;
 use super::{
     PostgresConfig,
     connection::{CommitError, Connection, QueryError, column},
-    key_versions::KeyVersions,
+    key_versions::{KeyVersions, window_of},
     sql,
 };
 use audit::{archive::ArchivedPart, chain::Checkpoint};
+use domain::storage_key::MaxKeyVersions;
 
 /// The pause between two attempts to register.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -26,6 +27,8 @@ pub(crate) struct Session {
     pub(crate) head: Checkpoint,
     /// The number of the last archived entry.
     pub(crate) archived: u64,
+    /// The highest storage key versions at the registration.
+    pub(crate) max_keys: MaxKeyVersions,
 }
 
 /// Why an engine was not registered.
@@ -100,7 +103,9 @@ impl Session {
         }
         versions.write(connection).await?;
         connection.commit().await?;
-        Ok(Self { engine, incarnation, session, head, archived })
+        let (min, max) = versions.window();
+        let max_keys = window_of(&min, &max)?.max;
+        Ok(Self { engine, incarnation, session, head, archived, max_keys })
     }
 
     /// R3: fences what earlier connections of this process sent, and finds out whether an attempt was committed. The lock

@@ -17,7 +17,7 @@ use super::{
     sql,
 };
 use audit::chain::Checkpoint;
-use domain::{card::Tenant, control::RETRY_GRACE, time::UnixMillis};
+use domain::{card::Tenant, control::RETRY_GRACE, storage_key::MaxKeyVersions, time::UnixMillis};
 
 /// How long an expired control is kept: a call that began before the expiry may still use it.
 const SWEEP_GRACE: Duration = Duration::from_secs(5);
@@ -41,6 +41,7 @@ pub(crate) struct Done {
     pub(crate) head: Checkpoint,
     /// The number of the last archived entry, where it changed.
     pub(crate) archived: Option<u64>,
+    pub(crate) max_keys: MaxKeyVersions,
 }
 
 /// Why a transaction was not acknowledged.
@@ -102,7 +103,7 @@ pub(crate) async fn transact(
     let attempt = Uuid::new_v4();
     write(connection, session, config, &batch, attempt, (old, now)).await?;
     let archived = batch.archived.as_ref().map(|part| part.end().sequence);
-    let done = Done { answers, head: batch.head, archived };
+    let done = Done { answers, head: batch.head, archived, max_keys: batch.window.max };
     match connection.commit().await {
         Ok(()) => Ok(done),
         Err(CommitError::Undone(error)) => Err(Failure::Undone(error.to_string())),

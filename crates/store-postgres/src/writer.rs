@@ -163,13 +163,15 @@ impl Writer {
     }
 
     fn acknowledge(&mut self, done: Done, commands: Vec<Command>) {
-        let Done { answers, head, archived } = done;
+        let Done { answers, head, archived, max_keys } = done;
         self.session.head = head;
         if let Some(archived) = archived {
             self.session.archived = archived;
             self.shared.archived.store(archived, Ordering::Release);
         }
         self.shared.set_head(head);
+        // Before the answers: a caller that is refused for its key repeats under the right one.
+        self.shared.set_max_keys(max_keys);
         commands.into_iter().zip(answers).for_each(|(command, answer)| command.answer(answer));
     }
 

@@ -47,7 +47,7 @@ use clock::deadline::Deadline;
 use domain::card::{Card, CardKey, ReencryptedPin, RegisteredAccount, StoredPin};
 use domain::control::{Control, ControlId, Denied, NewControl, PageClient, PageId, RetryTag, SealedTzpk, Transition};
 use domain::rules::{Admission, UnknownCards};
-use domain::storage_key::MinKeyVersions;
+use domain::storage_key::{MaxKeyVersions, MinKeyVersions};
 use domain::time::UnixMillis;
 use domain::tries::{ChangeVerdict, Compared, ReservedTry, Tries, Verdict};
 
@@ -120,6 +120,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// The state of the store, to be watched. [`StoreState::Failed`] is the last state of a store.
     fn state(&self) -> watch::Receiver<StoreState>;
+
+    /// The highest storage key versions that a record may be under, to be watched: every engine on the store has them. A store
+    /// of one engine bounds none.
+    fn max_key_versions(&self) -> watch::Receiver<MaxKeyVersions> {
+        watch::channel(MaxKeyVersions::default()).1
+    }
 
     /// The free bytes of the store's disk; `None` for a store that does not know its disk.
     fn free_bytes(&self) -> Option<u64> {
@@ -265,8 +271,9 @@ pub enum Change {
         /// The record of this card.
         pin: StoredPin,
     },
-    /// Replaces the list of keys that the engine uses, and the minimum key versions. [`Outcome::Done`]. When this is
-    /// answered, no record under an older key is written any more, and [`Store::scan_pins`] finds every earlier one.
+    /// Replaces the list of keys that the engine uses, and the minimum key versions. [`Outcome::Done`]. When this is answered
+    /// and [`Store::max_key_versions`] admits the keys, no record under an older key is written any more, and
+    /// [`Store::scan_pins`] finds every earlier one. Until then another engine on the store lacks the keys.
     SetKeysInUse {
         /// The list, opaque here.
         keys: Box<[u8]>,
@@ -794,11 +801,6 @@ pub enum StoreError {
 /// first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum StorageKeyError {
-    /// Another engine has reported older storage keys alone, so these stay in use. The engine's own report is kept.
-    #[error(
-        "another engine on the store lacks the newest storage keys: reload its keys, or deregister it; then try again"
-    )]
-    OtherEngineLacks,
     /// The engine lacks a version that other engines write under.
     #[error(
         "the storage keys of this engine end at version {newest}, and version {active} is in use: add the newer key"

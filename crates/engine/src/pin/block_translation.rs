@@ -162,7 +162,7 @@ impl Pins {
         let target = Target::Zone { key: to.key(), format };
         let translate = Request::Translate { source, target, card: card_binding(card)?, account };
         self.charge_try(caller)?;
-        let translated = self.boundary.execute(translate).await;
+        let translated = self.execute(translate).await;
         // A block that is malformed for one account number says something about its PIN: it stays charged as a wrong PIN.
         if !matches!(translated, Err(Error::Refused(Refusal::MalformedBlock))) {
             self.limits.refund_try(caller);
@@ -216,7 +216,7 @@ impl Pins {
 
     /// Seals an account number for a card.
     pub(super) async fn seal(&self, card: &CardKey, number: AccountNumber) -> Result<SealedAccount, PinError> {
-        match self.boundary.execute(Request::SealPan { number, card: card_binding(card)? }).await? {
+        match self.execute(Request::SealPan { number, card: card_binding(card)? }).await? {
             Reply::SealedPan(sealed) => Ok(sealed),
             _ => Err(Error::UnexpectedReply.into()),
         }

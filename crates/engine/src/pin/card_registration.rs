@@ -85,7 +85,7 @@ impl Pins {
             from: (card_binding(card)?, account(pin.account.as_ref())?),
             to: (card_binding(to_card)?, account(to_account)?),
         };
-        match self.boundary.execute(rebind).await? {
+        match self.execute(rebind).await? {
             Reply::Record { record, .. } => Ok(record),
             _ => Err(Error::UnexpectedReply.into()),
         }
@@ -105,7 +105,7 @@ impl Pins {
     async fn transfer(&self, caller: &Caller, from: CardKey, to: CardKey) -> Result<(), PinError> {
         self.limits.admit_card(&from)?;
         self.limits.admit_card(&to)?;
-        for _ in 0..ATTEMPTS_MAX {
+        for attempt in 0..ATTEMPTS_MAX {
             let account = self.store.card(&to).await?.ok_or(Denied::CardUnknown)?.account;
             if self.store.card(&from).await?.is_none() {
                 return Err(Denied::CardUnknown.into());
@@ -121,6 +121,8 @@ impl Pins {
             match self.store.transfer_pin(from, pin.record, to, copy, event).await {
                 // A PIN, an account number or the storage key changed: start over with the present ones.
                 Err(ChangeError::Denied(Denied::Superseded)) => {}
+                // Another engine that lacks the key registered: once more, under the key that it has.
+                Err(ChangeError::Denied(Denied::StorageKeyInactive)) if attempt == 0 => {}
                 stored => return Ok(stored?),
             }
         }

@@ -131,7 +131,7 @@ impl Pins {
             let binding =
                 hsm_protocol::Binding { card: card_binding(&control.card)?, control: control_binding(control) };
             let issue = Request::IssueTzpk { public_key: device.clone(), binding };
-            let Reply::Tzpk(issued) = self.boundary.execute(issue).await? else {
+            let Reply::Tzpk(issued) = self.execute(issue).await? else {
                 return Err(hsm_protocol::Error::UnexpectedReply.into());
             };
             let tzpk = SealedTzpk(issued.sealed.as_bytes().into());
@@ -170,7 +170,7 @@ impl Pins {
         found: &mut Option<Control>,
     ) -> Result<(), PinError> {
         let mut is_first_denial = true;
-        for _ in 0..ATTEMPTS_MAX {
+        for attempt in 0..ATTEMPTS_MAX {
             let now = self.store.now();
             let control = self.read_control(caller, id, now, found).await?;
             if let Some(retry) = self.retry(caller, control, block, now).await? {
@@ -181,6 +181,8 @@ impl Pins {
             match self.translate_and_store(caller, control, block).await {
                 // Another request issued a newer tzpk: start over with the present control.
                 Err(PinError::Denied(Denied::Superseded)) => {}
+                // Another engine that lacks the storage key registered: once more, under the key that it has.
+                Err(PinError::Denied(Denied::StorageKeyInactive)) if attempt == 0 => {}
                 // The same block on another connection may have spent the control: start over once, as its retry.
                 Err(PinError::Denied(Denied::NotUsable)) if is_first_denial => is_first_denial = false,
                 outcome => return outcome,
@@ -221,7 +223,7 @@ impl Pins {
                 card: card_binding(&control.card)?,
                 account: account(pin.account.as_ref())?,
             };
-            let Reply::Block(shown) = self.boundary.execute(translate).await? else {
+            let Reply::Block(shown) = self.execute(translate).await? else {
                 return Err(hsm_protocol::Error::UnexpectedReply.into());
             };
 
@@ -251,7 +253,7 @@ impl Pins {
     ) -> Result<Option<RetryTag>, PinError> {
         let Some(set_by) = control.set_by(&caller.tenant, now) else { return Ok(None) };
         let request = Request::RetryTag { control: *control.id.as_bytes(), block: *block };
-        let Reply::RetryTag(tag) = self.boundary.execute(request).await? else {
+        let Reply::RetryTag(tag) = self.execute(request).await? else {
             return Err(hsm_protocol::Error::UnexpectedReply.into());
         };
         let tag = RetryTag(tag);
@@ -272,7 +274,7 @@ impl Pins {
             card: card_binding(&control.card)?,
             account: account(control.account.as_ref())?,
         };
-        let translated = self.boundary.execute(translate).await;
+        let translated = self.execute(translate).await;
         let card = self.about_control(Action::SetPin, control);
         match translated {
             Ok(Reply::Record { record, retry_tag: Some(retry_tag) }) => {

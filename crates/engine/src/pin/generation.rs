@@ -21,11 +21,11 @@ impl Pins {
 
     async fn generate(&self, caller: &Caller, card: CardKey, digits: u8) -> Result<(), PinError> {
         self.limits.admit_card(&card)?;
-        for _ in 0..ATTEMPTS_MAX {
+        for attempt in 0..ATTEMPTS_MAX {
             let registered = self.store.card(&card).await?.ok_or(Denied::CardUnknown)?.account;
             let generate =
                 Request::Generate { digits, card: card_binding(&card)?, account: account(registered.as_ref())? };
-            let Reply::Record { record, .. } = self.boundary.execute(generate).await? else {
+            let Reply::Record { record, .. } = self.execute(generate).await? else {
                 return Err(Error::UnexpectedReply.into());
             };
             let event = self.card_event(caller, self.about_card(Action::GeneratePin, &card, registered.as_ref()));
@@ -33,6 +33,8 @@ impl Pins {
             match self.store.generate_pin(card, StoredPin { key, record, account: registered }, event).await {
                 // The account number or the storage key changed: start over with the present ones.
                 Err(ChangeError::Denied(Denied::Superseded)) => {}
+                // Another engine that lacks the key registered: once more, under the key that it has.
+                Err(ChangeError::Denied(Denied::StorageKeyInactive)) if attempt == 0 => {}
                 stored => return Ok(stored?),
             }
         }
@@ -70,7 +72,7 @@ impl Pins {
                 card: card_binding(&card)?,
                 account: account(pin.account.as_ref())?,
             };
-            let Reply::Value(value) = self.boundary.execute(derive).await? else {
+            let Reply::Value(value) = self.execute(derive).await? else {
                 return Err(Error::UnexpectedReply.into());
             };
             let about = self.about_card(Action::DeriveValue, &card, pin.account.as_ref());

@@ -43,7 +43,9 @@ impl Pins {
         let mut page = ReencryptedPage { last: pins.last().map(|(card, _)| *card), checked, reencrypted: 0, failed: 0 };
         let mut records = Vec::new();
         // Many at a time: a boundary in a separate process executes all arrived requests at one wake-up.
-        let each = |(card, pin): (CardKey, StoredPin)| async move { (self.reencrypted(&card, &pin).await, card, pin) };
+        let keys = &self.usable_keys(&self.boundary.status());
+        let each =
+            |(card, pin): (CardKey, StoredPin)| async move { (self.reencrypted(keys, &card, &pin).await, card, pin) };
         let mut all = stream::iter(pins.into_iter().map(each)).buffered(REENCRYPTED_AT_ONCE);
         while let Some((outcome, card, pin)) = all.next().await {
             match outcome {
@@ -72,9 +74,14 @@ impl Pins {
 
     /// The record under the newest storage key; `None` for a record that already is, and for a one-way record: it moves when its
     /// PIN is verified right or set.
-    async fn reencrypted(&self, card: &CardKey, pin: &StoredPin) -> Result<Option<PinRecord>, hsm_protocol::Error> {
+    async fn reencrypted(
+        &self,
+        keys: &hsm_protocol::Status,
+        card: &CardKey,
+        pin: &StoredPin,
+    ) -> Result<Option<PinRecord>, hsm_protocol::Error> {
         let record = PinRecord::from_bytes(&pin.record)?;
-        if record.form() == StorageFormat::OneWay || self.boundary.status().is_current(&record) {
+        if record.form() == StorageFormat::OneWay || keys.is_current(&record) {
             return Ok(None);
         }
         let translate = Request::Translate {
@@ -83,7 +90,7 @@ impl Pins {
             card: card_binding(card)?,
             account: account(pin.account.as_ref())?,
         };
-        match self.boundary.execute(translate).await? {
+        match self.execute(translate).await? {
             Reply::Record { record, .. } => Ok(Some(record)),
             _ => Err(hsm_protocol::Error::UnexpectedReply),
         }

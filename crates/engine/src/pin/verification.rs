@@ -372,7 +372,7 @@ impl Pins {
     async fn compare(&self, request: impl Fn() -> Request) -> Result<Reply, Error> {
         let until = Deadline::within(BUSY_TIME_MAX);
         loop {
-            match self.boundary.execute(request()).await {
+            match self.execute(request()).await {
                 Err(Error::Busy { .. }) if until.has_passed() => {
                     let reason = UnavailableReason::from("it is busy, and the try is used");
                     return Err(Error::Unavailable { reason });

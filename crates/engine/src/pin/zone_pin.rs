@@ -28,7 +28,7 @@ impl Pins {
 
     async fn set_by_zone(&self, caller: &Caller, card: CardKey, named: &NamedZoneBlock) -> Result<ZoneSet, PinError> {
         let zone = self.zone(&caller.tenant, &named.key)?;
-        for _ in 0..ATTEMPTS_MAX {
+        for attempt in 0..ATTEMPTS_MAX {
             let (source, format) = zone.source(named, ZoneUse::SetPin)?;
             let registered = self.store.card(&card).await?.and_then(|card| card.account);
             let translate = Request::Translate {
@@ -37,7 +37,7 @@ impl Pins {
                 card: card_binding(&card)?,
                 account: account(registered.as_ref())?,
             };
-            let Reply::Record { record, retry_tag: Some(tag) } = self.boundary.execute(translate).await? else {
+            let Reply::Record { record, retry_tag: Some(tag) } = self.execute(translate).await? else {
                 return Err(hsm_protocol::Error::UnexpectedReply.into());
             };
             let event = self.card_event(
@@ -54,6 +54,8 @@ impl Pins {
             match self.store.set_pin_by_zone(card, pin, RetryTag(tag), unknown, event).await {
                 // The account number or the storage key changed: start over with the present ones.
                 Err(ChangeError::Denied(Denied::Superseded)) => {}
+                // Another engine that lacks the key registered: once more, under the key that it has.
+                Err(ChangeError::Denied(Denied::StorageKeyInactive)) if attempt == 0 => {}
                 set => return Ok(set?),
             }
         }
@@ -113,7 +115,7 @@ impl Pins {
                 card: card_binding(&card)?,
                 account: account(pin.account.as_ref())?,
             };
-            let Reply::ZoneBlock(block) = self.boundary.execute(translate).await? else {
+            let Reply::ZoneBlock(block) = self.execute(translate).await? else {
                 return Err(hsm_protocol::Error::UnexpectedReply.into());
             };
             let about = self.about_card(action, &card, pin.account.as_ref());
