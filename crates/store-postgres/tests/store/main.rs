@@ -9,6 +9,7 @@
 )]
 
 mod conformance;
+mod engine_keys;
 mod expiry;
 mod facts;
 mod fencing;
