@@ -39,7 +39,7 @@ use audit::{
     card_reference::CardReference,
     entry::{
         Action, ArchivedSegment, BlockFormat, Body, CallDenial, CardEvent, Entry, Event, Formats, Isolation, KeyStamp,
-        Level, Method, Outcome, Stamp, StoreOrigin, TranslatedBlocks, TryStamp,
+        Level, Method, Outcome, Stamp, StorageKeyVersions, StoreOrigin, TranslatedBlocks, TryStamp,
     },
 };
 use domain::{card::Tenant, control::ControlId, request_id::RequestId, time::UnixMillis};
@@ -339,6 +339,11 @@ fn body_message(body: &Body) -> EventMessage {
             file_name: segment.file.to_string(),
             file_sha256: segment.file_sha256.to_vec(),
         }),
+        Body::StorageKeysActivated(versions) => EventMessage::StorageKeysActivated(versions_message(*versions)),
+        Body::StorageKeysRetired(versions) => EventMessage::StorageKeysRetired(versions_message(*versions)),
+        Body::EngineDeregistered { engine } => {
+            EventMessage::EngineDeregistered(proto::EngineDeregistered { engine: engine.to_string() })
+        }
         Body::CallDenied { method, reason, unrecorded } => EventMessage::CallDenied(proto::CallDenied {
             method: method_message(*method).into(),
             reason: denial_message(*reason).into(),
@@ -353,6 +358,23 @@ fn body_message(body: &Body) -> EventMessage {
     }
 }
 
+fn versions_message(versions: StorageKeyVersions) -> proto::StorageKeyVersions {
+    let StorageKeyVersions { wrapped, iso_4, tdes, one_way } = versions;
+    let [wrapped, iso_4, tdes, one_way] = [wrapped, iso_4, tdes, one_way].map(u32::from);
+    proto::StorageKeyVersions { wrapped, iso_4, tdes, one_way }
+}
+
+fn read_versions(versions: proto::StorageKeyVersions) -> Option<StorageKeyVersions> {
+    let proto::StorageKeyVersions { wrapped, iso_4, tdes, one_way } = versions;
+    let version = |version: u32| u16::try_from(version).ok();
+    Some(StorageKeyVersions {
+        wrapped: version(wrapped)?,
+        iso_4: version(iso_4)?,
+        tdes: version(tdes)?,
+        one_way: version(one_way)?,
+    })
+}
+
 fn read_body(event: EventMessage) -> Option<Body> {
     Some(match event {
         EventMessage::EngineStarted(started) => Body::EngineStarted { engine: started.engine.into() },
@@ -362,6 +384,9 @@ fn read_body(event: EventMessage) -> Option<Body> {
         EventMessage::RotationEnded(ended) => {
             Body::RotationEnded { checked: ended.checked_count, failed: ended.failed_count }
         }
+        EventMessage::StorageKeysActivated(versions) => Body::StorageKeysActivated(read_versions(versions)?),
+        EventMessage::StorageKeysRetired(versions) => Body::StorageKeysRetired(read_versions(versions)?),
+        EventMessage::EngineDeregistered(engine) => Body::EngineDeregistered { engine: engine.engine.into() },
         EventMessage::StoreRestored(origin) => Body::StoreRestored(read_origin(origin)?),
         EventMessage::StoreSalvaged(origin) => Body::StoreSalvaged(read_origin(origin)?),
         EventMessage::Card(card) => Body::Card(CardEvent {

@@ -223,7 +223,7 @@ pub(super) mod tests {
     use crate::card_reference::CardReference;
     use crate::entry::{
         Action, ArchivedSegment, BlockFormat, Body, CallDenial, CardEvent, Event, Formats, Isolation, KeyStamp, Level,
-        Method, Outcome, Stamp, StoreOrigin, TranslatedBlocks, TryStamp,
+        Method, Outcome, Stamp, StorageKeyVersions, StoreOrigin, TranslatedBlocks, TryStamp,
     };
     use domain::card::Tenant;
     use domain::control::ControlId;
@@ -302,6 +302,9 @@ pub(super) mod tests {
                 file: "1.jsonl".into(),
                 file_sha256: [5; 32],
             }),
+            Body::StorageKeysActivated(StorageKeyVersions { wrapped: 1, iso_4: 2, tdes: 3, one_way: 0 }),
+            Body::StorageKeysRetired(StorageKeyVersions { wrapped: 0, iso_4: 1, tdes: 2, one_way: u16::MAX }),
+            Body::EngineDeregistered { engine: "engine-2".into() },
             Body::UnknownControl { action: Action::SetPin, control: ControlId::random(), unrecorded: 2 },
             Body::CallDenied { method: Method::ViewPin, reason: CallDenial::Tenant, unrecorded: 7 },
             Body::CredentialsRejected { network: [192, 0, 2, 7].into(), unrecorded: 8 },

@@ -55,7 +55,10 @@ fn category(body: &Body) -> (&'static str, &'static str) {
     match body {
         Body::EngineStarted { .. } => ("process", "start"),
         Body::EngineStopped => ("process", "end"),
-        Body::KeysReloaded => ("configuration", "change"),
+        Body::KeysReloaded
+        | Body::StorageKeysActivated(_)
+        | Body::StorageKeysRetired(_)
+        | Body::EngineDeregistered { .. } => ("configuration", "change"),
         Body::RecordsReencrypted { .. } => ("database", "change"),
         Body::RotationEnded { .. } => ("database", "info"),
         Body::StoreRestored(_) | Body::StoreSalvaged(_) => ("database", "creation"),

@@ -118,6 +118,15 @@ pub enum Body {
     },
     /// Blocks were translated from a zone to another.
     BlocksTranslated(TranslatedBlocks),
+    /// Every engine on the database has these storage keys: no engine writes a record under an older one any more.
+    StorageKeysActivated(StorageKeyVersions),
+    /// No record is under these storage keys or older ones, and none will be: their keys may be destroyed.
+    StorageKeysRetired(StorageKeyVersions),
+    /// An operator deregistered an engine that had ended.
+    EngineDeregistered {
+        /// The name of the engine on the database.
+        engine: Box<str>,
+    },
     /// An edge rejected the credentials of a request. The outcome is [`Outcome::Denied`], the caller is the edge.
     CredentialsRejected {
         /// The network of the client: an address of IPv4, or the first 64 bits of an address of IPv6.
@@ -140,6 +149,20 @@ pub struct StoreOrigin {
     pub hash: [u8; 32],
     /// The number of controls that were open, and are over.
     pub ended_controls: u64,
+}
+
+/// A version of each kind of storage key; 0 where a kind has none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StorageKeyVersions {
+    /// The key that wraps a device's block.
+    pub wrapped: u16,
+    /// The key for ISO 9564 format 4.
+    pub iso_4: u16,
+    /// The key for ISO 9564 formats 3 and 0.
+    pub tdes: u16,
+    /// The key for one-way records.
+    pub one_way: u16,
 }
 
 /// Entries of the chain in an archive file.
@@ -827,6 +850,12 @@ fn append_body(bytes: &mut Vec<u8>, body: &Body) {
             bytes.extend_from_slice(&[8, method.code(), reason.code()]);
             bytes.extend_from_slice(&unrecorded.to_be_bytes());
         }
+        Body::StorageKeysActivated(versions) => append_versions(bytes, 35, *versions),
+        Body::StorageKeysRetired(versions) => append_versions(bytes, 36, *versions),
+        Body::EngineDeregistered { engine } => {
+            bytes.push(37);
+            append_text(bytes, engine);
+        }
         Body::CredentialsRejected { network, unrecorded } => {
             bytes.push(9);
             append_text(bytes, &network.to_string());
@@ -841,6 +870,12 @@ fn append_origin(bytes: &mut Vec<u8>, code: u8, origin: &StoreOrigin) {
     bytes.extend_from_slice(&origin.sequence.to_be_bytes());
     bytes.extend_from_slice(&origin.hash);
     bytes.extend_from_slice(&origin.ended_controls.to_be_bytes());
+}
+
+fn append_versions(bytes: &mut Vec<u8>, code: u8, versions: StorageKeyVersions) {
+    let StorageKeyVersions { wrapped, iso_4, tdes, one_way } = versions;
+    bytes.push(code);
+    [wrapped, iso_4, tdes, one_way].iter().for_each(|version| bytes.extend_from_slice(&version.to_be_bytes()));
 }
 
 /// Appends the byte 1 and the bytes, or the byte 0.
@@ -928,6 +963,9 @@ impl<'a> Reader<'a> {
             }),
             32 => Body::StoreRestored(self.origin()?),
             33 => Body::StoreSalvaged(self.origin()?),
+            35 => Body::StorageKeysActivated(self.versions()?),
+            36 => Body::StorageKeysRetired(self.versions()?),
+            37 => Body::EngineDeregistered { engine: self.text()?.into() },
             34 => Body::AuditArchived(ArchivedSegment {
                 first: self.number()?,
                 last: self.number()?,
@@ -951,6 +989,11 @@ impl<'a> Reader<'a> {
             },
             _ => return Err(EntryError::Unreadable),
         })
+    }
+
+    fn versions(&mut self) -> Result<StorageKeyVersions, EntryError> {
+        let mut version = || Ok::<_, EntryError>(u16::from_be_bytes(self.array()?));
+        Ok(StorageKeyVersions { wrapped: version()?, iso_4: version()?, tdes: version()?, one_way: version()? })
     }
 
     fn origin(&mut self) -> Result<StoreOrigin, EntryError> {

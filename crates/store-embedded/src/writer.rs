@@ -23,7 +23,6 @@ use super::{
 };
 use audit::{
     archive::ArchivedPart,
-    card_reference::CardReferenceKey,
     chain::Checkpoint,
     entry::{self, Event},
 };
@@ -37,7 +36,7 @@ use store::codec::{
     PinRow, card_key, decode_card, decode_control, encode_card, encode_control, encode_min, encode_pin, has_set,
 };
 use store::rows::{Rows, make_change};
-use store::{Change, FailureCause, StoreError};
+use store::{Change, FailureCause, KeysAtStart, StoreError};
 
 /// The most changes in one commit: bounds how long the first of them waits for the last.
 const BATCH_CHANGES_MAX: usize = 1_024;
@@ -401,13 +400,13 @@ impl Rows for Batch<'_> {
         &mut self,
         keys: &[u8],
         min: MinKeyVersions,
-        card_reference_key: Option<&CardReferenceKey>,
+        start: Option<&KeysAtStart>,
     ) -> Result<(), StoreError> {
         *self.min = min;
         self.write.insert(&self.shared.meta, KEYS_KEY, keys);
         self.write.insert(&self.shared.meta, MIN_KEY_VERSIONS_KEY, encode_min(&min));
-        if let Some(key) = card_reference_key {
-            self.write.insert(&self.shared.meta, CARD_REFERENCE_KEY, key.as_bytes());
+        if let Some(start) = start {
+            self.write.insert(&self.shared.meta, CARD_REFERENCE_KEY, start.card_reference_key.as_bytes());
         }
         Ok(())
     }

@@ -12,9 +12,8 @@ use super::{
 };
 use audit::{
     archive::ArchivedPart,
-    card_reference::CardReferenceKey,
     chain::Checkpoint,
-    entry::{self, Event},
+    entry::{self, Body, Event},
 };
 use domain::card::{CardKey, PlasticId, RegisteredAccount, StoredPin, Tenant};
 use domain::control::{Control, ControlId, ControlState};
@@ -25,7 +24,7 @@ use store::codec::{
     PinRow, decode_card, decode_control, decode_pin, encode_card, encode_control, encode_pin, kind_code,
 };
 use store::rows::{Rows, make_change};
-use store::{Change, StorageKeyError, StoreError};
+use store::{Change, KeysAtStart, StorageKeyError, StoreError};
 
 use super::queue::{Command, Reply};
 
@@ -209,6 +208,8 @@ pub(crate) struct Batch {
     keys: Option<KeyVersions>,
     has_record_above: bool,
     pub(crate) report: Option<KeyReport>,
+    /// The event of an activation by the present change.
+    activation: Option<Body>,
     hashes: HashMap<u64, [u8; 32]>,
     /// By the last [`Change::RemoveArchived`].
     pub(crate) archived: Option<ArchivedPart>,
@@ -252,6 +253,7 @@ impl Batch {
             keys,
             has_record_above,
             report: None,
+            activation: None,
             hashes: HashMap::new(),
             archived: None,
             head,
@@ -307,6 +309,9 @@ impl Batch {
         let answer = make_change(self, command.change.clone());
         if let Some(event) = answer.as_ref().ok().and_then(|outcome| outcome.event(command.event.clone())) {
             self.record(&event);
+            if let Some(body) = self.activation.take() {
+                self.record(&Event { body, ..event });
+            }
         }
         answer
     }
@@ -444,7 +449,7 @@ impl Rows for Batch {
         &mut self,
         keys: &[u8],
         min: MinKeyVersions,
-        card_reference_key: Option<&CardReferenceKey>,
+        start: Option<&KeysAtStart>,
     ) -> Result<(), StoreError> {
         let versions = match &self.report {
             Some(report) => Some(&report.versions),
@@ -452,7 +457,7 @@ impl Rows for Batch {
         };
         let Some(mut versions) = versions.cloned() else { return Err(damaged("key_versions: the row is absent")) };
         let stored = versions.card_reference_key.clone();
-        let given = card_reference_key.map(|key| key.as_bytes().to_vec());
+        let given = start.map(|start| start.card_reference_key.as_bytes().to_vec());
         // Two engines that start at once both find none, and make one each.
         if stored.is_some() && given.is_some() && stored != given {
             return Err(StorageKeyError::OtherCardReferenceKey.into());
@@ -461,7 +466,10 @@ impl Rows for Batch {
             return Err(StorageKeyError::RecordAbove.into());
         }
         let newest = min_of(&min);
+        start.map_or(Ok(()), |start| versions.check_oldest(min_of(&start.oldest)))?;
+        let before = versions.clone();
         versions.report(&self.engine, newest)?;
+        self.activation = versions.activation_since(&before);
         versions.card_reference_key = stored.or(given.clone());
         let (min, max) = versions.window();
         if let Ok(window) = super::key_versions::window_of(&min, &max) {

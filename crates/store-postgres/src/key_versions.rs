@@ -2,18 +2,28 @@
 
 use std::fmt::Display;
 
-use tokio_postgres::Row;
+use tokio_postgres::{Row, types::ToSql};
 use uuid::Uuid;
 
 use super::{
     PostgresConfig, PostgresOpenError,
+    batch::number,
     connection::{Connection, QueryError, column},
+    registration::checkpoint,
     sql,
     tls::Tls,
+};
+use audit::{
+    chain::Checkpoint,
+    entry::{self, Body, Event, Isolation, Level, Outcome, Stamp, StorageKeyVersions},
 };
 use domain::storage_key::{KeyWindow, MaxKeyVersions, MinKeyVersions, StorageKeyKind};
 use store::StorageKeyError;
 use store::codec::kind_code;
+
+/// The audit chain of what changes keys and registrations without an engine: the commands of an operator, and an activation
+/// by the end of an engine. No engine has this name.
+pub const OPERATOR: &str = "operator";
 
 /// A version of each kind, in the order of the columns.
 pub(crate) type Versions = [u16; 4];
@@ -89,6 +99,17 @@ impl KeyVersions {
         self.min = each(self.min, self.active, u16::max);
     }
 
+    /// Raises after the registration of an engine has ended, and writes.
+    pub(crate) async fn raise_without_engine(&mut self, connection: &Connection) -> Result<(), QueryError> {
+        let before = self.clone();
+        self.raise();
+        self.write(connection).await?;
+        match self.active == before.active && self.min == before.min {
+            true => Ok(()),
+            false => record(connection, Body::StorageKeysActivated(stamp_of(self.active))).await,
+        }
+    }
+
     /// R10, step 1: notes the newest versions of an engine, and raises. While another engine lacks them, records are written
     /// under older versions.
     ///
@@ -106,6 +127,21 @@ impl KeyVersions {
         Ok(())
     }
 
+    /// R2: refuses an engine that has a retired version: the version may be destroyed at any time.
+    ///
+    /// # Errors
+    /// [`StorageKeyError::Retired`].
+    pub(crate) fn check_oldest(&self, oldest: Versions) -> Result<(), StorageKeyError> {
+        let found = oldest.into_iter().zip(self.retired).find(|(oldest, retired)| (1..=*retired).contains(oldest));
+        found.map_or(Ok(()), |(version, _)| Err(StorageKeyError::Retired { version }))
+    }
+
+    /// The event of an activation since `before`. One engine alone states its keys in its own events.
+    pub(crate) fn activation_since(&self, before: &Self) -> Option<Body> {
+        let is_new = self.is_shared() && self.reported && (self.active, self.min) != (before.active, before.min);
+        is_new.then(|| Body::StorageKeysActivated(stamp_of(self.active)))
+    }
+
     /// The window of every engine's row. One engine alone writes under any newer version.
     pub(crate) fn window(&self) -> (Vec<i32>, Vec<i32>) {
         let is_bounded = self.is_shared() && self.reported;
@@ -121,6 +157,38 @@ impl KeyVersions {
         connection.execute_text(sql::ENGINES_WINDOW, &[&min, &max]).await?;
         Ok(())
     }
+}
+
+fn stamp_of([wrapped, iso_4, tdes, one_way]: Versions) -> StorageKeyVersions {
+    StorageKeyVersions { wrapped, iso_4, tdes, one_way }
+}
+
+/// Appends an event to the chain of [`OPERATOR`], within a transaction that has locked the key versions: no other transaction
+/// writes this chain.
+pub(crate) async fn record(connection: &Connection, body: Body) -> Result<(), QueryError> {
+    let stamp = Stamp { level: Level::Host, token: "-".into(), isolation: Isolation::Process, keys: [].into() };
+    let event = Event {
+        at: clock::now(),
+        caller: OPERATOR.into(),
+        tenant: None,
+        audit_user: OPERATOR.into(),
+        request: None,
+        outcome: Outcome::Done,
+        stamp: stamp.into(),
+        body,
+    };
+    let empty = Checkpoint::EMPTY.hash;
+    connection.execute_text(sql::OPERATOR_INSERT, &[&OPERATOR, &Uuid::new_v4(), &empty.as_slice()]).await?;
+    let rows = connection.query_text(sql::OPERATOR_HEAD, &[&OPERATOR]).await?;
+    let row = rows.first().ok_or_else(|| QueryError::Row("engines has no row of the operator".to_owned()))?;
+    let head = checkpoint(column(row, 0)?, column(row, 1)?)?;
+    let (sequence, mut bytes) = (head.sequence.saturating_add(1), Vec::new());
+    let hash = entry::append(&mut bytes, sequence, &head.hash, &event).to_vec();
+    let sequence = number(sequence);
+    let values: [&(dyn ToSql + Sync); 5] = [&OPERATOR, &Uuid::new_v4(), &vec![sequence], &vec![bytes], &vec![&hash]];
+    connection.execute_text(sql::AUDIT_INSERT, &values).await?;
+    connection.execute_text(sql::OPERATOR_HEAD_SET, &[&OPERATOR, &sequence, &hash]).await?;
+    Ok(())
 }
 
 fn each(a: Versions, b: Versions, select: fn(u16, u16) -> u16) -> Versions {
@@ -201,10 +269,14 @@ pub async fn retire(config: &PostgresConfig, kind: StorageKeyKind, version: u16)
         return Err(RetireError::Records { version });
     }
     // The answer is of this transaction, whose acknowledged commit is on the standby: so is everything that it read.
+    let before = versions.retired;
     if let Some(retired) = versions.retired.get_mut(at) {
         *retired = version.max(*retired);
     }
-    versions.write(&connection).await.map_err(database)?;
+    if versions.retired != before {
+        versions.write(&connection).await.map_err(database)?;
+        record(&connection, Body::StorageKeysRetired(stamp_of(versions.retired))).await.map_err(database)?;
+    }
     connection.commit().await.map_err(|error| unacknowledged(&error))
 }
 
@@ -222,8 +294,8 @@ pub async fn deregister(config: &PostgresConfig, engine: &str) -> Result<bool, P
     let fenced = fenced.map_err(database)? == 1;
     if fenced {
         versions.engines.iter_mut().filter(|known| known.name == engine).for_each(|known| known.registered = false);
-        versions.raise();
-        versions.write(&connection).await.map_err(database)?;
+        record(&connection, Body::EngineDeregistered { engine: engine.into() }).await.map_err(database)?;
+        versions.raise_without_engine(&connection).await.map_err(database)?;
     }
     connection.commit().await.map_err(|error| PostgresOpenError::database(config, &error))?;
     Ok(fenced)

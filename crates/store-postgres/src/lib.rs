@@ -447,6 +447,12 @@ pub enum PostgresOpenError {
         /// The configured name.
         schema: String,
     },
+    /// The engine has the name of the operator's audit chain.
+    #[error(
+        "engine_name is {:?}, the name of the audit chain of the operator's commands: choose another",
+        key_versions::OPERATOR
+    )]
+    EngineName,
     /// A file of TLS can't be used.
     #[error("can't use {} for TLS to the database: {problem}", path.display())]
     Tls {

@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use zeroize::Zeroizing;
 
-use super::PostgresOpenError;
+use super::{PostgresOpenError, key_versions::OPERATOR};
 
 /// The longest name of a schema, in bytes (PostgreSQL manual, 4.1.1).
 const SCHEMA_BYTES_MAX: usize = 63;
@@ -130,6 +130,9 @@ impl PostgresConfig {
             && let Some(host) = self.hosts.iter().find(|host| !host.is_loopback())
         {
             return Err(PostgresOpenError::WithoutTls { host: host.to_string() });
+        }
+        if &*self.engine_name == OPERATOR {
+            return Err(PostgresOpenError::EngineName);
         }
         let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
         let has_digit_first = self.schema.starts_with(|first: char| first.is_ascii_digit());

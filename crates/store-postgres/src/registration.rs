@@ -156,8 +156,7 @@ impl Session {
             .iter_mut()
             .filter(|known| known.name == self.engine)
             .for_each(|known| known.registered = false);
-        versions.raise();
-        versions.write(connection).await?;
+        versions.raise_without_engine(connection).await?;
         Ok(connection.commit().await?)
     }
 }

@@ -64,6 +64,12 @@ pub(crate) const ENGINE_DEREGISTER: &str = "UPDATE engines SET incarnation = $3,
 /// R10: an engine whose lease has expired; the new incarnation fences it.
 pub(crate) const ENGINE_DEREGISTER_EXPIRED: &str = "UPDATE engines SET incarnation = $2, registered = false, \
      newest_versions = NULL WHERE name = $1 AND registered AND lease_until < clock_timestamp()";
+/// The row of the chain of [`super::key_versions::OPERATOR`], which is no engine: under the lock of the key versions.
+pub(crate) const OPERATOR_INSERT: &str = "INSERT INTO engines (name, incarnation, session, registered, lease_until, sequence, \
+     head, min_versions, max_versions, newest_time) VALUES ($1, $2, $2, false, clock_timestamp() - interval '1 second', \
+     0, $3, '{0,0,0,0}', '{0,0,0,0}', 0) ON CONFLICT (name) DO NOTHING";
+pub(crate) const OPERATOR_HEAD: &str = "SELECT sequence, head FROM engines WHERE name = $1 FOR UPDATE";
+pub(crate) const OPERATOR_HEAD_SET: &str = "UPDATE engines SET sequence = $2, head = $3 WHERE name = $1";
 /// R10: the window of every engine, which waits for each running transaction.
 pub(crate) const ENGINES_WINDOW: &str = "UPDATE engines SET min_versions = $1, max_versions = $2";
 /// R10: the report of an engine.

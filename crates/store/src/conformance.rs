@@ -40,7 +40,7 @@ use self::pin_use::{
     an_account_number_is_replaced_with_its_record, no_change_writes_a_record_under_an_older_storage_key,
     racing_calls_have_no_more_tries_than_the_limit,
 };
-use crate::{ChangeError, Store, StoreError};
+use crate::{ChangeError, KeysAtStart, Store, StoreError};
 use audit::{
     archive::ArchivedPart,
     card_reference::{CardReference, CardReferenceKey},
@@ -698,7 +698,8 @@ async fn a_restart_keeps_the_keys_in_use_and_their_minimum_versions(open: impl A
     let started = engine_event(Body::EngineStarted { engine: "host:/store".into() });
     assert!(store.card_reference_key().await.unwrap().is_none());
     let references = CardReferenceKey::random();
-    store.set_keys_at_start([1].into(), MinKeyVersions::default(), references.clone(), started).await.unwrap();
+    let start = KeysAtStart { card_reference_key: references.clone(), oldest: MinKeyVersions::default() };
+    store.set_keys_at_start([1].into(), MinKeyVersions::default(), start, started).await.unwrap();
     let min = MinKeyVersions { iso_4: 2, ..MinKeyVersions::default() };
     store.set_keys_in_use([2, 3].into(), min, engine_event(Body::KeysReloaded)).await.unwrap();
     let control = keyed(&*store, card(1)).await;

@@ -279,8 +279,8 @@ pub enum Change {
         keys: Box<[u8]>,
         /// The minimum key versions of records that later changes write.
         min: MinKeyVersions,
-        /// The key of the card references; `None` keeps the stored one.
-        card_reference_key: Option<Box<CardReferenceKey>>,
+        /// For the start of an engine.
+        start: Option<Box<KeysAtStart>>,
     },
     /// Removes the entries of this part, which are in archive files, from the audit chain. [`Outcome::Done`]. Nothing is
     /// removed, and [`StoreError::Damaged`] returned, where the part does not end with an entry of the store.
@@ -290,6 +290,16 @@ pub enum Change {
     /// Records the event alone: a read, or a refusal. A caller can cause any number of them, so they do not use the reserve
     /// of a store that is [low on space](StoreState::LowOnSpace). [`Outcome::Done`].
     RecordAccess,
+}
+
+/// What an engine that starts says of its keys beside their newest versions.
+#[derive(Clone)]
+pub struct KeysAtStart {
+    /// The key of the card references.
+    pub card_reference_key: CardReferenceKey,
+    /// The lowest version of each kind of storage key that the engine has. A store that several engines share refuses an
+    /// engine that has a retired key.
+    pub oldest: MinKeyVersions,
 }
 
 /// The use of a control by a change of the PIN.
@@ -629,10 +639,10 @@ impl dyn Store + '_ {
     /// # Errors
     /// An error of the store.
     pub async fn set_keys_in_use(&self, keys: Box<[u8]>, min: MinKeyVersions, event: Event) -> Result<(), StoreError> {
-        self.apply(Change::SetKeysInUse { keys, min, card_reference_key: None }, event, None).await.map(drop)
+        self.apply(Change::SetKeysInUse { keys, min, start: None }, event, None).await.map(drop)
     }
 
-    /// [`Change::SetKeysInUse`] of an engine that starts, with the key of its card references.
+    /// [`Change::SetKeysInUse`] of an engine that starts.
     ///
     /// # Errors
     /// An error of the store.
@@ -640,11 +650,10 @@ impl dyn Store + '_ {
         &self,
         keys: Box<[u8]>,
         min: MinKeyVersions,
-        card_reference_key: CardReferenceKey,
+        start: KeysAtStart,
         event: Event,
     ) -> Result<(), StoreError> {
-        let change = Change::SetKeysInUse { keys, min, card_reference_key: Some(Box::new(card_reference_key)) };
-        self.apply(change, event, None).await.map(drop)
+        self.apply(Change::SetKeysInUse { keys, min, start: Some(start.into()) }, event, None).await.map(drop)
     }
 
     /// [`Change::RemoveArchived`].
@@ -810,6 +819,15 @@ pub enum StorageKeyError {
         newest: u16,
         /// The version in use.
         active: u16,
+    },
+    /// The engine has a version that was retired, so that it may be destroyed.
+    #[error(
+        "version {version} of the storage key is retired, and this engine has it: destroy it in the vault or token, or \
+         remove it from storage_key_versions, then start this engine again"
+    )]
+    Retired {
+        /// The lowest version of the engine.
+        version: u16,
     },
     /// A record is under a newer version than the engine has.
     #[error("a PIN record is under a newer storage key than this engine has: add the newer key")]

@@ -2,8 +2,8 @@
 //! are the rules of a store that several engines share; the embedded store keeps them by its one writer.
 
 use crate::codec::PinRow;
-use crate::{Change, ChangeError, ControlUse, Outcome, StoreError, ZoneSet};
-use audit::{archive::ArchivedPart, card_reference::CardReferenceKey};
+use crate::{Change, ChangeError, ControlUse, KeysAtStart, Outcome, StoreError, ZoneSet};
+use audit::archive::ArchivedPart;
 use domain::card::{CardKey, ReencryptedPin, RegisteredAccount, StoredPin, Tenant};
 use domain::control::{Control, ControlId, Denied, NewControl, PageClient, PageId, RetryTag, Transition};
 use domain::pin_rules::{self, SettledChange, TransferCard};
@@ -62,7 +62,7 @@ pub trait Rows {
     /// Gives the controls of a card its new account number, by [`rules::follow_account`].
     fn controls_follow(&mut self, card: &CardKey, account: Option<&RegisteredAccount>);
 
-    /// Writes the list of keys, the minimum versions, and the key of the card references unless it is `None`.
+    /// Writes the list of keys, the minimum versions and, of an engine that starts, the key of the card references.
     ///
     /// # Errors
     /// The store refuses the keys.
@@ -70,7 +70,7 @@ pub trait Rows {
         &mut self,
         keys: &[u8],
         min: MinKeyVersions,
-        card_reference_key: Option<&CardReferenceKey>,
+        start: Option<&KeysAtStart>,
     ) -> Result<(), StoreError>;
 
     /// Removes the entries of an archived part.
@@ -126,8 +126,8 @@ impl<R: Rows> Changing<'_, R> {
             }
             Change::ReplaceAccount { card, account, pin } => self.replace_account(card, account, pin),
             Change::TransferPin { from, before, to, pin } => self.transfer(from, &before, to, &pin),
-            Change::SetKeysInUse { keys, min, card_reference_key } => {
-                self.0.put_keys_in_use(&keys, min, card_reference_key.as_deref())?;
+            Change::SetKeysInUse { keys, min, start } => {
+                self.0.put_keys_in_use(&keys, min, start.as_deref())?;
                 Ok(Outcome::Done)
             }
             Change::RemoveArchived(part) => {

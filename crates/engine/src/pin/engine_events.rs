@@ -9,8 +9,8 @@ use domain::caller::Caller;
 use domain::card::Tenant;
 use domain::request_id::RequestId;
 use domain::storage_key::MinKeyVersions;
-use hsm_protocol::SealedKey;
-use store::StoreError;
+use hsm_protocol::{SealedKey, StorageVersions};
+use store::{KeysAtStart, StoreError};
 
 impl Pins {
     /// Records the end of a rotation: the number of checked PIN records, and of those that did not open.
@@ -28,7 +28,9 @@ impl Pins {
     /// [`StoreError`]: the store failed.
     pub async fn reject_older_keys(&self, status: &hsm_protocol::Status) -> Result<(), StoreError> {
         let keys = hsm_protocol::frame::write_key_list(status.keys());
-        self.store.set_keys_in_use(keys.into(), min_key_versions(status), self.engine_event(Body::KeysReloaded)).await
+        self.store
+            .set_keys_in_use(keys.into(), key_versions(status.storage), self.engine_event(Body::KeysReloaded))
+            .await
     }
 
     /// Records that the engine of this name starts to serve, with the keys of `status`.
@@ -37,11 +39,13 @@ impl Pins {
     /// [`StoreError`]: the store failed.
     pub async fn note_start(&self, engine: &str, status: &hsm_protocol::Status) -> Result<(), StoreError> {
         let keys = hsm_protocol::frame::write_key_list(status.keys());
+        let oldest = key_versions(status.oldest_storage());
+        let start = KeysAtStart { card_reference_key: self.references.clone(), oldest };
         self.store
             .set_keys_at_start(
                 keys.into(),
-                min_key_versions(status),
-                self.references.clone(),
+                key_versions(status.storage),
+                start,
                 self.engine_event(Body::EngineStarted { engine: engine.into() }),
             )
             .await
@@ -123,8 +127,6 @@ impl Pins {
     }
 }
 
-/// The newest storage key versions of the boundary.
-fn min_key_versions(status: &hsm_protocol::Status) -> MinKeyVersions {
-    let newest = &status.storage;
-    MinKeyVersions { wrapped: newest.wrapped.0, iso_4: newest.iso_4.0, tdes: newest.tdes.0, one_way: newest.one_way.0 }
+fn key_versions(StorageVersions { wrapped, iso_4, tdes, one_way }: StorageVersions) -> MinKeyVersions {
+    MinKeyVersions { wrapped: wrapped.0, iso_4: iso_4.0, tdes: tdes.0, one_way: one_way.0 }
 }

@@ -1,21 +1,34 @@
 //! R2 and R10: the storage keys of several engines.
 
-use crate::open;
 use crate::server::{Server, until};
-use audit::entry::Body;
+use crate::{open, verified_chain};
+use audit::card_reference::CardReferenceKey;
+use audit::entry::{Body, StorageKeyVersions};
 use domain::card::StoredPin;
 use domain::control::{Denied, RetryTag};
 use domain::rules::UnknownCards;
 use domain::storage_key::{MinKeyVersions, StorageKeyKind};
 use store::conformance::{card, card_event, engine_event, record, reencrypted};
-use store::{ChangeError, StorageKeyError, Store, StoreError};
-use store_postgres::key_versions::{RetireError, deregister, retire};
+use store::{ChangeError, KeysAtStart, StorageKeyError, Store, StoreError};
+use store_postgres::key_versions::{OPERATOR, RetireError, deregister, retire};
 
 const KIND: StorageKeyKind = StorageKeyKind::Iso4;
 
 async fn report(store: &dyn Store, iso_4: u16) -> Result<(), StoreError> {
     let min = MinKeyVersions { iso_4, ..MinKeyVersions::default() };
     store.set_keys_in_use([1].into(), min, engine_event(Body::KeysReloaded)).await
+}
+
+/// Starts an engine with the versions from `oldest` to 2.
+async fn start(store: &dyn Store, oldest: u16) -> Result<(), StoreError> {
+    let versions = |iso_4| MinKeyVersions { iso_4, ..MinKeyVersions::default() };
+    let card_reference_key = store.card_reference_key().await.unwrap().unwrap_or_else(CardReferenceKey::random);
+    let start = KeysAtStart { card_reference_key, oldest: versions(oldest) };
+    store.set_keys_at_start([1].into(), versions(2), start, engine_event(Body::KeysReloaded)).await
+}
+
+fn versions(iso_4: u16) -> StorageKeyVersions {
+    StorageKeyVersions { wrapped: 0, iso_4, tdes: 0, one_way: 0 }
 }
 
 fn highest(store: &dyn Store) -> u16 {
@@ -58,6 +71,8 @@ async fn a_key_is_used_once_every_engine_has_it_and_retired_once_nothing_needs_i
 
     // Engine 2 reloads: from its answer on nothing is written under version 1, by either engine.
     report(&*two, 2).await.unwrap();
+    let last = verified_chain(&two, "engine-2").await.pop().unwrap();
+    assert_eq!(last.event.body, Body::StorageKeysActivated(versions(2)));
     for engine in [&one, &two] {
         assert!(is_superseded(&set(&**engine, 3, 1).await));
         // The engine knows at the answer under which version it tries again.
@@ -71,6 +86,17 @@ async fn a_key_is_used_once_every_engine_has_it_and_retired_once_nothing_needs_i
     retire(&config, KIND, 1).await.unwrap();
     retire(&config, KIND, 1).await.unwrap();
     assert!(matches!(retire(&config, KIND, 2).await, Err(RetireError::InUse { version: 2, min: 2 })));
+    let retired = verified_chain(&one, OPERATOR).await;
+    assert_eq!(
+        retired.iter().map(|entry| &entry.event.body).collect::<Vec<_>>(),
+        [&Body::StorageKeysRetired(versions(1))]
+    );
+
+    // R2: an engine that still has the retired key does not start.
+    let lacks = start(&*one, 1).await;
+    let expected = StorageKeyError::Retired { version: 1 };
+    assert!(matches!(&lacks, Err(StoreError::StorageKeys(error)) if *error == expected), "{lacks:?}");
+    start(&*one, 2).await.unwrap();
 }
 
 /// The questions are asked while the row of every engine is locked.
@@ -138,5 +164,9 @@ async fn an_engine_that_ended_stands_against_a_rotation_until_it_is_deregistered
     report(&*one, 2).await.unwrap();
     assert_eq!(highest(&*one), 1);
     assert!(deregister(&config, "engine-2").await.unwrap());
+    let entries = verified_chain(&one, OPERATOR).await;
+    let deregistered = Body::EngineDeregistered { engine: "engine-2".into() };
+    let bodies: Vec<_> = entries.into_iter().map(|entry| entry.event.body).collect();
+    assert_eq!(bodies, [deregistered, Body::StorageKeysActivated(versions(2))]);
     set(&*one, 1, 2).await.unwrap();
 }
